@@ -1,0 +1,112 @@
+"""Where values come from: defaults < the checkpoint's config < files given explicitly < options."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
+
+from lib.config.check import check_values
+from lib.config.defaults import KEYS
+from lib.config.options import parse_options
+from lib.config.yaml_text import as_node, parse_config_text, read_config_file
+
+_CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+DEFAULT_CONFIG = 'configs/AiProducts.yaml'
+# What a checkpoint of the original entry, which holds no config, was trained with.
+_ORIGINAL = ('AiProducts.yaml', 'AiProducts_original.yaml')
+_NEVER_FROM_CHECKPOINT = ('LOG_ROOT', 'RESUME_MODEL', 'RESUME_MODE', 'OVERWRITE')
+
+FindCheckpointConfig = Callable[[str, Path], str | None]
+
+
+@dataclass
+class Loaded:
+    """A frozen config, and what the user should be told about how it came to be."""
+
+    cfg: CfgNode
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Layer:
+    """Keys set by one source; later layers win."""
+
+    source: str
+    values: dict[str, Any]
+
+
+def load_config(
+    argv: Sequence[str], *, program: str, description: str, find_checkpoint_config: FindCheckpointConfig
+) -> Loaded:
+    """Merge and check everything that sets a key.
+
+    Args:
+        argv: the command line after the program's name.
+        program, description: for ``--help``.
+        find_checkpoint_config: (RESUME_MODEL, run folder) -> the YAML text in that checkpoint, '' when it holds
+            none (the original entry's form), None when there is no checkpoint yet. Called only when RESUME_MODEL is set.
+
+    Raises:
+        UserError: any mistake in files, options, or their combination.
+    """
+    files, options = parse_options(argv, program=program, description=description, default_config=DEFAULT_CONFIG)
+    notes: list[str] = []
+    explicit = [Layer(file, read_config_file(file)) for file in files] + [Layer('the command line', options)]
+    default = [] if files else [_default_layer(options, notes)]
+    values, _ = _merge(default + explicit)
+    checkpoint = _checkpoint_layers(values, find_checkpoint_config, notes)
+    layers = (checkpoint or default) + explicit
+    values, levels = _merge(layers)
+    values['NAME'] = values['NAME'] or Path(values['DATASET.ROOT']).resolve().name
+    check_values(values, levels)
+    return Loaded(as_node(values), notes)
+
+
+def _default_layer(options: dict[str, Any], notes: list[str]) -> Layer:
+    """Choose the file that counts when none was given.
+
+    The default recipe is for 50,030 classes on several GPUs. Somebody who names only a folder of their own photos
+    is better served by a small one.
+    """
+    root = options.get('DATASET.ROOT', '')
+    others = {'DATASET.TRAIN_JSON', 'DATASET.NAME', 'RESUME_MODEL'} & options.keys()
+    if root and not others and not Path(root, 'converted_train.json').exists():
+        notes.append('no --config given: configs/own_photos.yaml is used, a recipe for a folder of class folders')
+        return Layer('configs/own_photos.yaml', read_config_file(str(_CONFIGS / 'own_photos.yaml')))
+    return Layer(DEFAULT_CONFIG, read_config_file(str(_CONFIGS / Path(DEFAULT_CONFIG).name)))
+
+
+def _checkpoint_layers(values: dict[str, Any], find: FindCheckpointConfig, notes: list[str]) -> list[Layer]:
+    resume = values['RESUME_MODEL']
+    if not resume:
+        return []
+    text = find(resume, Path(values['LOG_ROOT'], values['NAME'] or Path(values['DATASET.ROOT']).resolve().name))
+    if text is None:
+        return []
+    if text == '':
+        notes.append(f'{resume} holds no config: configs/{_ORIGINAL[1]} is used (BGR images, cosine scale 1)')
+        return [Layer(f'configs/{name}', read_config_file(str(_CONFIGS / name))) for name in _ORIGINAL]
+    unknown: list[str] = []
+    found = parse_config_text(text, f'the config in {resume}', unknown)
+    if unknown:
+        notes.append(f'{resume}: keys of another version are left out: {", ".join(unknown)}')
+    kept = {
+        name: value
+        for name, value in found.items()
+        if name not in _NEVER_FROM_CHECKPOINT and not name.startswith('RUN.')
+    }
+    return [Layer(f'the config in {resume}', kept)]
+
+
+def _merge(layers: list[Layer]) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return each key's value, and the number of the layer that set it (-1: the default)."""
+    values = {name: key.default for name, key in KEYS.items()}
+    levels = dict.fromkeys(KEYS, -1)
+    for level, layer in enumerate(layers):
+        values.update(layer.values)
+        levels.update(dict.fromkeys(layer.values, level))
+    return values, levels
+
+

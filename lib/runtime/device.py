@@ -1,0 +1,92 @@
+"""Which device, which precision: picked by the hardware, or forced."""
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lib.errors import UserError
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a model runs.
+
+    Attributes:
+        main: the device that holds the model and the batches.
+        replicas: GPU numbers for DataParallel; fewer than two means none.
+        autocast_dtype: torch.bfloat16, or None for float32 throughout.
+    """
+
+    main: torch.device
+    replicas: tuple[int, ...]
+    autocast_dtype: torch.dtype | None
+
+    @property
+    def description(self) -> str:
+        """One phrase for the log, such as 'cpu, float32' or '4 GPUs (NVIDIA H200), bfloat16'."""
+        if self.main.type == 'cuda':
+            name = torch.cuda.get_device_name(self.main)
+            where = f'{len(self.replicas)} GPUs ({name})' if len(self.replicas) > 1 else f'{self.main} ({name})'
+        else:
+            where = self.main.type
+        return f'{where}, {"float32" if self.autocast_dtype is None else "bfloat16"}'
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """Return the model as the training step calls it: spread over the GPUs when there are several."""
+        return nn.DataParallel(model, device_ids=list(self.replicas)) if len(self.replicas) > 1 else model
+
+
+def pick_device(name: str = 'auto', precision: str = 'auto') -> Device:
+    """Return the device called `name` ('auto', 'cpu', 'mps', 'cuda', 'cuda:N') with a precision that suits it.
+
+    Raises:
+        UserError: the device is not there, or its name is none.
+    """
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    main, replicas = _resolve(name)
+    chosen = precision
+    if precision == 'auto':
+        chosen = 'bfloat16' if _has_bfloat16(main) else 'float32'
+    return Device(main, replicas, torch.bfloat16 if chosen == 'bfloat16' else None)
+
+
+def _resolve(name: str) -> tuple[torch.device, tuple[int, ...]]:
+    kind, _, number = name.partition(':')
+    if kind not in ('cpu', 'mps', 'cuda') or (number and not (kind == 'cuda' and number.isdigit())):
+        raise UserError(f"RUN.DEVICE is {name!r}, but must be 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'")
+    if kind == 'mps' and not torch.backends.mps.is_available():
+        raise UserError('RUN.DEVICE is mps, but this machine has none; auto picks what there is')
+    if kind != 'cuda':
+        return torch.device(kind), ()
+    count = torch.cuda.device_count()
+    if not torch.cuda.is_available() or (number and int(number) >= count):
+        raise UserError(f'RUN.DEVICE is {name}, but {count} CUDA devices are visible; auto picks what there is')
+    replicas = (int(number),) if number else tuple(range(count))
+    return torch.device('cuda', replicas[0]), replicas
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware computes in bfloat16; where it only emulates it, float32 is faster."""
+    if device.type == 'cuda':
+        return all(
+            torch.cuda.get_device_capability(number) >= (8, 0) for number in range(torch.cuda.device_count())
+        )
+    if device.type == 'mps':
+        return False
+    if platform.machine() in ('arm64', 'aarch64'):
+        return 'bf16' in _cpu_flags()
+    return bool({'avx512_bf16', 'amx_bf16'} & _cpu_flags())
+
+
+def _cpu_flags() -> set[str]:
+    """Return the CPU's feature names where the system tells them (Linux), else none."""
+    try:
+        text = Path('/proc/cpuinfo').read_text(encoding='ascii', errors='replace')
+    except OSError:
+        return set()
+    lines = [line for line in text.splitlines() if line.lower().startswith(('flags', 'features'))]
+    return set(lines[0].split(':', 1)[1].split()) if lines else set()

@@ -1,0 +1,71 @@
+"""How every script ends: an exit code, and for a user's mistake one line instead of a traceback."""
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from lib.errors import UserError
+
+_USAGE, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141
+_FULL = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, 'EDQUOT') else {errno.ENOSPC}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def run_script(main: Callable[[], int | None]) -> NoReturn:
+    """Call `main` and leave the process with its result as the exit code (None is 0).
+
+    2: a UserError, a full disk, a file that may not be touched, a package that is not installed, told in one
+    line `error: ...` on standard error. 130: Ctrl-C. 141: whoever read our output is gone (`... | head`), so
+    nothing is said. Anything else is a bug of ours and keeps its traceback.
+    """
+    try:
+        code = main()
+        sys.stdout.flush()  # a reader that is gone shows here at the latest
+    except UserError as error:
+        code = _fail(str(error))
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        code = _INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes once more at exit; give that flush somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = _BROKEN_PIPE
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition('.')[0] == 'lib':
+            raise
+        code = _fail(
+            f'the package {error.name} is not installed; type: python -m pip install -r requirements.txt'
+        )
+    except OSError as error:
+        line = _system_line(error)
+        if line is None:
+            raise
+        code = _fail(line)
+    sys.exit(code)
+
+
+def one_line(message: str) -> str:
+    """Return `message` without line breaks, and with control characters and undecodable bytes escaped."""
+    joined = re.sub(r'\s*[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+\s*', ' ', message.strip())
+    return ''.join(
+        char if char.isprintable() else char.encode('unicode_escape', 'surrogatepass').decode('ascii')
+        for char in joined
+    )
+
+
+def _fail(message: str) -> int:
+    print(f'error: {one_line(message)}', file=sys.stderr)
+    return _USAGE
+
+
+def _system_line(error: OSError) -> str | None:
+    """Say what the system refused, or None where a traceback tells more."""
+    if error.errno in _FULL:
+        where = f' while writing {error.filename}' if error.filename else ''
+        return f'no space left on the device{where}; free some and run again, earlier files are as they were'
+    if error.errno in _REFUSED and error.filename:
+        return f'{error.filename}: {error.strerror.lower()}'
+    return None
