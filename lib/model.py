@@ -14,9 +14,7 @@ class Recognizer(nn.Module):
     names of old checkpoints, so keep them. `autocast_dtype` None computes in the parameters' own precision.
     """
 
-    def __init__(
-        self, backbone: nn.Module, classifier: nn.Module, autocast_dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, backbone: nn.Module, classifier: nn.Module, autocast_dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.classifier = classifier

@@ -15,9 +15,7 @@ from lib.model import Recognizer
 
 def small(autocast_dtype=None, classifier=None) -> Recognizer:
     torch.manual_seed(0)
-    return Recognizer(
-        create_backbone('res32_cifar', image_size=32), classifier or Linear(64, 10), autocast_dtype
-    )
+    return Recognizer(create_backbone('res32_cifar', image_size=32), classifier or Linear(64, 10), autocast_dtype)
 
 
 def test_logits_are_the_classifier_on_the_features():

@@ -53,9 +53,7 @@ def create_timm_pretrained(name: str, *, image_size: int) -> tuple[nn.Module, st
     Raises UserError as `create_backbone` does, and where there are no such weights or they cannot be fetched.
     """
     if name == CIFAR_RESNET:
-        raise UserError(
-            f"MODEL.PRETRAINED timm: nobody publishes weights for '{name}'; set MODEL.PRETRAINED ''"
-        )
+        raise UserError(f"MODEL.PRETRAINED timm: nobody publishes weights for '{name}'; set MODEL.PRETRAINED ''")
     resolved = _resolve(name, allow_download=True)
     if not resolved.startswith(HUB_PREFIXES):
         published = get_pretrained_cfg(resolved)
@@ -73,9 +71,7 @@ def _resolve(name: str, allow_download: bool) -> str:
     if name.startswith(HUB_PREFIXES):
         if allow_download:
             return name
-        raise UserError(
-            f"MODEL.BACKBONE '{name}' has to be downloaded: set MODEL.PRETRAINED timm to allow that"
-        )
+        raise UserError(f"MODEL.BACKBONE '{name}' has to be downloaded: set MODEL.PRETRAINED timm to allow that")
     resolved = ALIASES.get(name, name)
     if ':' not in resolved and is_model(resolved):
         architecture, _, tag = resolved.partition('.')
@@ -104,13 +100,9 @@ def _create_timm(name: str, image_size: int, *, pretrained: bool) -> nn.Module:
         if not options or 'img_size' not in str(error):
             raise
         size = published.input_size[1]
-        raise UserError(
-            f"MODEL.BACKBONE '{name}' takes images of {size} px only: set INPUT.SIZE {size}"
-        ) from error
+        raise UserError(f"MODEL.BACKBONE '{name}' takes images of {size} px only: set INPUT.SIZE {size}") from error
     except Exception as error:  # timm, its hub and the network raise many kinds; each ends the run here
-        what = (
-            'weights could not be fetched or loaded' if pretrained else f'cannot be built for {image_size} px'
-        )
+        what = 'weights could not be fetched or loaded' if pretrained else f'cannot be built for {image_size} px'
         raise UserError(f"MODEL.BACKBONE '{name}': {what}: {_one_line(error)}") from error
     width = _measure_width(backbone, name, image_size)
     # Some of timm's models end in a wider or narrower layer than their num_features says (head_hidden_size).
@@ -125,9 +117,7 @@ def _measure_width(backbone: nn.Module, name: str, image_size: int) -> int:
     backbone.eval()
     try:
         features = backbone(torch.zeros(1, 3, image_size, image_size))
-    except (
-        Exception
-    ) as error:  # a size that does not divide, a window that does not fit: every model its own kind
+    except Exception as error:  # a size that does not divide, a window that does not fit: every model its own kind
         raise UserError(
             f"MODEL.BACKBONE '{name}' cannot read images of INPUT.SIZE {image_size} px: {_one_line(error)}"
         ) from error

@@ -98,13 +98,9 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             f'MODEL.PRETRAINED {path}: not a plain weights file (broken, or with code in it, which is '
             'never run); save its state_dict alone, or as .safetensors'
         ) from error
-    except (
-        Exception
-    ) as error:  # a damaged file raises nearly anything: KeyError, struct.error, AssertionError
+    except Exception as error:  # a damaged file raises nearly anything: KeyError, struct.error, AssertionError
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f'MODEL.PRETRAINED {path}: cannot be read ({reason}); fetch or save it again'
-        ) from error
+        raise UserError(f'MODEL.PRETRAINED {path}: cannot be read ({reason}); fetch or save it again') from error
     for name in NESTED_UNDER:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]

@@ -6,7 +6,10 @@ import torch
 
 
 def transfer_rows(
-    state: dict[str, torch.Tensor], trained: dict[str, torch.Tensor], names: Sequence[str], trained_names: Sequence[str]
+    state: dict[str, torch.Tensor],
+    trained: dict[str, torch.Tensor],
+    names: Sequence[str],
+    trained_names: Sequence[str],
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Return `state` with the rows of every class that was trained under the same name, and the names that are new.
 

@@ -26,9 +26,11 @@ TREE: dict[str, dict[str, Key]] = {
             'Where images come from: JSON or class folders under ROOT, the drawn demo set, long-tailed CIFAR.',
             choices=('annotations', 'demo', 'cifar10_lt', 'cifar100_lt'),
         ),
-        'ROOT': Key('', "Folder that relative paths are under; without any JSON, a folder of class folders."),
+        'ROOT': Key('', 'Folder that relative paths are under; without any JSON, a folder of class folders.'),
         'SOURCE': Key('', 'Where the data can be had: shown when it is missing.'),
-        'TRAIN_JSON': Key('', 'Training annotations. Empty: ROOT/converted_train.json, else the class folders of ROOT.'),
+        'TRAIN_JSON': Key(
+            '', 'Training annotations. Empty: ROOT/converted_train.json, else the class folders of ROOT.'
+        ),
         'VALID_JSON': Key('', 'Validation annotations. Empty: ROOT/converted_val.json.'),
         'TEST_JSON': Key('', 'Test images, with or without labels. Empty: ROOT/converted_test.json.'),
         'TEST_ROOT': Key('', 'Folder that relative paths of TEST_JSON are under. Empty: ROOT.'),
@@ -62,8 +64,16 @@ TREE: dict[str, dict[str, Key]] = {
             'Training crop: random area and ratio; padding and shift (CIFAR); or as in validation.',
             choices=('random_resized_crop', 'pad_crop', 'center_crop'),
         ),
-        'SCALE': Key((0.08, 1.0), 'Area of the random crop, share of the image.', low=1e-4, high=1.0, used_by=_RANDOM_CROP),
-        'RATIO': Key((0.75, 4 / 3), 'Width over height of the random crop.', low=0.01, high=100.0, used_by=_RANDOM_CROP),
+        'SCALE': Key(
+            (0.08, 1.0),
+            'Area of the random crop, share of the image.',
+            low=1e-4,
+            high=1.0,
+            used_by=_RANDOM_CROP,
+        ),
+        'RATIO': Key(
+            (0.75, 4 / 3), 'Width over height of the random crop.', low=0.01, high=100.0, used_by=_RANDOM_CROP
+        ),
         'PADDING': Key(4, 'Padding before the shift, pixels.', low=0, used_by=('INPUT.TRAIN_TRANSFORM', ('pad_crop',))),
         'FLIP_PROBABILITY': Key(0.5, 'Chance of a horizontal flip in training.', low=0.0, high=1.0),
         'MEAN': Key((0.485, 0.456, 0.406), 'Mean of each channel, images from 0 to 1.'),
@@ -80,18 +90,22 @@ TREE: dict[str, dict[str, Key]] = {
             'Any name that timm knows, or res50, res101, res152, resnest50/101/200/269, res32_cifar.',
         ),
         'PRETRAINED': Key('', "Backbone weights: a local file, or 'timm' to let timm download them. Empty: random."),
-        'CLASSIFIER': Key('FC', 'Linear (FC), or cosine similarity (FCNorm).', choices=('FC', 'FCNorm', 'linear', 'cosine')),
+        'CLASSIFIER': Key(
+            'FC', 'Linear (FC), or cosine similarity (FCNorm).', choices=('FC', 'FCNorm', 'linear', 'cosine')
+        ),
         'COSINE_SCALE': Key(
             16.0, 'Factor on cosine logits.', low=1e-3, used_by=('MODEL.CLASSIFIER', ('FCNorm', 'cosine'))
         ),
         'FREEZE_BACKBONE': Key(False, 'Train the classifier only; BatchNorm statistics stay too.'),
     },
     'LOSS': {
-        'TYPE': Key(
-            'cross_entropy', 'Training loss.', choices=('cross_entropy', 'focal', 'balanced_softmax')
-        ),
+        'TYPE': Key('cross_entropy', 'Training loss.', choices=('cross_entropy', 'focal', 'balanced_softmax')),
         'LABEL_SMOOTHING': Key(
-            0.0, 'Share of the label spread over all classes.', low=0.0, high=0.999, used_by=('LOSS.TYPE', ('cross_entropy',))
+            0.0,
+            'Share of the label spread over all classes.',
+            low=0.0,
+            high=0.999,
+            used_by=('LOSS.TYPE', ('cross_entropy',)),
         ),
         'GAMMA': Key(2.0, 'Exponent of focal loss.', low=0.0, used_by=('LOSS.TYPE', ('focal',))),
     },
@@ -100,7 +114,13 @@ TREE: dict[str, dict[str, Key]] = {
         'LR': Key(0.1, 'Learning rate (one_cycle: its peak).', low=0.0),
         'MOMENTUM': Key(0.9, 'Momentum.', low=0.0, high=0.9999, used_by=_WITH_MOMENTUM),
         'NESTEROV': Key(False, 'Nesterov momentum.', used_by=_WITH_MOMENTUM),
-        'BETAS': Key((0.9, 0.999), 'Averaging factors.', low=0.0, high=0.999999, used_by=('OPTIMIZER.TYPE', ('adam', 'adamw'))),
+        'BETAS': Key(
+            (0.9, 0.999),
+            'Averaging factors.',
+            low=0.0,
+            high=0.999999,
+            used_by=('OPTIMIZER.TYPE', ('adam', 'adamw')),
+        ),
         'WEIGHT_DECAY': Key(1e-4, 'Weight decay.', low=0.0),
         'DECAY_NORM_AND_BIAS': Key(True, 'Decay biases and the parameters of normalisation layers, too.'),
     },
@@ -108,10 +128,16 @@ TREE: dict[str, dict[str, Key]] = {
         'TYPE': Key('multistep', 'Learning rate over the run.', choices=('multistep', 'cosine', 'one_cycle')),
         'WARMUP_EPOCHS': Key(0.0, 'Linear rise at the start, epochs.', low=0.0),
         'MILESTONE_EPOCHS': Key(
-            (10.0, 20.0, 30.0), 'Epochs at which the rate falls.', low=0.0, used_by=('SCHEDULE.TYPE', ('multistep',))
+            (10.0, 20.0, 30.0),
+            'Epochs at which the rate falls.',
+            low=0.0,
+            used_by=('SCHEDULE.TYPE', ('multistep',)),
         ),
         'DECAY_FACTORS': Key(
-            (0.1,), 'Factor at each milestone, or one for all.', low=0.0, used_by=('SCHEDULE.TYPE', ('multistep',))
+            (0.1,),
+            'Factor at each milestone, or one for all.',
+            low=0.0,
+            used_by=('SCHEDULE.TYPE', ('multistep',)),
         ),
         'FINAL_LR': Key(0.0, 'Learning rate at the end.', low=0.0, used_by=('SCHEDULE.TYPE', ('cosine',))),
         'DIV_FACTOR': Key(25.0, 'Peak over first rate.', low=1.0, used_by=('SCHEDULE.TYPE', ('one_cycle',))),
@@ -121,7 +147,9 @@ TREE: dict[str, dict[str, Key]] = {
         'BATCH_SIZE': Key(512, 'Images a step, over all devices together.', low=1),
         'MAX_EPOCH': Key(120, 'Epochs to train.', low=1),
         'SELECT_BY': Key(
-            'mean_class_error', 'Which valid figure makes best_model.pth.', choices=('mean_class_error', 'top1', 'loss')
+            'mean_class_error',
+            'Which valid figure makes best_model.pth.',
+            choices=('mean_class_error', 'top1', 'loss'),
         ),
         'VALID_EVERY_EPOCHS': Key(1, 'Epochs between two validations; the last epoch always has one.', low=1),
         'LOG_EVERY_STEPS': Key(50, 'Steps between two looks at the loss.', low=1),

@@ -117,7 +117,16 @@ def _convert_scalar(value: Any, kind: type) -> Any:
 def _convert_bool(value: Any) -> bool:
     if isinstance(value, bool):
         return value
-    words = {'true': True, 'yes': True, 'on': True, '1': True, 'false': False, 'no': False, 'off': False, '0': False}
+    words = {
+        'true': True,
+        'yes': True,
+        'on': True,
+        '1': True,
+        'false': False,
+        'no': False,
+        'off': False,
+        '0': False,
+    }
     if not isinstance(value, str) or value.strip().lower() not in words:
         raise TypeError
     return words[value.strip().lower()]

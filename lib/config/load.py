@@ -108,5 +108,3 @@ def _merge(layers: list[Layer]) -> tuple[dict[str, Any], dict[str, int]]:
         values.update(layer.values)
         levels.update(dict.fromkeys(layer.values, level))
     return values, levels
-
-

@@ -18,9 +18,7 @@ def log_prior(class_counts: np.ndarray | torch.Tensor) -> torch.Tensor:
     return (counts / counts.sum()).log().float()
 
 
-def adjusted_cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, adjustment: torch.Tensor
-) -> torch.Tensor:
+def adjusted_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, adjustment: torch.Tensor) -> torch.Tensor:
     """Return the mean over the batch of -ln softmax(z + a)_y.
 
     logits z: float32 (batch, num_classes); labels y: int64 (batch,); adjustment a: (num_classes,), where

@@ -161,7 +161,5 @@ def _durations(max_epoch: float, warmup_epochs: float, steps_per_epoch: int) -> 
     total_steps = to_steps(max_epoch, steps_per_epoch)
     warmup_steps = to_steps(warmup_epochs, steps_per_epoch)
     if warmup_steps >= total_steps:
-        raise UserError(
-            f'SCHEDULE.WARMUP_EPOCHS {warmup_epochs} must be less than TRAIN.MAX_EPOCH {max_epoch}'
-        )
+        raise UserError(f'SCHEDULE.WARMUP_EPOCHS {warmup_epochs} must be less than TRAIN.MAX_EPOCH {max_epoch}')
     return total_steps, warmup_steps

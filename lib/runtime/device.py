@@ -72,9 +72,7 @@ def _resolve(name: str) -> tuple[torch.device, tuple[int, ...]]:
 def _has_bfloat16(device: torch.device) -> bool:
     """Whether the hardware computes in bfloat16; where it only emulates it, float32 is faster."""
     if device.type == 'cuda':
-        return all(
-            torch.cuda.get_device_capability(number) >= (8, 0) for number in range(torch.cuda.device_count())
-        )
+        return all(torch.cuda.get_device_capability(number) >= (8, 0) for number in range(torch.cuda.device_count()))
     if device.type == 'mps':
         return False
     if platform.machine() in ('arm64', 'aarch64'):

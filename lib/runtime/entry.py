@@ -36,9 +36,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition('.')[0] == 'lib':
             raise
-        code = _fail(
-            f'the package {error.name} is not installed; type: python -m pip install -r requirements.txt'
-        )
+        code = _fail(f'the package {error.name} is not installed; type: python -m pip install -r requirements.txt')
     except OSError as error:
         line = _system_line(error)
         if line is None:

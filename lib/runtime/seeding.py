@@ -19,9 +19,7 @@ class Purpose(IntEnum):
     DEMO = 8  # the drawn products
 
 
-def generator(
-    seed: int, purpose: Purpose, *, epoch: int = 0, slot: int = 0, attempt: int = 0
-) -> np.random.Generator:
+def generator(seed: int, purpose: Purpose, *, epoch: int = 0, slot: int = 0, attempt: int = 0) -> np.random.Generator:
     """Return the random stream of one event.
 
     Philox is counter based (Salmon et al., SC 2011): the key names the run and the purpose, the counter names the

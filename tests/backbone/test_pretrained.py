@@ -33,9 +33,7 @@ def prefixed(state, prefix):
     return {prefix + key: value for key, value in state.items()}
 
 
-@pytest.mark.parametrize(
-    'prefix', ['', 'module.', 'backbone.', 'encoder.', 'module.backbone.', 'module.encoder.']
-)
+@pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.', 'encoder.', 'module.backbone.', 'module.encoder.'])
 @pytest.mark.parametrize('nested', [None, 'state_dict', 'model'])
 def test_nesting_and_prefixes(tmp_path, weights, prefix, nested):
     state = prefixed(weights, prefix)

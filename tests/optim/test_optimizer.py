@@ -27,9 +27,7 @@ def test_norms_and_biases_can_go_undecayed():
     optimizer = create_optimizer(net, kind='sgd', lr=0.1, weight_decay=0.01, decay_norm_and_bias=False)
     decayed, others = optimizer.param_groups
     assert [id(p) for p in decayed['params']] == [id(net[0].weight), id(net[3].weight)]
-    assert [id(p) for p in others['params']] == [
-        id(p) for p in (net[0].bias, net[1].weight, net[1].bias, net[3].bias)
-    ]
+    assert [id(p) for p in others['params']] == [id(p) for p in (net[0].bias, net[1].weight, net[1].bias, net[3].bias)]
     assert (decayed['weight_decay'], others['weight_decay']) == (0.01, 0.0)
 
 

@@ -1,0 +1,227 @@
+"""DATASET in the config -> the splits, checked against each other."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from yacs.config import CfgNode
+
+from lib.dataset.annotations import Annotations, ClassNames, read_annotations, read_classes, read_test_images
+from lib.dataset.cifar import load_cifar_lt
+from lib.dataset.demo.generate import demo_is_complete, generate_demo
+from lib.dataset.folder import find_class_folders, split_folder, walk_images
+from lib.dataset.images import ArrayImages, FileImages
+from lib.dataset.loader import Images
+from lib.dataset.paths import settle_paths
+from lib.errors import UserError
+from lib.runtime.log import LOGGER
+
+_FALLBACK = 'to try everything at once: python main.py --config configs/demo.yaml'
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images with labels, ready to be loaded.
+
+    Attributes:
+        images: by row.
+        labels: (num_images,) int32; -1 everywhere when the split has none.
+        num_classes: labels are below it.
+        names: (num_images,) what to call each image: its path as annotated.
+        source: what to call the split.
+    """
+
+    images: Images
+    labels: np.ndarray
+    num_classes: int
+    names: pa.LargeStringArray
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every image has a label."""
+        return bool((self.labels >= 0).all())
+
+    def digest(self) -> str:
+        """Return a fingerprint of names and labels: the same for the same set, in the same order."""
+        digest = hashlib.sha256(f'{self.num_classes} '.encode())
+        digest.update(np.ascontiguousarray(self.labels, np.int32).tobytes())
+        for name in self.names:
+            digest.update(name.as_py().encode('utf-8', 'surrogateescape') + b'\0')
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The training split, the validation split (None when there is none), and the classes' names."""
+
+    train: Split
+    valid: Split | None
+    classes: ClassNames | None
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes; their numbers where there are no names."""
+        return self.classes.names if self.classes else [str(label) for label in range(self.train.num_classes)]
+
+    def shares_images(self) -> int:
+        """Return how many validation images are training images as well."""
+        if self.valid is None or isinstance(self.valid.images, ArrayImages):
+            return 0
+        return int(pc.sum(pc.is_in(self.valid.names, self.train.names)).as_py() or 0)
+
+
+def open_training_data(cfg: CfgNode) -> TrainingData:
+    """Open both splits.
+
+    Raises:
+        UserError: anything missing or faulty; the splits disagree on num_classes; no training image.
+    """
+    data = _SOURCES[cfg.DATASET.NAME](cfg)
+    if data.valid is not None and data.valid.num_classes != data.train.num_classes:
+        raise UserError(
+            f'{data.train.source} has num_classes {data.train.num_classes}, but {data.valid.source} has '
+            f'{data.valid.num_classes}: both must list the same classes'
+        )
+    return data
+
+
+def open_valid_split(cfg: CfgNode) -> Split:
+    """Open the validation split alone where it has a file of its own, else as in training.
+
+    Raises:
+        UserError: there is none.
+    """
+    json = cfg.DATASET.VALID_JSON or str(Path(cfg.DATASET.ROOT, 'converted_val.json'))
+    if cfg.DATASET.NAME == 'demo':
+        _draw_demo(cfg)
+    if cfg.DATASET.VALID_JSON or (cfg.DATASET.NAME in ('annotations', 'demo') and Path(json).exists()):
+        return _split(read_annotations(json), cfg.DATASET.ROOT)
+    valid = open_training_data(cfg).valid
+    if valid is None:
+        raise UserError('there is no validation split: give --DATASET_VALID_JSON FILE')
+    return valid
+
+
+def open_test_split(cfg: CfgNode, num_classes: int) -> Split:
+    """Open what test.py predicts: TEST_JSON, or every image in the folder TEST_ROOT.
+
+    Raises:
+        UserError: neither is there, or a fault in the file.
+    """
+    if cfg.DATASET.NAME.startswith('cifar'):
+        return _from_cifar(cfg).valid
+    if cfg.DATASET.NAME == 'demo':
+        _draw_demo(cfg)
+    root = cfg.DATASET.TEST_ROOT or cfg.DATASET.ROOT
+    json = cfg.DATASET.TEST_JSON or str(Path(root, 'converted_test.json'))
+    if not cfg.DATASET.TEST_JSON and not Path(json).exists() and cfg.DATASET.TEST_ROOT and Path(root).is_dir():
+        names = list(walk_images(root))
+        if not names:
+            raise UserError(f'DATASET.TEST_ROOT {root}: no images in this folder')
+        labels = np.full(len(names), -1, np.int32)
+        return _split(Annotations(pa.array(names, pa.large_string()), labels, num_classes, root), root)
+    if not cfg.DATASET.TEST_JSON and not Path(json).exists():
+        raise UserError(
+            f'no test images: {json} is not there; give --DATASET_TEST_JSON FILE, or --DATASET_TEST_ROOT FOLDER to '
+            'predict every image in a folder'
+        )
+    return _split(read_test_images(json, num_classes), root)
+
+
+def _from_annotations(cfg: CfgNode) -> TrainingData:
+    dataset = cfg.DATASET
+    if not dataset.ROOT and not dataset.TRAIN_JSON:
+        raise UserError('no data given: --DATASET_ROOT FOLDER (one sub-folder a class), or --DATASET_TRAIN_JSON FILE')
+    if dataset.ROOT and not Path(dataset.ROOT).is_dir() and not dataset.TRAIN_JSON:
+        raise UserError(f'DATASET.ROOT {dataset.ROOT}: no such folder. {_where_from(cfg)}')
+    train_json = dataset.TRAIN_JSON or str(Path(dataset.ROOT, 'converted_train.json'))
+    if not Path(train_json).exists():
+        if dataset.TRAIN_JSON:
+            raise UserError(f'DATASET.TRAIN_JSON {train_json}: no such file. {_where_from(cfg)}')
+        return _from_class_folders(cfg)
+    train = _split(read_annotations(train_json), dataset.ROOT)
+    valid_json = dataset.VALID_JSON or str(Path(dataset.ROOT, 'converted_val.json'))
+    valid = None
+    if dataset.VALID_JSON or Path(valid_json).exists():
+        valid = _split(read_annotations(valid_json), dataset.ROOT)
+    return TrainingData(train, valid, read_classes(Path(train_json).with_name('classes.json'), train.num_classes))
+
+
+def _from_class_folders(cfg: CfgNode) -> TrainingData:
+    root, fraction = cfg.DATASET.ROOT, cfg.DATASET.VALID_FRACTION
+    if cfg.DATASET.SOURCE and not find_class_folders(root):
+        raise UserError(f'{Path(root, "converted_train.json")}: no such file. {_where_from(cfg)}')
+    train, valid, names = split_folder(root, valid_fraction=fraction, seed=cfg.SEED)
+    LOGGER.info(
+        '%s: no annotation file, so its %d class folders are the classes: %d images for training, %d for validation '
+        '(DATASET.VALID_FRACTION %g, split by SEED)', root, len(names), len(train.paths), len(valid.paths), fraction,
+    )  # fmt: skip
+    splits = [
+        _split(
+            Annotations(pa.array(part.paths, pa.large_string()), part.labels, len(names), f'{root} ({kind})'),
+            root,
+        )
+        for kind, part in (('train', train), ('valid', valid))
+        if part.paths
+    ]
+    return TrainingData(splits[0], splits[1] if len(splits) > 1 else None, ClassNames(names, []))
+
+
+def _from_demo(cfg: CfgNode) -> TrainingData:
+    _draw_demo(cfg)
+    return _from_annotations(cfg)
+
+
+def _draw_demo(cfg: CfgNode) -> None:
+    # The demo is one fixed set: SEED varies the training, not the pictures.
+    if not demo_is_complete(Path(cfg.DATASET.ROOT), 0):
+        LOGGER.info('drawing the demo photos into %s (once)', cfg.DATASET.ROOT)
+        generate_demo(Path(cfg.DATASET.ROOT), seed=0)
+
+
+def _from_cifar(cfg: CfgNode) -> TrainingData:
+    dataset = cfg.DATASET
+    train_images, train_labels, valid_images, valid_labels, names = load_cifar_lt(
+        dataset.ROOT,
+        dataset.NAME,
+        imbalance_type=dataset.IMBALANCE_TYPE,
+        imbalance_ratio=dataset.IMBALANCE_RATIO,
+        seed=cfg.SEED,
+    )
+
+    def split(images: np.ndarray, labels: np.ndarray, kind: str) -> Split:
+        rows = pa.array((f'{kind} image {row}' for row in range(len(labels))), pa.large_string())
+        return Split(ArrayImages(images), labels.astype(np.int32), len(names), rows, f'{dataset.NAME} ({kind})')
+
+    train, valid = split(train_images, train_labels, 'train'), split(valid_images, valid_labels, 'test')
+    return TrainingData(train, valid, ClassNames(list(names), []))
+
+
+def _split(annotations: Annotations, root: str) -> Split:
+    for warning in annotations.warnings:
+        LOGGER.warning('%s', warning)
+    paths, note = settle_paths(annotations.paths, root, annotations.source)
+    if note:
+        LOGGER.info('%s', note)
+    images = FileImages(paths, root)
+    return Split(images, annotations.labels, annotations.num_classes, annotations.paths, annotations.source)
+
+
+def _where_from(cfg: CfgNode) -> str:
+    return f'{cfg.DATASET.SOURCE}; {_FALLBACK}' if cfg.DATASET.SOURCE else f'Check the path; {_FALLBACK}'
+
+
+_SOURCES: dict[str, Callable[[CfgNode], TrainingData]] = {
+    'annotations': _from_annotations,
+    'demo': _from_demo,
+    'cifar10_lt': _from_cifar,
+    'cifar100_lt': _from_cifar,
+}

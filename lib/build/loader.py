@@ -1,0 +1,81 @@
+"""INPUT, SAMPLER and batch sizes in the config -> loaders."""
+
+import os
+from collections.abc import Callable
+
+from yacs.config import CfgNode
+
+from lib.build.data import Split
+from lib.dataset.index import ProductIndex
+from lib.dataset.loader import BatchReader, EpochPlan, EvalLoader, TrainLoader
+from lib.dataset.normalize import Normalize
+from lib.dataset.sampler import (
+    ClassWeights,
+    Sampler,
+    SwitchingSampler,
+    class_balance,
+    instance_balance,
+    progressive,
+    reverse,
+    square_root,
+)
+from lib.dataset.transforms import PadCrop, RandomResizedCrop, ResizeCenterCrop
+from lib.runtime.device import Device
+
+SAMPLERS: dict[str, ClassWeights] = {
+    'instance_balance': instance_balance,
+    'class_balance': class_balance,
+    'reverse': reverse,
+    'square_root': square_root,
+    'progressive': progressive,
+}
+
+TRAIN_TRANSFORMS: dict[str, Callable] = {
+    'random_resized_crop': lambda inputs: RandomResizedCrop(
+        inputs.SIZE, inputs.SCALE, inputs.RATIO, inputs.FLIP_PROBABILITY
+    ),
+    'pad_crop': lambda inputs: PadCrop(inputs.SIZE, inputs.PADDING, inputs.FLIP_PROBABILITY),
+    'center_crop': lambda inputs: ResizeCenterCrop(inputs.SIZE, inputs.CROP_RATIO),
+}
+
+
+def build_sampler(cfg: CfgNode, index: ProductIndex) -> EpochPlan:
+    """Return what gives each epoch its rows."""
+
+    def sampler(name: str) -> Sampler:
+        return Sampler(SAMPLERS[name], index, cfg.SEED, cfg.TRAIN.MAX_EPOCH)
+
+    first = sampler(cfg.SAMPLER.TYPE)
+    if not cfg.SAMPLER.SWITCH_TYPE:
+        return first
+    return SwitchingSampler(first, sampler(cfg.SAMPLER.SWITCH_TYPE), cfg.SAMPLER.SWITCH_EPOCH)
+
+
+def build_train_loader(cfg: CfgNode, split: Split, index: ProductIndex, device: Device) -> TrainLoader:
+    """Return the loader of the training split; `index` says which of its rows take part."""
+    on_bad = {'skip': 'replace', 'raise': 'raise'}[cfg.DATASET.ON_BAD_IMAGE]
+    transform = TRAIN_TRANSFORMS[cfg.INPUT.TRAIN_TRANSFORM](cfg.INPUT)
+    reader = BatchReader(split.images, split.labels, transform, cfg.INPUT.SIZE, cfg.SEED, on_bad, index)
+    plan = build_sampler(cfg, index)
+    return TrainLoader(reader, plan, len(index), cfg.TRAIN.BATCH_SIZE, **_feed_options(cfg, device))
+
+
+def build_eval_loader(cfg: CfgNode, split: Split, device: Device) -> EvalLoader:
+    """Return the loader of a validation or test split."""
+    size = cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE
+    reader = BatchReader(split.images, split.labels, ResizeCenterCrop(size, cfg.INPUT.CROP_RATIO), size, cfg.SEED)
+    batch_size = cfg.TEST.BATCH_SIZE or cfg.TRAIN.BATCH_SIZE
+    return EvalLoader(reader, len(split), batch_size, **_feed_options(cfg, device))
+
+
+def _feed_options(cfg: CfgNode, device: Device) -> dict:
+    normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD, bgr=cfg.DATASET.COLOR_SPACE == 'BGR')
+    return {'device': device.main, 'normalize': normalize, 'num_workers': _num_workers(cfg.RUN.NUM_WORKERS)}
+
+
+def _num_workers(wanted: int) -> int:
+    if wanted >= 0:
+        return wanted
+    # A container or a batch system may have given this process fewer cores than the machine has.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return min(8, cores)

@@ -1,0 +1,107 @@
+"""MODEL in the config -> a recogniser: new, out of a checkpoint, or carried over to other classes."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from lib.backbone.create import create_backbone, create_timm_pretrained
+from lib.backbone.pretrained import load_pretrained
+from lib.classifier.cosine import Cosine
+from lib.classifier.linear import Linear
+from lib.classifier.rows import transfer_rows
+from lib.errors import UserError
+from lib.model import Recognizer
+from lib.runtime.device import Device
+from lib.runtime.log import LOGGER
+from lib.runtime.seeding import Purpose, torch_seed
+from lib.trainer.checkpoint import Checkpoint
+
+CLASSIFIERS: dict[str, Callable[[CfgNode, int, int], nn.Module]] = {
+    'linear': lambda model, num_features, num_classes: Linear(num_features, num_classes),
+    'cosine': lambda model, num_features, num_classes: Cosine(num_features, num_classes, model.COSINE_SCALE),
+}
+CLASSIFIERS['FC'], CLASSIFIERS['FCNorm'] = CLASSIFIERS['linear'], CLASSIFIERS['cosine']
+
+
+def new_model(cfg: CfgNode, num_classes: int, device: Device, *, pretrained: bool = True) -> Recognizer:
+    """Return a recogniser on the device, with random weights (by SEED) or those of MODEL.PRETRAINED.
+
+    Args:
+        pretrained: False when the weights will come from a checkpoint anyway.
+    """
+    torch.manual_seed(torch_seed(cfg.SEED, Purpose.INIT))
+    source = cfg.MODEL.PRETRAINED if pretrained else ''
+    if source == 'timm':
+        backbone, licence = create_timm_pretrained(cfg.MODEL.BACKBONE, image_size=cfg.INPUT.SIZE)
+        LOGGER.info('%s: weights from timm, licence: %s', cfg.MODEL.BACKBONE, licence)
+    else:
+        allow = cfg.MODEL.PRETRAINED == 'timm'
+        backbone = create_backbone(cfg.MODEL.BACKBONE, image_size=cfg.INPUT.SIZE, allow_download=allow)
+        if source:
+            report = load_pretrained(backbone, source)
+            LOGGER.log(20 if report.complete else 30, '%s: %s', source, report.summary())
+    classifier = CLASSIFIERS[cfg.MODEL.CLASSIFIER](cfg.MODEL, backbone.num_features, num_classes)
+    model = Recognizer(backbone, classifier, device.autocast_dtype)
+    if cfg.MODEL.FREEZE_BACKBONE:
+        model.freeze_backbone()
+    return model.to(device.main, memory_format=torch.channels_last)
+
+
+def model_of(checkpoint: Checkpoint, cfg: CfgNode, device: Device) -> Recognizer:
+    """Return the recogniser that a checkpoint holds.
+
+    Raises:
+        UserError: its weights do not fit the MODEL of the config.
+    """
+    model = new_model(cfg, checkpoint.num_classes, device, pretrained=False)
+    _check_fit(model.state_dict(), checkpoint, cfg)
+    model.load_state_dict(checkpoint.state_dict)
+    return model
+
+
+def finetuned_model(
+    checkpoint: Checkpoint, cfg: CfgNode, device: Device, names: Sequence[str]
+) -> tuple[Recognizer, list[str]]:
+    """Return a recogniser for the classes `names` with a checkpoint's weights, and the names of classes it did not know.
+
+    Rows of the classifier go by class name; when the checkpoint knows no names, by number.
+    """
+    trained_names = class_names(checkpoint)
+    model = new_model(cfg, len(names), device, pretrained=False)
+    prefix = 'classifier.'
+    trained = {
+        key.removeprefix(prefix): value for key, value in checkpoint.state_dict.items() if key.startswith(prefix)
+    }
+    fresh = {key: value.cpu() for key, value in model.classifier.state_dict().items()}
+    carried, new = transfer_rows(fresh, trained, names, trained_names)
+    state = {key: value for key, value in checkpoint.state_dict.items() if not key.startswith(prefix)}
+    state |= {prefix + key: value for key, value in carried.items()}
+    _check_fit(model.state_dict(), Checkpoint(state, path=checkpoint.path), cfg)
+    model.load_state_dict(state)
+    return model, new
+
+
+def class_names(checkpoint: Checkpoint) -> list[str]:
+    """Return the names of a checkpoint's classes; their numbers where it has none."""
+    known = checkpoint.training_set.class_names if checkpoint.training_set else []
+    return known or [str(label) for label in range(checkpoint.num_classes)]
+
+
+def _check_fit(own: dict[str, torch.Tensor], checkpoint: Checkpoint, cfg: CfgNode) -> None:
+    found = checkpoint.state_dict
+    if 'classifier.bias' in own and 'classifier.bias' not in found:
+        raise UserError(
+            f'{checkpoint.path}: its classifier has no bias, so it is a cosine one; '
+            f'MODEL.CLASSIFIER is {cfg.MODEL.CLASSIFIER}: try --MODEL_CLASSIFIER FCNorm'
+        )
+    missing, unknown = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
+    shapes = [key for key in own.keys() & found.keys() if own[key].shape != found[key].shape]
+    if missing or unknown or shapes:
+        example = (missing + unknown + sorted(shapes))[0]
+        raise UserError(
+            f'{checkpoint.path} does not fit MODEL.BACKBONE {cfg.MODEL.BACKBONE} with MODEL.CLASSIFIER '
+            f'{cfg.MODEL.CLASSIFIER}: {len(missing)} parameters are missing, {len(unknown)} unknown, {len(shapes)} of '
+            f'another shape, {example} for one'
+        )

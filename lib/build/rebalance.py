@@ -1,0 +1,91 @@
+"""tau_norm.py's work: one pass over the valid split, the best tau, an ordinary checkpoint."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from lib.build.data import open_valid_split
+from lib.build.report import rebalanced_report
+from lib.build.trained import Trained
+from lib.classifier.cosine import Cosine
+from lib.config.yaml_text import as_text
+from lib.errors import UserError
+from lib.evaluation.posthoc import FLAT_NOTE, TauSweep, normalize_classifier, tau_report
+from lib.report.plots import plot_tau
+from lib.runtime.files import write_json
+from lib.runtime.lock import locked
+from lib.runtime.log import LOGGER
+from lib.trainer.checkpoint import versions, write_checkpoint
+from lib.trainer.run_folder import RunFolder, set_aside
+
+
+@dataclass(frozen=True)
+class Rebalanced:
+    """The content of tau.json, and the files written, the model first."""
+
+    tau: dict
+    files: list[Path]
+
+
+def rebalance(trained: Trained) -> Rebalanced:
+    """Choose tau on the valid split and write TAU_NORM.LOG_ROOT/NAME.
+
+    Raises:
+        UserError: no labelled valid split; the folder holds an earlier result and OVERWRITE is False.
+    """
+    options = trained.cfg.TAU_NORM
+    folder = Path(options.LOG_ROOT, trained.cfg.NAME)
+    _check_free(folder, trained)
+    valid = open_valid_split(trained.cfg)
+    sweep = TauSweep(_effective_weight(trained), _bias(trained), max_tau=options.MAX_TAU)
+    found = trained.evaluate(
+        valid,
+        label='valid',
+        look_at=lambda batch, features, logits: sweep.update(features, batch.labels, batch.readable),
+    )
+    images = sweep.finish()
+    choice, curve = images.choose(options.SELECT_BY)
+    before = images.metrics(images.before_right, trained.train_counts)
+    after = before if choice.tau is None else images.metrics(images.right_at(choice.tau), trained.train_counts)
+    tau = tau_report(choice, curve, before, after, note=FLAT_NOTE if images.equal_norms else '')
+    if (folder / 'best_model.pth').exists():
+        LOGGER.info('the earlier result is kept as %s', set_aside(folder))
+    with locked(folder):
+        run = RunFolder(folder)
+        run.write_about(as_text(trained.cfg), {'device': trained.device.description, **versions()})
+        files = [folder / name for name in ('best_model.pth', 'tau.json', 'tau.png', 'report.html')]
+        write_checkpoint(files[0], replace(trained.checkpoint, state_dict=_state(trained, choice.tau), optimizer=None))
+        write_json(files[1], tau)
+        plot_tau(files[2], tau)
+        rebalanced_report(files[3], trained, valid, found, tau)
+    return Rebalanced(tau, files)
+
+
+def _check_free(folder: Path, trained: Trained) -> None:
+    if trained.checkpoint.path.resolve().parent == folder.resolve():
+        raise UserError(
+            f'RESUME_MODEL {trained.checkpoint.path} is re-balanced already: give the model it was made from'
+        )
+    if (folder / 'best_model.pth').exists() and not trained.cfg.OVERWRITE:
+        raise UserError(
+            f'{folder} holds an earlier result: --OVERWRITE True renames it aside, or give another --TAU_NORM_LOG_ROOT'
+        )
+
+
+def _effective_weight(trained: Trained) -> torch.Tensor:
+    """The matrix that features are multiplied by: a cosine classifier's rows have norm 1."""
+    classifier = trained.model.classifier
+    return F.normalize(classifier.weight, dim=1) if isinstance(classifier, Cosine) else classifier.weight
+
+
+def _bias(trained: Trained) -> torch.Tensor | None:
+    return getattr(trained.model.classifier, 'bias', None)
+
+
+def _state(trained: Trained, tau: float | None) -> dict[str, torch.Tensor]:
+    state = dict(trained.checkpoint.state_dict)
+    if tau is not None and 'classifier.bias' in state:
+        state['classifier.weight'], state['classifier.bias'] = normalize_classifier(state['classifier.weight'], tau)
+    return state

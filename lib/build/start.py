@@ -1,0 +1,37 @@
+"""What every script does first: read the command line, and say what came of it. Imports nothing heavy."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from lib.config.load import load_config
+from lib.errors import UserError
+from lib.runtime.log import LOGGER, start_console
+
+
+def start(argv: Sequence[str], *, program: str, description: str, needs_checkpoint: bool = False) -> CfgNode:
+    """Return the frozen config.
+
+    Raises:
+        UserError: a mistake in options or files; no RESUME_MODEL although the script needs one.
+    """
+    loaded = load_config(argv, program=program, description=description, find_checkpoint_config=_checkpoint_config)
+    if needs_checkpoint and not loaded.cfg.RESUME_MODEL:
+        raise UserError(
+            f'{program} needs a trained model: --RESUME_MODEL ./log/NAME/best_model.pth, '
+            "or --RESUME_MODEL last with the run's --NAME; python main.py trains one"
+        )
+    start_console()
+    for note in loaded.notes:
+        LOGGER.info('%s', note)
+    return loaded.cfg
+
+
+def _checkpoint_config(resume_model: str, folder: Path) -> str | None:
+    from lib.trainer.checkpoint import newest_checkpoint, read_checkpoint
+
+    if resume_model == 'last':
+        checkpoint, _ = newest_checkpoint(folder)
+        return checkpoint and checkpoint.config
+    return read_checkpoint(resume_model).config

@@ -1,0 +1,89 @@
+"""A trained model out of RESUME_MODEL, with what its checkpoint knows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from yacs.config import CfgNode
+
+from lib.build.data import Split
+from lib.build.loader import build_eval_loader
+from lib.build.model import class_names, model_of
+from lib.errors import UserError
+from lib.evaluation.evaluate import Evaluation, LookAt, evaluate
+from lib.model import Recognizer
+from lib.runtime.device import Device, pick_device
+from lib.runtime.log import LOGGER
+from lib.trainer.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
+
+
+@dataclass
+class Trained:
+    """A model ready to predict.
+
+    Attributes:
+        folder: where results go: the run folder that the checkpoint lies in, else LOG_ROOT/NAME.
+        class_names: (num_classes,) names; numbers where there are none.
+        train_counts: (num_classes,) original training counts; zeros where the checkpoint does not know them.
+    """
+
+    cfg: CfgNode
+    checkpoint: Checkpoint
+    model: Recognizer
+    device: Device
+    folder: Path
+    class_names: list[str]
+    train_counts: np.ndarray
+
+    @property
+    def stem(self) -> Path:
+        """Results are named after the checkpoint: this path, with an ending."""
+        return self.folder / self.checkpoint.path.stem
+
+    def evaluate(self, split: Split, *, label: str, look_at: LookAt | None = None) -> Evaluation:
+        """Run the model over a split.
+
+        Raises:
+            UserError: its labels do not fit the model.
+        """
+        if split.num_classes != self.checkpoint.num_classes:
+            raise UserError(
+                f'{split.source} has num_classes {split.num_classes}, but {self.checkpoint.path} was trained on '
+                f'{self.checkpoint.num_classes} classes'
+            )
+        found = evaluate(
+            self.model,
+            build_eval_loader(self.cfg, split, self.device),
+            num_classes=split.num_classes,
+            train_counts=self.train_counts,
+            label=label,
+            look_at=look_at,
+        )
+        if self.checkpoint.training_set is None:
+            # Without training counts nobody knows which classes are many, medium or few.
+            for group in ('many', 'medium', 'few'):
+                found.metrics.pop(group, None)
+        return found
+
+
+def load_trained(cfg: CfgNode) -> Trained:
+    """Load the model that RESUME_MODEL names.
+
+    Raises:
+        UserError: no checkpoint there, or it does not fit the config.
+    """
+    folder = Path(cfg.LOG_ROOT, cfg.NAME)
+    if cfg.RESUME_MODEL == 'last':
+        checkpoint, faults = newest_checkpoint(folder)
+        if checkpoint is None:
+            raise UserError(f'RESUME_MODEL last: {faults[0] if faults else f"{folder} holds no checkpoint"}')
+    else:
+        checkpoint = read_checkpoint(cfg.RESUME_MODEL)
+    if (checkpoint.path.parent / 'config.yaml').exists():
+        folder = checkpoint.path.parent
+    device = pick_device(cfg.RUN.DEVICE, cfg.RUN.PRECISION)
+    model = model_of(checkpoint, cfg, device)
+    LOGGER.info('%s: %d classes, %s', checkpoint.path, checkpoint.num_classes, device.description)
+    known = checkpoint.training_set
+    counts = known.class_counts if known else np.zeros(checkpoint.num_classes, np.int64)
+    return Trained(cfg, checkpoint, model, device, folder, class_names(checkpoint), counts)

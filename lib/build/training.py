@@ -1,0 +1,192 @@
+"""A whole training run out of a config: data, model, loss, optimiser, and where it starts from."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from yacs.config import CfgNode
+
+from lib.build.data import TrainingData, open_training_data
+from lib.build.loader import build_eval_loader, build_train_loader
+from lib.build.loss import build_loss
+from lib.build.model import class_names, finetuned_model, model_of, new_model
+from lib.build.optim import build_optimizer, build_schedule
+from lib.config.yaml_text import as_node, as_text, as_values
+from lib.dataset.index import ProductIndex
+from lib.dataset.loader import EvalLoader
+from lib.errors import UserError
+from lib.evaluation.evaluate import Evaluation, evaluate
+from lib.model import Recognizer
+from lib.runtime.device import Device, pick_device
+from lib.runtime.lock import locked
+from lib.runtime.log import LOGGER, log_to
+from lib.trainer.checkpoint import Place, TrainingSet, versions
+from lib.trainer.fit import BadImages, FitPlan, restore
+from lib.trainer.resume import Start, Wanted, decide_start
+from lib.trainer.run_folder import RunFolder, set_aside, write_bad_images
+from lib.trainer.step import Learner
+
+# What decides the weights; MAX_EPOCH may grow, so it is not among them.
+_RECIPE_SECTIONS = ('MODEL', 'LOSS', 'SAMPLER', 'OPTIMIZER', 'SCHEDULE', 'INPUT')
+_RECIPE_KEYS = ('TRAIN.BATCH_SIZE', 'SEED', 'DATASET.HEAD_CAP', 'DATASET.COLOR_SPACE')
+
+
+@dataclass
+class Training:
+    """Everything that fit() and the report need."""
+
+    cfg: CfgNode
+    data: TrainingData
+    device: Device
+    learner: Learner
+    plan: FitPlan
+    place: Place
+    folder: RunFolder
+    bad_images: BadImages
+    valid_loader: EvalLoader | None
+
+    def validate(self) -> dict[str, float]:
+        """Return the metrics of the model as it is; an empty dict without a validation split."""
+        return self.evaluate(self.learner.model).metrics if self.data.valid else {}
+
+    def evaluate(self, model: Recognizer) -> Evaluation:
+        """Evaluate a model on the validation split, and list images that could not be decoded."""
+        found = evaluate(
+            model,
+            self.valid_loader,
+            num_classes=self.data.train.num_classes,
+            train_counts=self.plan.training_set.class_counts,
+        )
+        bad = {self.data.valid.names[row].as_py(): reason for row, reason in found.bad}
+        write_bad_images(self.folder.path, 'valid', bad)
+        return found
+
+
+@contextmanager
+def prepared_training(cfg: CfgNode) -> Iterator[Training]:
+    """Build a run and hold its folder. Nothing is written before everything is built and checked.
+
+    Raises:
+        UserError: any mistake in config, data or checkpoint; the folder is in use or used.
+    """
+    device = pick_device(cfg.RUN.DEVICE, cfg.RUN.PRECISION)
+    data = open_training_data(cfg)
+    start = decide_start(_wanted(cfg, data))
+    cfg = as_node({**as_values(cfg), 'NAME': start.folder.name})
+    index = ProductIndex(data.train.labels, data.train.num_classes).capped(cfg.DATASET.HEAD_CAP, cfg.SEED)
+    model, training_set, new_classes = _model(cfg, data, device, start)
+    loader = build_train_loader(cfg, data.train, index, device)
+    learner = Learner(
+        model=model,
+        replicated=device.parallel(model),
+        loss=build_loss(cfg, index.class_counts).to(device.main),
+        optimizer=build_optimizer(cfg, model),
+        schedule=build_schedule(cfg, loader.steps_per_epoch),
+        loader=loader,
+        seed=cfg.SEED,
+    )
+    place = restore(learner, start.checkpoint) if start.kind == 'continue' else Place()
+    if start.set_aside:
+        LOGGER.info('the earlier run is kept as %s', set_aside(start.folder))
+    with locked(start.folder):
+        folder = RunFolder(start.folder, save_every=cfg.TRAIN.SAVE_EVERY_EPOCHS, keep=cfg.TRAIN.KEEP_EPOCHS)
+        folder.forget_after(place.epoch)
+        log_to(folder.path / 'log.txt')
+        folder.write_about(as_text(cfg), {'device': device.description, **versions()})
+        LOGGER.info('%s: %s', folder.path, start.reason)
+        _tell(data, index, new_classes, device)
+        yield Training(
+            cfg=cfg,
+            data=data,
+            device=device,
+            learner=learner,
+            plan=_fit_plan(cfg, data, training_set),
+            place=place,
+            folder=folder,
+            bad_images=BadImages(
+                folder, lambda row: data.train.names[row].as_py(), len(index), cfg.DATASET.MAX_BAD_FRACTION
+            ),
+            valid_loader=build_eval_loader(cfg, data.valid, device) if data.valid else None,
+        )
+
+
+def recipe_of(cfg: CfgNode) -> dict[str, Any]:
+    """Return the keys that decide the weights of a run."""
+    return {
+        name: value
+        for name, value in as_values(cfg).items()
+        if name in _RECIPE_KEYS or name.split('.')[0] in _RECIPE_SECTIONS
+    }
+
+
+def _wanted(cfg: CfgNode, data: TrainingData) -> Wanted:
+    return Wanted(
+        folder=Path(cfg.LOG_ROOT, cfg.NAME),
+        resume_model=cfg.RESUME_MODEL,
+        resume_mode=cfg.RESUME_MODE,
+        overwrite=cfg.OVERWRITE,
+        recipe=recipe_of(cfg),
+        train_digest=data.train.digest(),
+        max_epoch=cfg.TRAIN.MAX_EPOCH,
+    )
+
+
+def _model(
+    cfg: CfgNode, data: TrainingData, device: Device, start: Start
+) -> tuple[Recognizer, TrainingSet, list[str] | None]:
+    """Return the model, what its checkpoints say of the training set, and which classes are new to it."""
+    names, parents = data.class_names, data.classes.parents if data.classes else []
+    counts = np.bincount(data.train.labels, minlength=data.train.num_classes)
+    own = TrainingSet(data.train.digest(), counts, names, parents)
+    if start.kind == 'new':
+        return new_model(cfg, data.train.num_classes, device), own, None
+    known = start.checkpoint.training_set
+    if start.kind == 'continue':
+        return model_of(start.checkpoint, cfg, device), known, None
+    model, new = finetuned_model(start.checkpoint, cfg, device, names)
+    if known:
+        # Many, medium and few stay what they were in the original training set; new classes bring their own counts.
+        before = dict(zip(class_names(start.checkpoint), known.class_counts, strict=True))
+        own.class_counts = np.array([before.get(name, count) for name, count in zip(names, counts, strict=True)])
+    return model, own, new
+
+
+def _fit_plan(cfg: CfgNode, data: TrainingData, training_set: TrainingSet) -> FitPlan:
+    select_by = cfg.TRAIN.SELECT_BY
+    shared = data.shares_images()
+    if data.valid is None:
+        LOGGER.warning('no validation split: the last epoch is kept as best')
+        select_by = 'last'
+    elif shared:
+        LOGGER.warning(
+            '%d of %d validation images are training images too, so their figures say nothing of new photos; '
+            'the last epoch is kept as best', shared, len(data.valid),
+        )  # fmt: skip
+        select_by = 'last'
+    return FitPlan(
+        max_epoch=cfg.TRAIN.MAX_EPOCH,
+        valid_every=cfg.TRAIN.VALID_EVERY_EPOCHS,
+        log_every=cfg.TRAIN.LOG_EVERY_STEPS,
+        select_by=select_by,
+        config=as_text(cfg),
+        recipe=recipe_of(cfg),
+        training_set=training_set,
+    )
+
+
+def _tell(data: TrainingData, index: ProductIndex, new_classes: list[str] | None, device: Device) -> None:
+    counts = index.class_counts[index.class_counts > 0]
+    capped = f' (of {len(data.train)}, by DATASET.HEAD_CAP)' if len(index) < len(data.train) else ''
+    LOGGER.info(
+        '%d classes, %d to %d training images each, %d in all%s; %s for validation; %s',
+        data.train.num_classes, counts.min(), counts.max(), len(index), capped,
+        len(data.valid) if data.valid else 'none', device.description,
+    )  # fmt: skip
+    if new_classes:
+        shown = ', '.join(new_classes[:10]) + (', ...' if len(new_classes) > 10 else '')
+        LOGGER.info('%d classes are new to the checkpoint: %s', len(new_classes), shown)
+    if not len(index):
+        raise UserError('the training set has no images')

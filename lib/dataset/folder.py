@@ -1,0 +1,152 @@
+"""A folder of class folders as a data set: no annotation file needed."""
+
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lib.errors import UserError
+from lib.runtime.seeding import Purpose, generator
+
+EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
+VALID_NAMES = ('val', 'valid', 'validation')
+_DIGITS = re.compile(r'([0-9]+)')
+_LAYOUT = 'needed is one sub-folder a class, {root}/CLASS/photo.jpg (or {root}/train/CLASS and {root}/val/CLASS)'
+
+
+@dataclass(frozen=True)
+class FolderImages:
+    """One split: paths (below the root, with `/`) and labels (num_images,) int32."""
+
+    paths: list[str]
+    labels: np.ndarray
+
+
+def natural_key(text: str) -> tuple:
+    """Return a sort key that puts `a2` before `a10` and differs for different texts (`7` and `007`)."""
+    parts = _DIGITS.split(text)
+    # A number is compared by its length, then by its digits: int() refuses very long ones.
+    numbers = [(len(part.lstrip('0')), part.lstrip('0')) for part in parts[1::2]]
+    return [*zip(parts[::2], [*numbers, (-1, '')], strict=True)], text
+
+
+def sorted_naturally(texts: Iterable[str]) -> list[str]:
+    """Return the texts with the numbers in them in numeric order."""
+    return sorted(texts, key=natural_key)
+
+
+def walk_images(folder: str | os.PathLike, prefix: str = '') -> Iterator[str]:
+    """Yield the images in `folder` and below, in natural order, as paths with `prefix` in front.
+
+    Hidden files and folders are left out. Links to folders are followed, unless they lead back up.
+    """
+    yield from _walk(os.fspath(folder), prefix, ())
+
+
+def find_class_folders(root: str | os.PathLike) -> list[str]:
+    """Return the names of the sub-folders of `root` that hold an image, in natural order."""
+    names = [name for name in _sub_folders(root) if next(walk_images(os.path.join(root, name)), None) is not None]
+    return sorted_naturally(names)
+
+
+def split_folder(
+    root: str | os.PathLike, *, valid_fraction: float, seed: int
+) -> tuple[FolderImages, FolderImages, list[str]]:
+    """Return training images, validation images and class names of a folder of class folders.
+
+    `root`/train and `root`/val (or valid, validation) with class folders in them are taken as they are. Else
+    each class gives round(valid_fraction * images) to validation, at least one and not all; a class of one
+    image stays in training. A class is drawn by (seed, its name) alone, so a new image changes the split of
+    no other class.
+
+    Raises:
+        UserError: no such folder, no class folders in it, or validation classes that have no training folder.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f'{root}: {"not a folder" if root.exists() else "no such folder"}')
+    valid = next((name for name in VALID_NAMES if _class_folders_if_any(root / name)), None)
+    if valid and _class_folders_if_any(root / 'train'):
+        return _given_split(root, valid)
+    # A lone train/ (test/ beside it is not for training) is what is to be split.
+    wrapped = set(find_class_folders(root)) <= {'train', 'test'} and _class_folders_if_any(root / 'train')
+    base, prefix = (root / 'train', 'train/') if wrapped else (root, '')
+    names = find_class_folders(base)
+    if not names:
+        raise UserError(f'{root}: no class folders with images in it; ' + _LAYOUT.format(root=root))
+    kept: tuple[list[str], list[int]] = ([], [])
+    held: tuple[list[str], list[int]] = ([], [])
+    for label, name in enumerate(names):
+        paths = list(walk_images(base / name, f'{prefix}{name}/'))
+        chosen = _held_out(len(paths), name, valid_fraction, seed)
+        for row, path in enumerate(paths):
+            side = held if row in chosen else kept
+            side[0].append(path)
+            side[1].append(label)
+    return _images(*kept), _images(*held), names
+
+
+def _class_folders_if_any(root: str | os.PathLike) -> list[str]:
+    """Return the class folders of `root`; none when it is no folder."""
+    return find_class_folders(root) if os.path.isdir(root) else []
+
+
+def _held_out(num_images: int, name: str, fraction: float, seed: int) -> set[int]:
+    """Return the places of a class's images that go to validation."""
+    if num_images < 2 or fraction <= 0:
+        return set()
+    number = min(num_images - 1, max(1, round(fraction * num_images)))
+    slot = zlib.crc32(name.encode('utf-8', 'surrogateescape'))
+    return set(generator(seed, Purpose.SPLIT, slot=slot).permutation(num_images)[:number].tolist())
+
+
+def _given_split(root: Path, valid: str) -> tuple[FolderImages, FolderImages, list[str]]:
+    names = find_class_folders(root / 'train')
+    unknown = [name for name in find_class_folders(root / valid) if name not in set(names)]
+    if unknown:
+        raise UserError(
+            f'{root / valid}: class {unknown[0]!r} ({len(unknown)} in all) has no images in {root / "train"}'
+        )
+    splits = []
+    for split in ('train', valid):
+        paths, labels = [], []
+        for label, name in enumerate(names):
+            if (root / split / name).is_dir():
+                found = list(walk_images(root / split / name, f'{split}/{name}/'))
+                paths += found
+                labels += [label] * len(found)
+        splits.append(_images(paths, labels))
+    return splits[0], splits[1], names
+
+
+def _images(paths: list[str], labels: list[int]) -> FolderImages:
+    return FolderImages(paths, np.array(labels, np.int32))
+
+
+def _sub_folders(root: str | os.PathLike) -> list[str]:
+    with os.scandir(root) as entries:
+        return [entry.name for entry in entries if not entry.name.startswith('.') and entry.is_dir()]
+
+
+def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    status = os.stat(folder)
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        return
+    folders, images = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith('.'):
+                continue
+            if entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
+                images.append(entry.name)
+            elif entry.is_dir():
+                folders.append(entry.name)
+    for name in sorted_naturally(images):
+        yield prefix + name
+    for name in sorted_naturally(folders):
+        yield from _walk(os.path.join(folder, name), f'{prefix}{name}/', (*above, identity))

@@ -1,0 +1,46 @@
+"""Metrics as lines for people."""
+
+from typing import Any
+
+_COLUMNS = {
+    'mean_class_error': 'mean class error',
+    'top1': 'top-1',
+    'top5': 'top-5',
+    'many': 'many',
+    'medium': 'medium',
+    'few': 'few',
+}
+
+
+def describe_metrics(rows: dict[str, dict[str, float]]) -> list[str]:
+    """Return a table, a line a row: accuracies in percent but for the mean class error; what is absent is '-'.
+
+    Nothing is returned when no row has a metric.
+    """
+    columns = [name for name in _COLUMNS if any(name in metrics for metrics in rows.values())]
+    if not columns:
+        return []
+    width = max(len(name) for name in rows)
+    lines = [' ' * width + ''.join(f'  {_COLUMNS[name]:>7}' for name in columns)]
+    for row, metrics in rows.items():
+        cells = [f'{metrics[name]:.1%}' if name in metrics else '-' for name in columns]
+        lines.append(
+            f'{row:<{width}}'
+            + ''.join(f'  {cell:>{max(7, len(_COLUMNS[name]))}}' for name, cell in zip(columns, cells, strict=True))
+        )
+    return lines
+
+
+def describe_tau(tau: dict[str, Any]) -> list[str]:
+    """Return what tau.json says, in two or three lines."""
+    name = {'mean_class_error': 'mean class error', 'top1': 'top-1 accuracy'}[tau['metric']]
+    optimum = f'optimum at tau {tau["optimum"]:.3f}: {name} {tau["optimum_value"]:.1%}'
+    low, high = tau['stretch']
+    if tau['chosen'] is None:
+        lines = [f'{optimum}, no better than before: the model is saved unchanged']
+    else:
+        lines = [
+            optimum,
+            f'chosen tau {tau["chosen"]:.3f}, the middle of {low:.3f} to {high:.3f} (one standard error)',
+        ]
+    return lines + ([tau['note']] if tau['note'] else [])

@@ -1,0 +1,182 @@
+"""A metric for every tau at once, from one sort of the images' intervals, and the choice of one tau."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+ROUNDING = 1e-12  # far below what one image can move a metric, far above float64 noise
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric as a function of tau: constant on open pieces, with a value of its own at each break.
+
+    Piece k lies between breaks[k - 1] and breaks[k]; the first begins at 0, the last ends at max_tau (a
+    break at 0 leaves the first piece without width). At a break an image ties with a rival, which counts as
+    wrong. Counts are weighted integers (`image_weights`), so that nothing drifts
+    along the curve and equal values are equal numbers.
+    """
+
+    metric: str  # 'mean_class_error' | 'top1'
+    max_tau: float
+    breaks: np.ndarray  # float64 (num_breaks,), ascending, within [0, max_tau]
+    hits: np.ndarray  # int64 (num_breaks + 1,), weighted right images on each piece
+    hits_at_breaks: np.ndarray  # int64 (num_breaks,), the same at the breaks themselves
+    total: int  # what all images together weigh
+
+    @property
+    def edges(self) -> np.ndarray:
+        """Ends of the pieces: float64 (num_breaks + 2,)."""
+        return np.concatenate([[0.0], self.breaks, [self.max_tau]])
+
+    @property
+    def values(self) -> np.ndarray:
+        """The metric on each piece, mean_class_error an error, top1 an accuracy: (num_breaks + 1,)."""
+        return self._value(self.hits)
+
+    def at(self, tau: float) -> float:
+        """The metric at a tau in [0, max_tau], ties counted as wrong. Raises ValueError outside."""
+        if not 0 <= tau <= self.max_tau:
+            raise ValueError(f'tau is {tau}: this curve covers 0 to {self.max_tau}')
+        piece = int(np.searchsorted(self.breaks, tau))
+        on_break = piece < len(self.breaks) and self.breaks[piece] == tau
+        return float(self._value(self.hits_at_breaks[piece] if on_break else self.hits[piece]))
+
+    def best_piece(self) -> int:
+        """The best piece: of equally good ones the widest, then the one at the smallest tau."""
+        edges = self.edges
+        low, high = edges[:-1], edges[1:]
+        middle = (low + high) / 2
+        inside = (low < middle) & (middle < high)  # a piece too thin to hold a float64 is no plateau
+        best = self.hits == self.hits[inside].max()
+        return int(np.where(best & inside, high - low, -1.0).argmax())
+
+    def middle(self, piece: int) -> float:
+        return float(self.edges[piece : piece + 2].mean())
+
+    def as_dict(self) -> dict[str, list[float]]:
+        """The whole curve for JSON: `tau`, the breaks, and `value`, one more: the metric on each piece."""
+        return {'tau': self.breaks.tolist(), 'value': self.values.tolist()}
+
+    def _value(self, hits: np.ndarray) -> np.ndarray:
+        return (self.total - hits if self.metric == 'mean_class_error' else hits) / self.total
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A chosen tau, or None where the untouched checkpoint is not beaten, and how it was found.
+
+    optimum is the middle of the best piece, value the metric there; stretch the ends of the taus around it
+    that are within one standard error of it (and better than the untouched checkpoint), of which tau is the
+    middle.
+    """
+
+    tau: float | None
+    optimum: float
+    value: float
+    standard_error: float
+    stretch: tuple[float, float]
+
+
+def image_weights(labels: np.ndarray, num_classes: int, metric: str) -> tuple[np.ndarray, int]:
+    """Integer weight of each image, and their sum: accuracy is sum(weights of right images) / sum(all).
+
+    For top1 each weighs 1. For mean_class_error an image of a class with n images weighs L / n, where L is
+    the least common multiple of the class sizes: exact. Where L would not fit into int64, L is the largest
+    number that does and the weights are rounded: for a million images that moves the metric by less than
+    1e-12, and still nothing drifts.
+
+    Args: labels int (n,). Returns int64 (n,), int. Raises ValueError for another metric, or without any
+    image.
+    """
+    if metric not in ('mean_class_error', 'top1'):
+        raise ValueError(f"metric is {metric!r}: choose 'mean_class_error' or 'top1'")
+    if not len(labels):
+        raise ValueError('a metric needs at least one labelled image')
+    if metric == 'top1':
+        return np.ones(len(labels), np.int64), len(labels)
+    counts = np.bincount(labels, minlength=num_classes)
+    most = 2**62 // np.count_nonzero(counts)
+    multiple = math.lcm(*np.unique(counts[counts > 0]).tolist())
+    of_class = (min(multiple, most) + counts // 2) // np.maximum(counts, 1)
+    return of_class[labels], int((of_class * counts).sum())
+
+
+def accuracy(right: np.ndarray, labels: np.ndarray, num_classes: int, metric: str) -> float:
+    """Mean accuracy over the classes with images (mean_class_error) or over the images (top1)."""
+    weights, total = image_weights(labels, num_classes, metric)
+    return int(weights[right].sum()) / total
+
+
+def sweep(
+    low: np.ndarray, high: np.ndarray, labels: np.ndarray, num_classes: int, metric: str, max_tau: float
+) -> Curve:
+    """The metric at every tau in [0, max_tau] from the images' open intervals, by one sort of their ends.
+
+    Args: low, high float64 (n,) as `tau_intervals` gives them; labels int (n,);
+        metric 'mean_class_error' | 'top1'.
+    """
+    weights, total = image_weights(labels, num_classes, metric)
+    ever = low < high
+    opens, closes = ever & np.isfinite(low), ever & np.isfinite(high)
+    breaks, place = np.unique(np.concatenate([low[opens], high[closes]]), return_inverse=True)
+    num_opens = np.count_nonzero(opens)
+    gained, lost = np.zeros(len(breaks), np.int64), np.zeros(len(breaks), np.int64)
+    np.add.at(gained, place[:num_opens], weights[opens])
+    np.add.at(lost, place[num_opens:], weights[closes])
+    start = weights[ever & ~np.isfinite(low)].sum()
+    hits = start + np.concatenate([[0], np.cumsum(gained - lost)])
+    return Curve(metric, float(max_tau), breaks, hits, hits[:-1] - lost, total)
+
+
+def standard_error(right: np.ndarray, labels: np.ndarray, num_classes: int, metric: str) -> float:
+    """Standard error of the metric measured on these images.
+
+    top1: sqrt(p (1 - p) / n), binomial. mean_class_error is a stratified mean over the K classes with images:
+
+        SE^2 = 1/K^2 * sum over classes of p_c (1 - p_c) / (n_c - 1)         (unbiased for a binomial class)
+
+    A class of one image shows no variance of its own, so those S classes are pooled, as if their images came
+    from one stratum (collapsed strata; Cochran, Sampling Techniques, 1977): each adds p (1 - p) S / (S - 1),
+    p their accuracy together. That errs on the large side. A lone one takes the accuracy of all images for p.
+
+    Args: right bool (n,), labels int (n,). Returns a fraction.
+    """
+    if metric == 'top1':
+        return math.sqrt(right.mean() * (1 - right.mean()) / len(right))
+    counts = np.bincount(labels, minlength=num_classes)
+    rates = np.bincount(labels[right], minlength=num_classes) / np.maximum(counts, 1)
+    several, single = counts > 1, counts == 1
+    variance = (rates[several] * (1 - rates[several]) / (counts[several] - 1)).sum()
+    num_single = np.count_nonzero(single)
+    if num_single > 1:
+        p = rates[single].mean()
+        variance += num_single * p * (1 - p) * num_single / (num_single - 1)
+    elif num_single == 1:
+        variance += right.mean() * (1 - right.mean())
+    return math.sqrt(variance) / int(np.count_nonzero(counts))
+
+
+def choose(curve: Curve, before: float, standard_error: float) -> Choice:
+    """The middle of the stretch around the optimum within one standard error of it and better than before.
+
+    Args: before is the accuracy (not error) of the untouched checkpoint under the curve's metric, from
+    `accuracy`.
+    """
+    best = curve.best_piece()
+    peak = curve.hits[best] / curve.total
+    levels = np.empty(2 * len(curve.hits) - 1)  # pieces and the breaks between them, in order
+    levels[0::2], levels[1::2] = curve.hits / curve.total, curve.hits_at_breaks / curve.total
+    good = levels >= peak - standard_error - ROUNDING
+    if beaten := peak > before + ROUNDING:
+        good &= levels > before + ROUNDING
+    good[2 * best] = True
+    bad = np.flatnonzero(~good)
+    left, right = bad[bad < 2 * best], bad[bad > 2 * best]
+    edges = curve.edges
+    low = edges[left[-1] // 2 + 1] if len(left) else 0.0
+    high = edges[(right[0] + 1) // 2] if len(right) else curve.max_tau
+    tau = float(low + high) / 2 if beaten else None
+    value = float(curve.values[best])
+    return Choice(tau, curve.middle(best), value, standard_error, (float(low), float(high)))

@@ -1,0 +1,130 @@
+"""One look for all charts: PNG files for the run folder, and inline SVG that follows the page's colours."""
+
+import io
+import os
+import re
+from pathlib import Path
+
+import matplotlib.style
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from lib.runtime.files import replacing
+
+# CSS variable of the page -> colour on white. Apart in lightness as in hue, for colour-blind readers.
+PALETTE = {
+    'card': '#ffffff',
+    'ink': '#1d2733',
+    'muted': '#6b7684',
+    'line': '#dfe4ea',
+    'valid': '#0067a5',
+    'top1': '#b8508f',
+    'train': '#8b95a1',
+    'many': '#00806a',
+    'medium': '#c48f00',
+    'few': '#c8440b',
+}
+PANEL_SIZE = (4.6, 2.9)  # inches of 72 SVG units: on a phone the text stays readable, on a desk two fit a row
+
+_STYLE = {
+    'font.family': 'DejaVu Sans',  # comes with matplotlib, so a picture is the same on every machine
+    'font.size': 9,
+    'text.color': PALETTE['ink'],
+    'text.parse_math': False,
+    'axes.edgecolor': PALETTE['line'],
+    'axes.labelcolor': PALETTE['muted'],
+    'axes.labelsize': 9,
+    'axes.titlesize': 10.5,
+    'axes.titleweight': 'bold',
+    'axes.titlelocation': 'left',
+    'axes.facecolor': 'none',
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.spines.left': False,
+    'axes.grid': True,
+    'axes.grid.axis': 'y',
+    'axes.axisbelow': True,
+    'axes.unicode_minus': True,
+    'grid.color': PALETTE['line'],
+    'grid.linewidth': 0.8,
+    'xtick.color': PALETTE['line'],
+    'ytick.color': PALETTE['line'],
+    'xtick.labelcolor': PALETTE['muted'],
+    'ytick.labelcolor': PALETTE['muted'],
+    'ytick.major.size': 0,
+    'xtick.minor.size': 0,
+    'ytick.minor.size': 0,
+    'legend.frameon': False,
+    'legend.fontsize': 9,
+    'lines.linewidth': 1.9,
+    'lines.solid_capstyle': 'round',
+    'svg.fonttype': 'none',
+    'svg.hashsalt': 'report',  # without it the ids in the SVG, and so the page's bytes, are random
+}
+
+
+def styled():
+    """Return a context in which figures are made and saved; a user's matplotlibrc has no say in it."""
+    return matplotlib.style.context(['default', _STYLE])
+
+
+def new_panel() -> tuple[Figure, Axes]:
+    """Return a figure of one chart in the page's size."""
+    figure = Figure(figsize=PANEL_SIZE, layout='constrained')
+    return figure, figure.add_subplot()
+
+
+def legend(axes: Axes) -> None:
+    """Put the legend in a row above the chart, where it covers nothing."""
+    handles, _ = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(
+            loc='lower left',
+            bbox_to_anchor=(0, 1.0),
+            ncols=4,
+            borderaxespad=0.2,
+            borderpad=0.2,
+            handlelength=1.6,
+            columnspacing=1.4,
+            handletextpad=0.5,
+            labelcolor=PALETTE['ink'],
+        )
+
+
+def percent_axis(axis: Axis) -> None:
+    """Label a vertical axis of fractions as percentages, without needless decimals."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f'{100 * value:.6g}%'))
+
+
+def save_png(path: str | os.PathLike, figure: Figure) -> Path:
+    """Write `figure` on white as PNG, atomically, without date or program in it."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format='png', dpi=160, facecolor='white', metadata={'Software': None})
+    return Path(path)
+
+
+def inline_svg(figure: Figure, description: str) -> Markup:
+    """Return `figure` as an <svg> for an HTML page: its colours are CSS variables, its font the page's.
+
+    Screen readers read `description`. Safe to insert: matplotlib escapes its texts, this function the rest.
+    """
+    buffer = io.StringIO()
+    figure.savefig(buffer, format='svg', transparent=True, metadata={'Date': None, 'Creator': None})
+    text = buffer.getvalue()
+    view_box = re.search(r'viewBox="([^"]*)"', text).group(1)
+    body = text[text.index('>', text.index('<svg')) + 1 :]
+    body = re.sub(r'<metadata>.*?</metadata>|<!--.*?-->', '', body, flags=re.DOTALL)
+    body = re.sub(r'font: (?:(bold|\d+) )?([\d.]+)px [^;\"]*', _font, body)
+    for name, colour in PALETTE.items():
+        body = body.replace(colour, f'var(--{name})')
+    body = re.sub(r'\n\s*', '\n', body)
+    label = escape(description)
+    return Markup(f'<svg viewBox="{view_box}" role="img" aria-label="{label}">{body.strip()}')
+
+
+def _font(match: re.Match) -> str:
+    weight = f'; font-weight: {match[1]}' if match[1] else ''
+    return f'font-size: {match[2]}px{weight}'

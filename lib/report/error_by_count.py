@@ -1,0 +1,115 @@
+"""Each class's error against its number of training images: what the long tail costs."""
+
+import math
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path as Outline
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from lib.evaluation.accuracy import FEW_BELOW, MANY_ABOVE, shot_groups
+from lib.report.canvas import PALETTE, legend, percent_axis
+from lib.report.per_class import class_errors, sampled_error
+
+MAX_SPOTS = 2000  # dots in the chart: more would only make the page heavy
+EMPTY_CLASS = 0.5  # where a class without training images stands on the logarithmic axis
+
+
+def draw_error_by_count(
+    axes: Axes, train_counts: np.ndarray, labels: np.ndarray, predicted: np.ndarray
+) -> tuple[int, int]:
+    """Draw each class's error against its training images, with binned means and group boundaries.
+
+    `train_counts` is integer (num_classes,); `labels` and `predicted` are integer (num_images,), not empty.
+    Returns the number of classes drawn, and of dots they make, at most MAX_SPOTS.
+    """
+    num_images, num_wrong = class_errors(labels, predicted, len(train_counts))
+    present = num_images > 0
+    places = np.maximum(np.asarray(train_counts, float), EMPTY_CLASS)
+    counts = places[present]
+    where, errors, weights = _spots(counts, num_wrong[present] / num_images[present])
+    levels = np.minimum(np.log2(weights).astype(int), 6)
+    for name, members in shot_groups(where).items():
+        for level in np.unique(levels[members]):
+            chosen = members & (levels == level)
+            _dots(axes, where[chosen], errors[chosen], level, PALETTE[name])
+    _binned_means(axes, places, labels, predicted)
+    axes.set_xscale('log')
+    low, high = counts.min() / 1.35, counts.max() * 1.35
+    axes.set_xlim(low, high)
+    axes.set_ylim(-0.04, 1.1)
+    _group_boundaries(axes, low, high)
+    subs = (1, 2, 5) if high / low < 2000 else (1,)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    if counts.min() == EMPTY_CLASS:
+        axes.set_xticks([EMPTY_CLASS, *(t for t in axes.get_xticks() if 1 <= t <= high)])
+        axes.set_xlim(low, high)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: '0' if x == EMPTY_CLASS else f'{x:,.0f}'))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    percent_axis(axes.yaxis)
+    axes.set_xlabel('training images of the class')
+    axes.set_ylabel('error of the class')
+    legend(axes)
+    return len(counts), len(where)
+
+
+def _spots(counts: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Merge classes at the same place into one dot, on a coarse grid when there would be too many dots.
+
+    Returns counts, errors and number of classes, each (num_spots,), num_spots <= MAX_SPOTS.
+    """
+    places = np.stack([counts, errors], 1)
+    spots, weights = np.unique(places, axis=0, return_counts=True)
+    if len(spots) <= MAX_SPOTS:
+        return spots[:, 0], spots[:, 1], weights
+    columns, rows = 79, 25  # (79 cells) x (24 + 1 rows) stay below MAX_SPOTS
+    logs = np.log(counts)
+    span = max(logs.max() - logs.min(), 1e-9)
+    column = np.minimum(((logs - logs.min()) / span * columns).astype(int), columns - 1)
+    cells = column * rows + np.rint(errors * (rows - 1)).astype(int)
+    weights = np.bincount(cells)
+    used = weights > 0
+    mean = [np.bincount(cells, values)[used] / weights[used] for values in (logs, errors)]
+    return np.exp(mean[0]), mean[1], weights[used]
+
+
+def _dots(axes: Axes, x: np.ndarray, y: np.ndarray, level: int, colour: str) -> None:
+    # One path of very short strokes with round ends: a fifth of the bytes of one element a dot. The
+    # PNG renderer drops strokes without length, and snapping would take theirs.
+    vertices = np.repeat(np.stack([x, y], 1), 2, axis=0)
+    vertices[1::2, 0] *= 1.001
+    outline = Outline(vertices, np.tile([Outline.MOVETO, Outline.LINETO], len(x)))
+    style = {'edgecolor': colour, 'capstyle': 'round', 'clip_on': False, 'fill': False, 'snap': False}
+    axes.add_patch(PathPatch(outline, linewidth=3.8 + 0.6 * level, alpha=0.45 + 0.05 * level, **style))
+
+
+def _binned_means(axes: Axes, places: np.ndarray, labels: np.ndarray, predicted: np.ndarray) -> None:
+    counts = places[np.unique(labels)]
+    num_bins = int(np.clip(round(math.sqrt(len(counts))), 3, 12))
+    edges = np.geomspace(counts.min(), counts.max(), num_bins + 1)[1:-1]
+    bins = np.searchsorted(edges, places[labels], side='right')  # (num_images,)
+    middles, means, spreads = [], [], []
+    for place in np.unique(bins):
+        members = bins == place
+        mean = sampled_error(labels[members], predicted[members], len(places))
+        middles.append(np.exp(np.log(places[np.unique(labels[members])]).mean()))
+        means.append(mean.error)
+        spreads.append(mean.standard_error)
+    axes.plot(middles, means, color=PALETTE['card'], linewidth=4.5, zorder=3)  # parts the line from the dots
+    style = {'color': PALETTE['ink'], 'linewidth': 1.6, 'elinewidth': 1.2, 'capsize': 0, 'marker': 'o'}
+    axes.errorbar(middles, means, spreads, markersize=3.6, label='mean ± standard error', zorder=3, **style)
+
+
+def _group_boundaries(axes: Axes, low: float, high: float) -> None:
+    edges = [low, FEW_BELOW - 0.5, MANY_ABOVE + 0.5, high]
+    for name, left, right in zip(('few', 'medium', 'many'), edges, edges[1:], strict=False):
+        left, right = max(left, low), min(right, high)
+        if right <= left:
+            continue
+        if left > low:
+            axes.axvline(left, color=PALETTE['muted'], linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
+        if math.log(right / left) > 0.1 * math.log(high / low):
+            style = {'ha': 'center', 'va': 'center', 'fontweight': 'bold', 'fontsize': 8.5}
+            axes.text(math.sqrt(left * right), 1.07, name, color=PALETTE[name], **style)

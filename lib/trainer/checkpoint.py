@@ -1,0 +1,219 @@
+"""Checkpoints: plain tensors, numbers and text, so that reading one never runs code."""
+
+import os
+import pickle
+import platform
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+
+from lib.errors import UserError
+from lib.runtime.files import replacing
+
+# The original's files may hold its accuracy as a NumPy scalar. These names build a number and nothing else.
+_NUMPY_SCALARS = [
+    (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
+    (np._core.multiarray.scalar, 'numpy._core.multiarray.scalar'),
+    np.dtype,
+    np.dtypes.Float32DType,
+    np.dtypes.Float64DType,
+    np.dtypes.Int64DType,
+]
+
+
+@dataclass
+class Place:
+    """How far a run has come.
+
+    Attributes:
+        epoch: finished epochs.
+        step: steps done in the epoch under way.
+        loss_sum, num_right, num_images: running sums over those steps.
+        best_result: best value so far of TRAIN.SELECT_BY, None before the first validation.
+        best_epoch: finished epochs when it was reached.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    num_right: int = 0
+    num_images: int = 0
+    best_result: float | None = None
+    best_epoch: int = 0
+
+
+@dataclass
+class TrainingSet:
+    """What a checkpoint remembers of the images it was trained on.
+
+    Attributes:
+        digest: of paths and labels: two sets are the same when their digests are.
+        class_counts: (num_classes,) int64 images a class in the original training set, before any cap.
+        class_names, class_parents: as in classes.json; empty when unknown.
+    """
+
+    digest: str
+    class_counts: np.ndarray
+    class_names: list[str] = field(default_factory=list)
+    class_parents: list[list[str]] = field(default_factory=list)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_counts)
+
+
+@dataclass
+class Checkpoint:
+    """Everything that training goes on from and prediction needs.
+
+    Attributes:
+        state_dict: parameters and buffers by name (`backbone.*`, `classifier.*`), without any `module.` prefix.
+        config: the run's config as YAML; '' in checkpoints of the original entry.
+        recipe: the config's keys that decide the weights, for telling whether another run has the same.
+        place, training_set: None in checkpoints of the original entry.
+        optimizer: its state, None where there is none to go on from.
+        path: where it was read from.
+    """
+
+    state_dict: dict[str, torch.Tensor]
+    config: str = ''
+    recipe: dict[str, Any] = field(default_factory=dict)
+    place: Place | None = None
+    training_set: TrainingSet | None = None
+    optimizer: dict[str, Any] | None = None
+    path: Path | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, by the classifier's weight."""
+        return self.state_dict['classifier.weight'].shape[0]
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint atomically; the file keeps the keys that the original entry's files have.
+
+    Raises:
+        OSError: for example no space left; a file that was at `path` is then still the old one.
+    """
+    place, training_set = checkpoint.place or Place(), checkpoint.training_set
+    content = {
+        'state_dict': checkpoint.state_dict,
+        'optimizer': checkpoint.optimizer,
+        'scheduler': {'epoch': place.epoch, 'step': place.step},
+        'epoch': place.epoch,
+        'best_result': place.best_result,
+        'place': asdict(place),
+        'config': checkpoint.config,
+        'recipe': checkpoint.recipe,
+        'num_classes': checkpoint.num_classes,
+        'training_set': training_set
+        and {**asdict(training_set), 'class_counts': torch.from_numpy(training_set.class_counts)},
+        'rng': {'torch': torch.get_rng_state()},
+        'versions': versions(),
+    }
+    with replacing(path) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:
+            # torch's writer reports a full disk in its own words; the system's are more to the point.
+            raise OSError(_reason(error), f'{path}: {str(error).splitlines()[0]}', str(path)) from error
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint, this project's or the original entry's (`module.` prefix, no config).
+
+    Raises:
+        UserError: no such file, cut short, no checkpoint, or one that would have to run code to be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        others = ', '.join(sorted(str(other) for other in path.parent.glob('*.pth'))[:5])
+        raise UserError(f'RESUME_MODEL {path}: no such file' + (f'; there are {others}' if others else ''))
+    try:
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            content = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f'RESUME_MODEL {path}: holds more than tensors, numbers and text, so it is not read (it could run code), '
+            'or it is no checkpoint at all'
+        ) from None
+    except (
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        OSError,
+        UnicodeDecodeError,
+        AttributeError,
+        TypeError,
+    ) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f'RESUME_MODEL {path}: cannot be read as a checkpoint ({reason})') from None
+    return _as_checkpoint(content, path)
+
+
+def _as_checkpoint(content: Any, path: Path) -> Checkpoint:
+    state = content.get('state_dict') if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f'RESUME_MODEL {path}: holds no state_dict, so it is no checkpoint of this project')
+    state = {name.removeprefix('module.'): value for name, value in state.items()}
+    if 'classifier.weight' not in state:
+        raise UserError(
+            f'RESUME_MODEL {path}: its state_dict has no classifier.weight; '
+            'backbone weights alone are given by MODEL.PRETRAINED'
+        )
+    if not isinstance(content.get('place'), dict):
+        return Checkpoint(state, path=path)
+    training_set = content['training_set']
+    return Checkpoint(
+        state,
+        config=content['config'],
+        recipe=content['recipe'],
+        place=Place(**content['place']),
+        training_set=training_set
+        and TrainingSet(**{**training_set, 'class_counts': training_set['class_counts'].numpy()}),
+        optimizer=content['optimizer'],
+        path=path,
+    )
+
+
+def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Return the furthest readable checkpoint of a run folder (None if there is none), and what could not be read."""
+    faults: list[str] = []
+    candidates = sorted(checkpoints_in(folder), key=lambda path: (path.name != 'last.pth', -path.stat().st_mtime_ns))
+    for path in candidates:
+        try:
+            return read_checkpoint(path), faults
+        except UserError as error:
+            faults.append(str(error))
+    return None, faults
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return the checkpoints of a run folder."""
+    return [path for path in sorted(folder.glob('*.pth')) if not path.name.startswith('.')]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that results may depend on."""
+    return {
+        'python': platform.python_version(),
+        'torch': str(torch.__version__),
+        'torchvision': str(torchvision.__version__),
+        'numpy': np.__version__,
+        'system': platform.platform(),
+        'threads': str(torch.get_num_threads()),
+        'cpus': str(os.cpu_count()),
+    }
+
+
+def _reason(error: RuntimeError) -> int:
+    import errno
+
+    cause = error.__cause__ or error.__context__
+    return cause.errno if isinstance(cause, OSError) and cause.errno else errno.EIO

@@ -1,0 +1,203 @@
+"""The epochs: train, validate, save, until the last one or until told to stop."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from lib.errors import UserError
+from lib.runtime.log import LOGGER
+from lib.trainer.checkpoint import Checkpoint, Place, TrainingSet
+from lib.trainer.run_folder import RunFolder, write_bad_images
+from lib.trainer.step import Learner, Stopped, train_epoch
+
+Validate = Callable[[], dict[str, float]]
+_ALWAYS_PASS = 10
+
+
+@dataclass
+class FitPlan:
+    """How long to train and what to keep.
+
+    Attributes:
+        max_epoch, valid_every, log_every: in epochs, epochs, steps.
+        select_by: which valid metric makes the best model; 'last' keeps the newest.
+        config, recipe, training_set: written into every checkpoint.
+    """
+
+    max_epoch: int
+    valid_every: int
+    log_every: int
+    select_by: str
+    config: str
+    recipe: dict[str, Any]
+    training_set: TrainingSet
+
+
+class BadImages:
+    """Training images that could not be decoded: each is named once; too many end the run.
+
+    Args:
+        name_of: row -> what to call it.
+        num_images: in the training set.
+        max_fraction: share above which the run ends; ten always pass.
+    """
+
+    def __init__(self, folder: RunFolder, name_of: Callable[[int], str], num_images: int, max_fraction: float) -> None:
+        self._folder, self._name_of = folder, name_of
+        self._limit = max(_ALWAYS_PASS, max_fraction * num_images)
+        self._max_fraction = max_fraction
+        self._reasons: dict[str, str] = {}
+
+    def add(self, bad: list[tuple[int, str]]) -> None:
+        """Note (row, reason) pairs.
+
+        Raises:
+            UserError: too many by now.
+        """
+        new = {self._name_of(row): reason for row, reason in bad}
+        for name in new.keys() - self._reasons.keys():
+            LOGGER.warning('%s: %s; another image of its class takes its place', name, new[name])
+        if new.keys() <= self._reasons.keys():
+            return
+        self._reasons.update(new)
+        write_bad_images(self._folder.path, 'train', self._reasons)
+        if len(self._reasons) > self._limit:
+            raise UserError(
+                f'{len(self._reasons)} training images cannot be decoded, more than DATASET.MAX_BAD_FRACTION '
+                f'{self._max_fraction:g} of all; they are listed in {self._folder.path / "bad_images.csv"}'
+            )
+
+
+def fit(
+    learner: Learner,
+    plan: FitPlan,
+    place: Place,
+    folder: RunFolder,
+    validate: Validate,
+    bad_images: BadImages,
+) -> bool:
+    """Train from `place` to the last epoch.
+
+    Args:
+        validate: () -> metrics of the valid split; an empty dict when there is none.
+
+    Returns:
+        True when all epochs are done, False when the user stopped the run (which is saved).
+
+    Raises:
+        UserError: the loss is not finite, or too many images cannot be decoded. Checkpoints stay as they were.
+    """
+    # purge_step: events of epochs that are run again would otherwise be shown twice.
+    writer = SummaryWriter(str(folder.path), purge_step=place.epoch + 1 if place.epoch else None)
+    try:
+        with _interrupts() as should_stop:
+            for epoch in range(place.epoch, plan.max_epoch):
+                trained = train_epoch(
+                    learner,
+                    place,
+                    log_every=plan.log_every,
+                    should_stop=should_stop,
+                    on_bad_images=bad_images.add,
+                )
+                valid = {}
+                if (epoch + 1) % plan.valid_every == 0 or epoch + 1 == plan.max_epoch:
+                    started = time.perf_counter()
+                    valid = validate()
+                    valid = {**valid, 'seconds': time.perf_counter() - started} if valid else {}
+                _finish_epoch(learner, plan, place, folder, {'train': trained, 'valid': valid}, writer)
+                if should_stop() and place.epoch < plan.max_epoch:
+                    raise Stopped
+    except Stopped:
+        folder.save(_checkpoint(learner, plan, place))
+        return False
+    finally:
+        writer.close()
+    return True
+
+
+def _finish_epoch(
+    learner: Learner,
+    plan: FitPlan,
+    place: Place,
+    folder: RunFolder,
+    metrics: dict[str, dict[str, float]],
+    writer: SummaryWriter,
+) -> None:
+    place.epoch += 1
+    place.step, place.loss_sum, place.num_right, place.num_images = 0, 0.0, 0, 0
+    is_best = _is_best(plan.select_by, metrics['valid'], place)
+    for split, values in metrics.items():
+        if values:
+            folder.append({'epoch': place.epoch, 'split': split, **values})
+        for name, value in values.items():
+            writer.add_scalar(f'{split}/{name}', value, place.epoch)
+    folder.save(_checkpoint(learner, plan, place), is_best=is_best, end_of_epoch=True)
+    LOGGER.info('%s%s', _describe(place.epoch, plan.max_epoch, metrics), '  (best)' if is_best else '')
+
+
+def _is_best(select_by: str, valid: dict[str, float], place: Place) -> bool:
+    """Whether the epoch just done is the best so far; noted in `place`. Losses and errors fall, accuracies rise."""
+    if select_by == 'last' or not valid:
+        # Nothing to choose by: the newest is kept as best.
+        better = select_by == 'last' or place.best_result is None
+        result = valid.get('mean_class_error')
+    else:
+        result = valid[select_by]
+        sign = 1 if select_by.startswith('top') else -1
+        better = place.best_result is None or sign * result > sign * place.best_result
+    if better:
+        place.best_result, place.best_epoch = result, place.epoch
+    return better
+
+
+def _checkpoint(learner: Learner, plan: FitPlan, place: Place) -> Checkpoint:
+    return Checkpoint(
+        state_dict=learner.model.state_dict(),
+        config=plan.config,
+        recipe=plan.recipe,
+        place=place,
+        training_set=plan.training_set,
+        optimizer=learner.optimizer.state_dict(),
+    )
+
+
+def _describe(epoch: int, max_epoch: int, metrics: dict[str, dict[str, float]]) -> str:
+    trained, valid = metrics['train'], metrics['valid']
+    text = f'epoch {epoch:3d}/{max_epoch}  lr {trained["lr"]:.2g}  loss {trained["loss"]:.3f}'
+    if valid:
+        text += f'  valid: mean class error {valid["mean_class_error"]:.1%}, top-1 {valid["top1"]:.1%}'
+    return f'{text}  {trained["images_per_second"]:.0f} images/s'
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a wish to stop after the step under way; the second one ends at once."""
+    asked = threading.Event()
+
+    def note(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        LOGGER.info('stopping after this step and saving; once more Ctrl-C ends at once, without saving')
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def restore(learner: Learner, checkpoint: Checkpoint) -> Place:
+    """Put a checkpoint's weights and optimiser state into `learner`, and return its place."""
+    learner.model.load_state_dict(checkpoint.state_dict)
+    learner.optimizer.load_state_dict(checkpoint.optimizer)
+    return checkpoint.place

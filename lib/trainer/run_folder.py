@@ -1,0 +1,115 @@
+"""The folder of a run: what lies in it, and how it is kept whole over stops and starts."""
+
+import csv
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lib.runtime.files import replacing, write_text
+from lib.trainer.checkpoint import Checkpoint, write_checkpoint
+
+METRICS, BAD_IMAGES = 'metrics.jsonl', 'bad_images.csv'
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a folder to folder_old, folder_old_2, ... and return its new name. Nothing is deleted."""
+    number = 1
+    while True:
+        aside = folder.with_name(f'{folder.name}_old' + (f'_{number}' if number > 1 else ''))
+        if not aside.exists():
+            folder.rename(aside)
+            return aside
+        number += 1
+
+
+class RunFolder:
+    """Metrics, checkpoints and lists of one run.
+
+    Args:
+        path: the folder; made if needed.
+        save_every: epochs between two epoch_N.pth.
+        keep: how many of those are kept.
+    """
+
+    def __init__(self, path: Path, *, save_every: int = 10, keep: int = 3) -> None:
+        self.path = path
+        self._save_every = save_every
+        self._keep = keep
+        path.mkdir(parents=True, exist_ok=True)
+
+    def write_about(self, config_text: str, environment: dict[str, str]) -> None:
+        """Write the resolved config and the versions that the run depends on."""
+        write_text(self.path / 'config.yaml', config_text)
+        write_text(
+            self.path / 'environment.txt',
+            ''.join(f'{name}: {value}\n' for name, value in environment.items()),
+        )
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return the objects of metrics.jsonl; a last line that a crash cut short is left out."""
+        file = self.path / METRICS
+        if not file.exists():
+            return []
+        entries = []
+        for line in file.read_text(encoding='utf-8').splitlines():
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return entries
+
+    def forget_after(self, epoch: int) -> None:
+        """Drop the metrics of epochs that will be run again."""
+        kept = [entry for entry in self.history() if entry['epoch'] <= epoch]
+        if (self.path / METRICS).exists():
+            write_text(self.path / METRICS, ''.join(json.dumps(entry) + '\n' for entry in kept))
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Add one object to metrics.jsonl."""
+        with open(self.path / METRICS, 'a', encoding='utf-8') as file:
+            file.write(json.dumps(entry) + '\n')
+            file.flush()
+            os.fsync(file.fileno())
+
+    def save(self, checkpoint: Checkpoint, *, is_best: bool = False, end_of_epoch: bool = False) -> None:
+        """Write last.pth, and best_model.pth and epoch_N.pth when it is their turn.
+
+        last.pth comes last: a run that is killed in between goes on from the one before and writes the others again.
+        """
+        epoch = checkpoint.place.epoch
+        names = ['best_model.pth'] * is_best
+        if end_of_epoch and self._keep and epoch % self._save_every == 0:
+            names.append(f'epoch_{epoch}.pth')
+        if not names:
+            write_checkpoint(self.path / 'last.pth', checkpoint)
+            return
+        first, *others = [self.path / name for name in [*names, 'last.pth']]
+        write_checkpoint(first, checkpoint)
+        for other in others:
+            with replacing(other) as temporary:
+                shutil.copyfile(first, temporary)
+        self._remove_old_epochs()
+
+    def _remove_old_epochs(self) -> None:
+        numbered = {int(path.stem[6:]): path for path in self.path.glob('epoch_*.pth') if path.stem[6:].isdigit()}
+        for epoch in sorted(numbered)[: -self._keep or None]:
+            numbered[epoch].unlink()
+
+
+def write_bad_images(folder: Path, split: str, images: dict[str, str]) -> None:
+    """List the images of `split` that could not be decoded, {name: reason}, beside those of other splits."""
+    file = folder / BAD_IMAGES
+    kept = []
+    if file.exists():
+        with open(file, encoding='utf-8', newline='') as lines:
+            kept = [row for row in csv.reader(lines) if len(row) == 3 and row[0] not in (split, 'split')]
+    if not kept and not images:
+        file.unlink(missing_ok=True)
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerows([('split', 'image', 'reason'), *kept, *((split, *item) for item in images.items())])
+    write_text(file, text.getvalue())

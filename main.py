@@ -1,0 +1,31 @@
+"""Train: python main.py [--config FILE [FILE ...]] [--SECTION_KEY VALUE ...]"""
+
+import sys
+
+from lib.build.start import start
+from lib.runtime.entry import run_script
+
+DESCRIPTION = 'Train a product recogniser. `python main.py --config configs/demo.yaml` runs at once.'
+
+
+def main() -> int:
+    cfg = start(sys.argv[1:], program='main.py', description=DESCRIPTION)
+    # torch is imported only now that there is work to do.
+    from lib.build.report import training_report
+    from lib.build.training import prepared_training
+    from lib.runtime.log import LOGGER
+    from lib.trainer.fit import fit
+
+    with prepared_training(cfg) as run:
+        done = fit(run.learner, run.plan, run.place, run.folder, run.validate, run.bad_images)
+        if not done:
+            LOGGER.info('stopped and saved; to go on: add --RESUME_MODEL last (NAME %s)', run.cfg.NAME)
+            return 130
+        report = training_report(run)
+        LOGGER.info('best model: %s', run.folder.path / 'best_model.pth')
+        LOGGER.info('report:     %s', report)
+    return 0
+
+
+if __name__ == '__main__':
+    run_script(main)

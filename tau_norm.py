@@ -1,0 +1,29 @@
+"""Re-balance: python tau_norm.py --RESUME_MODEL ./log/NAME/best_model.pth [--SECTION_KEY VALUE ...]"""
+
+import sys
+
+from lib.build.start import start
+from lib.runtime.entry import run_script
+
+DESCRIPTION = 'Re-balance the classifier of a trained model by tau-normalisation, chosen exactly on the valid split.'
+
+
+def main() -> None:
+    cfg = start(sys.argv[1:], program='tau_norm.py', description=DESCRIPTION, needs_checkpoint=True)
+    # torch is imported only now that there is work to do.
+    from lib.build.rebalance import rebalance
+    from lib.build.trained import load_trained
+    from lib.evaluation.describe import describe_metrics, describe_tau
+    from lib.runtime.log import LOGGER
+
+    result = rebalance(load_trained(cfg))
+    for line in describe_tau(result.tau):
+        LOGGER.info('%s', line)
+    for line in describe_metrics({'before': result.tau['before'], 'after': result.tau['after']}):
+        LOGGER.info('%s', line)
+    for path in result.files:
+        LOGGER.info('wrote %s', path)
+
+
+if __name__ == '__main__':
+    run_script(main)

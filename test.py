@@ -1,0 +1,27 @@
+"""Predict: python test.py --RESUME_MODEL ./log/NAME/best_model.pth [--SECTION_KEY VALUE ...]"""
+
+import sys
+
+from lib.build.start import start
+from lib.runtime.entry import run_script
+
+DESCRIPTION = 'Predict a test split with a trained model: one CSV row an image, metrics where there are labels.'
+
+
+def main() -> None:
+    cfg = start(sys.argv[1:], program='test.py', description=DESCRIPTION, needs_checkpoint=True)
+    # torch is imported only now that there is work to do.
+    from lib.build.prediction import predict
+    from lib.build.trained import load_trained
+    from lib.evaluation.describe import describe_metrics
+    from lib.runtime.log import LOGGER
+
+    predicted = predict(load_trained(cfg))
+    for line in describe_metrics({'test': predicted.metrics}):
+        LOGGER.info('%s', line)
+    for path in predicted.files:
+        LOGGER.info('wrote %s', path)
+
+
+if __name__ == '__main__':
+    run_script(main)

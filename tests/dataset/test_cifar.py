@@ -1,0 +1,89 @@
+import hashlib
+import io
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+
+from lib.dataset.cifar import class_sizes, load_cifar_lt
+from lib.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ('num_images', 'num_classes', 'ratio', 'total'),
+    [(5000, 10, 100, 12_406), (500, 100, 100, 10_847), (5000, 10, 1, 50_000), (500, 100, 1, 50_000)],
+)
+def test_published_totals(num_images, num_classes, ratio, total):
+    sizes = class_sizes(num_images, num_classes, 'exp', ratio)
+    assert sizes.sum() == total
+    assert (sizes[0], sizes[-1]) == (num_images, num_images // ratio)
+    assert (np.diff(sizes) <= 0).all()
+
+
+def test_sizes_against_the_formula():
+    for ratio in (10, 50, 100, 200):
+        expected = [int(5000 * ratio ** (-c / 9) + 1e-6) for c in range(10)]
+        assert class_sizes(5000, 10, 'exp', ratio).tolist() == expected
+    assert class_sizes(500, 5, 'step', 100).tolist() == [500, 500, 5, 5, 5]
+    assert class_sizes(5, 4, 'exp', 1000).min() == 1
+
+
+@pytest.fixture
+def small_cifar(tmp_path, monkeypatch):
+    """CIFAR-10 in its own file form with 200 images, 20 a class, and checksums to match, as an archive."""
+    from torchvision import datasets
+
+    random = np.random.default_rng(0)
+    files = {}
+    for name in [f'data_batch_{number}' for number in range(1, 6)] + ['test_batch']:
+        labels = random.permutation(np.repeat(np.arange(10), 4)).tolist()
+        data = random.integers(0, 256, (40, 3072), dtype=np.uint8)
+        data[:, 0] = labels  # red of the first pixel tells the class
+        files[name] = pickle.dumps({'data': data, 'labels': labels})
+    files['batches.meta'] = pickle.dumps({'label_names': [f'class {number}' for number in range(10)]})
+    with tarfile.open(tmp_path / 'cifar-10-python.tar.gz', 'w:gz') as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f'cifar-10-batches-py/{name}')
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    sums = {name: hashlib.md5(content, usedforsecurity=False).hexdigest() for name, content in files.items()}
+    train = [[name, sums[name]] for name in files if name.startswith('data')]
+    monkeypatch.setattr(datasets.CIFAR10, 'train_list', train)
+    monkeypatch.setattr(datasets.CIFAR10, 'test_list', [['test_batch', sums['test_batch']]])
+    meta = datasets.CIFAR10.meta | {'md5': sums['batches.meta']}
+    monkeypatch.setattr(datasets.CIFAR10, 'meta', meta)
+    return tmp_path
+
+
+def load(root, seed=0, kind='exp', ratio=10.0):
+    return load_cifar_lt(root, 'cifar10_lt', imbalance_type=kind, imbalance_ratio=ratio, seed=seed)
+
+
+@pytest.mark.parametrize('kind', ['exp', 'step'])
+def test_reader_on_an_archive_of_the_right_form(small_cifar, kind):
+    images, labels, valid_images, valid_labels, names = load(small_cifar, kind=kind)
+    assert np.bincount(labels).tolist() == class_sizes(20, 10, kind, 10).tolist()
+    assert images.shape == (len(labels), 32, 32, 3)
+    assert images.dtype == valid_images.dtype == np.uint8
+    assert labels.dtype == valid_labels.dtype == np.int32
+    assert (images[:, 0, 0, 0] == labels).all()
+    assert (valid_images[:, 0, 0, 0] == valid_labels).all()
+    assert np.bincount(valid_labels).tolist() == [4] * 10
+    assert names[3] == 'class 3'
+
+
+def test_the_seed_chooses_the_images(small_cifar):
+    first, again, other = (load(small_cifar, seed=seed)[0] for seed in (0, 0, 1))
+    assert (first == again).all()
+    assert not (first == other).all()
+
+
+def test_missing_and_damaged_files_say_where_to_get_them(small_cifar, tmp_path):
+    with pytest.raises(UserError, match=r'is not there; put https://.*cifar-10-python.tar.gz into'):
+        load(tmp_path / 'elsewhere')
+    load(small_cifar)
+    batch = small_cifar / 'cifar-10-batches-py' / 'data_batch_2'
+    batch.write_bytes(batch.read_bytes()[:-1])
+    with pytest.raises(UserError, match='is damaged or incomplete'):
+        load(small_cifar)

@@ -1,0 +1,259 @@
+import math
+import os
+import pickle
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+from torchvision import transforms as tv
+from torchvision.transforms import InterpolationMode, functional
+
+from lib.dataset import transforms
+from lib.dataset.images import FileImages
+from lib.dataset.transforms import PadCrop, RandomResizedCrop, ResizeCenterCrop
+
+SIZES = [(1, 1), (2, 1), (1, 3), (7, 5), (32, 32), (111, 113), (112, 112), (129, 128), (348, 261), (20, 600)]
+
+
+def noise_image(width, height, seed=0):
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def torchvision_center_crop(image, size, short_side):
+    resized = functional.resize(image, short_side, InterpolationMode.BILINEAR)
+    return np.asarray(functional.center_crop(resized, size))
+
+
+def assert_form(array, size):
+    assert isinstance(array, np.ndarray)
+    assert array.dtype == np.uint8
+    assert array.shape == (size, size, 3)
+    assert array.flags.c_contiguous
+    assert array.flags.writeable
+
+
+@pytest.mark.parametrize('width_height', SIZES, ids=str)
+@pytest.mark.parametrize('size', [1, 32, 112])
+def test_random_resized_crop_equals_torchvision_for_its_box(width_height, size):
+    image = noise_image(*width_height)
+    transform = RandomResizedCrop(size, flip_probability=0.5)
+    for seed in range(20):
+        result = transform(image, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        left, top, right, bottom = transform.box(*image.size, rng)
+        expected = functional.resized_crop(image, top, left, bottom - top, right - left, [size, size])
+        if rng.random() < 0.5:
+            expected = functional.hflip(expected)
+        assert_form(result, size)
+        assert np.array_equal(result, np.asarray(expected)), f'seed {seed}'
+
+
+@pytest.mark.parametrize('width_height', [(348, 261), (100, 100), (30, 200), (90, 45)], ids=str)
+def test_boxes_are_distributed_as_torchvisions(width_height):
+    image = Image.new('RGB', width_height)
+    transform = RandomResizedCrop(112)
+    rng = np.random.default_rng(1)
+    ours = np.array([transform.box(*image.size, rng) for _ in range(4000)])
+    torch.manual_seed(1)
+    theirs = []
+    for _ in range(4000):
+        top, left, height, width = tv.RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])
+        theirs.append((left, top, left + width, top + height))
+    theirs = np.array(theirs)
+
+    def statistics(boxes):
+        left, top, right, bottom = boxes.T
+        width, height = right - left, bottom - top
+        return {
+            'left': left,
+            'top': top,
+            'width': width,
+            'height': height,
+            'area': width * height,
+            'ratio': width / height,
+            'centre': left + right,
+        }
+
+    our_statistics, their_statistics = statistics(ours), statistics(theirs)
+    for name, values in our_statistics.items():
+        p_value = stats.ks_2samp(values, their_statistics[name]).pvalue
+        assert p_value > 1e-3, f'{name}: p = {p_value}, seed 1'
+
+
+def test_area_is_uniform_and_ratio_log_uniform_where_everything_fits():
+    # Crops this small always fit, so nothing is rejected and the distributions are the drawn ones.
+    transform = RandomResizedCrop(8, scale=(0.1, 0.3), ratio=(0.5, 2.0))
+    rng = np.random.default_rng(2)
+    boxes = np.array([transform.box(4000, 4000, rng) for _ in range(4000)], dtype=np.float64)
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    area = stats.kstest(width * height / 16e6, stats.uniform(0.1, 0.2).cdf).pvalue
+    ratio = stats.kstest(np.log(width / height), stats.uniform(-math.log(2), 2 * math.log(2)).cdf).pvalue
+    assert min(area, ratio) > 1e-3, 'seed 2'
+
+
+@pytest.mark.parametrize('width_height', [(1000, 10), (10, 1000), (1, 700), (700, 1), (50, 50)], ids=str)
+def test_the_fallback_is_torchvisions(width_height):
+    # Ten impossible draws (area above the image's) lead to the central crop.
+    image = Image.new('RGB', width_height)
+    scale, ratio = (2.0, 2.0), (3 / 4, 4 / 3)
+    top, left, height, width = tv.RandomResizedCrop.get_params(image, scale, ratio)
+    box = RandomResizedCrop(8, scale, ratio).box(*width_height, np.random.default_rng(0))
+    assert box == (left, top, left + width, top + height)
+
+
+def test_flip_probability():
+    image = Image.fromarray(np.tile(np.array([[[0] * 3, [255] * 3]], dtype=np.uint8), (2, 1, 1)))
+    upright = np.asarray(image)
+    rng = np.random.default_rng(3)
+    for make in (
+        lambda p: RandomResizedCrop(2, (1.0, 1.0), (1.0, 1.0), p),
+        lambda p: PadCrop(2, 0, p),
+    ):
+        assert all(np.array_equal(make(0.0)(image, rng), upright) for _ in range(20))
+        assert all(np.array_equal(make(1.0)(image, rng), upright[:, ::-1]) for _ in range(20))
+        flips = sum(not np.array_equal(make(0.3)(image, rng), upright) for _ in range(2000))
+        assert stats.binomtest(flips, 2000, 0.3).pvalue > 1e-3, 'seed 3'
+
+
+@pytest.mark.parametrize('width_height', SIZES, ids=str)
+@pytest.mark.parametrize(
+    ('size', 'crop_ratio', 'short_side'),
+    [(112, 0.875, 128), (32, 1.0, 32), (224, 0.875, 256), (96, 0.9, 106), (33, 1.3, 25), (1, 0.875, 1)],
+)
+def test_resize_center_crop_equals_torchvision(width_height, size, crop_ratio, short_side):
+    image = noise_image(*width_height)
+    result = ResizeCenterCrop(size, crop_ratio)(image)
+    assert_form(result, size)
+    assert np.array_equal(result, torchvision_center_crop(image, size, short_side))
+
+
+@pytest.mark.parametrize('seed', range(60))
+def test_resize_center_crop_of_random_sizes(seed):
+    rng = random.Random(seed)
+    image = noise_image(rng.randint(1, 300), rng.randint(1, 300), seed)
+    size, crop_ratio = rng.randint(1, 150), rng.uniform(0.5, 1.5)
+    short_side = max(1, math.floor(size / crop_ratio))
+    expected = torchvision_center_crop(image, size, short_side)
+    assert np.array_equal(ResizeCenterCrop(size, crop_ratio)(image), expected)
+
+
+@pytest.mark.parametrize('width_height', [(3, 900), (900, 3), (40, 300), (2, 1501)], ids=str)
+@pytest.mark.parametrize(('size', 'crop_ratio'), [(112, 0.875), (50, 1.25)])
+def test_a_strip_resized_in_part_is_what_it_is_as_a_whole(monkeypatch, width_height, size, crop_ratio):
+    image = noise_image(*width_height)
+    whole = ResizeCenterCrop(size, crop_ratio)(image)
+    monkeypatch.setattr(transforms, 'MAX_RESIZED_PIXELS', 0)
+    part = ResizeCenterCrop(size, crop_ratio)(image)
+    assert_form(part, size)
+    assert np.abs(part.astype(int) - whole).max() <= 1
+
+
+def test_an_extreme_strip_needs_no_gigabytes():
+    assert_form(ResizeCenterCrop(224)(Image.new('RGB', (1, 60_000), 'red')), 224)
+    assert_form(ResizeCenterCrop(224)(Image.new('RGB', (60_000, 1), 'red')), 224)
+
+
+def test_pad_crop_equals_torchvision_for_its_offset():
+    image = noise_image(32, 32)
+    padded = np.asarray(functional.pad(image, 4))
+    windows = {
+        flipped[top : top + 32, left : left + 32].tobytes()
+        for flipped in (padded, padded[:, ::-1])
+        for top in range(9)
+        for left in range(9)
+    }
+    transform = PadCrop(32, 4)
+    seen = set()
+    for seed in range(2500):
+        result = transform(image, np.random.default_rng(seed))
+        assert_form(result, 32)
+        assert result.tobytes() in windows, f'seed {seed}'
+        seen.add(result.tobytes())
+    assert seen == windows  # all 162 of them come up
+
+
+def test_pad_crop_offsets_are_uniform():
+    # One white pixel in the middle tells the offset.
+    pixels = np.zeros((9, 9, 3), dtype=np.uint8)
+    pixels[4, 4] = 255
+    image, transform, rng = Image.fromarray(pixels), PadCrop(9, 4, 0.0), np.random.default_rng(4)
+    counts = sum((transform(image, rng)[:, :, 0] // 255).astype(int) for _ in range(8100))
+    assert counts.sum() == 8100
+    assert stats.chisquare(counts.ravel()).pvalue > 1e-3, 'seed 4'
+
+
+def test_pad_crop_resizes_other_images_first():
+    image = noise_image(50, 40)
+    result = PadCrop(32, 0, 0.0)(image, np.random.default_rng(0))
+    assert np.array_equal(result, ResizeCenterCrop(32, 1.0)(image))
+
+
+@pytest.mark.parametrize('transform', [RandomResizedCrop(24), PadCrop(32, 4), ResizeCenterCrop(24)], ids=repr)
+def test_is_a_pure_function_that_pickles(transform):
+    image = noise_image(40, 30)
+    before = image.tobytes()
+    first = transform(image, np.random.default_rng(5))
+    np.random.seed(0)  # noqa: NPY002 (global states must not matter)
+    torch.manual_seed(0)
+    random.seed(0)
+    second = pickle.loads(pickle.dumps(transform))(image, np.random.default_rng(5))
+    assert np.array_equal(first, second)
+    assert image.tobytes() == before
+    with pytest.raises(AttributeError):
+        transform.size = 3
+
+
+@pytest.mark.parametrize('transform', [RandomResizedCrop(8), PadCrop(8)], ids=repr)
+def test_random_transforms_need_a_generator(transform):
+    with pytest.raises(ValueError, match='generator'):
+        transform(noise_image(8, 8))
+
+
+@pytest.mark.parametrize(
+    ('make', 'name'),
+    [
+        (lambda: RandomResizedCrop(0), 'size'),
+        (lambda: RandomResizedCrop(8, scale=(0.0, 1.0)), 'scale'),
+        (lambda: RandomResizedCrop(8, scale=(0.9, 0.1)), 'scale'),
+        (lambda: RandomResizedCrop(8, ratio=(2.0, 1.0)), 'ratio'),
+        (lambda: RandomResizedCrop(8, flip_probability=1.5), 'flip_probability'),
+        (lambda: PadCrop(8, -1), 'padding'),
+        (lambda: ResizeCenterCrop(8, 0.0), 'crop_ratio'),
+        (lambda: ResizeCenterCrop(8, math.nan), 'crop_ratio'),
+    ],
+)
+def test_refuses_bad_parameters(make, name):
+    with pytest.raises(ValueError, match=name):
+        make()
+
+
+def test_worker_imports_stay_light():
+    code = 'import sys, lib.dataset.transforms, lib.dataset.images; print({"torch"} & set(sys.modules))'
+    root = Path(__file__).parents[2]
+    printed = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == 'set()'
+
+
+@pytest.mark.skipif('REAL_PHOTOS' not in os.environ, reason='REAL_PHOTOS names no folder of real photos')
+def test_real_photos_equal_torchvisions_pipeline():
+    root = Path(os.environ['REAL_PHOTOS'])
+    paths = sorted(path for path in root.rglob('*') if path.suffix.lower() in ('.jpg', '.jpeg', '.png'))
+    chosen = [str(path.relative_to(root)) for path in paths[:: max(1, len(paths) // 10)][:10]]
+    assert len(chosen) == 10
+    images = FileImages(chosen, str(root))
+    test_transform, train_transform = ResizeCenterCrop(112), RandomResizedCrop(112, flip_probability=0.0)
+    reference = tv.Compose([tv.Resize(128), tv.CenterCrop(112)])
+    for row, name in enumerate(chosen):
+        photo = Image.open(root / name).convert('RGB')
+        assert np.array_equal(test_transform(images.load(row)), np.asarray(reference(photo))), name
+        left, top, right, bottom = train_transform.box(*photo.size, np.random.default_rng(row))
+        expected = functional.resized_crop(photo, top, left, bottom - top, right - left, [112, 112])
+        result = train_transform(images.load(row), np.random.default_rng(row))
+        assert np.array_equal(result, np.asarray(expected)), name

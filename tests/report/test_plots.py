@@ -1,0 +1,124 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from lib.report.canvas import new_panel, styled
+from lib.report.curves import curve_panels
+from lib.report.error_by_count import MAX_SPOTS, draw_error_by_count
+from lib.report.per_class import class_errors, sampled_error
+from lib.report.plots import plot_curves, plot_error_by_count, plot_tau
+from lib.report.tau_curve import draw_tau
+from tests.report.report_data import full_data, history, tau_curve
+
+
+def test_pictures_are_images_with_repeatable_bytes(tmp_path):
+    data = full_data()
+    for place in 'ab':
+        plot_curves(tmp_path / f'{place}1.png', data.history, best_epoch=3)
+        plot_error_by_count(tmp_path / f'{place}2.png', data.train_counts, data.labels, data.predicted)
+        plot_tau(tmp_path / f'{place}3.png', data.tau)
+    for number in '123':
+        first, second = tmp_path / f'a{number}.png', tmp_path / f'b{number}.png'
+        assert first.read_bytes() == second.read_bytes()
+        with Image.open(first) as image:
+            assert min(image.size) > 400
+            assert 'Software' not in image.info
+
+
+def test_nothing_to_draw_leaves_no_file(tmp_path):
+    none = np.zeros(0, np.int64)
+    assert plot_curves(tmp_path / 'a.png', history(1)) is None
+    assert plot_error_by_count(tmp_path / 'b.png', np.array([3, 4]), none, none) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dots_show_in_the_png(tmp_path):
+    labels = np.arange(4)
+    path = plot_error_by_count(tmp_path / 'a.png', np.array([150, 60, 12, 4]), labels, np.array([1, 1, 2, 3]))
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert('RGB')).astype(int).reshape(-1, 3)
+    red, green, blue = pixels.T
+    assert ((red - blue > 60) & (red - green > 20)).sum() > 100  # dots of the few classes, on white
+
+
+def test_a_resumed_epoch_counts_once():
+    entries = [*history(3), {'epoch': 2, 'split': 'valid', 'loss': 9.0}]
+    loss = curve_panels(entries)[0].series[1]
+    assert loss.label == 'valid'
+    assert loss.epochs.tolist() == [0, 1, 2]
+    assert loss.values[-1] == 9.0
+
+
+def test_accuracies_become_errors():
+    panels = {panel.title: panel for panel in curve_panels(history())}
+    error = {series.label: series.values[0] for series in panels['Error'].series}
+    assert error == pytest.approx({'train top-1': 0.9, 'valid top-1': 0.9, 'valid mean class': 0.9})
+    groups = {series.label: series.values[0] for series in panels['Valid error by class size'].series}
+    assert groups == pytest.approx({'many': 0.45, 'medium': 0.9, 'few': 0.9})
+
+
+@pytest.mark.parametrize(
+    'train_counts',
+    [[5, 5, 5], [0, 1, 2], [1, 50, 10**7], [0, 0, 0]],
+    ids=lambda counts: '-'.join(map(str, counts)),
+)
+def test_any_training_counts_can_be_drawn(tmp_path, train_counts):
+    labels = np.repeat(np.arange(3), 2)
+    path = plot_error_by_count(tmp_path / 'a.png', np.array(train_counts), labels, np.array([0, 1, 1, 1, -1, -1]))
+    assert path.stat().st_size > 1000
+
+
+def test_dots_are_capped():
+    rng = np.random.default_rng(1)
+    labels = np.repeat(np.arange(20_000), 7)
+    predicted = np.where(rng.random(len(labels)) < 0.5, labels, -1)
+    with styled():
+        _, axes = new_panel()
+        num_classes, num_dots = draw_error_by_count(axes, rng.integers(1, 9000, 20_000), labels, predicted)
+    assert num_classes == 20_000
+    assert num_dots <= MAX_SPOTS
+
+
+@pytest.mark.parametrize('metric', ['mean_class_error', 'top1'])
+def test_tau_curve_is_drawn_as_error_on_its_pieces(metric):
+    tau = tau_curve(metric)
+    with styled():
+        _, axes = new_panel()
+        draw_tau(axes, tau)
+    step = next(line for line in axes.get_lines() if line.get_label() == 'tau')
+    x, y = step.get_data(orig=True)
+    for middle, error in zip([0.1, 0.3, 0.7, 1.0, 1.8], [0.4, 0.3, 0.2, 0.25, 0.5], strict=True):
+        assert y[np.searchsorted(x, middle) - 1] == pytest.approx(error)
+    chosen = next(line for line in axes.get_lines() if line.get_label().startswith('chosen'))
+    assert chosen.get_xydata()[0] == pytest.approx([0.75, 0.2])
+
+
+def test_a_long_tau_curve_is_sampled_and_a_flat_one_is_a_line():
+    rng = np.random.default_rng(2)
+    taus = np.sort(rng.uniform(0, 2, 100_000))
+    for curve in ({'tau': taus, 'value': rng.random(100_001)}, {'tau': [], 'value': [0.3]}):
+        with styled():
+            _, axes = new_panel()
+            draw_tau(axes, tau_curve() | {'curve': curve})
+        step = next(line for line in axes.get_lines() if line.get_label() == 'tau')
+        assert 2 <= len(step.get_xdata()) <= 1501
+
+
+def test_class_errors_against_a_loop():
+    rng = np.random.default_rng(4)
+    labels, predicted = rng.integers(0, 5, 60), rng.integers(-1, 5, 60)
+    num_images, num_wrong = class_errors(labels, predicted, 6)
+    for c in range(6):
+        assert num_images[c] == sum(label == c for label in labels)
+        assert num_wrong[c] == sum(a == c and a != b for a, b in zip(labels, predicted, strict=True))
+
+
+def test_sampled_errors():
+    labels, predicted = np.array([0, 0, 0, 0, 2, 2]), np.array([0, 0, 0, 1, 1, -1])
+    mean = sampled_error(labels, predicted, 3)
+    assert mean.error == pytest.approx((1 / 4 + 1) / 2)
+    assert mean.standard_error == pytest.approx(np.sqrt(0.25 * 0.75 / 3) / 2)
+    top1 = sampled_error(labels, predicted, 3, 'top1')
+    assert top1.error == pytest.approx(0.5)
+    assert top1.standard_error == pytest.approx(np.sqrt(0.25 / 6))
+    assert sampled_error(labels[:0], predicted[:0], 3) is None

@@ -1,0 +1,90 @@
+"""tools/convert.py, as a user runs it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.aliproducts import make_aliproducts
+from tools.convert import FORMATS, converters
+
+SCRIPT = Path(__file__).resolve().parents[2] / 'tools' / 'convert.py'
+
+
+def run(*arguments, folder=None):
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+
+
+def test_aliproducts_in_place(tmp_path):
+    make_aliproducts(tmp_path / 'my data', 4, [8, 4, 2, 1], size=8)
+    result = run('aliproducts', 'my data', folder=tmp_path)
+    assert (result.returncode, result.stderr) == (0, '')
+    assert '15 images, 4 of 4 classes, 1 to 8 images a class (imbalance 8.0)' in result.stdout
+    assert (
+        "python main.py --DATASET_ROOT 'my data' --DATASET_TRAIN_JSON 'my data/converted_train.json'" in result.stdout
+    )
+    for split, key, number in (('train', 'fpath', 15), ('val', 'fpath', 8), ('test', 'image_id', 6)):
+        tree = json.loads((tmp_path / 'my data' / f'converted_{split}.json').read_text())
+        entries = tree['images' if split == 'test' else 'annotations']
+        assert len(entries) == number
+        assert all((tmp_path / 'my data' / entry[key]).is_file() for entry in entries)
+    assert len(json.loads((tmp_path / 'my data' / 'classes.json').read_text())['parents']) == 4
+
+
+def test_options_and_another_folder(tmp_path):
+    (tmp_path / 'photos').mkdir()
+    (tmp_path / 'photos' / 'a.jpg').touch()
+    (tmp_path / 'shop.csv').write_text('file;gtin\na.jpg;0042\n')
+    options = ['--path_column', 'file', '--label_column', 'gtin', '--image_root', 'photos']
+    result = run('csv', 'shop.csv', 'out', *options, folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    entry = json.loads((tmp_path / 'out' / 'converted_train.json').read_text())['annotations'][0]
+    assert (tmp_path / 'out' / entry['fpath']).is_file()
+    assert json.loads((tmp_path / 'out' / 'classes.json').read_text()) == {'names': ['0042']}
+
+
+def test_help(tmp_path):
+    result = run('--help')
+    assert result.returncode == 0
+    assert all(name in result.stdout for name in FORMATS)
+    assert '--label_column' in run('csv', '--help').stdout
+
+
+def test_formats_are_those_with_a_converter():
+    assert list(FORMATS) == list(converters())
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'part'),
+    [
+        ([], 'required: FORMAT'),
+        (['coco', 'x'], "invalid choice: 'coco' (choose from"),
+        (['list'], 'required: SOURCE'),
+        (['list', 'absent'], 'absent: no such file or folder'),
+        (['list', 'x', '--labels', 'y'], 'unrecognized arguments: --labels y'),
+        (['aliproducts', '.'], 'no train.json in it'),
+        (['list', 'bad.txt'], 'bad.txt:2:'),
+        (['list', 'lost.txt'], "image 'nowhere.jpg' and others are not there"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, arguments, part):
+    (tmp_path / 'bad.txt').write_text('a.jpg 0\nb.jpg\n')
+    (tmp_path / 'lost.txt').write_text('nowhere.jpg 0\n')
+    result = run(*arguments, folder=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith('error: ')
+    assert result.stderr.count('\n') == 1
+    assert part in result.stderr
+    assert result.stdout == ''
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['bad.txt', 'lost.txt']
+
+
+def test_warnings_go_to_standard_error(tmp_path):
+    make_aliproducts(tmp_path, 2, 1, size=8)
+    (tmp_path / 'product_tree.json').write_text('[]')
+    result = run('aliproducts', tmp_path)
+    assert result.returncode == 0
+    assert result.stderr.startswith('warning: ')

@@ -1,0 +1,117 @@
+"""Convert a data set of a known form to this project's annotation files.
+
+python tools/convert.py FORMAT SOURCE [OUT] [--option value]
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lib.errors import UserError
+from lib.runtime.entry import run_script
+
+_SPLITS = {
+    'train': 'training file, where its name does not tell',
+    'val': 'validation file, where its name does not tell',
+    'test': 'test file, where its name does not tell',
+    'image_root': "folder that the file's paths start from (default: SOURCE, or the folder it lies in)",
+}
+_CSV = {
+    'path_column': 'column of image paths (default: path)',
+    'label_column': 'column of labels, any text (default: label)',
+    'split_column': 'column that says train, val or test, if there is one (default: split)',
+    'name_column': 'column of readable class names, if there is one (default: name)',
+}
+# format: what SOURCE is, options
+FORMATS = {
+    'aliproducts': ('folder with train.json, val.json, product_tree.json and the images of AliProducts', {}),
+    'imagefolder': ('folder with train/CLASS/photo.jpg, val/CLASS/..., test/... (classes may be nested)', {}),
+    'list': ('train.txt (or folder with train.txt, val.txt, test.txt), lines "path label"', _SPLITS),
+    'csv': ('CSV file with a header (or folder with train.csv, val.csv, test.csv)', _CSV | _SPLITS),
+    'inat': ('folder with train2018.json, val2018.json, test2018.json of iNaturalist', _SPLITS),
+    'grocery_store': ('checkout of the Grocery Store Dataset, or its folder with classes.csv', {}),
+}
+
+
+def converters() -> dict:
+    """Return format -> function from a source path (and options) to Converted."""
+    # Here, so that --help does not wait for numpy and pyarrow.
+    from lib.dataset.formats.aliproducts import convert_aliproducts
+    from lib.dataset.formats.csv_file import convert_csv
+    from lib.dataset.formats.grocery_store import convert_grocery_store
+    from lib.dataset.formats.image_list import convert_image_list
+    from lib.dataset.formats.imagefolder import convert_image_folder
+    from lib.dataset.formats.inat import convert_inat
+
+    return {
+        'aliproducts': convert_aliproducts,
+        'imagefolder': convert_image_folder,
+        'list': convert_image_list,
+        'csv': convert_csv,
+        'inat': convert_inat,
+        'grocery_store': convert_grocery_store,
+    }
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f'{message}; {self.prog} --help tells what is possible')
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line. Raises UserError."""
+    parser = _Parser(
+        prog='tools/convert.py',
+        description='Write converted_train.json, converted_val.json, converted_test.json (as many as SOURCE '
+        'has splits) and classes.json into OUT.',
+        epilog='FORMAT --help lists the options of a format. '
+        'A folder of class folders needs no conversion: python main.py --DATASET_ROOT my_photos',
+        allow_abbrev=False,
+    )
+    formats = parser.add_subparsers(dest='format', metavar='FORMAT', required=True)
+    for name, (source, options) in FORMATS.items():
+        command = formats.add_parser(name, help=source, description=f'SOURCE: {source}.', allow_abbrev=False)
+        command.add_argument('source', metavar='SOURCE', type=Path)
+        command.add_argument(
+            'out', metavar='OUT', type=Path, nargs='?', help='folder for the result (default: that of SOURCE)'
+        )
+        for option, meaning in options.items():
+            command.add_argument(f'--{option}', metavar=option.rpartition('_')[2].upper(), help=meaning)
+    return parser.parse_args(arguments)
+
+
+def convert(format_name: str, source: Path, out: Path, **options: str) -> dict[str, Path]:
+    """Convert `source` into `out`, say what was written, and return split -> file."""
+    from lib.dataset.formats.summary import summary_lines
+    from lib.dataset.formats.write import write_converted
+
+    converted = converters()[format_name](source, **options)
+    paths = write_converted(converted, out)
+    for warning in converted.warnings:
+        print(f'warning: {warning}', file=sys.stderr)
+    print('\n'.join(summary_lines(converted, paths)))
+    return paths
+
+
+def next_command(out: Path, paths: dict[str, Path]) -> str:
+    """Return what to type to train on the result."""
+    keys = {'train': 'TRAIN', 'val': 'VALID', 'test': 'TEST'}
+    files = [f' --DATASET_{keys[split]}_JSON {shlex.quote(str(path))}' for split, path in paths.items()]
+    return f'python main.py --DATASET_ROOT {shlex.quote(str(out))}{"".join(files)}'
+
+
+def main() -> None:
+    """Run the command line."""
+    options = vars(parse(sys.argv[1:]))
+    name, source, out = (options.pop(key) for key in ('format', 'source', 'out'))
+    out = out or (source if source.is_dir() else source.parent)
+    given = {key: value for key, value in options.items() if value is not None}
+    print(f'\nNow train:\n  {next_command(out, convert(name, source, out, **given))}')
+
+
+if __name__ == '__main__':
+    run_script(main)

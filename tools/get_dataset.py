@@ -1,0 +1,138 @@
+"""Bring a public data set into dataset/NAME: unpack or link what the user has, then convert it.
+
+The scripts dataset/get_dataset_NAME.sh call this: python tools/get_dataset.py NAME [DIR]
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import convert
+
+from lib.errors import UserError
+from lib.runtime.entry import run_script
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+GROCERY_STORE_URL = 'https://github.com/marcusklasson/GroceryStoreDataset'
+ALIPRODUCTS_STEPS = """\
+AliProducts (50,030 products, about 3 million photos) cannot be downloaded by a
+script: it lies behind a login at the site of its competition.
+
+1. Read the terms and sign in at
+     https://tianchi.aliyun.com/competition/entrance/231780
+   The data is for the competition and for research; the site has the
+   conditions that bind you.
+2. Download its files and put them, archives as they are or unpacked, into
+     {folder}
+   so that there will be
+     train.json          {{"images": [{{"image_id": ..., "class_id": ...}}, ...]}}
+     val.json            the same
+     product_tree.json   the hierarchy of the classes (optional)
+     train/CLASS_ID/     training images
+     val/CLASS_ID/       validation images
+     test/               test images (optional)
+3. Type this again; or name the folder they are in:
+     sh ./dataset/get_dataset_AiProducts.sh DIR
+
+No data at hand? This runs at once:
+     python main.py --config configs/demo.yaml
+"""
+
+
+def get_aliproducts(folder: Path, given: Path | None) -> int | None:
+    """Unpack or link the official files into `folder` and convert them; without any, tell the steps."""
+    from lib.dataset.gather import find_marked, link_into, unpack_new
+
+    source = folder if given is None else given
+    if given is not None and not given.is_dir():
+        raise UserError(f'{given}: no such folder; name the one that holds the files of AliProducts')
+    folder.mkdir(parents=True, exist_ok=True)
+    unpack_new(source, folder)
+    root = find_marked(folder, ('train.json',)) or find_marked(source, ('train.json',))
+    if root is None:
+        print(ALIPRODUCTS_STEPS.format(folder=source))
+        print(f'error: no train.json in {source}; the steps are above', file=sys.stderr)
+        return 2
+    if not root.resolve().is_relative_to(folder.resolve()):
+        names = ['train.json', 'val.json', 'product_tree.json', 'train', 'val']
+        link_into(root, [*names, *(path.name for path in root.glob('test*'))], folder)
+        root = folder
+    convert.convert('aliproducts', root, folder)
+    print('\nNow train:\n  python main.py')
+    return None
+
+
+def get_grocery_store(folder: Path, given: Path | None) -> None:
+    """Clone, unpack or link the Grocery Store Dataset into `folder` and convert it."""
+    from lib.dataset.formats.grocery_store import MARKS
+    from lib.dataset.gather import find_marked, link_into, unpack_new
+    from lib.dataset.unpack import is_archive
+
+    if given is None:
+        root = find_marked(folder, MARKS) or _clone(folder)
+    elif is_archive(given):
+        unpack_new(given, folder)
+        root = find_marked(folder, MARKS)
+    elif given.is_dir():
+        root = find_marked(given, MARKS)
+    else:
+        raise UserError(f'{given}: neither a folder nor an archive (.tar, .zip) of the Grocery Store Dataset')
+    if root is None:
+        raise UserError(f'{given}: no classes.csv and train.txt of the Grocery Store Dataset in it')
+    if not root.resolve().is_relative_to(folder.resolve()):
+        link_into(root, ['classes.csv', *(f'{name}.txt' for name in _SPLITS), *_SPLITS], folder)
+        root = folder
+    convert.convert('grocery_store', root, folder)
+    print('\nNow train:\n  python main.py --config configs/GroceryStore.yaml')
+
+
+_SPLITS = ('train', 'val', 'test')
+
+
+def _clone(folder: Path) -> Path:
+    """Clone the public repository into `folder`, as a whole or not at all; return the folder of the data."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / 'GroceryStoreDataset'
+    if target.exists():
+        raise UserError(f'{target} is there, but holds no classes.csv and train.txt; move it away and try again')
+    print(f'cloning {GROCERY_STORE_URL} into {target} ...', flush=True)
+    with tempfile.TemporaryDirectory(prefix='.cloning-', dir=folder) as staging:
+        place = Path(staging) / target.name
+        try:
+            command = ['git', 'clone', '--quiet', '--depth', '1', GROCERY_STORE_URL, str(place)]
+            environment = os.environ | {'GIT_TERMINAL_PROMPT': '0'}
+            result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        except FileNotFoundError:
+            raise UserError(f'git is not installed; {_BY_HAND}') from None
+        if result.returncode:
+            reason = (result.stderr.strip().splitlines() or ['no reason given'])[-1]
+            raise UserError(f'git clone {GROCERY_STORE_URL} failed ({reason}); {_BY_HAND}')
+        place.rename(target)
+    return target / 'dataset'
+
+
+_BY_HAND = 'download it another way and type: sh ./dataset/get_dataset_GroceryStore.sh DIR_OR_ARCHIVE'
+_DATASETS = {'AiProducts': get_aliproducts, 'GroceryStore': get_grocery_store}
+
+
+def main() -> int | None:
+    """Run the command line."""
+    name, *rest = sys.argv[1:] or ['']
+    if name not in _DATASETS or len(rest) > 1 or any(argument.startswith('-') for argument in rest):
+        script = f'sh ./dataset/get_dataset_{name if name in _DATASETS else "NAME"}.sh'
+        if rest in (['-h'], ['--help']) and name in _DATASETS:
+            print(f'usage: {script} [DIR]\n\n{_DATASETS[name].__doc__}')
+            return 0
+        raise UserError(f'usage: {script} [DIR], where NAME is one of {", ".join(_DATASETS)}')
+    folder = REPOSITORY / 'dataset' / name
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())  # shorter in all that is said
+    return _DATASETS[name](folder, Path(rest[0]) if rest else None)
+
+
+if __name__ == '__main__':
+    run_script(main)
