@@ -53,8 +53,9 @@ class Split:
         """Return a fingerprint of names and labels: the same for the same set, in the same order."""
         digest = hashlib.sha256(f'{self.num_classes} '.encode())
         digest.update(np.ascontiguousarray(self.labels, np.int32).tobytes())
-        for name in self.names:
-            digest.update(name.as_py().encode('utf-8', 'surrogateescape') + b'\0')
+        # Arrow's own buffers (offsets, then bytes): no Python string an image.
+        for buffer in pa.concat_arrays([self.names]).buffers()[1:]:
+            digest.update(buffer)
         return digest.hexdigest()
 
 

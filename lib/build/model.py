@@ -64,7 +64,7 @@ def model_of(checkpoint: Checkpoint, cfg: CfgNode, device: Device) -> Recognizer
 def finetuned_model(
     checkpoint: Checkpoint, cfg: CfgNode, device: Device, names: Sequence[str]
 ) -> tuple[Recognizer, list[str]]:
-    """Return a recogniser for the classes `names` with a checkpoint's weights, and the names of classes it did not know.
+    """Return a recogniser for the classes `names` with a checkpoint's weights, and the names that are new to it.
 
     Rows of the classifier go by class name; when the checkpoint knows no names, by number.
     """

@@ -1,5 +1,6 @@
 """A whole training run out of a config: data, model, loss, optimiser, and where it starts from."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,8 +50,13 @@ class Training:
     valid_loader: EvalLoader | None
 
     def validate(self) -> dict[str, float]:
-        """Return the metrics of the model as it is; an empty dict without a validation split."""
-        return self.evaluate(self.learner.model).metrics if self.data.valid else {}
+        """Return the metrics of the model as it is, images_per_second and seconds too; {} without a valid split."""
+        if not self.data.valid:
+            return {}
+        started = time.perf_counter()
+        metrics = self.evaluate(self.learner.model).metrics
+        seconds = time.perf_counter() - started
+        return {**metrics, 'images_per_second': len(self.data.valid) / seconds, 'seconds': seconds}
 
     def evaluate(self, model: Recognizer) -> Evaluation:
         """Evaluate a model on the validation split, and list images that could not be decoded."""

@@ -46,7 +46,7 @@ def load_config(
         argv: the command line after the program's name.
         program, description: for ``--help``.
         find_checkpoint_config: (RESUME_MODEL, run folder) -> the YAML text in that checkpoint, '' when it holds
-            none (the original entry's form), None when there is no checkpoint yet. Called only when RESUME_MODEL is set.
+            none (the original entry's form), None when there is no checkpoint yet. Called if RESUME_MODEL is set.
 
     Raises:
         UserError: any mistake in files, options, or their combination.

@@ -2,7 +2,6 @@
 
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,9 +106,7 @@ def fit(
                 )
                 valid = {}
                 if (epoch + 1) % plan.valid_every == 0 or epoch + 1 == plan.max_epoch:
-                    started = time.perf_counter()
                     valid = validate()
-                    valid = {**valid, 'seconds': time.perf_counter() - started} if valid else {}
                 _finish_epoch(learner, plan, place, folder, {'train': trained, 'valid': valid}, writer)
                 if should_stop() and place.epoch < plan.max_epoch:
                     raise Stopped

@@ -1,4 +1,4 @@
-"""What RESUME_MODEL means for a run: a new one, the same one going on, or fine-tuning. Nothing is overwritten silently."""
+"""What RESUME_MODEL means for a run: a new one, the same one going on, or fine-tuning. Nothing is lost silently."""
 
 from dataclasses import dataclass
 from pathlib import Path

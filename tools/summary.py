@@ -1,0 +1,22 @@
+"""Show a run: python tools/summary.py [--config FILE [FILE ...]] [--NAME RUN] [--SECTION_KEY VALUE ...]"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lib.build.start import start
+from lib.runtime.entry import run_script
+
+DESCRIPTION = 'Print the figures of a run, its predictions and its re-balancing in one table.'
+
+
+def main() -> None:
+    cfg = start(sys.argv[1:], program='tools/summary.py', description=DESCRIPTION)
+    from lib.build.summary import summarize
+
+    print('\n'.join(summarize(cfg)))
+
+
+if __name__ == '__main__':
+    run_script(main)
