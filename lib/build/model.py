@@ -68,7 +68,8 @@ def finetuned_model(
 
     Rows of the classifier go by class name; when the checkpoint knows no names, by number.
     """
-    trained_names = class_names(checkpoint)
+    numbered = [names[row] if row < len(names) else '' for row in range(checkpoint.num_classes)]
+    trained_names = (checkpoint.training_set.class_names if checkpoint.training_set else []) or numbered
     model = new_model(cfg, len(names), device, pretrained=False)
     prefix = 'classifier.'
     trained = {

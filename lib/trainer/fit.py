@@ -12,7 +12,7 @@ from tensorboardX import SummaryWriter
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
 from lib.trainer.checkpoint import Checkpoint, Place, TrainingSet
-from lib.trainer.run_folder import RunFolder, write_bad_images
+from lib.trainer.run_folder import RunFolder, read_bad_images, write_bad_images
 from lib.trainer.step import Learner, Stopped, train_epoch
 
 Validate = Callable[[], dict[str, float]]
@@ -51,7 +51,8 @@ class BadImages:
         self._folder, self._name_of = folder, name_of
         self._limit = max(_ALWAYS_PASS, max_fraction * num_images)
         self._max_fraction = max_fraction
-        self._reasons: dict[str, str] = {}
+        # A run that goes on knows what it found before.
+        self._reasons = read_bad_images(folder.path).get('train', {})
 
     def add(self, bad: list[tuple[int, str]]) -> None:
         """Note (row, reason) pairs.

@@ -87,6 +87,9 @@ def _start_from_last(wanted: Wanted) -> Start:
 
 
 def _start_from_path(wanted: Wanted, checkpoint: Checkpoint, used: bool, set_aside: bool) -> Start:
+    inside = checkpoint.path.resolve().parent == wanted.folder.resolve()
+    if inside and wanted.overwrite:
+        raise UserError(f'OVERWRITE True would put aside {wanted.folder}, which holds RESUME_MODEL {checkpoint.path}')
     obstacle = _cannot_continue(wanted, checkpoint)
     if wanted.resume_mode == 'continue' and obstacle:
         raise UserError(f'RESUME_MODE continue is not possible from {checkpoint.path}: {obstacle}')
@@ -94,9 +97,6 @@ def _start_from_path(wanted: Wanted, checkpoint: Checkpoint, used: bool, set_asi
         folder = _free_folder(wanted.folder) if used else wanted.folder
         reason = f'fine-tuning from {checkpoint.path} into {folder}: {obstacle or "RESUME_MODE finetune"}'
         return Start('finetune', folder, checkpoint, reason, set_aside)
-    inside = checkpoint.path.resolve().parent == wanted.folder.resolve()
-    if inside and wanted.overwrite:
-        raise UserError(f'OVERWRITE True would put aside {wanted.folder}, which holds RESUME_MODEL {checkpoint.path}')
     if used and not inside:
         raise UserError(
             f'{checkpoint.path} could go on in {wanted.folder}, but that holds the checkpoints of another run: '

@@ -9,13 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from lib.runtime.files import replacing, write_text
+from lib.runtime.lock import locked
 from lib.trainer.checkpoint import Checkpoint, write_checkpoint
 
 METRICS, BAD_IMAGES = 'metrics.jsonl', 'bad_images.csv'
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a folder to folder_old, folder_old_2, ... and return its new name. Nothing is deleted."""
+    """Rename a folder to folder_old, folder_old_2, ... and return its new name. Nothing is deleted.
+
+    Raises:
+        UserError: a run is writing into it.
+    """
+    with locked(folder):
+        pass  # nobody holds it; Windows could not rename it while we do
     number = 1
     while True:
         aside = folder.with_name(f'{folder.name}_old' + (f'_{number}' if number > 1 else ''))
@@ -99,17 +106,25 @@ class RunFolder:
             numbered[epoch].unlink()
 
 
+def read_bad_images(folder: Path) -> dict[str, dict[str, str]]:
+    """Return what bad_images.csv lists: {split: {name: reason}}."""
+    listed: dict[str, dict[str, str]] = {}
+    if (folder / BAD_IMAGES).exists():
+        with open(folder / BAD_IMAGES, encoding='utf-8', newline='') as lines:
+            for row in csv.reader(lines):
+                if len(row) == 3 and row[0] != 'split':
+                    listed.setdefault(row[0], {})[row[1]] = row[2]
+    return listed
+
+
 def write_bad_images(folder: Path, split: str, images: dict[str, str]) -> None:
     """List the images of `split` that could not be decoded, {name: reason}, beside those of other splits."""
-    file = folder / BAD_IMAGES
-    kept = []
-    if file.exists():
-        with open(file, encoding='utf-8', newline='') as lines:
-            kept = [row for row in csv.reader(lines) if len(row) == 3 and row[0] not in (split, 'split')]
-    if not kept and not images:
-        file.unlink(missing_ok=True)
+    listed = {**read_bad_images(folder), split: images}
+    if not any(listed.values()):
+        (folder / BAD_IMAGES).unlink(missing_ok=True)
         return
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
-    writer.writerows([('split', 'image', 'reason'), *kept, *((split, *item) for item in images.items())])
-    write_text(file, text.getvalue())
+    writer.writerow(('split', 'image', 'reason'))
+    writer.writerows((name, *item) for name, found in listed.items() for item in found.items())
+    write_text(folder / BAD_IMAGES, text.getvalue())
