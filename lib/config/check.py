@@ -11,7 +11,8 @@ def check_values(values: dict[str, Any], levels: dict[str, int]) -> None:
 
     Args:
         values: every key's value.
-        levels: the number of the layer that set it; a higher one was nearer to the user, -1 is the default.
+        levels: the number of the layer that set it; a higher one was nearer to the user, one below 0 is a default or
+            the checkpoint's config, which passed these checks when its run was started.
     """
     _check_unused(values, levels)
     _check_schedule(values)
@@ -40,7 +41,7 @@ def _check_unused(values: dict[str, Any], levels: dict[str, int]) -> None:
     MOMENTUM is fine.
     """
     for name, key in KEYS.items():
-        if key.used_by is None or levels[name] < 0 or values[name] == key.default:
+        if key.used_by is None or levels[name] < 0 or values[name] in (key.default, key.neutral):
             continue
         selector, users = key.used_by
         if values[selector] not in users and levels[name] >= levels[selector]:

@@ -94,7 +94,11 @@ TREE: dict[str, dict[str, Key]] = {
             'FC', 'Linear (FC), or cosine similarity (FCNorm).', choices=('FC', 'FCNorm', 'linear', 'cosine')
         ),
         'COSINE_SCALE': Key(
-            16.0, 'Factor on cosine logits.', low=1e-3, used_by=('MODEL.CLASSIFIER', ('FCNorm', 'cosine'))
+            16.0,
+            'Factor on cosine logits.',
+            low=1e-3,
+            neutral=1.0,
+            used_by=('MODEL.CLASSIFIER', ('FCNorm', 'cosine')),
         ),
         'FREEZE_BACKBONE': Key(False, 'Train the classifier only; BatchNorm statistics stay too.'),
     },

@@ -15,6 +15,7 @@ class Key:
         meaning: one sentence for ``--help``, with the unit where there is one.
         choices: allowed values; empty when any value of the type will do.
         low, high: allowed range of a number (or of each number of a tuple), ends included.
+        neutral: a value that switches the option off, so that it may stand where the method does not use it.
         used_by: (selector key, values of it that use this key); None when always used.
     """
 
@@ -23,6 +24,7 @@ class Key:
     choices: tuple = ()
     low: float | None = None
     high: float | None = None
+    neutral: Any = None
     used_by: tuple[str, tuple[str, ...]] | None = None
 
     def accept(self, name: str, value: Any) -> Any:
@@ -32,7 +34,7 @@ class Key:
         """
         try:
             accepted = _convert(value, self.default)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise UserError(f'{name} is {_shown(value)}, but must be {self.expected()}') from None
         numbers = accepted if isinstance(accepted, tuple) else (accepted,)
         if self.choices and accepted not in self.choices:

@@ -14,6 +14,7 @@ from lib.config.yaml_text import as_node, parse_config_text, read_config_file
 
 _CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 DEFAULT_CONFIG = 'configs/AiProducts.yaml'
+_OWN_PHOTOS = 'configs/own_photos.yaml'
 # What a checkpoint of the original entry, which holds no config, was trained with.
 _ORIGINAL = ('AiProducts.yaml', 'AiProducts_original.yaml')
 _NEVER_FROM_CHECKPOINT = ('LOG_ROOT', 'RESUME_MODEL', 'RESUME_MODE', 'OVERWRITE')
@@ -54,28 +55,29 @@ def load_config(
     files, options = parse_options(argv, program=program, description=description, default_config=DEFAULT_CONFIG)
     notes: list[str] = []
     explicit = [Layer(file, read_config_file(file)) for file in files] + [Layer('the command line', options)]
-    default = [] if files else [_default_layer(options, notes)]
+    default = [] if files else [_default_layer(options)]
     values, _ = _merge(default + explicit)
     checkpoint = _checkpoint_layers(values, find_checkpoint_config, notes)
     layers = (checkpoint or default) + explicit
-    values, levels = _merge(layers)
+    if any(layer.source == _OWN_PHOTOS for layer in layers):
+        notes.append(f'no --config given: {_OWN_PHOTOS} is used, a recipe for a folder of class folders')
+    values, levels = _merge(layers, first_level=-len(checkpoint))
     values['NAME'] = values['NAME'] or Path(values['DATASET.ROOT']).resolve().name
     check_values(values, levels)
     return Loaded(as_node(values), notes)
 
 
-def _default_layer(options: dict[str, Any], notes: list[str]) -> Layer:
+def _default_layer(options: dict[str, Any]) -> Layer:
     """Choose the file that counts when none was given.
 
     The default recipe is for 50,030 classes on several GPUs. Somebody who names only a folder of their own photos
-    is better served by a small one.
+    is better served by a small one, and goes on with RESUME_MODEL last in the run folder that it made.
     """
     root = options.get('DATASET.ROOT', '')
-    others = {'DATASET.TRAIN_JSON', 'DATASET.NAME', 'RESUME_MODEL'} & options.keys()
-    if root and not others and not Path(root, 'converted_train.json').exists():
-        notes.append('no --config given: configs/own_photos.yaml is used, a recipe for a folder of class folders')
-        return Layer('configs/own_photos.yaml', read_config_file(str(_CONFIGS / 'own_photos.yaml')))
-    return Layer(DEFAULT_CONFIG, read_config_file(str(_CONFIGS / Path(DEFAULT_CONFIG).name)))
+    others = {'DATASET.TRAIN_JSON', 'DATASET.NAME'} & options.keys() or options.get('RESUME_MODEL', 'last') != 'last'
+    own = root and not others and not Path(root, 'converted_train.json').exists()
+    source = _OWN_PHOTOS if own else DEFAULT_CONFIG
+    return Layer(source, read_config_file(str(_CONFIGS / Path(source).name)))
 
 
 def _checkpoint_layers(values: dict[str, Any], find: FindCheckpointConfig, notes: list[str]) -> list[Layer]:
@@ -100,11 +102,14 @@ def _checkpoint_layers(values: dict[str, Any], find: FindCheckpointConfig, notes
     return [Layer(f'the config in {resume}', kept)]
 
 
-def _merge(layers: list[Layer]) -> tuple[dict[str, Any], dict[str, int]]:
-    """Return each key's value, and the number of the layer that set it (-1: the default)."""
+def _merge(layers: list[Layer], first_level: int = 0) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return each key's value, and the number of the layer that set it.
+
+    Layers are numbered from `first_level`. Below 0 is what nobody asked for now: defaults, the checkpoint's config.
+    """
     values = {name: key.default for name, key in KEYS.items()}
     levels = dict.fromkeys(KEYS, -1)
-    for level, layer in enumerate(layers):
+    for level, layer in enumerate(layers, first_level):
         values.update(layer.values)
         levels.update(dict.fromkeys(layer.values, level))
     return values, levels

@@ -64,6 +64,7 @@ def parse_options(
     parser.add_argument(
         '--config',
         nargs='+',
+        action='extend',
         default=[],
         metavar='FILE',
         help=f'YAML files, merged left to right (default: {default_config})',

@@ -18,6 +18,8 @@ class _Loader(yaml.SafeLoader):
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
     seen = set()
     for key_node, _ in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, 'a key must be a plain text', key_node.start_mark)
         if key_node.value in seen:
             raise yaml.constructor.ConstructorError(
                 None, None, f'key {key_node.value!r} stands twice', key_node.start_mark
@@ -58,12 +60,17 @@ def parse_config_text(text: str, source: str, unknown: list[str] | None = None) 
         mark = getattr(error, 'problem_mark', None)
         place = f' in line {mark.line + 1}' if mark else ''
         raise UserError(f'{source}: not valid YAML{place}: {getattr(error, "problem", None) or error}') from None
+    except (ValueError, AttributeError, RecursionError) as error:
+        # PyYAML's own constructors let these out: an impossible date, `!!int x`, a thousand brackets.
+        raise UserError(f'{source}: not valid YAML: {error}') from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
         raise UserError(f'{source}: must hold keys such as TRAIN: {{BATCH_SIZE: 32}}, found {type(tree).__name__}')
     values = {}
     for name, value in _flatten(tree, source):
+        if name in values:
+            raise UserError(f'{source}: {name} stands twice')
         if name in KEYS:
             values[name] = KEYS[name].accept(f'{source}: {name}', value)
         elif unknown is None:

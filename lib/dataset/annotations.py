@@ -12,6 +12,7 @@ import pyarrow as pa
 from lib.errors import UserError
 
 _SHOWN = 10
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _FORM = '{"annotations": [{"category_id": 0, "fpath": "..."}, ...], "num_classes": 3}'
 
 
@@ -69,9 +70,9 @@ def read_annotations(path: str | Path) -> Annotations:
     data = _read(path)
     try:
         file = msgspec.json.decode(data, type=_AnnotationFile)
-    except msgspec.DecodeError:
+        labels = np.fromiter((entry.category_id for entry in file.annotations), np.int64, len(file.annotations))
+    except (*_NOT_JSON, OverflowError):
         raise UserError(_faults(path, _parse(path, data))) from None
-    labels = np.fromiter((entry.category_id for entry in file.annotations), np.int64, len(file.annotations))
     if file.num_classes < 1 or not len(labels) or labels.min() < 0 or labels.max() >= file.num_classes:
         raise UserError(_faults(path, msgspec.json.decode(data)))
     paths = pa.array((entry.fpath for entry in file.annotations), pa.large_string())
@@ -115,14 +116,20 @@ def read_classes(path: str | Path, num_classes: int) -> ClassNames | None:
         return None
     tree = _parse(path, _read(path))
     names = tree.get('names') if isinstance(tree, dict) else None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not _is_list_of_texts(names):
         raise UserError(f'{path}: must be {{"names": ["...", ...]}}, one text a class')
     if len(names) != num_classes:
         raise UserError(f'{path}: has {len(names)} names, but the annotations have num_classes {num_classes}')
     parents = tree.get('parents') or []
+    if not isinstance(parents, list) or not all(_is_list_of_texts(ancestors) for ancestors in parents):
+        raise UserError(f'{path}: parents must be [["Fruit", "Apple"], ...], one list of texts a class')
     if parents and len(parents) != num_classes:
         raise UserError(f'{path}: has {len(parents)} parents for {num_classes} names')
     return ClassNames(names, parents)
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def _read(path: str | Path) -> bytes:
@@ -137,7 +144,7 @@ def _read(path: str | Path) -> bytes:
 def _parse(path: str | Path, data: bytes) -> Any:
     try:
         return msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _NOT_JSON as error:
         raise UserError(f'{path}: not valid JSON ({error}; {len(data)} bytes)') from None
 
 

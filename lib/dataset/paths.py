@@ -32,11 +32,11 @@ def settle_paths(paths: pa.LargeStringArray, root: str, source: str) -> tuple[pa
     if any(os.path.exists(path) for path in absolute):
         return paths, f'{source}: absolute paths are taken as they are'
     for depth in range(_MAX_DEPTH):
-        if any(os.path.exists(os.path.join(root, _without_folders(path, depth))) for path in absolute):
-            example = os.path.join(root, _without_folders(absolute[0], depth))
+        tried = _without_folders(pa.array(absolute, pa.large_string()), depth).to_pylist()
+        if any(os.path.exists(os.path.join(root, path)) for path in tried):
+            example = os.path.join(root, tried[0])
             note = f'{source}: absolute paths of another machine are read under {root}: {absolute[0]} -> {example}'
-            pattern = _pattern(depth)
-            return pc.replace_substring_regex(paths, pattern=pattern, replacement=''), note
+            return _without_folders(paths, depth), note
     raise UserError(_missing(absolute[0], absolute[0], source))
 
 
@@ -46,12 +46,14 @@ def _is_absolute(path: str) -> bool:
 
 def _pattern(depth: int) -> str:
     """Return the expression that takes the root and `depth` folders off an absolute path, and leaves others alone."""
-    return r'^(?:[A-Za-z]:)?[/\\](?:[^/\\]+[/\\]){' + str(depth) + '}'
+    return r'^(?:[A-Za-z]:)?[/\\]+(?:[^/\\]+[/\\]+){' + str(depth) + '}'
 
 
-def _without_folders(path: str, depth: int) -> str:
-    # By the very expression, in the very library, that will treat the whole column.
-    return pc.replace_substring_regex(pa.scalar(path), pattern=_pattern(depth), replacement='').as_py().lstrip('/\\')
+def _without_folders(paths: pa.LargeStringArray, depth: int) -> pa.LargeStringArray:
+    """Return the paths with `depth` folders taken off absolute ones; those of Windows get this system's separators."""
+    windows = pc.match_substring_regex(paths, r'^(?:[A-Za-z]:[/\\]|\\\\)')
+    shorter = pc.replace_substring_regex(paths, pattern=_pattern(depth), replacement='')
+    return pc.if_else(windows, pc.replace_substring(shorter, '\\', os.sep), shorter)
 
 
 def _missing(written: str, tried: str, source: str) -> str:

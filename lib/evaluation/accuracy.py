@@ -73,7 +73,9 @@ class ClassCounts:
             row.index_add_(0, target, weight.to(torch.int64))
         counted = known & readable
         losses = torch.nn.functional.cross_entropy(logits, target, reduction='none')
-        self._losses.append(torch.stack([(losses * counted).sum(), counted.sum().to(losses.dtype)]))
+        # Not a product with the mask: what is not counted may be infinite, and 0 times that is NaN.
+        losses = losses.where(counted, 0.0)
+        self._losses.append(torch.stack([losses.sum(), counted.sum().to(losses.dtype)]))
         return predicted
 
     def metrics(self, train_counts: np.ndarray) -> dict[str, float]:

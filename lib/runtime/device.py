@@ -55,8 +55,9 @@ def pick_device(name: str = 'auto', precision: str = 'auto') -> Device:
 
 
 def _resolve(name: str) -> tuple[torch.device, tuple[int, ...]]:
-    kind, _, number = name.partition(':')
-    if kind not in ('cpu', 'mps', 'cuda') or (number and not (kind == 'cuda' and number.isdigit())):
+    kind, colon, number = name.partition(':')
+    numbered = kind == 'cuda' and number.isascii() and number.isdigit()
+    if kind not in ('cpu', 'mps', 'cuda') or (colon and not numbered):
         raise UserError(f"RUN.DEVICE is {name!r}, but must be 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'")
     if kind == 'mps' and not torch.backends.mps.is_available():
         raise UserError('RUN.DEVICE is mps, but this machine has none; auto picks what there is')

@@ -1,0 +1,117 @@
+"""Combinations that cannot be meant, and keys that nothing would read."""
+
+import pytest
+
+from lib.config.check import check_values
+from lib.config.defaults import KEYS
+from lib.errors import UserError
+
+UNUSED = {
+    'DATASET.IMBALANCE_RATIO': (10.0, 'DATASET.NAME'),
+    'DATASET.IMBALANCE_TYPE': ('step', 'DATASET.NAME'),
+    'INPUT.PADDING': (8, 'INPUT.TRAIN_TRANSFORM'),
+    'MODEL.COSINE_SCALE': (8.0, 'MODEL.CLASSIFIER'),
+    'LOSS.GAMMA': (1.0, 'LOSS.TYPE'),
+    'OPTIMIZER.BETAS': ((0.8, 0.9), 'OPTIMIZER.TYPE'),
+    'SCHEDULE.FINAL_LR': (0.1, 'SCHEDULE.TYPE'),
+    'SCHEDULE.DIV_FACTOR': (2.0, 'SCHEDULE.TYPE'),
+}
+
+
+def check(values=None, levels=None):
+    """Check the defaults with `values`, which come from layer 0 unless `levels` tells another one."""
+    values = values or {}
+    check_values(
+        {**{name: key.default for name, key in KEYS.items()}, 'NAME': 'x', **values},
+        {**dict.fromkeys(KEYS, -1), **dict.fromkeys(values, 0), **(levels or {})},
+    )
+
+
+def refused(values, levels=None):
+    with pytest.raises(UserError) as caught:
+        check(values, levels)
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+def test_defaults_pass():
+    check()
+
+
+@pytest.mark.parametrize('name', UNUSED)
+def test_a_key_that_the_method_does_not_use(name):
+    value, selector = UNUSED[name]
+    message = refused({name: value})
+    assert message.startswith(f'{name} is {value}, but {selector} {KEYS[selector].default} does not use it')
+    # The message names who would use it; with one of those, it passes.
+    for user in KEYS[name].used_by[1]:
+        assert user in message
+        check({selector: user, name: value})
+
+
+def test_it_is_a_mistake_only_if_set_no_earlier_than_the_method():
+    values = {'LOSS.TYPE': 'cross_entropy', 'LOSS.GAMMA': 1.0}
+    check(values, {'LOSS.TYPE': 1, 'LOSS.GAMMA': 0})  # the method was changed over a recipe
+    refused(values, {'LOSS.TYPE': 0, 'LOSS.GAMMA': 0})
+    refused(values, {'LOSS.TYPE': 0, 'LOSS.GAMMA': 1})
+    refused(values, {'LOSS.TYPE': -1, 'LOSS.GAMMA': 0})
+    check(values, {'LOSS.TYPE': -1, 'LOSS.GAMMA': -1})  # both out of a checkpoint
+    check(values, {'LOSS.TYPE': -2, 'LOSS.GAMMA': -1})
+
+
+def test_an_unused_key_at_its_default_is_no_mistake():
+    check({'LOSS.GAMMA': KEYS['LOSS.GAMMA'].default})
+
+
+@pytest.mark.parametrize(
+    ('values', 'words'),
+    [
+        ({'SCHEDULE.WARMUP_EPOCHS': 121.0}, ['SCHEDULE.WARMUP_EPOCHS is 121', 'TRAIN.MAX_EPOCH 120']),
+        ({'TRAIN.MAX_EPOCH': 2, 'SCHEDULE.WARMUP_EPOCHS': 2.5}, ['SCHEDULE.WARMUP_EPOCHS is 2.5']),
+        ({'SCHEDULE.MILESTONE_EPOCHS': (10.0, 5.0)}, ['SCHEDULE.MILESTONE_EPOCHS', 'must rise']),
+        ({'SCHEDULE.MILESTONE_EPOCHS': (5.0, 5.0)}, ['SCHEDULE.MILESTONE_EPOCHS', 'must rise']),
+        ({'SCHEDULE.DECAY_FACTORS': (0.1, 0.1)}, ['SCHEDULE.DECAY_FACTORS has 2', 'each of the 3']),
+        ({'SCHEDULE.DECAY_FACTORS': ()}, ['SCHEDULE.DECAY_FACTORS has 0']),
+        ({'OPTIMIZER.NESTEROV': True, 'OPTIMIZER.MOMENTUM': 0.0}, ['OPTIMIZER.NESTEROV', 'OPTIMIZER.MOMENTUM']),
+        ({'SAMPLER.SWITCH_EPOCH': 3}, ['SAMPLER.SWITCH_EPOCH is 3', 'SAMPLER.SWITCH_TYPE']),
+        ({'INPUT.SCALE': (1.0,)}, ['INPUT.SCALE', 'two numbers']),
+        ({'INPUT.SCALE': (1.0, 0.5)}, ['INPUT.SCALE', 'smaller one first']),
+        ({'INPUT.RATIO': (1.0, 2.0, 3.0)}, ['INPUT.RATIO', 'two numbers']),
+        ({'INPUT.MEAN': (0.5,)}, ['INPUT.MEAN', 'three numbers']),
+        ({'INPUT.STD': ()}, ['INPUT.STD', 'three numbers']),
+        ({'OPTIMIZER.TYPE': 'adam', 'OPTIMIZER.BETAS': (0.9,)}, ['OPTIMIZER.BETAS', 'two numbers']),
+        ({'NAME': ''}, ["NAME is ''"]),
+        ({'NAME': '..'}, ["NAME is '..'"]),
+        ({'NAME': 'a/b'}, ["NAME is 'a/b'", 'one folder']),
+        ({'NAME': 'a\\b'}, ['NAME is', 'one folder']),
+        ({'NAME': 'a\0'}, ['NAME is']),
+        ({'NAME': 'x' * 201}, ['NAME is']),
+    ],
+)
+def test_combinations_that_cannot_be_meant(values, words):
+    message = refused(values)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    'values',
+    [
+        {'SCHEDULE.WARMUP_EPOCHS': 120.0},
+        {'SCHEDULE.MILESTONE_EPOCHS': (), 'SCHEDULE.DECAY_FACTORS': (0.1,)},
+        {'SCHEDULE.DECAY_FACTORS': (0.1, 0.2, 0.3)},
+        {'SCHEDULE.MILESTONE_EPOCHS': (500.0,)},  # a short run of a long recipe never comes there
+        {'OPTIMIZER.MOMENTUM': 0.0},
+        {'OPTIMIZER.NESTEROV': True},
+        {'SAMPLER.SWITCH_TYPE': 'reverse', 'SAMPLER.SWITCH_EPOCH': 0},
+        {'INPUT.SCALE': (1.0, 1.0)},
+        {'NAME': 'a run, ümläut.1'},
+    ],
+)
+def test_what_is_fine(values):
+    check(values)
+
+
+def test_a_schedule_without_milestones_may_leave_them_odd():
+    """A recipe's milestones under --SCHEDULE_TYPE cosine are looked at by nobody."""
+    values = {'SCHEDULE.TYPE': 'cosine', 'SCHEDULE.MILESTONE_EPOCHS': (9.0, 1.0)}
+    check(values, {'SCHEDULE.TYPE': 1})

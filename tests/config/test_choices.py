@@ -1,0 +1,31 @@
+"""The choices in defaults.py, which --help shows without torch, are the names that build's tables know."""
+
+from collections.abc import Collection
+
+import pytest
+
+from lib.build import data, loader, loss, model, optim
+from lib.config.defaults import KEYS
+from lib.optim.optimizer import KINDS
+
+TABLES: dict[str, Collection[str]] = {
+    'DATASET.NAME': data._SOURCES,
+    'INPUT.TRAIN_TRANSFORM': loader.TRAIN_TRANSFORMS,
+    'SAMPLER.TYPE': loader.SAMPLERS,
+    'SAMPLER.SWITCH_TYPE': ['', *loader.SAMPLERS],
+    'MODEL.CLASSIFIER': model.CLASSIFIERS,
+    'LOSS.TYPE': loss.LOSSES,
+    'OPTIMIZER.TYPE': KINDS,
+    'SCHEDULE.TYPE': optim.SCHEDULES,
+}
+
+
+@pytest.mark.parametrize('name', TABLES)
+def test_choices_are_the_tables_names(name):
+    assert set(KEYS[name].choices) == set(TABLES[name])
+    assert len(set(KEYS[name].choices)) == len(KEYS[name].choices)
+
+
+def test_every_method_that_is_chosen_by_name_is_compared_here():
+    by_table = {name for name, key in KEYS.items() if name.endswith('.TYPE') and key.choices}
+    assert by_table <= set(TABLES)

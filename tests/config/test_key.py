@@ -1,0 +1,108 @@
+"""What a key accepts, from the command line (text) and from YAML (what YAML makes of it)."""
+
+import math
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib.config.key import Key, did_you_mean
+from lib.errors import UserError
+
+INT = Key(3, 'A number.', low=-1, high=10)
+FLOAT = Key(0.5, 'A share.', low=0.0, high=1.0)
+FREE = Key(0.1, 'A number.')
+BOOL = Key(False, 'A switch.')
+TEXT = Key('', 'A name.')
+CHOICE = Key('focal', 'A method.', choices=('', 'cross_entropy', 'focal'))
+PAIR = Key((0.5, 1.0), 'Two numbers.', low=0.0, high=2.0)
+INTS = Key((1, 2), 'Whole numbers.')
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'expected'),
+    [
+        (INT, '7', 7), (INT, 7, 7), (INT, 7.0, 7), (INT, ' 7 ', 7), (INT, '-1', -1), (INT, 10, 10),
+        (FLOAT, '1e-4', 1e-4), (FLOAT, 1, 1.0), (FLOAT, '.5', 0.5), (FLOAT, 0, 0.0),
+        (FREE, '-3', -3.0),
+        (BOOL, True, True), (BOOL, 'True', True), (BOOL, 'no', False), (BOOL, '0', False), (BOOL, ' ON ', True),
+        (TEXT, 'x', 'x'), (TEXT, 123, '123'), (TEXT, 1.5, '1.5'), (TEXT, '', ''),
+        (CHOICE, '', ''), (CHOICE, 'cross_entropy', 'cross_entropy'),
+        (PAIR, '0.1,1', (0.1, 1.0)), (PAIR, [0, 1], (0.0, 1.0)), (PAIR, '(0.1, 1)', (0.1, 1.0)),
+        (PAIR, '[0.1,1,]', (0.1, 1.0)), (PAIR, 1, (1.0,)), (PAIR, '', ()), (PAIR, (1, '1e-1'), (1.0, 0.1)),
+        (INTS, '3,4', (3, 4)), (INTS, [5], (5,)),
+    ],
+)  # fmt: skip
+def test_accepted(key, value, expected):
+    found = key.accept('K', value)
+    assert found == expected
+    assert type(found) is type(key.default)
+    if isinstance(found, tuple):
+        assert {type(number) for number in found} <= {type(key.default[0])}
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [
+        (INT, 'x'), (INT, '1.0'), (INT, 1.5), (INT, True), (INT, None), (INT, [1]), (INT, 11), (INT, '-2'), (INT, ''),
+        (INT, float('inf')), (INT, 10**400), (INT, '1e1'),
+        (FLOAT, 'x'), (FLOAT, True), (FLOAT, None), (FLOAT, 1.1), (FLOAT, 'nan'), (FLOAT, '-1e-9'), (FLOAT, {}),
+        (FREE, 'inf'), (FREE, float('nan')), (FREE, 10**400), (FREE, '1e999'),
+        (BOOL, 1), (BOOL, 'maybe'), (BOOL, None), (BOOL, ''), (BOOL, [True]),
+        (TEXT, True), (TEXT, None), (TEXT, ['x']), (TEXT, {'x': 1}),
+        (CHOICE, 'Focal'), (CHOICE, None), (CHOICE, 'x'),
+        (PAIR, '0.1,x'), (PAIR, None), (PAIR, True), (PAIR, [0, 3]), (PAIR, [[0, 1]]), (PAIR, {'a': 1}), (PAIR, [None]),
+        (INTS, '1.5'), (INTS, [1.5]), (INTS, [True]),
+    ],
+)  # fmt: skip
+def test_refused(key, value):
+    with pytest.raises(UserError) as caught:
+        key.accept('FILE: A.KEY', value)
+    message = str(caught.value)
+    assert message.startswith('FILE: A.KEY is ')
+    assert key.expected() in message
+    assert '\n' not in message
+
+
+@pytest.mark.parametrize(
+    ('key', 'words'),
+    [
+        (INT, 'a whole number from -1 to 10'),
+        (FREE, 'a number'),
+        (BOOL, 'True or False'),
+        (TEXT, 'a text'),
+        (CHOICE, "one of '', cross_entropy, focal"),
+        (PAIR, 'numbers separated by commas, such as 0.5,1.0 from 0 to 2'),
+        (INTS, 'whole numbers separated by commas, such as 1,2'),
+        (Key(1, '', low=1), 'a whole number, at least 1'),
+    ],
+)
+def test_what_is_allowed_is_said(key, words):
+    assert key.expected() == words
+
+
+def test_a_near_miss_is_named():
+    with pytest.raises(UserError, match=r'did you mean cross_entropy\?'):
+        CHOICE.accept('LOSS.TYPE', 'Cross_Entropi')
+    assert did_you_mean('zzz', ['cross_entropy']) == ''
+    assert did_you_mean('TYPE', {'type': 1}) == ' (did you mean type?)'
+
+
+def test_yaml_reads_1e_4_as_text_and_the_key_as_a_number():
+    value = yaml.safe_load('1e-4')
+    assert isinstance(value, str)
+    assert FREE.accept('K', value) == 1e-4
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.integers(-(2**62), 2**62))
+def test_any_number_survives_its_text(number, whole):
+    assert math.copysign(1, FREE.accept('K', repr(number))) == math.copysign(1, number)
+    assert FREE.accept('K', repr(number)) == number
+    assert Key(0, '').accept('K', str(whole)) == whole
+
+
+def test_large_seeds_are_exact():
+    assert Key(0, '', low=0, high=2**63 - 1).accept('SEED', str(2**63 - 1)) == 2**63 - 1
+    with pytest.raises(UserError):
+        Key(0, '', low=0, high=2**63 - 1).accept('SEED', 2**63)

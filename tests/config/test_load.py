@@ -1,0 +1,237 @@
+"""Where values come from: defaults < the checkpoint's config < files given explicitly < options."""
+
+from pathlib import Path
+
+import pytest
+
+from lib.config.defaults import KEYS
+from lib.config.load import load_config
+from lib.config.yaml_text import as_text, as_values
+from lib.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+
+
+class Checkpoints:
+    """Answers in place of the reader of checkpoints, and keeps what it was asked for."""
+
+    def __init__(self, text=None):
+        self.text, self.asked = text, []
+
+    def __call__(self, resume_model, folder):
+        self.asked.append((resume_model, folder))
+        return self.text
+
+
+def load(*argv, checkpoint=None):
+    find = checkpoint if isinstance(checkpoint, Checkpoints) else Checkpoints(checkpoint)
+    return load_config([str(word) for word in argv], program='main.py', description='', find_checkpoint_config=find)
+
+
+def cfg_of(*argv, checkpoint=None):
+    return load(*argv, checkpoint=checkpoint).cfg
+
+
+def saved(*argv):
+    """Return the config text that a run started with `argv` leaves in its checkpoints."""
+    return as_text(cfg_of(*argv))
+
+
+@pytest.fixture
+def files(tmp_path):
+    def write(name, text):
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+def test_nothing_given_is_aliproducts():
+    loaded = load()
+    assert loaded.cfg.NAME == 'AiProducts'
+    assert loaded.cfg.DATASET.HEAD_CAP == 250
+    assert loaded.cfg.SAMPLER.SWITCH_EPOCH == 40
+    assert loaded.notes == []
+
+
+def test_each_layer_wins_over_the_one_before(files):
+    a = files('a.yaml', 'SEED: 1\nTRAIN: {BATCH_SIZE: 11, MAX_EPOCH: 61}\nOPTIMIZER: {LR: 0.1}')
+    b = files('b.yaml', 'TRAIN: {BATCH_SIZE: 12}\nOPTIMIZER: {LR: 0.2}')
+    text = 'NAME: old\nSEED: 9\nINPUT: {SIZE: 99}\nTRAIN: {BATCH_SIZE: 9, MAX_EPOCH: 99}\nOPTIMIZER: {LR: 0.9}'
+    argv = ('--config', a, b, '--OPTIMIZER_LR', '0.3', '--RESUME_MODEL', 'x.pth')
+    cfg = cfg_of(*argv, checkpoint=text)
+    assert cfg.OPTIMIZER.LR == 0.3  # option
+    assert cfg.TRAIN.BATCH_SIZE == 12  # the file further right
+    assert (cfg.SEED, cfg.TRAIN.MAX_EPOCH) == (1, 61)  # the file further left
+    assert (cfg.INPUT.SIZE, cfg.NAME) == (99, 'old')  # the checkpoint
+    default = KEYS['TRAIN.LOG_EVERY_STEPS'].default
+    assert default == cfg.TRAIN.LOG_EVERY_STEPS
+
+
+def test_an_option_may_set_a_key_back_to_its_default(files):
+    file = files('a.yaml', 'NAME: x\nTRAIN: {BATCH_SIZE: 11}')
+    assert cfg_of('--config', file, '--TRAIN_BATCH_SIZE', '512').TRAIN.BATCH_SIZE == 512
+
+
+def test_an_explicit_file_replaces_the_default_one(files):
+    cfg = cfg_of('--config', files('a.yaml', 'NAME: x'))
+    assert cfg.DATASET.ROOT == ''
+    assert cfg.DATASET.HEAD_CAP == 0
+
+
+def test_the_default_file_does_not_count_beside_a_checkpoints_config():
+    cfg = cfg_of('--RESUME_MODEL', 'x.pth', checkpoint='NAME: mine')
+    assert (cfg.NAME, cfg.DATASET.HEAD_CAP, cfg.SAMPLER.SWITCH_TYPE) == ('mine', 0, '')
+
+
+def test_the_default_file_counts_where_there_is_no_checkpoint_yet():
+    cfg = cfg_of('--RESUME_MODEL', 'last', checkpoint=Checkpoints(None))
+    assert (cfg.NAME, cfg.DATASET.HEAD_CAP) == ('AiProducts', 250)
+
+
+def test_what_belongs_to_this_call_or_machine_never_comes_from_the_checkpoint():
+    text = saved(
+        '--NAME', 'mine', '--LOG_ROOT', '/elsewhere', '--RUN_DEVICE', 'cuda', '--RUN_NUM_WORKERS', '7',
+        '--RUN_PRECISION', 'bfloat16', '--OVERWRITE', 'True', '--RESUME_MODE', 'finetune', '--SEED', '5',
+    )  # fmt: skip
+    cfg = cfg_of('--RESUME_MODEL', 'x.pth', checkpoint=text)
+    assert (cfg.NAME, cfg.SEED) == ('mine', 5)
+    for name in ('LOG_ROOT', 'OVERWRITE', 'RESUME_MODE', *(key for key in KEYS if key.startswith('RUN.'))):
+        assert as_values(cfg)[name] == KEYS[name].default, name
+    assert cfg.RESUME_MODEL == 'x.pth'
+
+
+def test_name_and_machine_can_be_given_beside_a_checkpoint():
+    argv = ('--RESUME_MODEL', 'x.pth', '--NAME', 'other', '--LOG_ROOT', 'there', '--RUN_DEVICE', 'cpu')
+    cfg = cfg_of(*argv, checkpoint=saved('--NAME', 'mine'))
+    assert (cfg.NAME, cfg.LOG_ROOT, cfg.RUN.DEVICE) == ('other', 'there', 'cpu')
+
+
+def test_where_the_last_checkpoint_is_looked_for(files):
+    file = files('a.yaml', 'NAME: run\nLOG_ROOT: logs')
+    photos = file.parent
+    for argv, folder in (
+        (('--config', file), 'logs/run'),
+        (('--config', file, '--NAME', 'z'), 'logs/z'),
+        ((), 'log/AiProducts'),
+        (('--DATASET_ROOT', photos), f'log/{photos.name}'),
+    ):
+        find = Checkpoints('NAME: run')
+        load(*argv, '--RESUME_MODEL', 'last', checkpoint=find)
+        assert find.asked == [('last', Path(folder))]
+
+
+def test_no_checkpoint_is_looked_for_without_resume_model():
+    find = Checkpoints('NAME: x')
+    load(checkpoint=find)
+    assert find.asked == []
+
+
+def test_a_checkpoint_of_the_original_gets_its_recipe():
+    loaded = load('--RESUME_MODEL', 'old.pth', checkpoint='')
+    assert loaded.cfg.DATASET.COLOR_SPACE == 'BGR'
+    assert loaded.cfg.MODEL.COSINE_SCALE == 1.0
+    assert (loaded.cfg.NAME, loaded.cfg.MODEL.CLASSIFIER) == ('AiProducts', 'FC')
+    assert 'AiProducts_original.yaml' in loaded.notes[0]
+    cosine = load('--RESUME_MODEL', 'old.pth', '--MODEL_CLASSIFIER', 'FCNorm', checkpoint='').cfg
+    assert (cosine.MODEL.CLASSIFIER, cosine.MODEL.COSINE_SCALE) == ('FCNorm', 1.0)
+
+
+def test_explicit_files_are_laid_over_the_originals_recipe(files):
+    cfg = cfg_of('--RESUME_MODEL', 'old.pth', '--config', files('a.yaml', 'NAME: z'), checkpoint='')
+    assert (cfg.NAME, cfg.DATASET.COLOR_SPACE) == ('z', 'BGR')
+
+
+def test_keys_of_another_version_are_left_out_and_named():
+    text = 'NAME: x\nFUTURE: {KEY: 1}\nTRAIN: {NEW_KEY: 2, BATCH_SIZE: 7}'
+    loaded = load('--RESUME_MODEL', 'x.pth', checkpoint=text)
+    assert loaded.cfg.TRAIN.BATCH_SIZE == 7
+    assert loaded.notes == ['x.pth: keys of another version are left out: FUTURE, TRAIN.NEW_KEY']
+
+
+def test_a_checkpoints_config_is_checked_like_a_file():
+    with pytest.raises(UserError, match=r'the config in x.pth: TRAIN.BATCH_SIZE is 0, but must be'):
+        load('--RESUME_MODEL', 'x.pth', checkpoint='TRAIN: {BATCH_SIZE: 0}')
+
+
+def test_what_a_run_saved_can_always_be_resumed():
+    """A higher layer may make keys of a lower one pointless; once saved, both stand in one text."""
+    argv = (
+        '--config', CONFIGS / 'GroceryStore.yaml', '--OPTIMIZER_TYPE', 'adamw', '--LOSS_TYPE', 'focal',
+        '--SCHEDULE_TYPE', 'cosine',
+    )  # fmt: skip
+    before = cfg_of(*argv)
+    assert before.OPTIMIZER.NESTEROV  # the recipe's, of no use to adamw
+    assert before.LOSS.LABEL_SMOOTHING == 0.1
+    again = cfg_of('--RESUME_MODEL', 'x.pth', checkpoint=as_text(before))
+    assert as_values(again) == {**as_values(before), 'RESUME_MODEL': 'x.pth'}
+    # And it can be fine-tuned with another method.
+    assert cfg_of('--RESUME_MODEL', 'x.pth', '--LOSS_TYPE', 'balanced_softmax', checkpoint=as_text(before))
+    with pytest.raises(UserError, match=r'OPTIMIZER.MOMENTUM is 0.5, but OPTIMIZER.TYPE adamw does not use it'):
+        cfg_of('--RESUME_MODEL', 'x.pth', '--OPTIMIZER_MOMENTUM', '0.5', checkpoint=as_text(before))
+
+
+def test_only_a_folder_named_means_own_photos(tmp_path):
+    loaded = load('--DATASET_ROOT', tmp_path)
+    assert (loaded.cfg.MODEL.BACKBONE, loaded.cfg.TRAIN.BATCH_SIZE) == ('resnet18', 32)
+    name = tmp_path.name
+    assert name == loaded.cfg.NAME
+    assert 'configs/own_photos.yaml' in loaded.notes[0]
+    assert name == cfg_of('--DATASET_ROOT', f'{tmp_path}/').NAME
+
+
+@pytest.mark.parametrize(
+    'argv',
+    [
+        ('--DATASET_TRAIN_JSON', 'x.json'),
+        ('--DATASET_NAME', 'cifar10_lt'),
+        ('--RESUME_MODEL', 'x.pth'),
+    ],
+)
+def test_more_than_a_folder_named_means_the_default(tmp_path, argv):
+    loaded = load('--DATASET_ROOT', tmp_path, *argv)
+    assert (loaded.cfg.MODEL.BACKBONE, loaded.notes) == ('resnest50', [])
+
+
+def test_a_folder_with_converted_files_means_the_default(tmp_path):
+    (tmp_path / 'converted_train.json').write_text('{}')
+    assert cfg_of('--DATASET_ROOT', tmp_path).MODEL.BACKBONE == 'resnest50'
+
+
+def test_a_run_on_own_photos_goes_on_where_it_was(tmp_path):
+    argv = ('--DATASET_ROOT', tmp_path, '--RESUME_MODEL', 'last')
+    first = load(*argv, checkpoint=None)  # nothing there yet: it starts
+    assert (first.cfg.NAME, first.cfg.MODEL.BACKBONE, len(first.notes)) == (tmp_path.name, 'resnet18', 1)
+    again = load(*argv, checkpoint=as_text(first.cfg))
+    assert as_values(again.cfg) == as_values(first.cfg)
+    assert again.notes == []
+
+
+def test_the_default_config_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cfg_of().NAME == 'AiProducts'
+
+
+def test_the_config_is_frozen_through_and_through():
+    cfg = cfg_of()
+    for node, name in ((cfg, 'SEED'), (cfg.TRAIN, 'BATCH_SIZE')):
+        with pytest.raises(AttributeError):
+            setattr(node, name, 1)
+    # yacs lets lists be changed after freeze(); there are none.
+    assert not any(isinstance(value, list) for value in as_values(cfg).values())
+
+
+def test_the_command_line_is_not_changed():
+    argv = ['--SEED', '3']
+    load_config(argv, program='main.py', description='', find_checkpoint_config=Checkpoints())
+    assert argv == ['--SEED', '3']
+
+
+@pytest.mark.parametrize('path', sorted(CONFIGS.rglob('*.yaml')), ids=lambda path: path.name)
+def test_every_config_loads(path):
+    if path.parent == CONFIGS and path.stem != 'AiProducts_original':
+        cfg = cfg_of('--config', path)
+        assert cfg.NAME or path.stem == 'own_photos'
+    else:  # laid over a recipe; cosine, since that of the original sets the cosine's scale
+        assert cfg_of('--config', CONFIGS / 'AiProducts.yaml', path)
+    assert path.read_text(encoding='utf-8').startswith('# '), 'a config says what it is'

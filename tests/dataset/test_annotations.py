@@ -1,0 +1,192 @@
+"""Annotation files: what is read, and how faults are told."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lib.dataset.annotations import read_annotations, read_classes, read_test_images
+from lib.errors import UserError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(tree, name='x.json'):
+        path = tmp_path / name
+        path.write_text(tree if isinstance(tree, str) else json.dumps(tree), encoding='utf-8')
+        return path
+
+    return write
+
+
+def entries(*labels, **more):
+    return [{'category_id': label, 'fpath': f'{place}.jpg', **more} for place, label in enumerate(labels)]
+
+
+def refused(read, *args):
+    with pytest.raises(UserError) as caught:
+        read(*args)
+    message = str(caught.value)
+    assert '\n' not in message
+    assert message.startswith(str(args[0]))
+    return message
+
+
+def test_columns(write):
+    path = write({'annotations': entries(2, 0, 2), 'num_classes': 3, 'info': {'any': 'thing'}})
+    found = read_annotations(path)
+    assert found.paths.to_pylist() == ['0.jpg', '1.jpg', '2.jpg']
+    assert found.labels.dtype == np.int32
+    assert found.labels.tolist() == [2, 0, 2]
+    assert (found.num_classes, len(found), found.labelled, found.source) == (3, 3, True, str(path))
+
+
+def test_other_fields_are_ignored(write):
+    path = write({'annotations': entries(0, 1, im_height=3, note=None), 'num_classes': 2})
+    assert read_annotations(path).warnings == []
+
+
+def test_text_is_kept_as_written(write):
+    names = ['a b/ä\u2028.jpg', 'C:\\x.jpg', '日本/1.jpg']
+    tree = {'annotations': [{'category_id': 0, 'fpath': name} for name in names], 'num_classes': 1}
+    assert read_annotations(write(tree)).paths.to_pylist() == names
+
+
+def test_duplicates_and_empty_classes_are_warnings(write):
+    annotations = [{'category_id': 0, 'fpath': 'a'}, {'category_id': 4, 'fpath': 'b'}, {'category_id': 4, 'fpath': 'a'}]
+    found = read_annotations(write({'annotations': annotations, 'num_classes': 6}))
+    duplicates, empty = found.warnings
+    assert '1 entries repeat an earlier fpath: entry 2 (a)' in duplicates
+    assert '4 of 6 classes have no image: 1, 2, 3, 5' in empty
+    assert len(found) == 3
+
+
+def test_warnings_name_the_first_ten(write):
+    annotations = [{'category_id': 0, 'fpath': 'a'}] * 30
+    duplicates, empty = read_annotations(write({'annotations': annotations, 'num_classes': 30})).warnings
+    assert '29 entries repeat' in duplicates
+    assert duplicates.count('entry ') == 10
+    assert duplicates.endswith(', ...')
+    assert empty.endswith('10, ...')
+
+
+@pytest.mark.parametrize(
+    ('tree', 'words'),
+    [
+        ('', ['not valid JSON']),
+        ('{"annotations": [', ['not valid JSON']),
+        ('nonsense', ['not valid JSON']),
+        ('[' * 100_000, ['not valid JSON']),
+        ([], ['must be {"annotations"']),
+        ({'num_classes': 1}, ['must be {"annotations"']),
+        ({'annotations': {}, 'num_classes': 1}, ['must be {"annotations"']),
+        ({'annotations': entries(0)}, ['num_classes is None']),
+        ({'annotations': entries(0), 'num_classes': '1'}, ["num_classes is '1'"]),
+        ({'annotations': entries(0), 'num_classes': 1.5}, ['num_classes is 1.5']),
+        ({'annotations': entries(0), 'num_classes': True}, ['num_classes is True']),
+        ({'annotations': entries(0), 'num_classes': 0}, ['num_classes is 0, but must be a whole number, at least 1']),
+        ({'annotations': [], 'num_classes': 3}, ['lists no images']),
+        ({'annotations': entries(0, 3), 'num_classes': 3}, ['entry 1: category_id is 3, but must be from 0 to 2']),
+        ({'annotations': entries(0, -1), 'num_classes': 3}, ['entry 1: category_id is -1']),
+        ({'annotations': entries(0, 10**30), 'num_classes': 3}, ['entry 1: category_id is 1000']),
+        ({'annotations': entries(0, 2**31), 'num_classes': 3}, ['entry 1: category_id is 2147483648']),
+        ({'annotations': entries(0, '1'), 'num_classes': 3}, ["entry 1: category_id is '1', not a whole number"]),
+        ({'annotations': entries(0, 1.5), 'num_classes': 3}, ['entry 1: category_id is 1.5, not a whole number']),
+        ({'annotations': entries(0, True), 'num_classes': 3}, ['entry 1: category_id is True']),
+        ({'annotations': entries(0, None), 'num_classes': 3}, ['entry 1: category_id is None']),
+        ({'annotations': [{'fpath': 'a'}], 'num_classes': 3}, ['entry 0: category_id is None']),
+        ({'annotations': [{'category_id': 0}], 'num_classes': 3}, ['entry 0 has no fpath']),
+        ({'annotations': [{'category_id': 0, 'fpath': 3}], 'num_classes': 3}, ['entry 0: fpath is 3, not a path']),
+        ({'annotations': [{'category_id': 0, 'fpath': ''}], 'num_classes': 3}, ["entry 0: fpath is '', not a path"]),
+        ({'annotations': [*entries(0), 'x'], 'num_classes': 3}, ["entry 1 is 'x', not an object"]),
+        ({'annotations': [*entries(0), None], 'num_classes': 3}, ['entry 1 is None, not an object']),
+    ],
+    ids=range(27),
+)
+def test_faults(write, tree, words):
+    message = refused(read_annotations, write(tree))
+    assert all(word in message for word in words), message
+
+
+def test_the_first_ten_faults_by_position_then_their_number(write):
+    labels = [0] * 5 + [9] * 13 + [0]
+    message = refused(read_annotations, write({'annotations': entries(*labels), 'num_classes': 3}))
+    assert [f'entry {place}:' in message for place in range(19)] == [5 <= place < 15 for place in range(19)]
+    assert 'and 3 more (13 faulty in all)' in message
+
+
+def test_long_values_are_shortened(write):
+    message = refused(
+        read_annotations, write({'annotations': [{'category_id': 'x' * 999, 'fpath': 'a'}], 'num_classes': 1})
+    )
+    assert len(message) < 300
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    assert 'no such file' in refused(read_annotations, tmp_path / 'none.json')
+    assert 'cannot be read' in refused(read_annotations, tmp_path)
+    (tmp_path / 'latin.json').write_bytes(b'{"annotations": [{"category_id": 0, "fpath": "\xe9"}], "num_classes": 1}')
+    refused(read_annotations, tmp_path / 'latin.json')
+    (tmp_path / 'binary.json').write_bytes(bytes(range(256)))
+    refused(read_annotations, tmp_path / 'binary.json')
+    refused(read_test_images, tmp_path / 'latin.json', 1)
+
+
+def test_a_test_split_of_image_ids(write):
+    found = read_test_images(write({'images': [{'image_id': 'x.jpg'}, {'image_id': 'y.jpg'}]}), 7)
+    assert found.paths.to_pylist() == ['x.jpg', 'y.jpg']
+    assert (found.labels.tolist(), found.num_classes, found.labelled) == ([-1, -1], 7, False)
+
+
+def test_a_test_split_in_the_annotations_form(write):
+    found = read_test_images(write({'annotations': entries(1, 0)}), 2)
+    assert (found.labels.tolist(), found.labelled) == ([1, 0], True)
+    found = read_test_images(write({'annotations': [{'fpath': 'a'}, {'fpath': 'b'}], 'num_classes': 9}), 2)
+    assert (found.labels.tolist(), found.labelled, found.num_classes) == ([-1, -1], False, 2)
+
+
+@pytest.mark.parametrize(
+    ('tree', 'words'),
+    [
+        ({'images': []}, ['lists no images']),
+        ({'images': [{'id': 3}]}, ['entry 0 has no image_id']),
+        ({'images': ['x.jpg']}, ["entry 0 is 'x.jpg', not an object"]),
+        ({'images': 'x'}, ['must be {"images"']),
+        ([], ['must be {"images"']),
+        ('{', ['not valid JSON']),
+        ({'annotations': entries(0, 5)}, ['entry 1: category_id is 5, but must be from 0 to 2']),
+        ({'annotations': [*entries(0), {'fpath': 'a'}]}, ['entry 1: category_id is None']),  # labels: all or none
+    ],
+    ids=range(8),
+)
+def test_faults_of_a_test_split(write, tree, words):
+    message = refused(read_test_images, write(tree), 3)
+    assert all(word in message for word in words), message
+
+
+def test_classes(write, tmp_path):
+    assert read_classes(tmp_path / 'classes.json', 2) is None
+    found = read_classes(write({'names': ['a', 'ü'], 'parents': [['Fruit', 'Apple'], []]}), 2)
+    assert (found.names, found.parents) == (['a', 'ü'], [['Fruit', 'Apple'], []])
+    assert read_classes(write({'names': ['a', 'b']}), 2).parents == []
+    assert read_classes(write({'names': ['a', 'b'], 'parents': None}), 2).parents == []
+
+
+@pytest.mark.parametrize(
+    ('tree', 'words'),
+    [
+        ([], ['must be {"names"']),
+        ({'names': [1, 2]}, ['one text a class']),
+        ({'names': 'ab'}, ['one text a class']),
+        ({'names': ['a']}, ['has 1 names', 'num_classes 2']),
+        ({'names': ['a', 'b'], 'parents': [[]]}, ['has 1 parents for 2 names']),
+        ({'names': ['a', 'b'], 'parents': ['x', 'y']}, ['parents']),
+        ({'names': ['a', 'b'], 'parents': [[1], []]}, ['parents']),
+        ({'names': ['a', 'b'], 'parents': {'a': 1, 'b': 2}}, ['parents']),
+        ('{', ['not valid JSON']),
+    ],
+    ids=range(9),
+)
+def test_faults_of_classes(write, tree, words):
+    message = refused(read_classes, write(tree), 2)
+    assert all(word in message for word in words), message

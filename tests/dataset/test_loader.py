@@ -1,0 +1,268 @@
+"""Batches: the same pixels in the same order whatever the workers, holes and replacements included."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lib.dataset.images import ArrayImages, FileImages
+from lib.dataset.index import ProductIndex
+from lib.dataset.loader import Batch, BatchReader, EvalLoader, Request, TrainLoader
+from lib.dataset.normalize import Normalize
+from lib.dataset.sampler import Sampler, class_balance, instance_balance
+from lib.dataset.transforms import RandomResizedCrop, ResizeCenterCrop
+from lib.errors import UserError
+
+SIZE = 16
+CPU = torch.device('cpu')
+LABELS = np.array([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3], np.int32)
+BAD = (1, 6, 7)  # rows whose files are no images, where a test wants some
+CROP = RandomResizedCrop(SIZE, (0.3, 1.0), (0.75, 4 / 3), 0.5)
+
+
+def png(row: int) -> bytes:
+    pixels = np.random.default_rng(row).integers(0, 256, (24, 20, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, 'PNG')
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with one image a row."""
+    for row in range(len(LABELS)):
+        (tmp_path / f'{row}.png').write_bytes(png(row))
+    return tmp_path
+
+
+@pytest.fixture
+def bad_folder(folder):
+    for row in BAD:
+        (folder / f'{row}.png').write_bytes(b'no image at all')
+    return folder
+
+
+def files(folder: Path) -> FileImages:
+    return FileImages([f'{row}.png' for row in range(len(LABELS))], str(folder))
+
+
+def reader_of(images, on_bad='replace', seed=3, transform=CROP) -> BatchReader:
+    return BatchReader(images, LABELS, transform, SIZE, seed, on_bad, ProductIndex(LABELS, 4))
+
+
+def feed(num_workers=0):
+    return {'device': CPU, 'normalize': Normalize(), 'num_workers': num_workers}
+
+
+def train_loader(images, batch_size=4, num_workers=0, weights=class_balance, seed=3, on_bad='replace') -> TrainLoader:
+    plan = Sampler(weights, ProductIndex(LABELS, 4), seed, max_epoch=5)
+    return TrainLoader(reader_of(images, on_bad, seed), plan, len(LABELS), batch_size, **feed(num_workers))
+
+
+def eval_loader(images, batch_size=4, num_workers=0) -> EvalLoader:
+    reader = BatchReader(images, LABELS, ResizeCenterCrop(SIZE, 0.875), SIZE, 0)
+    return EvalLoader(reader, len(LABELS), batch_size, **feed(num_workers))
+
+
+def same(one: Batch, other: Batch) -> bool:
+    tensors = ('images', 'labels', 'readable', 'rows')
+    return one.bad == other.bad and all(torch.equal(getattr(one, name), getattr(other, name)) for name in tensors)
+
+
+def all_same(one, other) -> bool:
+    one, other = list(one), list(other)
+    return len(one) == len(other) and all(map(same, one, other))
+
+
+def refusal(loader: TrainLoader, epoch: int) -> str:
+    # pytest.raises would keep the traceback, and with it the loader and its workers, until some later test.
+    try:
+        list(loader.batches(epoch))
+    except UserError as error:
+        return str(error)
+    pytest.fail('it was not refused')
+
+
+def test_workers_change_nothing(bad_folder):
+    """One pair of workers goes through epochs, starts in mid-epoch, is left in mid-epoch, and comes back."""
+    images = files(bad_folder)
+    alone, pair = train_loader(images), train_loader(images, num_workers=2)
+    assert all_same(alone.batches(0), pair.batches(0))
+    assert all_same(alone.batches(1, first_step=1), pair.batches(1, first_step=1))
+    next(pair.batches(2))
+    assert all_same(alone.batches(3), pair.batches(3))
+    for row in (0, 2, 3, 4):  # now none of class 0 is left
+        (bad_folder / f'{row}.png').write_bytes(b'')
+    message = refusal(pair, epoch=4)
+    assert 'class 0: none of its 5 training images can be decoded' in message
+    assert '\n' not in message, 'told as it was, without the traceback of a worker'
+
+
+def test_workers_change_nothing_in_evaluation(bad_folder):
+    images = files(bad_folder)
+    assert all_same(eval_loader(images), eval_loader(images, num_workers=2))
+
+
+@pytest.mark.parametrize('first_step', [0, 1, 2, 3])
+def test_an_epoch_may_start_at_any_step(folder, first_step):
+    loader = train_loader(files(folder), batch_size=3)
+    assert loader.steps_per_epoch == 3
+    assert all_same(list(loader.batches(1))[first_step:], loader.batches(1, first_step))
+
+
+def test_batches_are_the_plans_rows_in_order_without_the_rest(folder):
+    loader = train_loader(files(folder), batch_size=4)
+    batches = list(loader.batches(2))
+    assert (loader.steps_per_epoch, len(batches)) == (2, 2)
+    rows = torch.cat([batch.rows for batch in batches])
+    assert rows.tolist() == loader.plan.plan(2)[:8].tolist()
+    assert torch.cat([batch.labels for batch in batches]).tolist() == LABELS[rows].tolist()
+    for batch in batches:
+        assert batch.images.shape == (4, 3, SIZE, SIZE)
+        assert (batch.images.dtype, batch.labels.dtype) == (torch.float32, torch.int64)
+        assert batch.readable.all()
+        assert batch.bad == []
+
+
+@pytest.mark.parametrize('batch_size', [11, 12, 500])
+def test_a_set_smaller_than_a_batch_is_one_batch(folder, batch_size):
+    loader = train_loader(files(folder), batch_size=batch_size, weights=instance_balance)
+    (batch,) = loader.batches(0)
+    assert sorted(batch.rows.tolist()) == list(range(11))
+    assert loader.steps_per_epoch == 1
+
+
+def test_pixels_depend_on_seed_epoch_and_slot_not_on_the_batch(folder):
+    images = files(folder)
+    one = torch.cat([batch.images for batch in train_loader(images, batch_size=2).batches(1)])
+    other = torch.cat([batch.images for batch in train_loader(images, batch_size=5).batches(1)])
+    assert torch.equal(one, other)
+
+
+def test_an_image_drawn_twice_is_cropped_twice(folder):
+    reader = reader_of(files(folder))
+
+    def pixels(epoch, slot, seed=3):
+        return reader_of(files(folder), seed=seed)[Request(epoch, slot, np.array([4]))].images[0]
+
+    twice = reader[Request(0, 0, np.array([4, 4]))].images
+    assert not torch.equal(twice[0], twice[1])
+    assert torch.equal(twice[1], pixels(0, 1))
+    assert not torch.equal(pixels(0, 0), pixels(1, 0))
+    assert not torch.equal(pixels(0, 0), pixels(0, 0, seed=4))
+
+
+def test_arrays_are_read_like_files(folder):
+    array = ArrayImages(np.stack([np.asarray(Image.open(folder / f'{row}.png')) for row in range(len(LABELS))]))
+    assert all_same(train_loader(files(folder)).batches(0), train_loader(array).batches(0))
+
+
+def test_the_replacement_is_another_image_of_the_class_at_the_same_slot(bad_folder):
+    reader = reader_of(files(bad_folder))
+    rows = np.array([1, 6, 1, 5])
+    batch = reader[Request(2, 40, rows)]
+    assert batch.rows.tolist() == rows.tolist()
+    assert batch.labels.tolist() == [0, 1, 0, 1]
+    assert batch.readable.all()
+    assert {row for row, _ in batch.bad} - {7} == {1, 6}
+    for place, label in enumerate((0, 1, 0)):
+        good = [row for row in reader.index.rows_of(label) if row not in BAD]
+        candidates = [reader[Request(2, 40 + place, np.array([row]))].images[0] for row in good]
+        # The crop is the slot's own, so it is that of the good image in its place.
+        assert any(torch.equal(batch.images[place], candidate) for candidate in candidates), place
+
+
+def test_the_replacement_is_a_pure_function_of_seed_epoch_and_slot(bad_folder):
+    images = files(bad_folder)
+
+    def fill(seed, epoch, slot):
+        return reader_of(images, seed=seed, transform=ResizeCenterCrop(SIZE, 1.0))[Request(epoch, slot, np.array([1]))]
+
+    assert same(fill(3, 1, 5), fill(3, 1, 5))
+    seen = {tuple(fill(seed, epoch, slot).images.flatten().tolist())
+            for seed in range(3) for epoch in range(3) for slot in range(3)}  # fmt: skip
+    assert len(seen) == 4, 'each of the four good images takes its turn'
+
+
+def test_every_image_that_was_tried_is_told(bad_folder):
+    """Row 5 is the only good one of its class: for some slot, 7 is tried before it."""
+    reader = reader_of(files(bad_folder))
+    told = [dict(reader[Request(0, slot, np.array([6]))].bad) for slot in range(20)]
+    assert {frozenset(bad) for bad in told} == {frozenset({6}), frozenset({6, 7})}
+    assert all('image' in reason for bad in told for reason in bad.values())
+
+
+def test_capped_images_do_not_stand_in(folder):
+    index = ProductIndex(LABELS, 4, kept=np.array([0, 1, 5, 8, 10]))
+    (folder / '0.png').write_bytes(b'bad')
+    (folder / '1.png').write_bytes(b'bad')
+    reader = BatchReader(files(folder), LABELS, CROP, SIZE, 0, 'replace', index)
+    found = reader[Request(0, 0, np.array([0]))]
+    assert isinstance(found, UserError)
+    assert 'class 0: none of its 2 training images' in str(found)
+
+
+def test_a_class_with_none_left_is_an_error(bad_folder):
+    (bad_folder / '10.png').write_bytes(b'bad')  # the only image of class 3
+    with pytest.raises(UserError) as caught:
+        list(train_loader(files(bad_folder), weights=instance_balance, batch_size=11).batches(0))
+    assert str(bad_folder / '10.png') in str(caught.value)
+    assert 'class 3: none of its 1 training images can be decoded' in str(caught.value)
+
+
+def test_raise_names_the_path_and_the_way_on(bad_folder):
+    loader = train_loader(files(bad_folder), weights=instance_balance, batch_size=11, on_bad='raise')
+    with pytest.raises(UserError) as caught:
+        list(loader.batches(0))
+    assert any(str(bad_folder / f'{row}.png') in str(caught.value) for row in BAD)
+    assert '--DATASET_ON_BAD_IMAGE skip' in str(caught.value)
+
+
+@pytest.mark.parametrize('on_bad', ['replace', 'raise'])
+def test_a_missing_training_image_is_an_error_not_a_bad_image(folder, on_bad):
+    (folder / '4.png').unlink()
+    with pytest.raises(UserError, match=r'4\.png: no such file'):
+        list(train_loader(files(folder), weights=instance_balance, batch_size=11, on_bad=on_bad).batches(0))
+
+
+def test_a_training_image_that_cannot_be_read_is_an_error(folder):
+    (folder / '4.png').unlink()
+    (folder / '4.png').mkdir()
+    with pytest.raises(UserError, match=r'4\.png: cannot be read \(Is a directory\)'):
+        list(train_loader(files(folder), weights=instance_balance, batch_size=11).batches(0))
+
+
+def test_evaluation_marks_holes(bad_folder):
+    (bad_folder / '9.png').unlink()
+    batches = list(eval_loader(files(bad_folder), batch_size=4))
+    assert [len(batch.rows) for batch in batches] == [4, 4, 3]
+    assert torch.cat([batch.rows for batch in batches]).tolist() == list(range(11))
+    assert torch.cat([batch.labels for batch in batches]).tolist() == LABELS.tolist()
+    readable = torch.cat([batch.readable for batch in batches])
+    assert torch.nonzero(~readable).flatten().tolist() == [1, 6, 7, 9]
+    bad = dict(pair for batch in batches for pair in batch.bad)
+    assert sorted(bad) == [1, 6, 7, 9]
+    assert bad[9] == 'no such file'
+    images = torch.cat([batch.images for batch in batches])
+    black = Normalize()(torch.zeros(1, SIZE, SIZE, 3, dtype=torch.uint8))
+    assert all(torch.equal(images[row : row + 1], black) for row in (1, 6, 7, 9))
+    assert torch.isfinite(images).all()
+
+
+@pytest.mark.parametrize(('batch_size', 'batches'), [(1, 11), (5, 3), (11, 1), (100, 1)])
+def test_evaluation_sees_every_row_once_and_again(folder, batch_size, batches):
+    loader = eval_loader(files(folder), batch_size)
+    assert len(loader) == len(list(loader)) == batches
+    assert torch.cat([batch.rows for batch in loader]).tolist() == list(range(11))
+    whole = eval_loader(files(folder), 11)
+    assert torch.equal(torch.cat([batch.images for batch in loader]), next(iter(whole)).images)
+
+
+def test_a_split_without_labels(folder):
+    labels = np.full(len(LABELS), -1, np.int32)
+    reader = BatchReader(files(folder), labels, ResizeCenterCrop(SIZE, 0.875), SIZE, 0)
+    (batch,) = EvalLoader(reader, len(labels), 11, **feed())
+    assert batch.labels.tolist() == [-1] * 11
