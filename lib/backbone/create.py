@@ -104,7 +104,7 @@ def _create_timm(name: str, image_size: int, *, pretrained: bool) -> nn.Module:
     except Exception as error:  # timm, its hub and the network raise many kinds; each ends the run here
         what = 'weights could not be fetched or loaded' if pretrained else f'cannot be built for {image_size} px'
         raise UserError(f"MODEL.BACKBONE '{name}': {what}: {_one_line(error)}") from error
-    width = _measure_width(backbone, name, image_size)
+    width = measure_width(backbone, name, image_size)
     # Some of timm's models end in a wider or narrower layer than their num_features says (head_hidden_size).
     if backbone.num_features != width:
         backbone.num_features = width
@@ -112,14 +112,14 @@ def _create_timm(name: str, image_size: int, *, pretrained: bool) -> nn.Module:
 
 
 @torch.no_grad()
-def _measure_width(backbone: nn.Module, name: str, image_size: int) -> int:
+def measure_width(backbone: nn.Module, name: str, image_size: int, key: str = 'INPUT.SIZE') -> int:
     """Return the width of the features, found by one image: the only answer that holds for all of timm."""
     backbone.eval()
     try:
         features = backbone(torch.zeros(1, 3, image_size, image_size))
     except Exception as error:  # a size that does not divide, a window that does not fit: every model its own kind
         raise UserError(
-            f"MODEL.BACKBONE '{name}' cannot read images of INPUT.SIZE {image_size} px: {_one_line(error)}"
+            f"MODEL.BACKBONE '{name}' cannot read images of {key} {image_size} px: {_one_line(error)}"
         ) from error
     finally:
         backbone.train()

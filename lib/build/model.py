@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from lib.backbone.create import create_backbone, create_timm_pretrained
+from lib.backbone.create import create_backbone, create_timm_pretrained, measure_width
 from lib.backbone.pretrained import load_pretrained
 from lib.classifier.cosine import Cosine
 from lib.classifier.linear import Linear
@@ -42,6 +42,8 @@ def new_model(cfg: CfgNode, num_classes: int, device: Device, *, pretrained: boo
         if source:
             report = load_pretrained(backbone, source)
             LOGGER.log(20 if report.complete else 30, '%s: %s', source, report.summary())
+    if cfg.INPUT.TEST_SIZE:
+        measure_width(backbone, cfg.MODEL.BACKBONE, cfg.INPUT.TEST_SIZE, 'INPUT.TEST_SIZE')
     classifier = CLASSIFIERS[cfg.MODEL.CLASSIFIER](cfg.MODEL, backbone.num_features, num_classes)
     model = Recognizer(backbone, classifier, device.autocast_dtype)
     if cfg.MODEL.FREEZE_BACKBONE:

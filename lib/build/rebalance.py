@@ -47,8 +47,8 @@ def rebalance(trained: Trained) -> Rebalanced:
     )
     images = sweep.finish()
     choice, curve = images.choose(options.SELECT_BY)
-    before = images.metrics(images.before_right, trained.train_counts)
-    after = before if choice.tau is None else images.metrics(images.right_at(choice.tau), trained.train_counts)
+    right = [images.before_right, images.before_right if choice.tau is None else images.right_at(choice.tau)]
+    before, after = (trained.known(images.metrics(part, trained.train_counts)) for part in right)
     tau = tau_report(choice, curve, before, after, note=FLAT_NOTE if images.equal_norms else '')
     if (folder / 'best_model.pth').exists():
         LOGGER.info('the earlier result is kept as %s', set_aside(folder))
@@ -56,7 +56,9 @@ def rebalance(trained: Trained) -> Rebalanced:
         run = RunFolder(folder)
         run.write_about(as_text(trained.cfg), {'device': trained.device.description, **versions()})
         files = [folder / name for name in ('best_model.pth', 'tau.json', 'tau.png', 'report.html')]
-        write_checkpoint(files[0], replace(trained.checkpoint, state_dict=_state(trained, choice.tau), optimizer=None))
+        # With the config it was loaded by: options that an old checkpoint needed need not be given again.
+        changes = {'state_dict': _state(trained, choice.tau), 'config': as_text(trained.cfg), 'optimizer': None}
+        write_checkpoint(files[0], replace(trained.checkpoint, **changes))
         write_json(files[1], tau)
         plot_tau(files[2], tau)
         rebalanced_report(files[3], trained, valid, found, tau)

@@ -1,6 +1,6 @@
 """A trained model out of RESUME_MODEL, with what its checkpoint knows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,11 +59,12 @@ class Trained:
             label=label,
             look_at=look_at,
         )
-        if self.checkpoint.training_set is None:
-            # Without training counts nobody knows which classes are many, medium or few.
-            for group in ('many', 'medium', 'few'):
-                found.metrics.pop(group, None)
-        return found
+        return replace(found, metrics=self.known(found.metrics))
+
+    def known(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Return `metrics` without many, medium and few where no training counts say which classes those are."""
+        groups = () if self.checkpoint.training_set else ('many', 'medium', 'few')
+        return {name: value for name, value in metrics.items() if name not in groups}
 
 
 def load_trained(cfg: CfgNode) -> Trained:

@@ -10,16 +10,19 @@ from typing import NoReturn
 from lib.errors import UserError
 
 _USAGE, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141
-_FULL = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, 'EDQUOT') else {errno.ENOSPC}
-_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+# Windows has no quota.
+_FULL = {errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC)}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
+# A file where a folder is needed, or the other way round.
+_IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 
 
 def run_script(main: Callable[[], int | None]) -> NoReturn:
     """Call `main` and leave the process with its result as the exit code (None is 0).
 
-    2: a UserError, a full disk, a file that may not be touched, a package that is not installed, told in one
-    line `error: ...` on standard error. 130: Ctrl-C. 141: whoever read our output is gone (`... | head`), so
-    nothing is said. Anything else is a bug of ours and keeps its traceback.
+    2: a UserError, a full disk, a file that may not be touched or is in the way, a package that is not installed,
+    told in one line `error: ...` on standard error. 130: Ctrl-C. 141: whoever read our output is gone
+    (`... | head`), so nothing is said. Anything else is a bug of ours and keeps its traceback.
     """
     try:
         code = main()
@@ -64,6 +67,6 @@ def _system_line(error: OSError) -> str | None:
     if error.errno in _FULL:
         where = f' while writing {error.filename}' if error.filename else ''
         return f'no space left on the device{where}; free some and run again, earlier files are as they were'
-    if error.errno in _REFUSED and error.filename:
+    if error.errno in _REFUSED | _IN_THE_WAY and error.filename:
         return f'{error.filename}: {error.strerror.lower()}'
     return None

@@ -21,6 +21,13 @@ class _Console(logging.Handler):
         stream.flush()
 
 
+class _File(logging.FileHandler):
+    """A full disk is the run's error, not a traceback between its lines."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise
+
+
 class _Early(logging.Handler):
     """Keeps what is said before there is a log.txt."""
 
@@ -54,7 +61,7 @@ def start_console() -> None:
 
 def log_to(path: Path) -> None:
     """Send log lines, those said so far included, to the end of the file at `path` too, with the time in front."""
-    handler = logging.FileHandler(path, encoding='utf-8')
+    handler = _File(path, encoding='utf-8')
     handler.setFormatter(_WithLevel('%(asctime)s %(message)s'))
     for record in _EARLY.records:
         handler.handle(record)

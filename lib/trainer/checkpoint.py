@@ -3,6 +3,7 @@
 import os
 import pickle
 import platform
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,11 +118,15 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         'versions': versions(),
     }
     with replacing(path) as temporary:
+        # Into a file of Python's: when torch opens it itself, a full disk is an error without a number.
         try:
-            torch.save(content, temporary)
+            with open(temporary, 'wb') as file:
+                torch.save(content, file)
         except RuntimeError as error:
-            # torch's writer reports a full disk in its own words; the system's are more to the point.
-            raise OSError(_reason(error), f'{path}: {str(error).splitlines()[0]}', str(path)) from error
+            # torch's writer fails in its own words once the system's have been said; those are more to the point.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -135,36 +140,37 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         others = ', '.join(sorted(str(other) for other in path.parent.glob('*.pth'))[:5])
         raise UserError(f'RESUME_MODEL {path}: no such file' + (f'; there are {others}' if others else ''))
     try:
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+        with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # torch remarks on odd pickles; the error below says it all
             content = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
             f'RESUME_MODEL {path}: holds more than tensors, numbers and text, so it is not read (it could run code), '
             'or it is no checkpoint at all'
         ) from None
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        OSError,
-        UnicodeDecodeError,
-        AttributeError,
-        TypeError,
-    ) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f'RESUME_MODEL {path}: cannot be read as a checkpoint ({reason})') from None
-    return _as_checkpoint(content, path)
+    except Exception as error:  # bytes that are no checkpoint make the unpickler fail in every way there is
+        raise _unreadable(path, error) from None
+    try:
+        return _as_checkpoint(content, path)
+    except (KeyError, TypeError, AttributeError) as error:  # the keys of our files, but not what ours hold
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    reason = (str(error).splitlines() or [''])[0]
+    return UserError(f'RESUME_MODEL {path}: cannot be read as a checkpoint ({type(error).__name__}: {reason})')
 
 
 def _as_checkpoint(content: Any, path: Path) -> Checkpoint:
     state = content.get('state_dict') if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
         raise UserError(f'RESUME_MODEL {path}: holds no state_dict, so it is no checkpoint of this project')
     state = {name.removeprefix('module.'): value for name, value in state.items()}
-    if 'classifier.weight' not in state:
+    if state.get('classifier.weight', torch.empty(0)).ndim != 2:
         raise UserError(
-            f'RESUME_MODEL {path}: its state_dict has no classifier.weight; '
+            f'RESUME_MODEL {path}: its state_dict has no classifier.weight of two dimensions; '
             'backbone weights alone are given by MODEL.PRETRAINED'
         )
     if not isinstance(content.get('place'), dict):
@@ -185,13 +191,20 @@ def _as_checkpoint(content: Any, path: Path) -> Checkpoint:
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """Return the furthest readable checkpoint of a run folder (None if there is none), and what could not be read."""
     faults: list[str] = []
-    candidates = sorted(checkpoints_in(folder), key=lambda path: (path.name != 'last.pth', -path.stat().st_mtime_ns))
-    for path in candidates:
+    furthest, reached = None, (-1, -1)
+    for path in sorted(checkpoints_in(folder), key=lambda path: path.name != 'last.pth'):
         try:
-            return read_checkpoint(path), faults
+            checkpoint = read_checkpoint(path)
         except UserError as error:
             faults.append(str(error))
-    return None, faults
+            continue
+        if path.name == 'last.pth':
+            return checkpoint, faults
+        # Times of files say nothing once a folder was copied, so the checkpoints themselves are asked.
+        place = (checkpoint.place.epoch, checkpoint.place.step) if checkpoint.place else (-1, 0)
+        if place > reached:
+            furthest, reached = checkpoint, place
+    return furthest, faults
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -210,10 +223,3 @@ def versions() -> dict[str, str]:
         'threads': str(torch.get_num_threads()),
         'cpus': str(os.cpu_count()),
     }
-
-
-def _reason(error: RuntimeError) -> int:
-    import errno
-
-    cause = error.__cause__ or error.__context__
-    return cause.errno if isinstance(cause, OSError) and cause.errno else errno.EIO

@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
 from lib.trainer.checkpoint import Checkpoint, Place, TrainingSet
+from lib.trainer.events import EventFile
 from lib.trainer.run_folder import RunFolder, read_bad_images, write_bad_images
 from lib.trainer.step import Learner, Stopped, train_epoch
 
@@ -93,8 +92,7 @@ def fit(
     Raises:
         UserError: the loss is not finite, or too many images cannot be decoded. Checkpoints stay as they were.
     """
-    # purge_step: events of epochs that are run again would otherwise be shown twice.
-    writer = SummaryWriter(str(folder.path), purge_step=place.epoch + 1 if place.epoch else None)
+    events = EventFile(folder.path, place.epoch)
     try:
         with _interrupts() as should_stop:
             for epoch in range(place.epoch, plan.max_epoch):
@@ -108,14 +106,14 @@ def fit(
                 valid = {}
                 if (epoch + 1) % plan.valid_every == 0 or epoch + 1 == plan.max_epoch:
                     valid = validate()
-                _finish_epoch(learner, plan, place, folder, {'train': trained, 'valid': valid}, writer)
+                _finish_epoch(learner, plan, place, folder, {'train': trained, 'valid': valid}, events)
                 if should_stop() and place.epoch < plan.max_epoch:
                     raise Stopped
     except Stopped:
         folder.save(_checkpoint(learner, plan, place))
         return False
     finally:
-        writer.close()
+        events.close()
     return True
 
 
@@ -125,7 +123,7 @@ def _finish_epoch(
     place: Place,
     folder: RunFolder,
     metrics: dict[str, dict[str, float]],
-    writer: SummaryWriter,
+    events: EventFile,
 ) -> None:
     place.epoch += 1
     place.step, place.loss_sum, place.num_right, place.num_images = 0, 0.0, 0, 0
@@ -133,8 +131,7 @@ def _finish_epoch(
     for split, values in metrics.items():
         if values:
             folder.append({'epoch': place.epoch, 'split': split, **values})
-        for name, value in values.items():
-            writer.add_scalar(f'{split}/{name}', value, place.epoch)
+            events.add(place.epoch, split, values)
     folder.save(_checkpoint(learner, plan, place), is_best=is_best, end_of_epoch=True)
     LOGGER.info('%s%s', _describe(place.epoch, plan.max_epoch, metrics), '  (best)' if is_best else '')
 
@@ -195,7 +192,23 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
 
 
 def restore(learner: Learner, checkpoint: Checkpoint) -> Place:
-    """Put a checkpoint's weights and optimiser state into `learner`, and return its place."""
+    """Put a checkpoint's weights and optimiser state into `learner`, and return its place.
+
+    Raises:
+        UserError: the state is that of another optimiser, or of other parameters.
+    """
     learner.model.load_state_dict(checkpoint.state_dict)
-    learner.optimizer.load_state_dict(checkpoint.optimizer)
+    optimizer = learner.optimizer
+    options = [{name: value for name, value in group.items() if name != 'params'} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(checkpoint.optimizer)
+    except (KeyError, ValueError):  # whichever torch's optimisers find first
+        raise UserError(
+            f'{checkpoint.path}: the state of its optimiser does not fit OPTIMIZER.TYPE, '
+            'OPTIMIZER.DECAY_NORM_AND_BIAS or MODEL.FREEZE_BACKBONE as they are now; leave them as they were, '
+            f'or take the weights alone: --RESUME_MODEL {checkpoint.path} --RESUME_MODE finetune'
+        ) from None
+    # Momentum and weight decay are those of the config, not what the checkpoint was trained with.
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)
     return checkpoint.place

@@ -68,7 +68,7 @@ def _start_from_last(wanted: Wanted) -> Start:
         raise UserError(f'{wanted.folder}: not one checkpoint can be read; {faults[0]}')
     if checkpoint is None:
         return Start('new', wanted.folder, None, f'a new run: {wanted.folder} holds no checkpoint yet')
-    if checkpoint.place is None:
+    if checkpoint.place is None or checkpoint.training_set is None:
         raise UserError(
             f'{checkpoint.path}: says nothing of how far it was trained; give its path to fine-tune from it'
         )

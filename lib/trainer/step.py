@@ -129,7 +129,15 @@ def _step(
     torch.manual_seed(torch_seed(learner.seed, Purpose.DROPOUT, global_step))
     for group in learner.optimizer.param_groups:
         group['lr'] = learner.schedule(global_step)
-    logits = learner.replicated(images)
+    try:
+        logits = learner.replicated(images)
+    except ValueError as error:
+        if 'more than 1 value per channel' not in str(error):
+            raise
+        raise UserError(
+            f'BatchNorm needs more than one value a channel, but a step has {len(images)} images of '
+            f'{images.shape[-1]} px: a larger TRAIN.BATCH_SIZE or INPUT.SIZE, or a MODEL.BACKBONE without BatchNorm'
+        ) from None
     loss = learner.loss(logits, labels)
     learner.optimizer.zero_grad(set_to_none=True)
     loss.backward()

@@ -232,6 +232,6 @@ def test_every_config_loads(path):
     if path.parent == CONFIGS and path.stem != 'AiProducts_original':
         cfg = cfg_of('--config', path)
         assert cfg.NAME or path.stem == 'own_photos'
-    else:  # laid over a recipe; cosine, since that of the original sets the cosine's scale
+    else:  # laid over a recipe
         assert cfg_of('--config', CONFIGS / 'AiProducts.yaml', path)
     assert path.read_text(encoding='utf-8').startswith('# '), 'a config says what it is'

@@ -1,0 +1,75 @@
+"""Runs scripts in forks of a process that has imported torch and the rest: imports take longer than the runs.
+
+Started by conftest.py. Each line on standard input is a request, each answer a line on standard output:
+{"argv": [script, ...], "cwd", "env", "stdout", "stderr", "report"} -> process id; {"wait": id, "seconds"} -> exit code.
+This process itself computes nothing, so that what it forks finds torch as a fresh process would.
+"""
+
+import atexit
+import importlib
+import json
+import os
+import runpy
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HEAVY = [f'lib.build.{name}' for name in ('start', 'training', 'report', 'prediction', 'rebalance')]
+
+
+def serve() -> None:
+    """Answer requests until standard input ends."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        if 'wait' in request:
+            answer = _wait(request['wait'], request['seconds'])
+        elif (answer := os.fork()) == 0:
+            _run(**request)
+        print(json.dumps(answer), flush=True)
+
+
+def _wait(process: int, seconds: float) -> int:
+    end = time.monotonic() + seconds
+    while True:
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > end:
+            os.kill(process, signal.SIGKILL)
+            end += seconds
+        time.sleep(0.01)
+
+
+def _run(argv: list[str], cwd: str, env: dict[str, str], stdout: str, stderr: str, report: bool) -> None:
+    """Become `python argv...`; SystemExit ends the fork with the script's exit code."""
+    if not report:
+        # Its pictures take four times as long as a tiny run.
+        sys.modules['lib.build.report'].training_report = lambda run: 'not drawn'
+        sys.modules['lib.build.rebalance'].rebalanced_report = lambda path, *_: path
+    for number, path in ((0, os.devnull), (1, stdout), (2, stderr)):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+    os.chdir(cwd)
+    os.environ.update(env)
+    sys.argv[:] = argv
+    sys.path[0] = str(Path(argv[0]).parent)
+    code = 0
+    try:
+        runpy.run_path(argv[0], run_name='__main__')
+    except SystemExit as exit:
+        code = exit.code or 0
+    # As the interpreter ends, but for taking torch apart, which in a fork takes seconds.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == '__main__':
+    sys.path.insert(1, str(REPOSITORY))
+    for name in HEAVY:
+        importlib.import_module(name)
+    serve()

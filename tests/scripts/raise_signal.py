@@ -1,0 +1,40 @@
+"""Runs a script that gets a signal at a point that does not depend on the clock.
+
+python raise_signal.py SIGINT lib.trainer.step:_step 5 main.py [OPTION ...]: when the function returns for the fifth
+time, the process sends itself the signal.
+"""
+
+import importlib
+import os
+import runpy
+import signal
+import sys
+from functools import reduce
+from pathlib import Path
+
+
+def main() -> None:
+    """Patch the function, then become the script."""
+    name, target, count, script = sys.argv[1:5]
+    module, _, path = target.partition(':')
+    *owners, function_name = path.split('.')
+    sys.path.insert(0, str(Path(script).parent))
+    owner = reduce(getattr, owners, importlib.import_module(module))
+    function = getattr(owner, function_name)
+    calls = 0
+
+    def counted(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        result = function(*args, **kwargs)
+        if calls == int(count):
+            os.kill(os.getpid(), signal.Signals[name])
+        return result
+
+    setattr(owner, function_name, counted)
+    sys.argv[:] = sys.argv[4:]
+    runpy.run_path(script, run_name='__main__')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,106 @@
+"""The scripts as a user runs them, and what they leave behind."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TINY = Path(__file__).with_name('tiny.yaml')
+# RUN.* never comes from a checkpoint, so it is said again wherever one is given.
+ON_CPU = ('--RUN_DEVICE', 'cpu', '--RUN_PRECISION', 'float32', '--RUN_NUM_WORKERS', '0')
+ENVIRONMENT = {'OMP_NUM_THREADS': '1', 'PYTHONDONTWRITEBYTECODE': '1'}
+
+
+@dataclass
+class Running:
+    """A script under way."""
+
+    scripts: 'Scripts'
+    command: list[str]
+    process: int
+    stdout: Path
+    stderr: Path
+
+    def wait_for(self, text: str, seconds: float = 60) -> None:
+        """Return once `text` stands in its output."""
+        end = time.monotonic() + seconds
+        while text not in self.stdout.read_text():
+            assert time.monotonic() < end, f'{text!r} was not said: {self.stdout.read_text()}{self.stderr.read_text()}'
+            time.sleep(0.01)
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C."""
+        os.kill(self.process, signal.SIGINT)
+
+    def wait(self, code: int | None = 0) -> subprocess.CompletedProcess:
+        """Return its outcome; its exit code must be `code`, if one is given."""
+        found = self.scripts.ask({'wait': self.process, 'seconds': 120})
+        done = subprocess.CompletedProcess(self.command, found, self.stdout.read_text(), self.stderr.read_text())
+        assert code is None or done.returncode == code, f'{self.command}\n{done.stdout}\n{done.stderr}'
+        return done
+
+
+class Scripts:
+    """Starts scripts of the repository in a folder."""
+
+    def __init__(self, server: subprocess.Popen, logs: Path) -> None:
+        self._server, self._logs = server, logs
+        self._number = 0
+
+    def ask(self, request: dict) -> int:
+        """Pass a request to preloaded.py and return its answer."""
+        self._server.stdin.write(json.dumps(request) + '\n')
+        self._server.stdin.flush()
+        return json.loads(self._server.stdout.readline())
+
+    def start(self, folder: Path, script: str, *options: object, report: bool = False) -> Running:
+        """Start `python script options...` in `folder`; report.html is left out unless asked for."""
+        self._number += 1
+        logs = [self._logs / f'{self._number}.{name}' for name in ('stdout', 'stderr')]
+        for log in logs:
+            log.touch()
+        command = [str(REPOSITORY / script), *map(str, options)]
+        names = {'stdout': str(logs[0]), 'stderr': str(logs[1]), 'report': report}
+        process = self.ask({'argv': command, 'cwd': str(folder), 'env': ENVIRONMENT, **names})
+        return Running(self, command, process, *logs)
+
+    def run(
+        self, folder: Path, script: str, *options: object, code: int | None = 0, report: bool = False
+    ) -> subprocess.CompletedProcess:
+        """Run `python script options...` in `folder` to its end."""
+        return self.start(folder, script, *options, report=report).wait(code)
+
+    def run_until(
+        self, folder: Path, signal: str, target: str, count: int, *options: object, code: int
+    ) -> subprocess.CompletedProcess:
+        """Run main.py, which gets a signal when the function `target` returns for the `count`th time."""
+        wrapped = (signal, target, count, REPOSITORY / 'main.py', *options)
+        return self.run(folder, 'tests/scripts/raise_signal.py', *wrapped, code=code)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Return {name: digest} of all files in a folder but for lock files, which say who was there last."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob('*'))
+        if path.is_file() and path.name != '.lock'
+    }
+
+
+def metrics_of(run: Path) -> list[dict]:
+    """Return the lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+
+
+def the_error(done: subprocess.CompletedProcess) -> str:
+    """Return the one line of a user's mistake."""
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if not line.startswith('warning: ')]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith('error: ')
+    return lines[0]

@@ -1,0 +1,114 @@
+"""Stopped anywhere and gone on, or read by other workers: bit for bit the weights of the uninterrupted run."""
+
+import pytest
+import torch
+
+from lib.trainer.checkpoint import read_checkpoint
+from tests.scripts.running import TINY, metrics_of
+
+# 33 images after the cap, 4 steps an epoch; the sampler switches in the second epoch, the cosine falls every step.
+STEPS = 4
+OPTIONS = ('--DATASET_HEAD_CAP', 6, '--SAMPLER_SWITCH_TYPE', 'class_balance', '--SAMPLER_SWITCH_EPOCH', 1)
+OPTIONS += ('--TRAIN_MAX_EPOCH', 3, '--NAME', 'run', '--SEED', 7)
+LAST = ('--RESUME_MODEL', 'last')
+STEP = 'lib.trainer.step:_step'
+
+
+@pytest.fixture(scope='module')
+def options(products):
+    return ('--config', TINY, '--DATASET_ROOT', products, *OPTIONS)
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(scripts, options, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('uninterrupted')
+    scripts.run(folder, 'main.py', *options)
+    return folder / 'log' / 'run'
+
+
+def check_same(run, other):
+    """Same weights, same optimiser, same best model, same metrics but for the times; no line lost or doubled."""
+    for name in ('last.pth', 'best_model.pth'):
+        one, two = read_checkpoint(run / name), read_checkpoint(other / name)
+        assert one.state_dict.keys() == two.state_dict.keys()
+        for key, value in one.state_dict.items():
+            assert torch.equal(value, two.state_dict[key]), f'{name}: {key}'
+        assert (one.place.epoch, one.place.best_epoch) == (two.place.epoch, two.place.best_epoch)
+        assert one.place.best_result == two.place.best_result
+        torch.testing.assert_close(one.optimizer, two.optimizer, rtol=0, atol=0)
+    lines, others = metrics_of(run), metrics_of(other)
+    assert [(line['epoch'], line['split']) for line in lines] == [(n, s) for n in (1, 2, 3) for s in ('train', 'valid')]
+    for line, expected in zip(lines, others, strict=True):
+        assert line.keys() == expected.keys()
+        for name in line.keys() - {'seconds', 'images_per_second'}:
+            # The running loss is added up in float32 from the step the run went on at.
+            exact = line['split'] == 'valid' or name != 'loss'
+            assert line[name] == (expected[name] if exact else pytest.approx(expected[name], rel=1e-5)), name
+
+
+def test_what_is_compared(uninterrupted):
+    """The tests below would pass for nothing if the run did not learn, or one of its parts did not take part."""
+    log = (uninterrupted / 'log.txt').read_text()
+    assert '33 in all (of 51, by DATASET.HEAD_CAP)' in log
+    assert f'step {STEPS - 1} of {STEPS}' in log
+    rates = [line['lr'] for line in metrics_of(uninterrupted) if line['split'] == 'train']
+    assert rates == sorted(rates, reverse=True)
+    assert len(set(rates)) == 3
+
+
+def test_two_workers(scripts, options, uninterrupted, tmp_path):
+    scripts.run(tmp_path, 'main.py', *options, '--RUN_NUM_WORKERS', 2)
+    check_same(tmp_path / 'log' / 'run', uninterrupted)
+
+
+@pytest.mark.parametrize(
+    'step', [STEPS, STEPS + 2, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 2 * STEPS, 3 * STEPS - 1))]
+)
+def test_ctrl_c(scripts, options, uninterrupted, tmp_path, step):
+    done = scripts.run_until(tmp_path, 'SIGINT', STEP, step, *options, code=130)
+    assert 'stopping after this step and saving' in done.stdout
+    assert 'to go on: add --RESUME_MODEL last (NAME run)' in done.stdout
+    assert 'Traceback' not in done.stderr
+    run = tmp_path / 'log' / 'run'
+    place = read_checkpoint(run / 'last.pth').place
+    assert place.epoch * STEPS + place.step == step
+    done = scripts.run(tmp_path, 'main.py', *options, *LAST)
+    assert f'going on from log/run/last.pth, {place.epoch} epochs' in done.stdout
+    check_same(run, uninterrupted)
+
+
+@pytest.mark.slow
+def test_ctrl_c_again_and_again(scripts, options, uninterrupted, tmp_path):
+    for resume in ((), LAST, LAST):
+        scripts.run_until(tmp_path, 'SIGINT', STEP, 2, *options, *resume, code=130)
+    assert read_checkpoint(tmp_path / 'log' / 'run' / 'last.pth').place.epoch == 1
+    scripts.run(tmp_path, 'main.py', *options, *LAST)
+    check_same(tmp_path / 'log' / 'run', uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ('target', 'count'),
+    [
+        (STEP, STEPS + 2),  # in the middle of the second epoch
+        # best_model.pth of the first epoch is there, last.pth not
+        pytest.param('lib.trainer.run_folder:write_checkpoint', 1, marks=pytest.mark.slow),
+        ('lib.trainer.run_folder:RunFolder.append', 3),  # a line of the second epoch in metrics.jsonl, no checkpoint
+    ],
+    ids=['in an epoch', 'before last.pth', 'before any checkpoint of an epoch'],
+)
+def test_kill(scripts, options, uninterrupted, tmp_path, target, count):
+    scripts.run_until(tmp_path, 'SIGKILL', target, count, *options, code=-9)
+    scripts.run(tmp_path, 'main.py', *options, *LAST)
+    check_same(tmp_path / 'log' / 'run', uninterrupted)
+
+
+def test_ctrl_c_of_a_user(scripts, options, tmp_path):
+    """The signal comes from outside, at any time; a second run goes on at that very step."""
+    running = scripts.start(tmp_path, 'main.py', *options, '--TRAIN_MAX_EPOCH', 10_000)
+    running.wait_for('epoch 2, step 1 of 4')
+    running.interrupt()
+    assert 'stopped and saved' in running.wait(130).stdout
+    place = read_checkpoint(tmp_path / 'log' / 'run' / 'last.pth').place
+    assert place.epoch >= 1
+    lines = metrics_of(tmp_path / 'log' / 'run')
+    assert [line['epoch'] for line in lines] == [epoch + 1 for epoch in range(place.epoch) for _ in range(2)]

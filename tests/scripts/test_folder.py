@@ -1,0 +1,140 @@
+"""A folder of photos and nothing else: training, predicting, and what happens to files that are no images."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from lib.trainer.checkpoint import read_checkpoint
+from tests.aliproducts import draw_product
+from tests.scripts.running import ON_CPU, contents, metrics_of, the_error
+
+# configs/own_photos.yaml is what such a folder gets; only its size is changed here.
+TINY = ('--MODEL_BACKBONE', 'test_resnet', '--INPUT_SIZE', 32, '--TRAIN_MAX_EPOCH', 2, '--TRAIN_BATCH_SIZE', 8)
+TINY += ('--SCHEDULE_WARMUP_EPOCHS', 1, *ON_CPU)
+NAMES = ['apple', 'bread', 'kiwi 2', 'kiwi 10']
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """my_photos with four class folders of eight images, the last of one."""
+    random = np.random.default_rng(5)
+    for label, name in enumerate(NAMES):
+        folder = tmp_path / 'my_photos' / name
+        folder.mkdir(parents=True)
+        for number in range(8 if label < 3 else 1):
+            draw_product(label, 4, 40, random).save(folder / f'{number}.jpg', quality=90)
+    return tmp_path / 'my_photos'
+
+
+def bad_images(run):
+    with open(run / 'bad_images.csv', newline='') as file:
+        return [(row['split'], row['image']) for row in csv.DictReader(file)]
+
+
+def test_train_and_predict(scripts, photos, tmp_path):
+    before = contents(photos)
+    done = scripts.run(tmp_path, 'main.py', '--DATASET_ROOT', 'my_photos', *TINY, report=True)
+    assert 'configs/own_photos.yaml is used' in done.stdout
+    assert 'its 4 class folders are the classes: 22 images for training, 3 for validation' in done.stdout
+    run = tmp_path / 'log' / 'my_photos'
+    assert (run / 'report.html').stat().st_size > 10_000
+    expected = {'config.yaml', 'environment.txt', 'log.txt', 'metrics.jsonl', 'last.pth', 'best_model.pth'}
+    assert expected <= {path.name for path in run.iterdir()}
+    assert 'class folders are the classes' in (run / 'log.txt').read_text()
+    assert read_checkpoint(run / 'best_model.pth').training_set.class_names == NAMES
+
+    new = tmp_path / 'new'
+    (new / 'deeper').mkdir(parents=True)
+    random = np.random.default_rng(6)
+    for name in ('b 2.png', 'b 10.png', 'deeper/a.jpg'):
+        draw_product(1, 4, 40, random).save(new / name)
+    (new / 'b 3.png').write_bytes((new / 'b 2.png').read_bytes()[:200])
+    (new / 'notes.txt').write_text('no image')
+    options = ('--RESUME_MODEL', 'log/my_photos/best_model.pth', '--DATASET_TEST_ROOT', 'new', *ON_CPU)
+    done = scripts.run(tmp_path, 'test.py', *options)
+    rows = [line.rpartition(',') for line in (run / 'best_model.csv').read_text().splitlines()]
+    assert [row[0] for row in rows] == ['id', 'b 2.png', 'b 3.png', 'b 10.png', 'deeper/a.jpg']
+    predicted = [row[2] for row in rows[1:]]
+    assert predicted[1] == '-1'
+    assert all(0 <= int(label) < 4 for label in predicted[:1] + predicted[2:])
+    assert bad_images(run) == [('test', 'b 3.png')]
+    assert '1 of 4 images could not be decoded: predicted -1' in done.stderr
+    assert contents(photos) == before
+
+
+def test_a_loss_that_is_not_finite(scripts, photos, tmp_path):
+    options = ('--DATASET_ROOT', 'my_photos', *TINY, '--SCHEDULE_TYPE', 'multistep', '--SCHEDULE_WARMUP_EPOCHS', 0)
+    # The rate is sound in the first epoch and absurd from the second one on.
+    options += ('--SCHEDULE_MILESTONE_EPOCHS', 1, '--SCHEDULE_DECAY_FACTORS', 1e30)
+    line = the_error(scripts.run(tmp_path, 'main.py', *options, code=2))
+    for part in (
+        'the loss is not finite',
+        'epoch 2, step 2',
+        'learning rate 5e+28',
+        'the last good checkpoint is kept',
+    ):
+        assert part in line
+    run = tmp_path / 'log' / 'my_photos'
+    last = read_checkpoint(run / 'last.pth')
+    assert last.place.epoch == 1
+    assert all(value.isfinite().all() for value in last.state_dict.values())
+    assert [line['epoch'] for line in metrics_of(run)] == [1, 1]
+
+
+def test_a_loss_that_is_not_finite_at_once(scripts, photos, tmp_path):
+    line = the_error(
+        scripts.run(tmp_path, 'main.py', '--DATASET_ROOT', 'my_photos', *TINY, '--OPTIMIZER_LR', 1e30, code=2)
+    )
+    assert 'epoch 1, step 2' in line
+    assert not list((tmp_path / 'log').rglob('*.pth'))
+
+
+def test_bad_training_images(scripts, photos, tmp_path):
+    for number in range(6):
+        (photos / 'apple' / f'{number}.jpg').write_bytes(b'\xff\xd8\xff nothing more')
+    done = scripts.run(tmp_path, 'main.py', '--DATASET_ROOT', 'my_photos', *TINY, '--TRAIN_MAX_EPOCH', 4)
+    run = tmp_path / 'log' / 'my_photos'
+    listed = bad_images(run)
+    assert set(listed) <= {(split, f'apple/{number}.jpg') for split in ('train', 'valid') for number in range(6)}
+    train = [image for split, image in listed if split == 'train']
+    assert train
+    assert len(train) == len(set(train))
+    for image in train:
+        assert done.stderr.count(f'{image}: ') == 1
+    # Those that did not come up in training are the ones that validation has found.
+    assert len(set(listed)) == 6
+
+
+def test_raise_names_the_path(scripts, photos, tmp_path):
+    (photos / 'bread' / '3.jpg').write_bytes(b'')
+    (photos / 'bread' / '4.jpg').write_bytes(b'')
+    options = ('--DATASET_ROOT', 'my_photos', *TINY, '--DATASET_ON_BAD_IMAGE', 'raise')
+    line = the_error(scripts.run(tmp_path, 'main.py', *options, code=2))
+    assert 'my_photos/bread/' in line
+    assert '--DATASET_ON_BAD_IMAGE skip' in line
+
+
+def test_a_class_with_no_image_left(scripts, photos, tmp_path):
+    (photos / 'kiwi 10' / '0.jpg').write_bytes(b'no image')
+    line = the_error(scripts.run(tmp_path, 'main.py', '--DATASET_ROOT', 'my_photos', *TINY, code=2))
+    assert 'none of its 1 training images can be decoded' in line
+    assert 'my_photos/kiwi 10/0.jpg' in line
+
+
+def test_an_annotated_test_set(scripts, run_folder, products):
+    """Rows come in the order of the file, an unreadable image and an absent one keep theirs."""
+    names = [path.name for path in sorted((products / 'test').glob('*.jpg'))]
+    images = [{'image_id': f'test/{name}'} for name in (names[3], names[0])]
+    (run_folder / 'broken.jpg').write_bytes(b'GIF89a')
+    images[1:1] = [{'image_id': str(run_folder / 'broken.jpg')}, {'image_id': 'test/absent.jpg'}]
+    (run_folder / 'list.json').write_text(json.dumps({'images': images}))
+    options = ('--RESUME_MODEL', 'last', '--NAME', 'tiny', '--DATASET_TEST_JSON', 'list.json', *ON_CPU)
+    done = scripts.run(run_folder, 'test.py', *options)
+    with open(run_folder / 'log' / 'tiny' / 'last.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert [row['id'] for row in rows] == [image['image_id'] for image in images]
+    assert [row['predicted'] == '-1' for row in rows] == [False, True, True, False]
+    assert '2 of 4 images could not be decoded' in done.stderr
+    assert len(bad_images(run_folder / 'log' / 'tiny')) == 2

@@ -1,0 +1,40 @@
+"""Checkpoints of a few bytes."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lib.trainer.checkpoint import Checkpoint, Place, TrainingSet, write_checkpoint
+
+RECIPE = {'MODEL.BACKBONE': 'res32_cifar', 'OPTIMIZER.LR': 0.1, 'SEED': 0, 'TRAIN.BATCH_SIZE': 8}
+DIGEST = 'the same images'
+
+
+def small_checkpoint(*, epoch: int = 2, step: int = 0, digest: str = DIGEST, **recipe: object) -> Checkpoint:
+    """Return a checkpoint of a run of three classes, at a place."""
+    return Checkpoint(
+        state_dict={
+            'backbone.weight': torch.arange(6.0).reshape(3, 2),
+            'classifier.weight': torch.ones(3, 2),
+            'classifier.bias': torch.tensor([0.1, 0.2, 0.3]),
+        },
+        config='NAME: run\n',
+        recipe=RECIPE | recipe,
+        place=Place(epoch=epoch, step=step, loss_sum=1.25, num_right=3, num_images=8, best_result=0.5, best_epoch=1),
+        training_set=TrainingSet(digest, np.array([120, 30, 4]), ['cola', 'tea', 'milk'], [['Drink'], ['Drink'], []]),
+        optimizer={'state': {0: {'momentum_buffer': torch.ones(2)}}, 'param_groups': [{'lr': 0.1, 'params': [0]}]},
+    )
+
+
+def save(path: Path, **place: object) -> Path:
+    """Write such a checkpoint."""
+    write_checkpoint(path, small_checkpoint(**place))
+    return path
+
+
+def save_original(path: Path) -> Path:
+    """Write a checkpoint as the original entry has them."""
+    state = {f'module.{name}': value for name, value in small_checkpoint().state_dict.items()}
+    torch.save({'state_dict': state, 'epoch': 57, 'best_result': 90.05, 'scheduler': {}, 'optimizer': {}}, path)
+    return path
