@@ -1,0 +1,48 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from lib.errors import UserError
+from lib.trainer.checkpoint import Checkpoint, Place
+from lib.trainer.fit import restore
+
+
+def trained(kind, **options):
+    """Return a model and its optimiser after one step."""
+    model = nn.Linear(3, 2)
+    optimizer = kind(model.parameters(), lr=0.1, **options)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return SimpleNamespace(model=model, optimizer=optimizer)
+
+
+def checkpoint_of(learner):
+    state = learner.model.state_dict()
+    return Checkpoint(
+        state, place=Place(epoch=4), optimizer=learner.optimizer.state_dict(), path=Path('log/x/last.pth')
+    )
+
+
+def test_state_is_the_checkpoints_and_options_are_the_configs():
+    before, learner = trained(torch.optim.SGD, momentum=0.9), trained(torch.optim.SGD, momentum=0.5, weight_decay=0.01)
+    assert restore(learner, checkpoint_of(before)).epoch == 4
+    torch.testing.assert_close(learner.model.weight, before.model.weight)
+    states = [one.optimizer.state[one.model.weight]['momentum_buffer'] for one in (learner, before)]
+    torch.testing.assert_close(*states)
+    (group,) = learner.optimizer.param_groups
+    assert (group['momentum'], group['weight_decay']) == (0.5, 0.01)
+
+
+def test_state_of_another_optimizer():
+    before, learner = trained(torch.optim.SGD, momentum=0.9), trained(torch.optim.AdamW)
+    with pytest.raises(UserError, match=r'log/x/last.pth: .* OPTIMIZER.TYPE.* --RESUME_MODE finetune'):
+        restore(learner, checkpoint_of(before))
+
+
+def test_adams_state_is_not_in_the_way_of_sgd():
+    learner = trained(torch.optim.SGD, momentum=0.9)
+    restore(learner, checkpoint_of(trained(torch.optim.Adam)))
+    learner.optimizer.step()
