@@ -1,0 +1,89 @@
+"""What test.py writes besides the best class, and the table that sums a run up."""
+
+import csv
+import json
+
+import numpy as np
+
+from tests.scripts.running import ON_CPU
+
+
+def _rows(path):
+    with open(path, encoding='utf-8', newline='') as file:
+        return list(csv.reader(file))
+
+
+def test_top_k_and_embeddings(scripts, products, run_folder):
+    best = 'log/tiny/best_model.pth'
+    options = ('--DATASET_TEST_JSON', products / 'converted_val.json', '--TEST_TOP_K', 3, '--TEST_EMBEDDINGS', 'True')
+    scripts.run(run_folder, 'test.py', '--RESUME_MODEL', best, *options, *ON_CPU)
+    folder = run_folder / 'log' / 'tiny'
+    annotations = json.loads((products / 'converted_val.json').read_text())['annotations']
+    names = json.loads((products / 'classes.json').read_text())['names']
+
+    header, *predicted = _rows(folder / 'best_model.csv')
+    assert header == ['id', 'predicted']
+    assert [row[0] for row in predicted] == [entry['fpath'] for entry in annotations], 'in input order'
+
+    header, *top = _rows(folder / 'best_model_top3.csv')
+    assert header == ['id', 'rank', 'category_id', 'probability', 'name']
+    assert len(top) == 3 * len(annotations)
+    for image, first in enumerate(range(0, len(top), 3)):
+        ranks = top[first : first + 3]
+        assert [row[0] for row in ranks] == [predicted[image][0]] * 3
+        assert [row[1] for row in ranks] == ['1', '2', '3']
+        assert ranks[0][2] == predicted[image][1], 'the first is the prediction'
+        chances = [float(row[3]) for row in ranks]
+        assert chances == sorted(chances, reverse=True)
+        assert 0 < sum(chances) <= 1 + 1e-5
+        assert all(row[4] == names[int(row[2])] for row in ranks)
+
+    features = np.load(folder / 'best_model_features.npy', allow_pickle=False)
+    assert features.dtype == np.float32
+    assert features.shape[0] == len(annotations)
+    assert np.isfinite(features).all()
+
+    right = [int(row[1]) == entry['category_id'] for row, entry in zip(predicted, annotations, strict=True)]
+    metrics = json.loads((folder / 'best_model_metrics.json').read_text())
+    assert metrics['top1'] == sum(right) / len(right)
+    assert metrics['num_images'] == len(right)
+
+
+def test_an_unreadable_image_keeps_its_row_and_has_zeros_for_features(scripts, products, run_folder):
+    photos = run_folder / 'photos'
+    photos.mkdir()
+    good = json.loads((products / 'converted_val.json').read_text())['annotations'][0]['fpath']
+    (photos / 'a.jpg').write_bytes((products / good).read_bytes())
+    (photos / 'b.jpg').write_bytes(b'not a photo')
+    options = ('--DATASET_TEST_ROOT', photos, '--TEST_TOP_K', 2, '--TEST_EMBEDDINGS', 'True')
+    scripts.run(run_folder, 'test.py', '--RESUME_MODEL', 'log/tiny/best_model.pth', *options, *ON_CPU)
+    folder = run_folder / 'log' / 'tiny'
+    _, first, second = _rows(folder / 'best_model.csv')
+    assert first[0] == 'a.jpg'
+    assert int(first[1]) >= 0
+    assert second == ['b.jpg', '-1']
+    assert [row[0] for row in _rows(folder / 'best_model_top2.csv')[1:]] == ['a.jpg', 'a.jpg']
+    features = np.load(folder / 'best_model_features.npy', allow_pickle=False)
+    assert features[0].any()
+    assert not features[1].any()
+    assert [row[:2] for row in _rows(folder / 'bad_images.csv')[1:]] == [['test', 'b.jpg']]
+
+
+def test_summary_shows_what_there_is(scripts, products, run_folder):
+    valid_only = scripts.run(run_folder, 'tools/summary.py', '--NAME', 'tiny').stdout
+    assert 'valid' in valid_only
+    assert 'test' not in valid_only.replace('best', '')
+    options = ('--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU)
+    scripts.run(run_folder, 'test.py', *options, '--DATASET_TEST_JSON', products / 'converted_val.json')
+    scripts.run(run_folder, 'tau_norm.py', *options)
+    both = scripts.run(run_folder, 'tools/summary.py', '--NAME', 'tiny').stdout
+    found = json.loads((run_folder / 'log' / 'tiny' / 'best_model_metrics.json').read_text())
+    line = next(line for line in both.splitlines() if line.startswith('test '))
+    assert f'{found["mean_class_error"]:.1%}' in line
+    assert 'valid, tau' in both
+    assert 'log_tau/tiny/best_model.pth' in both
+
+
+def test_summary_of_no_run_is_one_line(scripts, tmp_path):
+    done = scripts.run(tmp_path, 'tools/summary.py', '--NAME', 'nothing', code=2)
+    assert done.stderr.startswith('error: log/nothing holds no run')
