@@ -93,7 +93,7 @@ def main() -> None:
                 )
                 return place.num_images
 
-            sides = {'ours': ours, 'plain': plain_epoch(photos, pick_device('cpu').autocast_dtype)}
+            sides = {'ours': ours, 'plain': plain_epoch(photos, pick_device('cpu').train_dtype)}
             rates = alternate(sides, arguments.rounds)
     figures = {f'{name}_images_per_second': rate for name, rate in rates.items()}
     finish({**figures, 'recipe_epoch_speedup': rates['ours'] / rates['plain']}, arguments.json)

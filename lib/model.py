@@ -11,14 +11,23 @@ class Recognizer(nn.Module):
     """Images (batch, 3, H, W) -> logits (batch, num_classes).
 
     Its parameters are `backbone.*`, `classifier.weight` and, where there is one, `classifier.bias`: the
-    names of old checkpoints, so keep them. `autocast_dtype` None computes in the parameters' own precision.
+    names of old checkpoints, so keep them. `train_dtype` and `eval_dtype` are what train and eval mode compute in
+    under autocast; None is the parameters' own precision.
     """
 
-    def __init__(self, backbone: nn.Module, classifier: nn.Module, autocast_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        classifier: nn.Module,
+        *,
+        train_dtype: torch.dtype | None = None,
+        eval_dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.classifier = classifier
-        self.autocast_dtype = autocast_dtype
+        self.train_dtype = train_dtype
+        self.eval_dtype = eval_dtype
         self._frozen = False
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
@@ -51,6 +60,5 @@ class Recognizer(nn.Module):
 
     def _autocast(self, device: torch.device) -> AbstractContextManager:
         # Entered inside the methods, since DataParallel's replica threads do not inherit it from the caller.
-        if self.autocast_dtype is None:
-            return nullcontext()
-        return torch.autocast(device.type, dtype=self.autocast_dtype)
+        dtype = self.train_dtype if self.training else self.eval_dtype
+        return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

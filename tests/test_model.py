@@ -13,9 +13,9 @@ from lib.classifier.linear import Linear
 from lib.model import Recognizer
 
 
-def small(autocast_dtype=None, classifier=None) -> Recognizer:
+def small(classifier=None, **dtypes) -> Recognizer:
     torch.manual_seed(0)
-    return Recognizer(create_backbone('res32_cifar', image_size=32), classifier or Linear(64, 10), autocast_dtype)
+    return Recognizer(create_backbone('res32_cifar', image_size=32), classifier or Linear(64, 10), **dtypes)
 
 
 def test_logits_are_the_classifier_on_the_features():
@@ -29,7 +29,7 @@ def test_logits_are_the_classifier_on_the_features():
 @pytest.mark.parametrize('classifier', [Linear(64, 10), Cosine(64, 10, scale=16.0)], ids=['linear', 'cosine'])
 def test_autocast_gives_float32_close_to_float32(classifier):
     exact = small(classifier=classifier).eval()
-    mixed = small(torch.bfloat16, classifier=classifier).eval()
+    mixed = small(classifier=classifier, eval_dtype=torch.bfloat16).eval()
     images = torch.rand(3, 3, 32, 32)
     seen = []
     mixed.backbone.conv1.register_forward_hook(lambda *args: seen.append(args[2].dtype))
@@ -39,8 +39,16 @@ def test_autocast_gives_float32_close_to_float32(classifier):
     torch.testing.assert_close(logits, exact(images), atol=0.05 * exact(images).abs().max().item(), rtol=0)
 
 
+def test_training_may_round_what_evaluation_does_not():
+    exact, mixed = small().eval(), small(train_dtype=torch.bfloat16)
+    images = torch.rand(3, 3, 32, 32)
+    assert not torch.equal(mixed(images), exact.train()(images))
+    mixed.load_state_dict(exact.eval().state_dict())
+    assert torch.equal(mixed.eval()(images), exact(images))
+
+
 def test_a_gradient_reaches_every_parameter():
-    model = small(torch.bfloat16)
+    model = small(train_dtype=torch.bfloat16)
     model(torch.rand(4, 3, 32, 32)).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 

@@ -45,7 +45,7 @@ def new_model(cfg: CfgNode, num_classes: int, device: Device, *, pretrained: boo
     if cfg.INPUT.TEST_SIZE:
         measure_width(backbone, cfg.MODEL.BACKBONE, cfg.INPUT.TEST_SIZE, 'INPUT.TEST_SIZE')
     classifier = CLASSIFIERS[cfg.MODEL.CLASSIFIER](cfg.MODEL, backbone.num_features, num_classes)
-    model = Recognizer(backbone, classifier, device.autocast_dtype)
+    model = Recognizer(backbone, classifier, train_dtype=device.train_dtype, eval_dtype=device.eval_dtype)
     if cfg.MODEL.FREEZE_BACKBONE:
         model.freeze_backbone()
     return model.to(device.main, memory_format=torch.channels_last)

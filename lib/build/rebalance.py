@@ -54,7 +54,7 @@ def rebalance(trained: Trained) -> Rebalanced:
         LOGGER.info('the earlier result is kept as %s', set_aside(folder))
     with locked(folder):
         run = RunFolder(folder)
-        run.write_about(as_text(trained.cfg), {'device': trained.device.description, **versions()})
+        run.write_about(as_text(trained.cfg), {'device': trained.device.describe(training=False), **versions()})
         files = [folder / name for name in ('best_model.pth', 'tau.json', 'tau.png', 'report.html')]
         # With the config it was loaded by: options that an old checkpoint needed need not be given again.
         changes = {'state_dict': _state(trained, choice.tau), 'config': as_text(trained.cfg), 'optimizer': None}

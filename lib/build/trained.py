@@ -84,7 +84,7 @@ def load_trained(cfg: CfgNode) -> Trained:
         folder = checkpoint.path.parent
     device = pick_device(cfg.RUN.DEVICE, cfg.RUN.PRECISION)
     model = model_of(checkpoint, cfg, device)
-    LOGGER.info('%s: %d classes, %s', checkpoint.path, checkpoint.num_classes, device.description)
+    LOGGER.info('%s: %d classes, %s', checkpoint.path, checkpoint.num_classes, device.describe(training=False))
     known = checkpoint.training_set
     counts = known.class_counts if known else np.zeros(checkpoint.num_classes, np.int64)
     return Trained(cfg, checkpoint, model, device, folder, class_names(checkpoint), counts)

@@ -101,7 +101,7 @@ def prepared_training(cfg: CfgNode) -> Iterator[Training]:
         folder = RunFolder(start.folder, save_every=cfg.TRAIN.SAVE_EVERY_EPOCHS, keep=cfg.TRAIN.KEEP_EPOCHS)
         folder.forget_after(place.epoch)
         log_to(folder.path / 'log.txt')
-        folder.write_about(as_text(cfg), {'device': device.description, **versions()})
+        folder.write_about(as_text(cfg), {'device': device.describe(training=True), **versions()})
         LOGGER.info('%s: %s', folder.path, start.reason)
         _tell(data, index, new_classes, device)
         yield Training(
@@ -189,7 +189,7 @@ def _tell(data: TrainingData, index: ProductIndex, new_classes: list[str] | None
     LOGGER.info(
         '%d classes, %d to %d training images each, %d in all%s; %s for validation; %s',
         data.train.num_classes, counts.min(), counts.max(), len(index), capped,
-        len(data.valid) if data.valid else 'none', device.description,
+        len(data.valid) if data.valid else 'none', device.describe(training=True),
     )  # fmt: skip
     if new_classes:
         shown = ', '.join(new_classes[:10]) + (', ...' if len(new_classes) > 10 else '')

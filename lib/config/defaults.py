@@ -174,7 +174,9 @@ TREE: dict[str, dict[str, Key]] = {
         'DEVICE': Key('auto', "'auto', 'cpu', 'mps', 'cuda' (all visible GPUs) or 'cuda:N' (one)."),
         'NUM_WORKERS': Key(-1, 'Processes that read images. -1: one a core, at most 8. 0: none.', low=-1),
         'PRECISION': Key(
-            'auto', "'auto': bfloat16 where the hardware has it.", choices=('auto', 'float32', 'bfloat16')
+            'auto',
+            'auto: training in bfloat16 where the hardware has it, evaluation in float32.',
+            choices=('auto', 'float32', 'bfloat16'),
         ),
     },
 }

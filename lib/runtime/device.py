@@ -17,22 +17,24 @@ class Device:
     Attributes:
         main: the device that holds the model and the batches.
         replicas: GPU numbers for DataParallel; fewer than two means none.
-        autocast_dtype: torch.bfloat16, or None for float32 throughout.
+        train_dtype: of autocast in training: torch.bfloat16, or None for float32 throughout.
+        eval_dtype: the same in evaluation.
     """
 
     main: torch.device
     replicas: tuple[int, ...]
-    autocast_dtype: torch.dtype | None
+    train_dtype: torch.dtype | None
+    eval_dtype: torch.dtype | None
 
-    @property
-    def description(self) -> str:
-        """One phrase for the log, such as 'cpu, float32' or '4 GPUs (NVIDIA H200), bfloat16'."""
+    def describe(self, *, training: bool) -> str:
+        """Return one phrase for the log, such as 'cpu, float32' or '4 GPUs (NVIDIA H200), bfloat16'."""
         if self.main.type == 'cuda':
             name = torch.cuda.get_device_name(self.main)
             where = f'{len(self.replicas)} GPUs ({name})' if len(self.replicas) > 1 else f'{self.main} ({name})'
         else:
             where = self.main.type
-        return f'{where}, {"float32" if self.autocast_dtype is None else "bfloat16"}'
+        dtype = self.train_dtype if training else self.eval_dtype
+        return f'{where}, {"float32" if dtype is None else "bfloat16"}'
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """Return the model as the training step calls it: spread over the GPUs when there are several."""
@@ -42,16 +44,22 @@ class Device:
 def pick_device(name: str = 'auto', precision: str = 'auto') -> Device:
     """Return the device called `name` ('auto', 'cpu', 'mps', 'cuda', 'cuda:N') with a precision that suits it.
 
+    'auto' as precision is bfloat16 where the hardware computes in it, but for training alone: rounded to eight bits,
+    near-identical products would tie, and a model would score differently from machine to machine.
+
     Raises:
         UserError: the device is not there, or its name is none.
     """
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     main, replicas = _resolve(name)
-    chosen = precision
-    if precision == 'auto':
-        chosen = 'bfloat16' if _has_bfloat16(main) else 'float32'
-    return Device(main, replicas, torch.bfloat16 if chosen == 'bfloat16' else None)
+    in_training = precision == 'bfloat16' or (precision == 'auto' and _has_bfloat16(main))
+    return Device(
+        main,
+        replicas,
+        train_dtype=torch.bfloat16 if in_training else None,
+        eval_dtype=torch.bfloat16 if precision == 'bfloat16' else None,
+    )
 
 
 def _resolve(name: str) -> tuple[torch.device, tuple[int, ...]]:

@@ -48,7 +48,7 @@ def machine(monkeypatch):
 )
 def test_what_is_picked(machine, has, name, main, replicas, dtype):
     machine(**has)
-    assert pick_device(name) == Device(torch.device(main), replicas, dtype)
+    assert pick_device(name) == Device(torch.device(main), replicas, train_dtype=dtype, eval_dtype=None)
 
 
 @pytest.mark.parametrize(
@@ -76,16 +76,19 @@ def test_what_is_not_there(machine, has, name, words):
 
 def test_precision_can_be_forced(machine):
     machine()
-    assert pick_device('cpu', 'bfloat16').autocast_dtype == torch.bfloat16
+    forced = pick_device('cpu', 'bfloat16')
+    assert (forced.train_dtype, forced.eval_dtype) == (torch.bfloat16, torch.bfloat16)
     machine(gpus=1)
-    assert pick_device('auto', 'float32').autocast_dtype is None
+    forced = pick_device('auto', 'float32')
+    assert (forced.train_dtype, forced.eval_dtype) == (None, None)
 
 
 def test_description(machine):
     machine(gpus=4)
-    assert pick_device('auto').description == '4 GPUs (GPU X), bfloat16'
-    assert pick_device('cuda:1').description == 'cuda:1 (GPU X), bfloat16'
-    assert pick_device('cpu').description == 'cpu, float32'
+    assert pick_device('auto').describe(training=True) == '4 GPUs (GPU X), bfloat16'
+    assert pick_device('cuda:1').describe(training=True) == 'cuda:1 (GPU X), bfloat16'
+    assert pick_device('cuda:1').describe(training=False) == 'cuda:1 (GPU X), float32'
+    assert pick_device('cpu').describe(training=True) == 'cpu, float32'
 
 
 def test_one_device_needs_no_replicas(machine):
