@@ -112,8 +112,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         'config': checkpoint.config,
         'recipe': checkpoint.recipe,
         'num_classes': checkpoint.num_classes,
-        'training_set': training_set
-        and {**asdict(training_set), 'class_counts': torch.from_numpy(training_set.class_counts)},
+        **(_training_set_as_content(training_set) if training_set else {}),
         'rng': {'torch': torch.get_rng_state()},
         'versions': versions(),
     }
@@ -175,17 +174,29 @@ def _as_checkpoint(content: Any, path: Path) -> Checkpoint:
         )
     if not isinstance(content.get('place'), dict):
         return Checkpoint(state, path=path)
-    training_set = content['training_set']
     return Checkpoint(
         state,
         config=content['config'],
         recipe=content['recipe'],
         place=Place(**content['place']),
-        training_set=training_set
-        and TrainingSet(**{**training_set, 'class_counts': training_set['class_counts'].numpy()}),
+        training_set=_training_set_of(content) if 'train_digest' in content else None,
         optimizer=content['optimizer'],
         path=path,
     )
+
+
+def _training_set_as_content(training_set: TrainingSet) -> dict[str, Any]:
+    return {
+        'train_digest': training_set.digest,
+        'class_counts': torch.from_numpy(training_set.class_counts),
+        'class_names': training_set.class_names,
+        'class_parents': training_set.class_parents,
+    }
+
+
+def _training_set_of(content: dict[str, Any]) -> TrainingSet:
+    counts = content['class_counts'].numpy()
+    return TrainingSet(content['train_digest'], counts, content['class_names'], content['class_parents'])
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:

@@ -133,7 +133,7 @@ def _finish_epoch(
             folder.append({'epoch': place.epoch, 'split': split, **values})
             events.add(place.epoch, split, values)
     folder.save(_checkpoint(learner, plan, place), is_best=is_best, end_of_epoch=True)
-    LOGGER.info('%s%s', _describe(place.epoch, plan.max_epoch, metrics), '  (best)' if is_best else '')
+    LOGGER.info('%s', _describe(place.epoch, plan.max_epoch, metrics, is_best))
 
 
 def _is_best(select_by: str, valid: dict[str, float], place: Place) -> bool:
@@ -162,12 +162,13 @@ def _checkpoint(learner: Learner, plan: FitPlan, place: Place) -> Checkpoint:
     )
 
 
-def _describe(epoch: int, max_epoch: int, metrics: dict[str, dict[str, float]]) -> str:
+def _describe(epoch: int, max_epoch: int, metrics: dict[str, dict[str, float]], is_best: bool) -> str:
     trained, valid = metrics['train'], metrics['valid']
     text = f'epoch {epoch:3d}/{max_epoch}  lr {trained["lr"]:.2g}  loss {trained["loss"]:.3f}'
     if valid:
         text += f'  valid: mean class error {valid["mean_class_error"]:.1%}, top-1 {valid["top1"]:.1%}'
-    return f'{text}  {trained["images_per_second"]:.0f} images/s'
+    best = '  (best)' if valid and is_best else ''
+    return f'{text}  {trained["images_per_second"]:.0f} images/s{best}'
 
 
 @contextmanager

@@ -45,9 +45,9 @@ def test_nothing_but_tensors_numbers_and_text(tmp_path):
     """Anybody can read it with weights_only, without this project, and finds the keys of the original's files."""
     content = torch.load(save(tmp_path / 'last.pth'), weights_only=True)
     assert content.keys() >= {'state_dict', 'optimizer', 'scheduler', 'epoch', 'best_result', 'config', 'rng'}
-    assert content.keys() >= {'num_classes', 'versions', 'place', 'recipe', 'training_set'}
+    assert content.keys() >= {'num_classes', 'class_counts', 'class_names', 'versions', 'place', 'recipe'}
     assert (content['epoch'], content['best_result'], content['num_classes']) == (2, 0.5, 3)
-    assert content['training_set']['class_names'] == ['cola', 'tea', 'milk']
+    assert content['class_names'] == ['cola', 'tea', 'milk']
 
 
 def test_original(tmp_path):
