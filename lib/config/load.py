@@ -15,6 +15,7 @@ from lib.config.yaml_text import as_node, parse_config_text, read_config_file
 _CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 DEFAULT_CONFIG = 'configs/AiProducts.yaml'
 _OWN_PHOTOS = 'configs/own_photos.yaml'
+_MADE_FOR = {DEFAULT_CONFIG: 'AliProducts', _OWN_PHOTOS: 'a folder of class folders'}
 # What a checkpoint of the original entry, which holds no config, was trained with.
 _ORIGINAL = ('AiProducts.yaml', 'AiProducts_original.yaml')
 _NEVER_FROM_CHECKPOINT = ('LOG_ROOT', 'RESUME_MODEL', 'RESUME_MODE', 'OVERWRITE')
@@ -59,8 +60,8 @@ def load_config(
     values, _ = _merge(default + explicit)
     checkpoint = _checkpoint_layers(values, find_checkpoint_config, notes)
     layers = (checkpoint or default) + explicit
-    if any(layer.source == _OWN_PHOTOS for layer in layers):
-        notes.append(f'no --config given: {_OWN_PHOTOS} is used, a recipe for a folder of class folders')
+    if default and not checkpoint:
+        notes.append(f'no --config given: {default[0].source} is used, the recipe for {_MADE_FOR[default[0].source]}')
     values, levels = _merge(layers, first_level=-len(checkpoint))
     values['NAME'] = values['NAME'] or Path(values['DATASET.ROOT']).resolve().name
     check_values(values, levels)

@@ -51,7 +51,7 @@ def test_nothing_given_is_aliproducts():
     assert loaded.cfg.NAME == 'AiProducts'
     assert loaded.cfg.DATASET.HEAD_CAP == 250
     assert loaded.cfg.SAMPLER.SWITCH_EPOCH == 40
-    assert loaded.notes == []
+    assert loaded.notes == ['no --config given: configs/AiProducts.yaml is used, the recipe for AliProducts']
 
 
 def test_each_layer_wins_over_the_one_before(files):
@@ -190,7 +190,8 @@ def test_only_a_folder_named_means_own_photos(tmp_path):
 )
 def test_more_than_a_folder_named_means_the_default(tmp_path, argv):
     loaded = load('--DATASET_ROOT', tmp_path, *argv)
-    assert (loaded.cfg.MODEL.BACKBONE, loaded.notes) == ('resnest50', [])
+    assert loaded.cfg.MODEL.BACKBONE == 'resnest50'
+    assert 'configs/AiProducts.yaml is used' in loaded.notes[0]
 
 
 def test_a_folder_with_converted_files_means_the_default(tmp_path):
