@@ -26,6 +26,7 @@ _CSV = {
     'split_column': 'column that says train, val or test, if there is one (default: split)',
     'name_column': 'column of readable class names, if there is one (default: name)',
 }
+_SMALL_RECIPE = ' --config configs/own_photos.yaml'
 # format: what SOURCE is, options
 FORMATS = {
     'aliproducts': ('folder with train.json, val.json, product_tree.json and the images of AliProducts', {}),
@@ -81,27 +82,43 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         )
         for option, meaning in options.items():
             command.add_argument(f'--{option}', metavar=option.rpartition('_')[2].upper(), help=meaning)
-    return parser.parse_args(arguments)
+        command.add_argument(
+            '--valid_fraction', metavar='SHARE', type=float, help='keep this share of each class for validation, where '
+            'SOURCE has no such split (0.1: a tenth)',
+        )  # fmt: skip
+        command.add_argument('--seed', metavar='N', type=int, default=0, help='which images those are (default: 0)')
+    options = parser.parse_args(arguments)
+    if options.valid_fraction is not None and not 0 < options.valid_fraction <= 0.9:
+        raise UserError(f'--valid_fraction is {options.valid_fraction}, but must be above 0 and at most 0.9')
+    if options.seed < 0:
+        raise UserError(f'--seed is {options.seed}, but must be at least 0')
+    return options
 
 
-def convert(format_name: str, source: Path, out: Path, **options: str) -> dict[str, Path]:
-    """Convert `source` into `out`, say what was written, and return split -> file."""
+def convert(
+    format_name: str, source: Path, out: Path, *, valid_fraction: float | None = None, seed: int = 0, **options: str
+) -> None:
+    """Convert `source` into `out` and say what was written."""
     from lib.dataset.formats.summary import summary_lines
+    from lib.dataset.formats.validation import with_validation
     from lib.dataset.formats.write import write_converted
 
     converted = converters()[format_name](source, **options)
+    if valid_fraction is not None:
+        converted = with_validation(converted, fraction=valid_fraction, seed=seed)
+    elif 'val' not in converted.splits:
+        converted.warnings.append('SOURCE has no validation split: --valid_fraction 0.1 keeps a tenth of each class')
     paths = write_converted(converted, out)
     for warning in converted.warnings:
         print(f'warning: {warning}', file=sys.stderr)
     print('\n'.join(summary_lines(converted, paths)))
-    return paths
 
 
-def next_command(out: Path, paths: dict[str, Path]) -> str:
-    """Return what to type to train on the result."""
-    keys = {'train': 'TRAIN', 'val': 'VALID', 'test': 'TEST'}
-    files = [f' --DATASET_{keys[split]}_JSON {shlex.quote(str(path))}' for split, path in paths.items()]
-    return f'python main.py --DATASET_ROOT {shlex.quote(str(out))}{"".join(files)}'
+def next_command(format_name: str, out: Path) -> str:
+    """Return what to type to train on the result, which main.py finds in DATASET.ROOT."""
+    # The default recipe is that of AliProducts: 50,030 classes on several GPUs.
+    recipe = {'aliproducts': '', 'grocery_store': ' --config configs/GroceryStore.yaml'}
+    return f'python main.py{recipe.get(format_name, _SMALL_RECIPE)} --DATASET_ROOT {shlex.quote(str(out))}'
 
 
 def main() -> None:
@@ -110,7 +127,8 @@ def main() -> None:
     name, source, out = (options.pop(key) for key in ('format', 'source', 'out'))
     out = out or (source if source.is_dir() else source.parent)
     given = {key: value for key, value in options.items() if value is not None}
-    print(f'\nNow train:\n  {next_command(out, convert(name, source, out, **given))}')
+    convert(name, source, out, **given)
+    print(f'\nNow train:\n  {next_command(name, out)}')
 
 
 if __name__ == '__main__':

@@ -2,15 +2,14 @@
 
 import os
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from lib.dataset.hold_out import held_out
 from lib.errors import UserError
-from lib.runtime.seeding import Purpose, generator
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
 VALID_NAMES = ('val', 'valid', 'validation')
@@ -59,9 +58,7 @@ def split_folder(
     """Return training images, validation images and class names of a folder of class folders.
 
     `root`/train and `root`/val (or valid, validation) with class folders in them are taken as they are. Else
-    each class gives round(valid_fraction * images) to validation, at least one and not all; a class of one
-    image stays in training. A class is drawn by (seed, its name) alone, so a new image changes the split of
-    no other class.
+    each class gives `valid_fraction` of its images to validation, by `held_out`.
 
     Raises:
         UserError: no such folder, no class folders in it, or validation classes that have no training folder.
@@ -82,7 +79,7 @@ def split_folder(
     held: tuple[list[str], list[int]] = ([], [])
     for label, name in enumerate(names):
         paths = list(walk_images(base / name, f'{prefix}{name}/'))
-        chosen = _held_out(len(paths), name, valid_fraction, seed)
+        chosen = set(held_out(len(paths), name, valid_fraction, seed).tolist())
         for row, path in enumerate(paths):
             side = held if row in chosen else kept
             side[0].append(path)
@@ -93,15 +90,6 @@ def split_folder(
 def _class_folders_if_any(root: str | os.PathLike) -> list[str]:
     """Return the class folders of `root`; none when it is no folder."""
     return find_class_folders(root) if os.path.isdir(root) else []
-
-
-def _held_out(num_images: int, name: str, fraction: float, seed: int) -> set[int]:
-    """Return the places of a class's images that go to validation."""
-    if num_images < 2 or fraction <= 0:
-        return set()
-    number = min(num_images - 1, max(1, round(fraction * num_images)))
-    slot = zlib.crc32(name.encode('utf-8', 'surrogateescape'))
-    return set(generator(seed, Purpose.SPLIT, slot=slot).permutation(num_images)[:number].tolist())
 
 
 def _given_split(root: Path, valid: str) -> tuple[FolderImages, FolderImages, list[str]]:

@@ -23,9 +23,7 @@ def test_aliproducts_in_place(tmp_path):
     result = run('aliproducts', 'my data', folder=tmp_path)
     assert (result.returncode, result.stderr) == (0, '')
     assert '15 images, 4 of 4 classes, 1 to 8 images a class (imbalance 8.0)' in result.stdout
-    assert (
-        "python main.py --DATASET_ROOT 'my data' --DATASET_TRAIN_JSON 'my data/converted_train.json'" in result.stdout
-    )
+    assert "Now train:\n  python main.py --DATASET_ROOT 'my data'\n" in result.stdout
     for split, key, number in (('train', 'fpath', 15), ('val', 'fpath', 8), ('test', 'image_id', 6)):
         tree = json.loads((tmp_path / 'my data' / f'converted_{split}.json').read_text())
         entries = tree['images' if split == 'test' else 'annotations']
@@ -44,6 +42,7 @@ def test_options_and_another_folder(tmp_path):
     entry = json.loads((tmp_path / 'out' / 'converted_train.json').read_text())['annotations'][0]
     assert (tmp_path / 'out' / entry['fpath']).is_file()
     assert json.loads((tmp_path / 'out' / 'classes.json').read_text()) == {'names': ['0042']}
+    assert 'python main.py --config configs/own_photos.yaml --DATASET_ROOT out\n' in result.stdout
 
 
 def test_help(tmp_path):
@@ -88,3 +87,23 @@ def test_warnings_go_to_standard_error(tmp_path):
     result = run('aliproducts', tmp_path)
     assert result.returncode == 0
     assert result.stderr.startswith('warning: ')
+
+
+def test_a_validation_split_where_there_is_none(tmp_path):
+    for number in range(20):
+        (tmp_path / f'{number}.jpg').touch()
+    (tmp_path / 'shop.csv').write_text('path,label\n' + ''.join(f'{n}.jpg,{"ab"[n % 2]}\n' for n in range(20)))
+    result = run('csv', 'shop.csv', folder=tmp_path)
+    assert result.returncode == 0
+    assert '--valid_fraction 0.1' in result.stderr
+    assert not (tmp_path / 'converted_val.json').exists()
+    result = run('csv', 'shop.csv', '--valid_fraction', 0.2, '--seed', 7, folder=tmp_path)
+    assert (result.returncode, result.stderr) == (0, '')
+    splits = [json.loads((tmp_path / f'converted_{split}.json').read_text()) for split in ('train', 'val')]
+    assert [len(split['annotations']) for split in splits] == [16, 4]
+    assert [entry['category_id'] for entry in splits[1]['annotations']].count(0) == 2
+    for value in ('0', '1', 'x', '-1'):
+        result = run('csv', 'shop.csv', '--valid_fraction', value, folder=tmp_path)
+        assert result.returncode == 2
+        assert '--valid_fraction' in result.stderr
+        assert result.stderr.count('\n') == 1

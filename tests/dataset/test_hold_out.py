@@ -1,0 +1,59 @@
+"""Images kept for validation: of class folders, and of converted sources without such a split."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from lib.dataset.formats.converted import Converted, Split
+from lib.dataset.formats.validation import with_validation
+from lib.dataset.hold_out import held_out
+from lib.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ('num_images', 'fraction', 'number'),
+    [(0, 0.1, 0), (1, 0.9, 0), (2, 0.1, 1), (2, 0.9, 1), (10, 0.0, 0), (10, 0.1, 1), (10, 0.9, 9), (25, 0.1, 2)],
+)
+def test_how_many(num_images, fraction, number):
+    places = held_out(num_images, 'tea', fraction, seed=0)
+    assert len(places) == number
+    assert sorted(set(places.tolist())) == places.tolist()
+    assert all(0 <= place < num_images for place in places)
+
+
+def test_seed_and_name_decide():
+    assert np.array_equal(held_out(50, 'tea', 0.2, 1), held_out(50, 'tea', 0.2, 1))
+    assert not np.array_equal(held_out(50, 'tea', 0.2, 1), held_out(50, 'tea', 0.2, 2))
+    assert not np.array_equal(held_out(50, 'tea', 0.2, 1), held_out(50, 'cola', 0.2, 1))
+
+
+def converted(tmp_path, **more):
+    """Twelve colas, five teas and one milk, mixed."""
+    labels = np.array([0, 1, 0, 0, 2, 0, 1, 0, 0, 0, 1, 0, 0, 1, 0, 0, 1, 0], np.int32)
+    paths = [f'{row}.jpg' for row in range(len(labels))]
+    return Converted({'train': Split(paths, labels), **more}, ['cola', 'tea', 'milk'], None, tmp_path)
+
+
+def test_converted_source(tmp_path):
+    before = converted(tmp_path, test=Split(['x.jpg'], None))
+    after = with_validation(before, fraction=0.25, seed=3)
+    assert len(before.splits['train']) == 18  # nothing changes its input
+    train, valid = after.splits['train'], after.splits['val']
+    assert Counter(label for _, label in valid) == {0: 3, 1: 1}
+    assert sorted([*train, *valid]) == sorted(before.splits['train'])
+    assert train.paths == sorted(train.paths, key=before.splits['train'].paths.index)
+    assert after.splits['test'].paths == ['x.jpg']
+    cola = [path for path, label in before.splits['train'] if label == 0]
+    assert [path for path, label in valid if label == 0] == [cola[place] for place in held_out(12, 'cola', 0.25, 3)]
+
+
+def test_what_cannot_be_split(tmp_path):
+    whole = converted(tmp_path)
+    with pytest.raises(UserError, match='has a validation split'):
+        with_validation(converted(tmp_path, val=Split(['x.jpg'], np.zeros(1, np.int32))), fraction=0.1, seed=0)
+    with pytest.raises(UserError, match='SOURCE has none'):
+        with_validation(Converted({'test': whole.splits['train']}, whole.names, None, tmp_path), fraction=0.1, seed=0)
+    single = Converted({'train': Split(['a', 'b'], np.arange(2, dtype=np.int32))}, ['x', 'y'], None, tmp_path)
+    with pytest.raises(UserError, match='one image only'):
+        with_validation(single, fraction=0.5, seed=0)
