@@ -1,7 +1,7 @@
 """DATASET in the config -> the splits, checked against each other."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 from lib.dataset.annotations import Annotations, ClassNames, read_annotations, read_classes, read_test_images
 from lib.dataset.cifar import load_cifar_lt
 from lib.dataset.demo.generate import demo_is_complete, generate_demo
-from lib.dataset.folder import find_class_folders, split_folder, walk_images
+from lib.dataset.folder import find_class_folders, labels_by_folder, split_folder, walk_images
 from lib.dataset.images import ArrayImages, FileImages
 from lib.dataset.loader import Images
 from lib.dataset.paths import settle_paths
@@ -111,8 +111,8 @@ def open_valid_split(cfg: CfgNode) -> Split:
     return valid
 
 
-def open_test_split(cfg: CfgNode, num_classes: int) -> Split:
-    """Open what test.py predicts: TEST_JSON, or every image in the folder TEST_ROOT.
+def open_test_split(cfg: CfgNode, class_names: Sequence[str]) -> Split:
+    """Open what test.py predicts: TEST_JSON, or every image in a folder (TEST_ROOT, else `test` in ROOT).
 
     Raises:
         UserError: neither is there, or a fault in the file.
@@ -123,18 +123,25 @@ def open_test_split(cfg: CfgNode, num_classes: int) -> Split:
         _draw_demo(cfg)
     root = cfg.DATASET.TEST_ROOT or cfg.DATASET.ROOT
     json = cfg.DATASET.TEST_JSON or str(Path(root, 'converted_test.json'))
-    if not cfg.DATASET.TEST_JSON and not Path(json).exists() and cfg.DATASET.TEST_ROOT and Path(root).is_dir():
-        names = list(walk_images(root))
-        if not names:
-            raise UserError(f'DATASET.TEST_ROOT {root}: no images in this folder')
-        labels = np.full(len(names), -1, np.int32)
-        return _split(Annotations(pa.array(names, pa.large_string()), labels, num_classes, root), root)
-    if not cfg.DATASET.TEST_JSON and not Path(json).exists():
+    if cfg.DATASET.TEST_JSON or Path(json).exists():
+        return _split(read_test_images(json, len(class_names)), root)
+    folder = cfg.DATASET.TEST_ROOT or (root and str(Path(root, 'test')))
+    if not folder or not Path(folder).is_dir():
         raise UserError(
             f'no test images: {json} is not there; give --DATASET_TEST_JSON FILE, or --DATASET_TEST_ROOT FOLDER to '
             'predict every image in a folder'
         )
-    return _split(read_test_images(json, num_classes), root)
+    return _from_test_folder(folder, class_names)
+
+
+def _from_test_folder(folder: str, class_names: Sequence[str]) -> Split:
+    paths = list(walk_images(folder))
+    if not paths:
+        raise UserError(f'{folder}: no images in this folder')
+    labels = labels_by_folder(paths, class_names)
+    if labels[0] >= 0:
+        LOGGER.info('%s: its folders are named as the classes, so they are the labels', folder)
+    return _split(Annotations(pa.array(paths, pa.large_string()), labels, len(class_names), folder), folder)
 
 
 def _from_annotations(cfg: CfgNode) -> TrainingData:

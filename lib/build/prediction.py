@@ -26,7 +26,7 @@ def predict(trained: Trained) -> Predicted:
         UserError: no test images, or faults in their list.
     """
     test = trained.cfg.TEST
-    split = open_test_split(trained.cfg, trained.checkpoint.num_classes)
+    split = open_test_split(trained.cfg, trained.class_names)
     extras = Extras(test.TOP_K, test.EMBEDDINGS)
     found = trained.evaluate(split, label='test', look_at=extras.look_at)
     names = split.names.to_pylist()

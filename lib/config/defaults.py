@@ -32,8 +32,13 @@ TREE: dict[str, dict[str, Key]] = {
             '', 'Training annotations. Empty: ROOT/converted_train.json, else the class folders of ROOT.'
         ),
         'VALID_JSON': Key('', 'Validation annotations. Empty: ROOT/converted_val.json.'),
-        'TEST_JSON': Key('', 'Test images, with or without labels. Empty: ROOT/converted_test.json.'),
-        'TEST_ROOT': Key('', 'Folder that relative paths of TEST_JSON are under. Empty: ROOT.'),
+        'TEST_JSON': Key(
+            '', 'Test images, with or without labels. Empty: converted_test.json in TEST_ROOT, else all images there.'
+        ),
+        'TEST_ROOT': Key(
+            '',
+            'Folder of test images; relative paths of TEST_JSON are under it. Empty: ROOT (without JSON: ROOT/test).',
+        ),
         'VALID_FRACTION': Key(
             0.1, 'Share of each class kept for validation when class folders are split.', low=0.0, high=0.9
         ),

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +85,19 @@ def split_folder(
             side[0].append(path)
             side[1].append(label)
     return _images(*kept), _images(*held), names
+
+
+def labels_by_folder(paths: Sequence[str], class_names: Sequence[str]) -> np.ndarray:
+    """Return (num_images,) int32 labels of images in folders that are named as classes.
+
+    The name is that of the outermost folder, or the whole path of the folder (`Fruit/Apple`). Unless every image
+    has such a label, all are -1: folders of new photos may be called anything.
+    """
+    label_of = {name: label for label, name in enumerate(class_names)}
+    folders = [path.rpartition('/')[0] for path in paths]
+    found = [label_of.get(folder, label_of.get(folder.partition('/')[0], -1)) for folder in folders]
+    labels = np.array(found, np.int32)
+    return labels if (labels >= 0).all() else np.full(len(labels), -1, np.int32)
 
 
 def _class_folders_if_any(root: str | os.PathLike) -> list[str]:

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib.dataset.folder import find_class_folders, split_folder
+from lib.dataset.folder import find_class_folders, labels_by_folder, split_folder
 from lib.errors import UserError
 
 
@@ -99,6 +99,22 @@ def test_a_lone_train_folder_is_split(tmp_path):
 def test_classes_may_be_called_train_and_val(tmp_path):
     make(tmp_path, train=4, val=4, bus=4)
     assert split(tmp_path)[2] == ['bus', 'train', 'val']
+
+
+@pytest.mark.parametrize(
+    ('paths', 'labels'),
+    [
+        (['tea/1.jpg', 'cola/1.jpg', 'tea/old/2.jpg'], [1, 0, 1]),
+        (['Fruit/Apple/1.jpg', 'cola/1.jpg'], [2, 0]),
+        (['tea/1.jpg', 'coffee/1.jpg'], [-1, -1]),
+        (['tea/1.jpg', '2.jpg'], [-1, -1]),
+        (['Fruit/1.jpg'], [-1]),
+    ],
+)
+def test_labels_by_folder(paths, labels):
+    found = labels_by_folder(paths, ['cola', 'tea', 'Fruit/Apple'])
+    assert found.dtype == np.int32
+    assert found.tolist() == labels
 
 
 def test_faults_tell_the_layout(tmp_path):

@@ -64,6 +64,30 @@ def test_train_and_predict(scripts, photos, tmp_path):
     assert contents(photos) == before
 
 
+def test_folders_named_as_classes_are_labels(scripts, photos, tmp_path):
+    photos.rename(tmp_path / 'train')
+    photos.mkdir()
+    (tmp_path / 'train').rename(photos / 'train')
+    scripts.run(tmp_path, 'main.py', '--DATASET_ROOT', 'my_photos', *TINY)
+    model = ('--RESUME_MODEL', 'log/my_photos/best_model.pth', *ON_CPU)
+    assert 'no test images' in the_error(scripts.run(tmp_path, 'test.py', *model, code=2))
+    random = np.random.default_rng(6)
+    for label in (2, 0):
+        folder = photos / 'test' / NAMES[label]
+        folder.mkdir(parents=True)
+        draw_product(label, 4, 40, random).save(folder / 'a.png')
+    done = scripts.run(tmp_path, 'test.py', *model)
+    assert 'my_photos/test: its folders are named as the classes' in done.stdout
+    metrics = json.loads((tmp_path / 'log' / 'my_photos' / 'best_model_metrics.json').read_text())
+    with open(tmp_path / 'log' / 'my_photos' / 'best_model.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert [row['id'] for row in rows] == ['apple/a.png', 'kiwi 2/a.png']
+    assert metrics['num_images'] == 2
+    assert metrics['top1'] == ((rows[0]['predicted'] == '0') + (rows[1]['predicted'] == '2')) / 2
+    draw_product(1, 4, 40, random).save(photos / 'test' / 'new.png')
+    assert 'named as the classes' not in scripts.run(tmp_path, 'test.py', *model).stdout
+
+
 def test_a_loss_that_is_not_finite(scripts, photos, tmp_path):
     options = ('--DATASET_ROOT', 'my_photos', *TINY, '--SCHEDULE_TYPE', 'multistep', '--SCHEDULE_WARMUP_EPOCHS', 0)
     # The rate is sound in the first epoch and absurd from the second one on.

@@ -92,7 +92,7 @@ def logits_of(options):
     """What the library computes for the test split: names and logits."""
     logits = []
     trained = load_trained(start([*map(str, options), *ON_CPU], program='test.py', description=''))
-    split = open_test_split(trained.cfg, NUM_CLASSES)
+    split = open_test_split(trained.cfg, trained.class_names)
     trained.evaluate(split, label='test', look_at=lambda batch, features, found: logits.append(found))
     return split.names.to_pylist(), torch.cat(logits)
 
