@@ -1,13 +1,9 @@
-import hashlib
-import io
-import pickle
-import tarfile
-
 import numpy as np
 import pytest
 
 from lib.dataset.cifar import class_sizes, load_cifar_lt
 from lib.errors import UserError
+from tests.small_cifar import its_checksums, write_small_cifar
 
 
 @pytest.mark.parametrize(
@@ -31,28 +27,11 @@ def test_sizes_against_the_formula():
 
 @pytest.fixture
 def small_cifar(tmp_path, monkeypatch):
-    """CIFAR-10 in its own file form with 200 images, 20 a class, and checksums to match, as an archive."""
     from torchvision import datasets
 
-    random = np.random.default_rng(0)
-    files = {}
-    for name in [f'data_batch_{number}' for number in range(1, 6)] + ['test_batch']:
-        labels = random.permutation(np.repeat(np.arange(10), 4)).tolist()
-        data = random.integers(0, 256, (40, 3072), dtype=np.uint8)
-        data[:, 0] = labels  # red of the first pixel tells the class
-        files[name] = pickle.dumps({'data': data, 'labels': labels})
-    files['batches.meta'] = pickle.dumps({'label_names': [f'class {number}' for number in range(10)]})
-    with tarfile.open(tmp_path / 'cifar-10-python.tar.gz', 'w:gz') as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(f'cifar-10-batches-py/{name}')
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    sums = {name: hashlib.md5(content, usedforsecurity=False).hexdigest() for name, content in files.items()}
-    train = [[name, sums[name]] for name in files if name.startswith('data')]
-    monkeypatch.setattr(datasets.CIFAR10, 'train_list', train)
-    monkeypatch.setattr(datasets.CIFAR10, 'test_list', [['test_batch', sums['test_batch']]])
-    meta = datasets.CIFAR10.meta | {'md5': sums['batches.meta']}
-    monkeypatch.setattr(datasets.CIFAR10, 'meta', meta)
+    write_small_cifar(tmp_path)
+    for name, value in its_checksums(tmp_path).items():
+        monkeypatch.setattr(datasets.CIFAR10, name, value)
     return tmp_path
 
 

@@ -1,0 +1,48 @@
+"""Long-tailed CIFAR through all three scripts, by its config: the archive as downloaded, small."""
+
+import json
+
+import yaml
+
+from lib.dataset.cifar import class_sizes
+from lib.trainer.checkpoint import read_checkpoint
+from tests.scripts.running import ON_CPU, REPOSITORY, metrics_of
+from tests.small_cifar import write_small_cifar
+
+CONFIG = REPOSITORY / 'configs' / 'Cifar100_LT.yaml'
+SHORT = ('--TRAIN_MAX_EPOCH', 2, '--TRAIN_BATCH_SIZE', 16, '--SCHEDULE_WARMUP_EPOCHS', 1)
+
+
+def test_train_predict_rebalance(scripts, tmp_path):
+    write_small_cifar(tmp_path)
+
+    def run(script, *options):
+        wrapped = (tmp_path, REPOSITORY / script, *options, *ON_CPU)
+        return scripts.run(tmp_path, 'tests/scripts/with_small_cifar.py', *wrapped)
+
+    data = ('--DATASET_NAME', 'cifar10_lt', '--DATASET_ROOT', '.', '--DATASET_IMBALANCE_RATIO', 10)
+    run('main.py', '--config', CONFIG, '--NAME', 'small', *data, *SHORT)
+    folder = tmp_path / 'log' / 'small'
+    best = read_checkpoint(folder / 'best_model.pth')
+    assert best.training_set.class_counts.tolist() == class_sizes(20, 10, 'exp', 10).tolist()
+    assert best.training_set.class_names[3] == 'class 3'
+    assert metrics_of(folder)[-1]['split'] == 'valid'
+
+    model = ('--RESUME_MODEL', folder / 'best_model.pth')
+    run('test.py', *model)
+    assert json.loads((folder / 'best_model_metrics.json').read_text())['num_images'] == 40
+    assert len((folder / 'best_model.csv').read_text().splitlines()) == 41
+    run('tau_norm.py', *model)
+    assert (tmp_path / 'log_tau' / 'small' / 'tau.json').exists()
+
+
+def test_the_recipe_is_the_published_one():
+    """Zhang et al., Bag of Tricks for Long-Tailed Visual Recognition, AAAI 2021: what its tables were measured with."""
+    tree = yaml.safe_load(CONFIG.read_text(encoding='utf-8'))
+    assert tree['MODEL']['BACKBONE'] == 'res32_cifar'
+    assert (tree['TRAIN']['MAX_EPOCH'], tree['TRAIN']['BATCH_SIZE']) == (200, 128)
+    optimizer = tree['OPTIMIZER']
+    assert (optimizer['LR'], optimizer['NESTEROV'], float(optimizer['WEIGHT_DECAY'])) == (0.1, True, 2e-4)
+    schedule = tree['SCHEDULE']
+    assert (schedule['WARMUP_EPOCHS'], schedule['MILESTONE_EPOCHS']) == (5, [160, 180])
+    assert schedule['DECAY_FACTORS'] == [0.01]
