@@ -23,12 +23,13 @@ _METRICS = {
 
 @dataclass(frozen=True)
 class Card:
-    """A headline figure of the best epoch."""
+    """A headline figure of the best epoch, with those of the last one and of the re-balanced model."""
 
     title: str
     value: str
     standard_error: str
     last: str
+    rebalanced: str
 
 
 def percent(value: float) -> str:
@@ -72,6 +73,8 @@ def dataset_facts(data: ReportData, labels: np.ndarray, predicted: np.ndarray) -
 def summary_cards(data: ReportData, labels: np.ndarray, predicted: np.ndarray) -> list[Card]:
     """Return the errors of the best epoch (else the last) with their standard errors from the predictions."""
     best, last = data.summary.get('best') or {}, data.summary.get('last') or {}
+    rebalanced = data.tau and data.tau.get('chosen') is not None
+    after = (data.tau.get('after') or {}) if rebalanced else {}
     sampled = _sampled(data, labels, predicted)
 
     def shown(metrics: dict[str, Any], name: str) -> str:
@@ -83,7 +86,7 @@ def summary_cards(data: ReportData, labels: np.ndarray, predicted: np.ndarray) -
         if value:
             error = sampled.get(name)
             spread = percent(error.standard_error) if error else ''
-            cards.append(Card(title, value, spread, shown(last, name) if best else ''))
+            cards.append(Card(title, value, spread, shown(last, name) if best else '', shown(after, name)))
     return cards
 
 
