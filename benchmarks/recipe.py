@@ -3,7 +3,7 @@
 REAL_PHOTOS=FOLDER python benchmarks/recipe.py [--json FILE]
 
 Plain: torchvision's ResNet-18 at 112 px, PIL and torchvision transforms in a default DataLoader, batch 32, SGD,
-label smoothing 0.1, bfloat16 where the hardware has it. Ours: the config, through the training loop itself.
+label smoothing 0.1, channels_last, bfloat16 where the hardware has it. Ours: the config, through the training loop.
 Figure: recipe_epoch_speedup, time of a plain epoch over ours; both see the same number of images.
 """
 
@@ -60,7 +60,7 @@ def plain_epoch(root: Path, dtype: torch.dtype | None) -> Callable[[], int]:
     loader = torch.utils.data.DataLoader(
         PlainPhotos(root), BATCH_SIZE, shuffle=True, drop_last=True, num_workers=WORKERS, persistent_workers=True
     )
-    model = torchvision.models.resnet18(num_classes=81).train()
+    model = torchvision.models.resnet18(num_classes=81).train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
     loss_of = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
 
@@ -68,7 +68,8 @@ def plain_epoch(root: Path, dtype: torch.dtype | None) -> Callable[[], int]:
         for images, labels in loader:
             optimizer.zero_grad()
             with torch.autocast('cpu', dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-                loss = loss_of(model(images).float(), labels)
+                logits = model(images.to(memory_format=torch.channels_last))
+            loss = loss_of(logits.float(), labels)
             loss.backward()
             optimizer.step()
         return len(loader) * BATCH_SIZE
