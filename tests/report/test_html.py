@@ -186,9 +186,9 @@ def test_what_re_balancing_brought_stands_first(tmp_path):
     text, page = write(tmp_path, full_data())
     assert page.values('id').index('tau') == 1  # after the summary
     after = tau_curve()['after']['mean_class_error']
-    assert f're-balanced {percent(after)}' in text
+    assert f'with tau {percent(after)}' in text
     unchanged = write(tmp_path, full_data(tau=tau_curve() | {'chosen': None}))[0]
-    assert 're-balanced ' not in unchanged.replace('Re-balanced', '')
+    assert 'with tau ' not in unchanged
 
 
 def test_stays_small_with_50030_classes(tmp_path):
