@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -63,8 +64,13 @@ def labels(name: str, values: dict[int, Any]) -> Spoil:
 
 
 def removed(*names: str) -> Spoil:
-    """Remove files."""
-    return lambda folder: [(folder / name).unlink() for name in names]
+    """Remove files, and folders with all that is in them."""
+
+    def spoil(folder: Path) -> None:
+        for path in (folder / name for name in names):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return spoil
 
 
 def linked(name: str, target: str) -> Spoil:
