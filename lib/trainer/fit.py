@@ -130,7 +130,7 @@ def _finish_epoch(
     is_best = _is_best(plan.select_by, metrics['valid'], place)
     for split, values in metrics.items():
         if values:
-            folder.append({'epoch': place.epoch, 'split': split, **values})
+            folder.append({'epoch': place.epoch, 'split': split, 'lr': metrics['train']['lr'], **values})
             events.add(place.epoch, split, values)
     folder.save(_checkpoint(learner, plan, place), is_best=is_best, end_of_epoch=True)
     LOGGER.info('%s', _describe(place.epoch, plan.max_epoch, metrics, is_best))

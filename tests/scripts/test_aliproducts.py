@@ -156,6 +156,12 @@ def test_five_lines(home):
     assert [(line['epoch'], line['split']) for line in metrics] == [
         (epoch, split) for epoch in (1, 2, 3) for split in ('train', 'valid')
     ]
+    common = {'epoch', 'split', 'loss', 'top1', 'lr', 'images_per_second', 'seconds'}
+    for train, valid in zip(metrics[::2], metrics[1::2], strict=True):
+        assert train.keys() == common
+        assert valid.keys() == common | {'top5', 'mean_class_error', 'few'}  # no class has 20 training images
+        assert train['lr'] == valid['lr']
+        assert all(0 <= valid[name] <= 1 for name in ('top1', 'top5', 'mean_class_error', 'few'))
 
 
 @pytest.mark.slow
