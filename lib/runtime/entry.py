@@ -13,6 +13,8 @@ _USAGE, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141
 # Windows has no quota.
 _FULL = {errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC)}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
+# torch's words on a GPU, and on the CPU.
+_NO_MEMORY = ('out of memory', "can't allocate memory")
 # A file where a folder is needed, or the other way round.
 _IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 
@@ -20,8 +22,8 @@ _IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 def run_script(main: Callable[[], int | None]) -> NoReturn:
     """Call `main` and leave the process with its result as the exit code (None is 0).
 
-    2: a UserError, a full disk, a file that may not be touched or is in the way, a package that is not installed,
-    told in one line `error: ...` on standard error. 130: Ctrl-C. 141: whoever read our output is gone
+    2: a UserError, a full disk, no memory left, a file that may not be touched or is in the way, a package that is not
+    installed, told in one line `error: ...` on standard error. 130: Ctrl-C. 141: whoever read our output is gone
     (`... | head`), so nothing is said. Anything else is a bug of ours and keeps its traceback.
     """
     try:
@@ -40,6 +42,11 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
         if error.name is None or error.name.partition('.')[0] == 'lib':
             raise
         code = _fail(f'the package {error.name} is not installed; type: python -m pip install -r requirements.txt')
+    except (MemoryError, RuntimeError) as error:
+        line = _memory_line(error)
+        if line is None:
+            raise
+        code = _fail(line)
     except OSError as error:
         line = _system_line(error)
         if line is None:
@@ -60,6 +67,23 @@ def one_line(message: str) -> str:
 def _fail(message: str) -> int:
     print(f'error: {one_line(message)}', file=sys.stderr)
     return _USAGE
+
+
+def _memory_line(error: MemoryError | RuntimeError) -> str | None:
+    """Say what was too large, or None where a traceback tells more."""
+    text = str(error)
+    if text.startswith('DataLoader worker'):
+        return (
+            f'a process that reads images was killed, most likely for want of memory ({one_line(text)}); a smaller '
+            '--RUN_NUM_WORKERS needs less, and in a container /dev/shm may be too small (docker run --shm-size=8g)'
+        )
+    if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
+        asked = re.search(r'tried to allocate [\d.]+ \w+', text, re.IGNORECASE)
+        return (
+            f'out of memory{f" ({asked[0]})" if asked else ""}; a smaller TRAIN.BATCH_SIZE, TEST.BATCH_SIZE, '
+            'INPUT.SIZE or MODEL.BACKBONE needs less'
+        )
+    return None
 
 
 def _system_line(error: OSError) -> str | None:

@@ -1,6 +1,8 @@
 """Batches: the same pixels in the same order whatever the workers, holes and replacements included."""
 
 import io
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -266,3 +268,17 @@ def test_a_split_without_labels(folder):
     reader = BatchReader(files(folder), labels, ResizeCenterCrop(SIZE, 0.875), SIZE, 0)
     (batch,) = EvalLoader(reader, len(labels), 11, **feed())
     assert batch.labels.tolist() == [-1] * 11
+
+
+class Deadly(ArrayImages):
+    """Kills whichever process opens an image of it, as the system does when memory ends."""
+
+    def load(self, row: int) -> Image.Image:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='this system cannot kill like that')
+def test_a_killed_worker_is_told_in_the_words_that_run_script_knows():
+    images = Deadly(np.zeros((len(LABELS), 24, 20, 3), np.uint8))
+    with pytest.raises(RuntimeError, match=r'^DataLoader worker'):
+        list(eval_loader(images, num_workers=1))

@@ -43,6 +43,17 @@ def test_result_is_the_exit_code(capsys, code):
             'error: the package timm is not installed',
         ),
         (KeyboardInterrupt(), 130, 'interrupted\n'),
+        (
+            RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...'),
+            2,
+            'error: out of memory (Tried to allocate 2.00 GiB); a smaller TRAIN.BATCH_SIZE',
+        ),
+        (MemoryError(), 2, 'error: out of memory; a smaller'),
+        (
+            RuntimeError('DataLoader worker (pid 7) is killed by signal: Bus error. '),
+            2,
+            'error: a process that reads images was killed, most likely for want of memory (DataLoader',
+        ),
     ],
 )
 def test_one_line_and_an_exit_code(capsys, error, code, line):
@@ -52,7 +63,19 @@ def test_one_line_and_an_exit_code(capsys, error, code, line):
     assert text.count('\n') == 1
 
 
-@pytest.mark.parametrize('error', [ValueError('bug'), OSError(5, 'I/O error'), ModuleNotFoundError(name='lib.x')])
+def test_torchs_own_words_for_no_memory(capsys):
+    import torch
+
+    code, text = outcome(capsys, lambda: torch.empty(2**60))
+    assert code == 2
+    assert text.startswith(f'error: out of memory (tried to allocate {2**62} bytes); a smaller TRAIN.BATCH_SIZE')
+    assert text.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    'error',
+    [ValueError('bug'), OSError(5, 'I/O error'), ModuleNotFoundError(name='lib.x'), RuntimeError('shapes differ')],
+)
 def test_bugs_keep_their_traceback(error):
     with pytest.raises(type(error)):
         run_script(raising(error))
