@@ -14,8 +14,7 @@ from lib.dataset.annotations import Annotations, ClassNames, read_annotations, r
 from lib.dataset.cifar import load_cifar_lt
 from lib.dataset.demo.generate import demo_is_complete, generate_demo
 from lib.dataset.folder import find_class_folders, labels_by_folder, split_folder, walk_images
-from lib.dataset.images import ArrayImages, FileImages
-from lib.dataset.loader import Images
+from lib.dataset.images import ArrayImages, FileImages, Images
 from lib.dataset.paths import settle_paths
 from lib.errors import UserError
 from lib.runtime.log import LOGGER

@@ -7,8 +7,9 @@ from yacs.config import CfgNode
 
 from lib.build.data import Split
 from lib.dataset.index import ProductIndex
-from lib.dataset.loader import BatchReader, EpochPlan, EvalLoader, TrainLoader
+from lib.dataset.loader import EpochPlan, EvalLoader, TrainLoader
 from lib.dataset.normalize import Normalize
+from lib.dataset.reader import BatchReader
 from lib.dataset.sampler import (
     ClassWeights,
     Sampler,
@@ -55,7 +56,7 @@ def build_train_loader(cfg: CfgNode, split: Split, index: ProductIndex, device: 
     """Return the loader of the training split; `index` says which of its rows take part."""
     on_bad = {'skip': 'replace', 'raise': 'raise'}[cfg.DATASET.ON_BAD_IMAGE]
     transform = TRAIN_TRANSFORMS[cfg.INPUT.TRAIN_TRANSFORM](cfg.INPUT)
-    reader = BatchReader(split.images, split.labels, transform, cfg.INPUT.SIZE, cfg.SEED, on_bad, index)
+    reader = BatchReader(split.images, split.labels, transform, cfg.SEED, on_bad, index)
     plan = build_sampler(cfg, index)
     return TrainLoader(reader, plan, len(index), cfg.TRAIN.BATCH_SIZE, **_feed_options(cfg, device))
 
@@ -63,7 +64,7 @@ def build_train_loader(cfg: CfgNode, split: Split, index: ProductIndex, device: 
 def build_eval_loader(cfg: CfgNode, split: Split, device: Device) -> EvalLoader:
     """Return the loader of a validation or test split."""
     size = cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE
-    reader = BatchReader(split.images, split.labels, ResizeCenterCrop(size, cfg.INPUT.CROP_RATIO), size, cfg.SEED)
+    reader = BatchReader(split.images, split.labels, ResizeCenterCrop(size, cfg.INPUT.CROP_RATIO), cfg.SEED)
     batch_size = cfg.TEST.BATCH_SIZE or cfg.TRAIN.BATCH_SIZE
     return EvalLoader(reader, len(split), batch_size, **_feed_options(cfg, device))
 

@@ -11,7 +11,7 @@ import numpy as np
 from lib.dataset.hold_out import held_out
 from lib.errors import UserError
 
-EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
+EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.heic', '.heif')
 VALID_NAMES = ('val', 'valid', 'validation')
 _DIGITS = re.compile(r'([0-9]+)')
 _LAYOUT = 'needed is one sub-folder a class, {root}/CLASS/photo.jpg (or {root}/train/CLASS and {root}/val/CLASS)'

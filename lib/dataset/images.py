@@ -1,56 +1,93 @@
-"""Bytes of a file to an upright RGB image: every mode, but few formats and a limit on the pixels."""
+"""Where images come from, by row: files, or memory."""
 
 import os
 import time
-import warnings
 from collections.abc import Sequence
-from io import BytesIO
+from typing import Protocol
 
 import numpy as np
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    UnidentifiedImageError,
-    WebPImagePlugin,
-)
+from PIL import Image
 
-from lib.dataset.png import holds_all_rows
+from lib.dataset.decode import decode
+from lib.dataset.picture import Picture, PixelPicture, open_picture
 
-# The only plugins that ever see the bytes: EPS would start Ghostscript, so a name's ending decides nothing.
-# Imported here, or Pillow would import all its plugins at the first WebP. JPEG includes MPO: its first image.
-FORMATS = tuple(
-    plugin.format
-    for plugin in (
-        JpegImagePlugin.JpegImageFile,
-        PngImagePlugin.PngImageFile,
-        WebPImagePlugin.WebPImageFile,
-        BmpImagePlugin.BmpImageFile,
-        GifImagePlugin.GifImageFile,
-        TiffImagePlugin.TiffImageFile,
-    )
-)
-MAX_PIXELS = 178_000_000  # about 0.7 GB while decoding; no photo is that large
 FIRST_PAUSE_SECONDS = 0.05  # doubles with every attempt
 
-# Meaning of EXIF's orientation, as in TIFF 6.0, page 36; 1 is upright.
-ORIENTATION_TAG = 0x0112
-TRANSPOSITIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+
+class Images(Protocol):
+    """The images of a split."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, row: int) -> str:
+        """Return what to call an image in messages."""
+
+    def open(self, row: int) -> Picture:
+        """Return an image of which at least the header is read. Raises: OSError, DecodeError."""
+
+    def load(self, row: int) -> Image.Image:
+        """Return a whole image, upright RGB. Raises: OSError, DecodeError."""
 
 
-class DecodeError(Exception):
-    """These bytes are no usable image. The message is one line and leaves the name to the caller."""
+class EncodedImages:
+    """Images that are kept as the bytes of image files; a subclass says where (`read`, `name`, `__len__`)."""
+
+    def read(self, row: int) -> bytes:
+        """Return the file of one image. Raises: OSError, or DecodeError where it is known to be damaged."""
+        raise NotImplementedError
+
+    def open(self, row: int) -> Picture:
+        """Return an image of which at least the header is read. Raises: OSError, DecodeError."""
+        return open_picture(self.read(row))
+
+    def load(self, row: int) -> Image.Image:
+        """Return a whole image, upright RGB. Raises: OSError, DecodeError."""
+        return decode(self.read(row))
+
+
+class FileImages(EncodedImages):
+    """The images of a list of files, decoded when asked for."""
+
+    def __init__(self, paths: Sequence[str], root: str = '') -> None:
+        """`paths`: relative to `root`; a list, or a column of an Arrow file where there are millions."""
+        self.paths = paths
+        self.root = root
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, row: int) -> str:
+        """Return the path that is opened."""
+        return os.path.join(self.root, str(self.paths[int(row)]))
+
+    def read(self, row: int) -> bytes:
+        """Return the file. Raises: OSError."""
+        return read_bytes(self.name(row))
+
+
+class ArrayImages:
+    """Images that are in memory already, such as CIFAR's."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        """`images`: uint8 (num_images, height, width, 3), RGB."""
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            raise ValueError(f'images are {images.dtype} {images.shape}; uint8 (n, height, width, 3) is needed')
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, row: int) -> str:
+        """Return a name for messages."""
+        return f'image {int(row)}'
+
+    def open(self, row: int) -> Picture:
+        """Return an image."""
+        return PixelPicture(self.images[int(row)])
+
+    def load(self, row: int) -> Image.Image:
+        """Return an image."""
+        return Image.fromarray(self.images[int(row)])
 
 
 def read_bytes(path: str | os.PathLike, attempts: int = 3) -> bytes:
@@ -69,127 +106,3 @@ def read_bytes(path: str | os.PathLike, attempts: int = 3) -> bytes:
                 raise
             time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
     raise ValueError(f'attempts is {attempts}; at least 1 is needed')
-
-
-def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an image file to RGB, upright.
-
-    Animations give their first frame. Transparency is laid over white, the background of catalogues; 16-bit
-    samples are scaled to 8 bits, not clipped; CMYK is read as Adobe writes it.
-
-    Raises: DecodeError when the bytes are empty, of a format outside `FORMATS`, damaged, cut short, or
-    announce more than `max_pixels` pixels (seen in the header, before any pixel is decoded).
-    """
-    if not data:
-        raise DecodeError('the file is empty')
-    try:
-        with warnings.catch_warnings():
-            # Odd metadata in millions of photos: nothing a user could act upon.
-            warnings.simplefilter('ignore')
-            image = Image.open(BytesIO(data), formats=FORMATS)
-            check_size(image.size, max_pixels)
-            image.load()
-            if image.format == 'PNG' and _may_lack_rows(image) and not holds_all_rows(data):
-                raise DecodeError('rows are missing that the header announces')
-            return _to_rgb(_upright(image))
-    except (DecodeError, MemoryError):
-        raise
-    except UnidentifiedImageError as error:
-        raise DecodeError(f'no readable image of a known format ({", ".join(FORMATS)})') from error
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
-        reason = ' '.join(str(error).split()) or type(error).__name__
-        raise DecodeError(reason) from error
-
-
-def check_size(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
-    """Raise DecodeError if an image of (width, height) has no pixel or more than `max_pixels`."""
-    width, height = size
-    if width < 1 or height < 1:
-        raise DecodeError(f'the header announces {width} x {height} pixels')
-    if width * height > max_pixels:
-        raise DecodeError(f'{width} x {height} pixels; at most {max_pixels:,} are allowed')
-
-
-def _may_lack_rows(image: Image.Image) -> bool:
-    """Return whether a loaded PNG is worth inflating once more: its last row is all zeros, or came early."""
-    last_row = image.crop((0, image.height - 1, image.width, image.height))
-    return bool(image.info.get('interlace')) or not np.asarray(last_row).any()
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Undo the camera's rotation. A loaded TIFF is upright already, and Pillow has then dropped its tag."""
-    try:
-        orientation = image.getexif().get(ORIENTATION_TAG)
-        transposition = TRANSPOSITIONS.get(orientation)
-    except Exception:  # broken metadata around good pixels; its parser fails in many ways
-        return image
-    return image if transposition is None else image.transpose(transposition)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any of Pillow's modes to RGB."""
-    if image.mode.startswith('I;16'):
-        # The high byte, as Pillow itself does it for 16-bit colour.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert('RGB')
-    if image.mode in ('I', 'F'):
-        return Image.fromarray(_scale_to_bytes(np.asarray(image))).convert('RGB')
-    if image.has_transparency_data:
-        layer = image.convert('RGBA')
-        white = Image.new('RGBA', layer.size, 'white')
-        return Image.alpha_composite(white, layer).convert('RGB')
-    return image if image.mode == 'RGB' else image.convert('RGB')
-
-
-def _scale_to_bytes(samples: np.ndarray) -> np.ndarray:
-    """Scale 32-bit integers or floats, whose files name no white, to uint8.
-
-    White is the least customary value that nothing exceeds: 65535 for integers, 1, 255 or 65535 for floats;
-    beyond those the brightest sample. Negative samples and NaN are black.
-    """
-    is_integer = np.issubdtype(samples.dtype, np.integer)
-    samples = np.nan_to_num(samples.astype(np.float32), nan=0.0, posinf=None, neginf=0.0)
-    brightest = float(samples.max())
-    whites = (65535.0,) if is_integer else (1.0, 255.0, 65535.0)
-    white = next((value for value in whites if brightest <= value), brightest)
-    return np.rint(np.clip(samples / white, 0.0, 1.0) * 255.0).astype(np.uint8)
-
-
-class FileImages:
-    """The images of a list of files, decoded when asked for."""
-
-    def __init__(self, paths: Sequence[str], root: str = ''):
-        """`paths`: relative to `root`; a list, or an Arrow string array where there are millions."""
-        self.paths = paths
-        self.root = root
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def name(self, row: int) -> str:
-        """Return the path that `load` opens."""
-        return os.path.join(self.root, str(self.paths[int(row)]))
-
-    def load(self, row: int) -> Image.Image:
-        """Return an RGB image. Raises: OSError if it cannot be read, DecodeError if it cannot be decoded."""
-        return decode(read_bytes(self.name(row)))
-
-
-class ArrayImages:
-    """Images that are in memory already, such as CIFAR's."""
-
-    def __init__(self, images: np.ndarray):
-        """`images`: uint8 (num_images, height, width, 3), RGB."""
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-            raise ValueError(f'images are {images.dtype} {images.shape}; uint8 (n, height, width, 3) is needed')
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def name(self, row: int) -> str:
-        """Return a name for messages."""
-        return f'image {int(row)}'
-
-    def load(self, row: int) -> Image.Image:
-        """Return an RGB image."""
-        return Image.fromarray(self.images[int(row)])

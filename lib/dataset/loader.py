@@ -1,4 +1,4 @@
-"""From rows to batches on the device: worker processes fill uint8 batches, the device normalises them."""
+"""Batches on the device: workers fill uint8 batches, the device mirrors and normalises them."""
 
 import multiprocessing
 import signal
@@ -8,23 +8,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from lib.dataset.images import DecodeError
-from lib.dataset.index import ProductIndex
+from lib.dataset.normalize import mirror
+from lib.dataset.reader import BatchReader, Filled, Request
 from lib.errors import UserError
-from lib.runtime.seeding import Purpose, generator
-
-Transform = Callable[[Image.Image, np.random.Generator | None], np.ndarray]
-
-
-class Images(Protocol):
-    """Where images come from, by row."""
-
-    def load(self, row: int) -> Image.Image: ...
-
-    def name(self, row: int) -> str: ...
 
 
 class EpochPlan(Protocol):
@@ -33,24 +21,15 @@ class EpochPlan(Protocol):
     def plan(self, epoch: int) -> np.ndarray: ...
 
 
-@dataclass(frozen=True)
-class Request:
-    """One batch to fill: the rows of slots first_slot, first_slot + 1, ... of an epoch."""
-
-    epoch: int
-    first_slot: int
-    rows: np.ndarray
-
-
 @dataclass
 class Batch:
-    """Images with their labels.
+    """Images with their labels, on the device.
 
     Attributes:
-        images: (batch, size, size, 3) uint8 from a worker; (batch, 3, size, size) float32, normalised, on the device.
+        images: (batch, 3, size, size) float32, normalised.
         labels: (batch,) int64; -1 where unknown.
-        readable: (batch,) bool; False where the image could not be decoded and the pixels are zeros.
-        rows: (batch,) the rows that were asked for.
+        readable: (batch,) bool; False where the image could not be decoded and was a canvas of zeros.
+        rows: (batch,) int64, the rows that were asked for; on the CPU.
         bad: (row, reason) of every image that could not be decoded, replaced or not.
     """
 
@@ -59,91 +38,6 @@ class Batch:
     readable: torch.Tensor
     rows: torch.Tensor
     bad: list[tuple[int, str]] = field(default_factory=list)
-
-    def pin_memory(self) -> 'Batch':
-        """Called by DataLoader, so that copies to a GPU need not wait."""
-        tensors = (self.images, self.labels, self.readable, self.rows)
-        return Batch(*(tensor.pin_memory() for tensor in tensors), self.bad)
-
-
-@dataclass
-class BatchReader(Dataset):
-    """Turns a request into a batch. Holds no state that changes, so any worker may do any request.
-
-    Attributes:
-        images, labels, transform: what to read, (num_images,) its classes, and how it becomes (size, size, 3) uint8.
-        size: side of the result, pixels.
-        seed: of the run.
-        on_bad: what happens to an image that cannot be decoded: 'replace' takes another one of its class, 'raise'
-            stops, 'mark' leaves a hole (zeros, not readable), as evaluation wants it.
-        index: where replacements are found.
-    """
-
-    images: Images
-    labels: np.ndarray
-    transform: Transform
-    size: int
-    seed: int
-    on_bad: str = 'mark'
-    index: ProductIndex | None = None
-
-    def __getitem__(self, request: Request) -> 'Batch | UserError':
-        # DataLoader would wrap an exception in the worker's traceback; as a value it arrives as it is.
-        try:
-            return self._fill(request)
-        except UserError as error:
-            return error
-
-    def _fill(self, request: Request) -> Batch:
-        batch_size = len(request.rows)
-        pixels = np.zeros((batch_size, self.size, self.size, 3), np.uint8)
-        readable = np.ones(batch_size, bool)
-        bad: list[tuple[int, str]] = []
-        for place, row in enumerate(request.rows.tolist()):
-            slot = request.first_slot + place
-            image = self._load(row, request.epoch, slot, bad)
-            if image is None:
-                readable[place] = False
-            else:
-                random = generator(self.seed, Purpose.AUGMENT, epoch=request.epoch, slot=slot)
-                pixels[place] = self.transform(image, random)
-        labels = self.labels[request.rows].astype(np.int64)
-        return Batch(*map(torch.from_numpy, (pixels, labels, readable, request.rows)), bad)
-
-    def _load(self, row: int, epoch: int, slot: int, bad: list[tuple[int, str]]) -> Image.Image | None:
-        try:
-            return self._open(row)
-        except DecodeError as error:
-            if self.on_bad == 'raise':
-                raise UserError(
-                    f'{self.images.name(row)}: {error}; --DATASET_ON_BAD_IMAGE skip trains without such images'
-                ) from None
-            bad.append((row, str(error)))
-        return self._replacement(row, epoch, slot, bad) if self.on_bad == 'replace' else None
-
-    def _replacement(self, row: int, epoch: int, slot: int, bad: list[tuple[int, str]]) -> Image.Image:
-        label = int(self.labels[row])
-        others = self.index.rows_of(label)
-        for other in generator(self.seed, Purpose.REPLACE, epoch=epoch, slot=slot).permutation(others).tolist():
-            if other != row:
-                try:
-                    return self._open(other)
-                except DecodeError as error:
-                    bad.append((other, str(error)))
-        raise UserError(
-            f'class {label}: none of its {len(others)} training images can be decoded, {self.images.name(row)} '
-            'among them; mend or remove them'
-        )
-
-    def _open(self, row: int) -> Image.Image:
-        try:
-            return self.images.load(row)
-        except FileNotFoundError:
-            if self.on_bad == 'mark':
-                raise DecodeError('no such file') from None
-            raise UserError(f'{self.images.name(row)}: no such file') from None
-        except OSError as error:
-            raise UserError(f'{self.images.name(row)}: cannot be read ({error.strerror or error})') from None
 
 
 class TrainLoader:
@@ -209,17 +103,34 @@ class _Feed:
 
     def __call__(self, requests: Iterator[Request]) -> Iterator[Batch]:
         self._requests[:] = requests
-        for batch in self._loader:
-            if isinstance(batch, UserError):
-                raise batch
-            yield self._on_device(batch)
+        filled = map(_or_raise, self._loader)
+        if self._device.type == 'cuda':
+            return self._ahead(filled)
+        return map(self._on_device, filled)
 
-    def _on_device(self, batch: Batch) -> Batch:
-        def move(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.to(self._device, non_blocking=True)
+    def _ahead(self, batches: Iterator[Filled]) -> Iterator[Batch]:
+        """Copy and normalise each batch on a stream of its own while the one before it is computed."""
+        side, ready = torch.cuda.Stream(self._device), None
+        for filled in batches:
+            with torch.cuda.stream(side):
+                following = self._on_device(filled)
+            if ready is not None:
+                yield ready
+            computing = torch.cuda.current_stream(self._device)
+            computing.wait_stream(side)
+            for tensor in (following.images, following.labels, following.readable):
+                tensor.record_stream(computing)  # or the allocator would reuse its memory too early
+            ready = following
+        if ready is not None:
+            yield ready
 
-        images = self._normalize(move(batch.images))
-        return Batch(images, move(batch.labels), move(batch.readable), batch.rows, batch.bad)
+    def _on_device(self, filled: Filled) -> Batch:
+        def move(array: np.ndarray | torch.Tensor) -> torch.Tensor:
+            return torch.as_tensor(array).to(self._device, non_blocking=True)
+
+        pixels = mirror(move(filled.pixels), move(np.flatnonzero(filled.flip)))
+        rows = torch.from_numpy(filled.rows)
+        return Batch(self._normalize(pixels), move(filled.labels), move(filled.readable), rows, filled.bad)
 
 
 @dataclass
@@ -231,6 +142,12 @@ class _Queue:
 
     def __len__(self) -> int:
         return len(self.requests)
+
+
+def _or_raise(filled: Filled | UserError) -> Filled:
+    if isinstance(filled, UserError):
+        raise filled
+    return filled
 
 
 def _fresh_processes() -> multiprocessing.context.BaseContext:

@@ -8,6 +8,13 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)  # red, green, blue; fractions
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def mirror(images: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Mirror the images at `places` (int64) of a batch (batch, height, width, 3) left to right, in place."""
+    if len(places):
+        images[places] = images[places].flip(2)
+    return images
+
+
 class Normalize:
     """Compute (x / 255 - mean) / std as one multiply-add, x * scale + shift.
 

@@ -1,20 +1,35 @@
-"""RGB image to a square uint8 array: torchvision's transforms on Pillow images, pixel for pixel, without it.
+"""Crops for training and tests, as views: torchvision's geometry, decided from an image's size alone.
 
-Importing torchvision takes 3 s in each loader process; these few lines take none. Randomness comes from the
-generator that is passed in and from nowhere else. Normalisation happens on the device (`normalize.py`).
+A transform is a pure function of (width, height, draws): `num_draws` numbers, uniform in [0, 1), of its slot. So a crop
+is known before its image is decoded, and no more of the image need be decoded than it takes.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
-import numpy as np
-from PIL import Image
+from lib.dataset.view import Box, View
 
 # Above this the centre is computed without the rest: a 1 x 60000 strip, resized whole, would take gigabytes.
 MAX_RESIZED_PIXELS = 2**24
 CROP_ATTEMPTS = 10
+_DRAWS_AN_ATTEMPT = 4
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom
+
+class Transform(Protocol):
+    """What decides how an image is seen.
+
+    Attributes:
+        size: side of the canvas, pixels.
+        num_draws: how many random numbers `view` needs; 0 for what is not random.
+    """
+
+    size: int
+    num_draws: int
+
+    def view(self, width: int, height: int, draws: Sequence[float]) -> View:
+        """Return what is seen of an image of this size, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,7 @@ class RandomResizedCrop:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip_probability: float = 0.5
+    num_draws: ClassVar[int] = 1 + CROP_ATTEMPTS * _DRAWS_AN_ATTEMPT
 
     def __post_init__(self):
         _check_size(self.size)
@@ -37,23 +53,22 @@ class RandomResizedCrop:
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f'ratio is {self.ratio}; 0 < low <= high is needed')
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> np.ndarray:
-        """Return uint8 (size, size, 3)."""
-        _check_generator(rng)
-        crop = image.crop(self.box(image.width, image.height, rng))
-        return _to_array(_resize(crop, self.size, self.size), flip=rng.random() < self.flip_probability)
+    def view(self, width: int, height: int, draws: Sequence[float]) -> View:
+        """Return a random crop, resized to the whole canvas."""
+        box = self.box(width, height, draws[1:])
+        return View(box, self.size, self.size, flip=draws[0] < self.flip_probability)
 
-    def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
-        """Draw the crop for an image of this size: it needs the header alone, no pixels."""
+    def box(self, width: int, height: int, draws: Sequence[float]) -> Box:
+        """Return the crop: left, top, right, bottom, whole pixels."""
         log_low, log_high = math.log(self.ratio[0]), math.log(self.ratio[1])
-        for _ in range(CROP_ATTEMPTS):
-            area = width * height * rng.uniform(self.scale[0], self.scale[1])
-            ratio = math.exp(rng.uniform(log_low, log_high))
+        for first in range(0, CROP_ATTEMPTS * _DRAWS_AN_ATTEMPT, _DRAWS_AN_ATTEMPT):
+            area = width * height * _between(*self.scale, draws[first])
+            ratio = math.exp(_between(log_low, log_high, draws[first + 1]))
             crop_width = round(math.sqrt(area * ratio))
             crop_height = round(math.sqrt(area / ratio))
             if 0 < crop_width <= width and 0 < crop_height <= height:
-                top = int(rng.integers(height - crop_height + 1))
-                left = int(rng.integers(width - crop_width + 1))
+                top = int(draws[first + 2] * (height - crop_height + 1))
+                left = int(draws[first + 3] * (width - crop_width + 1))
                 return left, top, left + crop_width, top + crop_height
         return self._central_box(width, height)
 
@@ -78,6 +93,7 @@ class PadCrop:
     size: int
     padding: int = 4
     flip_probability: float = 0.5
+    num_draws: ClassVar[int] = 3
 
     def __post_init__(self):
         _check_size(self.size)
@@ -85,15 +101,14 @@ class PadCrop:
         if self.padding < 0:
             raise ValueError(f'padding is {self.padding}; at least 0 is needed')
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> np.ndarray:
-        """Return uint8 (size, size, 3)."""
-        _check_generator(rng)
-        if image.size != (self.size, self.size):
-            image = _resize_and_cut(image, self.size, self.size)
-        top, left = (int(offset) - self.padding for offset in rng.integers(2 * self.padding + 1, size=2))
-        # Pillow fills what lies outside the image with zeros.
-        crop = image.crop((left, top, left + self.size, top + self.size))
-        return _to_array(crop, flip=rng.random() < self.flip_probability)
+    def view(self, width: int, height: int, draws: Sequence[float]) -> View:
+        """Return the image, shifted by up to `padding` pixels each way."""
+        right, down = (self.padding - int(draw * (2 * self.padding + 1)) for draw in draws[1:3])
+        cut = _resized_and_cut(width, height, self.size, self.size)
+        frame = (max(0, right), max(0, down), min(self.size, self.size + right), min(self.size, self.size + down))
+        return cut._replace(
+            left=cut.left + right, top=cut.top + down, frame=frame, flip=draws[0] < self.flip_probability
+        )
 
 
 @dataclass(frozen=True)
@@ -102,29 +117,27 @@ class ResizeCenterCrop:
 
     size: int
     crop_ratio: float = 0.875
+    num_draws: ClassVar[int] = 0
 
     def __post_init__(self):
         _check_size(self.size)
         if not self.crop_ratio > 0:
             raise ValueError(f'crop_ratio is {self.crop_ratio}; more than 0 is needed')
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> np.ndarray:
-        """Return uint8 (size, size, 3); nothing is random."""
-        short_side = max(1, math.floor(self.size / self.crop_ratio))
-        return _to_array(_resize_and_cut(image, short_side, self.size))
+    def view(self, width: int, height: int, draws: Sequence[float] = ()) -> View:
+        """Return the centre; nothing is random."""
+        return _resized_and_cut(width, height, max(1, math.floor(self.size / self.crop_ratio)), self.size)
 
 
-def _resize_and_cut(image: Image.Image, short_side: int, size: int) -> Image.Image:
-    """Resize the shorter side, then cut out the central (size, size); zeros where there is no image."""
-    shorter, longer = sorted(image.size)
+def _resized_and_cut(width: int, height: int, short_side: int, size: int) -> View:
+    """Return the image resized by its shorter side, its centre on a canvas of `size`."""
+    shorter, longer = sorted((width, height))
     long_side = int(short_side * longer / shorter)
-    portrait = image.width <= image.height
-    width, height = (short_side, long_side) if portrait else (long_side, short_side)
-    left, top = _central_offset(width, size), _central_offset(height, size)
-    box = (left, top, left + size, top + size)
+    resized = (short_side, long_side) if width <= height else (long_side, short_side)
+    left, top = (_central_offset(length, size) for length in resized)
     if short_side * long_side <= MAX_RESIZED_PIXELS:
-        return _resize(image, width, height).crop(box)
-    return _resize_within(image, width, height, box)
+        return View((0, 0, width, height), *resized, -left, -top)
+    return _central_part(width, height, resized, (left, top, left + size, top + size))
 
 
 def _central_offset(length: int, size: int) -> int:
@@ -133,25 +146,17 @@ def _central_offset(length: int, size: int) -> int:
     return -((size - length) // 2) if size > length else round((length - size) / 2)
 
 
-def _resize_within(image: Image.Image, width: int, height: int, box: Box) -> Image.Image:
-    """Do what `_resize` and a crop would, computing the box alone; equal but for the weights' rounding."""
-    left, top, right, bottom = max(box[0], 0), max(box[1], 0), min(box[2], width), min(box[3], height)
-    horizontal, vertical = image.width / width, image.height / height  # source pixels a target pixel
-    source = (left * horizontal, top * vertical, right * horizontal, bottom * vertical)
-    inside = image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=source)
-    return inside.crop((box[0] - left, box[1] - top, box[2] - left, box[3] - top))
+def _central_part(width: int, height: int, resized: tuple[int, int], cut: tuple[int, int, int, int]) -> View:
+    """Return the view of what lies in `cut` of the resized image, alone; the same but for the weights' rounding."""
+    left, top = max(cut[0], 0), max(cut[1], 0)
+    right, bottom = min(cut[2], resized[0]), min(cut[3], resized[1])
+    across, down = width / resized[0], height / resized[1]  # source pixels a target pixel
+    box = (left * across, top * down, right * across, bottom * down)
+    return View(box, right - left, bottom - top, left - cut[0], top - cut[1])
 
 
-def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Resize with Pillow's bilinear filter, which widens when shrinking and so does not alias."""
-    return image.resize((width, height), Image.Resampling.BILINEAR)
-
-
-def _to_array(image: Image.Image, flip: bool = False) -> np.ndarray:
-    """Return a writable, C-contiguous uint8 (height, width, 3)."""
-    if flip:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.array(image, dtype=np.uint8, order='C')
+def _between(low: float, high: float, draw: float) -> float:
+    return low + (high - low) * draw
 
 
 def _check_size(size: int) -> None:
@@ -162,8 +167,3 @@ def _check_size(size: int) -> None:
 def _check_probability(probability: float) -> None:
     if not 0 <= probability <= 1:
         raise ValueError(f'flip_probability is {probability}; 0 to 1 is allowed')
-
-
-def _check_generator(rng: np.random.Generator | None) -> None:
-    if rng is None:
-        raise ValueError('a random transform needs a generator')

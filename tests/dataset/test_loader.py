@@ -12,8 +12,10 @@ from PIL import Image
 
 from lib.dataset.images import ArrayImages, FileImages
 from lib.dataset.index import ProductIndex
-from lib.dataset.loader import Batch, BatchReader, EvalLoader, Request, TrainLoader
-from lib.dataset.normalize import Normalize
+from lib.dataset.loader import Batch, EvalLoader, TrainLoader
+from lib.dataset.normalize import Normalize, mirror
+from lib.dataset.picture import Picture
+from lib.dataset.reader import BatchReader, Filled, Request
 from lib.dataset.sampler import Sampler, class_balance, instance_balance
 from lib.dataset.transforms import RandomResizedCrop, ResizeCenterCrop
 from lib.errors import UserError
@@ -52,7 +54,7 @@ def files(folder: Path) -> FileImages:
 
 
 def reader_of(images, on_bad='replace', seed=3, transform=CROP) -> BatchReader:
-    return BatchReader(images, LABELS, transform, SIZE, seed, on_bad, ProductIndex(LABELS, 4))
+    return BatchReader(images, LABELS, transform, seed, on_bad, ProductIndex(LABELS, 4))
 
 
 def feed(num_workers=0):
@@ -65,13 +67,18 @@ def train_loader(images, batch_size=4, num_workers=0, weights=class_balance, see
 
 
 def eval_loader(images, batch_size=4, num_workers=0) -> EvalLoader:
-    reader = BatchReader(images, LABELS, ResizeCenterCrop(SIZE, 0.875), SIZE, 0)
+    reader = BatchReader(images, LABELS, ResizeCenterCrop(SIZE, 0.875), 0)
     return EvalLoader(reader, len(LABELS), batch_size, **feed(num_workers))
 
 
 def same(one: Batch, other: Batch) -> bool:
     tensors = ('images', 'labels', 'readable', 'rows')
     return one.bad == other.bad and all(torch.equal(getattr(one, name), getattr(other, name)) for name in tensors)
+
+
+def pixels_of(filled: Filled) -> torch.Tensor:
+    """What the device makes of them."""
+    return mirror(filled.pixels.clone(), torch.from_numpy(np.flatnonzero(filled.flip)))
 
 
 def all_same(one, other) -> bool:
@@ -148,9 +155,9 @@ def test_an_image_drawn_twice_is_cropped_twice(folder):
     reader = reader_of(files(folder))
 
     def pixels(epoch, slot, seed=3):
-        return reader_of(files(folder), seed=seed)[Request(epoch, slot, np.array([4]))].images[0]
+        return pixels_of(reader_of(files(folder), seed=seed)[Request(epoch, slot, np.array([4]))])[0]
 
-    twice = reader[Request(0, 0, np.array([4, 4]))].images
+    twice = pixels_of(reader[Request(0, 0, np.array([4, 4]))])
     assert not torch.equal(twice[0], twice[1])
     assert torch.equal(twice[1], pixels(0, 1))
     assert not torch.equal(pixels(0, 0), pixels(1, 0))
@@ -172,9 +179,9 @@ def test_the_replacement_is_another_image_of_the_class_at_the_same_slot(bad_fold
     assert {row for row, _ in batch.bad} - {7} == {1, 6}
     for place, label in enumerate((0, 1, 0)):
         good = [row for row in reader.index.rows_of(label) if row not in BAD]
-        candidates = [reader[Request(2, 40 + place, np.array([row]))].images[0] for row in good]
+        candidates = [pixels_of(reader[Request(2, 40 + place, np.array([row]))])[0] for row in good]
         # The crop is the slot's own, so it is that of the good image in its place.
-        assert any(torch.equal(batch.images[place], candidate) for candidate in candidates), place
+        assert any(torch.equal(pixels_of(batch)[place], candidate) for candidate in candidates), place
 
 
 def test_the_replacement_is_a_pure_function_of_seed_epoch_and_slot(bad_folder):
@@ -183,8 +190,8 @@ def test_the_replacement_is_a_pure_function_of_seed_epoch_and_slot(bad_folder):
     def fill(seed, epoch, slot):
         return reader_of(images, seed=seed, transform=ResizeCenterCrop(SIZE, 1.0))[Request(epoch, slot, np.array([1]))]
 
-    assert same(fill(3, 1, 5), fill(3, 1, 5))
-    seen = {tuple(fill(seed, epoch, slot).images.flatten().tolist())
+    assert torch.equal(fill(3, 1, 5).pixels, fill(3, 1, 5).pixels)
+    seen = {tuple(fill(seed, epoch, slot).pixels.flatten().tolist())
             for seed in range(3) for epoch in range(3) for slot in range(3)}  # fmt: skip
     assert len(seen) == 4, 'each of the four good images takes its turn'
 
@@ -201,7 +208,7 @@ def test_capped_images_do_not_stand_in(folder):
     index = ProductIndex(LABELS, 4, kept=np.array([0, 1, 5, 8, 10]))
     (folder / '0.png').write_bytes(b'bad')
     (folder / '1.png').write_bytes(b'bad')
-    reader = BatchReader(files(folder), LABELS, CROP, SIZE, 0, 'replace', index)
+    reader = BatchReader(files(folder), LABELS, CROP, 0, 'replace', index)
     found = reader[Request(0, 0, np.array([0]))]
     assert isinstance(found, UserError)
     assert 'class 0: none of its 2 training images' in str(found)
@@ -265,7 +272,7 @@ def test_evaluation_sees_every_row_once_and_again(folder, batch_size, batches):
 
 def test_a_split_without_labels(folder):
     labels = np.full(len(LABELS), -1, np.int32)
-    reader = BatchReader(files(folder), labels, ResizeCenterCrop(SIZE, 0.875), SIZE, 0)
+    reader = BatchReader(files(folder), labels, ResizeCenterCrop(SIZE, 0.875), 0)
     (batch,) = EvalLoader(reader, len(labels), 11, **feed())
     assert batch.labels.tolist() == [-1] * 11
 
@@ -273,7 +280,7 @@ def test_a_split_without_labels(folder):
 class Deadly(ArrayImages):
     """Kills whichever process opens an image of it, as the system does when memory ends."""
 
-    def load(self, row: int) -> Image.Image:
+    def open(self, row: int) -> Picture:
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -1,0 +1,168 @@
+"""From rows to a uint8 batch: what a worker process does."""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, get_worker_info
+
+from lib.dataset.decode import DecodeError
+from lib.dataset.images import Images
+from lib.dataset.index import ProductIndex
+from lib.dataset.picture import Picture
+from lib.dataset.render import render
+from lib.dataset.transforms import Transform
+from lib.errors import UserError
+from lib.runtime.seeding import Purpose, generator, slot_draws
+from lib.runtime.shared import shared_zeros
+
+
+class Augment(Protocol):
+    """What may happen to a crop beyond its choice, in place; random by `seed` alone."""
+
+    def __call__(self, pixels: torch.Tensor, seed: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """One batch to fill: the rows of slots first_slot, first_slot + 1, ... of an epoch."""
+
+    epoch: int
+    first_slot: int
+    rows: np.ndarray
+
+
+@dataclass
+class Filled:
+    """A batch as a worker leaves it; only the pixels are large, and they lie in shared memory.
+
+    Attributes:
+        pixels: (batch, size, size, 3) uint8 RGB, not yet mirrored.
+        flip: (batch,) bool, what the device is to mirror.
+        labels: (batch,) int64; -1 where unknown.
+        readable: (batch,) bool; False where the image could not be decoded and the pixels are zeros.
+        rows: (batch,) the rows that were asked for.
+        bad: (row, reason) of every image that could not be decoded, replaced or not.
+    """
+
+    pixels: torch.Tensor
+    flip: np.ndarray
+    labels: np.ndarray
+    readable: np.ndarray
+    rows: np.ndarray
+    bad: list[tuple[int, str]] = field(default_factory=list)
+
+    def pin_memory(self) -> 'Filled':
+        """Called by DataLoader, so that the copy to a GPU need not wait."""
+        self.pixels = self.pixels.pin_memory()
+        return self
+
+
+@dataclass
+class BatchReader(Dataset):
+    """Turns a request into a batch. Holds no state that changes, so any worker may do any request.
+
+    Attributes:
+        images, labels: what to read, and (num_images,) its classes.
+        transform: what is seen of each image.
+        seed: of the run.
+        on_bad: what happens to an image that cannot be decoded: 'replace' takes another one of its class, 'raise'
+            stops, 'mark' leaves a hole (zeros, not readable), as evaluation wants it.
+        index: where replacements are found.
+        augment: what happens to the crop before it is mirrored; None: nothing.
+    """
+
+    images: Images
+    labels: np.ndarray
+    transform: Transform
+    seed: int
+    on_bad: str = 'mark'
+    index: ProductIndex | None = None
+    augment: Augment | None = None
+
+    def __getitem__(self, request: Request) -> 'Filled | UserError':
+        # DataLoader would wrap an exception in the worker's traceback; as a value it arrives as it is.
+        try:
+            return self._fill(request)
+        except UserError as error:
+            return error
+
+    def _fill(self, request: Request) -> Filled:
+        batch_size, size = len(request.rows), self.transform.size
+        pixels = _zeros(batch_size, size, size, 3)
+        flip, readable = np.zeros(batch_size, bool), np.ones(batch_size, bool)
+        bad: list[tuple[int, str]] = []
+        draws = self._draws(request)
+        for place, row in enumerate(request.rows.tolist()):
+            slot = request.first_slot + place
+            try:
+                flip[place] = self._draw(row, draws[place], pixels[place])
+            except DecodeError as error:
+                bad.append((row, self._bad(row, error)))
+                readable[place] = self.on_bad == 'replace'
+                pixels[place] = 0
+                if self.on_bad == 'replace':
+                    flip[place] = self._replace(row, request.epoch, slot, draws[place], pixels[place], bad)
+            if self.augment and readable[place]:
+                stream = generator(self.seed, Purpose.RECOLOR, epoch=request.epoch, slot=slot)
+                self.augment(pixels[place], int(stream.integers(2**63)))
+        labels = self.labels[request.rows].astype(np.int64)
+        return Filled(pixels, flip, labels, readable, request.rows, bad)
+
+    def _draws(self, request: Request) -> list[list[float]]:
+        """Return the random numbers of each slot."""
+        return slot_draws(
+            self.seed,
+            Purpose.AUGMENT,
+            epoch=request.epoch,
+            first_slot=request.first_slot,
+            num_slots=len(request.rows),
+            num_draws=self.transform.num_draws,
+        ).tolist()
+
+    def _draw(self, row: int, draws: list[float], canvas: torch.Tensor) -> bool:
+        """Draw one image on the canvas, and return whether it is to be mirrored. Raises: DecodeError, UserError."""
+        picture = self._open(row)
+        view = self.transform.view(picture.width, picture.height, draws)
+        render(picture, view, canvas)
+        return view.flip
+
+    def _bad(self, row: int, error: DecodeError) -> str:
+        if self.on_bad == 'raise':
+            raise UserError(
+                f'{self.images.name(row)}: {error}; --DATASET_ON_BAD_IMAGE skip trains without such images'
+            ) from None
+        return str(error)
+
+    def _replace(
+        self, row: int, epoch: int, slot: int, draws: list[float], canvas: torch.Tensor, bad: list[tuple[int, str]]
+    ) -> bool:
+        """Draw another image of the class instead, and return whether it is to be mirrored."""
+        label = int(self.labels[row])
+        others = self.index.rows_of(label)
+        for other in generator(self.seed, Purpose.REPLACE, epoch=epoch, slot=slot).permutation(others).tolist():
+            if other != row:
+                try:
+                    return self._draw(other, draws, canvas)
+                except DecodeError as error:
+                    bad.append((other, str(error)))
+        raise UserError(
+            f'class {label}: none of its {len(others)} training images can be decoded, {self.images.name(row)} '
+            'among them; mend or remove them'
+        )
+
+    def _open(self, row: int) -> Picture:
+        try:
+            return self.images.open(row)
+        except FileNotFoundError:
+            if self.on_bad == 'mark':
+                raise DecodeError('no such file') from None
+            raise UserError(f'{self.images.name(row)}: no such file') from None
+        except OSError as error:
+            raise UserError(f'{self.images.name(row)}: cannot be read ({error.strerror or error})') from None
+
+
+def _zeros(*shape: int) -> torch.Tensor:
+    """Return the batch's memory: in a worker where the main process finds it without a copy."""
+    return shared_zeros(*shape) if get_worker_info() else torch.zeros(shape, dtype=torch.uint8)

@@ -1,0 +1,23 @@
+"""How tests see through a transform: a whole picture in, the canvas out, mirrored where it is to be."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lib.dataset.picture import Picture, PixelPicture
+from lib.dataset.render import render
+from lib.dataset.transforms import Transform
+
+
+def draws_of(transform: Transform, random: np.random.Generator) -> list[float]:
+    return random.random(transform.num_draws).tolist()
+
+
+def draw(transform: Transform, picture: Picture | Image.Image, draws: list[float] = ()) -> np.ndarray:
+    """Return uint8 (size, size, 3)."""
+    if isinstance(picture, Image.Image):
+        picture = PixelPicture(np.array(picture))
+    canvas = torch.zeros(transform.size, transform.size, 3, dtype=torch.uint8)
+    view = transform.view(picture.width, picture.height, draws)
+    render(picture, view, canvas)
+    return canvas.numpy()[:, ::-1] if view.flip else canvas.numpy()
