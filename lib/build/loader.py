@@ -1,14 +1,17 @@
 """INPUT, SAMPLER and batch sizes in the config -> loaders."""
 
-import os
+import math
 from collections.abc import Callable
 
 from yacs.config import CfgNode
 
 from lib.build.data import Split
+from lib.dataset.augment import Augment
+from lib.dataset.images import ArrayImages, Images
 from lib.dataset.index import ProductIndex
 from lib.dataset.loader import EpochPlan, EvalLoader, TrainLoader
 from lib.dataset.normalize import Normalize
+from lib.dataset.ram_cache import CachedImages
 from lib.dataset.reader import BatchReader
 from lib.dataset.sampler import (
     ClassWeights,
@@ -21,7 +24,7 @@ from lib.dataset.sampler import (
     square_root,
 )
 from lib.dataset.transforms import PadCrop, RandomResizedCrop, ResizeCenterCrop
-from lib.runtime.device import Device
+from lib.runtime.device import Device, num_cores
 
 SAMPLERS: dict[str, ClassWeights] = {
     'instance_balance': instance_balance,
@@ -56,7 +59,8 @@ def build_train_loader(cfg: CfgNode, split: Split, index: ProductIndex, device: 
     """Return the loader of the training split; `index` says which of its rows take part."""
     on_bad = {'skip': 'replace', 'raise': 'raise'}[cfg.DATASET.ON_BAD_IMAGE]
     transform = TRAIN_TRANSFORMS[cfg.INPUT.TRAIN_TRANSFORM](cfg.INPUT)
-    reader = BatchReader(split.images, split.labels, transform, cfg.SEED, on_bad, index)
+    images = _images(cfg, split)
+    reader = BatchReader(images, split.labels, transform, cfg.SEED, on_bad, index, build_augment(cfg))
     plan = build_sampler(cfg, index)
     return TrainLoader(reader, plan, len(index), cfg.TRAIN.BATCH_SIZE, **_feed_options(cfg, device))
 
@@ -64,9 +68,39 @@ def build_train_loader(cfg: CfgNode, split: Split, index: ProductIndex, device: 
 def build_eval_loader(cfg: CfgNode, split: Split, device: Device) -> EvalLoader:
     """Return the loader of a validation or test split."""
     size = cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE
-    reader = BatchReader(split.images, split.labels, ResizeCenterCrop(size, cfg.INPUT.CROP_RATIO), cfg.SEED)
+    reader = BatchReader(_images(cfg, split), split.labels, ResizeCenterCrop(size, cfg.INPUT.CROP_RATIO), cfg.SEED)
     batch_size = cfg.TEST.BATCH_SIZE or cfg.TRAIN.BATCH_SIZE
     return EvalLoader(reader, len(split), batch_size, **_feed_options(cfg, device))
+
+
+def build_augment(cfg: CfgNode) -> Augment | None:
+    """Return what happens to training crops beyond crop and flip; None: nothing."""
+    inputs = cfg.INPUT
+    if not (inputs.AUGMENT or any(inputs.COLOR_JITTER) or inputs.ERASE_PROBABILITY):
+        return None
+    return Augment(
+        jitter=inputs.COLOR_JITTER,
+        policy=inputs.AUGMENT,
+        num_ops=inputs.RAND_AUGMENT_OPS,
+        magnitude=inputs.RAND_AUGMENT_MAGNITUDE,
+        erase_probability=inputs.ERASE_PROBABILITY,
+        fill=[round(255 * mean) for mean in inputs.MEAN],
+    )
+
+
+def stored_short_side(cfg: CfgNode) -> int:
+    """Return the short side, pixels, to which images may be reduced before INPUT.SIZE misses anything.
+
+    A quarter more than tests see: what random crops of smaller parts lose, 1.25 makes hard to notice.
+    """
+    return math.ceil(max(cfg.INPUT.SIZE, cfg.INPUT.TEST_SIZE) / cfg.INPUT.CROP_RATIO * 1.25)
+
+
+def _images(cfg: CfgNode, split: Split) -> Images:
+    # Arrays are in memory already.
+    if cfg.DATASET.CACHE != 'ram' or isinstance(split.images, ArrayImages):
+        return split.images
+    return CachedImages(split.images, stored_short_side(cfg), label=split.source, num_threads=num_cores())
 
 
 def _feed_options(cfg: CfgNode, device: Device) -> dict:
@@ -77,6 +111,4 @@ def _feed_options(cfg: CfgNode, device: Device) -> dict:
 def _num_workers(wanted: int) -> int:
     if wanted >= 0:
         return wanted
-    # A container or a batch system may have given this process fewer cores than the machine has.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return min(8, cores)
+    return min(8, num_cores())

@@ -32,7 +32,7 @@ from lib.trainer.step import Learner
 
 # What decides the weights; MAX_EPOCH may grow, so it is not among them.
 _RECIPE_SECTIONS = ('MODEL', 'LOSS', 'SAMPLER', 'OPTIMIZER', 'SCHEDULE', 'INPUT')
-_RECIPE_KEYS = ('TRAIN.BATCH_SIZE', 'SEED', 'DATASET.HEAD_CAP', 'DATASET.COLOR_SPACE')
+_RECIPE_KEYS = ('TRAIN.BATCH_SIZE', 'SEED', 'DATASET.HEAD_CAP', 'DATASET.COLOR_SPACE', 'DATASET.CACHE')
 
 
 @dataclass

@@ -30,6 +30,12 @@ def check_values(values: dict[str, Any], levels: dict[str, int]) -> None:
     for name in ('INPUT.MEAN', 'INPUT.STD'):
         if len(values[name]) != 3:
             raise UserError(f'{name} is {values[name]}, but must be three numbers, one a channel')
+    jitter = values['INPUT.COLOR_JITTER']
+    if len(jitter) != 4 or jitter[3] > 0.5:
+        raise UserError(
+            f'INPUT.COLOR_JITTER is {jitter}, but must be four numbers: brightness, contrast, saturation, and hue of '
+            'at most 0.5'
+        )
     if len(values['OPTIMIZER.BETAS']) != 2:
         raise UserError(f'OPTIMIZER.BETAS is {values["OPTIMIZER.BETAS"]}, but must be two numbers')
 

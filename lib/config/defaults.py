@@ -3,6 +3,7 @@
 from lib.config.key import Key
 
 _CIFAR = ('DATASET.NAME', ('cifar10_lt', 'cifar100_lt'))
+_RAND_AUGMENT = ('INPUT.AUGMENT', ('rand_augment',))
 _RANDOM_CROP = ('INPUT.TRAIN_TRANSFORM', ('random_resized_crop',))
 _SAMPLERS = ('instance_balance', 'class_balance', 'reverse', 'square_root', 'progressive')
 _WITH_MOMENTUM = ('OPTIMIZER.TYPE', ('sgd',))
@@ -42,6 +43,11 @@ TREE: dict[str, dict[str, Key]] = {
         'VALID_FRACTION': Key(
             0.1, 'Share of each class kept for validation when class folders are split.', low=0.0, high=0.9
         ),
+        'CACHE': Key(
+            '',
+            'Keep decoded images in shared memory, their short side reduced to what INPUT.SIZE needs. Empty: no.',
+            choices=('', 'ram'),
+        ),
         'HEAD_CAP': Key(0, 'Keep at most this many training images a class, chosen by SEED. 0: all.', low=0),
         'COLOR_SPACE': Key('RGB', 'Channel order the backbone sees (BGR: the original entry).', choices=('RGB', 'BGR')),
         'ON_BAD_IMAGE': Key(
@@ -80,6 +86,17 @@ TREE: dict[str, dict[str, Key]] = {
             (0.75, 4 / 3), 'Width over height of the random crop.', low=0.01, high=100.0, used_by=_RANDOM_CROP
         ),
         'PADDING': Key(4, 'Padding before the shift, pixels.', low=0, used_by=('INPUT.TRAIN_TRANSFORM', ('pad_crop',))),
+        'AUGMENT': Key(
+            '',
+            'What is done to training crops beyond that, by torchvision. Empty: nothing.',
+            choices=('', 'auto_augment', 'auto_augment_cifar', 'rand_augment', 'trivial_augment'),
+        ),
+        'RAND_AUGMENT_OPS': Key(2, 'Operations an image.', low=1, high=14, used_by=_RAND_AUGMENT),
+        'RAND_AUGMENT_MAGNITUDE': Key(9, 'Strength of the operations.', low=0, high=30, used_by=_RAND_AUGMENT),
+        'COLOR_JITTER': Key(
+            (0.0, 0.0, 0.0, 0.0), 'Jitter of brightness, contrast, saturation, hue (at most 0.5).', low=0.0, high=1.0
+        ),
+        'ERASE_PROBABILITY': Key(0.0, 'Chance that a rectangle of a training crop is erased.', low=0.0, high=1.0),
         'FLIP_PROBABILITY': Key(0.5, 'Chance of a horizontal flip in training.', low=0.0, high=1.0),
         'MEAN': Key((0.485, 0.456, 0.406), 'Mean of each channel, images from 0 to 1.'),
         'STD': Key((0.229, 0.224, 0.225), 'Standard deviation of each channel, images from 0 to 1.', low=1e-6),

@@ -78,6 +78,8 @@ def test_an_unused_key_at_its_default_is_no_mistake():
         ({'INPUT.SCALE': (1.0, 0.5)}, ['INPUT.SCALE', 'smaller one first']),
         ({'INPUT.RATIO': (1.0, 2.0, 3.0)}, ['INPUT.RATIO', 'two numbers']),
         ({'INPUT.MEAN': (0.5,)}, ['INPUT.MEAN', 'three numbers']),
+        ({'INPUT.COLOR_JITTER': (0.4, 0.4)}, ['INPUT.COLOR_JITTER', 'four numbers']),
+        ({'INPUT.COLOR_JITTER': (0.4, 0.4, 0.4, 0.6)}, ['INPUT.COLOR_JITTER', 'at most 0.5']),
         ({'INPUT.STD': ()}, ['INPUT.STD', 'three numbers']),
         ({'OPTIMIZER.TYPE': 'adam', 'OPTIMIZER.BETAS': (0.9,)}, ['OPTIMIZER.BETAS', 'two numbers']),
         ({'NAME': ''}, ["NAME is ''"]),

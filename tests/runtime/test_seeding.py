@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.runtime.seeding import Purpose, generator, torch_seed
+from lib.runtime.seeding import Purpose, generator, slot_draws, torch_seed
 
 PINNED = [3385005581954199770, 8185218417636761946, 5311904316832468893, 2531659844504820774]
 PINNED_ORDER = [0, 1, 3, 2, 5, 4, 7, 6]
@@ -71,3 +71,20 @@ def test_draws_are_uniform_over_slots():
     counts = np.histogram(draws, bins=20, range=(0, 1))[0]
     assert abs(counts - 200).max() < 70, counts  # standard deviation 14
     assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 0.06
+
+
+@pytest.mark.parametrize('num_draws', [0, 1, 3, 4, 41])
+def test_a_slot_draws_the_same_numbers_whatever_its_batch(num_draws):
+    def draws(first_slot, num_slots, **other):
+        event = {'seed': 5, 'purpose': Purpose.AUGMENT, 'epoch': 2, 'num_draws': num_draws, **other}
+        return slot_draws(first_slot=first_slot, num_slots=num_slots, **event)
+
+    whole = draws(0, 40)
+    assert whole.shape == (40, num_draws)
+    assert np.array_equal(whole[13:20], draws(13, 7))
+    assert np.array_equal(draws(10**12, 4)[2:], draws(10**12 + 2, 2))
+    if num_draws:
+        others = [draws(0, 40, seed=6), draws(0, 40, epoch=3), draws(0, 40, purpose=Purpose.RECOLOR)]
+        numbers = np.concatenate([whole, *others]).ravel()
+        assert len(np.unique(numbers)) == numbers.size, 'no number comes twice'
+        assert 0 <= numbers.min() <= numbers.max() < 1

@@ -1,0 +1,117 @@
+"""Decoded images of a small set in shared memory: read once, seen by every worker."""
+
+import os
+import shutil
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lib.dataset.decode import DecodeError
+from lib.dataset.images import Images
+from lib.dataset.picture import Picture, PixelPicture
+from lib.dataset.render import render
+from lib.dataset.view import View
+from lib.errors import UserError
+from lib.runtime.log import progress
+from lib.runtime.shared import shared_zeros
+
+_SHARED_MEMORY = '/dev/shm'
+_KEPT_FREE = 0.1  # share of the free memory that is left for batches and everything else
+_CHUNK = 1024  # images under way at a time, so that Ctrl-C is heard
+
+
+class CachedImages:
+    """Images of which the decoded pixels lie in shared memory, the short side reduced to `short_side` pixels.
+
+    What cannot be read or decoded is not cached: it is told each time it is asked for, as without a cache.
+    """
+
+    def __init__(self, images: Images, short_side: int, *, label: str, num_threads: int) -> None:
+        """Read all images, in `num_threads` threads; `label` names the progress bar.
+
+        Raises:
+            UserError: there is not enough memory; nothing has been decoded then.
+        """
+        self._images = images
+        self._short_side = short_side
+        with ThreadPoolExecutor(num_threads) as pool:
+            sizes = np.array(list(self._progress(pool, self._reduced_size, f'{label}: sizes')), np.int32)
+            self._sizes = sizes.reshape(-1, 2)  # (num_images, 2): width, height; zeros: not cached
+            lengths = self._sizes.astype(np.int64).prod(axis=1) * 3
+            self._starts = np.concatenate([[0], np.cumsum(lengths)])
+            _check_space(int(self._starts[-1]), label)
+            self._pixels = shared_zeros(int(self._starts[-1]))
+            readable = list(self._progress(pool, self._fill, f'{label}: cache'))
+        self._sizes[~np.array(readable, bool)] = 0
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def name(self, row: int) -> str:
+        """Return what the images call it."""
+        return self._images.name(row)
+
+    def open(self, row: int) -> Picture:
+        """Return the cached image. Raises: OSError, DecodeError."""
+        if not self._sizes[row].all():
+            return self._images.open(row)
+        return PixelPicture(self._canvas(row).numpy())
+
+    def load(self, row: int) -> Image.Image:
+        """Return the whole image, not the reduced one. Raises: OSError, DecodeError."""
+        return self._images.load(row)
+
+    def _canvas(self, row: int) -> torch.Tensor:
+        width, height = self._sizes[row].tolist()
+        return self._pixels[self._starts[row] : self._starts[row + 1]].view(height, width, 3)
+
+    def _reduced_size(self, row: int) -> tuple[int, int]:
+        try:
+            picture = self._images.open(row)
+        except (DecodeError, OSError):
+            return 0, 0
+        scale = min(1.0, self._short_side / min(picture.width, picture.height))
+        return max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+
+    def _fill(self, row: int) -> bool:
+        width, height = self._sizes[row].tolist()
+        if not width:
+            return False
+        try:
+            picture = self._images.open(row)
+            render(picture, View((0, 0, picture.width, picture.height), width, height), self._canvas(row))
+        except (DecodeError, OSError):
+            return False
+        return True
+
+    def _progress(self, pool: ThreadPoolExecutor, work, label: str) -> Iterable:
+        chunks = (range(start, min(start + _CHUNK, len(self))) for start in range(0, len(self), _CHUNK))
+        done = (result for rows in chunks for result in pool.map(work, rows))
+        return progress(done, total=len(self), label=label, unit='image')
+
+
+def _check_space(num_bytes: int, label: str) -> None:
+    free = _free_bytes()
+    if free is not None and num_bytes > free * (1 - _KEPT_FREE):
+        raise UserError(
+            f'DATASET.CACHE ram: {label} takes {num_bytes / 1e9:.1f} GB of shared memory, and {free / 1e9:.1f} GB are '
+            "free; train without it (--DATASET_CACHE ''), or from packed shards (tools/pack.py). In a container, "
+            'docker run --shm-size=8g gives more'
+        )
+
+
+def _free_bytes() -> int | None:
+    """Return how much shared memory can be had; None where the system does not tell."""
+    if not os.path.isdir(_SHARED_MEMORY):
+        return None
+    available = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    try:
+        with open('/proc/meminfo', encoding='ascii') as file:
+            # What the system would give back counts too, other than in AVPHYS.
+            available = next(int(line.split()[1]) * 1024 for line in file if line.startswith('MemAvailable'))
+    except (OSError, StopIteration):
+        pass
+    return min(available, shutil.disk_usage(_SHARED_MEMORY).free)
