@@ -3,7 +3,7 @@
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +13,9 @@ from torch.utils.data import DataLoader
 from lib.dataset.normalize import mirror
 from lib.dataset.reader import BatchReader, Filled, Request
 from lib.errors import UserError
+from lib.runtime.shared import free_shared_bytes, shared_empty
+
+_REQUESTS_AHEAD = 2  # of each worker
 
 
 class EpochPlan(Protocol):
@@ -50,7 +53,7 @@ class TrainLoader:
         self.plan = plan
         self.batch_size = min(batch_size, num_slots)
         self.steps_per_epoch = num_slots // self.batch_size
-        self._feed = _Feed(reader, **workers)
+        self._feed = _Feed(reader, self.batch_size, **workers)
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from `first_step` on, on the device."""
@@ -65,7 +68,7 @@ class EvalLoader:
     def __init__(self, reader: BatchReader, num_images: int, batch_size: int, **workers) -> None:
         self.num_images = num_images
         self.batch_size = batch_size
-        self._feed = _Feed(reader, **workers)
+        self._feed = _Feed(reader, min(batch_size, num_images), **workers)
 
     def __len__(self) -> int:
         return -(-self.num_images // self.batch_size)
@@ -82,6 +85,7 @@ class _Feed:
     def __init__(
         self,
         reader: BatchReader,
+        batch_size: int,
         *,
         device: torch.device,
         normalize: Callable[[torch.Tensor], torch.Tensor],
@@ -90,19 +94,24 @@ class _Feed:
         self._device = device
         self._normalize = normalize
         self._requests: list[Request] = []
+        # A request is sent out only when all but so many before it have been given back, and the last is still in use.
+        self._num_buffers = num_workers * _REQUESTS_AHEAD + 1
         self._loader = DataLoader(
-            reader,
+            replace(reader, buffers=_buffers(self._num_buffers, batch_size, reader) if num_workers else None),
             batch_size=None,
             sampler=_Queue(self._requests),
             num_workers=num_workers,
             pin_memory=device.type == 'cuda',
             persistent_workers=num_workers > 0,
+            prefetch_factor=_REQUESTS_AHEAD if num_workers else None,
             multiprocessing_context=_fresh_processes() if num_workers else None,
             worker_init_fn=_ignore_interrupts,
         )
 
     def __call__(self, requests: Iterator[Request]) -> Iterator[Batch]:
-        self._requests[:] = requests
+        self._requests[:] = (
+            replace(request, buffer=place % self._num_buffers) for place, request in enumerate(requests)
+        )
         filled = map(_or_raise, self._loader)
         if self._device.type == 'cuda':
             return self._ahead(filled)
@@ -142,6 +151,19 @@ class _Queue:
 
     def __len__(self) -> int:
         return len(self.requests)
+
+
+def _buffers(num_buffers: int, batch_size: int, reader: BatchReader) -> torch.Tensor:
+    """Return the memory that workers fill. Raises: UserError where there is not enough."""
+    size = reader.transform.size
+    needed, free = num_buffers * batch_size * size * size * 3, free_shared_bytes()
+    if free is not None and needed > free:
+        raise UserError(
+            f'{num_buffers} batches of {batch_size} images of {size} px take {needed / 1e9:.2f} GB of shared memory, '
+            f'and {free / 1e9:.2f} GB are free; a smaller --RUN_NUM_WORKERS (0: none is needed) or --TRAIN_BATCH_SIZE '
+            'needs less, and in a container docker run --shm-size=8g gives more'
+        )
+    return shared_empty(num_buffers, batch_size, size, size, 3)
 
 
 def _or_raise(filled: Filled | UserError) -> Filled:

@@ -1,7 +1,5 @@
 """Decoded images of a small set in shared memory: read once, seen by every worker."""
 
-import os
-import shutil
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,9 +14,8 @@ from lib.dataset.render import render
 from lib.dataset.view import View
 from lib.errors import UserError
 from lib.runtime.log import progress
-from lib.runtime.shared import shared_zeros
+from lib.runtime.shared import free_shared_bytes, shared_empty
 
-_SHARED_MEMORY = '/dev/shm'
 _KEPT_FREE = 0.1  # share of the free memory that is left for batches and everything else
 _CHUNK = 1024  # images under way at a time, so that Ctrl-C is heard
 
@@ -43,7 +40,7 @@ class CachedImages:
             lengths = self._sizes.astype(np.int64).prod(axis=1) * 3
             self._starts = np.concatenate([[0], np.cumsum(lengths)])
             _check_space(int(self._starts[-1]), label)
-            self._pixels = shared_zeros(int(self._starts[-1]))
+            self._pixels = shared_empty(int(self._starts[-1]))
             readable = list(self._progress(pool, self._fill, f'{label}: cache'))
         self._sizes[~np.array(readable, bool)] = 0
 
@@ -94,24 +91,10 @@ class CachedImages:
 
 
 def _check_space(num_bytes: int, label: str) -> None:
-    free = _free_bytes()
+    free = free_shared_bytes()
     if free is not None and num_bytes > free * (1 - _KEPT_FREE):
         raise UserError(
             f'DATASET.CACHE ram: {label} takes {num_bytes / 1e9:.1f} GB of shared memory, and {free / 1e9:.1f} GB are '
             "free; train without it (--DATASET_CACHE ''), or from packed shards (tools/pack.py). In a container, "
             'docker run --shm-size=8g gives more'
         )
-
-
-def _free_bytes() -> int | None:
-    """Return how much shared memory can be had; None where the system does not tell."""
-    if not os.path.isdir(_SHARED_MEMORY):
-        return None
-    available = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    try:
-        with open('/proc/meminfo', encoding='ascii') as file:
-            # What the system would give back counts too, other than in AVPHYS.
-            available = next(int(line.split()[1]) * 1024 for line in file if line.startswith('MemAvailable'))
-    except (OSError, StopIteration):
-        pass
-    return min(available, shutil.disk_usage(_SHARED_MEMORY).free)

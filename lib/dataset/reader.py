@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from lib.dataset.decode import DecodeError
 from lib.dataset.images import Images
@@ -15,7 +15,6 @@ from lib.dataset.render import render
 from lib.dataset.transforms import Transform
 from lib.errors import UserError
 from lib.runtime.seeding import Purpose, generator, slot_draws
-from lib.runtime.shared import shared_zeros
 
 
 class Augment(Protocol):
@@ -26,11 +25,15 @@ class Augment(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """One batch to fill: the rows of slots first_slot, first_slot + 1, ... of an epoch."""
+    """One batch to fill: the rows of slots first_slot, first_slot + 1, ... of an epoch.
+
+    `buffer` is which of a reader's buffers a worker fills; nothing of an earlier batch in it is needed any more.
+    """
 
     epoch: int
     first_slot: int
     rows: np.ndarray
+    buffer: int = 0
 
 
 @dataclass
@@ -71,6 +74,8 @@ class BatchReader(Dataset):
             stops, 'mark' leaves a hole (zeros, not readable), as evaluation wants it.
         index: where replacements are found.
         augment: what happens to the crop before it is mirrored; None: nothing.
+        buffers: (num_buffers, batch, size, size, 3) uint8 in shared memory for workers to fill, over and over (fresh
+            shared memory takes longer to touch than pixels take to resize); None: each batch gets memory of its own.
     """
 
     images: Images
@@ -80,6 +85,7 @@ class BatchReader(Dataset):
     on_bad: str = 'mark'
     index: ProductIndex | None = None
     augment: Augment | None = None
+    buffers: torch.Tensor | None = None
 
     def __getitem__(self, request: Request) -> 'Filled | UserError':
         # DataLoader would wrap an exception in the worker's traceback; as a value it arrives as it is.
@@ -90,7 +96,10 @@ class BatchReader(Dataset):
 
     def _fill(self, request: Request) -> Filled:
         batch_size, size = len(request.rows), self.transform.size
-        pixels = _zeros(batch_size, size, size, 3)
+        if self.buffers is None:
+            pixels = torch.empty((batch_size, size, size, 3), dtype=torch.uint8)
+        else:
+            pixels = self.buffers[request.buffer, :batch_size]
         flip, readable = np.zeros(batch_size, bool), np.ones(batch_size, bool)
         bad: list[tuple[int, str]] = []
         draws = self._draws(request)
@@ -161,8 +170,3 @@ class BatchReader(Dataset):
             raise UserError(f'{self.images.name(row)}: no such file') from None
         except OSError as error:
             raise UserError(f'{self.images.name(row)}: cannot be read ({error.strerror or error})') from None
-
-
-def _zeros(*shape: int) -> torch.Tensor:
-    """Return the batch's memory: in a worker where the main process finds it without a copy."""
-    return shared_zeros(*shape) if get_worker_info() else torch.zeros(shape, dtype=torch.uint8)

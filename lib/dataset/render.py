@@ -11,7 +11,7 @@ _LEAST_SIDE = 4  # pixels; torch takes the axes of smaller results for others
 
 
 def render(picture: Picture, view: View, canvas: torch.Tensor) -> None:
-    """Lay the view on `canvas`, uint8 (size, size, 3), whose other pixels stay; `view.flip` is left to the device.
+    """Lay the view on `canvas`, uint8 (size, size, 3), and zeros around it; `view.flip` is left to the device.
 
     Raises:
         DecodeError: the picture's pixels are damaged.
@@ -71,7 +71,8 @@ def _resized_exactly(pixels: np.ndarray, reduction: int, view: View) -> torch.Te
 
 
 def _paste(pixels: torch.Tensor, view: View, canvas: torch.Tensor) -> None:
-    """Copy what of (view.height, view.width, 3) pixels falls on the canvas and into the view's frame."""
+    """Clear the canvas, and copy what of (view.height, view.width, 3) pixels falls on it and into the view's frame."""
+    canvas.zero_()
     left, top, right, bottom = view.frame or (0, 0, canvas.shape[1], canvas.shape[0])
     left, top = max(left, view.left), max(top, view.top)
     right, bottom = min(right, view.left + view.width), min(bottom, view.top + view.height)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lib.dataset import loader as loaders
 from lib.dataset.images import ArrayImages, FileImages
 from lib.dataset.index import ProductIndex
 from lib.dataset.loader import Batch, EvalLoader, TrainLoader
@@ -17,7 +18,7 @@ from lib.dataset.normalize import Normalize, mirror
 from lib.dataset.picture import Picture
 from lib.dataset.reader import BatchReader, Filled, Request
 from lib.dataset.sampler import Sampler, class_balance, instance_balance
-from lib.dataset.transforms import RandomResizedCrop, ResizeCenterCrop
+from lib.dataset.transforms import PadCrop, RandomResizedCrop, ResizeCenterCrop
 from lib.errors import UserError
 
 SIZE = 16
@@ -289,3 +290,27 @@ def test_a_killed_worker_is_told_in_the_words_that_run_script_knows():
     images = Deadly(np.zeros((len(LABELS), 24, 20, 3), np.uint8))
     with pytest.raises(RuntimeError, match=r'^DataLoader worker'):
         list(eval_loader(images, num_workers=1))
+
+
+def test_buffers_are_used_again_without_a_trace(folder):
+    """More batches than buffers, holes and padding in them, and every batch kept until the end."""
+    for row in BAD:
+        (folder / f'{row}.png').write_bytes(b'no image at all')
+    rows = np.arange(len(LABELS)).repeat(6)
+
+    class Plan:
+        def plan(self, epoch):
+            return np.random.default_rng(epoch).permutation(rows)
+
+    def batches(num_workers, epoch):
+        reader = reader_of(files(folder), 'mark', transform=PadCrop(SIZE, 3))
+        return list(TrainLoader(reader, Plan(), len(rows), 3, **feed(num_workers)).batches(epoch))
+
+    assert all_same(batches(0, 1), batches(2, 1))
+
+
+def test_too_little_shared_memory_is_said_before_workers_start(folder, monkeypatch):
+    monkeypatch.setattr(loaders, 'free_shared_bytes', lambda: 100)
+    with pytest.raises(UserError, match=r'shared memory.*--RUN_NUM_WORKERS'):
+        train_loader(files(folder), num_workers=2)
+    train_loader(files(folder), num_workers=0)
