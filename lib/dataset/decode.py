@@ -1,9 +1,11 @@
 """Bytes of a file to an upright RGB image: every mode, but few formats and a limit on the pixels."""
 
+import re
 import warnings
 from io import BytesIO
 
 import numpy as np
+import simplejpeg
 from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
@@ -32,6 +34,10 @@ FORMATS = tuple(
 )
 HEIF_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')  # HEIC of phones
 MAX_PIXELS = 178_000_000  # about 0.7 GB while decoding; no photo is that large
+
+# libjpeg's words for data that is missing; a few bytes too many are harmless, more are rows that the header denies.
+_DAMAGE = ('remature end', 'instead of RST')
+_MOST_EXTRANEOUS = 64
 
 # Meaning of EXIF's orientation, as in TIFF 6.0, page 36; 1 is upright.
 ORIENTATION_TAG = 0x0112
@@ -68,6 +74,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             image = Image.open(BytesIO(data), formats=_formats_for(data))
             check_size(image.size, max_pixels)
             image.load()
+            if image.format in ('JPEG', 'MPO'):
+                _check_jpeg(data)
             if image.format == 'PNG' and _may_lack_rows(image) and not holds_all_rows(data):
                 raise DecodeError('rows are missing that the header announces')
             return _to_rgb(_upright(image))
@@ -87,6 +95,19 @@ def check_size(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
         raise DecodeError(f'the header announces {width} x {height} pixels')
     if width * height > max_pixels:
         raise DecodeError(f'{width} x {height} pixels; at most {max_pixels:,} are allowed')
+
+
+def _check_jpeg(data: bytes) -> None:
+    """Raise DecodeError for damage that Pillow passes over: where data is missing it leaves rows grey."""
+    try:
+        _, _, space, _ = simplejpeg.decode_jpeg_header(data)
+        # An eighth of the size, so that hardly more is done than reading all of the data.
+        simplejpeg.decode_jpeg(data, 'CMYK' if space in ('CMYK', 'YCCK') else 'RGB', min_height=1, min_width=1)
+    except ValueError as error:
+        reason = str(error)
+        extraneous = re.search(r'(\d+) extraneous bytes', reason)
+        if any(words in reason for words in _DAMAGE) or (extraneous and int(extraneous[1]) > _MOST_EXTRANEOUS):
+            raise DecodeError(reason) from None
 
 
 def _may_lack_rows(image: Image.Image) -> bool:

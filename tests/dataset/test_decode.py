@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 
 from lib.dataset.decode import DecodeError, decode
 from lib.dataset.images import FileImages
+from lib.dataset.picture import open_picture
 from lib.dataset.png import CHANNELS
 
 
@@ -324,6 +325,24 @@ def test_a_lying_header_is_named_bad():
         decode(bytes(data))
     with pytest.raises(DecodeError):
         decode(png(0, 10, 8, 2, honest))
+
+
+def with_height(data, height):
+    """The JPEG with another number of rows in its header."""
+    at = next(place for place in map(data.find, (b'\xff\xc0', b'\xff\xc2')) if place > 0)
+    return data[: at + 5] + height.to_bytes(2, 'big') + data[at + 7 :]
+
+
+@pytest.mark.parametrize('options', [{}, {'progressive': True}, {'restart_marker_rows': 1}], ids=str)
+def test_a_jpeg_whose_header_lies_is_named_bad(options):
+    data = encode(gradient(300, 200), 'JPEG', **options)
+    assert_rgb(decode(data), (300, 200))
+    assert_rgb(decode(with_height(data, 200)), (300, 200))
+    for height in (300, 1000, 100):
+        with pytest.raises(DecodeError):
+            decode(with_height(data, height))
+        with pytest.raises(DecodeError):
+            open_picture(with_height(data, height)).pixels(1.0)
 
 
 @pytest.mark.parametrize(('bit_depth', 'color_type'), [(1, 0), (4, 0), (16, 0), (8, 2), (8, 3), (8, 4), (16, 6)])

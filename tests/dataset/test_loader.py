@@ -292,6 +292,51 @@ def test_a_killed_worker_is_told_in_the_words_that_run_script_knows():
         list(eval_loader(images, num_workers=1))
 
 
+def jpeg(width=40, height=30) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, 'JPEG')
+    return buffer.getvalue()
+
+
+# What lies in shops' folders under the name of a photo.
+NO_PHOTOS = {
+    'empty': b'',
+    'truncated': jpeg()[:-200],
+    'header alone': jpeg()[:300],
+    'lying header': jpeg().replace(b'\0\x1e\0\x28', b'\x01\x1e\0\x28', 1),
+    'bomb': jpeg().replace(b'\0\x1e\0\x28', b'\xff\xff\xff\xff', 1),
+    'eps': b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n',
+    'svg': b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
+    'html': b'<html>404 not found</html>',
+}
+
+
+@pytest.mark.parametrize('name', NO_PHOTOS)
+def test_what_is_no_photo_is_named_and_survived(folder, name):
+    (folder / '1.png').write_bytes(NO_PHOTOS[name])
+    request = Request(0, 0, np.array([0, 1, 2]))
+    marked = reader_of(files(folder), 'mark')[request]
+    assert marked.readable.tolist() == [True, False, True]
+    assert not marked.pixels[1].any()
+    ((row, reason),) = marked.bad
+    assert row == 1
+    assert reason
+    replaced = reader_of(files(folder), 'replace')[request]
+    assert replaced.readable.all()
+    assert replaced.pixels[1].any()
+    assert replaced.bad == marked.bad
+    refused = reader_of(files(folder), 'raise')[request]
+    assert str(folder / '1.png') in str(refused)
+
+
+def test_one_pixel_is_a_photo(folder):
+    Image.new('RGB', (1, 1), (9, 200, 30)).save(folder / '1.png')
+    for transform in (CROP, ResizeCenterCrop(SIZE), PadCrop(SIZE, 0)):
+        pixels = reader_of(files(folder), transform=transform)[Request(0, 0, np.array([1]))].pixels
+        assert (pixels == torch.tensor([9, 200, 30], dtype=torch.uint8)).all()
+
+
 def test_buffers_are_used_again_without_a_trace(folder):
     """More batches than buffers, holes and padding in them, and every batch kept until the end."""
     for row in BAD:
