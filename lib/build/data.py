@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,9 @@ from lib.dataset.cifar import load_cifar_lt
 from lib.dataset.demo.generate import demo_is_complete, generate_demo
 from lib.dataset.folder import find_class_folders, labels_by_folder, split_folder, walk_images
 from lib.dataset.images import ArrayImages, FileImages, Images
+from lib.dataset.index import ProductIndex
 from lib.dataset.paths import settle_paths
+from lib.dataset.quarantine import quarantined_rows
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
 
@@ -60,11 +62,15 @@ class Split:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The training split, the validation split (None when there is none), and the classes' names."""
+    """The training split, the validation split (None when there is none), and the classes' names.
+
+    `kept`: rows of the training split that take part, in rising order; None means all.
+    """
 
     train: Split
     valid: Split | None
     classes: ClassNames | None
+    kept: np.ndarray | None = None
 
     @property
     def class_names(self) -> list[str]:
@@ -75,7 +81,19 @@ class TrainingData:
         """Return how many validation images are training images as well."""
         if self.valid is None or isinstance(self.valid.images, ArrayImages):
             return 0
-        return int(pc.sum(pc.is_in(self.valid.names, self.train.names)).as_py() or 0)
+        trained = self.train.names if self.kept is None else self.train.names.take(pa.array(self.kept))
+        return int(pc.sum(pc.is_in(self.valid.names, trained)).as_py() or 0)
+
+    def index(self) -> ProductIndex:
+        """Return the training rows that take part, by class."""
+        return ProductIndex(self.train.labels, self.train.num_classes, self.kept)
+
+    def train_digest(self) -> str:
+        """Return a fingerprint of what is trained on: the split's own where all of it takes part."""
+        if self.kept is None:
+            return self.train.digest()
+        kept = np.ascontiguousarray(self.kept, np.int64).tobytes()
+        return hashlib.sha256(self.train.digest().encode() + kept).hexdigest()
 
 
 def open_training_data(cfg: CfgNode) -> TrainingData:
@@ -91,6 +109,31 @@ def open_training_data(cfg: CfgNode) -> TrainingData:
             f'{data.valid.num_classes}: both must list the same classes'
         )
     return data
+
+
+def without_quarantined(data: TrainingData, file: str) -> TrainingData:
+    """Leave out the training images that DATASET.QUARANTINE lists; rows keep their numbers.
+
+    Raises:
+        UserError: no such file, not of its form, or no training image is left.
+    """
+    if not file:
+        return data
+    found = quarantined_rows(data.train.names, file, 'train')
+    if found.unknown:
+        LOGGER.warning('%s: %d of its training images are not in %s', file, found.unknown, data.train.source)
+    if found.other_splits:
+        LOGGER.info('%s: %d entries of other splits are left alone', file, found.other_splits)
+    LOGGER.info('%s: %d of %d training images take no part', file, len(found.rows), len(data.train))
+    if not len(found.rows):
+        return data
+    kept = np.setdiff1d(np.arange(len(data.train)), found.rows, assume_unique=True)
+    if not len(kept):
+        raise UserError(f'DATASET.QUARANTINE {file} lists all {len(data.train)} images of {data.train.source}')
+    before, after = (len(np.unique(labels)) for labels in (data.train.labels, data.train.labels[kept]))
+    if after < before:
+        LOGGER.warning('%s: %d classes have no training image left', file, before - after)
+    return replace(data, kept=kept)
 
 
 def open_valid_split(cfg: CfgNode) -> Split:

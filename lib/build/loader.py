@@ -105,10 +105,11 @@ def _images(cfg: CfgNode, split: Split) -> Images:
 
 def _feed_options(cfg: CfgNode, device: Device) -> dict:
     normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD, bgr=cfg.DATASET.COLOR_SPACE == 'BGR')
-    return {'device': device.main, 'normalize': normalize, 'num_workers': _num_workers(cfg.RUN.NUM_WORKERS)}
+    return {'device': device.main, 'normalize': normalize, 'num_workers': num_workers(cfg.RUN.NUM_WORKERS)}
 
 
-def _num_workers(wanted: int) -> int:
+def num_workers(wanted: int) -> int:
+    """Return how many processes read images: RUN.NUM_WORKERS, or one a core, at most 8."""
     if wanted >= 0:
         return wanted
     return min(8, num_cores())

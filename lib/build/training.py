@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from yacs.config import CfgNode
 
-from lib.build.data import TrainingData, open_training_data
+from lib.build.data import TrainingData, open_training_data, without_quarantined
 from lib.build.loader import build_eval_loader, build_train_loader
 from lib.build.loss import build_loss
 from lib.build.model import class_names, finetuned_model, model_of, new_model
@@ -79,10 +79,10 @@ def prepared_training(cfg: CfgNode) -> Iterator[Training]:
         UserError: any mistake in config, data or checkpoint; the folder is in use or used.
     """
     device = pick_device(cfg.RUN.DEVICE, cfg.RUN.PRECISION)
-    data = open_training_data(cfg)
+    data = without_quarantined(open_training_data(cfg), cfg.DATASET.QUARANTINE)
     start = decide_start(_wanted(cfg, data))
     cfg = as_node({**as_values(cfg), 'NAME': start.folder.name})
-    index = ProductIndex(data.train.labels, data.train.num_classes).capped(cfg.DATASET.HEAD_CAP, cfg.SEED)
+    index = data.index().capped(cfg.DATASET.HEAD_CAP, cfg.SEED)
     model, training_set, new_classes = _model(cfg, data, device, start)
     loader = build_train_loader(cfg, data.train, index, device)
     learner = Learner(
@@ -135,7 +135,7 @@ def _wanted(cfg: CfgNode, data: TrainingData) -> Wanted:
         resume_mode=cfg.RESUME_MODE,
         overwrite=cfg.OVERWRITE,
         recipe=recipe_of(cfg),
-        train_digest=data.train.digest(),
+        train_digest=data.train_digest(),
         max_epoch=cfg.TRAIN.MAX_EPOCH,
     )
 
@@ -146,7 +146,7 @@ def _model(
     """Return the model, what its checkpoints say of the training set, and which classes are new to it."""
     names, parents = data.class_names, data.classes.parents if data.classes else []
     counts = np.bincount(data.train.labels, minlength=data.train.num_classes)
-    own = TrainingSet(data.train.digest(), counts, names, parents)
+    own = TrainingSet(data.train_digest(), counts, names, parents)
     if start.kind == 'new':
         return new_model(cfg, data.train.num_classes, device), own, None
     known = start.checkpoint.training_set
@@ -185,7 +185,8 @@ def _fit_plan(cfg: CfgNode, data: TrainingData, training_set: TrainingSet) -> Fi
 
 def _tell(data: TrainingData, index: ProductIndex, new_classes: list[str] | None, device: Device) -> None:
     counts = index.class_counts[index.class_counts > 0]
-    capped = f' (of {len(data.train)}, by DATASET.HEAD_CAP)' if len(index) < len(data.train) else ''
+    uncapped = len(data.train if data.kept is None else data.kept)
+    capped = f' (of {uncapped}, by DATASET.HEAD_CAP)' if len(index) < uncapped else ''
     LOGGER.info(
         '%d classes, %d to %d training images each, %d in all%s; %s for validation; %s',
         data.train.num_classes, counts.min(), counts.max(), len(index), capped,

@@ -48,6 +48,9 @@ TREE: dict[str, dict[str, Key]] = {
             'Keep decoded images in shared memory, their short side reduced to what INPUT.SIZE needs. Empty: no.',
             choices=('', 'ram'),
         ),
+        'QUARANTINE': Key(
+            '', 'JSON of training images that take no part, as tools/doctor.py writes it. Empty: all take part.'
+        ),
         'HEAD_CAP': Key(0, 'Keep at most this many training images a class, chosen by SEED. 0: all.', low=0),
         'COLOR_SPACE': Key('RGB', 'Channel order the backbone sees (BGR: the original entry).', choices=('RGB', 'BGR')),
         'ON_BAD_IMAGE': Key(
@@ -191,6 +194,14 @@ TREE: dict[str, dict[str, Key]] = {
         'LOG_ROOT': Key('./log_tau', 'Folder of the re-balanced models; the run is TAU_NORM.LOG_ROOT/NAME.'),
         'SELECT_BY': Key('mean_class_error', 'Which valid figure chooses tau.', choices=('mean_class_error', 'top1')),
         'MAX_TAU': Key(2.0, 'Largest tau considered.', low=1e-3, high=100.0),
+    },
+    'DOCTOR': {
+        'OUT': Key('', 'Folder of what tools/doctor.py writes. Empty: LOG_ROOT/NAME_doctor.'),
+        'MIN_SIDE': Key(32, 'Images with a shorter side than this are suspicious, pixels.', low=1),
+        'NEAR_DISTANCE': Key(
+            5, 'Bits (of 64) in which hashes of near duplicates may differ. 0: equal hashes only.', low=0, high=8
+        ),
+        'FEW': Key(5, 'Classes with fewer images than this are listed.', low=1),
     },
     'RUN': {
         'DEVICE': Key('auto', "'auto', 'cpu', 'mps', 'cuda' (all visible GPUs) or 'cuda:N' (one)."),

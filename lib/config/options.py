@@ -21,6 +21,7 @@ _SECTIONS = {
     'TRAIN': 'epochs, batches, checkpoints',
     'TEST': 'prediction',
     'TAU_NORM': 're-balancing',
+    'DOCTOR': 'tools/doctor.py',
     'RUN': 'this machine',
 }
 

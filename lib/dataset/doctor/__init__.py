@@ -1,0 +1,1 @@
+"""Looks at every image of a data set: what is unreadable, suspicious, or there twice."""

@@ -1,0 +1,26 @@
+"""Look at every image before training: python tools/doctor.py [--config FILE [FILE ...]] [--SECTION_KEY VALUE ...]
+
+Writes doctor.json, doctor.html and quarantine.json into DOCTOR.OUT (LOG_ROOT/NAME_doctor). No photo is changed, moved
+or deleted. The exit code is 0 whatever was found.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lib.build.start import start
+from lib.runtime.entry import run_script
+
+DESCRIPTION = 'Decode every image; list unreadable, suspicious and repeated ones, leaks and contradictory labels.'
+
+
+def main() -> None:
+    cfg = start(sys.argv[1:], program='tools/doctor.py', description=DESCRIPTION)
+    from lib.build.doctor import examine
+
+    print('\n'.join(examine(cfg)))
+
+
+if __name__ == '__main__':
+    run_script(main)
