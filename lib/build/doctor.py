@@ -46,7 +46,7 @@ def examine(cfg: CfgNode) -> list[str]:
         checkup,
         title=f'{cfg.NAME}: the data',
         command=shlex.join(['python', *sys.argv]),
-        class_names=data.class_names,
+        class_names=data.classes.names if data.classes else [f'class {name}' for name in data.class_names],
     )
     return summary_lines(checkup, folder, len(quarantine['images']))
 

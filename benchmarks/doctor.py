@@ -1,0 +1,111 @@
+"""How fast does the doctor look at images, beside decoding them, and does its search for near copies stay linear?
+
+REAL_PHOTOS=FOLDER python benchmarks/doctor.py [--workers N] [--rounds N] [--json FILE]
+
+Decoding: all real photos, listed several times; both sides have the same processes and the same jobs. Plain: the file is
+read and decoded whole to RGB by libjpeg-turbo (simplejpeg), and nothing else is done with it. Doctor: the first look (the
+second one, at copies only, is left out, since a list of repeated photos has nothing but copies). Checkup: all that
+tools/doctor.py computes on the photos listed once, processes started anew. Hashes: 64-bit hashes, one in twenty a
+copy of another with five bits changed.
+Figures: doctor_decode_ratio (images a second, the doctor's over plain), checkup_images_per_second, hashes_quarter_seconds
+(0.25 million), hashes_seconds (a million), doctor_hash_growth_ratio (a million's time over four times a quarter's: 1 is
+linear), hashes_found (share of the changed copies).
+"""
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import pyarrow as pa
+import simplejpeg
+
+from benchmarks.harness import alternate, finish, parse_arguments, real_photos
+from lib.dataset.doctor.checkup import SplitUnderTest, check_up
+from lib.dataset.doctor.gallery import Gallery, in_parallel
+from lib.dataset.doctor.hashing import close_pairs
+from lib.dataset.doctor.scan import scan
+from lib.dataset.images import FileImages
+from lib.runtime.entry import run_script
+
+LISTED = 8  # times, so that starting processes is a small part
+DISTANCE = 5
+
+
+def decode_plainly(gallery: Gallery, rows: np.ndarray) -> int:
+    """Decode some rows and return how many pixels they have."""
+    return sum(simplejpeg.decode_jpeg(gallery.content(row)).size for row in rows.tolist())
+
+
+def photos_in(folder: Path) -> list[str]:
+    """Return the paths that train.txt and val.txt list."""
+    lines = [line for name in ('train.txt', 'val.txt') for line in (folder / name).read_text().splitlines()]
+    return [line.split(',')[0].strip() for line in lines if line.strip()]
+
+
+def decoding(folder: Path, workers: int, rounds: int) -> dict[str, float]:
+    """Return the figures of looking and decoding."""
+    once = photos_in(folder)
+    paths = pa.array(once * LISTED, pa.large_string())
+    gallery = Gallery([FileImages(paths, str(folder))], [len(paths)])
+
+    def plain() -> int:
+        return sum(len(rows) for rows, _ in in_parallel(decode_plainly, gallery, np.arange(len(paths)), workers))
+
+    def doctor() -> int:
+        return len(scan(gallery, num_workers=workers).seen)
+
+    def checkup() -> int:
+        names = pa.array(once, pa.large_string())
+        labels = np.zeros(len(once), np.int32)
+        split = SplitUnderTest('train', 'train', FileImages(names, str(folder)), names, labels, 1, 112)
+        found = check_up([split], min_side=32, near_distance=DISTANCE, few=5, num_workers=workers)
+        return len(found.labels)
+
+    rates = alternate({'plain': plain, 'doctor': doctor, 'checkup': checkup}, rounds)
+    figures = {f'{name}_images_per_second': rate for name, rate in rates.items()}
+    return {**figures, 'doctor_decode_ratio': rates['doctor'] / rates['plain']}
+
+
+def hashing(rounds: int) -> dict[str, float]:
+    """Return the figures of the search for close hashes."""
+    sets = {count: changed_copies(count) for count in (250_000, 1_000_000)}
+    seconds: dict[int, list[float]] = {count: [] for count in sets}
+    for _ in range(rounds):
+        for count, (hashes, planted) in sets.items():
+            started = time.perf_counter()
+            pairs = close_pairs(hashes, DISTANCE)
+            seconds[count].append(time.perf_counter() - started)
+            found = np.isin(planted[:, 0] * count + planted[:, 1], pairs[:, 0] * count + pairs[:, 1]).mean()
+    quarter, whole = (statistics.median(times) for times in seconds.values())
+    return {
+        'hashes_quarter_seconds': quarter,
+        'hashes_seconds': whole,
+        'doctor_hash_growth_ratio': whole / quarter / 4,
+        'hashes_found': float(found),
+    }
+
+
+def changed_copies(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return `count` hashes and the pairs (m, 2) of which one is the other with DISTANCE bits changed."""
+    random = np.random.default_rng(0)
+    hashes = random.integers(0, 2**64, count, dtype=np.uint64)
+    copies = np.arange(count - count // 20, count)
+    originals = random.integers(0, copies[0], len(copies))
+    bits = random.random((len(copies), 64)).argsort(axis=1)[:, :DISTANCE].astype(np.uint64)
+    hashes[copies] = hashes[originals] ^ (np.uint64(1) << bits).sum(axis=1, dtype=np.uint64)
+    return hashes, np.stack([originals, copies], axis=1)
+
+
+def main() -> None:
+    question = __doc__.splitlines()[0]
+    arguments = parse_arguments(question, workers=(2, 'processes of each side'), rounds=(5, 'passes of each side'))
+    figures = decoding(real_photos(), arguments.workers, arguments.rounds)
+    finish({**figures, **hashing(min(arguments.rounds, 3))}, arguments.json)
+
+
+if __name__ == '__main__':
+    run_script(main)
