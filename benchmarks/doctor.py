@@ -2,14 +2,14 @@
 
 REAL_PHOTOS=FOLDER python benchmarks/doctor.py [--workers N] [--rounds N] [--json FILE]
 
-Decoding: all real photos, listed several times; both sides have the same processes and the same jobs. Plain: the file is
-read and decoded whole to RGB by libjpeg-turbo (simplejpeg), and nothing else is done with it. Doctor: the first look (the
-second one, at copies only, is left out, since a list of repeated photos has nothing but copies). Checkup: all that
-tools/doctor.py computes on the photos listed once, processes started anew. Hashes: 64-bit hashes, one in twenty a
-copy of another with five bits changed.
-Figures: doctor_decode_ratio (images a second, the doctor's over plain), checkup_images_per_second, hashes_quarter_seconds
-(0.25 million), hashes_seconds (a million), doctor_hash_growth_ratio (a million's time over four times a quarter's: 1 is
-linear), hashes_found (share of the changed copies).
+Decoding: all real photos, listed several times; both sides have the same processes and the same jobs. Plain: the file
+is read and decoded whole to RGB by libjpeg-turbo (simplejpeg), and nothing else is done with it. Doctor: the first look
+(the second one, at copies only, is left out, since a list of repeated photos has nothing but copies). Checkup: all that
+tools/doctor.py computes on the photos listed once; starting the processes is a large part of it. Hashes: 64-bit hashes,
+one in twenty a copy of another with five bits changed.
+Figures: doctor_decode_ratio (images a second, the doctor's over plain), checkup_images_per_second,
+hashes_quarter_seconds (0.25 million), hashes_seconds (a million), doctor_hash_growth_ratio (a million's time over four
+times a quarter's: 1 is linear), hashes_found (share of the changed copies).
 """
 
 import statistics

@@ -30,8 +30,9 @@ def summary_lines(checkup: Checkup, folder: Path, num_quarantined: int) -> list[
         lines.append(f'{title:<34}{len(rows):>9,}   {example}'.rstrip())
     lines += ['', f'{folder}/', '  doctor.html      to look at', '  doctor.json      all findings']
     share = num_quarantined / max(len(checkup.splits[0].labels), 1)
-    lines.append(f'  quarantine.json  {num_quarantined:,} training images ({share:.1%}); to train without them:')
-    lines.append(f'  --DATASET_QUARANTINE {folder / "quarantine.json"}')
+    lines.append(f'  quarantine.json  {num_quarantined:,} training images ({share:.1%})')
+    if num_quarantined:
+        lines.append(f'to train without them: --DATASET_QUARANTINE {folder / "quarantine.json"}')
     return lines
 
 

@@ -28,6 +28,7 @@ AGAIN = 'main.py --config recipe.yaml --DATASET_ROOT shop --NAME tiny'
 PREDICT = f'test.py --DATASET_ROOT shop {" ".join(ON_CPU)} --RESUME_MODEL'
 REBALANCE = f'tau_norm.py --DATASET_ROOT shop {" ".join(ON_CPU)} --RESUME_MODEL'
 CONVERT = 'tools/convert.py'
+DOCTOR = 'tools/doctor.py --RUN_NUM_WORKERS 0'
 BEST = 'log/tiny/best_model.pth'
 TRAIN_JSON, VALID_JSON = 'shop/converted_train.json', 'shop/converted_val.json'
 TEST_JSON, CLASSES = 'shop/converted_test.json', 'shop/classes.json'
@@ -122,6 +123,14 @@ DATA = [
         'DATASET.TRAIN_JSON shop/t.json: no such file'),
     row('VALID_JSON missing', f'{TRAIN} --DATASET_VALID_JSON shop/v.json', 'shop/v.json: no such file'),
     row('TRAIN_JSON is a folder', f'{TRAIN} --DATASET_TRAIN_JSON shop', 'shop: cannot be read'),
+    row('QUARANTINE missing', f'{TRAIN} --DATASET_QUARANTINE q.json', 'DATASET.QUARANTINE q.json: no such file',
+        'tools/doctor.py'),
+    row('QUARANTINE is another JSON', f'{TRAIN} --DATASET_QUARANTINE {TRAIN_JSON}',
+        f'DATASET.QUARANTINE {TRAIN_JSON}: must be'),
+    row('doctor without data', f'{DOCTOR} --DATASET_ROOT shoppe', 'shoppe', 'no such folder'),
+    row('doctor with a TEST_JSON that is not there', f'{DOCTOR} --DATASET_ROOT shop --DATASET_TEST_JSON t.json',
+        't.json: no such file'),
+    row('DOCTOR.OUT is a file', f'{DOCTOR} --DATASET_ROOT shop --DOCTOR_OUT recipe.yaml', 'recipe.yaml', 'file exists'),
     row('broken JSON', TRAIN, f'{TRAIN_JSON}: not valid JSON', disk=truncated(TRAIN_JSON)),
     row('JSON is empty', TRAIN, f'{TRAIN_JSON}: not valid JSON', '0 bytes', disk=text(TRAIN_JSON, '')),
     row('JSON nested too deep', TRAIN, f'{TRAIN_JSON}: not valid JSON', disk=text(TRAIN_JSON, '[' * 100_000)),

@@ -1,0 +1,60 @@
+import json
+
+import pyarrow as pa
+import pytest
+
+from lib.dataset.quarantine import quarantined_rows
+from lib.errors import UserError
+
+NAMES = pa.array(['a.jpg', 'b.jpg', 'c.jpg', 'b.jpg'], pa.large_string())
+
+
+def write(tmp_path, content) -> str:
+    file = tmp_path / 'quarantine.json'
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(file)
+
+
+def image(fpath, split='train'):
+    return {'fpath': fpath, 'split': split, 'reason': 'the file is empty', 'more': 1}
+
+
+def test_rows_of_the_split_alone(tmp_path):
+    listed = [image('c.jpg'), image('b.jpg'), image('a.jpg', 'valid'), image('gone.jpg'), image('c.jpg')]
+    found = quarantined_rows(NAMES, write(tmp_path, {'images': listed, 'made by': 'hand'}), 'train')
+    assert found.rows.tolist() == [1, 2, 3]
+    assert (found.unknown, found.other_splits) == (1, 1)
+    assert quarantined_rows(NAMES, write(tmp_path, {'images': listed}), 'valid').rows.tolist() == [0]
+
+
+def test_nothing_listed(tmp_path):
+    found = quarantined_rows(NAMES, write(tmp_path, {'images': []}), 'train')
+    assert (found.rows.tolist(), found.unknown, found.other_splits) == ([], 0, 0)
+
+
+@pytest.mark.parametrize(
+    ('content', 'words'),
+    [
+        ('', 'not valid JSON'),
+        ('{"images": [', 'not valid JSON'),
+        ('[' * 100_000, ''),
+        ('[]', 'must be {"images"'),
+        ('{"images": [{"fpath": "a.jpg"}]}', 'split'),
+        ('{"images": [{"fpath": 3, "split": "train"}]}', 'images[0].fpath'),
+        ('{"annotations": []}', 'images'),
+    ],
+)
+def test_bad_files(tmp_path, content, words):
+    file = write(tmp_path, content)
+    with pytest.raises(UserError, match=r'^DATASET\.QUARANTINE') as error:
+        quarantined_rows(NAMES, file, 'train')
+    assert file in str(error.value)
+    assert words in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(UserError, match=r'no such file; tools/doctor\.py'):
+        quarantined_rows(NAMES, tmp_path / 'none.json', 'train')
+    with pytest.raises(UserError, match='cannot be read'):
+        quarantined_rows(NAMES, tmp_path, 'train')
