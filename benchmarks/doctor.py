@@ -2,12 +2,12 @@
 
 REAL_PHOTOS=FOLDER python benchmarks/doctor.py [--workers N] [--rounds N] [--json FILE]
 
-Decoding: all real photos, listed several times; both sides have the same processes and the same jobs. Plain: the file
-is read and decoded whole to RGB by libjpeg-turbo (simplejpeg), and nothing else is done with it. Doctor: the first look
-(the second one, at copies only, is left out, since a list of repeated photos has nothing but copies). Checkup: all that
-tools/doctor.py computes on the photos listed once; starting the processes is a large part of it. Hashes: 64-bit hashes,
-one in twenty a copy of another with five bits changed.
-Figures: doctor_decode_ratio (images a second, the doctor's over plain), checkup_images_per_second,
+Decoding: all real photos, listed several times; all sides have the same processes and jobs, and are timed from the
+first finished job on, so that starting processes does not count. Plain: the file is read and decoded whole to RGB by
+libjpeg-turbo (simplejpeg), and nothing else is done with it. Grey: the same, in grey, which is what the doctor decodes
+to. Doctor: its first look (the second one, at copies only, is left out: repeated photos are nothing but copies).
+Hashes: 64-bit hashes, one in twenty a copy of another with five bits changed.
+Figures: doctor_decode_ratio and doctor_grey_ratio (images a second, the doctor's over plain and over grey),
 hashes_quarter_seconds (0.25 million), hashes_seconds (a million), doctor_hash_growth_ratio (a million's time over four
 times a quarter's: 1 is linear), hashes_found (share of the changed copies).
 """
@@ -15,6 +15,8 @@ times a quarter's: 1 is linear), hashes_found (share of the changed copies).
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -23,21 +25,22 @@ import numpy as np
 import pyarrow as pa
 import simplejpeg
 
-from benchmarks.harness import alternate, finish, parse_arguments, real_photos
-from lib.dataset.doctor.checkup import SplitUnderTest, check_up
+from benchmarks.harness import finish, parse_arguments, real_photos
 from lib.dataset.doctor.gallery import Gallery, in_parallel
 from lib.dataset.doctor.hashing import close_pairs
 from lib.dataset.doctor.scan import scan
 from lib.dataset.images import FileImages
 from lib.runtime.entry import run_script
 
-LISTED = 8  # times, so that starting processes is a small part
+LISTED = 4  # times, so that rates are of seconds, not of moments
 DISTANCE = 5
 
+Tell = Callable[[int], object]
 
-def decode_plainly(gallery: Gallery, rows: np.ndarray) -> int:
-    """Decode some rows and return how many pixels they have."""
-    return sum(simplejpeg.decode_jpeg(gallery.content(row)).size for row in rows.tolist())
+
+def decode_plainly(gallery: Gallery, rows: np.ndarray, colours: str) -> int:
+    """Decode some rows and return how many values they have."""
+    return sum(simplejpeg.decode_jpeg(gallery.content(row), colorspace=colours).size for row in rows.tolist())
 
 
 def photos_in(folder: Path) -> list[str]:
@@ -48,26 +51,34 @@ def photos_in(folder: Path) -> list[str]:
 
 def decoding(folder: Path, workers: int, rounds: int) -> dict[str, float]:
     """Return the figures of looking and decoding."""
-    once = photos_in(folder)
-    paths = pa.array(once * LISTED, pa.large_string())
+    paths = pa.array(photos_in(folder) * LISTED, pa.large_string())
     gallery = Gallery([FileImages(paths, str(folder))], [len(paths)])
 
-    def plain() -> int:
-        return sum(len(rows) for rows, _ in in_parallel(decode_plainly, gallery, np.arange(len(paths)), workers))
+    def plain(tell: Tell, colours: str) -> None:
+        for rows, _ in in_parallel(partial(decode_plainly, colours=colours), gallery, np.arange(len(paths)), workers):
+            tell(len(rows))
 
-    def doctor() -> int:
-        return len(scan(gallery, num_workers=workers).seen)
+    def doctor(tell: Tell) -> None:
+        scan(gallery, num_workers=workers, tell=tell)
 
-    def checkup() -> int:
-        names = pa.array(once, pa.large_string())
-        labels = np.zeros(len(once), np.int32)
-        split = SplitUnderTest('train', 'train', FileImages(names, str(folder)), names, labels, 1, 112)
-        found = check_up([split], min_side=32, near_distance=DISTANCE, few=5, num_workers=workers)
-        return len(found.labels)
+    sides = {'plain': partial(plain, colours='RGB'), 'grey': partial(plain, colours='GRAY'), 'doctor': doctor}
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            rates[name].append(images_per_second(side))
+    medians = {name: statistics.median(found) for name, found in rates.items()}
+    return {
+        **{f'{name}_images_per_second': rate for name, rate in medians.items()},
+        'doctor_decode_ratio': medians['doctor'] / medians['plain'],
+        'doctor_grey_ratio': medians['doctor'] / medians['grey'],
+    }
 
-    rates = alternate({'plain': plain, 'doctor': doctor, 'checkup': checkup}, rounds)
-    figures = {f'{name}_images_per_second': rate for name, rate in rates.items()}
-    return {**figures, 'doctor_decode_ratio': rates['doctor'] / rates['plain']}
+
+def images_per_second(side: Callable[[Tell], None]) -> float:
+    """Run a side once and return its rate from the first finished job on."""
+    done: list[tuple[float, int]] = []
+    side(lambda count: done.append((time.perf_counter(), count)))
+    return sum(count for _, count in done[1:]) / (done[-1][0] - done[0][0])
 
 
 def hashing(rounds: int) -> dict[str, float]:
