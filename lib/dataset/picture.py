@@ -92,7 +92,7 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
     if size is None:
         return PixelPicture(np.asarray(decode(data, max_pixels)))
     check_size(size, max_pixels)
-    return JpegPicture(data, *size, _orientation(data))
+    return JpegPicture(data, *size, jpeg_orientation(data))
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
@@ -106,7 +106,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     return (width, height) if space in _SIMPLE_SPACES else None
 
 
-def _orientation(data: bytes) -> int:
+def jpeg_orientation(data: bytes) -> int:
     """Return EXIF's orientation, 1 where a JPEG has no metadata: that is seen without Pillow."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != _START_OF_SCAN:

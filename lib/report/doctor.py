@@ -10,10 +10,10 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from lib.dataset.decode import decode
 from lib.dataset.doctor import findings
 from lib.dataset.doctor.checkup import REASONS, Checkup
 from lib.dataset.doctor.findings import Group
-from lib.dataset.images import decode
 from lib.report.canvas import PALETTE
 from lib.report.doctor_summary import SUSPICIOUS
 from lib.report.photos import thumbnail

@@ -2,18 +2,17 @@
 
 import hashlib
 from dataclasses import dataclass
-from io import BytesIO
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
-from lib.dataset.images import ORIENTATION_TAG, TRANSPOSITIONS, check_size, decode
+from lib.dataset.decode import TRANSPOSITIONS, check_size, decode
+from lib.dataset.picture import jpeg_orientation
 
 SIDE = 32  # of the small pictures, pixels
 FORMATS = ('JPEG', 'PNG', 'WebP', 'BMP', 'GIF', 'TIFF', 'pixels')
 _SIGNATURES = ((b'\xff\xd8', 0), (b'\x89PNG', 1), (b'RIFF', 2), (b'BM', 3), (b'GIF8', 4), (b'II', 5), (b'MM', 5))
-_EXIF_WITHIN = 4096  # bytes: it comes first, or right behind a JFIF header
 
 
 @dataclass(frozen=True)
@@ -79,17 +78,8 @@ def _decode_jpeg(data: bytes) -> tuple[Image.Image | None, str]:
     except ValueError as error:
         return None, ' '.join(str(error).split())
     picture = Image.fromarray(pixels[:, :, 0])
-    transposition = TRANSPOSITIONS.get(_orientation(data))
+    transposition = TRANSPOSITIONS.get(jpeg_orientation(data))
     return (picture if transposition is None else picture.transpose(transposition)), ''
-
-
-def _orientation(data: bytes) -> int:
-    if data.find(b'Exif\0\0', 0, _EXIF_WITHIN) < 0:
-        return 1
-    try:
-        return Image.open(BytesIO(data), formats=('JPEG',)).getexif().get(ORIENTATION_TAG, 1)
-    except Exception:  # broken metadata around good pixels; its parser fails in many ways
-        return 1
 
 
 def _look(picture: Image.Image, file_format: int, fault: str = '') -> Look:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lib.dataset.decode import DecodeError
 from lib.dataset.doctor.gallery import Gallery, in_parallel
 from lib.dataset.doctor.hashing import grey_cells, perceptual_hash
 from lib.dataset.doctor.look import SIDE, look_at, look_closer
-from lib.dataset.images import DecodeError
 
 READABLE, UNREADABLE, MISSING = range(3)
 CELLS = 256  # grey values kept of each picture: 16 x 16

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lib.dataset.decode import DecodeError, decode
 from lib.dataset.doctor.compare import differences
 from lib.dataset.doctor.look import FORMATS, look_at, look_closer
-from lib.dataset.images import DecodeError, decode
 from tests.dataset.doctor.drawn import NEAR_COPIES, UNREADABLE, drawn, encoded, lying_jpeg
 
 
