@@ -16,7 +16,7 @@ from lib.dataset.doctor.scan import Closer, Scan, scan_closer
 _GREY_LIMIT, _COLOUR_LIMIT = 0.2, 0.13
 _ONE_COLOUR = 6  # grey levels between the darkest and the brightest cell
 _ROWS_AT_ONCE = 20_000  # of the second look, each 3 kB
-_PAIRS_AT_ONCE = 4_096
+_PAIRS_AT_ONCE = 1_024  # 12 kB each as float32, several times over
 
 Look = Callable[[np.ndarray], Closer]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.dataset.images import ArrayImages, read_bytes
+from lib.dataset.images import ArrayImages
 from lib.errors import UserError
 
 _JOB = 64  # images: long enough for little traffic, short enough for a quick Ctrl-C
@@ -51,7 +51,7 @@ class Gallery:
         images = self.sources[split]
         if isinstance(images, ArrayImages):
             return images.images[row]
-        return images.read(row) if hasattr(images, 'read') else read_bytes(images.name(row))
+        return images.read(row)
 
 
 def in_parallel(

@@ -67,6 +67,12 @@ def lying_jpeg() -> bytes:
     return bytes(data)
 
 
+def odd_jpeg() -> bytes:
+    """A JPEG with some bytes too many behind its scan: its pixels are whole."""
+    data = encoded(drawn(888))
+    return data[:-2] + b'\1' * 40 + data[-2:]
+
+
 def truncated(data: bytes) -> bytes:
     return data[: len(data) * 2 // 3]
 
@@ -75,6 +81,7 @@ UNREADABLE: dict[str, bytes] = {
     'truncated.jpg': truncated(encoded(drawn(1))),
     'truncated.png': truncated(encoded(drawn(1), 'PNG')),
     'empty.jpg': b'',
+    'lying.jpg': lying_jpeg(),
     'lying.png': png_announcing(100, 100),
     'bomb.png': png_announcing(100_000, 100_000),
     'eps.jpg': b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n',

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lib.dataset.doctor.checkup import Checkup, SplitUnderTest, check_up
 from lib.dataset.images import ArrayImages, FileImages
-from tests.dataset.doctor.drawn import NEAR_COPIES, UNREADABLE, drawn, encoded, lying_jpeg
+from tests.dataset.doctor.drawn import NEAR_COPIES, UNREADABLE, drawn, encoded, odd_jpeg
 
 CLASSES = 8
 
@@ -79,7 +79,7 @@ def plant(planted: Planted, photos: list[Image.Image]) -> Expected:
     expected.suspicious.add(('extreme_ratio', strip))
     grey = planted.add('train', 'grey.jpg', 2, encoded(Image.new('RGB', (90, 70), (201, 200, 200))))
     expected.suspicious.add(('one_colour', grey))
-    expected.suspicious.add(('damaged', planted.add('train', 'lying.jpg', 1, lying_jpeg())))
+    expected.suspicious.add(('damaged', planted.add('train', 'odd.jpg', 1, odd_jpeg())))
 
     number, first, label = listed()
     copy = planted.add('train', 'copy.jpg', label, originals[number])

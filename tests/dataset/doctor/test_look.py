@@ -5,7 +5,7 @@ from PIL import Image
 from lib.dataset.decode import DecodeError, decode
 from lib.dataset.doctor.compare import differences
 from lib.dataset.doctor.look import FORMATS, look_at, look_closer
-from tests.dataset.doctor.drawn import NEAR_COPIES, UNREADABLE, drawn, encoded, lying_jpeg
+from tests.dataset.doctor.drawn import NEAR_COPIES, UNREADABLE, drawn, encoded, odd_jpeg
 
 
 def difference(first: bytes, second: bytes) -> float:
@@ -71,8 +71,8 @@ def test_cmyk_is_left_to_pillow():
 
 
 def test_a_fault_that_the_decoder_gets_over_is_told():
-    assert decode(lying_jpeg()).size == (120, 360)
-    assert 'premature end' in look_at(lying_jpeg()).fault
+    assert decode(odd_jpeg()).size == (120, 90)
+    assert 'extraneous bytes' in look_at(odd_jpeg()).fault
 
 
 def test_same_grey_is_not_same_colour():
