@@ -16,10 +16,11 @@ from lib.dataset.demo.generate import demo_is_complete, generate_demo
 from lib.dataset.folder import find_class_folders, labels_by_folder, split_folder, walk_images
 from lib.dataset.images import ArrayImages, FileImages, Images
 from lib.dataset.index import ProductIndex
-from lib.dataset.paths import settle_paths
+from lib.dataset.paths import PathColumn, settle_paths
 from lib.dataset.quarantine import quarantined_rows
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
+from lib.runtime.shared import share
 
 _FALLBACK = 'to try everything at once: python main.py --config configs/demo.yaml'
 
@@ -30,17 +31,19 @@ class Split:
 
     Attributes:
         images: by row.
-        labels: (num_images,) int32; -1 everywhere when the split has none.
+        labels: (num_images,) int32, in memory that workers share; -1 everywhere when the split has none.
         num_classes: labels are below it.
-        names: (num_images,) what to call each image: its path as annotated.
+        names: (num_images,) Arrow strings, what to call each image: its path as annotated.
         source: what to call the split.
+        by_class: rows sorted by class, where they are known.
     """
 
     images: Images
     labels: np.ndarray
     num_classes: int
-    names: pa.LargeStringArray
+    names: pa.StringArray | pa.LargeStringArray
     source: str
+    by_class: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,13 +53,21 @@ class Split:
         """Whether every image has a label."""
         return bool((self.labels >= 0).all())
 
+    def index(self) -> ProductIndex:
+        """Return which rows belong to which class."""
+        return ProductIndex(self.labels, self.num_classes, by_class=self.by_class)
+
     def digest(self) -> str:
         """Return a fingerprint of names and labels: the same for the same set, in the same order."""
         digest = hashlib.sha256(f'{self.num_classes} '.encode())
-        digest.update(np.ascontiguousarray(self.labels, np.int32).tobytes())
-        # Arrow's own buffers (offsets, then bytes): no Python string an image.
-        for buffer in pa.concat_arrays([self.names]).buffers()[1:]:
-            digest.update(buffer)
+        digest.update(np.ascontiguousarray(self.labels, np.int32))
+        # Arrow's own buffers (64-bit offsets, then bytes): no Python string an image.
+        names = pa.concat_arrays([self.names])
+        _, offsets, text = names.buffers()
+        wide = np.int64 if pa.types.is_large_string(names.type) else np.int32
+        offsets = np.frombuffer(offsets, wide)[names.offset :][: len(names) + 1].astype(np.int64)
+        digest.update(offsets - offsets[0])
+        digest.update(memoryview(text)[offsets[0] : offsets[-1]])
         return digest.hexdigest()
 
 
@@ -81,11 +92,17 @@ class TrainingData:
         """Return how many validation images are training images as well."""
         if self.valid is None or isinstance(self.valid.images, ArrayImages):
             return 0
-        trained = self.train.names if self.kept is None else self.train.names.take(pa.array(self.kept))
-        return int(pc.sum(pc.is_in(self.valid.names, trained)).as_py() or 0)
+        valid, train = (split.names.cast(pa.large_string()) for split in (self.valid, self.train))
+        if self.kept is not None:
+            train = train.take(pa.array(self.kept))
+        # A hash table of the small side, and another one of what was found: that of millions takes seconds.
+        common = train.filter(pc.is_in(train, value_set=valid))
+        return int(pc.sum(pc.is_in(valid, value_set=common)).as_py() or 0)
 
     def index(self) -> ProductIndex:
         """Return the training rows that take part, by class."""
+        if self.kept is None:
+            return self.train.index()
         return ProductIndex(self.train.labels, self.train.num_classes, self.kept)
 
     def train_digest(self) -> str:
@@ -183,7 +200,7 @@ def _from_test_folder(folder: str, class_names: Sequence[str]) -> Split:
     labels = labels_by_folder(paths, class_names)
     if labels[0] >= 0:
         LOGGER.info('%s: its folders are named as the classes, so they are the labels', folder)
-    return _split(Annotations(pa.array(paths, pa.large_string()), labels, len(class_names), folder), folder)
+    return _split(Annotations(_column(paths), labels, len(class_names), folder), folder)
 
 
 def _from_annotations(cfg: CfgNode) -> TrainingData:
@@ -216,7 +233,7 @@ def _from_class_folders(cfg: CfgNode) -> TrainingData:
     )  # fmt: skip
     splits = [
         _split(
-            Annotations(pa.array(part.paths, pa.large_string()), part.labels, len(names), f'{root} ({kind})'),
+            Annotations(_column(part.paths), part.labels, len(names), f'{root} ({kind})'),
             root,
         )
         for kind, part in (('train', train), ('valid', valid))
@@ -258,11 +275,21 @@ def _from_cifar(cfg: CfgNode) -> TrainingData:
 def _split(annotations: Annotations, root: str) -> Split:
     for warning in annotations.warnings:
         LOGGER.warning('%s', warning)
-    paths, note = settle_paths(annotations.paths, root, annotations.source)
+    rule, note = settle_paths(annotations.paths, root, annotations.source)
     if note:
         LOGGER.info('%s', note)
-    images = FileImages(paths, root)
-    return Split(images, annotations.labels, annotations.num_classes, annotations.paths, annotations.source)
+    return Split(
+        FileImages(annotations.paths.read_by(rule), root),
+        share(annotations.labels),
+        annotations.num_classes,
+        annotations.paths.arrow,
+        annotations.source,
+        annotations.by_class,
+    )
+
+
+def _column(paths: list[str]) -> PathColumn:
+    return PathColumn(pa.array(paths, pa.large_string()))
 
 
 def _where_from(cfg: CfgNode) -> str:

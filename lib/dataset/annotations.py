@@ -1,29 +1,28 @@
 """Annotation files: JSON in, columns out, faults named by their position."""
 
+import hashlib
+import os
+import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 
+from lib.dataset.annotation_cache import About, Columns, Damaged, Stamp, load, places, save
+from lib.dataset.annotation_faults import FORM, SHOWN, entry_faults, fault_line, faults_of, parse
+from lib.dataset.annotation_json import Beginning, OtherForm, Parsed, parse_in_blocks, parse_whole
+from lib.dataset.index import class_starts, rows_by_class
+from lib.dataset.paths import PathColumn
 from lib.errors import UserError
+from lib.runtime.log import LOGGER
 
-_SHOWN = 10
-_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_FORM = '{"annotations": [{"category_id": 0, "fpath": "..."}, ...], "num_classes": 3}'
-
-
-class _Annotation(msgspec.Struct):
-    fpath: str
-    category_id: int
-
-
-class _AnnotationFile(msgspec.Struct):
-    annotations: list[_Annotation]
-    num_classes: int
+# A smaller file is parsed in less time than it takes to find a cache, and its folder stays as it is.
+CACHED_FROM_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -31,18 +30,20 @@ class Annotations:
     """The columns of one split.
 
     Attributes:
-        paths: (num_images,) Arrow strings, as written in the file.
+        paths: (num_images,) as written in the file.
         labels: (num_images,) int32; -1 everywhere in a split without labels.
         num_classes: number of classes; labels are below it.
         source: what to call this split in messages.
         warnings: what is odd but can be worked with (duplicates, empty classes).
+        by_class: rows sorted by class, in rising order within one; None where nobody has sorted them yet.
     """
 
-    paths: pa.LargeStringArray
+    paths: PathColumn
     labels: np.ndarray
     num_classes: int
     source: str
     warnings: list[str] = field(default_factory=list)
+    by_class: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,22 +65,20 @@ class ClassNames:
 def read_annotations(path: str | Path) -> Annotations:
     """Read a labelled split (training, validation) in the form `{"annotations": [...], "num_classes": C}`.
 
+    Large files are parsed once: see lib.dataset.annotation_cache.
+
     Raises:
         UserError: no such file, broken JSON, or faulty entries: the first ten by position, then their number.
     """
-    data = _read(path)
-    try:
-        file = msgspec.json.decode(data, type=_AnnotationFile)
-        labels = np.fromiter((entry.category_id for entry in file.annotations), np.int64, len(file.annotations))
-    except (*_NOT_JSON, OverflowError):
-        raise UserError(_faults(path, _parse(path, data))) from None
-    if file.num_classes < 1 or not len(labels) or labels.min() < 0 or labels.max() >= file.num_classes:
-        raise UserError(_faults(path, msgspec.json.decode(data)))
-    paths = pa.array((entry.fpath for entry in file.annotations), pa.large_string())
-    if not all(entry.fpath for entry in file.annotations):
-        raise UserError(_faults(path, msgspec.json.decode(data)))
-    warnings = [*_duplicates(path, paths), *_empty_classes(path, labels, file.num_classes)]
-    return Annotations(paths, labels.astype(np.int32), file.num_classes, str(path), warnings)
+    with _opened(path) as file:
+        status = os.fstat(file.fileno())
+        if stat.S_ISREG(status.st_mode) and status.st_size >= CACHED_FROM_BYTES:
+            columns = _kept_columns(Path(path), file)
+        else:
+            columns = _parsed_columns(path, BytesIO(file.read()), Stamp.of(status))
+    warnings = [f'{path}: {warning}' for warning in columns.about.warnings]
+    num_classes = columns.about.num_classes
+    return Annotations(columns.paths, columns.labels, num_classes, str(path), warnings, columns.by_class)
 
 
 def read_test_images(path: str | Path, num_classes: int) -> Annotations:
@@ -88,22 +87,22 @@ def read_test_images(path: str | Path, num_classes: int) -> Annotations:
     Raises:
         UserError: as read_annotations; also when labels do not fit `num_classes`.
     """
-    tree = _parse(path, _read(path))
+    tree = parse(path, _read(path))
     if isinstance(tree, dict) and isinstance(tree.get('annotations'), list):
         entries, name = tree['annotations'], 'fpath'
     elif isinstance(tree, dict) and isinstance(tree.get('images'), list):
         entries, name = tree['images'], 'image_id'
     else:
-        raise UserError(f'{path}: must be {{"images": [{{"image_id": "x.jpg"}}, ...]}} or {_FORM}')
+        raise UserError(f'{path}: must be {{"images": [{{"image_id": "x.jpg"}}, ...]}} or {FORM}')
     if not entries:
         raise UserError(f'{path}: lists no images')
     with_labels = name == 'fpath' and any(isinstance(entry, dict) and 'category_id' in entry for entry in entries)
-    faults = list(_entry_faults(entries, num_classes if with_labels else None, name))
+    faults = list(entry_faults(entries, num_classes if with_labels else None, name))
     if faults:
-        raise UserError(_fault_line(path, faults))
+        raise UserError(fault_line(path, faults))
     labels = [entry['category_id'] for entry in entries] if with_labels else [-1] * len(entries)
     paths = pa.array((entry[name] for entry in entries), pa.large_string())
-    return Annotations(paths, np.array(labels, np.int32), num_classes, str(path))
+    return Annotations(PathColumn(paths), np.array(labels, np.int32), num_classes, str(path))
 
 
 def read_classes(path: str | Path, num_classes: int) -> ClassNames | None:
@@ -114,7 +113,7 @@ def read_classes(path: str | Path, num_classes: int) -> ClassNames | None:
     """
     if not Path(path).exists():
         return None
-    tree = _parse(path, _read(path))
+    tree = parse(path, _read(path))
     names = tree.get('names') if isinstance(tree, dict) else None
     if not _is_list_of_texts(names):
         raise UserError(f'{path}: must be {{"names": ["...", ...]}}, one text a class')
@@ -132,76 +131,114 @@ def _is_list_of_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
-def _read(path: str | Path) -> bytes:
+@contextmanager
+def _opened(path: str | Path) -> Iterator[BinaryIO]:
     try:
-        return Path(path).read_bytes()
+        with open(path, 'rb') as file:
+            yield file
     except FileNotFoundError:
         raise UserError(f'{path}: no such file') from None
     except OSError as error:
         raise UserError(f'{path}: cannot be read ({error.strerror})') from None
 
 
-def _parse(path: str | Path, data: bytes) -> Any:
+def _read(path: str | Path) -> bytes:
+    with _opened(path) as file:
+        return file.read()
+
+
+def _kept_columns(path: Path, file: BinaryIO) -> Columns:
+    """Return the columns out of the cache, which is written or renewed where it does not fit the file."""
+    stamp = Stamp.of(os.fstat(file.fileno()))
+    kept = _best_kept(path, stamp)
+    if kept is not None and kept.about.stamp == stamp:
+        return kept
+    columns = None
+    if kept is not None and kept.about.stamp.size == stamp.size:
+        if hashlib.file_digest(file, 'sha256').hexdigest() == kept.about.digest:
+            about = kept.about
+            about = About(stamp, about.digest, about.beginning, about.num_classes, about.warnings)
+            columns = Columns(kept.paths, kept.labels, kept.starts, kept.by_class, about)
+        file.seek(0)
+    if columns is None:
+        columns = _parsed_columns(path, file, stamp, _beginning(kept, stamp))
+    if Stamp.of(os.fstat(file.fileno())) != stamp:
+        return columns  # it is being written to
+    place = save(path, columns)
+    if place is None:
+        LOGGER.info('%s: no folder takes its parsed form, so the next run parses it again', path)
+        return columns
     try:
-        return msgspec.json.decode(data)
-    except _NOT_JSON as error:
-        raise UserError(f'{path}: not valid JSON ({error}; {len(data)} bytes)') from None
+        return load(place) or columns
+    except Damaged:
+        return columns
 
 
-def _faults(path: str | Path, tree: Any) -> str:
-    """Say what is wrong with a parsed file that the typed reader refused."""
-    if not isinstance(tree, dict) or not isinstance(tree.get('annotations'), list):
-        return f'{path}: must be {_FORM}'
-    num_classes = tree.get('num_classes')
-    if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1:
-        return f'{path}: num_classes is {num_classes!r}, but must be a whole number, at least 1'
-    if not tree['annotations']:
-        return f'{path}: lists no images'
-    return _fault_line(path, list(_entry_faults(tree['annotations'], num_classes, 'fpath')))
-
-
-def _entry_faults(entries: list, num_classes: int | None, name: str) -> Iterator[str]:
-    """Yield one phrase for each faulty entry; `num_classes` None means that labels are not looked at."""
-    for position, entry in enumerate(entries):
-        where = f'entry {position}'
-        if not isinstance(entry, dict):
-            yield f'{where} is {_short(entry)}, not an object'
+def _best_kept(path: Path, stamp: Stamp) -> Columns | None:
+    """Return a cache that is valid by its stamp, else one that may still be of use."""
+    found = None
+    for place in places(path):
+        try:
+            kept = load(place)
+        except Damaged as reason:
+            LOGGER.info('%s: %s is not used, since it is damaged (%s); read anew', path, place, reason)
             continue
-        text, label = entry.get(name), entry.get('category_id')
-        if not isinstance(text, str) or not text:
-            yield (f'{where} has no {name}' if text is None else f'{where}: {name} is {_short(text)}, not a path')
-        elif num_classes is None:
-            continue
-        elif isinstance(label, bool) or not isinstance(label, int):
-            yield f'{where}: category_id is {_short(label)}, not a whole number'
-        elif not 0 <= label < num_classes:
-            yield f'{where}: category_id is {label}, but must be from 0 to {num_classes - 1}'
+        if kept is not None and (found is None or kept.about.stamp == stamp):
+            found = kept
+    return found
 
 
-def _fault_line(path: str | Path, faults: list[str]) -> str:
-    shown = '; '.join(faults[:_SHOWN])
-    more = f'; and {len(faults) - _SHOWN} more' if len(faults) > _SHOWN else ''
-    return f'{path}: {shown}{more} ({len(faults)} faulty in all)'
+def _beginning(kept: Columns | None, stamp: Stamp) -> Beginning | None:
+    """Return what the file begins with if it is the one that was kept, and only grew."""
+    if kept is None or not kept.about.beginning[2] or stamp.size <= kept.about.stamp.size:
+        return None
+    num_bytes, digest, rows = kept.about.beginning
+    return Beginning(num_bytes, digest, kept.paths.arrow[:rows], np.asarray(kept.labels)[:rows])
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + '...'
+def _parsed_columns(path: str | Path, file: BinaryIO, stamp: Stamp, known: Beginning | None = None) -> Columns:
+    """Parse and check a file. Raises UserError."""
+    try:
+        parsed = parse_in_blocks(file, known)
+    except OtherForm:
+        file.seek(0)
+        data = file.read()
+        try:
+            parsed = parse_whole(data)
+        except OtherForm:
+            raise UserError(faults_of(path, parse(path, data))) from None
+    if _is_faulty(parsed):
+        file.seek(0)
+        raise UserError(faults_of(path, parse(path, file.read())))
+    starts = class_starts(parsed.labels, parsed.num_classes)
+    warnings = [*_duplicates(parsed), *_empty_classes(starts)]
+    about = About(stamp, parsed.digest, parsed.beginning, parsed.num_classes, warnings)
+    by_class = rows_by_class(parsed.labels, parsed.num_classes)
+    return Columns(PathColumn(parsed.paths), parsed.labels, starts, by_class, about)
 
 
-def _duplicates(path: str | Path, paths: pa.LargeStringArray) -> list[str]:
-    codes = paths.dictionary_encode().indices.to_numpy()
+def _is_faulty(parsed: Parsed) -> bool:
+    labels = parsed.labels
+    return not 1 <= parsed.num_classes < 2**31 or bool(
+        not len(labels) or labels.min() < 0 or labels.max() >= parsed.num_classes or parsed.has_empty_path
+    )
+
+
+def _duplicates(parsed: Parsed) -> list[str]:
+    if not parsed.may_repeat:
+        return []
+    codes = parsed.paths.dictionary_encode().indices.to_numpy()
     _, first = np.unique(codes, return_index=True)
     repeated = np.setdiff1d(np.arange(len(codes)), first, assume_unique=True)
     if not len(repeated):
         return []
-    named = ', '.join(f'entry {row} ({paths[int(row)]})' for row in repeated[:_SHOWN])
-    return [f'{path}: {len(repeated)} entries repeat an earlier fpath: {named}{", ..." * (len(repeated) > _SHOWN)}']
+    named = ', '.join(f'entry {row} ({parsed.paths[int(row)]})' for row in repeated[:SHOWN])
+    return [f'{len(repeated)} entries repeat an earlier fpath: {named}{", ..." * (len(repeated) > SHOWN)}']
 
 
-def _empty_classes(path: str | Path, labels: np.ndarray, num_classes: int) -> list[str]:
-    empty = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
+def _empty_classes(starts: np.ndarray) -> list[str]:
+    empty = np.flatnonzero(starts[1:] == starts[:-1])
     if not len(empty):
         return []
-    named = ', '.join(map(str, empty[:_SHOWN]))
-    return [f'{path}: {len(empty)} of {num_classes} classes have no image: {named}{", ..." * (len(empty) > _SHOWN)}']
+    named = ', '.join(map(str, empty[:SHOWN]))
+    return [f'{len(empty)} of {len(starts) - 1} classes have no image: {named}{", ..." * (len(empty) > SHOWN)}']

@@ -5,39 +5,76 @@ from functools import cached_property
 import numpy as np
 
 from lib.runtime.seeding import Purpose, generator
+from lib.runtime.shared import share
+
+_SHORT, _NARROW = 2**16, 2**31
+
+
+def class_starts(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return (num_classes + 1,) int64: where each class begins once the rows are sorted by class."""
+    return np.concatenate([[0], np.cumsum(np.bincount(labels, minlength=num_classes))])
+
+
+def rows_by_class(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return the rows sorted by class, in rising order within one; int32 where they fit."""
+    return order_by_class(labels, num_classes).astype(_row_type(len(labels)))
+
+
+def order_by_class(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return (num_images,) int64 places that sort `labels`, equal ones as they stand."""
+    # NumPy sorts 16-bit numbers by radix: five times as fast, and enough for 50,030 classes.
+    return np.argsort(labels.astype(np.uint16) if num_classes <= _SHORT else labels, kind='stable')
 
 
 class ProductIndex:
     """Labels of a split, with the rows of each class side by side (CSR layout: one array and one offset a class).
 
+    To a worker process it travels as places in shared memory.
+
     Args:
         labels: (num_images,) class of each row.
         num_classes: number of classes.
         kept: rows that take part, in rising order; None means all. Rows keep their numbers.
+        by_class: the rows sorted by class, where somebody knows them already (only without `kept`).
     """
 
-    def __init__(self, labels: np.ndarray, num_classes: int, kept: np.ndarray | None = None) -> None:
+    def __init__(
+        self, labels: np.ndarray, num_classes: int, kept: np.ndarray | None = None, by_class: np.ndarray | None = None
+    ) -> None:
         self.labels = labels
         self.num_classes = num_classes
-        self.rows = np.arange(len(labels)) if kept is None else kept
+        self._kept = None if kept is None else share(kept.astype(_row_type(len(labels))))
+        if by_class is not None:
+            self.by_class = by_class
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.labels) if self._kept is None else len(self._kept)
+
+    def __getstate__(self) -> dict:
+        # Sorted once here rather than in every worker; what else was worked out, they can do without.
+        names = ('labels', 'num_classes', '_kept', 'by_class', 'starts')
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(len(self),) int64: the rows that take part, in rising order."""
+        return np.arange(len(self.labels)) if self._kept is None else self._kept.astype(np.int64)
 
     @cached_property
     def class_counts(self) -> np.ndarray:
         """(num_classes,) int64: images a class."""
-        return np.bincount(self.labels[self.rows], minlength=self.num_classes)
+        return np.diff(self.starts)
 
     @cached_property
     def starts(self) -> np.ndarray:
         """(num_classes + 1,) int64: where each class begins in `by_class`."""
-        return np.concatenate([[0], np.cumsum(self.class_counts)])
+        return class_starts(self._labels_taking_part(), self.num_classes)
 
     @cached_property
     def by_class(self) -> np.ndarray:
-        """(len(self),) rows, those of one class side by side, in rising order."""
-        return self.rows[np.argsort(self.labels[self.rows], kind='stable')]
+        """(len(self),) rows, those of one class side by side, in rising order; int32 where they fit."""
+        places = rows_by_class(self._labels_taking_part(), self.num_classes)
+        return share(places if self._kept is None else np.asarray(self._kept)[places])
 
     def rows_of(self, label: int) -> np.ndarray:
         """Return the rows of one class."""
@@ -51,3 +88,10 @@ class ProductIndex:
         order = np.lexsort((keys, self.labels[self.rows]))
         place_in_class = np.arange(len(order)) - np.repeat(self.starts[:-1], self.class_counts)
         return ProductIndex(self.labels, self.num_classes, np.sort(self.rows[order[place_in_class < cap]]))
+
+    def _labels_taking_part(self) -> np.ndarray:
+        return np.asarray(self.labels) if self._kept is None else self.labels[self._kept]
+
+
+def _row_type(num_images: int) -> type:
+    return np.int32 if num_images < _NARROW else np.int64

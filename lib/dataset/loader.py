@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from lib.dataset.normalize import mirror
 from lib.dataset.reader import BatchReader, Filled, Request
 from lib.errors import UserError
-from lib.runtime.shared import free_shared_bytes, shared_empty
+from lib.runtime.shared_memory import free_shared_bytes, shared_empty
 
 _REQUESTS_AHEAD = 2  # of each worker
 

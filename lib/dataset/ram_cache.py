@@ -14,7 +14,7 @@ from lib.dataset.render import render
 from lib.dataset.view import View
 from lib.errors import UserError
 from lib.runtime.log import progress
-from lib.runtime.shared import free_shared_bytes, shared_empty
+from lib.runtime.shared_memory import free_shared_bytes, shared_empty
 
 _KEPT_FREE = 0.1  # share of the free memory that is left for batches and everything else
 _CHUNK = 1024  # images under way at a time, so that Ctrl-C is heard

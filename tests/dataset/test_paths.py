@@ -1,11 +1,12 @@
 """How the paths of an annotation file are read: settled once a file."""
 
 import os
+import pickle
 
 import pyarrow as pa
 import pytest
 
-from lib.dataset.paths import settle_paths
+from lib.dataset.paths import PathColumn, settle_paths
 from lib.errors import UserError
 
 
@@ -25,9 +26,10 @@ def written(prefix, separator='/'):
 
 
 def settle(paths, root):
-    found, note = settle_paths(pa.array(paths, pa.large_string()), str(root), 'x.json')
-    assert found.type == pa.large_string()
-    return found.to_pylist(), note
+    column = PathColumn(pa.array(paths, pa.large_string()))
+    rule, note = settle_paths(column, str(root), 'x.json')
+    assert column.to_pylist() == paths
+    return column.read_by(rule).to_pylist(), note
 
 
 def opened(paths, root):
@@ -121,4 +123,6 @@ def test_none_there_is_an_error_that_names_one(tmp_path, prefix):
 def test_a_column_in_several_pieces_of_memory(root):
     """A slice, as Arrow hands them out, is read like a whole column."""
     column = pa.array(['x', *written('/other/')], pa.large_string())[1:]
-    assert settle_paths(column, str(root), 'x.json')[0].to_pylist() == written('')
+    rule, _ = settle_paths(column, str(root), 'x.json')
+    assert PathColumn(column, rule).to_pylist() == written('')
+    assert pickle.loads(pickle.dumps(PathColumn(column, rule))).to_pylist() == written('')
