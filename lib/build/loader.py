@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from yacs.config import CfgNode
 
@@ -14,12 +15,15 @@ from lib.dataset.normalize import Normalize
 from lib.dataset.ram_cache import CachedImages
 from lib.dataset.reader import BatchReader
 from lib.dataset.sampler import (
+    ClassBatches,
     ClassWeights,
     Sampler,
     SwitchingSampler,
     class_balance,
+    effective_number,
     instance_balance,
     progressive,
+    repeat_factor,
     reverse,
     square_root,
 )
@@ -32,6 +36,8 @@ SAMPLERS: dict[str, ClassWeights] = {
     'reverse': reverse,
     'square_root': square_root,
     'progressive': progressive,
+    'effective_number': effective_number,
+    'repeat_factor': repeat_factor,
 }
 
 TRAIN_TRANSFORMS: dict[str, Callable] = {
@@ -46,8 +52,17 @@ TRAIN_TRANSFORMS: dict[str, Callable] = {
 def build_sampler(cfg: CfgNode, index: ProductIndex) -> EpochPlan:
     """Return what gives each epoch its rows."""
 
-    def sampler(name: str) -> Sampler:
-        return Sampler(SAMPLERS[name], index, cfg.SEED, cfg.TRAIN.MAX_EPOCH)
+    options = cfg.SAMPLER
+
+    def sampler(name: str) -> Sampler | ClassBatches:
+        if name == 'class_balance' and options.IMAGES_PER_CLASS:
+            return ClassBatches(index, cfg.SEED, cfg.TRAIN.BATCH_SIZE, options.IMAGES_PER_CLASS)
+        weights = SAMPLERS[name]
+        if name == 'effective_number':
+            weights = partial(weights, beta=options.BETA)
+        elif name == 'repeat_factor':
+            weights = partial(weights, threshold=options.REPEAT_THRESHOLD)
+        return Sampler(weights, index, cfg.SEED, cfg.TRAIN.MAX_EPOCH, evenly=name == 'repeat_factor')
 
     first = sampler(cfg.SAMPLER.TYPE)
     if not cfg.SAMPLER.SWITCH_TYPE:

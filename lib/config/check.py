@@ -23,6 +23,9 @@ def check_values(values: dict[str, Any], levels: dict[str, int]) -> None:
         raise UserError(
             f'SAMPLER.SWITCH_EPOCH is {values["SAMPLER.SWITCH_EPOCH"]}, but SAMPLER.SWITCH_TYPE names no sampler'
         )
+    batch, each = values['TRAIN.BATCH_SIZE'], values['SAMPLER.IMAGES_PER_CLASS']
+    if each and batch % each:
+        raise UserError(f'SAMPLER.IMAGES_PER_CLASS is {each}, but must divide TRAIN.BATCH_SIZE {batch}')
     for name in ('INPUT.SCALE', 'INPUT.RATIO'):
         pair = values[name]
         if len(pair) != 2 or pair[0] > pair[1]:
@@ -50,7 +53,9 @@ def _check_unused(values: dict[str, Any], levels: dict[str, int]) -> None:
         if key.used_by is None or levels[name] < 0 or values[name] in (key.default, key.neutral):
             continue
         selector, users = key.used_by
-        if values[selector] not in users and levels[name] >= levels[selector]:
+        selectors = [selector, key.or_by] if key.or_by else [selector]
+        is_used = any(values[chosen] in users for chosen in selectors)
+        if not is_used and levels[name] >= max(levels[chosen] for chosen in selectors):
             raise UserError(
                 f'{name} is {values[name]}, but {selector} {values[selector]} does not use it; '
                 f'{" and ".join(users)} {"does" if len(users) == 1 else "do"}'

@@ -5,7 +5,15 @@ from lib.config.key import Key
 _CIFAR = ('DATASET.NAME', ('cifar10_lt', 'cifar100_lt'))
 _RAND_AUGMENT = ('INPUT.AUGMENT', ('rand_augment',))
 _RANDOM_CROP = ('INPUT.TRAIN_TRANSFORM', ('random_resized_crop',))
-_SAMPLERS = ('instance_balance', 'class_balance', 'reverse', 'square_root', 'progressive')
+_SAMPLERS = (
+    'instance_balance',
+    'class_balance',
+    'reverse',
+    'square_root',
+    'progressive',
+    'effective_number',
+    'repeat_factor',
+)
 _WITH_MOMENTUM = ('OPTIMIZER.TYPE', ('sgd',))
 
 TREE: dict[str, dict[str, Key]] = {
@@ -108,6 +116,29 @@ TREE: dict[str, dict[str, Key]] = {
         'TYPE': Key('instance_balance', 'How often a class is drawn in an epoch.', choices=_SAMPLERS),
         'SWITCH_TYPE': Key('', 'Sampler from epoch SWITCH_EPOCH on. Empty: no switch.', choices=('', *_SAMPLERS)),
         'SWITCH_EPOCH': Key(0, 'First epoch (from 0) with SWITCH_TYPE.', low=0),
+        'BETA': Key(
+            0.9999,
+            'Overlap of images: 0 is instance balance, towards 1 it becomes class balance.',
+            low=0.0,
+            high=0.999999,
+            used_by=('SAMPLER.TYPE', ('effective_number',)),
+            or_by='SAMPLER.SWITCH_TYPE',
+        ),
+        'REPEAT_THRESHOLD': Key(
+            0.001,
+            'Share of all images below which a class is repeated, by the root of threshold over share.',
+            low=0.0,
+            high=1.0,
+            used_by=('SAMPLER.TYPE', ('repeat_factor',)),
+            or_by='SAMPLER.SWITCH_TYPE',
+        ),
+        'IMAGES_PER_CLASS': Key(
+            0,
+            'Fill each batch with so many images of each of its classes; divides TRAIN.BATCH_SIZE. 0: no.',
+            low=0,
+            used_by=('SAMPLER.TYPE', ('class_balance',)),
+            or_by='SAMPLER.SWITCH_TYPE',
+        ),
     },
     'MODEL': {
         'BACKBONE': Key(
