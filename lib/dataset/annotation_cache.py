@@ -114,9 +114,8 @@ def _write(place: Path, columns: Columns) -> None:
     metadata = {_ABOUT: msgspec.json.encode(columns.about), _STARTS: np.asarray(columns.starts, '<i8').tobytes()}
     arrays = {'path': columns.paths.arrow, 'label': pa.array(columns.labels), 'by_class': pa.array(columns.by_class)}
     batch = pa.record_batch(arrays).replace_schema_metadata(metadata)
-    with replacing(place) as temporary, pa.OSFile(str(temporary), 'wb') as sink:
-        with pa.ipc.new_file(sink, batch.schema) as writer:
-            writer.write_batch(batch)
+    with replacing(place) as temporary, pa.ipc.new_file(str(temporary), batch.schema) as writer:
+        writer.write_batch(batch)
 
 
 def load(place: Path) -> Columns | None:
@@ -177,9 +176,9 @@ def _check(columns: Columns) -> None:
         and len(starts) == num_classes + 1
         and (starts[0], starts[-1]) == (0, length)
         and bool((starts[1:] >= starts[:-1]).all())
-        and 0 <= columns.labels.min()
+        and columns.labels.min() >= 0
         and columns.labels.max() < num_classes
-        and 0 <= columns.by_class.min()
+        and columns.by_class.min() >= 0
         and columns.by_class.max() < length
     )
     num_bytes, _, num_rows = columns.about.beginning

@@ -1,4 +1,4 @@
-"""Annotation JSON to columns, block by block: what is in memory is the columns and one block, not the file's objects."""
+"""Annotation JSON to columns, block by block: in memory are the columns and one block, not the file's objects."""
 
 import hashlib
 import re
@@ -112,15 +112,21 @@ class _Columns:
         offsets = np.zeros(self.num_rows + 1, wide)
         np.cumsum(np.concatenate(self._lengths), out=offsets[1:])
         paths = strings(self.num_rows, offsets, self._text)
-        hashes = np.concatenate(self._hashes) if self._hashes else np.zeros(0, np.int64)
-        hashes.sort()
-        may_repeat = bool((hashes[1:] == hashes[:-1]).any())
+        may_repeat = _has_equals(np.concatenate(self._hashes))
         if self._known and not may_repeat:
             old, new = paths[: len(self._known.labels)], paths[len(self._known.labels) :]
             # Python's hashes are another run's by now, so the new paths are looked for among the old ones.
             few, many = sorted((old, new), key=len)
             may_repeat = bool(pc.any(pc.is_in(many, value_set=few)).as_py())
         return paths, np.concatenate(self._labels), may_repeat
+
+
+def _has_equals(numbers: np.ndarray) -> bool:
+    # Two threads sort half of them each.
+    below = numbers < 0
+    with ThreadPoolExecutor(2) as workers:
+        halves = list(workers.map(np.sort, (numbers[below], numbers[~below])))
+    return any(bool((half[1:] == half[:-1]).any()) for half in halves)
 
 
 def parse_in_blocks(file: BinaryIO, known: Beginning | None = None, block_bytes: int = BLOCK_BYTES) -> Parsed:

@@ -43,7 +43,7 @@ def progressive(counts: np.ndarray, progress: float) -> np.ndarray:
 def effective_number(counts: np.ndarray, progress: float, beta: float = 0.9999) -> np.ndarray:
     """An image is drawn in proportion to (1 - beta) / (1 - beta^n_c) (Cui et al., CVPR 2019, eq. 3).
 
-    So p_c is in proportion to n_c (1 - beta) / (1 - beta^n_c): beta 0 is instance balance, beta towards 1 class balance.
+    So p_c is in proportion to n_c (1 - beta) / (1 - beta^n_c): instance balance at beta 0, class balance near 1.
     """
     counts = counts.astype(np.float64)
     # 1 - beta^n, without cancellation where beta is near 1.

@@ -37,19 +37,16 @@ class SharedFile:
 
     @classmethod
     def holding(cls, content: Any) -> 'SharedFile':
-        """Return a file without a name that holds a copy of `content`, a buffer. Raises: OSError when there is no room."""
-        file = cls.__new__(cls)
+        """Return a file without a name, with a copy of `content`, a buffer. Raises: OSError when there is no room."""
         descriptor = _nameless()
         try:
             left = memoryview(content).cast('B')
             while left:
                 left = left[os.write(descriptor, left) :]
-            file.__init__(descriptor)
-        except BaseException:
-            if not hasattr(file, '_descriptor'):
-                os.close(descriptor)
+        except OSError:
+            os.close(descriptor)
             raise
-        return file
+        return cls(descriptor)
 
     def __reduce__(self) -> tuple:
         if get_spawning_popen() is not None and os.name == 'posix':

@@ -1,0 +1,63 @@
+"""How long does an epoch's plan take for 3 million images in 50,030 classes?
+
+python benchmarks/sampler.py [--images N] [--classes N] [--rounds N] [--json FILE]
+
+Long-tailed labels in random order; the rows are sorted by class beforehand, as the annotations' cache has them. A plan
+is timed in one thread; each figure is the median over the epochs planned, the samplers in turns.
+Figures: NAME_plan_s for every sampler and for batches of several images a class, slowest_plan_s.
+"""
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from benchmarks.harness import finish, parse_arguments
+from lib.build.loader import SAMPLERS
+from lib.dataset.index import ProductIndex
+from lib.dataset.sampler import ClassBatches, Sampler
+from lib.runtime.entry import run_script
+
+MAX_EPOCH = 120
+
+
+def long_tailed_index(num_images: int, num_classes: int) -> ProductIndex:
+    """Return an index whose class sizes fall as 1 / (rank + 30), shuffled."""
+    random = np.random.default_rng(0)
+    shares = 1 / (np.arange(num_classes) + 30)
+    labels = random.choice(num_classes, num_images, p=shares / shares.sum()).astype(np.int32)
+    index = ProductIndex(labels, num_classes)
+    print(f'{len(index.by_class):,} images, {index.class_counts.min()} to {index.class_counts.max():,} a class')
+    return index
+
+
+def main() -> None:
+    arguments = parse_arguments(
+        __doc__.splitlines()[0],
+        images=(3_000_000, 'images'),
+        classes=(50_030, 'classes'),
+        rounds=(7, 'epochs planned by each sampler'),
+    )
+    index = long_tailed_index(arguments.images, arguments.classes)
+    samplers = {
+        name: Sampler(weights, index, 0, MAX_EPOCH, evenly=name == 'repeat_factor')
+        for name, weights in SAMPLERS.items()
+    }
+    samplers['class_batches'] = ClassBatches(index, 0, batch_size=512, images_per_class=4)
+    seconds = {name: [] for name in samplers}
+    for epoch in range(arguments.rounds + 1):
+        for name, sampler in samplers.items():
+            started = time.perf_counter()
+            sampler.plan(epoch)
+            seconds[name].append(time.perf_counter() - started)
+    # The first epoch only warms up.
+    figures = {f'{name}_plan_s': statistics.median(values[1:]) for name, values in seconds.items()}
+    finish({**figures, 'slowest_plan_s': max(figures.values())}, arguments.json)
+
+
+if __name__ == '__main__':
+    run_script(main)
