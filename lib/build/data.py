@@ -18,6 +18,8 @@ from lib.dataset.images import ArrayImages, FileImages, Images
 from lib.dataset.index import ProductIndex
 from lib.dataset.paths import PathColumn, settle_paths
 from lib.dataset.quarantine import quarantined_rows
+from lib.dataset.shards.images import ShardImages
+from lib.dataset.shards.index import INDEX
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
 from lib.runtime.shared import share
@@ -119,7 +121,7 @@ def open_training_data(cfg: CfgNode) -> TrainingData:
     Raises:
         UserError: anything missing or faulty; the splits disagree on num_classes; no training image.
     """
-    data = _SOURCES[cfg.DATASET.NAME](cfg)
+    data = _from_shards(cfg) if cfg.DATASET.SHARDS else _SOURCES[cfg.DATASET.NAME](cfg)
     if data.valid is not None and data.valid.num_classes != data.train.num_classes:
         raise UserError(
             f'{data.train.source} has num_classes {data.train.num_classes}, but {data.valid.source} has '
@@ -160,6 +162,10 @@ def open_valid_split(cfg: CfgNode) -> Split:
         UserError: there is none.
     """
     json = cfg.DATASET.VALID_JSON or str(Path(cfg.DATASET.ROOT, 'converted_val.json'))
+    if cfg.DATASET.SHARDS:
+        if _is_packed(cfg, 'valid'):
+            return _packed_split(cfg, 'valid')[0]
+        raise UserError(f'DATASET.SHARDS {cfg.DATASET.SHARDS} has no validation split')
     if cfg.DATASET.NAME == 'demo':
         _draw_demo(cfg)
     if cfg.DATASET.VALID_JSON or (cfg.DATASET.NAME in ('annotations', 'demo') and Path(json).exists()):
@@ -173,24 +179,40 @@ def open_valid_split(cfg: CfgNode) -> Split:
 def open_test_split(cfg: CfgNode, class_names: Sequence[str]) -> Split:
     """Open what test.py predicts: TEST_JSON, or every image in a folder (TEST_ROOT, else `test` in ROOT).
 
+    Where neither TEST_JSON nor TEST_ROOT is given, the packed test split comes first.
+
     Raises:
         UserError: neither is there, or a fault in the file.
     """
+    if not (cfg.DATASET.TEST_JSON or cfg.DATASET.TEST_ROOT) and _is_packed(cfg, 'test'):
+        return _packed_split(cfg, 'test')[0]
     if cfg.DATASET.NAME.startswith('cifar'):
         return _from_cifar(cfg).valid
-    if cfg.DATASET.NAME == 'demo':
+    if cfg.DATASET.NAME == 'demo' and not cfg.DATASET.SHARDS:
         _draw_demo(cfg)
-    root = cfg.DATASET.TEST_ROOT or cfg.DATASET.ROOT
-    json = cfg.DATASET.TEST_JSON or str(Path(root, 'converted_test.json'))
+    root, json, folder = _test_places(cfg)
     if cfg.DATASET.TEST_JSON or Path(json).exists():
         return _split(read_test_images(json, len(class_names)), root)
-    folder = cfg.DATASET.TEST_ROOT or (root and str(Path(root, 'test')))
     if not folder or not Path(folder).is_dir():
         raise UserError(
             f'no test images: {json} is not there; give --DATASET_TEST_JSON FILE, or --DATASET_TEST_ROOT FOLDER to '
             'predict every image in a folder'
         )
     return _from_test_folder(folder, class_names)
+
+
+def has_test_split(cfg: CfgNode) -> bool:
+    """Whether there is something that open_test_split would open, or was told to."""
+    _, json, folder = _test_places(cfg)
+    given = cfg.DATASET.TEST_JSON or cfg.DATASET.TEST_ROOT or _is_packed(cfg, 'test')
+    return bool(given) or Path(json).exists() or bool(folder and Path(folder).is_dir())
+
+
+def _test_places(cfg: CfgNode) -> tuple[str, str, str]:
+    """Return the folder of the test images, their JSON, and the folder that is searched without one."""
+    root = cfg.DATASET.TEST_ROOT or cfg.DATASET.ROOT
+    json = cfg.DATASET.TEST_JSON or str(Path(root, 'converted_test.json'))
+    return root, json, cfg.DATASET.TEST_ROOT or (root and str(Path(root, 'test')))
 
 
 def _from_test_folder(folder: str, class_names: Sequence[str]) -> Split:
@@ -220,6 +242,31 @@ def _from_annotations(cfg: CfgNode) -> TrainingData:
     if dataset.VALID_JSON or Path(valid_json).exists():
         valid = _split(read_annotations(valid_json), dataset.ROOT)
     return TrainingData(train, valid, read_classes(Path(train_json).with_name('classes.json'), train.num_classes))
+
+
+def _from_shards(cfg: CfgNode) -> TrainingData:
+    if not Path(cfg.DATASET.SHARDS).is_dir():
+        raise UserError(
+            f'DATASET.SHARDS {cfg.DATASET.SHARDS}: no such folder; python tools/pack.py --PACK_OUT '
+            f'{cfg.DATASET.SHARDS} packs into it'
+        )
+    train, classes = _packed_split(cfg, 'train')
+    return TrainingData(train, _packed_split(cfg, 'valid')[0] if _is_packed(cfg, 'valid') else None, classes)
+
+
+def _is_packed(cfg: CfgNode, kind: str) -> bool:
+    return bool(cfg.DATASET.SHARDS) and Path(cfg.DATASET.SHARDS, kind).is_dir()
+
+
+def _packed_split(cfg: CfgNode, kind: str) -> tuple[Split, ClassNames | None]:
+    """Open `kind` (train, valid, test) of DATASET.SHARDS, and the classes' names."""
+    folder = Path(cfg.DATASET.SHARDS, kind)
+    images = ShardImages(folder / INDEX)
+    index, contents = images.index, images.index.contents
+    for warning in index.check():
+        LOGGER.warning('%s', warning)
+    split = Split(images, index.labels, contents.num_classes, index.names, str(folder))
+    return split, None if contents.class_names is None else ClassNames(contents.class_names, contents.parents)
 
 
 def _from_class_folders(cfg: CfgNode) -> TrainingData:

@@ -15,6 +15,7 @@ def check_values(values: dict[str, Any], levels: dict[str, int]) -> None:
             the checkpoint's config, which passed these checks when its run was started.
     """
     _check_unused(values, levels)
+    _check_shards(values, levels)
     _check_schedule(values)
     _check_name(values)
     if values['OPTIMIZER.NESTEROV'] and values['OPTIMIZER.TYPE'] == 'sgd' and values['OPTIMIZER.MOMENTUM'] == 0:
@@ -59,6 +60,17 @@ def _check_unused(values: dict[str, Any], levels: dict[str, int]) -> None:
             raise UserError(
                 f'{name} is {values[name]}, but {selector} {values[selector]} does not use it; '
                 f'{" and ".join(users)} {"does" if len(users) == 1 else "do"}'
+            )
+
+
+def _check_shards(values: dict[str, Any], levels: dict[str, int]) -> None:
+    """An annotation file that was named no earlier than the shards would be passed over without a word."""
+    for name in ('DATASET.TRAIN_JSON', 'DATASET.VALID_JSON'):
+        given = values[name] and levels[name] >= max(0, levels['DATASET.SHARDS'])
+        if values['DATASET.SHARDS'] and given:
+            raise UserError(
+                f'{name} is {values[name]}, but DATASET.SHARDS {values["DATASET.SHARDS"]} holds the images and labels: '
+                f"leave one out (--DATASET_SHARDS '' does)"
             )
 
 

@@ -59,6 +59,11 @@ TREE: dict[str, dict[str, Key]] = {
         'QUARANTINE': Key(
             '', 'JSON of training images that take no part, as tools/doctor.py writes it. Empty: all take part.'
         ),
+        'SHARDS': Key(
+            '',
+            'Folder that tools/pack.py wrote: train, valid and test come from there, names too; the others are not '
+            'looked at.',
+        ),
         'HEAD_CAP': Key(0, 'Keep at most this many training images a class, chosen by SEED. 0: all.', low=0),
         'COLOR_SPACE': Key('RGB', 'Channel order the backbone sees (BGR: the original entry).', choices=('RGB', 'BGR')),
         'ON_BAD_IMAGE': Key(
@@ -233,6 +238,22 @@ TREE: dict[str, dict[str, Key]] = {
             5, 'Bits (of 64) in which hashes of near duplicates may differ. 0: equal hashes only.', low=0, high=8
         ),
         'FEW': Key(5, 'Classes with fewer images than this are listed.', low=1),
+    },
+    'PACK': {
+        'OUT': Key('', 'Folder that tools/pack.py writes train, valid and test into.'),
+        'IMAGES': Key(
+            'reencode',
+            'Upright JPEGs of SHORT_SIDE without metadata (GPS positions), or the files as they are.',
+            choices=('reencode', 'copy'),
+        ),
+        'SHORT_SIDE': Key(
+            0,
+            'Shorter side after packing, pixels; smaller images keep theirs. 0: 1.25 times what validation resizes to.',
+            low=0,
+            used_by=('PACK.IMAGES', ('reencode',)),
+        ),
+        'QUALITY': Key(90, 'JPEG quality.', low=1, high=100, used_by=('PACK.IMAGES', ('reencode',))),
+        'SHARD_IMAGES': Key(0, 'Images a tar file. 0: 256 to 10,000, by the size of the set.', low=0),
     },
     'RUN': {
         'DEVICE': Key('auto', "'auto', 'cpu', 'mps', 'cuda' (all visible GPUs) or 'cuda:N' (one)."),

@@ -63,7 +63,7 @@ def load_config(
     if default and not checkpoint:
         notes.append(f'no --config given: {default[0].source} is used, the recipe for {_MADE_FOR[default[0].source]}')
     values, levels = _merge(layers, first_level=-len(checkpoint))
-    values['NAME'] = values['NAME'] or Path(values['DATASET.ROOT']).resolve().name
+    values['NAME'] = _name(values)
     check_values(values, levels)
     return Loaded(as_node(values), notes)
 
@@ -85,7 +85,7 @@ def _checkpoint_layers(values: dict[str, Any], find: FindCheckpointConfig, notes
     resume = values['RESUME_MODEL']
     if not resume:
         return []
-    text = find(resume, Path(values['LOG_ROOT'], values['NAME'] or Path(values['DATASET.ROOT']).resolve().name))
+    text = find(resume, Path(values['LOG_ROOT'], _name(values)))
     if text is None:
         return []
     if text == '':
@@ -101,6 +101,10 @@ def _checkpoint_layers(values: dict[str, Any], find: FindCheckpointConfig, notes
         if name not in _NEVER_FROM_CHECKPOINT and not name.startswith('RUN.')
     }
     return [Layer(f'the config in {resume}', kept)]
+
+
+def _name(values: dict[str, Any]) -> str:
+    return values['NAME'] or Path(values['DATASET.ROOT'] or values['DATASET.SHARDS']).resolve().name
 
 
 def _merge(layers: list[Layer], first_level: int = 0) -> tuple[dict[str, Any], dict[str, int]]:

@@ -22,6 +22,7 @@ _SECTIONS = {
     'TEST': 'prediction',
     'TAU_NORM': 're-balancing',
     'DOCTOR': 'tools/doctor.py',
+    'PACK': 'a data set into a few large files',
     'RUN': 'this machine',
 }
 

@@ -11,8 +11,10 @@ _NAME = '.lock'
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, key: str = 'NAME') -> Iterator[None]:
     """Hold `folder` (made if needed) for this process. The system lets go of it whatever ends the process.
+
+    `key`: what to change to work in another folder, for the message.
 
     Raises:
         UserError: another process holds it.
@@ -23,7 +25,7 @@ def locked(folder: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or 'unknown'
             raise UserError(
-                f'{folder} is in use by another run (process {holder}); wait for it, or give this one another NAME'
+                f'{folder} is in use by another run (process {holder}); wait for it, or give this one another {key}'
             )
         file.truncate(0)
         file.write(str(os.getpid()))

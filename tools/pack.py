@@ -1,0 +1,26 @@
+"""Pack a data set: python tools/pack.py [--config FILE [FILE ...]] --PACK_OUT FOLDER [--SECTION_KEY VALUE ...]"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lib.build.start import start
+from lib.runtime.entry import run_script
+
+DESCRIPTION = (
+    'Write the images that DATASET names into a few large tar files (WebDataset shards) with an index, for '
+    '--DATASET_SHARDS. The same command goes on where an earlier one was stopped.'
+)
+
+
+def main() -> None:
+    cfg = start(sys.argv[1:], program='tools/pack.py', description=DESCRIPTION)
+    from lib.build.pack import next_command, pack
+
+    print('\n'.join(pack(cfg)))
+    print(f'\nNow train on them:\n  {next_command(sys.argv[1:], cfg.PACK.OUT)}')
+
+
+if __name__ == '__main__':
+    run_script(main)
