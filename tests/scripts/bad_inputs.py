@@ -29,6 +29,7 @@ PREDICT = f'test.py --DATASET_ROOT shop {" ".join(ON_CPU)} --RESUME_MODEL'
 REBALANCE = f'tau_norm.py --DATASET_ROOT shop {" ".join(ON_CPU)} --RESUME_MODEL'
 CONVERT = 'tools/convert.py'
 DOCTOR = 'tools/doctor.py --RUN_NUM_WORKERS 0'
+PACK = 'tools/pack.py --config recipe.yaml --RUN_NUM_WORKERS 0 --DATASET_ROOT shop'
 BEST = 'log/tiny/best_model.pth'
 TRAIN_JSON, VALID_JSON = 'shop/converted_train.json', 'shop/converted_val.json'
 TEST_JSON, CLASSES = 'shop/converted_test.json', 'shop/classes.json'
@@ -275,4 +276,28 @@ CONVERSIONS = [
     row('OUT is a file', f'{CONVERT} aliproducts shop recipe.yaml', 'recipe.yaml: file exists'),
 ]  # fmt: skip
 
-ROWS = OPTIONS + FILES + DATA + WHILE_TRAINING + MODELS + RESUMING + CONVERSIONS
+PACKING = [
+    row('nowhere to pack to', PACK, 'PACK.OUT is empty', '--PACK_OUT FOLDER'),
+    row('PACK_OUT is a file', f'{PACK} --PACK_OUT recipe.yaml', 'PACK.OUT recipe.yaml: is a file'),
+    row('PACK_OUT holds the photos', f'{PACK} --PACK_OUT shop', 'shop/train holds files that are no packed images',
+        'another --PACK_OUT'),
+    row('PACK_OUT holds the photos, overwrite', f'{PACK} --PACK_OUT shop --OVERWRITE True', 'PACK.OUT shop holds',
+        'no packed data'),
+    row('PACK_OUT is read-only', f'{PACK} --PACK_OUT /sys/packed', '/sys/packed'),
+    row('quality of a copy', f'{PACK} --PACK_OUT p --PACK_IMAGES copy --PACK_QUALITY 80', 'PACK.QUALITY is 80',
+        'PACK.IMAGES copy does not use it', 'reencode'),
+    row('way to pack', f'{PACK} --PACK_OUT p --PACK_IMAGES cpoy', "'cpoy'", 'did you mean copy?'),
+    row('cifar cannot be packed', f'{PACK} --PACK_OUT p --DATASET_NAME cifar10_lt', 'held in memory'),
+    row('nothing to pack', f'{PACK}pe --PACK_OUT p', 'shoppe: no such folder'),
+    row('shards missing', f'{TRAIN} --DATASET_SHARDS p', 'DATASET.SHARDS p: no such folder', 'tools/pack.py'),
+    row('shards that are none', f'{TRAIN} --DATASET_SHARDS shop', 'shop/train/index.arrow: no such file',
+        'tools/pack.py --PACK_OUT shop'),
+    row('shards without a valid split', f'{REBALANCE} {BEST} --DATASET_SHARDS log', 'DATASET.SHARDS log',
+        'no validation split'),
+    row('broken index', f'{TRAIN} --DATASET_SHARDS p', 'p/train/index.arrow: is no index of packed images',
+        disk=text('p/train/index.arrow', 'hello')),
+    row('shards and annotations', f'{TRAIN} --DATASET_SHARDS p --DATASET_TRAIN_JSON {TRAIN_JSON}',
+        'DATASET.TRAIN_JSON', 'DATASET.SHARDS p', "--DATASET_SHARDS ''"),
+]  # fmt: skip
+
+ROWS = OPTIONS + FILES + DATA + WHILE_TRAINING + MODELS + RESUMING + CONVERSIONS + PACKING

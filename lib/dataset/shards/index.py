@@ -99,7 +99,7 @@ class PackedIndex:
         if self.contents.format != FORMAT:
             raise UserError(f'{path}: has format {self.contents.format}, this program reads {FORMAT}; {_AGAIN}')
         self.shards, self.offsets, self.lengths, self.checksums, self.labels = (
-            self.table[name].combine_chunks().to_numpy() for name in ('shard', 'offset', 'length', 'crc32', 'label')
+            _in_one_piece(self.table[name]).to_numpy() for name in ('shard', 'offset', 'length', 'crc32', 'label')
         )
         self.names: pa.LargeStringArray = _in_one_piece(self.table['path'])
         self.faults: pa.LargeStringArray = _in_one_piece(self.table['fault'])
@@ -144,5 +144,6 @@ class PackedIndex:
         return warnings
 
 
-def _in_one_piece(column: pa.ChunkedArray) -> pa.LargeStringArray:
+def _in_one_piece(column: pa.ChunkedArray) -> pa.Array:
+    # combine_chunks alone would copy the one piece that there is.
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

@@ -1,0 +1,119 @@
+"""Tasks in processes: results, errors, and processes that never outlive what they work for."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lib.errors import UserError
+from lib.runtime.workers import run_tasks
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Double:
+    """Doubles numbers, in two steps; fails at those that are no numbers."""
+
+    def __call__(self, task, progress):
+        for _ in range(2):
+            progress(1)
+        if task == 'user':
+            raise UserError('a mistake')
+        if task == 'disk':
+            raise OSError(28, 'No space left on device', 'a file')
+        if task == 'bug':
+            raise KeyError('a bug')
+        if task == 'kill':
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 2 * task
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Says that it works, in a file that it removes when it is ended politely; never comes to an end."""
+
+    folder: Path
+
+    def __call__(self, task, progress):
+        path = self.folder / str(os.getpid())
+        path.touch()
+        try:
+            while True:
+                time.sleep(0.01)
+                progress(1)
+        finally:
+            path.unlink()
+
+
+@pytest.mark.parametrize('num_workers', [0, 1, 3])
+def test_every_task_is_done_once(num_workers):
+    steps = []
+    results = run_tasks(Double(), range(7), num_workers=num_workers, progress=steps.append)
+    assert sorted(results) == [0, 2, 4, 6, 8, 10, 12]
+    assert steps == [1] * 14
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_no_tasks(num_workers):
+    assert list(run_tasks(Double(), [], num_workers=num_workers, progress=print)) == []
+
+
+def test_errors_arrive():
+    with pytest.raises(UserError, match=r'^a mistake$'):
+        list(run_tasks(Double(), [1, 'user', 2], num_workers=2, progress=len_of_nothing))
+    with pytest.raises(OSError, match='No space') as caught:
+        list(run_tasks(Double(), ['disk'], num_workers=1, progress=len_of_nothing))
+    assert (caught.value.errno, caught.value.filename) == (28, 'a file')
+    with pytest.raises(RuntimeError, match=r"(?s)Traceback.*KeyError: 'a bug'"):
+        list(run_tasks(Double(), ['bug'], num_workers=1, progress=len_of_nothing))
+
+
+def len_of_nothing(_: int) -> None:
+    pass
+
+
+@pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='this system cannot kill like that')
+def test_a_killed_process_is_told():
+    with pytest.raises(UserError, match=r'was killed.*--RUN_NUM_WORKERS'):
+        list(run_tasks(Double(), [1, 'kill'], num_workers=1, progress=len_of_nothing))
+
+
+class Enough(Exception):
+    pass
+
+
+def test_what_is_under_way_is_ended_politely(tmp_path):
+    def stop(_: int) -> None:
+        if len(list(tmp_path.iterdir())) == 2:
+            raise Enough
+
+    with pytest.raises(Enough):
+        list(run_tasks(Slow(tmp_path), [1, 2], num_workers=2, progress=stop))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='this system cannot kill like that')
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    command = [sys.executable, '-c', 'import sys; from pathlib import Path\n'
+               'from tests.runtime.test_workers import Slow, len_of_nothing\n'
+               'from lib.runtime.workers import run_tasks\n'
+               'list(run_tasks(Slow(Path(sys.argv[1])), [1, 2], num_workers=2, progress=len_of_nothing))',
+               str(tmp_path)]  # fmt: skip
+    process = subprocess.Popen(command, cwd=REPOSITORY)
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not list(tmp_path.iterdir()))
+
+
+def wait_until(done) -> None:
+    end = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.01)

@@ -1,0 +1,131 @@
+"""tools/pack.py, and the three scripts on what it wrote, with the photos gone."""
+
+import csv
+import json
+import shlex
+import shutil
+
+import pytest
+
+from tests.scripts.running import ON_CPU, REPOSITORY, TINY, contents, metrics_of, the_error
+from tests.scripts.test_exact_resume import check_same
+
+RECIPE = ('--config', TINY, '--NAME', 'run')
+
+
+@pytest.fixture(scope='module')
+def packed(scripts, products, tmp_path_factory):
+    """A folder with shop/, packed by copying into packed/."""
+    folder = tmp_path_factory.mktemp('packed')
+    shutil.copytree(products, folder / 'shop')
+    options = ('--config', TINY, '--DATASET_ROOT', 'shop', '--PACK_OUT', 'packed', '--PACK_IMAGES', 'copy')
+    done = scripts.run(folder, 'tools/pack.py', *options, '--RUN_NUM_WORKERS', 2)
+    assert 'train: 51 images in 1 shards, ' in done.stdout
+    assert 'valid: 24 images' in done.stdout
+    assert 'test: 6 images' in done.stdout
+    command = f'python main.py --config {TINY} --DATASET_ROOT shop --RUN_NUM_WORKERS 2 --DATASET_SHARDS packed'
+    assert shlex.split(done.stdout.splitlines()[-1]) == shlex.split(command)
+    return folder
+
+
+def test_the_three_scripts_run_without_the_photos(scripts, packed, products, tmp_path):
+    """And end where they end with them: same weights, same predictions, same tau."""
+    shutil.copytree(packed / 'packed', tmp_path / 'packed')
+    shards = ('--DATASET_SHARDS', 'packed')
+    scripts.run(tmp_path, 'main.py', *RECIPE, *shards, '--TRAIN_MAX_EPOCH', 3)
+    (tmp_path / 'files').mkdir()
+    files = ('--DATASET_ROOT', products)
+    scripts.run(tmp_path / 'files', 'main.py', *RECIPE, *files, '--TRAIN_MAX_EPOCH', 3)
+    run, other = tmp_path / 'log' / 'run', tmp_path / 'files' / 'log' / 'run'
+    check_same(run, other)
+    best = ('--RESUME_MODEL', 'log/run/best_model.pth')
+    for folder in (tmp_path, tmp_path / 'files'):
+        scripts.run(folder, 'test.py', *best, *ON_CPU)
+        scripts.run(folder, 'tau_norm.py', *best, *ON_CPU)
+    assert (run / 'best_model.csv').read_text() == (other / 'best_model.csv').read_text()
+    taus = [json.loads((log.parent.parent / 'log_tau' / 'run' / 'tau.json').read_text()) for log in (run, other)]
+    assert taus[0] == taus[1]
+
+
+def test_a_run_goes_on_with_packed_images(scripts, packed, products, tmp_path):
+    """Packing changes neither names nor labels, so it is the same training set."""
+    shutil.copytree(packed / 'packed', tmp_path / 'packed')
+    scripts.run(tmp_path, 'main.py', *RECIPE, '--DATASET_ROOT', products)
+    again = ('--RESUME_MODEL', 'last', '--TRAIN_MAX_EPOCH', 3, '--DATASET_SHARDS', 'packed')
+    done = scripts.run(tmp_path, 'main.py', *RECIPE, *again)
+    assert 'going on from log/run/last.pth, 2 epochs' in done.stdout
+    assert len(metrics_of(tmp_path / 'log' / 'run')) == 6
+
+
+def test_folders_are_packed_small_and_predicted_from_elsewhere(scripts, products, tmp_path):
+    """Class folders, no annotations; TEST_ROOT given on the command line wins over the packed test split."""
+    shutil.copytree(products / 'train', tmp_path / 'my photos')
+    done = scripts.run(tmp_path, 'tools/pack.py', '--DATASET_ROOT', 'my photos', '--PACK_OUT', 'small',
+                       '--INPUT_SIZE', 16, '--RUN_NUM_WORKERS', 0)  # fmt: skip
+    assert 'configs/own_photos.yaml is used' in done.stdout
+    command = shlex.split(done.stdout.splitlines()[-1])
+    assert command[:2] == ['python', 'main.py']
+    tiny = ('--MODEL_BACKBONE', 'test_resnet', '--TRAIN_MAX_EPOCH', 2, '--TRAIN_BATCH_SIZE', 8)
+    done = scripts.run(tmp_path, 'main.py', *command[2:], *tiny, '--SCHEDULE_WARMUP_EPOCHS', 1, *ON_CPU[:4])
+    run = tmp_path / 'log' / 'my photos'
+    assert (run / 'best_model.pth').exists()
+    best = ('--RESUME_MODEL', 'log/my photos/best_model.pth', '--DATASET_TEST_ROOT', products / 'test')
+    scripts.run(tmp_path, 'test.py', *best, *ON_CPU)
+    assert len((run / 'best_model.csv').read_text().splitlines()) == 7
+
+
+def test_again_it_verifies_and_mends(scripts, packed, tmp_path):
+    for name in ('packed', 'shop'):
+        shutil.copytree(packed / name, tmp_path / name)
+    before = contents(tmp_path)
+    options = ('--config', TINY, '--DATASET_ROOT', 'shop', '--PACK_OUT', 'packed', '--PACK_IMAGES', 'copy')
+    scripts.run(tmp_path, 'tools/pack.py', *options)
+    assert contents(tmp_path) == before
+    shard = tmp_path / 'packed' / 'valid' / '000000.tar'
+    shard.write_bytes(shard.read_bytes()[:5000])
+    done = scripts.run(tmp_path, 'main.py', *RECIPE, '--DATASET_SHARDS', 'packed', '--TRAIN_MAX_EPOCH', 1)
+    assert 'packed/valid/000000.tar: has 5000 bytes' in done.stderr
+    done = scripts.run(tmp_path, 'tools/pack.py', *options)
+    assert 'valid/000000.tar: has 5000 bytes' in done.stderr
+    assert contents(tmp_path / 'packed') == {
+        name.removeprefix('packed/'): digest for name, digest in before.items() if name.startswith('packed/')
+    }
+
+
+def test_unreadable_images_are_listed(scripts, products, tmp_path):
+    shutil.copytree(products, tmp_path / 'shop')
+    entry = json.loads((tmp_path / 'shop' / 'converted_train.json').read_text())['annotations'][3]
+    (tmp_path / 'shop' / entry['fpath']).write_bytes(b'<html>')
+    done = scripts.run(tmp_path, 'tools/pack.py', '--config', TINY, '--DATASET_ROOT', 'shop', '--PACK_OUT', 'packed')
+    assert 'train: 1 of 51 images cannot be decoded, listed in packed/bad_images.csv' in done.stderr
+    assert entry['fpath'] in done.stderr
+    with open(tmp_path / 'packed' / 'bad_images.csv', newline='') as file:
+        assert [(line['split'], line['image']) for line in csv.DictReader(file)] == [('train', entry['fpath'])]
+    scripts.run(tmp_path, 'main.py', *RECIPE, '--DATASET_SHARDS', 'packed', '--TRAIN_BATCH_SIZE', 99)
+    assert entry['fpath'] in (tmp_path / 'log' / 'run' / 'bad_images.csv').read_text()
+
+
+def test_overwrite_sets_aside(scripts, packed, tmp_path):
+    for name in ('packed', 'shop'):
+        shutil.copytree(packed / name, tmp_path / name)
+    before = contents(tmp_path / 'packed')
+    options = ('--config', TINY, '--DATASET_ROOT', 'shop', '--PACK_OUT', 'packed')
+    error = the_error(scripts.run(tmp_path, 'tools/pack.py', *options, code=2))
+    assert 'packed/train was packed with' in error
+    done = scripts.run(tmp_path, 'tools/pack.py', *options, '--OVERWRITE', True)
+    assert 'the earlier result is kept as packed_old' in done.stdout
+    assert contents(tmp_path / 'packed_old') == before
+
+
+def test_ctrl_c(scripts, packed, tmp_path):
+    """It ends at once, and what was finished is there for the next call."""
+    shutil.copytree(packed / 'shop', tmp_path / 'shop')
+    options = ('--config', TINY, '--DATASET_ROOT', 'shop', '--PACK_OUT', 'packed', '--PACK_SHARD_IMAGES', 5)
+    wrapped = ('SIGINT', 'lib.dataset.shards.write:write_table', 3, REPOSITORY / 'tools' / 'pack.py', *options)
+    done = scripts.run(tmp_path, 'tests/scripts/raise_signal.py', *wrapped, '--RUN_NUM_WORKERS', 0, code=130)
+    assert 'Traceback' not in done.stderr
+    finished = len(list((tmp_path / 'packed' / 'train' / 'parts').glob('*.arrow')))
+    assert finished == 2
+    assert not list((tmp_path / 'packed').rglob('.*.tmp*'))
+    done = scripts.run(tmp_path, 'tools/pack.py', *options, '--RUN_NUM_WORKERS', 0)
+    assert f'goes on after {5 * finished} of 51 images' in done.stdout
