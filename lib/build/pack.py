@@ -57,7 +57,11 @@ def pack(cfg: CfgNode) -> list[str]:
     lines, info = [], {}
     with locked(out, key='PACK.OUT'):
         for kind, job in jobs.items():
-            packed = pack_split(job, num_workers=num_workers(cfg.RUN.NUM_WORKERS))
+            try:
+                packed = pack_split(job, num_workers=num_workers(cfg.RUN.NUM_WORKERS))
+            except KeyboardInterrupt:
+                LOGGER.info('finished shards are kept; the same command goes on from there')
+                raise
             _tell_bad(out, kind, job, packed)
             lines.append(_summary(kind, packed))
             info[kind] = _info(kind, packed)

@@ -117,3 +117,23 @@ def test_a_schedule_without_milestones_may_leave_them_odd():
     """A recipe's milestones under --SCHEDULE_TYPE cosine are looked at by nobody."""
     values = {'SCHEDULE.TYPE': 'cosine', 'SCHEDULE.MILESTONE_EPOCHS': (9.0, 1.0)}
     check(values, {'SCHEDULE.TYPE': 1})
+
+
+@pytest.mark.parametrize('name', ['DATASET.TRAIN_JSON', 'DATASET.VALID_JSON'])
+@pytest.mark.parametrize(
+    ('of_json', 'of_shards', 'is_refused'),
+    [
+        (1, 1, True),  # both on the command line
+        (1, 0, True),  # an option over a file
+        (1, -1, True),  # an option over the checkpoint's config
+        (0, 1, False),  # shards over a recipe that names annotations
+        (-1, -1, False),  # what a checkpoint holds passed once
+    ],
+)
+def test_annotations_beside_shards(name, of_json, of_shards, is_refused):
+    values, levels = {name: 'a.json', 'DATASET.SHARDS': 'p'}, {name: of_json, 'DATASET.SHARDS': of_shards}
+    if is_refused:
+        assert f'{name} is a.json, but DATASET.SHARDS p' in refused(values, levels)
+    else:
+        check(values, levels)
+    check({name: 'a.json'})

@@ -46,3 +46,20 @@ def run_folder(finished, tmp_path) -> Path:
     """A copy of `finished` of the test's own."""
     shutil.copytree(finished / 'log', tmp_path / 'log')
     return tmp_path
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator:
+    """Return a function that makes a disk of so many kB."""
+    place = tmp_path / 'disk'
+
+    def mount(size: int) -> Path:
+        place.mkdir()
+        command = ['mount', '-t', 'tmpfs', '-o', f'size={size}k', 'none', str(place)]
+        if shutil.which('mount') is None or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip('a small disk can be mounted by root only')
+        return place
+
+    yield mount
+    if place.is_mount():
+        subprocess.run(['umount', str(place)], check=True)

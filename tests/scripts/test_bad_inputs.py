@@ -105,23 +105,6 @@ def test_file_too_large(scripts, folder, limit, run, command, file):
     assert without_words_of(run, snapshot(folder)) == without_words_of(run, before)
 
 
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator:
-    """Return a function that makes a disk of so many kB."""
-    place = tmp_path / 'disk'
-
-    def mount(size: int) -> Path:
-        place.mkdir()
-        command = ['mount', '-t', 'tmpfs', '-o', f'size={size}k', 'none', str(place)]
-        if shutil.which('mount') is None or subprocess.run(command, capture_output=True, check=False).returncode:
-            pytest.skip('a small disk can be mounted by root only')
-        return place
-
-    yield mount
-    if place.is_mount():
-        subprocess.run(['umount', str(place)], check=True)
-
-
 # Full when config.yaml is written, with log.txt, metrics and events, with the first checkpoint, with that of epoch 2.
 @pytest.mark.parametrize('size', [4, 12, 16, 20, 24, 8000])
 def test_no_space_left(scripts, products, small_disk, tmp_path, size):

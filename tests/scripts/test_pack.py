@@ -117,6 +117,23 @@ def test_overwrite_sets_aside(scripts, packed, tmp_path):
     assert contents(tmp_path / 'packed_old') == before
 
 
+@pytest.mark.parametrize(
+    ('how', 'words'),
+    [
+        ('copy', ('PACK.OUT', 'copying needs about', 'are free', '--PACK_IMAGES reencode')),
+        ('reencode', ('no space left on the device',)),
+    ],
+)
+def test_a_small_disk(scripts, products, small_disk, tmp_path, how, words):
+    """What a copy needs is known before; a re-encoded set shows it when the disk is full, and leaves no half files."""
+    disk = small_disk(60)
+    options = ('--config', TINY, '--DATASET_ROOT', products, '--PACK_OUT', disk / 'p', '--PACK_IMAGES', how)
+    error = the_error(scripts.run(tmp_path, 'tools/pack.py', *options, '--RUN_NUM_WORKERS', 0, code=2))
+    assert all(word in error for word in words), error
+    assert not list(disk.rglob('.*.tmp*'))
+    assert not list(disk.rglob('*.tar'))
+
+
 def test_ctrl_c(scripts, packed, tmp_path):
     """It ends at once, and what was finished is there for the next call."""
     shutil.copytree(packed / 'shop', tmp_path / 'shop')
@@ -124,6 +141,7 @@ def test_ctrl_c(scripts, packed, tmp_path):
     wrapped = ('SIGINT', 'lib.dataset.shards.write:write_table', 3, REPOSITORY / 'tools' / 'pack.py', *options)
     done = scripts.run(tmp_path, 'tests/scripts/raise_signal.py', *wrapped, '--RUN_NUM_WORKERS', 0, code=130)
     assert 'Traceback' not in done.stderr
+    assert 'the same command goes on' in done.stdout
     finished = len(list((tmp_path / 'packed' / 'train' / 'parts').glob('*.arrow')))
     assert finished == 2
     assert not list((tmp_path / 'packed').rglob('.*.tmp*'))
