@@ -1,118 +1,25 @@
 """DATASET in the config -> the splits, checked against each other."""
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from yacs.config import CfgNode
 
+from lib.build.packed import is_packed, open_packed, packed_split
+from lib.build.split import Split, TrainingData
 from lib.dataset.annotations import Annotations, ClassNames, read_annotations, read_classes, read_test_images
 from lib.dataset.cifar import load_cifar_lt
 from lib.dataset.demo.generate import demo_is_complete, generate_demo
 from lib.dataset.folder import find_class_folders, labels_by_folder, split_folder, walk_images
-from lib.dataset.images import ArrayImages, FileImages, Images
-from lib.dataset.index import ProductIndex
+from lib.dataset.images import ArrayImages, FileImages
 from lib.dataset.paths import PathColumn, settle_paths
-from lib.dataset.quarantine import quarantined_rows
-from lib.dataset.shards.images import ShardImages
-from lib.dataset.shards.index import INDEX
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
 from lib.runtime.shared import share
 
 _FALLBACK = 'to try everything at once: python main.py --config configs/demo.yaml'
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images with labels, ready to be loaded.
-
-    Attributes:
-        images: by row.
-        labels: (num_images,) int32, in memory that workers share; -1 everywhere when the split has none.
-        num_classes: labels are below it.
-        names: (num_images,) Arrow strings, what to call each image: its path as annotated.
-        source: what to call the split.
-        by_class: rows sorted by class, where they are known.
-    """
-
-    images: Images
-    labels: np.ndarray
-    num_classes: int
-    names: pa.StringArray | pa.LargeStringArray
-    source: str
-    by_class: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def labelled(self) -> bool:
-        """Whether every image has a label."""
-        return bool((self.labels >= 0).all())
-
-    def index(self) -> ProductIndex:
-        """Return which rows belong to which class."""
-        return ProductIndex(self.labels, self.num_classes, by_class=self.by_class)
-
-    def digest(self) -> str:
-        """Return a fingerprint of names and labels: the same for the same set, in the same order."""
-        digest = hashlib.sha256(f'{self.num_classes} '.encode())
-        digest.update(np.ascontiguousarray(self.labels, np.int32))
-        # Arrow's own buffers (64-bit offsets, then bytes): no Python string an image.
-        names = pa.concat_arrays([self.names])
-        _, offsets, text = names.buffers()
-        wide = np.int64 if pa.types.is_large_string(names.type) else np.int32
-        offsets = np.frombuffer(offsets, wide)[names.offset :][: len(names) + 1].astype(np.int64)
-        digest.update(offsets - offsets[0])
-        digest.update(memoryview(text)[offsets[0] : offsets[-1]])
-        return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """The training split, the validation split (None when there is none), and the classes' names.
-
-    `kept`: rows of the training split that take part, in rising order; None means all.
-    """
-
-    train: Split
-    valid: Split | None
-    classes: ClassNames | None
-    kept: np.ndarray | None = None
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the classes; their numbers where there are no names."""
-        return self.classes.names if self.classes else [str(label) for label in range(self.train.num_classes)]
-
-    def shares_images(self) -> int:
-        """Return how many validation images are training images as well."""
-        if self.valid is None or isinstance(self.valid.images, ArrayImages):
-            return 0
-        valid, train = (split.names.cast(pa.large_string()) for split in (self.valid, self.train))
-        if self.kept is not None:
-            train = train.take(pa.array(self.kept))
-        # A hash table of the small side, and another one of what was found: that of millions takes seconds.
-        common = train.filter(pc.is_in(train, value_set=valid))
-        return int(pc.sum(pc.is_in(valid, value_set=common)).as_py() or 0)
-
-    def index(self) -> ProductIndex:
-        """Return the training rows that take part, by class."""
-        if self.kept is None:
-            return self.train.index()
-        return ProductIndex(self.train.labels, self.train.num_classes, self.kept)
-
-    def train_digest(self) -> str:
-        """Return a fingerprint of what is trained on: the split's own where all of it takes part."""
-        if self.kept is None:
-            return self.train.digest()
-        kept = np.ascontiguousarray(self.kept, np.int64).tobytes()
-        return hashlib.sha256(self.train.digest().encode() + kept).hexdigest()
 
 
 def open_training_data(cfg: CfgNode) -> TrainingData:
@@ -121,38 +28,13 @@ def open_training_data(cfg: CfgNode) -> TrainingData:
     Raises:
         UserError: anything missing or faulty; the splits disagree on num_classes; no training image.
     """
-    data = _from_shards(cfg) if cfg.DATASET.SHARDS else _SOURCES[cfg.DATASET.NAME](cfg)
+    data = open_packed(cfg) if cfg.DATASET.SHARDS else _SOURCES[cfg.DATASET.NAME](cfg)
     if data.valid is not None and data.valid.num_classes != data.train.num_classes:
         raise UserError(
             f'{data.train.source} has num_classes {data.train.num_classes}, but {data.valid.source} has '
             f'{data.valid.num_classes}: both must list the same classes'
         )
     return data
-
-
-def without_quarantined(data: TrainingData, file: str) -> TrainingData:
-    """Leave out the training images that DATASET.QUARANTINE lists; rows keep their numbers.
-
-    Raises:
-        UserError: no such file, not of its form, or no training image is left.
-    """
-    if not file:
-        return data
-    found = quarantined_rows(data.train.names, file, 'train')
-    if found.unknown:
-        LOGGER.warning('%s: %d of its training images are not in %s', file, found.unknown, data.train.source)
-    if found.other_splits:
-        LOGGER.info('%s: %d entries of other splits are left alone', file, found.other_splits)
-    LOGGER.info('%s: %d of %d training images take no part', file, len(found.rows), len(data.train))
-    if not len(found.rows):
-        return data
-    kept = np.setdiff1d(np.arange(len(data.train)), found.rows, assume_unique=True)
-    if not len(kept):
-        raise UserError(f'DATASET.QUARANTINE {file} lists all {len(data.train)} images of {data.train.source}')
-    before, after = (len(np.unique(labels)) for labels in (data.train.labels, data.train.labels[kept]))
-    if after < before:
-        LOGGER.warning('%s: %d classes have no training image left', file, before - after)
-    return replace(data, kept=kept)
 
 
 def open_valid_split(cfg: CfgNode) -> Split:
@@ -163,8 +45,8 @@ def open_valid_split(cfg: CfgNode) -> Split:
     """
     json = cfg.DATASET.VALID_JSON or str(Path(cfg.DATASET.ROOT, 'converted_val.json'))
     if cfg.DATASET.SHARDS:
-        if _is_packed(cfg, 'valid'):
-            return _packed_split(cfg, 'valid')[0]
+        if is_packed(cfg, 'valid'):
+            return packed_split(cfg, 'valid')[0]
         raise UserError(f'DATASET.SHARDS {cfg.DATASET.SHARDS} has no validation split')
     if cfg.DATASET.NAME == 'demo':
         _draw_demo(cfg)
@@ -184,8 +66,8 @@ def open_test_split(cfg: CfgNode, class_names: Sequence[str]) -> Split:
     Raises:
         UserError: neither is there, or a fault in the file.
     """
-    if not (cfg.DATASET.TEST_JSON or cfg.DATASET.TEST_ROOT) and _is_packed(cfg, 'test'):
-        return _packed_split(cfg, 'test')[0]
+    if not (cfg.DATASET.TEST_JSON or cfg.DATASET.TEST_ROOT) and is_packed(cfg, 'test'):
+        return packed_split(cfg, 'test')[0]
     if cfg.DATASET.NAME.startswith('cifar'):
         return _from_cifar(cfg).valid
     if cfg.DATASET.NAME == 'demo' and not cfg.DATASET.SHARDS:
@@ -204,7 +86,7 @@ def open_test_split(cfg: CfgNode, class_names: Sequence[str]) -> Split:
 def has_test_split(cfg: CfgNode) -> bool:
     """Whether there is something that open_test_split would open, or was told to."""
     _, json, folder = _test_places(cfg)
-    given = cfg.DATASET.TEST_JSON or cfg.DATASET.TEST_ROOT or _is_packed(cfg, 'test')
+    given = cfg.DATASET.TEST_JSON or cfg.DATASET.TEST_ROOT or is_packed(cfg, 'test')
     return bool(given) or Path(json).exists() or bool(folder and Path(folder).is_dir())
 
 
@@ -242,31 +124,6 @@ def _from_annotations(cfg: CfgNode) -> TrainingData:
     if dataset.VALID_JSON or Path(valid_json).exists():
         valid = _split(read_annotations(valid_json), dataset.ROOT)
     return TrainingData(train, valid, read_classes(Path(train_json).with_name('classes.json'), train.num_classes))
-
-
-def _from_shards(cfg: CfgNode) -> TrainingData:
-    if not Path(cfg.DATASET.SHARDS).is_dir():
-        raise UserError(
-            f'DATASET.SHARDS {cfg.DATASET.SHARDS}: no such folder; python tools/pack.py --PACK_OUT '
-            f'{cfg.DATASET.SHARDS} packs into it'
-        )
-    train, classes = _packed_split(cfg, 'train')
-    return TrainingData(train, _packed_split(cfg, 'valid')[0] if _is_packed(cfg, 'valid') else None, classes)
-
-
-def _is_packed(cfg: CfgNode, kind: str) -> bool:
-    return bool(cfg.DATASET.SHARDS) and Path(cfg.DATASET.SHARDS, kind).is_dir()
-
-
-def _packed_split(cfg: CfgNode, kind: str) -> tuple[Split, ClassNames | None]:
-    """Open `kind` (train, valid, test) of DATASET.SHARDS, and the classes' names."""
-    folder = Path(cfg.DATASET.SHARDS, kind)
-    images = ShardImages(folder / INDEX)
-    index, contents = images.index, images.index.contents
-    for warning in index.check():
-        LOGGER.warning('%s', warning)
-    split = Split(images, index.labels, contents.num_classes, index.names, str(folder))
-    return split, None if contents.class_names is None else ClassNames(contents.class_names, contents.parents)
 
 
 def _from_class_folders(cfg: CfgNode) -> TrainingData:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from lib.build.data import Split, TrainingData, open_test_split, open_training_data
+from lib.build.data import open_test_split, open_training_data
 from lib.build.loader import num_workers
+from lib.build.split import Split, TrainingData
 from lib.dataset.doctor.checkup import SplitUnderTest, check_up
 from lib.errors import UserError
 from lib.report.doctor import write_doctor_page

@@ -6,7 +6,7 @@ from functools import partial
 
 from yacs.config import CfgNode
 
-from lib.build.data import Split
+from lib.build.split import Split
 from lib.dataset.augment import Augment
 from lib.dataset.images import ArrayImages, Images
 from lib.dataset.index import ProductIndex
@@ -106,9 +106,10 @@ def build_augment(cfg: CfgNode) -> Augment | None:
 def stored_short_side(cfg: CfgNode) -> int:
     """Return the short side, pixels, to which images may be reduced before INPUT.SIZE misses anything.
 
-    A quarter more than tests see: what random crops of smaller parts lose, 1.25 makes hard to notice.
+    Random crops zoom into the image, so it is kept a quarter larger than validation sees it.
     """
-    return math.ceil(max(cfg.INPUT.SIZE, cfg.INPUT.TEST_SIZE) / cfg.INPUT.CROP_RATIO * 1.25)
+    needed = max(cfg.INPUT.SIZE, cfg.INPUT.TEST_SIZE) / cfg.INPUT.CROP_RATIO
+    return math.ceil(round(needed * 1.25, 6))  # rounded first: 112 / 0.875 * 1.25 is 160, whatever its last bit says
 
 
 def _images(cfg: CfgNode, split: Split) -> Images:

@@ -1,6 +1,5 @@
 """DATASET and PACK in the config -> packed shards, and what to say about them."""
 
-import math
 import shlex
 import shutil
 import time
@@ -9,8 +8,9 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from lib.build.data import Split, TrainingData, has_test_split, open_test_split, open_training_data
-from lib.build.loader import num_workers
+from lib.build.data import has_test_split, open_test_split, open_training_data
+from lib.build.loader import num_workers, stored_short_side
+from lib.build.split import Split, TrainingData
 from lib.dataset.shards.encode import Copy, Reencode
 from lib.dataset.shards.pack import (
     SETTINGS,
@@ -31,8 +31,6 @@ _SPLITS = ('train', 'valid', 'test')
 # What packing leaves in OUT beside the splits' folders; _info.json is where timm looks.
 _OWN = {*_SPLITS, '_info.json', BAD_IMAGES, '.lock'}
 _SHOWN_BAD = 5
-# Random crops zoom into the image, so it is kept somewhat larger than validation sees it.
-_MARGIN = 1.25
 
 
 def pack(cfg: CfgNode) -> list[str]:
@@ -120,17 +118,12 @@ def _job(cfg: CfgNode, data: TrainingData, split: Split, folder: Path) -> SplitJ
         num_classes=split.num_classes,
         digest=split.digest(),
         classes=data.classes,
-        encoding=Copy() if cfg.PACK.IMAGES == 'copy' else Reencode(_short_side(cfg), cfg.PACK.QUALITY),
+        encoding=Copy()
+        if cfg.PACK.IMAGES == 'copy'
+        else Reencode(cfg.PACK.SHORT_SIDE or stored_short_side(cfg), cfg.PACK.QUALITY),
         images_per_shard=cfg.PACK.SHARD_IMAGES or images_per_shard(len(split)),
         max_bad_fraction=cfg.DATASET.MAX_BAD_FRACTION,
     )
-
-
-def _short_side(cfg: CfgNode) -> int:
-    inputs = cfg.INPUT
-    needed = max(inputs.SIZE, inputs.TEST_SIZE) / inputs.CROP_RATIO
-    # Rounded first: 112 / 0.875 * 1.25 is 160, whatever its last bit says.
-    return cfg.PACK.SHORT_SIDE or math.ceil(round(needed * _MARGIN, 6))
 
 
 def _check_space(out: Path, needed: int) -> None:

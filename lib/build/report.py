@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lib.build.data import Split
 from lib.build.model import class_names, model_of
+from lib.build.split import Split
 from lib.build.trained import Trained
 from lib.build.training import Training
 from lib.config.yaml_text import as_text

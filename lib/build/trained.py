@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from yacs.config import CfgNode
 
-from lib.build.data import Split
 from lib.build.loader import build_eval_loader
 from lib.build.model import class_names, model_of
+from lib.build.split import Split
 from lib.errors import UserError
 from lib.evaluation.evaluate import Evaluation, LookAt, evaluate
 from lib.model import Recognizer

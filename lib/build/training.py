@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from yacs.config import CfgNode
 
-from lib.build.data import TrainingData, open_training_data, without_quarantined
+from lib.build.data import open_training_data
 from lib.build.loader import build_eval_loader, build_train_loader
 from lib.build.loss import build_loss
 from lib.build.model import class_names, finetuned_model, model_of, new_model
 from lib.build.optim import build_optimizer, build_schedule
+from lib.build.split import TrainingData, without_quarantined
 from lib.config.yaml_text import as_node, as_text, as_values
 from lib.dataset.index import ProductIndex
 from lib.dataset.loader import EvalLoader

@@ -2,7 +2,8 @@
 
 import pytest
 
-from lib.build.pack import _short_side, next_command
+from lib.build.loader import stored_short_side
+from lib.build.pack import next_command
 from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
 
@@ -35,10 +36,9 @@ def test_next_command_is_quoted():
         ({'INPUT.TEST_SIZE': 224}, 320),
         ({'INPUT.CROP_RATIO': 1.0}, 140),
         ({'INPUT.SIZE': 113, 'INPUT.CROP_RATIO': 1.0}, 142),
-        ({'PACK.SHORT_SIDE': 99}, 99),
     ],
     ids=str,
 )
 def test_short_side(changes, expected):
     values = {name: key.default for name, key in KEYS.items()} | changes
-    assert _short_side(as_node(values)) == expected
+    assert stored_short_side(as_node(values)) == expected

@@ -9,7 +9,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from lib.dataset.images import FORMATS, DecodeError, decode
+from lib.dataset.decode import FORMATS, DecodeError, decode
 
 # Names that WebDataset and timm know; a format that is not listed is called by its own name.
 _ENDINGS = {'JPEG': 'jpg', 'MPO': 'jpg', 'TIFF': 'tif'}

@@ -7,9 +7,8 @@ import zlib
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image
-
-from lib.dataset.images import FIRST_PAUSE_SECONDS, DecodeError, decode
+from lib.dataset.decode import DecodeError
+from lib.dataset.images import FIRST_PAUSE_SECONDS, EncodedImages
 from lib.dataset.shards.index import PackedIndex
 
 # Shards that a process keeps open; the system's usual limit is 1024 files.
@@ -40,7 +39,7 @@ class OpenShard:
             return os.read(self.descriptor, length)
 
 
-class ShardImages:
+class ShardImages(EncodedImages):
     """The packed images of a split. Pickled as the index's path: each process maps and opens for itself.
 
     Every read is compared with the checksum taken when packing, which costs about a hundredth of decoding: whatever
@@ -87,10 +86,6 @@ class ShardImages:
         if zlib.crc32(data) != self.index.checksums.item(row):
             raise DecodeError(f'{self._path(row)}, row {row}: the bytes there are not those that were packed')
         return data
-
-    def load(self, row: int) -> Image.Image:
-        """Return an RGB image. Raises: as `read`; DecodeError if it cannot be decoded."""
-        return decode(self.read(row))
 
     def _path(self, row: int) -> str:
         return self._paths[self.index.shards.item(row)]

@@ -131,10 +131,11 @@ class PackedIndex:
             try:
                 size = path.stat().st_size
             except FileNotFoundError:
-                raise UserError(
-                    f'{path}: no such file, but {self.path.name} lists it; copy it here again, or write it anew with '
-                    'the command that packed it'
-                ) from None
+                warnings.append(
+                    f'{path}: no such file, but {self.path.name} lists it with {shard.num_images} images; copy it here '
+                    'again, or write it anew with the command that packed it'
+                )
+                continue
             if size != shard.size:
                 lost = np.count_nonzero((self.shards == number) & (self.offsets + self.lengths > size))
                 warnings.append(

@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lib.dataset.annotations import ClassNames
+from lib.dataset.images import EncodedImages
 from lib.dataset.shards.images import ShardImages
 from lib.dataset.shards.index import COLUMNS, FORMAT, INDEX, Contents, Shard, write_table
 from lib.dataset.shards.verify import ShardReader
 from lib.dataset.shards.write import (
     PARTS,
     Encoding,
-    NamedImages,
     ShardTask,
     ShardWriter,
     part_path,
@@ -53,7 +53,7 @@ class SplitJob:
     """
 
     folder: Path
-    images: NamedImages
+    images: EncodedImages
     labels: np.ndarray
     names: pa.LargeStringArray
     num_classes: int

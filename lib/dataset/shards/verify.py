@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.dataset.images import DecodeError
+from lib.dataset.decode import DecodeError
 from lib.dataset.shards.images import ShardImages
 
 

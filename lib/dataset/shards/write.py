@@ -14,7 +14,8 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from lib.dataset.images import DecodeError, read_bytes
+from lib.dataset.decode import DecodeError
+from lib.dataset.images import EncodedImages
 from lib.dataset.shards.encode import Stored
 from lib.dataset.shards.index import COLUMNS, Shard, read_table, write_table
 from lib.errors import UserError
@@ -23,12 +24,6 @@ from lib.runtime.files import replacing
 PARTS = 'parts'
 # So many undecodable images always pass, as in training.
 MIN_BAD = 10
-
-
-class NamedImages(Protocol):
-    """Where the images to be packed come from."""
-
-    def name(self, row: int) -> str: ...
 
 
 class Encoding(Protocol):
@@ -71,7 +66,7 @@ class ShardWriter:
     """
 
     folder: Path
-    images: NamedImages
+    images: EncodedImages
     encoding: Encoding
     max_bad_fraction: float
 
@@ -99,7 +94,7 @@ class ShardWriter:
     def _stored(self, row: int) -> tuple[Stored, int]:
         """Return what is packed of an image, and how many bytes it had."""
         try:
-            data = self._read(row)
+            data = self.images.read(row)
         except FileNotFoundError:
             return Stored(b'', fault='no such file'), 0
         except DecodeError as error:  # packed before, and lost since
@@ -107,10 +102,6 @@ class ShardWriter:
         except OSError as error:
             raise UserError(f'{self.images.name(row)}: cannot be read ({error.strerror or error})') from None
         return self.encoding(data), len(data)
-
-    def _read(self, row: int) -> bytes:
-        read = getattr(self.images, 'read', None)
-        return read(row) if read else read_bytes(self.images.name(row))
 
     def _check(self, task: ShardTask, rows: '_Rows') -> None:
         bad = [place for place, fault in enumerate(rows.columns['fault']) if fault]

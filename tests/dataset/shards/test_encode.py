@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from lib.dataset.images import decode
+from lib.dataset.decode import decode
 from lib.dataset.shards.encode import UNKNOWN, Copy, Reencode
 from tests.dataset.shards.packing import encoded, smooth
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib.dataset.images import FileImages, decode
+from lib.dataset.decode import decode
+from lib.dataset.images import FileImages
 from lib.dataset.shards.encode import Reencode
 from lib.dataset.shards.images import ShardImages
 from lib.dataset.shards.index import INDEX

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from lib.dataset.index import ProductIndex
-from lib.dataset.loader import Batch, BatchReader, EvalLoader, TrainLoader
+from lib.dataset.loader import Batch, EvalLoader, TrainLoader
 from lib.dataset.normalize import Normalize
+from lib.dataset.reader import BatchReader
 from lib.dataset.sampler import Sampler, class_balance, instance_balance
 from lib.dataset.shards.images import ShardImages
 from lib.dataset.transforms import RandomResizedCrop, ResizeCenterCrop
@@ -25,13 +26,13 @@ def feed(num_workers):
 
 def train_batches(images, num_workers=0, on_bad='replace', weights=class_balance, batch_size=4) -> list[Batch]:
     index = ProductIndex(LABELS, 4)
-    reader = BatchReader(images, LABELS, RandomResizedCrop(SIZE), SIZE, 3, on_bad, index)
+    reader = BatchReader(images, LABELS, RandomResizedCrop(SIZE), 3, on_bad, index)
     loader = TrainLoader(reader, Sampler(weights, index, 3, max_epoch=5), len(LABELS), batch_size, **feed(num_workers))
     return [batch for epoch in range(2) for batch in loader.batches(epoch)]
 
 
 def eval_batches(images, num_workers=0) -> list[Batch]:
-    reader = BatchReader(images, LABELS, ResizeCenterCrop(SIZE, 0.875), SIZE, 0)
+    reader = BatchReader(images, LABELS, ResizeCenterCrop(SIZE, 0.875), 0)
     return list(EvalLoader(reader, len(LABELS), 4, **feed(num_workers)))
 
 
