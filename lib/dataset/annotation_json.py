@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -11,21 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lib.dataset.annotation_rows import Entry, Rows, read_rows, rows_of
 from lib.dataset.paths import strings
 
-BLOCK_BYTES = 1 << 20  # small enough for the processor's cache: twice as fast as 8 MB
+BLOCK_BYTES = 1 << 19  # small enough for the processor's cache: twice as fast as 8 MB
+_AHEAD = 4  # blocks waiting for the threads that parse them
 _CUTS = 8  # ends of objects tried in a block; the last one may lie in a nested object or in a text
 _HEAD = re.compile(rb'\s*\{\s*(?:"num_classes"\s*:\s*[0-9]+\s*,\s*)?"annotations"\s*:\s*\[')
 _LAST_NARROW = 2**31 - 1
 
 
-class _Entry(msgspec.Struct, gc=False):
-    fpath: str
-    category_id: int
-
-
 class _File(msgspec.Struct):
-    annotations: list[_Entry]
+    annotations: list[Entry]
     num_classes: int
 
 
@@ -54,7 +52,7 @@ class Parsed:
         paths: (num_images,) Arrow strings: 32-bit offsets, 64-bit ones from 2 GiB of text on.
         labels: (num_images,) int32, as written: whether they are in range is not looked at.
         num_classes: as written.
-        may_repeat: False when no path comes twice; True when one may (two paths may share a hash).
+        prints: (num_images,) uint64, a fingerprint of each path: equal ones have equal fingerprints.
         digest: SHA-256 of the file.
         beginning: (bytes, their SHA-256, entries in them): see Beginning; (0, '', 0) when there is none.
     """
@@ -62,7 +60,7 @@ class Parsed:
     paths: pa.Array
     labels: np.ndarray
     num_classes: int
-    may_repeat: bool
+    prints: np.ndarray
     digest: str
     beginning: tuple[int, str, int] = (0, '', 0)
 
@@ -73,60 +71,33 @@ class Parsed:
 
 
 class _Columns:
-    """Columns that grow by entries."""
+    """Columns that grow by rows."""
 
     def __init__(self, known: Beginning | None = None) -> None:
         self._text = bytearray()
         self._lengths: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
-        self._hashes: list[np.ndarray] = []
-        self._known = known
+        self._prints: list[np.ndarray] = []
         self.num_rows = 0
         if known:
-            self.num_rows = len(known.paths)
             _, offsets, text = known.paths.buffers()
             wide = np.int64 if pa.types.is_large_string(known.paths.type) else np.int32
-            offsets = np.frombuffer(offsets, wide)[: self.num_rows + 1]
-            self._text += memoryview(text)[: offsets[-1]]
-            self._lengths.append(np.diff(offsets))
-            self._labels.append(known.labels)
+            offsets = np.frombuffer(offsets, wide)[: len(known.paths) + 1]
+            self.add(Rows.of(memoryview(text)[: offsets[-1]], np.diff(offsets), known.labels))
 
-    def add(self, entries: list[_Entry]) -> None:
-        paths = [entry.fpath for entry in entries]
-        self._labels.append(np.fromiter([entry.category_id for entry in entries], np.int32, len(entries)))
-        text = ''.join(paths)
-        if text.isascii():
-            self._text += text.encode()
-            lengths = map(len, paths)
-        else:
-            encoded = [path.encode() for path in paths]
-            self._text += b''.join(encoded)
-            lengths = map(len, encoded)
-        self._lengths.append(np.fromiter(lengths, np.int32, len(paths)))
-        self._hashes.append(np.fromiter(map(hash, paths), np.int64, len(paths)))
-        self.num_rows += len(paths)
+    def add(self, rows: Rows) -> None:
+        self._text += rows.text
+        self._lengths.append(rows.lengths)
+        self._labels.append(rows.labels)
+        self._prints.append(rows.prints)
+        self.num_rows += len(rows.labels)
 
-    def finish(self) -> tuple[pa.Array, np.ndarray, bool]:
-        """Return paths, labels, may_repeat."""
-        wide = np.int32 if len(self._text) <= _LAST_NARROW else np.int64
-        offsets = np.zeros(self.num_rows + 1, wide)
+    def finish(self) -> tuple[pa.Array, np.ndarray, np.ndarray]:
+        """Return paths, labels, prints."""
+        offsets = np.zeros(self.num_rows + 1, np.int32 if len(self._text) <= _LAST_NARROW else np.int64)
         np.cumsum(np.concatenate(self._lengths), out=offsets[1:])
-        paths = strings(self.num_rows, offsets, self._text)
-        may_repeat = _has_equals(np.concatenate(self._hashes))
-        if self._known and not may_repeat:
-            old, new = paths[: len(self._known.labels)], paths[len(self._known.labels) :]
-            # Python's hashes are another run's by now, so the new paths are looked for among the old ones.
-            few, many = sorted((old, new), key=len)
-            may_repeat = bool(pc.any(pc.is_in(many, value_set=few)).as_py())
-        return paths, np.concatenate(self._labels), may_repeat
-
-
-def _has_equals(numbers: np.ndarray) -> bool:
-    # Two threads sort half of them each.
-    below = numbers < 0
-    with ThreadPoolExecutor(2) as workers:
-        halves = list(workers.map(np.sort, (numbers[below], numbers[~below])))
-    return any(bool((half[1:] == half[:-1]).any()) for half in halves)
+        paths = strings(self.num_rows, offsets, memoryview(self._text))
+        return paths, np.concatenate(self._labels), np.concatenate(self._prints)
 
 
 def parse_in_blocks(file: BinaryIO, known: Beginning | None = None, block_bytes: int = BLOCK_BYTES) -> Parsed:
@@ -138,12 +109,16 @@ def parse_in_blocks(file: BinaryIO, known: Beginning | None = None, block_bytes:
         OtherForm: other keys come first, or anything is wrong. The whole file, read at once, will tell.
         OSError: from reading.
     """
-    # One thread hashes what another one parses.
-    with ThreadPoolExecutor(1) as worker:
+    try:
         try:
-            return _Reading(file, worker, block_bytes).run(known)
-        except (msgspec.DecodeError, UnicodeError, OverflowError, RecursionError) as error:
-            raise OtherForm from error
+            return _Reading(file, block_bytes).run(known, ahead=True)
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            file.seek(0)
+            return _Reading(file, block_bytes).run(known, ahead=False)
+    except (msgspec.DecodeError, UnicodeError, OverflowError, RecursionError) as error:
+        raise OtherForm from error
 
 
 def parse_whole(data: bytes) -> Parsed:
@@ -155,23 +130,23 @@ def parse_whole(data: bytes) -> Parsed:
     try:
         file = msgspec.json.decode(data, type=_File)
         columns = _Columns()
-        columns.add(file.annotations)
+        columns.add(rows_of(file.annotations))
     except (msgspec.DecodeError, UnicodeError, OverflowError, RecursionError) as error:
         raise OtherForm from error
-    paths, labels, may_repeat = columns.finish()
-    return Parsed(paths, labels, file.num_classes, may_repeat, hashlib.sha256(data).hexdigest())
+    paths, labels, prints = columns.finish()
+    return Parsed(paths, labels, file.num_classes, prints, hashlib.sha256(data).hexdigest())
 
 
 class _Reading:
     """One pass over a file."""
 
-    def __init__(self, file: BinaryIO, worker: ThreadPoolExecutor, block_bytes: int) -> None:
-        self._file, self._worker, self._block_bytes = file, worker, block_bytes
+    def __init__(self, file: BinaryIO, block_bytes: int) -> None:
+        self._file, self._block_bytes = file, block_bytes
         self._sha = hashlib.sha256()
         self._num_bytes = 0
-        self._decode = msgspec.json.Decoder(list[_Entry]).decode
 
-    def run(self, known: Beginning | None) -> Parsed:
+    def run(self, known: Beginning | None, ahead: bool) -> Parsed:
+        """Read the file; `ahead`: two threads parse, each block's last comma between braces taken for an entry's."""
         first = self._file.read(self._block_bytes)
         found = _HEAD.match(first)
         if not found:
@@ -184,13 +159,30 @@ class _Reading:
             self._file.seek(len(first))
             self._pass(head)
             data = first[len(head) :]
-        while block := self._file.read(self._block_bytes):
-            data += block
-            entries, end = self._entries(data)
-            columns.add(entries)
-            self._pass(data[:end])
-            data = data[end:]
+        with ThreadPoolExecutor(2) as workers:
+            pending: deque[Future] = deque()
+            while block := self._file.read(self._block_bytes):
+                data += block
+                if ahead:
+                    end = self._cut(data)
+                    if end:
+                        pending.append(workers.submit(read_rows, data[: end - 1]))
+                else:
+                    end = self._read_to_cut(data, columns)
+                self._pass(data[:end])
+                data = data[end:]
+                while len(pending) > _AHEAD:
+                    columns.add(pending.popleft().result())
+            for rows in pending:
+                columns.add(rows.result())
         return self._end(head, data, columns)
+
+    def _cut(self, data: bytes) -> int:
+        """Return where the last comma between braces ends, 0 when there is none yet."""
+        end = data.rfind(b'},')
+        if end < 0 and len(data) > 16 * self._block_bytes:
+            raise OtherForm
+        return end + 2 if end >= 0 else 0
 
     def _begins_with(self, known: Beginning) -> bool:
         """Read past what is known, if the file begins with it."""
@@ -204,8 +196,8 @@ class _Reading:
         self._sha, self._num_bytes = sha, known.num_bytes
         return True
 
-    def _entries(self, data: bytes) -> tuple[list[_Entry], int]:
-        """Return the entries at the start of `data` up to one of the last commas between two, and where they end.
+    def _read_to_cut(self, data: bytes, columns: _Columns) -> int:
+        """Add the entries at the start of `data` up to one of the last commas between two; return where they end.
 
         A cut is right exactly when what lies before it, closed by a bracket, is a list: inside a text or a nested
         object the bracket would be part of the text or close the wrong thing.
@@ -216,31 +208,31 @@ class _Reading:
             if cut < 0:
                 break
             try:
-                return self._decode(b'[' + data[: cut + 1] + b']'), cut + 2
+                columns.add(read_rows(data[: cut + 1]))
             except msgspec.ValidationError:
                 raise
             except msgspec.DecodeError:
                 continue
+            return cut + 2
         if cut >= 0 or len(data) > 16 * self._block_bytes:
             raise OtherForm
-        return [], 0
+        return 0
 
     def _end(self, head: bytes, data: bytes, columns: _Columns) -> Parsed:
         """Read the last entries and what follows them, as a small file of its own."""
         rows = columns.num_rows
-        begun = (self._num_bytes, self._worker.submit(self._sha.hexdigest).result(), rows) if rows else (0, '', 0)
+        begun = (self._num_bytes, self._sha.hexdigest(), rows) if rows else (0, '', 0)
         # JSON takes the last of two equal keys, which the blocks so far may not be.
         if rows and b'"annotations"' in data:
             raise OtherForm
         file = msgspec.json.decode(head + data, type=_File)
         if rows and not file.annotations:  # a comma too many before the closing bracket
             raise OtherForm
-        columns.add(file.annotations)
+        columns.add(rows_of(file.annotations))
         self._pass(data)
-        paths, labels, may_repeat = columns.finish()
-        digest = self._worker.submit(self._sha.hexdigest).result()
-        return Parsed(paths, labels, file.num_classes, may_repeat, digest, begun)
+        paths, labels, prints = columns.finish()
+        return Parsed(paths, labels, file.num_classes, prints, self._sha.hexdigest(), begun)
 
     def _pass(self, data: bytes) -> None:
         self._num_bytes += len(data)
-        self._worker.submit(self._sha.update, data)
+        self._sha.update(data)

@@ -4,6 +4,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -16,6 +17,7 @@ import pyarrow as pa
 from lib.dataset.annotation_cache import About, Columns, Damaged, Stamp, load, places, save
 from lib.dataset.annotation_faults import FORM, SHOWN, entry_faults, fault_line, faults_of, parse
 from lib.dataset.annotation_json import Beginning, OtherForm, Parsed, parse_in_blocks, parse_whole
+from lib.dataset.annotation_rows import has_equals
 from lib.dataset.index import class_starts, rows_by_class
 from lib.dataset.paths import PathColumn
 from lib.errors import UserError
@@ -210,10 +212,12 @@ def _parsed_columns(path: str | Path, file: BinaryIO, stamp: Stamp, known: Begin
     if _is_faulty(parsed):
         file.seek(0)
         raise UserError(faults_of(path, parse(path, file.read())))
-    starts = class_starts(parsed.labels, parsed.num_classes)
-    warnings = [*_duplicates(parsed), *_empty_classes(starts)]
+    with ThreadPoolExecutor(1) as worker:
+        may_repeat = worker.submit(has_equals, parsed.prints)
+        starts = class_starts(parsed.labels, parsed.num_classes)
+        by_class = rows_by_class(parsed.labels, parsed.num_classes)
+    warnings = [*(_duplicates(parsed.paths) if may_repeat.result() else []), *_empty_classes(starts)]
     about = About(stamp, parsed.digest, parsed.beginning, parsed.num_classes, warnings)
-    by_class = rows_by_class(parsed.labels, parsed.num_classes)
     return Columns(PathColumn(parsed.paths), parsed.labels, starts, by_class, about)
 
 
@@ -224,15 +228,13 @@ def _is_faulty(parsed: Parsed) -> bool:
     )
 
 
-def _duplicates(parsed: Parsed) -> list[str]:
-    if not parsed.may_repeat:
-        return []
-    codes = parsed.paths.dictionary_encode().indices.to_numpy()
+def _duplicates(paths: pa.Array) -> list[str]:
+    codes = paths.dictionary_encode().indices.to_numpy()
     _, first = np.unique(codes, return_index=True)
     repeated = np.setdiff1d(np.arange(len(codes)), first, assume_unique=True)
     if not len(repeated):
         return []
-    named = ', '.join(f'entry {row} ({parsed.paths[int(row)]})' for row in repeated[:SHOWN])
+    named = ', '.join(f'entry {row} ({paths[int(row)]})' for row in repeated[:SHOWN])
     return [f'{len(repeated)} entries repeat an earlier fpath: {named}{", ..." * (len(repeated) > SHOWN)}']
 
 
