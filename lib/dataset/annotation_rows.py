@@ -176,7 +176,7 @@ def fingerprints(text: bytes | memoryview, lengths: np.ndarray) -> np.ndarray:
 
 
 def _mixed(words: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    mixed = lengths.astype(np.uint64)
+    mixed = lengths.astype(np.uint64) * _PRIMES[1]
     shortest, longest = int(lengths.min()), int(lengths.max())
     for place in range(0, longest, 8):
         word = words[starts + place] if place + 8 <= shortest else _ends(words, starts + place, lengths - place)

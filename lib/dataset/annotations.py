@@ -163,6 +163,8 @@ def _kept_columns(path: Path, file: BinaryIO) -> Columns:
             columns = Columns(kept.paths, kept.labels, kept.starts, kept.by_class, about)
         file.seek(0)
     if columns is None:
+        if kept is not None:
+            LOGGER.info('%s: has changed since its parsed form was kept, so it is parsed again', path)
         columns = _parsed_columns(path, file, stamp, _beginning(kept, stamp))
     if Stamp.of(os.fstat(file.fileno())) != stamp:
         return columns  # it is being written to
