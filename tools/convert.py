@@ -1,6 +1,6 @@
 """Convert a data set of a known form to this project's annotation files.
 
-python tools/convert.py FORMAT SOURCE [OUT] [--option value]
+python tools/convert.py FORMAT SOURCE [OUT] [--option value] [--append]
 """
 
 import argparse
@@ -86,6 +86,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             '--valid_fraction', metavar='SHARE', type=float, help='keep this share of each class for validation, where '
             'SOURCE has no such split (0.1: a tenth)',
         )  # fmt: skip
+        command.add_argument(
+            '--append', action='store_true', help='add the images to the converted set in OUT; known ones are left out'
+        )
         command.add_argument('--seed', metavar='N', type=int, default=0, help='which images those are (default: 0)')
     options = parser.parse_args(arguments)
     if options.valid_fraction is not None and not 0 < options.valid_fraction <= 0.9:
@@ -96,9 +99,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def convert(
-    format_name: str, source: Path, out: Path, *, valid_fraction: float | None = None, seed: int = 0, **options: str
+    format_name: str,
+    source: Path,
+    out: Path,
+    *,
+    valid_fraction: float | None = None,
+    seed: int = 0,
+    append: bool = False,
+    **options: str,
 ) -> None:
-    """Convert `source` into `out` and say what was written."""
+    """Convert `source` into `out`, or append it to what is there, and say what was written."""
+    from lib.dataset.formats.append import append_converted
     from lib.dataset.formats.summary import summary_lines
     from lib.dataset.formats.validation import with_validation
     from lib.dataset.formats.write import write_converted
@@ -106,12 +117,16 @@ def convert(
     converted = converters()[format_name](source, **options)
     if valid_fraction is not None:
         converted = with_validation(converted, fraction=valid_fraction, seed=seed)
-    elif 'val' not in converted.splits:
+    elif 'val' not in converted.splits and not append:
         converted.warnings.append('SOURCE has no validation split: --valid_fraction 0.1 keeps a tenth of each class')
-    paths = write_converted(converted, out)
+    if append:
+        lines = append_converted(converted, out)
+    else:
+        paths = write_converted(converted, out)
+        lines = summary_lines(converted, paths)
     for warning in converted.warnings:
         print(f'warning: {warning}', file=sys.stderr)
-    print('\n'.join(summary_lines(converted, paths)))
+    print('\n'.join(lines))
 
 
 def next_command(format_name: str, out: Path) -> str:

@@ -64,20 +64,22 @@ class ClassNames:
     parents: list[list[str]]
 
 
-def read_annotations(path: str | Path) -> Annotations:
+def read_annotations(path: str | Path, *, keep: bool = True) -> Annotations:
     """Read a labelled split (training, validation) in the form `{"annotations": [...], "num_classes": C}`.
 
-    Large files are parsed once: see lib.dataset.annotation_cache.
+    With `keep`, large files are parsed once: see lib.dataset.annotation_cache.
 
     Raises:
         UserError: no such file, broken JSON, or faulty entries: the first ten by position, then their number.
     """
     with _opened(path) as file:
         status = os.fstat(file.fileno())
-        if stat.S_ISREG(status.st_mode) and status.st_size >= CACHED_FROM_BYTES:
+        if not stat.S_ISREG(status.st_mode):
+            file = BytesIO(file.read())  # a pipe is read once
+        if keep and status.st_size >= CACHED_FROM_BYTES:
             columns = _kept_columns(Path(path), file)
         else:
-            columns = _parsed_columns(path, BytesIO(file.read()), Stamp.of(status))
+            columns = _parsed_columns(path, file, Stamp.of(status))
     warnings = [f'{path}: {warning}' for warning in columns.about.warnings]
     num_classes = columns.about.num_classes
     return Annotations(columns.paths, columns.labels, num_classes, str(path), warnings, columns.by_class)

@@ -15,6 +15,9 @@ UNUSED = {
     'OPTIMIZER.BETAS': ((0.8, 0.9), 'OPTIMIZER.TYPE'),
     'SCHEDULE.FINAL_LR': (0.1, 'SCHEDULE.TYPE'),
     'SCHEDULE.DIV_FACTOR': (2.0, 'SCHEDULE.TYPE'),
+    'SAMPLER.BETA': (0.5, 'SAMPLER.TYPE'),
+    'SAMPLER.REPEAT_THRESHOLD': (0.5, 'SAMPLER.TYPE'),
+    'SAMPLER.IMAGES_PER_CLASS': (4, 'SAMPLER.TYPE'),
 }
 
 
@@ -59,6 +62,13 @@ def test_it_is_a_mistake_only_if_set_no_earlier_than_the_method():
     check(values, {'LOSS.TYPE': -2, 'LOSS.GAMMA': -1})
 
 
+def test_a_second_selector_uses_a_key_as_well():
+    check({'SAMPLER.SWITCH_TYPE': 'effective_number', 'SAMPLER.BETA': 0.5})
+    assert 'SAMPLER.BETA is 0.5' in refused({'SAMPLER.SWITCH_TYPE': 'reverse', 'SAMPLER.BETA': 0.5})
+    # Chosen by a recipe, given up by the command line.
+    check({'SAMPLER.SWITCH_TYPE': '', 'SAMPLER.BETA': 0.5}, {'SAMPLER.SWITCH_TYPE': 1})
+
+
 def test_an_unused_key_at_its_default_is_no_mistake():
     check({'LOSS.GAMMA': KEYS['LOSS.GAMMA'].default})
 
@@ -74,6 +84,7 @@ def test_an_unused_key_at_its_default_is_no_mistake():
         ({'SCHEDULE.DECAY_FACTORS': ()}, ['SCHEDULE.DECAY_FACTORS has 0']),
         ({'OPTIMIZER.NESTEROV': True, 'OPTIMIZER.MOMENTUM': 0.0}, ['OPTIMIZER.NESTEROV', 'OPTIMIZER.MOMENTUM']),
         ({'SAMPLER.SWITCH_EPOCH': 3}, ['SAMPLER.SWITCH_EPOCH is 3', 'SAMPLER.SWITCH_TYPE']),
+        ({'SAMPLER.TYPE': 'class_balance', 'SAMPLER.IMAGES_PER_CLASS': 3}, ['must divide TRAIN.BATCH_SIZE 512']),
         ({'INPUT.SCALE': (1.0,)}, ['INPUT.SCALE', 'two numbers']),
         ({'INPUT.SCALE': (1.0, 0.5)}, ['INPUT.SCALE', 'smaller one first']),
         ({'INPUT.RATIO': (1.0, 2.0, 3.0)}, ['INPUT.RATIO', 'two numbers']),

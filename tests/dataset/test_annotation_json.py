@@ -96,7 +96,7 @@ ONE = '{"category_id":1,"fpath":"a"}'
         f'{{"annotations": [{",".join([ONE] * 50)},null], "num_classes": 2}}',
         f'{{"annotations": [{",".join([ONE] * 20)},{{"fpath": "a"}},{",".join([ONE] * 50)}], "num_classes": 2}}',
         f'{{"annotations": [{ONE.replace("1", "01")},{",".join([ONE] * 50)}], "num_classes": 2}}',
-        f'{{"annotations": [{",".join([ONE] * 50)}], "annotations": [{ONE},{ONE}], "num_classes": 2}}',  # the last counts
+        f'{{"annotations": [{",".join([ONE] * 50)}], "annotations": [{ONE},{ONE}], "num_classes": 2}}',
     ],
     ids=range(12),
 )  # fmt: skip

@@ -78,6 +78,11 @@ OPTIONS = [
     row('NAME with a slash', f'{TRAIN}/../../out', 'NAME', 'one folder'),
     row('switch without a sampler', f'{TRAIN} --SAMPLER_SWITCH_EPOCH 1', 'SAMPLER.SWITCH_EPOCH is 1',
         'SAMPLER.SWITCH_TYPE'),
+    row('unused beta', f'{TRAIN} --SAMPLER_BETA 0.5', 'SAMPLER.BETA is 0.5', 'effective_number'),
+    row('images a class that do not fill a batch', f'{TRAIN} --SAMPLER_TYPE class_balance --SAMPLER_IMAGES_PER_CLASS 5'
+        ' --TRAIN_BATCH_SIZE 8', 'SAMPLER.IMAGES_PER_CLASS is 5', 'divide TRAIN.BATCH_SIZE 8'),
+    row('more classes a batch than there are', f'{TRAIN} --SAMPLER_TYPE class_balance --SAMPLER_IMAGES_PER_CLASS 2'
+        ' --TRAIN_BATCH_SIZE 16', 'a batch of 16 images needs 8 classes, but only 6 have images', warns=True),
     row('no such device', f'{TRAIN} --RUN_DEVICE cuda:77', 'RUN.DEVICE is cuda:77', 'auto'),
     row('a device that is none', f'{TRAIN} --RUN_DEVICE gpu', "RUN.DEVICE is 'gpu'", "'cuda:N'"),
     row('LOG_ROOT is a file', f'{TRAIN} --LOG_ROOT recipe.yaml', 'recipe.yaml/new: not a directory'),
@@ -273,6 +278,8 @@ CONVERSIONS = [
         disk=text('a.txt', 'nowhere.jpg 0\n')),
     row('source is empty', f'{CONVERT} csv a.csv', 'a.csv', disk=text('a.csv', '')),
     row('folder without classes', f'{CONVERT} imagefolder empty', 'empty', disk=text('empty/a.txt', '')),
+    row('nothing to append to', f'{CONVERT} aliproducts shop empty --append', 'empty/classes.json: no such file',
+        '--append', disk=text('empty/a.txt', '')),
     row('OUT is a file', f'{CONVERT} aliproducts shop recipe.yaml', 'recipe.yaml: file exists'),
 ]  # fmt: skip
 

@@ -26,9 +26,9 @@ def write_converted(converted: Converted, folder: Path) -> dict[str, Path]:
     Raises:
         UserError: a split is empty, a path is not Unicode, or no image of a split is where its path points.
     """
-    prefix = _prefix(converted.root, folder)
+    prefix = path_prefix(converted.root, folder)
     for name, split in converted.splits.items():
-        _check_split(name, split, converted.root)
+        check_split(name, split, converted.root)
     paths = {name: folder / f'converted_{name}.json' for name in SPLITS if name in converted.splits}
     for name in SPLITS:
         old = folder / f'converted_{name}.json'
@@ -37,24 +37,39 @@ def write_converted(converted: Converted, folder: Path) -> dict[str, Path]:
     with ExitStack() as stack:
         for name, path in paths.items():
             temporary = stack.enter_context(replacing(path))
-            with open(temporary, 'wb') as file:
-                file.writelines(_encode(converted.splits[name], len(converted.names), prefix))
-        classes = {'names': converted.names}
-        if converted.parents is not None:
-            classes['parents'] = converted.parents
+            write_split(temporary, converted.splits[name], len(converted.names), prefix)
         temporary = stack.enter_context(replacing(folder / 'classes.json'))
-        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(classes), indent=1) + b'\n')
+        temporary.write_bytes(encode_classes(converted.names, converted.parents))
     return paths
 
 
-def _encode(split: Split, num_classes: int, prefix: str) -> Iterator[bytes]:
-    """Yield the file in pieces, one image a line."""
+def encode_classes(names: list[str], parents: list[list[str]] | None) -> bytes:
+    """Return the content of classes.json."""
+    classes = {'names': names} if parents is None else {'names': names, 'parents': parents}
+    return msgspec.json.format(msgspec.json.encode(classes), indent=1) + b'\n'
+
+
+def write_split(path: Path, split: Split, num_classes: int, prefix: str) -> None:
+    """Write a file in pieces, one image a line."""
+    labelled = split.labels is not None
+    with open(path, 'wb') as file:
+        file.write(b'{"annotations": [\n' if labelled else b'{"images": [\n')
+        file.writelines(encode_entries(split, prefix))
+        file.write(end_of_file(num_classes if labelled else None))
+
+
+def end_of_file(num_classes: int | None) -> bytes:
+    """Return what stands after the last entry; None: the split has no labels."""
+    return b']}\n' if num_classes is None else b'],\n"num_classes": %d}\n' % num_classes
+
+
+def encode_entries(split: Split, prefix: str) -> Iterator[bytes]:
+    """Yield the entries in pieces, one a line, with commas between them."""
     encoder = msgspec.json.Encoder()
     labelled = split.labels is not None
-    yield b'{"annotations": [\n' if labelled else b'{"images": [\n'
     for start in range(0, len(split), _ROWS):
         rows = slice(start, start + _ROWS)
-        paths = [_join(prefix, path) for path in split.paths[rows]]
+        paths = [join_path(prefix, path) for path in split.paths[rows]]
         if labelled:
             labels = split.labels[rows].tolist()
             entries = [{'category_id': label, 'fpath': path} for path, label in zip(paths, labels, strict=True)]
@@ -62,10 +77,10 @@ def _encode(split: Split, num_classes: int, prefix: str) -> Iterator[bytes]:
             entries = [{'image_id': path} for path in paths]
         end = b'\n' if start + _ROWS >= len(split) else b',\n'
         yield b',\n'.join(map(encoder.encode, entries)) + end
-    yield b'],\n"num_classes": %d}\n' % num_classes if labelled else b']}\n'
 
 
-def _check_split(name: str, split: Split, root: Path) -> None:
+def check_split(name: str, split: Split, root: Path) -> None:
+    """Raise UserError for an empty split, a path that is not Unicode, or no image where the paths lead."""
     if not len(split):
         raise UserError(f'the {name} split lists no images')
     for path in split.paths:
@@ -80,7 +95,7 @@ def _check_split(name: str, split: Split, root: Path) -> None:
         )
 
 
-def _prefix(root: Path, folder: Path) -> str:
+def path_prefix(root: Path, folder: Path) -> str:
     """Return what leads from `folder` to `root` ('' when they are one)."""
     # Links are resolved, since `..` climbs from where a link leads to, not from where it lies.
     root, folder = root.resolve(), folder.resolve()
@@ -92,7 +107,8 @@ def _prefix(root: Path, folder: Path) -> str:
         return root.as_posix()
 
 
-def _join(prefix: str, path: str) -> str:
+def join_path(prefix: str, path: str) -> str:
+    """Return a path of a source as it is written: `prefix` goes before a relative one."""
     if not prefix or PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute():
         return path
     return f'{prefix}/{path}'
