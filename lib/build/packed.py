@@ -33,6 +33,7 @@ def packed_split(cfg: CfgNode, kind: str) -> tuple[Split, ClassNames | None]:
     folder = Path(cfg.DATASET.SHARDS, kind)
     images = ShardImages(folder / INDEX)
     index, contents = images.index, images.index.contents
+    LOGGER.info('%s: %d packed images (DATASET.SHARDS)', folder, len(images))
     for warning in index.check():
         LOGGER.warning('%s', warning)
     split = Split(images, index.labels, contents.num_classes, index.names, str(folder))
