@@ -162,27 +162,26 @@ class _Reading:
         with ThreadPoolExecutor(2) as workers:
             pending: deque[Future] = deque()
             while block := self._file.read(self._block_bytes):
-                data += block
-                if ahead:
-                    end = self._cut(data)
-                    if end:
-                        pending.append(workers.submit(read_rows, data[: end - 1]))
+                cut = block.rfind(b'},') if ahead else -1
+                if cut >= 0:
+                    # One copy of every byte, no more: memory that is new costs as much as parsing it.
+                    entries = b''.join((data, memoryview(block)[: cut + 1]))
+                    pending.append(workers.submit(read_rows, entries))
+                    self._pass(entries)
+                    self._pass(b',')
+                    data = block[cut + 2 :]
                 else:
-                    end = self._read_to_cut(data, columns)
-                self._pass(data[:end])
-                data = data[end:]
+                    data += block
+                    end = self._read_to_cut(data, columns) if not ahead else 0
+                    self._pass(data[:end])
+                    data = data[end:]
+                    if not end and len(data) > 16 * self._block_bytes:
+                        raise OtherForm
                 while len(pending) > _AHEAD:
                     columns.add(pending.popleft().result())
             for rows in pending:
                 columns.add(rows.result())
         return self._end(head, data, columns)
-
-    def _cut(self, data: bytes) -> int:
-        """Return where the last comma between braces ends, 0 when there is none yet."""
-        end = data.rfind(b'},')
-        if end < 0 and len(data) > 16 * self._block_bytes:
-            raise OtherForm
-        return end + 2 if end >= 0 else 0
 
     def _begins_with(self, known: Beginning) -> bool:
         """Read past what is known, if the file begins with it."""
@@ -214,7 +213,7 @@ class _Reading:
             except msgspec.DecodeError:
                 continue
             return cut + 2
-        if cut >= 0 or len(data) > 16 * self._block_bytes:
+        if cut >= 0:
             raise OtherForm
         return 0
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 _QUOTE = ord('"')
 _ENTRY = re.compile(
-    rb'(\{ "category_id" : )[0-9]{1,8}( , "fpath" : ")[^"]*(" \})(?:( , )\{|\Z)'.replace(b' ', rb'[ \t\r\n]*')
+    rb' (\{ "category_id" : )[0-9]{1,8}( , "fpath" : ")[^"]*(" \})(?:( , )\{|\Z)'.replace(b' ', rb'[ \t\r\n]*')
 )
 _QUOTES_AN_ENTRY, _MAX_DIGITS = 6, 8
 _ROWS = 1 << 16  # fingerprints worked out at a time, so that they stay in the processor's cache
@@ -75,7 +75,6 @@ def _read_alike(block: bytes) -> Rows | None:
     What is read here is a part of JSON's grammar, checked byte by byte, only without an object an entry:
     OPEN digits MIDDLE path CLOSE comma, OPEN digits ..., each of the constant pieces as in the first entry.
     """
-    block = block.strip(b' \t\r\n')
     first = _ENTRY.match(block)
     if not first or b'\\' in block:
         return None
@@ -87,9 +86,10 @@ def _read_alike(block: bytes) -> Rows | None:
     before, after = (quotes[place::_QUOTES_AN_ENTRY].copy() for place in (4, 5))  # those around the paths
     between = closing + comma + opening
     digits_end = before + 1 - len(middle)
-    digits = np.concatenate([[len(opening)], after[:-1] + len(between)])
+    digits = np.concatenate([[first.end(1)], after[:-1] + len(between)])
     num_controls = sum(letter < 32 for letter in between) * len(before) - sum(letter < 32 for letter in comma)
     num_controls += sum(letter < 32 for letter in middle) * len(before)
+    num_controls += sum(letter < 32 for letter in block[: first.start(1)])
     if (
         block[after[-1] :] != closing
         or not _stands(between, block, after[:-1])
@@ -167,7 +167,7 @@ def fingerprints(text: bytes | memoryview, lengths: np.ndarray) -> np.ndarray:
         text: bytes of all texts, one behind the other.
         lengths: (num_texts,) of each, bytes.
     """
-    words, found = _words(bytes(text) + bytes(8)), np.empty(len(lengths), np.uint64)
+    words, found = _words(b''.join((text, bytes(8)))), np.empty(len(lengths), np.uint64)
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
     for first in range(0, len(found), _ROWS):
         part = slice(first, first + _ROWS)
