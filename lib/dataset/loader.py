@@ -1,6 +1,5 @@
 """Batches on the device: workers fill uint8 batches, the device mirrors and normalises them."""
 
-import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from lib.dataset.normalize import mirror
 from lib.dataset.reader import BatchReader, Filled, Request
 from lib.errors import UserError
 from lib.runtime.shared_memory import free_shared_bytes, shared_empty
+from lib.runtime.workers import fresh_processes
 
 _REQUESTS_AHEAD = 2  # of each worker
 
@@ -104,7 +104,7 @@ class _Feed:
             pin_memory=device.type == 'cuda',
             persistent_workers=num_workers > 0,
             prefetch_factor=_REQUESTS_AHEAD if num_workers else None,
-            multiprocessing_context=_fresh_processes() if num_workers else None,
+            multiprocessing_context=fresh_processes(__name__) if num_workers else None,
             worker_init_fn=_ignore_interrupts,
         )
 
@@ -170,16 +170,6 @@ def _or_raise(filled: Filled | UserError) -> Filled:
     if isinstance(filled, UserError):
         raise filled
     return filled
-
-
-def _fresh_processes() -> multiprocessing.context.BaseContext:
-    """Return how workers are started: from a clean process, since forking one with threads or CUDA may hang."""
-    if 'forkserver' not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context('spawn')
-    context = multiprocessing.get_context('forkserver')
-    # Imported once in the server, not in every worker.
-    context.set_forkserver_preload([__name__])
-    return context
 
 
 def _ignore_interrupts(worker: int) -> None:

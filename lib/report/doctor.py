@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from lib.dataset.decode import decode
@@ -16,6 +15,7 @@ from lib.dataset.doctor.checkup import REASONS, Checkup
 from lib.dataset.doctor.findings import Group
 from lib.report.canvas import PALETTE
 from lib.report.doctor_summary import SUSPICIOUS
+from lib.report.page import page_environment
 from lib.report.photos import thumbnail
 from lib.report.summary import thousands
 from lib.runtime.files import write_text
@@ -87,13 +87,7 @@ def write_doctor_page(
     path: str | os.PathLike, checkup: Checkup, *, title: str, command: str, class_names: Sequence[str]
 ) -> Path:
     """Write the page to `path`, atomically."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters.update(thousands=thousands, size=_size)
     figures = checkup.figures()
     page = environment.get_template('doctor.html').render(

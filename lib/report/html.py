@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
@@ -15,6 +14,7 @@ from lib.report.confusion import ConfusedPair, most_confused
 from lib.report.curves import curve_panels, draw_panel
 from lib.report.data import ReportData
 from lib.report.error_by_count import draw_error_by_count
+from lib.report.page import page_environment
 from lib.report.photos import PairPhotos, pair_photos
 from lib.report.summary import dataset_facts, group_rows, percent, points, summary_cards, tau_rows, thousands
 from lib.report.tau_curve import METRICS, draw_tau
@@ -44,13 +44,7 @@ class Pair:
 
 def write_report(path: str | os.PathLike, data: ReportData) -> Path:
     """Write the report of a run to `path`, atomically. The same data gives the same bytes."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters.update(percent=percent, points=points, thousands=thousands)
     known = np.asarray(data.labels) >= 0
     labels = np.asarray(data.labels)[known]

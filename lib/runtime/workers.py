@@ -35,7 +35,7 @@ def run_tasks(work: Work, tasks: Sequence[Any], *, num_workers: int, progress: C
         for task in tasks:
             yield work(task, progress)
         return
-    context = _fresh_processes(type(work).__module__)
+    context = fresh_processes(type(work).__module__)
     waiting = iter(tasks)
     workers: dict[Connection, Any] = {}
     try:
@@ -120,8 +120,8 @@ def _outcome(work: Work, task: Any, progress: Callable[[int], None]) -> tuple[st
         return 'failed', RuntimeError(f'in a worker process:\n{traceback.format_exc()}')
 
 
-def _fresh_processes(preload: str) -> multiprocessing.context.BaseContext:
-    """Return how processes are started: from a clean one, since forking one with threads may hang."""
+def fresh_processes(preload: str) -> multiprocessing.context.BaseContext:
+    """Return how processes start: from a clean one that has imported `preload`; forking one with threads may hang."""
     if 'forkserver' not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context('spawn')
     context = multiprocessing.get_context('forkserver')

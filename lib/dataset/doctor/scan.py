@@ -1,16 +1,19 @@
 """All images of a gallery, each decoded once: columns of what was seen, some 300 bytes an image."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from lib.dataset.decode import DecodeError
-from lib.dataset.doctor.gallery import Gallery, in_parallel
+from lib.dataset.doctor.gallery import Gallery
 from lib.dataset.doctor.hashing import grey_cells, perceptual_hash
 from lib.dataset.doctor.look import SIDE, look_at, look_closer
+from lib.runtime.workers import run_tasks
 
 READABLE, UNREADABLE, MISSING = range(3)
+_JOB = 64  # images: long enough for little traffic, short enough for a quick Ctrl-C
 CELLS = 256  # grey values kept of each picture: 16 x 16
 _SEEN = np.dtype(
     [
@@ -52,11 +55,13 @@ class Scan:
 def scan(gallery: Gallery, *, num_workers: int, tell: Callable[[int], object] = lambda count: None) -> Scan:
     """Decode every image; `tell` is called with the number of images of each finished job."""
     found = Scan(np.zeros(len(gallery), _SEEN))
-    for rows, (seen, reasons, faults) in in_parallel(_scan_some, gallery, np.arange(len(gallery)), num_workers):
+    for rows, (seen, reasons, faults) in _in_parallel(_scan_some, gallery, np.arange(len(gallery)), num_workers):
         found.seen[rows] = seen
         found.reasons.update(reasons)
         found.faults.update(faults)
         tell(len(rows))
+    # Jobs end in any order.
+    found.reasons, found.faults = dict(sorted(found.reasons.items())), dict(sorted(found.faults.items()))
     return found
 
 
@@ -84,11 +89,31 @@ def scan_closer(
 ) -> Closer:
     """Look again at `rows`, which rise and were readable."""
     found = Closer(rows, np.zeros(len(rows), np.uint64), np.zeros((len(rows), SIDE, SIDE, 3), np.uint8))
-    for some, (digests, pictures) in in_parallel(_scan_some_closer, gallery, rows, num_workers):
+    for some, (digests, pictures) in _in_parallel(_scan_some_closer, gallery, rows, num_workers):
         places = found.places(some)
         found.digests[places], found.pictures[places] = digests, pictures
         tell(len(some))
     return found
+
+
+@dataclass(frozen=True)
+class _OnRows:
+    """What a process does with the rows it is handed."""
+
+    work: Callable[[Gallery, np.ndarray], Any]
+    gallery: Gallery
+
+    def __call__(self, rows: np.ndarray, progress: Callable[[int], None]) -> tuple[np.ndarray, Any]:
+        return rows, self.work(self.gallery, rows)
+
+
+def _in_parallel(
+    work: Callable[[Gallery, np.ndarray], Any], gallery: Gallery, rows: np.ndarray, num_workers: int
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """Yield (some of the rows, what `work` makes of them) until all have had their turn, in any order."""
+    jobs = [rows[start : start + _JOB] for start in range(0, len(rows), _JOB)]
+    few = len(jobs) < 2  # not worth a process
+    return run_tasks(_OnRows(work, gallery), jobs, num_workers=0 if few else num_workers, progress=lambda count: None)
 
 
 def _scan_some(gallery: Gallery, rows: np.ndarray) -> tuple[np.ndarray, dict[int, str], dict[int, str]]:
