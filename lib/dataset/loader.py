@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from lib.dataset.normalize import mirror
 from lib.dataset.reader import BatchReader, Filled, Request
 from lib.errors import UserError
+from lib.runtime.device import one_thread
 from lib.runtime.shared_memory import free_shared_bytes, shared_empty
 from lib.runtime.workers import fresh_processes
 
@@ -133,7 +135,15 @@ class _Feed:
         if ready is not None:
             yield ready
 
+    def _few_threads(self) -> AbstractContextManager:
+        # On the CPU, threads that wait for their next piece keep cores from the workers: these pieces are too small.
+        return one_thread() if self._device.type == 'cpu' else nullcontext()
+
     def _on_device(self, filled: Filled) -> Batch:
+        with self._few_threads():
+            return self._moved(filled)
+
+    def _moved(self, filled: Filled) -> Batch:
         def move(array: np.ndarray | torch.Tensor) -> torch.Tensor:
             return torch.as_tensor(array).to(self._device, non_blocking=True)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms import functional
 
-from lib.dataset.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from lib.dataset.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize, mirror
 
 
 @pytest.fixture
@@ -69,3 +69,12 @@ def test_cuda_equals_cpu(images):
     result = Normalize()(images.cuda())
     assert result.is_cuda
     torch.testing.assert_close(result.cpu(), Normalize()(images), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('places', [[], [0], [1, 3], [0, 1, 2, 3]], ids=str)
+def test_mirror(images, places):
+    expected = torch.stack([functional.hflip(image.permute(2, 0, 1)).permute(1, 2, 0) for image in images])
+    before = images.clone()
+    result = mirror(images, torch.tensor(places, dtype=torch.int64))
+    for place in range(4):
+        assert torch.equal(result[place], (expected if place in places else before)[place])
