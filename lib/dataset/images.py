@@ -97,7 +97,7 @@ def read_bytes(path: str | os.PathLike, attempts: int = 3) -> bytes:
     """
     for attempt in range(attempts):
         try:
-            with open(path, 'rb') as file:
+            with open(path, 'rb', buffering=0) as file:
                 return file.read()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
             raise  # waiting does not mend these

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import torch
 from PIL import Image
 
 from lib.dataset.decode import DecodeError
@@ -55,15 +54,15 @@ class CachedImages:
         """Return the cached image. Raises: OSError, DecodeError."""
         if not self._sizes[row].all():
             return self._images.open(row)
-        return PixelPicture(self._canvas(row).numpy())
+        return PixelPicture(self._canvas(row))
 
     def load(self, row: int) -> Image.Image:
         """Return the whole image, not the reduced one. Raises: OSError, DecodeError."""
         return self._images.load(row)
 
-    def _canvas(self, row: int) -> torch.Tensor:
+    def _canvas(self, row: int) -> np.ndarray:
         width, height = self._sizes[row].tolist()
-        return self._pixels[self._starts[row] : self._starts[row + 1]].view(height, width, 3)
+        return self._pixels[self._starts[row] : self._starts[row + 1]].view(height, width, 3).numpy()
 
     def _reduced_size(self, row: int) -> tuple[int, int]:
         try:

@@ -102,17 +102,17 @@ class BatchReader(Dataset):
             pixels = self.buffers[request.buffer, :batch_size]
         flip, readable = np.zeros(batch_size, bool), np.ones(batch_size, bool)
         bad: list[tuple[int, str]] = []
-        draws = self._draws(request)
+        draws, canvases = self._draws(request), pixels.numpy()
         for place, row in enumerate(request.rows.tolist()):
             slot = request.first_slot + place
             try:
-                flip[place] = self._draw(row, draws[place], pixels[place])
+                flip[place] = self._draw(row, draws[place], canvases[place])
             except DecodeError as error:
                 bad.append((row, self._bad(row, error)))
                 readable[place] = self.on_bad == 'replace'
-                pixels[place] = 0
+                canvases[place] = 0
                 if self.on_bad == 'replace':
-                    flip[place] = self._replace(row, request.epoch, slot, draws[place], pixels[place], bad)
+                    flip[place] = self._replace(row, request.epoch, slot, draws[place], canvases[place], bad)
             if self.augment and readable[place]:
                 stream = generator(self.seed, Purpose.RECOLOR, epoch=request.epoch, slot=slot)
                 self.augment(pixels[place], int(stream.integers(2**63)))
@@ -130,7 +130,7 @@ class BatchReader(Dataset):
             num_draws=self.transform.num_draws,
         ).tolist()
 
-    def _draw(self, row: int, draws: list[float], canvas: torch.Tensor) -> bool:
+    def _draw(self, row: int, draws: list[float], canvas: np.ndarray) -> bool:
         """Draw one image on the canvas, and return whether it is to be mirrored. Raises: DecodeError, UserError."""
         picture = self._open(row)
         view = self.transform.view(picture.width, picture.height, draws)
@@ -145,7 +145,7 @@ class BatchReader(Dataset):
         return str(error)
 
     def _replace(
-        self, row: int, epoch: int, slot: int, draws: list[float], canvas: torch.Tensor, bad: list[tuple[int, str]]
+        self, row: int, epoch: int, slot: int, draws: list[float], canvas: np.ndarray, bad: list[tuple[int, str]]
     ) -> bool:
         """Draw another image of the class instead, and return whether it is to be mirrored."""
         label = int(self.labels[row])

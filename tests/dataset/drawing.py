@@ -1,7 +1,6 @@
 """How tests see through a transform: a whole picture in, the canvas out, mirrored where it is to be."""
 
 import numpy as np
-import torch
 from PIL import Image
 
 from lib.dataset.picture import Picture, PixelPicture
@@ -17,7 +16,7 @@ def draw(transform: Transform, picture: Picture | Image.Image, draws: list[float
     """Return uint8 (size, size, 3)."""
     if isinstance(picture, Image.Image):
         picture = PixelPicture(np.array(picture))
-    canvas = torch.zeros(transform.size, transform.size, 3, dtype=torch.uint8)
+    canvas = np.zeros((transform.size, transform.size, 3), np.uint8)
     view = transform.view(picture.width, picture.height, draws)
     render(picture, view, canvas)
-    return canvas.numpy()[:, ::-1] if view.flip else canvas.numpy()
+    return canvas[:, ::-1] if view.flip else canvas

@@ -19,7 +19,7 @@ class FlakyDisk:
     def __init__(self, failures, error):
         self.failures, self.error, self.calls = failures, error, 0
 
-    def __call__(self, path, mode):
+    def __call__(self, path, mode, buffering=-1):
         self.calls += 1
         if self.calls <= self.failures:
             raise self.error
