@@ -3,14 +3,15 @@
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
@@ -79,7 +80,7 @@ def read_annotations(path: str | Path, *, keep: bool = True) -> Annotations:
         if keep and status.st_size >= CACHED_FROM_BYTES:
             columns = _kept_columns(Path(path), file)
         else:
-            columns = _parsed_columns(path, file, Stamp.of(status))
+            columns = _columns_of(_parsed(path, file), Stamp.of(status), lambda columns: columns)
     warnings = [f'{path}: {warning}' for warning in columns.about.warnings]
     num_classes = columns.about.num_classes
     return Annotations(columns.paths, columns.labels, num_classes, str(path), warnings, columns.by_class)
@@ -157,19 +158,20 @@ def _kept_columns(path: Path, file: BinaryIO) -> Columns:
     kept = _best_kept(path, stamp)
     if kept is not None and kept.about.stamp == stamp:
         return kept
-    columns = None
     if kept is not None and kept.about.stamp.size == stamp.size:
         if hashlib.file_digest(file, 'sha256').hexdigest() == kept.about.digest:
-            about = kept.about
-            about = About(stamp, about.digest, about.beginning, about.num_classes, about.warnings)
-            columns = Columns(kept.paths, kept.labels, kept.starts, kept.by_class, about)
+            return _saved(path, file, replace(kept, about=msgspec.structs.replace(kept.about, stamp=stamp)))
         file.seek(0)
-    if columns is None:
-        if kept is not None:
-            LOGGER.info('%s: has changed since its parsed form was kept, so it is parsed again', path)
-        columns = _parsed_columns(path, file, stamp, _beginning(kept, stamp))
-    if Stamp.of(os.fstat(file.fileno())) != stamp:
-        return columns  # it is being written to
+    if kept is not None:
+        LOGGER.info('%s: has changed since its parsed form was kept, so it is parsed again', path)
+    parsed = _parsed(path, file, _beginning(kept, stamp))
+    return _columns_of(parsed, stamp, lambda columns: _saved(path, file, columns))
+
+
+def _saved(path: Path, file: BinaryIO, columns: Columns) -> Columns:
+    """Return the columns out of the cache, which is written; themselves where it cannot be."""
+    if Stamp.of(os.fstat(file.fileno())) != columns.about.stamp:
+        return columns  # the file is being written to
     place = save(path, columns)
     if place is None:
         LOGGER.info('%s: no folder takes its parsed form, so the next run parses it again', path)
@@ -202,7 +204,7 @@ def _beginning(kept: Columns | None, stamp: Stamp) -> Beginning | None:
     return Beginning(num_bytes, digest, kept.paths.arrow[:rows], np.asarray(kept.labels)[:rows])
 
 
-def _parsed_columns(path: str | Path, file: BinaryIO, stamp: Stamp, known: Beginning | None = None) -> Columns:
+def _parsed(path: str | Path, file: BinaryIO, known: Beginning | None = None) -> Parsed:
     """Parse and check a file. Raises UserError."""
     try:
         parsed = parse_in_blocks(file, known)
@@ -216,13 +218,24 @@ def _parsed_columns(path: str | Path, file: BinaryIO, stamp: Stamp, known: Begin
     if _is_faulty(parsed):
         file.seek(0)
         raise UserError(faults_of(path, parse(path, file.read())))
+    return parsed
+
+
+def _columns_of(parsed: Parsed, stamp: Stamp, use: Callable[[Columns], Columns]) -> Columns:
+    """Return what `use` makes of the columns, while another thread looks for duplicates; are there any, it gets them
+    a second time, with the warning.
+    """
     with ThreadPoolExecutor(1) as worker:
         may_repeat = worker.submit(has_equals, parsed.prints)
         starts = class_starts(parsed.labels, parsed.num_classes)
         by_class = rows_by_class(parsed.labels, parsed.num_classes)
-    warnings = [*(_duplicates(parsed.paths) if may_repeat.result() else []), *_empty_classes(starts)]
-    about = About(stamp, parsed.digest, parsed.beginning, parsed.num_classes, warnings)
-    return Columns(PathColumn(parsed.paths), parsed.labels, starts, by_class, about)
+        about = About(stamp, parsed.digest, parsed.beginning, parsed.num_classes, _empty_classes(starts))
+        columns = Columns(PathColumn(parsed.paths), parsed.labels, starts, by_class, about)
+        used = use(columns)
+        duplicates = _duplicates(parsed.paths) if may_repeat.result() else []
+    if not duplicates:
+        return used
+    return use(replace(columns, about=msgspec.structs.replace(about, warnings=[*duplicates, *about.warnings])))
 
 
 def _is_faulty(parsed: Parsed) -> bool:
