@@ -3,14 +3,15 @@
 REAL_PHOTOS=FOLDER python benchmarks/loader.py [--json FILE]     (pip install -r benchmarks/requirements-bench.txt)
 
 RandomResizedCrop to 112 px and flip, batch 64, two workers (threads for DALI) a side, normalised float32 batches in the
-main process. Photos: the real ones (348 px), and the same enlarged to 800 px, JPEG quality 90. Packed: the 800 px
-ones at 160 px, quality 90, in tar shards as tools/pack.py writes them.
+main process, epochs of about equal time. Photos: the real ones (348 px), and the same enlarged to 800 px, JPEG
+quality 90. Packed: the 800 px ones at 160 px, quality 90, in tar shards as tools/pack.py writes them.
 """
 
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -28,7 +29,6 @@ from lib.dataset.index import ProductIndex
 from lib.dataset.loader import TrainLoader
 from lib.dataset.normalize import Normalize
 from lib.dataset.reader import BatchReader
-from lib.dataset.sampler import Sampler, instance_balance
 from lib.dataset.shards.encode import Reencode
 from lib.dataset.shards.images import ShardImages
 from lib.dataset.shards.index import INDEX
@@ -40,15 +40,27 @@ SIZE, BATCH_SIZE, WORKERS = 112, 64, 2
 LARGE, PACKED, QUALITY = 800, 160, 90
 
 
-def ours(images: Images) -> Callable[[], int]:
-    """Return a function that goes through an epoch of this project's loader."""
+@dataclass(frozen=True)
+class Repeated:
+    """Every row `times` times: an epoch as long as a peer's, so that its start counts no more than theirs."""
+
+    num_images: int
+    times: int
+
+    def plan(self, epoch: int) -> np.ndarray:
+        rows = np.arange(self.num_images).repeat(self.times)
+        return np.random.default_rng(epoch).permutation(rows)
+
+
+def ours(images: Images, times: int = 1) -> Callable[[], int]:
+    """Return a function that goes through an epoch of this project's loader, each image `times` times."""
     labels = np.zeros(len(images), np.int32)
     index = ProductIndex(labels, 1)
     reader = BatchReader(images, labels, RandomResizedCrop(SIZE), 0, 'replace', index)
-    plan = Sampler(instance_balance, index, 0, 1)
+    plan = Repeated(len(images), times)
     device = torch.device('cpu')
     loader = TrainLoader(
-        reader, plan, len(images), BATCH_SIZE, device=device, normalize=Normalize(), num_workers=WORKERS
+        reader, plan, len(images) * times, BATCH_SIZE, device=device, normalize=Normalize(), num_workers=WORKERS
     )
     return lambda: sum(len(batch.images) for batch in loader.batches(0))
 
@@ -100,15 +112,18 @@ def compare(large: list[Path], small: list[Path], packed: Images, rounds: int) -
     torchvision800 = default_loader(TorchvisionPhotos(large, SIZE), BATCH_SIZE, WORKERS)
     first = alternate(
         {
-            'raw800': ours(FileImages([str(path) for path in large])),
+            'raw800': ours(FileImages([str(path) for path in large]), times=3),
             'original800': counted(lambda: original800),
             'torchvision800': counted(lambda: torchvision800),
             'dali800': counted(dali_epoch(large, SIZE, BATCH_SIZE, WORKERS)),
-            'packed': ours(packed),
+            'packed': ours(packed, times=10),
         },
         rounds,
     )
-    sides = {'raw348': ours(FileImages([str(path) for path in small])), 'original348': counted(lambda: original348)}
+    sides = {
+        'raw348': ours(FileImages([str(path) for path in small]), times=3),
+        'original348': counted(lambda: original348),
+    }
     second = alternate(sides, rounds)
     return {
         **{f'{name}_images_per_second': rate for name, rate in (first | second).items()},

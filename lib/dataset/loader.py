@@ -98,8 +98,11 @@ class _Feed:
         self._requests: list[Request] = []
         # A request is sent out only when all but so many before it have been given back, and the last is still in use.
         self._num_buffers = num_workers * _REQUESTS_AHEAD + 1
+        self._buffers = _buffers(self._num_buffers, batch_size, reader) if num_workers else None
+        # The thread that copies batches into pinned memory knows nothing of buffers.
+        sends_pixels = num_workers == 0 or device.type == 'cuda'
         self._loader = DataLoader(
-            replace(reader, buffers=_buffers(self._num_buffers, batch_size, reader) if num_workers else None),
+            replace(reader, buffers=self._buffers, sends_pixels=sends_pixels),
             batch_size=None,
             sampler=_Queue(self._requests),
             num_workers=num_workers,
@@ -147,7 +150,8 @@ class _Feed:
         def move(array: np.ndarray | torch.Tensor) -> torch.Tensor:
             return torch.as_tensor(array).to(self._device, non_blocking=True)
 
-        pixels = mirror(move(filled.pixels), move(np.flatnonzero(filled.flip)))
+        pixels = self._buffers[filled.buffer, : len(filled.rows)] if filled.pixels is None else filled.pixels
+        pixels = mirror(move(pixels), move(np.flatnonzero(filled.flip)))
         rows = torch.from_numpy(filled.rows)
         return Batch(self._normalize(pixels), move(filled.labels), move(filled.readable), rows, filled.bad)
 

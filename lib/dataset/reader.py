@@ -41,7 +41,7 @@ class Filled:
     """A batch as a worker leaves it; only the pixels are large, and they lie in shared memory.
 
     Attributes:
-        pixels: (batch, size, size, 3) uint8 RGB, not yet mirrored.
+        pixels: (batch, size, size, 3) uint8 RGB, not yet mirrored; None where they lie in `buffer` of the reader's.
         flip: (batch,) bool, what the device is to mirror.
         labels: (batch,) int64; -1 where unknown.
         readable: (batch,) bool; False where the image could not be decoded and the pixels are zeros.
@@ -49,12 +49,13 @@ class Filled:
         bad: (row, reason) of every image that could not be decoded, replaced or not.
     """
 
-    pixels: torch.Tensor
+    pixels: torch.Tensor | None
     flip: np.ndarray
     labels: np.ndarray
     readable: np.ndarray
     rows: np.ndarray
     bad: list[tuple[int, str]] = field(default_factory=list)
+    buffer: int = 0
 
     def pin_memory(self) -> 'Filled':
         """Called by DataLoader, so that the copy to a GPU need not wait."""
@@ -76,6 +77,8 @@ class BatchReader(Dataset):
         augment: what happens to the crop before it is mirrored; None: nothing.
         buffers: (num_buffers, batch, size, size, 3) uint8 in shared memory for workers to fill, over and over (fresh
             shared memory takes longer to touch than pixels take to resize); None: each batch gets memory of its own.
+        sends_pixels: whether a batch travels with its pixels. Sending an address takes the time of ten images, so who
+            holds the buffers himself does without.
     """
 
     images: Images
@@ -86,6 +89,7 @@ class BatchReader(Dataset):
     index: ProductIndex | None = None
     augment: Augment | None = None
     buffers: torch.Tensor | None = None
+    sends_pixels: bool = True
 
     def __getitem__(self, request: Request) -> 'Filled | UserError':
         # DataLoader would wrap an exception in the worker's traceback; as a value it arrives as it is.
@@ -117,7 +121,8 @@ class BatchReader(Dataset):
                 stream = generator(self.seed, Purpose.RECOLOR, epoch=request.epoch, slot=slot)
                 self.augment(pixels[place], int(stream.integers(2**63)))
         labels = self.labels[request.rows].astype(np.int64)
-        return Filled(pixels, flip, labels, readable, request.rows, bad)
+        sent = pixels if self.sends_pixels else None
+        return Filled(sent, flip, labels, readable, request.rows, bad, request.buffer)
 
     def _draws(self, request: Request) -> list[list[float]]:
         """Return the random numbers of each slot."""
