@@ -26,9 +26,9 @@ import pyarrow as pa
 import simplejpeg
 
 from benchmarks.harness import finish, parse_arguments, real_photos
-from lib.dataset.doctor.gallery import Gallery, in_parallel
+from lib.dataset.doctor.gallery import Gallery
 from lib.dataset.doctor.hashing import close_pairs
-from lib.dataset.doctor.scan import scan
+from lib.dataset.doctor.scan import in_parallel, scan
 from lib.dataset.images import FileImages
 from lib.runtime.entry import run_script
 

@@ -55,7 +55,7 @@ class Scan:
 def scan(gallery: Gallery, *, num_workers: int, tell: Callable[[int], object] = lambda count: None) -> Scan:
     """Decode every image; `tell` is called with the number of images of each finished job."""
     found = Scan(np.zeros(len(gallery), _SEEN))
-    for rows, (seen, reasons, faults) in _in_parallel(_scan_some, gallery, np.arange(len(gallery)), num_workers):
+    for rows, (seen, reasons, faults) in in_parallel(_scan_some, gallery, np.arange(len(gallery)), num_workers):
         found.seen[rows] = seen
         found.reasons.update(reasons)
         found.faults.update(faults)
@@ -89,7 +89,7 @@ def scan_closer(
 ) -> Closer:
     """Look again at `rows`, which rise and were readable."""
     found = Closer(rows, np.zeros(len(rows), np.uint64), np.zeros((len(rows), SIDE, SIDE, 3), np.uint8))
-    for some, (digests, pictures) in _in_parallel(_scan_some_closer, gallery, rows, num_workers):
+    for some, (digests, pictures) in in_parallel(_scan_some_closer, gallery, rows, num_workers):
         places = found.places(some)
         found.digests[places], found.pictures[places] = digests, pictures
         tell(len(some))
@@ -107,7 +107,7 @@ class _OnRows:
         return rows, self.work(self.gallery, rows)
 
 
-def _in_parallel(
+def in_parallel(
     work: Callable[[Gallery, np.ndarray], Any], gallery: Gallery, rows: np.ndarray, num_workers: int
 ) -> Iterator[tuple[np.ndarray, Any]]:
     """Yield (some of the rows, what `work` makes of them) until all have had their turn, in any order."""
