@@ -4,6 +4,7 @@ import mmap
 import os
 import tempfile
 import weakref
+from contextlib import suppress
 from multiprocessing.context import get_spawning_popen
 from multiprocessing.reduction import DupFd
 from typing import Any
@@ -98,11 +99,9 @@ def share(array: np.ndarray) -> np.ndarray:
 def _nameless() -> int:
     """Return a descriptor of a new file that vanishes with its last user: in memory where the system offers it."""
     if hasattr(os, 'memfd_create'):
-        try:
+        with suppress(OSError):  # an old kernel, a strict sandbox: then a file on disk
             # Unlike /dev/shm, which is 64 MB in many containers, it has no limit but the memory.
             return os.memfd_create('shared')
-        except OSError:
-            pass
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
