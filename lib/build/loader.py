@@ -28,7 +28,8 @@ from lib.dataset.sampler import (
     square_root,
 )
 from lib.dataset.transforms import PadCrop, RandomResizedCrop, ResizeCenterCrop
-from lib.runtime.device import Device, num_cores
+from lib.runtime.device import Device
+from lib.runtime.workers import num_cores
 
 SAMPLERS: dict[str, ClassWeights] = {
     'instance_balance': instance_balance,

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -138,12 +138,9 @@ class _Feed:
         if ready is not None:
             yield ready
 
-    def _few_threads(self) -> AbstractContextManager:
-        # On the CPU, threads that wait for their next piece keep cores from the workers: these pieces are too small.
-        return one_thread() if self._device.type == 'cpu' else nullcontext()
-
     def _on_device(self, filled: Filled) -> Batch:
-        with self._few_threads():
+        # On the CPU, threads that wait for their next piece keep cores from the workers: these pieces are too small.
+        with one_thread() if self._device.type == 'cpu' else nullcontext():
             return self._moved(filled)
 
     def _moved(self, filled: Filled) -> Batch:

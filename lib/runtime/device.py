@@ -1,6 +1,5 @@
 """Which device, which precision: picked by the hardware, or forced."""
 
-import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,11 +99,6 @@ def _cpu_flags() -> set[str]:
         return set()
     lines = [line for line in text.splitlines() if line.lower().startswith(('flags', 'features'))]
     return set(lines[0].split(':', 1)[1].split()) if lines else set()
-
-
-def num_cores() -> int:
-    """Return how many cores this process may use: a container or a batch system may have given it a part of them."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 @contextmanager

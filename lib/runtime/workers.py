@@ -1,6 +1,7 @@
 """Processes that take tasks one at a time, and are gone when the one that started them is."""
 
 import multiprocessing
+import os
 import signal
 import sys
 import traceback
@@ -65,6 +66,11 @@ def run_tasks(work: Work, tasks: Sequence[Any], *, num_workers: int, progress: C
                     _send(connection, task)
     finally:
         _end(list(workers.values()))
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use: a container or a batch system may have given it a part of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def _send(connection: Connection, value: Any) -> None:

@@ -1,7 +1,6 @@
 """Write the demo set: photos, annotations, class names, and the truth about its wrong labels."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -25,6 +24,7 @@ from lib.dataset.demo.views import photograph
 from lib.errors import UserError
 from lib.runtime.files import write_json
 from lib.runtime.seeding import Purpose, generator
+from lib.runtime.workers import num_cores
 
 VERSION = 1  # of the drawing; a set drawn by another version is drawn anew
 MARKER = 'demo.json'
@@ -63,7 +63,7 @@ def generate_demo(root: Path, *, seed: int = 0, num_workers: int | None = None, 
     try:
         _remove_stale(root)
         temporary.mkdir(parents=True)
-        _draw_all(photos, temporary, root, seed, num_workers or min(_num_cores(), _MAX_WORKERS))
+        _draw_all(photos, temporary, root, seed, num_workers or min(num_cores(), _MAX_WORKERS))
         _write_lists(photos, temporary)
         write_json(temporary / MARKER, _marker(seed, scale))
         _move_into_place(temporary, root, seed, scale)
@@ -138,10 +138,6 @@ def _move_into_place(temporary: Path, root: Path, seed: int, scale: float) -> No
         shutil.rmtree(aside, ignore_errors=True)
     else:
         temporary.replace(root)
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def _draw_all(photos: list[Photo], folder: Path, root: Path, seed: int, num_workers: int) -> None:
