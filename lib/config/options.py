@@ -16,6 +16,7 @@ _SECTIONS = {
     'SAMPLER': 'how classes are drawn',
     'MODEL': 'backbone and classifier',
     'LOSS': 'what is minimised',
+    'MIX': 'two images in one',
     'OPTIMIZER': 'how',
     'SCHEDULE': 'the learning rate over time',
     'TRAIN': 'epochs, batches, checkpoints',

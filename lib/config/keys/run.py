@@ -1,0 +1,78 @@
+"""The run, its scripts and tools, and this machine: everything else."""
+
+from lib.config.key import Key
+
+TOP: dict[str, Key] = {
+    'NAME': Key('', "Name of the run; its folder is LOG_ROOT/NAME. Empty: the name of DATASET.ROOT's folder."),
+    'LOG_ROOT': Key('./log', 'Folder of the run folders.'),
+    'SEED': Key(0, 'Seed of everything random.', low=0, high=2**63 - 1),
+    'RESUME_MODEL': Key('', "Checkpoint to go on from or to use: a path, or 'last' for the run's newest."),
+    'RESUME_MODE': Key(
+        'auto',
+        'What a path in RESUME_MODEL means: the same run goes on, or its weights start a new one.',
+        choices=('auto', 'continue', 'finetune'),
+    ),
+    'OVERWRITE': Key(False, 'Start anew in a used run folder; the old folder is renamed aside, never deleted.'),
+}
+
+TRAIN: dict[str, Key] = {
+    'BATCH_SIZE': Key(512, 'Images a step, over all devices together.', low=1),
+    'MAX_EPOCH': Key(120, 'Epochs to train. 0: the model is evaluated and saved as it is.', low=0),
+    'SELECT_BY': Key(
+        'mean_class_error',
+        'Which valid figure makes best_model.pth.',
+        choices=('mean_class_error', 'top1', 'loss'),
+    ),
+    'VALID_EVERY_EPOCHS': Key(1, 'Epochs between two validations; the last epoch always has one.', low=1),
+    'LOG_EVERY_STEPS': Key(50, 'Steps between two looks at the loss.', low=1),
+    'SAVE_EVERY_EPOCHS': Key(10, 'Epochs between two epoch_N.pth.', low=1),
+    'KEEP_EPOCHS': Key(3, 'How many epoch_N.pth are kept.', low=0),
+}
+
+TEST: dict[str, Key] = {
+    'BATCH_SIZE': Key(0, 'Images a step in validation and test. 0: TRAIN.BATCH_SIZE.', low=0),
+    'TOP_K': Key(0, 'Also write the K best classes of each image, with probabilities and names. 0: no.', low=0),
+    'EMBEDDINGS': Key(False, 'Also write the features of each image, as a float32 .npy file.'),
+}
+
+TAU_NORM: dict[str, Key] = {
+    'LOG_ROOT': Key('./log_tau', 'Folder of the re-balanced models; the run is TAU_NORM.LOG_ROOT/NAME.'),
+    'SELECT_BY': Key('mean_class_error', 'Which valid figure chooses tau.', choices=('mean_class_error', 'top1')),
+    'MAX_TAU': Key(2.0, 'Largest tau considered.', low=1e-3, high=100.0),
+}
+
+DOCTOR: dict[str, Key] = {
+    'OUT': Key('', 'Folder of what tools/doctor.py writes. Empty: LOG_ROOT/NAME_doctor.'),
+    'MIN_SIDE': Key(32, 'Images with a shorter side than this are suspicious, pixels.', low=1),
+    'NEAR_DISTANCE': Key(
+        5, 'Bits (of 64) in which hashes of near duplicates may differ. 0: equal hashes only.', low=0, high=8
+    ),
+    'FEW': Key(5, 'Classes with fewer images than this are listed.', low=1),
+}
+
+PACK: dict[str, Key] = {
+    'OUT': Key('', 'Folder that tools/pack.py writes train, valid and test into.'),
+    'IMAGES': Key(
+        'reencode',
+        'Upright JPEGs of SHORT_SIDE without metadata (GPS positions), or the files as they are.',
+        choices=('reencode', 'copy'),
+    ),
+    'SHORT_SIDE': Key(
+        0,
+        'Shorter side after packing, pixels; smaller images keep theirs. 0: 1.25 times what validation resizes to.',
+        low=0,
+        used_by=('PACK.IMAGES', ('reencode',)),
+    ),
+    'QUALITY': Key(90, 'JPEG quality.', low=1, high=100, used_by=('PACK.IMAGES', ('reencode',))),
+    'SHARD_IMAGES': Key(0, 'Images a tar file. 0: 256 to 10,000, by the size of the set.', low=0),
+}
+
+RUN: dict[str, Key] = {
+    'DEVICE': Key('auto', "'auto', 'cpu', 'mps', 'cuda' (all visible GPUs) or 'cuda:N' (one)."),
+    'NUM_WORKERS': Key(-1, 'Processes that read images. -1: one a core, at most 8. 0: none.', low=-1),
+    'PRECISION': Key(
+        'auto',
+        'auto: training in bfloat16 where the hardware has it, evaluation in float32.',
+        choices=('auto', 'float32', 'bfloat16'),
+    ),
+}
