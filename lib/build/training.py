@@ -12,8 +12,9 @@ from yacs.config import CfgNode
 
 from lib.build.data import open_training_data
 from lib.build.loader import build_eval_loader, build_train_loader
-from lib.build.loss import build_loss
+from lib.build.mixing import build_mixer
 from lib.build.model import class_names, finetuned_model, model_of, new_model
+from lib.build.objective import build_objective
 from lib.build.optim import build_optimizer, build_schedule
 from lib.build.split import TrainingData, without_quarantined
 from lib.config.yaml_text import as_node, as_text, as_values
@@ -27,12 +28,14 @@ from lib.runtime.lock import locked
 from lib.runtime.log import LOGGER, log_to
 from lib.trainer.checkpoint import Place, TrainingSet, versions
 from lib.trainer.fit import BadImages, FitPlan, restore
+from lib.trainer.forward import TrainingForward
+from lib.trainer.mixing.stages import MixedStages
 from lib.trainer.resume import Start, Wanted, decide_start
 from lib.trainer.run_folder import RunFolder, set_aside, write_bad_images
 from lib.trainer.step import Learner
 
 # What decides the weights; MAX_EPOCH may grow, so it is not among them.
-_RECIPE_SECTIONS = ('MODEL', 'LOSS', 'SAMPLER', 'OPTIMIZER', 'SCHEDULE', 'INPUT')
+_RECIPE_SECTIONS = ('MODEL', 'LOSS', 'MIX', 'SAMPLER', 'OPTIMIZER', 'SCHEDULE', 'INPUT')
 _RECIPE_KEYS = ('TRAIN.BATCH_SIZE', 'SEED', 'DATASET.HEAD_CAP', 'DATASET.COLOR_SPACE', 'DATASET.CACHE')
 
 
@@ -86,10 +89,12 @@ def prepared_training(cfg: CfgNode) -> Iterator[Training]:
     index = data.index().capped(cfg.DATASET.HEAD_CAP, cfg.SEED)
     model, training_set, new_classes = _model(cfg, data, device, start)
     loader = build_train_loader(cfg, data.train, index, device)
+    stages = MixedStages(model.backbone) if cfg.MIX.TYPE == 'manifold_mixup' else None
     learner = Learner(
         model=model,
-        replicated=device.parallel(model),
-        loss=build_loss(cfg, index.class_counts).to(device.main),
+        forward=device.parallel(TrainingForward(model, stages)),
+        objective=build_objective(cfg, index.class_counts, model, device),
+        mixer=build_mixer(cfg, index.class_counts, stages),
         optimizer=build_optimizer(cfg, model),
         schedule=build_schedule(cfg, loader.steps_per_epoch),
         loader=loader,

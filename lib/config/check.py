@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lib.config.check_methods import check_methods
 from lib.config.defaults import KEYS
 from lib.errors import UserError
 
@@ -16,6 +17,7 @@ def check_values(values: dict[str, Any], levels: dict[str, int]) -> None:
     """
     _check_unused(values, levels)
     _check_shards(values, levels)
+    check_methods(values)
     _check_schedule(values)
     _check_name(values)
     if values['OPTIMIZER.NESTEROV'] and values['OPTIMIZER.TYPE'] == 'sgd' and values['OPTIMIZER.MOMENTUM'] == 0:
@@ -58,7 +60,7 @@ def _check_unused(values: dict[str, Any], levels: dict[str, int]) -> None:
         is_used = any(values[chosen] in users for chosen in selectors)
         if not is_used and levels[name] >= max(levels[chosen] for chosen in selectors):
             raise UserError(
-                f'{name} is {values[name]}, but {selector} {values[selector]} does not use it; '
+                f'{name} is {values[name]}, but {selector} {values[selector] or "(none)"} does not use it; '
                 f'{" and ".join(users)} {"does" if len(users) == 1 else "do"}'
             )
 

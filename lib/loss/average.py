@@ -61,9 +61,7 @@ class AverageLoss(nn.Module):
         """Weigh classes if it is time."""
         self._weighted = self._class_weights is not None and epoch >= self.from_epoch
 
-    def forward(
-        self, logits: torch.Tensor, targets: Targets, features: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, logits: torch.Tensor, targets: Targets, features: torch.Tensor | None = None) -> torch.Tensor:
         """Return the average, a scalar; 0 for a batch of which nothing counts."""
         extra = (features,) if self.loss.uses_features else ()
         losses = self.loss(logits, targets.labels, *extra)  # (batch,) or (batch, k)

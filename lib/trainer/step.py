@@ -10,10 +10,13 @@ from torch import nn
 
 from lib.dataset.loader import TrainLoader
 from lib.errors import UserError
+from lib.loss.targets import Targets
 from lib.model import Recognizer
 from lib.runtime.log import LOGGER, progress
 from lib.runtime.seeding import Purpose, torch_seed
 from lib.trainer.checkpoint import Place
+from lib.trainer.mixing.mixed import Mixed, Mixer
+from lib.trainer.objective import Objective
 
 
 class Stopped(Exception):
@@ -30,8 +33,9 @@ class Learner:
 
     Attributes:
         model: holds the parameters.
-        replicated: the same as the step calls it: `model`, or spread over GPUs.
-        loss: (logits, labels) -> mean over the batch.
+        forward: a TrainingForward of it as the step calls it, maybe spread over GPUs.
+        objective: what is minimised.
+        mixer: what happens to a batch first.
         optimizer: of the model's parameters.
         schedule: global step -> learning rate.
         loader: batches of an epoch.
@@ -39,8 +43,9 @@ class Learner:
     """
 
     model: Recognizer
-    replicated: nn.Module
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    forward: nn.Module
+    objective: Objective
+    mixer: Mixer
     optimizer: torch.optim.Optimizer
     schedule: Callable[[int], float]
     loader: TrainLoader
@@ -56,11 +61,11 @@ class _Sums:
         self._num_images = 0
         self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
 
-    def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, step: int) -> None:
+    def add(self, loss: torch.Tensor, logits: torch.Tensor, targets: Targets, step: int) -> None:
         loss, logits = loss.detach(), logits.detach()
-        right = (logits.argmax(dim=1) == labels).sum()
-        self._new += torch.stack([loss * len(labels), right.to(loss.dtype)])
-        self._num_images += len(labels)
+        right = (logits.argmax(dim=1) == targets.hard).sum()
+        self._new += torch.stack([loss * len(logits), right.to(loss.dtype)])
+        self._num_images += len(logits)
         first = (self._first_bad_step < 0) & ~torch.isfinite(loss)
         self._first_bad_step = torch.where(first, step, self._first_bad_step)
 
@@ -95,14 +100,16 @@ def train_epoch(
     loader, epoch = learner.loader, place.epoch
     device = next(learner.model.parameters()).device
     learner.model.train()
+    learner.objective.set_epoch(epoch)
     sums = _Sums(place, device)
     started, images_before = time.perf_counter(), place.num_images
     batches = loader.batches(epoch, place.step)
     bar = progress(batches, total=loader.steps_per_epoch, start=place.step, label=f'epoch {epoch + 1}')
     for batch in bar:
         global_step = epoch * loader.steps_per_epoch + place.step
-        loss, logits = _step(learner, batch.images, batch.labels, global_step)
-        sums.add(loss, logits, batch.labels, place.step)
+        mixed = learner.mixer(batch.images, batch.labels, epoch=epoch, first_slot=place.step * loader.batch_size)
+        loss, logits = _step(learner, mixed, global_step)
+        sums.add(loss, logits, mixed.targets, place.step)
         if batch.bad:
             on_bad_images(batch.bad)
         place.step += 1
@@ -122,27 +129,26 @@ def train_epoch(
     }
 
 
-def _step(
-    learner: Learner, images: torch.Tensor, labels: torch.Tensor, global_step: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _step(learner: Learner, mixed: Mixed, global_step: int) -> tuple[torch.Tensor, torch.Tensor]:
     # Dropout and drop path of this step depend on nothing that came before it, so a resumed run draws the same.
     torch.manual_seed(torch_seed(learner.seed, Purpose.DROPOUT, global_step))
     for group in learner.optimizer.param_groups:
         group['lr'] = learner.schedule(global_step)
     try:
-        logits = learner.replicated(images)
+        outputs = learner.forward(mixed.images, mixed.shares, mixed.stage)
     except ValueError as error:
         if 'more than 1 value per channel' not in str(error):
             raise
         raise UserError(
-            f'BatchNorm needs more than one value a channel, but a step has {len(images)} images of '
-            f'{images.shape[-1]} px: a larger TRAIN.BATCH_SIZE or INPUT.SIZE, or a MODEL.BACKBONE without BatchNorm'
+            f'BatchNorm needs more than one value a channel, but a step has {len(mixed.images)} images of '
+            f'{mixed.images.shape[-1]} px: a larger TRAIN.BATCH_SIZE or INPUT.SIZE, or a MODEL.BACKBONE without '
+            'BatchNorm'
         ) from None
-    loss = learner.loss(logits, labels)
+    loss = learner.objective(outputs, mixed.targets, mixed.images)
     learner.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     learner.optimizer.step()
-    return loss, logits
+    return loss, outputs.logits
 
 
 def _raise_if_not_finite(step: int, epoch: int, learner: Learner) -> None:

@@ -23,9 +23,7 @@ DATASET: dict[str, Key] = {
     ),
     'ROOT': Key('', 'Folder that relative paths are under; without any JSON, a folder of class folders.'),
     'SOURCE': Key('', 'Where the data can be had: shown when it is missing.'),
-    'TRAIN_JSON': Key(
-        '', 'Training annotations. Empty: ROOT/converted_train.json, else the class folders of ROOT.'
-    ),
+    'TRAIN_JSON': Key('', 'Training annotations. Empty: ROOT/converted_train.json, else the class folders of ROOT.'),
     'VALID_JSON': Key('', 'Validation annotations. Empty: ROOT/converted_val.json.'),
     'TEST_JSON': Key(
         '', 'Test images, with or without labels. Empty: converted_test.json in TEST_ROOT, else all images there.'
@@ -91,9 +89,7 @@ INPUT: dict[str, Key] = {
         high=1.0,
         used_by=_RANDOM_CROP,
     ),
-    'RATIO': Key(
-        (0.75, 4 / 3), 'Width over height of the random crop.', low=0.01, high=100.0, used_by=_RANDOM_CROP
-    ),
+    'RATIO': Key((0.75, 4 / 3), 'Width over height of the random crop.', low=0.01, high=100.0, used_by=_RANDOM_CROP),
     'PADDING': Key(4, 'Padding before the shift, pixels.', low=0, used_by=('INPUT.TRAIN_TRANSFORM', ('pad_crop',))),
     'AUGMENT': Key(
         '',

@@ -87,9 +87,7 @@ LOSS: dict[str, Key] = {
         high=1.0,
         used_by=_of_loss('generalized_cross_entropy'),
     ),
-    'FORWARD_WEIGHT': Key(
-        0.1, 'Weight of cross entropy.', low=0.0, used_by=_of_loss('symmetric_cross_entropy')
-    ),
+    'FORWARD_WEIGHT': Key(0.1, 'Weight of cross entropy.', low=0.0, used_by=_of_loss('symmetric_cross_entropy')),
     'REVERSE_WEIGHT': Key(
         1.0, 'Weight of the reverse cross entropy.', low=0.0, used_by=_of_loss('symmetric_cross_entropy')
     ),
@@ -112,7 +110,9 @@ LOSS: dict[str, Key] = {
         used_by=('LOSS.CLASS_WEIGHTS', ('effective_number',)),
     ),
     'EXPONENT': Key(
-        1.0, '1 is cost-sensitive, 0.5 its square root.', low=0.0,
+        1.0,
+        '1 is cost-sensitive, 0.5 its square root.',
+        low=0.0,
         used_by=('LOSS.CLASS_WEIGHTS', ('inverse_frequency',)),
     ),
     'REWEIGHT_EPOCH': Key(

@@ -25,9 +25,7 @@ MODEL: dict[str, Key] = {
         'Classifier at the start of fine-tuning: of the checkpoint, random, or the mean features of each class.',
         choices=('checkpoint', 'random', 'class_means'),
     ),
-    'FREEZE_CLASSIFIER': Key(
-        False, 'Train the scales alone.', used_by=('MODEL.CLASSIFIER', ('lws',))
-    ),
+    'FREEZE_CLASSIFIER': Key(False, 'Train the scales alone.', used_by=('MODEL.CLASSIFIER', ('lws',))),
     'COSINE_SCALE': Key(
         16.0,
         'Factor on cosine logits.',
