@@ -89,6 +89,40 @@ OPTIONS = [
     row('LOG_ROOT is read-only', f'{TRAIN} --LOG_ROOT /sys', '/sys/new'),
 ]  # fmt: skip
 
+METHODS = [
+    row('margin without angles', f'{TRAIN} --LOSS_TYPE arcface', 'LOSS.TYPE arcface', '--MODEL_CLASSIFIER FCNorm'),
+    row('deferred weights without weights', f'{TRAIN} --LOSS_REWEIGHT_EPOCH 1', 'LOSS.REWEIGHT_EPOCH is 1',
+        'CLASS_WEIGHTS'),
+    row('pairs of an odd batch', f'{TRAIN} --MIX_TYPE mixup --TRAIN_BATCH_SIZE 7', 'MIX.TYPE mixup',
+        'TRAIN.BATCH_SIZE 7 is odd'),
+    row('neighbours of one class mixed', f'{TRAIN} --MIX_TYPE mixup --SAMPLER_TYPE class_balance '
+        '--SAMPLER_IMAGES_PER_CLASS 2', 'SAMPLER.IMAGES_PER_CLASS is 2', 'MIX.TYPE mixup'),
+    row('half a stage', f'{TRAIN} --MIX_TYPE manifold_mixup --MIX_STAGES 0,0.5', 'MIX.STAGES', 'whole numbers'),
+    row('a stage that is not there', f'{TRAIN} --MIX_TYPE manifold_mixup --MIX_STAGES 0,9', 'MIX.STAGES', '9',
+        'test_resnet', warns=True),
+    row('mixing key without mixing', f'{TRAIN} --MIX_ALPHA 0.2', 'MIX.ALPHA is 0.2', 'MIX.TYPE (none)'),
+    row('pair sampler without pairs', f'{TRAIN} --SAMPLER_PAIR_TYPE square_root', 'SAMPLER.PAIR_TYPE', 'cmo and bbn'),
+    row('frozen at random', f'{TRAIN} --MODEL_FREEZE_BACKBONE True', 'MODEL.FREEZE_BACKBONE True', 'random features',
+        '--RESUME_MODEL'),
+    row('shifted but not frozen', f'{TRAIN} --MODEL_SHIFT_BATCHNORM True', '--MODEL_FREEZE_BACKBONE True'),
+    row('second stage without a first', f'{TRAIN} --MODEL_CLASSIFIER_INIT random', 'MODEL.CLASSIFIER_INIT is random',
+        '--RESUME_MODEL'),
+    row('means on scales', f'{TRAIN} --MODEL_CLASSIFIER lws --MODEL_CLASSIFIER_INIT class_means --RESUME_MODEL {BEST}',
+        'class_means', 'not lws'),
+    row('norms of a cosine', f'{TRAIN} --MODEL_CLASSIFIER FCNorm --OPTIMIZER_MAX_NORM 1', 'OPTIMIZER.MAX_NORM is 1'),
+    row('contrast of mixed labels', f'{TRAIN} --LOSS_AUXILIARY balanced_contrastive --MIX_TYPE mixup',
+        'balanced_contrastive', 'MIX.TYPE mixup'),
+    row('contrast of a frozen backbone', f'{TRAIN} --LOSS_AUXILIARY balanced_contrastive --MODEL_FREEZE_BACKBONE True '
+        f'--RESUME_MODEL {BEST}', 'balanced_contrastive', 'FREEZE_BACKBONE'),
+    row('distillation without a teacher', f'{TRAIN} --LOSS_AUXILIARY distillation', '--LOSS_TEACHER'),
+    row('a teacher that is not there', f'{TRAIN} --LOSS_AUXILIARY distillation --LOSS_TEACHER none.pth', 'none.pth',
+        'no such file', warns=True),
+    row('a teacher of mixed features', f'{TRAIN} --LOSS_AUXILIARY distillation --LOSS_TEACHER {BEST} '
+        '--MIX_TYPE manifold_mixup', 'distillation', 'manifold_mixup'),
+    row('more than all from the teacher', f'{TRAIN} --LOSS_AUXILIARY distillation --LOSS_TEACHER {BEST} '
+        '--LOSS_AUXILIARY_WEIGHT 2', 'LOSS.AUXILIARY_WEIGHT is 2', 'at most 1'),
+]  # fmt: skip
+
 FILES = [
     row('config not text', 'main.py --config a.yaml', 'a.yaml', 'cannot be read',
         disk=text('a.yaml', b'\xff\xfe\x00NAME')),
@@ -307,4 +341,4 @@ PACKING = [
         'DATASET.TRAIN_JSON', 'DATASET.SHARDS p', "--DATASET_SHARDS ''"),
 ]  # fmt: skip
 
-ROWS = OPTIONS + FILES + DATA + WHILE_TRAINING + MODELS + RESUMING + CONVERSIONS + PACKING
+ROWS = OPTIONS + METHODS + FILES + DATA + WHILE_TRAINING + MODELS + RESUMING + CONVERSIONS + PACKING
