@@ -68,6 +68,7 @@ class Sampler:
         seed: of the run.
         max_epoch: epochs in the run, for samplers that change over it.
         evenly: spread the rows of a class over its images, instead of drawing each slot independently.
+        stream: which of the epoch's plans this is: two samplers of one run draw independently by different numbers.
     """
 
     weights: ClassWeights
@@ -75,6 +76,7 @@ class Sampler:
     seed: int
     max_epoch: int
     evenly: bool = False
+    stream: int = 0
 
     def plan(self, epoch: int) -> np.ndarray:
         """Return (len(index),) int64 rows in the order of the epoch's slots.
@@ -83,7 +85,7 @@ class Sampler:
         probability, then an image of the class uniformly; or, evenly, each image comes a number of times that is its
         expected one rounded up or down at random.
         """
-        random = generator(self.seed, Purpose.PLAN, epoch=epoch)
+        random = generator(self.seed, Purpose.PLAN, epoch=epoch, attempt=self.stream)
         if self.weights is instance_balance:
             return random.permutation(self.index.rows)
         weights = self.weights(self.index.class_counts, min(1.0, epoch / max(1, self.max_epoch - 1)))

@@ -18,6 +18,8 @@ class Purpose(IntEnum):
     IMBALANCE = 7  # which images of a balanced set make the long-tailed one
     DEMO = 8  # the drawn products
     RECOLOR = 9  # augmentations of one slot beyond crop and flip
+    MIX = 10  # whether, where and how much one slot is mixed with its partner
+    MIX_STAGE = 11  # the stage at which the features of one step are mixed
 
 
 _DRAWS_A_BLOCK = 4  # numbers that Philox makes at each place of its counter
