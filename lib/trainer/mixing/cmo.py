@@ -1,0 +1,37 @@
+"""CMO: rare foregrounds on common backgrounds."""
+
+from dataclasses import dataclass
+
+import torch
+
+from lib.loss.targets import Targets
+from lib.trainer.mixing.boxes import cut_boxes, paste
+from lib.trainer.mixing.draws import MixDraws
+from lib.trainer.mixing.mixed import Mixed
+from lib.trainer.mixing.pairs import on_device
+
+
+@dataclass(frozen=True)
+class CMO:
+    """x = M x_b + (1 - M) x_f, y = l y_b + (1 - l) y_f with CutMix's box (Park et al., CVPR 2022, eq. 1 and 2).
+
+    Even slots hold backgrounds b of the usual sampler, odd ones foregrounds f of a sampler that prefers rare classes;
+    of the 2B images that come in, B are left. The paper draws f by q(1, k) in proportion to 1 / n_k (SAMPLER.PAIR_TYPE
+    reverse) and mixes half of the batches (probability 0.5, of images here); the authors' code gives that weight to
+    each image, so that its classes come equally often (class_balance), and mixes neither the first nor the last three
+    epochs. An image that is not mixed is its background alone.
+    """
+
+    draws: MixDraws
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor, *, epoch: int, first_slot: int) -> Mixed:
+        """Mix images (2 * batch, 3, size, size) float32 with labels (2 * batch,) int64 to batches of half that."""
+        backgrounds, foregrounds = images[::2], images[1::2]
+        if self.draws.is_over(epoch):
+            return Mixed(backgrounds, Targets(labels[::2]))
+        wanted, places = self.draws.shares_and_places(epoch, first_slot, len(labels))
+        boxes, left_over = cut_boxes(wanted[::2], places[::2], *images.shape[2:])
+        shares = on_device(left_over, images.device)
+        return Mixed(
+            paste(backgrounds, foregrounds, boxes), Targets(labels.view(-1, 2), torch.stack([shares, 1 - shares], 1))
+        )
