@@ -1,0 +1,32 @@
+"""BBN's sampling and cumulative learning."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lib.loss.targets import Targets
+from lib.trainer.mixing.mixed import Mixed
+from lib.trainer.mixing.pairs import on_device
+
+
+@dataclass(frozen=True)
+class BBN:
+    """a L_c + (1 - a) L_r with a = 1 - (T / T_max)^2 (Zhou et al., CVPR 2020, eq. 4 and 5), on one network.
+
+    L_c is the loss of the usual sampler's images (even slots), L_r that of a sampler that prefers rare classes (odd
+    slots): the run begins with the former and moves to the latter. This is BBN's dual sampling and its cumulative
+    learning; its two branches with a classifier each, whose logits it adds, are not here: both kinds of images go
+    through one backbone and one classifier. No pixels are mixed.
+
+    Attributes:
+        max_epoch: T_max, epochs in the run; T counts from 0.
+    """
+
+    max_epoch: int
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor, *, epoch: int, first_slot: int) -> Mixed:
+        """Weigh images (2 * batch, 3, size, size) float32 with labels (2 * batch,) int64; both stay as they are."""
+        late = min(1.0, epoch / self.max_epoch) ** 2
+        weights = on_device(np.tile([1 - late, late], len(labels) // 2), labels.device)
+        return Mixed(images, Targets(labels, weights=weights))
