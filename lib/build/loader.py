@@ -6,12 +6,14 @@ from functools import partial
 
 from yacs.config import CfgNode
 
+from lib.build.mixing import PAIRED
 from lib.build.split import Split
 from lib.dataset.augment import Augment
 from lib.dataset.images import ArrayImages, Images
 from lib.dataset.index import ProductIndex
 from lib.dataset.loader import EpochPlan, EvalLoader, TrainLoader
 from lib.dataset.normalize import Normalize
+from lib.dataset.paired import PairedPlan, RepeatedPlan
 from lib.dataset.ram_cache import CachedImages
 from lib.dataset.reader import BatchReader
 from lib.dataset.sampler import (
@@ -51,34 +53,55 @@ TRAIN_TRANSFORMS: dict[str, Callable] = {
 
 
 def build_sampler(cfg: CfgNode, index: ProductIndex) -> EpochPlan:
-    """Return what gives each epoch its rows."""
+    """Return what gives each epoch its rows: one an image of the index, or `slots_per_image` of them side by side."""
+    plan = _main_plan(cfg, index)
+    if cfg.MIX.TYPE in PAIRED:
+        return PairedPlan(plan, _sampler(cfg, cfg.SAMPLER.PAIR_TYPE, index, stream=1))
+    return RepeatedPlan(plan, 2) if slots_per_image(cfg) == 2 else plan
 
+
+def slots_per_image(cfg: CfgNode) -> int:
+    """Return how many images a step reads for each of TRAIN.BATCH_SIZE: pairs of images or of views are two."""
+    return 2 if cfg.MIX.TYPE in PAIRED or cfg.LOSS.AUXILIARY == 'balanced_contrastive' else 1
+
+
+def _main_plan(cfg: CfgNode, index: ProductIndex) -> EpochPlan:
     options = cfg.SAMPLER
 
-    def sampler(name: str) -> Sampler | ClassBatches:
+    def plan(name: str) -> Sampler | ClassBatches:
         if name == 'class_balance' and options.IMAGES_PER_CLASS:
             return ClassBatches(index, cfg.SEED, cfg.TRAIN.BATCH_SIZE, options.IMAGES_PER_CLASS)
-        weights = SAMPLERS[name]
-        if name == 'effective_number':
-            weights = partial(weights, beta=options.BETA)
-        elif name == 'repeat_factor':
-            weights = partial(weights, threshold=options.REPEAT_THRESHOLD)
-        return Sampler(weights, index, cfg.SEED, cfg.TRAIN.MAX_EPOCH, evenly=name == 'repeat_factor')
+        return _sampler(cfg, name, index)
 
-    first = sampler(cfg.SAMPLER.TYPE)
-    if not cfg.SAMPLER.SWITCH_TYPE:
+    first = plan(options.TYPE)
+    if not options.SWITCH_TYPE:
         return first
-    return SwitchingSampler(first, sampler(cfg.SAMPLER.SWITCH_TYPE), cfg.SAMPLER.SWITCH_EPOCH)
+    switch_epoch = round(0.8 * cfg.TRAIN.MAX_EPOCH) if options.SWITCH_EPOCH < 0 else options.SWITCH_EPOCH
+    return SwitchingSampler(first, plan(options.SWITCH_TYPE), switch_epoch)
+
+
+def _sampler(cfg: CfgNode, name: str, index: ProductIndex, *, stream: int = 0) -> Sampler:
+    weights = SAMPLERS[name]
+    if name == 'effective_number':
+        weights = partial(weights, beta=cfg.SAMPLER.BETA)
+    elif name == 'repeat_factor':
+        weights = partial(weights, threshold=cfg.SAMPLER.REPEAT_THRESHOLD)
+    evenly = name == 'repeat_factor'
+    return Sampler(weights, index, cfg.SEED, cfg.TRAIN.MAX_EPOCH, evenly=evenly, stream=stream)
 
 
 def build_train_loader(cfg: CfgNode, split: Split, index: ProductIndex, device: Device) -> TrainLoader:
-    """Return the loader of the training split; `index` says which of its rows take part."""
+    """Return the loader of the training split; `index` says which of its rows take part.
+
+    Where there are two slots an image, its batches are twice as large, and an epoch has as many as ever.
+    """
     on_bad = {'skip': 'replace', 'raise': 'raise'}[cfg.DATASET.ON_BAD_IMAGE]
     transform = TRAIN_TRANSFORMS[cfg.INPUT.TRAIN_TRANSFORM](cfg.INPUT)
     images = _images(cfg, split)
     reader = BatchReader(images, split.labels, transform, cfg.SEED, on_bad, index, build_augment(cfg))
     plan = build_sampler(cfg, index)
-    return TrainLoader(reader, plan, len(index), cfg.TRAIN.BATCH_SIZE, **_feed_options(cfg, device))
+    each = slots_per_image(cfg)
+    return TrainLoader(reader, plan, each * len(index), each * cfg.TRAIN.BATCH_SIZE, **_feed_options(cfg, device))
 
 
 def build_eval_loader(cfg: CfgNode, split: Split, device: Device) -> EvalLoader:

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 import pytest
 
-from lib.build import data, loader, loss, model, optim
+from lib.build import data, loader, loss, mixing, model, optim
 from lib.config.defaults import KEYS
 from lib.optim.optimizer import KINDS
 
@@ -13,7 +13,9 @@ TABLES: dict[str, Collection[str]] = {
     'INPUT.TRAIN_TRANSFORM': loader.TRAIN_TRANSFORMS,
     'SAMPLER.TYPE': loader.SAMPLERS,
     'SAMPLER.SWITCH_TYPE': ['', *loader.SAMPLERS],
+    'SAMPLER.PAIR_TYPE': loader.SAMPLERS,
     'MODEL.CLASSIFIER': model.CLASSIFIERS,
+    'MIX.TYPE': ['', *mixing.MIXERS],
     'LOSS.TYPE': loss.LOSSES,
     'OPTIMIZER.TYPE': KINDS,
     'SCHEDULE.TYPE': optim.SCHEDULES,

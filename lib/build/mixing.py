@@ -1,0 +1,85 @@
+"""MIX in the config -> a mixer, and the stages of the backbone that it may want."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from lib.errors import UserError
+from lib.trainer.mixing.bbn import BBN
+from lib.trainer.mixing.cmo import CMO
+from lib.trainer.mixing.cutmix import CutMix
+from lib.trainer.mixing.draws import MixDraws
+from lib.trainer.mixing.manifold import ManifoldMixup
+from lib.trainer.mixing.mixed import Mixer, unmixed
+from lib.trainer.mixing.mixup import Mixup
+from lib.trainer.mixing.remix import Remix
+from lib.trainer.mixing.stages import MixedStages
+
+MIXERS: dict[str, Callable[[CfgNode, MixDraws, torch.Tensor], Mixer]] = {
+    'mixup': lambda cfg, draws, counts: Mixup(draws),
+    'cutmix': lambda cfg, draws, counts: CutMix(draws),
+    'manifold_mixup': lambda cfg, draws, counts: ManifoldMixup(draws, mix_stages(cfg)),
+    'remix': lambda cfg, draws, counts: Remix(draws, counts, cfg.MIX.KAPPA, cfg.MIX.TAU),
+    'cmo': lambda cfg, draws, counts: CMO(draws),
+    'bbn': lambda cfg, draws, counts: BBN(cfg.TRAIN.MAX_EPOCH),
+}
+PAIRED = ('cmo', 'bbn')  # their odd slots are filled by a sampler of their own
+
+
+def build_mixer(cfg: CfgNode, class_counts: np.ndarray, device: torch.device) -> Mixer:
+    """Return what mixes training batches.
+
+    Args:
+        class_counts: (num_classes,) training images a class after HEAD_CAP.
+        device: of the batches.
+
+    Raises:
+        UserError: batches cannot be split into pairs, or MIX.STAGES has a fraction.
+    """
+    mix = cfg.MIX
+    if not mix.TYPE:
+        return unmixed
+    if mix.TYPE not in PAIRED and cfg.TRAIN.BATCH_SIZE % 2:
+        raise UserError(
+            f'MIX.TYPE {mix.TYPE} mixes pairs, so TRAIN.BATCH_SIZE must be even, but is {cfg.TRAIN.BATCH_SIZE}; try '
+            f'--TRAIN_BATCH_SIZE {cfg.TRAIN.BATCH_SIZE + 1}'
+        )
+    draws = MixDraws(cfg.SEED, mix.ALPHA, mix.PROBABILITY, end_epoch=cfg.TRAIN.MAX_EPOCH - mix.OFF_EPOCHS)
+    return MIXERS[mix.TYPE](cfg, draws, torch.from_numpy(class_counts).to(device))
+
+
+def mix_stages(cfg: CfgNode) -> tuple[int, ...]:
+    """Return MIX.STAGES as whole numbers. Raises: UserError where there is none, or a fraction."""
+    stages = tuple(cfg.MIX.STAGES)
+    if not stages or any(stage != int(stage) for stage in stages):
+        raise UserError(f'MIX.STAGES is {stages}, but must be whole numbers separated by commas, such as 0,1,2')
+    return tuple(int(stage) for stage in stages)
+
+
+def build_mixed_stages(
+    cfg: CfgNode, backbone: nn.Module, *, batch_size: int, num_replicas: int = 1
+) -> MixedStages | None:
+    """Return the stages of the backbone when its features are to be mixed, else None.
+
+    Args:
+        batch_size: images that a step runs through the backbone.
+        num_replicas: GPUs that they are spread over.
+
+    Raises:
+        UserError: the backbone has no such stage, or a pair would be split between two GPUs.
+    """
+    if cfg.MIX.TYPE != 'manifold_mixup' or not any(mix_stages(cfg)):
+        return None
+    stages = MixedStages(backbone)
+    for stage in mix_stages(cfg):
+        stages.check(stage)
+    each = -(-batch_size // max(1, num_replicas))
+    if each % 2 and each < batch_size:
+        raise UserError(
+            f'MIX.TYPE manifold_mixup mixes pairs within a GPU, but TRAIN.BATCH_SIZE {batch_size} gives each of '
+            f'{num_replicas} GPUs {each} images; try --TRAIN_BATCH_SIZE {(each + 1) * num_replicas}'
+        )
+    return stages
