@@ -5,6 +5,9 @@ from typing import Self
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lib.classifier.projector import Projector
 
 
 class Recognizer(nn.Module):
@@ -12,7 +15,8 @@ class Recognizer(nn.Module):
 
     Its parameters are `backbone.*`, `classifier.weight` and, where there is one, `classifier.bias`: the
     names of old checkpoints, so keep them. `train_dtype` and `eval_dtype` are what train and eval mode compute in
-    under autocast; None is the parameters' own precision.
+    under autocast; None is the parameters' own precision. `projector` is for losses that compare images; prediction
+    does without it.
     """
 
     def __init__(
@@ -20,15 +24,17 @@ class Recognizer(nn.Module):
         backbone: nn.Module,
         classifier: nn.Module,
         *,
+        projector: Projector | None = None,
         train_dtype: torch.dtype | None = None,
         eval_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.classifier = classifier
+        self.projector = projector
         self.train_dtype = train_dtype
         self.eval_dtype = eval_dtype
-        self._frozen = False
+        self._frozen = self._shifts_batchnorm = False
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Return the float32 features (batch, num_features) of `images`."""
@@ -44,18 +50,38 @@ class Recognizer(nn.Module):
         with self._autocast(features.device):
             return self.classifier(features).float()
 
-    def freeze_backbone(self) -> None:
+    def embed(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the float32 embeddings (batch, width), of length 1, of features (batch, num_features)."""
+        with self._autocast(features.device):
+            return self.projector.embed(features)
+
+    def prototypes(self) -> torch.Tensor:
+        """Return the float32 prototypes (num_classes, width), of length 1, made of the classifier's rows."""
+        weight = self.classifier.weight
+        with self._autocast(weight.device):
+            return self.projector.prototypes(weight)
+
+    def freeze_backbone(self, *, shift_batchnorm: bool = False) -> None:
         """Train the classifier alone: the backbone takes no gradient and stays in eval mode.
 
         That outlasts train(), keeps its BatchNorm statistics and switches its dropout off.
+
+        Args:
+            shift_batchnorm: BatchNorm alone follows train(): it normalises by the batch, and its running statistics
+                go over to the images that are seen (shift learning: MiSLAS, Zhong et al., CVPR 2021).
         """
-        self._frozen = True
-        self.backbone.requires_grad_(False).eval()
+        self._frozen, self._shifts_batchnorm = True, shift_batchnorm
+        self.backbone.requires_grad_(False)
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         if self._frozen:
             self.backbone.eval()
+            if self._shifts_batchnorm:
+                for module in self.backbone.modules():
+                    if isinstance(module, _BatchNorm):
+                        module.train(mode)
         return self
 
     def _autocast(self, device: torch.device) -> AbstractContextManager:

@@ -10,6 +10,8 @@ from lib.backbone.create import create_backbone, create_timm_pretrained, measure
 from lib.backbone.pretrained import load_pretrained
 from lib.classifier.cosine import Cosine
 from lib.classifier.linear import Linear
+from lib.classifier.lws import LearnableWeightScaling, without_scale
+from lib.classifier.projector import Projector
 from lib.classifier.rows import transfer_rows
 from lib.errors import UserError
 from lib.model import Recognizer
@@ -21,6 +23,9 @@ from lib.trainer.checkpoint import Checkpoint
 CLASSIFIERS: dict[str, Callable[[CfgNode, int, int], nn.Module]] = {
     'linear': lambda model, num_features, num_classes: Linear(num_features, num_classes),
     'cosine': lambda model, num_features, num_classes: Cosine(num_features, num_classes, model.COSINE_SCALE),
+    'lws': lambda model, num_features, num_classes: LearnableWeightScaling(
+        num_features, num_classes, scale_only=model.FREEZE_CLASSIFIER
+    ),
 }
 CLASSIFIERS['FC'], CLASSIFIERS['FCNorm'] = CLASSIFIERS['linear'], CLASSIFIERS['cosine']
 
@@ -45,9 +50,16 @@ def new_model(cfg: CfgNode, num_classes: int, device: Device, *, pretrained: boo
     if cfg.INPUT.TEST_SIZE:
         measure_width(backbone, cfg.MODEL.BACKBONE, cfg.INPUT.TEST_SIZE, 'INPUT.TEST_SIZE')
     classifier = CLASSIFIERS[cfg.MODEL.CLASSIFIER](cfg.MODEL, backbone.num_features, num_classes)
-    model = Recognizer(backbone, classifier, train_dtype=device.train_dtype, eval_dtype=device.eval_dtype)
+    compares = cfg.LOSS.AUXILIARY == 'balanced_contrastive'
+    model = Recognizer(
+        backbone,
+        classifier,
+        projector=Projector(backbone.num_features, cfg.LOSS.CONTRAST_WIDTH) if compares else None,
+        train_dtype=device.train_dtype,
+        eval_dtype=device.eval_dtype,
+    )
     if cfg.MODEL.FREEZE_BACKBONE:
-        model.freeze_backbone()
+        model.freeze_backbone(shift_batchnorm=cfg.MODEL.SHIFT_BATCHNORM)
     return model.to(device.main, memory_format=torch.channels_last)
 
 
@@ -68,22 +80,37 @@ def finetuned_model(
 ) -> tuple[Recognizer, list[str]]:
     """Return a recogniser for the classes `names` with a checkpoint's weights, and the names that are new to it.
 
-    Rows of the classifier go by class name; when the checkpoint knows no names, by number.
+    Rows of the classifier go by class name; when the checkpoint knows no names, by number. With
+    MODEL.CLASSIFIER_INIT random none is carried over: the classifier is that of a new model (by SEED).
     """
     numbered = [names[row] if row < len(names) else '' for row in range(checkpoint.num_classes)]
     trained_names = (checkpoint.training_set.class_names if checkpoint.training_set else []) or numbered
     model = new_model(cfg, len(names), device, pretrained=False)
-    prefix = 'classifier.'
-    trained = {
-        key.removeprefix(prefix): value for key, value in checkpoint.state_dict.items() if key.startswith(prefix)
-    }
-    fresh = {key: value.cpu() for key, value in model.classifier.state_dict().items()}
-    carried, new = transfer_rows(fresh, trained, names, trained_names)
-    state = {key: value for key, value in checkpoint.state_dict.items() if not key.startswith(prefix)}
-    state |= {prefix + key: value for key, value in carried.items()}
-    _check_fit(model.state_dict(), Checkpoint(state, path=checkpoint.path), cfg)
+    fresh, found = model.state_dict(), checkpoint.state_dict
+    new_classifier, trained = _part(fresh, 'classifier.'), _part(found, 'classifier.')
+    if 'scale' not in new_classifier:
+        trained = without_scale(trained)
+    carried, new = transfer_rows(
+        {key: value.cpu() for key, value in new_classifier.items()}, trained, names, trained_names
+    )
+    classifier = new_classifier if cfg.MODEL.CLASSIFIER_INIT == 'random' else carried
+    projector = _part(fresh, 'projector.')
+    if _shapes(projector) == _shapes(_part(found, 'projector.')):
+        projector = _part(found, 'projector.')
+    state = {key: value for key, value in found.items() if not key.startswith(('classifier.', 'projector.'))}
+    state |= {f'classifier.{key}': value for key, value in classifier.items()}
+    state |= {f'projector.{key}': value for key, value in projector.items()}
+    _check_fit(fresh, Checkpoint(state, path=checkpoint.path), cfg)
     model.load_state_dict(state)
     return model, new
+
+
+def _part(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _shapes(state: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in state.items()}
 
 
 def class_names(checkpoint: Checkpoint) -> list[str]:

@@ -10,6 +10,7 @@ from lib.build.data import open_valid_split
 from lib.build.report import rebalanced_report
 from lib.build.trained import Trained
 from lib.classifier.cosine import Cosine
+from lib.classifier.lws import without_scale
 from lib.config.yaml_text import as_text
 from lib.errors import UserError
 from lib.evaluation.posthoc import FLAT_NOTE, TauSweep, normalize_classifier, tau_report
@@ -39,7 +40,8 @@ def rebalance(trained: Trained) -> Rebalanced:
     folder = Path(options.LOG_ROOT, trained.cfg.NAME)
     _check_free(folder, trained)
     valid = open_valid_split(trained.cfg)
-    sweep = TauSweep(_effective_weight(trained), _bias(trained), max_tau=options.MAX_TAU)
+    classifier = _effective(trained)
+    sweep = TauSweep(classifier['weight'], classifier.get('bias'), max_tau=options.MAX_TAU)
     found = trained.evaluate(
         valid,
         label='valid',
@@ -76,18 +78,19 @@ def _check_free(folder: Path, trained: Trained) -> None:
         )
 
 
-def _effective_weight(trained: Trained) -> torch.Tensor:
-    """The matrix that features are multiplied by: a cosine classifier's rows have norm 1."""
+def _effective(trained: Trained) -> dict[str, torch.Tensor]:
+    """The classifier as a plain linear one. A cosine classifier's rows have norm 1; scales of classes are worked in."""
     classifier = trained.model.classifier
-    return F.normalize(classifier.weight, dim=1) if isinstance(classifier, Cosine) else classifier.weight
-
-
-def _bias(trained: Trained) -> torch.Tensor | None:
-    return getattr(trained.model.classifier, 'bias', None)
+    if isinstance(classifier, Cosine):
+        return {'weight': F.normalize(classifier.weight.detach(), dim=1)}
+    return without_scale({key: value.detach() for key, value in classifier.state_dict().items()})
 
 
 def _state(trained: Trained, tau: float | None) -> dict[str, torch.Tensor]:
     state = dict(trained.checkpoint.state_dict)
     if tau is not None and 'classifier.bias' in state:
-        state['classifier.weight'], state['classifier.bias'] = normalize_classifier(state['classifier.weight'], tau)
+        weight = _effective(trained)['weight'].cpu()
+        state['classifier.weight'], state['classifier.bias'] = normalize_classifier(weight, tau)
+        if 'classifier.scale' in state:
+            state['classifier.scale'] = torch.ones_like(state['classifier.scale'])
     return state
