@@ -3,9 +3,11 @@
 from collections.abc import Callable
 
 import torch
-from torch import nn
 from yacs.config import CfgNode
 
+from lib.errors import UserError
+from lib.model import Recognizer
+from lib.optim.max_norm import keep_norms_below
 from lib.optim.optimizer import create_optimizer
 from lib.optim.schedule import cosine, multistep, one_cycle
 
@@ -27,20 +29,34 @@ SCHEDULES: dict[str, Callable[..., Callable[[int], float]]] = {
 
 
 def build_schedule(cfg: CfgNode, steps_per_epoch: int) -> Callable[[int], float]:
-    """Return global step -> learning rate."""
+    """Return global step -> learning rate; a run of no epochs has one all the same."""
+    if cfg.TRAIN.MAX_EPOCH == 0:
+        return lambda step: cfg.OPTIMIZER.LR
     return SCHEDULES[cfg.SCHEDULE.TYPE](cfg, steps_per_epoch=steps_per_epoch, warmup_epochs=cfg.SCHEDULE.WARMUP_EPOCHS)
 
 
-def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimiser of the parameters that are trained."""
-    optimizer = cfg.OPTIMIZER
-    return create_optimizer(
+def build_optimizer(cfg: CfgNode, model: Recognizer) -> torch.optim.Optimizer:
+    """Return the optimiser of the parameters that are trained.
+
+    Raises:
+        UserError: OPTIMIZER.MAX_NORM would change a classifier that is frozen.
+    """
+    options = cfg.OPTIMIZER
+    optimizer = create_optimizer(
         model,
-        kind=optimizer.TYPE,
-        lr=optimizer.LR,
-        momentum=optimizer.MOMENTUM,
-        nesterov=optimizer.NESTEROV,
-        weight_decay=optimizer.WEIGHT_DECAY,
-        betas=optimizer.BETAS,
-        decay_norm_and_bias=optimizer.DECAY_NORM_AND_BIAS,
+        kind=options.TYPE,
+        lr=options.LR,
+        momentum=options.MOMENTUM,
+        nesterov=options.NESTEROV,
+        weight_decay=options.WEIGHT_DECAY,
+        betas=options.BETAS,
+        decay_norm_and_bias=options.DECAY_NORM_AND_BIAS,
     )
+    if options.MAX_NORM:
+        if not model.classifier.weight.requires_grad:
+            raise UserError(
+                f'OPTIMIZER.MAX_NORM is {options.MAX_NORM:g}, but MODEL.FREEZE_CLASSIFIER True keeps the rows as they '
+                'are: leave one of them out'
+            )
+        keep_norms_below(optimizer, model.classifier.weight, options.MAX_NORM)
+    return optimizer

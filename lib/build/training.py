@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from yacs.config import CfgNode
 
+from lib.build.classifier_init import start_from_class_means
 from lib.build.data import open_training_data
 from lib.build.loader import build_eval_loader, build_train_loader
 from lib.build.mixing import build_mixer
@@ -159,6 +160,8 @@ def _model(
     if start.kind == 'continue':
         return model_of(start.checkpoint, cfg, device), known, None
     model, new = finetuned_model(start.checkpoint, cfg, device, names)
+    if cfg.MODEL.CLASSIFIER_INIT == 'class_means':
+        start_from_class_means(cfg, model, data, device)
     if known:
         # Many, medium and few stay what they were in the original training set; new classes bring their own counts.
         before = dict(zip(class_names(start.checkpoint), known.class_counts, strict=True))

@@ -78,7 +78,7 @@ def _check_shards(values: dict[str, Any], levels: dict[str, int]) -> None:
 
 def _check_schedule(values: dict[str, Any]) -> None:
     warmup, epochs = values['SCHEDULE.WARMUP_EPOCHS'], values['TRAIN.MAX_EPOCH']
-    if warmup > epochs:
+    if 0 < epochs < warmup:  # without epochs there is no schedule
         raise UserError(f'SCHEDULE.WARMUP_EPOCHS is {warmup:g}, more than TRAIN.MAX_EPOCH {epochs}')
     if values['SCHEDULE.TYPE'] != 'multistep':
         return

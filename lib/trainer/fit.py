@@ -81,7 +81,7 @@ def fit(
     validate: Validate,
     bad_images: BadImages,
 ) -> bool:
-    """Train from `place` to the last epoch.
+    """Train from `place` to the last epoch; with no epochs, evaluate the model and save it as it is.
 
     Args:
         validate: () -> metrics of the valid split; an empty dict when there is none.
@@ -94,6 +94,8 @@ def fit(
     """
     events = EventFile(folder.path, place.epoch)
     try:
+        if plan.max_epoch == 0 and place.epoch == place.step == 0:
+            _finish_untrained(learner, plan, place, folder, validate(), events)
         with _interrupts() as should_stop:
             for epoch in range(place.epoch, plan.max_epoch):
                 trained = train_epoch(
@@ -136,6 +138,24 @@ def _finish_epoch(
     LOGGER.info('%s', _describe(place.epoch, plan.max_epoch, metrics, is_best))
 
 
+def _finish_untrained(
+    learner: Learner,
+    plan: FitPlan,
+    place: Place,
+    folder: RunFolder,
+    valid: dict[str, float],
+    events: EventFile,
+) -> None:
+    folder.forget_after(-1)  # what an earlier evaluation of the same model said
+    place.best_result = None
+    is_best = _is_best(plan.select_by, valid, place)
+    if valid:
+        folder.append({'epoch': 0, 'split': 'valid', 'lr': 0.0, **valid})
+        events.add(0, 'valid', valid)
+    folder.save(_checkpoint(learner, plan, place), is_best=is_best)
+    LOGGER.info('no epochs, so the model is saved as it is%s', f':{_describe_valid(valid)}' if valid else '')
+
+
 def _is_best(select_by: str, valid: dict[str, float], place: Place) -> bool:
     """Whether the epoch just done is the best so far; noted in `place`. Losses and errors fall, accuracies rise."""
     if select_by == 'last' or not valid:
@@ -166,9 +186,13 @@ def _describe(epoch: int, max_epoch: int, metrics: dict[str, dict[str, float]], 
     trained, valid = metrics['train'], metrics['valid']
     text = f'epoch {epoch:3d}/{max_epoch}  lr {trained["lr"]:.2g}  loss {trained["loss"]:.3f}'
     if valid:
-        text += f'  valid: mean class error {valid["mean_class_error"]:.1%}, top-1 {valid["top1"]:.1%}'
+        text += _describe_valid(valid)
     best = '  (best)' if valid and is_best else ''
     return f'{text}  {trained["images_per_second"]:.0f} images/s{best}'
+
+
+def _describe_valid(valid: dict[str, float]) -> str:
+    return f'  valid: mean class error {valid["mean_class_error"]:.1%}, top-1 {valid["top1"]:.1%}'
 
 
 @contextmanager

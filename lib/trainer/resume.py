@@ -122,6 +122,8 @@ def _cannot_continue(wanted: Wanted, checkpoint: Checkpoint) -> str:
     changed = _changed(checkpoint.recipe, wanted.recipe)
     if changed:
         return f'another recipe: {changed}'
+    if wanted.max_epoch == 0:
+        return 'no epochs, so it is evaluated and saved as it is'
     if checkpoint.place.epoch >= wanted.max_epoch:
         return f'all {wanted.max_epoch} epochs are done'
     return ''

@@ -71,7 +71,7 @@ OPTIONS = [
     row('a word that is no option', f'{TRAIN} focal', "'focal' is not an option"),
     row('option without value', f'{TRAIN} --SEED', '--SEED', 'expected one argument'),
     row('wrong type in an option', f'{TRAIN} --OPTIMIZER_LR fast', "--OPTIMIZER_LR is 'fast'", 'a number, at least 0'),
-    row('option out of range', f'{TRAIN} --TRAIN_MAX_EPOCH 0', "--TRAIN_MAX_EPOCH is '0'", 'at least 1'),
+    row('option out of range', f'{TRAIN} --TRAIN_MAX_EPOCH -1', "--TRAIN_MAX_EPOCH is '-1'", 'at least 0'),
     row('option out of choices', f'{TRAIN} --LOSS_TYPE focl', "'focl'", 'cross_entropy, focal', 'did you mean focal?'),
     row('unused option', f'{TRAIN} --LOSS_GAMMA 1', 'LOSS.GAMMA is 1', 'LOSS.TYPE cross_entropy does not use it',
         'focal'),
