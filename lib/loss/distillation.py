@@ -1,0 +1,32 @@
+"""Distillation from a teacher whose scores are flattened."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Distillation(nn.Module):
+    """Distilling virtual examples, T^2 KL(t || s) (DiVE: He et al., ICCV 2021), the mean over the batch.
+
+    s is the student's softmax at temperature T, t the teacher's at T, to the power p and normalised again, which is
+    its softmax at temperature T / p. A power below 1 flattens what the teacher says, and with it the distribution of
+    classes that the student learns from. Power 1 is knowledge distillation (Hinton et al., 2015).
+
+    Logits of student and teacher (batch, num_classes) -> a scalar, float32 under autocast, too. The teacher's are
+    taken as they are: no gradient goes there.
+
+    Args:
+        temperature: T, above 0.
+        power: p, from 0 (all classes alike) to 1.
+    """
+
+    def __init__(self, temperature: float, power: float = 1.0) -> None:
+        super().__init__()
+        self.temperature, self.power = temperature, power
+
+    def forward(self, logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(logits.device.type, enabled=False):
+            dtype = torch.promote_types(logits.dtype, torch.float32)
+            student = F.log_softmax(logits.to(dtype) / self.temperature, dim=1)
+            teacher = F.log_softmax(teacher_logits.detach().to(dtype) * (self.power / self.temperature), dim=1)
+            return F.kl_div(student, teacher, log_target=True, reduction='batchmean') * self.temperature**2
