@@ -21,7 +21,7 @@ from lib.trainer.mixing.stages import MixedStages
 MIXERS: dict[str, Callable[[CfgNode, MixDraws, torch.Tensor], Mixer]] = {
     'mixup': lambda cfg, draws, counts: Mixup(draws),
     'cutmix': lambda cfg, draws, counts: CutMix(draws),
-    'manifold_mixup': lambda cfg, draws, counts: ManifoldMixup(draws, mix_stages(cfg)),
+    'manifold_mixup': lambda cfg, draws, counts: ManifoldMixup(draws, _stages(cfg)),
     'remix': lambda cfg, draws, counts: Remix(draws, counts, cfg.MIX.KAPPA, cfg.MIX.TAU),
     'cmo': lambda cfg, draws, counts: CMO(draws),
     'bbn': lambda cfg, draws, counts: BBN(cfg.TRAIN.MAX_EPOCH),
@@ -35,28 +35,16 @@ def build_mixer(cfg: CfgNode, class_counts: np.ndarray, device: torch.device) ->
     Args:
         class_counts: (num_classes,) training images a class after HEAD_CAP.
         device: of the batches.
-
-    Raises:
-        UserError: batches cannot be split into pairs, or MIX.STAGES has a fraction.
     """
     mix = cfg.MIX
     if not mix.TYPE:
         return unmixed
-    if mix.TYPE not in PAIRED and cfg.TRAIN.BATCH_SIZE % 2:
-        raise UserError(
-            f'MIX.TYPE {mix.TYPE} mixes pairs, so TRAIN.BATCH_SIZE must be even, but is {cfg.TRAIN.BATCH_SIZE}; try '
-            f'--TRAIN_BATCH_SIZE {cfg.TRAIN.BATCH_SIZE + 1}'
-        )
     draws = MixDraws(cfg.SEED, mix.ALPHA, mix.PROBABILITY, end_epoch=cfg.TRAIN.MAX_EPOCH - mix.OFF_EPOCHS)
     return MIXERS[mix.TYPE](cfg, draws, torch.from_numpy(class_counts).to(device))
 
 
-def mix_stages(cfg: CfgNode) -> tuple[int, ...]:
-    """Return MIX.STAGES as whole numbers. Raises: UserError where there is none, or a fraction."""
-    stages = tuple(cfg.MIX.STAGES)
-    if not stages or any(stage != int(stage) for stage in stages):
-        raise UserError(f'MIX.STAGES is {stages}, but must be whole numbers separated by commas, such as 0,1,2')
-    return tuple(int(stage) for stage in stages)
+def _stages(cfg: CfgNode) -> tuple[int, ...]:
+    return tuple(int(stage) for stage in cfg.MIX.STAGES)
 
 
 def build_mixed_stages(
@@ -71,10 +59,10 @@ def build_mixed_stages(
     Raises:
         UserError: the backbone has no such stage, or a pair would be split between two GPUs.
     """
-    if cfg.MIX.TYPE != 'manifold_mixup' or not any(mix_stages(cfg)):
+    if cfg.MIX.TYPE != 'manifold_mixup' or not any(_stages(cfg)):
         return None
     stages = MixedStages(backbone)
-    for stage in mix_stages(cfg):
+    for stage in _stages(cfg):
         stages.check(stage)
     each = -(-batch_size // max(1, num_replicas))
     if each % 2 and each < batch_size:

@@ -44,8 +44,6 @@ def _contrast(cfg: CfgNode, model: Recognizer, device: Device, names: Sequence[s
 
 def _distill(cfg: CfgNode, model: Recognizer, device: Device, names: Sequence[str]) -> Second:
     weight = cfg.LOSS.AUXILIARY_WEIGHT
-    if weight > 1:
-        raise UserError(f'LOSS.AUXILIARY_WEIGHT is {weight:g}, but as the share of distillation it must be at most 1')
     teacher = _teacher(cfg, device, model.classifier.weight.shape[0], names)
     loss = Distillation(cfg.LOSS.TEACHER_TEMPERATURE, cfg.LOSS.TEACHER_POWER)
     return Second(DistillTerm(device.parallel(teacher), loss), weight, 1.0 - weight)
@@ -111,8 +109,6 @@ def _teacher(cfg: CfgNode, device: Device, num_classes: int, names: Sequence[str
 
 
 def _read_teacher(path: str) -> Checkpoint:
-    if not path:
-        raise UserError('LOSS.AUXILIARY distillation needs a teacher: --LOSS_TEACHER log/NAME/last.pth')
     if not Path(path).is_file():
         raise UserError(f'LOSS.TEACHER {path}: no such file')
     try:

@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 from lib.build.classifier_init import start_from_class_means
 from lib.build.data import open_training_data
 from lib.build.loader import build_eval_loader, build_train_loader
-from lib.build.mixing import build_mixer
+from lib.build.mixing import build_mixed_stages, build_mixer
 from lib.build.model import class_names, finetuned_model, model_of, new_model
 from lib.build.objective import build_objective
 from lib.build.optim import build_optimizer, build_schedule
@@ -30,7 +30,6 @@ from lib.runtime.log import LOGGER, log_to
 from lib.trainer.checkpoint import Place, TrainingSet, versions
 from lib.trainer.fit import BadImages, FitPlan, restore
 from lib.trainer.forward import TrainingForward
-from lib.trainer.mixing.stages import MixedStages
 from lib.trainer.resume import Start, Wanted, decide_start
 from lib.trainer.run_folder import RunFolder, set_aside, write_bad_images
 from lib.trainer.step import Learner
@@ -90,12 +89,12 @@ def prepared_training(cfg: CfgNode) -> Iterator[Training]:
     index = data.index().capped(cfg.DATASET.HEAD_CAP, cfg.SEED)
     model, training_set, new_classes = _model(cfg, data, device, start)
     loader = build_train_loader(cfg, data.train, index, device)
-    stages = MixedStages(model.backbone) if cfg.MIX.TYPE == 'manifold_mixup' else None
+    stages = build_mixed_stages(cfg, model.backbone, batch_size=loader.batch_size, num_replicas=len(device.replicas))
     learner = Learner(
         model=model,
         forward=device.parallel(TrainingForward(model, stages)),
-        objective=build_objective(cfg, index.class_counts, model, device),
-        mixer=build_mixer(cfg, index.class_counts, stages),
+        objective=build_objective(cfg, index.class_counts, model, device, data.class_names),
+        mixer=build_mixer(cfg, index.class_counts, device.main),
         optimizer=build_optimizer(cfg, model),
         schedule=build_schedule(cfg, loader.steps_per_epoch),
         loader=loader,
