@@ -165,7 +165,8 @@ def _from_cifar(cfg: CfgNode) -> TrainingData:
         dataset.NAME,
         imbalance_type=dataset.IMBALANCE_TYPE,
         imbalance_ratio=dataset.IMBALANCE_RATIO,
-        seed=cfg.SEED,
+        # The published set belongs to the data: SEED then varies the training alone.
+        seed=cfg.SEED if dataset.IMBALANCE_IMAGES == 'by_seed' else None,
     )
 
     def split(images: np.ndarray, labels: np.ndarray, kind: str) -> Split:

@@ -35,13 +35,40 @@ def class_sizes(num_images: int, num_classes: int, imbalance_type: str, imbalanc
     return np.maximum(1, sizes.astype(np.int64))
 
 
+def published_rows(labels: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return the rows that the code of LDAM-DRW keeps (Cao et al., NeurIPS 2019), ascending: int64 (sizes.sum(),).
+
+    Nearly all later papers use that set: NumPy's legacy generator is seeded with 0 once; then, class by class, the
+    rows of the class are shuffled, and the first ones stay. Their code lists the images class by class in shuffled
+    order; here they keep CIFAR's order, which is the same set, and an epoch shuffles it anyway.
+    """
+    # RandomState is frozen by NumPy's compatibility policy, so this set will be the same in ten years.
+    random = np.random.RandomState(0)
+    kept = []
+    for label, size in enumerate(sizes):
+        rows = np.flatnonzero(labels == label)
+        random.shuffle(rows)  # of every class, whatever its size: the generator's state goes on to the next one
+        kept.append(rows[:size])
+    return np.sort(np.concatenate(kept))
+
+
+def drawn_rows(labels: np.ndarray, sizes: np.ndarray, seed: int) -> np.ndarray:
+    """Return `sizes[c]` rows of each class c, drawn by (seed, class), ascending: int64 (sizes.sum(),)."""
+    kept = [
+        generator(seed, Purpose.IMBALANCE, slot=label).permutation(np.flatnonzero(labels == label))[:size]
+        for label, size in enumerate(sizes)
+    ]
+    return np.sort(np.concatenate(kept))
+
+
 def load_cifar_lt(
-    root: str | Path, name: str, *, imbalance_type: str, imbalance_ratio: float, seed: int
+    root: str | Path, name: str, *, imbalance_type: str, imbalance_ratio: float, seed: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
     """Return training images, training labels, validation images, validation labels, class names.
 
     Images are uint8 (num_images, 32, 32, 3), RGB; labels int32 (num_images,). Validation is CIFAR's whole,
-    balanced test set, as everywhere in the literature. Which training images stay is drawn by (seed, class).
+    balanced test set, as everywhere in the literature. Which training images stay is drawn by (seed, class); with
+    seed None they are those of the literature (`published_rows`). Either way they keep CIFAR's order.
     The reader is torchvision's, which compares checksums before it opens a file; nothing is downloaded, but
     an archive lying in `root` is unpacked.
 
@@ -53,11 +80,7 @@ def load_cifar_lt(
     labels = np.array(train.targets, np.int32)
     counts = np.bincount(labels, minlength=len(train.classes))
     sizes = class_sizes(int(counts.max()), len(counts), imbalance_type, imbalance_ratio)
-    kept = [
-        generator(seed, Purpose.IMBALANCE, slot=label).permutation(np.flatnonzero(labels == label))[:size]
-        for label, size in enumerate(sizes)
-    ]
-    rows = np.sort(np.concatenate(kept))
+    rows = published_rows(labels, sizes) if seed is None else drawn_rows(labels, sizes, seed)
     return train.data[rows], labels[rows], valid.data, np.array(valid.targets, np.int32), list(train.classes)
 
 

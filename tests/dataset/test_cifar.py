@@ -1,8 +1,11 @@
+import hashlib
+
 import numpy as np
 import pytest
 
-from lib.dataset.cifar import class_sizes, load_cifar_lt
+from lib.dataset.cifar import class_sizes, load_cifar_lt, published_rows
 from lib.errors import UserError
+from tests.oracles import cifar_lt as oracle
 from tests.small_cifar import its_checksums, write_small_cifar
 
 
@@ -23,6 +26,29 @@ def test_sizes_against_the_formula():
         assert class_sizes(5000, 10, 'exp', ratio).tolist() == expected
     assert class_sizes(500, 5, 'step', 100).tolist() == [500, 500, 5, 5, 5]
     assert class_sizes(5, 4, 'exp', 1000).min() == 1
+
+
+@pytest.mark.parametrize('kind', ['exp', 'step'])
+@pytest.mark.parametrize('ratio', [10, 20, 50, 100, 200])
+@pytest.mark.parametrize('num_classes', [10, 100])
+def test_published_rows_are_those_of_the_procedure(num_classes, ratio, kind):
+    labels = oracle.random_labels(50_000, num_classes, seed=ratio)
+    sizes = class_sizes(50_000 // num_classes, num_classes, kind, ratio)
+    rows = published_rows(np.array(labels, np.int32), sizes)
+    assert rows.tolist() == sorted(oracle.published_rows(labels, num_classes, kind, ratio))
+    assert np.bincount(np.array(labels)[rows]).tolist() == sizes.tolist()
+
+
+@pytest.mark.parametrize(
+    ('num_classes', 'total', 'digest'),
+    [(10, 12_406, 'e1e05ffa1e637d93'), (100, 10_847, '82ee4efff55d0e5c')],
+)
+def test_published_rows_never_change(num_classes, total, digest):
+    """Labels 0, 1, 2, ..., 0, 1, 2, ...: another NumPy must come to the same rows."""
+    labels = np.arange(50_000) % num_classes
+    rows = published_rows(labels, class_sizes(50_000 // num_classes, num_classes, 'exp', 100))
+    assert len(rows) == total
+    assert hashlib.sha256(rows.astype('<i8').tobytes()).hexdigest()[:16] == digest
 
 
 @pytest.fixture
@@ -56,6 +82,16 @@ def test_the_seed_chooses_the_images(small_cifar):
     first, again, other = (load(small_cifar, seed=seed)[0] for seed in (0, 0, 1))
     assert (first == again).all()
     assert not (first == other).all()
+
+
+@pytest.mark.parametrize('kind', ['exp', 'step'])
+def test_without_a_seed_the_published_images_are_read_in_their_order(small_cifar, kind):
+    everything = load(small_cifar, ratio=1.0)
+    rows = sorted(oracle.published_rows(everything[1].tolist(), 10, kind, 10))
+    images, labels, valid_images, *_ = load(small_cifar, seed=None, kind=kind)
+    assert (images == everything[0][rows]).all()
+    assert (labels == everything[1][rows]).all()
+    assert (valid_images == everything[2]).all()
 
 
 def test_missing_and_damaged_files_say_where_to_get_them(small_cifar, tmp_path):
