@@ -4,6 +4,7 @@ python tools/convert.py FORMAT SOURCE [OUT] [--option value] [--append]
 """
 
 import argparse
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -89,10 +90,20 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         command.add_argument(
             '--append', action='store_true', help='add the images to the converted set in OUT; known ones are left out'
         )
-        command.add_argument('--seed', metavar='N', type=int, default=0, help='which images those are (default: 0)')
+        command.add_argument(
+            '--imbalance', metavar='RATIO', type=float, help='keep a long-tailed part of the training images: class '
+            'sizes fall from the largest to about 1/RATIO of it; val and test stay whole',
+        )  # fmt: skip
+        command.add_argument(
+            '--seed', metavar='N', type=int, default=0, help='which images are held out or kept (default: 0)'
+        )
     options = parser.parse_args(arguments)
     if options.valid_fraction is not None and not 0 < options.valid_fraction <= 0.9:
         raise UserError(f'--valid_fraction is {options.valid_fraction}, but must be above 0 and at most 0.9')
+    if options.imbalance is not None and not 1 < options.imbalance < math.inf:
+        raise UserError(f'--imbalance is {options.imbalance}, but must be above 1: the largest class over the smallest')
+    if options.imbalance is not None and options.append:
+        raise UserError('--imbalance with --append: the images that were left out would come back; convert all anew')
     if options.seed < 0:
         raise UserError(f'--seed is {options.seed}, but must be at least 0')
     return options
@@ -104,12 +115,14 @@ def convert(
     out: Path,
     *,
     valid_fraction: float | None = None,
+    imbalance: float | None = None,
     seed: int = 0,
     append: bool = False,
     **options: str,
 ) -> None:
     """Convert `source` into `out`, or append it to what is there, and say what was written."""
     from lib.dataset.formats.append import append_converted
+    from lib.dataset.formats.imbalance import with_imbalance
     from lib.dataset.formats.summary import summary_lines
     from lib.dataset.formats.validation import with_validation
     from lib.dataset.formats.write import write_converted
@@ -119,20 +132,27 @@ def convert(
         converted = with_validation(converted, fraction=valid_fraction, seed=seed)
     elif 'val' not in converted.splits and not append:
         converted.warnings.append('SOURCE has no validation split: --valid_fraction 0.1 keeps a tenth of each class')
+    whole = converted
+    if imbalance is not None:
+        converted = with_imbalance(converted, ratio=imbalance, seed=seed)
     if append:
         lines = append_converted(converted, out)
     else:
         paths = write_converted(converted, out)
         lines = summary_lines(converted, paths)
+    if imbalance is not None:
+        kept, total = (len(one.splits['train']) for one in (converted, whole))
+        lines.append(f'--imbalance {imbalance:g}: {kept:,} of {total:,} training images are kept (--seed {seed})')
     for warning in converted.warnings:
         print(f'warning: {warning}', file=sys.stderr)
     print('\n'.join(lines))
 
 
-def next_command(format_name: str, out: Path) -> str:
+def next_command(format_name: str, out: Path, *, long_tailed: bool = False) -> str:
     """Return what to type to train on the result, which main.py finds in DATASET.ROOT."""
     # The default recipe is that of AliProducts: 50,030 classes on several GPUs.
-    recipe = {'aliproducts': '', 'grocery_store': ' --config configs/GroceryStore.yaml'}
+    grocery_store = 'GroceryStore_LT' if long_tailed else 'GroceryStore'
+    recipe = {'aliproducts': '', 'grocery_store': f' --config configs/{grocery_store}.yaml'}
     return f'python main.py{recipe.get(format_name, _SMALL_RECIPE)} --DATASET_ROOT {shlex.quote(str(out))}'
 
 
@@ -143,7 +163,7 @@ def main() -> None:
     out = out or (source if source.is_dir() else source.parent)
     given = {key: value for key, value in options.items() if value is not None}
     convert(name, source, out, **given)
-    print(f'\nNow train:\n  {next_command(name, out)}')
+    print(f'\nNow train:\n  {next_command(name, out, long_tailed="imbalance" in given)}')
 
 
 if __name__ == '__main__':

@@ -314,6 +314,13 @@ CONVERSIONS = [
     row('folder without classes', f'{CONVERT} imagefolder empty', 'empty', disk=text('empty/a.txt', '')),
     row('nothing to append to', f'{CONVERT} aliproducts shop empty --append', 'empty/classes.json: no such file',
         '--append', disk=text('empty/a.txt', '')),
+    row('imbalance that is none', f'{CONVERT} aliproducts shop --imbalance 1', '--imbalance is 1.0', 'above 1'),
+    row('imbalance without end', f'{CONVERT} aliproducts shop --imbalance inf', '--imbalance is inf', 'above 1'),
+    row('imbalance of text', f'{CONVERT} aliproducts shop --imbalance high', '--imbalance', "'high'"),
+    row('imbalance and append', f'{CONVERT} aliproducts shop --imbalance 4 --append', '--imbalance with --append',
+        'convert all anew'),
+    row('imbalance without training images', f'{CONVERT} list --test a.txt empty --imbalance 4', '--imbalance',
+        'SOURCE has none', disk=both(text('a.txt', 'a.jpg 0\n'), text('empty/b.txt', ''))),
     row('OUT is a file', f'{CONVERT} aliproducts shop recipe.yaml', 'recipe.yaml: file exists'),
 ]  # fmt: skip
 

@@ -107,3 +107,31 @@ def test_a_validation_split_where_there_is_none(tmp_path):
         assert result.returncode == 2
         assert '--valid_fraction' in result.stderr
         assert result.stderr.count('\n') == 1
+
+
+def test_a_long_tailed_subset(tmp_path):
+    make_aliproducts(tmp_path, 4, [16, 16, 16, 16], size=8)
+    (tmp_path / 'out').mkdir()
+    result = run('aliproducts', '.', 'out', '--imbalance', 8, '--seed', 3, folder=tmp_path)
+    assert (result.returncode, result.stderr) == (0, '')
+    assert '30 images, 4 of 4 classes, 2 to 16 images a class (imbalance 8.0)' in result.stdout
+    assert '\n--imbalance 8: 30 of 64 training images are kept (--seed 3)\n' in result.stdout
+    tree = json.loads((tmp_path / 'out' / 'converted_train.json').read_text())
+    labels = [entry['category_id'] for entry in tree['annotations']]
+    assert [labels.count(label) for label in range(4)] == [16, 8, 4, 2]
+    assert all((tmp_path / 'out' / entry['fpath']).is_file() for entry in tree['annotations'])
+    val = json.loads((tmp_path / 'out' / 'converted_val.json').read_text())['annotations']
+    assert len(val) == 8, 'whole'
+
+
+def test_a_validation_split_is_held_out_before_images_are_left_out(tmp_path):
+    for number in range(40):
+        (tmp_path / f'{number}.jpg').touch()
+    (tmp_path / 'shop.csv').write_text('path,label\n' + ''.join(f'{n}.jpg,{"ab"[n % 2]}\n' for n in range(40)))
+    result = run('csv', 'shop.csv', '--valid_fraction', 0.2, '--imbalance', 4, folder=tmp_path)
+    assert (result.returncode, result.stderr) == (0, '')
+    splits = [json.loads((tmp_path / f'converted_{split}.json').read_text()) for split in ('train', 'val')]
+    labels = [[entry['category_id'] for entry in split['annotations']] for split in splits]
+    assert [(part.count(0), part.count(1)) for part in labels] == [(16, 4), (4, 4)]
+    paths = [entry['fpath'] for split in splits for entry in split['annotations']]
+    assert len(set(paths)) == len(paths)
