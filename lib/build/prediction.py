@@ -28,7 +28,7 @@ def predict(trained: Trained) -> Predicted:
     test = trained.cfg.TEST
     split = open_test_split(trained.cfg, trained.class_names)
     extras = Extras(test.TOP_K, test.EMBEDDINGS)
-    found = trained.evaluate(split, label='test', look_at=extras.look_at)
+    found = trained.evaluate(split, label='test', look_at=extras.look_at, flip=test.FLIP)
     names = split.names.to_pylist()
     stem = trained.stem
     files = [stem.with_name(f'{stem.name}.csv')]

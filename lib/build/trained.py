@@ -40,8 +40,8 @@ class Trained:
         """Results are named after the checkpoint: this path, with an ending."""
         return self.folder / self.checkpoint.path.stem
 
-    def evaluate(self, split: Split, *, label: str, look_at: LookAt | None = None) -> Evaluation:
-        """Run the model over a split.
+    def evaluate(self, split: Split, *, label: str, look_at: LookAt | None = None, flip: bool = False) -> Evaluation:
+        """Run the model over a split; with `flip`, over its mirror images too.
 
         Raises:
             UserError: its labels do not fit the model.
@@ -58,6 +58,7 @@ class Trained:
             train_counts=self.train_counts,
             label=label,
             look_at=look_at,
+            flip=flip,
         )
         return replace(found, metrics=self.known(found.metrics))
 

@@ -38,6 +38,7 @@ def evaluate(
     train_counts: np.ndarray,
     label: str = 'valid',
     look_at: LookAt | None = None,
+    flip: bool = False,
 ) -> Evaluation:
     """Run `model` over every image of `loader`.
 
@@ -47,14 +48,17 @@ def evaluate(
         label: name of the split on the progress bar.
         look_at: called with each batch, its features (batch, num_features) and logits (batch, num_classes), both
             float32 on the device: for whoever needs more than the metrics.
+        flip: also look at each image mirrored; features and logits are the means of both views.
     """
     was_training = model.training
     model.eval()
     counts: ClassCounts | None = None
     predicted, bad = [], []
     for batch in progress(loader, total=len(loader), label=label):
-        features = model.features(batch.images)
-        logits = model.classify(features)
+        features, logits = _look(model, batch.images)
+        if flip:
+            mirrored = _look(model, batch.images.flip(-1))
+            features, logits = (features + mirrored[0]) / 2, (logits + mirrored[1]) / 2
         counts = counts or ClassCounts(num_classes, logits.device)
         predicted.append(counts.update(logits, batch.labels, batch.readable))
         bad += batch.bad
@@ -63,3 +67,8 @@ def evaluate(
     model.train(was_training)
     metrics = counts.metrics(train_counts) if counts else {}
     return Evaluation(metrics, torch.cat(predicted).cpu().numpy(), bad)
+
+
+def _look(model: Recognizer, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    features = model.features(images)
+    return features, model.classify(features)

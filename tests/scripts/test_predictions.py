@@ -4,6 +4,7 @@ import csv
 import json
 
 import numpy as np
+from PIL import Image
 
 from tests.scripts.running import ON_CPU
 
@@ -87,3 +88,22 @@ def test_summary_shows_what_there_is(scripts, products, run_folder):
 def test_summary_of_no_run_is_one_line(scripts, tmp_path):
     done = scripts.run(tmp_path, 'tools/summary.py', '--NAME', 'nothing', code=2)
     assert done.stderr.startswith('error: log/nothing holds no run')
+
+
+def test_flip_averages_an_image_and_its_mirror_image(scripts, run_folder):
+    """A folder of a photo and its mirror image: with TEST.FLIP both have the mean of what they have without it."""
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    for name, image in (('a', pixels), ('b', pixels[:, ::-1])):
+        (run_folder / 'photos').mkdir(exist_ok=True)
+        Image.fromarray(image).save(run_folder / 'photos' / f'{name}.png')
+    folder = run_folder / 'log' / 'tiny'
+    # The very pixels reach the model: nothing is resized or cropped.
+    options = ('--DATASET_TEST_ROOT', 'photos', '--TEST_EMBEDDINGS', 'True', '--INPUT_CROP_RATIO', 1.0)
+    features = {}
+    for flip in (False, True):
+        model = ('--RESUME_MODEL', 'log/tiny/best_model.pth', '--TEST_FLIP', flip)
+        scripts.run(run_folder, 'test.py', *model, *options, *ON_CPU)
+        features[flip] = np.load(folder / 'best_model_features.npy', allow_pickle=False)
+    assert np.abs(features[False][0] - features[False][1]).max() > 1e-3
+    for row in (0, 1):
+        np.testing.assert_allclose(features[True][row], features[False].mean(axis=0), rtol=1e-5, atol=1e-6)

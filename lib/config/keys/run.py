@@ -32,6 +32,11 @@ TRAIN: dict[str, Key] = {
 TEST: dict[str, Key] = {
     'BATCH_SIZE': Key(0, 'Images a step in validation and test. 0: TRAIN.BATCH_SIZE.', low=0),
     'TOP_K': Key(0, 'Also write the K best classes of each image, with probabilities and names. 0: no.', low=0),
+    'FLIP': Key(
+        False,
+        'Also look at each image mirrored, and average logits and features (test.py alone: neither the validation of '
+        'training nor tau_norm.py).',
+    ),
     'EMBEDDINGS': Key(False, 'Also write the features of each image, as a float32 .npy file.'),
 }
 
