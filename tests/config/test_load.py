@@ -1,5 +1,6 @@
 """Where values come from: defaults < the checkpoint's config < files given explicitly < options."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from lib.config.defaults import KEYS
 from lib.config.load import load_config
 from lib.config.yaml_text import as_text, as_values
 from lib.errors import UserError
+from tools.convert import parse as parse_conversion
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
@@ -228,11 +230,46 @@ def test_the_command_line_is_not_changed():
     assert argv == ['--SEED', '3']
 
 
-@pytest.mark.parametrize('path', sorted(CONFIGS.rglob('*.yaml')), ids=lambda path: path.name)
+# Laid over which recipe; those in folders go over any.
+OVERLAYS = {
+    'AiProducts_original': 'AiProducts',
+    'AiProducts_strong_2': 'AiProducts_strong',
+    'Cifar_LT_long': 'Cifar100_LT',
+}
+ALL_CONFIGS = sorted(CONFIGS.rglob('*.yaml'))
+
+
+@pytest.mark.parametrize('path', ALL_CONFIGS, ids=lambda path: path.name)
 def test_every_config_loads(path):
-    if path.parent == CONFIGS and path.stem != 'AiProducts_original':
+    if path.parent == CONFIGS and path.stem not in OVERLAYS:
         cfg = cfg_of('--config', path)
         assert cfg.NAME or path.stem == 'own_photos'
-    else:  # laid over a recipe
-        assert cfg_of('--config', CONFIGS / 'AiProducts.yaml', path)
+        assert path.stem in (cfg.NAME, 'own_photos'), 'named as its file'
+    else:
+        assert cfg_of('--config', CONFIGS / f'{OVERLAYS.get(path.stem, "AiProducts")}.yaml', path)
     assert path.read_text(encoding='utf-8').startswith('# '), 'a config says what it is'
+
+
+def commands_of(path):
+    """Return the command lines in a config's head, without the words on what they do, split."""
+    head = [line for line in path.read_text(encoding='utf-8').splitlines() if line.startswith('#   ')]
+    return [re.split(r'\s{2,}', line[1:].strip())[0].split() for line in head]
+
+
+@pytest.mark.parametrize('path', [path for path in ALL_CONFIGS if path.parent == CONFIGS], ids=lambda path: path.name)
+def test_the_commands_in_its_head_are_right(path, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    commands = commands_of(path)
+    runs = [words for words in commands if words[:2] in (['python', 'main.py'], ['python', 'test.py'])]
+    assert runs, 'a config says how to run it'
+    for words in runs:
+        base = CONFIGS / f'{OVERLAYS.get(path.stem, path.stem)}.yaml'
+        argv = [str(base.parent) if word == 'my_photos' else word for word in words[2:]]
+        cfg = cfg_of(*argv, checkpoint=saved('--config', base, '--NAME', 'stage_1'))
+        if words[1] == 'main.py' and '--NAME' not in words and '--RESUME_MODEL' not in words:
+            assert path.stem in (cfg.NAME, 'own_photos')
+    for words in commands:
+        if words[:2] == ['python', 'tools/convert.py']:
+            parse_conversion(words[2:])
+        elif words[0] == 'sh':
+            assert Path(words[1]).is_file(), words

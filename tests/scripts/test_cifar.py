@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import yaml
 
 from lib.dataset.cifar import class_sizes
@@ -36,9 +37,12 @@ def test_train_predict_rebalance(scripts, tmp_path):
     assert (tmp_path / 'log_tau' / 'small' / 'tau.json').exists()
 
 
-def test_the_recipe_is_the_published_one():
+@pytest.mark.parametrize('name', ['Cifar10_LT', 'Cifar100_LT'])
+def test_the_recipe_is_the_published_one(name):
     """Zhang et al., Bag of Tricks for Long-Tailed Visual Recognition, AAAI 2021: what its tables were measured with."""
-    tree = yaml.safe_load(CONFIG.read_text(encoding='utf-8'))
+    tree = yaml.safe_load((REPOSITORY / 'configs' / f'{name}.yaml').read_text(encoding='utf-8'))
+    assert tree['DATASET']['NAME'] == name.lower()
+    assert (tree['DATASET']['IMBALANCE_IMAGES'], tree['DATASET']['IMBALANCE_RATIO']) == ('published', 100)
     assert tree['MODEL']['BACKBONE'] == 'res32_cifar'
     assert (tree['TRAIN']['MAX_EPOCH'], tree['TRAIN']['BATCH_SIZE']) == (200, 128)
     optimizer = tree['OPTIMIZER']
@@ -46,3 +50,13 @@ def test_the_recipe_is_the_published_one():
     schedule = tree['SCHEDULE']
     assert (schedule['WARMUP_EPOCHS'], schedule['MILESTONE_EPOCHS']) == (5, [160, 180])
     assert schedule['DECAY_FACTORS'] == [0.01]
+
+
+def test_the_two_sizes_share_one_recipe():
+    trees = [
+        yaml.safe_load((REPOSITORY / 'configs' / f'Cifar{size}_LT.yaml').read_text(encoding='utf-8'))
+        for size in (10, 100)
+    ]
+    for tree in trees:
+        del tree['NAME'], tree['DATASET']['NAME']
+    assert trees[0] == trees[1]
