@@ -246,7 +246,10 @@ def test_every_config_loads(path):
         assert cfg.NAME or path.stem == 'own_photos'
         assert path.stem in (cfg.NAME, 'own_photos'), 'named as its file'
     else:
-        assert cfg_of('--config', CONFIGS / f'{OVERLAYS.get(path.stem, "AiProducts")}.yaml', path)
+        # A second stage is nothing without a first one, and a student without a teacher.
+        others = ('--RESUME_MODEL', 'stage1.pth') if 'FREEZE_BACKBONE' in path.read_text(encoding='utf-8') else ()
+        others += ('--LOSS_TEACHER', 'teacher.pth') if path.stem == 'dive' else ()
+        assert cfg_of('--config', CONFIGS / f'{OVERLAYS.get(path.stem, "AiProducts")}.yaml', path, *others)
     assert path.read_text(encoding='utf-8').startswith('# '), 'a config says what it is'
 
 
