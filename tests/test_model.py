@@ -10,6 +10,7 @@ from torch import nn
 from lib.backbone.create import create_backbone
 from lib.classifier.cosine import Cosine
 from lib.classifier.linear import Linear
+from lib.classifier.projector import Projector
 from lib.model import Recognizer
 
 
@@ -68,6 +69,48 @@ def test_a_frozen_backbone_stays_as_it_is():
         assert torch.equal(value, before[key]), key
     assert not torch.equal(model.classifier.weight, weight)
     assert not copy.deepcopy(model).train().backbone.training
+
+
+def test_a_frozen_backbone_may_shift_its_batchnorm():
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Dropout(0.5))
+    backbone.num_features = 8 * 30 * 30
+    model = Recognizer(backbone, Linear(backbone.num_features, 2)).train()
+    model.freeze_backbone(shift_batchnorm=True)
+    norm, images = backbone[1], torch.rand(4, 3, 32, 32)
+    before = copy.deepcopy(backbone.state_dict())
+    seen = backbone[0](images)
+    features = model.features(images)
+    # Normalised by the batch, without dropout; statistics move, parameters stay.
+    expected = (seen - seen.mean((0, 2, 3), keepdim=True)) / (
+        seen.var((0, 2, 3), correction=0, keepdim=True) + 1e-5
+    ).sqrt()
+    torch.testing.assert_close(features, expected.flatten(1))
+    torch.testing.assert_close(norm.running_mean, 0.1 * seen.mean((0, 2, 3)))
+    assert not features.requires_grad
+    for key, value in backbone.state_dict().items():
+        assert torch.equal(value, before[key]) == ('running' not in key and 'num_batches' not in key), key
+    moved = norm.running_mean.clone()
+    model.eval().features(images)
+    assert torch.equal(norm.running_mean, moved)
+    model.train()
+    assert [module.training for module in backbone] == [False, True, False, False]
+
+
+def test_a_projector_embeds_features_and_rows():
+    plain = small()
+    model = small(projector=Projector(64, 16), train_dtype=torch.bfloat16)
+    assert plain.projector is None
+    names = {name for name in model.state_dict() if name.startswith('projector.')}
+    assert set(model.state_dict()) == set(plain.state_dict()) | names
+    embeddings, prototypes = model.embed(model.features(torch.rand(4, 3, 32, 32))), model.prototypes()
+    assert (embeddings.shape, prototypes.shape) == ((4, 16), (10, 16))
+    for vectors in (embeddings, prototypes):
+        assert vectors.dtype == torch.float32
+        torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(vectors)))
+    (embeddings @ prototypes.T)[:, 0].sum().backward()
+    assert model.classifier.weight.grad.abs().sum() > 0
+    assert model.backbone.conv1.weight.grad.abs().sum() > 0
 
 
 def test_an_unfrozen_backbone_updates_its_statistics():

@@ -6,6 +6,7 @@ from yacs.config import CfgNode
 from lib.build.loader import build_eval_loader
 from lib.build.split import TrainingData
 from lib.classifier.cosine import Cosine
+from lib.classifier.lws import LearnableWeightScaling
 from lib.errors import UserError
 from lib.evaluation.class_means import class_means, nearest_mean
 from lib.model import Recognizer
@@ -37,5 +38,5 @@ def start_from_class_means(cfg: CfgNode, model: Recognizer, data: TrainingData, 
         classifier.weight.copy_(weight)
         if bias is not None:
             classifier.bias.copy_(bias)
-        if hasattr(classifier, 'scale'):
+        if isinstance(classifier, LearnableWeightScaling):
             classifier.scale.fill_(1)

@@ -69,6 +69,10 @@ def test_a_second_selector_uses_a_key_as_well():
     check({'SAMPLER.SWITCH_TYPE': '', 'SAMPLER.BETA': 0.5}, {'SAMPLER.SWITCH_TYPE': 1})
 
 
+def test_no_epochs_leave_no_room_for_a_schedule_and_need_none():
+    check({'TRAIN.MAX_EPOCH': 0, 'SCHEDULE.WARMUP_EPOCHS': 5.0})
+
+
 def test_an_unused_key_at_its_default_is_no_mistake():
     check({'LOSS.GAMMA': KEYS['LOSS.GAMMA'].default})
 

@@ -158,6 +158,7 @@ def test_max_epoch_may_grow(wanted, folder):
     assert decide(wanted, resume_model=path, max_epoch=2).kind == 'finetune'
     assert decide(wanted, resume_model=path, max_epoch=3).kind == 'continue'
     assert decide(wanted, resume_model=path, max_epoch=1000).kind == 'continue'
+    assert 'no epochs' in decide(wanted, resume_model=path, max_epoch=0).reason
 
 
 def test_a_newer_last_is_named(wanted, folder):

@@ -1,0 +1,152 @@
+"""Second stages as a user runs them: the nearest class mean, a new classifier, learned scales, re-balancing."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from lib.trainer.checkpoint import read_checkpoint
+from tests.scripts.running import ON_CPU, contents, metrics_of
+
+FIRST = ('--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU, '--MODEL_FREEZE_BACKBONE', True)
+TUNED = 'log/tiny_finetune'
+
+
+def state_of(folder, run):
+    return read_checkpoint(folder / run / 'best_model.pth').state_dict
+
+
+def same_backbone(one, other):
+    return all(torch.equal(value, other[key]) for key, value in one.items() if key.startswith('backbone.'))
+
+
+def features_of(scripts, folder, checkpoint, products, split):
+    """The features that test.py writes of a split, and its labels."""
+    file = products / f'converted_{split}.json'
+    options = ('--RESUME_MODEL', checkpoint, '--DATASET_TEST_JSON', file, '--TEST_EMBEDDINGS', True, *ON_CPU)
+    scripts.run(folder, 'test.py', *options)
+    features = np.load((folder / checkpoint).with_name('best_model_features.npy')).astype(np.float64)
+    labels = [entry['category_id'] for entry in json.loads(file.read_text())['annotations']]
+    return features, np.array(labels)
+
+
+@pytest.mark.parametrize('classifier', ['FC', 'FCNorm'])
+def test_nearest_class_mean(scripts, products, run_folder, classifier):
+    features, labels = features_of(scripts, run_folder, 'log/tiny/best_model.pth', products, 'train')
+    options = ('--MODEL_CLASSIFIER', classifier, '--MODEL_CLASSIFIER_INIT', 'class_means', '--TRAIN_MAX_EPOCH', 0)
+    done = scripts.run(run_folder, 'main.py', *FIRST, *options, report=True)
+    assert 'no epochs, so the model is saved as it is' in done.stdout
+    tuned = run_folder / TUNED
+    assert (tuned / 'report.html').exists()
+    (line,) = metrics_of(tuned)
+    assert (line['epoch'], line['split']) == (0, 'valid')
+    state = state_of(run_folder, TUNED)
+    assert same_backbone(state, state_of(run_folder, 'log/tiny'))
+    if classifier == 'FCNorm':
+        features = features / np.linalg.norm(features, axis=1, keepdims=True)
+    means = np.stack([features[labels == label].mean(axis=0) for label in range(6)])
+    weight = means if classifier == 'FCNorm' else 2 * means
+    np.testing.assert_allclose(state['classifier.weight'].numpy(), weight, rtol=1e-4, atol=1e-6)
+    # What it says of the valid split is what the nearest mean says.
+    valid, true = features_of(scripts, run_folder, f'{TUNED}/best_model.pth', products, 'val')
+    if classifier == 'FCNorm':
+        units = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in (valid, means)]
+        nearest = (units[0] @ units[1].T).argmax(axis=1)
+    else:
+        nearest = ((valid[:, None] - means) ** 2).sum(axis=2).argmin(axis=1)
+    assert line['top1'] == pytest.approx((nearest == true).mean())
+    last = read_checkpoint(tuned / 'last.pth')
+    assert last.place.epoch == 0
+    assert last.place.best_result == line['mean_class_error']
+
+
+def test_no_epochs_once_more_and_then_some(scripts, products, run_folder):
+    """An evaluation can be repeated, and trained on from where it stands."""
+    none = ('--TRAIN_MAX_EPOCH', 0, '--MODEL_CLASSIFIER_INIT', 'class_means')
+    scripts.run(run_folder, 'main.py', *FIRST, *none)
+    before = contents(run_folder / 'log' / 'tiny')
+    means = state_of(run_folder, TUNED)['classifier.weight']
+    again = (
+        '--NAME',
+        'tiny_finetune',
+        '--RESUME_MODEL',
+        'last',
+        '--config',
+        run_folder / TUNED / 'config.yaml',
+        *ON_CPU,
+    )
+    scripts.run(run_folder, 'main.py', *again)
+    assert len(metrics_of(run_folder / TUNED)) == 1
+    # The means are where training begins, not what it begins anew with.
+    scripts.run(run_folder, 'main.py', *again, '--TRAIN_MAX_EPOCH', 1, '--OPTIMIZER_LR', 0)
+    assert [(line['epoch'], line['split']) for line in metrics_of(run_folder / TUNED)] == [
+        (0, 'valid'),
+        (1, 'train'),
+        (1, 'valid'),
+    ]
+    last = read_checkpoint(run_folder / TUNED / 'last.pth')
+    assert torch.equal(last.state_dict['classifier.weight'], means)
+    assert contents(run_folder / 'log' / 'tiny') == before
+
+
+def test_a_new_classifier_on_frozen_features(scripts, products, run_folder):
+    """cRT: nothing of the old classifier is left."""
+    options = ('--MODEL_CLASSIFIER_INIT', 'random', '--TRAIN_MAX_EPOCH', 1, '--OPTIMIZER_LR', 0)
+    scripts.run(run_folder, 'main.py', *FIRST, *options)
+    first, second = state_of(run_folder, 'log/tiny'), state_of(run_folder, TUNED)
+    assert same_backbone(first, second)
+    assert not torch.isclose(first['classifier.weight'], second['classifier.weight']).any(dim=1).all()
+    # The same seed draws the same one.
+    scripts.run(run_folder, 'main.py', *FIRST, *options)
+    third = state_of(run_folder, f'{TUNED}_2')
+    assert torch.equal(second['classifier.weight'], third['classifier.weight'])
+
+
+@pytest.fixture
+def scaled(scripts, products, run_folder):
+    """Learned scales over the finished run, trained for an epoch; they are far from 1."""
+    options = ('--MODEL_CLASSIFIER', 'lws', '--MODEL_FREEZE_CLASSIFIER', True, '--SAMPLER_TYPE', 'class_balance')
+    scripts.run(run_folder, 'main.py', *FIRST, *options, '--TRAIN_MAX_EPOCH', 1, '--OPTIMIZER_LR', 2)
+    return run_folder
+
+
+def test_learned_scales(scripts, products, scaled):
+    first, second = state_of(scaled, 'log/tiny'), state_of(scaled, TUNED)
+    assert all(torch.equal(second[key], value) for key, value in first.items())
+    scale = second['classifier.scale']
+    assert (scale - 1).abs().max() > 0.1
+    # A linear classifier takes the scales along.
+    options = ('--RESUME_MODEL', f'{TUNED}/best_model.pth', '--NAME', 'plain', '--RESUME_MODE', 'finetune')
+    scripts.run(
+        scaled, 'main.py', *options, '--MODEL_CLASSIFIER', 'FC', '--MODEL_FREEZE_CLASSIFIER', False,
+        '--TRAIN_MAX_EPOCH', 0, *ON_CPU,
+    )  # fmt: skip
+    plain = state_of(scaled, 'log/plain')
+    assert 'classifier.scale' not in plain
+    torch.testing.assert_close(plain['classifier.weight'], scale[:, None] * second['classifier.weight'])
+    torch.testing.assert_close(plain['classifier.bias'], scale * second['classifier.bias'])
+    errors = [metrics_of(scaled / 'log' / name)[-1]['mean_class_error'] for name in ('tiny_finetune', 'plain')]
+    assert errors[0] == errors[1]
+
+
+def test_learned_scales_re_balanced(scripts, products, scaled):
+    """tau counts from scale * weight, and the saved model keeps what the curve promises."""
+    checkpoint = f'{TUNED}/best_model.pth'
+    scripts.run(scaled, 'tau_norm.py', '--RESUME_MODEL', checkpoint, *ON_CPU)
+    folder = scaled / 'log_tau' / 'tiny_finetune'
+    tau, old = json.loads((folder / 'tau.json').read_text()), state_of(scaled, TUNED)
+    new = read_checkpoint(folder / 'best_model.pth').state_dict
+    found = metrics_of(scaled / TUNED)[-1]
+    assert tau['before']['mean_class_error'] == pytest.approx(found['mean_class_error'])
+    if tau['chosen'] is None:
+        assert all(torch.equal(value, old[key]) for key, value in new.items())
+        return
+    assert torch.equal(new['classifier.scale'], torch.ones(6))
+    rows = old['classifier.scale'][:, None] * old['classifier.weight']
+    torch.testing.assert_close(new['classifier.weight'], rows / rows.norm(dim=1, keepdim=True) ** tau['chosen'])
+    valid = products / 'converted_val.json'
+    options = ('--RESUME_MODEL', folder / 'best_model.pth', '--DATASET_TEST_JSON', valid, *ON_CPU)
+    scripts.run(scaled, 'test.py', *options)
+    metrics = json.loads((folder / 'best_model_metrics.json').read_text())
+    assert metrics['mean_class_error'] == tau['after']['mean_class_error']
