@@ -1,0 +1,148 @@
+"""Plans of pairs and of repeated rows, and when samplers change: rows, distributions, streams."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lib.build.loader import SAMPLERS, build_sampler
+from lib.config.load import load_config
+from lib.dataset.index import ProductIndex
+from lib.dataset.paired import PairedPlan, RepeatedPlan
+from lib.dataset.sampler import Sampler, SwitchingSampler, instance_balance
+
+COUNTS = np.array([400, 100, 0, 25, 4, 1, 0])
+LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(7), COUNTS)).astype(np.int32)
+INDEX = ProductIndex(LABELS, len(COUNTS))
+SEEN = COUNTS > 0
+
+
+def built(**options):
+    options = {'SAMPLER_TYPE': 'instance_balance', 'SAMPLER_SWITCH_TYPE': '', 'SAMPLER_SWITCH_EPOCH': 0, **options}
+    argv = [word for name, value in options.items() for word in (f'--{name}', str(value))]
+    loaded = load_config(argv, program='main.py', description='', find_checkpoint_config=lambda *_: None)
+    return build_sampler(loaded.cfg, INDEX)
+
+
+def assert_classes_follow(name: str, rows_by_epoch: dict[int, np.ndarray], max_epoch: int) -> None:
+    """Chi-square of the classes drawn in some epochs against the sampler's weights."""
+    drawn = np.bincount(LABELS[np.concatenate(list(rows_by_epoch.values()))], minlength=7)
+    expected = np.zeros(7)
+    for epoch, rows in rows_by_epoch.items():
+        weights = SAMPLERS[name](COUNTS, epoch / (max_epoch - 1))
+        expected += weights / weights.sum() * len(rows)
+    assert (drawn[~SEEN] == 0).all()
+    if name == 'instance_balance':
+        assert np.array_equal(drawn, len(rows_by_epoch) * COUNTS)
+        return
+    assert stats.chisquare(drawn[SEEN], expected[SEEN]).pvalue > 1e-4, (name, drawn, expected)
+
+
+class Rows:
+    """A plan written down."""
+
+    def __init__(self, *rows):
+        self.rows = np.array(rows)
+
+    def plan(self, epoch):
+        return self.rows + 100 * epoch
+
+
+def test_pairs_lie_side_by_side():
+    rows = PairedPlan(Rows(1, 2, 3), Rows(7, 8, 9)).plan(2)
+    assert rows.tolist() == [201, 207, 202, 208, 203, 209]
+    assert rows.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ('times', 'expected'), [(1, [105, 106]), (2, [105, 105, 106, 106]), (3, [105] * 3 + [106] * 3)]
+)
+def test_rows_are_repeated_side_by_side(times, expected):
+    rows = RepeatedPlan(Rows(5, 6), times).plan(1)
+    assert rows.tolist() == expected
+    assert rows.dtype == np.int64
+
+
+@pytest.mark.parametrize('mix', ['cmo', 'bbn'])
+@pytest.mark.parametrize('name', SAMPLERS)
+def test_even_slots_are_the_usual_sampler_and_odd_ones_the_other(name, mix):
+    plan = built(MIX_TYPE=mix, SAMPLER_PAIR_TYPE=name, TRAIN_MAX_EPOCH=61)
+    usual = built(TRAIN_MAX_EPOCH=61)
+    odd = {}
+    for epoch in range(20, 50):
+        rows = plan.plan(epoch)
+        assert rows.shape == (2 * len(INDEX),)
+        assert np.array_equal(rows[::2], usual.plan(epoch))
+        odd[epoch] = rows[1::2]
+    assert_classes_follow(name, odd, 61)
+
+
+@pytest.mark.parametrize('name', SAMPLERS)
+def test_two_of_one_kind_draw_independently(name):
+    plan = built(MIX_TYPE='cmo', SAMPLER_TYPE=name, SAMPLER_PAIR_TYPE=name)
+    rows = np.concatenate([plan.plan(epoch) for epoch in range(20)]).reshape(-1, 2)
+    assert not np.array_equal(rows[:, 0], rows[:, 1])
+    table = stats.contingency.crosstab(*LABELS[rows].T).count
+    table = table[table.sum(axis=1) > 300][:, table.sum(axis=0) > 300]
+    assert min(table.shape) >= 2
+    assert stats.chi2_contingency(table).pvalue > 1e-4, (name, table)
+
+
+@pytest.mark.parametrize('name', SAMPLERS)
+def test_streams_are_apart_and_the_first_is_what_it_was(name):
+    def plan(seed, stream, epoch):
+        return Sampler(SAMPLERS[name], INDEX, seed, 10, stream=stream).plan(epoch).tolist()
+
+    assert plan(3, 0, 1) == Sampler(SAMPLERS[name], INDEX, 3, 10).plan(1).tolist()
+    assert plan(3, 1, 1) == plan(3, 1, 1)
+    others = [plan(3, 0, 1), plan(3, 2, 1), plan(3, 1, 2), plan(4, 1, 1)]
+    assert plan(3, 1, 1) not in others
+
+
+def test_a_paired_plan_is_a_pure_function_of_seed_and_epoch():
+    def plan(seed, epoch):
+        return built(MIX_TYPE='cmo', SEED=seed).plan(epoch).tolist()
+
+    assert plan(1, 3) == plan(1, 3)
+    assert plan(1, 3) != plan(1, 4)
+    assert plan(1, 3) != plan(2, 3)
+
+
+def test_two_views_an_image():
+    rows = built(LOSS_AUXILIARY='balanced_contrastive').plan(3)
+    once = built().plan(3)
+    assert np.array_equal(rows[::2], once)
+    assert np.array_equal(rows[1::2], once)
+
+
+@pytest.mark.parametrize(
+    ('max_epoch', 'switch_epoch', 'expected'), [(50, -1, 40), (200, -1, 160), (5, -1, 4), (50, 7, 7)]
+)
+def test_the_epoch_of_the_switch(max_epoch, switch_epoch, expected):
+    plan = built(SAMPLER_SWITCH_TYPE='class_balance', SAMPLER_SWITCH_EPOCH=switch_epoch, TRAIN_MAX_EPOCH=max_epoch)
+    assert isinstance(plan, SwitchingSampler)
+    assert plan.switch_epoch == expected
+
+
+@pytest.mark.parametrize('name', SAMPLERS)
+def test_deferred_resampling_before_and_after(name):
+    """DRS: instance balance for four fifths of the run, then any sampler."""
+    plan = built(SAMPLER_SWITCH_TYPE=name, SAMPLER_SWITCH_EPOCH=-1, TRAIN_MAX_EPOCH=50)
+    for epoch in (0, 20, 39):
+        assert np.bincount(LABELS[plan.plan(epoch)], minlength=7).tolist() == COUNTS.tolist()
+    assert_classes_follow(name, {epoch: plan.plan(epoch) for epoch in range(40, 50)}, 50)
+
+
+@pytest.mark.parametrize('name', SAMPLERS)
+def test_deferred_from_any_sampler(name):
+    plan = built(SAMPLER_TYPE=name, SAMPLER_SWITCH_TYPE='instance_balance', SAMPLER_SWITCH_EPOCH=30, TRAIN_MAX_EPOCH=50)
+    assert_classes_follow(name, {epoch: plan.plan(epoch) for epoch in range(30)}, 50)
+    assert np.array_equal(plan.plan(30), Sampler(instance_balance, INDEX, 0, 50).plan(30))
+
+
+def test_the_switch_is_made_in_the_first_of_a_pair():
+    plan = built(
+        MIX_TYPE='bbn', SAMPLER_SWITCH_TYPE='class_balance', SAMPLER_SWITCH_EPOCH=3, SAMPLER_PAIR_TYPE='reverse'
+    )
+    alone = built(SAMPLER_SWITCH_TYPE='class_balance', SAMPLER_SWITCH_EPOCH=3)
+    for epoch in (2, 3):
+        assert np.array_equal(plan.plan(epoch)[::2], alone.plan(epoch))
