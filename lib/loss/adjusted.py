@@ -1,32 +1,36 @@
-"""The primitive of the prior-based losses: cross entropy on logits that are shifted class by class."""
+"""Cross entropy on logits that are scaled and shifted class by class."""
 
-import numpy as np
 import torch
-import torch.nn.functional as F
+from torch import nn
 
-IGNORED = -100  # F.cross_entropy's own mark for labels that do not count
+from lib.loss.others import log_probability, own_and_others
+from lib.loss.per_class import PerClass
 
 
-def log_prior(class_counts: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """Return ln(n_c / N) as float32 (num_classes,), -inf for a class without images.
+class AdjustedCrossEntropy(nn.Module):
+    """L = -ln softmax(scale * z + shift)_y.
 
-    Raises ValueError if a count is negative, or all of them are zero.
+    `scale` and `shift`: (num_classes,) or None. A shift of -inf takes a class out of the softmax: nothing pushes it,
+    and as a label (there can be some in validation) it has loss 0 and gradient 0.
+    Logits (batch, num_classes), labels int64 (batch,) or (batch, k) -> losses of the labels' shape.
     """
-    counts = torch.as_tensor(class_counts).to(dtype=torch.float64, device='cpu')
-    if counts.ndim != 1 or (counts < 0).any() or counts.sum() == 0:
-        raise ValueError('class_counts must be one count a class, none negative and not all zero')
-    return (counts / counts.sum()).log().float()
 
+    uses_features = False
 
-def adjusted_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, adjustment: torch.Tensor) -> torch.Tensor:
-    """Return the mean over the batch of -ln softmax(z + a)_y.
+    def __init__(self, scale: torch.Tensor | None = None, shift: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self._scale = None if scale is None else PerClass(scale)
+        self._shift = None if shift is None else PerClass(shift)
+        self._some_left_out = shift is not None and not bool(shift.isfinite().all())
 
-    logits z: float32 (batch, num_classes); labels y: int64 (batch,); adjustment a: (num_classes,), where
-    -inf takes a class out of the softmax. An image of such a class has no finite loss: it does not count,
-    in sum or in number (a batch of nothing else gives 0). The labels are not read on the host.
-    """
-    counted = adjustment.isfinite()[labels]  # (batch,)
-    labels = labels.masked_fill(~counted, IGNORED)
-    # The sum over a count held at 1, since the mean over no label at all would be 0 / 0.
-    total = F.cross_entropy(logits + adjustment, labels, ignore_index=IGNORED, reduction='sum')
-    return total / counted.sum().clamp_min(1)
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        adjust = self._add_shift if self._shift else None
+        own, others, _ = own_and_others(logits, labels, scale=self._scale, adjust=adjust)
+        if self._some_left_out:
+            left_out = own.isneginf()
+            # Both, since the difference of two infinities would be nan.
+            own, others = own.masked_fill(left_out, torch.inf), others.masked_fill(left_out, 0)
+        return -log_probability(own, others)
+
+    def _add_shift(self, block: torch.Tensor, labels: torch.Tensor, rows: slice) -> None:
+        block.add_(self._shift.like(block))

@@ -1,20 +1,29 @@
 """Softmax cross entropy."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+
+from lib.loss.others import log_probability, own_and_others
 
 
 class CrossEntropy(nn.Module):
     """Cross entropy, L = -sum_c q_c ln p_c, with label smoothing (Szegedy et al., CVPR 2016, section 7).
 
-    q_c = (1 - label_smoothing) [c = y] + label_smoothing / num_classes. Logits float32 (batch,
-    num_classes), labels int64 (batch,) -> the mean over the batch.
+    q_c = (1 - label_smoothing) [c = y] + label_smoothing / num_classes. Logits (batch, num_classes), labels int64
+    (batch,) or (batch, k) -> losses of the labels' shape.
     """
+
+    uses_features = False
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        own, others, mean = own_and_others(logits, labels, with_mean=self.label_smoothing > 0)
+        log_p = log_probability(own, others)
+        if not self.label_smoothing:
+            return -log_p
+        # ln p_c = z_c - (own - log_p), so the mean of ln p over the classes is this.
+        mean_log_p = mean - own + log_p
+        return -(1 - self.label_smoothing) * log_p - self.label_smoothing * mean_log_p

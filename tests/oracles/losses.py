@@ -1,40 +1,155 @@
-"""Losses as their papers write them: float64, one image and one class at a time, plain sums."""
+"""Losses of one image (logits (num_classes,) float64, its label) as their papers write them: loops, plain sums."""
+
+import math
 
 import torch
 
 
-def softmax(logits: torch.Tensor, weights: list[float]) -> list[torch.Tensor]:
-    """weights_c e^{z_c} / sum of the same, for one image; the largest logit is taken off first."""
-    top = max(logits.detach().tolist())
-    terms = [weight * torch.exp(logit - top) for weight, logit in zip(weights, logits, strict=True)]
+def softmax(logits, weights=None):
+    """weights_c e^{z_c} / sum of the same; the largest logit is taken off first, weights None are 1."""
+    weights = weights or [1.0] * len(logits)
+    top = max(z for z, weight in zip(logits.detach().tolist(), weights, strict=True) if weight > 0)
+    terms = [weight * torch.exp(z - top) if weight > 0 else z * 0 for weight, z in zip(weights, logits, strict=True)]
     return [term / sum(terms) for term in terms]
 
 
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:
-    num_classes = logits.shape[1]
-    losses = []
-    for row, label in zip(logits, labels.tolist(), strict=True):
-        p = softmax(row, [1.0] * num_classes)
-        loss = 0.0
-        for c in range(num_classes):
-            target = label_smoothing / num_classes + (1 - label_smoothing if c == label else 0.0)
-            loss = loss - target * torch.log(p[c])
-        losses.append(loss)
-    return sum(losses) / len(losses)
+def cross_entropy(logits, label, label_smoothing=0.0):
+    p = softmax(logits)
+    loss = 0.0
+    for c in range(len(logits)):
+        target = label_smoothing / len(logits) + (1 - label_smoothing if c == label else 0.0)
+        loss = loss - target * torch.log(p[c])
+    return loss
 
 
-def focal(logits: torch.Tensor, labels: torch.Tensor, gamma: float) -> torch.Tensor:
-    losses = []
-    for row, label in zip(logits, labels.tolist(), strict=True):
-        p = softmax(row, [1.0] * len(row))[label]
-        losses.append(-((1 - p) ** gamma) * torch.log(p))
-    return sum(losses) / len(losses)
+def focal(logits, label, gamma):
+    p = softmax(logits)[label]
+    return -((1 - p) ** gamma) * torch.log(p)
 
 
-def balanced_softmax(logits: torch.Tensor, labels: torch.Tensor, class_counts: list[int]) -> torch.Tensor:
-    """Images of a class without training images are passed over."""
-    losses = []
-    for row, label in zip(logits, labels.tolist(), strict=True):
-        if class_counts[label] > 0:
-            losses.append(-torch.log(softmax(row, [float(count) for count in class_counts])[label]))
-    return sum(losses) / len(losses)
+def sigmoid_focal(logits, label, gamma):
+    loss = 0.0
+    for c in range(len(logits)):
+        s = 1 / (1 + torch.exp(-logits[c]))
+        right = s if c == label else 1 - s
+        loss = loss - (1 - right) ** gamma * torch.log(right)
+    return loss
+
+
+def balanced_softmax(logits, label, counts):
+    return -torch.log(softmax(logits, [float(count) for count in counts])[label])
+
+
+def logit_adjustment(logits, label, counts, tau):
+    return -torch.log(softmax(logits, [(count / sum(counts)) ** tau for count in counts])[label])
+
+
+def class_dependent_temperatures(logits, label, counts, gamma):
+    return vector_scaling(logits, label, counts, gamma, tau=0.0)
+
+
+def vector_scaling(logits, label, counts, gamma, tau):
+    """Classes without images are left out: their temperature is infinite, or their prior 0."""
+    scaled, weights = [], []
+    for z, count in zip(logits, counts, strict=True):
+        scaled.append(z * (count / max(counts)) ** gamma)
+        weights.append((count / sum(counts)) ** tau if count or not (gamma or tau) else 0.0)
+    return -torch.log(softmax(torch.stack(scaled), weights)[label])
+
+
+def ldam(logits, label, counts, margin, scale):
+    smallest = min(count for count in counts if count)
+    shifted = [z for z in logits]
+    if counts[label]:
+        shifted[label] = shifted[label] - scale * margin * (smallest / counts[label]) ** 0.25
+    return cross_entropy(torch.stack(shifted), label)
+
+
+def softmax_equalization(logits, label, counts, tail_share, spares):
+    """`spares`: beta, 0 or 1."""
+    weights = []
+    for c, count in enumerate(counts):
+        is_tail = 1 if count / sum(counts) < tail_share else 0
+        weights.append(1.0 - spares * is_tail * (0 if c == label else 1))
+    return -torch.log(softmax(logits, weights)[label])
+
+
+def label_aware_smoothing(logits, label, counts, head, tail, shape):
+    smallest, largest = min(count for count in counts if count), max(counts)
+    angle = math.pi / 2
+    if largest > smallest:
+        angle = math.pi * max(counts[label] - smallest, 0) / (2 * (largest - smallest))
+    smoothing = {
+        'concave': tail + (head - tail) * math.sin(angle),
+        'linear': tail + (head - tail) * angle / (math.pi / 2),
+        'convex': head + (head - tail) * math.sin(3 * math.pi / 2 + angle),
+    }[shape]
+    p = softmax(logits)
+    loss = 0.0
+    for c in range(len(logits)):
+        target = 1 - smoothing if c == label else smoothing / (len(logits) - 1)
+        loss = loss - target * torch.log(p[c])
+    return loss
+
+
+def influence_balanced(logits, label, feature, differentiated, alpha=1000.0, epsilon=1e-3):
+    p = softmax(logits)
+    distance = sum(abs(p[c] - (1.0 if c == label else 0.0)) for c in range(len(logits)))
+    influence = distance * sum(abs(h) for h in feature)
+    if not differentiated:
+        influence = influence.detach()
+    return -alpha * torch.log(p[label]) / (influence + epsilon)
+
+
+def seesaw(logits, label, counts, mitigation, compensation):
+    sigma = [s.item() for s in softmax(logits)]
+    counts = [max(count, 1) for count in counts]
+    weights = []
+    for j in range(len(logits)):
+        m = (counts[j] / counts[label]) ** mitigation if counts[label] > counts[j] else 1.0
+        c = (sigma[j] / sigma[label]) ** compensation if sigma[j] > sigma[label] else 1.0
+        weights.append(m * c)
+    return -torch.log(softmax(logits, weights)[label])
+
+
+def generalized_cross_entropy(logits, label, q):
+    return (1 - softmax(logits)[label] ** q) / q
+
+
+def symmetric_cross_entropy(logits, label, forward_weight, reverse_weight):
+    p = softmax(logits)
+    reverse = 0.0
+    for c in range(len(logits)):
+        reverse = reverse - p[c] * (0.0 if c == label else -4.0)
+    return forward_weight * -torch.log(p[label]) + reverse_weight * reverse
+
+
+def arcface(logits, label, margin, scale):
+    angle = torch.acos(logits[label] / scale)
+    shifted = [z for z in logits]
+    if angle.item() + margin < math.pi:
+        shifted[label] = scale * torch.cos(angle + margin)
+    else:
+        shifted[label] = shifted[label] - scale * margin * math.sin(margin)
+    return cross_entropy(torch.stack(shifted), label)
+
+
+def cosface(logits, label, margin, scale):
+    shifted = [z for z in logits]
+    shifted[label] = shifted[label] - scale * margin
+    return cross_entropy(torch.stack(shifted), label)
+
+
+def average(losses, labels, counts, shares=None, image_weights=None, class_weights=None, over_weights=True):
+    """Sum of v s w L over the sum of v s w (or of v s), over labels whose class has images; lists of lists."""
+    total = above = below = 0.0
+    for i, row in enumerate(labels):
+        for k, label in enumerate(row):
+            if not counts[label]:
+                continue
+            share = (shares[i][k] if shares else 1.0) * (image_weights[i] if image_weights else 1.0)
+            weight = share * (class_weights[label] if class_weights else 1.0)
+            total = total + weight * losses(i, label)
+            above, below = above + weight, below + share
+    divisor = above if over_weights else below
+    return total / divisor if divisor else torch.zeros((), dtype=torch.float64)

@@ -1,0 +1,25 @@
+"""CosFace."""
+
+import torch
+from torch import nn
+
+from lib.loss.others import log_probability, own_and_others
+
+
+class CosFace(nn.Module):
+    """CosFace, L = -ln(e^{s (cos_y - m)} / (e^{s (cos_y - m)} + sum_{j != y} e^{s cos_j}))
+    (Wang et al., CVPR 2018, eq. 4).
+
+    Logits (batch, num_classes) are s cos, of a cosine classifier with `scale` s; labels int64 (batch,) or (batch, k)
+    -> losses of the labels' shape. margin 0 is cross entropy.
+    """
+
+    uses_features = False
+
+    def __init__(self, margin: float, scale: float) -> None:
+        super().__init__()
+        self.margin, self.scale = margin, scale
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        own, others, _ = own_and_others(logits, labels)
+        return -log_probability(own - self.scale * self.margin, others)

@@ -1,0 +1,34 @@
+"""Influence-balanced loss (IB)."""
+
+import torch
+from torch import nn
+
+from lib.loss.others import log_probability, miss_probability, own_and_others
+
+
+class InfluenceBalanced(nn.Module):
+    """Influence-balanced loss, L = -alpha ln p_y / (||p - e_y||_1 ||h||_1 + epsilon) (Park et al., ICCV 2021, eq. 7).
+
+    h are the features (batch, num_features) that the classifier gets. ||p - e_y||_1 is 2 (1 - p_y), so no (batch,
+    num_classes) difference is needed. alpha and epsilon are its authors' code's, the paper has neither. Its lambda, a
+    weight a class in inverse proportion to the images, is left to class weights.
+
+    `differentiated`: False: the influence is a weight, without gradient, as in the paper; True: it takes part in the
+    gradient, into the features too, as in its authors' code. The paper starts it after some epochs of cross entropy.
+    Logits (batch, num_classes), labels int64 (batch,) or (batch, k) -> losses of the labels' shape.
+    """
+
+    uses_features = True
+
+    def __init__(self, *, differentiated: bool, alpha: float = 1000.0, epsilon: float = 1e-3) -> None:
+        super().__init__()
+        self.differentiated = differentiated
+        self.alpha, self.epsilon = alpha, epsilon
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        own, others, _ = own_and_others(logits, labels)
+        sizes = features.to(own.dtype).abs().sum(dim=1)  # (batch,)
+        influence = 2 * miss_probability(own, others) * (sizes[:, None] if labels.ndim == 2 else sizes)
+        if not self.differentiated:
+            influence = influence.detach()
+        return -self.alpha * log_probability(own, others) / (influence + self.epsilon)

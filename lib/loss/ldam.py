@@ -1,0 +1,32 @@
+"""Label-distribution-aware margins (LDAM)."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from lib.loss.others import log_probability, own_and_others
+from lib.loss.per_class import PerClass, checked_counts, fewest
+
+
+class LDAM(nn.Module):
+    """LDAM, L = -ln(e^{z_y - s m_y} / (e^{z_y - s m_y} + sum_{j != y} e^{z_j})), m_y = margin (n_min / n_y)^{1/4}
+    (Cao et al., NeurIPS 2019, eqs. 10 and 13).
+
+    As in its authors' code: the constant in front of n_y^{-1/4} is given by `margin`, that of the rarest class, and
+    `scale` s is the cosine classifier's, whose logits z = s cos have it already (1 with a linear one).
+    `class_counts` (num_classes,): training images a class; n_min is of the classes that have any, and a class without
+    has the margin of the rarest. Logits (batch, num_classes), labels int64 (batch,) or (batch, k) -> losses of the
+    labels' shape. margin 0 is cross entropy.
+    """
+
+    uses_features = False
+
+    def __init__(self, class_counts: np.ndarray | torch.Tensor, margin: float, scale: float) -> None:
+        super().__init__()
+        counts = checked_counts(class_counts)
+        smallest = fewest(counts)
+        self._margins = PerClass(scale * margin * (smallest / counts.clamp_min(smallest)) ** 0.25)
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        own, others, _ = own_and_others(logits, labels)
+        return -log_probability(own - self._margins.like(own)[labels], others)

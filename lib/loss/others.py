@@ -1,0 +1,149 @@
+"""The primitive of the softmax losses: an image's logit of its label against those of all other classes.
+
+With own = z'_y and others = ln sum_{j != y} e^{z'_j} of adjusted logits z', the log-probability of the label is
+ln p'_y = -ln(1 + e^{others - own}). A loss that changes its label's logit (a margin) changes `own` alone, and 1 - p'_y
+keeps its digits however sure the model is. So every loss is plain arithmetic on numbers of the labels' shape, and what
+costs, the pass over (batch, num_classes) and its gradient, is written once, here.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+from lib.loss.per_class import PerClass
+
+# Numbers that one block of rows may have on a CPU: 1 MB of float32, so that a block stays in the cache of a core while
+# several passes go over it.
+_BLOCK_NUMBERS = 2**18
+
+# (logits of some rows, float32 (rows, num_classes), their labels (rows, k), which rows) -> None: adds to the logits in
+# place. What it adds is a constant to the gradient; -inf takes a class out of the softmax.
+Adjust = Callable[[torch.Tensor, torch.Tensor, slice], None]
+
+
+class Scores(NamedTuple):
+    """A label against the rest, in float32 (float64 for float64 logits).
+
+    Attributes:
+        own: the label's adjusted logit, of the labels' shape; -inf where its class was taken out.
+        others: ln sum e^ of all other classes' adjusted logits, of the labels' shape; finfo.min if there are none.
+        mean: mean of an image's adjusted logits over all classes, (batch,) or (batch, 1); None unless asked for.
+    """
+
+    own: torch.Tensor
+    others: torch.Tensor
+    mean: torch.Tensor | None
+
+
+def own_and_others(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    scale: PerClass | None = None,
+    adjust: Adjust | None = None,
+    with_mean: bool = False,
+) -> Scores:
+    """Return each label's adjusted logit and the log-sum-exp of the others', z'_j = scale_j z_j + adjustment_j.
+
+    logits (batch, num_classes), in half precision too; labels int64 (batch,) or (batch, k); scale: a class.
+    Memory beyond the logits: one tensor of their size from forward to backward, and the gradient.
+    """
+    columns = labels if labels.ndim == 2 else labels[:, None]
+    own, rest, mean = _OwnAndRest.apply(logits, columns, scale, adjust, with_mean)
+    others = _with_other_labels(own, rest, columns)
+    if labels.ndim == 1:
+        return Scores(own.squeeze(1), others.squeeze(1), mean)
+    return Scores(own, others, mean[:, None] if with_mean else None)
+
+
+def log_probability(own: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Return ln p_y = -ln(1 + e^{others - own})."""
+    return F.logsigmoid(own - others)
+
+
+def miss_probability(own: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Return 1 - p_y, exact near p_y = 1."""
+    return torch.sigmoid(others - own)
+
+
+def counted_pairs(labels: torch.Tensor) -> torch.Tensor:
+    """Return (batch, k, k) bool: whether label j of an image is one of the classes other than label i.
+
+    Each class counts once, though it may be there twice (two images of one class, mixed).
+    """
+    same = labels[:, :, None] == labels[:, None, :]  # (batch, k, k)
+    again = same.tril(diagonal=-1).any(dim=2)  # (batch, k): the class stood further left
+    return ~same & ~again[:, None, :]
+
+
+def row_blocks(tensor: torch.Tensor) -> Iterator[slice]:
+    """Give slices of rows: a few at a time on a CPU; all at once elsewhere, where each launch costs."""
+    num_rows, num_columns = tensor.shape
+    step = num_rows if tensor.device.type != 'cpu' else max(1, _BLOCK_NUMBERS // max(1, num_columns))
+    for start in range(0, num_rows, max(1, step)):
+        yield slice(start, min(start + step, num_rows))
+
+
+def exact_dtype(logits: torch.Tensor) -> torch.dtype:
+    """Return what losses are computed in."""
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+class _OwnAndRest(torch.autograd.Function):
+    """(logits, labels (batch, k)) -> logits of the labels, log-sum-exp of the classes that are no label, mean."""
+
+    @staticmethod
+    def forward(ctx, logits, labels, scale, adjust, with_mean):
+        dtype = exact_dtype(logits)
+        lowest = torch.finfo(dtype).min  # not -inf: a row of nothing else would be nan
+        shares = logits.new_empty(logits.shape, dtype=dtype)  # softmax over the classes that are no label
+        own = logits.new_empty(labels.shape, dtype=dtype)
+        rest = logits.new_empty(len(logits), dtype=dtype)
+        mean = torch.empty_like(rest) if with_mean else None
+        for rows in row_blocks(logits):
+            block = logits[rows].to(dtype, copy=True)
+            if scale is not None:
+                block.mul_(scale.like(block))
+            if adjust is not None:
+                adjust(block, labels[rows], rows)
+            own[rows] = block.gather(1, labels[rows])
+            if with_mean:
+                mean[rows] = block.mean(dim=1)
+            block.scatter_(1, labels[rows], lowest)
+            top = block.amax(dim=1)
+            torch.softmax(block, dim=1, out=shares[rows])
+            # The largest share is e^(top - rest), at least 1 / num_classes: no third pass for the sum.
+            rest[rows] = top - shares[rows].amax(dim=1).log()
+        ctx.save_for_backward(shares, labels)
+        ctx.scale, ctx.logits_dtype = scale, logits.dtype
+        return own, rest, mean
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, of_own, of_rest, of_mean):
+        shares, labels = ctx.saved_tensors
+        gradient = shares.new_empty(shares.shape, dtype=ctx.logits_dtype)
+        for rows in row_blocks(shares):
+            block = gradient[rows] if gradient.dtype == shares.dtype else torch.empty_like(shares[rows])
+            torch.mul(shares[rows], of_rest[rows, None], out=block)
+            block.scatter_add_(1, labels[rows], of_own[rows])
+            if of_mean is not None:
+                block.add_(of_mean[rows, None] / shares.shape[1])
+            if ctx.scale is not None:
+                block.mul_(ctx.scale.like(block))
+            if block.dtype != gradient.dtype:
+                gradient[rows] = block
+        return gradient, None, None, None, None
+
+
+def _with_other_labels(own: torch.Tensor, rest: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return (batch, k): to each label the rest and the image's other labels."""
+    if labels.shape[1] == 1:
+        return rest[:, None]
+    lowest = torch.finfo(own.dtype).min  # as above: the gradient of a logsumexp of -inf alone is nan
+    others = own[:, None, :].masked_fill(~counted_pairs(labels), lowest)  # (batch, k, k)
+    rest = rest[:, None, None].expand(-1, labels.shape[1], 1)
+    return torch.cat([others, rest], dim=2).logsumexp(dim=2)

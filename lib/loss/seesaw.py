@@ -1,0 +1,47 @@
+"""Seesaw loss."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from lib.loss.others import log_probability, own_and_others
+from lib.loss.per_class import PerClass, checked_counts
+
+
+class Seesaw(nn.Module):
+    """Seesaw loss, L = -ln(e^{z_y} / sum_j S_yj e^{z_j}), S_yj = M_yj C_yj (Wang et al., CVPR 2021, eqs. 1 to 6).
+
+    M_yj = min(1, n_j / n_y)^mitigation, C_yj = max(1, sigma_j / sigma_y)^compensation, sigma the softmax of z, which
+    takes no gradient here. sigma_j / sigma_y is e^{z_j - z_y}, so all is added up as logarithms. Unlike its authors'
+    code, which counts the images that it has met so far and holds sigma_y above 0.01, n is the training set's and
+    sigma_y is as it is.
+
+    `class_counts` (num_classes,) is n; a class without images counts as having one, as in that code. Logits (batch,
+    num_classes), labels int64 (batch,) or (batch, k) -> losses of the labels' shape; k labels cost k times as much.
+    Both exponents 0 are cross entropy.
+    """
+
+    uses_features = False
+
+    def __init__(self, class_counts: np.ndarray | torch.Tensor, mitigation: float, compensation: float) -> None:
+        super().__init__()
+        self._log_counts = PerClass(checked_counts(class_counts).clamp_min(1).log())
+        self.mitigation, self.compensation = mitigation, compensation
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        columns = labels if labels.ndim == 2 else labels[:, None]
+        # Every label of an image has its own weights of the other classes.
+        losses = [self._losses(logits, column) for column in columns.unbind(dim=1)]
+        return torch.stack(losses, dim=1).view_as(labels)
+
+    def _losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        own, others, _ = own_and_others(logits, labels, adjust=self._add_log_weights)
+        return -log_probability(own, others)
+
+    def _add_log_weights(self, block: torch.Tensor, labels: torch.Tensor, rows: slice) -> None:
+        """Add ln S_yj; it is 0 for the label itself."""
+        if self.compensation:
+            block.add_((block - block.gather(1, labels)).clamp_min_(0), alpha=self.compensation)
+        if self.mitigation:
+            log_counts = self._log_counts.like(block)
+            block.add_((log_counts - log_counts[labels]).clamp_max_(0), alpha=self.mitigation)
