@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -61,18 +62,22 @@ def finish(figures: dict[str, float], json_file: str | None) -> None:
     for name, value in figures.items():
         print(f'{name:<{width}}  {value:10.3f}')
     if json_file:
-        content = {
-            'figures': figures,
-            'hardware': {'cpu': _cpu(), 'cores': os.cpu_count(), 'gpu': _gpu()},
-            'versions': {
-                'python': platform.python_version(),
-                'torch': str(torch.__version__),
-                'torchvision': str(torchvision.__version__),
-            },
-            'command': shlex.join(['python', *sys.argv]),
-        }
+        content = {'figures': figures, **circumstances()}
         write_json(json_file, content)
         print(f'wrote {json_file}: {json.dumps(content["hardware"])}')
+
+
+def circumstances() -> dict[str, Any]:
+    """Return what figures depend on: hardware, versions, command."""
+    return {
+        'hardware': {'cpu': _cpu(), 'cores': os.cpu_count(), 'gpu': _gpu()},
+        'versions': {
+            'python': platform.python_version(),
+            'torch': str(torch.__version__),
+            'torchvision': str(torchvision.__version__),
+        },
+        'command': shlex.join(['python', *sys.argv]),
+    }
 
 
 def _cpu() -> str:
