@@ -72,7 +72,7 @@ def figures_of(run: SubRun) -> dict[str, float]:
 
 
 def epoch_figures(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return figures of the last epoch, and errors of the epoch with the lowest mean class error (the first of equals)."""
+    """Return figures of the last epoch, and errors of the one with the lowest mean class error (first of equals)."""
     if not lines:
         return {}
     best = _named('best', min(lines, key=lambda line: (line['mean_class_error'], line['epoch'])))

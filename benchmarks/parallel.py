@@ -33,6 +33,7 @@ class _Active:
     place: str
     process: subprocess.Popen
     log: IO
+    log_start: int
     started: float
 
 
@@ -128,7 +129,7 @@ class Runner:
         process = subprocess.Popen(
             step.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
         )
-        self._active.append(_Active(run, step.verb, place, process, log, time.monotonic()))
+        self._active.append(_Active(run, step.verb, place, process, log, log.tell(), time.monotonic()))
         self._tell(run, f'{step.verb}{f" on GPU {place}" if place else ""}')
 
     def _collect(self) -> None:
@@ -147,7 +148,8 @@ class Runner:
             elif self._stopped:
                 self._tell(run, 'stopped')
             else:
-                self._fail(run, f'{active.verb}: {last_error(run.log.read_text(encoding="utf-8", errors="replace"))}')
+                said = run.log.read_bytes()[active.log_start :].decode('utf-8', 'replace')
+                self._fail(run, f'{active.verb}: {last_error(said)}')
 
     def _fail(self, run: SubRun, why: str) -> None:
         self._failed[run] = why
