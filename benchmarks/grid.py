@@ -73,8 +73,11 @@ class Grid:
         Raises:
             UserError: a mistake in its files, or an option that does not fit it.
         """
+        # What a run is given by name later: whether there is any decides what it may be combined with.
+        later = ['--RESUME_MODEL', 'stage1'] if method.stage1 else []
+        later += ['--LOSS_TEACHER', 'teacher'] if method.teacher else []
         try:
-            argv = ['--config', *self.files(method), *self.settings(method)]
+            argv = ['--config', *self.files(method), *self.settings(method), *later]
             return load_config(argv, program='', description='', find_checkpoint_config=lambda *_: None).cfg
         except UserError as error:
             raise UserError(f'method {method.name} over {self.base}: {error}') from None
