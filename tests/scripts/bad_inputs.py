@@ -99,7 +99,7 @@ METHODS = [
         '--SAMPLER_IMAGES_PER_CLASS 2', 'SAMPLER.IMAGES_PER_CLASS is 2', 'MIX.TYPE mixup'),
     row('half a stage', f'{TRAIN} --MIX_TYPE manifold_mixup --MIX_STAGES 0,0.5', 'MIX.STAGES', 'whole numbers'),
     row('a stage that is not there', f'{TRAIN} --MIX_TYPE manifold_mixup --MIX_STAGES 0,9', 'MIX.STAGES', '9',
-        'test_resnet', warns=True),
+        'stages 1 (layer1) to 4', warns=True),
     row('mixing key without mixing', f'{TRAIN} --MIX_ALPHA 0.2', 'MIX.ALPHA is 0.2', 'MIX.TYPE (none)'),
     row('pair sampler without pairs', f'{TRAIN} --SAMPLER_PAIR_TYPE square_root', 'SAMPLER.PAIR_TYPE', 'cmo and bbn'),
     row('frozen at random', f'{TRAIN} --MODEL_FREEZE_BACKBONE True', 'MODEL.FREEZE_BACKBONE True', 'random features',
