@@ -71,7 +71,8 @@ class AverageLoss(nn.Module):
         shares, weights = parts
         # Not losses * 0 where a label does not count: its loss may be infinite.
         total = (losses * weights).masked_fill(weights == 0, 0).sum()
-        return total / (weights if self.over_weights else shares).sum().clamp_min(torch.finfo(losses.dtype).tiny)
+        divisor = (weights if self.over_weights else shares).sum()
+        return total / divisor.clamp_min(torch.finfo(divisor.dtype).tiny)
 
     def _parts(self, targets: Targets) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return how much each label counts before and after class weights, in the labels' shape; None: all alike."""

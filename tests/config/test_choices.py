@@ -17,6 +17,7 @@ TABLES: dict[str, Collection[str]] = {
     'MODEL.CLASSIFIER': model.CLASSIFIERS,
     'MIX.TYPE': ['', *mixing.MIXERS],
     'LOSS.TYPE': loss.LOSSES,
+    'LOSS.CLASS_WEIGHTS': loss.CLASS_WEIGHTS,
     'OPTIMIZER.TYPE': KINDS,
     'SCHEDULE.TYPE': optim.SCHEDULES,
 }

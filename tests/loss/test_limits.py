@@ -1,0 +1,173 @@
+"""Limiting cases: where a loss's parameter vanishes it is cross entropy, or the loss that it generalises."""
+
+import functools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lib.loss.arcface import ArcFace
+from lib.loss.average import AverageLoss
+from lib.loss.balanced_softmax import BalancedSoftmax
+from lib.loss.class_dependent_temperatures import ClassDependentTemperatures
+from lib.loss.class_weights import effective_number, inverse_frequency
+from lib.loss.cosface import CosFace
+from lib.loss.cross_entropy import CrossEntropy
+from lib.loss.focal import Focal
+from lib.loss.generalized_cross_entropy import GeneralizedCrossEntropy
+from lib.loss.influence_balanced import InfluenceBalanced
+from lib.loss.label_aware_smoothing import LabelAwareSmoothing
+from lib.loss.ldam import LDAM
+from lib.loss.logit_adjustment import LogitAdjustment
+from lib.loss.seesaw import Seesaw
+from lib.loss.sigmoid_focal import SigmoidFocal
+from lib.loss.softmax_equalization import SoftmaxEqualization
+from lib.loss.symmetric_cross_entropy import SymmetricCrossEntropy
+from lib.loss.targets import Targets
+from lib.loss.vector_scaling import VectorScaling
+from tests.loss.cases import SCALE, assert_same, problem, value_and_gradients
+
+N = torch.tensor([500, 70, 1, 0, 12, 3])
+EQUAL = torch.full((6,), 17)
+
+CROSS_ENTROPY = {
+    'no smoothing': CrossEntropy(0.0),
+    'focal gamma 0': Focal(0.0),
+    'balanced softmax with equal counts': BalancedSoftmax(EQUAL),
+    'logit adjustment tau 0': LogitAdjustment(N, 0.0),
+    'VS gamma 0 tau 0': VectorScaling(N, gamma=0.0, tau=0.0),
+    'VS with equal counts': VectorScaling(EQUAL, gamma=0.3, tau=1.0),
+    'CDT gamma 0': ClassDependentTemperatures(N, 0.0),
+    'CDT with equal counts': ClassDependentTemperatures(EQUAL, 0.3),
+    'LDAM margin 0': LDAM(N, 0.0, SCALE),
+    'SEQL probability 0': SoftmaxEqualization(N, tail_share=0.05, probability=0.0),
+    'SEQL without tail classes': SoftmaxEqualization(N, tail_share=0.0, probability=1.0),
+    'LAS without smoothing': LabelAwareSmoothing(N, 0.0, 0.0, 'concave'),
+    'seesaw exponents 0': Seesaw(N, 0.0, 0.0),
+    'GCE q 0': GeneralizedCrossEntropy(0.0),
+    'SCE without reverse': SymmetricCrossEntropy(1.0, 0.0),
+    'ArcFace margin 0': ArcFace(0.0, SCALE),
+    'CosFace margin 0': CosFace(0.0, SCALE),
+}
+
+
+def losses_and_gradient(loss, some):
+    labels = some.targets.labels
+    weights = torch.arange(1.0, 1 + labels.numel()).view_as(labels)  # so that no two images look alike
+    return value_and_gradients(lambda z, h: (loss(z, labels) * weights).sum(), some.logits)
+
+
+@pytest.mark.parametrize('name', CROSS_ENTROPY)
+def test_limit_is_cross_entropy(name):
+    some = problem(seed=11)
+    found = losses_and_gradient(CROSS_ENTROPY[name], some)
+    assert_same(found, losses_and_gradient(lambda z, y: F.cross_entropy(z, y, reduction='none'), some), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ('loss', 'limit', 'rtol'),
+    [
+        (LogitAdjustment(N, 1.0), BalancedSoftmax(N), 1e-12),
+        (VectorScaling(N, gamma=0.0, tau=0.7), LogitAdjustment(N, 0.7), 1e-12),
+        (VectorScaling(N, gamma=0.3, tau=0.0), ClassDependentTemperatures(N, 0.3), 1e-12),
+        (GeneralizedCrossEntropy(1e-7), CrossEntropy(), 1e-5),
+        (LabelAwareSmoothing(EQUAL, 0.3, 0.1, 'convex'), LabelAwareSmoothing(N, 0.3, 0.3, 'linear'), 1e-12),
+        # A label of 1 - eps and eps / (C - 1) elsewhere is plain smoothing by eps C / (C - 1).
+        (LabelAwareSmoothing(N, 0.3, 0.3, 'linear'), CrossEntropy(0.3 * 6 / 5), 1e-9),
+        (SymmetricCrossEntropy(0.0, 0.25), GeneralizedCrossEntropy(1.0), 1e-9),
+    ],
+    ids=['LA tau 1', 'VS gamma 0', 'VS tau 0', 'GCE q -> 0', 'LAS with equal counts', 'LAS constant', 'MAE'],
+)
+def test_limit_is_the_loss_it_generalises(loss, limit, rtol):
+    some = problem(seed=12)
+    assert_same(losses_and_gradient(loss, some), losses_and_gradient(limit, some), rtol=rtol)
+
+
+def test_label_smoothing_is_torchs():
+    some = problem(seed=13)
+    torchs = functools.partial(F.cross_entropy, reduction='none', label_smoothing=0.1)
+    assert_same(losses_and_gradient(CrossEntropy(0.1), some), losses_and_gradient(torchs, some), rtol=1e-9)
+
+
+def test_sigmoid_focal_gamma_0_is_the_sum_of_binary_cross_entropies():
+    some = problem(seed=14)
+    one_hot = F.one_hot(some.targets.labels, 6).double()
+
+    def binary(logits, labels):
+        return F.binary_cross_entropy_with_logits(logits, one_hot, reduction='none').sum(dim=1)
+
+    assert_same(losses_and_gradient(SigmoidFocal(0.0), some), losses_and_gradient(binary, some), rtol=1e-9)
+
+
+@pytest.mark.parametrize('gamma', [0.0, 1.0, 2.0, 3.5])
+def test_sigmoid_focal_has_no_special_gamma(gamma):
+    some = problem(seed=15)
+    near = losses_and_gradient(SigmoidFocal(gamma + 1e-9), some)
+    assert_same(losses_and_gradient(SigmoidFocal(gamma), some), near, rtol=1e-6, atol=1e-8)
+
+
+def test_influence_balanced_without_influence_is_cross_entropy():
+    """With epsilon far above the influence, and alpha = epsilon, the weight is 1."""
+    some = problem(seed=16)
+    loss = InfluenceBalanced(differentiated=True, alpha=1e12, epsilon=1e12)
+    found = losses_and_gradient(lambda z, y: loss(z, y, some.features), some)
+    assert_same(found, losses_and_gradient(CrossEntropy(), some), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('weights', [effective_number(N, 0.0), inverse_frequency(N, 0.0)], ids=['beta', 'exponent'])
+def test_class_balanced_loss_without_weights_is_cross_entropy(weights):
+    some = problem(seed=17)
+    labels = torch.where(some.targets.labels == 3, 0, some.targets.labels)  # class 3 has no images
+    for over_weights in (True, False):
+        loss = AverageLoss(CrossEntropy(), N, weights, over_weights=over_weights)
+        found = value_and_gradients(lambda z, h, of=loss: of(z, Targets(labels)), some.logits)
+        assert_same(found, value_and_gradients(lambda z, h: F.cross_entropy(z, labels), some.logits))
+
+
+def test_arcface_falls_with_the_cosine_beyond_pi_minus_margin():
+    cosines = torch.linspace(-1, 1, 2001, dtype=torch.float64)
+    logits = torch.stack([SCALE * cosines, torch.zeros_like(cosines)], dim=1)
+    losses = ArcFace(0.5, SCALE)(logits, torch.zeros(len(cosines), dtype=torch.int64))
+    assert (losses.diff() < 0).all()
+    plain = CrossEntropy()(logits, torch.zeros(len(cosines), dtype=torch.int64))
+    assert (losses[:-2] > plain[:-2]).all()
+
+
+def test_a_margin_scales_with_the_cosine():
+    """LDAM and CosFace of s cos with scale s: the margin is of the cosine."""
+    logits = torch.tensor([[SCALE * 0.3, SCALE * 0.1]], dtype=torch.float64)
+    expected = math.log1p(math.exp(SCALE * (0.1 - (0.3 - 0.35))))
+    for loss in (CosFace(0.35, SCALE), LDAM(torch.tensor([5, 5]), 0.35, SCALE)):
+        assert loss(logits, torch.tensor([0])).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_focal_below_one_is_finite_at_a_certain_image():
+    loss = Focal(0.5)
+    value, gradient, _ = value_and_gradients(
+        lambda z, h: loss(z, torch.tensor([0])).sum(), torch.tensor([[200.0, -200.0]])
+    )
+    assert value == 0
+    assert gradient.isfinite().all()
+
+
+def test_softmax_equalization_spares_by_chance():
+    """Each image has the loss of probability 0 or of 1, as often as it should; the global generator decides."""
+    logits = torch.randn(1, 6, dtype=torch.float64).expand(2000, -1)
+    labels = torch.zeros(2000, dtype=torch.int64)
+    plain, spared = (SoftmaxEqualization(N, 0.05, chance)(logits, labels)[0] for chance in (0.0, 1.0))
+    torch.manual_seed(3)
+    losses = SoftmaxEqualization(N, 0.05, 0.7)(logits, labels)
+    is_spared = losses == spared
+    assert (is_spared | (losses == plain)).all()
+    assert abs(is_spared.double().mean() - 0.7) < 5 * math.sqrt(0.7 * 0.3 / 2000)
+    torch.manual_seed(3)
+    assert torch.equal(losses, SoftmaxEqualization(N, 0.05, 0.7)(logits, labels))
+
+
+def test_softmax_equalization_that_spares_all_others_has_no_loss():
+    loss = SoftmaxEqualization(N, tail_share=1.0, probability=1.0)
+    some = problem(seed=18)
+    value, gradient, _ = losses_and_gradient(loss, some)
+    assert value == 0
+    assert gradient.count_nonzero() == 0
