@@ -26,34 +26,34 @@ from lib.loss.softmax_equalization import SoftmaxEqualization
 from lib.loss.symmetric_cross_entropy import SymmetricCrossEntropy
 from lib.loss.vector_scaling import VectorScaling
 
-# LOSS, training images a class, scale of the cosine classifier (1 with a linear one) -> the loss of single labels.
+# Config, training images a class, scale of the cosine classifier (1 with a linear one) -> the loss of single labels.
 LOSSES: dict[str, Callable[[CfgNode, np.ndarray, float], nn.Module]] = {
-    'cross_entropy': lambda loss, counts, scale: CrossEntropy(loss.LABEL_SMOOTHING),
-    'focal': lambda loss, counts, scale: Focal(_or_default(loss.GAMMA, 2.0)),
-    'sigmoid_focal': lambda loss, counts, scale: SigmoidFocal(_or_default(loss.GAMMA, 2.0)),
-    'balanced_softmax': lambda loss, counts, scale: BalancedSoftmax(counts),
-    'logit_adjustment': lambda loss, counts, scale: LogitAdjustment(counts, loss.TAU),
-    'vector_scaling': lambda loss, counts, scale: VectorScaling(counts, _or_default(loss.GAMMA, 0.1), loss.TAU),
-    'class_dependent_temperatures': lambda loss, counts, scale: ClassDependentTemperatures(
-        counts, _or_default(loss.GAMMA, 0.1)
+    'cross_entropy': lambda cfg, counts, scale: CrossEntropy(cfg.LOSS.LABEL_SMOOTHING),
+    'focal': lambda cfg, counts, scale: Focal(_or_default(cfg.LOSS.GAMMA, 2.0)),
+    'sigmoid_focal': lambda cfg, counts, scale: SigmoidFocal(_or_default(cfg.LOSS.GAMMA, 2.0)),
+    'balanced_softmax': lambda cfg, counts, scale: BalancedSoftmax(counts),
+    'logit_adjustment': lambda cfg, counts, scale: LogitAdjustment(counts, cfg.LOSS.TAU),
+    'vector_scaling': lambda cfg, counts, scale: VectorScaling(counts, _or_default(cfg.LOSS.GAMMA, 0.1), cfg.LOSS.TAU),
+    'class_dependent_temperatures': lambda cfg, counts, scale: ClassDependentTemperatures(
+        counts, _or_default(cfg.LOSS.GAMMA, 0.1)
     ),
-    'ldam': lambda loss, counts, scale: LDAM(counts, _or_default(loss.MARGIN, 0.5), scale),
-    'softmax_equalization': lambda loss, counts, scale: SoftmaxEqualization(
-        counts, loss.TAIL_SHARE, loss.SPARE_PROBABILITY
+    'ldam': lambda cfg, counts, scale: LDAM(counts, _or_default(cfg.LOSS.MARGIN, 0.5), scale),
+    'softmax_equalization': lambda cfg, counts, scale: SoftmaxEqualization(
+        counts, cfg.LOSS.TAIL_SHARE, cfg.LOSS.SPARE_PROBABILITY
     ),
-    'label_aware_smoothing': lambda loss, counts, scale: LabelAwareSmoothing(
-        counts, loss.SMOOTHING_HEAD, loss.SMOOTHING_TAIL, loss.SMOOTHING_SHAPE
+    'label_aware_smoothing': lambda cfg, counts, scale: LabelAwareSmoothing(
+        counts, cfg.LOSS.SMOOTHING_HEAD, cfg.LOSS.SMOOTHING_TAIL, cfg.LOSS.SMOOTHING_SHAPE
     ),
-    'influence_balanced': lambda loss, counts, scale: InfluenceBalanced(
-        differentiated=loss.INFLUENCE == 'differentiated'
+    'influence_balanced': lambda cfg, counts, scale: InfluenceBalanced(
+        differentiated=cfg.LOSS.INFLUENCE == 'differentiated', from_epoch=_reweight_epoch(cfg)
     ),
-    'seesaw': lambda loss, counts, scale: Seesaw(counts, loss.MITIGATION, loss.COMPENSATION),
-    'generalized_cross_entropy': lambda loss, counts, scale: GeneralizedCrossEntropy(loss.Q),
-    'symmetric_cross_entropy': lambda loss, counts, scale: SymmetricCrossEntropy(
-        loss.FORWARD_WEIGHT, loss.REVERSE_WEIGHT
+    'seesaw': lambda cfg, counts, scale: Seesaw(counts, cfg.LOSS.MITIGATION, cfg.LOSS.COMPENSATION),
+    'generalized_cross_entropy': lambda cfg, counts, scale: GeneralizedCrossEntropy(cfg.LOSS.Q),
+    'symmetric_cross_entropy': lambda cfg, counts, scale: SymmetricCrossEntropy(
+        cfg.LOSS.FORWARD_WEIGHT, cfg.LOSS.REVERSE_WEIGHT
     ),
-    'arcface': lambda loss, counts, scale: ArcFace(_or_default(loss.MARGIN, 0.5), scale),
-    'cosface': lambda loss, counts, scale: CosFace(_or_default(loss.MARGIN, 0.35), scale),
+    'arcface': lambda cfg, counts, scale: ArcFace(_or_default(cfg.LOSS.MARGIN, 0.5), scale),
+    'cosface': lambda cfg, counts, scale: CosFace(_or_default(cfg.LOSS.MARGIN, 0.35), scale),
 }
 
 CLASS_WEIGHTS: dict[str, Callable[[CfgNode, np.ndarray], torch.Tensor | None]] = {
@@ -67,14 +67,18 @@ def build_loss(cfg: CfgNode, class_counts: np.ndarray) -> AverageLoss:
     """Return the loss; `class_counts` (num_classes,) are the training images a class after HEAD_CAP."""
     loss = cfg.LOSS
     scale = cfg.MODEL.COSINE_SCALE if cfg.MODEL.CLASSIFIER in ('FCNorm', 'cosine') else 1.0
-    from_epoch = loss.REWEIGHT_EPOCH
     return AverageLoss(
-        LOSSES[loss.TYPE](loss, class_counts, scale),
+        LOSSES[loss.TYPE](cfg, class_counts, scale),
         torch.as_tensor(class_counts),
         CLASS_WEIGHTS[loss.CLASS_WEIGHTS](loss, class_counts),
-        from_epoch=from_epoch if from_epoch >= 0 else round(0.8 * cfg.TRAIN.MAX_EPOCH),
+        from_epoch=_reweight_epoch(cfg),
         over_weights=loss.REDUCTION == 'weighted_mean',
     )
+
+
+def _reweight_epoch(cfg: CfgNode) -> int:
+    epoch = cfg.LOSS.REWEIGHT_EPOCH
+    return epoch if epoch >= 0 else round(0.8 * cfg.TRAIN.MAX_EPOCH)
 
 
 def _or_default(value: float, default: float) -> float:

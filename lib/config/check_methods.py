@@ -23,7 +23,7 @@ def _check_loss(values: dict[str, Any]) -> None:
             f'LOSS.TYPE {loss} sets margins between angles, but MODEL.CLASSIFIER {classifier} has none: '
             '--MODEL_CLASSIFIER FCNorm'
         )
-    if values['LOSS.REWEIGHT_EPOCH'] and not values['LOSS.CLASS_WEIGHTS']:
+    if values['LOSS.REWEIGHT_EPOCH'] and not values['LOSS.CLASS_WEIGHTS'] and loss != 'influence_balanced':
         raise UserError(
             f'LOSS.REWEIGHT_EPOCH is {values["LOSS.REWEIGHT_EPOCH"]}, but LOSS.CLASS_WEIGHTS names no weights: '
             '--LOSS_CLASS_WEIGHTS effective_number'

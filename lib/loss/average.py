@@ -12,7 +12,7 @@ class LabelLoss(Protocol):
     """A loss: logits float (batch, num_classes), labels int64 (batch,) or (batch, k) -> losses of the labels' shape.
 
     Entry (i, j) is the loss of image i if labels[i, j] were its label. `uses_features`: it is called with the
-    features (batch, num_features) as a third argument.
+    features (batch, num_features) as a third argument. One that changes over the run has `set_epoch(epoch)`, too.
     """
 
     uses_features: bool
@@ -60,6 +60,8 @@ class AverageLoss(nn.Module):
     def set_epoch(self, epoch: int) -> None:
         """Weigh classes if it is time."""
         self._weighted = self._class_weights is not None and epoch >= self.from_epoch
+        if hasattr(self.loss, 'set_epoch'):
+            self.loss.set_epoch(epoch)
 
     def forward(self, logits: torch.Tensor, targets: Targets, features: torch.Tensor | None = None) -> torch.Tensor:
         """Return the average, a scalar; 0 for a batch of which nothing counts."""

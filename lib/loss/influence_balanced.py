@@ -14,19 +14,29 @@ class InfluenceBalanced(nn.Module):
     weight a class in inverse proportion to the images, is left to class weights.
 
     `differentiated`: False: the influence is a weight, without gradient, as in the paper; True: it takes part in the
-    gradient, into the features too, as in its authors' code. The paper starts it after some epochs of cross entropy.
+    gradient, into the features too, as in its authors' code. Before `from_epoch` this is cross entropy, as in both.
     Logits (batch, num_classes), labels int64 (batch,) or (batch, k) -> losses of the labels' shape.
     """
 
     uses_features = True
 
-    def __init__(self, *, differentiated: bool, alpha: float = 1000.0, epsilon: float = 1e-3) -> None:
+    def __init__(
+        self, *, differentiated: bool, from_epoch: int = 0, alpha: float = 1000.0, epsilon: float = 1e-3
+    ) -> None:
         super().__init__()
         self.differentiated = differentiated
+        self.from_epoch = from_epoch
         self.alpha, self.epsilon = alpha, epsilon
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Weigh by influence if it is time."""
+        self._balances = epoch >= self.from_epoch
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         own, others, _ = own_and_others(logits, labels)
+        if not self._balances:
+            return -log_probability(own, others)
         sizes = features.to(own.dtype).abs().sum(dim=1)  # (batch,)
         influence = 2 * miss_probability(own, others) * (sizes[:, None] if labels.ndim == 2 else sizes)
         if not self.differentiated:

@@ -63,3 +63,16 @@ def test_margins_are_of_the_cosine_with_a_cosine_classifier(name, margin):
         assert torch.equal(own(logits, targets), given(logits, targets))
         if name != 'arcface':
             torch.testing.assert_close(own(logits, targets), linear(logits, targets))
+
+
+@pytest.mark.parametrize(('epoch', 'balances'), [(7, False), (8, True), (9, True)])
+def test_influences_wait_for_their_epoch(epoch, balances):
+    loss = build_loss(
+        config(LOSS__TYPE='influence_balanced', LOSS__REWEIGHT_EPOCH=-1, TRAIN__MAX_EPOCH=10), np.full(6, 9)
+    )
+    loss.set_epoch(epoch)
+    torch.manual_seed(0)
+    logits, labels, features = torch.randn(8, 6), torch.tensor([0, 1, 2, 4, 5, 0, 1, 0]), torch.rand(8, 4)
+    p = logits.softmax(dim=1)[torch.arange(8), labels]
+    weights = 1000 / (2 * (1 - p) * features.sum(dim=1) + 1e-3) if balances else 1.0
+    torch.testing.assert_close(loss(logits, Targets(labels), features), (-p.log() * weights).mean())

@@ -117,9 +117,11 @@ LOSS: dict[str, Key] = {
     ),
     'REWEIGHT_EPOCH': Key(
         0,
-        'First epoch (from 0) with the weights (DRW). -1: after four fifths of the run, as 160 of 200.',
+        'First epoch (from 0) with the weights (DRW), and with influences. -1: after four fifths of the run, as '
+        '160 of 200.',
         low=-1,
-        used_by=_REWEIGHTED,
+        used_by=('LOSS.CLASS_WEIGHTS', ('effective_number', 'inverse_frequency', 'influence_balanced')),
+        or_by='LOSS.TYPE',
     ),
     'REDUCTION': Key(
         'weighted_mean',
