@@ -46,6 +46,15 @@ def test_cmo_shares_are_counted_pixels(seed, probability):
     assert untouched >= 3 if probability == 0.5 else untouched <= 3
 
 
+def test_cmo_is_cutmix_of_the_even_slots():
+    """A slot's own draw says where its box lies."""
+    images, labels = random_batch(3, 16, side=12)
+    cmo, cutmix = (mixer_of(name, seed=2)(images, labels, epoch=1, first_slot=32) for name in ('cmo', 'cutmix'))
+    assert torch.equal(cmo.images, cutmix.images[::2])
+    assert torch.equal(cmo.targets.labels, cutmix.targets.labels[::2])
+    assert torch.equal(cmo.targets.shares, cutmix.targets.shares[::2])
+
+
 @pytest.mark.parametrize('name', ['cutmix', 'cmo'])
 def test_the_patch_comes_from_the_same_place(name):
     images, labels = random_batch(0, 16, side=12)

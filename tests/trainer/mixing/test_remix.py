@@ -18,7 +18,7 @@ def remix_of(counts, kappa, tau, seed=0):
 
 
 @pytest.mark.parametrize('seed', range(4))
-@pytest.mark.parametrize(('kappa', 'tau'), [(3.0, 0.5), (1.0, 0.5), (2.5, 0.9), (10.0, 0.0), (3.0, 1.0)])
+@pytest.mark.parametrize(('kappa', 'tau'), [(3.0, 0.5), (1.0, 0.5), (1.0, 0.9), (2.5, 0.9), (10.0, 0.0), (3.0, 1.0)])
 def test_shares_are_those_of_the_paper(seed, kappa, tau):
     random = np.random.default_rng(seed)
     # Small counts meet the borders of the cases, large ones are those of the largest classes.
