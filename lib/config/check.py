@@ -56,7 +56,7 @@ def _check_unused(values: dict[str, Any], levels: dict[str, int]) -> None:
         if key.used_by is None or levels[name] < 0 or values[name] in (key.default, key.neutral):
             continue
         selector, users = key.used_by
-        selectors = [selector, key.or_by] if key.or_by else [selector]
+        selectors = [selector, *key.or_by]
         is_used = any(values[chosen] in users for chosen in selectors)
         if not is_used and levels[name] >= max(levels[chosen] for chosen in selectors):
             raise UserError(

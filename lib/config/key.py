@@ -17,7 +17,7 @@ class Key:
         low, high: allowed range of a number (or of each number of a tuple), ends included.
         neutral: a value that switches the option off, so that it may stand where the method does not use it.
         used_by: (selector key, values of it that use this key); None when always used.
-        or_by: another selector key, whose choice of the same values uses it as well.
+        or_by: other selector keys, whose choice of the same values uses it as well.
     """
 
     default: Any
@@ -27,7 +27,7 @@ class Key:
     high: float | None = None
     neutral: Any = None
     used_by: tuple[str, tuple[str, ...]] | None = None
-    or_by: str = ''
+    or_by: tuple[str, ...] = ()
 
     def accept(self, name: str, value: Any) -> Any:
         """Return `value` in this key's type, or raise UserError naming `name`, the value and what is allowed.

@@ -106,7 +106,7 @@ def _help(key: Key) -> str:
         text += '\nChoices: ' + ', '.join(str(choice) for choice in key.choices if choice != '') + '.'
     if key.used_by:
         selector, values = key.used_by
-        text += f'\nUsed by {selector}{key.or_by and f" or {key.or_by}"} {", ".join(values)}.'
+        text += f'\nUsed by {" or ".join((selector, *key.or_by))} {", ".join(values)}.'
     if isinstance(key.default, tuple):
         default = ','.join(f'{number:g}' for number in key.default)
     else:

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 import pytest
 
-from lib.build import data, loader, loss, mixing, model, optim
+from lib.build import data, loader, loss, mixing, model, objective, optim
 from lib.config.defaults import KEYS
 from lib.optim.optimizer import KINDS
 
@@ -18,6 +18,7 @@ TABLES: dict[str, Collection[str]] = {
     'MIX.TYPE': ['', *mixing.MIXERS],
     'LOSS.TYPE': loss.LOSSES,
     'LOSS.CLASS_WEIGHTS': loss.CLASS_WEIGHTS,
+    'LOSS.AUXILIARY': objective.AUXILIARIES,
     'OPTIMIZER.TYPE': KINDS,
     'SCHEDULE.TYPE': optim.SCHEDULES,
 }

@@ -63,7 +63,7 @@ def test_every_default_is_allowed_and_documented(name):
     assert key.meaning.endswith(('.', ')'))
     if key.used_by:
         selector, users = key.used_by
-        assert set(users) <= set(KEYS[selector].choices)
+        assert set(users) <= {choice for chosen in (selector, *key.or_by) for choice in KEYS[chosen].choices}
 
 
 def test_files_and_options_in_any_order():

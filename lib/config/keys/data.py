@@ -125,7 +125,7 @@ SAMPLER: dict[str, Key] = {
         low=0.0,
         high=0.999999,
         used_by=('SAMPLER.TYPE', ('effective_number',)),
-        or_by='SAMPLER.SWITCH_TYPE',
+        or_by=('SAMPLER.SWITCH_TYPE', 'SAMPLER.PAIR_TYPE'),
     ),
     'REPEAT_THRESHOLD': Key(
         0.001,
@@ -133,13 +133,13 @@ SAMPLER: dict[str, Key] = {
         low=0.0,
         high=1.0,
         used_by=('SAMPLER.TYPE', ('repeat_factor',)),
-        or_by='SAMPLER.SWITCH_TYPE',
+        or_by=('SAMPLER.SWITCH_TYPE', 'SAMPLER.PAIR_TYPE'),
     ),
     'IMAGES_PER_CLASS': Key(
         0,
         'Fill each batch with so many images of each of its classes; divides TRAIN.BATCH_SIZE. 0: no.',
         low=0,
         used_by=('SAMPLER.TYPE', ('class_balance',)),
-        or_by='SAMPLER.SWITCH_TYPE',
+        or_by=('SAMPLER.SWITCH_TYPE',),
     ),
 }

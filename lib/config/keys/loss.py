@@ -121,7 +121,7 @@ LOSS: dict[str, Key] = {
         '160 of 200.',
         low=-1,
         used_by=('LOSS.CLASS_WEIGHTS', ('effective_number', 'inverse_frequency', 'influence_balanced')),
-        or_by='LOSS.TYPE',
+        or_by=('LOSS.TYPE',),
     ),
     'REDUCTION': Key(
         'weighted_mean',
