@@ -45,18 +45,18 @@ class Grid:
         methods: in the order of the table.
         seeds: number of seeds; they are 0, 1, ...
         out: folder of everything that is written.
-        options: laid over every run, as on the command line.
         overlays: folder of the methods' configs.
         repository: folder of main.py, test.py and tau_norm.py.
+        options: laid over every run, as on the command line.
     """
 
     base: Path
     methods: tuple[Method, ...]
     seeds: int
     out: Path
+    overlays: Path
+    repository: Path
     options: tuple[str, ...] = ()
-    overlays: Path = REPOSITORY / 'configs' / 'method'
-    repository: Path = REPOSITORY
 
     @property
     def label(self) -> str:

@@ -118,6 +118,7 @@ def run_grid(arguments: argparse.Namespace) -> int:
         out=Path(arguments.out or Path('log', 'methods', base.stem.lower())),
         options=split_options(arguments.options),
         overlays=Path(arguments.overlays or REPOSITORY / 'configs' / 'method'),
+        repository=REPOSITORY,
     )
     runs = plan_runs(grid)
     gpus = [] if runs[0].cfg.RUN.DEVICE == 'cpu' else visible_gpus()

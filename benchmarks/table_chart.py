@@ -30,11 +30,10 @@ def plot_table(path: str | os.PathLike, rows: Sequence[Row], title: str) -> Path
         means = [100 * spread.mean for spread in spreads]
         deviations = [100 * (spread.deviation or 0) for spread in spreads]
         axes.barh(places, means, height=0.62, color=PALETTE['valid'], alpha=0.55, label='measured')
-        spread_label = 'standard deviation over seeds'
         if any(deviations):
             axes.errorbar(
                 means, places, xerr=deviations, fmt='none', ecolor=PALETTE['ink'], elinewidth=1.1, capsize=2.5,
-                label=spread_label,
+                zorder=5, label='standard deviation over seeds',
             )  # fmt: skip
         _mark_published(axes, shown)
         ends = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]

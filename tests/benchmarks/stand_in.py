@@ -1,0 +1,73 @@
+"""Stands for main.py, test.py and tau_norm.py. Beside it: done.pth, a model; misdeeds.json, {run: what it does}."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+METRICS = {'mean_class_error': 0.25, 'top1': 0.5, 'many': 0.75}
+
+
+def main() -> int:
+    options = dict(itertools.pairwise(sys.argv))
+    script, name, model = Path(__file__).name, options['--NAME'], options['--RESUME_MODEL']
+    told = [options.get(f'--{key}', '') for key in ('RESUME_MODE', 'LOSS_TEACHER')]
+    called = (script, name, Path(model).parent.name or model, *(Path(text).parent.name or text for text in told))
+    with open(HERE / 'calls.jsonl', 'a') as file:
+        file.write(json.dumps([*called, os.environ.get('CUDA_VISIBLE_DEVICES', '')]) + '\n')
+    misdeeds = HERE / 'misdeeds.json'
+    misdeed = json.loads(misdeeds.read_text()).get(name) if misdeeds.exists() else None
+    if misdeed == 'fails':
+        print(
+            'epoch 1\nerror: no such tail in the data, which would have to be looked for by somebody', file=sys.stderr
+        )
+        print('warning: said at the end', file=sys.stderr)
+        return 2
+    if misdeed == 'lies':
+        return 0
+    if misdeed == 'lasts':
+        return wait_for_interrupt(Path(options['--LOG_ROOT'], name))
+    write(script, options, model)
+    return 0
+
+
+def write(script: str, options: dict[str, str], model: str) -> None:
+    """Leave what the script leaves."""
+    if script == 'main.py':
+        folder = Path(options['--LOG_ROOT'], options['--NAME'])
+        folder.mkdir(parents=True, exist_ok=True)
+        line = {'epoch': 1, 'split': 'valid', **METRICS}
+        (folder / 'metrics.jsonl').write_text(json.dumps(line) + '\n')
+        shutil.copy(HERE / 'done.pth', folder / 'last.pth')
+    elif script == 'test.py':
+        path = Path(model)
+        path.with_suffix('.csv').write_text('id,predicted\n')
+        path.with_name(f'{path.stem}_metrics.json').write_text(json.dumps({**METRICS, 'mean_class_error': 0.375}))
+    else:
+        folder = Path(options['--TAU_NORM_LOG_ROOT'], options['--NAME'])
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(HERE / 'done.pth', folder / 'best_model.pth')
+        (folder / 'tau.json').write_text(json.dumps({'after': METRICS}))
+
+
+def wait_for_interrupt(folder: Path) -> int:
+    """Wait as a long run does, and note each Ctrl-C."""
+    folder.mkdir(parents=True, exist_ok=True)
+    asked = []
+    signal.signal(signal.SIGINT, lambda *_: asked.append(1))
+    (folder / 'ready').touch()
+    end = time.monotonic() + 30
+    while not asked and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    (folder / 'interrupts').write_text(str(len(asked)))
+    return 130
+
+
+if __name__ == '__main__':
+    sys.exit(main())
