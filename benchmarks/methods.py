@@ -184,6 +184,7 @@ def _report(arguments: argparse.Namespace, grid: 'Grid', runs: list['SubRun'], o
                 for row in rows
             ]
         )
+        print('recorded in benchmarks/measured.json; python benchmarks/gallery.py renews docs/methods.md')
     print(f'\n{markdown}\nwrote results.md, .csv, .tex, .json and .png into {grid.out}')
 
 
