@@ -26,6 +26,7 @@ def make_grid(tmp_path):
         shutil.copy(STAND_IN, repository / script)
     for name in METHODS:
         (overlays / f'{name}.yaml').write_text('')
+    (overlays / 'dive.yaml').write_text('LOSS:\n  AUXILIARY: distillation\n')  # only then is a teacher of use
     training_set = TrainingSet('digest', np.array([3, 1]), ['a', 'b'], [])
     done = Checkpoint({'classifier.weight': torch.zeros(2, 1)}, '', {}, Place(epoch=1), training_set, {})
     write_checkpoint(repository / 'done.pth', done)
