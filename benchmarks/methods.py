@@ -11,6 +11,7 @@ goes on. OUT gets runs/, logs/ and results.md, .csv, .tex, .json, .png.
 import argparse
 import datetime
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -185,7 +186,9 @@ def _report(arguments: argparse.Namespace, grid: 'Grid', runs: list['SubRun'], o
             ]
         )
         print('recorded in benchmarks/measured.json; python benchmarks/gallery.py renews docs/methods.md')
-    print(f'\n{markdown}\nwrote results.md, .csv, .tex, .json and .png into {grid.out}')
+    print(f'\n{table_formats.as_text(rows)}')
+    print('\n'.join(line for note in notes for line in textwrap.wrap(note, 80)))
+    print(f'wrote results.md, .csv, .tex, .json and .png into {grid.out}')
 
 
 def _notes(grid: 'Grid', rows: list, outcome: 'Outcome') -> list[str]:

@@ -1,16 +1,36 @@
-"""A grid's table in Markdown, CSV, LaTeX and JSON."""
+"""A grid's table in Markdown, CSV, LaTeX and JSON, and for the terminal."""
 
 import csv
 import io
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.method_table import FIGURES, Row, shown_figures
+from benchmarks.method_table import FIGURES, Row, headline, shown_figures
 
 _TEX = {
     '\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '±': r'$\pm$', 'τ': r'$\tau$',
     **{letter: f'\\{letter}' for letter in '&%$#_{}'},
 }  # fmt: skip
+
+
+def as_text(rows: Sequence[Row]) -> str:
+    """Return the figures that count most in at most 80 columns, in percent: of the test split where all have one."""
+    error = headline(rows)
+    split = error.partition('_')[0]
+    table = [['method', 'seeds', 'test error' if split == 'test' else 'error', 'many', 'medium', 'few', 'published']]
+    for row in rows:
+        means = [row.figures.get(f'{split}_{group}') for group in ('many', 'medium', 'few')]
+        groups = ['-' if mean is None else f'{100 * mean.mean:.1f}' for mean in means]
+        spread = row.figures[error].percent() if error in row.figures else '-'
+        known = row.published.error if row.published else '-'
+        table.append([row.method.name, str(row.seeds), spread, *groups, known])
+    if not any(row.published for row in rows):
+        table = [cells[:-1] for cells in table]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        '  '.join([cells[0].ljust(widths[0]), *(map(str.rjust, cells[1:], widths[1:]))]).rstrip() for cells in table
+    ]
+    return '\n'.join(lines) + '\n'
 
 
 def as_markdown(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:

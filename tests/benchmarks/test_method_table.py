@@ -15,7 +15,7 @@ from benchmarks.method_table import FIGURES, Row, Spread, data_of, epoch_figures
 from benchmarks.method_table import spreads as spreads_of
 from benchmarks.records import Published
 from benchmarks.table_chart import plot_table
-from benchmarks.table_formats import as_csv, as_json, as_latex, as_markdown
+from benchmarks.table_formats import as_csv, as_json, as_latex, as_markdown, as_text
 from tests.benchmarks.test_grid import finish
 
 
@@ -132,6 +132,26 @@ def test_markdown(rows):
     assert re.fullmatch(r'\| :-+ (\| -+: )+\|', lines[1])
     assert len({len(text) for text in lines[:4]}) == 1
     assert lines[-1] == 'A note.'
+
+
+def test_the_terminal_gets_what_counts_most(rows):
+    assert as_text(rows).splitlines() == [
+        'method    seeds         error  many  medium   few  published',
+        'ce            3  33.00 ± 3.61     -       -     -      28.05',
+        'tau_norm      1         25.00     -       -  50.0          -',
+    ]
+
+
+def test_the_terminal_has_80_columns():
+    longest = max(METHODS.values(), key=lambda method: len(method.name))
+    names = [
+        f'{split}_{figure}' for split in ('last', 'test') for figure in ('mean_class_error', 'many', 'medium', 'few')
+    ]
+    seeds = [dict.fromkeys(names, value) for value in (0.0, 1.0, 1.0)]
+    row = Row(longest, 100, spreads_of(seeds), Published(longest.name, 'cifar10_lt', 100, '100.00', 'Somebody'))
+    lines = as_text([row]).splitlines()
+    assert 'test error' in lines[0]
+    assert max(map(len, lines)) <= 80
 
 
 def test_csv_reads_back(rows):
