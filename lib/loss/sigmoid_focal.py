@@ -7,6 +7,8 @@ from torch.autograd.function import once_differentiable
 
 from lib.loss.others import counted_pairs, exact_dtype, row_blocks
 
+_FAST_POWERS = (0.5, 1.0, 2.0, 3.0)  # products and roots, which take less time than exp
+
 
 class SigmoidFocal(nn.Module):
     """Focal loss with one sigmoid a class, L = -(1 - s_y)^gamma ln s_y - sum_{j != y} s_j^gamma ln(1 - s_j)
@@ -53,7 +55,7 @@ class _OwnAndRest(torch.autograd.Function):
             block.scatter_(1, labels[rows], torch.finfo(dtype).min)  # costs nothing there, and has no slope
             s = torch.sigmoid(block)
             costs = F.softplus(block)  # -ln(1 - s), and z - that is ln s
-            powers = s * s if gamma == 2 else block.sub_(costs).mul_(gamma).exp_()  # s^gamma
+            powers = s.pow(gamma) if gamma in _FAST_POWERS else block.sub_(costs).mul_(gamma).exp_()  # s^gamma
             costs.mul_(powers)
             rest[rows] = costs.sum(dim=1)
             # The slope of s^gamma f, f = -ln(1 - s), over z: s^gamma (s + gamma (1 - s) f).
@@ -68,5 +70,8 @@ class _OwnAndRest(torch.autograd.Function):
         slopes, labels = ctx.saved_tensors
         gradient = slopes.new_empty(slopes.shape, dtype=ctx.logits_dtype)
         for rows in row_blocks(slopes):
-            gradient[rows] = (slopes[rows] * of_rest[rows, None]).scatter_add_(1, labels[rows], of_own[rows])
+            block = gradient[rows] if gradient.dtype == slopes.dtype else torch.empty_like(slopes[rows])
+            torch.mul(slopes[rows], of_rest[rows, None], out=block).scatter_add_(1, labels[rows], of_own[rows])
+            if block.dtype != gradient.dtype:
+                gradient[rows] = block
         return gradient, None, None
