@@ -6,6 +6,7 @@ from functools import partial
 
 from yacs.config import CfgNode
 
+from lib.build.deferral import deferred_epoch
 from lib.build.mixing import PAIRED
 from lib.build.split import Split
 from lib.dataset.augment import Augment
@@ -76,7 +77,7 @@ def _main_plan(cfg: CfgNode, index: ProductIndex) -> EpochPlan:
     first = plan(options.TYPE)
     if not options.SWITCH_TYPE:
         return first
-    switch_epoch = round(0.8 * cfg.TRAIN.MAX_EPOCH) if options.SWITCH_EPOCH < 0 else options.SWITCH_EPOCH
+    switch_epoch = deferred_epoch(options.SWITCH_EPOCH, cfg.TRAIN.MAX_EPOCH)
     return SwitchingSampler(first, plan(options.SWITCH_TYPE), switch_epoch)
 
 

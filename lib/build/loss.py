@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
+from lib.build.deferral import deferred_epoch
 from lib.loss.arcface import ArcFace
 from lib.loss.average import AverageLoss
 from lib.loss.balanced_softmax import BalancedSoftmax
@@ -77,8 +78,7 @@ def build_loss(cfg: CfgNode, class_counts: np.ndarray) -> AverageLoss:
 
 
 def _reweight_epoch(cfg: CfgNode) -> int:
-    epoch = cfg.LOSS.REWEIGHT_EPOCH
-    return epoch if epoch >= 0 else round(0.8 * cfg.TRAIN.MAX_EPOCH)
+    return deferred_epoch(cfg.LOSS.REWEIGHT_EPOCH, cfg.TRAIN.MAX_EPOCH)
 
 
 def _or_default(value: float, default: float) -> float:
