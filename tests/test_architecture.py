@@ -1,6 +1,7 @@
 """The shape of the house: who may import whom, how long a file may be, what is never written."""
 
 import ast
+import fnmatch
 import functools
 from pathlib import Path
 
@@ -190,3 +191,10 @@ def test_packages_export_nothing(path):
 def test_scripts_stay_about_forty_lines():
     lengths = {name: len((ROOT / name).read_text(encoding='utf-8').splitlines()) for name in SCRIPTS}
     assert max(lengths.values()) <= 50, lengths
+
+
+def test_no_folder_of_tests_is_passed_over(request):
+    patterns = request.config.getini('norecursedirs')
+    folders = {path.parent.name for path in (ROOT / 'tests').rglob('test_*.py')}
+    assert 'build' in folders
+    assert not [name for name in folders if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]

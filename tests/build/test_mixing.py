@@ -60,7 +60,7 @@ def test_an_odd_batch_size(name):
     if name in PAIRED:
         mixer_of(MIX_TYPE=name, TRAIN_BATCH_SIZE=31)
         return
-    with pytest.raises(UserError, match=rf'MIX.TYPE {name} .*but is 31; try --TRAIN_BATCH_SIZE 32'):
+    with pytest.raises(UserError, match=rf'MIX.TYPE {name} mixes pairs, but TRAIN.BATCH_SIZE 31 is odd'):
         mixer_of(MIX_TYPE=name, TRAIN_BATCH_SIZE=31)
 
 
