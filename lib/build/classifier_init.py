@@ -4,16 +4,16 @@ import torch
 from yacs.config import CfgNode
 
 from lib.build.loader import build_eval_loader
-from lib.build.split import TrainingData
+from lib.build.split import Split
 from lib.classifier.cosine import Cosine
-from lib.classifier.lws import LearnableWeightScaling
+from lib.dataset.index import ProductIndex
 from lib.errors import UserError
 from lib.evaluation.class_means import class_means, nearest_mean
 from lib.model import Recognizer
 from lib.runtime.device import Device
 
 
-def start_from_class_means(cfg: CfgNode, model: Recognizer, data: TrainingData, device: Device) -> None:
+def start_from_class_means(cfg: CfgNode, model: Recognizer, split: Split, index: ProductIndex, device: Device) -> None:
     """Put the mean features of the training images into the classifier of `model` (NCM: Kang et al., ICLR 2020).
 
     A cosine classifier gets the means of features of length 1, a linear one what prefers the nearest mean. Only images
@@ -25,18 +25,13 @@ def start_from_class_means(cfg: CfgNode, model: Recognizer, data: TrainingData, 
     """
     classifier = model.classifier
     is_cosine = isinstance(classifier, Cosine)
-    rows = data.index().capped(cfg.DATASET.HEAD_CAP, cfg.SEED).rows
-    loader = build_eval_loader(cfg, data.train, device)
+    loader = build_eval_loader(cfg, split, device)
     try:
-        means, counts = class_means(model, loader, rows, num_classes=data.train.num_classes, unit_length=is_cosine)
+        means, counts = class_means(model, loader, index.rows, num_classes=split.num_classes, unit_length=is_cosine)
     except ValueError:
-        raise UserError(
-            f'{data.train.source}: not one training image can be decoded, so classes have no means'
-        ) from None
+        raise UserError(f'{split.source}: not one training image can be decoded, so classes have no means') from None
     weight, bias = (means, None) if is_cosine else nearest_mean(means, counts)
     with torch.no_grad():
         classifier.weight.copy_(weight)
         if bias is not None:
             classifier.bias.copy_(bias)
-        if isinstance(classifier, LearnableWeightScaling):
-            classifier.scale.fill_(1)

@@ -7,8 +7,8 @@ from functools import partial
 from yacs.config import CfgNode
 
 from lib.build.deferral import deferred_epoch
-from lib.build.mixing import PAIRED
 from lib.build.split import Split
+from lib.config.keys.data import PAIRED
 from lib.dataset.augment import Augment
 from lib.dataset.images import ArrayImages, Images
 from lib.dataset.index import ProductIndex

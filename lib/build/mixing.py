@@ -26,7 +26,6 @@ MIXERS: dict[str, Callable[[CfgNode, MixDraws, torch.Tensor], Mixer]] = {
     'cmo': lambda cfg, draws, counts: CMO(draws),
     'bbn': lambda cfg, draws, counts: BBN(cfg.TRAIN.MAX_EPOCH),
 }
-PAIRED = ('cmo', 'bbn')  # their odd slots are filled by a sampler of their own
 
 
 def build_mixer(cfg: CfgNode, class_counts: np.ndarray, device: torch.device) -> Mixer:

@@ -87,7 +87,7 @@ def prepared_training(cfg: CfgNode) -> Iterator[Training]:
     start = decide_start(_wanted(cfg, data))
     cfg = as_node({**as_values(cfg), 'NAME': start.folder.name})
     index = data.index().capped(cfg.DATASET.HEAD_CAP, cfg.SEED)
-    model, training_set, new_classes = _model(cfg, data, device, start)
+    model, training_set, new_classes = _model(cfg, data, index, device, start)
     loader = build_train_loader(cfg, data.train, index, device)
     stages = build_mixed_stages(cfg, model.backbone, batch_size=loader.batch_size, num_replicas=len(device.replicas))
     learner = Learner(
@@ -147,7 +147,7 @@ def _wanted(cfg: CfgNode, data: TrainingData) -> Wanted:
 
 
 def _model(
-    cfg: CfgNode, data: TrainingData, device: Device, start: Start
+    cfg: CfgNode, data: TrainingData, index: ProductIndex, device: Device, start: Start
 ) -> tuple[Recognizer, TrainingSet, list[str] | None]:
     """Return the model, what its checkpoints say of the training set, and which classes are new to it."""
     names, parents = data.class_names, data.classes.parents if data.classes else []
@@ -160,7 +160,7 @@ def _model(
         return model_of(start.checkpoint, cfg, device), known, None
     model, new = finetuned_model(start.checkpoint, cfg, device, names)
     if cfg.MODEL.CLASSIFIER_INIT == 'class_means':
-        start_from_class_means(cfg, model, data, device)
+        start_from_class_means(cfg, model, data.train, index, device)
     if known:
         # Many, medium and few stay what they were in the original training set; new classes bring their own counts.
         before = dict(zip(class_names(start.checkpoint), known.class_counts, strict=True))

@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from lib.config.keys.data import PAIRED
 from lib.errors import UserError
 
 _COSINE = ('FCNorm', 'cosine')
-_PAIRED = ('cmo', 'bbn')
 
 
 def check_methods(values: dict[str, Any]) -> None:
@@ -34,7 +34,7 @@ def _check_mixing(values: dict[str, Any]) -> None:
     mix, batch = values['MIX.TYPE'], values['TRAIN.BATCH_SIZE']
     if not mix:
         return
-    if mix not in _PAIRED and batch % 2:
+    if mix not in PAIRED and batch % 2:
         raise UserError(f'MIX.TYPE {mix} mixes pairs, but TRAIN.BATCH_SIZE {batch} is odd: take an even one')
     if values['SAMPLER.IMAGES_PER_CLASS']:
         raise UserError(

@@ -7,8 +7,9 @@ import torch
 
 from lib.backbone.create import create_backbone
 from lib.build.loader import build_train_loader
-from lib.build.mixing import MIXERS, PAIRED, build_mixed_stages, build_mixer
+from lib.build.mixing import MIXERS, build_mixed_stages, build_mixer
 from lib.build.split import Split
+from lib.config.keys.data import PAIRED
 from lib.config.load import load_config
 from lib.dataset.images import ArrayImages
 from lib.dataset.index import ProductIndex

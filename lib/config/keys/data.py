@@ -14,6 +14,7 @@ _SAMPLERS = (
     'effective_number',
     'repeat_factor',
 )
+PAIRED = ('cmo', 'bbn')  # mixers whose odd slots are filled by a sampler of their own
 
 DATASET: dict[str, Key] = {
     'NAME': Key(
@@ -117,7 +118,7 @@ SAMPLER: dict[str, Key] = {
         'reverse',
         'Sampler of the second image of each pair; a step reads two images for each of TRAIN.BATCH_SIZE.',
         choices=_SAMPLERS,
-        used_by=('MIX.TYPE', ('cmo', 'bbn')),
+        used_by=('MIX.TYPE', PAIRED),
     ),
     'BETA': Key(
         0.9999,
