@@ -56,8 +56,9 @@ class Key:
             return 'one of ' + ', '.join(repr(choice) if choice == '' else str(choice) for choice in self.choices)
         names = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'a text'}
         if isinstance(self.default, tuple):
-            plural = {int: 'whole numbers', float: 'numbers'}[type(self.default[0])]
-            words = f'{plural} separated by commas, such as {",".join(map(str, self.default))}'
+            plural = {int: 'whole numbers', float: 'numbers'}[_kind(self.default)]
+            words = f'{plural} separated by commas'
+            words += f', such as {",".join(map(str, self.default))}' if self.default else ''
         else:
             words = names[type(self.default)]
         if self.low is not None and self.high is not None:
@@ -83,8 +84,12 @@ def _shown(value: Any) -> str:
 
 def _convert(value: Any, default: Any) -> Any:
     if isinstance(default, tuple):
-        return _convert_tuple(value, type(default[0]))
+        return _convert_tuple(value, _kind(default))
     return _convert_scalar(value, type(default))
+
+
+def _kind(default: tuple) -> type:
+    return type(default[0]) if default else int
 
 
 def _convert_tuple(value: Any, kind: type) -> tuple:

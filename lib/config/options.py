@@ -108,7 +108,7 @@ def _help(key: Key) -> str:
         selector, values = key.used_by
         text += f'\nUsed by {" or ".join((selector, *key.or_by))} {", ".join(values)}.'
     if isinstance(key.default, tuple):
-        default = ','.join(f'{number:g}' for number in key.default)
+        default = ','.join(f'{number:g}' for number in key.default) or 'none'
     else:
         default = repr(key.default) if key.default == '' else str(key.default)
     return f'{text}\nDefault: {default}'.replace('%', '%%')

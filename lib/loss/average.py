@@ -65,16 +65,29 @@ class AverageLoss(nn.Module):
 
     def forward(self, logits: torch.Tensor, targets: Targets, features: torch.Tensor | None = None) -> torch.Tensor:
         """Return the average, a scalar; 0 for a batch of which nothing counts."""
+        return self.total(logits, targets, features) / self.divisor(targets)
+
+    def total(self, logits: torch.Tensor, targets: Targets, features: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the weighted sum over a batch or a part of one, a scalar."""
         extra = (features,) if self.loss.uses_features else ()
         losses = self.loss(logits, targets.labels, *extra)  # (batch,) or (batch, k)
         parts = self._parts(targets)
         if parts is None:
-            return losses.mean()
-        shares, weights = parts
+            return losses.sum()
         # Not losses * 0 where a label does not count: its loss may be infinite.
-        total = (losses * weights).masked_fill(weights == 0, 0).sum()
+        return (losses * parts[1]).masked_fill(parts[1] == 0, 0).sum()
+
+    def divisor(self, targets: Targets) -> torch.Tensor:
+        """Return what the total of these targets is divided by, a float32 scalar above 0.
+
+        It takes no logits, so that of a whole batch is known before its first part is computed.
+        """
+        parts = self._parts(targets)
+        if parts is None:
+            return torch.full((), float(targets.labels.numel()), device=targets.labels.device)
+        shares, weights = parts
         divisor = (weights if self.over_weights else shares).sum()
-        return total / divisor.clamp_min(torch.finfo(divisor.dtype).tiny)
+        return divisor.clamp_min(torch.finfo(divisor.dtype).tiny)
 
     def _parts(self, targets: Targets) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return how much each label counts before and after class weights, in the labels' shape; None: all alike."""

@@ -25,3 +25,9 @@ class Targets:
         if self.shares is None:
             return self.labels
         return self.labels.gather(1, self.shares.argmax(dim=1, keepdim=True)).squeeze(1)
+
+    def part(self, rows: slice) -> 'Targets':
+        """Return the targets of some of the images."""
+        shares = None if self.shares is None else self.shares[rows]
+        weights = None if self.weights is None else self.weights[rows]
+        return Targets(self.labels[rows], shares, weights)

@@ -74,6 +74,11 @@ DATASET: dict[str, Key] = {
 
 INPUT: dict[str, Key] = {
     'SIZE': Key(112, 'Side of training images, pixels.', low=8),
+    'SIZE_SCHEDULE': Key(
+        (),
+        'Sides of training images over the run: epoch (from 0), pixels, epoch, pixels, ... Empty: SIZE throughout.',
+        low=0,
+    ),
     'TEST_SIZE': Key(0, 'Side of validation and test images, pixels. 0: SIZE.', low=0),
     'CROP_RATIO': Key(
         0.875, 'Validation and test: short side is resized to TEST_SIZE / CROP_RATIO.', low=0.1, high=1.0

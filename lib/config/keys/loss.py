@@ -97,6 +97,17 @@ LOSS: dict[str, Key] = {
         choices=('constant', 'differentiated'),
         used_by=_of_loss('influence_balanced'),
     ),
+    'CHUNK_IMAGES': Key(
+        0,
+        'Classify so many images at a time and keep no logits: memory for millions of classes. 0: the whole batch.',
+        low=0,
+    ),
+    'SAMPLED_CLASSES': Key(
+        1.0,
+        'Share of the classes that a step compares with: those of its images, and others at random (Partial FC).',
+        low=1e-4,
+        high=1.0,
+    ),
     'CLASS_WEIGHTS': Key(
         '',
         'Weigh rare classes up, with any loss: by effective number, or by count to the -EXPONENT. Empty: no.',

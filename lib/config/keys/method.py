@@ -34,6 +34,8 @@ MODEL: dict[str, Key] = {
         used_by=('MODEL.CLASSIFIER', ('FCNorm', 'cosine')),
     ),
     'FREEZE_BACKBONE': Key(False, 'Train the classifier only; BatchNorm statistics stay too.'),
+    'SYNC_BATCHNORM': Key(False, 'Normalise over the images of all GPUs (under torchrun), not of each.'),
+    'CLASSIFIER_SHARDED': Key(False, 'Split the classes over the ranks of torchrun: each holds its share of rows.'),
     'SHIFT_BATCHNORM': Key(False, 'Let BatchNorm statistics of a frozen backbone follow the training images.'),
 }
 
@@ -86,6 +88,15 @@ OPTIMIZER: dict[str, Key] = {
     ),
     'WEIGHT_DECAY': Key(1e-4, 'Weight decay.', low=0.0),
     'MAX_NORM': Key(0.0, "Largest norm of a row of the classifier's weight, kept after each step. 0: any.", low=0.0),
+    'CLIP_NORM': Key(
+        0.0, 'Largest norm of all gradients together; above it they are scaled down. 0: any.', low=0.0
+    ),
+    'LAYER_DECAY': Key(
+        1.0,
+        'Factor on the learning rate for each block of the backbone further from the classifier (fine-tuning).',
+        low=1e-3,
+        high=1.0,
+    ),
     'DECAY_NORM_AND_BIAS': Key(True, 'Decay biases and the parameters of normalisation layers, too.'),
 }
 

@@ -17,6 +17,12 @@ TOP: dict[str, Key] = {
 
 TRAIN: dict[str, Key] = {
     'BATCH_SIZE': Key(512, 'Images a step, over all devices together.', low=1),
+    'DEVICE_BATCH_SIZE': Key(
+        0,
+        'Images that a device takes at once; the gradients of the others of its share are added up. 0: all of them. '
+        '-1: as many as fit (GPUs).',
+        low=-1,
+    ),
     'MAX_EPOCH': Key(120, 'Epochs to train. 0: the model is evaluated and saved as it is.', low=0),
     'SELECT_BY': Key(
         'mean_class_error',
@@ -25,6 +31,16 @@ TRAIN: dict[str, Key] = {
     ),
     'VALID_EVERY_EPOCHS': Key(1, 'Epochs between two validations; the last epoch always has one.', low=1),
     'LOG_EVERY_STEPS': Key(50, 'Steps between two looks at the loss.', low=1),
+    'EMA_DECAY': Key(
+        0.0,
+        'Also keep an exponential moving average of the weights, which is validated and used to predict: what stays '
+        'of it each step. 0: none.',
+        low=0.0,
+        high=0.999999,
+    ),
+    'CHECKPOINT_MINUTES': Key(
+        10.0, 'Minutes between two last.pth within an epoch. 0: at the end of epochs only.', low=0.0
+    ),
     'SAVE_EVERY_EPOCHS': Key(10, 'Epochs between two epoch_N.pth.', low=1),
     'KEEP_EPOCHS': Key(3, 'How many epoch_N.pth are kept.', low=0),
 }
@@ -77,7 +93,9 @@ RUN: dict[str, Key] = {
     'NUM_WORKERS': Key(-1, 'Processes that read images. -1: one a core, at most 8. 0: none.', low=-1),
     'PRECISION': Key(
         'auto',
-        'auto: training in bfloat16 where the hardware has it, evaluation in float32.',
-        choices=('auto', 'float32', 'bfloat16'),
+        'auto: training in bfloat16 where the hardware has it, in float16 on older GPUs, else in float32; evaluation '
+        'in float32.',
+        choices=('auto', 'float32', 'bfloat16', 'float16'),
     ),
+    'COMPILE': Key(False, 'Compile the model (torch.compile); where that fails, a note says so and it runs as it is.'),
 }
