@@ -14,9 +14,10 @@ def main() -> int:
     from lib.build.report import training_report
     from lib.build.training import prepared_training
     from lib.runtime.log import LOGGER
+    from lib.runtime.ranks import joined_ranks
     from lib.trainer.fit import fit
 
-    with prepared_training(cfg) as run:
+    with joined_ranks() as ranks, prepared_training(cfg, ranks) as run:
         done = fit(run.learner, run.plan, run.place, run.folder, run.validate, run.bad_images)
         if not done:
             LOGGER.info('stopped and saved; to go on: add --RESUME_MODEL last (NAME %s)', run.cfg.NAME)

@@ -15,14 +15,16 @@ def main() -> None:
     from lib.build.trained import load_trained
     from lib.evaluation.describe import describe_metrics, describe_tau
     from lib.runtime.log import LOGGER
+    from lib.runtime.ranks import joined_ranks
 
-    result = rebalance(load_trained(cfg))
-    for line in describe_tau(result.tau):
-        LOGGER.info('%s', line)
-    for line in describe_metrics({'before': result.tau['before'], 'after': result.tau['after']}):
-        LOGGER.info('%s', line)
-    for path in result.files:
-        LOGGER.info('wrote %s', path)
+    with joined_ranks() as ranks:
+        result = rebalance(load_trained(cfg, ranks))
+        for line in describe_tau(result.tau):
+            LOGGER.info('%s', line)
+        for line in describe_metrics({'before': result.tau['before'], 'after': result.tau['after']}):
+            LOGGER.info('%s', line)
+        for path in result.files:
+            LOGGER.info('wrote %s', path)
 
 
 if __name__ == '__main__':

@@ -15,12 +15,14 @@ def main() -> None:
     from lib.build.trained import load_trained
     from lib.evaluation.describe import describe_metrics
     from lib.runtime.log import LOGGER
+    from lib.runtime.ranks import joined_ranks
 
-    predicted = predict(load_trained(cfg))
-    for line in describe_metrics({'test': predicted.metrics}):
-        LOGGER.info('%s', line)
-    for path in predicted.files:
-        LOGGER.info('wrote %s', path)
+    with joined_ranks() as ranks:
+        predicted = predict(load_trained(cfg, ranks))
+        for line in describe_metrics({'test': predicted.metrics}):
+            LOGGER.info('%s', line)
+        for path in predicted.files:
+            LOGGER.info('wrote %s', path)
 
 
 if __name__ == '__main__':

@@ -50,6 +50,12 @@ class Recognizer(nn.Module):
         with self._autocast(features.device):
             return self.classifier(features).float()
 
+    def factors(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return x, weight and bias of which x @ weight.T + bias are the logits, in the precision of the mode."""
+        dtype = self.train_dtype if self.training else self.eval_dtype
+        factors = self.classifier.factors(features)
+        return factors if dtype is None else tuple(part if part is None else part.to(dtype) for part in factors)
+
     def embed(self, features: torch.Tensor) -> torch.Tensor:
         """Return the float32 embeddings (batch, width), of length 1, of features (batch, num_features)."""
         with self._autocast(features.device):

@@ -12,12 +12,16 @@ from lib.build.model import class_names, model_of
 from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node, as_values, parse_config_text
 from lib.errors import UserError
+from lib.loss.average import AverageLoss
 from lib.loss.balanced_contrastive import BalancedContrastive
 from lib.loss.distillation import Distillation
 from lib.model import Recognizer
 from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
+from lib.runtime.parallel import spread
+from lib.runtime.ranks import ALONE, Ranks
 from lib.trainer.auxiliary import ContrastTerm, DistillTerm
+from lib.trainer.lean_head import LeanHead
 from lib.trainer.checkpoint import Checkpoint, read_checkpoint
 from lib.trainer.objective import Auxiliary, Objective
 
@@ -46,7 +50,7 @@ def _distill(cfg: CfgNode, model: Recognizer, device: Device, names: Sequence[st
     weight = cfg.LOSS.AUXILIARY_WEIGHT
     teacher = _teacher(cfg, device, model.classifier.weight.shape[0], names)
     loss = Distillation(cfg.LOSS.TEACHER_TEMPERATURE, cfg.LOSS.TEACHER_POWER)
-    return Second(DistillTerm(device.parallel(teacher), loss), weight, 1.0 - weight)
+    return Second(DistillTerm(spread(teacher, device, ALONE, num_images=cfg.TRAIN.BATCH_SIZE), loss), weight, 1.0 - weight)
 
 
 AUXILIARIES: dict[str, Callable[[CfgNode, Recognizer, Device, Sequence[str]], Second]] = {
@@ -56,8 +60,18 @@ AUXILIARIES: dict[str, Callable[[CfgNode, Recognizer, Device, Sequence[str]], Se
 }
 
 
+def is_lean(cfg: CfgNode) -> bool:
+    """Whether classifier and loss are computed together, so that the model gives no logits in training."""
+    return bool(cfg.LOSS.CHUNK_IMAGES) or cfg.LOSS.SAMPLED_CLASSES < 1 or cfg.MODEL.CLASSIFIER_SHARDED
+
+
 def build_objective(
-    cfg: CfgNode, class_counts: np.ndarray, model: Recognizer, device: Device, names: Sequence[str] = ()
+    cfg: CfgNode,
+    class_counts: np.ndarray,
+    model: Recognizer,
+    device: Device,
+    names: Sequence[str] = (),
+    ranks: Ranks = ALONE,
 ) -> Objective:
     """Return what is minimised, on the device.
 
@@ -70,13 +84,25 @@ def build_objective(
         UserError: the teacher is missing, cannot be read, or does not fit.
     """
     second = AUXILIARIES[cfg.LOSS.AUXILIARY](cfg, model, device, names)
+    loss = build_loss(cfg, class_counts)
     objective = Objective(
-        build_loss(cfg, class_counts),
+        loss,
         second.auxiliary,
+        head=_lean_head(cfg, model, loss, ranks) if is_lean(cfg) else None,
         loss_weight=second.loss_weight,
         auxiliary_weight=second.auxiliary_weight,
     )
     return objective.to(device.main)
+
+
+def _lean_head(cfg: CfgNode, model: Recognizer, loss: AverageLoss, ranks: Ranks) -> LeanHead:
+    return LeanHead(
+        model,
+        loss,
+        chunk_images=cfg.LOSS.CHUNK_IMAGES,
+        sampled_share=cfg.LOSS.SAMPLED_CLASSES,
+        ranks=ranks if cfg.MODEL.CLASSIFIER_SHARDED else ALONE,
+    )
 
 
 def _teacher(cfg: CfgNode, device: Device, num_classes: int, names: Sequence[str]) -> Recognizer:

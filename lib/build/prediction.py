@@ -20,15 +20,19 @@ class Predicted:
 
 
 def predict(trained: Trained) -> Predicted:
-    """Predict TEST_JSON (or the folder TEST_ROOT) and write STEM.csv and what the options ask for.
+    """Predict TEST_JSON (or the folder TEST_ROOT); the main rank writes STEM.csv and what the options ask for.
 
     Raises:
         UserError: no test images, or faults in their list.
     """
     test = trained.cfg.TEST
-    split = open_test_split(trained.cfg, trained.class_names)
+    with trained.ranks.main_first():
+        split = open_test_split(trained.cfg, trained.class_names)
     extras = Extras(test.TOP_K, test.EMBEDDINGS)
     found = trained.evaluate(split, label='test', look_at=extras.look_at, flip=test.FLIP)
+    extras.join(trained.ranks)
+    if not trained.ranks.is_main:
+        return Predicted(found.metrics, [])
     names = split.names.to_pylist()
     stem = trained.stem
     files = [stem.with_name(f'{stem.name}.csv')]

@@ -8,11 +8,13 @@ import torch.nn.functional as F
 
 from lib.build.data import open_valid_split
 from lib.build.report import rebalanced_report
+from lib.build.split import Split
 from lib.build.trained import Trained
 from lib.classifier.cosine import Cosine
 from lib.classifier.lws import without_scale
 from lib.config.yaml_text import as_text
 from lib.errors import UserError
+from lib.evaluation.evaluate import Evaluation
 from lib.evaluation.posthoc import FLAT_NOTE, TauSweep, normalize_classifier, tau_report
 from lib.report.plots import plot_tau
 from lib.runtime.files import write_json
@@ -31,7 +33,7 @@ class Rebalanced:
 
 
 def rebalance(trained: Trained) -> Rebalanced:
-    """Choose tau on the valid split and write TAU_NORM.LOG_ROOT/NAME.
+    """Choose tau on the valid split; the main rank writes TAU_NORM.LOG_ROOT/NAME.
 
     Raises:
         UserError: no labelled valid split; the folder holds an earlier result and OVERWRITE is False.
@@ -39,7 +41,8 @@ def rebalance(trained: Trained) -> Rebalanced:
     options = trained.cfg.TAU_NORM
     folder = Path(options.LOG_ROOT, trained.cfg.NAME)
     _check_free(folder, trained)
-    valid = open_valid_split(trained.cfg)
+    with trained.ranks.main_first():
+        valid = open_valid_split(trained.cfg)
     classifier = _effective(trained)
     sweep = TauSweep(classifier['weight'], classifier.get('bias'), max_tau=options.MAX_TAU)
     found = trained.evaluate(
@@ -47,11 +50,18 @@ def rebalance(trained: Trained) -> Rebalanced:
         label='valid',
         look_at=lambda batch, features, logits: sweep.update(features, batch.labels, batch.readable),
     )
-    images = sweep.finish()
+    images = sweep.finish(trained.ranks)
     choice, curve = images.choose(options.SELECT_BY)
     right = [images.before_right, images.before_right if choice.tau is None else images.right_at(choice.tau)]
     before, after = (trained.known(images.metrics(part, trained.train_counts)) for part in right)
     tau = tau_report(choice, curve, before, after, note=FLAT_NOTE if images.equal_norms else '')
+    files = _write(trained, folder, choice.tau, tau, valid, found) if trained.ranks.is_main else []
+    return Rebalanced(tau, files)
+
+
+def _write(
+    trained: Trained, folder: Path, chosen: float | None, tau: dict, valid: Split, found: Evaluation
+) -> list[Path]:
     if (folder / 'best_model.pth').exists():
         LOGGER.info('the earlier result is kept as %s', set_aside(folder))
     with locked(folder):
@@ -59,12 +69,12 @@ def rebalance(trained: Trained) -> Rebalanced:
         run.write_about(as_text(trained.cfg), {'device': trained.device.describe(training=False), **versions()})
         files = [folder / name for name in ('best_model.pth', 'tau.json', 'tau.png', 'report.html')]
         # With the config it was loaded by: options that an old checkpoint needed need not be given again.
-        changes = {'state_dict': _state(trained, choice.tau), 'config': as_text(trained.cfg), 'optimizer': None}
+        changes = {'state_dict': _state(trained, chosen), 'config': as_text(trained.cfg), 'optimizer': None}
         write_checkpoint(files[0], replace(trained.checkpoint, **changes))
         write_json(files[1], tau)
         plot_tau(files[2], tau)
         rebalanced_report(files[3], trained, valid, found, tau)
-    return Rebalanced(tau, files)
+    return files
 
 
 def _check_free(folder: Path, trained: Trained) -> None:

@@ -8,6 +8,7 @@ from yacs.config import CfgNode
 from lib.config.load import load_config
 from lib.errors import UserError
 from lib.runtime.log import LOGGER, start_console
+from lib.runtime.torchrun import place
 
 
 def start(argv: Sequence[str], *, program: str, description: str, needs_checkpoint: bool = False) -> CfgNode:
@@ -22,7 +23,7 @@ def start(argv: Sequence[str], *, program: str, description: str, needs_checkpoi
             f'{program} needs a trained model: --RESUME_MODEL ./log/NAME/best_model.pth, '
             "or --RESUME_MODEL last with the run's --NAME; python main.py trains one"
         )
-    start_console()
+    start_console(speaks=place().rank == 0)
     for note in loaded.notes:
         LOGGER.info('%s', note)
     return loaded.cfg

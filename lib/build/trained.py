@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 from yacs.config import CfgNode
 
+from lib.build.device import build_device
 from lib.build.loader import build_eval_loader
 from lib.build.model import class_names, model_of
 from lib.build.split import Split
 from lib.errors import UserError
 from lib.evaluation.evaluate import Evaluation, LookAt, evaluate
 from lib.model import Recognizer
-from lib.runtime.device import Device, pick_device
+from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
+from lib.runtime.ranks import ALONE, Ranks
 from lib.trainer.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
 
 
@@ -25,6 +27,7 @@ class Trained:
         folder: where results go: the run folder that the checkpoint lies in, else LOG_ROOT/NAME.
         class_names: (num_classes,) names; numbers where there are none.
         train_counts: (num_classes,) original training counts; zeros where the checkpoint does not know them.
+        ranks: that share the images of a split. All know the results, the main one writes.
     """
 
     cfg: CfgNode
@@ -34,6 +37,7 @@ class Trained:
     folder: Path
     class_names: list[str]
     train_counts: np.ndarray
+    ranks: Ranks = ALONE
 
     @property
     def stem(self) -> Path:
@@ -53,12 +57,13 @@ class Trained:
             )
         found = evaluate(
             self.model,
-            build_eval_loader(self.cfg, split, self.device),
+            build_eval_loader(self.cfg, split, self.device, self.ranks),
             num_classes=split.num_classes,
             train_counts=self.train_counts,
             label=label,
             look_at=look_at,
             flip=flip,
+            ranks=self.ranks,
         )
         return replace(found, metrics=self.known(found.metrics))
 
@@ -68,8 +73,8 @@ class Trained:
         return {name: value for name, value in metrics.items() if name not in groups}
 
 
-def load_trained(cfg: CfgNode) -> Trained:
-    """Load the model that RESUME_MODEL names.
+def load_trained(cfg: CfgNode, ranks: Ranks = ALONE) -> Trained:
+    """Load the model that RESUME_MODEL names, on every rank.
 
     Raises:
         UserError: no checkpoint there, or it does not fit the config.
@@ -83,9 +88,9 @@ def load_trained(cfg: CfgNode) -> Trained:
         checkpoint = read_checkpoint(cfg.RESUME_MODEL)
     if (checkpoint.path.parent / 'config.yaml').exists():
         folder = checkpoint.path.parent
-    device = pick_device(cfg.RUN.DEVICE, cfg.RUN.PRECISION)
+    device = build_device(cfg, ranks)
     model = model_of(checkpoint, cfg, device)
     LOGGER.info('%s: %d classes, %s', checkpoint.path, checkpoint.num_classes, device.describe(training=False))
     known = checkpoint.training_set
     counts = known.class_counts if known else np.zeros(checkpoint.num_classes, np.int64)
-    return Trained(cfg, checkpoint, model, device, folder, class_names(checkpoint), counts)
+    return Trained(cfg, checkpoint, model, device, folder, class_names(checkpoint), counts, ranks)

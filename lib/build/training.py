@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from yacs.config import CfgNode
 
 from lib.build.classifier_init import start_from_class_means
 from lib.build.data import open_training_data
+from lib.build.device import build_device
 from lib.build.loader import build_eval_loader, build_train_loader
 from lib.build.mixing import build_mixed_stages, build_mixer
 from lib.build.model import class_names, finetuned_model, model_of, new_model
-from lib.build.objective import build_objective
-from lib.build.optim import build_optimizer, build_schedule
+from lib.build.objective import build_objective, is_lean
+from lib.build.optim import build_clip, build_optimizer, build_scaler, build_schedule
+from lib.build.parts import build_parts
 from lib.build.split import TrainingData, without_quarantined
 from lib.config.yaml_text import as_node, as_text, as_values
 from lib.dataset.index import ProductIndex
@@ -24,9 +26,12 @@ from lib.dataset.loader import EvalLoader
 from lib.errors import UserError
 from lib.evaluation.evaluate import Evaluation, evaluate
 from lib.model import Recognizer
-from lib.runtime.device import Device, pick_device
+from lib.optim.ema import WeightAverage
+from lib.runtime.device import Device
 from lib.runtime.lock import locked
 from lib.runtime.log import LOGGER, log_to
+from lib.runtime.parallel import share_buffers, spread
+from lib.runtime.ranks import ALONE, Ranks
 from lib.trainer.checkpoint import Place, TrainingSet, versions
 from lib.trainer.fit import BadImages, FitPlan, restore
 from lib.trainer.forward import TrainingForward
@@ -36,7 +41,10 @@ from lib.trainer.step import Learner
 
 # What decides the weights; MAX_EPOCH may grow, so it is not among them.
 _RECIPE_SECTIONS = ('MODEL', 'LOSS', 'MIX', 'SAMPLER', 'OPTIMIZER', 'SCHEDULE', 'INPUT')
-_RECIPE_KEYS = ('TRAIN.BATCH_SIZE', 'SEED', 'DATASET.HEAD_CAP', 'DATASET.COLOR_SPACE', 'DATASET.CACHE')
+_RECIPE_KEYS = ('TRAIN.BATCH_SIZE', 'TRAIN.EMA_DECAY', 'SEED', 'DATASET.HEAD_CAP', 'DATASET.COLOR_SPACE', 'DATASET.CACHE')
+
+# What decides how they are computed, not what they are.
+_NO_RECIPE = ('MODEL.CLASSIFIER_SHARDED', 'LOSS.CHUNK_IMAGES')
 
 
 @dataclass
@@ -52,13 +60,20 @@ class Training:
     folder: RunFolder
     bad_images: BadImages
     valid_loader: EvalLoader | None
+    ranks: Ranks = ALONE
 
     def validate(self) -> dict[str, float]:
-        """Return the metrics of the model as it is, images_per_second and seconds too; {} without a valid split."""
+        """Return the metrics of the model, images_per_second and seconds too; {} without a valid split.
+
+        Where weights are averaged, it is the average that is looked at.
+        """
+        share_buffers(self.learner.model, self.ranks)
         if not self.data.valid:
             return {}
         started = time.perf_counter()
-        metrics = self.evaluate(self.learner.model).metrics
+        average = self.learner.average
+        with nullcontext() if average is None else average.swapped():
+            metrics = self.evaluate(self.learner.model).metrics
         seconds = time.perf_counter() - started
         return {**metrics, 'images_per_second': len(self.data.valid) / seconds, 'seconds': seconds}
 
@@ -69,47 +84,39 @@ class Training:
             self.valid_loader,
             num_classes=self.data.train.num_classes,
             train_counts=self.plan.training_set.class_counts,
+            ranks=self.ranks,
         )
+        if not self.ranks.is_main:
+            return found
         bad = {self.data.valid.names[row].as_py(): reason for row, reason in found.bad}
         write_bad_images(self.folder.path, 'valid', bad)
         return found
 
 
 @contextmanager
-def prepared_training(cfg: CfgNode) -> Iterator[Training]:
+def prepared_training(cfg: CfgNode, ranks: Ranks = ALONE) -> Iterator[Training]:
     """Build a run and hold its folder. Nothing is written before everything is built and checked.
+
+    Every rank builds the same; the main one alone writes.
 
     Raises:
         UserError: any mistake in config, data or checkpoint; the folder is in use or used.
     """
-    device = pick_device(cfg.RUN.DEVICE, cfg.RUN.PRECISION)
-    data = without_quarantined(open_training_data(cfg), cfg.DATASET.QUARANTINE)
+    device = build_device(cfg, ranks)
+    with ranks.main_first():
+        data = without_quarantined(open_training_data(cfg), cfg.DATASET.QUARANTINE)
     start = decide_start(_wanted(cfg, data))
     cfg = as_node({**as_values(cfg), 'NAME': start.folder.name})
     index = data.index().capped(cfg.DATASET.HEAD_CAP, cfg.SEED)
-    model, training_set, new_classes = _model(cfg, data, index, device, start)
-    loader = build_train_loader(cfg, data.train, index, device)
-    stages = build_mixed_stages(cfg, model.backbone, batch_size=loader.batch_size, num_replicas=len(device.replicas))
-    learner = Learner(
-        model=model,
-        forward=device.parallel(TrainingForward(model, stages)),
-        objective=build_objective(cfg, index.class_counts, model, device, data.class_names),
-        mixer=build_mixer(cfg, index.class_counts, device.main),
-        optimizer=build_optimizer(cfg, model),
-        schedule=build_schedule(cfg, loader.steps_per_epoch),
-        loader=loader,
-        seed=cfg.SEED,
-    )
+    with ranks.main_first():
+        model, training_set, new_classes = _model(cfg, data, index, device, start)
+    learner = _learner(cfg, data, index, model, device, ranks)
     place = restore(learner, start.checkpoint) if start.kind == 'continue' else Place()
-    if start.set_aside:
-        LOGGER.info('the earlier run is kept as %s', set_aside(start.folder))
-    with locked(start.folder):
-        folder = RunFolder(start.folder, save_every=cfg.TRAIN.SAVE_EVERY_EPOCHS, keep=cfg.TRAIN.KEEP_EPOCHS)
-        folder.forget_after(place.epoch)
-        log_to(folder.path / 'log.txt')
-        folder.write_about(as_text(cfg), {'device': device.describe(training=True), **versions()})
+    # All ranks have read what they need of the folder by now.
+    ranks.wait()
+    with _folder(cfg, start, place, device, ranks) as folder:
         LOGGER.info('%s: %s', folder.path, start.reason)
-        _tell(data, index, new_classes, device)
+        _tell(data, index, new_classes, device, ranks)
         yield Training(
             cfg=cfg,
             data=data,
@@ -121,8 +128,58 @@ def prepared_training(cfg: CfgNode) -> Iterator[Training]:
             bad_images=BadImages(
                 folder, lambda row: data.train.names[row].as_py(), len(index), cfg.DATASET.MAX_BAD_FRACTION
             ),
-            valid_loader=build_eval_loader(cfg, data.valid, device) if data.valid else None,
+            valid_loader=build_eval_loader(cfg, data.valid, device, ranks) if data.valid else None,
+            ranks=ranks,
         )
+
+
+def _learner(
+    cfg: CfgNode, data: TrainingData, index: ProductIndex, model: Recognizer, device: Device, ranks: Ranks
+) -> Learner:
+    loader = build_train_loader(cfg, data.train, index, device, ranks)
+    parts = build_parts(cfg, loader.batch_size, ranks)
+    at_once = max(size for sizes in parts.sizes for size in sizes)
+    stages = build_mixed_stages(cfg, model.backbone, batch_size=at_once, num_replicas=len(device.replicas))
+    forward = TrainingForward(model, stages, classifies=not is_lean(cfg))
+    # Every rank holds other classes, so nothing of them is averaged.
+    own = [f'model.classifier.{name}' for name, _ in model.classifier.named_parameters()]
+    return Learner(
+        model=model,
+        forward=spread(forward, device, ranks, num_images=at_once, own=own if cfg.MODEL.CLASSIFIER_SHARDED else ()),
+        objective=build_objective(cfg, index.class_counts, model, device, data.class_names, ranks),
+        mixer=build_mixer(cfg, index.class_counts, device.main),
+        optimizer=build_optimizer(cfg, model),
+        schedule=build_schedule(cfg, loader.steps_per_epoch),
+        loader=loader,
+        seed=cfg.SEED,
+        parts=parts,
+        ranks=ranks,
+        scaler=build_scaler(cfg, device, ranks),
+        clip=build_clip(cfg, model, ranks),
+        average=WeightAverage(model, cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY else None,
+    )
+
+
+@contextmanager
+def _folder(cfg: CfgNode, start: Start, place: Place, device: Device, ranks: Ranks) -> Iterator[RunFolder]:
+    """Hold the run folder; on other ranks than the main one, stand by."""
+    keep = {'save_every': cfg.TRAIN.SAVE_EVERY_EPOCHS, 'keep': cfg.TRAIN.KEEP_EPOCHS}
+    if not ranks.is_main:
+        yield RunFolder(start.folder, **keep, writes=False)
+        return
+    if start.set_aside:
+        LOGGER.info('the earlier run is kept as %s', set_aside(start.folder))
+    with locked(start.folder):
+        folder = RunFolder(start.folder, **keep)
+        folder.forget_after(place.epoch)
+        log_to(folder.path / 'log.txt')
+        folder.write_about(as_text(cfg), {'device': _describe(device, ranks), **versions()})
+        yield folder
+
+
+def _describe(device: Device, ranks: Ranks) -> str:
+    on_each = device.describe(training=True)
+    return f'{ranks.count} ranks, each on {on_each}' if ranks.count > 1 else on_each
 
 
 def recipe_of(cfg: CfgNode) -> dict[str, Any]:
@@ -130,7 +187,7 @@ def recipe_of(cfg: CfgNode) -> dict[str, Any]:
     return {
         name: value
         for name, value in as_values(cfg).items()
-        if name in _RECIPE_KEYS or name.split('.')[0] in _RECIPE_SECTIONS
+        if name in _RECIPE_KEYS or (name.split('.')[0] in _RECIPE_SECTIONS and name not in _NO_RECIPE)
     }
 
 
@@ -191,14 +248,16 @@ def _fit_plan(cfg: CfgNode, data: TrainingData, training_set: TrainingSet) -> Fi
     )
 
 
-def _tell(data: TrainingData, index: ProductIndex, new_classes: list[str] | None, device: Device) -> None:
+def _tell(
+    data: TrainingData, index: ProductIndex, new_classes: list[str] | None, device: Device, ranks: Ranks
+) -> None:
     counts = index.class_counts[index.class_counts > 0]
     uncapped = len(data.train if data.kept is None else data.kept)
     capped = f' (of {uncapped}, by DATASET.HEAD_CAP)' if len(index) < uncapped else ''
     LOGGER.info(
         '%d classes, %d to %d training images each, %d in all%s; %s for validation; %s',
         data.train.num_classes, counts.min(), counts.max(), len(index), capped,
-        len(data.valid) if data.valid else 'none', device.describe(training=True),
+        len(data.valid) if data.valid else 'none', _describe(device, ranks),
     )  # fmt: skip
     if new_classes:
         shown = ', '.join(new_classes[:10]) + (', ...' if len(new_classes) > 10 else '')

@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from lib.runtime.ranks import ALONE, Ranks
+
 # Liu et al., CVPR 2019: many-shot above 100 training images, few-shot below 20.
 MANY_ABOVE, FEW_BELOW = 100, 20
 
@@ -53,7 +55,7 @@ class ClassCounts:
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self._counts = torch.zeros(3, num_classes, dtype=torch.int64, device=device)  # total, top1, top5
         # Apple's GPUs have no float64; a batch's sum is exact enough in float32, its running sum is kept on the CPU.
-        self._losses: list[torch.Tensor] = []
+        self._losses = [torch.zeros(2, device=device)]
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor, readable: torch.Tensor) -> torch.Tensor:
         """Count a batch and return its predictions, (batch,) int64, -1 for unreadable images.
@@ -78,18 +80,22 @@ class ClassCounts:
         self._losses.append(torch.stack([losses.sum(), counted.sum().to(losses.dtype)]))
         return predicted
 
-    def metrics(self, train_counts: np.ndarray) -> dict[str, float]:
-        """Return loss (cross entropy over readable images), top1, top5, mean_class_error, many, medium, few."""
-        total, right, right5 = self.counts()
+    def metrics(self, train_counts: np.ndarray, ranks: Ranks = ALONE) -> dict[str, float]:
+        """Return loss (cross entropy over readable images), top1, top5, mean_class_error, many, medium, few.
+
+        Counts are added up over the ranks first, and divided once.
+        """
+        total, right, right5 = self.counts(ranks)
         if not total.sum():
             return {}
-        loss, images = torch.stack(self._losses).cpu().double().sum(dim=0).tolist()
+        losses = torch.stack(self._losses).cpu().double().sum(dim=0)
+        loss, images = ranks.sum(losses).tolist()
         return {
             **({'loss': loss / images} if images else {}),
             'top5': int(right5.sum()) / int(total.sum()),
             **class_accuracy_metrics(right, total, train_counts),
         }
 
-    def counts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return (total, right at top 1, right in top 5), each (num_classes,) int64."""
-        return tuple(self._counts.cpu().numpy())
+    def counts(self, ranks: Ranks = ALONE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return (total, right at top 1, right in top 5) of all ranks, each (num_classes,) int64."""
+        return tuple(ranks.sum(self._counts).cpu().numpy())

@@ -10,6 +10,7 @@ from lib.dataset.loader import Batch, EvalLoader
 from lib.evaluation.accuracy import ClassCounts
 from lib.model import Recognizer
 from lib.runtime.log import progress
+from lib.runtime.ranks import ALONE, Ranks
 
 LookAt = Callable[[Batch, torch.Tensor, torch.Tensor], None]
 
@@ -39,8 +40,9 @@ def evaluate(
     label: str = 'valid',
     look_at: LookAt | None = None,
     flip: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Run `model` over every image of `loader`.
+    """Run `model` over every image of `loader`; with several ranks, each over its own, once and without padding.
 
     Args:
         model: put into eval mode here, and back into what it was.
@@ -49,24 +51,27 @@ def evaluate(
         look_at: called with each batch, its features (batch, num_features) and logits (batch, num_classes), both
             float32 on the device: for whoever needs more than the metrics.
         flip: also look at each image mirrored; features and logits are the means of both views.
+        ranks: that share the images, as the loader does. All of them get the whole result.
     """
     was_training = model.training
     model.eval()
-    counts: ClassCounts | None = None
-    predicted, bad = [], []
+    device = next(model.parameters()).device
+    counts = ClassCounts(num_classes, device)
+    # A rank may have no image at all.
+    predicted = [torch.zeros(0, dtype=torch.int64, device=device)]
+    bad: list[tuple[int, str]] = []
     for batch in progress(loader, total=len(loader), label=label):
         features, logits = _look(model, batch.images)
         if flip:
             mirrored = _look(model, batch.images.flip(-1))
             features, logits = (features + mirrored[0]) / 2, (logits + mirrored[1]) / 2
-        counts = counts or ClassCounts(num_classes, logits.device)
         predicted.append(counts.update(logits, batch.labels, batch.readable))
         bad += batch.bad
         if look_at:
             look_at(batch, features, logits)
     model.train(was_training)
-    metrics = counts.metrics(train_counts) if counts else {}
-    return Evaluation(metrics, torch.cat(predicted).cpu().numpy(), bad)
+    bad = [found for part in ranks.gather(bad) for found in part]
+    return Evaluation(counts.metrics(train_counts, ranks), ranks.join(torch.cat(predicted).cpu().numpy()), bad)
 
 
 def _look(model: Recognizer, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

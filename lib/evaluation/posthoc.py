@@ -18,6 +18,7 @@ from torch import Tensor
 from lib.evaluation.accuracy import class_accuracy_metrics
 from lib.evaluation.intervals import log_norms, tau_intervals
 from lib.evaluation.sweep import Choice, Curve, accuracy, choose, standard_error, sweep
+from lib.runtime.ranks import ALONE, Ranks
 
 # The bias that keeps a class without a norm from winning: below any logit, and far enough from float32's
 # end (-3.4e38) that temperature scaling or a sum of logits does not overflow.
@@ -144,11 +145,12 @@ class TauSweep:
             low[wrong], high[wrong], before[wrong] = np.inf, -np.inf, False
         self._parts.append((low, high, before, labels.numpy()))
 
-    def finish(self) -> ImageIntervals:
-        """All images seen so far. Raises ValueError when none had a label."""
-        if not self._parts:
+    def finish(self, ranks: Ranks = ALONE) -> ImageIntervals:
+        """All images seen so far, by all ranks. Raises ValueError when none had a label."""
+        parts = [part for own in ranks.gather(self._parts) for part in own]
+        if not parts:
             raise ValueError('tau needs at least one labelled image')
-        arrays = [np.concatenate(part) for part in zip(*self._parts, strict=True)]
+        arrays = [np.concatenate(part) for part in zip(*parts, strict=True)]
         return ImageIntervals(*arrays, self.num_classes, self.max_tau, self.equal_norms)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from lib.dataset.loader import Batch
 from lib.runtime.files import replacing, write_text
+from lib.runtime.ranks import Ranks
 
 
 def write_predictions(path: Path, names: Sequence[str], predicted: np.ndarray) -> None:
@@ -44,6 +45,11 @@ class Extras:
             self._probabilities.append(best.values.cpu().numpy())
         if self._embeddings:
             self._features.append((features * batch.readable[:, None]).cpu().numpy())
+
+    def join(self, ranks: Ranks) -> None:
+        """Bring together what the ranks have looked at, each at its own images."""
+        for kept in (self._classes, self._probabilities, self._features):
+            kept[:] = [part for parts in ranks.gather(kept) for part in parts]
 
     def write(self, stem: Path, names: Sequence[str], class_names: Sequence[str]) -> list[Path]:
         """Write STEM_topK.csv (id, rank, category_id, probability, name) and STEM_features.npy; return their paths.

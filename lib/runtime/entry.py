@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from lib.errors import UserError
+from lib.runtime.torchrun import place, tell_failure
 
 _USAGE, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141
 # Windows has no quota.
@@ -15,6 +16,8 @@ _FULL = {errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC)}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
 # torch's words on a GPU, and on the CPU.
 _NO_MEMORY = ('out of memory', "can't allocate memory")
+# What gloo and NCCL say when the process at the other end is gone.
+_PEER_GONE = ('Connection closed by peer', 'Connection reset by peer', 'Broken pipe', 'remote process exited')
 # A file where a folder is needed, or the other way round.
 _IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 
@@ -22,6 +25,7 @@ _IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 def run_script(main: Callable[[], int | None]) -> NoReturn:
     """Call `main` and leave the process with its result as the exit code (None is 0).
 
+    Under torchrun a line names its rank, and torchrun is told it, too.
     2: a UserError, a full disk, no memory left, a file that may not be touched or is in the way, a package that is not
     installed, told in one line `error: ...` on standard error. 130: Ctrl-C. 141: whoever read our output is gone
     (`... | head`), so nothing is said. Anything else is a bug of ours and keeps its traceback.
@@ -43,7 +47,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
             raise
         code = _fail(f'the package {error.name} is not installed; type: python -m pip install -r requirements.txt')
     except (MemoryError, RuntimeError) as error:
-        line = _memory_line(error)
+        line = _memory_line(error) or _rank_line(error)
         if line is None:
             raise
         code = _fail(line)
@@ -65,7 +69,12 @@ def one_line(message: str) -> str:
 
 
 def _fail(message: str) -> int:
-    print(f'error: {one_line(message)}', file=sys.stderr)
+    line = one_line(message)
+    rank = f'rank {place().rank}: ' if place().count > 1 else ''
+    # In one piece: the lines of several ranks must not tear each other.
+    sys.stderr.write(f'error: {rank}{line}\n')
+    sys.stderr.flush()
+    tell_failure(line)
     return _USAGE
 
 
@@ -84,6 +93,12 @@ def _memory_line(error: MemoryError | RuntimeError) -> str | None:
             'INPUT.SIZE or MODEL.BACKBONE needs less'
         )
     return None
+
+
+def _rank_line(error: MemoryError | RuntimeError) -> str | None:
+    """Say that another rank is gone, or None where a traceback tells more."""
+    lost = place().count > 1 and any(words in str(error) for words in _PEER_GONE)
+    return 'another rank has ended, so this one does too; its own line says why' if lost else None
 
 
 def _system_line(error: OSError) -> str | None:

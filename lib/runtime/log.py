@@ -48,9 +48,11 @@ class _WithLevel(logging.Formatter):
 _EARLY = _Early()
 
 
-def start_console() -> None:
-    """Send log lines to the terminal (warnings to standard error)."""
-    if not LOGGER.handlers:
+def start_console(*, speaks: bool = True) -> None:
+    """Send log lines to the terminal (warnings to standard error); of several ranks, let one speak."""
+    if not speaks:
+        LOGGER.disabled = True
+    elif not LOGGER.handlers:
         console = _Console()
         console.setFormatter(_WithLevel('%(message)s'))
         LOGGER.addHandler(console)
@@ -80,5 +82,5 @@ def progress(items: Iterable[Item], *, total: int, label: str, unit: str = 'step
         unit=unit,
         leave=False,
         dynamic_ncols=True,
-        disable=not sys.stderr.isatty(),
+        disable=LOGGER.disabled or not sys.stderr.isatty(),
     )

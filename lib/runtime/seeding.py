@@ -20,6 +20,7 @@ class Purpose(IntEnum):
     RECOLOR = 9  # augmentations of one slot beyond crop and flip
     MIX = 10  # whether, where and how much one slot is mixed with its partner
     MIX_STAGE = 11  # the stage at which the features of one step are mixed
+    HEAD = 12  # what the loss of one step draws where classifier and loss are computed together
 
 
 _DRAWS_A_BLOCK = 4  # numbers that Philox makes at each place of its counter
@@ -37,9 +38,9 @@ def generator(seed: int, purpose: Purpose, *, epoch: int = 0, slot: int = 0, att
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def torch_seed(seed: int, purpose: Purpose, step: int = 0) -> int:
-    """Return a 63-bit seed for torch's generators, different for every step of every purpose."""
-    return int(generator(seed, purpose, slot=step).integers(2**63))
+def torch_seed(seed: int, purpose: Purpose, step: int = 0, rank: int = 0) -> int:
+    """Return a 63-bit seed for torch's generators, different for every step and rank of every purpose."""
+    return int(generator(seed, purpose, slot=step, attempt=rank).integers(2**63))
 
 
 def slot_draws(

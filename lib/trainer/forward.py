@@ -13,12 +13,12 @@ class Outputs(NamedTuple):
     """What losses look at, all float32.
 
     Attributes:
-        logits: (batch, num_classes).
+        logits: (batch, num_classes); None where classifier and loss are computed together.
         features: (batch, num_features).
         embeddings: (batch, width) of length 1, of a model with a projector; else None.
     """
 
-    logits: torch.Tensor
+    logits: torch.Tensor | None
     features: torch.Tensor
     embeddings: torch.Tensor | None
 
@@ -29,12 +29,14 @@ class TrainingForward(nn.Module):
     Args:
         model: is trained.
         stages: of its backbone, when features are mixed; None: never.
+        classifies: False: logits are left to the head.
     """
 
-    def __init__(self, model: Recognizer, stages: MixedStages | None = None) -> None:
+    def __init__(self, model: Recognizer, stages: MixedStages | None = None, *, classifies: bool = True) -> None:
         super().__init__()
         self.model = model
         self._stages = stages
+        self._classifies = classifies
 
     def forward(self, images: torch.Tensor, shares: torch.Tensor | None = None, stage: int = 0) -> Outputs:
         """Return the outputs of `images`; with a stage, features are mixed there by `shares` (batch,)."""
@@ -44,4 +46,5 @@ class TrainingForward(nn.Module):
         else:
             features = self.model.features(images)
         embeddings = self.model.embed(features) if self.model.projector is not None else None
-        return Outputs(self.model.classify(features), features, embeddings)
+        logits = self.model.classify(features) if self._classifies else None
+        return Outputs(logits, features, embeddings)

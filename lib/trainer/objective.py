@@ -8,16 +8,22 @@ from torch import nn
 from lib.loss.average import AverageLoss
 from lib.loss.targets import Targets
 from lib.trainer.forward import Outputs
+from lib.trainer.head import Computed, Head, Share, WholeHead
 
 
 class Auxiliary(Protocol):
-    """A second loss, of what the model made of `images`."""
+    """A second loss, the mean over `images` of what the model made of them."""
 
     def __call__(self, outputs: Outputs, targets: Targets, images: torch.Tensor) -> torch.Tensor: ...
 
 
 class Objective(nn.Module):
-    """loss_weight * loss + auxiliary_weight * auxiliary, a scalar."""
+    """loss_weight * loss + auxiliary_weight * auxiliary, a scalar.
+
+    Args:
+        loss: of single labels, averaged.
+        head: computes it; None: of all logits.
+    """
 
     def __init__(
         self,
@@ -26,9 +32,11 @@ class Objective(nn.Module):
         *,
         loss_weight: float = 1.0,
         auxiliary_weight: float = 0.0,
+        head: Head | None = None,
     ) -> None:
         super().__init__()
         self.loss = loss
+        self.head = WholeHead(loss) if head is None else head
         self.auxiliary = auxiliary
         self.loss_weight, self.auxiliary_weight = loss_weight, auxiliary_weight
 
@@ -36,8 +44,15 @@ class Objective(nn.Module):
         """Tell the parts that change over the run which epoch (from 0) begins."""
         self.loss.set_epoch(epoch)
 
-    def forward(self, outputs: Outputs, targets: Targets, images: torch.Tensor) -> torch.Tensor:
-        total = self.loss_weight * self.loss(outputs.logits, targets, outputs.features)
+    def divisor(self, targets: Targets) -> torch.Tensor:
+        """Return what the losses of these targets are divided by; of a batch in parts, the sum over the parts."""
+        return self.loss.divisor(targets)
+
+    def forward(self, outputs: Outputs, targets: Targets, images: torch.Tensor, share: Share) -> Computed:
+        """Return what a part of a batch adds to the objective; `share` says which part it is."""
+        loss, predicted = self.head(outputs, targets, share)
+        total = self.loss_weight * loss
         if self.auxiliary is not None:
-            total = total + self.auxiliary_weight * self.auxiliary(outputs, targets, images)
-        return total
+            second = self.auxiliary(outputs, targets, images)
+            total = total + self.auxiliary_weight * share.fraction * second
+        return Computed(total, predicted)

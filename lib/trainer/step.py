@@ -4,19 +4,25 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from lib.dataset.loader import TrainLoader
 from lib.errors import UserError
-from lib.loss.targets import Targets
 from lib.model import Recognizer
+from lib.optim.ema import WeightAverage
 from lib.runtime.log import LOGGER, progress
+from lib.runtime.parallel import without_sync
+from lib.runtime.ranks import ALONE, Ranks
 from lib.runtime.seeding import Purpose, torch_seed
 from lib.trainer.checkpoint import Place
+from lib.trainer.forward import Outputs
+from lib.trainer.head import Share
 from lib.trainer.mixing.mixed import Mixed, Mixer
 from lib.trainer.objective import Objective
+from lib.trainer.parts import Parts, whole_batch
 
 
 class Stopped(Exception):
@@ -33,13 +39,18 @@ class Learner:
 
     Attributes:
         model: holds the parameters.
-        forward: a TrainingForward of it as the step calls it, maybe spread over GPUs.
+        forward: a TrainingForward of it as the step calls it, maybe spread over devices.
         objective: what is minimised.
         mixer: what happens to a batch first.
         optimizer: of the model's parameters.
         schedule: global step -> learning rate.
         loader: batches of an epoch.
         seed: of the run.
+        parts: how a batch is computed; None: in one go.
+        ranks: that share a batch.
+        scaler: of the loss, where gradients in half precision would vanish; None: none.
+        clip: bounds the gradients, which are there when it is called; None: any will do.
+        average: of the weights over the steps; None: none.
     """
 
     model: Recognizer
@@ -50,6 +61,18 @@ class Learner:
     schedule: Callable[[int], float]
     loader: TrainLoader
     seed: int
+    parts: Parts | None = None
+    ranks: Ranks = ALONE
+    scaler: torch.amp.GradScaler | None = None
+    clip: Callable[[], object] | None = None
+    average: WeightAverage | None = None
+
+
+class Done(NamedTuple):
+    """What a step did: this rank's share of the batch's loss, and how many of its images were right; both scalars."""
+
+    loss: torch.Tensor
+    num_right: torch.Tensor
 
 
 class _Sums:
@@ -61,11 +84,10 @@ class _Sums:
         self._num_images = 0
         self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
 
-    def add(self, loss: torch.Tensor, logits: torch.Tensor, targets: Targets, step: int) -> None:
-        loss, logits = loss.detach(), logits.detach()
-        right = (logits.argmax(dim=1) == targets.hard).sum()
-        self._new += torch.stack([loss * len(logits), right.to(loss.dtype)])
-        self._num_images += len(logits)
+    def add(self, done: Done, num_images: int, step: int) -> None:
+        loss = done.loss
+        self._new += torch.stack([loss * num_images, done.num_right.to(loss.dtype)])
+        self._num_images += num_images
         first = (self._first_bad_step < 0) & ~torch.isfinite(loss)
         self._first_bad_step = torch.where(first, step, self._first_bad_step)
 
@@ -98,7 +120,7 @@ def train_epoch(
         Stopped: `should_stop` said so; `place` says after which step.
     """
     loader, epoch = learner.loader, place.epoch
-    device = next(learner.model.parameters()).device
+    device, num_images = next(learner.model.parameters()).device, loader.batch_size
     learner.model.train()
     learner.objective.set_epoch(epoch)
     sums = _Sums(place, device)
@@ -107,9 +129,8 @@ def train_epoch(
     bar = progress(batches, total=loader.steps_per_epoch, start=place.step, label=f'epoch {epoch + 1}')
     for batch in bar:
         global_step = epoch * loader.steps_per_epoch + place.step
-        mixed = learner.mixer(batch.images, batch.labels, epoch=epoch, first_slot=place.step * loader.batch_size)
-        loss, logits = _step(learner, mixed, global_step)
-        sums.add(loss, logits, mixed.targets, place.step)
+        mixed = learner.mixer(batch.images, batch.labels, epoch=epoch, first_slot=loader.first_slot(place.step))
+        sums.add(_step(learner, mixed, global_step), num_images, place.step)
         if batch.bad:
             on_bad_images(batch.bad)
         place.step += 1
@@ -129,13 +150,50 @@ def train_epoch(
     }
 
 
-def _step(learner: Learner, mixed: Mixed, global_step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    # Dropout and drop path of this step depend on nothing that came before it, so a resumed run draws the same.
-    torch.manual_seed(torch_seed(learner.seed, Purpose.DROPOUT, global_step))
+def _step(learner: Learner, mixed: Mixed, global_step: int) -> Done:
     for group in learner.optimizer.param_groups:
-        group['lr'] = learner.schedule(global_step)
+        group['lr'] = learner.schedule(global_step) * group.get('lr_scale', 1.0)
+    learner.optimizer.zero_grad(set_to_none=True)
+    done = _gradients(learner, mixed, global_step)
+    scaler = learner.scaler
+    if learner.clip is not None:
+        if scaler is not None:
+            scaler.unscale_(learner.optimizer)
+        learner.clip()
+    if scaler is None:
+        learner.optimizer.step()
+    else:
+        scaler.step(learner.optimizer)
+        scaler.update()
+    if learner.average is not None:
+        learner.average.update()
+    return done
+
+
+def _gradients(learner: Learner, mixed: Mixed, global_step: int) -> Done:
+    """Add up the gradients of a batch, part by part."""
+    ranks, num_images = learner.ranks, len(mixed.images)
+    parts = learner.parts or whole_batch(num_images)
+    divisor = ranks.sum(learner.objective.divisor(mixed.targets))
+    seed = torch_seed(learner.seed, Purpose.HEAD, global_step)
+    done = []
+    for number, rows in enumerate(parts.slices):
+        # Dropout and drop path of a part depend on nothing that came before it, so a resumed run draws the same.
+        torch.manual_seed(torch_seed(learner.seed, Purpose.DROPOUT, global_step, number * ranks.count + ranks.rank))
+        share = Share(divisor, (rows.stop - rows.start) / parts.num_images, seed, parts.sizes[number])
+        with without_sync(learner.forward, number + 1 < len(parts.slices)):
+            part = mixed.part(rows)
+            computed = learner.objective(_forward(learner, part), part.targets, part.images, share)
+            # Where ranks share a model, its gradient is the mean over them of what each one gives.
+            loss = computed.loss * ranks.count
+            (loss if learner.scaler is None else learner.scaler.scale(loss)).backward()
+        done.append(Done(computed.loss.detach(), (computed.predicted == part.targets.hard).sum()))
+    return done[0] if len(done) == 1 else Done(*(torch.stack(values).sum() for values in zip(*done, strict=True)))
+
+
+def _forward(learner: Learner, mixed: Mixed) -> Outputs:
     try:
-        outputs = learner.forward(mixed.images, mixed.shares, mixed.stage)
+        return learner.forward(mixed.images, mixed.shares, mixed.stage)
     except ValueError as error:
         if 'more than 1 value per channel' not in str(error):
             raise
@@ -144,11 +202,6 @@ def _step(learner: Learner, mixed: Mixed, global_step: int) -> tuple[torch.Tenso
             f'{mixed.images.shape[-1]} px: a larger TRAIN.BATCH_SIZE or INPUT.SIZE, or a MODEL.BACKBONE without '
             'BatchNorm'
         ) from None
-    loss = learner.objective(outputs, mixed.targets, mixed.images)
-    learner.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    learner.optimizer.step()
-    return loss, outputs.logits
 
 
 def _raise_if_not_finite(step: int, epoch: int, learner: Learner) -> None:

@@ -24,6 +24,13 @@ class Mixed:
     stage: int = 0
     shares: torch.Tensor | None = None
 
+    def part(self, rows: slice) -> 'Mixed':
+        """Return some of the images; pairs stay together if `rows` begins with an even image."""
+        if rows == slice(0, len(self.images)):
+            return self
+        shares = None if self.shares is None else self.shares[rows]
+        return Mixed(self.images[rows], self.targets.part(rows), self.stage, shares)
+
 
 class Mixer(Protocol):
     """Mixes the batch that begins at slot `first_slot` (even) of an epoch. The partner of a slot is slot XOR 1."""

@@ -1,0 +1,48 @@
+"""One module on several devices."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from lib.runtime.device import Device, num_replicas
+from lib.runtime.ranks import Ranks
+
+
+def spread(
+    module: nn.Module, device: Device, ranks: Ranks, *, num_images: int, own: Sequence[str] = ()
+) -> nn.Module:
+    """Return the module as the training step calls it.
+
+    Under torchrun its gradients are averaged over the ranks, those of the parameters named `own` excepted: every rank
+    has other ones. Else it is spread over the GPUs, when there are several; of `num_images` each gets at least two.
+    """
+    if ranks.count == 1:
+        number = num_replicas(num_images, len(device.replicas))
+        return DataParallel(module, device_ids=list(device.replicas[:number])) if number > 1 else module
+    shared = [parameter for name, parameter in module.named_parameters() if name not in own]
+    if not any(parameter.requires_grad for parameter in shared):
+        return module
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(own))
+    return DistributedDataParallel(
+        module,
+        device_ids=[device.main.index] if device.main.type == 'cuda' else None,
+        # Running statistics do not take part in training: those of the main rank are given out when they are needed.
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+
+
+def without_sync(module: nn.Module, wanted: bool) -> AbstractContextManager:
+    """Return a context in which gradients stay on their rank, for all but the last part of a batch."""
+    if wanted and isinstance(module, DistributedDataParallel):
+        return module.no_sync()
+    return nullcontext()
+
+
+def share_buffers(module: nn.Module, ranks: Ranks) -> None:
+    """Give the main rank's buffers (BatchNorm's running statistics) to all ranks."""
+    if ranks.count > 1:
+        for buffer in module.buffers():
+            ranks.send_from_main(buffer)
