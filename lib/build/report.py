@@ -23,14 +23,17 @@ from lib.trainer.run_folder import RunFolder
 
 
 def training_report(training: Training) -> Path:
-    """Evaluate the best model once more, draw its pictures and write the run's report.html."""
-    folder = training.folder
+    """Evaluate the best model once more; the main rank draws its pictures and writes the run's report.html."""
+    folder, page = training.folder, training.folder.path / 'report.html'
+    training.ranks.wait()  # for the main rank to have written the best model
     best = _best(folder, training)
     history = folder.history()
     labels, predicted = np.zeros(0, np.int64), np.zeros(0, np.int64)
     if training.data.valid:
         labels = training.data.valid.labels
         predicted = training.evaluate(model_of(best, training.cfg, training.device)).predicted
+    if not training.ranks.is_main:
+        return page
     counts = training.plan.training_set.class_counts
     plot_curves(folder.path / 'curves.png', history)
     if len(labels):
@@ -49,7 +52,7 @@ def training_report(training: Training) -> Path:
         config_text=as_text(training.cfg),
         environment_text=(folder.path / 'environment.txt').read_text(encoding='utf-8'),
     )
-    return write_report(folder.path / 'report.html', data)
+    return write_report(page, data)
 
 
 def rebalanced_report(path: Path, trained: Trained, valid: Split, before: Evaluation, tau: dict[str, Any]) -> Path:

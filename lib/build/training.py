@@ -24,7 +24,7 @@ from lib.config.yaml_text import as_node, as_text, as_values
 from lib.dataset.index import ProductIndex
 from lib.dataset.loader import EvalLoader
 from lib.errors import UserError
-from lib.evaluation.evaluate import Evaluation, evaluate
+from lib.evaluation.evaluate import Evaluation, evaluate, evaluate_sharded
 from lib.model import Recognizer
 from lib.optim.ema import WeightAverage
 from lib.runtime.device import Device
@@ -79,13 +79,17 @@ class Training:
 
     def evaluate(self, model: Recognizer) -> Evaluation:
         """Evaluate a model on the validation split, and list images that could not be decoded."""
-        found = evaluate(
-            model,
-            self.valid_loader,
-            num_classes=self.data.train.num_classes,
-            train_counts=self.plan.training_set.class_counts,
-            ranks=self.ranks,
-        )
+        train_counts = self.plan.training_set.class_counts
+        if self.cfg.MODEL.CLASSIFIER_SHARDED and self.ranks.count > 1:
+            found = evaluate_sharded(model, self.valid_loader, train_counts=train_counts, ranks=self.ranks)
+        else:
+            found = evaluate(
+                model,
+                self.valid_loader,
+                num_classes=self.data.train.num_classes,
+                train_counts=train_counts,
+                ranks=self.ranks,
+            )
         if not self.ranks.is_main:
             return found
         bad = {self.data.valid.names[row].as_py(): reason for row, reason in found.bad}

@@ -3,6 +3,7 @@
 from typing import Any
 
 from lib.config.check_methods import check_methods
+from lib.config.check_scale import check_scale
 from lib.config.defaults import KEYS
 from lib.errors import UserError
 
@@ -18,6 +19,7 @@ def check_values(values: dict[str, Any], levels: dict[str, int]) -> None:
     _check_unused(values, levels)
     _check_shards(values, levels)
     check_methods(values)
+    check_scale(values)
     _check_schedule(values)
     _check_name(values)
     if values['OPTIMIZER.NESTEROV'] and values['OPTIMIZER.TYPE'] == 'sgd' and values['OPTIMIZER.MOMENTUM'] == 0:

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from lib.evaluation.scores import Scores, scores_of
 from lib.runtime.ranks import ALONE, Ranks
 
 # Liu et al., CVPR 2019: many-shot above 100 training images, few-shot below 20.
@@ -58,25 +59,27 @@ class ClassCounts:
         self._losses = [torch.zeros(2, device=device)]
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor, readable: torch.Tensor) -> torch.Tensor:
+        """Count a batch by its logits (batch, num_classes) float32; as `add` does."""
+        return self.add(scores_of(logits, labels), labels, readable)
+
+    def add(self, scores: Scores, labels: torch.Tensor, readable: torch.Tensor) -> torch.Tensor:
         """Count a batch and return its predictions, (batch,) int64, -1 for unreadable images.
 
         Args:
-            logits: (batch, num_classes) float32.
+            scores: of its logits.
             labels: (batch,) int64; images labelled -1 are not counted.
             readable: (batch,) bool; an unreadable image counts as wrong.
         """
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (batch, 5)
         # topk and argmax may break ties differently; one of them has to say what is predicted.
-        predicted = torch.where(readable, best[:, 0], -1)
+        predicted = torch.where(readable, scores.best[:, 0], -1)
         known = labels >= 0
-        hits = (best == labels[:, None]) & (readable & known)[:, None]
+        hits = (scores.best == labels[:, None]) & (readable & known)[:, None]
         target = labels.clamp(min=0)
         for row, weight in zip(self._counts, (known, hits[:, 0], hits.any(dim=1)), strict=True):
             row.index_add_(0, target, weight.to(torch.int64))
         counted = known & readable
-        losses = torch.nn.functional.cross_entropy(logits, target, reduction='none')
         # Not a product with the mask: what is not counted may be infinite, and 0 times that is NaN.
-        losses = losses.where(counted, 0.0)
+        losses = scores.losses.where(counted, 0.0)
         self._losses.append(torch.stack([losses.sum(), counted.sum().to(losses.dtype)]))
         return predicted
 

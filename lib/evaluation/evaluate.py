@@ -8,7 +8,9 @@ import torch
 
 from lib.dataset.loader import Batch, EvalLoader
 from lib.evaluation.accuracy import ClassCounts
+from lib.evaluation.scores import Scores, scores_of_parts
 from lib.model import Recognizer
+from lib.runtime.gather import gather_rows, own_rows
 from lib.runtime.log import progress
 from lib.runtime.ranks import ALONE, Ranks
 
@@ -70,6 +72,48 @@ def evaluate(
         if look_at:
             look_at(batch, features, logits)
     model.train(was_training)
+    return _evaluation(counts, predicted, bad, train_counts, ranks)
+
+
+@torch.inference_mode()
+def evaluate_sharded(
+    model: Recognizer, loader: EvalLoader, *, train_counts: np.ndarray, ranks: Ranks, label: str = 'valid'
+) -> Evaluation:
+    """Do the same with a classifier of which each rank holds some classes: a batch is that of all ranks together.
+
+    A rank whose images are all done goes on with none, since the others need its classes.
+    """
+    was_training = model.training
+    model.eval()
+    classifier, device = model.classifier, next(model.parameters()).device
+    counts = ClassCounts(classifier.num_classes, device)
+    predicted = [torch.zeros(0, dtype=torch.int64, device=device)]
+    bad: list[tuple[int, str]] = []
+    batches = iter(loader)
+    for number in progress(range(loader.max_batches), total=loader.max_batches, label=label):
+        batch, sizes = next(batches, None), loader.sizes(number)
+        features = torch.zeros(0, classifier.weight.shape[1], device=device)
+        labels, readable = torch.zeros(0, dtype=torch.int64, device=device), None
+        if batch is not None:
+            features, labels, readable = model.features(batch.images), batch.labels, batch.readable
+            bad += batch.bad
+        features, all_labels = gather_rows(features, sizes, ranks), gather_rows(labels, sizes, ranks)
+        scores = scores_of_parts(model.classify(features), all_labels, classifier.classes, ranks)
+        if batch is not None:
+            own = Scores(*(own_rows(part, sizes, ranks) for part in scores))
+            predicted.append(counts.add(own, labels, readable))
+    model.train(was_training)
+    return _evaluation(counts, predicted, bad, train_counts, ranks)
+
+
+def _evaluation(
+    counts: ClassCounts,
+    predicted: list[torch.Tensor],
+    bad: list[tuple[int, str]],
+    train_counts: np.ndarray,
+    ranks: Ranks,
+) -> Evaluation:
+    """Bring together what the ranks have found."""
     bad = [found for part in ranks.gather(bad) for found in part]
     return Evaluation(counts.metrics(train_counts, ranks), ranks.join(torch.cat(predicted).cpu().numpy()), bad)
 
