@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from yacs.config import CfgNode
 
@@ -20,21 +21,27 @@ from lib.runtime.log import LOGGER
 from lib.runtime.seeding import Purpose, torch_seed
 from lib.trainer.checkpoint import Checkpoint
 
-CLASSIFIERS: dict[str, Callable[[CfgNode, int, int], nn.Module]] = {
-    'linear': lambda model, num_features, num_classes: Linear(num_features, num_classes),
-    'cosine': lambda model, num_features, num_classes: Cosine(num_features, num_classes, model.COSINE_SCALE),
-    'lws': lambda model, num_features, num_classes: LearnableWeightScaling(
-        num_features, num_classes, scale_only=model.FREEZE_CLASSIFIER
+# MODEL in the config, num_features, num_classes, which of the classes are held here (None: all) -> the classifier.
+CLASSIFIERS: dict[str, Callable[[CfgNode, int, int, range | None], nn.Module]] = {
+    'linear': lambda model, num_features, num_classes, classes: Linear(num_features, num_classes, classes=classes),
+    'cosine': lambda model, num_features, num_classes, classes: Cosine(
+        num_features, num_classes, model.COSINE_SCALE, classes=classes
+    ),
+    'lws': lambda model, num_features, num_classes, classes: LearnableWeightScaling(
+        num_features, num_classes, scale_only=model.FREEZE_CLASSIFIER, classes=classes
     ),
 }
 CLASSIFIERS['FC'], CLASSIFIERS['FCNorm'] = CLASSIFIERS['linear'], CLASSIFIERS['cosine']
 
 
-def new_model(cfg: CfgNode, num_classes: int, device: Device, *, pretrained: bool = True) -> Recognizer:
+def new_model(
+    cfg: CfgNode, num_classes: int, device: Device, *, pretrained: bool = True, classes: range | None = None
+) -> Recognizer:
     """Return a recogniser on the device, with random weights (by SEED) or those of MODEL.PRETRAINED.
 
     Args:
         pretrained: False when the weights will come from a checkpoint anyway.
+        classes: that its classifier holds, with the rows that the whole one has; None: all.
     """
     torch.manual_seed(torch_seed(cfg.SEED, Purpose.INIT))
     source = cfg.MODEL.PRETRAINED if pretrained else ''
@@ -49,7 +56,7 @@ def new_model(cfg: CfgNode, num_classes: int, device: Device, *, pretrained: boo
             LOGGER.log(20 if report.complete else 30, '%s: %s', source, report.summary())
     if cfg.INPUT.TEST_SIZE:
         measure_width(backbone, cfg.MODEL.BACKBONE, cfg.INPUT.TEST_SIZE, 'INPUT.TEST_SIZE')
-    classifier = CLASSIFIERS[cfg.MODEL.CLASSIFIER](cfg.MODEL, backbone.num_features, num_classes)
+    classifier = CLASSIFIERS[cfg.MODEL.CLASSIFIER](cfg.MODEL, backbone.num_features, num_classes, classes)
     compares = cfg.LOSS.AUXILIARY == 'balanced_contrastive'
     model = Recognizer(
         backbone,
@@ -60,16 +67,20 @@ def new_model(cfg: CfgNode, num_classes: int, device: Device, *, pretrained: boo
     )
     if cfg.MODEL.FREEZE_BACKBONE:
         model.freeze_backbone(shift_batchnorm=cfg.MODEL.SHIFT_BATCHNORM)
+    if cfg.MODEL.SYNC_BATCHNORM and device.main.type == 'cuda':
+        model.backbone = convert_sync_batchnorm(model.backbone)  # timm's knows its own norms, too
     return model.to(device.main, memory_format=torch.channels_last)
 
 
-def model_of(checkpoint: Checkpoint, cfg: CfgNode, device: Device) -> Recognizer:
-    """Return the recogniser that a checkpoint holds.
+def model_of(
+    checkpoint: Checkpoint, cfg: CfgNode, device: Device, *, classes: range | None = None
+) -> Recognizer:
+    """Return the recogniser that a checkpoint holds, or of its classifier the rows of `classes`.
 
     Raises:
         UserError: its weights do not fit the MODEL of the config.
     """
-    model = new_model(cfg, checkpoint.num_classes, device, pretrained=False)
+    model = new_model(cfg, checkpoint.num_classes, device, pretrained=False, classes=classes)
     _check_fit(model.state_dict(), checkpoint, cfg)
     model.load_state_dict(checkpoint.state_dict)
     return model
