@@ -18,6 +18,7 @@ from lib.errors import UserError
 from lib.model import Recognizer
 from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
+from lib.runtime.ranks import Ranks
 from lib.runtime.seeding import Purpose, torch_seed
 from lib.trainer.checkpoint import Checkpoint
 
@@ -68,13 +69,24 @@ def new_model(
     if cfg.MODEL.FREEZE_BACKBONE:
         model.freeze_backbone(shift_batchnorm=cfg.MODEL.SHIFT_BATCHNORM)
     if cfg.MODEL.SYNC_BATCHNORM and device.main.type == 'cuda':
-        model.backbone = convert_sync_batchnorm(model.backbone)  # timm's knows its own norms, too
+        model.backbone = convert_sync_batchnorm(model.backbone)
     return model.to(device.main, memory_format=torch.channels_last)
 
 
-def model_of(
-    checkpoint: Checkpoint, cfg: CfgNode, device: Device, *, classes: range | None = None
-) -> Recognizer:
+def held_classes(cfg: CfgNode, num_classes: int, ranks: Ranks) -> range | None:
+    """Return the classes whose rows this rank holds in training; None: all of them."""
+    if not cfg.MODEL.CLASSIFIER_SHARDED or ranks.count == 1:
+        return None
+    if num_classes < ranks.count:
+        raise UserError(
+            f'MODEL.CLASSIFIER_SHARDED True splits {num_classes} classes over {ranks.count} ranks, which leaves some '
+            'with none: --MODEL_CLASSIFIER_SHARDED False'
+        )
+    rows = ranks.share(num_classes)
+    return range(rows.start, rows.stop)
+
+
+def model_of(checkpoint: Checkpoint, cfg: CfgNode, device: Device, *, classes: range | None = None) -> Recognizer:
     """Return the recogniser that a checkpoint holds, or of its classifier the rows of `classes`.
 
     Raises:
@@ -87,22 +99,29 @@ def model_of(
 
 
 def finetuned_model(
-    checkpoint: Checkpoint, cfg: CfgNode, device: Device, names: Sequence[str]
+    checkpoint: Checkpoint,
+    cfg: CfgNode,
+    device: Device,
+    names: Sequence[str],
+    *,
+    classes: range | None = None,
 ) -> tuple[Recognizer, list[str]]:
     """Return a recogniser for the classes `names` with a checkpoint's weights, and the names that are new to it.
 
     Rows of the classifier go by class name; when the checkpoint knows no names, by number. With
     MODEL.CLASSIFIER_INIT random none is carried over: the classifier is that of a new model (by SEED).
+    Its classifier holds the rows of `classes` (None: all).
     """
     numbered = [names[row] if row < len(names) else '' for row in range(checkpoint.num_classes)]
     trained_names = (checkpoint.training_set.class_names if checkpoint.training_set else []) or numbered
-    model = new_model(cfg, len(names), device, pretrained=False)
+    model = new_model(cfg, len(names), device, pretrained=False, classes=classes)
+    held = names if classes is None else names[classes.start : classes.stop]
     fresh, found = model.state_dict(), checkpoint.state_dict
     new_classifier, trained = _part(fresh, 'classifier.'), _part(found, 'classifier.')
     if 'scale' not in new_classifier:
         trained = without_scale(trained)
-    carried, new = transfer_rows(
-        {key: value.cpu() for key, value in new_classifier.items()}, trained, names, trained_names
+    carried, _ = transfer_rows(
+        {key: value.cpu() for key, value in new_classifier.items()}, trained, held, trained_names
     )
     classifier = new_classifier if cfg.MODEL.CLASSIFIER_INIT == 'random' else carried
     projector = _part(fresh, 'projector.')
@@ -113,7 +132,8 @@ def finetuned_model(
     state |= {f'projector.{key}': value for key, value in projector.items()}
     _check_fit(fresh, Checkpoint(state, path=checkpoint.path), cfg)
     model.load_state_dict(state)
-    return model, new
+    known = set(trained_names)
+    return model, [name for name in names if name not in known]
 
 
 def _part(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -21,8 +21,8 @@ from lib.runtime.log import LOGGER
 from lib.runtime.parallel import spread
 from lib.runtime.ranks import ALONE, Ranks
 from lib.trainer.auxiliary import ContrastTerm, DistillTerm
-from lib.trainer.lean_head import LeanHead
 from lib.trainer.checkpoint import Checkpoint, read_checkpoint
+from lib.trainer.lean_head import LeanHead
 from lib.trainer.objective import Auxiliary, Objective
 
 # What a teacher must have seen images by, since it is shown those of the student.
@@ -50,7 +50,9 @@ def _distill(cfg: CfgNode, model: Recognizer, device: Device, names: Sequence[st
     weight = cfg.LOSS.AUXILIARY_WEIGHT
     teacher = _teacher(cfg, device, model.classifier.weight.shape[0], names)
     loss = Distillation(cfg.LOSS.TEACHER_TEMPERATURE, cfg.LOSS.TEACHER_POWER)
-    return Second(DistillTerm(spread(teacher, device, ALONE, num_images=cfg.TRAIN.BATCH_SIZE), loss), weight, 1.0 - weight)
+    return Second(
+        DistillTerm(spread(teacher, device, ALONE, num_images=cfg.TRAIN.BATCH_SIZE), loss), weight, 1.0 - weight
+    )
 
 
 AUXILIARIES: dict[str, Callable[[CfgNode, Recognizer, Device, Sequence[str]], Second]] = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.build.model import class_names, model_of
+from lib.build.model import class_names, held_classes, model_of
 from lib.build.split import Split
 from lib.build.trained import Trained
 from lib.build.training import Training
@@ -31,7 +31,8 @@ def training_report(training: Training) -> Path:
     labels, predicted = np.zeros(0, np.int64), np.zeros(0, np.int64)
     if training.data.valid:
         labels = training.data.valid.labels
-        predicted = training.evaluate(model_of(best, training.cfg, training.device)).predicted
+        classes = held_classes(training.cfg, best.num_classes, training.ranks)
+        predicted = training.evaluate(model_of(best, training.cfg, training.device, classes=classes)).predicted
     if not training.ranks.is_main:
         return page
     counts = training.plan.training_set.class_counts

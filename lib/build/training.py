@@ -15,7 +15,7 @@ from lib.build.data import open_training_data
 from lib.build.device import build_device
 from lib.build.loader import build_eval_loader, build_train_loader
 from lib.build.mixing import build_mixed_stages, build_mixer
-from lib.build.model import class_names, finetuned_model, model_of, new_model
+from lib.build.model import class_names, finetuned_model, held_classes, model_of, new_model
 from lib.build.objective import build_objective, is_lean
 from lib.build.optim import build_clip, build_optimizer, build_scaler, build_schedule
 from lib.build.parts import build_parts
@@ -41,7 +41,14 @@ from lib.trainer.step import Learner
 
 # What decides the weights; MAX_EPOCH may grow, so it is not among them.
 _RECIPE_SECTIONS = ('MODEL', 'LOSS', 'MIX', 'SAMPLER', 'OPTIMIZER', 'SCHEDULE', 'INPUT')
-_RECIPE_KEYS = ('TRAIN.BATCH_SIZE', 'TRAIN.EMA_DECAY', 'SEED', 'DATASET.HEAD_CAP', 'DATASET.COLOR_SPACE', 'DATASET.CACHE')
+_RECIPE_KEYS = (
+    'TRAIN.BATCH_SIZE',
+    'TRAIN.EMA_DECAY',
+    'SEED',
+    'DATASET.HEAD_CAP',
+    'DATASET.COLOR_SPACE',
+    'DATASET.CACHE',
+)
 
 # What decides how they are computed, not what they are.
 _NO_RECIPE = ('MODEL.CLASSIFIER_SHARDED', 'LOSS.CHUNK_IMAGES')
@@ -113,7 +120,7 @@ def prepared_training(cfg: CfgNode, ranks: Ranks = ALONE) -> Iterator[Training]:
     cfg = as_node({**as_values(cfg), 'NAME': start.folder.name})
     index = data.index().capped(cfg.DATASET.HEAD_CAP, cfg.SEED)
     with ranks.main_first():
-        model, training_set, new_classes = _model(cfg, data, index, device, start)
+        model, training_set, new_classes = _model(cfg, data, index, device, start, ranks)
     learner = _learner(cfg, data, index, model, device, ranks)
     place = restore(learner, start.checkpoint) if start.kind == 'continue' else Place()
     # All ranks have read what they need of the folder by now.
@@ -208,18 +215,19 @@ def _wanted(cfg: CfgNode, data: TrainingData) -> Wanted:
 
 
 def _model(
-    cfg: CfgNode, data: TrainingData, index: ProductIndex, device: Device, start: Start
+    cfg: CfgNode, data: TrainingData, index: ProductIndex, device: Device, start: Start, ranks: Ranks
 ) -> tuple[Recognizer, TrainingSet, list[str] | None]:
     """Return the model, what its checkpoints say of the training set, and which classes are new to it."""
     names, parents = data.class_names, data.classes.parents if data.classes else []
     counts = np.bincount(data.train.labels, minlength=data.train.num_classes)
     own = TrainingSet(data.train_digest(), counts, names, parents)
+    classes = held_classes(cfg, data.train.num_classes, ranks)
     if start.kind == 'new':
-        return new_model(cfg, data.train.num_classes, device), own, None
+        return new_model(cfg, data.train.num_classes, device, classes=classes), own, None
     known = start.checkpoint.training_set
     if start.kind == 'continue':
-        return model_of(start.checkpoint, cfg, device), known, None
-    model, new = finetuned_model(start.checkpoint, cfg, device, names)
+        return model_of(start.checkpoint, cfg, device, classes=classes), known, None
+    model, new = finetuned_model(start.checkpoint, cfg, device, names, classes=classes)
     if cfg.MODEL.CLASSIFIER_INIT == 'class_means':
         start_from_class_means(cfg, model, data.train, index, device)
     if known:
@@ -252,9 +260,7 @@ def _fit_plan(cfg: CfgNode, data: TrainingData, training_set: TrainingSet) -> Fi
     )
 
 
-def _tell(
-    data: TrainingData, index: ProductIndex, new_classes: list[str] | None, device: Device, ranks: Ranks
-) -> None:
+def _tell(data: TrainingData, index: ProductIndex, new_classes: list[str] | None, device: Device, ranks: Ranks) -> None:
     counts = index.class_counts[index.class_counts > 0]
     uncapped = len(data.train if data.kept is None else data.kept)
     capped = f' (of {uncapped}, by DATASET.HEAD_CAP)' if len(index) < uncapped else ''

@@ -10,9 +10,7 @@ from lib.runtime.device import Device, num_replicas
 from lib.runtime.ranks import Ranks
 
 
-def spread(
-    module: nn.Module, device: Device, ranks: Ranks, *, num_images: int, own: Sequence[str] = ()
-) -> nn.Module:
+def spread(module: nn.Module, device: Device, ranks: Ranks, *, num_images: int, own: Sequence[str] = ()) -> nn.Module:
     """Return the module as the training step calls it.
 
     Under torchrun its gradients are averaged over the ranks, those of the parameters named `own` excepted: every rank

@@ -88,9 +88,7 @@ OPTIMIZER: dict[str, Key] = {
     ),
     'WEIGHT_DECAY': Key(1e-4, 'Weight decay.', low=0.0),
     'MAX_NORM': Key(0.0, "Largest norm of a row of the classifier's weight, kept after each step. 0: any.", low=0.0),
-    'CLIP_NORM': Key(
-        0.0, 'Largest norm of all gradients together; above it they are scaled down. 0: any.', low=0.0
-    ),
+    'CLIP_NORM': Key(0.0, 'Largest norm of all gradients together; above it they are scaled down. 0: any.', low=0.0),
     'LAYER_DECAY': Key(
         1.0,
         'Factor on the learning rate for each block of the backbone further from the classifier (fine-tuning).',
