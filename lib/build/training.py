@@ -13,12 +13,8 @@ from yacs.config import CfgNode
 from lib.build.classifier_init import start_from_class_means
 from lib.build.data import open_training_data
 from lib.build.device import build_device
-from lib.build.loader import build_eval_loader, build_train_loader
-from lib.build.mixing import build_mixed_stages, build_mixer
+from lib.build.loader import build_eval_loader
 from lib.build.model import class_names, finetuned_model, held_classes, model_of, new_model
-from lib.build.objective import build_objective, is_lean
-from lib.build.optim import build_clip, build_optimizer, build_scaler, build_schedule
-from lib.build.parts import build_parts
 from lib.build.split import TrainingData, without_quarantined
 from lib.config.yaml_text import as_node, as_text, as_values
 from lib.dataset.index import ProductIndex
@@ -26,15 +22,13 @@ from lib.dataset.loader import EvalLoader
 from lib.errors import UserError
 from lib.evaluation.evaluate import Evaluation, evaluate, evaluate_sharded
 from lib.model import Recognizer
-from lib.optim.ema import WeightAverage
 from lib.runtime.device import Device
 from lib.runtime.lock import locked
 from lib.runtime.log import LOGGER, log_to
-from lib.runtime.parallel import share_buffers, spread
+from lib.runtime.parallel import share_buffers
 from lib.runtime.ranks import ALONE, Ranks
 from lib.trainer.checkpoint import Place, TrainingSet, versions
 from lib.trainer.fit import BadImages, FitPlan, restore
-from lib.trainer.forward import TrainingForward
 from lib.trainer.resume import Start, Wanted, decide_start
 from lib.trainer.run_folder import RunFolder, set_aside, write_bad_images
 from lib.trainer.step import Learner
@@ -121,7 +115,7 @@ def prepared_training(cfg: CfgNode, ranks: Ranks = ALONE) -> Iterator[Training]:
     index = data.index().capped(cfg.DATASET.HEAD_CAP, cfg.SEED)
     with ranks.main_first():
         model, training_set, new_classes = _model(cfg, data, index, device, start, ranks)
-    learner = _learner(cfg, data, index, model, device, ranks)
+    learner = build_learner(cfg, data, index, model, device, ranks)
     place = restore(learner, start.checkpoint) if start.kind == 'continue' else Place()
     # All ranks have read what they need of the folder by now.
     ranks.wait()
@@ -142,33 +136,6 @@ def prepared_training(cfg: CfgNode, ranks: Ranks = ALONE) -> Iterator[Training]:
             valid_loader=build_eval_loader(cfg, data.valid, device, ranks) if data.valid else None,
             ranks=ranks,
         )
-
-
-def _learner(
-    cfg: CfgNode, data: TrainingData, index: ProductIndex, model: Recognizer, device: Device, ranks: Ranks
-) -> Learner:
-    loader = build_train_loader(cfg, data.train, index, device, ranks)
-    parts = build_parts(cfg, loader.batch_size, ranks)
-    at_once = max(size for sizes in parts.sizes for size in sizes)
-    stages = build_mixed_stages(cfg, model.backbone, batch_size=at_once, num_replicas=len(device.replicas))
-    forward = TrainingForward(model, stages, classifies=not is_lean(cfg))
-    # Every rank holds other classes, so nothing of them is averaged.
-    own = [f'model.classifier.{name}' for name, _ in model.classifier.named_parameters()]
-    return Learner(
-        model=model,
-        forward=spread(forward, device, ranks, num_images=at_once, own=own if cfg.MODEL.CLASSIFIER_SHARDED else ()),
-        objective=build_objective(cfg, index.class_counts, model, device, data.class_names, ranks),
-        mixer=build_mixer(cfg, index.class_counts, device.main),
-        optimizer=build_optimizer(cfg, model),
-        schedule=build_schedule(cfg, loader.steps_per_epoch),
-        loader=loader,
-        seed=cfg.SEED,
-        parts=parts,
-        ranks=ranks,
-        scaler=build_scaler(cfg, device, ranks),
-        clip=build_clip(cfg, model, ranks),
-        average=WeightAverage(model, cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY else None,
-    )
 
 
 @contextmanager

@@ -1,0 +1,52 @@
+"""All sections of the config that a training step needs -> what it needs."""
+
+from yacs.config import CfgNode
+
+from lib.build.loader import build_train_loader
+from lib.build.mixing import build_mixed_stages, build_mixer
+from lib.build.objective import build_objective, is_lean
+from lib.build.optim import build_clip, build_optimizer, build_scaler, build_schedule
+from lib.build.parts import build_parts
+from lib.build.split import TrainingData
+from lib.dataset.index import ProductIndex
+from lib.model import Recognizer
+from lib.optim.ema import WeightAverage
+from lib.runtime.compiled import Compiled
+from lib.runtime.device import Device
+from lib.runtime.parallel import spread
+from lib.runtime.ranks import Ranks
+from lib.trainer.forward import TrainingForward
+from lib.trainer.step import Learner
+
+
+def build_learner(
+    cfg: CfgNode, data: TrainingData, index: ProductIndex, model: Recognizer, device: Device, ranks: Ranks
+) -> Learner:
+    """Return what trains `model` on the images of `index`.
+
+    Raises:
+        UserError: parts that do not go together, such as a batch too small for the ranks.
+    """
+    loader = build_train_loader(cfg, data.train, index, device, ranks)
+    parts = build_parts(cfg, loader.batch_size, ranks)
+    at_once = max(size for sizes in parts.sizes for size in sizes)
+    stages = build_mixed_stages(cfg, model.backbone, batch_size=at_once, num_replicas=len(device.replicas))
+    forward = TrainingForward(model, stages, classifies=not is_lean(cfg))
+    forward = Compiled(forward) if cfg.RUN.COMPILE else forward
+    # Ranks that hold other classes have nothing to average.
+    own = list(model.classifier.parameters()) if cfg.MODEL.CLASSIFIER_SHARDED else []
+    return Learner(
+        model=model,
+        forward=spread(forward, device, ranks, num_images=at_once, own=own),
+        objective=build_objective(cfg, index.class_counts, model, device, data.class_names, ranks),
+        mixer=build_mixer(cfg, index.class_counts, device.main),
+        optimizer=build_optimizer(cfg, model),
+        schedule=build_schedule(cfg, loader.steps_per_epoch),
+        loader=loader,
+        seed=cfg.SEED,
+        parts=parts,
+        ranks=ranks,
+        scaler=build_scaler(cfg, device, ranks),
+        clip=build_clip(cfg, model, ranks),
+        average=WeightAverage(model, cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY else None,
+    )
