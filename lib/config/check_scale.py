@@ -21,8 +21,8 @@ def check_scale(values: dict[str, Any]) -> None:
         )
     if at_once and auxiliary == 'balanced_contrastive':
         raise UserError(
-            f'LOSS.AUXILIARY balanced_contrastive compares the images of a batch, but TRAIN.DEVICE_BATCH_SIZE {at_once} '
-            'computes it in parts: --TRAIN_DEVICE_BATCH_SIZE 0'
+            'LOSS.AUXILIARY balanced_contrastive compares the images of a batch, but TRAIN.DEVICE_BATCH_SIZE '
+            f'{at_once} computes it in parts: --TRAIN_DEVICE_BATCH_SIZE 0'
         )
     if at_once == 1:
         raise UserError('TRAIN.DEVICE_BATCH_SIZE is 1, but BatchNorm and pairs need at least 2 images at once')

@@ -10,19 +10,23 @@ from lib.runtime.device import Device, num_replicas
 from lib.runtime.ranks import Ranks
 
 
-def spread(module: nn.Module, device: Device, ranks: Ranks, *, num_images: int, own: Sequence[str] = ()) -> nn.Module:
+def spread(
+    module: nn.Module, device: Device, ranks: Ranks, *, num_images: int, own: Sequence[nn.Parameter] = ()
+) -> nn.Module:
     """Return the module as the training step calls it.
 
-    Under torchrun its gradients are averaged over the ranks, those of the parameters named `own` excepted: every rank
-    has other ones. Else it is spread over the GPUs, when there are several; of `num_images` each gets at least two.
+    Under torchrun its gradients are averaged over the ranks, those of the parameters `own` excepted: every rank has
+    other ones. Else it is spread over the GPUs, when there are several; of `num_images` each gets at least two.
     """
     if ranks.count == 1:
         number = num_replicas(num_images, len(device.replicas))
         return DataParallel(module, device_ids=list(device.replicas[:number])) if number > 1 else module
-    shared = [parameter for name, parameter in module.named_parameters() if name not in own]
-    if not any(parameter.requires_grad for parameter in shared):
+    own_ids = set(map(id, own))
+    named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    left_out = [name for name, parameter in named.items() if id(parameter) in own_ids]
+    if len(left_out) == len(named):
         return module
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(own))
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, left_out)
     return DistributedDataParallel(
         module,
         device_ids=[device.main.index] if device.main.type == 'cuda' else None,

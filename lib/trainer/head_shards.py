@@ -55,9 +55,7 @@ def write_index(folder: Path, num_classes: int, count: int) -> None:
     end = time.monotonic() + _PATIENCE_SECONDS
     while missing := [part for part in parts if not part.exists()]:
         if time.monotonic() > end:
-            raise UserError(
-                f'{missing[0]}: its rank has not written it; LOG_ROOT must be a folder that all ranks share'
-            )
+            raise UserError(f'{missing[0]} was not written by its rank; LOG_ROOT must be a folder that all ranks share')
         time.sleep(0.05)
     weight_map, total = {}, 0
     for part in parts:

@@ -1,6 +1,7 @@
 """How a batch is computed: by so many ranks, and by each of them in so many parts one after the other."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from lib.runtime.ranks import ALONE, Ranks
 
@@ -41,7 +42,7 @@ def parts_of(batch_size: int, ranks: Ranks = ALONE, at_once: int = 0) -> Parts:
     number = max(1, min(number, min(each) // 2))
     edges = [[pairs * (part * (size // pairs) // number) for part in range(number + 1)] for size in each]
     own = edges[ranks.rank]
-    slices = tuple(slice(start, stop) for start, stop in zip(own, own[1:], strict=False))
+    slices = tuple(slice(start, stop) for start, stop in pairwise(own))
     sizes = tuple(tuple(edge[part + 1] - edge[part] for edge in edges) for part in range(number))
     return Parts(slices, sizes)
 
