@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 from lib.build.classifier_init import start_from_class_means
 from lib.build.data import open_training_data
 from lib.build.device import build_device
+from lib.build.learner import build_learner
 from lib.build.loader import build_eval_loader
 from lib.build.model import class_names, finetuned_model, held_classes, model_of, new_model
 from lib.build.split import TrainingData, without_quarantined
