@@ -3,7 +3,7 @@
 from yacs.config import CfgNode
 
 from lib.build.loader import build_train_loader
-from lib.build.mixing import build_mixed_stages, build_mixer
+from lib.build.mixing import build_mixed_stages, build_mixer, check_pairs
 from lib.build.objective import build_objective, is_lean
 from lib.build.optim import build_clip, build_optimizer, build_scaler, build_schedule
 from lib.build.parts import build_parts
@@ -28,17 +28,19 @@ def build_learner(
         UserError: parts that do not go together, such as a batch too small for the ranks.
     """
     loader = build_train_loader(cfg, data.train, index, device, ranks)
-    parts = build_parts(cfg, loader.batch_size, ranks)
-    at_once = max(size for sizes in parts.sizes for size in sizes)
-    stages = build_mixed_stages(cfg, model.backbone, batch_size=at_once, num_replicas=len(device.replicas))
+    stages = build_mixed_stages(cfg, model.backbone)
     forward = TrainingForward(model, stages, classifies=not is_lean(cfg))
+    objective = build_objective(cfg, index.class_counts, model, device, data.class_names, ranks)
+    parts = build_parts(cfg, loader.batch_size, forward, objective, device, ranks)
+    at_once = max(size for sizes in parts.sizes for size in sizes)
+    check_pairs(cfg, at_once, len(device.replicas))
     forward = Compiled(forward) if cfg.RUN.COMPILE else forward
-    # Ranks that hold other classes have nothing to average.
+    # Ranks that hold other classes have nothing of them to average.
     own = list(model.classifier.parameters()) if cfg.MODEL.CLASSIFIER_SHARDED else []
     return Learner(
         model=model,
         forward=spread(forward, device, ranks, num_images=at_once, own=own),
-        objective=build_objective(cfg, index.class_counts, model, device, data.class_names, ranks),
+        objective=objective,
         mixer=build_mixer(cfg, index.class_counts, device.main),
         optimizer=build_optimizer(cfg, model),
         schedule=build_schedule(cfg, loader.steps_per_epoch),

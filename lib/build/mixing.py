@@ -46,27 +46,34 @@ def _stages(cfg: CfgNode) -> tuple[int, ...]:
     return tuple(int(stage) for stage in cfg.MIX.STAGES)
 
 
-def build_mixed_stages(
-    cfg: CfgNode, backbone: nn.Module, *, batch_size: int, num_replicas: int = 1
-) -> MixedStages | None:
+def build_mixed_stages(cfg: CfgNode, backbone: nn.Module) -> MixedStages | None:
     """Return the stages of the backbone when its features are to be mixed, else None.
 
-    Args:
-        batch_size: images that a step runs through the backbone.
-        num_replicas: GPUs that they are spread over.
-
     Raises:
-        UserError: the backbone has no such stage, or a pair would be split between two GPUs.
+        UserError: the backbone has no such stage.
     """
-    if cfg.MIX.TYPE != 'manifold_mixup' or not any(_stages(cfg)):
+    if not _mixes_features(cfg):
         return None
     stages = MixedStages(backbone)
     for stage in _stages(cfg):
         stages.check(stage)
-    each = -(-batch_size // max(1, num_replicas))
-    if each % 2 and each < batch_size:
-        raise UserError(
-            f'MIX.TYPE manifold_mixup mixes pairs within a GPU, but TRAIN.BATCH_SIZE {batch_size} gives each of '
-            f'{num_replicas} GPUs {each} images; try --TRAIN_BATCH_SIZE {(each + 1) * num_replicas}'
-        )
     return stages
+
+
+def check_pairs(cfg: CfgNode, at_once: int, num_replicas: int) -> None:
+    """Raise UserError where a pair would be split between two GPUs.
+
+    Args:
+        at_once: images that a step runs through the backbone at once.
+        num_replicas: GPUs that they are spread over.
+    """
+    each = -(-at_once // max(1, num_replicas))
+    if _mixes_features(cfg) and each % 2 and each < at_once:
+        raise UserError(
+            f'MIX.TYPE manifold_mixup mixes pairs within a GPU, but TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE} gives each '
+            f'of {num_replicas} GPUs {each} images at once; try --TRAIN_BATCH_SIZE {(each + 1) * num_replicas}'
+        )
+
+
+def _mixes_features(cfg: CfgNode) -> bool:
+    return cfg.MIX.TYPE == 'manifold_mixup' and any(_stages(cfg))

@@ -7,7 +7,7 @@ import torch
 
 from lib.backbone.create import create_backbone
 from lib.build.loader import build_train_loader
-from lib.build.mixing import MIXERS, build_mixed_stages, build_mixer
+from lib.build.mixing import MIXERS, build_mixed_stages, build_mixer, check_pairs
 from lib.build.split import Split
 from lib.config.keys.data import PAIRED
 from lib.config.load import load_config
@@ -74,7 +74,8 @@ def test_stages_are_whole_numbers(stages):
 def stages_of(batch_size=32, num_replicas=1, **options):
     backbone = create_backbone('res32_cifar', image_size=32)
     cfg = cfg_of(TRAIN_BATCH_SIZE=batch_size, **options)
-    return build_mixed_stages(cfg, backbone, batch_size=batch_size, num_replicas=num_replicas)
+    check_pairs(cfg, batch_size, num_replicas)
+    return build_mixed_stages(cfg, backbone)
 
 
 def test_stages_of_the_backbone():
