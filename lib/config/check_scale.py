@@ -28,8 +28,8 @@ def check_scale(values: dict[str, Any]) -> None:
         raise UserError('TRAIN.DEVICE_BATCH_SIZE is 1, but BatchNorm and pairs need at least 2 images at once')
     if at_once < 0 and values['MODEL.CLASSIFIER_SHARDED']:
         raise UserError(
-            'TRAIN.DEVICE_BATCH_SIZE -1 tries on each GPU what fits, but MODEL.CLASSIFIER_SHARDED True computes no batch '
-            'on one GPU alone: give a number'
+            'TRAIN.DEVICE_BATCH_SIZE -1 tries on each GPU what fits, but MODEL.CLASSIFIER_SHARDED True computes no '
+            'batch on one GPU alone: give a number'
         )
     if values['LOSS.SAMPLED_CLASSES'] < 1:
         _check_sampling(values)

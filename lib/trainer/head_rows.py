@@ -1,6 +1,6 @@
 """Which tensors of a checkpoint have a row a class: they are what ranks that share a classifier save apart."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
