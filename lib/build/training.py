@@ -1,7 +1,7 @@
 """A whole training run out of a config: data, model, loss, optimiser, and where it starts from."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +27,9 @@ from lib.model import Recognizer
 from lib.runtime.device import Device, pick_device
 from lib.runtime.lock import locked
 from lib.runtime.log import LOGGER, log_to
+from lib.trainer.bad_images import BadImages
 from lib.trainer.checkpoint import Place, TrainingSet, versions
-from lib.trainer.fit import BadImages, FitPlan, restore
+from lib.trainer.fit import FitPlan, restore
 from lib.trainer.forward import TrainingForward
 from lib.trainer.resume import Start, Wanted, decide_start
 from lib.trainer.run_folder import RunFolder, set_aside, write_bad_images
@@ -53,22 +54,26 @@ class Training:
     bad_images: BadImages
     valid_loader: EvalLoader | None
 
-    def validate(self) -> dict[str, float]:
-        """Return the metrics of the model as it is, images_per_second and seconds too; {} without a valid split."""
+    def validate(self, check: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Return the metrics of the model as it is, images_per_second and seconds too; {} without a valid split.
+
+        `check` is called after each batch; what it raises ends the pass.
+        """
         if not self.data.valid:
             return {}
         started = time.perf_counter()
-        metrics = self.evaluate(self.learner.model).metrics
+        metrics = self.evaluate(self.learner.model, check).metrics
         seconds = time.perf_counter() - started
         return {**metrics, 'images_per_second': len(self.data.valid) / seconds, 'seconds': seconds}
 
-    def evaluate(self, model: Recognizer) -> Evaluation:
+    def evaluate(self, model: Recognizer, check: Callable[[], None] = lambda: None) -> Evaluation:
         """Evaluate a model on the validation split, and list images that could not be decoded."""
         found = evaluate(
             model,
             self.valid_loader,
             num_classes=self.data.train.num_classes,
             train_counts=self.plan.training_set.class_counts,
+            look_at=lambda *_: check(),
         )
         bad = {self.data.valid.names[row].as_py(): reason for row, reason in found.bad}
         write_bad_images(self.folder.path, 'valid', bad)
@@ -105,7 +110,7 @@ def prepared_training(cfg: CfgNode) -> Iterator[Training]:
         LOGGER.info('the earlier run is kept as %s', set_aside(start.folder))
     with locked(start.folder):
         folder = RunFolder(start.folder, save_every=cfg.TRAIN.SAVE_EVERY_EPOCHS, keep=cfg.TRAIN.KEEP_EPOCHS)
-        folder.forget_after(place.epoch)
+        folder.start_from(start.checkpoint if start.kind == 'continue' else None)
         log_to(folder.path / 'log.txt')
         folder.write_about(as_text(cfg), {'device': device.describe(training=True), **versions()})
         LOGGER.info('%s: %s', folder.path, start.reason)
@@ -184,6 +189,7 @@ def _fit_plan(cfg: CfgNode, data: TrainingData, training_set: TrainingSet) -> Fi
         max_epoch=cfg.TRAIN.MAX_EPOCH,
         valid_every=cfg.TRAIN.VALID_EVERY_EPOCHS,
         log_every=cfg.TRAIN.LOG_EVERY_STEPS,
+        save_minutes=cfg.TRAIN.CHECKPOINT_MINUTES,
         select_by=select_by,
         config=as_text(cfg),
         recipe=recipe_of(cfg),

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn, Protocol
 
 import torch
 from torch import nn
@@ -13,18 +14,26 @@ from lib.errors import UserError
 from lib.loss.targets import Targets
 from lib.model import Recognizer
 from lib.runtime.log import LOGGER, progress
+from lib.runtime.ranks import ALONE, Ranks
 from lib.runtime.seeding import Purpose, torch_seed
 from lib.trainer.checkpoint import Place
 from lib.trainer.mixing.mixed import Mixed, Mixer
 from lib.trainer.objective import Objective
-
-
-class Stopped(Exception):
-    """The user asked to stop; the place in the epoch is kept."""
+from lib.trainer.wishes import Stopped, Wish, Wishes
 
 
 class NotFinite(UserError):
     """The loss became infinite or not a number; the weights are of no use any more."""
+
+
+class Average(Protocol):
+    """An average of a model's weights over the steps."""
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return it under the names of the model's own state_dict."""
+        ...
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None: ...
 
 
 @dataclass
@@ -40,6 +49,9 @@ class Learner:
         schedule: global step -> learning rate.
         loader: batches of an epoch.
         seed: of the run.
+        ranks: that share a batch.
+        scaler: of the loss, where gradients in half precision would vanish; None: none.
+        average: of the weights over the steps, which is what predicts; None: none.
     """
 
     model: Recognizer
@@ -50,33 +62,40 @@ class Learner:
     schedule: Callable[[int], float]
     loader: TrainLoader
     seed: int
+    ranks: Ranks = ALONE
+    scaler: torch.amp.GradScaler | None = None
+    average: Average | None = None
 
 
 class _Sums:
-    """Running sums of an epoch, on the device until somebody looks."""
+    """Running sums of an epoch, on the device until somebody looks.
+
+    They are added up step by step from those of the place on, so that they do not depend on who looks when, nor on
+    where the epoch was interrupted.
+    """
 
     def __init__(self, place: Place, device: torch.device) -> None:
         self._place = place
-        self._new = torch.zeros(2, dtype=torch.float32, device=device)  # loss times images, right answers
-        self._num_images = 0
+        # MPS has no float64; float32 does for a figure that is looked at.
+        dtype = torch.float32 if device.type == 'mps' else torch.float64
+        self._loss_sum = torch.tensor(place.loss_sum, dtype=dtype, device=device)  # loss times images
+        self._num_right = torch.tensor(place.num_right, dtype=torch.int64, device=device)
+        self._num_images = place.num_images
         self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
 
     def add(self, loss: torch.Tensor, logits: torch.Tensor, targets: Targets, step: int) -> None:
         loss, logits = loss.detach(), logits.detach()
-        right = (logits.argmax(dim=1) == targets.hard).sum()
-        self._new += torch.stack([loss * len(logits), right.to(loss.dtype)])
+        self._loss_sum += loss.to(self._loss_sum.dtype) * len(logits)
+        self._num_right += (logits.argmax(dim=1) == targets.hard).sum()
         self._num_images += len(logits)
         first = (self._first_bad_step < 0) & ~torch.isfinite(loss)
         self._first_bad_step = torch.where(first, step, self._first_bad_step)
 
     def look(self) -> int:
-        """Move the sums into the place, and return the first step with a loss that is not finite (-1: none)."""
-        loss_sum, num_right = self._new.tolist()
-        self._place.loss_sum += loss_sum
-        self._place.num_right += int(num_right)
-        self._place.num_images += self._num_images
-        self._new.zero_()
-        self._num_images = 0
+        """Copy the sums into the place, and return the first step with a loss that is not finite (-1: none)."""
+        self._place.loss_sum = float(self._loss_sum)
+        self._place.num_right = int(self._num_right)
+        self._place.num_images = self._num_images
         return int(self._first_bad_step)
 
 
@@ -85,24 +104,29 @@ def train_epoch(
     place: Place,
     *,
     log_every: int,
-    should_stop: Callable[[], bool],
+    wishes: Wishes,
+    save: Callable[[], None],
     on_bad_images: Callable[[list[tuple[int, str]]], None],
 ) -> dict[str, float]:
     """Run the rest of the epoch at `place`, which is moved along.
+
+    Args:
+        wishes: asked after each step.
+        save: saves the run as it is at `place`.
 
     Returns:
         loss, top1 (of the augmented images, while training), lr (of the last step), images_per_second, seconds.
 
     Raises:
         NotFinite: naming epoch, step and learning rate; noticed at log steps, and before anything is saved.
-        Stopped: `should_stop` said so; `place` says after which step.
+        Stopped: by a wish; `place` says after which step.
     """
     loader, epoch = learner.loader, place.epoch
     device = next(learner.model.parameters()).device
     learner.model.train()
     learner.objective.set_epoch(epoch)
     sums = _Sums(place, device)
-    started, images_before = time.perf_counter(), place.num_images
+    started = time.perf_counter() - place.seconds
     batches = loader.batches(epoch, place.step)
     bar = progress(batches, total=loader.steps_per_epoch, start=place.step, label=f'epoch {epoch + 1}')
     for batch in bar:
@@ -113,19 +137,23 @@ def train_epoch(
         if batch.bad:
             on_bad_images(batch.bad)
         place.step += 1
-        if place.step % log_every == 0 or place.step == loader.steps_per_epoch or should_stop():
+        last = place.step == loader.steps_per_epoch
+        wish = wishes.agreed(last=last)
+        if place.step % log_every == 0 or last or wish:
+            place.seconds = time.perf_counter() - started
             _raise_if_not_finite(sums.look(), epoch, learner)
             bar.set_postfix(loss=f'{place.loss_sum / place.num_images:.3f}')
             _log_when_piped(bar, place, loader.steps_per_epoch)
-        if should_stop() and place.step < loader.steps_per_epoch:
-            raise Stopped
-    seconds = time.perf_counter() - started
+        if wish == Wish.SAVE:
+            save()
+        elif wish.stops:
+            raise Stopped(wish)
     return {
         'loss': place.loss_sum / place.num_images,
         'top1': place.num_right / place.num_images,
         'lr': learner.schedule(place.epoch * loader.steps_per_epoch + place.step - 1),
-        'images_per_second': (place.num_images - images_before) / seconds,
-        'seconds': seconds,
+        'images_per_second': place.num_images / place.seconds,
+        'seconds': place.seconds,
     }
 
 
@@ -152,11 +180,19 @@ def _step(learner: Learner, mixed: Mixed, global_step: int) -> tuple[torch.Tenso
 
 
 def _raise_if_not_finite(step: int, epoch: int, learner: Learner) -> None:
-    if step < 0:
-        return
+    if step >= 0:
+        raise_not_finite('the loss is', epoch, step, learner)
+
+
+def raise_not_finite(what: str, epoch: int, step: int, learner: Learner) -> NoReturn:
+    """Say that training has diverged, as was found after a step.
+
+    Raises:
+        NotFinite: always.
+    """
     lr = learner.schedule(epoch * learner.loader.steps_per_epoch + step)
     raise NotFinite(
-        f'the loss is not finite from epoch {epoch + 1}, step {step + 1} on (learning rate {lr:g}); '
+        f'{what} not finite from epoch {epoch + 1}, step {step + 1} on (learning rate {lr:g}); '
         'the last good checkpoint is kept. A lower OPTIMIZER.LR or a longer SCHEDULE.WARMUP_EPOCHS helps most often'
     )
 
