@@ -18,10 +18,10 @@ def main() -> int:
     from lib.trainer.fit import fit
 
     with joined_ranks() as ranks, prepared_training(cfg, ranks) as run:
-        done = fit(run.learner, run.plan, run.place, run.folder, run.validate, run.bad_images)
-        if not done:
+        ended_by = fit(run.learner, run.plan, run.place, run.folder, run.validate, run.bad_images)
+        if ended_by:
             LOGGER.info('stopped and saved; to go on: add --RESUME_MODEL last (NAME %s)', run.cfg.NAME)
-            return 130
+            return 128 + ended_by
         report = training_report(run)
         LOGGER.info('best model: %s', run.folder.path / 'best_model.pth')
         LOGGER.info('report:     %s', report)

@@ -28,6 +28,7 @@ from lib.runtime.device import pick_device
 from lib.runtime.entry import run_script
 from lib.trainer.checkpoint import Place
 from lib.trainer.step import train_epoch
+from lib.trainer.wishes import Wishes
 
 BATCH_SIZE, WORKERS = 32, 2
 
@@ -90,7 +91,12 @@ def main() -> None:
             def ours() -> int:
                 place = Place()
                 train_epoch(
-                    run.learner, place, log_every=10**9, should_stop=lambda: False, on_bad_images=run.bad_images.add
+                    run.learner,
+                    place,
+                    log_every=10**9,
+                    wishes=Wishes(),
+                    save=lambda: None,
+                    on_bad_images=run.bad_images.add,
                 )
                 return place.num_images
 

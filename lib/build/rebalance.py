@@ -69,7 +69,9 @@ def _write(
         run.write_about(as_text(trained.cfg), {'device': trained.device.describe(training=False), **versions()})
         files = [folder / name for name in ('best_model.pth', 'tau.json', 'tau.png', 'report.html')]
         # With the config it was loaded by: options that an old checkpoint needed need not be given again.
-        changes = {'state_dict': _state(trained, chosen), 'config': as_text(trained.cfg), 'optimizer': None}
+        changes = {'state_dict': _state(trained, chosen), 'config': as_text(trained.cfg)}
+        # There is no going on with training from it.
+        changes |= dict.fromkeys(('optimizer', 'training_state', 'scaler', 'history', 'bad_images'))
         write_checkpoint(files[0], replace(trained.checkpoint, **changes))
         write_json(files[1], tau)
         plot_tau(files[2], tau)

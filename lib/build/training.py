@@ -1,7 +1,7 @@
 """A whole training run out of a config: data, model, loss, optimiser, and where it starts from."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +28,9 @@ from lib.runtime.lock import locked
 from lib.runtime.log import LOGGER, log_to
 from lib.runtime.parallel import share_buffers
 from lib.runtime.ranks import ALONE, Ranks
+from lib.trainer.bad_images import BadImages
 from lib.trainer.checkpoint import Place, TrainingSet, versions
-from lib.trainer.fit import BadImages, FitPlan, restore
+from lib.trainer.fit import FitPlan, restore
 from lib.trainer.resume import Start, Wanted, decide_start
 from lib.trainer.run_folder import RunFolder, set_aside, write_bad_images
 from lib.trainer.step import Learner
@@ -64,10 +65,11 @@ class Training:
     valid_loader: EvalLoader | None
     ranks: Ranks = ALONE
 
-    def validate(self) -> dict[str, float]:
+    def validate(self, check: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Return the metrics of the model, images_per_second and seconds too; {} without a valid split.
 
-        Where weights are averaged, it is the average that is looked at.
+        Where weights are averaged, it is the average that is looked at. `check` is called after each batch; what it
+        raises ends the pass.
         """
         share_buffers(self.learner.model, self.ranks)
         if not self.data.valid:
@@ -75,11 +77,11 @@ class Training:
         started = time.perf_counter()
         average = self.learner.average
         with nullcontext() if average is None else average.swapped():
-            metrics = self.evaluate(self.learner.model).metrics
+            metrics = self.evaluate(self.learner.model, check).metrics
         seconds = time.perf_counter() - started
         return {**metrics, 'images_per_second': len(self.data.valid) / seconds, 'seconds': seconds}
 
-    def evaluate(self, model: Recognizer) -> Evaluation:
+    def evaluate(self, model: Recognizer, check: Callable[[], None] = lambda: None) -> Evaluation:
         """Evaluate a model on the validation split, and list images that could not be decoded."""
         train_counts = self.plan.training_set.class_counts
         if self.cfg.MODEL.CLASSIFIER_SHARDED and self.ranks.count > 1:
@@ -90,6 +92,7 @@ class Training:
                 self.valid_loader,
                 num_classes=self.data.train.num_classes,
                 train_counts=train_counts,
+                look_at=lambda *_: check(),
                 ranks=self.ranks,
             )
         if not self.ranks.is_main:
@@ -120,7 +123,7 @@ def prepared_training(cfg: CfgNode, ranks: Ranks = ALONE) -> Iterator[Training]:
     place = restore(learner, start.checkpoint) if start.kind == 'continue' else Place()
     # All ranks have read what they need of the folder by now.
     ranks.wait()
-    with _folder(cfg, start, place, device, ranks) as folder:
+    with _folder(cfg, start, device, ranks) as folder:
         LOGGER.info('%s: %s', folder.path, start.reason)
         _tell(data, index, new_classes, device, ranks)
         yield Training(
@@ -140,7 +143,7 @@ def prepared_training(cfg: CfgNode, ranks: Ranks = ALONE) -> Iterator[Training]:
 
 
 @contextmanager
-def _folder(cfg: CfgNode, start: Start, place: Place, device: Device, ranks: Ranks) -> Iterator[RunFolder]:
+def _folder(cfg: CfgNode, start: Start, device: Device, ranks: Ranks) -> Iterator[RunFolder]:
     """Hold the run folder; on other ranks than the main one, stand by."""
     keep = {'save_every': cfg.TRAIN.SAVE_EVERY_EPOCHS, 'keep': cfg.TRAIN.KEEP_EPOCHS}
     if not ranks.is_main:
@@ -150,7 +153,7 @@ def _folder(cfg: CfgNode, start: Start, place: Place, device: Device, ranks: Ran
         LOGGER.info('the earlier run is kept as %s', set_aside(start.folder))
     with locked(start.folder):
         folder = RunFolder(start.folder, **keep)
-        folder.forget_after(place.epoch)
+        folder.start_from(start.checkpoint if start.kind == 'continue' else None)
         log_to(folder.path / 'log.txt')
         folder.write_about(as_text(cfg), {'device': _describe(device, ranks), **versions()})
         yield folder
@@ -221,6 +224,7 @@ def _fit_plan(cfg: CfgNode, data: TrainingData, training_set: TrainingSet) -> Fi
         max_epoch=cfg.TRAIN.MAX_EPOCH,
         valid_every=cfg.TRAIN.VALID_EVERY_EPOCHS,
         log_every=cfg.TRAIN.LOG_EVERY_STEPS,
+        save_minutes=cfg.TRAIN.CHECKPOINT_MINUTES,
         select_by=select_by,
         config=as_text(cfg),
         recipe=recipe_of(cfg),

@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,16 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, suffixes: Collection[str]) -> None:
+    """Remove temporary files that a killed process left in `folder`: those of `replacing` with one of these endings.
+
+    For whoever is known to be the only one that writes such files there.
+    """
+    for path in folder.glob('.*.tmp.*'):
+        if path.suffix in suffixes and re.fullmatch(r'\..+\.[0-9a-f]{8}\.tmp\.\w+', path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:

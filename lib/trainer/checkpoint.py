@@ -4,6 +4,7 @@ import os
 import pickle
 import platform
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 import torchvision
 
 from lib.errors import UserError
-from lib.runtime.files import replacing
+from lib.trainer.torch_file import write_torch
 
 # The original's files may hold its accuracy as a NumPy scalar. These names build a number and nothing else.
 _NUMPY_SCALARS = [
@@ -32,8 +33,8 @@ class Place:
 
     Attributes:
         epoch: finished epochs.
-        step: steps done in the epoch under way.
-        loss_sum, num_right, num_images: running sums over those steps.
+        step: steps done in the epoch under way; all of them when it is still to be validated.
+        loss_sum, num_right, num_images, seconds: running sums over those steps.
         best_result: best value so far of TRAIN.SELECT_BY, None before the first validation.
         best_epoch: finished epochs when it was reached.
     """
@@ -43,8 +44,19 @@ class Place:
     loss_sum: float = 0.0
     num_right: int = 0
     num_images: int = 0
+    seconds: float = 0.0
     best_result: float | None = None
     best_epoch: int = 0
+
+    @property
+    def so_far(self) -> tuple[int, int]:
+        """Epoch and step: of two places in a run, the larger one is further on."""
+        return self.epoch, self.step
+
+    def next_epoch(self) -> None:
+        """Begin the epoch after this one."""
+        self.epoch += 1
+        self.step, self.loss_sum, self.num_right, self.num_images, self.seconds = 0, 0.0, 0, 0, 0.0
 
 
 @dataclass
@@ -73,11 +85,17 @@ class Checkpoint:
     """Everything that training goes on from and prediction needs.
 
     Attributes:
-        state_dict: parameters and buffers by name (`backbone.*`, `classifier.*`), without any `module.` prefix.
+        state_dict: parameters and buffers by name (`backbone.*`, `classifier.*`), without any `module.` prefix: those
+            that predict, so of a run that averages its weights the average.
         config: the run's config as YAML; '' in checkpoints of the original entry.
         recipe: the config's keys that decide the weights, for telling whether another run has the same.
         place, training_set: None in checkpoints of the original entry.
         optimizer: its state, None where there is none to go on from.
+        training_state: where the average predicts, the weights that are trained; else None.
+        scaler: state of the loss's scaler, None where there is none.
+        history: the objects of metrics.jsonl; None in older checkpoints.
+        bad_images: images that could not be decoded, {split: {name: reason}}; None in older checkpoints.
+        rng, versions: state of torch's generator and versions(), both of when it was made; None: of when it is written.
         path: where it was read from.
     """
 
@@ -87,6 +105,12 @@ class Checkpoint:
     place: Place | None = None
     training_set: TrainingSet | None = None
     optimizer: dict[str, Any] | None = None
+    training_state: dict[str, torch.Tensor] | None = None
+    scaler: dict[str, Any] | None = None
+    history: list[dict[str, Any]] | None = None
+    bad_images: dict[str, dict[str, str]] | None = None
+    rng: torch.Tensor | None = None
+    versions: dict[str, str] | None = None
     path: Path | None = None
 
     @property
@@ -95,37 +119,37 @@ class Checkpoint:
         return self.state_dict['classifier.weight'].shape[0]
 
 
-def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+def write_checkpoint(path: Path, checkpoint: Checkpoint, abandoned: Callable[[], bool] = lambda: False) -> None:
     """Write a checkpoint atomically; the file keeps the keys that the original entry's files have.
+
+    `abandoned`: asked every few megabytes; once it says yes, the rest is not written.
 
     Raises:
         OSError: for example no space left; a file that was at `path` is then still the old one.
     """
+    write_torch(path, _as_content(checkpoint), abandoned)
+
+
+def _as_content(checkpoint: Checkpoint) -> dict[str, Any]:
     place, training_set = checkpoint.place or Place(), checkpoint.training_set
-    content = {
+    return {
         'state_dict': checkpoint.state_dict,
+        'training_state_dict': checkpoint.training_state,
         'optimizer': checkpoint.optimizer,
+        'scaler': checkpoint.scaler,
         'scheduler': {'epoch': place.epoch, 'step': place.step},
         'epoch': place.epoch,
         'best_result': place.best_result,
         'place': asdict(place),
+        'history': checkpoint.history,
+        'bad_images': checkpoint.bad_images,
         'config': checkpoint.config,
         'recipe': checkpoint.recipe,
         'num_classes': checkpoint.num_classes,
         **(_training_set_as_content(training_set) if training_set else {}),
-        'rng': {'torch': torch.get_rng_state()},
-        'versions': versions(),
+        'rng': {'torch': torch.get_rng_state() if checkpoint.rng is None else checkpoint.rng},
+        'versions': checkpoint.versions or versions(),
     }
-    with replacing(path) as temporary:
-        # Into a file of Python's: when torch opens it itself, a full disk is an error without a number.
-        try:
-            with open(temporary, 'wb') as file:
-                torch.save(content, file)
-        except RuntimeError as error:
-            # torch's writer fails in its own words once the system's have been said; those are more to the point.
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -181,6 +205,10 @@ def _as_checkpoint(content: Any, path: Path) -> Checkpoint:
         place=Place(**content['place']),
         training_set=_training_set_of(content) if 'train_digest' in content else None,
         optimizer=content['optimizer'],
+        training_state=content.get('training_state_dict'),
+        scaler=content.get('scaler'),
+        history=content.get('history'),
+        bad_images=content.get('bad_images'),
         path=path,
     )
 
@@ -212,7 +240,7 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         if path.name == 'last.pth':
             return checkpoint, faults
         # Times of files say nothing once a folder was copied, so the checkpoints themselves are asked.
-        place = (checkpoint.place.epoch, checkpoint.place.step) if checkpoint.place else (-1, 0)
+        place = checkpoint.place.so_far if checkpoint.place else (-1, 0)
         if place > reached:
             furthest, reached = checkpoint, place
     return furthest, faults

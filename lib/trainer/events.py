@@ -18,7 +18,7 @@ class EventFile:
 
     Args:
         folder: of the run; every start adds a file of its own.
-        finished: epochs done before. Later ones are run again, and what older files say of them is hidden.
+        finished: epochs done before. Later ones are run (again), and what older files say of them is hidden.
     """
 
     def __init__(self, folder: Path, finished: int = 0) -> None:
@@ -26,8 +26,7 @@ class EventFile:
         name = f'events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}'
         self._writer = RecordWriter(str(folder / name))
         self._write(Event(file_version='brain.Event:2'))
-        if finished:
-            self._write(Event(step=finished + 1, session_log=SessionLog(status=SessionLog.START)))
+        self._write(Event(step=finished + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, epoch: int, split: str, values: dict[str, float]) -> None:
         """Write one point of each curve `split/name`.

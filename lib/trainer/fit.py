@@ -1,21 +1,25 @@
 """The epochs: train, validate, save, until the last one or until told to stop."""
 
+import math
 import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
+from lib.trainer.bad_images import BadImages
 from lib.trainer.checkpoint import Checkpoint, Place, TrainingSet
 from lib.trainer.events import EventFile
-from lib.trainer.run_folder import RunFolder, read_bad_images, write_bad_images
-from lib.trainer.step import Learner, Stopped, train_epoch
+from lib.trainer.run_folder import RunFolder
+from lib.trainer.saver import Saver
+from lib.trainer.step import Learner, raise_not_finite, train_epoch
+from lib.trainer.wishes import Stopped, Wish, Wishes
 
-Validate = Callable[[], dict[str, float]]
-_ALWAYS_PASS = 10
+Validate = Callable[[Callable[[], None]], dict[str, float]]
 
 
 @dataclass
@@ -26,6 +30,7 @@ class FitPlan:
         max_epoch, valid_every, log_every: in epochs, epochs, steps.
         select_by: which valid metric makes the best model; 'last' keeps the newest.
         config, recipe, training_set: written into every checkpoint.
+        save_minutes: between two last.pth within an epoch; 0: none.
     """
 
     max_epoch: int
@@ -35,42 +40,7 @@ class FitPlan:
     config: str
     recipe: dict[str, Any]
     training_set: TrainingSet
-
-
-class BadImages:
-    """Training images that could not be decoded: each is named once; too many end the run.
-
-    Args:
-        name_of: row -> what to call it.
-        num_images: in the training set.
-        max_fraction: share above which the run ends; ten always pass.
-    """
-
-    def __init__(self, folder: RunFolder, name_of: Callable[[int], str], num_images: int, max_fraction: float) -> None:
-        self._folder, self._name_of = folder, name_of
-        self._limit = max(_ALWAYS_PASS, max_fraction * num_images)
-        self._max_fraction = max_fraction
-        # A run that goes on knows what it found before.
-        self._reasons = read_bad_images(folder.path).get('train', {})
-
-    def add(self, bad: list[tuple[int, str]]) -> None:
-        """Note (row, reason) pairs.
-
-        Raises:
-            UserError: too many by now.
-        """
-        new = {self._name_of(row): reason for row, reason in bad}
-        for name in new.keys() - self._reasons.keys():
-            LOGGER.warning('%s: %s; another image of its class takes its place', name, new[name])
-        if new.keys() <= self._reasons.keys():
-            return
-        self._reasons.update(new)
-        write_bad_images(self._folder.path, 'train', self._reasons)
-        if len(self._reasons) > self._limit:
-            raise UserError(
-                f'{len(self._reasons)} training images cannot be decoded, more than DATASET.MAX_BAD_FRACTION '
-                f'{self._max_fraction:g} of all; they are listed in {self._folder.path / "bad_images.csv"}'
-            )
+    save_minutes: float = 0.0
 
 
 def fit(
@@ -80,80 +50,131 @@ def fit(
     folder: RunFolder,
     validate: Validate,
     bad_images: BadImages,
-) -> bool:
+) -> signal.Signals | None:
     """Train from `place` to the last epoch; with no epochs, evaluate the model and save it as it is.
 
     Args:
-        validate: () -> metrics of the valid split; an empty dict when there is none.
+        validate: check -> metrics of the valid split; an empty dict when there is none. `check` is called now and
+            then, and may raise: the pass is then given up, and done again when the run goes on.
 
     Returns:
-        True when all epochs are done, False when the user stopped the run (which is saved).
+        None when all is done; the signal that ended the run (which is saved).
 
     Raises:
         UserError: the loss is not finite, or too many images cannot be decoded. Checkpoints stay as they were.
+        OSError: the end of an epoch or of the run could not be saved.
     """
-    events = EventFile(folder.path, place.epoch)
-    try:
+    wishes = Wishes(save_minutes=plan.save_minutes, ranks=learner.ranks)
+    with (
+        closing(EventFile(folder.path, place.epoch)) if folder.writes else nullcontext() as events,
+        Saver(folder, wishes.give_up) as saver,
+    ):
+        run = _Run(learner, plan, place, folder, saver, wishes, events)
         if plan.max_epoch == 0 and place.epoch == place.step == 0:
-            _finish_untrained(learner, plan, place, folder, validate(), events)
-        with _interrupts() as should_stop:
-            for epoch in range(place.epoch, plan.max_epoch):
-                trained = train_epoch(
-                    learner,
-                    place,
-                    log_every=plan.log_every,
-                    should_stop=should_stop,
-                    on_bad_images=bad_images.add,
-                )
-                valid = {}
-                if (epoch + 1) % plan.valid_every == 0 or epoch + 1 == plan.max_epoch:
-                    valid = validate()
-                _finish_epoch(learner, plan, place, folder, {'train': trained, 'valid': valid}, events)
-                if should_stop() and place.epoch < plan.max_epoch:
-                    raise Stopped
-    except Stopped:
-        folder.save(_checkpoint(learner, plan, place))
-        return False
-    finally:
-        events.close()
-    return True
+            run.finish_untrained(validate(lambda: None))
+            return None
+        with wishes.listening():
+            return run.train(validate, bad_images)
 
 
-def _finish_epoch(
-    learner: Learner,
-    plan: FitPlan,
-    place: Place,
-    folder: RunFolder,
-    metrics: dict[str, dict[str, float]],
-    events: EventFile,
-) -> None:
-    place.epoch += 1
-    place.step, place.loss_sum, place.num_right, place.num_images = 0, 0.0, 0, 0
-    is_best = _is_best(plan.select_by, metrics['valid'], place)
-    for split, values in metrics.items():
-        if values:
-            folder.append({'epoch': place.epoch, 'split': split, 'lr': metrics['train']['lr'], **values})
-            events.add(place.epoch, split, values)
-    folder.save(_checkpoint(learner, plan, place), is_best=is_best, end_of_epoch=True)
-    LOGGER.info('%s', _describe(place.epoch, plan.max_epoch, metrics, is_best))
+@dataclass
+class _Run:
+    """A run under way, and all that it writes into."""
 
+    learner: Learner
+    plan: FitPlan
+    place: Place
+    folder: RunFolder
+    saver: Saver
+    wishes: Wishes
+    events: EventFile | None
 
-def _finish_untrained(
-    learner: Learner,
-    plan: FitPlan,
-    place: Place,
-    folder: RunFolder,
-    valid: dict[str, float],
-    events: EventFile,
-) -> None:
-    folder.forget_after(-1)  # what an earlier evaluation of the same model said
-    place.best_result = None
-    is_best = _is_best(plan.select_by, valid, place)
-    if valid:
-        folder.append({'epoch': 0, 'split': 'valid', 'lr': 0.0, **valid})
-        events.add(0, 'valid', valid)
-    folder.save(_checkpoint(learner, plan, place), is_best=is_best)
-    LOGGER.info('no epochs, so the model is saved as it is%s', f':{_describe_valid(valid)}' if valid else '')
+    def train(self, validate: Validate, bad_images: BadImages) -> signal.Signals | None:
+        try:
+            for epoch in range(self.place.epoch, self.plan.max_epoch):
+                self.train_epoch(epoch, validate, bad_images)
+                self.stop_if_wished()
+            self.saver.wait()
+            self.stop_if_wished()  # while that was written
+        except Stopped as stopped:
+            self.saver.wait()
+            if stopped.wish is Wish.GIVE_UP:  # another rank has told why
+                raise UserError('the run cannot be saved, so it ends') from None
+            if self.saver.saved != self.place.so_far:
+                self.save_in_epoch()
+                self.saver.wait()
+            return stopped.wish.signal
+        return None
+
+    def train_epoch(self, epoch: int, validate: Validate, bad_images: BadImages) -> None:
+        trained = train_epoch(
+            self.learner,
+            self.place,
+            log_every=self.plan.log_every,
+            wishes=self.wishes,
+            save=lambda: self.save_in_epoch(may_fail=True),
+            on_bad_images=bad_images.add,
+        )
+        _raise_if_weights_not_finite(self.learner, self.place)
+        valid = {}
+        if (epoch + 1) % self.plan.valid_every == 0 or epoch + 1 == self.plan.max_epoch:
+            valid = validate(self.wishes.check)
+        self.finish_epoch(trained, valid)
+
+    def stop_if_wished(self) -> None:
+        wish = self.wishes.agreed(last=True)
+        if wish.stops:
+            raise Stopped(wish)
+
+    def finish_epoch(self, trained: dict[str, float], valid: dict[str, float]) -> None:
+        plan, place = self.plan, self.place
+        place.next_epoch()
+        is_best = _is_best(plan.select_by, valid, place)
+        for split, values in (('train', trained), ('valid', valid)):
+            if values:
+                self.note(split, trained['lr'], values)
+        self.save(is_best=is_best, end_of_epoch=True)
+        LOGGER.info('%s', _describe(place.epoch, plan.max_epoch, trained, valid, is_best))
+
+    def finish_untrained(self, valid: dict[str, float]) -> None:
+        self.folder.forget_after(-1)  # what an earlier evaluation of the same model said
+        self.place.best_result = None
+        is_best = _is_best(self.plan.select_by, valid, self.place)
+        if valid:
+            self.note('valid', 0.0, valid)
+        self.save(is_best=is_best)
+        LOGGER.info('no epochs, so the model is saved as it is%s', f':{_describe_valid(valid)}' if valid else '')
+
+    def note(self, split: str, lr: float, values: dict[str, float]) -> None:
+        self.folder.append({'epoch': self.place.epoch, 'split': split, 'lr': lr, **values})
+        if self.events:
+            self.events.add(self.place.epoch, split, values)
+
+    def save_in_epoch(self, *, may_fail: bool = False) -> None:
+        _raise_if_weights_not_finite(self.learner, self.place)
+        self.save(may_fail=may_fail)
+
+    def save(self, **how: bool) -> None:
+        """Save the run as it is. All ranks come here; the main one writes."""
+        if self.folder.writes:
+            self.saver.submit(self.checkpoint, **how)
+        self.wishes.saved()
+
+    def checkpoint(self) -> Checkpoint:
+        learner, plan = self.learner, self.plan
+        average, scaler, trained = learner.average, learner.scaler, learner.model.state_dict()
+        return Checkpoint(
+            state_dict=trained if average is None else average.state_dict(),
+            config=plan.config,
+            recipe=plan.recipe,
+            place=self.place,
+            training_set=plan.training_set,
+            optimizer=learner.optimizer.state_dict(),
+            training_state=None if average is None else trained,
+            scaler=None if scaler is None else scaler.state_dict(),
+            history=self.folder.history(),
+            bad_images=self.folder.bad_images(),
+        )
 
 
 def _is_best(select_by: str, valid: dict[str, float], place: Place) -> bool:
@@ -171,19 +192,16 @@ def _is_best(select_by: str, valid: dict[str, float], place: Place) -> bool:
     return better
 
 
-def _checkpoint(learner: Learner, plan: FitPlan, place: Place) -> Checkpoint:
-    return Checkpoint(
-        state_dict=learner.model.state_dict(),
-        config=plan.config,
-        recipe=plan.recipe,
-        place=place,
-        training_set=plan.training_set,
-        optimizer=learner.optimizer.state_dict(),
-    )
+def _raise_if_weights_not_finite(learner: Learner, place: Place) -> None:
+    """A finite loss says nothing of the weights after its own step: they are looked at before they are written."""
+    weights = [weight.detach() for weight in learner.model.parameters() if weight.numel()]
+    # The largest absolute value of each is not finite if any value is not, and takes no memory.
+    largest = torch.stack([torch.linalg.vector_norm(weight, math.inf).float() for weight in weights])
+    if not largest.isfinite().all():
+        raise_not_finite('the weights are', place.epoch, place.step - 1, learner)
 
 
-def _describe(epoch: int, max_epoch: int, metrics: dict[str, dict[str, float]], is_best: bool) -> str:
-    trained, valid = metrics['train'], metrics['valid']
+def _describe(epoch: int, max_epoch: int, trained: dict[str, float], valid: dict[str, float], is_best: bool) -> str:
     text = f'epoch {epoch:3d}/{max_epoch}  lr {trained["lr"]:.2g}  loss {trained["loss"]:.3f}'
     if valid:
         text += _describe_valid(valid)
@@ -195,34 +213,18 @@ def _describe_valid(valid: dict[str, float]) -> str:
     return f'  valid: mean class error {valid["mean_class_error"]:.1%}, top-1 {valid["top1"]:.1%}'
 
 
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a wish to stop after the step under way; the second one ends at once."""
-    asked = threading.Event()
-
-    def note(number: int, frame: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-        LOGGER.info('stopping after this step and saving; once more Ctrl-C ends at once, without saving')
-
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def restore(learner: Learner, checkpoint: Checkpoint) -> Place:
-    """Put a checkpoint's weights and optimiser state into `learner`, and return its place.
+    """Put a checkpoint's weights and states into `learner`, and return its place.
 
     Raises:
         UserError: the state is that of another optimiser, or of other parameters.
     """
-    learner.model.load_state_dict(checkpoint.state_dict)
+    learner.model.load_state_dict(checkpoint.training_state or checkpoint.state_dict)
+    if learner.average is not None:
+        # Of a run that had no average until now, it begins with the weights.
+        learner.average.load_state_dict(checkpoint.state_dict)
+    if learner.scaler is not None and checkpoint.scaler:
+        learner.scaler.load_state_dict(checkpoint.scaler)
     optimizer = learner.optimizer
     options = [{name: value for name, value in group.items() if name != 'params'} for group in optimizer.param_groups]
     try:

@@ -143,7 +143,7 @@ def _newer_last(folder: Path, checkpoint: Checkpoint) -> Path | None:
         place = read_checkpoint(last).place
     except UserError:
         return None
-    return last if place and (place.epoch, place.step) > (checkpoint.place.epoch, checkpoint.place.step) else None
+    return last if place and place.so_far > checkpoint.place.so_far else None
 
 
 def _free_folder(folder: Path) -> Path:

@@ -5,14 +5,19 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lib.runtime.files import replacing, write_text
+from lib.runtime.files import remove_leftovers, replacing, write_text
 from lib.runtime.lock import locked
 from lib.trainer.checkpoint import Checkpoint, write_checkpoint
 
 METRICS, BAD_IMAGES = 'metrics.jsonl', 'bad_images.csv'
+# What only the run itself writes, whose lock is held; predictions (.csv, .npy) may come from test.py at any time.
+_OWN_SUFFIXES = ('.pth', '.jsonl', '.yaml', '.txt', '.png', '.html')
+# Whose bad images a checkpoint knows.
+_SPLITS = ('train', 'valid')
 
 
 def set_aside(folder: Path) -> Path:
@@ -39,16 +44,38 @@ class RunFolder:
         path: the folder; made if needed.
         save_every: epochs between two epoch_N.pth.
         keep: how many of those are kept.
+        writes: False in all ranks but the main one: nothing is written then.
     """
 
-    def __init__(self, path: Path, *, save_every: int = 10, keep: int = 3) -> None:
+    def __init__(self, path: Path, *, save_every: int = 10, keep: int = 3, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes
         self._save_every = save_every
         self._keep = keep
-        path.mkdir(parents=True, exist_ok=True)
+        if writes:
+            path.mkdir(parents=True, exist_ok=True)
+
+    def start_from(self, checkpoint: Checkpoint | None) -> None:
+        """Make the lists those of the checkpoint that the run goes on from; None: of a new run.
+
+        Whatever was written after it is written again, and what a kill left half written is mended. Call it when the
+        folder's lock is held.
+        """
+        if not self.writes:
+            return
+        remove_leftovers(self.path, _OWN_SUFFIXES)
+        if checkpoint is None or checkpoint.history is None:
+            self.forget_after(checkpoint.place.epoch if checkpoint else 0)
+        else:
+            self._write_history(checkpoint.history)
+        if checkpoint is not None and checkpoint.bad_images is not None:
+            for split in _SPLITS:
+                write_bad_images(self.path, split, checkpoint.bad_images.get(split, {}))
 
     def write_about(self, config_text: str, environment: dict[str, str]) -> None:
         """Write the resolved config and the versions that the run depends on."""
+        if not self.writes:
+            return
         write_text(self.path / 'config.yaml', config_text)
         write_text(
             self.path / 'environment.txt',
@@ -70,35 +97,51 @@ class RunFolder:
 
     def forget_after(self, epoch: int) -> None:
         """Drop the metrics of epochs that will be run again."""
-        kept = [entry for entry in self.history() if entry['epoch'] <= epoch]
-        if (self.path / METRICS).exists():
-            write_text(self.path / METRICS, ''.join(json.dumps(entry) + '\n' for entry in kept))
+        if self.writes and (self.path / METRICS).exists():
+            self._write_history([entry for entry in self.history() if entry['epoch'] <= epoch])
 
     def append(self, entry: dict[str, Any]) -> None:
         """Add one object to metrics.jsonl."""
+        if not self.writes:
+            return
         with open(self.path / METRICS, 'a', encoding='utf-8') as file:
             file.write(json.dumps(entry) + '\n')
             file.flush()
             os.fsync(file.fileno())
 
-    def save(self, checkpoint: Checkpoint, *, is_best: bool = False, end_of_epoch: bool = False) -> None:
+    def bad_images(self) -> dict[str, dict[str, str]]:
+        """Return the images of training and validation that could not be decoded: {split: {name: reason}}."""
+        return {split: found for split, found in read_bad_images(self.path).items() if split in _SPLITS}
+
+    def save(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        is_best: bool = False,
+        end_of_epoch: bool = False,
+        abandoned: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Write last.pth, and best_model.pth and epoch_N.pth when it is their turn.
 
         last.pth comes last: a run that is killed in between goes on from the one before and writes the others again.
+        `abandoned` as in write_checkpoint.
         """
         epoch = checkpoint.place.epoch
         names = ['best_model.pth'] * is_best
         if end_of_epoch and self._keep and epoch % self._save_every == 0:
             names.append(f'epoch_{epoch}.pth')
         if not names:
-            write_checkpoint(self.path / 'last.pth', checkpoint)
+            write_checkpoint(self.path / 'last.pth', checkpoint, abandoned)
             return
         first, *others = [self.path / name for name in [*names, 'last.pth']]
-        write_checkpoint(first, checkpoint)
+        write_checkpoint(first, checkpoint, abandoned)
         for other in others:
             with replacing(other) as temporary:
                 shutil.copyfile(first, temporary)
         self._remove_old_epochs()
+
+    def _write_history(self, entries: list[dict[str, Any]]) -> None:
+        write_text(self.path / METRICS, ''.join(json.dumps(entry) + '\n' for entry in entries))
 
     def _remove_old_epochs(self) -> None:
         numbered = {int(path.stem[6:]): path for path in self.path.glob('epoch_*.pth') if path.stem[6:].isdigit()}

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NoReturn
 
 import torch
 from torch import nn
@@ -23,14 +23,22 @@ from lib.trainer.head import Share
 from lib.trainer.mixing.mixed import Mixed, Mixer
 from lib.trainer.objective import Objective
 from lib.trainer.parts import Parts, whole_batch
-
-
-class Stopped(Exception):
-    """The user asked to stop; the place in the epoch is kept."""
+from lib.trainer.sums import Done, Sums
+from lib.trainer.wishes import Stopped, Wish, Wishes
 
 
 class NotFinite(UserError):
     """The loss became infinite or not a number; the weights are of no use any more."""
+
+
+class Average(Protocol):
+    """An average of a model's weights over the steps."""
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return it under the names of the model's own state_dict."""
+        ...
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None: ...
 
 
 @dataclass
@@ -50,7 +58,7 @@ class Learner:
         ranks: that share a batch.
         scaler: of the loss, where gradients in half precision would vanish; None: none.
         clip: bounds the gradients, which are there when it is called; None: any will do.
-        average: of the weights over the steps; None: none.
+        average: of the weights over the steps, which is what predicts; None: none.
     """
 
     model: Recognizer
@@ -68,85 +76,63 @@ class Learner:
     average: WeightAverage | None = None
 
 
-class Done(NamedTuple):
-    """What a step did: this rank's share of the batch's loss, and how many of its images were right; both scalars."""
-
-    loss: torch.Tensor
-    num_right: torch.Tensor
-
-
-class _Sums:
-    """Running sums of an epoch, on the device until somebody looks."""
-
-    def __init__(self, place: Place, device: torch.device) -> None:
-        self._place = place
-        self._new = torch.zeros(2, dtype=torch.float32, device=device)  # loss times images, right answers
-        self._num_images = 0
-        self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
-
-    def add(self, done: Done, num_images: int, step: int) -> None:
-        loss = done.loss
-        self._new += torch.stack([loss * num_images, done.num_right.to(loss.dtype)])
-        self._num_images += num_images
-        first = (self._first_bad_step < 0) & ~torch.isfinite(loss)
-        self._first_bad_step = torch.where(first, step, self._first_bad_step)
-
-    def look(self) -> int:
-        """Move the sums into the place, and return the first step with a loss that is not finite (-1: none)."""
-        loss_sum, num_right = self._new.tolist()
-        self._place.loss_sum += loss_sum
-        self._place.num_right += int(num_right)
-        self._place.num_images += self._num_images
-        self._new.zero_()
-        self._num_images = 0
-        return int(self._first_bad_step)
-
-
 def train_epoch(
     learner: Learner,
     place: Place,
     *,
     log_every: int,
-    should_stop: Callable[[], bool],
+    wishes: Wishes,
+    save: Callable[[], None],
     on_bad_images: Callable[[list[tuple[int, str]]], None],
 ) -> dict[str, float]:
     """Run the rest of the epoch at `place`, which is moved along.
+
+    Args:
+        wishes: asked after each step.
+        save: saves the run as it is at `place`.
 
     Returns:
         loss, top1 (of the augmented images, while training), lr (of the last step), images_per_second, seconds.
 
     Raises:
         NotFinite: naming epoch, step and learning rate; noticed at log steps, and before anything is saved.
-        Stopped: `should_stop` said so; `place` says after which step.
+        Stopped: by a wish; `place` says after which step.
     """
     loader, epoch = learner.loader, place.epoch
-    device, num_images = next(learner.model.parameters()).device, loader.batch_size
+    device = next(learner.model.parameters()).device
     learner.model.train()
     learner.objective.set_epoch(epoch)
-    sums = _Sums(place, device)
-    started, images_before = time.perf_counter(), place.num_images
+    sums, bad = Sums(place, learner.ranks, device), []
+    started = time.perf_counter() - place.seconds
     batches = loader.batches(epoch, place.step)
     bar = progress(batches, total=loader.steps_per_epoch, start=place.step, label=f'epoch {epoch + 1}')
     for batch in bar:
         global_step = epoch * loader.steps_per_epoch + place.step
         mixed = learner.mixer(batch.images, batch.labels, epoch=epoch, first_slot=loader.first_slot(place.step))
-        sums.add(_step(learner, mixed, global_step), num_images, place.step)
-        if batch.bad:
-            on_bad_images(batch.bad)
+        sums.add(_step(learner, mixed, global_step), loader.batch_size, place.step)
+        bad += batch.bad
         place.step += 1
-        if place.step % log_every == 0 or place.step == loader.steps_per_epoch or should_stop():
+        last = place.step == loader.steps_per_epoch
+        wish = wishes.agreed(last=last)
+        looks = place.step % log_every == 0 or last or bool(wish)
+        if looks or (bad and learner.ranks.count == 1):
+            on_bad_images([found for part in learner.ranks.gather(bad) for found in part])
+            bad.clear()
+        if looks:
+            place.seconds = time.perf_counter() - started
             _raise_if_not_finite(sums.look(), epoch, learner)
             bar.set_postfix(loss=f'{place.loss_sum / place.num_images:.3f}')
             _log_when_piped(bar, place, loader.steps_per_epoch)
-        if should_stop() and place.step < loader.steps_per_epoch:
-            raise Stopped
-    seconds = time.perf_counter() - started
+        if wish == Wish.SAVE:
+            save()
+        elif wish.stops:
+            raise Stopped(wish)
     return {
         'loss': place.loss_sum / place.num_images,
         'top1': place.num_right / place.num_images,
         'lr': learner.schedule(place.epoch * loader.steps_per_epoch + place.step - 1),
-        'images_per_second': (place.num_images - images_before) / seconds,
-        'seconds': seconds,
+        'images_per_second': place.num_images / place.seconds,
+        'seconds': place.seconds,
     }
 
 
@@ -205,11 +191,19 @@ def _forward(learner: Learner, mixed: Mixed) -> Outputs:
 
 
 def _raise_if_not_finite(step: int, epoch: int, learner: Learner) -> None:
-    if step < 0:
-        return
+    if step >= 0:
+        raise_not_finite('the loss is', epoch, step, learner)
+
+
+def raise_not_finite(what: str, epoch: int, step: int, learner: Learner) -> NoReturn:
+    """Say that training has diverged, as was found after a step.
+
+    Raises:
+        NotFinite: always.
+    """
     lr = learner.schedule(epoch * learner.loader.steps_per_epoch + step)
     raise NotFinite(
-        f'the loss is not finite from epoch {epoch + 1}, step {step + 1} on (learning rate {lr:g}); '
+        f'{what} not finite from epoch {epoch + 1}, step {step + 1} on (learning rate {lr:g}); '
         'the last good checkpoint is kept. A lower OPTIMIZER.LR or a longer SCHEDULE.WARMUP_EPOCHS helps most often'
     )
 

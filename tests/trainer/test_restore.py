@@ -16,7 +16,7 @@ def trained(kind, **options):
     optimizer = kind(model.parameters(), lr=0.1, **options)
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    return SimpleNamespace(model=model, optimizer=optimizer)
+    return SimpleNamespace(model=model, optimizer=optimizer, average=None, scaler=None)
 
 
 def checkpoint_of(learner):

@@ -1,0 +1,102 @@
+"""Writes checkpoints beside training."""
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+
+from lib.runtime.log import LOGGER
+from lib.trainer.checkpoint import Checkpoint
+from lib.trainer.run_folder import RunFolder
+from lib.trainer.snapshot import snapshot
+
+
+class Saver:
+    """Hands checkpoints to a thread that writes them into the run folder, one at a time.
+
+    As a context: leaving it waits for the write under way; when the process is to end at once, that is abandoned.
+
+    Args:
+        folder: of the run.
+        on_failure: called in the thread when a checkpoint that must be written could not be.
+    """
+
+    def __init__(self, folder: RunFolder, on_failure: Callable[[], None] = lambda: None) -> None:
+        self._folder, self._on_failure = folder, on_failure
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._abandoned = threading.Event()
+        self.saved: tuple[int, int] | None = None  # epoch and step of the last one that was written
+
+    def submit(
+        self,
+        make: Callable[[], Checkpoint],
+        *,
+        is_best: bool = False,
+        end_of_epoch: bool = False,
+        may_fail: bool = False,
+    ) -> None:
+        """Take a snapshot of what `make` returns, and have it written. Waits first for the one before.
+
+        Args:
+            is_best, end_of_epoch: which files to write, see RunFolder.save.
+            may_fail: a failure of the disk is a warning, since another save will come.
+
+        Raises:
+            OSError: that one could not be written.
+        """
+        self.wait()
+        taken = snapshot(make())
+
+        def write() -> None:
+            try:
+                self._folder.save(taken, is_best=is_best, end_of_epoch=end_of_epoch, abandoned=self._abandoned.is_set)
+                self.saved = taken.place.so_far
+            except OSError as error:
+                if may_fail:
+                    _warn(taken, error)
+                else:
+                    self._fail(error)
+            except BaseException as error:  # whatever it is, it is raised where the run can be ended
+                self._fail(error)
+
+        self._thread = threading.Thread(target=write, name='saver')
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return once nothing is being written.
+
+        Raises:
+            OSError: what was being written could not be, and had to be.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _fail(self, error: BaseException) -> None:
+        self._error = error
+        self._on_failure()
+
+    def __enter__(self) -> 'Saver':
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            self._abandoned.set()
+        if error is None:
+            self.wait()
+        else:
+            with suppress(Exception):  # the error on its way tells why the run ends
+                self.wait()
+
+
+def _warn(checkpoint: Checkpoint, error: OSError) -> None:
+    place, reason = checkpoint.place, error.strerror or str(error)
+    with suppress(OSError):  # log.txt may lie on the same disk
+        LOGGER.warning(
+            'epoch %d, step %d is not saved: %s: %s; training goes on, and the last good checkpoint stays',
+            place.epoch + 1, place.step, error.filename, reason.lower(),
+        )  # fmt: skip
