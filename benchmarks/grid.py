@@ -20,7 +20,8 @@ from lib.config.options import parse_options
 from lib.config.yaml_text import read_config_file
 from lib.errors import UserError
 from lib.runtime.files import write_json
-from lib.trainer.checkpoint import checkpoints_in, read_checkpoint
+from lib.trainer.checkpoint import read_checkpoint
+from lib.trainer.newest import checkpoints_in
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # What the grid itself gives to every run.

@@ -36,6 +36,11 @@ class Recognizer(nn.Module):
         self.eval_dtype = eval_dtype
         self._frozen = self._shifts_batchnorm = False
 
+    @property
+    def is_partial(self) -> bool:
+        """Whether the classifier holds a part of the classes, and other ranks the others."""
+        return len(self.classifier.classes) < self.classifier.num_classes
+
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Return the float32 features (batch, num_features) of `images`."""
         with self._autocast(images.device):

@@ -30,7 +30,8 @@ def start(argv: Sequence[str], *, program: str, description: str, needs_checkpoi
 
 
 def _checkpoint_config(resume_model: str, folder: Path) -> str | None:
-    from lib.trainer.checkpoint import newest_checkpoint, read_checkpoint
+    from lib.trainer.checkpoint import read_checkpoint
+    from lib.trainer.newest import newest_checkpoint
 
     if resume_model == 'last':
         checkpoint, _ = newest_checkpoint(folder)

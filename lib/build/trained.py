@@ -16,7 +16,8 @@ from lib.model import Recognizer
 from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
 from lib.runtime.ranks import ALONE, Ranks
-from lib.trainer.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
+from lib.trainer.checkpoint import Checkpoint, read_checkpoint
+from lib.trainer.newest import newest_checkpoint
 
 
 @dataclass

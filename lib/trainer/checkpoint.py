@@ -5,7 +5,7 @@ import pickle
 import platform
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import torch
 import torchvision
 
 from lib.errors import UserError
+from lib.trainer.head_rows import PREFIX, HeadRows, put_rows
+from lib.trainer.head_shards import num_classes_of, read_rows
 from lib.trainer.torch_file import write_torch
 
 # The original's files may hold its accuracy as a NumPy scalar. These names build a number and nothing else.
@@ -96,6 +98,8 @@ class Checkpoint:
         history: the objects of metrics.jsonl; None in older checkpoints.
         bad_images: images that could not be decoded, {split: {name: reason}}; None in older checkpoints.
         rng, versions: state of torch's generator and versions(), both of when it was made; None: of when it is written.
+        head: the rows of the classifier that this rank holds, taken out of the others: they are written apart.
+        head_folder: where the rows of all ranks lie, when they were not put back yet.
         path: where it was read from.
     """
 
@@ -111,12 +115,38 @@ class Checkpoint:
     bad_images: dict[str, dict[str, str]] | None = None
     rng: torch.Tensor | None = None
     versions: dict[str, str] | None = None
+    head: HeadRows | None = None
+    head_folder: Path | None = None
     path: Path | None = None
 
     @property
     def num_classes(self) -> int:
         """Number of classes, by the classifier's weight."""
-        return self.state_dict['classifier.weight'].shape[0]
+        if self.head is not None:
+            return self.head.num_classes
+        return num_classes_of(self.head_folder) if self.head_folder else self.state_dict['classifier.weight'].shape[0]
+
+    def with_rows(self, classes: range | None = None) -> 'Checkpoint':
+        """Return it with the classifier's rows of `classes` (None: all), whether or not ranks have written them apart.
+
+        The optimiser's state of a classifier that was written whole stays whole.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        if self.head_folder is None:
+            return (
+                self
+                if classes is None
+                else replace(
+                    self,
+                    state_dict=_rows_of(self.state_dict, classes),
+                    training_state=_rows_of(self.training_state, classes),
+                )
+            )
+        put = put_rows(self.state_dict, self.training_state, self.optimizer, read_rows(self.head_folder, classes))
+        state, training, optimizer = put
+        return replace(self, state_dict=state, training_state=training, optimizer=optimizer, head_folder=None)
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint, abandoned: Callable[[], bool] = lambda: False) -> None:
@@ -149,11 +179,20 @@ def _as_content(checkpoint: Checkpoint) -> dict[str, Any]:
         **(_training_set_as_content(training_set) if training_set else {}),
         'rng': {'torch': torch.get_rng_state() if checkpoint.rng is None else checkpoint.rng},
         'versions': checkpoint.versions or versions(),
+        'head': None if checkpoint.head is None else head_name(place),
     }
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def head_name(place: Place) -> str:
+    """Return the folder, beside the checkpoint, of the classifier's rows at a place."""
+    return f'head-{place.epoch}-{place.step}'
+
+
+def read_checkpoint(path: str | Path, *, with_rows: bool = True) -> Checkpoint:
     """Read a checkpoint, this project's or the original entry's (`module.` prefix, no config).
+
+    Args:
+        with_rows: False: where ranks have written their rows of the classifier apart, leave them there for now.
 
     Raises:
         UserError: no such file, cut short, no checkpoint, or one that would have to run code to be read.
@@ -174,7 +213,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     except Exception as error:  # bytes that are no checkpoint make the unpickler fail in every way there is
         raise _unreadable(path, error) from None
     try:
-        return _as_checkpoint(content, path)
+        checkpoint = _as_checkpoint(content, path)
+        return checkpoint.with_rows() if with_rows else checkpoint
     except (KeyError, TypeError, AttributeError) as error:  # the keys of our files, but not what ours hold
         raise _unreadable(path, error) from None
 
@@ -191,7 +231,8 @@ def _as_checkpoint(content: Any, path: Path) -> Checkpoint:
     ):
         raise UserError(f'RESUME_MODEL {path}: holds no state_dict, so it is no checkpoint of this project')
     state = {name.removeprefix('module.'): value for name, value in state.items()}
-    if state.get('classifier.weight', torch.empty(0)).ndim != 2:
+    head = content.get('head')
+    if head is None and state.get('classifier.weight', torch.empty(0)).ndim != 2:
         raise UserError(
             f'RESUME_MODEL {path}: its state_dict has no classifier.weight of two dimensions; '
             'backbone weights alone are given by MODEL.PRETRAINED'
@@ -209,6 +250,7 @@ def _as_checkpoint(content: Any, path: Path) -> Checkpoint:
         scaler=content.get('scaler'),
         history=content.get('history'),
         bad_images=content.get('bad_images'),
+        head_folder=None if head is None else path.parent / Path(head).name,
         path=path,
     )
 
@@ -227,28 +269,9 @@ def _training_set_of(content: dict[str, Any]) -> TrainingSet:
     return TrainingSet(content['train_digest'], counts, content['class_names'], content['class_parents'])
 
 
-def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the furthest readable checkpoint of a run folder (None if there is none), and what could not be read."""
-    faults: list[str] = []
-    furthest, reached = None, (-1, -1)
-    for path in sorted(checkpoints_in(folder), key=lambda path: path.name != 'last.pth'):
-        try:
-            checkpoint = read_checkpoint(path)
-        except UserError as error:
-            faults.append(str(error))
-            continue
-        if path.name == 'last.pth':
-            return checkpoint, faults
-        # Times of files say nothing once a folder was copied, so the checkpoints themselves are asked.
-        place = checkpoint.place.so_far if checkpoint.place else (-1, 0)
-        if place > reached:
-            furthest, reached = checkpoint, place
-    return furthest, faults
-
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run folder."""
-    return [path for path in sorted(folder.glob('*.pth')) if not path.name.startswith('.')]
+def _rows_of(state: dict[str, torch.Tensor] | None, classes: range) -> dict[str, torch.Tensor] | None:
+    rows = slice(classes.start, classes.stop)
+    return state and {name: tensor[rows] if name.startswith(PREFIX) else tensor for name, tensor in state.items()}
 
 
 def versions() -> dict[str, str]:

@@ -4,7 +4,7 @@ import math
 import signal
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from lib.runtime.log import LOGGER
 from lib.trainer.bad_images import BadImages
 from lib.trainer.checkpoint import Checkpoint, Place, TrainingSet
 from lib.trainer.events import EventFile
+from lib.trainer.head_rows import PREFIX, HeadRows, numbered, take_rows
 from lib.trainer.run_folder import RunFolder
 from lib.trainer.saver import Saver
 from lib.trainer.step import Learner, raise_not_finite, train_epoch
@@ -155,15 +156,15 @@ class _Run:
         self.save(may_fail=may_fail)
 
     def save(self, **how: bool) -> None:
-        """Save the run as it is. All ranks come here; the main one writes."""
-        if self.folder.writes:
+        """Save the run as it is. All ranks come here; the main one writes, others what they alone hold."""
+        if self.folder.writes or self.learner.model.is_partial:
             self.saver.submit(self.checkpoint, **how)
         self.wishes.saved()
 
     def checkpoint(self) -> Checkpoint:
         learner, plan = self.learner, self.plan
         average, scaler, trained = learner.average, learner.scaler, learner.model.state_dict()
-        return Checkpoint(
+        whole = Checkpoint(
             state_dict=trained if average is None else average.state_dict(),
             config=plan.config,
             recipe=plan.recipe,
@@ -175,6 +176,20 @@ class _Run:
             history=self.folder.history(),
             bad_images=self.folder.bad_images(),
         )
+        return _with_head_apart(learner, whole) if learner.model.is_partial else whole
+
+
+def _with_head_apart(learner: Learner, checkpoint: Checkpoint) -> Checkpoint:
+    """Take out the rows of the classifier that this rank holds; beside the main rank's, nothing else is written."""
+    classifier, ranks = learner.model.classifier, learner.ranks
+    named = ((f'{PREFIX}{name}', parameter) for name, parameter in classifier.named_parameters())
+    state, training, optimizer, rows = take_rows(
+        checkpoint.state_dict, checkpoint.training_state, checkpoint.optimizer, numbered(learner.optimizer, named)
+    )
+    head = HeadRows(rows, classifier.classes, classifier.num_classes, ranks.rank, ranks.count)
+    if not ranks.is_main:
+        return Checkpoint({}, place=checkpoint.place, head=head)
+    return replace(checkpoint, state_dict=state, training_state=training, optimizer=optimizer, head=head)
 
 
 def _is_best(select_by: str, valid: dict[str, float], place: Place) -> bool:
@@ -225,10 +240,12 @@ def restore(learner: Learner, checkpoint: Checkpoint) -> Place:
         learner.average.load_state_dict(checkpoint.state_dict)
     if learner.scaler is not None and checkpoint.scaler:
         learner.scaler.load_state_dict(checkpoint.scaler)
-    optimizer = learner.optimizer
+    optimizer, saved = learner.optimizer, checkpoint.optimizer
+    if learner.model.is_partial:
+        saved = _own_states(learner, saved)
     options = [{name: value for name, value in group.items() if name != 'params'} for group in optimizer.param_groups]
     try:
-        optimizer.load_state_dict(checkpoint.optimizer)
+        optimizer.load_state_dict(saved)
     except (KeyError, ValueError):  # whichever torch's optimisers find first
         raise UserError(
             f'{checkpoint.path}: the state of its optimiser does not fit OPTIMIZER.TYPE, '
@@ -239,3 +256,16 @@ def restore(learner: Learner, checkpoint: Checkpoint) -> Place:
     for group, own in zip(optimizer.param_groups, options, strict=True):
         group.update(own)
     return checkpoint.place
+
+
+def _own_states(learner: Learner, saved: dict[str, Any]) -> dict[str, Any]:
+    """Return the optimiser's state with the rows that this rank holds, of a classifier that was written whole."""
+    classifier = learner.model.classifier
+    rows = slice(classifier.classes.start, classifier.classes.stop)
+    states = dict(saved['state'])
+    for number in numbered(learner.optimizer, classifier.named_parameters()):
+        states[number] = {
+            key: value[rows] if torch.is_tensor(value) and value.shape[:1] == (classifier.num_classes,) else value
+            for key, value in states.get(number, {}).items()
+        }
+    return saved | {'state': {number: values for number, values in states.items() if values}}

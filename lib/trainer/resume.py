@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import UserError
-from lib.trainer.checkpoint import Checkpoint, checkpoints_in, newest_checkpoint, read_checkpoint
+from lib.trainer.checkpoint import Checkpoint, read_checkpoint
+from lib.trainer.newest import checkpoints_in, newest_checkpoint
 
 
 @dataclass(frozen=True)

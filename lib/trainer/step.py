@@ -31,16 +31,6 @@ class NotFinite(UserError):
     """The loss became infinite or not a number; the weights are of no use any more."""
 
 
-class Average(Protocol):
-    """An average of a model's weights over the steps."""
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return it under the names of the model's own state_dict."""
-        ...
-
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None: ...
-
-
 @dataclass
 class Learner:
     """What a step needs.

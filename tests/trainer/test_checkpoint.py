@@ -11,7 +11,8 @@ import torch
 
 from lib.errors import UserError
 from lib.runtime import files
-from lib.trainer.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, write_checkpoint
+from lib.trainer.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from lib.trainer.newest import newest_checkpoint
 from lib.trainer.run_folder import RunFolder
 from tests.trainer.small import save, save_original, small_checkpoint
 

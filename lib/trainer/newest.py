@@ -1,0 +1,36 @@
+"""The checkpoints of a run folder, and the newest of them."""
+
+from pathlib import Path
+
+from lib.errors import UserError
+from lib.trainer.checkpoint import Checkpoint, read_checkpoint
+from lib.trainer.head_shards import read_rows
+
+
+def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Return the furthest readable checkpoint of a run folder (None if there is none), and what could not be read.
+
+    The classifier's rows are left where they are, if ranks have written them apart.
+    """
+    faults: list[str] = []
+    furthest, reached = None, (-1, -1)
+    for path in sorted(checkpoints_in(folder), key=lambda path: path.name != 'last.pth'):
+        try:
+            checkpoint = read_checkpoint(path, with_rows=False)
+            if checkpoint.head_folder is not None:
+                read_rows(checkpoint.head_folder, range(0))  # whether they are all there
+        except UserError as error:
+            faults.append(str(error))
+            continue
+        if path.name == 'last.pth':
+            return checkpoint, faults
+        # Times of files say nothing once a folder was copied, so the checkpoints themselves are asked.
+        place = checkpoint.place.so_far if checkpoint.place else (-1, 0)
+        if place > reached:
+            furthest, reached = checkpoint, place
+    return furthest, faults
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return the checkpoints of a run folder."""
+    return [path for path in sorted(folder.glob('*.pth')) if not path.name.startswith('.')]
