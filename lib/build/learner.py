@@ -48,7 +48,7 @@ def build_learner(
         seed=cfg.SEED,
         parts=parts,
         ranks=ranks,
-        scaler=build_scaler(cfg, device, ranks),
+        scaler=build_scaler(model, device, ranks),
         clip=build_clip(cfg, model, ranks),
         average=WeightAverage(model, cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY else None,
     )

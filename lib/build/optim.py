@@ -1,16 +1,21 @@
 """OPTIMIZER and SCHEDULE in the config -> the optimiser, and the learning rate of every step."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from yacs.config import CfgNode
 
 from lib.errors import UserError
 from lib.model import Recognizer
+from lib.optim.clip import clip_gradients
 from lib.optim.layer_decay import layer_scales
 from lib.optim.max_norm import keep_norms_below
 from lib.optim.optimizer import create_optimizer
+from lib.optim.scaler import make_scaler
 from lib.optim.schedule import cosine, multistep, one_cycle
+from lib.runtime.device import Device
+from lib.runtime.ranks import ALONE, Ranks
 
 SCHEDULES: dict[str, Callable[..., Callable[[int], float]]] = {
     'multistep': lambda cfg, **common: multistep(
@@ -67,3 +72,18 @@ def build_optimizer(cfg: CfgNode, model: Recognizer) -> torch.optim.Optimizer:
             )
         keep_norms_below(optimizer, model.classifier.weight, options.MAX_NORM)
     return optimizer
+
+
+def build_clip(cfg: CfgNode, model: Recognizer, ranks: Ranks) -> Callable[[], torch.Tensor] | None:
+    """Return what bounds the gradients before a step; None: nothing does."""
+    if not cfg.OPTIMIZER.CLIP_NORM:
+        return None
+    rows = list(model.classifier.parameters()) if model.is_partial else []
+    return partial(clip_gradients, list(model.parameters()), cfg.OPTIMIZER.CLIP_NORM, sharded=rows, ranks=ranks)
+
+
+def build_scaler(model: Recognizer, device: Device, ranks: Ranks) -> torch.amp.GradScaler | None:
+    """Return the scaler of the loss where gradients are in float16; None elsewhere."""
+    if not device.scales:
+        return None
+    return make_scaler(device.main, enabled=True, ranks=ranks if model.is_partial else ALONE)

@@ -71,12 +71,12 @@ class Training:
         Where weights are averaged, it is the average that is looked at. `check` is called after each batch; what it
         raises ends the pass.
         """
-        share_buffers(self.learner.model, self.ranks)
         if not self.data.valid:
             return {}
         started = time.perf_counter()
         average = self.learner.average
         with nullcontext() if average is None else average.swapped():
+            share_buffers(self.learner.model, self.ranks)
             metrics = self.evaluate(self.learner.model, check).metrics
         seconds = time.perf_counter() - started
         return {**metrics, 'images_per_second': len(self.data.valid) / seconds, 'seconds': seconds}
