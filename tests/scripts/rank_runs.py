@@ -21,5 +21,5 @@ def start_ranks(scripts: Scripts, count: int, folder: Path, script: str, *option
 
 
 def run_ranks_of(scripts: Scripts, count: int, folder: Path, script: str, *options: object, code: int | None = 0):
-    """Run `script` on `count` ranks to its end, and return what each said; all must end with `code`, if one is given."""
+    """Run `script` on `count` ranks to their end, all with `code` if one is given; return what each said."""
     return [running.wait(code) for running in start_ranks(scripts, count, folder, script, *options)]

@@ -129,7 +129,8 @@ def test_preemption_of_all_ranks(scripts, products, tmp_path):
     os.kill(running[1].process, signal.SIGTERM)
     time.sleep(0.05)
     os.kill(running[0].process, signal.SIGTERM)
-    assert 'stopped and saved' in [one.wait(143) for one in running][0].stdout
+    main, _ = (one.wait(143) for one in running)
+    assert 'stopped and saved' in main.stdout
     done = scripts.run(tmp_path, 'main.py', *options_of(products, *LAST, '--TRAIN_MAX_EPOCH', 3), code=None)
     assert 'going on from log/run/last.pth' in done.stdout or 'epochs are done' in done.stdout + done.stderr
 
