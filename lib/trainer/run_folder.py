@@ -54,6 +54,7 @@ class RunFolder:
         self.writes = writes
         self._save_every = save_every
         self._keep = keep
+        self._heads: dict[str, Path | None] | None = None  # by checkpoint, where its classifier's rows lie
         if writes:
             path.mkdir(parents=True, exist_ok=True)
 
@@ -144,14 +145,18 @@ class RunFolder:
         if names:
             self._remove_old_epochs()
         if checkpoint.head is not None:
-            self._remove_old_heads(checkpoint.place)
+            self._remove_old_heads(checkpoint.place, [*names, 'last.pth'])
 
     def _write_history(self, entries: list[dict[str, Any]]) -> None:
         write_text(self.path / METRICS, ''.join(json.dumps(entry) + '\n' for entry in entries))
 
-    def _remove_old_heads(self, place: Place) -> None:
+    def _remove_old_heads(self, place: Place, written: list[str]) -> None:
         """Remove rows that no checkpoint refers to. Of a later place there may be some already, by a faster rank."""
-        needed = {read_checkpoint(path, with_rows=False).head_folder for path in checkpoints_in(self.path)}
+        if self._heads is None:
+            found = {path.name: read_checkpoint(path, with_rows=False) for path in checkpoints_in(self.path)}
+            self._heads = {name: checkpoint.head_folder for name, checkpoint in found.items()}
+        self._heads |= dict.fromkeys(written, self.path / head_name(place))
+        needed = {self._heads.get(path.name) for path in checkpoints_in(self.path)}
         for folder in self.path.glob('head-*-*'):
             numbers = folder.name.split('-')[1:]
             if folder not in needed and all(map(str.isdigit, numbers)) and tuple(map(int, numbers)) < place.so_far:
