@@ -32,6 +32,7 @@ from lib.dataset.sampler import (
 )
 from lib.dataset.transforms import PadCrop, RandomResizedCrop, ResizeCenterCrop
 from lib.runtime.device import Device
+from lib.runtime.ranks import ALONE, Ranks
 from lib.runtime.workers import num_cores
 
 SAMPLERS: dict[str, ClassWeights] = {
@@ -91,7 +92,9 @@ def _sampler(cfg: CfgNode, name: str, index: ProductIndex, *, stream: int = 0) -
     return Sampler(weights, index, cfg.SEED, cfg.TRAIN.MAX_EPOCH, evenly=evenly, stream=stream)
 
 
-def build_train_loader(cfg: CfgNode, split: Split, index: ProductIndex, device: Device) -> TrainLoader:
+def build_train_loader(
+    cfg: CfgNode, split: Split, index: ProductIndex, device: Device, ranks: Ranks = ALONE
+) -> TrainLoader:
     """Return the loader of the training split; `index` says which of its rows take part.
 
     Where there are two slots an image, its batches are twice as large, and an epoch has as many as ever.
@@ -102,15 +105,17 @@ def build_train_loader(cfg: CfgNode, split: Split, index: ProductIndex, device: 
     reader = BatchReader(images, split.labels, transform, cfg.SEED, on_bad, index, build_augment(cfg))
     plan = build_sampler(cfg, index)
     each = slots_per_image(cfg)
-    return TrainLoader(reader, plan, each * len(index), each * cfg.TRAIN.BATCH_SIZE, **_feed_options(cfg, device))
+    return TrainLoader(
+        reader, plan, each * len(index), each * cfg.TRAIN.BATCH_SIZE, ranks=ranks, **_feed_options(cfg, device)
+    )
 
 
-def build_eval_loader(cfg: CfgNode, split: Split, device: Device) -> EvalLoader:
+def build_eval_loader(cfg: CfgNode, split: Split, device: Device, ranks: Ranks = ALONE) -> EvalLoader:
     """Return the loader of a validation or test split."""
     size = cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE
     reader = BatchReader(_images(cfg, split), split.labels, ResizeCenterCrop(size, cfg.INPUT.CROP_RATIO), cfg.SEED)
     batch_size = cfg.TEST.BATCH_SIZE or cfg.TRAIN.BATCH_SIZE
-    return EvalLoader(reader, len(split), batch_size, **_feed_options(cfg, device))
+    return EvalLoader(reader, len(split), batch_size, ranks=ranks, **_feed_options(cfg, device))
 
 
 def build_augment(cfg: CfgNode) -> Augment | None:

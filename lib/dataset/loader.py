@@ -14,6 +14,7 @@ from lib.dataset.normalize import mirror
 from lib.dataset.reader import BatchReader, Filled, Request
 from lib.errors import UserError
 from lib.runtime.device import one_thread
+from lib.runtime.ranks import ALONE, Ranks
 from lib.runtime.shared_memory import free_shared_bytes, shared_empty
 from lib.runtime.workers import fresh_processes
 
@@ -46,39 +47,100 @@ class Batch:
 
 
 class TrainLoader:
-    """The training batches of an epoch, starting at any of them.
+    """The training batches of an epoch, starting at any of them: of each batch, this rank's share.
 
-    The partial last batch is dropped; a set smaller than a batch is one batch.
+    The partial last batch is dropped; a set smaller than a batch is one batch. What a slot holds does not depend on the
+    number of ranks.
+
+    Attributes:
+        batch_size: slots a step, over all ranks.
+        local_batch_size: slots a step of this rank: contiguous ones, and pairs (slot XOR 1) stay on one rank unless
+            batches are odd.
+        steps_per_epoch: the same on every rank.
     """
 
-    def __init__(self, reader: BatchReader, plan: EpochPlan, num_slots: int, batch_size: int, **workers) -> None:
+    def __init__(
+        self,
+        reader: BatchReader,
+        plan: EpochPlan,
+        num_slots: int,
+        batch_size: int,
+        *,
+        ranks: Ranks = ALONE,
+        **workers,
+    ) -> None:
+        """Raises: UserError where a batch has too few images for the ranks."""
         self.plan = plan
         self.batch_size = min(batch_size, num_slots)
         self.steps_per_epoch = num_slots // self.batch_size
-        self._feed = _Feed(reader, self.batch_size, **workers)
+        _check_ranks(self.batch_size, num_slots, ranks)
+        self._share = ranks.share_pairs(self.batch_size)
+        self.local_batch_size = self._share.stop - self._share.start
+        self._feed = _Feed(reader, self.local_batch_size, **workers)
+
+    def first_slot(self, step: int) -> int:
+        """Return the slot of the epoch at which this rank's share of a step begins."""
+        return step * self.batch_size + self._share.start
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from `first_step` on, on the device."""
         rows = self.plan.plan(epoch)
-        starts = range(first_step * self.batch_size, self.steps_per_epoch * self.batch_size, self.batch_size)
-        return self._feed(Request(epoch, start, rows[start : start + self.batch_size]) for start in starts)
+        starts = map(self.first_slot, range(first_step, self.steps_per_epoch))
+        return self._feed(Request(epoch, start, rows[start : start + self.local_batch_size]) for start in starts)
+
+
+def _check_ranks(batch_size: int, num_slots: int, ranks: Ranks) -> None:
+    if batch_size // (1 if batch_size % 2 else 2) >= ranks.count:
+        return
+    if num_slots < 2 * ranks.count:
+        raise UserError(
+            f'{num_slots} training images are too few for {ranks.count} ranks, of which each takes a part of every '
+            f'batch: start at most {max(1, num_slots // 2)}'
+        )
+    raise UserError(
+        f'TRAIN.BATCH_SIZE: steps of {batch_size} images leave some of the {ranks.count} ranks with none; '
+        f'--TRAIN_BATCH_SIZE {2 * ranks.count} gives each two, the fewest for BatchNorm'
+    )
 
 
 class EvalLoader:
-    """Every row once, in order; the last batch may be smaller."""
+    """Every row once, in order; the last batch may be smaller. Each rank has a contiguous part of the rows, maybe none.
 
-    def __init__(self, reader: BatchReader, num_images: int, batch_size: int, **workers) -> None:
+    Attributes:
+        num_images: rows, over all ranks.
+        rows: those of this rank.
+        max_batches: the most batches that any rank has.
+    """
+
+    def __init__(
+        self, reader: BatchReader, num_images: int, batch_size: int, *, ranks: Ranks = ALONE, **workers
+    ) -> None:
         self.num_images = num_images
         self.batch_size = batch_size
-        self._feed = _Feed(reader, min(batch_size, num_images), **workers)
+        self.rows = ranks.share(num_images)
+        self._num_rows = [_length(replace(ranks, rank=rank).share(num_images)) for rank in range(ranks.count)]
+        self.max_batches = -(-max(self._num_rows) // batch_size)
+        self._feed = _Feed(reader, min(batch_size, _length(self.rows)), **workers)
+
+    def sizes(self, number: int) -> list[int]:
+        """Return how many images each rank has in its batch of that number (from 0); 0 after its last one."""
+        return [max(0, min(self.batch_size, rows - number * self.batch_size)) for rows in self._num_rows]
 
     def __len__(self) -> int:
-        return -(-self.num_images // self.batch_size)
+        """Batches of this rank."""
+        return -(-_length(self.rows) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        rows = np.arange(self.num_images)
-        starts = range(0, self.num_images, self.batch_size)
-        return self._feed(Request(0, start, rows[start : start + self.batch_size]) for start in starts)
+        if not len(self):
+            return iter(())  # without starting workers
+        starts = range(self.rows.start, self.rows.stop, self.batch_size)
+        return self._feed(
+            Request(0, start, np.arange(start, min(start + self.batch_size, self.rows.stop))) for start in starts
+        )
+
+
+def _length(part: slice) -> int:
+    return part.stop - part.start
 
 
 class _Feed:

@@ -3,7 +3,6 @@
 import io
 import os
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,80 +10,44 @@ import torch
 from PIL import Image
 
 from lib.dataset import loader as loaders
-from lib.dataset.images import ArrayImages, FileImages
+from lib.dataset.images import ArrayImages
 from lib.dataset.index import ProductIndex
-from lib.dataset.loader import Batch, EvalLoader, TrainLoader
+from lib.dataset.loader import EvalLoader, TrainLoader
 from lib.dataset.normalize import Normalize, mirror
 from lib.dataset.picture import Picture
 from lib.dataset.reader import BatchReader, Filled, Request
-from lib.dataset.sampler import Sampler, class_balance, instance_balance
-from lib.dataset.transforms import PadCrop, RandomResizedCrop, ResizeCenterCrop
+from lib.dataset.sampler import instance_balance
+from lib.dataset.transforms import PadCrop, ResizeCenterCrop
 from lib.errors import UserError
-
-SIZE = 16
-CPU = torch.device('cpu')
-LABELS = np.array([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3], np.int32)
-BAD = (1, 6, 7)  # rows whose files are no images, where a test wants some
-CROP = RandomResizedCrop(SIZE, (0.3, 1.0), (0.75, 4 / 3), 0.5)
-
-
-def png(row: int) -> bytes:
-    pixels = np.random.default_rng(row).integers(0, 256, (24, 20, 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, 'PNG')
-    return buffer.getvalue()
+from tests.dataset.loading import (
+    BAD,
+    CROP,
+    LABELS,
+    SIZE,
+    all_same,
+    eval_loader,
+    feed,
+    files,
+    reader_of,
+    train_loader,
+    write_images,
+)
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A folder with one image a row."""
-    for row in range(len(LABELS)):
-        (tmp_path / f'{row}.png').write_bytes(png(row))
-    return tmp_path
+    return write_images(tmp_path)
 
 
 @pytest.fixture
-def bad_folder(folder):
-    for row in BAD:
-        (folder / f'{row}.png').write_bytes(b'no image at all')
-    return folder
-
-
-def files(folder: Path) -> FileImages:
-    return FileImages([f'{row}.png' for row in range(len(LABELS))], str(folder))
-
-
-def reader_of(images, on_bad='replace', seed=3, transform=CROP) -> BatchReader:
-    return BatchReader(images, LABELS, transform, seed, on_bad, ProductIndex(LABELS, 4))
-
-
-def feed(num_workers=0):
-    return {'device': CPU, 'normalize': Normalize(), 'num_workers': num_workers}
-
-
-def train_loader(images, batch_size=4, num_workers=0, weights=class_balance, seed=3, on_bad='replace') -> TrainLoader:
-    plan = Sampler(weights, ProductIndex(LABELS, 4), seed, max_epoch=5)
-    return TrainLoader(reader_of(images, on_bad, seed), plan, len(LABELS), batch_size, **feed(num_workers))
-
-
-def eval_loader(images, batch_size=4, num_workers=0) -> EvalLoader:
-    reader = BatchReader(images, LABELS, ResizeCenterCrop(SIZE, 0.875), 0)
-    return EvalLoader(reader, len(LABELS), batch_size, **feed(num_workers))
-
-
-def same(one: Batch, other: Batch) -> bool:
-    tensors = ('images', 'labels', 'readable', 'rows')
-    return one.bad == other.bad and all(torch.equal(getattr(one, name), getattr(other, name)) for name in tensors)
+def bad_folder(tmp_path):
+    return write_images(tmp_path, BAD)
 
 
 def pixels_of(filled: Filled) -> torch.Tensor:
     """What the device makes of them."""
     return mirror(filled.pixels.clone(), torch.from_numpy(np.flatnonzero(filled.flip)))
-
-
-def all_same(one, other) -> bool:
-    one, other = list(one), list(other)
-    return len(one) == len(other) and all(map(same, one, other))
 
 
 def refusal(loader: TrainLoader, epoch: int) -> str:

@@ -1,0 +1,146 @@
+"""Batches that ranks share: put side by side, what one process reads."""
+
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib.dataset.images import ArrayImages
+from lib.dataset.index import ProductIndex
+from lib.dataset.loader import Batch, EvalLoader, TrainLoader
+from lib.dataset.paired import RepeatedPlan
+from lib.dataset.reader import BatchReader
+from lib.dataset.sampler import Sampler, instance_balance
+from lib.dataset.transforms import ResizeCenterCrop
+from lib.errors import UserError
+from lib.runtime.ranks import Ranks
+from tests.dataset.loading import (
+    BAD,
+    CROP,
+    LABELS,
+    SIZE,
+    all_same,
+    eval_loader,
+    feed,
+    files,
+    train_loader,
+    write_images,
+)
+
+
+@pytest.fixture
+def images(tmp_path):
+    return files(write_images(tmp_path, BAD))
+
+
+def joined(parts: tuple[Batch, ...]) -> Batch:
+    """Return the batch that the ranks have between them."""
+    tensors = (torch.cat([getattr(part, name) for part in parts]) for name in ('images', 'labels', 'readable', 'rows'))
+    return Batch(*tensors, bad=list(chain(*(part.bad for part in parts))))
+
+
+def sides(of_ranks: list) -> list[Batch]:
+    return [joined(parts) for parts in zip(*of_ranks, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ('batch_size', 'count'), [(batch, count) for batch in (4, 5, 8, 10) for count in (1, 2, 3, 4) if batch >= 2 * count]
+)
+def test_ranks_share_each_batch(images, batch_size, count):
+    """Mirrored images and replacements of unreadable ones are in it, from the first step and from a later one."""
+    options = {'batch_size': batch_size, 'weights': instance_balance}
+    alone = train_loader(images, **options)
+    loaders = [train_loader(images, ranks=Ranks(rank, count), **options) for rank in range(count)]
+    assert {(one.batch_size, one.steps_per_epoch) for one in loaders} == {(batch_size, 11 // batch_size)}
+    assert sum(one.local_batch_size for one in loaders) == batch_size
+    expected = {epoch: list(alone.batches(epoch)) for epoch in range(3)}
+    assert any(batch.bad for batch in chain(*expected.values()))
+    for epoch, batches in expected.items():
+        for first_step in range(alone.steps_per_epoch):
+            assert all_same(sides([one.batches(epoch, first_step) for one in loaders]), batches[first_step:])
+
+
+def test_workers_of_ranks_change_nothing(images):
+    """Each rank's workers go through an epoch, and begin another in the middle."""
+    alone = train_loader(images, 5)
+    loaders = [train_loader(images, 5, num_workers=2, ranks=Ranks(rank, 2)) for rank in range(2)]
+    for epoch, first_step in ((0, 0), (3, 1)):
+        assert all_same(sides([one.batches(epoch, first_step) for one in loaders]), alone.batches(epoch, first_step))
+
+
+def loaders_of(num_slots: int, batch_size: int, count: int) -> list[TrainLoader]:
+    images = ArrayImages(np.zeros((1, SIZE, SIZE, 3), np.uint8))
+    labels = np.zeros(1, np.int32)
+    index = ProductIndex(labels, 1)
+    plan = RepeatedPlan(Sampler(instance_balance, index, 0, 1), num_slots)
+    reader = BatchReader(images, labels, CROP, 0, 'replace', index)
+    return [
+        TrainLoader(reader, plan, num_slots, batch_size, ranks=Ranks(rank, count), **feed()) for rank in range(count)
+    ]
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 9), st.integers(0, 3))
+def test_shares_are_contiguous_nearly_equal_and_keep_pairs(num_slots, batch_size, count, step):
+    try:
+        loaders = loaders_of(num_slots, batch_size, count)
+    except UserError:
+        slots = min(num_slots, batch_size)
+        assert slots < count or (slots % 2 == 0 and slots < 2 * count)
+        return
+    slots, sizes = loaders[0].batch_size, [one.local_batch_size for one in loaders]
+    ends = [step * slots + sum(sizes[:rank]) for rank in range(count + 1)]
+    assert [one.first_slot(step) for one in loaders] == ends[:-1]
+    assert ends[-1] == (step + 1) * slots
+    assert min(sizes) >= 1
+    if slots % 2:
+        assert max(sizes) - min(sizes) <= 1
+    else:
+        assert all(end % 2 == 0 for end in ends)
+        assert max(sizes) - min(sizes) <= 2
+
+
+@pytest.mark.parametrize(('batch_size', 'count'), [(3, 4), (6, 4), (2, 2), (1, 2), (14, 8)])
+def test_a_batch_too_small_for_the_ranks(batch_size, count):
+    with pytest.raises(UserError) as caught:
+        loaders_of(100, batch_size, count)
+    message = str(caught.value)
+    assert '\n' not in message
+    assert f'TRAIN.BATCH_SIZE: steps of {batch_size} images' in message
+    assert f'{count} ranks' in message
+    assert f'--TRAIN_BATCH_SIZE {2 * count} ' in message
+    assert {one.local_batch_size for one in loaders_of(100, 2 * count, count)} == {2}, 'as the message says'
+
+
+def test_a_set_too_small_for_the_ranks():
+    with pytest.raises(UserError, match=r'^6 training images are too few for 4 ranks.*start at most 3$'):
+        loaders_of(6, 512, 4)
+    assert [one.local_batch_size for one in loaders_of(6, 512, 3)] == [2, 2, 2]
+
+
+@pytest.mark.parametrize('batch_size', [1, 3, 4, 100])
+@pytest.mark.parametrize('count', [1, 2, 3, 4, 13])
+def test_evaluation_sees_every_row_once(images, batch_size, count):
+    """Thirteen ranks are more than there are images."""
+    loaders = [eval_loader(images, batch_size, ranks=Ranks(rank, count)) for rank in range(count)]
+    found = [list(one) for one in loaders]
+    assert [len(one) for one in loaders] == [len(batches) for batches in found]
+    whole, batches = joined(tuple(eval_loader(images, 11))), tuple(chain(*found))
+    assert all_same([joined(batches)], [whole])
+    for one, own in zip(loaders, found, strict=True):
+        assert one.num_images == 11
+        rows = [row for batch in own for row in batch.rows.tolist()]
+        assert rows == list(range(one.rows.start, one.rows.stop))
+        assert one.max_batches == max(map(len, found))
+        for number in range(one.max_batches + 1):
+            assert one.sizes(number) == [len(own[number].rows) if number < len(own) else 0 for own in found]
+
+
+def test_a_rank_without_images_with_workers(images):
+    reader = BatchReader(images, LABELS, ResizeCenterCrop(SIZE), 0)
+    loaders = [EvalLoader(reader, 1, 4, ranks=Ranks(rank, 2), **feed(num_workers=1)) for rank in range(2)]
+    assert [len(one) for one in loaders] == [0, 1]
+    assert [[batch.rows.tolist() for batch in one] for one in loaders] == [[], [[0]]]
+    assert loaders[0].max_batches == 1
