@@ -30,6 +30,10 @@ class ResNet32(nn.Module):
         x = self.layer3(self.layer2(self.layer1(x)))  # (batch, 64, H / 4, W / 4)
         return x.mean(dim=(2, 3))  # (batch, 64)
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Return the stem and the blocks (`coarse`: the stages) as patterns of parameter names, as timm's models do."""
+        return {'stem': r'^conv1|bn1', 'blocks': r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)'}
+
 
 class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions beside an identity, which is subsampled and padded where the shape changes."""

@@ -7,6 +7,7 @@ from yacs.config import CfgNode
 
 from lib.errors import UserError
 from lib.model import Recognizer
+from lib.optim.layer_decay import layer_scales
 from lib.optim.max_norm import keep_norms_below
 from lib.optim.optimizer import create_optimizer
 from lib.optim.schedule import cosine, multistep, one_cycle
@@ -39,9 +40,14 @@ def build_optimizer(cfg: CfgNode, model: Recognizer) -> torch.optim.Optimizer:
     """Return the optimiser of the parameters that are trained.
 
     Raises:
-        UserError: OPTIMIZER.MAX_NORM would change a classifier that is frozen.
+        UserError: OPTIMIZER.MAX_NORM would change a classifier that is frozen, or OPTIMIZER.LAYER_DECAY is for a
+            backbone that does not tell its blocks.
     """
     options = cfg.OPTIMIZER
+    lr_scales = None
+    if options.LAYER_DECAY < 1:
+        scales = layer_scales(model.backbone, options.LAYER_DECAY, name=cfg.MODEL.BACKBONE)
+        lr_scales = {f'backbone.{name}': scale for name, scale in scales.items()}
     optimizer = create_optimizer(
         model,
         kind=options.TYPE,
@@ -51,6 +57,7 @@ def build_optimizer(cfg: CfgNode, model: Recognizer) -> torch.optim.Optimizer:
         weight_decay=options.WEIGHT_DECAY,
         betas=options.BETAS,
         decay_norm_and_bias=options.DECAY_NORM_AND_BIAS,
+        lr_scales=lr_scales,
     )
     if options.MAX_NORM:
         if not model.classifier.weight.requires_grad:

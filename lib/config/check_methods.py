@@ -61,6 +61,11 @@ def _check_classifier(values: dict[str, Any]) -> None:
             'MODEL.FREEZE_BACKBONE True would train a classifier on random features: give the first stage '
             '(--RESUME_MODEL log/NAME/last.pth) or MODEL.PRETRAINED'
         )
+    if values['MODEL.FREEZE_BACKBONE'] and values['OPTIMIZER.LAYER_DECAY'] < 1:
+        raise UserError(
+            f'OPTIMIZER.LAYER_DECAY is {values["OPTIMIZER.LAYER_DECAY"]:g}, but MODEL.FREEZE_BACKBONE True trains no '
+            'block of the backbone: --OPTIMIZER_LAYER_DECAY 1'
+        )
     if values['MODEL.CLASSIFIER_INIT'] != 'checkpoint' and not resumed:
         raise UserError(
             f'MODEL.CLASSIFIER_INIT is {values["MODEL.CLASSIFIER_INIT"]}, which is for a second stage: give the first '

@@ -1,5 +1,6 @@
 """Which device, which precision: picked by the hardware, or forced."""
 
+import math
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from torch import nn
 
 from lib.errors import UserError
 
+FORCED_DTYPES = {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+
 
 @dataclass(frozen=True)
 class Device:
@@ -19,7 +22,7 @@ class Device:
     Attributes:
         main: the device that holds the model and the batches.
         replicas: GPU numbers for DataParallel; fewer than two means none.
-        train_dtype: of autocast in training: torch.bfloat16, or None for float32 throughout.
+        train_dtype: of autocast in training: torch.bfloat16, torch.float16, or None for float32 throughout.
         eval_dtype: the same in evaluation.
     """
 
@@ -27,6 +30,11 @@ class Device:
     replicas: tuple[int, ...]
     train_dtype: torch.dtype | None
     eval_dtype: torch.dtype | None
+
+    @property
+    def scales(self) -> bool:
+        """Whether training has to scale the loss: gradients below 6e-8 are 0 in float16."""
+        return self.train_dtype is torch.float16
 
     def describe(self, *, training: bool) -> str:
         """Return one phrase for the log, such as 'cpu, float32' or '4 GPUs (NVIDIA H200), bfloat16'."""
@@ -36,7 +44,7 @@ class Device:
         else:
             where = self.main.type
         dtype = self.train_dtype if training else self.eval_dtype
-        return f'{where}, {"float32" if dtype is None else "bfloat16"}'
+        return f'{where}, {str(dtype or torch.float32).removeprefix("torch.")}'
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """Return the model as the training step calls it: spread over the GPUs when there are several."""
@@ -46,8 +54,9 @@ class Device:
 def pick_device(name: str = 'auto', precision: str = 'auto') -> Device:
     """Return the device called `name` ('auto', 'cpu', 'mps', 'cuda', 'cuda:N') with a precision that suits it.
 
-    'auto' as precision is bfloat16 where the hardware computes in it, but for training alone: rounded to eight bits,
-    near-identical products would tie, and a model would score differently from machine to machine.
+    'auto' as precision is bfloat16 where the hardware computes in it, else float16 on GPUs that are fast in it, but for
+    training alone: rounded to eight bits, near-identical products would tie, and a model would score differently from
+    machine to machine.
 
     Raises:
         UserError: the device is not there, or its name is none.
@@ -55,13 +64,23 @@ def pick_device(name: str = 'auto', precision: str = 'auto') -> Device:
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     main, replicas = _resolve(name)
-    in_training = precision == 'bfloat16' or (precision == 'auto' and _has_bfloat16(main))
-    return Device(
-        main,
-        replicas,
-        train_dtype=torch.bfloat16 if in_training else None,
-        eval_dtype=torch.bfloat16 if precision == 'bfloat16' else None,
-    )
+    if precision == 'auto':
+        return Device(main, replicas, train_dtype=_fast_dtype(main, replicas), eval_dtype=None)
+    dtype = FORCED_DTYPES[precision]
+    return Device(main, replicas, train_dtype=dtype, eval_dtype=dtype)
+
+
+def num_replicas(batch_size: int, num_gpus: int) -> int:
+    """Return over how many of the GPUs DataParallel can spread a batch: every replica gets at least two images.
+
+    BatchNorm cannot train on one. DataParallel cuts as torch.chunk does: ceil(batch_size / n) images for each of the
+    n replicas, and what is left for the last one, which may be nothing.
+    """
+    for count in range(min(num_gpus, batch_size // 2), 1, -1):
+        last = batch_size - (count - 1) * math.ceil(batch_size / count)
+        if last >= 2:
+            return count
+    return 1
 
 
 def _resolve(name: str) -> tuple[torch.device, tuple[int, ...]]:
@@ -80,15 +99,17 @@ def _resolve(name: str) -> tuple[torch.device, tuple[int, ...]]:
     return torch.device('cuda', replicas[0]), replicas
 
 
-def _has_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware computes in bfloat16; where it only emulates it, float32 is faster."""
+def _fast_dtype(device: torch.device, replicas: tuple[int, ...]) -> torch.dtype | None:
+    """Return what the hardware computes in faster than in float32; where it only emulates a type, that is slower."""
     if device.type == 'cuda':
-        return all(torch.cuda.get_device_capability(number) >= (8, 0) for number in range(torch.cuda.device_count()))
+        capability = min(torch.cuda.get_device_capability(number) for number in replicas)
+        # Tensor cores know bfloat16 from 8.0 on, and float16 from 7.0 on. Older GPUs have none, and the most common of
+        # them (6.1) compute in float16 far more slowly than in float32, so there it has to be asked for.
+        return torch.bfloat16 if capability >= (8, 0) else torch.float16 if capability >= (7, 0) else None
     if device.type == 'mps':
-        return False
-    if platform.machine() in ('arm64', 'aarch64'):
-        return 'bf16' in _cpu_flags()
-    return bool({'avx512_bf16', 'amx_bf16'} & _cpu_flags())
+        return None
+    native = {'bf16'} if platform.machine() in ('arm64', 'aarch64') else {'avx512_bf16', 'amx_bf16'}
+    return torch.bfloat16 if native & _cpu_flags() else None
 
 
 def _cpu_flags() -> set[str]:

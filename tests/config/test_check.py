@@ -152,3 +152,12 @@ def test_annotations_beside_shards(name, of_json, of_shards, is_refused):
     else:
         check(values, levels)
     check({name: 'a.json'})
+
+
+def test_a_frozen_backbone_has_no_layers_to_decay():
+    frozen = {'MODEL.FREEZE_BACKBONE': True, 'RESUME_MODEL': 'x.pth'}
+    message = refused({**frozen, 'OPTIMIZER.LAYER_DECAY': 0.7})
+    assert message.startswith('OPTIMIZER.LAYER_DECAY is 0.7, but MODEL.FREEZE_BACKBONE True')
+    assert '--OPTIMIZER_LAYER_DECAY 1' in message
+    check(frozen)
+    check({'OPTIMIZER.LAYER_DECAY': 0.7})

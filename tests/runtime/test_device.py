@@ -2,21 +2,28 @@
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from torch import nn
 
+from lib.config.defaults import KEYS
 from lib.errors import UserError
 from lib.runtime import device as module
-from lib.runtime.device import Device, pick_device
+from lib.runtime.device import FORCED_DTYPES, Device, num_replicas, pick_device
 
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Imagine a machine: number of GPUs, their compute capability, whether there is MPS, the CPU's flags."""
+    """Imagine a machine: number of GPUs, their compute capability (one, or each's), is there MPS, the CPU's flags."""
 
     def imagine(gpus=0, capability=(8, 0), mps=False, flags=(), architecture='x86_64'):
         monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
-        monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda number: capability)
+        monkeypatch.setattr(
+            torch.cuda,
+            'get_device_capability',
+            lambda number: (capability if isinstance(capability, list) else [capability] * gpus)[number],
+        )
         monkeypatch.setattr(torch.cuda, 'get_device_name', lambda number: 'GPU X')
         monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: mps)
         monkeypatch.setattr(module.platform, 'machine', lambda: architecture)
@@ -42,7 +49,13 @@ def machine(monkeypatch):
         ({'gpus': 4}, 'cuda', 'cuda:0', (0, 1, 2, 3), torch.bfloat16),
         ({'gpus': 4}, 'cuda:2', 'cuda:2', (2,), torch.bfloat16),
         ({'gpus': 1, 'mps': True}, 'auto', 'cuda:0', (0,), torch.bfloat16),
-        ({'gpus': 1, 'capability': (7, 5)}, 'auto', 'cuda:0', (0,), None),
+        ({'gpus': 1, 'capability': (9, 0)}, 'auto', 'cuda:0', (0,), torch.bfloat16),
+        ({'gpus': 1, 'capability': (7, 5)}, 'auto', 'cuda:0', (0,), torch.float16),
+        ({'gpus': 1, 'capability': (7, 0)}, 'auto', 'cuda:0', (0,), torch.float16),
+        ({'gpus': 1, 'capability': (6, 1)}, 'auto', 'cuda:0', (0,), None),
+        ({'gpus': 2, 'capability': [(8, 6), (7, 5)]}, 'auto', 'cuda:0', (0, 1), torch.float16),
+        ({'gpus': 2, 'capability': [(6, 1), (8, 6)]}, 'auto', 'cuda:0', (0, 1), None),
+        ({'gpus': 2, 'capability': [(6, 1), (8, 6)]}, 'cuda:1', 'cuda:1', (1,), torch.bfloat16),
         ({'gpus': 1}, 'cpu', 'cpu', (), None),
     ],
 )
@@ -74,13 +87,28 @@ def test_what_is_not_there(machine, has, name, words):
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_precision_can_be_forced(machine):
+@pytest.mark.parametrize('precision', FORCED_DTYPES)
+@pytest.mark.parametrize('has', [{}, {'gpus': 1}, {'gpus': 1, 'capability': (6, 1)}, {'mps': True}])
+def test_precision_can_be_forced_anywhere(machine, has, precision):
+    machine(**has)
+    forced = pick_device('auto', precision)
+    assert forced.train_dtype == forced.eval_dtype == FORCED_DTYPES[precision]
+
+
+def test_every_precision_can_be_forced():
+    assert ('auto', *FORCED_DTYPES) == KEYS['RUN.PRECISION'].choices
+
+
+def test_float16_alone_scales_the_loss(machine):
     machine()
-    forced = pick_device('cpu', 'bfloat16')
-    assert (forced.train_dtype, forced.eval_dtype) == (torch.bfloat16, torch.bfloat16)
-    machine(gpus=1)
-    forced = pick_device('auto', 'float32')
-    assert (forced.train_dtype, forced.eval_dtype) == (None, None)
+    assert [pick_device('cpu', precision).scales for precision in ('auto', 'float32', 'bfloat16', 'float16')] == [
+        False,
+        False,
+        False,
+        True,
+    ]
+    machine(gpus=1, capability=(7, 5))
+    assert pick_device().scales
 
 
 def test_description(machine):
@@ -89,6 +117,10 @@ def test_description(machine):
     assert pick_device('cuda:1').describe(training=True) == 'cuda:1 (GPU X), bfloat16'
     assert pick_device('cuda:1').describe(training=False) == 'cuda:1 (GPU X), float32'
     assert pick_device('cpu').describe(training=True) == 'cpu, float32'
+    assert pick_device('cpu', 'float16').describe(training=False) == 'cpu, float16'
+    machine(gpus=1, capability=(7, 5))
+    assert pick_device().describe(training=True) == 'cuda:0 (GPU X), float16'
+    assert pick_device().describe(training=False) == 'cuda:0 (GPU X), float32'
 
 
 def test_one_device_needs_no_replicas(machine):
@@ -100,3 +132,29 @@ def test_one_device_needs_no_replicas(machine):
 
 def test_cpu_flags_of_this_machine():
     assert all(isinstance(flag, str) for flag in module._cpu_flags())
+
+
+def smallest_parts(batch_size: int, num_gpus: int) -> dict[int, int]:
+    """Return for each number of GPUs how many images the least of them gets, as DataParallel's scatter cuts."""
+    least = {}
+    for count in range(1, num_gpus + 1):
+        parts = [len(part) for part in torch.arange(batch_size).chunk(count)]
+        least[count] = min(parts) if len(parts) == count else 0
+    return least
+
+
+@given(batch_size=st.integers(1, 300), num_gpus=st.integers(1, 40))
+@example(batch_size=5, num_gpus=4)
+@example(batch_size=8, num_gpus=5)
+@example(batch_size=1, num_gpus=2)
+def test_every_replica_gets_two_images(batch_size, num_gpus):
+    able = [count for count, least in smallest_parts(batch_size, num_gpus).items() if least >= 2]
+    assert num_replicas(batch_size, num_gpus) == max(able, default=1)
+
+
+@pytest.mark.parametrize(
+    ('batch_size', 'num_gpus', 'expected'),
+    [(512, 8, 8), (32, 1, 1), (3, 2, 1), (4, 2, 2), (5, 4, 2), (8, 5, 4), (9, 8, 3), (1, 4, 1)],
+)
+def test_replicas_of_small_batches(batch_size, num_gpus, expected):
+    assert num_replicas(batch_size, num_gpus) == expected

@@ -1,0 +1,123 @@
+"""The moving average of weights against its closed form and torch's own."""
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from lib.optim.ema import WeightAverage
+
+
+def small_net(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    return net.to(memory_format=torch.channels_last)
+
+
+def train(net: nn.Module, num_steps: int, after_step) -> None:
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        net(torch.randn(8, 3, 6, 6)).square().sum().backward()
+        optimizer.step()
+        after_step()
+
+
+@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('decay', [0.0, 0.5, 0.99])
+def test_closed_form(seed, decay):
+    """w_ema(t) = d^t w(0) + (1 - d) sum_i d^(t - i) w(i), in float64."""
+    torch.manual_seed(seed)
+    layer, num_steps = nn.Linear(3, 2).double(), 12
+    weights = torch.randn(num_steps + 1, 2, 3, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.copy_(weights[0])
+        average = WeightAverage(layer, decay)
+        for step in range(1, num_steps + 1):
+            layer.weight.copy_(weights[step])
+            average.update()
+            expected = decay**step * weights[0]
+            for past in range(1, step + 1):
+                expected = expected + (1 - decay) * decay ** (step - past) * weights[past]
+            torch.testing.assert_close(average.state_dict()['weight'], expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_it_is_torchs_average_and_counts_batches_as_the_model_does(seed):
+    net = small_net(seed)
+    average = WeightAverage(net, 0.8)
+    expected = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.8), use_buffers=True)
+    expected.update_parameters(net)  # torch's first update takes the weights as they are
+
+    def update():
+        average.update()
+        expected.update_parameters(net)
+
+    train(net, 5, update)
+    ours, theirs = average.state_dict(), expected.module.state_dict()
+    assert list(ours) == list(net.state_dict())
+    assert ours.pop('1.num_batches_tracked') == 5
+    assert not torch.equal(ours['1.running_mean'], net[1].running_mean)
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], msg=name)
+
+
+def test_memory_format_and_frozen_weights_stay():
+    net = small_net(0)
+    net[0].requires_grad_(False)
+    frozen = net[0].weight.clone()
+    average = WeightAverage(net, 0.9)
+    train(net, 4, average.update)
+    averages = average.state_dict()
+    assert torch.equal(averages['0.weight'], frozen)
+    assert averages['0.weight'].is_contiguous(memory_format=torch.channels_last)
+    assert averages['0.weight'].data_ptr() != net[0].weight.data_ptr()
+    assert not any(value.requires_grad for value in averages.values())
+
+
+@pytest.mark.parametrize('raises', [False, True])
+def test_the_model_has_the_averages_within_the_block_alone(raises):
+    net = small_net(1)
+    average = WeightAverage(net, 0.9)
+    train(net, 3, average.update)
+    averages = {name: value.clone() for name, value in average.state_dict().items()}
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    addresses = [value.data_ptr() for value in net.state_dict().values()]
+    assert not torch.equal(before['0.weight'], averages['0.weight'])
+
+    def evaluate():
+        with average.swapped():
+            for name, value in net.state_dict().items():
+                assert torch.equal(value, averages[name]), name
+            if raises:
+                raise RuntimeError('while evaluating')
+
+    if raises:
+        with pytest.raises(RuntimeError, match='while evaluating'):
+            evaluate()
+    else:
+        evaluate()
+    assert [value.data_ptr() for value in net.state_dict().values()] == addresses
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]), name
+        assert torch.equal(average.state_dict()[name], averages[name]), name
+    assert net[0].weight.requires_grad
+
+
+def test_it_goes_on_after_loading_as_if_nothing_had_been(tmp_path):
+    net = small_net(2)
+    average = WeightAverage(net, 0.7)
+    train(net, 2, average.update)
+    torch.save(average.state_dict(), tmp_path / 'average.pth')
+    again = WeightAverage(net, 0.7)
+    again.load_state_dict(torch.load(tmp_path / 'average.pth', weights_only=True))
+    train(net, 2, lambda: (average.update(), again.update()))
+    for name, value in average.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+@pytest.mark.parametrize('other', [nn.Linear(3, 4), nn.Linear(2, 3, bias=False)])
+def test_averages_of_another_model_are_refused(other):
+    average = WeightAverage(nn.Linear(2, 3), 0.9)
+    with pytest.raises(ValueError, match='other names or shapes'):
+        average.load_state_dict(other.state_dict())
