@@ -35,7 +35,8 @@ class BackboneCost:
         gradients: bytes of gradients; 0 for a frozen one.
         saved: what is there once features are, and is kept for the way back: activations, and copies of weights in
             half precision.
-        step: the same after every operation there and back, gradients left out.
+        forward: the same after every operation on the way there.
+        backward: and on the way back, gradients left out.
         flops: an image, there and back.
     """
 
@@ -43,7 +44,8 @@ class BackboneCost:
     state: int
     gradients: int
     saved: Linear
-    step: Linear
+    forward: Linear
+    backward: Linear
     flops: int
 
 
@@ -66,22 +68,25 @@ def backbone_cost(model: Recognizer, image_size: int) -> BackboneCost:
             state=num_bytes([*parameters, *model.backbone.buffers()]),
             gradients=num_bytes(trained),
             saved=_line(few[0], more[0]),
-            step=_line(few[1], more[1]),
+            forward=_line(few[1], more[1]),
+            backward=_line(few[2], more[2]),
             flops=_flops(model, image_size),
         )
 
 
-def _run(model: Recognizer, image_size: int, num_images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return bytes alive when the features are there, and after every operation there and back."""
+def _run(model: Recognizer, image_size: int, num_images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return bytes alive when the features are there, and after every operation there, and back."""
     images = _images(image_size, num_images)
     known = [*model.parameters(), *model.buffers(), images]
     known += [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     with LiveBytes(known) as live:
         features = model.features(images)
-        saved = live.now
+        saved, forward = live.now, live.series()
+        live.after.clear()
+        live.after.append(saved)
         if features.requires_grad:
             features.backward(torch.empty_like(features))
-    return np.array(saved), live.series()
+        return np.array(saved), forward, live.series()
 
 
 def _flops(model: Recognizer, image_size: int) -> int:

@@ -35,21 +35,32 @@ def head_cost(model: Recognizer, loss: AverageLoss, num_features: int, num_image
     """
     with memoryless():
         into_memoryless(model.classifier)
-        into_memoryless(loss)
         features = torch.empty(num_images, num_features, requires_grad=True)
-        targets = Targets(torch.empty(num_images, dtype=torch.int64))
         parameters = list(model.classifier.parameters())
-        known = [*parameters, *model.classifier.buffers(), *loss.buffers(), features]
-        with LiveBytes(known) as live:
+        there = [*parameters, *model.classifier.buffers()]
+        with LiveBytes([*there, features]) as live:
             logits = model.classify(features)
-            total = loss.total(logits, targets, features) / loss.divisor(targets)
-            total.backward()
-        return HeadCost(
-            parameters=num_bytes([*parameters, *model.classifier.buffers()]),
-            gradients=num_bytes(parameter for parameter in parameters if parameter.requires_grad),
-            peak=live.peak,
-            kept=live.now,
-        )
+            before_loss = live.now
+            # Its gradient is given: at that moment the loss has made it.
+            logits.backward(torch.empty_like(logits))
+        kept = live.now
+        held, trained = num_bytes(there), num_bytes(parameter for parameter in parameters if parameter.requires_grad)
+    in_loss = before_loss + _peak_of_loss(loss, logits.shape, num_features)
+    return HeadCost(parameters=held, gradients=trained, peak=max(live.peak, in_loss), kept=kept)
+
+
+def _peak_of_loss(loss: AverageLoss, shape: torch.Size, num_features: int) -> int:
+    """Return the most bytes that a loss takes there and back beside logits of a shape, their gradient included.
+
+    On the meta device, where it goes over all images at once, as on GPUs. On a CPU it takes a few at a time.
+    """
+    with torch.device('meta'):
+        loss = loss.to('meta')
+        logits, features = torch.empty(shape, requires_grad=True), torch.empty(shape[0], num_features)
+        targets = Targets(torch.empty(shape[0], dtype=torch.int64))
+        with LiveBytes([logits, features, *loss.buffers()]) as live:
+            (loss.total(logits, targets, features) / loss.divisor(targets)).backward()
+    return live.peak
 
 
 @dataclass(frozen=True)

@@ -107,8 +107,8 @@ class Need:
 def need_of(way: Way, job: Job, costs: Costs) -> Need:
     """Return what a way needs of each device.
 
-    A step has three full moments: classifier and loss, with all activations there; the way back through the backbone;
-    the optimiser. Gradients of the backbone are counted at all of them: parts of a batch add to them, and between
+    A step has four full moments: the way through the backbone; classifier and loss, with all activations there; the
+    way back; the optimiser. Gradients of the backbone are counted at all of them: parts of a batch add to them, and between
     devices they live in the buckets that are exchanged.
     """
     backbone, rows = costs.backbone, way.rows(job)
@@ -123,8 +123,9 @@ def need_of(way: Way, job: Job, costs: Costs) -> Need:
     peak, kept = _head(way, job, costs, held)
     activations = backbone.saved.at(way.at_once)
     moments = (
+        backbone.forward.at(way.at_once) + summed,
         activations + summed + peak,
-        backbone.step.at(way.at_once) + summed + kept,
+        backbone.backward.at(way.at_once) + summed + kept,
         held.gradients + optimizer.extra,
     )
     return Need(
@@ -140,19 +141,24 @@ def need_of(way: Way, job: Job, costs: Costs) -> Need:
 
 
 def _head(way: Way, job: Job, costs: Costs, held: HeadCost) -> tuple[int, int]:
-    """Return the peak of classifier and loss, new gradients included, and what of it stays on the way back."""
-    num_images, compared = way.head_images(job), way.compared(job)
-    chunked = 0 < way.chunk < num_images
-    computed = costs.head(min(way.chunk, num_images) if way.chunk else num_images, compared)
+    """Return the peak of classifier and loss, new gradients included, and what of it stays on the way back.
+
+    In chunks, sharded or sampled, classifier and loss are computed together: gradients are there before the way back,
+    and logits are not any more.
+    """
+    num_images = way.head_images(job)
+    at_once = min(way.chunk, num_images) if way.chunk else num_images
+    computed = costs.head(at_once, way.compared(job))
     peak, kept = computed.peak, computed.kept
-    if chunked:  # each chunk makes a gradient, which is added to that of those before
-        peak, kept = peak + computed.gradients, computed.gradients
+    if way.chunk or way.sharded or way.sampled < 1:
+        kept = computed.gradients
+    if at_once < num_images:  # each chunk makes a gradient, which is added to that of those before
+        peak += computed.gradients
     if way.sampled < 1:  # the rows are copied, and their gradient is put into one of all rows
         peak, kept = peak + computed.parameters + held.gradients, kept - computed.gradients + held.gradients
-    gathered = 2 * FLOAT * num_images * job.num_features if way.sharded else 0  # features, and their gradient
-    if chunked:
-        gathered += FLOAT * num_images * job.num_features
-    return peak + gathered, kept + gathered
+    features = FLOAT * num_images * job.num_features
+    together = 2 * features if way.sharded else 0  # those of all devices, and their gradient
+    return peak + together, kept + together
 
 
 def ways(job: Job, *, chunk: int, sampled: float, fits: Callable[[Way], bool]) -> Iterator[tuple[str, Way]]:
