@@ -44,7 +44,7 @@ class Recognizer(nn.Module):
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Return the float32 features (batch, num_features) of `images`."""
         with self._autocast(images.device):
-            return self.backbone(images).float()
+            return _wide(self.backbone(images))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the float32 logits (batch, num_classes) of `images`."""
@@ -53,7 +53,7 @@ class Recognizer(nn.Module):
     def classify(self, features: torch.Tensor) -> torch.Tensor:
         """Return the float32 logits (batch, num_classes) of features (batch, num_features)."""
         with self._autocast(features.device):
-            return self.classifier(features).float()
+            return _wide(self.classifier(features))
 
     def factors(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Return x, weight and bias of which x @ weight.T + bias are the logits, in the precision of the mode."""
@@ -99,3 +99,8 @@ class Recognizer(nn.Module):
         # Entered inside the methods, since DataParallel's replica threads do not inherit it from the caller.
         dtype = self.train_dtype if self.training else self.eval_dtype
         return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    """Return it in float32, or float64 where the parameters are."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -33,7 +33,8 @@ def parts_of(batch_size: int, ranks: Ranks = ALONE, at_once: int = 0) -> Parts:
     """Return a batch of `batch_size` images in parts of at most `at_once` (0: any number) on each rank.
 
     Parts are as equal as can be, and every rank has as many of them. Pairs (image XOR 1) stay together in a batch of
-    whole pairs; so a part has at least two images, which BatchNorm needs.
+    whole pairs. No part is a single image, which BatchNorm cannot train on: where a rank with two images more would
+    need a part more than the others can make, its parts are larger than `at_once`.
     """
     each = [_share_of(rank, ranks, batch_size) for rank in range(ranks.count)]
     pairs = 1 if batch_size % 2 else 2
