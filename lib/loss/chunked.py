@@ -17,8 +17,8 @@ from lib.loss.partial import Columns, PartialLogits, exact_dtype
 # half precision products are added up in float32, so memory is asked for by the block.
 _BLOCK_NUMBERS = 2**23
 
-# (logits of some images, which images, their rows of `extra`) -> what they add to the loss, a scalar. One loss alone may
-# look at the logits, whose memory it gets.
+# (logits of some images, which images, their rows of `extra`) -> what they add to the loss, a scalar. One loss alone
+# looks at the logits, since it gets their memory.
 LossOf = Callable[[PartialLogits, slice, torch.Tensor | None], torch.Tensor]
 
 

@@ -51,7 +51,7 @@ class Columns:
         if isinstance(self.classes, range):
             positions = labels - self.classes.start
             return positions.clamp(0, last), (positions >= 0) & (positions <= last)
-        positions = torch.searchsorted(self.classes, labels).clamp_(max=last)
+        positions = torch.searchsorted(self.classes, labels.contiguous()).clamp_(max=last)
         return positions, self.classes[positions] == labels
 
     def join(self, tensor: torch.Tensor) -> torch.Tensor:
