@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lib.classifier.draw import draw_rows, held_classes
+
 TINY = 1e-24  # a squared norm at which a vector counts as zero
 
 
@@ -12,22 +14,32 @@ class Cosine(nn.Module):
 
     Features (batch, num_features) -> logits (batch, num_classes) in [-scale, scale]; `weight` is
     (num_classes, num_features). A zero vector has cosine 0 with everything, and zero gradient.
+
+    Args:
+        classes: hold the rows of these alone, which begin as those of the whole classifier; None: all.
     """
 
-    def __init__(self, num_features: int, num_classes: int, scale: float) -> None:
+    def __init__(self, num_features: int, num_classes: int, scale: float, *, classes: range | None = None) -> None:
         super().__init__()
+        self.num_classes = num_classes
+        self.classes = held_classes(classes, num_classes)
         self.scale = scale
-        self.weight = nn.Parameter(torch.empty(num_classes, num_features))
-        # Rows of about unit length; their direction is uniform.
-        nn.init.normal_(self.weight, std=num_features**-0.5)
+        self.weight = nn.Parameter(torch.empty(len(self.classes), num_features))
+        std = num_features**-0.5  # rows of about unit length; their direction is uniform
+        with torch.no_grad():
+            draw_rows(self.weight, self.classes, num_classes, lambda numbers: numbers.normal_(std=std))
+
+    def factors(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return x (batch, num_features), weight and no bias: the logits are x weight^T."""
+        # The scale goes onto the features: (batch, num_features) is smaller than (batch, num_classes).
+        return unit(features) * self.scale, unit(self.weight), None
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        # The scale goes onto the features: (batch, num_features) is smaller than (batch, num_classes).
-        return F.linear(unit(features) * self.scale, unit(self.weight))
+        return F.linear(*self.factors(features))
 
     def extra_repr(self) -> str:
-        num_classes, num_features = self.weight.shape
-        return f'num_features={num_features}, num_classes={num_classes}, scale={self.scale}'
+        sizes = f'num_features={self.weight.shape[1]}, num_classes={self.num_classes}, classes={self.classes}'
+        return f'{sizes}, scale={self.scale}'
 
 
 def unit(vectors: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The linear classifier with a learned scale a class ('lws')."""
 
 import torch
+import torch.nn.functional as F
 
 from lib.classifier.linear import Linear
 
@@ -14,17 +15,25 @@ class LearnableWeightScaling(Linear):
 
     Args:
         scale_only: weight and bias take no gradient, as in the paper.
+        classes: hold the rows of these alone, which begin as those of the whole classifier; None: all.
     """
 
-    def __init__(self, num_features: int, num_classes: int, *, scale_only: bool = False) -> None:
-        super().__init__(num_features, num_classes)
-        self.scale = torch.nn.Parameter(torch.ones(num_classes))
+    def __init__(
+        self, num_features: int, num_classes: int, *, scale_only: bool = False, classes: range | None = None
+    ) -> None:
+        super().__init__(num_features, num_classes, classes=classes)
+        self.scale = torch.nn.Parameter(torch.ones(len(self.classes)))
         if scale_only:
             self.weight.requires_grad_(False)
             self.bias.requires_grad_(False)
 
+    def factors(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return x (batch, num_features), weight and bias: the logits are x weight^T + bias."""
+        return features, self.weight * self.scale[:, None], self.bias * self.scale
+
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return super().forward(features) * self.scale
+        # Not by the factors: logits are fewer numbers to scale than the weight, and so are their gradients.
+        return F.linear(features, self.weight, self.bias) * self.scale
 
 
 def without_scale(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

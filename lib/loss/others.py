@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from lib.loss.adjustment import Adjustment, Weigh
-from lib.loss.partial import Columns, Logits, exact_dtype, split
+from lib.loss.partial import Columns, Logits, exact_dtype, saved_like, split
 from lib.loss.per_class import PerClass
 
 # Numbers that one block of rows may have on a CPU: 1 MB of float32, so that a block stays in the cache of a core while
@@ -59,7 +59,7 @@ def own_and_others(
     if with_mean and columns is not None and columns.are_drawn:
         raise ValueError('the mean over all classes is not known where some are drawn: no smoothing of labels')
     adjustment = Adjustment(logits, labels_of_images, scale, shift, weigh)
-    own, rest, mean = _OwnAndRest.apply(values, adjustment, with_mean)
+    own, rest, mean = _OwnAndRest.apply(values, adjustment, with_mean, saved_like(logits))
     others = _with_other_labels(own, rest, labels_of_images)
     if labels.ndim == 1:
         return Scores(own.squeeze(1), others.squeeze(1), mean)
@@ -98,10 +98,12 @@ class _OwnAndRest(torch.autograd.Function):
     """Logits -> logits of the labels (batch, k), log-sum-exp of the classes that are no label, mean."""
 
     @staticmethod
-    def forward(ctx, logits, adjustment, with_mean):
+    def forward(ctx, logits, adjustment, with_mean, shares):
         dtype = exact_dtype(logits)
         lowest = torch.finfo(dtype).min  # not -inf: a row of nothing else would be nan
-        shares = logits.new_empty(logits.shape, dtype=dtype)  # softmax over the classes that are no label
+        ctx.overwrites = shares is not None
+        if shares is None:
+            shares = logits.new_empty(logits.shape, dtype=dtype)  # softmax over the classes that are no label
         rest = logits.new_empty(len(logits), dtype=dtype)
         total = torch.empty_like(rest) if with_mean else None
         for rows in row_blocks(logits):
@@ -129,7 +131,7 @@ class _OwnAndRest(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, of_own, of_rest, of_mean):
         shares, share_of_part = ctx.saved_tensors
-        gradient = shares.new_empty(shares.shape, dtype=ctx.logits_dtype)
+        gradient = shares if ctx.overwrites else shares.new_empty(shares.shape, dtype=ctx.logits_dtype)
         if share_of_part is not None:
             of_rest = of_rest * share_of_part
         for rows in row_blocks(shares):
@@ -142,7 +144,7 @@ class _OwnAndRest(torch.autograd.Function):
                 block.mul_(ctx.scale)
             if block.dtype != gradient.dtype:
                 gradient[rows] = block
-        return gradient, None, None
+        return gradient, None, None, None
 
 
 def _joined(

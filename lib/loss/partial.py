@@ -1,7 +1,7 @@
 """Logits of some of the classes: a rank's share of a large classifier, or the classes that a step compares with."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -51,7 +51,7 @@ class Columns:
         if isinstance(self.classes, range):
             positions = labels - self.classes.start
             return positions.clamp(0, last), (positions >= 0) & (positions <= last)
-        positions = torch.searchsorted(self.classes, labels).clamp_(max=last)
+        positions = torch.searchsorted(self.classes, labels.contiguous()).clamp_(max=last)
         return positions, self.classes[positions] == labels
 
     def join(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -67,10 +67,17 @@ class PartialLogits:
     get is that of the whole loss, so what is behind them needs no scaling; what all parts share (features) gets the
     sum over the parts. Where classes are drawn the softmax is over these alone (Partial FC: An et al., CVPR 2022); the
     classes of all labels must be among those of the parts together.
+
+    Attributes:
+        values: a leaf, or what autograd made.
+        columns: the classes that they are of.
+        overwrite: the first to look at the values may leave what it saves for its gradient, and then the gradient, in
+            their memory. For a caller that needs them, and the graph, but once.
     """
 
     values: torch.Tensor
     columns: Columns
+    overwrite: bool = False
 
     def __len__(self) -> int:
         return len(self.values)
@@ -90,6 +97,20 @@ class PartialLogits:
 
 
 Logits = torch.Tensor | PartialLogits
+
+
+def kept(logits: Logits) -> Logits:
+    """Return logits that several may look at."""
+    return replace(logits, overwrite=False) if isinstance(logits, PartialLogits) else logits
+
+
+def saved_like(logits: Logits) -> torch.Tensor | None:
+    """Return where to leave (batch, num_columns) numbers for the gradient, and then the gradient; None: nowhere.
+
+    That is the memory of the logits themselves, if they are as exact as the numbers and may be overwritten.
+    """
+    may = isinstance(logits, PartialLogits) and logits.overwrite and logits.dtype == exact_dtype(logits)
+    return logits.values.detach() if may else None
 
 
 def split(logits: Logits) -> tuple[torch.Tensor, Columns | None]:

@@ -6,7 +6,7 @@ from torch import nn
 
 from lib.loss.adjustment import Block
 from lib.loss.others import log_probability, own_and_others
-from lib.loss.partial import Logits, at_columns, exact_dtype
+from lib.loss.partial import Logits, at_columns, exact_dtype, kept
 from lib.loss.per_class import PerClass, checked_counts
 
 
@@ -33,6 +33,7 @@ class Seesaw(nn.Module):
     def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
         columns = labels if labels.ndim == 2 else labels[:, None]
         # Every label of an image has its own weights of the other classes.
+        logits = kept(logits) if columns.shape[1] > 1 else logits
         losses = [self._losses(logits, column) for column in columns.unbind(dim=1)]
         return torch.stack(losses, dim=1).view_as(labels)
 

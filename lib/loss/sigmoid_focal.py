@@ -6,7 +6,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from lib.loss.others import counted_pairs, row_blocks
-from lib.loss.partial import Logits, Places, exact_dtype, split
+from lib.loss.partial import Logits, Places, exact_dtype, saved_like, split
 
 _FAST_POWERS = (0.5, 1.0, 2.0, 3.0)  # products and roots, which take less time than exp
 
@@ -29,7 +29,8 @@ class SigmoidFocal(nn.Module):
     def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
         labels_of_images = labels if labels.ndim == 2 else labels[:, None]
         values, columns = split(logits)
-        own, rest = _OwnAndRest.apply(values, Places(labels_of_images, columns), columns, self.gamma)
+        places = Places(labels_of_images, columns)
+        own, rest = _OwnAndRest.apply(values, places, columns, self.gamma, saved_like(logits))
         losses = rest[:, None] + _as_other(-own, self.gamma)  # 1 - sigmoid(z) is sigmoid(-z)
         if labels_of_images.shape[1] > 1:
             others = _as_other(own, self.gamma)[:, None, :] * counted_pairs(labels_of_images)  # (batch, k, k)
@@ -46,9 +47,11 @@ class _OwnAndRest(torch.autograd.Function):
     """Logits -> logits of the labels (batch, k), and the cost (batch,) of the classes that are no label."""
 
     @staticmethod
-    def forward(ctx, logits, places, columns, gamma):
+    def forward(ctx, logits, places, columns, gamma, slopes):
         dtype = exact_dtype(logits)
-        slopes = logits.new_empty(logits.shape, dtype=dtype)
+        ctx.overwrites = slopes is not None
+        if slopes is None:
+            slopes = logits.new_empty(logits.shape, dtype=dtype)
         own = places.take(logits).to(dtype)
         rest = logits.new_empty(len(logits), dtype=dtype)
         for rows in row_blocks(logits):
@@ -72,11 +75,11 @@ class _OwnAndRest(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, of_own, of_rest):
         (slopes,) = ctx.saved_tensors
-        gradient = slopes.new_empty(slopes.shape, dtype=ctx.logits_dtype)
+        gradient = slopes if ctx.overwrites else slopes.new_empty(slopes.shape, dtype=ctx.logits_dtype)
         for rows in row_blocks(slopes):
             block = gradient[rows] if gradient.dtype == slopes.dtype else torch.empty_like(slopes[rows])
             torch.mul(slopes[rows], of_rest[rows, None], out=block)
             ctx.places.add(block, rows, of_own[rows])
             if block.dtype != gradient.dtype:
                 gradient[rows] = block
-        return gradient, None, None, None
+        return gradient, None, None, None, None

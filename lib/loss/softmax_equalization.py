@@ -6,7 +6,7 @@ from torch import nn
 
 from lib.loss.adjustment import Block
 from lib.loss.others import log_probability, own_and_others
-from lib.loss.partial import Logits, PartialLogits, at_columns
+from lib.loss.partial import Logits, PartialLogits, at_columns, kept
 from lib.loss.per_class import checked_counts
 
 
@@ -36,6 +36,7 @@ class SoftmaxEqualization(nn.Module):
         spares = self._draw(logits)
         columns = labels if labels.ndim == 2 else labels[:, None]
         # One label at a time: a tail class that is another label of the image is spared as well.
+        logits = kept(logits) if columns.shape[1] > 1 else logits
         losses = [self._losses(logits, column, spares) for column in columns.unbind(dim=1)]
         return torch.stack(losses, dim=1).view_as(labels)
 

@@ -1,0 +1,101 @@
+"""A classifier and a loss together: whole, in parts of the classes, and over chunks of the images."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from lib.loss.average import AverageLoss
+from lib.loss.chunked import chunked_loss
+from lib.loss.partial import Columns, PartialLogits
+from lib.loss.targets import Targets
+from tests.loss.cases import CASES, COUNTS, problem
+
+NUM_CLASSES = len(COUNTS)
+WEIGHTS = [0.5, 1.0, 2.0, 8.0, 0.25, 4.0]
+LABEL_KINDS = ('hard', 'mixed', 'mixed_few')  # few: of the first three classes alone
+
+
+class Head(NamedTuple):
+    """Features (batch, 5) and the rows of a linear classifier with scales, float64."""
+
+    features: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+    scale: torch.Tensor
+
+    def rows(self, classes: range) -> 'Head':
+        """Return it with the rows of some classes."""
+        return Head(self.features, *(rows[classes.start : classes.stop] for rows in self[1:]))
+
+    def leaves(self) -> 'Head':
+        """Return copies that take gradients."""
+        return Head(*(tensor.clone().requires_grad_() for tensor in self))
+
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return x, weight and bias of the logits."""
+        return self.features, self.weight * self.scale[:, None], self.bias * self.scale
+
+
+def head_and_targets(seed: int, kind: str) -> tuple[Head, Targets]:
+    random = torch.Generator().manual_seed(seed)
+    _, features, targets = problem(seed, k=3 if kind.startswith('mixed') else 0)
+    if kind.endswith('few'):
+        targets = Targets(targets.labels % 3, targets.shares, targets.weights)
+    weight = torch.randn(NUM_CLASSES, 5, dtype=torch.float64, generator=random)
+    bias, scale = torch.randn(2, NUM_CLASSES, dtype=torch.float64, generator=random)
+    return Head(features, weight, bias, 1 + 0.3 * scale), targets
+
+
+def average_loss(name: str, *, weighted: bool) -> AverageLoss:
+    weights = {'class_weights': torch.tensor(WEIGHTS)} if weighted else {}
+    return AverageLoss(CASES[name].make(torch.tensor(COUNTS)), torch.tensor(COUNTS), **weights)
+
+
+def whole(loss: AverageLoss, head: Head, targets: Targets) -> dict[str, torch.Tensor]:
+    """Return the loss of all logits, its gradients, and the classes that are predicted."""
+    head = head.leaves()
+    logits = F.linear(*head.factors())
+    value = loss(logits, targets, head.features)
+    gradients = torch.autograd.grad(value, head, materialize_grads=True)
+    return {'loss': value.detach(), 'predicted': logits.argmax(dim=1)} | dict(zip(Head._fields, gradients, strict=True))
+
+
+def in_parts(
+    loss: AverageLoss,
+    head: Head,
+    targets: Targets,
+    *,
+    classes: range = range(NUM_CLASSES),
+    gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    chunk: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """Return the same of the part that holds some classes; chunk None: all of its logits at once.
+
+    `features` is then the part's share: all shares add up to the gradient.
+    """
+    head = head.rows(classes).leaves()
+    x, weight, bias = head.factors()
+    extra = head.features.detach().clone().requires_grad_()
+    columns = Columns(classes, NUM_CLASSES, gather) if gather or len(classes) < NUM_CLASSES else None
+    divisor = loss.divisor(targets)
+    found = {}
+    if chunk is None:
+        value = loss.total(PartialLogits(F.linear(x, weight, bias), columns), targets, extra) / divisor
+    else:
+        value, found['predicted'] = chunked_loss(
+            x,
+            weight,
+            bias,
+            lambda logits, rows, extra_rows: loss.total(logits, targets.part(rows), extra_rows) / divisor,
+            chunk=chunk,
+            columns=columns,
+            extra=extra,
+        )
+    *gradients, of_extra = torch.autograd.grad(value, (*head, extra), materialize_grads=True)
+    found |= {'loss': value.detach()} | dict(zip(Head._fields, gradients, strict=True))
+    if chunk is None and gather:
+        of_extra = of_extra / len(gather(value.detach()))  # each part has the whole of it
+    found['features'] = found['features'] + of_extra
+    return found

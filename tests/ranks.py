@@ -1,0 +1,81 @@
+"""Processes of a run for tests: a function on every rank of a gloo group."""
+
+import time
+import traceback
+import uuid
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+
+def run_ranks(function: Callable, count: int, tmp_path: Path, *args: Any, seconds: float = 120) -> list[Any]:
+    """Return what function(rank, count, *args) returns on each of `count` ranks, processes of their own.
+
+    `function` must be importable, so it stands at the top of a module, and return tensors, numbers and texts, in lists
+    and dicts if need be. `args` are pickled.
+
+    Raises:
+        AssertionError: a rank raised (the message has its traceback), died, or the time was up. No process is left.
+    """
+    folder = tmp_path / uuid.uuid4().hex
+    folder.mkdir()
+    context = torch.multiprocessing.get_context('spawn')
+    processes = [
+        context.Process(target=_on_rank, args=(function, rank, count, folder, seconds, args), daemon=True)
+        for rank in range(count)
+    ]
+    deadline = time.monotonic() + seconds
+    try:
+        for process in processes:
+            process.start()
+        _wait(processes, folder, deadline)
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+            process.join()
+    return [torch.load(folder / f'{rank}.pt', weights_only=True) for rank in range(count)]
+
+
+def _wait(processes: list, folder: Path, deadline: float) -> None:
+    """Wait until all have ended well."""
+    while True:
+        # Asked before the files are read: what has ended has written.
+        codes = [process.exitcode for process in processes]
+        errors = sorted(folder.glob('*.txt'))
+        assert not errors, '\n'.join(f'rank {path.stem}: {path.read_text(encoding="utf-8")}' for path in errors)
+        assert not any(codes), f'exit codes of the ranks: {codes}'
+        if all(code == 0 for code in codes):
+            return
+        assert time.monotonic() < deadline, f'the time is up; exit codes of the ranks: {codes}'
+        time.sleep(0.02)
+
+
+def _on_rank(function: Callable, rank: int, count: int, folder: Path, seconds: float, args: tuple) -> None:
+    try:
+        torch.set_num_threads(1)
+        rendezvous = (folder / 'rendezvous').as_uri()
+        timeout = timedelta(seconds=seconds)
+        dist.init_process_group('gloo', init_method=rendezvous, rank=rank, world_size=count, timeout=timeout)
+        torch.save(function(rank, count, *args), folder / f'{rank}.pt')
+        # Nobody leaves while another is still in a collective.
+        dist.barrier()
+        dist.destroy_process_group()
+    except BaseException:
+        # Renamed once it is whole, since the parent looks all the time.
+        unfinished = folder / f'{rank}.part'
+        unfinished.write_text(traceback.format_exc(), encoding='utf-8')
+        unfinished.rename(folder / f'{rank}.txt')
+        raise
+
+
+def gather(tensor: torch.Tensor) -> torch.Tensor:
+    """Return (number of ranks, *shape): the same tensor of every rank."""
+    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.stack(parts)

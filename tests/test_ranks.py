@@ -1,0 +1,50 @@
+"""The launcher of ranks: what comes back, and that nothing hangs."""
+
+import os
+import time
+
+import pytest
+import torch
+
+from tests.ranks import gather, run_ranks
+
+
+def everyone(rank, count, number):
+    return {'count': count, 'ranks': gather(torch.tensor([rank + number]))}
+
+
+def first_raises(rank, count):
+    if rank == 0:
+        raise ValueError('on purpose')
+    gather(torch.zeros(1))  # would wait for ever
+
+
+def last_dies(rank, count):
+    if rank == count - 1:
+        os._exit(7)
+    gather(torch.zeros(1))
+
+
+def everyone_sleeps(rank, count):
+    time.sleep(600)
+
+
+def test_results_come_back_in_order(tmp_path):
+    found = run_ranks(everyone, 3, tmp_path, 10)
+    assert [result['count'] for result in found] == [3, 3, 3]
+    assert all(result['ranks'].flatten().tolist() == [10, 11, 12] for result in found)
+
+
+@pytest.mark.parametrize(
+    ('function', 'seconds', 'message'),
+    [
+        (first_raises, 60, 'ValueError: on purpose'),
+        (last_dies, 60, 'exit codes|closed by peer'),
+        (everyone_sleeps, 2, 'the time is up'),
+    ],
+)
+def test_failures_are_told_and_end_all_ranks(tmp_path, function, seconds, message):
+    started = time.monotonic()
+    with pytest.raises(AssertionError, match=message):
+        run_ranks(function, 2, tmp_path, seconds=seconds)
+    assert time.monotonic() - started < 40
