@@ -16,7 +16,7 @@ from lib.errors import UserError
 from lib.runtime.device import one_thread
 from lib.runtime.ranks import ALONE, Ranks
 from lib.runtime.shared_memory import free_shared_bytes, shared_empty
-from lib.runtime.workers import fresh_processes
+from lib.runtime.workers import fresh_processes, live_with_main_process
 
 _REQUESTS_AHEAD = 2  # of each worker
 
@@ -172,7 +172,7 @@ class _Feed:
             persistent_workers=num_workers > 0,
             prefetch_factor=_REQUESTS_AHEAD if num_workers else None,
             multiprocessing_context=fresh_processes(__name__) if num_workers else None,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_start_worker,
         )
 
     def __call__(self, requests: Iterator[Request]) -> Iterator[Batch]:
@@ -245,6 +245,7 @@ def _or_raise(filled: Filled | UserError) -> Filled:
     return filled
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Leave Ctrl-C to the main process, which still wants the batches under way."""
+def _start_worker(worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM to the main process, which still wants the batches under way."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    live_with_main_process()

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -107,6 +108,8 @@ def _serve(connection: Connection) -> None:
     """Do tasks until the pipe ends, which it also does when the other process dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process tells us
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    if hasattr(signal, 'pthread_sigmask'):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     try:
         work = connection.recv()
         while True:
@@ -127,9 +130,45 @@ def _outcome(work: Work, task: Any, progress: Callable[[int], None]) -> tuple[st
 
 
 def fresh_processes(preload: str) -> multiprocessing.context.BaseContext:
-    """Return how processes start: from a clean one that has imported `preload`; forking one with threads may hang."""
+    """Return how processes start: from a clean one that has imported `preload`; forking one with threads may hang.
+
+    They are born deaf to SIGTERM: batch systems send it to all processes of a run, and the main one still needs them.
+    """
     if 'forkserver' not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context('spawn')
+    from multiprocessing import forkserver, resource_tracker  # Windows has none
+
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload([preload])  # imported once, not in every process
+    # A process inherits which signals are blocked. The tracker first, since starting it unblocks them.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+def live_with_main_process() -> None:
+    """End this process when the one that started it is gone, or sends SIGTERM; nobody else's SIGTERM counts.
+
+    A forkserver lives as long as its processes do, and torch's watchdog of a worker asks for the forkserver only: when
+    the main process is killed, both would stay for ever.
+    """
+    if hasattr(signal, 'pthread_sigmask'):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_with(main_process: multiprocessing.Process) -> None:
+    if not hasattr(signal, 'sigtimedwait'):  # macOS, Windows
+        if hasattr(signal, 'pthread_sigmask'):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # in this thread, so nobody can tell whose
+        main_process.join()
+        os._exit(1)
+    while main_process.is_alive():
+        told = signal.sigtimedwait([signal.SIGTERM], 1.0)
+        if told is not None and told.si_pid == main_process.pid:
+            break
+    os._exit(1)

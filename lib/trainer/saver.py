@@ -23,7 +23,9 @@ class Saver:
 
     def __init__(self, folder: RunFolder, on_failure: Callable[[], None] = lambda: None) -> None:
         self._folder, self._on_failure = folder, on_failure
-        self._thread: threading.Thread | None = None
+        # Not Thread.join: once a signal's handler has raised in it, Python 3.11 takes the thread for ended.
+        self._idle = threading.Event()
+        self._idle.set()
         self._error: BaseException | None = None
         self._abandoned = threading.Event()
         self.saved: tuple[int, int] | None = None  # epoch and step of the last one that was written
@@ -59,9 +61,16 @@ class Saver:
                     self._fail(error)
             except BaseException as error:  # whatever it is, it is raised where the run can be ended
                 self._fail(error)
+            finally:
+                self._idle.set()
 
-        self._thread = threading.Thread(target=write, name='saver')
-        self._thread.start()
+        thread = threading.Thread(target=write, name='saver')
+        self._idle.clear()
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no more threads, and nothing is being written
+            self._idle.set()
+            raise
 
     def wait(self) -> None:
         """Return once nothing is being written.
@@ -69,9 +78,7 @@ class Saver:
         Raises:
             OSError: what was being written could not be, and had to be.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self._idle.wait()
         error, self._error = self._error, None
         if error is not None:
             raise error

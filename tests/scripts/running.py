@@ -6,8 +6,13 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+
+from lib.trainer.checkpoint import read_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = Path(__file__).with_name('tiny.yaml')
@@ -102,6 +107,23 @@ def contents(folder: Path) -> dict[str, str]:
 def metrics_of(run: Path) -> list[dict]:
     """Return the lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+
+
+def check_same_run(run: Path, other: Path, names: Sequence[str] = ('last.pth', 'best_model.pth')) -> None:
+    """Hold two runs to be the same bit for bit: weights, optimiser, best model, metrics but for the times."""
+    for name in names:
+        one, two = read_checkpoint(run / name), read_checkpoint(other / name)
+        torch.testing.assert_close(one.state_dict, two.state_dict, rtol=0, atol=0)
+        torch.testing.assert_close(one.optimizer, two.optimizer, rtol=0, atol=0)
+        assert one.place == two.place, name
+        assert _without_times(one.history) == _without_times(two.history), name
+    assert _without_times(metrics_of(run)) == _without_times(metrics_of(other))
+
+
+def _without_times(lines: list[dict]) -> list[dict]:
+    return [
+        {name: value for name, value in line.items() if name not in ('seconds', 'images_per_second')} for line in lines
+    ]
 
 
 def the_error(done: subprocess.CompletedProcess) -> str:

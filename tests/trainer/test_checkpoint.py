@@ -42,6 +42,33 @@ def test_round_trip(tmp_path):
     assert os.listdir(tmp_path) == ['last.pth']
 
 
+def test_round_trip_of_all_that_a_run_goes_on_from(tmp_path):
+    written = small_checkpoint(epoch=3, step=5)
+    written.training_state = {name: value + 1 for name, value in written.state_dict.items()}
+    written.scaler = {'scale': 65536.0, 'growth_factor': 2.0, '_growth_tracker': 3}
+    written.history = [{'epoch': 1, 'split': 'valid', 'loss': float('nan')}, {'epoch': 2, 'split': 'train', 'lr': 0.1}]
+    written.bad_images = {'train': {'a.jpg': 'truncated'}}
+    written.place.seconds = 1.5
+    write_checkpoint(tmp_path / 'last.pth', written)
+    read = read_checkpoint(tmp_path / 'last.pth')
+    assert (read.place, read.scaler, read.bad_images) == (written.place, written.scaler, written.bad_images)
+    assert repr(read.history) == repr(written.history)
+    torch.testing.assert_close(read.training_state, written.training_state, rtol=0, atol=0)
+    # Whoever knows nothing of averages finds what predicts where weights always were.
+    torch.testing.assert_close(read.state_dict, written.state_dict, rtol=0, atol=0)
+
+
+def test_before_there_was_all_that(tmp_path):
+    content = torch.load(save(tmp_path / 'last.pth', epoch=3, step=5), weights_only=True)
+    for name in ('training_state_dict', 'scaler', 'history', 'bad_images'):
+        del content[name]
+    del content['place']['seconds']
+    torch.save(content, tmp_path / 'last.pth')
+    read = read_checkpoint(tmp_path / 'last.pth')
+    assert read.place == small_checkpoint(epoch=3, step=5).place
+    assert (read.training_state, read.scaler, read.history, read.bad_images) == (None, None, None, None)
+
+
 def test_nothing_but_tensors_numbers_and_text(tmp_path):
     """Anybody can read it with weights_only, without this project, and finds the keys of the original's files."""
     content = torch.load(save(tmp_path / 'last.pth'), weights_only=True)

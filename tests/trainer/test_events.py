@@ -27,10 +27,12 @@ def test_a_point_is_there_at_once(tmp_path):
     events.close()
 
 
-def test_epochs_that_are_run_again_are_hidden(tmp_path):
-    EventFile(tmp_path, finished=2).close()
+@pytest.mark.parametrize('finished', [0, 2])
+def test_epochs_that_are_run_again_are_hidden(tmp_path, finished):
+    """Of a run that was killed before its first checkpoint, the first epoch is one of them."""
+    EventFile(tmp_path, finished=finished).close()
     _, start = read(tmp_path)
-    assert (start.step, start.session_log.status) == (3, SessionLog.START)
+    assert (start.step, start.session_log.status) == (finished + 1, SessionLog.START)
 
 
 def test_what_cannot_be_written_is_an_error(tmp_path):

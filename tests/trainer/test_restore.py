@@ -46,3 +46,43 @@ def test_adams_state_is_not_in_the_way_of_sgd():
     learner = trained(torch.optim.SGD, momentum=0.9)
     restore(learner, checkpoint_of(trained(torch.optim.Adam)))
     learner.optimizer.step()
+
+
+class Average:
+    """A copy of a state_dict."""
+
+    def __init__(self, state):
+        self.state = dict(state)
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state):
+        self.state = dict(state)
+
+
+@pytest.mark.parametrize('averaged_before', [True, False])
+@pytest.mark.parametrize('averages_now', [True, False])
+def test_the_average_predicts_and_the_weights_are_trained(averaged_before, averages_now):
+    learner, trained_weights = trained(torch.optim.SGD), {'weight': torch.ones(2, 3), 'bias': torch.ones(2)}
+    checkpoint = checkpoint_of(trained(torch.optim.SGD))
+    checkpoint.state_dict = {'weight': torch.zeros(2, 3), 'bias': torch.zeros(2)}
+    checkpoint.training_state = trained_weights if averaged_before else None
+    learner.average = Average(learner.model.state_dict()) if averages_now else None
+    restore(learner, checkpoint)
+    expected = trained_weights if averaged_before else checkpoint.state_dict
+    torch.testing.assert_close(dict(learner.model.state_dict()), expected)
+    if averages_now:
+        # That of a run that had none begins with the weights.
+        torch.testing.assert_close(learner.average.state, checkpoint.state_dict)
+
+
+def test_the_scaler_goes_on():
+    learner, before = trained(torch.optim.SGD), torch.amp.GradScaler('cpu', init_scale=8.0)
+    learner.scaler = torch.amp.GradScaler('cpu')
+    checkpoint = checkpoint_of(trained(torch.optim.SGD))
+    restore(learner, checkpoint)
+    assert learner.scaler.get_scale() == 65536.0
+    checkpoint.scaler = before.state_dict()
+    restore(learner, checkpoint)
+    assert learner.scaler.get_scale() == 8.0
