@@ -15,7 +15,7 @@ LEVELS = (
     ('runtime',),
     ('dataset', 'backbone', 'classifier', 'loss', 'optim'),
     ('model',),
-    ('evaluation',),
+    ('evaluation', 'plan'),
     ('trainer', 'report'),
     ('build',),
 )

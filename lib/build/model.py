@@ -96,8 +96,9 @@ def model_of(checkpoint: Checkpoint, cfg: CfgNode, device: Device, *, classes: r
         UserError: its weights do not fit the MODEL of the config.
     """
     model = new_model(cfg, checkpoint.num_classes, device, pretrained=False, classes=classes)
-    _check_fit(model.state_dict(), checkpoint, cfg)
-    model.load_state_dict(checkpoint.state_dict)
+    held = checkpoint.with_rows(classes)
+    _check_fit(model.state_dict(), held, cfg)
+    model.load_state_dict(held.state_dict)
     return model
 
 
@@ -115,6 +116,7 @@ def finetuned_model(
     MODEL.CLASSIFIER_INIT random none is carried over: the classifier is that of a new model (by SEED).
     Its classifier holds the rows of `classes` (None: all).
     """
+    checkpoint = checkpoint.with_rows()
     numbered = [names[row] if row < len(names) else '' for row in range(checkpoint.num_classes)]
     trained_names = (checkpoint.training_set.class_names if checkpoint.training_set else []) or numbered
     model = new_model(cfg, len(names), device, pretrained=False, classes=classes)

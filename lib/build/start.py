@@ -36,4 +36,4 @@ def _checkpoint_config(resume_model: str, folder: Path) -> str | None:
     if resume_model == 'last':
         checkpoint, _ = newest_checkpoint(folder)
         return checkpoint and checkpoint.config
-    return read_checkpoint(resume_model).config
+    return read_checkpoint(resume_model, with_rows=False).config

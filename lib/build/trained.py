@@ -85,6 +85,7 @@ def load_trained(cfg: CfgNode, ranks: Ranks = ALONE) -> Trained:
         checkpoint, faults = newest_checkpoint(folder)
         if checkpoint is None:
             raise UserError(f'RESUME_MODEL last: {faults[0] if faults else f"{folder} holds no checkpoint"}')
+        checkpoint = checkpoint.with_rows()
     else:
         checkpoint = read_checkpoint(cfg.RESUME_MODEL)
     if (checkpoint.path.parent / 'config.yaml').exists():

@@ -120,7 +120,9 @@ def prepared_training(cfg: CfgNode, ranks: Ranks = ALONE) -> Iterator[Training]:
     with ranks.main_first():
         model, training_set, new_classes = _model(cfg, data, index, device, start, ranks)
     learner = build_learner(cfg, data, index, model, device, ranks)
-    place = restore(learner, start.checkpoint) if start.kind == 'continue' else Place()
+    place = Place()
+    if start.kind == 'continue':
+        place = restore(learner, start.checkpoint.with_rows(held_classes(cfg, data.train.num_classes, ranks)))
     # All ranks have read what they need of the folder by now.
     ranks.wait()
     with _folder(cfg, start, device, ranks) as folder:

@@ -24,6 +24,7 @@ _SECTIONS = {
     'TAU_NORM': 're-balancing',
     'DOCTOR': 'tools/doctor.py',
     'PACK': 'a data set into a few large files',
+    'PLAN': 'tools/plan.py: hardware that is not at hand',
     'RUN': 'this machine',
 }
 

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from lib.loss.others import log_probability, own_and_others
+from lib.loss.partial import Logits
 from lib.loss.per_class import PerClass
 
 
@@ -23,14 +24,10 @@ class AdjustedCrossEntropy(nn.Module):
         self._shift = None if shift is None else PerClass(shift)
         self._some_left_out = shift is not None and not bool(shift.isfinite().all())
 
-    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        adjust = self._add_shift if self._shift else None
-        own, others, _ = own_and_others(logits, labels, scale=self._scale, adjust=adjust)
+    def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
+        own, others, _ = own_and_others(logits, labels, scale=self._scale, shift=self._shift)
         if self._some_left_out:
             left_out = own.isneginf()
             # Both, since the difference of two infinities would be nan.
             own, others = own.masked_fill(left_out, torch.inf), others.masked_fill(left_out, 0)
         return -log_probability(own, others)
-
-    def _add_shift(self, block: torch.Tensor, labels: torch.Tensor, rows: slice) -> None:
-        block.add_(self._shift.like(block))

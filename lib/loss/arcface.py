@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lib.loss.others import log_probability, own_and_others
+from lib.loss.partial import Logits
 
 # The slope of cos(theta + m) over cos(theta) grows as 1 / sin(theta); sin^2 is held here, so the slope at 1000.
 _SMALLEST_SQUARED_SINE = 1e-6
@@ -26,7 +27,7 @@ class ArcFace(nn.Module):
         super().__init__()
         self.margin, self.scale = margin, scale
 
-    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
         own, others, _ = own_and_others(logits, labels)
         return -log_probability(self._with_margin(own), others)
 

@@ -5,6 +5,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from lib.loss.partial import Logits
 from lib.loss.targets import Targets
 
 
@@ -17,9 +18,7 @@ class LabelLoss(Protocol):
 
     uses_features: bool
 
-    def __call__(
-        self, logits: torch.Tensor, labels: torch.Tensor, features: torch.Tensor | None = None
-    ) -> torch.Tensor: ...
+    def __call__(self, logits: Logits, labels: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor: ...
 
 
 class AverageLoss(nn.Module):
@@ -63,11 +62,11 @@ class AverageLoss(nn.Module):
         if hasattr(self.loss, 'set_epoch'):
             self.loss.set_epoch(epoch)
 
-    def forward(self, logits: torch.Tensor, targets: Targets, features: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, logits: Logits, targets: Targets, features: torch.Tensor | None = None) -> torch.Tensor:
         """Return the average, a scalar; 0 for a batch of which nothing counts."""
         return self.total(logits, targets, features) / self.divisor(targets)
 
-    def total(self, logits: torch.Tensor, targets: Targets, features: torch.Tensor | None = None) -> torch.Tensor:
+    def total(self, logits: Logits, targets: Targets, features: torch.Tensor | None = None) -> torch.Tensor:
         """Return the weighted sum over a batch or a part of one, a scalar."""
         extra = (features,) if self.loss.uses_features else ()
         losses = self.loss(logits, targets.labels, *extra)  # (batch,) or (batch, k)

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from lib.loss.others import log_probability, own_and_others
+from lib.loss.partial import Logits
 
 
 class CosFace(nn.Module):
@@ -20,6 +21,6 @@ class CosFace(nn.Module):
         super().__init__()
         self.margin, self.scale = margin, scale
 
-    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
         own, others, _ = own_and_others(logits, labels)
         return -log_probability(own - self.scale * self.margin, others)

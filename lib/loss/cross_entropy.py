@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from lib.loss.others import log_probability, own_and_others
+from lib.loss.partial import Logits
 
 
 class CrossEntropy(nn.Module):
@@ -19,7 +20,7 @@ class CrossEntropy(nn.Module):
         super().__init__()
         self.label_smoothing = label_smoothing
 
-    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
         own, others, mean = own_and_others(logits, labels, with_mean=self.label_smoothing > 0)
         log_p = log_probability(own, others)
         if not self.label_smoothing:

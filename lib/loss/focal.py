@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from lib.loss.others import log_probability, miss_probability, own_and_others
+from lib.loss.partial import Logits
 
 
 class Focal(nn.Module):
@@ -20,7 +21,7 @@ class Focal(nn.Module):
         super().__init__()
         self.gamma = gamma
 
-    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
         own, others, _ = own_and_others(logits, labels)
         # Held above zero, where the slope of a power below 1 is infinite and would make 0 * inf.
         misses = miss_probability(own, others).clamp_min(torch.finfo(own.dtype).tiny)

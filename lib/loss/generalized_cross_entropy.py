@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from lib.loss.others import log_probability, own_and_others
+from lib.loss.partial import Logits
 
 
 class GeneralizedCrossEntropy(nn.Module):
@@ -19,7 +20,7 @@ class GeneralizedCrossEntropy(nn.Module):
         super().__init__()
         self.q = q
 
-    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
         own, others, _ = own_and_others(logits, labels)
         log_p = log_probability(own, others)
         return -torch.expm1(self.q * log_p) / self.q if self.q else -log_p

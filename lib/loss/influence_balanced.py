@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from lib.loss.others import log_probability, miss_probability, own_and_others
+from lib.loss.partial import Logits
 
 
 class InfluenceBalanced(nn.Module):
@@ -33,7 +34,7 @@ class InfluenceBalanced(nn.Module):
         """Weigh by influence if it is time."""
         self._balances = epoch >= self.from_epoch
 
-    def forward(self, logits: torch.Tensor, labels: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, logits: Logits, labels: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         own, others, _ = own_and_others(logits, labels)
         if not self._balances:
             return -log_probability(own, others)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lib.loss.others import log_probability, own_and_others
+from lib.loss.partial import Logits
 from lib.loss.per_class import PerClass, checked_counts, fewest
 
 # Place of a class between the smallest (0) and the largest (1) -> share of the way from tail to head.
@@ -40,7 +41,7 @@ class LabelAwareSmoothing(nn.Module):
         places = (counts - smallest) / (largest - smallest) if largest > smallest else torch.ones_like(counts)
         self._smoothing = PerClass(tail + (head - tail) * SHAPES[shape](places))
 
-    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
         own, others, mean = own_and_others(logits, labels, with_mean=True)
         log_p = log_probability(own, others)
         num_classes = logits.shape[1]

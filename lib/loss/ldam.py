@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from lib.loss.others import log_probability, own_and_others
+from lib.loss.partial import Logits
 from lib.loss.per_class import PerClass, checked_counts, fewest
 
 
@@ -27,6 +28,6 @@ class LDAM(nn.Module):
         smallest = fewest(counts)
         self._margins = PerClass(scale * margin * (smallest / counts.clamp_min(smallest)) ** 0.25)
 
-    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
         own, others, _ = own_and_others(logits, labels)
         return -log_probability(own - self._margins.like(own)[labels], others)

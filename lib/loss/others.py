@@ -6,22 +6,20 @@ keeps its digits however sure the model is. So every loss is plain arithmetic on
 costs, the pass over (batch, num_classes) and its gradient, is written once, here.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from lib.loss.adjustment import Adjustment, Weigh
+from lib.loss.partial import Columns, Logits, exact_dtype, split
 from lib.loss.per_class import PerClass
 
 # Numbers that one block of rows may have on a CPU: 1 MB of float32, so that a block stays in the cache of a core while
 # several passes go over it.
 _BLOCK_NUMBERS = 2**18
-
-# (logits of some rows, float32 (rows, num_classes), their labels (rows, k), which rows) -> None: adds to the logits in
-# place. What it adds is a constant to the gradient; -inf takes a class out of the softmax.
-Adjust = Callable[[torch.Tensor, torch.Tensor, slice], None]
 
 
 class Scores(NamedTuple):
@@ -30,7 +28,7 @@ class Scores(NamedTuple):
     Attributes:
         own: the label's adjusted logit, of the labels' shape; -inf where its class was taken out.
         others: ln sum e^ of all other classes' adjusted logits, of the labels' shape; finfo.min if there are none.
-        mean: mean of an image's adjusted logits over all classes, (batch,) or (batch, 1); None unless asked for.
+        mean: of an image's scaled and shifted logits over all classes, (batch,) or (batch, 1); None unless asked for.
     """
 
     own: torch.Tensor
@@ -39,21 +37,30 @@ class Scores(NamedTuple):
 
 
 def own_and_others(
-    logits: torch.Tensor,
+    logits: Logits,
     labels: torch.Tensor,
     *,
     scale: PerClass | None = None,
-    adjust: Adjust | None = None,
+    shift: PerClass | None = None,
+    weigh: Weigh | None = None,
     with_mean: bool = False,
 ) -> Scores:
-    """Return each label's adjusted logit and the log-sum-exp of the others', z'_j = scale_j z_j + adjustment_j.
+    """Return each label's adjusted logit and the log-sum-exp of the others'.
 
-    logits (batch, num_classes), in half precision too; labels int64 (batch,) or (batch, k); scale: a class.
-    Memory beyond the logits: one tensor of their size from forward to backward, and the gradient.
+    z'_j = scale_j z_j + shift_j, and for all classes but the labels + ln weight_j. A shift of -inf takes a class out.
+    logits (batch, num_classes), in half precision too, or a part of them; labels int64 (batch,) or (batch, k); scale
+    and shift: a class. Memory beyond the logits: one tensor of their size from forward to backward, and the gradient.
+    Parts of the classes gather k + 1 numbers an image once (one more for the mean, k more for Block.own).
+
+    Raises ValueError for the mean over all classes where some are drawn.
     """
-    columns = labels if labels.ndim == 2 else labels[:, None]
-    own, rest, mean = _OwnAndRest.apply(logits, columns, scale, adjust, with_mean)
-    others = _with_other_labels(own, rest, columns)
+    labels_of_images = labels if labels.ndim == 2 else labels[:, None]
+    values, columns = split(logits)
+    if with_mean and columns is not None and columns.are_drawn:
+        raise ValueError('the mean over all classes is not known where some are drawn: no smoothing of labels')
+    adjustment = Adjustment(logits, labels_of_images, scale, shift, weigh)
+    own, rest, mean = _OwnAndRest.apply(values, adjustment, with_mean)
+    others = _with_other_labels(own, rest, labels_of_images)
     if labels.ndim == 1:
         return Scores(own.squeeze(1), others.squeeze(1), mean)
     return Scores(own, others, mean[:, None] if with_mean else None)
@@ -87,56 +94,67 @@ def row_blocks(tensor: torch.Tensor) -> Iterator[slice]:
         yield slice(start, min(start + step, num_rows))
 
 
-def exact_dtype(logits: torch.Tensor) -> torch.dtype:
-    """Return what losses are computed in."""
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
 class _OwnAndRest(torch.autograd.Function):
-    """(logits, labels (batch, k)) -> logits of the labels, log-sum-exp of the classes that are no label, mean."""
+    """Logits -> logits of the labels (batch, k), log-sum-exp of the classes that are no label, mean."""
 
     @staticmethod
-    def forward(ctx, logits, labels, scale, adjust, with_mean):
+    def forward(ctx, logits, adjustment, with_mean):
         dtype = exact_dtype(logits)
         lowest = torch.finfo(dtype).min  # not -inf: a row of nothing else would be nan
         shares = logits.new_empty(logits.shape, dtype=dtype)  # softmax over the classes that are no label
-        own = logits.new_empty(labels.shape, dtype=dtype)
         rest = logits.new_empty(len(logits), dtype=dtype)
-        mean = torch.empty_like(rest) if with_mean else None
+        total = torch.empty_like(rest) if with_mean else None
         for rows in row_blocks(logits):
             block = logits[rows].to(dtype, copy=True)
-            if scale is not None:
-                block.mul_(scale.like(block))
-            if adjust is not None:
-                adjust(block, labels[rows], rows)
-            own[rows] = block.gather(1, labels[rows])
+            adjustment.scale_and_shift(block)
             if with_mean:
-                mean[rows] = block.mean(dim=1)
-            block.scatter_(1, labels[rows], lowest)
+                total[rows] = block.sum(dim=1)
+            adjustment.weigh(block, rows)
+            adjustment.places.put(block, rows, lowest)
             top = block.amax(dim=1)
+            if adjustment.columns is not None:
+                # All of them may be taken out where no label is among them.
+                block[:, 0].masked_fill_(top.isneginf(), lowest)
+                top.clamp_min_(lowest)
             torch.softmax(block, dim=1, out=shares[rows])
             # The largest share is e^(top - rest), at least 1 / num_classes: no third pass for the sum.
             rest[rows] = top - shares[rows].amax(dim=1).log()
-        ctx.save_for_backward(shares, labels)
-        ctx.scale, ctx.logits_dtype = scale, logits.dtype
-        return own, rest, mean
+        own, whole_rest, mean = _joined(adjustment.own, rest, total, adjustment.columns, shares.shape[1])
+        ctx.save_for_backward(shares, None if adjustment.columns is None else (rest - whole_rest).exp_())
+        ctx.places, ctx.scale, ctx.logits_dtype = adjustment.places, adjustment.scale, logits.dtype
+        ctx.num_classes = shares.shape[1] if adjustment.columns is None else adjustment.columns.num_classes
+        return own, whole_rest, mean
 
     @staticmethod
     @once_differentiable
     def backward(ctx, of_own, of_rest, of_mean):
-        shares, labels = ctx.saved_tensors
+        shares, share_of_part = ctx.saved_tensors
         gradient = shares.new_empty(shares.shape, dtype=ctx.logits_dtype)
+        if share_of_part is not None:
+            of_rest = of_rest * share_of_part
         for rows in row_blocks(shares):
             block = gradient[rows] if gradient.dtype == shares.dtype else torch.empty_like(shares[rows])
             torch.mul(shares[rows], of_rest[rows, None], out=block)
-            block.scatter_add_(1, labels[rows], of_own[rows])
+            ctx.places.add(block, rows, of_own[rows])
             if of_mean is not None:
-                block.add_(of_mean[rows, None] / shares.shape[1])
+                block.add_(of_mean[rows, None] / ctx.num_classes)
             if ctx.scale is not None:
-                block.mul_(ctx.scale.like(block))
+                block.mul_(ctx.scale)
             if block.dtype != gradient.dtype:
                 gradient[rows] = block
-        return gradient, None, None, None, None
+        return gradient, None, None
+
+
+def _joined(
+    own: torch.Tensor, rest: torch.Tensor, total: torch.Tensor | None, columns: Columns | None, num_columns: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return own (batch, k), rest (batch,) and the mean (batch,) over all parts of the classes, in one collective."""
+    if columns is None:
+        return own, rest, None if total is None else total / num_columns
+    parts = columns.join(torch.column_stack([own, rest] if total is None else [own, rest, total]))
+    k = own.shape[1]
+    mean = None if total is None else parts[..., k + 1].sum(dim=0) / columns.num_classes
+    return parts[..., :k].sum(dim=0), parts[..., k].logsumexp(dim=0), mean
 
 
 def _with_other_labels(own: torch.Tensor, rest: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -32,8 +32,12 @@ class PerClass:
         self._given: torch.Tensor | None = None
 
     def like(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the numbers (num_classes,) on the device and in the dtype of `tensor`; copied once, not every step."""
+        """Return the numbers (num_classes,) on the device and in the dtype of `tensor`."""
+        return self.to(tensor.device, tensor.dtype)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """Return the numbers (num_classes,) there and so; copied once, not every step."""
         given = self._given
-        if given is None or given.device != tensor.device or given.dtype != tensor.dtype:
-            given = self._given = self._values.to(tensor.dtype).to(tensor.device)
+        if given is None or given.device != device or given.dtype != dtype:
+            given = self._given = self._values.to(dtype).to(device)
         return given

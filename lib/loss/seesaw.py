@@ -4,7 +4,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from lib.loss.adjustment import Block
 from lib.loss.others import log_probability, own_and_others
+from lib.loss.partial import Logits, at_columns, exact_dtype
 from lib.loss.per_class import PerClass, checked_counts
 
 
@@ -28,20 +30,22 @@ class Seesaw(nn.Module):
         self._log_counts = PerClass(checked_counts(class_counts).clamp_min(1).log())
         self.mitigation, self.compensation = mitigation, compensation
 
-    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
         columns = labels if labels.ndim == 2 else labels[:, None]
         # Every label of an image has its own weights of the other classes.
         losses = [self._losses(logits, column) for column in columns.unbind(dim=1)]
         return torch.stack(losses, dim=1).view_as(labels)
 
-    def _losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        own, others, _ = own_and_others(logits, labels, adjust=self._add_log_weights)
-        return -log_probability(own, others)
+    def _losses(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
+        log_counts = self._log_counts.to(logits.device, exact_dtype(logits))
+        at_logits = at_columns(log_counts, logits)
 
-    def _add_log_weights(self, block: torch.Tensor, labels: torch.Tensor, rows: slice) -> None:
-        """Add ln S_yj; it is 0 for the label itself."""
-        if self.compensation:
-            block.add_((block - block.gather(1, labels)).clamp_min_(0), alpha=self.compensation)
-        if self.mitigation:
-            log_counts = self._log_counts.like(block)
-            block.add_((log_counts - log_counts[labels]).clamp_max_(0), alpha=self.mitigation)
+        def add_log_weights(block: Block) -> None:
+            """Add ln S_yj."""
+            if self.compensation:
+                block.values.add_((block.values - block.own()).clamp_min_(0), alpha=self.compensation)
+            if self.mitigation:
+                block.values.add_((at_logits - log_counts[block.labels]).clamp_max_(0), alpha=self.mitigation)
+
+        own, others, _ = own_and_others(logits, labels, weigh=add_log_weights)
+        return -log_probability(own, others)

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from lib.loss.others import counted_pairs, exact_dtype, row_blocks
+from lib.loss.others import counted_pairs, row_blocks
+from lib.loss.partial import Logits, Places, exact_dtype, split
 
 _FAST_POWERS = (0.5, 1.0, 2.0, 3.0)  # products and roots, which take less time than exp
 
@@ -25,12 +26,13 @@ class SigmoidFocal(nn.Module):
         super().__init__()
         self.gamma = gamma
 
-    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        columns = labels if labels.ndim == 2 else labels[:, None]
-        own, rest = _OwnAndRest.apply(logits, columns, self.gamma)
+    def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
+        labels_of_images = labels if labels.ndim == 2 else labels[:, None]
+        values, columns = split(logits)
+        own, rest = _OwnAndRest.apply(values, Places(labels_of_images, columns), columns, self.gamma)
         losses = rest[:, None] + _as_other(-own, self.gamma)  # 1 - sigmoid(z) is sigmoid(-z)
-        if columns.shape[1] > 1:
-            others = _as_other(own, self.gamma)[:, None, :] * counted_pairs(columns)  # (batch, k, k)
+        if labels_of_images.shape[1] > 1:
+            others = _as_other(own, self.gamma)[:, None, :] * counted_pairs(labels_of_images)  # (batch, k, k)
             losses = losses + others.sum(dim=2)
         return losses.view_as(labels)
 
@@ -41,18 +43,17 @@ def _as_other(z: torch.Tensor, gamma: float) -> torch.Tensor:
 
 
 class _OwnAndRest(torch.autograd.Function):
-    """(logits, labels (batch, k)) -> logits of the labels, and the cost of the classes that are no label."""
+    """Logits -> logits of the labels (batch, k), and the cost (batch,) of the classes that are no label."""
 
     @staticmethod
-    def forward(ctx, logits, labels, gamma):
+    def forward(ctx, logits, places, columns, gamma):
         dtype = exact_dtype(logits)
         slopes = logits.new_empty(logits.shape, dtype=dtype)
-        own = logits.new_empty(labels.shape, dtype=dtype)
+        own = places.take(logits).to(dtype)
         rest = logits.new_empty(len(logits), dtype=dtype)
         for rows in row_blocks(logits):
             block = logits[rows].to(dtype, copy=True)
-            own[rows] = block.gather(1, labels[rows])
-            block.scatter_(1, labels[rows], torch.finfo(dtype).min)  # costs nothing there, and has no slope
+            places.put(block, rows, torch.finfo(dtype).min)  # costs nothing there, and has no slope
             s = torch.sigmoid(block)
             costs = F.softplus(block)  # -ln(1 - s), and z - that is ln s
             powers = s.pow(gamma) if gamma in _FAST_POWERS else block.sub_(costs).mul_(gamma).exp_()  # s^gamma
@@ -60,18 +61,22 @@ class _OwnAndRest(torch.autograd.Function):
             rest[rows] = costs.sum(dim=1)
             # The slope of s^gamma f, f = -ln(1 - s), over z: s^gamma (s + gamma (1 - s) f).
             torch.add(powers.sub_(costs, alpha=gamma).mul_(s), costs, alpha=gamma, out=slopes[rows])
-        ctx.save_for_backward(slopes, labels)
-        ctx.logits_dtype = logits.dtype
-        return own, rest
+        ctx.save_for_backward(slopes)
+        ctx.places, ctx.logits_dtype = places, logits.dtype
+        if columns is None:
+            return own, rest
+        parts = columns.join(torch.column_stack([own, rest]))
+        return parts[..., :-1].sum(dim=0), parts[..., -1].sum(dim=0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, of_own, of_rest):
-        slopes, labels = ctx.saved_tensors
+        (slopes,) = ctx.saved_tensors
         gradient = slopes.new_empty(slopes.shape, dtype=ctx.logits_dtype)
         for rows in row_blocks(slopes):
             block = gradient[rows] if gradient.dtype == slopes.dtype else torch.empty_like(slopes[rows])
-            torch.mul(slopes[rows], of_rest[rows, None], out=block).scatter_add_(1, labels[rows], of_own[rows])
+            torch.mul(slopes[rows], of_rest[rows, None], out=block)
+            ctx.places.add(block, rows, of_own[rows])
             if block.dtype != gradient.dtype:
                 gradient[rows] = block
-        return gradient, None, None
+        return gradient, None, None, None

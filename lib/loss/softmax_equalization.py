@@ -4,7 +4,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from lib.loss.adjustment import Block
 from lib.loss.others import log_probability, own_and_others
+from lib.loss.partial import Logits, PartialLogits, at_columns
 from lib.loss.per_class import checked_counts
 
 
@@ -30,18 +32,25 @@ class SoftmaxEqualization(nn.Module):
         self.register_buffer('_is_tail', counts / counts.sum() < tail_share, persistent=False)
         self.probability = probability
 
-    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        spares = torch.rand(len(logits), device=logits.device) < self.probability  # (batch,)
+    def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
+        spares = self._draw(logits)
         columns = labels if labels.ndim == 2 else labels[:, None]
         # One label at a time: a tail class that is another label of the image is spared as well.
         losses = [self._losses(logits, column, spares) for column in columns.unbind(dim=1)]
         return torch.stack(losses, dim=1).view_as(labels)
 
-    def _losses(self, logits: torch.Tensor, labels: torch.Tensor, spares: torch.Tensor) -> torch.Tensor:
-        def spare(block: torch.Tensor, labels: torch.Tensor, rows: slice) -> None:
-            kept = block.gather(1, labels)
-            block.masked_fill_(spares[rows, None] & self._is_tail, -torch.inf)
-            block.scatter_(1, labels, kept)
+    def _draw(self, logits: Logits) -> torch.Tensor:
+        """Return whether each image spares tail classes, (batch,) bool; parts of the classes agree on it."""
+        draws = torch.rand(len(logits), device=logits.device)
+        if isinstance(logits, PartialLogits):
+            draws = logits.columns.join(draws)[0]
+        return draws < self.probability
 
-        own, others, _ = own_and_others(logits, labels, adjust=spare)
+    def _losses(self, logits: Logits, labels: torch.Tensor, spares: torch.Tensor) -> torch.Tensor:
+        is_tail = at_columns(self._is_tail, logits)
+
+        def spare(block: Block) -> None:
+            block.values.masked_fill_(spares[block.rows, None] & is_tail, -torch.inf)
+
+        own, others, _ = own_and_others(logits, labels, weigh=spare)
         return -log_probability(own, others)

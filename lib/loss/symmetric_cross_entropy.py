@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from lib.loss.others import log_probability, miss_probability, own_and_others
+from lib.loss.partial import Logits
 
 LOG_ZERO = -4.0  # A, what stands for ln 0
 
@@ -22,7 +23,7 @@ class SymmetricCrossEntropy(nn.Module):
         super().__init__()
         self.forward_weight, self.reverse_weight = forward_weight, reverse_weight
 
-    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
         own, others, _ = own_and_others(logits, labels)
         reverse = -LOG_ZERO * miss_probability(own, others)
         return self.reverse_weight * reverse - self.forward_weight * log_probability(own, others)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from lib.errors import UserError
 
@@ -45,10 +44,6 @@ class Device:
             where = self.main.type
         dtype = self.train_dtype if training else self.eval_dtype
         return f'{where}, {str(dtype or torch.float32).removeprefix("torch.")}'
-
-    def parallel(self, model: nn.Module) -> nn.Module:
-        """Return the model as the training step calls it: spread over the GPUs when there are several."""
-        return nn.DataParallel(model, device_ids=list(self.replicas)) if len(self.replicas) > 1 else model
 
 
 def pick_device(name: str = 'auto', precision: str = 'auto') -> Device:

@@ -243,18 +243,14 @@ def restore(learner: Learner, checkpoint: Checkpoint) -> Place:
     optimizer, saved = learner.optimizer, checkpoint.optimizer
     if learner.model.is_partial:
         saved = _own_states(learner, saved)
-    options = [{name: value for name, value in group.items() if name != 'params'} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(saved)
     except (KeyError, ValueError):  # whichever torch's optimisers find first
         raise UserError(
             f'{checkpoint.path}: the state of its optimiser does not fit OPTIMIZER.TYPE, '
-            'OPTIMIZER.DECAY_NORM_AND_BIAS or MODEL.FREEZE_BACKBONE as they are now; leave them as they were, '
-            f'or take the weights alone: --RESUME_MODEL {checkpoint.path} --RESUME_MODE finetune'
+            'OPTIMIZER.DECAY_NORM_AND_BIAS, OPTIMIZER.LAYER_DECAY or MODEL.FREEZE_BACKBONE as they are now; leave them '
+            f'as they were, or take the weights alone: --RESUME_MODEL {checkpoint.path} --RESUME_MODE finetune'
         ) from None
-    # Momentum and weight decay are those of the config, not what the checkpoint was trained with.
-    for group, own in zip(optimizer.param_groups, options, strict=True):
-        group.update(own)
     return checkpoint.place
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from lib.errors import UserError
 from lib.runtime.files import replacing, write_json
+from lib.trainer.head_rows import HeadRows
 
 INDEX = 'classifier.safetensors.index.json'
 _ENTRY = re.compile(r'(?P<name>.+)\[(?P<start>\d+):(?P<stop>\d+)\]')
@@ -24,6 +25,13 @@ _PATIENCE_SECONDS = 600  # for the slowest rank to write its part
 def part_name(rank: int, count: int) -> str:
     """Return the file of one rank of `count`."""
     return f'classifier-{rank + 1:05d}-of-{count:05d}.safetensors'
+
+
+def write_head(folder: Path, head: HeadRows) -> None:
+    """Write a rank's rows; the main rank waits for the others' and writes the index. Raises: OSError, UserError."""
+    write_part(folder, head.rows, head.classes, rank=head.rank, count=head.count)
+    if head.rank == 0:
+        write_index(folder, head.num_classes, head.count)
 
 
 def write_part(folder: Path, rows: dict[str, torch.Tensor], classes: range, *, rank: int, count: int) -> None:

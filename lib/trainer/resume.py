@@ -60,7 +60,7 @@ def decide_start(wanted: Wanted) -> Start:
         return Start('new', wanted.folder, None, 'a new run', set_aside)
     if wanted.resume_model == 'last':
         return _start_from_last(wanted)
-    return _start_from_path(wanted, read_checkpoint(wanted.resume_model), used, set_aside)
+    return _start_from_path(wanted, read_checkpoint(wanted.resume_model, with_rows=False), used, set_aside)
 
 
 def _start_from_last(wanted: Wanted) -> Start:
@@ -106,7 +106,7 @@ def _start_from_path(wanted: Wanted, checkpoint: Checkpoint, used: bool, set_asi
     last = _newer_last(wanted.folder, checkpoint) if inside else None
     if last:
         raise UserError(
-            f'{last} is newer ({_how_far(read_checkpoint(last))}) than {checkpoint.path} ({_how_far(checkpoint)}): '
+            f'{last} is newer ({_how_far(read_checkpoint(last, with_rows=False))}) than {checkpoint.path} ({_how_far(checkpoint)}): '
             'go on from it with --RESUME_MODEL last, fine-tune with --RESUME_MODE finetune, or go on from the older '
             'one under another --NAME'
         )
@@ -141,7 +141,7 @@ def _newer_last(folder: Path, checkpoint: Checkpoint) -> Path | None:
     if not last.exists() or checkpoint.path.resolve() == last.resolve():
         return None
     try:
-        place = read_checkpoint(last).place
+        place = read_checkpoint(last, with_rows=False).place
     except UserError:
         return None
     return last if place and place.so_far > checkpoint.place.so_far else None

@@ -11,7 +11,9 @@ from typing import Any
 
 from lib.runtime.files import remove_leftovers, replacing, write_text
 from lib.runtime.lock import locked
-from lib.trainer.checkpoint import Checkpoint, write_checkpoint
+from lib.trainer.checkpoint import Checkpoint, Place, head_name, read_checkpoint, write_checkpoint
+from lib.trainer.head_shards import write_head
+from lib.trainer.newest import checkpoints_in
 
 METRICS, BAD_IMAGES = 'metrics.jsonl', 'bad_images.csv'
 # What only the run itself writes, whose lock is held; predictions (.csv, .npy) may come from test.py at any time.
@@ -52,6 +54,7 @@ class RunFolder:
         self.writes = writes
         self._save_every = save_every
         self._keep = keep
+        self._heads: dict[str, Path | None] | None = None  # by checkpoint, where its classifier's rows lie
         if writes:
             path.mkdir(parents=True, exist_ok=True)
 
@@ -126,22 +129,38 @@ class RunFolder:
         last.pth comes last: a run that is killed in between goes on from the one before and writes the others again.
         `abandoned` as in write_checkpoint.
         """
+        if checkpoint.head is not None:
+            write_head(self.path / head_name(checkpoint.place), checkpoint.head)
+        if not self.writes:
+            return
         epoch = checkpoint.place.epoch
         names = ['best_model.pth'] * is_best
         if end_of_epoch and self._keep and epoch % self._save_every == 0:
             names.append(f'epoch_{epoch}.pth')
-        if not names:
-            write_checkpoint(self.path / 'last.pth', checkpoint, abandoned)
-            return
         first, *others = [self.path / name for name in [*names, 'last.pth']]
         write_checkpoint(first, checkpoint, abandoned)
         for other in others:
             with replacing(other) as temporary:
                 shutil.copyfile(first, temporary)
-        self._remove_old_epochs()
+        if names:
+            self._remove_old_epochs()
+        if checkpoint.head is not None:
+            self._remove_old_heads(checkpoint.place, [*names, 'last.pth'])
 
     def _write_history(self, entries: list[dict[str, Any]]) -> None:
         write_text(self.path / METRICS, ''.join(json.dumps(entry) + '\n' for entry in entries))
+
+    def _remove_old_heads(self, place: Place, written: list[str]) -> None:
+        """Remove rows that no checkpoint refers to. Of a later place there may be some already, by a faster rank."""
+        if self._heads is None:
+            found = {path.name: read_checkpoint(path, with_rows=False) for path in checkpoints_in(self.path)}
+            self._heads = {name: checkpoint.head_folder for name, checkpoint in found.items()}
+        self._heads |= dict.fromkeys(written, self.path / head_name(place))
+        needed = {self._heads.get(path.name) for path in checkpoints_in(self.path)}
+        for folder in self.path.glob('head-*-*'):
+            numbers = folder.name.split('-')[1:]
+            if folder not in needed and all(map(str.isdigit, numbers)) and tuple(map(int, numbers)) < place.so_far:
+                shutil.rmtree(folder)
 
     def _remove_old_epochs(self) -> None:
         numbered = {int(path.stem[6:]): path for path in self.path.glob('epoch_*.pth') if path.stem[6:].isdigit()}

@@ -13,6 +13,8 @@ def snapshot(checkpoint: Checkpoint) -> Checkpoint:
     copier = _Copier()
     names = ('state_dict', 'training_state', 'optimizer', 'scaler')
     copied = {name: copier(getattr(checkpoint, name)) for name in names}
+    if checkpoint.head is not None:
+        copied['head'] = replace(checkpoint.head, rows=copier(checkpoint.head.rows))
     copier.finish()
     return replace(
         checkpoint, **copied, place=replace(checkpoint.place), rng=torch.get_rng_state(), versions=versions()

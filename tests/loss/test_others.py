@@ -37,13 +37,13 @@ def test_own_and_others(seed):
 def test_gradients_are_those_of_finite_differences(seed):
     logits, labels = numbers(seed)
     scale = PerClass(torch.linspace(0.5, 2, 7, dtype=torch.float64))
-    shift = torch.linspace(-1, 1, 7, dtype=torch.float64)
+    shift = PerClass(torch.linspace(-1, 1, 7, dtype=torch.float64))
 
     def function(z):
-        return own_and_others(z, labels, scale=scale, adjust=lambda block, y, rows: block.add_(shift), with_mean=True)
+        return own_and_others(z, labels, scale=scale, shift=shift, with_mean=True)
 
     own, _, mean = function(logits)
-    adjusted = logits * torch.linspace(0.5, 2, 7, dtype=torch.float64) + shift
+    adjusted = logits * scale.like(logits) + shift.like(logits)
     torch.testing.assert_close(own, adjusted.gather(1, labels))
     torch.testing.assert_close(mean, adjusted.mean(dim=1, keepdim=True))
     assert torch.autograd.gradcheck(function, logits.requires_grad_())
@@ -53,14 +53,17 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
     logits, labels = numbers(seed=5, batch=11)
     rows_seen = []
 
-    def spy(block, labels, rows):
-        assert len(block) == len(labels) == rows.stop - rows.start
-        rows_seen.extend(range(rows.start, rows.stop))
-        block.add_(torch.arange(rows.start, rows.stop)[:, None])
+    def spy(block):
+        rows = range(block.rows.start, block.rows.stop)
+        assert len(block.values) == len(rows)
+        assert torch.equal(block.labels, labels[block.rows])
+        assert torch.equal(block.own(), block.values.gather(1, block.labels))
+        rows_seen.extend(rows)
+        block.values.add_(torch.tensor(rows)[:, None])
 
-    whole = own_and_others(logits, labels, adjust=spy)
+    whole = own_and_others(logits, labels, weigh=spy)
     monkeypatch.setattr(primitive, '_BLOCK_NUMBERS', 3 * 7)
-    blocks = own_and_others(logits, labels, adjust=spy)
+    blocks = own_and_others(logits, labels, weigh=spy)
     assert rows_seen == [*range(11), *range(11)]
     assert torch.equal(whole.own, blocks.own)
     assert torch.equal(whole.others, blocks.others)
@@ -89,10 +92,10 @@ def test_two_classes_and_two_labels(labels):
 def test_no_other_class_is_no_loss(labels):
     logits = torch.tensor([[3.0, 1.0]], requires_grad=True)
 
-    def only_first(block, labels, rows):
-        block[:, 1] = -torch.inf
+    def only_first(block):
+        block.values[:, 1] = -torch.inf
 
-    own, others, _ = own_and_others(logits, torch.tensor(labels), adjust=only_first)
+    own, others, _ = own_and_others(logits, torch.tensor(labels), weigh=only_first)
     losses = -primitive.log_probability(own, others)
     assert (losses == 0).all()
     losses.sum().backward()
@@ -118,5 +121,14 @@ def test_a_second_derivative_is_refused():
 def test_logits_are_left_as_they_are():
     logits, labels = numbers(seed=2)
     before = logits.clone()
-    own_and_others(logits, labels, adjust=lambda block, y, rows: block.mul_(3))
+    scale, shift = PerClass(torch.full((7,), 2.0)), PerClass(torch.ones(7))
+    own_and_others(logits, labels, scale=scale, shift=shift, weigh=lambda block: block.values.mul_(3))
     assert torch.equal(logits, before)
+
+
+def test_weights_are_of_the_other_classes_alone():
+    logits, labels = numbers(seed=3, k=1)
+    weighed = own_and_others(logits, labels, weigh=lambda block: block.values.add_(2.0))
+    plain = own_and_others(logits, labels)
+    assert torch.equal(weighed.own, plain.own)
+    torch.testing.assert_close(weighed.others, plain.others + 2)

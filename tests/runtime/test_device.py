@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from torch import nn
 
 from lib.config.defaults import KEYS
 from lib.errors import UserError
@@ -121,13 +120,6 @@ def test_description(machine):
     machine(gpus=1, capability=(7, 5))
     assert pick_device().describe(training=True) == 'cuda:0 (GPU X), float16'
     assert pick_device().describe(training=False) == 'cuda:0 (GPU X), float32'
-
-
-def test_one_device_needs_no_replicas(machine):
-    model = nn.Linear(1, 1)
-    for has in ({}, {'gpus': 1}):
-        machine(**has)
-        assert pick_device('auto').parallel(model) is model
 
 
 def test_cpu_flags_of_this_machine():

@@ -58,7 +58,14 @@ class Scripts:
         self._server.stdin.flush()
         return json.loads(self._server.stdout.readline())
 
-    def start(self, folder: Path, script: str, *options: object, report: bool = False) -> Running:
+    def start(
+        self,
+        folder: Path,
+        script: str,
+        *options: object,
+        report: bool = False,
+        environment: dict[str, str] = ENVIRONMENT,
+    ) -> Running:
         """Start `python script options...` in `folder`; report.html is left out unless asked for."""
         self._number += 1
         logs = [self._logs / f'{self._number}.{name}' for name in ('stdout', 'stderr')]
@@ -66,7 +73,7 @@ class Scripts:
             log.touch()
         command = [str(REPOSITORY / script), *map(str, options)]
         names = {'stdout': str(logs[0]), 'stderr': str(logs[1]), 'report': report}
-        process = self.ask({'argv': command, 'cwd': str(folder), 'env': ENVIRONMENT, **names})
+        process = self.ask({'argv': command, 'cwd': str(folder), 'env': environment, **names})
         return Running(self, command, process, *logs)
 
     def run(

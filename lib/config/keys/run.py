@@ -88,6 +88,18 @@ PACK: dict[str, Key] = {
     'SHARD_IMAGES': Key(0, 'Images a tar file. 0: 256 to 10,000, by the size of the set.', low=0),
 }
 
+PLAN: dict[str, Key] = {
+    'NUM_CLASSES': Key(0, 'Classes that tools/plan.py plans for. 0: those of the training annotations.', low=0),
+    'DEVICES': Key(1, 'Devices that share a step, over all machines.', low=1),
+    'DEVICE_GB': Key(0.0, "Memory of each of them, GB (10^9 bytes). 0: this machine's.", low=0.0),
+    'IMAGES': Key(0, 'Training images of an epoch, for its time. 0: no matter.', low=0),
+    'TFLOPS': Key(
+        0.0, 'Peak of a device in the precision of training, 10^12 operations a second. 0: no times.', low=0.0
+    ),
+    'UTILIZATION': Key(0.3, 'Share of that peak which training reaches: an assumption.', low=1e-3, high=1.0),
+    'LINK_GB_S': Key(0.0, 'What a device sends over the slowest link, GB a second. 0: no times.', low=0.0),
+}
+
 RUN: dict[str, Key] = {
     'DEVICE': Key('auto', "'auto', 'cpu', 'mps', 'cuda' (all visible GPUs) or 'cuda:N' (one)."),
     'NUM_WORKERS': Key(-1, 'Processes that read images. -1: one a core, at most 8. 0: none.', low=-1),

@@ -1,0 +1,151 @@
+"""Are the planner's figures those that are measured? Memory of a training step on the CPU, beside tools/plan.py's.
+
+python benchmarks/plan.py [--json FILE]
+
+Each case runs in a process of its own: the run's model, loss and optimiser, two steps; the figure is the most resident
+memory that the process ever had in them, less what it had before the model was built. Every larger tensor is a mapping
+of its own, so that the allocator keeps nothing that is free. Linux. Figures: plan_error, the largest relative
+difference over all cases; NAME_gb, measured, and NAME_planned_ratio, planned over measured.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from yacs.config import CfgNode
+
+from benchmarks.harness import finish, parse_arguments
+from lib.build.loss import build_loss
+from lib.build.model import new_model
+from lib.build.optim import build_optimizer
+from lib.build.plan import StepCosts
+from lib.config.defaults import KEYS
+from lib.config.yaml_text import as_node
+from lib.errors import UserError
+from lib.loss.targets import Targets
+from lib.model import Recognizer
+from lib.plan.ways import Job, Way, need_of
+from lib.runtime.device import Device, pick_device
+from lib.runtime.entry import run_script
+from lib.trainer.forward import TrainingForward
+
+_STATUS = Path('/proc/self/status')
+# Name: classes, images, options. Large enough for a GB; that is where a few MB of oneDNN's do not count.
+CASES: dict[str, tuple[int, int, dict[str, object]]] = {
+    'resnet18': (1000, 256, {'MODEL.BACKBONE': 'resnet18'}),
+    'resnet18_50030': (50_030, 192, {'MODEL.BACKBONE': 'resnet18'}),
+    'resnet18_200000': (200_000, 256, {'MODEL.BACKBONE': 'resnet18'}),
+    'resnet50': (1000, 64, {'MODEL.BACKBONE': 'resnet50'}),
+    'resnet50_50030': (50_030, 32, {'MODEL.BACKBONE': 'resnet50'}),
+    'resnet50_200000': (200_000, 32, {'MODEL.BACKBONE': 'resnet50'}),
+    'resnest50': (1000, 48, {'MODEL.BACKBONE': 'resnest50'}),
+    'resnest50_adamw': (1000, 32, {'MODEL.BACKBONE': 'resnest50', 'OPTIMIZER.TYPE': 'adamw'}),
+    'resnet18_bfloat16': (50_030, 256, {'MODEL.BACKBONE': 'resnet18', 'RUN.PRECISION': 'bfloat16'}),
+    'resnet50_bfloat16': (50_030, 64, {'MODEL.BACKBONE': 'resnet50', 'RUN.PRECISION': 'bfloat16'}),
+    'resnet50_cosine': (50_030, 32, {'MODEL.BACKBONE': 'resnet50', 'MODEL.CLASSIFIER': 'FCNorm'}),
+    'frozen': (200_000, 256, {'MODEL.BACKBONE': 'resnet18', 'MODEL.FREEZE_BACKBONE': True}),
+    'in_parts': (50_030, 128, {'MODEL.BACKBONE': 'resnet18', 'TRAIN.DEVICE_BATCH_SIZE': 32}),
+}
+
+
+def config_of(name: str) -> CfgNode:
+    """Return a case's config."""
+    values = {key: entry.default for key, entry in KEYS.items()}
+    common = {'INPUT.SIZE': 112, 'RUN.DEVICE': 'cpu', 'RUN.PRECISION': 'float32', 'TRAIN.BATCH_SIZE': CASES[name][1]}
+    return as_node(values | common | CASES[name][2])
+
+
+def planned(name: str) -> int:
+    """Return the bytes that the planner says a step needs."""
+    cfg, (num_classes, num_images, _) = config_of(name), CASES[name]
+    costs = StepCosts(cfg, num_classes, pick_device('cpu', cfg.RUN.PRECISION).train_dtype)
+    job = Job(num_images, 1, num_classes, costs.num_features, cfg.INPUT.SIZE)
+    return need_of(Way(cfg.TRAIN.DEVICE_BATCH_SIZE or num_images), job, costs).total
+
+
+def measured(name: str) -> int:
+    """Return the bytes of resident memory that two steps took at most, by a process of its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, '--measure', name],
+        env=os.environ | {'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '65536'},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(name: str) -> int:
+    """Build a case's run and take two steps; return the growth of resident memory, bytes."""
+    cfg, (num_classes, num_images, _) = config_of(name), CASES[name]
+    device = pick_device('cpu', cfg.RUN.PRECISION)
+    _warm_up(cfg, device)
+    before = _resident('VmRSS')
+    model = new_model(cfg, num_classes, device)
+    loss = build_loss(cfg, np.ones(num_classes, dtype=np.int64))
+    optimizer = build_optimizer(cfg, model)
+    images = torch.randn(num_images, 3, cfg.INPUT.SIZE, cfg.INPUT.SIZE).to(memory_format=torch.channels_last)
+    labels = torch.randint(num_classes, (num_images,))
+    Path('/proc/self/clear_refs').write_text('5', encoding='ascii')  # the peak begins anew
+    for _ in range(2):
+        _step(model, loss, optimizer, images, labels, cfg.TRAIN.DEVICE_BATCH_SIZE or num_images)
+    return _resident('VmHWM') - before
+
+
+def _step(
+    model: Recognizer,
+    loss: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    at_once: int,
+) -> None:
+    model.train()
+    forward = TrainingForward(model)
+    optimizer.zero_grad(set_to_none=True)
+    divisor = loss.divisor(Targets(labels))
+    for start in range(0, len(images), at_once):
+        rows = slice(start, start + at_once)
+        outputs = forward(images[rows])
+        (loss.total(outputs.logits, Targets(labels[rows]), outputs.features) / divisor).backward()
+        del outputs
+    optimizer.step()
+
+
+def _warm_up(cfg: CfgNode, device: Device) -> None:
+    """Take a step of two small images: threads, kernels and code are there afterwards."""
+    model = new_model(cfg, 10, device)
+    labels = torch.zeros(2, dtype=torch.int64)
+    _step(model, build_loss(cfg, np.ones(10)), build_optimizer(cfg, model), torch.randn(2, 3, 112, 112), labels, 2)
+
+
+def _resident(which: str) -> int:
+    """Return this process's resident memory (VmRSS) or the most that it was (VmHWM), bytes."""
+    lines = _STATUS.read_text(encoding='ascii').splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(which)) * 1024
+
+
+def main() -> None:
+    if sys.argv[1:2] == ['--measure']:
+        print(json.dumps(measure(sys.argv[2])))
+        return
+    arguments = parse_arguments(__doc__.splitlines()[0])
+    if not _STATUS.exists():
+        raise UserError('resident memory is read from /proc: run it on Linux')
+    figures, errors = {}, []
+    for name in CASES:
+        found, plan = measured(name), planned(name)
+        errors.append(abs(plan - found) / found)
+        figures |= {f'{name}_gb': found / 1e9, f'{name}_planned_ratio': plan / found}
+        print(f'{name:20} measured {found / 1e9:6.2f} GB, planned {plan / 1e9:6.2f} GB', flush=True)
+    finish({'plan_error': max(errors), **figures}, arguments.json)
+
+
+if __name__ == '__main__':
+    run_script(main)

@@ -1,0 +1,90 @@
+"""What classifier, loss and optimiser take, by running them on tensors without memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from lib.loss.average import AverageLoss
+from lib.loss.targets import Targets
+from lib.model import Recognizer
+from lib.plan.live import LiveBytes, into_memoryless, memoryless, num_bytes
+
+
+@dataclass(frozen=True)
+class HeadCost:
+    """Bytes of a classifier and its loss, for some images and classes.
+
+    Attributes:
+        parameters: of the classifier.
+        gradients: of those that are trained.
+        peak: the most that is there beside parameters and features, new gradients included.
+        kept: what of it is still there on the way back through the backbone: gradients, logits.
+    """
+
+    parameters: int
+    gradients: int
+    peak: int
+    kept: int
+
+
+def head_cost(model: Recognizer, loss: AverageLoss, num_features: int, num_images: int) -> HeadCost:
+    """Return what a recogniser's classifier and the loss take for features (num_images, num_features).
+
+    The recogniser, on the meta device, is in train mode; logits stay until the step is over.
+    """
+    with memoryless():
+        into_memoryless(model.classifier)
+        features = torch.empty(num_images, num_features, requires_grad=True)
+        parameters = list(model.classifier.parameters())
+        there = [*parameters, *model.classifier.buffers()]
+        with LiveBytes([*there, features]) as live:
+            logits = model.classify(features)
+            before_loss = live.now
+            # Its gradient is given: at that moment the loss has made it.
+            logits.backward(torch.empty_like(logits))
+        kept = live.now
+        held, trained = num_bytes(there), num_bytes(parameter for parameter in parameters if parameter.requires_grad)
+    in_loss = before_loss + _peak_of_loss(loss, logits.shape, num_features)
+    return HeadCost(parameters=held, gradients=trained, peak=max(live.peak, in_loss), kept=kept)
+
+
+def _peak_of_loss(loss: AverageLoss, shape: torch.Size, num_features: int) -> int:
+    """Return the most bytes that a loss takes there and back beside logits of a shape, their gradient included.
+
+    On the meta device, where it goes over all images at once, as on GPUs. On a CPU it takes a few at a time.
+    """
+    with torch.device('meta'):
+        loss = loss.to('meta')
+        logits, features = torch.empty(shape, requires_grad=True), torch.empty(shape[0], num_features)
+        targets = Targets(torch.empty(shape[0], dtype=torch.int64))
+        with LiveBytes([logits, features, *loss.buffers()]) as live:
+            (loss.total(logits, targets, features) / loss.divisor(targets)).backward()
+    return live.peak
+
+
+@dataclass(frozen=True)
+class OptimizerCost:
+    """Bytes of an optimiser: what it keeps, and what a step takes beside that."""
+
+    state: int
+    extra: int
+
+
+def optimizer_cost(
+    model: Recognizer, create: Callable[[Recognizer], torch.optim.Optimizer]
+) -> OptimizerCost:
+    """Return what the optimiser that `create` makes for a recogniser takes, all gradients being there."""
+    with memoryless():
+        into_memoryless(model)
+        optimizer = create(model)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            parameter.grad = torch.empty_like(parameter)
+        known = [*model.parameters(), *(parameter.grad for parameter in trained)]
+        with LiveBytes(known) as live:
+            optimizer.step()
+            state = live.now
+            live.after.clear()
+            optimizer.step()
+        return OptimizerCost(state, live.peak - state)

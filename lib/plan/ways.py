@@ -1,0 +1,198 @@
+"""Ways of taking a training step, what each needs of a device, and the cheapest that fits."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from lib.plan.backbone import BackboneCost
+from lib.plan.head import HeadCost, OptimizerCost
+
+FLOAT = 4  # bytes of a number in float32
+# What of a device's memory a plan may use; kernels' workspaces, the allocator's gaps and CUDA itself take the rest.
+USABLE = 0.9
+
+
+@dataclass(frozen=True)
+class Job:
+    """A step that is to be taken.
+
+    Attributes:
+        batch_size: images a step, over all devices.
+        devices: that share them.
+        num_classes, num_features, image_size: of the model.
+        ema: whether an average of the weights is kept.
+    """
+
+    batch_size: int
+    devices: int
+    num_classes: int
+    num_features: int
+    image_size: int
+    ema: bool = False
+
+    @property
+    def share(self) -> int:
+        """Images of a device."""
+        return -(-self.batch_size // self.devices)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a step is taken.
+
+    Attributes:
+        at_once: images that a device takes through the backbone at once (TRAIN.DEVICE_BATCH_SIZE).
+        chunk: images that are classified at once; 0: all (LOSS.CHUNK_IMAGES).
+        sharded: whether each device holds its share of the classes (MODEL.CLASSIFIER_SHARDED).
+        sampled: share of the classes that a step compares with (LOSS.SAMPLED_CLASSES).
+    """
+
+    at_once: int
+    chunk: int = 0
+    sharded: bool = False
+    sampled: float = 1.0
+
+    def rows(self, job: Job) -> int:
+        """Return the rows of the classifier that a device holds."""
+        return -(-job.num_classes // job.devices) if self.sharded else job.num_classes
+
+    def compared(self, job: Job) -> int:
+        """Return how many of its rows a device computes logits of."""
+        return max(1, math.ceil(self.sampled * self.rows(job)))
+
+    def head_images(self, job: Job) -> int:
+        """Return how many images a device classifies for a part of the batch: those of all, when it holds a share."""
+        return self.at_once * job.devices if self.sharded else self.at_once
+
+    def parts(self, job: Job) -> int:
+        """Return the number of parts of a device's images."""
+        return -(-job.share // self.at_once)
+
+
+class Costs(Protocol):
+    """What the parts of a step take; see backbone_cost, head_cost and optimizer_cost."""
+
+    backbone: BackboneCost
+
+    def head(self, num_images: int, num_rows: int) -> HeadCost: ...
+
+    def optimizer(self, num_rows: int) -> OptimizerCost: ...
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of a device at the fullest moment of a step.
+
+    Attributes:
+        backbone, classifier: parameters and gradients.
+        optimizer: its state, or what a step of it takes beside that.
+        average: of the weights.
+        images: of the batch, in uint8 and in float32.
+        activations: kept for the way back.
+        logits: what classifier and loss take at once beside parameters and gradients.
+        total: at the fullest moment, which not all of the above may be part of.
+    """
+
+    backbone: int
+    classifier: int
+    optimizer: int
+    average: int
+    images: int
+    activations: int
+    logits: int
+    total: int
+
+
+def need_of(way: Way, job: Job, costs: Costs) -> Need:
+    """Return what a way needs of each device.
+
+    A step has four full moments: the way through the backbone; classifier and loss, with all activations there; the
+    way back; the optimiser. Gradients of the backbone are counted at all of them: parts of a batch add to them, and between
+    devices they live in the buckets that are exchanged.
+    """
+    backbone, rows = costs.backbone, way.rows(job)
+    held = costs.head(2, rows)
+    optimizer = costs.optimizer(rows)
+    average = backbone.state + held.parameters if job.ema else 0
+    pixels = 3 * job.image_size**2
+    images = job.share * pixels * (FLOAT + 2)  # float32, and two batches of uint8: the next one is on its way
+    always = backbone.state + backbone.gradients + held.parameters + optimizer.state + average + images
+    # Gradients of earlier parts, or the buckets of several devices, are there when new ones come.
+    summed = held.gradients if way.parts(job) > 1 or (job.devices > 1 and not way.sharded) else 0
+    peak, kept = _head(way, job, costs, held)
+    activations = backbone.saved.at(way.at_once)
+    moments = (
+        backbone.forward.at(way.at_once) + summed,
+        activations + summed + peak,
+        backbone.backward.at(way.at_once) + summed + kept,
+        held.gradients + optimizer.extra,
+    )
+    return Need(
+        backbone=backbone.state + backbone.gradients,
+        classifier=held.parameters + held.gradients,
+        optimizer=optimizer.state,
+        average=average,
+        images=images,
+        activations=activations,
+        logits=peak - held.gradients,
+        total=always + max(moments),
+    )
+
+
+def _head(way: Way, job: Job, costs: Costs, held: HeadCost) -> tuple[int, int]:
+    """Return the peak of classifier and loss, new gradients included, and what of it stays on the way back.
+
+    In chunks, sharded or sampled, classifier and loss are computed together: gradients are there before the way back,
+    and logits are not any more.
+    """
+    num_images = way.head_images(job)
+    at_once = min(way.chunk, num_images) if way.chunk else num_images
+    computed = costs.head(at_once, way.compared(job))
+    peak, kept = computed.peak, computed.kept
+    if way.chunk or way.sharded or way.sampled < 1:
+        kept = computed.gradients
+    if at_once < num_images:  # each chunk makes a gradient, which is added to that of those before
+        peak += computed.gradients
+    if way.sampled < 1:  # the rows are copied, and their gradient is put into one of all rows
+        peak, kept = peak + computed.parameters + held.gradients, kept - computed.gradients + held.gradients
+    features = FLOAT * num_images * job.num_features
+    together = 2 * features if way.sharded else 0  # those of all devices, and their gradient
+    return peak + together, kept + together
+
+
+def ways(job: Job, *, chunk: int, sampled: float, fits: Callable[[Way], bool]) -> Iterator[tuple[str, Way]]:
+    """Give names and ways, the cheapest first: what changes nothing, what costs time, what changes the method.
+
+    Where a way takes the images in parts, these are as large as fit.
+
+    Args:
+        chunk, sampled: for the ways that have them.
+    """
+    whole = Way(job.share)
+    yield 'plain', whole
+    yield 'chunked', replace(whole, chunk=chunk)
+    yield 'accumulated', _in_parts(whole, fits)
+    yield 'accumulated, chunked', _in_parts(replace(whole, chunk=chunk), fits)
+    if job.devices > 1:
+        shared = replace(whole, sharded=True)
+        yield 'sharded', shared
+        yield 'sharded, chunked', replace(shared, chunk=chunk)
+        yield 'sharded, accumulated', _in_parts(shared, fits)
+        yield 'sharded, accum., chunked', _in_parts(replace(shared, chunk=chunk), fits)
+        yield 'sharded, sampled', replace(shared, sampled=sampled)
+        yield 'sharded, sampled, accum.', _in_parts(replace(shared, sampled=sampled), fits)
+    else:
+        yield 'sampled', replace(whole, sampled=sampled)
+        yield 'sampled, accumulated', _in_parts(replace(whole, sampled=sampled), fits)
+
+
+def _in_parts(way: Way, fits: Callable[[Way], bool]) -> Way:
+    """Return the way with the fewest parts that fit, two images at least: halves, quarters, ..."""
+    parts, share = 2, way.at_once
+    while share > 2:
+        way = replace(way, at_once=max(2, -(-share // parts)))
+        if way.at_once == 2 or fits(way):
+            break
+        parts *= 2
+    return way

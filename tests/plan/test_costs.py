@@ -1,0 +1,136 @@
+"""What backbone, head and optimiser take, beside sums that are written out."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lib.classifier.linear import Linear
+from lib.loss.average import AverageLoss
+from lib.loss.cross_entropy import CrossEntropy
+from lib.model import Recognizer
+from lib.optim.optimizer import create_optimizer
+from lib.plan.backbone import backbone_cost
+from lib.plan.head import head_cost, optimizer_cost
+
+SIZE, CHANNELS = 8, 6
+
+
+class Toy(nn.Module):
+    """A convolution that keeps the size, squares, and their mean: 3 -> 6 channels."""
+
+    num_features = CHANNELS
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, CHANNELS, 3, padding=1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.conv(images).square().mean(dim=(2, 3))
+
+
+def toy(num_classes: int = 5, dtype: torch.dtype | None = None) -> Recognizer:
+    with torch.device('meta'):
+        return Recognizer(Toy(), Linear(CHANNELS, num_classes), train_dtype=dtype)
+
+
+def test_activations_of_a_module_that_can_be_counted_by_hand():
+    cost = backbone_cost(toy(), SIZE)
+    weights = 4 * (3 * 3 * 3 * CHANNELS + CHANNELS)
+    maps = 4 * CHANNELS * SIZE**2
+    assert (cost.num_parameters, cost.state, cost.gradients) == (weights // 4, weights, weights)
+    for images in (1, 2, 3, 50):
+        # The convolution keeps the images, which are not counted; the square its argument; then there are the features.
+        assert cost.saved.at(images) == images * (maps + 4 * CHANNELS)
+        # The squares are there besides when the mean has just been taken.
+        assert cost.forward.at(images) == images * (2 * maps + 4 * CHANNELS)
+
+
+def test_half_precision_keeps_copies_of_weights():
+    cost = backbone_cost(toy(dtype=torch.bfloat16), SIZE)
+    weights, maps = 2 * 3 * 3 * 3 * CHANNELS, 2 * CHANNELS * SIZE**2
+    assert weights <= cost.saved.at(0) <= weights + 2 * CHANNELS  # of the bias maybe
+    assert maps <= cost.saved.per_image <= maps + 2 * 3 * SIZE**2 + 6 * CHANNELS + maps * 2
+
+
+@pytest.mark.parametrize('images', [3, 7])
+def test_another_number_of_images_lies_on_the_line(images, monkeypatch):
+    """The line through two and four images is the truth for any number of them."""
+    expected = backbone_cost(toy(), SIZE)
+    monkeypatch.setattr('lib.plan.backbone._FEW', images)
+    monkeypatch.setattr('lib.plan.backbone._MORE', images + 2)
+    found = backbone_cost(toy(), SIZE)
+    for name in ('saved', 'forward', 'backward'):
+        assert getattr(found, name).at(100) == getattr(expected, name).at(100)
+    assert found.flops == expected.flops
+
+
+def test_flops_of_a_convolution():
+    """There, and back to its weight; not to the images. Two a multiplication and addition."""
+    assert backbone_cost(toy(), SIZE).flops == 2 * 2 * (3 * 3 * 3) * CHANNELS * SIZE**2
+
+
+def test_a_frozen_backbone_keeps_nothing():
+    model = toy()
+    model.freeze_backbone()
+    cost = backbone_cost(model, SIZE)
+    assert (cost.gradients, cost.saved.at(10)) == (0, 10 * 4 * CHANNELS)
+    assert cost.flops == 2 * (3 * 3 * 3) * CHANNELS * SIZE**2
+    trained = model.classifier.weight.numel() + model.classifier.bias.numel()
+    with_momentum = optimizer_cost(model, lambda model: create_optimizer(model, kind='sgd', lr=0.1))
+    assert with_momentum.state == 4 * trained
+
+
+def mean_loss(num_classes: int) -> AverageLoss:
+    return AverageLoss(CrossEntropy(), np.ones(num_classes, dtype=np.int64))
+
+
+def test_head_of_many_images_is_three_tensors_of_the_logits_size():
+    """Logits, the softmax that the loss keeps, and the gradient."""
+    images, classes = 4096, 1000
+    cost = head_cost(toy(classes), mean_loss(classes), CHANNELS, images)
+    assert cost.parameters == cost.gradients == 4 * classes * (CHANNELS + 1)
+    logits = 4 * images * classes
+    assert 3 * logits < cost.peak < 3.1 * logits
+    # What stays: logits, gradients of rows and of features.
+    assert cost.kept == logits + cost.gradients + 4 * images * CHANNELS
+
+
+def test_head_of_many_classes_is_its_gradient():
+    classes = 100_000
+    whole = head_cost(toy(classes), mean_loss(classes), CHANNELS, 2)
+    assert whole.gradients < whole.peak < whole.gradients + 4 * 4 * 2 * classes
+    half = head_cost(toy(classes, torch.bfloat16), mean_loss(classes), CHANNELS, 2)
+    # Under autocast the gradient is there in half precision first.
+    assert half.peak >= whole.gradients + 2 * classes * CHANNELS
+
+
+@pytest.mark.parametrize(('kind', 'states'), [('sgd', 1), ('adam', 2), ('adamw', 2)])
+def test_state_of_an_optimizer(kind, states):
+    model = toy(100)
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    tensors = len(list(model.parameters()))
+    cost = optimizer_cost(model, lambda model: create_optimizer(model, kind=kind, lr=0.1, weight_decay=1e-4))
+    steps = 4 * tensors if kind != 'sgd' else 0  # how many were taken, a number a tensor
+    assert cost.state == 4 * states * numbers + steps
+    plain = optimizer_cost(toy(100), lambda model: create_optimizer(model, kind='sgd', lr=0.1, momentum=0.0))
+    assert plain.state == 0
+
+
+def test_the_plan_of_a_step_is_what_a_real_one_allocates():
+    """The same operations on real tensors, each storage counted: there is nothing that is only planned."""
+    from lib.plan.live import LiveBytes
+
+    cost = backbone_cost(toy(), SIZE)
+    model = Recognizer(Toy(), Linear(CHANNELS, 5)).train()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    images = torch.randn(5, 3, SIZE, SIZE).to(memory_format=torch.channels_last)
+    known = [*model.parameters(), images, *(parameter.grad for parameter in model.parameters())]
+    with LiveBytes(known) as live:
+        features = model.features(images)
+        assert live.now == cost.saved.at(5)
+        assert live.peak == cost.forward.at(5)
+        live.after.clear()
+        features.backward(torch.ones_like(features))
+        assert live.peak <= cost.backward.at(5)

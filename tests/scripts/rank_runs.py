@@ -1,0 +1,25 @@
+"""A script on several ranks, each a process of its own, told of the others as torchrun tells them."""
+
+import socket
+from pathlib import Path
+
+from tests.scripts.running import ENVIRONMENT, Running, Scripts
+
+
+def start_ranks(scripts: Scripts, count: int, folder: Path, script: str, *options: object) -> list[Running]:
+    """Start `script` on `count` ranks, and return them."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    about = {'WORLD_SIZE': str(count), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+    return [
+        scripts.start(
+            folder, script, *options, environment=ENVIRONMENT | about | {'RANK': str(rank), 'LOCAL_RANK': str(rank)}
+        )
+        for rank in range(count)
+    ]
+
+
+def run_ranks_of(scripts: Scripts, count: int, folder: Path, script: str, *options: object, code: int | None = 0):
+    """Run `script` on `count` ranks to their end, all with `code` if one is given; return what each said."""
+    return [running.wait(code) for running in start_ranks(scripts, count, folder, script, *options)]
