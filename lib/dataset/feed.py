@@ -139,7 +139,12 @@ def _buffers(num_buffers: int, batch_size: int, size: int) -> torch.Tensor:
 
 def _or_raise(filled: Filled | UserError) -> Filled:
     if isinstance(filled, UserError):
-        raise filled
+        try:
+            raise filled
+        finally:
+            # Or the error and this frame would hold each other, and all frames above until they are collected: workers
+            # that end then, in no order with their queues, are waited for in vain.
+            del filled
     return filled
 
 
