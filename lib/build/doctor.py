@@ -9,6 +9,7 @@ from yacs.config import CfgNode
 
 from lib.build.data import open_test_split, open_training_data
 from lib.build.loader import num_workers
+from lib.build.sizes import train_sizes
 from lib.build.split import Split, TrainingData
 from lib.dataset.doctor.checkup import SplitUnderTest, check_up
 from lib.errors import UserError
@@ -55,7 +56,7 @@ def examine(cfg: CfgNode) -> list[str]:
 def _splits(cfg: CfgNode, data: TrainingData) -> list[SplitUnderTest]:
     size = cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE
     measured = math.ceil(size / cfg.INPUT.CROP_RATIO)
-    splits = [_split('train', data.train, cfg.INPUT.SIZE)]
+    splits = [_split('train', data.train, max(train_sizes(cfg).values()))]
     if data.valid is not None:
         splits.append(_split('valid', data.valid, measured))
     test = _test_split(cfg, data)

@@ -7,6 +7,7 @@ from functools import partial
 from yacs.config import CfgNode
 
 from lib.build.deferral import deferred_epoch
+from lib.build.sizes import train_sizes
 from lib.build.split import Split
 from lib.config.keys.data import PAIRED
 from lib.dataset.augment import Augment
@@ -106,7 +107,13 @@ def build_train_loader(
     plan = build_sampler(cfg, index)
     each = slots_per_image(cfg)
     return TrainLoader(
-        reader, plan, each * len(index), each * cfg.TRAIN.BATCH_SIZE, ranks=ranks, **_feed_options(cfg, device)
+        reader,
+        plan,
+        each * len(index),
+        each * cfg.TRAIN.BATCH_SIZE,
+        sizes=train_sizes(cfg),
+        ranks=ranks,
+        **_feed_options(cfg, device),
     )
 
 
@@ -134,11 +141,12 @@ def build_augment(cfg: CfgNode) -> Augment | None:
 
 
 def stored_short_side(cfg: CfgNode) -> int:
-    """Return the short side, pixels, to which images may be reduced before INPUT.SIZE misses anything.
+    """Return the short side, pixels, to which images may be reduced before the largest INPUT.SIZE misses anything.
 
     Random crops zoom into the image, so it is kept a quarter larger than validation sees it.
     """
-    needed = max(cfg.INPUT.SIZE, cfg.INPUT.TEST_SIZE) / cfg.INPUT.CROP_RATIO
+    largest = max(cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE, *train_sizes(cfg).values())
+    needed = largest / cfg.INPUT.CROP_RATIO
     return math.ceil(round(needed * 1.25, 6))  # rounded first: 112 / 0.875 * 1.25 is 160, whatever its last bit says
 
 

@@ -9,6 +9,7 @@ from yacs.config import CfgNode
 
 from lib.backbone.create import create_backbone, create_timm_pretrained, measure_width
 from lib.backbone.pretrained import load_pretrained
+from lib.build.sizes import train_sizes
 from lib.classifier.cosine import Cosine
 from lib.classifier.linear import Linear
 from lib.classifier.lws import LearnableWeightScaling, without_scale
@@ -57,6 +58,8 @@ def new_model(
             LOGGER.log(20 if report.complete else 30, '%s: %s', source, report.summary())
     if cfg.INPUT.TEST_SIZE:
         measure_width(backbone, cfg.MODEL.BACKBONE, cfg.INPUT.TEST_SIZE, 'INPUT.TEST_SIZE')
+    for size in sorted(set(train_sizes(cfg).values()) - {cfg.INPUT.SIZE}):
+        measure_width(backbone, cfg.MODEL.BACKBONE, size, 'INPUT.SIZE_SCHEDULE')
     classifier = CLASSIFIERS[cfg.MODEL.CLASSIFIER](cfg.MODEL, backbone.num_features, num_classes, classes)
     compares = cfg.LOSS.AUXILIARY == 'balanced_contrastive'
     model = Recognizer(

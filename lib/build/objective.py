@@ -124,8 +124,8 @@ def _teacher(cfg: CfgNode, device: Device, num_classes: int, names: Sequence[str
         )
     own = _own_config(checkpoint)
     _check_images(cfg, own, path)
-    # As another size to test at, that of the student is tried out while the teacher is built.
-    own = as_node(as_values(own) | {'INPUT.TEST_SIZE': cfg.INPUT.SIZE})
+    # As other sizes to test and to train at, those of the student are tried out while the teacher is built.
+    own = as_node(as_values(own) | {'INPUT.TEST_SIZE': cfg.INPUT.SIZE, 'INPUT.SIZE_SCHEDULE': cfg.INPUT.SIZE_SCHEDULE})
     try:
         teacher = model_of(checkpoint, own, device)
     except UserError as error:

@@ -21,6 +21,7 @@ def check_values(values: dict[str, Any], levels: dict[str, int]) -> None:
     check_methods(values)
     check_scale(values)
     _check_schedule(values)
+    _check_sizes(values['INPUT.SIZE_SCHEDULE'])
     _check_name(values)
     if values['OPTIMIZER.NESTEROV'] and values['OPTIMIZER.TYPE'] == 'sgd' and values['OPTIMIZER.MOMENTUM'] == 0:
         raise UserError('OPTIMIZER.NESTEROV is True, which needs OPTIMIZER.MOMENTUM above 0')
@@ -92,6 +93,19 @@ def _check_schedule(values: dict[str, Any]) -> None:
             f'SCHEDULE.DECAY_FACTORS has {len(factors)} numbers, but must have one, '
             f'or one for each of the {len(milestones)} SCHEDULE.MILESTONE_EPOCHS'
         )
+
+
+def _check_sizes(schedule: tuple[int, ...]) -> None:
+    epochs, sizes = schedule[::2], schedule[1::2]
+    if len(epochs) != len(sizes):
+        raise UserError(
+            f'INPUT.SIZE_SCHEDULE is {schedule}, but must be pairs of epoch and pixels, such as 0,128,60,224'
+        )
+    if list(epochs) != sorted(set(epochs)):
+        raise UserError(f'INPUT.SIZE_SCHEDULE is {schedule}, but its epochs must rise; they are {epochs}')
+    smallest = KEYS['INPUT.SIZE'].low
+    if sizes and min(sizes) < smallest:
+        raise UserError(f'INPUT.SIZE_SCHEDULE is {schedule}, but its sizes must be at least {smallest} pixels')
 
 
 def _check_name(values: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """From rows to a uint8 batch: what a worker process does."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -27,12 +27,14 @@ class Augment(Protocol):
 class Request:
     """One batch to fill: the rows of slots first_slot, first_slot + 1, ... of an epoch.
 
-    `buffer` is which of a reader's buffers a worker fills; nothing of an earlier batch in it is needed any more.
+    `size` is the side of its images, pixels; 0: what the transform says. `buffer` is which of a reader's buffers a
+    worker fills; nothing of an earlier batch in it is needed any more.
     """
 
     epoch: int
     first_slot: int
     rows: np.ndarray
+    size: int = 0
     buffer: int = 0
 
 
@@ -46,6 +48,7 @@ class Filled:
         labels: (batch,) int64; -1 where unknown.
         readable: (batch,) bool; False where the image could not be decoded and the pixels are zeros.
         rows: (batch,) the rows that were asked for.
+        size: side of the images, pixels.
         bad: (row, reason) of every image that could not be decoded, replaced or not.
     """
 
@@ -54,6 +57,7 @@ class Filled:
     labels: np.ndarray
     readable: np.ndarray
     rows: np.ndarray
+    size: int
     bad: list[tuple[int, str]] = field(default_factory=list)
     buffer: int = 0
 
@@ -75,8 +79,8 @@ class BatchReader(Dataset):
             stops, 'mark' leaves a hole (zeros, not readable), as evaluation wants it.
         index: where replacements are found.
         augment: what happens to the crop before it is mirrored; None: nothing.
-        buffers: (num_buffers, batch, size, size, 3) uint8 in shared memory for workers to fill, over and over (fresh
-            shared memory takes longer to touch than pixels take to resize); None: each batch gets memory of its own.
+        buffers: (num_buffers, bytes) uint8 in shared memory for workers to fill, over and over (fresh shared memory
+            takes longer to touch than pixels take to resize); None: each batch gets memory of its own.
         sends_pixels: whether a batch travels with its pixels. Sending an address takes the time of ten images, so who
             holds the buffers himself does without.
     """
@@ -94,16 +98,22 @@ class BatchReader(Dataset):
     def __getitem__(self, request: Request) -> 'Filled | UserError':
         # DataLoader would wrap an exception in the worker's traceback; as a value it arrives as it is.
         try:
-            return self._fill(request)
+            return self._at(request.size)._fill(request)
         except UserError as error:
             return error
+
+    def _at(self, size: int) -> 'BatchReader':
+        """Return what reads images at another size."""
+        if size in (0, self.transform.size):
+            return self
+        return replace(self, transform=replace(self.transform, size=size))
 
     def _fill(self, request: Request) -> Filled:
         batch_size, size = len(request.rows), self.transform.size
         if self.buffers is None:
             pixels = torch.empty((batch_size, size, size, 3), dtype=torch.uint8)
         else:
-            pixels = self.buffers[request.buffer, :batch_size]
+            pixels = pixels_in(self.buffers[request.buffer], batch_size, size)
         flip, readable = np.zeros(batch_size, bool), np.ones(batch_size, bool)
         bad: list[tuple[int, str]] = []
         draws, canvases = self._draws(request), pixels.numpy()
@@ -122,7 +132,7 @@ class BatchReader(Dataset):
                 self.augment(pixels[place], int(stream.integers(2**63)))
         labels = self.labels[request.rows].astype(np.int64)
         sent = pixels if self.sends_pixels else None
-        return Filled(sent, flip, labels, readable, request.rows, bad, request.buffer)
+        return Filled(sent, flip, labels, readable, request.rows, size, bad, request.buffer)
 
     def _draws(self, request: Request) -> list[list[float]]:
         """Return the random numbers of each slot."""
@@ -175,3 +185,8 @@ class BatchReader(Dataset):
             raise UserError(f'{self.images.name(row)}: no such file') from None
         except OSError as error:
             raise UserError(f'{self.images.name(row)}: cannot be read ({error.strerror or error})') from None
+
+
+def pixels_in(buffer: torch.Tensor, num_images: int, size: int) -> torch.Tensor:
+    """Return the pixels that a buffer begins with, (num_images, size, size, 3)."""
+    return buffer[: num_images * size * size * 3].view(num_images, size, size, 3)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lib.dataset import loader as loaders
+from lib.dataset import feed as feeding
 from lib.dataset.images import ArrayImages
 from lib.dataset.index import ProductIndex
 from lib.dataset.loader import EvalLoader, TrainLoader
@@ -318,7 +318,7 @@ def test_buffers_are_used_again_without_a_trace(folder):
 
 
 def test_too_little_shared_memory_is_said_before_workers_start(folder, monkeypatch):
-    monkeypatch.setattr(loaders, 'free_shared_bytes', lambda: 100)
+    monkeypatch.setattr(feeding, 'free_shared_bytes', lambda: 100)
     with pytest.raises(UserError, match=r'shared memory.*--RUN_NUM_WORKERS'):
         train_loader(files(folder), num_workers=2)
     train_loader(files(folder), num_workers=0)

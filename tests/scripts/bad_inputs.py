@@ -239,6 +239,8 @@ MODELS = [
         'INPUT.SIZE 40'),
     row('backbone of another test size', f'{TRAIN} --MODEL_BACKBONE test_vit --INPUT_TEST_SIZE 40', "'test_vit'",
         'INPUT.TEST_SIZE 40'),
+    row('backbone of another scheduled size', f'{TRAIN} --MODEL_BACKBONE test_vit --INPUT_SIZE_SCHEDULE 1,40',
+        "'test_vit'", 'INPUT.SIZE_SCHEDULE 40'),
     row('pretrained missing', f'{TRAIN} --MODEL_PRETRAINED w.pth', 'MODEL.PRETRAINED w.pth: no such file', "'timm'"),
     row('pretrained of another model', f'{TRAIN} --MODEL_PRETRAINED w.pth',
         'MODEL.PRETRAINED w.pth: nothing in it fits', 'MODEL.BACKBONE',

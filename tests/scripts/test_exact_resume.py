@@ -5,9 +5,11 @@ import pytest
 from lib.trainer.checkpoint import read_checkpoint
 from tests.scripts.running import TINY, check_same_run, metrics_of
 
-# 33 images after the cap, 4 steps an epoch; the sampler switches in the second epoch, the cosine falls every step.
+# 33 images after the cap, 4 steps an epoch; sampler and image size change in the second epoch, the cosine falls every
+# step.
 STEPS = 4
 OPTIONS = ('--DATASET_HEAD_CAP', 6, '--SAMPLER_SWITCH_TYPE', 'class_balance', '--SAMPLER_SWITCH_EPOCH', 1)
+OPTIONS += ('--INPUT_SIZE_SCHEDULE', '0,24,1,40,2,32')
 OPTIONS += ('--TRAIN_MAX_EPOCH', 3, '--NAME', 'run', '--SEED', 7)
 LAST = ('--RESUME_MODEL', 'last')
 STEP = 'lib.trainer.step:_step'

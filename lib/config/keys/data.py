@@ -76,7 +76,7 @@ INPUT: dict[str, Key] = {
     'SIZE': Key(112, 'Side of training images, pixels.', low=8),
     'SIZE_SCHEDULE': Key(
         (),
-        'Sides of training images over the run: epoch (from 0), pixels, epoch, pixels, ... Empty: SIZE throughout.',
+        'Sides of training images over the run: epoch (from 0), pixels, epoch, pixels, ... SIZE before the first.',
         low=0,
     ),
     'TEST_SIZE': Key(0, 'Side of validation and test images, pixels. 0: SIZE.', low=0),

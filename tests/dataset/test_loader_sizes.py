@@ -1,0 +1,66 @@
+"""Images that grow over the run: each epoch has its size, whatever its workers read before."""
+
+import pytest
+import torch
+
+from lib.dataset.index import ProductIndex
+from lib.dataset.loader import TrainLoader
+from lib.dataset.sampler import Sampler, class_balance
+from lib.dataset.transforms import PadCrop, RandomResizedCrop, ResizeCenterCrop
+from tests.dataset.loading import BAD, LABELS, SIZE, all_same, feed, files, reader_of, write_images
+
+SIZES = {1: 24, 2: 8, 4: 32}  # before the first, SIZE
+EXPECTED = [SIZE, 24, 8, 8, 32, 32]
+
+TRANSFORMS = {
+    'random_resized_crop': lambda size: RandomResizedCrop(size, (0.3, 1.0)),
+    'pad_crop': lambda size: PadCrop(size, 3),
+    'center_crop': lambda size: ResizeCenterCrop(size, 0.9),
+}
+
+
+@pytest.fixture
+def images(tmp_path):
+    return files(write_images(tmp_path, BAD))
+
+
+def loader_of(images, size=SIZE, sizes=None, num_workers=0, transform='random_resized_crop', on_bad='replace'):
+    plan = Sampler(class_balance, ProductIndex(LABELS, 4), 3, max_epoch=5)
+    reader = reader_of(images, on_bad, transform=TRANSFORMS[transform](size))
+    return TrainLoader(reader, plan, len(LABELS), 3, sizes=sizes, **feed(num_workers))
+
+
+@pytest.mark.parametrize(
+    ('sizes', 'expected'),
+    [(SIZES, EXPECTED), ({}, [SIZE] * 6), ({0: 12}, [12] * 6), ({0: 8, 5: 9}, [8] * 5 + [9]), ({9: 99}, [SIZE] * 6)],
+)
+def test_the_size_of_an_epoch(images, sizes, expected):
+    assert [loader_of(images, sizes=sizes).size_at(epoch) for epoch in range(6)] == expected
+
+
+@pytest.mark.parametrize('transform', TRANSFORMS)
+def test_an_epoch_is_that_of_a_run_at_its_size(images, transform):
+    """Crops, mirrored images and replacements too, from any step."""
+    growing = loader_of(images, sizes=SIZES, transform=transform)
+    for epoch, size in enumerate(EXPECTED):
+        expected = list(loader_of(images, size, transform=transform).batches(epoch))
+        assert {batch.images.shape[1:] for batch in expected} == {(3, size, size)}
+        for first_step in range(3):
+            assert all_same(growing.batches(epoch, first_step), expected[first_step:])
+
+
+def test_workers_take_sizes_in_any_order(images):
+    """The same two workers and their buffers go up and down in size, and are left in the middle of an epoch.
+
+    Holes and padding show what an earlier batch may have left in a buffer; every batch is kept until the end.
+    """
+    options = {'sizes': SIZES, 'transform': 'pad_crop', 'on_bad': 'mark'}
+    alone, pair = loader_of(images, **options), loader_of(images, num_workers=2, **options)
+    found, expected = [], []
+    for epoch, first_step in ((0, 0), (1, 0), (4, 0), (0, 1), (2, 0), (1, 0), (5, 2), (3, 0)):
+        found += pair.batches(epoch, first_step)
+        expected += alone.batches(epoch, first_step)
+        if epoch:
+            next(pair.batches(epoch - 1))
+    assert not torch.cat([batch.readable for batch in expected]).all()
+    assert all_same(found, expected)

@@ -1,0 +1,35 @@
+"""main.py with images that grow over the run."""
+
+from lib.trainer.checkpoint import read_checkpoint
+from tests.scripts.running import TINY, metrics_of, the_error
+
+
+def trained(scripts, products, folder, *options):
+    scripts.run(folder, 'main.py', '--config', TINY, '--DATASET_ROOT', products, '--NAME', 'run', *options)
+    return folder / 'log' / 'run'
+
+
+def figures(run, epoch):
+    lines = [line for line in metrics_of(run) if line['epoch'] == epoch]
+    return [{key: value for key, value in line.items() if 'second' not in key} for line in lines]
+
+
+def test_a_schedule(scripts, products, finished, tmp_path):
+    """As without one until the size changes; other weights from then on, and of the same shapes."""
+    whole = finished / 'log' / 'tiny'
+    same = trained(scripts, products, tmp_path, '--INPUT_SIZE_SCHEDULE', '0,32', '--NAME', 'same')
+    assert [figures(same.with_name('same'), epoch) for epoch in (1, 2)] == [figures(whole, epoch) for epoch in (1, 2)]
+    grown = trained(scripts, products, tmp_path, '--INPUT_SIZE_SCHEDULE', '1,48')
+    assert figures(grown, 1) == figures(whole, 1)
+    assert figures(grown, 2) != figures(whole, 2)
+    shapes = [
+        {key: value.shape for key, value in read_checkpoint(run / 'last.pth').state_dict.items()}
+        for run in (whole, grown)
+    ]
+    assert shapes[0] == shapes[1]
+
+
+def test_a_mistake(scripts, products, tmp_path):
+    command = ('--config', TINY, '--DATASET_ROOT', products, '--INPUT_SIZE_SCHEDULE', '0,32,2')
+    error = the_error(scripts.run(tmp_path, 'main.py', *command, code=2))
+    assert 'INPUT.SIZE_SCHEDULE is (0, 32, 2), but must be pairs of epoch and pixels' in error
