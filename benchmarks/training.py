@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from yacs.config import CfgNode
 
 from lib.build.training import Training, prepared_training
 from lib.config.load import load_config
@@ -15,6 +16,7 @@ from lib.dataset.formats.converted import Converted
 from lib.dataset.formats.imagefolder import convert_image_folder
 from lib.dataset.formats.write import write_converted
 from lib.dataset.loader import Batch
+from lib.runtime.ranks import ALONE, Ranks
 from lib.trainer.checkpoint import Place
 from lib.trainer.step import train_epoch
 from lib.trainer.wishes import Wishes
@@ -57,14 +59,18 @@ def options_of(**changes: object) -> list[str]:
     return [part for name, value in {**RECIPE, **changes}.items() for part in (f'--{name}', str(value))]
 
 
+def config_of(options: list[str]) -> CfgNode:
+    """Return the config that main.py makes of a command line."""
+    return load_config(options, program='benchmark', description='', find_checkpoint_config=lambda *_: None).cfg
+
+
 @contextmanager
-def training(converted: Converted, options: list[str]) -> Iterator[Training]:
+def training(converted: Converted, options: list[str], ranks: Ranks = ALONE) -> Iterator[Training]:
     """Prepare the run that main.py would, on converted data, in a folder that goes with the block."""
     with tempfile.TemporaryDirectory() as folder:
         write_converted(converted, Path(folder, 'data'))
-        options = [*options, '--DATASET_ROOT', f'{folder}/data', '--LOG_ROOT', folder]
-        cfg = load_config(options, program='benchmark', description='', find_checkpoint_config=lambda *_: None).cfg
-        with prepared_training(cfg) as run:
+        cfg = config_of([*options, '--DATASET_ROOT', f'{folder}/data', '--LOG_ROOT', folder])
+        with prepared_training(cfg, ranks) as run:
             yield run
 
 
