@@ -1,15 +1,21 @@
-"""The original entry's way to batches (CVPR 2020 AliProducts, sixth place), as fairly as its authors would have it.
+"""The original entry's batches and steps (CVPR 2020 AliProducts, sixth place), as fairly as its authors would have it.
 
 OpenCV reads, torchvision's transforms work on a Pillow image and normalise, and a default DataLoader makes batches:
-float32 travels from its workers.
+float32 travels from its workers. A step is float32 in the default memory format, with plain SGD, and its loss and
+accuracy are read for the meters after each. Its DataParallel is left out: on a CPU it does nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import timm
 import torch
+import torchvision
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
+
+from lib.backbone.resnet32 import ResNet32
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -17,8 +23,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class OriginalPhotos(Dataset):
     """OpenCV, Pillow, torchvision, one image after the other."""
 
-    def __init__(self, paths: Sequence[Path], size: int) -> None:
+    def __init__(self, paths: Sequence[Path], size: int, labels: Sequence[int] | None = None) -> None:
         self.paths = [str(path) for path in paths]
+        self.labels = labels
         self.transform = transforms.Compose(
             [
                 transforms.ToPILImage(),
@@ -36,7 +43,7 @@ class OriginalPhotos(Dataset):
         import cv2  # a worker's own, so that whoever needs no such side needs no OpenCV
 
         cv2.setNumThreads(1)
-        return self.transform(cv2.imread(self.paths[row])), 0
+        return self.transform(cv2.imread(self.paths[row])), 0 if self.labels is None else self.labels[row]
 
 
 def default_loader(photos: Dataset, batch_size: int, num_workers: int) -> DataLoader:
@@ -44,3 +51,44 @@ def default_loader(photos: Dataset, batch_size: int, num_workers: int) -> DataLo
     return DataLoader(
         photos, batch_size, shuffle=True, drop_last=True, num_workers=num_workers, persistent_workers=True
     )
+
+
+def original_model(name: str, num_classes: int) -> nn.Module:
+    """Return a network with a linear classifier: 'resnet18' of torchvision, 'resnest50' of timm, 'res32_cifar'."""
+    if name == 'resnet18':
+        return torchvision.models.resnet18(num_classes=num_classes)
+    if name == 'resnest50':
+        return timm.create_model('resnest50d', num_classes=num_classes)
+    return nn.Sequential(ResNet32(), nn.Linear(ResNet32.num_features, num_classes))
+
+
+class _Meter:
+    def __init__(self) -> None:
+        self.sum, self.count = 0.0, 0
+
+    def update(self, value: float, count: int) -> None:
+        self.sum += value * count
+        self.count += count
+
+
+class OriginalTraining:
+    """The loop of an epoch: float32, default memory format, SGD with momentum 0.9 and weight decay 1e-4."""
+
+    def __init__(self, model: nn.Module, lr: float) -> None:
+        self.model = model
+        self.loss_of = nn.CrossEntropyLoss()
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=1e-4)
+
+    def epoch(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> int:
+        """Take a step on each batch of images (batch, 3, H, W) and labels; return the number of images."""
+        self.model.train()
+        losses, accuracy = _Meter(), _Meter()
+        for images, labels in batches:
+            logits = self.model(images)
+            loss = self.loss_of(logits, labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            losses.update(loss.item(), len(images))
+            accuracy.update((logits.argmax(dim=1) == labels).float().mean().item(), len(images))
+        return losses.count

@@ -8,6 +8,7 @@ from timm.models import get_pretrained_cfg, is_model
 from torch import nn
 
 from lib.backbone.resnet32 import ResNet32
+from lib.backbone.split_attention import lighten_split_attention
 from lib.errors import UserError
 
 CIFAR_RESNET = 'res32_cifar'
@@ -104,6 +105,7 @@ def _create_timm(name: str, image_size: int, *, pretrained: bool) -> nn.Module:
     except Exception as error:  # timm, its hub and the network raise many kinds; each ends the run here
         what = 'weights could not be fetched or loaded' if pretrained else f'cannot be built for {image_size} px'
         raise UserError(f"MODEL.BACKBONE '{name}': {what}: {_one_line(error)}") from error
+    lighten_split_attention(backbone)
     width = measure_width(backbone, name, image_size)
     # Some of timm's models end in a wider or narrower layer than their num_features says (head_hidden_size).
     if backbone.num_features != width:

@@ -15,7 +15,7 @@ from lib.runtime.device import FORCED_DTYPES, Device, num_replicas, pick_device
 def machine(monkeypatch):
     """Imagine a machine: number of GPUs, their compute capability (one, or each's), is there MPS, the CPU's flags."""
 
-    def imagine(gpus=0, capability=(8, 0), mps=False, flags=(), architecture='x86_64'):
+    def imagine(gpus=0, capability=(8, 0), mps=False, flags=(), architecture='x86_64', maker=''):
         monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
         monkeypatch.setattr(
@@ -27,6 +27,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: mps)
         monkeypatch.setattr(module.platform, 'machine', lambda: architecture)
         monkeypatch.setattr(module, '_cpu_flags', lambda: set(flags))
+        monkeypatch.setattr(module, '_cpu_maker', lambda: maker)
 
     return imagine
 
@@ -38,6 +39,9 @@ def machine(monkeypatch):
         ({}, 'cpu', 'cpu', (), None),
         ({'flags': ['avx512_bf16']}, 'auto', 'cpu', (), torch.bfloat16),
         ({'flags': ['amx_bf16']}, 'auto', 'cpu', (), torch.bfloat16),
+        ({'flags': ['avx512_bf16'], 'maker': 'AuthenticAMD'}, 'auto', 'cpu', (), torch.bfloat16),
+        ({'flags': ['avx512_bf16'], 'maker': 'GenuineIntel'}, 'auto', 'cpu', (), None),
+        ({'flags': ['avx512_bf16', 'amx_bf16'], 'maker': 'GenuineIntel'}, 'auto', 'cpu', (), torch.bfloat16),
         ({'flags': ['bf16'], 'architecture': 'aarch64'}, 'auto', 'cpu', (), torch.bfloat16),
         ({'flags': ['bf16']}, 'auto', 'cpu', (), None),
         ({'architecture': 'arm64', 'mps': True}, 'auto', 'mps', (), None),

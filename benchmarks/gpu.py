@@ -1,0 +1,193 @@
+"""What does a GPU make of it: images a second, memory of large classifiers, and are chunked gradients right there?
+
+python benchmarks/gpu.py [--json FILE] [--only rates memory correctness] [--timm FOLDER] [--photos N]
+torchrun --nproc-per-node N benchmarks/gpu.py --only memory       (adds the classifier that is spread over the ranks)
+
+Nothing in this script has been run on a GPU yet: its parts were tried on a CPU, on small cases.
+
+rates: ResNet-50 and ResNeSt-50 at 112 and 224 px, batch 256, on ready batches and on packed photos; timm on ready ones
+and on the same photos as a folder of JPEGs (its parts, or its train.py with --timm). NETWORK_SIZE_ready_speedup and
+NETWORK_SIZE_packed_speedup. memory: GB that two steps of ResNet-50 at 112 px, batch 256, take at most with 50,030 and a
+million classes, by kind of classifier. correctness: largest error of the chunked loss and its gradients (float32)
+beside whole ones (float64, CPU), relative to the largest value.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.harness import alternate, finish
+from benchmarks.peers_timm import Recipe, TimmLoop, script_run
+from benchmarks.training import (
+    ReadyBatches,
+    config_of,
+    converted_photos,
+    epoch_of,
+    options_of,
+    training,
+    write_photos,
+)
+from lib.build.loss import build_loss
+from lib.build.pack import pack
+from lib.classifier.linear import Linear
+from lib.dataset.formats.converted import Converted
+from lib.dataset.formats.write import write_converted
+from lib.loss.targets import Targets
+from lib.model import Recognizer
+from lib.runtime.device import pick_device
+from lib.runtime.entry import run_script
+from lib.runtime.ranks import ALONE, Ranks, joined_ranks
+from lib.trainer.forward import Outputs
+from lib.trainer.head import Share
+from lib.trainer.lean_head import LeanHead
+
+NETWORKS = {'resnet50': 'resnet50', 'resnest50': 'resnest50d'}  # ours: timm's name
+SIZES, NUM_CLASSES = (112, 224), (50_030, 1_000_000)
+BATCH_SIZE, WORKERS, PHOTO, CHUNK_IMAGES = 256, 8, 348, 32
+LOSSES = ('cross_entropy', 'balanced_softmax', 'ldam')
+PARTS = ('rates', 'memory', 'correctness')
+
+
+def rates(
+    name: str, size: int, photos: Path, *, device: str, batch_size: int, rounds: int, checkout: Path | None
+) -> dict[str, float]:
+    """Return the rates of one network at one size, ours and timm's."""
+    converted = converted_photos(photos)
+    num_classes = len(converted.names)
+    dtype = pick_device(device).train_dtype
+    recipe = Recipe(NETWORKS[name], size, batch_size, num_classes, WORKERS, dtype, device)
+    options = options_of(
+        MODEL_BACKBONE=name, INPUT_SIZE=size, TRAIN_BATCH_SIZE=batch_size, RUN_DEVICE=device, RUN_NUM_WORKERS=WORKERS
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        write_converted(converted, Path(folder, 'data'))
+        packing = ['--DATASET_ROOT', f'{folder}/data', '--PACK_OUT', f'{folder}/packed', '--INPUT_SIZE', str(size)]
+        pack(config_of(packing))
+        with training(converted, [*options, '--DATASET_SHARDS', f'{folder}/packed']) as run:
+            peer, packed = TimmLoop(recipe), run.learner.loader
+            run.learner.loader = ready = ReadyBatches(
+                torch.device(device), batch_size=batch_size, size=size, num_classes=num_classes, steps=20
+            )
+            steps = alternate({'ours': epoch_of(run), 'timm': lambda: peer.epoch(ready.plain())}, rounds)
+            run.learner.loader = packed
+            sides = {'ours': epoch_of(run)}
+            if checkout is None:
+                batches = peer.loader(photos)
+                sides['timm'] = lambda: peer.epoch(batches)
+            epochs = alternate(sides, rounds)
+        if checkout is not None:
+            epochs['timm'] = statistics.median(script_run(checkout, photos, Path(folder, 'timm'), recipe)())
+    return {
+        f'{name}_{size}_ready_images_per_second': steps['ours'],
+        f'{name}_{size}_ready_speedup': steps['ours'] / steps['timm'],
+        f'{name}_{size}_packed_images_per_second': epochs['ours'],
+        f'{name}_{size}_packed_speedup': epochs['ours'] / epochs['timm'],
+    }
+
+
+def memory(num_classes: int, kind: str, photos: Path, *, device: str, batch_size: int, ranks: Ranks = ALONE) -> float:
+    """Return the most GPU memory (GB, of this rank) that two steps take with a 'plain', 'chunked' or 'sharded' head."""
+    found = converted_photos(photos)
+    names = [str(label) for label in range(num_classes)]  # nearly all of them without a photo
+    changes = {'chunked': {'LOSS_CHUNK_IMAGES': CHUNK_IMAGES}, 'sharded': {'MODEL_CLASSIFIER_SHARDED': True}}
+    options = options_of(
+        MODEL_BACKBONE='resnet50', INPUT_SIZE=112, TRAIN_BATCH_SIZE=batch_size, RUN_DEVICE=device, RUN_NUM_WORKERS=0,
+        **changes.get(kind, {}),
+    )  # fmt: skip
+    on_gpu = device != 'cpu'
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with training(Converted(found.splits, names, None, found.root), options, ranks) as run:
+        share = ranks.share(batch_size)
+        run.learner.loader = ReadyBatches(
+            run.device.main, batch_size=share.stop - share.start, size=112, num_classes=len(found.names), steps=2
+        )
+        run.learner.loader.batch_size = batch_size
+        epoch_of(run)()
+    return torch.cuda.max_memory_allocated() / 1e9 if on_gpu else float('nan')
+
+
+def chunked_error(loss_name: str, *, device: str, num_classes: int = 50_030, num_images: int = 128) -> float:
+    """Return the largest error of loss, gradient of the features and of the weights, relative to the largest value."""
+    torch.manual_seed(0)
+    loss = build_loss(config_of(['--LOSS_TYPE', loss_name]), np.arange(1, num_classes + 1))
+    features = torch.randn(num_images, 256, dtype=torch.float64)
+    labels = torch.randint(num_classes, (num_images,))
+    classifier = Linear(256, num_classes).double()
+    exact = _gradients(classifier, features, lambda x: loss(classifier(x), Targets(labels), x))
+    classifier, loss = classifier.float().to(device), loss.to(device)
+    head = LeanHead(Recognizer(nn.Identity(), classifier), loss, chunk_images=CHUNK_IMAGES)
+    targets = Targets(labels.to(device))
+    share = Share(loss.divisor(targets), 1.0, 0, (num_images,))
+    found = _gradients(
+        classifier, features.float().to(device), lambda x: head(Outputs(None, x, None), targets, share).loss
+    )
+    return max(
+        ((ours.cpu().double() - theirs).abs().max() / theirs.abs().max()).item()
+        for ours, theirs in zip(found, exact, strict=True)
+    )
+
+
+def _gradients(classifier: nn.Module, features: torch.Tensor, loss_of) -> list[torch.Tensor]:
+    features = features.clone().requires_grad_()
+    classifier.zero_grad()
+    loss = loss_of(features)
+    loss.backward()
+    return [loss.detach(), features.grad, *(parameter.grad.clone() for parameter in classifier.parameters())]
+
+
+def measure(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, float]:
+    """Return the figures that were asked for; on several ranks those of the memory alone."""
+    figures: dict[str, float] = {}
+    kinds = ('plain', 'chunked') if ranks.count == 1 else ('plain', 'chunked', 'sharded')
+    with tempfile.TemporaryDirectory() as folder:
+        photos = write_photos(Path(folder, 'photos'), 1000, max(1, arguments.photos // 1000), PHOTO)
+        common = {'device': 'cuda', 'batch_size': BATCH_SIZE}
+        if 'rates' in arguments.only and ranks.count == 1:
+            for name in NETWORKS:
+                for size in SIZES:
+                    figures |= rates(name, size, photos, rounds=5, checkout=arguments.timm, **common)
+        if 'memory' in arguments.only:
+            for number in NUM_CLASSES:
+                for kind in kinds:
+                    figures[f'{kind}_{number}_gb'] = memory(number, kind, photos, ranks=ranks, **common)
+        if 'correctness' in arguments.only and ranks.count == 1:
+            figures |= {f'chunked_{name}_error': chunked_error(name, device='cuda') for name in LOSSES}
+    return figures
+
+
+def parse() -> argparse.Namespace:
+    """Return what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--json', metavar='FILE', help='write figures, hardware, versions and command here too')
+    parser.add_argument('--only', nargs='+', choices=PARTS, default=PARTS, help='some of the parts')
+    parser.add_argument('--timm', type=Path, metavar='FOLDER', help="a checkout of timm's repository, with train.py")
+    parser.add_argument('--photos', type=int, default=20_000, metavar='N', help='photos of an epoch (default: 20000)')
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    if not torch.cuda.is_available():
+        print(
+            'no GPU here: it would measure images a second of ResNet-50 and ResNeSt-50 at 112 and 224 px beside timm, '
+            'memory at 50,030 and 1,000,000 classes, and errors of the chunked classifier'
+        )
+        return
+    with joined_ranks() as ranks:
+        figures = measure(arguments, ranks)
+        if ranks.is_main:
+            finish(figures, arguments.json)
+
+
+if __name__ == '__main__':
+    run_script(main)

@@ -1,0 +1,126 @@
+"""Training as users run it, for benchmarks: the run of a config, its epochs, photos for it, batches that are ready."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from yacs.config import CfgNode
+
+from lib.build.training import Training, prepared_training
+from lib.config.load import load_config
+from lib.dataset.formats.converted import Converted
+from lib.dataset.formats.imagefolder import convert_image_folder
+from lib.dataset.formats.write import write_converted
+from lib.dataset.loader import Batch
+from lib.runtime.ranks import ALONE, Ranks
+from lib.trainer.checkpoint import Place
+from lib.trainer.step import train_epoch
+from lib.trainer.wishes import Wishes
+
+# The original's recipe, at a rate that is of no matter for speed; the optimiser's state is there from the first step.
+RECIPE = {
+    'LOSS_TYPE': 'cross_entropy',
+    'MODEL_CLASSIFIER': 'linear',
+    'OPTIMIZER_LR': 0.01,
+    'OPTIMIZER_MOMENTUM': 0.9,
+    'OPTIMIZER_WEIGHT_DECAY': 1e-4,
+    'SCHEDULE_TYPE': 'cosine',
+}
+
+
+def write_photos(folder: Path, num_classes: int, each: int, size: int) -> Path:
+    """Write folder/{train,validation}/CLASS/NUMBER.jpg, soft blobs of size x size pixels; return `folder`.
+
+    There are `each` training photos a class, and one of the first class for validation.
+    """
+    generator = np.random.default_rng(0)
+    for label in range(num_classes):
+        for number in range(each + (label == 0)):
+            coarse = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            split = 'train' if number < each else 'validation'
+            path = folder / split / f'{label:05d}' / f'{number}.jpg'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC).save(path, quality=90)
+    return folder
+
+
+def converted_photos(photos: Path) -> Converted:
+    """Return the training split of what write_photos() wrote."""
+    found = convert_image_folder(photos)
+    return Converted({'train': found.splits['train']}, found.names, None, found.root)
+
+
+def options_of(**changes: object) -> list[str]:
+    """Return the command line of RECIPE with changes, such as ['--TRAIN_BATCH_SIZE', '32']."""
+    return [part for name, value in {**RECIPE, **changes}.items() for part in (f'--{name}', str(value))]
+
+
+def config_of(options: list[str]) -> CfgNode:
+    """Return the config that main.py makes of a command line."""
+    return load_config(options, program='benchmark', description='', find_checkpoint_config=lambda *_: None).cfg
+
+
+@contextmanager
+def training(converted: Converted, options: list[str], ranks: Ranks = ALONE) -> Iterator[Training]:
+    """Prepare the run that main.py would, on converted data, in a folder that goes with the block."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_converted(converted, Path(folder, 'data'))
+        cfg = config_of([*options, '--DATASET_ROOT', f'{folder}/data', '--LOG_ROOT', folder])
+        with prepared_training(cfg, ranks) as run:
+            yield run
+
+
+def epoch_of(run: Training) -> Callable[[], int]:
+    """Return a function that trains one epoch and returns its number of images."""
+
+    def epoch() -> int:
+        place = Place()
+        train_epoch(
+            run.learner,
+            place,
+            log_every=10**9,
+            wishes=Wishes(),
+            save=lambda: None,
+            on_bad_images=run.bad_images.add,
+        )
+        return place.num_images
+
+    return epoch
+
+
+class ReadyBatches:
+    """Stands in for a TrainLoader: two batches of noise on the device, in turns, so that a step alone is timed."""
+
+    def __init__(self, device: torch.device, *, batch_size: int, size: int, num_classes: int, steps: int) -> None:
+        self.batch_size = self.local_batch_size = batch_size
+        self.steps_per_epoch = steps
+        generator = torch.Generator().manual_seed(0)
+        self.pairs = [
+            (
+                torch.randn(batch_size, 3, size, size, generator=generator).to(device),
+                torch.randint(num_classes, (batch_size,), generator=generator).to(device),
+            )
+            for _ in range(2)
+        ]
+        self._batches = [self._batch(*pair) for pair in self.pairs]
+
+    def _batch(self, images: torch.Tensor, labels: torch.Tensor) -> Batch:
+        rows = torch.arange(len(labels))
+        readable = torch.ones_like(labels, dtype=torch.bool)
+        return Batch(images.contiguous(memory_format=torch.channels_last), labels, readable, rows)
+
+    def plain(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the epoch's images, in the default memory format, and labels."""
+        return (self.pairs[step % 2] for step in range(self.steps_per_epoch))
+
+    def first_slot(self, step: int) -> int:
+        """Return the slot at which a step begins."""
+        return step * self.batch_size
+
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch as a TrainLoader does."""
+        return (self._batches[step % 2] for step in range(first_step, self.steps_per_epoch))

@@ -1,0 +1,177 @@
+"""Benchmarks of training: both sides do the same work, and each part runs on a small case."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import epoch, gpu, step
+from benchmarks.original import OriginalTraining, original_model
+from benchmarks.peers_timm import Recipe, TimmLoop, script_command, script_rates, script_run
+from benchmarks.training import ReadyBatches, converted_photos, epoch_of, options_of, training, write_photos
+from lib.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SMALL = Recipe('resnet10t', 32, 4, 3, 0, None)
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    return write_photos(tmp_path_factory.mktemp('photos'), num_classes=3, each=4, size=40)
+
+
+@pytest.fixture
+def run(photos):
+    options = options_of(
+        MODEL_BACKBONE='resnet10t', INPUT_SIZE=32, TRAIN_BATCH_SIZE=4, RUN_DEVICE='cpu', RUN_NUM_WORKERS=0,
+        RUN_PRECISION='float32',
+    )  # fmt: skip
+    with training(converted_photos(photos), options) as run:
+        yield run
+
+
+def ready(steps=3):
+    return ReadyBatches(torch.device('cpu'), batch_size=4, size=32, num_classes=3, steps=steps)
+
+
+def test_the_three_loops_take_the_same_steps(run):
+    """The same weights before make the same weights after: whoever did less work would differ."""
+    batches = ready()
+    run.learner.loader = batches
+    run.learner.schedule = lambda step: 0.01
+    peer = TimmLoop(SMALL)
+    peer.schedule.step_update = lambda **_: None
+    original = OriginalTraining(nn.Sequential(*_copies(run.learner.model)), lr=0.01)
+    for source, target in zip(run.learner.model.state_dict().values(), peer.model.state_dict().values(), strict=True):
+        target.copy_(source)
+    before = next(iter(run.learner.model.parameters())).clone()
+    assert [epoch_of(run)(), original.epoch(batches.plain()), peer.epoch(batches.plain())] == [12, 12, 12]
+    ours = list(run.learner.model.parameters())
+    assert not torch.equal(before, ours[0])
+    for others in (original.model.parameters(), peer.model.parameters()):
+        for mine, theirs in zip(ours, others, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
+def _copies(model):
+    return copy.deepcopy(model.backbone).to(memory_format=torch.contiguous_format), copy.deepcopy(model.classifier)
+
+
+def test_an_epoch_goes_through_the_loader(run):
+    assert epoch_of(run)() == 12
+
+
+@pytest.mark.parametrize(('name', 'size'), [('resnet18', 64), ('resnest50', 64), ('res32_cifar', 32)])
+def test_the_original_networks_give_logits(name, size):
+    logits = original_model(name, 5).eval()(torch.zeros(2, 3, size, size))
+    assert logits.shape == (2, 5)
+    assert logits.is_contiguous()
+
+
+def test_timms_loader_reads_the_same_photos(photos):
+    peer = TimmLoop(SMALL)
+    batches = list(peer.loader(photos))
+    assert [tuple(images.shape) for images, _ in batches] == [(4, 3, 32, 32)] * 3
+    assert sorted(torch.cat([labels for _, labels in batches]).tolist()) == sorted([0, 1, 2] * 4)
+    assert all(images.dtype == torch.float32 and images.min() < 0 < images.max() for images, _ in batches)
+
+
+LOG = """\
+Train: 0 [   0/2 (  0%)]  Loss: 1.10 (1.10)  Time: 9.000s,    0.44/s  (9.000s,    0.44/s)  LR: 1.000e-02  Data: 0.1
+Train: 1 [   0/2 (  0%)]  Loss: 1.10 (1.10)  Time: 2.000s,    2.00/s  (2.000s,    2.00/s)  LR: 1.000e-02  Data: 0.1
+Train: 1 [   1/2 (100%)]  Loss: 1.10 (1.10)  Time: 0.010s,  400.00/s  (0.020s,  200.50/s)  LR: 1.000e-02  Data: 0.1
+Test: [   0/0]  Time: 0.051 (0.051)  Loss:   1.100 ( 1.100)  Acc@1:   0.000 (  0.000)  Acc@5:   0.000 (  0.000)
+Train: 2 [   1/2 (100%)]  Loss: 1.10 (1.10)  Time: 0.010s,  400.00/s  (0.020s, 1300.00/s)  LR: 1.000e-02  Data: 0.1
+"""
+
+
+def test_rates_are_the_last_averages_of_all_epochs_but_the_first():
+    assert script_rates(LOG) == [200.5, 1300.0]
+    with pytest.raises(UserError, match='no rate of a second epoch'):
+        script_rates(LOG[:130])
+
+
+def test_train_py_is_run_where_it_lies_and_its_failure_is_told(tmp_path):
+    with pytest.raises(UserError, match=r'no train\.py in it'):
+        script_run(tmp_path, tmp_path, tmp_path, SMALL)
+    (tmp_path / 'train.py').write_text(f'import sys\nprint({LOG!r}, file=sys.stderr)\n')
+    assert script_run(tmp_path, tmp_path, tmp_path / 'out', SMALL)() == [200.5, 1300.0]
+    (tmp_path / 'train.py').write_text('raise SystemExit("no such model")\n')
+    with pytest.raises(UserError, match='no such model'):
+        script_run(tmp_path, tmp_path, tmp_path / 'out', SMALL)()
+
+
+def test_train_py_is_told_the_precision():
+    assert '--amp' not in script_command(Path('train.py'), Path('p'), Path('o'), SMALL, 3)
+    half = Recipe('resnet18', 112, 32, 10, 2, torch.bfloat16)
+    command = script_command(Path('train.py'), Path('p'), Path('o'), half, 3)
+    assert command[command.index('--amp-dtype') + 1] == 'bfloat16'
+
+
+def test_steps_beside_the_original_and_timm(monkeypatch):
+    monkeypatch.setitem(step.NETWORKS, 'tiny', ('res32_cifar', 32, 4, 3, 1))
+    figures = step.against_original('tiny', rounds=1)
+    assert set(figures) == {'tiny_images_per_second', 'tiny_original_images_per_second', 'tiny_speedup'}
+    assert all(value > 0 for value in figures.values())
+
+
+@pytest.mark.slow
+def test_runs_beside_timms_parts(monkeypatch):
+    monkeypatch.setattr(step, 'WORKERS', 0)
+    figures = step.against_timm(rounds=1, checkout=None, num_photos=64)
+    assert all(value > 0 for value in figures.values())
+
+
+@pytest.mark.slow
+def test_runs_beside_train_py(monkeypatch, tmp_path):
+    (tmp_path / 'train.py').write_text(f'print({LOG!r})\n')
+    monkeypatch.setattr(step, 'EPOCHS', 2)
+    figures = step.against_timm(rounds=1, checkout=tmp_path, num_photos=64)
+    assert figures['timm_epoch_images_per_second'] == np.median([200.5, 1300.0])
+    assert figures['ours_epoch_images_per_second'] > 0
+
+
+@pytest.mark.parametrize('loss', gpu.LOSSES)
+def test_the_chunked_classifier_is_compared_with_the_whole_one(loss):
+    error = gpu.chunked_error(loss, device='cpu', num_classes=50, num_images=70)
+    assert 0 < error < 1e-5
+
+
+def test_memory_of_each_kind_takes_steps(photos):
+    for kind in ('plain', 'chunked'):
+        assert np.isnan(gpu.memory(20, kind, photos, device='cpu', batch_size=2))
+
+
+@pytest.mark.slow
+def test_rates_of_a_network(photos, monkeypatch):
+    monkeypatch.setattr(gpu, 'WORKERS', 0)
+    figures = gpu.rates('resnet50', 32, photos, device='cpu', batch_size=4, rounds=1, checkout=None)
+    assert len(figures) == 4
+    assert all(value > 0 for value in figures.values())
+
+
+def test_without_a_gpu_one_line_says_what_would_be_measured():
+    done = subprocess.run(
+        [sys.executable, 'benchmarks/gpu.py'], cwd=REPOSITORY, capture_output=True, text=True, check=True,
+        env={'CUDA_VISIBLE_DEVICES': '', 'PATH': ''},
+    )  # fmt: skip
+    assert len(done.stdout.splitlines()) == 1
+    assert 'no GPU here' in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif('REAL_PHOTOS' not in os.environ, reason='REAL_PHOTOS names no folder of photos')
+def test_epochs_on_real_photos():
+    pytest.importorskip('cv2')
+    photos = epoch.training_photos(70)
+    assert len(photos.splits['train']) == 70
+    assert len(set(photos.splits['train'].labels.tolist())) > 20, 'spread over the classes'
+    figures = epoch.compare(photos, rounds=1)
+    assert len(figures) == 5
+    assert all(value > 0 for value in figures.values())
