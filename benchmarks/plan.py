@@ -4,7 +4,8 @@ python benchmarks/plan.py [--json FILE]
 
 Each case runs in a process of its own: the run's model, loss and optimiser, two steps; the figure is the most resident
 memory that the process ever had in them, less what it had before the model was built. Every larger tensor is a mapping
-of its own, so that the allocator keeps nothing that is free. Linux. Figures: plan_error, the largest relative
+of its own, so that the allocator keeps nothing that is free. Linux, with 10 GB of memory free: where it is short, the
+system drops pages of libraries, and resident memory says less than was taken. Figures: plan_error, the largest relative
 difference over all cases; NAME_gb, measured, and NAME_planned_ratio, planned over measured.
 """
 

@@ -38,6 +38,7 @@ class StepCosts:
         device = Device(torch.device('meta'), (), self._dtype, None)
         with device.main:
             self._model = new_model(cfg, num_classes, device, pretrained=False)
+        self.head, self.optimizer = functools.cache(self._head), functools.cache(self._optimizer)
         self.num_features = self._model.backbone.num_features
         try:
             self.backbone = backbone_cost(self._model, cfg.INPUT.SIZE)
@@ -45,8 +46,7 @@ class StepCosts:
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f'MODEL.BACKBONE {cfg.MODEL.BACKBONE} cannot be run without memory: {line}') from error
 
-    @functools.cache  # noqa: B019: lives as long as the plan
-    def head(self, num_images: int, num_rows: int) -> HeadCost:
+    def _head(self, num_images: int, num_rows: int) -> HeadCost:
         """Return what classifier and loss take for so many images and classes."""
         return head_cost(
             self._recognizer(nn.Identity(), num_rows),
@@ -55,8 +55,7 @@ class StepCosts:
             num_images,
         )
 
-    @functools.cache  # noqa: B019: the same
-    def optimizer(self, num_rows: int) -> OptimizerCost:
+    def _optimizer(self, num_rows: int) -> OptimizerCost:
         """Return what the optimiser takes for the backbone and so many classes."""
         model = self._recognizer(self._model.backbone, num_rows)
         return optimizer_cost(model, functools.partial(build_optimizer, self._cfg))
@@ -152,7 +151,7 @@ def _cheapest(rows: list[Row], device_bytes: float) -> Row | None:
 
 def _choice(rows: list[Row], job: Job, device_bytes: float) -> list[str]:
     chosen = _cheapest(rows, device_bytes)
-    lines = [f'What fits takes at most {USABLE:.0%} of the memory: kernels, allocator and system take the rest.']
+    lines = [f'Fits: at most {USABLE:.0%} of the memory; kernels, allocator and system take more.']
     if chosen is None:
         fewer = 'smaller images, fewer features' if job.devices > 1 else 'several devices (--PLAN_DEVICES)'
         return [*lines, f'Nothing fits: more memory, {fewer}, or a smaller MODEL.BACKBONE.']
@@ -175,7 +174,8 @@ def _traffic(cfg: CfgNode, rows: list[Row], job: Job, device_bytes: float) -> li
         chosen, epochs = _cheapest(rows, device_bytes), cfg.TRAIN.MAX_EPOCH
         if chosen and cfg.PLAN.IMAGES and epochs:
             seconds = sum(chosen.seconds) * cfg.PLAN.IMAGES / job.batch_size * epochs
-            lines.append(f'{epochs} epochs of {cfg.PLAN.IMAGES:,} images, {chosen.name}: {seconds / 86400:.3g} days.')
+            time = f'{seconds / 3600:.3g} hours' if seconds < 2 * 86400 else f'{seconds / 86400:.3g} days'
+            lines.append(f'{epochs} epochs of {cfg.PLAN.IMAGES:,} images, {chosen.name}: {time}.')
     return lines
 
 

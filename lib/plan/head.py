@@ -71,9 +71,7 @@ class OptimizerCost:
     extra: int
 
 
-def optimizer_cost(
-    model: Recognizer, create: Callable[[Recognizer], torch.optim.Optimizer]
-) -> OptimizerCost:
+def optimizer_cost(model: Recognizer, create: Callable[[Recognizer], torch.optim.Optimizer]) -> OptimizerCost:
     """Return what the optimiser that `create` makes for a recogniser takes, all gradients being there."""
     with memoryless():
         into_memoryless(model)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -17,7 +17,8 @@ def memoryless() -> FakeTensorMode:
 
     Unlike the meta device, it knows autocast and takes the kernels of a device.
     """
-    return FakeTensorMode(allow_non_fake_inputs=True)
+    # Without fallback: it would run a kernel that tells no shapes on real tensors.
+    return FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False)
 
 
 def into_memoryless(module: nn.Module) -> nn.Module:
@@ -68,7 +69,10 @@ class LiveBytes(TorchDispatchMode):
         return np.array(self.after, dtype=np.int64)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
+        made = None
+        # What returns nothing (fused optimisers) only writes, and needs no running where nothing is written to.
+        if func._schema.returns or not any(isinstance(given, FakeTensor) for given in tree_leaves(args)):
+            made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, torch.Tensor):
                 self._add(tensor.untyped_storage())

@@ -48,8 +48,8 @@ def parts_table(
         lines.append(_parts(f'sharded: 1/{job.devices} of all that', None, share))
     lines += [
         f'{backbone.num_parameters:,} parameters; {job.num_classes:,} classes x {job.num_features:,} features',
-        f'an image: {_mb(backbone.saved.per_image)} MB of activations, {backbone.flops / 1e9:.3g} GFLOP there and back;'
-        f' its logits: {_mb(4 * job.num_classes)} MB',
+        f'an image: {_mb(backbone.saved.per_image)} MB of activations, {_mb(4 * job.num_classes)} MB of logits in '
+        f'float32, {backbone.flops / 1e9:.3g} GFLOP',
     ]
     return lines
 

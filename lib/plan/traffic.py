@@ -40,11 +40,11 @@ def traffic_of(way: Way, job: Job, backbone: BackboneCost, classifier_gradients:
     if not way.sharded:
         return Traffic(round(2 * ring * gradients), 0, 0)
     features = FLOAT * job.batch_size * job.num_features
-    # Gathered: (W - 1) / W of them; their gradients: summed over all devices, where each then takes its own.
+    # Gathered, a ring sends (W - 1) / W of all; their gradients are summed, and each device then takes its own.
     return Traffic(
         round(2 * ring * gradients),
         round(3 * ring * features),
-        round(ring * FLOAT * _STATISTICS * job.batch_size),
+        others * FLOAT * _STATISTICS * job.batch_size,
     )
 
 

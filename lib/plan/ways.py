@@ -108,8 +108,8 @@ def need_of(way: Way, job: Job, costs: Costs) -> Need:
     """Return what a way needs of each device.
 
     A step has four full moments: the way through the backbone; classifier and loss, with all activations there; the
-    way back; the optimiser. Gradients of the backbone are counted at all of them: parts of a batch add to them, and between
-    devices they live in the buckets that are exchanged.
+    way back; the optimiser. Gradients of the backbone are counted at all of them: parts of a batch add to them, and
+    between devices they live in the buckets that are exchanged.
     """
     backbone, rows = costs.backbone, way.rows(job)
     held = costs.head(2, rows)

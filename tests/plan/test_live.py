@@ -47,7 +47,9 @@ def test_a_module_keeps_what_it_is():
     before = {name: (value.shape, value.stride(), value.dtype) for name, value in module.state_dict().items()}
     with memoryless():
         into_memoryless(module)
-        assert {name: (value.shape, value.stride(), value.dtype) for name, value in module.state_dict().items()} == before
+        assert {
+            name: (value.shape, value.stride(), value.dtype) for name, value in module.state_dict().items()
+        } == before
         assert module[3].weight is module[2].weight
         assert not module[2].bias.requires_grad
         assert all(value.device.type == 'cpu' for value in module.state_dict().values())

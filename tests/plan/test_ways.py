@@ -97,6 +97,8 @@ def test_traffic(devices):
     sharded = traffic_of(Way(8, sharded=True), job, Costs.backbone, 251 * ROWS)
     assert sharded.gradients == round(2 * (devices - 1) / devices * 1000)
     assert sharded.features == round(3 * (devices - 1) / devices * 4 * 64 * FEATURES)
+    # Two numbers an image to every other device.
+    assert sharded.statistics == (devices - 1) * 64 * 2 * 4
 
 
 def test_arithmetic_is_shared_alike_however_the_classes_lie():
