@@ -105,8 +105,9 @@ def _start_from_path(wanted: Wanted, checkpoint: Checkpoint, used: bool, set_asi
         )
     last = _newer_last(wanted.folder, checkpoint) if inside else None
     if last:
+        newer = _how_far(read_checkpoint(last, with_rows=False))
         raise UserError(
-            f'{last} is newer ({_how_far(read_checkpoint(last, with_rows=False))}) than {checkpoint.path} ({_how_far(checkpoint)}): '
+            f'{last} is newer ({newer}) than {checkpoint.path} ({_how_far(checkpoint)}): '
             'go on from it with --RESUME_MODEL last, fine-tune with --RESUME_MODE finetune, or go on from the older '
             'one under another --NAME'
         )
