@@ -39,7 +39,7 @@ def test_results_come_back_in_order(tmp_path):
     ('function', 'seconds', 'message'),
     [
         (first_raises, 60, 'ValueError: on purpose'),
-        (last_dies, 60, 'exit codes|closed by peer'),
+        (last_dies, 60, 'exit codes|closed by peer|reset by peer'),
         (everyone_sleeps, 2, 'the time is up'),
     ],
 )

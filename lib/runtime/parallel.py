@@ -1,5 +1,6 @@
 """One module on several devices."""
 
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -27,13 +28,16 @@ def spread(
     if len(left_out) == len(named):
         return module
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, left_out)
-    return DistributedDataParallel(
-        module,
-        device_ids=[device.main.index] if device.main.type == 'cuda' else None,
-        # Running statistics do not take part in training: those of the main rank are given out when they are needed.
-        broadcast_buffers=False,
-        gradient_as_bucket_view=True,
-    )
+    with warnings.catch_warnings():
+        # Its new name gives them out once at the start, but torch before 2.14 does not know it.
+        warnings.filterwarnings('ignore', message='`broadcast_buffers`', category=FutureWarning)
+        return DistributedDataParallel(
+            module,
+            device_ids=[device.main.index] if device.main.type == 'cuda' else None,
+            # Running statistics take no part in training: those of the main rank are given out when they are needed.
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
 
 
 def without_sync(module: nn.Module, wanted: bool) -> AbstractContextManager:

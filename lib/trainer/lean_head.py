@@ -8,7 +8,7 @@ from torch import nn
 from lib.loss.average import AverageLoss
 from lib.loss.chunked import chunked_loss
 from lib.loss.partial import Columns
-from lib.loss.sampling import sampled_rows
+from lib.loss.sampling import sample_rows
 from lib.loss.targets import Targets
 from lib.model import Recognizer
 from lib.runtime.gather import gather_features, gather_looked_at, gather_rows, own_rows
@@ -74,8 +74,9 @@ class LeanHead(nn.Module):
         classifier, gather = self._model.classifier, self._ranks.stack if self._ranks.count > 1 else None
         classes = classifier.classes
         if self._sampled_share < 1:
-            # Other classes on every rank, so any seed does; ranks that hold the same ones draw the same.
-            classes = sampled_rows(targets.labels, classes, self._sampled_share, seed)
+            # Ranks that hold other classes draw other rows; those that hold the same draw the same.
+            seed += self._ranks.rank
+            classes = classes.start + sample_rows(targets.labels, classes, self._sampled_share, seed)
         return Columns(classes, classifier.num_classes, gather)
 
 

@@ -73,7 +73,8 @@ def learner_of(setup: Setup, ranks: Ranks = ALONE) -> Learner:
     rows = ranks.share(NUM_CLASSES)
     model = model_of(setup, range(rows.start, rows.stop) if is_sharded else None).train()
     loss = {'mixed': CrossEntropy(0.1), 'ldam': LDAM(COUNTS, 0.5, 8.0)}[setup.loss]
-    average = AverageLoss(loss, COUNTS, torch.linspace(0.5, 2, NUM_CLASSES) if setup.loss == 'mixed' else None)
+    class_weights = torch.linspace(0.5, 2, NUM_CLASSES) if setup.loss == 'mixed' else None
+    average = AverageLoss(loss, COUNTS, class_weights).to(setup.dtype)
     head = None
     if setup.head != 'whole':
         head = LeanHead(model, average, chunk_images=3, ranks=ranks if is_sharded else ALONE)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lib.trainer.checkpoint import newest_checkpoint
+from lib.trainer.newest import newest_checkpoint
 from tests.trainer.small import save
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tests.ranks import run_ranks
 
 from lib.runtime.ranks import Ranks
+from tests.ranks import run_ranks
 from tests.trainer.steps import NUM_CLASSES, Setup, train
 
 SETUPS = {
@@ -22,9 +22,9 @@ SETUPS = {
 }
 
 
-def weights_of_a_rank(ranks: Ranks) -> dict:
+def weights_of_a_rank(rank: int, count: int) -> dict:
     """Run in each process."""
-    return {name: train(setup, ranks) for name, setup in SETUPS.items()}
+    return {name: train(setup, Ranks(rank, count)) for name, setup in SETUPS.items()}
 
 
 @pytest.mark.parametrize('count', [2, pytest.param(3, marks=pytest.mark.slow)])

@@ -5,15 +5,19 @@ import pytest
 import torch
 from torch import nn
 
+from lib.classifier.linear import Linear
 from lib.errors import UserError
+from lib.model import Recognizer
+from lib.optim.state import keep_state_fit
 from lib.trainer.checkpoint import Checkpoint, Place
 from lib.trainer.fit import restore
 
 
 def trained(kind, **options):
     """Return a model and its optimiser after one step."""
-    model = nn.Linear(3, 2)
+    model = Recognizer(nn.Flatten(), Linear(3, 2))
     optimizer = kind(model.parameters(), lr=0.1, **options)
+    keep_state_fit(optimizer)
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     return SimpleNamespace(model=model, optimizer=optimizer, average=None, scaler=None)
@@ -29,8 +33,8 @@ def checkpoint_of(learner):
 def test_state_is_the_checkpoints_and_options_are_the_configs():
     before, learner = trained(torch.optim.SGD, momentum=0.9), trained(torch.optim.SGD, momentum=0.5, weight_decay=0.01)
     assert restore(learner, checkpoint_of(before)).epoch == 4
-    torch.testing.assert_close(learner.model.weight, before.model.weight)
-    states = [one.optimizer.state[one.model.weight]['momentum_buffer'] for one in (learner, before)]
+    torch.testing.assert_close(learner.model.classifier.weight, before.model.classifier.weight)
+    states = [one.optimizer.state[one.model.classifier.weight]['momentum_buffer'] for one in (learner, before)]
     torch.testing.assert_close(*states)
     (group,) = learner.optimizer.param_groups
     assert (group['momentum'], group['weight_decay']) == (0.5, 0.01)
@@ -46,6 +50,10 @@ def test_adams_state_is_not_in_the_way_of_sgd():
     learner = trained(torch.optim.SGD, momentum=0.9)
     restore(learner, checkpoint_of(trained(torch.optim.Adam)))
     learner.optimizer.step()
+
+
+def _all(fill):
+    return {'classifier.weight': fill(2, 3), 'classifier.bias': fill(2)}
 
 
 class Average:
@@ -64,9 +72,9 @@ class Average:
 @pytest.mark.parametrize('averaged_before', [True, False])
 @pytest.mark.parametrize('averages_now', [True, False])
 def test_the_average_predicts_and_the_weights_are_trained(averaged_before, averages_now):
-    learner, trained_weights = trained(torch.optim.SGD), {'weight': torch.ones(2, 3), 'bias': torch.ones(2)}
+    learner, trained_weights = trained(torch.optim.SGD), _all(torch.ones)
     checkpoint = checkpoint_of(trained(torch.optim.SGD))
-    checkpoint.state_dict = {'weight': torch.zeros(2, 3), 'bias': torch.zeros(2)}
+    checkpoint.state_dict = _all(torch.zeros)
     checkpoint.training_state = trained_weights if averaged_before else None
     learner.average = Average(learner.model.state_dict()) if averages_now else None
     restore(learner, checkpoint)
