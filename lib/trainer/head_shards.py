@@ -5,9 +5,12 @@ the rows of one tensor that are spread, an entry names them too: `classifier.wei
 """
 
 import json
+import math
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +22,7 @@ from lib.trainer.head_rows import HeadRows
 
 INDEX = 'classifier.safetensors.index.json'
 _ENTRY = re.compile(r'(?P<name>.+)\[(?P<start>\d+):(?P<stop>\d+)\]')
+_PIECE_NUMBERS = 1 << 22
 _PATIENCE_SECONDS = 600  # for the slowest rank to write its part
 
 
@@ -87,25 +91,32 @@ def read_rows(folder: Path, classes: range | None = None) -> dict[str, torch.Ten
     """
     index = _read_index(folder)
     classes = range(index['metadata']['num_classes']) if classes is None else classes
-    pieces: dict[str, list[tuple[int, torch.Tensor]]] = {}
+    joined: dict[str, torch.Tensor] = {}
+    num_found: dict[str, int] = {}
     for file, entries in _by_file(index['weight_map']).items():
         try:
             with safe_open(folder / file, 'pt') as opened:
                 for entry in entries:
                     found = _ENTRY.fullmatch(entry)
-                    start, stop = int(found['start']), int(found['stop'])
-                    first, last = max(start, classes.start), min(stop, classes.stop)
-                    if first < last:
-                        rows = opened.get_slice(entry)[first - start : last - start]
-                        pieces.setdefault(found['name'], []).append((first, rows))
-        except (OSError, SafetensorError) as error:
+                    name, start, stop = found['name'], int(found['start']), int(found['stop'])
+                    wanted = range(max(start, classes.start), min(stop, classes.stop))
+                    num_found[name] = num_found.get(name, 0) + len(wanted)
+                    for first, rows in _pieces(opened.get_slice(entry), wanted, start):
+                        if name not in joined:
+                            joined[name] = rows.new_empty(len(classes), *rows.shape[1:])
+                        joined[name][first - classes.start :][: len(rows)] = rows
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise UserError(f'{folder / file}: cannot be read as a part of a classifier ({error})') from None
-    joined = {name: torch.cat([rows for _, rows in sorted(parts, key=lambda part: part[0])])
-              for name, parts in pieces.items()}  # fmt: skip
-    short = [name for name, rows in joined.items() if len(rows) != len(classes)]
-    if short or (len(classes) and not joined):
+    if any(number != len(classes) for number in num_found.values()) or (len(classes) and not joined):
         raise UserError(f'{folder}: does not hold all rows of classes {classes.start} to {classes.stop - 1}')
     return joined
+
+
+def _pieces(entry: Any, wanted: range, start: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (first class, rows): the wanted ones of an entry that begins at class `start`, a few megabytes at a time."""
+    step = max(1, _PIECE_NUMBERS // max(1, math.prod(entry.get_shape()[1:])))
+    for first in range(wanted.start, wanted.stop, step):
+        yield first, entry[first - start : min(first + step, wanted.stop) - start]
 
 
 def _read_index(folder: Path) -> dict:
