@@ -113,7 +113,7 @@ def read_rows(folder: Path, classes: range | None = None) -> dict[str, torch.Ten
 
 
 def _pieces(entry: Any, wanted: range, start: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (first class, rows): the wanted ones of an entry that begins at class `start`, a few megabytes at a time."""
+    """Yield (first class, rows), a few megabytes at a time: the wanted ones of an entry that begins at `start`."""
     step = max(1, _PIECE_NUMBERS // max(1, math.prod(entry.get_shape()[1:])))
     for first in range(wanted.start, wanted.stop, step):
         yield first, entry[first - start : min(first + step, wanted.stop) - start]

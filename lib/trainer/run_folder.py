@@ -11,9 +11,9 @@ from typing import Any
 
 from lib.runtime.files import remove_leftovers, replacing, write_text
 from lib.runtime.lock import locked
-from lib.trainer.checkpoint import Checkpoint, Place, head_name, read_checkpoint, write_checkpoint
+from lib.trainer.checkpoint import Checkpoint, Place, head_name, write_checkpoint
 from lib.trainer.head_shards import write_head
-from lib.trainer.newest import checkpoints_in
+from lib.trainer.newest import checkpoints_in, head_folder_of
 
 METRICS, BAD_IMAGES = 'metrics.jsonl', 'bad_images.csv'
 # What only the run itself writes, whose lock is held; predictions (.csv, .npy) may come from test.py at any time.
@@ -153,8 +153,7 @@ class RunFolder:
     def _remove_old_heads(self, place: Place, written: list[str]) -> None:
         """Remove rows that no checkpoint refers to. Of a later place there may be some already, by a faster rank."""
         if self._heads is None:
-            found = {path.name: read_checkpoint(path, with_rows=False) for path in checkpoints_in(self.path)}
-            self._heads = {name: checkpoint.head_folder for name, checkpoint in found.items()}
+            self._heads = {path.name: head_folder_of(path) for path in checkpoints_in(self.path)}
         self._heads |= dict.fromkeys(written, self.path / head_name(place))
         needed = {self._heads.get(path.name) for path in checkpoints_in(self.path)}
         for folder in self.path.glob('head-*-*'):

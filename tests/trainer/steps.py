@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from lib.optim.clip import clip_gradients
-from lib.optim.ema import WeightAverage
 from torch import nn
 
 from lib.classifier.cosine import Cosine
@@ -15,6 +13,8 @@ from lib.loss.cross_entropy import CrossEntropy
 from lib.loss.ldam import LDAM
 from lib.loss.targets import Targets
 from lib.model import Recognizer
+from lib.optim.clip import clip_gradients
+from lib.optim.ema import WeightAverage
 from lib.runtime.device import Device
 from lib.runtime.parallel import spread
 from lib.runtime.ranks import ALONE, Ranks
