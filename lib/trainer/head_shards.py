@@ -8,7 +8,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from lib.trainer.head_rows import HeadRows
 INDEX = 'classifier.safetensors.index.json'
 _ENTRY = re.compile(r'(?P<name>.+)\[(?P<start>\d+):(?P<stop>\d+)\]')
 _PIECE_NUMBERS = 1 << 22
-_PATIENCE_SECONDS = 600  # for the slowest rank to write its part
+# For the slowest rank to write its part; once the run ends by an error, which may have ended that rank as well.
+_PATIENCE_SECONDS, _LITTLE_PATIENCE_SECONDS = 600, 10
 
 
 def part_name(rank: int, count: int) -> str:
@@ -31,11 +32,18 @@ def part_name(rank: int, count: int) -> str:
     return f'classifier-{rank + 1:05d}-of-{count:05d}.safetensors'
 
 
-def write_head(folder: Path, head: HeadRows) -> None:
-    """Write a rank's rows; the main rank waits for the others' and writes the index. Raises: OSError, UserError."""
+def write_head(folder: Path, head: HeadRows, ending: Callable[[], bool] = lambda: False) -> None:
+    """Write a rank's rows; the main rank waits for the others' and writes the index.
+
+    `ending`: asked while waiting; once it says yes, the others have a few seconds left.
+
+    Raises:
+        OSError: for example no space left.
+        UserError: a part did not come.
+    """
     write_part(folder, head.rows, head.classes, rank=head.rank, count=head.count)
     if head.rank == 0:
-        write_index(folder, head.num_classes, head.count)
+        write_index(folder, head.num_classes, head.count, ending)
 
 
 def write_part(folder: Path, rows: dict[str, torch.Tensor], classes: range, *, rank: int, count: int) -> None:
@@ -57,17 +65,24 @@ def write_part(folder: Path, rows: dict[str, torch.Tensor], classes: range, *, r
             raise OSError(28 if 'No space' in str(error) else 5, str(error), str(temporary)) from None
 
 
-def write_index(folder: Path, num_classes: int, count: int) -> None:
+def write_index(folder: Path, num_classes: int, count: int, ending: Callable[[], bool] = lambda: False) -> None:
     """Write the index once the parts of all ranks are there; waiting for them takes no collective.
+
+    `ending` as in write_head.
 
     Raises:
         UserError: a part did not come.
     """
     parts = [folder / part_name(rank, count) for rank in range(count)]
-    end = time.monotonic() + _PATIENCE_SECONDS
+    end, hurried = time.monotonic() + _PATIENCE_SECONDS, False
     while missing := [part for part in parts if not part.exists()]:
         if time.monotonic() > end:
-            raise UserError(f'{missing[0]} was not written by its rank; LOG_ROOT must be a folder that all ranks share')
+            raise UserError(
+                f'{missing[0]} was not written by its rank, so there is no checkpoint of this step; if that rank gives '
+                'no reason, LOG_ROOT is not a folder that all ranks share'
+            )
+        if not hurried and ending():
+            end, hurried = time.monotonic() + _LITTLE_PATIENCE_SECONDS, True
         time.sleep(0.05)
     weight_map, total = {}, 0
     for part in parts:
