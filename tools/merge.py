@@ -23,7 +23,13 @@ DESCRIPTION = (
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line. Raises: UserError."""
     parser = Parser(prog='tools/merge.py', description=DESCRIPTION, formatter_class=Formatter, allow_abbrev=False)
-    parser.add_argument('--RESUME_MODEL', metavar='FILE', type=Path, required=True, help='The checkpoint, with its head-EPOCH-STEP folder beside it.')
+    parser.add_argument(
+        '--RESUME_MODEL',
+        metavar='FILE',
+        type=Path,
+        required=True,
+        help='The checkpoint, with its head-EPOCH-STEP folder beside it.',
+    )
     parser.add_argument(
         '--output',
         metavar='FILE',
