@@ -120,7 +120,7 @@ def read_rows(folder: Path, classes: range | None = None) -> dict[str, torch.Ten
                         if name not in joined:
                             joined[name] = rows.new_empty(len(classes), *rows.shape[1:])
                         joined[name][first - classes.start :][: len(rows)] = rows
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except (OSError, SafetensorError) as error:
             raise UserError(f'{folder / file}: cannot be read as a part of a classifier ({error})') from None
     if any(number != len(classes) for number in num_found.values()) or (len(classes) and not joined):
         raise UserError(f'{folder}: does not hold all rows of classes {classes.start} to {classes.stop - 1}')
