@@ -121,7 +121,7 @@ def test_validation_where_a_rank_has_no_image(scripts, products, tmp_path, extra
 
 @pytest.mark.parametrize(
     'extra',
-    [(), ('--TRAIN_DEVICE_BATCH_SIZE', 2), ('--MODEL_CLASSIFIER_SHARDED', True)],
+    [(), pytest.param(('--TRAIN_DEVICE_BATCH_SIZE', 2), marks=pytest.mark.slow), ('--MODEL_CLASSIFIER_SHARDED', True)],
     ids=['at once', 'in parts', 'sharded'],
 )
 def test_weights_do_not_depend_on_ranks(scripts, products, tmp_path, extra):
@@ -133,8 +133,8 @@ def test_weights_do_not_depend_on_ranks(scripts, products, tmp_path, extra):
     run_ranks_of(scripts, 2, two, 'main.py', *options, *extra)
     expected, found = (read_checkpoint(folder / 'log' / 'run' / 'last.pth') for folder in (one, two))
     for name in ('state_dict', 'training_state'):
-        # Sums in another order, over a dozen steps.
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-3, atol=1e-4)
+        # Sums in another order, over a dozen steps; 6e-8 was seen.
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
     for line, other in zip(metrics_of(one / 'log' / 'run'), metrics_of(two / 'log' / 'run'), strict=True):
         assert line['top1'] == other['top1']
         assert line['loss'] == pytest.approx(other['loss'], rel=1e-4)
@@ -162,7 +162,7 @@ def test_three_ranks_save_two_go_on_one_predicts(scripts, products, tmp_path):
     assert 'another recipe' not in done.stdout
 
 
-@pytest.mark.parametrize('extra', [(), SHARDED], ids=['whole', 'sharded'])
+@pytest.mark.parametrize('extra', [pytest.param((), marks=pytest.mark.slow), SHARDED], ids=['whole', 'sharded'])
 def test_preempted_ranks_go_on_bit_for_bit(scripts, products, tmp_path, extra):
     options = options_of(products, *extra)
     whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
