@@ -60,7 +60,7 @@ def finish(figures: dict[str, float], json_file: str | None) -> None:
     """Print the figures, and write them with what they depend on."""
     width = max(map(len, figures))
     for name, value in figures.items():
-        print(f'{name:<{width}}  {value:10.3f}')
+        print(f'{name:<{width}}  {value:10.3f}' if abs(value) >= 1e-3 else f'{name:<{width}}  {value:10.1e}')
     if json_file:
         content = {'figures': figures, **circumstances()}
         write_json(json_file, content)

@@ -28,6 +28,7 @@ from lib.runtime.lock import locked
 from lib.runtime.log import LOGGER, log_to
 from lib.runtime.parallel import share_buffers
 from lib.runtime.ranks import ALONE, Ranks
+from lib.runtime.torchrun import was_restarted
 from lib.trainer.bad_images import BadImages
 from lib.trainer.checkpoint import Place, TrainingSet, versions
 from lib.trainer.fit import FitPlan, restore
@@ -177,11 +178,13 @@ def recipe_of(cfg: CfgNode) -> dict[str, Any]:
 
 
 def _wanted(cfg: CfgNode, data: TrainingData) -> Wanted:
+    # What the first start put aside or began is gone on with, though the command line is that of the first start.
+    goes_on = was_restarted() and not cfg.RESUME_MODEL
     return Wanted(
         folder=Path(cfg.LOG_ROOT, cfg.NAME),
-        resume_model=cfg.RESUME_MODEL,
+        resume_model='last' if goes_on else cfg.RESUME_MODEL,
         resume_mode=cfg.RESUME_MODE,
-        overwrite=cfg.OVERWRITE,
+        overwrite=cfg.OVERWRITE and not was_restarted(),
         recipe=recipe_of(cfg),
         train_digest=data.train_digest(),
         max_epoch=cfg.TRAIN.MAX_EPOCH,

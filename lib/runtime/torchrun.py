@@ -21,6 +21,11 @@ def place() -> Place:
     return Place(int(os.environ['RANK']), int(os.environ['WORLD_SIZE']), int(os.environ.get('LOCAL_RANK', 0)))
 
 
+def was_restarted() -> bool:
+    """Whether torchrun started this process anew (--max-restarts), with the command line of the first time."""
+    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
+
+
 def tell_failure(message: str) -> None:
     """Leave the message where torchrun looks for the reason of a failure; elsewhere nobody looks."""
     file = os.environ.get('TORCHELASTIC_ERROR_FILE')

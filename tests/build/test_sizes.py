@@ -48,9 +48,9 @@ def test_the_loader_follows(transform):
     assert sizes == [[16, 16], [8, 8], [24, 24], [24, 24]]
 
 
-def test_a_backbone_of_one_size_is_refused():
+def test_a_size_that_the_backbone_cannot_read_is_refused():
     for fine in ((), (0, 32), (5, 32)):
         new_model(config(MODEL__BACKBONE='test_vit', INPUT__SIZE=32, INPUT__SIZE_SCHEDULE=fine), 3, DEVICE)
-    cfg = config(MODEL__BACKBONE='test_vit', INPUT__SIZE=32, INPUT__SIZE_SCHEDULE=(0, 32, 2, 48))
-    with pytest.raises(UserError, match=r"'test_vit' cannot read images of INPUT.SIZE_SCHEDULE 48 px: "):
+    cfg = config(MODEL__BACKBONE='test_vit', INPUT__SIZE=32, INPUT__SIZE_SCHEDULE=(0, 32, 2, 40))
+    with pytest.raises(UserError, match=r"'test_vit' cannot read images of INPUT.SIZE_SCHEDULE 40 px: "):
         new_model(cfg, 3, DEVICE)

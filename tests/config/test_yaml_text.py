@@ -31,8 +31,8 @@ def values_of(key):
     if isinstance(key.default, float):
         return floats()
     if isinstance(key.default, tuple):
-        whole = st.integers(int(low or 0), 2**31) if not key.default else None
-        return st.lists(whole or floats(), max_size=5).map(tuple)
+        entries = floats() if key.default else st.integers(int(low or 0), 2**31)
+        return st.lists(entries, max_size=5).map(tuple)
     return TEXT | st.sampled_from(MISLEADING)
 
 

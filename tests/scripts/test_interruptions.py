@@ -9,7 +9,16 @@ from itertools import cycle, islice
 import pytest
 
 from lib.trainer.checkpoint import read_checkpoint
-from tests.scripts.running import REPOSITORY, TINY, check_same_run, left_of, metrics_of, the_error, wait_until_gone
+from tests.scripts.running import (
+    ENVIRONMENT,
+    REPOSITORY,
+    TINY,
+    check_same_run,
+    left_of,
+    metrics_of,
+    the_error,
+    wait_until_gone,
+)
 
 # 51 images, 6 steps an epoch.
 STEPS = 6
@@ -170,6 +179,17 @@ def test_preempted_again_and_again(scripts, options, uninterrupted, tmp_path):
     scripts.run(tmp_path, 'main.py', *options, '--TRAIN_MAX_EPOCH', 3, *last)
     # The checkpoint brought the metrics of the epochs before along; best_model.pth lies where it was written.
     check_same_run(log / 'copy', uninterrupted(3), ['last.pth'])
+
+
+def test_started_anew_by_torchrun(scripts, options, uninterrupted, tmp_path):
+    """It repeats the first command line, which may even say OVERWRITE; the run goes on all the same."""
+    options = (*options, '--TRAIN_MAX_EPOCH', 3, '--OVERWRITE', True)
+    scripts.run_until(tmp_path, 'SIGTERM', 'lib.trainer.step:_step', 4, *options, code=143)
+    again = ENVIRONMENT | {'TORCHELASTIC_RESTART_COUNT': '1'}
+    done = scripts.start(tmp_path, 'main.py', *options, environment=again).wait()
+    assert 'going on from' in done.stdout
+    assert [path.name for path in (tmp_path / 'log').iterdir()] == ['run']
+    check_whole(tmp_path / 'log' / 'run', uninterrupted(3), 3)
 
 
 def test_a_second_signal_ends_at_once(scripts, options, tmp_path):

@@ -46,10 +46,11 @@ def torchrun(tmp_path):
     """A function that starts a script on some ranks in a folder. Whatever happens, nothing is left of it."""
     started = []
 
-    def start(folder, count, script, *options):
+    def start(folder, count, script, *options, restarts=0):
         folder.mkdir(exist_ok=True)
         logs = [tmp_path / f'{len(started)}.{name}' for name in ('stdout', 'stderr')]
-        command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(count)]
+        command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(count),
+                   '--max-restarts', str(restarts)]  # fmt: skip
         with open(logs[0], 'w') as out, open(logs[1], 'w') as err:
             process = subprocess.Popen(
                 [*command, str(REPOSITORY / script), *map(str, options)],
@@ -131,3 +132,16 @@ def test_a_rank_that_fails(torchrun, products, tmp_path, target, count):
     assert time.monotonic() - started < 30
     assert errors.count('error: rank 1: ') == 1
     assert 'traceback : this rank fails' in errors.partition('Root Cause')[2]
+
+
+def test_a_rank_that_is_killed_and_started_anew(torchrun, scripts, products, tmp_path):
+    """All ranks are; the run goes on from its last checkpoint, and ends where it would have ended."""
+    folder, whole = tmp_path / 'job', tmp_path / 'whole'
+    # In the second epoch, of which what comes after the restart has too few steps to get there again.
+    wrapped = (1, 'kill', 'lib.trainer.step:_step', 9, REPOSITORY / 'main.py', *options_of(products))
+    output, errors = torchrun(folder, 2, 'tests/scripts/fail_on_rank.py', *wrapped, restarts=1).wait(0)
+    assert 'going on from log/run/last.pth, 1 epochs' in output
+    assert 'another rank has ended' in errors
+    whole.mkdir()
+    run_ranks_of(scripts, 2, whole, 'main.py', *options_of(products))
+    check_same_run(folder / 'log' / 'run', whole / 'log' / 'run')

@@ -105,8 +105,8 @@ RUN: dict[str, Key] = {
     'NUM_WORKERS': Key(-1, 'Processes that read images. -1: one a core, at most 8. 0: none.', low=-1),
     'PRECISION': Key(
         'auto',
-        'auto: training in bfloat16 where the hardware has it, in float16 on older GPUs, else in float32; evaluation '
-        'in float32.',
+        'auto: training in bfloat16 where the hardware is faster in it, in float16 on older GPUs, else in '
+        'float32; evaluation in float32.',
         choices=('auto', 'float32', 'bfloat16', 'float16'),
     ),
     'COMPILE': Key(False, 'Compile the model (torch.compile); where that fails, a note says so and it runs as it is.'),
