@@ -62,7 +62,7 @@ class StepCosts:
 
     def _recognizer(self, backbone: nn.Module, num_rows: int) -> Recognizer:
         with torch.device('meta'):
-            classifier = CLASSIFIERS[self._cfg.MODEL.CLASSIFIER](self._cfg.MODEL, self.num_features, num_rows)
+            classifier = CLASSIFIERS[self._cfg.MODEL.CLASSIFIER](self._cfg.MODEL, self.num_features, num_rows, None)
         return Recognizer(backbone, classifier, train_dtype=self._dtype)
 
 

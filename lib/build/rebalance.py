@@ -71,7 +71,7 @@ def _write(
         # With the config it was loaded by: options that an old checkpoint needed need not be given again.
         changes = {'state_dict': _state(trained, chosen), 'config': as_text(trained.cfg)}
         # There is no going on with training from it.
-        changes |= dict.fromkeys(('optimizer', 'training_state', 'scaler', 'history', 'bad_images'))
+        changes |= dict.fromkeys(('optimizer', 'training_state', 'scaler', 'history', 'bad_images', 'rng', 'versions'))
         write_checkpoint(files[0], replace(trained.checkpoint, **changes))
         write_json(files[1], tau)
         plot_tau(files[2], tau)

@@ -127,6 +127,7 @@ def prepared_training(cfg: CfgNode, ranks: Ranks = ALONE) -> Iterator[Training]:
     # All ranks have read what they need of the folder by now.
     ranks.wait()
     with _folder(cfg, start, device, ranks) as folder:
+        ranks.wait()  # nobody saves into it before it is in order
         LOGGER.info('%s: %s', folder.path, start.reason)
         _tell(data, index, new_classes, device, ranks)
         yield Training(

@@ -34,12 +34,16 @@ def option_of(name: str) -> str:
     return '--' + name.replace('.', '_')
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake as all others are told."""
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f'{message}; --help lists the options')
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
+class Formatter(argparse.HelpFormatter):
+    """Lines of at most 80 columns on any terminal; a line break in a meaning is one in the help."""
+
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=8, width=80)
 
@@ -58,11 +62,11 @@ def parse_options(
     Raises:
         UserError: unknown option, a value missing, or of the wrong type.
     """
-    parser = _Parser(
+    parser = Parser(
         prog=program,
         usage='%(prog)s [--config FILE [FILE ...]] [--SECTION_KEY VALUE ...]',
         description=description,
-        formatter_class=_Formatter,
+        formatter_class=Formatter,
         allow_abbrev=False,
     )
     parser.add_argument(

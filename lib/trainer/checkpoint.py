@@ -250,6 +250,8 @@ def _as_checkpoint(content: Any, path: Path) -> Checkpoint:
         scaler=content.get('scaler'),
         history=content.get('history'),
         bad_images=content.get('bad_images'),
+        rng=(content.get('rng') or {}).get('torch'),
+        versions=content.get('versions'),
         head_folder=None if head is None else path.parent / Path(head).name,
         path=path,
     )

@@ -98,6 +98,8 @@ class _Run:
             self.saver.wait()
             self.stop_if_wished()  # while that was written
         except Stopped as stopped:
+            if stopped.wish is Wish.GIVE_UP:
+                self.saver.hurry()
             self.saver.wait()
             if stopped.wish is Wish.GIVE_UP:  # another rank has told why
                 raise UserError('the run cannot be saved, so it ends') from None

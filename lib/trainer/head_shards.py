@@ -5,9 +5,12 @@ the rows of one tensor that are spread, an entry names them too: `classifier.wei
 """
 
 import json
+import math
 import re
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +22,9 @@ from lib.trainer.head_rows import HeadRows
 
 INDEX = 'classifier.safetensors.index.json'
 _ENTRY = re.compile(r'(?P<name>.+)\[(?P<start>\d+):(?P<stop>\d+)\]')
-_PATIENCE_SECONDS = 600  # for the slowest rank to write its part
+_PIECE_NUMBERS = 1 << 22
+# For the slowest rank to write its part; once the run ends by an error, which may have ended that rank as well.
+_PATIENCE_SECONDS, _LITTLE_PATIENCE_SECONDS = 600, 10
 
 
 def part_name(rank: int, count: int) -> str:
@@ -27,11 +32,18 @@ def part_name(rank: int, count: int) -> str:
     return f'classifier-{rank + 1:05d}-of-{count:05d}.safetensors'
 
 
-def write_head(folder: Path, head: HeadRows) -> None:
-    """Write a rank's rows; the main rank waits for the others' and writes the index. Raises: OSError, UserError."""
+def write_head(folder: Path, head: HeadRows, ending: Callable[[], bool] = lambda: False) -> None:
+    """Write a rank's rows; the main rank waits for the others' and writes the index.
+
+    `ending`: asked while waiting; once it says yes, the others have a few seconds left.
+
+    Raises:
+        OSError: for example no space left.
+        UserError: a part did not come.
+    """
     write_part(folder, head.rows, head.classes, rank=head.rank, count=head.count)
     if head.rank == 0:
-        write_index(folder, head.num_classes, head.count)
+        write_index(folder, head.num_classes, head.count, ending)
 
 
 def write_part(folder: Path, rows: dict[str, torch.Tensor], classes: range, *, rank: int, count: int) -> None:
@@ -53,17 +65,24 @@ def write_part(folder: Path, rows: dict[str, torch.Tensor], classes: range, *, r
             raise OSError(28 if 'No space' in str(error) else 5, str(error), str(temporary)) from None
 
 
-def write_index(folder: Path, num_classes: int, count: int) -> None:
+def write_index(folder: Path, num_classes: int, count: int, ending: Callable[[], bool] = lambda: False) -> None:
     """Write the index once the parts of all ranks are there; waiting for them takes no collective.
+
+    `ending` as in write_head.
 
     Raises:
         UserError: a part did not come.
     """
     parts = [folder / part_name(rank, count) for rank in range(count)]
-    end = time.monotonic() + _PATIENCE_SECONDS
+    end, hurried = time.monotonic() + _PATIENCE_SECONDS, False
     while missing := [part for part in parts if not part.exists()]:
         if time.monotonic() > end:
-            raise UserError(f'{missing[0]} was not written by its rank; LOG_ROOT must be a folder that all ranks share')
+            raise UserError(
+                f'{missing[0]} was not written by its rank, so there is no checkpoint of this step; if that rank gives '
+                'no reason, LOG_ROOT is not a folder that all ranks share'
+            )
+        if not hurried and ending():
+            end, hurried = time.monotonic() + _LITTLE_PATIENCE_SECONDS, True
         time.sleep(0.05)
     weight_map, total = {}, 0
     for part in parts:
@@ -87,25 +106,32 @@ def read_rows(folder: Path, classes: range | None = None) -> dict[str, torch.Ten
     """
     index = _read_index(folder)
     classes = range(index['metadata']['num_classes']) if classes is None else classes
-    pieces: dict[str, list[tuple[int, torch.Tensor]]] = {}
+    joined: dict[str, torch.Tensor] = {}
+    num_found: dict[str, int] = {}
     for file, entries in _by_file(index['weight_map']).items():
         try:
             with safe_open(folder / file, 'pt') as opened:
                 for entry in entries:
                     found = _ENTRY.fullmatch(entry)
-                    start, stop = int(found['start']), int(found['stop'])
-                    first, last = max(start, classes.start), min(stop, classes.stop)
-                    if first < last:
-                        rows = opened.get_slice(entry)[first - start : last - start]
-                        pieces.setdefault(found['name'], []).append((first, rows))
+                    name, start, stop = found['name'], int(found['start']), int(found['stop'])
+                    wanted = range(max(start, classes.start), min(stop, classes.stop))
+                    num_found[name] = num_found.get(name, 0) + len(wanted)
+                    for first, rows in _pieces(opened.get_slice(entry), wanted, start):
+                        if name not in joined:
+                            joined[name] = rows.new_empty(len(classes), *rows.shape[1:])
+                        joined[name][first - classes.start :][: len(rows)] = rows
         except (OSError, SafetensorError) as error:
             raise UserError(f'{folder / file}: cannot be read as a part of a classifier ({error})') from None
-    joined = {name: torch.cat([rows for _, rows in sorted(parts, key=lambda part: part[0])])
-              for name, parts in pieces.items()}  # fmt: skip
-    short = [name for name, rows in joined.items() if len(rows) != len(classes)]
-    if short or (len(classes) and not joined):
+    if any(number != len(classes) for number in num_found.values()) or (len(classes) and not joined):
         raise UserError(f'{folder}: does not hold all rows of classes {classes.start} to {classes.stop - 1}')
     return joined
+
+
+def _pieces(entry: Any, wanted: range, start: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (first class, rows), a few megabytes at a time: the wanted ones of an entry that begins at `start`."""
+    step = max(1, _PIECE_NUMBERS // max(1, math.prod(entry.get_shape()[1:])))
+    for first in range(wanted.start, wanted.stop, step):
+        yield first, entry[first - start : min(first + step, wanted.stop) - start]
 
 
 def _read_index(folder: Path) -> dict:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from lib.errors import UserError
 from lib.trainer.checkpoint import Checkpoint, read_checkpoint
 from lib.trainer.head_shards import read_rows
@@ -29,6 +31,15 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         if place > reached:
             furthest, reached = checkpoint, place
     return furthest, faults
+
+
+def head_folder_of(path: Path) -> Path | None:
+    """Return the folder of a checkpoint's rows, without reading its tensors; None: it has none, or is no checkpoint."""
+    try:
+        head = torch.load(path, map_location='cpu', weights_only=True, mmap=True)['head']
+    except Exception:  # as when it is read, in every way there is; the original entry's files are among them
+        return None
+    return None if head is None else path.parent / Path(head).name
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from lib.runtime.files import remove_leftovers, replacing, write_text
 from lib.runtime.lock import locked
-from lib.trainer.checkpoint import Checkpoint, Place, head_name, read_checkpoint, write_checkpoint
+from lib.trainer.checkpoint import Checkpoint, Place, head_name, write_checkpoint
 from lib.trainer.head_shards import write_head
-from lib.trainer.newest import checkpoints_in
+from lib.trainer.newest import checkpoints_in, head_folder_of
 
 METRICS, BAD_IMAGES = 'metrics.jsonl', 'bad_images.csv'
 # What only the run itself writes, whose lock is held; predictions (.csv, .npy) may come from test.py at any time.
@@ -67,6 +67,7 @@ class RunFolder:
         if not self.writes:
             return
         remove_leftovers(self.path, _OWN_SUFFIXES)
+        self._remove_unneeded_heads()
         if checkpoint is None or checkpoint.history is None:
             self.forget_after(checkpoint.place.epoch if checkpoint else 0)
         else:
@@ -123,14 +124,15 @@ class RunFolder:
         is_best: bool = False,
         end_of_epoch: bool = False,
         abandoned: Callable[[], bool] = lambda: False,
+        ending: Callable[[], bool] = lambda: False,
     ) -> None:
         """Write last.pth, and best_model.pth and epoch_N.pth when it is their turn.
 
         last.pth comes last: a run that is killed in between goes on from the one before and writes the others again.
-        `abandoned` as in write_checkpoint.
+        `abandoned` as in write_checkpoint, `ending` as in write_head.
         """
         if checkpoint.head is not None:
-            write_head(self.path / head_name(checkpoint.place), checkpoint.head)
+            write_head(self.path / head_name(checkpoint.place), checkpoint.head, ending)
         if not self.writes:
             return
         epoch = checkpoint.place.epoch
@@ -150,22 +152,35 @@ class RunFolder:
     def _write_history(self, entries: list[dict[str, Any]]) -> None:
         write_text(self.path / METRICS, ''.join(json.dumps(entry) + '\n' for entry in entries))
 
+    def _remove_unneeded_heads(self) -> None:
+        """Remove rows whose saving was cut short: they must not pass for those of the same step done again."""
+        heads = [folder for folder in self.path.glob('head-*-*') if _place_of_head(folder)]
+        needed = {head_folder_of(path) for path in checkpoints_in(self.path)} if heads else set()
+        for folder in heads:
+            if folder not in needed:
+                shutil.rmtree(folder)
+
     def _remove_old_heads(self, place: Place, written: list[str]) -> None:
         """Remove rows that no checkpoint refers to. Of a later place there may be some already, by a faster rank."""
         if self._heads is None:
-            found = {path.name: read_checkpoint(path, with_rows=False) for path in checkpoints_in(self.path)}
-            self._heads = {name: checkpoint.head_folder for name, checkpoint in found.items()}
+            self._heads = {path.name: head_folder_of(path) for path in checkpoints_in(self.path)}
         self._heads |= dict.fromkeys(written, self.path / head_name(place))
         needed = {self._heads.get(path.name) for path in checkpoints_in(self.path)}
         for folder in self.path.glob('head-*-*'):
-            numbers = folder.name.split('-')[1:]
-            if folder not in needed and all(map(str.isdigit, numbers)) and tuple(map(int, numbers)) < place.so_far:
+            its_place = _place_of_head(folder)
+            if folder not in needed and its_place and its_place < place.so_far:
                 shutil.rmtree(folder)
 
     def _remove_old_epochs(self) -> None:
         numbered = {int(path.stem[6:]): path for path in self.path.glob('epoch_*.pth') if path.stem[6:].isdigit()}
         for epoch in sorted(numbered)[: -self._keep or None]:
             numbered[epoch].unlink()
+
+
+def _place_of_head(folder: Path) -> tuple[int, ...]:
+    """Return the epoch and step that `head_name` made a folder's name of; () for any other name."""
+    numbers = folder.name.split('-')[1:]
+    return tuple(map(int, numbers)) if len(numbers) == 2 and all(map(str.isdigit, numbers)) else ()
 
 
 def read_bad_images(folder: Path) -> dict[str, dict[str, str]]:

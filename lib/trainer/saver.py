@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 
+from lib.errors import UserError
 from lib.runtime.log import LOGGER
 from lib.trainer.checkpoint import Checkpoint
 from lib.trainer.run_folder import RunFolder
@@ -27,7 +28,7 @@ class Saver:
         self._idle = threading.Event()
         self._idle.set()
         self._error: BaseException | None = None
-        self._abandoned = threading.Event()
+        self._abandoned, self._ending = threading.Event(), threading.Event()
         self.saved: tuple[int, int] | None = None  # epoch and step of the last one that was written
 
     def submit(
@@ -42,7 +43,7 @@ class Saver:
 
         Args:
             is_best, end_of_epoch: which files to write, see RunFolder.save.
-            may_fail: a failure of the disk is a warning, since another save will come.
+            may_fail: a failure of the disk, here or on another rank, is a warning, since another save will come.
 
         Raises:
             OSError: that one could not be written.
@@ -52,9 +53,15 @@ class Saver:
 
         def write() -> None:
             try:
-                self._folder.save(taken, is_best=is_best, end_of_epoch=end_of_epoch, abandoned=self._abandoned.is_set)
+                self._folder.save(
+                    taken,
+                    is_best=is_best,
+                    end_of_epoch=end_of_epoch,
+                    abandoned=self._abandoned.is_set,
+                    ending=self._ending.is_set,
+                )
                 self.saved = taken.place.so_far
-            except OSError as error:
+            except (OSError, UserError) as error:
                 if may_fail:
                     _warn(taken, error)
                 else:
@@ -83,6 +90,10 @@ class Saver:
         if error is not None:
             raise error
 
+    def hurry(self) -> None:
+        """Wait no longer for what other ranks write: the run ends by an error, which may be theirs."""
+        self._ending.set()
+
     def _fail(self, error: BaseException) -> None:
         self._error = error
         self._on_failure()
@@ -96,14 +107,17 @@ class Saver:
         if error is None:
             self.wait()
         else:
+            self.hurry()
             with suppress(Exception):  # the error on its way tells why the run ends
                 self.wait()
 
 
-def _warn(checkpoint: Checkpoint, error: OSError) -> None:
-    place, reason = checkpoint.place, error.strerror or str(error)
+def _warn(checkpoint: Checkpoint, error: OSError | UserError) -> None:
+    place, reason = checkpoint.place, str(error)
+    if isinstance(error, OSError):
+        reason = f'{error.filename}: {(error.strerror or reason).lower()}'
     with suppress(OSError):  # log.txt may lie on the same disk
         LOGGER.warning(
-            'epoch %d, step %d is not saved: %s: %s; training goes on, and the last good checkpoint stays',
-            place.epoch + 1, place.step, error.filename, reason.lower(),
+            'epoch %d, step %d is not saved: %s; training goes on, and the last good checkpoint stays',
+            place.epoch + 1, place.step, reason,
         )  # fmt: skip

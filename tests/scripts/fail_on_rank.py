@@ -1,34 +1,39 @@
-"""Runs a script of which one rank fails: python fail_on_rank.py 1 lib.trainer.step:_step 3 main.py [OPTION ...].
+"""Runs a script of which one rank fails: python fail_on_rank.py 1 error lib.trainer.step:_step 3 main.py [OPTION ...].
 
-There, the function raises a user's mistake when it is called for the third time.
+There, the function does not return when it is called for the third time, but raises a user's mistake (error) or what
+only a bug can be (bug), or the process is killed (kill).
 """
 
 import importlib
 import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 
 
 def main() -> None:
     """Patch the function on that rank, then become the script."""
-    rank, target, count, script = sys.argv[1:5]
+    rank, how, target, count, script = sys.argv[1:6]
     module, _, name = target.partition(':')
     sys.path.insert(0, str(Path(script).parent))
     if os.environ['RANK'] == rank:
         from lib.errors import UserError
 
         owner = importlib.import_module(module)
-        function, calls = getattr(owner, name), [0]
+        function, calls = getattr(owner, name), 0
 
         def failing(*args, **kwargs):
-            calls[0] += 1
-            if calls[0] == int(count):
-                raise UserError('this rank fails')
+            nonlocal calls
+            calls += 1
+            if calls == int(count):
+                if how == 'kill':
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise UserError('this rank fails') if how == 'error' else AssertionError('this cannot be')
             return function(*args, **kwargs)
 
         setattr(owner, name, failing)
-    sys.argv[:] = sys.argv[4:]
+    sys.argv[:] = sys.argv[5:]
     runpy.run_path(script, run_name='__main__')
 
 

@@ -2,11 +2,12 @@
 
 import socket
 from pathlib import Path
+from subprocess import CompletedProcess
 
 from tests.scripts.running import ENVIRONMENT, Running, Scripts
 
 
-def start_ranks(scripts: Scripts, count: int, folder: Path, script: str, *options: object) -> list[Running]:
+def start_ranks(scripts: Scripts, count: int, folder: Path, script: object, *options: object) -> list[Running]:
     """Start `script` on `count` ranks, and return them."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
@@ -20,6 +21,8 @@ def start_ranks(scripts: Scripts, count: int, folder: Path, script: str, *option
     ]
 
 
-def run_ranks_of(scripts: Scripts, count: int, folder: Path, script: str, *options: object, code: int | None = 0):
+def run_ranks_of(
+    scripts: Scripts, count: int, folder: Path, script: object, *options: object, code: int | None = 0
+) -> list[CompletedProcess]:
     """Run `script` on `count` ranks to their end, all with `code` if one is given; return what each said."""
     return [running.wait(code) for running in start_ranks(scripts, count, folder, script, *options)]

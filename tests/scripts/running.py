@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,3 +134,22 @@ def the_error(done: subprocess.CompletedProcess) -> str:
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith('error: ')
     return lines[0]
+
+
+def left_of(group: int) -> list[int]:
+    """Return the processes of a group; those that have ended, but nobody has asked after, do not count."""
+    found = []
+    for stat in Path('/proc').glob('[0-9]*/stat'):
+        with suppress(OSError):
+            state, _, its_group = stat.read_text().rpartition(')')[2].split()[:3]
+            if int(its_group) == group and state not in 'ZX':
+                found.append(int(stat.parent.name))
+    return found
+
+
+def wait_until_gone(group: int, seconds: float = 20) -> None:
+    """Return once no process of a group is left."""
+    end = time.monotonic() + seconds
+    while left_of(group):
+        assert time.monotonic() < end, f'processes {left_of(group)} outlive the main one'
+        time.sleep(0.05)

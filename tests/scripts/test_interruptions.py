@@ -4,14 +4,21 @@ import os
 import random
 import signal
 import time
-from contextlib import suppress
 from itertools import cycle, islice
-from pathlib import Path
 
 import pytest
 
 from lib.trainer.checkpoint import read_checkpoint
-from tests.scripts.running import ENVIRONMENT, REPOSITORY, TINY, check_same_run, metrics_of, the_error
+from tests.scripts.running import (
+    ENVIRONMENT,
+    REPOSITORY,
+    TINY,
+    check_same_run,
+    left_of,
+    metrics_of,
+    the_error,
+    wait_until_gone,
+)
 
 # 51 images, 6 steps an epoch.
 STEPS = 6
@@ -65,24 +72,6 @@ class Victim:
         else:
             time.sleep(dice.uniform(0, 0.6))
         return self.running.stdout.read_text().rpartition('phase: ')[2].split()[0]
-
-
-def left_of(group):
-    """Return the processes of a group; those that have ended, but nobody has asked after, do not count."""
-    found = []
-    for stat in Path('/proc').glob('[0-9]*/stat'):
-        with suppress(OSError):
-            state, _, its_group = stat.read_text().rpartition(')')[2].split()[:3]
-            if int(its_group) == group and state not in 'ZX':
-                found.append(int(stat.parent.name))
-    return found
-
-
-def wait_until_gone(group, seconds=20):
-    end = time.monotonic() + seconds
-    while left_of(group):
-        assert time.monotonic() < end, f'processes {left_of(group)} outlive the main one'
-        time.sleep(0.05)
 
 
 def killed_again_and_again(scripts, folder, options, epochs, times, seed):

@@ -2,13 +2,16 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
+import torch
 
 from lib.trainer.bad_images import BadImages
 from lib.trainer.checkpoint import read_checkpoint, write_checkpoint
+from lib.trainer.head_rows import HeadRows
 from lib.trainer.run_folder import RunFolder, read_bad_images, write_bad_images
-from tests.trainer.small import small_checkpoint
+from tests.trainer.small import save_original, small_checkpoint
 
 HISTORY = [{'epoch': 1, 'split': 'train', 'loss': 0.1 + 0.2}, {'epoch': 1, 'split': 'valid', 'loss': 1e-17}]
 BAD = {'train': {'a, "b".jpg': 'truncated'}, 'valid': {'c.jpg': 'no image'}}
@@ -90,6 +93,46 @@ def test_what_a_killed_save_left_is_removed(checkpoint, tmp_path):
     RunFolder(tmp_path).start_from(checkpoint)
     # test.py may be writing predictions at this moment.
     assert {*os.listdir(tmp_path)} == {*others, 'elsewhere', 'metrics.jsonl', 'bad_images.csv'}
+
+
+def in_parts(epoch, rank=0):
+    """A checkpoint whose classifier two ranks hold."""
+    whole, classes = small_checkpoint(epoch=epoch), range(3 * rank // 2, 3 * (rank + 1) // 2)
+    rows = {name: whole.state_dict.pop(name)[classes.start : classes.stop] for name in [*whole.state_dict][1:]}
+    optimizer = {**whole.optimizer, 'rows': {}}
+    return replace(whole, optimizer=optimizer, head=HeadRows(rows, classes, 3, rank, 2))
+
+
+def save_in_parts(path, epoch, **how):
+    RunFolder(path, writes=False).save(in_parts(epoch, 1))
+    RunFolder(path, save_every=2).save(in_parts(epoch), end_of_epoch=True, **how)
+
+
+def heads(path):
+    return sorted(folder.name for folder in path.glob('head-*'))
+
+
+def test_rows_stay_while_a_checkpoint_refers_to_them(tmp_path):
+    """Files that are no checkpoints are no reason to end a run."""
+    (tmp_path / 'epoch_0.pth').write_bytes(b'cut short')
+    save_original(tmp_path / 'original.pth')
+    for epoch in range(1, 6):
+        save_in_parts(tmp_path, epoch, is_best=epoch == 1)
+    assert heads(tmp_path) == ['head-1-0', 'head-2-0', 'head-4-0', 'head-5-0']
+    for name, epoch in {'best_model': 1, 'epoch_2': 2, 'epoch_4': 4, 'last': 5}.items():
+        checkpoint = read_checkpoint(tmp_path / f'{name}.pth')
+        assert checkpoint.place.epoch == epoch
+        torch.testing.assert_close(checkpoint.state_dict, small_checkpoint().state_dict, rtol=0, atol=0)
+
+
+def test_rows_of_a_save_that_was_cut_short_do_not_outlive_the_start(tmp_path):
+    """They would pass for those of a rank that has not written yet."""
+    save_in_parts(tmp_path, 1)
+    RunFolder(tmp_path, writes=False).save(in_parts(2, 1))
+    (tmp_path / 'head-shots-2').mkdir()
+    RunFolder(tmp_path).start_from(read_checkpoint(tmp_path / 'last.pth', with_rows=False))
+    assert heads(tmp_path) == ['head-1-0', 'head-shots-2']
+    assert read_checkpoint(tmp_path / 'last.pth').num_classes == 3
 
 
 def test_another_rank_writes_nothing(checkpoint, tmp_path):

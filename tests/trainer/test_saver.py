@@ -4,14 +4,17 @@ import errno
 import logging
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
+from lib.errors import UserError
 from lib.runtime.log import LOGGER
 from lib.trainer import checkpoint as checkpoints
-from lib.trainer import torch_file
+from lib.trainer import head_shards, torch_file
 from lib.trainer.checkpoint import read_checkpoint
+from lib.trainer.head_rows import HeadRows
 from lib.trainer.run_folder import RunFolder
 from lib.trainer.saver import Saver
 from lib.trainer.snapshot import snapshot
@@ -220,3 +223,46 @@ def test_what_cannot_fit_is_not_begun(tmp_path, monkeypatch):
     monkeypatch.undo()
     torch_file.write_torch(tmp_path / 'last.pth', {'a': torch.ones(250)})
     assert torch.load(tmp_path / 'last.pth', weights_only=True)['a'].numel() == 250
+
+
+@pytest.fixture
+def lost(monkeypatch):
+    """A checkpoint of which another rank's rows never come; how long they are waited for, in two ways."""
+    monkeypatch.setattr(head_shards, '_PATIENCE_SECONDS', 60)
+    monkeypatch.setattr(head_shards, '_LITTLE_PATIENCE_SECONDS', 0.2)
+    head = HeadRows({'classifier.weight': torch.ones(1, 2)}, range(1), 3, 0, 2)
+    return replace(small_checkpoint(), state_dict={'backbone.weight': torch.ones(2)}, head=head)
+
+
+def test_a_run_that_fails_does_not_wait_for_a_rank_that_may_be_gone(tmp_path, lost):
+    def run():
+        with Saver(RunFolder(tmp_path)) as saver:
+            saver.submit(lambda: lost)
+            raise ValueError('why the run ends')
+
+    started = time.monotonic()
+    with pytest.raises(ValueError, match='why'):
+        run()
+    assert time.monotonic() - started < 10
+    assert not (tmp_path / 'last.pth').exists()
+
+
+def test_a_run_that_another_rank_gives_up_ends_soon(tmp_path, lost):
+    started = time.monotonic()
+    saver = Saver(RunFolder(tmp_path))
+    saver.submit(lambda: lost)
+    saver.hurry()
+    with pytest.raises(UserError, match='was not written by its rank'):
+        saver.wait()
+    assert time.monotonic() - started < 10
+
+
+def test_rows_that_do_not_come_in_an_epoch_are_a_warning(tmp_path, lost, monkeypatch, caplog):
+    monkeypatch.setattr(head_shards, '_PATIENCE_SECONDS', 0)
+    monkeypatch.setattr(LOGGER, 'propagate', True)
+    with Saver(RunFolder(tmp_path)) as saver:
+        saver.submit(lambda: lost, may_fail=True)
+    (record,) = caplog.records
+    assert 'is not saved: ' in record.getMessage()
+    assert 'was not written by its rank' in record.getMessage()
+    assert saver.saved is None

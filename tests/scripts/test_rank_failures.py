@@ -1,0 +1,110 @@
+"""A rank that fails ends the run: its message is told, nobody hangs, nothing is left."""
+
+import json
+import shutil
+import time
+
+import pytest
+
+from lib.trainer.checkpoint import read_checkpoint
+from tests.scripts.rank_runs import run_ranks_of, start_ranks
+from tests.scripts.running import REPOSITORY, TINY
+
+OTHERS = 'error: rank 0: another rank has ended, so this one does too; its own line says why\n'
+STEP, LOOK = 'lib.trainer.step:_step', 'lib.evaluation.evaluate:_look'
+SHARDED = ('--MODEL_CLASSIFIER_SHARDED', True)
+SECONDS = 30
+
+
+def options_of(products, *options):
+    return ('--config', TINY, '--DATASET_ROOT', products, '--NAME', 'run', *options)
+
+
+def fail(scripts, folder, how, target, count, *options):
+    """Return the outcomes of both ranks, of which the second fails."""
+    started = time.monotonic()
+    wrapped = (1, how, target, count, REPOSITORY / 'main.py', *options)
+    done = run_ranks_of(scripts, 2, folder, 'tests/scripts/fail_on_rank.py', *wrapped, code=None)
+    assert time.monotonic() - started < SECONDS
+    return done
+
+
+@pytest.mark.parametrize('extra', [(), SHARDED], ids=['whole', 'sharded'])
+@pytest.mark.parametrize(('target', 'count'), [(STEP, 3), (LOOK, 1), ('lib.dataset.feed:mirror', 9)],
+                         ids=['training', 'evaluation', 'reading'])  # fmt: skip
+def test_an_error(scripts, products, tmp_path, target, count, extra):
+    """The other one is in a collective then, or soon will be."""
+    if extra and target == LOOK:
+        target = 'lib.evaluation.evaluate:scores_of_parts'
+    main, other = fail(scripts, tmp_path, 'error', target, count, *options_of(products, *extra))
+    assert (main.returncode, other.returncode) == (2, 2)
+    assert other.stderr == 'error: rank 1: this rank fails\n'
+    assert main.stderr == OTHERS
+
+
+def test_a_bug(scripts, products, tmp_path):
+    main, other = fail(scripts, tmp_path, 'bug', STEP, 3, *options_of(products))
+    assert other.returncode not in (0, 2)
+    assert 'AssertionError: this cannot be' in other.stderr
+    assert main.stderr == OTHERS
+
+
+@pytest.mark.parametrize('extra', [(), SHARDED], ids=['whole', 'sharded'])
+def test_a_kill(scripts, products, tmp_path, extra):
+    """The system does that where memory is short."""
+    main, other = fail(scripts, tmp_path, 'kill', STEP, 9, *options_of(products, *extra))
+    assert (main.returncode, other.returncode) == (2, -9)
+    assert main.stderr == OTHERS
+    assert read_checkpoint(tmp_path / 'log' / 'run' / 'last.pth').place.so_far == (1, 0)
+
+
+def test_a_worker(scripts, products, tmp_path):
+    """One image of all cannot be decoded: the rank that has it fails, in a process that reads for it."""
+    content = json.loads((products / 'converted_train.json').read_text())
+    root = tmp_path / 'products'
+    shutil.copytree(products, root)
+    broken = root / content['annotations'][20]['fpath']
+    broken.write_bytes(broken.read_bytes()[:100])
+    started = time.monotonic()
+    options = options_of(root, '--RUN_NUM_WORKERS', 1, '--DATASET_ON_BAD_IMAGE', 'raise')
+    done = run_ranks_of(scripts, 2, tmp_path, 'main.py', *options, code=2)
+    assert time.monotonic() - started < SECONDS
+    told = [one.stderr for one in done]
+    assert sum(broken.name in text for text in told) == 1
+    assert sum('its own line says why' in text for text in told) == 1
+    assert [text.count('\n') for text in told] == [1, 1]
+
+
+def test_a_mistake_is_told_by_all(scripts, products, tmp_path):
+    """All find the same one, before they have met."""
+    done = run_ranks_of(scripts, 2, tmp_path, 'main.py', *options_of(products, '--LOSS_TYPE', 'none'), code=2)
+    assert [one.stderr.partition('--LOSS_TYPE')[0] for one in done] == ['error: rank 0: ', 'error: rank 1: ']
+
+
+def test_a_folder_that_only_the_main_rank_finds_in_use(scripts, products, tmp_path):
+    running = start_ranks(scripts, 2, tmp_path, 'main.py', *options_of(products, '--TRAIN_MAX_EPOCH', 1000))
+    running[0].wait_for('epoch 1, step 1 of')
+    started = time.monotonic()
+    main, other = run_ranks_of(scripts, 2, tmp_path, 'main.py', *options_of(products, *SHARDED), code=2)
+    assert time.monotonic() - started < SECONDS
+    assert 'log/run is in use by another run' in main.stderr
+    assert 'error: rank 1: ' in other.stderr
+    for one in running:
+        one.interrupt()
+    assert {one.wait(130).stderr for one in running} == {''}
+
+
+@pytest.mark.slow
+def test_rows_that_cannot_be_saved(scripts, products, tmp_path):
+    """The main rank waits for them a little while; there is no checkpoint then, rather than half of one."""
+    target = 'lib.trainer.head_shards:write_part'
+    main, other = fail(scripts, tmp_path, 'error', target, 2, *options_of(products, *SHARDED, '--TRAIN_MAX_EPOCH', 9))
+    assert (main.returncode, other.returncode) == (2, 2)
+    assert other.stderr == 'error: rank 1: this rank fails\n'
+    assert main.stderr.startswith('error: rank 0: ')
+    assert main.stderr.count('\n') == 1
+    assert read_checkpoint(tmp_path / 'log' / 'run' / 'last.pth').place.so_far == (1, 0)
+    # What the main rank has written of it is no obstacle, and gone in the end.
+    run_ranks_of(scripts, 2, tmp_path, 'main.py', *options_of(products, *SHARDED), '--RESUME_MODEL', 'last')
+    heads = {path.name for path in (tmp_path / 'log' / 'run').glob('head-*')}
+    assert 'head-2-0' in heads <= {'head-1-0', 'head-2-0'}

@@ -1,0 +1,147 @@
+"""The commands of the documentation, by torchrun itself, which takes seconds to start."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.scripts.rank_runs import run_ranks_of
+from tests.scripts.running import ENVIRONMENT, ON_CPU, REPOSITORY, TINY, check_same_run, wait_until_gone
+
+pytestmark = pytest.mark.slow
+# What it waits for processes that it has told to end.
+TORCHRUN_SECONDS = 30
+
+
+@dataclass
+class Torchrun:
+    """A job under way, in a process group of its own."""
+
+    process: subprocess.Popen
+    stdout: Path
+    stderr: Path
+
+    def wait_for(self, text, file, seconds=60):
+        """Return once `text` stands in one of the files."""
+        end = time.monotonic() + seconds
+        while text not in file.read_text():
+            assert time.monotonic() < end, f'{text!r} was not said: {self.stdout.read_text()}{self.stderr.read_text()}'
+            time.sleep(0.02)
+
+    def wait(self, code, seconds=120):
+        """Return (output, errors) once it has ended with `code` and no process is left."""
+        found = self.process.wait(seconds)
+        assert found == code, self.stdout.read_text() + self.stderr.read_text()
+        wait_until_gone(self.process.pid)
+        return self.stdout.read_text(), self.stderr.read_text()
+
+
+@pytest.fixture
+def torchrun(tmp_path):
+    """A function that starts a script on some ranks in a folder. Whatever happens, nothing is left of it."""
+    started = []
+
+    def start(folder, count, script, *options, restarts=0):
+        folder.mkdir(exist_ok=True)
+        logs = [tmp_path / f'{len(started)}.{name}' for name in ('stdout', 'stderr')]
+        command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(count),
+                   '--max-restarts', str(restarts)]  # fmt: skip
+        with open(logs[0], 'w') as out, open(logs[1], 'w') as err:
+            process = subprocess.Popen(
+                [*command, str(REPOSITORY / script), *map(str, options)],
+                cwd=folder, env=os.environ | ENVIRONMENT, stdout=out, stderr=err, start_new_session=True,
+            )  # fmt: skip
+        started.append(Torchrun(process, *logs))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            os.killpg(one.process.pid, signal.SIGKILL)
+            one.process.wait()
+
+
+def options_of(products, *options):
+    return ('--config', TINY, '--DATASET_ROOT', products, '--NAME', 'run', *options)
+
+
+def check_one_voice(output, errors):
+    lines = output.splitlines()
+    assert len(set(lines)) == len(lines), output
+    assert 'destroy_process_group' not in errors
+
+
+def test_the_scripts(torchrun, scripts, products, tmp_path):
+    """Training, a mistake, prediction and re-balancing; what they give is what one process gives."""
+    folder = tmp_path / 'job'
+    output, errors = torchrun(folder, 2, 'main.py', *options_of(products)).wait(0)
+    check_one_voice(output, errors)
+    run = folder / 'log' / 'run'
+    assert (run / 'report.html').exists()
+    _, errors = torchrun(folder, 2, 'main.py', *options_of(products)).wait(1)
+    assert 'error: rank 0: log/run holds the checkpoints of an earlier run' in errors
+    assert 'Root Cause' in errors
+    assert 'traceback : log/run holds the checkpoints of an earlier run' in errors
+    best = ('--RESUME_MODEL', run / 'best_model.pth', '--DATASET_ROOT', products, *ON_CPU)
+    check_one_voice(*torchrun(folder, 3, 'test.py', *best).wait(0))
+    found = (run / 'best_model.csv').read_bytes()
+    scripts.run(folder, 'test.py', *best)
+    assert (run / 'best_model.csv').read_bytes() == found
+    check_one_voice(*torchrun(folder, 3, 'tau_norm.py', *best).wait(0))
+    found = (folder / 'log_tau' / 'run' / 'tau.json').read_bytes()
+    scripts.run(folder, 'tau_norm.py', *best, '--OVERWRITE', True)
+    assert (folder / 'log_tau' / 'run' / 'tau.json').read_bytes() == found
+
+
+def test_preemption(torchrun, scripts, products, tmp_path):
+    """torchrun is told, tells its ranks, and ends with code 1 of its own; the run is saved, and goes on bit for bit."""
+    options = options_of(products, '--TRAIN_MAX_EPOCH', 40)
+    folder, whole = tmp_path / 'job', tmp_path / 'whole'
+    job = torchrun(folder, 2, 'main.py', *options)
+    job.wait_for('epoch 3, step 1 of', job.stdout)
+    os.kill(job.process.pid, signal.SIGTERM)
+    started = time.monotonic()
+    output, errors = job.wait(1)
+    assert time.monotonic() - started < TORCHRUN_SECONDS
+    check_one_voice(output, errors)
+    assert 'stopped and saved; to go on: add --RESUME_MODEL last (NAME run)' in output
+    assert 'error: ' not in errors
+    output, errors = torchrun(folder, 2, 'main.py', *options, '--RESUME_MODEL', 'last').wait(0)
+    assert 'going on from log/run/last.pth' in output
+    whole.mkdir()
+    run_ranks_of(scripts, 2, whole, 'main.py', *options)
+    check_same_run(folder / 'log' / 'run', whole / 'log' / 'run')
+
+
+@pytest.mark.parametrize(
+    ('target', 'count'),
+    [('lib.trainer.step:_step', 3), ('lib.evaluation.evaluate:_look', 1)],
+    ids=['training', 'evaluation'],
+)
+def test_a_rank_that_fails(torchrun, products, tmp_path, target, count):
+    wrapped = (1, 'error', target, count, REPOSITORY / 'main.py', *options_of(products, '--RUN_NUM_WORKERS', 1))
+    job = torchrun(tmp_path / 'job', 2, 'tests/scripts/fail_on_rank.py', *wrapped)
+    job.wait_for('error: rank 1: this rank fails\n', job.stderr)
+    started = time.monotonic()
+    _, errors = job.wait(1)
+    assert time.monotonic() - started < 30
+    assert errors.count('error: rank 1: ') == 1
+    assert 'traceback : this rank fails' in errors.partition('Root Cause')[2]
+
+
+def test_a_rank_that_is_killed_and_started_anew(torchrun, scripts, products, tmp_path):
+    """All ranks are; the run goes on from its last checkpoint, and ends where it would have ended."""
+    folder, whole = tmp_path / 'job', tmp_path / 'whole'
+    # In the second epoch, of which what comes after the restart has too few steps to get there again.
+    wrapped = (1, 'kill', 'lib.trainer.step:_step', 9, REPOSITORY / 'main.py', *options_of(products))
+    output, errors = torchrun(folder, 2, 'tests/scripts/fail_on_rank.py', *wrapped, restarts=1).wait(0)
+    assert 'going on from log/run/last.pth, 1 epochs' in output
+    assert 'another rank has ended' in errors
+    whole.mkdir()
+    run_ranks_of(scripts, 2, whole, 'main.py', *options_of(products))
+    check_same_run(folder / 'log' / 'run', whole / 'log' / 'run')

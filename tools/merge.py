@@ -1,0 +1,57 @@
+"""One file out of a checkpoint whose classifier several ranks have written in parts.
+
+python tools/merge.py --RESUME_MODEL log/NAME/best_model.pth [--output FILE] [--OVERWRITE True]
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lib.config.defaults import KEYS
+from lib.config.options import Formatter, Parser
+from lib.runtime.entry import run_script
+
+DESCRIPTION = (
+    'Write a checkpoint of a run with MODEL.CLASSIFIER_SHARDED True, whose classifier lies in files of its ranks, as '
+    'one ordinary checkpoint: to hand on, to predict from, to re-balance, to go on from or to fine-tune.'
+)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line. Raises: UserError."""
+    parser = Parser(prog='tools/merge.py', description=DESCRIPTION, formatter_class=Formatter, allow_abbrev=False)
+    parser.add_argument(
+        '--RESUME_MODEL',
+        metavar='FILE',
+        type=Path,
+        required=True,
+        help='The checkpoint, with its head-EPOCH-STEP folder beside it.',
+    )
+    parser.add_argument(
+        '--output',
+        metavar='FILE',
+        type=Path,
+        help='Where to write.\nDefault: beside it, best_model_merged.pth for best_model.pth',
+    )
+    parser.add_argument(
+        '--OVERWRITE', metavar='BOOL', default='False', help='Replace FILE if it is there.\nDefault: False'
+    )
+    options = parser.parse_args(argv)
+    options.OVERWRITE = KEYS['OVERWRITE'].accept('--OVERWRITE', options.OVERWRITE)
+    return options
+
+
+def main() -> None:
+    """Run the command line."""
+    options = parse(sys.argv[1:])
+    # torch is imported only now that there is work to do.
+    from lib.build.merge import merge
+
+    print('\n'.join(merge(options.RESUME_MODEL, options.output, overwrite=options.OVERWRITE)))
+
+
+if __name__ == '__main__':
+    run_script(main)
