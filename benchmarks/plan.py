@@ -22,19 +22,21 @@ import torch
 from yacs.config import CfgNode
 
 from benchmarks.harness import finish, parse_arguments
-from lib.build.loss import build_loss
 from lib.build.model import new_model
+from lib.build.objective import build_objective, is_lean
 from lib.build.optim import build_optimizer
 from lib.build.plan import StepCosts
 from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
 from lib.errors import UserError
 from lib.loss.targets import Targets
-from lib.model import Recognizer
 from lib.plan.ways import Job, Way, need_of
 from lib.runtime.device import Device, pick_device
 from lib.runtime.entry import run_script
 from lib.trainer.forward import TrainingForward
+from lib.trainer.mixing.mixed import Mixed
+from lib.trainer.parts import parts_of
+from lib.trainer.step import Learner, _step
 
 _STATUS = Path('/proc/self/status')
 # Name: classes, images, options. Large enough for a GB; that is where a few MB of oneDNN's do not count.
@@ -52,6 +54,18 @@ CASES: dict[str, tuple[int, int, dict[str, object]]] = {
     'resnet50_cosine': (50_030, 32, {'MODEL.BACKBONE': 'resnet50', 'MODEL.CLASSIFIER': 'FCNorm'}),
     'frozen': (200_000, 256, {'MODEL.BACKBONE': 'resnet18', 'MODEL.FREEZE_BACKBONE': True}),
     'in_parts': (50_030, 128, {'MODEL.BACKBONE': 'resnet18', 'TRAIN.DEVICE_BATCH_SIZE': 32}),
+    'chunked': (200_000, 256, {'MODEL.BACKBONE': 'resnet18', 'LOSS.CHUNK_IMAGES': 32}),
+    'chunked_bfloat16': (
+        200_000,
+        256,
+        {'MODEL.BACKBONE': 'resnet18', 'LOSS.CHUNK_IMAGES': 32, 'RUN.PRECISION': 'bfloat16'},
+    ),
+    'chunked_cosine': (
+        200_000,
+        256,
+        {'MODEL.BACKBONE': 'resnet18', 'LOSS.CHUNK_IMAGES': 32, 'MODEL.CLASSIFIER': 'FCNorm'},
+    ),
+    'sampled': (400_000, 128, {'MODEL.BACKBONE': 'resnet18', 'LOSS.SAMPLED_CLASSES': 0.1}),
 }
 
 
@@ -67,7 +81,9 @@ def planned(name: str) -> int:
     cfg, (num_classes, num_images, _) = config_of(name), CASES[name]
     costs = StepCosts(cfg, num_classes, pick_device('cpu', cfg.RUN.PRECISION).train_dtype)
     job = Job(num_images, 1, num_classes, costs.num_features, cfg.INPUT.SIZE)
-    return need_of(Way(cfg.TRAIN.DEVICE_BATCH_SIZE or num_images), job, costs).total
+    at_once = cfg.TRAIN.DEVICE_BATCH_SIZE or num_images
+    way = Way(at_once, chunk=cfg.LOSS.CHUNK_IMAGES, sampled=cfg.LOSS.SAMPLED_CLASSES)
+    return need_of(way, job, costs).total
 
 
 def measured(name: str) -> int:
@@ -88,42 +104,37 @@ def measure(name: str) -> int:
     device = pick_device('cpu', cfg.RUN.PRECISION)
     _warm_up(cfg, device)
     before = _resident('VmRSS')
-    model = new_model(cfg, num_classes, device)
-    loss = build_loss(cfg, np.ones(num_classes, dtype=np.int64))
-    optimizer = build_optimizer(cfg, model)
-    images = torch.randn(num_images, 3, cfg.INPUT.SIZE, cfg.INPUT.SIZE).to(memory_format=torch.channels_last)
-    labels = torch.randint(num_classes, (num_images,))
+    learner = _learner(cfg, num_classes, num_images, device)
+    batch = _batch(cfg, num_classes, num_images)
     Path('/proc/self/clear_refs').write_text('5', encoding='ascii')  # the peak begins anew
-    for _ in range(2):
-        _step(model, loss, optimizer, images, labels, cfg.TRAIN.DEVICE_BATCH_SIZE or num_images)
+    for step in range(2):
+        _step(learner, batch, step)
     return _resident('VmHWM') - before
 
 
-def _step(
-    model: Recognizer,
-    loss: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    at_once: int,
-) -> None:
-    model.train()
-    forward = TrainingForward(model)
-    optimizer.zero_grad(set_to_none=True)
-    divisor = loss.divisor(Targets(labels))
-    for start in range(0, len(images), at_once):
-        rows = slice(start, start + at_once)
-        outputs = forward(images[rows])
-        (loss.total(outputs.logits, Targets(labels[rows]), outputs.features) / divisor).backward()
-        del outputs
-    optimizer.step()
+def _learner(cfg: CfgNode, num_classes: int, num_images: int, device: Device) -> Learner:
+    model = new_model(cfg, num_classes, device)
+    return Learner(
+        model=model.train(),
+        forward=TrainingForward(model, classifies=not is_lean(cfg)),
+        objective=build_objective(cfg, np.ones(num_classes, dtype=np.int64), model, device),
+        mixer=None,
+        optimizer=build_optimizer(cfg, model),
+        schedule=lambda step: 0.01,
+        loader=None,
+        seed=0,
+        parts=parts_of(num_images, at_once=cfg.TRAIN.DEVICE_BATCH_SIZE),
+    )
+
+
+def _batch(cfg: CfgNode, num_classes: int, num_images: int) -> Mixed:
+    images = torch.randn(num_images, 3, cfg.INPUT.SIZE, cfg.INPUT.SIZE).to(memory_format=torch.channels_last)
+    return Mixed(images, Targets(torch.randint(num_classes, (num_images,))))
 
 
 def _warm_up(cfg: CfgNode, device: Device) -> None:
     """Take a step of two small images: threads, kernels and code are there afterwards."""
-    model = new_model(cfg, 10, device)
-    labels = torch.zeros(2, dtype=torch.int64)
-    _step(model, build_loss(cfg, np.ones(10)), build_optimizer(cfg, model), torch.randn(2, 3, 112, 112), labels, 2)
+    _step(_learner(cfg, 10, 2, device), _batch(cfg, 10, 2), 0)
 
 
 def _resident(which: str) -> int:

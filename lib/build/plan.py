@@ -14,9 +14,10 @@ from lib.build.model import CLASSIFIERS, new_model
 from lib.build.optim import build_optimizer
 from lib.config.yaml_text import as_node, as_values
 from lib.errors import UserError
+from lib.loss.average import AverageLoss
 from lib.model import Recognizer
 from lib.plan.backbone import backbone_cost
-from lib.plan.head import HeadCost, OptimizerCost, head_cost, optimizer_cost
+from lib.plan.head import HeadCost, OptimizerCost, head_cost, lean_head_cost, optimizer_cost
 from lib.plan.table import Row, options_of, parts_table, traffic_table, ways_table
 from lib.plan.traffic import flops_of, seconds_of, traffic_of
 from lib.plan.ways import USABLE, Job, Way, need_of, ways
@@ -38,7 +39,8 @@ class StepCosts:
         device = Device(torch.device('meta'), (), self._dtype, None)
         with device.main:
             self._model = new_model(cfg, num_classes, device, pretrained=False)
-        self.head, self.optimizer = functools.cache(self._head), functools.cache(self._optimizer)
+        self.head, self.lean_head = functools.cache(self._head), functools.cache(self._lean_head)
+        self.optimizer = functools.cache(self._optimizer)
         self.num_features = self._model.backbone.num_features
         try:
             self.backbone = backbone_cost(self._model, cfg.INPUT.SIZE)
@@ -48,12 +50,21 @@ class StepCosts:
 
     def _head(self, num_images: int, num_rows: int) -> HeadCost:
         """Return what classifier and loss take for so many images and classes."""
-        return head_cost(
+        return head_cost(self._recognizer(nn.Identity(), num_rows), self._loss(num_rows), self.num_features, num_images)
+
+    def _lean_head(self, num_images: int, num_rows: int, chunk: int, num_compared: int) -> HeadCost:
+        """Return what they take when they are computed together."""
+        return lean_head_cost(
             self._recognizer(nn.Identity(), num_rows),
-            build_loss(self._cfg, np.ones(num_rows, dtype=np.int64)),
+            self._loss(num_compared),
             self.num_features,
             num_images,
+            chunk=chunk,
+            num_compared=num_compared,
         )
+
+    def _loss(self, num_classes: int) -> AverageLoss:
+        return build_loss(self._cfg, np.ones(num_classes, dtype=np.int64))
 
     def _optimizer(self, num_rows: int) -> OptimizerCost:
         """Return what the optimiser takes for the backbone and so many classes."""

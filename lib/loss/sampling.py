@@ -28,3 +28,24 @@ def sample_rows(labels: torch.Tensor, classes: range, share: float, seed: int) -
     rows = labels.flatten() - classes.start
     scores[rows.where((rows >= 0) & (rows < num_held), num_held)] = 2.0
     return scores[:num_held].topk(num_rows, sorted=False).indices.sort().values
+
+
+def take_rows(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return tensor[rows] for rows (num_rows,) int64 without repetition.
+
+    Since none comes twice, the gradient is a copy into zeros; that of indexing adds up, one row after the other.
+    """
+    return _Taken.apply(tensor, rows)
+
+
+class _Taken(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor, rows):
+        ctx.save_for_backward(rows)
+        ctx.shape = tensor.shape
+        return tensor.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx, of_taken):
+        (rows,) = ctx.saved_tensors
+        return of_taken.new_zeros(ctx.shape).index_copy_(0, rows, of_taken), None

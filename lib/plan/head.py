@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from lib.loss.average import AverageLoss
+from lib.loss.chunked import chunked_loss
+from lib.loss.partial import Columns, PartialLogits
+from lib.loss.sampling import take_rows
 from lib.loss.targets import Targets
 from lib.model import Recognizer
 from lib.plan.live import LiveBytes, into_memoryless, memoryless, num_bytes
@@ -49,16 +52,52 @@ def head_cost(model: Recognizer, loss: AverageLoss, num_features: int, num_image
     return HeadCost(parameters=held, gradients=trained, peak=max(live.peak, in_loss), kept=kept)
 
 
-def _peak_of_loss(loss: AverageLoss, shape: torch.Size, num_features: int) -> int:
+def lean_head_cost(
+    model: Recognizer, loss: AverageLoss, num_features: int, num_images: int, *, chunk: int, num_compared: int
+) -> HeadCost:
+    """Return what they take when computed together: no logits stay, and gradients are there before the way back.
+
+    Args:
+        chunk: images at a time.
+        num_compared: classes, of those of the classifier.
+    """
+    before_loss = []
+
+    def loss_of(logits: PartialLogits, *_: object) -> torch.Tensor:
+        before_loss.append(live.now)
+        return logits.values.sum()  # whose gradient takes no memory: that of the loss is counted below
+
+    def total_of(features: torch.Tensor) -> torch.Tensor:
+        x, weight, bias = model.factors(features)
+        if num_compared < len(weight):
+            drawn = torch.empty(num_compared, dtype=torch.int64)
+            weight, bias = take_rows(weight, drawn), None if bias is None else take_rows(bias, drawn)
+        return chunked_loss(x, weight, bias, loss_of, chunk=chunk)[0]
+
+    with memoryless():
+        into_memoryless(model.classifier)
+        features = torch.empty(num_images, num_features, requires_grad=True)
+        parameters = list(model.classifier.parameters())
+        there = [*parameters, *model.classifier.buffers()]
+        with LiveBytes([*there, features]) as live:
+            total_of(features).backward(torch.tensor(1.0))
+        kept = live.now
+        held, trained = num_bytes(there), num_bytes(parameter for parameter in parameters if parameter.requires_grad)
+    in_loss = max(before_loss) + _peak_of_loss(loss, torch.Size((chunk, num_compared)), num_features, overwrites=True)
+    return HeadCost(parameters=held, gradients=trained, peak=max(live.peak, in_loss), kept=kept)
+
+
+def _peak_of_loss(loss: AverageLoss, shape: torch.Size, num_features: int, *, overwrites: bool = False) -> int:
     """Return the most bytes that a loss takes there and back beside logits of a shape, their gradient included.
 
     On the meta device, where it goes over all images at once, as on GPUs. On a CPU it takes a few at a time.
     """
     with torch.device('meta'):
         loss = loss.to('meta')
-        logits, features = torch.empty(shape, requires_grad=True), torch.empty(shape[0], num_features)
+        values, features = torch.empty(shape, requires_grad=True), torch.empty(shape[0], num_features)
+        logits = PartialLogits(values, Columns(range(shape[1]), shape[1]), overwrite=True) if overwrites else values
         targets = Targets(torch.empty(shape[0], dtype=torch.int64))
-        with LiveBytes([logits, features, *loss.buffers()]) as live:
+        with LiveBytes([values, features, *loss.buffers()]) as live:
             (loss.total(logits, targets, features) / loss.divisor(targets)).backward()
     return live.peak
 

@@ -71,11 +71,13 @@ class Way:
 
 
 class Costs(Protocol):
-    """What the parts of a step take; see backbone_cost, head_cost and optimizer_cost."""
+    """What the parts of a step take; see backbone_cost, head_cost, lean_head_cost and optimizer_cost."""
 
     backbone: BackboneCost
 
     def head(self, num_images: int, num_rows: int) -> HeadCost: ...
+
+    def lean_head(self, num_images: int, num_rows: int, chunk: int, num_compared: int) -> HeadCost: ...
 
     def optimizer(self, num_rows: int) -> OptimizerCost: ...
 
@@ -120,7 +122,7 @@ def need_of(way: Way, job: Job, costs: Costs) -> Need:
     always = backbone.state + backbone.gradients + held.parameters + optimizer.state + average + images
     # Gradients of earlier parts, or the buckets of several devices, are there when new ones come.
     summed = held.gradients if way.parts(job) > 1 or (job.devices > 1 and not way.sharded) else 0
-    peak, kept = _head(way, job, costs, held)
+    peak, kept = _head(way, job, costs)
     activations = backbone.saved.at(way.at_once)
     moments = (
         backbone.forward.at(way.at_once) + summed,
@@ -140,25 +142,16 @@ def need_of(way: Way, job: Job, costs: Costs) -> Need:
     )
 
 
-def _head(way: Way, job: Job, costs: Costs, held: HeadCost) -> tuple[int, int]:
-    """Return the peak of classifier and loss, new gradients included, and what of it stays on the way back.
-
-    In chunks, sharded or sampled, classifier and loss are computed together: gradients are there before the way back,
-    and logits are not any more.
-    """
-    num_images = way.head_images(job)
-    at_once = min(way.chunk, num_images) if way.chunk else num_images
-    computed = costs.head(at_once, way.compared(job))
-    peak, kept = computed.peak, computed.kept
-    if way.chunk or way.sharded or way.sampled < 1:
-        kept = computed.gradients
-    if at_once < num_images:  # each chunk makes a gradient, which is added to that of those before
-        peak += computed.gradients
-    if way.sampled < 1:  # the rows are copied, and their gradient is put into one of all rows
-        peak, kept = peak + computed.parameters + held.gradients, kept - computed.gradients + held.gradients
-    features = FLOAT * num_images * job.num_features
-    together = 2 * features if way.sharded else 0  # those of all devices, and their gradient
-    return peak + together, kept + together
+def _head(way: Way, job: Job, costs: Costs) -> tuple[int, int]:
+    """Return the peak of classifier and loss, new gradients included, and what of it stays on the way back."""
+    num_images, num_rows = way.head_images(job), way.rows(job)
+    if not (way.chunk or way.sharded or way.sampled < 1):
+        cost = costs.head(num_images, num_rows)
+        return cost.peak, cost.kept
+    chunk = min(way.chunk, num_images) if way.chunk else num_images
+    cost = costs.lean_head(num_images, num_rows, chunk, way.compared(job))
+    # The features of all devices are there once more.
+    return cost.peak + (FLOAT * num_images * job.num_features if way.sharded else 0), cost.kept
 
 
 def ways(job: Job, *, chunk: int, sampled: float, fits: Callable[[Way], bool]) -> Iterator[tuple[str, Way]]:

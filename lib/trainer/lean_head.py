@@ -8,7 +8,7 @@ from torch import nn
 from lib.loss.average import AverageLoss
 from lib.loss.chunked import chunked_loss
 from lib.loss.partial import Columns
-from lib.loss.sampling import sample_rows
+from lib.loss.sampling import sample_rows, take_rows
 from lib.loss.targets import Targets
 from lib.model import Recognizer
 from lib.runtime.gather import gather_features, gather_looked_at, gather_rows, own_rows
@@ -54,7 +54,7 @@ class LeanHead(nn.Module):
         columns = self._columns(targets, share.seed)
         if isinstance(columns.classes, torch.Tensor):
             rows = columns.classes - self._model.classifier.classes.start
-            weight, bias = weight[rows], None if bias is None else bias[rows]
+            weight, bias = take_rows(weight, rows), None if bias is None else take_rows(bias, rows)
 
         def loss_of(logits: torch.Tensor, rows: slice, extra: torch.Tensor | None) -> torch.Tensor:
             return self.loss.total(logits, targets.part(rows), extra) / share.divisor

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.loss.sampling import sample_rows
+from lib.loss.sampling import sample_rows, take_rows
 
 
 @settings(max_examples=200, deadline=None)
@@ -61,3 +61,20 @@ def test_other_classes_are_all_as_likely(seed):
     # Draws without repetition vary less than independent ones by the factor 1 - 8/38, and have 37 free places.
     statistic = ((others - expected) ** 2).sum() / (expected * (1 - 8 / 38))
     assert abs(statistic - 38) < 5 * math.sqrt(2 * 38), f'seed {seed}: {statistic}'
+
+
+@pytest.mark.parametrize('shape', [(9,), (9, 4)])
+def test_taken_rows_are_those_of_indexing(shape):
+    random = torch.Generator().manual_seed(3)
+    tensor = torch.randn(shape, dtype=torch.float64, generator=random)
+    rows = torch.tensor([0, 2, 3, 8])
+    upstream = torch.randn(4, *shape[1:], dtype=torch.float64, generator=random)
+    gradients = []
+    for take in (take_rows, lambda tensor, rows: tensor[rows]):
+        leaf = tensor.clone().requires_grad_()
+        taken = take(leaf, rows)
+        torch.testing.assert_close(taken, tensor[rows], rtol=0, atol=0)
+        taken.backward(upstream)
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+    assert torch.autograd.gradcheck(take_rows, (tensor.requires_grad_(), rows))

@@ -11,7 +11,7 @@ from lib.loss.cross_entropy import CrossEntropy
 from lib.model import Recognizer
 from lib.optim.optimizer import create_optimizer
 from lib.plan.backbone import backbone_cost
-from lib.plan.head import head_cost, optimizer_cost
+from lib.plan.head import head_cost, lean_head_cost, optimizer_cost
 
 SIZE, CHANNELS = 8, 6
 
@@ -103,6 +103,24 @@ def test_head_of_many_classes_is_its_gradient():
     half = head_cost(toy(classes, torch.bfloat16), mean_loss(classes), CHANNELS, 2)
     # Under autocast the gradient is there in half precision first.
     assert half.peak >= whole.gradients + 2 * classes * CHANNELS
+
+
+def test_a_head_in_chunks_is_its_gradients_and_the_logits_of_a_chunk():
+    """The loss leaves its gradient where the logits were; where all images are one block, these are there twice."""
+    images, classes, chunk = 1024, 5000, 64
+    cost = lean_head_cost(toy(classes), mean_loss(classes), CHANNELS, images, chunk=chunk, num_compared=classes)
+    logits, of_features = 4 * chunk * classes, 4 * images * CHANNELS
+    assert cost.parameters == cost.gradients == 4 * classes * (CHANNELS + 1)
+    assert 2 * logits < cost.peak - cost.gradients - of_features < 2.1 * logits
+    assert cost.kept == cost.gradients + of_features
+
+
+def test_a_head_of_drawn_classes_has_them_twice():
+    images, classes, drawn = 8, 100_000, 10_000
+    cost = lean_head_cost(toy(classes), mean_loss(drawn), CHANNELS, images, chunk=images, num_compared=drawn)
+    copies = 4 * drawn * (CHANNELS + 1)
+    assert cost.gradients + copies < cost.peak < cost.gradients + 2 * copies + 4 * 4 * images * drawn
+    assert cost.kept == cost.gradients + 4 * images * CHANNELS
 
 
 @pytest.mark.parametrize(('kind', 'states'), [('sgd', 1), ('adam', 2), ('adamw', 2)])

@@ -32,6 +32,13 @@ class Costs:
         logits = 4 * num_images * num_rows
         return HeadCost(rows, rows, peak=3 * logits + rows, kept=logits + rows)
 
+    def lean_head(self, num_images, num_rows, chunk, num_compared):
+        rows, drawn = 4 * num_rows * FEATURES, 4 * num_compared * FEATURES * (num_compared < num_rows)
+        of_features = 4 * num_images * FEATURES
+        return HeadCost(
+            rows, rows, peak=2 * 4 * chunk * num_compared + rows + drawn + of_features, kept=rows + of_features
+        )
+
     def optimizer(self, num_rows):
         return OptimizerCost(1000 + 4 * num_rows * FEATURES, 0)
 
@@ -56,12 +63,12 @@ def test_gradients_of_parts_and_of_several_devices_are_there_twice():
     assert need_of(Way(16), JOB, Costs()).total == need_of(Way(16), job, Costs()).total + 1001 * ROWS
 
 
-def test_chunks_have_logits_of_their_own_images_and_one_more_gradient():
+def test_chunks_have_logits_of_their_own_images():
     job = replace(JOB, batch_size=16, devices=1)
     need = need_of(Way(16, chunk=4), job, Costs())
-    assert need.logits == 3 * 4 * 4 * 1001 + 1001 * ROWS
-    # A chunk as large as the batch is the batch.
-    assert need_of(Way(16, chunk=99), job, Costs()).logits == 3 * 4 * 16 * 1001
+    assert need.logits == 2 * 4 * 4 * 1001 + 4 * 16 * FEATURES
+    # A chunk is no larger than the batch.
+    assert need_of(Way(16, chunk=99), job, Costs()).logits == 2 * 4 * 16 * 1001 + 4 * 16 * FEATURES
 
 
 def test_a_share_of_the_classes_sees_the_images_of_all():
@@ -69,14 +76,15 @@ def test_a_share_of_the_classes_sees_the_images_of_all():
     need = need_of(way, JOB, Costs())
     assert way.rows(JOB) == 251  # the largest share of 1,001
     assert need.classifier == 2 * 251 * ROWS
-    assert need.logits == 3 * 4 * 64 * 251 + 2 * 4 * 64 * FEATURES
+    # The features of all, and their gradient.
+    assert need.logits == 2 * 4 * 64 * 251 + 2 * 4 * 64 * FEATURES
     assert need.total == 3000 + 3 * 251 * ROWS + PIXELS + 1600 + need.logits
 
 
 def test_a_sample_of_the_classes_copies_its_rows():
     job = replace(JOB, batch_size=16, devices=1)
     need = need_of(Way(16, sampled=0.1), job, Costs())
-    assert need.logits == 3 * 4 * 16 * 101 + 2 * 101 * ROWS
+    assert need.logits == 2 * 4 * 16 * 101 + 101 * ROWS + 4 * 16 * FEATURES
     assert need.classifier == 2 * 1001 * ROWS
 
 
