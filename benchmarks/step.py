@@ -84,9 +84,9 @@ def against_timm(rounds: int, checkout: Path | None, num_photos: int = 1000) -> 
             steps = alternate({'ours': epoch_of(run), 'timm': lambda: peer.epoch(ready.plain())}, rounds)
             if checkout is None:
                 run.learner.loader, batches = whole, peer.loader(photos)
-                epochs = alternate({'ours': epoch_of(run), 'timm': lambda: peer.epoch(batches)}, min(rounds, 3))
+                epochs = alternate({'ours': epoch_of(run), 'timm': lambda: peer.epoch(batches)}, min(rounds, 5))
         if checkout is not None:
-            epochs = of_scripts(photos, Path(folder), options, recipe, checkout, min(rounds, 3))
+            epochs = of_scripts(photos, Path(folder), options, recipe, checkout, min(rounds, 5))
     return {
         'timm_step_speedup': steps['ours'] / steps['timm'],
         'ours_epoch_images_per_second': epochs['ours'],
