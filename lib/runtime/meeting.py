@@ -1,8 +1,9 @@
 """How the ranks of a run find each other, also when torchrun has started them anew.
 
-torchrun's agent keeps one store over all starts, and torch writes the ranks' addresses into it under the same names each
-time: a fast rank would read the address of a process that is gone (pytorch issue 135712). So each start has a name of
-its own for all that it writes there. torchrun's count of restarts is no such name: machines count for themselves.
+torchrun's agent keeps one store over all starts, and torch writes the ranks' addresses into it under the same names
+each time: a fast rank would read the address of a process that is gone (pytorch issue 135712). So each start has a
+name of its own for all that it writes there. torchrun's count of restarts is no such name: machines count for
+themselves.
 """
 
 import time
