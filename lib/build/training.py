@@ -115,7 +115,7 @@ def prepared_training(cfg: CfgNode, ranks: Ranks = ALONE) -> Iterator[Training]:
     device = build_device(cfg, ranks)
     with ranks.main_first():
         data = without_quarantined(open_training_data(cfg), cfg.DATASET.QUARANTINE)
-    start = decide_start(_wanted(cfg, data))
+    start = decide_start(_wanted(cfg, data, ranks))
     cfg = as_node({**as_values(cfg), 'NAME': start.folder.name})
     index = data.index().capped(cfg.DATASET.HEAD_CAP, cfg.SEED)
     with ranks.main_first():
@@ -177,14 +177,16 @@ def recipe_of(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def _wanted(cfg: CfgNode, data: TrainingData) -> Wanted:
+def _wanted(cfg: CfgNode, data: TrainingData, ranks: Ranks) -> Wanted:
     # What the first start put aside or began is gone on with, though the command line is that of the first start.
-    goes_on = was_restarted() and not cfg.RESUME_MODEL
+    # Machines count their restarts for themselves, so the ranks may know different ones.
+    restarted = any(ranks.gather(was_restarted()))
+    goes_on = restarted and not cfg.RESUME_MODEL
     return Wanted(
         folder=Path(cfg.LOG_ROOT, cfg.NAME),
         resume_model='last' if goes_on else cfg.RESUME_MODEL,
         resume_mode=cfg.RESUME_MODE,
-        overwrite=cfg.OVERWRITE and not was_restarted(),
+        overwrite=cfg.OVERWRITE and not restarted,
         recipe=recipe_of(cfg),
         train_digest=data.train_digest(),
         max_epoch=cfg.TRAIN.MAX_EPOCH,

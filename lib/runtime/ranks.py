@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from lib.runtime.meeting import meet
 from lib.runtime.torchrun import place
 
 Value = TypeVar('Value')
@@ -114,6 +115,7 @@ def joined_ranks() -> Iterator[Ranks]:
     if torch.cuda.is_available():
         backend = 'cpu:gloo,cuda:nccl'
         torch.cuda.set_device(found.local % torch.cuda.device_count())
-    dist.init_process_group(backend, timeout=_TIMEOUT)
+    store = meet(found, _TIMEOUT)
+    dist.init_process_group(backend, store=store, rank=found.rank, world_size=found.count, timeout=_TIMEOUT)
     yield Ranks(*found)
     dist.destroy_process_group()
