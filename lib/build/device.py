@@ -4,6 +4,7 @@ import torch
 from yacs.config import CfgNode
 
 from lib.runtime.device import Device, pick_device
+from lib.runtime.log import LOGGER
 from lib.runtime.ranks import Ranks
 
 
@@ -16,4 +17,7 @@ def build_device(cfg: CfgNode, ranks: Ranks) -> Device:
     name = cfg.RUN.DEVICE
     if ranks.count > 1 and (name == 'cuda' or (name == 'auto' and torch.cuda.is_available())):
         name = f'cuda:{ranks.local}'
-    return pick_device(name, cfg.RUN.PRECISION)
+    device = pick_device(name, cfg.RUN.PRECISION)
+    if cfg.MODEL.SYNC_BATCHNORM and (device.main.type != 'cuda' or ranks.count == 1):
+        LOGGER.warning('MODEL.SYNC_BATCHNORM True changes nothing here: it is for the GPUs of several ranks of torchrun')
+    return device

@@ -1,6 +1,7 @@
 """The config and PLAN -> what a training step needs of a device, and which way of taking it fits."""
 
 import functools
+import math
 import os
 
 import numpy as np
@@ -23,6 +24,8 @@ from lib.plan.traffic import flops_of, seconds_of, traffic_of
 from lib.plan.ways import USABLE, Job, Way, need_of, ways
 from lib.runtime.device import Device, pick_device
 
+# Of the classifier, enough to be computed in several blocks.
+_SOME_NUMBERS = 2**24
 # For the ways that have them, where the config does not say.
 _CHUNK, _SAMPLED = 32, 0.1
 # How a step is taken does not change what model and loss are.
@@ -53,15 +56,28 @@ class StepCosts:
         return head_cost(self._recognizer(nn.Identity(), num_rows), self._loss(num_rows), self.num_features, num_images)
 
     def _lean_head(self, num_images: int, num_rows: int, chunk: int, num_compared: int) -> HeadCost:
-        """Return what they take when they are computed together."""
-        return lean_head_cost(
-            self._recognizer(nn.Identity(), num_rows),
-            self._loss(num_compared),
-            self.num_features,
-            num_images,
-            chunk=chunk,
-            num_compared=num_compared,
-        )
+        """Return what they take when they are computed together: linear in chunks and in classes, so a few tell."""
+        share = num_compared / num_rows
+        few = math.ceil(_SOME_NUMBERS / self.num_features / share)
+
+        def cost(images: int, rows: int) -> HeadCost:
+            compared = math.ceil(rows * share)
+            return lean_head_cost(
+                self._recognizer(nn.Identity(), rows),
+                self._loss(compared),
+                self.num_features,
+                images,
+                chunk=chunk,
+                num_compared=compared,
+            )
+
+        images, rows = min(num_images, 2 * chunk), min(num_rows, few)
+        found = start = cost(images, rows)
+        if num_rows > rows:
+            found = found.beyond(start, cost(images, 2 * rows), num_rows / rows - 1)
+        if num_images > images:
+            found = found.beyond(start, cost(images + chunk, rows), (num_images - images) / chunk)
+        return found
 
     def _loss(self, num_classes: int) -> AverageLoss:
         return build_loss(self._cfg, np.ones(num_classes, dtype=np.int64))

@@ -1,7 +1,7 @@
 """What classifier, loss and optimiser take, by running them on tensors without memory."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 
@@ -29,6 +29,11 @@ class HeadCost:
     gradients: int
     peak: int
     kept: int
+
+    def beyond(self, some: 'HeadCost', more: 'HeadCost', times: float) -> 'HeadCost':
+        """Return it with so many times what `more` takes beyond `some`."""
+        terms = zip(astuple(self), astuple(some), astuple(more), strict=True)
+        return HeadCost(*(round(own + (larger - smaller) * times) for own, smaller, larger in terms))
 
 
 def head_cost(model: Recognizer, loss: AverageLoss, num_features: int, num_images: int) -> HeadCost:
