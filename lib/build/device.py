@@ -19,5 +19,5 @@ def build_device(cfg: CfgNode, ranks: Ranks) -> Device:
         name = f'cuda:{ranks.local}'
     device = pick_device(name, cfg.RUN.PRECISION)
     if cfg.MODEL.SYNC_BATCHNORM and (device.main.type != 'cuda' or ranks.count == 1):
-        LOGGER.warning('MODEL.SYNC_BATCHNORM True changes nothing here: it is for the GPUs of several ranks of torchrun')
+        LOGGER.warning('MODEL.SYNC_BATCHNORM True changes nothing here: it is for GPUs of several torchrun ranks')
     return device
