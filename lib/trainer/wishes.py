@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import IntEnum
 
@@ -57,6 +57,7 @@ class Wishes:
         self._save_seconds = 60 * save_minutes
         self._ranks = ranks
         self._own, self._since = Wish.NOTHING, 0.0
+        self._agreed = Wish.NOTHING
         self._under_way: tuple[dist.Work, torch.Tensor] | None = None
         self.saved()
 
@@ -77,11 +78,12 @@ class Wishes:
         """
         if self._ranks.count == 1:
             return self._mine()
-        told = self._outcome()
-        if told.stops:
-            return told  # to all of them, so nobody puts in another one
-        self._put_in(self._mine())
-        return max(told, self._outcome()) if last else told
+        self._agreed = self._outcome()
+        if not self._agreed.stops:  # else all of them are told to stop, and nobody puts in another one
+            self._put_in(self._mine())
+            if last:
+                self._agreed = max(self._agreed, self._outcome())
+        return self._agreed
 
     def check(self) -> None:
         """Leave what can be done again, such as a validation, when this process is to stop.
@@ -105,7 +107,9 @@ class Wishes:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler or signal.SIG_DFL)
+                # A rank that stops since another one was told to may be told so itself when all is done.
+                is_to_come = number == self._agreed.signal and self._own.signal is None
+                signal.signal(number, _once_ignored(handler) if is_to_come else handler or signal.SIG_DFL)
 
     def _note(self, number: int, frame: object) -> None:
         if self._own.signal is not None:
@@ -138,3 +142,8 @@ class Wishes:
         (work, value), self._under_way = self._under_way, None
         work.wait()
         return Wish(int(value))
+
+
+def _once_ignored(handler: Callable | signal.Handlers | None) -> Callable:
+    """Return a handler that lets one signal pass; the next is for `handler` again."""
+    return lambda number, frame: signal.signal(number, handler or signal.SIG_DFL)

@@ -117,3 +117,19 @@ def _rank(folder, rank, count, steps, wished, told):
 )
 def test_ranks_are_told_the_same_at_the_same_step(tmp_path, wished, expected):
     assert ranks_told(tmp_path, 3, 5, **wished) == [expected] * 3
+
+
+def test_a_rank_that_stopped_with_the_others_is_not_ended_by_its_own_signal():
+    """It may come when all is done; the one after it counts."""
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        wishes = Wishes(ranks=Ranks(0, 2))
+        with wishes.listening():
+            wishes._agreed = Wish.TERMINATE  # as another rank was told
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == []
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
