@@ -98,7 +98,8 @@ def evaluate_sharded(
             features, labels, readable = model.features(batch.images), batch.labels, batch.readable
             bad += batch.bad
         features, all_labels = gather_rows(features, sizes, ranks), gather_rows(labels, sizes, ranks)
-        scores = scores_of_parts(model.classify(features), all_labels, classifier.classes, ranks)
+        logits = model.classify(features)
+        scores = scores_of_parts(logits, all_labels, classifier.classes, classifier.num_classes, ranks)
         if batch is not None:
             own = Scores(*(own_rows(part, sizes, ranks) for part in scores))
             predicted.append(counts.add(own, labels, readable))

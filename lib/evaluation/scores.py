@@ -28,19 +28,21 @@ def scores_of(logits: torch.Tensor, labels: torch.Tensor) -> Scores:
     return Scores(best, F.cross_entropy(logits, labels.clamp(min=0), reduction='none'))
 
 
-def scores_of_parts(logits: torch.Tensor, labels: torch.Tensor, classes: range, ranks: Ranks) -> Scores:
+def scores_of_parts(
+    logits: torch.Tensor, labels: torch.Tensor, classes: range, num_classes: int, ranks: Ranks
+) -> Scores:
     """Return the same of a classifier of which each rank holds some classes; every rank passes the same images.
 
     Args:
         logits: (batch, len(classes)) float32 of this rank's classes.
         labels: (batch,) int64, of all classes.
+        num_classes: of all ranks.
     """
     own = logits.topk(min(_NUM_BEST, len(classes)), dim=1)
     # Ranks send the same shape; one of few classes fills up with what never wins.
     values = F.pad(own.values, (0, _NUM_BEST - own.values.shape[1]), value=-torch.inf)
     numbers = F.pad(own.indices + classes.start, (0, _NUM_BEST - own.indices.shape[1]), value=-1)
     values, numbers = (ranks.stack(part).transpose(0, 1).flatten(1) for part in (values, numbers))
-    num_classes = int(sum(ranks.gather(len(classes))))
     best = numbers.gather(1, values.topk(min(_NUM_BEST, num_classes), dim=1).indices)
     places = labels.clamp(min=0) - classes.start
     is_here = (places >= 0) & (places < len(classes))

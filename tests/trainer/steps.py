@@ -37,7 +37,7 @@ class Setup:
     Attributes:
         batch_size: over all ranks.
         at_once: images that a rank takes at once; 0: all.
-        head: 'whole', 'chunked' or 'sharded'.
+        head: 'whole', 'chunked', 'sampled' or 'sharded'.
         loss: 'mixed' (smoothed cross entropy of mixed labels, weighted classes) or 'ldam' (cosine classifier).
         clip: largest norm of the gradients; 0: any.
         decay: of the average of the weights; 0: none.
@@ -77,7 +77,8 @@ def learner_of(setup: Setup, ranks: Ranks = ALONE) -> Learner:
     average = AverageLoss(loss, COUNTS, class_weights).to(setup.dtype)
     head = None
     if setup.head != 'whole':
-        head = LeanHead(model, average, chunk_images=3, ranks=ranks if is_sharded else ALONE)
+        share = 0.5 if setup.head == 'sampled' else 1.0
+        head = LeanHead(model, average, chunk_images=3, sampled_share=share, ranks=ranks if is_sharded else ALONE)
     own = list(model.classifier.parameters()) if is_sharded else []
     shared = [parameter for parameter in model.parameters() if all(parameter is not other for other in own)]
     forward = TrainingForward(model, classifies=head is None)

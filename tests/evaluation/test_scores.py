@@ -1,0 +1,66 @@
+"""What metrics need of logits, of all classes and of the parts that ranks hold, against a loop in float64."""
+
+import math
+
+import pytest
+import torch
+
+from lib.evaluation.scores import scores_of, scores_of_parts
+from lib.runtime.ranks import Ranks
+from tests.ranks import run_ranks
+
+SHAPES = [(1, 3), (6, 4), (9, 7), (5, 40), (0, 8)]
+
+
+def logits_and_labels(seed, batch, num_classes):
+    random = torch.Generator().manual_seed(seed)
+    logits = 20 * torch.randn(batch, num_classes, generator=random)
+    return logits, torch.randint(-1, num_classes, (batch,), generator=random)
+
+
+def expected(logits, labels):
+    """The five best classes and the cross entropy of each image."""
+    best, losses = [], []
+    for row, label in zip(logits.double().tolist(), labels.tolist(), strict=True):
+        best.append(sorted(range(len(row)), key=lambda c: -row[c])[:5])
+        losses.append(math.log(sum(math.exp(z - max(row)) for z in row)) + max(row) - row[max(label, 0)])
+    return best, torch.tensor(losses)
+
+
+def check(found, logits, labels):
+    best, losses = expected(logits, labels)
+    assert found.best.tolist() == best
+    torch.testing.assert_close(found.losses, losses, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('shape', SHAPES)
+def test_of_all_classes(shape, seed):
+    logits, labels = logits_and_labels(seed, *shape)
+    check(scores_of(logits, labels), logits, labels)
+
+
+def of_a_rank(rank, count):
+    ranks, found = Ranks(rank, count), []
+    for number, shape in enumerate(SHAPES):
+        logits, labels = logits_and_labels(number, *shape)
+        rows = ranks.share(shape[1])
+        classes = range(rows.start, rows.stop)
+        found.append(list(scores_of_parts(logits[:, rows], labels, classes, shape[1], ranks)))
+    return found
+
+
+@pytest.mark.parametrize('count', [2, 3])
+def test_of_parts_every_rank_knows_those_of_all(tmp_path, count):
+    """Of one class or of more than five, on a rank; of images without a label; of no image."""
+    for found in run_ranks(of_a_rank, count, tmp_path):
+        for number, shape in enumerate(SHAPES):
+            logits, labels = logits_and_labels(number, *shape)
+            best, losses = expected(logits, labels)
+            assert found[number][0].tolist() == best
+            torch.testing.assert_close(found[number][1], losses, rtol=1e-5, atol=1e-5)
+
+
+def test_equal_logits_are_all_named():
+    best = scores_of(torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64)).best
+    assert [sorted(row) for row in best.tolist()] == [[0, 1, 2, 3, 4]] * 2
