@@ -1,0 +1,69 @@
+"""The average of the weights, and all else that a step may have, through a whole run."""
+
+import shutil
+
+import pytest
+import torch
+
+from lib.trainer.checkpoint import read_checkpoint
+from tests.scripts.running import REPOSITORY, TINY, check_same_run, metrics_of
+
+DECAY = 0.8
+EVERYTHING = (
+    '--TRAIN_EMA_DECAY', DECAY, '--TRAIN_DEVICE_BATCH_SIZE', 4, '--OPTIMIZER_CLIP_NORM', 0.5, '--LOSS_CHUNK_IMAGES', 3,
+    '--OPTIMIZER_LAYER_DECAY', 0.9, '--RUN_PRECISION', 'float16', '--MIX_TYPE', 'mixup', '--OPTIMIZER_TYPE', 'adamw',
+    '--OPTIMIZER_LR', 0.001,
+)  # fmt: skip
+
+
+@pytest.fixture
+def options(products):
+    return ('--config', TINY, '--DATASET_ROOT', products, '--NAME', 'run', '--SEED', 2)
+
+
+def test_it_is_that_of_all_steps(scripts, options, tmp_path):
+    """decay^t w(0) + (1 - decay) sum_i decay^(t - i) w(i), of weights that were seen; it is what predicts."""
+    states = tmp_path / 'states.pt'
+    record = REPOSITORY / 'tests' / 'scripts' / 'record_weights.py'
+    scripts.run(tmp_path, record, states, REPOSITORY / 'main.py', *options, '--TRAIN_EMA_DECAY', DECAY)
+    first, *seen = torch.load(states, weights_only=True)
+    assert len(seen) == 12
+    checkpoint = read_checkpoint(tmp_path / 'log' / 'run' / 'last.pth')
+    torch.testing.assert_close(checkpoint.training_state, seen[-1], rtol=0, atol=0)
+    for name, start in first.items():
+        if not start.is_floating_point():
+            assert torch.equal(checkpoint.state_dict[name], seen[-1][name])
+            continue
+        expected = DECAY ** len(seen) * start.double()
+        for i, state in enumerate(seen, start=1):
+            expected += (1 - DECAY) * DECAY ** (len(seen) - i) * state[name].double()
+        torch.testing.assert_close(checkpoint.state_dict[name].double(), expected, rtol=1e-5, atol=1e-6)
+    moved = checkpoint.state_dict['classifier.weight'] - seen[-1]['classifier.weight']
+    assert moved.abs().max() > 1e-3, 'the average would be the weights themselves'
+
+
+def test_everything_goes_on(scripts, options, tmp_path):
+    """Average, scaler, parts, clipping, layers' rates and chunks: stopped in mid-epoch, and the same bit for bit."""
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    for folder in (whole, parts):
+        folder.mkdir()
+    scripts.run(whole, 'main.py', *options, *EVERYTHING)
+    scripts.run_until(parts, 'SIGTERM', 'lib.trainer.step:_step', 4, *options, *EVERYTHING, code=143)
+    scripts.run(parts, 'main.py', *options, *EVERYTHING, '--RESUME_MODEL', 'last')
+    run, other = parts / 'log' / 'run', whole / 'log' / 'run'
+    check_same_run(run, other)
+    one, two = (read_checkpoint(folder / 'last.pth') for folder in (run, other))
+    assert one.scaler == two.scaler
+    assert one.scaler['scale'] > 1
+    torch.testing.assert_close(one.training_state, two.training_state, rtol=0, atol=0)
+
+
+@pytest.mark.skipif(shutil.which('g++') is None, reason='torch.compile needs a C++ compiler on a CPU')
+@pytest.mark.slow
+def test_compiled(scripts, options, tmp_path):
+    done = scripts.run(tmp_path, 'main.py', *options, '--TRAIN_MAX_EPOCH', 1)
+    compiled = scripts.run(tmp_path, 'main.py', *options, '--TRAIN_MAX_EPOCH', 1, '--RUN_COMPILE', True, '--NAME', 'c')
+    assert 'uncompiled' not in compiled.stderr + compiled.stdout
+    one, two = (metrics_of(tmp_path / 'log' / name) for name in ('run', 'c'))
+    assert two[0]['loss'] == pytest.approx(one[0]['loss'], rel=1e-3)
+    assert done.stderr == ''
