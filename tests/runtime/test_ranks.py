@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.runtime.gather import gather_features, gather_looked_at, gather_rows, own_rows
-from lib.runtime.ranks import ALONE, Ranks
+from lib.runtime.ranks import ALONE, Ranks, joined_ranks
 from tests.ranks import run_ranks
 
 SIZES = (4, 0, 1)  # rows of each rank
@@ -27,6 +28,24 @@ def test_pairs_stay_together(pairs, count):
     for rank in range(count):
         part = Ranks(rank, count).share_pairs(2 * pairs)
         assert part.start % 2 == part.stop % 2 == 0
+
+
+@given(st.integers(0, 10**12), st.integers(1, 10**5))
+def test_many_ranks_of_many_things(total, count):
+    """Neighbours meet, whatever the numbers, and the last one ends at the end."""
+    for rank in {0, count // 2, count - 1}:
+        here, after = Ranks(rank, count).share(total), Ranks(rank + 1, count).share(total)
+        assert here.stop == after.start
+        assert here.stop - here.start in (total // count, -(-total // count))
+    assert (Ranks(0, count).share(total).start, Ranks(count - 1, count).share(total).stop) == (0, total)
+
+
+def test_without_torchrun_nobody_is_joined(monkeypatch):
+    for name in ('RANK', 'WORLD_SIZE', 'TORCHELASTIC_RUN_ID'):
+        monkeypatch.delenv(name, raising=False)
+    with joined_ranks() as ranks:
+        assert ranks is ALONE
+        assert not dist.is_initialized()
 
 
 def test_one_process_is_told_its_own():
@@ -51,6 +70,8 @@ def tell(rank, count, folder):
     ranks.wait()
     return {
         'sum': ranks.sum(torch.tensor([rank + 1.0], requires_grad=True)),
+        'integers': ranks.sum(torch.tensor([2**40 + rank])),
+        'stack of nothing': ranks.stack(torch.zeros(0, 3)),
         'gather': ranks.gather([rank, 'x' * rank]),
         'stack': ranks.stack(torch.tensor([[rank, 7]]).T),
         'join': ranks.join(np.arange(SIZES[rank])).tolist(),
@@ -79,6 +100,8 @@ def test_what_ranks_tell_each_other(tmp_path):
     for rank, told in enumerate(found):
         assert told['sum'].tolist() == [6.0]
         assert not told['sum'].requires_grad
+        assert told['integers'].tolist() == [3 * 2**40 + 3]
+        assert told['stack of nothing'].shape == (3, 0, 3)
         assert told['gather'] == [[0, ''], [1, 'x'], [2, 'xx']]
         assert told['stack'].tolist() == [[[0], [7]], [[1], [7]], [[2], [7]]]
         assert told['join'] == [0, 1, 2, 3, 0]
