@@ -1,5 +1,6 @@
 """All sections of the config that a training step needs -> what it needs."""
 
+from torch import nn
 from yacs.config import CfgNode
 
 from lib.build.loader import build_train_loader
@@ -12,7 +13,8 @@ from lib.dataset.index import ProductIndex
 from lib.model import Recognizer
 from lib.optim.ema import WeightAverage
 from lib.runtime.compiled import Compiled
-from lib.runtime.device import Device
+from lib.runtime.device import Device, num_replicas
+from lib.runtime.log import LOGGER
 from lib.runtime.parallel import spread
 from lib.runtime.ranks import Ranks
 from lib.trainer.forward import TrainingForward
@@ -34,7 +36,8 @@ def build_learner(
     parts = build_parts(cfg, loader.batch_size, forward, objective, device, ranks)
     at_once = max(size for sizes in parts.sizes for size in sizes)
     check_pairs(cfg, at_once, len(device.replicas))
-    forward = Compiled(forward) if cfg.RUN.COMPILE else forward
+    if cfg.RUN.COMPILE:
+        forward = _compiled(forward, device, ranks, at_once)
     # Ranks that hold other classes have nothing of them to average.
     own = list(model.classifier.parameters()) if cfg.MODEL.CLASSIFIER_SHARDED else []
     return Learner(
@@ -52,3 +55,14 @@ def build_learner(
         clip=build_clip(cfg, model, ranks),
         average=WeightAverage(model, cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY else None,
     )
+
+
+def _compiled(forward: TrainingForward, device: Device, ranks: Ranks, at_once: int) -> nn.Module:
+    if ranks.count == 1 and num_replicas(at_once, len(device.replicas)) > 1:
+        LOGGER.warning(
+            'RUN.COMPILE: the model runs uncompiled, since one process has %d GPUs: start a process for each of them '
+            '(torchrun --nproc-per-node %d main.py ...), or take one, --RUN_DEVICE cuda:0',
+            len(device.replicas), len(device.replicas),
+        )  # fmt: skip
+        return forward
+    return Compiled(forward)

@@ -1,5 +1,6 @@
 """torch.compile where it works, the plain module where it does not."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,35 +10,60 @@ from lib.runtime.log import LOGGER
 
 
 class Compiled(nn.Module):
-    """A module that is compiled at its first call. Where that fails, a note says so, and it runs as it is."""
+    """A module that is compiled. Where that fails, a note says so once, and from then on the module runs as it is.
 
-    def __init__(self, module: nn.Module) -> None:
+    torch compiles at the first call, and maybe at later ones of other shapes: images grow over a run, and the parts of
+    a batch have two sizes. It is not for DataParallel, whose replicas are new ones in every step.
+
+    Args:
+        module: is called with tensors, numbers and None.
+        backend: of torch.compile.
+    """
+
+    def __init__(self, module: nn.Module, *, backend: str | Callable = 'inductor') -> None:
         super().__init__()
         self.module = module
-        self._call = torch.compile(module)
-        self._works: bool | None = None
+        # Not registered: an attribute that is set on this module of torch's is set on the one within.
+        object.__setattr__(self, '_call', torch.compile(module, backend=backend))
+        self._works, self._seen = True, set()
 
     def forward(self, *inputs: Any) -> Any:
-        if self._works is None:
-            self._works = self._try(inputs)
-        return self._call(*inputs) if self._works else self.module(*inputs)
-
-    def _try(self, inputs: tuple) -> bool:
-        buffers = [buffer.clone() for buffer in self.module.buffers()]
-        devices = [tensor.device for tensor in inputs if isinstance(tensor, torch.Tensor) and tensor.is_cuda]
+        if not self._works:
+            return self.module(*inputs)
+        kind = tuple(value.shape if isinstance(value, torch.Tensor) else value for value in inputs)
+        if kind in self._seen:
+            return self._call(*inputs)
+        restore = _restore(self.module, inputs)
         try:
-            # The call is a trial: neither dropout nor running statistics have seen this batch yet.
-            with torch.random.fork_rng(devices[:1]):
-                self._call(*inputs)
+            outputs = self._call(*inputs)
         except Exception as error:  # the compilers behind it fail in every way there is
-            LOGGER.warning('RUN.COMPILE: the model runs uncompiled, since compiling failed: %s', _first_line(error))
-            return False
-        finally:
-            for buffer, before in zip(self.module.buffers(), buffers, strict=True):
-                buffer.data.copy_(before)
-        return True
+            LOGGER.warning('RUN.COMPILE: the model runs uncompiled, since compiling failed: %s', _reason(error))
+            self._works = False
+            # A part of it may have run: neither dropout nor running statistics have seen this batch yet.
+            restore()
+            return self.module(*inputs)
+        self._seen.add(kind)
+        return outputs
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f'{type(error).__name__}: {lines[0] if lines else "no reason given"}'
+def _restore(module: nn.Module, inputs: tuple) -> Callable[[], None]:
+    """Return what makes buffers and random numbers what they are now."""
+    buffers = [buffer.clone() for buffer in module.buffers()]
+    devices = {tensor.device for tensor in inputs if isinstance(tensor, torch.Tensor) and tensor.is_cuda}
+    state, states = torch.get_rng_state(), {device: torch.cuda.get_rng_state(device) for device in devices}
+
+    def restore() -> None:
+        for buffer, before in zip(module.buffers(), buffers, strict=True):
+            buffer.data.copy_(before)
+        torch.set_rng_state(state)
+        for device, before in states.items():
+            torch.cuda.set_rng_state(before, device)
+
+    return restore
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of what it says, and as many more as each goes on after a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ['no reason given']
+    number = next((number for number, line in enumerate(lines, 1) if not line.endswith(':')), len(lines))
+    return f'{type(error).__name__}: {" ".join(lines[:number])}'

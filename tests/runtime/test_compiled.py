@@ -1,6 +1,6 @@
-"""torch.compile where it works; the module as it is, and one note, where it does not."""
+"""A compiled module gives the same; one that cannot be compiled is told of once, and gives the same too."""
 
-import shutil
+import logging
 
 import pytest
 import torch
@@ -9,45 +9,139 @@ from torch import nn
 from lib.runtime.compiled import Compiled
 from lib.runtime.log import LOGGER
 
+# Traces and differentiates as for the default one, and leaves out the compiler of machine code, which takes seconds.
+FAST = 'aot_eager'
 
-def module():
+
+def net():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Dropout(0.5))
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3))
 
 
-def outcome(module, images):
-    """Return what a module gives in training, its gradients and its buffers afterwards."""
-    torch.manual_seed(1)
-    result = module(images)
-    result.sum().backward()
-    return [result.detach(), *(p.grad for p in module.parameters()), *module.buffers()]
+def batch(number, size):
+    return torch.randn(size, 4, generator=torch.Generator().manual_seed(number))
 
 
-@pytest.mark.skipif(shutil.which('g++') is None, reason='torch.compile needs a C++ compiler on a CPU')
-@pytest.mark.slow
-def test_it_gives_the_same(caplog):
-    images = torch.randn(8, 4, generator=torch.Generator().manual_seed(2))
-    plain, compiled = (nn.Sequential(*list(module())[:3]) for _ in range(2))
-    torch.testing.assert_close(outcome(Compiled(compiled), images), outcome(plain, images), rtol=1e-5, atol=1e-6)
-    assert 'uncompiled' not in caplog.text
+def train(call, module, sizes=(5, 5, 3, 5)):
+    """Return what some steps give: outputs, and all that the module holds afterwards."""
+    optimizer, found = torch.optim.SGD(module.parameters(), lr=0.1), []
+    for number, size in enumerate(sizes):
+        torch.manual_seed(number)
+        outputs = call(batch(number, size))
+        found.append(outputs.detach())
+        optimizer.zero_grad()
+        outputs.square().sum().backward()
+        optimizer.step()
+        found.append(torch.rand(()))  # whether as many random numbers were drawn
+    return found, dict(module.state_dict())
 
 
-def test_where_compiling_fails_it_runs_as_it_is(monkeypatch, caplog):
-    calls = []
+def without_dropout(module):
+    """What dropout draws is not the same once it is machine code."""
+    module[3] = nn.Identity()
+    return module
 
-    def broken(module):
-        def call(*inputs):
-            calls.append(1)
-            module(*inputs)  # which moves its running statistics, and draws
-            raise RuntimeError('no compiler\nfound anywhere')
 
-        return call
+@pytest.fixture
+def notes(caplog, monkeypatch):
+    monkeypatch.setattr(LOGGER, 'propagate', True)
+    monkeypatch.setattr(LOGGER, 'disabled', False)
+    torch._dynamo.reset()
+    with caplog.at_level(logging.WARNING, LOGGER.name):
+        yield lambda: [record.getMessage() for record in caplog.records if record.name == LOGGER.name]
+    torch._dynamo.reset()
 
-    monkeypatch.setattr(torch, 'compile', broken)
-    images = torch.randn(8, 4, generator=torch.Generator().manual_seed(2))
-    compiled = Compiled(module())
-    torch.testing.assert_close(outcome(compiled, images), outcome(module(), images), rtol=0, atol=0)
-    compiled(images)
-    assert calls == [1]
-    notes = [record.getMessage() for record in caplog.records if record.name == LOGGER.name]
-    assert notes == ['RUN.COMPILE: the model runs uncompiled, since compiling failed: RuntimeError: no compiler']
+
+class Failing:
+    """A backend that fails from its `first` graph on (from 0)."""
+
+    def __init__(self, first):
+        self.first, self.num_graphs = first, 0
+
+    def __call__(self, graph, inputs):
+        self.num_graphs += 1
+        if self.num_graphs > self.first:
+            raise RuntimeError('no such compiler\nand more of it')
+        return graph
+
+
+@pytest.mark.parametrize('backend', [FAST, pytest.param('inductor', marks=pytest.mark.slow)])
+def test_it_gives_the_same(notes, backend):
+    plain, module = without_dropout(net()), without_dropout(net())
+    compiled = Compiled(module, backend=backend)
+    found, expected = train(compiled, module), train(plain, plain)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert module[1].num_batches_tracked == 4
+    assert notes() == []
+
+
+def test_it_is_compiled():
+    """Else the other tests would hold anything to be the same as itself."""
+    torch._dynamo.reset()
+    backend, module = Failing(100), net()
+    train(Compiled(module, backend=backend), module)
+    assert backend.num_graphs >= 1
+
+
+def test_compiling_draws_no_random_number():
+    """A run that goes on compiles in a step in which the one that was never stopped does not."""
+    torch._dynamo.reset()
+    compiled = Compiled(net(), backend=FAST)
+    found = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        found.append((compiled(batch(1, 5)), torch.rand(())))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+# A first graph of its own size; then one for other sizes, which is not there before the third step.
+@pytest.mark.parametrize('first', [0, 1])
+def test_where_compiling_fails_it_runs_as_it_is(notes, first):
+    plain, module = net(), net()
+    found, expected = train(Compiled(module, backend=Failing(first)), module), train(plain, plain)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    (note,) = notes()
+    assert note.startswith('RUN.COMPILE: the model runs uncompiled, since compiling failed: ')
+    assert note.endswith('RuntimeError: no such compiler')
+    assert '\n' not in note
+
+
+class InTwo(nn.Module):
+    """Has a second graph, which cannot be compiled, behind a first one, which has run by then."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = net(), nn.Linear(3, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        torch._dynamo.graph_break()
+        return self.second(x)
+
+
+def test_what_ran_before_it_failed_leaves_nothing_behind(notes):
+    torch.manual_seed(0)
+    plain = InTwo()
+    torch.manual_seed(0)
+    module = InTwo()
+    backend = Failing(1)
+    found, expected = train(Compiled(module, backend=backend), module), train(plain, plain)
+    assert backend.num_graphs == 2
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert module.first[1].num_batches_tracked == 4
+    assert len(notes()) == 1
+
+
+def test_a_mistake_within_is_raised(notes):
+    with pytest.raises(RuntimeError, match='shape'):
+        Compiled(net(), backend=FAST)(torch.zeros(2, 9))
+
+
+def test_names_and_parameters_are_those_of_the_module():
+    module = net()
+    compiled = Compiled(module)
+    assert list(compiled.state_dict()) == [f'module.{name}' for name in module.state_dict()]
+    # As DataParallel begins; torch's own module passes on what is set on it to the one within.
+    for one in compiled.modules():
+        one._replicate_for_data_parallel()
+    assert len(list(module.parameters())) == 6

@@ -1,0 +1,55 @@
+"""main.py with a compiled model."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lib.trainer.checkpoint import read_checkpoint
+from tests.scripts.running import ENVIRONMENT, REPOSITORY, TINY, check_same_run, metrics_of
+
+pytestmark = pytest.mark.slow  # compilers take their time
+
+
+def warnings_of(done):
+    """Return ours: torch's compiler has words of its own, such as of CUDA that is installed without a GPU."""
+    return [line for line in done.stderr.splitlines() if line.startswith(('warning: ', 'error: '))]
+
+
+def options_of(products, *options):
+    return ('--config', TINY, '--NAME', 'run', '--DATASET_ROOT', products, '--RUN_COMPILE', True, *options)
+
+
+def test_it_learns_the_same(scripts, products, finished, tmp_path):
+    """And goes on bit for bit, though the run that goes on compiles in other steps."""
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    for folder in (whole, parts):
+        folder.mkdir()
+    done = scripts.run(whole, 'main.py', *options_of(products))
+    assert warnings_of(done) == []
+    run, plain = whole / 'log' / 'run', finished / 'log' / 'tiny'
+    found, expected = read_checkpoint(run / 'last.pth').state_dict, read_checkpoint(plain / 'last.pth').state_dict
+    assert list(found) == list(expected)
+    # Sums in another order, over a dozen steps.
+    first, other = metrics_of(run)[0], metrics_of(plain)[0]
+    assert first['loss'] == pytest.approx(other['loss'], rel=1e-3)
+    scripts.run_until(parts, 'SIGTERM', 'lib.trainer.step:_step', 8, *options_of(products), code=143)
+    scripts.run(parts, 'main.py', *options_of(products, '--RESUME_MODEL', 'last'))
+    check_same_run(parts / 'log' / 'run', run)
+
+
+def test_where_there_is_no_compiler(products, finished, tmp_path):
+    """One note, in log.txt too, and the run is the one without."""
+    # In a process of its own: torch reads this where it is imported.
+    environment = {'CXX': '/nonexistent/c++', 'TORCHINDUCTOR_CACHE_DIR': str(tmp_path / 'cache')}
+    command = [sys.executable, str(REPOSITORY / 'main.py'), *map(str, options_of(products))]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | ENVIRONMENT | environment, capture_output=True, text=True, check=True
+    )
+    (note,) = warnings_of(done)
+    assert note.startswith('warning: RUN.COMPILE: the model runs uncompiled, since compiling failed: ')
+    assert 'No working C++ compiler found' in note
+    run = tmp_path / 'log' / 'run'
+    assert (run / 'log.txt').read_text().count(note.removeprefix('warning: ')) == 1
+    check_same_run(run, finished / 'log' / 'tiny')
