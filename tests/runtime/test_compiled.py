@@ -1,6 +1,7 @@
 """A compiled module gives the same; one that cannot be compiled is told of once, and gives the same too."""
 
 import logging
+import shutil
 
 import pytest
 import torch
@@ -11,6 +12,10 @@ from lib.runtime.log import LOGGER
 
 # Traces and differentiates as for the default one, and leaves out the compiler of machine code, which takes seconds.
 FAST = 'aot_eager'
+MACHINE_CODE = (
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which('g++') is None, reason='torch.compile needs a C++ compiler on a CPU'),
+)
 
 
 def net():
@@ -65,7 +70,7 @@ class Failing:
         return graph
 
 
-@pytest.mark.parametrize('backend', [FAST, pytest.param('inductor', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('backend', [FAST, pytest.param('inductor', marks=MACHINE_CODE)])
 def test_it_gives_the_same(notes, backend):
     plain, module = without_dropout(net()), without_dropout(net())
     compiled = Compiled(module, backend=backend)

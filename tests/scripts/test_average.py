@@ -1,12 +1,13 @@
 """The average of the weights, and all else that a step may have, through a whole run."""
 
-import shutil
+import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from lib.trainer.checkpoint import read_checkpoint
-from tests.scripts.running import REPOSITORY, TINY, check_same_run, metrics_of
+from lib.trainer.checkpoint import read_checkpoint, write_checkpoint
+from tests.scripts.running import ON_CPU, REPOSITORY, TINY, check_same_run, metrics_of
 
 DECAY = 0.8
 EVERYTHING = (
@@ -58,12 +59,20 @@ def test_everything_goes_on(scripts, options, tmp_path):
     torch.testing.assert_close(one.training_state, two.training_state, rtol=0, atol=0)
 
 
-@pytest.mark.skipif(shutil.which('g++') is None, reason='torch.compile needs a C++ compiler on a CPU')
-@pytest.mark.slow
-def test_compiled(scripts, options, tmp_path):
-    done = scripts.run(tmp_path, 'main.py', *options, '--TRAIN_MAX_EPOCH', 1)
-    compiled = scripts.run(tmp_path, 'main.py', *options, '--TRAIN_MAX_EPOCH', 1, '--RUN_COMPILE', True, '--NAME', 'c')
-    assert 'uncompiled' not in compiled.stderr + compiled.stdout
-    one, two = (metrics_of(tmp_path / 'log' / name) for name in ('run', 'c'))
-    assert two[0]['loss'] == pytest.approx(one[0]['loss'], rel=1e-3)
-    assert done.stderr == ''
+def test_it_is_what_validation_and_prediction_look_at(scripts, options, products, tmp_path):
+    """Of the weights that are trained, they would say something else."""
+    scripts.run(tmp_path, 'main.py', *options, '--TRAIN_EMA_DECAY', DECAY)
+    run = tmp_path / 'log' / 'run'
+    valid = {line['epoch']: line for line in metrics_of(run) if line['split'] == 'valid'}
+    last = read_checkpoint(run / 'last.pth')
+    write_checkpoint(run / 'trained.pth', replace(last, state_dict=last.training_state, training_state=None))
+    on_valid = ('--DATASET_ROOT', products, '--DATASET_TEST_JSON', products / 'converted_val.json', *ON_CPU)
+    found = {}
+    for name in ('last', 'best_model', 'trained'):
+        scripts.run(tmp_path, 'test.py', '--RESUME_MODEL', run / f'{name}.pth', *on_valid)
+        found[name] = json.loads((run / f'{name}_metrics.json').read_text())
+    for name, epoch in (('last', 2), ('best_model', last.place.best_epoch)):
+        assert found[name]['loss'] == pytest.approx(valid[epoch]['loss'], rel=1e-5)
+        assert found[name]['top1'] == valid[epoch]['top1']
+        assert found[name]['mean_class_error'] == valid[epoch]['mean_class_error']
+    assert found['trained']['loss'] != pytest.approx(valid[2]['loss'], rel=1e-3)

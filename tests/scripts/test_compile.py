@@ -1,6 +1,7 @@
 """main.py with a compiled model."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -21,6 +22,7 @@ def options_of(products, *options):
     return ('--config', TINY, '--NAME', 'run', '--DATASET_ROOT', products, '--RUN_COMPILE', True, *options)
 
 
+@pytest.mark.skipif(shutil.which('g++') is None, reason='torch.compile needs a C++ compiler on a CPU')
 def test_it_learns_the_same(scripts, products, finished, tmp_path):
     """And goes on bit for bit, though the run that goes on compiles in other steps."""
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
