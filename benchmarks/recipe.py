@@ -8,7 +8,6 @@ Figure: recipe_epoch_speedup, time of a plain epoch over ours; both see the same
 """
 
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,15 +19,10 @@ from PIL import Image
 from torchvision import transforms
 
 from benchmarks.harness import alternate, finish, parse_arguments, real_photos
-from lib.build.training import prepared_training
-from lib.config.load import load_config
+from benchmarks.training import epoch_of, training
 from lib.dataset.formats.grocery_store import convert_grocery_store
-from lib.dataset.formats.write import write_converted
 from lib.runtime.device import pick_device
 from lib.runtime.entry import run_script
-from lib.trainer.checkpoint import Place
-from lib.trainer.step import train_epoch
-from lib.trainer.wishes import Wishes
 
 BATCH_SIZE, WORKERS = 32, 2
 
@@ -81,27 +75,10 @@ def plain_epoch(root: Path, dtype: torch.dtype | None) -> Callable[[], int]:
 def main() -> None:
     arguments = parse_arguments(__doc__.splitlines()[0], rounds=(3, 'epochs of each side'))
     photos = real_photos()
-    with tempfile.TemporaryDirectory() as folder:
-        write_converted(convert_grocery_store(photos), Path(folder, 'data'))
-        options = ['--config', 'configs/GroceryStore.yaml', '--DATASET_ROOT', f'{folder}/data', '--LOG_ROOT', folder]
-        options += ['--RUN_NUM_WORKERS', str(WORKERS), '--RUN_DEVICE', 'cpu']
-        cfg = load_config(options, program='recipe.py', description='', find_checkpoint_config=lambda *_: None).cfg
-        with prepared_training(cfg) as run:
-
-            def ours() -> int:
-                place = Place()
-                train_epoch(
-                    run.learner,
-                    place,
-                    log_every=10**9,
-                    wishes=Wishes(),
-                    save=lambda: None,
-                    on_bad_images=run.bad_images.add,
-                )
-                return place.num_images
-
-            sides = {'ours': ours, 'plain': plain_epoch(photos, pick_device('cpu').train_dtype)}
-            rates = alternate(sides, arguments.rounds)
+    options = ['--config', 'configs/GroceryStore.yaml', '--RUN_NUM_WORKERS', str(WORKERS), '--RUN_DEVICE', 'cpu']
+    with training(convert_grocery_store(photos), options) as run:
+        sides = {'ours': epoch_of(run), 'plain': plain_epoch(photos, pick_device('cpu').train_dtype)}
+        rates = alternate(sides, arguments.rounds)
     figures = {f'{name}_images_per_second': rate for name, rate in rates.items()}
     finish({**figures, 'recipe_epoch_speedup': rates['ours'] / rates['plain']}, arguments.json)
 

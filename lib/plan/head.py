@@ -1,6 +1,7 @@
 """What classifier, loss and optimiser take, by running them on tensors without memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 
 import torch
@@ -41,20 +42,13 @@ def head_cost(model: Recognizer, loss: AverageLoss, num_features: int, num_image
 
     The recogniser, on the meta device, is in train mode; logits stay until the step is over.
     """
-    with memoryless():
-        into_memoryless(model.classifier)
-        features = torch.empty(num_images, num_features, requires_grad=True)
-        parameters = list(model.classifier.parameters())
-        there = [*parameters, *model.classifier.buffers()]
-        with LiveBytes([*there, features]) as live:
-            logits = model.classify(features)
-            before_loss = live.now
-            # Its gradient is given: at that moment the loss has made it.
-            logits.backward(torch.empty_like(logits))
-        kept = live.now
-        held, trained = num_bytes(there), num_bytes(parameter for parameter in parameters if parameter.requires_grad)
+    with _watched(model.classifier, num_images, num_features) as (features, live):
+        logits = model.classify(features)
+        before_loss = live.now
+        # Its gradient is given: at that moment the loss has made it.
+        logits.backward(torch.empty_like(logits))
     in_loss = before_loss + _peak_of_loss(loss, logits.shape, num_features)
-    return HeadCost(parameters=held, gradients=trained, peak=max(live.peak, in_loss), kept=kept)
+    return _cost(model.classifier, live, in_loss)
 
 
 def lean_head_cost(
@@ -79,17 +73,32 @@ def lean_head_cost(
             weight, bias = take_rows(weight, drawn), None if bias is None else take_rows(bias, drawn)
         return chunked_loss(x, weight, bias, loss_of, chunk=chunk)[0]
 
-    with memoryless():
-        into_memoryless(model.classifier)
-        features = torch.empty(num_images, num_features, requires_grad=True)
-        parameters = list(model.classifier.parameters())
-        there = [*parameters, *model.classifier.buffers()]
-        with LiveBytes([*there, features]) as live:
-            total_of(features).backward(torch.tensor(1.0))
-        kept = live.now
-        held, trained = num_bytes(there), num_bytes(parameter for parameter in parameters if parameter.requires_grad)
+    with _watched(model.classifier, num_images, num_features) as (features, live):
+        total_of(features).backward(torch.tensor(1.0))
     in_loss = max(before_loss) + _peak_of_loss(loss, torch.Size((chunk, num_compared)), num_features, overwrites=True)
-    return HeadCost(parameters=held, gradients=trained, peak=max(live.peak, in_loss), kept=kept)
+    return _cost(model.classifier, live, in_loss)
+
+
+@contextmanager
+def _watched(
+    classifier: torch.nn.Module, num_images: int, num_features: int
+) -> Iterator[tuple[torch.Tensor, LiveBytes]]:
+    """Watch what a block takes beside a classifier without memory and its features; give those, and the watch."""
+    with memoryless():
+        into_memoryless(classifier)
+        features = torch.empty(num_images, num_features, requires_grad=True)
+        with LiveBytes([*classifier.parameters(), *classifier.buffers(), features]) as live:
+            yield features, live
+
+
+def _cost(classifier: torch.nn.Module, live: LiveBytes, in_loss: int) -> HeadCost:
+    parameters = list(classifier.parameters())
+    return HeadCost(
+        parameters=num_bytes([*parameters, *classifier.buffers()]),
+        gradients=num_bytes(parameter for parameter in parameters if parameter.requires_grad),
+        peak=max(live.peak, in_loss),
+        kept=live.now,
+    )
 
 
 def _peak_of_loss(loss: AverageLoss, shape: torch.Size, num_features: int, *, overwrites: bool = False) -> int:
