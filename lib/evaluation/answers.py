@@ -1,0 +1,77 @@
+"""What a model says about each image of a split: enough for every metric, without keeping logits."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+
+from lib.evaluation.scores import scores_of
+
+NUM_BEST = 5
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A model's answers, a row an image, in input order.
+
+    Attributes:
+        labels: (n,) int64; -1 where the class is not known.
+        best: (n, k) int64 classes of the largest logits, the largest first; -1 where the image cannot be decoded.
+        confidence: (n,) float32 probability of the first of them; 0 where the image cannot be decoded.
+        losses: (n,) float32 -ln of the label's probability; NaN where the class or the image is not known.
+    """
+
+    labels: np.ndarray
+    best: np.ndarray
+    confidence: np.ndarray
+    losses: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The best class of each image, (n,) int64, -1 where it cannot be decoded."""
+        return self.best[:, 0]
+
+    @property
+    def right(self) -> np.ndarray:
+        """Whether the best class is the label, (n,) bool."""
+        return (self.labels >= 0) & (self.predicted == self.labels)
+
+    def at(self, rows: np.ndarray) -> Self:
+        """Return the answers of some rows."""
+        return type(self)(self.labels[rows], self.best[rows], self.confidence[rows], self.losses[rows])
+
+    def labelled(self) -> Self:
+        """Return the answers of the images whose class is known."""
+        return self if (self.labels >= 0).all() else self.at(np.flatnonzero(self.labels >= 0))
+
+
+def answers_of(logits: torch.Tensor, labels: torch.Tensor, readable: torch.Tensor) -> Answers:
+    """Return the answers that a batch's logits give.
+
+    Args:
+        logits: (batch, num_classes) float32.
+        labels: (batch,) int64, -1 where not known.
+        readable: (batch,) bool.
+    """
+    scores = scores_of(logits, labels)
+    chances = (logits.gather(1, scores.best[:, :1]).squeeze(1) - logits.logsumexp(dim=1)).exp()
+    return Answers(
+        labels.cpu().numpy(),
+        scores.best.where(readable[:, None], -1).cpu().numpy(),
+        chances.where(readable, 0.0).cpu().numpy(),
+        scores.losses.where(readable & (labels >= 0), torch.nan).cpu().numpy(),
+    )
+
+
+def join_answers(parts: list[Answers]) -> Answers:
+    """Return the answers of consecutive parts of a split as one."""
+    return Answers(
+        *(
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ('labels', 'best', 'confidence', 'losses')
+        )
+    )
