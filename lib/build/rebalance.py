@@ -3,10 +3,12 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from lib.build.data import open_valid_split
+from lib.build.features import split_features
 from lib.build.report import rebalanced_report
 from lib.build.split import Split
 from lib.build.trained import Trained
@@ -14,8 +16,8 @@ from lib.classifier.cosine import Cosine
 from lib.classifier.lws import without_scale
 from lib.config.yaml_text import as_text
 from lib.errors import UserError
-from lib.evaluation.evaluate import Evaluation
-from lib.evaluation.posthoc import FLAT_NOTE, TauSweep, normalize_classifier, tau_report
+from lib.evaluation.features import batch_of
+from lib.evaluation.posthoc import FLAT_NOTE, ImageIntervals, TauSweep, normalize_classifier, tau_report
 from lib.report.plots import plot_tau
 from lib.runtime.files import write_json
 from lib.runtime.lock import locked
@@ -44,23 +46,22 @@ def rebalance(trained: Trained) -> Rebalanced:
     with trained.ranks.main_first():
         valid = open_valid_split(trained.cfg)
     classifier = _effective(trained)
+    features = split_features(trained, valid, 'valid')
     sweep = TauSweep(classifier['weight'], classifier.get('bias'), max_tau=options.MAX_TAU)
-    found = trained.evaluate(
-        valid,
-        label='valid',
-        look_at=lambda batch, features, logits: sweep.update(features, batch.labels, batch.readable),
-    )
+    share = trained.ranks.share(len(features))
+    for batch in features.batches(batch_of(valid.num_classes), trained.device.main, share):
+        sweep.update(*batch)
     images = sweep.finish(trained.ranks)
     choice, curve = images.choose(options.SELECT_BY)
     right = [images.before_right, images.before_right if choice.tau is None else images.right_at(choice.tau)]
     before, after = (trained.known(images.metrics(part, trained.train_counts)) for part in right)
-    tau = tau_report(choice, curve, before, after, note=FLAT_NOTE if images.equal_norms else '')
-    files = _write(trained, folder, choice.tau, tau, valid, found) if trained.ranks.is_main else []
+    tau = tau_report(choice, curve, before, after, note=FLAT_NOTE if images.all_equal else '')
+    files = _write(trained, folder, choice.tau, tau, valid, images) if trained.ranks.is_main else []
     return Rebalanced(tau, files)
 
 
 def _write(
-    trained: Trained, folder: Path, chosen: float | None, tau: dict, valid: Split, found: Evaluation
+    trained: Trained, folder: Path, chosen: float | None, tau: dict, valid: Split, images: ImageIntervals
 ) -> list[Path]:
     if (folder / 'best_model.pth').exists():
         LOGGER.info('the earlier result is kept as %s', set_aside(folder))
@@ -75,7 +76,9 @@ def _write(
         write_checkpoint(files[0], replace(trained.checkpoint, **changes))
         write_json(files[1], tau)
         plot_tau(files[2], tau)
-        rebalanced_report(files[3], trained, valid, found, tau)
+        predicted = np.full(len(valid), -1)
+        predicted[valid.labels >= 0] = images.predicted
+        rebalanced_report(files[3], trained, valid, predicted, tau)
     return files
 
 

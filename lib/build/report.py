@@ -14,7 +14,6 @@ from lib.build.trained import Trained
 from lib.build.training import Training
 from lib.config.yaml_text import as_text
 from lib.errors import UserError
-from lib.evaluation.evaluate import Evaluation
 from lib.report.html import ReportData, write_report
 from lib.report.plots import plot_curves, plot_error_by_count
 from lib.runtime.log import LOGGER
@@ -56,8 +55,11 @@ def training_report(training: Training) -> Path:
     return write_report(page, data)
 
 
-def rebalanced_report(path: Path, trained: Trained, valid: Split, before: Evaluation, tau: dict[str, Any]) -> Path:
-    """Write the report of a re-balanced model: the run's curves, the tau curve, and errors before it."""
+def rebalanced_report(path: Path, trained: Trained, valid: Split, before: np.ndarray, tau: dict[str, Any]) -> Path:
+    """Write the report of a re-balanced model: the run's curves, the tau curve, and errors before it.
+
+    `before`: (num_images,) class that the checkpoint predicts for each valid image.
+    """
     history = RunFolder(trained.checkpoint.path.parent).history()
     data = ReportData(
         title=f'{trained.cfg.NAME}, re-balanced',
@@ -67,7 +69,7 @@ def rebalanced_report(path: Path, trained: Trained, valid: Split, before: Evalua
         class_names=trained.class_names,
         train_counts=trained.train_counts,
         labels=valid.labels,
-        predicted=before.predicted,
+        predicted=before,
         open_image=valid.images.load,
         tau=tau,
         config_text=as_text(trained.cfg),

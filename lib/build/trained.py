@@ -51,11 +51,7 @@ class Trained:
         Raises:
             UserError: its labels do not fit the model.
         """
-        if split.num_classes != self.checkpoint.num_classes:
-            raise UserError(
-                f'{split.source} has num_classes {split.num_classes}, but {self.checkpoint.path} was trained on '
-                f'{self.checkpoint.num_classes} classes'
-            )
+        self.check_classes(split)
         found = evaluate(
             self.model,
             build_eval_loader(self.cfg, split, self.device, self.ranks),
@@ -67,6 +63,14 @@ class Trained:
             ranks=self.ranks,
         )
         return replace(found, metrics=self.known(found.metrics))
+
+    def check_classes(self, split: Split) -> None:
+        """Raise UserError where the labels of a split do not fit the model."""
+        if split.num_classes != self.checkpoint.num_classes:
+            raise UserError(
+                f'{split.source} has num_classes {split.num_classes}, but {self.checkpoint.path} was trained on '
+                f'{self.checkpoint.num_classes} classes'
+            )
 
     def known(self, metrics: dict[str, float]) -> dict[str, float]:
         """Return `metrics` without many, medium and few where no training counts say which classes those are."""

@@ -1,6 +1,6 @@
 """The batches of an epoch or of a split: which images they have, and which of them this rank reads."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -118,12 +118,18 @@ class EvalLoader:
         return -(-_length(self.rows) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        if not len(self):
-            return iter(())  # without starting workers
+        return self.batches(self.parts())
+
+    def parts(self) -> list[slice]:
+        """Return the rows of each batch of this rank."""
         starts = range(self.rows.start, self.rows.stop, self.batch_size)
-        return self._feed(
-            Request(0, start, np.arange(start, min(start + self.batch_size, self.rows.stop))) for start in starts
-        )
+        return [slice(start, min(start + self.batch_size, self.rows.stop)) for start in starts]
+
+    def batches(self, parts: Sequence[slice]) -> Iterator[Batch]:
+        """Yield some of the batches, each of the rows that it always has."""
+        if not parts:
+            return iter(())  # without starting workers
+        return self._feed(Request(0, rows.start, np.arange(rows.start, rows.stop)) for rows in parts)
 
 
 def _length(part: slice) -> int:

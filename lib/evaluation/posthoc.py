@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lib.evaluation.accuracy import class_accuracy_metrics
-from lib.evaluation.intervals import log_norms, tau_intervals
+from lib.evaluation.intervals import adjustment_intervals, log_norms, log_priors, tau_intervals
 from lib.evaluation.sweep import Choice, Curve, accuracy, choose, standard_error, sweep
 from lib.runtime.ranks import ALONE, Ranks
 
@@ -65,10 +65,11 @@ class ImageIntervals:
     low: np.ndarray  # float64 (n,); right at tau exactly when low < tau < high
     high: np.ndarray  # float64 (n,)
     before_right: np.ndarray  # bool (n,)
+    predicted: np.ndarray  # int64 (n,), by the untouched classifier; -1 where the image is not readable
     labels: np.ndarray  # int64 (n,)
     num_classes: int
     max_tau: float
-    equal_norms: bool  # the curve is flat by construction
+    all_equal: bool  # norms or priors are, so that the curve is flat by construction
 
     def right_at(self, tau: float) -> np.ndarray:
         """Which images are right at tau: bool (n,)."""
@@ -92,29 +93,33 @@ class ImageIntervals:
         return class_accuracy_metrics(*counts, train_counts)
 
 
-class TauSweep:
+class Sweep:
     """Collects every image's interval of tau, batch by batch, at about the cost of a plain evaluation.
 
-    Keeps a copy of the weight with the classes in order of their norms, in which the search is fastest.
+    Keeps a copy of the weight with the classes in order of what is scaled by tau, in which the search is fastest.
 
     Args:
         weight: float32 (num_classes, num_features), of the untouched classifier; its device does the work.
         bias: (num_classes,), None for a classifier without.
+        logs: float64 (num_classes,), logarithms of what tau is the power of.
         max_tau: taus are searched in [0, max_tau].
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, max_tau: float) -> None:
-        logs = log_norms(weight)
+    def __init__(self, weight: Tensor, bias: Tensor | None, logs: Tensor, *, max_tau: float) -> None:
         order = logs.argsort(stable=True)
         self.max_tau, self.num_classes = max_tau, len(weight)
         proper = logs[logs.isfinite()]
-        self.equal_norms = len(proper) < 2 or bool(proper.min() == proper.max())
-        self._log_norms = logs[order]
+        self.all_equal = len(proper) < 2 or bool(proper.min() == proper.max())
+        self._logs = logs[order]
         self._place = order.argsort().to(weight.device)  # where a class went
-        order = order.to(weight.device)
-        self._weight = weight.detach()[order].float()
-        self._bias = None if bias is None else bias.detach()[order].float()
+        self._class_at = order.to(weight.device)
+        self._weight = weight.detach()[self._class_at].float()
+        self._bias = None if bias is None else bias.detach()[self._class_at].float()
         self._parts: list[tuple[np.ndarray, ...]] = []
+
+    def _look(self, scores: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the ends of the intervals and the logits with bias, of scores without, which may change."""
+        raise NotImplementedError
 
     @torch.inference_mode()
     def update(self, features: Tensor, labels: Tensor, readable: Tensor | None = None) -> None:
@@ -134,16 +139,14 @@ class TauSweep:
             features = features[known.to(features.device)].to(device, torch.float32)
             scores = features @ self._weight.T  # (batch, num_classes)
         places = self._place[labels.to(device)]
-        ends = tau_intervals(scores, places, self._log_norms, self.max_tau)
-        low, high = (end.cpu().numpy() for end in ends)
-        if self._bias is None:
-            before = (low < 0) & (high > 0)
-        else:
-            before = _strictly_first(scores.add_(self._bias), places).cpu().numpy()
+        low, high, logits = self._look(scores, places)
+        low, high, best = low.cpu().numpy(), high.cpu().numpy(), logits.max(1)
+        before = _strictly_first(logits, places, best.values).cpu().numpy()
+        predicted = self._class_at[best.indices].cpu().numpy()
         if readable is not None:
             wrong = ~readable.cpu()[known].numpy()
-            low[wrong], high[wrong], before[wrong] = np.inf, -np.inf, False
-        self._parts.append((low, high, before, labels.numpy()))
+            low[wrong], high[wrong], before[wrong], predicted[wrong] = np.inf, -np.inf, False, -1
+        self._parts.append((low, high, before, predicted, labels.numpy()))
 
     def finish(self, ranks: Ranks = ALONE) -> ImageIntervals:
         """All images seen so far, by all ranks. Raises ValueError when none had a label."""
@@ -151,14 +154,43 @@ class TauSweep:
         if not parts:
             raise ValueError('tau needs at least one labelled image')
         arrays = [np.concatenate(part) for part in zip(*parts, strict=True)]
-        return ImageIntervals(*arrays, self.num_classes, self.max_tau, self.equal_norms)
+        return ImageIntervals(*arrays, self.num_classes, self.max_tau, self.all_equal)
 
 
-def _strictly_first(logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether each label's logit is above all others: bool (batch,). Overwrites the logits of the labels."""
-    own = logits.gather(1, labels[:, None])
-    rivals = logits.scatter_(1, labels[:, None], -torch.inf).amax(1)
-    return (rivals < own[:, 0]) & (own[:, 0] < torch.inf)
+class TauSweep(Sweep):
+    """The sweep of tau-normalisation: scores without bias, over the classes' norms to the power tau."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, max_tau: float) -> None:
+        super().__init__(weight, bias, log_norms(weight), max_tau=max_tau)
+
+    def _look(self, scores: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        low, high = tau_intervals(scores, places, self._logs, self.max_tau)
+        return low, high, scores if self._bias is None else scores.add_(self._bias)
+
+
+class AdjustmentSweep(Sweep):
+    """The sweep of post-hoc logit adjustment (Menon et al., ICLR 2021, eq. 9): z_j - tau ln prior_j, bias kept.
+
+    Args:
+        class_counts: (num_classes,) training images, which make the prior; a class without any never wins.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, class_counts: Tensor, *, max_tau: float) -> None:
+        super().__init__(weight, bias, log_priors(class_counts), max_tau=max_tau)
+
+    def _look(self, scores: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = scores if self._bias is None else scores.add_(self._bias)
+        low, high = adjustment_intervals(logits, places, self._logs, self.max_tau)
+        return low, high, logits
+
+
+def _strictly_first(logits: Tensor, labels: Tensor, best: Tensor) -> Tensor:
+    """Whether each label's logit is above all others: bool (batch,). `best`: (batch,) the largest of each row."""
+    own = logits.gather(1, labels[:, None])[:, 0]
+    first = (own == best) & (own < torch.inf)
+    rows = first.nonzero()[:, 0]
+    first[rows] = (logits[rows] == best[rows, None]).sum(1) == 1
+    return first
 
 
 def tau_report(choice: Choice, curve: Curve, before: dict[str, float], after: dict[str, float], note: str = '') -> dict:

@@ -215,7 +215,7 @@ def test_equal_norms_give_a_flat_curve_and_keep_the_checkpoint():
     (weight, features), labels = problem('plain', 0, num_images=200, num_classes=20)
     images = swept(torch.nn.functional.normalize(weight), features, labels)
     choice, curve = images.choose('mean_class_error')
-    assert images.equal_norms
+    assert images.all_equal
     assert len(curve.breaks) == 0
     assert choice.tau is None
     assert (choice.optimum, choice.stretch[1]) == (MAX_TAU / 2, MAX_TAU)

@@ -1,0 +1,55 @@
+"""Features of a split are looked at once: what is kept is used again, and only for what it is of."""
+
+import json
+import shutil
+
+import numpy as np
+import torch
+
+from lib.runtime.row_store import RowStore
+from lib.trainer.checkpoint import read_checkpoint, write_checkpoint
+from tests.scripts.running import ON_CPU
+
+MODEL = 'log/tiny/best_model.pth'
+SEEN = 'as they were looked at before'
+
+
+def rebalance(scripts, folder, *options):
+    shutil.rmtree(folder / 'log_tau', ignore_errors=True)
+    done = scripts.run(folder, 'tau_norm.py', '--RESUME_MODEL', MODEL, *options, *ON_CPU)
+    return done.stdout, json.loads((folder / 'log_tau' / 'tiny' / 'tau.json').read_text())
+
+
+def test_a_second_look_is_not_needed(scripts, run_folder):
+    first, expected = rebalance(scripts, run_folder)
+    assert SEEN not in first
+    second, found = rebalance(scripts, run_folder)
+    assert SEEN in second
+    assert found == expected
+    store = RowStore(run_folder / 'log' / 'tiny' / 'features' / 'best_model-valid')
+    # An interrupted pass: what it had not done is looked at, the rest is not.
+    kept = store.columns['features'].copy()
+    store.columns['features'][8:] = 0
+    store.done[8:] = False
+    store.done.flush()
+    third, found = rebalance(scripts, run_folder)
+    assert SEEN not in third
+    assert found == expected
+    assert np.array_equal(RowStore(store.folder).columns['features'], kept)
+
+
+def test_other_weights_other_images_other_input_are_looked_at_anew(scripts, run_folder, products):
+    path = run_folder / MODEL
+    rebalance(scripts, run_folder)
+    checkpoint = read_checkpoint(path)
+    checkpoint.state_dict['classifier.bias'] += 1
+    write_checkpoint(path, checkpoint)
+    assert SEEN in rebalance(scripts, run_folder)[0], 'features do not depend on the classifier'
+    key = next(key for key in checkpoint.state_dict if key.startswith('backbone.') and key.endswith('.weight'))
+    checkpoint.state_dict[key] += 0.1 * torch.randn_like(checkpoint.state_dict[key])
+    write_checkpoint(path, checkpoint)
+    assert SEEN not in rebalance(scripts, run_folder)[0]
+    assert SEEN not in rebalance(scripts, run_folder, '--INPUT_CROP_RATIO', '0.9')[0]
+    copy = run_folder / 'copy'
+    shutil.copytree(products, copy, copy_function=shutil.copy)  # another folder, other times
+    assert SEEN not in rebalance(scripts, run_folder, '--INPUT_CROP_RATIO', '0.9', '--DATASET_ROOT', copy)[0]
