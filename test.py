@@ -13,13 +13,13 @@ def main() -> None:
     # torch is imported only now that there is work to do.
     from lib.build.prediction import predict
     from lib.build.trained import load_trained
-    from lib.evaluation.describe import describe_metrics
+    from lib.evaluation.describe import describe_prediction
     from lib.runtime.log import LOGGER
     from lib.runtime.ranks import joined_ranks
 
     with joined_ranks() as ranks:
         predicted = predict(load_trained(cfg, ranks))
-        for line in describe_metrics({'test': predicted.metrics}):
+        for line in [*predicted.lines, *describe_prediction(predicted.metrics, predicted.plain)]:
             LOGGER.info('%s', line)
         for path in predicted.files:
             LOGGER.info('wrote %s', path)

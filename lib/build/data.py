@@ -80,7 +80,7 @@ def open_test_split(cfg: CfgNode, class_names: Sequence[str]) -> Split:
             f'no test images: {json} is not there; give --DATASET_TEST_JSON FILE, or --DATASET_TEST_ROOT FOLDER to '
             'predict every image in a folder'
         )
-    return _from_test_folder(folder, class_names)
+    return test_folder_split(folder, class_names)
 
 
 def has_test_split(cfg: CfgNode) -> bool:
@@ -97,7 +97,12 @@ def _test_places(cfg: CfgNode) -> tuple[str, str, str]:
     return root, json, cfg.DATASET.TEST_ROOT or (root and str(Path(root, 'test')))
 
 
-def _from_test_folder(folder: str, class_names: Sequence[str]) -> Split:
+def test_folder_split(folder: str, class_names: Sequence[str]) -> Split:
+    """Open every image in a folder; where all its sub-folders are named as classes, those are the labels.
+
+    Raises:
+        UserError: there is no image.
+    """
     paths = list(walk_images(folder))
     if not paths:
         raise UserError(f'{folder}: no images in this folder')

@@ -1,22 +1,19 @@
 """The features of a split by a checkpoint: from the disk where an earlier look left them there."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from lib.build.identity import input_identity, split_identity, weights_digest
 from lib.build.loader import build_eval_loader
 from lib.build.split import Split
 from lib.build.trained import Trained
-from lib.dataset.images import FileImages
 from lib.evaluation.features import Features, fill_features
 from lib.runtime.log import LOGGER
 from lib.runtime.row_store import RowStore, made_store
 
 FOLDER = 'features'
-_FILES_LOOKED_AT = 1000  # of a split: that photos were replaced under their names shows in sizes and times
 
 
 def split_features(trained: Trained, split: Split, label: str) -> Features:
@@ -54,37 +51,5 @@ def _make(folder: Path, trained: Trained, split: Split, about: dict[str, Any]) -
 
 def _about(trained: Trained, split: Split) -> dict[str, Any]:
     """Return what features depend on."""
-    inputs = trained.cfg.INPUT
-    return {
-        'backbone': _weights_digest(trained.checkpoint.state_dict),
-        'split': split.digest(),
-        'files': _files_digest(split),
-        'size': inputs.TEST_SIZE or inputs.SIZE,
-        'crop_ratio': inputs.CROP_RATIO,
-        'mean': inputs.MEAN,
-        'std': inputs.STD,
-        'color_space': trained.cfg.DATASET.COLOR_SPACE,
-        'device': trained.device.describe(training=False),
-    }
-
-
-def _weights_digest(state: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        if name.startswith('backbone.'):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _files_digest(split: Split) -> str:
-    if not isinstance(split.images, FileImages):
-        return ''
-    digest = hashlib.sha256(str(Path(split.images.root).resolve()).encode())
-    for row in np.linspace(0, len(split) - 1, min(len(split), _FILES_LOOKED_AT)).astype(int):
-        try:
-            stat = Path(split.images.name(row)).stat()
-        except OSError:
-            continue
-        digest.update(f'{row} {stat.st_size} {stat.st_mtime_ns} '.encode())
-    return digest.hexdigest()
+    backbone = weights_digest(trained.checkpoint.state_dict, 'backbone.')
+    return {'backbone': backbone, **split_identity(split), **input_identity(trained)}

@@ -1,7 +1,7 @@
 """INPUT, SAMPLER and batch sizes in the config -> loaders."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from yacs.config import CfgNode
@@ -31,10 +31,12 @@ from lib.dataset.sampler import (
     reverse,
     square_root,
 )
-from lib.dataset.transforms import PadCrop, RandomResizedCrop, ResizeCenterCrop
+from lib.dataset.transforms import PadCrop, RandomResizedCrop, ResizeCenterCrop, Transform
 from lib.runtime.device import Device
 from lib.runtime.ranks import ALONE, Ranks
 from lib.runtime.workers import num_cores
+
+_CPU_BATCH_SIZE = 64  # larger ones leave the caches of a CPU and are slower
 
 SAMPLERS: dict[str, ClassWeights] = {
     'instance_balance': instance_balance,
@@ -117,12 +119,28 @@ def build_train_loader(
     )
 
 
-def build_eval_loader(cfg: CfgNode, split: Split, device: Device, ranks: Ranks = ALONE) -> EvalLoader:
-    """Return the loader of a validation or test split."""
-    size = cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE
-    reader = BatchReader(_images(cfg, split), split.labels, ResizeCenterCrop(size, cfg.INPUT.CROP_RATIO), cfg.SEED)
-    batch_size = cfg.TEST.BATCH_SIZE or cfg.TRAIN.BATCH_SIZE
-    return EvalLoader(reader, len(split), batch_size, ranks=ranks, **_feed_options(cfg, device))
+def build_eval_loader(
+    cfg: CfgNode, split: Split, device: Device, ranks: Ranks = ALONE, views: Sequence[Transform] = ()
+) -> EvalLoader:
+    """Return the loader of a validation or test split; `views`: how each image is seen, in place of the plain view."""
+    batch_size = eval_batch_size(cfg, device)
+    options = _feed_options(cfg, device)
+    options['num_workers'] = min(options['num_workers'], math.ceil(len(split) / batch_size))
+    first, *others = views or [plain_view(cfg)]
+    reader = BatchReader(_images(cfg, split), split.labels, first, cfg.SEED, others=tuple(others))
+    return EvalLoader(reader, len(split), batch_size, ranks=ranks, **options)
+
+
+def eval_batch_size(cfg: CfgNode, device: Device) -> int:
+    """Return how many images a step of validation or test takes."""
+    if cfg.TEST.BATCH_SIZE:
+        return cfg.TEST.BATCH_SIZE
+    return min(cfg.TRAIN.BATCH_SIZE, _CPU_BATCH_SIZE) if device.main.type == 'cpu' else cfg.TRAIN.BATCH_SIZE
+
+
+def plain_view(cfg: CfgNode) -> ResizeCenterCrop:
+    """Return how images are seen in validation."""
+    return ResizeCenterCrop(cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE, cfg.INPUT.CROP_RATIO)
 
 
 def build_augment(cfg: CfgNode) -> Augment | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from lib.config.load import load_config
+from lib.config.load import Loaded, load_config
 from lib.errors import UserError
 from lib.runtime.log import LOGGER, start_console
 from lib.runtime.torchrun import place
@@ -17,7 +17,7 @@ def start(argv: Sequence[str], *, program: str, description: str, needs_checkpoi
     Raises:
         UserError: a mistake in options or files; no RESUME_MODEL although the script needs one.
     """
-    loaded = load_config(argv, program=program, description=description, find_checkpoint_config=_checkpoint_config)
+    loaded = read_options(argv, program=program, description=description)
     if needs_checkpoint and not loaded.cfg.RESUME_MODEL:
         raise UserError(
             f'{program} needs a trained model: --RESUME_MODEL ./log/NAME/best_model.pth, '
@@ -27,6 +27,11 @@ def start(argv: Sequence[str], *, program: str, description: str, needs_checkpoi
     for note in loaded.notes:
         LOGGER.info('%s', note)
     return loaded.cfg
+
+
+def read_options(argv: Sequence[str], *, program: str = '', description: str = '') -> Loaded:
+    """Return the frozen config of a command line, that of the checkpoint it names worked in, and what to say of it."""
+    return load_config(argv, program=program, description=description, find_checkpoint_config=_checkpoint_config)
 
 
 def _checkpoint_config(resume_model: str, folder: Path) -> str | None:

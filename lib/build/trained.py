@@ -45,8 +45,8 @@ class Trained:
         """Results are named after the checkpoint: this path, with an ending."""
         return self.folder / self.checkpoint.path.stem
 
-    def evaluate(self, split: Split, *, label: str, look_at: LookAt | None = None, flip: bool = False) -> Evaluation:
-        """Run the model over a split; with `flip`, over its mirror images too.
+    def evaluate(self, split: Split, *, label: str, look_at: LookAt | None = None) -> Evaluation:
+        """Run the model over a split.
 
         Raises:
             UserError: its labels do not fit the model.
@@ -59,7 +59,6 @@ class Trained:
             train_counts=self.train_counts,
             label=label,
             look_at=look_at,
-            flip=flip,
             ranks=self.ranks,
         )
         return replace(found, metrics=self.known(found.metrics))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -107,7 +108,9 @@ class EvalLoader:
         self.rows = ranks.share(num_images)
         self._num_rows = [_length(replace(ranks, rank=rank).share(num_images)) for rank in range(ranks.count)]
         self.max_batches = -(-max(self._num_rows) // batch_size)
-        self._feed = Feed(reader, min(batch_size, _length(self.rows)), reader.transform.size, **workers)
+        self._num_looks = 1 + len(reader.others)
+        largest = max(transform.size for transform in (reader.transform, *reader.others))
+        self._feed = Feed(reader, min(batch_size, _length(self.rows)), largest, **workers)
 
     def sizes(self, number: int) -> list[int]:
         """Return how many images each rank has in its batch of that number (from 0); 0 after its last one."""
@@ -127,9 +130,23 @@ class EvalLoader:
 
     def batches(self, parts: Sequence[slice]) -> Iterator[Batch]:
         """Yield some of the batches, each of the rows that it always has."""
+        return (first for first, *_ in self._looks(parts, 1))
+
+    def looks(self, parts: Sequence[slice]) -> Iterator[list[Batch]]:
+        """Yield some of the batches, each as every transform of the reader sees it, in their order."""
+        return self._looks(parts, self._num_looks)
+
+    def _looks(self, parts: Sequence[slice], num_looks: int) -> Iterator[list[Batch]]:
         if not parts:
-            return iter(())  # without starting workers
-        return self._feed(Request(0, rows.start, np.arange(rows.start, rows.stop)) for rows in parts)
+            return  # without starting workers
+        requests = (
+            Request(0, rows.start, np.arange(rows.start, rows.stop), look=look)
+            for rows in parts
+            for look in range(num_looks)
+        )
+        batches = self._feed(requests)
+        for _ in parts:
+            yield list(islice(batches, num_looks))
 
 
 def _length(part: slice) -> int:

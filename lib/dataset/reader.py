@@ -27,14 +27,16 @@ class Augment(Protocol):
 class Request:
     """One batch to fill: the rows of slots first_slot, first_slot + 1, ... of an epoch.
 
-    `size` is the side of its images, pixels; 0: what the transform says. `buffer` is which of a reader's buffers a
-    worker fills; nothing of an earlier batch in it is needed any more.
+    `size` is the side of its images, pixels; 0: what the transform says. `look` is which of a reader's transforms is
+    taken: 0 the first, from 1 on the other ones. `buffer` is which of a reader's buffers a worker fills; nothing of an
+    earlier batch in it is needed any more.
     """
 
     epoch: int
     first_slot: int
     rows: np.ndarray
     size: int = 0
+    look: int = 0
     buffer: int = 0
 
 
@@ -74,6 +76,7 @@ class BatchReader(Dataset):
     Attributes:
         images, labels: what to read, and (num_images,) its classes.
         transform: what is seen of each image.
+        others: other transforms, for requests that ask for them.
         seed: of the run.
         on_bad: what happens to an image that cannot be decoded: 'replace' takes another one of its class, 'raise'
             stops, 'mark' leaves a hole (zeros, not readable), as evaluation wants it.
@@ -92,21 +95,23 @@ class BatchReader(Dataset):
     on_bad: str = 'mark'
     index: ProductIndex | None = None
     augment: Augment | None = None
+    others: tuple[Transform, ...] = ()
     buffers: torch.Tensor | None = None
     sends_pixels: bool = True
 
     def __getitem__(self, request: Request) -> 'Filled | UserError':
         # DataLoader would wrap an exception in the worker's traceback; as a value it arrives as it is.
         try:
-            return self._at(request.size)._fill(request)
+            return self._at(request)._fill(request)
         except UserError as error:
             return error
 
-    def _at(self, size: int) -> 'BatchReader':
-        """Return what reads images at another size."""
-        if size in (0, self.transform.size):
-            return self
-        return replace(self, transform=replace(self.transform, size=size))
+    def _at(self, request: Request) -> 'BatchReader':
+        """Return what reads images with the transform, and at the size, that are asked for."""
+        transform = (self.transform, *self.others)[request.look]
+        if request.size not in (0, transform.size):
+            transform = replace(transform, size=request.size)
+        return self if transform is self.transform else replace(self, transform=transform)
 
     def _fill(self, request: Request) -> Filled:
         batch_size, size = len(request.rows), self.transform.size

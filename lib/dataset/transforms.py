@@ -129,12 +129,60 @@ class ResizeCenterCrop:
         return _resized_and_cut(width, height, max(1, math.floor(self.size / self.crop_ratio)), self.size)
 
 
-def _resized_and_cut(width: int, height: int, short_side: int, size: int) -> View:
-    """Return the image resized by its shorter side, its centre on a canvas of `size`."""
+@dataclass(frozen=True)
+class ResizeCornerCrop:
+    """Resize as ResizeCenterCrop does and cut a corner out, one of the four beside the centre of five crops.
+
+    `right`, `bottom`: whether it is the right one of the left and right, and the bottom one of the top and bottom.
+    """
+
+    size: int
+    crop_ratio: float = 0.875
+    right: bool = False
+    bottom: bool = False
+    num_draws: ClassVar[int] = 0
+
+    def __post_init__(self):
+        _check_size(self.size)
+        if not 0 < self.crop_ratio <= 1:
+            raise ValueError(f'crop_ratio is {self.crop_ratio}; above 0, at most 1 is needed')
+
+    def view(self, width: int, height: int, draws: Sequence[float] = ()) -> View:
+        """Return the corner; nothing is random."""
+        short_side = max(1, math.floor(self.size / self.crop_ratio))
+        return _resized_and_cut(width, height, short_side, self.size, (self.right, self.bottom))
+
+
+@dataclass(frozen=True)
+class ResizeWhole:
+    """Resize the longer side to `size`, the whole image in the middle of zeros: nothing is cut off."""
+
+    size: int
+    num_draws: ClassVar[int] = 0
+
+    def __post_init__(self):
+        _check_size(self.size)
+
+    def view(self, width: int, height: int, draws: Sequence[float] = ()) -> View:
+        """Return the whole image; nothing is random."""
+        longer = max(width, height)
+        fitted = [max(1, round(length * self.size / longer)) for length in (width, height)]
+        left, top = ((self.size - length) // 2 for length in fitted)
+        frame = (left, top, left + fitted[0], top + fitted[1])
+        return View((0, 0, width, height), *fitted, left, top, frame)
+
+
+def _resized_and_cut(
+    width: int, height: int, short_side: int, size: int, corner: tuple[bool, bool] | None = None
+) -> View:
+    """Return the image resized by its shorter side, its centre, or a corner (right, bottom), on a canvas of `size`."""
     shorter, longer = sorted((width, height))
     long_side = int(short_side * longer / shorter)
     resized = (short_side, long_side) if width <= height else (long_side, short_side)
-    left, top = (_central_offset(length, size) for length in resized)
+    if corner is None:
+        left, top = (_central_offset(length, size) for length in resized)
+    else:
+        left, top = ((length - size) * far for length, far in zip(resized, corner, strict=True))
     if short_side * long_side <= MAX_RESIZED_PIXELS:
         return View((0, 0, width, height), *resized, -left, -top)
     return _central_part(width, height, resized, (left, top, left + size, top + size))

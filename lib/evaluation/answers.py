@@ -6,6 +6,7 @@ from typing import Self
 import numpy as np
 import torch
 
+from lib.evaluation.accuracy import class_accuracy_metrics
 from lib.evaluation.scores import scores_of
 
 NUM_BEST = 5
@@ -47,6 +48,26 @@ class Answers:
     def labelled(self) -> Self:
         """Return the answers of the images whose class is known."""
         return self if (self.labels >= 0).all() else self.at(np.flatnonzero(self.labels >= 0))
+
+
+def accuracy_metrics(predicted: np.ndarray, labels: np.ndarray, train_counts: np.ndarray) -> dict[str, float]:
+    """Return top1, mean_class_error, many, medium, few of predictions (n,); images labelled -1 do not count."""
+    num_classes, known = len(train_counts), labels >= 0
+    right, total = (np.bincount(labels[rows], minlength=num_classes) for rows in ((labels == predicted) & known, known))
+    return class_accuracy_metrics(right, total, train_counts)
+
+
+def answer_metrics(answers: Answers, train_counts: np.ndarray) -> dict[str, float]:
+    """Return loss (over readable images), top1, top5, mean_class_error, many, medium, few; nothing without labels."""
+    answers = answers.labelled()
+    if not len(answers):
+        return {}
+    losses = answers.losses[~np.isnan(answers.losses)].astype(np.float64)
+    return {
+        **({'loss': float(losses.mean())} if len(losses) else {}),
+        'top5': float((answers.best == answers.labels[:, None]).any(axis=1).mean()),
+        **accuracy_metrics(answers.predicted, answers.labels, train_counts),
+    }
 
 
 def answers_of(logits: torch.Tensor, labels: torch.Tensor, readable: torch.Tensor) -> Answers:

@@ -31,6 +31,19 @@ def describe_metrics(rows: dict[str, dict[str, float]]) -> list[str]:
     return lines
 
 
+def describe_prediction(metrics: dict[str, float], plain: dict[str, float]) -> list[str]:
+    """Return the metrics of a prediction; of several views or models, beside those of the first one's plain view."""
+    if not plain:
+        return describe_metrics({'test': metrics})
+    lines = describe_metrics({'one model, one view': plain, 'all together': metrics})
+    gain = plain['mean_class_error'] - metrics['mean_class_error']
+    if gain <= 0:
+        lines.append('all together are no better than one model and one view by mean class error')
+    else:
+        lines.append(f'all together: mean class error {gain:.1%} lower'.replace('%', ' points'))
+    return lines
+
+
 def describe_tau(tau: dict[str, Any]) -> list[str]:
     """Return what tau.json says, in two or three lines."""
     name = {'mean_class_error': 'mean class error', 'top1': 'top-1 accuracy'}[tau['metric']]

@@ -41,7 +41,6 @@ def evaluate(
     train_counts: np.ndarray,
     label: str = 'valid',
     look_at: LookAt | None = None,
-    flip: bool = False,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Run `model` over every image of `loader`; with several ranks, each over its own, once and without padding.
@@ -52,7 +51,6 @@ def evaluate(
         label: name of the split on the progress bar.
         look_at: called with each batch, its features (batch, num_features) and logits (batch, num_classes), both
             float32 on the device: for whoever needs more than the metrics.
-        flip: also look at each image mirrored; features and logits are the means of both views.
         ranks: that share the images, as the loader does. All of them get the whole result.
     """
     was_training = model.training
@@ -63,10 +61,8 @@ def evaluate(
     predicted = [torch.zeros(0, dtype=torch.int64, device=device)]
     bad: list[tuple[int, str]] = []
     for batch in progress(loader, total=len(loader), label=label):
-        features, logits = _look(model, batch.images)
-        if flip:
-            mirrored = _look(model, batch.images.flip(-1))
-            features, logits = (features + mirrored[0]) / 2, (logits + mirrored[1]) / 2
+        features = model.features(batch.images)
+        logits = model.classify(features)
         predicted.append(counts.update(logits, batch.labels, batch.readable))
         bad += batch.bad
         if look_at:
@@ -117,8 +113,3 @@ def _evaluation(
     """Bring together what the ranks have found."""
     bad = [found for part in ranks.gather(bad) for found in part]
     return Evaluation(counts.metrics(train_counts, ranks), ranks.join(torch.cat(predicted).cpu().numpy()), bad)
-
-
-def _look(model: Recognizer, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    features = model.features(images)
-    return features, model.classify(features)

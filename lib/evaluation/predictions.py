@@ -1,78 +1,130 @@
-"""Predictions as files: one row an image, in input order."""
+"""Predictions as files: one row an image, in input order, written a part at a time."""
 
 import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import torch
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from lib.dataset.loader import Batch
-from lib.runtime.files import replacing, write_text
-from lib.runtime.ranks import Ranks
+from lib.runtime.files import replacing
 
-
-def write_predictions(path: Path, names: Sequence[str], predicted: np.ndarray) -> None:
-    """Write `id,predicted`; predicted is a category_id, -1 for an image that could not be decoded."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(('id', 'predicted'))
-    writer.writerows(zip(names, predicted.tolist(), strict=True))
-    write_text(path, text.getvalue())
+_ROWS_AT_ONCE = 10_000
+Names = pa.StringArray | pa.LargeStringArray | pa.ChunkedArray
 
 
-class Extras:
-    """Collects what goes beyond the best class, batch by batch: pass `look_at` to evaluate().
+def write_predictions(path: Path, names: Names, predicted: np.ndarray) -> None:
+    """Write `id,predicted`; predicted (n,) is a category_id, -1 for an image that could not be decoded."""
+    rows_of = (zip(some, predicted[rows].tolist(), strict=True) for some, rows in _parts(names))
+    _write_csv(path, ('id', 'predicted'), chain.from_iterable(rows_of))
 
-    Args:
-        top_k: classes an image; 0 for none.
-        embeddings: whether features are kept (num_images * num_features * 4 bytes).
+
+def write_top(
+    path: Path, names: Names, best: np.ndarray, probabilities: np.ndarray, top_k: int, class_names: Sequence[str]
+) -> None:
+    """Write id, rank, category_id, probability, name: the classes of each image, the most probable first.
+
+    `best` and `probabilities` are (n, at least top_k). Images that could not be decoded have no rows.
     """
 
-    def __init__(self, top_k: int, embeddings: bool) -> None:
-        self._top_k, self._embeddings = top_k, embeddings
-        self._classes: list[np.ndarray] = []
-        self._probabilities: list[np.ndarray] = []
-        self._features: list[np.ndarray] = []
+    def rows_of() -> Iterator[tuple]:
+        for some, rows in _parts(names):
+            classes, chances = best[rows, :top_k].tolist(), probabilities[rows, :top_k].tolist()
+            for image, labels, of_labels in zip(some, classes, chances, strict=True):
+                for rank, (label, chance) in enumerate(zip(labels, of_labels, strict=True), start=1):
+                    if label >= 0:
+                        yield image, rank, label, f'{chance:.6f}', class_names[label]
 
-    def look_at(self, batch: Batch, features: torch.Tensor, logits: torch.Tensor) -> None:
-        """Take a batch's features (batch, num_features) and logits (batch, num_classes)."""
-        if self._top_k:
-            best = logits.softmax(dim=1).topk(min(self._top_k, logits.shape[1]), dim=1)
-            classes = torch.where(batch.readable[:, None], best.indices, -1)
-            self._classes.append(classes.cpu().numpy())
-            self._probabilities.append(best.values.cpu().numpy())
-        if self._embeddings:
-            self._features.append((features * batch.readable[:, None]).cpu().numpy())
+    _write_csv(path, ('id', 'rank', 'category_id', 'probability', 'name'), rows_of())
 
-    def join(self, ranks: Ranks) -> None:
-        """Bring together what the ranks have looked at, each at its own images."""
-        for kept in (self._classes, self._probabilities, self._features):
-            kept[:] = [part for parts in ranks.gather(kept) for part in parts]
 
-    def write(self, stem: Path, names: Sequence[str], class_names: Sequence[str]) -> list[Path]:
-        """Write STEM_topK.csv (id, rank, category_id, probability, name) and STEM_features.npy; return their paths.
+def write_answered(path: Path, names: Names, best: np.ndarray, confidence: np.ndarray, threshold: float) -> None:
+    """Write `id,predicted,probability`: predicted is -1 where the probability is below the threshold."""
 
-        Images that could not be decoded have no rows in the first, and zeros in the second.
-        """
-        written = []
-        if self._top_k:
-            written.append(stem.with_name(f'{stem.name}_top{self._top_k}.csv'))
-            self._write_top(written[-1], names, class_names)
-        if self._embeddings:
-            written.append(stem.with_name(f'{stem.name}_features.npy'))
-            with replacing(written[-1]) as temporary:
-                np.save(temporary, np.concatenate(self._features).astype(np.float32))
-        return written
+    def rows_of() -> Iterator[tuple]:
+        for some, rows in _parts(names):
+            labels = np.where(confidence[rows] >= threshold, best[rows], -1).tolist()
+            for image, label, chance in zip(some, labels, confidence[rows].tolist(), strict=True):
+                yield image, label, f'{chance:.6f}'
 
-    def _write_top(self, path: Path, names: Sequence[str], class_names: Sequence[str]) -> None:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator='\n')
-        writer.writerow(('id', 'rank', 'category_id', 'probability', 'name'))
-        classes, probabilities = np.concatenate(self._classes), np.concatenate(self._probabilities)
-        for image, labels, chances in zip(names, classes.tolist(), probabilities.tolist(), strict=True):
-            for rank, (label, chance) in enumerate(zip(labels, chances, strict=True), start=1):
-                if label >= 0:
-                    writer.writerow((image, rank, label, f'{chance:.6f}', class_names[label]))
-        write_text(path, text.getvalue())
+    _write_csv(path, ('id', 'predicted', 'probability'), rows_of())
+
+
+def write_embeddings(path: Path, names: Names, features: np.ndarray) -> None:
+    """Write features (n, num_features) float32: as .npy, in the order of the images, or as .parquet with their ids."""
+    write = {'.npy': _write_npy, '.parquet': _write_parquet}[path.suffix]
+    with replacing(path) as temporary:
+        write(temporary, names, features)
+
+
+def write_products(
+    path: Path,
+    products: np.ndarray,
+    product_names: Sequence[str],
+    best: np.ndarray,
+    probabilities: np.ndarray,
+    class_names: Sequence[str],
+) -> None:
+    """Write product, predicted, probability, name, num_images: one row a product, voted by its photos.
+
+    Each readable photo gives its best classes their probabilities, and the sums are compared; equal sums go to the
+    smaller class. The probability is the mean over the photos. A product without a readable photo has -1.
+
+    Args:
+        products: (n,) number of each photo's product, into product_names.
+        best, probabilities: (n, k), k classes of each photo; what is beyond them has no say.
+    """
+    num_images = np.bincount(products, minlength=len(product_names))
+    readable = np.flatnonzero(best[:, 0] >= 0)
+    num_readable = np.bincount(products[readable], minlength=len(product_names))
+    width = best.shape[1]
+    of_product = np.repeat(products[readable], width).astype(np.int64)
+    classes = np.asarray(best[readable]).astype(np.int64).ravel()
+    chances = np.asarray(probabilities[readable]).astype(np.float64).ravel()
+    keys, place = np.unique(of_product * len(class_names) + classes, return_inverse=True)
+    sums = np.bincount(place, chances, minlength=len(keys))
+    owners, candidates = np.divmod(keys, len(class_names))
+    # By product, then the largest sum, then the smallest class: the first of each product wins.
+    order = np.lexsort((candidates, -sums, owners))
+    first = order[np.unique(owners[order], return_index=True)[1]]
+    winner, chance = np.full(len(product_names), -1), np.zeros(len(product_names))
+    winner[owners[first]] = candidates[first]
+    chance[owners[first]] = sums[first] / num_readable[owners[first]]
+    rows = (
+        (name, label, f'{mean:.6f}', class_names[label] if label >= 0 else '', count)
+        for name, label, mean, count in zip(
+            product_names, winner.tolist(), chance.tolist(), num_images.tolist(), strict=True
+        )
+    )
+    _write_csv(path, ('product', 'predicted', 'probability', 'name', 'num_images'), rows)
+
+
+def _parts(names: Names) -> Iterator[tuple[list[str], slice]]:
+    for start in range(0, len(names), _ROWS_AT_ONCE):
+        some = names.slice(start, _ROWS_AT_ONCE).to_pylist()
+        yield some, slice(start, start + len(some))
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[tuple]) -> None:
+    with replacing(path) as temporary, open(temporary, 'w', encoding='utf-8', newline='') as file:
+        writer = csv.writer(file, lineterminator='\n')
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _write_npy(path: Path, names: Names, features: np.ndarray) -> None:
+    written = np.lib.format.open_memmap(path, 'w+', np.float32, features.shape)
+    for start in range(0, len(features), _ROWS_AT_ONCE):
+        written[start : start + _ROWS_AT_ONCE] = features[start : start + _ROWS_AT_ONCE]
+    written.flush()
+
+
+def _write_parquet(path: Path, names: Names, features: np.ndarray) -> None:
+    schema = pa.schema([('id', pa.large_string()), ('embedding', pa.list_(pa.float32(), features.shape[1]))])
+    with pq.ParquetWriter(path, schema) as writer:
+        for some, rows in _parts(names):
+            values = pa.array(np.ascontiguousarray(features[rows], np.float32).ravel())
+            embeddings = pa.FixedSizeListArray.from_arrays(values, features.shape[1])
+            writer.write_table(pa.table([pa.array(some, pa.large_string()), embeddings], schema))

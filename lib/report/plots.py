@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from lib.report.canvas import PANEL_SIZE, new_panel, save_png, styled
+from lib.report.canvas import PALETTE, PANEL_SIZE, legend, new_panel, percent_axis, save_png, styled
 from lib.report.curves import curve_panels, draw_panel
 from lib.report.error_by_count import draw_error_by_count
 from lib.report.tau_curve import METRICS, draw_tau
@@ -56,4 +56,30 @@ def plot_tau(path: str | os.PathLike, tau: dict[str, Any]) -> Path:
         figure, axes = new_panel()
         draw_tau(axes, tau)
         axes.set_title(f'Valid {METRICS.get(tau["metric"], tau["metric"])} for every tau', pad=24)
+        return save_png(path, figure)
+
+
+def plot_risk_coverage(path: str | os.PathLike, found: dict[str, Any]) -> Path:
+    """Write the error among the answered images against their share as PNG.
+
+    `found`: curve {coverage, error}, wanted_error, threshold, coverage and error at the threshold.
+    """
+    with styled():
+        figure, axes = new_panel()
+        coverage, error = (np.asarray(found['curve'][name], float) for name in ('coverage', 'error'))
+        axes.step(coverage, error, where='post', color=PALETTE['valid'], linewidth=1.6)
+        axes.axhline(
+            found['wanted_error'], color=PALETTE['muted'], linestyle=(0, (4, 2)), linewidth=1.2, label='wanted'
+        )
+        if found['threshold'] is not None:
+            label = f'threshold {found["threshold"]:.2f}'
+            axes.plot([found['coverage']], [found['error']], 'o', color=PALETTE['few'], label=label, zorder=4)
+        axes.set_xlim(0, 1.01)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel('share of the images that are answered')
+        axes.set_ylabel('error among them')
+        for axis in (axes.xaxis, axes.yaxis):
+            percent_axis(axis)
+        legend(axes)
+        axes.set_title('Valid: error against coverage', pad=24)
         return save_png(path, figure)

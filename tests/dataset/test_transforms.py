@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode, functional
 
 from lib.dataset import transforms
 from lib.dataset.images import FileImages
-from lib.dataset.transforms import PadCrop, RandomResizedCrop, ResizeCenterCrop
+from lib.dataset.transforms import PadCrop, RandomResizedCrop, ResizeCenterCrop, ResizeCornerCrop, ResizeWhole
 from tests.dataset.drawing import draw, draws_of
 
 SIZES = [(1, 1), (2, 1), (1, 3), (7, 5), (32, 32), (111, 113), (112, 112), (129, 128), (348, 261), (20, 600)]
@@ -280,3 +280,29 @@ def test_real_photos_equal_torchvisions_pipeline():
         left, top, right, bottom = train_transform.box(*photo.size, draws[1:])
         expected = functional.resized_crop(photo, top, left, bottom - top, right - left, [112, 112])
         assert_same_but_for_rounding(draw(train_transform, whole, draws), expected)
+
+
+@pytest.mark.parametrize(('width', 'height'), [(90, 60), (60, 90), (64, 64), (33, 200), (8, 8)])
+def test_five_crops_are_torchvisions(width, height):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    size, ratio = 32, 0.8
+    resized = functional.resize(image, math.floor(size / ratio))
+    corners = functional.five_crop(resized, [size, size])[:4]  # top left, top right, bottom left, bottom right
+    places = [(right, bottom) for bottom in (False, True) for right in (False, True)]
+    for crop, (right, bottom) in zip(corners, places, strict=True):
+        view = ResizeCornerCrop(size, ratio, right, bottom).view(width, height)
+        left, top = ((length - size) * far for length, far in zip(resized.size, (right, bottom), strict=True))
+        assert (view.width, view.height, -view.left, -view.top) == (*resized.size, left, top)
+        assert crop.size == (size, size)
+        assert np.array_equal(np.asarray(crop), np.asarray(resized)[top : top + size, left : left + size])
+
+
+@pytest.mark.parametrize(('width', 'height'), [(90, 60), (60, 90), (64, 64), (1, 5000), (3, 2)])
+def test_whole_image_is_in_the_middle_of_zeros(width, height):
+    view = ResizeWhole(32).view(width, height)
+    assert view.box == (0, 0, width, height)
+    assert max(view.width, view.height) == 32
+    assert min(view.width, view.height) == max(1, round(min(width, height) * 32 / max(width, height)))
+    assert abs(2 * view.left + view.width - 32) <= 1
+    assert abs(2 * view.top + view.height - 32) <= 1
+    assert view.frame == (view.left, view.top, view.left + view.width, view.top + view.height)

@@ -46,14 +46,40 @@ TRAIN: dict[str, Key] = {
 }
 
 TEST: dict[str, Key] = {
-    'BATCH_SIZE': Key(0, 'Images a step in validation and test. 0: TRAIN.BATCH_SIZE.', low=0),
-    'TOP_K': Key(0, 'Also write the K best classes of each image, with probabilities and names. 0: no.', low=0),
+    'BATCH_SIZE': Key(0, 'Images a step in validation and test. 0: TRAIN.BATCH_SIZE, but at most 64 on CPUs.', low=0),
+    'IMAGES': Key('', "What test.py predicts instead of the test split: a photo, a folder, or '-': a list on stdin."),
     'FLIP': Key(
         False,
-        'Also look at each image mirrored, and average logits and features (test.py alone: neither the validation of '
-        'training nor tau_norm.py).',
+        'Also look at each image mirrored (this and what follows: test.py alone, neither the validation of training '
+        'nor tau_norm.py).',
     ),
-    'EMBEDDINGS': Key(False, 'Also write the features of each image, as a float32 .npy file.'),
+    'CROPS': Key(
+        'center',
+        'What is seen of each image: the centre; with the four corners; those mirrored too; the whole image, padded.',
+        choices=('center', 'five', 'ten', 'whole'),
+    ),
+    'SCALES': Key((1.0,), 'Sides at which all that is seen, in TEST_SIZE; the views are averaged.', low=0.1, high=10.0),
+    'AVERAGE': Key('logits', 'What of views and models is averaged.', choices=('logits', 'probabilities')),
+    'ENSEMBLE': Key('', 'More checkpoints that predict together with RESUME_MODEL: paths, separated by commas.'),
+    'ENSEMBLE_WEIGHTS': Key(
+        'equal',
+        "Weights of the models: 'equal'; 'valid': those that make the labels of the valid split most probable; or "
+        'numbers, separated by commas.',
+    ),
+    'TOP_K': Key(0, 'Also write the K best classes of each image, with probabilities and names. 0: no.', low=0),
+    'EMBEDDINGS': Key(False, 'Also write the features of each image, float32: the mean over the views.'),
+    'EMBEDDINGS_FORMAT': Key('npy', 'As a NumPy array, or as Parquet with ids.', choices=('npy', 'parquet')),
+    'PRODUCTS': Key(
+        '',
+        "Also vote the photos of a product to one row: 'folder' (those in one folder), or a CSV of id,product.",
+    ),
+    'ABSTAIN_ERROR': Key(
+        0.0,
+        'Also write predictions that are given up where they are not sure: error wanted among the others, by a '
+        'threshold that is chosen on the valid split. 0: no.',
+        low=0.0,
+        high=0.999,
+    ),
 }
 
 TAU_NORM: dict[str, Key] = {

@@ -1,0 +1,147 @@
+"""test.py at its best: several views and models, photos from anywhere, products, abstention, interruptions."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from lib.trainer.checkpoint import read_checkpoint, write_checkpoint
+from tests.scripts.running import ON_CPU, contents, the_error
+
+MODEL = ('--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU)
+
+
+def rows_of(path):
+    with open(path, encoding='utf-8', newline='') as file:
+        return list(csv.reader(file))[1:]
+
+
+@pytest.fixture(scope='module')
+def valid(products):
+    return ('--DATASET_TEST_JSON', products / 'converted_val.json')
+
+
+@pytest.fixture
+def other_model(run_folder):
+    """A second run's checkpoint: that of the first with another classifier, at another image size."""
+    checkpoint = read_checkpoint(run_folder / 'log' / 'tiny' / 'best_model.pth')
+    weight = checkpoint.state_dict['classifier.weight']
+    checkpoint.state_dict['classifier.weight'] = weight.flip(0).contiguous()
+    checkpoint.config += '\nINPUT:\n  TEST_SIZE: 40\n' if 'INPUT:' not in checkpoint.config else ''
+    checkpoint.config = checkpoint.config.replace('TEST_SIZE: 0', 'TEST_SIZE: 40')
+    write_checkpoint(run_folder / 'other.pth', checkpoint)
+    return 'other.pth'
+
+
+def test_a_model_with_itself_is_that_model(scripts, run_folder, valid):
+    scripts.run(run_folder, 'test.py', *MODEL, *valid)
+    folder = run_folder / 'log' / 'tiny'
+    alone = contents(folder)
+    for average in ('logits', 'probabilities'):
+        options = ('--TEST_ENSEMBLE', './log/tiny/best_model.pth', '--TEST_AVERAGE', average)
+        done = scripts.run(run_folder, 'test.py', *MODEL, *valid, *options)
+        assert contents(folder)['best_model.csv'] == alone['best_model.csv']
+        assert 'no better than one model and one view' in done.stdout
+
+
+def test_views_and_models(scripts, run_folder, valid, other_model):
+    options = ('--TEST_ENSEMBLE', other_model, '--TEST_CROPS', 'ten', '--TEST_SCALES', '1.0,1.25', '--TEST_TOP_K', 3)
+    done = scripts.run(run_folder, 'test.py', *MODEL, *valid, *options, '--TEST_EMBEDDINGS', True)
+    folder = run_folder / 'log' / 'tiny'
+    found = json.loads((folder / 'best_model_metrics.json').read_text())
+    assert {'top1', 'plain'} <= found.keys()
+    assert 'all together' in done.stdout
+    assert '2 models, weights 0.50, 0.50' in done.stdout
+    scripts.run(run_folder, 'test.py', *MODEL, *valid)
+    plain = json.loads((folder / 'best_model_metrics.json').read_text())
+    assert found['plain'] == {name: value for name, value in plain.items() if name in found['plain']}
+    whole = scripts.run(run_folder, 'test.py', *MODEL, *valid, '--TEST_CROPS', 'whole')
+    assert 'one model, one view' in whole.stdout
+    assert json.loads((folder / 'best_model_metrics.json').read_text())['plain']['top1'] == plain['top1']
+    assert not list(folder.glob('*.partial'))
+
+
+def test_weights(scripts, run_folder, valid, other_model):
+    options = (*MODEL, *valid, '--TEST_ENSEMBLE', other_model)
+    scripts.run(run_folder, 'test.py', *MODEL, *valid)
+    alone = (run_folder / 'log' / 'tiny' / 'best_model.csv').read_text()
+    scripts.run(run_folder, 'test.py', *options, '--TEST_ENSEMBLE_WEIGHTS', '2,0')
+    assert (run_folder / 'log' / 'tiny' / 'best_model.csv').read_text() == alone
+    fitted = ('--TEST_ENSEMBLE_WEIGHTS', 'valid', '--TEST_AVERAGE', 'probabilities')
+    done = scripts.run(run_folder, 'test.py', *options, *fitted)
+    assert 'fitted on the very images that are predicted' in done.stderr
+    for wrong, words in (('1', '2 numbers'), ('a,b', '2 numbers'), ('1,-2', '2 numbers'), ('valid', 'probabilities')):
+        line = the_error(scripts.run(run_folder, 'test.py', *options, '--TEST_ENSEMBLE_WEIGHTS', wrong, code=2))
+        assert words in line
+
+
+def test_other_classes_are_no_ensemble(scripts, run_folder, valid, other_model):
+    checkpoint = read_checkpoint(run_folder / other_model)
+    checkpoint.training_set.class_names[0] = 'something else'
+    write_checkpoint(run_folder / other_model, checkpoint)
+    options = ('--TEST_ENSEMBLE', other_model)
+    assert 'name by name' in the_error(scripts.run(run_folder, 'test.py', *MODEL, *valid, *options, code=2))
+
+
+def test_a_photo_a_folder_and_a_list(scripts, run_folder, products):
+    photo = products / json.loads((products / 'converted_val.json').read_text())['annotations'][0]['fpath']
+    done = scripts.run(run_folder, 'test.py', *MODEL, '--TEST_IMAGES', photo)
+    csv_file = run_folder / 'log' / 'tiny' / 'best_model.csv'
+    ((name, label),) = rows_of(csv_file)
+    assert name == str(photo)
+    assert f'{photo}: ' in done.stdout
+    (run_folder / 'photos').mkdir()
+    shutil.copy(photo, run_folder / 'photos' / 'b.jpg')
+    (run_folder / 'photos' / 'a.jpg').write_bytes(b'no photo')
+    scripts.run(run_folder, 'test.py', *MODEL, '--TEST_IMAGES', 'photos')
+    assert rows_of(csv_file) == [['a.jpg', '-1'], ['b.jpg', label]]
+    line = the_error(scripts.run(run_folder, 'test.py', *MODEL, '--TEST_IMAGES', 'nothing', code=2))
+    assert 'TEST.IMAGES nothing: no such photo or folder' in line
+
+
+def test_photos_of_a_product_are_one_row(scripts, run_folder, valid, products):
+    scripts.run(run_folder, 'test.py', *MODEL, *valid, '--TEST_PRODUCTS', 'folder', '--TEST_TOP_K', 6)
+    folder = run_folder / 'log' / 'tiny'
+    top = rows_of(folder / 'best_model_top6.csv')
+    sums: dict[str, dict[int, float]] = {}
+    for image, _, label, chance, _ in top:
+        of_product = sums.setdefault(image.rpartition('/')[0], {})
+        of_product[int(label)] = of_product.get(int(label), 0) + float(chance)
+    found = {row[0]: (int(row[1]), float(row[2]), int(row[4])) for row in rows_of(folder / 'best_model_products.csv')}
+    assert found.keys() == sums.keys()
+    for product, (label, chance, count) in found.items():
+        assert sums[product][label] == pytest.approx(max(sums[product].values()), abs=1e-5)
+        assert count == 4
+        assert chance == pytest.approx(sums[product][label] / 4, abs=1e-5)
+    (run_folder / 'products.csv').write_text('id,product\nx.jpg,1\n')
+    options = ('--TEST_PRODUCTS', 'products.csv')
+    assert 'no product is given for' in the_error(scripts.run(run_folder, 'test.py', *MODEL, *valid, *options, code=2))
+
+
+def test_what_is_not_sure_is_given_up(scripts, run_folder, valid):
+    done = scripts.run(run_folder, 'test.py', *MODEL, *valid, '--TEST_ABSTAIN_ERROR', 0.9)
+    folder = run_folder / 'log' / 'tiny'
+    found = json.loads((folder / 'best_model_risk_coverage.json').read_text())
+    answered = rows_of(folder / 'best_model_answered.csv')
+    assert len(answered) == len(rows_of(folder / 'best_model.csv'))
+    share = np.mean([int(row[1]) >= 0 for row in answered])
+    assert share == pytest.approx(found['coverage']), 'the valid split is what is predicted here'
+    assert all((float(row[2]) >= found['threshold'] - 1e-6) == (int(row[1]) >= 0) for row in answered)
+    assert 'answered from probability' in done.stdout
+    done = scripts.run(run_folder, 'test.py', *MODEL, *valid, '--TEST_ABSTAIN_ERROR', 1e-6)
+    assert 'every prediction is given up' in done.stdout
+    assert all(row[1] == '-1' for row in rows_of(folder / 'best_model_answered.csv'))
+
+
+def test_embeddings_as_parquet(scripts, run_folder, valid):
+    scripts.run(run_folder, 'test.py', *MODEL, *valid, '--TEST_EMBEDDINGS', True)
+    options = ('--TEST_EMBEDDINGS', True, '--TEST_EMBEDDINGS_FORMAT', 'parquet')
+    scripts.run(run_folder, 'test.py', *MODEL, *valid, *options)
+    folder = run_folder / 'log' / 'tiny'
+    table = pq.read_table(folder / 'best_model_features.parquet')
+    assert table['id'].to_pylist() == [row[0] for row in rows_of(folder / 'best_model.csv')]
+    expected = np.load(folder / 'best_model_features.npy')
+    assert np.array_equal(np.stack(table['embedding'].to_pylist()).astype(np.float32), expected)
