@@ -1,0 +1,36 @@
+"""Prediction killed again and again gives the files of one that was not."""
+
+import random
+import signal
+
+import pytest
+
+from tests.scripts.running import ON_CPU, REPOSITORY, contents
+
+OPTIONS = ('--TEST_TOP_K', 3, '--TEST_EMBEDDINGS', True, '--TEST_FLIP', True, '--TEST_BATCH_SIZE', 2)
+
+
+@pytest.mark.parametrize('seed', [random.randrange(1000)], ids='seed{}'.format)
+def test_killed_and_resumed(scripts, run_folder, products, seed):
+    model = ('--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU)
+    options = (*model, '--DATASET_TEST_JSON', products / 'converted_val.json', *OPTIONS)
+    scripts.run(run_folder, 'test.py', *options)
+    folder = run_folder / 'log' / 'tiny'
+    expected = contents(folder)
+    for path in folder.glob('best_model[._]*'):
+        if path.suffix != '.pth':
+            path.unlink()
+    draws = random.Random(seed)
+    going_on = 0
+    for _ in range(3):
+        place = ('SIGKILL', 'lib.runtime.row_store:RowStore.write', draws.randint(1, 4))
+        done = scripts.run(run_folder, 'tests/scripts/flushing.py', *place, REPOSITORY / 'test.py', *options, code=None)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert (folder / 'best_model_test.partial').is_dir()
+        assert not (folder / 'best_model.csv').exists()
+        going_on += 'goes on after' in done.stdout
+    assert going_on == 2
+    done = scripts.run(run_folder, 'test.py', *options)
+    assert 'goes on after' in done.stdout
+    assert contents(folder) == expected
+    assert not list(folder.glob('*.partial'))
