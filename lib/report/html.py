@@ -9,8 +9,8 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from lib.evaluation.confusion import ConfusedPair, most_confused
 from lib.report.canvas import PALETTE, inline_svg, new_panel, styled
-from lib.report.confusion import ConfusedPair, most_confused
 from lib.report.curves import curve_panels, draw_panel
 from lib.report.data import ReportData
 from lib.report.error_by_count import draw_error_by_count

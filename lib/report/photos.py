@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from lib.report.confusion import ConfusedPair
+from lib.evaluation.confusion import ConfusedPair
 
 THUMBNAIL = 128  # pixels of the longer side
 MISTAKES = 3  # photos shown of a pair's mistakes

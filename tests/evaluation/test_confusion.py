@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lib.report.confusion import most_confused
+from lib.evaluation.confusion import most_confused
 
 
 def obvious_pairs(labels, predicted):

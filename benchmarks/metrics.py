@@ -1,0 +1,101 @@
+"""What do all metrics of 150,000 predictions in 50,030 classes cost, and 1,000 draws of the bootstrap?
+
+python benchmarks/metrics.py [--images N] [--classes N] [--rounds N] [--json FILE]
+
+Long-tailed training counts (5 to 8,000), 1 to 5 valid images a class, a product tree of three levels, 70 % right. Every
+round is a process of its own, so that its peak is that of the metrics alone: `megabytes` is the peak of its resident
+memory less what it held before, answers and imports included. Medians of the rounds. `compare_seconds` is the paired
+comparison of two models; `worst_draws_seconds` the bootstrap where no two classes have the same counts.
+"""
+
+import json
+import multiprocessing
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from benchmarks.harness import finish, parse_arguments
+from lib.evaluation.answers import Answers
+from lib.evaluation.class_interval import NUM_DRAWS, accuracy_draws
+from lib.evaluation.class_report import class_table, metrics_of
+from lib.evaluation.paired import compare
+from lib.runtime.entry import run_script
+
+
+def make_answers(labels: np.ndarray, num_classes: int, seed: int) -> Answers:
+    """Return answers of which 70 % are right, and some of the others among the best five."""
+    random = np.random.default_rng(seed)
+    best = random.integers(0, num_classes, (len(labels), 5))
+    place = np.minimum(random.geometric(0.7, len(labels)) - 1, 5)
+    found = place < 5
+    best[np.flatnonzero(found), place[found]] = labels[found]
+    best[random.random(len(labels)) < 0.001] = -1
+    confidence = np.where(best[:, 0] >= 0, random.beta(4, 1, len(labels)), 0).astype(np.float32)
+    losses = np.where(best[:, 0] >= 0, random.exponential(1.0, len(labels)), np.nan).astype(np.float32)
+    return Answers(labels, best, confidence, losses)
+
+
+def resident_megabytes(name: str) -> float:
+    """Return VmRSS (now) or VmHWM (the peak) of this process; needs Linux."""
+    for line in Path('/proc/self/status').read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f'/proc/self/status names no {name}')
+
+
+def measure(images: int, classes: int, sink) -> None:
+    """Measure once, and send the figures."""
+    random = np.random.default_rng(0)
+    train_counts = np.geomspace(8000, 5, classes).astype(np.int64)
+    labels = np.concatenate([np.arange(classes), random.integers(0, classes, max(0, images - classes))])[:images]
+    answers, other = (make_answers(labels, classes, seed) for seed in (1, 2))
+    parents = [[f'aisle {c % 40}', f'shelf {c % 800}', f'brand {c % 4000}'] for c in range(classes)]
+    figures = {}
+    metrics_of(answers.at(np.arange(100)), train_counts)  # what is loaded on first use is not the metrics'
+    before = resident_megabytes('VmRSS')
+    Path('/proc/self/clear_refs').write_text('5')  # the peak starts anew
+    started = time.perf_counter()
+    metrics_of(answers, train_counts, parents=parents)
+    table = class_table(answers, classes)
+    figures['seconds'] = time.perf_counter() - started
+    figures['megabytes'] = resident_megabytes('VmHWM') - before
+    started = time.perf_counter()
+    accuracy_draws(table.right, table.images, num_draws=NUM_DRAWS)
+    figures['bootstrap_seconds'] = time.perf_counter() - started
+    started = time.perf_counter()
+    compare(answers, other, classes)
+    figures['compare_seconds'] = time.perf_counter() - started
+    total = np.arange(2, classes + 2)
+    started = time.perf_counter()
+    accuracy_draws(total // 2, total, num_draws=NUM_DRAWS)
+    figures['worst_draws_seconds'] = time.perf_counter() - started
+    sink.send(json.dumps(figures))
+
+
+def main() -> None:
+    arguments = parse_arguments(
+        __doc__.splitlines()[0],
+        images=(150_000, 'predictions'),
+        classes=(50_030, 'classes'),
+        rounds=(5, 'processes that measure'),
+    )
+    rounds = []
+    context = multiprocessing.get_context('spawn')
+    for _ in range(arguments.rounds):
+        source, sink = context.Pipe(duplex=False)
+        process = context.Process(target=measure, args=(arguments.images, arguments.classes, sink))
+        process.start()
+        sink.close()  # a process that dies ends the pipe
+        rounds.append(json.loads(source.recv()))
+        process.join()
+    figures = {name: statistics.median(figures[name] for figures in rounds) for name in rounds[0]}
+    finish(figures, arguments.json)
+
+
+if __name__ == '__main__':
+    run_script(main)

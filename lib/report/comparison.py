@@ -1,0 +1,163 @@
+"""Several models on the same images, side by side: lines for a terminal, and a picture."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lib.errors import UserError
+from lib.evaluation.answers import Answers
+from lib.evaluation.class_report import metrics_of
+from lib.evaluation.paired import Comparison, compare
+from lib.report.canvas import PALETTE, percent_axis, save_png, styled
+
+_COLUMNS = {'top1': 'top-1', 'many': 'many', 'medium': 'medium', 'few': 'few', 'ece': 'ECE'}
+_NAME_WIDTH = 20  # with it, the longest line has 80 columns
+_GROUPS = {'mean_class_error': 'all classes', 'many': 'many', 'medium': 'medium', 'few': 'few'}
+_COLOURS, _MARKERS = ('valid', 'few', 'many', 'medium', 'top1', 'train'), 'osD^vPX'  # no common factor
+
+
+def comparison_lines(
+    names: Sequence[str],
+    answers: Sequence[Answers],
+    train_counts: np.ndarray,
+    metrics: Sequence[dict[str, Any]] | None = None,
+) -> list[str]:
+    """Return a table of the models and one of their differences to the first, no line longer than 80 columns.
+
+    Args:
+        names: of the models; long ones are cut in the middle.
+        answers: of each, to the same images in the same order.
+        train_counts: (num_classes,) images a class in the original training set.
+        metrics: what metrics_of says of each, where it is known already.
+
+    Raises:
+        UserError: two models were not measured on the same images, or these have no labels.
+    """
+    for name, other in zip(names, answers, strict=True):
+        if not np.array_equal(answers[0].labels, other.labels):
+            raise UserError(
+                f'{name}: was measured on other images than {names[0]} ({len(other):,} and {len(answers[0]):,}, or of '
+                'other classes); compare models on one split'
+            )
+    if metrics is None:
+        metrics = [metrics_of(one, train_counts) for one in answers]
+    if not metrics[0]:
+        raise UserError(f'{names[0]}: its images have no labels, so nothing can be compared; choose a labelled split')
+    short = _short_names(names)
+    lines = _models(short, metrics)
+    if len(names) > 1:
+        found = [compare(answers[0], other, len(train_counts)) for other in answers[1:]]
+        lines += ['', *_differences(short, found)]
+    return lines
+
+
+def _models(names: list[str], metrics: Sequence[dict[str, Any]]) -> list[str]:
+    width = max(map(len, names))
+    lines = [f'{"%":<{width}}  {"mean class error":>20}' + ''.join(f'{title:>7}' for title in _COLUMNS.values())]
+    for name, found in zip(names, metrics, strict=True):
+        low, high = (100 * end for end in found['interval']['mean_class_error'])
+        error = f'{100 * found["mean_class_error"]:.1f} [{low:.1f}, {high:.1f}]'
+        cells = [f'{100 * found[key]:.1f}' if key in found else '-' for key in _COLUMNS]
+        lines.append(f'{name:<{width}}  {error:>20}' + ''.join(f'{cell:>7}' for cell in cells))
+    return lines
+
+
+def _differences(names: list[str], found: Sequence[Comparison]) -> list[str]:
+    width = max(map(len, names))
+    lines = [
+        f'against {names[0]}, on the same {found[0].images:,} images:',
+        f'{"":<{width}}  {"mean class error, points":>24}  {"right alone":>11} {"wrong alone":>11}  McNemar',
+    ]
+    for name, one in zip(names[1:], found, strict=True):
+        change, low, high = (_points(value) for value in (one.difference, *one.interval))
+        p_value = 'p<.0001' if one.p_value < 1e-4 else f'{one.p_value:.4f}'
+        difference = f'{change} [{low}, {high}]'
+        lines.append(f'{name:<{width}}  {difference:>24}  {one.only_second:>11,} {one.only_first:>11,}  {p_value:>7}')
+    return lines
+
+
+def _points(difference: float) -> str:
+    """Return percentage points with their sign; what rounds to zero has none."""
+    text = f'{100 * difference:+.1f}'
+    return '0.0' if text[1:] == '0.0' else text
+
+
+def _short_names(names: Sequence[str]) -> list[str]:
+    short = [_shortened(name, _NAME_WIDTH) for name in names]
+    if max(Counter(short).values()) == 1:
+        return short
+    return [f'{place}: {_shortened(name, _NAME_WIDTH - 4)}' for place, name in enumerate(names, start=1)]
+
+
+def _shortened(name: str, width: int) -> str:
+    """Cut out the middle: runs often differ at their names' ends."""
+    if len(name) <= width:
+        return name
+    head = (width - 3) // 2
+    return f'{name[:head]}...{name[len(name) - (width - 3 - head) :]}'
+
+
+def draw_comparison(path: str | os.PathLike, names: Sequence[str], metrics: Sequence[dict[str, Any]]) -> Path | None:
+    """Write the models' errors of all classes and of each group, with intervals, as PNG.
+
+    Args:
+        names: of the models.
+        metrics: what metrics_of says of each.
+
+    Returns:
+        The path; None, and no file, where no model has a metric.
+    """
+    groups = [name for name in _GROUPS if any(name in found for found in metrics)]
+    if not groups:
+        return None
+    num_columns = max(1, min(4, 64 // (max(map(len, names)) + 6)))
+    with styled():
+        height = 2.9 + 0.2 * (-(-len(names) // num_columns))
+        figure = Figure(figsize=(6.4, height), layout='constrained')
+        axes = figure.add_subplot()
+        _draw_errors(axes, names, metrics, groups)
+        figure.legend(
+            loc='outside upper left', ncols=num_columns, labelcolor=PALETTE['ink'], handletextpad=0.4, columnspacing=1.4
+        )
+        axes.set_ylabel('mean class error, 95 % interval')
+        return save_png(path, figure)
+
+
+def _draw_errors(axes: Axes, names: Sequence[str], metrics: Sequence[dict[str, Any]], groups: list[str]) -> None:
+    step = min(0.16, 0.7 / len(names))
+    highest = 0.0
+    for place, (name, found) in enumerate(zip(names, metrics, strict=True)):
+        has = [group for group in groups if group in found]
+        # Accuracies of the groups become errors, and their intervals are turned round.
+        ends = [sorted(_error(group, end) for end in found['interval'][group]) for group in has]
+        errors = np.array([_error(group, found[group]) for group in has])
+        lows, highs = np.array(ends).reshape(-1, 2).T
+        highest = max(highest, float(highs.max(initial=0.0)))
+        x = np.array([groups.index(group) for group in has]) + step * (place - (len(names) - 1) / 2)
+        axes.errorbar(
+            x,
+            errors,
+            [np.maximum(errors - lows, 0), np.maximum(highs - errors, 0)],
+            fmt=_MARKERS[place % len(_MARKERS)],
+            color=PALETTE[_COLOURS[place % len(_COLOURS)]],
+            markersize=4.6,
+            elinewidth=1.5,
+            capsize=0,
+            label=name,
+        )
+    if groups[0] == 'mean_class_error' and len(groups) > 1:
+        axes.axvline(0.5, color=PALETTE['line'], linewidth=0.8)
+    axes.set_xticks(range(len(groups)), [_GROUPS[group] for group in groups])
+    axes.set_xlim(-0.5, len(groups) - 0.5)
+    axes.set_ylim(0, min(1.02, 1.08 * highest) or 1.0)
+    percent_axis(axes.yaxis)
+
+
+def _error(metric: str, value: float) -> float:
+    return value if metric.endswith('error') else 1 - value
