@@ -41,6 +41,12 @@ class Trained:
     ranks: Ranks = ALONE
 
     @property
+    def class_parents(self) -> list[list[str]]:
+        """The ancestors of each class, root first; empty where the checkpoint knows none."""
+        known = self.checkpoint.training_set
+        return known.class_parents if known else []
+
+    @property
     def stem(self) -> Path:
         """Results are named after the checkpoint: this path, with an ending."""
         return self.folder / self.checkpoint.path.stem
