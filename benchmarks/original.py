@@ -17,24 +17,24 @@ from torchvision import transforms
 
 from lib.backbone.resnet32 import ResNet32
 
+_TEST_BATCH = 128
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class OriginalPhotos(Dataset):
     """OpenCV, Pillow, torchvision, one image after the other."""
 
-    def __init__(self, paths: Sequence[Path], size: int, labels: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, paths: Sequence[Path], size: int, labels: Sequence[int] | None = None, *, train: bool = True
+    ) -> None:
         self.paths = [str(path) for path in paths]
         self.labels = labels
-        self.transform = transforms.Compose(
-            [
-                transforms.ToPILImage(),
-                transforms.RandomResizedCrop(size),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize(MEAN, STD),
-            ]
-        )
+        if train:
+            crop = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
+        else:
+            crop = [transforms.Resize(int(size / 0.875)), transforms.CenterCrop(size)]
+        pixels = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+        self.transform = transforms.Compose([transforms.ToPILImage(), *crop, *pixels])
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -92,3 +92,16 @@ class OriginalTraining:
             losses.update(loss.item(), len(images))
             accuracy.update((logits.argmax(dim=1) == labels).float().mean().item(), len(images))
         return losses.count
+
+
+def original_predictions(model: nn.Module, paths: Sequence[Path], size: int, csv_file: Path, num_workers: int) -> int:
+    """Predict photos as its test script does, in batches of 128, and write id,predicted; return their number."""
+    model.eval()
+    loader = DataLoader(OriginalPhotos(paths, size, train=False), _TEST_BATCH, num_workers=num_workers)
+    predicted: list[int] = []
+    with torch.no_grad():
+        for images, _ in loader:
+            predicted += model(images).softmax(dim=1).argmax(dim=1).tolist()
+    lines = [f'{path},{label}' for path, label in zip(paths, predicted, strict=True)]
+    csv_file.write_text('\n'.join(['id,predicted', *lines, '']), encoding='utf-8')
+    return len(paths)

@@ -36,6 +36,7 @@ from lib.runtime.device import Device
 from lib.runtime.ranks import ALONE, Ranks
 from lib.runtime.workers import num_cores
 
+_FEW_IMAGES = 20_000  # that are read, with a few threads, before processes that would read faster have started
 _CPU_BATCH_SIZE = 64  # larger ones leave the caches of a CPU and are slower
 
 SAMPLERS: dict[str, ClassWeights] = {
@@ -125,7 +126,8 @@ def build_eval_loader(
     """Return the loader of a validation or test split; `views`: how each image is seen, in place of the plain view."""
     batch_size = eval_batch_size(cfg, device)
     options = _feed_options(cfg, device)
-    options['num_workers'] = min(options['num_workers'], math.ceil(len(split) / batch_size))
+    if cfg.RUN.NUM_WORKERS < 0 and len(split) < _FEW_IMAGES:
+        options |= {'num_workers': 0, 'num_threads': num_workers(-1)}
     first, *others = views or [plain_view(cfg)]
     reader = BatchReader(_images(cfg, split), split.labels, first, cfg.SEED, others=tuple(others))
     return EvalLoader(reader, len(split), batch_size, ranks=ranks, **options)

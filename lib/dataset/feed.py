@@ -1,7 +1,9 @@
 """Requests to batches on the device: workers fill uint8 batches, the device mirrors and normalises them."""
 
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -50,8 +52,15 @@ class Feed:
         device: torch.device,
         normalize: Callable[[torch.Tensor], torch.Tensor],
         num_workers: int,
+        num_threads: int = 0,
     ) -> None:
-        self._device = device
+        """Prepare for batches of at most so many images of at most such a side.
+
+        Args:
+            num_threads: without workers, so many threads of this process read ahead; 0: none does.
+        """
+        self._device, self._reader = device, reader
+        self._num_threads = 0 if num_workers else num_threads
         self._normalize = normalize
         self._requests: list[Request] = []
         # A request is sent out only when all but so many before it have been given back, and the last is still in use.
@@ -72,13 +81,31 @@ class Feed:
         )
 
     def __call__(self, requests: Iterator[Request]) -> Iterator[Batch]:
-        self._requests[:] = (
-            replace(request, buffer=place % self._num_buffers) for place, request in enumerate(requests)
-        )
-        filled = map(_or_raise, self._loader)
+        if self._num_threads:
+            filled = map(_or_raise, self._read_ahead(requests))
+        else:
+            self._requests[:] = (
+                replace(request, buffer=place % self._num_buffers) for place, request in enumerate(requests)
+            )
+            filled = map(_or_raise, self._loader)
         if self._device.type == 'cuda':
             return self._ahead(filled)
         return map(self._on_device, filled)
+
+    def _read_ahead(self, requests: Iterator[Request]) -> Iterator[Filled | UserError]:
+        # In a thread, torch would start threads of its own for each image.
+        with ThreadPoolExecutor(self._num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            pending = deque[Future]()
+            for request in requests:
+                pending.append(pool.submit(self._fill, request))
+                if len(pending) > _REQUESTS_AHEAD * self._num_threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+
+    def _fill(self, request: Request) -> Filled | UserError:
+        filled = self._reader[request]
+        return filled.pin_memory() if isinstance(filled, Filled) and self._device.type == 'cuda' else filled
 
     def _ahead(self, batches: Iterator[Filled]) -> Iterator[Batch]:
         """Copy and normalise each batch on a stream of its own while the one before it is computed."""

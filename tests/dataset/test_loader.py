@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from lib.dataset.normalize import Normalize, mirror
 from lib.dataset.picture import Picture
 from lib.dataset.reader import BatchReader, Filled, Request
 from lib.dataset.sampler import instance_balance
-from lib.dataset.transforms import PadCrop, ResizeCenterCrop
+from lib.dataset.transforms import PadCrop, ResizeCenterCrop, ResizeCornerCrop, ResizeWhole
 from lib.errors import UserError
 from tests.dataset.loading import (
     BAD,
@@ -239,6 +240,28 @@ def test_a_split_without_labels(folder):
     reader = BatchReader(files(folder), labels, ResizeCenterCrop(SIZE, 0.875), 0)
     (batch,) = EvalLoader(reader, len(labels), 11, **feed())
     assert batch.labels.tolist() == [-1] * 11
+
+
+@pytest.mark.parametrize('options', [{'num_threads': 1}, {'num_threads': 3}, {'num_workers': 1}], ids=str)
+def test_whoever_reads_the_batches_are_the_same(folder, options):
+    expected, found = list(eval_loader(files(folder))), list(eval_loader(files(folder), **options))
+    assert all_same(expected, found)
+
+
+@pytest.mark.parametrize('options', [{}, {'num_threads': 2}, {'num_workers': 1}], ids=str)
+def test_looks_are_one_pass_a_transform(folder, options):
+    views = [ResizeCenterCrop(SIZE, 0.875), ResizeWhole(SIZE), ResizeCornerCrop(SIZE + 4, 0.8, right=True)]
+    readers = [BatchReader(files(folder), LABELS, view, 0) for view in views]
+    alone = [list(EvalLoader(reader, len(LABELS), 4, **feed())) for reader in readers]
+    together = EvalLoader(replace(readers[0], others=tuple(views[1:])), len(LABELS), 4, **{**feed(), **options})
+    parts = together.parts()
+    found = list(together.looks(parts))
+    assert len(found) == len(parts)
+    for place in range(len(views)):
+        assert all_same(alone[place], [batches[place] for batches in found])
+    # Some of the parts, as after an interruption.
+    (last,) = together.looks(parts[-1:])
+    assert all_same([batches[-1] for batches in alone], last)
 
 
 class Deadly(ArrayImages):

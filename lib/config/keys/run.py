@@ -128,7 +128,11 @@ PLAN: dict[str, Key] = {
 
 RUN: dict[str, Key] = {
     'DEVICE': Key('auto', "'auto', 'cpu', 'mps', 'cuda' (all visible GPUs) or 'cuda:N' (one)."),
-    'NUM_WORKERS': Key(-1, 'Processes that read images. -1: one a core, at most 8. 0: none.', low=-1),
+    'NUM_WORKERS': Key(
+        -1,
+        'Processes that read images. -1: one a core, at most 8; threads for small valid and test splits. 0: none.',
+        low=-1,
+    ),
     'PRECISION': Key(
         'auto',
         'auto: training in bfloat16 where the hardware is faster in it, in float16 on older GPUs, else in '

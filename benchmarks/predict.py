@@ -1,0 +1,94 @@
+"""How fast is prediction beside the original entry's, from photos on the disk to the CSV?
+
+REAL_PHOTOS=FOLDER python benchmarks/predict.py [--photos N] [--rounds N] [--json FILE]
+
+The original: OpenCV, Pillow, torchvision and a default DataLoader of two workers, batches of 128, float32 in the
+default memory format (benchmarks/original.py). Ours: test.py's work with the batch size and workers that it chooses,
+reading the checkpoint included. Both predict the same weights on the same photos, and the share of equal predictions is
+given: resizing differs. Figures: resnet18_predict_speedup, resnest50_predict_speedup at 112 px, and the smaller of the
+two, predict_speedup; resnet18_same, resnest50_same.
+"""
+
+import csv
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from benchmarks.harness import alternate, finish, parse_arguments, real_photos
+from benchmarks.original import original_model, original_predictions
+from benchmarks.training import config_of
+from lib.build.model import new_model
+from lib.build.prediction import predict
+from lib.build.start import read_options
+from lib.build.trained import load_trained
+from lib.config.yaml_text import as_text
+from lib.runtime.device import pick_device
+from lib.runtime.entry import run_script
+from lib.trainer.checkpoint import Checkpoint, write_checkpoint
+
+SIZE, NUM_CLASSES, WORKERS = 112, 81, 2
+
+
+def sides(name: str, paths: list[Path], folder: Path) -> dict[str, Callable[[], int]]:
+    """Return both sides for a backbone, with one set of weights; they leave ours/best_model.csv and theirs.csv."""
+    options = ['--MODEL_BACKBONE', name, '--INPUT_SIZE', str(SIZE), '--DATASET_COLOR_SPACE', 'BGR']
+    cfg = config_of([*options, '--LOG_ROOT', str(folder), '--NAME', 'ours', '--RUN_DEVICE', 'cpu'])
+    model = new_model(cfg, NUM_CLASSES, pick_device('cpu'))
+    checkpoint = Checkpoint(model.state_dict(), config=as_text(cfg), path=folder / 'ours' / 'best_model.pth')
+    write_checkpoint(checkpoint.path, checkpoint)
+    (folder / 'ours' / 'config.yaml').write_text(as_text(cfg), encoding='utf-8')
+    photos = folder / 'list.csv'
+    photos.write_text('\n'.join(map(str, paths)), encoding='utf-8')
+    theirs = original_model(name, NUM_CLASSES)
+    names = list(theirs.state_dict())
+    theirs.load_state_dict(dict(zip(names, model.state_dict().values(), strict=True)))
+
+    def ours() -> int:
+        argv = ['--RESUME_MODEL', str(checkpoint.path), '--LOG_ROOT', str(folder), '--RUN_DEVICE', 'cpu']
+        with photos.open(encoding='utf-8') as listed:
+            sys.stdin, before = listed, sys.stdin
+            try:
+                predict(load_trained(read_options([*argv, '--TEST_IMAGES', '-']).cfg))
+            finally:
+                sys.stdin = before
+        return len(paths)
+
+    return {
+        'ours': ours,
+        'original': lambda: original_predictions(theirs, paths, SIZE, folder / 'theirs.csv', WORKERS),
+    }
+
+
+def same_predictions(folder: Path) -> float:
+    """Return the share of photos that both predict alike."""
+    predicted = []
+    for path in (folder / 'ours' / 'best_model.csv', folder / 'theirs.csv'):
+        with open(path, encoding='utf-8', newline='') as file:
+            predicted.append([row[1] for row in csv.reader(file)][1:])
+    return sum(one == other for one, other in zip(*predicted, strict=True)) / len(predicted[0])
+
+
+def main() -> None:
+    arguments = parse_arguments(__doc__.splitlines()[0], rounds=(3, 'passes of each side'), photos=(512, 'photos'))
+    root = real_photos()
+    lines = (root / 'train.txt').read_text(encoding='utf-8').splitlines()
+    paths = [root / line.split(',')[0].strip() for line in lines if line.strip()][: arguments.photos]
+    figures = {}
+    torch.manual_seed(0)
+    for name in ('resnet18', 'resnest50'):
+        with tempfile.TemporaryDirectory() as folder:
+            rates = alternate(sides(name, paths, Path(folder)), arguments.rounds)
+            figures |= {f'{name}_{side}_images_per_second': rate for side, rate in rates.items()}
+            figures[f'{name}_predict_speedup'] = rates['ours'] / rates['original']
+            figures[f'{name}_same'] = same_predictions(Path(folder))
+    figures['predict_speedup'] = min(figures['resnet18_predict_speedup'], figures['resnest50_predict_speedup'])
+    finish(figures, arguments.json)
+
+
+if __name__ == '__main__':
+    run_script(main)
