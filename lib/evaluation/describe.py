@@ -45,7 +45,7 @@ def describe_prediction(metrics: dict[str, float], plain: dict[str, float]) -> l
 
 
 def describe_tau(tau: dict[str, Any]) -> list[str]:
-    """Return what tau.json says, in two or three lines."""
+    """Return what tau.json says, in a few lines."""
     name = {'mean_class_error': 'mean class error', 'top1': 'top-1 accuracy'}[tau['metric']]
     optimum = f'optimum at tau {tau["optimum"]:.3f}: {name} {tau["optimum_value"]:.1%}'
     low, high = tau['stretch']
@@ -56,4 +56,9 @@ def describe_tau(tau: dict[str, Any]) -> list[str]:
             optimum,
             f'chosen tau {tau["chosen"]:.3f}, the middle of {low:.3f} to {high:.3f} (one standard error)',
         ]
+    found = tau.get('cross_fitted')
+    if found and tau['chosen'] is not None:
+        lines.append(
+            f'on images that tau was not chosen on ({found["folds"]} folds): {name} {found[tau["metric"]]:.1%}'
+        )
     return lines + ([tau['note']] if tau['note'] else [])

@@ -88,6 +88,23 @@ TAU_NORM: dict[str, Key] = {
     'MAX_TAU': Key(2.0, 'Largest tau considered.', low=1e-3, high=100.0),
 }
 
+POSTHOC: dict[str, Key] = {
+    'METHODS': Key(
+        'all',
+        "What tools/posthoc.py tries: 'all', or some of tau_norm, logit_adjustment, lws, ncm, cosine, prior_shift, "
+        'temperature, group_temperature, separated by commas.',
+    ),
+    'FIT_SPLIT': Key(
+        'valid',
+        'What they are fitted on: valid in folds, each measured by what was fitted on the others; or a part of the '
+        'training images.',
+        choices=('valid', 'train'),
+    ),
+    'FOLDS': Key(5, 'Folds of the valid split.', low=2, used_by=('POSTHOC.FIT_SPLIT', ('valid',))),
+    'HOLDOUT': Key(20, 'Training images a class, at most, for fitting and for prototypes.', low=1),
+    'SAVE': Key('', 'Method whose classifier is written as TAU_NORM.LOG_ROOT/NAME/best_model.pth. Empty: none.'),
+}
+
 DOCTOR: dict[str, Key] = {
     'OUT': Key('', 'Folder of what tools/doctor.py writes. Empty: LOG_ROOT/NAME_doctor.'),
     'MIN_SIDE': Key(32, 'Images with a shorter side than this are suspicious, pixels.', low=1),
