@@ -201,6 +201,8 @@ def read_checkpoint(path: str | Path, *, with_rows: bool = True) -> Checkpoint:
     if not path.is_file():
         others = ', '.join(sorted(str(other) for other in path.parent.glob('*.pth'))[:5])
         raise UserError(f'RESUME_MODEL {path}: no such file' + (f'; there are {others}' if others else ''))
+    if path.suffix == '.safetensors':
+        return read_exported(path)
     try:
         with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # torch remarks on odd pickles; the error below says it all

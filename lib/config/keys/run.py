@@ -105,6 +105,19 @@ POSTHOC: dict[str, Key] = {
     'SAVE': Key('', 'Method whose classifier is written as TAU_NORM.LOG_ROOT/NAME/best_model.pth. Empty: none.'),
 }
 
+EXPORT: dict[str, Key] = {
+    'FORMAT': Key(
+        'onnx', 'What tools/export.py writes.', choices=('onnx', 'torch_export', 'safetensors')
+    ),
+    'OUT': Key('', 'File to write. Empty: beside the checkpoint, named after it.'),
+    'PREPROCESSING': Key(
+        'inside',
+        'Normalisation: inside the file, which then takes uint8 RGB (batch, height, width, 3); or left to its user, '
+        'float32 (batch, 3, height, width).',
+        choices=('inside', 'outside'),
+    ),
+}
+
 DOCTOR: dict[str, Key] = {
     'OUT': Key('', 'Folder of what tools/doctor.py writes. Empty: LOG_ROOT/NAME_doctor.'),
     'MIN_SIDE': Key(32, 'Images with a shorter side than this are suspicious, pixels.', low=1),
