@@ -4,7 +4,7 @@ from lib.config.key import Key
 from lib.config.keys.data import DATASET, INPUT, SAMPLER
 from lib.config.keys.loss import LOSS
 from lib.config.keys.method import MIX, MODEL, OPTIMIZER, SCHEDULE
-from lib.config.keys.run import DOCTOR, PACK, PLAN, RUN, TAU_NORM, TEST, TOP, TRAIN
+from lib.config.keys.run import DOCTOR, ENROLL, PACK, PLAN, RUN, SEARCH, TAU_NORM, TEST, TOP, TRAIN
 
 TREE: dict[str, dict[str, Key]] = {
     '': TOP,
@@ -22,6 +22,8 @@ TREE: dict[str, dict[str, Key]] = {
     'DOCTOR': DOCTOR,
     'PACK': PACK,
     'PLAN': PLAN,
+    'SEARCH': SEARCH,
+    'ENROLL': ENROLL,
     'RUN': RUN,
 }
 

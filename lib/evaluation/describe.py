@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from lib.evaluation.retrieval import Retrieval
+
 _COLUMNS = {
     'mean_class_error': 'mean class error',
     'top1': 'top-1',
@@ -44,3 +46,16 @@ def describe_tau(tau: dict[str, Any]) -> list[str]:
             f'chosen tau {tau["chosen"]:.3f}, the middle of {low:.3f} to {high:.3f} (one standard error)',
         ]
     return lines + ([tau['note']] if tau['note'] else [])
+
+
+def describe_retrieval(found: Retrieval) -> list[str]:
+    """Return a table of retrieval metrics, averaged over images and over classes, and what was left out."""
+    lines = []
+    if found.images:
+        names = list(found.images)
+        lines.append(' ' * 14 + ''.join(f'  {name:>11}' for name in names))
+        for row, metrics in (('over images', found.images), ('over classes', found.classes)):
+            lines.append(f'{row:<14}' + ''.join(f'  {metrics[name]:>11.1%}' for name in names))
+    if found.left_out:
+        lines.append(f'{found.left_out} images are left out of these: there is none of their class to find')
+    return lines
