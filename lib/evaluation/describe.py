@@ -59,3 +59,21 @@ def describe_retrieval(found: Retrieval) -> list[str]:
     if found.left_out:
         lines.append(f'{found.left_out} images are left out of these: there is none of their class to find')
     return lines
+
+
+def describe_enrolled(figures: dict[str, Any]) -> list[str]:
+    """Return what enroll.json says: accuracies before and after, averaged over classes, and what they were taken on."""
+    old, new = figures['old'], figures['new']
+    lines = [
+        f'{len(figures["classes"])} new classes from {new["num_shots"]} images, {figures["num_classes"]} in all',
+        f'{"accuracy":<12}  {"before":>7}  {"after":>7}',
+    ]
+    if old:
+        how = f'{old["num_measured"]} validation images, each by rows chosen without it ({old["folds"]} folds)'
+        lines.append(f'{"old classes":<12}  {old["before"]:>7.1%}  {old["after"]:>7.1%}  {how}')
+    if 'after' in new:
+        how = f'{new["num_measured"]} images that took no part'
+        lines.append(f'{"new classes":<12}  {new["before"]:>7.1%}  {new["after"]:>7.1%}  {how}')
+    else:
+        lines.append('no image of the new classes is left to measure by: ENROLL.PER_CLASS leaves some')
+    return lines
