@@ -117,7 +117,8 @@ def _valid_split(trained: Trained) -> Split | None:
                 f', but {trained.checkpoint.path} knows {trained.checkpoint.num_classes}'
             )
     except UserError as error:
-        if trained.cfg.ENROLL.MAX_LOSS == KEYS['ENROLL.MAX_LOSS'].high:
+        max_loss = trained.cfg.ENROLL.MAX_LOSS
+        if max_loss == KEYS['ENROLL.MAX_LOSS'].high:
             LOGGER.warning('old classes are neither spared nor measured: %s', error)
             return None
         raise UserError(
