@@ -17,7 +17,8 @@ from lib.config.defaults import KEYS
 from lib.dataset.annotations import ClassNames
 from lib.dataset.hold_out import chosen_few
 from lib.errors import UserError
-from lib.evaluation.imprint import Imprint, Seen, cross_fitted, imprint, mean_class_accuracy, seen_by
+from lib.evaluation.imprint import Imprint, cross_fitted, imprint
+from lib.evaluation.seen import Seen, mean_class_accuracy, seen_by
 from lib.runtime.log import LOGGER
 
 FOLDS = 5

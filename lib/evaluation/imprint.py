@@ -8,45 +8,15 @@ image is near to any mean. What is left to choose is how loud the new rows are b
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from lib.model import Recognizer
+from lib.evaluation.seen import Seen, unit_length
 
-_BATCH = 512  # features that are classified at a time
-_SCORES = 1 << 24  # scores that are held at a time
+_TINY = 1e-12
 # Of a linear classifier: lengths of new rows, of the median length of the old ones.
 SCALES = 2.0 ** (np.arange(-16, 17) / 8)
-# Of a cosine one, whose rows are all as long: how far the common mean is taken off.
-CENTRINGS = np.arange(0, 33) / 32
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Features of images and what the old classes say of them.
-
-    Attributes:
-        features: (n, d) float32.
-        labels: (n,) int64: of old images the old class, of new ones the new class, counted from 0.
-        best: (n,) float64 largest logit of the old classes.
-        right: (n,) bool: it is that of the label; of new images False.
-    """
-
-    features: np.ndarray
-    labels: np.ndarray
-    best: np.ndarray
-    right: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def at(self, rows: np.ndarray) -> 'Seen':
-        """Return some of them."""
-        return Seen(self.features[rows], self.labels[rows], self.best[rows], self.right[rows])
-
-    def shares(self) -> np.ndarray:
-        """Return (n,) what each image counts of an accuracy that is averaged over classes; they add up to 1."""
-        _, of, counts = np.unique(self.labels, return_inverse=True, return_counts=True)
-        return 1.0 / (counts[of] * max(1, len(counts)))
+# Of a cosine one, whose rows are all as long and have no bias: how far the common mean is taken off. Features have much
+# the same cosine with it, so taking it off more than once works as a negative bias.
+CENTRINGS = np.arange(0, 65) / 32
 
 
 @dataclass(frozen=True)
@@ -57,7 +27,7 @@ class Imprint:
         weight, bias: (k, d) and (k,) float64; a cosine classifier takes no bias.
         scale: length of the rows over the median length of the old ones; 1 for a cosine classifier.
         shift: bias that all rows share, beside that which centres them.
-        centring: how far the common mean was taken off, from 0 to 1.
+        centring: how far the common mean was taken off; 1 for a linear classifier.
         lost, won: on the images that it was chosen by: accuracy that old classes lose, accuracy of new classes (each
             image against the row of the others); averages over classes. None where there were none.
     """
@@ -72,33 +42,17 @@ class Imprint:
 
     def scores(self, features: np.ndarray, cosine_scale: float | None) -> np.ndarray:
         """Return the logits (n, k) of new classes; of a cosine classifier with its scale."""
-        features = features.astype(np.float64)
         if cosine_scale is not None:
-            return cosine_scale * _unit(features) @ _unit(self.weight).T
+            return cosine_scale * unit_length(features) @ unit_length(self.weight).T
         return features @ self.weight.T + self.bias
 
     def wins(self, images: Seen, cosine_scale: float | None) -> np.ndarray:
         """Return the new class that beats every old one, (n,), -1 where none does. Ties go to the new class."""
         won = np.empty(len(images), np.int64)
-        step = max(1, _SCORES // len(self.weight))
-        for start in range(0, len(images), step):
-            part = slice(start, start + step)
-            scores = self.scores(images.features[part], cosine_scale)
+        for part in images.parts(len(self.weight)):
+            scores = self.scores(images.features(part), cosine_scale)
             won[part] = np.where(scores.max(axis=1) >= images.best[part], scores.argmax(axis=1), -1)
         return won
-
-
-@torch.inference_mode()
-def seen_by(model: Recognizer, features: np.ndarray, labels: np.ndarray, *, new: bool = False) -> Seen:
-    """Return what the classifier of `model` says of features (n, d), a batch at a time."""
-    best, right = np.empty(len(features)), np.zeros(len(features), bool)
-    device = next(model.parameters()).device
-    for start in range(0, len(features), _BATCH):
-        part = slice(start, start + _BATCH)
-        found = model.classify(torch.from_numpy(np.array(features[part])).to(device)).max(dim=1)
-        best[part] = found.values.cpu().numpy()
-        right[part] = (found.indices.cpu().numpy() == labels[part]) & (not new)
-    return Seen(features, labels.astype(np.int64), best, right)
 
 
 def imprint(
@@ -109,7 +63,8 @@ def imprint(
     Scale and shift of a linear classifier's rows (centring of a cosine one's) are those with the largest difference of
     two averages over classes: accuracy won on the shots, each against the row that the others of its class make, less
     accuracy lost on the old images, which with its standard error is at most `max_loss`. Every shift counts, for a
-    scale's gains and losses change at known shifts. Among equals the scale nearest to 1, then the smallest shift.
+    scale's gains and losses change at known shifts. Among equals the scale and the centring nearest to 1, then the
+    smallest shift.
 
     Without old images, half of the shots shall win at scale 1. Where no class has two shots, `max_loss` / 2 is spent.
 
@@ -139,7 +94,7 @@ def imprint(
                 won_from, voters.shares(), lost_from, lost_shares, 0 if old is None else len(old), max_loss,
                 free=cosine_scale is None, matched=scale == 1.0,
             )  # fmt: skip
-            choices.append((found[0], -abs(np.log(scale)), scale, centring, *found[1:]))
+            choices.append((found[0], -abs(np.log(scale)) - abs(centring - 1), scale, centring, *found[1:]))
     _, _, scale, centring, shift, lost, won = max(choices, key=lambda choice: choice[:2])
     rows = rivals.rows(centring) * scale
     bias = shift - rows @ centre[1]
@@ -167,15 +122,8 @@ def cross_fitted(
     return right
 
 
-def mean_class_accuracy(labels: np.ndarray, right: np.ndarray) -> float:
-    """Return the accuracy averaged over the classes among `labels`."""
-    totals = np.bincount(labels)
-    hits = np.bincount(labels, weights=right, minlength=len(totals))
-    return float((hits[totals > 0] / totals[totals > 0]).mean())
-
-
 class _Rivals:
-    """Scores of new classes before scale and shift, for every centring: norm * u . (f - centre), or cosines."""
+    """Scores of new classes before scale and shift, for every centring: norm * u . (f - centre), or scaled cosines."""
 
     def __init__(
         self,
@@ -186,22 +134,24 @@ class _Rivals:
         cosine_scale: float | None,
     ) -> None:
         self._means, (self._of_units, self._of_features) = means, centre
-        self._centrings, self._norm, self._cosine_scale = centrings, norm, cosine_scale
+        self._centrings, self._norm, self._is_cosine = centrings, norm, cosine_scale is not None
+        self._factor = norm if cosine_scale is None else cosine_scale
 
-    def rows(self, centring: float, means: np.ndarray | None = None) -> np.ndarray:
+    def rows(self, centring: float) -> np.ndarray:
         """Return the rows (k, d), `norm` long."""
-        return self._norm * _unit((self._means if means is None else means) - centring * self._of_units)
+        return self._norm * unit_length(self._means - centring * self._of_units)
 
     def best(self, images: Seen, *, without_own: bool = False) -> np.ndarray:
         """Return the largest score of each image, (centrings, n); -inf where no other class is left."""
-        num_classes = len(self._means)
         found = np.empty((len(self._centrings), len(images)))
-        step = max(1, _SCORES // max(num_classes, self._means.shape[1]))
-        for number, centring in enumerate(self._centrings):
-            rows = self.rows(centring)
-            for start in range(0, len(images), step):
-                part = slice(start, start + step)
-                scores = self._scores(images.features[part], rows)
+        for part in images.parts(len(self._means)):
+            features = self._prepared(images.features(part))
+            # Features are multiplied once, whatever the number of centrings.
+            of_means, of_centre = features @ self._means.T, features @ self._of_units
+            for number, centring in enumerate(self._centrings):
+                lengths = np.linalg.norm(self._means - centring * self._of_units, axis=1)
+                scores = of_means - centring * of_centre[:, None]
+                scores *= self._factor / np.maximum(lengths, _TINY)
                 if without_own:
                     scores[np.arange(len(scores)), images.labels[part]] = -np.inf
                 found[number, part] = scores.max(axis=1)
@@ -210,24 +160,18 @@ class _Rivals:
     def without_itself(self, shots: Seen, counts: np.ndarray) -> np.ndarray:
         """Return the score of each shot's own class, (centrings, n), whose mean the shot took no part in."""
         own = np.empty((len(self._centrings), len(shots)))
-        if not len(shots):
-            return own
-        num = counts[shots.labels][:, None]
-        features = shots.features.astype(np.float64)
-        means = (self._means[shots.labels] * num - _unit(features)) / (num - 1)
-        for number, centring in enumerate(self._centrings):
-            rows = self.rows(centring, means)
-            if self._cosine_scale is None:
-                own[number] = ((features - self._of_features) * rows).sum(axis=1)
-            else:
-                own[number] = self._cosine_scale / self._norm * (_unit(features) * rows).sum(axis=1)
+        for part in shots.parts():
+            features, labels = shots.features(part), shots.labels[part]
+            num = counts[labels][:, None]
+            means = (self._means[labels] * num - unit_length(features)) / (num - 1)
+            features = self._prepared(features)
+            for number, centring in enumerate(self._centrings):
+                rows = unit_length(means - centring * self._of_units)
+                own[number, part] = self._factor * (features * rows).sum(axis=1)
         return own
 
-    def _scores(self, features: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        features = features.astype(np.float64)
-        if self._cosine_scale is None:
-            return (features - self._of_features) @ rows.T
-        return self._cosine_scale / self._norm * _unit(features) @ rows.T
+    def _prepared(self, features: np.ndarray) -> np.ndarray:
+        return unit_length(features) if self._is_cosine else features - self._of_features
 
 
 def _choose_shift(
@@ -271,8 +215,9 @@ def _sums_below(places: np.ndarray, shares: np.ndarray, shifts: np.ndarray) -> n
 def _class_means(shots: Seen) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean unit features (k, d) and which classes have one shot alone, (k,) bool."""
     counts = np.bincount(shots.labels)
-    sums = np.zeros((len(counts), shots.features.shape[1]))
-    np.add.at(sums, shots.labels, _unit(shots.features.astype(np.float64)))
+    sums = np.zeros((len(counts), shots.source.shape[1]))
+    for part in shots.parts():
+        np.add.at(sums, shots.labels[part], unit_length(shots.features(part)))
     return sums / counts[:, None], counts == 1
 
 
@@ -282,13 +227,7 @@ def _centre(old: Seen | None, shots: Seen, means: np.ndarray) -> tuple[np.ndarra
     if old is None and len(means) == 1:
         return np.zeros(means.shape[1]), np.zeros(means.shape[1])  # a class less its own mean would be nothing
     sums = np.zeros((2, means.shape[1]))
-    step = max(1, _SCORES // means.shape[1])
-    for start in range(0, len(images), step):
-        features = images.features[start : start + step].astype(np.float64)
-        sums += np.stack([_unit(features).sum(axis=0), features.sum(axis=0)])
+    for part in images.parts():
+        features = images.features(part)
+        sums += np.stack([unit_length(features).sum(axis=0), features.sum(axis=0)])
     return sums[0] / len(images), sums[1] / len(images)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)

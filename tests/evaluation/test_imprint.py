@@ -8,7 +8,8 @@ from torch import nn
 from lib.classifier.cosine import Cosine
 from lib.classifier.linear import Linear
 from lib.evaluation.class_means import nearest_mean
-from lib.evaluation.imprint import CENTRINGS, SCALES, cross_fitted, imprint, mean_class_accuracy, seen_by
+from lib.evaluation.imprint import CENTRINGS, SCALES, cross_fitted, imprint
+from lib.evaluation.seen import mean_class_accuracy, seen_by
 from lib.model import Recognizer
 
 NUM_OLD, NUM_NEW, WIDTH, COSINE_SCALE = 12, 3, 16, 16.0
@@ -68,9 +69,9 @@ def slow_scores(features, shots, centre, how, centring, leave_out=None):
     found = np.empty((len(features), NUM_NEW))
     for label in range(NUM_NEW):
         members = [row for row in range(len(shots)) if shots.labels[row] == label and row != leave_out]
-        mean = np.mean([unit(shots.features[row].astype(float)) for row in members], axis=0)
+        mean = np.mean([unit(shots.features()[row]) for row in members], axis=0)
         row = unit(mean - centring * centre[0])
-        for number, feature in enumerate(features.astype(float)):
+        for number, feature in enumerate(features):
             if how['cosine_scale']:
                 found[number, label] = how['cosine_scale'] * row @ unit(feature)
             else:
@@ -80,14 +81,14 @@ def slow_scores(features, shots, centre, how, centring, leave_out=None):
 
 def slow_gain(shots, old, how, scale, shift, centring):
     """(lost, won) of one choice."""
-    centre = np.mean([unit(f.astype(float)) for f in old.features], axis=0), old.features.astype(float).mean(0)
-    beaten = slow_scores(old.features, shots, centre, how, centring).max(1) * scale + shift > old.best
+    centre = np.mean([unit(f) for f in old.features()], axis=0), old.features().mean(0)
+    beaten = slow_scores(old.features(), shots, centre, how, centring).max(1) * scale + shift > old.best
     lost = mean_class_accuracy(old.labels, old.right) - mean_class_accuracy(old.labels, old.right & ~beaten)
     right = []
-    others = slow_scores(shots.features, shots, centre, how, centring)
+    others = slow_scores(shots.features(), shots, centre, how, centring)
     for row, label in enumerate(shots.labels):
         scores = others[row].copy()
-        scores[label] = slow_scores(shots.features[row : row + 1], shots, centre, how, centring, row)[0, label]
+        scores[label] = slow_scores(shots.features()[row : row + 1], shots, centre, how, centring, row)[0, label]
         right.append(scores.argmax() == label and scores[label] * scale + shift > shots.best[row])
     return lost, mean_class_accuracy(shots.labels, np.array(right))
 
@@ -119,7 +120,7 @@ def test_the_extended_classifier_answers_alike(kind, seed):
     classifier = world.extended(chosen)
     for images, offset in ((world.old(30), 0), (world.new(30), NUM_OLD)):
         with torch.inference_mode():
-            predicted = classifier(torch.from_numpy(images.features)).argmax(1).numpy()
+            predicted = classifier(torch.from_numpy(images.source)).argmax(1).numpy()
         wins = chosen.wins(images, world.how['cosine_scale'])
         assert (np.where(predicted >= NUM_OLD, predicted - NUM_OLD, -1) == wins).all()
         right = images.right & (wins < 0) if offset == 0 else wins == images.labels
@@ -168,6 +169,7 @@ def test_without_old_images(kind, each):
     chosen = imprint(world.new(each), None, **world.how)
     assert chosen.lost is None
     assert chosen.scale == 1
+    assert chosen.centring == 1 or each > 1
     assert np.isfinite(chosen.weight).all()
     assert np.isfinite(chosen.bias).all()
 
