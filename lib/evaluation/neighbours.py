@@ -11,7 +11,6 @@ from lib.classifier.cosine import unit
 METRICS = ('cosine', 'euclidean')
 _GALLERY_BLOCK = 4096
 _LOW = (1 << 32) - 1  # the lower half of a key, where the row is
-_NEVER = torch.iinfo(torch.int64).min
 CPU = torch.device('cpu')
 
 
@@ -80,7 +79,7 @@ def neighbour_blocks(
     rows = np.arange(len(queries)) if rows is None else rows
     budget, width = megabytes << 20, gallery.shape[1]
     gallery_block = max(1, min(_GALLERY_BLOCK, budget // (64 * width)))
-    # Of a pair: a score (4 or 8 bytes), a key of 8, and what makes them; of a neighbour, keys before and after.
+    # Of a pair: a score (4 or 8 bytes) and what is made of it; of a neighbour: keys before and after.
     query_block = max(1, budget // (32 * (gallery_block + k) + 16 * width))
     for start in range(0, len(rows), query_block):
         some = rows[start : start + query_block]
@@ -101,12 +100,11 @@ def _best_keys(
         scores = queries @ block.T  # (n, block)
         if not is_cosine:
             squares = block.square().sum(dim=1) + queries.square().sum(dim=1, keepdim=True)
-            scores = (2 * scores).sub_(squares).clamp_(max=0)
-        keys = _keys(scores, start)
+            scores = scores.mul_(2).sub_(squares).clamp_(max=0).float()
         if own is not None:
             here = torch.nonzero((own >= start) & (own < start + len(block))).squeeze(1)
-            keys[here, own[here] - start] = _NEVER
-        best = torch.cat([best, keys], dim=1)
+            scores[here, own[here] - start] = -torch.inf
+        best = torch.cat([best, _candidates(scores, start, k)], dim=1)
         best = best.topk(min(k, best.shape[1]), dim=1, sorted=False).values
     return best.sort(dim=1, descending=True).values
 
@@ -117,16 +115,35 @@ def _prepared(vectors: np.ndarray, metric: str, device: torch.device) -> torch.T
     return unit(block) if metric == 'cosine' else block.double()
 
 
-def _keys(scores: torch.Tensor, first_row: int) -> torch.Tensor:
+def _candidates(scores: torch.Tensor, first_row: int, k: int) -> torch.Tensor:
+    """Return keys (n, at most k) of the k best of a block.
+
+    topk breaks ties as it likes, which matters only where more than k are at least as good as the k-th. For those
+    queries alone all keys are made.
+    """
+    columns = torch.arange(scores.shape[1], device=scores.device)
+    if k >= scores.shape[1]:
+        return _keys(scores, columns + first_row)
+    found = scores.topk(k, dim=1, sorted=False)
+    keys = _keys(found.values, found.indices + first_row)
+    tied = torch.nonzero((scores >= found.values.amin(dim=1, keepdim=True)).sum(dim=1) > k).squeeze(1)
+    for some in tied.split(max(1, len(scores) // 8)):
+        keys[some] = _keys(scores[some], columns + first_row).topk(k, dim=1, sorted=False).values
+    return keys
+
+
+def _keys(scores: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Return int64 numbers, all different, that order pairs as (score, smaller row first) does.
 
     The upper half is the score's bits, turned so that integers compare as the floats do; the lower one counts rows
-    down. So topk, which breaks ties as it likes, never meets any.
+    down. So topk never meets any ties.
+
+    Args:
+        scores: (n, m) float32.
+        rows: (n, m) or (m,) of the gallery.
     """
-    bits = (scores.float() + 0.0).view(torch.int32)  # adding 0 makes -0 the 0 that it equals
-    upper = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32
-    last = _LOW - first_row
-    return upper.add_(torch.arange(last, last - scores.shape[1], -1, device=scores.device))
+    bits = (scores + 0.0).view(torch.int32)  # adding 0 makes -0 the 0 that it equals
+    return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32).add_(_LOW - rows)
 
 
 def _neighbours(keys: torch.Tensor, metric: str) -> Neighbours:
