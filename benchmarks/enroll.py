@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.harness import finish, parse_arguments
 from lib.dataset.demo.generate import generate_demo
 from lib.dataset.demo.plan import SPLITS
+from lib.errors import UserError
 from lib.runtime.entry import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,8 +56,9 @@ def write_lists(folder: Path) -> None:
 
 
 def run(script: str, *options: object) -> None:
-    """Run a script of this project."""
-    subprocess.run([sys.executable, str(ROOT / script), *map(str, options)], check=True, cwd=ROOT)
+    """Run a script of this project. Raises: UserError."""
+    if subprocess.run([sys.executable, str(ROOT / script), *map(str, options)], check=False, cwd=ROOT).returncode:
+        raise UserError(f'{script} failed, as it says above; the same command goes on from there')
 
 
 def accuracy_on_test(model: Path, folder: Path) -> float:
