@@ -1,7 +1,7 @@
 """tools/export.py's work: a trained model as one file for others, checked against PyTorch on images."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from lib.export.formats import (
 from lib.export.module import Exported, Preprocessing
 from lib.runtime.files import replacing
 from lib.runtime.log import LOGGER
-from lib.trainer.checkpoint import training_set_as_json
+from lib.trainer.checkpoint import header_of
 
 _CHECKED = (1, 3, 16, 7)  # batch sizes: the batch is dynamic
 
@@ -68,12 +68,12 @@ def export(trained: Trained) -> tuple[Path, list[str]]:
             'classes': trained.class_names,
             'preprocessing': preprocessing.describe(),
             'config': as_text(trained.cfg),
-            'checkpoint': trained.checkpoint.path.name,
+            'source': trained.checkpoint.path.name,
         }
     )
     with replacing(path) as temporary:
         if form.run is None:
-            metadata['training_set'] = training_set_as_json(trained.checkpoint)
+            metadata |= header_of(replace(trained.checkpoint, config=as_text(trained.cfg)))
             write_safetensors(temporary, trained.checkpoint.state_dict, metadata)
             said = ['weights alone: RESUME_MODEL takes the file too']
         else:
@@ -106,7 +106,7 @@ def _checked(
     difference = largest_difference(exported, run(path), batches)
     if not difference <= TOLERANCE:
         raise UserError(
-            f'EXPORT.FORMAT {trained.cfg.EXPORT.FORMAT}: its numbers differ from PyTorch\'s by {difference:.1e} on '
+            f"EXPORT.FORMAT {trained.cfg.EXPORT.FORMAT}: its numbers differ from PyTorch's by {difference:.1e} on "
             f'{source}, more than {TOLERANCE:.0e}, so nothing is written'
         )
     return f'checked on {source}, batches of {", ".join(str(len(batch)) for batch in batches)}: within {difference:.1e}'

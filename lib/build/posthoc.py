@@ -68,7 +68,7 @@ def _problem(trained: Trained, names: Sequence[str]) -> Problem:
     valid = split_features(trained, valid_split, 'valid')
     train = None
     if options.FIT_SPLIT == 'train' or {'ncm', 'cosine'} & set(names):
-        train = split_features(trained, _holdout(trained.cfg), 'train')
+        train = split_features(trained, _holdout(trained.cfg), 'train_part')
     return Problem(
         Head(*linear_classifier(trained)),
         valid,

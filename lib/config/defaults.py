@@ -4,7 +4,20 @@ from lib.config.key import Key
 from lib.config.keys.data import DATASET, INPUT, SAMPLER
 from lib.config.keys.loss import LOSS
 from lib.config.keys.method import MIX, MODEL, OPTIMIZER, SCHEDULE
-from lib.config.keys.run import DOCTOR, EXPORT, PACK, PLAN, POSTHOC, RUN, TAU_NORM, TEST, TOP, TRAIN
+from lib.config.keys.run import (
+    DOCTOR,
+    ENROLL,
+    EXPORT,
+    PACK,
+    PLAN,
+    POSTHOC,
+    RUN,
+    SEARCH,
+    TAU_NORM,
+    TEST,
+    TOP,
+    TRAIN,
+)
 
 TREE: dict[str, dict[str, Key]] = {
     '': TOP,
@@ -24,6 +37,8 @@ TREE: dict[str, dict[str, Key]] = {
     'DOCTOR': DOCTOR,
     'PACK': PACK,
     'PLAN': PLAN,
+    'SEARCH': SEARCH,
+    'ENROLL': ENROLL,
     'RUN': RUN,
 }
 

@@ -27,6 +27,8 @@ _SECTIONS = {
     'DOCTOR': 'tools/doctor.py',
     'PACK': 'a data set into a few large files',
     'PLAN': 'tools/plan.py: hardware that is not at hand',
+    'SEARCH': 'tools/search.py: nearest neighbours',
+    'ENROLL': 'tools/enroll.py: new classes without training',
     'RUN': 'this machine',
 }
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,13 @@ def write_onnx(path: Path, model: Exported, preprocessing: Preprocessing, metada
     """Write ONNX with a dynamic batch; metadata goes into metadata_props.
 
     Raises:
-        UserError: onnx is not installed, or the weights are too many for one file.
+        UserError: packages are not installed, or the weights are too many for one file.
     """
-    try:
-        import onnx
-        import onnxscript  # noqa: F401: torch's exporter needs it, and says so in many lines
-    except ImportError as error:
-        raise UserError(f'EXPORT.FORMAT onnx needs packages of its own: pip install onnx onnxscript onnxruntime ({error})') from None
+    missing = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if find_spec(name) is None]
+    if missing:
+        raise UserError(f'EXPORT.FORMAT onnx needs packages of its own: pip install {" ".join(missing)}')
+    import onnx
+
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     if size > _LARGEST_ONNX:
         raise UserError(
@@ -63,15 +64,9 @@ def write_safetensors(path: Path, state: Mapping[str, torch.Tensor], metadata: M
 
 
 def run_onnx(path: Path) -> Run:
-    """Return what runs an ONNX file on the CPU.
+    """Return what runs an ONNX file on the CPU."""
+    import onnxruntime
 
-    Raises:
-        UserError: onnxruntime is not installed.
-    """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError('EXPORT.FORMAT onnx is checked by running it: pip install onnxruntime') from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])

@@ -106,9 +106,7 @@ POSTHOC: dict[str, Key] = {
 }
 
 EXPORT: dict[str, Key] = {
-    'FORMAT': Key(
-        'onnx', 'What tools/export.py writes.', choices=('onnx', 'torch_export', 'safetensors')
-    ),
+    'FORMAT': Key('onnx', 'What tools/export.py writes.', choices=('onnx', 'torch_export', 'safetensors')),
     'OUT': Key('', 'File to write. Empty: beside the checkpoint, named after it.'),
     'PREPROCESSING': Key(
         'inside',
@@ -154,6 +152,34 @@ PLAN: dict[str, Key] = {
     ),
     'UTILIZATION': Key(0.3, 'Share of that peak which training reaches: an assumption.', low=1e-3, high=1.0),
     'LINK_GB_S': Key(0.0, 'What a device sends over the slowest link, GB a second. 0: no times.', low=0.0),
+}
+
+SEARCH: dict[str, Key] = {
+    'K': Key(10, 'Neighbours that vote, and that CSV lists.', low=1),
+    'GALLERY': Key(
+        'train',
+        'What is searched: training images, or the validation images, each without itself.',
+        choices=('train', 'valid'),
+    ),
+    'METRIC': Key('cosine', 'How near features are.', choices=('cosine', 'euclidean')),
+    'VOTE': Key(
+        'majority',
+        'Each neighbour has one vote, or exp(similarity / TEMPERATURE) votes.',
+        choices=('majority', 'similarity'),
+    ),
+    'TEMPERATURE': Key(0.07, 'Below 1, the nearest are louder.', low=1e-4, used_by=('SEARCH.VOTE', ('similarity',))),
+    'CSV': Key('', 'File for the K nearest images of the gallery of every test image. Empty: none.'),
+}
+
+ENROLL: dict[str, Key] = {
+    'IMAGES': Key('', 'Photos of new classes: a folder with a sub-folder a class, or an annotation JSON.'),
+    'PER_CLASS': Key(
+        0, 'Use at most so many of each new class, chosen by SEED; the others measure. 0: all, none measures.', low=0
+    ),
+    'OUT': Key('', 'Folder of the model with the new classes. Empty: LOG_ROOT/NAME_enrolled.'),
+    'MAX_LOSS': Key(
+        0.02, 'Accuracy that old classes may lose on the validation split, mean over classes.', low=0.0, high=1.0
+    ),
 }
 
 RUN: dict[str, Key] = {
