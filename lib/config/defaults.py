@@ -4,7 +4,7 @@ from lib.config.key import Key
 from lib.config.keys.data import DATASET, INPUT, SAMPLER
 from lib.config.keys.loss import LOSS
 from lib.config.keys.method import MIX, MODEL, OPTIMIZER, SCHEDULE
-from lib.config.keys.run import DOCTOR, PACK, PLAN, RUN, TAU_NORM, TEST, TOP, TRAIN
+from lib.config.keys.run import DOCTOR, PACK, PLAN, REPORT, RUN, TAU_NORM, TEST, TOP, TRAIN
 
 TREE: dict[str, dict[str, Key]] = {
     '': TOP,
@@ -19,6 +19,7 @@ TREE: dict[str, dict[str, Key]] = {
     'TRAIN': TRAIN,
     'TEST': TEST,
     'TAU_NORM': TAU_NORM,
+    'REPORT': REPORT,
     'DOCTOR': DOCTOR,
     'PACK': PACK,
     'PLAN': PLAN,

@@ -22,6 +22,7 @@ _SECTIONS = {
     'TRAIN': 'epochs, batches, checkpoints',
     'TEST': 'prediction',
     'TAU_NORM': 're-balancing',
+    'REPORT': 'report.html',
     'DOCTOR': 'tools/doctor.py',
     'PACK': 'a data set into a few large files',
     'PLAN': 'tools/plan.py: hardware that is not at hand',

@@ -88,6 +88,13 @@ TAU_NORM: dict[str, Key] = {
     'MAX_TAU': Key(2.0, 'Largest tau considered.', low=1e-3, high=100.0),
 }
 
+REPORT: dict[str, Key] = {
+    'MAX_MB': Key(
+        5.0, 'Largest report.html, MB (10^6 bytes): beyond, pictures are left out, the last ones first.', low=0.0
+    ),
+    'JSON': Key(False, 'Write the figures of report.html into report.json too.'),
+}
+
 DOCTOR: dict[str, Key] = {
     'OUT': Key('', 'Folder of what tools/doctor.py writes. Empty: LOG_ROOT/NAME_doctor.'),
     'MIN_SIDE': Key(32, 'Images with a shorter side than this are suspicious, pixels.', low=1),
