@@ -27,7 +27,9 @@ def draw_reliability(axes: Axes, calibration: dict[str, dict[str, Any]], names: 
         axes.plot(
             x, y, color=colour, linewidth=1.4, alpha=0.8, label=f'{name} ({100 * calibration[name]["ece"]:.1f} %)'
         )
-        axes.scatter(x, y, s=10 + 110 * images / images.max(), color=colour, alpha=0.75, linewidths=0, zorder=3)
+        axes.scatter(
+            x, y, s=10 + 110 * images / images.max(), color=colour, alpha=0.75, linewidths=0, zorder=3, clip_on=False
+        )
     axes.set_xlim(-0.03, 1.03)
     axes.set_ylim(-0.03, 1.03)
     for axis in (axes.xaxis, axes.yaxis):

@@ -1,7 +1,7 @@
 // The table of all classes: sorts, searches, and draws the few rows that are looked at. Writes text, never markup.
 (() => {
   'use strict';
-  const PAGE = 25;
+  const PAGE = window.innerWidth < 704 ? 10 : 25; // rows; 44rem is where a row becomes a card
   const place = (id) => document.getElementById(id);
   const data = JSON.parse(place('class-data').textContent);
   const count = data.images.length;
