@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from yacs.config import CfgNode
 
+from lib.build.data import open_valid_split
+from lib.build.features import split_features
 from lib.build.model import class_names, held_classes, model_of
 from lib.build.split import Split
 from lib.build.trained import Trained
 from lib.build.training import Training
 from lib.config.yaml_text import as_text
 from lib.errors import UserError
+from lib.evaluation.answers import predictions_alone
+from lib.evaluation.features import answers_from
 from lib.report.html import ReportData, write_report
 from lib.report.plots import plot_curves, plot_error_by_count
 from lib.runtime.log import LOGGER
@@ -27,32 +32,58 @@ def training_report(training: Training) -> Path:
     training.ranks.wait()  # for the main rank to have written the best model
     best = _best(folder, training)
     history = folder.history()
-    labels, predicted = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    answers = predictions_alone(*np.zeros((2, 0), np.int64))
     if training.data.valid:
-        labels = training.data.valid.labels
         classes = held_classes(training.cfg, best.num_classes, training.ranks)
-        predicted = training.evaluate(model_of(best, training.cfg, training.device, classes=classes)).predicted
+        answers = training.evaluate(model_of(best, training.cfg, training.device, classes=classes)).answers
     if not training.ranks.is_main:
         return page
-    counts = training.plan.training_set.class_counts
+    known = training.plan.training_set
     plot_curves(folder.path / 'curves.png', history)
-    if len(labels):
-        plot_error_by_count(folder.path / 'error_by_count.png', counts, labels, predicted)
+    if len(answers):
+        plot_error_by_count(folder.path / 'error_by_count.png', known.class_counts, answers.labels, answers.predicted)
     data = ReportData(
         title=training.cfg.NAME,
         command=_command(),
         history=history,
         summary=_summary(history, best),
         class_names=class_names(best),
-        train_counts=counts,
-        labels=labels,
-        predicted=predicted,
+        class_parents=known.class_parents,
+        train_counts=known.class_counts,
+        answers=answers,
         open_image=training.data.valid.images.load if training.data.valid else None,
         tau=_tau_of(training),
         config_text=as_text(training.cfg),
-        environment_text=(folder.path / 'environment.txt').read_text(encoding='utf-8'),
+        environment_text=_environment_of(folder.path),
     )
-    return write_report(page, data)
+    return _write(page, data, training.cfg)
+
+
+def trained_report(trained: Trained) -> Path:
+    """Measure a trained model on the valid split and write its report beside the checkpoint.
+
+    That of best_model.pth is report.html, that of another one STEM_report.html.
+
+    Raises:
+        UserError: no labelled valid split, or one of other classes.
+    """
+    valid = open_valid_split(trained.cfg)
+    answers = answers_from(trained.model, split_features(trained, valid, 'valid'))
+    stem, folder = trained.checkpoint.path.stem, trained.checkpoint.path.parent
+    page = trained.folder / ('report.html' if stem == 'best_model' else f'{stem}_report.html')
+    tau = _read_tau(folder / 'tau.json')  # there when the model is a re-balanced one
+    summary = _summary(RunFolder(folder, writes=False).history(), trained.checkpoint)
+    data = _data_of(
+        trained,
+        valid,
+        title=f'{trained.cfg.NAME}, re-balanced' if tau else trained.cfg.NAME,
+        summary={name: found for name, found in summary.items() if name == 'best'},
+        answers=answers,
+        tau=tau,
+        environment_text=_environment_of(folder),
+        notes=['Errors are those of the re-balanced model.'] if tau else [],
+    )
+    return _write(page, data, trained.cfg)
 
 
 def rebalanced_report(path: Path, trained: Trained, valid: Split, before: np.ndarray, tau: dict[str, Any]) -> Path:
@@ -60,23 +91,40 @@ def rebalanced_report(path: Path, trained: Trained, valid: Split, before: np.nda
 
     `before`: (num_images,) class that the checkpoint predicts for each valid image.
     """
-    history = RunFolder(trained.checkpoint.path.parent).history()
-    data = ReportData(
+    data = _data_of(
+        trained,
+        valid,
         title=f'{trained.cfg.NAME}, re-balanced',
-        command=_command(),
-        history=history,
-        summary=_summary(history, trained.checkpoint),
-        class_names=trained.class_names,
-        train_counts=trained.train_counts,
-        labels=valid.labels,
-        predicted=before,
-        open_image=valid.images.load,
+        summary=_summary(RunFolder(trained.checkpoint.path.parent).history(), trained.checkpoint),
+        answers=predictions_alone(valid.labels, before),
         tau=tau,
-        config_text=as_text(trained.cfg),
-        environment_text=(path.parent / 'environment.txt').read_text(encoding='utf-8'),
+        environment_text=_environment_of(path.parent),
         notes=['Errors of classes and confused pairs are those of the checkpoint before re-balancing.'],
     )
-    return write_report(path, data)
+    return _write(path, data, trained.cfg)
+
+
+def _data_of(trained: Trained, valid: Split, **parts: Any) -> ReportData:
+    """Return the report's data with what every trained model knows."""
+    return ReportData(
+        command=_command(),
+        history=RunFolder(trained.checkpoint.path.parent, writes=False).history(),
+        class_names=trained.class_names,
+        class_parents=trained.class_parents,
+        train_counts=trained.train_counts if trained.checkpoint.training_set else np.zeros(0, np.int64),
+        open_image=valid.images.load,
+        config_text=as_text(trained.cfg),
+        **parts,
+    )
+
+
+def _write(path: Path, data: ReportData, cfg: CfgNode) -> Path:
+    return write_report(path, data, max_bytes=1e6 * cfg.REPORT.MAX_MB, json_too=cfg.REPORT.JSON)
+
+
+def _environment_of(folder: Path) -> str:
+    file = folder / 'environment.txt'
+    return file.read_text(encoding='utf-8') if file.exists() else ''
 
 
 def _best(folder: RunFolder, training: Training) -> Checkpoint:
@@ -100,6 +148,12 @@ def _tau_of(training: Training) -> dict[str, Any] | None:
     file = Path(training.cfg.TAU_NORM.LOG_ROOT, training.cfg.NAME, 'tau.json')
     best = training.folder.path / 'best_model.pth'
     if not file.exists() or file.stat().st_mtime < best.stat().st_mtime:
+        return None
+    return _read_tau(file)
+
+
+def _read_tau(file: Path) -> dict[str, Any] | None:
+    if not file.exists():
         return None
     try:
         return json.loads(file.read_text(encoding='utf-8'))

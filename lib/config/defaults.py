@@ -4,20 +4,8 @@ from lib.config.key import Key
 from lib.config.keys.data import DATASET, INPUT, SAMPLER
 from lib.config.keys.loss import LOSS
 from lib.config.keys.method import MIX, MODEL, OPTIMIZER, SCHEDULE
-from lib.config.keys.run import (
-    DOCTOR,
-    ENROLL,
-    EXPORT,
-    PACK,
-    PLAN,
-    POSTHOC,
-    RUN,
-    SEARCH,
-    TAU_NORM,
-    TEST,
-    TOP,
-    TRAIN,
-)
+from lib.config.keys.run import RUN, TAU_NORM, TEST, TOP, TRAIN
+from lib.config.keys.tools import DOCTOR, ENROLL, EXPORT, PACK, PLAN, POSTHOC, REPORT, SEARCH
 
 TREE: dict[str, dict[str, Key]] = {
     '': TOP,
@@ -34,6 +22,7 @@ TREE: dict[str, dict[str, Key]] = {
     'TAU_NORM': TAU_NORM,
     'POSTHOC': POSTHOC,
     'EXPORT': EXPORT,
+    'REPORT': REPORT,
     'DOCTOR': DOCTOR,
     'PACK': PACK,
     'PLAN': PLAN,

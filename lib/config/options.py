@@ -24,6 +24,7 @@ _SECTIONS = {
     'TAU_NORM': 're-balancing',
     'POSTHOC': 'tools/posthoc.py: re-balancing and calibration on kept features',
     'EXPORT': 'tools/export.py: for other programs',
+    'REPORT': 'report.html',
     'DOCTOR': 'tools/doctor.py',
     'PACK': 'a data set into a few large files',
     'PLAN': 'tools/plan.py: hardware that is not at hand',

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from lib.evaluation.accuracy import class_accuracy_metrics
-from lib.evaluation.scores import scores_of
+from lib.evaluation.scores import Scores, scores_of
 
 NUM_BEST = 5
 
@@ -19,8 +19,10 @@ class Answers:
     Attributes:
         labels: (n,) int64; -1 where the class is not known.
         best: (n, k) int64 classes of the largest logits, the largest first; -1 where the image cannot be decoded.
-        confidence: (n,) float32 probability of the first of them; 0 where the image cannot be decoded.
-        losses: (n,) float32 -ln of the label's probability; NaN where the class or the image is not known.
+        confidence: (n,) float32 probability of the first of them; 0 where the image cannot be decoded, NaN where only
+            the prediction is known.
+        losses: (n,) float32 -ln of the label's probability; NaN where the class, the image or the probability is not
+            known.
     """
 
     labels: np.ndarray
@@ -78,14 +80,23 @@ def answers_of(logits: torch.Tensor, labels: torch.Tensor, readable: torch.Tenso
         labels: (batch,) int64, -1 where not known.
         readable: (batch,) bool.
     """
-    scores = scores_of(logits, labels)
-    chances = (logits.gather(1, scores.best[:, :1]).squeeze(1) - logits.logsumexp(dim=1)).exp()
+    return answers_of_scores(scores_of(logits, labels), labels, readable)
+
+
+def answers_of_scores(scores: Scores, labels: torch.Tensor, readable: torch.Tensor) -> Answers:
+    """Return the answers that the scores of images give; labels and readable as in answers_of."""
     return Answers(
         labels.cpu().numpy(),
         scores.best.where(readable[:, None], -1).cpu().numpy(),
-        chances.where(readable, 0.0).cpu().numpy(),
+        scores.confidence.where(readable, 0.0).cpu().numpy(),
         scores.losses.where(readable & (labels >= 0), torch.nan).cpu().numpy(),
     )
+
+
+def predictions_alone(labels: np.ndarray, predicted: np.ndarray) -> Answers:
+    """Return answers of which nothing but the best class is known: labels and predicted, (n,) integers, -1 as ever."""
+    unknown = np.full(len(labels), np.nan, np.float32)
+    return Answers(np.asarray(labels, np.int64), np.asarray(predicted, np.int64)[:, None], unknown, unknown)
 
 
 def join_answers(parts: list[Answers]) -> Answers:

@@ -73,7 +73,8 @@ def metrics_of(
 ) -> dict[str, Any]:
     """Return every metric as what JSON can hold; fractions, and what has no image is absent.
 
-    Images labelled -1 do not count. One that could not be decoded is wrong, and has neither confidence nor loss.
+    Images labelled -1 do not count. One that could not be decoded is wrong, and has neither confidence nor loss. Of
+    predictions alone (lib.evaluation.answers) there is what follows from these.
 
     Args:
         train_counts: (num_classes,) images a class in the original training set.
@@ -101,13 +102,12 @@ def metrics_of(
     if not len(answers):
         return {}
     table = class_table(answers, len(train_counts))
-    hits5 = (answers.best == answers.labels[:, None]).any(axis=1)
     return {
         'images': len(answers),
         'unreadable': int((answers.predicted < 0).sum()),
         'classes': int((table.images > 0).sum()),
         **class_accuracy_metrics(table.right, table.images, train_counts),
-        'top5': int(hits5.sum()) / len(answers),
+        **_top5(answers),
         'interval': _intervals(table, train_counts, num_draws, seed),
         **_macro(table),
         **_losses(answers, len(train_counts)),
@@ -153,6 +153,12 @@ def _intervals(table: ClassTable, train_counts: np.ndarray, num_draws: int, seed
     return intervals
 
 
+def _top5(answers: Answers) -> dict[str, float]:
+    if np.isnan(answers.confidence).all():  # predictions alone
+        return {}
+    return {'top5': int((answers.best == answers.labels[:, None]).any(axis=1).sum()) / len(answers)}
+
+
 def _macro(table: ClassTable) -> dict[str, float]:
     seen = table.images > 0
     recall, precision = table.accuracy[seen], np.nan_to_num(table.precision[seen])
@@ -176,7 +182,7 @@ def _losses(answers: Answers, num_classes: int) -> dict[str, float]:
 
 
 def _calibration(answers: Answers, train_counts: np.ndarray) -> dict[str, Any]:
-    readable = answers.predicted >= 0
+    readable = (answers.predicted >= 0) & ~np.isnan(answers.confidence)
     members = {'all': readable}
     members |= {name: readable & group[answers.labels] for name, group in shot_groups(train_counts).items()}
     found = {

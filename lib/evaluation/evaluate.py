@@ -8,7 +8,8 @@ import torch
 
 from lib.dataset.loader import Batch, EvalLoader
 from lib.evaluation.accuracy import ClassCounts
-from lib.evaluation.scores import Scores, scores_of_parts
+from lib.evaluation.answers import Answers, answers_of_scores, join_answers
+from lib.evaluation.scores import Scores, scores_of, scores_of_parts
 from lib.model import Recognizer
 from lib.runtime.gather import gather_rows, own_rows
 from lib.runtime.log import progress
@@ -23,13 +24,18 @@ class Evaluation:
 
     Attributes:
         metrics: loss, top1, top5, mean_class_error, many, medium, few; empty for a split without labels.
-        predicted: (num_images,) int64 class of each row; -1 where the image could not be decoded.
-        bad: (row, reason) of those.
+        answers: to each image, in input order.
+        bad: (row, reason) of the images that could not be decoded.
     """
 
     metrics: dict[str, float]
-    predicted: np.ndarray
+    answers: Answers
     bad: list[tuple[int, str]] = field(default_factory=list)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The class of each row, (num_images,) int64; -1 where the image could not be decoded."""
+        return self.answers.predicted
 
 
 @torch.inference_mode()
@@ -56,19 +62,15 @@ def evaluate(
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    counts = ClassCounts(num_classes, device)
-    # A rank may have no image at all.
-    predicted = [torch.zeros(0, dtype=torch.int64, device=device)]
-    bad: list[tuple[int, str]] = []
+    found = _Found(num_classes, device)
     for batch in progress(loader, total=len(loader), label=label):
         features = model.features(batch.images)
         logits = model.classify(features)
-        predicted.append(counts.update(logits, batch.labels, batch.readable))
-        bad += batch.bad
+        found.add(scores_of(logits, batch.labels), batch)
         if look_at:
             look_at(batch, features, logits)
     model.train(was_training)
-    return _evaluation(counts, predicted, bad, train_counts, ranks)
+    return found.evaluation(train_counts, ranks)
 
 
 @torch.inference_mode()
@@ -82,34 +84,44 @@ def evaluate_sharded(
     was_training = model.training
     model.eval()
     classifier, device = model.classifier, next(model.parameters()).device
-    counts = ClassCounts(classifier.num_classes, device)
-    predicted = [torch.zeros(0, dtype=torch.int64, device=device)]
-    bad: list[tuple[int, str]] = []
+    found = _Found(classifier.num_classes, device)
     batches = iter(loader)
     for number in progress(range(loader.max_batches), total=loader.max_batches, label=label):
         batch, sizes = next(batches, None), loader.sizes(number)
         features = torch.zeros(0, classifier.weight.shape[1], device=device)
-        labels, readable = torch.zeros(0, dtype=torch.int64, device=device), None
+        labels = torch.zeros(0, dtype=torch.int64, device=device)
         if batch is not None:
-            features, labels, readable = model.features(batch.images), batch.labels, batch.readable
-            bad += batch.bad
+            features, labels = model.features(batch.images), batch.labels
         features, all_labels = gather_rows(features, sizes, ranks), gather_rows(labels, sizes, ranks)
         logits = model.classify(features)
         scores = scores_of_parts(logits, all_labels, classifier.classes, classifier.num_classes, ranks)
         if batch is not None:
-            own = Scores(*(own_rows(part, sizes, ranks) for part in scores))
-            predicted.append(counts.add(own, labels, readable))
+            found.add(Scores(*(own_rows(part, sizes, ranks) for part in scores)), batch)
     model.train(was_training)
-    return _evaluation(counts, predicted, bad, train_counts, ranks)
+    return found.evaluation(train_counts, ranks)
 
 
-def _evaluation(
-    counts: ClassCounts,
-    predicted: list[torch.Tensor],
-    bad: list[tuple[int, str]],
-    train_counts: np.ndarray,
-    ranks: Ranks,
-) -> Evaluation:
-    """Bring together what the ranks have found."""
-    bad = [found for part in ranks.gather(bad) for found in part]
-    return Evaluation(counts.metrics(train_counts, ranks), ranks.join(torch.cat(predicted).cpu().numpy()), bad)
+class _Found:
+    """What a rank has found so far; it stays on the device until the end, so that no batch waits for another."""
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self._counts = ClassCounts(num_classes, device)
+        # A rank may have no image at all.
+        no_images = torch.zeros(0, num_classes, device=device), torch.zeros(0, dtype=torch.int64, device=device)
+        self._scores, self._labels = [scores_of(*no_images)], [no_images[1]]
+        self._readable = [torch.zeros(0, dtype=torch.bool, device=device)]
+        self._bad: list[tuple[int, str]] = []
+
+    def add(self, scores: Scores, batch: Batch) -> None:
+        self._counts.add(scores, batch.labels, batch.readable)
+        self._scores.append(scores)
+        self._labels.append(batch.labels)
+        self._readable.append(batch.readable)
+        self._bad += batch.bad
+
+    def evaluation(self, train_counts: np.ndarray, ranks: Ranks) -> Evaluation:
+        """Bring together what the ranks have found."""
+        scores = Scores(*(torch.cat(parts) for parts in zip(*self._scores, strict=True)))
+        own = answers_of_scores(scores, torch.cat(self._labels), torch.cat(self._readable))
+        bad = [found for part in ranks.gather(self._bad) for found in part]
+        return Evaluation(self._counts.metrics(train_counts, ranks), join_answers(ranks.gather(own)), bad)

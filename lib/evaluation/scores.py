@@ -16,16 +16,19 @@ class Scores(NamedTuple):
     Attributes:
         best: (batch, 5) int64 classes of the largest logits, the largest first; fewer where there are fewer classes.
         losses: (batch,) float32 cross entropy; of labels below 0, that of class 0.
+        confidence: (batch,) float32 probability of the best class.
     """
 
     best: torch.Tensor
     losses: torch.Tensor
+    confidence: torch.Tensor
 
 
 def scores_of(logits: torch.Tensor, labels: torch.Tensor) -> Scores:
     """Return the scores of logits (batch, num_classes) float32 with labels (batch,) int64."""
-    best = logits.topk(min(_NUM_BEST, logits.shape[1]), dim=1).indices
-    return Scores(best, F.cross_entropy(logits, labels.clamp(min=0), reduction='none'))
+    best = logits.topk(min(_NUM_BEST, logits.shape[1]), dim=1)
+    confidence = (best.values[:, 0] - logits.logsumexp(dim=1)).exp()
+    return Scores(best.indices, F.cross_entropy(logits, labels.clamp(min=0), reduction='none'), confidence)
 
 
 def scores_of_parts(
@@ -43,9 +46,10 @@ def scores_of_parts(
     values = F.pad(own.values, (0, _NUM_BEST - own.values.shape[1]), value=-torch.inf)
     numbers = F.pad(own.indices + classes.start, (0, _NUM_BEST - own.indices.shape[1]), value=-1)
     values, numbers = (ranks.stack(part).transpose(0, 1).flatten(1) for part in (values, numbers))
-    best = numbers.gather(1, values.topk(min(_NUM_BEST, num_classes), dim=1).indices)
+    highest = values.topk(min(_NUM_BEST, num_classes), dim=1)
+    best = numbers.gather(1, highest.indices)
     places = labels.clamp(min=0) - classes.start
     is_here = (places >= 0) & (places < len(classes))
     label_logits = logits.gather(1, places.clamp(0, len(classes) - 1)[:, None]).squeeze(1).where(is_here, 0.0)
     sums = ranks.stack(logits.logsumexp(dim=1)).logsumexp(dim=0)
-    return Scores(best, sums - ranks.sum(label_logits))
+    return Scores(best, sums - ranks.sum(label_logits), (highest.values[:, 0] - sums).exp())

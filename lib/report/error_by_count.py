@@ -9,8 +9,9 @@ from matplotlib.path import Path as Outline
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lib.evaluation.accuracy import FEW_BELOW, MANY_ABOVE, shot_groups
+from lib.evaluation.class_interval import accuracy_interval
 from lib.report.canvas import PALETTE, legend, percent_axis
-from lib.report.per_class import class_errors, sampled_error
+from lib.report.per_class import class_errors
 
 MAX_SPOTS = 2000  # dots in the chart: more would only make the page heavy
 EMPTY_CLASS = 0.5  # where a class without training images stands on the logarithmic axis
@@ -26,15 +27,14 @@ def draw_error_by_count(
     """
     num_images, num_wrong = class_errors(labels, predicted, len(train_counts))
     present = num_images > 0
-    places = np.maximum(np.asarray(train_counts, float), EMPTY_CLASS)
-    counts = places[present]
+    counts = np.maximum(np.asarray(train_counts, float), EMPTY_CLASS)[present]
     where, errors, weights = _spots(counts, num_wrong[present] / num_images[present])
     levels = np.minimum(np.log2(weights).astype(int), 6)
     for name, members in shot_groups(where).items():
         for level in np.unique(levels[members]):
             chosen = members & (levels == level)
             _dots(axes, where[chosen], errors[chosen], level, PALETTE[name])
-    _binned_means(axes, places, labels, predicted)
+    _binned_means(axes, counts, num_images[present], num_wrong[present])
     axes.set_xscale('log')
     low, high = counts.min() / 1.35, counts.max() * 1.35
     axes.set_xlim(low, high)
@@ -85,21 +85,22 @@ def _dots(axes: Axes, x: np.ndarray, y: np.ndarray, level: int, colour: str) -> 
     axes.add_patch(PathPatch(outline, linewidth=3.8 + 0.6 * level, alpha=0.45 + 0.05 * level, **style))
 
 
-def _binned_means(axes: Axes, places: np.ndarray, labels: np.ndarray, predicted: np.ndarray) -> None:
-    counts = places[np.unique(labels)]
+def _binned_means(axes: Axes, counts: np.ndarray, num_images: np.ndarray, num_wrong: np.ndarray) -> None:
     num_bins = int(np.clip(round(math.sqrt(len(counts))), 3, 12))
     edges = np.geomspace(counts.min(), counts.max(), num_bins + 1)[1:-1]
-    bins = np.searchsorted(edges, places[labels], side='right')  # (num_images,)
-    middles, means, spreads = [], [], []
+    bins = np.searchsorted(edges, counts, side='right')  # (num_classes_present,)
+    middles, means, ends = [], [], []
     for place in np.unique(bins):
         members = bins == place
-        mean = sampled_error(labels[members], predicted[members], len(places))
-        middles.append(np.exp(np.log(places[np.unique(labels[members])]).mean()))
-        means.append(mean.error)
-        spreads.append(mean.standard_error)
+        images, wrong = num_images[members], num_wrong[members]
+        middles.append(np.exp(np.log(counts[members]).mean()))
+        means.append((wrong / images).mean())
+        ends.append(accuracy_interval(wrong, images))  # errors are counted, so of errors
+    low, high = np.array(ends).T
+    reach = np.maximum([means - low, high - means], 0)
     axes.plot(middles, means, color=PALETTE['card'], linewidth=4.5, zorder=3)  # parts the line from the dots
     style = {'color': PALETTE['ink'], 'linewidth': 1.6, 'elinewidth': 1.2, 'capsize': 0, 'marker': 'o'}
-    axes.errorbar(middles, means, spreads, markersize=3.6, label='mean ± standard error', zorder=3, **style)
+    axes.errorbar(middles, means, reach, markersize=3.6, label='mean, 95 % interval', zorder=3, **style)
 
 
 def _group_boundaries(axes: Axes, low: float, high: float) -> None:

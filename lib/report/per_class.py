@@ -1,17 +1,9 @@
-"""Error of classes and of groups of them, with what a finite sample leaves uncertain."""
+"""Errors of classes, with what a finite sample leaves uncertain."""
 
-from typing import NamedTuple
+from statistics import NormalDist
 
 import numpy as np
-
-from lib.evaluation.sweep import accuracy, standard_error
-
-
-class SampledError(NamedTuple):
-    """An error with its standard error, both fractions."""
-
-    error: float
-    standard_error: float
+from numpy.typing import ArrayLike
 
 
 def class_errors(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -24,16 +16,20 @@ def class_errors(labels: np.ndarray, predicted: np.ndarray, num_classes: int) ->
     return num_images, np.bincount(labels[labels != predicted], minlength=num_classes)
 
 
-def sampled_error(
-    labels: np.ndarray, predicted: np.ndarray, num_classes: int, metric: str = 'mean_class_error'
-) -> SampledError | None:
-    """Return the mean per-class error (or the top-1 error, by `metric`) of these images; None without images.
+def binomial_interval(hits: ArrayLike, total: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of Wilson's interval (JASA 1927) of rates, each of the arguments' shape, float64.
 
-    `labels` and `predicted` are integers (num_images,). The standard error is binomial, within each class for
-    the mean per-class error: the classes are given, their images are a sample.
+        (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n),   p = hits / n
+
+    Holds up at one image, where an error of 0 or 1 is no certainty; of no image it is 0 to 1.
     """
-    if len(labels) == 0:
-        return None
-    right = labels == predicted
-    error = 1 - accuracy(right, labels, num_classes, metric)
-    return SampledError(error, standard_error(right, labels, num_classes, metric))
+    hits, total = np.asarray(hits, np.float64), np.asarray(total, np.float64)
+    z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
+    n = np.maximum(total, 1)
+    rate = hits / n
+    middle = (rate + z2 / (2 * n)) / (1 + z2 / n)
+    reach = np.sqrt(z2 * (rate * (1 - rate) / n + z2 / (4 * n**2))) / (1 + z2 / n)
+    # The ends at no hit and at nothing but hits are exact; rounding must not take them.
+    low = np.where(hits > 0, middle - reach, 0.0)
+    high = np.where(hits < total, middle + reach, 1.0)
+    return np.where(total > 0, low, 0.0), np.where(total > 0, high, 1.0)

@@ -1,4 +1,4 @@
-"""Small pictures that show what was confused with what."""
+"""Small pictures that show what was confused with what, as many as the page has room for."""
 
 import base64
 import io
@@ -8,23 +8,23 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from lib.evaluation.confusion import ConfusedPair
-
 THUMBNAIL = 128  # pixels of the longer side
-MISTAKES = 3  # photos shown of a pair's mistakes
+MISTAKES = 3  # photos shown of a card's mistakes
+_MARKUP = 120  # bytes of the page around a picture, about
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A picture of a valid row, as a data: address."""
+    """A picture of a valid row, as a data: address, and the class predicted for it."""
 
     row: int
     source: str
+    predicted: int
 
 
 @dataclass(frozen=True)
-class PairPhotos:
-    """Pictures of a confused pair: each class as it was recognised, and the photos that were not."""
+class CardPhotos:
+    """Pictures of a class and the one it was taken for: each as it was recognised, and the photos that were not."""
 
     label: Photo | None
     predicted: Photo | None
@@ -32,35 +32,88 @@ class PairPhotos:
     num_unreadable: int
 
 
-def pair_photos(
-    pair: ConfusedPair, labels: np.ndarray, predicted: np.ndarray, open_image: Callable[[int], Image.Image]
-) -> PairPhotos:
-    """Open up to MISTAKES of the pair's photos and one of each class, preferably one that was recognised.
+class Album:
+    """Opens pictures of the valid split until there is no more room.
 
-    `labels` and `predicted` are integers (num_images,). Pictures that cannot be opened are counted.
+    Args:
+        open_image: row -> RGB image; may raise.
+        room: bytes that all pictures together may take in the page. What comes after the first that does not fit is
+            left out, so that the first ones are always there.
+    """
+
+    def __init__(self, open_image: Callable[[int], Image.Image], room: float = float('inf')) -> None:
+        self._open_image = open_image
+        self._sources: dict[int, str | None] = {}
+        self.num_left_out = 0
+        self.fill_up_to(room)
+
+    def fill_up_to(self, room: float) -> None:
+        """Begin anew with other room; what was opened before is not opened again."""
+        self._room = room
+        self.num_left_out = 0
+
+    def source(self, row: int) -> str | None:
+        """Return a picture's address: '' where there is no room for it, None where it cannot be opened."""
+        if self._room <= 0:
+            self.num_left_out += 1
+            return ''
+        if row not in self._sources:
+            try:
+                self._sources[row] = thumbnail(self._open_image(row))
+            except Exception:  # whatever the reader raises: a report is not worth losing over a picture
+                self._sources[row] = None
+        found = self._sources[row]
+        if found is None:
+            return None
+        self._room -= len(found) + _MARKUP
+        if self._room < 0:
+            self.num_left_out += 1
+            return ''
+        return found
+
+
+def card_photos(
+    album: Album,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    label: int,
+    taken_for: int,
+    mistakes: np.ndarray,
+) -> CardPhotos:
+    """Return up to MISTAKES pictures of a class's mistakes and one of each class, preferably one that was recognised.
+
+    Args:
+        rows: (n,) what the album calls the images.
+        labels, predicted: (n,) integers.
+        label, taken_for: the classes.
+        mistakes: int64 places among the n images, those to show first.
     """
     failures = 0
 
-    def first(rows: np.ndarray, limit: int) -> list[Photo]:
+    def first(places: np.ndarray, limit: int) -> list[Photo]:
         nonlocal failures
-        photos = []
-        for row in rows[: 2 * limit]:  # a few unreadable files must not empty the card
-            if len(photos) == limit:
+        photos, shown = [], 0
+        for place in places[: 2 * limit]:  # a few unreadable files must not empty the card
+            if shown == limit:
                 break
-            try:
-                photos.append(Photo(int(row), thumbnail(open_image(int(row)))))
-            except Exception:  # whatever the reader raises: a report is not worth losing over a picture
-                failures += 1
+            row = int(rows[place])
+            source = album.source(row)
+            failures += source is None
+            shown += source is not None
+            if source:
+                photos.append(Photo(row, source, int(predicted[place])))
         return photos
 
     def example(label: int) -> Photo | None:
-        rows = np.flatnonzero(labels == label)
-        rows = rows[~np.isin(rows, pair.rows[:MISTAKES])]
-        recognised_first = rows[np.argsort(predicted[rows] != label, kind='stable')]
+        places = np.flatnonzero(labels == label)
+        places = places[~np.isin(places, mistakes[:MISTAKES])]
+        recognised_first = places[np.argsort(predicted[places] != label, kind='stable')]
         return next(iter(first(recognised_first, 1)), None)
 
-    mistakes = tuple(first(pair.rows, MISTAKES))
-    return PairPhotos(example(pair.label), example(pair.predicted), mistakes, failures)
+    # In the order of the page, since that is the order in which room runs out.
+    true, other = example(label), example(taken_for)
+    return CardPhotos(true, other, tuple(first(mistakes, MISTAKES)), failures)
 
 
 def thumbnail(image: Image.Image) -> str:

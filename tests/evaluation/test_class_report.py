@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics as sklearn
 
 from lib.evaluation.accuracy import class_accuracy_metrics, shot_groups
-from lib.evaluation.answers import Answers
+from lib.evaluation.answers import Answers, predictions_alone
 from lib.evaluation.class_report import class_table, metrics_of
 from tests.evaluation.cases import problem
 from tests.oracles import class_report as oracle
@@ -171,3 +171,11 @@ def test_classes_that_do_not_exist_are_told(labels, predicted):
     for measure in (lambda answers: metrics_of(answers, np.ones(7)), lambda answers: class_table(answers, 7)):
         with pytest.raises(ValueError, match='class 7'):
             measure(answers_from(labels, predicted))
+
+
+def test_predictions_alone_give_what_follows_from_them():
+    answers, _, train_counts = problem(1)
+    alone = metrics_of(predictions_alone(answers.labels, answers.predicted), train_counts)
+    whole = metrics_of(answers, train_counts)
+    assert whole.keys() - alone.keys() == {'top5', 'loss', 'balanced_loss', 'ece', 'calibration'}
+    assert alone == {name: whole[name] for name in alone}

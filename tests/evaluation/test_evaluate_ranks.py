@@ -22,6 +22,7 @@ from tests.ranks import run_ranks
 NUM_CLASSES = 7
 COUNTS = np.array([200, 150, 50, 30, 10, 5, 1])  # many, medium and few
 TRUE = np.array([0, 6, 1, -1, 2, 3, 4, 5, 6, 0, 1], np.int32)  # one image has no label
+ANSWERS = ('labels', 'best', 'confidence', 'losses')
 KEYS = {'loss', 'top1', 'top5', 'mean_class_error', 'many', 'medium', 'few'}
 
 
@@ -59,7 +60,8 @@ def model_of(kind, classes=None):
 
 
 def found_by(evaluation):
-    return {'metrics': evaluation.metrics, 'predicted': torch.from_numpy(evaluation.predicted), 'bad': evaluation.bad}
+    answers = {name: torch.from_numpy(getattr(evaluation.answers, name)) for name in ANSWERS}
+    return {'metrics': evaluation.metrics, 'bad': evaluation.bad, **answers}
 
 
 def whole(folder, split, ranks):
@@ -122,12 +124,15 @@ def test_every_rank_finds_what_one_process_finds(per_rank, folder, way, name):
     expected = alone(folder, way, SPLITS[name])
     if name == 'uneven':
         assert set(expected['metrics']) == KEYS
-        assert len(set(expected['predicted'].tolist())) >= 4, 'a model that says the same of all images proves little'
+        assert len(set(expected['best'][:, 0].tolist())) >= 4, 'a model that says the same of all images proves little'
     for rank in per_rank:
         found = rank[way][name]
         assert found['bad'] == expected['bad']
-        assert found['predicted'].tolist() == expected['predicted'].tolist()
-        assert len(found['predicted']) == SPLITS[name].num_images
+        assert found['labels'].tolist() == expected['labels'].tolist()
+        assert found['best'][:, 0].tolist() == expected['best'][:, 0].tolist()
+        for key in ('confidence', 'losses'):
+            torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=1e-5, equal_nan=True)
+        assert len(found['best']) == SPLITS[name].num_images
         assert found['metrics'].keys() == expected['metrics'].keys()
         for key, value in expected['metrics'].items():
             # Counts are divided once, so they are equal to the last bit; losses are added up in another order.

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lib.evaluation.scores import scores_of, scores_of_parts
+from lib.evaluation.scores import Scores, scores_of, scores_of_parts
 from lib.runtime.ranks import Ranks
 from tests.ranks import run_ranks
 
@@ -19,18 +19,21 @@ def logits_and_labels(seed, batch, num_classes):
 
 
 def expected(logits, labels):
-    """The five best classes and the cross entropy of each image."""
-    best, losses = [], []
+    """The five best classes, the cross entropy and the largest probability of each image."""
+    best, losses, chances = [], [], []
     for row, label in zip(logits.double().tolist(), labels.tolist(), strict=True):
         best.append(sorted(range(len(row)), key=lambda c: -row[c])[:5])
-        losses.append(math.log(sum(math.exp(z - max(row)) for z in row)) + max(row) - row[max(label, 0)])
-    return best, torch.tensor(losses)
+        total = sum(math.exp(z - max(row)) for z in row)
+        losses.append(math.log(total) + max(row) - row[max(label, 0)])
+        chances.append(1 / total)
+    return best, torch.tensor(losses), torch.tensor(chances)
 
 
 def check(found, logits, labels):
-    best, losses = expected(logits, labels)
+    best, losses, chances = expected(logits, labels)
     assert found.best.tolist() == best
     torch.testing.assert_close(found.losses, losses, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.confidence, chances, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize('seed', range(3))
@@ -67,15 +70,13 @@ def test_of_parts_every_rank_knows_those_of_all(tmp_path, count):
     for found in per_rank:
         for number, shape in enumerate(SHAPES):
             logits, labels = logits_and_labels(number, *shape)
-            best, losses = expected(logits, labels)
-            assert found['apart'][number][0].tolist() == best
-            torch.testing.assert_close(found['apart'][number][1], losses, rtol=1e-5, atol=1e-5)
+            check(Scores(*found['apart'][number]), logits, labels)
             check_ties(*found['ties'][number], *with_ties(number, *shape))
         # All ranks say the same, whichever of equal ones that is.
-        assert [best.tolist() for best, _ in found['ties']] == [best.tolist() for best, _ in per_rank[0]['ties']]
+        assert [best.tolist() for best, *_ in found['ties']] == [best.tolist() for best, *_ in per_rank[0]['ties']]
 
 
-def check_ties(best, losses, logits, labels):
+def check_ties(best, losses, _, logits, labels):
     """Different classes that exist, with the largest logits there are."""
     for row, its_logits in zip(best.tolist(), logits.tolist(), strict=True):
         assert len(set(row)) == len(row) == min(5, len(its_logits))

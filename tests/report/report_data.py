@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image
 
+from lib.evaluation.answers import Answers
 from lib.report.data import ReportData
 
 HOSTILE = '<script>alert(1)</script> & "quoted" \'name\''
@@ -52,6 +53,18 @@ def open_image(row):
     return image
 
 
+def answers(labels, predicted, num_classes, seed=0):
+    """Answers with these first ones, five in all; the surer ones are right more often."""
+    rng = np.random.default_rng(seed)
+    right = labels == predicted
+    confidence = np.where(right, rng.beta(6, 2, len(labels)), rng.beta(3, 3, len(labels))).astype(np.float32)
+    best = np.stack([predicted, *rng.integers(0, num_classes, (4, len(labels)))], axis=1)
+    best[predicted < 0] = -1
+    losses = np.where(right, -np.log(confidence), 3.0).astype(np.float32)
+    unreadable = predicted < 0
+    return Answers(labels, best, np.where(unreadable, 0, confidence), np.where(unreadable, np.nan, losses))
+
+
 def full_data(**changes):
     """A run with every part; `changes` replaces fields."""
     rng = np.random.default_rng(3)
@@ -65,9 +78,9 @@ def full_data(**changes):
         'history': history(),
         'summary': {'best': last, 'last': last},
         'class_names': [HOSTILE, *(f'Tea {c}' for c in range(1, NUM_CLASSES))],
+        'class_parents': [[HOSTILE, f'shelf {c % 3}'] for c in range(NUM_CLASSES)],
         'train_counts': np.geomspace(300, 3, NUM_CLASSES).astype(np.int64),
-        'labels': labels,
-        'predicted': predicted,
+        'answers': answers(labels, predicted, NUM_CLASSES),
         'open_image': open_image,
         'tau': tau_curve(),
         'config_text': f'NAME: {HOSTILE}',

@@ -1,11 +1,16 @@
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
+from lib.evaluation.accuracy import shot_groups
+from lib.evaluation.reliability import reliability
+from lib.report.calibration import draw_reliability
 from lib.report.canvas import new_panel, styled
 from lib.report.curves import curve_panels
+from lib.report.data_statistics import draw_class_sizes
 from lib.report.error_by_count import MAX_SPOTS, draw_error_by_count
-from lib.report.per_class import class_errors, sampled_error
+from lib.report.per_class import binomial_interval, class_errors
 from lib.report.plots import plot_curves, plot_error_by_count, plot_tau
 from lib.report.tau_curve import draw_tau
 from tests.report.report_data import full_data, history, tau_curve
@@ -15,7 +20,7 @@ def test_pictures_are_images_with_repeatable_bytes(tmp_path):
     data = full_data()
     for place in 'ab':
         plot_curves(tmp_path / f'{place}1.png', data.history, best_epoch=3)
-        plot_error_by_count(tmp_path / f'{place}2.png', data.train_counts, data.labels, data.predicted)
+        plot_error_by_count(tmp_path / f'{place}2.png', data.train_counts, data.answers.labels, data.answers.predicted)
         plot_tau(tmp_path / f'{place}3.png', data.tau)
     for number in '123':
         first, second = tmp_path / f'a{number}.png', tmp_path / f'b{number}.png'
@@ -113,12 +118,34 @@ def test_class_errors_against_a_loop():
         assert num_wrong[c] == sum(a == c and a != b for a, b in zip(labels, predicted, strict=True))
 
 
-def test_sampled_errors():
-    labels, predicted = np.array([0, 0, 0, 0, 2, 2]), np.array([0, 0, 0, 1, 1, -1])
-    mean = sampled_error(labels, predicted, 3)
-    assert mean.error == pytest.approx((1 / 4 + 1) / 2)
-    assert mean.standard_error == pytest.approx(np.sqrt(0.25 * 0.75 / 3) / 2)
-    top1 = sampled_error(labels, predicted, 3, 'top1')
-    assert top1.error == pytest.approx(0.5)
-    assert top1.standard_error == pytest.approx(np.sqrt(0.25 / 6))
-    assert sampled_error(labels[:0], predicted[:0], 3) is None
+@pytest.mark.parametrize(('hits', 'total'), [(0, 1), (1, 1), (0, 5), (2, 5), (5, 5), (40, 8000)])
+def test_binomial_interval_is_wilsons(hits, total):
+    expected = stats.binomtest(hits, total).proportion_ci(method='wilson')
+    low, high = binomial_interval(hits, total)
+    assert (low, high) == (pytest.approx(expected.low, abs=1e-12), pytest.approx(expected.high, abs=1e-12))
+
+
+def test_nothing_is_known_of_no_image():
+    low, high = binomial_interval([0, 1], [0, 2])
+    assert (low[0], high[0]) == (0, 1)
+    assert 0 < low[1] < 0.5 < high[1] < 1
+
+
+@pytest.mark.parametrize('counts', [[1], [7, 7], [0, 3, 19, 20, 100, 101, 8000], [20, 21], list(range(1, 300))])
+def test_every_class_stands_in_the_histogram_of_sizes_in_the_colour_of_its_group(counts):
+    counts = np.array(counts)
+    with styled():
+        _, axes = new_panel()
+        draw_class_sizes(axes, counts)
+    drawn = {container.get_label(): sum(bar.get_height() for bar in container) for container in axes.containers}
+    groups = {name: int((members & (counts > 0)).sum()) for name, members in shot_groups(counts).items()}
+    assert drawn == {name: number for name, number in groups.items() if number}
+
+
+def test_reliability_is_drawn_where_the_bins_are():
+    found = {'few': reliability(np.array([0.15, 0.95, 0.97]), np.array([True, True, False]))}
+    with styled():
+        _, axes = new_panel()
+        draw_reliability(axes, found, ('few',))
+    dots = axes.collections[-1].get_offsets().data
+    np.testing.assert_allclose(dots, [[0.15, 1.0], [0.96, 0.5]])

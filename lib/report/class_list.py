@@ -1,0 +1,89 @@
+"""The table of all classes: as data for the page's script, as rows for paper, and as columns for report.json."""
+
+import json
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from lib.report.data import ReportData
+from lib.report.measured import Measured
+
+NUM_STATIC = 20  # rows of the table that needs no script
+_LESS_THAN = '\\u003c'
+
+
+def class_columns(data: ReportData, measured: Measured) -> dict[str, list[Any]]:
+    """Return what is known of each class as lists (num_classes,), None where it is not.
+
+    Fractions from 0 to 1: error and its 95 % interval (error_low, error_high).
+    """
+    table, has_images = measured.table, measured.table.images > 0
+    counts = np.asarray(data.train_counts)
+
+    def where_measured(values: np.ndarray) -> list[float | None]:
+        return [round(value, 4) if known else None for value, known in zip(values.tolist(), has_images, strict=True)]
+
+    columns: dict[str, list[Any]] = {'name': [data.name_of(label) for label in range(measured.num_classes)]}
+    if len(data.class_parents):
+        columns['parents'] = [list(parents) for parents in data.class_parents]
+    if len(counts):
+        columns['train_images'] = counts.tolist()
+    return columns | {
+        'images': table.images.tolist(),
+        'right': table.right.tolist(),
+        'error': where_measured(1 - np.nan_to_num(table.accuracy)),
+        'error_low': where_measured(measured.low),
+        'error_high': where_measured(measured.high),
+        'mistaken_for': [int(label) if label >= 0 else None for label in table.mistaken_for.tolist()],
+        'num_mistaken': table.num_mistaken.tolist(),
+    }
+
+
+def class_data(data: ReportData, measured: Measured) -> Markup:
+    """Return the columns for the page's script as JSON that can stand in a <script>: it holds no '<'.
+
+    Compact: names only where there are any, each chain of parents once, ends of intervals in tenths of a percent.
+    """
+    table, counts = measured.table, np.asarray(data.train_counts)
+    content: dict[str, Any] = {
+        'images': table.images.tolist(),
+        'right': table.right.tolist(),
+        'low': np.rint(1000 * measured.low).astype(int).tolist(),
+        'high': np.rint(1000 * measured.high).astype(int).tolist(),
+        'mistaken': table.mistaken_for.tolist(),
+        'times': table.num_mistaken.tolist(),
+    }
+    if len(data.class_names):
+        content['names'] = [data.name_of(label) for label in range(measured.num_classes)]
+    if len(counts):
+        content['train'] = counts.tolist()
+    if len(data.class_parents):
+        chains: dict[str, int] = {}
+        content['parent'] = [chains.setdefault(_chain(parents), len(chains)) for parents in data.class_parents]
+        content['chains'] = list(chains)
+    text = json.dumps(content, ensure_ascii=False, separators=(',', ':'))
+    return Markup(text.replace('<', _LESS_THAN))
+
+
+def static_rows(data: ReportData, measured: Measured) -> list[dict[str, Any]]:
+    """Return the worst classes, NUM_STATIC at most: columns as in class_columns, and label."""
+    table, counts = measured.table, data.train_counts
+    return [
+        {
+            'label': int(label),
+            'name': data.name_of(int(label)),
+            'train_images': int(counts[label]) if len(counts) else None,
+            'images': int(table.images[label]),
+            'right': int(table.right[label]),
+            'error': float(1 - table.accuracy[label]),
+            'interval': (float(measured.low[label]), float(measured.high[label])),
+            'mistaken_for': data.name_of(int(table.mistaken_for[label])) if table.mistaken_for[label] >= 0 else '',
+            'num_mistaken': int(table.num_mistaken[label]),
+        }
+        for label in measured.worst()[:NUM_STATIC]
+    ]
+
+
+def _chain(parents: Any) -> str:
+    return ' › '.join(map(str, parents))

@@ -1,0 +1,49 @@
+"""tools/report.py as a user runs it, and the report at the end of a run."""
+
+import json
+import shutil
+
+from lib.trainer.checkpoint import read_checkpoint
+from tests.scripts.running import ON_CPU, TINY, the_error
+
+
+def test_a_run_ends_with_a_report_that_knows_the_confidence(scripts, products, tmp_path):
+    scripts.run(
+        tmp_path, 'main.py', '--config', TINY, '--NAME', 'tiny', '--DATASET_ROOT', products, '--REPORT_JSON', 'True',
+        report=True,
+    )  # fmt: skip
+    folder = tmp_path / 'log' / 'tiny'
+    text = (folder / 'report.html').read_text('utf-8')
+    for part in ('calibration', 'classes', 'worst', 'data'):
+        assert f'<section id="{part}"' in text
+    found = json.loads((folder / 'report.json').read_text('utf-8'))
+    valid = [entry for entry in map(json.loads, (folder / 'metrics.jsonl').open()) if entry['split'] == 'valid']
+    best = next(entry for entry in valid if entry['epoch'] == found['summary']['best']['epoch'])
+    for name in ('top1', 'top5', 'mean_class_error', 'loss'):
+        assert abs(found['valid'][name] - best[name]) < 1e-5
+    # The tool finds what the run found.
+    shutil.rmtree(folder / 'features', ignore_errors=True)
+    (folder / 'report.html').unlink()
+    (folder / 'report.json').unlink()
+    done = scripts.run(
+        tmp_path, 'tools/report.py', '--RESUME_MODEL', folder / 'best_model.pth', *ON_CPU, '--REPORT_MAX_MB', '0'
+    )
+    assert f'report: {folder / "report.html"}' in done.stdout
+    assert 'more than REPORT.MAX_MB 0' in done.stdout + done.stderr
+    assert '<img' not in (folder / 'report.html').read_text('utf-8')
+    again = json.loads((folder / 'report.json').read_text('utf-8'))  # REPORT.JSON is the checkpoint's
+    assert again['valid']['mean_class_error'] == found['valid']['mean_class_error']
+    assert again['classes'] == found['classes']
+
+
+def test_another_checkpoint_has_a_report_of_its_own(scripts, run_folder):
+    folder = run_folder / 'log' / 'tiny'
+    done = scripts.run(run_folder, 'tools/report.py', '--RESUME_MODEL', 'log/tiny/last.pth', *ON_CPU)
+    assert 'last_report.html' in done.stdout
+    assert (folder / 'last_report.html').exists()
+    assert read_checkpoint(folder / 'last.pth').config
+
+
+def test_without_a_checkpoint(scripts, tmp_path):
+    line = the_error(scripts.run(tmp_path, 'tools/report.py', code=2))
+    assert 'tools/report.py needs a trained model' in line

@@ -1,0 +1,27 @@
+"""Write the report of a trained model anew: python tools/report.py --RESUME_MODEL log/NAME/best_model.pth [...]
+
+Measures it on its valid split, through features that are kept. --REPORT_JSON True writes the figures for programs too.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lib.build.start import start
+from lib.runtime.entry import run_script
+
+DESCRIPTION = 'Measure a trained model on its valid split and write report.html beside it.'
+
+
+def main() -> None:
+    cfg = start(sys.argv[1:], program='tools/report.py', description=DESCRIPTION, needs_checkpoint=True)
+    from lib.build.report import trained_report
+    from lib.build.trained import load_trained
+    from lib.runtime.log import LOGGER
+
+    LOGGER.info('report: %s', trained_report(load_trained(cfg)))
+
+
+if __name__ == '__main__':
+    run_script(main)
