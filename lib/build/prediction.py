@@ -16,6 +16,7 @@ from lib.build.test_images import open_test_images, products_of
 from lib.build.trained import Trained
 from lib.errors import UserError
 from lib.evaluation.answers import Answers, accuracy_metrics, answer_metrics
+from lib.evaluation.class_report import metrics_of
 from lib.evaluation.ensemble import mixture_weights
 from lib.evaluation.predict import fill_predictions, prediction_columns, stored_answers
 from lib.evaluation.predictions import (
@@ -207,9 +208,9 @@ def _write(predictor: Predictor, split: Split, store: RowStore, threshold: Thres
         plain = trained.known(accuracy_metrics(predicted, split.labels, trained.train_counts))
     if metrics:
         content: dict[str, Any] = {'split': split.source, 'num_images': len(split), **metrics}
-        if plain:
-            content['plain'] = plain
-        write_json(file('_metrics.json'), content)
+        if trained.checkpoint.training_set:
+            content |= metrics_of(answers, trained.train_counts, parents=trained.class_parents or None)
+        write_json(file('_metrics.json'), content | ({'plain': plain} if plain else {}))
     _write_bad(trained, split, store)
     return Predicted(metrics, plain, _lines(trained, split, store, threshold, answers), files)
 
