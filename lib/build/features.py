@@ -43,6 +43,10 @@ def split_features(trained: Trained, split: Split, label: str, *, has_its_classe
     if store.is_complete:
         LOGGER.info('%s: features of the %s split as they were looked at before', folder, label)
     else:
+        if not store.done.any():
+            LOGGER.info(
+                '%s: features of the %s split are kept, %s', folder, label, _size(store.columns['features'].nbytes)
+            )
         loader = build_eval_loader(trained.cfg, split, trained.device, trained.ranks)
         fill_features(trained.model, loader, store, label=label)
         trained.ranks.wait()
@@ -58,3 +62,7 @@ def _about(trained: Trained, split: Split) -> dict[str, Any]:
     """Return what features depend on."""
     backbone = weights_digest(trained.checkpoint.state_dict, 'backbone.')
     return {'backbone': backbone, **split_identity(split), **input_identity(trained)}
+
+
+def _size(count: int) -> str:
+    return f'{count / 1e9:.1f} GB' if count >= 1e9 else f'{count / 1e6:.1f} MB'
