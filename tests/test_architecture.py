@@ -15,7 +15,7 @@ LEVELS = (
     ('runtime',),
     ('dataset', 'backbone', 'classifier', 'loss', 'optim'),
     ('model',),
-    ('evaluation', 'plan'),
+    ('evaluation', 'plan', 'export'),
     ('trainer', 'report'),
     ('build',),
 )

@@ -1,6 +1,7 @@
 """DATASET in the config -> the splits, checked against each other."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,29 @@ def has_test_split(cfg: CfgNode) -> bool:
     _, json, folder = _test_places(cfg)
     given = cfg.DATASET.TEST_JSON or cfg.DATASET.TEST_ROOT or is_packed(cfg, 'test')
     return bool(given) or Path(json).exists() or bool(folder and Path(folder).is_dir())
+
+
+def open_named_images(source: str) -> tuple[Split, ClassNames]:
+    """Open labelled images that bring their classes along: class folders, or an annotation JSON and its classes.json.
+
+    Relative paths of a JSON are under its own folder. Classes without images are left out; without classes.json,
+    names are numbers.
+
+    Raises:
+        UserError: neither is there, or it is faulty.
+    """
+    if Path(source).is_dir():
+        given, more, names = split_folder(source, valid_fraction=0.0, seed=0)
+        paths, labels = given.paths + more.paths, np.concatenate([given.labels, more.labels])
+        return _split(Annotations(_column(paths), labels, len(names), source), source), ClassNames(names, [])
+    found = read_annotations(source)
+    known = read_classes(Path(source).with_name('classes.json'), found.num_classes)
+    used, labels = np.unique(found.labels, return_inverse=True)
+    names = [known.names[label] if known else str(label) for label in used.tolist()]
+    parents = [known.parents[label] for label in used.tolist()] if known and known.parents else []
+    split = _split(found, str(Path(source).parent))
+    split = replace(split, labels=share(labels.astype(np.int32)), num_classes=len(names), by_class=None)
+    return split, ClassNames(names, parents)
 
 
 def _test_places(cfg: CfgNode) -> tuple[str, str, str]:

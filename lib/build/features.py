@@ -9,6 +9,7 @@ from lib.build.identity import input_identity, split_identity, weights_digest
 from lib.build.loader import build_eval_loader
 from lib.build.split import Split
 from lib.build.trained import Trained
+from lib.errors import UserError
 from lib.evaluation.features import Features, fill_features
 from lib.runtime.log import LOGGER
 from lib.runtime.row_store import RowStore, made_store
@@ -16,7 +17,7 @@ from lib.runtime.row_store import RowStore, made_store
 FOLDER = 'features'
 
 
-def split_features(trained: Trained, split: Split, label: str) -> Features:
+def split_features(trained: Trained, split: Split, label: str, *, has_its_classes: bool = True) -> Features:
     """Return the features of a split, by one pass over its images or from RUN_FOLDER/features, where it leaves them.
 
     What the cache is of (weights of the backbone, images, input) is checked; of one checkpoint and split there is one.
@@ -24,11 +25,15 @@ def split_features(trained: Trained, split: Split, label: str) -> Features:
 
     Args:
         label: name of the split, for the progress bar and the cache.
+        has_its_classes: whether the split's labels are to be those of the model.
 
     Raises:
-        UserError: its labels do not fit the model.
+        UserError: it has no image, or its labels do not fit the model.
     """
-    trained.check_classes(split)
+    if not len(split):
+        raise UserError(f'{split.source}: no images, so there are no features')
+    if has_its_classes:
+        trained.check_classes(split)
     folder = trained.folder / FOLDER / f'{trained.checkpoint.path.stem}-{label}'
     about = _about(trained, split)
     with trained.ranks.main_first():

@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lib.dataset.annotations import ClassNames
-from lib.dataset.images import ArrayImages, Images
+from lib.dataset.images import ArrayImages, Images, SomeImages
 from lib.dataset.index import ProductIndex
 from lib.dataset.quarantine import quarantined_rows
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
+from lib.runtime.shared import share
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,17 @@ class Split:
         digest.update(offsets - offsets[0])
         digest.update(memoryview(text)[offsets[0] : offsets[-1]])
         return digest.hexdigest()
+
+
+def some_of(split: Split, rows: np.ndarray) -> Split:
+    """Return the images of some rows, in rising order, as a split."""
+    return Split(
+        SomeImages(split.images, rows),
+        share(np.ascontiguousarray(split.labels[rows])),
+        split.num_classes,
+        split.names.take(pa.array(rows)),
+        f'{split.source}, {len(rows)} of its images',
+    )
 
 
 @dataclass(frozen=True)

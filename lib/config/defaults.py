@@ -4,7 +4,21 @@ from lib.config.key import Key
 from lib.config.keys.data import DATASET, INPUT, SAMPLER
 from lib.config.keys.loss import LOSS
 from lib.config.keys.method import MIX, MODEL, OPTIMIZER, SCHEDULE
-from lib.config.keys.run import DOCTOR, PACK, PLAN, REPORT, RUN, TAU_NORM, TEST, TOP, TRAIN
+from lib.config.keys.run import (
+    DOCTOR,
+    ENROLL,
+    EXPORT,
+    PACK,
+    PLAN,
+    POSTHOC,
+    REPORT,
+    RUN,
+    SEARCH,
+    TAU_NORM,
+    TEST,
+    TOP,
+    TRAIN,
+)
 
 TREE: dict[str, dict[str, Key]] = {
     '': TOP,
@@ -20,9 +34,13 @@ TREE: dict[str, dict[str, Key]] = {
     'TEST': TEST,
     'TAU_NORM': TAU_NORM,
     'REPORT': REPORT,
+    'POSTHOC': POSTHOC,
+    'EXPORT': EXPORT,
     'DOCTOR': DOCTOR,
     'PACK': PACK,
     'PLAN': PLAN,
+    'SEARCH': SEARCH,
+    'ENROLL': ENROLL,
     'RUN': RUN,
 }
 

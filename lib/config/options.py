@@ -23,9 +23,13 @@ _SECTIONS = {
     'TEST': 'prediction',
     'TAU_NORM': 're-balancing',
     'REPORT': 'report.html',
+    'POSTHOC': 'tools/posthoc.py: re-balancing and calibration on kept features',
+    'EXPORT': 'tools/export.py: for other programs',
     'DOCTOR': 'tools/doctor.py',
     'PACK': 'a data set into a few large files',
     'PLAN': 'tools/plan.py: hardware that is not at hand',
+    'SEARCH': 'tools/search.py: nearest neighbours',
+    'ENROLL': 'tools/enroll.py: new classes without training',
     'RUN': 'this machine',
 }
 

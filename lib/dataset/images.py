@@ -90,6 +90,28 @@ class ArrayImages:
         return Image.fromarray(self.images[int(row)])
 
 
+class SomeImages:
+    """Some of the images of others."""
+
+    def __init__(self, images: Images, rows: np.ndarray) -> None:
+        self.images, self.rows = images, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def name(self, row: int) -> str:
+        """Return what to call an image in messages."""
+        return self.images.name(int(self.rows[int(row)]))
+
+    def open(self, row: int) -> Picture:
+        """Return an image of which at least the header is read. Raises: OSError, DecodeError."""
+        return self.images.open(int(self.rows[int(row)]))
+
+    def load(self, row: int) -> Image.Image:
+        """Return a whole image, upright RGB. Raises: OSError, DecodeError."""
+        return self.images.load(int(self.rows[int(row)]))
+
+
 def read_bytes(path: str | os.PathLike, attempts: int = 3) -> bytes:
     """Return a file's content, trying again when the disk or the network stumbles.
 

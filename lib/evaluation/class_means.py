@@ -5,9 +5,12 @@ import torch
 
 from lib.classifier.cosine import unit
 from lib.dataset.loader import EvalLoader
+from lib.evaluation.features import Features
 from lib.evaluation.posthoc import NEVER
 from lib.model import Recognizer
 from lib.runtime.log import progress
+
+_ROWS_AT_ONCE = 10_000
 
 
 @torch.inference_mode()
@@ -47,6 +50,19 @@ def class_means(
     model.train(was_training)
     if sums is None:
         raise ValueError('class means need at least one readable image')
+    return sums.div_(counts.clamp_min(1)[:, None]), counts
+
+
+def feature_means(
+    features: Features, num_classes: int, *, unit_length: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the same of features that are kept; images without a label, or that cannot be decoded, do not count."""
+    counted = np.flatnonzero((features.labels >= 0) & features.readable)
+    sums = torch.zeros(num_classes, features.values.shape[1], dtype=torch.float64)
+    for rows in np.array_split(counted, max(1, len(counted) // _ROWS_AT_ONCE)):
+        values = torch.from_numpy(np.array(features.values[rows])).double()
+        sums.index_add_(0, torch.from_numpy(features.labels[rows]), unit(values) if unit_length else values)
+    counts = torch.from_numpy(np.bincount(features.labels[counted], minlength=num_classes))
     return sums.div_(counts.clamp_min(1)[:, None]), counts
 
 

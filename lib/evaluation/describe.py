@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from lib.evaluation.retrieval import Retrieval
+
 _COLUMNS = {
     'mean_class_error': 'mean class error',
     'top1': 'top-1',
@@ -45,7 +47,7 @@ def describe_prediction(metrics: dict[str, float], plain: dict[str, float]) -> l
 
 
 def describe_tau(tau: dict[str, Any]) -> list[str]:
-    """Return what tau.json says, in two or three lines."""
+    """Return what tau.json says, in a few lines."""
     name = {'mean_class_error': 'mean class error', 'top1': 'top-1 accuracy'}[tau['metric']]
     optimum = f'optimum at tau {tau["optimum"]:.3f}: {name} {tau["optimum_value"]:.1%}'
     low, high = tau['stretch']
@@ -56,4 +58,40 @@ def describe_tau(tau: dict[str, Any]) -> list[str]:
             optimum,
             f'chosen tau {tau["chosen"]:.3f}, the middle of {low:.3f} to {high:.3f} (one standard error)',
         ]
+    found = tau.get('cross_fitted')
+    if found and tau['chosen'] is not None:
+        lines.append(
+            f'on images that tau was not chosen on ({found["folds"]} folds): {name} {found[tau["metric"]]:.1%}'
+        )
     return lines + ([tau['note']] if tau['note'] else [])
+
+
+def describe_retrieval(found: Retrieval) -> list[str]:
+    """Return a table of retrieval metrics, averaged over images and over classes, and what was left out."""
+    lines = []
+    if found.images:
+        names = list(found.images)
+        lines.append(' ' * 14 + ''.join(f'  {name:>11}' for name in names))
+        for row, metrics in (('over images', found.images), ('over classes', found.classes)):
+            lines.append(f'{row:<14}' + ''.join(f'  {metrics[name]:>11.1%}' for name in names))
+    if found.left_out:
+        lines.append(f'{found.left_out} images are left out of these: there is none of their class to find')
+    return lines
+
+
+def describe_enrolled(figures: dict[str, Any]) -> list[str]:
+    """Return what enroll.json says: accuracies before and after, averaged over classes, and what they were taken on."""
+    old, new = figures['old'], figures['new']
+    lines = [
+        f'{len(figures["classes"])} new classes from {new["num_shots"]} images, {figures["num_classes"]} in all',
+        f'{"accuracy":<12}  {"before":>7}  {"after":>7}',
+    ]
+    if old:
+        how = f'{old["num_measured"]} validation images, each by rows chosen without it ({old["folds"]} folds)'
+        lines.append(f'{"old classes":<12}  {old["before"]:>7.1%}  {old["after"]:>7.1%}  {how}')
+    if 'after' in new:
+        how = f'{new["num_measured"]} images that took no part'
+        lines.append(f'{"new classes":<12}  {new["before"]:>7.1%}  {new["after"]:>7.1%}  {how}')
+    else:
+        lines.append('no image of the new classes is left to measure by: ENROLL.PER_CLASS leaves some')
+    return lines

@@ -117,6 +117,11 @@ class Sweep:
         self._bias = None if bias is None else bias.detach()[self._class_at].float()
         self._parts: list[tuple[np.ndarray, ...]] = []
 
+    @property
+    def device(self) -> torch.device:
+        """Where the work is done."""
+        return self._weight.device
+
     def _look(self, scores: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the ends of the intervals and the logits with bias, of scores without, which may change."""
         raise NotImplementedError

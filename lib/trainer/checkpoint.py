@@ -14,6 +14,7 @@ import torch
 import torchvision
 
 from lib.errors import UserError
+from lib.trainer.exported import exported_metadata, read_exported
 from lib.trainer.head_rows import PREFIX, HeadRows, put_rows
 from lib.trainer.head_shards import num_classes_of, read_rows
 from lib.trainer.torch_file import write_torch
@@ -160,6 +161,11 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, abandoned: Callable[[],
     write_torch(path, _as_content(checkpoint), abandoned)
 
 
+def header_of(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return what a safetensors file of the checkpoint's state_dict says in its header, for read_checkpoint."""
+    return exported_metadata(_as_content(checkpoint))
+
+
 def _as_content(checkpoint: Checkpoint) -> dict[str, Any]:
     place, training_set = checkpoint.place or Place(), checkpoint.training_set
     return {
@@ -202,9 +208,7 @@ def read_checkpoint(path: str | Path, *, with_rows: bool = True) -> Checkpoint:
         others = ', '.join(sorted(str(other) for other in path.parent.glob('*.pth'))[:5])
         raise UserError(f'RESUME_MODEL {path}: no such file' + (f'; there are {others}' if others else ''))
     try:
-        with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # torch remarks on odd pickles; the error below says it all
-            content = torch.load(path, map_location='cpu', weights_only=True)
+        content = read_exported(path) if path.suffix == '.safetensors' else _load(path)
     except pickle.UnpicklingError:
         raise UserError(
             f'RESUME_MODEL {path}: holds more than tensors, numbers and text, so it is not read (it could run code), '
@@ -217,6 +221,12 @@ def read_checkpoint(path: str | Path, *, with_rows: bool = True) -> Checkpoint:
         return checkpoint.with_rows() if with_rows else checkpoint
     except (KeyError, TypeError, AttributeError) as error:  # the keys of our files, but not what ours hold
         raise _unreadable(path, error) from None
+
+
+def _load(path: Path) -> Any:
+    with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # torch remarks on odd pickles; the error of the caller says it all
+        return torch.load(path, map_location='cpu', weights_only=True)
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

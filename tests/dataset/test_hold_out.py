@@ -7,7 +7,7 @@ import pytest
 
 from lib.dataset.formats.converted import Converted, Split
 from lib.dataset.formats.validation import with_validation
-from lib.dataset.hold_out import held_out
+from lib.dataset.hold_out import chosen_few, held_out
 from lib.errors import UserError
 
 
@@ -57,3 +57,14 @@ def test_what_cannot_be_split(tmp_path):
     single = Converted({'train': Split(['a', 'b'], np.arange(2, dtype=np.int32))}, ['x', 'y'], None, tmp_path)
     with pytest.raises(UserError, match='one image only'):
         with_validation(single, fraction=0.5, seed=0)
+
+
+@pytest.mark.parametrize(('num_images', 'number', 'chosen'), [(0, 3, 0), (2, 3, 2), (9, 3, 3), (9, 9, 9)])
+def test_a_few_of_a_class(num_images, number, chosen):
+    places = chosen_few(num_images, 'tea', number, seed=0)
+    assert len(set(places.tolist())) == chosen
+    assert sorted(places.tolist()) == places.tolist()
+    assert all(0 <= place < num_images for place in places)
+    assert np.array_equal(places, chosen_few(num_images, 'tea', number, seed=0))
+    others = {tuple(chosen_few(50, name, 3, seed)) for name in ('tea', 'jam') for seed in range(5)}
+    assert len(others) == 10

@@ -97,11 +97,14 @@ class Scripts:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Return {name: digest} of all files in a folder but for lock files, which say who was there last."""
+    """Return {name: digest} of all files in a folder but for lock files, which say who was there last, and features.
+
+    Those are kept for whoever looks next, and say nothing that the checkpoint does not.
+    """
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob('*'))
-        if path.is_file() and path.name != '.lock'
+        if path.is_file() and path.name != '.lock' and path.parent.parent.name != 'features'
     }
 
 

@@ -1,0 +1,153 @@
+"""Exact nearest neighbours in feature space, block by block: memory stays bounded, whatever the sizes."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from lib.classifier.cosine import unit
+
+METRICS = ('cosine', 'euclidean')
+_GALLERY_BLOCK = 4096
+_LOW = (1 << 32) - 1  # the lower half of a key, where the row is
+CPU = torch.device('cpu')
+
+
+class Neighbours(NamedTuple):
+    """Of each query, the nearest first.
+
+    Attributes:
+        rows: (n, k) int64 rows of the gallery.
+        values: (n, k) float32 cosine similarities, or Euclidean distances.
+    """
+
+    rows: np.ndarray
+    values: np.ndarray
+
+
+def nearest(
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    k: int,
+    *,
+    metric: str = 'cosine',
+    same: bool = False,
+    device: torch.device = CPU,
+) -> Neighbours:
+    """Return the k nearest rows of the gallery to each query; fewer where there are fewer. As `neighbour_blocks`."""
+    found = [part for _, part in neighbour_blocks(queries, gallery, k, metric=metric, same=same, device=device)]
+    if not found:
+        return Neighbours(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
+    return Neighbours(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+
+def neighbour_blocks(
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    k: int,
+    *,
+    metric: str = 'cosine',
+    same: bool = False,
+    rows: np.ndarray | None = None,
+    device: torch.device = CPU,
+    megabytes: int = 256,
+) -> Iterator[tuple[np.ndarray, Neighbours]]:
+    """Yield (rows of queries, their neighbours) until all queries are done.
+
+    Every query is compared with the whole gallery; nothing is approximated. Of rows at the same distance the smaller
+    row is nearer. Cosines are computed in float32 (with a zero vector: 0), distances in float64, since those of near
+    neighbours are small differences of large numbers; both are ranked in float32.
+
+    Args:
+        queries, gallery: (n, d) and (m, d) float32, maybe memory-mapped; a block of each is in memory at a time.
+        k: at least 1.
+        metric: one of METRICS.
+        same: the queries are the gallery's rows, and no query is its own neighbour.
+        rows: which queries, in which order; None: all.
+        device: that computes.
+        megabytes: of memory for it, roughly.
+
+    Raises:
+        ValueError: no row of the gallery to find, an unknown metric, or widths that differ.
+    """
+    if metric not in METRICS:
+        raise ValueError(f'metric is {metric}, but must be one of {", ".join(METRICS)}')
+    if k < 1 or len(gallery) - same < 1 or queries.shape[1:] != gallery.shape[1:]:
+        raise ValueError(f'{k} neighbours of {queries.shape} among {gallery.shape}')
+    k = min(k, len(gallery) - same)
+    rows = np.arange(len(queries)) if rows is None else rows
+    budget, width = megabytes << 20, gallery.shape[1]
+    gallery_block = max(1, min(_GALLERY_BLOCK, budget // (64 * width)))
+    # Of a pair: a score (4 or 8 bytes) and what is made of it; of a neighbour: keys before and after.
+    query_block = max(1, budget // (32 * (gallery_block + k) + 16 * width))
+    for start in range(0, len(rows), query_block):
+        some = rows[start : start + query_block]
+        keys = _best_keys(_prepared(queries[some], metric, device), gallery, k, gallery_block, some if same else None)
+        yield some, _neighbours(keys, metric)
+
+
+def _best_keys(
+    queries: torch.Tensor, gallery: np.ndarray, k: int, gallery_block: int, own_rows: np.ndarray | None
+) -> torch.Tensor:
+    """Return (n, k) keys of the nearest rows, the largest first; `own_rows` are the queries' own, never found."""
+    device, is_cosine = queries.device, queries.dtype == torch.float32
+    metric = 'cosine' if is_cosine else 'euclidean'
+    best = torch.empty(len(queries), 0, dtype=torch.int64, device=device)
+    own = None if own_rows is None else torch.from_numpy(own_rows).to(device)
+    for start in range(0, len(gallery), gallery_block):
+        block = _prepared(gallery[start : start + gallery_block], metric, device)
+        scores = queries @ block.T  # (n, block)
+        if not is_cosine:
+            squares = block.square().sum(dim=1) + queries.square().sum(dim=1, keepdim=True)
+            scores = scores.mul_(2).sub_(squares).clamp_(max=0).float()
+        if own is not None:
+            here = torch.nonzero((own >= start) & (own < start + len(block))).squeeze(1)
+            scores[here, own[here] - start] = -torch.inf
+        best = torch.cat([best, _candidates(scores, start, k)], dim=1)
+        best = best.topk(min(k, best.shape[1]), dim=1, sorted=False).values
+    return best.sort(dim=1, descending=True).values
+
+
+def _prepared(vectors: np.ndarray, metric: str, device: torch.device) -> torch.Tensor:
+    # Copied, since torch wants memory that it could write to, which a memory-mapped file is not.
+    block = torch.from_numpy(np.array(vectors, np.float32)).to(device)
+    return unit(block) if metric == 'cosine' else block.double()
+
+
+def _candidates(scores: torch.Tensor, first_row: int, k: int) -> torch.Tensor:
+    """Return keys (n, at most k) of the k best of a block.
+
+    topk breaks ties as it likes, which matters only where more than k are at least as good as the k-th. For those
+    queries alone all keys are made.
+    """
+    columns = torch.arange(scores.shape[1], device=scores.device)
+    if k >= scores.shape[1]:
+        return _keys(scores, columns + first_row)
+    found = scores.topk(k, dim=1, sorted=False)
+    keys = _keys(found.values, found.indices + first_row)
+    tied = torch.nonzero((scores >= found.values.amin(dim=1, keepdim=True)).sum(dim=1) > k).squeeze(1)
+    for some in tied.split(max(1, len(scores) // 8)):
+        keys[some] = _keys(scores[some], columns + first_row).topk(k, dim=1, sorted=False).values
+    return keys
+
+
+def _keys(scores: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return int64 numbers, all different, that order pairs as (score, smaller row first) does.
+
+    The upper half is the score's bits, turned so that integers compare as the floats do; the lower one counts rows
+    down. So topk never meets any ties.
+
+    Args:
+        scores: (n, m) float32.
+        rows: (n, m) or (m,) of the gallery.
+    """
+    bits = (scores + 0.0).view(torch.int32)  # adding 0 makes -0 the 0 that it equals
+    return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32).add_(_LOW - rows)
+
+
+def _neighbours(keys: torch.Tensor, metric: str) -> Neighbours:
+    upper = (keys >> 32).int()
+    scores = (upper ^ ((upper >> 31) & 0x7FFFFFFF)).view(torch.float32)
+    values = scores if metric == 'cosine' else (-scores).sqrt()
+    return Neighbours((_LOW - (keys & _LOW)).cpu().numpy(), values.cpu().numpy())

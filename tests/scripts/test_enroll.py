@@ -1,0 +1,209 @@
+"""tools/enroll.py as a user runs it: the new model is an ordinary one, and answers as the tool says."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from lib.trainer.checkpoint import read_checkpoint, write_checkpoint
+from tests.aliproducts import draw_product
+from tests.scripts.running import ON_CPU, contents, the_error
+
+NAMES = ['marmalade', 'tea 2', 'tea 10']
+BEST = 'log/tiny/best_model.pth'
+OUT = 'log/tiny_enrolled'
+FILES = {'best_model.pth', 'enroll.json', 'classes.json', 'converted_val.json', 'config.yaml', 'environment.txt'}
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    """Class folders of three new products, seven photos each, one of them damaged."""
+    folder = tmp_path_factory.mktemp('photos')
+    random = np.random.default_rng(7)
+    for label, name in enumerate(NAMES):
+        (folder / name).mkdir()
+        for number in range(7):
+            draw_product(2 * label + 1, 7, 40, random).save(folder / name / f'{number}.jpg', quality=90)
+    (folder / 'tea 2' / '7.jpg').write_bytes(b'no photo')
+    return folder
+
+
+def enroll(scripts, folder, photos, *options, code=0):
+    command = ('--RESUME_MODEL', BEST, '--ENROLL_IMAGES', photos, '--ENROLL_PER_CLASS', 3, *ON_CPU, *options)
+    return scripts.run(folder, 'tools/enroll.py', *command, code=code)
+
+
+def predicted(scripts, folder, checkpoint, json_file):
+    """What test.py says of the images of an annotation file, (n,), and their labels."""
+    scripts.run(folder, 'test.py', '--RESUME_MODEL', checkpoint, '--DATASET_TEST_JSON', json_file, *ON_CPU)
+    with open((folder / checkpoint).with_suffix('.csv'), newline='') as file:
+        found = np.array([int(row['predicted']) for row in csv.DictReader(file)])
+    annotations = json.loads((folder / json_file).read_text())['annotations']
+    return found, np.array([entry['category_id'] for entry in annotations])
+
+
+@pytest.fixture(scope='module')
+def enrolled(scripts, finished, photos, tmp_path_factory):
+    """A folder with the finished run, and the model with the new products."""
+    folder = tmp_path_factory.mktemp('enrolled')
+    write_checkpoint(folder / BEST, read_checkpoint(finished / BEST))
+    done = enroll(scripts, folder, photos)
+    return folder, done
+
+
+def test_what_is_said_and_written(enrolled):
+    folder, done = enrolled
+    assert {path.name for path in (folder / OUT).iterdir()} == FILES | {'.lock'}
+    figures = json.loads((folder / OUT / 'enroll.json').read_text())
+    assert (figures['num_classes'], figures['new']['num_shots'], figures['new']['num_measured']) == (9, 9, 12)
+    assert figures['classes']['tea 2'].keys() == {'shots', 'measured', 'right'}
+    assert '3 new classes from 9 images, 9 in all' in done.stdout
+    for kind in ('old', 'new'):
+        assert f'{figures[kind]["before"]:.1%}' in done.stdout
+        assert f'{figures[kind]["after"]:.1%}' in done.stdout
+    assert '1 images cannot be decoded' in done.stderr
+    for name in ('best_model.pth', 'enroll.json', 'classes.json', 'converted_val.json'):
+        assert f'wrote {OUT}/{name}' in done.stdout
+
+
+def test_the_checkpoint_has_rows_behind_the_old_ones(enrolled):
+    folder, _ = enrolled
+    old, new = read_checkpoint(folder / BEST), read_checkpoint(folder / OUT / 'best_model.pth')
+    assert new.num_classes == 9
+    assert new.training_set.class_names == [*old.training_set.class_names, *NAMES]
+    assert new.training_set.class_counts.tolist() == [*old.training_set.class_counts.tolist(), 3, 3, 3]
+    assert [*old.training_set.class_parents, [], [], []] == new.training_set.class_parents
+    assert new.training_set.digest != old.training_set.digest
+    for name, value in old.state_dict.items():
+        kept = new.state_dict[name]
+        assert torch.equal(kept[: len(value)] if name.startswith('classifier.') else kept, value), name
+    assert new.state_dict['classifier.weight'].dtype == torch.float32
+    lengths = new.state_dict['classifier.weight'][6:].norm(dim=1)
+    torch.testing.assert_close(lengths, lengths[:1].expand(3))
+
+
+def test_test_py_finds_what_was_promised(scripts, enrolled, products):
+    """On the held-out photos of new classes, and on old ones before."""
+    folder, _ = enrolled
+    figures = json.loads((folder / OUT / 'enroll.json').read_text())
+    found, labels = predicted(scripts, folder, f'{OUT}/best_model.pth', f'{OUT}/converted_val.json')
+    assert (len(labels), (labels >= 6).sum()) == (24 + 12, 12)
+    for label, name in enumerate(NAMES, start=6):
+        assert (found[labels == label] == label).sum() == figures['classes'][name]['right']
+    before, old_labels = predicted(scripts, folder, BEST, products / 'converted_val.json')
+    right = [np.mean(before[old_labels == label] == label) for label in range(6)]
+    assert figures['old']['before'] == pytest.approx(np.mean(right))
+    assert figures['old']['num_measured'] == 24
+
+
+def test_other_scripts_take_it(scripts, enrolled, photos, tmp_path):
+    folder, _ = enrolled
+    model = folder / OUT / 'best_model.pth'
+    done = scripts.run(folder, 'tau_norm.py', '--RESUME_MODEL', model, '--TAU_NORM_LOG_ROOT', tmp_path / 'tau', *ON_CPU)
+    assert 'best_model.pth: 9 classes' in done.stdout
+    # Fine-tuning on two of the new classes and one that is newer still: rows go by name.
+    shop = tmp_path / 'shop'
+    shop.mkdir()
+    for name in NAMES[1:]:
+        (shop / name).symlink_to(photos / name)
+    (shop / 'cocoa').symlink_to(photos / NAMES[0])
+    options = ('--DATASET_ROOT', shop, '--DATASET_TRAIN_JSON', '', '--NAME', 'more', '--TRAIN_MAX_EPOCH', 0, *ON_CPU)
+    done = scripts.run(tmp_path, 'main.py', '--RESUME_MODEL', model, *options)
+    assert 'fine-tuning' in done.stdout
+    tuned, before = read_checkpoint(tmp_path / 'log/more/last.pth'), read_checkpoint(model)
+    assert tuned.training_set.class_names == ['cocoa', *NAMES[1:]]
+    assert torch.equal(tuned.state_dict['classifier.weight'][1:], before.state_dict['classifier.weight'][7:])
+
+
+@pytest.mark.parametrize('kind', ['FCNorm', 'lws'])
+def test_other_classifiers(scripts, run_folder, photos, kind):
+    path = run_folder / BEST
+    checkpoint = read_checkpoint(path)
+    if kind == 'FCNorm':
+        del checkpoint.state_dict['classifier.bias']
+    else:
+        checkpoint.state_dict['classifier.scale'] = torch.linspace(0.7, 1.3, 6)
+    write_checkpoint(path, checkpoint)
+    enroll(scripts, run_folder, photos, '--MODEL_CLASSIFIER', kind)
+    figures = json.loads((run_folder / OUT / 'enroll.json').read_text())
+    found, labels = predicted(scripts, run_folder, f'{OUT}/best_model.pth', f'{OUT}/converted_val.json')
+    for label, name in enumerate(NAMES, start=6):
+        assert (found[labels == label] == label).sum() == figures['classes'][name]['right']
+    if kind == 'lws':
+        scales = read_checkpoint(run_folder / OUT / 'best_model.pth').state_dict['classifier.scale']
+        assert scales.tolist() == pytest.approx([0.7, 0.82, 0.94, 1.06, 1.18, 1.3, 1, 1, 1])
+
+
+def test_annotations_with_names_beside_them(scripts, run_folder, photos):
+    """Labels 0 and 4 of five names; the others have no images."""
+    entries = [{'category_id': 4 * (name == 'tea 2'), 'fpath': f'{name}/{number}.jpg'}
+               for name in ('marmalade', 'tea 2') for number in range(4)]  # fmt: skip
+    listed = run_folder / 'listed'
+    listed.mkdir()
+    for name in NAMES:
+        (listed / name).symlink_to(photos / name)
+    (listed / 'new.json').write_text(json.dumps({'annotations': entries, 'num_classes': 5}))
+    names = ['marmalade', 'no', 'nor', 'neither', 'tea 2']
+    (listed / 'classes.json').write_text(json.dumps({'names': names, 'parents': [['Jam'], [], [], [], ['Tea']]}))
+    enroll(scripts, run_folder, 'listed/new.json', '--ENROLL_PER_CLASS', 0)
+    new = read_checkpoint(run_folder / OUT / 'best_model.pth')
+    assert new.training_set.class_names[6:] == ['marmalade', 'tea 2']
+    assert new.training_set.class_parents[6:] == [['Jam'], ['Tea']]
+    assert new.training_set.class_counts[6:].tolist() == [4, 4]
+    figures = json.loads((run_folder / OUT / 'enroll.json').read_text())
+    assert figures['new'] == {'num_shots': 8, 'num_measured': 0}
+
+
+def test_without_the_old_images(scripts, run_folder, photos):
+    options = ('--DATASET_VALID_JSON', 'gone.json')
+    line = the_error(enroll(scripts, run_folder, photos, *options, code=2))
+    assert 'gone.json: no such file' in line
+    assert '--ENROLL_MAX_LOSS 1 does without' in line
+    done = enroll(scripts, run_folder, photos, *options, '--ENROLL_MAX_LOSS', 1)
+    assert 'old classes are neither spared nor measured' in done.stderr
+    assert 'old classes  ' not in done.stdout
+    assert read_checkpoint(run_folder / OUT / 'best_model.pth').num_classes == 9
+
+
+def test_nothing_is_overwritten_silently(scripts, enrolled, photos):
+    folder, _ = enrolled
+    before = contents(folder)
+    line = the_error(enroll(scripts, folder, photos, code=2))
+    assert f'{OUT} is there already: --OVERWRITE True' in line
+    line = the_error(enroll(scripts, folder, photos, '--ENROLL_OUT', 'log/tiny', '--OVERWRITE', True, code=2))
+    assert 'ENROLL.OUT log/tiny holds RESUME_MODEL' in line
+    assert contents(folder) == before
+
+
+def test_overwrite_renames_aside(scripts, run_folder, photos):
+    enroll(scripts, run_folder, photos)
+    before = contents(run_folder / OUT)
+    done = enroll(scripts, run_folder, photos, '--OVERWRITE', True, '--ENROLL_PER_CLASS', 2)
+    assert f'kept as {OUT}_old' in done.stdout
+    assert contents(run_folder / f'{OUT}_old') == before
+    assert json.loads((run_folder / OUT / 'enroll.json').read_text())['new']['num_shots'] == 6
+
+
+def test_mistakes(scripts, run_folder, photos):
+    before = contents(run_folder)
+    known = read_checkpoint(run_folder / BEST).training_set.class_names
+    for name, content in {'known': None, 'unreadable': b'no photo'}.items():
+        place = run_folder.parent / f'{run_folder.name}_{name}' / (known[2] if content is None else 'x')
+        place.mkdir(parents=True)
+        source = photos / NAMES[0] / '0.jpg'
+        (place / '0.jpg').write_bytes(source.read_bytes() if content is None else content)
+    beside = run_folder.parent / run_folder.name
+    line = the_error(scripts.run(run_folder, 'tools/enroll.py', '--RESUME_MODEL', BEST, *ON_CPU, code=2))
+    assert 'ENROLL.IMAGES is not given: --ENROLL_IMAGES FOLDER' in line
+    for source, words in (
+        ('nowhere', 'ENROLL.IMAGES nowhere: no such folder or file'),
+        (f'{beside}_known', f'the model knows {known[2]!r} already (1 of 1 classes); leave them out'),
+        (f'{beside}_unreadable', "not one image of 'x' can be decoded"),
+        (f'{beside}_known/{known[2]}', 'no class folders'),
+    ):
+        assert words in the_error(enroll(scripts, run_folder, source, code=2))
+    line = the_error(scripts.run(run_folder, 'tools/enroll.py', *ON_CPU, '--ENROLL_IMAGES', photos, code=2))
+    assert 'needs a trained model' in line
+    assert contents(run_folder) == before

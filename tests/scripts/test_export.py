@@ -1,0 +1,176 @@
+"""tools/export.py as a user runs it, and its files where there is no PyTorch."""
+
+import json
+import re
+import subprocess
+import sys
+import venv
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from lib.trainer.checkpoint import read_checkpoint, write_checkpoint
+from tests.scripts.running import ON_CPU, REPOSITORY, contents, the_error
+
+MODEL = ('--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU)
+# Refuses what somebody who has onnxruntime, numpy and Pillow does not have.
+ALONE = """
+import sys
+
+class Refusing:
+    def find_spec(self, name, *_):
+        if name.partition('.')[0] in ('torch', 'torchvision', 'timm', 'lib', 'yacs', 'onnx', 'onnxscript'):
+            raise ImportError(f'{name} is not to be needed')
+
+sys.meta_path.insert(0, Refusing())
+exec(compile(open('example.py').read(), 'example.py', 'exec'))
+"""
+
+
+def example() -> str:
+    """The README's example."""
+    (found,) = [
+        code
+        for code in re.findall(r'```python\n(.*?)```', (REPOSITORY / 'README.md').read_text(), re.DOTALL)
+        if 'onnxruntime' in code
+    ]
+    return found
+
+
+@pytest.fixture(scope='module')
+def photo(products):
+    return products / json.loads((products / 'converted_val.json').read_text())['annotations'][3]['fpath']
+
+
+def seen_by_pytorch(scripts, run_folder, photo, *options):
+    """What test.py says of a photo: its three best classes with their probabilities."""
+    scripts.run(run_folder, 'test.py', *MODEL, '--TEST_IMAGES', photo, '--TEST_TOP_K', 3, *options)
+    lines = (run_folder / 'log' / 'tiny' / 'best_model_top3.csv').read_text().splitlines()[1:]
+    return [(name, float(chance)) for *_, chance, name in (line.rsplit(',', 4) for line in lines)]
+
+
+def check_example(folder, command, photo, expected):
+    # The very pixels that the model sees: resizing is Pillow's in one place and ours in the other.
+    size = json.loads(
+        onnxruntime.InferenceSession(folder / 'best_model.onnx').get_modelmeta().custom_metadata_map['preprocessing']
+    )
+    assert size['input']['dtype'] == 'uint8'
+    (folder / 'example.py').write_text(example())
+    Image.open(photo).save(folder / 'photo.jpg', quality=100, subsampling=0)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = [line.rsplit(': ', 1) for line in done.stdout.splitlines()]
+    assert len(found) == 3
+    best, chance = found[0]
+    assert best == expected[0][0]
+    assert float(chance.rstrip('%')) / 100 == pytest.approx(expected[0][1], abs=0.05)
+
+
+def test_the_readmes_example_needs_no_pytorch(scripts, run_folder, photo):
+    done = scripts.run(run_folder, 'tools/export.py', *MODEL, '--EXPORT_OUT', 'best_model.onnx')
+    assert 'checked on images of' in done.stdout
+    assert 'batches of 1, 3, 16, 7: within' in done.stdout
+    expected = seen_by_pytorch(scripts, run_folder, photo)
+    check_example(run_folder, [sys.executable, '-c', ALONE], photo, expected)
+
+
+@pytest.mark.slow
+def test_in_an_environment_with_onnxruntime_numpy_and_pillow(scripts, run_folder, photo, tmp_path):
+    scripts.run(run_folder, 'tools/export.py', *MODEL, '--EXPORT_OUT', 'best_model.onnx')
+    expected = seen_by_pytorch(scripts, run_folder, photo)
+    venv.create(tmp_path / 'venv', with_pip=True)
+    python = tmp_path / 'venv' / 'bin' / 'python'
+    installed = subprocess.run([python, '-m', 'pip', 'install', '-q', 'onnxruntime', 'numpy', 'pillow'], check=False)
+    if installed.returncode:
+        pytest.skip('packages cannot be installed here')
+    check_example(run_folder, [python, 'example.py'], photo, expected)
+
+
+@pytest.mark.parametrize('preprocessing', ['inside', 'outside'])
+@pytest.mark.parametrize('color_space', ['RGB', 'BGR'])
+def test_onnx_gives_the_numbers_of_test_py(scripts, run_folder, products, preprocessing, color_space):
+    options = ('--DATASET_COLOR_SPACE', color_space, '--EXPORT_PREPROCESSING', preprocessing)
+    scripts.run(run_folder, 'tools/export.py', *MODEL, *options)
+    session = onnxruntime.InferenceSession(run_folder / 'log' / 'tiny' / 'best_model.onnx')
+    about = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
+    assert about['classes'] == json.loads((products / 'classes.json').read_text())['names']
+    how = about['preprocessing']
+    size = how['center_crop']
+    # Images of the size that the model takes: with a crop ratio of 1 nothing is resized by either side.
+    pixels = np.random.default_rng(0).integers(0, 256, (5, size, size, 3), dtype=np.uint8)
+    (run_folder / 'photos').mkdir()
+    for place, image in enumerate(pixels):
+        Image.fromarray(image).save(run_folder / 'photos' / f'{place}.png')
+    seen = ('--TEST_IMAGES', 'photos', '--TEST_EMBEDDINGS', True, '--INPUT_CROP_RATIO', 1.0)
+    scripts.run(run_folder, 'test.py', *MODEL, *seen, '--DATASET_COLOR_SPACE', color_space)
+    images = pixels
+    if preprocessing == 'outside':
+        images = pixels[..., ::-1] if how['channel_order'] == 'BGR' else pixels
+        images = ((images / 255 - how['mean']) / how['std']).transpose(0, 3, 1, 2).astype(np.float32)
+    assert how['channel_order'] == ('RGB' if preprocessing == 'inside' else color_space)
+    logits, features = session.run(['logits', 'features'], {'images': images})
+    expected = np.load(run_folder / 'log' / 'tiny' / 'best_model_features.npy')
+    assert np.abs(features - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
+    predicted = [int(line.rpartition(',')[2]) for line in _lines(run_folder / 'log' / 'tiny' / 'best_model.csv')]
+    assert logits.argmax(axis=1).tolist() == predicted
+
+
+def _lines(path):
+    return path.read_text().splitlines()[1:]
+
+
+def test_a_program_of_torch_export_runs_without_the_project(scripts, run_folder):
+    scripts.run(run_folder, 'tools/export.py', *MODEL, '--EXPORT_FORMAT', 'torch_export')
+    code = (
+        'import sys, torch\n'
+        'program = torch.export.load("log/tiny/best_model.pt2").module()\n'
+        'for batch in (1, 5):\n'
+        '    logits, features = program(torch.zeros(batch, 32, 32, 3, dtype=torch.uint8))\n'
+        '    print(tuple(logits.shape), not any(name.split(".")[0] == "lib" for name in sys.modules))\n'
+    )
+    done = subprocess.run([sys.executable, '-c', code], cwd=run_folder, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ['(1, 6) True', '(5, 6) True'], done.stderr
+
+
+def test_safetensors_are_a_checkpoint(scripts, run_folder, products):
+    scripts.run(run_folder, 'tools/export.py', *MODEL, '--EXPORT_FORMAT', 'safetensors')
+    path = run_folder / 'log' / 'tiny' / 'best_model.safetensors'
+    old, new = read_checkpoint(run_folder / 'log' / 'tiny' / 'best_model.pth'), read_checkpoint(path)
+    torch.testing.assert_close(new.state_dict, old.state_dict, rtol=0, atol=0)
+    assert new.training_set.class_names == old.training_set.class_names
+    assert (new.training_set.class_counts == old.training_set.class_counts).all()
+    valid = ('--DATASET_TEST_JSON', products / 'converted_val.json')
+    scripts.run(run_folder, 'test.py', *MODEL, *valid)
+    expected = contents(run_folder / 'log' / 'tiny')
+    scripts.run(run_folder, 'test.py', '--RESUME_MODEL', path, *ON_CPU, *valid)
+    assert contents(run_folder / 'log' / 'tiny')['best_model.csv'] == expected['best_model.csv']
+    path.write_bytes(path.read_bytes()[:100])
+    line = the_error(scripts.run(run_folder, 'test.py', '--RESUME_MODEL', path, *ON_CPU, *valid, code=2))
+    assert 'cannot be read as a checkpoint' in line
+
+
+@pytest.mark.parametrize('classifier', ['FCNorm', 'lws'])
+def test_other_classifiers(scripts, run_folder, classifier):
+    path = run_folder / 'log' / 'tiny' / 'best_model.pth'
+    checkpoint = read_checkpoint(path)
+    if classifier == 'FCNorm':
+        del checkpoint.state_dict['classifier.bias']
+    else:
+        checkpoint.state_dict['classifier.scale'] = torch.linspace(0.5, 2, 6)
+    write_checkpoint(path, checkpoint)
+    done = scripts.run(run_folder, 'tools/export.py', *MODEL, '--MODEL_CLASSIFIER', classifier)
+    assert 'checked on images' in done.stdout
+
+
+def test_mistakes_lose_nothing(scripts, run_folder):
+    (run_folder / 'mine.onnx').write_text('precious')
+    for options, words in (
+        (('--EXPORT_OUT', 'mine.onnx'), 'mine.onnx is there already'),
+        (('--EXPORT_OUT', 'mine.txt'), 'ends in .onnx'),
+        (('--EXPORT_FORMAT', 'tflite'), 'must be one of onnx, torch_export, safetensors'),
+    ):
+        assert words in the_error(scripts.run(run_folder, 'tools/export.py', *MODEL, *options, code=2))
+    assert (run_folder / 'mine.onnx').read_text() == 'precious'

@@ -1,0 +1,74 @@
+"""tools/posthoc.py as a user runs it."""
+
+import json
+
+import pytest
+
+from lib.trainer.checkpoint import read_checkpoint, write_checkpoint
+from tests.scripts.running import ON_CPU, the_error
+
+MODEL = ('--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU)
+
+
+@pytest.fixture
+def biased(run_folder):
+    """A run whose classifier says class 0 far too often, as a long tail makes it."""
+    path = run_folder / 'log' / 'tiny' / 'best_model.pth'
+    checkpoint = read_checkpoint(path)
+    checkpoint.state_dict['classifier.weight'][0] *= 30
+    checkpoint.state_dict['classifier.bias'][0] += 3
+    write_checkpoint(path, checkpoint)
+    return run_folder
+
+
+def test_all_methods_are_measured_on_images_they_did_not_see(scripts, biased):
+    done = scripts.run(biased, 'tools/posthoc.py', *MODEL, '--POSTHOC_FOLDS', 4)
+    lines = done.stdout.splitlines()
+    table = lines[lines.index(next(line for line in lines if 'mean class error' in line)) :]
+    assert max(map(len, table)) <= 80
+    found = json.loads((biased / 'log' / 'tiny' / 'posthoc.json').read_text())
+    methods = found['methods']
+    assert found['folds'] == 4
+    assert 'cross-fitted in 4 folds' in methods['lws']['measured']
+    assert len(methods['tau_norm']['parameters']['tau']) == 4
+    before = methods['before']
+    assert min(methods[name]['mean_class_error'] for name in ('tau_norm', 'lws')) < before['mean_class_error']
+    for name in ('temperature', 'group_temperature'):
+        assert methods[name]['mean_class_error'] == before['mean_class_error'], 'the best class stays the best'
+    for figures in methods.values():
+        low, high = figures['interval']
+        assert low <= figures['mean_class_error'] <= high
+
+
+@pytest.mark.parametrize('method', ['tau_norm', 'logit_adjustment', 'lws', 'ncm', 'cosine', 'temperature'])
+def test_what_is_saved_is_what_was_fitted(scripts, biased, products, method):
+    """Fitted on training images: the figure is that of the one classifier that is saved."""
+    options = ('--POSTHOC_METHODS', method, '--POSTHOC_FIT_SPLIT', 'train', '--POSTHOC_SAVE', method)
+    done = scripts.run(biased, 'tools/posthoc.py', *MODEL, *options, code=None)
+    if done.returncode:  # chosen on six classes of a few images each, nothing may be better
+        assert 'the untouched classifier was not beaten' in the_error(done)
+        return
+    found = json.loads((biased / 'log' / 'tiny' / 'posthoc.json').read_text())['methods'][method]
+    model = ('--RESUME_MODEL', 'log_tau/tiny/best_model.pth', *ON_CPU)
+    scripts.run(biased, 'test.py', *model, '--DATASET_TEST_JSON', products / 'converted_val.json')
+    metrics = json.loads((biased / 'log_tau' / 'tiny' / 'best_model_metrics.json').read_text())
+    assert metrics['mean_class_error'] == pytest.approx(found['mean_class_error'], abs=1e-9)
+    line = the_error(scripts.run(biased, 'tools/posthoc.py', *MODEL, *options, code=2))
+    assert 'holds an earlier result' in line
+
+
+def test_mistakes(scripts, run_folder):
+    for options, words in (
+        (('--POSTHOC_METHODS', 'magic'), "POSTHOC.METHODS is 'magic'"),
+        (('--POSTHOC_SAVE', 'magic'), "POSTHOC.SAVE is 'magic'"),
+        (('--POSTHOC_SAVE', 'group_temperature', '--POSTHOC_METHODS', 'group_temperature'), 'no linear classifier'),
+    ):
+        assert words in the_error(scripts.run(run_folder, 'tools/posthoc.py', *MODEL, *options, code=2))
+
+
+def test_tau_norm_says_what_to_expect_on_other_images(scripts, biased):
+    done = scripts.run(biased, 'tau_norm.py', *MODEL)
+    tau = json.loads((biased / 'log_tau' / 'tiny' / 'tau.json').read_text())
+    assert len(tau['cross_fitted']['taus']) == tau['cross_fitted']['folds'] == 5
+    assert tau['cross_fitted']['mean_class_error'] >= tau['optimum_value']
+    assert 'on images that tau was not chosen on (5 folds): mean class error' in done.stdout

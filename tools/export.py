@@ -1,0 +1,31 @@
+"""A trained model as one file for others: python tools/export.py --RESUME_MODEL ./log/NAME/best_model.pth
+
+ONNX (EXPORT.FORMAT onnx), a program of torch.export, or safetensors; checked against PyTorch on images before it is put
+in its place.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lib.build.start import start
+from lib.runtime.entry import run_script
+
+DESCRIPTION = 'Export a trained model to ONNX, torch.export or safetensors, with its label map and preprocessing.'
+
+
+def main() -> None:
+    cfg = start(sys.argv[1:], program='tools/export.py', description=DESCRIPTION, needs_checkpoint=True)
+    # torch is imported only now that there is work to do.
+    from lib.build.export import export
+    from lib.build.trained import load_trained
+    from lib.runtime.log import LOGGER
+
+    _, lines = export(load_trained(cfg))
+    for line in lines:
+        LOGGER.info('%s', line)
+
+
+if __name__ == '__main__':
+    run_script(main)

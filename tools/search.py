@@ -1,0 +1,31 @@
+"""Search by features: python tools/search.py --RESUME_MODEL ./log/NAME/best_model.pth [--SECTION_KEY VALUE ...]
+
+Prints how well validation images find training images of their class, and how well their nearest ones classify them.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lib.build.start import start
+from lib.runtime.entry import run_script
+
+DESCRIPTION = (
+    'Compare the features of validation images with those of training images: retrieval metrics (recall@k, '
+    'R-precision, mAP@R), and the mean class error of the nearest neighbours beside that of the classifier. '
+    'SEARCH.CSV lists the nearest images of each test image.'
+)
+
+
+def main() -> None:
+    cfg = start(sys.argv[1:], program='tools/search.py', description=DESCRIPTION, needs_checkpoint=True)
+    # torch is imported only now that there is work to do.
+    from lib.build.search import search
+    from lib.build.trained import load_trained
+
+    print('\n'.join(search(load_trained(cfg))))
+
+
+if __name__ == '__main__':
+    run_script(main)
