@@ -50,6 +50,9 @@ def test_of_a_re_balanced_model_after_re_balancing(scripts, run_folder):
     assert found['tau'] == json.loads((run_folder / 'log_tau' / 'tiny' / 'tau.json').read_text('utf-8'))
     assert found['notes'] == ['Errors are those of the re-balanced model.']
     assert found['title'] == 'tiny, re-balanced'
+    text = (run_folder / 'log_tau' / 'tiny' / 'report.html').read_text('utf-8')
+    assert 'with tau' not in text
+    assert ('on others ' in text) == (found['tau']['chosen'] is not None and bool(found['tau']['cross_fitted']))
     after = found['tau']['after']
     assert abs(found['valid']['mean_class_error'] - after['mean_class_error']) < 1e-12
 
