@@ -80,6 +80,7 @@ def trained_report(trained: Trained) -> Path:
         summary={name: found for name, found in summary.items() if name == 'best'},
         answers=answers,
         tau=tau,
+        is_rebalanced=bool(tau),
         environment_text=_environment_of(folder),
         notes=['Errors are those of the re-balanced model.'] if tau else [],
     )

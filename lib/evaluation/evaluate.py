@@ -64,13 +64,17 @@ def evaluate(
     device = next(model.parameters()).device
     found = _Found(num_classes, device)
     for batch in progress(loader, total=len(loader), label=label):
-        features = model.features(batch.images)
-        logits = model.classify(features)
+        features, logits = _look(model, batch)
         found.add(scores_of(logits, batch.labels), batch)
         if look_at:
             look_at(batch, features, logits)
     model.train(was_training)
     return found.evaluation(train_counts, ranks)
+
+
+def _look(model: Recognizer, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    features = model.features(batch.images)
+    return features, model.classify(features)
 
 
 @torch.inference_mode()

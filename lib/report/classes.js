@@ -121,6 +121,7 @@
     const heading = document.createElement('th');
     const button = document.createElement('button');
     heading.scope = 'col';
+    heading.dataset.label = column[0];
     button.type = 'button';
     button.textContent = column[0];
     if (texts.has(column[0])) heading.className = 'text';

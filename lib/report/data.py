@@ -26,6 +26,7 @@ class ReportData:
         answers: of the model to the valid split.
         open_image: row of the valid split -> RGB image; may raise.
         tau: content of tau.json.
+        is_rebalanced: whether the answers are those of the re-balanced model.
         notes: warnings.
     """
 
@@ -39,6 +40,7 @@ class ReportData:
     answers: Answers = field(default_factory=lambda: predictions_alone(_NO_ROWS, _NO_ROWS))
     open_image: Callable[[int], Image.Image] | None = None
     tau: dict[str, Any] | None = None
+    is_rebalanced: bool = False
     config_text: str = ''
     environment_text: str = ''
     notes: Sequence[str] = ()

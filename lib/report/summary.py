@@ -12,12 +12,13 @@ from lib.report.data import ReportData
 from lib.report.measured import ERRORS, Measured
 from lib.report.tau_curve import metric_error
 
+_TAU_PARTS = {'before': 'before', 'after': 'after', 'others': 'cross_fitted'}
 GROUP_RANGES = {'many': f'over {MANY_ABOVE}', 'medium': f'{FEW_BELOW} to {MANY_ABOVE}', 'few': f'under {FEW_BELOW}'}
 
 
 @dataclass(frozen=True)
 class Card:
-    """A headline figure with its interval, with those of the last epoch and of the re-balanced model."""
+    """A headline figure with its interval, that of the last epoch, and what re-balancing made of it, in words."""
 
     title: str
     value: str
@@ -26,9 +27,9 @@ class Card:
     rebalanced: str
 
 
-def percent(value: float) -> str:
+def percent(value: float | None) -> str:
     """Format a fraction as a percentage with one decimal; a dash for what is not a finite number."""
-    return f'{100 * value:.1f}\u202f%' if math.isfinite(value) else '–'
+    return f'{100 * value:.1f}\u202f%' if value is not None and math.isfinite(value) else '–'
 
 
 def between(ends: Sequence[float]) -> str:
@@ -66,8 +67,7 @@ def dataset_facts(data: ReportData, measured: Measured | None) -> list[str]:
 def summary_cards(data: ReportData, measured: Measured | None) -> list[Card]:
     """Return the errors of the model (those of the best epoch where it was not measured) with their intervals."""
     best, last = data.summary.get('best') or {}, data.summary.get('last') or {}
-    rebalanced = data.tau and data.tau.get('chosen') is not None
-    after = (data.tau.get('after') or {}) if rebalanced else {}
+    after, words = _rebalanced(data)
     metrics = {**(best or last), **(measured.metrics if measured else {})}
 
     def shown(metrics: dict[str, Any], name: str) -> str:
@@ -79,8 +79,22 @@ def summary_cards(data: ReportData, measured: Measured | None) -> list[Card]:
         if value:
             interval = measured.error_interval(name) if measured else None
             spread = between(interval) if interval else ''
-            cards.append(Card(title, value, spread, shown(last, name) if best else '', shown(after, name)))
+            last_one, other = shown(last, name) if best else '', shown(after, name)
+            cards.append(Card(title, value, spread, last_one, f'{words} {other}' if other else ''))
     return cards
+
+
+def _rebalanced(data: ReportData) -> tuple[dict[str, Any], str]:
+    """Return the figures that stand beside the model's own, and what to call them.
+
+    Where that was measured, they are those on images that tau was not chosen on: what is to be expected of others.
+    """
+    if not data.tau or data.tau.get('chosen') is None:
+        return {}, ''
+    others = data.tau.get('cross_fitted')
+    if data.is_rebalanced:
+        return others or {}, 'on others'
+    return others or data.tau.get('after') or {}, 'with tau'
 
 
 def group_rows(data: ReportData, measured: Measured | None) -> list[dict[str, Any]]:
@@ -101,10 +115,17 @@ def group_rows(data: ReportData, measured: Measured | None) -> list[dict[str, An
 
 
 def tau_rows(tau: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Return title, before and after of the errors that tau.json knows on both sides."""
-    before, after = (tau or {}).get('before') or {}, (tau or {}).get('after') or {}
+    """Return title, before, after and others of the errors that tau.json knows on both sides.
+
+    `others`: after, on images that tau was not chosen on, fold by fold; None where that was not measured.
+    """
+    parts = {part: (tau or {}).get(key) or {} for part, key in _TAU_PARTS.items()}
     return [
-        {'title': title, 'before': metric_error(name, before[name]), 'after': metric_error(name, after[name])}
+        {'title': title, **{part: _error_in(metrics, name) for part, metrics in parts.items()}}
         for name, title in ERRORS.items()
-        if before.get(name) is not None and after.get(name) is not None
+        if all(parts[part].get(name) is not None for part in ('before', 'after'))
     ]
+
+
+def _error_in(metrics: dict[str, Any], name: str) -> float | None:
+    return metric_error(name, metrics[name]) if metrics.get(name) is not None else None

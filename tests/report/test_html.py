@@ -204,6 +204,15 @@ def test_what_re_balancing_brought_stands_first(tmp_path):
     assert 'with tau ' not in unchanged
 
 
+def test_what_re_balancing_brought_is_that_on_other_images_where_it_is_known(tmp_path):
+    others = {'folds': 5, 'taus': [], 'mean_class_error': 0.321, 'top1': 0.7}
+    text, page = write(tmp_path, full_data(tau=tau_curve() | {'cross_fitted': others}))
+    assert f'with tau {percent(0.321)}' in text
+    assert 'On others' in page.texts
+    assert points(0.321 - 0.42) in page.texts
+    assert '–' in page.texts, 'few, which has no figure there'
+
+
 def test_stays_small_with_50030_classes(tmp_path):
     rng = np.random.default_rng(0)
     num_classes = 50_030

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-from lib.trainer.checkpoint import read_checkpoint
 from tests.scripts.running import ON_CPU, TINY, the_error
 
 
@@ -41,7 +40,21 @@ def test_another_checkpoint_has_a_report_of_its_own(scripts, run_folder):
     done = scripts.run(run_folder, 'tools/report.py', '--RESUME_MODEL', 'log/tiny/last.pth', *ON_CPU)
     assert 'last_report.html' in done.stdout
     assert (folder / 'last_report.html').exists()
-    assert read_checkpoint(folder / 'last.pth').config
+
+
+def test_of_a_re_balanced_model_after_re_balancing(scripts, run_folder):
+    scripts.run(run_folder, 'tau_norm.py', '--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU)
+    model = 'log_tau/tiny/best_model.pth'
+    scripts.run(run_folder, 'tools/report.py', '--RESUME_MODEL', model, *ON_CPU, '--REPORT_JSON', 'True')
+    found = json.loads((run_folder / 'log_tau' / 'tiny' / 'report.json').read_text('utf-8'))
+    assert found['tau'] == json.loads((run_folder / 'log_tau' / 'tiny' / 'tau.json').read_text('utf-8'))
+    assert found['notes'] == ['Errors are those of the re-balanced model.']
+    assert found['title'] == 'tiny, re-balanced'
+    text = (run_folder / 'log_tau' / 'tiny' / 'report.html').read_text('utf-8')
+    assert 'with tau' not in text
+    assert ('on others ' in text) == (found['tau']['chosen'] is not None and bool(found['tau']['cross_fitted']))
+    after = found['tau']['after']
+    assert abs(found['valid']['mean_class_error'] - after['mean_class_error']) < 1e-12
 
 
 def test_without_a_checkpoint(scripts, tmp_path):

@@ -1,0 +1,85 @@
+"""How long does a browser take to open the report of 50,030 classes, to sort and to search its table?
+
+python benchmarks/report.py [--classes N] [--images N] [--rounds N] [--json FILE]
+
+Needs Chromium and playwright. Names of 30 letters, two parents a class, random answers, no pictures.
+`report_open_seconds` is from the navigation's start to the end of the page's load event, which comes after its script
+has drawn the table; `report_sort_seconds` and `report_search_seconds` are those of the slowest column and of the first
+search, each until the rows are replaced. Medians of the rounds, each a fresh page. `report_write_seconds` is once.
+"""
+
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from benchmarks.harness import finish, parse_arguments
+from benchmarks.metrics import make_answers
+from lib.errors import UserError
+from lib.report.data import ReportData
+from lib.report.html import write_report
+from lib.runtime.entry import run_script
+
+BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
+# Seconds until a click or a search has changed the rows, which happens before the event's handlers return.
+SORT = """() => Math.max(...[...document.querySelectorAll('#class-headings button')].map(button => {
+  const started = performance.now(); button.click(); return performance.now() - started; })) / 1000"""
+SEARCH = """() => {
+  const field = document.getElementById('class-search'), started = performance.now();
+  field.value = 'product 4711'; field.dispatchEvent(new Event('input'));
+  return (performance.now() - started) / 1000; }"""
+OPEN = "() => performance.getEntriesByType('navigation')[0].loadEventEnd / 1000"
+
+
+def example(classes: int, images: int) -> ReportData:
+    """Return the data of a long-tailed run."""
+    random = np.random.default_rng(0)
+    labels = np.concatenate([np.arange(classes), random.integers(0, classes, max(0, images - classes))])[:images]
+    return ReportData(
+        'benchmark',
+        class_names=[f'Brand {c % 400:03} product {c:05}, 330 ml' for c in range(classes)],
+        class_parents=[[f'aisle {c % 40}', f'shelf {c % 800}'] for c in range(classes)],
+        train_counts=np.geomspace(8000, 5, classes).astype(np.int64),
+        answers=make_answers(labels, classes, seed=1),
+    )
+
+
+def main() -> None:
+    arguments = parse_arguments(
+        __doc__.splitlines()[0],
+        classes=(50_030, 'classes'),
+        images=(150_000, 'valid images'),
+        rounds=(5, 'times the page is opened'),
+    )
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        browser = None
+    if browser is None:
+        raise UserError(f'needs one of {", ".join(BROWSERS)}, and playwright (pip install playwright)')
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as running:
+        started = time.perf_counter()
+        path = write_report(Path(folder, 'report.html'), example(arguments.classes, arguments.images))
+        figures = {'report_write_seconds': time.perf_counter() - started, 'report_megabytes': path.stat().st_size / 1e6}
+        chromium = running.chromium.launch(executable_path=browser, args=['--no-sandbox'])
+        rounds = []
+        for _ in range(arguments.rounds):
+            page = chromium.new_page()
+            page.goto(path.as_uri())
+            rounds.append([page.evaluate(script) for script in (OPEN, SORT, SEARCH)])
+            page.close()
+        chromium.close()
+    for name, values in zip(('open', 'sort', 'search'), zip(*rounds, strict=True), strict=True):
+        figures[f'report_{name}_seconds'] = statistics.median(values)
+    finish(figures, arguments.json)
+
+
+if __name__ == '__main__':
+    run_script(main)
