@@ -44,9 +44,7 @@ def split_features(trained: Trained, split: Split, label: str, *, has_its_classe
         LOGGER.info('%s: features of the %s split as they were looked at before', folder, label)
     else:
         if not store.done.any():
-            LOGGER.info(
-                '%s: features of the %s split are kept, %s', folder, label, _size(store.columns['features'].nbytes)
-            )
+            LOGGER.info('%s: keeps features, %s', folder, _size(store.columns['features'].nbytes))
         loader = build_eval_loader(trained.cfg, split, trained.device, trained.ranks)
         fill_features(trained.model, loader, store, label=label)
         trained.ranks.wait()

@@ -30,9 +30,14 @@ def folder(products, finished, tmp_path) -> Iterator[Path]:
 
 
 def snapshot(folder: Path) -> dict[str, tuple]:
-    """Return {name: (size, time of change, digest)} of everything in a folder; folders are names alone."""
+    """Return {name: (size, time of change, digest)} of everything in a folder; folders are names alone.
+
+    Features, which are kept for whoever looks next, are left out.
+    """
     found = {}
     for path in sorted(folder.rglob('*')):
+        if 'features' in path.relative_to(folder).parts:
+            continue
         what = ()
         if path.is_file() and not path.is_symlink():
             status = path.stat()
