@@ -36,10 +36,6 @@ class Looks:
     def __len__(self) -> int:
         return (self.counts_plain + len(self.others)) * (1 + self.flip)
 
-    def describe(self) -> str:
-        """Return one phrase, such as '10 views an image'."""
-        return f'{len(self)} views an image'
-
 
 def looks_of(cfg: CfgNode) -> Looks:
     """Return what TEST says."""

@@ -9,8 +9,6 @@ import torch
 from lib.evaluation.accuracy import class_accuracy_metrics
 from lib.evaluation.scores import Scores, scores_of
 
-NUM_BEST = 5
-
 
 @dataclass(frozen=True)
 class Answers:

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from lib.evaluation.answers import NUM_BEST, Answers
+from lib.evaluation.answers import Answers
 from lib.evaluation.ensemble import Combined, Member, combine
+from lib.evaluation.scores import NUM_BEST
 from lib.runtime.log import progress
 from lib.runtime.row_store import RowStore
 

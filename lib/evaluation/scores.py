@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from lib.runtime.ranks import Ranks
 
-_NUM_BEST = 5
+NUM_BEST = 5
 
 
 class Scores(NamedTuple):
@@ -26,7 +26,7 @@ class Scores(NamedTuple):
 
 def scores_of(logits: torch.Tensor, labels: torch.Tensor) -> Scores:
     """Return the scores of logits (batch, num_classes) float32 with labels (batch,) int64."""
-    best = logits.topk(min(_NUM_BEST, logits.shape[1]), dim=1)
+    best = logits.topk(min(NUM_BEST, logits.shape[1]), dim=1)
     confidence = (best.values[:, 0] - logits.logsumexp(dim=1)).exp()
     return Scores(best.indices, F.cross_entropy(logits, labels.clamp(min=0), reduction='none'), confidence)
 
@@ -41,12 +41,12 @@ def scores_of_parts(
         labels: (batch,) int64, of all classes.
         num_classes: of all ranks.
     """
-    own = logits.topk(min(_NUM_BEST, len(classes)), dim=1)
+    own = logits.topk(min(NUM_BEST, len(classes)), dim=1)
     # Ranks send the same shape; one of few classes fills up with what never wins.
-    values = F.pad(own.values, (0, _NUM_BEST - own.values.shape[1]), value=-torch.inf)
-    numbers = F.pad(own.indices + classes.start, (0, _NUM_BEST - own.indices.shape[1]), value=-1)
+    values = F.pad(own.values, (0, NUM_BEST - own.values.shape[1]), value=-torch.inf)
+    numbers = F.pad(own.indices + classes.start, (0, NUM_BEST - own.indices.shape[1]), value=-1)
     values, numbers = (ranks.stack(part).transpose(0, 1).flatten(1) for part in (values, numbers))
-    highest = values.topk(min(_NUM_BEST, num_classes), dim=1)
+    highest = values.topk(min(NUM_BEST, num_classes), dim=1)
     best = numbers.gather(1, highest.indices)
     places = labels.clamp(min=0) - classes.start
     is_here = (places >= 0) & (places < len(classes))
