@@ -2,8 +2,8 @@
 
 import sys
 
-from lib.build.start import start
-from lib.runtime.entry import run_script
+from lib.commands.cli import start
+from lib.commands.cli_main import run_script
 
 DESCRIPTION = 'Train a product recogniser. `python main.py --config configs/demo.yaml` runs at once.'
 
@@ -11,11 +11,11 @@ DESCRIPTION = 'Train a product recogniser. `python main.py --config configs/demo
 def main() -> int:
     cfg = start(sys.argv[1:], program='main.py', description=DESCRIPTION)
     # torch is imported only now that there is work to do.
-    from lib.build.report import training_report
-    from lib.build.training import prepared_training
+    from lib.commands.report import training_report
+    from lib.commands.train import prepared_training
+    from lib.distributed.process_group import joined_ranks
     from lib.runtime.log import LOGGER
-    from lib.runtime.ranks import joined_ranks
-    from lib.trainer.fit import fit
+    from lib.trainer.trainer import fit
 
     with joined_ranks() as ranks, prepared_training(cfg, ranks) as run:
         ended_by = fit(run.learner, run.plan, run.place, run.folder, run.validate, run.bad_images)

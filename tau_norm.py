@@ -2,8 +2,8 @@
 
 import sys
 
-from lib.build.start import start
-from lib.runtime.entry import run_script
+from lib.commands.cli import start
+from lib.commands.cli_main import run_script
 
 DESCRIPTION = 'Re-balance the classifier of a trained model by tau-normalisation, chosen exactly on the valid split.'
 
@@ -11,11 +11,11 @@ DESCRIPTION = 'Re-balance the classifier of a trained model by tau-normalisation
 def main() -> None:
     cfg = start(sys.argv[1:], program='tau_norm.py', description=DESCRIPTION, needs_checkpoint=True)
     # torch is imported only now that there is work to do.
-    from lib.build.rebalance import rebalance
-    from lib.build.trained import load_trained
-    from lib.evaluation.describe import describe_metrics, describe_tau
+    from lib.commands.loaded_model import load_trained
+    from lib.commands.tau_norm import rebalance
+    from lib.distributed.process_group import joined_ranks
+    from lib.report.describe import describe_metrics, describe_tau
     from lib.runtime.log import LOGGER
-    from lib.runtime.ranks import joined_ranks
 
     with joined_ranks() as ranks:
         result = rebalance(load_trained(cfg, ranks))

@@ -2,8 +2,8 @@
 
 import sys
 
-from lib.build.start import start
-from lib.runtime.entry import run_script
+from lib.commands.cli import start
+from lib.commands.cli_main import run_script
 
 DESCRIPTION = 'Predict a test split with a trained model: one CSV row an image, metrics where there are labels.'
 
@@ -11,11 +11,11 @@ DESCRIPTION = 'Predict a test split with a trained model: one CSV row an image, 
 def main() -> None:
     cfg = start(sys.argv[1:], program='test.py', description=DESCRIPTION, needs_checkpoint=True)
     # torch is imported only now that there is work to do.
-    from lib.build.prediction import predict
-    from lib.build.trained import load_trained
-    from lib.evaluation.describe import describe_prediction
+    from lib.commands.loaded_model import load_trained
+    from lib.commands.predict import predict
+    from lib.distributed.process_group import joined_ranks
+    from lib.report.describe import describe_prediction
     from lib.runtime.log import LOGGER
-    from lib.runtime.ranks import joined_ranks
 
     with joined_ranks() as ranks:
         predicted = predict(load_trained(cfg, ranks))

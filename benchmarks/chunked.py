@@ -26,12 +26,12 @@ import torch.nn.functional as F
 
 from benchmarks.harness import alternate, finish, parse_arguments
 from lib.classifier.linear import Linear
+from lib.commands.cli_main import run_script
 from lib.errors import UserError
-from lib.loss.average import AverageLoss
 from lib.loss.chunked import chunked_loss
 from lib.loss.cross_entropy import CrossEntropy
 from lib.loss.targets import Targets
-from lib.runtime.entry import run_script
+from lib.loss.weighted import AverageLoss
 
 MILLION = 1_000_000
 MILLION_STEPS = 3

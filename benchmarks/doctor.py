@@ -26,11 +26,11 @@ import pyarrow as pa
 import simplejpeg
 
 from benchmarks.harness import finish, parse_arguments, real_photos
-from lib.dataset.doctor.gallery import Gallery
-from lib.dataset.doctor.hashing import close_pairs
-from lib.dataset.doctor.scan import in_parallel, scan
+from lib.audit.gallery import Gallery
+from lib.audit.hashing import close_pairs
+from lib.audit.scan import in_parallel, scan
+from lib.commands.cli_main import run_script
 from lib.dataset.images import FileImages
-from lib.runtime.entry import run_script
 
 LISTED = 4  # times, so that rates are of seconds, not of moments
 DISTANCE = 5

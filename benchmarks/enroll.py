@@ -21,10 +21,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.harness import finish, parse_arguments
-from lib.dataset.demo.generate import generate_demo
-from lib.dataset.demo.plan import SPLITS
+from lib.commands.cli_main import run_script
+from lib.demo.generate import generate_demo
+from lib.demo.plan import SPLITS
 from lib.errors import UserError
-from lib.runtime.entry import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = (6, 19, 32, 45, 58)

@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.harness import alternate, finish, parse_arguments, real_photos
 from benchmarks.original import OriginalPhotos, OriginalTraining, default_loader, original_model
 from benchmarks.training import epoch_of, options_of, training
-from lib.dataset.formats.converted import Converted, Split
-from lib.dataset.formats.grocery_store import convert_grocery_store
-from lib.runtime.entry import run_script
+from lib.commands.cli_main import run_script
+from lib.formats.converted import Converted, Split
+from lib.formats.grocery_store import convert_grocery_store
 
 SIZE, BATCH_SIZE, WORKERS = 112, 32, 2
 

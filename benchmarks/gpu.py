@@ -35,19 +35,19 @@ from benchmarks.training import (
     training,
     write_photos,
 )
-from lib.build.loss import build_loss
-from lib.build.pack import pack
+from lib.builders.loss import build_loss
 from lib.classifier.linear import Linear
-from lib.dataset.formats.converted import Converted
-from lib.dataset.formats.write import write_converted
+from lib.commands.cli_main import run_script
+from lib.commands.pack import pack
+from lib.distributed.process_group import ALONE, Ranks, joined_ranks
+from lib.formats.converted import Converted
+from lib.formats.write import write_converted
 from lib.loss.targets import Targets
 from lib.model import Recognizer
 from lib.runtime.device import pick_device
-from lib.runtime.entry import run_script
-from lib.runtime.ranks import ALONE, Ranks, joined_ranks
+from lib.trainer.chunked_head import LeanHead
 from lib.trainer.forward import Outputs
 from lib.trainer.head import Share
-from lib.trainer.lean_head import LeanHead
 
 NETWORKS = {'resnet50': 'resnet50', 'resnest50': 'resnest50d'}  # ours: timm's name
 SIZES, NUM_CLASSES = (112, 224), (50_030, 1_000_000)

@@ -3,19 +3,13 @@
 import argparse
 import json
 import os
-import platform
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
-import torchvision
 
 from lib.errors import UserError
+from lib.experiments.environment import run_environment
 from lib.runtime.files import write_json
 
 
@@ -62,32 +56,6 @@ def finish(figures: dict[str, float], json_file: str | None) -> None:
     for name, value in figures.items():
         print(f'{name:<{width}}  {value:10.3f}' if abs(value) >= 1e-3 else f'{name:<{width}}  {value:10.1e}')
     if json_file:
-        content = {'figures': figures, **circumstances()}
+        content = {'figures': figures, **run_environment()}
         write_json(json_file, content)
         print(f'wrote {json_file}: {json.dumps(content["hardware"])}')
-
-
-def circumstances() -> dict[str, Any]:
-    """Return what figures depend on: hardware, versions, command."""
-    return {
-        'hardware': {'cpu': _cpu(), 'cores': os.cpu_count(), 'gpu': _gpu()},
-        'versions': {
-            'python': platform.python_version(),
-            'torch': str(torch.__version__),
-            'torchvision': str(torchvision.__version__),
-        },
-        'command': shlex.join(['python', *sys.argv]),
-    }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path('/proc/cpuinfo').read_text(encoding='ascii', errors='replace').splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor()
-
-
-def _gpu() -> str | None:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None

@@ -27,11 +27,11 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness import finish, parse_arguments
+from lib.commands.cli_main import run_script
 from lib.dataset.annotations import read_annotations
 from lib.dataset.images import FileImages
 from lib.dataset.index import ProductIndex
 from lib.errors import UserError
-from lib.runtime.entry import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_WORKERS = 4

@@ -24,17 +24,17 @@ from PIL import Image
 from benchmarks.harness import alternate, finish, parse_arguments, real_photos
 from benchmarks.original import OriginalPhotos, default_loader
 from benchmarks.peers import TorchvisionPhotos, dali_epoch
+from lib.commands.cli_main import run_script
 from lib.dataset.images import FileImages, Images
 from lib.dataset.index import ProductIndex
 from lib.dataset.loader import TrainLoader
 from lib.dataset.normalize import Normalize
 from lib.dataset.reader import BatchReader
-from lib.dataset.shards.encode import Reencode
-from lib.dataset.shards.images import ShardImages
-from lib.dataset.shards.index import INDEX
-from lib.dataset.shards.pack import SplitJob, images_per_shard, pack_split
 from lib.dataset.transforms import RandomResizedCrop
-from lib.runtime.entry import run_script
+from lib.shards.encode import Reencode
+from lib.shards.images import ShardImages
+from lib.shards.index import INDEX
+from lib.shards.pack import SplitJob, images_per_shard, pack_split
 
 SIZE, BATCH_SIZE, WORKERS = 112, 64, 2
 LARGE, PACKED, QUALITY = 800, 160, 90

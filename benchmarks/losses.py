@@ -23,12 +23,12 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.harness import alternate, finish, parse_arguments
-from lib.build.loss import LOSSES, build_loss
+from lib.builders.loss import LOSSES, build_loss
+from lib.commands.cli_main import run_script
 from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
 from lib.errors import UserError
 from lib.loss.targets import Targets
-from lib.runtime.entry import run_script
 
 NUM_FEATURES = 2048
 HEAVY = ('seesaw', 'influence_balanced', 'influence_differentiated')

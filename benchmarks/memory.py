@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from benchmarks.harness import finish, parse_arguments
+from lib.commands.cli_main import run_script
 from lib.dataset.augment import Augment
-from lib.dataset.demo.generate import generate_demo
 from lib.dataset.folder import walk_images
 from lib.dataset.images import FileImages
 from lib.dataset.index import ProductIndex
@@ -28,7 +28,7 @@ from lib.dataset.normalize import Normalize
 from lib.dataset.reader import BatchReader
 from lib.dataset.sampler import Sampler, class_balance
 from lib.dataset.transforms import RandomResizedCrop
-from lib.runtime.entry import run_script
+from lib.demo.generate import generate_demo
 
 NUM_IMAGES, NUM_CLASSES, BATCH_SIZE, WORKERS = 512, 16, 32, 2
 

@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks.harness import finish, parse_arguments
-from lib.evaluation.answers import Answers
-from lib.evaluation.class_interval import NUM_DRAWS, accuracy_draws
-from lib.evaluation.class_report import class_table, metrics_of
-from lib.evaluation.paired import compare
-from lib.runtime.entry import run_script
+from lib.commands.cli_main import run_script
+from lib.metrics.class_report import class_table, metrics_of
+from lib.metrics.intervals import NUM_DRAWS, accuracy_draws
+from lib.metrics.paired import compare
+from lib.metrics.predictions import Answers
 
 
 def make_answers(labels: np.ndarray, num_classes: int, seed: int) -> Answers:

@@ -22,20 +22,20 @@ import torch
 from yacs.config import CfgNode
 
 from benchmarks.harness import finish, parse_arguments
-from lib.build.model import new_model
-from lib.build.objective import build_objective, is_lean
-from lib.build.optim import build_optimizer
-from lib.build.plan import StepCosts
+from lib.builders.model import new_model
+from lib.builders.objective import build_objective, is_lean
+from lib.builders.optim import build_optimizer
+from lib.commands.cli_main import run_script
+from lib.commands.plan import StepCosts
 from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
 from lib.errors import UserError
 from lib.loss.targets import Targets
-from lib.plan.ways import Job, Way, need_of
+from lib.plan.strategies import Job, Way, need_of
 from lib.runtime.device import Device, pick_device
-from lib.runtime.entry import run_script
 from lib.trainer.forward import TrainingForward
-from lib.trainer.mixing.mixed import Mixed
-from lib.trainer.parts import parts_of
+from lib.trainer.microbatch import parts_of
+from lib.trainer.mixing.base import Mixed
 from lib.trainer.step import Learner, _step
 
 _STATUS = Path('/proc/self/status')

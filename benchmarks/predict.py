@@ -22,14 +22,14 @@ import torch
 from benchmarks.harness import alternate, finish, parse_arguments, real_photos
 from benchmarks.original import original_model, original_predictions
 from benchmarks.training import config_of
-from lib.build.model import new_model
-from lib.build.prediction import predict
-from lib.build.start import read_options
-from lib.build.trained import load_trained
+from lib.builders.model import new_model
+from lib.commands.cli import read_options
+from lib.commands.cli_main import run_script
+from lib.commands.loaded_model import load_trained
+from lib.commands.predict import predict
 from lib.config.yaml_text import as_text
 from lib.runtime.device import pick_device
-from lib.runtime.entry import run_script
-from lib.trainer.checkpoint import Checkpoint, write_checkpoint
+from lib.trainer.checkpointing.state import Checkpoint, write_checkpoint
 
 SIZE, NUM_CLASSES, WORKERS = 112, 81, 2
 

@@ -20,9 +20,9 @@ from torchvision import transforms
 
 from benchmarks.harness import alternate, finish, parse_arguments, real_photos
 from benchmarks.training import epoch_of, training
-from lib.dataset.formats.grocery_store import convert_grocery_store
+from lib.commands.cli_main import run_script
+from lib.formats.grocery_store import convert_grocery_store
 from lib.runtime.device import pick_device
-from lib.runtime.entry import run_script
 
 BATCH_SIZE, WORKERS = 32, 2
 

@@ -21,10 +21,10 @@ import numpy as np
 
 from benchmarks.harness import finish, parse_arguments
 from benchmarks.metrics import make_answers
+from lib.commands.cli_main import run_script
 from lib.errors import UserError
 from lib.report.data import ReportData
-from lib.report.html import write_report
-from lib.runtime.entry import run_script
+from lib.report.run_page import write_report
 
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
 # Seconds until a click or a search has changed the rows, which happens before the event's handlers return.

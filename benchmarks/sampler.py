@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks.harness import finish, parse_arguments
-from lib.build.loader import SAMPLERS
+from lib.builders.loader import SAMPLERS
+from lib.commands.cli_main import run_script
 from lib.dataset.index import ProductIndex
 from lib.dataset.sampler import ClassBatches, Sampler
-from lib.runtime.entry import run_script
 
 MAX_EPOCH = 120
 

@@ -30,9 +30,9 @@ from benchmarks.harness import alternate, finish
 from benchmarks.original import OriginalTraining, original_model
 from benchmarks.peers_timm import Recipe, TimmLoop, script_run
 from benchmarks.training import ReadyBatches, converted_photos, epoch_of, options_of, training, write_photos
-from lib.dataset.formats.write import write_converted
+from lib.commands.cli_main import run_script
+from lib.formats.write import write_converted
 from lib.runtime.device import pick_device
-from lib.runtime.entry import run_script
 
 # Name of the figure: backbone, pixels, batch, classes, steps a round.
 NETWORKS = {

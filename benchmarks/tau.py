@@ -25,17 +25,17 @@ import torch
 
 from benchmarks.harness import alternate, finish, parse_arguments
 from benchmarks.training import config_of, write_photos
-from lib.build.data import open_valid_split
-from lib.build.model import new_model
-from lib.build.start import read_options
-from lib.build.trained import load_trained
+from lib.builders.data import open_valid_split
+from lib.builders.model import new_model
+from lib.commands.cli import read_options
+from lib.commands.cli_main import run_script
+from lib.commands.loaded_model import load_trained
 from lib.config.yaml_text import as_text
-from lib.evaluation.accuracy import ClassCounts
-from lib.evaluation.features import batch_of
-from lib.evaluation.posthoc import TauSweep
+from lib.inference.features import batch_of
+from lib.metrics.accuracy import ClassCounts
+from lib.posthoc.tau_sweep import TauSweep
 from lib.runtime.device import pick_device
-from lib.runtime.entry import run_script
-from lib.trainer.checkpoint import Checkpoint, write_checkpoint
+from lib.trainer.checkpointing.state import Checkpoint, write_checkpoint
 
 NUM_CLASSES, NUM_FEATURES, MAX_TAU, PHOTO = 50_030, 2048, 2.0, 348
 BATCH_SIZE = batch_of(NUM_CLASSES)

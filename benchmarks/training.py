@@ -10,16 +10,16 @@ import torch
 from PIL import Image
 from yacs.config import CfgNode
 
-from lib.build.training import Training, prepared_training
+from lib.commands.train import Training, prepared_training
 from lib.config.load import load_config
-from lib.dataset.formats.converted import Converted
-from lib.dataset.formats.imagefolder import convert_image_folder
-from lib.dataset.formats.write import write_converted
 from lib.dataset.loader import Batch
-from lib.runtime.ranks import ALONE, Ranks
-from lib.trainer.checkpoint import Place
+from lib.distributed.process_group import ALONE, Ranks
+from lib.formats.converted import Converted
+from lib.formats.imagefolder import convert_image_folder
+from lib.formats.write import write_converted
+from lib.trainer.checkpointing.state import Place
 from lib.trainer.step import train_epoch
-from lib.trainer.wishes import Wishes
+from lib.trainer.stop_signal import Wishes
 
 # The original's recipe, at a rate that is of no matter for speed; the optimiser's state is there from the first step.
 RECIPE = {

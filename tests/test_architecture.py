@@ -1,7 +1,6 @@
-"""The shape of the house: who may import whom, how long a file may be, what is never written."""
+"""The layers of the code: which package may import which, how long a file may be, what is never written."""
 
 import ast
-import fnmatch
 import functools
 from pathlib import Path
 
@@ -9,17 +8,25 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ('main.py', 'test.py', 'tau_norm.py')
-# Imports go down only; rooms of one level are siblings and never import each other.
-LEVELS = (
+# Imports go down only; packages of one layer are siblings and never import each other.
+LAYERS = (
     ('errors',),
     ('runtime',),
-    ('dataset', 'backbone', 'classifier', 'loss', 'optim'),
+    ('distributed',),
+    ('dataset', 'demo', 'backbone', 'classifier', 'loss', 'optim'),
+    ('formats', 'shards', 'audit'),
     ('model',),
-    ('evaluation', 'plan', 'export'),
+    ('metrics', 'plan', 'export'),
+    ('inference',),
+    ('posthoc',),
     ('trainer', 'report'),
-    ('build',),
+    ('builders',),
+    ('commands',),
+    ('experiments',),
 )
-LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
+# The packages that read the config; all others take plain keyword arguments.
+READ_CONFIG = ('config', 'builders', 'commands', 'experiments')
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 70
 
 
@@ -48,7 +55,7 @@ def imports(path: Path) -> list[tuple[str, int]]:
             found += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f'{name_of(path)}:{node.lineno}: imports are absolute'
-            # `from lib import x` names the room only among the imported names.
+            # `from lib import x` names the package only among the imported names.
             if node.module == 'lib':
                 found += [(f'lib.{alias.name}', node.lineno) for alias in node.names]
             else:
@@ -56,7 +63,7 @@ def imports(path: Path) -> list[tuple[str, int]]:
     return found
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.relative_to(ROOT / 'lib').parts[0].removesuffix('.py')
 
 
@@ -64,23 +71,24 @@ def fault(path: Path, line: int, module: str) -> str:
     return f'{name_of(path)}:{line} imports {module}'
 
 
-def test_every_room_has_its_level():
-    rooms = {room_of(path) for path in LIB} - {'__init__', 'config'}
-    assert rooms == set(LEVEL_OF)
-
-
 def test_imports_go_down_only():
+    packages = {package_of(path) for path in LIB} - {'__init__', 'config'}
+    assert packages == set(LAYER_OF)
     faults = []
     for path in LIB:
-        room = room_of(path)
-        if room in ('config', '__init__'):
-            continue
+        package = package_of(path)
         for module, line in imports(path):
             first, _, rest = module.partition('.')
             target = rest.partition('.')[0]
-            if first != 'lib' or target == room or (room == 'build' and target == 'config'):
+            if first != 'lib' or target == package or package == '__init__':
                 continue
-            if target not in LEVEL_OF or LEVEL_OF[target] >= LEVEL_OF[room]:
+            if package == 'config':
+                allowed = target == 'errors'
+            elif target == 'config':
+                allowed = package in READ_CONFIG
+            else:
+                allowed = LAYER_OF[target] < LAYER_OF[package]
+            if not allowed:
                 faults.append(fault(path, line, module))
     assert not faults, '\n'.join(faults)
 
@@ -105,7 +113,7 @@ def test_config_imports_only_yaml_and_errors():
     light = {'argparse', 'collections', 'dataclasses', 'difflib', 'pathlib', 'textwrap', 'typing'}
     faults = []
     for path in LIB:
-        if room_of(path) != 'config':
+        if package_of(path) != 'config':
             continue
         for module, line in imports(path):
             allowed = module.split('.')[0] in light | {'yaml', 'yacs'} or module.startswith(
@@ -121,10 +129,10 @@ def test_errors_imports_nothing():
 
 
 def test_starting_imports_nothing_heavy():
-    """What runs before --help answers: top-level imports of these rooms stay with the standard library and yaml."""
+    """What runs before --help answers: top-level imports of these packages use only the standard library and yaml."""
     heavy = {'torch', 'torchvision', 'timm', 'numpy', 'pyarrow', 'matplotlib', 'PIL', 'msgspec', 'tensorboardX'}
-    paths = [path for path in LIB if room_of(path) in ('config', 'errors')]
-    paths += [ROOT / 'lib' / 'build' / 'start.py', ROOT / 'lib' / 'runtime' / 'entry.py']
+    paths = [path for path in LIB if package_of(path) in ('config', 'errors')]
+    paths += [ROOT / 'lib' / 'commands' / 'cli.py', ROOT / 'lib' / 'distributed' / 'rank_info.py']
     faults = []
     for path in paths:
         for node in parsed(path).body:
@@ -134,11 +142,11 @@ def test_starting_imports_nothing_heavy():
     assert not faults, '\n'.join(faults)
 
 
-def test_config_is_seen_by_builders_only():
-    """Below lib/build, components take plain keyword arguments."""
+def test_config_is_read_by_builders_and_commands_only():
+    """Below lib/builders, components take plain keyword arguments."""
     faults = []
     for path in LIB:
-        if room_of(path) in ('build', 'config'):
+        if package_of(path) in READ_CONFIG:
             continue
         for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Name | ast.arg | ast.Attribute):
@@ -191,10 +199,3 @@ def test_packages_export_nothing(path):
 def test_scripts_stay_about_forty_lines():
     lengths = {name: len((ROOT / name).read_text(encoding='utf-8').splitlines()) for name in SCRIPTS}
     assert max(lengths.values()) <= 50, lengths
-
-
-def test_no_folder_of_tests_is_passed_over(request):
-    patterns = request.config.getini('norecursedirs')
-    folders = {path.parent.name for path in (ROOT / 'tests').rglob('test_*.py')}
-    assert 'build' in folders
-    assert not [name for name in folders if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]

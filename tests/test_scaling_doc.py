@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.build.plan import make_plan
+from lib.commands.plan import make_plan
 from lib.config.load import load_config
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lib.commands.cli_main import run_script
 from lib.config.options import Formatter, Parser
-from lib.runtime.entry import run_script
 
 DESCRIPTION = (
     'Compare models on the same images: mean class error with an interval, the groups, calibration, and for each the '
@@ -39,7 +39,7 @@ def main() -> None:
     )
     found, options = parser.parse_known_args()
     # torch is imported only now that there is work to do.
-    from lib.build.compare import compare_runs
+    from lib.commands.compare import compare_runs
 
     print('\n'.join(compare_runs(found.runs, options, found.output)))
 

@@ -12,8 +12,8 @@ from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lib.commands.cli_main import run_script
 from lib.errors import UserError
-from lib.runtime.entry import run_script
 
 _SPLITS = {
     'train': 'training file, where its name does not tell',
@@ -42,12 +42,12 @@ FORMATS = {
 def converters() -> dict:
     """Return format -> function from a source path (and options) to Converted."""
     # Here, so that --help does not wait for numpy and pyarrow.
-    from lib.dataset.formats.aliproducts import convert_aliproducts
-    from lib.dataset.formats.csv_file import convert_csv
-    from lib.dataset.formats.grocery_store import convert_grocery_store
-    from lib.dataset.formats.image_list import convert_image_list
-    from lib.dataset.formats.imagefolder import convert_image_folder
-    from lib.dataset.formats.inat import convert_inat
+    from lib.formats.aliproducts import convert_aliproducts
+    from lib.formats.grocery_store import convert_grocery_store
+    from lib.formats.image_list import convert_image_list
+    from lib.formats.imagefolder import convert_image_folder
+    from lib.formats.inat import convert_inat
+    from lib.formats.text_lists import convert_csv
 
     return {
         'aliproducts': convert_aliproducts,
@@ -121,11 +121,11 @@ def convert(
     **options: str,
 ) -> None:
     """Convert `source` into `out`, or append it to what is there, and say what was written."""
-    from lib.dataset.formats.append import append_converted
-    from lib.dataset.formats.imbalance import with_imbalance
-    from lib.dataset.formats.summary import summary_lines
-    from lib.dataset.formats.validation import with_validation
-    from lib.dataset.formats.write import write_converted
+    from lib.formats.append import append_converted
+    from lib.formats.imbalance import with_imbalance
+    from lib.formats.summary import summary_lines
+    from lib.formats.validation import with_validation
+    from lib.formats.write import write_converted
 
     converted = converters()[format_name](source, **options)
     if valid_fraction is not None:

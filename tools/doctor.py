@@ -9,15 +9,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.build.start import start
-from lib.runtime.entry import run_script
+from lib.commands.cli import start
+from lib.commands.cli_main import run_script
 
 DESCRIPTION = 'Decode every image; list unreadable, suspicious and repeated ones, leaks and contradictory labels.'
 
 
 def main() -> None:
     cfg = start(sys.argv[1:], program='tools/doctor.py', description=DESCRIPTION)
-    from lib.build.doctor import examine
+    from lib.commands.doctor import examine
 
     print('\n'.join(examine(cfg)))
 

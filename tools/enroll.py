@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.build.start import start
-from lib.runtime.entry import run_script
+from lib.commands.cli import start
+from lib.commands.cli_main import run_script
 
 DESCRIPTION = (
     'Add classes to a trained model from a few images each (weight imprinting), without training. The new rows are '
@@ -22,9 +22,9 @@ DESCRIPTION = (
 def main() -> None:
     cfg = start(sys.argv[1:], program='tools/enroll.py', description=DESCRIPTION, needs_checkpoint=True)
     # torch is imported only now that there is work to do.
-    from lib.build.enroll import enroll
-    from lib.build.trained import load_trained
-    from lib.evaluation.describe import describe_enrolled
+    from lib.commands.enroll import enroll
+    from lib.commands.loaded_model import load_trained
+    from lib.report.describe import describe_enrolled
 
     done = enroll(load_trained(cfg))
     print('\n'.join([*describe_enrolled(done.figures), *(f'wrote {path}' for path in done.files)]))

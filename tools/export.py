@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.build.start import start
-from lib.runtime.entry import run_script
+from lib.commands.cli import start
+from lib.commands.cli_main import run_script
 
 DESCRIPTION = 'Export a trained model to ONNX, torch.export or safetensors, with its label map and preprocessing.'
 
@@ -18,8 +18,8 @@ DESCRIPTION = 'Export a trained model to ONNX, torch.export or safetensors, with
 def main() -> None:
     cfg = start(sys.argv[1:], program='tools/export.py', description=DESCRIPTION, needs_checkpoint=True)
     # torch is imported only now that there is work to do.
-    from lib.build.export import export
-    from lib.build.trained import load_trained
+    from lib.commands.export import export
+    from lib.commands.loaded_model import load_trained
     from lib.runtime.log import LOGGER
 
     _, lines = export(load_trained(cfg))

@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import convert
 
+from lib.commands.cli_main import run_script
 from lib.errors import UserError
-from lib.runtime.entry import run_script
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GROCERY_STORE_URL = 'https://github.com/marcusklasson/GroceryStoreDataset'
@@ -45,7 +45,7 @@ No data at hand? This runs at once:
 
 def get_aliproducts(folder: Path, given: Path | None) -> int | None:
     """Unpack or link the official files into `folder` and convert them; without any, tell the steps."""
-    from lib.dataset.gather import find_marked, link_into, unpack_new
+    from lib.formats.gather import find_marked, link_into, unpack_new
 
     source = folder if given is None else given
     if given is not None and not given.is_dir():
@@ -68,9 +68,9 @@ def get_aliproducts(folder: Path, given: Path | None) -> int | None:
 
 def get_grocery_store(folder: Path, given: Path | None) -> None:
     """Clone, unpack or link the Grocery Store Dataset into `folder` and convert it."""
-    from lib.dataset.formats.grocery_store import MARKS
-    from lib.dataset.gather import find_marked, link_into, unpack_new
-    from lib.dataset.unpack import is_archive
+    from lib.formats.gather import find_marked, link_into, unpack_new
+    from lib.formats.grocery_store import MARKS
+    from lib.formats.unpack import is_archive
 
     if given is None:
         root = find_marked(folder, MARKS) or _clone(folder)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lib.commands.cli_main import run_script
 from lib.config.defaults import KEYS
 from lib.config.options import Formatter, Parser
-from lib.runtime.entry import run_script
 
 DESCRIPTION = (
     'Write a checkpoint of a run with MODEL.CLASSIFIER_SHARDED True, whose classifier lies in files of its ranks, as '
@@ -48,7 +48,7 @@ def main() -> None:
     """Run the command line."""
     options = parse(sys.argv[1:])
     # torch is imported only now that there is work to do.
-    from lib.build.merge import merge
+    from lib.commands.merge import merge
 
     print('\n'.join(merge(options.RESUME_MODEL, options.output, overwrite=options.OVERWRITE)))
 

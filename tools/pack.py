@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.build.start import start
-from lib.runtime.entry import run_script
+from lib.commands.cli import start
+from lib.commands.cli_main import run_script
 
 DESCRIPTION = (
     'Write the images that DATASET names into a few large tar files (WebDataset shards) with an index, for '
@@ -16,7 +16,7 @@ DESCRIPTION = (
 
 def main() -> None:
     cfg = start(sys.argv[1:], program='tools/pack.py', description=DESCRIPTION)
-    from lib.build.pack import next_command, pack
+    from lib.commands.pack import next_command, pack
 
     print('\n'.join(pack(cfg)))
     print(f'\nNow train on them:\n  {next_command(sys.argv[1:], cfg.PACK.OUT)}')

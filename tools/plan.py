@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.build.start import start
-from lib.runtime.entry import run_script
+from lib.commands.cli import start
+from lib.commands.cli_main import run_script
 
 DESCRIPTION = (
     'Compute what a training step needs of each device, and which way of taking it fits: the whole batch at once, the '
@@ -20,7 +20,7 @@ DESCRIPTION = (
 
 def main() -> None:
     cfg = start(sys.argv[1:], program='tools/plan.py', description=DESCRIPTION)
-    from lib.build.plan import make_plan
+    from lib.commands.plan import make_plan
 
     print('\n'.join(make_plan(cfg)))
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.build.start import start
-from lib.runtime.entry import run_script
+from lib.commands.cli import start
+from lib.commands.cli_main import run_script
 
 DESCRIPTION = (
     'Re-balance and calibrate a trained model in several ways, on features that are looked at once; each is measured '
@@ -21,8 +21,8 @@ DESCRIPTION = (
 def main() -> None:
     cfg = start(sys.argv[1:], program='tools/posthoc.py', description=DESCRIPTION, needs_checkpoint=True)
     # torch is imported only now that there is work to do.
-    from lib.build.posthoc import run_posthoc
-    from lib.build.trained import load_trained
+    from lib.commands.loaded_model import load_trained
+    from lib.commands.posthoc import run_posthoc
     from lib.runtime.log import LOGGER
 
     lines, files = run_posthoc(load_trained(cfg))

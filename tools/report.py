@@ -8,16 +8,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.build.start import start
-from lib.runtime.entry import run_script
+from lib.commands.cli import start
+from lib.commands.cli_main import run_script
 
 DESCRIPTION = 'Measure a trained model on its valid split and write report.html beside it.'
 
 
 def main() -> None:
     cfg = start(sys.argv[1:], program='tools/report.py', description=DESCRIPTION, needs_checkpoint=True)
-    from lib.build.report import trained_report
-    from lib.build.trained import load_trained
+    from lib.commands.loaded_model import load_trained
+    from lib.commands.report import trained_report
     from lib.runtime.log import LOGGER
 
     LOGGER.info('report: %s', trained_report(load_trained(cfg)))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.build.start import start
-from lib.runtime.entry import run_script
+from lib.commands.cli import start
+from lib.commands.cli_main import run_script
 
 DESCRIPTION = (
     'Compare the features of validation images with those of training images: retrieval metrics (recall@k, '
@@ -21,8 +21,8 @@ DESCRIPTION = (
 def main() -> None:
     cfg = start(sys.argv[1:], program='tools/search.py', description=DESCRIPTION, needs_checkpoint=True)
     # torch is imported only now that there is work to do.
-    from lib.build.search import search
-    from lib.build.trained import load_trained
+    from lib.commands.loaded_model import load_trained
+    from lib.commands.search import search
 
     print('\n'.join(search(load_trained(cfg))))
 

@@ -5,15 +5,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.build.start import start
-from lib.runtime.entry import run_script
+from lib.commands.cli import start
+from lib.commands.cli_main import run_script
 
 DESCRIPTION = 'Print the figures of a run, its predictions and its re-balancing in one table.'
 
 
 def main() -> None:
     cfg = start(sys.argv[1:], program='tools/summary.py', description=DESCRIPTION)
-    from lib.build.summary import summarize
+    from lib.commands.summary import summarize
 
     print('\n'.join(summarize(cfg)))
 

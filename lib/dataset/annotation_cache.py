@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from lib.dataset.paths import PathColumn
 from lib.runtime.files import replacing
-from lib.runtime.shared import SharedArray, SharedFile
+from lib.runtime.shared_memory import SharedArray, SharedFile
 
 _VERSION = 1
 _ABOUT, _STARTS = b'annotations', b'starts'

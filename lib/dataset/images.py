@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from lib.dataset.decode import decode
-from lib.dataset.picture import Picture, PixelPicture, open_picture
+from lib.dataset.lazy_image import Picture, PixelPicture, open_picture
 
 FIRST_PAUSE_SECONDS = 0.05  # doubles with every attempt
 

@@ -5,7 +5,7 @@ from functools import cached_property
 import numpy as np
 
 from lib.runtime.seeding import Purpose, generator
-from lib.runtime.shared import share
+from lib.runtime.shared_memory import share
 
 _SHORT, _NARROW = 2**16, 2**31
 

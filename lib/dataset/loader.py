@@ -7,10 +7,10 @@ from typing import Protocol
 
 import numpy as np
 
-from lib.dataset.feed import Batch, Feed
+from lib.dataset.pipeline import Batch, Feed
 from lib.dataset.reader import BatchReader, Request
+from lib.distributed.process_group import ALONE, Ranks
 from lib.errors import UserError
-from lib.runtime.ranks import ALONE, Ranks
 
 
 class EpochPlan(Protocol):

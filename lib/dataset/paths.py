@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from lib.errors import UserError
-from lib.runtime.shared import SharedArray, SharedFile, share
+from lib.runtime.shared_memory import SharedArray, SharedFile, share
 
 _SAMPLE = 16
 _MAX_DEPTH = 12

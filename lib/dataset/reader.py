@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from lib.dataset.crop_resize import render
 from lib.dataset.decode import DecodeError
 from lib.dataset.images import Images
 from lib.dataset.index import ProductIndex
-from lib.dataset.picture import Picture
-from lib.dataset.render import render
+from lib.dataset.lazy_image import Picture
 from lib.dataset.transforms import Transform
 from lib.errors import UserError
 from lib.runtime.seeding import Purpose, generator, slot_draws

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from lib.dataset.view import Box, View
+from lib.dataset.crop_params import Box, View
 
 # Above this the centre is computed without the rest: a 1 x 60000 strip, resized whole, would take gigabytes.
 MAX_RESIZED_PIXELS = 2**24

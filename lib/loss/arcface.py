@@ -5,8 +5,8 @@ import math
 import torch
 from torch import nn
 
-from lib.loss.others import log_probability, own_and_others
-from lib.loss.partial import Logits
+from lib.loss.sharded_logits import Logits
+from lib.loss.target_vs_rest import log_probability, own_and_others
 
 # The slope of cos(theta + m) over cos(theta) grows as 1 / sin(theta); sin^2 is held here, so the slope at 1000.
 _SMALLEST_SQUARED_SINE = 1e-6

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.autograd.function import once_differentiable
 
-from lib.loss.partial import Columns, PartialLogits, exact_dtype
+from lib.loss.sharded_logits import Columns, PartialLogits, exact_dtype
 
 # Numbers of the weight that a product takes at a time. Libraries copy what comes out of a product with few rows, and
 # half precision products are added up in float32, so memory is asked for by the block.

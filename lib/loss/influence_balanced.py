@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from lib.loss.others import log_probability, miss_probability, own_and_others
-from lib.loss.partial import Logits
+from lib.loss.sharded_logits import Logits
+from lib.loss.target_vs_rest import log_probability, miss_probability, own_and_others
 
 
 class InfluenceBalanced(nn.Module):

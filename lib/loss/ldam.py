@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from lib.loss.others import log_probability, own_and_others
-from lib.loss.partial import Logits
 from lib.loss.per_class import PerClass, checked_counts, fewest
+from lib.loss.sharded_logits import Logits
+from lib.loss.target_vs_rest import log_probability, own_and_others
 
 
 class LDAM(nn.Module):

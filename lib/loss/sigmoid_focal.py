@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from lib.loss.others import counted_pairs, row_blocks
-from lib.loss.partial import Logits, Places, exact_dtype, saved_like, split
+from lib.loss.sharded_logits import Logits, Places, exact_dtype, saved_like, split
+from lib.loss.target_vs_rest import counted_pairs, row_blocks
 
 _FAST_POWERS = (0.5, 1.0, 2.0, 3.0)  # products and roots, which take less time than exp
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from lib.runtime.ranks import ALONE, Ranks
+from lib.distributed.process_group import ALONE, Ranks
 
 
 def clip_gradients(

@@ -2,7 +2,7 @@
 
 import torch
 
-from lib.runtime.ranks import ALONE, Ranks
+from lib.distributed.process_group import ALONE, Ranks
 
 
 def make_scaler(device: torch.device, *, enabled: bool, ranks: Ranks = ALONE) -> torch.amp.GradScaler:

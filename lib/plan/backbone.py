@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lib.model import Recognizer
-from lib.plan.live import LiveBytes, into_memoryless, memoryless, num_bytes
+from lib.plan.memory_tracker import LiveBytes, into_memoryless, memoryless, num_bytes
 
 # Two sizes are enough: every tensor of a step is linear in the images.
 _FEW, _MORE = 2, 4

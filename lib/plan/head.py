@@ -6,13 +6,13 @@ from dataclasses import astuple, dataclass
 
 import torch
 
-from lib.loss.average import AverageLoss
 from lib.loss.chunked import chunked_loss
-from lib.loss.partial import Columns, PartialLogits
-from lib.loss.sampling import take_rows
+from lib.loss.sampled_classes import take_rows
+from lib.loss.sharded_logits import Columns, PartialLogits
 from lib.loss.targets import Targets
+from lib.loss.weighted import AverageLoss
 from lib.model import Recognizer
-from lib.plan.live import LiveBytes, into_memoryless, memoryless, num_bytes
+from lib.plan.memory_tracker import LiveBytes, into_memoryless, memoryless, num_bytes
 
 
 @dataclass(frozen=True)

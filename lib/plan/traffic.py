@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lib.plan.backbone import BackboneCost
-from lib.plan.ways import FLOAT, Job, Way
+from lib.plan.strategies import FLOAT, Job, Way
 
 # Of each image every device tells the others its label's logit and the log-sum-exp of its classes.
 _STATISTICS = 2

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from lib.report.canvas import PALETTE, legend, percent_axis
-from lib.report.measured import GROUPS
-from lib.report.per_class import binomial_interval
+from lib.metrics.per_class import binomial_interval
+from lib.report.chart_style import PALETTE, legend, percent_axis
+from lib.report.report_metrics import GROUPS
 
 
 def draw_reliability(axes: Axes, calibration: dict[str, dict[str, Any]], names: tuple[str, ...]) -> None:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lib.evaluation.confusion import ConfusedPair, most_confused
-from lib.report.measured import Measured
-from lib.report.photos import Album, CardPhotos, card_photos
+from lib.metrics.confusion import ConfusedPair, most_confused
+from lib.report.galleries import Album, CardPhotos, card_photos
+from lib.report.report_metrics import Measured
 
 NUM_WORST, NUM_PAIRS = 6, 10
 

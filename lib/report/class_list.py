@@ -7,7 +7,7 @@ import numpy as np
 from markupsafe import Markup
 
 from lib.report.data import ReportData
-from lib.report.measured import Measured
+from lib.report.report_metrics import Measured
 
 NUM_STATIC = 20  # rows of the table that needs no script
 _LESS_THAN = '\\u003c'

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.errors import UserError
-from lib.evaluation.answers import Answers
-from lib.evaluation.class_report import metrics_of
-from lib.evaluation.paired import Comparison, compare
-from lib.report.canvas import PALETTE, percent_axis, save_png, styled
+from lib.metrics.class_report import metrics_of
+from lib.metrics.paired import Comparison, compare
+from lib.metrics.predictions import Answers
+from lib.report.chart_style import PALETTE, percent_axis, save_png, styled
 
 _COLUMNS = {'top1': 'top-1', 'many': 'many', 'medium': 'medium', 'few': 'few', 'ece': 'ECE'}
 _NAME_WIDTH = 20  # with it, the longest line has 80 columns

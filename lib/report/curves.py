@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from lib.report.canvas import PALETTE, legend, percent_axis
+from lib.report.chart_style import PALETTE, legend, percent_axis
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lib.evaluation.answers import Answers, predictions_alone
+from lib.metrics.predictions import Answers, predictions_alone
 
 _NO_ROWS = np.zeros(0, np.int64)
 

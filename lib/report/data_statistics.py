@@ -6,10 +6,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from lib.evaluation.accuracy import FEW_BELOW, MANY_ABOVE, shot_groups
-from lib.report.canvas import PALETTE, legend
+from lib.metrics.accuracy import FEW_BELOW, MANY_ABOVE, shot_groups
+from lib.report.chart_style import PALETTE, legend
 from lib.report.data import ReportData
-from lib.report.measured import Measured
+from lib.report.report_metrics import Measured
 
 _BINS_A_DECADE = 10
 

@@ -8,10 +8,10 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from lib.evaluation.accuracy import FEW_BELOW, MANY_ABOVE, shot_groups
-from lib.evaluation.class_interval import accuracy_interval
-from lib.report.canvas import PALETTE, legend, percent_axis
-from lib.report.per_class import class_errors
+from lib.metrics.accuracy import FEW_BELOW, MANY_ABOVE, shot_groups
+from lib.metrics.intervals import accuracy_interval
+from lib.metrics.per_class import class_errors
+from lib.report.chart_style import PALETTE, legend, percent_axis
 
 MAX_SPOTS = 2000  # dots in the chart: more would only make the page heavy
 EMPTY_CLASS = 0.5  # where a class without training images stands on the logarithmic axis

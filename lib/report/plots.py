@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from lib.report.canvas import PALETTE, PANEL_SIZE, legend, new_panel, percent_axis, save_png, styled
+from lib.report.chart_style import PALETTE, PANEL_SIZE, legend, new_panel, percent_axis, save_png, styled
 from lib.report.curves import curve_panels, draw_panel
 from lib.report.error_by_count import draw_error_by_count
 from lib.report.tau_curve import METRICS, draw_tau

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from lib.evaluation.accuracy import FEW_BELOW, MANY_ABOVE, shot_groups
+from lib.metrics.accuracy import FEW_BELOW, MANY_ABOVE, shot_groups
 from lib.report.data import ReportData
-from lib.report.measured import ERRORS, Measured
+from lib.report.report_metrics import ERRORS, Measured
 from lib.report.tau_curve import metric_error
 
 _TAU_PARTS = {'before': 'before', 'after': 'after', 'others': 'cross_fitted'}

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from lib.report.canvas import PALETTE, legend, percent_axis
+from lib.report.chart_style import PALETTE, legend, percent_axis
 
 MAX_STEPS = 1500  # more steps than the chart has pixels are sampled
 METRICS = {'mean_class_error': 'mean class error', 'top1': 'top-1 error'}

@@ -5,8 +5,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from lib.loss.average import AverageLoss
 from lib.loss.targets import Targets
+from lib.loss.weighted import AverageLoss
 from lib.trainer.forward import Outputs
 from lib.trainer.head import Computed, Head, Share, WholeHead
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import UserError
-from lib.trainer.checkpoint import Checkpoint, read_checkpoint
-from lib.trainer.newest import checkpoints_in, newest_checkpoint
+from lib.trainer.checkpointing.latest import checkpoints_in, newest_checkpoint
+from lib.trainer.checkpointing.state import Checkpoint, read_checkpoint
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Any
 
 from lib.runtime.files import remove_leftovers, replacing, write_text
 from lib.runtime.lock import locked
-from lib.trainer.checkpoint import Checkpoint, Place, head_name, write_checkpoint
-from lib.trainer.head_shards import write_head
-from lib.trainer.newest import checkpoints_in, head_folder_of
+from lib.trainer.checkpointing.latest import checkpoints_in, head_folder_of
+from lib.trainer.checkpointing.sharded import write_head
+from lib.trainer.checkpointing.state import Checkpoint, Place, head_name, write_checkpoint
 
 METRICS, BAD_IMAGES = 'metrics.jsonl', 'bad_images.csv'
 # What only the run itself writes, whose lock is held; predictions (.csv, .npy) may come from test.py at any time.

@@ -10,21 +10,21 @@ import torch
 from torch import nn
 
 from lib.dataset.loader import TrainLoader
+from lib.distributed.parallel import without_sync
+from lib.distributed.process_group import ALONE, Ranks
 from lib.errors import UserError
 from lib.model import Recognizer
 from lib.optim.ema import WeightAverage
 from lib.runtime.log import LOGGER, progress
-from lib.runtime.parallel import without_sync
-from lib.runtime.ranks import ALONE, Ranks
 from lib.runtime.seeding import Purpose, torch_seed
-from lib.trainer.checkpoint import Place
+from lib.trainer.checkpointing.state import Place
 from lib.trainer.forward import Outputs
 from lib.trainer.head import Share
-from lib.trainer.mixing.mixed import Mixed, Mixer
+from lib.trainer.microbatch import Parts, whole_batch
+from lib.trainer.mixing.base import Mixed, Mixer
 from lib.trainer.objective import Objective
-from lib.trainer.parts import Parts, whole_batch
-from lib.trainer.sums import Done, Sums
-from lib.trainer.wishes import Stopped, Wish, Wishes
+from lib.trainer.running_metrics import Done, Sums
+from lib.trainer.stop_signal import Stopped, Wish, Wishes
 
 
 class NotFinite(UserError):

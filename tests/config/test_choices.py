@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 import pytest
 
-from lib.build import data, loader, loss, mixing, model, objective, optim
+from lib.builders import data, loader, loss, mixing, model, objective, optim
 from lib.config.defaults import KEYS
 from lib.optim.optimizer import KINDS
 

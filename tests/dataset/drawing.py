@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from lib.dataset.picture import Picture, PixelPicture
-from lib.dataset.render import render
+from lib.dataset.crop_resize import render
+from lib.dataset.lazy_image import Picture, PixelPicture
 from lib.dataset.transforms import Transform
 
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from lib.dataset.decode import DecodeError, decode
 from lib.dataset.images import FileImages
-from lib.dataset.picture import open_picture
+from lib.dataset.lazy_image import open_picture
 from lib.dataset.png import CHANNELS
 
 

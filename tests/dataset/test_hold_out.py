@@ -5,10 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lib.dataset.formats.converted import Converted, Split
-from lib.dataset.formats.validation import with_validation
 from lib.dataset.hold_out import chosen_few, held_out
 from lib.errors import UserError
+from lib.formats.converted import Converted, Split
+from lib.formats.validation import with_validation
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from lib.dataset import feed as feeding
+from lib.dataset import pipeline as feeding
 from lib.dataset.images import ArrayImages
 from lib.dataset.index import ProductIndex
+from lib.dataset.lazy_image import Picture
 from lib.dataset.loader import EvalLoader, TrainLoader
 from lib.dataset.normalize import Normalize, mirror
-from lib.dataset.picture import Picture
 from lib.dataset.reader import BatchReader, Filled, Request
 from lib.dataset.sampler import instance_balance
 from lib.dataset.transforms import PadCrop, ResizeCenterCrop, ResizeCornerCrop, ResizeWhole

@@ -15,8 +15,8 @@ from lib.dataset.paired import RepeatedPlan
 from lib.dataset.reader import BatchReader
 from lib.dataset.sampler import Sampler, instance_balance
 from lib.dataset.transforms import ResizeCenterCrop
+from lib.distributed.process_group import Ranks
 from lib.errors import UserError
-from lib.runtime.ranks import Ranks
 from tests.dataset.loading import (
     BAD,
     CROP,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lib.build.loader import SAMPLERS, build_sampler
+from lib.builders.loader import SAMPLERS, build_sampler
 from lib.config.load import load_config
 from lib.dataset.index import ProductIndex
 from lib.dataset.paired import PairedPlan, RepeatedPlan

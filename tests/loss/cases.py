@@ -6,7 +6,6 @@ from typing import NamedTuple
 import torch
 
 from lib.loss.arcface import ArcFace
-from lib.loss.average import AverageLoss
 from lib.loss.balanced_softmax import BalancedSoftmax
 from lib.loss.class_dependent_temperatures import ClassDependentTemperatures
 from lib.loss.cosface import CosFace
@@ -23,6 +22,7 @@ from lib.loss.softmax_equalization import SoftmaxEqualization
 from lib.loss.symmetric_cross_entropy import SymmetricCrossEntropy
 from lib.loss.targets import Targets
 from lib.loss.vector_scaling import VectorScaling
+from lib.loss.weighted import AverageLoss
 from tests.oracles import losses as oracle
 
 COUNTS = [500, 70, 1, 0, 12, 3]  # one class without images

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from lib.loss.average import AverageLoss
 from lib.loss.chunked import chunked_loss
-from lib.loss.partial import Columns, PartialLogits
+from lib.loss.sharded_logits import Columns, PartialLogits
 from lib.loss.targets import Targets
+from lib.loss.weighted import AverageLoss
 from tests.loss.cases import CASES, COUNTS, problem
 
 NUM_CLASSES = len(COUNTS)

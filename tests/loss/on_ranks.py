@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import loss_parallel
 
 from lib.loss.cross_entropy import CrossEntropy
-from lib.loss.partial import Columns, PartialLogits
+from lib.loss.sharded_logits import Columns, PartialLogits
 from lib.loss.softmax_equalization import SoftmaxEqualization
 from tests.loss.cases import CASES, COUNTS
 from tests.loss.head import LABEL_KINDS, NUM_CLASSES, average_loss, head_and_targets, in_parts

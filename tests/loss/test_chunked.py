@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lib.loss import chunked as module
 from lib.loss.chunked import chunked_loss
 from lib.loss.cross_entropy import CrossEntropy
-from lib.loss.partial import Columns
+from lib.loss.sharded_logits import Columns
 from tests.loss.cases import CASES
 from tests.loss.head import LABEL_KINDS, Head, average_loss, head_and_targets, in_parts, whole
 

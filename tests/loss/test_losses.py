@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.loss.average import AverageLoss
 from lib.loss.targets import Targets
+from lib.loss.weighted import AverageLoss
 from tests.loss.cases import CASES, COUNTS, Problem, assert_same, fast, problem, slow, value_and_gradients
 
 every_loss = pytest.mark.parametrize('name', CASES)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
+from lib.distributed.process_group import Ranks
 from lib.optim.clip import clip_gradients
-from lib.runtime.ranks import Ranks
 
 
 def parameters_with_gradients(seed: int, shapes=((4, 3), (5,), (2, 3, 3, 3)), scale=1.0) -> list[nn.Parameter]:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from lib.distributed.process_group import Ranks
 from lib.optim.optimizer import KINDS, create_optimizer
 from lib.optim.scaler import make_scaler
-from lib.runtime.ranks import Ranks
 
 CPU = torch.device('cpu')
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from lib.classifier.linear import Linear
-from lib.loss.average import AverageLoss
 from lib.loss.cross_entropy import CrossEntropy
+from lib.loss.weighted import AverageLoss
 from lib.model import Recognizer
 from lib.optim.optimizer import create_optimizer
 from lib.plan.backbone import backbone_cost
@@ -137,7 +137,7 @@ def test_state_of_an_optimizer(kind, states):
 
 def test_the_plan_of_a_step_is_what_a_real_one_allocates():
     """The same operations on real tensors, each storage counted: there is nothing that is only planned."""
-    from lib.plan.live import LiveBytes
+    from lib.plan.memory_tracker import LiveBytes
 
     cost = backbone_cost(toy(), SIZE)
     model = Recognizer(Toy(), Linear(CHANNELS, 5)).train()

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from lib.evaluation.answers import Answers
+from lib.metrics.predictions import Answers
 from lib.report.data import ReportData
 
 HOSTILE = '<script>alert(1)</script> & "quoted" \'name\''

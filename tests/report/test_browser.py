@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from lib.report.html import write_report
+from lib.report.run_page import write_report
 from tests.report.report_data import HOSTILE, NUM_CLASSES, answers, full_data
 
 MARKUP = '<img src=x onerror=alert(1)>'

@@ -3,8 +3,8 @@ import pytest
 from PIL import Image
 
 from lib.errors import UserError
-from lib.evaluation.answers import Answers
-from lib.evaluation.class_report import metrics_of
+from lib.metrics.class_report import metrics_of
+from lib.metrics.predictions import Answers
 from lib.report.comparison import comparison_lines, draw_comparison
 
 TRAIN_COUNTS = np.array([900] * 10 + [50] * 10 + [5] * 20)

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tests.scripts.running import ON_CPU
-from tests.scripts.spoiling import (
+from tests.scripts.corruptions import (
     Spoil,
     both,
     checkpoint_with_code,
@@ -21,6 +20,7 @@ from tests.scripts.spoiling import (
     unreadable_images,
     zipped,
 )
+from tests.scripts.running import ON_CPU
 
 # The folder that every row starts from: shop/ (six classes, converted), log/tiny (a finished run), recipe.yaml.
 TRAIN = 'main.py --config recipe.yaml --DATASET_ROOT shop --NAME new'

@@ -18,9 +18,11 @@ def main() -> None:
     os.setpgrp()
     (step_seconds, piece_seconds, batch_seconds), script = map(float, sys.argv[1:4]), sys.argv[4]
     sys.path.insert(0, str(Path(script).parent))
-    from lib.build.training import Training
-    from lib.evaluation import evaluate
-    from lib.trainer import checkpoint, step, torch_file
+    from lib.commands.train import Training
+    from lib.inference import run as evaluate
+    from lib.trainer import step
+    from lib.trainer.checkpointing import io as torch_file
+    from lib.trainer.checkpointing import state as checkpoint
 
     _before(step, '_step', 'step', step_seconds)
     _before(checkpoint, 'write_torch', 'save')

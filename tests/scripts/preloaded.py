@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-HEAVY = [f'lib.build.{name}' for name in ('start', 'training', 'report', 'prediction', 'rebalance')]
+HEAVY = [f'lib.commands.{name}' for name in ('cli', 'train', 'report', 'predict', 'tau_norm')]
 
 
 def serve() -> None:
@@ -47,8 +47,8 @@ def _run(argv: list[str], cwd: str, env: dict[str, str], stdout: str, stderr: st
     """Become `python argv...`; SystemExit ends the fork with the script's exit code."""
     if not report:
         # Its pictures take four times as long as a tiny run.
-        sys.modules['lib.build.report'].training_report = lambda run: 'not drawn'
-        sys.modules['lib.build.rebalance'].rebalanced_report = lambda path, *_: path
+        sys.modules['lib.commands.report'].training_report = lambda run: 'not drawn'
+        sys.modules['lib.commands.tau_norm'].rebalanced_report = lambda path, *_: path
     for number, path in ((0, os.devnull), (1, stdout), (2, stderr)):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
     os.chdir(cwd)

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from lib.config.load import load_config
-from lib.trainer.checkpoint import read_checkpoint
+from lib.trainer.checkpointing.state import read_checkpoint
 from tests.aliproducts import make_aliproducts
 from tests.scripts.running import ENVIRONMENT, REPOSITORY, contents, metrics_of
 
@@ -58,7 +58,7 @@ ONE_EPOCH = {'MAX_EPOCH: 120': 'MAX_EPOCH: 1'}
 
 
 def test_the_recipe_is_the_original_one():
-    from lib.build.optim import build_schedule
+    from lib.builders.optim import build_schedule
 
     cfg = load_config([], program='main.py', description='', find_checkpoint_config=lambda *_: None).cfg
     for name, expected in RECIPE.items():

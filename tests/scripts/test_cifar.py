@@ -5,8 +5,8 @@ import json
 import pytest
 import yaml
 
-from lib.dataset.cifar import class_sizes
-from lib.trainer.checkpoint import read_checkpoint
+from lib.formats.cifar import class_sizes
+from lib.trainer.checkpointing.state import read_checkpoint
 from tests.scripts.running import ON_CPU, REPOSITORY, metrics_of
 from tests.small_cifar import write_small_cifar
 

@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import torch
 
-from lib.runtime.row_store import RowStore
-from lib.trainer.checkpoint import read_checkpoint, write_checkpoint
+from lib.runtime.column_store import RowStore
+from lib.trainer.checkpointing.state import read_checkpoint, write_checkpoint
 from tests.scripts.running import ON_CPU
 
 MODEL = 'log/tiny/best_model.pth'

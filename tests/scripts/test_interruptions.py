@@ -8,7 +8,7 @@ from itertools import cycle, islice
 
 import pytest
 
-from lib.trainer.checkpoint import read_checkpoint
+from lib.trainer.checkpointing.state import read_checkpoint
 from tests.scripts.running import (
     ENVIRONMENT,
     REPOSITORY,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib.trainer.checkpoint import read_checkpoint, write_checkpoint
-from lib.trainer.head_rows import HeadRows
+from lib.trainer.checkpointing.head_rows import HeadRows
+from lib.trainer.checkpointing.state import read_checkpoint, write_checkpoint
 from lib.trainer.run_folder import RunFolder
 from tests.scripts.rank_runs import run_ranks_of
 from tests.scripts.running import ON_CPU, REPOSITORY, TINY, check_same_run, contents, the_error
@@ -200,10 +200,10 @@ def test_memory_holds_the_rows_once(scripts, tmp_path):
             replace(checkpoint, state_dict=state, optimizer=optimizer, head=head)
         )
     megabytes = 1.5 * rows['classifier.weight'].nbytes / 1e6
-    limited = ('lib.build.merge', megabytes, REPOSITORY / MERGE, '--RESUME_MODEL', 'last.pth')
+    limited = ('lib.commands.merge', megabytes, REPOSITORY / MERGE, '--RESUME_MODEL', 'last.pth')
     scripts.run(tmp_path, 'tests/scripts/limit_memory.py', *limited)
     merged = read_checkpoint(tmp_path / 'last_merged.pth').state_dict
     torch.testing.assert_close(merged['classifier.weight'], rows['classifier.weight'], rtol=0, atol=0)
     # The bound is one: half of it is too little.
-    limited = ('lib.build.merge', megabytes / 2, *limited[2:], '--OVERWRITE', True)
+    limited = ('lib.commands.merge', megabytes / 2, *limited[2:], '--OVERWRITE', True)
     assert 'out of memory' in the_error(scripts.run(tmp_path, 'tests/scripts/limit_memory.py', *limited, code=2))

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from lib.build.data import open_test_split
-from lib.build.start import start
-from lib.build.trained import load_trained
-from lib.trainer.checkpoint import read_checkpoint
+from lib.builders.data import open_test_split
+from lib.commands.cli import start
+from lib.commands.loaded_model import load_trained
+from lib.trainer.checkpointing.state import read_checkpoint
 from tests.scripts.running import ON_CPU, the_error
 
 NUM_CLASSES = 6

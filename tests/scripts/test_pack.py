@@ -138,7 +138,7 @@ def test_ctrl_c(scripts, packed, tmp_path):
     """It ends at once, and what was finished is there for the next call."""
     shutil.copytree(packed / 'shop', tmp_path / 'shop')
     options = ('--config', TINY, '--DATASET_ROOT', 'shop', '--PACK_OUT', 'packed', '--PACK_SHARD_IMAGES', 5)
-    wrapped = ('SIGINT', 'lib.dataset.shards.write:write_table', 3, REPOSITORY / 'tools' / 'pack.py', *options)
+    wrapped = ('SIGINT', 'lib.shards.write:write_table', 3, REPOSITORY / 'tools' / 'pack.py', *options)
     done = scripts.run(tmp_path, 'tests/scripts/raise_signal.py', *wrapped, '--RUN_NUM_WORKERS', 0, code=130)
     assert 'Traceback' not in done.stderr
     assert 'the same command goes on' in done.stdout

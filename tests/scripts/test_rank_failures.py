@@ -6,12 +6,12 @@ import time
 
 import pytest
 
-from lib.trainer.checkpoint import read_checkpoint
+from lib.trainer.checkpointing.state import read_checkpoint
 from tests.scripts.rank_runs import run_ranks_of, start_ranks
 from tests.scripts.running import REPOSITORY, TINY
 
 OTHERS = 'error: rank 0: another rank has ended, so this one does too; its own line says why\n'
-STEP, LOOK = 'lib.trainer.step:_step', 'lib.evaluation.evaluate:_look'
+STEP, LOOK = 'lib.trainer.step:_step', 'lib.inference.run:_look'
 SHARDED = ('--MODEL_CLASSIFIER_SHARDED', True)
 SECONDS = 30
 
@@ -30,12 +30,12 @@ def fail(scripts, folder, how, target, count, *options):
 
 
 @pytest.mark.parametrize('extra', [(), SHARDED], ids=['whole', 'sharded'])
-@pytest.mark.parametrize(('target', 'count'), [(STEP, 3), (LOOK, 1), ('lib.dataset.feed:mirror', 9)],
+@pytest.mark.parametrize(('target', 'count'), [(STEP, 3), (LOOK, 1), ('lib.dataset.pipeline:mirror', 9)],
                          ids=['training', 'evaluation', 'reading'])  # fmt: skip
 def test_an_error(scripts, products, tmp_path, target, count, extra):
     """The other one is in a collective then, or soon will be."""
     if extra and target == LOOK:
-        target = 'lib.evaluation.evaluate:scores_of_parts'
+        target = 'lib.inference.run:scores_of_parts'
     main, other = fail(scripts, tmp_path, 'error', target, count, *options_of(products, *extra))
     assert (main.returncode, other.returncode) == (2, 2)
     assert other.stderr == 'error: rank 1: this rank fails\n'
@@ -97,7 +97,7 @@ def test_a_folder_that_only_the_main_rank_finds_in_use(scripts, products, tmp_pa
 @pytest.mark.slow
 def test_rows_that_cannot_be_saved(scripts, products, tmp_path):
     """The main rank waits for them a little while; there is no checkpoint then, rather than half of one."""
-    target = 'lib.trainer.head_shards:write_part'
+    target = 'lib.trainer.checkpointing.sharded:write_part'
     main, other = fail(scripts, tmp_path, 'error', target, 2, *options_of(products, *SHARDED, '--TRAIN_MAX_EPOCH', 9))
     assert (main.returncode, other.returncode) == (2, 2)
     assert other.stderr == 'error: rank 1: this rank fails\n'

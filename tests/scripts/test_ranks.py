@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.trainer.checkpoint import read_checkpoint
+from lib.trainer.checkpointing.state import read_checkpoint
 from tests.scripts.rank_runs import run_ranks_of, start_ranks
 from tests.scripts.running import ON_CPU, REPOSITORY, TINY, check_same_run, metrics_of
 

@@ -120,7 +120,7 @@ def test_preemption(torchrun, scripts, products, tmp_path):
 
 @pytest.mark.parametrize(
     ('target', 'count'),
-    [('lib.trainer.step:_step', 3), ('lib.evaluation.evaluate:_look', 1)],
+    [('lib.trainer.step:_step', 3), ('lib.inference.run:_look', 1)],
     ids=['training', 'evaluation'],
 )
 def test_a_rank_that_fails(torchrun, products, tmp_path, target, count):

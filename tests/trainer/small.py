@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib.trainer.checkpoint import Checkpoint, Place, TrainingSet, write_checkpoint
+from lib.trainer.checkpointing.state import Checkpoint, Place, TrainingSet, write_checkpoint
 
 RECIPE = {'MODEL.BACKBONE': 'res32_cifar', 'OPTIMIZER.LR': 0.1, 'SEED': 0, 'TRAIN.BATCH_SIZE': 8}
 DIGEST = 'the same images'

@@ -8,21 +8,21 @@ from torch import nn
 
 from lib.classifier.cosine import Cosine
 from lib.classifier.linear import Linear
-from lib.loss.average import AverageLoss
+from lib.distributed.parallel import spread
+from lib.distributed.process_group import ALONE, Ranks
 from lib.loss.cross_entropy import CrossEntropy
 from lib.loss.ldam import LDAM
 from lib.loss.targets import Targets
+from lib.loss.weighted import AverageLoss
 from lib.model import Recognizer
 from lib.optim.clip import clip_gradients
 from lib.optim.ema import WeightAverage
 from lib.runtime.device import Device
-from lib.runtime.parallel import spread
-from lib.runtime.ranks import ALONE, Ranks
+from lib.trainer.chunked_head import LeanHead
 from lib.trainer.forward import TrainingForward
-from lib.trainer.lean_head import LeanHead
-from lib.trainer.mixing.mixed import Mixed
+from lib.trainer.microbatch import parts_of
+from lib.trainer.mixing.base import Mixed
 from lib.trainer.objective import Objective
-from lib.trainer.parts import parts_of
 from lib.trainer.step import Learner, _step
 
 NUM_CLASSES, NUM_FEATURES, STEPS = 7, 6, 20

@@ -5,11 +5,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from lib.build.optim import build_scaler
+from lib.builders.optim import build_scaler
+from lib.distributed.process_group import ALONE, Ranks
 from lib.optim.optimizer import KINDS, create_optimizer
 from lib.optim.scaler import make_scaler
 from lib.runtime.device import pick_device
-from lib.runtime.ranks import ALONE, Ranks
 from lib.trainer.step import _step
 from tests.ranks import run_ranks
 from tests.trainer.steps import Setup, batch_of, learner_of, model_of

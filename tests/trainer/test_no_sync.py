@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lib.loss.average import AverageLoss
-from lib.loss.partial import Columns, PartialLogits
+from lib.distributed.process_group import ALONE
+from lib.loss.sharded_logits import Columns, PartialLogits
 from lib.loss.targets import Targets
+from lib.loss.weighted import AverageLoss
 from lib.optim.optimizer import KINDS, create_optimizer
 from lib.optim.scaler import make_scaler
-from lib.runtime.ranks import ALONE
-from lib.trainer.parts import parts_of
+from lib.trainer.microbatch import parts_of
 from lib.trainer.step import _step
 from tests.loss.cases import CASES, COUNTS
 from tests.optim.test_scaler import Two

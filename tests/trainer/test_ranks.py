@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lib.runtime.ranks import Ranks
+from lib.distributed.process_group import Ranks
 from tests.ranks import run_ranks
 from tests.trainer.steps import NUM_CLASSES, Setup, train
 

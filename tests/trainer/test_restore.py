@@ -9,8 +9,8 @@ from lib.classifier.linear import Linear
 from lib.errors import UserError
 from lib.model import Recognizer
 from lib.optim.state import keep_state_fit
-from lib.trainer.checkpoint import Checkpoint, Place
-from lib.trainer.fit import restore
+from lib.trainer.checkpointing.state import Checkpoint, Place
+from lib.trainer.trainer import restore
 
 
 def trained(kind, **options):

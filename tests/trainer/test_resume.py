@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from lib.errors import UserError
-from lib.trainer.newest import newest_checkpoint
+from lib.trainer.checkpointing.latest import newest_checkpoint
 from lib.trainer.resume import Wanted, decide_start
 from lib.trainer.run_folder import set_aside
 from tests.trainer.small import DIGEST, RECIPE, save, save_original

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lib.trainer.bad_images import BadImages
-from lib.trainer.checkpoint import read_checkpoint, write_checkpoint
-from lib.trainer.head_rows import HeadRows
+from lib.trainer.checkpointing.head_rows import HeadRows
+from lib.trainer.checkpointing.state import read_checkpoint, write_checkpoint
 from lib.trainer.run_folder import RunFolder, read_bad_images, write_bad_images
 from tests.trainer.small import save_original, small_checkpoint
 

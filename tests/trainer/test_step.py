@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from lib.classifier.linear import Linear
-from lib.loss.average import AverageLoss
 from lib.loss.cross_entropy import CrossEntropy
 from lib.loss.targets import Targets
+from lib.loss.weighted import AverageLoss
 from lib.model import Recognizer
 from lib.trainer.forward import TrainingForward
-from lib.trainer.mixing.mixed import Mixed, unmixed
+from lib.trainer.mixing.base import Mixed, unmixed
 from lib.trainer.objective import Objective
 from lib.trainer.step import Learner, _step
 

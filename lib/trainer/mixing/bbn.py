@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from lib.loss.targets import Targets
-from lib.trainer.mixing.mixed import Mixed
+from lib.trainer.mixing.base import Mixed
 from lib.trainer.mixing.pairs import on_device
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 
 from lib.loss.targets import Targets
+from lib.trainer.mixing.base import Mixed
 from lib.trainer.mixing.boxes import cut_boxes, paste
 from lib.trainer.mixing.draws import MixDraws
-from lib.trainer.mixing.mixed import Mixed
 from lib.trainer.mixing.pairs import on_device
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lib.loss.average import AverageLoss
+from lib.loss.weighted import AverageLoss
 from lib.trainer.mixing.bbn import BBN
 from tests.trainer.mixing.batches import random_batch
 

@@ -1,0 +1,238 @@
+"""DATASET in the config -> the splits, checked against each other."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from yacs.config import CfgNode
+
+from lib.builders.packed import is_packed, open_packed, packed_split
+from lib.builders.split import Split, TrainingData
+from lib.dataset.annotations import Annotations, ClassNames, read_annotations, read_classes, read_test_images
+from lib.dataset.folder import find_class_folders, labels_by_folder, split_folder, walk_images
+from lib.dataset.images import ArrayImages, FileImages
+from lib.dataset.paths import PathColumn, settle_paths
+from lib.demo.generate import demo_is_complete, generate_demo
+from lib.errors import UserError
+from lib.formats.cifar import load_cifar_lt
+from lib.runtime.log import LOGGER
+from lib.runtime.shared_memory import share
+
+_FALLBACK = 'to try everything at once: python main.py --config configs/demo.yaml'
+
+
+def open_training_data(cfg: CfgNode) -> TrainingData:
+    """Open both splits.
+
+    Raises:
+        UserError: anything missing or faulty; the splits disagree on num_classes; no training image.
+    """
+    data = open_packed(cfg) if cfg.DATASET.SHARDS else _SOURCES[cfg.DATASET.NAME](cfg)
+    if data.valid is not None and data.valid.num_classes != data.train.num_classes:
+        raise UserError(
+            f'{data.train.source} has num_classes {data.train.num_classes}, but {data.valid.source} has '
+            f'{data.valid.num_classes}: both must list the same classes'
+        )
+    return data
+
+
+def open_valid_split(cfg: CfgNode) -> Split:
+    """Open the validation split alone where it has a file of its own, else as in training.
+
+    Raises:
+        UserError: there is none.
+    """
+    json = cfg.DATASET.VALID_JSON or str(Path(cfg.DATASET.ROOT, 'converted_val.json'))
+    if cfg.DATASET.SHARDS:
+        if is_packed(cfg, 'valid'):
+            return packed_split(cfg, 'valid')[0]
+        raise UserError(f'DATASET.SHARDS {cfg.DATASET.SHARDS} has no validation split')
+    if cfg.DATASET.NAME == 'demo':
+        _draw_demo(cfg)
+    if cfg.DATASET.VALID_JSON or (cfg.DATASET.NAME in ('annotations', 'demo') and Path(json).exists()):
+        return _split(read_annotations(json), cfg.DATASET.ROOT)
+    valid = open_training_data(cfg).valid
+    if valid is None:
+        raise UserError('there is no validation split: give --DATASET_VALID_JSON FILE')
+    return valid
+
+
+def open_test_split(cfg: CfgNode, class_names: Sequence[str]) -> Split:
+    """Open what test.py predicts: TEST_JSON, or every image in a folder (TEST_ROOT, else `test` in ROOT).
+
+    Where neither TEST_JSON nor TEST_ROOT is given, the packed test split comes first.
+
+    Raises:
+        UserError: neither is there, or a fault in the file.
+    """
+    if not (cfg.DATASET.TEST_JSON or cfg.DATASET.TEST_ROOT) and is_packed(cfg, 'test'):
+        return packed_split(cfg, 'test')[0]
+    if cfg.DATASET.NAME.startswith('cifar'):
+        return _from_cifar(cfg).valid
+    if cfg.DATASET.NAME == 'demo' and not cfg.DATASET.SHARDS:
+        _draw_demo(cfg)
+    root, json, folder = _test_places(cfg)
+    if cfg.DATASET.TEST_JSON or Path(json).exists():
+        return _split(read_test_images(json, len(class_names)), root)
+    if not folder or not Path(folder).is_dir():
+        raise UserError(
+            f'no test images: {json} is not there; give --DATASET_TEST_JSON FILE, or --DATASET_TEST_ROOT FOLDER to '
+            'predict every image in a folder'
+        )
+    return test_folder_split(folder, class_names)
+
+
+def has_test_split(cfg: CfgNode) -> bool:
+    """Whether there is something that open_test_split would open, or was told to."""
+    _, json, folder = _test_places(cfg)
+    given = cfg.DATASET.TEST_JSON or cfg.DATASET.TEST_ROOT or is_packed(cfg, 'test')
+    return bool(given) or Path(json).exists() or bool(folder and Path(folder).is_dir())
+
+
+def open_named_images(source: str) -> tuple[Split, ClassNames]:
+    """Open labelled images that bring their classes along: class folders, or an annotation JSON and its classes.json.
+
+    Relative paths of a JSON are under its own folder. Classes without images are left out; without classes.json,
+    names are numbers.
+
+    Raises:
+        UserError: neither is there, or it is faulty.
+    """
+    if Path(source).is_dir():
+        given, more, names = split_folder(source, valid_fraction=0.0, seed=0)
+        paths, labels = given.paths + more.paths, np.concatenate([given.labels, more.labels])
+        return _split(Annotations(_column(paths), labels, len(names), source), source), ClassNames(names, [])
+    found = read_annotations(source)
+    known = read_classes(Path(source).with_name('classes.json'), found.num_classes)
+    used, labels = np.unique(found.labels, return_inverse=True)
+    names = [known.names[label] if known else str(label) for label in used.tolist()]
+    parents = [known.parents[label] for label in used.tolist()] if known and known.parents else []
+    split = _split(found, str(Path(source).parent))
+    split = replace(split, labels=share(labels.astype(np.int32)), num_classes=len(names), by_class=None)
+    return split, ClassNames(names, parents)
+
+
+def _test_places(cfg: CfgNode) -> tuple[str, str, str]:
+    """Return the folder of the test images, their JSON, and the folder that is searched without one."""
+    root = cfg.DATASET.TEST_ROOT or cfg.DATASET.ROOT
+    json = cfg.DATASET.TEST_JSON or str(Path(root, 'converted_test.json'))
+    return root, json, cfg.DATASET.TEST_ROOT or (root and str(Path(root, 'test')))
+
+
+def test_folder_split(folder: str, class_names: Sequence[str]) -> Split:
+    """Open every image in a folder; where all its sub-folders are named as classes, those are the labels.
+
+    Raises:
+        UserError: there is no image.
+    """
+    paths = list(walk_images(folder))
+    if not paths:
+        raise UserError(f'{folder}: no images in this folder')
+    labels = labels_by_folder(paths, class_names)
+    if labels[0] >= 0:
+        LOGGER.info('%s: its folders are named as the classes, so they are the labels', folder)
+    return _split(Annotations(_column(paths), labels, len(class_names), folder), folder)
+
+
+def _from_annotations(cfg: CfgNode) -> TrainingData:
+    dataset = cfg.DATASET
+    if not dataset.ROOT and not dataset.TRAIN_JSON:
+        raise UserError('no data given: --DATASET_ROOT FOLDER (one sub-folder a class), or --DATASET_TRAIN_JSON FILE')
+    if dataset.ROOT and not Path(dataset.ROOT).is_dir() and not dataset.TRAIN_JSON:
+        raise UserError(f'DATASET.ROOT {dataset.ROOT}: no such folder. {_where_from(cfg)}')
+    train_json = dataset.TRAIN_JSON or str(Path(dataset.ROOT, 'converted_train.json'))
+    if not Path(train_json).exists():
+        if dataset.TRAIN_JSON:
+            raise UserError(f'DATASET.TRAIN_JSON {train_json}: no such file. {_where_from(cfg)}')
+        return _from_class_folders(cfg)
+    train = _split(read_annotations(train_json), dataset.ROOT)
+    valid_json = dataset.VALID_JSON or str(Path(dataset.ROOT, 'converted_val.json'))
+    valid = None
+    if dataset.VALID_JSON or Path(valid_json).exists():
+        valid = _split(read_annotations(valid_json), dataset.ROOT)
+    return TrainingData(train, valid, read_classes(Path(train_json).with_name('classes.json'), train.num_classes))
+
+
+def _from_class_folders(cfg: CfgNode) -> TrainingData:
+    root, fraction = cfg.DATASET.ROOT, cfg.DATASET.VALID_FRACTION
+    if cfg.DATASET.SOURCE and not find_class_folders(root):
+        raise UserError(f'{Path(root, "converted_train.json")}: no such file. {_where_from(cfg)}')
+    train, valid, names = split_folder(root, valid_fraction=fraction, seed=cfg.SEED)
+    LOGGER.info(
+        '%s: no annotation file, so its %d class folders are the classes: %d images for training, %d for validation '
+        '(DATASET.VALID_FRACTION %g, split by SEED)', root, len(names), len(train.paths), len(valid.paths), fraction,
+    )  # fmt: skip
+    splits = [
+        _split(
+            Annotations(_column(part.paths), part.labels, len(names), f'{root} ({kind})'),
+            root,
+        )
+        for kind, part in (('train', train), ('valid', valid))
+        if part.paths
+    ]
+    return TrainingData(splits[0], splits[1] if len(splits) > 1 else None, ClassNames(names, []))
+
+
+def _from_demo(cfg: CfgNode) -> TrainingData:
+    _draw_demo(cfg)
+    return _from_annotations(cfg)
+
+
+def _draw_demo(cfg: CfgNode) -> None:
+    # The demo is one fixed set: SEED varies the training, not the pictures.
+    if not demo_is_complete(Path(cfg.DATASET.ROOT), 0):
+        LOGGER.info('drawing the demo photos into %s (once)', cfg.DATASET.ROOT)
+        generate_demo(Path(cfg.DATASET.ROOT), seed=0)
+
+
+def _from_cifar(cfg: CfgNode) -> TrainingData:
+    dataset = cfg.DATASET
+    train_images, train_labels, valid_images, valid_labels, names = load_cifar_lt(
+        dataset.ROOT,
+        dataset.NAME,
+        imbalance_type=dataset.IMBALANCE_TYPE,
+        imbalance_ratio=dataset.IMBALANCE_RATIO,
+        # The published set belongs to the data: SEED then varies the training alone.
+        seed=cfg.SEED if dataset.IMBALANCE_IMAGES == 'by_seed' else None,
+    )
+
+    def split(images: np.ndarray, labels: np.ndarray, kind: str) -> Split:
+        rows = pa.array((f'{kind} image {row}' for row in range(len(labels))), pa.large_string())
+        return Split(ArrayImages(images), labels.astype(np.int32), len(names), rows, f'{dataset.NAME} ({kind})')
+
+    train, valid = split(train_images, train_labels, 'train'), split(valid_images, valid_labels, 'test')
+    return TrainingData(train, valid, ClassNames(list(names), []))
+
+
+def _split(annotations: Annotations, root: str) -> Split:
+    for warning in annotations.warnings:
+        LOGGER.warning('%s', warning)
+    rule, note = settle_paths(annotations.paths, root, annotations.source)
+    if note:
+        LOGGER.info('%s', note)
+    return Split(
+        FileImages(annotations.paths.read_by(rule), root),
+        share(annotations.labels),
+        annotations.num_classes,
+        annotations.paths.arrow,
+        annotations.source,
+        annotations.by_class,
+    )
+
+
+def _column(paths: list[str]) -> PathColumn:
+    return PathColumn(pa.array(paths, pa.large_string()))
+
+
+def _where_from(cfg: CfgNode) -> str:
+    return f'{cfg.DATASET.SOURCE}; {_FALLBACK}' if cfg.DATASET.SOURCE else f'Check the path; {_FALLBACK}'
+
+
+_SOURCES: dict[str, Callable[[CfgNode], TrainingData]] = {
+    'annotations': _from_annotations,
+    'demo': _from_demo,
+    'cifar10_lt': _from_cifar,
+    'cifar100_lt': _from_cifar,
+}

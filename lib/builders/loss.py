@@ -1,0 +1,86 @@
+"""LOSS in the config -> the loss."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from lib.builders.deferral import deferred_epoch
+from lib.loss.arcface import ArcFace
+from lib.loss.balanced_softmax import BalancedSoftmax
+from lib.loss.class_dependent_temperatures import ClassDependentTemperatures
+from lib.loss.class_weights import effective_number, inverse_frequency
+from lib.loss.cosface import CosFace
+from lib.loss.cross_entropy import CrossEntropy
+from lib.loss.focal import Focal
+from lib.loss.generalized_cross_entropy import GeneralizedCrossEntropy
+from lib.loss.influence_balanced import InfluenceBalanced
+from lib.loss.label_aware_smoothing import LabelAwareSmoothing
+from lib.loss.ldam import LDAM
+from lib.loss.logit_adjustment import LogitAdjustment
+from lib.loss.seesaw import Seesaw
+from lib.loss.sigmoid_focal import SigmoidFocal
+from lib.loss.softmax_equalization import SoftmaxEqualization
+from lib.loss.symmetric_cross_entropy import SymmetricCrossEntropy
+from lib.loss.vector_scaling import VectorScaling
+from lib.loss.weighted import AverageLoss
+
+# Config, training images a class, scale of the cosine classifier (1 with a linear one) -> the loss of single labels.
+LOSSES: dict[str, Callable[[CfgNode, np.ndarray, float], nn.Module]] = {
+    'cross_entropy': lambda cfg, counts, scale: CrossEntropy(cfg.LOSS.LABEL_SMOOTHING),
+    'focal': lambda cfg, counts, scale: Focal(_or_default(cfg.LOSS.GAMMA, 2.0)),
+    'sigmoid_focal': lambda cfg, counts, scale: SigmoidFocal(_or_default(cfg.LOSS.GAMMA, 2.0)),
+    'balanced_softmax': lambda cfg, counts, scale: BalancedSoftmax(counts),
+    'logit_adjustment': lambda cfg, counts, scale: LogitAdjustment(counts, cfg.LOSS.TAU),
+    'vector_scaling': lambda cfg, counts, scale: VectorScaling(counts, _or_default(cfg.LOSS.GAMMA, 0.1), cfg.LOSS.TAU),
+    'class_dependent_temperatures': lambda cfg, counts, scale: ClassDependentTemperatures(
+        counts, _or_default(cfg.LOSS.GAMMA, 0.1)
+    ),
+    'ldam': lambda cfg, counts, scale: LDAM(counts, _or_default(cfg.LOSS.MARGIN, 0.5), scale),
+    'softmax_equalization': lambda cfg, counts, scale: SoftmaxEqualization(
+        counts, cfg.LOSS.TAIL_SHARE, cfg.LOSS.SPARE_PROBABILITY
+    ),
+    'label_aware_smoothing': lambda cfg, counts, scale: LabelAwareSmoothing(
+        counts, cfg.LOSS.SMOOTHING_HEAD, cfg.LOSS.SMOOTHING_TAIL, cfg.LOSS.SMOOTHING_SHAPE
+    ),
+    'influence_balanced': lambda cfg, counts, scale: InfluenceBalanced(
+        differentiated=cfg.LOSS.INFLUENCE == 'differentiated', from_epoch=_reweight_epoch(cfg)
+    ),
+    'seesaw': lambda cfg, counts, scale: Seesaw(counts, cfg.LOSS.MITIGATION, cfg.LOSS.COMPENSATION),
+    'generalized_cross_entropy': lambda cfg, counts, scale: GeneralizedCrossEntropy(cfg.LOSS.Q),
+    'symmetric_cross_entropy': lambda cfg, counts, scale: SymmetricCrossEntropy(
+        cfg.LOSS.FORWARD_WEIGHT, cfg.LOSS.REVERSE_WEIGHT
+    ),
+    'arcface': lambda cfg, counts, scale: ArcFace(_or_default(cfg.LOSS.MARGIN, 0.5), scale),
+    'cosface': lambda cfg, counts, scale: CosFace(_or_default(cfg.LOSS.MARGIN, 0.35), scale),
+}
+
+CLASS_WEIGHTS: dict[str, Callable[[CfgNode, np.ndarray], torch.Tensor | None]] = {
+    '': lambda loss, counts: None,
+    'effective_number': lambda loss, counts: effective_number(counts, loss.BETA),
+    'inverse_frequency': lambda loss, counts: inverse_frequency(counts, loss.EXPONENT),
+}
+
+
+def build_loss(cfg: CfgNode, class_counts: np.ndarray) -> AverageLoss:
+    """Return the loss; `class_counts` (num_classes,) are the training images a class after HEAD_CAP."""
+    loss = cfg.LOSS
+    scale = cfg.MODEL.COSINE_SCALE if cfg.MODEL.CLASSIFIER in ('FCNorm', 'cosine') else 1.0
+    return AverageLoss(
+        LOSSES[loss.TYPE](cfg, class_counts, scale),
+        torch.as_tensor(class_counts),
+        CLASS_WEIGHTS[loss.CLASS_WEIGHTS](loss, class_counts),
+        from_epoch=_reweight_epoch(cfg),
+        over_weights=loss.REDUCTION == 'weighted_mean',
+    )
+
+
+def _reweight_epoch(cfg: CfgNode) -> int:
+    return deferred_epoch(cfg.LOSS.REWEIGHT_EPOCH, cfg.TRAIN.MAX_EPOCH)
+
+
+def _or_default(value: float, default: float) -> float:
+    """Negative: the method's own."""
+    return value if value >= 0 else default

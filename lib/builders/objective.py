@@ -1,0 +1,165 @@
+"""LOSS in the config -> what a step minimises: the loss, and maybe a second one beside it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from yacs.config import CfgNode
+
+from lib.builders.loss import build_loss
+from lib.builders.model import class_names, model_of
+from lib.config.defaults import KEYS
+from lib.config.yaml_text import as_node, as_values, parse_config_text
+from lib.distributed.parallel import spread
+from lib.distributed.process_group import ALONE, Ranks
+from lib.errors import UserError
+from lib.loss.balanced_contrastive import BalancedContrastive
+from lib.loss.distillation import Distillation
+from lib.loss.weighted import AverageLoss
+from lib.model import Recognizer
+from lib.runtime.device import Device
+from lib.runtime.log import LOGGER
+from lib.trainer.auxiliary import ContrastTerm, DistillTerm
+from lib.trainer.checkpointing.state import Checkpoint, read_checkpoint
+from lib.trainer.chunked_head import LeanHead
+from lib.trainer.objective import Auxiliary, Objective
+
+# What a teacher must have seen images by, since it is shown those of the student.
+_SAME_IMAGES = ('DATASET.COLOR_SPACE', 'INPUT.MEAN', 'INPUT.STD')
+
+
+class Second(NamedTuple):
+    """A second loss, its weight, and that of the first."""
+
+    auxiliary: Auxiliary | None
+    auxiliary_weight: float
+    loss_weight: float
+
+
+def _no_second(cfg: CfgNode, model: Recognizer, device: Device, names: Sequence[str]) -> Second:
+    return Second(None, 0.0, 1.0)
+
+
+def _contrast(cfg: CfgNode, model: Recognizer, device: Device, names: Sequence[str]) -> Second:
+    loss = BalancedContrastive(cfg.LOSS.CONTRAST_TEMPERATURE)
+    return Second(ContrastTerm(model, loss), cfg.LOSS.AUXILIARY_WEIGHT, 1.0)
+
+
+def _distill(cfg: CfgNode, model: Recognizer, device: Device, names: Sequence[str]) -> Second:
+    weight = cfg.LOSS.AUXILIARY_WEIGHT
+    teacher = _teacher(cfg, device, model.classifier.weight.shape[0], names)
+    loss = Distillation(cfg.LOSS.TEACHER_TEMPERATURE, cfg.LOSS.TEACHER_POWER)
+    return Second(
+        DistillTerm(spread(teacher, device, ALONE, num_images=cfg.TRAIN.BATCH_SIZE), loss), weight, 1.0 - weight
+    )
+
+
+AUXILIARIES: dict[str, Callable[[CfgNode, Recognizer, Device, Sequence[str]], Second]] = {
+    '': _no_second,
+    'balanced_contrastive': _contrast,
+    'distillation': _distill,
+}
+
+
+def is_lean(cfg: CfgNode) -> bool:
+    """Whether classifier and loss are computed together, so that the model gives no logits in training."""
+    return bool(cfg.LOSS.CHUNK_IMAGES) or cfg.LOSS.SAMPLED_CLASSES < 1 or cfg.MODEL.CLASSIFIER_SHARDED
+
+
+def build_objective(
+    cfg: CfgNode,
+    class_counts: np.ndarray,
+    model: Recognizer,
+    device: Device,
+    names: Sequence[str] = (),
+    ranks: Ranks = ALONE,
+) -> Objective:
+    """Return what is minimised, on the device.
+
+    Args:
+        class_counts: (num_classes,) training images a class after HEAD_CAP.
+        model: that is trained.
+        names: of its classes; a teacher must have the same in the same order. Empty: not compared.
+
+    Raises:
+        UserError: the teacher is missing, cannot be read, or does not fit.
+    """
+    second = AUXILIARIES[cfg.LOSS.AUXILIARY](cfg, model, device, names)
+    loss = build_loss(cfg, class_counts)
+    objective = Objective(
+        loss,
+        second.auxiliary,
+        head=_lean_head(cfg, model, loss, ranks) if is_lean(cfg) else None,
+        loss_weight=second.loss_weight,
+        auxiliary_weight=second.auxiliary_weight,
+    )
+    return objective.to(device.main)
+
+
+def _lean_head(cfg: CfgNode, model: Recognizer, loss: AverageLoss, ranks: Ranks) -> LeanHead:
+    return LeanHead(
+        model,
+        loss,
+        chunk_images=cfg.LOSS.CHUNK_IMAGES,
+        sampled_share=cfg.LOSS.SAMPLED_CLASSES,
+        ranks=ranks if cfg.MODEL.CLASSIFIER_SHARDED else ALONE,
+    )
+
+
+def _teacher(cfg: CfgNode, device: Device, num_classes: int, names: Sequence[str]) -> Recognizer:
+    path = cfg.LOSS.TEACHER
+    checkpoint = _read_teacher(path)
+    if checkpoint.num_classes != num_classes:
+        raise UserError(
+            f'LOSS.TEACHER {path} knows {checkpoint.num_classes} classes, but the training set has {num_classes}: '
+            'give a teacher that was trained on the same classes'
+        )
+    if names and checkpoint.training_set and class_names(checkpoint) != list(names):
+        differing = [pair for pair in zip(class_names(checkpoint), names, strict=True) if pair[0] != pair[1]]
+        theirs, ours = differing[0]
+        raise UserError(
+            f'LOSS.TEACHER {path} has other classes, or the same in another order ({theirs} where the training set '
+            f'has {ours}): give a teacher that was trained on the same annotations'
+        )
+    own = _own_config(checkpoint)
+    _check_images(cfg, own, path)
+    # As other sizes to test and to train at, those of the student are tried out while the teacher is built.
+    own = as_node(as_values(own) | {'INPUT.TEST_SIZE': cfg.INPUT.SIZE, 'INPUT.SIZE_SCHEDULE': cfg.INPUT.SIZE_SCHEDULE})
+    try:
+        teacher = model_of(checkpoint, own, device)
+    except UserError as error:
+        raise UserError(f'LOSS.TEACHER {path}: {error}') from None
+    # It takes part in training, so it computes as training does.
+    teacher.eval_dtype = device.train_dtype
+    LOGGER.info('teacher: %s, %s', path, own.MODEL.BACKBONE)
+    return teacher
+
+
+def _read_teacher(path: str) -> Checkpoint:
+    if not Path(path).is_file():
+        raise UserError(f'LOSS.TEACHER {path}: no such file')
+    try:
+        checkpoint = read_checkpoint(path)
+    except UserError as error:
+        raise UserError(str(error).replace('RESUME_MODEL', 'LOSS.TEACHER', 1)) from None
+    if not checkpoint.config:
+        raise UserError(
+            f'LOSS.TEACHER {path} holds no config, so nobody knows its architecture: fine-tune it once by main.py'
+        )
+    return checkpoint
+
+
+def _own_config(checkpoint: Checkpoint) -> CfgNode:
+    defaults = {name: key.default for name, key in KEYS.items()}
+    return as_node(defaults | parse_config_text(checkpoint.config, f'the config in {checkpoint.path}', unknown=[]))
+
+
+def _check_images(cfg: CfgNode, own: CfgNode, path: str) -> None:
+    for name in _SAME_IMAGES:
+        section, leaf = name.split('.')
+        if cfg[section][leaf] != own[section][leaf]:
+            raise UserError(
+                f'LOSS.TEACHER {path} was trained with {name} {own[section][leaf]}, but is shown images of '
+                f'{cfg[section][leaf]}: --{section}_{leaf} as the teacher has it'
+            )

@@ -1,0 +1,85 @@
+"""tools/compare.py's work: several models on one valid split."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lib.builders.data import open_valid_split
+from lib.commands.cli import read_options
+from lib.commands.features import split_features
+from lib.commands.loaded_model import Trained, load_trained
+from lib.errors import UserError
+from lib.inference.features import answers_from
+from lib.metrics.class_report import metrics_of
+from lib.metrics.paired import compare
+from lib.metrics.predictions import Answers
+from lib.report.comparison import comparison_lines, draw_comparison
+from lib.runtime.files import write_json
+from lib.runtime.log import start_console
+
+
+def compare_runs(runs: Sequence[str], options: Sequence[str], output: Path) -> list[str]:
+    """Measure models on their valid split and write output.json and output.png; return what to say.
+
+    Args:
+        runs: run folders or checkpoints.
+        options: of the scripts, for all of them.
+
+    Raises:
+        UserError: no such run; valid splits or classes that are not the same.
+    """
+    start_console()
+    paths = [_checkpoint(run) for run in runs]
+    names = _names(paths)
+    first: Trained | None = None
+    answers: list[Answers] = []
+    found: list[dict[str, Any]] = []
+    for path in paths:
+        trained = load_trained(read_options(['--RESUME_MODEL', str(path), *options]).cfg)
+        valid = open_valid_split(trained.cfg)
+        if first is None:
+            first, digest = trained, valid.digest()
+        if trained.class_names != first.class_names or valid.digest() != digest:
+            raise UserError(
+                f'{path}: its classes or its valid split are not those of {paths[0]}; give the same to all of them: '
+                '--DATASET_VALID_JSON FILE'
+            )
+        answers.append(answers_from(trained.model, split_features(trained, valid, 'valid')).labelled())
+        found.append(metrics_of(answers[-1], first.train_counts, parents=trained.class_parents or None))
+    lines = comparison_lines(names, answers, first.train_counts, found)
+    content = [
+        {'name': name, 'checkpoint': str(path), **one} for name, path, one in zip(names, paths, found, strict=True)
+    ]
+    for entry, other in zip(content[1:], answers[1:], strict=True):
+        entry['against_first'] = _as_dict(answers[0], other, len(first.train_counts))
+    files = [output.with_name(f'{output.name}.json'), output.with_name(f'{output.name}.png')]
+    write_json(files[0], content)
+    draw_comparison(files[1], names, found)
+    return [*lines, '', *(f'wrote {path}' for path in files)]
+
+
+def _as_dict(first: Answers, other: Answers, num_classes: int) -> dict[str, Any]:
+    found = compare(first, other, num_classes)
+    return {
+        'mean_class_error_difference': found.difference,
+        'interval': list(found.interval),
+        'mcnemar_p': found.p_value,
+    }
+
+
+def _checkpoint(run: str) -> Path:
+    path = Path(run)
+    path = path / 'best_model.pth' if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f'{run}: no checkpoint and no run folder with a best_model.pth')
+    return path
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of the paths that tell them apart: folder, or folder and file."""
+    folders = [path.resolve().parent for path in paths]
+    for parts in (1, 2):
+        names = ['/'.join(folder.parts[-parts:]) for folder in folders]
+        if len(set(names)) == len(names):
+            return names
+    return ['/'.join(path.resolve().parts[-3:]) for path in paths]

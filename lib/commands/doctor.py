@@ -1,0 +1,83 @@
+"""DOCTOR in the config -> a checkup of all splits, and its files."""
+
+import math
+import shlex
+import sys
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from lib.audit.report import SplitUnderTest, check_up
+from lib.builders.data import open_test_split, open_training_data
+from lib.builders.input_size import train_sizes
+from lib.builders.loader import num_workers
+from lib.builders.split import Split, TrainingData
+from lib.errors import UserError
+from lib.report.audit_page import write_doctor_page
+from lib.report.audit_summary import summary_lines
+from lib.runtime.files import write_json
+from lib.runtime.log import LOGGER, progress
+
+
+def examine(cfg: CfgNode) -> list[str]:
+    """Look at every image, write doctor.json, doctor.html and quarantine.json, and return what to print.
+
+    Nothing is written before everything is looked at; each file is then replaced whole.
+
+    Raises:
+        UserError: the splits cannot be opened, or DOCTOR.OUT not be written.
+    """
+    folder = Path(cfg.DOCTOR.OUT or Path(cfg.LOG_ROOT, f'{cfg.NAME}_doctor'))
+    data = open_training_data(cfg)
+    splits = _splits(cfg, data)
+    total = sum(len(split.labels) for split in splits)
+    with progress((), total=total, label='looking', unit='image') as bar:
+        checkup = check_up(
+            splits,
+            min_side=cfg.DOCTOR.MIN_SIDE,
+            near_distance=cfg.DOCTOR.NEAR_DISTANCE,
+            few=cfg.DOCTOR.FEW,
+            num_workers=num_workers(cfg.RUN.NUM_WORKERS),
+            tell=bar.update,
+        )
+    write_json(folder / 'doctor.json', checkup.as_json())
+    quarantine = checkup.quarantine()
+    write_json(folder / 'quarantine.json', quarantine)
+    write_doctor_page(
+        folder / 'doctor.html',
+        checkup,
+        title=f'{cfg.NAME}: the data',
+        command=shlex.join(['python', *sys.argv]),
+        class_names=data.classes.names if data.classes else [f'class {name}' for name in data.class_names],
+    )
+    return summary_lines(checkup, folder, len(quarantine['images']))
+
+
+def _splits(cfg: CfgNode, data: TrainingData) -> list[SplitUnderTest]:
+    size = cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE
+    measured = math.ceil(size / cfg.INPUT.CROP_RATIO)
+    splits = [_split('train', data.train, max(train_sizes(cfg).values()))]
+    if data.valid is not None:
+        splits.append(_split('valid', data.valid, measured))
+    test = _test_split(cfg, data)
+    if test is not None:
+        splits.append(_split('test', test, measured))
+    return splits
+
+
+def _split(name: str, split: Split, enlarged_below: int) -> SplitUnderTest:
+    return SplitUnderTest(
+        name, split.source, split.images, split.names, split.labels, split.num_classes, enlarged_below
+    )
+
+
+def _test_split(cfg: CfgNode, data: TrainingData) -> Split | None:
+    if cfg.DATASET.NAME.startswith('cifar'):
+        return None  # its test images are the valid split
+    try:
+        return open_test_split(cfg, data.class_names)
+    except UserError as error:
+        if cfg.DATASET.TEST_JSON or cfg.DATASET.TEST_ROOT:
+            raise
+        LOGGER.info('the test split is left out: %s', error)
+        return None

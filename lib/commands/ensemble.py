@@ -1,0 +1,138 @@
+"""RESUME_MODEL and TEST.ENSEMBLE in the config -> the models that predict together, and how they look at images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from yacs.config import CfgNode
+
+from lib.backbone.create import measure_width
+from lib.builders.loader import build_eval_loader, eval_batch_size, num_workers, plain_view
+from lib.builders.split import Split
+from lib.commands.cli import read_options
+from lib.commands.loaded_model import Trained, load_trained
+from lib.dataset.transforms import ResizeCenterCrop, ResizeCornerCrop, ResizeWhole, Transform
+from lib.errors import UserError
+from lib.inference.ensemble import Member
+
+# TEST.CROPS -> side and crop ratio -> what is seen of an image. Each also mirrored for 'ten', or with TEST.FLIP.
+CROPS = {
+    'center': lambda size, ratio: [ResizeCenterCrop(size, ratio)],
+    'five': lambda size, ratio: _five(size, ratio),
+    'ten': lambda size, ratio: _five(size, ratio),
+    'whole': lambda size, ratio: [ResizeWhole(size)],
+}
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What a model is shown of each image: the plain view first, then the others, each mirrored as well or not."""
+
+    plain: ResizeCenterCrop
+    others: list[Transform]
+    flip: bool
+    counts_plain: bool
+
+    def __len__(self) -> int:
+        return (self.counts_plain + len(self.others)) * (1 + self.flip)
+
+
+def looks_of(cfg: CfgNode) -> Looks:
+    """Return what TEST says."""
+    test, plain = cfg.TEST, plain_view(cfg)
+    if not test.SCALES:
+        raise UserError('TEST.SCALES is empty, but must be numbers separated by commas, such as 1.0')
+    views = [
+        view
+        for scale in test.SCALES
+        for view in CROPS[test.CROPS](max(8, round(plain.size * scale)), cfg.INPUT.CROP_RATIO)
+    ]
+    others = [view for view in views if view != plain]
+    return Looks(plain, others, test.FLIP or test.CROPS == 'ten', counts_plain=plain in views)
+
+
+def load_members(trained: Trained) -> list[Trained]:
+    """Return the models that predict together: RESUME_MODEL's, and those of TEST.ENSEMBLE.
+
+    Raises:
+        UserError: a checkpoint is missing, or knows other classes.
+    """
+    paths = [path.strip() for path in trained.cfg.TEST.ENSEMBLE.split(',') if path.strip()]
+    members = [trained]
+    for path in paths:
+        other = load_trained(_config_of(path, trained), trained.ranks)
+        if other.class_names != trained.class_names:
+            raise UserError(
+                f'TEST.ENSEMBLE {path}: its {len(other.class_names)} classes are not the {len(trained.class_names)} of '
+                f'{trained.checkpoint.path}, name by name'
+            )
+        members.append(other)
+    return members
+
+
+def build_members(trained: Sequence[Trained], split: Split, *, compares: bool) -> list[Member]:
+    """Return the models with what shows them a split.
+
+    Args:
+        compares: the first is shown the plain view even where that does not count.
+
+    Raises:
+        UserError: a backbone does not take one of the sizes.
+    """
+    first = trained[0]
+    first.check_classes(split)
+    members = []
+    for place, member in enumerate(trained):
+        looks = looks_of(member.cfg)
+        for size in sorted({view.size for view in looks.others} - {looks.plain.size}):
+            measure_width(member.model.backbone, member.cfg.MODEL.BACKBONE, size, 'TEST.SCALES')
+        shows_plain = looks.counts_plain or (compares and place == 0)
+        views = [looks.plain, *looks.others] if shows_plain else looks.others
+        loader = build_eval_loader(member.cfg, split, member.device, member.ranks, views)
+        members.append(Member(member.model, loader, looks.flip, looks.counts_plain or not shows_plain))
+    return members
+
+
+def given_weights(text: str, num_members: int) -> list[float] | None:
+    """Return the weights of the members that TEST.ENSEMBLE_WEIGHTS gives, of sum 1; None where they are to be fitted.
+
+    Raises:
+        UserError: neither a known word nor a number for each member.
+    """
+    if text == 'equal':
+        return [1 / num_members] * num_members
+    if text == 'valid':
+        return None
+    try:
+        weights = np.array([float(part) for part in text.split(',')])
+    except ValueError:
+        weights = np.zeros(0)
+    if len(weights) != num_members or not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
+        raise UserError(
+            f"TEST.ENSEMBLE_WEIGHTS is {text!r}, but must be 'equal', 'valid' or {num_members} numbers, at least 0, "
+            'separated by commas: one for each model, RESUME_MODEL first'
+        )
+    return (weights / weights.sum()).tolist()
+
+
+def _config_of(path: str, trained: Trained) -> CfgNode:
+    """Return the config of another checkpoint, with what of this run is not the model's."""
+    cfg = trained.cfg
+    test = {name: value for name, value in cfg.TEST.items() if name not in ('ENSEMBLE', 'BATCH_SIZE')}
+    run = dict(cfg.RUN)
+    # The models take the same batches, and share the cores.
+    test['BATCH_SIZE'] = eval_batch_size(cfg, trained.device)
+    count = 1 + cfg.TEST.ENSEMBLE.count(',') + 1
+    run['NUM_WORKERS'] = max(min(1, num_workers(cfg.RUN.NUM_WORKERS)), num_workers(cfg.RUN.NUM_WORKERS) // count)
+    options = [('TEST', test), ('RUN', run)]
+    argv = ['--RESUME_MODEL', path, '--LOG_ROOT', cfg.LOG_ROOT]
+    for section, values in options:
+        for name, value in values.items():
+            shown = ','.join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+            argv += [f'--{section}_{name}', shown]
+    return read_options(argv).cfg
+
+
+def _five(size: int, ratio: float) -> list[Transform]:
+    corners = [ResizeCornerCrop(size, ratio, right, bottom) for bottom in (False, True) for right in (False, True)]
+    return [ResizeCenterCrop(size, ratio), *corners]

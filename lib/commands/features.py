@@ -1,0 +1,66 @@
+"""The features of a split by a checkpoint: from the disk where an earlier look left them there."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lib.builders.loader import build_eval_loader
+from lib.builders.split import Split
+from lib.commands.cache_key import input_identity, split_identity, weights_digest
+from lib.commands.loaded_model import Trained
+from lib.errors import UserError
+from lib.inference.features import Features, fill_features
+from lib.runtime.column_store import RowStore, made_store
+from lib.runtime.log import LOGGER
+
+FOLDER = 'features'
+
+
+def split_features(trained: Trained, split: Split, label: str, *, has_its_classes: bool = True) -> Features:
+    """Return the features of a split, by one pass over its images or from RUN_FOLDER/features, where it leaves them.
+
+    What the cache is of (weights of the backbone, images, input) is checked; of one checkpoint and split there is one.
+    Ranks share the pass, and must share the folder.
+
+    Args:
+        label: name of the split, for the progress bar and the cache.
+        has_its_classes: whether the split's labels are to be those of the model.
+
+    Raises:
+        UserError: it has no image, or its labels do not fit the model.
+    """
+    if not len(split):
+        raise UserError(f'{split.source}: no images, so there are no features')
+    if has_its_classes:
+        trained.check_classes(split)
+    folder = trained.folder / FOLDER / f'{trained.checkpoint.path.stem}-{label}'
+    about = _about(trained, split)
+    with trained.ranks.main_first():
+        if trained.ranks.is_main:
+            _make(folder, trained, split, about)
+    store = RowStore(folder, writer=trained.ranks.rank)
+    if store.is_complete:
+        LOGGER.info('%s: features of the %s split as they were looked at before', folder, label)
+    else:
+        if not store.done.any():
+            LOGGER.info('%s: keeps features, %s', folder, _size(store.columns['features'].nbytes))
+        loader = build_eval_loader(trained.cfg, split, trained.device, trained.ranks)
+        fill_features(trained.model, loader, store, label=label)
+        trained.ranks.wait()
+    return Features(store.columns['features'], split.labels.astype(np.int64), store.columns['readable'], store.notes())
+
+
+def _make(folder: Path, trained: Trained, split: Split, about: dict[str, Any]) -> None:
+    width = trained.model.backbone.num_features
+    made_store(folder, len(split), {'features': (np.float32, (width,)), 'readable': (bool, ())}, about)
+
+
+def _about(trained: Trained, split: Split) -> dict[str, Any]:
+    """Return what features depend on."""
+    backbone = weights_digest(trained.checkpoint.state_dict, 'backbone.')
+    return {'backbone': backbone, **split_identity(split), **input_identity(trained)}
+
+
+def _size(count: int) -> str:
+    return f'{count / 1e9:.1f} GB' if count >= 1e9 else f'{count / 1e6:.1f} MB'

@@ -1,0 +1,107 @@
+"""A trained model out of RESUME_MODEL, with what its checkpoint knows."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from yacs.config import CfgNode
+
+from lib.builders.device import build_device
+from lib.builders.loader import build_eval_loader
+from lib.builders.model import class_names, model_of
+from lib.builders.split import Split
+from lib.distributed.process_group import ALONE, Ranks
+from lib.errors import UserError
+from lib.inference.run import Evaluation, LookAt, evaluate
+from lib.model import Recognizer
+from lib.runtime.device import Device
+from lib.runtime.log import LOGGER
+from lib.trainer.checkpointing.latest import newest_checkpoint
+from lib.trainer.checkpointing.state import Checkpoint, read_checkpoint
+
+
+@dataclass
+class Trained:
+    """A model ready to predict.
+
+    Attributes:
+        folder: where results go: the run folder that the checkpoint lies in, else LOG_ROOT/NAME.
+        class_names: (num_classes,) names; numbers where there are none.
+        train_counts: (num_classes,) original training counts; zeros where the checkpoint does not know them.
+        ranks: that share the images of a split. All know the results, the main one writes.
+    """
+
+    cfg: CfgNode
+    checkpoint: Checkpoint
+    model: Recognizer
+    device: Device
+    folder: Path
+    class_names: list[str]
+    train_counts: np.ndarray
+    ranks: Ranks = ALONE
+
+    @property
+    def class_parents(self) -> list[list[str]]:
+        """The ancestors of each class, root first; empty where the checkpoint knows none."""
+        known = self.checkpoint.training_set
+        return known.class_parents if known else []
+
+    @property
+    def stem(self) -> Path:
+        """Results are named after the checkpoint: this path, with an ending."""
+        return self.folder / self.checkpoint.path.stem
+
+    def evaluate(self, split: Split, *, label: str, look_at: LookAt | None = None) -> Evaluation:
+        """Run the model over a split.
+
+        Raises:
+            UserError: its labels do not fit the model.
+        """
+        self.check_classes(split)
+        found = evaluate(
+            self.model,
+            build_eval_loader(self.cfg, split, self.device, self.ranks),
+            num_classes=split.num_classes,
+            train_counts=self.train_counts,
+            label=label,
+            look_at=look_at,
+            ranks=self.ranks,
+        )
+        return replace(found, metrics=self.known(found.metrics))
+
+    def check_classes(self, split: Split) -> None:
+        """Raise UserError where the labels of a split do not fit the model."""
+        if split.num_classes != self.checkpoint.num_classes:
+            raise UserError(
+                f'{split.source} has num_classes {split.num_classes}, but {self.checkpoint.path} was trained on '
+                f'{self.checkpoint.num_classes} classes'
+            )
+
+    def known(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Return `metrics` without many, medium and few where no training counts say which classes those are."""
+        groups = () if self.checkpoint.training_set else ('many', 'medium', 'few')
+        return {name: value for name, value in metrics.items() if name not in groups}
+
+
+def load_trained(cfg: CfgNode, ranks: Ranks = ALONE) -> Trained:
+    """Load the model that RESUME_MODEL names, on every rank.
+
+    Raises:
+        UserError: no checkpoint there, or it does not fit the config.
+    """
+    folder = Path(cfg.LOG_ROOT, cfg.NAME)
+    if cfg.RESUME_MODEL == 'last':
+        checkpoint, faults = newest_checkpoint(folder)
+        if checkpoint is None:
+            raise UserError(f'RESUME_MODEL last: {faults[0] if faults else f"{folder} holds no checkpoint"}')
+        checkpoint = checkpoint.with_rows()
+    else:
+        checkpoint = read_checkpoint(cfg.RESUME_MODEL)
+    if (checkpoint.path.parent / 'config.yaml').exists():
+        folder = checkpoint.path.parent
+    device = build_device(cfg, ranks)
+    model = model_of(checkpoint, cfg, device)
+    LOGGER.info('%s: %d classes, %s', checkpoint.path, checkpoint.num_classes, device.describe(training=False))
+    known = checkpoint.training_set
+    counts = known.class_counts if known else np.zeros(checkpoint.num_classes, np.int64)
+    return Trained(cfg, checkpoint, model, device, folder, class_names(checkpoint), counts, ranks)

@@ -1,0 +1,167 @@
+"""What the report shows of a run."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from yacs.config import CfgNode
+
+from lib.builders.data import open_valid_split
+from lib.builders.model import class_names, held_classes, model_of
+from lib.builders.split import Split
+from lib.commands.features import split_features
+from lib.commands.loaded_model import Trained
+from lib.commands.train import Training
+from lib.config.yaml_text import as_text
+from lib.errors import UserError
+from lib.inference.features import answers_from
+from lib.metrics.predictions import predictions_alone
+from lib.report.plots import plot_curves, plot_error_by_count
+from lib.report.run_page import ReportData, write_report
+from lib.runtime.log import LOGGER
+from lib.trainer.checkpointing.state import Checkpoint, read_checkpoint
+from lib.trainer.run_folder import RunFolder
+
+
+def training_report(training: Training) -> Path:
+    """Evaluate the best model once more; the main rank draws its pictures and writes the run's report.html."""
+    folder, page = training.folder, training.folder.path / 'report.html'
+    training.ranks.wait()  # for the main rank to have written the best model
+    best = _best(folder, training)
+    history = folder.history()
+    answers = predictions_alone(*np.zeros((2, 0), np.int64))
+    if training.data.valid:
+        classes = held_classes(training.cfg, best.num_classes, training.ranks)
+        answers = training.evaluate(model_of(best, training.cfg, training.device, classes=classes)).answers
+    if not training.ranks.is_main:
+        return page
+    known = training.plan.training_set
+    plot_curves(folder.path / 'curves.png', history)
+    if len(answers):
+        plot_error_by_count(folder.path / 'error_by_count.png', known.class_counts, answers.labels, answers.predicted)
+    data = ReportData(
+        title=training.cfg.NAME,
+        command=_command(),
+        history=history,
+        summary=_summary(history, best),
+        class_names=class_names(best),
+        class_parents=known.class_parents,
+        train_counts=known.class_counts,
+        answers=answers,
+        open_image=training.data.valid.images.load if training.data.valid else None,
+        tau=_tau_of(training),
+        config_text=as_text(training.cfg),
+        environment_text=_environment_of(folder.path),
+    )
+    return _write(page, data, training.cfg)
+
+
+def trained_report(trained: Trained) -> Path:
+    """Measure a trained model on the valid split and write its report beside the checkpoint.
+
+    That of best_model.pth is report.html, that of another one STEM_report.html.
+
+    Raises:
+        UserError: no labelled valid split, or one of other classes.
+    """
+    valid = open_valid_split(trained.cfg)
+    answers = answers_from(trained.model, split_features(trained, valid, 'valid'))
+    stem, folder = trained.checkpoint.path.stem, trained.checkpoint.path.parent
+    page = trained.folder / ('report.html' if stem == 'best_model' else f'{stem}_report.html')
+    tau = _read_tau(folder / 'tau.json')  # there when the model is a re-balanced one
+    summary = _summary(RunFolder(folder, writes=False).history(), trained.checkpoint)
+    data = _data_of(
+        trained,
+        valid,
+        title=f'{trained.cfg.NAME}, re-balanced' if tau else trained.cfg.NAME,
+        summary={name: found for name, found in summary.items() if name == 'best'},
+        answers=answers,
+        tau=tau,
+        is_rebalanced=bool(tau),
+        environment_text=_environment_of(folder),
+        notes=['Errors are those of the re-balanced model.'] if tau else [],
+    )
+    return _write(page, data, trained.cfg)
+
+
+def rebalanced_report(path: Path, trained: Trained, valid: Split, before: np.ndarray, tau: dict[str, Any]) -> Path:
+    """Write the report of a re-balanced model: the run's curves, the tau curve, and errors before it.
+
+    `before`: (num_images,) class that the checkpoint predicts for each valid image.
+    """
+    data = _data_of(
+        trained,
+        valid,
+        title=f'{trained.cfg.NAME}, re-balanced',
+        summary=_summary(RunFolder(trained.checkpoint.path.parent).history(), trained.checkpoint),
+        answers=predictions_alone(valid.labels, before),
+        tau=tau,
+        environment_text=_environment_of(path.parent),
+        notes=['Errors of classes and confused pairs are those of the checkpoint before re-balancing.'],
+    )
+    return _write(path, data, trained.cfg)
+
+
+def _data_of(trained: Trained, valid: Split, **parts: Any) -> ReportData:
+    """Return the report's data with what every trained model knows."""
+    return ReportData(
+        command=_command(),
+        history=RunFolder(trained.checkpoint.path.parent, writes=False).history(),
+        class_names=trained.class_names,
+        class_parents=trained.class_parents,
+        train_counts=trained.train_counts if trained.checkpoint.training_set else np.zeros(0, np.int64),
+        open_image=valid.images.load,
+        config_text=as_text(trained.cfg),
+        **parts,
+    )
+
+
+def _write(path: Path, data: ReportData, cfg: CfgNode) -> Path:
+    return write_report(path, data, max_bytes=1e6 * cfg.REPORT.MAX_MB, json_too=cfg.REPORT.JSON)
+
+
+def _environment_of(folder: Path) -> str:
+    file = folder / 'environment.txt'
+    return file.read_text(encoding='utf-8') if file.exists() else ''
+
+
+def _best(folder: RunFolder, training: Training) -> Checkpoint:
+    """Return best_model.pth; the newest where a fine-tuned run was continued before it had a best."""
+    for name in ('best_model.pth', 'last.pth'):
+        if (folder.path / name).exists():
+            return read_checkpoint(folder.path / name)
+    raise UserError(f'{folder.path} holds no checkpoint to report on')
+
+
+def _summary(history: list[dict[str, Any]], best: Checkpoint) -> dict[str, dict[str, Any]]:
+    valid = [entry for entry in history if entry['split'] == 'valid']
+    epoch = best.place.epoch if best.place else None
+    found = {'last': valid[-1]} if valid else {}
+    chosen = [entry for entry in valid if entry['epoch'] == epoch]
+    return {**({'best': chosen[-1]} if chosen else {}), **found}
+
+
+def _tau_of(training: Training) -> dict[str, Any] | None:
+    """Return tau.json of this very run, if it was re-balanced after its best model was written."""
+    file = Path(training.cfg.TAU_NORM.LOG_ROOT, training.cfg.NAME, 'tau.json')
+    best = training.folder.path / 'best_model.pth'
+    if not file.exists() or file.stat().st_mtime < best.stat().st_mtime:
+        return None
+    return _read_tau(file)
+
+
+def _read_tau(file: Path) -> dict[str, Any] | None:
+    if not file.exists():
+        return None
+    try:
+        return json.loads(file.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        LOGGER.warning('%s: cannot be read (%s), so the report has no tau curve', file, error)
+        return None
+
+
+def _command() -> str:
+    return shlex.join(['python', *sys.argv])

@@ -1,0 +1,168 @@
+"""tau_norm.py's work: one pass over the valid split, the best tau, an ordinary checkpoint."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from lib.builders.data import open_valid_split
+from lib.builders.split import Split
+from lib.classifier.cosine import Cosine
+from lib.classifier.lws import without_scale
+from lib.commands.features import split_features
+from lib.commands.loaded_model import Trained
+from lib.commands.report import rebalanced_report
+from lib.config.yaml_text import as_text
+from lib.errors import UserError
+from lib.inference.features import batch_of
+from lib.posthoc.crossfit import NUM_FOLDS, cross_fitted, stratified_folds
+from lib.posthoc.tau_sweep import FLAT_NOTE, ImageIntervals, TauSweep, normalize_classifier, tau_report
+from lib.report.plots import plot_tau
+from lib.runtime.files import write_json
+from lib.runtime.lock import locked
+from lib.runtime.log import LOGGER
+from lib.trainer.checkpointing.state import versions, write_checkpoint
+from lib.trainer.run_folder import RunFolder, set_aside
+
+
+@dataclass(frozen=True)
+class Rebalanced:
+    """The content of tau.json, and the files written, the model first."""
+
+    tau: dict
+    files: list[Path]
+
+
+def rebalance(trained: Trained) -> Rebalanced:
+    """Choose tau on the valid split; the main rank writes TAU_NORM.LOG_ROOT/NAME.
+
+    Raises:
+        UserError: no labelled valid split; the folder holds an earlier result and OVERWRITE is False.
+    """
+    options = trained.cfg.TAU_NORM
+    folder = Path(options.LOG_ROOT, trained.cfg.NAME)
+    check_free(folder, trained)
+    with trained.ranks.main_first():
+        valid = open_valid_split(trained.cfg)
+    classifier = _effective(trained)
+    features = split_features(trained, valid, 'valid')
+    sweep = TauSweep(classifier['weight'], classifier.get('bias'), max_tau=options.MAX_TAU)
+    share = trained.ranks.share(len(features))
+    for batch in features.batches(batch_of(valid.num_classes), trained.device.main, share):
+        sweep.update(*batch)
+    images = sweep.finish(trained.ranks)
+    choice, curve = images.choose(options.SELECT_BY)
+    right = [images.before_right, images.before_right if choice.tau is None else images.right_at(choice.tau)]
+    before, after = (trained.known(images.metrics(part, trained.train_counts)) for part in right)
+    tau = tau_report(choice, curve, before, after, note=FLAT_NOTE if images.all_equal else '')
+    tau['cross_fitted'] = _on_other_images(trained, images)
+    files = _write(trained, folder, choice.tau, tau, valid, images) if trained.ranks.is_main else []
+    return Rebalanced(tau, files)
+
+
+def _on_other_images(trained: Trained, images: ImageIntervals) -> dict | None:
+    """Return the metrics on images that tau was not chosen on, fold by fold; None for fewer images than folds."""
+    if len(images.labels) < NUM_FOLDS:
+        return None
+    folds = stratified_folds(images.labels, seed=trained.cfg.SEED)
+    found = cross_fitted(images, trained.cfg.TAU_NORM.SELECT_BY, folds)
+    metrics = trained.known(images.metrics(found.right, trained.train_counts))
+    return {'folds': NUM_FOLDS, 'taus': found.taus, **metrics}
+
+
+def write_rebalanced(trained: Trained, folder: Path, weight: torch.Tensor, bias: torch.Tensor) -> list[Path]:
+    """Write a trained model with another linear classifier as folder/best_model.pth; an earlier result is set aside.
+
+    Raises:
+        UserError: its classifier is a cosine one, whose rows have no lengths and which has no bias.
+    """
+    state = dict(trained.checkpoint.state_dict)
+    if 'classifier.bias' not in state:
+        raise UserError(
+            f'{trained.checkpoint.path}: its classifier is a cosine one, which takes neither norms nor bias'
+        )
+    state['classifier.weight'], state['classifier.bias'] = weight.cpu(), bias.cpu()
+    if 'classifier.scale' in state:
+        state['classifier.scale'] = torch.ones_like(state['classifier.scale'])
+    with _fresh(folder, trained):
+        return [_write_model(trained, folder, state)]
+
+
+def _write(
+    trained: Trained, folder: Path, chosen: float | None, tau: dict, valid: Split, images: ImageIntervals
+) -> list[Path]:
+    with _fresh(folder, trained):
+        state = trained.checkpoint.state_dict if chosen is None else _normalized(trained, chosen)
+        files = [_write_model(trained, folder, state)]
+        files += [folder / name for name in ('tau.json', 'tau.png', 'report.html')]
+        write_json(files[1], tau)
+        plot_tau(files[2], tau)
+        predicted = np.full(len(valid), -1)
+        predicted[valid.labels >= 0] = images.predicted
+        rebalanced_report(files[3], trained, valid, predicted, tau)
+    return files
+
+
+@contextmanager
+def _fresh(folder: Path, trained: Trained) -> Iterator[None]:
+    """Hold a folder, an earlier result in it set aside, and write about the run into it."""
+    if (folder / 'best_model.pth').exists():
+        LOGGER.info('the earlier result is kept as %s', set_aside(folder))
+    with locked(folder):
+        environment = {'device': trained.device.describe(training=False), **versions()}
+        RunFolder(folder).write_about(as_text(trained.cfg), environment)
+        yield
+
+
+def _write_model(trained: Trained, folder: Path, state: dict[str, torch.Tensor]) -> Path:
+    # With the config it was loaded by: options that an old checkpoint needed need not be given again.
+    changes = {'state_dict': state, 'config': as_text(trained.cfg)}
+    # There is no going on with training from it.
+    changes |= dict.fromkeys(('optimizer', 'training_state', 'scaler', 'history', 'bad_images', 'rng', 'versions'))
+    write_checkpoint(folder / 'best_model.pth', replace(trained.checkpoint, **changes))
+    return folder / 'best_model.pth'
+
+
+def check_free(folder: Path, trained: Trained) -> None:
+    """Raise UserError where a re-balanced model cannot go, or is what would be re-balanced."""
+    if trained.checkpoint.path.resolve().parent == folder.resolve():
+        raise UserError(
+            f'RESUME_MODEL {trained.checkpoint.path} is re-balanced already: give the model it was made from'
+        )
+    if (folder / 'best_model.pth').exists() and not trained.cfg.OVERWRITE:
+        raise UserError(
+            f'{folder} holds an earlier result: --OVERWRITE True renames it aside, or give another --TAU_NORM_LOG_ROOT'
+        )
+
+
+def linear_classifier(trained: Trained) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weight and bias of the linear classifier that scores as the trained one does, float32, on its device.
+
+    A cosine classifier's rows have norm 1 (what scales its logits, and the features' length, is the same for all
+    classes of an image); scales of classes are worked in; without a bias it is zero.
+    """
+    state = _effective(trained)
+    weight = state['weight'].float()
+    return weight, state.get('bias', torch.zeros(len(weight), device=weight.device)).float()
+
+
+def _effective(trained: Trained) -> dict[str, torch.Tensor]:
+    """The classifier as a plain linear one. A cosine classifier's rows have norm 1; scales of classes are worked in."""
+    classifier = trained.model.classifier
+    if isinstance(classifier, Cosine):
+        return {'weight': F.normalize(classifier.weight.detach(), dim=1)}
+    return without_scale({key: value.detach() for key, value in classifier.state_dict().items()})
+
+
+def _normalized(trained: Trained, tau: float) -> dict[str, torch.Tensor]:
+    state = dict(trained.checkpoint.state_dict)
+    if 'classifier.bias' in state:
+        weight = _effective(trained)['weight'].cpu()
+        state['classifier.weight'], state['classifier.bias'] = normalize_classifier(weight, tau)
+        if 'classifier.scale' in state:
+            state['classifier.scale'] = torch.ones_like(state['classifier.scale'])
+    return state

@@ -1,0 +1,94 @@
+"""What the logits of a batch go through before they are compared: scales, shifts and weights a class."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from lib.loss.per_class import PerClass
+from lib.loss.sharded_logits import Logits, Places, at_columns, exact_dtype, split
+
+
+@dataclass(frozen=True)
+class Block:
+    """The logits of some images of a batch, for a loss that weighs the classes by image.
+
+    Attributes:
+        values: (rows, num_columns), scaled and shifted, float32 or float64; to be changed in place.
+        labels: (rows, k) int64.
+        rows: which images.
+        batch: what the whole batch goes through.
+    """
+
+    values: torch.Tensor
+    labels: torch.Tensor
+    rows: slice
+    batch: 'Adjustment'
+
+    def own(self) -> torch.Tensor:
+        """Return the labels' logits (rows, k), scaled and shifted. Parts of the classes exchange them once a batch."""
+        return self.batch.joined_own[self.rows]
+
+
+# Adds the logarithms of weights to the values of a block, in place; what it does to the labels' does not matter. They
+# are constants to the gradient; -inf takes a class out of the softmax.
+Weigh = Callable[[Block], None]
+
+
+class Adjustment:
+    """z -> scale z + shift of every class, and + ln weight of those that are not the label.
+
+    Args:
+        logits: of all classes or of some.
+        labels: (batch, k) int64.
+        scale, shift: a class, or None.
+        weigh: adds the weights, or None.
+
+    Attributes:
+        columns: which classes the logits are of; None: all.
+        places: where the labels are among them.
+        scale: (num_columns,) or None.
+        own: the labels' logits (batch, k), scaled and shifted; 0 where the class is elsewhere.
+    """
+
+    def __init__(
+        self,
+        logits: Logits,
+        labels: torch.Tensor,
+        scale: PerClass | None = None,
+        shift: PerClass | None = None,
+        weigh: Weigh | None = None,
+    ) -> None:
+        values, self.columns = split(logits)
+        self.places = Places(labels, self.columns)
+        dtype = exact_dtype(logits)
+        own = self.places.take(values.detach()).to(dtype)
+        self.scale = self._shift = None
+        if scale is not None:
+            scales = scale.to(logits.device, dtype)
+            self.scale = at_columns(scales, logits)
+            own = own * scales[labels]
+        if shift is not None:
+            shifts = shift.to(logits.device, dtype)
+            self._shift = at_columns(shifts, logits)
+            own = self.places.zero_elsewhere(own + shifts[labels])
+        self.own = own
+        self._labels, self._weigh = labels, weigh
+
+    def scale_and_shift(self, block: torch.Tensor) -> None:
+        """Change the logits (rows, num_columns) of some images in place."""
+        if self.scale is not None:
+            block.mul_(self.scale)
+        if self._shift is not None:
+            block.add_(self._shift)
+
+    def weigh(self, block: torch.Tensor, rows: slice) -> None:
+        """Add the logarithms of weights in place."""
+        if self._weigh is not None:
+            self._weigh(Block(block, self._labels[rows], rows, self))
+
+    @functools.cached_property
+    def joined_own(self) -> torch.Tensor:
+        """`own` over all parts of the classes."""
+        return self.own if self.columns is None else self.columns.join(self.own).sum(dim=0)

@@ -1,0 +1,85 @@
+"""Is one model better than another? Both see the same images, so that only those count on which they differ."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from lib.metrics.intervals import NUM_DRAWS, difference_interval
+from lib.metrics.predictions import Answers
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A second model beside a first one on the same images.
+
+    Attributes:
+        images: how many have a label.
+        only_first, only_second: how many of them only that model has right.
+        p_value: of McNemar's test that both are equally likely to be right; over images, whatever their class.
+        difference: mean class error of the second minus that of the first; below 0, the second is better.
+        interval: (low, high) of the difference, 95 %.
+    """
+
+    images: int
+    only_first: int
+    only_second: int
+    p_value: float
+    difference: float
+    interval: tuple[float, float]
+
+
+def compare(
+    first: Answers, second: Answers, num_classes: int, *, num_draws: int = NUM_DRAWS, seed: int = 0
+) -> Comparison:
+    """Compare two models' answers to the same images; those labelled -1 do not count.
+
+    The interval is a paired bootstrap's: whether neither, both, or which of the two is right is drawn together for
+    an image, within its class, corrected for few images a class (lib.metrics.intervals).
+
+    Raises:
+        ValueError: the labels differ, so the images do; or none has a label.
+    """
+    if not np.array_equal(first.labels, second.labels):
+        raise ValueError('two models can be compared on the same images only, but their labels differ')
+    known = first.labels >= 0
+    if not known.any():
+        raise ValueError('two models can be compared on labelled images only')
+    total, gained, lost = (
+        np.bincount(first.labels[rows], minlength=num_classes)
+        for rows in (known, second.right & ~first.right, first.right & ~second.right)
+    )
+    has_images = total > 0
+    low, high = difference_interval(gained, lost, total, num_draws=num_draws, seed=seed)
+    only_first, only_second = int(lost.sum()), int(gained.sum())
+    return Comparison(
+        images=int(total.sum()),
+        only_first=only_first,
+        only_second=only_second,
+        p_value=mcnemar(only_first, only_second),
+        # A gain in accuracy is a loss of error.
+        difference=float(((lost - gained)[has_images] / total[has_images]).mean()),
+        interval=(-high, -low),
+    )
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Return the exact two-sided p-value of McNemar's test (Psychometrika, 1947): a fair coin for every image that
+    one model alone has right.
+
+    That is 2 P(X <= min(b, c)), X ~ Binomial(b + c, 1/2), at most 1. Exact for any number: the binomial's terms are
+    summed from the largest down by their ratios, so that no approximation for many images is needed.
+
+    Args:
+        only_first, only_second: b and c, images that only one of the models has right.
+    """
+    fewer, trials = min(only_first, only_second), only_first + only_second
+    if 2 * fewer == trials:
+        return 1.0
+    largest = (
+        math.lgamma(trials + 1) - math.lgamma(fewer + 1) - math.lgamma(trials - fewer + 1) - trials * math.log(2.0)
+    )
+    # P(X = k - 1) / P(X = k) = k / (trials - k + 1)
+    places = np.arange(fewer, 0, -1)
+    logs = np.concatenate([[0.0], np.cumsum(np.log(places / (trials - places + 1)))])
+    return min(1.0, 2.0 * math.exp(largest) * float(np.exp(logs).sum()))

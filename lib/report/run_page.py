@@ -1,0 +1,169 @@
+"""A run's report: one HTML file that needs nothing but itself."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from lib.report.calibration import draw_reliability
+from lib.report.cards import card_maker
+from lib.report.chart_style import PALETTE, inline_svg, new_panel, styled
+from lib.report.class_list import class_data, static_rows
+from lib.report.curves import curve_panels, draw_panel
+from lib.report.data import ReportData
+from lib.report.data_statistics import data_statistics, draw_class_sizes
+from lib.report.error_by_count import draw_error_by_count
+from lib.report.galleries import Album
+from lib.report.page import inline_script, page_environment
+from lib.report.report_json import report_figures
+from lib.report.report_metrics import GROUPS, Measured, measure
+from lib.report.summary import between, dataset_facts, group_rows, percent, points, summary_cards, tau_rows, thousands
+from lib.report.tau_curve import METRICS, draw_tau
+from lib.runtime.files import write_text
+from lib.runtime.log import LOGGER
+
+MAX_BYTES = 5_000_000
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with its heading and a sentence on how to read it."""
+
+    title: str
+    svg: Markup
+    caption: str = ''
+
+
+def write_report(
+    path: str | os.PathLike, data: ReportData, *, max_bytes: float = MAX_BYTES, json_too: bool = False
+) -> Path:
+    """Write the report of a run to `path`, atomically. The same data gives the same bytes.
+
+    Args:
+        max_bytes: pictures are left out, the last ones first, until the file is no larger.
+        json_too: write the figures beside it, with the ending .json.
+    """
+    path, measured = Path(path), measure(data)
+    write_text(path, _within(max_bytes, path, data, _renderer(data, measured), card_maker(measured)))
+    if json_too:
+        write_text(path.with_suffix('.json'), report_figures(data, measured))
+    return path
+
+
+def _within(max_bytes: float, path: Path, data: ReportData, render: Callable, make_cards: Callable) -> str:
+    """Return the page with as many pictures as it may have."""
+    if data.open_image is None:
+        return render(make_cards(None), 0)
+    album = Album(data.open_image, 0)
+    page = render(make_cards(album), album.num_left_out)
+    room = max_bytes - len(page.encode())
+    if room < 0:
+        LOGGER.warning(
+            '%s takes %.1f MB without any picture, more than REPORT.MAX_MB %g',
+            path, (max_bytes - room) / 1e6, max_bytes / 1e6,
+        )  # fmt: skip
+        return page
+    while True:
+        album.fill_up_to(room)
+        page = render(make_cards(album), album.num_left_out)
+        excess = len(page.encode()) - max_bytes
+        if excess <= 0:
+            return page
+        room -= excess  # there is more text around the pictures than thought
+
+
+def _renderer(data: ReportData, measured: Measured | None) -> Callable[[dict, int], str]:
+    """Return what renders the page with its cards and the number of pictures left out; all else is made once."""
+    environment = page_environment()
+    environment.filters.update(percent=percent, points=points, thousands=thousands, between=between)
+    environment.globals.update(name_of=data.name_of)
+    script, script_hash = inline_script('classes.js')
+    parts = {
+        'data': data,
+        'best_epoch': (data.summary.get('best') or {}).get('epoch'),
+        'last_epoch': (data.summary.get('last') or {}).get('epoch'),
+        'palette': PALETTE,
+        'measured': measured,
+        'facts': dataset_facts(data, measured),
+        'cards': summary_cards(data, measured),
+        'curves': _curves(data),
+        'by_count': _by_count(data, measured),
+        'groups': group_rows(data, measured),
+        'calibration': _calibration(measured),
+        'statistics': data_statistics(data, measured),
+        'sizes': _sizes(data),
+        'rows': static_rows(data, measured) if measured else [],
+        'class_data': class_data(data, measured) if measured else '',
+        'script': script,
+        'script_hash': script_hash,
+        'tau': _tau_chart(data.tau),
+        'tau_rows': tau_rows(data.tau),
+    }
+    template = environment.get_template('template.html')
+
+    def render(cards: dict[str, Any], num_left_out: int) -> str:
+        return template.render(**parts, **cards, num_left_out=num_left_out)
+
+    return render
+
+
+def _curves(data: ReportData) -> list[Chart]:
+    best_epoch = (data.summary.get('best') or {}).get('epoch')
+    charts = []
+    with styled():
+        for panel in curve_panels(data.history):
+            figure, axes = new_panel()
+            draw_panel(axes, panel, best_epoch)
+            names = ', '.join(series.label for series in panel.series)
+            charts.append(Chart(panel.title, inline_svg(figure, f'{panel.title} over the epochs: {names}')))
+    return charts
+
+
+def _by_count(data: ReportData, measured: Measured | None) -> Chart | None:
+    if not measured or not len(data.train_counts):
+        return None
+    with styled():
+        figure, axes = new_panel()
+        counts, answers = np.asarray(data.train_counts), measured.answers
+        num_classes, num_dots = draw_error_by_count(axes, counts, answers.labels, answers.predicted)
+        svg = inline_svg(figure, 'Error of each class against its number of training images')
+    drawn = f'{thousands(num_classes)} classes in {thousands(num_dots)} dots'
+    caption = f'{drawn}; a larger, fuller dot stands for more classes.'
+    return Chart('Error by training images', svg, caption)
+
+
+def _calibration(measured: Measured | None) -> list[Chart]:
+    """Return the diagram of all images, and that of the groups."""
+    found = measured.metrics.get('calibration', {}) if measured else {}
+    titles = {('all',): 'All valid images', tuple(name for name in GROUPS if name in found): 'By class size'}
+    charts = []
+    with styled():
+        for names, title in titles.items():
+            if names and all(name in found for name in names):
+                figure, axes = new_panel()
+                draw_reliability(axes, found, names)
+                charts.append(Chart(title, inline_svg(figure, f'Accuracy against confidence: {", ".join(names)}')))
+    return charts
+
+
+def _sizes(data: ReportData) -> Chart | None:
+    if not np.any(np.asarray(data.train_counts) > 0):
+        return None
+    with styled():
+        figure, axes = new_panel()
+        draw_class_sizes(axes, np.asarray(data.train_counts))
+        return Chart('Class sizes', inline_svg(figure, 'How many classes have how many training images'))
+
+
+def _tau_chart(tau: dict[str, Any] | None) -> Chart | None:
+    if not tau or not tau.get('curve', {}).get('value'):
+        return None
+    with styled():
+        figure, axes = new_panel()
+        draw_tau(axes, tau)
+        name = METRICS.get(tau['metric'], tau['metric'])
+        return Chart(f'Valid {name} for every tau', inline_svg(figure, f'Valid {name} as a function of tau'))

@@ -1,0 +1,105 @@
+"""Images out of shards, by row: one positioned read and a checksum."""
+
+import os
+import threading
+import time
+import zlib
+from functools import lru_cache
+from pathlib import Path
+
+from lib.dataset.decode import DecodeError
+from lib.dataset.images import FIRST_PAUSE_SECONDS, EncodedImages
+from lib.shards.index import PackedIndex
+
+# Shards that a process keeps open; the system's usual limit is 1024 files.
+MAX_OPEN = 256
+_ATTEMPTS = 3
+
+
+class OpenShard:
+    """A file that is closed when nobody holds it, so that dropping it never disturbs a read under way."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, 'O_BINARY', 0) | getattr(os, 'O_CLOEXEC', 0))
+        self._lock = threading.Lock()
+        if hasattr(os, 'posix_fadvise'):
+            # Or the system reads 128 kB for an image of 10.
+            os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def __del__(self) -> None:
+        if hasattr(self, 'descriptor'):
+            os.close(self.descriptor)
+
+    def read(self, length: int, offset: int) -> bytes:
+        """Return `length` bytes from `offset` on, fewer where the file ends."""
+        if hasattr(os, 'pread'):
+            return os.pread(self.descriptor, length, offset)
+        with self._lock:  # Windows
+            os.lseek(self.descriptor, offset, os.SEEK_SET)
+            return os.read(self.descriptor, length)
+
+
+class ShardImages(EncodedImages):
+    """The packed images of a split. Pickled as the index's path: each process maps and opens for itself.
+
+    Every read is compared with the checksum taken when packing, which costs about a hundredth of decoding: whatever
+    happened to a shard or its index (cut short, exchanged, a flipped bit) is a DecodeError, never wrong pixels.
+    """
+
+    def __init__(self, path: str | os.PathLike, max_open: int = MAX_OPEN) -> None:
+        """`path`: of the index; `max_open`: how many shards stay open, the last used ones.
+
+        Raises: UserError if the index cannot be used.
+        """
+        self.index = PackedIndex(Path(path))
+        self._max_open = max_open
+        self._paths = [str(self.index.path.with_name(shard.name)) for shard in self.index.contents.shards]
+        self._opened = lru_cache(max_open)(OpenShard)
+
+    def __reduce__(self) -> tuple:
+        return type(self), (str(self.index.path), self._max_open)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def name(self, row: int) -> str:
+        """Return the shard and the path as annotated, for messages."""
+        return f'{self._path(int(row))} ({self.index.names[int(row)]})'
+
+    def read(self, row: int) -> bytes:
+        """Return an image's bytes.
+
+        Raises:
+            DecodeError: they are not there, or not those that were packed; names shard and row.
+            OSError: the disk or the network fails, again and again.
+        """
+        row = int(row)
+        length = self.index.lengths.item(row)
+        if not length:
+            raise DecodeError(f'was packed without its pixels: {self.index.faults[row]}')
+        try:
+            data = self._bytes(self._path(row), length, self.index.offsets.item(row))
+        except FileNotFoundError:
+            raise DecodeError(f'{self._path(row)}, row {row}: this shard is gone') from None
+        if len(data) < length:
+            raise DecodeError(f'{self._path(row)}, row {row}: the shard is cut short before the end of this image')
+        if zlib.crc32(data) != self.index.checksums.item(row):
+            raise DecodeError(f'{self._path(row)}, row {row}: the bytes there are not those that were packed')
+        return data
+
+    def _path(self, row: int) -> str:
+        return self._paths[self.index.shards.item(row)]
+
+    def _bytes(self, path: str, length: int, offset: int) -> bytes:
+        """Read, trying again with the file opened anew when the disk or the network stumbles."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                return self._opened(path).read(length, offset)
+            except (FileNotFoundError, PermissionError):
+                raise  # waiting does not mend these
+            except OSError:
+                self._opened.cache_clear()
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+                time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
+        raise AssertionError('unreachable')

@@ -1,0 +1,200 @@
+"""Everything that can be wrong, planted into sets of drawn and of real photos, must be found, and nothing else."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from lib.audit.report import Checkup, SplitUnderTest, check_up
+from lib.dataset.images import ArrayImages, FileImages
+from tests.audit.drawn import NEAR_COPIES, UNREADABLE, drawn, encoded, odd_jpeg
+
+CLASSES = 8
+
+
+@dataclass
+class Planted:
+    """Files written under `root`, by split, and what is known of them."""
+
+    root: Path
+    names: dict[str, list[str]] = field(default_factory=lambda: {'train': [], 'valid': [], 'test': []})
+    labels: dict[str, list[int]] = field(default_factory=lambda: {'train': [], 'valid': [], 'test': []})
+
+    def add(self, split: str, name: str, label: int, data: bytes | None) -> str:
+        """Write a file (None: nothing is there) and list it."""
+        name = f'{split}/{name}'
+        if data is not None:
+            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / name).write_bytes(data)
+        self.names[split].append(name)
+        self.labels[split].append(label)
+        return name
+
+    def check_up(self, num_workers: int = 0) -> Checkup:
+        splits = []
+        for split, names in self.names.items():
+            paths = pa.array(names, pa.large_string())
+            labels = np.array(self.labels[split], np.int32)
+            splits.append(SplitUnderTest(split, split, FileImages(paths, str(self.root)), paths, labels, CLASSES, 64))
+        return check_up(splits, min_side=32, near_distance=5, few=3, num_workers=num_workers)
+
+
+@dataclass
+class Expected:
+    """What must be found: names of single images; sets of names of copies."""
+
+    unreadable: set[str] = field(default_factory=set)
+    suspicious: set[tuple[str, str]] = field(default_factory=set)
+    exact: dict[frozenset, tuple[bool, bool]] = field(default_factory=dict)
+    near: dict[frozenset, tuple[bool, bool]] = field(default_factory=dict)
+    quarantined: set[str] = field(default_factory=set)
+
+
+def plant(planted: Planted, photos: list[Image.Image]) -> Expected:
+    """Plant every kind of fault, each on photos of its own."""
+    expected = Expected()
+    left = iter(range(len(photos)))
+    originals = [encoded(photo, quality=90) for photo in photos]
+
+    def listed(split: str = 'train') -> tuple[int, str, int]:
+        number = next(left)
+        label = number % CLASSES
+        return number, planted.add(split, f'{number}.jpg', label, originals[number]), label
+
+    for name, data in UNREADABLE.items():
+        expected.unreadable.add(planted.add('train', name, 0, data))
+    (planted.root / 'train/folder.jpg').mkdir()
+    expected.unreadable.add(planted.add('train', 'folder.jpg', 0, None))
+    expected.quarantined |= {*expected.unreadable, planted.add('train', 'missing.jpg', 0, None)}
+    planted.add('valid', 'empty.jpg', 0, b'')
+    expected.unreadable.add('valid/empty.jpg')
+
+    dot = planted.add('train', 'dot.png', 1, encoded(Image.new('RGB', (1, 1), 'red'), 'PNG'))
+    expected.suspicious |= {('tiny', dot), ('one_colour', dot)}
+    strip = planted.add('train', 'strip.jpg', 1, encoded(drawn(999).resize((500, 40))))
+    expected.suspicious.add(('extreme_ratio', strip))
+    grey = planted.add('train', 'grey.jpg', 2, encoded(Image.new('RGB', (90, 70), (201, 200, 200))))
+    expected.suspicious.add(('one_colour', grey))
+    expected.suspicious.add(('damaged', planted.add('train', 'odd.jpg', 1, odd_jpeg())))
+
+    number, first, label = listed()
+    copy = planted.add('train', 'copy.jpg', label, originals[number])
+    expected.exact[frozenset({first, copy})] = (False, False)
+    expected.quarantined.add(copy)
+    number, first, label = listed()
+    other = planted.add('train', 'other.jpg', (label + 1) % CLASSES, with_metadata(originals[number]))
+    expected.exact[frozenset({first, other})] = (False, True)
+    expected.quarantined |= {first, other}
+    for split in ('valid', 'test'):
+        number, first, label = listed()
+        expected.exact[frozenset({first, planted.add(split, 'leak.jpg', label, originals[number])})] = (True, False)
+        expected.quarantined.add(first)
+
+    for change, copied in NEAR_COPIES.items():
+        for split, shift in (('train', 0), ('train', 1), ('valid', 0)):
+            number, first, label = listed()
+            near = planted.add(split, f'{change} {number}.jpg', (label + shift) % CLASSES, copied(photos[number]))
+            expected.near[frozenset({first, near})] = (split != 'train', shift > 0)
+            if split != 'train':
+                expected.quarantined.add(first)
+    for number in left:
+        split = ('train', 'valid', 'test')[number % 3]
+        planted.add(split, f'{number}.jpg', number % CLASSES, originals[number])
+    return expected
+
+
+def with_metadata(jpeg: bytes) -> bytes:
+    """Put a comment behind the start of the file."""
+    comment = b'bought in a shop'
+    return jpeg[:2] + b'\xff\xfe' + (len(comment) + 2).to_bytes(2, 'big') + comment + jpeg[2:]
+
+
+def groups_of(found: list[dict]) -> dict[frozenset, tuple[bool, bool]]:
+    return {
+        frozenset(image['fpath'] for image in group['images']): (group['leak'], group['contradiction'])
+        for group in found
+    }
+
+
+def check(checkup: Checkup, expected: Expected) -> None:
+    found = checkup.as_json()
+    assert {image['fpath'] for image in found['unreadable']} == expected.unreadable
+    assert [image['fpath'] for image in found['missing']] == ['train/missing.jpg']
+    assert all(image['reason'] for image in found['unreadable'] + found['missing'])
+    assert {(image['kind'], image['fpath']) for image in found['suspicious']} == expected.suspicious
+    assert groups_of(found['exact_duplicates']) == expected.exact
+    assert groups_of(found['near_duplicates']) == expected.near
+    quarantine = checkup.quarantine()['images']
+    assert {image['fpath'] for image in quarantine} == expected.quarantined
+    assert {image['split'] for image in quarantine} == {'train'}
+    for image in found['unreadable']:
+        split = next(split for split in checkup.splits if split.name == image['split'])
+        assert split.names[image['row']].as_py() == image['fpath']
+        assert split.labels[image['row']] == image['category_id']
+
+
+@pytest.fixture(scope='module')
+def drawn_set(tmp_path_factory) -> tuple[Planted, Expected]:
+    planted = Planted(tmp_path_factory.mktemp('drawn'))
+    return planted, plant(planted, [drawn(seed) for seed in range(60)])
+
+
+def test_all_that_was_planted_in_drawn_photos_is_found(drawn_set):
+    planted, expected = drawn_set
+    check(planted.check_up(), expected)
+
+
+def test_processes_find_what_one_finds(drawn_set):
+    planted, _ = drawn_set
+    alone, two = planted.check_up(), planted.check_up(num_workers=2)
+    assert two.as_json() == alone.as_json()
+    assert two.quarantine() == alone.quarantine()
+    assert (two.scan.seen == alone.scan.seen).all()
+
+
+def test_all_that_was_planted_in_real_photos_is_found(tmp_path):
+    folder = Path(os.environ.get('REAL_PHOTOS', ''))
+    if not (folder / 'train.txt').exists():
+        pytest.skip('REAL_PHOTOS names no photos')
+    paths = [line.split(',')[0].strip() for line in (folder / 'train.txt').read_text().splitlines()][::11]
+    planted = Planted(tmp_path)
+    expected = plant(planted, [Image.open(folder / path).convert('RGB') for path in paths])
+    check(planted.check_up(), expected)
+
+
+def test_figures(tmp_path):
+    planted = Planted(tmp_path)
+    for number, (width, height) in enumerate([(40, 60), (80, 70), (100, 90), (200, 100)]):
+        planted.add('train', f'{number}.png', 0 if number < 3 else 2, encoded(drawn(number, width, height), 'PNG'))
+    planted.add('train', 'empty.png', 2, b'')
+    figures = planted.check_up().figures()
+    assert list(figures) == ['train', 'valid', 'test']
+    train = figures['train']
+    assert (train['images'], train['readable']) == (5, 4)
+    assert train['classes']['counts'] == [3, 0, 2, 0, 0, 0, 0, 0]
+    assert (train['classes']['few'], train['classes']['empty']) == ([2], [1, 3, 4, 5, 6, 7])
+    assert train['classes']['imbalance'] == 1.5
+    assert train['sizes']['formats'] == {'PNG': 4}
+    assert train['sizes']['width']['p5'] == 40
+    assert train['sizes']['height']['p95'] == 100
+    assert train['sizes']['enlarged'] == 1  # the shorter side of 40 x 60 is below 64
+    assert figures['valid'] == {'source': 'valid', 'images': 0, 'readable': 0, 'classes': {}, 'sizes': {}}
+
+
+def test_images_in_memory():
+    pixels = np.stack([np.asarray(drawn(seed, 32, 32)) for seed in range(20)])
+    pixels[7] = pixels[3]
+    names = pa.array([f'image {row}' for row in range(20)], pa.large_string())
+    labels = np.arange(20, dtype=np.int32) % CLASSES
+    split = SplitUnderTest('train', 'cifar', ArrayImages(pixels), names, labels, CLASSES, 32)
+    found = check_up([split], min_side=32, near_distance=5, few=3, num_workers=0).as_json()
+    assert groups_of(found['exact_duplicates']) == {frozenset({'image 3', 'image 7'}): (False, True)}
+    assert found['near_duplicates'] == []
+
+
+def test_a_row_takes_a_few_hundred_bytes(drawn_set):
+    assert drawn_set[0].check_up().scan.seen.itemsize <= 320

@@ -1,0 +1,100 @@
+import subprocess
+import sys
+
+import pytest
+
+from lib.commands.cli_main import one_line, run_script
+from lib.errors import UserError
+
+
+def outcome(capsys, main):
+    with pytest.raises(SystemExit) as caught:
+        run_script(main)
+    return caught.value.code, capsys.readouterr().err
+
+
+def raising(error):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize('code', [None, 0, 3])
+def test_result_is_the_exit_code(capsys, code):
+    assert outcome(capsys, lambda: code) == (code, '')
+
+
+@pytest.mark.parametrize(
+    ('error', 'code', 'line'),
+    [
+        (UserError('x.json: no such file'), 2, 'error: x.json: no such file\n'),
+        (UserError('two\n  lines\x1b[31m'), 2, 'error: two lines\\x1b[31m\n'),
+        (
+            OSError(28, 'No space left on device', 'a.pth'),
+            2,
+            'error: no space left on the device while writing a.pth',
+        ),
+        (OSError(28, 'No space left on device'), 2, 'error: no space left on the device; free'),
+        (PermissionError(13, 'Permission denied', 'a.pth'), 2, 'error: a.pth: permission denied\n'),
+        (
+            ModuleNotFoundError("No module named 'timm'", name='timm'),
+            2,
+            'error: the package timm is not installed',
+        ),
+        (KeyboardInterrupt(), 130, 'interrupted\n'),
+        (
+            RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...'),
+            2,
+            'error: out of memory (Tried to allocate 2.00 GiB); a smaller TRAIN.BATCH_SIZE',
+        ),
+        (MemoryError(), 2, 'error: out of memory; a smaller'),
+        (
+            RuntimeError('DataLoader worker (pid 7) is killed by signal: Bus error. '),
+            2,
+            'error: a process that reads images was killed, most likely for want of memory (DataLoader',
+        ),
+    ],
+)
+def test_one_line_and_an_exit_code(capsys, error, code, line):
+    found, text = outcome(capsys, raising(error))
+    assert found == code
+    assert text.startswith(line)
+    assert text.count('\n') == 1
+
+
+def test_torchs_own_words_for_no_memory(capsys):
+    import torch
+
+    code, text = outcome(capsys, lambda: torch.empty(2**60))
+    assert code == 2
+    assert text.startswith(f'error: out of memory (tried to allocate {2**62} bytes); a smaller TRAIN.BATCH_SIZE')
+    assert text.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    'error',
+    [ValueError('bug'), OSError(5, 'I/O error'), ModuleNotFoundError(name='lib.x'), RuntimeError('shapes differ')],
+)
+def test_bugs_keep_their_traceback(error):
+    with pytest.raises(type(error)):
+        run_script(raising(error))
+
+
+def test_escaping_keeps_readable_text():
+    assert one_line(' Bière  "ü" \U0001f600 \udcff\u2028\x00') == 'Bière  "ü" \U0001f600 \\udcff \\x00'
+
+
+def test_a_reader_that_leaves_is_no_error():
+    script = 'from lib.commands.cli_main import run_script\nrun_script(lambda: [print(i) for i in range(99999)] and 0)'
+    process = subprocess.Popen([sys.executable, '-c', script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b''
+    assert process.wait() == 141
+    process.stderr.close()
+
+
+def test_it_is_light():
+    script = 'import sys, lib.commands.cli_main; assert not {"torch", "numpy"} & set(sys.modules)'
+    subprocess.run([sys.executable, '-c', script], check=True)

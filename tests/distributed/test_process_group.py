@@ -1,0 +1,127 @@
+"""How ranks share work and tell each other, on processes that do."""
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib.distributed.gather import gather_features, gather_looked_at, gather_rows, own_rows
+from lib.distributed.process_group import ALONE, Ranks, joined_ranks
+from tests.ranks import run_ranks
+
+SIZES = (4, 0, 1)  # rows of each rank
+
+
+@given(st.integers(0, 300), st.integers(1, 20), st.integers(0, 50))
+def test_shares_are_a_partition(total, count, start):
+    for share, most in ((Ranks.share, 1), (Ranks.share_pairs, 2)):
+        parts = [share(Ranks(rank, count), total, start) for rank in range(count)]
+        assert [row for part in parts for row in range(part.start, part.stop)] == list(range(start, start + total))
+        lengths = [part.stop - part.start for part in parts]
+        assert max(lengths) - min(lengths) <= most
+
+
+@given(st.integers(0, 150), st.integers(1, 20))
+def test_pairs_stay_together(pairs, count):
+    for rank in range(count):
+        part = Ranks(rank, count).share_pairs(2 * pairs)
+        assert part.start % 2 == part.stop % 2 == 0
+
+
+@given(st.integers(0, 10**12), st.integers(1, 10**5))
+def test_many_ranks_of_many_things(total, count):
+    """Neighbours meet, whatever the numbers, and the last one ends at the end."""
+    for rank in {0, count // 2, count - 1}:
+        here, after = Ranks(rank, count).share(total), Ranks(rank + 1, count).share(total)
+        assert here.stop == after.start
+        assert here.stop - here.start in (total // count, -(-total // count))
+    assert (Ranks(0, count).share(total).start, Ranks(count - 1, count).share(total).stop) == (0, total)
+
+
+def test_without_torchrun_nobody_is_joined(monkeypatch):
+    for name in ('RANK', 'WORLD_SIZE', 'TORCHELASTIC_RUN_ID'):
+        monkeypatch.delenv(name, raising=False)
+    with joined_ranks() as ranks:
+        assert ranks is ALONE
+        assert not dist.is_initialized()
+
+
+def test_one_process_is_told_its_own():
+    tensor = torch.tensor([1.0, 2.0], requires_grad=True)
+    assert ALONE.is_main
+    assert ALONE.sum(tensor) is tensor
+    assert ALONE.gather('a') == ['a']
+    assert ALONE.stack(tensor).tolist() == [[1.0, 2.0]]
+    assert not ALONE.stack(tensor).requires_grad
+    assert ALONE.join(np.arange(3)).tolist() == [0, 1, 2]
+    with ALONE.main_first():
+        ALONE.wait()
+
+
+def tell(rank, count, folder):
+    ranks = Ranks(rank, count)
+    sent = torch.full((2,), float(rank))
+    ranks.send_from_main(sent)
+    file = folder / 'order'
+    with ranks.main_first(), open(file, 'a') as out:
+        out.write(f'{rank}\n')
+    ranks.wait()
+    return {
+        'sum': ranks.sum(torch.tensor([rank + 1.0], requires_grad=True)),
+        'integers': ranks.sum(torch.tensor([2**40 + rank])),
+        'stack of nothing': ranks.stack(torch.zeros(0, 3)),
+        'gather': ranks.gather([rank, 'x' * rank]),
+        'stack': ranks.stack(torch.tensor([[rank, 7]]).T),
+        'join': ranks.join(np.arange(SIZES[rank])).tolist(),
+        'sent': sent,
+        'first': file.read_text().splitlines()[0],
+        **_gathered(ranks),
+    }
+
+
+def _gathered(ranks):
+    own = torch.arange(2.0 * SIZES[ranks.rank]).view(-1, 2) + 10 * ranks.rank
+    found = {'rows': gather_rows(own, SIZES, ranks)}
+    for name, gathers in (('features', gather_features), ('looked at', gather_looked_at)):
+        leaf = own.clone().requires_grad_()
+        everything = gathers(leaf, SIZES, ranks)
+        found[f'{name} own'] = own_rows(everything, SIZES, ranks).detach()
+        # Each rank has a use of its own for the rows of all.
+        ((ranks.rank + 1) * everything.square()).sum().backward()
+        found[f'{name} gradient'] = leaf.grad
+    return found
+
+
+def test_what_ranks_tell_each_other(tmp_path):
+    found = run_ranks(tell, 3, tmp_path, tmp_path)
+    rows = [torch.arange(2.0 * size).view(-1, 2) + 10 * rank for rank, size in enumerate(SIZES)]
+    for rank, told in enumerate(found):
+        assert told['sum'].tolist() == [6.0]
+        assert not told['sum'].requires_grad
+        assert told['integers'].tolist() == [3 * 2**40 + 3]
+        assert told['stack of nothing'].shape == (3, 0, 3)
+        assert told['gather'] == [[0, ''], [1, 'x'], [2, 'xx']]
+        assert told['stack'].tolist() == [[[0], [7]], [[1], [7]], [[2], [7]]]
+        assert told['join'] == [0, 1, 2, 3, 0]
+        assert told['sent'].tolist() == [0.0, 0.0]
+        assert told['first'] == '0'
+        torch.testing.assert_close(told['rows'], torch.cat(rows))
+        for name in ('features', 'looked at'):
+            torch.testing.assert_close(told[f'{name} own'], rows[rank])
+        # The sum of what all ranks gave, 1 + 2 + 3, and this rank's own; both times 3, since DDP takes the mean.
+        torch.testing.assert_close(told['features gradient'], 3 * 6 * 2 * rows[rank])
+        torch.testing.assert_close(told['looked at gradient'], 3 * (rank + 1) * 2 * rows[rank])
+
+
+def first_raises_in_main_first(rank, count):
+    ranks = Ranks(rank, count)
+    with ranks.main_first():
+        if ranks.is_main:
+            raise ValueError('on purpose')
+
+
+def test_an_error_of_the_main_rank_is_no_hang(tmp_path):
+    with pytest.raises(AssertionError, match='on purpose'):
+        run_ranks(first_raises_in_main_first, 2, tmp_path, seconds=30)

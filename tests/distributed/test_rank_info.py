@@ -1,0 +1,90 @@
+"""What torchrun says in the environment, and what it is told."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lib.commands.cli_main import run_script
+from lib.distributed.rank_info import Place, place, tell_failure, was_restarted
+from lib.errors import UserError
+
+NAMES = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'TORCHELASTIC_ERROR_FILE', 'TORCHELASTIC_RESTART_COUNT')
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Set the given ones of torchrun's variables, and no other."""
+
+    def set_only(**given):
+        for name in NAMES:
+            monkeypatch.delenv(name, raising=False)
+        for name, text in given.items():
+            monkeypatch.setenv(name, text)
+
+    return set_only
+
+
+@pytest.mark.parametrize(
+    ('given', 'expected'),
+    [
+        ({}, Place(0, 1, 0)),
+        ({'RANK': '3', 'WORLD_SIZE': '8', 'LOCAL_RANK': '1'}, Place(3, 8, 1)),
+        ({'RANK': '0', 'WORLD_SIZE': '1', 'LOCAL_RANK': '0'}, Place(0, 1, 0)),
+        ({'RANK': '1', 'WORLD_SIZE': '2'}, Place(1, 2, 0)),
+        # Schedulers of jobs set one of them for reasons of their own.
+        ({'WORLD_SIZE': '4'}, Place(0, 1, 0)),
+        ({'RANK': '2'}, Place(0, 1, 0)),
+        ({'LOCAL_RANK': '2'}, Place(0, 1, 0)),
+    ],
+)
+def test_place(environment, given, expected):
+    environment(**given)
+    assert place() == expected
+
+
+@pytest.mark.parametrize(('count', 'expected'), [(None, False), ('0', False), ('1', True), ('12', True)])
+def test_started_anew(environment, count, expected):
+    environment(**({} if count is None else {'TORCHELASTIC_RESTART_COUNT': count}))
+    assert was_restarted() is expected
+
+
+def test_torchrun_prints_what_it_is_told(environment, tmp_path):
+    """By torch's own reader."""
+    from torch.distributed.elastic.multiprocessing.api import ProcessFailure
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    file, message = tmp_path / 'error.json', 'a.json: no such file, "ü"'
+    environment(TORCHELASTIC_ERROR_FILE=str(file))
+    before = int(time.time())
+    tell_failure(message)
+    failure = ProcessFailure(local_rank=1, pid=7, exitcode=2, error_file=str(file))
+    assert before <= failure.timestamp <= time.time()
+    assert f'traceback : {message}\n' in str(ChildFailedError('main.py', {3: failure})).partition('Root Cause')[2]
+
+
+def test_a_script_that_fails_tells_it(environment, tmp_path, capsys):
+    def main():
+        raise UserError('LOSS.TYPE is\nnone')
+
+    file = tmp_path / 'error.json'
+    environment(TORCHELASTIC_ERROR_FILE=str(file), RANK='1', WORLD_SIZE='2', LOCAL_RANK='1')
+    with pytest.raises(SystemExit) as caught:
+        run_script(main)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == 'error: rank 1: LOSS.TYPE is none\n'
+    assert json.loads(file.read_text())['message']['message'] == 'LOSS.TYPE is none'
+
+
+def test_elsewhere_nobody_is_told(environment, tmp_path, monkeypatch):
+    environment()
+    monkeypatch.chdir(tmp_path)
+    tell_failure('nothing')
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_is_light():
+    script = 'import sys, lib.distributed.rank_info; assert not {"torch", "numpy"} & set(sys.modules)'
+    subprocess.run([sys.executable, '-c', script], check=True)

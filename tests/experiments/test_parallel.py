@@ -1,0 +1,136 @@
+"""Runs side by side: order, GPUs, failures, Ctrl-C. The scripts are stand-ins, the processes real."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from lib.experiments.grid import plan_runs
+from lib.experiments.parallel import Runner, last_error, places
+
+
+def misdeeds(grid, **by_run):
+    (grid.repository / 'misdeeds.json').write_text(json.dumps(by_run))
+
+
+def run(grid, jobs=1, gpus=()):
+    lines = []
+    outcome = Runner(plan_runs(grid), places(jobs, gpus), say=lines.append).run()
+    assert all(len(line) <= 80 for line in lines), lines
+    return outcome, '\n'.join(lines)
+
+
+def test_all_of_it_and_then_nothing(make_grid, calls, tmp_path):
+    (tmp_path / 'data' / 'test').mkdir()
+    grid = make_grid('crt,tau_norm')
+    outcome, said = run(grid)
+    assert (outcome.failed, outcome.stopped) == ({}, False)
+    assert '[3/3] tau_norm, seed 0: done in' in said
+    ce, crt, tau = 'tiny_ce_0', 'tiny_crt_0', 'tiny_tau_norm_0'
+    assert calls() == [
+        ('main.py', ce, 'last', '', '', ''),
+        ('test.py', ce, ce, '', '', ''),
+        ('main.py', crt, ce, 'finetune', '', ''),
+        ('test.py', crt, crt, '', '', ''),
+        ('tau_norm.py', tau, ce, '', '', ''),
+        ('test.py', tau, tau, '', '', ''),
+    ]
+    again, said = run(grid)
+    assert again.failed == {}
+    assert said.count('done before') == 3
+    assert len(calls()) == 6
+
+
+def test_a_failing_run_is_named_and_the_others_go_on(make_grid, calls):
+    grid = make_grid('crt,focal,lws')
+    misdeeds(grid, tiny_ce_0='fails')
+    outcome, said = run(grid)
+    assert outcome.failed == {
+        'tiny_ce_0': 'train: no such tail in the data, which would have to be looked for by somebody',
+        'tiny_crt_0': 'needs tiny_ce_0, which failed',
+        'tiny_lws_0': 'needs tiny_ce_0, which failed',
+    }
+    assert 'FAILED: train: no such tail' in said
+    assert [name for _, name, *_ in calls()] == ['tiny_ce_0', 'tiny_focal_0']
+    # Mended, the same grid does what is left.
+    misdeeds(grid)
+    assert run(grid)[0].failed == {}
+    assert [name for _, name, *_ in calls()][2:] == ['tiny_ce_0', 'tiny_crt_0', 'tiny_lws_0']
+
+
+def test_a_run_that_ends_well_but_leaves_nothing_is_not_tried_for_ever(make_grid, calls):
+    grid = make_grid('ce')
+    misdeeds(grid, tiny_ce_0='lies')
+    outcome, _ = run(grid)
+    assert 'left no result' in outcome.failed['tiny_ce_0']
+    assert len(calls()) == 1
+
+
+def test_one_gpu_a_run(make_grid, calls):
+    run(make_grid('ce,focal,ldam,crt', seeds=2), jobs=None, gpus=['2', '5'])
+    assert {gpu for *_, gpu in calls()} == {'2', '5'}
+    assert len(calls()) == 8
+
+
+@pytest.mark.parametrize(
+    ('jobs', 'gpus', 'expected'),
+    [
+        (None, [], ['']),
+        (3, [], ['', '', '']),
+        (None, ['0', '1'], ['0', '1']),
+        (1, ['0', '1'], ['0']),
+        (3, ['0', '1'], ['0', '1', '0']),
+    ],
+)
+def test_places(jobs, gpus, expected):
+    assert places(jobs, gpus) == expected
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='signals of POSIX')
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_reaches_each_run_once_and_starts_no_other(make_grid, calls, number):
+    grid = make_grid('ce,focal,ldam')
+    misdeeds(grid, tiny_ce_0='lasts', tiny_focal_0='lasts')
+    folders = [grid.out / 'runs' / f'tiny_{name}_0' for name in ('ce', 'focal')]
+
+    def interrupt():
+        end = time.monotonic() + 20
+        while not all((folder / 'ready').exists() for folder in folders) and time.monotonic() < end:
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    waiting = threading.Thread(target=interrupt)
+    waiting.start()
+    outcome, said = run(grid, jobs=2)
+    waiting.join()
+    assert (outcome.stopped, outcome.failed) == (True, {})
+    assert [(folder / 'interrupts').read_text() for folder in folders] == ['1', '1']
+    assert len(calls()) == 2
+    assert said.count(': stopped') == 2
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize(
+    ('log', 'line'),
+    [
+        ('epoch 1\nerror: bad data\nwarning: x\n', 'bad data'),
+        ('error: one\nerror: two\n', 'two'),
+        ('Traceback\n  File "a"\nValueError: odd\n\n', 'ValueError: odd'),
+        ('', 'ended without a word'),
+    ],
+)
+def test_last_error(log, line):
+    assert last_error(log) == line
+
+
+def test_an_earlier_error_is_not_said_again(make_grid):
+    grid = make_grid('ce')
+    misdeeds(grid, tiny_ce_0='fails')
+    run(grid)
+    # Killed without a word this time.
+    (grid.repository / 'main.py').write_text('import os\nos._exit(9)\n')
+    assert run(grid)[0].failed == {'tiny_ce_0': 'train: ended without a word'}

@@ -1,0 +1,161 @@
+"""The formats `list` and `csv`."""
+
+import pytest
+
+from lib.errors import UserError
+from lib.formats.image_list import convert_image_list
+from lib.formats.text_lists import convert_csv
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        data = text if isinstance(text, bytes) else text.encode()
+        (folder / name.replace('__', '.')).write_bytes(data)
+    return folder
+
+
+def pairs(converted, split='train'):
+    return list(converted.splits[split])
+
+
+def test_list_with_blanks_tabs_and_commas(tmp_path):
+    write(
+        tmp_path,
+        train__txt='\ufeffa/b.jpg 10\n\nmy photos/c 1.jpg\t2\r\nd,e.jpg, 0\nlast.jpg 0',
+        val__txt='v.jpg 10\n',
+    )
+    converted = convert_image_list(tmp_path)
+    assert pairs(converted) == [('a/b.jpg', 2), ('my photos/c 1.jpg', 1), ('d,e.jpg', 0), ('last.jpg', 0)]
+    assert pairs(converted, 'val') == [('v.jpg', 2)]
+    assert converted.names == ['0', '2', '10']
+    assert converted.root == tmp_path
+
+
+def test_list_keeps_contiguous_labels_and_knows_the_published_names(tmp_path):
+    write(
+        tmp_path,
+        ImageNet_LT_train__txt=''.join(f'train/{label}.JPEG {label}\n' for label in (11, 3, 0, *range(12))),
+        ImageNet_LT_val__txt='v 5\n',
+        ImageNet_LT_test__txt='val/x.JPEG 7\n',
+        ImageNet_LT_open__txt='o -1\n',
+    )
+    converted = convert_image_list(tmp_path, image_root='/images')
+    assert [label for _, label in pairs(converted)] == [11, 3, 0, *range(12)]
+    assert list(converted.splits) == ['train', 'val', 'test']
+    assert pairs(converted, 'test') == [('val/x.JPEG', 7)]
+    assert str(converted.root) == '/images'
+
+
+def test_list_of_one_file_and_files_by_hand(tmp_path):
+    write(tmp_path, mine__lst='a 0\n', other='b 0\n')
+    converted = convert_image_list(tmp_path / 'mine.lst', val=str(tmp_path / 'other'))
+    assert (pairs(converted), pairs(converted, 'val'), converted.root) == ([('a', 0)], [('b', 0)], tmp_path)
+
+
+def test_list_test_file_without_labels(tmp_path):
+    write(tmp_path, train__txt='a 0\n', test__txt='x y.jpg\nz.jpg\n')
+    converted = convert_image_list(tmp_path)
+    assert pairs(converted, 'test') == [('x y.jpg', None), ('z.jpg', None)]
+
+
+def test_list_faults(tmp_path):
+    write(tmp_path, train__txt=b'ok.jpg 0\nnolabel\nx.jpg -1\ny.jpg 1.5\n\xff.jpg 3\n')
+    with pytest.raises(UserError) as caught:
+        convert_image_list(tmp_path)
+    message = str(caught.value)
+    for part in (
+        "train.txt:2: 'nolabel' has no label",
+        "train.txt:3: label '-1' is not",
+        "train.txt:4: label '1.5'",
+        'train.txt:5: not UTF-8',
+        '(4 faulty in all)',
+    ):
+        assert part in message
+
+
+def test_list_many_faults_are_counted(tmp_path):
+    write(tmp_path, train__txt='x\n' * 25)
+    with pytest.raises(UserError, match=r'train.txt:10: .*; and 15 more \(25 faulty in all\)'):
+        convert_image_list(tmp_path)
+
+
+def test_list_sources_that_do_not_do(tmp_path):
+    with pytest.raises(UserError, match='no such file or folder'):
+        convert_image_list(tmp_path / 'absent')
+    with pytest.raises(UserError, match='holds no file of a split'):
+        convert_image_list(tmp_path)
+    write(tmp_path, a_train__txt='a 0', b_train__txt='b 0')
+    with pytest.raises(UserError, match=r'a_train.txt and b_train.txt could be the train split; choose with --train'):
+        convert_image_list(tmp_path)
+    with pytest.raises(UserError, match=r'absent: no such file \(the val split\)'):
+        convert_image_list(tmp_path / 'a_train.txt', val='absent')
+
+
+def test_csv_with_quotes_bom_and_leading_zeros(tmp_path):
+    text = '\ufefflabel,note,path\r\n00042,"a ""b"", c","x, y.jpg"\r\n'
+    text += '0042,,"line\nbreak.jpg"\r\n\r\n00042,,z.jpg\r\n'
+    converted = convert_csv(write(tmp_path, shop__csv=text) / 'shop.csv')
+    assert converted.names == ['00042', '0042']
+    assert pairs(converted) == [('x, y.jpg', 0), ('line\nbreak.jpg', 1), ('z.jpg', 0)]
+
+
+@pytest.mark.parametrize('delimiter', [',', ';', '\t'])
+def test_csv_split_and_name_columns(tmp_path, delimiter):
+    rows = [
+        'path|label|split|name',
+        'a|9|train|Milk',
+        'b|10|TRAIN|Milk',
+        'c|x|train|',
+        'd|10|valid|Milch',
+        'e||test|',
+        'f||test|',
+    ]
+    write(tmp_path, all__csv='\n'.join(rows).replace('|', delimiter))
+    converted = convert_csv(tmp_path / 'all.csv')
+    assert converted.names == ['Milk (9)', 'Milk (10)', 'x']
+    assert pairs(converted) == [('a', 0), ('b', 1), ('c', 2)]
+    assert pairs(converted, 'val') == [('d', 1)]
+    assert pairs(converted, 'test') == [('e', None), ('f', None)]
+
+
+def test_csv_chosen_columns_and_one_file_a_split(tmp_path):
+    write(tmp_path, train__csv='file,gtin\na,1\n', val__csv='gtin,file\n1,b\n', test__csv='file\nc\n')
+    converted = convert_csv(tmp_path, path_column='file', label_column='gtin')
+    assert [pairs(converted, split) for split in ('train', 'val', 'test')] == [
+        [('a', 0)],
+        [('b', 0)],
+        [('c', None)],
+    ]
+
+
+def test_csv_faults(tmp_path):
+    rows = b'path,label,split\nok,1,train\na,1\n,1,train\nb,,train\nc,1,dev\n\xe4,1,train\n'
+    with pytest.raises(UserError) as caught:
+        convert_csv(write(tmp_path, a__csv=rows) / 'a.csv')
+    message = str(caught.value)
+    for part in (
+        'a.csv:3: 2 fields, but the header has 3',
+        'a.csv:4: no path',
+        'a.csv:5: no label',
+        "a.csv:6: split is 'dev'",
+        'a.csv:7: not UTF-8',
+        '(5 faulty in all)',
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        (
+            'file,label\na,1\n',
+            r"a.csv:1: no column 'path'; there are: file, label; choose one with --path_column",
+        ),
+        ('', r"a.csv:1: no column 'path'; there are: none"),
+        ('path,label\n"a"b,1\n', r'a.csv:2: not proper CSV'),
+        ('path,label\n"a,1\n', r'a.csv:2: not proper CSV'),
+    ],
+)
+def test_csv_that_cannot_be_read(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        convert_csv(write(tmp_path, a__csv=text) / 'a.csv')

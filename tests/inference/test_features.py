@@ -1,0 +1,42 @@
+"""Answers from kept features are those of a pass over the images."""
+
+import numpy as np
+import torch
+
+from lib.classifier.linear import Linear
+from lib.inference import features as module
+from lib.inference.features import Features, answers_from
+from lib.metrics.predictions import answers_of
+from lib.model import Recognizer
+
+NUM_CLASSES = 8
+
+
+def test_answers_do_not_depend_on_how_many_logits_are_made_at_once(monkeypatch):
+    torch.manual_seed(0)
+    model = Recognizer(torch.nn.Identity(), Linear(6, NUM_CLASSES)).eval()
+    torch.nn.init.normal_(model.classifier.weight)
+    num_images = 23
+    values = torch.randn(num_images, model.classifier.weight.shape[1])
+    labels = torch.arange(num_images) % NUM_CLASSES
+    labels[3] = -1
+    readable = torch.ones(num_images, dtype=torch.bool)
+    readable[5] = False
+    features = Features(values.numpy(), labels.numpy(), readable.numpy(), [(5, 'gone')])
+    with torch.inference_mode():
+        logits = model.classify(values)
+    expected = answers_of(logits, labels, readable)
+    chances = logits.double().softmax(dim=1)
+    monkeypatch.setattr(module, '_LOGITS_AT_ONCE', 4 * NUM_CLASSES)
+    found = answers_from(model, features)
+    for answers in (expected, found):
+        right_rows = readable.numpy()
+        assert (answers.best[:, 0] == np.where(right_rows, chances.argmax(dim=1).numpy(), -1)).all()
+        np.testing.assert_allclose(answers.confidence[right_rows], chances.max(dim=1).values.numpy()[right_rows], 1e-5)
+        known = right_rows & (labels.numpy() >= 0)
+        own = chances[torch.arange(num_images), labels.clamp(min=0)].log().numpy()
+        np.testing.assert_allclose(answers.losses[known], -own[known], rtol=1e-4, atol=1e-5)
+        assert np.isnan(answers.losses[~known]).all()
+    part = features.at(np.array([5, 2]))
+    assert part.bad == [(0, 'gone')]
+    assert (part.values[1] == values[2].numpy()).all()

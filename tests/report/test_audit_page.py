@@ -1,0 +1,92 @@
+import re
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from lib.audit.report import SplitUnderTest, check_up
+from lib.dataset.images import FileImages
+from lib.report.audit_page import MAX_CARDS, MAX_PICTURES, write_doctor_page
+from lib.report.audit_summary import summary_lines
+from tests.audit.drawn import drawn, encoded
+from tests.report.test_run_page import Page
+
+HOSTILE = '"><script>alert(1)</script>'
+
+
+@pytest.fixture(scope='module')
+def found(tmp_path_factory):
+    """A checkup of 40 pairs of copies, 9 of one picture in two splits, and an unreadable file with a hostile name."""
+    root = tmp_path_factory.mktemp('photos')
+    splits = []
+    for split in ('train', 'valid'):
+        names, labels = [], []
+
+        def add(name, data, label, names=names, labels=labels):
+            (root / name).write_bytes(data)
+            names.append(name)
+            labels.append(label)
+
+        for number in range(40 if split == 'train' else 0):
+            data = encoded(drawn(number, 60, 50))
+            add(f'{number}.jpg', data, number % 3)
+            add(f'{number} again.jpg', data, number % 3)
+        for number in range(9):
+            add(f'{split} {number} leak.jpg', encoded(drawn(99, 60, 50)), 1)
+        add(f'{split} {HOSTILE.replace("/", "")}.jpg', b'', 2)
+        paths = pa.array(names, pa.large_string())
+        images = FileImages(paths, str(root))
+        splits.append(SplitUnderTest(split, HOSTILE, images, paths, np.array(labels, np.int32), 4, 64))
+    return check_up(splits, min_side=32, near_distance=5, few=50, num_workers=0)
+
+
+@pytest.fixture(scope='module')
+def page(found, tmp_path_factory):
+    path = tmp_path_factory.mktemp('page') / 'doctor.html'
+    write_doctor_page(path, found, title=HOSTILE, command=HOSTILE, class_names=['a', 'b', HOSTILE, 'd'])
+    return path.read_text('utf-8')
+
+
+def test_tags_close_and_nothing_is_run(page):
+    parsed = Page(page)
+    assert 'script' not in parsed.tags
+    assert all(not name.startswith('on') for _, name, _ in parsed.attributes)
+    assert '<script' not in page
+    assert parsed.values('content')[0].startswith("default-src 'none'")
+
+
+def test_asks_nothing_from_outside(page):
+    assert 'http:' not in page
+    assert 'https:' not in page
+    assert '@import' not in page
+    assert all(value.startswith('data:image/jpeg;base64,') for value in Page(page).values('src'))
+
+
+def test_what_is_shown_is_limited(found, page):
+    assert len(found.exact) == 41
+    sections = dict(re.findall(r'<section class="finding" id="([\w-]+)">(.*?)</section>', page, re.DOTALL))
+    assert list(sections) == ['exact-leak', 'unreadable', 'exact']
+    assert sections['exact'].count('<article') == MAX_CARDS
+    assert f'{40 - MAX_CARDS} more are in doctor.json' in sections['exact']
+    assert sections['exact-leak'].count('<li>') == MAX_PICTURES
+    # One of each split is among them, though nine of the first come before.
+    assert {'train', 'valid'} == set(re.findall(r'class="split (\w+)"', sections['exact-leak']))
+    assert f'and {18 - MAX_PICTURES} more' in sections['exact-leak']
+    assert sections['unreadable'].count('the file is empty') == 2
+
+
+def test_every_filter_has_its_section(page):
+    keys = set(re.findall(r'id="show-([\w-]+)"', page)) - {'all'}
+    assert keys == set(re.findall(r'<section class="finding" id="([\w-]+)"', page))
+    for key in keys:
+        assert f'#show-{key}:checked' in page
+
+
+def test_summary_fits_a_terminal(found, tmp_path):
+    lines = summary_lines(found, tmp_path, 52)
+    assert len(lines) <= 32
+    assert all(len(line) <= 80 for line in lines if str(tmp_path) not in line)
+    text = '\n'.join(lines)
+    assert re.search(r'unreadable +2 ', text)
+    assert re.search(r'exact copies +98 ', text)
+    assert re.search(r'across splits \(leaks\) +18 ', text)

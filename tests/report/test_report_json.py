@@ -1,0 +1,122 @@
+"""report.json and the table of classes hold what a loop over the answers counts."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lib.metrics.class_report import metrics_of
+from lib.metrics.predictions import predictions_alone
+from lib.report.class_list import class_columns, class_data, static_rows
+from lib.report.data import ReportData
+from lib.report.data_statistics import data_statistics
+from lib.report.report_metrics import measure
+from lib.report.run_page import write_report
+from tests.report.report_data import HOSTILE, NUM_CLASSES, full_data
+
+
+def rows_of(data, c):
+    """The (label, predicted) pairs of class c."""
+    pairs = zip(data.answers.labels.tolist(), data.answers.predicted.tolist(), strict=True)
+    return [pair for pair in pairs if pair[0] == c]
+
+
+def test_columns_against_a_loop():
+    data = full_data()
+    columns = class_columns(data, measure(data))
+    for c in range(NUM_CLASSES):
+        rows = rows_of(data, c)
+        wrong = [predicted for label, predicted in rows if predicted != label]
+        mistakes = Counter(predicted for predicted in wrong if predicted >= 0)
+        assert columns['name'][c] == data.class_names[c]
+        assert columns['parents'][c] == data.class_parents[c]
+        assert columns['train_images'][c] == data.train_counts[c]
+        assert columns['images'][c] == len(rows)
+        assert columns['right'][c] == len(rows) - len(wrong)
+        assert columns['error'][c] == pytest.approx(len(wrong) / len(rows), abs=1e-4)
+        ends = stats.binomtest(len(wrong), len(rows)).proportion_ci(method='wilson')
+        assert columns['error_low'][c] == pytest.approx(ends.low, abs=1e-4)
+        assert columns['error_high'][c] == pytest.approx(ends.high, abs=1e-4)
+        assert columns['num_mistaken'][c] == max(mistakes.values(), default=0)
+        assert mistakes.get(columns['mistaken_for'][c], 0) == columns['num_mistaken'][c]
+
+
+def test_what_is_not_known_of_a_class_is_none():
+    data = ReportData('x', class_names=['a', 'b', 'c'], answers=predictions_alone(np.array([0, 2]), np.array([0, -1])))
+    columns = class_columns(data, measure(data))
+    assert columns['error'] == [0.0, None, 1.0]
+    assert columns['error_low'][1] is columns['error_high'][1] is None
+    assert columns['mistaken_for'] == [None] * 3
+    assert 'train_images' not in columns
+    assert 'parents' not in columns
+
+
+def test_the_surely_worst_come_first():
+    labels = np.array([0] + [1] * 5 + [2] * 5 + [3] * 5)
+    predicted = np.array([1] + [0] * 5 + [0, 0, 2, 2, 2] + [3] * 5)
+    data = ReportData('x', answers=predictions_alone(labels, predicted))
+    measured = measure(data)
+    assert measured.worst().tolist() == [1, 0, 2], 'five of five, then one of one, then two of five'
+    assert [row['label'] for row in static_rows(data, measured)] == [1, 0, 2]
+
+
+def test_page_data_is_compact_and_says_the_same():
+    data = full_data()
+    measured = measure(data)
+    text = class_data(data, measured)
+    assert HOSTILE not in text
+    content, columns = json.loads(text), class_columns(data, measured)
+    for name, column in {
+        'images': 'images',
+        'right': 'right',
+        'train': 'train_images',
+        'times': 'num_mistaken',
+    }.items():
+        assert content[name] == columns[column]
+    assert content['low'] == [round(1000 * low) for low in measured.low]
+    assert [content['chains'][place] for place in content['parent']] == [' › '.join(p) for p in data.class_parents]
+    assert len(content['chains']) == 3
+
+
+def test_report_json_has_the_figures(tmp_path):
+    data = full_data()
+    write_report(tmp_path / 'report.html', data, json_too=True)
+    found = json.loads((tmp_path / 'report.json').read_text('utf-8'), parse_constant=pytest.fail)
+    expected = json.loads(json.dumps(metrics_of(data.answers, data.train_counts, parents=data.class_parents)))
+    intervals = found['valid'].pop('error_interval')
+    assert found['valid'] == expected
+    assert intervals['mean_class_error'] == expected['interval']['mean_class_error']
+    for name in ('top1', 'top5', 'many', 'medium', 'few'):
+        assert intervals[name][0] <= 1 - expected[name] <= intervals[name][1]
+    assert found['tau'] == data.tau
+    assert found['title'] == HOSTILE
+    assert len(found['classes']['name']) == NUM_CLASSES
+    assert not (tmp_path / 'other.json').exists()
+
+
+def test_groups_are_unknown_without_training_counts():
+    found = measure(full_data(train_counts=np.zeros(0, np.int64)))
+    assert not {'many', 'medium', 'few', 'head_tail'} & set(found.metrics)
+    assert set(found.metrics['interval']) == {'mean_class_error'}
+    assert set(found.metrics['calibration']) == {'all'}
+    assert found.error_interval('few') is None
+
+
+def test_data_statistics():
+    counts = np.array([100, 0, 3, 7, 5, 5, 5, 5, 5, 5, 5])
+    data = ReportData('x', train_counts=counts, answers=predictions_alone(np.array([0, 2, 2]), np.array([0, 2, 1])))
+    found = data_statistics(data, measure(data))
+    assert found == {
+        'classes': 11,
+        'train_images': 145,
+        'valid_images': 3,
+        'largest': 100,
+        'median': 5.0,
+        'smallest': 3,
+        'imbalance': pytest.approx(100 / 3),
+        'head_share': pytest.approx(107 / 145),  # of two classes
+        'classes_without_training': 1,
+        'classes_without_valid': 9,
+    }

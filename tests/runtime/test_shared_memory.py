@@ -1,0 +1,108 @@
+"""Arrays in shared memory: what travels, what is a plain array, and that the pages are shared."""
+
+import multiprocessing
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from lib.runtime import shared_memory as shared
+from lib.runtime.shared_memory import SharedArray, SharedFile, share
+
+LARGE = np.arange(1 << 18)  # 2 MB
+
+
+def test_small_arrays_stay_what_they_are():
+    array = np.arange(10)
+    assert share(array) is array
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='descriptors travel on POSIX only')
+def test_large_ones_keep_their_values_and_type():
+    for array in (LARGE, LARGE[::2], LARGE.astype(np.uint8), LARGE.astype(np.float32)):
+        found = share(np.tile(array, 8))
+        assert isinstance(found, SharedArray)
+        assert share(found) is found
+        assert found.dtype == array.dtype
+        np.testing.assert_array_equal(np.asarray(found), np.tile(array, 8))
+        with pytest.raises(ValueError, match='read-only'):
+            found[0] = 1
+
+
+def test_parts_and_results_are_plain():
+    array = share(LARGE)
+    for other in (array[3:9], array[[1, 2]], array[array > 5], array + 1, array == 3, array.astype(np.int32)[:2]):
+        assert type(other) is np.ndarray
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(other)), other)
+    assert isinstance(array.max(), np.integer)
+    assert isinstance(array[3], np.integer)
+    # A result that numpy keeps in the same class travels by its own values.
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(array.astype(np.int32))), LARGE.astype(np.int32))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(array.reshape(2, -1))), LARGE.reshape(2, -1))
+
+
+def test_a_named_file_travels_as_its_path(tmp_path):
+    path = tmp_path / 'numbers'
+    path.write_bytes(LARGE.tobytes())
+    array = SharedArray.at(SharedFile.open(path), 'i8', 100, 80)
+    assert array.tolist() == list(range(10, 110))
+    data = pickle.dumps(array)
+    assert len(data) < 500
+    assert pickle.loads(data).tolist() == array.tolist()
+
+
+def test_files_that_cannot_be_mapped(tmp_path):
+    (tmp_path / 'empty').touch()
+    with pytest.raises(ValueError, match='empty'):
+        SharedFile.open(tmp_path / 'empty')
+    with pytest.raises(FileNotFoundError):
+        SharedFile.open(tmp_path / 'none')
+    with pytest.raises(ValueError, match='buffer'):
+        SharedArray.at(SharedFile.holding(b'12345678'), 'i8', 2, 0)
+
+
+def test_without_memory_files_a_temporary_one_serves(monkeypatch):
+    def refused(name):
+        raise OSError
+
+    monkeypatch.setattr(shared.os, 'memfd_create', refused, raising=False)
+    np.testing.assert_array_equal(np.asarray(share(LARGE)), LARGE)
+
+
+def test_no_room_gives_the_array_itself(monkeypatch):
+    monkeypatch.setattr(shared, '_nameless', lambda: os.open('/dev/full', os.O_WRONLY))
+    assert share(LARGE) is LARGE
+
+
+def test_descriptors_are_closed():
+    before = len(os.listdir('/proc/self/fd')) if os.path.isdir('/proc/self/fd') else None
+    for _ in range(20):
+        share(LARGE)
+    if before is not None:
+        assert len(os.listdir('/proc/self/fd')) <= before + 1
+
+
+def private_kilobytes():
+    with open('/proc/self/smaps_rollup') as file:
+        return sum(int(line.split()[1]) for line in file if line.startswith(('Private_Dirty', 'Private_Clean')))
+
+
+def look(array, connection):
+    before = private_kilobytes()
+    connection.send((int(array.sum()), type(array).__name__, private_kilobytes() - before))
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/smaps_rollup'), reason='needs Linux')
+@pytest.mark.parametrize('method', ['spawn', 'forkserver'])
+def test_workers_share_the_pages(method):
+    context = multiprocessing.get_context(method)
+    array = share(np.arange(1 << 22))  # 32 MB
+    assert array.sum() > 0  # pages that one process alone has mapped count as its own
+    ours, theirs = context.Pipe()
+    process = context.Process(target=look, args=(array, theirs))
+    process.start()
+    total, name, growth = ours.recv()
+    process.join()
+    assert (total, name) == (sum(range(1 << 22)), 'SharedArray')
+    assert growth < 4096

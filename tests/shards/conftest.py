@@ -1,0 +1,16 @@
+"""Eleven photos, and the same packed by copying."""
+
+import pytest
+
+from tests.shards.packing import make_photos, pack
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return make_photos(tmp_path)
+
+
+@pytest.fixture
+def packed(photos, tmp_path):
+    """Four shards: rows 0 to 2, 3 to 5, 6 to 8, 9 and 10."""
+    return pack(photos, tmp_path / 'packed' / 'train')

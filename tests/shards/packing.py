@@ -1,0 +1,68 @@
+"""Small sets to pack, and a short way to do it."""
+
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from lib.dataset.annotations import ClassNames
+from lib.dataset.images import FileImages
+from lib.shards.encode import Copy
+from lib.shards.images import ShardImages
+from lib.shards.index import INDEX
+from lib.shards.pack import SplitJob, pack_split
+
+LABELS = np.array([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3], np.int32)
+NAMES = [f'photos/é {row}.jpg' for row in range(len(LABELS))]
+CLASSES = ClassNames(['apple', 'bread', 'kiwi', 'milk'], [])
+
+
+def smooth(width: int, height: int, seed: int = 0) -> Image.Image:
+    """A picture without noise and without symmetry, different for each seed."""
+    y, x = np.mgrid[0:height, 0:width]
+    channels = [x * 255 / width, y * 255 / height, (x + y) * (255 - 9 * (seed % 20)) / (width + height)]
+    return Image.fromarray(np.stack(channels, axis=2).astype(np.uint8))
+
+
+def encoded(image: Image.Image, kind: str = 'JPEG', **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def make_photos(folder: Path) -> FileImages:
+    """One JPEG a row, of different sizes."""
+    (folder / 'photos').mkdir()
+    for row, name in enumerate(NAMES):
+        (folder / name).write_bytes(encoded(smooth(40 + row, 30, row), quality=95))
+    return FileImages(pa.array(NAMES, pa.large_string()), str(folder))
+
+
+def job_of(images, folder: Path, **changes) -> SplitJob:
+    """Eleven rows, three a shard, copied."""
+    values = {
+        'folder': folder,
+        'images': images,
+        'labels': LABELS,
+        'names': pa.array(NAMES, pa.large_string()),
+        'num_classes': 4,
+        'digest': 'd',
+        'classes': CLASSES,
+        'encoding': Copy(),
+        'images_per_shard': 3,
+        'max_bad_fraction': 0.1,
+    }
+    return SplitJob(**{**values, **changes})
+
+
+def pack(images, folder: Path, num_workers: int = 0, **changes) -> ShardImages:
+    pack_split(job_of(images, folder, **changes), num_workers=num_workers)
+    return ShardImages(folder / INDEX)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = [path for path in sorted(folder.rglob('*')) if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -1,0 +1,107 @@
+"""What packing does to an image."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from lib.dataset.decode import decode
+from lib.shards.encode import UNKNOWN, Copy, Reencode
+from tests.shards.packing import encoded, smooth
+
+GPS, ORIENTATION = 0x8825, 0x0112
+BROKEN = {'nothing': b'', 'a page': b'<html>404</html>', 'cut short': encoded(smooth(90, 80))[:700]}
+
+
+def photo_with_position(orientation: int) -> bytes:
+    """A JPEG as a phone writes it: where it was taken, which way up, a comment, a profile."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    exif[0x010F] = 'Maker of phones'
+    exif.get_ifd(GPS).update({1: 'N', 2: (52.0, 31.0, 12.25), 3: 'E', 4: (13.0, 24.0, 18.0)})
+    return encoded(smooth(90, 60), exif=exif, comment=b'at home', icc_profile=b'profile' * 9, quality=95)
+
+
+@pytest.mark.parametrize(
+    ('size', 'expected'),
+    [
+        ((90, 60), (48, 32)),
+        ((60, 90), (32, 48)),
+        ((300, 40), (240, 32)),
+        ((41, 1000), (32, 780)),
+        ((32, 32), (32, 32)),
+        ((31, 400), (31, 400)),  # never enlarged
+        ((1, 1), (1, 1)),
+        ((64, 6400), (32, 3200)),
+    ],
+)
+def test_the_short_side_is_the_wanted_one(size, expected):
+    stored = Reencode(32)(encoded(smooth(*size)))
+    assert Image.open(io.BytesIO(stored.data)).size == (stored.width, stored.height) == expected
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_no_metadata_survives_and_the_picture_is_upright(orientation):
+    data = photo_with_position(orientation)
+    before = Image.open(io.BytesIO(data))
+    assert dict(before.getexif().get_ifd(GPS))[2] == (52.0, 31.0, 12.25)
+    for short_side in (32, 1000):  # shrunk, and small enough already
+        stored = Reencode(short_side)(data)
+        after = Image.open(io.BytesIO(stored.data))
+        assert not dict(after.getexif())
+        assert after.info.keys() <= {'jfif', 'jfif_version', 'jfif_unit', 'jfif_density'}
+        assert not [word for word in (b'Exif', b'Maker', b'at home', b'profile', b'ICC_PROFILE') if word in stored.data]
+        upright = ImageOps.exif_transpose(before).resize(after.size, Image.Resampling.LANCZOS)
+        difference = np.abs(np.asarray(after.convert('RGB')).astype(int) - np.asarray(upright))
+        assert difference.mean() < 2
+
+
+@pytest.mark.parametrize('size', [(400, 300), (161, 500), (1600, 1200)])
+def test_it_is_close_to_an_exact_area_average(size):
+    """Oracle: the mean over each target pixel's square, by a sum over a fine grid (nearest, eight times as fine)."""
+    picture = smooth(*size)
+    stored = Reencode(80, quality=95)(encoded(picture, 'PNG'))
+    width, height = stored.width, stored.height
+    fine = np.asarray(picture.resize((8 * width, 8 * height), Image.Resampling.NEAREST)).astype(float)
+    mean = fine.reshape(height, 8, width, 8, 3).mean((1, 3))
+    found = np.asarray(decode(stored.data)).astype(float)
+    assert np.abs(found - mean)[2:-2, 2:-2].mean() < 2
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'JPEG'])
+def test_every_format_becomes_a_jpeg(kind):
+    stored = Reencode(20)(encoded(smooth(40, 30), kind))
+    assert (stored.ending, Image.open(io.BytesIO(stored.data)).format) == ('jpg', 'JPEG')
+
+
+def test_transparency_is_laid_over_white_and_cmyk_is_read():
+    clear = Image.new('RGBA', (40, 40), (200, 0, 0, 0))
+    assert np.asarray(decode(Reencode(20)(encoded(clear, 'PNG')).data)).min() >= 254
+    cmyk = encoded(smooth(40, 30).convert('CMYK'))
+    assert np.abs(np.asarray(decode(Reencode(30)(cmyk).data)).astype(int) - np.asarray(decode(cmyk))).mean() < 3
+
+
+@pytest.mark.parametrize('data', BROKEN.values(), ids=BROKEN)
+def test_what_cannot_be_decoded_is_not_packed_and_says_why(data):
+    stored = Reencode(20)(data)
+    assert stored.data == b''
+    assert stored.fault
+
+
+@pytest.mark.parametrize(
+    ('kind', 'ending'),
+    [('JPEG', 'jpg'), ('PNG', 'png'), ('WEBP', 'webp'), ('BMP', 'bmp'), ('GIF', 'gif'), ('TIFF', 'tif')],
+)
+def test_copied_bytes_stay_and_the_content_names_them(kind, ending):
+    data = encoded(smooth(40, 30), kind)
+    stored = Copy()(data)
+    assert stored.data == data
+    assert (stored.ending, stored.width, stored.height, stored.fault) == (ending, 40, 30, '')
+
+
+@pytest.mark.parametrize('name', ['nothing', 'a page'])
+def test_copied_bytes_that_are_no_image_stay_too(name):
+    stored = Copy()(BROKEN[name])
+    assert (stored.data, stored.ending) == (BROKEN[name], UNKNOWN)
+    assert stored.fault

@@ -1,0 +1,213 @@
+"""Reading by row: what is cheap, what is shared, and every way in which a shard can be wrong."""
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from lib.dataset.decode import DecodeError
+from lib.errors import UserError
+from lib.shards import images as shard_images
+from lib.shards.images import OpenShard, ShardImages
+from lib.shards.index import INDEX, Contents, PackedIndex, read_table, write_table
+from tests.shards.packing import LABELS, NAMES, encoded, pack, smooth
+
+
+def rewritten(images: ShardImages, **columns) -> Path:
+    """Write another index over the shards, with some columns exchanged."""
+    path = images.index.path
+    table, contents = read_table(path, Contents)
+    changed = dict(zip(table.column_names, table.columns, strict=True)) | columns
+    table = pa.table({name: pa.array(values) if isinstance(values, list) else values
+                      for name, values in changed.items()}).cast(table.schema.remove_metadata())  # fmt: skip
+    path.unlink()  # the old one stays mapped
+    write_table(path, table, contents)
+    return path
+
+
+def refusal(images: ShardImages, row: int) -> str:
+    with pytest.raises(DecodeError) as caught:
+        images.load(row)
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+def test_pickled_it_is_its_path(packed):
+    data = pickle.dumps(packed)
+    assert len(data) < 300
+    assert pickle.loads(data).read(7) == packed.read(7)
+
+
+def test_rows_may_be_numpy_integers_and_names_say_both_places(packed):
+    assert packed.read(np.int64(4)) == packed.read(4)
+    assert packed.name(np.int64(4)) == f'{packed.index.path.parent}/000001.tar ({NAMES[4]})'
+
+
+def test_the_columns_are_the_mapped_file(packed):
+    before = pa.total_allocated_bytes()
+    index = PackedIndex(packed.index.path)
+    assert pa.total_allocated_bytes() == before
+    assert not any(column.flags.owndata for column in (index.shards, index.offsets, index.lengths, index.labels))
+
+
+def test_cut_short(packed):
+    """The shard ends within row 4: 3 is whole, 4 and 5 are lost; the other shards are as they were."""
+    path = packed.index.path.with_name('000001.tar')
+    os.truncate(path, int(packed.index.offsets[4]) + 10)
+    images = ShardImages(packed.index.path)
+    (warning,) = images.index.check()
+    assert str(path) in warning
+    assert '2 of its images are lost' in warning
+    for row in (4, 5):
+        assert f'{path}, row {row}: the shard is cut short' in refusal(images, row)
+    assert images.load(3).size == (43, 30)
+    assert images.load(6).size == (46, 30)
+
+
+def test_missing(packed):
+    path = packed.index.path.with_name('000001.tar')
+    path.unlink()
+    images = ShardImages(packed.index.path)
+    (warning,) = images.index.check()
+    assert f'{path}: no such file, but index.arrow lists it with 3 images' in warning
+    assert f'{path}, row 3: this shard is gone' in refusal(images, 3)
+    assert images.load(6).size == (46, 30)
+
+
+def test_wrong_offsets(packed):
+    offsets = packed.index.offsets.tolist()
+    swapped = [*offsets[:3], offsets[4], offsets[3] + 1, *offsets[5:]]
+    images = ShardImages(rewritten(packed, offset=swapped))
+    for row in (3, 4):
+        assert f'000001.tar, row {row}: the bytes there are not those that were packed' in refusal(images, row)
+    images = ShardImages(rewritten(packed, offset=[10**15] * len(offsets)))
+    assert 'cut short' in refusal(images, 0)
+
+
+def test_exchanged_shards(packed):
+    folder = packed.index.path.parent
+    shutil.copy(folder / '000000.tar', folder / '000001.tar')
+    images = ShardImages(packed.index.path)
+    assert 'not those that were packed' in refusal(images, 3)
+
+
+def test_a_flipped_bit(packed):
+    """Of a JPEG that would still decode, to other pixels."""
+    path = packed.index.path.with_name('000000.tar')
+    data = bytearray(path.read_bytes())
+    data[int(packed.index.offsets[1]) + int(packed.index.lengths[1]) - 40] ^= 1
+    path.write_bytes(data)
+    images = ShardImages(packed.index.path)
+    assert 'row 1: the bytes there are not' in refusal(images, 1)
+    assert images.load(0).size == (40, 30)
+
+
+def test_what_was_undecodable_says_why(photos, tmp_path):
+    Path(photos.name(2)).write_bytes(encoded(smooth(90, 80))[:600])
+    Path(photos.name(3)).unlink()
+    images = pack(photos, tmp_path / 'p')
+    assert images.load(1).size == (41, 30)
+    assert refusal(images, 2)
+    assert 'no such file' in refusal(images, 3)
+
+
+@pytest.mark.parametrize(
+    'columns',
+    [{'shard': [4] * 11}, {'shard': [-1] * 11}, {'offset': [-1] * 11}, {'length': [-1] * 11}, {'label': [4] * 11}],
+    ids=str,
+)
+def test_columns_that_point_nowhere(packed, columns):
+    with pytest.raises(UserError, match=r'index\.arrow: is damaged \(row 0'):
+        PackedIndex(rewritten(packed, **columns)).check()
+
+
+@pytest.mark.parametrize('name', ['../000000.tar', '/etc/passwd'])
+def test_shards_lie_beside_the_index(packed, name):
+    table, contents = read_table(packed.index.path, Contents)
+    contents.shards[0].name = name
+    packed.index.path.unlink()
+    write_table(packed.index.path, table, contents)
+    with pytest.raises(UserError, match='is damaged'):
+        PackedIndex(packed.index.path).check()
+
+
+def without_columns(path: Path) -> None:
+    write_table(path, pa.table({'a': [1]}), Contents({}, '', 1, []))
+
+
+def without_words(path: Path) -> None:
+    table, _ = read_table(path, Contents)
+    with pa.ipc.new_file(str(path), table.schema.remove_metadata()) as writer:
+        writer.write_table(table.replace_schema_metadata())
+
+
+@pytest.mark.parametrize(
+    'spoil',
+    [
+        lambda path: path.write_bytes(b''),
+        lambda path: path.write_bytes(b'hello'),
+        lambda path: path.write_bytes(path.read_bytes()[:-200]),
+        lambda path: path.write_bytes(path.read_bytes()[:300]),
+        without_columns,
+    ],
+    ids=['empty', 'text', 'end cut off', 'cut short', 'other columns'],
+)
+def test_a_broken_index(packed, tmp_path, spoil):
+    path = tmp_path / INDEX
+    shutil.copy(packed.index.path, path)
+    spoil(path)
+    with pytest.raises(UserError, match=r'index\.arrow: is no index of packed images .*tools/pack\.py'):
+        ShardImages(path)
+
+
+def test_an_index_of_another_format(packed, tmp_path):
+    table, contents = read_table(packed.index.path, Contents)
+    contents.format = 99
+    write_table(tmp_path / INDEX, table, contents)
+    with pytest.raises(UserError, match='has format 99'):
+        ShardImages(tmp_path / INDEX)
+    with pytest.raises(UserError, match='no such file'):
+        ShardImages(tmp_path / 'none' / INDEX)
+
+
+def test_many_shards_few_open_files(photos, tmp_path):
+    """Eleven shards, three of them open at a time, in any order, again and again."""
+    images = ShardImages(pack(photos, tmp_path / 'p', images_per_shard=1).index.path, max_open=3)
+    expected = [Path(photos.name(row)).read_bytes() for row in range(len(LABELS))]
+    seed = 11
+    print('seed', seed)
+    opened_before = len(os.listdir('/proc/self/fd')) if Path('/proc/self/fd').exists() else None
+    for row in np.random.default_rng(seed).integers(0, len(LABELS), 500).tolist():
+        assert images.read(row) == expected[row]
+        if opened_before is not None:
+            assert len(os.listdir('/proc/self/fd')) <= opened_before + 3
+    assert images._opened.cache_info().currsize == 3
+
+
+class Stumbling(OpenShard):
+    """Fails the first times, as a network disk does."""
+
+    failures = 2
+
+    def read(self, length: int, offset: int) -> bytes:
+        if Stumbling.failures:
+            Stumbling.failures -= 1
+            raise OSError(5, 'Input/output error')
+        return super().read(length, offset)
+
+
+@pytest.mark.parametrize('failures', [2, 3])
+def test_a_disk_that_stumbles_is_asked_again(packed, monkeypatch, failures):
+    monkeypatch.setattr(shard_images, 'OpenShard', Stumbling)
+    monkeypatch.setattr(shard_images, 'FIRST_PAUSE_SECONDS', 0)
+    Stumbling.failures = failures
+    images = ShardImages(packed.index.path)
+    if failures == 2:
+        assert images.read(4) == packed.read(4)
+    else:
+        with pytest.raises(OSError, match='Input/output error'):
+            images.read(4)

@@ -1,0 +1,94 @@
+"""Batches from shards: those of the files, whatever the workers; faults are treated as those of files are."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lib.dataset.index import ProductIndex
+from lib.dataset.loader import Batch, EvalLoader, TrainLoader
+from lib.dataset.normalize import Normalize
+from lib.dataset.reader import BatchReader
+from lib.dataset.sampler import Sampler, class_balance, instance_balance
+from lib.dataset.transforms import RandomResizedCrop, ResizeCenterCrop
+from lib.errors import UserError
+from lib.shards.images import ShardImages
+from tests.shards.packing import LABELS, pack
+
+SIZE = 16
+
+
+def feed(num_workers):
+    return {'device': torch.device('cpu'), 'normalize': Normalize(), 'num_workers': num_workers}
+
+
+def train_batches(images, num_workers=0, on_bad='replace', weights=class_balance, batch_size=4) -> list[Batch]:
+    index = ProductIndex(LABELS, 4)
+    reader = BatchReader(images, LABELS, RandomResizedCrop(SIZE), 3, on_bad, index)
+    loader = TrainLoader(reader, Sampler(weights, index, 3, max_epoch=5), len(LABELS), batch_size, **feed(num_workers))
+    return [batch for epoch in range(2) for batch in loader.batches(epoch)]
+
+
+def eval_batches(images, num_workers=0) -> list[Batch]:
+    reader = BatchReader(images, LABELS, ResizeCenterCrop(SIZE, 0.875), 0)
+    return list(EvalLoader(reader, len(LABELS), 4, **feed(num_workers)))
+
+
+def check_same(one: list[Batch], other: list[Batch]) -> None:
+    assert len(one) == len(other)
+    for batch, expected in zip(one, other, strict=True):
+        for name in ('images', 'labels', 'readable', 'rows'):
+            assert torch.equal(getattr(batch, name), getattr(expected, name)), name
+        assert [row for row, _ in batch.bad] == [row for row, _ in expected.bad]
+
+
+def test_batches_are_those_of_the_files_with_and_without_workers(photos, tmp_path):
+    Path(photos.name(1)).write_bytes(b'no image')
+    Path(photos.name(6)).write_bytes(b'')
+    packed = pack(photos, tmp_path / 'p')
+    for batches in (train_batches, eval_batches):
+        expected = batches(photos)
+        assert any(batch.bad for batch in expected)
+        check_same(batches(packed), expected)
+        check_same(batches(packed, num_workers=2), expected)
+
+
+@pytest.fixture(params=['cut short', 'missing', 'wrong bytes'])
+def spoiled(request, packed):
+    """Row 5 is lost (and 3, 4 unless the shard was cut behind them); 6 and 7 are left of its class."""
+    path = packed.index.path.with_name('000001.tar')
+    if request.param == 'cut short':
+        os.truncate(path, int(packed.index.offsets[5]) + 1)
+    elif request.param == 'missing':
+        path.unlink()
+    else:
+        path.write_bytes(b'x' * path.stat().st_size)
+    return ShardImages(packed.index.path)
+
+
+def test_faults_are_survived_by_skipping(spoiled):
+    batches = train_batches(spoiled, weights=instance_balance, batch_size=11)
+    bad = dict(pair for batch in batches for pair in batch.bad)
+    assert 5 in bad
+    assert '000001.tar, row 5: ' in bad[5]
+    assert all(batch.readable.all() for batch in batches)
+    holes = eval_batches(spoiled)
+    readable = torch.cat([batch.readable for batch in holes])
+    assert not readable[5]
+    assert readable[[*range(3), *range(6, 11)]].all()
+    assert np.isfinite(torch.cat([batch.images for batch in holes]).numpy()).all()
+
+
+def test_workers_tell_the_same_faults(packed):
+    packed.index.path.with_name('000001.tar').unlink()
+    images = ShardImages(packed.index.path)
+    alone, pair = eval_batches(images), eval_batches(images, num_workers=2)
+    check_same(alone, pair)
+    assert [batch.bad for batch in alone] == [batch.bad for batch in pair]
+
+
+def test_faults_stop_the_run_where_that_is_wanted(spoiled):
+    with pytest.raises(UserError, match=r'000001\.tar.*row \d.*--DATASET_ON_BAD_IMAGE skip'):
+        train_batches(spoiled, on_bad='raise', weights=instance_balance, batch_size=11)

@@ -1,0 +1,269 @@
+"""Snapshots are of their moment, and the thread that writes them loses nothing."""
+
+import errno
+import logging
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lib.errors import UserError
+from lib.runtime.log import LOGGER
+from lib.trainer.checkpointing import io as torch_file
+from lib.trainer.checkpointing import sharded as head_shards
+from lib.trainer.checkpointing import state as checkpoints
+from lib.trainer.checkpointing.async_save import Saver
+from lib.trainer.checkpointing.head_rows import HeadRows
+from lib.trainer.checkpointing.snapshot import snapshot
+from lib.trainer.checkpointing.state import read_checkpoint
+from lib.trainer.run_folder import RunFolder
+from tests.trainer.small import small_checkpoint
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """An event without which no checkpoint is written any further than its first piece."""
+    opened, write = threading.Event(), torch_file._Pieces.write
+
+    def waiting(self, data):
+        opened.wait(20)
+        return write(self, data)
+
+    monkeypatch.setattr(torch_file._Pieces, 'write', waiting)
+    yield opened
+    opened.set()
+
+
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, 'No space left on device', 'run/last.pth')
+
+
+def test_training_on_does_not_change_what_is_written(tmp_path, gate):
+    torch.manual_seed(5)
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    live = small_checkpoint(epoch=1, step=4)
+
+    def step():
+        model(torch.ones(4, 3)).square().sum().backward()
+        optimizer.step()
+        torch.rand(3)
+
+    def make():
+        live.state_dict = {f'classifier.{name}': value for name, value in model.state_dict().items()}
+        live.training_state, live.optimizer = live.state_dict, optimizer.state_dict()
+        return live
+
+    step()
+    expected, generator = snapshot(make()), torch.get_rng_state()
+    with Saver(RunFolder(tmp_path)) as saver:
+        saver.submit(make)
+        for _ in range(3):
+            step()
+        live.place.step, live.place.loss_sum = 7, 99.0
+        gate.set()
+    read = read_checkpoint(tmp_path / 'last.pth')
+    for name in ('state_dict', 'training_state', 'optimizer'):
+        torch.testing.assert_close(getattr(read, name), getattr(expected, name), rtol=0, atol=0)
+    assert not torch.equal(read.state_dict['classifier.weight'], model.weight)
+    assert (read.place.step, read.place.loss_sum) == (4, 1.25)
+    assert saver.saved == (1, 4)
+    content = torch.load(tmp_path / 'last.pth', weights_only=True)
+    assert torch.equal(content['rng']['torch'], generator)
+    assert not torch.equal(torch.get_rng_state(), generator)
+
+
+def test_a_snapshot_copies_once_what_is_shared():
+    shared = torch.arange(6.0).reshape(2, 3)
+    taken = snapshot(
+        small_checkpoint_of({'classifier.weight': shared, 'tied': shared, 'row': shared[1], 'bent': shared.t()})
+    )
+    state = taken.state_dict
+    assert state['tied'] is state['classifier.weight']
+    assert state['classifier.weight'].data_ptr() != shared.data_ptr()
+    # A view of a larger tensor does not drag all of it along.
+    assert state['row'].untyped_storage().nbytes() == 12
+    assert torch.equal(state['row'], shared[1])
+    assert torch.equal(state['bent'], shared.t())
+    assert taken.optimizer['param_groups'] == [{'lr': 0.1, 'params': [0]}]
+
+
+def small_checkpoint_of(state):
+    checkpoint = small_checkpoint()
+    checkpoint.state_dict = state
+    return checkpoint
+
+
+def test_a_snapshot_keeps_the_memory_format():
+    weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    taken = snapshot(small_checkpoint_of({'classifier.weight': weight}))
+    assert taken.state_dict['classifier.weight'].stride() == weight.stride()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+def test_a_snapshot_of_a_gpu():
+    weight = torch.randn(1000, 1000, device='cuda')
+    expected = weight.cpu()
+    taken = snapshot(small_checkpoint_of({'classifier.weight': weight}))
+    weight.zero_()
+    copy = taken.state_dict['classifier.weight']
+    assert copy.is_pinned()
+    assert torch.equal(copy, expected)
+
+
+def test_one_after_another(tmp_path, gate):
+    """A save that is asked for during another one waits for it, then takes its snapshot."""
+    seen, saver = [], Saver(RunFolder(tmp_path))
+
+    def make(step):
+        seen.append((step, (tmp_path / 'last.pth').exists()))
+        return small_checkpoint(step=step)
+
+    saver.submit(lambda: make(1))
+    threading.Timer(0.2, gate.set).start()
+    saver.submit(lambda: make(2), is_best=True, end_of_epoch=True)
+    saver.wait()
+    assert seen == [(1, False), (2, True)]
+    for name in ('last.pth', 'best_model.pth'):
+        assert read_checkpoint(tmp_path / name).place.step == 2
+
+
+def test_what_must_be_saved_and_cannot_be(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, 'write_torch', full_disk)
+    failed = []
+    saver = Saver(RunFolder(tmp_path), lambda: failed.append(True))
+    saver.submit(small_checkpoint, end_of_epoch=True)
+    with pytest.raises(OSError, match='No space left'):
+        saver.wait()
+    assert failed == [True]
+    assert saver.saved is None
+    saver.wait()  # it is said once
+
+
+@pytest.mark.parametrize('error', [ValueError('the first'), None])
+def test_leaving_tells_one_error(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(checkpoints, 'write_torch', full_disk)
+
+    def run():
+        with Saver(RunFolder(tmp_path)) as saver:
+            saver.submit(small_checkpoint)
+            if error:
+                raise error
+
+    with pytest.raises(ValueError if error else OSError, match='the first' if error else 'No space left'):
+        run()
+
+
+def test_what_may_fail_is_a_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(LOGGER, 'propagate', True)
+    folder = RunFolder(tmp_path)
+    with Saver(folder) as saver:
+        saver.submit(lambda: small_checkpoint(step=1), may_fail=True)
+        saver.wait()
+        with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, LOGGER.name):
+            patch.setattr(checkpoints, 'write_torch', full_disk)
+            saver.submit(lambda: small_checkpoint(step=2), may_fail=True)
+            saver.wait()
+        assert saver.saved == (2, 1)
+        assert read_checkpoint(tmp_path / 'last.pth').place.step == 1
+        (record,) = caplog.records
+        assert 'epoch 3, step 2 is not saved: run/last.pth: no space left on device' in record.message
+        saver.submit(lambda: small_checkpoint(step=3), may_fail=True)
+    assert read_checkpoint(tmp_path / 'last.pth').place.step == 3
+
+
+def test_an_error_of_ours_is_never_a_warning(tmp_path, monkeypatch):
+    def bug(*_, **__):
+        raise KeyError('bug')
+
+    monkeypatch.setattr(checkpoints, 'write_torch', bug)
+    saver = Saver(RunFolder(tmp_path))
+    saver.submit(small_checkpoint, may_fail=True)
+    with pytest.raises(KeyError):
+        saver.wait()
+
+
+def test_ending_at_once_abandons_the_write(tmp_path, monkeypatch):
+    write = torch_file._Pieces.write
+    started = threading.Event()
+
+    def slow(self, data):
+        started.set()
+        time.sleep(0.02)
+        return write(self, data)
+
+    monkeypatch.setattr(torch_file, '_PIECE_BYTES', 1000)
+    monkeypatch.setattr(torch_file._Pieces, 'write', slow)
+    large = {f'classifier.{name}': torch.ones(2, 1000) for name in ('weight', *range(500))}
+    begun = time.monotonic()
+
+    def run():
+        with Saver(RunFolder(tmp_path)) as saver:
+            saver.submit(lambda: small_checkpoint_of(large))
+            started.wait(10)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert time.monotonic() - begun < 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_fit_is_not_begun(tmp_path, monkeypatch):
+    """A disk that is filled up fails log.txt and other runs as well."""
+    usage = torch_file.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(torch_file.shutil, 'disk_usage', lambda path: usage._replace(free=1000))
+    begun = []
+    monkeypatch.setattr(torch_file.torch, 'save', lambda *_: begun.append(True))
+    with pytest.raises(OSError, match='No space left') as error:
+        torch_file.write_torch(tmp_path / 'last.pth', {'a': [torch.ones(251)]})
+    assert error.value.filename == str(tmp_path / 'last.pth')
+    assert not begun
+    monkeypatch.undo()
+    torch_file.write_torch(tmp_path / 'last.pth', {'a': torch.ones(250)})
+    assert torch.load(tmp_path / 'last.pth', weights_only=True)['a'].numel() == 250
+
+
+@pytest.fixture
+def lost(monkeypatch):
+    """A checkpoint of which another rank's rows never come; how long they are waited for, in two ways."""
+    monkeypatch.setattr(head_shards, '_PATIENCE_SECONDS', 60)
+    monkeypatch.setattr(head_shards, '_LITTLE_PATIENCE_SECONDS', 0.2)
+    head = HeadRows({'classifier.weight': torch.ones(1, 2)}, range(1), 3, 0, 2)
+    return replace(small_checkpoint(), state_dict={'backbone.weight': torch.ones(2)}, head=head)
+
+
+def test_a_run_that_fails_does_not_wait_for_a_rank_that_may_be_gone(tmp_path, lost):
+    def run():
+        with Saver(RunFolder(tmp_path)) as saver:
+            saver.submit(lambda: lost)
+            raise ValueError('why the run ends')
+
+    started = time.monotonic()
+    with pytest.raises(ValueError, match='why'):
+        run()
+    assert time.monotonic() - started < 10
+    assert not (tmp_path / 'last.pth').exists()
+
+
+def test_a_run_that_another_rank_gives_up_ends_soon(tmp_path, lost):
+    started = time.monotonic()
+    saver = Saver(RunFolder(tmp_path))
+    saver.submit(lambda: lost)
+    saver.hurry()
+    with pytest.raises(UserError, match='was not written by its rank'):
+        saver.wait()
+    assert time.monotonic() - started < 10
+
+
+def test_rows_that_do_not_come_in_an_epoch_are_a_warning(tmp_path, lost, monkeypatch, caplog):
+    monkeypatch.setattr(head_shards, '_PATIENCE_SECONDS', 0)
+    monkeypatch.setattr(LOGGER, 'propagate', True)
+    with Saver(RunFolder(tmp_path)) as saver:
+        saver.submit(lambda: lost, may_fail=True)
+    (record,) = caplog.records
+    assert 'is not saved: ' in record.getMessage()
+    assert 'was not written by its rank' in record.getMessage()
+    assert saver.saved is None

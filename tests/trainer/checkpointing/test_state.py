@@ -1,0 +1,228 @@
+"""Checkpoints: round trip, what is refused, and that a failed write loses nothing."""
+
+import errno
+import os
+import pickle
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from lib.errors import UserError
+from lib.runtime import files
+from lib.trainer.checkpointing.latest import newest_checkpoint
+from lib.trainer.checkpointing.state import Checkpoint, read_checkpoint, write_checkpoint
+from lib.trainer.run_folder import RunFolder
+from tests.trainer.small import save, save_original, small_checkpoint
+
+
+def refused(path):
+    with pytest.raises(UserError) as error:
+        read_checkpoint(path)
+    assert str(path) in str(error.value)
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+
+def test_round_trip(tmp_path):
+    written = small_checkpoint(epoch=3, step=5)
+    write_checkpoint(tmp_path / 'last.pth', written)
+    read = read_checkpoint(tmp_path / 'last.pth')
+    for name, value in written.state_dict.items():
+        assert torch.equal(read.state_dict[name], value)
+    assert (read.config, read.recipe, read.place) == (written.config, written.recipe, written.place)
+    assert read.num_classes == read.training_set.num_classes == 3
+    np.testing.assert_array_equal(read.training_set.class_counts, written.training_set.class_counts)
+    assert read.training_set.class_counts.dtype == np.int64
+    assert read.training_set.class_names == ['cola', 'tea', 'milk']
+    assert read.training_set.class_parents == [['Drink'], ['Drink'], []]
+    assert read.optimizer['param_groups'] == written.optimizer['param_groups']
+    assert read.path == tmp_path / 'last.pth'
+    assert os.listdir(tmp_path) == ['last.pth']
+
+
+def test_round_trip_of_all_that_a_run_goes_on_from(tmp_path):
+    written = small_checkpoint(epoch=3, step=5)
+    written.training_state = {name: value + 1 for name, value in written.state_dict.items()}
+    written.scaler = {'scale': 65536.0, 'growth_factor': 2.0, '_growth_tracker': 3}
+    written.history = [{'epoch': 1, 'split': 'valid', 'loss': float('nan')}, {'epoch': 2, 'split': 'train', 'lr': 0.1}]
+    written.bad_images = {'train': {'a.jpg': 'truncated'}}
+    written.place.seconds = 1.5
+    write_checkpoint(tmp_path / 'last.pth', written)
+    read = read_checkpoint(tmp_path / 'last.pth')
+    assert (read.place, read.scaler, read.bad_images) == (written.place, written.scaler, written.bad_images)
+    assert repr(read.history) == repr(written.history)
+    torch.testing.assert_close(read.training_state, written.training_state, rtol=0, atol=0)
+    # Whoever knows nothing of averages finds what predicts where weights always were.
+    torch.testing.assert_close(read.state_dict, written.state_dict, rtol=0, atol=0)
+
+
+def test_before_there_was_all_that(tmp_path):
+    content = torch.load(save(tmp_path / 'last.pth', epoch=3, step=5), weights_only=True)
+    for name in ('training_state_dict', 'scaler', 'history', 'bad_images'):
+        del content[name]
+    del content['place']['seconds']
+    torch.save(content, tmp_path / 'last.pth')
+    read = read_checkpoint(tmp_path / 'last.pth')
+    assert read.place == small_checkpoint(epoch=3, step=5).place
+    assert (read.training_state, read.scaler, read.history, read.bad_images) == (None, None, None, None)
+
+
+def test_nothing_but_tensors_numbers_and_text(tmp_path):
+    """Anybody can read it with weights_only, without this project, and finds the keys of the original's files."""
+    content = torch.load(save(tmp_path / 'last.pth'), weights_only=True)
+    assert content.keys() >= {'state_dict', 'optimizer', 'scheduler', 'epoch', 'best_result', 'config', 'rng'}
+    assert content.keys() >= {'num_classes', 'class_counts', 'class_names', 'versions', 'place', 'recipe'}
+    assert (content['epoch'], content['best_result'], content['num_classes']) == (2, 0.5, 3)
+    assert content['class_names'] == ['cola', 'tea', 'milk']
+
+
+def test_original(tmp_path):
+    read = read_checkpoint(save_original(tmp_path / 'original.pth'))
+    assert sorted(read.state_dict) == ['backbone.weight', 'classifier.bias', 'classifier.weight']
+    assert (read.config, read.place, read.training_set, read.optimizer) == ('', None, None, None)
+    assert read.num_classes == 3
+
+
+def test_weights_alone(tmp_path):
+    write_checkpoint(tmp_path / 'a.pth', Checkpoint(small_checkpoint().state_dict))
+    assert read_checkpoint(tmp_path / 'a.pth').num_classes == 3
+
+
+class Code:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.filterwarnings('ignore:Detected pickle protocol')
+@pytest.mark.parametrize('writer', ['torch', 'torch, old format', 'pickle'])
+def test_code_is_refused_without_running(tmp_path, writer):
+    content = {'state_dict': small_checkpoint().state_dict, 'epoch': Code(tmp_path / 'owned')}
+    path = tmp_path / 'evil.pth'
+    if writer == 'pickle':
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=writer == 'torch')
+    assert 'could run code' in refused(path)
+    assert not (tmp_path / 'owned').exists()
+    pickle.loads(pickle.dumps(Code(tmp_path / 'owned')))  # it would have
+    assert (tmp_path / 'owned').exists()
+
+
+@pytest.mark.parametrize('share', [0, 0.02, 0.5, 0.9, 0.999])
+def test_cut_short(tmp_path, share):
+    path = save(tmp_path / 'last.pth')
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    refused(path)
+
+
+@pytest.mark.parametrize(
+    ('content', 'part'),
+    [
+        ({'epoch': 3}, 'holds no state_dict'),
+        ([1, 2], 'holds no state_dict'),
+        ({'state_dict': {'classifier.weight': 3}}, 'holds no state_dict'),
+        ({'state_dict': {'layer4.weight': torch.ones(1)}}, 'MODEL.PRETRAINED'),
+        ({'conv1.weight': torch.ones(1)}, 'holds no state_dict'),
+        # A file that another program wrote under the same keys.
+        ({'state_dict': {'classifier.weight': torch.ones(3, 2)}, 'place': {'epoch': 3}}, 'cannot be read'),
+        ({'state_dict': {'classifier.weight': torch.ones(3, 2)}, 'place': {'era': 3}}, 'cannot be read'),
+        ({'state_dict': {3: torch.ones(3, 2)}}, 'holds no state_dict'),
+        ({'state_dict': {'classifier.weight': torch.tensor(3.0)}}, 'classifier.weight'),
+    ],
+)
+def test_no_checkpoint(tmp_path, content, part):
+    torch.save(content, tmp_path / 'x.pth')
+    assert part in refused(tmp_path / 'x.pth')
+
+
+def test_text_and_folders(tmp_path):
+    (tmp_path / 'notes.pth').write_text('a text\n')
+    refused(tmp_path / 'notes.pth')
+    refused(tmp_path)
+    assert str(tmp_path / 'notes.pth') in refused(tmp_path / 'absent.pth')
+
+
+def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
+    path = save(tmp_path / 'last.pth', epoch=1)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(files.os, 'fsync', full)
+    with pytest.raises(OSError, match='No space left'):
+        save(path, epoch=2)
+    assert read_checkpoint(path).place.epoch == 1
+    assert os.listdir(tmp_path) == ['last.pth']
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system has no limit on the size of files')
+def test_a_write_that_the_system_cuts_off_keeps_the_old_file(tmp_path):
+    path = save(tmp_path / 'last.pth', epoch=1)
+    checkpoint = small_checkpoint(epoch=2)
+    checkpoint.state_dict['backbone.weight'] = torch.ones(1_000_000)
+    process = os.fork()
+    if process == 0:
+        code = 1
+        try:
+            import resource
+
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+            write_checkpoint(path, checkpoint)
+        except OSError as error:
+            code = 3 if error.filename == str(path) else 4
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 3
+    assert read_checkpoint(path).place.epoch == 1
+    assert os.listdir(tmp_path) == ['last.pth']
+
+
+def test_epochs_are_kept_and_removed(tmp_path):
+    folder = RunFolder(tmp_path / 'run', save_every=2, keep=2)
+    for epoch in range(1, 10):
+        folder.save(small_checkpoint(epoch=epoch), is_best=epoch in (1, 5), end_of_epoch=True)
+    assert sorted(os.listdir(tmp_path / 'run')) == ['best_model.pth', 'epoch_6.pth', 'epoch_8.pth', 'last.pth']
+    for name, epoch in (('best_model', 5), ('epoch_6', 6), ('epoch_8', 8), ('last', 9)):
+        assert read_checkpoint(tmp_path / 'run' / f'{name}.pth').place.epoch == epoch
+
+
+def test_no_epochs_are_kept(tmp_path):
+    folder = RunFolder(tmp_path / 'run', save_every=1, keep=0)
+    for epoch in (1, 2):
+        folder.save(small_checkpoint(epoch=epoch), end_of_epoch=True)
+    assert os.listdir(tmp_path / 'run') == ['last.pth']
+
+
+def test_a_save_in_mid_epoch_is_last_alone(tmp_path):
+    folder = RunFolder(tmp_path / 'run', save_every=2, keep=2)
+    folder.save(small_checkpoint(epoch=2, step=3))
+    assert os.listdir(tmp_path / 'run') == ['last.pth']
+
+
+def test_newest(tmp_path):
+    assert newest_checkpoint(tmp_path) == (None, [])
+    save(tmp_path / 'best_model.pth', epoch=2)
+    save(tmp_path / 'last.pth', epoch=2, step=1)
+    checkpoint, faults = newest_checkpoint(tmp_path)
+    assert (checkpoint.path.name, faults) == ('last.pth', [])
+
+
+def test_metrics_of_epochs_that_are_run_again_are_dropped(tmp_path):
+    folder = RunFolder(tmp_path)
+    for epoch in (1, 2, 3):
+        folder.append({'epoch': epoch, 'split': 'train', 'loss': 0.5})
+    with open(tmp_path / 'metrics.jsonl', 'a') as file:
+        file.write('{"epoch": 4, "spl')  # a crash
+    folder.forget_after(2)
+    assert [entry['epoch'] for entry in folder.history()] == [1, 2]
+    folder.append({'epoch': 3})
+    assert [entry['epoch'] for entry in RunFolder(tmp_path).history()] == [1, 2, 3]

@@ -1,0 +1,12 @@
+"""Compare methods: python tools/grid.py --base demo --methods ce,ldam_drw,crt --seeds 3 [--help]"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lib.commands.cli_main import run_script
+from lib.experiments.command import parse, run_grid
+
+if __name__ == '__main__':
+    run_script(lambda: run_grid(parse(sys.argv[1:])))
