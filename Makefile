@@ -1,5 +1,5 @@
-# make demo: install, then train, predict and re-balance on drawn photos. make test: install, then the tests.
-# TORCH_INDEX: the index address of another build of PyTorch (its site's install page shows them), such as CPU only.
+# make demo: install, then train, predict and re-balance on generated photos. make test: install, then run the tests.
+# TORCH_INDEX: index address of another build of PyTorch, such as CPU only; PyTorch's install page shows the addresses.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,10 +10,10 @@ DEMO_OPTIONS ?=
 
 .PHONY: help demo install test test-all lint format
 help:
-	@echo 'make demo      install, then the three scripts on drawn photos (about 4 minutes on two cores)'
-	@echo 'make install   a virtual environment in $(VENV) with all that the scripts need'
-	@echo 'make test      the tests (at most 10 minutes on two cores); make test-all adds the slow ones'
-	@echo 'make lint      ruff, check and format; make format mends what it can'
+	@echo 'make demo      install, then run the three scripts on generated photos (about 4 minutes on two cores)'
+	@echo 'make install   create a virtual environment in $(VENV) with everything that the scripts need'
+	@echo 'make test      run the tests (at most 6 minutes on two idle cores); make test-all includes the slow ones'
+	@echo 'make lint      check code and format with ruff; make format fixes what it can'
 
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -37,7 +37,7 @@ demo: install
 	@echo
 	@$(BIN)/python tools/summary.py $(DEMO)
 
-# Debian's Chromium, to look at reports with: installed where that needs no password; without it those tests skip.
+# Chromium for the tests of report pages: installed if that needs no password; without it these tests are skipped.
 BROWSER = { command -v chromium || command -v chromium-browser || command -v google-chrome || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y chromium; }; } >/dev/null 2>&1 || true
 
 test: $(VENV)/installed-dev
