@@ -2,22 +2,21 @@
 
 import sys
 
-from lib.commands.cli import start
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main, read_config
 
 DESCRIPTION = 'Train a product recogniser. `python main.py --config configs/demo.yaml` runs at once.'
 
 
 def main() -> int:
-    cfg = start(sys.argv[1:], program='main.py', description=DESCRIPTION)
+    cfg = read_config(sys.argv[1:], program='main.py', description=DESCRIPTION)
     # torch is imported only now that there is work to do.
     from lib.commands.report import training_report
     from lib.commands.train import prepared_training
-    from lib.distributed.process_group import joined_ranks
+    from lib.distributed.process_group import join_process_group
     from lib.runtime.log import LOGGER
     from lib.trainer.trainer import fit
 
-    with joined_ranks() as ranks, prepared_training(cfg, ranks) as run:
+    with join_process_group() as group, prepared_training(cfg, group) as run:
         ended_by = fit(run.learner, run.plan, run.place, run.folder, run.validate, run.bad_images)
         if ended_by:
             LOGGER.info('stopped and saved; to go on: add --RESUME_MODEL last (NAME %s)', run.cfg.NAME)
@@ -29,4 +28,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

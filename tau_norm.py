@@ -2,23 +2,22 @@
 
 import sys
 
-from lib.commands.cli import start
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main, read_config
 
 DESCRIPTION = 'Re-balance the classifier of a trained model by tau-normalisation, chosen exactly on the valid split.'
 
 
 def main() -> None:
-    cfg = start(sys.argv[1:], program='tau_norm.py', description=DESCRIPTION, needs_checkpoint=True)
+    cfg = read_config(sys.argv[1:], program='tau_norm.py', description=DESCRIPTION, needs_checkpoint=True)
     # torch is imported only now that there is work to do.
     from lib.commands.loaded_model import load_trained
     from lib.commands.tau_norm import rebalance
-    from lib.distributed.process_group import joined_ranks
+    from lib.distributed.process_group import join_process_group
     from lib.report.describe import describe_metrics, describe_tau
     from lib.runtime.log import LOGGER
 
-    with joined_ranks() as ranks:
-        result = rebalance(load_trained(cfg, ranks))
+    with join_process_group() as group:
+        result = rebalance(load_trained(cfg, group))
         for line in describe_tau(result.tau):
             LOGGER.info('%s', line)
         for line in describe_metrics({'before': result.tau['before'], 'after': result.tau['after']}):
@@ -28,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

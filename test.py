@@ -2,23 +2,22 @@
 
 import sys
 
-from lib.commands.cli import start
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main, read_config
 
 DESCRIPTION = 'Predict a test split with a trained model: one CSV row an image, metrics where there are labels.'
 
 
 def main() -> None:
-    cfg = start(sys.argv[1:], program='test.py', description=DESCRIPTION, needs_checkpoint=True)
+    cfg = read_config(sys.argv[1:], program='test.py', description=DESCRIPTION, needs_checkpoint=True)
     # torch is imported only now that there is work to do.
     from lib.commands.loaded_model import load_trained
     from lib.commands.predict import predict
-    from lib.distributed.process_group import joined_ranks
+    from lib.distributed.process_group import join_process_group
     from lib.report.describe import describe_prediction
     from lib.runtime.log import LOGGER
 
-    with joined_ranks() as ranks:
-        predicted = predict(load_trained(cfg, ranks))
+    with join_process_group() as group:
+        predicted = predict(load_trained(cfg, group))
         for line in [*predicted.lines, *describe_prediction(predicted.metrics, predicted.plain)]:
             LOGGER.info('%s', line)
         for path in predicted.files:
@@ -26,4 +25,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

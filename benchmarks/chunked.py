@@ -26,7 +26,7 @@ import torch.nn.functional as F
 
 from benchmarks.harness import alternate, finish, parse_arguments
 from lib.classifier.linear import Linear
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main
 from lib.errors import UserError
 from lib.loss.chunked import chunked_loss
 from lib.loss.cross_entropy import CrossEntropy
@@ -189,4 +189,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

@@ -26,10 +26,9 @@ import pyarrow as pa
 import simplejpeg
 
 from benchmarks.harness import finish, parse_arguments, real_photos
-from lib.audit.gallery import Gallery
 from lib.audit.hashing import close_pairs
-from lib.audit.scan import in_parallel, scan
-from lib.commands.cli_main import run_script
+from lib.audit.scan import Gallery, in_parallel, scan
+from lib.commands.cli import cli_main
 from lib.dataset.images import FileImages
 
 LISTED = 4  # times, so that rates are of seconds, not of moments
@@ -119,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

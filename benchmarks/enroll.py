@@ -21,9 +21,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.harness import finish, parse_arguments
-from lib.commands.cli_main import run_script
-from lib.demo.generate import generate_demo
-from lib.demo.plan import SPLITS
+from lib.commands.cli import cli_main
+from lib.demo.generate import SPLITS, generate_demo
 from lib.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.harness import alternate, finish, parse_arguments, real_photos
 from benchmarks.original import OriginalPhotos, OriginalTraining, default_loader, original_model
 from benchmarks.training import epoch_of, options_of, training
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main
 from lib.formats.converted import Converted, Split
 from lib.formats.grocery_store import convert_grocery_store
 
@@ -64,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

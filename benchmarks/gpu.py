@@ -37,17 +37,16 @@ from benchmarks.training import (
 )
 from lib.builders.loss import build_loss
 from lib.classifier.linear import Linear
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main
 from lib.commands.pack import pack
-from lib.distributed.process_group import ALONE, Ranks, joined_ranks
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup, join_process_group
 from lib.formats.converted import Converted
 from lib.formats.write import write_converted
 from lib.loss.targets import Targets
 from lib.model import Recognizer
 from lib.runtime.device import pick_device
 from lib.trainer.chunked_head import LeanHead
-from lib.trainer.forward import Outputs
-from lib.trainer.head import Share
+from lib.trainer.forward import Outputs, Share
 
 NETWORKS = {'resnet50': 'resnet50', 'resnest50': 'resnest50d'}  # ours: timm's name
 SIZES, NUM_CLASSES = (112, 224), (50_030, 1_000_000)
@@ -93,7 +92,15 @@ def rates(
     }
 
 
-def memory(num_classes: int, kind: str, photos: Path, *, device: str, batch_size: int, ranks: Ranks = ALONE) -> float:
+def memory(
+    num_classes: int,
+    kind: str,
+    photos: Path,
+    *,
+    device: str,
+    batch_size: int,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> float:
     """Return the most GPU memory (GB, of this rank) that two steps take with a 'plain', 'chunked' or 'sharded' head."""
     found = converted_photos(photos)
     names = [str(label) for label in range(num_classes)]  # nearly all of them without a photo
@@ -106,8 +113,8 @@ def memory(num_classes: int, kind: str, photos: Path, *, device: str, batch_size
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    with training(Converted(found.splits, names, None, found.root), options, ranks) as run:
-        share = ranks.share(batch_size)
+    with training(Converted(found.splits, names, None, found.root), options, group) as run:
+        share = group.shard(batch_size)
         run.learner.loader = ReadyBatches(
             run.device.main, batch_size=share.stop - share.start, size=112, num_classes=len(found.names), steps=2
         )
@@ -145,22 +152,22 @@ def _gradients(classifier: nn.Module, features: torch.Tensor, loss_of) -> list[t
     return [loss.detach(), features.grad, *(parameter.grad.clone() for parameter in classifier.parameters())]
 
 
-def measure(arguments: argparse.Namespace, ranks: Ranks) -> dict[str, float]:
+def measure(arguments: argparse.Namespace, group: ProcessGroup) -> dict[str, float]:
     """Return the figures that were asked for; on several ranks those of the memory alone."""
     figures: dict[str, float] = {}
-    kinds = ('plain', 'chunked') if ranks.count == 1 else ('plain', 'chunked', 'sharded')
+    kinds = ('plain', 'chunked') if group.world_size == 1 else ('plain', 'chunked', 'sharded')
     with tempfile.TemporaryDirectory() as folder:
         photos = write_photos(Path(folder, 'photos'), 1000, max(1, arguments.photos // 1000), PHOTO)
         common = {'device': 'cuda', 'batch_size': BATCH_SIZE}
-        if 'rates' in arguments.only and ranks.count == 1:
+        if 'rates' in arguments.only and group.world_size == 1:
             for name in NETWORKS:
                 for size in SIZES:
                     figures |= rates(name, size, photos, rounds=5, checkout=arguments.timm, **common)
         if 'memory' in arguments.only:
             for number in NUM_CLASSES:
                 for kind in kinds:
-                    figures[f'{kind}_{number}_gb'] = memory(number, kind, photos, ranks=ranks, **common)
-        if 'correctness' in arguments.only and ranks.count == 1:
+                    figures[f'{kind}_{number}_gb'] = memory(number, kind, photos, group=group, **common)
+        if 'correctness' in arguments.only and group.world_size == 1:
             figures |= {f'chunked_{name}_error': chunked_error(name, device='cuda') for name in LOSSES}
     return figures
 
@@ -183,11 +190,11 @@ def main() -> None:
             'memory at 50,030 and 1,000,000 classes, and errors of the chunked classifier'
         )
         return
-    with joined_ranks() as ranks:
-        figures = measure(arguments, ranks)
-        if ranks.is_main:
+    with join_process_group() as group:
+        figures = measure(arguments, group)
+        if group.is_main:
             finish(figures, arguments.json)
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

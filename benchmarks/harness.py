@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lib.errors import UserError
-from lib.experiments.environment import run_environment
+from lib.experiments.records import run_environment
 from lib.runtime.files import write_json
 
 

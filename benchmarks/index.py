@@ -27,7 +27,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness import finish, parse_arguments
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main
 from lib.dataset.annotations import read_annotations
 from lib.dataset.images import FileImages
 from lib.dataset.index import ProductIndex
@@ -155,4 +155,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

@@ -24,17 +24,17 @@ from PIL import Image
 from benchmarks.harness import alternate, finish, parse_arguments, real_photos
 from benchmarks.original import OriginalPhotos, default_loader
 from benchmarks.peers import TorchvisionPhotos, dali_epoch
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main
 from lib.dataset.images import FileImages, Images
 from lib.dataset.index import ProductIndex
 from lib.dataset.loader import TrainLoader
 from lib.dataset.normalize import Normalize
 from lib.dataset.reader import BatchReader
 from lib.dataset.transforms import RandomResizedCrop
-from lib.shards.encode import Reencode
 from lib.shards.images import ShardImages
 from lib.shards.index import INDEX
 from lib.shards.pack import SplitJob, images_per_shard, pack_split
+from lib.shards.write import Reencode
 
 SIZE, BATCH_SIZE, WORKERS = 112, 64, 2
 LARGE, PACKED, QUALITY = 800, 160, 90
@@ -145,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

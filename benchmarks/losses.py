@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 from benchmarks.harness import alternate, finish, parse_arguments
 from lib.builders.loss import LOSSES, build_loss
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main
 from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
 from lib.errors import UserError
@@ -45,8 +45,8 @@ NAMES = (*LOSSES, *VARIANTS)
 
 def long_tailed_counts(num_classes: int) -> np.ndarray:
     """Return counts that fall as a power of the rank, from 8,000 to 5."""
-    ranks = np.arange(1, num_classes + 1)
-    return np.maximum(8000 * ranks**-0.6, 5).astype(np.int64)
+    group = np.arange(1, num_classes + 1)
+    return np.maximum(8000 * group**-0.6, 5).astype(np.int64)
 
 
 def step_of(name: str, batch: int, num_classes: int, device: torch.device) -> Callable[[int], None]:
@@ -147,4 +147,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import finish, parse_arguments
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main
 from lib.dataset.augment import Augment
 from lib.dataset.folder import walk_images
 from lib.dataset.images import FileImages
@@ -90,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks.harness import finish, parse_arguments
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main
 from lib.metrics.class_report import class_table, metrics_of
 from lib.metrics.intervals import NUM_DRAWS, accuracy_draws
 from lib.metrics.paired import compare
@@ -98,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

@@ -25,7 +25,7 @@ from benchmarks.harness import finish, parse_arguments
 from lib.builders.model import new_model
 from lib.builders.objective import build_objective, is_lean
 from lib.builders.optim import build_optimizer
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main
 from lib.commands.plan import StepCosts
 from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
@@ -160,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

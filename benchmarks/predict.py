@@ -23,8 +23,7 @@ from benchmarks.harness import alternate, finish, parse_arguments, real_photos
 from benchmarks.original import original_model, original_predictions
 from benchmarks.training import config_of
 from lib.builders.model import new_model
-from lib.commands.cli import read_options
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main, read_options
 from lib.commands.loaded_model import load_trained
 from lib.commands.predict import predict
 from lib.config.yaml_text import as_text
@@ -91,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

@@ -20,7 +20,7 @@ from torchvision import transforms
 
 from benchmarks.harness import alternate, finish, parse_arguments, real_photos
 from benchmarks.training import epoch_of, training
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main
 from lib.formats.grocery_store import convert_grocery_store
 from lib.runtime.device import pick_device
 
@@ -84,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

@@ -21,9 +21,9 @@ import numpy as np
 
 from benchmarks.harness import finish, parse_arguments
 from benchmarks.metrics import make_answers
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main
 from lib.errors import UserError
-from lib.report.data import ReportData
+from lib.report.report_metrics import ReportData
 from lib.report.run_page import write_report
 
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
@@ -82,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

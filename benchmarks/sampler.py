@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.harness import finish, parse_arguments
 from lib.builders.loader import SAMPLERS
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main
 from lib.dataset.index import ProductIndex
 from lib.dataset.sampler import ClassBatches, Sampler
 
@@ -60,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

@@ -30,7 +30,7 @@ from benchmarks.harness import alternate, finish
 from benchmarks.original import OriginalTraining, original_model
 from benchmarks.peers_timm import Recipe, TimmLoop, script_run
 from benchmarks.training import ReadyBatches, converted_photos, epoch_of, options_of, training, write_photos
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main
 from lib.formats.write import write_converted
 from lib.runtime.device import pick_device
 
@@ -145,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

@@ -27,8 +27,7 @@ from benchmarks.harness import alternate, finish, parse_arguments
 from benchmarks.training import config_of, write_photos
 from lib.builders.data import open_valid_split
 from lib.builders.model import new_model
-from lib.commands.cli import read_options
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main, read_options
 from lib.commands.loaded_model import load_trained
 from lib.config.yaml_text import as_text
 from lib.inference.features import batch_of
@@ -157,4 +156,4 @@ def script(num_photos: int) -> dict[str, float]:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 from lib.commands.train import Training, prepared_training
 from lib.config.load import load_config
 from lib.dataset.loader import Batch
-from lib.distributed.process_group import ALONE, Ranks
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.formats.converted import Converted
 from lib.formats.imagefolder import convert_image_folder
 from lib.formats.write import write_converted
@@ -65,12 +65,12 @@ def config_of(options: list[str]) -> CfgNode:
 
 
 @contextmanager
-def training(converted: Converted, options: list[str], ranks: Ranks = ALONE) -> Iterator[Training]:
+def training(converted: Converted, options: list[str], group: ProcessGroup = SINGLE_PROCESS) -> Iterator[Training]:
     """Prepare the run that main.py would, on converted data, in a folder that goes with the block."""
     with tempfile.TemporaryDirectory() as folder:
         write_converted(converted, Path(folder, 'data'))
         cfg = config_of([*options, '--DATASET_ROOT', f'{folder}/data', '--LOG_ROOT', folder])
-        with prepared_training(cfg, ranks) as run:
+        with prepared_training(cfg, group) as run:
             yield run
 
 

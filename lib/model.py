@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lib.classifier.projector import Projector
+from lib.classifier.cosine import Projector
 
 
 class Recognizer(nn.Module):

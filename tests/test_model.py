@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from lib.backbone.create import create_backbone
-from lib.classifier.cosine import Cosine
+from lib.classifier.cosine import Cosine, Projector
 from lib.classifier.linear import Linear
-from lib.classifier.projector import Projector
 from lib.model import Recognizer
 
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main
 from lib.errors import UserError
 
 _SPLITS = {
@@ -44,10 +44,9 @@ def converters() -> dict:
     # Here, so that --help does not wait for numpy and pyarrow.
     from lib.formats.aliproducts import convert_aliproducts
     from lib.formats.grocery_store import convert_grocery_store
-    from lib.formats.image_list import convert_image_list
     from lib.formats.imagefolder import convert_image_folder
     from lib.formats.inat import convert_inat
-    from lib.formats.text_lists import convert_csv
+    from lib.formats.text_lists import convert_csv, convert_image_list
 
     return {
         'aliproducts': convert_aliproducts,
@@ -121,11 +120,9 @@ def convert(
     **options: str,
 ) -> None:
     """Convert `source` into `out`, or append it to what is there, and say what was written."""
-    from lib.formats.append import append_converted
-    from lib.formats.imbalance import with_imbalance
-    from lib.formats.summary import summary_lines
-    from lib.formats.validation import with_validation
-    from lib.formats.write import write_converted
+    from lib.formats.cifar import with_imbalance
+    from lib.formats.converted import summary_lines, with_validation
+    from lib.formats.write import append_converted, write_converted
 
     converted = converters()[format_name](source, **options)
     if valid_fraction is not None:
@@ -167,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

@@ -9,18 +9,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.commands.cli import start
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main, read_config
 
 DESCRIPTION = 'Decode every image; list unreadable, suspicious and repeated ones, leaks and contradictory labels.'
 
 
 def main() -> None:
-    cfg = start(sys.argv[1:], program='tools/doctor.py', description=DESCRIPTION)
+    cfg = read_config(sys.argv[1:], program='tools/doctor.py', description=DESCRIPTION)
     from lib.commands.doctor import examine
 
     print('\n'.join(examine(cfg)))
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

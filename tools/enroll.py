@@ -9,8 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.commands.cli import start
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main, read_config
 
 DESCRIPTION = (
     'Add classes to a trained model from a few images each (weight imprinting), without training. The new rows are '
@@ -20,7 +19,7 @@ DESCRIPTION = (
 
 
 def main() -> None:
-    cfg = start(sys.argv[1:], program='tools/enroll.py', description=DESCRIPTION, needs_checkpoint=True)
+    cfg = read_config(sys.argv[1:], program='tools/enroll.py', description=DESCRIPTION, needs_checkpoint=True)
     # torch is imported only now that there is work to do.
     from lib.commands.enroll import enroll
     from lib.commands.loaded_model import load_trained
@@ -31,4 +30,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

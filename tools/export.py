@@ -9,14 +9,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.commands.cli import start
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main, read_config
 
 DESCRIPTION = 'Export a trained model to ONNX, torch.export or safetensors, with its label map and preprocessing.'
 
 
 def main() -> None:
-    cfg = start(sys.argv[1:], program='tools/export.py', description=DESCRIPTION, needs_checkpoint=True)
+    cfg = read_config(sys.argv[1:], program='tools/export.py', description=DESCRIPTION, needs_checkpoint=True)
     # torch is imported only now that there is work to do.
     from lib.commands.export import export
     from lib.commands.loaded_model import load_trained
@@ -28,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

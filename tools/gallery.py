@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main
 from lib.experiments.gallery import main
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

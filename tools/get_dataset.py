@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import convert
 
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main
 from lib.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -45,7 +45,7 @@ No data at hand? This runs at once:
 
 def get_aliproducts(folder: Path, given: Path | None) -> int | None:
     """Unpack or link the official files into `folder` and convert them; without any, tell the steps."""
-    from lib.formats.gather import find_marked, link_into, unpack_new
+    from lib.formats.unpack import find_marked, link_into, unpack_new
 
     source = folder if given is None else given
     if given is not None and not given.is_dir():
@@ -68,9 +68,8 @@ def get_aliproducts(folder: Path, given: Path | None) -> int | None:
 
 def get_grocery_store(folder: Path, given: Path | None) -> None:
     """Clone, unpack or link the Grocery Store Dataset into `folder` and convert it."""
-    from lib.formats.gather import find_marked, link_into, unpack_new
     from lib.formats.grocery_store import MARKS
-    from lib.formats.unpack import is_archive
+    from lib.formats.unpack import find_marked, is_archive, link_into, unpack_new
 
     if given is None:
         root = find_marked(folder, MARKS) or _clone(folder)
@@ -135,4 +134,4 @@ def main() -> int | None:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main
 from lib.config.defaults import KEYS
 from lib.config.options import Formatter, Parser
 
@@ -54,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

@@ -5,8 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.commands.cli import start
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main, read_config
 
 DESCRIPTION = (
     'Write the images that DATASET names into a few large tar files (WebDataset shards) with an index, for '
@@ -15,7 +14,7 @@ DESCRIPTION = (
 
 
 def main() -> None:
-    cfg = start(sys.argv[1:], program='tools/pack.py', description=DESCRIPTION)
+    cfg = read_config(sys.argv[1:], program='tools/pack.py', description=DESCRIPTION)
     from lib.commands.pack import next_command, pack
 
     print('\n'.join(pack(cfg)))
@@ -23,4 +22,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.commands.cli import start
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main, read_config
 
 DESCRIPTION = (
     'Compute what a training step needs of each device, and which way of taking it fits: the whole batch at once, the '
@@ -19,11 +18,11 @@ DESCRIPTION = (
 
 
 def main() -> None:
-    cfg = start(sys.argv[1:], program='tools/plan.py', description=DESCRIPTION)
+    cfg = read_config(sys.argv[1:], program='tools/plan.py', description=DESCRIPTION)
     from lib.commands.plan import make_plan
 
     print('\n'.join(make_plan(cfg)))
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

@@ -8,14 +8,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.commands.cli import start
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main, read_config
 
 DESCRIPTION = 'Measure a trained model on its valid split and write report.html beside it.'
 
 
 def main() -> None:
-    cfg = start(sys.argv[1:], program='tools/report.py', description=DESCRIPTION, needs_checkpoint=True)
+    cfg = read_config(sys.argv[1:], program='tools/report.py', description=DESCRIPTION, needs_checkpoint=True)
     from lib.commands.loaded_model import load_trained
     from lib.commands.report import trained_report
     from lib.runtime.log import LOGGER
@@ -24,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

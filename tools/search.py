@@ -8,8 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.commands.cli import start
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main, read_config
 
 DESCRIPTION = (
     'Compare the features of validation images with those of training images: retrieval metrics (recall@k, '
@@ -19,7 +18,7 @@ DESCRIPTION = (
 
 
 def main() -> None:
-    cfg = start(sys.argv[1:], program='tools/search.py', description=DESCRIPTION, needs_checkpoint=True)
+    cfg = read_config(sys.argv[1:], program='tools/search.py', description=DESCRIPTION, needs_checkpoint=True)
     # torch is imported only now that there is work to do.
     from lib.commands.loaded_model import load_trained
     from lib.commands.search import search
@@ -28,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

@@ -5,18 +5,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.commands.cli import start
-from lib.commands.cli_main import run_script
+from lib.commands.cli import cli_main, read_config
 
 DESCRIPTION = 'Print the figures of a run, its predictions and its re-balancing in one table.'
 
 
 def main() -> None:
-    cfg = start(sys.argv[1:], program='tools/summary.py', description=DESCRIPTION)
+    cfg = read_config(sys.argv[1:], program='tools/summary.py', description=DESCRIPTION)
     from lib.commands.summary import summarize
 
     print('\n'.join(summarize(cfg)))
 
 
 if __name__ == '__main__':
-    run_script(main)
+    cli_main(main)

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lib.audit.duplicates import Duplicates
-from lib.audit.groups import members, spread
+from lib.audit.duplicates import Duplicates, members, spread
 
 TRAIN = 0  # the number of the training split; those behind it measure
 EXTREME_RATIO = 4.0  # longer side over shorter one

@@ -11,9 +11,8 @@ import pyarrow as pa
 from lib.audit import findings
 from lib.audit.duplicates import Duplicates, find_duplicates, look_closer_at
 from lib.audit.findings import Group
-from lib.audit.gallery import Gallery
-from lib.audit.scan import MISSING, READABLE, Scan, scan
-from lib.audit.statistics import class_statistics, size_statistics
+from lib.audit.image_stats import class_statistics, size_statistics
+from lib.audit.scan import MISSING, READABLE, Gallery, Scan, scan
 
 REASONS = {
     findings.CONTRADICTION: 'the same picture has another label elsewhere in train',

@@ -1,16 +1,56 @@
-"""All images of a gallery, each decoded once: columns of what was seen, some 300 bytes an image."""
+"""All images of a gallery, each decoded once: columns of what was seen, some 300 bytes an image.
 
-from collections.abc import Callable, Iterator
+The images of several splits behind one another, and work on them in several processes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from lib.audit.gallery import Gallery
 from lib.audit.hashing import grey_cells, perceptual_hash
 from lib.audit.image_stats import SIDE, look_at, look_closer
 from lib.dataset.decode import DecodeError
+from lib.dataset.images import ArrayImages
 from lib.runtime.workers import run_tasks
+
+
+class Gallery:
+    """Rows of several splits, numbered through.
+
+    Args:
+        sources: the images of each split, by row.
+        sizes: how many each has.
+    """
+
+    def __init__(self, sources: Sequence[Any], sizes: Sequence[int]) -> None:
+        self.sources = list(sources)
+        self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def split_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return the number of the split that each row is in."""
+        return np.searchsorted(self.starts, rows, side='right') - 1
+
+    def place(self, row: int) -> tuple[int, int]:
+        """Return the split and the row there."""
+        split = int(self.split_of(np.asarray(row)))
+        return split, int(row) - int(self.starts[split])
+
+    def content(self, row: int) -> bytes | np.ndarray:
+        """Return a file's bytes, or the pixels (height, width, 3) of an image that is in memory anyway.
+
+        Raises: OSError.
+        """
+        split, row = self.place(row)
+        images = self.sources[split]
+        if isinstance(images, ArrayImages):
+            return images.images[row]
+        return images.read(row)
+
 
 READABLE, UNREADABLE, MISSING = range(3)
 _JOB = 64  # images: long enough for little traffic, short enough for a quick Ctrl-C

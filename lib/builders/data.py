@@ -1,4 +1,7 @@
-"""DATASET in the config -> the splits, checked against each other."""
+"""DATASET in the config -> the splits, checked against each other.
+
+DATASET.SHARDS in the config -> the splits that tools/pack.py wrote.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 from yacs.config import CfgNode
 
-from lib.builders.packed import is_packed, open_packed, packed_split
 from lib.builders.split import Split, TrainingData
 from lib.dataset.annotations import Annotations, ClassNames, read_annotations, read_classes, read_test_images
 from lib.dataset.folder import find_class_folders, labels_by_folder, split_folder, walk_images
@@ -18,7 +20,38 @@ from lib.demo.generate import demo_is_complete, generate_demo
 from lib.errors import UserError
 from lib.formats.cifar import load_cifar_lt
 from lib.runtime.log import LOGGER
-from lib.runtime.shared_memory import share
+from lib.runtime.shared_memory import to_shared_memory
+from lib.shards.images import ShardImages
+from lib.shards.index import INDEX
+
+
+def open_packed(cfg: CfgNode) -> TrainingData:
+    """Open the packed training and validation splits. Raises: UserError."""
+    if not Path(cfg.DATASET.SHARDS).is_dir():
+        raise UserError(
+            f'DATASET.SHARDS {cfg.DATASET.SHARDS}: no such folder; python tools/pack.py --PACK_OUT '
+            f'{cfg.DATASET.SHARDS} packs into it'
+        )
+    train, classes = packed_split(cfg, 'train')
+    return TrainingData(train, packed_split(cfg, 'valid')[0] if is_packed(cfg, 'valid') else None, classes)
+
+
+def is_packed(cfg: CfgNode, kind: str) -> bool:
+    """Return whether DATASET.SHARDS holds the split `kind`: train, valid or test."""
+    return bool(cfg.DATASET.SHARDS) and Path(cfg.DATASET.SHARDS, kind).is_dir()
+
+
+def packed_split(cfg: CfgNode, kind: str) -> tuple[Split, ClassNames | None]:
+    """Open `kind` (train, valid, test) of DATASET.SHARDS, and the classes' names. Raises: UserError."""
+    folder = Path(cfg.DATASET.SHARDS, kind)
+    images = ShardImages(folder / INDEX)
+    index, contents = images.index, images.index.contents
+    LOGGER.info('%s: %d packed images (DATASET.SHARDS)', folder, len(images))
+    for warning in index.check():
+        LOGGER.warning('%s', warning)
+    split = Split(images, index.labels, contents.num_classes, index.names, str(folder))
+    return split, None if contents.class_names is None else ClassNames(contents.class_names, contents.parents)
+
 
 _FALLBACK = 'to try everything at once: python main.py --config configs/demo.yaml'
 
@@ -110,7 +143,7 @@ def open_named_images(source: str) -> tuple[Split, ClassNames]:
     names = [known.names[label] if known else str(label) for label in used.tolist()]
     parents = [known.parents[label] for label in used.tolist()] if known and known.parents else []
     split = _split(found, str(Path(source).parent))
-    split = replace(split, labels=share(labels.astype(np.int32)), num_classes=len(names), by_class=None)
+    split = replace(split, labels=to_shared_memory(labels.astype(np.int32)), num_classes=len(names), by_class=None)
     return split, ClassNames(names, parents)
 
 
@@ -214,7 +247,7 @@ def _split(annotations: Annotations, root: str) -> Split:
         LOGGER.info('%s', note)
     return Split(
         FileImages(annotations.paths.read_by(rule), root),
-        share(annotations.labels),
+        to_shared_memory(annotations.labels),
         annotations.num_classes,
         annotations.paths.arrow,
         annotations.source,

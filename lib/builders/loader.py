@@ -1,4 +1,7 @@
-"""INPUT, SAMPLER and batch sizes in the config -> loaders."""
+"""INPUT, SAMPLER and batch sizes in the config -> loaders.
+
+INPUT.SIZE and INPUT.SIZE_SCHEDULE in the config -> how large training images are, and when.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,8 +9,7 @@ from functools import partial
 
 from yacs.config import CfgNode
 
-from lib.builders.deferral import deferred_epoch
-from lib.builders.input_size import train_sizes
+from lib.builders.loss import deferred_epoch
 from lib.builders.split import Split
 from lib.config.keys.data import PAIRED
 from lib.dataset.augment import Augment
@@ -15,12 +17,13 @@ from lib.dataset.images import ArrayImages, Images
 from lib.dataset.index import ProductIndex
 from lib.dataset.loader import EpochPlan, EvalLoader, TrainLoader
 from lib.dataset.normalize import Normalize
-from lib.dataset.paired import PairedPlan, RepeatedPlan
 from lib.dataset.ram_cache import CachedImages
 from lib.dataset.reader import BatchReader
 from lib.dataset.sampler import (
     ClassBatches,
     ClassWeights,
+    PairedPlan,
+    RepeatedPlan,
     Sampler,
     SwitchingSampler,
     class_balance,
@@ -32,9 +35,16 @@ from lib.dataset.sampler import (
     square_root,
 )
 from lib.dataset.transforms import PadCrop, RandomResizedCrop, ResizeCenterCrop, Transform
-from lib.distributed.process_group import ALONE, Ranks
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.runtime.device import Device
 from lib.runtime.workers import num_cores
+
+
+def train_sizes(cfg: CfgNode) -> dict[int, int]:
+    """Return {epoch: side of training images from then on, pixels}; the first epoch is 0, and they rise."""
+    schedule = cfg.INPUT.SIZE_SCHEDULE
+    return {0: cfg.INPUT.SIZE, **dict(zip(schedule[::2], schedule[1::2], strict=True))}
+
 
 _FEW_IMAGES = 20_000  # that are read, with a few threads, before processes that would read faster have started
 _CPU_BATCH_SIZE = 64  # larger ones leave the caches of a CPU and are slower
@@ -97,7 +107,7 @@ def _sampler(cfg: CfgNode, name: str, index: ProductIndex, *, stream: int = 0) -
 
 
 def build_train_loader(
-    cfg: CfgNode, split: Split, index: ProductIndex, device: Device, ranks: Ranks = ALONE
+    cfg: CfgNode, split: Split, index: ProductIndex, device: Device, group: ProcessGroup = SINGLE_PROCESS
 ) -> TrainLoader:
     """Return the loader of the training split; `index` says which of its rows take part.
 
@@ -115,13 +125,17 @@ def build_train_loader(
         each * len(index),
         each * cfg.TRAIN.BATCH_SIZE,
         sizes=train_sizes(cfg),
-        ranks=ranks,
+        group=group,
         **_feed_options(cfg, device),
     )
 
 
 def build_eval_loader(
-    cfg: CfgNode, split: Split, device: Device, ranks: Ranks = ALONE, views: Sequence[Transform] = ()
+    cfg: CfgNode,
+    split: Split,
+    device: Device,
+    group: ProcessGroup = SINGLE_PROCESS,
+    views: Sequence[Transform] = (),
 ) -> EvalLoader:
     """Return the loader of a validation or test split; `views`: how each image is seen, in place of the plain view."""
     batch_size = eval_batch_size(cfg, device)
@@ -130,7 +144,7 @@ def build_eval_loader(
         options |= {'num_workers': 0, 'num_threads': num_workers(-1)}
     first, *others = views or [plain_view(cfg)]
     reader = BatchReader(_images(cfg, split), split.labels, first, cfg.SEED, others=tuple(others))
-    return EvalLoader(reader, len(split), batch_size, ranks=ranks, **options)
+    return EvalLoader(reader, len(split), batch_size, group=group, **options)
 
 
 def eval_batch_size(cfg: CfgNode, device: Device) -> int:

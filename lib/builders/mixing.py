@@ -8,11 +8,10 @@ from torch import nn
 from yacs.config import CfgNode
 
 from lib.errors import UserError
-from lib.trainer.mixing.base import Mixer, unmixed
+from lib.trainer.mixing.base import MixDraws, Mixer, unmixed
 from lib.trainer.mixing.bbn import BBN
 from lib.trainer.mixing.cmo import CMO
 from lib.trainer.mixing.cutmix import CutMix
-from lib.trainer.mixing.draws import MixDraws
 from lib.trainer.mixing.manifold import ManifoldMixup
 from lib.trainer.mixing.mixup import Mixup
 from lib.trainer.mixing.remix import Remix

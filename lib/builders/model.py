@@ -1,4 +1,7 @@
-"""MODEL in the config -> a recogniser: new, out of a checkpoint, or carried over to other classes."""
+"""MODEL in the config -> a recogniser: new, out of a checkpoint, or carried over to other classes.
+
+MODEL.CLASSIFIER_INIT class_means in the config -> the rows that a classifier starts fine-tuning with.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -9,15 +12,16 @@ from yacs.config import CfgNode
 
 from lib.backbone.create import create_backbone, create_timm_pretrained, measure_width
 from lib.backbone.pretrained import load_pretrained
-from lib.builders.input_size import train_sizes
-from lib.classifier.cosine import Cosine
-from lib.classifier.linear import Linear
-from lib.classifier.lws import LearnableWeightScaling, without_scale
-from lib.classifier.projector import Projector
+from lib.builders.loader import build_eval_loader, train_sizes
+from lib.builders.split import Split
+from lib.classifier.cosine import Cosine, Projector
+from lib.classifier.linear import LearnableWeightScaling, Linear, without_scale
 from lib.classifier.rows import transfer_rows
-from lib.distributed.process_group import Ranks
+from lib.dataset.index import ProductIndex
+from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
 from lib.model import Recognizer
+from lib.posthoc.class_means import class_means, nearest_mean
 from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
 from lib.runtime.seeding import Purpose, torch_seed
@@ -76,16 +80,16 @@ def new_model(
     return model.to(device.main, memory_format=torch.channels_last)
 
 
-def held_classes(cfg: CfgNode, num_classes: int, ranks: Ranks) -> range | None:
+def held_classes(cfg: CfgNode, num_classes: int, group: ProcessGroup) -> range | None:
     """Return the classes whose rows this rank holds in training; None: all of them."""
-    if not cfg.MODEL.CLASSIFIER_SHARDED or ranks.count == 1:
+    if not cfg.MODEL.CLASSIFIER_SHARDED or group.world_size == 1:
         return None
-    if num_classes < ranks.count:
+    if num_classes < group.world_size:
         raise UserError(
-            f'MODEL.CLASSIFIER_SHARDED True splits {num_classes} classes over {ranks.count} ranks, which leaves some '
-            'with none: --MODEL_CLASSIFIER_SHARDED False'
+            f'MODEL.CLASSIFIER_SHARDED True splits {num_classes} classes over {group.world_size} ranks, which leaves '
+            'some with none: --MODEL_CLASSIFIER_SHARDED False'
         )
-    rows = ranks.share(num_classes)
+    rows = group.shard(num_classes)
     return range(rows.start, rows.stop)
 
 
@@ -171,3 +175,27 @@ def _check_fit(own: dict[str, torch.Tensor], checkpoint: Checkpoint, cfg: CfgNod
             f'{cfg.MODEL.CLASSIFIER}: {len(missing)} parameters are missing, {len(unknown)} unknown, {len(shapes)} of '
             f'another shape, {example} for one'
         )
+
+
+def start_from_class_means(cfg: CfgNode, model: Recognizer, split: Split, index: ProductIndex, device: Device) -> None:
+    """Put the mean features of the training images into the classifier of `model` (NCM: Kang et al., ICLR 2020).
+
+    A cosine classifier gets the means of features of length 1, a linear one what prefers the nearest mean. Only images
+    that are trained on count: neither those beyond DATASET.HEAD_CAP, nor quarantined ones. In a cosine classifier a
+    class without images has a row of zeros, so its logit is always 0.
+
+    Raises:
+        UserError: none of the images can be decoded.
+    """
+    classifier = model.classifier
+    is_cosine = isinstance(classifier, Cosine)
+    loader = build_eval_loader(cfg, split, device)
+    try:
+        means, counts = class_means(model, loader, index.rows, num_classes=split.num_classes, unit_length=is_cosine)
+    except ValueError:
+        raise UserError(f'{split.source}: not one training image can be decoded, so classes have no means') from None
+    weight, bias = (means, None) if is_cosine else nearest_mean(means, counts)
+    with torch.no_grad():
+        classifier.weight.copy_(weight)
+        if bias is not None:
+            classifier.bias.copy_(bias)

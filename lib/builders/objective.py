@@ -11,8 +11,8 @@ from lib.builders.loss import build_loss
 from lib.builders.model import class_names, model_of
 from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node, as_values, parse_config_text
-from lib.distributed.parallel import spread
-from lib.distributed.process_group import ALONE, Ranks
+from lib.distributed.parallel import wrap_parallel
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
 from lib.loss.balanced_contrastive import BalancedContrastive
 from lib.loss.distillation import Distillation
@@ -20,10 +20,9 @@ from lib.loss.weighted import AverageLoss
 from lib.model import Recognizer
 from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
-from lib.trainer.auxiliary import ContrastTerm, DistillTerm
 from lib.trainer.checkpointing.state import Checkpoint, read_checkpoint
 from lib.trainer.chunked_head import LeanHead
-from lib.trainer.objective import Auxiliary, Objective
+from lib.trainer.objective import Auxiliary, ContrastTerm, DistillTerm, Objective
 
 # What a teacher must have seen images by, since it is shown those of the student.
 _SAME_IMAGES = ('DATASET.COLOR_SPACE', 'INPUT.MEAN', 'INPUT.STD')
@@ -51,7 +50,9 @@ def _distill(cfg: CfgNode, model: Recognizer, device: Device, names: Sequence[st
     teacher = _teacher(cfg, device, model.classifier.weight.shape[0], names)
     loss = Distillation(cfg.LOSS.TEACHER_TEMPERATURE, cfg.LOSS.TEACHER_POWER)
     return Second(
-        DistillTerm(spread(teacher, device, ALONE, num_images=cfg.TRAIN.BATCH_SIZE), loss), weight, 1.0 - weight
+        DistillTerm(wrap_parallel(teacher, device, SINGLE_PROCESS, num_images=cfg.TRAIN.BATCH_SIZE), loss),
+        weight,
+        1.0 - weight,
     )
 
 
@@ -73,7 +74,7 @@ def build_objective(
     model: Recognizer,
     device: Device,
     names: Sequence[str] = (),
-    ranks: Ranks = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Objective:
     """Return what is minimised, on the device.
 
@@ -90,20 +91,20 @@ def build_objective(
     objective = Objective(
         loss,
         second.auxiliary,
-        head=_lean_head(cfg, model, loss, ranks) if is_lean(cfg) else None,
+        head=_lean_head(cfg, model, loss, group) if is_lean(cfg) else None,
         loss_weight=second.loss_weight,
         auxiliary_weight=second.auxiliary_weight,
     )
     return objective.to(device.main)
 
 
-def _lean_head(cfg: CfgNode, model: Recognizer, loss: AverageLoss, ranks: Ranks) -> LeanHead:
+def _lean_head(cfg: CfgNode, model: Recognizer, loss: AverageLoss, group: ProcessGroup) -> LeanHead:
     return LeanHead(
         model,
         loss,
         chunk_images=cfg.LOSS.CHUNK_IMAGES,
         sampled_share=cfg.LOSS.SAMPLED_CLASSES,
-        ranks=ranks if cfg.MODEL.CLASSIFIER_SHARDED else ALONE,
+        group=group if cfg.MODEL.CLASSIFIER_SHARDED else SINGLE_PROCESS,
     )
 
 

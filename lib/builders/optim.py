@@ -6,14 +6,11 @@ from functools import partial
 import torch
 from yacs.config import CfgNode
 
-from lib.distributed.process_group import ALONE, Ranks
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
 from lib.model import Recognizer
-from lib.optim.clip import clip_gradients
-from lib.optim.layer_decay import layer_scales
-from lib.optim.max_norm import keep_norms_below
-from lib.optim.optimizer import create_optimizer
-from lib.optim.scaler import make_scaler
+from lib.optim.gradients import clip_gradients, make_scaler
+from lib.optim.optimizer import create_optimizer, keep_norms_below, layer_scales
 from lib.optim.schedule import cosine, multistep, one_cycle
 from lib.runtime.device import Device
 
@@ -74,16 +71,16 @@ def build_optimizer(cfg: CfgNode, model: Recognizer) -> torch.optim.Optimizer:
     return optimizer
 
 
-def build_clip(cfg: CfgNode, model: Recognizer, ranks: Ranks) -> Callable[[], torch.Tensor] | None:
+def build_clip(cfg: CfgNode, model: Recognizer, group: ProcessGroup) -> Callable[[], torch.Tensor] | None:
     """Return what bounds the gradients before a step; None: nothing does."""
     if not cfg.OPTIMIZER.CLIP_NORM:
         return None
     rows = list(model.classifier.parameters()) if model.is_partial else []
-    return partial(clip_gradients, list(model.parameters()), cfg.OPTIMIZER.CLIP_NORM, sharded=rows, ranks=ranks)
+    return partial(clip_gradients, list(model.parameters()), cfg.OPTIMIZER.CLIP_NORM, sharded=rows, group=group)
 
 
-def build_scaler(model: Recognizer, device: Device, ranks: Ranks) -> torch.amp.GradScaler | None:
+def build_scaler(model: Recognizer, device: Device, group: ProcessGroup) -> torch.amp.GradScaler | None:
     """Return the scaler of the loss where gradients are in float16; None elsewhere."""
     if not device.scales:
         return None
-    return make_scaler(device.main, enabled=True, ranks=ranks if model.is_partial else ALONE)
+    return make_scaler(device.main, enabled=True, group=group if model.is_partial else SINGLE_PROCESS)

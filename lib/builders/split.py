@@ -9,11 +9,10 @@ import pyarrow.compute as pc
 
 from lib.dataset.annotations import ClassNames
 from lib.dataset.images import ArrayImages, Images, SomeImages
-from lib.dataset.index import ProductIndex
-from lib.dataset.quarantine import quarantined_rows
+from lib.dataset.index import ProductIndex, quarantined_rows
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
-from lib.runtime.shared_memory import share
+from lib.runtime.shared_memory import to_shared_memory
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def some_of(split: Split, rows: np.ndarray) -> Split:
     """Return the images of some rows, in rising order, as a split."""
     return Split(
         SomeImages(split.images, rows),
-        share(np.ascontiguousarray(split.labels[rows])),
+        to_shared_memory(np.ascontiguousarray(split.labels[rows])),
         split.num_classes,
         split.names.take(pa.array(rows)),
         f'{split.source}, {len(rows)} of its images',

@@ -1,10 +1,13 @@
-"""The cosine classifier ('FCNorm')."""
+"""The cosine classifier ('FCNorm').
+
+What contrastive losses compare: features and classes in a space of their own.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lib.classifier.draw import draw_rows, held_classes
+from lib.classifier.rows import draw_rows, held_classes
 
 TINY = 1e-24  # a squared norm at which a vector counts as zero
 
@@ -50,3 +53,37 @@ def unit(vectors: torch.Tensor) -> torch.Tensor:
     vectors = vectors if vectors.dtype == torch.float64 else vectors.float()  # bfloat16 sums lose the norm
     squares = vectors.square().sum(dim=-1, keepdim=True)  # (n, 1)
     return vectors * squares.masked_fill(squares <= TINY, torch.inf).rsqrt()
+
+
+class Projector(nn.Module):
+    """Two perceptrons into one space: of features, and of the classifier's rows (BCL: Zhu et al., CVPR 2022).
+
+    Each is linear, BatchNorm, ReLU, linear, as wide as the features within, as in its authors' code. Both outputs are
+    float32, of length 1. The rows take num_classes * num_features numbers a layer and step.
+
+    Args:
+        num_features: of features and of the classifier's rows.
+        width: of what is compared.
+    """
+
+    def __init__(self, num_features: int, width: int) -> None:
+        super().__init__()
+        self.features = _perceptron(num_features, width)
+        self.rows = _perceptron(num_features, width)
+
+    def embed(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings (batch, width) of features (batch, num_features)."""
+        return unit(self.features(features))
+
+    def prototypes(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the prototypes (num_classes, width) of a classifier's weight (num_classes, num_features)."""
+        return unit(self.rows(weight))
+
+
+def _perceptron(num_features: int, width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(num_features, num_features),
+        nn.BatchNorm1d(num_features),
+        nn.ReLU(inplace=True),
+        nn.Linear(num_features, width),
+    )

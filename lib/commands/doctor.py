@@ -9,14 +9,13 @@ from yacs.config import CfgNode
 
 from lib.audit.report import SplitUnderTest, check_up
 from lib.builders.data import open_test_split, open_training_data
-from lib.builders.input_size import train_sizes
-from lib.builders.loader import num_workers
+from lib.builders.loader import num_workers, train_sizes
 from lib.builders.split import Split, TrainingData
 from lib.errors import UserError
 from lib.report.audit_page import write_doctor_page
 from lib.report.audit_summary import summary_lines
 from lib.runtime.files import write_json
-from lib.runtime.log import LOGGER, progress
+from lib.runtime.log import LOGGER, progress_bar
 
 
 def examine(cfg: CfgNode) -> list[str]:
@@ -31,7 +30,7 @@ def examine(cfg: CfgNode) -> list[str]:
     data = open_training_data(cfg)
     splits = _splits(cfg, data)
     total = sum(len(split.labels) for split in splits)
-    with progress((), total=total, label='looking', unit='image') as bar:
+    with progress_bar((), total=total, label='looking', unit='image') as bar:
         checkup = check_up(
             splits,
             min_side=cfg.DOCTOR.MIN_SIDE,

@@ -60,7 +60,7 @@ def load_members(trained: Trained) -> list[Trained]:
     paths = [path.strip() for path in trained.cfg.TEST.ENSEMBLE.split(',') if path.strip()]
     members = [trained]
     for path in paths:
-        other = load_trained(_config_of(path, trained), trained.ranks)
+        other = load_trained(_config_of(path, trained), trained.group)
         if other.class_names != trained.class_names:
             raise UserError(
                 f'TEST.ENSEMBLE {path}: its {len(other.class_names)} classes are not the {len(trained.class_names)} of '
@@ -88,7 +88,7 @@ def build_members(trained: Sequence[Trained], split: Split, *, compares: bool) -
             measure_width(member.model.backbone, member.cfg.MODEL.BACKBONE, size, 'TEST.SCALES')
         shows_plain = looks.counts_plain or (compares and place == 0)
         views = [looks.plain, *looks.others] if shows_plain else looks.others
-        loader = build_eval_loader(member.cfg, split, member.device, member.ranks, views)
+        loader = build_eval_loader(member.cfg, split, member.device, member.group, views)
         members.append(Member(member.model, loader, looks.flip, looks.counts_plain or not shows_plain))
     return members
 

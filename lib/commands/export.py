@@ -15,10 +15,11 @@ from lib.config.yaml_text import as_text
 from lib.dataset.normalize import Normalize
 from lib.dataset.reader import BatchReader, Request
 from lib.errors import UserError
-from lib.export.check import TOLERANCE, largest_difference
 from lib.export.formats import (
+    TOLERANCE,
     Run,
     as_metadata,
+    largest_difference,
     run_onnx,
     run_torch_export,
     write_onnx,
@@ -26,7 +27,7 @@ from lib.export.formats import (
     write_torch_export,
 )
 from lib.export.module import Exported, Preprocessing
-from lib.runtime.files import replacing
+from lib.runtime.files import replace_atomically
 from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing.state import header_of
 
@@ -71,7 +72,7 @@ def export(trained: Trained) -> tuple[Path, list[str]]:
             'source': trained.checkpoint.path.name,
         }
     )
-    with replacing(path) as temporary:
+    with replace_atomically(path) as temporary:
         if form.run is None:
             metadata |= header_of(replace(trained.checkpoint, config=as_text(trained.cfg)))
             write_safetensors(temporary, trained.checkpoint.state_dict, metadata)

@@ -11,7 +11,7 @@ from lib.commands.cache_key import input_identity, split_identity, weights_diges
 from lib.commands.loaded_model import Trained
 from lib.errors import UserError
 from lib.inference.features import Features, fill_features
-from lib.runtime.column_store import RowStore, made_store
+from lib.runtime.column_store import ColumnStore, open_or_create
 from lib.runtime.log import LOGGER
 
 FOLDER = 'features'
@@ -36,24 +36,24 @@ def split_features(trained: Trained, split: Split, label: str, *, has_its_classe
         trained.check_classes(split)
     folder = trained.folder / FOLDER / f'{trained.checkpoint.path.stem}-{label}'
     about = _about(trained, split)
-    with trained.ranks.main_first():
-        if trained.ranks.is_main:
+    with trained.group.main_first():
+        if trained.group.is_main:
             _make(folder, trained, split, about)
-    store = RowStore(folder, writer=trained.ranks.rank)
+    store = ColumnStore(folder, writer=trained.group.rank)
     if store.is_complete:
         LOGGER.info('%s: features of the %s split as they were looked at before', folder, label)
     else:
         if not store.done.any():
             LOGGER.info('%s: keeps features, %s', folder, _size(store.columns['features'].nbytes))
-        loader = build_eval_loader(trained.cfg, split, trained.device, trained.ranks)
+        loader = build_eval_loader(trained.cfg, split, trained.device, trained.group)
         fill_features(trained.model, loader, store, label=label)
-        trained.ranks.wait()
+        trained.group.barrier()
     return Features(store.columns['features'], split.labels.astype(np.int64), store.columns['readable'], store.notes())
 
 
 def _make(folder: Path, trained: Trained, split: Split, about: dict[str, Any]) -> None:
     width = trained.model.backbone.num_features
-    made_store(folder, len(split), {'features': (np.float32, (width,)), 'readable': (bool, ())}, about)
+    open_or_create(folder, len(split), {'features': (np.float32, (width,)), 'readable': (bool, ())}, about)
 
 
 def _about(trained: Trained, split: Split) -> dict[str, Any]:

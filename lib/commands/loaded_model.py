@@ -10,7 +10,7 @@ from lib.builders.device import build_device
 from lib.builders.loader import build_eval_loader
 from lib.builders.model import class_names, model_of
 from lib.builders.split import Split
-from lib.distributed.process_group import ALONE, Ranks
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
 from lib.inference.run import Evaluation, LookAt, evaluate
 from lib.model import Recognizer
@@ -38,7 +38,7 @@ class Trained:
     folder: Path
     class_names: list[str]
     train_counts: np.ndarray
-    ranks: Ranks = ALONE
+    group: ProcessGroup = SINGLE_PROCESS
 
     @property
     def class_parents(self) -> list[list[str]]:
@@ -60,12 +60,12 @@ class Trained:
         self.check_classes(split)
         found = evaluate(
             self.model,
-            build_eval_loader(self.cfg, split, self.device, self.ranks),
+            build_eval_loader(self.cfg, split, self.device, self.group),
             num_classes=split.num_classes,
             train_counts=self.train_counts,
             label=label,
             look_at=look_at,
-            ranks=self.ranks,
+            group=self.group,
         )
         return replace(found, metrics=self.known(found.metrics))
 
@@ -83,7 +83,7 @@ class Trained:
         return {name: value for name, value in metrics.items() if name not in groups}
 
 
-def load_trained(cfg: CfgNode, ranks: Ranks = ALONE) -> Trained:
+def load_trained(cfg: CfgNode, group: ProcessGroup = SINGLE_PROCESS) -> Trained:
     """Load the model that RESUME_MODEL names, on every rank.
 
     Raises:
@@ -99,9 +99,9 @@ def load_trained(cfg: CfgNode, ranks: Ranks = ALONE) -> Trained:
         checkpoint = read_checkpoint(cfg.RESUME_MODEL)
     if (checkpoint.path.parent / 'config.yaml').exists():
         folder = checkpoint.path.parent
-    device = build_device(cfg, ranks)
+    device = build_device(cfg, group)
     model = model_of(checkpoint, cfg, device)
     LOGGER.info('%s: %d classes, %s', checkpoint.path, checkpoint.num_classes, device.describe(training=False))
     known = checkpoint.training_set
     counts = known.class_counts if known else np.zeros(checkpoint.num_classes, np.int64)
-    return Trained(cfg, checkpoint, model, device, folder, class_names(checkpoint), counts, ranks)
+    return Trained(cfg, checkpoint, model, device, folder, class_names(checkpoint), counts, group)

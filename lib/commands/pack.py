@@ -12,10 +12,8 @@ from lib.builders.data import has_test_split, open_test_split, open_training_dat
 from lib.builders.loader import num_workers, stored_short_side
 from lib.builders.split import Split, TrainingData
 from lib.errors import UserError
-from lib.runtime.files import write_json
-from lib.runtime.lock import locked
+from lib.runtime.files import lock_folder, write_json
 from lib.runtime.log import LOGGER
-from lib.shards.encode import Copy, Reencode
 from lib.shards.pack import (
     SETTINGS,
     PackedSplit,
@@ -25,6 +23,7 @@ from lib.shards.pack import (
     images_per_shard,
     pack_split,
 )
+from lib.shards.write import Copy, Reencode
 from lib.trainer.run_folder import BAD_IMAGES, set_aside, write_bad_images
 
 _SPLITS = ('train', 'valid', 'test')
@@ -53,7 +52,7 @@ def pack(cfg: CfgNode) -> list[str]:
     if cfg.PACK.IMAGES == 'copy':
         _check_space(out, sum(map(bytes_needed, jobs.values())))
     lines, info = [], {}
-    with locked(out, key='PACK.OUT'):
+    with lock_folder(out, key='PACK.OUT'):
         for kind, job in jobs.items():
             try:
                 packed = pack_split(job, num_workers=num_workers(cfg.RUN.NUM_WORKERS))

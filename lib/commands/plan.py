@@ -19,9 +19,8 @@ from lib.loss.weighted import AverageLoss
 from lib.model import Recognizer
 from lib.plan.backbone import backbone_cost
 from lib.plan.head import HeadCost, OptimizerCost, head_cost, lean_head_cost, optimizer_cost
-from lib.plan.strategies import USABLE, Job, Way, need_of, ways
+from lib.plan.strategies import USABLE, Job, Way, flops_of, need_of, seconds_of, traffic_of, ways
 from lib.plan.table import Row, options_of, parts_table, traffic_table, ways_table
-from lib.plan.traffic import flops_of, seconds_of, traffic_of
 from lib.runtime.device import Device, pick_device
 
 # Of the classifier, enough to be computed in several blocks.

@@ -14,10 +14,10 @@ from lib.commands.loaded_model import Trained
 from lib.commands.posthoc_methods import METHODS, Outcome, Problem
 from lib.commands.tau_norm import check_free, linear_classifier, write_rebalanced
 from lib.errors import UserError
+from lib.metrics.confidence import reliability
 from lib.metrics.intervals import accuracy_interval
-from lib.metrics.reliability import reliability
 from lib.posthoc.linear_head import Head, head_answers
-from lib.report.posthoc_table import posthoc_lines
+from lib.report.describe import posthoc_lines
 from lib.runtime.files import write_json
 from lib.runtime.log import LOGGER
 

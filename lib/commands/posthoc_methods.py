@@ -13,12 +13,18 @@ from lib.inference.features import Features, batch_of
 from lib.metrics.predictions import Answers, join_answers
 from lib.posthoc.class_means import feature_means, nearest_mean
 from lib.posthoc.crossfit import cross_fitted, stratified_folds
-from lib.posthoc.linear_head import GroupScaled, Head, head_answers
-from lib.posthoc.prior_shift import fit_prior
+from lib.posthoc.linear_head import (
+    GroupScaled,
+    Head,
+    fit_prior,
+    fit_scales,
+    fit_temperature,
+    fit_temperatures,
+    head_answers,
+    shot_group_of,
+)
 from lib.posthoc.tau_intervals import log_priors
 from lib.posthoc.tau_sweep import AdjustmentSweep, ImageIntervals, Sweep, TauSweep, normalize_classifier
-from lib.posthoc.temperature import fit_temperature, fit_temperatures, shot_group_of
-from lib.posthoc.weight_scaling import fit_scales
 
 _ON_TRAIN = 'fitted on training images (which the model knows: optimistic), measured on all valid ones'
 

@@ -25,10 +25,10 @@ from lib.inference.prediction_files import (
 )
 from lib.inference.sinks import fill_predictions, prediction_columns, stored_answers
 from lib.metrics.class_report import metrics_of
+from lib.metrics.confidence import Threshold, choose_threshold, risk_coverage
 from lib.metrics.predictions import Answers, accuracy_metrics, answer_metrics
-from lib.metrics.selective import Threshold, choose_threshold, risk_coverage
-from lib.report.plots import plot_risk_coverage
-from lib.runtime.column_store import RowStore, made_store
+from lib.report.charts import plot_risk_coverage
+from lib.runtime.column_store import ColumnStore, open_or_create
 from lib.runtime.files import write_json
 from lib.runtime.log import LOGGER
 from lib.trainer.run_folder import write_bad_images
@@ -60,7 +60,7 @@ class Predictor:
 
     def fill(
         self, split: Split, name: str, *, compares: bool = False, keeps_chances: bool = False, keeps_more: bool = False
-    ) -> RowStore:
+    ) -> ColumnStore:
         """Predict a split into STEM_NAME.partial, from where an interrupted prediction stopped, on all ranks.
 
         Args:
@@ -68,7 +68,7 @@ class Predictor:
             keeps_more: whether TEST.TOP_K and TEST.EMBEDDINGS count.
         """
         first = self.trained[0]
-        test, ranks = first.cfg.TEST, first.ranks
+        test, group = first.cfg.TEST, first.group
         members = build_members(self.trained, split, compares=compares)
         columns = prediction_columns(
             split.num_classes,
@@ -78,14 +78,14 @@ class Predictor:
             num_members=len(members) if keeps_chances else 0,
         )
         folder = _partial(first, name)
-        with ranks.main_first():
-            if ranks.is_main:
-                num_done = int(made_store(folder, len(split), columns, self._about(split, members)).done.sum())
+        with group.main_first():
+            if group.is_main:
+                num_done = int(open_or_create(folder, len(split), columns, self._about(split, members)).done.sum())
                 if num_done:
                     LOGGER.info('%s: goes on after %d of %d images', folder, num_done, len(split))
-        store = RowStore(folder, writer=ranks.rank)
+        store = ColumnStore(folder, writer=group.rank)
         fill_predictions(members, store, self.weights, test.AVERAGE, label=name)
-        ranks.wait()
+        group.barrier()
         return store
 
     def _about(self, split: Split, members: Sequence) -> dict[str, Any]:
@@ -107,15 +107,15 @@ def predict(trained: Trained) -> Predicted:
     Raises:
         UserError: no test images, faults in their list, or options that do not go together.
     """
-    test, ranks = trained.cfg.TEST, trained.ranks
-    with ranks.main_first():
-        split = open_test_images(trained.cfg, trained.class_names, ranks)
+    test, group = trained.cfg.TEST, trained.group
+    with group.main_first():
+        split = open_test_images(trained.cfg, trained.class_names, group)
     predictor = _predictor(trained, split)
     looks = looks_of(trained.cfg)
     compares = bool((split.labels >= 0).any()) and (len(predictor.trained) > 1 or len(looks) > 1 or bool(looks.others))
     threshold = _threshold(predictor) if test.ABSTAIN_ERROR else None
     store = predictor.fill(split, 'test', compares=compares, keeps_more=True)
-    if not ranks.is_main:
+    if not group.is_main:
         return Predicted({})
     found = _write(predictor, split, store, threshold)
     # All is written: only now what an interrupted prediction would go on from may go.
@@ -166,7 +166,7 @@ def _threshold(predictor: Predictor) -> Threshold:
     answers = stored_answers(store, valid.labels).labelled()
     curve = risk_coverage(answers.confidence, answers.right)
     threshold = choose_threshold(curve, wanted)
-    if first.ranks.is_main:
+    if first.group.is_main:
         stem = first.stem
         content = {
             'wanted_error': wanted, 'threshold': threshold.value if threshold.coverage else None,
@@ -179,7 +179,7 @@ def _threshold(predictor: Predictor) -> Threshold:
     return threshold
 
 
-def _write(predictor: Predictor, split: Split, store: RowStore, threshold: Threshold | None) -> Predicted:
+def _write(predictor: Predictor, split: Split, store: ColumnStore, threshold: Threshold | None) -> Predicted:
     trained = predictor.trained[0]
     test, stem, columns = trained.cfg.TEST, trained.stem, store.columns
     best, probabilities = columns['best'], columns['probabilities']
@@ -215,7 +215,7 @@ def _write(predictor: Predictor, split: Split, store: RowStore, threshold: Thres
     return Predicted(metrics, plain, _lines(trained, split, store, threshold, answers), files)
 
 
-def _write_bad(trained: Trained, split: Split, store: RowStore) -> None:
+def _write_bad(trained: Trained, split: Split, store: ColumnStore) -> None:
     bad = store.notes()
     write_bad_images(trained.folder, 'test', {split.names[row].as_py(): reason for row, reason in bad})
     if bad:
@@ -225,7 +225,9 @@ def _write_bad(trained: Trained, split: Split, store: RowStore) -> None:
         )  # fmt: skip
 
 
-def _lines(trained: Trained, split: Split, store: RowStore, threshold: Threshold | None, answers: Answers) -> list[str]:
+def _lines(
+    trained: Trained, split: Split, store: ColumnStore, threshold: Threshold | None, answers: Answers
+) -> list[str]:
     lines = []
     if len(split) <= _SAID:
         best, chances = store.columns['best'][:, 0].tolist(), store.columns['probabilities'][:, 0].tolist()

@@ -12,12 +12,12 @@ from yacs.config import CfgNode
 from lib.builders.data import open_test_split, test_folder_split
 from lib.builders.split import Split
 from lib.dataset.images import FileImages
-from lib.distributed.process_group import Ranks
+from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
-from lib.runtime.shared_memory import share
+from lib.runtime.shared_memory import to_shared_memory
 
 
-def open_test_images(cfg: CfgNode, class_names: Sequence[str], ranks: Ranks) -> Split:
+def open_test_images(cfg: CfgNode, class_names: Sequence[str], group: ProcessGroup) -> Split:
     """Return what test.py predicts: TEST.IMAGES where that is given, else the test split.
 
     Raises:
@@ -28,7 +28,7 @@ def open_test_images(cfg: CfgNode, class_names: Sequence[str], ranks: Ranks) -> 
         return open_test_split(cfg, class_names)
     if wanted == '-':
         # Of several ranks, one has the standard input.
-        lines = ranks.gather(_lines() if ranks.is_main else None)[0]
+        lines = group.all_gather_objects(_lines() if group.is_main else None)[0]
         if not lines:
             raise UserError('TEST.IMAGES -: there is no path on standard input; give one a line')
         return _listed(lines, len(class_names), 'standard input')
@@ -76,4 +76,4 @@ def _lines() -> list[str]:
 
 def _listed(paths: list[str], num_classes: int, source: str) -> Split:
     names = pa.array(paths, pa.large_string())
-    return Split(FileImages(paths), share(np.full(len(paths), -1, np.int32)), num_classes, names, source)
+    return Split(FileImages(paths), to_shared_memory(np.full(len(paths), -1, np.int32)), num_classes, names, source)

@@ -19,7 +19,7 @@ from lib.config.yaml_text import as_text
 from lib.errors import UserError
 from lib.inference.features import answers_from
 from lib.metrics.predictions import predictions_alone
-from lib.report.plots import plot_curves, plot_error_by_count
+from lib.report.charts import plot_curves, plot_error_by_count
 from lib.report.run_page import ReportData, write_report
 from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing.state import Checkpoint, read_checkpoint
@@ -29,14 +29,14 @@ from lib.trainer.run_folder import RunFolder
 def training_report(training: Training) -> Path:
     """Evaluate the best model once more; the main rank draws its pictures and writes the run's report.html."""
     folder, page = training.folder, training.folder.path / 'report.html'
-    training.ranks.wait()  # for the main rank to have written the best model
+    training.group.barrier()  # for the main rank to have written the best model
     best = _best(folder, training)
     history = folder.history()
     answers = predictions_alone(*np.zeros((2, 0), np.int64))
     if training.data.valid:
-        classes = held_classes(training.cfg, best.num_classes, training.ranks)
+        classes = held_classes(training.cfg, best.num_classes, training.group)
         answers = training.evaluate(model_of(best, training.cfg, training.device, classes=classes)).answers
-    if not training.ranks.is_main:
+    if not training.group.is_main:
         return page
     known = training.plan.training_set
     plot_curves(folder.path / 'curves.png', history)

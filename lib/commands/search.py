@@ -13,12 +13,11 @@ from lib.builders.split import Split, without_quarantined
 from lib.commands.features import split_features
 from lib.commands.loaded_model import Trained
 from lib.errors import UserError
-from lib.inference.knn import vote
-from lib.inference.neighbors import nearest, neighbour_blocks
+from lib.inference.neighbors import nearest, neighbour_blocks, vote
 from lib.inference.retrieval import retrieval_metrics
 from lib.metrics.accuracy import ClassCounts, class_accuracy_metrics
 from lib.report.describe import describe_metrics, describe_retrieval
-from lib.runtime.files import replacing
+from lib.runtime.files import replace_atomically
 
 _BATCH = 512  # features that are classified at a time
 
@@ -133,7 +132,7 @@ def _write_neighbours(trained: Trained, gallery: _Images, path: Path) -> None:
         rows=np.flatnonzero(readable),
         device=_device(trained),
     )
-    with replacing(path) as temporary, open(temporary, 'w', encoding='utf-8', newline='') as file:
+    with replace_atomically(path) as temporary, open(temporary, 'w', encoding='utf-8', newline='') as file:
         writer = csv.writer(file, lineterminator='\n')
         writer.writerow(('id', 'rank', 'neighbour', 'category_id', 'name', value))
         for rows, found in blocks:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from lib.builders.data import open_valid_split
 from lib.builders.split import Split
 from lib.classifier.cosine import Cosine
-from lib.classifier.lws import without_scale
+from lib.classifier.linear import without_scale
 from lib.commands.features import split_features
 from lib.commands.loaded_model import Trained
 from lib.commands.report import rebalanced_report
@@ -21,9 +21,8 @@ from lib.errors import UserError
 from lib.inference.features import batch_of
 from lib.posthoc.crossfit import NUM_FOLDS, cross_fitted, stratified_folds
 from lib.posthoc.tau_sweep import FLAT_NOTE, ImageIntervals, TauSweep, normalize_classifier, tau_report
-from lib.report.plots import plot_tau
-from lib.runtime.files import write_json
-from lib.runtime.lock import locked
+from lib.report.charts import plot_tau
+from lib.runtime.files import lock_folder, write_json
 from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing.state import versions, write_checkpoint
 from lib.trainer.run_folder import RunFolder, set_aside
@@ -46,21 +45,21 @@ def rebalance(trained: Trained) -> Rebalanced:
     options = trained.cfg.TAU_NORM
     folder = Path(options.LOG_ROOT, trained.cfg.NAME)
     check_free(folder, trained)
-    with trained.ranks.main_first():
+    with trained.group.main_first():
         valid = open_valid_split(trained.cfg)
     classifier = _effective(trained)
     features = split_features(trained, valid, 'valid')
     sweep = TauSweep(classifier['weight'], classifier.get('bias'), max_tau=options.MAX_TAU)
-    share = trained.ranks.share(len(features))
+    share = trained.group.shard(len(features))
     for batch in features.batches(batch_of(valid.num_classes), trained.device.main, share):
         sweep.update(*batch)
-    images = sweep.finish(trained.ranks)
+    images = sweep.finish(trained.group)
     choice, curve = images.choose(options.SELECT_BY)
     right = [images.before_right, images.before_right if choice.tau is None else images.right_at(choice.tau)]
     before, after = (trained.known(images.metrics(part, trained.train_counts)) for part in right)
     tau = tau_report(choice, curve, before, after, note=FLAT_NOTE if images.all_equal else '')
     tau['cross_fitted'] = _on_other_images(trained, images)
-    files = _write(trained, folder, choice.tau, tau, valid, images) if trained.ranks.is_main else []
+    files = _write(trained, folder, choice.tau, tau, valid, images) if trained.group.is_main else []
     return Rebalanced(tau, files)
 
 
@@ -112,7 +111,7 @@ def _fresh(folder: Path, trained: Trained) -> Iterator[None]:
     """Hold a folder, an earlier result in it set aside, and write about the run into it."""
     if (folder / 'best_model.pth').exists():
         LOGGER.info('the earlier result is kept as %s', set_aside(folder))
-    with locked(folder):
+    with lock_folder(folder):
         environment = {'device': trained.device.describe(training=False), **versions()}
         RunFolder(folder).write_about(as_text(trained.cfg), environment)
         yield

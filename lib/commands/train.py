@@ -10,29 +10,27 @@ from typing import Any
 import numpy as np
 from yacs.config import CfgNode
 
-from lib.builders.classifier_init import start_from_class_means
 from lib.builders.data import open_training_data
 from lib.builders.device import build_device
 from lib.builders.loader import build_eval_loader
-from lib.builders.model import class_names, finetuned_model, held_classes, model_of, new_model
+from lib.builders.model import class_names, finetuned_model, held_classes, model_of, new_model, start_from_class_means
 from lib.builders.split import TrainingData, without_quarantined
 from lib.builders.trainer import build_learner
 from lib.config.yaml_text import as_node, as_text, as_values
 from lib.dataset.index import ProductIndex
 from lib.dataset.loader import EvalLoader
-from lib.distributed.parallel import share_buffers
-from lib.distributed.process_group import ALONE, Ranks
+from lib.distributed.parallel import sync_buffers
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.distributed.rank_info import was_restarted
 from lib.errors import UserError
 from lib.inference.run import Evaluation, evaluate, evaluate_sharded
 from lib.model import Recognizer
 from lib.runtime.device import Device
-from lib.runtime.lock import locked
+from lib.runtime.files import lock_folder
 from lib.runtime.log import LOGGER, log_to
-from lib.trainer.bad_images import BadImages
 from lib.trainer.checkpointing.state import Place, TrainingSet, versions
 from lib.trainer.resume import Start, Wanted, decide_start
-from lib.trainer.run_folder import RunFolder, set_aside, write_bad_images
+from lib.trainer.run_folder import BadImages, RunFolder, set_aside, write_bad_images
 from lib.trainer.step import Learner
 from lib.trainer.trainer import FitPlan, restore
 
@@ -64,7 +62,7 @@ class Training:
     folder: RunFolder
     bad_images: BadImages
     valid_loader: EvalLoader | None
-    ranks: Ranks = ALONE
+    group: ProcessGroup = SINGLE_PROCESS
 
     def validate(self, check: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Return the metrics of the model, images_per_second and seconds too; {} without a valid split.
@@ -77,7 +75,7 @@ class Training:
         started = time.perf_counter()
         average = self.learner.average
         with nullcontext() if average is None else average.swapped():
-            share_buffers(self.learner.model, self.ranks)
+            sync_buffers(self.learner.model, self.group)
             metrics = self.evaluate(self.learner.model, check).metrics
         seconds = time.perf_counter() - started
         return {**metrics, 'images_per_second': len(self.data.valid) / seconds, 'seconds': seconds}
@@ -85,8 +83,8 @@ class Training:
     def evaluate(self, model: Recognizer, check: Callable[[], None] = lambda: None) -> Evaluation:
         """Evaluate a model on the validation split, and list images that could not be decoded."""
         train_counts = self.plan.training_set.class_counts
-        if self.cfg.MODEL.CLASSIFIER_SHARDED and self.ranks.count > 1:
-            found = evaluate_sharded(model, self.valid_loader, train_counts=train_counts, ranks=self.ranks)
+        if self.cfg.MODEL.CLASSIFIER_SHARDED and self.group.world_size > 1:
+            found = evaluate_sharded(model, self.valid_loader, train_counts=train_counts, group=self.group)
         else:
             found = evaluate(
                 model,
@@ -94,9 +92,9 @@ class Training:
                 num_classes=self.data.train.num_classes,
                 train_counts=train_counts,
                 look_at=lambda *_: check(),
-                ranks=self.ranks,
+                group=self.group,
             )
-        if not self.ranks.is_main:
+        if not self.group.is_main:
             return found
         bad = {self.data.valid.names[row].as_py(): reason for row, reason in found.bad}
         write_bad_images(self.folder.path, 'valid', bad)
@@ -104,7 +102,7 @@ class Training:
 
 
 @contextmanager
-def prepared_training(cfg: CfgNode, ranks: Ranks = ALONE) -> Iterator[Training]:
+def prepared_training(cfg: CfgNode, group: ProcessGroup = SINGLE_PROCESS) -> Iterator[Training]:
     """Build a run and hold its folder. Nothing is written before everything is built and checked.
 
     Every rank builds the same; the main one alone writes.
@@ -112,24 +110,24 @@ def prepared_training(cfg: CfgNode, ranks: Ranks = ALONE) -> Iterator[Training]:
     Raises:
         UserError: any mistake in config, data or checkpoint; the folder is in use or used.
     """
-    device = build_device(cfg, ranks)
-    with ranks.main_first():
+    device = build_device(cfg, group)
+    with group.main_first():
         data = without_quarantined(open_training_data(cfg), cfg.DATASET.QUARANTINE)
-    start = decide_start(_wanted(cfg, data, ranks))
+    start = decide_start(_wanted(cfg, data, group))
     cfg = as_node({**as_values(cfg), 'NAME': start.folder.name})
     index = data.index().capped(cfg.DATASET.HEAD_CAP, cfg.SEED)
-    with ranks.main_first():
-        model, training_set, new_classes = _model(cfg, data, index, device, start, ranks)
-    learner = build_learner(cfg, data, index, model, device, ranks)
+    with group.main_first():
+        model, training_set, new_classes = _model(cfg, data, index, device, start, group)
+    learner = build_learner(cfg, data, index, model, device, group)
     place = Place()
     if start.kind == 'continue':
-        place = restore(learner, start.checkpoint.with_rows(held_classes(cfg, data.train.num_classes, ranks)))
+        place = restore(learner, start.checkpoint.with_rows(held_classes(cfg, data.train.num_classes, group)))
     # All ranks have read what they need of the folder by now.
-    ranks.wait()
-    with _folder(cfg, start, device, ranks) as folder:
-        ranks.wait()  # nobody saves into it before it is in order
+    group.barrier()
+    with _folder(cfg, start, device, group) as folder:
+        group.barrier()  # nobody saves into it before it is in order
         LOGGER.info('%s: %s', folder.path, start.reason)
-        _tell(data, index, new_classes, device, ranks)
+        _tell(data, index, new_classes, device, group)
         yield Training(
             cfg=cfg,
             data=data,
@@ -141,31 +139,31 @@ def prepared_training(cfg: CfgNode, ranks: Ranks = ALONE) -> Iterator[Training]:
             bad_images=BadImages(
                 folder, lambda row: data.train.names[row].as_py(), len(index), cfg.DATASET.MAX_BAD_FRACTION
             ),
-            valid_loader=build_eval_loader(cfg, data.valid, device, ranks) if data.valid else None,
-            ranks=ranks,
+            valid_loader=build_eval_loader(cfg, data.valid, device, group) if data.valid else None,
+            group=group,
         )
 
 
 @contextmanager
-def _folder(cfg: CfgNode, start: Start, device: Device, ranks: Ranks) -> Iterator[RunFolder]:
+def _folder(cfg: CfgNode, start: Start, device: Device, group: ProcessGroup) -> Iterator[RunFolder]:
     """Hold the run folder; on other ranks than the main one, stand by."""
     keep = {'save_every': cfg.TRAIN.SAVE_EVERY_EPOCHS, 'keep': cfg.TRAIN.KEEP_EPOCHS}
-    if not ranks.is_main:
+    if not group.is_main:
         yield RunFolder(start.folder, **keep, writes=False)
         return
     if start.set_aside:
         LOGGER.info('the earlier run is kept as %s', set_aside(start.folder))
-    with locked(start.folder):
+    with lock_folder(start.folder):
         folder = RunFolder(start.folder, **keep)
         folder.start_from(start.checkpoint if start.kind == 'continue' else None)
         log_to(folder.path / 'log.txt')
-        folder.write_about(as_text(cfg), {'device': _describe(device, ranks), **versions()})
+        folder.write_about(as_text(cfg), {'device': _describe(device, group), **versions()})
         yield folder
 
 
-def _describe(device: Device, ranks: Ranks) -> str:
+def _describe(device: Device, group: ProcessGroup) -> str:
     on_each = device.describe(training=True)
-    return f'{ranks.count} ranks, each on {on_each}' if ranks.count > 1 else on_each
+    return f'{group.world_size} ranks, each on {on_each}' if group.world_size > 1 else on_each
 
 
 def recipe_of(cfg: CfgNode) -> dict[str, Any]:
@@ -177,10 +175,10 @@ def recipe_of(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def _wanted(cfg: CfgNode, data: TrainingData, ranks: Ranks) -> Wanted:
+def _wanted(cfg: CfgNode, data: TrainingData, group: ProcessGroup) -> Wanted:
     # What the first start put aside or began is gone on with, though the command line is that of the first start.
     # Machines count their restarts for themselves, so the ranks may know different ones.
-    restarted = any(ranks.gather(was_restarted()))
+    restarted = any(group.all_gather_objects(was_restarted()))
     goes_on = restarted and not cfg.RESUME_MODEL
     return Wanted(
         folder=Path(cfg.LOG_ROOT, cfg.NAME),
@@ -194,13 +192,13 @@ def _wanted(cfg: CfgNode, data: TrainingData, ranks: Ranks) -> Wanted:
 
 
 def _model(
-    cfg: CfgNode, data: TrainingData, index: ProductIndex, device: Device, start: Start, ranks: Ranks
+    cfg: CfgNode, data: TrainingData, index: ProductIndex, device: Device, start: Start, group: ProcessGroup
 ) -> tuple[Recognizer, TrainingSet, list[str] | None]:
     """Return the model, what its checkpoints say of the training set, and which classes are new to it."""
     names, parents = data.class_names, data.classes.parents if data.classes else []
     counts = np.bincount(data.train.labels, minlength=data.train.num_classes)
     own = TrainingSet(data.train_digest(), counts, names, parents)
-    classes = held_classes(cfg, data.train.num_classes, ranks)
+    classes = held_classes(cfg, data.train.num_classes, group)
     if start.kind == 'new':
         return new_model(cfg, data.train.num_classes, device, classes=classes), own, None
     known = start.checkpoint.training_set
@@ -240,14 +238,16 @@ def _fit_plan(cfg: CfgNode, data: TrainingData, training_set: TrainingSet) -> Fi
     )
 
 
-def _tell(data: TrainingData, index: ProductIndex, new_classes: list[str] | None, device: Device, ranks: Ranks) -> None:
+def _tell(
+    data: TrainingData, index: ProductIndex, new_classes: list[str] | None, device: Device, group: ProcessGroup
+) -> None:
     counts = index.class_counts[index.class_counts > 0]
     uncapped = len(data.train if data.kept is None else data.kept)
     capped = f' (of {uncapped}, by DATASET.HEAD_CAP)' if len(index) < uncapped else ''
     LOGGER.info(
         '%d classes, %d to %d training images each, %d in all%s; %s for validation; %s',
         data.train.num_classes, counts.min(), counts.max(), len(index), capped,
-        len(data.valid) if data.valid else 'none', _describe(device, ranks),
+        len(data.valid) if data.valid else 'none', _describe(device, group),
     )  # fmt: skip
     if new_classes:
         shown = ', '.join(new_classes[:10]) + (', ...' if len(new_classes) > 10 else '')

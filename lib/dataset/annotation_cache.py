@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from lib.dataset.paths import PathColumn
-from lib.runtime.files import replacing
+from lib.runtime.files import replace_atomically
 from lib.runtime.shared_memory import SharedArray, SharedFile
 
 _VERSION = 1
@@ -114,7 +114,7 @@ def _write(place: Path, columns: Columns) -> None:
     metadata = {_ABOUT: msgspec.json.encode(columns.about), _STARTS: np.asarray(columns.starts, '<i8').tobytes()}
     arrays = {'path': columns.paths.arrow, 'label': pa.array(columns.labels), 'by_class': pa.array(columns.by_class)}
     batch = pa.record_batch(arrays).replace_schema_metadata(metadata)
-    with replacing(place) as temporary, pa.ipc.new_file(str(temporary), batch.schema) as writer:
+    with replace_atomically(place) as temporary, pa.ipc.new_file(str(temporary), batch.schema) as writer:
         writer.write_batch(batch)
 
 

@@ -16,9 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from lib.dataset.annotation_cache import About, Columns, Damaged, Stamp, load, places, save
-from lib.dataset.annotation_faults import FORM, SHOWN, entry_faults, fault_line, faults_of, parse
 from lib.dataset.annotation_json import Beginning, OtherForm, Parsed, parse_in_blocks, parse_whole
-from lib.dataset.annotation_rows import has_equals
+from lib.dataset.annotation_rows import FORM, SHOWN, entry_faults, fault_line, faults_of, has_equals, parse
 from lib.dataset.index import class_starts, rows_by_class
 from lib.dataset.paths import PathColumn
 from lib.errors import UserError

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lib.dataset.crop_params import View
 from lib.dataset.lazy_image import Picture
+from lib.dataset.transforms import View
 
 _LEAST_SIDE = 4  # pixels; torch takes the axes of smaller results for others
 

@@ -1,7 +1,13 @@
-"""Bytes of a file to an upright RGB image: every mode, but few formats and a limit on the pixels."""
+"""Bytes of a file to an upright RGB image: every mode, but few formats and a limit on the pixels.
+
+Whether a PNG holds all the rows that its header announces: Pillow silently leaves missing ones black.
+"""
 
 import re
+import struct
 import warnings
+import zlib
+from collections.abc import Iterator
 from io import BytesIO
 
 import numpy as np
@@ -17,7 +23,46 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from lib.dataset.png import holds_all_rows
+SIGNATURE_BYTES = 8
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+# Adam7 (PNG specification, section 8.2): first column and row, step in x and y, of each pass.
+PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+PIECE_BYTES = 2**20  # inflated at a time, so that counting needs no memory
+
+
+def holds_all_rows(data: bytes) -> bool:
+    """Return whether a PNG's pixels (of its first image) inflate to as many bytes as its header asks for."""
+    header = data[SIGNATURE_BYTES + 8 :]
+    width, height, bit_depth, color_type, _, _, interlaced = struct.unpack('>IIBBBBB', header[:13])
+    announced = _announced_bytes(width, height, bit_depth * CHANNELS[color_type], bool(interlaced))
+    found = 0
+    inflate = zlib.decompressobj()
+    for deflated in _pixel_chunks(data):
+        while deflated and found < announced and not inflate.eof:
+            found += len(inflate.decompress(deflated, PIECE_BYTES))
+            deflated = inflate.unconsumed_tail
+    return found >= announced or found + len(inflate.flush()) >= announced
+
+
+def _announced_bytes(width: int, height: int, pixel_bits: int, interlaced: bool) -> int:
+    """Return the bytes of all rows, each with the byte that names its filter."""
+    total = 0
+    for left, top, step_x, step_y in PASSES if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - left) // step_x), -(-(height - top) // step_y)
+        if columns > 0 and rows > 0:
+            total += rows * (1 + -(-columns * pixel_bits // 8))
+    return total
+
+
+def _pixel_chunks(data: bytes) -> Iterator[bytes]:
+    """Yield the content of the IDAT chunks."""
+    place = SIGNATURE_BYTES
+    while place + 8 <= len(data):
+        length, kind = struct.unpack_from('>I4s', data, place)
+        if kind == b'IDAT':
+            yield data[place + 8 : place + 8 + length]
+        place += length + 12  # length, type, content, checksum
+
 
 # The only plugins that ever see the bytes: EPS would start Ghostscript, so a name's ending decides nothing.
 # Imported here, or Pillow would import all its plugins at the first WebP. JPEG includes MPO: its first image.

@@ -1,11 +1,20 @@
-"""Which rows belong to which class, and how many there are."""
+"""Which rows belong to which class, and how many there are.
 
+quarantine.json: images that take no part in training, though their files and annotations stay as they are.
+"""
+
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
+import msgspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from lib.errors import UserError
 from lib.runtime.seeding import Purpose, generator
-from lib.runtime.shared_memory import share
+from lib.runtime.shared_memory import to_shared_memory
 
 _SHORT, _NARROW = 2**16, 2**31
 
@@ -43,7 +52,7 @@ class ProductIndex:
     ) -> None:
         self.labels = labels
         self.num_classes = num_classes
-        self._kept = None if kept is None else share(kept.astype(_row_type(len(labels))))
+        self._kept = None if kept is None else to_shared_memory(kept.astype(_row_type(len(labels))))
         if by_class is not None:
             self.by_class = by_class
 
@@ -74,7 +83,7 @@ class ProductIndex:
     def by_class(self) -> np.ndarray:
         """(len(self),) rows, those of one class side by side, in rising order; int32 where they fit."""
         places = rows_by_class(self._labels_taking_part(), self.num_classes)
-        return share(places if self._kept is None else np.asarray(self._kept)[places])
+        return to_shared_memory(places if self._kept is None else np.asarray(self._kept)[places])
 
     def rows_of(self, label: int) -> np.ndarray:
         """Return the rows of one class."""
@@ -95,3 +104,58 @@ class ProductIndex:
 
 def _row_type(num_images: int) -> type:
     return np.int32 if num_images < _NARROW else np.int64
+
+
+_FORM = '{"images": [{"fpath": "...", "split": "train", "reason": "..."}, ...]}'
+
+
+class _Image(msgspec.Struct):
+    fpath: str
+    split: str
+    reason: str = ''
+
+
+class _QuarantineFile(msgspec.Struct):
+    images: list[_Image]
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """What a file means for a split.
+
+    Attributes:
+        rows: in rising order.
+        unknown: how many listed paths are not in the split.
+        other_splits: how many entries are of other splits.
+    """
+
+    rows: np.ndarray
+    unknown: int
+    other_splits: int
+
+
+def quarantined_rows(names: pa.LargeStringArray, file: str | Path, split: str) -> Quarantined:
+    """Return the rows of a split that `file` lists.
+
+    Args:
+        names: (num_images,) paths as annotated; a path that stands there twice is quarantined twice.
+        file: JSON of the form {"images": [{"fpath", "split", "reason"}, ...]}; other fields are ignored.
+        split: entries of other splits do not count.
+
+    Raises:
+        UserError: no such file, or not of this form.
+    """
+    try:
+        listed = msgspec.json.decode(Path(file).read_bytes(), type=_QuarantineFile).images
+    except FileNotFoundError:
+        raise UserError(f'DATASET.QUARANTINE {file}: no such file; tools/doctor.py writes one') from None
+    except OSError as error:
+        raise UserError(f'DATASET.QUARANTINE {file}: cannot be read ({error.strerror})') from None
+    except msgspec.ValidationError as error:
+        raise UserError(f'DATASET.QUARANTINE {file}: must be {_FORM} ({error})') from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f'DATASET.QUARANTINE {file}: not valid JSON ({error})') from None
+    own = pa.array([image.fpath for image in listed if image.split == split], pa.large_string()).unique()
+    rows = np.flatnonzero(pc.is_in(names, own).to_numpy(zero_copy_only=False))
+    unknown = len(own) - int(pc.sum(pc.is_in(own, names)).as_py() or 0)
+    return Quarantined(rows, unknown, sum(image.split != split for image in listed))

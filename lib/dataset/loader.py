@@ -9,7 +9,7 @@ import numpy as np
 
 from lib.dataset.pipeline import Batch, Feed
 from lib.dataset.reader import BatchReader, Request
-from lib.distributed.process_group import ALONE, Ranks
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
 
 
@@ -40,7 +40,7 @@ class TrainLoader:
         batch_size: int,
         *,
         sizes: Mapping[int, int] | None = None,
-        ranks: Ranks = ALONE,
+        group: ProcessGroup = SINGLE_PROCESS,
         **workers,
     ) -> None:
         """Prepare the batches of any epoch.
@@ -56,8 +56,8 @@ class TrainLoader:
         self.plan = plan
         self.batch_size = min(batch_size, num_slots)
         self.steps_per_epoch = num_slots // self.batch_size
-        _check_ranks(self.batch_size, num_slots, ranks)
-        self._share = ranks.share_pairs(self.batch_size)
+        _check_ranks(self.batch_size, num_slots, group)
+        self._share = group.shard_pairs(self.batch_size)
         self.local_batch_size = self._share.stop - self._share.start
         self._sizes = {0: reader.transform.size, **(sizes or {})}
         self._feed = Feed(reader, self.local_batch_size, max(self._sizes.values()), **workers)
@@ -77,17 +77,17 @@ class TrainLoader:
         return self._feed(Request(epoch, start, rows[start : start + self.local_batch_size], size) for start in starts)
 
 
-def _check_ranks(batch_size: int, num_slots: int, ranks: Ranks) -> None:
-    if batch_size // (1 if batch_size % 2 else 2) >= ranks.count:
+def _check_ranks(batch_size: int, num_slots: int, group: ProcessGroup) -> None:
+    if batch_size // (1 if batch_size % 2 else 2) >= group.world_size:
         return
-    if num_slots < 2 * ranks.count:
+    if num_slots < 2 * group.world_size:
         raise UserError(
-            f'{num_slots} training images are too few for {ranks.count} ranks, of which each takes a part of every '
-            f'batch: start at most {max(1, num_slots // 2)}'
+            f'{num_slots} training images are too few for {group.world_size} ranks, of which each takes a part of '
+            f'every batch: start at most {max(1, num_slots // 2)}'
         )
     raise UserError(
-        f'TRAIN.BATCH_SIZE: steps of {batch_size} images leave some of the {ranks.count} ranks with none; '
-        f'--TRAIN_BATCH_SIZE {2 * ranks.count} gives each two, the fewest for BatchNorm'
+        f'TRAIN.BATCH_SIZE: steps of {batch_size} images leave some of the {group.world_size} ranks with none; '
+        f'--TRAIN_BATCH_SIZE {2 * group.world_size} gives each two, the fewest for BatchNorm'
     )
 
 
@@ -101,12 +101,18 @@ class EvalLoader:
     """
 
     def __init__(
-        self, reader: BatchReader, num_images: int, batch_size: int, *, ranks: Ranks = ALONE, **workers
+        self,
+        reader: BatchReader,
+        num_images: int,
+        batch_size: int,
+        *,
+        group: ProcessGroup = SINGLE_PROCESS,
+        **workers,
     ) -> None:
         self.num_images = num_images
         self.batch_size = batch_size
-        self.rows = ranks.share(num_images)
-        self._num_rows = [_length(replace(ranks, rank=rank).share(num_images)) for rank in range(ranks.count)]
+        self.rows = group.shard(num_images)
+        self._num_rows = [_length(replace(group, rank=rank).shard(num_images)) for rank in range(group.world_size)]
         self.max_batches = -(-max(self._num_rows) // batch_size)
         self._num_looks = 1 + len(reader.others)
         largest = max(transform.size for transform in (reader.transform, *reader.others))

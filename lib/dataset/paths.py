@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from lib.errors import UserError
-from lib.runtime.shared_memory import SharedArray, SharedFile, share
+from lib.runtime.shared_memory import SharedArray, SharedFile, to_shared_memory
 
 _SAMPLE = 16
 _MAX_DEPTH = 12
@@ -82,7 +82,7 @@ class PathColumn(Sequence[str]):
         first = self.arrow.offset * np.dtype(wide).itemsize
         if self._file is None:
             all_offsets = np.frombuffer(offsets, wide)[self.arrow.offset :][: len(self) + 1]
-            return share(all_offsets), share(np.frombuffer(text, 'u1'))
+            return to_shared_memory(all_offsets), to_shared_memory(np.frombuffer(text, 'u1'))
         start = pa.py_buffer(self._file.memory).address
         return (
             SharedArray.at(self._file, wide, len(self) + 1, offsets.address - start + first),

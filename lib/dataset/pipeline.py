@@ -15,8 +15,8 @@ from lib.dataset.normalize import mirror
 from lib.dataset.reader import BatchReader, Filled, Request, pixels_in
 from lib.errors import UserError
 from lib.runtime.device import one_thread
-from lib.runtime.shared_tensors import free_shared_bytes, shared_empty
-from lib.runtime.workers import fresh_processes, live_with_main_process
+from lib.runtime.shared_memory import free_shared_bytes, shared_empty
+from lib.runtime.workers import exit_with_parent, fresh_processes
 
 _REQUESTS_AHEAD = 2  # of each worker
 
@@ -178,4 +178,4 @@ def _or_raise(filled: Filled | UserError) -> Filled:
 def _start_worker(worker: int) -> None:
     """Leave Ctrl-C and SIGTERM to the main process, which still wants the batches under way."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    live_with_main_process()
+    exit_with_parent()

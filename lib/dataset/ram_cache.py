@@ -6,14 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from lib.dataset.crop_params import View
 from lib.dataset.crop_resize import render
 from lib.dataset.decode import DecodeError
 from lib.dataset.images import Images
 from lib.dataset.lazy_image import Picture, PixelPicture
+from lib.dataset.transforms import View
 from lib.errors import UserError
-from lib.runtime.log import progress
-from lib.runtime.shared_tensors import free_shared_bytes, shared_empty
+from lib.runtime.log import progress_bar
+from lib.runtime.shared_memory import free_shared_bytes, shared_empty
 
 _KEPT_FREE = 0.1  # share of the free memory that is left for batches and everything else
 _CHUNK = 1024  # images under way at a time, so that Ctrl-C is heard
@@ -86,7 +86,7 @@ class CachedImages:
     def _progress(self, pool: ThreadPoolExecutor, work, label: str) -> Iterable:
         chunks = (range(start, min(start + _CHUNK, len(self))) for start in range(0, len(self), _CHUNK))
         done = (result for rows in chunks for result in pool.map(work, rows))
-        return progress(done, total=len(self), label=label, unit='image')
+        return progress_bar(done, total=len(self), label=label, unit='image')
 
 
 def _check_space(num_bytes: int, label: str) -> None:

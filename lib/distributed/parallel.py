@@ -7,19 +7,19 @@ from contextlib import AbstractContextManager, nullcontext
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from lib.distributed.process_group import Ranks
+from lib.distributed.process_group import ProcessGroup
 from lib.runtime.device import Device, num_replicas
 
 
-def spread(
-    module: nn.Module, device: Device, ranks: Ranks, *, num_images: int, own: Sequence[nn.Parameter] = ()
+def wrap_parallel(
+    module: nn.Module, device: Device, group: ProcessGroup, *, num_images: int, own: Sequence[nn.Parameter] = ()
 ) -> nn.Module:
     """Return the module as the training step calls it.
 
     Under torchrun its gradients are averaged over the ranks, those of the parameters `own` excepted: every rank has
     other ones. Else it is spread over the GPUs, when there are several; of `num_images` each gets at least two.
     """
-    if ranks.count == 1:
+    if group.world_size == 1:
         number = num_replicas(num_images, len(device.replicas))
         return DataParallel(module, device_ids=list(device.replicas[:number])) if number > 1 else module
     own_ids = set(map(id, own))
@@ -40,15 +40,15 @@ def spread(
         )
 
 
-def without_sync(module: nn.Module, wanted: bool) -> AbstractContextManager:
+def skip_gradient_sync(module: nn.Module, wanted: bool) -> AbstractContextManager:
     """Return a context in which gradients stay on their rank, for all but the last part of a batch."""
     if wanted and isinstance(module, DistributedDataParallel):
         return module.no_sync()
     return nullcontext()
 
 
-def share_buffers(module: nn.Module, ranks: Ranks) -> None:
+def sync_buffers(module: nn.Module, group: ProcessGroup) -> None:
     """Give the main rank's buffers (BatchNorm's running statistics) to all ranks."""
-    if ranks.count > 1:
+    if group.world_size > 1:
         for buffer in module.buffers():
-            ranks.send_from_main(buffer)
+            group.broadcast(buffer)

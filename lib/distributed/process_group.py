@@ -1,4 +1,4 @@
-"""The processes of one run, as torchrun starts them: how they share work, and what they tell each other."""
+"""The process group of one run, as torchrun starts it: shards of the work, and collective operations."""
 
 import os
 from collections.abc import Iterator
@@ -11,111 +11,111 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from lib.distributed.rank_info import place
-from lib.distributed.rendezvous import meet
+from lib.distributed.rank_info import read_rank_info
+from lib.distributed.rendezvous import join_store
 
 Value = TypeVar('Value')
-# A rank that hangs without dying (a dead disk, a lost network) ends the others after this.
+# A rank that hangs (dead disk, lost network) ends the others after this time.
 _TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """This process among those of the run.
+class ProcessGroup:
+    """The processes of one run, seen from one of them; its collective operations are called by all.
 
     Attributes:
-        rank: from 0; that one writes files and speaks.
-        count: how many there are.
-        local: number among those of this machine, which is the number of its GPU.
+        rank: index of this process; rank 0 writes the files and the log.
+        world_size: number of processes.
+        local_rank: index of this process on its machine, which is the index of its GPU.
     """
 
     rank: int = 0
-    count: int = 1
-    local: int = 0
+    world_size: int = 1
+    local_rank: int = 0
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank writes."""
+        """True on rank 0, which writes the files and the log."""
         return self.rank == 0
 
-    def share(self, total: int, start: int = 0) -> slice:
-        """Return this rank's contiguous part of `total` things that begin at `start`; parts differ by 1 at most."""
-        return slice(start + self.rank * total // self.count, start + (self.rank + 1) * total // self.count)
+    def shard(self, total: int, start: int = 0) -> slice:
+        """Return this rank's contiguous slice of `total` items that begin at `start`; sizes differ by at most 1."""
+        return slice(start + self.rank * total // self.world_size, start + (self.rank + 1) * total // self.world_size)
 
-    def share_pairs(self, total: int, start: int = 0) -> slice:
-        """Return the same of things that come in pairs (0 and 1, 2 and 3, ...), which stay together if all have one."""
+    def shard_pairs(self, total: int, start: int = 0) -> slice:
+        """Return the same for items in pairs (0 and 1, 2 and 3, ...), which stay together when `total` is even."""
         if total % 2:
-            return self.share(total, start)
-        pairs = self.share(total // 2)
+            return self.shard(total, start)
+        pairs = self.shard(total // 2)
         return slice(start + 2 * pairs.start, start + 2 * pairs.stop)
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the sum over all ranks, of the tensor's shape, on its device. Takes no gradient."""
-        if self.count == 1:
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the sum over all ranks, with the tensor's shape and device. It has no gradient."""
+        if self.world_size == 1:
             return tensor
         total = tensor.detach().clone()
         dist.all_reduce(total)
         return total
 
-    def gather(self, value: Value) -> list[Value]:
-        """Return what every rank has, in their order, to each of them. Any plain object; it waits for the device."""
-        if self.count == 1:
+    def all_gather_objects(self, value: Value) -> list[Value]:
+        """Return the objects of all ranks, by rank, on every rank. Pickles them, so it waits for the device."""
+        if self.world_size == 1:
             return [value]
-        values: list = [None] * self.count
+        values: list = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
 
-    def join(self, rows: np.ndarray) -> np.ndarray:
-        """Return the rows of all ranks (any number each), in their order, to each of them."""
-        return np.concatenate(self.gather(rows)) if self.count > 1 else rows
+    def all_gather_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Return the rows of all ranks, concatenated by rank; each rank may have another number of them."""
+        return np.concatenate(self.all_gather_objects(rows)) if self.world_size > 1 else rows
 
-    def stack(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return (count, *shape): the tensors of all ranks, which have one shape. Takes no gradient."""
-        if self.count == 1:
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return (world_size, *shape): the tensors of all ranks, which have equal shapes. It has no gradient."""
+        if self.world_size == 1:
             return tensor.detach()[None]
-        stacked = tensor.new_empty(self.count, *tensor.shape)
+        stacked = tensor.new_empty(self.world_size, *tensor.shape)
         dist.all_gather(list(stacked.unbind()), tensor.detach().contiguous())
         return stacked
 
-    def send_from_main(self, tensor: torch.Tensor) -> None:
-        """Give the main rank's numbers to the same tensor of all ranks, in place."""
-        if self.count > 1:
+    def broadcast(self, tensor: torch.Tensor) -> None:
+        """Copy the values of rank 0 into the tensor on all ranks, in place."""
+        if self.world_size > 1:
             dist.broadcast(tensor, src=0)
 
-    def wait(self) -> None:
-        """Wait until all ranks have come here."""
-        if self.count > 1:
-            dist.all_reduce(torch.zeros(()))  # on the CPU, whatever the GPUs are at
+    def barrier(self) -> None:
+        """Wait until all ranks have reached this call."""
+        if self.world_size > 1:
+            dist.all_reduce(torch.zeros(()))  # on the CPU: no wait for the GPUs
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Let the main rank go through the block before the others: what it leaves on the disk, they find."""
+        """Run the block on rank 0 first, then on the others, which find the files that it wrote."""
         if not self.is_main:
-            self.wait()
+            self.barrier()
         yield
         if self.is_main:
-            self.wait()
+            self.barrier()
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = ProcessGroup()
 
 
 @contextmanager
-def joined_ranks() -> Iterator[Ranks]:
-    """Join the processes that torchrun started, and leave them at the end; ALONE where it did not.
+def join_process_group() -> Iterator[ProcessGroup]:
+    """Join the process group that torchrun started, and destroy it at the end; SINGLE_PROCESS without torchrun.
 
-    CPU tensors go by gloo, those of GPUs by NCCL. When the block raises, the process is about to end: the group is
-    left to the system then, since a proper farewell would wait for ranks that wait for this one.
+    CPU tensors use gloo, GPU tensors NCCL. When the block raises, the process is about to exit and the group is not
+    destroyed, because destroying it would wait for ranks that wait for this one.
     """
-    found = place()
-    if found.count == 1 and 'TORCHELASTIC_RUN_ID' not in os.environ:
-        yield ALONE
+    found = read_rank_info()
+    if found.world_size == 1 and 'TORCHELASTIC_RUN_ID' not in os.environ:
+        yield SINGLE_PROCESS
         return
     backend = 'gloo'
     if torch.cuda.is_available():
         backend = 'cpu:gloo,cuda:nccl'
-        torch.cuda.set_device(found.local % torch.cuda.device_count())
-    store = meet(found, _TIMEOUT)
-    dist.init_process_group(backend, store=store, rank=found.rank, world_size=found.count, timeout=_TIMEOUT)
-    yield Ranks(*found)
+        torch.cuda.set_device(found.local_rank % torch.cuda.device_count())
+    store = join_store(found, _TIMEOUT)
+    dist.init_process_group(backend, store=store, rank=found.rank, world_size=found.world_size, timeout=_TIMEOUT)
+    yield ProcessGroup(*found)
     dist.destroy_process_group()

@@ -13,20 +13,20 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from lib.distributed.rank_info import Place
+from lib.distributed.rank_info import RankInfo
 
 _PAUSE_SECONDS = 0.01
 
 
-def meet(found: Place, timeout: timedelta) -> dist.Store:
+def join_store(found: RankInfo, timeout: timedelta) -> dist.Store:
     """Return a store in which nothing is but what the ranks of this start write. Called by each of them.
 
     Raises:
         RuntimeError: not all of them came in time.
     """
-    store, _, _ = next(rendezvous('env://', found.rank, found.count, timeout=timeout))
+    store, _, _ = next(rendezvous('env://', found.rank, found.world_size, timeout=timeout))
     store.set_timeout(timeout)
-    name = _name_for_all(store, found.count, timeout) if found.rank == 0 else _name_from_main(store, found.rank)
+    name = _name_for_all(store, found.world_size, timeout) if found.rank == 0 else _name_from_main(store, found.rank)
     return dist.PrefixStore(name, store)
 
 

@@ -110,7 +110,7 @@ def run_grid(arguments: argparse.Namespace) -> int:
     # torch is imported only now that there is work to do.
     from lib.experiments.grid import REPOSITORY, Grid, plan_runs, remember_recipes, split_options
     from lib.experiments.parallel import Runner, places, visible_gpus
-    from lib.runtime.lock import locked
+    from lib.runtime.files import lock_folder
 
     grid = Grid(
         base=base,
@@ -123,7 +123,7 @@ def run_grid(arguments: argparse.Namespace) -> int:
     )
     runs = plan_runs(grid)
     gpus = [] if runs[0].cfg.RUN.DEVICE == 'cpu' else visible_gpus()
-    with locked(grid.out, '--out'):
+    with lock_folder(grid.out, '--out'):
         remember_recipes(grid, runs)
         print(f'{len(runs)} runs into {grid.out}; what they say goes to {grid.out / "logs"}', flush=True)
         outcome = Runner(runs, places(arguments.jobs, gpus), say=lambda line: print(line, flush=True)).run()
@@ -145,9 +145,10 @@ def _failures(outcome: 'Outcome') -> str:
 
 def _report(arguments: argparse.Namespace, grid: 'Grid', runs: list['SubRun'], outcome: 'Outcome') -> None:
     """Write and print the results of the runs that are done."""
-    from lib.experiments import records, table_formats
-    from lib.experiments.environment import run_environment
-    from lib.experiments.method_table import data_of, make_rows
+    from lib.experiments import records
+    from lib.experiments import table as table_formats
+    from lib.experiments.records import run_environment
+    from lib.experiments.table import data_of, make_rows
     from lib.experiments.table_chart import plot_table
     from lib.runtime.files import write_json, write_text
 

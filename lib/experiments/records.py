@@ -1,11 +1,21 @@
-"""Figures kept as data: what papers published, and what was measured with this library."""
+"""Figures kept as data: what papers published, and what was measured with this library.
+
+Hardware, versions and command line of a measurement.
+"""
 
 import csv
 import json
+import os
+import platform
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+import torchvision
 
 from lib.errors import UserError
 from lib.runtime.files import write_json
@@ -78,3 +88,29 @@ def record(entries: Sequence[dict[str, Any]], file: Path = MEASURED_FILE) -> Non
 def _identity(entry: dict[str, Any]) -> tuple[str, ...]:
     parts = (entry['base'], entry.get('imbalance') or 0, entry['method'])
     return (*map(str, parts), json.dumps(entry.get('options', {}), sort_keys=True))
+
+
+def run_environment() -> dict[str, Any]:
+    """Return {hardware, versions, command} of this process, as written beside measured numbers."""
+    return {
+        'hardware': {'cpu': _cpu(), 'cores': os.cpu_count(), 'gpu': _gpu()},
+        'versions': {
+            'python': platform.python_version(),
+            'torch': str(torch.__version__),
+            'torchvision': str(torchvision.__version__),
+        },
+        'command': shlex.join(['python', *sys.argv]),
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path('/proc/cpuinfo').read_text(encoding='ascii', errors='replace').splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.processor()
+
+
+def _gpu() -> str | None:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None

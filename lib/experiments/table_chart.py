@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from lib.experiments.method_table import Row, headline
+from lib.experiments.table import Row, headline
 from lib.report.chart_style import PALETTE, legend, save_png, styled
 
 _LABELS = {

@@ -1,7 +1,10 @@
-"""An exported recogniser as a file of one of three formats, and how each is run again."""
+"""An exported recogniser as a file of one of three formats, and how each is run again.
+
+What was exported against PyTorch, on images.
+"""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -87,3 +90,28 @@ def run_torch_export(path: Path) -> Run:
 def as_metadata(values: Mapping[str, object]) -> dict[str, str]:
     """Return values as JSON texts, which all formats can hold."""
     return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
+
+
+TOLERANCE = 1e-4
+
+
+@torch.inference_mode()
+def largest_difference(model: Exported, run: Run, batches: Iterable[torch.Tensor]) -> float:
+    """Return how far logits and features of what was exported are from PyTorch's, over all batches.
+
+    Relative to the largest number of the batch, but to no less than 1, so that small outputs are held to 1e-4 as such.
+    Infinite where not all that was exported gives is finite.
+    """
+    worst = 0.0
+    for images in batches:
+        for own, found in zip(model(images), run(images), strict=True):
+            expected = own.numpy()
+            if not np.isfinite(found).all():
+                return float('inf')
+            if found.shape != expected.shape:
+                raise ValueError(f'{found.shape} was returned for {expected.shape}')
+            scale = max(1.0, float(np.abs(expected).max()))
+            worst = max(
+                worst, float(np.abs(found - expected).max()) / scale, key=lambda x: np.inf if np.isnan(x) else x
+            )
+    return worst

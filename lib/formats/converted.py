@@ -1,13 +1,17 @@
-"""What every converter returns, and how labels of any kind become category ids."""
+"""What every converter returns, and how labels of any kind become category ids.
+
+A converted data set in a few lines: images, classes and imbalance of each split.
+A validation split for sources that come without one.
+"""
 
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from lib.dataset.folder import natural_key
+from lib.dataset.folder import held_out, natural_key
 from lib.errors import UserError
 from lib.formats.sources import SPLITS
 
@@ -106,3 +110,52 @@ def _relabel(split: str, paths: list[str], codes: np.ndarray, label_of: np.ndarr
             f'({count} such classes in all); add images to train or take the class out of {split}'
         )
     return Split(paths, labels)
+
+
+def summary_lines(converted: Converted, paths: dict[str, Path]) -> list[str]:
+    """Return one line a file written; imbalance is the largest class over the smallest that has an image."""
+    lines = []
+    for name, path in paths.items():
+        split = converted.splits[name]
+        line = f'{path}: {len(split):,} images'
+        if split.labels is None:
+            line += ', without labels'
+        else:
+            counts = np.bincount(split.labels, minlength=len(converted.names))
+            present = counts[counts > 0]
+            low, high = int(present.min()), int(present.max())
+            line += f', {len(present):,} of {len(counts):,} classes, {low:,} to {high:,} images a class'
+            line += f' (imbalance {high / low:,.1f})'
+        lines.append(line)
+    folder = next(iter(paths.values())).parent
+    with_parents = '' if converted.parents is None else ' and parents'
+    lines.append(f'{folder / "classes.json"}: names{with_parents} of {len(converted.names):,} classes')
+    return lines
+
+
+def with_validation(converted: Converted, *, fraction: float, seed: int) -> Converted:
+    """Return the set with `fraction` of each class's training images as its validation split.
+
+    Stratified and seeded as a folder of class folders is; a class of one image stays in training.
+
+    Raises:
+        UserError: there is a validation split already, no training split, or no class has two images.
+    """
+    if 'val' in converted.splits:
+        raise UserError('--valid_fraction would split the training images, but SOURCE has a validation split')
+    if 'train' not in converted.splits:
+        raise UserError('--valid_fraction splits the training images, but SOURCE has none')
+    train = converted.splits['train']
+    by_class = np.argsort(train.labels, kind='stable')
+    starts = np.searchsorted(train.labels[by_class], np.arange(len(converted.names) + 1))
+    is_valid = np.zeros(len(train), bool)
+    for name, start, end in zip(converted.names, starts, starts[1:], strict=False):
+        is_valid[by_class[start + held_out(int(end - start), name, fraction, seed)]] = True
+    if not is_valid.any():
+        raise UserError(f'--valid_fraction {fraction:g} keeps no image: every class has one image only')
+    kept = {'train': _part(train, ~is_valid), 'val': _part(train, is_valid)}
+    return replace(converted, splits={**converted.splits, **kept})
+
+
+def _part(split: Split, chosen: np.ndarray) -> Split:
+    return Split([split.paths[row] for row in np.flatnonzero(chosen)], split.labels[chosen])

@@ -7,8 +7,8 @@ import numpy as np
 
 from lib.errors import UserError
 from lib.formats.converted import Converted, Split
-from lib.formats.gather import find_marked
 from lib.formats.sources import Faults, short, text_lines
+from lib.formats.unpack import find_marked
 
 MARKS = ('classes.csv', 'train.txt')
 _COLUMNS = ('Class Name (str)', 'Class ID (int)', 'Coarse Class Name (str)', 'Coarse Class ID (int)')

@@ -104,9 +104,9 @@ def _categories(path: Path, categories: list[dict] | None):
 
 
 def _ancestors(category: dict) -> list[str]:
-    ranks = [category[rank] for rank in _RANKS if isinstance(category.get(rank), str)]
+    group = [category[rank] for rank in _RANKS if isinstance(category.get(rank), str)]
     above = category.get('supercategory')
-    return ranks or ([above] if isinstance(above, str) else [])
+    return group or ([above] if isinstance(above, str) else [])
 
 
 def _labelled(path: Path, tree: _File, label_of: dict[int, int]) -> Split:

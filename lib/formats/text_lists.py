@@ -1,4 +1,7 @@
-"""CSV with a header, as spreadsheets and databases write it: a column of paths and one of labels."""
+"""CSV with a header, as spreadsheets and databases write it: a column of paths and one of labels.
+
+Lines `path label`, as ImageNet-LT and Places-LT have them.
+"""
 
 import csv
 from collections import Counter
@@ -8,7 +11,7 @@ from pathlib import Path
 from lib.dataset.folder import VALID_NAMES
 from lib.errors import UserError
 from lib.formats.converted import Converted, SplitBuilder
-from lib.formats.sources import Faults, find_split_files, is_utf8, short
+from lib.formats.sources import Faults, find_split_files, is_utf8, short, text_lines
 
 _PATTERN = r'(?:.*[_-])?{split}\.(?:csv|tsv)'
 _SPLIT_NAMES = {'train': 'train', 'test': 'test', **dict.fromkeys(VALID_NAMES, 'val')}
@@ -106,3 +109,52 @@ def _readable(labels: list[str], named: dict[str, str]) -> list[str]:
     names = [named.get(label, label) for label in labels]
     shared = {name for name, number in Counter(names).items() if number > 1}
     return [f'{name} ({label})' if name in shared else name for name, label in zip(names, labels, strict=True)]
+
+
+# train.txt, ImageNet_LT_train.txt, Places_LT_val.txt, ...
+_LINE = r'(?:.*[_-])?{split}\.(?:txt|lst|list)'
+_BETWEEN = ' \t,'
+
+
+def convert_image_list(
+    source: Path,
+    *,
+    train: str | None = None,
+    val: str | None = None,
+    test: str | None = None,
+    image_root: str | None = None,
+) -> Converted:
+    """Convert text files with an image a line: its path, then blanks, a tab or a comma, then its label.
+
+    Paths may hold blanks: the label is the last field. Category ids are the labels in numeric order, so 0 to
+        C - 1 stay what they are. A test file may do without labels.
+
+    Args:
+        source: folder with the files, or the training file.
+        train, val, test: the files, where names do not tell.
+        image_root: folder that the paths start from; `source` (or the folder it lies in) by default.
+    """
+    files = find_split_files(source, _LINE, {'train': train, 'val': val, 'test': test})
+    builder, faults = SplitBuilder(), Faults()
+    for split, path in files.items():
+        builder.begin(split)
+        for where, line in text_lines(path, faults):
+            image, label = _fields(line)
+            if image and label.isdecimal():
+                builder.add(split, image, str(int(label)))
+            elif split == 'test':
+                builder.add(split, line, None)
+            elif not image:
+                faults.add(where, f'{short(line)} has no label')
+            else:
+                faults.add(where, f'label {short(label)} is not a whole number from 0 on')
+    faults.check()
+    splits, names = builder.finish()
+    base = source if source.is_dir() else source.parent
+    return Converted(splits, names, None, Path(image_root) if image_root else base)
+
+
+def _fields(line: str) -> tuple[str, str]:
+    """Return path and label: the text before and after the last separator."""
+    place = max(line.rfind(char) for char in _BETWEEN)
+    return line[: max(place, 0)].rstrip(_BETWEEN), line[place + 1 :]

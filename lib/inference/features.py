@@ -9,8 +9,8 @@ import torch
 from lib.dataset.loader import EvalLoader
 from lib.metrics.predictions import Answers, answers_of, join_answers
 from lib.model import Recognizer
-from lib.runtime.column_store import RowStore
-from lib.runtime.log import progress
+from lib.runtime.column_store import ColumnStore
+from lib.runtime.log import progress_bar
 
 _LOGITS_AT_ONCE = 2**24  # 64 MB
 
@@ -55,7 +55,7 @@ class Features:
 
 
 @torch.inference_mode()
-def fill_features(model: Recognizer, loader: EvalLoader, store: RowStore, *, label: str) -> None:
+def fill_features(model: Recognizer, loader: EvalLoader, store: ColumnStore, *, label: str) -> None:
     """Look at the images of this rank that a store with columns `features` and `readable` has not, and fill it.
 
     Batches are those of an uninterrupted pass, so that its numbers are too.
@@ -64,7 +64,7 @@ def fill_features(model: Recognizer, loader: EvalLoader, store: RowStore, *, lab
     model.eval()
     parts = [rows for rows in loader.parts() if not store.done[rows].all()]
     done = len(loader) - len(parts)
-    for batch in progress(loader.batches(parts), total=len(loader), label=label, start=done):
+    for batch in progress_bar(loader.batches(parts), total=len(loader), label=label, start=done):
         features = model.features(batch.images).where(batch.readable[:, None], 0.0)
         rows = slice(int(batch.rows[0]), int(batch.rows[-1]) + 1)
         values = {'features': features.cpu().numpy(), 'readable': batch.readable.cpu().numpy()}

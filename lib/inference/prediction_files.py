@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lib.runtime.files import replacing
+from lib.runtime.files import replace_atomically
 
 _ROWS_AT_ONCE = 10_000
 Names = pa.StringArray | pa.LargeStringArray | pa.ChunkedArray
@@ -55,7 +55,7 @@ def write_answered(path: Path, names: Names, best: np.ndarray, confidence: np.nd
 def write_embeddings(path: Path, names: Names, features: np.ndarray) -> None:
     """Write features (n, num_features) float32: as .npy, in the order of the images, or as .parquet with their ids."""
     write = {'.npy': _write_npy, '.parquet': _write_parquet}[path.suffix]
-    with replacing(path) as temporary:
+    with replace_atomically(path) as temporary:
         write(temporary, names, features)
 
 
@@ -108,7 +108,7 @@ def _parts(names: Names) -> Iterator[tuple[list[str], slice]]:
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[tuple]) -> None:
-    with replacing(path) as temporary, open(temporary, 'w', encoding='utf-8', newline='') as file:
+    with replace_atomically(path) as temporary, open(temporary, 'w', encoding='utf-8', newline='') as file:
         writer = csv.writer(file, lineterminator='\n')
         writer.writerow(header)
         writer.writerows(rows)

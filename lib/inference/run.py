@@ -8,12 +8,12 @@ import torch
 
 from lib.dataset.loader import Batch, EvalLoader
 from lib.distributed.gather import gather_rows, own_rows
-from lib.distributed.process_group import ALONE, Ranks
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.metrics.accuracy import ClassCounts
 from lib.metrics.predictions import Answers, answers_of_scores, join_answers
 from lib.metrics.scores import Scores, scores_of, scores_of_parts
 from lib.model import Recognizer
-from lib.runtime.log import progress
+from lib.runtime.log import progress_bar
 
 LookAt = Callable[[Batch, torch.Tensor, torch.Tensor], None]
 
@@ -47,7 +47,7 @@ def evaluate(
     train_counts: np.ndarray,
     label: str = 'valid',
     look_at: LookAt | None = None,
-    ranks: Ranks = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Evaluation:
     """Run `model` over every image of `loader`; with several ranks, each over its own, once and without padding.
 
@@ -63,13 +63,13 @@ def evaluate(
     model.eval()
     device = next(model.parameters()).device
     found = _Found(num_classes, device)
-    for batch in progress(loader, total=len(loader), label=label):
+    for batch in progress_bar(loader, total=len(loader), label=label):
         features, logits = _look(model, batch)
         found.add(scores_of(logits, batch.labels), batch)
         if look_at:
             look_at(batch, features, logits)
     model.train(was_training)
-    return found.evaluation(train_counts, ranks)
+    return found.evaluation(train_counts, group)
 
 
 def _look(model: Recognizer, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,7 +79,12 @@ def _look(model: Recognizer, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.inference_mode()
 def evaluate_sharded(
-    model: Recognizer, loader: EvalLoader, *, train_counts: np.ndarray, ranks: Ranks, label: str = 'valid'
+    model: Recognizer,
+    loader: EvalLoader,
+    *,
+    train_counts: np.ndarray,
+    group: ProcessGroup,
+    label: str = 'valid',
 ) -> Evaluation:
     """Do the same with a classifier of which each rank holds some classes: a batch is that of all ranks together.
 
@@ -90,19 +95,19 @@ def evaluate_sharded(
     classifier, device = model.classifier, next(model.parameters()).device
     found = _Found(classifier.num_classes, device)
     batches = iter(loader)
-    for number in progress(range(loader.max_batches), total=loader.max_batches, label=label):
+    for number in progress_bar(range(loader.max_batches), total=loader.max_batches, label=label):
         batch, sizes = next(batches, None), loader.sizes(number)
         features = torch.zeros(0, classifier.weight.shape[1], device=device)
         labels = torch.zeros(0, dtype=torch.int64, device=device)
         if batch is not None:
             features, labels = model.features(batch.images), batch.labels
-        features, all_labels = gather_rows(features, sizes, ranks), gather_rows(labels, sizes, ranks)
+        features, all_labels = gather_rows(features, sizes, group), gather_rows(labels, sizes, group)
         logits = model.classify(features)
-        scores = scores_of_parts(logits, all_labels, classifier.classes, classifier.num_classes, ranks)
+        scores = scores_of_parts(logits, all_labels, classifier.classes, classifier.num_classes, group)
         if batch is not None:
-            found.add(Scores(*(own_rows(part, sizes, ranks) for part in scores)), batch)
+            found.add(Scores(*(own_rows(part, sizes, group) for part in scores)), batch)
     model.train(was_training)
-    return found.evaluation(train_counts, ranks)
+    return found.evaluation(train_counts, group)
 
 
 class _Found:
@@ -123,9 +128,9 @@ class _Found:
         self._readable.append(batch.readable)
         self._bad += batch.bad
 
-    def evaluation(self, train_counts: np.ndarray, ranks: Ranks) -> Evaluation:
+    def evaluation(self, train_counts: np.ndarray, group: ProcessGroup) -> Evaluation:
         """Bring together what the ranks have found."""
         scores = Scores(*(torch.cat(parts) for parts in zip(*self._scores, strict=True)))
         own = answers_of_scores(scores, torch.cat(self._labels), torch.cat(self._readable))
-        bad = [found for part in ranks.gather(self._bad) for found in part]
-        return Evaluation(self._counts.metrics(train_counts, ranks), join_answers(ranks.gather(own)), bad)
+        bad = [found for part in group.all_gather_objects(self._bad) for found in part]
+        return Evaluation(self._counts.metrics(train_counts, group), join_answers(group.all_gather_objects(own)), bad)

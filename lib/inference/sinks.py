@@ -8,8 +8,8 @@ import torch
 from lib.inference.ensemble import Combined, Member, combine
 from lib.metrics.predictions import Answers
 from lib.metrics.scores import NUM_BEST
-from lib.runtime.column_store import RowStore
-from lib.runtime.log import progress
+from lib.runtime.column_store import ColumnStore
+from lib.runtime.log import progress_bar
 
 Columns = dict[str, tuple[type, tuple[int, ...]]]
 
@@ -42,7 +42,7 @@ def prediction_columns(
 
 @torch.inference_mode()
 def fill_predictions(
-    members: Sequence[Member], store: RowStore, weights: Sequence[float], average: str, *, label: str
+    members: Sequence[Member], store: ColumnStore, weights: Sequence[float], average: str, *, label: str
 ) -> None:
     """Predict the images of this rank that are not in a store with columns of `prediction_columns` yet.
 
@@ -53,7 +53,7 @@ def fill_predictions(
     loader = members[0].loader
     parts = [rows for rows in loader.parts() if not store.done[rows].all()]
     looks = zip(*(member.loader.looks(parts) for member in members), strict=True)
-    for rows, views in progress(
+    for rows, views in progress_bar(
         zip(parts, looks, strict=True), total=len(loader), label=label, start=len(loader) - len(parts)
     ):
         batch = views[0][0]
@@ -64,7 +64,7 @@ def fill_predictions(
     store.flush()
 
 
-def stored_answers(store: RowStore, labels: np.ndarray) -> Answers:
+def stored_answers(store: ColumnStore, labels: np.ndarray) -> Answers:
     """Return what a complete store answers, with labels (n,), -1 where unknown."""
     columns = store.columns
     best = np.asarray(columns['best'][:, :NUM_BEST]).astype(np.int64)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from lib.loss.per_class import PerClass
+from lib.loss.logits import PerClass
 from lib.loss.sharded_logits import Logits
 from lib.loss.target_vs_rest import log_probability, own_and_others
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from lib.loss.adjusted import AdjustedCrossEntropy
-from lib.loss.per_class import checked_counts
+from lib.loss.logits import checked_counts
 
 
 def scale_by_share(counts: torch.Tensor, gamma: float) -> torch.Tensor:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lib.loss.per_class import PerClass, checked_counts, fewest
+from lib.loss.logits import PerClass, checked_counts, fewest
 from lib.loss.sharded_logits import Logits
 from lib.loss.target_vs_rest import log_probability, own_and_others
 

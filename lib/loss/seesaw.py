@@ -4,8 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lib.loss.logits import Block
-from lib.loss.per_class import PerClass, checked_counts
+from lib.loss.logits import Block, PerClass, checked_counts
 from lib.loss.sharded_logits import Logits, at_columns, exact_dtype, kept
 from lib.loss.target_vs_rest import log_probability, own_and_others
 

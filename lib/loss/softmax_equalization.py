@@ -4,8 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lib.loss.logits import Block
-from lib.loss.per_class import checked_counts
+from lib.loss.logits import Block, checked_counts
 from lib.loss.sharded_logits import Logits, PartialLogits, at_columns, kept
 from lib.loss.target_vs_rest import log_probability, own_and_others
 

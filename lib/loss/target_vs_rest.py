@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from lib.loss.logits import Adjustment, Weigh
-from lib.loss.per_class import PerClass
+from lib.loss.logits import Adjustment, PerClass, Weigh
 from lib.loss.sharded_logits import Columns, Logits, exact_dtype, saved_like, split
 
 # Numbers that one block of rows may have on a CPU: 1 MB of float32, so that a block stays in the cache of a core while

@@ -6,7 +6,7 @@ import torch
 from lib.loss.adjusted import AdjustedCrossEntropy
 from lib.loss.class_dependent_temperatures import scale_by_share, without_empty
 from lib.loss.logit_adjustment import shift_by_prior
-from lib.loss.per_class import checked_counts
+from lib.loss.logits import checked_counts
 
 
 class VectorScaling(AdjustedCrossEntropy):

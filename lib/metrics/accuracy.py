@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from lib.distributed.process_group import ALONE, Ranks
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.metrics.scores import Scores, scores_of
 
 # Liu et al., CVPR 2019: many-shot above 100 training images, few-shot below 20.
@@ -39,9 +39,9 @@ def class_accuracy_metrics(right: np.ndarray, total: np.ndarray, train_counts: n
         'top1': int(right.sum()) / int(total.sum()),
         'mean_class_error': 1.0 - float(accuracy[seen].mean()),
     }
-    for name, group in shot_groups(train_counts).items():
-        if (group & seen).any():
-            metrics[name] = float(accuracy[group & seen].mean())
+    for name, shots in shot_groups(train_counts).items():
+        if (shots & seen).any():
+            metrics[name] = float(accuracy[shots & seen].mean())
     return metrics
 
 
@@ -83,22 +83,22 @@ class ClassCounts:
         self._losses.append(torch.stack([losses.sum(), counted.sum().to(losses.dtype)]))
         return predicted
 
-    def metrics(self, train_counts: np.ndarray, ranks: Ranks = ALONE) -> dict[str, float]:
+    def metrics(self, train_counts: np.ndarray, group: ProcessGroup = SINGLE_PROCESS) -> dict[str, float]:
         """Return loss (cross entropy over readable images), top1, top5, mean_class_error, many, medium, few.
 
         Counts are added up over the ranks first, and divided once.
         """
-        total, right, right5 = self.counts(ranks)
+        total, right, right5 = self.counts(group)
         if not total.sum():
             return {}
         losses = torch.stack(self._losses).cpu().double().sum(dim=0)
-        loss, images = ranks.sum(losses).tolist()
+        loss, images = group.all_reduce(losses).tolist()
         return {
             **({'loss': loss / images} if images else {}),
             'top5': int(right5.sum()) / int(total.sum()),
             **class_accuracy_metrics(right, total, train_counts),
         }
 
-    def counts(self, ranks: Ranks = ALONE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def counts(self, group: ProcessGroup = SINGLE_PROCESS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return (total, right at top 1, right in top 5) of all ranks, each (num_classes,) int64."""
-        return tuple(ranks.sum(self._counts).cpu().numpy())
+        return tuple(group.all_reduce(self._counts).cpu().numpy())

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 
 from lib.metrics.accuracy import class_accuracy_metrics, shot_groups
-from lib.metrics.confusion import most_confused
+from lib.metrics.confidence import reliability
+from lib.metrics.confusion import most_confused, tree_metrics
 from lib.metrics.intervals import NUM_DRAWS, accuracy_interval
-from lib.metrics.mistake_severity import tree_metrics
 from lib.metrics.predictions import Answers
-from lib.metrics.reliability import reliability
 
 NUM_HEAD_TAIL_BINS, NUM_CONFUSIONS = 20, 20
 
@@ -88,10 +87,10 @@ def metrics_of(
         macro_precision, macro_recall, macro_f1: means over the classes with images; the precision of a class that is
             never predicted counts as 0.
         loss: mean -ln of the label's probability over readable images; balanced_loss: mean over classes of their means.
-        ece, calibration: of all, many, medium, few (lib.metrics.reliability); ece is that of all.
+        ece, calibration: of all, many, medium, few (lib.metrics.confidence); ece is that of all.
         head_tail: mean accuracy of the classes in bins by training images, the head first: train_images [fewest, most],
             classes, images, accuracy.
-        coarse_accuracy, mistake_severity, ...: with parents (lib.metrics.mistake_severity).
+        coarse_accuracy, mistake_severity, ...: with parents (lib.metrics.confusion).
         confusions: the most frequent ones: label, predicted, images, share of the label's images, reverse.
 
     Raises:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from lib.distributed.process_group import Ranks
+from lib.distributed.process_group import ProcessGroup
 
 NUM_BEST = 5
 
@@ -32,7 +32,7 @@ def scores_of(logits: torch.Tensor, labels: torch.Tensor) -> Scores:
 
 
 def scores_of_parts(
-    logits: torch.Tensor, labels: torch.Tensor, classes: range, num_classes: int, ranks: Ranks
+    logits: torch.Tensor, labels: torch.Tensor, classes: range, num_classes: int, group: ProcessGroup
 ) -> Scores:
     """Return the same of a classifier of which each rank holds some classes; every rank passes the same images.
 
@@ -45,11 +45,11 @@ def scores_of_parts(
     # Ranks send the same shape; one of few classes fills up with what never wins.
     values = F.pad(own.values, (0, NUM_BEST - own.values.shape[1]), value=-torch.inf)
     numbers = F.pad(own.indices + classes.start, (0, NUM_BEST - own.indices.shape[1]), value=-1)
-    values, numbers = (ranks.stack(part).transpose(0, 1).flatten(1) for part in (values, numbers))
+    values, numbers = (group.all_gather(part).transpose(0, 1).flatten(1) for part in (values, numbers))
     highest = values.topk(min(NUM_BEST, num_classes), dim=1)
     best = numbers.gather(1, highest.indices)
     places = labels.clamp(min=0) - classes.start
     is_here = (places >= 0) & (places < len(classes))
     label_logits = logits.gather(1, places.clamp(0, len(classes) - 1)[:, None]).squeeze(1).where(is_here, 0.0)
-    sums = ranks.stack(logits.logsumexp(dim=1)).logsumexp(dim=0)
-    return Scores(best, sums - ranks.sum(label_logits), (highest.values[:, 0] - sums).exp())
+    sums = group.all_gather(logits.logsumexp(dim=1)).logsumexp(dim=0)
+    return Scores(best, sums - group.all_reduce(label_logits), (highest.values[:, 0] - sums).exp())

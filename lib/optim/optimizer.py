@@ -1,12 +1,117 @@
-"""Optimisers by name, with the parameters that are not decayed in a group of their own."""
+"""Optimisers by name, with the parameters that are not decayed in a group of their own.
+
+What fused kernels ask of an optimiser's state, wherever it comes from.
+
+They read parameter, gradient and state by memory address, element for element, and check little of it: on the CPU, a
+state with other strides than its parameter gives wrong weights without a word.
+Learning rates that fall from the classifier to the stem, for fine-tuning.
+A limit on the norms of rows, kept after every step.
+"""
 
 from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
 
 import torch
+from timm.models import group_parameters
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from lib.errors import UserError
-from lib.optim.state import keep_state_fit, start_momentum_at_zero
+
+
+def keep_state_fit(optimizer: torch.optim.Optimizer) -> None:
+    """Let states load that were saved by any implementation, in any memory format, under other options.
+
+    The options of the groups (weight decay, fused, lr_scale, ...) stay those that `optimizer` was created with.
+    """
+    optimizer.register_load_state_dict_pre_hook(_keep_options)
+    optimizer.register_load_state_dict_post_hook(_lay_out_as_parameters)
+
+
+def start_momentum_at_zero(optimizer: torch.optim.SGD) -> None:
+    """Create momentum as zeros before the step that first needs it, which gives the same first step.
+
+    torch's fused SGD creates it without values, for all parameters at once: it would stay without them when the
+    scaler passes the first step over, and a parameter whose first gradient comes later is an error.
+    """
+    optimizer.register_step_pre_hook(_start_momentum)
+
+
+def _keep_options(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    # Done before loading: torch moves Adam's step counts to the device if the loaded group says that it is fused.
+    groups = [
+        {**own, 'params': saved['params']}
+        for own, saved in zip(optimizer.param_groups, state['param_groups'], strict=True)
+    ]
+    return {**state, 'param_groups': groups}
+
+
+def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group['params']:
+            state = optimizer.state.get(parameter, {})
+            for name, value in state.items():
+                if value is not None and value.shape == parameter.shape and value.stride() != parameter.stride():
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _start_momentum(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    for group in optimizer.param_groups:
+        if group['momentum'] == 0:
+            continue
+        for parameter in group['params']:
+            if parameter.grad is not None and optimizer.state[parameter].get('momentum_buffer') is None:
+                optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
+
+
+def layer_scales(backbone: nn.Module, decay: float, *, name: str) -> dict[str, float]:
+    """Return the factor on the learning rate of each parameter of `backbone`: decay ** (blocks up to the classifier).
+
+    Layer-wise decay (Clark et al., ICLR 2020, ELECTRA; Bao et al., ICLR 2022, BEiT): 1 for the classifier, `decay` for
+    the last block, and so on down to the stem. What a block is, the backbone says itself, in timm's way
+    (`group_matcher`); whatever it counts to its own classifier, such as a last norm, has the factor 1.
+
+    Args:
+        name: what the user calls the backbone.
+
+    Raises:
+        UserError: the backbone does not tell its blocks.
+    """
+    if not hasattr(backbone, 'group_matcher'):
+        raise _no_blocks(decay, name)
+    own = [key for key, _ in backbone.named_parameters()]
+    # The backbone was built without its classifier, so one is named to be grouped with the rest.
+    prefix = (getattr(backbone, 'pretrained_cfg', None) or {}).get('classifier') or 'head'
+    classifier = f'{prefix if isinstance(prefix, str) else prefix[0]}.weight'
+    named = SimpleNamespace(named_parameters=lambda: [(key, None) for key in (*own, classifier)])
+    layers = group_parameters(named, backbone.group_matcher(coarse=False), reverse=True)
+    last = layers[classifier]
+    if last == 0:
+        raise _no_blocks(decay, name)
+    return {key: decay ** max(0, last - layers[key]) for key in own}
+
+
+def _no_blocks(decay: float, name: str) -> UserError:
+    return UserError(
+        f'OPTIMIZER.LAYER_DECAY is {decay:g}, but MODEL.BACKBONE {name} does not tell its blocks: '
+        '--OPTIMIZER_LAYER_DECAY 1, or another backbone'
+    )
+
+
+def keep_norms_below(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter, max_norm: float) -> RemovableHandle:
+    """Scale rows of `weight` (n, d) that are longer than `max_norm` down to it after each step of `optimizer`.
+
+    That is projected gradient descent onto |w_j|_2 <= max_norm (MaxNorm: Alshammari et al., CVPR 2022). Here the limit
+    is one number, while the authors' code takes it from the norms that the layer starts with.
+    """
+
+    @torch.no_grad()
+    def project(*_: object) -> None:
+        weight.renorm_(p=2, dim=0, maxnorm=max_norm)
+
+    return optimizer.register_step_post_hook(project)
+
 
 KINDS = ('sgd', 'adam', 'adamw')
 

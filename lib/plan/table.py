@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from lib.plan.backbone import BackboneCost
 from lib.plan.head import HeadCost, OptimizerCost
-from lib.plan.strategies import USABLE, Job, Need, Way
-from lib.plan.traffic import Traffic
+from lib.plan.strategies import USABLE, Job, Need, Traffic, Way
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from lib.dataset.loader import EvalLoader
 from lib.inference.features import Features
 from lib.model import Recognizer
 from lib.posthoc.tau_sweep import NEVER
-from lib.runtime.log import progress
+from lib.runtime.log import progress_bar
 
 _ROWS_AT_ONCE = 10_000
 
@@ -37,7 +37,7 @@ def class_means(
     takes_part[torch.from_numpy(rows)] = True
     counts = torch.zeros(num_classes, dtype=torch.int64)
     sums: torch.Tensor | None = None
-    for batch in progress(loader, total=len(loader), label='class means'):
+    for batch in progress_bar(loader, total=len(loader), label='class means'):
         counted = takes_part[batch.rows] & batch.readable.cpu()
         if not counted.any():
             continue

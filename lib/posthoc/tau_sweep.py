@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.distributed.process_group import ALONE, Ranks
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.metrics.accuracy import class_accuracy_metrics
 from lib.posthoc.tau_curve import Choice, Curve, accuracy, choose, standard_error, sweep
 from lib.posthoc.tau_intervals import adjustment_intervals, log_norms, log_priors, tau_intervals
@@ -153,9 +153,9 @@ class Sweep:
             low[wrong], high[wrong], before[wrong], predicted[wrong] = np.inf, -np.inf, False, -1
         self._parts.append((low, high, before, predicted, labels.numpy()))
 
-    def finish(self, ranks: Ranks = ALONE) -> ImageIntervals:
+    def finish(self, group: ProcessGroup = SINGLE_PROCESS) -> ImageIntervals:
         """All images seen so far, by all ranks. Raises ValueError when none had a label."""
-        parts = [part for own in ranks.gather(self._parts) for part in own]
+        parts = [part for own in group.all_gather_objects(self._parts) for part in own]
         if not parts:
             raise ValueError('tau needs at least one labelled image')
         arrays = [np.concatenate(part) for part in zip(*parts, strict=True)]

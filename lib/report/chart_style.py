@@ -12,7 +12,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from lib.runtime.files import replacing
+from lib.runtime.files import replace_atomically
 
 # CSS variable of the page -> colour on white. Apart in lightness as in hue, for colour-blind readers.
 PALETTE = {
@@ -101,7 +101,7 @@ def percent_axis(axis: Axis) -> None:
 
 def save_png(path: str | os.PathLike, figure: Figure) -> Path:
     """Write `figure` on white as PNG, atomically, without date or program in it."""
-    with replacing(path) as temporary:
+    with replace_atomically(path) as temporary:
         figure.savefig(temporary, format='png', dpi=160, facecolor='white', metadata={'Software': None})
     return Path(path)
 

@@ -9,20 +9,14 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from lib.report.calibration import draw_reliability
-from lib.report.cards import card_maker
 from lib.report.chart_style import PALETTE, inline_svg, new_panel, styled
-from lib.report.class_list import class_data, static_rows
-from lib.report.curves import curve_panels, draw_panel
-from lib.report.data import ReportData
-from lib.report.data_statistics import data_statistics, draw_class_sizes
-from lib.report.error_by_count import draw_error_by_count
-from lib.report.galleries import Album
+from lib.report.charts import METRICS, curve_panels, draw_panel, draw_tau
+from lib.report.class_charts import data_statistics, draw_class_sizes, draw_error_by_count, draw_reliability
+from lib.report.class_table import class_data, report_figures, static_rows
+from lib.report.galleries import Album, card_maker
 from lib.report.page import inline_script, page_environment
-from lib.report.report_json import report_figures
-from lib.report.report_metrics import GROUPS, Measured, measure
+from lib.report.report_metrics import GROUPS, Measured, ReportData, measure
 from lib.report.summary import between, dataset_facts, group_rows, percent, points, summary_cards, tau_rows, thousands
-from lib.report.tau_curve import METRICS, draw_tau
 from lib.runtime.files import write_text
 from lib.runtime.log import LOGGER
 

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from lib.metrics.accuracy import FEW_BELOW, MANY_ABOVE, shot_groups
-from lib.report.data import ReportData
-from lib.report.report_metrics import ERRORS, Measured
-from lib.report.tau_curve import metric_error
+from lib.report.charts import metric_error
+from lib.report.report_metrics import ERRORS, Measured, ReportData
 
 _TAU_PARTS = {'before': 'before', 'after': 'after', 'others': 'cross_fitted'}
 GROUP_RANGES = {'many': f'over {MANY_ABOVE}', 'medium': f'{FEW_BELOW} to {MANY_ABOVE}', 'few': f'under {FEW_BELOW}'}

@@ -15,7 +15,7 @@ _SECONDS_BETWEEN_FLUSHES = 5.0
 _ABOUT, _DONE, _NOTES = 'about.json', 'done.npy', 'notes'
 
 
-class RowStore:
+class ColumnStore:
     """A folder with a memory-mapped NAME.npy for each column, and which rows are there.
 
     A row counts as there only once its numbers are on the disk: what a kill or a power cut leaves is true. Processes
@@ -77,9 +77,9 @@ class RowStore:
         return sorted(found.items())
 
 
-def made_store(
+def open_or_create(
     folder: Path, num_rows: int, columns: Mapping[str, tuple[type | str, tuple[int, ...]]], about: Mapping[str, Any]
-) -> RowStore:
+) -> ColumnStore:
     """Open the store in a folder if it is of the same thing, else make an empty one in its place.
 
     Args:
@@ -89,7 +89,7 @@ def made_store(
     names = {name: [np.dtype(dtype).name, list(shape)] for name, (dtype, shape) in columns.items()}
     wanted = json.loads(json.dumps({'num_rows': num_rows, 'columns': names, 'about': about}))
     if _about(folder) == wanted:
-        return RowStore(folder)
+        return ColumnStore(folder)
     fresh = folder.with_name(f'.{folder.name}.tmp')
     for old in (fresh, folder):
         shutil.rmtree(old, ignore_errors=True)
@@ -99,7 +99,7 @@ def made_store(
     write_json(fresh / _ABOUT, wanted)
     fresh.rename(folder)
     sync_folder(folder.parent)
-    return RowStore(folder)
+    return ColumnStore(folder)
 
 
 def _about(folder: Path) -> Any:

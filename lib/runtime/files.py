@@ -1,4 +1,7 @@
-"""Files that are either the old ones or the new ones, never half of each."""
+"""Files that are either the old ones or the new ones, never half of each.
+
+A folder that one run at a time writes into.
+"""
 
 import json
 import os
@@ -9,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lib.errors import UserError
+
 
 @contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
+def replace_atomically(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary path beside `path` that takes its place, durably, once the block ends well.
 
     The folder is made if needed. On any exception the temporary file is removed and `path` stays as it was.
@@ -47,7 +52,7 @@ def remove_leftovers(folder: Path, suffixes: Collection[str]) -> None:
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     """Replace the file at `path` by `data`, atomically."""
-    with replacing(path) as temporary:
+    with replace_atomically(path) as temporary:
         temporary.write_bytes(data)
 
 
@@ -70,3 +75,47 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+_NAME = '.lock'
+
+
+@contextmanager
+def lock_folder(folder: Path, key: str = 'NAME') -> Iterator[None]:
+    """Hold `folder` (made if needed) for this process. The system lets go of it whatever ends the process.
+
+    `key`: what to change to work in another folder, for the message.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / _NAME, 'a+', encoding='ascii') as file:
+        if not _acquire(file):
+            file.seek(0)
+            holder = file.read().strip() or 'unknown'
+            raise UserError(
+                f'{folder} is in use by another run (process {holder}); wait for it, or give this one another {key}'
+            )
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _acquire(file) -> bool:
+    try:
+        if os.name == 'nt':
+            import msvcrt
+
+            # Far behind the text, so that another process can still read who holds it.
+            file.seek(1 << 20)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            file.seek(0)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

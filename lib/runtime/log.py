@@ -72,7 +72,7 @@ def log_to(path: Path) -> None:
     LOGGER.addHandler(handler)
 
 
-def progress(items: Iterable[Item], *, total: int, label: str, unit: str = 'step', start: int = 0) -> tqdm:
+def progress_bar(items: Iterable[Item], *, total: int, label: str, unit: str = 'step', start: int = 0) -> tqdm:
     """Wrap `items` in a bar on standard error; silent where that is no terminal."""
     return tqdm(
         items,

@@ -1,7 +1,12 @@
-"""Memory that worker processes share: a mapped file, named or not, and arrays in it that pickle as their place."""
+"""Memory that worker processes share: a mapped file, named or not, and arrays in it that pickle as their place.
 
+Memory that other processes see without a copy.
+"""
+
+import math
 import mmap
 import os
+import shutil
 import tempfile
 import weakref
 from contextlib import suppress
@@ -10,6 +15,7 @@ from multiprocessing.reduction import DupFd
 from typing import Any
 
 import numpy as np
+import torch
 
 from lib.errors import UserError
 
@@ -86,7 +92,7 @@ class SharedArray(np.ndarray):
         return plain[()] if return_scalar else plain
 
 
-def share(array: np.ndarray) -> np.ndarray:
+def to_shared_memory(array: np.ndarray) -> np.ndarray:
     """Return the one-dimensional `array` in memory that workers share; itself where it is small or there is no room."""
     if isinstance(array, SharedArray) or array.nbytes < _SMALL or os.name != 'posix':
         return array
@@ -115,3 +121,28 @@ def _reopened(path: str, identity: tuple[int, int, int]) -> SharedFile:
     if file._identity() != identity:
         raise UserError(f'{path}: was replaced while it was in use; run again')
     return file
+
+
+_FOLDER = '/dev/shm'  # where Linux keeps it
+
+
+def shared_empty(*shape: int) -> torch.Tensor:
+    """Return a uint8 tensor in shared memory; sent to another process, only its address travels.
+
+    Too little of it shows as a bus error when it is written to: ask `free_shared_bytes` first.
+    """
+    storage = torch.UntypedStorage._new_shared(max(1, math.prod(shape)))  # as torch's own collate allocates batches
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)
+
+
+def free_shared_bytes() -> int | None:
+    """Return how much shared memory can be had; None where the system does not tell."""
+    if not os.path.isdir(_FOLDER):
+        return None
+    free = shutil.disk_usage(_FOLDER).free
+    try:
+        with open('/proc/meminfo', encoding='ascii') as file:
+            available = [int(line.split()[1]) * 1024 for line in file if line.startswith('MemAvailable')]
+    except OSError:
+        available = []
+    return min([free, *available])

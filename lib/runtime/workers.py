@@ -150,7 +150,7 @@ def fresh_processes(preload: str) -> multiprocessing.context.BaseContext:
     return context
 
 
-def live_with_main_process() -> None:
+def exit_with_parent() -> None:
     """End this process when the one that started it is gone, or sends SIGTERM; nobody else's SIGTERM counts.
 
     A forkserver lives as long as its processes do, and torch's watchdog of a worker asks for the forkserver only: when

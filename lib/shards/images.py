@@ -1,11 +1,18 @@
-"""Images out of shards, by row: one positioned read and a checksum."""
+"""Images out of shards, by row: one positioned read and a checksum.
+
+Reading back what was packed.
+"""
 
 import os
 import threading
 import time
 import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+
+import numpy as np
 
 from lib.dataset.decode import DecodeError
 from lib.dataset.images import FIRST_PAUSE_SECONDS, EncodedImages
@@ -103,3 +110,32 @@ class ShardImages(EncodedImages):
                     raise
                 time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
         raise AssertionError('unreachable')
+
+
+@dataclass(frozen=True)
+class ShardReader:
+    """Reads whole shards as training would, each image with its checksum; called in any process, with any shard."""
+
+    images: ShardImages
+
+    def __call__(self, number: int, progress: Callable[[int], None]) -> tuple[int, str]:
+        """Return the shard's number and what is wrong with it ('' when nothing is).
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        index = self.images.index
+        shard = index.contents.shards[number]
+        path = Path(index.path).with_name(shard.name)
+        if not path.exists():
+            return number, f'{path}: no such file'
+        if path.stat().st_size != shard.size:
+            return number, f'{path}: has {path.stat().st_size} bytes, but {shard.size} were written'
+        for row in np.flatnonzero(index.shards == number).tolist():
+            if index.lengths[row]:
+                try:
+                    self.images.read(row)
+                except DecodeError as error:
+                    return number, str(error)
+            progress(1)
+        return number, ''

@@ -17,12 +17,11 @@ import pyarrow.compute as pc
 from lib.dataset.annotations import ClassNames
 from lib.dataset.images import EncodedImages
 from lib.errors import UserError
-from lib.runtime.files import replacing, sync_folder, write_json
-from lib.runtime.log import LOGGER, progress
+from lib.runtime.files import replace_atomically, sync_folder, write_json
+from lib.runtime.log import LOGGER, progress_bar
 from lib.runtime.workers import run_tasks
-from lib.shards.images import ShardImages
+from lib.shards.images import ShardImages, ShardReader
 from lib.shards.index import COLUMNS, FORMAT, INDEX, Contents, Shard, write_table
-from lib.shards.verify import ShardReader
 from lib.shards.write import (
     PARTS,
     Encoding,
@@ -164,7 +163,7 @@ def pack_split(job: SplitJob, *, num_workers: int) -> PackedSplit:
         _take_apart(job, _damaged(job, index, num_workers))
     if not index.exists():
         _write_shards(job, num_workers)
-        with replacing(index) as temporary:
+        with replace_atomically(index) as temporary:
             _join_parts(job, temporary)
             damaged = _damaged(job, temporary, num_workers)
             if damaged:
@@ -203,7 +202,7 @@ def _damaged(job: SplitJob, index: Path, num_workers: int) -> dict[int, str]:
 def _with_bar(
     work: Callable, tasks: Sequence, job: SplitJob, num_workers: int, *, label: str, start: int = 0
 ) -> Iterator[Any]:
-    with progress((), total=len(job.labels), label=label, unit='image', start=start) as bar:
+    with progress_bar((), total=len(job.labels), label=label, unit='image', start=start) as bar:
         results = run_tasks(work, tasks, num_workers=num_workers, progress=bar.update)
         with closing(results):
             yield from results
@@ -251,7 +250,7 @@ def _take_apart(job: SplitJob, damaged: dict[int, str]) -> None:
     for number, shard in enumerate(packed.contents.shards):
         if number not in damaged:
             rows = packed.table.slice(number * job.images_per_shard, job.images_per_shard)
-            with replacing(part_path(job.folder, number)) as temporary:
+            with replace_atomically(part_path(job.folder, number)) as temporary:
                 write_table(temporary, rows.select(COLUMNS.names), shard)
     index.unlink()
 

@@ -5,16 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from lib.distributed.gather import gather_features, gather_looked_at, gather_rows, own_rows
-from lib.distributed.process_group import ALONE, Ranks
+from lib.distributed.gather import gather_features, gather_features_replicated, gather_rows, own_rows
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.loss.chunked import chunked_loss
 from lib.loss.sampled_classes import sample_rows, take_rows
 from lib.loss.sharded_logits import Columns
 from lib.loss.targets import Targets
 from lib.loss.weighted import AverageLoss
 from lib.model import Recognizer
-from lib.trainer.forward import Outputs
-from lib.trainer.head import Computed, Share
+from lib.trainer.forward import Computed, Outputs, Share
 
 
 class LeanHead(nn.Module):
@@ -35,21 +34,21 @@ class LeanHead(nn.Module):
         *,
         chunk_images: int = 0,
         sampled_share: float = 1.0,
-        ranks: Ranks = ALONE,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         super().__init__()
         # Not registered: the model is no part of the objective.
         object.__setattr__(self, '_model', model)
         self.loss = loss
-        self._chunk_images, self._sampled_share, self._ranks = chunk_images, sampled_share, ranks
+        self._chunk_images, self._sampled_share, self._group = chunk_images, sampled_share, group
 
     def forward(self, outputs: Outputs, targets: Targets, share: Share) -> Computed:
         features = outputs.features
         looked_at = features if self.loss.loss.uses_features else None
-        if self._ranks.count > 1:
-            targets = _gather_targets(targets, share.sizes, self._ranks)
-            looked_at = None if looked_at is None else gather_looked_at(looked_at, share.sizes, self._ranks)
-            features = gather_features(features, share.sizes, self._ranks)
+        if self._group.world_size > 1:
+            targets = _gather_targets(targets, share.sizes, self._group)
+            looked_at = None if looked_at is None else gather_features_replicated(looked_at, share.sizes, self._group)
+            features = gather_features(features, share.sizes, self._group)
         x, weight, bias = self._model.factors(features)
         columns = self._columns(targets, share.seed)
         if isinstance(columns.classes, torch.Tensor):
@@ -64,25 +63,28 @@ class LeanHead(nn.Module):
         loss, predicted = chunked_loss(
             x, weight, bias, loss_of, chunk=self._chunk_images, extra=looked_at, columns=columns
         )
-        if self._ranks.count == 1:
+        if self._group.world_size == 1:
             return Computed(loss, predicted)
         # Every rank has the loss of all images.
-        return Computed(loss / self._ranks.count, own_rows(predicted, share.sizes, self._ranks))
+        return Computed(loss / self._group.world_size, own_rows(predicted, share.sizes, self._group))
 
     def _columns(self, targets: Targets, seed: int) -> Columns:
         """Return which classes the images are compared with on this rank."""
-        classifier, gather = self._model.classifier, self._ranks.stack if self._ranks.count > 1 else None
+        classifier, gather = (
+            self._model.classifier,
+            self._group.all_gather if self._group.world_size > 1 else None,
+        )
         classes = classifier.classes
         if self._sampled_share < 1:
             # Ranks that hold other classes draw other rows; those that hold the same draw the same.
-            seed += self._ranks.rank
+            seed += self._group.rank
             classes = classes.start + sample_rows(targets.labels, classes, self._sampled_share, seed)
         return Columns(classes, classifier.num_classes, gather)
 
 
-def _gather_targets(targets: Targets, sizes: Sequence[int], ranks: Ranks) -> Targets:
+def _gather_targets(targets: Targets, sizes: Sequence[int], group: ProcessGroup) -> Targets:
     return Targets(
-        gather_rows(targets.labels, sizes, ranks),
-        None if targets.shares is None else gather_rows(targets.shares, sizes, ranks),
-        None if targets.weights is None else gather_rows(targets.weights, sizes, ranks),
+        gather_rows(targets.labels, sizes, group),
+        None if targets.shares is None else gather_rows(targets.shares, sizes, group),
+        None if targets.weights is None else gather_rows(targets.weights, sizes, group),
     )

@@ -1,14 +1,19 @@
-"""What a step minimises: the loss, and maybe a second one beside it."""
+"""What a step minimises: the loss, and maybe a second one beside it.
+
+Second losses beside the first: each is an Auxiliary of an Objective. None of them is saved.
+"""
 
 from typing import Protocol
 
 import torch
 from torch import nn
 
+from lib.loss.balanced_contrastive import BalancedContrastive
+from lib.loss.distillation import Distillation
 from lib.loss.targets import Targets
 from lib.loss.weighted import AverageLoss
-from lib.trainer.forward import Outputs
-from lib.trainer.head import Computed, Head, Share, WholeHead
+from lib.model import Recognizer
+from lib.trainer.forward import Computed, Head, Outputs, Share, WholeHead
 
 
 class Auxiliary(Protocol):
@@ -56,3 +61,37 @@ class Objective(nn.Module):
             second = self.auxiliary(outputs, targets, images)
             total = total + self.auxiliary_weight * share.fraction * second
         return Computed(total, predicted)
+
+
+class ContrastTerm:
+    """Compares the images of a batch with each other and with the prototypes of all classes.
+
+    Args:
+        model: with a projector; its prototypes are made once a step, of the parameters themselves, so that several
+            GPUs add to one gradient.
+        loss: of embeddings, prototypes and labels.
+    """
+
+    def __init__(self, model: Recognizer, loss: BalancedContrastive) -> None:
+        self._model, self._loss = model, loss
+
+    def __call__(self, outputs: Outputs, targets: Targets, images: torch.Tensor) -> torch.Tensor:
+        return self._loss(outputs.embeddings, self._model.prototypes(), targets.hard)
+
+
+class DistillTerm:
+    """Asks a teacher about the same images. The teacher is frozen, in eval mode, and no part of the model.
+
+    Args:
+        teacher: images -> logits (batch, num_classes), on the device of the images.
+        loss: of the student's logits and the teacher's.
+    """
+
+    def __init__(self, teacher: nn.Module, loss: Distillation) -> None:
+        # This is no module, so whoever puts the objective into train mode does not reach the teacher.
+        self._teacher, self._loss = teacher.requires_grad_(False).eval(), loss
+
+    def __call__(self, outputs: Outputs, targets: Targets, images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            logits = self._teacher(images)
+        return self._loss(outputs.logits, logits)

@@ -1,4 +1,7 @@
-"""The folder of a run: what lies in it, and how it is kept whole over stops and starts."""
+"""The folder of a run: what lies in it, and how it is kept whole over stops and starts.
+
+Training images that cannot be decoded: which, and how many are too many.
+"""
 
 import csv
 import io
@@ -9,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lib.runtime.files import remove_leftovers, replacing, write_text
-from lib.runtime.lock import locked
+from lib.errors import UserError
+from lib.runtime.files import lock_folder, remove_leftovers, replace_atomically, write_text
+from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing.latest import checkpoints_in, head_folder_of
 from lib.trainer.checkpointing.sharded import write_head
 from lib.trainer.checkpointing.state import Checkpoint, Place, head_name, write_checkpoint
@@ -28,7 +32,7 @@ def set_aside(folder: Path) -> Path:
     Raises:
         UserError: a run is writing into it.
     """
-    with locked(folder):
+    with lock_folder(folder):
         pass  # nobody holds it; Windows could not rename it while we do
     number = 1
     while True:
@@ -142,7 +146,7 @@ class RunFolder:
         first, *others = [self.path / name for name in [*names, 'last.pth']]
         write_checkpoint(first, checkpoint, abandoned)
         for other in others:
-            with replacing(other) as temporary:
+            with replace_atomically(other) as temporary:
                 shutil.copyfile(first, temporary)
         if names:
             self._remove_old_epochs()
@@ -205,3 +209,43 @@ def write_bad_images(folder: Path, split: str, images: dict[str, str]) -> None:
     writer.writerow(('split', 'image', 'reason'))
     writer.writerows((name, *item) for name, found in listed.items() for item in found.items())
     write_text(folder / BAD_IMAGES, text.getvalue())
+
+
+_ALWAYS_PASS = 10
+
+
+class BadImages:
+    """Training images that could not be decoded: each is named once; too many end the run.
+
+    Args:
+        name_of: row -> what to call it.
+        num_images: in the training set.
+        max_fraction: share above which the run ends; ten always pass.
+    """
+
+    def __init__(self, folder: RunFolder, name_of: Callable[[int], str], num_images: int, max_fraction: float) -> None:
+        self._folder, self._name_of = folder, name_of
+        self._limit = max(_ALWAYS_PASS, max_fraction * num_images)
+        self._max_fraction = max_fraction
+        # A run that goes on knows what it found before.
+        self._reasons = folder.bad_images().get('train', {})
+
+    def add(self, bad: list[tuple[int, str]]) -> None:
+        """Note (row, reason) pairs.
+
+        Raises:
+            UserError: too many by now.
+        """
+        new = {self._name_of(row): reason for row, reason in bad}
+        for name in new.keys() - self._reasons.keys():
+            LOGGER.warning('%s: %s; another image of its class takes its place', name, new[name])
+        if new.keys() <= self._reasons.keys():
+            return
+        self._reasons.update(new)
+        if self._folder.writes:
+            write_bad_images(self._folder.path, 'train', self._reasons)
+        if len(self._reasons) > self._limit:
+            raise UserError(
+                f'{len(self._reasons)} training images cannot be decoded, more than DATASET.MAX_BAD_FRACTION '
+                f'{self._max_fraction:g} of all; they are listed in {self._folder.path / "bad_images.csv"}'
+            )

@@ -10,16 +10,15 @@ import torch
 from torch import nn
 
 from lib.dataset.loader import TrainLoader
-from lib.distributed.parallel import without_sync
-from lib.distributed.process_group import ALONE, Ranks
+from lib.distributed.parallel import skip_gradient_sync
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
 from lib.model import Recognizer
 from lib.optim.ema import WeightAverage
-from lib.runtime.log import LOGGER, progress
+from lib.runtime.log import LOGGER, progress_bar
 from lib.runtime.seeding import Purpose, torch_seed
 from lib.trainer.checkpointing.state import Place
-from lib.trainer.forward import Outputs
-from lib.trainer.head import Share
+from lib.trainer.forward import Outputs, Share
 from lib.trainer.microbatch import Parts, whole_batch
 from lib.trainer.mixing.base import Mixed, Mixer
 from lib.trainer.objective import Objective
@@ -60,7 +59,7 @@ class Learner:
     loader: TrainLoader
     seed: int
     parts: Parts | None = None
-    ranks: Ranks = ALONE
+    group: ProcessGroup = SINGLE_PROCESS
     scaler: torch.amp.GradScaler | None = None
     clip: Callable[[], object] | None = None
     average: WeightAverage | None = None
@@ -92,10 +91,10 @@ def train_epoch(
     device = next(learner.model.parameters()).device
     learner.model.train()
     learner.objective.set_epoch(epoch)
-    sums, bad = Sums(place, learner.ranks, device), []
+    sums, bad = Sums(place, learner.group, device), []
     started = time.perf_counter() - place.seconds
     batches = loader.batches(epoch, place.step)
-    bar = progress(batches, total=loader.steps_per_epoch, start=place.step, label=f'epoch {epoch + 1}')
+    bar = progress_bar(batches, total=loader.steps_per_epoch, start=place.step, label=f'epoch {epoch + 1}')
     for batch in bar:
         global_step = epoch * loader.steps_per_epoch + place.step
         mixed = learner.mixer(batch.images, batch.labels, epoch=epoch, first_slot=loader.first_slot(place.step))
@@ -105,8 +104,8 @@ def train_epoch(
         last = place.step == loader.steps_per_epoch
         wish = wishes.agreed(last=last)
         looks = place.step % log_every == 0 or last or bool(wish)
-        if looks or (bad and learner.ranks.count == 1):
-            on_bad_images([found for part in learner.ranks.gather(bad) for found in part])
+        if looks or (bad and learner.group.world_size == 1):
+            on_bad_images([found for part in learner.group.all_gather_objects(bad) for found in part])
             bad.clear()
         if looks:
             place.seconds = time.perf_counter() - started
@@ -127,8 +126,8 @@ def train_epoch(
 
 
 def _step(learner: Learner, mixed: Mixed, global_step: int) -> Done:
-    for group in learner.optimizer.param_groups:
-        group['lr'] = learner.schedule(global_step) * group.get('lr_scale', 1.0)
+    for param_group in learner.optimizer.param_groups:
+        param_group['lr'] = learner.schedule(global_step) * param_group.get('lr_scale', 1.0)
     learner.optimizer.zero_grad(set_to_none=True)
     done = _gradients(learner, mixed, global_step)
     scaler = learner.scaler
@@ -148,20 +147,22 @@ def _step(learner: Learner, mixed: Mixed, global_step: int) -> Done:
 
 def _gradients(learner: Learner, mixed: Mixed, global_step: int) -> Done:
     """Add up the gradients of a batch, part by part."""
-    ranks, num_images = learner.ranks, len(mixed.images)
+    group, num_images = learner.group, len(mixed.images)
     parts = learner.parts or whole_batch(num_images)
-    divisor = ranks.sum(learner.objective.divisor(mixed.targets))
+    divisor = group.all_reduce(learner.objective.divisor(mixed.targets))
     seed = torch_seed(learner.seed, Purpose.HEAD, global_step)
     done = []
     for number, rows in enumerate(parts.slices):
         # Dropout and drop path of a part depend on nothing that came before it, so a resumed run draws the same.
-        torch.manual_seed(torch_seed(learner.seed, Purpose.DROPOUT, global_step, number * ranks.count + ranks.rank))
+        torch.manual_seed(
+            torch_seed(learner.seed, Purpose.DROPOUT, global_step, number * group.world_size + group.rank)
+        )
         share = Share(divisor, (rows.stop - rows.start) / parts.num_images, seed, parts.sizes[number])
-        with without_sync(learner.forward, number + 1 < len(parts.slices)):
+        with skip_gradient_sync(learner.forward, number + 1 < len(parts.slices)):
             part = mixed.part(rows)
             computed = learner.objective(_forward(learner, part), part.targets, part.images, share)
             # Where ranks share a model, its gradient is the mean over them of what each one gives.
-            loss = computed.loss * ranks.count
+            loss = computed.loss * group.world_size
             (loss if learner.scaler is None else learner.scaler.scale(loss)).backward()
         done.append(Done(computed.loss.detach(), (computed.predicted == part.targets.hard).sum()))
     return done[0] if len(done) == 1 else Done(*(torch.stack(values).sum() for values in zip(*done, strict=True)))

@@ -10,7 +10,7 @@ from enum import IntEnum
 import torch
 import torch.distributed as dist
 
-from lib.distributed.process_group import ALONE, Ranks
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.runtime.log import LOGGER
 
 # torchrun and batch systems tell a process what they have told its whole group already.
@@ -53,9 +53,9 @@ class Wishes:
         ranks: that must agree.
     """
 
-    def __init__(self, *, save_minutes: float = 0.0, ranks: Ranks = ALONE) -> None:
+    def __init__(self, *, save_minutes: float = 0.0, group: ProcessGroup = SINGLE_PROCESS) -> None:
         self._save_seconds = 60 * save_minutes
-        self._ranks = ranks
+        self._group = group
         self._own, self._since = Wish.NOTHING, 0.0
         self._agreed = Wish.NOTHING
         self._under_way: tuple[dist.Work, torch.Tensor] | None = None
@@ -76,7 +76,7 @@ class Wishes:
         waits for anybody, and are told one step later. After the `last` step of an epoch, and between epochs, they
         wait, so that what is done next is done by all.
         """
-        if self._ranks.count == 1:
+        if self._group.world_size == 1:
             return self._mine()
         self._agreed = self._outcome()
         if not self._agreed.stops:  # else all of them are told to stop, and nobody puts in another one
@@ -93,7 +93,7 @@ class Wishes:
         Raises:
             Stopped: one process alone was told to stop.
         """
-        if self._ranks.count == 1 and self._own.stops:
+        if self._group.world_size == 1 and self._own.stops:
             raise Stopped(self._own)
 
     @contextmanager
@@ -127,7 +127,7 @@ class Wishes:
         if self._own.stops:
             return self._own
         # One clock for all: several would go off one after another.
-        if self._save_seconds and self._ranks.is_main and time.monotonic() - self._saved >= self._save_seconds:
+        if self._save_seconds and self._group.is_main and time.monotonic() - self._saved >= self._save_seconds:
             self.saved()
             return Wish.SAVE
         return Wish.NOTHING

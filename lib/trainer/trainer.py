@@ -11,12 +11,11 @@ import torch
 
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
-from lib.trainer.bad_images import BadImages
 from lib.trainer.checkpointing.async_save import Saver
-from lib.trainer.checkpointing.head_rows import PREFIX, HeadRows, numbered, take_rows
+from lib.trainer.checkpointing.sharded import PREFIX, HeadRows, numbered, take_rows
 from lib.trainer.checkpointing.state import Checkpoint, Place, TrainingSet
-from lib.trainer.events import EventFile
-from lib.trainer.run_folder import RunFolder
+from lib.trainer.run_folder import BadImages, RunFolder
+from lib.trainer.running_metrics import EventFile
 from lib.trainer.step import Learner, raise_not_finite, train_epoch
 from lib.trainer.stop_signal import Stopped, Wish, Wishes
 
@@ -65,7 +64,7 @@ def fit(
         UserError: the loss is not finite, or too many images cannot be decoded. Checkpoints stay as they were.
         OSError: the end of an epoch or of the run could not be saved.
     """
-    wishes = Wishes(save_minutes=plan.save_minutes, ranks=learner.ranks)
+    wishes = Wishes(save_minutes=plan.save_minutes, group=learner.group)
     with (
         closing(EventFile(folder.path, place.epoch)) if folder.writes else nullcontext() as events,
         Saver(folder, wishes.give_up) as saver,
@@ -183,13 +182,13 @@ class _Run:
 
 def _with_head_apart(learner: Learner, checkpoint: Checkpoint) -> Checkpoint:
     """Take out the rows of the classifier that this rank holds; beside the main rank's, nothing else is written."""
-    classifier, ranks = learner.model.classifier, learner.ranks
+    classifier, group = learner.model.classifier, learner.group
     named = ((f'{PREFIX}{name}', parameter) for name, parameter in classifier.named_parameters())
     state, training, optimizer, rows = take_rows(
         checkpoint.state_dict, checkpoint.training_state, checkpoint.optimizer, numbered(learner.optimizer, named)
     )
-    head = HeadRows(rows, classifier.classes, classifier.num_classes, ranks.rank, ranks.count)
-    if not ranks.is_main:
+    head = HeadRows(rows, classifier.classes, classifier.num_classes, group.rank, group.world_size)
+    if not group.is_main:
         return Checkpoint({}, place=checkpoint.place, head=head)
     return replace(checkpoint, state_dict=state, training_state=training, optimizer=optimizer, head=head)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lib.audit.groups import components, first_equal, members, spread
+from lib.audit.duplicates import components, first_equal, members, spread
 
 
 def by_walking(pairs: list[tuple[int, int]], num_rows: int) -> list[int]:

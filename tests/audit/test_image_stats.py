@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib.audit.compare import differences
+from lib.audit.duplicates import differences
 from lib.audit.image_stats import FORMATS, look_at, look_closer
 from lib.dataset.decode import DecodeError, decode
 from tests.audit.drawn import NEAR_COPIES, UNREADABLE, drawn, encoded, odd_jpeg

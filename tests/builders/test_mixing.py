@@ -15,8 +15,7 @@ from lib.dataset.images import ArrayImages
 from lib.dataset.index import ProductIndex
 from lib.errors import UserError
 from lib.runtime.device import pick_device
-from lib.trainer.mixing.base import unmixed
-from lib.trainer.mixing.draws import MixDraws
+from lib.trainer.mixing.base import MixDraws, unmixed
 
 CPU = torch.device('cpu')
 COUNTS = np.array([12, 6, 3, 1])

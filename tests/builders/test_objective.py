@@ -9,13 +9,13 @@ import torch
 from lib.builders.model import finetuned_model, model_of, new_model
 from lib.builders.objective import AUXILIARIES, build_objective
 from lib.builders.optim import build_optimizer, build_schedule
-from lib.classifier.projector import Projector
+from lib.classifier.cosine import Projector
 from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node, as_text, as_values
 from lib.errors import UserError
 from lib.runtime.device import pick_device
-from lib.trainer.auxiliary import ContrastTerm, DistillTerm
 from lib.trainer.checkpointing.state import Checkpoint, Place, TrainingSet, write_checkpoint
+from lib.trainer.objective import ContrastTerm, DistillTerm
 
 NAMES = ['cola', 'tea', 'milk']
 COUNTS = np.array([120, 30, 4])

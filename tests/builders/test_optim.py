@@ -8,7 +8,7 @@ from lib.builders.optim import build_optimizer
 from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
 from lib.errors import UserError
-from lib.optim.scaler import make_scaler
+from lib.optim.gradients import make_scaler
 from lib.runtime.device import pick_device
 
 SMALL = {'MODEL.BACKBONE': 'res32_cifar', 'INPUT.SIZE': 32, 'NAME': 'x'}

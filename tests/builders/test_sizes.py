@@ -4,8 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lib.builders.input_size import train_sizes
-from lib.builders.loader import build_train_loader
+from lib.builders.loader import build_train_loader, train_sizes
 from lib.builders.model import new_model
 from lib.builders.split import Split
 from lib.config.defaults import KEYS

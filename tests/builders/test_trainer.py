@@ -7,28 +7,27 @@ import torch
 from torch import nn
 
 from lib.builders.trainer import _compiled
-from lib.distributed.process_group import ALONE, Ranks
-from lib.runtime.compiled import Compiled
-from lib.runtime.device import Device
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from lib.runtime.device import Compiled, Device
 from lib.runtime.log import LOGGER
 
 
 @pytest.mark.parametrize(
-    ('replicas', 'ranks', 'at_once', 'expected'),
+    ('replicas', 'group', 'at_once', 'expected'),
     [
-        ((), ALONE, 8, True),
-        ((0,), ALONE, 8, True),
-        ((0, 1), ALONE, 8, False),
+        ((), SINGLE_PROCESS, 8, True),
+        ((0,), SINGLE_PROCESS, 8, True),
+        ((0, 1), SINGLE_PROCESS, 8, False),
         # DataParallel leaves GPUs out that would have a single image.
-        ((0, 1), ALONE, 3, True),
-        ((1,), Ranks(1, 2, 1), 8, True),
+        ((0, 1), SINGLE_PROCESS, 3, True),
+        ((1,), ProcessGroup(1, 2, 1), 8, True),
     ],
 )
-def test_replicas_are_not_compiled(caplog, monkeypatch, replicas, ranks, at_once, expected):
+def test_replicas_are_not_compiled(caplog, monkeypatch, replicas, group, at_once, expected):
     monkeypatch.setattr(LOGGER, 'propagate', True)
     forward, device = nn.Linear(1, 1), Device(torch.device('cpu'), replicas, None, None)
     with caplog.at_level(logging.WARNING, LOGGER.name):
-        found = _compiled(forward, device, ranks, at_once)
+        found = _compiled(forward, device, group, at_once)
     assert isinstance(found, Compiled) is expected
     assert expected or found is forward
     notes = [record.getMessage() for record in caplog.records if record.name == LOGGER.name]

@@ -2,8 +2,7 @@
 
 import torch
 
-from lib.classifier.linear import Linear
-from lib.classifier.lws import LearnableWeightScaling, without_scale
+from lib.classifier.linear import LearnableWeightScaling, Linear, without_scale
 from lib.classifier.rows import transfer_rows
 
 

@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lib.classifier import draw
+from lib.classifier import rows as draw
 from lib.classifier.cosine import Cosine
-from lib.classifier.linear import Linear
-from lib.classifier.lws import LearnableWeightScaling
+from lib.classifier.linear import LearnableWeightScaling, Linear
 
 MAKES = {
     'linear': Linear,

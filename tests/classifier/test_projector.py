@@ -2,7 +2,7 @@
 
 import torch
 
-from lib.classifier.projector import Projector
+from lib.classifier.cosine import Projector
 
 
 def test_outputs_are_float32_of_length_one():

@@ -3,13 +3,13 @@ import sys
 
 import pytest
 
-from lib.commands.cli_main import one_line, run_script
+from lib.commands.cli import cli_main, one_line
 from lib.errors import UserError
 
 
 def outcome(capsys, main):
     with pytest.raises(SystemExit) as caught:
-        run_script(main)
+        cli_main(main)
     return caught.value.code, capsys.readouterr().err
 
 
@@ -78,7 +78,7 @@ def test_torchs_own_words_for_no_memory(capsys):
 )
 def test_bugs_keep_their_traceback(error):
     with pytest.raises(type(error)):
-        run_script(raising(error))
+        cli_main(raising(error))
 
 
 def test_escaping_keeps_readable_text():
@@ -86,7 +86,7 @@ def test_escaping_keeps_readable_text():
 
 
 def test_a_reader_that_leaves_is_no_error():
-    script = 'from lib.commands.cli_main import run_script\nrun_script(lambda: [print(i) for i in range(99999)] and 0)'
+    script = 'from lib.commands.cli import cli_main\ncli_main(lambda: [print(i) for i in range(99999)] and 0)'
     process = subprocess.Popen([sys.executable, '-c', script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.readline()
     process.stdout.close()
@@ -96,5 +96,5 @@ def test_a_reader_that_leaves_is_no_error():
 
 
 def test_it_is_light():
-    script = 'import sys, lib.commands.cli_main; assert not {"torch", "numpy"} & set(sys.modules)'
+    script = 'import sys, lib.commands.cli; assert not {"torch", "numpy"} & set(sys.modules)'
     subprocess.run([sys.executable, '-c', script], check=True)

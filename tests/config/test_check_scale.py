@@ -2,7 +2,7 @@
 
 import pytest
 
-from lib.config.check_scale import check_scale
+from lib.config.check import check_scale
 from lib.config.defaults import KEYS
 from lib.errors import UserError
 

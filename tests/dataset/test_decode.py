@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from lib.dataset.decode import DecodeError, decode
+from lib.dataset.decode import CHANNELS, DecodeError, decode
 from lib.dataset.images import FileImages
 from lib.dataset.lazy_image import open_picture
-from lib.dataset.png import CHANNELS
 
 
 def encode(image, kind, **options):

@@ -5,10 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lib.dataset.hold_out import chosen_few, held_out
+from lib.dataset.folder import chosen_few, held_out
 from lib.errors import UserError
-from lib.formats.converted import Converted, Split
-from lib.formats.validation import with_validation
+from lib.formats.converted import Converted, Split, with_validation
 
 
 @pytest.mark.parametrize(

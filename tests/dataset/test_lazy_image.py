@@ -10,11 +10,10 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, functional
 
 from lib.dataset import lazy_image as pictures
-from lib.dataset.crop_params import View
 from lib.dataset.crop_resize import render
 from lib.dataset.decode import DecodeError, decode
 from lib.dataset.lazy_image import JpegPicture, open_picture
-from lib.dataset.transforms import RandomResizedCrop, ResizeCenterCrop
+from lib.dataset.transforms import RandomResizedCrop, ResizeCenterCrop, View
 from tests.dataset.drawing import draw
 
 

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from lib.dataset.images import ArrayImages
 from lib.dataset.index import ProductIndex
 from lib.dataset.loader import Batch, EvalLoader, TrainLoader
-from lib.dataset.paired import RepeatedPlan
 from lib.dataset.reader import BatchReader
-from lib.dataset.sampler import Sampler, instance_balance
+from lib.dataset.sampler import RepeatedPlan, Sampler, instance_balance
 from lib.dataset.transforms import ResizeCenterCrop
-from lib.distributed.process_group import Ranks
+from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
 from tests.dataset.loading import (
     BAD,
@@ -53,7 +52,7 @@ def test_ranks_share_each_batch(images, batch_size, count):
     """Mirrored images and replacements of unreadable ones are in it, from the first step and from a later one."""
     options = {'batch_size': batch_size, 'weights': instance_balance}
     alone = train_loader(images, **options)
-    loaders = [train_loader(images, ranks=Ranks(rank, count), **options) for rank in range(count)]
+    loaders = [train_loader(images, group=ProcessGroup(rank, count), **options) for rank in range(count)]
     assert {(one.batch_size, one.steps_per_epoch) for one in loaders} == {(batch_size, 11 // batch_size)}
     assert sum(one.local_batch_size for one in loaders) == batch_size
     expected = {epoch: list(alone.batches(epoch)) for epoch in range(3)}
@@ -66,7 +65,7 @@ def test_ranks_share_each_batch(images, batch_size, count):
 def test_workers_of_ranks_change_nothing(images):
     """Each rank's workers go through an epoch, and begin another in the middle."""
     alone = train_loader(images, 5)
-    loaders = [train_loader(images, 5, num_workers=2, ranks=Ranks(rank, 2)) for rank in range(2)]
+    loaders = [train_loader(images, 5, num_workers=2, group=ProcessGroup(rank, 2)) for rank in range(2)]
     for epoch, first_step in ((0, 0), (3, 1)):
         assert all_same(sides([one.batches(epoch, first_step) for one in loaders]), alone.batches(epoch, first_step))
 
@@ -78,7 +77,8 @@ def loaders_of(num_slots: int, batch_size: int, count: int) -> list[TrainLoader]
     plan = RepeatedPlan(Sampler(instance_balance, index, 0, 1), num_slots)
     reader = BatchReader(images, labels, CROP, 0, 'replace', index)
     return [
-        TrainLoader(reader, plan, num_slots, batch_size, ranks=Ranks(rank, count), **feed()) for rank in range(count)
+        TrainLoader(reader, plan, num_slots, batch_size, group=ProcessGroup(rank, count), **feed())
+        for rank in range(count)
     ]
 
 
@@ -124,7 +124,7 @@ def test_a_set_too_small_for_the_ranks():
 @pytest.mark.parametrize('count', [1, 2, 3, 4, 13])
 def test_evaluation_sees_every_row_once(images, batch_size, count):
     """Thirteen ranks are more than there are images."""
-    loaders = [eval_loader(images, batch_size, ranks=Ranks(rank, count)) for rank in range(count)]
+    loaders = [eval_loader(images, batch_size, group=ProcessGroup(rank, count)) for rank in range(count)]
     found = [list(one) for one in loaders]
     assert [len(one) for one in loaders] == [len(batches) for batches in found]
     whole, batches = joined(tuple(eval_loader(images, 11))), tuple(chain(*found))
@@ -140,7 +140,7 @@ def test_evaluation_sees_every_row_once(images, batch_size, count):
 
 def test_a_rank_without_images_with_workers(images):
     reader = BatchReader(images, LABELS, ResizeCenterCrop(SIZE), 0)
-    loaders = [EvalLoader(reader, 1, 4, ranks=Ranks(rank, 2), **feed(num_workers=1)) for rank in range(2)]
+    loaders = [EvalLoader(reader, 1, 4, group=ProcessGroup(rank, 2), **feed(num_workers=1)) for rank in range(2)]
     assert [len(one) for one in loaders] == [0, 1]
     assert [[batch.rows.tolist() for batch in one] for one in loaders] == [[], [[0]]]
     assert loaders[0].max_batches == 1

@@ -7,8 +7,7 @@ from scipy import stats
 from lib.builders.loader import SAMPLERS, build_sampler
 from lib.config.load import load_config
 from lib.dataset.index import ProductIndex
-from lib.dataset.paired import PairedPlan, RepeatedPlan
-from lib.dataset.sampler import Sampler, SwitchingSampler, instance_balance
+from lib.dataset.sampler import PairedPlan, RepeatedPlan, Sampler, SwitchingSampler, instance_balance
 
 COUNTS = np.array([400, 100, 0, 25, 4, 1, 0])
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(7), COUNTS)).astype(np.int32)

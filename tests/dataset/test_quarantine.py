@@ -3,7 +3,7 @@ import json
 import pyarrow as pa
 import pytest
 
-from lib.dataset.quarantine import quarantined_rows
+from lib.dataset.index import quarantined_rows
 from lib.errors import UserError
 
 NAMES = pa.array(['a.jpg', 'b.jpg', 'c.jpg', 'b.jpg'], pa.large_string())

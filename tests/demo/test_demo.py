@@ -9,8 +9,7 @@ from PIL import Image
 
 from lib.demo import generate
 from lib.demo.catalog import FAMILIES, PRODUCTS, VARIANTS_PER_FAMILY
-from lib.demo.generate import demo_is_complete, generate_demo
-from lib.demo.plan import SPLITS, plan_photos
+from lib.demo.generate import SPLITS, demo_is_complete, generate_demo, plan_photos
 from lib.errors import UserError
 
 SCALE = 0.05  # about 240 photos

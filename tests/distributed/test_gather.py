@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lib.distributed.gather import gather_features, gather_looked_at, gather_rows, own_rows
-from lib.distributed.process_group import ALONE, Ranks
+from lib.distributed.gather import gather_features, gather_features_replicated, gather_rows, own_rows
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from tests.ranks import run_ranks
 
 NUM_FEATURES, NUM_CLASSES = 4, 6
@@ -49,29 +49,29 @@ def rows_of(rank, count, sizes):
     mine, total = slice_of(sizes, rank), sum(sizes)
     numbers, truths = torch.arange(2 * total).reshape(-1, 2)[mine], (torch.arange(total) % 2 == 0)[mine]
     transposed = numbers.float().T.contiguous().T  # has its numbers in another order in memory
-    return [gather_rows(rows, sizes, Ranks(rank, count)) for rows in (numbers, truths, transposed)]
+    return [gather_rows(rows, sizes, ProcessGroup(rank, count)) for rows in (numbers, truths, transposed)]
 
 
 def gradients(rank, count, sizes, look_too):
-    ranks, mine = Ranks(rank, count), slice_of(sizes, rank)
-    classes = ranks.share(NUM_CLASSES)
+    group, mine = ProcessGroup(rank, count), slice_of(sizes, rank)
+    classes = group.shard(NUM_CLASSES)
     images, backbone, weight, factors = inputs(sizes)
     backbone.requires_grad_()
     features = images[mine] @ backbone
     features.retain_grad()
-    everyone = gather_features(features, sizes, ranks)
+    everyone = gather_features(features, sizes, group)
     part = weight[classes].clone().requires_grad_()
     loss = head(everyone, part, factors[:, classes])
     if look_too:
-        loss = loss + look(gather_looked_at(features, sizes, ranks))
+        loss = loss + look(gather_features_replicated(features, sizes, group))
     loss.backward()
     return {
         'everyone': everyone.detach(),
-        'own': own_rows(everyone.detach(), sizes, ranks),
+        'own': own_rows(everyone.detach(), sizes, group),
         'mine': features.detach(),
         'features': features.grad,
         # As DistributedDataParallel does.
-        'backbone': ranks.sum(backbone.grad) / count,
+        'backbone': group.all_reduce(backbone.grad) / count,
         'weight': part.grad,
     }
 
@@ -110,7 +110,7 @@ def test_gradients_are_those_of_one_process(per_rank, look_too):
             # Times the number of ranks, by which the mean of the backbone's gradients divides.
             check(found['features'], count * of_features[slice_of(sizes, rank)])
             check(found['backbone'], of_backbone)
-            check(found['weight'], of_weight[Ranks(rank, count).share(NUM_CLASSES)])
+            check(found['weight'], of_weight[ProcessGroup(rank, count).shard(NUM_CLASSES)])
 
 
 def test_rows_of_any_type_and_number(per_rank):
@@ -124,9 +124,9 @@ def test_rows_of_any_type_and_number(per_rank):
 def test_alone_nothing_is_changed():
     features = torch.randn(3, NUM_FEATURES, generator=torch.Generator().manual_seed(0), requires_grad=True)
     factors = torch.randn(3, NUM_FEATURES, generator=torch.Generator().manual_seed(1))
-    for gather in (gather_features, gather_looked_at):
-        found = gather(features, [3], ALONE)
+    for gather in (gather_features, gather_features_replicated):
+        found = gather(features, [3], SINGLE_PROCESS)
         assert torch.equal(found, features)
         (gradient,) = torch.autograd.grad((found * factors).sum(), features)
         assert torch.equal(gradient, factors)
-    assert torch.equal(own_rows(features, [3], ALONE), features)
+    assert torch.equal(own_rows(features, [3], SINGLE_PROCESS), features)

@@ -7,8 +7,8 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.distributed.gather import gather_features, gather_looked_at, gather_rows, own_rows
-from lib.distributed.process_group import ALONE, Ranks, joined_ranks
+from lib.distributed.gather import gather_features, gather_features_replicated, gather_rows, own_rows
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup, join_process_group
 from tests.ranks import run_ranks
 
 SIZES = (4, 0, 1)  # rows of each rank
@@ -16,8 +16,8 @@ SIZES = (4, 0, 1)  # rows of each rank
 
 @given(st.integers(0, 300), st.integers(1, 20), st.integers(0, 50))
 def test_shares_are_a_partition(total, count, start):
-    for share, most in ((Ranks.share, 1), (Ranks.share_pairs, 2)):
-        parts = [share(Ranks(rank, count), total, start) for rank in range(count)]
+    for share, most in ((ProcessGroup.shard, 1), (ProcessGroup.shard_pairs, 2)):
+        parts = [share(ProcessGroup(rank, count), total, start) for rank in range(count)]
         assert [row for part in parts for row in range(part.start, part.stop)] == list(range(start, start + total))
         lengths = [part.stop - part.start for part in parts]
         assert max(lengths) - min(lengths) <= most
@@ -26,7 +26,7 @@ def test_shares_are_a_partition(total, count, start):
 @given(st.integers(0, 150), st.integers(1, 20))
 def test_pairs_stay_together(pairs, count):
     for rank in range(count):
-        part = Ranks(rank, count).share_pairs(2 * pairs)
+        part = ProcessGroup(rank, count).shard_pairs(2 * pairs)
         assert part.start % 2 == part.stop % 2 == 0
 
 
@@ -34,62 +34,62 @@ def test_pairs_stay_together(pairs, count):
 def test_many_ranks_of_many_things(total, count):
     """Neighbours meet, whatever the numbers, and the last one ends at the end."""
     for rank in {0, count // 2, count - 1}:
-        here, after = Ranks(rank, count).share(total), Ranks(rank + 1, count).share(total)
+        here, after = ProcessGroup(rank, count).shard(total), ProcessGroup(rank + 1, count).shard(total)
         assert here.stop == after.start
         assert here.stop - here.start in (total // count, -(-total // count))
-    assert (Ranks(0, count).share(total).start, Ranks(count - 1, count).share(total).stop) == (0, total)
+    assert (ProcessGroup(0, count).shard(total).start, ProcessGroup(count - 1, count).shard(total).stop) == (0, total)
 
 
 def test_without_torchrun_nobody_is_joined(monkeypatch):
     for name in ('RANK', 'WORLD_SIZE', 'TORCHELASTIC_RUN_ID'):
         monkeypatch.delenv(name, raising=False)
-    with joined_ranks() as ranks:
-        assert ranks is ALONE
+    with join_process_group() as group:
+        assert group is SINGLE_PROCESS
         assert not dist.is_initialized()
 
 
 def test_one_process_is_told_its_own():
     tensor = torch.tensor([1.0, 2.0], requires_grad=True)
-    assert ALONE.is_main
-    assert ALONE.sum(tensor) is tensor
-    assert ALONE.gather('a') == ['a']
-    assert ALONE.stack(tensor).tolist() == [[1.0, 2.0]]
-    assert not ALONE.stack(tensor).requires_grad
-    assert ALONE.join(np.arange(3)).tolist() == [0, 1, 2]
-    with ALONE.main_first():
-        ALONE.wait()
+    assert SINGLE_PROCESS.is_main
+    assert SINGLE_PROCESS.all_reduce(tensor) is tensor
+    assert SINGLE_PROCESS.all_gather_objects('a') == ['a']
+    assert SINGLE_PROCESS.all_gather(tensor).tolist() == [[1.0, 2.0]]
+    assert not SINGLE_PROCESS.all_gather(tensor).requires_grad
+    assert SINGLE_PROCESS.all_gather_rows(np.arange(3)).tolist() == [0, 1, 2]
+    with SINGLE_PROCESS.main_first():
+        SINGLE_PROCESS.barrier()
 
 
 def tell(rank, count, folder):
-    ranks = Ranks(rank, count)
+    group = ProcessGroup(rank, count)
     sent = torch.full((2,), float(rank))
-    ranks.send_from_main(sent)
+    group.broadcast(sent)
     file = folder / 'order'
-    with ranks.main_first(), open(file, 'a') as out:
+    with group.main_first(), open(file, 'a') as out:
         out.write(f'{rank}\n')
-    ranks.wait()
+    group.barrier()
     return {
-        'sum': ranks.sum(torch.tensor([rank + 1.0], requires_grad=True)),
-        'integers': ranks.sum(torch.tensor([2**40 + rank])),
-        'stack of nothing': ranks.stack(torch.zeros(0, 3)),
-        'gather': ranks.gather([rank, 'x' * rank]),
-        'stack': ranks.stack(torch.tensor([[rank, 7]]).T),
-        'join': ranks.join(np.arange(SIZES[rank])).tolist(),
+        'sum': group.all_reduce(torch.tensor([rank + 1.0], requires_grad=True)),
+        'integers': group.all_reduce(torch.tensor([2**40 + rank])),
+        'stack of nothing': group.all_gather(torch.zeros(0, 3)),
+        'gather': group.all_gather_objects([rank, 'x' * rank]),
+        'stack': group.all_gather(torch.tensor([[rank, 7]]).T),
+        'join': group.all_gather_rows(np.arange(SIZES[rank])).tolist(),
         'sent': sent,
         'first': file.read_text().splitlines()[0],
-        **_gathered(ranks),
+        **_gathered(group),
     }
 
 
-def _gathered(ranks):
-    own = torch.arange(2.0 * SIZES[ranks.rank]).view(-1, 2) + 10 * ranks.rank
-    found = {'rows': gather_rows(own, SIZES, ranks)}
-    for name, gathers in (('features', gather_features), ('looked at', gather_looked_at)):
+def _gathered(group):
+    own = torch.arange(2.0 * SIZES[group.rank]).view(-1, 2) + 10 * group.rank
+    found = {'rows': gather_rows(own, SIZES, group)}
+    for name, gathers in (('features', gather_features), ('looked at', gather_features_replicated)):
         leaf = own.clone().requires_grad_()
-        everything = gathers(leaf, SIZES, ranks)
-        found[f'{name} own'] = own_rows(everything, SIZES, ranks).detach()
+        everything = gathers(leaf, SIZES, group)
+        found[f'{name} own'] = own_rows(everything, SIZES, group).detach()
         # Each rank has a use of its own for the rows of all.
-        ((ranks.rank + 1) * everything.square()).sum().backward()
+        ((group.rank + 1) * everything.square()).sum().backward()
         found[f'{name} gradient'] = leaf.grad
     return found
 
@@ -116,9 +116,9 @@ def test_what_ranks_tell_each_other(tmp_path):
 
 
 def first_raises_in_main_first(rank, count):
-    ranks = Ranks(rank, count)
-    with ranks.main_first():
-        if ranks.is_main:
+    group = ProcessGroup(rank, count)
+    with group.main_first():
+        if group.is_main:
             raise ValueError('on purpose')
 
 

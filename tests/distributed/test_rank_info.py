@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from lib.commands.cli_main import run_script
-from lib.distributed.rank_info import Place, place, tell_failure, was_restarted
+from lib.commands.cli import cli_main
+from lib.distributed.rank_info import RankInfo, read_rank_info, report_failure, was_restarted
 from lib.errors import UserError
 
 NAMES = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'TORCHELASTIC_ERROR_FILE', 'TORCHELASTIC_RESTART_COUNT')
@@ -30,19 +30,19 @@ def environment(monkeypatch):
 @pytest.mark.parametrize(
     ('given', 'expected'),
     [
-        ({}, Place(0, 1, 0)),
-        ({'RANK': '3', 'WORLD_SIZE': '8', 'LOCAL_RANK': '1'}, Place(3, 8, 1)),
-        ({'RANK': '0', 'WORLD_SIZE': '1', 'LOCAL_RANK': '0'}, Place(0, 1, 0)),
-        ({'RANK': '1', 'WORLD_SIZE': '2'}, Place(1, 2, 0)),
+        ({}, RankInfo(0, 1, 0)),
+        ({'RANK': '3', 'WORLD_SIZE': '8', 'LOCAL_RANK': '1'}, RankInfo(3, 8, 1)),
+        ({'RANK': '0', 'WORLD_SIZE': '1', 'LOCAL_RANK': '0'}, RankInfo(0, 1, 0)),
+        ({'RANK': '1', 'WORLD_SIZE': '2'}, RankInfo(1, 2, 0)),
         # Schedulers of jobs set one of them for reasons of their own.
-        ({'WORLD_SIZE': '4'}, Place(0, 1, 0)),
-        ({'RANK': '2'}, Place(0, 1, 0)),
-        ({'LOCAL_RANK': '2'}, Place(0, 1, 0)),
+        ({'WORLD_SIZE': '4'}, RankInfo(0, 1, 0)),
+        ({'RANK': '2'}, RankInfo(0, 1, 0)),
+        ({'LOCAL_RANK': '2'}, RankInfo(0, 1, 0)),
     ],
 )
 def test_place(environment, given, expected):
     environment(**given)
-    assert place() == expected
+    assert read_rank_info() == expected
 
 
 @pytest.mark.parametrize(('count', 'expected'), [(None, False), ('0', False), ('1', True), ('12', True)])
@@ -59,7 +59,7 @@ def test_torchrun_prints_what_it_is_told(environment, tmp_path):
     file, message = tmp_path / 'error.json', 'a.json: no such file, "ü"'
     environment(TORCHELASTIC_ERROR_FILE=str(file))
     before = int(time.time())
-    tell_failure(message)
+    report_failure(message)
     failure = ProcessFailure(local_rank=1, pid=7, exitcode=2, error_file=str(file))
     assert before <= failure.timestamp <= time.time()
     assert f'traceback : {message}\n' in str(ChildFailedError('main.py', {3: failure})).partition('Root Cause')[2]
@@ -72,7 +72,7 @@ def test_a_script_that_fails_tells_it(environment, tmp_path, capsys):
     file = tmp_path / 'error.json'
     environment(TORCHELASTIC_ERROR_FILE=str(file), RANK='1', WORLD_SIZE='2', LOCAL_RANK='1')
     with pytest.raises(SystemExit) as caught:
-        run_script(main)
+        cli_main(main)
     assert caught.value.code == 2
     assert capsys.readouterr().err == 'error: rank 1: LOSS.TYPE is none\n'
     assert json.loads(file.read_text())['message']['message'] == 'LOSS.TYPE is none'
@@ -81,7 +81,7 @@ def test_a_script_that_fails_tells_it(environment, tmp_path, capsys):
 def test_elsewhere_nobody_is_told(environment, tmp_path, monkeypatch):
     environment()
     monkeypatch.chdir(tmp_path)
-    tell_failure('nothing')
+    report_failure('nothing')
     assert not list(tmp_path.iterdir())
 
 

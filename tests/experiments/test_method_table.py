@@ -11,20 +11,24 @@ from PIL import Image
 
 from lib.experiments.grid import plan_runs
 from lib.experiments.method_list import METHODS
-from lib.experiments.method_table import (
+from lib.experiments.records import Published
+from lib.experiments.table import (
     FIGURES,
     Row,
     Spread,
+    as_csv,
+    as_json,
+    as_latex,
+    as_markdown,
+    as_text,
     data_of,
     epoch_figures,
     headline,
     make_rows,
     shown_figures,
 )
-from lib.experiments.method_table import spreads as spreads_of
-from lib.experiments.records import Published
+from lib.experiments.table import spreads as spreads_of
 from lib.experiments.table_chart import plot_table
-from lib.experiments.table_formats import as_csv, as_json, as_latex, as_markdown, as_text
 from tests.experiments.test_grid import finish
 
 

@@ -7,7 +7,7 @@ import torch
 from lib.backbone.resnet32 import ResNet32
 from lib.classifier.linear import Linear
 from lib.dataset.normalize import Normalize
-from lib.export.check import TOLERANCE, largest_difference
+from lib.export.formats import TOLERANCE, largest_difference
 from lib.export.module import Exported, Preprocessing
 from lib.model import Recognizer
 

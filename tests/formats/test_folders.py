@@ -103,10 +103,10 @@ def test_inat(tmp_path):
 
 
 def test_inat_ranks_are_the_parents(tmp_path):
-    ranks = {'kingdom': 'Animalia', 'order': 'Carnivora', 'genus': 'Lynx'}
+    group = {'kingdom': 'Animalia', 'order': 'Carnivora', 'genus': 'Lynx'}
     inat(
         tmp_path,
-        categories=[{'id': 4, 'name': 'a', **ranks}, {'id': 30, 'name': 'b', **ranks}],
+        categories=[{'id': 4, 'name': 'a', **group}, {'id': 30, 'name': 'b', **group}],
     )
     assert convert_inat(tmp_path).parents == [['Animalia', 'Carnivora', 'Lynx']] * 2
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.errors import UserError
+from lib.formats.cifar import with_imbalance
 from lib.formats.converted import Converted, Split
-from lib.formats.imbalance import with_imbalance
 
 
 def converted(counts, seed=0, **others):

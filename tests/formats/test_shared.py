@@ -8,9 +8,8 @@ import pytest
 from lib.dataset.annotations import read_annotations, read_classes, read_test_images
 from lib.dataset.folder import natural_key
 from lib.errors import UserError
-from lib.formats.converted import Converted, Split, SplitBuilder
+from lib.formats.converted import Converted, Split, SplitBuilder, summary_lines
 from lib.formats.sources import Faults, read_json
-from lib.formats.summary import summary_lines
 from lib.formats.write import write_converted
 
 

@@ -3,8 +3,7 @@
 import pytest
 
 from lib.errors import UserError
-from lib.formats.image_list import convert_image_list
-from lib.formats.text_lists import convert_csv
+from lib.formats.text_lists import convert_csv, convert_image_list
 
 
 def write(folder, **files):

@@ -5,8 +5,7 @@ import zipfile
 import pytest
 
 from lib.errors import UserError
-from lib.formats.gather import find_marked, link_into, unpack_new
-from lib.formats.unpack import unpack
+from lib.formats.unpack import find_marked, link_into, unpack, unpack_new
 
 
 def tar(path, *members, mode='w'):

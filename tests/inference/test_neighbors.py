@@ -9,8 +9,7 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from lib.inference import neighbors as neighbours
-from lib.inference.knn import vote
-from lib.inference.neighbors import METRICS, Neighbours, nearest, neighbour_blocks
+from lib.inference.neighbors import METRICS, Neighbours, nearest, neighbour_blocks, vote
 from lib.inference.retrieval import retrieval_metrics
 from tests.oracles.neighbours import nearest_rows, retrieval_of
 

@@ -13,7 +13,7 @@ from lib.classifier.linear import Linear
 from lib.dataset.loader import EvalLoader
 from lib.dataset.reader import BatchReader
 from lib.dataset.transforms import ResizeCenterCrop
-from lib.distributed.process_group import ALONE, Ranks
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.inference.run import evaluate, evaluate_sharded
 from lib.model import Recognizer
 from tests.dataset.loading import BAD, LABELS, SIZE, feed, files, write_images
@@ -45,10 +45,10 @@ SPLITS = {
 }
 
 
-def loader_of(folder, split, ranks):
+def loader_of(folder, split, group):
     labels = TRUE if split.has_labels else np.full_like(TRUE, -1)
     reader = BatchReader(files(folder), labels, ResizeCenterCrop(SIZE, 0.875), 0)
-    return EvalLoader(reader, split.num_images, split.batch_size, ranks=ranks, **feed())
+    return EvalLoader(reader, split.num_images, split.batch_size, group=group, **feed())
 
 
 def model_of(kind, classes=None):
@@ -64,43 +64,45 @@ def found_by(evaluation):
     return {'metrics': evaluation.metrics, 'bad': evaluation.bad, **answers}
 
 
-def whole(folder, split, ranks):
+def whole(folder, split, group):
     """Return what ranks that hold all classes find, and the rows that this one has looked at."""
     model, rows = model_of('linear'), []
     evaluation = evaluate(
         model,
-        loader_of(folder, split, ranks),
+        loader_of(folder, split, group),
         num_classes=NUM_CLASSES,
         train_counts=COUNTS,
         look_at=lambda batch, *_: rows.extend(batch.rows.tolist()),
-        ranks=ranks,
+        group=group,
     )
     assert model.training
     return {**found_by(evaluation), 'rows': rows}
 
 
-def sharded(folder, split, ranks, kind):
+def sharded(folder, split, group, kind):
     """Return what ranks find that hold some classes each."""
-    share = ranks.share(NUM_CLASSES)
+    share = group.shard(NUM_CLASSES)
     model = model_of(kind, range(share.start, share.stop))
-    evaluation = evaluate_sharded(model, loader_of(folder, split, ranks), train_counts=COUNTS, ranks=ranks)
+    evaluation = evaluate_sharded(model, loader_of(folder, split, group), train_counts=COUNTS, group=group)
     assert model.training
     return found_by(evaluation)
 
 
 def on_a_rank(rank, count, folder):
-    ranks = Ranks(rank, count)
+    group = ProcessGroup(rank, count)
     return {
-        'whole': {name: whole(folder, split, ranks) for name, split in SPLITS.items()},
-        'linear': {name: sharded(folder, split, ranks, 'linear') for name, split in SPLITS.items()},
-        'cosine': {'uneven': sharded(folder, SPLITS['uneven'], ranks, 'cosine')},
+        'whole': {name: whole(folder, split, group) for name, split in SPLITS.items()},
+        'linear': {name: sharded(folder, split, group, 'linear') for name, split in SPLITS.items()},
+        'cosine': {'uneven': sharded(folder, SPLITS['uneven'], group, 'cosine')},
     }
 
 
 def alone(folder, way, split):
     if way != 'cosine':
-        return whole(folder, split, ALONE)
-    found = evaluate(model_of('cosine'), loader_of(folder, split, ALONE), num_classes=NUM_CLASSES, train_counts=COUNTS)
+        return whole(folder, split, SINGLE_PROCESS)
+    found = evaluate(
+        model_of('cosine'), loader_of(folder, split, SINGLE_PROCESS), num_classes=NUM_CLASSES, train_counts=COUNTS
+    )
     return found_by(found)
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.loss.class_weights import effective_number, inverse_frequency
+from lib.loss.weighted import effective_number, inverse_frequency
 
 
 def normalised(raw):

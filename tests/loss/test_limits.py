@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from lib.loss.arcface import ArcFace
 from lib.loss.balanced_softmax import BalancedSoftmax
 from lib.loss.class_dependent_temperatures import ClassDependentTemperatures
-from lib.loss.class_weights import effective_number, inverse_frequency
 from lib.loss.cosface import CosFace
 from lib.loss.cross_entropy import CrossEntropy
 from lib.loss.focal import Focal
@@ -25,7 +24,7 @@ from lib.loss.softmax_equalization import SoftmaxEqualization
 from lib.loss.symmetric_cross_entropy import SymmetricCrossEntropy
 from lib.loss.targets import Targets
 from lib.loss.vector_scaling import VectorScaling
-from lib.loss.weighted import AverageLoss
+from lib.loss.weighted import AverageLoss, effective_number, inverse_frequency
 from tests.loss.cases import SCALE, assert_same, problem, value_and_gradients
 
 N = torch.tensor([500, 70, 1, 0, 12, 3])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lib.loss import target_vs_rest as primitive
-from lib.loss.per_class import PerClass
+from lib.loss.logits import PerClass
 from lib.loss.target_vs_rest import counted_pairs, own_and_others
 
 

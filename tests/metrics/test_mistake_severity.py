@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lib.metrics.mistake_severity import ProductTree, tree_metrics
+from lib.metrics.confusion import ProductTree, tree_metrics
 from tests.oracles.class_report import severity
 
 # Equal names under different parents; chains of different length.

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lib.distributed.process_group import Ranks
+from lib.distributed.process_group import ProcessGroup
 from lib.metrics.scores import Scores, scores_of, scores_of_parts
 from tests.ranks import run_ranks
 
@@ -54,12 +54,12 @@ def of_a_rank(rank, count):
 
 
 def of_parts(rank, count, given):
-    ranks, found = Ranks(rank, count), []
+    group, found = ProcessGroup(rank, count), []
     for number, shape in enumerate(SHAPES):
         logits, labels = given(number, *shape)
-        rows = ranks.share(shape[1])
+        rows = group.shard(shape[1])
         classes = range(rows.start, rows.stop)
-        found.append(list(scores_of_parts(logits[:, rows], labels, classes, shape[1], ranks)))
+        found.append(list(scores_of_parts(logits[:, rows], labels, classes, shape[1], group)))
     return found
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lib.metrics.selective import choose_threshold, risk_coverage, upper_bound
+from lib.metrics.confidence import choose_threshold, risk_coverage, upper_bound
 
 
 @pytest.mark.parametrize('seed', range(4), ids='seed{}'.format)

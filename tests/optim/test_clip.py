@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-from lib.distributed.process_group import Ranks
-from lib.optim.clip import clip_gradients
+from lib.distributed.process_group import ProcessGroup
+from lib.optim.gradients import clip_gradients
 
 
 def parameters_with_gradients(seed: int, shapes=((4, 3), (5,), (2, 3, 3, 3)), scale=1.0) -> list[nn.Parameter]:
@@ -25,13 +25,13 @@ def parameters_with_gradients(seed: int, shapes=((4, 3), (5,), (2, 3, 3, 3)), sc
 
 
 @dataclass(frozen=True)
-class Two(Ranks):
+class Two(ProcessGroup):
     """One of two ranks, of which the other's part of every sum is known."""
 
-    count: int = 2
+    world_size: int = 2
     others: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
 
-    def sum(self, tensor):
+    def all_reduce(self, tensor):
         return tensor + self.others
 
 
@@ -55,9 +55,9 @@ def test_rows_of_two_ranks_count_once_each_and_the_rest_once(seed, max_norm, cut
         part = nn.Parameter(torch.zeros_like(matrix[mine]))
         part.grad = matrix[mine].clone()
         common = parameters_with_gradients(seed)[1:]
-        ranks = Two(others=matrix[others].square().sum())
+        group = Two(others=matrix[others].square().sum())
         # All parameters of a model may be given, the sharded ones among them.
-        norm = clip_gradients([part, *common], max_norm, sharded=[part], ranks=ranks)
+        norm = clip_gradients([part, *common], max_norm, sharded=[part], group=group)
         torch.testing.assert_close(norm, expected)
         torch.testing.assert_close(part.grad, whole[0].grad[mine])
         for one, other in zip(common, whole[1:], strict=True):
@@ -71,7 +71,7 @@ def test_parameters_without_a_gradient_are_passed_over():
     assert parameters[-1].grad is None
     empty = nn.Parameter(torch.ones(3))
     assert clip_gradients([empty], 1.0) == 0
-    norm = clip_gradients(parameters, 1.0, sharded=[empty], ranks=Two(others=torch.tensor(4.0)))
+    norm = clip_gradients(parameters, 1.0, sharded=[empty], group=Two(others=torch.tensor(4.0)))
     torch.testing.assert_close(norm, torch.sqrt(expected**2 + 4))
 
 
@@ -80,10 +80,10 @@ def _clip_on_a_rank(rank: int, path: str) -> None:
     dist.init_process_group('gloo', init_method=f'file://{path}', rank=rank, world_size=2)
     try:
         common, whole = parameters_with_gradients(1)[1:], parameters_with_gradients(1)[0]
-        ranks = Ranks(rank, 2)
+        group = ProcessGroup(rank, 2)
         part = nn.Parameter(torch.zeros(2, 3))
-        part.grad = whole.grad[ranks.share(4)].clone()
-        norm = clip_gradients(common, 0.5, sharded=[part], ranks=ranks)
+        part.grad = whole.grad[group.shard(4)].clone()
+        norm = clip_gradients(common, 0.5, sharded=[part], group=group)
         torch.save([norm, part.grad, *(p.grad for p in common)], f'{path}.{rank}')
     finally:
         dist.destroy_process_group()

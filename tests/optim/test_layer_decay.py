@@ -8,8 +8,7 @@ from torch import nn
 from lib.backbone.create import create_backbone
 from lib.errors import UserError
 from lib.model import Recognizer
-from lib.optim.layer_decay import layer_scales
-from lib.optim.optimizer import create_optimizer, parameter_groups
+from lib.optim.optimizer import create_optimizer, layer_scales, parameter_groups
 
 # A parameter of the stem, of the first and of the last block, and how many blocks there are.
 BACKBONES = {

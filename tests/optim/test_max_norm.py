@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib.optim.max_norm import keep_norms_below
+from lib.optim.optimizer import keep_norms_below
 
 
 @pytest.mark.parametrize('kind', [torch.optim.SGD, torch.optim.AdamW])

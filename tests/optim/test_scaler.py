@@ -6,21 +6,21 @@ import pytest
 import torch
 from torch import nn
 
-from lib.distributed.process_group import Ranks
+from lib.distributed.process_group import ProcessGroup
+from lib.optim.gradients import make_scaler
 from lib.optim.optimizer import KINDS, create_optimizer
-from lib.optim.scaler import make_scaler
 
 CPU = torch.device('cpu')
 
 
 @dataclass(frozen=True)
-class Two(Ranks):
+class Two(ProcessGroup):
     """One of two ranks; the other's flag is `other`."""
 
-    count: int = 2
+    world_size: int = 2
     other: float = 0.0
 
-    def sum(self, tensor):
+    def all_reduce(self, tensor):
         return tensor + self.other
 
 
@@ -46,12 +46,12 @@ def weights_of(model):
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 
-@pytest.mark.parametrize('ranks', [Ranks(), Two()])
+@pytest.mark.parametrize('group', [ProcessGroup(), Two()])
 @pytest.mark.parametrize('kind', KINDS)
-def test_an_infinite_gradient_halves_the_scale_and_leaves_the_weights(kind, ranks):
+def test_an_infinite_gradient_halves_the_scale_and_leaves_the_weights(kind, group):
     model, images = net(), torch.randn(4, 3, 6, 6)
     optimizer = create_optimizer(model, kind=kind, lr=1e-3, weight_decay=0.1)
-    scaler = make_scaler(CPU, enabled=True, ranks=ranks)
+    scaler = make_scaler(CPU, enabled=True, group=group)
     before, scale = weights_of(model), scaler.get_scale()
     step(model, optimizer, scaler, images, factor=1e8)  # on the very first step, when there is no state yet
     assert scaler.get_scale() == scale / 2
@@ -107,7 +107,7 @@ def test_ranks_agree(mine, other, unscaled_before):
     """A step is passed over if either rank has to, and also if both have."""
     model, images = net(), torch.randn(4, 3, 6, 6)
     optimizer = create_optimizer(model, kind='sgd', lr=1e-3)
-    scaler = make_scaler(CPU, enabled=True, ranks=Two(other=other))
+    scaler = make_scaler(CPU, enabled=True, group=Two(other=other))
     before = weights_of(model)
     backward(model, scaler, images, 1e8 if mine else 1.0)
     if unscaled_before:
@@ -122,7 +122,7 @@ def test_ranks_agree(mine, other, unscaled_before):
 def test_a_rank_without_gradients_takes_part():
     layer = nn.Linear(2, 2)
     optimizer = create_optimizer(layer, kind='sgd', lr=0.1)
-    scaler = make_scaler(CPU, enabled=True, ranks=Two(other=1.0))
+    scaler = make_scaler(CPU, enabled=True, group=Two(other=1.0))
     scaler.scale(torch.zeros(()))
     scaler.unscale_(optimizer)
     scaler.step(optimizer)

@@ -7,8 +7,7 @@ import pytest
 
 from lib.plan.backbone import BackboneCost, Linear
 from lib.plan.head import HeadCost, OptimizerCost
-from lib.plan.strategies import Job, Way, need_of, ways
-from lib.plan.traffic import flops_of, seconds_of, traffic_of
+from lib.plan.strategies import Job, Way, flops_of, need_of, seconds_of, traffic_of, ways
 
 FEATURES = 10
 JOB = Job(batch_size=64, devices=4, num_classes=1001, num_features=FEATURES, image_size=4)

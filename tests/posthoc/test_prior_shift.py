@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib.posthoc import prior_shift
-from lib.posthoc.linear_head import head_answers
-from lib.posthoc.prior_shift import fit_prior
+from lib.posthoc import linear_head as prior_shift
+from lib.posthoc.linear_head import fit_prior, head_answers
 from tests.posthoc.features_of import drawn, features
 
 UNIFORM = torch.full((6,), 1 / 6, dtype=torch.float64).log()

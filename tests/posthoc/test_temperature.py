@@ -5,8 +5,7 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from lib.posthoc.linear_head import GroupScaled, head_answers
-from lib.posthoc.temperature import fit_temperature, fit_temperatures, shot_group_of
+from lib.posthoc.linear_head import GroupScaled, fit_temperature, fit_temperatures, head_answers, shot_group_of
 from tests.posthoc.features_of import drawn, features
 
 

@@ -5,8 +5,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from lib.posthoc.linear_head import head_answers
-from lib.posthoc.weight_scaling import fit_scales
+from lib.posthoc.linear_head import fit_scales, head_answers
 from tests.posthoc.features_of import drawn, features
 
 

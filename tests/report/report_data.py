@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from lib.metrics.predictions import Answers
-from lib.report.data import ReportData
+from lib.report.report_metrics import ReportData
 
 HOSTILE = '<script>alert(1)</script> & "quoted" \'name\''
 NUM_CLASSES = 12

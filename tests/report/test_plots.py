@@ -4,15 +4,11 @@ from PIL import Image
 from scipy import stats
 
 from lib.metrics.accuracy import shot_groups
-from lib.metrics.per_class import binomial_interval, class_errors
-from lib.metrics.reliability import reliability
-from lib.report.calibration import draw_reliability
+from lib.metrics.confidence import reliability
+from lib.metrics.intervals import binomial_interval, class_errors
 from lib.report.chart_style import new_panel, styled
-from lib.report.curves import curve_panels
-from lib.report.data_statistics import draw_class_sizes
-from lib.report.error_by_count import MAX_SPOTS, draw_error_by_count
-from lib.report.plots import plot_curves, plot_error_by_count, plot_tau
-from lib.report.tau_curve import draw_tau
+from lib.report.charts import curve_panels, draw_tau, plot_curves, plot_error_by_count, plot_tau
+from lib.report.class_charts import MAX_SPOTS, draw_class_sizes, draw_error_by_count, draw_reliability
 from tests.report.report_data import full_data, history, tau_curve
 
 

@@ -9,10 +9,9 @@ from scipy import stats
 
 from lib.metrics.class_report import metrics_of
 from lib.metrics.predictions import predictions_alone
-from lib.report.class_list import class_columns, class_data, static_rows
-from lib.report.data import ReportData
-from lib.report.data_statistics import data_statistics
-from lib.report.report_metrics import measure
+from lib.report.class_charts import data_statistics
+from lib.report.class_table import class_columns, class_data, static_rows
+from lib.report.report_metrics import ReportData, measure
 from lib.report.run_page import write_report
 from tests.report.report_data import HOSTILE, NUM_CLASSES, full_data
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from lib.runtime.column_store import RowStore, made_store
+from lib.runtime.column_store import ColumnStore, open_or_create
 
 COLUMNS = {'features': (np.float32, (3,)), 'best': (np.int64, ())}
 ABOUT = {'checkpoint': 'abc', 'sizes': (112, 128)}
@@ -16,12 +16,12 @@ def values(rows: slice) -> dict[str, np.ndarray]:
 
 
 def test_rows_are_there_once_flushed(tmp_path):
-    store = made_store(tmp_path / 'store', 10, COLUMNS, ABOUT)
+    store = open_or_create(tmp_path / 'store', 10, COLUMNS, ABOUT)
     assert not store.done.any()
     store.write(slice(2, 5), values(slice(2, 5)), [(3, 'no image')])
-    assert not RowStore(tmp_path / 'store').done.any(), 'numbers first, then that they are there'
+    assert not ColumnStore(tmp_path / 'store').done.any(), 'numbers first, then that they are there'
     store.flush()
-    again = made_store(tmp_path / 'store', 10, COLUMNS, ABOUT)
+    again = open_or_create(tmp_path / 'store', 10, COLUMNS, ABOUT)
     assert again.done.tolist() == [False, False, True, True, True, *[False] * 5]
     np.testing.assert_array_equal(again.columns['features'][2:5], values(slice(2, 5))['features'])
     assert again.columns['best'][2:5].tolist() == [20, 30, 40]
@@ -30,36 +30,36 @@ def test_rows_are_there_once_flushed(tmp_path):
 
 
 def test_two_writers(tmp_path):
-    made_store(tmp_path / 'store', 6, COLUMNS, ABOUT)
-    writers = [RowStore(tmp_path / 'store', writer=number) for number in range(2)]
+    open_or_create(tmp_path / 'store', 6, COLUMNS, ABOUT)
+    writers = [ColumnStore(tmp_path / 'store', writer=number) for number in range(2)]
     for number, rows in ((1, slice(3, 6)), (0, slice(0, 3))):
         writers[number].write(rows, values(rows), [(rows.start, f'writer {number}')])
         writers[number].flush()
-    found = RowStore(tmp_path / 'store')
+    found = ColumnStore(tmp_path / 'store')
     assert found.is_complete
     assert found.columns['best'].tolist() == [0, 10, 20, 30, 40, 50]
     assert found.notes() == [(0, 'writer 0'), (3, 'writer 1')]
 
 
 def test_another_thing_starts_empty(tmp_path):
-    store = made_store(tmp_path / 'store', 4, COLUMNS, ABOUT)
+    store = open_or_create(tmp_path / 'store', 4, COLUMNS, ABOUT)
     store.write(slice(0, 4), values(slice(0, 4)))
     store.flush()
-    assert made_store(tmp_path / 'store', 4, COLUMNS, ABOUT).is_complete
+    assert open_or_create(tmp_path / 'store', 4, COLUMNS, ABOUT).is_complete
     for changed in ((5, COLUMNS, ABOUT), (4, {**COLUMNS, 'best': (np.int32, ())}, ABOUT), (4, COLUMNS, {'other': 1})):
-        assert not made_store(tmp_path / 'store', *changed).done.any()
+        assert not open_or_create(tmp_path / 'store', *changed).done.any()
 
 
 def test_what_a_kill_cut_short_is_passed_over(tmp_path):
-    store = made_store(tmp_path / 'store', 4, COLUMNS, ABOUT)
+    store = open_or_create(tmp_path / 'store', 4, COLUMNS, ABOUT)
     store.write(slice(0, 2), values(slice(0, 2)), [(0, 'first'), (1, 'second')])
     store.flush()
     with open(tmp_path / 'store' / 'notes0.jsonl', 'a') as file:
         file.write(json.dumps([0, 'again']) + '\n[2, "cut sh')
-    found = RowStore(tmp_path / 'store')
+    found = ColumnStore(tmp_path / 'store')
     assert found.notes() == [(0, 'again'), (1, 'second')]
     found.write(slice(2, 4), values(slice(2, 4)), [(3, 'third')])
     found.flush()
     assert found.notes() == [(0, 'again'), (1, 'second'), (3, 'third')]
     (tmp_path / 'store' / 'about.json').write_text('{"num_rows')
-    assert not made_store(tmp_path / 'store', 4, COLUMNS, ABOUT).done.any(), 'nobody knows what it is of'
+    assert not open_or_create(tmp_path / 'store', 4, COLUMNS, ABOUT).done.any(), 'nobody knows what it is of'

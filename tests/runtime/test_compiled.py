@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib.runtime.compiled import Compiled
+from lib.runtime.device import Compiled
 from lib.runtime.log import LOGGER
 
 # Traces and differentiates as for the default one, and leaves out the compiler of machine code, which takes seconds.

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from lib.runtime import files
-from lib.runtime.files import replacing, write_bytes, write_json, write_text
+from lib.runtime.files import replace_atomically, write_bytes, write_json, write_text
 
 
 def names(folder):
@@ -42,7 +42,7 @@ def test_folders_are_made(tmp_path):
 def test_the_new_file_shows_only_when_it_is_whole(tmp_path):
     path = tmp_path / 'plot.png'
     path.write_bytes(b'old')
-    with replacing(path) as temporary:
+    with replace_atomically(path) as temporary:
         temporary.write_bytes(b'half')
         assert path.read_bytes() == b'old'
         assert temporary.parent == path.parent  # a rename does not cross file systems
@@ -60,7 +60,7 @@ def test_a_failure_keeps_the_old_file_and_leaves_nothing(tmp_path, error, old):
         path.write_bytes(old)
 
     def fail():
-        with replacing(path) as temporary:
+        with replace_atomically(path) as temporary:
             temporary.write_bytes(b'half')
             raise error
 
@@ -107,6 +107,6 @@ def test_what_cannot_be_json_leaves_nothing(tmp_path):
 def test_a_writer_that_wrote_nothing_is_an_error(tmp_path):
     path = tmp_path / 'a.txt'
     path.write_text('old')
-    with pytest.raises(FileNotFoundError), replacing(path):
+    with pytest.raises(FileNotFoundError), replace_atomically(path):
         pass
     assert path.read_text() == 'old'

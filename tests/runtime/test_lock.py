@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from lib.errors import UserError
-from lib.runtime.lock import locked
+from lib.runtime.files import lock_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
 import sys
 from pathlib import Path
-from lib.runtime.lock import locked
+from lib.runtime.files import locked
 with locked(Path(sys.argv[1])):
     print('held', flush=True)
     sys.stdin.read()
@@ -31,7 +31,7 @@ def holder(folder):
 
 
 def hold(folder):
-    with locked(folder):
+    with lock_folder(folder):
         pass
 
 
@@ -58,28 +58,28 @@ def test_a_killed_holder_lets_go(tmp_path):
 
 def test_it_makes_the_folder_and_notes_the_holder(tmp_path):
     folder = tmp_path / 'a' / 'b'
-    with locked(folder):
+    with lock_folder(folder):
         assert (folder / '.lock').read_text() == str(os.getpid())
 
 
 def test_it_holds_within_one_process_too(tmp_path):
-    with locked(tmp_path), pytest.raises(UserError, match=f'process {os.getpid()}'):
+    with lock_folder(tmp_path), pytest.raises(UserError, match=f'process {os.getpid()}'):
         hold(tmp_path)
     hold(tmp_path)
 
 
 def test_an_error_inside_lets_go(tmp_path):
-    with pytest.raises(ValueError, match='inside'), locked(tmp_path):
+    with pytest.raises(ValueError, match='inside'), lock_folder(tmp_path):
         raise ValueError('inside')
     hold(tmp_path)
 
 
 def test_other_folders_are_free(tmp_path):
-    with locked(tmp_path / 'a'):
+    with lock_folder(tmp_path / 'a'):
         hold(tmp_path / 'b')
 
 
 def test_a_longer_note_of_an_earlier_holder_is_gone(tmp_path):
     (tmp_path / '.lock').write_text('9' * 40)
-    with locked(tmp_path):
+    with lock_folder(tmp_path):
         assert (tmp_path / '.lock').read_text() == str(os.getpid())

@@ -8,22 +8,22 @@ import numpy as np
 import pytest
 
 from lib.runtime import shared_memory as shared
-from lib.runtime.shared_memory import SharedArray, SharedFile, share
+from lib.runtime.shared_memory import SharedArray, SharedFile, to_shared_memory
 
 LARGE = np.arange(1 << 18)  # 2 MB
 
 
 def test_small_arrays_stay_what_they_are():
     array = np.arange(10)
-    assert share(array) is array
+    assert to_shared_memory(array) is array
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='descriptors travel on POSIX only')
 def test_large_ones_keep_their_values_and_type():
     for array in (LARGE, LARGE[::2], LARGE.astype(np.uint8), LARGE.astype(np.float32)):
-        found = share(np.tile(array, 8))
+        found = to_shared_memory(np.tile(array, 8))
         assert isinstance(found, SharedArray)
-        assert share(found) is found
+        assert to_shared_memory(found) is found
         assert found.dtype == array.dtype
         np.testing.assert_array_equal(np.asarray(found), np.tile(array, 8))
         with pytest.raises(ValueError, match='read-only'):
@@ -31,7 +31,7 @@ def test_large_ones_keep_their_values_and_type():
 
 
 def test_parts_and_results_are_plain():
-    array = share(LARGE)
+    array = to_shared_memory(LARGE)
     for other in (array[3:9], array[[1, 2]], array[array > 5], array + 1, array == 3, array.astype(np.int32)[:2]):
         assert type(other) is np.ndarray
         np.testing.assert_array_equal(pickle.loads(pickle.dumps(other)), other)
@@ -67,18 +67,18 @@ def test_without_memory_files_a_temporary_one_serves(monkeypatch):
         raise OSError
 
     monkeypatch.setattr(shared.os, 'memfd_create', refused, raising=False)
-    np.testing.assert_array_equal(np.asarray(share(LARGE)), LARGE)
+    np.testing.assert_array_equal(np.asarray(to_shared_memory(LARGE)), LARGE)
 
 
 def test_no_room_gives_the_array_itself(monkeypatch):
     monkeypatch.setattr(shared, '_nameless', lambda: os.open('/dev/full', os.O_WRONLY))
-    assert share(LARGE) is LARGE
+    assert to_shared_memory(LARGE) is LARGE
 
 
 def test_descriptors_are_closed():
     before = len(os.listdir('/proc/self/fd')) if os.path.isdir('/proc/self/fd') else None
     for _ in range(20):
-        share(LARGE)
+        to_shared_memory(LARGE)
     if before is not None:
         assert len(os.listdir('/proc/self/fd')) <= before + 1
 
@@ -97,7 +97,7 @@ def look(array, connection):
 @pytest.mark.parametrize('method', ['spawn', 'forkserver'])
 def test_workers_share_the_pages(method):
     context = multiprocessing.get_context(method)
-    array = share(np.arange(1 << 22))  # 32 MB
+    array = to_shared_memory(np.arange(1 << 22))  # 32 MB
     assert array.sum() > 0  # pages that one process alone has mapped count as its own
     ours, theirs = context.Pipe()
     process = context.Process(target=look, args=(array, theirs))

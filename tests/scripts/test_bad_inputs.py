@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.runtime.lock import locked
+from lib.runtime.files import lock_folder
 from tests.scripts.bad_inputs import AGAIN, BEST, CONVERT, REBALANCE, ROWS, TRAIN, TRAIN_JSON
 from tests.scripts.running import REPOSITORY, TINY
 
@@ -84,7 +84,7 @@ def test_bad_input(scripts, folder, row):
 
 @pytest.mark.parametrize('command', [TRAIN, f'{TRAIN} --RESUME_MODEL last', f'{TRAIN} --OVERWRITE True'])
 def test_two_runs_in_one_folder(scripts, folder, command):
-    with locked(folder / 'log' / 'new'):
+    with lock_folder(folder / 'log' / 'new'):
         before = snapshot(folder)
         done = scripts.run(folder, *command.split(), code=None)
         check_error(done, f'log/new is in use by another run (process {os.getpid()})', 'NAME')

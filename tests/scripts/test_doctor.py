@@ -127,7 +127,7 @@ def test_all_images_in_quarantine(scripts, products, tmp_path):
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_interrupted_it_leaves_nothing(scripts, products, tmp_path, workers):
-    target = ('SIGINT', 'lib.audit.gallery:Gallery.split_of', 1) if workers == 0 else (
+    target = ('SIGINT', 'lib.audit.scan:Gallery.split_of', 1) if workers == 0 else (
         'SIGINT', 'lib.audit.scan:scan', 1)  # fmt: skip
     script = Path(__file__).resolve().parents[2] / 'tools' / 'doctor.py'
     done = scripts.run(

@@ -31,10 +31,10 @@ exec(compile(open('example.py').read(), 'example.py', 'exec'))
 
 
 def example() -> str:
-    """The README's example."""
+    """The example of docs/prediction.md."""
     (found,) = [
         code
-        for code in re.findall(r'```python\n(.*?)```', (REPOSITORY / 'README.md').read_text(), re.DOTALL)
+        for code in re.findall(r'```python\n(.*?)```', (REPOSITORY / 'docs' / 'prediction.md').read_text(), re.DOTALL)
         if 'onnxruntime' in code
     ]
     return found

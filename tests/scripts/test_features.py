@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import torch
 
-from lib.runtime.column_store import RowStore
+from lib.runtime.column_store import ColumnStore
 from lib.trainer.checkpointing.state import read_checkpoint, write_checkpoint
 from tests.scripts.running import ON_CPU
 
@@ -26,7 +26,7 @@ def test_a_second_look_is_not_needed(scripts, run_folder):
     second, found = rebalance(scripts, run_folder)
     assert SEEN in second
     assert found == expected
-    store = RowStore(run_folder / 'log' / 'tiny' / 'features' / 'best_model-valid')
+    store = ColumnStore(run_folder / 'log' / 'tiny' / 'features' / 'best_model-valid')
     # An interrupted pass: what it had not done is looked at, the rest is not.
     kept = store.columns['features'].copy()
     store.columns['features'][8:] = 0
@@ -35,7 +35,7 @@ def test_a_second_look_is_not_needed(scripts, run_folder):
     third, found = rebalance(scripts, run_folder)
     assert SEEN not in third
     assert found == expected
-    assert np.array_equal(RowStore(store.folder).columns['features'], kept)
+    assert np.array_equal(ColumnStore(store.folder).columns['features'], kept)
 
 
 def test_other_weights_other_images_other_input_are_looked_at_anew(scripts, run_folder, products):

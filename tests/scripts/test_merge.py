@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.trainer.checkpointing.head_rows import HeadRows
+from lib.trainer.checkpointing.sharded import HeadRows
 from lib.trainer.checkpointing.state import read_checkpoint, write_checkpoint
 from lib.trainer.run_folder import RunFolder
 from tests.scripts.rank_runs import run_ranks_of

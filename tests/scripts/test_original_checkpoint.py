@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from lib.builders.data import open_test_split
-from lib.commands.cli import start
+from lib.commands.cli import read_config
 from lib.commands.loaded_model import load_trained
 from lib.trainer.checkpointing.state import read_checkpoint
 from tests.scripts.running import ON_CPU, the_error
@@ -91,7 +91,7 @@ def expected_logits(network, features):
 def logits_of(options):
     """What the library computes for the test split: names and logits."""
     logits = []
-    trained = load_trained(start([*map(str, options), *ON_CPU], program='test.py', description=''))
+    trained = load_trained(read_config([*map(str, options), *ON_CPU], program='test.py', description=''))
     split = open_test_split(trained.cfg, trained.class_names)
     trained.evaluate(split, label='test', look_at=lambda batch, features, found: logits.append(found))
     return split.names.to_pylist(), torch.cat(logits)

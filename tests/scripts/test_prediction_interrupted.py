@@ -23,7 +23,7 @@ def test_killed_and_resumed(scripts, run_folder, products, seed):
     draws = random.Random(seed)
     going_on = 0
     for _ in range(3):
-        place = ('SIGKILL', 'lib.runtime.column_store:RowStore.write', draws.randint(1, 4))
+        place = ('SIGKILL', 'lib.runtime.column_store:ColumnStore.write', draws.randint(1, 4))
         done = scripts.run(run_folder, 'tests/scripts/flushing.py', *place, REPOSITORY / 'test.py', *options, code=None)
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert (folder / 'best_model_test.partial').is_dir()

@@ -30,14 +30,14 @@ def test_top_k_and_embeddings(scripts, products, run_folder):
     assert header == ['id', 'rank', 'category_id', 'probability', 'name']
     assert len(top) == 3 * len(annotations)
     for image, first in enumerate(range(0, len(top), 3)):
-        ranks = top[first : first + 3]
-        assert [row[0] for row in ranks] == [predicted[image][0]] * 3
-        assert [row[1] for row in ranks] == ['1', '2', '3']
-        assert ranks[0][2] == predicted[image][1], 'the first is the prediction'
-        chances = [float(row[3]) for row in ranks]
+        group = top[first : first + 3]
+        assert [row[0] for row in group] == [predicted[image][0]] * 3
+        assert [row[1] for row in group] == ['1', '2', '3']
+        assert group[0][2] == predicted[image][1], 'the first is the prediction'
+        chances = [float(row[3]) for row in group]
         assert chances == sorted(chances, reverse=True)
         assert 0 < sum(chances) <= 1 + 1e-5
-        assert all(row[4] == names[int(row[2])] for row in ranks)
+        assert all(row[4] == names[int(row[2])] for row in group)
 
     features = np.load(folder / 'best_model_features.npy', allow_pickle=False)
     assert features.dtype == np.float32

@@ -10,10 +10,10 @@ from PIL import Image
 
 from lib.dataset.annotations import ClassNames
 from lib.dataset.images import FileImages
-from lib.shards.encode import Copy
 from lib.shards.images import ShardImages
 from lib.shards.index import INDEX
 from lib.shards.pack import SplitJob, pack_split
+from lib.shards.write import Copy
 
 LABELS = np.array([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3], np.int32)
 NAMES = [f'photos/é {row}.jpg' for row in range(len(LABELS))]

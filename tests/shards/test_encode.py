@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from lib.dataset.decode import decode
-from lib.shards.encode import UNKNOWN, Copy, Reencode
+from lib.shards.write import UNKNOWN, Copy, Reencode
 from tests.shards.packing import encoded, smooth
 
 GPS, ORIENTATION = 0x8825, 0x0112

@@ -17,13 +17,13 @@ from PIL import Image
 from lib.dataset.decode import decode
 from lib.dataset.images import FileImages
 from lib.errors import UserError
-from lib.shards.encode import Reencode
 from lib.shards.images import ShardImages
 from lib.shards.index import INDEX
 from lib.shards.pack import PARTS, _take_apart, bytes_needed, images_per_shard, pack_split
+from lib.shards.write import Reencode
 from tests.shards.packing import CLASSES, LABELS, NAMES, contents, encoded, job_of, make_photos, pack, smooth
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def files_of(photos: FileImages) -> list[bytes]:
@@ -190,7 +190,7 @@ def test_killed_in_the_middle_it_goes_on(tmp_path):
         (tmp_path / f'{row}.png').write_bytes(encoded(smooth(500, 400, row), 'PNG'))
     script.write_text(
         'from pathlib import Path\nimport numpy as np, pyarrow as pa\n'
-        'from lib.dataset.images import FileImages\nfrom lib.shards.encode import Reencode\n'
+        'from lib.dataset.images import FileImages\nfrom lib.shards.write import Reencode\n'
         'from lib.shards.pack import SplitJob, pack_split\n'
         "if __name__ == '__main__':\n"
         f"    folder, names = Path({str(tmp_path)!r}), [f'{{row}}.png' for row in range({rows})]\n"

@@ -8,15 +8,15 @@ from torch import nn
 
 from lib.classifier.cosine import Cosine
 from lib.classifier.linear import Linear
-from lib.distributed.parallel import spread
-from lib.distributed.process_group import ALONE, Ranks
+from lib.distributed.parallel import wrap_parallel
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.loss.cross_entropy import CrossEntropy
 from lib.loss.ldam import LDAM
 from lib.loss.targets import Targets
 from lib.loss.weighted import AverageLoss
 from lib.model import Recognizer
-from lib.optim.clip import clip_gradients
 from lib.optim.ema import WeightAverage
+from lib.optim.gradients import clip_gradients
 from lib.runtime.device import Device
 from lib.trainer.chunked_head import LeanHead
 from lib.trainer.forward import TrainingForward
@@ -67,10 +67,10 @@ def model_of(setup: Setup, classes: range | None) -> Recognizer:
     return Recognizer(backbone, kind(NUM_FEATURES, NUM_CLASSES, classes=classes)).to(setup.dtype)
 
 
-def learner_of(setup: Setup, ranks: Ranks = ALONE) -> Learner:
+def learner_of(setup: Setup, group: ProcessGroup = SINGLE_PROCESS) -> Learner:
     """Return what trains it."""
     is_sharded = setup.head == 'sharded'
-    rows = ranks.share(NUM_CLASSES)
+    rows = group.shard(NUM_CLASSES)
     model = model_of(setup, range(rows.start, rows.stop) if is_sharded else None).train()
     loss = {'mixed': CrossEntropy(0.1), 'ldam': LDAM(COUNTS, 0.5, 8.0)}[setup.loss]
     class_weights = torch.linspace(0.5, 2, NUM_CLASSES) if setup.loss == 'mixed' else None
@@ -78,22 +78,28 @@ def learner_of(setup: Setup, ranks: Ranks = ALONE) -> Learner:
     head = None
     if setup.head != 'whole':
         share = 0.5 if setup.head == 'sampled' else 1.0
-        head = LeanHead(model, average, chunk_images=3, sampled_share=share, ranks=ranks if is_sharded else ALONE)
+        head = LeanHead(
+            model,
+            average,
+            chunk_images=3,
+            sampled_share=share,
+            group=group if is_sharded else SINGLE_PROCESS,
+        )
     own = list(model.classifier.parameters()) if is_sharded else []
     shared = [parameter for parameter in model.parameters() if all(parameter is not other for other in own)]
     forward = TrainingForward(model, classifies=head is None)
     return Learner(
         model=model,
-        forward=spread(forward, CPU, ranks, num_images=setup.batch_size, own=own),
+        forward=wrap_parallel(forward, CPU, group, num_images=setup.batch_size, own=own),
         objective=Objective(average, head=head),
         mixer=None,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9, weight_decay=1e-3),
         schedule=lambda step: 0.3 / (1 + step),
         loader=None,
         seed=0,
-        parts=parts_of(setup.batch_size, ranks, setup.at_once),
-        ranks=ranks,
-        clip=(lambda: clip_gradients(shared, setup.clip, sharded=own, ranks=ranks)) if setup.clip else None,
+        parts=parts_of(setup.batch_size, group, setup.at_once),
+        group=group,
+        clip=(lambda: clip_gradients(shared, setup.clip, sharded=own, group=group)) if setup.clip else None,
         average=WeightAverage(model, setup.decay) if setup.decay else None,
     )
 
@@ -109,17 +115,17 @@ def batch_of(setup: Setup, step: int) -> Mixed:
     return Mixed(images, Targets(labels, torch.stack([shares, 1 - shares], dim=1)))
 
 
-def train(setup: Setup, ranks: Ranks = ALONE, steps: int = STEPS) -> dict[str, torch.Tensor]:
+def train(setup: Setup, group: ProcessGroup = SINGLE_PROCESS, steps: int = STEPS) -> dict[str, torch.Tensor]:
     """Return the weights after some steps, those of the average too, and the sum of each step's losses over ranks.
 
     Of a sharded classifier, the rows of this rank.
     """
-    learner, losses = learner_of(setup, ranks), []
+    learner, losses = learner_of(setup, group), []
     for step in range(steps):
         whole = batch_of(setup, step)
-        rows = ranks.share_pairs(setup.batch_size)
+        rows = group.shard_pairs(setup.batch_size)
         own = Mixed(whole.images[rows], whole.targets.part(rows))
-        losses.append(ranks.sum(_step(learner, own, step).loss))
+        losses.append(group.all_reduce(_step(learner, own, step).loss))
     found = dict(learner.model.state_dict())
     if learner.average is not None:
         found |= {f'average.{name}': tensor for name, tensor in learner.average.state_dict().items()}

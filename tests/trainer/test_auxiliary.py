@@ -3,15 +3,14 @@
 import torch
 from torch import nn
 
+from lib.classifier.cosine import Projector
 from lib.classifier.linear import Linear
-from lib.classifier.projector import Projector
 from lib.loss.balanced_contrastive import BalancedContrastive
 from lib.loss.distillation import Distillation
 from lib.loss.targets import Targets
 from lib.model import Recognizer
-from lib.trainer.auxiliary import ContrastTerm, DistillTerm
 from lib.trainer.forward import TrainingForward
-from lib.trainer.objective import Objective
+from lib.trainer.objective import ContrastTerm, DistillTerm, Objective
 
 IMAGES = torch.randn(6, 3, 2, 2, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 0, 2, 2, 1, 1])

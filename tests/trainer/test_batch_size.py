@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.errors import UserError
-from lib.trainer.batch_size import fits, largest_that_fits
+from lib.trainer.microbatch import fits, largest_that_fits
 
 
 class Memory:

@@ -3,7 +3,7 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from lib.trainer.events import EventFile
+from lib.trainer.running_metrics import EventFile
 
 
 def read(folder):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lib.builders.optim import build_scaler
-from lib.distributed.process_group import ALONE, Ranks
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from lib.optim.gradients import make_scaler
 from lib.optim.optimizer import KINDS, create_optimizer
-from lib.optim.scaler import make_scaler
 from lib.runtime.device import pick_device
 from lib.trainer.step import _step
 from tests.ranks import run_ranks
@@ -23,11 +23,11 @@ def setup_of(head='whole'):
     return Setup(batch_size=12, at_once=4, head=head, loss=loss, clip=0.5, decay=DECAY, dtype=torch.float32)
 
 
-def float16_learner(setup, kind='sgd', *, scale, growth_interval=2000, ranks=ALONE):
-    learner = learner_of(setup, ranks)
+def float16_learner(setup, kind='sgd', *, scale, growth_interval=2000, group=SINGLE_PROCESS):
+    learner = learner_of(setup, group)
     learner.optimizer = create_optimizer(learner.model, kind=kind, lr=0.0, weight_decay=1e-3)
     learner.model.train_dtype = torch.float16
-    learner.scaler = make_scaler(CPU, enabled=True, ranks=ranks)
+    learner.scaler = make_scaler(CPU, enabled=True, group=group)
     known = {'scale': float(scale), 'growth_interval': growth_interval}
     learner.scaler.load_state_dict(learner.scaler.state_dict() | known)
     return learner
@@ -118,7 +118,7 @@ def test_a_run_goes_on_with_its_scale(tmp_path):
 
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16', 'auto', 'float16'])
 def test_only_float16_is_scaled(precision):
-    scaler = build_scaler(model_of(Setup(), None), pick_device('cpu', precision), ALONE)
+    scaler = build_scaler(model_of(Setup(), None), pick_device('cpu', precision), SINGLE_PROCESS)
     assert (scaler is not None) is (precision == 'float16')
 
 
@@ -127,8 +127,8 @@ def test_ranks_agree_where_each_holds_other_classes(classes, asks):
     """Gradients that ranks share are alike on all of them, so nobody needs to ask."""
     asked = []
 
-    class Noting(Ranks):
-        def sum(self, tensor):
+    class Noting(ProcessGroup):
+        def all_reduce(self, tensor):
             asked.append(tensor.clone())
             return tensor
 
@@ -143,14 +143,14 @@ def test_ranks_agree_where_each_holds_other_classes(classes, asks):
 
 def with_a_bad_rank(rank, count):
     """Return scale and weights after a step that is bad on the last rank alone, and after a good one."""
-    ranks, setup, found = Ranks(rank, count), Setup(head='sharded', dtype=torch.float32, clip=0.5), []
-    learner = float16_learner(setup, scale=2**8, ranks=ranks)
+    group, setup, found = ProcessGroup(rank, count), Setup(head='sharded', dtype=torch.float32, clip=0.5), []
+    learner = float16_learner(setup, scale=2**8, group=group)
     found.append(weights_of(learner))
     for step, is_bad in enumerate([True, False]):
         weight = learner.model.classifier.weight
         hook = weight.register_hook(lambda g, bad=is_bad: g * torch.inf if bad and rank == count - 1 else g)
         whole = batch_of(setup, step)
-        _step(learner, whole.part(ranks.share_pairs(setup.batch_size)), step)
+        _step(learner, whole.part(group.shard_pairs(setup.batch_size)), step)
         hook.remove()
         found.append({**weights_of(learner), 'scale': torch.tensor(learner.scaler.get_scale())})
     return found

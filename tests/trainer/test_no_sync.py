@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lib.distributed.process_group import ALONE
+from lib.distributed.process_group import SINGLE_PROCESS
 from lib.loss.sharded_logits import Columns, PartialLogits
 from lib.loss.targets import Targets
 from lib.loss.weighted import AverageLoss
+from lib.optim.gradients import make_scaler
 from lib.optim.optimizer import KINDS, create_optimizer
-from lib.optim.scaler import make_scaler
 from lib.trainer.microbatch import parts_of
 from lib.trainer.step import _step
 from tests.loss.cases import CASES, COUNTS
@@ -112,7 +112,7 @@ def test_a_scaled_step_asks_for_nothing(kind, clip, sharded):
     learner = learner_of(Setup(clip=clip, dtype=torch.float32, decay=0.9))
     learner.optimizer = create_optimizer(learner.model, kind=kind, lr=0.1)
     learner.model.train_dtype = torch.float16
-    learner.scaler = make_scaler(torch.device('cpu'), enabled=True, ranks=Two() if sharded else ALONE)
+    learner.scaler = make_scaler(torch.device('cpu'), enabled=True, group=Two() if sharded else SINGLE_PROCESS)
     for step in range(2):
         with Asked() as asked:
             _step(learner, batch_of(Setup(dtype=torch.float32), step), step)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lib.distributed.process_group import Ranks
+from lib.distributed.process_group import ProcessGroup
 from tests.ranks import run_ranks
 from tests.trainer.steps import NUM_CLASSES, Setup, train
 
@@ -24,7 +24,7 @@ SETUPS = {
 
 def weights_of_a_rank(rank: int, count: int) -> dict:
     """Run in each process."""
-    return {name: train(setup, Ranks(rank, count)) for name, setup in SETUPS.items()}
+    return {name: train(setup, ProcessGroup(rank, count)) for name, setup in SETUPS.items()}
 
 
 @pytest.mark.parametrize('count', [2, pytest.param(3, marks=pytest.mark.slow)])
@@ -37,7 +37,8 @@ def test_ranks_give_the_weights_of_one_process(tmp_path, count):
             per_rank = [weights[name][key] for weights in found]
             if setup.head == 'sharded' and 'classifier' in key:
                 assert [len(rows) for rows in per_rank] == [
-                    rows.stop - rows.start for rows in (Ranks(rank, count).share(NUM_CLASSES) for rank in range(count))
+                    rows.stop - rows.start
+                    for rows in (ProcessGroup(rank, count).shard(NUM_CLASSES) for rank in range(count))
                 ]
                 per_rank = [torch.cat(per_rank)]
             for own in per_rank:

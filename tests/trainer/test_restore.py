@@ -8,7 +8,7 @@ from torch import nn
 from lib.classifier.linear import Linear
 from lib.errors import UserError
 from lib.model import Recognizer
-from lib.optim.state import keep_state_fit
+from lib.optim.optimizer import keep_state_fit
 from lib.trainer.checkpointing.state import Checkpoint, Place
 from lib.trainer.trainer import restore
 

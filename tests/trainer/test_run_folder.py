@@ -7,10 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib.trainer.bad_images import BadImages
-from lib.trainer.checkpointing.head_rows import HeadRows
+from lib.trainer.checkpointing.sharded import HeadRows
 from lib.trainer.checkpointing.state import read_checkpoint, write_checkpoint
-from lib.trainer.run_folder import RunFolder, read_bad_images, write_bad_images
+from lib.trainer.run_folder import BadImages, RunFolder, read_bad_images, write_bad_images
 from tests.trainer.small import save_original, small_checkpoint
 
 HISTORY = [{'epoch': 1, 'split': 'train', 'loss': 0.1 + 0.2}, {'epoch': 1, 'split': 'valid', 'loss': 1e-17}]

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch.distributed as dist
 
-from lib.distributed.process_group import Ranks
+from lib.distributed.process_group import ProcessGroup
 from lib.trainer import stop_signal as module
 from lib.trainer.stop_signal import Stopped, Wish, Wishes
 
@@ -83,7 +83,7 @@ def ranks_told(folder, number_of_ranks, steps, **wished):
 def _rank(folder, rank, count, steps, wished, told):
     dist.init_process_group('gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=count)
     # Only the main rank's clock counts; the others' would go off in every step.
-    wishes = Wishes(save_minutes=0 if rank == 0 else 1e-9, ranks=Ranks(rank, count, rank))
+    wishes = Wishes(save_minutes=0 if rank == 0 else 1e-9, group=ProcessGroup(rank, count, rank))
     heard = []
     with wishes.listening():
         for step in range(1, steps + 1):
@@ -124,7 +124,7 @@ def test_a_rank_that_stopped_with_the_others_is_not_ended_by_its_own_signal():
     heard = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
-        wishes = Wishes(ranks=Ranks(0, 2))
+        wishes = Wishes(group=ProcessGroup(0, 2))
         with wishes.listening():
             wishes._agreed = Wish.TERMINATE  # as another rank was told
         os.kill(os.getpid(), signal.SIGTERM)

@@ -14,10 +14,8 @@ import torch
 import torchvision
 
 from lib.errors import UserError
-from lib.trainer.checkpointing.exported import exported_metadata, read_exported
-from lib.trainer.checkpointing.head_rows import PREFIX, HeadRows, put_rows
-from lib.trainer.checkpointing.io import write_torch
-from lib.trainer.checkpointing.sharded import num_classes_of, read_rows
+from lib.trainer.checkpointing.io import exported_metadata, read_exported, write_torch
+from lib.trainer.checkpointing.sharded import PREFIX, HeadRows, num_classes_of, put_rows, read_rows
 
 # The original's files may hold its accuracy as a NumPy scalar. These names build a number and nothing else.
 _NUMPY_SCALARS = [

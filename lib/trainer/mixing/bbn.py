@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 from lib.loss.targets import Targets
-from lib.trainer.mixing.base import Mixed
-from lib.trainer.mixing.pairs import on_device
+from lib.trainer.mixing.base import Mixed, on_device
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from lib.loss.targets import Targets
-from lib.trainer.mixing.base import Mixed
-from lib.trainer.mixing.boxes import cut_boxes, paste
-from lib.trainer.mixing.draws import MixDraws
-from lib.trainer.mixing.pairs import on_device
+from lib.trainer.mixing.base import MixDraws, Mixed, cut_boxes, on_device, paste
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lib.trainer.mixing.base import Mixed, unmixed
-from lib.trainer.mixing.boxes import cut_boxes, paste
-from lib.trainer.mixing.draws import MixDraws
-from lib.trainer.mixing.pairs import on_device, partners, shared_labels
+from lib.trainer.mixing.base import MixDraws, Mixed, cut_boxes, on_device, partners, paste, shared_labels, unmixed
 
 
 @dataclass(frozen=True)

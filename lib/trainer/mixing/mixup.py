@@ -4,9 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lib.trainer.mixing.base import Mixed, unmixed
-from lib.trainer.mixing.draws import MixDraws
-from lib.trainer.mixing.pairs import blend, on_device, shared_labels
+from lib.trainer.mixing.base import MixDraws, Mixed, blend, on_device, shared_labels, unmixed
 
 
 @dataclass(frozen=True)

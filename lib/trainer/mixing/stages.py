@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lib.errors import UserError
-from lib.trainer.mixing.pairs import blend
+from lib.trainer.mixing.base import blend
 
 _STEM_REDUCTION = 2  # timm's features at half of the image's side or more are the stem's
 

@@ -14,9 +14,8 @@ from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing import io as torch_file
 from lib.trainer.checkpointing import sharded as head_shards
 from lib.trainer.checkpointing import state as checkpoints
-from lib.trainer.checkpointing.async_save import Saver
-from lib.trainer.checkpointing.head_rows import HeadRows
-from lib.trainer.checkpointing.snapshot import snapshot
+from lib.trainer.checkpointing.async_save import Saver, snapshot
+from lib.trainer.checkpointing.sharded import HeadRows
 from lib.trainer.checkpointing.state import read_checkpoint
 from lib.trainer.run_folder import RunFolder
 from tests.trainer.small import small_checkpoint

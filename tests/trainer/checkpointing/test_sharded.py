@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.distributed.process_group import Ranks
+from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
 from lib.trainer.checkpointing.sharded import INDEX, num_classes_of, part_name, read_rows, write_index, write_part
 
@@ -15,7 +15,7 @@ WHOLE = {'classifier.weight': torch.arange(33.0).view(11, 3), 'classifier.bias':
 
 
 def classes_of(rank, count, num_classes=11):
-    return range(*Ranks(rank, count).share(num_classes).indices(num_classes))
+    return range(*ProcessGroup(rank, count).shard(num_classes).indices(num_classes))
 
 
 def write(folder, count):

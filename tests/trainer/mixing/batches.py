@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
+from lib.trainer.mixing.base import MixDraws
 from lib.trainer.mixing.bbn import BBN
 from lib.trainer.mixing.cmo import CMO
 from lib.trainer.mixing.cutmix import CutMix
-from lib.trainer.mixing.draws import MixDraws
 from lib.trainer.mixing.manifold import ManifoldMixup
 from lib.trainer.mixing.mixup import Mixup
 from lib.trainer.mixing.remix import Remix

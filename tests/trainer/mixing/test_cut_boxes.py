@@ -5,8 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from lib.trainer.mixing.boxes import cut_boxes, paste
-from lib.trainer.mixing.draws import MixDraws
+from lib.trainer.mixing.base import MixDraws, cut_boxes, paste
 from tests.oracles import mixing as oracle
 from tests.trainer.mixing.batches import mixer_of, painted_batch, random_batch
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from lib.trainer.mixing.draws import MixDraws, symmetric_beta
+from lib.trainer.mixing.base import MixDraws, symmetric_beta
 
 
 def bin_probabilities(alpha: float, edges: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch import nn
 
 from lib.backbone.create import create_backbone
 from lib.errors import UserError
-from lib.trainer.mixing.draws import MixDraws
+from lib.trainer.mixing.base import MixDraws
 from lib.trainer.mixing.manifold import ManifoldMixup
 from lib.trainer.mixing.stages import MixedStages
 from tests.oracles import mixing as oracle

@@ -6,9 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.trainer.mixing.base import unmixed
-from lib.trainer.mixing.draws import MixDraws
-from lib.trainer.mixing.pairs import blend, partners
+from lib.trainer.mixing.base import MixDraws, blend, partners, unmixed
 from tests.oracles import mixing as oracle
 from tests.trainer.mixing.batches import ALL, MIXERS, mixer_of, own_shares, painted_batch, random_batch
 

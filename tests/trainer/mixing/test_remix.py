@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.trainer.mixing.draws import MixDraws
+from lib.trainer.mixing.base import MixDraws
 from lib.trainer.mixing.mixup import Mixup
 from lib.trainer.mixing.remix import Remix
 from tests.oracles import mixing as oracle

@@ -1,17 +1,22 @@
-"""Each class's error against its number of training images: what the long tail costs."""
+"""Reliability diagrams: whether answers given with a confidence of 80 % are right in 80 % of the cases.
+
+Each class's error against its number of training images: what the long tail costs.
+How many images the classes have: the tail in figures, and its histogram.
+"""
 
 import math
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from lib.metrics.accuracy import FEW_BELOW, MANY_ABOVE, shot_groups
-from lib.metrics.intervals import accuracy_interval
-from lib.metrics.per_class import class_errors
+from lib.metrics.intervals import accuracy_interval, binomial_interval, class_errors
 from lib.report.chart_style import PALETTE, legend, percent_axis
+from lib.report.report_metrics import GROUPS, Measured, ReportData
 
 MAX_SPOTS = 2000  # dots in the chart: more would only make the page heavy
 EMPTY_CLASS = 0.5  # where a class without training images stands on the logarithmic axis
@@ -114,3 +119,100 @@ def _group_boundaries(axes: Axes, low: float, high: float) -> None:
         if math.log(right / left) > 0.1 * math.log(high / low):
             style = {'ha': 'center', 'va': 'center', 'fontweight': 'bold', 'fontsize': 8.5}
             axes.text(math.sqrt(left * right), 1.07, name, color=PALETTE[name], **style)
+
+
+_BINS_A_DECADE = 10
+
+
+def data_statistics(data: ReportData, measured: Measured | None) -> dict[str, Any]:
+    """Return counts of images and classes as what JSON can hold; empty without training counts.
+
+    Returns:
+        classes, train_images, valid_images; of the classes with training images: largest, median, smallest and
+        imbalance (largest over smallest); classes_without_training, classes_without_valid; head_share: what share of
+        the training images the largest tenth of the classes has.
+    """
+    counts = np.sort(np.asarray(data.train_counts, np.int64))[::-1]
+    if not len(counts):
+        return {}
+    found: dict[str, Any] = {'classes': len(counts), 'train_images': int(counts.sum())}
+    found['valid_images'] = len(measured.answers) if measured else 0
+    seen = counts[counts > 0]
+    if len(seen):
+        found |= {
+            'largest': int(seen[0]),
+            'median': float(np.median(seen)),
+            'smallest': int(seen[-1]),
+            'imbalance': float(seen[0] / seen[-1]),
+            'head_share': float(seen[: -(-len(counts) // 10)].sum() / seen.sum()),
+        }
+    found['classes_without_training'] = len(counts) - len(seen)
+    if measured:
+        found['classes_without_valid'] = int((measured.table.images == 0).sum())
+    return found
+
+
+def draw_class_sizes(axes: Axes, train_counts: np.ndarray) -> None:
+    """Draw how many classes have how many training images, (num_classes,) of which one is above 0."""
+    counts = np.asarray(train_counts)
+    counts = counts[counts > 0]
+    edges = _edges(int(counts.min()), int(counts.max()))
+    heights = np.histogram(counts, edges)[0]
+    # Colours change where the groups do, since edges lie there.
+    for name, members in shot_groups(np.ceil(edges[:-1])).items():
+        if heights[members].any():
+            widths = np.diff(edges)[members]
+            style = {'color': PALETTE[name], 'edgecolor': PALETTE['card'], 'linewidth': 0.6, 'align': 'edge'}
+            axes.bar(edges[:-1][members], heights[members], widths, label=name, **style)
+    axes.set_xscale('log')
+    axes.set_xlim(edges[0] / 1.05, edges[-1] * 1.05)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if edges[-1] / edges[0] < 2000 else (1,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:,.0f}'))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f'{y:,.0f}'))
+    axes.set_xlabel('training images of the class')
+    axes.set_ylabel('classes')
+    legend(axes)
+
+
+def _edges(low: int, high: int) -> np.ndarray:
+    """Return edges between whole numbers, even on a logarithmic axis where these are dense, with the groups' among
+    them.
+    """
+    num_bins = max(1, round(_BINS_A_DECADE * np.log10((high + 1) / low)))
+    inner = np.round(np.geomspace(low, high + 1, num_bins + 1))
+    groups = [edge for edge in (FEW_BELOW, MANY_ABOVE + 1) if low < edge <= high]
+    # An edge next to a group's would leave a bin too narrow to see.
+    apart = [edge for edge in inner[1:-1] if all(abs(np.log(edge / group)) > 0.08 for group in groups)]
+    return np.unique([low, *apart, *groups, high + 1]) - 0.5
+
+
+def draw_reliability(axes: Axes, calibration: dict[str, dict[str, Any]], names: tuple[str, ...]) -> None:
+    """Draw accuracy against confidence of some entries of metrics_of's calibration; a dot's area says how many images.
+
+    A single entry has the 95 % intervals of its bins, too.
+    """
+    axes.plot([0, 1], [0, 1], color=PALETTE['muted'], linewidth=1, linestyle=(0, (3, 2)), zorder=1)
+    for name in names:
+        bins = calibration[name]['bins']
+        images = np.array([one['images'] for one in bins])
+        x, y = (np.array([one[key] for one in bins]) for key in ('confidence', 'accuracy'))
+        colour = PALETTE[name if name in GROUPS else 'valid']
+        if len(names) == 1:
+            low, high = binomial_interval(np.rint(y * images), images)
+            axes.vlines(x, low, high, color=colour, linewidth=1, alpha=0.5)
+        axes.plot(
+            x, y, color=colour, linewidth=1.4, alpha=0.8, label=f'{name} ({100 * calibration[name]["ece"]:.1f} %)'
+        )
+        axes.scatter(
+            x, y, s=10 + 110 * images / images.max(), color=colour, alpha=0.75, linewidths=0, zorder=3, clip_on=False
+        )
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_ylim(-0.03, 1.03)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks([0, 0.25, 0.5, 0.75, 1])
+        percent_axis(axis)
+    axes.set_xlabel('confidence')
+    axes.set_ylabel('of these answers right')
+    legend(axes)

@@ -1,4 +1,4 @@
-"""What docs/scaling.md shows of the planner is what the planner says. Run as a script, this writes it anew."""
+"""What docs/distributed.md shows of the planner is what the planner says. Run as a script, this writes it anew."""
 
 import re
 import shlex
@@ -10,7 +10,7 @@ from lib.commands.plan import make_plan
 from lib.config.load import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / 'docs' / 'scaling.md'
+PAGE = ROOT / 'docs' / 'distributed.md'
 BLOCK = re.compile(r'```console\n\$ python tools/plan\.py (?P<options>.*)\n(?P<said>(?:.*\n)*?)```\n')
 NUMBER = re.compile(r'\d[\d,]*\.?\d*')
 # Other versions of torch keep a little more or less for the way back.
@@ -35,7 +35,7 @@ def test_the_page_shows_what_the_planner_says(number, monkeypatch):
     block = list(BLOCK.finditer(PAGE.read_text(encoding='utf-8')))[number]
     monkeypatch.chdir(ROOT)
     found = said(block['options'])
-    hint = 'python -m tests.test_scaling_doc writes the page anew'
+    hint = 'python -m tests.test_distributed_doc writes the page anew'
     assert words(found) == words(block['said']), hint
     assert numbers(found) == pytest.approx(numbers(block['said']), rel=TOLERANCE, abs=0.02), hint
     assert max(map(len, found.splitlines())) <= 80

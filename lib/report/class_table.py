@@ -1,4 +1,7 @@
-"""The table of all classes: as data for the page's script, as rows for paper, and as columns for report.json."""
+"""report.json: the figures of the report for programs.
+
+The table of all classes: as data for the page's script, as rows for paper, and as columns for report.json.
+"""
 
 import json
 from typing import Any
@@ -6,8 +9,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from lib.report.data import ReportData
-from lib.report.report_metrics import Measured
+from lib.report.class_charts import data_statistics
+from lib.report.report_metrics import ERRORS, Measured, ReportData
 
 NUM_STATIC = 20  # rows of the table that needs no script
 _LESS_THAN = '\\u003c'
@@ -87,3 +90,31 @@ def static_rows(data: ReportData, measured: Measured) -> list[dict[str, Any]]:
 
 def _chain(parents: Any) -> str:
     return ' › '.join(map(str, parents))
+
+
+def report_figures(data: ReportData, measured: Measured | None) -> str:
+    """Return the content of report.json, a line a part; a part without its data is left out.
+
+    title, command, notes, config, environment; summary (best and last epoch), history; data (data_statistics); valid
+    (metrics_of, and error_interval of each error, 95 %); worst (numbers of the classes with a mistake, the worst
+    first); classes (class_columns); tau (tau.json). Fractions from 0 to 1.
+    """
+    content: dict[str, Any] = {
+        'title': data.title,
+        'command': data.command,
+        'notes': list(data.notes),
+        'summary': data.summary,
+        'data': data_statistics(data, measured),
+        'tau': data.tau,
+        'config': data.config_text,
+        'environment': data.environment_text,
+        'history': list(data.history),
+    }
+    if measured:
+        intervals = {name: measured.error_interval(name) for name in ERRORS}
+        errors = {name: list(ends) for name, ends in intervals.items() if ends}
+        content['valid'] = {**measured.metrics, 'error_interval': errors}
+        content['worst'] = measured.worst().tolist()
+        content['classes'] = class_columns(data, measured)
+    parts = [f'{json.dumps(name)}: {json.dumps(part, ensure_ascii=False)}' for name, part in content.items() if part]
+    return '{\n' + ',\n'.join(parts) + '\n}\n'

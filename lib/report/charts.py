@@ -1,0 +1,228 @@
+"""The charts of a run as PNG files.
+
+Training curves: loss, error and learning rate over the epochs.
+The tau curve: error of the re-balanced classifier for every tau.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from lib.report.chart_style import PALETTE, PANEL_SIZE, legend, new_panel, percent_axis, save_png, styled
+from lib.report.class_charts import draw_error_by_count
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: values over epochs, both (num_epochs,), not finite ones left out."""
+
+    label: str
+    colour: str
+    epochs: np.ndarray
+    values: np.ndarray
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart of training curves."""
+
+    title: str
+    series: tuple[Series, ...]
+    percent: bool
+
+
+# Title -> what (label, colour, split, key) its lines show.
+_PANELS = {
+    'Loss': (('train', 'train', 'train', 'loss'), ('valid', 'valid', 'valid', 'loss')),
+    'Error': (
+        ('train top-1', 'train', 'train', 'top1'),
+        ('valid top-1', 'top1', 'valid', 'top1'),
+        ('valid mean class', 'valid', 'valid', 'mean_class_error'),
+    ),
+    'Valid error by class size': tuple((name, name, 'valid', name) for name in ('many', 'medium', 'few')),
+    'Learning rate': (('learning rate', 'valid', 'train', 'lr'),),
+}
+_ACCURACIES = ('top1', 'many', 'medium', 'few')  # drawn as errors
+
+
+def curve_panels(history: Sequence[dict[str, Any]]) -> list[Panel]:
+    """Turn the objects of metrics.jsonl into charts; a line of fewer than two points is left out.
+
+    The last object of an epoch and split counts, as after a resumed epoch. Accuracies become errors.
+    """
+    latest = {(entry.get('split'), entry.get('epoch')): entry for entry in history}
+    panels = []
+    for title, lines in _PANELS.items():
+        series = tuple(one for line in lines if len((one := _series(latest, *line)).epochs) > 1)
+        if series:
+            panels.append(Panel(title, series, percent='error' in title.lower()))
+    return panels
+
+
+def _series(latest: dict[tuple, dict], label: str, colour: str, split: str, key: str) -> Series:
+    points = sorted(
+        (epoch, 1 - entry[key] if key in _ACCURACIES else entry[key])
+        for (its_split, epoch), entry in latest.items()
+        if its_split == split and epoch is not None and _finite(entry.get(key))
+    )
+    epochs, values = np.array([p[0] for p in points]), np.array([p[1] for p in points], float)
+    return Series(label, PALETTE[colour], epochs, values, dashed=split == 'train' and key != 'lr')
+
+
+def draw_panel(axes: Axes, panel: Panel, best_epoch: int | None = None) -> None:
+    """Draw training curves; `best_epoch` is marked on them."""
+    for series in panel.series:
+        axes.plot(
+            series.epochs,
+            series.values,
+            color=series.colour,
+            label=series.label,
+            linestyle=(0, (3, 1.6)) if series.dashed else '-',
+            linewidth=1.6 if series.dashed else 2.0,
+        )
+        at_best = series.values[series.epochs == best_epoch]
+        if len(at_best) and not series.dashed and panel.title != 'Learning rate':
+            axes.plot(best_epoch, at_best[0], 'o', markersize=5.5, color=series.colour)
+    if len(panel.series) > 1:
+        legend(axes)
+    axes.set_xlabel('epoch')
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    axes.margins(x=0.02)
+    lowest = min(series.values.min() for series in panel.series)
+    if panel.title == 'Learning rate' and 0 < 20 * lowest < panel.series[0].values.max():
+        axes.set_yscale('log')
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    if panel.percent:
+        percent_axis(axes.yaxis)
+    else:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:.6g}'))
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+MAX_STEPS = 1500  # more steps than the chart has pixels are sampled
+METRICS = {'mean_class_error': 'mean class error', 'top1': 'top-1 error'}
+
+
+def metric_error(metric: str, value: float) -> float:
+    """Return the error of a metric's value: 1 - value for accuracies, value for errors."""
+    return value if metric.endswith('error') else 1 - value
+
+
+def draw_tau(axes: Axes, tau: dict[str, Any]) -> None:
+    """Draw the curve of tau.json with the untouched checkpoint, the chosen tau and its stretch.
+
+    `tau['curve']` holds `tau`, ascending (num_steps,), and `value`, the metric between them (num_steps + 1,).
+    """
+    metric = tau['metric']
+    taus = np.asarray(tau['curve']['tau'], float)
+    errors = metric_error(metric, np.asarray(tau['curve']['value'], float))
+    end = float(tau.get('max_tau') or (taus.max() * 1.05 if len(taus) else 1.0))
+    if tau.get('stretch') is not None and tau.get('chosen') is not None:
+        axes.axvspan(*tau['stretch'], color=PALETTE['valid'], alpha=0.12, linewidth=0, label='within one s.e.')
+    inner = taus[(taus > 0) & (taus < end)]
+    edges = inner if len(inner) <= MAX_STEPS else np.linspace(0, end, MAX_STEPS + 1)[1:-1]
+    edges = np.concatenate([[0.0], edges, [end]])
+    steps = errors[np.searchsorted(taus, (edges[:-1] + edges[1:]) / 2, side='right')]
+    axes.step(edges, np.append(steps, steps[-1]), where='post', color=PALETTE['valid'], linewidth=1.6, label='tau')
+    before = tau.get('before', {}).get(metric)
+    if before is not None:
+        height = metric_error(metric, before)
+        axes.axhline(height, color=PALETTE['ink'], linewidth=1.2, linestyle=(0, (4, 2)), label='before')
+    if tau.get('chosen') is not None:
+        place = float(tau['chosen'])
+        height = errors[np.searchsorted(taus, place, side='right')]
+        style = {'color': PALETTE['few'], 'markersize': 7, 'markeredgewidth': 0}
+        axes.plot([place], [height], 'o', label=f'chosen {place:.2f}', zorder=4, **style)
+    axes.set_xlim(0, end)
+    axes.margins(y=0.08)
+    axes.set_xlabel('tau')
+    axes.set_ylabel(METRICS.get(metric, metric))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    percent_axis(axes.yaxis)
+    legend(axes)
+
+
+def plot_curves(
+    path: str | os.PathLike, history: Sequence[dict[str, Any]], best_epoch: int | None = None
+) -> Path | None:
+    """Write the training curves as PNG; None, and no file, before there are two epochs."""
+    panels = curve_panels(history)
+    if not panels:
+        return None
+    with styled():
+        num_columns = min(2, len(panels))
+        num_rows = -(-len(panels) // num_columns)
+        size = (PANEL_SIZE[0] * num_columns, PANEL_SIZE[1] * num_rows)
+        figure = Figure(figsize=size, layout='constrained')
+        figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)
+        for place, panel in enumerate(panels):
+            axes = figure.add_subplot(num_rows, num_columns, place + 1)
+            draw_panel(axes, panel, best_epoch)
+            axes.set_title(panel.title, pad=24)
+        return save_png(path, figure)
+
+
+def plot_error_by_count(
+    path: str | os.PathLike, train_counts: np.ndarray, labels: np.ndarray, predicted: np.ndarray
+) -> Path | None:
+    """Write per-class error against training images as PNG; None, and no file, without images.
+
+    `train_counts` is integer (num_classes,), `labels` and `predicted` (num_images,); -1 is unreadable.
+    """
+    if len(labels) == 0:
+        return None
+    with styled():
+        figure, axes = new_panel()
+        draw_error_by_count(axes, np.asarray(train_counts), np.asarray(labels), np.asarray(predicted))
+        axes.set_title('Valid error by training images', pad=24)
+        return save_png(path, figure)
+
+
+def plot_tau(path: str | os.PathLike, tau: dict[str, Any]) -> Path:
+    """Write the tau curve as PNG; `tau` is the content of tau.json."""
+    with styled():
+        figure, axes = new_panel()
+        draw_tau(axes, tau)
+        axes.set_title(f'Valid {METRICS.get(tau["metric"], tau["metric"])} for every tau', pad=24)
+        return save_png(path, figure)
+
+
+def plot_risk_coverage(path: str | os.PathLike, found: dict[str, Any]) -> Path:
+    """Write the error among the answered images against their share as PNG.
+
+    `found`: curve {coverage, error}, wanted_error, threshold, coverage and error at the threshold.
+    """
+    with styled():
+        figure, axes = new_panel()
+        coverage, error = (np.asarray(found['curve'][name], float) for name in ('coverage', 'error'))
+        axes.step(coverage, error, where='post', color=PALETTE['valid'], linewidth=1.6)
+        axes.axhline(
+            found['wanted_error'], color=PALETTE['muted'], linestyle=(0, (4, 2)), linewidth=1.2, label='wanted'
+        )
+        if found['threshold'] is not None:
+            label = f'threshold {found["threshold"]:.2f}'
+            axes.plot([found['coverage']], [found['error']], 'o', color=PALETTE['few'], label=label, zorder=4)
+        axes.set_xlim(0, 1.01)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel('share of the images that are answered')
+        axes.set_ylabel('error among them')
+        for axis in (axes.xaxis, axes.yaxis):
+            percent_axis(axis)
+        legend(axes)
+        axes.set_title('Valid: error against coverage', pad=24)
+        return save_png(path, figure)
