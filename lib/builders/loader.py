@@ -14,16 +14,16 @@ from lib.builders.split import Split
 from lib.config.keys.data import PAIRED
 from lib.dataset.augment import Augment
 from lib.dataset.images import ArrayImages, Images
-from lib.dataset.index import ProductIndex
-from lib.dataset.loader import EpochPlan, EvalLoader, TrainLoader
+from lib.dataset.index import ClassIndex
+from lib.dataset.loader import EpochSampler, EvalLoader, TrainLoader
 from lib.dataset.normalize import Normalize
 from lib.dataset.ram_cache import CachedImages
 from lib.dataset.reader import BatchReader
 from lib.dataset.sampler import (
     ClassBatches,
     ClassWeights,
-    PairedPlan,
-    RepeatedPlan,
+    PairedSampler,
+    RepeatedSampler,
     Sampler,
     SwitchingSampler,
     class_balance,
@@ -68,12 +68,12 @@ TRAIN_TRANSFORMS: dict[str, Callable] = {
 }
 
 
-def build_sampler(cfg: CfgNode, index: ProductIndex) -> EpochPlan:
+def build_sampler(cfg: CfgNode, index: ClassIndex) -> EpochSampler:
     """Return what gives each epoch its rows: one an image of the index, or `slots_per_image` of them side by side."""
     plan = _main_plan(cfg, index)
     if cfg.MIX.TYPE in PAIRED:
-        return PairedPlan(plan, _sampler(cfg, cfg.SAMPLER.PAIR_TYPE, index, stream=1))
-    return RepeatedPlan(plan, 2) if slots_per_image(cfg) == 2 else plan
+        return PairedSampler(plan, _sampler(cfg, cfg.SAMPLER.PAIR_TYPE, index, stream=1))
+    return RepeatedSampler(plan, 2) if slots_per_image(cfg) == 2 else plan
 
 
 def slots_per_image(cfg: CfgNode) -> int:
@@ -81,7 +81,7 @@ def slots_per_image(cfg: CfgNode) -> int:
     return 2 if cfg.MIX.TYPE in PAIRED or cfg.LOSS.AUXILIARY == 'balanced_contrastive' else 1
 
 
-def _main_plan(cfg: CfgNode, index: ProductIndex) -> EpochPlan:
+def _main_plan(cfg: CfgNode, index: ClassIndex) -> EpochSampler:
     options = cfg.SAMPLER
 
     def plan(name: str) -> Sampler | ClassBatches:
@@ -96,7 +96,7 @@ def _main_plan(cfg: CfgNode, index: ProductIndex) -> EpochPlan:
     return SwitchingSampler(first, plan(options.SWITCH_TYPE), switch_epoch)
 
 
-def _sampler(cfg: CfgNode, name: str, index: ProductIndex, *, stream: int = 0) -> Sampler:
+def _sampler(cfg: CfgNode, name: str, index: ClassIndex, *, stream: int = 0) -> Sampler:
     weights = SAMPLERS[name]
     if name == 'effective_number':
         weights = partial(weights, beta=cfg.SAMPLER.BETA)
@@ -107,7 +107,7 @@ def _sampler(cfg: CfgNode, name: str, index: ProductIndex, *, stream: int = 0) -
 
 
 def build_train_loader(
-    cfg: CfgNode, split: Split, index: ProductIndex, device: Device, group: ProcessGroup = SINGLE_PROCESS
+    cfg: CfgNode, split: Split, index: ClassIndex, device: Device, group: ProcessGroup = SINGLE_PROCESS
 ) -> TrainLoader:
     """Return the loader of the training split; `index` says which of its rows take part.
 

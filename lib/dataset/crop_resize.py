@@ -4,13 +4,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lib.dataset.lazy_image import Picture
-from lib.dataset.transforms import View
+from lib.dataset.lazy_image import LazyImage
+from lib.dataset.transforms import CropParams
 
 _LEAST_SIDE = 4  # pixels; torch takes the axes of smaller results for others
 
 
-def render(picture: Picture, view: View, canvas: np.ndarray) -> None:
+def crop_resize(picture: LazyImage, view: CropParams, canvas: np.ndarray) -> None:
     """Lay the view on `canvas`, uint8 (size, size, 3), and zeros around it; `view.flip` is left to the device.
 
     Raises:
@@ -50,13 +50,13 @@ def _as_batch(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pixels.transpose(2, 0, 1)[None])
 
 
-def _is_whole(view: View) -> bool:
+def _is_whole(view: CropParams) -> bool:
     """Return whether the box has its edges between pixels."""
     left, top, right, bottom = view.box
     return left == int(left) and top == int(top) and right == int(right) and bottom == int(bottom)
 
 
-def _part(pixels: np.ndarray, reduction: int, view: View) -> np.ndarray:
+def _part(pixels: np.ndarray, reduction: int, view: CropParams) -> np.ndarray:
     """Return the view's box; an edge that falls within a reduced pixel goes to the nearer side."""
     left, top, right, bottom = map(int, view.box)
     if reduction > 1:
@@ -67,13 +67,13 @@ def _part(pixels: np.ndarray, reduction: int, view: View) -> np.ndarray:
     return part if part.flags.writeable else part.copy()  # torch warns of memory that it may not write to
 
 
-def _resized_exactly(pixels: np.ndarray, reduction: int, view: View) -> np.ndarray:
+def _resized_exactly(pixels: np.ndarray, reduction: int, view: CropParams) -> np.ndarray:
     """Resize a box with edges within pixels, as Pillow can."""
     box = tuple(edge / reduction for edge in view.box)
     return np.asarray(Image.fromarray(pixels).resize((view.width, view.height), Image.Resampling.BILINEAR, box=box))
 
 
-def _paste(pixels: np.ndarray, view: View, canvas: np.ndarray) -> None:
+def _paste(pixels: np.ndarray, view: CropParams, canvas: np.ndarray) -> None:
     """Clear the canvas, and copy what of (view.height, view.width, 3) pixels falls on it and into the view's frame."""
     canvas[:] = 0
     left, top, right, bottom = view.frame or (0, 0, canvas.shape[1], canvas.shape[0])

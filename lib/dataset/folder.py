@@ -16,7 +16,7 @@ from lib.errors import UserError
 from lib.runtime.seeding import Purpose, generator
 
 
-def held_out(num_images: int, name: str, fraction: float, seed: int) -> np.ndarray:
+def sample_valid_indices(num_images: int, name: str, fraction: float, seed: int) -> np.ndarray:
     """Return the places, ascending, of the images of class `name` that go to validation.
 
     They are round(fraction * num_images), at least one and not all; a class of one image gives none. A class is
@@ -29,7 +29,7 @@ def held_out(num_images: int, name: str, fraction: float, seed: int) -> np.ndarr
     return np.sort(generator(seed, Purpose.SPLIT, slot=slot).permutation(num_images)[:number])
 
 
-def chosen_few(num_images: int, name: str, number: int, seed: int) -> np.ndarray:
+def sample_indices(num_images: int, name: str, number: int, seed: int) -> np.ndarray:
     """Return the places, ascending, of at most `number` images of class `name`, drawn by (seed, its name) alone."""
     slot = zlib.crc32(name.encode('utf-8', 'surrogateescape'))
     return np.sort(generator(seed, Purpose.SPLIT, slot=slot).permutation(num_images)[:number])
@@ -82,7 +82,7 @@ def split_folder(
     """Return training images, validation images and class names of a folder of class folders.
 
     `root`/train and `root`/val (or valid, validation) with class folders in them are taken as they are. Else
-    each class gives `valid_fraction` of its images to validation, by `held_out`.
+    each class gives `valid_fraction` of its images to validation, by `sample_valid_indices`.
 
     Raises:
         UserError: no such folder, no class folders in it, or validation classes that have no training folder.
@@ -103,7 +103,7 @@ def split_folder(
     held: tuple[list[str], list[int]] = ([], [])
     for label, name in enumerate(names):
         paths = list(walk_images(base / name, f'{prefix}{name}/'))
-        chosen = set(held_out(len(paths), name, valid_fraction, seed).tolist())
+        chosen = set(sample_valid_indices(len(paths), name, valid_fraction, seed).tolist())
         for row, path in enumerate(paths):
             side = held if row in chosen else kept
             side[0].append(path)

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from lib.dataset.decode import decode
-from lib.dataset.lazy_image import Picture, PixelPicture, open_picture
+from lib.dataset.lazy_image import LazyImage, LazyPixelImage, open_lazy_image
 
 FIRST_PAUSE_SECONDS = 0.05  # doubles with every attempt
 
@@ -22,7 +22,7 @@ class Images(Protocol):
     def name(self, row: int) -> str:
         """Return what to call an image in messages."""
 
-    def open(self, row: int) -> Picture:
+    def open(self, row: int) -> LazyImage:
         """Return an image of which at least the header is read. Raises: OSError, DecodeError."""
 
     def load(self, row: int) -> Image.Image:
@@ -36,9 +36,9 @@ class EncodedImages:
         """Return the file of one image. Raises: OSError, or DecodeError where it is known to be damaged."""
         raise NotImplementedError
 
-    def open(self, row: int) -> Picture:
+    def open(self, row: int) -> LazyImage:
         """Return an image of which at least the header is read. Raises: OSError, DecodeError."""
-        return open_picture(self.read(row))
+        return open_lazy_image(self.read(row))
 
     def load(self, row: int) -> Image.Image:
         """Return a whole image, upright RGB. Raises: OSError, DecodeError."""
@@ -81,9 +81,9 @@ class ArrayImages:
         """Return a name for messages."""
         return f'image {int(row)}'
 
-    def open(self, row: int) -> Picture:
+    def open(self, row: int) -> LazyImage:
         """Return an image."""
-        return PixelPicture(self.images[int(row)])
+        return LazyPixelImage(self.images[int(row)])
 
     def load(self, row: int) -> Image.Image:
         """Return an image."""
@@ -103,7 +103,7 @@ class SomeImages:
         """Return what to call an image in messages."""
         return self.images.name(int(self.rows[int(row)]))
 
-    def open(self, row: int) -> Picture:
+    def open(self, row: int) -> LazyImage:
         """Return an image of which at least the header is read. Raises: OSError, DecodeError."""
         return self.images.open(int(self.rows[int(row)]))
 

@@ -35,7 +35,7 @@ def order_by_class(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return np.argsort(labels.astype(np.uint16) if num_classes <= _SHORT else labels, kind='stable')
 
 
-class ProductIndex:
+class ClassIndex:
     """Labels of a split, with the rows of each class side by side (CSR layout: one array and one offset a class).
 
     To a worker process it travels as places in shared memory.
@@ -89,14 +89,14 @@ class ProductIndex:
         """Return the rows of one class."""
         return self.by_class[self.starts[label] : self.starts[label + 1]]
 
-    def capped(self, cap: int, seed: int) -> 'ProductIndex':
+    def capped(self, cap: int, seed: int) -> 'ClassIndex':
         """Return an index with at most `cap` images a class, chosen by `seed`; 0 means no cap."""
         if cap == 0 or self.class_counts.max(initial=0) <= cap:
             return self
         keys = generator(seed, Purpose.HEAD_CAP).random(len(self.labels))[self.rows]
         order = np.lexsort((keys, self.labels[self.rows]))
         place_in_class = np.arange(len(order)) - np.repeat(self.starts[:-1], self.class_counts)
-        return ProductIndex(self.labels, self.num_classes, np.sort(self.rows[order[place_in_class < cap]]))
+        return ClassIndex(self.labels, self.num_classes, np.sort(self.rows[order[place_in_class < cap]]))
 
     def _labels_taking_part(self) -> np.ndarray:
         return np.asarray(self.labels) if self._kept is None else self.labels[self._kept]

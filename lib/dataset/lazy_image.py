@@ -14,7 +14,7 @@ _LEAST_SIDE = 16  # pixels a side that a reduction leaves at least; below, libjp
 _START_OF_SCAN, _APP1 = 0xDA, 0xE1
 
 
-class Picture(Protocol):
+class LazyImage(Protocol):
     """An upright image, decoded when its pixels are asked for.
 
     Attributes:
@@ -35,7 +35,7 @@ class Picture(Protocol):
         """
 
 
-class PixelPicture:
+class LazyPixelImage:
     """An image that is decoded already."""
 
     __slots__ = ('_pixels', 'height', 'width')
@@ -50,7 +50,7 @@ class PixelPicture:
         return self._pixels, 1
 
 
-class JpegPicture:
+class LazyJpegImage:
     """A JPEG of which the header has been read.
 
     libjpeg decodes to a half, a quarter or an eighth by leaving out high frequencies (an antialiased reduction);
@@ -80,7 +80,7 @@ class JpegPicture:
         return _upright(stored, self._orientation), reduction
 
 
-def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
+def open_lazy_image(data: bytes, max_pixels: int = MAX_PIXELS) -> LazyImage:
     """Return the picture in the bytes of an image file.
 
     A JPEG's pixels are left for later, those of other formats are decoded here.
@@ -90,9 +90,9 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
     """
     size = _jpeg_size(data)
     if size is None:
-        return PixelPicture(np.asarray(decode(data, max_pixels)))
+        return LazyPixelImage(np.asarray(decode(data, max_pixels)))
     check_size(size, max_pixels)
-    return JpegPicture(data, *size, jpeg_orientation(data))
+    return LazyJpegImage(data, *size, jpeg_orientation(data))
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:

@@ -7,16 +7,16 @@ from typing import Protocol
 
 import numpy as np
 
-from lib.dataset.pipeline import Batch, Feed
-from lib.dataset.reader import BatchReader, Request
+from lib.dataset.pipeline import Batch, BatchPipeline
+from lib.dataset.reader import BatchReader, BatchRequest
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
 
 
-class EpochPlan(Protocol):
+class EpochSampler(Protocol):
     """What a sampler is to a loader."""
 
-    def plan(self, epoch: int) -> np.ndarray: ...
+    def epoch_rows(self, epoch: int) -> np.ndarray: ...
 
 
 class TrainLoader:
@@ -35,7 +35,7 @@ class TrainLoader:
     def __init__(
         self,
         reader: BatchReader,
-        plan: EpochPlan,
+        plan: EpochSampler,
         num_slots: int,
         batch_size: int,
         *,
@@ -53,14 +53,14 @@ class TrainLoader:
         Raises:
             UserError: a batch has too few images for the ranks, or there is too little shared memory.
         """
-        self.plan = plan
+        self.epoch_rows = plan
         self.batch_size = min(batch_size, num_slots)
         self.steps_per_epoch = num_slots // self.batch_size
         _check_ranks(self.batch_size, num_slots, group)
         self._share = group.shard_pairs(self.batch_size)
         self.local_batch_size = self._share.stop - self._share.start
         self._sizes = {0: reader.transform.size, **(sizes or {})}
-        self._feed = Feed(reader, self.local_batch_size, max(self._sizes.values()), **workers)
+        self._feed = BatchPipeline(reader, self.local_batch_size, max(self._sizes.values()), **workers)
 
     def size_at(self, epoch: int) -> int:
         """Return the side of an epoch's images, pixels."""
@@ -72,9 +72,9 @@ class TrainLoader:
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from `first_step` on, on the device."""
-        rows, size = self.plan.plan(epoch), self.size_at(epoch)
+        rows, size = self.epoch_rows.epoch_rows(epoch), self.size_at(epoch)
         starts = map(self.first_slot, range(first_step, self.steps_per_epoch))
-        return self._feed(Request(epoch, start, rows[start : start + self.local_batch_size], size) for start in starts)
+        return self._feed(BatchRequest(epoch, start, rows[start : start + self.local_batch_size], size) for start in starts)
 
 
 def _check_ranks(batch_size: int, num_slots: int, group: ProcessGroup) -> None:
@@ -116,9 +116,9 @@ class EvalLoader:
         self.max_batches = -(-max(self._num_rows) // batch_size)
         self._num_looks = 1 + len(reader.others)
         largest = max(transform.size for transform in (reader.transform, *reader.others))
-        self._feed = Feed(reader, min(batch_size, _length(self.rows)), largest, **workers)
+        self._feed = BatchPipeline(reader, min(batch_size, _length(self.rows)), largest, **workers)
 
-    def sizes(self, number: int) -> list[int]:
+    def batch_sizes(self, number: int) -> list[int]:
         """Return how many images each rank has in its batch of that number (from 0); 0 after its last one."""
         return [max(0, min(self.batch_size, rows - number * self.batch_size)) for rows in self._num_rows]
 
@@ -127,9 +127,9 @@ class EvalLoader:
         return -(-_length(self.rows) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.batches(self.parts())
+        return self.batches(self.batch_slices())
 
-    def parts(self) -> list[slice]:
+    def batch_slices(self) -> list[slice]:
         """Return the rows of each batch of this rank."""
         starts = range(self.rows.start, self.rows.stop, self.batch_size)
         return [slice(start, min(start + self.batch_size, self.rows.stop)) for start in starts]
@@ -138,7 +138,7 @@ class EvalLoader:
         """Yield some of the batches, each of the rows that it always has."""
         return (first for first, *_ in self._looks(parts, 1))
 
-    def looks(self, parts: Sequence[slice]) -> Iterator[list[Batch]]:
+    def views(self, parts: Sequence[slice]) -> Iterator[list[Batch]]:
         """Yield some of the batches, each as every transform of the reader sees it, in their order."""
         return self._looks(parts, self._num_looks)
 
@@ -146,7 +146,7 @@ class EvalLoader:
         if not parts:
             return  # without starting workers
         requests = (
-            Request(0, rows.start, np.arange(rows.start, rows.stop), look=look)
+            BatchRequest(0, rows.start, np.arange(rows.start, rows.stop), look=look)
             for rows in parts
             for look in range(num_looks)
         )

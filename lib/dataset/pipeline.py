@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lib.dataset.normalize import mirror
-from lib.dataset.reader import BatchReader, Filled, Request, pixels_in
+from lib.dataset.reader import BatchReader, RawBatch, BatchRequest, pixels_in
 from lib.errors import UserError
 from lib.runtime.device import one_thread
 from lib.runtime.shared_memory import free_shared_bytes, shared_empty
@@ -40,7 +40,7 @@ class Batch:
     bad: list[tuple[int, str]] = field(default_factory=list)
 
 
-class Feed:
+class BatchPipeline:
     """Runs requests through workers and puts the batches on the device. Workers live as long as this does."""
 
     def __init__(
@@ -62,7 +62,7 @@ class Feed:
         self._device, self._reader = device, reader
         self._num_threads = 0 if num_workers else num_threads
         self._normalize = normalize
-        self._requests: list[Request] = []
+        self._requests: list[BatchRequest] = []
         # A request is sent out only when all but so many before it have been given back, and the last is still in use.
         self._num_buffers = num_workers * _REQUESTS_AHEAD + 1
         self._buffers = _buffers(self._num_buffers, batch_size, largest_size) if num_workers else None
@@ -80,7 +80,7 @@ class Feed:
             worker_init_fn=_start_worker,
         )
 
-    def __call__(self, requests: Iterator[Request]) -> Iterator[Batch]:
+    def __call__(self, requests: Iterator[BatchRequest]) -> Iterator[Batch]:
         if self._num_threads:
             filled = map(_or_raise, self._read_ahead(requests))
         else:
@@ -92,7 +92,7 @@ class Feed:
             return self._ahead(filled)
         return map(self._on_device, filled)
 
-    def _read_ahead(self, requests: Iterator[Request]) -> Iterator[Filled | UserError]:
+    def _read_ahead(self, requests: Iterator[BatchRequest]) -> Iterator[RawBatch | UserError]:
         # In a thread, torch would start threads of its own for each image.
         with ThreadPoolExecutor(self._num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             pending = deque[Future]()
@@ -103,11 +103,11 @@ class Feed:
             while pending:
                 yield pending.popleft().result()
 
-    def _fill(self, request: Request) -> Filled | UserError:
+    def _fill(self, request: BatchRequest) -> RawBatch | UserError:
         filled = self._reader[request]
-        return filled.pin_memory() if isinstance(filled, Filled) and self._device.type == 'cuda' else filled
+        return filled.pin_memory() if isinstance(filled, RawBatch) and self._device.type == 'cuda' else filled
 
-    def _ahead(self, batches: Iterator[Filled]) -> Iterator[Batch]:
+    def _ahead(self, batches: Iterator[RawBatch]) -> Iterator[Batch]:
         """Copy and normalise each batch on a stream of its own while the one before it is computed."""
         side, ready = torch.cuda.Stream(self._device), None
         for filled in batches:
@@ -123,12 +123,12 @@ class Feed:
         if ready is not None:
             yield ready
 
-    def _on_device(self, filled: Filled) -> Batch:
+    def _on_device(self, filled: RawBatch) -> Batch:
         # On the CPU, threads that wait for their next piece keep cores from the workers: these pieces are too small.
         with one_thread() if self._device.type == 'cpu' else nullcontext():
             return self._moved(filled)
 
-    def _moved(self, filled: Filled) -> Batch:
+    def _moved(self, filled: RawBatch) -> Batch:
         def move(array: np.ndarray | torch.Tensor) -> torch.Tensor:
             return torch.as_tensor(array).to(self._device, non_blocking=True)
 
@@ -142,9 +142,9 @@ class Feed:
 
 @dataclass
 class _Queue:
-    requests: list[Request]
+    requests: list[BatchRequest]
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[BatchRequest]:
         return iter(self.requests)
 
     def __len__(self) -> int:
@@ -164,7 +164,7 @@ def _buffers(num_buffers: int, batch_size: int, size: int) -> torch.Tensor:
     return shared_empty(num_buffers, each)
 
 
-def _or_raise(filled: Filled | UserError) -> Filled:
+def _or_raise(filled: RawBatch | UserError) -> RawBatch:
     if isinstance(filled, UserError):
         try:
             raise filled

@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from lib.dataset.crop_resize import render
+from lib.dataset.crop_resize import crop_resize
 from lib.dataset.decode import DecodeError
 from lib.dataset.images import Images
-from lib.dataset.lazy_image import Picture, PixelPicture
-from lib.dataset.transforms import View
+from lib.dataset.lazy_image import LazyImage, LazyPixelImage
+from lib.dataset.transforms import CropParams
 from lib.errors import UserError
 from lib.runtime.log import progress_bar
 from lib.runtime.shared_memory import free_shared_bytes, shared_empty
@@ -50,11 +50,11 @@ class CachedImages:
         """Return what the images call it."""
         return self._images.name(row)
 
-    def open(self, row: int) -> Picture:
+    def open(self, row: int) -> LazyImage:
         """Return the cached image. Raises: OSError, DecodeError."""
         if not self._sizes[row].all():
             return self._images.open(row)
-        return PixelPicture(self._canvas(row))
+        return LazyPixelImage(self._canvas(row))
 
     def load(self, row: int) -> Image.Image:
         """Return the whole image, not the reduced one. Raises: OSError, DecodeError."""
@@ -78,7 +78,7 @@ class CachedImages:
             return False
         try:
             picture = self._images.open(row)
-            render(picture, View((0, 0, picture.width, picture.height), width, height), self._canvas(row))
+            crop_resize(picture, CropParams((0, 0, picture.width, picture.height), width, height), self._canvas(row))
         except (DecodeError, OSError):
             return False
         return True

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from lib.dataset.crop_resize import render
+from lib.dataset.crop_resize import crop_resize
 from lib.dataset.decode import DecodeError
 from lib.dataset.images import Images
-from lib.dataset.index import ProductIndex
-from lib.dataset.lazy_image import Picture
+from lib.dataset.index import ClassIndex
+from lib.dataset.lazy_image import LazyImage
 from lib.dataset.transforms import Transform
 from lib.errors import UserError
 from lib.runtime.seeding import Purpose, generator, slot_draws
@@ -24,7 +24,7 @@ class Augment(Protocol):
 
 
 @dataclass(frozen=True)
-class Request:
+class BatchRequest:
     """One batch to fill: the rows of slots first_slot, first_slot + 1, ... of an epoch.
 
     `size` is the side of its images, pixels; 0: what the transform says. `look` is which of a reader's transforms is
@@ -41,7 +41,7 @@ class Request:
 
 
 @dataclass
-class Filled:
+class RawBatch:
     """A batch as a worker leaves it; only the pixels are large, and they lie in shared memory.
 
     Attributes:
@@ -63,7 +63,7 @@ class Filled:
     bad: list[tuple[int, str]] = field(default_factory=list)
     buffer: int = 0
 
-    def pin_memory(self) -> 'Filled':
+    def pin_memory(self) -> 'RawBatch':
         """Called by DataLoader, so that the copy to a GPU need not wait."""
         self.pixels = self.pixels.pin_memory()
         return self
@@ -93,27 +93,27 @@ class BatchReader(Dataset):
     transform: Transform
     seed: int
     on_bad: str = 'mark'
-    index: ProductIndex | None = None
+    index: ClassIndex | None = None
     augment: Augment | None = None
     others: tuple[Transform, ...] = ()
     buffers: torch.Tensor | None = None
     sends_pixels: bool = True
 
-    def __getitem__(self, request: Request) -> 'Filled | UserError':
+    def __getitem__(self, request: BatchRequest) -> 'RawBatch | UserError':
         # DataLoader would wrap an exception in the worker's traceback; as a value it arrives as it is.
         try:
             return self._at(request)._fill(request)
         except UserError as error:
             return error
 
-    def _at(self, request: Request) -> 'BatchReader':
+    def _at(self, request: BatchRequest) -> 'BatchReader':
         """Return what reads images with the transform, and at the size, that are asked for."""
         transform = (self.transform, *self.others)[request.look]
         if request.size not in (0, transform.size):
             transform = replace(transform, size=request.size)
         return self if transform is self.transform else replace(self, transform=transform)
 
-    def _fill(self, request: Request) -> Filled:
+    def _fill(self, request: BatchRequest) -> RawBatch:
         batch_size, size = len(request.rows), self.transform.size
         if self.buffers is None:
             pixels = torch.empty((batch_size, size, size, 3), dtype=torch.uint8)
@@ -137,9 +137,9 @@ class BatchReader(Dataset):
                 self.augment(pixels[place], int(stream.integers(2**63)))
         labels = self.labels[request.rows].astype(np.int64)
         sent = pixels if self.sends_pixels else None
-        return Filled(sent, flip, labels, readable, request.rows, size, bad, request.buffer)
+        return RawBatch(sent, flip, labels, readable, request.rows, size, bad, request.buffer)
 
-    def _draws(self, request: Request) -> list[list[float]]:
+    def _draws(self, request: BatchRequest) -> list[list[float]]:
         """Return the random numbers of each slot."""
         return slot_draws(
             self.seed,
@@ -153,8 +153,8 @@ class BatchReader(Dataset):
     def _draw(self, row: int, draws: list[float], canvas: np.ndarray) -> bool:
         """Draw one image on the canvas, and return whether it is to be mirrored. Raises: DecodeError, UserError."""
         picture = self._open(row)
-        view = self.transform.view(picture.width, picture.height, draws)
-        render(picture, view, canvas)
+        view = self.transform.crop_params(picture.width, picture.height, draws)
+        crop_resize(picture, view, canvas)
         return view.flip
 
     def _bad(self, row: int, error: DecodeError) -> str:
@@ -181,7 +181,7 @@ class BatchReader(Dataset):
             'among them; mend or remove them'
         )
 
-    def _open(self, row: int) -> Picture:
+    def _open(self, row: int) -> LazyImage:
         try:
             return self.images.open(row)
         except FileNotFoundError:

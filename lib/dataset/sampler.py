@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from lib.dataset.index import ProductIndex, order_by_class
+from lib.dataset.index import ClassIndex, order_by_class
 from lib.errors import UserError
 from lib.runtime.seeding import Purpose, generator
 
@@ -76,13 +76,13 @@ class Sampler:
     """
 
     weights: ClassWeights
-    index: ProductIndex
+    index: ClassIndex
     seed: int
     max_epoch: int
     evenly: bool = False
     stream: int = 0
 
-    def plan(self, epoch: int) -> np.ndarray:
+    def epoch_rows(self, epoch: int) -> np.ndarray:
         """Return (len(index),) int64 rows in the order of the epoch's slots.
 
         With instance balance each row comes once. Else a class is drawn for each slot independently by its
@@ -96,7 +96,7 @@ class Sampler:
         return (_evenly if self.evenly else _independently)(self.index, weights, random)
 
 
-def _independently(index: ProductIndex, weights: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _independently(index: ClassIndex, weights: np.ndarray, random: np.random.Generator) -> np.ndarray:
     edges = np.cumsum(weights)
     drawn = _interval_of(random.random(len(index)) * edges[-1], edges)
     # Rounding may carry a draw to the very end, past the last class that has images.
@@ -119,7 +119,7 @@ def _interval_of(points: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return found
 
 
-def _evenly(index: ProductIndex, weights: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _evenly(index: ClassIndex, weights: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Systematic sampling: in random order the images lie side by side, each as long as it is expected to come; marks
     at distance 1 from a random start say how often it does. So the numbers of times add up to len(index) exactly.
     """
@@ -143,9 +143,9 @@ class SwitchingSampler:
     second: 'Sampler | ClassBatches'
     switch_epoch: int
 
-    def plan(self, epoch: int) -> np.ndarray:
+    def epoch_rows(self, epoch: int) -> np.ndarray:
         """Return the rows of the sampler whose turn it is."""
-        return (self.second if epoch >= self.switch_epoch else self.first).plan(epoch)
+        return (self.second if epoch >= self.switch_epoch else self.first).epoch_rows(epoch)
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class ClassBatches:
         images_per_class: images of a class in a batch; divides batch_size.
     """
 
-    index: ProductIndex
+    index: ClassIndex
     seed: int
     batch_size: int
     images_per_class: int
@@ -182,7 +182,7 @@ class ClassBatches:
     def _classes_per_batch(self) -> int:
         return -(-min(self.batch_size, len(self.index)) // self.images_per_class)
 
-    def plan(self, epoch: int) -> np.ndarray:
+    def epoch_rows(self, epoch: int) -> np.ndarray:
         """Return (len(index),) int64 rows in the order of the epoch's slots."""
         random = generator(self.seed, Purpose.PLAN, epoch=epoch)
         index, each = self.index, self.images_per_class
@@ -212,7 +212,7 @@ def _turns(classes: np.ndarray, num_turns: int, per_batch: int, random: np.rando
     return turns
 
 
-def _shuffled_in_classes(index: ProductIndex, random: np.random.Generator) -> np.ndarray:
+def _shuffled_in_classes(index: ClassIndex, random: np.random.Generator) -> np.ndarray:
     """Return by_class with the rows of each class in random order."""
     rows = random.permutation(index.by_class)
     return rows[order_by_class(index.labels[rows], index.num_classes)]
@@ -221,11 +221,11 @@ def _shuffled_in_classes(index: ProductIndex, random: np.random.Generator) -> np
 class Plan(Protocol):
     """What gives an epoch its rows."""
 
-    def plan(self, epoch: int) -> np.ndarray: ...
+    def epoch_rows(self, epoch: int) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
-class PairedPlan:
+class PairedSampler:
     """Pairs of one image from each of two plans: the first's in even slots, the second's in odd ones.
 
     Attributes:
@@ -235,18 +235,18 @@ class PairedPlan:
     first: Plan
     second: Plan
 
-    def plan(self, epoch: int) -> np.ndarray:
+    def epoch_rows(self, epoch: int) -> np.ndarray:
         """Return (2 * length,) int64 rows a0, b0, a1, b1, ..."""
-        return np.stack([self.first.plan(epoch), self.second.plan(epoch)], axis=1).ravel()
+        return np.stack([self.first.epoch_rows(epoch), self.second.epoch_rows(epoch)], axis=1).ravel()
 
 
 @dataclass(frozen=True)
-class RepeatedPlan:
+class RepeatedSampler:
     """Each row of a plan several times in a row: as many slots, so as many views of the image."""
 
     once: Plan
     times: int
 
-    def plan(self, epoch: int) -> np.ndarray:
+    def epoch_rows(self, epoch: int) -> np.ndarray:
         """Return (times * length,) int64 rows a0, a0, a1, a1, ..."""
-        return np.repeat(self.once.plan(epoch), self.times)
+        return np.repeat(self.once.epoch_rows(epoch), self.times)

@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple, Protocol
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
-class View(NamedTuple):
+class CropParams(NamedTuple):
     """A part of an image, resized and laid on a square canvas of zeros.
 
     Attributes:
@@ -54,7 +54,7 @@ class Transform(Protocol):
     size: int
     num_draws: int
 
-    def view(self, width: int, height: int, draws: Sequence[float]) -> View:
+    def crop_params(self, width: int, height: int, draws: Sequence[float]) -> CropParams:
         """Return what is seen of an image of this size, in pixels."""
 
 
@@ -79,10 +79,10 @@ class RandomResizedCrop:
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f'ratio is {self.ratio}; 0 < low <= high is needed')
 
-    def view(self, width: int, height: int, draws: Sequence[float]) -> View:
+    def crop_params(self, width: int, height: int, draws: Sequence[float]) -> CropParams:
         """Return a random crop, resized to the whole canvas."""
         box = self.box(width, height, draws[1:])
-        return View(box, self.size, self.size, flip=draws[0] < self.flip_probability)
+        return CropParams(box, self.size, self.size, flip=draws[0] < self.flip_probability)
 
     def box(self, width: int, height: int, draws: Sequence[float]) -> Box:
         """Return the crop: left, top, right, bottom, whole pixels."""
@@ -127,7 +127,7 @@ class PadCrop:
         if self.padding < 0:
             raise ValueError(f'padding is {self.padding}; at least 0 is needed')
 
-    def view(self, width: int, height: int, draws: Sequence[float]) -> View:
+    def crop_params(self, width: int, height: int, draws: Sequence[float]) -> CropParams:
         """Return the image, shifted by up to `padding` pixels each way."""
         right, down = (self.padding - int(draw * (2 * self.padding + 1)) for draw in draws[1:3])
         cut = _resized_and_cut(width, height, self.size, self.size)
@@ -150,7 +150,7 @@ class ResizeCenterCrop:
         if not self.crop_ratio > 0:
             raise ValueError(f'crop_ratio is {self.crop_ratio}; more than 0 is needed')
 
-    def view(self, width: int, height: int, draws: Sequence[float] = ()) -> View:
+    def crop_params(self, width: int, height: int, draws: Sequence[float] = ()) -> CropParams:
         """Return the centre; nothing is random."""
         return _resized_and_cut(width, height, max(1, math.floor(self.size / self.crop_ratio)), self.size)
 
@@ -173,7 +173,7 @@ class ResizeCornerCrop:
         if not 0 < self.crop_ratio <= 1:
             raise ValueError(f'crop_ratio is {self.crop_ratio}; above 0, at most 1 is needed')
 
-    def view(self, width: int, height: int, draws: Sequence[float] = ()) -> View:
+    def crop_params(self, width: int, height: int, draws: Sequence[float] = ()) -> CropParams:
         """Return the corner; nothing is random."""
         short_side = max(1, math.floor(self.size / self.crop_ratio))
         return _resized_and_cut(width, height, short_side, self.size, (self.right, self.bottom))
@@ -189,18 +189,18 @@ class ResizeWhole:
     def __post_init__(self):
         _check_size(self.size)
 
-    def view(self, width: int, height: int, draws: Sequence[float] = ()) -> View:
+    def crop_params(self, width: int, height: int, draws: Sequence[float] = ()) -> CropParams:
         """Return the whole image; nothing is random."""
         longer = max(width, height)
         fitted = [max(1, round(length * self.size / longer)) for length in (width, height)]
         left, top = ((self.size - length) // 2 for length in fitted)
         frame = (left, top, left + fitted[0], top + fitted[1])
-        return View((0, 0, width, height), *fitted, left, top, frame)
+        return CropParams((0, 0, width, height), *fitted, left, top, frame)
 
 
 def _resized_and_cut(
     width: int, height: int, short_side: int, size: int, corner: tuple[bool, bool] | None = None
-) -> View:
+) -> CropParams:
     """Return the image resized by its shorter side, its centre, or a corner (right, bottom), on a canvas of `size`."""
     shorter, longer = sorted((width, height))
     long_side = int(short_side * longer / shorter)
@@ -210,7 +210,7 @@ def _resized_and_cut(
     else:
         left, top = ((length - size) * far for length, far in zip(resized, corner, strict=True))
     if short_side * long_side <= MAX_RESIZED_PIXELS:
-        return View((0, 0, width, height), *resized, -left, -top)
+        return CropParams((0, 0, width, height), *resized, -left, -top)
     return _central_part(width, height, resized, (left, top, left + size, top + size))
 
 
@@ -220,13 +220,13 @@ def _central_offset(length: int, size: int) -> int:
     return -((size - length) // 2) if size > length else round((length - size) / 2)
 
 
-def _central_part(width: int, height: int, resized: tuple[int, int], cut: tuple[int, int, int, int]) -> View:
+def _central_part(width: int, height: int, resized: tuple[int, int], cut: tuple[int, int, int, int]) -> CropParams:
     """Return the view of what lies in `cut` of the resized image, alone; the same but for the weights' rounding."""
     left, top = max(cut[0], 0), max(cut[1], 0)
     right, bottom = min(cut[2], resized[0]), min(cut[3], resized[1])
     across, down = width / resized[0], height / resized[1]  # source pixels a target pixel
     box = (left * across, top * down, right * across, bottom * down)
-    return View(box, right - left, bottom - top, left - cut[0], top - cut[1])
+    return CropParams(box, right - left, bottom - top, left - cut[0], top - cut[1])
 
 
 def _between(low: float, high: float, draw: float) -> float:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from lib.dataset.images import FileImages, Images
-from lib.dataset.index import ProductIndex
+from lib.dataset.index import ClassIndex
 from lib.dataset.loader import Batch, EvalLoader, TrainLoader
 from lib.dataset.normalize import Normalize
 from lib.dataset.reader import BatchReader
@@ -44,7 +44,7 @@ def files(folder: Path) -> FileImages:
 
 def reader_of(images: Images, on_bad: str = 'replace', seed: int = 3, transform=CROP) -> BatchReader:
     """Return a reader of training images."""
-    return BatchReader(images, LABELS, transform, seed, on_bad, ProductIndex(LABELS, 4))
+    return BatchReader(images, LABELS, transform, seed, on_bad, ClassIndex(LABELS, 4))
 
 
 def feed(num_workers: int = 0) -> dict:
@@ -56,7 +56,7 @@ def train_loader(
     images: Images, batch_size=4, num_workers=0, weights=class_balance, seed=3, on_bad='replace', **options
 ) -> TrainLoader:
     """Return a loader of training images."""
-    plan = Sampler(weights, ProductIndex(LABELS, 4), seed, max_epoch=5)
+    plan = Sampler(weights, ClassIndex(LABELS, 4), seed, max_epoch=5)
     reader = reader_of(images, on_bad, seed)
     return TrainLoader(reader, plan, len(LABELS), batch_size, **feed(num_workers), **options)
 

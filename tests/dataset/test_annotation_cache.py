@@ -15,7 +15,7 @@ import pytest
 from lib.dataset import annotation_cache, annotations
 from lib.dataset.annotation_cache import load, places
 from lib.dataset.annotations import read_annotations
-from lib.dataset.index import ProductIndex
+from lib.dataset.index import ClassIndex
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
 
@@ -362,7 +362,7 @@ def check_in_a_worker(found, path):
     """Send what workers get to a process that starts afresh."""
     context = multiprocessing.get_context('spawn')
     ours, theirs = context.Pipe()
-    index = ProductIndex(found.labels, found.num_classes, by_class=found.by_class)
+    index = ClassIndex(found.labels, found.num_classes, by_class=found.by_class)
     process = context.Process(target=read_back, args=(found.paths, found.labels, index, theirs))
     process.start()
     paths, labels, rows = ours.recv()
@@ -384,7 +384,7 @@ def test_pickled_it_is_a_place(path):
     write(path, entries(20_000))
     read_annotations(path)
     found = read_annotations(path)
-    data = pickle.dumps((found, ProductIndex(found.labels, found.num_classes, by_class=found.by_class)))
+    data = pickle.dumps((found, ClassIndex(found.labels, found.num_classes, by_class=found.by_class)))
     assert len(data) < 3000
     again, index = pickle.loads(data)
     check(again, path)

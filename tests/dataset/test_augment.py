@@ -8,8 +8,8 @@ from torchvision.transforms import v2
 
 from lib.dataset.augment import POLICIES, Augment
 from lib.dataset.images import ArrayImages
-from lib.dataset.index import ProductIndex
-from lib.dataset.reader import BatchReader, Request
+from lib.dataset.index import ClassIndex
+from lib.dataset.reader import BatchReader, BatchRequest
 from lib.dataset.transforms import RandomResizedCrop
 
 ALL = [
@@ -61,10 +61,10 @@ def test_erasing_happens_as_often_as_asked_and_leaves_the_mean_colour():
 def test_a_slot_is_augmented_alike_whatever_the_batch():
     labels = np.zeros(8, np.int32)
     images = ArrayImages(np.stack([noise(row).numpy() for row in range(8)]))
-    index = ProductIndex(labels, 1)
+    index = ClassIndex(labels, 1)
     reader = BatchReader(images, labels, RandomResizedCrop(16), 3, 'replace', index, Augment(policy='trivial_augment'))
-    whole = reader[Request(2, 0, np.arange(8))].pixels
-    halves = torch.cat([reader[Request(2, start, np.arange(start, start + 4))].pixels for start in (0, 4)])
+    whole = reader[BatchRequest(2, 0, np.arange(8))].pixels
+    halves = torch.cat([reader[BatchRequest(2, start, np.arange(start, start + 4))].pixels for start in (0, 4)])
     assert torch.equal(whole, halves)
     reader.augment = None
-    assert not torch.equal(whole, reader[Request(2, 0, np.arange(8))].pixels)
+    assert not torch.equal(whole, reader[BatchRequest(2, 0, np.arange(8))].pixels)

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from lib.dataset.decode import CHANNELS, DecodeError, decode
 from lib.dataset.images import FileImages
-from lib.dataset.lazy_image import open_picture
+from lib.dataset.lazy_image import open_lazy_image
 
 
 def encode(image, kind, **options):
@@ -341,7 +341,7 @@ def test_a_jpeg_whose_header_lies_is_named_bad(options):
         with pytest.raises(DecodeError):
             decode(with_height(data, height))
         with pytest.raises(DecodeError):
-            open_picture(with_height(data, height)).pixels(1.0)
+            open_lazy_image(with_height(data, height)).pixels(1.0)
 
 
 @pytest.mark.parametrize(('bit_depth', 'color_type'), [(1, 0), (4, 0), (16, 0), (8, 2), (8, 3), (8, 4), (16, 6)])

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lib.dataset.folder import chosen_few, held_out
+from lib.dataset.folder import sample_indices, sample_valid_indices
 from lib.errors import UserError
 from lib.formats.converted import Converted, Split, with_validation
 
@@ -15,16 +15,16 @@ from lib.formats.converted import Converted, Split, with_validation
     [(0, 0.1, 0), (1, 0.9, 0), (2, 0.1, 1), (2, 0.9, 1), (10, 0.0, 0), (10, 0.1, 1), (10, 0.9, 9), (25, 0.1, 2)],
 )
 def test_how_many(num_images, fraction, number):
-    places = held_out(num_images, 'tea', fraction, seed=0)
+    places = sample_valid_indices(num_images, 'tea', fraction, seed=0)
     assert len(places) == number
     assert sorted(set(places.tolist())) == places.tolist()
     assert all(0 <= place < num_images for place in places)
 
 
 def test_seed_and_name_decide():
-    assert np.array_equal(held_out(50, 'tea', 0.2, 1), held_out(50, 'tea', 0.2, 1))
-    assert not np.array_equal(held_out(50, 'tea', 0.2, 1), held_out(50, 'tea', 0.2, 2))
-    assert not np.array_equal(held_out(50, 'tea', 0.2, 1), held_out(50, 'cola', 0.2, 1))
+    assert np.array_equal(sample_valid_indices(50, 'tea', 0.2, 1), sample_valid_indices(50, 'tea', 0.2, 1))
+    assert not np.array_equal(sample_valid_indices(50, 'tea', 0.2, 1), sample_valid_indices(50, 'tea', 0.2, 2))
+    assert not np.array_equal(sample_valid_indices(50, 'tea', 0.2, 1), sample_valid_indices(50, 'cola', 0.2, 1))
 
 
 def converted(tmp_path, **more):
@@ -44,7 +44,7 @@ def test_converted_source(tmp_path):
     assert train.paths == sorted(train.paths, key=before.splits['train'].paths.index)
     assert after.splits['test'].paths == ['x.jpg']
     cola = [path for path, label in before.splits['train'] if label == 0]
-    assert [path for path, label in valid if label == 0] == [cola[place] for place in held_out(12, 'cola', 0.25, 3)]
+    assert [path for path, label in valid if label == 0] == [cola[place] for place in sample_valid_indices(12, 'cola', 0.25, 3)]
 
 
 def test_what_cannot_be_split(tmp_path):
@@ -60,10 +60,10 @@ def test_what_cannot_be_split(tmp_path):
 
 @pytest.mark.parametrize(('num_images', 'number', 'chosen'), [(0, 3, 0), (2, 3, 2), (9, 3, 3), (9, 9, 9)])
 def test_a_few_of_a_class(num_images, number, chosen):
-    places = chosen_few(num_images, 'tea', number, seed=0)
+    places = sample_indices(num_images, 'tea', number, seed=0)
     assert len(set(places.tolist())) == chosen
     assert sorted(places.tolist()) == places.tolist()
     assert all(0 <= place < num_images for place in places)
-    assert np.array_equal(places, chosen_few(num_images, 'tea', number, seed=0))
-    others = {tuple(chosen_few(50, name, 3, seed)) for name in ('tea', 'jam') for seed in range(5)}
+    assert np.array_equal(places, sample_indices(num_images, 'tea', number, seed=0))
+    others = {tuple(sample_indices(50, name, 3, seed)) for name in ('tea', 'jam') for seed in range(5)}
     assert len(others) == 10

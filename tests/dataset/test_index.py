@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lib.dataset.index import ProductIndex
+from lib.dataset.index import ClassIndex
 
 
 def random_labels(seed, num_images=200, num_classes=12):
@@ -14,7 +14,7 @@ def random_labels(seed, num_images=200, num_classes=12):
 @pytest.mark.parametrize('seed', range(5))
 def test_rows_of_each_class(seed):
     labels, num_classes = random_labels(seed)
-    index = ProductIndex(labels, num_classes)
+    index = ClassIndex(labels, num_classes)
     assert len(index) == len(labels)
     for label in range(num_classes):
         rows = [row for row, of in enumerate(labels) if of == label]
@@ -29,7 +29,7 @@ def test_rows_of_each_class(seed):
 def test_only_kept_rows_take_part(seed):
     labels, num_classes = random_labels(seed)
     kept = np.flatnonzero(np.random.default_rng(seed).random(len(labels)) < 0.5)
-    index = ProductIndex(labels, num_classes, kept)
+    index = ClassIndex(labels, num_classes, kept)
     assert len(index) == len(kept)
     for label in range(num_classes):
         assert index.rows_of(label).tolist() == [row for row in kept.tolist() if labels[row] == label]
@@ -39,7 +39,7 @@ def test_only_kept_rows_take_part(seed):
 @pytest.mark.parametrize('seed', range(3))
 def test_cap(seed, cap):
     labels, num_classes = random_labels(seed)
-    whole = ProductIndex(labels, num_classes)
+    whole = ClassIndex(labels, num_classes)
     capped = whole.capped(cap, seed)
     assert capped.class_counts.tolist() == np.minimum(whole.class_counts, cap).tolist()
     assert capped.rows.tolist() == sorted(set(capped.rows.tolist()))
@@ -52,14 +52,14 @@ def test_cap(seed, cap):
 
 
 def test_the_seed_chooses():
-    index = ProductIndex(np.zeros(100, np.int32), 1)
+    index = ClassIndex(np.zeros(100, np.int32), 1)
     chosen = {tuple(index.capped(50, seed).rows.tolist()) for seed in range(5)}
     assert len(chosen) == 5
 
 
 def test_every_image_has_the_same_chance():
     """20 of 40 kept, 400 seeds: each image about 200 times (standard deviation 10)."""
-    index = ProductIndex(np.repeat([0, 1], [40, 5]).astype(np.int32), 2)
+    index = ClassIndex(np.repeat([0, 1], [40, 5]).astype(np.int32), 2)
     times = np.bincount(np.concatenate([index.capped(20, seed).rows for seed in range(400)]), minlength=45)
     assert times[40:].tolist() == [400] * 5
     assert (abs(times[:40] - 200) < 45).all(), times
@@ -67,20 +67,20 @@ def test_every_image_has_the_same_chance():
 
 def test_no_cap_and_a_wide_cap_change_nothing():
     labels, num_classes = random_labels(0)
-    index = ProductIndex(labels, num_classes)
+    index = ClassIndex(labels, num_classes)
     assert index.capped(0, 1) is index
     assert index.capped(1000, 1) is index
 
 
 def test_a_cap_of_a_cap():
     labels, num_classes = random_labels(1)
-    once = ProductIndex(labels, num_classes).capped(20, 3)
+    once = ClassIndex(labels, num_classes).capped(20, 3)
     twice = once.capped(5, 3)
     assert set(twice.rows.tolist()) <= set(once.rows.tolist())
     assert twice.class_counts.tolist() == np.minimum(once.class_counts, 5).tolist()
 
 
 def test_an_empty_split():
-    index = ProductIndex(np.zeros(0, np.int32), 3)
+    index = ClassIndex(np.zeros(0, np.int32), 3)
     assert (len(index), index.class_counts.tolist(), index.rows_of(1).tolist()) == (0, [0, 0, 0], [])
     assert index.capped(2, 0) is index

@@ -10,10 +10,10 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, functional
 
 from lib.dataset import lazy_image as pictures
-from lib.dataset.crop_resize import render
+from lib.dataset.crop_resize import crop_resize
 from lib.dataset.decode import DecodeError, decode
-from lib.dataset.lazy_image import JpegPicture, open_picture
-from lib.dataset.transforms import RandomResizedCrop, ResizeCenterCrop, View
+from lib.dataset.lazy_image import LazyJpegImage, open_lazy_image
+from lib.dataset.transforms import CropParams, RandomResizedCrop, ResizeCenterCrop
 from tests.dataset.drawing import draw
 
 
@@ -39,7 +39,7 @@ def exif_of(orientation):
 @pytest.mark.parametrize('scale', [1.0, 0.3])
 def test_orientation_is_read_from_the_header_and_undone(orientation, scale):
     data = encode(smooth(160, 96), quality=95, exif=exif_of(orientation))
-    picture, whole = open_picture(data), decode(data)
+    picture, whole = open_lazy_image(data), decode(data)
     assert (picture.width, picture.height) == whole.size
     pixels, reduction = picture.pixels(scale)
     assert reduction == (1 if scale == 1 else 2)
@@ -50,7 +50,7 @@ def test_orientation_is_read_from_the_header_and_undone(orientation, scale):
 
 def test_metadata_is_not_parsed_where_there_is_none(monkeypatch):
     monkeypatch.setattr(pictures, 'orientation_of', lambda data: pytest.fail('Pillow was asked'))
-    assert open_picture(encode(smooth(64, 48))).width == 64
+    assert open_lazy_image(encode(smooth(64, 48))).width == 64
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_the_whole_jpeg_is_pillows(mode, size, options):
     if mode == 'L':
         options = {name: value for name, value in options.items() if name != 'subsampling'}
     data = encode(smooth(*size).convert(mode), **options)
-    picture = open_picture(data)
-    assert isinstance(picture, JpegPicture)
+    picture = open_lazy_image(data)
+    assert isinstance(picture, LazyJpegImage)
     pixels, reduction = picture.pixels(1.0)
     assert reduction == 1
     assert np.abs(pixels.astype(int) - np.asarray(decode(data))).max() <= 1
@@ -72,7 +72,7 @@ def test_the_whole_jpeg_is_pillows(mode, size, options):
 @pytest.mark.parametrize('size', [(1, 1), (15, 400), (31, 33), (160, 121), (801, 799), (1025, 640)], ids=str)
 @pytest.mark.parametrize('scale', [1.0, 0.51, 0.5, 0.49, 0.26, 0.25, 0.13, 0.125, 0.01])
 def test_no_larger_than_needed_and_never_smaller(size, scale):
-    pixels, reduction = open_picture(encode(smooth(*size))).pixels(scale)
+    pixels, reduction = open_lazy_image(encode(smooth(*size))).pixels(scale)
     assert reduction in (1, 2, 4, 8)
     assert 1 / reduction >= scale
     assert pixels.shape == (-(-size[1] // reduction), -(-size[0] // reduction), 3)
@@ -84,7 +84,7 @@ def test_no_larger_than_needed_and_never_smaller(size, scale):
 def test_other_formats_are_decoded_whole(kind):
     image = smooth(50, 40)
     data = encode(image, kind, **({'lossless': True} if kind == 'WEBP' else {}))
-    picture = open_picture(data)
+    picture = open_lazy_image(data)
     assert (picture.width, picture.height) == (50, 40)
     pixels, reduction = picture.pixels(0.1)
     assert reduction == 1
@@ -93,14 +93,14 @@ def test_other_formats_are_decoded_whole(kind):
 
 def test_cmyk_jpegs_are_pillows():
     data = encode(Image.new('CMYK', (40, 30), (0, 200, 100, 0)), quality=95)
-    assert np.array_equal(open_picture(data).pixels(1.0)[0], np.asarray(decode(data)))
+    assert np.array_equal(open_lazy_image(data).pixels(1.0)[0], np.asarray(decode(data)))
 
 
 def test_heic_is_read_where_its_package_is():
     pillow_heif = pytest.importorskip('pillow_heif')
     buffer = io.BytesIO()
     pillow_heif.from_pillow(smooth(64, 48)).save(buffer, quality=95)
-    picture = open_picture(buffer.getvalue())
+    picture = open_lazy_image(buffer.getvalue())
     assert (picture.width, picture.height) == (64, 48)
     assert np.abs(picture.pixels(1.0)[0].astype(int) - np.asarray(smooth(64, 48))).mean() < 8
 
@@ -108,13 +108,13 @@ def test_heic_is_read_where_its_package_is():
 def test_heic_says_what_is_wanting(monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'pillow_heif', None)
     with pytest.raises(DecodeError, match='pip install pillow-heif'):
-        open_picture(b'\0\0\0\x18ftypheic' + b'\0' * 100)
+        open_lazy_image(b'\0\0\0\x18ftypheic' + b'\0' * 100)
 
 
 @pytest.mark.parametrize('share', [0.3, 0.6, 0.9, 0.99])
 def test_a_truncated_jpeg_shows_when_it_is_decoded(share):
     data = encode(smooth(300, 200))
-    picture = open_picture(data[: int(len(data) * share)])
+    picture = open_lazy_image(data[: int(len(data) * share)])
     for scale in (1.0, 0.2):
         with pytest.raises(DecodeError):
             picture.pixels(scale)
@@ -124,13 +124,13 @@ def test_harmless_oddities_are_no_damage():
     data = encode(smooth(64, 48))
     at = data.rindex(b'\xff\xd9')
     odd = data[:at] + b'\x00\x00\x00' + data[at:] + b'trailing bytes'
-    assert np.array_equal(open_picture(odd).pixels(1.0)[0], np.asarray(decode(odd)))
+    assert np.array_equal(open_lazy_image(odd).pixels(1.0)[0], np.asarray(decode(odd)))
 
 
 def test_a_bomb_is_refused_by_its_header():
     data = encode(smooth(40, 30))
     with pytest.raises(DecodeError, match='40 x 30 pixels; at most 1,199'):
-        open_picture(data, max_pixels=1199)
+        open_lazy_image(data, max_pixels=1199)
 
 
 @pytest.mark.parametrize('transform', [ResizeCenterCrop(32), RandomResizedCrop(32, (0.5, 1.0))], ids=repr)
@@ -141,13 +141,13 @@ def test_a_reduced_decode_looks_like_a_full_one(transform, size):
     for seed in range(10):
         draws = np.random.default_rng(seed).random(transform.num_draws).tolist()
         print('seed', seed)
-        reduced, whole = draw(transform, open_picture(data), draws), draw(transform, decode(data), draws)
+        reduced, whole = draw(transform, open_lazy_image(data), draws), draw(transform, decode(data), draws)
         assert np.abs(reduced.astype(int) - whole).mean() <= 3
 
 
 def test_what_reaches_over_the_canvas_is_cut_and_the_rest_is_zeros():
     canvas = np.full((8, 8, 3), 7, np.uint8)
-    render(open_picture(encode(Image.new('RGB', (4, 4), 'white'), 'PNG')), View((0, 0, 4, 4), 4, 4, -2, 6), canvas)
+    crop_resize(open_lazy_image(encode(Image.new('RGB', (4, 4), 'white'), 'PNG')), CropParams((0, 0, 4, 4), 4, 4, -2, 6), canvas)
     expected = np.zeros((8, 8, 3))
     expected[6:, :2] = 255
     assert np.array_equal(canvas, expected)
@@ -165,7 +165,7 @@ def test_real_photos_are_within_three_levels_of_a_full_decode(enlarged):
         if enlarged > 1:
             photo = Image.open(path).convert('RGB')
             data = encode(photo.resize((round(photo.width * enlarged), round(photo.height * enlarged))), quality=90)
-        whole, picture = decode(data), open_picture(data)
+        whole, picture = decode(data), open_lazy_image(data)
         draws = np.random.default_rng(number).random(crop.num_draws).tolist()
         left, top, right, bottom = crop.box(*whole.size, draws[1:])
         expected = (

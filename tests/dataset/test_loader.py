@@ -12,11 +12,11 @@ from PIL import Image
 
 from lib.dataset import pipeline as feeding
 from lib.dataset.images import ArrayImages
-from lib.dataset.index import ProductIndex
-from lib.dataset.lazy_image import Picture
+from lib.dataset.index import ClassIndex
+from lib.dataset.lazy_image import LazyImage
 from lib.dataset.loader import EvalLoader, TrainLoader
 from lib.dataset.normalize import Normalize, mirror
-from lib.dataset.reader import BatchReader, Filled, Request
+from lib.dataset.reader import BatchReader, BatchRequest, RawBatch
 from lib.dataset.sampler import instance_balance
 from lib.dataset.transforms import PadCrop, ResizeCenterCrop, ResizeCornerCrop, ResizeWhole
 from lib.errors import UserError
@@ -46,7 +46,7 @@ def bad_folder(tmp_path):
     return write_images(tmp_path, BAD)
 
 
-def pixels_of(filled: Filled) -> torch.Tensor:
+def pixels_of(filled: RawBatch) -> torch.Tensor:
     """What the device makes of them."""
     return mirror(filled.pixels.clone(), torch.from_numpy(np.flatnonzero(filled.flip)))
 
@@ -92,7 +92,7 @@ def test_batches_are_the_plans_rows_in_order_without_the_rest(folder):
     batches = list(loader.batches(2))
     assert (loader.steps_per_epoch, len(batches)) == (2, 2)
     rows = torch.cat([batch.rows for batch in batches])
-    assert rows.tolist() == loader.plan.plan(2)[:8].tolist()
+    assert rows.tolist() == loader.epoch_rows.epoch_rows(2)[:8].tolist()
     assert torch.cat([batch.labels for batch in batches]).tolist() == LABELS[rows].tolist()
     for batch in batches:
         assert batch.images.shape == (4, 3, SIZE, SIZE)
@@ -120,9 +120,9 @@ def test_an_image_drawn_twice_is_cropped_twice(folder):
     reader = reader_of(files(folder))
 
     def pixels(epoch, slot, seed=3):
-        return pixels_of(reader_of(files(folder), seed=seed)[Request(epoch, slot, np.array([4]))])[0]
+        return pixels_of(reader_of(files(folder), seed=seed)[BatchRequest(epoch, slot, np.array([4]))])[0]
 
-    twice = pixels_of(reader[Request(0, 0, np.array([4, 4]))])
+    twice = pixels_of(reader[BatchRequest(0, 0, np.array([4, 4]))])
     assert not torch.equal(twice[0], twice[1])
     assert torch.equal(twice[1], pixels(0, 1))
     assert not torch.equal(pixels(0, 0), pixels(1, 0))
@@ -137,14 +137,14 @@ def test_arrays_are_read_like_files(folder):
 def test_the_replacement_is_another_image_of_the_class_at_the_same_slot(bad_folder):
     reader = reader_of(files(bad_folder))
     rows = np.array([1, 6, 1, 5])
-    batch = reader[Request(2, 40, rows)]
+    batch = reader[BatchRequest(2, 40, rows)]
     assert batch.rows.tolist() == rows.tolist()
     assert batch.labels.tolist() == [0, 1, 0, 1]
     assert batch.readable.all()
     assert {row for row, _ in batch.bad} - {7} == {1, 6}
     for place, label in enumerate((0, 1, 0)):
         good = [row for row in reader.index.rows_of(label) if row not in BAD]
-        candidates = [pixels_of(reader[Request(2, 40 + place, np.array([row]))])[0] for row in good]
+        candidates = [pixels_of(reader[BatchRequest(2, 40 + place, np.array([row]))])[0] for row in good]
         # The crop is the slot's own, so it is that of the good image in its place.
         assert any(torch.equal(pixels_of(batch)[place], candidate) for candidate in candidates), place
 
@@ -153,7 +153,7 @@ def test_the_replacement_is_a_pure_function_of_seed_epoch_and_slot(bad_folder):
     images = files(bad_folder)
 
     def fill(seed, epoch, slot):
-        return reader_of(images, seed=seed, transform=ResizeCenterCrop(SIZE, 1.0))[Request(epoch, slot, np.array([1]))]
+        return reader_of(images, seed=seed, transform=ResizeCenterCrop(SIZE, 1.0))[BatchRequest(epoch, slot, np.array([1]))]
 
     assert torch.equal(fill(3, 1, 5).pixels, fill(3, 1, 5).pixels)
     seen = {tuple(fill(seed, epoch, slot).pixels.flatten().tolist())
@@ -164,17 +164,17 @@ def test_the_replacement_is_a_pure_function_of_seed_epoch_and_slot(bad_folder):
 def test_every_image_that_was_tried_is_told(bad_folder):
     """Row 5 is the only good one of its class: for some slot, 7 is tried before it."""
     reader = reader_of(files(bad_folder))
-    told = [dict(reader[Request(0, slot, np.array([6]))].bad) for slot in range(20)]
+    told = [dict(reader[BatchRequest(0, slot, np.array([6]))].bad) for slot in range(20)]
     assert {frozenset(bad) for bad in told} == {frozenset({6}), frozenset({6, 7})}
     assert all('image' in reason for bad in told for reason in bad.values())
 
 
 def test_capped_images_do_not_stand_in(folder):
-    index = ProductIndex(LABELS, 4, kept=np.array([0, 1, 5, 8, 10]))
+    index = ClassIndex(LABELS, 4, kept=np.array([0, 1, 5, 8, 10]))
     (folder / '0.png').write_bytes(b'bad')
     (folder / '1.png').write_bytes(b'bad')
     reader = BatchReader(files(folder), LABELS, CROP, 0, 'replace', index)
-    found = reader[Request(0, 0, np.array([0]))]
+    found = reader[BatchRequest(0, 0, np.array([0]))]
     assert isinstance(found, UserError)
     assert 'class 0: none of its 2 training images' in str(found)
 
@@ -254,20 +254,20 @@ def test_looks_are_one_pass_a_transform(folder, options):
     readers = [BatchReader(files(folder), LABELS, view, 0) for view in views]
     alone = [list(EvalLoader(reader, len(LABELS), 4, **feed())) for reader in readers]
     together = EvalLoader(replace(readers[0], others=tuple(views[1:])), len(LABELS), 4, **{**feed(), **options})
-    parts = together.parts()
-    found = list(together.looks(parts))
+    parts = together.batch_slices()
+    found = list(together.views(parts))
     assert len(found) == len(parts)
     for place in range(len(views)):
         assert all_same(alone[place], [batches[place] for batches in found])
     # Some of the parts, as after an interruption.
-    (last,) = together.looks(parts[-1:])
+    (last,) = together.views(parts[-1:])
     assert all_same([batches[-1] for batches in alone], last)
 
 
 class Deadly(ArrayImages):
     """Kills whichever process opens an image of it, as the system does when memory ends."""
 
-    def open(self, row: int) -> Picture:
+    def open(self, row: int) -> LazyImage:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -301,7 +301,7 @@ NO_PHOTOS = {
 @pytest.mark.parametrize('name', NO_PHOTOS)
 def test_what_is_no_photo_is_named_and_survived(folder, name):
     (folder / '1.png').write_bytes(NO_PHOTOS[name])
-    request = Request(0, 0, np.array([0, 1, 2]))
+    request = BatchRequest(0, 0, np.array([0, 1, 2]))
     marked = reader_of(files(folder), 'mark')[request]
     assert marked.readable.tolist() == [True, False, True]
     assert not marked.pixels[1].any()
@@ -319,7 +319,7 @@ def test_what_is_no_photo_is_named_and_survived(folder, name):
 def test_one_pixel_is_a_photo(folder):
     Image.new('RGB', (1, 1), (9, 200, 30)).save(folder / '1.png')
     for transform in (CROP, ResizeCenterCrop(SIZE), PadCrop(SIZE, 0)):
-        pixels = reader_of(files(folder), transform=transform)[Request(0, 0, np.array([1]))].pixels
+        pixels = reader_of(files(folder), transform=transform)[BatchRequest(0, 0, np.array([1]))].pixels
         assert (pixels == torch.tensor([9, 200, 30], dtype=torch.uint8)).all()
 
 
@@ -330,7 +330,7 @@ def test_buffers_are_used_again_without_a_trace(folder):
     rows = np.arange(len(LABELS)).repeat(6)
 
     class Plan:
-        def plan(self, epoch):
+        def epoch_rows(self, epoch):
             return np.random.default_rng(epoch).permutation(rows)
 
     def batches(num_workers, epoch):

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.dataset.images import ArrayImages
-from lib.dataset.index import ProductIndex
+from lib.dataset.index import ClassIndex
 from lib.dataset.loader import Batch, EvalLoader, TrainLoader
 from lib.dataset.reader import BatchReader
-from lib.dataset.sampler import RepeatedPlan, Sampler, instance_balance
+from lib.dataset.sampler import RepeatedSampler, Sampler, instance_balance
 from lib.dataset.transforms import ResizeCenterCrop
 from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
@@ -73,8 +73,8 @@ def test_workers_of_ranks_change_nothing(images):
 def loaders_of(num_slots: int, batch_size: int, count: int) -> list[TrainLoader]:
     images = ArrayImages(np.zeros((1, SIZE, SIZE, 3), np.uint8))
     labels = np.zeros(1, np.int32)
-    index = ProductIndex(labels, 1)
-    plan = RepeatedPlan(Sampler(instance_balance, index, 0, 1), num_slots)
+    index = ClassIndex(labels, 1)
+    plan = RepeatedSampler(Sampler(instance_balance, index, 0, 1), num_slots)
     reader = BatchReader(images, labels, CROP, 0, 'replace', index)
     return [
         TrainLoader(reader, plan, num_slots, batch_size, group=ProcessGroup(rank, count), **feed())
@@ -135,7 +135,7 @@ def test_evaluation_sees_every_row_once(images, batch_size, count):
         assert rows == list(range(one.rows.start, one.rows.stop))
         assert one.max_batches == max(map(len, found))
         for number in range(one.max_batches + 1):
-            assert one.sizes(number) == [len(own[number].rows) if number < len(own) else 0 for own in found]
+            assert one.batch_sizes(number) == [len(own[number].rows) if number < len(own) else 0 for own in found]
 
 
 def test_a_rank_without_images_with_workers(images):

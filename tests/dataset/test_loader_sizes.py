@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lib.dataset.index import ProductIndex
+from lib.dataset.index import ClassIndex
 from lib.dataset.loader import TrainLoader
 from lib.dataset.sampler import Sampler, class_balance
 from lib.dataset.transforms import PadCrop, RandomResizedCrop, ResizeCenterCrop
@@ -25,7 +25,7 @@ def images(tmp_path):
 
 
 def loader_of(images, size=SIZE, sizes=None, num_workers=0, transform='random_resized_crop', on_bad='replace'):
-    plan = Sampler(class_balance, ProductIndex(LABELS, 4), 3, max_epoch=5)
+    plan = Sampler(class_balance, ClassIndex(LABELS, 4), 3, max_epoch=5)
     reader = reader_of(images, on_bad, transform=TRANSFORMS[transform](size))
     return TrainLoader(reader, plan, len(LABELS), 3, sizes=sizes, **feed(num_workers))
 

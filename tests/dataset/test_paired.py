@@ -6,12 +6,12 @@ from scipy import stats
 
 from lib.builders.loader import SAMPLERS, build_sampler
 from lib.config.load import load_config
-from lib.dataset.index import ProductIndex
-from lib.dataset.sampler import PairedPlan, RepeatedPlan, Sampler, SwitchingSampler, instance_balance
+from lib.dataset.index import ClassIndex
+from lib.dataset.sampler import PairedSampler, RepeatedSampler, Sampler, SwitchingSampler, instance_balance
 
 COUNTS = np.array([400, 100, 0, 25, 4, 1, 0])
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(7), COUNTS)).astype(np.int32)
-INDEX = ProductIndex(LABELS, len(COUNTS))
+INDEX = ClassIndex(LABELS, len(COUNTS))
 SEEN = COUNTS > 0
 
 
@@ -42,12 +42,12 @@ class Rows:
     def __init__(self, *rows):
         self.rows = np.array(rows)
 
-    def plan(self, epoch):
+    def epoch_rows(self, epoch):
         return self.rows + 100 * epoch
 
 
 def test_pairs_lie_side_by_side():
-    rows = PairedPlan(Rows(1, 2, 3), Rows(7, 8, 9)).plan(2)
+    rows = PairedSampler(Rows(1, 2, 3), Rows(7, 8, 9)).epoch_rows(2)
     assert rows.tolist() == [201, 207, 202, 208, 203, 209]
     assert rows.dtype == np.int64
 
@@ -56,7 +56,7 @@ def test_pairs_lie_side_by_side():
     ('times', 'expected'), [(1, [105, 106]), (2, [105, 105, 106, 106]), (3, [105] * 3 + [106] * 3)]
 )
 def test_rows_are_repeated_side_by_side(times, expected):
-    rows = RepeatedPlan(Rows(5, 6), times).plan(1)
+    rows = RepeatedSampler(Rows(5, 6), times).epoch_rows(1)
     assert rows.tolist() == expected
     assert rows.dtype == np.int64
 
@@ -68,9 +68,9 @@ def test_even_slots_are_the_usual_sampler_and_odd_ones_the_other(name, mix):
     usual = built(TRAIN_MAX_EPOCH=61)
     odd = {}
     for epoch in range(20, 50):
-        rows = plan.plan(epoch)
+        rows = plan.epoch_rows(epoch)
         assert rows.shape == (2 * len(INDEX),)
-        assert np.array_equal(rows[::2], usual.plan(epoch))
+        assert np.array_equal(rows[::2], usual.epoch_rows(epoch))
         odd[epoch] = rows[1::2]
     assert_classes_follow(name, odd, 61)
 
@@ -78,7 +78,7 @@ def test_even_slots_are_the_usual_sampler_and_odd_ones_the_other(name, mix):
 @pytest.mark.parametrize('name', SAMPLERS)
 def test_two_of_one_kind_draw_independently(name):
     plan = built(MIX_TYPE='cmo', SAMPLER_TYPE=name, SAMPLER_PAIR_TYPE=name)
-    rows = np.concatenate([plan.plan(epoch) for epoch in range(20)]).reshape(-1, 2)
+    rows = np.concatenate([plan.epoch_rows(epoch) for epoch in range(20)]).reshape(-1, 2)
     assert not np.array_equal(rows[:, 0], rows[:, 1])
     table = stats.contingency.crosstab(*LABELS[rows].T).count
     table = table[table.sum(axis=1) > 300][:, table.sum(axis=0) > 300]
@@ -88,18 +88,18 @@ def test_two_of_one_kind_draw_independently(name):
 
 @pytest.mark.parametrize('name', SAMPLERS)
 def test_streams_are_apart_and_the_first_is_what_it_was(name):
-    def plan(seed, stream, epoch):
-        return Sampler(SAMPLERS[name], INDEX, seed, 10, stream=stream).plan(epoch).tolist()
+    def epoch_rows(seed, stream, epoch):
+        return Sampler(SAMPLERS[name], INDEX, seed, 10, stream=stream).epoch_rows(epoch).tolist()
 
-    assert plan(3, 0, 1) == Sampler(SAMPLERS[name], INDEX, 3, 10).plan(1).tolist()
+    assert plan(3, 0, 1) == Sampler(SAMPLERS[name], INDEX, 3, 10).epoch_rows(1).tolist()
     assert plan(3, 1, 1) == plan(3, 1, 1)
     others = [plan(3, 0, 1), plan(3, 2, 1), plan(3, 1, 2), plan(4, 1, 1)]
     assert plan(3, 1, 1) not in others
 
 
 def test_a_paired_plan_is_a_pure_function_of_seed_and_epoch():
-    def plan(seed, epoch):
-        return built(MIX_TYPE='cmo', SEED=seed).plan(epoch).tolist()
+    def epoch_rows(seed, epoch):
+        return built(MIX_TYPE='cmo', SEED=seed).epoch_rows(epoch).tolist()
 
     assert plan(1, 3) == plan(1, 3)
     assert plan(1, 3) != plan(1, 4)
@@ -107,8 +107,8 @@ def test_a_paired_plan_is_a_pure_function_of_seed_and_epoch():
 
 
 def test_two_views_an_image():
-    rows = built(LOSS_AUXILIARY='balanced_contrastive').plan(3)
-    once = built().plan(3)
+    rows = built(LOSS_AUXILIARY='balanced_contrastive').epoch_rows(3)
+    once = built().epoch_rows(3)
     assert np.array_equal(rows[::2], once)
     assert np.array_equal(rows[1::2], once)
 
@@ -127,15 +127,15 @@ def test_deferred_resampling_before_and_after(name):
     """DRS: instance balance for four fifths of the run, then any sampler."""
     plan = built(SAMPLER_SWITCH_TYPE=name, SAMPLER_SWITCH_EPOCH=-1, TRAIN_MAX_EPOCH=50)
     for epoch in (0, 20, 39):
-        assert np.bincount(LABELS[plan.plan(epoch)], minlength=7).tolist() == COUNTS.tolist()
-    assert_classes_follow(name, {epoch: plan.plan(epoch) for epoch in range(40, 50)}, 50)
+        assert np.bincount(LABELS[plan.epoch_rows(epoch)], minlength=7).tolist() == COUNTS.tolist()
+    assert_classes_follow(name, {epoch: plan.epoch_rows(epoch) for epoch in range(40, 50)}, 50)
 
 
 @pytest.mark.parametrize('name', SAMPLERS)
 def test_deferred_from_any_sampler(name):
     plan = built(SAMPLER_TYPE=name, SAMPLER_SWITCH_TYPE='instance_balance', SAMPLER_SWITCH_EPOCH=30, TRAIN_MAX_EPOCH=50)
-    assert_classes_follow(name, {epoch: plan.plan(epoch) for epoch in range(30)}, 50)
-    assert np.array_equal(plan.plan(30), Sampler(instance_balance, INDEX, 0, 50).plan(30))
+    assert_classes_follow(name, {epoch: plan.epoch_rows(epoch) for epoch in range(30)}, 50)
+    assert np.array_equal(plan.epoch_rows(30), Sampler(instance_balance, INDEX, 0, 50).epoch_rows(30))
 
 
 def test_the_switch_is_made_in_the_first_of_a_pair():
@@ -144,4 +144,4 @@ def test_the_switch_is_made_in_the_first_of_a_pair():
     )
     alone = built(SAMPLER_SWITCH_TYPE='class_balance', SAMPLER_SWITCH_EPOCH=3)
     for epoch in (2, 3):
-        assert np.array_equal(plan.plan(epoch)[::2], alone.plan(epoch))
+        assert np.array_equal(plan.epoch_rows(epoch)[::2], alone.epoch_rows(epoch))

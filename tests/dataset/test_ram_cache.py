@@ -8,7 +8,7 @@ from PIL import Image
 from lib.dataset import ram_cache
 from lib.dataset.decode import DecodeError
 from lib.dataset.images import FileImages
-from lib.dataset.index import ProductIndex
+from lib.dataset.index import ClassIndex
 from lib.dataset.loader import TrainLoader
 from lib.dataset.normalize import Normalize
 from lib.dataset.ram_cache import CachedImages
@@ -63,7 +63,7 @@ def test_workers_see_the_same_pixels(images, tmp_path):
         (tmp_path / f'{row}.png').unlink()  # nobody reads the files again
 
     def batches(num_workers):
-        index = ProductIndex(LABELS, 2)
+        index = ClassIndex(LABELS, 2)
         reader = BatchReader(cache, LABELS, RandomResizedCrop(16), 0, 'replace', index)
         loader = TrainLoader(
             reader,

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from lib.builders.loader import SAMPLERS
-from lib.dataset.index import ProductIndex
+from lib.dataset.index import ClassIndex
 from lib.dataset.sampler import (
     Sampler,
     SwitchingSampler,
@@ -18,7 +18,7 @@ from lib.dataset.sampler import (
 
 COUNTS = np.array([400, 100, 0, 25, 4, 1, 0])
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(7), COUNTS)).astype(np.int32)
-INDEX = ProductIndex(LABELS, len(COUNTS))
+INDEX = ClassIndex(LABELS, len(COUNTS))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_weights_of_a_tiny_case(weights, progress, expected):
 @pytest.mark.parametrize('name', SAMPLERS)
 def test_an_epoch_has_as_many_rows_as_the_index_and_only_those(name):
     index = INDEX.capped(30, 0)
-    rows = Sampler(SAMPLERS[name], index, seed=1, max_epoch=3).plan(0)
+    rows = Sampler(SAMPLERS[name], index, seed=1, max_epoch=3).epoch_rows(0)
     assert rows.shape == (len(index),)
     assert rows.dtype == np.int64
     assert set(rows.tolist()) <= set(index.rows.tolist())
@@ -52,21 +52,21 @@ def test_an_epoch_has_as_many_rows_as_the_index_and_only_those(name):
 
 @pytest.mark.parametrize('epoch', range(3))
 def test_instance_balance_takes_each_image_once(epoch):
-    rows = Sampler(instance_balance, INDEX, seed=1, max_epoch=3).plan(epoch)
+    rows = Sampler(instance_balance, INDEX, seed=1, max_epoch=3).epoch_rows(epoch)
     assert sorted(rows.tolist()) == list(range(len(LABELS)))
 
 
 @pytest.mark.parametrize('name', SAMPLERS)
 def test_a_plan_is_a_pure_function_of_seed_and_epoch(name):
-    def plan(seed, epoch):
-        return Sampler(SAMPLERS[name], INDEX, seed, max_epoch=5).plan(epoch).tolist()
+    def epoch_rows(seed, epoch):
+        return Sampler(SAMPLERS[name], INDEX, seed, max_epoch=5).epoch_rows(epoch).tolist()
 
     np.random.seed(3)  # noqa: NPY002 - the global generator is what must not matter
     first = plan(7, 2)
     np.random.seed(4)  # noqa: NPY002
     sampler = Sampler(SAMPLERS[name], INDEX, 7, max_epoch=5)
     for epoch in (0, 4, 2):
-        last = sampler.plan(epoch).tolist()
+        last = sampler.epoch_rows(epoch).tolist()
     assert first == last
     assert plan(8, 2) != first
     assert plan(7, 3) != first
@@ -80,7 +80,7 @@ def test_classes_are_drawn_by_their_probabilities(name, progress):
     first = int(progress * (max_epoch - 1))
     sampler = Sampler(SAMPLERS[name], INDEX, seed=11, max_epoch=max_epoch)
     epochs = range(max(0, first - 39), max(0, first - 39) + 40)
-    drawn = sum(np.bincount(LABELS[sampler.plan(epoch)], minlength=7) for epoch in epochs)
+    drawn = sum(np.bincount(LABELS[sampler.epoch_rows(epoch)], minlength=7) for epoch in epochs)
     weights = SAMPLERS[name](COUNTS, progress)
     expected = weights / weights.sum() * drawn.sum()
     assert drawn[COUNTS == 0].tolist() == [0, 0]
@@ -95,7 +95,7 @@ def test_classes_are_drawn_by_their_probabilities(name, progress):
 @pytest.mark.parametrize('name', [name for name in SAMPLERS if name != 'instance_balance'])
 def test_images_of_a_class_are_drawn_uniformly(name):
     sampler = Sampler(SAMPLERS[name], INDEX, seed=5, max_epoch=1)
-    rows = np.concatenate([sampler.plan(epoch) for epoch in range(60)])
+    rows = np.concatenate([sampler.epoch_rows(epoch) for epoch in range(60)])
     for label in (0, 1, 3, 4):
         times = np.bincount(rows, minlength=len(LABELS))[INDEX.rows_of(label)]
         if times.mean() >= 5:
@@ -107,20 +107,20 @@ def test_images_of_a_class_are_drawn_uniformly(name):
 def test_empty_classes_are_never_drawn(name, empty):
     counts = np.where(np.isin(np.arange(7), empty), 0, 3)
     labels = np.repeat(np.arange(7), counts)
-    index = ProductIndex(labels, 7)
+    index = ClassIndex(labels, 7)
     sampler = Sampler(SAMPLERS[name], index, seed=0, max_epoch=20)
-    drawn = np.unique(labels[np.concatenate([sampler.plan(epoch) for epoch in range(20)])])
+    drawn = np.unique(labels[np.concatenate([sampler.epoch_rows(epoch) for epoch in range(20)])])
     assert drawn.tolist() == [label for label in range(7) if label not in empty]
 
 
 @pytest.mark.parametrize('name', SAMPLERS)
 def test_one_image(name):
-    index = ProductIndex(np.array([2], np.int32), 4)
-    assert Sampler(SAMPLERS[name], index, seed=0, max_epoch=1).plan(0).tolist() == [0]
+    index = ClassIndex(np.array([2], np.int32), 4)
+    assert Sampler(SAMPLERS[name], index, seed=0, max_epoch=1).epoch_rows(0).tolist() == [0]
 
 
 def plans(weights, epoch, max_epoch):
-    return Sampler(weights, INDEX, seed=9, max_epoch=max_epoch).plan(epoch).tolist()
+    return Sampler(weights, INDEX, seed=9, max_epoch=max_epoch).epoch_rows(epoch).tolist()
 
 
 def test_progressive_ends_where_class_balance_is():
@@ -142,19 +142,19 @@ def test_the_switch_happens_at_its_epoch_and_stays():
     switching = SwitchingSampler(first, second, switch_epoch=3)
     for epoch in (5, 0, 3, 2, 4):  # a resumed run may ask for any epoch first
         expected = second if epoch >= 3 else first
-        assert switching.plan(epoch).tolist() == expected.plan(epoch).tolist(), epoch
+        assert switching.epoch_rows(epoch).tolist() == expected.epoch_rows(epoch).tolist(), epoch
 
 
 def test_a_switch_at_0_is_the_second_sampler():
     second = Sampler(reverse, INDEX, seed=2, max_epoch=6)
     switching = SwitchingSampler(Sampler(instance_balance, INDEX, 2, 6), second, switch_epoch=0)
-    assert switching.plan(0).tolist() == second.plan(0).tolist()
+    assert switching.epoch_rows(0).tolist() == second.epoch_rows(0).tolist()
 
 
 @pytest.mark.parametrize('name', SAMPLERS)
 def test_nothing_is_changed(name):
-    index = ProductIndex(LABELS.copy(), 7)
-    Sampler(SAMPLERS[name], index, seed=0, max_epoch=2).plan(1)
+    index = ClassIndex(LABELS.copy(), 7)
+    Sampler(SAMPLERS[name], index, seed=0, max_epoch=2).epoch_rows(1)
     assert index.labels.tolist() == LABELS.tolist()
     assert index.rows.tolist() == list(range(len(LABELS)))
     assert index.class_counts.tolist() == COUNTS.tolist()

@@ -9,13 +9,13 @@ from scipy import stats
 
 from lib.builders.loader import build_sampler
 from lib.config.load import load_config
-from lib.dataset.index import ProductIndex
+from lib.dataset.index import ClassIndex
 from lib.dataset.sampler import ClassBatches, Sampler, _interval_of, effective_number, instance_balance, repeat_factor
 from lib.errors import UserError
 
 COUNTS = [400, 100, 0, 25, 4, 1, 0]
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(7), COUNTS)).astype(np.int32)
-INDEX = ProductIndex(LABELS, len(COUNTS))
+INDEX = ClassIndex(LABELS, len(COUNTS))
 
 
 def built(index, **options):
@@ -58,7 +58,7 @@ def test_repeat_factor_rounds_each_image_up_or_down(threshold):
     expected = expected_times(threshold)
     num_epochs, total = 200, np.zeros(len(LABELS))
     for epoch in range(num_epochs):
-        rows = plan.plan(epoch)
+        rows = plan.epoch_rows(epoch)
         assert rows.shape == (len(LABELS),)
         assert rows.dtype == np.int64
         times = np.bincount(rows, minlength=len(LABELS))
@@ -79,14 +79,14 @@ def test_repeat_factor_rounds_each_image_up_or_down(threshold):
 
 
 def test_repeat_factor_without_a_rare_class_takes_each_image_once():
-    rows = built(INDEX, SAMPLER_TYPE='repeat_factor', SAMPLER_REPEAT_THRESHOLD=0.0).plan(3)
+    rows = built(INDEX, SAMPLER_TYPE='repeat_factor', SAMPLER_REPEAT_THRESHOLD=0.0).epoch_rows(3)
     assert sorted(rows.tolist()) == list(range(len(LABELS)))
 
 
 def test_the_order_of_an_even_plan_is_random():
     """Repeats of one image are not side by side more often than chance has it."""
     plan = Sampler(lambda counts, progress: counts > 0, INDEX, seed=4, max_epoch=1, evenly=True)
-    pairs = [plan.plan(epoch) for epoch in range(100)]
+    pairs = [plan.epoch_rows(epoch) for epoch in range(100)]
     same = sum(np.count_nonzero(rows[1:] == rows[:-1]) for rows in pairs)
     times = np.bincount(pairs[0], minlength=len(LABELS))
     chance = (times * (times - 1)).sum() / len(LABELS) * 100
@@ -96,7 +96,7 @@ def test_the_order_of_an_even_plan_is_random():
 def test_beta_reaches_the_sampler():
     for beta in (0.5, 0.99):
         plan = built(INDEX, SAMPLER_TYPE='effective_number', SAMPLER_BETA=beta)
-        drawn = sum(np.bincount(LABELS[plan.plan(epoch)], minlength=7) for epoch in range(40))
+        drawn = sum(np.bincount(LABELS[plan.epoch_rows(epoch)], minlength=7) for epoch in range(40))
         weights = np.array([n * (1 - beta) / (1 - beta**n) if n else 0.0 for n in COUNTS])
         seen = weights > 0
         assert stats.chisquare(drawn[seen], (weights / weights.sum() * drawn.sum())[seen]).pvalue > 1e-3
@@ -115,7 +115,7 @@ def test_intervals_are_those_of_searchsorted(seed):
 def test_class_batches(batch_size, each, seed):
     plan = ClassBatches(INDEX, seed, batch_size, each)
     for epoch in (0, 3):
-        rows = plan.plan(epoch)
+        rows = plan.epoch_rows(epoch)
         assert rows.shape == (len(LABELS),)
         assert rows.dtype == np.int64
         handed_out = {label: [] for label in range(7)}
@@ -143,19 +143,19 @@ def test_class_batches(batch_size, each, seed):
 
 def test_class_batches_are_a_pure_function_of_seed_and_epoch():
     plan = ClassBatches(INDEX, 3, 12, 4)
-    first = plan.plan(2).tolist()
-    plan.plan(7)
-    assert plan.plan(2).tolist() == first == ClassBatches(INDEX, 3, 12, 4).plan(2).tolist()
-    assert plan.plan(1).tolist() != first
-    assert ClassBatches(INDEX, 4, 12, 4).plan(2).tolist() != first
+    first = plan.epoch_rows(2).tolist()
+    plan.epoch_rows(7)
+    assert plan.epoch_rows(2).tolist() == first == ClassBatches(INDEX, 3, 12, 4).epoch_rows(2).tolist()
+    assert plan.epoch_rows(1).tolist() != first
+    assert ClassBatches(INDEX, 4, 12, 4).epoch_rows(2).tolist() != first
 
 
 def test_class_batches_draw_classes_and_images_uniformly():
     """Which classes share a batch, and which images of a large class an epoch shows."""
-    index = ProductIndex(np.repeat(np.arange(6), 30).astype(np.int32), 6)
+    index = ClassIndex(np.repeat(np.arange(6), 30).astype(np.int32), 6)
     together, shown = np.zeros((6, 6)), np.zeros(180)
     for epoch in range(300):
-        batches = ClassBatches(index, 5, 8, 2).plan(epoch)[:176].reshape(-1, 8)
+        batches = ClassBatches(index, 5, 8, 2).epoch_rows(epoch)[:176].reshape(-1, 8)
         for batch in batches[:11]:  # half an epoch: not all images come
             labels = np.unique(batch // 30)
             together[np.ix_(labels, labels)] += 1
@@ -166,14 +166,14 @@ def test_class_batches_draw_classes_and_images_uniformly():
 
 def test_class_batches_take_only_rows_of_the_index():
     capped = INDEX.capped(10, 0)
-    rows = ClassBatches(capped, 0, 8, 2).plan(0)
+    rows = ClassBatches(capped, 0, 8, 2).epoch_rows(0)
     assert len(rows) == len(capped)
     assert set(rows.tolist()) <= set(capped.rows.tolist())
 
 
 def test_a_set_smaller_than_a_batch_is_one_batch():
-    index = ProductIndex(np.array([0, 0, 0, 1, 1, 2], np.int32), 4)
-    rows = ClassBatches(index, 0, 64, 2).plan(0)
+    index = ClassIndex(np.array([0, 0, 0, 1, 1, 2], np.int32), 4)
+    rows = ClassBatches(index, 0, 64, 2).epoch_rows(0)
     assert sorted(Counter(index.labels[rows].tolist()).values()) == [2, 2, 2]
 
 
@@ -185,7 +185,7 @@ def test_too_few_classes_for_a_batch():
 def test_build_gives_class_batches_and_switches_to_them():
     options = {'SAMPLER_IMAGES_PER_CLASS': 4, 'TRAIN_BATCH_SIZE': 8, 'SEED': 5}
     expected = ClassBatches(INDEX, 5, 8, 4)
-    assert built(INDEX, SAMPLER_TYPE='class_balance', **options).plan(2).tolist() == expected.plan(2).tolist()
+    assert built(INDEX, SAMPLER_TYPE='class_balance', **options).epoch_rows(2).tolist() == expected.epoch_rows(2).tolist()
     switching = built(INDEX, SAMPLER_SWITCH_TYPE='class_balance', SAMPLER_SWITCH_EPOCH=3, **options)
-    assert switching.plan(3).tolist() == expected.plan(3).tolist()
-    assert switching.plan(2).tolist() == Sampler(instance_balance, INDEX, 5, 9).plan(2).tolist()
+    assert switching.epoch_rows(3).tolist() == expected.epoch_rows(3).tolist()
+    assert switching.epoch_rows(2).tolist() == Sampler(instance_balance, INDEX, 5, 9).epoch_rows(2).tolist()

@@ -290,7 +290,7 @@ def test_five_crops_are_torchvisions(width, height):
     corners = functional.five_crop(resized, [size, size])[:4]  # top left, top right, bottom left, bottom right
     places = [(right, bottom) for bottom in (False, True) for right in (False, True)]
     for crop, (right, bottom) in zip(corners, places, strict=True):
-        view = ResizeCornerCrop(size, ratio, right, bottom).view(width, height)
+        view = ResizeCornerCrop(size, ratio, right, bottom).crop_params(width, height)
         left, top = ((length - size) * far for length, far in zip(resized.size, (right, bottom), strict=True))
         assert (view.width, view.height, -view.left, -view.top) == (*resized.size, left, top)
         assert crop.size == (size, size)
@@ -299,7 +299,7 @@ def test_five_crops_are_torchvisions(width, height):
 
 @pytest.mark.parametrize(('width', 'height'), [(90, 60), (60, 90), (64, 64), (1, 5000), (3, 2)])
 def test_whole_image_is_in_the_middle_of_zeros(width, height):
-    view = ResizeWhole(32).view(width, height)
+    view = ResizeWhole(32).crop_params(width, height)
     assert view.box == (0, 0, width, height)
     assert max(view.width, view.height) == 32
     assert min(view.width, view.height) == max(1, round(min(width, height) * 32 / max(width, height)))

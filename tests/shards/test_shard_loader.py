@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.dataset.index import ProductIndex
+from lib.dataset.index import ClassIndex
 from lib.dataset.loader import Batch, EvalLoader, TrainLoader
 from lib.dataset.normalize import Normalize
 from lib.dataset.reader import BatchReader
@@ -25,7 +25,7 @@ def feed(num_workers):
 
 
 def train_batches(images, num_workers=0, on_bad='replace', weights=class_balance, batch_size=4) -> list[Batch]:
-    index = ProductIndex(LABELS, 4)
+    index = ClassIndex(LABELS, 4)
     reader = BatchReader(images, LABELS, RandomResizedCrop(SIZE), 3, on_bad, index)
     loader = TrainLoader(reader, Sampler(weights, index, 3, max_epoch=5), len(LABELS), batch_size, **feed(num_workers))
     return [batch for epoch in range(2) for batch in loader.batches(epoch)]
