@@ -12,8 +12,8 @@ from lib.builders.data import open_test_split, open_training_data
 from lib.builders.loader import num_workers, train_sizes
 from lib.builders.split import Split, TrainingData
 from lib.errors import UserError
-from lib.report.audit_page import write_doctor_page
-from lib.report.audit_summary import summary_lines
+from lib.report.audit_page import write_audit_page
+from lib.report.audit_summary import describe_audit
 from lib.runtime.files import write_json
 from lib.runtime.log import LOGGER, progress_bar
 
@@ -42,14 +42,14 @@ def examine(cfg: CfgNode) -> list[str]:
     write_json(folder / 'doctor.json', checkup.as_json())
     quarantine = checkup.quarantine()
     write_json(folder / 'quarantine.json', quarantine)
-    write_doctor_page(
+    write_audit_page(
         folder / 'doctor.html',
         checkup,
         title=f'{cfg.NAME}: the data',
         command=shlex.join(['python', *sys.argv]),
         class_names=data.classes.names if data.classes else [f'class {name}' for name in data.class_names],
     )
-    return summary_lines(checkup, folder, len(quarantine['images']))
+    return describe_audit(checkup, folder, len(quarantine['images']))
 
 
 def _splits(cfg: CfgNode, data: TrainingData) -> list[SplitUnderTest]:

@@ -17,7 +17,7 @@ from lib.errors import UserError
 from lib.metrics.confidence import reliability
 from lib.metrics.intervals import accuracy_interval
 from lib.posthoc.linear_head import Head, head_answers
-from lib.report.describe import posthoc_lines
+from lib.report.describe import describe_posthoc
 from lib.runtime.files import write_json
 from lib.runtime.log import LOGGER
 
@@ -51,7 +51,7 @@ def run_posthoc(trained: Trained) -> tuple[list[str], list[Path]]:
         if head is None:
             raise UserError(f'POSTHOC.SAVE {options.SAVE}: there is nothing to save, since {_why_not(options.SAVE)}')
         files += write_rebalanced(trained, folder, head.weight, head.bias)
-    return posthoc_lines(found), files
+    return describe_posthoc(found), files
 
 
 def _why_not(name: str) -> str:

@@ -15,7 +15,7 @@ from lib.audit.report import REASONS, Checkup
 from lib.dataset.decode import decode
 from lib.report.audit_summary import SUSPICIOUS
 from lib.report.chart_style import PALETTE
-from lib.report.galleries import thumbnail
+from lib.report.galleries import thumbnail_url
 from lib.report.page import page_environment
 from lib.report.summary import thousands
 from lib.runtime.files import write_text
@@ -51,7 +51,7 @@ _TITLES = {
 
 
 @dataclass(frozen=True)
-class Shown:
+class FindingImage:
     """An image on the page; `source` is '' where there is nothing to see."""
 
     source: str
@@ -64,10 +64,10 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Card:
+class FindingCard:
     """Images that belong together; `more` are left out."""
 
-    images: list[Shown]
+    images: list[FindingImage]
     more: int
 
 
@@ -79,18 +79,18 @@ class Finding:
     title: str
     meaning: str
     num_images: int
-    cards: list[Card]
+    cards: list[FindingCard]
     num_more: int
 
 
-def write_doctor_page(
+def write_audit_page(
     path: str | os.PathLike, checkup: Checkup, *, title: str, command: str, class_names: Sequence[str]
 ) -> Path:
     """Write the page to `path`, atomically."""
     environment = page_environment()
     environment.filters.update(thousands=thousands, size=_size)
     figures = checkup.figures()
-    page = environment.get_template('doctor.html').render(
+    page = environment.get_template('audit_page.html').render(
         title=title,
         command=command,
         palette=PALETTE,
@@ -130,16 +130,16 @@ def _findings(checkup: Checkup, class_names: Sequence[str]) -> list[Finding]:
     ]
 
 
-def _card(checkup: Checkup, rows: np.ndarray, class_names: Sequence[str]) -> Card:
+def _card(checkup: Checkup, rows: np.ndarray, class_names: Sequence[str]) -> FindingCard:
     # The first of every split and class, then the others: what differs must be among those that are shown.
     kinds = checkup.split_of[rows] * (checkup.labels.max() + 2) + checkup.labels[rows]
     first = np.unique(kinds, return_index=True)[1]
     order = [*first.tolist(), *np.setdiff1d(np.arange(len(rows)), first).tolist()][:MAX_PICTURES]
     images = [_shown(checkup, int(row), class_names) for row in rows[sorted(order)]]
-    return Card(images, len(rows) - len(images))
+    return FindingCard(images, len(rows) - len(images))
 
 
-def _shown(checkup: Checkup, row: int, class_names: Sequence[str]) -> Shown:
+def _shown(checkup: Checkup, row: int, class_names: Sequence[str]) -> FindingImage:
     entry = checkup.entry(row)
     label = entry['category_id']
     seen = checkup.scan.seen[row]
@@ -148,7 +148,7 @@ def _shown(checkup: Checkup, row: int, class_names: Sequence[str]) -> Shown:
         note = f'{seen["width"]} x {seen["height"]}'
     verdict = int(checkup.verdict[row])
     reason = '' if verdict == findings.KEPT else REASONS.get(verdict, 'not readable')
-    return Shown(
+    return FindingImage(
         _picture(checkup, row), entry['split'], entry['row'], entry['fpath'],
         '' if label is None else str(class_names[label]), note, reason,
     )  # fmt: skip
@@ -159,7 +159,7 @@ def _picture(checkup: Checkup, row: int) -> str:
         return ''
     try:
         content = checkup.gallery.content(row)
-        return thumbnail(Image.fromarray(content) if isinstance(content, np.ndarray) else decode(content))
+        return thumbnail_url(Image.fromarray(content) if isinstance(content, np.ndarray) else decode(content))
     except Exception:  # gone since: a page is not worth losing over a picture
         return ''
 

@@ -19,7 +19,7 @@ SUSPICIOUS = {
 }
 
 
-def summary_lines(checkup: Checkup, folder: Path, num_quarantined: int) -> list[str]:
+def describe_audit(checkup: Checkup, folder: Path, num_quarantined: int) -> list[str]:
     """Return the lines to print: figures of the splits, findings with an example each, and what was written."""
     lines = []
     for name, figures in checkup.figures().items():

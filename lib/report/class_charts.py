@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from lib.metrics.accuracy import FEW_BELOW, MANY_ABOVE, shot_groups
 from lib.metrics.intervals import accuracy_interval, binomial_interval, class_errors
 from lib.report.chart_style import PALETTE, legend, percent_axis
-from lib.report.report_metrics import GROUPS, Measured, ReportData
+from lib.report.report_metrics import GROUPS, ReportMetrics, ReportData
 
 MAX_SPOTS = 2000  # dots in the chart: more would only make the page heavy
 EMPTY_CLASS = 0.5  # where a class without training images stands on the logarithmic axis
@@ -124,7 +124,7 @@ def _group_boundaries(axes: Axes, low: float, high: float) -> None:
 _BINS_A_DECADE = 10
 
 
-def data_statistics(data: ReportData, measured: Measured | None) -> dict[str, Any]:
+def data_statistics(data: ReportData, measured: ReportMetrics | None) -> dict[str, Any]:
     """Return counts of images and classes as what JSON can hold; empty without training counts.
 
     Returns:

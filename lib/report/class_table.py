@@ -10,13 +10,13 @@ import numpy as np
 from markupsafe import Markup
 
 from lib.report.class_charts import data_statistics
-from lib.report.report_metrics import ERRORS, Measured, ReportData
+from lib.report.report_metrics import ERRORS, ReportMetrics, ReportData
 
 NUM_STATIC = 20  # rows of the table that needs no script
 _LESS_THAN = '\\u003c'
 
 
-def class_columns(data: ReportData, measured: Measured) -> dict[str, list[Any]]:
+def class_columns(data: ReportData, measured: ReportMetrics) -> dict[str, list[Any]]:
     """Return what is known of each class as lists (num_classes,), None where it is not.
 
     Fractions from 0 to 1: error and its 95 % interval (error_low, error_high).
@@ -43,7 +43,7 @@ def class_columns(data: ReportData, measured: Measured) -> dict[str, list[Any]]:
     }
 
 
-def class_data(data: ReportData, measured: Measured) -> Markup:
+def class_data(data: ReportData, measured: ReportMetrics) -> Markup:
     """Return the columns for the page's script as JSON that can stand in a <script>: it holds no '<'.
 
     Compact: names only where there are any, each chain of parents once, ends of intervals in tenths of a percent.
@@ -69,7 +69,7 @@ def class_data(data: ReportData, measured: Measured) -> Markup:
     return Markup(text.replace('<', _LESS_THAN))
 
 
-def static_rows(data: ReportData, measured: Measured) -> list[dict[str, Any]]:
+def static_rows(data: ReportData, measured: ReportMetrics) -> list[dict[str, Any]]:
     """Return the worst classes, NUM_STATIC at most: columns as in class_columns, and label."""
     table, counts = measured.table, data.train_counts
     return [
@@ -92,7 +92,7 @@ def _chain(parents: Any) -> str:
     return ' › '.join(map(str, parents))
 
 
-def report_figures(data: ReportData, measured: Measured | None) -> str:
+def report_json(data: ReportData, measured: ReportMetrics | None) -> str:
     """Return the content of report.json, a line a part; a part without its data is left out.
 
     title, command, notes, config, environment; summary (best and last epoch), history; data (data_statistics); valid

@@ -100,7 +100,7 @@ def describe_enrolled(figures: dict[str, Any]) -> list[str]:
     return lines
 
 
-def posthoc_lines(found: dict[str, dict[str, Any]]) -> list[str]:
+def describe_posthoc(found: dict[str, dict[str, Any]]) -> list[str]:
     """Return a line a method, of at most 80 columns; what was fitted goes to a second one where it must.
 
     `found`: name -> mean_class_error, interval, top1, loss and ece where known, parameters.

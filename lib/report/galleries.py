@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from lib.metrics.confusion import ConfusedPair, most_confused
-from lib.report.report_metrics import Measured
+from lib.report.report_metrics import ReportMetrics
 
 THUMBNAIL = 128  # pixels of the longer side
 MISTAKES = 3  # photos shown of a card's mistakes
@@ -20,7 +20,7 @@ _MARKUP = 120  # bytes of the page around a picture, about
 
 
 @dataclass(frozen=True)
-class Photo:
+class Thumbnail:
     """A picture of a valid row, as a data: address, and the class predicted for it."""
 
     row: int
@@ -29,16 +29,16 @@ class Photo:
 
 
 @dataclass(frozen=True)
-class CardPhotos:
+class CardThumbnails:
     """Pictures of a class and the one it was taken for: each as it was recognised, and the photos that were not."""
 
-    label: Photo | None
-    predicted: Photo | None
-    mistakes: tuple[Photo, ...]
+    label: Thumbnail | None
+    predicted: Thumbnail | None
+    mistakes: tuple[Thumbnail, ...]
     num_unreadable: int
 
 
-class Album:
+class ThumbnailBudget:
     """Opens pictures of the valid split until there is no more room.
 
     Args:
@@ -65,7 +65,7 @@ class Album:
             return ''
         if row not in self._sources:
             try:
-                self._sources[row] = thumbnail(self._open_image(row))
+                self._sources[row] = thumbnail_url(self._open_image(row))
             except Exception:  # whatever the reader raises: a report is not worth losing over a picture
                 self._sources[row] = None
         found = self._sources[row]
@@ -78,15 +78,15 @@ class Album:
         return found
 
 
-def card_photos(
-    album: Album,
+def card_thumbnails(
+    album: ThumbnailBudget,
     rows: np.ndarray,
     labels: np.ndarray,
     predicted: np.ndarray,
     label: int,
     taken_for: int,
     mistakes: np.ndarray,
-) -> CardPhotos:
+) -> CardThumbnails:
     """Return up to MISTAKES pictures of a class's mistakes and one of each class, preferably one that was recognised.
 
     Args:
@@ -97,7 +97,7 @@ def card_photos(
     """
     failures = 0
 
-    def first(places: np.ndarray, limit: int) -> list[Photo]:
+    def first(places: np.ndarray, limit: int) -> list[Thumbnail]:
         nonlocal failures
         photos, shown = [], 0
         for place in places[: 2 * limit]:  # a few unreadable files must not empty the card
@@ -108,10 +108,10 @@ def card_photos(
             failures += source is None
             shown += source is not None
             if source:
-                photos.append(Photo(row, source, int(predicted[place])))
+                photos.append(Thumbnail(row, source, int(predicted[place])))
         return photos
 
-    def example(label: int) -> Photo | None:
+    def example(label: int) -> Thumbnail | None:
         places = np.flatnonzero(labels == label)
         places = places[~np.isin(places, mistakes[:MISTAKES])]
         recognised_first = places[np.argsort(predicted[places] != label, kind='stable')]
@@ -119,10 +119,10 @@ def card_photos(
 
     # In the order of the page, since that is the order in which room runs out.
     true, other = example(label), example(taken_for)
-    return CardPhotos(true, other, tuple(first(mistakes, MISTAKES)), failures)
+    return CardThumbnails(true, other, tuple(first(mistakes, MISTAKES)), failures)
 
 
-def thumbnail(image: Image.Image) -> str:
+def thumbnail_url(image: Image.Image) -> str:
     """Return the image, at most THUMBNAIL pixels a side, as data: address of a JPEG without metadata."""
     small = image.convert('RGB')
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS, reducing_gap=3.0)
@@ -137,7 +137,7 @@ NUM_WORST, NUM_PAIRS = 6, 10
 
 
 @dataclass(frozen=True)
-class Card:
+class ClassCard:
     """A class, what it was taken for, and pictures of both.
 
     Attributes:
@@ -152,7 +152,7 @@ class Card:
     num_wrong: int
     num_taken: int
     num_reverse: int
-    photos: CardPhotos | None
+    photos: CardThumbnails | None
 
     @property
     def share(self) -> float:
@@ -165,7 +165,7 @@ class Card:
         return self.num_wrong / self.num_images
 
 
-def worst_cards(measured: Measured, album: Album | None) -> list[Card]:
+def worst_cards(measured: ReportMetrics, album: ThumbnailBudget | None) -> list[ClassCard]:
     """Return the classes that are surely worst, of those that were taken for something."""
     labels, predicted = measured.answers.labels, measured.answers.predicted
     cards = []
@@ -176,14 +176,14 @@ def worst_cards(measured: Measured, album: Album | None) -> list[Card]:
         photos = _photos(album, measured, label, other, most_frequent_first)
         num_images, num_taken = int(measured.table.images[label]), int(measured.table.num_mistaken[label])
         num_wrong = num_images - int(measured.table.right[label])
-        cards.append(Card(label, other, num_images, num_wrong, num_taken, 0, photos))
+        cards.append(ClassCard(label, other, num_images, num_wrong, num_taken, 0, photos))
     return cards
 
 
-def pair_cards(measured: Measured, pairs: list[ConfusedPair], album: Album | None) -> list[Card]:
+def pair_cards(measured: ReportMetrics, pairs: list[ConfusedPair], album: ThumbnailBudget | None) -> list[ClassCard]:
     """Return the confused pairs with their pictures."""
     return [
-        Card(
+        ClassCard(
             pair.label,
             pair.predicted,
             pair.num_images,
@@ -196,7 +196,7 @@ def pair_cards(measured: Measured, pairs: list[ConfusedPair], album: Album | Non
     ]
 
 
-def card_maker(measured: Measured | None) -> Callable[[Album | None], dict[str, list[Card]]]:
+def make_class_cards(measured: ReportMetrics | None) -> Callable[[ThumbnailBudget | None], dict[str, list[ClassCard]]]:
     """Return what makes the cards for an album, in the page's order; which pairs there are is found once."""
     if measured is None:
         return lambda album: {'worst': [], 'pairs': []}
@@ -204,15 +204,15 @@ def card_maker(measured: Measured | None) -> Callable[[Album | None], dict[str, 
     return lambda album: {'worst': worst_cards(measured, album), 'pairs': pair_cards(measured, pairs, album)}
 
 
-def _taken_for_something(measured: Measured) -> Iterator[int]:
+def _taken_for_something(measured: ReportMetrics) -> Iterator[int]:
     worst = measured.worst()
     return map(int, worst[measured.table.mistaken_for[worst] >= 0][:NUM_WORST])
 
 
 def _photos(
-    album: Album | None, measured: Measured, label: int, taken_for: int, mistakes: np.ndarray
-) -> CardPhotos | None:
+    album: ThumbnailBudget | None, measured: ReportMetrics, label: int, taken_for: int, mistakes: np.ndarray
+) -> CardThumbnails | None:
     if album is None:
         return None
     answers = measured.answers
-    return card_photos(album, measured.rows, answers.labels, answers.predicted, label, taken_for, mistakes)
+    return card_thumbnails(album, measured.rows, answers.labels, answers.predicted, label, taken_for, mistakes)

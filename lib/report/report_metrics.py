@@ -67,7 +67,7 @@ ERRORS = {
 
 
 @dataclass(frozen=True)
-class Measured:
+class ReportMetrics:
     """Figures of the labelled images of the valid split.
 
     Attributes:
@@ -112,7 +112,7 @@ class Measured:
         return order[num_wrong[order] > 0]
 
 
-def measure(data: ReportData) -> Measured | None:
+def compute_report_metrics(data: ReportData) -> ReportMetrics | None:
     """Return the figures of the valid split; None where it has no labelled image."""
     rows = np.flatnonzero(data.answers.labels >= 0)
     if not len(rows):
@@ -125,7 +125,7 @@ def measure(data: ReportData) -> Measured | None:
     metrics = metrics_of(answers, np.asarray(counts), parents=data.class_parents or None)
     table = class_table(answers, num_classes)
     low, high = binomial_interval(table.images - table.right, table.images)
-    return Measured(rows, answers, metrics if knows_counts else _without_groups(metrics), table, low, high)
+    return ReportMetrics(rows, answers, metrics if knows_counts else _without_groups(metrics), table, low, high)
 
 
 def _without_groups(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from markupsafe import Markup
 from lib.report.chart_style import PALETTE, inline_svg, new_panel, styled
 from lib.report.charts import METRICS, curve_panels, draw_panel, draw_tau
 from lib.report.class_charts import data_statistics, draw_class_sizes, draw_error_by_count, draw_reliability
-from lib.report.class_table import class_data, report_figures, static_rows
-from lib.report.galleries import Album, card_maker
+from lib.report.class_table import class_data, report_json, static_rows
+from lib.report.galleries import ThumbnailBudget, make_class_cards
 from lib.report.page import inline_script, page_environment
-from lib.report.report_metrics import GROUPS, Measured, ReportData, measure
-from lib.report.summary import between, dataset_facts, group_rows, percent, points, summary_cards, tau_rows, thousands
+from lib.report.report_metrics import GROUPS, ReportMetrics, ReportData, compute_report_metrics
+from lib.report.summary import between, run_facts, group_rows, percent, points, summary_cards, tau_rows, thousands
 from lib.runtime.files import write_text
 from lib.runtime.log import LOGGER
 
@@ -41,10 +41,10 @@ def write_report(
         max_bytes: pictures are left out, the last ones first, until the file is no larger.
         json_too: write the figures beside it, with the ending .json.
     """
-    path, measured = Path(path), measure(data)
-    write_text(path, _within(max_bytes, path, data, _renderer(data, measured), card_maker(measured)))
+    path, measured = Path(path), compute_report_metrics(data)
+    write_text(path, _within(max_bytes, path, data, _renderer(data, measured), make_class_cards(measured)))
     if json_too:
-        write_text(path.with_suffix('.json'), report_figures(data, measured))
+        write_text(path.with_suffix('.json'), report_json(data, measured))
     return path
 
 
@@ -52,7 +52,7 @@ def _within(max_bytes: float, path: Path, data: ReportData, render: Callable, ma
     """Return the page with as many pictures as it may have."""
     if data.open_image is None:
         return render(make_cards(None), 0)
-    album = Album(data.open_image, 0)
+    album = ThumbnailBudget(data.open_image, 0)
     page = render(make_cards(album), album.num_left_out)
     room = max_bytes - len(page.encode())
     if room < 0:
@@ -70,7 +70,7 @@ def _within(max_bytes: float, path: Path, data: ReportData, render: Callable, ma
         room -= excess  # there is more text around the pictures than thought
 
 
-def _renderer(data: ReportData, measured: Measured | None) -> Callable[[dict, int], str]:
+def _renderer(data: ReportData, measured: ReportMetrics | None) -> Callable[[dict, int], str]:
     """Return what renders the page with its cards and the number of pictures left out; all else is made once."""
     environment = page_environment()
     environment.filters.update(percent=percent, points=points, thousands=thousands, between=between)
@@ -82,7 +82,7 @@ def _renderer(data: ReportData, measured: Measured | None) -> Callable[[dict, in
         'last_epoch': (data.summary.get('last') or {}).get('epoch'),
         'palette': PALETTE,
         'measured': measured,
-        'facts': dataset_facts(data, measured),
+        'facts': run_facts(data, measured),
         'cards': summary_cards(data, measured),
         'curves': _curves(data),
         'by_count': _by_count(data, measured),
@@ -97,7 +97,7 @@ def _renderer(data: ReportData, measured: Measured | None) -> Callable[[dict, in
         'tau': _tau_chart(data.tau),
         'tau_rows': tau_rows(data.tau),
     }
-    template = environment.get_template('template.html')
+    template = environment.get_template('run_page.html')
 
     def render(cards: dict[str, Any], num_left_out: int) -> str:
         return template.render(**parts, **cards, num_left_out=num_left_out)
@@ -117,7 +117,7 @@ def _curves(data: ReportData) -> list[Chart]:
     return charts
 
 
-def _by_count(data: ReportData, measured: Measured | None) -> Chart | None:
+def _by_count(data: ReportData, measured: ReportMetrics | None) -> Chart | None:
     if not measured or not len(data.train_counts):
         return None
     with styled():
@@ -130,7 +130,7 @@ def _by_count(data: ReportData, measured: Measured | None) -> Chart | None:
     return Chart('Error by training images', svg, caption)
 
 
-def _calibration(measured: Measured | None) -> list[Chart]:
+def _calibration(measured: ReportMetrics | None) -> list[Chart]:
     """Return the diagram of all images, and that of the groups."""
     found = measured.metrics.get('calibration', {}) if measured else {}
     titles = {('all',): 'All valid images', tuple(name for name in GROUPS if name in found): 'By class size'}

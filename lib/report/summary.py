@@ -9,14 +9,14 @@ import numpy as np
 
 from lib.metrics.accuracy import FEW_BELOW, MANY_ABOVE, shot_groups
 from lib.report.charts import metric_error
-from lib.report.report_metrics import ERRORS, Measured, ReportData
+from lib.report.report_metrics import ERRORS, ReportMetrics, ReportData
 
 _TAU_PARTS = {'before': 'before', 'after': 'after', 'others': 'cross_fitted'}
 GROUP_RANGES = {'many': f'over {MANY_ABOVE}', 'medium': f'{FEW_BELOW} to {MANY_ABOVE}', 'few': f'under {FEW_BELOW}'}
 
 
 @dataclass(frozen=True)
-class Card:
+class MetricCard:
     """A headline figure with its interval, that of the last epoch, and what re-balancing made of it, in words."""
 
     title: str
@@ -47,7 +47,7 @@ def thousands(value: float) -> str:
     return f'{value:,.0f}'.replace(',', '\u202f')
 
 
-def dataset_facts(data: ReportData, measured: Measured | None) -> list[str]:
+def run_facts(data: ReportData, measured: ReportMetrics | None) -> list[str]:
     """Say in a few words each how large the run was."""
     facts = []
     counts = np.asarray(data.train_counts)
@@ -63,7 +63,7 @@ def dataset_facts(data: ReportData, measured: Measured | None) -> list[str]:
     return facts
 
 
-def summary_cards(data: ReportData, measured: Measured | None) -> list[Card]:
+def summary_cards(data: ReportData, measured: ReportMetrics | None) -> list[MetricCard]:
     """Return the errors of the model (those of the best epoch where it was not measured) with their intervals."""
     best, last = data.summary.get('best') or {}, data.summary.get('last') or {}
     after, words = _rebalanced(data)
@@ -79,7 +79,7 @@ def summary_cards(data: ReportData, measured: Measured | None) -> list[Card]:
             interval = measured.error_interval(name) if measured else None
             spread = between(interval) if interval else ''
             last_one, other = shown(last, name) if best else '', shown(after, name)
-            cards.append(Card(title, value, spread, last_one, f'{words} {other}' if other else ''))
+            cards.append(MetricCard(title, value, spread, last_one, f'{words} {other}' if other else ''))
     return cards
 
 
@@ -96,7 +96,7 @@ def _rebalanced(data: ReportData) -> tuple[dict[str, Any], str]:
     return others or data.tau.get('after') or {}, 'with tau'
 
 
-def group_rows(data: ReportData, measured: Measured | None) -> list[dict[str, Any]]:
+def group_rows(data: ReportData, measured: ReportMetrics | None) -> list[dict[str, Any]]:
     """Return name, range, num_classes, error and interval (fractions) of the groups that have valid images."""
     if not measured or not len(data.train_counts):
         return []

@@ -6,8 +6,8 @@ import pytest
 
 from lib.audit.report import SplitUnderTest, check_up
 from lib.dataset.images import FileImages
-from lib.report.audit_page import MAX_CARDS, MAX_PICTURES, write_doctor_page
-from lib.report.audit_summary import summary_lines
+from lib.report.audit_page import MAX_CARDS, MAX_PICTURES, write_audit_page
+from lib.report.audit_summary import describe_audit
 from tests.audit.drawn import drawn, encoded
 from tests.report.test_run_page import Page
 
@@ -43,7 +43,7 @@ def found(tmp_path_factory):
 @pytest.fixture(scope='module')
 def page(found, tmp_path_factory):
     path = tmp_path_factory.mktemp('page') / 'doctor.html'
-    write_doctor_page(path, found, title=HOSTILE, command=HOSTILE, class_names=['a', 'b', HOSTILE, 'd'])
+    write_audit_page(path, found, title=HOSTILE, command=HOSTILE, class_names=['a', 'b', HOSTILE, 'd'])
     return path.read_text('utf-8')
 
 
@@ -83,7 +83,7 @@ def test_every_filter_has_its_section(page):
 
 
 def test_summary_fits_a_terminal(found, tmp_path):
-    lines = summary_lines(found, tmp_path, 52)
+    lines = describe_audit(found, tmp_path, 52)
     assert len(lines) <= 32
     assert all(len(line) <= 80 for line in lines if str(tmp_path) not in line)
     text = '\n'.join(lines)

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from lib.report.galleries import Album
+from lib.report.galleries import ThumbnailBudget
 
 
 def plain(row):
@@ -12,15 +12,15 @@ def plain(row):
 
 def test_without_a_limit_all_pictures_are_there_and_each_is_opened_once():
     opened = []
-    album = Album(lambda row: (opened.append(row), plain(row))[1])
+    album = ThumbnailBudget(lambda row: (opened.append(row), plain(row))[1])
     assert album.source(3) == album.source(3)
     assert opened == [3]
     assert album.num_left_out == 0
 
 
 def test_what_comes_after_the_first_that_does_not_fit_is_left_out():
-    size = len(Album(plain).source(0))
-    album = Album(plain, room=2.9 * size)
+    size = len(ThumbnailBudget(plain).source(0))
+    album = ThumbnailBudget(plain, room=2.9 * size)
     assert [bool(album.source(row)) for row in (0, 0, 0, 0)] == [True, True, False, False]
     assert album.num_left_out == 2
     album.fill_up_to(float('inf'))
@@ -30,7 +30,7 @@ def test_what_comes_after_the_first_that_does_not_fit_is_left_out():
 
 @pytest.mark.parametrize('room', [0, -5])
 def test_nothing_is_opened_without_room(room):
-    album = Album(pytest.fail, room=room)
+    album = ThumbnailBudget(pytest.fail, room=room)
     assert album.source(0) == ''
     assert album.num_left_out == 1
 
@@ -39,6 +39,6 @@ def test_a_broken_picture_takes_no_room():
     def broken(row):
         raise OSError(row)
 
-    album = Album(broken)
+    album = ThumbnailBudget(broken)
     assert album.source(0) is None
     assert album.num_left_out == 0

@@ -11,7 +11,7 @@ from lib.metrics.class_report import metrics_of
 from lib.metrics.predictions import predictions_alone
 from lib.report.class_charts import data_statistics
 from lib.report.class_table import class_columns, class_data, static_rows
-from lib.report.report_metrics import ReportData, measure
+from lib.report.report_metrics import ReportData, compute_report_metrics
 from lib.report.run_page import write_report
 from tests.report.report_data import HOSTILE, NUM_CLASSES, full_data
 
@@ -24,7 +24,7 @@ def rows_of(data, c):
 
 def test_columns_against_a_loop():
     data = full_data()
-    columns = class_columns(data, measure(data))
+    columns = class_columns(data, compute_report_metrics(data))
     for c in range(NUM_CLASSES):
         rows = rows_of(data, c)
         wrong = [predicted for label, predicted in rows if predicted != label]
@@ -44,7 +44,7 @@ def test_columns_against_a_loop():
 
 def test_what_is_not_known_of_a_class_is_none():
     data = ReportData('x', class_names=['a', 'b', 'c'], answers=predictions_alone(np.array([0, 2]), np.array([0, -1])))
-    columns = class_columns(data, measure(data))
+    columns = class_columns(data, compute_report_metrics(data))
     assert columns['error'] == [0.0, None, 1.0]
     assert columns['error_low'][1] is columns['error_high'][1] is None
     assert columns['mistaken_for'] == [None] * 3
@@ -56,14 +56,14 @@ def test_the_surely_worst_come_first():
     labels = np.array([0] + [1] * 5 + [2] * 5 + [3] * 5)
     predicted = np.array([1] + [0] * 5 + [0, 0, 2, 2, 2] + [3] * 5)
     data = ReportData('x', answers=predictions_alone(labels, predicted))
-    measured = measure(data)
+    measured = compute_report_metrics(data)
     assert measured.worst().tolist() == [1, 0, 2], 'five of five, then one of one, then two of five'
     assert [row['label'] for row in static_rows(data, measured)] == [1, 0, 2]
 
 
 def test_page_data_is_compact_and_says_the_same():
     data = full_data()
-    measured = measure(data)
+    measured = compute_report_metrics(data)
     text = class_data(data, measured)
     assert HOSTILE not in text
     content, columns = json.loads(text), class_columns(data, measured)
@@ -96,7 +96,7 @@ def test_report_json_has_the_figures(tmp_path):
 
 
 def test_groups_are_unknown_without_training_counts():
-    found = measure(full_data(train_counts=np.zeros(0, np.int64)))
+    found = compute_report_metrics(full_data(train_counts=np.zeros(0, np.int64)))
     assert not {'many', 'medium', 'few', 'head_tail'} & set(found.metrics)
     assert set(found.metrics['interval']) == {'mean_class_error'}
     assert set(found.metrics['calibration']) == {'all'}
@@ -106,7 +106,7 @@ def test_groups_are_unknown_without_training_counts():
 def test_data_statistics():
     counts = np.array([100, 0, 3, 7, 5, 5, 5, 5, 5, 5, 5])
     data = ReportData('x', train_counts=counts, answers=predictions_alone(np.array([0, 2, 2]), np.array([0, 2, 1])))
-    found = data_statistics(data, measure(data))
+    found = data_statistics(data, compute_report_metrics(data))
     assert found == {
         'classes': 11,
         'train_images': 145,
