@@ -25,13 +25,13 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.harness import alternate, finish, parse_arguments
-from lib.classifier.linear import Linear
+from lib.classifier.linear import LinearClassifier
 from lib.commands.cli import cli_main
 from lib.errors import UserError
 from lib.loss.chunked import chunked_loss
 from lib.loss.cross_entropy import CrossEntropy
 from lib.loss.targets import Targets
-from lib.loss.weighted import AverageLoss
+from lib.loss.weighted import WeightedLoss
 
 MILLION = 1_000_000
 MILLION_STEPS = 3
@@ -55,10 +55,10 @@ class Head:
     def __init__(self, size: Size, device: torch.device) -> None:
         torch.manual_seed(0)
         self.chunk = size.chunk
-        self.classifier = Linear(size.features, size.classes).to(device)
+        self.classifier = LinearClassifier(size.features, size.classes).to(device)
         self.features = torch.randn(size.batch, size.features, device=device).requires_grad_()
         self.labels = torch.randint(size.classes, (size.batch,), device=device)
-        self._average = AverageLoss(CrossEntropy(), torch.ones(size.classes)).to(device)
+        self._average = WeightedLoss(CrossEntropy(), torch.ones(size.classes)).to(device)
 
     def parameters(self) -> list[torch.Tensor]:
         return [self.features, *self.classifier.parameters()]
@@ -72,10 +72,10 @@ class Head:
             loss = F.cross_entropy(self.classifier(x), labels)
         else:
             targets = Targets(labels)
-            divisor = self._average.divisor(targets)
+            normalizer = self._average.normalizer(targets)
             loss, _ = chunked_loss(
                 *self.classifier.factors(x),
-                lambda logits, part, _: self._average.total(logits, targets.part(part)) / divisor,
+                lambda logits, part, _: self._average.total(logits, targets.part(part)) / normalizer,
                 chunk=self.chunk,
             )
         loss.backward()

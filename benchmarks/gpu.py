@@ -36,7 +36,7 @@ from benchmarks.training import (
     write_photos,
 )
 from lib.builders.loss import build_loss
-from lib.classifier.linear import Linear
+from lib.classifier.linear import LinearClassifier
 from lib.commands.cli import cli_main
 from lib.commands.pack import pack
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup, join_process_group
@@ -45,8 +45,8 @@ from lib.formats.write import write_converted
 from lib.loss.targets import Targets
 from lib.model import Recognizer
 from lib.runtime.device import pick_device
-from lib.trainer.chunked_head import LeanHead
-from lib.trainer.forward import Outputs, Share
+from lib.trainer.chunked_head import ChunkedHead
+from lib.trainer.forward import ModelOutput, LossScale
 
 NETWORKS = {'resnet50': 'resnet50', 'resnest50': 'resnest50d'}  # ours: timm's name
 SIZES, NUM_CLASSES = (112, 224), (50_030, 1_000_000)
@@ -129,14 +129,14 @@ def chunked_error(loss_name: str, *, device: str, num_classes: int = 50_030, num
     loss = build_loss(config_of(['--LOSS_TYPE', loss_name]), np.arange(1, num_classes + 1))
     features = torch.randn(num_images, 256, dtype=torch.float64)
     labels = torch.randint(num_classes, (num_images,))
-    classifier = Linear(256, num_classes).double()
+    classifier = LinearClassifier(256, num_classes).double()
     exact = _gradients(classifier, features, lambda x: loss(classifier(x), Targets(labels), x))
     classifier, loss = classifier.float().to(device), loss.to(device)
-    head = LeanHead(Recognizer(nn.Identity(), classifier), loss, chunk_images=CHUNK_IMAGES)
+    head = ChunkedHead(Recognizer(nn.Identity(), classifier), loss, chunk_images=CHUNK_IMAGES)
     targets = Targets(labels.to(device))
-    share = Share(loss.divisor(targets), 1.0, 0, (num_images,))
+    share = LossScale(loss.normalizer(targets), 1.0, 0, (num_images,))
     found = _gradients(
-        classifier, features.float().to(device), lambda x: head(Outputs(None, x, None), targets, share).loss
+        classifier, features.float().to(device), lambda x: head(ModelOutput(None, x, None), targets, share).loss
     )
     return max(
         ((ours.cpu().double() - theirs).abs().max() / theirs.abs().max()).item()

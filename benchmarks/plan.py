@@ -23,7 +23,7 @@ from yacs.config import CfgNode
 
 from benchmarks.harness import finish, parse_arguments
 from lib.builders.model import new_model
-from lib.builders.objective import build_objective, is_lean
+from lib.builders.objective import build_objective, is_chunked
 from lib.builders.optim import build_optimizer
 from lib.commands.cli import cli_main
 from lib.commands.plan import StepCosts
@@ -31,11 +31,11 @@ from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
 from lib.errors import UserError
 from lib.loss.targets import Targets
-from lib.plan.strategies import Job, Way, need_of
+from lib.plan.strategies import StepSpec, Strategy, estimate_memory
 from lib.runtime.device import Device, pick_device
 from lib.trainer.forward import TrainingForward
-from lib.trainer.microbatch import parts_of
-from lib.trainer.mixing.base import Mixed
+from lib.trainer.microbatch import split_batch
+from lib.trainer.mixing.base import MixedBatch
 from lib.trainer.step import Learner, _step
 
 _STATUS = Path('/proc/self/status')
@@ -80,10 +80,10 @@ def planned(name: str) -> int:
     """Return the bytes that the planner says a step needs."""
     cfg, (num_classes, num_images, _) = config_of(name), CASES[name]
     costs = StepCosts(cfg, num_classes, pick_device('cpu', cfg.RUN.PRECISION).train_dtype)
-    job = Job(num_images, 1, num_classes, costs.num_features, cfg.INPUT.SIZE)
+    job = StepSpec(num_images, 1, num_classes, costs.num_features, cfg.INPUT.SIZE)
     at_once = cfg.TRAIN.DEVICE_BATCH_SIZE or num_images
-    way = Way(at_once, chunk=cfg.LOSS.CHUNK_IMAGES, sampled=cfg.LOSS.SAMPLED_CLASSES)
-    return need_of(way, job, costs).total
+    way = Strategy(at_once, chunk=cfg.LOSS.CHUNK_IMAGES, sampled=cfg.LOSS.SAMPLED_CLASSES)
+    return estimate_memory(way, job, costs).total
 
 
 def measured(name: str) -> int:
@@ -116,20 +116,20 @@ def _learner(cfg: CfgNode, num_classes: int, num_images: int, device: Device) ->
     model = new_model(cfg, num_classes, device)
     return Learner(
         model=model.train(),
-        forward=TrainingForward(model, classifies=not is_lean(cfg)),
+        forward=TrainingForward(model, classifies=not is_chunked(cfg)),
         objective=build_objective(cfg, np.ones(num_classes, dtype=np.int64), model, device),
         mixer=None,
         optimizer=build_optimizer(cfg, model),
         schedule=lambda step: 0.01,
         loader=None,
         seed=0,
-        parts=parts_of(num_images, at_once=cfg.TRAIN.DEVICE_BATCH_SIZE),
+        parts=split_batch(num_images, at_once=cfg.TRAIN.DEVICE_BATCH_SIZE),
     )
 
 
-def _batch(cfg: CfgNode, num_classes: int, num_images: int) -> Mixed:
+def _batch(cfg: CfgNode, num_classes: int, num_images: int) -> MixedBatch:
     images = torch.randn(num_images, 3, cfg.INPUT.SIZE, cfg.INPUT.SIZE).to(memory_format=torch.channels_last)
-    return Mixed(images, Targets(torch.randint(num_classes, (num_images,))))
+    return MixedBatch(images, Targets(torch.randint(num_classes, (num_images,))))
 
 
 def _warm_up(cfg: CfgNode, device: Device) -> None:

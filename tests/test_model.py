@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from lib.backbone.create import create_backbone
-from lib.classifier.cosine import Cosine, Projector
-from lib.classifier.linear import Linear
+from lib.classifier.cosine import CosineClassifier, Projector
+from lib.classifier.linear import LinearClassifier
 from lib.model import Recognizer
 
 
 def small(classifier=None, **dtypes) -> Recognizer:
     torch.manual_seed(0)
-    return Recognizer(create_backbone('res32_cifar', image_size=32), classifier or Linear(64, 10), **dtypes)
+    return Recognizer(create_backbone('res32_cifar', image_size=32), classifier or LinearClassifier(64, 10), **dtypes)
 
 
 def test_logits_are_the_classifier_on_the_features():
@@ -26,7 +26,9 @@ def test_logits_are_the_classifier_on_the_features():
     torch.testing.assert_close(model(images), model.classifier(features))
 
 
-@pytest.mark.parametrize('classifier', [Linear(64, 10), Cosine(64, 10, scale=16.0)], ids=['linear', 'cosine'])
+@pytest.mark.parametrize(
+    'classifier', [LinearClassifier(64, 10), CosineClassifier(64, 10, scale=16.0)], ids=['linear', 'cosine']
+)
 def test_autocast_gives_float32_close_to_float32(classifier):
     exact = small(classifier=classifier).eval()
     mixed = small(classifier=classifier, eval_dtype=torch.bfloat16).eval()
@@ -74,7 +76,7 @@ def test_a_frozen_backbone_may_shift_its_batchnorm():
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Dropout(0.5))
     backbone.num_features = 8 * 30 * 30
-    model = Recognizer(backbone, Linear(backbone.num_features, 2)).train()
+    model = Recognizer(backbone, LinearClassifier(backbone.num_features, 2)).train()
     model.freeze_backbone(shift_batchnorm=True)
     norm, images = backbone[1], torch.rand(4, 3, 32, 32)
     before = copy.deepcopy(backbone.state_dict())
@@ -120,7 +122,7 @@ def test_an_unfrozen_backbone_updates_its_statistics():
 
 
 def test_names_are_those_of_the_original_checkpoints():
-    model = Recognizer(create_backbone('resnest50', image_size=64), Linear(2048, 7))
+    model = Recognizer(create_backbone('resnest50', image_size=64), LinearClassifier(2048, 7))
     names = set(model.state_dict())
     backbone = timm.create_model('resnest50d', num_classes=0)
     assert names == {f'backbone.{name}' for name in backbone.state_dict()} | {
@@ -150,7 +152,7 @@ def test_a_checkpoint_of_the_original_gives_timms_logits(tmp_path):
         state[f'module.classifier.{key[3:]}' if head else f'module.backbone.{key}'] = value
     torch.save({'state_dict': state, 'epoch': 119}, tmp_path / 'old.pth')
     loaded = torch.load(tmp_path / 'old.pth', weights_only=True)['state_dict']
-    model = Recognizer(create_backbone('resnest50', image_size=64), Linear(2048, 7)).eval()
+    model = Recognizer(create_backbone('resnest50', image_size=64), LinearClassifier(2048, 7)).eval()
     model.load_state_dict({key.removeprefix('module.'): value for key, value in loaded.items()})
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():

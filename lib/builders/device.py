@@ -12,8 +12,8 @@ from lib.distributed.process_group import ProcessGroup
 from lib.loss.targets import Targets
 from lib.runtime.device import Device, pick_device
 from lib.runtime.log import LOGGER
-from lib.trainer.forward import Share, TrainingForward
-from lib.trainer.microbatch import Parts, fits, largest_that_fits, parts_of
+from lib.trainer.forward import LossScale, TrainingForward
+from lib.trainer.microbatch import MicroBatches, fits, largest_that_fits, split_batch
 from lib.trainer.objective import Objective
 
 
@@ -35,21 +35,21 @@ def build_device(cfg: CfgNode, group: ProcessGroup) -> Device:
 _STATES = {'sgd': 1, 'adam': 2, 'adamw': 2}  # tensors that an optimiser keeps a parameter
 
 
-def build_parts(
+def build_micro_batches(
     cfg: CfgNode,
     batch_size: int,
     forward: TrainingForward,
     objective: Objective,
     device: Device,
     group: ProcessGroup,
-) -> Parts:
+) -> MicroBatches:
     """Return the parts of a batch of `batch_size` images, all ranks together.
 
     Raises:
         UserError: not even two images fit into the GPU's memory.
     """
     at_once = cfg.TRAIN.DEVICE_BATCH_SIZE
-    whole = parts_of(batch_size, group)
+    whole = split_batch(batch_size, group)
     if at_once < 0:
         at_once = 0
         if device.main.type == 'cuda':
@@ -59,7 +59,7 @@ def build_parts(
             LOGGER.info('%d of %d images fit a device at once (TRAIN.DEVICE_BATCH_SIZE -1)', at_once, most)
         else:
             LOGGER.info('TRAIN.DEVICE_BATCH_SIZE -1 is for GPUs; a batch is computed in one go')
-    return parts_of(batch_size, group, at_once) if at_once else whole
+    return split_batch(batch_size, group, at_once) if at_once else whole
 
 
 def _trial(cfg: CfgNode, forward: TrainingForward, objective: Objective, device: Device) -> Callable[[int], None]:
@@ -75,7 +75,7 @@ def _trial(cfg: CfgNode, forward: TrainingForward, objective: Objective, device:
             images = torch.zeros(num_images, 3, size, size, device=device.main)
             images = images.contiguous(memory_format=torch.channels_last)
             targets = Targets(torch.zeros(num_images, dtype=torch.int64, device=device.main))
-            share = Share(objective.divisor(targets), 1.0, 0, (num_images,))
+            share = LossScale(objective.normalizer(targets), 1.0, 0, (num_images,))
             objective(forward.train()(images), targets, images, share).loss.backward()
         finally:
             states.clear()

@@ -26,7 +26,7 @@ from lib.loss.sigmoid_focal import SigmoidFocal
 from lib.loss.softmax_equalization import SoftmaxEqualization
 from lib.loss.symmetric_cross_entropy import SymmetricCrossEntropy
 from lib.loss.vector_scaling import VectorScaling
-from lib.loss.weighted import AverageLoss, effective_number, inverse_frequency
+from lib.loss.weighted import WeightedLoss, effective_number, inverse_frequency
 
 _USUAL_SHARE = 0.8  # of the run: 160 of 200 epochs (Cao et al., NeurIPS 2019)
 
@@ -55,7 +55,7 @@ LOSSES: dict[str, Callable[[CfgNode, np.ndarray, float], nn.Module]] = {
         counts, cfg.LOSS.SMOOTHING_HEAD, cfg.LOSS.SMOOTHING_TAIL, cfg.LOSS.SMOOTHING_SHAPE
     ),
     'influence_balanced': lambda cfg, counts, scale: InfluenceBalanced(
-        differentiated=cfg.LOSS.INFLUENCE == 'differentiated', from_epoch=_reweight_epoch(cfg)
+        differentiated=cfg.LOSS.INFLUENCE == 'differentiated', reweight_from_epoch=_reweight_epoch(cfg)
     ),
     'seesaw': lambda cfg, counts, scale: Seesaw(counts, cfg.LOSS.MITIGATION, cfg.LOSS.COMPENSATION),
     'generalized_cross_entropy': lambda cfg, counts, scale: GeneralizedCrossEntropy(cfg.LOSS.Q),
@@ -73,15 +73,15 @@ CLASS_WEIGHTS: dict[str, Callable[[CfgNode, np.ndarray], torch.Tensor | None]] =
 }
 
 
-def build_loss(cfg: CfgNode, class_counts: np.ndarray) -> AverageLoss:
+def build_loss(cfg: CfgNode, class_counts: np.ndarray) -> WeightedLoss:
     """Return the loss; `class_counts` (num_classes,) are the training images a class after HEAD_CAP."""
     loss = cfg.LOSS
     scale = cfg.MODEL.COSINE_SCALE if cfg.MODEL.CLASSIFIER in ('FCNorm', 'cosine') else 1.0
-    return AverageLoss(
+    return WeightedLoss(
         LOSSES[loss.TYPE](cfg, class_counts, scale),
         torch.as_tensor(class_counts),
         CLASS_WEIGHTS[loss.CLASS_WEIGHTS](loss, class_counts),
-        from_epoch=_reweight_epoch(cfg),
+        reweight_from_epoch=_reweight_epoch(cfg),
         over_weights=loss.REDUCTION == 'weighted_mean',
     )
 

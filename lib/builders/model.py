@@ -14,10 +14,10 @@ from lib.backbone.create import create_backbone, create_timm_pretrained, measure
 from lib.backbone.pretrained import load_pretrained
 from lib.builders.loader import build_eval_loader, train_sizes
 from lib.builders.split import Split
-from lib.classifier.cosine import Cosine, Projector
-from lib.classifier.linear import LearnableWeightScaling, Linear, without_scale
+from lib.classifier.cosine import CosineClassifier, Projector
+from lib.classifier.linear import LearnableWeightScaling, LinearClassifier, without_scale
 from lib.classifier.rows import transfer_rows
-from lib.dataset.index import ProductIndex
+from lib.dataset.index import ClassIndex
 from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
 from lib.model import Recognizer
@@ -29,8 +29,8 @@ from lib.trainer.checkpointing.state import Checkpoint
 
 # MODEL in the config, num_features, num_classes, which of the classes are held here (None: all) -> the classifier.
 CLASSIFIERS: dict[str, Callable[[CfgNode, int, int, range | None], nn.Module]] = {
-    'linear': lambda model, num_features, num_classes, classes: Linear(num_features, num_classes, classes=classes),
-    'cosine': lambda model, num_features, num_classes, classes: Cosine(
+    'linear': lambda model, num_features, num_classes, classes: LinearClassifier(num_features, num_classes, classes=classes),
+    'cosine': lambda model, num_features, num_classes, classes: CosineClassifier(
         num_features, num_classes, model.COSINE_SCALE, classes=classes
     ),
     'lws': lambda model, num_features, num_classes, classes: LearnableWeightScaling(
@@ -177,7 +177,7 @@ def _check_fit(own: dict[str, torch.Tensor], checkpoint: Checkpoint, cfg: CfgNod
         )
 
 
-def start_from_class_means(cfg: CfgNode, model: Recognizer, split: Split, index: ProductIndex, device: Device) -> None:
+def start_from_class_means(cfg: CfgNode, model: Recognizer, split: Split, index: ClassIndex, device: Device) -> None:
     """Put the mean features of the training images into the classifier of `model` (NCM: Kang et al., ICLR 2020).
 
     A cosine classifier gets the means of features of length 1, a linear one what prefers the nearest mean. Only images
@@ -188,7 +188,7 @@ def start_from_class_means(cfg: CfgNode, model: Recognizer, split: Split, index:
         UserError: none of the images can be decoded.
     """
     classifier = model.classifier
-    is_cosine = isinstance(classifier, Cosine)
+    is_cosine = isinstance(classifier, CosineClassifier)
     loader = build_eval_loader(cfg, split, device)
     try:
         means, counts = class_means(model, loader, index.rows, num_classes=split.num_classes, unit_length=is_cosine)

@@ -16,54 +16,54 @@ from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
 from lib.loss.balanced_contrastive import BalancedContrastive
 from lib.loss.distillation import Distillation
-from lib.loss.weighted import AverageLoss
+from lib.loss.weighted import WeightedLoss
 from lib.model import Recognizer
 from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing.state import Checkpoint, read_checkpoint
-from lib.trainer.chunked_head import LeanHead
-from lib.trainer.objective import Auxiliary, ContrastTerm, DistillTerm, Objective
+from lib.trainer.chunked_head import ChunkedHead
+from lib.trainer.objective import AuxiliaryTerm, ContrastTerm, DistillTerm, Objective
 
 # What a teacher must have seen images by, since it is shown those of the student.
 _SAME_IMAGES = ('DATASET.COLOR_SPACE', 'INPUT.MEAN', 'INPUT.STD')
 
 
-class Second(NamedTuple):
+class AuxiliaryLoss(NamedTuple):
     """A second loss, its weight, and that of the first."""
 
-    auxiliary: Auxiliary | None
+    auxiliary: AuxiliaryTerm | None
     auxiliary_weight: float
     loss_weight: float
 
 
-def _no_second(cfg: CfgNode, model: Recognizer, device: Device, names: Sequence[str]) -> Second:
-    return Second(None, 0.0, 1.0)
+def _no_second(cfg: CfgNode, model: Recognizer, device: Device, names: Sequence[str]) -> AuxiliaryLoss:
+    return AuxiliaryLoss(None, 0.0, 1.0)
 
 
-def _contrast(cfg: CfgNode, model: Recognizer, device: Device, names: Sequence[str]) -> Second:
+def _contrast(cfg: CfgNode, model: Recognizer, device: Device, names: Sequence[str]) -> AuxiliaryLoss:
     loss = BalancedContrastive(cfg.LOSS.CONTRAST_TEMPERATURE)
-    return Second(ContrastTerm(model, loss), cfg.LOSS.AUXILIARY_WEIGHT, 1.0)
+    return AuxiliaryLoss(ContrastTerm(model, loss), cfg.LOSS.AUXILIARY_WEIGHT, 1.0)
 
 
-def _distill(cfg: CfgNode, model: Recognizer, device: Device, names: Sequence[str]) -> Second:
+def _distill(cfg: CfgNode, model: Recognizer, device: Device, names: Sequence[str]) -> AuxiliaryLoss:
     weight = cfg.LOSS.AUXILIARY_WEIGHT
     teacher = _teacher(cfg, device, model.classifier.weight.shape[0], names)
     loss = Distillation(cfg.LOSS.TEACHER_TEMPERATURE, cfg.LOSS.TEACHER_POWER)
-    return Second(
+    return AuxiliaryLoss(
         DistillTerm(wrap_parallel(teacher, device, SINGLE_PROCESS, num_images=cfg.TRAIN.BATCH_SIZE), loss),
         weight,
         1.0 - weight,
     )
 
 
-AUXILIARIES: dict[str, Callable[[CfgNode, Recognizer, Device, Sequence[str]], Second]] = {
+AUXILIARIES: dict[str, Callable[[CfgNode, Recognizer, Device, Sequence[str]], AuxiliaryLoss]] = {
     '': _no_second,
     'balanced_contrastive': _contrast,
     'distillation': _distill,
 }
 
 
-def is_lean(cfg: CfgNode) -> bool:
+def is_chunked(cfg: CfgNode) -> bool:
     """Whether classifier and loss are computed together, so that the model gives no logits in training."""
     return bool(cfg.LOSS.CHUNK_IMAGES) or cfg.LOSS.SAMPLED_CLASSES < 1 or cfg.MODEL.CLASSIFIER_SHARDED
 
@@ -91,15 +91,15 @@ def build_objective(
     objective = Objective(
         loss,
         second.auxiliary,
-        head=_lean_head(cfg, model, loss, group) if is_lean(cfg) else None,
+        head=_lean_head(cfg, model, loss, group) if is_chunked(cfg) else None,
         loss_weight=second.loss_weight,
         auxiliary_weight=second.auxiliary_weight,
     )
     return objective.to(device.main)
 
 
-def _lean_head(cfg: CfgNode, model: Recognizer, loss: AverageLoss, group: ProcessGroup) -> LeanHead:
-    return LeanHead(
+def _lean_head(cfg: CfgNode, model: Recognizer, loss: WeightedLoss, group: ProcessGroup) -> ChunkedHead:
+    return ChunkedHead(
         model,
         loss,
         chunk_images=cfg.LOSS.CHUNK_IMAGES,

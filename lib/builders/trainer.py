@@ -3,17 +3,17 @@
 from torch import nn
 from yacs.config import CfgNode
 
-from lib.builders.device import build_parts
+from lib.builders.device import build_micro_batches
 from lib.builders.loader import build_train_loader
 from lib.builders.mixing import build_mixed_stages, build_mixer, check_pairs
-from lib.builders.objective import build_objective, is_lean
+from lib.builders.objective import build_objective, is_chunked
 from lib.builders.optim import build_clip, build_optimizer, build_scaler, build_schedule
 from lib.builders.split import TrainingData
-from lib.dataset.index import ProductIndex
+from lib.dataset.index import ClassIndex
 from lib.distributed.parallel import wrap_parallel
 from lib.distributed.process_group import ProcessGroup
 from lib.model import Recognizer
-from lib.optim.ema import WeightAverage
+from lib.optim.ema import ModelEMA
 from lib.runtime.device import Compiled, Device, num_replicas
 from lib.runtime.log import LOGGER
 from lib.trainer.forward import TrainingForward
@@ -23,7 +23,7 @@ from lib.trainer.step import Learner
 def build_learner(
     cfg: CfgNode,
     data: TrainingData,
-    index: ProductIndex,
+    index: ClassIndex,
     model: Recognizer,
     device: Device,
     group: ProcessGroup,
@@ -35,9 +35,9 @@ def build_learner(
     """
     loader = build_train_loader(cfg, data.train, index, device, group)
     stages = build_mixed_stages(cfg, model.backbone)
-    forward = TrainingForward(model, stages, classifies=not is_lean(cfg))
+    forward = TrainingForward(model, stages, classifies=not is_chunked(cfg))
     objective = build_objective(cfg, index.class_counts, model, device, data.class_names, group)
-    parts = build_parts(cfg, loader.batch_size, forward, objective, device, group)
+    parts = build_micro_batches(cfg, loader.batch_size, forward, objective, device, group)
     at_once = max(size for sizes in parts.sizes for size in sizes)
     check_pairs(cfg, at_once, len(device.replicas))
     if cfg.RUN.COMPILE:
@@ -57,7 +57,7 @@ def build_learner(
         group=group,
         scaler=build_scaler(model, device, group),
         clip=build_clip(cfg, model, group),
-        average=WeightAverage(model, cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY else None,
+        average=ModelEMA(model, cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY else None,
     )
 
 

@@ -12,7 +12,7 @@ from lib.classifier.rows import draw_rows, held_classes
 TINY = 1e-24  # a squared norm at which a vector counts as zero
 
 
-class Cosine(nn.Module):
+class CosineClassifier(nn.Module):
     """Cosine classifier, z_j = scale * cos(w_j, f) (Gidaris & Komodakis, CVPR 2018, eq. 2), without bias.
 
     Features (batch, num_features) -> logits (batch, num_classes) in [-scale, scale]; `weight` is

@@ -10,7 +10,7 @@ from torch import nn
 from lib.classifier.rows import draw_rows, held_classes
 
 
-class Linear(nn.Module):
+class LinearClassifier(nn.Module):
     """Linear classifier, z = W f + b: features (batch, num_features) -> logits (batch, num_classes).
 
     `weight` is (num_classes, num_features), `bias` is (num_classes,). They begin as those of nn.Linear.
@@ -41,7 +41,7 @@ class Linear(nn.Module):
         return f'num_features={self.weight.shape[1]}, num_classes={self.num_classes}, classes={self.classes}'
 
 
-class LearnableWeightScaling(Linear):
+class LearnableWeightScaling(LinearClassifier):
     """Learnable weight scaling, z_j = s_j (w_j . f + b_j) (LWS: Kang et al., ICLR 2020, eq. 6).
 
     The paper writes s_j w_j and leaves the bias out; its authors' code scales the whole output, bias included, and so

@@ -13,18 +13,18 @@ import torch
 
 from lib.builders.data import open_named_images, open_valid_split
 from lib.builders.split import Split
-from lib.classifier.cosine import Cosine
+from lib.classifier.cosine import CosineClassifier
 from lib.classifier.linear import without_scale
 from lib.commands.features import split_features
-from lib.commands.loaded_model import Trained
+from lib.commands.loaded_model import LoadedModel
 from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node, as_text, as_values
 from lib.dataset.annotations import ClassNames
-from lib.dataset.folder import chosen_few
+from lib.dataset.folder import sample_indices
 from lib.dataset.images import FileImages
 from lib.errors import UserError
-from lib.posthoc.candidate_scores import Seen, mean_class_accuracy, seen_by
-from lib.posthoc.imprint import Imprint, cross_fitted, imprint
+from lib.posthoc.candidate_scores import ScoredFeatures, mean_class_accuracy, score_features
+from lib.posthoc.imprint import Imprint, cross_fit_imprint, imprint
 from lib.runtime.files import lock_folder, write_json
 from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing.state import TrainingSet, versions, write_checkpoint
@@ -34,7 +34,7 @@ MODEL, VALID_JSON = 'best_model.pth', 'converted_val.json'
 
 
 def write_enrolled(
-    trained: Trained,
+    trained: LoadedModel,
     folder: Path,
     state: dict[str, torch.Tensor],
     classes: ClassNames,
@@ -73,7 +73,7 @@ def write_enrolled(
     return files
 
 
-def _training_set(trained: Trained, classes: ClassNames, counts: np.ndarray) -> TrainingSet:
+def _training_set(trained: LoadedModel, classes: ClassNames, counts: np.ndarray) -> TrainingSet:
     known = trained.checkpoint.training_set
     if known is None:
         LOGGER.warning(
@@ -121,12 +121,12 @@ class _NewImages:
 
     split: Split
     classes: ClassNames
-    shots: Seen
-    held: Seen
+    shots: ScoredFeatures
+    held: ScoredFeatures
     held_rows: np.ndarray
 
 
-def enroll(trained: Trained) -> Enrolled:
+def enroll(trained: LoadedModel) -> Enrolled:
     """Add the classes of ENROLL.IMAGES to the model, write it into ENROLL.OUT, and measure old and new classes.
 
     Raises:
@@ -140,7 +140,7 @@ def enroll(trained: Trained) -> Enrolled:
     old = None
     if valid is not None:
         kept = split_features(trained, valid, 'valid')
-        old = seen_by(trained.model, kept.values, kept.labels).at(np.flatnonzero(kept.readable))
+        old = score_features(trained.model, kept.values, kept.labels).at(np.flatnonzero(kept.readable))
     how = {'norm': _median_norm(trained), 'cosine_scale': _cosine_scale(trained), 'max_loss': cfg.ENROLL.MAX_LOSS}
     chosen = imprint(new.shots, old, **how)
     figures = _figures(trained, new, old, chosen, how)
@@ -151,7 +151,7 @@ def enroll(trained: Trained) -> Enrolled:
     return Enrolled(figures, files)
 
 
-def _check_free(trained: Trained, folder: Path) -> None:
+def _check_free(trained: LoadedModel, folder: Path) -> None:
     if not trained.cfg.ENROLL.IMAGES:
         raise UserError(
             'ENROLL.IMAGES is not given: --ENROLL_IMAGES FOLDER with a sub-folder a new class, or an annotation JSON'
@@ -162,7 +162,7 @@ def _check_free(trained: Trained, folder: Path) -> None:
         raise UserError(f'{folder} is there already: --OVERWRITE True renames it aside, or give another --ENROLL_OUT')
 
 
-def _new_images(trained: Trained) -> _NewImages:
+def _new_images(trained: LoadedModel) -> _NewImages:
     source, per_class = trained.cfg.ENROLL.IMAGES, trained.cfg.ENROLL.PER_CLASS
     if not Path(source).exists():
         raise UserError(f'ENROLL.IMAGES {source}: no such folder or file')
@@ -183,16 +183,16 @@ def _new_images(trained: Trained) -> _NewImages:
         rows = rows[readable[rows]]
         if not len(rows):
             raise UserError(f'ENROLL.IMAGES {source}: not one image of {name!r} can be decoded')
-        shots.append(rows[chosen_few(len(rows), name, per_class or len(rows), trained.cfg.SEED)])
+        shots.append(rows[sample_indices(len(rows), name, per_class or len(rows), trained.cfg.SEED)])
     shot_rows = np.concatenate(shots)
     held_rows = np.setdiff1d(np.flatnonzero(readable), shot_rows)
     if not readable.all():
         LOGGER.warning('%s: %d images cannot be decoded and take no part', source, int((~readable).sum()))
-    seen = seen_by(trained.model, features, np.asarray(split.labels), new=True)
+    seen = score_features(trained.model, features, np.asarray(split.labels), new=True)
     return _NewImages(split, classes, seen.at(shot_rows), seen.at(held_rows), held_rows)
 
 
-def _valid_split(trained: Trained) -> Split | None:
+def _valid_split(trained: LoadedModel) -> Split | None:
     """Return the labelled valid split; None where there is none and old classes may lose anything."""
     try:
         valid = open_valid_split(trained.cfg)
@@ -213,19 +213,19 @@ def _valid_split(trained: Trained) -> Split | None:
     return valid
 
 
-def _cosine_scale(trained: Trained) -> float | None:
+def _cosine_scale(trained: LoadedModel) -> float | None:
     classifier = trained.model.classifier
-    return classifier.scale if isinstance(classifier, Cosine) else None
+    return classifier.scale if isinstance(classifier, CosineClassifier) else None
 
 
-def _median_norm(trained: Trained) -> float:
+def _median_norm(trained: LoadedModel) -> float:
     """Return the median length of the old rows, with the scales of their classes worked in."""
     state = {key: value.detach().cpu() for key, value in trained.model.classifier.state_dict().items()}
     norm = float(without_scale(state)['weight'].norm(dim=1).median())
     return norm or 1.0  # rows of nothing but zeros
 
 
-def _state(trained: Trained, chosen: Imprint) -> dict[str, torch.Tensor]:
+def _state(trained: LoadedModel, chosen: Imprint) -> dict[str, torch.Tensor]:
     """Return the state of the model with the new rows behind the old ones."""
     state = dict(trained.checkpoint.state_dict)
     rows = {'weight': torch.from_numpy(chosen.weight), 'bias': torch.from_numpy(chosen.bias)}
@@ -237,7 +237,7 @@ def _state(trained: Trained, chosen: Imprint) -> dict[str, torch.Tensor]:
     return state
 
 
-def _figures(trained: Trained, new: _NewImages, old: Seen | None, chosen: Imprint, how: dict) -> dict:
+def _figures(trained: LoadedModel, new: _NewImages, old: ScoredFeatures | None, chosen: Imprint, how: dict) -> dict:
     """Return the content of enroll.json. What was chosen by images is not measured on them."""
     figures = {
         'num_classes': trained.checkpoint.num_classes + len(new.classes.names),
@@ -249,7 +249,7 @@ def _figures(trained: Trained, new: _NewImages, old: Seen | None, chosen: Imprin
         'classes': {},
     }
     if old is not None:
-        after = cross_fitted(new.shots, old, folds=FOLDS, **how)
+        after = cross_fit_imprint(new.shots, old, folds=FOLDS, **how)
         figures['old'] = {
             'before': mean_class_accuracy(old.labels, old.right),
             'after': mean_class_accuracy(old.labels, after),

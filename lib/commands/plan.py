@@ -15,12 +15,21 @@ from lib.builders.model import CLASSIFIERS, new_model
 from lib.builders.optim import build_optimizer
 from lib.config.yaml_text import as_node, as_values
 from lib.errors import UserError
-from lib.loss.weighted import AverageLoss
+from lib.loss.weighted import WeightedLoss
 from lib.model import Recognizer
 from lib.plan.backbone import backbone_cost
-from lib.plan.head import HeadCost, OptimizerCost, head_cost, lean_head_cost, optimizer_cost
-from lib.plan.strategies import USABLE, Job, Way, flops_of, need_of, seconds_of, traffic_of, ways
-from lib.plan.table import Row, options_of, parts_table, traffic_table, ways_table
+from lib.plan.head import ClassifierCost, OptimizerCost, chunked_classifier_cost, classifier_cost, optimizer_cost
+from lib.plan.strategies import (
+    USABLE,
+    StepSpec,
+    Strategy,
+    estimate_flops,
+    estimate_memory,
+    estimate_seconds,
+    estimate_traffic,
+    list_strategies,
+)
+from lib.plan.table import Row, model_table, options_of, strategies_table, traffic_table
 from lib.runtime.device import Device, pick_device
 
 # Of the classifier, enough to be computed in several blocks.
@@ -50,18 +59,18 @@ class StepCosts:
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f'MODEL.BACKBONE {cfg.MODEL.BACKBONE} cannot be run without memory: {line}') from error
 
-    def _head(self, num_images: int, num_rows: int) -> HeadCost:
+    def _head(self, num_images: int, num_rows: int) -> ClassifierCost:
         """Return what classifier and loss take for so many images and classes."""
-        return head_cost(self._recognizer(nn.Identity(), num_rows), self._loss(num_rows), self.num_features, num_images)
+        return classifier_cost(self._recognizer(nn.Identity(), num_rows), self._loss(num_rows), self.num_features, num_images)
 
-    def _lean_head(self, num_images: int, num_rows: int, chunk: int, num_compared: int) -> HeadCost:
+    def _lean_head(self, num_images: int, num_rows: int, chunk: int, num_compared: int) -> ClassifierCost:
         """Return what they take when they are computed together: linear in chunks and in classes, so a few tell."""
         share = num_compared / num_rows
         few = math.ceil(_SOME_NUMBERS / self.num_features / share)
 
-        def cost(images: int, rows: int) -> HeadCost:
+        def cost(images: int, rows: int) -> ClassifierCost:
             compared = math.ceil(rows * share)
-            return lean_head_cost(
+            return chunked_classifier_cost(
                 self._recognizer(nn.Identity(), rows),
                 self._loss(compared),
                 self.num_features,
@@ -78,7 +87,7 @@ class StepCosts:
             found = found.beyond(start, cost(images + chunk, rows), (num_images - images) / chunk)
         return found
 
-    def _loss(self, num_classes: int) -> AverageLoss:
+    def _loss(self, num_classes: int) -> WeightedLoss:
         return build_loss(self._cfg, np.ones(num_classes, dtype=np.int64))
 
     def _optimizer(self, num_rows: int) -> OptimizerCost:
@@ -103,7 +112,7 @@ def make_plan(cfg: CfgNode) -> list[str]:
         raise UserError('PLAN.TFLOPS is set, but times of several devices need PLAN.LINK_GB_S too: --PLAN_LINK_GB_S 25')
     num_classes = cfg.PLAN.NUM_CLASSES or open_training_data(cfg).train.num_classes
     costs = StepCosts(cfg, num_classes, device.train_dtype)
-    job = Job(
+    job = StepSpec(
         batch_size=cfg.TRAIN.BATCH_SIZE,
         devices=cfg.PLAN.DEVICES,
         num_classes=num_classes,
@@ -119,7 +128,7 @@ def make_plan(cfg: CfgNode) -> list[str]:
         f'{cfg.OPTIMIZER.TYPE}',
         f'{job.batch_size:,} images a step over {job.devices} device{"s" * (job.devices > 1)}: {job.share:,} each',
         '',
-        *parts_table(
+        *model_table(
             job,
             costs.backbone,
             costs.head(2, num_classes),
@@ -127,26 +136,26 @@ def make_plan(cfg: CfgNode) -> list[str]:
             per_device=job.devices > 1,
         ),
         '',
-        *ways_table(rows, job, device_bytes),
+        *strategies_table(rows, job, device_bytes),
         '',
         *_choice(rows, job, device_bytes),
         *_traffic(cfg, rows, job, device_bytes),
     ]
 
 
-def _rows(cfg: CfgNode, job: Job, costs: StepCosts, device_bytes: float) -> list[Row]:
-    def fits(way: Way) -> bool:
-        return need_of(way, job, costs).total <= USABLE * device_bytes
+def _rows(cfg: CfgNode, job: StepSpec, costs: StepCosts, device_bytes: float) -> list[Row]:
+    def fits(way: Strategy) -> bool:
+        return estimate_memory(way, job, costs).total <= USABLE * device_bytes
 
     named = list(
-        ways(
+        list_strategies(
             job,
             chunk=cfg.LOSS.CHUNK_IMAGES or _CHUNK,
             sampled=cfg.LOSS.SAMPLED_CLASSES if cfg.LOSS.SAMPLED_CLASSES < 1 else _SAMPLED,
             fits=fits,
         )
     )
-    configured = Way(
+    configured = Strategy(
         at_once=min(cfg.TRAIN.DEVICE_BATCH_SIZE, job.share) if cfg.TRAIN.DEVICE_BATCH_SIZE > 0 else job.share,
         chunk=cfg.LOSS.CHUNK_IMAGES,
         sharded=cfg.MODEL.CLASSIFIER_SHARDED and job.devices > 1,
@@ -156,17 +165,17 @@ def _rows(cfg: CfgNode, job: Job, costs: StepCosts, device_bytes: float) -> list
         named.append(('as configured', configured))
     rows = []
     for name, way in named:
-        traffic = traffic_of(way, job, costs.backbone, costs.head(2, way.rows(job)).gradients)
-        flops = flops_of(way, job, costs.backbone)
+        traffic = estimate_traffic(way, job, costs.backbone, costs.head(2, way.rows(job)).gradients)
+        flops = estimate_flops(way, job, costs.backbone)
         seconds = None
         if cfg.PLAN.TFLOPS:
-            seconds = seconds_of(
+            seconds = estimate_seconds(
                 traffic,
                 flops,
                 flops_a_second=cfg.PLAN.TFLOPS * cfg.PLAN.UTILIZATION * 1e12,
                 bytes_a_second=(cfg.PLAN.LINK_GB_S or 1) * 1e9,
             )
-        rows.append(Row(name, way, need_of(way, job, costs), traffic, flops, seconds))
+        rows.append(Row(name, way, estimate_memory(way, job, costs), traffic, flops, seconds))
     return rows
 
 
@@ -175,7 +184,7 @@ def _cheapest(rows: list[Row], device_bytes: float) -> Row | None:
     return next((row for row in planned if row.need.total <= USABLE * device_bytes), None)
 
 
-def _choice(rows: list[Row], job: Job, device_bytes: float) -> list[str]:
+def _choice(rows: list[Row], job: StepSpec, device_bytes: float) -> list[str]:
     chosen = _cheapest(rows, device_bytes)
     lines = [f'Fits: at most {USABLE:.0%} of the memory; kernels, allocator and system take more.']
     if chosen is None:
@@ -185,7 +194,7 @@ def _choice(rows: list[Row], job: Job, device_bytes: float) -> list[str]:
     return [*lines, f'The cheapest that fits: {chosen.name}', *([f'  {options}'] if options else [])]
 
 
-def _traffic(cfg: CfgNode, rows: list[Row], job: Job, device_bytes: float) -> list[str]:
+def _traffic(cfg: CfgNode, rows: list[Row], job: StepSpec, device_bytes: float) -> list[str]:
     shown = [row for row in rows if row.need.total <= USABLE * device_bytes]
     table = traffic_table(shown, job, cfg.PLAN.IMAGES) if shown else []
     if not table:

@@ -11,15 +11,15 @@ import torch.nn.functional as F
 
 from lib.builders.data import open_valid_split
 from lib.builders.split import Split
-from lib.classifier.cosine import Cosine
+from lib.classifier.cosine import CosineClassifier
 from lib.classifier.linear import without_scale
 from lib.commands.features import split_features
-from lib.commands.loaded_model import Trained
+from lib.commands.loaded_model import LoadedModel
 from lib.commands.report import rebalanced_report
 from lib.config.yaml_text import as_text
 from lib.errors import UserError
-from lib.inference.features import batch_of
-from lib.posthoc.crossfit import NUM_FOLDS, cross_fitted, stratified_folds
+from lib.inference.features import logit_batch_size
+from lib.posthoc.crossfit import NUM_FOLDS, cross_fit_tau, stratified_folds
 from lib.posthoc.tau_sweep import FLAT_NOTE, ImageIntervals, TauSweep, normalize_classifier, tau_report
 from lib.report.charts import plot_tau
 from lib.runtime.files import lock_folder, write_json
@@ -36,7 +36,7 @@ class Rebalanced:
     files: list[Path]
 
 
-def rebalance(trained: Trained) -> Rebalanced:
+def rebalance(trained: LoadedModel) -> Rebalanced:
     """Choose tau on the valid split; the main rank writes TAU_NORM.LOG_ROOT/NAME.
 
     Raises:
@@ -51,7 +51,7 @@ def rebalance(trained: Trained) -> Rebalanced:
     features = split_features(trained, valid, 'valid')
     sweep = TauSweep(classifier['weight'], classifier.get('bias'), max_tau=options.MAX_TAU)
     share = trained.group.shard(len(features))
-    for batch in features.batches(batch_of(valid.num_classes), trained.device.main, share):
+    for batch in features.batches(logit_batch_size(valid.num_classes), trained.device.main, share):
         sweep.update(*batch)
     images = sweep.finish(trained.group)
     choice, curve = images.choose(options.SELECT_BY)
@@ -63,17 +63,17 @@ def rebalance(trained: Trained) -> Rebalanced:
     return Rebalanced(tau, files)
 
 
-def _on_other_images(trained: Trained, images: ImageIntervals) -> dict | None:
+def _on_other_images(trained: LoadedModel, images: ImageIntervals) -> dict | None:
     """Return the metrics on images that tau was not chosen on, fold by fold; None for fewer images than folds."""
     if len(images.labels) < NUM_FOLDS:
         return None
     folds = stratified_folds(images.labels, seed=trained.cfg.SEED)
-    found = cross_fitted(images, trained.cfg.TAU_NORM.SELECT_BY, folds)
+    found = cross_fit_tau(images, trained.cfg.TAU_NORM.SELECT_BY, folds)
     metrics = trained.known(images.metrics(found.right, trained.train_counts))
     return {'folds': NUM_FOLDS, 'taus': found.taus, **metrics}
 
 
-def write_rebalanced(trained: Trained, folder: Path, weight: torch.Tensor, bias: torch.Tensor) -> list[Path]:
+def write_rebalanced(trained: LoadedModel, folder: Path, weight: torch.Tensor, bias: torch.Tensor) -> list[Path]:
     """Write a trained model with another linear classifier as folder/best_model.pth; an earlier result is set aside.
 
     Raises:
@@ -92,7 +92,7 @@ def write_rebalanced(trained: Trained, folder: Path, weight: torch.Tensor, bias:
 
 
 def _write(
-    trained: Trained, folder: Path, chosen: float | None, tau: dict, valid: Split, images: ImageIntervals
+    trained: LoadedModel, folder: Path, chosen: float | None, tau: dict, valid: Split, images: ImageIntervals
 ) -> list[Path]:
     with _fresh(folder, trained):
         state = trained.checkpoint.state_dict if chosen is None else _normalized(trained, chosen)
@@ -107,7 +107,7 @@ def _write(
 
 
 @contextmanager
-def _fresh(folder: Path, trained: Trained) -> Iterator[None]:
+def _fresh(folder: Path, trained: LoadedModel) -> Iterator[None]:
     """Hold a folder, an earlier result in it set aside, and write about the run into it."""
     if (folder / 'best_model.pth').exists():
         LOGGER.info('the earlier result is kept as %s', set_aside(folder))
@@ -117,7 +117,7 @@ def _fresh(folder: Path, trained: Trained) -> Iterator[None]:
         yield
 
 
-def _write_model(trained: Trained, folder: Path, state: dict[str, torch.Tensor]) -> Path:
+def _write_model(trained: LoadedModel, folder: Path, state: dict[str, torch.Tensor]) -> Path:
     # With the config it was loaded by: options that an old checkpoint needed need not be given again.
     changes = {'state_dict': state, 'config': as_text(trained.cfg)}
     # There is no going on with training from it.
@@ -126,7 +126,7 @@ def _write_model(trained: Trained, folder: Path, state: dict[str, torch.Tensor])
     return folder / 'best_model.pth'
 
 
-def check_free(folder: Path, trained: Trained) -> None:
+def check_free(folder: Path, trained: LoadedModel) -> None:
     """Raise UserError where a re-balanced model cannot go, or is what would be re-balanced."""
     if trained.checkpoint.path.resolve().parent == folder.resolve():
         raise UserError(
@@ -138,7 +138,7 @@ def check_free(folder: Path, trained: Trained) -> None:
         )
 
 
-def linear_classifier(trained: Trained) -> tuple[torch.Tensor, torch.Tensor]:
+def linear_classifier(trained: LoadedModel) -> tuple[torch.Tensor, torch.Tensor]:
     """Return weight and bias of the linear classifier that scores as the trained one does, float32, on its device.
 
     A cosine classifier's rows have norm 1 (what scales its logits, and the features' length, is the same for all
@@ -149,15 +149,15 @@ def linear_classifier(trained: Trained) -> tuple[torch.Tensor, torch.Tensor]:
     return weight, state.get('bias', torch.zeros(len(weight), device=weight.device)).float()
 
 
-def _effective(trained: Trained) -> dict[str, torch.Tensor]:
+def _effective(trained: LoadedModel) -> dict[str, torch.Tensor]:
     """The classifier as a plain linear one. A cosine classifier's rows have norm 1; scales of classes are worked in."""
     classifier = trained.model.classifier
-    if isinstance(classifier, Cosine):
+    if isinstance(classifier, CosineClassifier):
         return {'weight': F.normalize(classifier.weight.detach(), dim=1)}
     return without_scale({key: value.detach() for key, value in classifier.state_dict().items()})
 
 
-def _normalized(trained: Trained, tau: float) -> dict[str, torch.Tensor]:
+def _normalized(trained: LoadedModel, tau: float) -> dict[str, torch.Tensor]:
     state = dict(trained.checkpoint.state_dict)
     if 'classifier.bias' in state:
         weight = _effective(trained)['weight'].cpu()

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from lib.loss.logits import PerClass
+from lib.loss.logits import ClassConstants
 from lib.loss.sharded_logits import Logits
-from lib.loss.target_vs_rest import log_probability, own_and_others
+from lib.loss.target_vs_rest import log_probability, target_and_rest_logits
 
 
 class AdjustedCrossEntropy(nn.Module):
@@ -20,12 +20,12 @@ class AdjustedCrossEntropy(nn.Module):
 
     def __init__(self, scale: torch.Tensor | None = None, shift: torch.Tensor | None = None) -> None:
         super().__init__()
-        self._scale = None if scale is None else PerClass(scale)
-        self._shift = None if shift is None else PerClass(shift)
+        self._scale = None if scale is None else ClassConstants(scale)
+        self._shift = None if shift is None else ClassConstants(shift)
         self._some_left_out = shift is not None and not bool(shift.isfinite().all())
 
     def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
-        own, others, _ = own_and_others(logits, labels, scale=self._scale, shift=self._shift)
+        own, others, _ = target_and_rest_logits(logits, labels, scale=self._scale, shift=self._shift)
         if self._some_left_out:
             left_out = own.isneginf()
             # Both, since the difference of two infinities would be nan.

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lib.loss.sharded_logits import Logits
-from lib.loss.target_vs_rest import log_probability, own_and_others
+from lib.loss.target_vs_rest import log_probability, target_and_rest_logits
 
 # The slope of cos(theta + m) over cos(theta) grows as 1 / sin(theta); sin^2 is held here, so the slope at 1000.
 _SMALLEST_SQUARED_SINE = 1e-6
@@ -28,7 +28,7 @@ class ArcFace(nn.Module):
         self.margin, self.scale = margin, scale
 
     def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
-        own, others, _ = own_and_others(logits, labels)
+        own, others, _ = target_and_rest_logits(logits, labels)
         return -log_probability(self._with_margin(own), others)
 
     def _with_margin(self, own: torch.Tensor) -> torch.Tensor:

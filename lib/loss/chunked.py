@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.autograd.function import once_differentiable
 
-from lib.loss.sharded_logits import Columns, PartialLogits, exact_dtype
+from lib.loss.sharded_logits import ClassSubset, ShardedLogits, loss_dtype
 
 # Numbers of the weight that a product takes at a time. Libraries copy what comes out of a product with few rows, and
 # half precision products are added up in float32, so memory is asked for by the block.
@@ -19,7 +19,7 @@ _BLOCK_NUMBERS = 2**23
 
 # (logits of some images, which images, their rows of `extra`) -> what they add to the loss, a scalar. One loss alone
 # looks at the logits, since it gets their memory.
-LossOf = Callable[[PartialLogits, slice, torch.Tensor | None], torch.Tensor]
+LossOf = Callable[[ShardedLogits, slice, torch.Tensor | None], torch.Tensor]
 
 
 def chunked_loss(
@@ -29,7 +29,7 @@ def chunked_loss(
     loss_of: LossOf,
     *,
     chunk: int = 0,
-    columns: Columns | None = None,
+    columns: ClassSubset | None = None,
     extra: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the loss of the logits x weight^T + bias, summed over chunks of the images, and what they predict.
@@ -111,9 +111,9 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, extra, loss_of, chunk, columns, with_gradients):
         wanted = tuple(with_gradients and needs for needs in ctx.needs_input_grad[:4])
-        dtype = exact_dtype(x)
+        dtype = loss_dtype(x)
         loss = x.new_zeros((), dtype=dtype)
-        everything = columns or Columns(range(len(weight)), len(weight))
+        everything = columns or ClassSubset(range(len(weight)), len(weight))
         top = x.new_empty(len(x), dtype=dtype)
         predicted = torch.empty(len(x), dtype=torch.int64, device=x.device)
         with torch.autocast(x.device.type, enabled=False):
@@ -156,7 +156,7 @@ class _ChunkedLoss(torch.autograd.Function):
 def _differentiated(
     loss_of: LossOf,
     logits: torch.Tensor,
-    columns: Columns,
+    columns: ClassSubset,
     rows: slice,
     extra: torch.Tensor | None,
     wanted: tuple[bool, ...],
@@ -166,7 +166,7 @@ def _differentiated(
     if wanted[3]:
         leaves.append(extra.requires_grad_())
     with torch.set_grad_enabled(bool(leaves)):
-        value = loss_of(PartialLogits(logits, columns, overwrite=True), rows, extra)
+        value = loss_of(ShardedLogits(logits, columns, overwrite=True), rows, extra)
         found = list(torch.autograd.grad(value, leaves, materialize_grads=True)) if leaves else []
     of_extra = found.pop() if wanted[3] else None
     return value.detach(), found[0] if found else None, of_extra
@@ -188,7 +188,7 @@ def _class_blocks(weight: torch.Tensor) -> Iterator[slice]:
     return _slices(len(weight), max(1, _BLOCK_NUMBERS // weight.shape[1]))
 
 
-def _largest(top: torch.Tensor, classes: torch.Tensor, columns: Columns) -> tuple[torch.Tensor, int]:
+def _largest(top: torch.Tensor, classes: torch.Tensor, columns: ClassSubset) -> tuple[torch.Tensor, int]:
     """Return the class (batch,) that has the largest logit over all parts, and how many parts there are."""
     tops = columns.join(top)
     best = tops.argmax(dim=0, keepdim=True)

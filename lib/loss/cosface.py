@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from lib.loss.sharded_logits import Logits
-from lib.loss.target_vs_rest import log_probability, own_and_others
+from lib.loss.target_vs_rest import log_probability, target_and_rest_logits
 
 
 class CosFace(nn.Module):
@@ -22,5 +22,5 @@ class CosFace(nn.Module):
         self.margin, self.scale = margin, scale
 
     def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
-        own, others, _ = own_and_others(logits, labels)
+        own, others, _ = target_and_rest_logits(logits, labels)
         return -log_probability(own - self.scale * self.margin, others)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from lib.loss.sharded_logits import Logits
-from lib.loss.target_vs_rest import log_probability, own_and_others
+from lib.loss.target_vs_rest import log_probability, target_and_rest_logits
 
 
 class CrossEntropy(nn.Module):
@@ -21,7 +21,7 @@ class CrossEntropy(nn.Module):
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
-        own, others, mean = own_and_others(logits, labels, with_mean=self.label_smoothing > 0)
+        own, others, mean = target_and_rest_logits(logits, labels, with_mean=self.label_smoothing > 0)
         log_p = log_probability(own, others)
         if not self.label_smoothing:
             return -log_p

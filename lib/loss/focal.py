@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from lib.loss.sharded_logits import Logits
-from lib.loss.target_vs_rest import log_probability, miss_probability, own_and_others
+from lib.loss.target_vs_rest import log_probability, one_minus_p, target_and_rest_logits
 
 
 class Focal(nn.Module):
@@ -22,7 +22,7 @@ class Focal(nn.Module):
         self.gamma = gamma
 
     def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
-        own, others, _ = own_and_others(logits, labels)
+        own, others, _ = target_and_rest_logits(logits, labels)
         # Held above zero, where the slope of a power below 1 is infinite and would make 0 * inf.
-        misses = miss_probability(own, others).clamp_min(torch.finfo(own.dtype).tiny)
+        misses = one_minus_p(own, others).clamp_min(torch.finfo(own.dtype).tiny)
         return -(misses**self.gamma) * log_probability(own, others)

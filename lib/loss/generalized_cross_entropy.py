@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from lib.loss.sharded_logits import Logits
-from lib.loss.target_vs_rest import log_probability, own_and_others
+from lib.loss.target_vs_rest import log_probability, target_and_rest_logits
 
 
 class GeneralizedCrossEntropy(nn.Module):
@@ -21,6 +21,6 @@ class GeneralizedCrossEntropy(nn.Module):
         self.q = q
 
     def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
-        own, others, _ = own_and_others(logits, labels)
+        own, others, _ = target_and_rest_logits(logits, labels)
         log_p = log_probability(own, others)
         return -torch.expm1(self.q * log_p) / self.q if self.q else -log_p

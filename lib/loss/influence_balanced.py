@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from lib.loss.sharded_logits import Logits
-from lib.loss.target_vs_rest import log_probability, miss_probability, own_and_others
+from lib.loss.target_vs_rest import log_probability, one_minus_p, target_and_rest_logits
 
 
 class InfluenceBalanced(nn.Module):
@@ -22,24 +22,24 @@ class InfluenceBalanced(nn.Module):
     uses_features = True
 
     def __init__(
-        self, *, differentiated: bool, from_epoch: int = 0, alpha: float = 1000.0, epsilon: float = 1e-3
+        self, *, differentiated: bool, reweight_from_epoch: int = 0, alpha: float = 1000.0, epsilon: float = 1e-3
     ) -> None:
         super().__init__()
         self.differentiated = differentiated
-        self.from_epoch = from_epoch
+        self.reweight_from_epoch = reweight_from_epoch
         self.alpha, self.epsilon = alpha, epsilon
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Weigh by influence if it is time."""
-        self._balances = epoch >= self.from_epoch
+        self._balances = epoch >= self.reweight_from_epoch
 
     def forward(self, logits: Logits, labels: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        own, others, _ = own_and_others(logits, labels)
+        own, others, _ = target_and_rest_logits(logits, labels)
         if not self._balances:
             return -log_probability(own, others)
         sizes = features.to(own.dtype).abs().sum(dim=1)  # (batch,)
-        influence = 2 * miss_probability(own, others) * (sizes[:, None] if labels.ndim == 2 else sizes)
+        influence = 2 * one_minus_p(own, others) * (sizes[:, None] if labels.ndim == 2 else sizes)
         if not self.differentiated:
             influence = influence.detach()
         return -self.alpha * log_probability(own, others) / (influence + self.epsilon)

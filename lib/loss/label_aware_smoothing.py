@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from lib.loss.logits import PerClass, checked_counts, fewest
+from lib.loss.logits import ClassConstants, checked_counts, smallest_count
 from lib.loss.sharded_logits import Logits
-from lib.loss.target_vs_rest import log_probability, own_and_others
+from lib.loss.target_vs_rest import log_probability, target_and_rest_logits
 
 # Place of a class between the smallest (0) and the largest (1) -> share of the way from tail to head.
 SHAPES = {
@@ -36,13 +36,13 @@ class LabelAwareSmoothing(nn.Module):
     def __init__(self, class_counts: np.ndarray | torch.Tensor, head: float, tail: float, shape: str) -> None:
         super().__init__()
         counts = checked_counts(class_counts)
-        smallest, largest = fewest(counts), counts.max()
+        smallest, largest = smallest_count(counts), counts.max()
         counts = counts.clamp_min(smallest)
         places = (counts - smallest) / (largest - smallest) if largest > smallest else torch.ones_like(counts)
-        self._smoothing = PerClass(tail + (head - tail) * SHAPES[shape](places))
+        self._smoothing = ClassConstants(tail + (head - tail) * SHAPES[shape](places))
 
     def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
-        own, others, mean = own_and_others(logits, labels, with_mean=True)
+        own, others, mean = target_and_rest_logits(logits, labels, with_mean=True)
         log_p = log_probability(own, others)
         num_classes = logits.shape[1]
         others_log_p = num_classes * (mean - own + log_p) - log_p  # sum over the other classes

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from lib.loss.logits import PerClass, checked_counts, fewest
+from lib.loss.logits import ClassConstants, checked_counts, smallest_count
 from lib.loss.sharded_logits import Logits
-from lib.loss.target_vs_rest import log_probability, own_and_others
+from lib.loss.target_vs_rest import log_probability, target_and_rest_logits
 
 
 class LDAM(nn.Module):
@@ -25,9 +25,9 @@ class LDAM(nn.Module):
     def __init__(self, class_counts: np.ndarray | torch.Tensor, margin: float, scale: float) -> None:
         super().__init__()
         counts = checked_counts(class_counts)
-        smallest = fewest(counts)
-        self._margins = PerClass(scale * margin * (smallest / counts.clamp_min(smallest)) ** 0.25)
+        smallest = smallest_count(counts)
+        self._margins = ClassConstants(scale * margin * (smallest / counts.clamp_min(smallest)) ** 0.25)
 
     def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
-        own, others, _ = own_and_others(logits, labels)
+        own, others, _ = target_and_rest_logits(logits, labels)
         return -log_probability(own - self._margins.like(own)[labels], others)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lib.loss.sharded_logits import Logits, Places, at_columns, exact_dtype, split
+from lib.loss.sharded_logits import LabelIndex, Logits, loss_dtype, select_classes, split
 
 
 def checked_counts(class_counts: np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -24,12 +24,12 @@ def checked_counts(class_counts: np.ndarray | torch.Tensor) -> torch.Tensor:
     return counts
 
 
-def fewest(counts: torch.Tensor) -> torch.Tensor:
+def smallest_count(counts: torch.Tensor) -> torch.Tensor:
     """Return the count of the smallest class that has images."""
     return counts[counts > 0].min()
 
 
-class PerClass:
+class ClassConstants:
     """A number a class, kept in float64 and given out where and as exact as it is needed.
 
     No buffer of a module: float64 logits get float64 numbers, a device without float64 never sees any, and a
@@ -53,7 +53,7 @@ class PerClass:
 
 
 @dataclass(frozen=True)
-class Block:
+class LogitBlock:
     """The logits of some images of a batch, for a loss that weighs the classes by image.
 
     Attributes:
@@ -66,7 +66,7 @@ class Block:
     values: torch.Tensor
     labels: torch.Tensor
     rows: slice
-    batch: 'Adjustment'
+    batch: 'LogitTransform'
 
     def own(self) -> torch.Tensor:
         """Return the labels' logits (rows, k), scaled and shifted. Parts of the classes exchange them once a batch."""
@@ -75,10 +75,10 @@ class Block:
 
 # Adds the logarithms of weights to the values of a block, in place; what it does to the labels' does not matter. They
 # are constants to the gradient; -inf takes a class out of the softmax.
-Weigh = Callable[[Block], None]
+AddLogWeights = Callable[[LogitBlock], None]
 
 
-class Adjustment:
+class LogitTransform:
     """z -> scale z + shift of every class, and + ln weight of those that are not the label.
 
     Args:
@@ -98,22 +98,22 @@ class Adjustment:
         self,
         logits: Logits,
         labels: torch.Tensor,
-        scale: PerClass | None = None,
-        shift: PerClass | None = None,
-        weigh: Weigh | None = None,
+        scale: ClassConstants | None = None,
+        shift: ClassConstants | None = None,
+        weigh: AddLogWeights | None = None,
     ) -> None:
         values, self.columns = split(logits)
-        self.places = Places(labels, self.columns)
-        dtype = exact_dtype(logits)
+        self.places = LabelIndex(labels, self.columns)
+        dtype = loss_dtype(logits)
         own = self.places.take(values.detach()).to(dtype)
         self.scale = self._shift = None
         if scale is not None:
             scales = scale.to(logits.device, dtype)
-            self.scale = at_columns(scales, logits)
+            self.scale = select_classes(scales, logits)
             own = own * scales[labels]
         if shift is not None:
             shifts = shift.to(logits.device, dtype)
-            self._shift = at_columns(shifts, logits)
+            self._shift = select_classes(shifts, logits)
             own = self.places.zero_elsewhere(own + shifts[labels])
         self.own = own
         self._labels, self._weigh = labels, weigh
@@ -128,7 +128,7 @@ class Adjustment:
     def weigh(self, block: torch.Tensor, rows: slice) -> None:
         """Add the logarithms of weights in place."""
         if self._weigh is not None:
-            self._weigh(Block(block, self._labels[rows], rows, self))
+            self._weigh(LogitBlock(block, self._labels[rows], rows, self))
 
     @functools.cached_property
     def joined_own(self) -> torch.Tensor:

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from lib.loss.logits import Block, PerClass, checked_counts
-from lib.loss.sharded_logits import Logits, at_columns, exact_dtype, kept
-from lib.loss.target_vs_rest import log_probability, own_and_others
+from lib.loss.logits import ClassConstants, LogitBlock, checked_counts
+from lib.loss.sharded_logits import Logits, loss_dtype, select_classes, without_overwrite
+from lib.loss.target_vs_rest import log_probability, target_and_rest_logits
 
 
 class Seesaw(nn.Module):
@@ -26,26 +26,26 @@ class Seesaw(nn.Module):
 
     def __init__(self, class_counts: np.ndarray | torch.Tensor, mitigation: float, compensation: float) -> None:
         super().__init__()
-        self._log_counts = PerClass(checked_counts(class_counts).clamp_min(1).log())
+        self._log_counts = ClassConstants(checked_counts(class_counts).clamp_min(1).log())
         self.mitigation, self.compensation = mitigation, compensation
 
     def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
         columns = labels if labels.ndim == 2 else labels[:, None]
         # Every label of an image has its own weights of the other classes.
-        logits = kept(logits) if columns.shape[1] > 1 else logits
+        logits = without_overwrite(logits) if columns.shape[1] > 1 else logits
         losses = [self._losses(logits, column) for column in columns.unbind(dim=1)]
         return torch.stack(losses, dim=1).view_as(labels)
 
     def _losses(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
-        log_counts = self._log_counts.to(logits.device, exact_dtype(logits))
-        at_logits = at_columns(log_counts, logits)
+        log_counts = self._log_counts.to(logits.device, loss_dtype(logits))
+        at_logits = select_classes(log_counts, logits)
 
-        def add_log_weights(block: Block) -> None:
+        def add_log_weights(block: LogitBlock) -> None:
             """Add ln S_yj."""
             if self.compensation:
                 block.values.add_((block.values - block.own()).clamp_min_(0), alpha=self.compensation)
             if self.mitigation:
                 block.values.add_((at_logits - log_counts[block.labels]).clamp_max_(0), alpha=self.mitigation)
 
-        own, others, _ = own_and_others(logits, labels, weigh=add_log_weights)
+        own, others, _ = target_and_rest_logits(logits, labels, weigh=add_log_weights)
         return -log_probability(own, others)

@@ -7,7 +7,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Columns:
+class ClassSubset:
     """The classes that the columns of logits are.
 
     Attributes:
@@ -60,7 +60,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class PartialLogits:
+class ShardedLogits:
     """Logits (batch, num_columns) of some classes, to be given to a loss in place of the logits of all.
 
     Every part has the same images, in the same order, and computes the same losses. The gradient that a part's values
@@ -76,7 +76,7 @@ class PartialLogits:
     """
 
     values: torch.Tensor
-    columns: Columns
+    columns: ClassSubset
     overwrite: bool = False
 
     def __len__(self) -> int:
@@ -96,42 +96,42 @@ class PartialLogits:
         return self.values.dtype
 
 
-Logits = torch.Tensor | PartialLogits
+Logits = torch.Tensor | ShardedLogits
 
 
-def kept(logits: Logits) -> Logits:
+def without_overwrite(logits: Logits) -> Logits:
     """Return logits that several may look at."""
-    return replace(logits, overwrite=False) if isinstance(logits, PartialLogits) else logits
+    return replace(logits, overwrite=False) if isinstance(logits, ShardedLogits) else logits
 
 
-def saved_like(logits: Logits) -> torch.Tensor | None:
+def gradient_buffer(logits: Logits) -> torch.Tensor | None:
     """Return where to leave (batch, num_columns) numbers for the gradient, and then the gradient; None: nowhere.
 
     That is the memory of the logits themselves, if they are as exact as the numbers and may be overwritten.
     """
-    may = isinstance(logits, PartialLogits) and logits.overwrite and logits.dtype == exact_dtype(logits)
+    may = isinstance(logits, ShardedLogits) and logits.overwrite and logits.dtype == loss_dtype(logits)
     return logits.values.detach() if may else None
 
 
-def split(logits: Logits) -> tuple[torch.Tensor, Columns | None]:
+def split(logits: Logits) -> tuple[torch.Tensor, ClassSubset | None]:
     """Return the values, and which classes they are of; None: of all."""
-    return (logits.values, logits.columns) if isinstance(logits, PartialLogits) else (logits, None)
+    return (logits.values, logits.columns) if isinstance(logits, ShardedLogits) else (logits, None)
 
 
-def at_columns(per_class: torch.Tensor, logits: Logits) -> torch.Tensor:
+def select_classes(per_class: torch.Tensor, logits: Logits) -> torch.Tensor:
     """Return the numbers (num_columns,) of the classes that the logits are of, out of those of all classes."""
-    return logits.columns.of(per_class) if isinstance(logits, PartialLogits) else per_class
+    return logits.columns.of(per_class) if isinstance(logits, ShardedLogits) else per_class
 
 
-def exact_dtype(logits: Logits) -> torch.dtype:
+def loss_dtype(logits: Logits) -> torch.dtype:
     """Return what losses are computed in."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-class Places:
+class LabelIndex:
     """Where labels (batch, k) are among the columns of logits: reading and writing there, images' labels alone."""
 
-    def __init__(self, labels: torch.Tensor, columns: Columns | None) -> None:
+    def __init__(self, labels: torch.Tensor, columns: ClassSubset | None) -> None:
         self._positions, self._here, self._covered = labels, None, None
         if columns is None:
             return

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from lib.loss.sharded_logits import Logits, Places, exact_dtype, saved_like, split
-from lib.loss.target_vs_rest import counted_pairs, row_blocks
+from lib.loss.sharded_logits import LabelIndex, Logits, gradient_buffer, loss_dtype, split
+from lib.loss.target_vs_rest import other_label_mask, row_blocks
 
 _FAST_POWERS = (0.5, 1.0, 2.0, 3.0)  # products and roots, which take less time than exp
 
@@ -29,11 +29,11 @@ class SigmoidFocal(nn.Module):
     def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
         labels_of_images = labels if labels.ndim == 2 else labels[:, None]
         values, columns = split(logits)
-        places = Places(labels_of_images, columns)
-        own, rest = _OwnAndRest.apply(values, places, columns, self.gamma, saved_like(logits))
+        places = LabelIndex(labels_of_images, columns)
+        own, rest = _OwnAndRest.apply(values, places, columns, self.gamma, gradient_buffer(logits))
         losses = rest[:, None] + _as_other(-own, self.gamma)  # 1 - sigmoid(z) is sigmoid(-z)
         if labels_of_images.shape[1] > 1:
-            others = _as_other(own, self.gamma)[:, None, :] * counted_pairs(labels_of_images)  # (batch, k, k)
+            others = _as_other(own, self.gamma)[:, None, :] * other_label_mask(labels_of_images)  # (batch, k, k)
             losses = losses + others.sum(dim=2)
         return losses.view_as(labels)
 
@@ -48,7 +48,7 @@ class _OwnAndRest(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits, places, columns, gamma, slopes):
-        dtype = exact_dtype(logits)
+        dtype = loss_dtype(logits)
         ctx.overwrites = slopes is not None
         if slopes is None:
             slopes = logits.new_empty(logits.shape, dtype=dtype)

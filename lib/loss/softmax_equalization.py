@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from lib.loss.logits import Block, checked_counts
-from lib.loss.sharded_logits import Logits, PartialLogits, at_columns, kept
-from lib.loss.target_vs_rest import log_probability, own_and_others
+from lib.loss.logits import LogitBlock, checked_counts
+from lib.loss.sharded_logits import Logits, ShardedLogits, select_classes, without_overwrite
+from lib.loss.target_vs_rest import log_probability, target_and_rest_logits
 
 
 class SoftmaxEqualization(nn.Module):
@@ -35,22 +35,22 @@ class SoftmaxEqualization(nn.Module):
         spares = self._draw(logits)
         columns = labels if labels.ndim == 2 else labels[:, None]
         # One label at a time: a tail class that is another label of the image is spared as well.
-        logits = kept(logits) if columns.shape[1] > 1 else logits
+        logits = without_overwrite(logits) if columns.shape[1] > 1 else logits
         losses = [self._losses(logits, column, spares) for column in columns.unbind(dim=1)]
         return torch.stack(losses, dim=1).view_as(labels)
 
     def _draw(self, logits: Logits) -> torch.Tensor:
         """Return whether each image spares tail classes, (batch,) bool; parts of the classes agree on it."""
         draws = torch.rand(len(logits), device=logits.device)
-        if isinstance(logits, PartialLogits):
+        if isinstance(logits, ShardedLogits):
             draws = logits.columns.join(draws)[0]
         return draws < self.probability
 
     def _losses(self, logits: Logits, labels: torch.Tensor, spares: torch.Tensor) -> torch.Tensor:
-        is_tail = at_columns(self._is_tail, logits)
+        is_tail = select_classes(self._is_tail, logits)
 
-        def spare(block: Block) -> None:
+        def spare(block: LogitBlock) -> None:
             block.values.masked_fill_(spares[block.rows, None] & is_tail, -torch.inf)
 
-        own, others, _ = own_and_others(logits, labels, weigh=spare)
+        own, others, _ = target_and_rest_logits(logits, labels, weigh=spare)
         return -log_probability(own, others)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from lib.loss.sharded_logits import Logits
-from lib.loss.target_vs_rest import log_probability, miss_probability, own_and_others
+from lib.loss.target_vs_rest import log_probability, one_minus_p, target_and_rest_logits
 
 LOG_ZERO = -4.0  # A, what stands for ln 0
 
@@ -24,6 +24,6 @@ class SymmetricCrossEntropy(nn.Module):
         self.forward_weight, self.reverse_weight = forward_weight, reverse_weight
 
     def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
-        own, others, _ = own_and_others(logits, labels)
-        reverse = -LOG_ZERO * miss_probability(own, others)
+        own, others, _ = target_and_rest_logits(logits, labels)
+        reverse = -LOG_ZERO * one_minus_p(own, others)
         return self.reverse_weight * reverse - self.forward_weight * log_probability(own, others)

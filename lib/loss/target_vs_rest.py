@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from lib.loss.logits import Adjustment, PerClass, Weigh
-from lib.loss.sharded_logits import Columns, Logits, exact_dtype, saved_like, split
+from lib.loss.logits import AddLogWeights, ClassConstants, LogitTransform
+from lib.loss.sharded_logits import ClassSubset, Logits, gradient_buffer, loss_dtype, split
 
 # Numbers that one block of rows may have on a CPU: 1 MB of float32, so that a block stays in the cache of a core while
 # several passes go over it.
 _BLOCK_NUMBERS = 2**18
 
 
-class Scores(NamedTuple):
+class TargetRest(NamedTuple):
     """A label against the rest, in float32 (float64 for float64 logits).
 
     Attributes:
@@ -35,15 +35,15 @@ class Scores(NamedTuple):
     mean: torch.Tensor | None
 
 
-def own_and_others(
+def target_and_rest_logits(
     logits: Logits,
     labels: torch.Tensor,
     *,
-    scale: PerClass | None = None,
-    shift: PerClass | None = None,
-    weigh: Weigh | None = None,
+    scale: ClassConstants | None = None,
+    shift: ClassConstants | None = None,
+    weigh: AddLogWeights | None = None,
     with_mean: bool = False,
-) -> Scores:
+) -> TargetRest:
     """Return each label's adjusted logit and the log-sum-exp of the others'.
 
     z'_j = scale_j z_j + shift_j, and for all classes but the labels + ln weight_j. A shift of -inf takes a class out.
@@ -57,12 +57,12 @@ def own_and_others(
     values, columns = split(logits)
     if with_mean and columns is not None and columns.are_drawn:
         raise ValueError('the mean over all classes is not known where some are drawn: no smoothing of labels')
-    adjustment = Adjustment(logits, labels_of_images, scale, shift, weigh)
-    own, rest, mean = _OwnAndRest.apply(values, adjustment, with_mean, saved_like(logits))
+    adjustment = LogitTransform(logits, labels_of_images, scale, shift, weigh)
+    own, rest, mean = _OwnAndRest.apply(values, adjustment, with_mean, gradient_buffer(logits))
     others = _with_other_labels(own, rest, labels_of_images)
     if labels.ndim == 1:
-        return Scores(own.squeeze(1), others.squeeze(1), mean)
-    return Scores(own, others, mean[:, None] if with_mean else None)
+        return TargetRest(own.squeeze(1), others.squeeze(1), mean)
+    return TargetRest(own, others, mean[:, None] if with_mean else None)
 
 
 def log_probability(own: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
@@ -70,12 +70,12 @@ def log_probability(own: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     return F.logsigmoid(own - others)
 
 
-def miss_probability(own: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+def one_minus_p(own: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """Return 1 - p_y, exact near p_y = 1."""
     return torch.sigmoid(others - own)
 
 
-def counted_pairs(labels: torch.Tensor) -> torch.Tensor:
+def other_label_mask(labels: torch.Tensor) -> torch.Tensor:
     """Return (batch, k, k) bool: whether label j of an image is one of the classes other than label i.
 
     Each class counts once, though it may be there twice (two images of one class, mixed).
@@ -98,7 +98,7 @@ class _OwnAndRest(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits, adjustment, with_mean, shares):
-        dtype = exact_dtype(logits)
+        dtype = loss_dtype(logits)
         lowest = torch.finfo(dtype).min  # not -inf: a row of nothing else would be nan
         ctx.overwrites = shares is not None
         if shares is None:
@@ -147,7 +147,7 @@ class _OwnAndRest(torch.autograd.Function):
 
 
 def _joined(
-    own: torch.Tensor, rest: torch.Tensor, total: torch.Tensor | None, columns: Columns | None, num_columns: int
+    own: torch.Tensor, rest: torch.Tensor, total: torch.Tensor | None, columns: ClassSubset | None, num_columns: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Return own (batch, k), rest (batch,) and the mean (batch,) over all parts of the classes, in one collective."""
     if columns is None:
@@ -163,6 +163,6 @@ def _with_other_labels(own: torch.Tensor, rest: torch.Tensor, labels: torch.Tens
     if labels.shape[1] == 1:
         return rest[:, None]
     lowest = torch.finfo(own.dtype).min  # as above: the gradient of a logsumexp of -inf alone is nan
-    others = own[:, None, :].masked_fill(~counted_pairs(labels), lowest)  # (batch, k, k)
+    others = own[:, None, :].masked_fill(~other_label_mask(labels), lowest)  # (batch, k, k)
     rest = rest[:, None, None].expand(-1, labels.shape[1], 1)
     return torch.cat([others, rest], dim=2).logsumexp(dim=2)

@@ -54,7 +54,7 @@ class LabelLoss(Protocol):
     def __call__(self, logits: Logits, labels: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor: ...
 
 
-class AverageLoss(nn.Module):
+class WeightedLoss(nn.Module):
     """Average a loss over the batch, sum_i v_i sum_k s_ik w_{y_ik} L_ik over a denominator, from an epoch on with w.
 
     v are the images' weights, s the labels' shares and w the class weights. Deferred re-weighting (DRW: Cao et al.,
@@ -75,13 +75,13 @@ class AverageLoss(nn.Module):
         class_counts: torch.Tensor,
         class_weights: torch.Tensor | None = None,
         *,
-        from_epoch: int = 0,
+        reweight_from_epoch: int = 0,
         over_weights: bool = True,
     ) -> None:
         super().__init__()
         self.loss = loss
         self.over_weights = over_weights
-        self.from_epoch = from_epoch
+        self.reweight_from_epoch = reweight_from_epoch
         self._weighted = False
         has_images = (torch.as_tensor(class_counts) > 0).float()
         self.register_buffer('_has_images', has_images if not has_images.all() else None, persistent=False)
@@ -91,13 +91,13 @@ class AverageLoss(nn.Module):
 
     def set_epoch(self, epoch: int) -> None:
         """Weigh classes if it is time."""
-        self._weighted = self._class_weights is not None and epoch >= self.from_epoch
+        self._weighted = self._class_weights is not None and epoch >= self.reweight_from_epoch
         if hasattr(self.loss, 'set_epoch'):
             self.loss.set_epoch(epoch)
 
     def forward(self, logits: Logits, targets: Targets, features: torch.Tensor | None = None) -> torch.Tensor:
         """Return the average, a scalar; 0 for a batch of which nothing counts."""
-        return self.total(logits, targets, features) / self.divisor(targets)
+        return self.total(logits, targets, features) / self.normalizer(targets)
 
     def total(self, logits: Logits, targets: Targets, features: torch.Tensor | None = None) -> torch.Tensor:
         """Return the weighted sum over a batch or a part of one, a scalar."""
@@ -109,7 +109,7 @@ class AverageLoss(nn.Module):
         # Not losses * 0 where a label does not count: its loss may be infinite.
         return (losses * parts[1]).masked_fill(parts[1] == 0, 0).sum()
 
-    def divisor(self, targets: Targets) -> torch.Tensor:
+    def normalizer(self, targets: Targets) -> torch.Tensor:
         """Return what the total of these targets is divided by, a float32 scalar above 0.
 
         It takes no logits, so that of a whole batch is known before its first part is computed.
@@ -118,8 +118,8 @@ class AverageLoss(nn.Module):
         if parts is None:
             return torch.full((), float(targets.labels.numel()), device=targets.labels.device)
         shares, weights = parts
-        divisor = (weights if self.over_weights else shares).sum()
-        return divisor.clamp_min(torch.finfo(divisor.dtype).tiny)
+        normalizer = (weights if self.over_weights else shares).sum()
+        return normalizer.clamp_min(torch.finfo(normalizer.dtype).tiny)
 
     def _parts(self, targets: Targets) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return how much each label counts before and after class weights, in the labels' shape; None: all alike."""

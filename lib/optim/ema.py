@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 
-class WeightAverage:
+class ModelEMA:
     """A moving average of all that a model's state_dict holds: w_ema <- decay w_ema + (1 - decay) w.
 
     After t updates w_ema(t) = decay^t w(0) + (1 - decay) sum_{i=1..t} decay^(t - i) w(i), with w(0) the weights that it

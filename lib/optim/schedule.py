@@ -34,7 +34,7 @@ class MultiStep:
 
 
 @dataclass(frozen=True)
-class Cosine:
+class CosineSchedule:
     """Half a cosine from the base to the final rate (Loshchilov & Hutter, ICLR 2017, eq. 5, one period).
 
     It starts where warm-up ends, and would reach `final_lr` at `total_steps`, one step after the last.
@@ -114,13 +114,13 @@ def cosine(
     steps_per_epoch: int,
     warmup_epochs: float = 0.0,
     warmup_start_factor: float = 0.0,
-) -> Cosine:
+) -> CosineSchedule:
     """Create a cosine schedule over `max_epoch` epochs, warm-up included.
 
     Raises UserError if warm-up takes all of them.
     """
     total_steps, warmup_steps = _durations(max_epoch, warmup_epochs, steps_per_epoch)
-    return Cosine(base_lr, final_lr, total_steps, warmup_steps, warmup_start_factor)
+    return CosineSchedule(base_lr, final_lr, total_steps, warmup_steps, warmup_start_factor)
 
 
 def one_cycle(

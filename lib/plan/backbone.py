@@ -7,14 +7,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lib.model import Recognizer
-from lib.plan.memory_tracker import LiveBytes, into_memoryless, memoryless, num_bytes
+from lib.plan.memory_tracker import MemoryTracker, into_memoryless, memoryless, num_bytes
 
 # Two sizes are enough: every tensor of a step is linear in the images.
 _FEW, _MORE = 2, 4
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearCost:
     """Bytes that grow with the images: fixed + per_image * images. Each an int64 array, (steps,) or ()."""
 
     fixed: np.ndarray
@@ -43,9 +43,9 @@ class BackboneCost:
     num_parameters: int
     state: int
     gradients: int
-    saved: Linear
-    forward: Linear
-    backward: Linear
+    saved: LinearCost
+    forward: LinearCost
+    backward: LinearCost
     flops: int
 
 
@@ -79,7 +79,7 @@ def _run(model: Recognizer, image_size: int, num_images: int) -> tuple[np.ndarra
     images = _images(image_size, num_images)
     known = [*model.parameters(), *model.buffers(), images]
     known += [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    with LiveBytes(known) as live:
+    with MemoryTracker(known) as live:
         features = model.features(images)
         saved, forward = live.now, live.series()
         live.after.clear()
@@ -102,8 +102,8 @@ def _images(image_size: int, num_images: int) -> torch.Tensor:
     return images.to(memory_format=torch.channels_last)
 
 
-def _line(few: np.ndarray, more: np.ndarray) -> Linear:
+def _line(few: np.ndarray, more: np.ndarray) -> LinearCost:
     if few.shape != more.shape:  # another number of operations: their peaks alone can be compared
         few, more = few.max(), more.max()
     per_image = (more - few) // (_MORE - _FEW)
-    return Linear(few - per_image * _FEW, per_image)
+    return LinearCost(few - per_image * _FEW, per_image)

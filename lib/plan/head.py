@@ -8,15 +8,15 @@ import torch
 
 from lib.loss.chunked import chunked_loss
 from lib.loss.sampled_classes import take_rows
-from lib.loss.sharded_logits import Columns, PartialLogits
+from lib.loss.sharded_logits import ClassSubset, ShardedLogits
 from lib.loss.targets import Targets
-from lib.loss.weighted import AverageLoss
+from lib.loss.weighted import WeightedLoss
 from lib.model import Recognizer
-from lib.plan.memory_tracker import LiveBytes, into_memoryless, memoryless, num_bytes
+from lib.plan.memory_tracker import MemoryTracker, into_memoryless, memoryless, num_bytes
 
 
 @dataclass(frozen=True)
-class HeadCost:
+class ClassifierCost:
     """Bytes of a classifier and its loss, for some images and classes.
 
     Attributes:
@@ -31,13 +31,13 @@ class HeadCost:
     peak: int
     kept: int
 
-    def beyond(self, some: 'HeadCost', more: 'HeadCost', times: float) -> 'HeadCost':
+    def beyond(self, some: 'ClassifierCost', more: 'ClassifierCost', times: float) -> 'ClassifierCost':
         """Return it with so many times what `more` takes beyond `some`."""
         terms = zip(astuple(self), astuple(some), astuple(more), strict=True)
-        return HeadCost(*(round(own + (larger - smaller) * times) for own, smaller, larger in terms))
+        return ClassifierCost(*(round(own + (larger - smaller) * times) for own, smaller, larger in terms))
 
 
-def head_cost(model: Recognizer, loss: AverageLoss, num_features: int, num_images: int) -> HeadCost:
+def classifier_cost(model: Recognizer, loss: WeightedLoss, num_features: int, num_images: int) -> ClassifierCost:
     """Return what a recogniser's classifier and the loss take for features (num_images, num_features).
 
     The recogniser, on the meta device, is in train mode; logits stay until the step is over.
@@ -51,9 +51,9 @@ def head_cost(model: Recognizer, loss: AverageLoss, num_features: int, num_image
     return _cost(model.classifier, live, in_loss)
 
 
-def lean_head_cost(
-    model: Recognizer, loss: AverageLoss, num_features: int, num_images: int, *, chunk: int, num_compared: int
-) -> HeadCost:
+def chunked_classifier_cost(
+    model: Recognizer, loss: WeightedLoss, num_features: int, num_images: int, *, chunk: int, num_compared: int
+) -> ClassifierCost:
     """Return what they take when computed together: no logits stay, and gradients are there before the way back.
 
     Args:
@@ -62,7 +62,7 @@ def lean_head_cost(
     """
     before_loss = []
 
-    def loss_of(logits: PartialLogits, *_: object) -> torch.Tensor:
+    def loss_of(logits: ShardedLogits, *_: object) -> torch.Tensor:
         before_loss.append(live.now)
         return logits.values.sum()  # whose gradient takes no memory: that of the loss is counted below
 
@@ -82,18 +82,18 @@ def lean_head_cost(
 @contextmanager
 def _watched(
     classifier: torch.nn.Module, num_images: int, num_features: int
-) -> Iterator[tuple[torch.Tensor, LiveBytes]]:
+) -> Iterator[tuple[torch.Tensor, MemoryTracker]]:
     """Watch what a block takes beside a classifier without memory and its features; give those, and the watch."""
     with memoryless():
         into_memoryless(classifier)
         features = torch.empty(num_images, num_features, requires_grad=True)
-        with LiveBytes([*classifier.parameters(), *classifier.buffers(), features]) as live:
+        with MemoryTracker([*classifier.parameters(), *classifier.buffers(), features]) as live:
             yield features, live
 
 
-def _cost(classifier: torch.nn.Module, live: LiveBytes, in_loss: int) -> HeadCost:
+def _cost(classifier: torch.nn.Module, live: MemoryTracker, in_loss: int) -> ClassifierCost:
     parameters = list(classifier.parameters())
-    return HeadCost(
+    return ClassifierCost(
         parameters=num_bytes([*parameters, *classifier.buffers()]),
         gradients=num_bytes(parameter for parameter in parameters if parameter.requires_grad),
         peak=max(live.peak, in_loss),
@@ -101,7 +101,7 @@ def _cost(classifier: torch.nn.Module, live: LiveBytes, in_loss: int) -> HeadCos
     )
 
 
-def _peak_of_loss(loss: AverageLoss, shape: torch.Size, num_features: int, *, overwrites: bool = False) -> int:
+def _peak_of_loss(loss: WeightedLoss, shape: torch.Size, num_features: int, *, overwrites: bool = False) -> int:
     """Return the most bytes that a loss takes there and back beside logits of a shape, their gradient included.
 
     On the meta device, where it goes over all images at once, as on GPUs. On a CPU it takes a few at a time.
@@ -109,10 +109,10 @@ def _peak_of_loss(loss: AverageLoss, shape: torch.Size, num_features: int, *, ov
     with torch.device('meta'):
         loss = loss.to('meta')
         values, features = torch.empty(shape, requires_grad=True), torch.empty(shape[0], num_features)
-        logits = PartialLogits(values, Columns(range(shape[1]), shape[1]), overwrite=True) if overwrites else values
+        logits = ShardedLogits(values, ClassSubset(range(shape[1]), shape[1]), overwrite=True) if overwrites else values
         targets = Targets(torch.empty(shape[0], dtype=torch.int64))
-        with LiveBytes([values, features, *loss.buffers()]) as live:
-            (loss.total(logits, targets, features) / loss.divisor(targets)).backward()
+        with MemoryTracker([values, features, *loss.buffers()]) as live:
+            (loss.total(logits, targets, features) / loss.normalizer(targets)).backward()
     return live.peak
 
 
@@ -133,7 +133,7 @@ def optimizer_cost(model: Recognizer, create: Callable[[Recognizer], torch.optim
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)
         known = [*model.parameters(), *(parameter.grad for parameter in trained)]
-        with LiveBytes(known) as live:
+        with MemoryTracker(known) as live:
             optimizer.step()
             state = live.now
             live.after.clear()

@@ -40,7 +40,7 @@ def num_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(storages.values())
 
 
-class LiveBytes(TorchDispatchMode):
+class MemoryTracker(TorchDispatchMode):
     """Counts, within its context, the bytes of the storages that come into being and are still there.
 
     What a kernel takes for itself (the workspaces of convolutions) is not seen.

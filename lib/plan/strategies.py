@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from lib.plan.backbone import BackboneCost
-from lib.plan.head import HeadCost, OptimizerCost
+from lib.plan.head import ClassifierCost, OptimizerCost
 
 FLOAT = 4  # bytes of a number in float32
 # What of a device's memory a plan may use; kernels' workspaces, the allocator's gaps and CUDA itself take the rest.
@@ -17,7 +17,7 @@ USABLE = 0.9
 
 
 @dataclass(frozen=True)
-class Job:
+class StepSpec:
     """A step that is to be taken.
 
     Attributes:
@@ -41,7 +41,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Way:
+class Strategy:
     """How a step is taken.
 
     Attributes:
@@ -56,19 +56,19 @@ class Way:
     sharded: bool = False
     sampled: float = 1.0
 
-    def rows(self, job: Job) -> int:
+    def rows(self, job: StepSpec) -> int:
         """Return the rows of the classifier that a device holds."""
         return -(-job.num_classes // job.devices) if self.sharded else job.num_classes
 
-    def compared(self, job: Job) -> int:
+    def compared(self, job: StepSpec) -> int:
         """Return how many of its rows a device computes logits of."""
         return max(1, math.ceil(self.sampled * self.rows(job)))
 
-    def head_images(self, job: Job) -> int:
+    def head_images(self, job: StepSpec) -> int:
         """Return how many images a device classifies for a part of the batch: those of all, when it holds a share."""
         return self.at_once * job.devices if self.sharded else self.at_once
 
-    def parts(self, job: Job) -> int:
+    def parts(self, job: StepSpec) -> int:
         """Return the number of parts of a device's images."""
         return -(-job.share // self.at_once)
 
@@ -78,15 +78,15 @@ class Costs(Protocol):
 
     backbone: BackboneCost
 
-    def head(self, num_images: int, num_rows: int) -> HeadCost: ...
+    def head(self, num_images: int, num_rows: int) -> ClassifierCost: ...
 
-    def lean_head(self, num_images: int, num_rows: int, chunk: int, num_compared: int) -> HeadCost: ...
+    def lean_head(self, num_images: int, num_rows: int, chunk: int, num_compared: int) -> ClassifierCost: ...
 
     def optimizer(self, num_rows: int) -> OptimizerCost: ...
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryEstimate:
     """Bytes of a device at the fullest moment of a step.
 
     Attributes:
@@ -109,7 +109,7 @@ class Need:
     total: int
 
 
-def need_of(way: Way, job: Job, costs: Costs) -> Need:
+def estimate_memory(way: Strategy, job: StepSpec, costs: Costs) -> MemoryEstimate:
     """Return what a way needs of each device.
 
     A step has four full moments: the way through the backbone; classifier and loss, with all activations there; the
@@ -133,7 +133,7 @@ def need_of(way: Way, job: Job, costs: Costs) -> Need:
         backbone.backward.at(way.at_once) + summed + kept,
         held.gradients + optimizer.extra,
     )
-    return Need(
+    return MemoryEstimate(
         backbone=backbone.state + backbone.gradients,
         classifier=held.parameters + held.gradients,
         optimizer=optimizer.state,
@@ -145,7 +145,7 @@ def need_of(way: Way, job: Job, costs: Costs) -> Need:
     )
 
 
-def _head(way: Way, job: Job, costs: Costs) -> tuple[int, int]:
+def _head(way: Strategy, job: StepSpec, costs: Costs) -> tuple[int, int]:
     """Return the peak of classifier and loss, new gradients included, and what of it stays on the way back."""
     num_images, num_rows = way.head_images(job), way.rows(job)
     if not (way.chunk or way.sharded or way.sampled < 1):
@@ -157,7 +157,9 @@ def _head(way: Way, job: Job, costs: Costs) -> tuple[int, int]:
     return cost.peak + (FLOAT * num_images * job.num_features if way.sharded else 0), cost.kept
 
 
-def ways(job: Job, *, chunk: int, sampled: float, fits: Callable[[Way], bool]) -> Iterator[tuple[str, Way]]:
+def list_strategies(
+    job: StepSpec, *, chunk: int, sampled: float, fits: Callable[[Strategy], bool]
+) -> Iterator[tuple[str, Strategy]]:
     """Give names and ways, the cheapest first: what changes nothing, what costs time, what changes the method.
 
     Where a way takes the images in parts, these are as large as fit.
@@ -165,7 +167,7 @@ def ways(job: Job, *, chunk: int, sampled: float, fits: Callable[[Way], bool]) -
     Args:
         chunk, sampled: for the ways that have them.
     """
-    whole = Way(job.share)
+    whole = Strategy(job.share)
     yield 'plain', whole
     yield 'chunked', replace(whole, chunk=chunk)
     yield 'accumulated', _in_parts(whole, fits)
@@ -183,7 +185,7 @@ def ways(job: Job, *, chunk: int, sampled: float, fits: Callable[[Way], bool]) -
         yield 'sampled, accumulated', _in_parts(replace(whole, sampled=sampled), fits)
 
 
-def _in_parts(way: Way, fits: Callable[[Way], bool]) -> Way:
+def _in_parts(way: Strategy, fits: Callable[[Strategy], bool]) -> Strategy:
     """Return the way with the fewest parts that fit, two images at least: halves, quarters, ..."""
     parts, share = 2, way.at_once
     while share > 2:
@@ -217,7 +219,7 @@ class Traffic:
         return self.gradients + self.features + self.statistics
 
 
-def traffic_of(way: Way, job: Job, backbone: BackboneCost, classifier_gradients: int) -> Traffic:
+def estimate_traffic(way: Strategy, job: StepSpec, backbone: BackboneCost, classifier_gradients: int) -> Traffic:
     """Return what a device sends in a step.
 
     Args:
@@ -237,7 +239,7 @@ def traffic_of(way: Way, job: Job, backbone: BackboneCost, classifier_gradients:
     )
 
 
-def flops_of(way: Way, job: Job, backbone: BackboneCost) -> int:
+def estimate_flops(way: Strategy, job: StepSpec, backbone: BackboneCost) -> int:
     """Return the floating-point operations of a device in a step: two a multiplication and its addition.
 
     Of the classifier: logits, and gradients of features and rows, each 2 * images * classes * features.
@@ -246,6 +248,8 @@ def flops_of(way: Way, job: Job, backbone: BackboneCost) -> int:
     return job.share * backbone.flops + 6 * head_images * way.compared(job) * job.num_features
 
 
-def seconds_of(traffic: Traffic, flops: int, *, flops_a_second: float, bytes_a_second: float) -> tuple[float, float]:
+def estimate_seconds(
+    traffic: Traffic, flops: int, *, flops_a_second: float, bytes_a_second: float
+) -> tuple[float, float]:
     """Return the seconds of computing and of sending in a step. That one may hide the other is not counted on."""
     return flops / flops_a_second, traffic.total / bytes_a_second if traffic.total else 0.0

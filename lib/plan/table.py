@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lib.plan.backbone import BackboneCost
-from lib.plan.head import HeadCost, OptimizerCost
-from lib.plan.strategies import USABLE, Job, Need, Traffic, Way
+from lib.plan.head import ClassifierCost, OptimizerCost
+from lib.plan.strategies import USABLE, MemoryEstimate, StepSpec, Strategy, Traffic
 
 
 @dataclass(frozen=True)
@@ -17,15 +17,15 @@ class Row:
     """
 
     name: str
-    way: Way
-    need: Need
+    way: Strategy
+    need: MemoryEstimate
     traffic: Traffic
     flops: int
     seconds: tuple[float, float] | None = None
 
 
-def parts_table(
-    job: Job, backbone: BackboneCost, head: HeadCost, optimizer: OptimizerCost, *, per_device: bool
+def model_table(
+    job: StepSpec, backbone: BackboneCost, head: ClassifierCost, optimizer: OptimizerCost, *, per_device: bool
 ) -> list[str]:
     """Return what does not depend on the way, a line each.
 
@@ -53,7 +53,7 @@ def parts_table(
     return lines
 
 
-def ways_table(rows: Sequence[Row], job: Job, device_bytes: float) -> list[str]:
+def strategies_table(rows: Sequence[Row], job: StepSpec, device_bytes: float) -> list[str]:
     """Return what each way needs of a device, a line each."""
     lines = [
         f'{"GB a device":25}{"at once":>8}{"chunk":>7}{"head":>8}{"activ.":>8}{"logits":>8}{"total":>8}  of '
@@ -69,7 +69,7 @@ def ways_table(rows: Sequence[Row], job: Job, device_bytes: float) -> list[str]:
     return lines
 
 
-def traffic_table(rows: Sequence[Row], job: Job, num_images: int) -> list[str]:
+def traffic_table(rows: Sequence[Row], job: StepSpec, num_images: int) -> list[str]:
     """Return what the devices send each other, and times where they are known, a line each; [] if there is neither."""
     timed = rows[0].seconds is not None
     if job.devices == 1 and not timed:
@@ -90,7 +90,7 @@ def traffic_table(rows: Sequence[Row], job: Job, num_images: int) -> list[str]:
     return lines
 
 
-def options_of(way: Way, job: Job) -> str:
+def options_of(way: Strategy, job: StepSpec) -> str:
     """Return the options that choose a way."""
     words = []
     if way.sharded:

@@ -9,14 +9,14 @@ from lib.distributed.gather import gather_features, gather_features_replicated, 
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.loss.chunked import chunked_loss
 from lib.loss.sampled_classes import sample_rows, take_rows
-from lib.loss.sharded_logits import Columns
+from lib.loss.sharded_logits import ClassSubset
 from lib.loss.targets import Targets
-from lib.loss.weighted import AverageLoss
+from lib.loss.weighted import WeightedLoss
 from lib.model import Recognizer
-from lib.trainer.forward import Computed, Outputs, Share
+from lib.trainer.forward import LossOutput, ModelOutput, LossScale
 
 
-class LeanHead(nn.Module):
+class ChunkedHead(nn.Module):
     """A few images at a time, maybe against a part of the classes, and on each rank those that it holds.
 
     Args:
@@ -30,7 +30,7 @@ class LeanHead(nn.Module):
     def __init__(
         self,
         model: Recognizer,
-        loss: AverageLoss,
+        loss: WeightedLoss,
         *,
         chunk_images: int = 0,
         sampled_share: float = 1.0,
@@ -42,7 +42,7 @@ class LeanHead(nn.Module):
         self.loss = loss
         self._chunk_images, self._sampled_share, self._group = chunk_images, sampled_share, group
 
-    def forward(self, outputs: Outputs, targets: Targets, share: Share) -> Computed:
+    def forward(self, outputs: ModelOutput, targets: Targets, share: LossScale) -> LossOutput:
         features = outputs.features
         looked_at = features if self.loss.loss.uses_features else None
         if self._group.world_size > 1:
@@ -56,7 +56,7 @@ class LeanHead(nn.Module):
             weight, bias = take_rows(weight, rows), None if bias is None else take_rows(bias, rows)
 
         def loss_of(logits: torch.Tensor, rows: slice, extra: torch.Tensor | None) -> torch.Tensor:
-            return self.loss.total(logits, targets.part(rows), extra) / share.divisor
+            return self.loss.total(logits, targets.part(rows), extra) / share.normalizer
 
         # A loss that draws (SEQL) draws alike on all ranks, since each computes the loss of all images.
         torch.manual_seed(share.seed)
@@ -64,11 +64,11 @@ class LeanHead(nn.Module):
             x, weight, bias, loss_of, chunk=self._chunk_images, extra=looked_at, columns=columns
         )
         if self._group.world_size == 1:
-            return Computed(loss, predicted)
+            return LossOutput(loss, predicted)
         # Every rank has the loss of all images.
-        return Computed(loss / self._group.world_size, own_rows(predicted, share.sizes, self._group))
+        return LossOutput(loss / self._group.world_size, own_rows(predicted, share.sizes, self._group))
 
-    def _columns(self, targets: Targets, seed: int) -> Columns:
+    def _columns(self, targets: Targets, seed: int) -> ClassSubset:
         """Return which classes the images are compared with on this rank."""
         classifier, gather = (
             self._model.classifier,
@@ -79,7 +79,7 @@ class LeanHead(nn.Module):
             # Ranks that hold other classes draw other rows; those that hold the same draw the same.
             seed += self._group.rank
             classes = classes.start + sample_rows(targets.labels, classes, self._sampled_share, seed)
-        return Columns(classes, classifier.num_classes, gather)
+        return ClassSubset(classes, classifier.num_classes, gather)
 
 
 def _gather_targets(targets: Targets, sizes: Sequence[int], group: ProcessGroup) -> Targets:

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from lib.loss.targets import Targets
-from lib.loss.weighted import AverageLoss
+from lib.loss.weighted import WeightedLoss
 from lib.model import Recognizer
 from lib.trainer.mixing.stages import MixedStages
 
 
-class Outputs(NamedTuple):
+class ModelOutput(NamedTuple):
     """What losses look at, all float32.
 
     Attributes:
@@ -43,7 +43,7 @@ class TrainingForward(nn.Module):
         self._stages = stages
         self._classifies = classifies
 
-    def forward(self, images: torch.Tensor, shares: torch.Tensor | None = None, stage: int = 0) -> Outputs:
+    def forward(self, images: torch.Tensor, shares: torch.Tensor | None = None, stage: int = 0) -> ModelOutput:
         """Return the outputs of `images`; with a stage, features are mixed there by `shares` (batch,)."""
         if stage:
             with self._stages.mixing(stage, shares):
@@ -52,10 +52,10 @@ class TrainingForward(nn.Module):
             features = self.model.features(images)
         embeddings = self.model.embed(features) if self.model.projector is not None else None
         logits = self.model.classify(features) if self._classifies else None
-        return Outputs(logits, features, embeddings)
+        return ModelOutput(logits, features, embeddings)
 
 
-class Share(NamedTuple):
+class LossScale(NamedTuple):
     """What a part of a step's batch is to the whole.
 
     Attributes:
@@ -65,13 +65,13 @@ class Share(NamedTuple):
         sizes: how many images each rank has in this part.
     """
 
-    divisor: torch.Tensor
+    normalizer: torch.Tensor
     fraction: float
     seed: int
     sizes: tuple[int, ...]
 
 
-class Computed(NamedTuple):
+class LossOutput(NamedTuple):
     """What came of a part of a batch.
 
     Attributes:
@@ -86,16 +86,16 @@ class Computed(NamedTuple):
 class Head(Protocol):
     """What makes a loss of outputs."""
 
-    def __call__(self, outputs: Outputs, targets: Targets, share: Share) -> Computed: ...
+    def __call__(self, outputs: ModelOutput, targets: Targets, share: LossScale) -> LossOutput: ...
 
 
 class WholeHead(nn.Module):
     """The logits of all classes are there: they came with the outputs, from as many GPUs as there are."""
 
-    def __init__(self, loss: AverageLoss) -> None:
+    def __init__(self, loss: WeightedLoss) -> None:
         super().__init__()
         self.loss = loss
 
-    def forward(self, outputs: Outputs, targets: Targets, share: Share) -> Computed:
+    def forward(self, outputs: ModelOutput, targets: Targets, share: LossScale) -> LossOutput:
         total = self.loss.total(outputs.logits, targets, outputs.features)
-        return Computed(total / share.divisor, outputs.logits.detach().argmax(dim=1))
+        return LossOutput(total / share.normalizer, outputs.logits.detach().argmax(dim=1))

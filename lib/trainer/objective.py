@@ -11,15 +11,15 @@ from torch import nn
 from lib.loss.balanced_contrastive import BalancedContrastive
 from lib.loss.distillation import Distillation
 from lib.loss.targets import Targets
-from lib.loss.weighted import AverageLoss
+from lib.loss.weighted import WeightedLoss
 from lib.model import Recognizer
-from lib.trainer.forward import Computed, Head, Outputs, Share, WholeHead
+from lib.trainer.forward import LossOutput, Head, ModelOutput, LossScale, WholeHead
 
 
-class Auxiliary(Protocol):
+class AuxiliaryTerm(Protocol):
     """A second loss, the mean over `images` of what the model made of them."""
 
-    def __call__(self, outputs: Outputs, targets: Targets, images: torch.Tensor) -> torch.Tensor: ...
+    def __call__(self, outputs: ModelOutput, targets: Targets, images: torch.Tensor) -> torch.Tensor: ...
 
 
 class Objective(nn.Module):
@@ -32,8 +32,8 @@ class Objective(nn.Module):
 
     def __init__(
         self,
-        loss: AverageLoss,
-        auxiliary: Auxiliary | None = None,
+        loss: WeightedLoss,
+        auxiliary: AuxiliaryTerm | None = None,
         *,
         loss_weight: float = 1.0,
         auxiliary_weight: float = 0.0,
@@ -49,18 +49,18 @@ class Objective(nn.Module):
         """Tell the parts that change over the run which epoch (from 0) begins."""
         self.loss.set_epoch(epoch)
 
-    def divisor(self, targets: Targets) -> torch.Tensor:
+    def normalizer(self, targets: Targets) -> torch.Tensor:
         """Return what the losses of these targets are divided by; of a batch in parts, the sum over the parts."""
-        return self.loss.divisor(targets)
+        return self.loss.normalizer(targets)
 
-    def forward(self, outputs: Outputs, targets: Targets, images: torch.Tensor, share: Share) -> Computed:
+    def forward(self, outputs: ModelOutput, targets: Targets, images: torch.Tensor, share: LossScale) -> LossOutput:
         """Return what a part of a batch adds to the objective; `share` says which part it is."""
         loss, predicted = self.head(outputs, targets, share)
         total = self.loss_weight * loss
         if self.auxiliary is not None:
             second = self.auxiliary(outputs, targets, images)
             total = total + self.auxiliary_weight * share.fraction * second
-        return Computed(total, predicted)
+        return LossOutput(total, predicted)
 
 
 class ContrastTerm:
@@ -75,7 +75,7 @@ class ContrastTerm:
     def __init__(self, model: Recognizer, loss: BalancedContrastive) -> None:
         self._model, self._loss = model, loss
 
-    def __call__(self, outputs: Outputs, targets: Targets, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, outputs: ModelOutput, targets: Targets, images: torch.Tensor) -> torch.Tensor:
         return self._loss(outputs.embeddings, self._model.prototypes(), targets.hard)
 
 
@@ -91,7 +91,7 @@ class DistillTerm:
         # This is no module, so whoever puts the objective into train mode does not reach the teacher.
         self._teacher, self._loss = teacher.requires_grad_(False).eval(), loss
 
-    def __call__(self, outputs: Outputs, targets: Targets, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, outputs: ModelOutput, targets: Targets, images: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             logits = self._teacher(images)
         return self._loss(outputs.logits, logits)

@@ -14,16 +14,16 @@ from lib.distributed.parallel import skip_gradient_sync
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
 from lib.model import Recognizer
-from lib.optim.ema import WeightAverage
+from lib.optim.ema import ModelEMA
 from lib.runtime.log import LOGGER, progress_bar
 from lib.runtime.seeding import Purpose, torch_seed
-from lib.trainer.checkpointing.state import Place
-from lib.trainer.forward import Outputs, Share
-from lib.trainer.microbatch import Parts, whole_batch
-from lib.trainer.mixing.base import Mixed, Mixer
+from lib.trainer.checkpointing.state import TrainProgress
+from lib.trainer.forward import ModelOutput, LossScale
+from lib.trainer.microbatch import MicroBatches, whole_batch
+from lib.trainer.mixing.base import MixedBatch, Mixer
 from lib.trainer.objective import Objective
-from lib.trainer.running_metrics import Done, Sums
-from lib.trainer.stop_signal import Stopped, Wish, Wishes
+from lib.trainer.running_metrics import StepResult, RunningMetrics
+from lib.trainer.stop_signal import StopRequested, Action, StopController
 
 
 class NotFinite(UserError):
@@ -58,19 +58,19 @@ class Learner:
     schedule: Callable[[int], float]
     loader: TrainLoader
     seed: int
-    parts: Parts | None = None
+    parts: MicroBatches | None = None
     group: ProcessGroup = SINGLE_PROCESS
     scaler: torch.amp.GradScaler | None = None
     clip: Callable[[], object] | None = None
-    average: WeightAverage | None = None
+    average: ModelEMA | None = None
 
 
 def train_epoch(
     learner: Learner,
-    place: Place,
+    place: TrainProgress,
     *,
     log_every: int,
-    wishes: Wishes,
+    wishes: StopController,
     save: Callable[[], None],
     on_bad_images: Callable[[list[tuple[int, str]]], None],
 ) -> dict[str, float]:
@@ -91,7 +91,7 @@ def train_epoch(
     device = next(learner.model.parameters()).device
     learner.model.train()
     learner.objective.set_epoch(epoch)
-    sums, bad = Sums(place, learner.group, device), []
+    sums, bad = RunningMetrics(place, learner.group, device), []
     started = time.perf_counter() - place.seconds
     batches = loader.batches(epoch, place.step)
     bar = progress_bar(batches, total=loader.steps_per_epoch, start=place.step, label=f'epoch {epoch + 1}')
@@ -102,7 +102,7 @@ def train_epoch(
         bad += batch.bad
         place.step += 1
         last = place.step == loader.steps_per_epoch
-        wish = wishes.agreed(last=last)
+        wish = wishes.poll(last=last)
         looks = place.step % log_every == 0 or last or bool(wish)
         if looks or (bad and learner.group.world_size == 1):
             on_bad_images([found for part in learner.group.all_gather_objects(bad) for found in part])
@@ -112,10 +112,10 @@ def train_epoch(
             _raise_if_not_finite(sums.look(), epoch, learner)
             bar.set_postfix(loss=f'{place.loss_sum / place.num_images:.3f}')
             _log_when_piped(bar, place, loader.steps_per_epoch)
-        if wish == Wish.SAVE:
+        if wish == Action.SAVE:
             save()
         elif wish.stops:
-            raise Stopped(wish)
+            raise StopRequested(wish)
     return {
         'loss': place.loss_sum / place.num_images,
         'top1': place.num_right / place.num_images,
@@ -125,7 +125,7 @@ def train_epoch(
     }
 
 
-def _step(learner: Learner, mixed: Mixed, global_step: int) -> Done:
+def _step(learner: Learner, mixed: MixedBatch, global_step: int) -> StepResult:
     for param_group in learner.optimizer.param_groups:
         param_group['lr'] = learner.schedule(global_step) * param_group.get('lr_scale', 1.0)
     learner.optimizer.zero_grad(set_to_none=True)
@@ -145,11 +145,11 @@ def _step(learner: Learner, mixed: Mixed, global_step: int) -> Done:
     return done
 
 
-def _gradients(learner: Learner, mixed: Mixed, global_step: int) -> Done:
+def _gradients(learner: Learner, mixed: MixedBatch, global_step: int) -> StepResult:
     """Add up the gradients of a batch, part by part."""
     group, num_images = learner.group, len(mixed.images)
     parts = learner.parts or whole_batch(num_images)
-    divisor = group.all_reduce(learner.objective.divisor(mixed.targets))
+    normalizer = group.all_reduce(learner.objective.normalizer(mixed.targets))
     seed = torch_seed(learner.seed, Purpose.HEAD, global_step)
     done = []
     for number, rows in enumerate(parts.slices):
@@ -157,18 +157,18 @@ def _gradients(learner: Learner, mixed: Mixed, global_step: int) -> Done:
         torch.manual_seed(
             torch_seed(learner.seed, Purpose.DROPOUT, global_step, number * group.world_size + group.rank)
         )
-        share = Share(divisor, (rows.stop - rows.start) / parts.num_images, seed, parts.sizes[number])
+        share = LossScale(normalizer, (rows.stop - rows.start) / parts.num_images, seed, parts.sizes[number])
         with skip_gradient_sync(learner.forward, number + 1 < len(parts.slices)):
             part = mixed.part(rows)
             computed = learner.objective(_forward(learner, part), part.targets, part.images, share)
             # Where ranks share a model, its gradient is the mean over them of what each one gives.
             loss = computed.loss * group.world_size
             (loss if learner.scaler is None else learner.scaler.scale(loss)).backward()
-        done.append(Done(computed.loss.detach(), (computed.predicted == part.targets.hard).sum()))
-    return done[0] if len(done) == 1 else Done(*(torch.stack(values).sum() for values in zip(*done, strict=True)))
+        done.append(StepResult(computed.loss.detach(), (computed.predicted == part.targets.hard).sum()))
+    return done[0] if len(done) == 1 else StepResult(*(torch.stack(values).sum() for values in zip(*done, strict=True)))
 
 
-def _forward(learner: Learner, mixed: Mixed) -> Outputs:
+def _forward(learner: Learner, mixed: MixedBatch) -> ModelOutput:
     try:
         return learner.forward(mixed.images, mixed.shares, mixed.stage)
     except ValueError as error:
@@ -199,7 +199,7 @@ def raise_not_finite(what: str, epoch: int, step: int, learner: Learner) -> NoRe
     )
 
 
-def _log_when_piped(bar, place: Place, steps: int) -> None:
+def _log_when_piped(bar, place: TrainProgress, steps: int) -> None:
     """Say how far the epoch is where no bar can be drawn; once a log interval, and not at its very end."""
     if bar.disable and place.step < steps:
         loss = place.loss_sum / place.num_images

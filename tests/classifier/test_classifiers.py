@@ -3,13 +3,13 @@
 import torch
 import torch.nn.functional as F
 
-from lib.classifier.cosine import Cosine
-from lib.classifier.linear import Linear
+from lib.classifier.cosine import CosineClassifier
+from lib.classifier.linear import LinearClassifier
 
 
 def test_linear_is_a_plain_linear_layer():
     torch.manual_seed(0)
-    classifier = Linear(5, 3)
+    classifier = LinearClassifier(5, 3)
     features = torch.randn(4, 5)
     assert {name: tuple(p.shape) for name, p in classifier.named_parameters()} == {
         'weight': (3, 5),
@@ -20,7 +20,7 @@ def test_linear_is_a_plain_linear_layer():
 
 def test_cosine_is_the_scaled_cosine():
     torch.manual_seed(1)
-    classifier = Cosine(5, 3, scale=16.0)
+    classifier = CosineClassifier(5, 3, scale=16.0)
     features = 10 * torch.randn(4, 5)
     logits = classifier(features)
     assert [name for name, _ in classifier.named_parameters()] == ['weight']
@@ -32,7 +32,7 @@ def test_cosine_is_the_scaled_cosine():
 
 
 def test_cosine_of_a_zero_vector_is_zero_with_zero_gradient():
-    classifier = Cosine(5, 3, scale=16.0)
+    classifier = CosineClassifier(5, 3, scale=16.0)
     with torch.no_grad():
         classifier.weight[1] = 0
     features = torch.randn(2, 5)
@@ -50,7 +50,7 @@ def test_cosine_of_a_zero_vector_is_zero_with_zero_gradient():
 
 def test_cosine_under_autocast_normalises_in_float32():
     torch.manual_seed(2)
-    classifier = Cosine(2048, 50, scale=1.0)
+    classifier = CosineClassifier(2048, 50, scale=1.0)
     features = 1e3 * torch.rand(8, 2048)
     expected = classifier(features)
     with torch.autocast('cpu', dtype=torch.bfloat16):

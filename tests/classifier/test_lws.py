@@ -2,7 +2,7 @@
 
 import torch
 
-from lib.classifier.linear import LearnableWeightScaling, Linear, without_scale
+from lib.classifier.linear import LearnableWeightScaling, LinearClassifier, without_scale
 from lib.classifier.rows import transfer_rows
 
 
@@ -25,7 +25,7 @@ def test_each_logit_is_scaled_bias_included():
 
 def test_it_begins_as_the_linear_classifier():
     torch.manual_seed(1)
-    linear, classifier = Linear(5, 3), LearnableWeightScaling(5, 3)
+    linear, classifier = LinearClassifier(5, 3), LearnableWeightScaling(5, 3)
     state, new = transfer_rows(classifier.state_dict(), linear.state_dict(), ['a', 'b', 'c'], ['a', 'b', 'c'])
     classifier.load_state_dict(state)
     assert not new
@@ -43,7 +43,7 @@ def test_the_scales_alone_can_be_trained():
 
 
 def test_without_scales_it_is_a_linear_classifier():
-    classifier, linear, features = scaled(), Linear(5, 3), torch.randn(4, 5)
+    classifier, linear, features = scaled(), LinearClassifier(5, 3), torch.randn(4, 5)
     before = {key: value.clone() for key, value in classifier.state_dict().items()}
     linear.load_state_dict(without_scale(classifier.state_dict()))
     torch.testing.assert_close(linear(features), classifier(features))

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from lib.classifier import rows as draw
-from lib.classifier.cosine import Cosine
-from lib.classifier.linear import LearnableWeightScaling, Linear
+from lib.classifier.cosine import CosineClassifier
+from lib.classifier.linear import LearnableWeightScaling, LinearClassifier
 
 MAKES = {
-    'linear': Linear,
-    'cosine': lambda num_features, num_classes, **options: Cosine(num_features, num_classes, 16.0, **options),
+    'linear': LinearClassifier,
+    'cosine': lambda num_features, num_classes, **options: CosineClassifier(num_features, num_classes, 16.0, **options),
     'lws': LearnableWeightScaling,
 }
 every_classifier = pytest.mark.parametrize('make', MAKES.values(), ids=MAKES)
@@ -51,14 +51,14 @@ def test_the_whole_begins_as_torchs_layers(num_classes, num_features):
     expected = nn.Linear(num_features, num_classes)
     expected_next = torch.rand(1)
     torch.manual_seed(7)
-    found = Linear(num_features, num_classes)
+    found = LinearClassifier(num_features, num_classes)
     assert torch.equal(torch.rand(1), expected_next)
     assert torch.equal(found.weight, expected.weight)
     assert torch.equal(found.bias, expected.bias)
     torch.manual_seed(7)
     rows = nn.init.normal_(torch.empty(num_classes, num_features), std=num_features**-0.5)
     torch.manual_seed(7)
-    assert torch.equal(Cosine(num_features, num_classes, 16.0).weight, rows)
+    assert torch.equal(CosineClassifier(num_features, num_classes, 16.0).weight, rows)
 
 
 @pytest.mark.parametrize(('num_classes', 'num_features'), SIZES)
@@ -81,9 +81,9 @@ def test_a_part_begins_with_its_rows_of_the_whole(make, num_classes, num_feature
 def test_a_part_begins_so_at_the_real_block_size():
     num_classes, num_features = 2_100, 1_001  # two blocks and a little
     torch.manual_seed(3)
-    whole = Cosine(num_features, num_classes, 16.0)
+    whole = CosineClassifier(num_features, num_classes, 16.0)
     torch.manual_seed(3)
-    part = Cosine(num_features, num_classes, 16.0, classes=range(1_000, 2_099))
+    part = CosineClassifier(num_features, num_classes, 16.0, classes=range(1_000, 2_099))
     assert torch.equal(part.weight, whole.weight[1_000:2_099])
 
 

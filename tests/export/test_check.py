@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lib.backbone.resnet32 import ResNet32
-from lib.classifier.linear import Linear
+from lib.classifier.linear import LinearClassifier
 from lib.dataset.normalize import Normalize
 from lib.export.formats import TOLERANCE, largest_difference
 from lib.export.module import Exported, Preprocessing
@@ -16,7 +16,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
 def exported(bgr=False, inside=True):
     torch.manual_seed(0)
-    recognizer = Recognizer(ResNet32(), Linear(64, 5))
+    recognizer = Recognizer(ResNet32(), LinearClassifier(64, 5))
     return recognizer.eval(), Exported(recognizer, Preprocessing(16, 0.875, MEAN, STD, bgr, inside))
 
 

@@ -6,10 +6,10 @@ import torch
 from scipy.optimize import minimize
 
 from lib.backbone.resnet32 import ResNet32
-from lib.classifier.cosine import Cosine
-from lib.classifier.linear import Linear
+from lib.classifier.cosine import CosineClassifier
+from lib.classifier.linear import LinearClassifier
 from lib.dataset.pipeline import Batch
-from lib.inference.ensemble import Member, combine, mean_logits, mixture_weights
+from lib.inference.ensemble import EnsembleMember, combine, mean_logits, mixture_weights
 from lib.model import Recognizer
 
 NUM_CLASSES = 5
@@ -17,7 +17,9 @@ NUM_CLASSES = 5
 
 def model(kind, seed):
     torch.manual_seed(seed)
-    classifier = Cosine(64, NUM_CLASSES, scale=16.0) if kind == 'cosine' else Linear(64, NUM_CLASSES)
+    classifier = (
+        CosineClassifier(64, NUM_CLASSES, scale=16.0) if kind == 'cosine' else LinearClassifier(64, NUM_CLASSES)
+    )
     return Recognizer(ResNet32(), classifier).eval()
 
 
@@ -41,7 +43,7 @@ def together(members, views, average='logits', weights=None):
 @pytest.mark.parametrize('seed', range(2), ids='seed{}'.format)
 @pytest.mark.parametrize('kind', ['linear', 'cosine'])
 def test_flip_is_the_mean_of_two_passes(kind, seed):
-    member, one = Member(model(kind, seed), None, flip=True), view(seed)
+    member, one = EnsembleMember(model(kind, seed), None, flip=True), view(seed)
     found = together([member], [[one]])
     both = [one.images, torch.flip(one.images, dims=[3])]
     torch.testing.assert_close(found.logits, torch.stack([alone(member, images) for images in both]).mean(0))
@@ -52,20 +54,20 @@ def test_flip_is_the_mean_of_two_passes(kind, seed):
 
 
 def test_flip_leaves_symmetric_images_as_they_are():
-    member, one = Member(model('linear', 1), None, flip=True), view(1, symmetric=True)
+    member, one = EnsembleMember(model('linear', 1), None, flip=True), view(1, symmetric=True)
     assert torch.equal(together([member], [[one]]).logits, alone(member, one.images))
 
 
 @pytest.mark.parametrize('average', ['logits', 'probabilities'])
 def test_one_model_is_that_model(average):
-    member, one = Member(model('linear', 3), None), view(3)
+    member, one = EnsembleMember(model('linear', 3), None), view(3)
     assert torch.equal(together([member], [[one]], average).logits, alone(member, one.images))
 
 
 @pytest.mark.parametrize('average', ['logits', 'probabilities'])
 def test_views_and_models_are_averaged_model_by_model(average):
     """A model of three views has no more say than one of a single view."""
-    members = [Member(model('linear', 4), None), Member(model('cosine', 5), None)]
+    members = [EnsembleMember(model('linear', 4), None), EnsembleMember(model('cosine', 5), None)]
     views, weights = [[view(1), view(2), view(3)], [view(4)]], [0.3, 0.7]
     found = together(members, views, average, weights).logits.double().softmax(dim=1)
     expected = []
@@ -77,7 +79,7 @@ def test_views_and_models_are_averaged_model_by_model(average):
 
 
 def test_a_plain_view_that_does_not_count_is_only_compared_with():
-    member = Member(model('linear', 6), None, flip=True, counts_plain=False)
+    member = EnsembleMember(model('linear', 6), None, flip=True, counts_plain=False)
     views = [view(1), view(2)]
     found = together([member], [views])
     both = [views[1].images, views[1].images.flip(-1)]

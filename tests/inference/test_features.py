@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from lib.classifier.linear import Linear
+from lib.classifier.linear import LinearClassifier
 from lib.inference import features as module
-from lib.inference.features import Features, answers_from
-from lib.metrics.predictions import answers_of
+from lib.inference.features import Features, classify_features
+from lib.metrics.predictions import predictions_from_logits
 from lib.model import Recognizer
 
 NUM_CLASSES = 8
@@ -14,7 +14,7 @@ NUM_CLASSES = 8
 
 def test_answers_do_not_depend_on_how_many_logits_are_made_at_once(monkeypatch):
     torch.manual_seed(0)
-    model = Recognizer(torch.nn.Identity(), Linear(6, NUM_CLASSES)).eval()
+    model = Recognizer(torch.nn.Identity(), LinearClassifier(6, NUM_CLASSES)).eval()
     torch.nn.init.normal_(model.classifier.weight)
     num_images = 23
     values = torch.randn(num_images, model.classifier.weight.shape[1])
@@ -25,10 +25,10 @@ def test_answers_do_not_depend_on_how_many_logits_are_made_at_once(monkeypatch):
     features = Features(values.numpy(), labels.numpy(), readable.numpy(), [(5, 'gone')])
     with torch.inference_mode():
         logits = model.classify(values)
-    expected = answers_of(logits, labels, readable)
+    expected = predictions_from_logits(logits, labels, readable)
     chances = logits.double().softmax(dim=1)
     monkeypatch.setattr(module, '_LOGITS_AT_ONCE', 4 * NUM_CLASSES)
-    found = answers_from(model, features)
+    found = classify_features(model, features)
     for answers in (expected, found):
         right_rows = readable.numpy()
         assert (answers.best[:, 0] == np.where(right_rows, chances.argmax(dim=1).numpy(), -1)).all()

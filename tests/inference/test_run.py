@@ -3,7 +3,7 @@
 import torch
 
 from lib.backbone.resnet32 import ResNet32
-from lib.classifier.linear import Linear
+from lib.classifier.linear import LinearClassifier
 from lib.dataset.loader import Batch
 from lib.inference.run import evaluate
 from lib.model import Recognizer
@@ -24,7 +24,7 @@ def batches(seed):
 
 def model(seed):
     torch.manual_seed(seed)
-    return Recognizer(ResNet32(), Linear(64, NUM_CLASSES)).eval()
+    return Recognizer(ResNet32(), LinearClassifier(64, NUM_CLASSES)).eval()
 
 
 def run(recognizer, loader):

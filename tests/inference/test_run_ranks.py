@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lib.classifier.cosine import Cosine
-from lib.classifier.linear import Linear
+from lib.classifier.cosine import CosineClassifier
+from lib.classifier.linear import LinearClassifier
 from lib.dataset.loader import EvalLoader
 from lib.dataset.reader import BatchReader
 from lib.dataset.transforms import ResizeCenterCrop
@@ -55,7 +55,7 @@ def model_of(kind, classes=None):
     torch.manual_seed(3)
     # Images of noise are alike but for what is left without their mean.
     backbone = nn.Sequential(nn.InstanceNorm2d(3), nn.Flatten(), nn.Linear(3 * SIZE**2, 64))
-    classifier = {'linear': Linear, 'cosine': lambda *a, **k: Cosine(*a, 16.0, **k)}[kind]
+    classifier = {'linear': LinearClassifier, 'cosine': lambda *a, **k: CosineClassifier(*a, 16.0, **k)}[kind]
     return Recognizer(backbone, classifier(64, NUM_CLASSES, classes=classes)).train()
 
 

@@ -22,7 +22,7 @@ from lib.loss.softmax_equalization import SoftmaxEqualization
 from lib.loss.symmetric_cross_entropy import SymmetricCrossEntropy
 from lib.loss.targets import Targets
 from lib.loss.vector_scaling import VectorScaling
-from lib.loss.weighted import AverageLoss
+from lib.loss.weighted import WeightedLoss
 from tests.oracles import losses as oracle
 
 COUNTS = [500, 70, 1, 0, 12, 3]  # one class without images
@@ -124,7 +124,7 @@ def problem(seed: int, num_classes: int = len(COUNTS), batch: int = 9, k: int = 
 
 def fast(case: Case, given: Problem, counts=COUNTS, **options):
     """Return the average loss, and its gradients by logits and features (0 where there is none)."""
-    loss = AverageLoss(case.make(torch.tensor(counts)), torch.tensor(counts), **options)
+    loss = WeightedLoss(case.make(torch.tensor(counts)), torch.tensor(counts), **options)
     return value_and_gradients(lambda z, h: loss(z, given.targets, h), given.logits, given.features)
 
 

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from lib.loss.chunked import chunked_loss
-from lib.loss.sharded_logits import Columns, PartialLogits
+from lib.loss.sharded_logits import ClassSubset, ShardedLogits
 from lib.loss.targets import Targets
-from lib.loss.weighted import AverageLoss
+from lib.loss.weighted import WeightedLoss
 from tests.loss.cases import CASES, COUNTS, problem
 
 NUM_CLASSES = len(COUNTS)
@@ -48,12 +48,12 @@ def head_and_targets(seed: int, kind: str) -> tuple[Head, Targets]:
     return Head(features, weight, bias, 1 + 0.3 * scale), targets
 
 
-def average_loss(name: str, *, weighted: bool) -> AverageLoss:
+def average_loss(name: str, *, weighted: bool) -> WeightedLoss:
     weights = {'class_weights': torch.tensor(WEIGHTS)} if weighted else {}
-    return AverageLoss(CASES[name].make(torch.tensor(COUNTS)), torch.tensor(COUNTS), **weights)
+    return WeightedLoss(CASES[name].make(torch.tensor(COUNTS)), torch.tensor(COUNTS), **weights)
 
 
-def whole(loss: AverageLoss, head: Head, targets: Targets) -> dict[str, torch.Tensor]:
+def whole(loss: WeightedLoss, head: Head, targets: Targets) -> dict[str, torch.Tensor]:
     """Return the loss of all logits, its gradients, and the classes that are predicted."""
     head = head.leaves()
     logits = F.linear(*head.factors())
@@ -63,7 +63,7 @@ def whole(loss: AverageLoss, head: Head, targets: Targets) -> dict[str, torch.Te
 
 
 def in_parts(
-    loss: AverageLoss,
+    loss: WeightedLoss,
     head: Head,
     targets: Targets,
     *,
@@ -78,17 +78,17 @@ def in_parts(
     head = head.rows(classes).leaves()
     x, weight, bias = head.factors()
     extra = head.features.detach().clone().requires_grad_()
-    columns = Columns(classes, NUM_CLASSES, gather) if gather or len(classes) < NUM_CLASSES else None
-    divisor = loss.divisor(targets)
+    columns = ClassSubset(classes, NUM_CLASSES, gather) if gather or len(classes) < NUM_CLASSES else None
+    normalizer = loss.normalizer(targets)
     found = {}
     if chunk is None:
-        value = loss.total(PartialLogits(F.linear(x, weight, bias), columns), targets, extra) / divisor
+        value = loss.total(ShardedLogits(F.linear(x, weight, bias), columns), targets, extra) / normalizer
     else:
         value, found['predicted'] = chunked_loss(
             x,
             weight,
             bias,
-            lambda logits, rows, extra_rows: loss.total(logits, targets.part(rows), extra_rows) / divisor,
+            lambda logits, rows, extra_rows: loss.total(logits, targets.part(rows), extra_rows) / normalizer,
             chunk=chunk,
             columns=columns,
             extra=extra,

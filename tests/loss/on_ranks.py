@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import loss_parallel
 
 from lib.loss.cross_entropy import CrossEntropy
-from lib.loss.sharded_logits import Columns, PartialLogits
+from lib.loss.sharded_logits import ClassSubset, ShardedLogits
 from lib.loss.softmax_equalization import SoftmaxEqualization
 from tests.loss.cases import CASES, COUNTS
 from tests.loss.head import LABEL_KINDS, NUM_CLASSES, average_loss, head_and_targets, in_parts
@@ -45,9 +45,9 @@ def chance(rank: int, count: int) -> dict[str, torch.Tensor]:
     head, targets = head_and_targets(SEED, 'mixed')
     logits = F.linear(*head.factors())
     edges = CUTS[count][0]
-    columns = Columns(range(edges[rank], edges[rank + 1]), NUM_CLASSES, gather)
+    columns = ClassSubset(range(edges[rank], edges[rank + 1]), NUM_CLASSES, gather)
     torch.manual_seed(rank)
-    part = loss(PartialLogits(logits[:, edges[rank] : edges[rank + 1]], columns), targets.labels)
+    part = loss(ShardedLogits(logits[:, edges[rank] : edges[rank + 1]], columns), targets.labels)
     torch.manual_seed(0)
     return {'part': part, 'whole': loss(logits, targets.labels)}
 
@@ -66,8 +66,8 @@ def beside_loss_parallel(rank: int, count: int, seed: int) -> dict[str, torch.Te
         their_loss = F.cross_entropy(theirs, their_labels)
         their_loss.backward()
     ours = mine.clone().requires_grad_()
-    columns = Columns(range(6 * rank, 6 * rank + 6), num_classes, gather)
-    our_loss = CrossEntropy()(PartialLogits(ours, columns), labels).mean()
+    columns = ClassSubset(range(6 * rank, 6 * rank + 6), num_classes, gather)
+    our_loss = CrossEntropy()(ShardedLogits(ours, columns), labels).mean()
     our_loss.backward()
     return {
         'our_loss': our_loss.detach(),

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lib.loss import chunked as module
 from lib.loss.chunked import chunked_loss
 from lib.loss.cross_entropy import CrossEntropy
-from lib.loss.sharded_logits import Columns
+from lib.loss.sharded_logits import ClassSubset
 from tests.loss.cases import CASES
 from tests.loss.head import LABEL_KINDS, Head, average_loss, head_and_targets, in_parts, whole
 
@@ -222,7 +222,7 @@ def test_columns_that_are_drawn():
     classes = torch.tensor([4, 10, 11, 15, 16, 20, 31])
     rows = torch.randint(7, (9,))
     value, predicted = chunked_loss(
-        x, weight, bias, cross_entropy(classes[rows]), chunk=4, columns=Columns(classes, 40)
+        x, weight, bias, cross_entropy(classes[rows]), chunk=4, columns=ClassSubset(classes, 40)
     )
     logits = F.linear(x, weight, bias)
     torch.testing.assert_close(value, F.cross_entropy(logits, rows))

@@ -24,7 +24,7 @@ from lib.loss.softmax_equalization import SoftmaxEqualization
 from lib.loss.symmetric_cross_entropy import SymmetricCrossEntropy
 from lib.loss.targets import Targets
 from lib.loss.vector_scaling import VectorScaling
-from lib.loss.weighted import AverageLoss, effective_number, inverse_frequency
+from lib.loss.weighted import WeightedLoss, effective_number, inverse_frequency
 from tests.loss.cases import SCALE, assert_same, problem, value_and_gradients
 
 N = torch.tensor([500, 70, 1, 0, 12, 3])
@@ -119,7 +119,7 @@ def test_class_balanced_loss_without_weights_is_cross_entropy(weights):
     some = problem(seed=17)
     labels = torch.where(some.targets.labels == 3, 0, some.targets.labels)  # class 3 has no images
     for over_weights in (True, False):
-        loss = AverageLoss(CrossEntropy(), N, weights, over_weights=over_weights)
+        loss = WeightedLoss(CrossEntropy(), N, weights, over_weights=over_weights)
         found = value_and_gradients(lambda z, h, of=loss: of(z, Targets(labels)), some.logits)
         assert_same(found, value_and_gradients(lambda z, h: F.cross_entropy(z, labels), some.logits))
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.loss.targets import Targets
-from lib.loss.weighted import AverageLoss
+from lib.loss.weighted import WeightedLoss
 from tests.loss.cases import CASES, COUNTS, Problem, assert_same, fast, problem, slow, value_and_gradients
 
 every_loss = pytest.mark.parametrize('name', CASES)
@@ -84,7 +84,7 @@ def test_autocast_changes_nothing(name):
 def test_huge_logits_have_finite_gradients(name, size):
     logits = torch.zeros(len(COUNTS), len(COUNTS)).fill_diagonal_(size)
     right = torch.arange(len(COUNTS))
-    loss = AverageLoss(CASES[name].make(torch.tensor(COUNTS)), torch.tensor(COUNTS))
+    loss = WeightedLoss(CASES[name].make(torch.tensor(COUNTS)), torch.tensor(COUNTS))
     for labels in (right, right.flip(0)):
         for targets in (Targets(labels), Targets(torch.stack([labels, right], dim=1), torch.full((6, 2), 0.5))):
             found = value_and_gradients(lambda z, h, t=targets: loss(z, t, h), logits, torch.ones(6, 3))

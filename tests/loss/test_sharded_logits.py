@@ -7,7 +7,7 @@ import torch
 
 from lib.loss.cross_entropy import CrossEntropy
 from lib.loss.label_aware_smoothing import LabelAwareSmoothing
-from lib.loss.sharded_logits import Columns, PartialLogits, Places
+from lib.loss.sharded_logits import ClassSubset, LabelIndex, ShardedLogits
 from tests.loss.cases import CASES, COUNTS
 from tests.loss.head import LABEL_KINDS, Head, average_loss, head_and_targets, whole
 from tests.loss.on_ranks import CHUNKS, CUTS, SEED, everything
@@ -53,7 +53,7 @@ def test_hard_labels_equal_torchs_loss_parallel(of_ranks):
 
 @pytest.mark.parametrize('classes', [range(2, 6), torch.tensor([2, 3, 7, 9])])
 def test_columns_find_labels(classes):
-    columns = Columns(classes, 10)
+    columns = ClassSubset(classes, 10)
     labels = torch.arange(10).view(5, 2)
     positions, here = columns.find(labels)
     assert positions.min() >= 0
@@ -69,7 +69,7 @@ def test_columns_find_labels(classes):
 def test_labels_of_other_parts_disturb_no_column(classes, labels):
     numbers = [int(number) for number in classes]
     values = torch.tensor([[1.0, 2.0]])
-    places = Places(torch.tensor(labels), Columns(classes, 10))
+    places = LabelIndex(torch.tensor(labels), ClassSubset(classes, 10))
     expected_taken = [values[0, numbers.index(label)].item() if label in numbers else 0.0 for label in labels[0]]
     assert places.take(values).tolist() == [expected_taken]
     written = values.clone()
@@ -95,7 +95,7 @@ def test_drawn_classes_are_all_there_is(name, seed):
     rows = torch.randint(5, (7, 2), generator=random)
     loss, alone = CASES[name].make(counts), CASES[name].make(counts[classes])
     extra = (features,) if loss.uses_features else ()
-    part = PartialLogits(logits.clone().requires_grad_(), Columns(classes, len(COUNTS)))
+    part = ShardedLogits(logits.clone().requires_grad_(), ClassSubset(classes, len(COUNTS)))
     if isinstance(loss, LabelAwareSmoothing) or getattr(loss, 'label_smoothing', 0):
         with pytest.raises(ValueError, match='mean over all classes'):
             loss(part, classes[rows], *extra)
@@ -110,7 +110,7 @@ def test_drawn_classes_are_all_there_is(name, seed):
 
 def test_half_precision_parts_have_half_precision_gradients():
     values = torch.randn(3, 4, dtype=torch.bfloat16, requires_grad=True)
-    logits = PartialLogits(values, Columns(range(4), 4))
+    logits = ShardedLogits(values, ClassSubset(range(4), 4))
     losses = CrossEntropy()(logits, torch.tensor([0, 1, 3]))
     assert losses.dtype == torch.float32
     losses.sum().backward()
@@ -118,7 +118,7 @@ def test_half_precision_parts_have_half_precision_gradients():
 
 
 def test_partial_logits_look_like_those_of_all_classes():
-    logits = PartialLogits(torch.zeros(3, 4, dtype=torch.float64), Columns(range(2, 6), 10))
+    logits = ShardedLogits(torch.zeros(3, 4, dtype=torch.float64), ClassSubset(range(2, 6), 10))
     assert (len(logits), logits.shape, logits.dtype) == (3, (3, 10), torch.float64)
     assert logits.device.type == 'cpu'
 
@@ -126,4 +126,4 @@ def test_partial_logits_look_like_those_of_all_classes():
 @pytest.mark.parametrize('classes', [range(3, 3), torch.tensor([], dtype=torch.int64)])
 def test_a_part_without_classes_is_refused(classes):
     with pytest.raises(ValueError, match='at least one'):
-        Columns(classes, 10)
+        ClassSubset(classes, 10)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from lib.loss.balanced_softmax import BalancedSoftmax
 from lib.loss.cross_entropy import CrossEntropy
 from lib.loss.targets import Targets
-from lib.loss.weighted import AverageLoss
+from lib.loss.weighted import WeightedLoss
 from tests.loss.cases import CASES, COUNTS, assert_same, fast, problem, slow, value_and_gradients
 
 ALL_COUNTS = torch.tensor([500, 70, 1, 40, 12, 3])
@@ -17,7 +17,7 @@ WEIGHTS = torch.tensor([0.1, 0.5, 3.0, 0.25, 1.0, 1.5])
 @pytest.mark.parametrize('seed', range(3))
 def test_mean_over_weights_is_torchs(seed):
     logits, _, targets = problem(seed)
-    loss = AverageLoss(CrossEntropy(), ALL_COUNTS, WEIGHTS)
+    loss = WeightedLoss(CrossEntropy(), ALL_COUNTS, WEIGHTS)
     found = value_and_gradients(lambda z, h: loss(z, targets), logits)
     expected = value_and_gradients(lambda z, h: F.cross_entropy(z, targets.labels, weight=WEIGHTS.double()), logits)
     assert_same(found, expected)
@@ -38,27 +38,27 @@ def test_all_shares_on_one_label_are_that_label():
     logits, _, targets = problem(seed=3)
     others = torch.randint(6, (len(logits),))
     mixed = Targets(torch.stack([others, targets.labels], dim=1), torch.tensor([0.0, 1.0]).expand(len(logits), 2))
-    loss = AverageLoss(CrossEntropy(), ALL_COUNTS)
+    loss = WeightedLoss(CrossEntropy(), ALL_COUNTS)
     found = value_and_gradients(lambda z, h: loss(z, mixed), logits)
     assert_same(found, value_and_gradients(lambda z, h: F.cross_entropy(z, targets.labels), logits))
 
 
 def test_weights_begin_at_their_epoch_and_stay():
     logits, _, targets = problem(seed=4)
-    loss = AverageLoss(CrossEntropy(), ALL_COUNTS, WEIGHTS, from_epoch=3)
+    loss = WeightedLoss(CrossEntropy(), ALL_COUNTS, WEIGHTS, reweight_from_epoch=3)
     plain = F.cross_entropy(logits, targets.labels)
     weighted = F.cross_entropy(logits, targets.labels, weight=WEIGHTS.double())
     for epoch, expected in [(0, plain), (2, plain), (3, weighted), (4, weighted), (9, weighted), (1, plain)]:
         loss.set_epoch(epoch)
         torch.testing.assert_close(loss(logits, targets), expected, rtol=1e-6, atol=0)
     # Never told an epoch: the first.
-    torch.testing.assert_close(AverageLoss(CrossEntropy(), ALL_COUNTS, WEIGHTS)(logits, targets), weighted)
+    torch.testing.assert_close(WeightedLoss(CrossEntropy(), ALL_COUNTS, WEIGHTS)(logits, targets), weighted)
 
 
 def test_a_batch_of_empty_classes_has_no_loss_and_no_gradient():
     labels = torch.full((2,), COUNTS.index(0))
     counts = torch.tensor(COUNTS)
-    loss = AverageLoss(BalancedSoftmax(counts), counts)
+    loss = WeightedLoss(BalancedSoftmax(counts), counts)
     value, gradient, _ = value_and_gradients(lambda z, h: loss(z, Targets(labels)), torch.randn(2, 6))
     assert value == 0
     assert gradient.count_nonzero() == 0

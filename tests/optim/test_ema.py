@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lib.optim.ema import WeightAverage
+from lib.optim.ema import ModelEMA
 
 
 def small_net(seed: int) -> nn.Module:
@@ -32,7 +32,7 @@ def test_closed_form(seed, decay):
     weights = torch.randn(num_steps + 1, 2, 3, dtype=torch.float64)
     with torch.no_grad():
         layer.weight.copy_(weights[0])
-        average = WeightAverage(layer, decay)
+        average = ModelEMA(layer, decay)
         for step in range(1, num_steps + 1):
             layer.weight.copy_(weights[step])
             average.update()
@@ -45,7 +45,7 @@ def test_closed_form(seed, decay):
 @pytest.mark.parametrize('seed', range(3))
 def test_it_is_torchs_average_and_counts_batches_as_the_model_does(seed):
     net = small_net(seed)
-    average = WeightAverage(net, 0.8)
+    average = ModelEMA(net, 0.8)
     expected = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.8), use_buffers=True)
     expected.update_parameters(net)  # torch's first update takes the weights as they are
 
@@ -66,7 +66,7 @@ def test_memory_format_and_frozen_weights_stay():
     net = small_net(0)
     net[0].requires_grad_(False)
     frozen = net[0].weight.clone()
-    average = WeightAverage(net, 0.9)
+    average = ModelEMA(net, 0.9)
     train(net, 4, average.update)
     averages = average.state_dict()
     assert torch.equal(averages['0.weight'], frozen)
@@ -78,7 +78,7 @@ def test_memory_format_and_frozen_weights_stay():
 @pytest.mark.parametrize('raises', [False, True])
 def test_the_model_has_the_averages_within_the_block_alone(raises):
     net = small_net(1)
-    average = WeightAverage(net, 0.9)
+    average = ModelEMA(net, 0.9)
     train(net, 3, average.update)
     averages = {name: value.clone() for name, value in average.state_dict().items()}
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -106,10 +106,10 @@ def test_the_model_has_the_averages_within_the_block_alone(raises):
 
 def test_it_goes_on_after_loading_as_if_nothing_had_been(tmp_path):
     net = small_net(2)
-    average = WeightAverage(net, 0.7)
+    average = ModelEMA(net, 0.7)
     train(net, 2, average.update)
     torch.save(average.state_dict(), tmp_path / 'average.pth')
-    again = WeightAverage(net, 0.7)
+    again = ModelEMA(net, 0.7)
     again.load_state_dict(torch.load(tmp_path / 'average.pth', weights_only=True))
     train(net, 2, lambda: (average.update(), again.update()))
     for name, value in average.state_dict().items():
@@ -118,6 +118,6 @@ def test_it_goes_on_after_loading_as_if_nothing_had_been(tmp_path):
 
 @pytest.mark.parametrize('other', [nn.Linear(3, 4), nn.Linear(2, 3, bias=False)])
 def test_averages_of_another_model_are_refused(other):
-    average = WeightAverage(nn.Linear(2, 3), 0.9)
+    average = ModelEMA(nn.Linear(2, 3), 0.9)
     with pytest.raises(ValueError, match='other names or shapes'):
         average.load_state_dict(other.state_dict())

@@ -151,5 +151,5 @@ def average(losses, labels, counts, shares=None, image_weights=None, class_weigh
             weight = share * (class_weights[label] if class_weights else 1.0)
             total = total + weight * losses(i, label)
             above, below = above + weight, below + share
-    divisor = above if over_weights else below
-    return total / divisor if divisor else torch.zeros((), dtype=torch.float64)
+    normalizer = above if over_weights else below
+    return total / normalizer if normalizer else torch.zeros((), dtype=torch.float64)

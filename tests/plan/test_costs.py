@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from lib.classifier.linear import Linear
+from lib.classifier.linear import LinearClassifier
 from lib.loss.cross_entropy import CrossEntropy
-from lib.loss.weighted import AverageLoss
+from lib.loss.weighted import WeightedLoss
 from lib.model import Recognizer
 from lib.optim.optimizer import create_optimizer
 from lib.plan.backbone import backbone_cost
-from lib.plan.head import head_cost, lean_head_cost, optimizer_cost
+from lib.plan.head import chunked_classifier_cost, classifier_cost, optimizer_cost
 
 SIZE, CHANNELS = 8, 6
 
@@ -31,7 +31,7 @@ class Toy(nn.Module):
 
 def toy(num_classes: int = 5, dtype: torch.dtype | None = None) -> Recognizer:
     with torch.device('meta'):
-        return Recognizer(Toy(), Linear(CHANNELS, num_classes), train_dtype=dtype)
+        return Recognizer(Toy(), LinearClassifier(CHANNELS, num_classes), train_dtype=dtype)
 
 
 def test_activations_of_a_module_that_can_be_counted_by_hand():
@@ -81,14 +81,14 @@ def test_a_frozen_backbone_keeps_nothing():
     assert with_momentum.state == 4 * trained
 
 
-def mean_loss(num_classes: int) -> AverageLoss:
-    return AverageLoss(CrossEntropy(), np.ones(num_classes, dtype=np.int64))
+def mean_loss(num_classes: int) -> WeightedLoss:
+    return WeightedLoss(CrossEntropy(), np.ones(num_classes, dtype=np.int64))
 
 
 def test_head_of_many_images_is_three_tensors_of_the_logits_size():
     """Logits, the softmax that the loss keeps, and the gradient."""
     images, classes = 4096, 1000
-    cost = head_cost(toy(classes), mean_loss(classes), CHANNELS, images)
+    cost = classifier_cost(toy(classes), mean_loss(classes), CHANNELS, images)
     assert cost.parameters == cost.gradients == 4 * classes * (CHANNELS + 1)
     logits = 4 * images * classes
     assert 3 * logits < cost.peak < 3.1 * logits
@@ -98,9 +98,9 @@ def test_head_of_many_images_is_three_tensors_of_the_logits_size():
 
 def test_head_of_many_classes_is_its_gradient():
     classes = 100_000
-    whole = head_cost(toy(classes), mean_loss(classes), CHANNELS, 2)
+    whole = classifier_cost(toy(classes), mean_loss(classes), CHANNELS, 2)
     assert whole.gradients < whole.peak < whole.gradients + 4 * 4 * 2 * classes
-    half = head_cost(toy(classes, torch.bfloat16), mean_loss(classes), CHANNELS, 2)
+    half = classifier_cost(toy(classes, torch.bfloat16), mean_loss(classes), CHANNELS, 2)
     # Under autocast the gradient is there in half precision first.
     assert half.peak >= whole.gradients + 2 * classes * CHANNELS
 
@@ -108,7 +108,9 @@ def test_head_of_many_classes_is_its_gradient():
 def test_a_head_in_chunks_is_its_gradients_and_the_logits_of_a_chunk():
     """The loss leaves its gradient where the logits were; where all images are one block, these are there twice."""
     images, classes, chunk = 1024, 5000, 64
-    cost = lean_head_cost(toy(classes), mean_loss(classes), CHANNELS, images, chunk=chunk, num_compared=classes)
+    cost = chunked_classifier_cost(
+        toy(classes), mean_loss(classes), CHANNELS, images, chunk=chunk, num_compared=classes
+    )
     logits, of_features = 4 * chunk * classes, 4 * images * CHANNELS
     assert cost.parameters == cost.gradients == 4 * classes * (CHANNELS + 1)
     assert 2 * logits < cost.peak - cost.gradients - of_features < 2.1 * logits
@@ -117,7 +119,7 @@ def test_a_head_in_chunks_is_its_gradients_and_the_logits_of_a_chunk():
 
 def test_a_head_of_drawn_classes_has_them_twice():
     images, classes, drawn = 8, 100_000, 10_000
-    cost = lean_head_cost(toy(classes), mean_loss(drawn), CHANNELS, images, chunk=images, num_compared=drawn)
+    cost = chunked_classifier_cost(toy(classes), mean_loss(drawn), CHANNELS, images, chunk=images, num_compared=drawn)
     copies = 4 * drawn * (CHANNELS + 1)
     assert cost.gradients + copies < cost.peak < cost.gradients + 2 * copies + 4 * 4 * images * drawn
     assert cost.kept == cost.gradients + 4 * images * CHANNELS
@@ -137,15 +139,15 @@ def test_state_of_an_optimizer(kind, states):
 
 def test_the_plan_of_a_step_is_what_a_real_one_allocates():
     """The same operations on real tensors, each storage counted: there is nothing that is only planned."""
-    from lib.plan.memory_tracker import LiveBytes
+    from lib.plan.memory_tracker import MemoryTracker
 
     cost = backbone_cost(toy(), SIZE)
-    model = Recognizer(Toy(), Linear(CHANNELS, 5)).train()
+    model = Recognizer(Toy(), LinearClassifier(CHANNELS, 5)).train()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     images = torch.randn(5, 3, SIZE, SIZE).to(memory_format=torch.channels_last)
     known = [*model.parameters(), images, *(parameter.grad for parameter in model.parameters())]
-    with LiveBytes(known) as live:
+    with MemoryTracker(known) as live:
         features = model.features(images)
         assert live.now == cost.saved.at(5)
         assert live.peak == cost.forward.at(5)

@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
-from lib.plan.memory_tracker import LiveBytes, into_memoryless, memoryless, num_bytes
+from lib.plan.memory_tracker import MemoryTracker, into_memoryless, memoryless, num_bytes
 
 
 def test_counts_what_is_alive_and_forgets_what_is_not():
-    with memoryless(), LiveBytes() as live:
+    with memoryless(), MemoryTracker() as live:
         first = torch.empty(1000)
         second = first + 1
         assert live.now == 8000
@@ -24,7 +24,7 @@ def test_counts_what_is_alive_and_forgets_what_is_not():
 def test_what_was_there_does_not_count():
     with memoryless():
         known = torch.empty(1000)
-        with LiveBytes([known]) as live:
+        with MemoryTracker([known]) as live:
             other = known.view(-1)
             known.add_(1)
             assert (live.now, live.peak) == (0, 0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib.classifier.linear import Linear
+from lib.classifier.linear import LinearClassifier
 from lib.dataset.loader import Batch
 from lib.model import Recognizer
 from lib.posthoc.class_means import class_means, nearest_mean
@@ -34,7 +34,7 @@ class Batches:
 def setting():
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
-    model = Recognizer(backbone, Linear(4, 4)).train()
+    model = Recognizer(backbone, LinearClassifier(4, 4)).train()
     model(torch.randn(6, 3, 2, 2))  # running statistics that are not those of any batch
     images = torch.randn(8, 3, 2, 2)
     features = model.eval().features(images).detach().double()

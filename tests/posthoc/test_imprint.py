@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from lib.classifier.cosine import Cosine
-from lib.classifier.linear import Linear
+from lib.classifier.cosine import CosineClassifier
+from lib.classifier.linear import LinearClassifier
 from lib.model import Recognizer
-from lib.posthoc.candidate_scores import mean_class_accuracy, seen_by
+from lib.posthoc.candidate_scores import mean_class_accuracy, score_features
 from lib.posthoc.class_means import nearest_mean
-from lib.posthoc.imprint import CENTRINGS, SCALES, cross_fitted, imprint
+from lib.posthoc.imprint import CENTRINGS, SCALES, cross_fit_imprint, imprint
 
 NUM_OLD, NUM_NEW, WIDTH, COSINE_SCALE = 12, 3, 16, 16.0
 HOW = {'linear': None, 'cosine': COSINE_SCALE}
@@ -26,11 +26,11 @@ class World:
         features, labels = self.draw(range(NUM_OLD), 40)
         means = torch.stack([torch.from_numpy(features[labels == label]).double().mean(0) for label in range(NUM_OLD)])
         if kind == 'linear':
-            classifier = Linear(WIDTH, NUM_OLD)
+            classifier = LinearClassifier(WIDTH, NUM_OLD)
             weight, bias = nearest_mean(means, torch.full((NUM_OLD,), 40))
             classifier.bias.data = bias
         else:
-            classifier, weight = Cosine(WIDTH, NUM_OLD, COSINE_SCALE), (means - 0.7 * means.mean(0)).float()
+            classifier, weight = CosineClassifier(WIDTH, NUM_OLD, COSINE_SCALE), (means - 0.7 * means.mean(0)).float()
         classifier.weight.data = weight
         self.model = Recognizer(nn.Identity(), classifier).eval()
         self.norm = float(weight.norm(dim=1).median())
@@ -42,20 +42,22 @@ class World:
         return np.maximum(0, self.centres[labels] + noise).astype(np.float32), labels
 
     def old(self, each):
-        return seen_by(self.model, *self.draw(range(NUM_OLD), each))
+        return score_features(self.model, *self.draw(range(NUM_OLD), each))
 
     def new(self, each):
         features, labels = self.draw(range(NUM_OLD, NUM_OLD + NUM_NEW), each)
-        return seen_by(self.model, features, labels - NUM_OLD, new=True)
+        return score_features(self.model, features, labels - NUM_OLD, new=True)
 
     def extended(self, chosen):
         """The classifier with the new rows in it."""
         old = self.model.classifier
-        both = (Linear if isinstance(old, Linear) else lambda *sizes: Cosine(*sizes, COSINE_SCALE))(
-            WIDTH, NUM_OLD + NUM_NEW
-        )
+        both = (
+            LinearClassifier
+            if isinstance(old, LinearClassifier)
+            else lambda *sizes: CosineClassifier(*sizes, COSINE_SCALE)
+        )(WIDTH, NUM_OLD + NUM_NEW)
         both.weight.data = torch.cat([old.weight.data, torch.from_numpy(chosen.weight).float()])
-        if isinstance(old, Linear):
+        if isinstance(old, LinearClassifier):
             both.bias.data = torch.cat([old.bias.data, torch.from_numpy(chosen.bias).float()])
         return both
 
@@ -135,7 +137,7 @@ def test_what_is_promised_holds_on_other_images(kind):
         world = World(seed, kind, noise=1.0)
         shots, old, fresh, held = world.new(5), world.old(15), world.old(60), world.new(40)
         chosen = imprint(shots, old, max_loss=0.05, **world.how)
-        after = cross_fitted(shots, old, max_loss=0.05, **world.how)
+        after = cross_fit_imprint(shots, old, max_loss=0.05, **world.how)
         kept = fresh.right & (chosen.wins(fresh, world.how['cosine_scale']) < 0)
         figures.append(
             (

@@ -6,22 +6,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from lib.classifier.cosine import Cosine
-from lib.classifier.linear import Linear
+from lib.classifier.cosine import CosineClassifier
+from lib.classifier.linear import LinearClassifier
 from lib.distributed.parallel import wrap_parallel
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.loss.cross_entropy import CrossEntropy
 from lib.loss.ldam import LDAM
 from lib.loss.targets import Targets
-from lib.loss.weighted import AverageLoss
+from lib.loss.weighted import WeightedLoss
 from lib.model import Recognizer
-from lib.optim.ema import WeightAverage
+from lib.optim.ema import ModelEMA
 from lib.optim.gradients import clip_gradients
 from lib.runtime.device import Device
-from lib.trainer.chunked_head import LeanHead
+from lib.trainer.chunked_head import ChunkedHead
 from lib.trainer.forward import TrainingForward
-from lib.trainer.microbatch import parts_of
-from lib.trainer.mixing.base import Mixed
+from lib.trainer.microbatch import split_batch
+from lib.trainer.mixing.base import MixedBatch
 from lib.trainer.objective import Objective
 from lib.trainer.step import Learner, _step
 
@@ -63,7 +63,7 @@ def model_of(setup: Setup, classes: range | None) -> Recognizer:
     """Return the model that every run starts with."""
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, 9), FrozenNorm(9), nn.ReLU(), nn.Linear(9, NUM_FEATURES))
-    kind = {'mixed': Linear, 'ldam': lambda *sizes, classes: Cosine(*sizes, 8.0, classes=classes)}[setup.loss]
+    kind = {'mixed': LinearClassifier, 'ldam': lambda *sizes, classes: CosineClassifier(*sizes, 8.0, classes=classes)}[setup.loss]
     return Recognizer(backbone, kind(NUM_FEATURES, NUM_CLASSES, classes=classes)).to(setup.dtype)
 
 
@@ -74,11 +74,11 @@ def learner_of(setup: Setup, group: ProcessGroup = SINGLE_PROCESS) -> Learner:
     model = model_of(setup, range(rows.start, rows.stop) if is_sharded else None).train()
     loss = {'mixed': CrossEntropy(0.1), 'ldam': LDAM(COUNTS, 0.5, 8.0)}[setup.loss]
     class_weights = torch.linspace(0.5, 2, NUM_CLASSES) if setup.loss == 'mixed' else None
-    average = AverageLoss(loss, COUNTS, class_weights).to(setup.dtype)
+    average = WeightedLoss(loss, COUNTS, class_weights).to(setup.dtype)
     head = None
     if setup.head != 'whole':
         share = 0.5 if setup.head == 'sampled' else 1.0
-        head = LeanHead(
+        head = ChunkedHead(
             model,
             average,
             chunk_images=3,
@@ -97,22 +97,22 @@ def learner_of(setup: Setup, group: ProcessGroup = SINGLE_PROCESS) -> Learner:
         schedule=lambda step: 0.3 / (1 + step),
         loader=None,
         seed=0,
-        parts=parts_of(setup.batch_size, group, setup.at_once),
+        parts=split_batch(setup.batch_size, group, setup.at_once),
         group=group,
         clip=(lambda: clip_gradients(shared, setup.clip, sharded=own, group=group)) if setup.clip else None,
-        average=WeightAverage(model, setup.decay) if setup.decay else None,
+        average=ModelEMA(model, setup.decay) if setup.decay else None,
     )
 
 
-def batch_of(setup: Setup, step: int) -> Mixed:
+def batch_of(setup: Setup, step: int) -> MixedBatch:
     """Return the whole batch of a step."""
     random = torch.Generator().manual_seed(100 + step)
     images = torch.randn(setup.batch_size, 3, 2, 2, generator=random, dtype=torch.float64).to(setup.dtype)
     labels = torch.randint(NUM_CLASSES, (setup.batch_size, 2), generator=random)
     if setup.loss == 'ldam':
-        return Mixed(images, Targets(labels[:, 0]))
+        return MixedBatch(images, Targets(labels[:, 0]))
     shares = torch.rand(setup.batch_size, generator=random)
-    return Mixed(images, Targets(labels, torch.stack([shares, 1 - shares], dim=1)))
+    return MixedBatch(images, Targets(labels, torch.stack([shares, 1 - shares], dim=1)))
 
 
 def train(setup: Setup, group: ProcessGroup = SINGLE_PROCESS, steps: int = STEPS) -> dict[str, torch.Tensor]:
@@ -124,7 +124,7 @@ def train(setup: Setup, group: ProcessGroup = SINGLE_PROCESS, steps: int = STEPS
     for step in range(steps):
         whole = batch_of(setup, step)
         rows = group.shard_pairs(setup.batch_size)
-        own = Mixed(whole.images[rows], whole.targets.part(rows))
+        own = MixedBatch(whole.images[rows], whole.targets.part(rows))
         losses.append(group.all_reduce(_step(learner, own, step).loss))
     found = dict(learner.model.state_dict())
     if learner.average is not None:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from lib.classifier.cosine import Projector
-from lib.classifier.linear import Linear
+from lib.classifier.linear import LinearClassifier
 from lib.loss.balanced_contrastive import BalancedContrastive
 from lib.loss.distillation import Distillation
 from lib.loss.targets import Targets
@@ -19,7 +19,7 @@ LABELS = torch.tensor([0, 0, 2, 2, 1, 1])
 def recognizer(seed=0, projector=None):
     torch.manual_seed(seed)
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
-    return Recognizer(backbone, Linear(8, 3), projector=projector)
+    return Recognizer(backbone, LinearClassifier(8, 3), projector=projector)
 
 
 def test_contrast_compares_embeddings_with_the_models_prototypes():

@@ -7,12 +7,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.distributed.process_group import SINGLE_PROCESS
-from lib.loss.sharded_logits import Columns, PartialLogits
+from lib.loss.sharded_logits import ClassSubset, ShardedLogits
 from lib.loss.targets import Targets
-from lib.loss.weighted import AverageLoss
+from lib.loss.weighted import WeightedLoss
 from lib.optim.gradients import make_scaler
 from lib.optim.optimizer import KINDS, create_optimizer
-from lib.trainer.microbatch import parts_of
+from lib.trainer.microbatch import split_batch
 from lib.trainer.step import _step
 from tests.loss.cases import CASES, COUNTS
 from tests.optim.test_scaler import Two
@@ -75,14 +75,14 @@ def test_mixing_and_deferred_weights_ask_for_nothing(name, head):
     """From images and labels on, in the epoch in which the weights begin."""
     setup = Setup(head=head, at_once=4, clip=0.05, decay=0.9, dtype=torch.float32)
     learner, mixer = learner_of(setup), mixer_of(name)
-    learner.objective.loss.from_epoch = 1
+    learner.objective.loss.reweight_from_epoch = 1
     learner.objective.loss.loss.label_smoothing = 0.0  # of drawn classes nobody knows the mean of all
     images, labels = batch_of(setup, 0).images, batch_of(setup, 0).targets.labels[:, 0] % len(MIX_COUNTS)
     for epoch in (0, 1):
         learner.objective.set_epoch(epoch)
         with Asked() as asked:
             mixed = mixer(images, labels, epoch=epoch, first_slot=0)
-            learner.parts = parts_of(len(mixed.images), at_once=setup.at_once)
+            learner.parts = split_batch(len(mixed.images), at_once=setup.at_once)
             mixed = replace(mixed, stage=0)  # of this backbone, which has none
             done = _step(learner, mixed, epoch)
         allowed = len(learner.parts.slices) if head != 'whole' else 0
@@ -95,11 +95,11 @@ def test_no_loss_asks(loss):
     """The whole and the chunked head, with class weights; the counts have a class without images."""
     random = torch.Generator().manual_seed(1)
     logits, features = torch.randn(8, 6, generator=random), torch.rand(8, 4, generator=random)
-    average = AverageLoss(CASES[loss].make(torch.tensor(COUNTS)), COUNTS, torch.linspace(0.5, 2, 6))
+    average = WeightedLoss(CASES[loss].make(torch.tensor(COUNTS)), COUNTS, torch.linspace(0.5, 2, 6))
     targets = Targets(torch.tensor([0, 1, 2, 4, 5, 0, 1, 1]))
-    for values in (logits, PartialLogits(logits.clone(), Columns(range(6), 6))):
+    for values in (logits, ShardedLogits(logits.clone(), ClassSubset(range(6), 6))):
         with Asked() as asked:
-            total = average.total(values, targets, features) / average.divisor(targets)
+            total = average.total(values, targets, features) / average.normalizer(targets)
         assert asked.found == []
         assert total.isfinite()
 

@@ -5,17 +5,17 @@ import pytest
 import torch
 from torch import nn
 
-from lib.classifier.linear import Linear
+from lib.classifier.linear import LinearClassifier
 from lib.errors import UserError
 from lib.model import Recognizer
 from lib.optim.optimizer import keep_state_fit
-from lib.trainer.checkpointing.state import Checkpoint, Place
+from lib.trainer.checkpointing.state import Checkpoint, TrainProgress
 from lib.trainer.trainer import restore
 
 
 def trained(kind, **options):
     """Return a model and its optimiser after one step."""
-    model = Recognizer(nn.Flatten(), Linear(3, 2))
+    model = Recognizer(nn.Flatten(), LinearClassifier(3, 2))
     optimizer = kind(model.parameters(), lr=0.1, **options)
     keep_state_fit(optimizer)
     model(torch.ones(1, 3)).sum().backward()
@@ -26,7 +26,7 @@ def trained(kind, **options):
 def checkpoint_of(learner):
     state = learner.model.state_dict()
     return Checkpoint(
-        state, place=Place(epoch=4), optimizer=learner.optimizer.state_dict(), path=Path('log/x/last.pth')
+        state, progress=TrainProgress(epoch=4), optimizer=learner.optimizer.state_dict(), path=Path('log/x/last.pth')
     )
 
 

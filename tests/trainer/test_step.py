@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from lib.classifier.linear import Linear
+from lib.classifier.linear import LinearClassifier
 from lib.loss.cross_entropy import CrossEntropy
 from lib.loss.targets import Targets
-from lib.loss.weighted import AverageLoss
+from lib.loss.weighted import WeightedLoss
 from lib.model import Recognizer
 from lib.trainer.forward import TrainingForward
-from lib.trainer.mixing.base import Mixed, unmixed
+from lib.trainer.mixing.base import MixedBatch, unmixed
 from lib.trainer.objective import Objective
 from lib.trainer.step import Learner, _step
 
@@ -21,7 +21,7 @@ LR = 0.5
 def small_learner(objective, seed=0):
     torch.manual_seed(seed)
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
-    model = Recognizer(backbone, Linear(5, 3))
+    model = Recognizer(backbone, LinearClassifier(5, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     return Learner(model, TrainingForward(model), objective, unmixed, optimizer, lambda step: LR, loader=None, seed=0)
 
@@ -32,7 +32,7 @@ def batch(seed, size=4):
 
 
 def average(**keywords):
-    return AverageLoss(CrossEntropy(), np.array([5, 3, 1]), **keywords)
+    return WeightedLoss(CrossEntropy(), np.array([5, 3, 1]), **keywords)
 
 
 @pytest.mark.parametrize('seed', range(3))
@@ -44,7 +44,7 @@ def test_mixed_labels_are_learned_by_their_shares(seed):
     targets = Targets(pairs, torch.stack([shares, 1 - shares], dim=1))
     before = learner.model.classifier.bias.detach().clone()
     p = learner.model(images).detach().softmax(dim=1)
-    loss, num_right = _step(learner, Mixed(images, targets), 0)
+    loss, num_right = _step(learner, MixedBatch(images, targets), 0)
     expected, gradient = 0.0, torch.zeros(3)
     for i in range(4):
         q = torch.zeros(3)
@@ -76,7 +76,7 @@ def test_an_auxiliary_loss_is_added_with_its_weight():
 @pytest.mark.parametrize(('epoch', 'weighted'), [(0, False), (1, False), (2, True), (7, True)])
 def test_deferred_weights_hold_from_their_epoch_on(epoch, weighted):
     weights = torch.tensor([0.1, 0.9, 2.0])
-    objective = Objective(average(class_weights=weights, from_epoch=2))
+    objective = Objective(average(class_weights=weights, reweight_from_epoch=2))
     images, labels = batch(6)
     learner = small_learner(objective)
     objective.set_epoch(epoch)

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lib.loss.weighted import AverageLoss
+from lib.loss.weighted import WeightedLoss
 from lib.trainer.mixing.bbn import BBN
 from tests.trainer.mixing.batches import random_batch
 
@@ -37,7 +37,7 @@ def test_the_loss_is_that_of_the_paper(epoch, over_weights):
     images, labels = random_batch(1, 16)
     logits = torch.randn(16, 6, generator=torch.Generator().manual_seed(2))
     targets = BBN(10)(images, labels, epoch=epoch, first_slot=0).targets
-    found = AverageLoss(PlainCrossEntropy(), torch.ones(6), over_weights=over_weights)(logits, targets)
+    found = WeightedLoss(PlainCrossEntropy(), torch.ones(6), over_weights=over_weights)(logits, targets)
     alpha = 1 - (epoch / 10) ** 2
     usual, rare = F.cross_entropy(logits[::2], labels[::2]), F.cross_entropy(logits[1::2], labels[1::2])
     torch.testing.assert_close(found, alpha * usual + (1 - alpha) * rare)
