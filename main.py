@@ -17,7 +17,7 @@ def main() -> int:
     from lib.trainer.trainer import fit
 
     with join_process_group() as group, prepared_training(cfg, group) as run:
-        ended_by = fit(run.learner, run.plan, run.place, run.folder, run.validate, run.bad_images)
+        ended_by = fit(run.learner, run.plan, run.progress, run.folder, run.validate, run.bad_images)
         if ended_by:
             LOGGER.info('stopped and saved; to go on: add --RESUME_MODEL last (NAME %s)', run.cfg.NAME)
             return 128 + ended_by

@@ -17,9 +17,9 @@ from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.formats.converted import Converted
 from lib.formats.imagefolder import convert_image_folder
 from lib.formats.write import write_converted
-from lib.trainer.checkpointing.state import Place
+from lib.trainer.checkpointing.state import TrainProgress
 from lib.trainer.step import train_epoch
-from lib.trainer.stop_signal import Wishes
+from lib.trainer.stop_signal import StopController
 
 # The original's recipe, at a rate that is of no matter for speed; the optimiser's state is there from the first step.
 RECIPE = {
@@ -78,12 +78,12 @@ def epoch_of(run: Training) -> Callable[[], int]:
     """Return a function that trains one epoch and returns its number of images."""
 
     def epoch() -> int:
-        place = Place()
+        place = TrainProgress()
         train_epoch(
             run.learner,
             place,
             log_every=10**9,
-            wishes=Wishes(),
+            wishes=StopController(),
             save=lambda: None,
             on_bad_images=run.bad_images.add,
         )

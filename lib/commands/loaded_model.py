@@ -16,12 +16,12 @@ from lib.inference.run import Evaluation, LookAt, evaluate
 from lib.model import Recognizer
 from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
-from lib.trainer.checkpointing.latest import newest_checkpoint
+from lib.trainer.checkpointing.latest import latest_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint, read_checkpoint
 
 
 @dataclass
-class Trained:
+class LoadedModel:
     """A model ready to predict.
 
     Attributes:
@@ -83,7 +83,7 @@ class Trained:
         return {name: value for name, value in metrics.items() if name not in groups}
 
 
-def load_trained(cfg: CfgNode, group: ProcessGroup = SINGLE_PROCESS) -> Trained:
+def load_model(cfg: CfgNode, group: ProcessGroup = SINGLE_PROCESS) -> LoadedModel:
     """Load the model that RESUME_MODEL names, on every rank.
 
     Raises:
@@ -91,7 +91,7 @@ def load_trained(cfg: CfgNode, group: ProcessGroup = SINGLE_PROCESS) -> Trained:
     """
     folder = Path(cfg.LOG_ROOT, cfg.NAME)
     if cfg.RESUME_MODEL == 'last':
-        checkpoint, faults = newest_checkpoint(folder)
+        checkpoint, faults = latest_checkpoint(folder)
         if checkpoint is None:
             raise UserError(f'RESUME_MODEL last: {faults[0] if faults else f"{folder} holds no checkpoint"}')
         checkpoint = checkpoint.with_rows()
@@ -104,4 +104,4 @@ def load_trained(cfg: CfgNode, group: ProcessGroup = SINGLE_PROCESS) -> Trained:
     LOGGER.info('%s: %d classes, %s', checkpoint.path, checkpoint.num_classes, device.describe(training=False))
     known = checkpoint.training_set
     counts = known.class_counts if known else np.zeros(checkpoint.num_classes, np.int64)
-    return Trained(cfg, checkpoint, model, device, folder, class_names(checkpoint), counts, group)
+    return LoadedModel(cfg, checkpoint, model, device, folder, class_names(checkpoint), counts, group)

@@ -13,12 +13,12 @@ from lib.builders.data import open_valid_split
 from lib.builders.model import class_names, held_classes, model_of
 from lib.builders.split import Split
 from lib.commands.features import split_features
-from lib.commands.loaded_model import Trained
+from lib.commands.loaded_model import LoadedModel
 from lib.commands.train import Training
 from lib.config.yaml_text import as_text
 from lib.errors import UserError
-from lib.inference.features import answers_from
-from lib.metrics.predictions import predictions_alone
+from lib.inference.features import classify_features
+from lib.metrics.predictions import predictions_from_classes
 from lib.report.charts import plot_curves, plot_error_by_count
 from lib.report.run_page import ReportData, write_report
 from lib.runtime.log import LOGGER
@@ -32,7 +32,7 @@ def training_report(training: Training) -> Path:
     training.group.barrier()  # for the main rank to have written the best model
     best = _best(folder, training)
     history = folder.history()
-    answers = predictions_alone(*np.zeros((2, 0), np.int64))
+    predictions = predictions_from_classes(*np.zeros((2, 0), np.int64))
     if training.data.valid:
         classes = held_classes(training.cfg, best.num_classes, training.group)
         answers = training.evaluate(model_of(best, training.cfg, training.device, classes=classes)).answers
@@ -50,7 +50,7 @@ def training_report(training: Training) -> Path:
         class_names=class_names(best),
         class_parents=known.class_parents,
         train_counts=known.class_counts,
-        answers=answers,
+        predictions=answers,
         open_image=training.data.valid.images.load if training.data.valid else None,
         tau=_tau_of(training),
         config_text=as_text(training.cfg),
@@ -59,7 +59,7 @@ def training_report(training: Training) -> Path:
     return _write(page, data, training.cfg)
 
 
-def trained_report(trained: Trained) -> Path:
+def trained_report(trained: LoadedModel) -> Path:
     """Measure a trained model on the valid split and write its report beside the checkpoint.
 
     That of best_model.pth is report.html, that of another one STEM_report.html.
@@ -68,7 +68,7 @@ def trained_report(trained: Trained) -> Path:
         UserError: no labelled valid split, or one of other classes.
     """
     valid = open_valid_split(trained.cfg)
-    answers = answers_from(trained.model, split_features(trained, valid, 'valid'))
+    answers = classify_features(trained.model, split_features(trained, valid, 'valid'))
     stem, folder = trained.checkpoint.path.stem, trained.checkpoint.path.parent
     page = trained.folder / ('report.html' if stem == 'best_model' else f'{stem}_report.html')
     tau = _read_tau(folder / 'tau.json')  # there when the model is a re-balanced one
@@ -78,7 +78,7 @@ def trained_report(trained: Trained) -> Path:
         valid,
         title=f'{trained.cfg.NAME}, re-balanced' if tau else trained.cfg.NAME,
         summary={name: found for name, found in summary.items() if name == 'best'},
-        answers=answers,
+        predictions=answers,
         tau=tau,
         is_rebalanced=bool(tau),
         environment_text=_environment_of(folder),
@@ -87,7 +87,7 @@ def trained_report(trained: Trained) -> Path:
     return _write(page, data, trained.cfg)
 
 
-def rebalanced_report(path: Path, trained: Trained, valid: Split, before: np.ndarray, tau: dict[str, Any]) -> Path:
+def rebalanced_report(path: Path, trained: LoadedModel, valid: Split, before: np.ndarray, tau: dict[str, Any]) -> Path:
     """Write the report of a re-balanced model: the run's curves, the tau curve, and errors before it.
 
     `before`: (num_images,) class that the checkpoint predicts for each valid image.
@@ -97,7 +97,7 @@ def rebalanced_report(path: Path, trained: Trained, valid: Split, before: np.nda
         valid,
         title=f'{trained.cfg.NAME}, re-balanced',
         summary=_summary(RunFolder(trained.checkpoint.path.parent).history(), trained.checkpoint),
-        answers=predictions_alone(valid.labels, before),
+        predictions=predictions_from_classes(valid.labels, before),
         tau=tau,
         environment_text=_environment_of(path.parent),
         notes=['Errors of classes and confused pairs are those of the checkpoint before re-balancing.'],
@@ -105,7 +105,7 @@ def rebalanced_report(path: Path, trained: Trained, valid: Split, before: np.nda
     return _write(path, data, trained.cfg)
 
 
-def _data_of(trained: Trained, valid: Split, **parts: Any) -> ReportData:
+def _data_of(trained: LoadedModel, valid: Split, **parts: Any) -> ReportData:
     """Return the report's data with what every trained model knows."""
     return ReportData(
         command=_command(),
@@ -138,7 +138,7 @@ def _best(folder: RunFolder, training: Training) -> Checkpoint:
 
 def _summary(history: list[dict[str, Any]], best: Checkpoint) -> dict[str, dict[str, Any]]:
     valid = [entry for entry in history if entry['split'] == 'valid']
-    epoch = best.place.epoch if best.place else None
+    epoch = best.progress.epoch if best.progress else None
     found = {'last': valid[-1]} if valid else {}
     chosen = [entry for entry in valid if entry['epoch'] == epoch]
     return {**({'best': chosen[-1]} if chosen else {}), **found}

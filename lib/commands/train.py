@@ -17,7 +17,7 @@ from lib.builders.model import class_names, finetuned_model, held_classes, model
 from lib.builders.split import TrainingData, without_quarantined
 from lib.builders.trainer import build_learner
 from lib.config.yaml_text import as_node, as_text, as_values
-from lib.dataset.index import ProductIndex
+from lib.dataset.index import ClassIndex
 from lib.dataset.loader import EvalLoader
 from lib.distributed.parallel import sync_buffers
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -28,8 +28,8 @@ from lib.model import Recognizer
 from lib.runtime.device import Device
 from lib.runtime.files import lock_folder
 from lib.runtime.log import LOGGER, log_to
-from lib.trainer.checkpointing.state import Place, TrainingSet, versions
-from lib.trainer.resume import Start, Wanted, decide_start
+from lib.trainer.checkpointing.state import TrainingSet, TrainProgress, versions
+from lib.trainer.resume import ResumePlan, ResumeRequest, plan_resume
 from lib.trainer.run_folder import BadImages, RunFolder, set_aside, write_bad_images
 from lib.trainer.step import Learner
 from lib.trainer.trainer import FitPlan, restore
@@ -58,7 +58,7 @@ class Training:
     device: Device
     learner: Learner
     plan: FitPlan
-    place: Place
+    progress: TrainProgress
     folder: RunFolder
     bad_images: BadImages
     valid_loader: EvalLoader | None
@@ -113,13 +113,13 @@ def prepared_training(cfg: CfgNode, group: ProcessGroup = SINGLE_PROCESS) -> Ite
     device = build_device(cfg, group)
     with group.main_first():
         data = without_quarantined(open_training_data(cfg), cfg.DATASET.QUARANTINE)
-    start = decide_start(_wanted(cfg, data, group))
+    start = plan_resume(_wanted(cfg, data, group))
     cfg = as_node({**as_values(cfg), 'NAME': start.folder.name})
     index = data.index().capped(cfg.DATASET.HEAD_CAP, cfg.SEED)
     with group.main_first():
         model, training_set, new_classes = _model(cfg, data, index, device, start, group)
     learner = build_learner(cfg, data, index, model, device, group)
-    place = Place()
+    place = TrainProgress()
     if start.kind == 'continue':
         place = restore(learner, start.checkpoint.with_rows(held_classes(cfg, data.train.num_classes, group)))
     # All ranks have read what they need of the folder by now.
@@ -134,7 +134,7 @@ def prepared_training(cfg: CfgNode, group: ProcessGroup = SINGLE_PROCESS) -> Ite
             device=device,
             learner=learner,
             plan=_fit_plan(cfg, data, training_set),
-            place=place,
+            progress=place,
             folder=folder,
             bad_images=BadImages(
                 folder, lambda row: data.train.names[row].as_py(), len(index), cfg.DATASET.MAX_BAD_FRACTION
@@ -145,7 +145,7 @@ def prepared_training(cfg: CfgNode, group: ProcessGroup = SINGLE_PROCESS) -> Ite
 
 
 @contextmanager
-def _folder(cfg: CfgNode, start: Start, device: Device, group: ProcessGroup) -> Iterator[RunFolder]:
+def _folder(cfg: CfgNode, start: ResumePlan, device: Device, group: ProcessGroup) -> Iterator[RunFolder]:
     """Hold the run folder; on other ranks than the main one, stand by."""
     keep = {'save_every': cfg.TRAIN.SAVE_EVERY_EPOCHS, 'keep': cfg.TRAIN.KEEP_EPOCHS}
     if not group.is_main:
@@ -175,12 +175,12 @@ def recipe_of(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def _wanted(cfg: CfgNode, data: TrainingData, group: ProcessGroup) -> Wanted:
+def _wanted(cfg: CfgNode, data: TrainingData, group: ProcessGroup) -> ResumeRequest:
     # What the first start put aside or began is gone on with, though the command line is that of the first start.
     # Machines count their restarts for themselves, so the ranks may know different ones.
     restarted = any(group.all_gather_objects(was_restarted()))
     goes_on = restarted and not cfg.RESUME_MODEL
-    return Wanted(
+    return ResumeRequest(
         folder=Path(cfg.LOG_ROOT, cfg.NAME),
         resume_model='last' if goes_on else cfg.RESUME_MODEL,
         resume_mode=cfg.RESUME_MODE,
@@ -192,7 +192,7 @@ def _wanted(cfg: CfgNode, data: TrainingData, group: ProcessGroup) -> Wanted:
 
 
 def _model(
-    cfg: CfgNode, data: TrainingData, index: ProductIndex, device: Device, start: Start, group: ProcessGroup
+    cfg: CfgNode, data: TrainingData, index: ClassIndex, device: Device, start: ResumePlan, group: ProcessGroup
 ) -> tuple[Recognizer, TrainingSet, list[str] | None]:
     """Return the model, what its checkpoints say of the training set, and which classes are new to it."""
     names, parents = data.class_names, data.classes.parents if data.classes else []
@@ -239,7 +239,7 @@ def _fit_plan(cfg: CfgNode, data: TrainingData, training_set: TrainingSet) -> Fi
 
 
 def _tell(
-    data: TrainingData, index: ProductIndex, new_classes: list[str] | None, device: Device, group: ProcessGroup
+    data: TrainingData, index: ClassIndex, new_classes: list[str] | None, device: Device, group: ProcessGroup
 ) -> None:
     counts = index.class_counts[index.class_counts > 0]
     uncapped = len(data.train if data.kept is None else data.kept)

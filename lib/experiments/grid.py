@@ -158,7 +158,7 @@ class SubRun:
         if not self.model.exists() or max((line['epoch'] for line in read_metrics(self.folder)), default=0) < last:
             return False
         # A run killed between the two files is not done, whatever metrics.jsonl says.
-        place = read_checkpoint(self.model).place
+        place = read_checkpoint(self.model).progress
         return place is not None and place.epoch >= last
 
     @property

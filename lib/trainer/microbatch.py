@@ -15,7 +15,7 @@ from lib.errors import UserError
 
 
 @dataclass(frozen=True)
-class Parts:
+class MicroBatches:
     """A batch in parts.
 
     Attributes:
@@ -32,12 +32,12 @@ class Parts:
         return sum(map(sum, self.sizes))
 
 
-def whole_batch(num_images: int) -> Parts:
+def whole_batch(num_images: int) -> MicroBatches:
     """Return a batch that one process computes in one go."""
-    return Parts((slice(0, num_images),), ((num_images,),))
+    return MicroBatches((slice(0, num_images),), ((num_images,),))
 
 
-def parts_of(batch_size: int, group: ProcessGroup = SINGLE_PROCESS, at_once: int = 0) -> Parts:
+def split_batch(batch_size: int, group: ProcessGroup = SINGLE_PROCESS, at_once: int = 0) -> MicroBatches:
     """Return a batch of `batch_size` images in parts of at most `at_once` (0: any number) on each rank.
 
     Parts are as equal as can be, and every rank has as many of them. Pairs (image XOR 1) stay together in a batch of
@@ -53,7 +53,7 @@ def parts_of(batch_size: int, group: ProcessGroup = SINGLE_PROCESS, at_once: int
     own = edges[group.rank]
     slices = tuple(slice(start, stop) for start, stop in pairwise(own))
     sizes = tuple(tuple(edge[part + 1] - edge[part] for edge in edges) for part in range(number))
-    return Parts(slices, sizes)
+    return MicroBatches(slices, sizes)
 
 
 def _share_of(rank: int, group: ProcessGroup, batch_size: int) -> int:

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import UserError
-from lib.trainer.checkpointing.latest import checkpoints_in, newest_checkpoint
+from lib.trainer.checkpointing.latest import checkpoints_in, latest_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint, read_checkpoint
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ResumeRequest:
     """What the user asked for.
 
     Attributes:
@@ -31,7 +31,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePlan:
     """What will be done: `kind` is 'new', 'continue' or 'finetune'; `reason` says why, for the log."""
 
     kind: str
@@ -41,7 +41,7 @@ class Start:
     set_aside: bool = False
 
 
-def decide_start(wanted: Wanted) -> Start:
+def plan_resume(wanted: ResumeRequest) -> ResumePlan:
     """Apply the table of resuming. Reads checkpoints, writes nothing.
 
     Raises:
@@ -57,19 +57,19 @@ def decide_start(wanted: Wanted) -> Start:
                 f'{wanted.folder} holds the checkpoints of an earlier run: go on with --RESUME_MODEL last, '
                 'start another with --NAME, or anew with --OVERWRITE True (the old folder is renamed, not deleted)'
             )
-        return Start('new', wanted.folder, None, 'a new run', set_aside)
+        return ResumePlan('new', wanted.folder, None, 'a new run', set_aside)
     if wanted.resume_model == 'last':
         return _start_from_last(wanted)
     return _start_from_path(wanted, read_checkpoint(wanted.resume_model, with_rows=False), used, set_aside)
 
 
-def _start_from_last(wanted: Wanted) -> Start:
-    checkpoint, faults = newest_checkpoint(wanted.folder)
+def _start_from_last(wanted: ResumeRequest) -> ResumePlan:
+    checkpoint, faults = latest_checkpoint(wanted.folder)
     if checkpoint is None and faults:
         raise UserError(f'{wanted.folder}: not one checkpoint can be read; {faults[0]}')
     if checkpoint is None:
-        return Start('new', wanted.folder, None, f'a new run: {wanted.folder} holds no checkpoint yet')
-    if checkpoint.place is None or checkpoint.training_set is None:
+        return ResumePlan('new', wanted.folder, None, f'a new run: {wanted.folder} holds no checkpoint yet')
+    if checkpoint.progress is None or checkpoint.training_set is None:
         raise UserError(
             f'{checkpoint.path}: says nothing of how far it was trained; give its path to fine-tune from it'
         )
@@ -84,10 +84,10 @@ def _start_from_last(wanted: Wanted) -> Start:
         reason += f'; with another recipe than before: {changed}'
     if faults:
         reason += f'; newer, but unreadable: {"; ".join(faults)}'
-    return Start('continue', wanted.folder, checkpoint, reason)
+    return ResumePlan('continue', wanted.folder, checkpoint, reason)
 
 
-def _start_from_path(wanted: Wanted, checkpoint: Checkpoint, used: bool, set_aside: bool) -> Start:
+def _start_from_path(wanted: ResumeRequest, checkpoint: Checkpoint, used: bool, set_aside: bool) -> ResumePlan:
     inside = checkpoint.path.resolve().parent == wanted.folder.resolve()
     if inside and wanted.overwrite:
         raise UserError(f'OVERWRITE True would put aside {wanted.folder}, which holds RESUME_MODEL {checkpoint.path}')
@@ -97,7 +97,7 @@ def _start_from_path(wanted: Wanted, checkpoint: Checkpoint, used: bool, set_asi
     if wanted.resume_mode == 'finetune' or obstacle:
         folder = _free_folder(wanted.folder) if used else wanted.folder
         reason = f'fine-tuning from {checkpoint.path} into {folder}: {obstacle or "RESUME_MODE finetune"}'
-        return Start('finetune', folder, checkpoint, reason, set_aside)
+        return ResumePlan('finetune', folder, checkpoint, reason, set_aside)
     if used and not inside:
         raise UserError(
             f'{checkpoint.path} could go on in {wanted.folder}, but that holds the checkpoints of another run: '
@@ -112,12 +112,12 @@ def _start_from_path(wanted: Wanted, checkpoint: Checkpoint, used: bool, set_asi
             'one under another --NAME'
         )
     reason = f'going on from {checkpoint.path}, {_how_far(checkpoint)}: same training set and recipe'
-    return Start('continue', wanted.folder, checkpoint, reason, set_aside)
+    return ResumePlan('continue', wanted.folder, checkpoint, reason, set_aside)
 
 
-def _cannot_continue(wanted: Wanted, checkpoint: Checkpoint) -> str:
+def _cannot_continue(wanted: ResumeRequest, checkpoint: Checkpoint) -> str:
     """Say why this run is not the checkpoint's going on; '' when it is."""
-    if checkpoint.place is None or checkpoint.training_set is None or checkpoint.optimizer is None:
+    if checkpoint.progress is None or checkpoint.training_set is None or checkpoint.optimizer is None:
         return 'the checkpoint holds weights only'
     if checkpoint.training_set.digest != wanted.train_digest:
         return 'another training set'
@@ -126,7 +126,7 @@ def _cannot_continue(wanted: Wanted, checkpoint: Checkpoint) -> str:
         return f'another recipe: {changed}'
     if wanted.max_epoch == 0:
         return 'no epochs, so it is evaluated and saved as it is'
-    if checkpoint.place.epoch >= wanted.max_epoch:
+    if checkpoint.progress.epoch >= wanted.max_epoch:
         return f'all {wanted.max_epoch} epochs are done'
     return ''
 
@@ -142,10 +142,10 @@ def _newer_last(folder: Path, checkpoint: Checkpoint) -> Path | None:
     if not last.exists() or checkpoint.path.resolve() == last.resolve():
         return None
     try:
-        place = read_checkpoint(last, with_rows=False).place
+        place = read_checkpoint(last, with_rows=False).progress
     except UserError:
         return None
-    return last if place and place.so_far > checkpoint.place.so_far else None
+    return last if place and place.position > checkpoint.progress.position else None
 
 
 def _free_folder(folder: Path) -> Path:
@@ -159,7 +159,7 @@ def _free_folder(folder: Path) -> Path:
 
 
 def _how_far(checkpoint: Checkpoint) -> str:
-    place = checkpoint.place
+    place = checkpoint.progress
     if place is None:
         return 'an unknown number of epochs'
     return f'{place.epoch} epochs' + (f' and {place.step} steps' if place.step else '')

@@ -17,7 +17,7 @@ from lib.runtime.files import lock_folder, remove_leftovers, replace_atomically,
 from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing.latest import checkpoints_in, head_folder_of
 from lib.trainer.checkpointing.sharded import write_head
-from lib.trainer.checkpointing.state import Checkpoint, Place, head_name, write_checkpoint
+from lib.trainer.checkpointing.state import Checkpoint, TrainProgress, head_name, write_checkpoint
 
 METRICS, BAD_IMAGES = 'metrics.jsonl', 'bad_images.csv'
 # What only the run itself writes, whose lock is held; predictions (.csv, .npy) may come from test.py at any time.
@@ -73,7 +73,7 @@ class RunFolder:
         remove_leftovers(self.path, _OWN_SUFFIXES)
         self._remove_unneeded_heads()
         if checkpoint is None or checkpoint.history is None:
-            self.forget_after(checkpoint.place.epoch if checkpoint else 0)
+            self.forget_after(checkpoint.progress.epoch if checkpoint else 0)
         else:
             self._write_history(checkpoint.history)
         if checkpoint is not None and checkpoint.bad_images is not None:
@@ -136,10 +136,10 @@ class RunFolder:
         `abandoned` as in write_checkpoint, `ending` as in write_head.
         """
         if checkpoint.head is not None:
-            write_head(self.path / head_name(checkpoint.place), checkpoint.head, ending)
+            write_head(self.path / head_name(checkpoint.progress), checkpoint.head, ending)
         if not self.writes:
             return
-        epoch = checkpoint.place.epoch
+        epoch = checkpoint.progress.epoch
         names = ['best_model.pth'] * is_best
         if end_of_epoch and self._keep and epoch % self._save_every == 0:
             names.append(f'epoch_{epoch}.pth')
@@ -151,7 +151,7 @@ class RunFolder:
         if names:
             self._remove_old_epochs()
         if checkpoint.head is not None:
-            self._remove_old_heads(checkpoint.place, [*names, 'last.pth'])
+            self._remove_old_heads(checkpoint.progress, [*names, 'last.pth'])
 
     def _write_history(self, entries: list[dict[str, Any]]) -> None:
         write_text(self.path / METRICS, ''.join(json.dumps(entry) + '\n' for entry in entries))
@@ -164,7 +164,7 @@ class RunFolder:
             if folder not in needed:
                 shutil.rmtree(folder)
 
-    def _remove_old_heads(self, place: Place, written: list[str]) -> None:
+    def _remove_old_heads(self, place: TrainProgress, written: list[str]) -> None:
         """Remove rows that no checkpoint refers to. Of a later place there may be some already, by a faster rank."""
         if self._heads is None:
             self._heads = {path.name: head_folder_of(path) for path in checkpoints_in(self.path)}
@@ -172,7 +172,7 @@ class RunFolder:
         needed = {self._heads.get(path.name) for path in checkpoints_in(self.path)}
         for folder in self.path.glob('head-*-*'):
             its_place = _place_of_head(folder)
-            if folder not in needed and its_place and its_place < place.so_far:
+            if folder not in needed and its_place and its_place < place.position:
                 shutil.rmtree(folder)
 
     def _remove_old_epochs(self) -> None:

@@ -15,24 +15,24 @@ from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
 from lib.distributed.process_group import ProcessGroup
-from lib.trainer.checkpointing.state import Place
+from lib.trainer.checkpointing.state import TrainProgress
 
 
-class Done(NamedTuple):
+class StepResult(NamedTuple):
     """What a step did: this rank's share of the batch's loss, and how many of its images were right; both scalars."""
 
     loss: torch.Tensor
     num_right: torch.Tensor
 
 
-class Sums:
+class RunningMetrics:
     """Running sums of an epoch, on the device until somebody looks.
 
     They are added up step by step from those of the place on, so that they do not depend on who looks when, nor on
     where the epoch was interrupted.
     """
 
-    def __init__(self, place: Place, group: ProcessGroup, device: torch.device) -> None:
+    def __init__(self, place: TrainProgress, group: ProcessGroup, device: torch.device) -> None:
         self._place, self._group = place, group
         # MPS has no float64; float32 does for a figure that is looked at.
         dtype = torch.float32 if device.type == 'mps' else torch.float64
@@ -42,7 +42,7 @@ class Sums:
         self._num_images = place.num_images
         self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
 
-    def add(self, done: Done, num_images: int, step: int) -> None:
+    def add(self, done: StepResult, num_images: int, step: int) -> None:
         """Add a step, of `num_images` over all ranks."""
         self._loss_sum += done.loss.to(self._loss_sum.dtype) * num_images
         self._num_right += done.num_right

@@ -17,7 +17,7 @@ from lib.runtime.log import LOGGER
 _SAME_SIGNAL_SECONDS = 1.0
 
 
-class Wish(IntEnum):
+class Action(IntEnum):
     """What to do after a step; of several ranks' wishes the largest counts."""
 
     NOTHING = 0
@@ -29,23 +29,23 @@ class Wish(IntEnum):
     @property
     def stops(self) -> bool:
         """Whether the run ends."""
-        return self > Wish.SAVE
+        return self > Action.SAVE
 
     @property
     def signal(self) -> signal.Signals | None:
         """The signal that it came by."""
-        return {Wish.INTERRUPT: signal.SIGINT, Wish.TERMINATE: signal.SIGTERM}.get(self)
+        return {Action.INTERRUPT: signal.SIGINT, Action.TERMINATE: signal.SIGTERM}.get(self)
 
 
-class Stopped(Exception):
+class StopRequested(Exception):
     """The run is to end, by `wish`; its place in the epoch is kept."""
 
-    def __init__(self, wish: Wish) -> None:
+    def __init__(self, wish: Action) -> None:
         super().__init__(wish.name)
         self.wish = wish
 
 
-class Wishes:
+class StopController:
     """Wishes as signals, the clock and failures bring them.
 
     Args:
@@ -56,8 +56,8 @@ class Wishes:
     def __init__(self, *, save_minutes: float = 0.0, group: ProcessGroup = SINGLE_PROCESS) -> None:
         self._save_seconds = 60 * save_minutes
         self._group = group
-        self._own, self._since = Wish.NOTHING, 0.0
-        self._agreed = Wish.NOTHING
+        self._own, self._since = Action.NOTHING, 0.0
+        self._agreed = Action.NOTHING
         self._under_way: tuple[dist.Work, torch.Tensor] | None = None
         self.saved()
 
@@ -67,9 +67,9 @@ class Wishes:
 
     def give_up(self) -> None:
         """Wish that the run ends, since it cannot be saved. May be called from any thread."""
-        self._own = max(self._own, Wish.GIVE_UP)
+        self._own = max(self._own, Action.GIVE_UP)
 
-    def agreed(self, *, last: bool = False) -> Wish:
+    def poll(self, *, last: bool = False) -> Action:
         """Return what to do now. All ranks call it once a step, and are told the same.
 
         One process is told at once. Several put their wishes together while the next step is computed, so that nobody
@@ -94,7 +94,7 @@ class Wishes:
             Stopped: one process alone was told to stop.
         """
         if self._group.world_size == 1 and self._own.stops:
-            raise Stopped(self._own)
+            raise StopRequested(self._own)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -116,32 +116,32 @@ class Wishes:
             if time.monotonic() - self._since < _SAME_SIGNAL_SECONDS:
                 return
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-        self._own = Wish.INTERRUPT if number == signal.SIGINT else Wish.TERMINATE
+        self._own = Action.INTERRUPT if number == signal.SIGINT else Action.TERMINATE
         self._since = time.monotonic()
         name = 'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name
         # In the middle of another line's writing there is no saying this one.
         with suppress(RuntimeError, OSError):
             LOGGER.info('%s: stopping after this step and saving; once more ends at once, without saving', name)
 
-    def _mine(self) -> Wish:
+    def _mine(self) -> Action:
         if self._own.stops:
             return self._own
         # One clock for all: several would go off one after another.
         if self._save_seconds and self._group.is_main and time.monotonic() - self._saved >= self._save_seconds:
             self.saved()
-            return Wish.SAVE
-        return Wish.NOTHING
+            return Action.SAVE
+        return Action.NOTHING
 
-    def _put_in(self, wish: Wish) -> None:
+    def _put_in(self, wish: Action) -> None:
         value = torch.tensor(int(wish))
         self._under_way = dist.all_reduce(value, op=dist.ReduceOp.MAX, async_op=True), value
 
-    def _outcome(self) -> Wish:
+    def _outcome(self) -> Action:
         if self._under_way is None:
-            return Wish.NOTHING
+            return Action.NOTHING
         (work, value), self._under_way = self._under_way, None
         work.wait()
-        return Wish(int(value))
+        return Action(int(value))
 
 
 def _once_ignored(handler: Callable | signal.Handlers | None) -> Callable:

@@ -13,11 +13,11 @@ from lib.errors import UserError
 from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing.async_save import Saver
 from lib.trainer.checkpointing.sharded import PREFIX, HeadRows, numbered, take_rows
-from lib.trainer.checkpointing.state import Checkpoint, Place, TrainingSet
+from lib.trainer.checkpointing.state import Checkpoint, TrainProgress, TrainingSet
 from lib.trainer.run_folder import BadImages, RunFolder
 from lib.trainer.running_metrics import EventFile
 from lib.trainer.step import Learner, raise_not_finite, train_epoch
-from lib.trainer.stop_signal import Stopped, Wish, Wishes
+from lib.trainer.stop_signal import StopRequested, Action, StopController
 
 Validate = Callable[[Callable[[], None]], dict[str, float]]
 
@@ -46,7 +46,7 @@ class FitPlan:
 def fit(
     learner: Learner,
     plan: FitPlan,
-    place: Place,
+    place: TrainProgress,
     folder: RunFolder,
     validate: Validate,
     bad_images: BadImages,
@@ -64,7 +64,7 @@ def fit(
         UserError: the loss is not finite, or too many images cannot be decoded. Checkpoints stay as they were.
         OSError: the end of an epoch or of the run could not be saved.
     """
-    wishes = Wishes(save_minutes=plan.save_minutes, group=learner.group)
+    wishes = StopController(save_minutes=plan.save_minutes, group=learner.group)
     with (
         closing(EventFile(folder.path, place.epoch)) if folder.writes else nullcontext() as events,
         Saver(folder, wishes.give_up) as saver,
@@ -83,26 +83,26 @@ class _Run:
 
     learner: Learner
     plan: FitPlan
-    place: Place
+    progress: TrainProgress
     folder: RunFolder
     saver: Saver
-    wishes: Wishes
+    wishes: StopController
     events: EventFile | None
 
     def train(self, validate: Validate, bad_images: BadImages) -> signal.Signals | None:
         try:
-            for epoch in range(self.place.epoch, self.plan.max_epoch):
+            for epoch in range(self.progress.epoch, self.plan.max_epoch):
                 self.train_epoch(epoch, validate, bad_images)
                 self.stop_if_wished()
             self.saver.wait()
             self.stop_if_wished()  # while that was written
-        except Stopped as stopped:
-            if stopped.wish is Wish.GIVE_UP:
+        except StopRequested as stopped:
+            if stopped.wish is Action.GIVE_UP:
                 self.saver.hurry()
             self.saver.wait()
-            if stopped.wish is Wish.GIVE_UP:  # another rank has told why
+            if stopped.wish is Action.GIVE_UP:  # another rank has told why
                 raise UserError('the run cannot be saved, so it ends') from None
-            if self.saver.saved != self.place.so_far:
+            if self.saver.saved != self.progress.position:
                 self.save_in_epoch()
                 self.saver.wait()
             return stopped.wish.signal
@@ -111,25 +111,25 @@ class _Run:
     def train_epoch(self, epoch: int, validate: Validate, bad_images: BadImages) -> None:
         trained = train_epoch(
             self.learner,
-            self.place,
+            self.progress,
             log_every=self.plan.log_every,
             wishes=self.wishes,
             save=lambda: self.save_in_epoch(may_fail=True),
             on_bad_images=bad_images.add,
         )
-        _raise_if_weights_not_finite(self.learner, self.place)
+        _raise_if_weights_not_finite(self.learner, self.progress)
         valid = {}
         if (epoch + 1) % self.plan.valid_every == 0 or epoch + 1 == self.plan.max_epoch:
             valid = validate(self.wishes.check)
         self.finish_epoch(trained, valid)
 
     def stop_if_wished(self) -> None:
-        wish = self.wishes.agreed(last=True)
+        wish = self.wishes.poll(last=True)
         if wish.stops:
-            raise Stopped(wish)
+            raise StopRequested(wish)
 
     def finish_epoch(self, trained: dict[str, float], valid: dict[str, float]) -> None:
-        plan, place = self.plan, self.place
+        plan, place = self.plan, self.progress
         place.next_epoch()
         is_best = _is_best(plan.select_by, valid, place)
         for split, values in (('train', trained), ('valid', valid)):
@@ -140,20 +140,20 @@ class _Run:
 
     def finish_untrained(self, valid: dict[str, float]) -> None:
         self.folder.forget_after(-1)  # what an earlier evaluation of the same model said
-        self.place.best_result = None
-        is_best = _is_best(self.plan.select_by, valid, self.place)
+        self.progress.best_result = None
+        is_best = _is_best(self.plan.select_by, valid, self.progress)
         if valid:
             self.note('valid', 0.0, valid)
         self.save(is_best=is_best)
         LOGGER.info('no epochs, so the model is saved as it is%s', f':{_describe_valid(valid)}' if valid else '')
 
     def note(self, split: str, lr: float, values: dict[str, float]) -> None:
-        self.folder.append({'epoch': self.place.epoch, 'split': split, 'lr': lr, **values})
+        self.folder.append({'epoch': self.progress.epoch, 'split': split, 'lr': lr, **values})
         if self.events:
-            self.events.add(self.place.epoch, split, values)
+            self.events.add(self.progress.epoch, split, values)
 
     def save_in_epoch(self, *, may_fail: bool = False) -> None:
-        _raise_if_weights_not_finite(self.learner, self.place)
+        _raise_if_weights_not_finite(self.learner, self.progress)
         self.save(may_fail=may_fail)
 
     def save(self, **how: bool) -> None:
@@ -169,7 +169,7 @@ class _Run:
             state_dict=trained if average is None else average.state_dict(),
             config=plan.config,
             recipe=plan.recipe,
-            place=self.place,
+            progress=self.progress,
             training_set=plan.training_set,
             optimizer=learner.optimizer.state_dict(),
             training_state=None if average is None else trained,
@@ -189,11 +189,11 @@ def _with_head_apart(learner: Learner, checkpoint: Checkpoint) -> Checkpoint:
     )
     head = HeadRows(rows, classifier.classes, classifier.num_classes, group.rank, group.world_size)
     if not group.is_main:
-        return Checkpoint({}, place=checkpoint.place, head=head)
+        return Checkpoint({}, progress=checkpoint.progress, head=head)
     return replace(checkpoint, state_dict=state, training_state=training, optimizer=optimizer, head=head)
 
 
-def _is_best(select_by: str, valid: dict[str, float], place: Place) -> bool:
+def _is_best(select_by: str, valid: dict[str, float], place: TrainProgress) -> bool:
     """Whether the epoch just done is the best so far; noted in `place`. Losses and errors fall, accuracies rise."""
     if select_by == 'last' or not valid:
         # Nothing to choose by: the newest is kept as best.
@@ -208,7 +208,7 @@ def _is_best(select_by: str, valid: dict[str, float], place: Place) -> bool:
     return better
 
 
-def _raise_if_weights_not_finite(learner: Learner, place: Place) -> None:
+def _raise_if_weights_not_finite(learner: Learner, place: TrainProgress) -> None:
     """A finite loss says nothing of the weights after its own step: they are looked at before they are written."""
     weights = [weight.detach() for weight in learner.model.parameters() if weight.numel()]
     # The largest absolute value of each is not finite if any value is not, and takes no memory.
@@ -229,7 +229,7 @@ def _describe_valid(valid: dict[str, float]) -> str:
     return f'  valid: mean class error {valid["mean_class_error"]:.1%}, top-1 {valid["top1"]:.1%}'
 
 
-def restore(learner: Learner, checkpoint: Checkpoint) -> Place:
+def restore(learner: Learner, checkpoint: Checkpoint) -> TrainProgress:
     """Put a checkpoint's weights and states into `learner`, and return its place.
 
     Raises:
@@ -252,7 +252,7 @@ def restore(learner: Learner, checkpoint: Checkpoint) -> Place:
             'OPTIMIZER.DECAY_NORM_AND_BIAS, OPTIMIZER.LAYER_DECAY or MODEL.FREEZE_BACKBONE as they are now; leave them '
             f'as they were, or take the weights alone: --RESUME_MODEL {checkpoint.path} --RESUME_MODE finetune'
         ) from None
-    return checkpoint.place
+    return checkpoint.progress
 
 
 def _own_states(learner: Learner, saved: dict[str, Any]) -> dict[str, Any]:

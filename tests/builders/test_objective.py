@@ -14,7 +14,7 @@ from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node, as_text, as_values
 from lib.errors import UserError
 from lib.runtime.device import pick_device
-from lib.trainer.checkpointing.state import Checkpoint, Place, TrainingSet, write_checkpoint
+from lib.trainer.checkpointing.state import Checkpoint, TrainProgress, TrainingSet, write_checkpoint
 from lib.trainer.objective import ContrastTerm, DistillTerm
 
 NAMES = ['cola', 'tea', 'milk']
@@ -33,7 +33,7 @@ def checkpoint_of(cfg, num_classes=3):
     return Checkpoint(
         model.state_dict(),
         config=as_text(cfg),
-        place=Place(epoch=2),
+        progress=TrainProgress(epoch=2),
         training_set=TrainingSet('', COUNTS, NAMES[:num_classes]),
     )
 

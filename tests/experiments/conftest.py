@@ -10,7 +10,7 @@ import torch
 
 from lib.experiments.grid import Grid
 from lib.experiments.method_list import METHODS
-from lib.trainer.checkpointing.state import Checkpoint, Place, TrainingSet, write_checkpoint
+from lib.trainer.checkpointing.state import Checkpoint, TrainProgress, TrainingSet, write_checkpoint
 from tests.scripts.running import TINY
 
 STAND_IN = Path(__file__).with_name('fakes.py')
@@ -28,7 +28,7 @@ def make_grid(tmp_path):
         (overlays / f'{name}.yaml').write_text('')
     (overlays / 'dive.yaml').write_text('LOSS:\n  AUXILIARY: distillation\n')  # only then is a teacher of use
     training_set = TrainingSet('digest', np.array([3, 1]), ['a', 'b'], [])
-    done = Checkpoint({'classifier.weight': torch.zeros(2, 1)}, '', {}, Place(epoch=1), training_set, {})
+    done = Checkpoint({'classifier.weight': torch.zeros(2, 1)}, '', {}, TrainProgress(epoch=1), training_set, {})
     write_checkpoint(repository / 'done.pth', done)
 
     def make(methods, **changes):

@@ -9,7 +9,7 @@ import pytest
 from lib.errors import UserError
 from lib.experiments.command import find_base, find_methods, parse
 from lib.experiments.grid import plan_runs, remember_recipes, split_options
-from lib.trainer.checkpointing.state import Place, read_checkpoint, write_checkpoint
+from lib.trainer.checkpointing.state import TrainProgress, read_checkpoint, write_checkpoint
 
 
 def names(runs):
@@ -22,7 +22,7 @@ def finish(run, epoch=1, place=None):
     lines = [{'epoch': number, 'split': 'valid', 'mean_class_error': 0.5} for number in range(1, epoch + 1)]
     (run.folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
     checkpoint = read_checkpoint(run.grid.repository / 'done.pth')
-    checkpoint.place = place or Place(epoch=epoch)
+    checkpoint.progress = place or TrainProgress(epoch=epoch)
     write_checkpoint(run.folder / 'last.pth', checkpoint)
 
 
@@ -116,8 +116,8 @@ def test_what_trains_nothing_goes_on_doing_so(make_grid, tmp_path):
         (2, None, True),
         (3, None, True),
         # The metrics of the last epoch are written before its model: killed in between, it is not done.
-        (2, Place(epoch=1), False),
-        (2, Place(epoch=1, step=3), False),
+        (2, TrainProgress(epoch=1), False),
+        (2, TrainProgress(epoch=1, step=3), False),
     ],
 )
 def test_done_is_the_last_epoch_and_its_model(make_grid, epoch, place, done):

@@ -119,7 +119,7 @@ def check_same_run(run: Path, other: Path, names: Sequence[str] = ('last.pth', '
         one, two = read_checkpoint(run / name), read_checkpoint(other / name)
         torch.testing.assert_close(one.state_dict, two.state_dict, rtol=0, atol=0)
         torch.testing.assert_close(one.optimizer, two.optimizer, rtol=0, atol=0)
-        assert one.place == two.place, name
+        assert one.progress == two.progress, name
         assert _without_times(one.history) == _without_times(two.history), name
     assert _without_times(metrics_of(run)) == _without_times(metrics_of(other))
 

@@ -127,7 +127,7 @@ def run_all(home, num_images, max_epoch):
     assert {path.name for path in log.iterdir()} == {'AiProducts', 'AiProducts_finetune'}
     assert [line['epoch'] for line in metrics_of(log / 'AiProducts_finetune')][-1] == max_epoch
     tuned = read_checkpoint(log / 'AiProducts_finetune' / 'best_model.pth')
-    assert tuned.place.epoch == max_epoch
+    assert tuned.progress.epoch == max_epoch
     known = read_checkpoint(first / 'best_model.pth').training_set
     assert tuned.training_set.class_counts.tolist() == known.class_counts.tolist()
 

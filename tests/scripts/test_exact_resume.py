@@ -57,7 +57,7 @@ def test_ctrl_c(scripts, options, uninterrupted, tmp_path, step):
     assert 'to go on: add --RESUME_MODEL last (NAME run)' in done.stdout
     assert 'Traceback' not in done.stderr
     run = tmp_path / 'log' / 'run'
-    place = read_checkpoint(run / 'last.pth').place
+    place = read_checkpoint(run / 'last.pth').progress
     assert place.epoch * STEPS + place.step == step
     done = scripts.run(tmp_path, 'main.py', *options, *LAST)
     assert f'going on from log/run/last.pth, {place.epoch} epochs' in done.stdout
@@ -68,7 +68,7 @@ def test_ctrl_c(scripts, options, uninterrupted, tmp_path, step):
 def test_ctrl_c_again_and_again(scripts, options, uninterrupted, tmp_path):
     for resume in ((), LAST, LAST):
         scripts.run_until(tmp_path, 'SIGINT', STEP, 2, *options, *resume, code=130)
-    assert read_checkpoint(tmp_path / 'log' / 'run' / 'last.pth').place.epoch == 1
+    assert read_checkpoint(tmp_path / 'log' / 'run' / 'last.pth').progress.epoch == 1
     scripts.run(tmp_path, 'main.py', *options, *LAST)
     check_same(tmp_path / 'log' / 'run', uninterrupted)
 
@@ -95,7 +95,7 @@ def test_ctrl_c_of_a_user(scripts, options, tmp_path):
     running.wait_for('epoch 2, step 1 of 4')
     running.interrupt()
     assert 'stopped and saved' in running.wait(130).stdout
-    place = read_checkpoint(tmp_path / 'log' / 'run' / 'last.pth').place
+    place = read_checkpoint(tmp_path / 'log' / 'run' / 'last.pth').progress
     assert place.epoch >= 1
     lines = metrics_of(tmp_path / 'log' / 'run')
     assert [line['epoch'] for line in lines] == [epoch + 1 for epoch in range(place.epoch) for _ in range(2)]

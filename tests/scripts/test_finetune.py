@@ -43,7 +43,7 @@ def test_other_classes(scripts, products, run_folder):
     old = read_checkpoint(run_folder / 'log' / 'tiny' / 'best_model.pth')
     new = read_checkpoint(run_folder / 'log' / 'tiny_finetune' / 'best_model.pth')
     assert new.training_set.class_names == names
-    assert new.place.epoch == 1
+    assert new.progress.epoch == 1
     for key in ('classifier.weight', 'classifier.bias'):
         for row, old_row in ((0, 4), (2, 1), (3, 0)):
             assert torch.equal(new.state_dict[key][row], old.state_dict[key][old_row])
@@ -71,7 +71,7 @@ def test_training_on_the_valid_split(scripts, products, run_folder):
     assert 'the last epoch is kept as best' in done.stderr
     tuned = run_folder / 'log' / 'tiny_finetune'
     best, last = read_checkpoint(tuned / 'best_model.pth'), read_checkpoint(tuned / 'last.pth')
-    assert best.place.epoch == last.place.epoch == 3
+    assert best.progress.epoch == last.progress.epoch == 3
     assert all(torch.equal(value, last.state_dict[key]) for key, value in best.state_dict.items())
     # A fresh schedule, and many, medium and few as in the original training set.
     rates = [line['lr'] for line in metrics_of(tuned) if line['split'] == 'train']

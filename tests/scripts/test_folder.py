@@ -102,7 +102,7 @@ def test_a_loss_that_is_not_finite(scripts, photos, tmp_path):
         assert part in line
     run = tmp_path / 'log' / 'my_photos'
     last = read_checkpoint(run / 'last.pth')
-    assert last.place.epoch == 1
+    assert last.progress.epoch == 1
     assert all(value.isfinite().all() for value in last.state_dict.values())
     assert [line['epoch'] for line in metrics_of(run)] == [1, 1]
 

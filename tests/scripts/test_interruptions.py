@@ -86,7 +86,7 @@ def killed_again_and_again(scripts, folder, options, epochs, times, seed):
         wait_until_gone(running.process)
         halves += len(list(victim.run.glob('.*.tmp.pth')))
         if (victim.run / 'last.pth').exists():
-            places.append(read_checkpoint(victim.run / 'last.pth').place.so_far)
+            places.append(read_checkpoint(victim.run / 'last.pth').progress.position)
         print(f'seed {seed}: killed for {phase or "nothing"} at {at}, saved {places[-1:]}')
     assert halves, 'not one save was hit'
     assert places == sorted(places), 'an older state took the place of a newer one'
@@ -144,7 +144,7 @@ def test_preempted(scripts, options, uninterrupted, tmp_path, phase):
     assert 'to go on: add --RESUME_MODEL last (NAME run)' in done.stdout
     assert done.stderr == ''
     if phase == 'valid':
-        assert read_checkpoint(victim.run / 'last.pth').place.so_far == (0, STEPS)
+        assert read_checkpoint(victim.run / 'last.pth').progress.position == (0, STEPS)
         assert not (victim.run / 'best_model.pth').exists()
     scripts.run(tmp_path, 'main.py', *options, '--TRAIN_MAX_EPOCH', 3, *LAST)
     check_whole(victim.run, uninterrupted(3), 3)
@@ -174,7 +174,7 @@ def test_preempted_again_and_again(scripts, options, uninterrupted, tmp_path):
             '--RUN_NUM_WORKERS', workers, *resume, code=143,
         )  # fmt: skip
     log = tmp_path / 'log'
-    assert read_checkpoint(log / 'run' / 'last.pth').place.so_far == (1, STEPS)
+    assert read_checkpoint(log / 'run' / 'last.pth').progress.position == (1, STEPS)
     last = ('--RESUME_MODEL', 'log/run/last.pth', '--NAME', 'copy')
     scripts.run(tmp_path, 'main.py', *options, '--TRAIN_MAX_EPOCH', 3, *last)
     # The checkpoint brought the metrics of the epochs before along; best_model.pth lies where it was written.
@@ -239,10 +239,10 @@ def test_a_disk_that_fills_up(scripts, options, small_disk, tmp_path, freed):
     for line in warnings:
         assert 'is not saved: ' in line
         assert 'run/last.pth: no space left on device; training goes on, and the last good checkpoint stays' in line
-    place = read_checkpoint(last).place
+    place = read_checkpoint(last).progress
     if freed:
         assert done.returncode == 0
-        assert place.so_far == (1, 0)
+        assert place.position == (1, 0)
     else:
         line = the_error(done)
         assert 'no space left on the device while writing' in line

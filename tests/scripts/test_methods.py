@@ -45,11 +45,11 @@ def test_trains_and_resumes_bit_identically(scripts, products, finished, tmp_pat
         (tmp_path / folder).mkdir()
     scripts.run(tmp_path / 'whole', 'main.py', *options, *start)
     scripts.run_until(tmp_path / 'stopped', 'SIGINT', STEP, STEPS + 2, *options, *start, code=130)
-    place = read_checkpoint(tmp_path / 'stopped' / 'log' / 'run' / 'last.pth').place
+    place = read_checkpoint(tmp_path / 'stopped' / 'log' / 'run' / 'last.pth').progress
     assert (place.epoch, place.step) == (1, 2)
     scripts.run(tmp_path / 'stopped', 'main.py', *options, '--RESUME_MODEL', 'last')
     one, other = (read_checkpoint(tmp_path / name / 'log' / 'run' / 'last.pth') for name in ('whole', 'stopped'))
-    assert one.place.epoch == 2
+    assert one.progress.epoch == 2
     assert one.state_dict.keys() == other.state_dict.keys()
     for key, value in one.state_dict.items():
         assert value.isfinite().all(), key

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from lib.builders.data import open_test_split
 from lib.commands.cli import read_config
-from lib.commands.loaded_model import load_trained
+from lib.commands.loaded_model import load_model
 from lib.trainer.checkpointing.state import read_checkpoint
 from tests.scripts.running import ON_CPU, the_error
 
@@ -91,7 +91,7 @@ def expected_logits(network, features):
 def logits_of(options):
     """What the library computes for the test split: names and logits."""
     logits = []
-    trained = load_trained(read_config([*map(str, options), *ON_CPU], program='test.py', description=''))
+    trained = load_model(read_config([*map(str, options), *ON_CPU], program='test.py', description=''))
     split = open_test_split(trained.cfg, trained.class_names)
     trained.evaluate(split, label='test', look_at=lambda batch, features, found: logits.append(found))
     return split.names.to_pylist(), torch.cat(logits)
@@ -109,7 +109,7 @@ def test_a_numpy_scalar_as_best_result(network, tmp_path, kind):
     state = {key: value for key, value in original_state(network).items() if 'classifier' in key}
     torch.save({'state_dict': state, 'epoch': 57, 'best_result': kind(90)}, tmp_path / 'original.pth')
     found = read_checkpoint(tmp_path / 'original.pth')
-    assert (found.num_classes, found.config, found.place) == (NUM_CLASSES, '', None)
+    assert (found.num_classes, found.config, found.progress) == (NUM_CLASSES, '', None)
 
 
 def test_predict_and_rebalance(scripts, network, checkpoint, products, tmp_path):

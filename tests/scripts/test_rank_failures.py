@@ -55,7 +55,7 @@ def test_a_kill(scripts, products, tmp_path, extra):
     main, other = fail(scripts, tmp_path, 'kill', STEP, 9, *options_of(products, *extra))
     assert (main.returncode, other.returncode) == (2, -9)
     assert main.stderr == OTHERS
-    assert read_checkpoint(tmp_path / 'log' / 'run' / 'last.pth').place.so_far == (1, 0)
+    assert read_checkpoint(tmp_path / 'log' / 'run' / 'last.pth').progress.position == (1, 0)
 
 
 def test_a_worker(scripts, products, tmp_path):
@@ -103,7 +103,7 @@ def test_rows_that_cannot_be_saved(scripts, products, tmp_path):
     assert other.stderr == 'error: rank 1: this rank fails\n'
     assert main.stderr.startswith('error: rank 0: ')
     assert main.stderr.count('\n') == 1
-    assert read_checkpoint(tmp_path / 'log' / 'run' / 'last.pth').place.so_far == (1, 0)
+    assert read_checkpoint(tmp_path / 'log' / 'run' / 'last.pth').progress.position == (1, 0)
     # What the main rank has written of it is no obstacle, and gone in the end.
     run_ranks_of(scripts, 2, tmp_path, 'main.py', *options_of(products, *SHARDED), '--RESUME_MODEL', 'last')
     heads = {path.name for path in (tmp_path / 'log' / 'run').glob('head-*')}

@@ -159,7 +159,7 @@ def test_three_ranks_save_two_go_on_one_predicts(scripts, products, tmp_path):
     assert not any('classifier' in name for name in torch.load(run / 'last.pth', weights_only=True)['state_dict'])
     run_ranks_of(scripts, 2, tmp_path, 'main.py', *options, *LAST, '--TRAIN_MAX_EPOCH', 3)
     after = read_checkpoint(run / 'last.pth')
-    assert (before.place.epoch, after.place.epoch) == (2, 3)
+    assert (before.progress.epoch, after.progress.epoch) == (2, 3)
     # Whatever no checkpoint needs any more is gone.
     heads = {read_checkpoint(run / name, with_rows=False).head_folder.name for name in ('last.pth', 'best_model.pth')}
     assert {path.name for path in run.glob('head-*')} == heads
@@ -184,7 +184,7 @@ def test_preempted_ranks_go_on_bit_for_bit(scripts, products, tmp_path, extra):
     main, other = run_ranks_of(scripts, 2, stopped, 'tests/scripts/raise_signal.py', *told, code=143)
     assert main.stdout.count('stopped and saved') == 1
     assert main.stderr == other.stdout == other.stderr == ''
-    epoch, step = read_checkpoint(stopped / 'log' / 'run' / 'last.pth').place.so_far
+    epoch, step = read_checkpoint(stopped / 'log' / 'run' / 'last.pth').progress.position
     assert (epoch, step >= 3) == (1, True)
     run_ranks_of(scripts, 2, stopped, 'main.py', *options, *LAST)
     check_same_run(stopped / 'log' / 'run', whole / 'log' / 'run')
@@ -200,7 +200,7 @@ def test_ranks_that_are_told_one_after_another_stop_together(scripts, products, 
     main, other = (one.wait(143) for one in running)
     assert main.stdout.count('stopped and saved') == 1
     assert main.stderr == other.stdout == other.stderr == ''
-    assert read_checkpoint(tmp_path / 'log' / 'run' / 'last.pth').place.epoch >= 1
+    assert read_checkpoint(tmp_path / 'log' / 'run' / 'last.pth').progress.epoch >= 1
 
 
 def seen(folder):

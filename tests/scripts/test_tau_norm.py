@@ -66,7 +66,7 @@ def test_the_saved_model_is_an_ordinary_checkpoint(biased, rebalanced):
     new = read_checkpoint(biased / 'log_tau' / 'tiny' / 'best_model.pth')
     tau = json.loads((biased / 'log_tau' / 'tiny' / 'tau.json').read_text())['chosen']
     assert new.training_set.class_names == old.training_set.class_names
-    assert new.place == old.place
+    assert new.progress == old.progress
     assert not new.state_dict['classifier.bias'].any()
     weight = old.state_dict['classifier.weight']
     expected = weight / weight.norm(dim=1, keepdim=True) ** tau

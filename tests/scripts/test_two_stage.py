@@ -57,8 +57,8 @@ def test_nearest_class_mean(scripts, products, run_folder, classifier):
         nearest = ((valid[:, None] - means) ** 2).sum(axis=2).argmin(axis=1)
     assert line['top1'] == pytest.approx((nearest == true).mean())
     last = read_checkpoint(tuned / 'last.pth')
-    assert last.place.epoch == 0
-    assert last.place.best_result == line['mean_class_error']
+    assert last.progress.epoch == 0
+    assert last.progress.best_result == line['mean_class_error']
 
 
 def test_no_epochs_once_more_and_then_some(scripts, products, run_folder):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.distributed.process_group import ProcessGroup
-from lib.trainer.microbatch import parts_of
+from lib.trainer.microbatch import split_batch
 from tests.trainer.steps import Setup, train
 
 
@@ -14,7 +14,7 @@ from tests.trainer.steps import Setup, train
 def test_parts_cover_each_rank_once(batch_size, count, at_once):
     if batch_size // (2 if batch_size % 2 == 0 else 1) < count or batch_size < 2 * count or at_once == 1:
         return
-    found = [parts_of(batch_size, ProcessGroup(rank, count), at_once) for rank in range(count)]
+    found = [split_batch(batch_size, ProcessGroup(rank, count), at_once) for rank in range(count)]
     for rank, parts in enumerate(found):
         rows = ProcessGroup(rank, count).shard_pairs(batch_size)
         assert [row for part in parts.slices for row in range(part.start, part.stop)] == list(

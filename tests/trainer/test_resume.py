@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from lib.errors import UserError
-from lib.trainer.checkpointing.latest import newest_checkpoint
-from lib.trainer.resume import Wanted, decide_start
+from lib.trainer.checkpointing.latest import latest_checkpoint
+from lib.trainer.resume import ResumeRequest, plan_resume
 from lib.trainer.run_folder import set_aside
 from tests.trainer.small import DIGEST, RECIPE, save, save_original
 
@@ -23,11 +23,11 @@ def folder(tmp_path):
 
 @pytest.fixture
 def wanted(folder):
-    return Wanted(folder, '', 'auto', False, dict(RECIPE), DIGEST, 10)
+    return ResumeRequest(folder, '', 'auto', False, dict(RECIPE), DIGEST, 10)
 
 
 def decide(wanted, **changes):
-    return decide_start(replace(wanted, **changes))
+    return plan_resume(replace(wanted, **changes))
 
 
 def refused(wanted, **changes):
@@ -81,7 +81,7 @@ def test_overwrite_of_nothing_is_a_new_run(wanted, tmp_path):
 
 def test_last_goes_on(wanted, folder):
     start = decide(wanted, resume_model='last')
-    assert (start.kind, start.folder, start.checkpoint.place.epoch) == ('continue', folder, 2)
+    assert (start.kind, start.folder, start.checkpoint.progress.epoch) == ('continue', folder, 2)
     assert f'going on from {folder / "last.pth"}, 2 epochs' in start.reason
 
 
@@ -107,8 +107,8 @@ def test_last_falls_back_to_the_furthest_whatever_was_written_when(wanted, folde
     save(folder / 'epoch_2.pth', epoch=2)
     (folder / 'last.pth').write_bytes(b'')
     os.utime(folder / 'epoch_2.pth', (1, 1))
-    checkpoint, faults = newest_checkpoint(folder)
-    assert checkpoint.place.epoch == 2
+    checkpoint, faults = latest_checkpoint(folder)
+    assert checkpoint.progress.epoch == 2
     assert len(faults) == 1
 
 
@@ -149,7 +149,7 @@ def test_last_and_overwrite_contradict(wanted):
 
 def test_path_goes_on(wanted, folder):
     start = decide(wanted, resume_model=str(folder / 'last.pth'))
-    assert (start.kind, start.folder, start.checkpoint.place.epoch) == ('continue', folder, 2)
+    assert (start.kind, start.folder, start.checkpoint.progress.epoch) == ('continue', folder, 2)
     assert 'same training set and recipe' in start.reason
 
 
@@ -176,7 +176,7 @@ def test_a_best_model_that_is_the_newest_goes_on(wanted, folder):
 
 def test_the_older_one_under_another_name(wanted, folder, tmp_path):
     start = decide(wanted, resume_model=str(folder / 'best_model.pth'), folder=tmp_path / 'log' / 'again')
-    assert (start.kind, start.folder.name, start.checkpoint.place.epoch) == ('continue', 'again', 1)
+    assert (start.kind, start.folder.name, start.checkpoint.progress.epoch) == ('continue', 'again', 1)
 
 
 def test_the_folder_of_another_run_is_not_taken(wanted, folder, tmp_path):
@@ -214,7 +214,7 @@ def test_path_fine_tunes_into_a_folder_of_its_own(wanted, folder, changes, reaso
 
 def test_the_older_one_fine_tunes_though_last_is_newer(wanted, folder):
     start = decide(wanted, resume_model=str(folder / 'best_model.pth'), train_digest='other images')
-    assert (start.kind, start.checkpoint.place.epoch) == ('finetune', 1)
+    assert (start.kind, start.checkpoint.progress.epoch) == ('finetune', 1)
 
 
 def test_fine_tuning_under_another_name_needs_no_suffix(wanted, folder, tmp_path):

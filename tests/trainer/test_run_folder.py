@@ -120,7 +120,7 @@ def test_rows_stay_while_a_checkpoint_refers_to_them(tmp_path):
     assert heads(tmp_path) == ['head-1-0', 'head-2-0', 'head-4-0', 'head-5-0']
     for name, epoch in {'best_model': 1, 'epoch_2': 2, 'epoch_4': 4, 'last': 5}.items():
         checkpoint = read_checkpoint(tmp_path / f'{name}.pth')
-        assert checkpoint.place.epoch == epoch
+        assert checkpoint.progress.epoch == epoch
         torch.testing.assert_close(checkpoint.state_dict, small_checkpoint().state_dict, rtol=0, atol=0)
 
 

@@ -10,24 +10,24 @@ import torch.distributed as dist
 
 from lib.distributed.process_group import ProcessGroup
 from lib.trainer import stop_signal as module
-from lib.trainer.stop_signal import Stopped, Wish, Wishes
+from lib.trainer.stop_signal import StopRequested, Action, StopController
 
 
 @pytest.mark.parametrize(
     ('number', 'wish', 'second'),
-    [(signal.SIGINT, Wish.INTERRUPT, KeyboardInterrupt), (signal.SIGTERM, Wish.TERMINATE, SystemExit)],
+    [(signal.SIGINT, Action.INTERRUPT, KeyboardInterrupt), (signal.SIGTERM, Action.TERMINATE, SystemExit)],
 )
 def test_the_first_signal_is_a_wish_and_a_later_one_the_end(monkeypatch, number, wish, second):
     before = signal.getsignal(number)
-    wishes = Wishes()
+    wishes = StopController()
     with wishes.listening():
-        assert wishes.agreed() is Wish.NOTHING
+        assert wishes.poll() is Action.NOTHING
         wishes.check()
         signal.raise_signal(number)
         signal.raise_signal(number)  # the same one: a batch system tells the group, and torchrun its processes
-        assert wishes.agreed() is wish
-        assert wishes.agreed(last=True) is wish
-        with pytest.raises(Stopped) as stopped:
+        assert wishes.poll() is wish
+        assert wishes.poll(last=True) is wish
+        with pytest.raises(StopRequested) as stopped:
             wishes.check()
         assert stopped.value.wish.signal is number
         monkeypatch.setattr(module, '_SAME_SIGNAL_SECONDS', 0.0)
@@ -38,28 +38,28 @@ def test_the_first_signal_is_a_wish_and_a_later_one_the_end(monkeypatch, number,
 
 
 def test_saving_by_the_clock():
-    wishes = Wishes(save_minutes=0.2 / 60)
-    assert wishes.agreed() is Wish.NOTHING
+    wishes = StopController(save_minutes=0.2 / 60)
+    assert wishes.poll() is Action.NOTHING
     time.sleep(0.2)
-    assert [wishes.agreed(), wishes.agreed()] == [Wish.SAVE, Wish.NOTHING]
+    assert [wishes.poll(), wishes.poll()] == [Action.SAVE, Action.NOTHING]
     time.sleep(0.2)
     wishes.saved()  # at the end of an epoch
-    assert wishes.agreed() is Wish.NOTHING
+    assert wishes.poll() is Action.NOTHING
     time.sleep(0.2)
     wishes.give_up()
-    assert wishes.agreed() is Wish.GIVE_UP
+    assert wishes.poll() is Action.GIVE_UP
 
 
 def test_no_saving_within_epochs():
-    wishes = Wishes(save_minutes=0.0)
+    wishes = StopController(save_minutes=0.0)
     wishes._saved -= 1e9
-    assert wishes.agreed() is Wish.NOTHING
+    assert wishes.poll() is Action.NOTHING
 
 
-@pytest.mark.parametrize('wish', Wish)
+@pytest.mark.parametrize('wish', Action)
 def test_what_stops_is_more_than_a_save(wish):
-    assert wish.stops == (wish not in (Wish.NOTHING, Wish.SAVE))
-    assert (wish.signal is not None) == (wish in (Wish.INTERRUPT, Wish.TERMINATE))
+    assert wish.stops == (wish not in (Action.NOTHING, Action.SAVE))
+    assert (wish.signal is not None) == (wish in (Action.INTERRUPT, Action.TERMINATE))
 
 
 def ranks_told(folder, number_of_ranks, steps, **wished):
@@ -83,7 +83,7 @@ def ranks_told(folder, number_of_ranks, steps, **wished):
 def _rank(folder, rank, count, steps, wished, told):
     dist.init_process_group('gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=count)
     # Only the main rank's clock counts; the others' would go off in every step.
-    wishes = Wishes(save_minutes=0 if rank == 0 else 1e-9, group=ProcessGroup(rank, count, rank))
+    wishes = StopController(save_minutes=0 if rank == 0 else 1e-9, group=ProcessGroup(rank, count, rank))
     heard = []
     with wishes.listening():
         for step in range(1, steps + 1):
@@ -93,7 +93,7 @@ def _rank(folder, rank, count, steps, wished, told):
                 wishes.give_up()
             if wished.get('save') == (rank, step):
                 wishes._save_seconds, wishes._saved = 60, time.monotonic() - 60
-            heard.append(wishes.agreed(last=step == steps))
+            heard.append(wishes.poll(last=step == steps))
             time.sleep(0.01 * rank)
             if heard[-1].stops:
                 break
@@ -124,9 +124,9 @@ def test_a_rank_that_stopped_with_the_others_is_not_ended_by_its_own_signal():
     heard = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
-        wishes = Wishes(group=ProcessGroup(0, 2))
+        wishes = StopController(group=ProcessGroup(0, 2))
         with wishes.listening():
-            wishes._agreed = Wish.TERMINATE  # as another rank was told
+            wishes._agreed = Action.TERMINATE  # as another rank was told
         os.kill(os.getpid(), signal.SIGTERM)
         assert heard == []
         os.kill(os.getpid(), signal.SIGTERM)

@@ -27,7 +27,7 @@ def snapshot(checkpoint: Checkpoint) -> Checkpoint:
         copied['head'] = replace(checkpoint.head, rows=copier(checkpoint.head.rows))
     copier.finish()
     return replace(
-        checkpoint, **copied, place=replace(checkpoint.place), rng=torch.get_rng_state(), versions=versions()
+        checkpoint, **copied, progress=replace(checkpoint.progress), rng=torch.get_rng_state(), versions=versions()
     )
 
 
@@ -121,7 +121,7 @@ class Saver:
                     abandoned=self._abandoned.is_set,
                     ending=self._ending.is_set,
                 )
-                self.saved = taken.place.so_far
+                self.saved = taken.progress.position
             except (OSError, UserError) as error:
                 if may_fail:
                     _warn(taken, error)
@@ -174,7 +174,7 @@ class Saver:
 
 
 def _warn(checkpoint: Checkpoint, error: OSError | UserError) -> None:
-    place, reason = checkpoint.place, str(error)
+    place, reason = checkpoint.progress, str(error)
     if isinstance(error, OSError):
         reason = f'{error.filename}: {(error.strerror or reason).lower()}'
     with suppress(OSError):  # log.txt may lie on the same disk

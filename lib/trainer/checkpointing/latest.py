@@ -9,7 +9,7 @@ from lib.trainer.checkpointing.sharded import read_rows
 from lib.trainer.checkpointing.state import Checkpoint, read_checkpoint
 
 
-def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """Return the furthest readable checkpoint of a run folder (None if there is none), and what could not be read.
 
     The classifier's rows are left where they are, if ranks have written them apart.
@@ -27,7 +27,7 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         if path.name == 'last.pth':
             return checkpoint, faults
         # Times of files say nothing once a folder was copied, so the checkpoints themselves are asked.
-        place = checkpoint.place.so_far if checkpoint.place else (-1, 0)
+        place = checkpoint.progress.position if checkpoint.progress else (-1, 0)
         if place > reached:
             furthest, reached = checkpoint, place
     return furthest, faults

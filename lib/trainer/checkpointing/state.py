@@ -29,7 +29,7 @@ _NUMPY_SCALARS = [
 
 
 @dataclass
-class Place:
+class TrainProgress:
     """How far a run has come.
 
     Attributes:
@@ -50,7 +50,7 @@ class Place:
     best_epoch: int = 0
 
     @property
-    def so_far(self) -> tuple[int, int]:
+    def position(self) -> tuple[int, int]:
         """Epoch and step: of two places in a run, the larger one is further on."""
         return self.epoch, self.step
 
@@ -90,7 +90,7 @@ class Checkpoint:
             that predict, so of a run that averages its weights the average.
         config: the run's config as YAML; '' in checkpoints of the original entry.
         recipe: the config's keys that decide the weights, for telling whether another run has the same.
-        place, training_set: None in checkpoints of the original entry.
+        progress, training_set: None in checkpoints of the original entry.
         optimizer: its state, None where there is none to go on from.
         training_state: where the average predicts, the weights that are trained; else None.
         scaler: state of the loss's scaler, None where there is none.
@@ -105,7 +105,7 @@ class Checkpoint:
     state_dict: dict[str, torch.Tensor]
     config: str = ''
     recipe: dict[str, Any] = field(default_factory=dict)
-    place: Place | None = None
+    progress: TrainProgress | None = None
     training_set: TrainingSet | None = None
     optimizer: dict[str, Any] | None = None
     training_state: dict[str, torch.Tensor] | None = None
@@ -165,7 +165,7 @@ def header_of(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _as_content(checkpoint: Checkpoint) -> dict[str, Any]:
-    place, training_set = checkpoint.place or Place(), checkpoint.training_set
+    place, training_set = checkpoint.progress or TrainProgress(), checkpoint.training_set
     return {
         'state_dict': checkpoint.state_dict,
         'training_state_dict': checkpoint.training_state,
@@ -187,7 +187,7 @@ def _as_content(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def head_name(place: Place) -> str:
+def head_name(place: TrainProgress) -> str:
     """Return the folder, beside the checkpoint, of the classifier's rows at a place."""
     return f'head-{place.epoch}-{place.step}'
 
@@ -251,7 +251,7 @@ def _as_checkpoint(content: Any, path: Path) -> Checkpoint:
         state,
         config=content['config'],
         recipe=content['recipe'],
-        place=Place(**content['place']),
+        progress=TrainProgress(**content['place']),
         training_set=_training_set_of(content) if 'train_digest' in content else None,
         optimizer=content['optimizer'],
         training_state=content.get('training_state_dict'),

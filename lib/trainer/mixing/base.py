@@ -16,7 +16,7 @@ from lib.runtime.seeding import Purpose, slot_draws
 
 
 @dataclass(frozen=True)
-class Mixed:
+class MixedBatch:
     """A batch after mixing.
 
     Attributes:
@@ -36,18 +36,18 @@ class Mixed:
         if rows == slice(0, len(self.images)):
             return self
         shares = None if self.shares is None else self.shares[rows]
-        return Mixed(self.images[rows], self.targets.part(rows), self.stage, shares)
+        return MixedBatch(self.images[rows], self.targets.part(rows), self.stage, shares)
 
 
 class Mixer(Protocol):
     """Mixes the batch that begins at slot `first_slot` (even) of an epoch. The partner of a slot is slot XOR 1."""
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor, *, epoch: int, first_slot: int) -> Mixed: ...
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor, *, epoch: int, first_slot: int) -> MixedBatch: ...
 
 
-def unmixed(images: torch.Tensor, labels: torch.Tensor, *, epoch: int, first_slot: int) -> Mixed:
+def unmixed(images: torch.Tensor, labels: torch.Tensor, *, epoch: int, first_slot: int) -> MixedBatch:
     """Leave a batch as it is."""
-    return Mixed(images, Targets(labels))
+    return MixedBatch(images, Targets(labels))
 
 
 def partners(values: torch.Tensor) -> torch.Tensor:

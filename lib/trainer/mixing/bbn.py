@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from lib.loss.targets import Targets
-from lib.trainer.mixing.base import Mixed, on_device
+from lib.trainer.mixing.base import MixedBatch, on_device
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class BBN:
 
     max_epoch: int
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor, *, epoch: int, first_slot: int) -> Mixed:
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor, *, epoch: int, first_slot: int) -> MixedBatch:
         """Weigh images (2 * batch, 3, size, size) float32 with labels (2 * batch,) int64; both stay as they are."""
         late = min(1.0, epoch / self.max_epoch) ** 2
         weights = on_device(np.tile([1 - late, late], len(labels) // 2), labels.device)
-        return Mixed(images, Targets(labels, weights=weights))
+        return MixedBatch(images, Targets(labels, weights=weights))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from lib.loss.targets import Targets
-from lib.trainer.mixing.base import MixDraws, Mixed, cut_boxes, on_device, paste
+from lib.trainer.mixing.base import MixDraws, MixedBatch, cut_boxes, on_device, paste
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class CMO:
 
     draws: MixDraws
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor, *, epoch: int, first_slot: int) -> Mixed:
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor, *, epoch: int, first_slot: int) -> MixedBatch:
         """Mix images (2 * batch, 3, size, size) float32 with labels (2 * batch,) int64 to batches of half that."""
         backgrounds, foregrounds = images[::2], images[1::2]
         if self.draws.is_over(epoch):
-            return Mixed(backgrounds, Targets(labels[::2]))
+            return MixedBatch(backgrounds, Targets(labels[::2]))
         wanted, places = self.draws.shares_and_places(epoch, first_slot, len(labels))
         boxes, left_over = cut_boxes(wanted[::2], places[::2], *images.shape[2:])
         shares = on_device(left_over, images.device)
-        return Mixed(
+        return MixedBatch(
             paste(backgrounds, foregrounds, boxes), Targets(labels.view(-1, 2), torch.stack([shares, 1 - shares], 1))
         )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lib.trainer.mixing.base import MixDraws, Mixed, cut_boxes, on_device, partners, paste, shared_labels, unmixed
+from lib.trainer.mixing.base import MixDraws, MixedBatch, cut_boxes, on_device, partners, paste, shared_labels, unmixed
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class CutMix:
 
     draws: MixDraws
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor, *, epoch: int, first_slot: int) -> Mixed:
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor, *, epoch: int, first_slot: int) -> MixedBatch:
         """Mix images (batch, 3, size, size) float32 with labels (batch,) int64."""
         if self.draws.is_over(epoch):
             return unmixed(images, labels, epoch=epoch, first_slot=first_slot)
         wanted, places = self.draws.shares_and_places(epoch, first_slot, len(labels))
         boxes, shares = cut_boxes(wanted, places, *images.shape[2:])
-        return Mixed(paste(images, partners(images), boxes), shared_labels(labels, on_device(shares, images.device)))
+        return MixedBatch(paste(images, partners(images), boxes), shared_labels(labels, on_device(shares, images.device)))

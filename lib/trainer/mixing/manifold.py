@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from lib.runtime.seeding import Purpose, generator
-from lib.trainer.mixing.base import MixDraws, Mixed, blend, on_device, shared_labels, unmixed
+from lib.trainer.mixing.base import MixDraws, MixedBatch, blend, on_device, shared_labels, unmixed
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,15 @@ class ManifoldMixup:
     draws: MixDraws
     stages: tuple[int, ...]
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor, *, epoch: int, first_slot: int) -> Mixed:
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor, *, epoch: int, first_slot: int) -> MixedBatch:
         """Mix images (batch, 3, size, size) float32 with labels (batch,) int64."""
         if self.draws.is_over(epoch):
             return unmixed(images, labels, epoch=epoch, first_slot=first_slot)
         shares = on_device(self.draws.shares_and_places(epoch, first_slot, len(labels))[0], images.device)
         targets, stage = shared_labels(labels, shares), self._stage(epoch, first_slot)
         if stage == 0:
-            return Mixed(blend(images, shares), targets)
-        return Mixed(images, targets, stage, shares)
+            return MixedBatch(blend(images, shares), targets)
+        return MixedBatch(images, targets, stage, shares)
 
     def _stage(self, epoch: int, first_slot: int) -> int:
         random = generator(self.draws.seed, Purpose.MIX_STAGE, epoch=epoch, slot=first_slot)

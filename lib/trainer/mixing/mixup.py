@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lib.trainer.mixing.base import MixDraws, Mixed, blend, on_device, shared_labels, unmixed
+from lib.trainer.mixing.base import MixDraws, MixedBatch, blend, on_device, shared_labels, unmixed
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,9 @@ class Mixup:
 
     draws: MixDraws
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor, *, epoch: int, first_slot: int) -> Mixed:
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor, *, epoch: int, first_slot: int) -> MixedBatch:
         """Mix images (batch, 3, size, size) float32 with labels (batch,) int64."""
         if self.draws.is_over(epoch):
             return unmixed(images, labels, epoch=epoch, first_slot=first_slot)
         shares = on_device(self.draws.shares_and_places(epoch, first_slot, len(labels))[0], images.device)
-        return Mixed(blend(images, shares), shared_labels(labels, shares))
+        return MixedBatch(blend(images, shares), shared_labels(labels, shares))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from lib.loss.targets import Targets
-from lib.trainer.mixing.base import MixDraws, Mixed, blend, on_device, partners, shared_labels, unmixed
+from lib.trainer.mixing.base import MixDraws, MixedBatch, blend, on_device, partners, shared_labels, unmixed
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Remix:
     kappa: float
     tau: float
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor, *, epoch: int, first_slot: int) -> Mixed:
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor, *, epoch: int, first_slot: int) -> MixedBatch:
         """Mix images (batch, 3, size, size) float32 with labels (batch,) int64."""
         if self.draws.is_over(epoch):
             return unmixed(images, labels, epoch=epoch, first_slot=first_slot)
         shares = on_device(self.draws.shares_and_places(epoch, first_slot, len(labels))[0], images.device)
-        return Mixed(blend(images, shares), self._targets(labels, shares))
+        return MixedBatch(blend(images, shares), self._targets(labels, shares))
 
     def _targets(self, labels: torch.Tensor, shares: torch.Tensor) -> Targets:
         own = self.class_counts[labels].float()

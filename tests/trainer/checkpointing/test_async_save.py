@@ -61,13 +61,13 @@ def test_training_on_does_not_change_what_is_written(tmp_path, gate):
         saver.submit(make)
         for _ in range(3):
             step()
-        live.place.step, live.place.loss_sum = 7, 99.0
+        live.progress.step, live.progress.loss_sum = 7, 99.0
         gate.set()
     read = read_checkpoint(tmp_path / 'last.pth')
     for name in ('state_dict', 'training_state', 'optimizer'):
         torch.testing.assert_close(getattr(read, name), getattr(expected, name), rtol=0, atol=0)
     assert not torch.equal(read.state_dict['classifier.weight'], model.weight)
-    assert (read.place.step, read.place.loss_sum) == (4, 1.25)
+    assert (read.progress.step, read.progress.loss_sum) == (4, 1.25)
     assert saver.saved == (1, 4)
     content = torch.load(tmp_path / 'last.pth', weights_only=True)
     assert torch.equal(content['rng']['torch'], generator)
@@ -126,7 +126,7 @@ def test_one_after_another(tmp_path, gate):
     saver.wait()
     assert seen == [(1, False), (2, True)]
     for name in ('last.pth', 'best_model.pth'):
-        assert read_checkpoint(tmp_path / name).place.step == 2
+        assert read_checkpoint(tmp_path / name).progress.step == 2
 
 
 def test_what_must_be_saved_and_cannot_be(tmp_path, monkeypatch):
@@ -166,11 +166,11 @@ def test_what_may_fail_is_a_warning(tmp_path, monkeypatch, caplog):
             saver.submit(lambda: small_checkpoint(step=2), may_fail=True)
             saver.wait()
         assert saver.saved == (2, 1)
-        assert read_checkpoint(tmp_path / 'last.pth').place.step == 1
+        assert read_checkpoint(tmp_path / 'last.pth').progress.step == 1
         (record,) = caplog.records
         assert 'epoch 3, step 2 is not saved: run/last.pth: no space left on device' in record.message
         saver.submit(lambda: small_checkpoint(step=3), may_fail=True)
-    assert read_checkpoint(tmp_path / 'last.pth').place.step == 3
+    assert read_checkpoint(tmp_path / 'last.pth').progress.step == 3
 
 
 def test_an_error_of_ours_is_never_a_warning(tmp_path, monkeypatch):

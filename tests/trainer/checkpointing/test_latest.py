@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lib.trainer.checkpointing.latest import newest_checkpoint
+from lib.trainer.checkpointing.latest import latest_checkpoint
 from tests.trainer.small import save
 
 
@@ -26,7 +26,7 @@ def folder(tmp_path):
 
 def check_passed_over(folder, content):
     (folder / 'last.pth').write_bytes(content)
-    checkpoint, faults = newest_checkpoint(folder)
+    checkpoint, faults = latest_checkpoint(folder)
     assert checkpoint.path.name == 'epoch_4.pth'
     (fault,) = faults
     assert str(folder / 'last.pth') in fault
@@ -35,8 +35,8 @@ def check_passed_over(folder, content):
 
 def test_whole(folder, whole):
     (folder / 'last.pth').write_bytes(whole)
-    checkpoint, faults = newest_checkpoint(folder)
-    assert (checkpoint.path.name, checkpoint.place.so_far, faults) == ('last.pth', (5, 3), [])
+    checkpoint, faults = latest_checkpoint(folder)
+    assert (checkpoint.path.name, checkpoint.progress.position, faults) == ('last.pth', (5, 3), [])
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -69,6 +69,6 @@ def test_zeros_from_somewhere_on(folder, whole, seed):
 def test_all_damaged(folder, whole):
     for path in folder.glob('*.pth'):
         path.write_bytes(whole[:100])
-    checkpoint, faults = newest_checkpoint(folder)
+    checkpoint, faults = latest_checkpoint(folder)
     assert checkpoint is None
     assert len(faults) == 3

@@ -11,7 +11,7 @@ import torch
 
 from lib.errors import UserError
 from lib.runtime import files
-from lib.trainer.checkpointing.latest import newest_checkpoint
+from lib.trainer.checkpointing.latest import latest_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint, read_checkpoint, write_checkpoint
 from lib.trainer.run_folder import RunFolder
 from tests.trainer.small import save, save_original, small_checkpoint
@@ -31,7 +31,7 @@ def test_round_trip(tmp_path):
     read = read_checkpoint(tmp_path / 'last.pth')
     for name, value in written.state_dict.items():
         assert torch.equal(read.state_dict[name], value)
-    assert (read.config, read.recipe, read.place) == (written.config, written.recipe, written.place)
+    assert (read.config, read.recipe, read.progress) == (written.config, written.recipe, written.progress)
     assert read.num_classes == read.training_set.num_classes == 3
     np.testing.assert_array_equal(read.training_set.class_counts, written.training_set.class_counts)
     assert read.training_set.class_counts.dtype == np.int64
@@ -48,10 +48,10 @@ def test_round_trip_of_all_that_a_run_goes_on_from(tmp_path):
     written.scaler = {'scale': 65536.0, 'growth_factor': 2.0, '_growth_tracker': 3}
     written.history = [{'epoch': 1, 'split': 'valid', 'loss': float('nan')}, {'epoch': 2, 'split': 'train', 'lr': 0.1}]
     written.bad_images = {'train': {'a.jpg': 'truncated'}}
-    written.place.seconds = 1.5
+    written.progress.seconds = 1.5
     write_checkpoint(tmp_path / 'last.pth', written)
     read = read_checkpoint(tmp_path / 'last.pth')
-    assert (read.place, read.scaler, read.bad_images) == (written.place, written.scaler, written.bad_images)
+    assert (read.progress, read.scaler, read.bad_images) == (written.progress, written.scaler, written.bad_images)
     assert repr(read.history) == repr(written.history)
     torch.testing.assert_close(read.training_state, written.training_state, rtol=0, atol=0)
     # Whoever knows nothing of averages finds what predicts where weights always were.
@@ -65,7 +65,7 @@ def test_before_there_was_all_that(tmp_path):
     del content['place']['seconds']
     torch.save(content, tmp_path / 'last.pth')
     read = read_checkpoint(tmp_path / 'last.pth')
-    assert read.place == small_checkpoint(epoch=3, step=5).place
+    assert read.progress == small_checkpoint(epoch=3, step=5).progress
     assert (read.training_state, read.scaler, read.history, read.bad_images) == (None, None, None, None)
 
 
@@ -81,7 +81,7 @@ def test_nothing_but_tensors_numbers_and_text(tmp_path):
 def test_original(tmp_path):
     read = read_checkpoint(save_original(tmp_path / 'original.pth'))
     assert sorted(read.state_dict) == ['backbone.weight', 'classifier.bias', 'classifier.weight']
-    assert (read.config, read.place, read.training_set, read.optimizer) == ('', None, None, None)
+    assert (read.config, read.progress, read.training_set, read.optimizer) == ('', None, None, None)
     assert read.num_classes == 3
 
 
@@ -159,7 +159,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, 'fsync', full)
     with pytest.raises(OSError, match='No space left'):
         save(path, epoch=2)
-    assert read_checkpoint(path).place.epoch == 1
+    assert read_checkpoint(path).progress.epoch == 1
     assert os.listdir(tmp_path) == ['last.pth']
 
 
@@ -182,7 +182,7 @@ def test_a_write_that_the_system_cuts_off_keeps_the_old_file(tmp_path):
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 3
-    assert read_checkpoint(path).place.epoch == 1
+    assert read_checkpoint(path).progress.epoch == 1
     assert os.listdir(tmp_path) == ['last.pth']
 
 
@@ -192,7 +192,7 @@ def test_epochs_are_kept_and_removed(tmp_path):
         folder.save(small_checkpoint(epoch=epoch), is_best=epoch in (1, 5), end_of_epoch=True)
     assert sorted(os.listdir(tmp_path / 'run')) == ['best_model.pth', 'epoch_6.pth', 'epoch_8.pth', 'last.pth']
     for name, epoch in (('best_model', 5), ('epoch_6', 6), ('epoch_8', 8), ('last', 9)):
-        assert read_checkpoint(tmp_path / 'run' / f'{name}.pth').place.epoch == epoch
+        assert read_checkpoint(tmp_path / 'run' / f'{name}.pth').progress.epoch == epoch
 
 
 def test_no_epochs_are_kept(tmp_path):
@@ -209,10 +209,10 @@ def test_a_save_in_mid_epoch_is_last_alone(tmp_path):
 
 
 def test_newest(tmp_path):
-    assert newest_checkpoint(tmp_path) == (None, [])
+    assert latest_checkpoint(tmp_path) == (None, [])
     save(tmp_path / 'best_model.pth', epoch=2)
     save(tmp_path / 'last.pth', epoch=2, step=1)
-    checkpoint, faults = newest_checkpoint(tmp_path)
+    checkpoint, faults = latest_checkpoint(tmp_path)
     assert (checkpoint.path.name, faults) == ('last.pth', [])
 
 
