@@ -46,7 +46,7 @@ def example(classes: int, images: int) -> ReportData:
         class_names=[f'Brand {c % 400:03} product {c:05}, 330 ml' for c in range(classes)],
         class_parents=[[f'aisle {c % 40}', f'shelf {c % 800}'] for c in range(classes)],
         train_counts=np.geomspace(8000, 5, classes).astype(np.int64),
-        answers=make_answers(labels, classes, seed=1),
+        predictions=make_answers(labels, classes, seed=1),
     )
 
 

@@ -13,7 +13,7 @@ from lib.builders.loader import num_workers, train_sizes
 from lib.builders.split import Split, TrainingData
 from lib.errors import UserError
 from lib.report.audit_page import write_audit_page
-from lib.report.audit_summary import describe_audit
+from lib.report.describe import describe_audit
 from lib.runtime.files import write_json
 from lib.runtime.log import LOGGER, progress_bar
 

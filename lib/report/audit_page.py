@@ -13,11 +13,10 @@ from lib.audit import findings
 from lib.audit.findings import Group
 from lib.audit.report import REASONS, Checkup
 from lib.dataset.decode import decode
-from lib.report.audit_summary import SUSPICIOUS
 from lib.report.chart_style import PALETTE
+from lib.report.describe import SUSPICIOUS
 from lib.report.galleries import thumbnail_url
-from lib.report.page import page_environment
-from lib.report.summary import thousands
+from lib.report.page import page_environment, thousands
 from lib.runtime.files import write_text
 
 MAX_CARDS = 24  # of a finding

@@ -118,8 +118,8 @@ def inline_svg(figure: Figure, description: str) -> Markup:
     body = text[text.index('>', text.index('<svg')) + 1 :]
     body = re.sub(r'<metadata>.*?</metadata>|<!--.*?-->', '', body, flags=re.DOTALL)
     body = re.sub(r'font: (?:(bold|\d+) )?([\d.]+)px [^;\"]*', _font, body)
-    for name, colour in PALETTE.items():
-        body = body.replace(colour, f'var(--{name})')
+    for name, color in PALETTE.items():
+        body = body.replace(color, f'var(--{name})')
     body = re.sub(r'\n\s*', '\n', body)
     label = escape(description)
     return Markup(f'<svg viewBox="{view_box}" role="img" aria-label="{label}">{body.strip()}')

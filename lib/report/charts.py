@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from lib.report.chart_style import PALETTE, PANEL_SIZE, legend, new_panel, percent_axis, save_png, styled
 from lib.report.class_charts import draw_error_by_count
+from lib.report.report_metrics import metric_error
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Series:
     """One line: values over epochs, both (num_epochs,), not finite ones left out."""
 
     label: str
-    colour: str
+    color: str
     epochs: np.ndarray
     values: np.ndarray
     dashed: bool = False
@@ -68,14 +69,14 @@ def curve_panels(history: Sequence[dict[str, Any]]) -> list[Panel]:
     return panels
 
 
-def _series(latest: dict[tuple, dict], label: str, colour: str, split: str, key: str) -> Series:
+def _series(latest: dict[tuple, dict], label: str, color: str, split: str, key: str) -> Series:
     points = sorted(
         (epoch, 1 - entry[key] if key in _ACCURACIES else entry[key])
         for (its_split, epoch), entry in latest.items()
         if its_split == split and epoch is not None and _finite(entry.get(key))
     )
     epochs, values = np.array([p[0] for p in points]), np.array([p[1] for p in points], float)
-    return Series(label, PALETTE[colour], epochs, values, dashed=split == 'train' and key != 'lr')
+    return Series(label, PALETTE[color], epochs, values, dashed=split == 'train' and key != 'lr')
 
 
 def draw_panel(axes: Axes, panel: Panel, best_epoch: int | None = None) -> None:
@@ -84,14 +85,14 @@ def draw_panel(axes: Axes, panel: Panel, best_epoch: int | None = None) -> None:
         axes.plot(
             series.epochs,
             series.values,
-            color=series.colour,
+            color=series.color,
             label=series.label,
             linestyle=(0, (3, 1.6)) if series.dashed else '-',
             linewidth=1.6 if series.dashed else 2.0,
         )
         at_best = series.values[series.epochs == best_epoch]
         if len(at_best) and not series.dashed and panel.title != 'Learning rate':
-            axes.plot(best_epoch, at_best[0], 'o', markersize=5.5, color=series.colour)
+            axes.plot(best_epoch, at_best[0], 'o', markersize=5.5, color=series.color)
     if len(panel.series) > 1:
         legend(axes)
     axes.set_xlabel('epoch')
@@ -116,11 +117,6 @@ def _finite(value: Any) -> bool:
 
 MAX_STEPS = 1500  # more steps than the chart has pixels are sampled
 METRICS = {'mean_class_error': 'mean class error', 'top1': 'top-1 error'}
-
-
-def metric_error(metric: str, value: float) -> float:
-    """Return the error of a metric's value: 1 - value for accuracies, value for errors."""
-    return value if metric.endswith('error') else 1 - value
 
 
 def draw_tau(axes: Axes, tau: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from lib.metrics.accuracy import FEW_BELOW, MANY_ABOVE, shot_groups
 from lib.metrics.intervals import accuracy_interval, binomial_interval, class_errors
 from lib.report.chart_style import PALETTE, legend, percent_axis
-from lib.report.report_metrics import GROUPS, ReportMetrics, ReportData
+from lib.report.report_metrics import GROUPS, ReportData, ReportMetrics
 
 MAX_SPOTS = 2000  # dots in the chart: more would only make the page heavy
 EMPTY_CLASS = 0.5  # where a class without training images stands on the logarithmic axis
@@ -80,13 +80,13 @@ def _spots(counts: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.exp(mean[0]), mean[1], weights[used]
 
 
-def _dots(axes: Axes, x: np.ndarray, y: np.ndarray, level: int, colour: str) -> None:
+def _dots(axes: Axes, x: np.ndarray, y: np.ndarray, level: int, color: str) -> None:
     # One path of very short strokes with round ends: a fifth of the bytes of one element a dot. The
     # PNG renderer drops strokes without length, and snapping would take theirs.
     vertices = np.repeat(np.stack([x, y], 1), 2, axis=0)
     vertices[1::2, 0] *= 1.001
     outline = Outline(vertices, np.tile([Outline.MOVETO, Outline.LINETO], len(x)))
-    style = {'edgecolor': colour, 'capstyle': 'round', 'clip_on': False, 'fill': False, 'snap': False}
+    style = {'edgecolor': color, 'capstyle': 'round', 'clip_on': False, 'fill': False, 'snap': False}
     axes.add_patch(PathPatch(outline, linewidth=3.8 + 0.6 * level, alpha=0.45 + 0.05 * level, **style))
 
 
@@ -124,7 +124,7 @@ def _group_boundaries(axes: Axes, low: float, high: float) -> None:
 _BINS_A_DECADE = 10
 
 
-def data_statistics(data: ReportData, measured: ReportMetrics | None) -> dict[str, Any]:
+def data_statistics(data: ReportData, metrics: ReportMetrics | None) -> dict[str, Any]:
     """Return counts of images and classes as what JSON can hold; empty without training counts.
 
     Returns:
@@ -136,7 +136,7 @@ def data_statistics(data: ReportData, measured: ReportMetrics | None) -> dict[st
     if not len(counts):
         return {}
     found: dict[str, Any] = {'classes': len(counts), 'train_images': int(counts.sum())}
-    found['valid_images'] = len(measured.answers) if measured else 0
+    found['valid_images'] = len(metrics.predictions) if metrics else 0
     seen = counts[counts > 0]
     if len(seen):
         found |= {
@@ -147,8 +147,8 @@ def data_statistics(data: ReportData, measured: ReportMetrics | None) -> dict[st
             'head_share': float(seen[: -(-len(counts) // 10)].sum() / seen.sum()),
         }
     found['classes_without_training'] = len(counts) - len(seen)
-    if measured:
-        found['classes_without_valid'] = int((measured.table.images == 0).sum())
+    if metrics:
+        found['classes_without_valid'] = int((metrics.table.images == 0).sum())
     return found
 
 
@@ -198,15 +198,13 @@ def draw_reliability(axes: Axes, calibration: dict[str, dict[str, Any]], names: 
         bins = calibration[name]['bins']
         images = np.array([one['images'] for one in bins])
         x, y = (np.array([one[key] for one in bins]) for key in ('confidence', 'accuracy'))
-        colour = PALETTE[name if name in GROUPS else 'valid']
+        color = PALETTE[name if name in GROUPS else 'valid']
         if len(names) == 1:
             low, high = binomial_interval(np.rint(y * images), images)
-            axes.vlines(x, low, high, color=colour, linewidth=1, alpha=0.5)
-        axes.plot(
-            x, y, color=colour, linewidth=1.4, alpha=0.8, label=f'{name} ({100 * calibration[name]["ece"]:.1f} %)'
-        )
+            axes.vlines(x, low, high, color=color, linewidth=1, alpha=0.5)
+        axes.plot(x, y, color=color, linewidth=1.4, alpha=0.8, label=f'{name} ({100 * calibration[name]["ece"]:.1f} %)')
         axes.scatter(
-            x, y, s=10 + 110 * images / images.max(), color=colour, alpha=0.75, linewidths=0, zorder=3, clip_on=False
+            x, y, s=10 + 110 * images / images.max(), color=color, alpha=0.75, linewidths=0, zorder=3, clip_on=False
         )
     axes.set_xlim(-0.03, 1.03)
     axes.set_ylim(-0.03, 1.03)

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.errors import UserError
-from lib.metrics.class_report import metrics_of
+from lib.metrics.class_report import detailed_metrics
 from lib.metrics.paired import Comparison, compare
-from lib.metrics.predictions import Answers
+from lib.metrics.predictions import Predictions
 from lib.report.chart_style import PALETTE, percent_axis, save_png, styled
 
 _COLUMNS = {'top1': 'top-1', 'many': 'many', 'medium': 'medium', 'few': 'few', 'ece': 'ECE'}
@@ -24,7 +24,7 @@ _COLOURS, _MARKERS = ('valid', 'few', 'many', 'medium', 'top1', 'train'), 'osD^v
 
 def comparison_lines(
     names: Sequence[str],
-    answers: Sequence[Answers],
+    predictions: Sequence[Predictions],
     train_counts: np.ndarray,
     metrics: Sequence[dict[str, Any]] | None = None,
 ) -> list[str]:
@@ -39,20 +39,20 @@ def comparison_lines(
     Raises:
         UserError: two models were not measured on the same images, or these have no labels.
     """
-    for name, other in zip(names, answers, strict=True):
-        if not np.array_equal(answers[0].labels, other.labels):
+    for name, other in zip(names, predictions, strict=True):
+        if not np.array_equal(predictions[0].labels, other.labels):
             raise UserError(
-                f'{name}: was measured on other images than {names[0]} ({len(other):,} and {len(answers[0]):,}, or of '
-                'other classes); compare models on one split'
+                f'{name}: its labels differ from those of {names[0]} ({len(other):,} and {len(predictions[0]):,} '
+                'images); compare models on the same split'
             )
     if metrics is None:
-        metrics = [metrics_of(one, train_counts) for one in answers]
+        metrics = [detailed_metrics(one, train_counts) for one in predictions]
     if not metrics[0]:
         raise UserError(f'{names[0]}: its images have no labels, so nothing can be compared; choose a labelled split')
     short = _short_names(names)
     lines = _models(short, metrics)
     if len(names) > 1:
-        found = [compare(answers[0], other, len(train_counts)) for other in answers[1:]]
+        found = [compare(predictions[0], other, len(train_counts)) for other in predictions[1:]]
         lines += ['', *_differences(short, found)]
     return lines
 

@@ -165,54 +165,54 @@ class ClassCard:
         return self.num_wrong / self.num_images
 
 
-def worst_cards(measured: ReportMetrics, album: ThumbnailBudget | None) -> list[ClassCard]:
+def worst_cards(metrics: ReportMetrics, album: ThumbnailBudget | None) -> list[ClassCard]:
     """Return the classes that are surely worst, of those that were taken for something."""
-    labels, predicted = measured.answers.labels, measured.answers.predicted
+    labels, predicted = metrics.predictions.labels, metrics.predictions.predicted
     cards = []
-    for label in _taken_for_something(measured):
-        other = int(measured.table.mistaken_for[label])
+    for label in _taken_for_something(metrics):
+        other = int(metrics.table.mistaken_for[label])
         wrong = np.flatnonzero((labels == label) & (predicted != label) & (predicted >= 0))
         most_frequent_first = wrong[np.argsort(predicted[wrong] != other, kind='stable')]
-        photos = _photos(album, measured, label, other, most_frequent_first)
-        num_images, num_taken = int(measured.table.images[label]), int(measured.table.num_mistaken[label])
-        num_wrong = num_images - int(measured.table.right[label])
+        photos = _photos(album, metrics, label, other, most_frequent_first)
+        num_images, num_taken = int(metrics.table.images[label]), int(metrics.table.num_mistaken[label])
+        num_wrong = num_images - int(metrics.table.right[label])
         cards.append(ClassCard(label, other, num_images, num_wrong, num_taken, 0, photos))
     return cards
 
 
-def pair_cards(measured: ReportMetrics, pairs: list[ConfusedPair], album: ThumbnailBudget | None) -> list[ClassCard]:
+def pair_cards(metrics: ReportMetrics, pairs: list[ConfusedPair], album: ThumbnailBudget | None) -> list[ClassCard]:
     """Return the confused pairs with their pictures."""
     return [
         ClassCard(
             pair.label,
             pair.predicted,
             pair.num_images,
-            pair.num_images - int(measured.table.right[pair.label]),
+            pair.num_images - int(metrics.table.right[pair.label]),
             len(pair.rows),
             pair.num_reverse,
-            _photos(album, measured, pair.label, pair.predicted, pair.rows),
+            _photos(album, metrics, pair.label, pair.predicted, pair.rows),
         )
         for pair in pairs
     ]
 
 
-def make_class_cards(measured: ReportMetrics | None) -> Callable[[ThumbnailBudget | None], dict[str, list[ClassCard]]]:
+def make_class_cards(metrics: ReportMetrics | None) -> Callable[[ThumbnailBudget | None], dict[str, list[ClassCard]]]:
     """Return what makes the cards for an album, in the page's order; which pairs there are is found once."""
-    if measured is None:
+    if metrics is None:
         return lambda album: {'worst': [], 'pairs': []}
-    pairs = most_confused(measured.answers.labels, measured.answers.predicted, NUM_PAIRS)
-    return lambda album: {'worst': worst_cards(measured, album), 'pairs': pair_cards(measured, pairs, album)}
+    pairs = most_confused(metrics.predictions.labels, metrics.predictions.predicted, NUM_PAIRS)
+    return lambda album: {'worst': worst_cards(metrics, album), 'pairs': pair_cards(metrics, pairs, album)}
 
 
-def _taken_for_something(measured: ReportMetrics) -> Iterator[int]:
-    worst = measured.worst()
-    return map(int, worst[measured.table.mistaken_for[worst] >= 0][:NUM_WORST])
+def _taken_for_something(metrics: ReportMetrics) -> Iterator[int]:
+    worst = metrics.worst()
+    return map(int, worst[metrics.table.mistaken_for[worst] >= 0][:NUM_WORST])
 
 
 def _photos(
-    album: ThumbnailBudget | None, measured: ReportMetrics, label: int, taken_for: int, mistakes: np.ndarray
+    album: ThumbnailBudget | None, metrics: ReportMetrics, label: int, taken_for: int, mistakes: np.ndarray
 ) -> CardThumbnails | None:
     if album is None:
         return None
-    answers = measured.answers
-    return card_thumbnails(album, measured.rows, answers.labels, answers.predicted, label, taken_for, mistakes)
+    predictions = metrics.predictions
+    return card_thumbnails(album, metrics.rows, predictions.labels, predictions.predicted, label, taken_for, mistakes)

@@ -2,6 +2,8 @@
 
 import base64
 import hashlib
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -29,3 +31,24 @@ def inline_script(name: str) -> tuple[Markup, str]:
     text = (_FOLDER / name).read_text(encoding='utf-8')  # with \n alone, as the browser reads it
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')
     return Markup(text), f"'sha256-{digest}'"
+
+
+def percent(value: float | None) -> str:
+    """Format a fraction as a percentage with one decimal; None and non-finite numbers as a dash."""
+    return f'{100 * value:.1f}\u202f%' if value is not None and math.isfinite(value) else '–'
+
+
+def between(ends: Sequence[float]) -> str:
+    """Format an interval of fractions in percent, with one decimal."""
+    return f'{100 * ends[0]:.1f}–{100 * ends[1]:.1f}\u202f%'
+
+
+def points(difference: float) -> str:
+    """Format a difference of fractions in percentage points, with its sign."""
+    text = f'{100 * difference:+.1f}'
+    return '0.0' if text[1:] == '0.0' else text.replace('-', '−')
+
+
+def thousands(value: float) -> str:
+    """Format a count with thin spaces between thousands."""
+    return f'{value:,.0f}'.replace(',', '\u202f')

@@ -14,9 +14,17 @@ from lib.report.charts import METRICS, curve_panels, draw_panel, draw_tau
 from lib.report.class_charts import data_statistics, draw_class_sizes, draw_error_by_count, draw_reliability
 from lib.report.class_table import class_data, report_json, static_rows
 from lib.report.galleries import ThumbnailBudget, make_class_cards
-from lib.report.page import inline_script, page_environment
-from lib.report.report_metrics import GROUPS, ReportMetrics, ReportData, compute_report_metrics
-from lib.report.summary import between, run_facts, group_rows, percent, points, summary_cards, tau_rows, thousands
+from lib.report.page import between, inline_script, page_environment, percent, points, thousands
+from lib.report.report_metrics import (
+    GROUPS,
+    ReportData,
+    ReportMetrics,
+    compute_report_metrics,
+    group_rows,
+    run_facts,
+    summary_cards,
+    tau_rows,
+)
 from lib.runtime.files import write_text
 from lib.runtime.log import LOGGER
 
@@ -41,10 +49,10 @@ def write_report(
         max_bytes: pictures are left out, the last ones first, until the file is no larger.
         json_too: write the figures beside it, with the ending .json.
     """
-    path, measured = Path(path), compute_report_metrics(data)
-    write_text(path, _within(max_bytes, path, data, _renderer(data, measured), make_class_cards(measured)))
+    path, metrics = Path(path), compute_report_metrics(data)
+    write_text(path, _within(max_bytes, path, data, _renderer(data, metrics), make_class_cards(metrics)))
     if json_too:
-        write_text(path.with_suffix('.json'), report_json(data, measured))
+        write_text(path.with_suffix('.json'), report_json(data, metrics))
     return path
 
 
@@ -70,7 +78,7 @@ def _within(max_bytes: float, path: Path, data: ReportData, render: Callable, ma
         room -= excess  # there is more text around the pictures than thought
 
 
-def _renderer(data: ReportData, measured: ReportMetrics | None) -> Callable[[dict, int], str]:
+def _renderer(data: ReportData, metrics: ReportMetrics | None) -> Callable[[dict, int], str]:
     """Return what renders the page with its cards and the number of pictures left out; all else is made once."""
     environment = page_environment()
     environment.filters.update(percent=percent, points=points, thousands=thousands, between=between)
@@ -81,17 +89,17 @@ def _renderer(data: ReportData, measured: ReportMetrics | None) -> Callable[[dic
         'best_epoch': (data.summary.get('best') or {}).get('epoch'),
         'last_epoch': (data.summary.get('last') or {}).get('epoch'),
         'palette': PALETTE,
-        'measured': measured,
-        'facts': run_facts(data, measured),
-        'cards': summary_cards(data, measured),
+        'metrics': metrics,
+        'facts': run_facts(data, metrics),
+        'cards': summary_cards(data, metrics),
         'curves': _curves(data),
-        'by_count': _by_count(data, measured),
-        'groups': group_rows(data, measured),
-        'calibration': _calibration(measured),
-        'statistics': data_statistics(data, measured),
+        'by_count': _by_count(data, metrics),
+        'groups': group_rows(data, metrics),
+        'calibration': _calibration(metrics),
+        'statistics': data_statistics(data, metrics),
         'sizes': _sizes(data),
-        'rows': static_rows(data, measured) if measured else [],
-        'class_data': class_data(data, measured) if measured else '',
+        'rows': static_rows(data, metrics) if metrics else [],
+        'class_data': class_data(data, metrics) if metrics else '',
         'script': script,
         'script_hash': script_hash,
         'tau': _tau_chart(data.tau),
@@ -117,22 +125,22 @@ def _curves(data: ReportData) -> list[Chart]:
     return charts
 
 
-def _by_count(data: ReportData, measured: ReportMetrics | None) -> Chart | None:
-    if not measured or not len(data.train_counts):
+def _by_count(data: ReportData, metrics: ReportMetrics | None) -> Chart | None:
+    if not metrics or not len(data.train_counts):
         return None
     with styled():
         figure, axes = new_panel()
-        counts, answers = np.asarray(data.train_counts), measured.answers
-        num_classes, num_dots = draw_error_by_count(axes, counts, answers.labels, answers.predicted)
+        counts, predictions = np.asarray(data.train_counts), metrics.predictions
+        num_classes, num_dots = draw_error_by_count(axes, counts, predictions.labels, predictions.predicted)
         svg = inline_svg(figure, 'Error of each class against its number of training images')
     drawn = f'{thousands(num_classes)} classes in {thousands(num_dots)} dots'
     caption = f'{drawn}; a larger, fuller dot stands for more classes.'
     return Chart('Error by training images', svg, caption)
 
 
-def _calibration(measured: ReportMetrics | None) -> list[Chart]:
+def _calibration(metrics: ReportMetrics | None) -> list[Chart]:
     """Return the diagram of all images, and that of the groups."""
-    found = measured.metrics.get('calibration', {}) if measured else {}
+    found = metrics.overall.get('calibration', {}) if metrics else {}
     titles = {('all',): 'All valid images', tuple(name for name in GROUPS if name in found): 'By class size'}
     charts = []
     with styled():

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from lib.metrics.predictions import Answers
+from lib.metrics.predictions import Predictions
 from lib.report.report_metrics import ReportData
 
 HOSTILE = '<script>alert(1)</script> & "quoted" \'name\''
@@ -53,7 +53,7 @@ def open_image(row):
     return image
 
 
-def answers(labels, predicted, num_classes, seed=0):
+def predictions(labels, predicted, num_classes, seed=0):
     """Answers with these first ones, five in all; the surer ones are right more often."""
     rng = np.random.default_rng(seed)
     right = labels == predicted
@@ -62,7 +62,7 @@ def answers(labels, predicted, num_classes, seed=0):
     best[predicted < 0] = -1
     losses = np.where(right, -np.log(confidence), 3.0).astype(np.float32)
     unreadable = predicted < 0
-    return Answers(labels, best, np.where(unreadable, 0, confidence), np.where(unreadable, np.nan, losses))
+    return Predictions(labels, best, np.where(unreadable, 0, confidence), np.where(unreadable, np.nan, losses))
 
 
 def full_data(**changes):
@@ -80,7 +80,7 @@ def full_data(**changes):
         'class_names': [HOSTILE, *(f'Tea {c}' for c in range(1, NUM_CLASSES))],
         'class_parents': [[HOSTILE, f'shelf {c % 3}'] for c in range(NUM_CLASSES)],
         'train_counts': np.geomspace(300, 3, NUM_CLASSES).astype(np.int64),
-        'answers': answers(labels, predicted, NUM_CLASSES),
+        'predictions': predictions(labels, predicted, NUM_CLASSES),
         'open_image': open_image,
         'tau': tau_curve(),
         'config_text': f'NAME: {HOSTILE}',

@@ -7,7 +7,7 @@ import pytest
 from lib.audit.report import SplitUnderTest, check_up
 from lib.dataset.images import FileImages
 from lib.report.audit_page import MAX_CARDS, MAX_PICTURES, write_audit_page
-from lib.report.audit_summary import describe_audit
+from lib.report.describe import describe_audit
 from tests.audit.drawn import drawn, encoded
 from tests.report.test_run_page import Page
 

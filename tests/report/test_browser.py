@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lib.report.run_page import write_report
-from tests.report.report_data import HOSTILE, NUM_CLASSES, answers, full_data
+from tests.report.report_data import HOSTILE, NUM_CLASSES, full_data, predictions
 
 MARKUP = '<img src=x onerror=alert(1)>'
 SIZES = {'wide': {'width': 1280, 'height': 900}, 'narrow': {'width': 390, 'height': 800}}
@@ -83,8 +83,8 @@ def test_no_other_script_runs(browser, small, tmp_path):
 
 def test_table_sorts_by_every_column_both_ways(browser, small):
     data = full_data()
-    images = np.bincount(data.answers.labels, minlength=NUM_CLASSES)
-    right = np.bincount(data.answers.labels[data.answers.right], minlength=NUM_CLASSES)
+    images = np.bincount(data.predictions.labels, minlength=NUM_CLASSES)
+    right = np.bincount(data.predictions.labels[data.predictions.right], minlength=NUM_CLASSES)
     by_column = {'Training': data.train_counts, 'Valid': images, 'Right': right, 'Class': np.arange(NUM_CLASSES)}
     with opened(browser, small) as page:
         for heading, values in by_column.items():
@@ -145,7 +145,7 @@ def test_50030_classes_are_in_reach_a_few_rows_at_a_time(browser, tmp_path):
         class_names=[f'Product {c}' for c in range(num_classes)],
         class_parents=[],
         train_counts=rng.integers(0, 8000, num_classes),
-        answers=answers(labels, predicted, num_classes),
+        predictions=predictions(labels, predicted, num_classes),
         open_image=None,
     )
     with opened(browser, write_report(tmp_path / 'report.html', data)) as page:

@@ -3,8 +3,8 @@ import pytest
 from PIL import Image
 
 from lib.errors import UserError
-from lib.metrics.class_report import metrics_of
-from lib.metrics.predictions import Answers
+from lib.metrics.class_report import detailed_metrics
+from lib.metrics.predictions import Predictions
 from lib.report.comparison import comparison_lines, draw_comparison
 
 TRAIN_COUNTS = np.array([900] * 10 + [50] * 10 + [5] * 20)
@@ -15,13 +15,13 @@ def model(seed, accuracy, labels=LABELS):
     random = np.random.default_rng(seed)
     predicted = np.where(random.random(len(labels)) < accuracy, labels, (labels + 1) % 40)
     losses = np.full(len(labels), 0.7, np.float32)
-    return Answers(labels, predicted[:, None], random.beta(4, 1, len(labels)).astype(np.float32), losses)
+    return Predictions(labels, predicted[:, None], random.beta(4, 1, len(labels)).astype(np.float32), losses)
 
 
 def test_lines_say_what_was_measured():
-    answers = [model(0, 0.5), model(1, 0.9)]
-    lines = comparison_lines(['ce', 'ldam'], answers, TRAIN_COUNTS)
-    found = metrics_of(answers[1], TRAIN_COUNTS)
+    predictions = [model(0, 0.5), model(1, 0.9)]
+    lines = comparison_lines(['ce', 'ldam'], predictions, TRAIN_COUNTS)
+    found = detailed_metrics(predictions[1], TRAIN_COUNTS)
     low, high = found['interval']['mean_class_error']
     assert lines[2].split() == [
         'ldam',
@@ -31,11 +31,11 @@ def test_lines_say_what_was_measured():
         *(f'{100 * found[name]:.1f}' for name in ('top1', 'many', 'medium', 'few', 'ece')),
     ]
     assert lines[3:5] == ['', 'against ce, on the same 200 images:']
-    first, second = answers
+    first, second = predictions
     alone = [int((one.right & ~other.right).sum()) for one, other in ((second, first), (first, second))]
     assert lines[6].split()[4:] == [*map(str, alone), 'p<.0001']
     assert lines[6].split()[1].startswith('-')
-    assert len(comparison_lines(['ce'], answers[:1], TRAIN_COUNTS)) == 2
+    assert len(comparison_lines(['ce'], predictions[:1], TRAIN_COUNTS)) == 2
 
 
 def test_a_model_beside_itself():
@@ -61,7 +61,7 @@ def test_what_is_absent_is_a_dash():
 
 
 def test_other_images_are_told():
-    with pytest.raises(UserError, match=r'b: was measured on other images than a \(100 and 200'):
+    with pytest.raises(UserError, match=r'b: its labels differ from those of a \(100 and 200 images'):
         comparison_lines(['a', 'b'], [model(0, 0.5), model(0, 0.5, LABELS[:100])], TRAIN_COUNTS)
     with pytest.raises(UserError, match='a: its images have no labels'):
         comparison_lines(['a'], [model(0, 0.5, np.full(9, -1))], TRAIN_COUNTS)
@@ -70,7 +70,7 @@ def test_other_images_are_told():
 @pytest.mark.parametrize('num_models', [1, 3, 9])
 def test_pictures_are_images_with_repeatable_bytes(tmp_path, num_models):
     names = [f'model <{number}> $x$' for number in range(num_models)]
-    metrics = [metrics_of(model(number, number / num_models), TRAIN_COUNTS) for number in range(num_models)]
+    metrics = [detailed_metrics(model(number, number / num_models), TRAIN_COUNTS) for number in range(num_models)]
     paths = [draw_comparison(tmp_path / f'{place}.png', names, metrics) for place in 'ab']
     assert paths[0].read_bytes() == paths[1].read_bytes()
     with Image.open(paths[0]) as image:
@@ -83,5 +83,5 @@ def test_nothing_to_draw_leaves_no_file(tmp_path):
 
 
 def test_a_perfect_model_can_be_drawn(tmp_path):
-    metrics = [metrics_of(model(0, 1.0), np.full(40, 50))]
+    metrics = [detailed_metrics(model(0, 1.0), np.full(40, 50))]
     assert draw_comparison(tmp_path / 'a.png', ['perfect'], metrics).exists()

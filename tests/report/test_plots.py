@@ -16,7 +16,9 @@ def test_pictures_are_images_with_repeatable_bytes(tmp_path):
     data = full_data()
     for place in 'ab':
         plot_curves(tmp_path / f'{place}1.png', data.history, best_epoch=3)
-        plot_error_by_count(tmp_path / f'{place}2.png', data.train_counts, data.answers.labels, data.answers.predicted)
+        plot_error_by_count(
+            tmp_path / f'{place}2.png', data.train_counts, data.predictions.labels, data.predictions.predicted
+        )
         plot_tau(tmp_path / f'{place}3.png', data.tau)
     for number in '123':
         first, second = tmp_path / f'a{number}.png', tmp_path / f'b{number}.png'

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lib.metrics.class_report import metrics_of
-from lib.metrics.predictions import predictions_alone
+from lib.metrics.class_report import detailed_metrics
+from lib.metrics.predictions import predictions_from_classes
 from lib.report.class_charts import data_statistics
 from lib.report.class_table import class_columns, class_data, static_rows
 from lib.report.report_metrics import ReportData, compute_report_metrics
@@ -18,7 +18,7 @@ from tests.report.report_data import HOSTILE, NUM_CLASSES, full_data
 
 def rows_of(data, c):
     """The (label, predicted) pairs of class c."""
-    pairs = zip(data.answers.labels.tolist(), data.answers.predicted.tolist(), strict=True)
+    pairs = zip(data.predictions.labels.tolist(), data.predictions.predicted.tolist(), strict=True)
     return [pair for pair in pairs if pair[0] == c]
 
 
@@ -43,7 +43,9 @@ def test_columns_against_a_loop():
 
 
 def test_what_is_not_known_of_a_class_is_none():
-    data = ReportData('x', class_names=['a', 'b', 'c'], answers=predictions_alone(np.array([0, 2]), np.array([0, -1])))
+    data = ReportData(
+        'x', class_names=['a', 'b', 'c'], predictions=predictions_from_classes(np.array([0, 2]), np.array([0, -1]))
+    )
     columns = class_columns(data, compute_report_metrics(data))
     assert columns['error'] == [0.0, None, 1.0]
     assert columns['error_low'][1] is columns['error_high'][1] is None
@@ -55,18 +57,18 @@ def test_what_is_not_known_of_a_class_is_none():
 def test_the_surely_worst_come_first():
     labels = np.array([0] + [1] * 5 + [2] * 5 + [3] * 5)
     predicted = np.array([1] + [0] * 5 + [0, 0, 2, 2, 2] + [3] * 5)
-    data = ReportData('x', answers=predictions_alone(labels, predicted))
-    measured = compute_report_metrics(data)
-    assert measured.worst().tolist() == [1, 0, 2], 'five of five, then one of one, then two of five'
-    assert [row['label'] for row in static_rows(data, measured)] == [1, 0, 2]
+    data = ReportData('x', predictions=predictions_from_classes(labels, predicted))
+    metrics = compute_report_metrics(data)
+    assert metrics.worst().tolist() == [1, 0, 2], 'five of five, then one of one, then two of five'
+    assert [row['label'] for row in static_rows(data, metrics)] == [1, 0, 2]
 
 
 def test_page_data_is_compact_and_says_the_same():
     data = full_data()
-    measured = compute_report_metrics(data)
-    text = class_data(data, measured)
+    metrics = compute_report_metrics(data)
+    text = class_data(data, metrics)
     assert HOSTILE not in text
-    content, columns = json.loads(text), class_columns(data, measured)
+    content, columns = json.loads(text), class_columns(data, metrics)
     for name, column in {
         'images': 'images',
         'right': 'right',
@@ -74,7 +76,7 @@ def test_page_data_is_compact_and_says_the_same():
         'times': 'num_mistaken',
     }.items():
         assert content[name] == columns[column]
-    assert content['low'] == [round(1000 * low) for low in measured.low]
+    assert content['low'] == [round(1000 * low) for low in metrics.low]
     assert [content['chains'][place] for place in content['parent']] == [' › '.join(p) for p in data.class_parents]
     assert len(content['chains']) == 3
 
@@ -83,7 +85,7 @@ def test_report_json_has_the_figures(tmp_path):
     data = full_data()
     write_report(tmp_path / 'report.html', data, json_too=True)
     found = json.loads((tmp_path / 'report.json').read_text('utf-8'), parse_constant=pytest.fail)
-    expected = json.loads(json.dumps(metrics_of(data.answers, data.train_counts, parents=data.class_parents)))
+    expected = json.loads(json.dumps(detailed_metrics(data.predictions, data.train_counts, parents=data.class_parents)))
     intervals = found['valid'].pop('error_interval')
     assert found['valid'] == expected
     assert intervals['mean_class_error'] == expected['interval']['mean_class_error']
@@ -97,15 +99,17 @@ def test_report_json_has_the_figures(tmp_path):
 
 def test_groups_are_unknown_without_training_counts():
     found = compute_report_metrics(full_data(train_counts=np.zeros(0, np.int64)))
-    assert not {'many', 'medium', 'few', 'head_tail'} & set(found.metrics)
-    assert set(found.metrics['interval']) == {'mean_class_error'}
-    assert set(found.metrics['calibration']) == {'all'}
+    assert not {'many', 'medium', 'few', 'head_tail'} & set(found.overall)
+    assert set(found.overall['interval']) == {'mean_class_error'}
+    assert set(found.overall['calibration']) == {'all'}
     assert found.error_interval('few') is None
 
 
 def test_data_statistics():
     counts = np.array([100, 0, 3, 7, 5, 5, 5, 5, 5, 5, 5])
-    data = ReportData('x', train_counts=counts, answers=predictions_alone(np.array([0, 2, 2]), np.array([0, 2, 1])))
+    data = ReportData(
+        'x', train_counts=counts, predictions=predictions_from_classes(np.array([0, 2, 2]), np.array([0, 2, 1]))
+    )
     found = data_statistics(data, compute_report_metrics(data))
     assert found == {
         'classes': 11,

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib.metrics.predictions import predictions_alone
+from lib.metrics.predictions import predictions_from_classes
+from lib.report.page import percent, points, thousands
 from lib.report.report_metrics import ReportData
 from lib.report.run_page import write_report
-from lib.report.summary import percent, points, thousands
-from tests.report.report_data import HOSTILE, answers, full_data, history, tau_curve
+from tests.report.report_data import HOSTILE, full_data, history, predictions, tau_curve
 
 PARTS = {'summary', 'tau', 'curves', 'by-count', 'calibration', 'classes', 'worst', 'pairs', 'data', 'run'}
-NO_ANSWERS = predictions_alone(*np.zeros((2, 0), np.int64))
+EMPTY = predictions_from_classes(*np.zeros((2, 0), np.int64))
 VOID = {'meta', 'img', 'br', 'link', 'input'}
 
 
@@ -119,8 +119,11 @@ def test_same_data_same_bytes(full, tmp_path):
     [
         ({'history': []}, ('curves',)),
         ({'history': history(1)}, ('curves',)),
-        ({'answers': NO_ANSWERS}, ('by-count', 'calibration', 'classes', 'worst', 'pairs')),
-        ({'answers': NO_ANSWERS, 'summary': {}}, ('summary', 'by-count', 'calibration', 'classes', 'worst', 'pairs')),
+        ({'predictions': EMPTY}, ('by-count', 'calibration', 'classes', 'worst', 'pairs')),
+        (
+            {'predictions': EMPTY, 'summary': {}},
+            ('summary', 'by-count', 'calibration', 'classes', 'worst', 'pairs'),
+        ),
         ({'train_counts': np.zeros(0, np.int64)}, ('by-count', 'data')),
         ({'tau': None}, ('tau',)),
         ({'config_text': '', 'environment_text': ''}, ('run',)),
@@ -141,7 +144,7 @@ def test_a_title_alone_makes_a_page(tmp_path):
 
 def test_sparse_history_and_summary(tmp_path):
     entries = [{'epoch': e, 'split': 'valid', 'loss': v} for e, v in enumerate([2.0, float('nan'), 1.0])]
-    data = full_data(history=[*entries, {}], summary={'last': {'top1': 0.5}}, class_names=[], answers=NO_ANSWERS)
+    data = full_data(history=[*entries, {}], summary={'last': {'top1': 0.5}}, class_names=[], predictions=EMPTY)
     text, page = write(tmp_path, data)
     assert page.tags.count('svg') == 3  # loss, tau, class sizes
     assert '50.0\u202f%' in text
@@ -156,7 +159,9 @@ def test_unlabelled_rows_keep_the_others_in_place(tmp_path):
         return Image.new('RGB', (8, 8))
 
     labels, predicted = np.array([-1, 0, 0, -1, 1]), np.array([5, 0, 1, 0, 1])
-    text, _ = write(tmp_path, ReportData('x', answers=predictions_alone(labels, predicted), open_image=record))
+    text, _ = write(
+        tmp_path, ReportData('x', predictions=predictions_from_classes(labels, predicted), open_image=record)
+    )
     assert sorted(opened) == [1, 2, 4]
     assert 'class 0' in text
 
@@ -219,8 +224,8 @@ def test_stays_small_with_50030_classes(tmp_path):
     counts = rng.integers(0, 8000, num_classes)
     labels = np.repeat(np.arange(num_classes), 5)
     predicted = np.where(rng.random(len(labels)) < 0.4, rng.integers(0, num_classes, len(labels)), labels)
-    found = answers(labels, predicted, num_classes)
-    data = full_data(train_counts=counts, answers=found, class_names=[], class_parents=[], open_image=None)
+    found = predictions(labels, predicted, num_classes)
+    data = full_data(train_counts=counts, predictions=found, class_names=[], class_parents=[], open_image=None)
     text, _ = write(tmp_path, data)
     assert len(text.encode()) < 2_000_000
     drawn = re.search(r'50\u202f030 classes in ([\d\u202f]+) dots', text)
