@@ -10,14 +10,14 @@ DESCRIPTION = 'Re-balance the classifier of a trained model by tau-normalisation
 def main() -> None:
     cfg = read_config(sys.argv[1:], program='tau_norm.py', description=DESCRIPTION, needs_checkpoint=True)
     # torch is imported only now that there is work to do.
-    from lib.commands.loaded_model import load_trained
+    from lib.commands.loaded_model import load_model
     from lib.commands.tau_norm import rebalance
     from lib.distributed.process_group import join_process_group
     from lib.report.describe import describe_metrics, describe_tau
     from lib.runtime.log import LOGGER
 
     with join_process_group() as group:
-        result = rebalance(load_trained(cfg, group))
+        result = rebalance(load_model(cfg, group))
         for line in describe_tau(result.tau):
             LOGGER.info('%s', line)
         for line in describe_metrics({'before': result.tau['before'], 'after': result.tau['after']}):

@@ -10,14 +10,14 @@ DESCRIPTION = 'Predict a test split with a trained model: one CSV row an image, 
 def main() -> None:
     cfg = read_config(sys.argv[1:], program='test.py', description=DESCRIPTION, needs_checkpoint=True)
     # torch is imported only now that there is work to do.
-    from lib.commands.loaded_model import load_trained
+    from lib.commands.loaded_model import load_model
     from lib.commands.predict import predict
     from lib.distributed.process_group import join_process_group
     from lib.report.describe import describe_prediction
     from lib.runtime.log import LOGGER
 
     with join_process_group() as group:
-        predicted = predict(load_trained(cfg, group))
+        predicted = predict(load_model(cfg, group))
         for line in [*predicted.lines, *describe_prediction(predicted.metrics, predicted.plain)]:
             LOGGER.info('%s', line)
         for path in predicted.files:

@@ -21,13 +21,13 @@ import numpy as np
 
 from benchmarks.harness import finish, parse_arguments
 from lib.commands.cli import cli_main
-from lib.metrics.class_report import class_table, metrics_of
+from lib.metrics.class_report import class_table, detailed_metrics
 from lib.metrics.intervals import NUM_DRAWS, accuracy_draws
 from lib.metrics.paired import compare
-from lib.metrics.predictions import Answers
+from lib.metrics.predictions import Predictions
 
 
-def make_answers(labels: np.ndarray, num_classes: int, seed: int) -> Answers:
+def make_answers(labels: np.ndarray, num_classes: int, seed: int) -> Predictions:
     """Return answers of which 70 % are right, and some of the others among the best five."""
     random = np.random.default_rng(seed)
     best = random.integers(0, num_classes, (len(labels), 5))
@@ -37,7 +37,7 @@ def make_answers(labels: np.ndarray, num_classes: int, seed: int) -> Answers:
     best[random.random(len(labels)) < 0.001] = -1
     confidence = np.where(best[:, 0] >= 0, random.beta(4, 1, len(labels)), 0).astype(np.float32)
     losses = np.where(best[:, 0] >= 0, random.exponential(1.0, len(labels)), np.nan).astype(np.float32)
-    return Answers(labels, best, confidence, losses)
+    return Predictions(labels, best, confidence, losses)
 
 
 def resident_megabytes(name: str) -> float:
@@ -56,11 +56,11 @@ def measure(images: int, classes: int, sink) -> None:
     answers, other = (make_answers(labels, classes, seed) for seed in (1, 2))
     parents = [[f'aisle {c % 40}', f'shelf {c % 800}', f'brand {c % 4000}'] for c in range(classes)]
     figures = {}
-    metrics_of(answers.at(np.arange(100)), train_counts)  # what is loaded on first use is not the metrics'
+    detailed_metrics(answers.at(np.arange(100)), train_counts)  # what is loaded on first use is not the metrics'
     before = resident_megabytes('VmRSS')
     Path('/proc/self/clear_refs').write_text('5')  # the peak starts anew
     started = time.perf_counter()
-    metrics_of(answers, train_counts, parents=parents)
+    detailed_metrics(answers, train_counts, parents=parents)
     table = class_table(answers, classes)
     figures['seconds'] = time.perf_counter() - started
     figures['megabytes'] = resident_megabytes('VmHWM') - before

@@ -28,16 +28,16 @@ from benchmarks.training import config_of, write_photos
 from lib.builders.data import open_valid_split
 from lib.builders.model import new_model
 from lib.commands.cli import cli_main, read_options
-from lib.commands.loaded_model import load_trained
+from lib.commands.loaded_model import load_model
 from lib.config.yaml_text import as_text
-from lib.inference.features import batch_of
+from lib.inference.features import logit_batch_size
 from lib.metrics.accuracy import ClassCounts
 from lib.posthoc.tau_sweep import TauSweep
 from lib.runtime.device import pick_device
 from lib.trainer.checkpointing.state import Checkpoint, write_checkpoint
 
 NUM_CLASSES, NUM_FEATURES, MAX_TAU, PHOTO = 50_030, 2048, 2.0, 348
-BATCH_SIZE = batch_of(NUM_CLASSES)
+BATCH_SIZE = logit_batch_size(NUM_CLASSES)
 REPOSITORY = Path(__file__).resolve().parents[1]
 GRID = np.linspace(0.1, 1.0, 10)
 
@@ -142,7 +142,7 @@ def script(num_photos: int) -> dict[str, float]:
         started = time.perf_counter()
         subprocess.run([*command, '--TAU_NORM_LOG_ROOT', str(folder / 'tau')], cwd=REPOSITORY, check=True)
         seconds = time.perf_counter() - started
-        trained = load_trained(
+        trained = load_model(
             read_options(['--RESUME_MODEL', str(path), '--LOG_ROOT', name, '--RUN_DEVICE', 'cpu']).cfg
         )
         split = open_valid_split(trained.cfg)

@@ -22,10 +22,10 @@ def main() -> None:
     cfg = read_config(sys.argv[1:], program='tools/enroll.py', description=DESCRIPTION, needs_checkpoint=True)
     # torch is imported only now that there is work to do.
     from lib.commands.enroll import enroll
-    from lib.commands.loaded_model import load_trained
+    from lib.commands.loaded_model import load_model
     from lib.report.describe import describe_enrolled
 
-    done = enroll(load_trained(cfg))
+    done = enroll(load_model(cfg))
     print('\n'.join([*describe_enrolled(done.figures), *(f'wrote {path}' for path in done.files)]))
 
 

@@ -18,10 +18,10 @@ def main() -> None:
     cfg = read_config(sys.argv[1:], program='tools/export.py', description=DESCRIPTION, needs_checkpoint=True)
     # torch is imported only now that there is work to do.
     from lib.commands.export import export
-    from lib.commands.loaded_model import load_trained
+    from lib.commands.loaded_model import load_model
     from lib.runtime.log import LOGGER
 
-    _, lines = export(load_trained(cfg))
+    _, lines = export(load_model(cfg))
     for line in lines:
         LOGGER.info('%s', line)
 

@@ -20,11 +20,11 @@ DESCRIPTION = (
 def main() -> None:
     cfg = read_config(sys.argv[1:], program='tools/posthoc.py', description=DESCRIPTION, needs_checkpoint=True)
     # torch is imported only now that there is work to do.
-    from lib.commands.loaded_model import load_trained
+    from lib.commands.loaded_model import load_model
     from lib.commands.posthoc import run_posthoc
     from lib.runtime.log import LOGGER
 
-    lines, files = run_posthoc(load_trained(cfg))
+    lines, files = run_posthoc(load_model(cfg))
     for line in [*lines, *(f'wrote {path}' for path in files)]:
         LOGGER.info('%s', line)
 

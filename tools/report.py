@@ -15,11 +15,11 @@ DESCRIPTION = 'Measure a trained model on its valid split and write report.html 
 
 def main() -> None:
     cfg = read_config(sys.argv[1:], program='tools/report.py', description=DESCRIPTION, needs_checkpoint=True)
-    from lib.commands.loaded_model import load_trained
+    from lib.commands.loaded_model import load_model
     from lib.commands.report import trained_report
     from lib.runtime.log import LOGGER
 
-    LOGGER.info('report: %s', trained_report(load_trained(cfg)))
+    LOGGER.info('report: %s', trained_report(load_model(cfg)))
 
 
 if __name__ == '__main__':

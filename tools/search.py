@@ -20,10 +20,10 @@ DESCRIPTION = (
 def main() -> None:
     cfg = read_config(sys.argv[1:], program='tools/search.py', description=DESCRIPTION, needs_checkpoint=True)
     # torch is imported only now that there is work to do.
-    from lib.commands.loaded_model import load_trained
+    from lib.commands.loaded_model import load_model
     from lib.commands.search import search
 
-    print('\n'.join(search(load_trained(cfg))))
+    print('\n'.join(search(load_model(cfg))))
 
 
 if __name__ == '__main__':

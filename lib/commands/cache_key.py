@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from lib.builders.split import Split
-from lib.commands.loaded_model import Trained
+from lib.commands.loaded_model import LoadedModel
 from lib.dataset.images import FileImages
 
 _FILES_LOOKED_AT = 1000  # of a split: that photos were replaced under their names shows in sizes and times
 
 
-def weights_digest(state: dict[str, torch.Tensor], prefix: str = '') -> str:
+def weights_fingerprint(state: dict[str, torch.Tensor], prefix: str = '') -> str:
     """Return a fingerprint of the tensors whose names begin with `prefix`."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
@@ -24,12 +24,12 @@ def weights_digest(state: dict[str, torch.Tensor], prefix: str = '') -> str:
     return digest.hexdigest()
 
 
-def split_identity(split: Split) -> dict[str, Any]:
+def split_key(split: Split) -> dict[str, Any]:
     """Return what says which images a split has, and that they are those of before."""
     return {'split': split.digest(), 'files': _files_digest(split)}
 
 
-def input_identity(trained: Trained) -> dict[str, Any]:
+def input_key(trained: LoadedModel) -> dict[str, Any]:
     """Return what says how a model is shown an image, and how it computes."""
     inputs = trained.cfg.INPUT
     return {

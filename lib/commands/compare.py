@@ -7,12 +7,12 @@ from typing import Any
 from lib.builders.data import open_valid_split
 from lib.commands.cli import read_options
 from lib.commands.features import split_features
-from lib.commands.loaded_model import Trained, load_trained
+from lib.commands.loaded_model import LoadedModel, load_model
 from lib.errors import UserError
-from lib.inference.features import answers_from
-from lib.metrics.class_report import metrics_of
+from lib.inference.features import classify_features
+from lib.metrics.class_report import detailed_metrics
 from lib.metrics.paired import compare
-from lib.metrics.predictions import Answers
+from lib.metrics.predictions import Predictions
 from lib.report.comparison import comparison_lines, draw_comparison
 from lib.runtime.files import write_json
 from lib.runtime.log import start_console
@@ -31,11 +31,11 @@ def compare_runs(runs: Sequence[str], options: Sequence[str], output: Path) -> l
     start_console()
     paths = [_checkpoint(run) for run in runs]
     names = _names(paths)
-    first: Trained | None = None
-    answers: list[Answers] = []
+    first: LoadedModel | None = None
+    answers: list[Predictions] = []
     found: list[dict[str, Any]] = []
     for path in paths:
-        trained = load_trained(read_options(['--RESUME_MODEL', str(path), *options]).cfg)
+        trained = load_model(read_options(['--RESUME_MODEL', str(path), *options]).cfg)
         valid = open_valid_split(trained.cfg)
         if first is None:
             first, digest = trained, valid.digest()
@@ -44,8 +44,8 @@ def compare_runs(runs: Sequence[str], options: Sequence[str], output: Path) -> l
                 f'{path}: its classes or its valid split are not those of {paths[0]}; give the same to all of them: '
                 '--DATASET_VALID_JSON FILE'
             )
-        answers.append(answers_from(trained.model, split_features(trained, valid, 'valid')).labelled())
-        found.append(metrics_of(answers[-1], first.train_counts, parents=trained.class_parents or None))
+        answers.append(classify_features(trained.model, split_features(trained, valid, 'valid')).labelled())
+        found.append(detailed_metrics(answers[-1], first.train_counts, parents=trained.class_parents or None))
     lines = comparison_lines(names, answers, first.train_counts, found)
     content = [
         {'name': name, 'checkpoint': str(path), **one} for name, path, one in zip(names, paths, found, strict=True)
@@ -58,7 +58,7 @@ def compare_runs(runs: Sequence[str], options: Sequence[str], output: Path) -> l
     return [*lines, '', *(f'wrote {path}' for path in files)]
 
 
-def _as_dict(first: Answers, other: Answers, num_classes: int) -> dict[str, Any]:
+def _as_dict(first: Predictions, other: Predictions, num_classes: int) -> dict[str, Any]:
     found = compare(first, other, num_classes)
     return {
         'mean_class_error_difference': found.difference,

@@ -10,10 +10,10 @@ from lib.backbone.create import measure_width
 from lib.builders.loader import build_eval_loader, eval_batch_size, num_workers, plain_view
 from lib.builders.split import Split
 from lib.commands.cli import read_options
-from lib.commands.loaded_model import Trained, load_trained
+from lib.commands.loaded_model import LoadedModel, load_model
 from lib.dataset.transforms import ResizeCenterCrop, ResizeCornerCrop, ResizeWhole, Transform
 from lib.errors import UserError
-from lib.inference.ensemble import Member
+from lib.inference.ensemble import EnsembleMember
 
 # TEST.CROPS -> side and crop ratio -> what is seen of an image. Each also mirrored for 'ten', or with TEST.FLIP.
 CROPS = {
@@ -25,7 +25,7 @@ CROPS = {
 
 
 @dataclass(frozen=True)
-class Looks:
+class TTAViews:
     """What a model is shown of each image: the plain view first, then the others, each mirrored as well or not."""
 
     plain: ResizeCenterCrop
@@ -37,7 +37,7 @@ class Looks:
         return (self.counts_plain + len(self.others)) * (1 + self.flip)
 
 
-def looks_of(cfg: CfgNode) -> Looks:
+def tta_views(cfg: CfgNode) -> TTAViews:
     """Return what TEST says."""
     test, plain = cfg.TEST, plain_view(cfg)
     if not test.SCALES:
@@ -48,10 +48,10 @@ def looks_of(cfg: CfgNode) -> Looks:
         for view in CROPS[test.CROPS](max(8, round(plain.size * scale)), cfg.INPUT.CROP_RATIO)
     ]
     others = [view for view in views if view != plain]
-    return Looks(plain, others, test.FLIP or test.CROPS == 'ten', counts_plain=plain in views)
+    return TTAViews(plain, others, test.FLIP or test.CROPS == 'ten', counts_plain=plain in views)
 
 
-def load_members(trained: Trained) -> list[Trained]:
+def load_members(trained: LoadedModel) -> list[LoadedModel]:
     """Return the models that predict together: RESUME_MODEL's, and those of TEST.ENSEMBLE.
 
     Raises:
@@ -60,7 +60,7 @@ def load_members(trained: Trained) -> list[Trained]:
     paths = [path.strip() for path in trained.cfg.TEST.ENSEMBLE.split(',') if path.strip()]
     members = [trained]
     for path in paths:
-        other = load_trained(_config_of(path, trained), trained.group)
+        other = load_model(_config_of(path, trained), trained.group)
         if other.class_names != trained.class_names:
             raise UserError(
                 f'TEST.ENSEMBLE {path}: its {len(other.class_names)} classes are not the {len(trained.class_names)} of '
@@ -70,7 +70,7 @@ def load_members(trained: Trained) -> list[Trained]:
     return members
 
 
-def build_members(trained: Sequence[Trained], split: Split, *, compares: bool) -> list[Member]:
+def build_members(trained: Sequence[LoadedModel], split: Split, *, compares: bool) -> list[EnsembleMember]:
     """Return the models with what shows them a split.
 
     Args:
@@ -83,13 +83,13 @@ def build_members(trained: Sequence[Trained], split: Split, *, compares: bool) -
     first.check_classes(split)
     members = []
     for place, member in enumerate(trained):
-        looks = looks_of(member.cfg)
+        looks = tta_views(member.cfg)
         for size in sorted({view.size for view in looks.others} - {looks.plain.size}):
             measure_width(member.model.backbone, member.cfg.MODEL.BACKBONE, size, 'TEST.SCALES')
         shows_plain = looks.counts_plain or (compares and place == 0)
         views = [looks.plain, *looks.others] if shows_plain else looks.others
         loader = build_eval_loader(member.cfg, split, member.device, member.group, views)
-        members.append(Member(member.model, loader, looks.flip, looks.counts_plain or not shows_plain))
+        members.append(EnsembleMember(member.model, loader, looks.flip, looks.counts_plain or not shows_plain))
     return members
 
 
@@ -115,7 +115,7 @@ def given_weights(text: str, num_members: int) -> list[float] | None:
     return (weights / weights.sum()).tolist()
 
 
-def _config_of(path: str, trained: Trained) -> CfgNode:
+def _config_of(path: str, trained: LoadedModel) -> CfgNode:
     """Return the config of another checkpoint, with what of this run is not the model's."""
     cfg = trained.cfg
     test = {name: value for name, value in cfg.TEST.items() if name not in ('ENSEMBLE', 'BATCH_SIZE')}

@@ -10,10 +10,10 @@ import torch
 from lib.builders.data import has_test_split, open_test_split, open_valid_split
 from lib.builders.loader import plain_view
 from lib.builders.split import Split
-from lib.commands.loaded_model import Trained
+from lib.commands.loaded_model import LoadedModel
 from lib.config.yaml_text import as_text
 from lib.dataset.normalize import Normalize
-from lib.dataset.reader import BatchReader, Request
+from lib.dataset.reader import BatchReader, BatchRequest
 from lib.errors import UserError
 from lib.export.formats import (
     TOLERANCE,
@@ -50,7 +50,7 @@ FORMATS = {
 }
 
 
-def export(trained: Trained) -> tuple[Path, list[str]]:
+def export(trained: LoadedModel) -> tuple[Path, list[str]]:
     """Write the file, once it has been checked; return its path, and what to say.
 
     Raises:
@@ -83,7 +83,7 @@ def export(trained: Trained) -> tuple[Path, list[str]]:
     return path, [*said, f'wrote {path} ({size / 1e6:.1f} MB)']
 
 
-def preprocessing_of(trained: Trained) -> Preprocessing:
+def preprocessing_of(trained: LoadedModel) -> Preprocessing:
     """Return how a model is shown an image, as EXPORT.PREPROCESSING wants it shared out."""
     inputs, view = trained.cfg.INPUT, plain_view(trained.cfg)
     bgr = trained.cfg.DATASET.COLOR_SPACE == 'BGR'
@@ -92,7 +92,7 @@ def preprocessing_of(trained: Trained) -> Preprocessing:
 
 
 def _checked(
-    trained: Trained, path: Path, run: Callable[[Path], Run], preprocessing: Preprocessing, metadata: dict[str, str]
+    trained: LoadedModel, path: Path, run: Callable[[Path], Run], preprocessing: Preprocessing, metadata: dict[str, str]
 ) -> str:
     """Write a file and hold it to PyTorch's numbers; return a line that says how close it comes."""
     model = trained.model.to('cpu', memory_format=torch.contiguous_format)
@@ -113,12 +113,12 @@ def _checked(
     return f'checked on {source}, batches of {", ".join(str(len(batch)) for batch in batches)}: within {difference:.1e}'
 
 
-def _images(trained: Trained) -> tuple[torch.Tensor, str]:
+def _images(trained: LoadedModel) -> tuple[torch.Tensor, str]:
     """Return uint8 images (n, size, size, 3) as the model sees them, of a split that is at hand; else noise."""
     view, wanted = plain_view(trained.cfg), max(_CHECKED)
     for split in _splits(trained):
         rows = np.linspace(0, len(split) - 1, min(wanted, len(split))).astype(int)
-        filled = BatchReader(split.images, split.labels, view, trained.cfg.SEED)[Request(0, 0, rows)]
+        filled = BatchReader(split.images, split.labels, view, trained.cfg.SEED)[BatchRequest(0, 0, rows)]
         if not isinstance(filled, UserError) and filled.readable.any():
             return filled.pixels[torch.from_numpy(filled.readable)], f'images of {split.source}'
     LOGGER.warning('no valid or test image is at hand, so the file is checked on noise')
@@ -126,7 +126,7 @@ def _images(trained: Trained) -> tuple[torch.Tensor, str]:
     return torch.randint(256, (wanted, view.size, view.size, 3), dtype=torch.uint8, generator=generator), 'noise'
 
 
-def _splits(trained: Trained) -> list[Split]:
+def _splits(trained: LoadedModel) -> list[Split]:
     found = []
     try:
         found.append(open_valid_split(trained.cfg))

@@ -7,8 +7,8 @@ import numpy as np
 
 from lib.builders.loader import build_eval_loader
 from lib.builders.split import Split
-from lib.commands.cache_key import input_identity, split_identity, weights_digest
-from lib.commands.loaded_model import Trained
+from lib.commands.cache_key import input_key, split_key, weights_fingerprint
+from lib.commands.loaded_model import LoadedModel
 from lib.errors import UserError
 from lib.inference.features import Features, fill_features
 from lib.runtime.column_store import ColumnStore, open_or_create
@@ -17,7 +17,7 @@ from lib.runtime.log import LOGGER
 FOLDER = 'features'
 
 
-def split_features(trained: Trained, split: Split, label: str, *, has_its_classes: bool = True) -> Features:
+def split_features(trained: LoadedModel, split: Split, label: str, *, has_its_classes: bool = True) -> Features:
     """Return the features of a split, by one pass over its images or from RUN_FOLDER/features, where it leaves them.
 
     What the cache is of (weights of the backbone, images, input) is checked; of one checkpoint and split there is one.
@@ -51,15 +51,15 @@ def split_features(trained: Trained, split: Split, label: str, *, has_its_classe
     return Features(store.columns['features'], split.labels.astype(np.int64), store.columns['readable'], store.notes())
 
 
-def _make(folder: Path, trained: Trained, split: Split, about: dict[str, Any]) -> None:
+def _make(folder: Path, trained: LoadedModel, split: Split, about: dict[str, Any]) -> None:
     width = trained.model.backbone.num_features
     open_or_create(folder, len(split), {'features': (np.float32, (width,)), 'readable': (bool, ())}, about)
 
 
-def _about(trained: Trained, split: Split) -> dict[str, Any]:
+def _about(trained: LoadedModel, split: Split) -> dict[str, Any]:
     """Return what features depend on."""
-    backbone = weights_digest(trained.checkpoint.state_dict, 'backbone.')
-    return {'backbone': backbone, **split_identity(split), **input_identity(trained)}
+    backbone = weights_fingerprint(trained.checkpoint.state_dict, 'backbone.')
+    return {'backbone': backbone, **split_key(split), **input_key(trained)}
 
 
 def _size(count: int) -> str:

@@ -10,19 +10,19 @@ from yacs.config import CfgNode
 from lib.builders.data import open_training_data, open_valid_split
 from lib.builders.split import Split, some_of
 from lib.commands.features import split_features
-from lib.commands.loaded_model import Trained
+from lib.commands.loaded_model import LoadedModel
 from lib.commands.posthoc_methods import METHODS, Outcome, Problem
 from lib.commands.tau_norm import check_free, linear_classifier, write_rebalanced
 from lib.errors import UserError
 from lib.metrics.confidence import reliability
 from lib.metrics.intervals import accuracy_interval
-from lib.posthoc.linear_head import Head, head_answers
+from lib.posthoc.linear_head import LinearHead, head_predictions
 from lib.report.describe import describe_posthoc
 from lib.runtime.files import write_json
 from lib.runtime.log import LOGGER
 
 
-def run_posthoc(trained: Trained) -> tuple[list[str], list[Path]]:
+def run_posthoc(trained: LoadedModel) -> tuple[list[str], list[Path]]:
     """Fit and measure POSTHOC.METHODS, write posthoc.json and what POSTHOC.SAVE asks for; return lines and files.
 
     Raises:
@@ -38,7 +38,7 @@ def run_posthoc(trained: Trained) -> tuple[list[str], list[Path]]:
         names = list(dict.fromkeys([*names, options.SAVE]))
     problem = _problem(trained, names)
     rows = np.flatnonzero(problem.valid.labels >= 0)
-    before = head_answers(problem.head, problem.valid, rows)
+    before = head_predictions(problem.head, problem.valid, rows)
     outcomes = {'before': Outcome(before.right, before, {}, None, '')}
     for name in names:
         outcomes[name] = METHODS[name](problem)
@@ -60,7 +60,7 @@ def _why_not(name: str) -> str:
     return 'the untouched classifier was not beaten'
 
 
-def _problem(trained: Trained, names: Sequence[str]) -> Problem:
+def _problem(trained: LoadedModel, names: Sequence[str]) -> Problem:
     options = trained.cfg.POSTHOC
     valid_split = open_valid_split(trained.cfg)
     if not (valid_split.labels >= 0).any():
@@ -70,7 +70,7 @@ def _problem(trained: Trained, names: Sequence[str]) -> Problem:
     if options.FIT_SPLIT == 'train' or {'ncm', 'cosine'} & set(names):
         train = split_features(trained, _holdout(trained.cfg), 'train_part')
     return Problem(
-        Head(*linear_classifier(trained)),
+        LinearHead(*linear_classifier(trained)),
         valid,
         train if options.FIT_SPLIT == 'train' else None,
         train,

@@ -10,9 +10,9 @@ import numpy as np
 
 from lib.builders.data import open_valid_split
 from lib.builders.split import Split
-from lib.commands.cache_key import input_identity, split_identity, weights_digest
-from lib.commands.ensemble import build_members, given_weights, load_members, looks_of
-from lib.commands.loaded_model import Trained
+from lib.commands.cache_key import input_key, split_key, weights_fingerprint
+from lib.commands.ensemble import build_members, given_weights, load_members, tta_views
+from lib.commands.loaded_model import LoadedModel
 from lib.commands.predict_inputs import open_test_images, products_of
 from lib.errors import UserError
 from lib.inference.ensemble import mixture_weights
@@ -23,10 +23,10 @@ from lib.inference.prediction_files import (
     write_products,
     write_top,
 )
-from lib.inference.sinks import fill_predictions, prediction_columns, stored_answers
-from lib.metrics.class_report import metrics_of
+from lib.inference.sinks import fill_predictions, prediction_columns, stored_predictions
+from lib.metrics.class_report import detailed_metrics
 from lib.metrics.confidence import Threshold, choose_threshold, risk_coverage
-from lib.metrics.predictions import Answers, accuracy_metrics, answer_metrics
+from lib.metrics.predictions import Predictions, accuracy_metrics, answer_metrics
 from lib.report.charts import plot_risk_coverage
 from lib.runtime.column_store import ColumnStore, open_or_create
 from lib.runtime.files import write_json
@@ -55,7 +55,7 @@ class Predictor:
         weights: of the models, of sum 1.
     """
 
-    trained: Sequence[Trained]
+    trained: Sequence[LoadedModel]
     weights: Sequence[float]
 
     def fill(
@@ -91,17 +91,17 @@ class Predictor:
     def _about(self, split: Split, members: Sequence) -> dict[str, Any]:
         test = self.trained[0].cfg.TEST
         return {
-            'models': [weights_digest(one.checkpoint.state_dict) for one in self.trained],
-            'inputs': [input_identity(one) for one in self.trained],
-            'views': [repr(looks_of(one.cfg)) for one in self.trained],
+            'models': [weights_fingerprint(one.checkpoint.state_dict) for one in self.trained],
+            'inputs': [input_key(one) for one in self.trained],
+            'views': [repr(tta_views(one.cfg)) for one in self.trained],
             'batch_size': members[0].loader.batch_size,
             'weights': list(self.weights),
             'average': test.AVERAGE,
-            **split_identity(split),
+            **split_key(split),
         }
 
 
-def predict(trained: Trained) -> Predicted:
+def predict(trained: LoadedModel) -> Predicted:
     """Predict TEST.IMAGES or the test split; the main rank writes STEM.csv and what the options ask for.
 
     Raises:
@@ -111,7 +111,7 @@ def predict(trained: Trained) -> Predicted:
     with group.main_first():
         split = open_test_images(trained.cfg, trained.class_names, group)
     predictor = _predictor(trained, split)
-    looks = looks_of(trained.cfg)
+    looks = tta_views(trained.cfg)
     compares = bool((split.labels >= 0).any()) and (len(predictor.trained) > 1 or len(looks) > 1 or bool(looks.others))
     threshold = _threshold(predictor) if test.ABSTAIN_ERROR else None
     store = predictor.fill(split, 'test', compares=compares, keeps_more=True)
@@ -124,12 +124,12 @@ def predict(trained: Trained) -> Predicted:
     return found
 
 
-def _partial(trained: Trained, name: str) -> Path:
+def _partial(trained: LoadedModel, name: str) -> Path:
     """Return the folder of predictions under way."""
     return trained.stem.with_name(f'{trained.stem.name}_{name}.partial')
 
 
-def _predictor(trained: Trained, split: Split) -> Predictor:
+def _predictor(trained: LoadedModel, split: Split) -> Predictor:
     members = load_members(trained)
     test = trained.cfg.TEST
     weights = given_weights(test.ENSEMBLE_WEIGHTS, len(members))
@@ -146,7 +146,7 @@ def _predictor(trained: Trained, split: Split) -> Predictor:
     return Predictor(members, weights)
 
 
-def _fitted_weights(members: Sequence[Trained], split: Split) -> list[float]:
+def _fitted_weights(members: Sequence[LoadedModel], split: Split) -> list[float]:
     valid = open_valid_split(members[0].cfg)
     if valid.digest() == split.digest():
         LOGGER.warning(
@@ -163,7 +163,7 @@ def _threshold(predictor: Predictor) -> Threshold:
     wanted = first.cfg.TEST.ABSTAIN_ERROR
     valid = open_valid_split(first.cfg)
     store = predictor.fill(valid, 'threshold')
-    answers = stored_answers(store, valid.labels).labelled()
+    answers = stored_predictions(store, valid.labels).labelled()
     curve = risk_coverage(answers.confidence, answers.right)
     threshold = choose_threshold(curve, wanted)
     if first.group.is_main:
@@ -200,7 +200,7 @@ def _write(predictor: Predictor, split: Split, store: ColumnStore, threshold: Th
     if threshold:
         write_answered(file('_answered.csv'), split.names, best[:, 0], probabilities[:, 0], threshold.value)
         files += [stem.with_name(f'{stem.name}_risk_coverage.{ending}') for ending in ('json', 'png')]
-    answers = stored_answers(store, split.labels).labelled()
+    answers = stored_predictions(store, split.labels).labelled()
     metrics = trained.known(answer_metrics(answers, trained.train_counts))
     plain: dict[str, float] = {}
     if 'plain' in columns:
@@ -209,13 +209,13 @@ def _write(predictor: Predictor, split: Split, store: ColumnStore, threshold: Th
     if metrics:
         content: dict[str, Any] = {'split': split.source, 'num_images': len(split), **metrics}
         if trained.checkpoint.training_set:
-            content |= metrics_of(answers, trained.train_counts, parents=trained.class_parents or None)
+            content |= detailed_metrics(answers, trained.train_counts, parents=trained.class_parents or None)
         write_json(file('_metrics.json'), content | ({'plain': plain} if plain else {}))
     _write_bad(trained, split, store)
     return Predicted(metrics, plain, _lines(trained, split, store, threshold, answers), files)
 
 
-def _write_bad(trained: Trained, split: Split, store: ColumnStore) -> None:
+def _write_bad(trained: LoadedModel, split: Split, store: ColumnStore) -> None:
     bad = store.notes()
     write_bad_images(trained.folder, 'test', {split.names[row].as_py(): reason for row, reason in bad})
     if bad:
@@ -226,7 +226,7 @@ def _write_bad(trained: Trained, split: Split, store: ColumnStore) -> None:
 
 
 def _lines(
-    trained: Trained, split: Split, store: ColumnStore, threshold: Threshold | None, answers: Answers
+    trained: LoadedModel, split: Split, store: ColumnStore, threshold: Threshold | None, answers: Predictions
 ) -> list[str]:
     lines = []
     if len(split) <= _SAID:

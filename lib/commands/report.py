@@ -1,4 +1,4 @@
-"""What the report shows of a run."""
+"""The reports of a run, of a trained model and of a re-balanced one: collect their data and write the page."""
 
 import json
 import shlex
@@ -27,30 +27,31 @@ from lib.trainer.run_folder import RunFolder
 
 
 def training_report(training: Training) -> Path:
-    """Evaluate the best model once more; the main rank draws its pictures and writes the run's report.html."""
+    """Evaluate the best model again; the main rank draws the charts and writes the run's report.html."""
     folder, page = training.folder, training.folder.path / 'report.html'
-    training.group.barrier()  # for the main rank to have written the best model
+    training.group.barrier()  # until the main rank has written the best model
     best = _best(folder, training)
     history = folder.history()
     predictions = predictions_from_classes(*np.zeros((2, 0), np.int64))
     if training.data.valid:
         classes = held_classes(training.cfg, best.num_classes, training.group)
-        answers = training.evaluate(model_of(best, training.cfg, training.device, classes=classes)).answers
+        predictions = training.evaluate(model_of(best, training.cfg, training.device, classes=classes)).answers
     if not training.group.is_main:
         return page
-    known = training.plan.training_set
+    training_set = training.plan.training_set
     plot_curves(folder.path / 'curves.png', history)
-    if len(answers):
-        plot_error_by_count(folder.path / 'error_by_count.png', known.class_counts, answers.labels, answers.predicted)
+    if len(predictions):
+        path, counts = folder.path / 'error_by_count.png', training_set.class_counts
+        plot_error_by_count(path, counts, predictions.labels, predictions.predicted)
     data = ReportData(
         title=training.cfg.NAME,
         command=_command(),
         history=history,
         summary=_summary(history, best),
         class_names=class_names(best),
-        class_parents=known.class_parents,
-        train_counts=known.class_counts,
-        predictions=answers,
+        class_parents=training_set.class_parents,
+        train_counts=training_set.class_counts,
+        predictions=predictions,
         open_image=training.data.valid.images.load if training.data.valid else None,
         tau=_tau_of(training),
         config_text=as_text(training.cfg),
@@ -60,25 +61,25 @@ def training_report(training: Training) -> Path:
 
 
 def trained_report(trained: LoadedModel) -> Path:
-    """Measure a trained model on the valid split and write its report beside the checkpoint.
+    """Evaluate a trained model on the valid split and write its report beside the checkpoint.
 
-    That of best_model.pth is report.html, that of another one STEM_report.html.
+    The report of best_model.pth is report.html, that of another checkpoint STEM_report.html.
 
     Raises:
-        UserError: no labelled valid split, or one of other classes.
+        UserError: there is no labeled valid split, or it has other classes than the model.
     """
     valid = open_valid_split(trained.cfg)
-    answers = classify_features(trained.model, split_features(trained, valid, 'valid'))
+    predictions = classify_features(trained.model, split_features(trained, valid, 'valid'))
     stem, folder = trained.checkpoint.path.stem, trained.checkpoint.path.parent
     page = trained.folder / ('report.html' if stem == 'best_model' else f'{stem}_report.html')
-    tau = _read_tau(folder / 'tau.json')  # there when the model is a re-balanced one
+    tau = _read_tau(folder / 'tau.json')  # exists if the model is re-balanced
     summary = _summary(RunFolder(folder, writes=False).history(), trained.checkpoint)
     data = _data_of(
         trained,
         valid,
         title=f'{trained.cfg.NAME}, re-balanced' if tau else trained.cfg.NAME,
-        summary={name: found for name, found in summary.items() if name == 'best'},
-        predictions=answers,
+        summary={name: metrics for name, metrics in summary.items() if name == 'best'},
+        predictions=predictions,
         tau=tau,
         is_rebalanced=bool(tau),
         environment_text=_environment_of(folder),
@@ -88,9 +89,9 @@ def trained_report(trained: LoadedModel) -> Path:
 
 
 def rebalanced_report(path: Path, trained: LoadedModel, valid: Split, before: np.ndarray, tau: dict[str, Any]) -> Path:
-    """Write the report of a re-balanced model: the run's curves, the tau curve, and errors before it.
+    """Write the report of a re-balanced model: training curves, tau curve, and errors before re-balancing.
 
-    `before`: (num_images,) class that the checkpoint predicts for each valid image.
+    `before`: (num_images,) class that the checkpoint predicts for each valid image before re-balancing.
     """
     data = _data_of(
         trained,
@@ -100,13 +101,13 @@ def rebalanced_report(path: Path, trained: LoadedModel, valid: Split, before: np
         predictions=predictions_from_classes(valid.labels, before),
         tau=tau,
         environment_text=_environment_of(path.parent),
-        notes=['Errors of classes and confused pairs are those of the checkpoint before re-balancing.'],
+        notes=['Per-class errors and confused pairs are those of the checkpoint before re-balancing.'],
     )
     return _write(path, data, trained.cfg)
 
 
 def _data_of(trained: LoadedModel, valid: Split, **parts: Any) -> ReportData:
-    """Return the report's data with what every trained model knows."""
+    """Return the report's data, with the fields that are the same for every trained model."""
     return ReportData(
         command=_command(),
         history=RunFolder(trained.checkpoint.path.parent, writes=False).history(),
@@ -129,7 +130,7 @@ def _environment_of(folder: Path) -> str:
 
 
 def _best(folder: RunFolder, training: Training) -> Checkpoint:
-    """Return best_model.pth; the newest where a fine-tuned run was continued before it had a best."""
+    """Read best_model.pth, or last.pth if a fine-tuned run was resumed before it had a best model."""
     for name in ('best_model.pth', 'last.pth'):
         if (folder.path / name).exists():
             return read_checkpoint(folder.path / name)
@@ -145,7 +146,7 @@ def _summary(history: list[dict[str, Any]], best: Checkpoint) -> dict[str, dict[
 
 
 def _tau_of(training: Training) -> dict[str, Any] | None:
-    """Return tau.json of this very run, if it was re-balanced after its best model was written."""
+    """Return tau.json of this run if it is newer than the run's best model."""
     file = Path(training.cfg.TAU_NORM.LOG_ROOT, training.cfg.NAME, 'tau.json')
     best = training.folder.path / 'best_model.pth'
     if not file.exists() or file.stat().st_mtime < best.stat().st_mtime:
@@ -159,7 +160,7 @@ def _read_tau(file: Path) -> dict[str, Any] | None:
     try:
         return json.loads(file.read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
-        LOGGER.warning('%s: cannot be read (%s), so the report has no tau curve', file, error)
+        LOGGER.warning('%s cannot be read (%s), so the report has no tau curve', file, error)
         return None
 
 

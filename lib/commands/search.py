@@ -11,11 +11,11 @@ import torch
 from lib.builders.data import open_test_split, open_training_data, open_valid_split
 from lib.builders.split import Split, without_quarantined
 from lib.commands.features import split_features
-from lib.commands.loaded_model import Trained
+from lib.commands.loaded_model import LoadedModel
 from lib.errors import UserError
-from lib.inference.neighbors import nearest, neighbour_blocks, vote
+from lib.inference.neighbors import nearest, neighbor_blocks, vote
 from lib.inference.retrieval import retrieval_metrics
-from lib.metrics.accuracy import ClassCounts, class_accuracy_metrics
+from lib.metrics.accuracy import ClassCounts, metrics_from_counts
 from lib.report.describe import describe_metrics, describe_retrieval
 from lib.runtime.files import replace_atomically
 
@@ -31,7 +31,7 @@ class _Images:
     names: pa.Array
 
 
-def search(trained: Trained) -> list[str]:
+def search(trained: LoadedModel) -> list[str]:
     """Measure the valid split against the gallery, write SEARCH.CSV if asked for, and return what to print.
 
     Raises:
@@ -75,7 +75,7 @@ def search(trained: Trained) -> list[str]:
     return lines
 
 
-def _splits(trained: Trained) -> tuple[Split, tuple[Split, np.ndarray] | None]:
+def _splits(trained: LoadedModel) -> tuple[Split, tuple[Split, np.ndarray] | None]:
     """Return the valid split, and with SEARCH.GALLERY train the training split with its rows that take part."""
     cfg = trained.cfg
     if cfg.SEARCH.GALLERY == 'valid':
@@ -88,7 +88,7 @@ def _splits(trained: Trained) -> tuple[Split, tuple[Split, np.ndarray] | None]:
     return valid, train
 
 
-def _gallery(trained: Trained, train: Split, rows: np.ndarray) -> _Images:
+def _gallery(trained: LoadedModel, train: Split, rows: np.ndarray) -> _Images:
     kept = split_features(trained, train, 'train')
     features, labels, readable = kept.values, kept.labels, kept.readable
     rows = rows[readable[rows]]
@@ -99,7 +99,7 @@ def _gallery(trained: Trained, train: Split, rows: np.ndarray) -> _Images:
 
 @torch.inference_mode()
 def _classifier_metrics(
-    trained: Trained, features: np.ndarray, labels: np.ndarray, readable: np.ndarray
+    trained: LoadedModel, features: np.ndarray, labels: np.ndarray, readable: np.ndarray
 ) -> dict[str, float]:
     device = trained.device.main
     counts = ClassCounts(trained.checkpoint.num_classes, device)
@@ -110,21 +110,21 @@ def _classifier_metrics(
     return trained.known(counts.metrics(trained.train_counts))
 
 
-def _metrics(trained: Trained, predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def _metrics(trained: LoadedModel, predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     num_classes = trained.checkpoint.num_classes
     total = np.bincount(labels, minlength=num_classes)
     right = np.bincount(labels[predicted == labels], minlength=num_classes)
-    return trained.known(class_accuracy_metrics(right, total, trained.train_counts))
+    return trained.known(metrics_from_counts(right, total, trained.train_counts))
 
 
-def _write_neighbours(trained: Trained, gallery: _Images, path: Path) -> None:
+def _write_neighbours(trained: LoadedModel, gallery: _Images, path: Path) -> None:
     """Write id, rank, neighbour, category_id, name and cosine or distance: K rows a test image that can be decoded."""
     options = trained.cfg.SEARCH
     value = {'cosine': 'cosine', 'euclidean': 'distance'}[options.METRIC]
     test = open_test_split(trained.cfg, trained.class_names)
     kept = split_features(trained, test, 'test')
     features, readable = kept.values, kept.readable
-    blocks = neighbour_blocks(
+    blocks = neighbor_blocks(
         features,
         gallery.features,
         options.K,
@@ -144,6 +144,6 @@ def _write_neighbours(trained: Trained, gallery: _Images, path: Path) -> None:
                     writer.writerow((image, rank, name, label, trained.class_names[label], f'{number:.6f}'))
 
 
-def _device(trained: Trained) -> torch.device:
+def _device(trained: LoadedModel) -> torch.device:
     """Return the device that searches: neither float64 nor sorting whole numbers is MPS's."""
     return torch.device('cpu') if trained.device.main.type == 'mps' else trained.device.main

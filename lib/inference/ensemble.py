@@ -15,7 +15,7 @@ _SETTLED = 1e-9
 
 
 @dataclass(frozen=True)
-class Member:
+class EnsembleMember:
     """A model with what shows it the images.
 
     Attributes:
@@ -31,7 +31,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Combined:
+class EnsembleOutput:
     """What members say of a batch, together.
 
     Attributes:
@@ -48,8 +48,8 @@ class Combined:
 
 
 def combine(
-    members: Sequence[Member], batches: Sequence[Sequence[Batch]], weights: Sequence[float], average: str
-) -> Combined:
+    members: Sequence[EnsembleMember], batches: Sequence[Sequence[Batch]], weights: Sequence[float], average: str
+) -> EnsembleOutput:
     """Look at a batch with all members.
 
     Args:
@@ -60,7 +60,7 @@ def combine(
     looks = [_look(member, views, average) for member, views in zip(members, batches, strict=True)]
     of_members = [logits for logits, _, _ in looks]
     logits = of_members[0] if len(members) == 1 else mean_logits(of_members, average, weights)
-    return Combined(logits, plain=looks[0][1], features=looks[0][2], of_members=of_members)
+    return EnsembleOutput(logits, plain=looks[0][1], features=looks[0][2], of_members=of_members)
 
 
 def mean_logits(parts: Sequence[torch.Tensor], average: str, weights: Sequence[float] | None = None) -> torch.Tensor:
@@ -79,7 +79,9 @@ def mean_logits(parts: Sequence[torch.Tensor], average: str, weights: Sequence[f
     return total.clamp_min_(torch.finfo(total.dtype).tiny).log_()
 
 
-def _look(member: Member, views: Sequence[Batch], average: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _look(
+    member: EnsembleMember, views: Sequence[Batch], average: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return a member's logits, those of its plain view, and the mean of its features."""
     seen = [
         image for view in views for image in ([view.images, view.images.flip(-1)] if member.flip else [view.images])

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from lib.dataset.loader import EvalLoader
-from lib.metrics.predictions import Answers, answers_of, join_answers
+from lib.metrics.predictions import Predictions, join_predictions, predictions_from_logits
 from lib.model import Recognizer
 from lib.runtime.column_store import ColumnStore
 from lib.runtime.log import progress_bar
@@ -62,7 +62,7 @@ def fill_features(model: Recognizer, loader: EvalLoader, store: ColumnStore, *, 
     """
     was_training = model.training
     model.eval()
-    parts = [rows for rows in loader.parts() if not store.done[rows].all()]
+    parts = [rows for rows in loader.batch_slices() if not store.done[rows].all()]
     done = len(loader) - len(parts)
     for batch in progress_bar(loader.batches(parts), total=len(loader), label=label, start=done):
         features = model.features(batch.images).where(batch.readable[:, None], 0.0)
@@ -73,20 +73,20 @@ def fill_features(model: Recognizer, loader: EvalLoader, store: ColumnStore, *, 
     model.train(was_training)
 
 
-def batch_of(num_classes: int, num_images: int = 2**31) -> int:
+def logit_batch_size(num_classes: int, num_images: int = 2**31) -> int:
     """Return how many images' logits are made at once, so that their memory is bounded."""
     return max(1, min(num_images, 512, _LOGITS_AT_ONCE // num_classes))
 
 
 @torch.inference_mode()
-def answers_from(model: Recognizer, features: Features) -> Answers:
+def classify_features(model: Recognizer, features: Features) -> Predictions:
     """Return what a model's classifier answers to features, without keeping logits."""
     was_training = model.training
     model.eval()
-    device, size = next(model.parameters()).device, batch_of(model.classifier.num_classes)
+    device, size = next(model.parameters()).device, logit_batch_size(model.classifier.num_classes)
     parts = [
-        answers_of(model.classify(values), labels, readable)
+        predictions_from_logits(model.classify(values), labels, readable)
         for values, labels, readable in features.batches(size, device)
     ]
     model.train(was_training)
-    return join_answers(parts)
+    return join_predictions(parts)

@@ -18,7 +18,7 @@ _LOW = (1 << 32) - 1  # the lower half of a key, where the row is
 CPU = torch.device('cpu')
 
 
-class Neighbours(NamedTuple):
+class Neighbors(NamedTuple):
     """Of each query, the nearest first.
 
     Attributes:
@@ -38,15 +38,15 @@ def nearest(
     metric: str = 'cosine',
     same: bool = False,
     device: torch.device = CPU,
-) -> Neighbours:
+) -> Neighbors:
     """Return the k nearest rows of the gallery to each query; fewer where there are fewer. As `neighbour_blocks`."""
-    found = [part for _, part in neighbour_blocks(queries, gallery, k, metric=metric, same=same, device=device)]
+    found = [part for _, part in neighbor_blocks(queries, gallery, k, metric=metric, same=same, device=device)]
     if not found:
-        return Neighbours(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
-    return Neighbours(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+        return Neighbors(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
+    return Neighbors(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
-def neighbour_blocks(
+def neighbor_blocks(
     queries: np.ndarray,
     gallery: np.ndarray,
     k: int,
@@ -56,7 +56,7 @@ def neighbour_blocks(
     rows: np.ndarray | None = None,
     device: torch.device = CPU,
     megabytes: int = 256,
-) -> Iterator[tuple[np.ndarray, Neighbours]]:
+) -> Iterator[tuple[np.ndarray, Neighbors]]:
     """Yield (rows of queries, their neighbours) until all queries are done.
 
     Every query is compared with the whole gallery; nothing is approximated. Of rows at the same distance the smaller
@@ -88,7 +88,7 @@ def neighbour_blocks(
     for start in range(0, len(rows), query_block):
         some = rows[start : start + query_block]
         keys = _best_keys(_prepared(queries[some], metric, device), gallery, k, gallery_block, some if same else None)
-        yield some, _neighbours(keys, metric)
+        yield some, _neighbors(keys, metric)
 
 
 def _best_keys(
@@ -150,11 +150,11 @@ def _keys(scores: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32).add_(_LOW - rows)
 
 
-def _neighbours(keys: torch.Tensor, metric: str) -> Neighbours:
+def _neighbors(keys: torch.Tensor, metric: str) -> Neighbors:
     upper = (keys >> 32).int()
     scores = (upper ^ ((upper >> 31) & 0x7FFFFFFF)).view(torch.float32)
     values = scores if metric == 'cosine' else (-scores).sqrt()
-    return Neighbours((_LOW - (keys & _LOW)).cpu().numpy(), values.cpu().numpy())
+    return Neighbors((_LOW - (keys & _LOW)).cpu().numpy(), values.cpu().numpy())
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Votes:
 
 
 def vote(
-    found: Neighbours,
+    found: Neighbors,
     gallery_labels: np.ndarray,
     *,
     weights: str = 'majority',

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lib.inference.neighbors import CPU, neighbour_blocks
+from lib.inference.neighbors import CPU, neighbor_blocks
 
 RECALL_AT = (1, 5, 10)
 
@@ -61,7 +61,7 @@ def retrieval_metrics(
     sums, totals = np.zeros((len(names), len(counts))), np.zeros(len(counts), np.int64)
     for band in _bands(rows, num_relevant):
         k = max(int(num_relevant[band].max()), *recall_at)
-        for some, found in neighbour_blocks(queries, gallery, k, metric=metric, same=same, rows=band, device=device):
+        for some, found in neighbor_blocks(queries, gallery, k, metric=metric, same=same, rows=band, device=device):
             labels = query_labels[some]
             figures = _figures(gallery_labels[found.rows] == labels[:, None], num_relevant[some], recall_at)
             for number, values in enumerate(figures):

@@ -10,7 +10,7 @@ from lib.dataset.loader import Batch, EvalLoader
 from lib.distributed.gather import gather_rows, own_rows
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.metrics.accuracy import ClassCounts
-from lib.metrics.predictions import Answers, answers_of_scores, join_answers
+from lib.metrics.predictions import Predictions, answers_of_scores, join_predictions
 from lib.metrics.scores import Scores, scores_of, scores_of_parts
 from lib.model import Recognizer
 from lib.runtime.log import progress_bar
@@ -29,7 +29,7 @@ class Evaluation:
     """
 
     metrics: dict[str, float]
-    answers: Answers
+    answers: Predictions
     bad: list[tuple[int, str]] = field(default_factory=list)
 
     @property
@@ -96,7 +96,7 @@ def evaluate_sharded(
     found = _Found(classifier.num_classes, device)
     batches = iter(loader)
     for number in progress_bar(range(loader.max_batches), total=loader.max_batches, label=label):
-        batch, sizes = next(batches, None), loader.sizes(number)
+        batch, sizes = next(batches, None), loader.batch_sizes(number)
         features = torch.zeros(0, classifier.weight.shape[1], device=device)
         labels = torch.zeros(0, dtype=torch.int64, device=device)
         if batch is not None:
@@ -133,4 +133,6 @@ class _Found:
         scores = Scores(*(torch.cat(parts) for parts in zip(*self._scores, strict=True)))
         own = answers_of_scores(scores, torch.cat(self._labels), torch.cat(self._readable))
         bad = [found for part in group.all_gather_objects(self._bad) for found in part]
-        return Evaluation(self._counts.metrics(train_counts, group), join_answers(group.all_gather_objects(own)), bad)
+        return Evaluation(
+            self._counts.metrics(train_counts, group), join_predictions(group.all_gather_objects(own)), bad
+        )

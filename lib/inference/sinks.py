@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from lib.inference.ensemble import Combined, Member, combine
-from lib.metrics.predictions import Answers
+from lib.inference.ensemble import EnsembleMember, EnsembleOutput, combine
+from lib.metrics.predictions import Predictions
 from lib.metrics.scores import NUM_BEST
 from lib.runtime.column_store import ColumnStore
 from lib.runtime.log import progress_bar
@@ -42,7 +42,7 @@ def prediction_columns(
 
 @torch.inference_mode()
 def fill_predictions(
-    members: Sequence[Member], store: ColumnStore, weights: Sequence[float], average: str, *, label: str
+    members: Sequence[EnsembleMember], store: ColumnStore, weights: Sequence[float], average: str, *, label: str
 ) -> None:
     """Predict the images of this rank that are not in a store with columns of `prediction_columns` yet.
 
@@ -51,8 +51,8 @@ def fill_predictions(
     for member in members:
         member.model.eval()
     loader = members[0].loader
-    parts = [rows for rows in loader.parts() if not store.done[rows].all()]
-    looks = zip(*(member.loader.looks(parts) for member in members), strict=True)
+    parts = [rows for rows in loader.batch_slices() if not store.done[rows].all()]
+    looks = zip(*(member.loader.views(parts) for member in members), strict=True)
     for rows, views in progress_bar(
         zip(parts, looks, strict=True), total=len(loader), label=label, start=len(loader) - len(parts)
     ):
@@ -64,16 +64,16 @@ def fill_predictions(
     store.flush()
 
 
-def stored_answers(store: ColumnStore, labels: np.ndarray) -> Answers:
+def stored_predictions(store: ColumnStore, labels: np.ndarray) -> Predictions:
     """Return what a complete store answers, with labels (n,), -1 where unknown."""
     columns = store.columns
     best = np.asarray(columns['best'][:, :NUM_BEST]).astype(np.int64)
     confidence, losses = np.asarray(columns['probabilities'][:, 0]), np.asarray(columns['losses'])
-    return Answers(labels.astype(np.int64), best, confidence, losses)
+    return Predictions(labels.astype(np.int64), best, confidence, losses)
 
 
 def _values(
-    columns: Mapping[str, np.ndarray], found: Combined, labels: torch.Tensor, readable: torch.Tensor
+    columns: Mapping[str, np.ndarray], found: EnsembleOutput, labels: torch.Tensor, readable: torch.Tensor
 ) -> dict[str, np.ndarray]:
     logits, num_best = found.logits, columns['best'].shape[1]
     sums, (values, best) = logits.logsumexp(dim=1), logits.topk(num_best, dim=1)

@@ -20,7 +20,7 @@ def shot_groups(train_counts: np.ndarray) -> dict[str, np.ndarray]:
     return {'many': many, 'medium': ~many & ~few, 'few': few}
 
 
-def class_accuracy_metrics(right: np.ndarray, total: np.ndarray, train_counts: np.ndarray) -> dict[str, float]:
+def metrics_from_counts(right: np.ndarray, total: np.ndarray, train_counts: np.ndarray) -> dict[str, float]:
     """Return the figures that follow from right answers a class.
 
     Args:
@@ -96,7 +96,7 @@ class ClassCounts:
         return {
             **({'loss': loss / images} if images else {}),
             'top5': int(right5.sum()) / int(total.sum()),
-            **class_accuracy_metrics(right, total, train_counts),
+            **metrics_from_counts(right, total, train_counts),
         }
 
     def counts(self, group: ProcessGroup = SINGLE_PROCESS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from lib.metrics.accuracy import class_accuracy_metrics, shot_groups
+from lib.metrics.accuracy import metrics_from_counts, shot_groups
 from lib.metrics.confidence import reliability
 from lib.metrics.confusion import most_confused, tree_metrics
 from lib.metrics.intervals import NUM_DRAWS, accuracy_interval
-from lib.metrics.predictions import Answers
+from lib.metrics.predictions import Predictions
 
 NUM_HEAD_TAIL_BINS, NUM_CONFUSIONS = 20, 20
 
@@ -38,7 +38,7 @@ class ClassTable:
     num_mistaken: np.ndarray
 
 
-def class_table(answers: Answers, num_classes: int) -> ClassTable:
+def class_table(answers: Predictions, num_classes: int) -> ClassTable:
     """Return what the answers say of each class; images labelled -1 do not count.
 
     Raises:
@@ -62,8 +62,8 @@ def class_table(answers: Answers, num_classes: int) -> ClassTable:
     )
 
 
-def metrics_of(
-    answers: Answers,
+def detailed_metrics(
+    answers: Predictions,
     train_counts: np.ndarray,
     *,
     parents: Sequence[Sequence[str]] | None = None,
@@ -105,7 +105,7 @@ def metrics_of(
         'images': len(answers),
         'unreadable': int((answers.predicted < 0).sum()),
         'classes': int((table.images > 0).sum()),
-        **class_accuracy_metrics(table.right, table.images, train_counts),
+        **metrics_from_counts(table.right, table.images, train_counts),
         **_top5(answers),
         'interval': _intervals(table, train_counts, num_draws, seed),
         **_macro(table),
@@ -117,7 +117,7 @@ def metrics_of(
     }
 
 
-def _checked(answers: Answers, num_classes: int) -> Answers:
+def _checked(answers: Predictions, num_classes: int) -> Predictions:
     largest = max(answers.labels.max(initial=-1), answers.predicted.max(initial=-1))
     if largest >= num_classes:
         raise ValueError(f'answers name class {largest}, but there are {num_classes} classes')
@@ -152,7 +152,7 @@ def _intervals(table: ClassTable, train_counts: np.ndarray, num_draws: int, seed
     return intervals
 
 
-def _top5(answers: Answers) -> dict[str, float]:
+def _top5(answers: Predictions) -> dict[str, float]:
     if np.isnan(answers.confidence).all():  # predictions alone
         return {}
     return {'top5': int((answers.best == answers.labels[:, None]).any(axis=1).sum()) / len(answers)}
@@ -170,7 +170,7 @@ def _macro(table: ClassTable) -> dict[str, float]:
     }
 
 
-def _losses(answers: Answers, num_classes: int) -> dict[str, float]:
+def _losses(answers: Predictions, num_classes: int) -> dict[str, float]:
     known = ~np.isnan(answers.losses)
     if not known.any():
         return {}
@@ -180,7 +180,7 @@ def _losses(answers: Answers, num_classes: int) -> dict[str, float]:
     return {'loss': float(losses.mean()), 'balanced_loss': float(means[images > 0].mean())}
 
 
-def _calibration(answers: Answers, train_counts: np.ndarray) -> dict[str, Any]:
+def _calibration(answers: Predictions, train_counts: np.ndarray) -> dict[str, Any]:
     readable = (answers.predicted >= 0) & ~np.isnan(answers.confidence)
     members = {'all': readable}
     members |= {name: readable & group[answers.labels] for name, group in shot_groups(train_counts).items()}
@@ -204,7 +204,7 @@ def _head_tail(table: ClassTable, train_counts: np.ndarray) -> list[dict[str, An
     ]
 
 
-def _confusions(answers: Answers) -> list[dict[str, Any]]:
+def _confusions(answers: Predictions) -> list[dict[str, Any]]:
     return [
         {
             'label': pair.label,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lib.metrics.intervals import NUM_DRAWS, difference_interval
-from lib.metrics.predictions import Answers
+from lib.metrics.predictions import Predictions
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Comparison:
 
 
 def compare(
-    first: Answers, second: Answers, num_classes: int, *, num_draws: int = NUM_DRAWS, seed: int = 0
+    first: Predictions, second: Predictions, num_classes: int, *, num_draws: int = NUM_DRAWS, seed: int = 0
 ) -> Comparison:
     """Compare two models' answers to the same images; those labelled -1 do not count.
 

@@ -6,12 +6,12 @@ from typing import Self
 import numpy as np
 import torch
 
-from lib.metrics.accuracy import class_accuracy_metrics
+from lib.metrics.accuracy import metrics_from_counts
 from lib.metrics.scores import Scores, scores_of
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """A model's answers, a row an image, in input order.
 
     Attributes:
@@ -54,10 +54,10 @@ def accuracy_metrics(predicted: np.ndarray, labels: np.ndarray, train_counts: np
     """Return top1, mean_class_error, many, medium, few of predictions (n,); images labelled -1 do not count."""
     num_classes, known = len(train_counts), labels >= 0
     right, total = (np.bincount(labels[rows], minlength=num_classes) for rows in ((labels == predicted) & known, known))
-    return class_accuracy_metrics(right, total, train_counts)
+    return metrics_from_counts(right, total, train_counts)
 
 
-def answer_metrics(answers: Answers, train_counts: np.ndarray) -> dict[str, float]:
+def answer_metrics(answers: Predictions, train_counts: np.ndarray) -> dict[str, float]:
     """Return loss (over readable images), top1, top5, mean_class_error, many, medium, few; nothing without labels."""
     answers = answers.labelled()
     if not len(answers):
@@ -70,7 +70,7 @@ def answer_metrics(answers: Answers, train_counts: np.ndarray) -> dict[str, floa
     }
 
 
-def answers_of(logits: torch.Tensor, labels: torch.Tensor, readable: torch.Tensor) -> Answers:
+def predictions_from_logits(logits: torch.Tensor, labels: torch.Tensor, readable: torch.Tensor) -> Predictions:
     """Return the answers that a batch's logits give.
 
     Args:
@@ -81,9 +81,9 @@ def answers_of(logits: torch.Tensor, labels: torch.Tensor, readable: torch.Tenso
     return answers_of_scores(scores_of(logits, labels), labels, readable)
 
 
-def answers_of_scores(scores: Scores, labels: torch.Tensor, readable: torch.Tensor) -> Answers:
+def answers_of_scores(scores: Scores, labels: torch.Tensor, readable: torch.Tensor) -> Predictions:
     """Return the answers that the scores of images give; labels and readable as in answers_of."""
-    return Answers(
+    return Predictions(
         labels.cpu().numpy(),
         scores.best.where(readable[:, None], -1).cpu().numpy(),
         scores.confidence.where(readable, 0.0).cpu().numpy(),
@@ -91,15 +91,15 @@ def answers_of_scores(scores: Scores, labels: torch.Tensor, readable: torch.Tens
     )
 
 
-def predictions_alone(labels: np.ndarray, predicted: np.ndarray) -> Answers:
+def predictions_from_classes(labels: np.ndarray, predicted: np.ndarray) -> Predictions:
     """Return answers of which nothing but the best class is known: labels and predicted, (n,) integers, -1 as ever."""
     unknown = np.full(len(labels), np.nan, np.float32)
-    return Answers(np.asarray(labels, np.int64), np.asarray(predicted, np.int64)[:, None], unknown, unknown)
+    return Predictions(np.asarray(labels, np.int64), np.asarray(predicted, np.int64)[:, None], unknown, unknown)
 
 
-def join_answers(parts: list[Answers]) -> Answers:
+def join_predictions(parts: list[Predictions]) -> Predictions:
     """Return the answers of consecutive parts of a split as one."""
-    return Answers(
+    return Predictions(
         *(
             np.concatenate([getattr(part, name) for part in parts])
             for name in ('labels', 'best', 'confidence', 'losses')

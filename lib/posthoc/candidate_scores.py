@@ -13,7 +13,7 @@ _SCORES = 1 << 22  # numbers of a kind that are held at a time
 
 
 @dataclass(frozen=True)
-class Seen:
+class ScoredFeatures:
     """Features of images and what the old classes say of them.
 
     Attributes:
@@ -33,9 +33,9 @@ class Seen:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def at(self, rows: np.ndarray) -> 'Seen':
+    def at(self, rows: np.ndarray) -> 'ScoredFeatures':
         """Return some of them; features are not copied."""
-        return Seen(self.source, self.rows[rows], self.labels[rows], self.best[rows], self.right[rows])
+        return ScoredFeatures(self.source, self.rows[rows], self.labels[rows], self.best[rows], self.right[rows])
 
     def features(self, part: slice = slice(None)) -> np.ndarray:
         """Return features of consecutive images, (k, d) float64."""
@@ -54,7 +54,7 @@ class Seen:
 
 
 @torch.inference_mode()
-def seen_by(model: Recognizer, features: np.ndarray, labels: np.ndarray, *, new: bool = False) -> Seen:
+def score_features(model: Recognizer, features: np.ndarray, labels: np.ndarray, *, new: bool = False) -> ScoredFeatures:
     """Return what the classifier of `model` says of features (n, d), a batch at a time."""
     best, right = np.empty(len(features)), np.zeros(len(features), bool)
     device = next(model.parameters()).device
@@ -63,7 +63,7 @@ def seen_by(model: Recognizer, features: np.ndarray, labels: np.ndarray, *, new:
         found = model.classify(torch.from_numpy(np.array(features[part])).to(device)).max(dim=1)
         best[part] = found.values.cpu().numpy()
         right[part] = (found.indices.cpu().numpy() == labels[part]) & (not new)
-    return Seen(features, np.arange(len(labels)), labels.astype(np.int64), best, right)
+    return ScoredFeatures(features, np.arange(len(labels)), labels.astype(np.int64), best, right)
 
 
 def mean_class_accuracy(labels: np.ndarray, right: np.ndarray) -> float:

@@ -31,7 +31,7 @@ def stratified_folds(labels: np.ndarray, num_folds: int = NUM_FOLDS, *, seed: in
 
 
 @dataclass(frozen=True)
-class CrossFitted:
+class CrossFitResult:
     """What a method does to images that it was not fitted on.
 
     Attributes:
@@ -43,18 +43,18 @@ class CrossFitted:
     taus: list[float | None]
 
 
-def cross_fitted(images: ImageIntervals, metric: str, folds: np.ndarray) -> CrossFitted:
+def cross_fit_tau(images: ImageIntervals, metric: str, folds: np.ndarray) -> CrossFitResult:
     """Choose tau on all folds but one, for each of them, and use it on that one: no pass over features is needed."""
     right, taus = np.zeros(len(images.labels), bool), []
     for fold in range(int(folds.max()) + 1):
         rows = folds == fold
-        choice, _ = part_of(images, ~rows).choose(metric)
+        choice, _ = subset(images, ~rows).choose(metric)
         taus.append(choice.tau)
         right[rows] = (images.before_right if choice.tau is None else images.right_at(choice.tau))[rows]
-    return CrossFitted(right, taus)
+    return CrossFitResult(right, taus)
 
 
-def part_of(images: ImageIntervals, rows: np.ndarray) -> ImageIntervals:
+def subset(images: ImageIntervals, rows: np.ndarray) -> ImageIntervals:
     """Return what is known of some images; `rows`: (n,) bool, or row numbers."""
     names = ('low', 'high', 'before_right', 'predicted', 'labels')
     return replace(images, **{name: getattr(images, name)[rows] for name in names})

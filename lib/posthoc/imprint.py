@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lib.posthoc.candidate_scores import Seen, unit_length
+from lib.posthoc.candidate_scores import ScoredFeatures, unit_length
 
 _TINY = 1e-12
 # Of a linear classifier: lengths of new rows, of the median length of the old ones.
@@ -46,7 +46,7 @@ class Imprint:
             return cosine_scale * unit_length(features) @ unit_length(self.weight).T
         return features @ self.weight.T + self.bias
 
-    def wins(self, images: Seen, cosine_scale: float | None) -> np.ndarray:
+    def wins(self, images: ScoredFeatures, cosine_scale: float | None) -> np.ndarray:
         """Return the new class that beats every old one, (n,), -1 where none does. Ties go to the new class."""
         won = np.empty(len(images), np.int64)
         for part in images.parts(len(self.weight)):
@@ -56,7 +56,12 @@ class Imprint:
 
 
 def imprint(
-    shots: Seen, old: Seen | None, *, norm: float, cosine_scale: float | None = None, max_loss: float = 0.02
+    shots: ScoredFeatures,
+    old: ScoredFeatures | None,
+    *,
+    norm: float,
+    cosine_scale: float | None = None,
+    max_loss: float = 0.02,
 ) -> Imprint:
     """Return rows for the classes of `shots`.
 
@@ -79,7 +84,7 @@ def imprint(
     centre = _centre(old, shots, means)
     centrings = np.ones(1) if cosine_scale is None else CENTRINGS
     voters = shots.at(np.flatnonzero(~alone[shots.labels]))
-    rivals = _Rivals(means, centre, centrings, norm, cosine_scale)
+    rivals = CandidateScores(means, centre, centrings, norm, cosine_scale)
     own = rivals.without_itself(voters, np.bincount(shots.labels))
     others = rivals.best(voters, without_own=True)
     # At which shift, for a score c * scale + shift of a new class, an image is won.
@@ -103,8 +108,14 @@ def imprint(
     )
 
 
-def cross_fitted(
-    shots: Seen, old: Seen, *, norm: float, cosine_scale: float | None = None, max_loss: float = 0.02, folds: int = 5
+def cross_fit_imprint(
+    shots: ScoredFeatures,
+    old: ScoredFeatures,
+    *,
+    norm: float,
+    cosine_scale: float | None = None,
+    max_loss: float = 0.02,
+    folds: int = 5,
 ) -> np.ndarray:
     """Return whether each old image is right beside the new classes, (n,) bool, chosen without that image.
 
@@ -122,7 +133,7 @@ def cross_fitted(
     return right
 
 
-class _Rivals:
+class CandidateScores:
     """Scores of new classes before scale and shift, for every centring: norm * u . (f - centre), or scaled cosines."""
 
     def __init__(
@@ -141,7 +152,7 @@ class _Rivals:
         """Return the rows (k, d), `norm` long."""
         return self._norm * unit_length(self._means - centring * self._of_units)
 
-    def best(self, images: Seen, *, without_own: bool = False) -> np.ndarray:
+    def best(self, images: ScoredFeatures, *, without_own: bool = False) -> np.ndarray:
         """Return the largest score of each image, (centrings, n); -inf where no other class is left."""
         found = np.empty((len(self._centrings), len(images)))
         for part in images.parts(len(self._means)):
@@ -157,7 +168,7 @@ class _Rivals:
                 found[number, part] = scores.max(axis=1)
         return found
 
-    def without_itself(self, shots: Seen, counts: np.ndarray) -> np.ndarray:
+    def without_itself(self, shots: ScoredFeatures, counts: np.ndarray) -> np.ndarray:
         """Return the score of each shot's own class, (centrings, n), whose mean the shot took no part in."""
         own = np.empty((len(self._centrings), len(shots)))
         for part in shots.parts():
@@ -212,7 +223,7 @@ def _sums_below(places: np.ndarray, shares: np.ndarray, shifts: np.ndarray) -> n
     return np.concatenate([[0.0], np.cumsum(shares[order])])[np.searchsorted(places[order], shifts)]
 
 
-def _class_means(shots: Seen) -> tuple[np.ndarray, np.ndarray]:
+def _class_means(shots: ScoredFeatures) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean unit features (k, d) and which classes have one shot alone, (k,) bool."""
     counts = np.bincount(shots.labels)
     sums = np.zeros((len(counts), shots.source.shape[1]))
@@ -221,7 +232,7 @@ def _class_means(shots: Seen) -> tuple[np.ndarray, np.ndarray]:
     return sums / counts[:, None], counts == 1
 
 
-def _centre(old: Seen | None, shots: Seen, means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _centre(old: ScoredFeatures | None, shots: ScoredFeatures, means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the means of unit features and of features over old images; over the shots where there are none."""
     images = shots if old is None else old
     if old is None and len(means) == 1:

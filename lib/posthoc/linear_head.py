@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from lib.inference.features import Features, batch_of
+from lib.inference.features import Features, logit_batch_size
 from lib.metrics.accuracy import shot_groups
-from lib.metrics.predictions import Answers, answers_of, join_answers
+from lib.metrics.predictions import Predictions, join_predictions, predictions_from_logits
 from lib.posthoc.tau_sweep import NEVER
 
 
 @dataclass(frozen=True)
-class Head:
+class LinearHead:
     """A linear classifier.
 
     Attributes:
@@ -38,21 +38,21 @@ class Head:
         """Return the logits (batch, num_classes) of features (batch, num_features), float32."""
         return torch.nn.functional.linear(values, self.weight, self.bias)
 
-    def shifted(self, shift: torch.Tensor) -> 'Head':
+    def shifted(self, shift: torch.Tensor) -> 'LinearHead':
         """Return it with (num_classes,) added to the logits; a class at -inf never wins."""
         shift = shift.to(self.bias.device)
         bias = (self.bias.double() + shift).where(shift.isfinite(), NEVER)
         return replace(self, bias=bias.float())
 
-    def scaled(self, scale: torch.Tensor | float) -> 'Head':
+    def scaled(self, scale: torch.Tensor | float) -> 'LinearHead':
         """Return it with its logits multiplied, by one number or one a class."""
         if isinstance(scale, torch.Tensor):
-            return Head(self.weight * scale[:, None], self.bias * scale)
-        return Head(self.weight * scale, self.bias * scale)
+            return LinearHead(self.weight * scale[:, None], self.bias * scale)
+        return LinearHead(self.weight * scale, self.bias * scale)
 
 
 @dataclass(frozen=True)
-class GroupScaled(Head):
+class GroupScaledHead(LinearHead):
     """A linear classifier whose logits are multiplied by what belongs to the group of the class that they predict.
 
     Attributes:
@@ -70,10 +70,10 @@ class GroupScaled(Head):
 
 
 def logit_batches(
-    head: Head, features: Features, rows: np.ndarray | None = None
+    head: LinearHead, features: Features, rows: np.ndarray | None = None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Yield logits (batch, num_classes), labels and readable of some rows, in their order; few logits at a time."""
-    device, size = head.weight.device, batch_of(head.num_classes)
+    device, size = head.weight.device, logit_batch_size(head.num_classes)
     numbers = np.arange(len(features)) if rows is None else np.asarray(rows)
     for start in range(0, len(numbers), size):
         some = numbers[start : start + size]
@@ -83,9 +83,9 @@ def logit_batches(
 
 
 @torch.inference_mode()
-def head_answers(head: Head, features: Features, rows: np.ndarray | None = None) -> Answers:
+def head_predictions(head: LinearHead, features: Features, rows: np.ndarray | None = None) -> Predictions:
     """Return what a classifier answers to some rows of features."""
-    return join_answers([answers_of(*batch) for batch in logit_batches(head, features, rows)])
+    return join_predictions([predictions_from_logits(*batch) for batch in logit_batches(head, features, rows)])
 
 
 _ROUNDS = 30
@@ -94,7 +94,7 @@ _RANGE = (1e-3, 1e3)
 
 
 @torch.inference_mode()
-def fit_temperature(head: Head, features: Features, rows: np.ndarray) -> float:
+def fit_temperature(head: LinearHead, features: Features, rows: np.ndarray) -> float:
     """Return the T that makes the labels of some rows most probable when logits are divided by it.
 
     The negative log-likelihood is convex in b = 1 / T: its slope is the mean of E_p[z] - z_label, its curvature that of
@@ -108,7 +108,7 @@ def fit_temperature(head: Head, features: Features, rows: np.ndarray) -> float:
 
 
 @torch.inference_mode()
-def fit_temperatures(head: Head, features: Features, rows: np.ndarray, group_of: np.ndarray) -> list[float]:
+def fit_temperatures(head: LinearHead, features: Features, rows: np.ndarray, group_of: np.ndarray) -> list[float]:
     """Return a temperature for each group of classes, by the group of the class that is predicted.
 
     Args:
@@ -143,7 +143,7 @@ def shot_group_of(train_counts: np.ndarray) -> np.ndarray:
 
 
 def _derivatives(
-    head: Head, features: Features, rows: np.ndarray, groups: torch.Tensor, inverse: torch.Tensor
+    head: LinearHead, features: Features, rows: np.ndarray, groups: torch.Tensor, inverse: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return slope and curvature of each group's loss at its 1 / T, and the images that count, float64 (groups,)."""
     sums = torch.zeros(3, len(inverse), dtype=torch.float64)
@@ -164,7 +164,7 @@ _STEPS, _BATCH, _RATE = 300, 256, 0.02
 
 
 def fit_scales(
-    head: Head, features: Features, rows: np.ndarray, *, seed: int = 0, num_steps: int = _STEPS
+    head: LinearHead, features: Features, rows: np.ndarray, *, seed: int = 0, num_steps: int = _STEPS
 ) -> torch.Tensor:
     """Return a scale of the logits a class, (num_classes,) float32 on the classifier's device.
 
@@ -214,7 +214,7 @@ _LOGITS_KEPT = 2**27  # 512 MB; more are computed anew in every round
 
 @torch.inference_mode()
 def fit_prior(
-    head: Head, features: Features, rows: np.ndarray, log_prior: torch.Tensor, *, num_rounds: int = _PRIOR_ROUNDS
+    head: LinearHead, features: Features, rows: np.ndarray, log_prior: torch.Tensor, *, num_rounds: int = _PRIOR_ROUNDS
 ) -> torch.Tensor:
     """Return the logarithms of the class shares among some images, without their labels (EM: Saerens et al., 2002).
 

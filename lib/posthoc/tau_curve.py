@@ -64,7 +64,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Choice:
+class TauRange:
     """A chosen tau, or None where the untouched checkpoint is not beaten, and how it was found.
 
     optimum is the middle of the best piece, value the metric there; stretch the ends of the taus around it
@@ -158,7 +158,7 @@ def standard_error(right: np.ndarray, labels: np.ndarray, num_classes: int, metr
     return math.sqrt(variance) / int(np.count_nonzero(counts))
 
 
-def choose(curve: Curve, before: float, standard_error: float) -> Choice:
+def choose(curve: Curve, before: float, standard_error: float) -> TauRange:
     """The middle of the stretch around the optimum within one standard error of it and better than before.
 
     Args: before is the accuracy (not error) of the untouched checkpoint under the curve's metric, from
@@ -179,4 +179,4 @@ def choose(curve: Curve, before: float, standard_error: float) -> Choice:
     high = edges[(right[0] + 1) // 2] if len(right) else curve.max_tau
     tau = float(low + high) / 2 if beaten else None
     value = float(curve.values[best])
-    return Choice(tau, curve.middle(best), value, standard_error, (float(low), float(high)))
+    return TauRange(tau, curve.middle(best), value, standard_error, (float(low), float(high)))

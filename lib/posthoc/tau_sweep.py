@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from lib.metrics.accuracy import class_accuracy_metrics
-from lib.posthoc.tau_curve import Choice, Curve, accuracy, choose, standard_error, sweep
+from lib.metrics.accuracy import metrics_from_counts
+from lib.posthoc.tau_curve import Curve, TauRange, accuracy, choose, standard_error, sweep
 from lib.posthoc.tau_intervals import adjustment_intervals, log_norms, log_priors, tau_intervals
 
 # The bias that keeps a class without a norm from winning: below any logit, and far enough from float32's
@@ -79,7 +79,7 @@ class ImageIntervals:
         """'mean_class_error' or 'top1' for every tau in [0, max_tau]."""
         return sweep(self.low, self.high, self.labels, self.num_classes, metric, self.max_tau)
 
-    def choose(self, metric: str) -> tuple[Choice, Curve]:
+    def choose(self, metric: str) -> tuple[TauRange, Curve]:
         """The tau to save the model with (None: keep it untouched), and the curve that it was chosen on."""
         curve = self.curve(metric)
         at_optimum = self.right_at(curve.middle(curve.best_piece()))
@@ -90,7 +90,7 @@ class ImageIntervals:
     def metrics(self, right: np.ndarray, train_counts: np.ndarray) -> dict[str, float]:
         """top1, mean_class_error, many, medium, few of right answers (`before_right`, `right_at(tau)`)."""
         counts = [np.bincount(part, minlength=self.num_classes) for part in (self.labels[right], self.labels)]
-        return class_accuracy_metrics(*counts, train_counts)
+        return metrics_from_counts(*counts, train_counts)
 
 
 class Sweep:
@@ -198,7 +198,9 @@ def _strictly_first(logits: Tensor, labels: Tensor, best: Tensor) -> Tensor:
     return first
 
 
-def tau_report(choice: Choice, curve: Curve, before: dict[str, float], after: dict[str, float], note: str = '') -> dict:
+def tau_report(
+    choice: TauRange, curve: Curve, before: dict[str, float], after: dict[str, float], note: str = ''
+) -> dict:
     """The content of tau.json: plain JSON values.
 
     {"chosen": tau, or null where the untouched checkpoint was not beaten and is kept,

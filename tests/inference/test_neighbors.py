@@ -9,9 +9,9 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from lib.inference import neighbors as neighbours
-from lib.inference.neighbors import METRICS, Neighbours, nearest, neighbour_blocks, vote
+from lib.inference.neighbors import METRICS, Neighbors, nearest, neighbor_blocks, vote
 from lib.inference.retrieval import retrieval_metrics
-from tests.oracles.neighbours import nearest_rows, retrieval_of
+from tests.oracles.neighbors import nearest_rows, retrieval_of
 
 
 def draw(seed, num_queries=37, num_gallery=83, width=6):
@@ -67,7 +67,7 @@ def test_chosen_queries_in_their_order_and_blocks_of_them(blocks):
     _, gallery = draw(1, 0, 500, 30)
     whole = nearest(gallery, gallery, 4, same=True)
     rows = np.random.default_rng(1).permutation(500)[:123]
-    found = list(neighbour_blocks(gallery, gallery, 4, same=True, rows=rows, megabytes=1))
+    found = list(neighbor_blocks(gallery, gallery, 4, same=True, rows=rows, megabytes=1))
     assert len(found) > 1 or neighbours._GALLERY_BLOCK < 4096
     assert np.concatenate([some for some, _ in found]).tolist() == rows.tolist()
     assert (np.concatenate([part.rows for _, part in found]) == whole.rows[rows]).all()
@@ -191,9 +191,9 @@ def test_similar_neighbours_have_the_louder_voice(metric):
 
 
 def test_votes_of_far_neighbours_do_not_vanish():
-    found = vote(Neighbours(np.array([[0, 1]]), np.array([[900.0, 950.0]], np.float32)), np.array([2, 1]),
+    found = vote(Neighbors(np.array([[0, 1]]), np.array([[900.0, 950.0]], np.float32)), np.array([2, 1]),
                  weights='similarity', temperature=1.0, metric='euclidean')  # fmt: skip
     assert found.classes.tolist() == [[2, 1]]
     assert found.shares[0].tolist() == pytest.approx([1.0, 0.0])
     with pytest.raises(ValueError, match='majority or similarity'):
-        vote(Neighbours(np.array([[0]]), np.array([[1.0]], np.float32)), np.array([2]), weights='distance')
+        vote(Neighbors(np.array([[0]]), np.array([[1.0]], np.float32)), np.array([2]), weights='distance')

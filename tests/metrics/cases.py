@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from lib.metrics.predictions import answers_of
+from lib.metrics.predictions import predictions_from_logits
 
 
 def problem(seed, num_images=200, num_classes=12):
@@ -17,6 +17,6 @@ def problem(seed, num_images=200, num_classes=12):
     labels[random.random(num_images) < 0.1] = -1
     readable = random.random(num_images) > 0.1
     logits = torch.from_numpy(logits)
-    answers = answers_of(logits, torch.from_numpy(labels), torch.from_numpy(readable))
+    answers = predictions_from_logits(logits, torch.from_numpy(labels), torch.from_numpy(readable))
     train_counts = random.choice([0, 5, 19, 20, 100, 101, 900], num_classes)
     return answers, logits.double().softmax(dim=1).numpy(), train_counts

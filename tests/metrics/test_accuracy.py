@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.metrics.accuracy import ClassCounts, class_accuracy_metrics, shot_groups
+from lib.metrics.accuracy import ClassCounts, metrics_from_counts, shot_groups
 from tests.oracles import accuracy as oracle
 
 CPU = torch.device('cpu')
@@ -91,7 +91,7 @@ def test_empty_groups_and_classes_are_absent():
     found = measure(np.eye(3), [0, 0, 0], [True] * 3, [500, 50, 5])[0]
     assert set(found) == {'loss', 'top1', 'top5', 'mean_class_error', 'many'}
     assert found['mean_class_error'] == pytest.approx(2 / 3)  # of the one class that has images
-    assert class_accuracy_metrics(np.zeros(3, int), np.zeros(3, int), np.ones(3, int)) == {}
+    assert metrics_from_counts(np.zeros(3, int), np.zeros(3, int), np.ones(3, int)) == {}
 
 
 def test_a_few_classes_are_always_in_the_top_five():

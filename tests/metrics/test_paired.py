@@ -5,12 +5,12 @@ import pytest
 from scipy.stats import binomtest
 
 from lib.metrics.paired import compare, mcnemar
-from lib.metrics.predictions import Answers
+from lib.metrics.predictions import Predictions
 
 
 def answers(labels, predicted):
     labels, predicted = np.asarray(labels), np.asarray(predicted)
-    return Answers(labels, predicted[:, None], np.ones(len(labels), np.float32), np.zeros(len(labels), np.float32))
+    return Predictions(labels, predicted[:, None], np.ones(len(labels), np.float32), np.zeros(len(labels), np.float32))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from lib.inference.features import Features
-from lib.posthoc.linear_head import Head
+from lib.posthoc.linear_head import LinearHead
 
 
 def drawn(seed: int, num_images: int = 400, num_classes: int = 6, width: int = 8, noise: float = 1.0):
@@ -15,7 +15,7 @@ def drawn(seed: int, num_images: int = 400, num_classes: int = 6, width: int = 8
     values = (centres[labels] + noise * rng.normal(size=(num_images, width))).astype(np.float32)
     weight = torch.tensor(centres / noise**2, dtype=torch.float32)
     bias = -(weight.double() ** 2).sum(dim=1).float() * noise**2 / 2  # Bayes: these logits are the log-posteriors
-    return features(values, labels), Head(weight, bias)
+    return features(values, labels), LinearHead(weight, bias)
 
 
 def features(values: np.ndarray, labels: np.ndarray, readable: np.ndarray | None = None) -> Features:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.posthoc.crossfit import cross_fitted, part_of, stratified_folds
+from lib.posthoc.crossfit import cross_fit_tau, stratified_folds, subset
 from lib.posthoc.tau_curve import accuracy
 from lib.posthoc.tau_sweep import TauSweep
 
@@ -54,7 +54,7 @@ def gains(seed: int, *, biased: bool, num_problems: int):
         curve = images.curve(METRIC)
         before = accuracy(images.before_right, images.labels, len(weight), METRIC)
         naive.append(1 - curve.values.min() - before)  # the best of the curve, as a grid search would report it
-        found = cross_fitted(images, METRIC, stratified_folds(images.labels, 5, seed=number))
+        found = cross_fit_tau(images, METRIC, stratified_folds(images.labels, 5, seed=number))
         honest.append(accuracy(found.right, images.labels, len(weight), METRIC) - before)
     return np.array(naive), np.array(honest)
 
@@ -79,11 +79,11 @@ def test_folds_of_kept_intervals_are_sweeps_of_the_other_images(seed):
     weight, features, labels = problem(rng, biased=True)
     images = swept(weight, features, labels)
     folds = stratified_folds(images.labels, 4, seed=seed)
-    found = cross_fitted(images, METRIC, folds)
+    found = cross_fit_tau(images, METRIC, folds)
     for fold in range(4):
         others, own = torch.tensor(folds != fold), torch.tensor(folds == fold)
         choice, _ = swept(weight, features[others], labels[others]).choose(METRIC)
         assert found.taus[fold] == choice.tau
         scaled = weight / weight.norm(dim=1, keepdim=True) ** choice.tau
         assert (found.right[folds == fold] == ((features[own] @ scaled.T).argmax(1) == labels[own]).numpy()).all()
-    assert part_of(images, folds == 0).labels.tolist() == images.labels[folds == 0].tolist()
+    assert subset(images, folds == 0).labels.tolist() == images.labels[folds == 0].tolist()

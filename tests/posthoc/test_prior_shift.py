@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lib.posthoc import linear_head as prior_shift
-from lib.posthoc.linear_head import fit_prior, head_answers
+from lib.posthoc.linear_head import fit_prior, head_predictions
 from tests.posthoc.features_of import drawn, features
 
 UNIFORM = torch.full((6,), 1 / 6, dtype=torch.float64).log()
@@ -43,8 +43,8 @@ def test_shares_are_found_and_the_classifier_gets_better():
     shifted = features(everything.values[rows], everything.labels[rows])
     found = fit_prior(head, shifted, np.arange(len(rows)), UNIFORM)
     np.testing.assert_allclose(found.exp().numpy(), np.bincount(shifted.labels, minlength=6) / len(rows), atol=0.02)
-    before = head_answers(head, shifted).right.mean()
-    after = head_answers(head.shifted(found - UNIFORM), shifted).right.mean()
+    before = head_predictions(head, shifted).right.mean()
+    after = head_predictions(head.shifted(found - UNIFORM), shifted).right.mean()
     assert after > before + 0.01, 'seed 1'
 
 
@@ -60,7 +60,7 @@ def test_classes_that_were_never_seen_stay_so():
     found = fit_prior(head, found_features, np.arange(400), log_prior)
     assert found[2:].isneginf().all()
     shifted = head.shifted((found - log_prior).where(log_prior.isfinite(), -torch.inf))
-    assert set(head_answers(shifted, found_features).predicted.tolist()) <= {0, 1}
+    assert set(head_predictions(shifted, found_features).predicted.tolist()) <= {0, 1}
     with pytest.raises(ValueError, match='readable'):
         fit_prior(
             head, features(found_features.values, found_features.labels, np.zeros(400, bool)), np.arange(400), UNIFORM

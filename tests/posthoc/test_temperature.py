@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from lib.posthoc.linear_head import GroupScaled, fit_temperature, fit_temperatures, head_answers, shot_group_of
+from lib.posthoc.linear_head import GroupScaledHead, fit_temperature, fit_temperatures, head_predictions, shot_group_of
 from tests.posthoc.features_of import drawn, features
 
 
@@ -42,8 +42,8 @@ def test_groups_have_their_own():
         rows = np.flatnonzero(group_of[predicted] == group)
         assert found[group] == pytest.approx(fit_temperature(head, found_features, rows), rel=1e-4)
     inverse = torch.tensor([1 / value for value in found])
-    scaled = GroupScaled(head.weight, head.bias, inverse=inverse, group_of=torch.from_numpy(group_of))
-    before, after = head_answers(head, found_features), head_answers(scaled, found_features)
+    scaled = GroupScaledHead(head.weight, head.bias, inverse=inverse, group_of=torch.from_numpy(group_of))
+    before, after = head_predictions(head, found_features), head_predictions(scaled, found_features)
     assert (before.predicted == after.predicted).all()
     assert after.losses.mean() < before.losses.mean() + 1e-6
     assert shot_group_of(np.array([500, 50, 5])).tolist() == [0, 1, 2]

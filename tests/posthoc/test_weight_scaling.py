@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from lib.posthoc.linear_head import fit_scales, head_answers
+from lib.posthoc.linear_head import fit_scales, head_predictions
 from tests.posthoc.features_of import drawn, features
 
 
@@ -37,8 +37,8 @@ def test_rare_classes_count_as_much_as_common_ones():
     tailed = features(everything.values[keep], everything.labels[keep])
     crippled = head.scaled(torch.tensor([0.2, 1, 1, 1, 1, 1.0]))
     found = fit_scales(crippled, tailed, np.arange(len(keep)))
-    fixed = head_answers(crippled.scaled(found), everything)
-    broken = head_answers(crippled, everything)
+    fixed = head_predictions(crippled.scaled(found), everything)
+    broken = head_predictions(crippled, everything)
     of_class = everything.labels == 0
     assert fixed.right[of_class].mean() > broken.right[of_class].mean() + 0.1
 
