@@ -1,1 +1,1 @@
-"""The tree of options: what there is (defaults), where values come from (load), how they are typed in (options)."""
+"""The config tree: options (keys, defaults), where values come from (load, options), and checks (check)."""

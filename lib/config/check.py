@@ -259,7 +259,7 @@ def _check_sizes(schedule: tuple[int, ...]) -> None:
     if list(epochs) != sorted(set(epochs)):
         raise UserError(f'INPUT.SIZE_SCHEDULE is {schedule}, but its epochs must rise; they are {epochs}')
     smallest = KEYS['INPUT.SIZE'].low
-    if sizes and min(sizes) < smallest:
+    if smallest is not None and sizes and min(sizes) < smallest:
         raise UserError(f'INPUT.SIZE_SCHEDULE is {schedule}, but its sizes must be at least {smallest} pixels')
 
 

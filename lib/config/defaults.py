@@ -1,36 +1,54 @@
-"""Every option there is: default, meaning, unit, choices. `build` holds the constructors behind the choices."""
+"""The config tree: all options with default, meaning, type and choices."""
 
-from lib.config.key import Key
-from lib.config.keys.data import DATASET, INPUT, SAMPLER
-from lib.config.keys.loss import LOSS
-from lib.config.keys.method import MIX, MODEL, OPTIMIZER, SCHEDULE
-from lib.config.keys.run import RUN, TAU_NORM, TEST, TOP, TRAIN
-from lib.config.keys.tools import DOCTOR, ENROLL, EXPORT, PACK, PLAN, POSTHOC, REPORT, SEARCH
+from typing import Any
 
-TREE: dict[str, dict[str, Key]] = {
-    '': TOP,
-    'DATASET': DATASET,
-    'INPUT': INPUT,
-    'SAMPLER': SAMPLER,
-    'MODEL': MODEL,
-    'LOSS': LOSS,
-    'MIX': MIX,
-    'OPTIMIZER': OPTIMIZER,
-    'SCHEDULE': SCHEDULE,
-    'TRAIN': TRAIN,
-    'TEST': TEST,
-    'TAU_NORM': TAU_NORM,
-    'POSTHOC': POSTHOC,
-    'EXPORT': EXPORT,
-    'REPORT': REPORT,
-    'DOCTOR': DOCTOR,
-    'PACK': PACK,
-    'PLAN': PLAN,
-    'SEARCH': SEARCH,
-    'ENROLL': ENROLL,
-    'RUN': RUN,
-}
+from lib.config.key import Key, Section
+from lib.config.keys.data import DatasetKeys, InputKeys, SamplerKeys
+from lib.config.keys.loss import LossKeys
+from lib.config.keys.method import MixKeys, ModelKeys, OptimizerKeys, ScheduleKeys
+from lib.config.keys.run import RunKeys, TauNormKeys, TestKeys, TopKeys, TrainKeys
+from lib.config.keys.tools import (
+    DoctorKeys,
+    EnrollKeys,
+    ExportKeys,
+    PackKeys,
+    PlanKeys,
+    PosthocKeys,
+    ReportKeys,
+    SearchKeys,
+)
 
-KEYS: dict[str, Key] = {
+
+class Config(TopKeys, title='all options'):
+    """The resolved config: cfg.NAME, cfg.TRAIN.BATCH_SIZE. Frozen; made by as_node in lib/config/yaml_text.py."""
+
+    DATASET: DatasetKeys
+    INPUT: InputKeys
+    SAMPLER: SamplerKeys
+    MODEL: ModelKeys
+    LOSS: LossKeys
+    MIX: MixKeys
+    OPTIMIZER: OptimizerKeys
+    SCHEDULE: ScheduleKeys
+    TRAIN: TrainKeys
+    TEST: TestKeys
+    TAU_NORM: TauNormKeys
+    POSTHOC: PosthocKeys
+    EXPORT: ExportKeys
+    REPORT: ReportKeys
+    DOCTOR: DoctorKeys
+    PACK: PackKeys
+    PLAN: PlanKeys
+    SEARCH: SearchKeys
+    ENROLL: EnrollKeys
+    RUN: RunKeys
+
+
+# Name ('' for the top-level keys) -> class.
+SECTIONS: dict[str, type[Section]] = {'': TopKeys, **Config.__annotations__}
+
+TREE: dict[str, dict[str, Key[Any]]] = {name: section.keys_by_name for name, section in SECTIONS.items()}
+
+KEYS: dict[str, Key[Any]] = {
     f'{section}.{name}' if section else name: key for section, keys in TREE.items() for name, key in keys.items()
 }

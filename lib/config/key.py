@@ -1,117 +1,170 @@
-"""One leaf of the config tree: its default, its meaning and what it accepts."""
+"""One option of the config tree (Key) and one group of them (Section)."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, overload
 
 from lib.errors import UserError
 
+if TYPE_CHECKING:
+
+    class CfgNode(dict[str, Any]):
+        """yacs has no types; with an untyped base class, mypy would accept any attribute of a section."""
+
+        def freeze(self) -> None: ...
+else:
+    from yacs.config import CfgNode
+
+T = TypeVar('T')
+
 
 @dataclass(frozen=True)
-class Key:
-    """A documented option.
+class Key(Generic[T]):
+    """A documented option, declared as an attribute of a Section: BATCH_SIZE = Key(512, 'Images per step.', low=1).
+
+    The default's type is the option's type. Read from a section of a config, the attribute is the value.
 
     Attributes:
-        default: value when nothing else is said; its type is the key's type (an int is accepted for a float).
-        meaning: one sentence for ``--help``, with the unit where there is one.
-        choices: allowed values; empty when any value of the type will do.
+        default: bool, int, float, str, or a tuple of int or float (an empty tuple is of int). An int is accepted for a
+            float.
+        meaning: one sentence for --help and docs/configuration.md; it ends with what 0 or '' means where that is
+            special.
+        choices: allowed values; empty if any value of the type is allowed.
         low, high: allowed range of a number (or of each number of a tuple), ends included.
-        neutral: a value that switches the option off, so that it may stand where the method does not use it.
-        used_by: (selector key, values of it that use this key); None when always used.
-        or_by: other selector keys, whose choice of the same values uses it as well.
+        unit: of a number, such as 'pixels'.
+        neutral: a value that switches the option off, so that it may be set where the method does not use it.
+        used_by: (selector key, its values that use this option); None if it is always used.
+        or_by: other selector keys; the same values of these use it, too.
     """
 
-    default: Any
+    default: T
     meaning: str
-    choices: tuple = ()
+    choices: tuple[T, ...] = ()
     low: float | None = None
     high: float | None = None
-    neutral: Any = None
+    unit: str = ''
+    neutral: T | None = None
     used_by: tuple[str, tuple[str, ...]] | None = None
     or_by: tuple[str, ...] = ()
+    _name: str = field(default='', init=False, repr=False, compare=False)
 
-    def accept(self, name: str, value: Any) -> Any:
-        """Return `value` in this key's type, or raise UserError naming `name`, the value and what is allowed.
+    def __set_name__(self, owner: type, name: str) -> None:
+        object.__setattr__(self, '_name', name)
 
-        `value` is text from the command line, or what YAML made of a file (where 1e-4 arrives as text as well).
+    @overload
+    def __get__(self, section: None, owner: type) -> Self: ...
+
+    @overload
+    def __get__(self, section: 'Section', owner: type) -> T: ...
+
+    def __get__(self, section: 'Section | None', owner: type) -> Self | T:
+        if section is None:
+            return self
+        if self._name not in section:
+            raise AttributeError(self._name)
+        value: T = section[self._name]
+        return value
+
+    def accept(self, name: str, value: Any) -> T:
+        """Return `value` in this key's type.
+
+        Args:
+            name: of the option, for messages.
+            value: text from the command line, or a value from YAML (where 1e-4 arrives as text, too).
+
+        Raises:
+            UserError: wrong type, not a choice, or out of range; names the option, the value and what is allowed.
         """
         try:
             accepted = _convert(value, self.default)
         except (TypeError, ValueError, OverflowError):
-            raise UserError(f'{name} is {_shown(value)}, but must be {self.expected()}') from None
-        numbers = accepted if isinstance(accepted, tuple) else (accepted,)
+            raise self._refusal(name, value) from None
         if self.choices and accepted not in self.choices:
-            raise UserError(
-                f'{name} is {_shown(value)}, but must be {self.expected()}{did_you_mean(accepted, self.choices)}'
-            )
-        if isinstance(numbers[0] if numbers else '', int | float) and any(
-            (self.low is not None and number < self.low) or (self.high is not None and number > self.high)
-            for number in numbers
-        ):
-            raise UserError(f'{name} is {_shown(value)}, but must be {self.expected()}')
-        return accepted
+            raise self._refusal(name, value, did_you_mean(accepted, self.choices))
+        numbers = accepted if isinstance(accepted, tuple) else (accepted,)
+        if not all(self._in_range(number) for number in numbers if isinstance(number, int | float)):
+            raise self._refusal(name, value)
+        result: T = accepted
+        return result
+
+    def _in_range(self, number: float) -> bool:
+        return (self.low is None or number >= self.low) and (self.high is None or number <= self.high)
+
+    def _refusal(self, name: str, value: Any, hint: str = '') -> UserError:
+        shown = repr(value) if isinstance(value, str) else str(value)
+        return UserError(f'{name} is {shown}, but must be {self.expected()}{hint}')
 
     def expected(self) -> str:
-        """Say what is allowed, for error lines and help."""
+        """Return the allowed values in words, for error lines and help."""
         if self.choices:
             return 'one of ' + ', '.join(repr(choice) if choice == '' else str(choice) for choice in self.choices)
-        names = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'a text'}
         if isinstance(self.default, tuple):
-            plural = {int: 'whole numbers', float: 'numbers'}[_kind(self.default)]
-            words = f'{plural} separated by commas'
+            words = {int: 'whole numbers', float: 'numbers'}[_entry_type(self.default)] + ' separated by commas'
             words += f', such as {",".join(map(str, self.default))}' if self.default else ''
         else:
-            words = names[type(self.default)]
+            words = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'a text'}[type(self.default)]
+        return words + self.range()
+
+    def range(self) -> str:
+        """Return ' from LOW to HIGH', ', at least LOW', or ''."""
         if self.low is not None and self.high is not None:
-            return f'{words} from {self.low:g} to {self.high:g}'
-        if self.low is not None:
-            return f'{words}, at least {self.low:g}'
-        return words
+            return f' from {self.low:g} to {self.high:g}'
+        return '' if self.low is None else f', at least {self.low:g}'
 
 
-def did_you_mean(word: Any, known: Any) -> str:
-    """Return ' (did you mean X?)' when one of `known` resembles `word`, else ''."""
-    # difflib is imported late: it is needed only on the way to an error.
+class Section(CfgNode):
+    """A group of options: a subclass declares them as attributes, an instance holds their values.
+
+    Attributes:
+        title: a few words for headings in --help and docs/configuration.md.
+        keys_by_name: the declared options in their order.
+    """
+
+    title: ClassVar[str]
+    keys_by_name: ClassVar[dict[str, Key[Any]]]
+
+    def __init_subclass__(cls, title: str) -> None:
+        super().__init_subclass__()
+        cls.title = title
+        cls.keys_by_name = {name: key for name, key in vars(cls).items() if isinstance(key, Key)}
+
+
+def did_you_mean(word: Any, allowed: Any) -> str:
+    """Return ' (did you mean X?)' if one of `allowed` resembles `word`, else ''."""
+    # difflib is imported late: only errors need it.
     from difflib import get_close_matches
 
-    spelled = {str(name).lower(): str(name) for name in known}
+    spelled = {str(name).lower(): str(name) for name in allowed}
     close = get_close_matches(str(word).lower(), spelled, n=1, cutoff=0.6)
     return f' (did you mean {spelled[close[0]]}?)' if close else ''
 
 
-def _shown(value: Any) -> str:
-    return repr(value) if isinstance(value, str) else str(value)
+def _entry_type(default: tuple[Any, ...]) -> type:
+    return type(default[0]) if default else int
 
 
 def _convert(value: Any, default: Any) -> Any:
     if isinstance(default, tuple):
-        return _convert_tuple(value, _kind(default))
+        return _convert_tuple(value, _entry_type(default))
     return _convert_scalar(value, type(default))
 
 
-def _kind(default: tuple) -> type:
-    return type(default[0]) if default else int
-
-
-def _convert_tuple(value: Any, kind: type) -> tuple:
+def _convert_tuple(value: Any, kind: type) -> tuple[Any, ...]:
     if isinstance(value, str):
-        value = [part for part in value.strip().strip('()[]').split(',') if part.strip()]
+        value = [entry for entry in value.strip().strip('()[]').split(',') if entry.strip()]
     elif isinstance(value, int | float) and not isinstance(value, bool):
         value = [value]
     if not isinstance(value, list | tuple):
         raise TypeError
-    return tuple(_convert_scalar(part, kind) for part in value)
+    return tuple(_convert_scalar(entry, kind) for entry in value)
 
 
 def _convert_scalar(value: Any, kind: type) -> Any:
     if kind is bool:
         return _convert_bool(value)
-    if kind is str:
-        # A name such as 123 or 1.5 in YAML is meant as text; lists and nothing at all are not.
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise TypeError
-        return str(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise TypeError
+    if kind is str:
+        return str(value)  # YAML reads a name such as 123 or 1.5 as a number
     number = float(value)
     if number != number or number in (float('inf'), float('-inf')):
         raise ValueError
@@ -123,19 +176,15 @@ def _convert_scalar(value: Any, kind: type) -> Any:
     return number
 
 
+_BOOLEANS = {
+    'true': True, 'yes': True, 'on': True, '1': True,
+    'false': False, 'no': False, 'off': False, '0': False,
+}  # fmt: skip
+
+
 def _convert_bool(value: Any) -> bool:
     if isinstance(value, bool):
         return value
-    words = {
-        'true': True,
-        'yes': True,
-        'on': True,
-        '1': True,
-        'false': False,
-        'no': False,
-        'off': False,
-        '0': False,
-    }
-    if not isinstance(value, str) or value.strip().lower() not in words:
+    if not isinstance(value, str) or value.strip().lower() not in _BOOLEANS:
         raise TypeError
-    return words[value.strip().lower()]
+    return _BOOLEANS[value.strip().lower()]

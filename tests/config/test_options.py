@@ -1,4 +1,4 @@
-"""Every leaf is an option, --help is light, and the option surface does not drift unseen."""
+"""Every key is an option, --help is fast, and changes of the options show in a golden file."""
 
 import os
 import subprocess
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lib.config.defaults import KEYS, TREE
+from lib.config.command_help import COMMANDS
+from lib.config.defaults import KEYS, SECTIONS, TREE
 from lib.config.options import option_of, parse_options
 from lib.errors import UserError
 
@@ -20,19 +21,31 @@ def parse(*argv):
     return parse_options(argv, program='main.py', description='', default_config='configs/x.yaml')
 
 
-def help_of(script: str) -> str:
-    # argparse takes colours and widths from the environment in newer versions of Python.
+def help_of(script: str, *topic: str) -> str:
+    # argparse takes colors and widths from the environment in newer versions of Python.
     environment = {**os.environ, 'COLUMNS': '80', 'NO_COLOR': '1', 'PYTHON_COLORS': '0', 'PYTHONIOENCODING': 'utf-8'}
     done = subprocess.run(
-        [sys.executable, script, '--help'], cwd=ROOT, env=environment, capture_output=True, encoding='utf-8'
+        [sys.executable, script, '--help', *topic], cwd=ROOT, env=environment, capture_output=True, encoding='utf-8'
     )
     assert (done.returncode, done.stderr) == (0, '')
     return done.stdout
 
 
+def help_text(capsys, *argv: str, program: str = 'main.py') -> str:
+    with pytest.raises(SystemExit) as caught:
+        parse_options(argv, program=program, description='', default_config='configs/x.yaml')
+    assert not caught.value.code
+    return capsys.readouterr().out
+
+
+def options_in(text: str) -> set[str]:
+    words = set(text.split())
+    return {name for name in KEYS if option_of(name) in words}
+
+
 @pytest.fixture(scope='module')
-def main_help():
-    return help_of('main.py')
+def all_help():
+    return help_of('main.py', 'all')
 
 
 def test_the_mapping_is_unambiguous():
@@ -86,7 +99,7 @@ def test_negative_numbers_are_values():
         (['--TRAIN_BATCHSIZE', '3'], ['--TRAIN_BATCHSIZE is not an option', 'did you mean --TRAIN_BATCH_SIZE?']),
         (['--train_batch_size', '3'], ['did you mean --TRAIN_BATCH_SIZE?']),
         (['--TRAIN.BATCH_SIZE=3'], ['--TRAIN.BATCH_SIZE is not an option', 'did you mean --TRAIN_BATCH_SIZE?']),
-        (['--qqqqq', '3'], ['--qqqqq is not an option; --help']),
+        (['--qqqqq', '3'], ['--qqqqq is not an option; --help all']),
         (['--SEE', '3'], ['--SEE is not an option', 'did you mean --SEED?']),  # no abbreviations
         (['--SEED'], ['--SEED', 'expected one argument']),
         (['--SEED', '--NAME', 'x'], ['--SEED', 'expected one argument']),
@@ -97,7 +110,7 @@ def test_negative_numbers_are_values():
         (['--LOSS_TYPE', 'focl'], ["--LOSS_TYPE is 'focl'", 'cross_entropy, focal', 'did you mean focal?']),
     ],
 )
-def test_mistakes_are_told_in_one_line(argv, words):
+def test_mistakes_are_reported_in_one_line(argv, words):
     with pytest.raises(UserError) as caught:
         parse(*argv)
     message = str(caught.value)
@@ -105,33 +118,67 @@ def test_mistakes_are_told_in_one_line(argv, words):
     assert '\n' not in message
 
 
-def test_help_lists_every_option(main_help):
-    words = main_help.split()
-    assert all(option_of(name) in words for name in KEYS)
-    flat = ' '.join(words)
+def test_help_all_lists_every_option(all_help):
+    assert options_in(all_help) == set(KEYS)
     for name, key in KEYS.items():
         # textwrap may break a long word at its hyphens, so spaces are no evidence.
-        assert key.meaning.replace(' ', '') in flat.replace(' ', ''), name
+        assert key.meaning.replace(' ', '') in ''.join(all_help.split()), name
 
 
-def test_help_is_the_golden_one(main_help):
-    assert main_help == GOLDEN.read_text(encoding='utf-8'), (
-        'the option surface changed. If that is meant, write it down: '
-        'COLUMNS=80 python main.py --help > tests/golden/options.txt'
+def test_help_all_is_the_golden_file(all_help):
+    assert all_help == GOLDEN.read_text(encoding='utf-8'), (
+        'the options changed. If that is intended, update the golden file: '
+        'COLUMNS=80 python main.py --help all > tests/golden/options.txt'
     )
 
 
-@pytest.mark.parametrize('script', SCRIPTS[1:])
-def test_all_scripts_have_the_same_options(script, main_help):
-    def options(text):
-        return text[text.index('\n\n', text.index('\n\n') + 2) :]
+@pytest.mark.parametrize('program', COMMANDS)
+def test_help_shows_the_commands_own_and_most_used_options(capsys, program):
+    command = COMMANDS[program]
+    text = help_text(capsys, '--help', program=program)
+    assert {*command.own, *command.sections} <= set(SECTIONS)
+    assert set(command.most_used) <= set(KEYS)
+    own = {name for name in KEYS if name.partition('.')[0] in command.own}
+    assert options_in(text) == own | set(command.most_used)
+    assert len(options_in(text)) <= 45
+    assert all(section in text for section in command.sections)
+    assert max(map(len, text.splitlines())) <= 80
 
-    assert options(help_of(script)) == options(main_help)
+
+@pytest.mark.parametrize('program', COMMANDS)
+def test_every_command_of_the_table_is_a_script(program):
+    assert f"program='{program}'" in (ROOT / program).read_text(encoding='utf-8')
+
+
+@pytest.mark.parametrize(
+    'argv', [('--help', 'SAMPLER'), ('-h', 'sampler'), ('--help=Sampler',), ('--help', 'sampler', '--SEED', '1')]
+)
+def test_help_for_one_section(capsys, argv):
+    assert options_in(help_text(capsys, *argv)) == {name for name in KEYS if name.startswith('SAMPLER.')}
+
+
+@pytest.mark.parametrize('argv', [('--help',), ('-h',), ('--help', '--SEED', '1'), ('--SEED', '1', '--help')])
+def test_help_without_a_section(capsys, argv):
+    text = help_text(capsys, *argv)
+    assert {'NAME', 'TRAIN.BATCH_SIZE', 'LOSS.TYPE'} <= options_in(text)
+    assert options_in(text).isdisjoint({'LOSS.GAMMA', 'PLAN.DEVICES'})
+    assert '--help all' in text
+
+
+def test_help_for_an_unknown_section():
+    with pytest.raises(UserError) as caught:
+        parse('--help', 'SAMPLR')
+    assert str(caught.value).startswith('--help SAMPLR: no such section (did you mean SAMPLER?); allowed: all, DATASET')
+
+
+@pytest.mark.parametrize('script', SCRIPTS[1:])
+def test_all_scripts_have_the_same_options(script, all_help):
+    assert options_in(help_of(script, 'all')) == options_in(all_help)
 
 
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_help_imports_nothing_heavy(script):
-    """What takes half a second or more to import has no part in --help."""
+    """--help imports no package that takes half a second or more."""
     code = (
         'import runpy, sys\n'
         f'sys.argv = [{script!r}, "--help"]\n'

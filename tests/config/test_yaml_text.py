@@ -85,10 +85,10 @@ def test_anchors_and_merges_are_allowed():
 @pytest.mark.parametrize(
     ('text', 'words'),
     [
-        ('SEED: 1\nSEED: 2', ['line 2', "'SEED' stands twice"]),
-        ('TRAIN:\n  BATCH_SIZE: 1\n  BATCH_SIZE: 2', ['line 3', "'BATCH_SIZE' stands twice"]),
-        ('TRAIN: {}\nTRAIN: {}', ["'TRAIN' stands twice"]),
-        ('TRAIN.BATCH_SIZE: 1\nTRAIN: {BATCH_SIZE: 2}', ['TRAIN.BATCH_SIZE stands twice']),
+        ('SEED: 1\nSEED: 2', ['line 2', "'SEED' is set twice"]),
+        ('TRAIN:\n  BATCH_SIZE: 1\n  BATCH_SIZE: 2', ['line 3', "'BATCH_SIZE' is set twice"]),
+        ('TRAIN: {}\nTRAIN: {}', ["'TRAIN' is set twice"]),
+        ('TRAIN.BATCH_SIZE: 1\nTRAIN: {BATCH_SIZE: 2}', ['TRAIN.BATCH_SIZE is set twice']),
         ('TRAIN: {BATCHSIZE: 1}', ['TRAIN.BATCHSIZE is not a key', 'did you mean TRAIN.BATCH_SIZE?']),
         ('BATCH_SIZE: 1', ['BATCH_SIZE is not a key', 'did you mean', '.BATCH_SIZE?']),
         ('seed: 1', ['seed is not a key', 'did you mean SEED?']),
@@ -131,7 +131,7 @@ def test_a_python_file_is_refused_unread(tmp_path):
     """yacs would execute it."""
     trap = tmp_path / 'config.py'
     trap.write_text(f'open({str(tmp_path / "ran")!r}, "w")\ncfg = 1')
-    with pytest.raises(UserError, match=r'config.py: only YAML files \(.yaml, .yml\) are read'):
+    with pytest.raises(UserError, match=r'config.py: only YAML files \(.yaml, .yml\) are accepted'):
         read_config_file(str(trap))
     assert not (tmp_path / 'ran').exists()
 

@@ -134,7 +134,7 @@ FILES = [
     row('config of broken YAML', 'main.py --config a.yaml', 'a.yaml: not valid YAML in line 2',
         disk=text('a.yaml', 'NAME: x\n  SEED: [1\n')),
     row('config is a list', 'main.py --config a.yaml', 'a.yaml: must hold keys', disk=text('a.yaml', '- NAME\n- x\n')),
-    row('key twice', 'main.py --config a.yaml', 'a.yaml', "'SEED' stands twice",
+    row('key twice', 'main.py --config a.yaml', 'a.yaml', "'SEED' is set twice",
         disk=text('a.yaml', 'SEED: 1\nSEED: 2\n')),
     row('unknown key', 'main.py --config a.yaml', 'TRAIN.BATCHSIZE is not a key', 'did you mean TRAIN.BATCH_SIZE?',
         '--help', disk=text('a.yaml', 'TRAIN:\n  BATCHSIZE: 3\n')),

@@ -1,6 +1,6 @@
-"""Images, what the backbone sees of them, and how often: DATASET, INPUT, SAMPLER."""
+"""DATASET, INPUT and SAMPLER: the images, their sizes and augmentation, and how classes are sampled."""
 
-from lib.config.key import Key
+from lib.config.key import Key, Section
 
 _CIFAR = ('DATASET.NAME', ('cifar10_lt', 'cifar100_lt'))
 _RAND_AUGMENT = ('INPUT.AUGMENT', ('rand_augment',))
@@ -14,138 +14,170 @@ _SAMPLERS = (
     'effective_number',
     'repeat_factor',
 )
-PAIRED = ('cmo', 'bbn')  # mixers whose odd slots are filled by a sampler of their own
+PAIRED = ('cmo', 'bbn')  # MIX.TYPE whose odd slots are filled by a second sampler, SAMPLER.PAIR_TYPE
 
-DATASET: dict[str, Key] = {
-    'NAME': Key(
+
+class DatasetKeys(Section, title='images and labels'):
+    NAME = Key(
         'annotations',
-        'Where images come from: JSON or class folders under ROOT, the drawn demo set, long-tailed CIFAR.',
+        'Source of the images: annotation files or class folders under ROOT, the generated demo data, or long-tailed '
+        'CIFAR.',
         choices=('annotations', 'demo', 'cifar10_lt', 'cifar100_lt'),
-    ),
-    'ROOT': Key('', 'Folder that relative paths are under; without any JSON, a folder of class folders.'),
-    'SOURCE': Key('', 'Where the data can be had: shown when it is missing.'),
-    'TRAIN_JSON': Key('', 'Training annotations. Empty: ROOT/converted_train.json, else the class folders of ROOT.'),
-    'VALID_JSON': Key('', 'Validation annotations. Empty: ROOT/converted_val.json.'),
-    'TEST_JSON': Key(
-        '', 'Test images, with or without labels. Empty: converted_test.json in TEST_ROOT, else all images there.'
-    ),
-    'TEST_ROOT': Key(
+    )
+    ROOT = Key(
+        '', 'Folder that relative image paths start from. Without annotation files, its sub-folders are the classes.'
+    )
+    SOURCE = Key('', 'Where to get the data; shown in the error message when files are missing.')
+    TRAIN_JSON = Key(
+        '', 'Training annotations. Empty: converted_train.json in ROOT; if there is none, the class folders of ROOT.'
+    )
+    VALID_JSON = Key('', 'Validation annotations. Empty: converted_val.json in ROOT.')
+    TEST_JSON = Key(
         '',
-        'Folder of test images; relative paths of TEST_JSON are under it. Empty: ROOT (without JSON: ROOT/test).',
-    ),
-    'VALID_FRACTION': Key(
-        0.1, 'Share of each class kept for validation when class folders are split.', low=0.0, high=0.9
-    ),
-    'CACHE': Key(
+        'Annotations of the test images, with or without labels. Empty: converted_test.json in TEST_ROOT; if there is '
+        'none, all images in TEST_ROOT.',
+    )
+    TEST_ROOT = Key(
+        '', 'Folder that paths of TEST_JSON start from. Empty: ROOT, or ROOT/test for a data set of class folders.'
+    )
+    VALID_FRACTION = Key(
+        0.1, 'Fraction of each class used for validation when class folders are split.', low=0.0, high=0.9
+    )
+    CACHE = Key(
         '',
-        'Keep decoded images in shared memory, their short side reduced to what INPUT.SIZE needs. Empty: no.',
+        'ram: cache decoded images in shared memory, resized to the smallest short side that INPUT.SIZE and '
+        'INPUT.TEST_SIZE allow. Empty: no cache.',
         choices=('', 'ram'),
-    ),
-    'QUARANTINE': Key(
-        '', 'JSON of training images that take no part, as tools/doctor.py writes it. Empty: all take part.'
-    ),
-    'SHARDS': Key(
+    )
+    QUARANTINE = Key('', 'JSON list of training images to exclude, as written by tools/doctor.py. Empty: none.')
+    SHARDS = Key(
         '',
-        'Folder that tools/pack.py wrote: train, valid and test come from there, names too; the others are not '
-        'looked at.',
-    ),
-    'HEAD_CAP': Key(0, 'Keep at most this many training images a class, chosen by SEED. 0: all.', low=0),
-    'COLOR_SPACE': Key('RGB', 'Channel order the backbone sees (BGR: the original entry).', choices=('RGB', 'BGR')),
-    'ON_BAD_IMAGE': Key(
+        'Folder written by tools/pack.py, which replaces the annotation and image paths. Empty: read image files.',
+    )
+    HEAD_CAP = Key(0, 'Maximum number of training images per class; SEED selects them. 0: no limit.', low=0)
+    COLOR_SPACE = Key(
+        'RGB',
+        "Channel order of the backbone's input. BGR is for checkpoints of the original 2020 entry.",
+        choices=('RGB', 'BGR'),
+    )
+    ON_BAD_IMAGE = Key(
         'skip',
-        'An undecodable training image: another of its class takes its place, or the run stops.',
+        'For a training image that cannot be decoded: skip replaces it by another one of its class, raise stops the '
+        'run.',
         choices=('skip', 'raise'),
-    ),
-    'MAX_BAD_FRACTION': Key(
+    )
+    MAX_BAD_FRACTION = Key(
         0.1,
-        'Share of undecodable training images above which the run stops (10 images always pass).',
+        'Fraction of training images that may be undecodable; the run stops above it (and above 10 images).',
         low=0.0,
         high=1.0,
-    ),
-    'IMBALANCE_TYPE': Key('exp', 'How class sizes of CIFAR-LT fall.', choices=('exp', 'step'), used_by=_CIFAR),
-    'IMBALANCE_RATIO': Key(100.0, 'Largest over smallest class of CIFAR-LT.', low=1.0, used_by=_CIFAR),
-    'IMBALANCE_IMAGES': Key(
+    )
+    IMBALANCE_TYPE = Key(
+        'exp',
+        'Class sizes of CIFAR-LT: exp decreases exponentially, step has a large and a small half.',
+        choices=('exp', 'step'),
+        used_by=_CIFAR,
+    )
+    IMBALANCE_RATIO = Key(
+        100.0, 'Imbalance ratio of CIFAR-LT: size of the largest class over that of the smallest.', low=1.0,
+        used_by=_CIFAR,
+    )  # fmt: skip
+    IMBALANCE_IMAGES = Key(
         'published',
-        'Which images of CIFAR-LT stay: those of the literature, the same for every SEED, or drawn by SEED.',
+        'Images of CIFAR-LT: the published subset, equal for every SEED, or a subset drawn by SEED.',
         choices=('published', 'by_seed'),
         used_by=_CIFAR,
-    ),
-}
+    )
 
-INPUT: dict[str, Key] = {
-    'SIZE': Key(112, 'Side of training images, pixels.', low=8),
-    'SIZE_SCHEDULE': Key(
+
+class InputKeys(Section, title='image size, crops and augmentation'):
+    SIZE = Key(112, 'Side of the square training images.', low=8, unit='pixels')
+    SIZE_SCHEDULE = Key[tuple[int, ...]](
         (),
-        'Sides of training images over the run: epoch (from 0), pixels, epoch, pixels, ... SIZE before the first.',
+        'Training sizes over the run: epoch (from 0), pixels, epoch, pixels, ... SIZE is used before the first epoch '
+        'listed. Empty: SIZE throughout.',
         low=0,
-    ),
-    'TEST_SIZE': Key(0, 'Side of validation and test images, pixels. 0: SIZE.', low=0),
-    'CROP_RATIO': Key(
-        0.875, 'Validation and test: short side is resized to TEST_SIZE / CROP_RATIO.', low=0.1, high=1.0
-    ),
-    'TRAIN_TRANSFORM': Key(
+    )
+    TEST_SIZE = Key(0, 'Side of the square validation and test images. 0: SIZE.', low=0, unit='pixels')
+    CROP_RATIO = Key(
+        0.875,
+        'Validation and test images are resized to a short side of TEST_SIZE / CROP_RATIO, then center-cropped.',
+        low=0.1,
+        high=1.0,
+    )
+    TRAIN_TRANSFORM = Key(
         'random_resized_crop',
-        'Training crop: random area and ratio; padding and shift (CIFAR); or as in validation.',
+        'Training crop: random area and aspect ratio, random shift after padding (CIFAR), or the crop of validation.',
         choices=('random_resized_crop', 'pad_crop', 'center_crop'),
-    ),
-    'SCALE': Key(
+    )
+    SCALE = Key[tuple[float, ...]](
         (0.08, 1.0),
-        'Area of the random crop, share of the image.',
+        'Range of the area of the random crop, as a fraction of the image.',
         low=1e-4,
         high=1.0,
         used_by=_RANDOM_CROP,
-    ),
-    'RATIO': Key((0.75, 4 / 3), 'Width over height of the random crop.', low=0.01, high=100.0, used_by=_RANDOM_CROP),
-    'PADDING': Key(4, 'Padding before the shift, pixels.', low=0, used_by=('INPUT.TRAIN_TRANSFORM', ('pad_crop',))),
-    'AUGMENT': Key(
+    )
+    RATIO = Key[tuple[float, ...]](
+        (0.75, 4 / 3),
+        'Range of the aspect ratio (width / height) of the random crop.',
+        low=0.01,
+        high=100.0,
+        used_by=_RANDOM_CROP,
+    )
+    PADDING = Key(
+        4, 'Padding on each side before the random shift.', low=0, unit='pixels',
+        used_by=('INPUT.TRAIN_TRANSFORM', ('pad_crop',)),
+    )  # fmt: skip
+    AUGMENT = Key(
         '',
-        'What is done to training crops beyond that, by torchvision. Empty: nothing.',
+        'Augmentation policy of torchvision for training crops. Empty: none.',
         choices=('', 'auto_augment', 'auto_augment_cifar', 'rand_augment', 'trivial_augment'),
-    ),
-    'RAND_AUGMENT_OPS': Key(2, 'Operations an image.', low=1, high=14, used_by=_RAND_AUGMENT),
-    'RAND_AUGMENT_MAGNITUDE': Key(9, 'Strength of the operations.', low=0, high=30, used_by=_RAND_AUGMENT),
-    'COLOR_JITTER': Key(
+    )
+    RAND_AUGMENT_OPS = Key(2, 'Operations per image (N of RandAugment).', low=1, high=14, used_by=_RAND_AUGMENT)
+    RAND_AUGMENT_MAGNITUDE = Key(
+        9, 'Magnitude of the operations (M of RandAugment).', low=0, high=30, used_by=_RAND_AUGMENT
+    )
+    COLOR_JITTER = Key[tuple[float, ...]](
         (0.0, 0.0, 0.0, 0.0), 'Jitter of brightness, contrast, saturation, hue (at most 0.5).', low=0.0, high=1.0
-    ),
-    'ERASE_PROBABILITY': Key(0.0, 'Chance that a rectangle of a training crop is erased.', low=0.0, high=1.0),
-    'FLIP_PROBABILITY': Key(0.5, 'Chance of a horizontal flip in training.', low=0.0, high=1.0),
-    'MEAN': Key((0.485, 0.456, 0.406), 'Mean of each channel, images from 0 to 1.'),
-    'STD': Key((0.229, 0.224, 0.225), 'Standard deviation of each channel, images from 0 to 1.', low=1e-6),
-}
+    )
+    ERASE_PROBABILITY = Key(0.0, 'Probability of random erasing in training.', low=0.0, high=1.0)
+    FLIP_PROBABILITY = Key(0.5, 'Probability of a horizontal flip in training.', low=0.0, high=1.0)
+    MEAN = Key[tuple[float, ...]]((0.485, 0.456, 0.406), 'Mean per channel (R, G, B) of pixel values from 0 to 1.')
+    STD = Key[tuple[float, ...]](
+        (0.229, 0.224, 0.225), 'Standard deviation per channel (R, G, B) of pixel values from 0 to 1.', low=1e-6
+    )
 
-SAMPLER: dict[str, Key] = {
-    'TYPE': Key('instance_balance', 'How often a class is drawn in an epoch.', choices=_SAMPLERS),
-    'SWITCH_TYPE': Key('', 'Sampler from epoch SWITCH_EPOCH on. Empty: no switch.', choices=('', *_SAMPLERS)),
-    'SWITCH_EPOCH': Key(
-        0, 'First epoch (from 0) with SWITCH_TYPE. -1: after four fifths of the run, as 160 of 200.', low=-1
-    ),
-    'PAIR_TYPE': Key(
+
+class SamplerKeys(Section, title='class sampling'):
+    TYPE = Key('instance_balance', 'Sampling of classes within an epoch.', choices=_SAMPLERS)
+    SWITCH_TYPE = Key('', 'Sampler from epoch SWITCH_EPOCH on. Empty: no switch.', choices=('', *_SAMPLERS))
+    SWITCH_EPOCH = Key(0, 'First epoch (from 0) with SWITCH_TYPE. -1: after 80 % of the epochs, as 160 of 200.', low=-1)
+    PAIR_TYPE = Key(
         'reverse',
-        'Sampler of the second image of each pair; a step reads two images for each of TRAIN.BATCH_SIZE.',
+        'Sampler of the second image of each pair; each step then reads 2 x TRAIN.BATCH_SIZE images.',
         choices=_SAMPLERS,
         used_by=('MIX.TYPE', PAIRED),
-    ),
-    'BETA': Key(
+    )
+    BETA = Key(
         0.9999,
-        'Overlap of images: 0 is instance balance, towards 1 it becomes class balance.',
+        'beta of the effective number: 0 is instance balance, values near 1 approach class balance.',
         low=0.0,
         high=0.999999,
         used_by=('SAMPLER.TYPE', ('effective_number',)),
         or_by=('SAMPLER.SWITCH_TYPE', 'SAMPLER.PAIR_TYPE'),
-    ),
-    'REPEAT_THRESHOLD': Key(
+    )
+    REPEAT_THRESHOLD = Key(
         0.001,
-        'Share of all images below which a class is repeated, by the root of threshold over share.',
+        'Threshold t of the repeat factor max(1, sqrt(t / f_c)), f_c being the fraction of images in class c.',
         low=0.0,
         high=1.0,
         used_by=('SAMPLER.TYPE', ('repeat_factor',)),
         or_by=('SAMPLER.SWITCH_TYPE', 'SAMPLER.PAIR_TYPE'),
-    ),
-    'IMAGES_PER_CLASS': Key(
+    )
+    IMAGES_PER_CLASS = Key(
         0,
-        'Fill each batch with so many images of each of its classes; divides TRAIN.BATCH_SIZE. 0: no.',
+        'Images of each class drawn for a batch; must divide TRAIN.BATCH_SIZE. 0: classes are drawn independently.',
         low=0,
         used_by=('SAMPLER.TYPE', ('class_balance',)),
         or_by=('SAMPLER.SWITCH_TYPE',),
-    ),
-}
+    )

@@ -1,6 +1,6 @@
-"""What is minimised: LOSS."""
+"""LOSS: the training loss, class weights and auxiliary losses."""
 
-from lib.config.key import Key
+from lib.config.key import Key, Section
 
 _LOSSES = (
     'cross_entropy',
@@ -30,132 +30,149 @@ def _of_loss(*names: str) -> tuple[str, tuple[str, ...]]:
     return ('LOSS.TYPE', names)
 
 
-LOSS: dict[str, Key] = {
-    'TYPE': Key('cross_entropy', 'Training loss.', choices=_LOSSES),
-    'LABEL_SMOOTHING': Key(
+class LossKeys(Section, title='training loss'):
+    TYPE = Key('cross_entropy', 'Training loss.', choices=_LOSSES)
+    LABEL_SMOOTHING = Key(
         0.0,
-        'Share of the label spread over all classes.',
+        'Label smoothing eps: the fraction of the label spread evenly over all classes.',
         low=0.0,
         high=0.999,
         used_by=_of_loss('cross_entropy'),
-    ),
-    'GAMMA': Key(
+    )
+    GAMMA = Key(
         -1.0,
-        "Exponent: of 1 - p (focal), of a class's share of the largest (the other two). -1: 2, or 0.1.",
+        'gamma: exponent of 1 - p (focal losses) or of n_c / n_max (class-dependent temperatures, vector scaling). '
+        '-1: 2 for focal losses, 0.1 for the others.',
         low=-1.0,
         used_by=_of_loss('focal', 'sigmoid_focal', 'class_dependent_temperatures', 'vector_scaling'),
-    ),
-    'TAU': Key(1.0, 'Factor on ln prior.', low=0.0, used_by=_of_loss('logit_adjustment', 'vector_scaling')),
-    'MARGIN': Key(
+    )
+    TAU = Key(
+        1.0, 'tau: factor on the log prior ln(n_c / N).', low=0.0,
+        used_by=_of_loss('logit_adjustment', 'vector_scaling'),
+    )  # fmt: skip
+    MARGIN = Key(
         -1.0,
-        'Margin: of the rarest class (ldam), in radians (arcface), of the cosine (cosface). -1: 0.5, 0.5, 0.35.',
+        'Margin m: of the rarest class (ldam), of the angle in radians (arcface), of the cosine (cosface). -1: 0.5 for '
+        'ldam and arcface, 0.35 for cosface.',
         low=-1.0,
         used_by=_of_loss('ldam', 'arcface', 'cosface'),
-    ),
-    'SMOOTHING_HEAD': Key(
-        0.4, 'Smoothing of the largest class.', low=0.0, high=0.999, used_by=_of_loss('label_aware_smoothing')
-    ),
-    'SMOOTHING_TAIL': Key(
-        0.1, 'Smoothing of the smallest class.', low=0.0, high=0.999, used_by=_of_loss('label_aware_smoothing')
-    ),
-    'SMOOTHING_SHAPE': Key(
+    )
+    SMOOTHING_HEAD = Key(
+        0.4, 'eps_1: label smoothing of the largest class.', low=0.0, high=0.999,
+        used_by=_of_loss('label_aware_smoothing'),
+    )  # fmt: skip
+    SMOOTHING_TAIL = Key(
+        0.1, 'eps_K: label smoothing of the smallest class.', low=0.0, high=0.999,
+        used_by=_of_loss('label_aware_smoothing'),
+    )  # fmt: skip
+    SMOOTHING_SHAPE = Key(
         'concave',
-        'How smoothing rises with the number of images.',
+        'Shape of the increase of the smoothing from the smallest to the largest class.',
         choices=('concave', 'linear', 'convex'),
         used_by=_of_loss('label_aware_smoothing'),
-    ),
-    'TAIL_SHARE': Key(
+    )
+    TAIL_SHARE = Key(
         0.005,
-        'Classes with a smaller share of the images are spared.',
+        'SEQL lambda: class frequency n_c / N below which the negative gradients of a class are suppressed.',
         low=0.0,
         high=1.0,
         used_by=_of_loss('softmax_equalization'),
-    ),
-    'SPARE_PROBABILITY': Key(
+    )
+    SPARE_PROBABILITY = Key(
         0.95,
-        'Chance that an image spares them.',
+        'SEQL gamma: probability that an image suppresses the negative gradients of tail classes.',
         low=0.0,
         high=1.0,
         used_by=_of_loss('softmax_equalization'),
-    ),
-    'MITIGATION': Key(0.8, 'Exponent of the count ratio.', low=0.0, used_by=_of_loss('seesaw')),
-    'COMPENSATION': Key(2.0, 'Exponent of the score ratio.', low=0.0, used_by=_of_loss('seesaw')),
-    'Q': Key(
+    )
+    MITIGATION = Key(0.8, 'Seesaw p: exponent of the mitigation factor n_j / n_y.', low=0.0, used_by=_of_loss('seesaw'))
+    COMPENSATION = Key(
+        2.0, 'Seesaw q: exponent of the compensation factor sigma_j / sigma_y.', low=0.0, used_by=_of_loss('seesaw')
+    )
+    Q = Key(
         0.7,
-        'From cross entropy (towards 0) to mean absolute error (1).',
+        'q of (1 - p^q) / q: 0 is cross entropy, 1 the mean absolute error.',
         low=0.0,
         high=1.0,
         used_by=_of_loss('generalized_cross_entropy'),
-    ),
-    'FORWARD_WEIGHT': Key(0.1, 'Weight of cross entropy.', low=0.0, used_by=_of_loss('symmetric_cross_entropy')),
-    'REVERSE_WEIGHT': Key(
-        1.0, 'Weight of the reverse cross entropy.', low=0.0, used_by=_of_loss('symmetric_cross_entropy')
-    ),
-    'INFLUENCE': Key(
+    )
+    FORWARD_WEIGHT = Key(
+        0.1, 'SCE alpha: weight of the cross entropy.', low=0.0, used_by=_of_loss('symmetric_cross_entropy')
+    )
+    REVERSE_WEIGHT = Key(
+        1.0, 'SCE beta: weight of the reverse cross entropy.', low=0.0, used_by=_of_loss('symmetric_cross_entropy')
+    )
+    INFLUENCE = Key(
         'constant',
-        "Whether the influence is a weight (constant, the paper) or takes a gradient too (as its authors' code).",
+        'constant: the influence is a weight without gradient, as in the paper; differentiated: the gradient includes '
+        "it, as in the authors' code.",
         choices=('constant', 'differentiated'),
         used_by=_of_loss('influence_balanced'),
-    ),
-    'CHUNK_IMAGES': Key(
+    )
+    CHUNK_IMAGES = Key(
         0,
-        'Classify so many images at a time and keep no logits: memory for millions of classes. 0: the whole batch.',
+        'Compute classifier and loss for this many images at a time, so that the logits of the batch are never stored '
+        '(for millions of classes). 0: the whole batch at once.',
         low=0,
-    ),
-    'SAMPLED_CLASSES': Key(
+    )
+    SAMPLED_CLASSES = Key(
         1.0,
-        'Share of the classes that a step compares with: those of its images, and others at random (Partial FC).',
+        'Fraction of the classes in the softmax of a step: those of its images and random others (Partial FC).',
         low=1e-4,
         high=1.0,
-    ),
-    'CLASS_WEIGHTS': Key(
+    )
+    CLASS_WEIGHTS = Key(
         '',
-        'Weigh rare classes up, with any loss: by effective number, or by count to the -EXPONENT. Empty: no.',
+        'Class weights for any loss: by effective number (1 - beta) / (1 - beta^n_c), or n_c^-EXPONENT. Empty: none.',
         choices=('', 'effective_number', 'inverse_frequency'),
-    ),
-    'BETA': Key(
+    )
+    BETA = Key(
         0.9999,
-        'Overlap of images: 0 is no weights, towards 1 inverse frequency.',
+        'beta of the effective number: 0 gives equal weights, values near 1 approach inverse frequency.',
         low=0.0,
         high=0.999999,
         used_by=('LOSS.CLASS_WEIGHTS', ('effective_number',)),
-    ),
-    'EXPONENT': Key(
+    )
+    EXPONENT = Key(
         1.0,
-        '1 is cost-sensitive, 0.5 its square root.',
+        'Exponent of the inverse frequency: 1 is cost-sensitive learning, 0.5 its square root.',
         low=0.0,
         used_by=('LOSS.CLASS_WEIGHTS', ('inverse_frequency',)),
-    ),
-    'REWEIGHT_EPOCH': Key(
+    )
+    REWEIGHT_EPOCH = Key(
         0,
-        'First epoch (from 0) with the weights (DRW), and with influences. -1: after four fifths of the run, as '
-        '160 of 200.',
+        'First epoch (from 0) with class weights or influence weights (deferred re-weighting, DRW). -1: after 80 % of '
+        'the epochs, as 160 of 200.',
         low=-1,
         used_by=('LOSS.CLASS_WEIGHTS', ('effective_number', 'inverse_frequency', 'influence_balanced')),
         or_by=('LOSS.TYPE',),
-    ),
-    'REDUCTION': Key(
+    )
+    REDUCTION = Key(
         'weighted_mean',
-        'Divide by the sum of the weights, or by the number of images (weights then average to 1 over classes).',
+        'Divide the weighted sum of the losses by the sum of the weights (weighted_mean) or by the number of images '
+        '(mean); the weights average to 1 over the classes.',
         choices=('weighted_mean', 'mean'),
         used_by=_REWEIGHTED,
-    ),
-    'AUXILIARY': Key(
+    )
+    AUXILIARY = Key(
         '',
-        'A second loss beside it. Empty: none.',
+        'Auxiliary loss, added to LOSS.TYPE. Empty: none.',
         choices=('', 'balanced_contrastive', 'distillation'),
-    ),
-    'AUXILIARY_WEIGHT': Key(
+    )
+    AUXILIARY_WEIGHT = Key(
         0.5,
-        'Its weight; distillation: its share, the rest is the first loss.',
+        'Weight w of the auxiliary loss. With distillation, LOSS.TYPE has the weight 1 - w.',
         low=0.0,
         used_by=('LOSS.AUXILIARY', ('balanced_contrastive', 'distillation')),
-    ),
-    'CONTRAST_TEMPERATURE': Key(0.1, 'Temperature of similarities.', low=1e-3, used_by=_CONTRAST),
-    'CONTRAST_WIDTH': Key(128, 'Width of what is compared.', low=2, used_by=_CONTRAST),
-    'TEACHER': Key('', 'Checkpoint of the teacher, trained on the same classes.', used_by=_DISTILL),
-    'TEACHER_TEMPERATURE': Key(3.0, 'Temperature of both softmaxes.', low=1e-3, used_by=_DISTILL),
-    'TEACHER_POWER': Key(
-        0.5, "Power on the teacher's distribution: below 1 flattens it.", low=0.0, high=1.0, used_by=_DISTILL
-    ),
-}
+    )
+    CONTRAST_TEMPERATURE = Key(0.1, 'BCL tau: temperature of the similarities.', low=1e-3, used_by=_CONTRAST)
+    CONTRAST_WIDTH = Key(128, 'Dimensions of the contrastive embedding.', low=2, used_by=_CONTRAST)
+    TEACHER = Key('', 'Checkpoint of the teacher, trained on the same classes.', used_by=_DISTILL)
+    TEACHER_TEMPERATURE = Key(3.0, 'Temperature T of the softmax of student and teacher.', low=1e-3, used_by=_DISTILL)
+    TEACHER_POWER = Key(
+        0.5,
+        "Exponent of the teacher's probabilities before they are renormalized; below 1 it flattens them.",
+        low=0.0,
+        high=1.0,
+        used_by=_DISTILL,
+    )

@@ -1,6 +1,6 @@
-"""The model and how it is trained: MODEL, MIX, OPTIMIZER, SCHEDULE."""
+"""MODEL, MIX, OPTIMIZER and SCHEDULE: the network and how it is optimized."""
 
-from lib.config.key import Key
+from lib.config.key import Key, Section
 
 _WITH_MOMENTUM = ('OPTIMIZER.TYPE', ('sgd',))
 
@@ -9,111 +9,134 @@ def _of_mix(*names: str) -> tuple[str, tuple[str, ...]]:
     return ('MIX.TYPE', names)
 
 
-MODEL: dict[str, Key] = {
-    'BACKBONE': Key(
+class ModelKeys(Section, title='backbone and classifier'):
+    BACKBONE = Key(
         'resnest50',
-        'Any name that timm knows, or res50, res101, res152, resnest50/101/200/269, res32_cifar.',
-    ),
-    'PRETRAINED': Key('', "Backbone weights: a local file, or 'timm' to let timm download them. Empty: random."),
-    'CLASSIFIER': Key(
+        'Backbone: any model name of timm, or res50, res101, res152, resnest50, resnest101, resnest200, resnest269, '
+        'res32_cifar.',
+    )
+    PRETRAINED = Key('', "Backbone weights: a local file, or 'timm' to download them. Empty: random initialization.")
+    CLASSIFIER = Key(
         'FC',
-        'Linear (FC), cosine similarity (FCNorm), or linear with a scale a class (lws).',
+        'Classifier: FC or linear (with bias), FCNorm or cosine (cosine similarity), lws (linear with a learnable '
+        'scale per class).',
         choices=('FC', 'FCNorm', 'linear', 'cosine', 'lws'),
-    ),
-    'CLASSIFIER_INIT': Key(
+    )
+    CLASSIFIER_INIT = Key(
         'checkpoint',
-        'Classifier at the start of fine-tuning: of the checkpoint, random, or the mean features of each class.',
+        "Initial classifier in fine-tuning: the checkpoint's, random, or the mean feature of each class.",
         choices=('checkpoint', 'random', 'class_means'),
-    ),
-    'FREEZE_CLASSIFIER': Key(False, 'Train the scales alone.', used_by=('MODEL.CLASSIFIER', ('lws',))),
-    'COSINE_SCALE': Key(
+    )
+    FREEZE_CLASSIFIER = Key(False, 'Train only the scales of the classifier.', used_by=('MODEL.CLASSIFIER', ('lws',)))
+    COSINE_SCALE = Key(
         16.0,
-        'Factor on cosine logits.',
+        'Scale s of the cosine logits.',
         low=1e-3,
         neutral=1.0,
         used_by=('MODEL.CLASSIFIER', ('FCNorm', 'cosine')),
-    ),
-    'FREEZE_BACKBONE': Key(False, 'Train the classifier only; BatchNorm statistics stay too.'),
-    'SYNC_BATCHNORM': Key(False, 'Normalise over the images of all GPUs (under torchrun), not of each.'),
-    'CLASSIFIER_SHARDED': Key(False, 'Split the classes over the ranks of torchrun: each holds its share of rows.'),
-    'SHIFT_BATCHNORM': Key(False, 'Let BatchNorm statistics of a frozen backbone follow the training images.'),
-}
+    )
+    FREEZE_BACKBONE = Key(False, 'Train only the classifier; BatchNorm statistics are frozen, too.')
+    SYNC_BATCHNORM = Key(
+        False, 'Compute BatchNorm statistics over the images of all GPUs (under torchrun) instead of per GPU.'
+    )
+    CLASSIFIER_SHARDED = Key(
+        False, 'Split the classes over the ranks of torchrun; each rank holds the classifier rows of its shard.'
+    )
+    SHIFT_BATCHNORM = Key(False, 'Update the BatchNorm statistics of a frozen backbone in training.')
 
-MIX: dict[str, Key] = {
-    'TYPE': Key(
+
+class MixKeys(Section, title='mixing of image pairs'):
+    TYPE = Key(
         '',
-        'Mix pairs of training images. Empty: no.',
+        'Mix pairs of training images. Empty: no mixing.',
         choices=('', 'mixup', 'cutmix', 'manifold_mixup', 'remix', 'cmo', 'bbn'),
-    ),
-    'ALPHA': Key(
+    )
+    ALPHA = Key(
         1.0,
-        'Shares are drawn from Beta(ALPHA, ALPHA).',
+        'alpha: the mixing coefficient lam is drawn from Beta(alpha, alpha).',
         low=1e-3,
         used_by=_of_mix('mixup', 'cutmix', 'manifold_mixup', 'remix', 'cmo'),
-    ),
-    'PROBABILITY': Key(
+    )
+    PROBABILITY = Key(
         1.0,
-        'Chance that an image is mixed.',
+        'Probability that an image is mixed.',
         low=0.0,
         high=1.0,
         used_by=_of_mix('mixup', 'cutmix', 'manifold_mixup', 'remix', 'cmo'),
-    ),
-    'STAGES': Key(
+    )
+    STAGES = Key[tuple[float, ...]](
         (0.0, 1.0, 2.0),
-        'Where: 0 the image, 1 after the first stage of the backbone, ...; drawn anew for each step.',
+        'Layers at which manifold mixup mixes: 0 is the image, 1 the output of the first backbone stage, ... Each step '
+        'draws one of them.',
         low=0.0,
         used_by=_of_mix('manifold_mixup'),
-    ),
-    'KAPPA': Key(3.0, 'Ratio of counts from which the rarer label takes all.', low=1.0, used_by=_of_mix('remix')),
-    'TAU': Key(0.5, 'Share up to which it does.', low=0.0, high=1.0, used_by=_of_mix('remix')),
-    'OFF_EPOCHS': Key(
+    )
+    KAPPA = Key(
+        3.0,
+        'Remix kappa: ratio of the class sizes from which on the label may go to the rarer class alone.',
+        low=1.0,
+        used_by=_of_mix('remix'),
+    )
+    TAU = Key(
+        0.5,
+        'Remix tau: the label goes to the rarer class alone if lam of the larger class is below tau.',
+        low=0.0,
+        high=1.0,
+        used_by=_of_mix('remix'),
+    )
+    OFF_EPOCHS = Key(
         0,
-        'Last epochs without mixing.',
+        'Number of epochs without mixing at the end of the run.',
         low=0,
         used_by=_of_mix('mixup', 'cutmix', 'manifold_mixup', 'remix', 'cmo'),
-    ),
-}
+    )
 
-OPTIMIZER: dict[str, Key] = {
-    'TYPE': Key('sgd', 'Optimiser.', choices=('sgd', 'adam', 'adamw')),
-    'LR': Key(0.1, 'Learning rate (one_cycle: its peak).', low=0.0),
-    'MOMENTUM': Key(0.9, 'Momentum.', low=0.0, high=0.9999, used_by=_WITH_MOMENTUM),
-    'NESTEROV': Key(False, 'Nesterov momentum.', used_by=_WITH_MOMENTUM),
-    'BETAS': Key(
+
+class OptimizerKeys(Section, title='optimizer'):
+    TYPE = Key('sgd', 'Optimizer.', choices=('sgd', 'adam', 'adamw'))
+    LR = Key(0.1, 'Base learning rate; with SCHEDULE.TYPE one_cycle, its maximum.', low=0.0)
+    MOMENTUM = Key(0.9, 'Momentum.', low=0.0, high=0.9999, used_by=_WITH_MOMENTUM)
+    NESTEROV = Key(False, 'Use Nesterov momentum.', used_by=_WITH_MOMENTUM)
+    BETAS = Key(
         (0.9, 0.999),
-        'Averaging factors.',
+        'beta_1 and beta_2 of Adam.',
         low=0.0,
         high=0.999999,
         used_by=('OPTIMIZER.TYPE', ('adam', 'adamw')),
-    ),
-    'WEIGHT_DECAY': Key(1e-4, 'Weight decay.', low=0.0),
-    'MAX_NORM': Key(0.0, "Largest norm of a row of the classifier's weight, kept after each step. 0: any.", low=0.0),
-    'CLIP_NORM': Key(0.0, 'Largest norm of all gradients together; above it they are scaled down. 0: any.', low=0.0),
-    'LAYER_DECAY': Key(
+    )
+    WEIGHT_DECAY = Key(1e-4, 'Weight decay.', low=0.0)
+    MAX_NORM = Key(
+        0.0, 'Maximum L2 norm of each classifier row, enforced after every step (MaxNorm). 0: no limit.', low=0.0
+    )
+    CLIP_NORM = Key(0.0, 'Maximum L2 norm of all gradients together (gradient clipping). 0: no limit.', low=0.0)
+    LAYER_DECAY = Key(
         1.0,
-        'Factor on the learning rate for each block of the backbone further from the classifier (fine-tuning).',
+        'Layer-wise learning rate decay: factor per backbone block, counted from the classifier.',
         low=1e-3,
         high=1.0,
-    ),
-    'DECAY_NORM_AND_BIAS': Key(True, 'Decay biases and the parameters of normalisation layers, too.'),
-}
+    )
+    DECAY_NORM_AND_BIAS = Key(True, 'Apply weight decay to biases and normalization layers, too.')
 
-SCHEDULE: dict[str, Key] = {
-    'TYPE': Key('multistep', 'Learning rate over the run.', choices=('multistep', 'cosine', 'one_cycle')),
-    'WARMUP_EPOCHS': Key(0.0, 'Linear rise at the start, epochs.', low=0.0),
-    'MILESTONE_EPOCHS': Key(
+
+class ScheduleKeys(Section, title='learning rate schedule'):
+    TYPE = Key('multistep', 'Learning rate schedule.', choices=('multistep', 'cosine', 'one_cycle'))
+    WARMUP_EPOCHS = Key(0.0, 'Length of the linear warm-up.', low=0.0, unit='epochs')
+    MILESTONE_EPOCHS = Key[tuple[float, ...]](
         (10.0, 20.0, 30.0),
-        'Epochs at which the rate falls.',
+        'Epochs at which the learning rate is multiplied by a factor.',
         low=0.0,
         used_by=('SCHEDULE.TYPE', ('multistep',)),
-    ),
-    'DECAY_FACTORS': Key(
+    )
+    DECAY_FACTORS = Key[tuple[float, ...]](
         (0.1,),
-        'Factor at each milestone, or one for all.',
+        'Factor at each milestone, or one factor for all milestones.',
         low=0.0,
         used_by=('SCHEDULE.TYPE', ('multistep',)),
-    ),
-    'FINAL_LR': Key(0.0, 'Learning rate at the end.', low=0.0, used_by=('SCHEDULE.TYPE', ('cosine',))),
-    'DIV_FACTOR': Key(25.0, 'Peak over first rate.', low=1.0, used_by=('SCHEDULE.TYPE', ('one_cycle',))),
-    'FINAL_DIV_FACTOR': Key(1e4, 'First over last rate.', low=1.0, used_by=('SCHEDULE.TYPE', ('one_cycle',))),
-}
+    )
+    FINAL_LR = Key(0.0, 'Learning rate at the end of the run.', low=0.0, used_by=('SCHEDULE.TYPE', ('cosine',)))
+    DIV_FACTOR = Key(
+        25.0, 'Maximum learning rate over the initial one.', low=1.0, used_by=('SCHEDULE.TYPE', ('one_cycle',))
+    )
+    FINAL_DIV_FACTOR = Key(
+        1e4, 'Initial learning rate over the final one.', low=1.0, used_by=('SCHEDULE.TYPE', ('one_cycle',))
+    )

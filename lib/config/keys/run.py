@@ -1,105 +1,140 @@
-"""The run, its scripts, and this machine."""
+"""Top-level keys, TRAIN, TEST, TAU_NORM and RUN: the run, the three scripts and this machine."""
 
-from lib.config.key import Key
+from lib.config.key import Key, Section
 
-TOP: dict[str, Key] = {
-    'NAME': Key('', "Name of the run; its folder is LOG_ROOT/NAME. Empty: the name of DATASET.ROOT's folder."),
-    'LOG_ROOT': Key('./log', 'Folder of the run folders.'),
-    'SEED': Key(0, 'Seed of everything random.', low=0, high=2**63 - 1),
-    'RESUME_MODEL': Key('', "Checkpoint to go on from or to use: a path, or 'last' for the run's newest."),
-    'RESUME_MODE': Key(
+
+class TopKeys(Section, title='run'):
+    NAME = Key('', 'Name of the run; its folder is LOG_ROOT/NAME. Empty: the folder name of DATASET.ROOT.')
+    LOG_ROOT = Key('./log', 'Folder that contains the run folders.')
+    SEED = Key(0, 'Random seed of the run.', low=0, high=2**63 - 1)
+    RESUME_MODEL = Key(
+        '',
+        "Checkpoint to resume, fine-tune or evaluate: a path, or 'last' for the newest one of the run. Empty: train a "
+        'new model.',
+    )
+    RESUME_MODE = Key(
         'auto',
-        'What a path in RESUME_MODEL means: the same run goes on, or its weights start a new one.',
+        'Training from a path in RESUME_MODEL: continue the same run, finetune its weights in a new run, or auto: '
+        'continue if training set and recipe are the same and epochs are left.',
         choices=('auto', 'continue', 'finetune'),
-    ),
-    'OVERWRITE': Key(False, 'Start anew in a used run folder; the old folder is renamed aside, never deleted.'),
-}
+    )
+    OVERWRITE = Key(
+        False, 'Start again in a run folder that contains checkpoints; the old folder is renamed, never deleted.'
+    )
 
-TRAIN: dict[str, Key] = {
-    'BATCH_SIZE': Key(512, 'Images a step, over all devices together.', low=1),
-    'DEVICE_BATCH_SIZE': Key(
+
+class TrainKeys(Section, title='epochs, batches, checkpoints'):
+    BATCH_SIZE = Key(512, 'Images per step over all devices.', low=1)
+    DEVICE_BATCH_SIZE = Key(
         0,
-        'Images that a device takes at once; the gradients of the others of its share are added up. 0: all of them. '
-        '-1: as many as fit (GPUs).',
+        'Images per forward pass on each device; gradients are accumulated until the batch is complete. 0: the whole '
+        'batch. -1: as many as fit (GPUs only).',
         low=-1,
-    ),
-    'MAX_EPOCH': Key(120, 'Epochs to train. 0: the model is evaluated and saved as it is.', low=0),
-    'SELECT_BY': Key(
+    )
+    MAX_EPOCH = Key(120, 'Epochs to train. 0: evaluate and save the model without training.', low=0)
+    SELECT_BY = Key(
         'mean_class_error',
-        'Which valid figure makes best_model.pth.',
+        'Validation metric that selects best_model.pth.',
         choices=('mean_class_error', 'top1', 'loss'),
-    ),
-    'VALID_EVERY_EPOCHS': Key(1, 'Epochs between two validations; the last epoch always has one.', low=1),
-    'LOG_EVERY_STEPS': Key(50, 'Steps between two looks at the loss.', low=1),
-    'EMA_DECAY': Key(
+    )
+    VALID_EVERY_EPOCHS = Key(1, 'Epochs between validations; the last epoch is always validated.', low=1)
+    LOG_EVERY_STEPS = Key(50, 'Steps between log lines of the training loss.', low=1)
+    EMA_DECAY = Key(
         0.0,
-        'Also keep an exponential moving average of the weights, which is validated and used to predict: what stays '
-        'of it each step. 0: none.',
+        'Decay of the exponential moving average (EMA) of the weights, which is then used for validation and '
+        'prediction. 0: no EMA.',
         low=0.0,
         high=0.999999,
-    ),
-    'CHECKPOINT_MINUTES': Key(
-        10.0, 'Minutes between two last.pth within an epoch. 0: at the end of epochs only.', low=0.0
-    ),
-    'SAVE_EVERY_EPOCHS': Key(10, 'Epochs between two epoch_N.pth.', low=1),
-    'KEEP_EPOCHS': Key(3, 'How many epoch_N.pth are kept.', low=0),
-}
+    )
+    CHECKPOINT_MINUTES = Key(
+        10.0,
+        'Minutes between saves of last.pth within an epoch. 0: save it at the end of epochs only.',
+        low=0.0,
+    )
+    SAVE_EVERY_EPOCHS = Key(10, 'Epochs between checkpoints named epoch_N.pth.', low=1)
+    KEEP_EPOCHS = Key(3, 'Number of epoch_N.pth to keep; older ones are deleted.', low=0)
 
-TEST: dict[str, Key] = {
-    'BATCH_SIZE': Key(0, 'Images a step in validation and test. 0: TRAIN.BATCH_SIZE, but at most 64 on CPUs.', low=0),
-    'IMAGES': Key('', "What test.py predicts instead of the test split: a photo, a folder, or '-': a list on stdin."),
-    'FLIP': Key(
+
+class TestKeys(Section, title='evaluation and prediction'):
+    BATCH_SIZE = Key(
+        0,
+        'Images per step in validation and prediction. 0: TRAIN.BATCH_SIZE, but at most 64 on CPUs.',
+        low=0,
+    )
+    IMAGES = Key(
+        '', "Images that test.py predicts: a file, a folder, or '-' for paths on standard input. Empty: the test split."
+    )
+    FLIP = Key(
         False,
-        'Also look at each image mirrored (this and what follows: test.py alone, neither the validation of training '
-        'nor tau_norm.py).',
-    ),
-    'CROPS': Key(
+        'Test-time augmentation: also predict the mirrored image. (FLIP, CROPS, SCALES, AVERAGE and ENSEMBLE change '
+        'test.py only, not the validation in main.py or tau_norm.py.)',
+    )
+    CROPS = Key(
         'center',
-        'What is seen of each image: the centre; with the four corners; those mirrored too; the whole image, padded.',
+        'Crops for test-time augmentation: the center; five: also the four corners; ten: those mirrored, too; whole: '
+        'the whole image, padded to a square.',
         choices=('center', 'five', 'ten', 'whole'),
-    ),
-    'SCALES': Key((1.0,), 'Sides at which all that is seen, in TEST_SIZE; the views are averaged.', low=0.1, high=10.0),
-    'AVERAGE': Key('logits', 'What of views and models is averaged.', choices=('logits', 'probabilities')),
-    'ENSEMBLE': Key('', 'More checkpoints that predict together with RESUME_MODEL: paths, separated by commas.'),
-    'ENSEMBLE_WEIGHTS': Key(
+    )
+    SCALES = Key[tuple[float, ...]](
+        (1.0,),
+        'Image sizes for test-time augmentation, as multiples of INPUT.TEST_SIZE; predictions are averaged.',
+        low=0.1,
+        high=10.0,
+    )
+    AVERAGE = Key(
+        'logits', 'Average logits or probabilities over views and models.', choices=('logits', 'probabilities')
+    )
+    ENSEMBLE = Key(
+        '', 'Further checkpoints to average with RESUME_MODEL: paths separated by commas. Empty: a single model.'
+    )
+    ENSEMBLE_WEIGHTS = Key(
         'equal',
-        "Weights of the models: 'equal'; 'valid': those that make the labels of the valid split most probable; or "
-        'numbers, separated by commas.',
-    ),
-    'TOP_K': Key(0, 'Also write the K best classes of each image, with probabilities and names. 0: no.', low=0),
-    'EMBEDDINGS': Key(False, 'Also write the features of each image, float32: the mean over the views.'),
-    'EMBEDDINGS_FORMAT': Key('npy', 'As a NumPy array, or as Parquet with ids.', choices=('npy', 'parquet')),
-    'PRODUCTS': Key(
+        "Weights of the models: 'equal'; 'valid' to minimize the negative log-likelihood of the validation split; or "
+        'numbers separated by commas.',
+    )
+    TOP_K = Key(
+        0,
+        'Also write the K most probable classes per image, with names and probabilities. 0: off.',
+        low=0,
+    )
+    EMBEDDINGS = Key(False, 'Also write the features of each image (float32, averaged over the views).')
+    EMBEDDINGS_FORMAT = Key(
+        'npy', 'File format of EMBEDDINGS: a NumPy array, or Parquet with ids.', choices=('npy', 'parquet')
+    )
+    PRODUCTS = Key(
         '',
-        "Also vote the photos of a product to one row: 'folder' (those in one folder), or a CSV of id,product.",
-    ),
-    'ABSTAIN_ERROR': Key(
+        "Also predict one class per product, averaged over its images: 'folder' if each product is a folder, or a CSV "
+        'file with columns id,product. Empty: off.',
+    )
+    ABSTAIN_ERROR = Key(
         0.0,
-        'Also write predictions that are given up where they are not sure: error wanted among the others, by a '
-        'threshold that is chosen on the valid split. 0: no.',
+        'Also write predictions with abstention: target error of the accepted predictions; the threshold on the '
+        'probability is chosen on the validation split. 0: off.',
         low=0.0,
         high=0.999,
-    ),
-}
+    )
 
-TAU_NORM: dict[str, Key] = {
-    'LOG_ROOT': Key('./log_tau', 'Folder of the re-balanced models; the run is TAU_NORM.LOG_ROOT/NAME.'),
-    'SELECT_BY': Key('mean_class_error', 'Which valid figure chooses tau.', choices=('mean_class_error', 'top1')),
-    'MAX_TAU': Key(2.0, 'Largest tau considered.', low=1e-3, high=100.0),
-}
 
-RUN: dict[str, Key] = {
-    'DEVICE': Key('auto', "'auto', 'cpu', 'mps', 'cuda' (all visible GPUs) or 'cuda:N' (one)."),
-    'NUM_WORKERS': Key(
+class TauNormKeys(Section, title='tau-normalization (tau_norm.py)'):
+    LOG_ROOT = Key('./log_tau', 'Folder of the re-balanced models; they are written to TAU_NORM.LOG_ROOT/NAME.')
+    SELECT_BY = Key('mean_class_error', 'Validation metric that selects tau.', choices=('mean_class_error', 'top1'))
+    MAX_TAU = Key(2.0, 'Upper end of the search range [0, MAX_TAU] of tau.', low=1e-3, high=100.0)
+
+
+class RunKeys(Section, title='devices, workers, precision'):
+    DEVICE = Key('auto', "'auto', 'cpu', 'mps', 'cuda' (all visible GPUs) or 'cuda:N' (one GPU).")
+    NUM_WORKERS = Key(
         -1,
-        'Processes that read images. -1: one a core, at most 8; threads for small valid and test splits. 0: none.',
+        'Worker processes that decode images. -1: one per CPU core, at most 8 (threads for small validation and test '
+        'splits). 0: decode in the main process.',
         low=-1,
-    ),
-    'PRECISION': Key(
+    )
+    PRECISION = Key(
         'auto',
-        'auto: training in bfloat16 where the hardware is faster in it, in float16 on older GPUs, else in '
-        'float32; evaluation in float32.',
+        'Precision of training. auto: bfloat16 if the hardware is faster with it, float16 on older GPUs, else float32; '
+        'evaluation uses float32.',
         choices=('auto', 'float32', 'bfloat16', 'float16'),
-    ),
-    'COMPILE': Key(False, 'Compile the model (torch.compile); where that fails, a note says so and it runs as it is.'),
-}
+    )
+    COMPILE = Key(
+        False, 'Compile the model with torch.compile; if that fails, a warning is logged and it runs uncompiled.'
+    )

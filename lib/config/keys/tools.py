@@ -1,104 +1,135 @@
-"""What the tools do beside the three scripts, a section each."""
+"""POSTHOC, SEARCH, ENROLL, EXPORT, REPORT, DOCTOR, PACK and PLAN: one section per tool."""
 
-from lib.config.key import Key
+from lib.config.key import Key, Section
 
-POSTHOC: dict[str, Key] = {
-    'METHODS': Key(
+
+class PosthocKeys(Section, title='re-balancing and calibration (tools/posthoc.py)'):
+    METHODS = Key(
         'all',
-        "What tools/posthoc.py tries: 'all', or some of tau_norm, logit_adjustment, lws, ncm, cosine, prior_shift, "
-        'temperature, group_temperature, separated by commas.',
-    ),
-    'FIT_SPLIT': Key(
+        "Methods to compare: 'all', or some of tau_norm, logit_adjustment, lws, ncm, cosine, prior_shift, temperature, "
+        'group_temperature, separated by commas.',
+    )
+    FIT_SPLIT = Key(
         'valid',
-        'What they are fitted on: valid in folds, each measured by what was fitted on the others; or a part of the '
-        'training images.',
+        'Split to fit on. valid: cross-fitted in folds of the validation split; train: a sample of the training '
+        'images.',
         choices=('valid', 'train'),
-    ),
-    'FOLDS': Key(5, 'Folds of the valid split.', low=2, used_by=('POSTHOC.FIT_SPLIT', ('valid',))),
-    'HOLDOUT': Key(20, 'Training images a class, at most, for fitting and for prototypes.', low=1),
-    'SAVE': Key('', 'Method whose classifier is written as TAU_NORM.LOG_ROOT/NAME/best_model.pth. Empty: none.'),
-}
+    )
+    FOLDS = Key(5, 'Folds of the validation split.', low=2, used_by=('POSTHOC.FIT_SPLIT', ('valid',)))
+    HOLDOUT = Key(20, 'Maximum number of training images per class for fitting and for prototypes.', low=1)
+    SAVE = Key('', 'Method whose classifier is saved as TAU_NORM.LOG_ROOT/NAME/best_model.pth. Empty: none.')
 
-SEARCH: dict[str, Key] = {
-    'K': Key(10, 'Neighbours that vote, and that CSV lists.', low=1),
-    'GALLERY': Key(
+
+class SearchKeys(Section, title='nearest neighbors (tools/search.py)'):
+    K = Key(10, 'Number k of nearest neighbors for the vote and for CSV.', low=1)
+    GALLERY = Key(
         'train',
-        'What is searched: training images, or the validation images, each without itself.',
+        'Images to search: the training split, or the validation split without the query itself.',
         choices=('train', 'valid'),
-    ),
-    'METRIC': Key('cosine', 'How near features are.', choices=('cosine', 'euclidean')),
-    'VOTE': Key(
+    )
+    METRIC = Key('cosine', 'Similarity of features.', choices=('cosine', 'euclidean'))
+    VOTE = Key(
         'majority',
-        'Each neighbour has one vote, or exp(similarity / TEMPERATURE) votes.',
+        'Votes per neighbor: one (majority), or exp(similarity / TEMPERATURE).',
         choices=('majority', 'similarity'),
-    ),
-    'TEMPERATURE': Key(0.07, 'Below 1, the nearest are louder.', low=1e-4, used_by=('SEARCH.VOTE', ('similarity',))),
-    'CSV': Key('', 'File for the K nearest images of the gallery of every test image. Empty: none.'),
-}
+    )
+    TEMPERATURE = Key(
+        0.07,
+        'Temperature of the vote by similarity; lower values favor the nearest neighbors.',
+        low=1e-4,
+        used_by=('SEARCH.VOTE', ('similarity',)),
+    )
+    CSV = Key('', 'File for the k nearest gallery images of each test image. Empty: none.')
 
-ENROLL: dict[str, Key] = {
-    'IMAGES': Key('', 'Photos of new classes: a folder with a sub-folder a class, or an annotation JSON.'),
-    'PER_CLASS': Key(
-        0, 'Use at most so many of each new class, chosen by SEED; the others measure. 0: all, none measures.', low=0
-    ),
-    'OUT': Key('', 'Folder of the model with the new classes. Empty: LOG_ROOT/NAME_enrolled.'),
-    'MAX_LOSS': Key(
-        0.02, 'Accuracy that old classes may lose on the validation split, mean over classes.', low=0.0, high=1.0
-    ),
-}
 
-EXPORT: dict[str, Key] = {
-    'FORMAT': Key('onnx', 'What tools/export.py writes.', choices=('onnx', 'torch_export', 'safetensors')),
-    'OUT': Key('', 'File to write. Empty: beside the checkpoint, named after it.'),
-    'PREPROCESSING': Key(
-        'inside',
-        'Normalisation: inside the file, which then takes uint8 RGB (batch, height, width, 3); or left to its user, '
-        'float32 (batch, 3, height, width).',
-        choices=('inside', 'outside'),
-    ),
-}
-
-REPORT: dict[str, Key] = {
-    'MAX_MB': Key(
-        5.0, 'Largest report.html, MB (10^6 bytes): beyond, pictures are left out, the last ones first.', low=0.0
-    ),
-    'JSON': Key(False, 'Write the figures of report.html into report.json too.'),
-}
-
-DOCTOR: dict[str, Key] = {
-    'OUT': Key('', 'Folder of what tools/doctor.py writes. Empty: LOG_ROOT/NAME_doctor.'),
-    'MIN_SIDE': Key(32, 'Images with a shorter side than this are suspicious, pixels.', low=1),
-    'NEAR_DISTANCE': Key(
-        5, 'Bits (of 64) in which hashes of near duplicates may differ. 0: equal hashes only.', low=0, high=8
-    ),
-    'FEW': Key(5, 'Classes with fewer images than this are listed.', low=1),
-}
-
-PACK: dict[str, Key] = {
-    'OUT': Key('', 'Folder that tools/pack.py writes train, valid and test into.'),
-    'IMAGES': Key(
-        'reencode',
-        'Upright JPEGs of SHORT_SIDE without metadata (GPS positions), or the files as they are.',
-        choices=('reencode', 'copy'),
-    ),
-    'SHORT_SIDE': Key(
+class EnrollKeys(Section, title='new classes without training (tools/enroll.py)'):
+    IMAGES = Key('', 'Images of the new classes: a folder with one sub-folder per class, or an annotation file.')
+    PER_CLASS = Key(
         0,
-        'Shorter side after packing, pixels; smaller images keep theirs. 0: 1.25 times what validation resizes to.',
+        'Maximum number of images to enroll per new class; SEED selects them, and metrics are computed on the others. '
+        '0: enroll all.',
         low=0,
-        used_by=('PACK.IMAGES', ('reencode',)),
-    ),
-    'QUALITY': Key(90, 'JPEG quality.', low=1, high=100, used_by=('PACK.IMAGES', ('reencode',))),
-    'SHARD_IMAGES': Key(0, 'Images a tar file. 0: 256 to 10,000, by the size of the set.', low=0),
-}
+    )
+    OUT = Key('', 'Folder to write the extended model to. Empty: LOG_ROOT/NAME_enrolled.')
+    MAX_LOSS = Key(
+        0.02,
+        'Maximum loss of mean per-class accuracy of the old classes on the validation split, as a fraction.',
+        low=0.0,
+        high=1.0,
+    )
 
-PLAN: dict[str, Key] = {
-    'NUM_CLASSES': Key(0, 'Classes that tools/plan.py plans for. 0: those of the training annotations.', low=0),
-    'DEVICES': Key(1, 'Devices that share a step, over all machines.', low=1),
-    'DEVICE_GB': Key(0.0, "Memory of each of them, GB (10^9 bytes). 0: this machine's.", low=0.0),
-    'IMAGES': Key(0, 'Training images of an epoch, for its time. 0: no matter.', low=0),
-    'TFLOPS': Key(
-        0.0, 'Peak of a device in the precision of training, 10^12 operations a second. 0: no times.', low=0.0
-    ),
-    'UTILIZATION': Key(0.3, 'Share of that peak which training reaches: an assumption.', low=1e-3, high=1.0),
-    'LINK_GB_S': Key(0.0, 'What a device sends over the slowest link, GB a second. 0: no times.', low=0.0),
-}
+
+class ExportKeys(Section, title='export to other formats (tools/export.py)'):
+    FORMAT = Key('onnx', 'File format.', choices=('onnx', 'torch_export', 'safetensors'))
+    OUT = Key('', 'File to write. Empty: named after the checkpoint, in its folder.')
+    PREPROCESSING = Key(
+        'inside',
+        'Normalization of the pixels. inside: part of the exported model, whose input is uint8 RGB of shape (batch, '
+        'height, width, 3); outside: left to the caller, input float32 (batch, 3, height, width).',
+        choices=('inside', 'outside'),
+    )
+
+
+class ReportKeys(Section, title='report.html'):
+    MAX_MB = Key(
+        5.0,
+        'Maximum size of report.html (1 MB = 10^6 bytes); the last thumbnails are left out to stay below it.',
+        low=0.0,
+        unit='MB',
+    )
+    JSON = Key(False, 'Also write the metrics of report.html to report.json.')
+
+
+class DoctorKeys(Section, title='data checks (tools/doctor.py)'):
+    OUT = Key('', 'Folder to write results to. Empty: LOG_ROOT/NAME_doctor.')
+    MIN_SIDE = Key(32, 'Images with a shorter side are listed as suspicious.', low=1, unit='pixels')
+    NEAR_DISTANCE = Key(
+        5,
+        'Maximum Hamming distance of the 64-bit perceptual hashes of near duplicates. 0: equal hashes only.',
+        low=0,
+        high=8,
+        unit='bits',
+    )
+    FEW = Key(5, 'Classes with fewer training images are listed.', low=1)
+
+
+class PackKeys(Section, title='tar shards (tools/pack.py)'):
+    OUT = Key('', 'Folder to write the splits train, valid and test to.')
+    IMAGES = Key(
+        'reencode',
+        'reencode: upright JPEG files resized to SHORT_SIDE, without metadata such as GPS positions; copy: the '
+        'original files.',
+        choices=('reencode', 'copy'),
+    )
+    SHORT_SIDE = Key(
+        0,
+        'Short side after packing; smaller images are not enlarged. 0: 1.25 times the short side in validation.',
+        low=0,
+        unit='pixels',
+        used_by=('PACK.IMAGES', ('reencode',)),
+    )
+    QUALITY = Key(90, 'JPEG quality.', low=1, high=100, used_by=('PACK.IMAGES', ('reencode',)))
+    SHARD_IMAGES = Key(0, 'Images per tar file. 0: 256 to 10,000, depending on the size of the split.', low=0)
+
+
+class PlanKeys(Section, title='memory and time estimates (tools/plan.py)'):
+    NUM_CLASSES = Key(0, 'Number of classes to plan for. 0: that of the training annotations.', low=0)
+    DEVICES = Key(1, 'Number of devices over all machines.', low=1)
+    DEVICE_GB = Key(
+        0.0, 'Memory per device (1 GB = 10^9 bytes). 0: that of the devices in this machine.', low=0.0, unit='GB'
+    )
+    IMAGES = Key(0, 'Training images per epoch, to estimate the time per epoch. 0: no such estimate.', low=0)
+    TFLOPS = Key(
+        0.0,
+        'Peak speed per device in the precision of training, 10^12 floating-point operations per second. 0: no time '
+        'estimates.',
+        low=0.0,
+        unit='TFLOP/s',
+    )
+    UTILIZATION = Key(0.3, 'Assumed fraction of the peak speed reached in training.', low=1e-3, high=1.0)
+    LINK_GB_S = Key(
+        0.0,
+        'Bandwidth per device of the slowest link. 0: no estimates of transfer times.',
+        low=0.0,
+        unit='GB/s',
+    )
