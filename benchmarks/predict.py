@@ -28,7 +28,8 @@ from lib.commands.loaded_model import load_model
 from lib.commands.predict import predict
 from lib.config.yaml_text import as_text
 from lib.runtime.device import pick_device
-from lib.trainer.checkpointing.state import Checkpoint, write_checkpoint
+from lib.trainer.checkpointing.io import write_checkpoint
+from lib.trainer.checkpointing.state import Checkpoint
 
 SIZE, NUM_CLASSES, WORKERS = 112, 81, 2
 

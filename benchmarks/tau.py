@@ -34,7 +34,8 @@ from lib.inference.features import logit_batch_size
 from lib.metrics.accuracy import ClassCounts
 from lib.posthoc.tau_sweep import TauSweep
 from lib.runtime.device import pick_device
-from lib.trainer.checkpointing.state import Checkpoint, write_checkpoint
+from lib.trainer.checkpointing.io import write_checkpoint
+from lib.trainer.checkpointing.state import Checkpoint
 
 NUM_CLASSES, NUM_FEATURES, MAX_TAU, PHOTO = 50_030, 2048, 2.0, 348
 BATCH_SIZE = logit_batch_size(NUM_CLASSES)

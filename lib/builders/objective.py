@@ -20,7 +20,8 @@ from lib.loss.weighted import WeightedLoss
 from lib.model import Recognizer
 from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
-from lib.trainer.checkpointing.state import Checkpoint, read_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint
+from lib.trainer.checkpointing.state import Checkpoint
 from lib.trainer.chunked_head import ChunkedHead
 from lib.trainer.objective import AuxiliaryTerm, ContrastTerm, DistillTerm, Objective
 
@@ -140,10 +141,7 @@ def _teacher(cfg: CfgNode, device: Device, num_classes: int, names: Sequence[str
 def _read_teacher(path: str) -> Checkpoint:
     if not Path(path).is_file():
         raise UserError(f'LOSS.TEACHER {path}: no such file')
-    try:
-        checkpoint = read_checkpoint(path)
-    except UserError as error:
-        raise UserError(str(error).replace('RESUME_MODEL', 'LOSS.TEACHER', 1)) from None
+    checkpoint = read_checkpoint(path, option='LOSS.TEACHER')
     if not checkpoint.config:
         raise UserError(
             f'LOSS.TEACHER {path} holds no config, so nobody knows its architecture: fine-tune it once by main.py'

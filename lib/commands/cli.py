@@ -144,9 +144,9 @@ def read_options(argv: Sequence[str], *, program: str = '', description: str = '
 
 def _checkpoint_config(resume_model: str, folder: Path) -> str | None:
     from lib.trainer.checkpointing.latest import latest_checkpoint
-    from lib.trainer.checkpointing.state import read_checkpoint
+    from lib.trainer.checkpointing.io import read_checkpoint
 
     if resume_model == 'last':
         checkpoint, _ = latest_checkpoint(folder)
         return checkpoint and checkpoint.config
-    return read_checkpoint(resume_model, with_rows=False).config
+    return read_checkpoint(resume_model, with_rows=False, option='RESUME_MODEL').config

@@ -27,7 +27,8 @@ from lib.posthoc.candidate_scores import ScoredFeatures, mean_class_accuracy, sc
 from lib.posthoc.imprint import Imprint, cross_fit_imprint, imprint
 from lib.runtime.files import lock_folder, write_json
 from lib.runtime.log import LOGGER
-from lib.trainer.checkpointing.state import TrainingSet, versions, write_checkpoint
+from lib.trainer.checkpointing.io import write_checkpoint
+from lib.trainer.checkpointing.state import TrainingSet, versions
 from lib.trainer.run_folder import RunFolder, set_aside
 
 MODEL, VALID_JSON = 'best_model.pth', 'converted_val.json'

@@ -29,7 +29,7 @@ from lib.export.formats import (
 from lib.export.module import Exported, Preprocessing
 from lib.runtime.files import replace_atomically
 from lib.runtime.log import LOGGER
-from lib.trainer.checkpointing.state import header_of
+from lib.trainer.checkpointing.io import safetensors_metadata
 
 _CHECKED = (1, 3, 16, 7)  # batch sizes: the batch is dynamic
 
@@ -74,7 +74,7 @@ def export(trained: LoadedModel) -> tuple[Path, list[str]]:
     )
     with replace_atomically(path) as temporary:
         if form.run is None:
-            metadata |= header_of(replace(trained.checkpoint, config=as_text(trained.cfg)))
+            metadata |= safetensors_metadata(replace(trained.checkpoint, config=as_text(trained.cfg)))
             write_safetensors(temporary, trained.checkpoint.state_dict, metadata)
             said = ['weights alone: RESUME_MODEL takes the file too']
         else:

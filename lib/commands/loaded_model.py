@@ -17,7 +17,8 @@ from lib.model import Recognizer
 from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing.latest import latest_checkpoint
-from lib.trainer.checkpointing.state import Checkpoint, read_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint
+from lib.trainer.checkpointing.state import Checkpoint
 
 
 @dataclass
@@ -96,7 +97,7 @@ def load_model(cfg: CfgNode, group: ProcessGroup = SINGLE_PROCESS) -> LoadedMode
             raise UserError(f'RESUME_MODEL last: {faults[0] if faults else f"{folder} holds no checkpoint"}')
         checkpoint = checkpoint.with_rows()
     else:
-        checkpoint = read_checkpoint(cfg.RESUME_MODEL)
+        checkpoint = read_checkpoint(cfg.RESUME_MODEL, option='RESUME_MODEL')
     if (checkpoint.path.parent / 'config.yaml').exists():
         folder = checkpoint.path.parent
     device = build_device(cfg, group)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lib.errors import UserError
-from lib.trainer.checkpointing.state import read_checkpoint, write_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 
 
 def merge(path: Path, output: Path | None = None, *, overwrite: bool = False) -> list[str]:
@@ -20,8 +20,8 @@ def merge(path: Path, output: Path | None = None, *, overwrite: bool = False) ->
         UserError: no such checkpoint, or one that is whole already; parts are missing or damaged; `output` is there.
     """
     output = output or path.with_name(f'{path.stem}_merged.pth')
-    checkpoint = read_checkpoint(path, with_rows=False)
-    head = checkpoint.head_folder
+    checkpoint = read_checkpoint(path, with_rows=False, option='RESUME_MODEL')
+    head = checkpoint.shard_folder
     if head is None:
         raise UserError(f'RESUME_MODEL {path}: is an ordinary checkpoint already, so there is nothing to merge')
     if output.is_dir():

@@ -22,7 +22,8 @@ from lib.metrics.predictions import predictions_from_classes
 from lib.report.charts import plot_curves, plot_error_by_count
 from lib.report.run_page import ReportData, write_report
 from lib.runtime.log import LOGGER
-from lib.trainer.checkpointing.state import Checkpoint, read_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint
+from lib.trainer.checkpointing.state import Checkpoint
 from lib.trainer.run_folder import RunFolder
 
 
@@ -134,15 +135,14 @@ def _best(folder: RunFolder, training: Training) -> Checkpoint:
     for name in ('best_model.pth', 'last.pth'):
         if (folder.path / name).exists():
             return read_checkpoint(folder.path / name)
-    raise UserError(f'{folder.path} holds no checkpoint to report on')
+    raise UserError(f'{folder.path} holds no checkpoint to report on; train with python main.py')
 
 
 def _summary(history: list[dict[str, Any]], best: Checkpoint) -> dict[str, dict[str, Any]]:
     valid = [entry for entry in history if entry['split'] == 'valid']
     epoch = best.progress.epoch if best.progress else None
-    found = {'last': valid[-1]} if valid else {}
-    chosen = [entry for entry in valid if entry['epoch'] == epoch]
-    return {**({'best': chosen[-1]} if chosen else {}), **found}
+    of_best = [entry for entry in valid if entry['epoch'] == epoch]
+    return {**({'best': of_best[-1]} if of_best else {}), **({'last': valid[-1]} if valid else {})}
 
 
 def _tau_of(training: Training) -> dict[str, Any] | None:

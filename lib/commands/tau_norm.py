@@ -24,7 +24,8 @@ from lib.posthoc.tau_sweep import FLAT_NOTE, ImageIntervals, TauSweep, normalize
 from lib.report.charts import plot_tau
 from lib.runtime.files import lock_folder, write_json
 from lib.runtime.log import LOGGER
-from lib.trainer.checkpointing.state import versions, write_checkpoint
+from lib.trainer.checkpointing.io import write_checkpoint
+from lib.trainer.checkpointing.state import versions
 from lib.trainer.run_folder import RunFolder, set_aside
 
 

@@ -21,7 +21,7 @@ from lib.errors import UserError
 from lib.experiments.method_list import METHODS, Method
 from lib.runtime.files import write_json
 from lib.trainer.checkpointing.latest import checkpoints_in
-from lib.trainer.checkpointing.state import read_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # What the grid itself gives to every run.

@@ -13,7 +13,7 @@ from lib.loss.sharded_logits import ClassSubset
 from lib.loss.targets import Targets
 from lib.loss.weighted import WeightedLoss
 from lib.model import Recognizer
-from lib.trainer.forward import LossOutput, ModelOutput, LossScale
+from lib.trainer.forward import LossOutput, LossScale, ModelOutput
 
 
 class ChunkedHead(nn.Module):
@@ -61,7 +61,7 @@ class ChunkedHead(nn.Module):
         # A loss that draws (SEQL) draws alike on all ranks, since each computes the loss of all images.
         torch.manual_seed(share.seed)
         loss, predicted = chunked_loss(
-            x, weight, bias, loss_of, chunk=self._chunk_images, extra=looked_at, columns=columns
+            x, weight, bias, loss_of, chunk=self._chunk_images, extra=looked_at, subset=columns
         )
         if self._group.world_size == 1:
             return LossOutput(loss, predicted)

@@ -13,7 +13,7 @@ from lib.loss.distillation import Distillation
 from lib.loss.targets import Targets
 from lib.loss.weighted import WeightedLoss
 from lib.model import Recognizer
-from lib.trainer.forward import LossOutput, Head, ModelOutput, LossScale, WholeHead
+from lib.trainer.forward import Head, LossOutput, LossScale, ModelOutput, WholeHead
 
 
 class AuxiliaryTerm(Protocol):
@@ -41,7 +41,7 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.loss = loss
-        self.head = WholeHead(loss) if head is None else head
+        self.classifier_shard = WholeHead(loss) if head is None else head
         self.auxiliary = auxiliary
         self.loss_weight, self.auxiliary_weight = loss_weight, auxiliary_weight
 
@@ -55,7 +55,7 @@ class Objective(nn.Module):
 
     def forward(self, outputs: ModelOutput, targets: Targets, images: torch.Tensor, share: LossScale) -> LossOutput:
         """Return what a part of a batch adds to the objective; `share` says which part it is."""
-        loss, predicted = self.head(outputs, targets, share)
+        loss, predicted = self.classifier_shard(outputs, targets, share)
         total = self.loss_weight * loss
         if self.auxiliary is not None:
             second = self.auxiliary(outputs, targets, images)

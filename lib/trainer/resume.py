@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import UserError
+from lib.trainer.checkpointing.io import read_checkpoint
 from lib.trainer.checkpointing.latest import checkpoints_in, latest_checkpoint
-from lib.trainer.checkpointing.state import Checkpoint, read_checkpoint
+from lib.trainer.checkpointing.state import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ def plan_resume(wanted: ResumeRequest) -> ResumePlan:
         return ResumePlan('new', wanted.folder, None, 'a new run', set_aside)
     if wanted.resume_model == 'last':
         return _start_from_last(wanted)
-    return _start_from_path(wanted, read_checkpoint(wanted.resume_model, with_rows=False), used, set_aside)
+    return _start_from_path(
+        wanted, read_checkpoint(wanted.resume_model, with_rows=False, option='RESUME_MODEL'), used, set_aside
+    )
 
 
 def _start_from_last(wanted: ResumeRequest) -> ResumePlan:

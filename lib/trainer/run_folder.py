@@ -1,7 +1,4 @@
-"""The folder of a run: what lies in it, and how it is kept whole over stops and starts.
-
-Training images that cannot be decoded: which, and how many are too many.
-"""
+"""The folder of a run: its checkpoints, metrics and list of undecodable images, consistent across interruptions."""
 
 import csv
 import io
@@ -15,14 +12,15 @@ from typing import Any
 from lib.errors import UserError
 from lib.runtime.files import lock_folder, remove_leftovers, replace_atomically, write_text
 from lib.runtime.log import LOGGER
-from lib.trainer.checkpointing.latest import checkpoints_in, head_folder_of
-from lib.trainer.checkpointing.sharded import write_head
-from lib.trainer.checkpointing.state import Checkpoint, TrainProgress, head_name, write_checkpoint
+from lib.trainer.checkpointing.io import write_checkpoint
+from lib.trainer.checkpointing.latest import checkpoints_in, shard_folder_of
+from lib.trainer.checkpointing.sharded import write_shard_and_index
+from lib.trainer.checkpointing.state import Checkpoint, TrainProgress, shard_folder_name
 
 METRICS, BAD_IMAGES = 'metrics.jsonl', 'bad_images.csv'
-# What only the run itself writes, whose lock is held; predictions (.csv, .npy) may come from test.py at any time.
+# Endings of files that only the run itself writes, under its lock; test.py may write .csv and .npy at any time.
 _OWN_SUFFIXES = ('.pth', '.jsonl', '.yaml', '.txt', '.png', '.html')
-# Whose bad images a checkpoint knows.
+# Splits whose undecodable images are saved in checkpoints.
 _SPLITS = ('train', 'valid')
 
 
@@ -33,7 +31,7 @@ def set_aside(folder: Path) -> Path:
         UserError: a run is writing into it.
     """
     with lock_folder(folder):
-        pass  # nobody holds it; Windows could not rename it while we do
+        pass  # no other run holds it; Windows cannot rename a folder while its lock file is open
     number = 1
     while True:
         aside = folder.with_name(f'{folder.name}_old' + (f'_{number}' if number > 1 else ''))
@@ -47,10 +45,10 @@ class RunFolder:
     """Metrics, checkpoints and lists of one run.
 
     Args:
-        path: the folder; made if needed.
+        path: the folder; created if needed.
         save_every: epochs between two epoch_N.pth.
-        keep: how many of those are kept.
-        writes: False in all ranks but the main one: nothing is written then.
+        keep: number of epoch_N.pth files that remain.
+        writes: True on the main rank; the other ranks write nothing but their classifier shards.
     """
 
     def __init__(self, path: Path, *, save_every: int = 10, keep: int = 3, writes: bool = True) -> None:
@@ -58,20 +56,20 @@ class RunFolder:
         self.writes = writes
         self._save_every = save_every
         self._keep = keep
-        self._heads: dict[str, Path | None] | None = None  # by checkpoint, where its classifier's rows lie
+        self._shard_folders: dict[str, Path | None] | None = None  # by checkpoint
         if writes:
             path.mkdir(parents=True, exist_ok=True)
 
     def start_from(self, checkpoint: Checkpoint | None) -> None:
-        """Make the lists those of the checkpoint that the run goes on from; None: of a new run.
+        """Restore the metrics and the list of undecodable images from the checkpoint to resume; None: a new run.
 
-        Whatever was written after it is written again, and what a kill left half written is mended. Call it when the
-        folder's lock is held.
+        Entries written after the checkpoint are dropped, since they will be written again, and partial files of a
+        killed process are removed. Call it while holding the folder's lock.
         """
         if not self.writes:
             return
         remove_leftovers(self.path, _OWN_SUFFIXES)
-        self._remove_unneeded_heads()
+        self._remove_unreferenced_shards()
         if checkpoint is None or checkpoint.history is None:
             self.forget_after(checkpoint.progress.epoch if checkpoint else 0)
         else:
@@ -91,7 +89,7 @@ class RunFolder:
         )
 
     def history(self) -> list[dict[str, Any]]:
-        """Return the objects of metrics.jsonl; a last line that a crash cut short is left out."""
+        """Return the objects of metrics.jsonl, without a last line that a crash truncated."""
         file = self.path / METRICS
         if not file.exists():
             return []
@@ -104,7 +102,7 @@ class RunFolder:
         return entries
 
     def forget_after(self, epoch: int) -> None:
-        """Drop the metrics of epochs that will be run again."""
+        """Drop the metrics of later epochs, which will run again."""
         if self.writes and (self.path / METRICS).exists():
             self._write_history([entry for entry in self.history() if entry['epoch'] <= epoch])
 
@@ -118,8 +116,8 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def bad_images(self) -> dict[str, dict[str, str]]:
-        """Return the images of training and validation that could not be decoded: {split: {name: reason}}."""
-        return {split: found for split, found in read_bad_images(self.path).items() if split in _SPLITS}
+        """Return the undecodable images of training and validation: {split: {name: reason}}."""
+        return {split: reasons for split, reasons in read_bad_images(self.path).items() if split in _SPLITS}
 
     def save(
         self,
@@ -127,16 +125,22 @@ class RunFolder:
         *,
         is_best: bool = False,
         end_of_epoch: bool = False,
-        abandoned: Callable[[], bool] = lambda: False,
+        canceled: Callable[[], bool] = lambda: False,
         ending: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Write last.pth, and best_model.pth and epoch_N.pth when it is their turn.
+        """Write last.pth; best_model.pth with `is_best`; epoch_N.pth at the end of every `save_every`-th epoch.
 
-        last.pth comes last: a run that is killed in between goes on from the one before and writes the others again.
-        `abandoned` as in write_checkpoint, `ending` as in write_head.
+        last.pth is written last: a run that is killed before resumes from the previous one and writes the others again.
+        `canceled` as in write_checkpoint, `ending` as in write_shard_and_index.
+
+        Raises:
+            OSError: for example no space left.
+            UserError: the shard of another rank is missing.
         """
-        if checkpoint.head is not None:
-            write_head(self.path / head_name(checkpoint.progress), checkpoint.head, ending)
+        assert checkpoint.progress is not None
+        if checkpoint.classifier_shard is not None:
+            folder = self.path / shard_folder_name(checkpoint.progress)
+            write_shard_and_index(folder, checkpoint.classifier_shard, ending)
         if not self.writes:
             return
         epoch = checkpoint.progress.epoch
@@ -144,35 +148,35 @@ class RunFolder:
         if end_of_epoch and self._keep and epoch % self._save_every == 0:
             names.append(f'epoch_{epoch}.pth')
         first, *others = [self.path / name for name in [*names, 'last.pth']]
-        write_checkpoint(first, checkpoint, abandoned)
+        write_checkpoint(first, checkpoint, canceled)
         for other in others:
             with replace_atomically(other) as temporary:
                 shutil.copyfile(first, temporary)
         if names:
             self._remove_old_epochs()
-        if checkpoint.head is not None:
-            self._remove_old_heads(checkpoint.progress, [*names, 'last.pth'])
+        if checkpoint.classifier_shard is not None:
+            self._remove_old_shards(checkpoint.progress, [*names, 'last.pth'])
 
     def _write_history(self, entries: list[dict[str, Any]]) -> None:
         write_text(self.path / METRICS, ''.join(json.dumps(entry) + '\n' for entry in entries))
 
-    def _remove_unneeded_heads(self) -> None:
-        """Remove rows whose saving was cut short: they must not pass for those of the same step done again."""
-        heads = [folder for folder in self.path.glob('head-*-*') if _place_of_head(folder)]
-        needed = {head_folder_of(path) for path in checkpoints_in(self.path)} if heads else set()
-        for folder in heads:
-            if folder not in needed:
+    def _remove_unreferenced_shards(self) -> None:
+        """Remove shards of an unfinished save, which would pass for those of the same step when it is saved again."""
+        folders = [folder for folder in self.path.glob('head-*-*') if _position_of_shards(folder)]
+        referenced = {shard_folder_of(path) for path in checkpoints_in(self.path)} if folders else set()
+        for folder in folders:
+            if folder not in referenced:
                 shutil.rmtree(folder)
 
-    def _remove_old_heads(self, place: TrainProgress, written: list[str]) -> None:
-        """Remove rows that no checkpoint refers to. Of a later place there may be some already, by a faster rank."""
-        if self._heads is None:
-            self._heads = {path.name: head_folder_of(path) for path in checkpoints_in(self.path)}
-        self._heads |= dict.fromkeys(written, self.path / head_name(place))
-        needed = {self._heads.get(path.name) for path in checkpoints_in(self.path)}
+    def _remove_old_shards(self, progress: TrainProgress, written: list[str]) -> None:
+        """Remove shards that no checkpoint refers to, except later ones, which a faster rank may have written."""
+        if self._shard_folders is None:
+            self._shard_folders = {path.name: shard_folder_of(path) for path in checkpoints_in(self.path)}
+        self._shard_folders |= dict.fromkeys(written, self.path / shard_folder_name(progress))
+        referenced = {self._shard_folders.get(path.name) for path in checkpoints_in(self.path)}
         for folder in self.path.glob('head-*-*'):
-            its_place = _place_of_head(folder)
-            if folder not in needed and its_place and its_place < place.position:
+            position = _position_of_shards(folder)
+            if folder not in referenced and position and position < progress.position:
                 shutil.rmtree(folder)
 
     def _remove_old_epochs(self) -> None:
@@ -181,14 +185,14 @@ class RunFolder:
             numbered[epoch].unlink()
 
 
-def _place_of_head(folder: Path) -> tuple[int, ...]:
-    """Return the epoch and step that `head_name` made a folder's name of; () for any other name."""
+def _position_of_shards(folder: Path) -> tuple[int, ...]:
+    """Return the (epoch, step) in a name made by `shard_folder_name`; () for any other name."""
     numbers = folder.name.split('-')[1:]
     return tuple(map(int, numbers)) if len(numbers) == 2 and all(map(str.isdigit, numbers)) else ()
 
 
 def read_bad_images(folder: Path) -> dict[str, dict[str, str]]:
-    """Return what bad_images.csv lists: {split: {name: reason}}."""
+    """Read bad_images.csv: {split: {name: reason}}."""
     listed: dict[str, dict[str, str]] = {}
     if (folder / BAD_IMAGES).exists():
         with open(folder / BAD_IMAGES, encoding='utf-8', newline='') as lines:
@@ -199,7 +203,7 @@ def read_bad_images(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def write_bad_images(folder: Path, split: str, images: dict[str, str]) -> None:
-    """List the images of `split` that could not be decoded, {name: reason}, beside those of other splits."""
+    """Write the undecodable images of `split`, {name: reason}, and leave those of other splits listed."""
     listed = {**read_bad_images(folder), split: images}
     if not any(listed.values()):
         (folder / BAD_IMAGES).unlink(missing_ok=True)
@@ -207,45 +211,49 @@ def write_bad_images(folder: Path, split: str, images: dict[str, str]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(('split', 'image', 'reason'))
-    writer.writerows((name, *item) for name, found in listed.items() for item in found.items())
+    writer.writerows((name, *item) for name, reasons in listed.items() for item in reasons.items())
     write_text(folder / BAD_IMAGES, text.getvalue())
 
 
-_ALWAYS_PASS = 10
+_ALWAYS_ALLOWED = 10
+
+
+class TooManyBadImages(UserError):
+    """Too many training images cannot be decoded."""
 
 
 class BadImages:
-    """Training images that could not be decoded: each is named once; too many end the run.
+    """Training images that could not be decoded: each is logged once; too many end the run.
 
     Args:
-        name_of: row -> what to call it.
+        name_of: row -> name of the image.
         num_images: in the training set.
-        max_fraction: share above which the run ends; ten always pass.
+        max_fraction: fraction of the images that may be undecodable; ten images always may.
     """
 
     def __init__(self, folder: RunFolder, name_of: Callable[[int], str], num_images: int, max_fraction: float) -> None:
         self._folder, self._name_of = folder, name_of
-        self._limit = max(_ALWAYS_PASS, max_fraction * num_images)
+        self._limit = max(_ALWAYS_ALLOWED, max_fraction * num_images)
         self._max_fraction = max_fraction
-        # A run that goes on knows what it found before.
+        # A resumed run starts with those of its checkpoint.
         self._reasons = folder.bad_images().get('train', {})
 
     def add(self, bad: list[tuple[int, str]]) -> None:
-        """Note (row, reason) pairs.
+        """Add (row, reason) pairs.
 
         Raises:
-            UserError: too many by now.
+            TooManyBadImages: the limit is exceeded.
         """
         new = {self._name_of(row): reason for row, reason in bad}
         for name in new.keys() - self._reasons.keys():
-            LOGGER.warning('%s: %s; another image of its class takes its place', name, new[name])
+            LOGGER.warning('%s: %s; replaced by another image of its class', name, new[name])
         if new.keys() <= self._reasons.keys():
             return
         self._reasons.update(new)
         if self._folder.writes:
             write_bad_images(self._folder.path, 'train', self._reasons)
         if len(self._reasons) > self._limit:
-            raise UserError(
-                f'{len(self._reasons)} training images cannot be decoded, more than DATASET.MAX_BAD_FRACTION '
-                f'{self._max_fraction:g} of all; they are listed in {self._folder.path / "bad_images.csv"}'
+            raise TooManyBadImages(
+                f'{len(self._reasons)} training images cannot be decoded, more than the allowed fraction '
+                f'{self._max_fraction:g}; they are listed in {self._folder.path / BAD_IMAGES}'
             )

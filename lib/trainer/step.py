@@ -18,12 +18,12 @@ from lib.optim.ema import ModelEMA
 from lib.runtime.log import LOGGER, progress_bar
 from lib.runtime.seeding import Purpose, torch_seed
 from lib.trainer.checkpointing.state import TrainProgress
-from lib.trainer.forward import ModelOutput, LossScale
+from lib.trainer.forward import LossScale, ModelOutput
 from lib.trainer.microbatch import MicroBatches, whole_batch
 from lib.trainer.mixing.base import MixedBatch, Mixer
 from lib.trainer.objective import Objective
-from lib.trainer.running_metrics import StepResult, RunningMetrics
-from lib.trainer.stop_signal import StopRequested, Action, StopController
+from lib.trainer.running_metrics import RunningMetrics, StepResult
+from lib.trainer.stop_signal import Action, StopController, StopRequested
 
 
 class NotFinite(UserError):

@@ -11,13 +11,13 @@ import torch
 
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
-from lib.trainer.checkpointing.async_save import Saver
-from lib.trainer.checkpointing.sharded import PREFIX, HeadRows, numbered, take_rows
-from lib.trainer.checkpointing.state import Checkpoint, TrainProgress, TrainingSet
+from lib.trainer.checkpointing.async_save import AsyncSaver
+from lib.trainer.checkpointing.sharded import CLASSIFIER_PREFIX, ClassifierShard, names_by_index, take_classifier_rows
+from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, TrainProgress
 from lib.trainer.run_folder import BadImages, RunFolder
 from lib.trainer.running_metrics import EventFile
 from lib.trainer.step import Learner, raise_not_finite, train_epoch
-from lib.trainer.stop_signal import StopRequested, Action, StopController
+from lib.trainer.stop_signal import Action, StopController, StopRequested
 
 Validate = Callable[[Callable[[], None]], dict[str, float]]
 
@@ -67,7 +67,7 @@ def fit(
     wishes = StopController(save_minutes=plan.save_minutes, group=learner.group)
     with (
         closing(EventFile(folder.path, place.epoch)) if folder.writes else nullcontext() as events,
-        Saver(folder, wishes.give_up) as saver,
+        AsyncSaver(folder, wishes.give_up) as saver,
     ):
         run = _Run(learner, plan, place, folder, saver, wishes, events)
         if plan.max_epoch == 0 and place.epoch == place.step == 0:
@@ -85,7 +85,7 @@ class _Run:
     plan: FitPlan
     progress: TrainProgress
     folder: RunFolder
-    saver: Saver
+    saver: AsyncSaver
     wishes: StopController
     events: EventFile | None
 
@@ -183,14 +183,14 @@ class _Run:
 def _with_head_apart(learner: Learner, checkpoint: Checkpoint) -> Checkpoint:
     """Take out the rows of the classifier that this rank holds; beside the main rank's, nothing else is written."""
     classifier, group = learner.model.classifier, learner.group
-    named = ((f'{PREFIX}{name}', parameter) for name, parameter in classifier.named_parameters())
-    state, training, optimizer, rows = take_rows(
-        checkpoint.state_dict, checkpoint.training_state, checkpoint.optimizer, numbered(learner.optimizer, named)
+    named = ((f'{CLASSIFIER_PREFIX}{name}', parameter) for name, parameter in classifier.named_parameters())
+    state, training, optimizer, rows = take_classifier_rows(
+        checkpoint.state_dict, checkpoint.training_state, checkpoint.optimizer, names_by_index(learner.optimizer, named)
     )
-    head = HeadRows(rows, classifier.classes, classifier.num_classes, group.rank, group.world_size)
+    head = ClassifierShard(rows, classifier.classes, classifier.num_classes, group.rank, group.world_size)
     if not group.is_main:
-        return Checkpoint({}, progress=checkpoint.progress, head=head)
-    return replace(checkpoint, state_dict=state, training_state=training, optimizer=optimizer, head=head)
+        return Checkpoint({}, progress=checkpoint.progress, classifier_shard=head)
+    return replace(checkpoint, state_dict=state, training_state=training, optimizer=optimizer, classifier_shard=head)
 
 
 def _is_best(select_by: str, valid: dict[str, float], place: TrainProgress) -> bool:
@@ -260,7 +260,7 @@ def _own_states(learner: Learner, saved: dict[str, Any]) -> dict[str, Any]:
     classifier = learner.model.classifier
     rows = slice(classifier.classes.start, classifier.classes.stop)
     states = dict(saved['state'])
-    for number in numbered(learner.optimizer, classifier.named_parameters()):
+    for number in names_by_index(learner.optimizer, classifier.named_parameters()):
         states[number] = {
             key: value[rows] if torch.is_tensor(value) and value.shape[:1] == (classifier.num_classes,) else value
             for key, value in states.get(number, {}).items()

@@ -14,7 +14,8 @@ from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node, as_text, as_values
 from lib.errors import UserError
 from lib.runtime.device import pick_device
-from lib.trainer.checkpointing.state import Checkpoint, TrainProgress, TrainingSet, write_checkpoint
+from lib.trainer.checkpointing.io import write_checkpoint
+from lib.trainer.checkpointing.state import Checkpoint, TrainProgress, TrainingSet
 from lib.trainer.objective import ContrastTerm, DistillTerm
 
 NAMES = ['cola', 'tea', 'milk']

@@ -10,7 +10,8 @@ import torch
 
 from lib.experiments.grid import Grid
 from lib.experiments.method_list import METHODS
-from lib.trainer.checkpointing.state import Checkpoint, TrainProgress, TrainingSet, write_checkpoint
+from lib.trainer.checkpointing.io import write_checkpoint
+from lib.trainer.checkpointing.state import Checkpoint, TrainProgress, TrainingSet
 from tests.scripts.running import TINY
 
 STAND_IN = Path(__file__).with_name('fakes.py')

@@ -9,7 +9,8 @@ import pytest
 from lib.errors import UserError
 from lib.experiments.command import find_base, find_methods, parse
 from lib.experiments.grid import plan_runs, remember_recipes, split_options
-from lib.trainer.checkpointing.state import TrainProgress, read_checkpoint, write_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
+from lib.trainer.checkpointing.state import TrainProgress
 
 
 def names(runs):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from lib.trainer.checkpointing.state import read_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = Path(__file__).with_name('tiny.yaml')

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from lib.config.load import load_config
-from lib.trainer.checkpointing.state import read_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint
 from tests.aliproducts import make_aliproducts
 from tests.scripts.running import ENVIRONMENT, REPOSITORY, contents, metrics_of
 

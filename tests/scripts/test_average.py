@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib.trainer.checkpointing.state import read_checkpoint, write_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 from tests.scripts.running import ON_CPU, REPOSITORY, TINY, check_same_run, metrics_of
 
 DECAY = 0.8

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from lib.formats.cifar import class_sizes
-from lib.trainer.checkpointing.state import read_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint
 from tests.scripts.running import ON_CPU, REPOSITORY, metrics_of
 from tests.small_cifar import write_small_cifar
 

@@ -5,7 +5,7 @@ import shutil
 
 import torch
 
-from lib.trainer.checkpointing.state import read_checkpoint, write_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 from tests.scripts.running import ON_CPU, the_error
 
 

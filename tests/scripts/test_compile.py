@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lib.trainer.checkpointing.state import read_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint
 from tests.scripts.running import ENVIRONMENT, REPOSITORY, TINY, check_same_run, metrics_of
 
 pytestmark = pytest.mark.slow  # compilers take their time

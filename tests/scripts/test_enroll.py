@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.trainer.checkpointing.state import read_checkpoint, write_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 from tests.aliproducts import draw_product
 from tests.scripts.running import ON_CPU, contents, the_error
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lib.trainer.checkpointing.state import read_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint
 from tests.scripts.running import TINY, check_same_run, metrics_of
 
 # 33 images after the cap, 4 steps an epoch; sampler and image size change in the second epoch, the cosine falls every

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lib.trainer.checkpointing.state import read_checkpoint, write_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 from tests.scripts.running import ON_CPU, REPOSITORY, contents, the_error
 
 MODEL = ('--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from lib.runtime.column_store import ColumnStore
-from lib.trainer.checkpointing.state import read_checkpoint, write_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 from tests.scripts.running import ON_CPU
 
 MODEL = 'log/tiny/best_model.pth'

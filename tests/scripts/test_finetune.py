@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from lib.trainer.checkpointing.state import read_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint
 from tests.scripts.running import ON_CPU, contents, metrics_of, the_error
 
 TUNE = ('--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU)

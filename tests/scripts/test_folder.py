@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from lib.trainer.checkpointing.state import read_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint
 from tests.aliproducts import draw_product
 from tests.scripts.running import ON_CPU, contents, metrics_of, the_error
 

@@ -8,7 +8,7 @@ from itertools import cycle, islice
 
 import pytest
 
-from lib.trainer.checkpointing.state import read_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint
 from tests.scripts.running import (
     ENVIRONMENT,
     REPOSITORY,
@@ -237,8 +237,8 @@ def test_a_disk_that_fills_up(scripts, options, small_disk, tmp_path, freed):
     warnings = [line for line in done.stderr.splitlines() if line.startswith('warning: ')]
     assert warnings
     for line in warnings:
-        assert 'is not saved: ' in line
-        assert 'run/last.pth: no space left on device; training goes on, and the last good checkpoint stays' in line
+        assert 'not saved: ' in line
+        assert 'run/last.pth: no space left on device; training continues with the last good checkpoint' in line
     place = read_checkpoint(last).progress
     if freed:
         assert done.returncode == 0

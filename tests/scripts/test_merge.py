@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib.trainer.checkpointing.sharded import HeadRows
-from lib.trainer.checkpointing.state import read_checkpoint, write_checkpoint
+from lib.trainer.checkpointing.sharded import ClassifierShard
+from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 from lib.trainer.run_folder import RunFolder
 from tests.scripts.rank_runs import run_ranks_of
 from tests.scripts.running import ON_CPU, REPOSITORY, TINY, check_same_run, contents, the_error
@@ -120,7 +120,7 @@ def test_the_run_goes_on_beside_it(scripts, options, in_parts):
     scripts.run(in_parts, MERGE, *BEST)
     (run / 'notes.pth').write_bytes(b'no checkpoint')
     run_ranks_of(scripts, 2, in_parts, 'main.py', *options, '--RESUME_MODEL', 'last', '--TRAIN_MAX_EPOCH', 3)
-    heads = {read_checkpoint(run / name, with_rows=False).head_folder.name for name in ('last.pth', 'best_model.pth')}
+    heads = {read_checkpoint(run / name, with_rows=False).shard_folder.name for name in ('last.pth', 'best_model.pth')}
     assert {path.name for path in run.glob('head-*')} == heads
     assert read_checkpoint(run / 'best_model_merged.pth').num_classes == 6
 
@@ -138,7 +138,7 @@ def test_nothing_is_overwritten(scripts, in_parts):
     assert torch.load(merged, weights_only=True).keys() == read_keys(whole, in_parts / 'again.pth')
     # Over the one it is made of, too.
     scripts.run(in_parts, MERGE, *BEST, '--output', run / 'best_model.pth', '--OVERWRITE', True)
-    assert read_checkpoint(run / 'best_model.pth', with_rows=False).head_folder is None
+    assert read_checkpoint(run / 'best_model.pth', with_rows=False).shard_folder is None
 
 
 def read_keys(content, path):
@@ -169,7 +169,7 @@ def test_mistakes(scripts, in_parts, arguments, words):
 @pytest.mark.parametrize('damage', ['folder', 'part', 'cut'])
 def test_parts_that_are_missing(scripts, in_parts, damage):
     run = in_parts / 'log' / 'run'
-    head = read_checkpoint(run / 'best_model.pth', with_rows=False).head_folder
+    head = read_checkpoint(run / 'best_model.pth', with_rows=False).shard_folder
     part = next(head.glob('*-00002-of-*'))
     if damage == 'folder':
         head.rename(in_parts / 'elsewhere')
@@ -193,7 +193,7 @@ def test_memory_holds_the_rows_once(scripts, tmp_path):
     for rank in reversed(range(8)):
         classes = range(rank * num_classes // 8, (rank + 1) * num_classes // 8)
         part = {name: tensor[classes.start : classes.stop] for name, tensor in rows.items()}
-        head = HeadRows(part, classes, num_classes, rank, 8)
+        head = ClassifierShard(part, classes, num_classes, rank, 8)
         optimizer = {**checkpoint.optimizer, 'rows': {}}
         state = {'backbone.weight': torch.ones(2)}
         RunFolder(tmp_path, writes=rank == 0).save(

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from lib.trainer.checkpointing.state import read_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint
 from tests.scripts.running import REPOSITORY, TINY, metrics_of
 from tests.scripts.test_exact_resume import STEP
 

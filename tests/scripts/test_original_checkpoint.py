@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from lib.builders.data import open_test_split
 from lib.commands.cli import read_config
 from lib.commands.loaded_model import load_model
-from lib.trainer.checkpointing.state import read_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint
 from tests.scripts.running import ON_CPU, the_error
 
 NUM_CLASSES = 6

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from lib.trainer.checkpointing.state import read_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint
 from tests.scripts.rank_runs import run_ranks_of, start_ranks
 from tests.scripts.running import REPOSITORY, TINY
 
@@ -97,7 +97,7 @@ def test_a_folder_that_only_the_main_rank_finds_in_use(scripts, products, tmp_pa
 @pytest.mark.slow
 def test_rows_that_cannot_be_saved(scripts, products, tmp_path):
     """The main rank waits for them a little while; there is no checkpoint then, rather than half of one."""
-    target = 'lib.trainer.checkpointing.sharded:write_part'
+    target = 'lib.trainer.checkpointing.sharded:write_shard'
     main, other = fail(scripts, tmp_path, 'error', target, 2, *options_of(products, *SHARDED, '--TRAIN_MAX_EPOCH', 9))
     assert (main.returncode, other.returncode) == (2, 2)
     assert other.stderr == 'error: rank 1: this rank fails\n'

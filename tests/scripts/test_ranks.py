@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.trainer.checkpointing.state import read_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint
 from tests.scripts.rank_runs import run_ranks_of, start_ranks
 from tests.scripts.running import ON_CPU, REPOSITORY, TINY, check_same_run, metrics_of
 
@@ -161,7 +161,7 @@ def test_three_ranks_save_two_go_on_one_predicts(scripts, products, tmp_path):
     after = read_checkpoint(run / 'last.pth')
     assert (before.progress.epoch, after.progress.epoch) == (2, 3)
     # Whatever no checkpoint needs any more is gone.
-    heads = {read_checkpoint(run / name, with_rows=False).head_folder.name for name in ('last.pth', 'best_model.pth')}
+    heads = {read_checkpoint(run / name, with_rows=False).shard_folder.name for name in ('last.pth', 'best_model.pth')}
     assert {path.name for path in run.glob('head-*')} == heads
     scripts.run(tmp_path, 'test.py', '--RESUME_MODEL', run / 'best_model.pth', '--DATASET_ROOT', products, *ON_CPU)
     assert (run / 'best_model.csv').read_text().count('\n') == 1 + 6

@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from lib.trainer.checkpointing.state import read_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint
 from tests.scripts.running import ON_CPU, TINY, metrics_of, the_error
 
 CONTRAST = ('--LOSS_AUXILIARY', 'balanced_contrastive', '--LOSS_CONTRAST_WIDTH', 16)

@@ -1,6 +1,6 @@
 """main.py with images that grow over the run."""
 
-from lib.trainer.checkpointing.state import read_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint
 from tests.scripts.running import TINY, metrics_of, the_error
 
 

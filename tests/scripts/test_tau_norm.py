@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lib.trainer.checkpointing.state import read_checkpoint, write_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 from tests.scripts.running import ON_CPU, contents, metrics_of, the_error
 
 FILES = {'best_model.pth', 'tau.json', 'tau.png', 'report.html', 'config.yaml', 'environment.txt', '.lock'}

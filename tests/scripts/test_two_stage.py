@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.trainer.checkpointing.state import read_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint
 from tests.scripts.running import ON_CPU, contents, metrics_of
 
 FIRST = ('--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU, '--MODEL_FREEZE_BACKBONE', True)

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib.trainer.checkpointing.state import Checkpoint, TrainProgress, TrainingSet, write_checkpoint
+from lib.trainer.checkpointing.io import write_checkpoint
+from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, TrainProgress
 
 RECIPE = {'MODEL.BACKBONE': 'res32_cifar', 'OPTIMIZER.LR': 0.1, 'SEED': 0, 'TRAIN.BATCH_SIZE': 8}
 DIGEST = 'the same images'
@@ -21,7 +22,9 @@ def small_checkpoint(*, epoch: int = 2, step: int = 0, digest: str = DIGEST, **r
         },
         config='NAME: run\n',
         recipe=RECIPE | recipe,
-        progress=TrainProgress(epoch=epoch, step=step, loss_sum=1.25, num_right=3, num_images=8, best_result=0.5, best_epoch=1),
+        progress=TrainProgress(
+            epoch=epoch, step=step, loss_sum=1.25, num_right=3, num_images=8, best_result=0.5, best_epoch=1
+        ),
         training_set=TrainingSet(digest, np.array([120, 30, 4]), ['cola', 'tea', 'milk'], [['Drink'], ['Drink'], []]),
         optimizer={'state': {0: {'momentum_buffer': torch.ones(2)}}, 'param_groups': [{'lr': 0.1, 'params': [0]}]},
     )

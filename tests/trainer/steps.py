@@ -63,21 +63,23 @@ def model_of(setup: Setup, classes: range | None) -> Recognizer:
     """Return the model that every run starts with."""
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, 9), FrozenNorm(9), nn.ReLU(), nn.Linear(9, NUM_FEATURES))
-    kind = {'mixed': LinearClassifier, 'ldam': lambda *sizes, classes: CosineClassifier(*sizes, 8.0, classes=classes)}[setup.loss]
+    kind = {'mixed': LinearClassifier, 'ldam': lambda *sizes, classes: CosineClassifier(*sizes, 8.0, classes=classes)}[
+        setup.loss
+    ]
     return Recognizer(backbone, kind(NUM_FEATURES, NUM_CLASSES, classes=classes)).to(setup.dtype)
 
 
 def learner_of(setup: Setup, group: ProcessGroup = SINGLE_PROCESS) -> Learner:
     """Return what trains it."""
-    is_sharded = setup.head == 'sharded'
+    is_sharded = setup.classifier_shard == 'sharded'
     rows = group.shard(NUM_CLASSES)
     model = model_of(setup, range(rows.start, rows.stop) if is_sharded else None).train()
     loss = {'mixed': CrossEntropy(0.1), 'ldam': LDAM(COUNTS, 0.5, 8.0)}[setup.loss]
     class_weights = torch.linspace(0.5, 2, NUM_CLASSES) if setup.loss == 'mixed' else None
     average = WeightedLoss(loss, COUNTS, class_weights).to(setup.dtype)
     head = None
-    if setup.head != 'whole':
-        share = 0.5 if setup.head == 'sampled' else 1.0
+    if setup.classifier_shard != 'whole':
+        share = 0.5 if setup.classifier_shard == 'sampled' else 1.0
         head = ChunkedHead(
             model,
             average,

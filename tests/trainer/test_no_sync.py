@@ -64,7 +64,7 @@ def test_a_step_asks_for_nothing(name):
     with Asked() as asked:
         done = _step(learner, batch_of(setup, 1), 1)
     # On the CPU, where asking is free, chunks are spared a pass over the gradient when its factor is 1: one a part.
-    allowed = len(learner.parts.slices) if setup.head != 'whole' else 0
+    allowed = len(learner.parts.slices) if setup.classifier_shard != 'whole' else 0
     assert asked.found == ['_local_scalar_dense'] * min(allowed, len(asked.found))
     assert done.loss.isfinite()
 

@@ -35,7 +35,7 @@ def test_ranks_give_the_weights_of_one_process(tmp_path, count):
         bound = 1e-5 if setup.dtype == torch.float32 else 1e-10
         for key, tensor in expected.items():
             per_rank = [weights[name][key] for weights in found]
-            if setup.head == 'sharded' and 'classifier' in key:
+            if setup.classifier_shard == 'sharded' and 'classifier' in key:
                 assert [len(rows) for rows in per_rank] == [
                     rows.stop - rows.start
                     for rows in (ProcessGroup(rank, count).shard(NUM_CLASSES) for rank in range(count))

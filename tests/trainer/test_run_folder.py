@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib.trainer.checkpointing.sharded import HeadRows
-from lib.trainer.checkpointing.state import read_checkpoint, write_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
+from lib.trainer.checkpointing.sharded import ClassifierShard
 from lib.trainer.run_folder import BadImages, RunFolder, read_bad_images, write_bad_images
 from tests.trainer.small import save_original, small_checkpoint
 
@@ -99,7 +99,7 @@ def in_parts(epoch, rank=0):
     whole, classes = small_checkpoint(epoch=epoch), range(3 * rank // 2, 3 * (rank + 1) // 2)
     rows = {name: whole.state_dict.pop(name)[classes.start : classes.stop] for name in [*whole.state_dict][1:]}
     optimizer = {**whole.optimizer, 'rows': {}}
-    return replace(whole, optimizer=optimizer, head=HeadRows(rows, classes, 3, rank, 2))
+    return replace(whole, optimizer=optimizer, classifier_shard=ClassifierShard(rows, classes, 3, rank, 2))
 
 
 def save_in_parts(path, epoch, **how):

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from lib.distributed.process_group import ProcessGroup
 from lib.trainer import stop_signal as module
-from lib.trainer.stop_signal import StopRequested, Action, StopController
+from lib.trainer.stop_signal import Action, StopController, StopRequested
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,4 @@
-"""Writes checkpoints beside training.
-
-A checkpoint of this very moment, which stays what it is while training goes on.
-"""
+"""Write checkpoints in a background thread while training continues: a snapshot in CPU memory, then the files."""
 
 import threading
 from collections.abc import Callable
@@ -14,17 +11,24 @@ import torch
 
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
-from lib.trainer.checkpointing.state import Checkpoint, versions
+from lib.trainer.checkpointing.state import Checkpoint, TrainProgress, versions
 from lib.trainer.run_folder import RunFolder
 
 
 def snapshot(checkpoint: Checkpoint) -> Checkpoint:
-    """Return a copy in the CPU's memory; every tensor is copied once, whatever shares it shares the copy."""
+    """Return a copy in CPU memory. Each tensor is copied once; tensors that share memory share their copy.
+
+    Raises:
+        ValueError: the checkpoint has no progress.
+    """
+    if checkpoint.progress is None:
+        raise ValueError('a checkpoint of a run needs its progress')
     copier = _Copier()
     names = ('state_dict', 'training_state', 'optimizer', 'scaler')
     copied = {name: copier(getattr(checkpoint, name)) for name in names}
-    if checkpoint.head is not None:
-        copied['head'] = replace(checkpoint.head, rows=copier(checkpoint.head.rows))
+    if checkpoint.classifier_shard is not None:
+        shard = checkpoint.classifier_shard
+        copied['classifier_shard'] = replace(shard, rows=copier(shard.rows))
     copier.finish()
     return replace(
         checkpoint, **copied, progress=replace(checkpoint.progress), rng=torch.get_rng_state(), versions=versions()
@@ -48,14 +52,14 @@ class _Copier:
         return tree
 
     def finish(self) -> None:
-        """Wait for copies from GPUs."""
+        """Wait for the copies from GPUs."""
         for stream in self._streams:
             stream.synchronize()
 
     def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.detach()
-        place = (tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.dtype)
-        key = (*place, tensor.shape, tensor.stride())
+        memory = (tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.dtype)
+        key = (*memory, tensor.shape, tensor.stride())
         if key not in self._copies:
             self._copies[key] = self._from_gpu(tensor) if tensor.device.type == 'cuda' else _from_cpu(tensor)
         return self._copies[key]
@@ -63,7 +67,7 @@ class _Copier:
     def _from_gpu(self, tensor: torch.Tensor) -> torch.Tensor:
         try:
             copy = torch.empty_like(tensor, device='cpu', pin_memory=True)
-        except RuntimeError:  # so much memory cannot be pinned; any other will do, more slowly
+        except RuntimeError:  # not enough memory can be pinned; pageable memory works, more slowly
             return tensor.cpu()
         self._streams.add(torch.cuda.current_stream(tensor.device))
         return copy.copy_(tensor, non_blocking=True)
@@ -73,24 +77,24 @@ def _from_cpu(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone() if tensor.device.type == 'cpu' else tensor.cpu()
 
 
-class Saver:
-    """Hands checkpoints to a thread that writes them into the run folder, one at a time.
+class AsyncSaver:
+    """Writes checkpoints into the run folder in a background thread, one at a time.
 
-    As a context: leaving it waits for the write under way; when the process is to end at once, that is abandoned.
+    As a context manager: leaving it waits for the current write; KeyboardInterrupt and SystemExit cancel the write.
 
     Args:
         folder: of the run.
-        on_failure: called in the thread when a checkpoint that must be written could not be.
+        on_failure: called in the thread when a required checkpoint could not be written.
     """
 
     def __init__(self, folder: RunFolder, on_failure: Callable[[], None] = lambda: None) -> None:
         self._folder, self._on_failure = folder, on_failure
-        # Not Thread.join: once a signal's handler has raised in it, Python 3.11 takes the thread for ended.
+        # Not Thread.join: after a signal handler has raised in it, Python 3.11 considers the thread finished.
         self._idle = threading.Event()
         self._idle.set()
         self._error: BaseException | None = None
-        self._abandoned, self._ending = threading.Event(), threading.Event()
-        self.saved: tuple[int, int] | None = None  # epoch and step of the last one that was written
+        self._canceled, self._ending = threading.Event(), threading.Event()
+        self.saved: tuple[int, int] | None = None  # position of the last checkpoint that was written
 
     def submit(
         self,
@@ -100,17 +104,21 @@ class Saver:
         end_of_epoch: bool = False,
         may_fail: bool = False,
     ) -> None:
-        """Take a snapshot of what `make` returns, and have it written. Waits first for the one before.
+        """Take a snapshot of the checkpoint that `make` returns and write it in the background.
+
+        Waits for the previous write first.
 
         Args:
             is_best, end_of_epoch: which files to write, see RunFolder.save.
-            may_fail: a failure of the disk, here or on another rank, is a warning, since another save will come.
+            may_fail: log a failure, here or on another rank, as a warning, since a later save will follow.
 
         Raises:
-            OSError: that one could not be written.
+            OSError: the previous checkpoint could not be written.
         """
         self.wait()
         taken = snapshot(make())
+        assert taken.progress is not None
+        position = taken.progress.position
 
         def write() -> None:
             try:
@@ -118,16 +126,16 @@ class Saver:
                     taken,
                     is_best=is_best,
                     end_of_epoch=end_of_epoch,
-                    abandoned=self._abandoned.is_set,
+                    canceled=self._canceled.is_set,
                     ending=self._ending.is_set,
                 )
-                self.saved = taken.progress.position
+                self.saved = position
             except (OSError, UserError) as error:
                 if may_fail:
-                    _warn(taken, error)
+                    _warn(taken.progress, error)
                 else:
                     self._fail(error)
-            except BaseException as error:  # whatever it is, it is raised where the run can be ended
+            except BaseException as error:  # re-raised by wait(), in the main thread
                 self._fail(error)
             finally:
                 self._idle.set()
@@ -136,7 +144,7 @@ class Saver:
         self._idle.clear()
         try:
             thread.start()
-        except RuntimeError:  # the system has no more threads, and nothing is being written
+        except RuntimeError:  # the system has no more threads, so nothing is being written
             self._idle.set()
             raise
 
@@ -144,7 +152,7 @@ class Saver:
         """Return once nothing is being written.
 
         Raises:
-            OSError: what was being written could not be, and had to be.
+            OSError: a required checkpoint could not be written.
         """
         self._idle.wait()
         error, self._error = self._error, None
@@ -152,33 +160,34 @@ class Saver:
             raise error
 
     def hurry(self) -> None:
-        """Wait no longer for what other ranks write: the run ends by an error, which may be theirs."""
+        """Shorten the wait for the shards of other ranks: the run ends by an error, possibly theirs."""
         self._ending.set()
 
     def _fail(self, error: BaseException) -> None:
         self._error = error
         self._on_failure()
 
-    def __enter__(self) -> 'Saver':
+    def __enter__(self) -> 'AsyncSaver':
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if isinstance(error, KeyboardInterrupt | SystemExit):
-            self._abandoned.set()
+            self._canceled.set()
         if error is None:
             self.wait()
         else:
             self.hurry()
-            with suppress(Exception):  # the error on its way tells why the run ends
+            with suppress(Exception):  # the first error is the reason why the run ends
                 self.wait()
 
 
-def _warn(checkpoint: Checkpoint, error: OSError | UserError) -> None:
-    place, reason = checkpoint.progress, str(error)
+def _warn(progress: TrainProgress | None, error: OSError | UserError) -> None:
+    assert progress is not None
+    reason = str(error)
     if isinstance(error, OSError):
         reason = f'{error.filename}: {(error.strerror or reason).lower()}'
-    with suppress(OSError):  # log.txt may lie on the same disk
+    with suppress(OSError):  # log.txt may be on the same disk
         LOGGER.warning(
-            'epoch %d, step %d is not saved: %s; training goes on, and the last good checkpoint stays',
-            place.epoch + 1, place.step, reason,
+            'epoch %d, step %d not saved: %s; training continues with the last good checkpoint',
+            progress.epoch + 1, progress.step, reason,
         )  # fmt: skip

@@ -1,45 +1,49 @@
-"""The checkpoints of a run folder, and the newest of them."""
+"""Find the checkpoints of a run folder, and the latest of them."""
 
 from pathlib import Path
 
 import torch
 
 from lib.errors import UserError
+from lib.trainer.checkpointing.io import read_checkpoint
 from lib.trainer.checkpointing.sharded import read_rows
-from lib.trainer.checkpointing.state import Checkpoint, read_checkpoint
+from lib.trainer.checkpointing.state import Checkpoint
 
 
 def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the furthest readable checkpoint of a run folder (None if there is none), and what could not be read.
+    """Return the latest readable checkpoint of a run folder (None: there is none) and why others cannot be read.
 
-    The classifier's rows are left where they are, if ranks have written them apart.
+    The rows of a sharded classifier stay on the disk.
     """
-    faults: list[str] = []
-    furthest, reached = None, (-1, -1)
+    errors: list[str] = []
+    latest, latest_position = None, (-1, -1)
     for path in sorted(checkpoints_in(folder), key=lambda path: path.name != 'last.pth'):
         try:
             checkpoint = read_checkpoint(path, with_rows=False)
-            if checkpoint.head_folder is not None:
-                read_rows(checkpoint.head_folder, range(0))  # whether they are all there
+            if checkpoint.shard_folder is not None:
+                read_rows(checkpoint.shard_folder, range(0))  # raises if a shard is missing
         except UserError as error:
-            faults.append(str(error))
+            errors.append(str(error))
             continue
         if path.name == 'last.pth':
-            return checkpoint, faults
-        # Times of files say nothing once a folder was copied, so the checkpoints themselves are asked.
-        place = checkpoint.progress.position if checkpoint.progress else (-1, 0)
-        if place > reached:
-            furthest, reached = checkpoint, place
-    return furthest, faults
+            return checkpoint, errors
+        # The modification times of a copied folder mean nothing, so the positions in the checkpoints count.
+        position = checkpoint.progress.position if checkpoint.progress else (-1, 0)
+        if position > latest_position:
+            latest, latest_position = checkpoint, position
+    return latest, errors
 
 
-def head_folder_of(path: Path) -> Path | None:
-    """Return the folder of a checkpoint's rows, without reading its tensors; None: it has none, or is no checkpoint."""
+def shard_folder_of(path: Path) -> Path | None:
+    """Return the folder of a checkpoint's classifier rows without reading its tensors.
+
+    None: its classifier is not sharded, or the file is no checkpoint of this project.
+    """
     try:
-        head = torch.load(path, map_location='cpu', weights_only=True, mmap=True)['head']
-    except Exception:  # as when it is read, in every way there is; the original entry's files are among them
+        name = torch.load(path, map_location='cpu', weights_only=True, mmap=True)['head']
+    except Exception:  # damaged files raise errors of any type; those of the original entry are among them
         return None
-    return None if head is None else path.parent / Path(head).name
+    return None if name is None else path.parent / Path(name).name
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

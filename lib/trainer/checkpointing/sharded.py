@@ -1,9 +1,7 @@
-"""A classifier over many ranks as files: each rank writes its rows, and any number of ranks reads them.
+"""Files of a classifier whose rows are sharded over ranks: each rank writes its rows, any number of ranks reads them.
 
-The folder is laid out as sharded safetensors are: files of tensors, and an index of which file holds what. Since it is
-the rows of one tensor that are spread, an entry names them too: `classifier.weight[0:25015]`. Nothing is pickled.
-
-Which tensors of a checkpoint have a row a class: they are what ranks that share a classifier save apart.
+The folder has the layout of sharded safetensors: files of tensors, and an index that maps each tensor to its file.
+Since the rows of one tensor are distributed, an entry names its rows too: `classifier.weight[0:25015]`. No pickles.
 """
 
 import json
@@ -22,21 +20,21 @@ from safetensors.torch import save_file
 from lib.errors import UserError
 from lib.runtime.files import replace_atomically, write_json
 
-PREFIX = 'classifier.'
+CLASSIFIER_PREFIX = 'classifier.'
 _TRAINING, _OPTIMIZER = 'training.', 'optimizer.'
 Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class HeadRows:
-    """A rank's part of a classifier.
+class ClassifierShard:
+    """The classifier rows of one rank.
 
     Attributes:
-        rows: (len(classes), ...) tensors: `classifier.weight`, `training.classifier.weight` (when an average
-            predicts), `optimizer.classifier.weight.momentum_buffer`, ...
-        classes: whose they are.
-        num_classes: of all parts.
-        rank, count: of this part, and how many there are.
+        rows: (len(classes), ...) tensors: `classifier.weight`, `training.classifier.weight` (with an EMA),
+            `optimizer.classifier.weight.momentum_buffer`, ...
+        classes: classes of the rows.
+        num_classes: of the whole classifier.
+        rank, count: number of this shard, and number of shards.
     """
 
     rows: Tensors
@@ -46,170 +44,178 @@ class HeadRows:
     count: int
 
 
-def take_rows(
+def take_classifier_rows(
     state: Tensors, training: Tensors | None, optimizer: dict[str, Any], names: dict[int, str]
 ) -> tuple[Tensors, Tensors | None, dict[str, Any], Tensors]:
-    """Return (state, training, optimizer, rows): what is left of the three, and the rows that were in them.
+    """Return (state, training, optimizer, rows): the three without the classifier's rows, and these rows.
 
-    The optimiser's part notes under 'rows' which numbers they had.
+    The optimizer state lists under 'rows' which index each classifier parameter had.
 
     Args:
-        names: of the classifier's parameters (`classifier.weight`), by their number in the optimiser's state.
+        names: names of the classifier's parameters (`classifier.weight`) by their index in the optimizer state.
     """
-    rows = {name: tensor for name, tensor in state.items() if name.startswith(PREFIX)}
+    rows = {name: tensor for name, tensor in state.items() if name.startswith(CLASSIFIER_PREFIX)}
     if training is not None:
-        rows |= {_TRAINING + name: tensor for name, tensor in training.items() if name.startswith(PREFIX)}
-    kept_states = {}
-    for number, values in optimizer['state'].items():
-        if number not in names:
-            kept_states[number] = values
+        rows |= {_TRAINING + name: tensor for name, tensor in training.items() if name.startswith(CLASSIFIER_PREFIX)}
+    remaining = {}
+    for index, values in optimizer['state'].items():
+        if index not in names:
+            remaining[index] = values
             continue
-        length = len(state[names[number]])
+        length = len(state[names[index]])
         is_rows = {key: torch.is_tensor(value) and value.shape[:1] == (length,) for key, value in values.items()}
-        rows |= {f'{_OPTIMIZER}{names[number]}.{key}': value for key, value in values.items() if is_rows[key]}
-        kept_states[number] = {key: value for key, value in values.items() if not is_rows[key]}
-    optimizer = optimizer | {'state': kept_states, 'rows': {name: number for number, name in names.items()}}
-    return _others(state), training and _others(training), optimizer, rows
+        rows |= {f'{_OPTIMIZER}{names[index]}.{key}': value for key, value in values.items() if is_rows[key]}
+        remaining[index] = {key: value for key, value in values.items() if not is_rows[key]}
+    optimizer = optimizer | {'state': remaining, 'rows': {name: index for index, name in names.items()}}
+    return _without_classifier(state), training and _without_classifier(training), optimizer, rows
 
 
-def put_rows(state: Tensors, training: Tensors | None, optimizer: dict[str, Any] | None, rows: Tensors) -> tuple:
-    """Return (state, training, optimizer) with rows put back; the inverse of `take_rows`, whoever holds which rows."""
-    own = {name: tensor for name, tensor in rows.items() if name.startswith(PREFIX)}
+def put_classifier_rows(
+    state: Tensors, training: Tensors | None, optimizer: dict[str, Any] | None, rows: Tensors
+) -> tuple[Tensors, Tensors | None, dict[str, Any] | None]:
+    """Return (state, training, optimizer) with the rows put back; the inverse of `take_classifier_rows`."""
+    of_state = {name: tensor for name, tensor in rows.items() if name.startswith(CLASSIFIER_PREFIX)}
     of_training = {name.removeprefix(_TRAINING): tensor for name, tensor in rows.items() if name.startswith(_TRAINING)}
     if optimizer is not None:
-        states = {number: dict(values) for number, values in optimizer['state'].items()}
-        numbers = optimizer['rows']
+        states = {index: dict(values) for index, values in optimizer['state'].items()}
+        indices = optimizer['rows']
         for name, tensor in rows.items():
             if name.startswith(_OPTIMIZER):
                 parameter, _, key = name.removeprefix(_OPTIMIZER).rpartition('.')
-                states.setdefault(numbers[parameter], {})[key] = tensor
+                states.setdefault(indices[parameter], {})[key] = tensor
         optimizer = {name: value for name, value in optimizer.items() if name != 'rows'} | {'state': states}
-    return state | own, training and training | of_training, optimizer
+    return state | of_state, training and training | of_training, optimizer
 
 
-def numbered(optimizer: torch.optim.Optimizer, parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> dict[int, str]:
-    """Return the names of parameters by their number in the state of the optimiser."""
+def names_by_index(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[tuple[str, torch.nn.Parameter]]
+) -> dict[int, str]:
+    """Return the names of the given parameters by their index in the optimizer's state."""
     name_of = {id(parameter): name for name, parameter in parameters}
-    listed = [parameter for group in optimizer.param_groups for parameter in group['params']]
-    return {number: name_of[id(parameter)] for number, parameter in enumerate(listed) if id(parameter) in name_of}
+    ordered = [parameter for group in optimizer.param_groups for parameter in group['params']]
+    return {index: name_of[id(parameter)] for index, parameter in enumerate(ordered) if id(parameter) in name_of}
 
 
-def _others(state: Tensors) -> Tensors:
-    return {name: tensor for name, tensor in state.items() if not name.startswith(PREFIX)}
+def _without_classifier(state: Tensors) -> Tensors:
+    return {name: tensor for name, tensor in state.items() if not name.startswith(CLASSIFIER_PREFIX)}
 
 
 INDEX = 'classifier.safetensors.index.json'
 _ENTRY = re.compile(r'(?P<name>.+)\[(?P<start>\d+):(?P<stop>\d+)\]')
-_PIECE_NUMBERS = 1 << 22
-# For the slowest rank to write its part; once the run ends by an error, which may have ended that rank as well.
-_PATIENCE_SECONDS, _LITTLE_PATIENCE_SECONDS = 600, 10
+_CHUNK_NUMBERS = 1 << 22
+# Time for the slowest rank to write its shard; once the run ends by an error, that rank may have ended as well.
+_TIMEOUT_SECONDS, _ENDING_TIMEOUT_SECONDS = 600, 10
 
 
-def part_name(rank: int, count: int) -> str:
-    """Return the file of one rank of `count`."""
+def shard_file_name(rank: int, count: int) -> str:
+    """Return the file name of one shard of `count`."""
     return f'classifier-{rank + 1:05d}-of-{count:05d}.safetensors'
 
 
-def write_head(folder: Path, head: HeadRows, ending: Callable[[], bool] = lambda: False) -> None:
-    """Write a rank's rows; the main rank waits for the others' and writes the index.
+def write_shard_and_index(folder: Path, shard: ClassifierShard, ending: Callable[[], bool] = lambda: False) -> None:
+    """Write the rows of a rank; the main rank waits for the other shards and writes the index.
 
-    `ending`: asked while waiting; once it says yes, the others have a few seconds left.
+    Args:
+        ending: polled while waiting; once it returns True, the other ranks have a few seconds left.
 
     Raises:
         OSError: for example no space left.
-        UserError: a part did not come.
+        UserError: a shard is missing.
     """
-    write_part(folder, head.rows, head.classes, rank=head.rank, count=head.count)
-    if head.rank == 0:
-        write_index(folder, head.num_classes, head.count, ending)
+    write_shard(folder, shard.rows, shard.classes, rank=shard.rank, count=shard.count)
+    if shard.rank == 0:
+        write_index(folder, shard.num_classes, shard.count, ending)
 
 
-def write_part(folder: Path, rows: dict[str, torch.Tensor], classes: range, *, rank: int, count: int) -> None:
-    """Write one rank's rows, atomically.
+def write_shard(folder: Path, rows: dict[str, torch.Tensor], classes: range, *, rank: int, count: int) -> None:
+    """Write the rows of one rank, atomically.
 
     Args:
         rows: by name, each (len(classes), ...).
-        classes: which of all.
+        classes: classes of these rows.
 
     Raises:
         OSError: for example no space left.
     """
     entries = {f'{name}[{classes.start}:{classes.stop}]': tensor.contiguous() for name, tensor in rows.items()}
-    with replace_atomically(folder / part_name(rank, count)) as temporary:
+    with replace_atomically(folder / shard_file_name(rank, count)) as temporary:
         try:
             save_file(entries, temporary, metadata={'format': 'pt'})
         except SafetensorError as error:
-            # It tells a full disk in its own words alone.
+            # safetensors reports a full disk in its message only.
             raise OSError(28 if 'No space' in str(error) else 5, str(error), str(temporary)) from None
 
 
 def write_index(folder: Path, num_classes: int, count: int, ending: Callable[[], bool] = lambda: False) -> None:
-    """Write the index once the parts of all ranks are there; waiting for them takes no collective.
+    """Write the index once the shards of all ranks exist; the wait polls the files and uses no collective.
 
-    `ending` as in write_head.
+    Args:
+        ending: as in write_shard_and_index.
 
     Raises:
-        UserError: a part did not come.
+        UserError: a shard is missing.
     """
-    parts = [folder / part_name(rank, count) for rank in range(count)]
-    end, hurried = time.monotonic() + _PATIENCE_SECONDS, False
-    while missing := [part for part in parts if not part.exists()]:
+    shards = [folder / shard_file_name(rank, count) for rank in range(count)]
+    end, shortened = time.monotonic() + _TIMEOUT_SECONDS, False
+    while missing := [shard for shard in shards if not shard.exists()]:
         if time.monotonic() > end:
             raise UserError(
                 f'{missing[0]} was not written by its rank, so there is no checkpoint of this step; if that rank gives '
                 'no reason, LOG_ROOT is not a folder that all ranks share'
             )
-        if not hurried and ending():
-            end, hurried = time.monotonic() + _LITTLE_PATIENCE_SECONDS, True
+        if not shortened and ending():
+            end, shortened = time.monotonic() + _ENDING_TIMEOUT_SECONDS, True
         time.sleep(0.05)
-    weight_map, total = {}, 0
-    for part in parts:
-        with safe_open(part, 'pt') as file:
-            weight_map |= dict.fromkeys(sorted(file.keys()), part.name)
-        total += part.stat().st_size
+    weight_map: dict[str, str] = {}
+    total = 0
+    for shard in shards:
+        with safe_open(shard, 'pt') as file:
+            weight_map |= dict.fromkeys(sorted(file.keys()), shard.name)
+        total += shard.stat().st_size
     metadata = {'total_size': total, 'num_classes': num_classes}
     write_json(folder / INDEX, {'metadata': metadata, 'weight_map': weight_map})
 
 
 def num_classes_of(folder: Path) -> int:
-    """Return how many classes a sharded classifier has. Raises: UserError."""
+    """Return the number of classes of a sharded classifier. Raises: UserError."""
     return _read_index(folder)['metadata']['num_classes']
 
 
 def read_rows(folder: Path, classes: range | None = None) -> dict[str, torch.Tensor]:
-    """Return the rows of `classes` (None: all) of every tensor, whichever files they lie in.
+    """Return the rows of `classes` (None: all) of every tensor, from however many files.
 
     Raises:
-        UserError: the index or a file is missing or damaged, or rows are.
+        UserError: the index, a file or rows are missing or damaged.
     """
     index = _read_index(folder)
     classes = range(index['metadata']['num_classes']) if classes is None else classes
     joined: dict[str, torch.Tensor] = {}
-    num_found: dict[str, int] = {}
+    num_rows: dict[str, int] = {}
     for file, entries in _by_file(index['weight_map']).items():
         try:
             with safe_open(folder / file, 'pt') as opened:
                 for entry in entries:
-                    found = _ENTRY.fullmatch(entry)
-                    name, start, stop = found['name'], int(found['start']), int(found['stop'])
-                    wanted = range(max(start, classes.start), min(stop, classes.stop))
-                    num_found[name] = num_found.get(name, 0) + len(wanted)
-                    for first, rows in _pieces(opened.get_slice(entry), wanted, start):
+                    match = _ENTRY.fullmatch(entry)
+                    assert match is not None  # checked by _read_index
+                    name, start, stop = match['name'], int(match['start']), int(match['stop'])
+                    selected = range(max(start, classes.start), min(stop, classes.stop))
+                    num_rows[name] = num_rows.get(name, 0) + len(selected)
+                    for first, rows in _chunks(opened.get_slice(entry), selected, start):
                         if name not in joined:
                             joined[name] = rows.new_empty(len(classes), *rows.shape[1:])
                         joined[name][first - classes.start :][: len(rows)] = rows
         except (OSError, SafetensorError) as error:
-            raise UserError(f'{folder / file}: cannot be read as a part of a classifier ({error})') from None
-    if any(number != len(classes) for number in num_found.values()) or (len(classes) and not joined):
+            raise UserError(f'{folder / file}: cannot be read as a shard of a classifier ({error})') from None
+    if any(number != len(classes) for number in num_rows.values()) or (len(classes) and not joined):
         raise UserError(f'{folder}: does not hold all rows of classes {classes.start} to {classes.stop - 1}')
     return joined
 
 
-def _pieces(entry: Any, wanted: range, start: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (first class, rows), a few megabytes at a time: the wanted ones of an entry that begins at `start`."""
-    step = max(1, _PIECE_NUMBERS // max(1, math.prod(entry.get_shape()[1:])))
-    for first in range(wanted.start, wanted.stop, step):
-        yield first, entry[first - start : min(first + step, wanted.stop) - start]
+def _chunks(entry: Any, selected: range, start: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (first class, rows) of the selected rows, a few megabytes at a time; the entry begins at class `start`."""
+    step = max(1, _CHUNK_NUMBERS // max(1, math.prod(entry.get_shape()[1:])))
+    for first in range(selected.start, selected.stop, step):
+        yield first, entry[first - start : min(first + step, selected.stop) - start]
 
 
 def _read_index(folder: Path) -> dict:
@@ -221,7 +227,7 @@ def _read_index(folder: Path) -> dict:
         raise UserError(f'{path}: cannot be read as the index of a classifier ({type(error).__name__})') from None
     outside = [file for file in index['weight_map'].values() if Path(str(file)).name != file]
     if outside or not all(_ENTRY.fullmatch(name) for name in names[:-1]):
-        raise UserError(f'{path}: is not the index of a classifier in parts')
+        raise UserError(f'{path}: is not the index of a sharded classifier')
     return index
 
 

@@ -31,7 +31,7 @@ class MixedBatch:
     stage: int = 0
     shares: torch.Tensor | None = None
 
-    def part(self, rows: slice) -> 'Mixed':
+    def part(self, rows: slice) -> 'MixedBatch':
         """Return some of the images; pairs stay together if `rows` begins with an even image."""
         if rows == slice(0, len(self.images)):
             return self

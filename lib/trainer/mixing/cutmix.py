@@ -24,4 +24,6 @@ class CutMix:
             return unmixed(images, labels, epoch=epoch, first_slot=first_slot)
         wanted, places = self.draws.shares_and_places(epoch, first_slot, len(labels))
         boxes, shares = cut_boxes(wanted, places, *images.shape[2:])
-        return MixedBatch(paste(images, partners(images), boxes), shared_labels(labels, on_device(shares, images.device)))
+        return MixedBatch(
+            paste(images, partners(images), boxes), shared_labels(labels, on_device(shares, images.device))
+        )

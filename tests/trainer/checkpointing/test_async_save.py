@@ -1,4 +1,4 @@
-"""Snapshots are of their moment, and the thread that writes them loses nothing."""
+"""Snapshots do not change while training continues, and the background thread writes all of them."""
 
 import errno
 import logging
@@ -11,26 +11,25 @@ import torch
 
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
-from lib.trainer.checkpointing import io as torch_file
-from lib.trainer.checkpointing import sharded as head_shards
-from lib.trainer.checkpointing import state as checkpoints
-from lib.trainer.checkpointing.async_save import Saver, snapshot
-from lib.trainer.checkpointing.sharded import HeadRows
-from lib.trainer.checkpointing.state import read_checkpoint
+from lib.trainer.checkpointing import io as checkpoint_io
+from lib.trainer.checkpointing import sharded
+from lib.trainer.checkpointing.async_save import AsyncSaver, snapshot
+from lib.trainer.checkpointing.io import read_checkpoint
+from lib.trainer.checkpointing.sharded import ClassifierShard
 from lib.trainer.run_folder import RunFolder
 from tests.trainer.small import small_checkpoint
 
 
 @pytest.fixture
 def gate(monkeypatch):
-    """An event without which no checkpoint is written any further than its first piece."""
-    opened, write = threading.Event(), torch_file._Pieces.write
+    """An event that blocks the first chunk of each checkpoint until it is set."""
+    opened, write = threading.Event(), checkpoint_io._CancelableWriter.write
 
     def waiting(self, data):
         opened.wait(20)
         return write(self, data)
 
-    monkeypatch.setattr(torch_file._Pieces, 'write', waiting)
+    monkeypatch.setattr(checkpoint_io._CancelableWriter, 'write', waiting)
     yield opened
     opened.set()
 
@@ -39,7 +38,7 @@ def full_disk(*_, **__):
     raise OSError(errno.ENOSPC, 'No space left on device', 'run/last.pth')
 
 
-def test_training_on_does_not_change_what_is_written(tmp_path, gate):
+def test_training_does_not_change_a_snapshot(tmp_path, gate):
     torch.manual_seed(5)
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -57,7 +56,7 @@ def test_training_on_does_not_change_what_is_written(tmp_path, gate):
 
     step()
     expected, generator = snapshot(make()), torch.get_rng_state()
-    with Saver(RunFolder(tmp_path)) as saver:
+    with AsyncSaver(RunFolder(tmp_path)) as saver:
         saver.submit(make)
         for _ in range(3):
             step()
@@ -74,7 +73,7 @@ def test_training_on_does_not_change_what_is_written(tmp_path, gate):
     assert not torch.equal(torch.get_rng_state(), generator)
 
 
-def test_a_snapshot_copies_once_what_is_shared():
+def test_shared_tensors_are_copied_once():
     shared = torch.arange(6.0).reshape(2, 3)
     taken = snapshot(
         small_checkpoint_of({'classifier.weight': shared, 'tied': shared, 'row': shared[1], 'bent': shared.t()})
@@ -82,7 +81,7 @@ def test_a_snapshot_copies_once_what_is_shared():
     state = taken.state_dict
     assert state['tied'] is state['classifier.weight']
     assert state['classifier.weight'].data_ptr() != shared.data_ptr()
-    # A view of a larger tensor does not drag all of it along.
+    # The copy of a view does not contain the larger tensor.
     assert state['row'].untyped_storage().nbytes() == 12
     assert torch.equal(state['row'], shared[1])
     assert torch.equal(state['bent'], shared.t())
@@ -112,9 +111,9 @@ def test_a_snapshot_of_a_gpu():
     assert torch.equal(copy, expected)
 
 
-def test_one_after_another(tmp_path, gate):
-    """A save that is asked for during another one waits for it, then takes its snapshot."""
-    seen, saver = [], Saver(RunFolder(tmp_path))
+def test_saves_run_one_at_a_time(tmp_path, gate):
+    """A save that is requested during another one waits for it, then takes its snapshot."""
+    seen, saver = [], AsyncSaver(RunFolder(tmp_path))
 
     def make(step):
         seen.append((step, (tmp_path / 'last.pth').exists()))
@@ -129,24 +128,24 @@ def test_one_after_another(tmp_path, gate):
         assert read_checkpoint(tmp_path / name).progress.step == 2
 
 
-def test_what_must_be_saved_and_cannot_be(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, 'write_torch', full_disk)
+def test_a_failed_save_is_raised_by_wait(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_io, 'write_torch', full_disk)
     failed = []
-    saver = Saver(RunFolder(tmp_path), lambda: failed.append(True))
+    saver = AsyncSaver(RunFolder(tmp_path), lambda: failed.append(True))
     saver.submit(small_checkpoint, end_of_epoch=True)
     with pytest.raises(OSError, match='No space left'):
         saver.wait()
     assert failed == [True]
     assert saver.saved is None
-    saver.wait()  # it is said once
+    saver.wait()  # the error is raised once
 
 
 @pytest.mark.parametrize('error', [ValueError('the first'), None])
-def test_leaving_tells_one_error(tmp_path, monkeypatch, error):
-    monkeypatch.setattr(checkpoints, 'write_torch', full_disk)
+def test_leaving_raises_the_first_error(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(checkpoint_io, 'write_torch', full_disk)
 
     def run():
-        with Saver(RunFolder(tmp_path)) as saver:
+        with AsyncSaver(RunFolder(tmp_path)) as saver:
             saver.submit(small_checkpoint)
             if error:
                 raise error
@@ -155,37 +154,37 @@ def test_leaving_tells_one_error(tmp_path, monkeypatch, error):
         run()
 
 
-def test_what_may_fail_is_a_warning(tmp_path, monkeypatch, caplog):
+def test_a_save_that_may_fail_is_a_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(LOGGER, 'propagate', True)
     folder = RunFolder(tmp_path)
-    with Saver(folder) as saver:
+    with AsyncSaver(folder) as saver:
         saver.submit(lambda: small_checkpoint(step=1), may_fail=True)
         saver.wait()
         with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, LOGGER.name):
-            patch.setattr(checkpoints, 'write_torch', full_disk)
+            patch.setattr(checkpoint_io, 'write_torch', full_disk)
             saver.submit(lambda: small_checkpoint(step=2), may_fail=True)
             saver.wait()
         assert saver.saved == (2, 1)
         assert read_checkpoint(tmp_path / 'last.pth').progress.step == 1
         (record,) = caplog.records
-        assert 'epoch 3, step 2 is not saved: run/last.pth: no space left on device' in record.message
+        assert 'epoch 3, step 2 not saved: run/last.pth: no space left on device' in record.message
         saver.submit(lambda: small_checkpoint(step=3), may_fail=True)
     assert read_checkpoint(tmp_path / 'last.pth').progress.step == 3
 
 
-def test_an_error_of_ours_is_never_a_warning(tmp_path, monkeypatch):
+def test_a_bug_is_never_a_warning(tmp_path, monkeypatch):
     def bug(*_, **__):
         raise KeyError('bug')
 
-    monkeypatch.setattr(checkpoints, 'write_torch', bug)
-    saver = Saver(RunFolder(tmp_path))
+    monkeypatch.setattr(checkpoint_io, 'write_torch', bug)
+    saver = AsyncSaver(RunFolder(tmp_path))
     saver.submit(small_checkpoint, may_fail=True)
     with pytest.raises(KeyError):
         saver.wait()
 
 
-def test_ending_at_once_abandons_the_write(tmp_path, monkeypatch):
-    write = torch_file._Pieces.write
+def test_an_interrupt_cancels_the_write(tmp_path, monkeypatch):
+    write = checkpoint_io._CancelableWriter.write
     started = threading.Event()
 
     def slow(self, data):
@@ -193,13 +192,13 @@ def test_ending_at_once_abandons_the_write(tmp_path, monkeypatch):
         time.sleep(0.02)
         return write(self, data)
 
-    monkeypatch.setattr(torch_file, '_PIECE_BYTES', 1000)
-    monkeypatch.setattr(torch_file._Pieces, 'write', slow)
+    monkeypatch.setattr(checkpoint_io, '_CHUNK_BYTES', 1000)
+    monkeypatch.setattr(checkpoint_io._CancelableWriter, 'write', slow)
     large = {f'classifier.{name}': torch.ones(2, 1000) for name in ('weight', *range(500))}
     begun = time.monotonic()
 
     def run():
-        with Saver(RunFolder(tmp_path)) as saver:
+        with AsyncSaver(RunFolder(tmp_path)) as saver:
             saver.submit(lambda: small_checkpoint_of(large))
             started.wait(10)
             raise KeyboardInterrupt
@@ -210,33 +209,33 @@ def test_ending_at_once_abandons_the_write(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_fit_is_not_begun(tmp_path, monkeypatch):
-    """A disk that is filled up fails log.txt and other runs as well."""
-    usage = torch_file.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(torch_file.shutil, 'disk_usage', lambda path: usage._replace(free=1000))
+def test_a_file_larger_than_the_free_space_is_not_begun(tmp_path, monkeypatch):
+    """A full disk would also break log.txt and other runs."""
+    usage = checkpoint_io.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(checkpoint_io.shutil, 'disk_usage', lambda path: usage._replace(free=1000))
     begun = []
-    monkeypatch.setattr(torch_file.torch, 'save', lambda *_: begun.append(True))
+    monkeypatch.setattr(checkpoint_io.torch, 'save', lambda *_: begun.append(True))
     with pytest.raises(OSError, match='No space left') as error:
-        torch_file.write_torch(tmp_path / 'last.pth', {'a': [torch.ones(251)]})
+        checkpoint_io.write_torch(tmp_path / 'last.pth', {'a': [torch.ones(251)]})
     assert error.value.filename == str(tmp_path / 'last.pth')
     assert not begun
     monkeypatch.undo()
-    torch_file.write_torch(tmp_path / 'last.pth', {'a': torch.ones(250)})
+    checkpoint_io.write_torch(tmp_path / 'last.pth', {'a': torch.ones(250)})
     assert torch.load(tmp_path / 'last.pth', weights_only=True)['a'].numel() == 250
 
 
 @pytest.fixture
 def lost(monkeypatch):
-    """A checkpoint of which another rank's rows never come; how long they are waited for, in two ways."""
-    monkeypatch.setattr(head_shards, '_PATIENCE_SECONDS', 60)
-    monkeypatch.setattr(head_shards, '_LITTLE_PATIENCE_SECONDS', 0.2)
-    head = HeadRows({'classifier.weight': torch.ones(1, 2)}, range(1), 3, 0, 2)
-    return replace(small_checkpoint(), state_dict={'backbone.weight': torch.ones(2)}, head=head)
+    """A checkpoint whose second shard is never written, with short timeouts."""
+    monkeypatch.setattr(sharded, '_TIMEOUT_SECONDS', 60)
+    monkeypatch.setattr(sharded, '_ENDING_TIMEOUT_SECONDS', 0.2)
+    shard = ClassifierShard({'classifier.weight': torch.ones(1, 2)}, range(1), 3, 0, 2)
+    return replace(small_checkpoint(), state_dict={'backbone.weight': torch.ones(2)}, classifier_shard=shard)
 
 
-def test_a_run_that_fails_does_not_wait_for_a_rank_that_may_be_gone(tmp_path, lost):
+def test_a_failed_run_does_not_wait_for_other_shards(tmp_path, lost):
     def run():
-        with Saver(RunFolder(tmp_path)) as saver:
+        with AsyncSaver(RunFolder(tmp_path)) as saver:
             saver.submit(lambda: lost)
             raise ValueError('why the run ends')
 
@@ -247,9 +246,9 @@ def test_a_run_that_fails_does_not_wait_for_a_rank_that_may_be_gone(tmp_path, lo
     assert not (tmp_path / 'last.pth').exists()
 
 
-def test_a_run_that_another_rank_gives_up_ends_soon(tmp_path, lost):
+def test_hurry_shortens_the_wait(tmp_path, lost):
     started = time.monotonic()
-    saver = Saver(RunFolder(tmp_path))
+    saver = AsyncSaver(RunFolder(tmp_path))
     saver.submit(lambda: lost)
     saver.hurry()
     with pytest.raises(UserError, match='was not written by its rank'):
@@ -257,12 +256,12 @@ def test_a_run_that_another_rank_gives_up_ends_soon(tmp_path, lost):
     assert time.monotonic() - started < 10
 
 
-def test_rows_that_do_not_come_in_an_epoch_are_a_warning(tmp_path, lost, monkeypatch, caplog):
-    monkeypatch.setattr(head_shards, '_PATIENCE_SECONDS', 0)
+def test_missing_shards_within_an_epoch_are_a_warning(tmp_path, lost, monkeypatch, caplog):
+    monkeypatch.setattr(sharded, '_TIMEOUT_SECONDS', 0)
     monkeypatch.setattr(LOGGER, 'propagate', True)
-    with Saver(RunFolder(tmp_path)) as saver:
+    with AsyncSaver(RunFolder(tmp_path)) as saver:
         saver.submit(lambda: lost, may_fail=True)
     (record,) = caplog.records
-    assert 'is not saved: ' in record.getMessage()
+    assert 'not saved: ' in record.getMessage()
     assert 'was not written by its rank' in record.getMessage()
     assert saver.saved is None

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
-from lib.trainer.checkpointing.sharded import INDEX, num_classes_of, part_name, read_rows, write_index, write_part
+from lib.trainer.checkpointing.sharded import (
+    INDEX,
+    num_classes_of,
+    read_rows,
+    shard_file_name,
+    write_index,
+    write_shard,
+)
 
 WHOLE = {'classifier.weight': torch.arange(33.0).view(11, 3), 'classifier.bias': torch.arange(11.0)}
 
@@ -22,7 +29,7 @@ def write(folder, count):
     for rank in range(count):
         classes = classes_of(rank, count)
         rows = {name: tensor[classes.start : classes.stop] for name, tensor in WHOLE.items()}
-        write_part(folder, rows, classes, rank=rank, count=count)
+        write_shard(folder, rows, classes, rank=rank, count=count)
     write_index(folder, 11, count)
 
 
@@ -42,17 +49,17 @@ def test_the_index_says_which_file_holds_which_rows(tmp_path):
     write(tmp_path, 2)
     index = json.loads((tmp_path / INDEX).read_text())
     assert index['weight_map'] == {
-        'classifier.bias[0:5]': part_name(0, 2),
-        'classifier.weight[0:5]': part_name(0, 2),
-        'classifier.bias[5:11]': part_name(1, 2),
-        'classifier.weight[5:11]': part_name(1, 2),
+        'classifier.bias[0:5]': shard_file_name(0, 2),
+        'classifier.weight[0:5]': shard_file_name(0, 2),
+        'classifier.bias[5:11]': shard_file_name(1, 2),
+        'classifier.weight[5:11]': shard_file_name(1, 2),
     }
 
 
 @pytest.mark.parametrize('damage', ['cut', 'gone', 'no index', 'torn index', 'elsewhere', 'rows missing'])
 def test_damage_is_said_in_one_line(tmp_path, damage):
     write(tmp_path, 3)
-    part, index = tmp_path / part_name(1, 3), tmp_path / INDEX
+    part, index = tmp_path / shard_file_name(1, 3), tmp_path / INDEX
     content = json.loads(index.read_text())
     if damage == 'cut':
         part.write_bytes(part.read_bytes()[:-8])

@@ -11,8 +11,9 @@ import torch
 
 from lib.errors import UserError
 from lib.runtime import files
+from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 from lib.trainer.checkpointing.latest import latest_checkpoint
-from lib.trainer.checkpointing.state import Checkpoint, read_checkpoint, write_checkpoint
+from lib.trainer.checkpointing.state import Checkpoint
 from lib.trainer.run_folder import RunFolder
 from tests.trainer.small import save, save_original, small_checkpoint
 
