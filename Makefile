@@ -7,13 +7,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 DEMO := --config configs/demo.yaml
 DEMO_OPTIONS ?=
+# Parallel tests: a worker for each core, of which each takes up to 1 GB. `make test PARALLEL=` runs one after another.
+PARALLEL ?= -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help demo install test test-all lint format
+.PHONY: help demo install test test-fast test-all lint format
 help:
 	@echo 'make demo      install, then run the three scripts on generated photos (about 4 minutes on two cores)'
 	@echo 'make install   create a virtual environment in $(VENV) with everything that the scripts need'
 	@echo 'make test      run the tests (at most 6 minutes on two idle cores); make test-all includes the slow ones'
-	@echo 'make lint      check code and format with ruff; make format fixes what it can'
+	@echo 'make test-fast run the tests that start no other process, for the edit loop (at most 60 seconds)'
+	@echo 'make lint      check code, format and types with ruff and mypy; make format fixes what it can'
 
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -42,15 +45,19 @@ BROWSER = { command -v chromium || command -v chromium-browser || command -v goo
 
 test: $(VENV)/installed-dev
 	@$(BROWSER)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(PARALLEL)
+
+test-fast: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -q $(PARALLEL) -m 'not slow and not process'
 
 test-all: $(VENV)/installed-dev
 	@$(BROWSER)
-	$(BIN)/python -m pytest -q -m ''
+	$(BIN)/python -m pytest -q $(PARALLEL) -m ''
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .

@@ -1,4 +1,4 @@
-"""Processes of a run for tests: a function on every rank of a gloo group."""
+"""Ranks of a run for tests: a function in several processes of one gloo group."""
 
 import time
 import traceback
@@ -10,21 +10,27 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
+
+from lib.runtime.workers import fresh_processes
 
 
 def run_ranks(function: Callable, count: int, tmp_path: Path, *args: Any, seconds: float = 120) -> list[Any]:
-    """Return what function(rank, count, *args) returns on each of `count` ranks, processes of their own.
+    """Return what function(rank, count, *args) returns on each of `count` ranks, each a fresh process.
 
-    `function` must be importable, so it stands at the top of a module, and return tensors, numbers and texts, in lists
-    and dicts if need be. `args` are pickled.
+    The processes are forked from a server that has imported torch; all tests of this process share it.
+
+    Args:
+        function: importable, so at the top level of a module; it returns tensors, numbers and strings, or lists and
+            dicts of them.
+        args: pickled.
 
     Raises:
-        AssertionError: a rank raised (the message has its traceback), died, or the time was up. No process is left.
+        AssertionError: a rank raised (the message holds its traceback), died or exceeded `seconds`. All processes
+            have ended.
     """
     folder = tmp_path / uuid.uuid4().hex
     folder.mkdir()
-    context = torch.multiprocessing.get_context('spawn')
+    context = fresh_processes(__name__)
     processes = [
         context.Process(target=_on_rank, args=(function, rank, count, folder, seconds, args), daemon=True)
         for rank in range(count)
@@ -43,16 +49,16 @@ def run_ranks(function: Callable, count: int, tmp_path: Path, *args: Any, second
 
 
 def _wait(processes: list, folder: Path, deadline: float) -> None:
-    """Wait until all have ended well."""
+    """Return when all have ended with exit code 0."""
     while True:
-        # Asked before the files are read: what has ended has written.
+        # Before the files are read, since a process that has ended has written its file.
         codes = [process.exitcode for process in processes]
         errors = sorted(folder.glob('*.txt'))
         assert not errors, '\n'.join(f'rank {path.stem}: {path.read_text(encoding="utf-8")}' for path in errors)
         assert not any(codes), f'exit codes of the ranks: {codes}'
         if all(code == 0 for code in codes):
             return
-        assert time.monotonic() < deadline, f'the time is up; exit codes of the ranks: {codes}'
+        assert time.monotonic() < deadline, f'out of time; exit codes of the ranks: {codes}'
         time.sleep(0.02)
 
 
@@ -63,11 +69,11 @@ def _on_rank(function: Callable, rank: int, count: int, folder: Path, seconds: f
         timeout = timedelta(seconds=seconds)
         dist.init_process_group('gloo', init_method=rendezvous, rank=rank, world_size=count, timeout=timeout)
         torch.save(function(rank, count, *args), folder / f'{rank}.pt')
-        # Nobody leaves while another is still in a collective.
+        # No rank leaves while another one is still in a collective.
         dist.barrier()
         dist.destroy_process_group()
     except BaseException:
-        # Renamed once it is whole, since the parent looks all the time.
+        # Renamed once it is complete, since the parent polls.
         unfinished = folder / f'{rank}.part'
         unfinished.write_text(traceback.format_exc(), encoding='utf-8')
         unfinished.rename(folder / f'{rank}.txt')
@@ -76,6 +82,6 @@ def _on_rank(function: Callable, rank: int, count: int, folder: Path, seconds: f
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:
     """Return (number of ranks, *shape): the same tensor of every rank."""
-    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, tensor.contiguous())
-    return torch.stack(parts)
+    tensors = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+    dist.all_gather(tensors, tensor.contiguous())
+    return torch.stack(tensors)

@@ -1,4 +1,4 @@
-"""The launcher of ranks: what comes back, and that nothing hangs."""
+"""run_ranks(): results in order of ranks; a failure ends all ranks."""
 
 import os
 import time
@@ -8,15 +8,17 @@ import torch
 
 from tests.ranks import gather, run_ranks
 
+pytestmark = pytest.mark.process
 
-def everyone(rank, count, number):
+
+def every_rank(rank, count, number):
     return {'count': count, 'ranks': gather(torch.tensor([rank + number]))}
 
 
 def first_raises(rank, count):
     if rank == 0:
         raise ValueError('on purpose')
-    gather(torch.zeros(1))  # would wait for ever
+    gather(torch.zeros(1))  # would wait forever
 
 
 def last_dies(rank, count):
@@ -25,12 +27,12 @@ def last_dies(rank, count):
     gather(torch.zeros(1))
 
 
-def everyone_sleeps(rank, count):
+def every_rank_sleeps(rank, count):
     time.sleep(600)
 
 
-def test_results_come_back_in_order(tmp_path):
-    found = run_ranks(everyone, 3, tmp_path, 10)
+def test_results_are_in_order_of_ranks(tmp_path):
+    found = run_ranks(every_rank, 3, tmp_path, 10)
     assert [result['count'] for result in found] == [3, 3, 3]
     assert all(result['ranks'].flatten().tolist() == [10, 11, 12] for result in found)
 
@@ -40,10 +42,10 @@ def test_results_come_back_in_order(tmp_path):
     [
         (first_raises, 60, 'ValueError: on purpose'),
         (last_dies, 60, 'exit codes|closed by peer|reset by peer'),
-        (everyone_sleeps, 2, 'the time is up'),
+        (every_rank_sleeps, 2, 'out of time'),
     ],
 )
-def test_failures_are_told_and_end_all_ranks(tmp_path, function, seconds, message):
+def test_failures_are_reported_and_end_all_ranks(tmp_path, function, seconds, message):
     started = time.monotonic()
     with pytest.raises(AssertionError, match=message):
         run_ranks(function, 2, tmp_path, seconds=seconds)

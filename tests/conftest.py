@@ -1,0 +1,35 @@
+"""Settings of all tests: one thread per parallel worker, and other processes only where a test is marked so."""
+
+import multiprocessing.process
+import os
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+if 'PYTEST_XDIST_WORKER' in os.environ:
+    # Two workers on two cores; torch reads this once, when it is imported.
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+# Session fixtures that start processes: whatever uses one of them is marked.
+PROCESS_FIXTURES = {'scripts', 'browser'}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if PROCESS_FIXTURES & set(getattr(item, 'fixturenames', ())):
+            item.add_marker(pytest.mark.process)
+
+
+def _refuse(*_: object, **__: object) -> None:
+    pytest.fail('this test starts a process: mark it with @pytest.mark.process, so that `make test-fast` omits it')
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Let only tests marked `process` start processes, their fixtures included."""
+    with pytest.MonkeyPatch.context() as patch:
+        if 'GUARD' in os.environ and item.get_closest_marker('process') is None:
+            patch.setattr(subprocess.Popen, '__init__', _refuse)
+            patch.setattr(multiprocessing.process.BaseProcess, 'start', _refuse)
+        return (yield)
