@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from yacs.config import CfgNode
 
 from lib.commands.train import Training, prepared_training
+from lib.config.defaults import Config
 from lib.config.load import load_config
 from lib.dataset.loader import Batch
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -59,7 +59,7 @@ def options_of(**changes: object) -> list[str]:
     return [part for name, value in {**RECIPE, **changes}.items() for part in (f'--{name}', str(value))]
 
 
-def config_of(options: list[str]) -> CfgNode:
+def config_of(options: list[str]) -> Config:
     """Return the config that main.py makes of a command line."""
     return load_config(options, program='benchmark', description='', find_checkpoint_config=lambda *_: None).cfg
 

@@ -151,7 +151,7 @@ def test_config_is_read_by_builders_and_commands_only():
         for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Name | ast.arg | ast.Attribute):
                 name = {ast.Name: 'id', ast.arg: 'arg', ast.Attribute: 'attr'}[type(node)]
-                if getattr(node, name) in ('cfg', 'CfgNode'):
+                if getattr(node, name) in ('cfg', 'Config'):
                     faults.append(f'{name_of(path)}:{node.lineno} names cfg')
         faults += [fault(path, line, module) for module, line in imports(path) if module.split('.')[0] == 'yacs']
     assert not faults, '\n'.join(faults)

@@ -6,8 +6,8 @@ TRAIN.BATCH_SIZE and TRAIN.DEVICE_BATCH_SIZE in the config -> how a batch is com
 from collections.abc import Callable
 
 import torch
-from yacs.config import CfgNode
 
+from lib.config.defaults import Config
 from lib.distributed.process_group import ProcessGroup
 from lib.loss.targets import Targets
 from lib.runtime.device import Device, pick_device
@@ -17,7 +17,7 @@ from lib.trainer.microbatch import MicroBatches, fits, largest_that_fits, split_
 from lib.trainer.objective import Objective
 
 
-def build_device(cfg: CfgNode, group: ProcessGroup) -> Device:
+def build_device(cfg: Config, group: ProcessGroup) -> Device:
     """Return the device: under torchrun a GPU for each rank of a machine, else what RUN.DEVICE says.
 
     Raises:
@@ -36,7 +36,7 @@ _STATES = {'sgd': 1, 'adam': 2, 'adamw': 2}  # tensors that an optimiser keeps a
 
 
 def build_micro_batches(
-    cfg: CfgNode,
+    cfg: Config,
     batch_size: int,
     forward: TrainingForward,
     objective: Objective,
@@ -62,7 +62,7 @@ def build_micro_batches(
     return split_batch(batch_size, group, at_once) if at_once else whole
 
 
-def _trial(cfg: CfgNode, forward: TrainingForward, objective: Objective, device: Device) -> Callable[[int], None]:
+def _trial(cfg: Config, forward: TrainingForward, objective: Objective, device: Device) -> Callable[[int], None]:
     """Return what computes a step of so many images, with the memory that the optimiser will take set aside."""
     size = max(cfg.INPUT.SIZE, *cfg.INPUT.SIZE_SCHEDULE[1::2])
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import nn
-from yacs.config import CfgNode
 
+from lib.config.defaults import Config
 from lib.errors import UserError
 from lib.trainer.mixing.base import MixDraws, Mixer, unmixed
 from lib.trainer.mixing.bbn import BBN
@@ -17,7 +17,7 @@ from lib.trainer.mixing.mixup import Mixup
 from lib.trainer.mixing.remix import Remix
 from lib.trainer.mixing.stages import MixedStages
 
-MIXERS: dict[str, Callable[[CfgNode, MixDraws, torch.Tensor], Mixer]] = {
+MIXERS: dict[str, Callable[[Config, MixDraws, torch.Tensor], Mixer]] = {
     'mixup': lambda cfg, draws, counts: Mixup(draws),
     'cutmix': lambda cfg, draws, counts: CutMix(draws),
     'manifold_mixup': lambda cfg, draws, counts: ManifoldMixup(draws, _stages(cfg)),
@@ -27,7 +27,7 @@ MIXERS: dict[str, Callable[[CfgNode, MixDraws, torch.Tensor], Mixer]] = {
 }
 
 
-def build_mixer(cfg: CfgNode, class_counts: np.ndarray, device: torch.device) -> Mixer:
+def build_mixer(cfg: Config, class_counts: np.ndarray, device: torch.device) -> Mixer:
     """Return what mixes training batches.
 
     Args:
@@ -41,11 +41,11 @@ def build_mixer(cfg: CfgNode, class_counts: np.ndarray, device: torch.device) ->
     return MIXERS[mix.TYPE](cfg, draws, torch.from_numpy(class_counts).to(device))
 
 
-def _stages(cfg: CfgNode) -> tuple[int, ...]:
+def _stages(cfg: Config) -> tuple[int, ...]:
     return tuple(int(stage) for stage in cfg.MIX.STAGES)
 
 
-def build_mixed_stages(cfg: CfgNode, backbone: nn.Module) -> MixedStages | None:
+def build_mixed_stages(cfg: Config, backbone: nn.Module) -> MixedStages | None:
     """Return the stages of the backbone when its features are to be mixed, else None.
 
     Raises:
@@ -59,7 +59,7 @@ def build_mixed_stages(cfg: CfgNode, backbone: nn.Module) -> MixedStages | None:
     return stages
 
 
-def check_pairs(cfg: CfgNode, at_once: int, num_replicas: int) -> None:
+def check_pairs(cfg: Config, at_once: int, num_replicas: int) -> None:
     """Raise UserError where a pair would be split between two GPUs.
 
     Args:
@@ -74,5 +74,5 @@ def check_pairs(cfg: CfgNode, at_once: int, num_replicas: int) -> None:
         )
 
 
-def _mixes_features(cfg: CfgNode) -> bool:
+def _mixes_features(cfg: Config) -> bool:
     return cfg.MIX.TYPE == 'manifold_mixup' and any(_stages(cfg))

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from yacs.config import CfgNode
 
+from lib.config.defaults import Config
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
 from lib.model import Recognizer
@@ -31,14 +31,14 @@ SCHEDULES: dict[str, Callable[..., Callable[[int], float]]] = {
 }
 
 
-def build_schedule(cfg: CfgNode, steps_per_epoch: int) -> Callable[[int], float]:
+def build_schedule(cfg: Config, steps_per_epoch: int) -> Callable[[int], float]:
     """Return global step -> learning rate; a run of no epochs has one all the same."""
     if cfg.TRAIN.MAX_EPOCH == 0:
         return lambda step: cfg.OPTIMIZER.LR
     return SCHEDULES[cfg.SCHEDULE.TYPE](cfg, steps_per_epoch=steps_per_epoch, warmup_epochs=cfg.SCHEDULE.WARMUP_EPOCHS)
 
 
-def build_optimizer(cfg: CfgNode, model: Recognizer) -> torch.optim.Optimizer:
+def build_optimizer(cfg: Config, model: Recognizer) -> torch.optim.Optimizer:
     """Return the optimiser of the parameters that are trained.
 
     Raises:
@@ -71,7 +71,7 @@ def build_optimizer(cfg: CfgNode, model: Recognizer) -> torch.optim.Optimizer:
     return optimizer
 
 
-def build_clip(cfg: CfgNode, model: Recognizer, group: ProcessGroup) -> Callable[[], torch.Tensor] | None:
+def build_clip(cfg: Config, model: Recognizer, group: ProcessGroup) -> Callable[[], torch.Tensor] | None:
     """Return what bounds the gradients before a step; None: nothing does."""
     if not cfg.OPTIMIZER.CLIP_NORM:
         return None

@@ -1,7 +1,6 @@
 """All sections of the config that a training step needs -> what it needs."""
 
 from torch import nn
-from yacs.config import CfgNode
 
 from lib.builders.device import build_micro_batches
 from lib.builders.loader import build_train_loader
@@ -9,6 +8,7 @@ from lib.builders.mixing import build_mixed_stages, build_mixer, check_pairs
 from lib.builders.objective import build_objective, is_chunked
 from lib.builders.optim import build_clip, build_optimizer, build_scaler, build_schedule
 from lib.builders.split import TrainingData
+from lib.config.defaults import Config
 from lib.dataset.index import ClassIndex
 from lib.distributed.parallel import wrap_parallel
 from lib.distributed.process_group import ProcessGroup
@@ -21,7 +21,7 @@ from lib.trainer.step import Learner
 
 
 def build_learner(
-    cfg: CfgNode,
+    cfg: Config,
     data: TrainingData,
     index: ClassIndex,
     model: Recognizer,

@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from yacs.config import CfgNode
-
+from lib.config.defaults import Config
 from lib.config.load import Loaded, load_config
 from lib.distributed.rank_info import read_rank_info, report_failure
 from lib.errors import UserError
@@ -119,7 +118,7 @@ def _system_line(error: OSError) -> str | None:
     return None
 
 
-def read_config(argv: Sequence[str], *, program: str, description: str, needs_checkpoint: bool = False) -> CfgNode:
+def read_config(argv: Sequence[str], *, program: str, description: str, needs_checkpoint: bool = False) -> Config:
     """Return the frozen config.
 
     Raises:
@@ -143,8 +142,8 @@ def read_options(argv: Sequence[str], *, program: str = '', description: str = '
 
 
 def _checkpoint_config(resume_model: str, folder: Path) -> str | None:
-    from lib.trainer.checkpointing.latest import latest_checkpoint
     from lib.trainer.checkpointing.io import read_checkpoint
+    from lib.trainer.checkpointing.latest import latest_checkpoint
 
     if resume_model == 'last':
         checkpoint, _ = latest_checkpoint(folder)

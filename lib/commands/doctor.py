@@ -5,12 +5,11 @@ import shlex
 import sys
 from pathlib import Path
 
-from yacs.config import CfgNode
-
 from lib.audit.report import SplitUnderTest, check_up
 from lib.builders.data import open_test_split, open_training_data
 from lib.builders.loader import num_workers, train_sizes
 from lib.builders.split import Split, TrainingData
+from lib.config.defaults import Config
 from lib.errors import UserError
 from lib.report.audit_page import write_audit_page
 from lib.report.describe import describe_audit
@@ -18,7 +17,7 @@ from lib.runtime.files import write_json
 from lib.runtime.log import LOGGER, progress_bar
 
 
-def examine(cfg: CfgNode) -> list[str]:
+def examine(cfg: Config) -> list[str]:
     """Look at every image, write doctor.json, doctor.html and quarantine.json, and return what to print.
 
     Nothing is written before everything is looked at; each file is then replaced whole.
@@ -52,7 +51,7 @@ def examine(cfg: CfgNode) -> list[str]:
     return describe_audit(checkup, folder, len(quarantine['images']))
 
 
-def _splits(cfg: CfgNode, data: TrainingData) -> list[SplitUnderTest]:
+def _splits(cfg: Config, data: TrainingData) -> list[SplitUnderTest]:
     size = cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE
     measured = math.ceil(size / cfg.INPUT.CROP_RATIO)
     splits = [_split('train', data.train, max(train_sizes(cfg).values()))]
@@ -70,7 +69,7 @@ def _split(name: str, split: Split, enlarged_below: int) -> SplitUnderTest:
     )
 
 
-def _test_split(cfg: CfgNode, data: TrainingData) -> Split | None:
+def _test_split(cfg: Config, data: TrainingData) -> Split | None:
     if cfg.DATASET.NAME.startswith('cifar'):
         return None  # its test images are the valid split
     try:

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from yacs.config import CfgNode
 
 from lib.backbone.create import measure_width
 from lib.builders.loader import build_eval_loader, eval_batch_size, num_workers, plain_view
 from lib.builders.split import Split
 from lib.commands.cli import read_options
 from lib.commands.loaded_model import LoadedModel, load_model
+from lib.config.defaults import Config
 from lib.dataset.transforms import ResizeCenterCrop, ResizeCornerCrop, ResizeWhole, Transform
 from lib.errors import UserError
 from lib.inference.ensemble import EnsembleMember
@@ -37,7 +37,7 @@ class TTAViews:
         return (self.counts_plain + len(self.others)) * (1 + self.flip)
 
 
-def tta_views(cfg: CfgNode) -> TTAViews:
+def tta_views(cfg: Config) -> TTAViews:
     """Return what TEST says."""
     test, plain = cfg.TEST, plain_view(cfg)
     if not test.SCALES:
@@ -115,7 +115,7 @@ def given_weights(text: str, num_members: int) -> list[float] | None:
     return (weights / weights.sum()).tolist()
 
 
-def _config_of(path: str, trained: LoadedModel) -> CfgNode:
+def _config_of(path: str, trained: LoadedModel) -> Config:
     """Return the config of another checkpoint, with what of this run is not the model's."""
     cfg = trained.cfg
     test = {name: value for name, value in cfg.TEST.items() if name not in ('ENSEMBLE', 'BATCH_SIZE')}

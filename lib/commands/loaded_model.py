@@ -4,20 +4,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from yacs.config import CfgNode
 
 from lib.builders.device import build_device
 from lib.builders.loader import build_eval_loader
 from lib.builders.model import class_names, model_of
 from lib.builders.split import Split
+from lib.config.defaults import Config
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
 from lib.inference.run import Evaluation, LookAt, evaluate
 from lib.model import Recognizer
 from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
-from lib.trainer.checkpointing.latest import latest_checkpoint
 from lib.trainer.checkpointing.io import read_checkpoint
+from lib.trainer.checkpointing.latest import latest_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint
 
 
@@ -32,7 +32,7 @@ class LoadedModel:
         ranks: that share the images of a split. All know the results, the main one writes.
     """
 
-    cfg: CfgNode
+    cfg: Config
     checkpoint: Checkpoint
     model: Recognizer
     device: Device
@@ -84,7 +84,7 @@ class LoadedModel:
         return {name: value for name, value in metrics.items() if name not in groups}
 
 
-def load_model(cfg: CfgNode, group: ProcessGroup = SINGLE_PROCESS) -> LoadedModel:
+def load_model(cfg: Config, group: ProcessGroup = SINGLE_PROCESS) -> LoadedModel:
     """Load the model that RESUME_MODEL names, on every rank.
 
     Raises:

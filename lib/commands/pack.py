@@ -6,11 +6,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from yacs.config import CfgNode
-
 from lib.builders.data import has_test_split, open_test_split, open_training_data
 from lib.builders.loader import num_workers, stored_short_side
 from lib.builders.split import Split, TrainingData
+from lib.config.defaults import Config
 from lib.errors import UserError
 from lib.runtime.files import lock_folder, write_json
 from lib.runtime.log import LOGGER
@@ -32,7 +31,7 @@ _OWN = {*_SPLITS, '_info.json', BAD_IMAGES, '.lock'}
 _SHOWN_BAD = 5
 
 
-def pack(cfg: CfgNode) -> list[str]:
+def pack(cfg: Config) -> list[str]:
     """Pack the splits that DATASET opens into PACK.OUT/train, /valid and /test; return a summary, a line each.
 
     The same call goes on where an earlier one was stopped, and writes anew what was lost since.
@@ -79,7 +78,7 @@ def next_command(argv: Sequence[str], out: str) -> str:
     return shlex.join(['python', 'main.py', *kept, '--DATASET_SHARDS', out])
 
 
-def _out(cfg: CfgNode) -> Path:
+def _out(cfg: Config) -> Path:
     if not cfg.PACK.OUT:
         raise UserError('PACK.OUT is empty: --PACK_OUT FOLDER says where the shards are written')
     if cfg.DATASET.NAME.startswith('cifar') and not cfg.DATASET.SHARDS:
@@ -100,7 +99,7 @@ def _check_own(out: Path) -> None:
         raise UserError(f'PACK.OUT {out} holds {foreign[0]}, which is no packed data; give another folder')
 
 
-def _splits(cfg: CfgNode, data: TrainingData) -> Iterator[tuple[str, Split]]:
+def _splits(cfg: Config, data: TrainingData) -> Iterator[tuple[str, Split]]:
     yield 'train', data.train
     if data.valid is not None:
         yield 'valid', data.valid
@@ -108,7 +107,7 @@ def _splits(cfg: CfgNode, data: TrainingData) -> Iterator[tuple[str, Split]]:
         yield 'test', open_test_split(cfg, data.class_names)
 
 
-def _job(cfg: CfgNode, data: TrainingData, split: Split, folder: Path) -> SplitJob:
+def _job(cfg: Config, data: TrainingData, split: Split, folder: Path) -> SplitJob:
     return SplitJob(
         folder=folder,
         images=split.images,

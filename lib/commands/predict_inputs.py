@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from yacs.config import CfgNode
 
 from lib.builders.data import open_test_split, test_folder_split
 from lib.builders.split import Split
+from lib.config.defaults import Config
 from lib.dataset.images import FileImages
 from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
 from lib.runtime.shared_memory import to_shared_memory
 
 
-def open_test_images(cfg: CfgNode, class_names: Sequence[str], group: ProcessGroup) -> Split:
+def open_test_images(cfg: Config, class_names: Sequence[str], group: ProcessGroup) -> Split:
     """Return what test.py predicts: TEST.IMAGES where that is given, else the test split.
 
     Raises:
@@ -39,7 +39,7 @@ def open_test_images(cfg: CfgNode, class_names: Sequence[str], group: ProcessGro
     return _listed([wanted], len(class_names), wanted)
 
 
-def products_of(cfg: CfgNode, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+def products_of(cfg: Config, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     """Return the number of each image's product, (n,) int64, and the products' names, in the order they come.
 
     Raises:

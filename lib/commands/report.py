@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from yacs.config import CfgNode
 
 from lib.builders.data import open_valid_split
 from lib.builders.model import class_names, held_classes, model_of
@@ -15,6 +14,7 @@ from lib.builders.split import Split
 from lib.commands.features import split_features
 from lib.commands.loaded_model import LoadedModel
 from lib.commands.train import Training
+from lib.config.defaults import Config
 from lib.config.yaml_text import as_text
 from lib.errors import UserError
 from lib.inference.features import classify_features
@@ -121,7 +121,7 @@ def _data_of(trained: LoadedModel, valid: Split, **parts: Any) -> ReportData:
     )
 
 
-def _write(path: Path, data: ReportData, cfg: CfgNode) -> Path:
+def _write(path: Path, data: ReportData, cfg: Config) -> Path:
     return write_report(path, data, max_bytes=1e6 * cfg.REPORT.MAX_MB, json_too=cfg.REPORT.JSON)
 
 

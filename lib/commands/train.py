@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from yacs.config import CfgNode
 
 from lib.builders.data import open_training_data
 from lib.builders.device import build_device
@@ -16,6 +15,7 @@ from lib.builders.loader import build_eval_loader
 from lib.builders.model import class_names, finetuned_model, held_classes, model_of, new_model, start_from_class_means
 from lib.builders.split import TrainingData, without_quarantined
 from lib.builders.trainer import build_learner
+from lib.config.defaults import Config
 from lib.config.yaml_text import as_node, as_text, as_values
 from lib.dataset.index import ClassIndex
 from lib.dataset.loader import EvalLoader
@@ -53,7 +53,7 @@ _NO_RECIPE = ('MODEL.CLASSIFIER_SHARDED', 'LOSS.CHUNK_IMAGES')
 class Training:
     """Everything that fit() and the report need."""
 
-    cfg: CfgNode
+    cfg: Config
     data: TrainingData
     device: Device
     learner: Learner
@@ -102,7 +102,7 @@ class Training:
 
 
 @contextmanager
-def prepared_training(cfg: CfgNode, group: ProcessGroup = SINGLE_PROCESS) -> Iterator[Training]:
+def prepared_training(cfg: Config, group: ProcessGroup = SINGLE_PROCESS) -> Iterator[Training]:
     """Build a run and hold its folder. Nothing is written before everything is built and checked.
 
     Every rank builds the same; the main one alone writes.
@@ -145,7 +145,7 @@ def prepared_training(cfg: CfgNode, group: ProcessGroup = SINGLE_PROCESS) -> Ite
 
 
 @contextmanager
-def _folder(cfg: CfgNode, start: ResumePlan, device: Device, group: ProcessGroup) -> Iterator[RunFolder]:
+def _folder(cfg: Config, start: ResumePlan, device: Device, group: ProcessGroup) -> Iterator[RunFolder]:
     """Hold the run folder; on other ranks than the main one, stand by."""
     keep = {'save_every': cfg.TRAIN.SAVE_EVERY_EPOCHS, 'keep': cfg.TRAIN.KEEP_EPOCHS}
     if not group.is_main:
@@ -166,7 +166,7 @@ def _describe(device: Device, group: ProcessGroup) -> str:
     return f'{group.world_size} ranks, each on {on_each}' if group.world_size > 1 else on_each
 
 
-def recipe_of(cfg: CfgNode) -> dict[str, Any]:
+def recipe_of(cfg: Config) -> dict[str, Any]:
     """Return the keys that decide the weights of a run."""
     return {
         name: value
@@ -175,7 +175,7 @@ def recipe_of(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def _wanted(cfg: CfgNode, data: TrainingData, group: ProcessGroup) -> ResumeRequest:
+def _wanted(cfg: Config, data: TrainingData, group: ProcessGroup) -> ResumeRequest:
     # What the first start put aside or began is gone on with, though the command line is that of the first start.
     # Machines count their restarts for themselves, so the ranks may know different ones.
     restarted = any(group.all_gather_objects(was_restarted()))
@@ -192,7 +192,7 @@ def _wanted(cfg: CfgNode, data: TrainingData, group: ProcessGroup) -> ResumeRequ
 
 
 def _model(
-    cfg: CfgNode, data: TrainingData, index: ClassIndex, device: Device, start: ResumePlan, group: ProcessGroup
+    cfg: Config, data: TrainingData, index: ClassIndex, device: Device, start: ResumePlan, group: ProcessGroup
 ) -> tuple[Recognizer, TrainingSet, list[str] | None]:
     """Return the model, what its checkpoints say of the training set, and which classes are new to it."""
     names, parents = data.class_names, data.classes.parents if data.classes else []
@@ -214,7 +214,7 @@ def _model(
     return model, own, new
 
 
-def _fit_plan(cfg: CfgNode, data: TrainingData, training_set: TrainingSet) -> FitPlan:
+def _fit_plan(cfg: Config, data: TrainingData, training_set: TrainingSet) -> FitPlan:
     select_by = cfg.TRAIN.SELECT_BY
     shared = data.shares_images()
     if data.valid is None:

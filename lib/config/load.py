@@ -5,10 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from yacs.config import CfgNode
-
 from lib.config.check import check_values
-from lib.config.defaults import KEYS
+from lib.config.defaults import KEYS, Config
 from lib.config.options import parse_options
 from lib.config.yaml_text import as_node, parse_config_text, read_config_file
 
@@ -27,7 +25,7 @@ FindCheckpointConfig = Callable[[str, Path], str | None]
 class Loaded:
     """A frozen config, and what the user should be told about how it came to be."""
 
-    cfg: CfgNode
+    cfg: Config
     notes: list[str] = field(default_factory=list)
 
 

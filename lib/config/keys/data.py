@@ -110,14 +110,14 @@ class InputKeys(Section, title='image size, crops and augmentation'):
         'Training crop: random area and aspect ratio, random shift after padding (CIFAR), or the crop of validation.',
         choices=('random_resized_crop', 'pad_crop', 'center_crop'),
     )
-    SCALE = Key[tuple[float, ...]](
+    SCALE = Key(
         (0.08, 1.0),
         'Range of the area of the random crop, as a fraction of the image.',
         low=1e-4,
         high=1.0,
         used_by=_RANDOM_CROP,
     )
-    RATIO = Key[tuple[float, ...]](
+    RATIO = Key(
         (0.75, 4 / 3),
         'Range of the aspect ratio (width / height) of the random crop.',
         low=0.01,
@@ -137,13 +137,13 @@ class InputKeys(Section, title='image size, crops and augmentation'):
     RAND_AUGMENT_MAGNITUDE = Key(
         9, 'Magnitude of the operations (M of RandAugment).', low=0, high=30, used_by=_RAND_AUGMENT
     )
-    COLOR_JITTER = Key[tuple[float, ...]](
+    COLOR_JITTER = Key(
         (0.0, 0.0, 0.0, 0.0), 'Jitter of brightness, contrast, saturation, hue (at most 0.5).', low=0.0, high=1.0
     )
     ERASE_PROBABILITY = Key(0.0, 'Probability of random erasing in training.', low=0.0, high=1.0)
     FLIP_PROBABILITY = Key(0.5, 'Probability of a horizontal flip in training.', low=0.0, high=1.0)
-    MEAN = Key[tuple[float, ...]]((0.485, 0.456, 0.406), 'Mean per channel (R, G, B) of pixel values from 0 to 1.')
-    STD = Key[tuple[float, ...]](
+    MEAN = Key((0.485, 0.456, 0.406), 'Mean per channel (R, G, B) of pixel values from 0 to 1.')
+    STD = Key(
         (0.229, 0.224, 0.225), 'Standard deviation per channel (R, G, B) of pixel values from 0 to 1.', low=1e-6
     )
 
