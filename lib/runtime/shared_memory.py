@@ -135,6 +135,10 @@ def shared_empty(*shape: int) -> torch.Tensor:
     return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)
 
 
+class SharedMemoryFull(Exception):
+    """Too little shared memory is free; the message states how much is needed and how much is free."""
+
+
 def free_shared_bytes() -> int | None:
     """Return how much shared memory can be had; None where the system does not tell."""
     if not os.path.isdir(_FOLDER):
