@@ -1,24 +1,23 @@
-"""What a finished run, its predictions and its re-balancing say side by side."""
+"""Metrics of a finished run, its test predictions and its re-balanced model in one table."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from yacs.config import CfgNode
-
+from lib.config.defaults import Config
 from lib.errors import UserError
 from lib.report.describe import describe_metrics
 
 
-def summarize(cfg: CfgNode) -> list[str]:
-    """Return a table of the run NAME and the paths of what it left; what is not there is left out.
+def summarize(cfg: Config) -> list[str]:
+    """Return the metrics table of the run NAME and the paths of its files; missing parts are left out.
 
     Raises:
         UserError: there is no such run.
     """
     run, rebalanced = Path(cfg.LOG_ROOT, cfg.NAME), Path(cfg.TAU_NORM.LOG_ROOT, cfg.NAME)
     if not (run / 'metrics.jsonl').exists():
-        raise UserError(f'{run} holds no run; python main.py --NAME {cfg.NAME} makes one')
+        raise UserError(f'{run} holds no run; python main.py --NAME {cfg.NAME} trains one')
     tau = _read(rebalanced / 'tau.json')
     rows = {
         'valid': _best_valid(run / 'metrics.jsonl'),

@@ -1,4 +1,4 @@
-"""The doctor's page: what was found, with small pictures side by side, in one HTML file that needs nothing else."""
+"""The page of tools/doctor.py: all findings of an audit with thumbnails, in one self-contained HTML file."""
 
 import os
 from collections.abc import Sequence
@@ -19,22 +19,22 @@ from lib.report.galleries import thumbnail_url
 from lib.report.page import page_environment, thousands
 from lib.runtime.files import write_text
 
-MAX_CARDS = 24  # of a finding
-MAX_PICTURES = 6  # of a card
-MAX_NAMES = 200  # of classes in a list
+MAX_CARDS = 24  # per finding
+MAX_IMAGES = 6  # per card
+MAX_NAMES = 200  # class names per list
 _MEANING = {
-    'missing': 'Listed, but not there. Training stops at such a file.',
-    'unreadable': 'No usable image. Training takes another image of the class in its place.',
+    'missing': 'Listed in the annotations, but the file does not exist. Training stops at such a file.',
+    'unreadable': 'Not a readable image. Training replaces it by another image of the class.',
     'tiny': 'The shorter side is below DOCTOR.MIN_SIDE.',
     'extreme_ratio': f'One side is more than {findings.EXTREME_RATIO:g} times the other.',
-    'one_colour': 'No content: often a placeholder for a photo that was taken down.',
-    'damaged': 'The decoder got over a fault; part of the picture may be wrong.',
-    'exact-leak': 'The very same pixels in more than one split: what is measured was learnt by heart.',
-    'exact-labels': 'The very same pixels under several classes: at most one label is right.',
-    'exact': 'The very same pixels more than once, in one class and split.',
-    'near-leak': 'One photo, encoded, resized, brightened or stamped anew, in more than one split.',
-    'near-labels': 'Nearly the same picture under several classes.',
-    'near': 'Nearly the same picture more than once, in one class and split.',
+    'one_colour': 'All pixels have the same color: often a placeholder for a removed photo.',
+    'damaged': 'The decoder recovered from an error; part of the image may be wrong.',
+    'exact-leak': 'Identical pixels in more than one split: the model is evaluated on images that it was trained on.',
+    'exact-labels': 'Identical pixels in several classes: at most one label is correct.',
+    'exact': 'Identical pixels more than once, in one class and split.',
+    'near-leak': 'One photo in more than one split, re-encoded, resized, brightened or with a stamp.',
+    'near-labels': 'Nearly identical images in several classes.',
+    'near': 'Nearly identical images in one class and split.',
 }
 _TITLES = {
     'missing': 'Missing',
@@ -51,7 +51,7 @@ _TITLES = {
 
 @dataclass(frozen=True)
 class FindingImage:
-    """An image on the page; `source` is '' where there is nothing to see."""
+    """An image on the page; `source` is its data: URL, '' if the image cannot be opened."""
 
     source: str
     split: str
@@ -64,7 +64,7 @@ class FindingImage:
 
 @dataclass(frozen=True)
 class FindingCard:
-    """Images that belong together; `more` are left out."""
+    """Images that are copies of each other, or a single image; `more` images are left out."""
 
     images: list[FindingImage]
     more: int
@@ -88,17 +88,17 @@ def write_audit_page(
     """Write the page to `path`, atomically."""
     environment = page_environment()
     environment.filters.update(thousands=thousands, size=_size)
-    figures = checkup.figures()
+    splits = checkup.figures()
     page = environment.get_template('audit_page.html').render(
         title=title,
         command=command,
         palette=PALETTE,
-        figures=figures,
+        splits=splits,
         findings=_findings(checkup, class_names),
         num_images=len(checkup.gallery),
         num_quarantined=int((checkup.verdict != findings.KEPT).sum()),
         few=checkup.few,
-        lists=_class_lists(figures, class_names),
+        lists=_class_lists(splits, class_names),
     )
     write_text(path, page)
     return Path(path)
@@ -107,13 +107,13 @@ def write_audit_page(
 def _findings(checkup: Checkup, class_names: Sequence[str]) -> list[Finding]:
     single = {'missing': checkup.missing, 'unreadable': checkup.unreadable, **checkup.suspicious}
     groups: dict[str, list[Group]] = {}
-    for name, found in (('exact', checkup.exact), ('near', checkup.near)):
-        groups[f'{name}-leak'] = [group for group in found if group.leak]
-        groups[f'{name}-labels'] = [group for group in found if group.contradiction and not group.leak]
-        groups[name] = [group for group in found if not group.leak and not group.contradiction]
+    for name, copies in (('exact', checkup.exact), ('near', checkup.near)):
+        groups[f'{name}-leak'] = [group for group in copies if group.leak]
+        groups[f'{name}-labels'] = [group for group in copies if group.contradiction and not group.leak]
+        groups[name] = [group for group in copies if not group.leak and not group.contradiction]
     sets = {key: [np.array([row]) for row in rows] for key, rows in single.items()}
-    sets |= {key: [group.rows for group in found] for key, found in groups.items()}
-    # Leaks and contradictions first: they spoil results without a sign.
+    sets |= {key: [group.rows for group in of_kind] for key, of_kind in groups.items()}
+    # Leaks and contradictions first: they change results without any error message.
     order = sorted(_TITLES, key=lambda key: ('leak' not in key and 'labels' not in key, list(_TITLES).index(key)))
     return [
         Finding(
@@ -130,15 +130,15 @@ def _findings(checkup: Checkup, class_names: Sequence[str]) -> list[Finding]:
 
 
 def _card(checkup: Checkup, rows: np.ndarray, class_names: Sequence[str]) -> FindingCard:
-    # The first of every split and class, then the others: what differs must be among those that are shown.
+    # The first image of every split and class, then the others, so that the card shows every split and class.
     kinds = checkup.split_of[rows] * (checkup.labels.max() + 2) + checkup.labels[rows]
     first = np.unique(kinds, return_index=True)[1]
-    order = [*first.tolist(), *np.setdiff1d(np.arange(len(rows)), first).tolist()][:MAX_PICTURES]
-    images = [_shown(checkup, int(row), class_names) for row in rows[sorted(order)]]
+    order = [*first.tolist(), *np.setdiff1d(np.arange(len(rows)), first).tolist()][:MAX_IMAGES]
+    images = [_finding_image(checkup, int(row), class_names) for row in rows[sorted(order)]]
     return FindingCard(images, len(rows) - len(images))
 
 
-def _shown(checkup: Checkup, row: int, class_names: Sequence[str]) -> FindingImage:
+def _finding_image(checkup: Checkup, row: int, class_names: Sequence[str]) -> FindingImage:
     entry = checkup.entry(row)
     label = entry['category_id']
     seen = checkup.scan.seen[row]
@@ -146,28 +146,28 @@ def _shown(checkup: Checkup, row: int, class_names: Sequence[str]) -> FindingIma
     if not note:
         note = f'{seen["width"]} x {seen["height"]}'
     verdict = int(checkup.verdict[row])
-    reason = '' if verdict == findings.KEPT else REASONS.get(verdict, 'not readable')
+    reason = '' if verdict == findings.KEPT else REASONS.get(verdict, 'unreadable')
     return FindingImage(
-        _picture(checkup, row), entry['split'], entry['row'], entry['fpath'],
+        _thumbnail(checkup, row), entry['split'], entry['row'], entry['fpath'],
         '' if label is None else str(class_names[label]), note, reason,
     )  # fmt: skip
 
 
-def _picture(checkup: Checkup, row: int) -> str:
+def _thumbnail(checkup: Checkup, row: int) -> str:
     if row in checkup.scan.reasons:
         return ''
     try:
         content = checkup.gallery.content(row)
         return thumbnail_url(Image.fromarray(content) if isinstance(content, np.ndarray) else decode(content))
-    except Exception:  # gone since: a page is not worth losing over a picture
+    except Exception:  # the file has changed since the scan: a missing thumbnail must not cost the page
         return ''
 
 
-def _class_lists(figures: dict[str, dict[str, Any]], class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the empty and the small classes of each split that has some."""
-    found = []
-    for split, of_split in figures.items():
-        classes = of_split['classes']
+def _class_lists(splits: dict[str, dict[str, Any]], class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the empty and the small classes of each split."""
+    lists = []
+    for split, statistics in splits.items():
+        classes = statistics['classes']
         for kind in ('empty', 'few'):
             labels = classes.get(kind, [])
             if labels:
@@ -175,8 +175,8 @@ def _class_lists(figures: dict[str, dict[str, Any]], class_names: Sequence[str])
                     f'{class_names[label]}' + (f' ({classes["counts"][label]})' if kind == 'few' else '')
                     for label in labels[:MAX_NAMES]
                 ]
-                found.append({'split': split, 'kind': kind, 'number': len(labels), 'names': names})
-    return found
+                lists.append({'split': split, 'kind': kind, 'number': len(labels), 'names': names})
+    return lists
 
 
 def _size(count: int) -> str:

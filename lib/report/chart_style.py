@@ -1,8 +1,9 @@
-"""One look for all charts: PNG files for the run folder, and inline SVG that follows the page's colours."""
+"""The style of all charts, and their output: PNG files, and inline SVG that uses the page's CSS colors."""
 
 import io
 import os
 import re
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import matplotlib.style
@@ -14,7 +15,7 @@ from matplotlib.ticker import FuncFormatter
 
 from lib.runtime.files import replace_atomically
 
-# CSS variable of the page -> colour on white. Apart in lightness as in hue, for colour-blind readers.
+# CSS variable of the page -> color on white. The colors differ in lightness and in hue, for color-blind readers.
 PALETTE = {
     'card': '#ffffff',
     'ink': '#1d2733',
@@ -27,10 +28,10 @@ PALETTE = {
     'medium': '#c48f00',
     'few': '#c8440b',
 }
-PANEL_SIZE = (4.6, 2.9)  # inches of 72 SVG units: on a phone the text stays readable, on a desk two fit a row
+PANEL_SIZE = (4.6, 2.9)  # inches of 72 SVG units: readable on a phone, and two fit side by side on a desktop
 
 _STYLE = {
-    'font.family': 'DejaVu Sans',  # comes with matplotlib, so a picture is the same on every machine
+    'font.family': 'DejaVu Sans',  # included in matplotlib, so charts are the same on every machine
     'font.size': 9,
     'text.color': PALETTE['ink'],
     'text.parse_math': False,
@@ -62,23 +63,23 @@ _STYLE = {
     'lines.linewidth': 1.9,
     'lines.solid_capstyle': 'round',
     'svg.fonttype': 'none',
-    'svg.hashsalt': 'report',  # without it the ids in the SVG, and so the page's bytes, are random
+    'svg.hashsalt': 'report',  # without it, the ids in the SVG are random, and so are the page's bytes
 }
 
 
-def styled():
-    """Return a context in which figures are made and saved; a user's matplotlibrc has no say in it."""
+def styled() -> AbstractContextManager[None]:
+    """Return a context with the style of all charts; it ignores the user's matplotlibrc."""
     return matplotlib.style.context(['default', _STYLE])
 
 
 def new_panel() -> tuple[Figure, Axes]:
-    """Return a figure of one chart in the page's size."""
+    """Return a figure with one chart in the page's size."""
     figure = Figure(figsize=PANEL_SIZE, layout='constrained')
     return figure, figure.add_subplot()
 
 
 def legend(axes: Axes) -> None:
-    """Put the legend in a row above the chart, where it covers nothing."""
+    """Draw the legend in a row above the chart."""
     handles, _ = axes.get_legend_handles_labels()
     if handles:
         axes.legend(
@@ -95,26 +96,27 @@ def legend(axes: Axes) -> None:
 
 
 def percent_axis(axis: Axis) -> None:
-    """Label a vertical axis of fractions as percentages, without needless decimals."""
+    """Label an axis of fractions with percentages, without trailing zeros."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f'{100 * value:.6g}%'))
 
 
 def save_png(path: str | os.PathLike, figure: Figure) -> Path:
-    """Write `figure` on white as PNG, atomically, without date or program in it."""
+    """Write `figure` as PNG on white, atomically, without date or program name in the metadata."""
     with replace_atomically(path) as temporary:
         figure.savefig(temporary, format='png', dpi=160, facecolor='white', metadata={'Software': None})
     return Path(path)
 
 
 def inline_svg(figure: Figure, description: str) -> Markup:
-    """Return `figure` as an <svg> for an HTML page: its colours are CSS variables, its font the page's.
+    """Return `figure` as an <svg> for an HTML page, with CSS variables as colors and the page's font.
 
-    Screen readers read `description`. Safe to insert: matplotlib escapes its texts, this function the rest.
+    `description` is read by screen readers. Safe to insert: matplotlib escapes the texts of the figure, and this
+    function escapes `description`.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format='svg', transparent=True, metadata={'Date': None, 'Creator': None})
     text = buffer.getvalue()
-    view_box = re.search(r'viewBox="([^"]*)"', text).group(1)
+    view_box = re.findall(r'viewBox="([^"]*)"', text)[0]
     body = text[text.index('>', text.index('<svg')) + 1 :]
     body = re.sub(r'<metadata>.*?</metadata>|<!--.*?-->', '', body, flags=re.DOTALL)
     body = re.sub(r'font: (?:(bold|\d+) )?([\d.]+)px [^;\"]*', _font, body)

@@ -1,8 +1,4 @@
-"""The charts of a run as PNG files.
-
-Training curves: loss, error and learning rate over the epochs.
-The tau curve: error of the re-balanced classifier for every tau.
-"""
+"""Charts of a run: training curves, error against tau, and error against coverage, for the page and as PNG."""
 
 import math
 import os
@@ -23,7 +19,7 @@ from lib.report.report_metrics import metric_error
 
 @dataclass(frozen=True)
 class Series:
-    """One line: values over epochs, both (num_epochs,), not finite ones left out."""
+    """One line of a chart: finite values and their epochs, both (num_epochs,)."""
 
     label: str
     color: str
@@ -41,7 +37,7 @@ class Panel:
     percent: bool
 
 
-# Title -> what (label, colour, split, key) its lines show.
+# Title -> its lines as (label, color, split, key of metrics.jsonl).
 _PANELS = {
     'Loss': (('train', 'train', 'train', 'loss'), ('valid', 'valid', 'valid', 'loss')),
     'Error': (
@@ -56,9 +52,10 @@ _ACCURACIES = ('top1', 'many', 'medium', 'few')  # drawn as errors
 
 
 def curve_panels(history: Sequence[dict[str, Any]]) -> list[Panel]:
-    """Turn the objects of metrics.jsonl into charts; a line of fewer than two points is left out.
+    """Return the training curves of the objects of metrics.jsonl; lines with fewer than 2 points are left out.
 
-    The last object of an epoch and split counts, as after a resumed epoch. Accuracies become errors.
+    If an epoch has several objects of one split (after a resumed run), the last one is used. Accuracies are converted
+    to errors.
     """
     latest = {(entry.get('split'), entry.get('epoch')): entry for entry in history}
     panels = []
@@ -72,15 +69,15 @@ def curve_panels(history: Sequence[dict[str, Any]]) -> list[Panel]:
 def _series(latest: dict[tuple, dict], label: str, color: str, split: str, key: str) -> Series:
     points = sorted(
         (epoch, 1 - entry[key] if key in _ACCURACIES else entry[key])
-        for (its_split, epoch), entry in latest.items()
-        if its_split == split and epoch is not None and _finite(entry.get(key))
+        for (entry_split, epoch), entry in latest.items()
+        if entry_split == split and epoch is not None and _finite(entry.get(key))
     )
     epochs, values = np.array([p[0] for p in points]), np.array([p[1] for p in points], float)
     return Series(label, PALETTE[color], epochs, values, dashed=split == 'train' and key != 'lr')
 
 
 def draw_panel(axes: Axes, panel: Panel, best_epoch: int | None = None) -> None:
-    """Draw training curves; `best_epoch` is marked on them."""
+    """Draw training curves with a dot at `best_epoch`."""
     for series in panel.series:
         axes.plot(
             series.epochs,
@@ -115,21 +112,21 @@ def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-MAX_STEPS = 1500  # more steps than the chart has pixels are sampled
+MAX_STEPS = 1500  # a longer tau curve is sampled: the chart has fewer pixels
 METRICS = {'mean_class_error': 'mean class error', 'top1': 'top-1 error'}
 
 
 def draw_tau(axes: Axes, tau: dict[str, Any]) -> None:
-    """Draw the curve of tau.json with the untouched checkpoint, the chosen tau and its stretch.
+    """Draw the curve of tau.json with the original checkpoint, the chosen tau and the range of one standard error.
 
-    `tau['curve']` holds `tau`, ascending (num_steps,), and `value`, the metric between them (num_steps + 1,).
+    `tau['curve']` holds `tau`, ascending (num_steps,), and `value`, the metric between these (num_steps + 1,).
     """
     metric = tau['metric']
     taus = np.asarray(tau['curve']['tau'], float)
     errors = metric_error(metric, np.asarray(tau['curve']['value'], float))
     end = float(tau.get('max_tau') or (taus.max() * 1.05 if len(taus) else 1.0))
     if tau.get('stretch') is not None and tau.get('chosen') is not None:
-        axes.axvspan(*tau['stretch'], color=PALETTE['valid'], alpha=0.12, linewidth=0, label='within one s.e.')
+        axes.axvspan(*tau['stretch'], color=PALETTE['valid'], alpha=0.12, linewidth=0, label='within 1 s.e.')
     inner = taus[(taus > 0) & (taus < end)]
     edges = inner if len(inner) <= MAX_STEPS else np.linspace(0, end, MAX_STEPS + 1)[1:-1]
     edges = np.concatenate([[0.0], edges, [end]])
@@ -140,10 +137,10 @@ def draw_tau(axes: Axes, tau: dict[str, Any]) -> None:
         height = metric_error(metric, before)
         axes.axhline(height, color=PALETTE['ink'], linewidth=1.2, linestyle=(0, (4, 2)), label='before')
     if tau.get('chosen') is not None:
-        place = float(tau['chosen'])
-        height = errors[np.searchsorted(taus, place, side='right')]
+        chosen = float(tau['chosen'])
+        height = errors[np.searchsorted(taus, chosen, side='right')]
         style = {'color': PALETTE['few'], 'markersize': 7, 'markeredgewidth': 0}
-        axes.plot([place], [height], 'o', label=f'chosen {place:.2f}', zorder=4, **style)
+        axes.plot([chosen], [height], 'o', label=f'chosen {chosen:.2f}', zorder=4, **style)
     axes.set_xlim(0, end)
     axes.margins(y=0.08)
     axes.set_xlabel('tau')
@@ -156,7 +153,7 @@ def draw_tau(axes: Axes, tau: dict[str, Any]) -> None:
 def plot_curves(
     path: str | os.PathLike, history: Sequence[dict[str, Any]], best_epoch: int | None = None
 ) -> Path | None:
-    """Write the training curves as PNG; None, and no file, before there are two epochs."""
+    """Write the training curves as PNG and return the path; None, and no file, with fewer than 2 epochs."""
     panels = curve_panels(history)
     if not panels:
         return None
@@ -166,8 +163,8 @@ def plot_curves(
         size = (PANEL_SIZE[0] * num_columns, PANEL_SIZE[1] * num_rows)
         figure = Figure(figsize=size, layout='constrained')
         figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)
-        for place, panel in enumerate(panels):
-            axes = figure.add_subplot(num_rows, num_columns, place + 1)
+        for number, panel in enumerate(panels, start=1):
+            axes = figure.add_subplot(num_rows, num_columns, number)
             draw_panel(axes, panel, best_epoch)
             axes.set_title(panel.title, pad=24)
         return save_png(path, figure)
@@ -176,9 +173,11 @@ def plot_curves(
 def plot_error_by_count(
     path: str | os.PathLike, train_counts: np.ndarray, labels: np.ndarray, predicted: np.ndarray
 ) -> Path | None:
-    """Write per-class error against training images as PNG; None, and no file, without images.
+    """Write per-class error against training images as PNG and return the path; None, and no file, without images.
 
-    `train_counts` is integer (num_classes,), `labels` and `predicted` (num_images,); -1 is unreadable.
+    Args:
+        train_counts: (num_classes,) integer.
+        labels, predicted: (num_images,) integer; -1 in `predicted` is an unreadable image.
     """
     if len(labels) == 0:
         return None
@@ -194,29 +193,27 @@ def plot_tau(path: str | os.PathLike, tau: dict[str, Any]) -> Path:
     with styled():
         figure, axes = new_panel()
         draw_tau(axes, tau)
-        axes.set_title(f'Valid {METRICS.get(tau["metric"], tau["metric"])} for every tau', pad=24)
+        axes.set_title(f'Valid {METRICS.get(tau["metric"], tau["metric"])} against tau', pad=24)
         return save_png(path, figure)
 
 
-def plot_risk_coverage(path: str | os.PathLike, found: dict[str, Any]) -> Path:
-    """Write the error among the answered images against their share as PNG.
+def plot_risk_coverage(path: str | os.PathLike, risk: dict[str, Any]) -> Path:
+    """Write the risk-coverage curve as PNG: error among the accepted images against their fraction.
 
-    `found`: curve {coverage, error}, wanted_error, threshold, coverage and error at the threshold.
+    `risk`: curve {coverage, error}, wanted_error, threshold, and coverage and error at the threshold.
     """
     with styled():
         figure, axes = new_panel()
-        coverage, error = (np.asarray(found['curve'][name], float) for name in ('coverage', 'error'))
+        coverage, error = (np.asarray(risk['curve'][name], float) for name in ('coverage', 'error'))
         axes.step(coverage, error, where='post', color=PALETTE['valid'], linewidth=1.6)
-        axes.axhline(
-            found['wanted_error'], color=PALETTE['muted'], linestyle=(0, (4, 2)), linewidth=1.2, label='wanted'
-        )
-        if found['threshold'] is not None:
-            label = f'threshold {found["threshold"]:.2f}'
-            axes.plot([found['coverage']], [found['error']], 'o', color=PALETTE['few'], label=label, zorder=4)
+        axes.axhline(risk['wanted_error'], color=PALETTE['muted'], linestyle=(0, (4, 2)), linewidth=1.2, label='target')
+        if risk['threshold'] is not None:
+            label = f'threshold {risk["threshold"]:.2f}'
+            axes.plot([risk['coverage']], [risk['error']], 'o', color=PALETTE['few'], label=label, zorder=4)
         axes.set_xlim(0, 1.01)
         axes.set_ylim(bottom=0)
-        axes.set_xlabel('share of the images that are answered')
-        axes.set_ylabel('error among them')
+        axes.set_xlabel('coverage')
+        axes.set_ylabel('error among covered images')
         for axis in (axes.xaxis, axes.yaxis):
             percent_axis(axis)
         legend(axes)

@@ -1,8 +1,4 @@
-"""Reliability diagrams: whether answers given with a confidence of 80 % are right in 80 % of the cases.
-
-Each class's error against its number of training images: what the long tail costs.
-How many images the classes have: the tail in figures, and its histogram.
-"""
+"""Charts over classes: error against training images, histogram of class sizes, and reliability diagrams."""
 
 import math
 from typing import Any
@@ -18,17 +14,21 @@ from lib.metrics.intervals import accuracy_interval, binomial_interval, class_er
 from lib.report.chart_style import PALETTE, legend, percent_axis
 from lib.report.report_metrics import GROUPS, ReportData, ReportMetrics
 
-MAX_SPOTS = 2000  # dots in the chart: more would only make the page heavy
-EMPTY_CLASS = 0.5  # where a class without training images stands on the logarithmic axis
+MAX_SPOTS = 2000  # dots in the chart; more dots only make the page larger
+EMPTY_CLASS = 0.5  # position of classes without training images on the logarithmic axis
 
 
 def draw_error_by_count(
     axes: Axes, train_counts: np.ndarray, labels: np.ndarray, predicted: np.ndarray
 ) -> tuple[int, int]:
-    """Draw each class's error against its training images, with binned means and group boundaries.
+    """Draw the error of each class against its number of training images, with binned means and group boundaries.
 
-    `train_counts` is integer (num_classes,); `labels` and `predicted` are integer (num_images,), not empty.
-    Returns the number of classes drawn, and of dots they make, at most MAX_SPOTS.
+    Args:
+        train_counts: (num_classes,) integer.
+        labels, predicted: (num_images,) integer, not empty.
+
+    Returns:
+        The number of classes drawn, and the number of dots that they are merged into, at most MAX_SPOTS.
     """
     num_images, num_wrong = class_errors(labels, predicted, len(train_counts))
     present = num_images > 0
@@ -61,12 +61,12 @@ def draw_error_by_count(
 
 
 def _spots(counts: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Merge classes at the same place into one dot, on a coarse grid when there would be too many dots.
+    """Merge classes at the same position into one dot, on a coarse grid if there are more than MAX_SPOTS positions.
 
     Returns counts, errors and number of classes, each (num_spots,), num_spots <= MAX_SPOTS.
     """
-    places = np.stack([counts, errors], 1)
-    spots, weights = np.unique(places, axis=0, return_counts=True)
+    positions = np.stack([counts, errors], 1)
+    spots, weights = np.unique(positions, axis=0, return_counts=True)
     if len(spots) <= MAX_SPOTS:
         return spots[:, 0], spots[:, 1], weights
     columns, rows = 79, 25  # (79 cells) x (24 + 1 rows) stay below MAX_SPOTS
@@ -81,8 +81,8 @@ def _spots(counts: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _dots(axes: Axes, x: np.ndarray, y: np.ndarray, level: int, color: str) -> None:
-    # One path of very short strokes with round ends: a fifth of the bytes of one element a dot. The
-    # PNG renderer drops strokes without length, and snapping would take theirs.
+    # One path of very short strokes with round ends needs a fifth of the bytes of one element per dot. The PNG
+    # renderer drops strokes of length 0, and snapping to pixels would make these 0.
     vertices = np.repeat(np.stack([x, y], 1), 2, axis=0)
     vertices[1::2, 0] *= 1.001
     outline = Outline(vertices, np.tile([Outline.MOVETO, Outline.LINETO], len(x)))
@@ -95,15 +95,15 @@ def _binned_means(axes: Axes, counts: np.ndarray, num_images: np.ndarray, num_wr
     edges = np.geomspace(counts.min(), counts.max(), num_bins + 1)[1:-1]
     bins = np.searchsorted(edges, counts, side='right')  # (num_classes_present,)
     middles, means, ends = [], [], []
-    for place in np.unique(bins):
-        members = bins == place
+    for number in np.unique(bins):
+        members = bins == number
         images, wrong = num_images[members], num_wrong[members]
         middles.append(np.exp(np.log(counts[members]).mean()))
         means.append((wrong / images).mean())
-        ends.append(accuracy_interval(wrong, images))  # errors are counted, so of errors
+        ends.append(accuracy_interval(wrong, images))  # of wrong images, so it is the interval of the error
     low, high = np.array(ends).T
     reach = np.maximum([means - low, high - means], 0)
-    axes.plot(middles, means, color=PALETTE['card'], linewidth=4.5, zorder=3)  # parts the line from the dots
+    axes.plot(middles, means, color=PALETTE['card'], linewidth=4.5, zorder=3)  # separates the line from the dots
     style = {'color': PALETTE['ink'], 'linewidth': 1.6, 'elinewidth': 1.2, 'capsize': 0, 'marker': 'o'}
     axes.errorbar(middles, means, reach, markersize=3.6, label='mean, 95 % interval', zorder=3, **style)
 
@@ -121,44 +121,44 @@ def _group_boundaries(axes: Axes, low: float, high: float) -> None:
             axes.text(math.sqrt(left * right), 1.07, name, color=PALETTE[name], **style)
 
 
-_BINS_A_DECADE = 10
+_BINS_PER_DECADE = 10
 
 
 def data_statistics(data: ReportData, metrics: ReportMetrics | None) -> dict[str, Any]:
-    """Return counts of images and classes as what JSON can hold; empty without training counts.
+    """Return numbers of images and classes, ready for JSON; empty without training counts.
 
     Returns:
         classes, train_images, valid_images; of the classes with training images: largest, median, smallest and
-        imbalance (largest over smallest); classes_without_training, classes_without_valid; head_share: what share of
-        the training images the largest tenth of the classes has.
+        imbalance (largest / smallest); classes_without_training, classes_without_valid; head_share: fraction of the
+        training images that belong to the largest 10 % of the classes.
     """
     counts = np.sort(np.asarray(data.train_counts, np.int64))[::-1]
     if not len(counts):
         return {}
-    found: dict[str, Any] = {'classes': len(counts), 'train_images': int(counts.sum())}
-    found['valid_images'] = len(metrics.predictions) if metrics else 0
-    seen = counts[counts > 0]
-    if len(seen):
-        found |= {
-            'largest': int(seen[0]),
-            'median': float(np.median(seen)),
-            'smallest': int(seen[-1]),
-            'imbalance': float(seen[0] / seen[-1]),
-            'head_share': float(seen[: -(-len(counts) // 10)].sum() / seen.sum()),
+    statistics: dict[str, Any] = {'classes': len(counts), 'train_images': int(counts.sum())}
+    statistics['valid_images'] = len(metrics.predictions) if metrics else 0
+    nonempty = counts[counts > 0]
+    if len(nonempty):
+        statistics |= {
+            'largest': int(nonempty[0]),
+            'median': float(np.median(nonempty)),
+            'smallest': int(nonempty[-1]),
+            'imbalance': float(nonempty[0] / nonempty[-1]),
+            'head_share': float(nonempty[: -(-len(counts) // 10)].sum() / nonempty.sum()),
         }
-    found['classes_without_training'] = len(counts) - len(seen)
+    statistics['classes_without_training'] = len(counts) - len(nonempty)
     if metrics:
-        found['classes_without_valid'] = int((metrics.table.images == 0).sum())
-    return found
+        statistics['classes_without_valid'] = int((metrics.table.images == 0).sum())
+    return statistics
 
 
 def draw_class_sizes(axes: Axes, train_counts: np.ndarray) -> None:
-    """Draw how many classes have how many training images, (num_classes,) of which one is above 0."""
+    """Draw a histogram of the training images per class, (num_classes,), at least one of them above 0."""
     counts = np.asarray(train_counts)
     counts = counts[counts > 0]
     edges = _edges(int(counts.min()), int(counts.max()))
     heights = np.histogram(counts, edges)[0]
-    # Colours change where the groups do, since edges lie there.
+    # Each bin belongs to one group, because the groups' boundaries are edges.
     for name, members in shot_groups(np.ceil(edges[:-1])).items():
         if heights[members].any():
             widths = np.diff(edges)[members]
@@ -177,27 +177,26 @@ def draw_class_sizes(axes: Axes, train_counts: np.ndarray) -> None:
 
 
 def _edges(low: int, high: int) -> np.ndarray:
-    """Return edges between whole numbers, even on a logarithmic axis where these are dense, with the groups' among
-    them.
-    """
-    num_bins = max(1, round(_BINS_A_DECADE * np.log10((high + 1) / low)))
+    """Return bin edges between integers, equally spaced on a logarithmic axis, including the groups' boundaries."""
+    num_bins = max(1, round(_BINS_PER_DECADE * np.log10((high + 1) / low)))
     inner = np.round(np.geomspace(low, high + 1, num_bins + 1))
     groups = [edge for edge in (FEW_BELOW, MANY_ABOVE + 1) if low < edge <= high]
-    # An edge next to a group's would leave a bin too narrow to see.
+    # An edge next to a group's boundary would make a bin too narrow to see.
     apart = [edge for edge in inner[1:-1] if all(abs(np.log(edge / group)) > 0.08 for group in groups)]
     return np.unique([low, *apart, *groups, high + 1]) - 0.5
 
 
 def draw_reliability(axes: Axes, calibration: dict[str, dict[str, Any]], names: tuple[str, ...]) -> None:
-    """Draw accuracy against confidence of some entries of metrics_of's calibration; a dot's area says how many images.
+    """Draw accuracy against confidence of some entries of `calibration`, as computed by metrics_of.
 
-    A single entry has the 95 % intervals of its bins, too.
+    The area of a dot is proportional to its number of images. A single entry is drawn with the 95 % intervals of its
+    bins.
     """
     axes.plot([0, 1], [0, 1], color=PALETTE['muted'], linewidth=1, linestyle=(0, (3, 2)), zorder=1)
     for name in names:
         bins = calibration[name]['bins']
-        images = np.array([one['images'] for one in bins])
-        x, y = (np.array([one[key] for one in bins]) for key in ('confidence', 'accuracy'))
+        images = np.array([entry['images'] for entry in bins])
+        x, y = (np.array([entry[key] for entry in bins]) for key in ('confidence', 'accuracy'))
         color = PALETTE[name if name in GROUPS else 'valid']
         if len(names) == 1:
             low, high = binomial_interval(np.rint(y * images), images)
@@ -212,5 +211,5 @@ def draw_reliability(axes: Axes, calibration: dict[str, dict[str, Any]], names: 
         axis.set_ticks([0, 0.25, 0.5, 0.75, 1])
         percent_axis(axis)
     axes.set_xlabel('confidence')
-    axes.set_ylabel('of these answers right')
+    axes.set_ylabel('accuracy')
     legend(axes)

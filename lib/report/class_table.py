@@ -1,7 +1,4 @@
-"""report.json: the figures of the report for programs.
-
-The table of all classes: as data for the page's script, as rows for paper, and as columns for report.json.
-"""
+"""The table of all classes (columns for report.json, data for the page's script, rows for print) and report.json."""
 
 import json
 from typing import Any
@@ -17,15 +14,15 @@ _LESS_THAN = '\\u003c'
 
 
 def class_columns(data: ReportData, metrics: ReportMetrics) -> dict[str, list[Any]]:
-    """Return what is known of each class as lists (num_classes,), None where it is not.
+    """Return the columns of the class table as lists (num_classes,); None for unknown values.
 
-    Fractions from 0 to 1: error and its 95 % interval (error_low, error_high).
+    `error` and its 95 % interval (`error_low`, `error_high`) are fractions from 0 to 1.
     """
     table, has_images = metrics.table, metrics.table.images > 0
     counts = np.asarray(data.train_counts)
 
-    def where_measured(values: np.ndarray) -> list[float | None]:
-        return [round(value, 4) if known else None for value, known in zip(values.tolist(), has_images, strict=True)]
+    def or_none(values: np.ndarray) -> list[float | None]:
+        return [round(value, 4) if valid else None for value, valid in zip(values.tolist(), has_images, strict=True)]
 
     columns: dict[str, list[Any]] = {'name': [data.name_of(label) for label in range(metrics.num_classes)]}
     if len(data.class_parents):
@@ -34,24 +31,24 @@ def class_columns(data: ReportData, metrics: ReportMetrics) -> dict[str, list[An
         columns['train_images'] = counts.tolist()
     return columns | {
         'images': table.images.tolist(),
-        'right': table.right.tolist(),
-        'error': where_measured(1 - np.nan_to_num(table.accuracy)),
-        'error_low': where_measured(metrics.low),
-        'error_high': where_measured(metrics.high),
+        'right': table.correct.tolist(),
+        'error': or_none(1 - np.nan_to_num(table.accuracy)),
+        'error_low': or_none(metrics.low),
+        'error_high': or_none(metrics.high),
         'mistaken_for': [int(label) if label >= 0 else None for label in table.mistaken_for.tolist()],
         'num_mistaken': table.num_mistaken.tolist(),
     }
 
 
 def class_data(data: ReportData, metrics: ReportMetrics) -> Markup:
-    """Return the columns for the page's script as JSON that can stand in a <script>: it holds no '<'.
+    """Return the columns for the page's script as JSON without '<', so that it can be inserted into a <script>.
 
-    Compact: names only where there are any, each chain of parents once, ends of intervals in tenths of a percent.
+    Compact: names only if there are any, each chain of parents once, bounds of intervals in tenths of a percent.
     """
     table, counts = metrics.table, np.asarray(data.train_counts)
     content: dict[str, Any] = {
         'images': table.images.tolist(),
-        'right': table.right.tolist(),
+        'right': table.correct.tolist(),
         'low': np.rint(1000 * metrics.low).astype(int).tolist(),
         'high': np.rint(1000 * metrics.high).astype(int).tolist(),
         'mistaken': table.mistaken_for.tolist(),
@@ -70,7 +67,7 @@ def class_data(data: ReportData, metrics: ReportMetrics) -> Markup:
 
 
 def static_rows(data: ReportData, metrics: ReportMetrics) -> list[dict[str, Any]]:
-    """Return the worst classes, NUM_STATIC at most: columns as in class_columns, and label."""
+    """Return at most NUM_STATIC worst classes, each with its label and the columns of class_columns."""
     table, counts = metrics.table, data.train_counts
     return [
         {
@@ -78,7 +75,7 @@ def static_rows(data: ReportData, metrics: ReportMetrics) -> list[dict[str, Any]
             'name': data.name_of(int(label)),
             'train_images': int(counts[label]) if len(counts) else None,
             'images': int(table.images[label]),
-            'right': int(table.right[label]),
+            'right': int(table.correct[label]),
             'error': float(1 - table.accuracy[label]),
             'interval': (float(metrics.low[label]), float(metrics.high[label])),
             'mistaken_for': data.name_of(int(table.mistaken_for[label])) if table.mistaken_for[label] >= 0 else '',
@@ -93,11 +90,11 @@ def _chain(parents: Any) -> str:
 
 
 def report_json(data: ReportData, metrics: ReportMetrics | None) -> str:
-    """Return the content of report.json, a line a part; a part without its data is left out.
+    """Return the content of report.json, one line per part; parts without data are left out.
 
-    title, command, notes, config, environment; summary (best and last epoch), history; data (data_statistics); valid
-    (metrics_of, and error_interval of each error, 95 %); worst (numbers of the classes with a mistake, the worst
-    first); classes (class_columns); tau (tau.json). Fractions from 0 to 1.
+    Parts: title, command, notes, config, environment; summary (best and last epoch), history; data (data_statistics);
+    valid (metrics_of, and the 95 % error_interval of each error); worst (labels of the classes with a misclassified
+    image, worst first); classes (class_columns); tau (tau.json). Fractions are from 0 to 1.
     """
     content: dict[str, Any] = {
         'title': data.title,

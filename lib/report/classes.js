@@ -1,9 +1,9 @@
-// The table of all classes: sorts, searches, and draws the few rows that are looked at. Writes text, never markup.
+// The table of all classes: sorts, searches, and renders one page of rows at a time. Writes text, never markup.
 (() => {
   'use strict';
   const PAGE = window.innerWidth < 704 ? 10 : 25; // rows; 44rem is where a row becomes a card
-  const place = (id) => document.getElementById(id);
-  const data = JSON.parse(place('class-data').textContent);
+  const element = (id) => document.getElementById(id);
+  const data = JSON.parse(element('class-data').textContent);
   const count = data.images.length;
   const thousands = (value) => String(value).replace(/\B(?=(\d{3})+$)/g, '\u202f');
   const percent = (value) => value.toFixed(1) + '\u202f%';
@@ -12,7 +12,7 @@
   const wrong = (c) => data.images[c] - data.right[c];
   const error = (c) => 1 - data.right[c] / data.images[c]; // NaN without images
 
-  // How names are sorted takes a while to find out, so it is done when first asked for.
+  // Sorting all names takes a while, so it is done at first use.
   let ranks = null;
   const rankOf = (c) => {
     if (!ranks) {
@@ -36,14 +36,14 @@
     return chainRanks[data.parent[c]];
   };
 
-  // Of each column: heading, what to show, what to sort by (NaN comes last), whether the largest comes first.
+  // Each column: heading, class -> text, class -> sort key (NaN comes last), true if the largest comes first.
   const columns = [
     ['Class', (c) => String(c), (c) => c, false],
     ['Name', nameOf, rankOf, false],
     ...(data.parent ? [['Parents', parentOf, chainRankOf, false]] : []),
     ...(data.train ? [['Training', (c) => thousands(data.train[c]), (c) => data.train[c], true]] : []),
     ['Valid', (c) => thousands(data.images[c]), (c) => data.images[c], true],
-    ['Right', (c) => (data.images[c] ? thousands(data.right[c]) : '–'), (c) => (data.images[c] ? data.right[c] : NaN), true],
+    ['Correct', (c) => (data.images[c] ? thousands(data.right[c]) : '–'), (c) => (data.images[c] ? data.right[c] : NaN), true],
     ['Error', (c) => (data.images[c] ? percent(100 * error(c)) : '–'), error, true],
     [
       '95\u202f% interval',
@@ -52,51 +52,51 @@
       true,
     ],
     [
-      'Mostly taken for',
+      'Most confused with',
       (c) => (data.mistaken[c] < 0 ? '–' : nameOf(data.mistaken[c]) + ' (' + thousands(data.times[c]) + '×)'),
       (c) => (data.mistaken[c] < 0 ? NaN : rankOf(data.mistaken[c])),
       false,
     ],
   ];
   const INTERVAL = columns.length - 2;
-  const texts = new Set(['Name', 'Parents', 'Mostly taken for']);
+  const textColumns = new Set(['Name', 'Parents', 'Most confused with']);
 
-  let haystacks = null;
+  let searchTexts = null;
   const matches = (words) => {
-    haystacks ||= Array.from({ length: count }, (_, c) => (c + ' ' + nameOf(c) + ' ' + parentOf(c)).toLowerCase());
-    return (c) => words.every((word) => haystacks[c].includes(word));
+    searchTexts ||= Array.from({ length: count }, (_, c) => (c + ' ' + nameOf(c) + ' ' + parentOf(c)).toLowerCase());
+    return (c) => words.every((word) => searchTexts[c].includes(word));
   };
 
   let sorted = Array.from({ length: count }, (_, c) => c);
   let shown = sorted;
   let first = 0;
   let by = INTERVAL;
-  let falling = true;
+  let descending = true;
 
   const sort = () => {
     const keys = new Float64Array(count);
-    const worst = falling ? -Infinity : Infinity;
+    const worst = descending ? -Infinity : Infinity;
     for (let c = 0; c < count; c++) {
       const key = columns[by][2](c);
       keys[c] = Number.isNaN(key) ? worst : key;
     }
-    const sign = falling ? -1 : 1;
+    const sign = descending ? -1 : 1;
     sorted.sort((a, b) => (keys[a] === keys[b] ? wrong(b) - wrong(a) || a - b : sign * (keys[a] - keys[b])));
   };
   const filter = () => {
-    const words = place('class-search').value.trim().toLowerCase().split(/\s+/).filter(Boolean);
+    const words = element('class-search').value.trim().toLowerCase().split(/\s+/).filter(Boolean);
     shown = words.length ? sorted.filter(matches(words)) : sorted;
-    // A class that is called by its number comes first.
+    // A class whose index is the search text comes first.
     const exact = words.length === 1 && /^\d+$/.test(words[0]) ? Number(words[0]) : -1;
     if (exact >= 0 && exact < count) shown = [exact, ...shown.filter((c) => c !== exact)];
     first = 0;
   };
   const cell = (kind, column, text) => {
-    const made = document.createElement(kind);
-    made.textContent = text;
-    made.dataset.label = columns[column][0];
-    if (texts.has(columns[column][0])) made.className = 'text';
-    return made;
+    const node = document.createElement(kind);
+    node.textContent = text;
+    node.dataset.label = columns[column][0];
+    if (textColumns.has(columns[column][0])) node.className = 'text';
+    return node;
   };
   const draw = () => {
     const rows = shown.slice(first, first + PAGE).map((c) => {
@@ -104,15 +104,15 @@
       row.append(...columns.map((column, i) => cell('td', i, column[1](c))));
       return row;
     });
-    place('class-rows').replaceChildren(...rows);
+    element('class-rows').replaceChildren(...rows);
     const last = Math.min(first + PAGE, shown.length);
-    place('class-count').textContent = shown.length
+    element('class-count').textContent = shown.length
       ? thousands(first + 1) + '–' + thousands(last) + ' of ' + thousands(shown.length) + (shown.length < count ? ' found' : ' classes')
-      : 'No class is called that.';
-    place('class-first').disabled = place('class-previous').disabled = first === 0;
-    place('class-next').disabled = place('class-last').disabled = last >= shown.length;
+      : 'No class matches.';
+    element('class-first').disabled = element('class-previous').disabled = first === 0;
+    element('class-next').disabled = element('class-last').disabled = last >= shown.length;
     headings.forEach((heading, i) => {
-      if (i === by) heading.setAttribute('aria-sort', falling ? 'descending' : 'ascending');
+      if (i === by) heading.setAttribute('aria-sort', descending ? 'descending' : 'ascending');
       else heading.removeAttribute('aria-sort');
     });
   };
@@ -124,9 +124,9 @@
     heading.dataset.label = column[0];
     button.type = 'button';
     button.textContent = column[0];
-    if (texts.has(column[0])) heading.className = 'text';
+    if (textColumns.has(column[0])) heading.className = 'text';
     button.addEventListener('click', () => {
-      falling = by === i ? !falling : column[3];
+      descending = by === i ? !descending : column[3];
       by = i;
       sort();
       filter();
@@ -135,21 +135,21 @@
     heading.append(button);
     return heading;
   });
-  place('class-headings').append(...headings);
-  place('class-search').addEventListener('input', () => {
+  element('class-headings').append(...headings);
+  element('class-search').addEventListener('input', () => {
     filter();
     draw();
   });
-  const turn = (id, target) =>
-    place(id).addEventListener('click', () => {
+  const onClick = (id, target) =>
+    element(id).addEventListener('click', () => {
       first = target();
       draw();
     });
-  turn('class-first', () => 0);
-  turn('class-previous', () => Math.max(0, first - PAGE));
-  turn('class-next', () => first + PAGE);
-  turn('class-last', () => Math.floor((shown.length - 1) / PAGE) * PAGE);
+  onClick('class-first', () => 0);
+  onClick('class-previous', () => Math.max(0, first - PAGE));
+  onClick('class-next', () => first + PAGE);
+  onClick('class-last', () => Math.floor((shown.length - 1) / PAGE) * PAGE);
   sort();
   draw();
-  place('classes').classList.add('live');
+  element('classes').classList.add('live');
 })();

@@ -1,7 +1,4 @@
-"""Metrics as lines for people.
-
-What post-hoc methods gain, as a table for a terminal.
-"""
+"""Tables and lines for the terminal: metrics, tau, retrieval, enrolled classes, post-hoc methods, an audit."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,9 +21,9 @@ _COLUMNS = {
 
 
 def describe_metrics(rows: dict[str, dict[str, float]]) -> list[str]:
-    """Return a table, a line a row: accuracies in percent but for the mean class error; what is absent is '-'.
+    """Return a table of metrics in percent, one line per row; a missing metric is '-'.
 
-    Nothing is returned when no row has a metric.
+    All columns but the mean class error are accuracies. Without any metric, the table is empty.
     """
     columns = [name for name in _COLUMNS if any(name in metrics for metrics in rows.values())]
     if not columns:
@@ -43,89 +40,91 @@ def describe_metrics(rows: dict[str, dict[str, float]]) -> list[str]:
 
 
 def describe_prediction(metrics: dict[str, float], plain: dict[str, float]) -> list[str]:
-    """Return the metrics of a prediction; of several views or models, beside those of the first one's plain view."""
+    """Return the metrics of a prediction; `plain`: those of the first model with one view, if there are several."""
     if not plain:
         return describe_metrics({'test': metrics})
-    lines = describe_metrics({'one model, one view': plain, 'all together': metrics})
+    lines = describe_metrics({'one model, one view': plain, 'average': metrics})
     gain = plain['mean_class_error'] - metrics['mean_class_error']
     if gain <= 0:
-        lines.append('all together are no better than one model and one view by mean class error')
+        lines.append('averaging does not lower the mean class error of one model, one view')
     else:
-        lines.append(f'all together: mean class error {gain:.1%} lower'.replace('%', ' points'))
+        lines.append(f'averaging: mean class error {gain:.1%} lower'.replace('%', ' points'))
     return lines
 
 
 def describe_tau(tau: dict[str, Any]) -> list[str]:
-    """Return what tau.json says, in a few lines."""
+    """Return the optimum, the chosen tau and the cross-fitted metric of tau.json, one per line."""
     name = {'mean_class_error': 'mean class error', 'top1': 'top-1 accuracy'}[tau['metric']]
     optimum = f'optimum at tau {tau["optimum"]:.3f}: {name} {tau["optimum_value"]:.1%}'
     low, high = tau['stretch']
     if tau['chosen'] is None:
-        lines = [f'{optimum}, no better than before: the model is saved unchanged']
+        lines = [f'{optimum}, no improvement: the model is saved unchanged']
     else:
         lines = [
             optimum,
             f'chosen tau {tau["chosen"]:.3f}, the middle of {low:.3f} to {high:.3f} (one standard error)',
         ]
-    found = tau.get('cross_fitted')
-    if found and tau['chosen'] is not None:
-        lines.append(
-            f'on images that tau was not chosen on ({found["folds"]} folds): {name} {found[tau["metric"]]:.1%}'
-        )
+    cross_fitted = tau.get('cross_fitted')
+    if cross_fitted and tau['chosen'] is not None:
+        value = cross_fitted[tau['metric']]
+        lines.append(f'cross-fitted, with tau from the other folds: {name} {value:.1%} ({cross_fitted["folds"]} folds)')
     return lines + ([tau['note']] if tau['note'] else [])
 
 
-def describe_retrieval(found: Retrieval) -> list[str]:
-    """Return a table of retrieval metrics, averaged over images and over classes, and what was left out."""
+def describe_retrieval(retrieval: Retrieval) -> list[str]:
+    """Return a table of retrieval metrics, averaged over images and over classes, and the number of skipped images."""
     lines = []
-    if found.images:
-        names = list(found.images)
+    if retrieval.images:
+        names = list(retrieval.images)
         lines.append(' ' * 14 + ''.join(f'  {name:>11}' for name in names))
-        for row, metrics in (('over images', found.images), ('over classes', found.classes)):
+        for row, metrics in (('over images', retrieval.images), ('over classes', retrieval.classes)):
             lines.append(f'{row:<14}' + ''.join(f'  {metrics[name]:>11.1%}' for name in names))
-    if found.left_out:
-        lines.append(f'{found.left_out} images are left out of these: there is none of their class to find')
+    if retrieval.left_out:
+        images = '1 image is' if retrieval.left_out == 1 else f'{retrieval.left_out} images are'
+        lines.append(f'{images} left out: the gallery has no image of their class')
     return lines
 
 
-def describe_enrolled(figures: dict[str, Any]) -> list[str]:
-    """Return what enroll.json says: accuracies before and after, averaged over classes, and what they were taken on."""
-    old, new = figures['old'], figures['new']
+def describe_enrolled(metrics: dict[str, Any]) -> list[str]:
+    """Return the mean class accuracies of enroll.json before and after, and the images that they are computed on."""
+    old, new = metrics['old'], metrics['new']
+    num_new = len(metrics['classes'])
     lines = [
-        f'{len(figures["classes"])} new classes from {new["num_shots"]} images, {figures["num_classes"]} in all',
+        f'{num_new} new {"class" if num_new == 1 else "classes"} from {new["num_shots"]} '
+        f'{"image" if new["num_shots"] == 1 else "images"}, {metrics["num_classes"]} classes in total',
         f'{"accuracy":<12}  {"before":>7}  {"after":>7}',
     ]
     if old:
-        how = f'{old["num_measured"]} validation images, each by rows chosen without it ({old["folds"]} folds)'
-        lines.append(f'{"old classes":<12}  {old["before"]:>7.1%}  {old["after"]:>7.1%}  {how}')
+        images = f'{old["num_measured"]} validation images, cross-fitted ({old["folds"]} folds)'
+        lines.append(f'{"old classes":<12}  {old["before"]:>7.1%}  {old["after"]:>7.1%}  {images}')
     if 'after' in new:
-        how = f'{new["num_measured"]} images that took no part'
-        lines.append(f'{"new classes":<12}  {new["before"]:>7.1%}  {new["after"]:>7.1%}  {how}')
+        images = f'{new["num_measured"]} held-out images'
+        lines.append(f'{"new classes":<12}  {new["before"]:>7.1%}  {new["after"]:>7.1%}  {images}')
     else:
-        lines.append('no image of the new classes is left to measure by: ENROLL.PER_CLASS leaves some')
+        lines.append('new classes: no held-out images; ENROLL.PER_CLASS keeps some')
     return lines
 
 
-def describe_posthoc(found: dict[str, dict[str, Any]]) -> list[str]:
-    """Return a line a method, of at most 80 columns; what was fitted goes to a second one where it must.
+def describe_posthoc(results: dict[str, dict[str, Any]]) -> list[str]:
+    """Return one line per method, of at most 80 columns; fitted parameters that do not fit follow on a second line.
 
-    `found`: name -> mean_class_error, interval, top1, loss and ece where known, parameters.
+    `results`: name -> mean_class_error, interval, top1, parameters, and loss and ece if known.
     """
-    width = max(map(len, found))
+    width = max(map(len, results))
     lines = [f'{"":<{width}}  {"mean class error, %":>20}  {"top-1":>6}  {"loss":>6}  {"ECE":>5}  fitted']
-    for name, figures in found.items():
-        low, high = (100 * end for end in figures['interval'])
-        error = f'{100 * figures["mean_class_error"]:.1f} [{low:.1f}, {high:.1f}]'
-        loss, ece = (f'{figures[key]:.3f}' if key in figures else '-' for key in ('loss', 'ece'))
-        said = '; '.join(f'{key} {_shown(value)}' for key, value in figures['parameters'].items())
-        line = f'{name:<{width}}  {error:>20}  {100 * figures["top1"]:>6.1f}  {loss:>6}  {ece:>5}'
-        lines.append(f'{line}  {said}' if len(line) + 2 + len(said) <= 80 else line)
-        if len(line) + 2 + len(said) > 80:
-            lines.append(f'{"":<{width}}    {said}')
+    for name, metrics in results.items():
+        low, high = (100 * end for end in metrics['interval'])
+        error = f'{100 * metrics["mean_class_error"]:.1f} [{low:.1f}, {high:.1f}]'
+        loss, ece = (f'{metrics[key]:.3f}' if key in metrics else '-' for key in ('loss', 'ece'))
+        fitted = '; '.join(f'{key} {_parameter_text(value)}' for key, value in metrics['parameters'].items())
+        line = f'{name:<{width}}  {error:>20}  {100 * metrics["top1"]:>6.1f}  {loss:>6}  {ece:>5}'
+        lines.append(f'{line}  {fitted}' if len(line) + 2 + len(fitted) <= 80 else line)
+        if len(line) + 2 + len(fitted) > 80:
+            lines.append(f'{"":<{width}}    {fitted}')
     return lines
 
 
-def _shown(value: Any) -> str:
+def _parameter_text(value: Any) -> str:
     if isinstance(value, list):
         numbers = [number for number in value if number is not None]
         if not numbers:
@@ -136,50 +135,54 @@ def _shown(value: Any) -> str:
 
 
 _WIDTH = 80
-# Kinds of suspicious images, in words.
+# Kind of suspicious images -> its name in the table.
 SUSPICIOUS = {
     'tiny': 'tiny',
     'extreme_ratio': 'extreme ratio',
-    'one_colour': 'one colour',
+    'one_colour': 'single color',
     'damaged': 'damaged, but readable',
 }
 
 
 def describe_audit(checkup: Checkup, folder: Path, num_quarantined: int) -> list[str]:
-    """Return the lines to print: figures of the splits, findings with an example each, and what was written."""
+    """Return the statistics of the splits, the findings with one example each, and the files written.
+
+    Lines have at most 80 columns, except for long paths of files.
+    """
     lines = []
     for name, figures in checkup.figures().items():
         lines += _split_lines(name, figures)
-    lines += ['', f'{"found":<34}{"images":>9}   example']
+    lines += ['', f'{"finding":<34}{"images":>9}   example']
     for title, rows in _findings(checkup):
         example = _example(checkup, int(rows[0]), _WIDTH - 46) if len(rows) else ''
         lines.append(f'{title:<34}{len(rows):>9,}   {example}'.rstrip())
-    lines += ['', f'{folder}/', '  doctor.html      to look at', '  doctor.json      all findings']
-    share = num_quarantined / max(len(checkup.splits[0].labels), 1)
-    lines.append(f'  quarantine.json  {num_quarantined:,} training images ({share:.1%})')
+    lines += ['', f'{folder}/', '  doctor.html      report with images', '  doctor.json      all findings']
+    fraction = num_quarantined / max(len(checkup.splits[0].labels), 1)
+    images = 'training image' if num_quarantined == 1 else 'training images'
+    lines.append(f'  quarantine.json  {num_quarantined:,} {images} ({fraction:.1%})')
     if num_quarantined:
         lines.append(f'to train without them: --DATASET_QUARANTINE {folder / "quarantine.json"}')
     return lines
 
 
-def _split_lines(name: str, figures: dict[str, Any]) -> list[str]:
-    lines = [f'{name:<6} {figures["images"]:,} images{_classes(figures["classes"])}']
-    sizes = figures['sizes']
+def _split_lines(name: str, statistics: dict[str, Any]) -> list[str]:
+    lines = [f'{name:<6} {statistics["images"]:,} images{_class_text(statistics["classes"])}']
+    sizes = statistics['sizes']
     if sizes:
         width, height, size = sizes['width'], sizes['height'], sizes['bytes']
         formats = ', '.join(f'{key} {count:,}' for key, count in sizes['formats'].items())
         lines.append(f'       width {_spread(width)}, height {_spread(height)} (5, 50, 95 %)')
-        lines.append(f'       {_bytes(size["median"])} a file; {formats}')
+        lines.append(f'       {_bytes(size["median"])} per file; {formats}')
         if sizes['enlarged']:
-            lines.append(f'       {sizes["enlarged"]:,} are enlarged: shorter than {sizes["enlarged_below"]} pixels')
+            lines.append(f'       {sizes["enlarged"]:,} upscaled (shorter side below {sizes["enlarged_below"]} pixels)')
     return lines
 
 
-def _classes(classes: dict[str, Any]) -> str:
+def _class_text(classes: dict[str, Any]) -> str:
     if not classes:
         return ''
-    filled = classes['num_classes'] - len(classes['empty'])
-    text = f', {filled:,} classes of {classes["smallest"]:,} to {classes["largest"]:,}'
+    nonempty = classes['num_classes'] - len(classes['empty'])
+    text = f', {nonempty:,} classes of {classes["smallest"]:,} to {classes["largest"]:,}'
     notes = [f'{len(classes[key]):,} {word}' for key, word in (('few', 'small'), ('empty', 'empty')) if classes[key]]
     return f'{text} (x {classes["imbalance"]:.1f}){"; " if notes else ""}{", ".join(notes)}'
 
@@ -206,7 +209,7 @@ def _duplicates(name: str, groups: list[Group]) -> list[tuple[str, np.ndarray]]:
 
 
 def _example(checkup: Checkup, row: int, width: int) -> str:
-    """Return the end of an image's path, or its name and the beginning of the reason."""
+    """Return the end of an image's path; if it is unreadable, its file name and the beginning of the reason."""
     path, reason = checkup.entry(row)['fpath'], checkup.scan.reasons.get(row, '')
     text = f'{Path(path).name}: {reason}' if reason else path
     text = ''.join(char if char.isprintable() else '?' for char in text)

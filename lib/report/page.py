@@ -1,4 +1,4 @@
-"""How pages are made: from the templates in this folder, with everything escaped."""
+"""HTML pages from the templates in this folder, escaped by default, and the number formats that they use."""
 
 import base64
 import hashlib
@@ -13,7 +13,7 @@ _FOLDER = Path(__file__).parent
 
 
 def page_environment() -> Environment:
-    """Return what renders a template; a name that it does not know is an error."""
+    """Return the Jinja environment of the pages: it escapes everything, and an undefined name is an error."""
     return Environment(
         loader=FileSystemLoader(_FOLDER),
         autoescape=True,
@@ -24,11 +24,11 @@ def page_environment() -> Environment:
 
 
 def inline_script(name: str) -> tuple[Markup, str]:
-    """Return a script of this folder to stand between <script> tags, and what a Content-Security-Policy calls it.
+    """Return the text of a script in this folder for a <script> tag, and its hash for the Content-Security-Policy.
 
-    The browser runs nothing but text with this very hash, whatever else finds its way into the page.
+    The browser runs no other script than one with this hash.
     """
-    text = (_FOLDER / name).read_text(encoding='utf-8')  # with \n alone, as the browser reads it
+    text = (_FOLDER / name).read_text(encoding='utf-8')  # with \n line ends, as the browser hashes it
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')
     return Markup(text), f"'sha256-{digest}'"
 

@@ -108,7 +108,7 @@ class ReportMetrics:
 
         So 5 wrong images of 5 rank before 1 wrong image of 1.
         """
-        num_wrong = self.table.images - self.table.right
+        num_wrong = self.table.images - self.table.correct
         order = np.lexsort((-num_wrong, -self.low))
         return order[num_wrong[order] > 0]
 
@@ -125,7 +125,7 @@ def compute_report_metrics(data: ReportData) -> ReportMetrics | None:
     counts = data.train_counts if has_counts else np.zeros(num_classes, np.int64)
     overall = detailed_metrics(predictions, np.asarray(counts), parents=data.class_parents or None)
     table = class_table(predictions, num_classes)
-    low, high = binomial_interval(table.images - table.right, table.images)
+    low, high = binomial_interval(table.images - table.correct, table.images)
     return ReportMetrics(rows, predictions, overall if has_counts else _without_groups(overall), table, low, high)
 
 

@@ -1,4 +1,4 @@
-"""A run's report: one HTML file that needs nothing but itself."""
+"""A run's report: one self-contained HTML file."""
 
 import os
 from collections.abc import Callable
@@ -33,7 +33,7 @@ MAX_BYTES = 5_000_000
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with its heading and a sentence on how to read it."""
+    """A chart with its heading and caption."""
 
     title: str
     svg: Markup
@@ -46,40 +46,43 @@ def write_report(
     """Write the report of a run to `path`, atomically. The same data gives the same bytes.
 
     Args:
-        max_bytes: pictures are left out, the last ones first, until the file is no larger.
-        json_too: write the figures beside it, with the ending .json.
+        max_bytes: size limit; thumbnails are left out from the end of the page on until the file fits.
+        json_too: also write the metrics as JSON, to `path` with the suffix .json.
     """
     path, metrics = Path(path), compute_report_metrics(data)
-    write_text(path, _within(max_bytes, path, data, _renderer(data, metrics), make_class_cards(metrics)))
+    write_text(path, _fit_size(max_bytes, path, data, _renderer(data, metrics), make_class_cards(metrics)))
     if json_too:
         write_text(path.with_suffix('.json'), report_json(data, metrics))
     return path
 
 
-def _within(max_bytes: float, path: Path, data: ReportData, render: Callable, make_cards: Callable) -> str:
-    """Return the page with as many pictures as it may have."""
+def _fit_size(max_bytes: float, path: Path, data: ReportData, render: Callable, make_cards: Callable) -> str:
+    """Return the page with as many thumbnails as fit into `max_bytes`."""
     if data.open_image is None:
         return render(make_cards(None), 0)
-    album = ThumbnailBudget(data.open_image, 0)
-    page = render(make_cards(album), album.num_left_out)
-    room = max_bytes - len(page.encode())
-    if room < 0:
+    budget = ThumbnailBudget(data.open_image, 0)
+    page = render(make_cards(budget), budget.num_left_out)
+    bytes_left = max_bytes - len(page.encode())
+    if bytes_left < 0:
         LOGGER.warning(
-            '%s takes %.1f MB without any picture, more than REPORT.MAX_MB %g',
-            path, (max_bytes - room) / 1e6, max_bytes / 1e6,
+            '%s takes %.1f MB without images, more than REPORT.MAX_MB %g',
+            path, (max_bytes - bytes_left) / 1e6, max_bytes / 1e6,
         )  # fmt: skip
         return page
     while True:
-        album.fill_up_to(room)
-        page = render(make_cards(album), album.num_left_out)
+        budget.reset(bytes_left)
+        page = render(make_cards(budget), budget.num_left_out)
         excess = len(page.encode()) - max_bytes
         if excess <= 0:
             return page
-        room -= excess  # there is more text around the pictures than thought
+        bytes_left -= excess  # the HTML around the thumbnails is larger than estimated
 
 
 def _renderer(data: ReportData, metrics: ReportMetrics | None) -> Callable[[dict, int], str]:
-    """Return what renders the page with its cards and the number of pictures left out; all else is made once."""
+    """Return a function that renders the page from its cards and the number of images left out.
+
+    All other parts of the page are computed once, here.
+    """
     environment = page_environment()
     environment.filters.update(percent=percent, points=points, thousands=thousands, between=between)
     environment.globals.update(name_of=data.name_of)
@@ -121,7 +124,7 @@ def _curves(data: ReportData) -> list[Chart]:
             figure, axes = new_panel()
             draw_panel(axes, panel, best_epoch)
             names = ', '.join(series.label for series in panel.series)
-            charts.append(Chart(panel.title, inline_svg(figure, f'{panel.title} over the epochs: {names}')))
+            charts.append(Chart(panel.title, inline_svg(figure, f'{panel.title} by epoch: {names}')))
     return charts
 
 
@@ -134,20 +137,20 @@ def _by_count(data: ReportData, metrics: ReportMetrics | None) -> Chart | None:
         num_classes, num_dots = draw_error_by_count(axes, counts, predictions.labels, predictions.predicted)
         svg = inline_svg(figure, 'Error of each class against its number of training images')
     drawn = f'{thousands(num_classes)} classes in {thousands(num_dots)} dots'
-    caption = f'{drawn}; a larger, fuller dot stands for more classes.'
+    caption = f'{drawn}; larger, darker dots stand for more classes.'
     return Chart('Error by training images', svg, caption)
 
 
 def _calibration(metrics: ReportMetrics | None) -> list[Chart]:
-    """Return the diagram of all images, and that of the groups."""
-    found = metrics.overall.get('calibration', {}) if metrics else {}
-    titles = {('all',): 'All valid images', tuple(name for name in GROUPS if name in found): 'By class size'}
+    """Return the reliability diagrams of all images and of the groups."""
+    calibration = metrics.overall.get('calibration', {}) if metrics else {}
+    titles = {('all',): 'All valid images', tuple(name for name in GROUPS if name in calibration): 'By class size'}
     charts = []
     with styled():
         for names, title in titles.items():
-            if names and all(name in found for name in names):
+            if names and all(name in calibration for name in names):
                 figure, axes = new_panel()
-                draw_reliability(axes, found, names)
+                draw_reliability(axes, calibration, names)
                 charts.append(Chart(title, inline_svg(figure, f'Accuracy against confidence: {", ".join(names)}')))
     return charts
 
@@ -158,7 +161,7 @@ def _sizes(data: ReportData) -> Chart | None:
     with styled():
         figure, axes = new_panel()
         draw_class_sizes(axes, np.asarray(data.train_counts))
-        return Chart('Class sizes', inline_svg(figure, 'How many classes have how many training images'))
+        return Chart('Class sizes', inline_svg(figure, 'Histogram of training images per class'))
 
 
 def _tau_chart(tau: dict[str, Any] | None) -> Chart | None:

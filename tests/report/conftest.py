@@ -1,4 +1,4 @@
-"""A browser to look at reports with."""
+"""Headless Chromium for the tests of reports."""
 
 import os
 import shutil
@@ -11,12 +11,12 @@ NAMES = ('chromium', 'chromium-browser', 'google-chrome')
 
 @pytest.fixture(scope='session')
 def browser() -> Iterator:
-    """Chromium without a window; `make test` installs it where it can."""
+    """Headless Chromium; `make test` installs it if possible."""
     playwright = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
         pytest.skip(f'no Chromium on this machine ({", ".join(NAMES)}); on Debian: apt-get install chromium')
-    # Chromium's sandbox refuses to work for root, as in containers.
+    # Chromium's sandbox does not work for root, as in containers.
     options = ['--no-sandbox'] if hasattr(os, 'getuid') and os.getuid() == 0 else []
     with playwright.sync_playwright() as running:
         started = running.chromium.launch(executable_path=path, args=options)

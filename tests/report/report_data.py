@@ -11,7 +11,7 @@ NUM_CLASSES = 12
 
 
 def history(num_epochs=6):
-    """Objects of metrics.jsonl in which the error falls."""
+    """Return objects of metrics.jsonl in which the error falls."""
     entries = []
     for epoch in range(num_epochs):
         error = 0.9 / (1 + epoch)
@@ -25,7 +25,7 @@ def history(num_epochs=6):
 
 
 def tau_curve(metric='mean_class_error'):
-    """The content of a tau.json whose best piece lies in the middle."""
+    """Return the content of a tau.json whose lowest error is in the middle."""
     value = [0.4, 0.3, 0.2, 0.25, 0.5]
     if metric == 'top1':
         value = [1 - error for error in value]
@@ -44,7 +44,7 @@ def tau_curve(metric='mean_class_error'):
 
 
 def open_image(row):
-    """Draw a picture that carries metadata; every fifth is broken."""
+    """Return an image with metadata; every fifth row is unreadable."""
     if row % 5 == 4:
         raise OSError('broken')
     image = Image.new('RGB', (300, 200), (row % 256, 90, 120))
@@ -54,19 +54,20 @@ def open_image(row):
 
 
 def predictions(labels, predicted, num_classes, seed=0):
-    """Answers with these first ones, five in all; the surer ones are right more often."""
+    """Return top-5 predictions with these top-1 classes; higher confidence is correct more often."""
     rng = np.random.default_rng(seed)
-    right = labels == predicted
-    confidence = np.where(right, rng.beta(6, 2, len(labels)), rng.beta(3, 3, len(labels))).astype(np.float32)
-    best = np.stack([predicted, *rng.integers(0, num_classes, (4, len(labels)))], axis=1)
-    best[predicted < 0] = -1
-    losses = np.where(right, -np.log(confidence), 3.0).astype(np.float32)
-    unreadable = predicted < 0
-    return Predictions(labels, best, np.where(unreadable, 0, confidence), np.where(unreadable, np.nan, losses))
+    correct, unreadable = labels == predicted, predicted < 0
+    confidence = np.where(correct, rng.beta(6, 2, len(labels)), rng.beta(3, 3, len(labels))).astype(np.float32)
+    topk = np.stack([predicted, *rng.integers(0, num_classes, (4, len(labels)))], axis=1)
+    topk[unreadable] = -1
+    losses = np.where(correct, -np.log(confidence), 3.0).astype(np.float32)
+    probabilities = np.stack([confidence, *[(1 - confidence) / 4] * 4], axis=1)
+    probabilities[unreadable] = 0
+    return Predictions(labels, topk, probabilities, np.where(unreadable, np.nan, losses))
 
 
 def full_data(**changes):
-    """A run with every part; `changes` replaces fields."""
+    """Return the data of a run with every part; `changes` replaces fields."""
     rng = np.random.default_rng(3)
     labels = np.repeat(np.arange(NUM_CLASSES), 6)
     predicted = np.where(rng.random(len(labels)) < 0.4, (labels + 1) % NUM_CLASSES, labels)

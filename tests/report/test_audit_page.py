@@ -6,7 +6,7 @@ import pytest
 
 from lib.audit.report import SplitUnderTest, check_up
 from lib.dataset.images import FileImages
-from lib.report.audit_page import MAX_CARDS, MAX_PICTURES, write_audit_page
+from lib.report.audit_page import MAX_CARDS, MAX_IMAGES, write_audit_page
 from lib.report.describe import describe_audit
 from tests.audit.drawn import drawn, encoded
 from tests.report.test_run_page import Page
@@ -16,7 +16,7 @@ HOSTILE = '"><script>alert(1)</script>'
 
 @pytest.fixture(scope='module')
 def found(tmp_path_factory):
-    """A checkup of 40 pairs of copies, 9 of one picture in two splits, and an unreadable file with a hostile name."""
+    """An audit: 40 pairs of copies, 18 copies of one image in two splits, 2 unreadable files with hostile names."""
     root = tmp_path_factory.mktemp('photos')
     splits = []
     for split in ('train', 'valid'):
@@ -47,7 +47,7 @@ def page(found, tmp_path_factory):
     return path.read_text('utf-8')
 
 
-def test_tags_close_and_nothing_is_run(page):
+def test_tags_are_closed_and_there_is_no_script(page):
     parsed = Page(page)
     assert 'script' not in parsed.tags
     assert all(not name.startswith('on') for _, name, _ in parsed.attributes)
@@ -55,27 +55,27 @@ def test_tags_close_and_nothing_is_run(page):
     assert parsed.values('content')[0].startswith("default-src 'none'")
 
 
-def test_asks_nothing_from_outside(page):
+def test_page_requests_nothing_from_the_network(page):
     assert 'http:' not in page
     assert 'https:' not in page
     assert '@import' not in page
     assert all(value.startswith('data:image/jpeg;base64,') for value in Page(page).values('src'))
 
 
-def test_what_is_shown_is_limited(found, page):
+def test_cards_and_images_are_limited(found, page):
     assert len(found.exact) == 41
     sections = dict(re.findall(r'<section class="finding" id="([\w-]+)">(.*?)</section>', page, re.DOTALL))
     assert list(sections) == ['exact-leak', 'unreadable', 'exact']
     assert sections['exact'].count('<article') == MAX_CARDS
     assert f'{40 - MAX_CARDS} more are in doctor.json' in sections['exact']
-    assert sections['exact-leak'].count('<li>') == MAX_PICTURES
-    # One of each split is among them, though nine of the first come before.
+    assert sections['exact-leak'].count('<li>') == MAX_IMAGES
+    # Both splits are shown, although nine images of the first come first.
     assert {'train', 'valid'} == set(re.findall(r'class="split (\w+)"', sections['exact-leak']))
-    assert f'and {18 - MAX_PICTURES} more' in sections['exact-leak']
+    assert f'and {18 - MAX_IMAGES} more' in sections['exact-leak']
     assert sections['unreadable'].count('the file is empty') == 2
 
 
-def test_every_filter_has_its_section(page):
+def test_every_filter_has_a_section(page):
     keys = set(re.findall(r'id="show-([\w-]+)"', page)) - {'all'}
     assert keys == set(re.findall(r'<section class="finding" id="([\w-]+)"', page))
     for key in keys:

@@ -1,4 +1,4 @@
-"""The report as a browser shows it."""
+"""The report in headless Chromium."""
 
 from contextlib import contextmanager
 
@@ -14,18 +14,18 @@ SIZES = {'wide': {'width': 1280, 'height': 900}, 'narrow': {'width': 390, 'heigh
 
 @contextmanager
 def opened(browser, path, **options):
-    """Open a page and give it back; it must have asked for nothing, complained of nothing and alerted nobody."""
+    """Open a page and yield it; fail if it sends a request, logs to the console, raises an error or opens a dialog."""
     context = browser.new_context(**options)
     page = context.new_page()
-    troubles, requests = [], []
-    page.on('console', lambda message: troubles.append(message.text))
-    page.on('pageerror', lambda error: troubles.append(str(error)))
-    page.on('dialog', lambda dialog: (troubles.append(dialog.message), dialog.dismiss()))
+    problems, requests = [], []
+    page.on('console', lambda message: problems.append(message.text))
+    page.on('pageerror', lambda error: problems.append(str(error)))
+    page.on('dialog', lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
     page.on('request', lambda request: requests.append(request.url))
     page.goto(path.as_uri())
     yield page
     context.close()
-    assert troubles == []
+    assert problems == []
     assert [url for url in requests if not url.startswith('data:image/jpeg')] == [path.as_uri()]
 
 
@@ -41,14 +41,14 @@ def sort_by(page, heading):
 
 @pytest.fixture(scope='module')
 def small(tmp_path_factory):
-    """A report of NUM_CLASSES classes, with names that are markup."""
+    """A report of NUM_CLASSES classes, some with HTML markup as names."""
     names = [HOSTILE, MARKUP, '</script><script>alert(2)</script>', *(f'Tea {c}' for c in range(3, NUM_CLASSES))]
     return write_report(tmp_path_factory.mktemp('small') / 'report.html', full_data(class_names=names))
 
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 @pytest.mark.parametrize('size', SIZES)
-def test_opens_without_complaint_and_fits(browser, small, size, scheme):
+def test_page_opens_without_errors_and_fits_the_window(browser, small, size, scheme):
     with opened(browser, small, viewport=SIZES[size], color_scheme=scheme) as page:
         assert page.evaluate('document.documentElement.scrollWidth') <= SIZES[size]['width']
         widths = page.eval_on_selector_all('img', 'images => images.map(image => image.naturalWidth)')
@@ -59,7 +59,7 @@ def test_opens_without_complaint_and_fits(browser, small, size, scheme):
         assert (lightness > 600) == (scheme == 'light')
 
 
-def test_names_stay_text(browser, small):
+def test_names_are_shown_as_text(browser, small):
     with opened(browser, small) as page:
         assert MARKUP in column(page, 'Name')
         assert HOSTILE in column(page, 'Name')
@@ -68,7 +68,7 @@ def test_names_stay_text(browser, small):
 
 
 def test_no_other_script_runs(browser, small, tmp_path):
-    """Were something forgotten to be escaped, the policy would still keep it from running."""
+    """The Content-Security-Policy blocks scripts even if escaping fails."""
     path = tmp_path / 'report.html'
     path.write_text(
         small.read_text('utf-8').replace('<main>', '<main><script>document.title = "run"</script>'), 'utf-8'
@@ -84,8 +84,8 @@ def test_no_other_script_runs(browser, small, tmp_path):
 def test_table_sorts_by_every_column_both_ways(browser, small):
     data = full_data()
     images = np.bincount(data.predictions.labels, minlength=NUM_CLASSES)
-    right = np.bincount(data.predictions.labels[data.predictions.right], minlength=NUM_CLASSES)
-    by_column = {'Training': data.train_counts, 'Valid': images, 'Right': right, 'Class': np.arange(NUM_CLASSES)}
+    right = np.bincount(data.predictions.labels[data.predictions.correct], minlength=NUM_CLASSES)
+    by_column = {'Training': data.train_counts, 'Valid': images, 'Correct': right, 'Class': np.arange(NUM_CLASSES)}
     with opened(browser, small) as page:
         for heading, values in by_column.items():
             sort_by(page, heading)
@@ -100,12 +100,12 @@ def test_table_sorts_by_every_column_both_ways(browser, small):
             sort_by(page, heading)
             values = [float(text.split('–')[0].rstrip('%\u202f')) for text in column(page, heading)]
             assert values == sorted(values, reverse=True)
-        for heading in ('Name', 'Parents', 'Mostly taken for'):
+        for heading in ('Name', 'Parents', 'Most confused with'):
             sort_by(page, heading)
             assert len(column(page, heading)) == NUM_CLASSES
         sort_by(page, 'Name')
         teas = [text for text in column(page, 'Name') if text.startswith('Tea')]
-        assert teas == [f'Tea {c}' for c in range(3, NUM_CLASSES)], 'numbers in names count as numbers'
+        assert teas == [f'Tea {c}' for c in range(3, NUM_CLASSES)], 'numbers in names are sorted as numbers'
 
 
 def test_table_finds_classes_by_name_parent_and_number(browser, small):
@@ -119,12 +119,12 @@ def test_table_finds_classes_by_name_parent_and_number(browser, small):
         }.items():
             page.fill('#class-search', words)
             assert column(page, 'Name') == expected, words
-        assert page.text_content('#class-count') == 'No class is called that.'
+        assert page.text_content('#class-count') == 'No class matches.'
         page.fill('#class-search', '')
         assert len(column(page, 'Name')) == NUM_CLASSES
 
 
-def test_without_scripts_and_on_paper_the_worst_classes_are_there(browser, small):
+def test_worst_classes_are_shown_without_scripts_and_in_print(browser, small):
     with opened(browser, small, java_script_enabled=False) as page:
         assert page.locator('.static tbody tr').count() > 0
         assert page.locator('.static').is_visible()
@@ -136,7 +136,7 @@ def test_without_scripts_and_on_paper_the_worst_classes_are_there(browser, small
         assert not page.locator('#class-search').is_visible()
 
 
-def test_50030_classes_are_in_reach_a_few_rows_at_a_time(browser, tmp_path):
+def test_50030_classes_are_shown_page_by_page(browser, tmp_path):
     num_classes = 50_030
     rng = np.random.default_rng(0)
     labels = rng.integers(0, num_classes, 150_000)

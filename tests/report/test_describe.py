@@ -1,9 +1,9 @@
-"""Metrics as lines for people."""
+"""Tables of metrics for the terminal."""
 
 from lib.report.describe import describe_metrics, describe_tau
 
 
-def test_rows_are_aligned_and_absent_figures_are_dashes():
+def test_rows_are_aligned_and_missing_metrics_are_dashes():
     lines = describe_metrics({'before': {'mean_class_error': 0.25, 'few': 0.5}, 'after': {'mean_class_error': 0.2}})
     assert lines[0].split('  ')[-1].strip() == 'few'
     assert lines[1].split() == ['before', '25.0%', '50.0%']
@@ -12,11 +12,11 @@ def test_rows_are_aligned_and_absent_figures_are_dashes():
     assert max(map(len, lines)) <= 80
 
 
-def test_nothing_to_say():
+def test_no_metrics_give_no_lines():
     assert describe_metrics({'test': {}}) == []
 
 
-def test_a_checkpoint_that_was_not_beaten_is_said_to_be_unchanged():
+def test_without_improvement_the_checkpoint_is_reported_as_unchanged():
     tau = {
         'metric': 'top1',
         'optimum': 0.5,

@@ -1,4 +1,4 @@
-"""How an album fills up."""
+"""ThumbnailBudget: which thumbnails fit into the report."""
 
 import pytest
 from PIL import Image
@@ -10,35 +10,35 @@ def plain(row):
     return Image.new('RGB', (40, 40), (row, 0, 0))
 
 
-def test_without_a_limit_all_pictures_are_there_and_each_is_opened_once():
+def test_without_a_limit_every_thumbnail_is_returned_and_opened_once():
     opened = []
-    album = ThumbnailBudget(lambda row: (opened.append(row), plain(row))[1])
-    assert album.source(3) == album.source(3)
+    budget = ThumbnailBudget(lambda row: (opened.append(row), plain(row))[1])
+    assert budget.source(3) == budget.source(3)
     assert opened == [3]
-    assert album.num_left_out == 0
+    assert budget.num_left_out == 0
 
 
-def test_what_comes_after_the_first_that_does_not_fit_is_left_out():
+def test_all_thumbnails_after_the_first_that_does_not_fit_are_left_out():
     size = len(ThumbnailBudget(plain).source(0))
-    album = ThumbnailBudget(plain, room=2.9 * size)
-    assert [bool(album.source(row)) for row in (0, 0, 0, 0)] == [True, True, False, False]
-    assert album.num_left_out == 2
-    album.fill_up_to(float('inf'))
-    assert album.source(0)
-    assert album.num_left_out == 0
+    budget = ThumbnailBudget(plain, max_bytes=2.9 * size)
+    assert [bool(budget.source(row)) for row in (0, 0, 0, 0)] == [True, True, False, False]
+    assert budget.num_left_out == 2
+    budget.reset(float('inf'))
+    assert budget.source(0)
+    assert budget.num_left_out == 0
 
 
-@pytest.mark.parametrize('room', [0, -5])
-def test_nothing_is_opened_without_room(room):
-    album = ThumbnailBudget(pytest.fail, room=room)
-    assert album.source(0) == ''
-    assert album.num_left_out == 1
+@pytest.mark.parametrize('max_bytes', [0, -5])
+def test_an_empty_budget_opens_no_image(max_bytes):
+    budget = ThumbnailBudget(pytest.fail, max_bytes=max_bytes)
+    assert budget.source(0) == ''
+    assert budget.num_left_out == 1
 
 
-def test_a_broken_picture_takes_no_room():
+def test_an_unreadable_image_uses_no_budget():
     def broken(row):
         raise OSError(row)
 
-    album = ThumbnailBudget(broken)
-    assert album.source(0) is None
-    assert album.num_left_out == 0
+    budget = ThumbnailBudget(broken)
+    assert budget.source(0) is None
+    assert budget.num_left_out == 0

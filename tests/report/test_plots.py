@@ -12,14 +12,14 @@ from lib.report.class_charts import MAX_SPOTS, draw_class_sizes, draw_error_by_c
 from tests.report.report_data import full_data, history, tau_curve
 
 
-def test_pictures_are_images_with_repeatable_bytes(tmp_path):
+def test_charts_are_images_with_reproducible_bytes(tmp_path):
     data = full_data()
-    for place in 'ab':
-        plot_curves(tmp_path / f'{place}1.png', data.history, best_epoch=3)
+    for name in 'ab':
+        plot_curves(tmp_path / f'{name}1.png', data.history, best_epoch=3)
         plot_error_by_count(
-            tmp_path / f'{place}2.png', data.train_counts, data.predictions.labels, data.predictions.predicted
+            tmp_path / f'{name}2.png', data.train_counts, data.predictions.labels, data.predictions.predicted
         )
-        plot_tau(tmp_path / f'{place}3.png', data.tau)
+        plot_tau(tmp_path / f'{name}3.png', data.tau)
     for number in '123':
         first, second = tmp_path / f'a{number}.png', tmp_path / f'b{number}.png'
         assert first.read_bytes() == second.read_bytes()
@@ -28,14 +28,14 @@ def test_pictures_are_images_with_repeatable_bytes(tmp_path):
             assert 'Software' not in image.info
 
 
-def test_nothing_to_draw_leaves_no_file(tmp_path):
+def test_no_data_write_no_file(tmp_path):
     none = np.zeros(0, np.int64)
     assert plot_curves(tmp_path / 'a.png', history(1)) is None
     assert plot_error_by_count(tmp_path / 'b.png', np.array([3, 4]), none, none) is None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_dots_show_in_the_png(tmp_path):
+def test_dots_are_visible_in_the_png(tmp_path):
     labels = np.arange(4)
     path = plot_error_by_count(tmp_path / 'a.png', np.array([150, 60, 12, 4]), labels, np.array([1, 1, 2, 3]))
     with Image.open(path) as image:
@@ -44,7 +44,7 @@ def test_dots_show_in_the_png(tmp_path):
     assert ((red - blue > 60) & (red - green > 20)).sum() > 100  # dots of the few classes, on white
 
 
-def test_a_resumed_epoch_counts_once():
+def test_only_the_last_entry_of_an_epoch_is_drawn():
     entries = [*history(3), {'epoch': 2, 'split': 'valid', 'loss': 9.0}]
     loss = curve_panels(entries)[0].series[1]
     assert loss.label == 'valid'
@@ -52,7 +52,7 @@ def test_a_resumed_epoch_counts_once():
     assert loss.values[-1] == 9.0
 
 
-def test_accuracies_become_errors():
+def test_accuracies_are_drawn_as_errors():
     panels = {panel.title: panel for panel in curve_panels(history())}
     error = {series.label: series.values[0] for series in panels['Error'].series}
     assert error == pytest.approx({'train top-1': 0.9, 'valid top-1': 0.9, 'valid mean class': 0.9})
@@ -65,13 +65,13 @@ def test_accuracies_become_errors():
     [[5, 5, 5], [0, 1, 2], [1, 50, 10**7], [0, 0, 0]],
     ids=lambda counts: '-'.join(map(str, counts)),
 )
-def test_any_training_counts_can_be_drawn(tmp_path, train_counts):
+def test_extreme_training_counts_can_be_drawn(tmp_path, train_counts):
     labels = np.repeat(np.arange(3), 2)
     path = plot_error_by_count(tmp_path / 'a.png', np.array(train_counts), labels, np.array([0, 1, 1, 1, -1, -1]))
     assert path.stat().st_size > 1000
 
 
-def test_dots_are_capped():
+def test_number_of_dots_is_limited():
     rng = np.random.default_rng(1)
     labels = np.repeat(np.arange(20_000), 7)
     predicted = np.where(rng.random(len(labels)) < 0.5, labels, -1)
@@ -83,7 +83,7 @@ def test_dots_are_capped():
 
 
 @pytest.mark.parametrize('metric', ['mean_class_error', 'top1'])
-def test_tau_curve_is_drawn_as_error_on_its_pieces(metric):
+def test_tau_curve_is_drawn_as_the_error_between_its_steps(metric):
     tau = tau_curve(metric)
     with styled():
         _, axes = new_panel()
@@ -107,7 +107,7 @@ def test_a_long_tau_curve_is_sampled_and_a_flat_one_is_a_line():
         assert 2 <= len(step.get_xdata()) <= 1501
 
 
-def test_class_errors_against_a_loop():
+def test_class_errors_equal_a_loop():
     rng = np.random.default_rng(4)
     labels, predicted = rng.integers(0, 5, 60), rng.integers(-1, 5, 60)
     num_images, num_wrong = class_errors(labels, predicted, 6)
@@ -123,14 +123,14 @@ def test_binomial_interval_is_wilsons(hits, total):
     assert (low, high) == (pytest.approx(expected.low, abs=1e-12), pytest.approx(expected.high, abs=1e-12))
 
 
-def test_nothing_is_known_of_no_image():
+def test_interval_of_no_images_is_0_to_1():
     low, high = binomial_interval([0, 1], [0, 2])
     assert (low[0], high[0]) == (0, 1)
     assert 0 < low[1] < 0.5 < high[1] < 1
 
 
 @pytest.mark.parametrize('counts', [[1], [7, 7], [0, 3, 19, 20, 100, 101, 8000], [20, 21], list(range(1, 300))])
-def test_every_class_stands_in_the_histogram_of_sizes_in_the_colour_of_its_group(counts):
+def test_histogram_of_sizes_counts_every_class_in_its_group(counts):
     counts = np.array(counts)
     with styled():
         _, axes = new_panel()
@@ -140,10 +140,10 @@ def test_every_class_stands_in_the_histogram_of_sizes_in_the_colour_of_its_group
     assert drawn == {name: number for name, number in groups.items() if number}
 
 
-def test_reliability_is_drawn_where_the_bins_are():
-    found = {'few': reliability(np.array([0.15, 0.95, 0.97]), np.array([True, True, False]))}
+def test_reliability_dots_are_at_the_bins():
+    calibration = {'few': reliability(np.array([0.15, 0.95, 0.97]), np.array([True, True, False]))}
     with styled():
         _, axes = new_panel()
-        draw_reliability(axes, found, ('few',))
+        draw_reliability(axes, calibration, ('few',))
     dots = axes.collections[-1].get_offsets().data
     np.testing.assert_allclose(dots, [[0.15, 1.0], [0.96, 0.5]])

@@ -1,4 +1,4 @@
-"""report.json and the table of classes hold what a loop over the answers counts."""
+"""report.json and the class table against a loop over the predictions."""
 
 import json
 from collections import Counter
@@ -22,7 +22,7 @@ def rows_of(data, c):
     return [pair for pair in pairs if pair[0] == c]
 
 
-def test_columns_against_a_loop():
+def test_columns_equal_a_loop():
     data = full_data()
     columns = class_columns(data, compute_report_metrics(data))
     for c in range(NUM_CLASSES):
@@ -42,7 +42,7 @@ def test_columns_against_a_loop():
         assert mistakes.get(columns['mistaken_for'][c], 0) == columns['num_mistaken'][c]
 
 
-def test_what_is_not_known_of_a_class_is_none():
+def test_unknown_values_of_a_class_are_none():
     data = ReportData(
         'x', class_names=['a', 'b', 'c'], predictions=predictions_from_classes(np.array([0, 2]), np.array([0, -1]))
     )
@@ -54,16 +54,16 @@ def test_what_is_not_known_of_a_class_is_none():
     assert 'parents' not in columns
 
 
-def test_the_surely_worst_come_first():
+def test_worst_classes_are_sorted_by_the_lower_bound_of_their_error():
     labels = np.array([0] + [1] * 5 + [2] * 5 + [3] * 5)
     predicted = np.array([1] + [0] * 5 + [0, 0, 2, 2, 2] + [3] * 5)
     data = ReportData('x', predictions=predictions_from_classes(labels, predicted))
     metrics = compute_report_metrics(data)
-    assert metrics.worst().tolist() == [1, 0, 2], 'five of five, then one of one, then two of five'
+    assert metrics.worst().tolist() == [1, 0, 2], '5 of 5, then 1 of 1, then 2 of 5'
     assert [row['label'] for row in static_rows(data, metrics)] == [1, 0, 2]
 
 
-def test_page_data_is_compact_and_says_the_same():
+def test_page_data_equals_the_columns():
     data = full_data()
     metrics = compute_report_metrics(data)
     text = class_data(data, metrics)
@@ -77,11 +77,11 @@ def test_page_data_is_compact_and_says_the_same():
     }.items():
         assert content[name] == columns[column]
     assert content['low'] == [round(1000 * low) for low in metrics.low]
-    assert [content['chains'][place] for place in content['parent']] == [' › '.join(p) for p in data.class_parents]
+    assert [content['chains'][index] for index in content['parent']] == [' › '.join(p) for p in data.class_parents]
     assert len(content['chains']) == 3
 
 
-def test_report_json_has_the_figures(tmp_path):
+def test_report_json_contains_the_metrics(tmp_path):
     data = full_data()
     write_report(tmp_path / 'report.html', data, json_too=True)
     found = json.loads((tmp_path / 'report.json').read_text('utf-8'), parse_constant=pytest.fail)
@@ -97,7 +97,7 @@ def test_report_json_has_the_figures(tmp_path):
     assert not (tmp_path / 'other.json').exists()
 
 
-def test_groups_are_unknown_without_training_counts():
+def test_no_groups_without_training_counts():
     found = compute_report_metrics(full_data(train_counts=np.zeros(0, np.int64)))
     assert not {'many', 'medium', 'few', 'head_tail'} & set(found.overall)
     assert set(found.overall['interval']) == {'mean_class_error'}

@@ -21,7 +21,7 @@ VOID = {'meta', 'img', 'br', 'link', 'input'}
 
 
 class Page(HTMLParser):
-    """Checks that tags close in order and keeps what the tests ask about."""
+    """Checks that tags are closed in order, and records tags, attributes and texts."""
 
     def __init__(self, text):
         super().__init__()
@@ -73,7 +73,7 @@ def test_has_every_part(full):
     assert text.startswith('<!DOCTYPE html>')
 
 
-def test_asks_nothing_from_outside(full):
+def test_page_requests_nothing_from_the_network(full):
     _, text, page = full
     assert 'http:' not in text
     assert 'https:' not in text
@@ -88,7 +88,7 @@ def test_asks_nothing_from_outside(full):
     assert "default-src 'none'" in policy
 
 
-def test_no_script_may_run_but_its_own(full):
+def test_policy_allows_only_the_script_of_the_page(full):
     _, text, page = full
     data, script = re.findall(r'<script[^>]*>(.*?)</script>', text, re.DOTALL)
     assert page.tags.count('script') == 2
@@ -100,7 +100,7 @@ def test_no_script_may_run_but_its_own(full):
     assert not re.search(r'innerHTML|outerHTML|insertAdjacent|document\.write|eval|Function', script)
 
 
-def test_names_are_text(full):
+def test_names_are_escaped(full):
     _, text, page = full
     assert '<script>alert' not in text
     assert '<b>' not in text
@@ -110,12 +110,12 @@ def test_names_are_text(full):
     assert not any(name.startswith('on') for _, name, _ in page.attributes)
 
 
-def test_same_data_same_bytes(full, tmp_path):
+def test_same_data_gives_the_same_bytes(full, tmp_path):
     assert full[0].read_bytes() == write_report(tmp_path / 'b.html', full_data()).read_bytes()
 
 
 @pytest.mark.parametrize(
-    ('changes', 'gone'),
+    ('changes', 'missing'),
     [
         ({'history': []}, ('curves',)),
         ({'history': history(1)}, ('curves',)),
@@ -130,12 +130,12 @@ def test_same_data_same_bytes(full, tmp_path):
     ],
     ids=lambda value: ','.join(value),
 )
-def test_leaves_out_what_it_has_no_data_for(tmp_path, changes, gone):
+def test_sections_without_data_are_left_out(tmp_path, changes, missing):
     _, page = write(tmp_path, full_data(**changes))
-    assert PARTS & set(page.values('id')) == PARTS - set(gone)
+    assert PARTS & set(page.values('id')) == PARTS - set(missing)
 
 
-def test_a_title_alone_makes_a_page(tmp_path):
+def test_a_title_is_enough_for_a_page(tmp_path):
     _, page = write(tmp_path, ReportData(title='Empty'))
     assert 'Empty' in page.texts
     assert not page.values('id')
@@ -151,7 +151,7 @@ def test_sparse_history_and_summary(tmp_path):
     assert 'nan' not in ''.join(page.texts)
 
 
-def test_unlabelled_rows_keep_the_others_in_place(tmp_path):
+def test_unlabeled_rows_do_not_shift_the_others(tmp_path):
     opened = []
 
     def record(row):
@@ -166,7 +166,7 @@ def test_unlabelled_rows_keep_the_others_in_place(tmp_path):
     assert 'class 0' in text
 
 
-def test_photos_are_small_and_bare(full):
+def test_thumbnails_are_small_and_without_metadata(full):
     _, _, page = full
     sources = page.values('src')
     assert sources
@@ -179,7 +179,7 @@ def test_photos_are_small_and_bare(full):
             assert not {'comment', 'icc_profile', 'exif'} & set(image.info)
 
 
-def test_broken_photos_are_left_out_and_said(full, tmp_path):
+def test_unreadable_images_are_left_out_and_counted(full, tmp_path):
     assert 'could not be opened' in full[1]
 
     def broken(row):
@@ -197,10 +197,10 @@ def test_tau_variants(tmp_path, changes):
     tau = tau_curve(changes.get('metric', 'mean_class_error')) | changes
     text, page = write(tmp_path, ReportData('x', tau=tau))
     assert 'tau' in page.values('id')
-    assert ('No tau beats the untouched checkpoint' in text) == (tau['chosen'] is None)
+    assert ('No tau is better than the original checkpoint' in text) == (tau['chosen'] is None)
 
 
-def test_what_re_balancing_brought_stands_first(tmp_path):
+def test_tau_follows_the_summary(tmp_path):
     text, page = write(tmp_path, full_data())
     assert page.values('id').index('tau') == 1  # after the summary
     after = tau_curve()['after']['mean_class_error']
@@ -209,13 +209,13 @@ def test_what_re_balancing_brought_stands_first(tmp_path):
     assert 'with tau ' not in unchanged
 
 
-def test_what_re_balancing_brought_is_that_on_other_images_where_it_is_known(tmp_path):
-    others = {'folds': 5, 'taus': [], 'mean_class_error': 0.321, 'top1': 0.7}
-    text, page = write(tmp_path, full_data(tau=tau_curve() | {'cross_fitted': others}))
+def test_re_balanced_metrics_are_cross_fitted_if_known(tmp_path):
+    cross_fitted = {'folds': 5, 'taus': [], 'mean_class_error': 0.321, 'top1': 0.7}
+    text, page = write(tmp_path, full_data(tau=tau_curve() | {'cross_fitted': cross_fitted}))
     assert f'with tau {percent(0.321)}' in text
-    assert 'On others' in page.texts
+    assert 'Cross-fitted' in page.texts
     assert points(0.321 - 0.42) in page.texts
-    assert '–' in page.texts, 'few, which has no figure there'
+    assert '–' in page.texts, 'few, which is not cross-fitted'
 
 
 def test_stays_small_with_50030_classes(tmp_path):
@@ -232,7 +232,7 @@ def test_stays_small_with_50030_classes(tmp_path):
     assert 0 < int(drawn[1].replace('\u202f', '')) <= 2000
 
 
-def test_numbers_read_well():
+def test_number_formats():
     assert percent(0.1 + 0.2) == '30.0\u202f%'
     assert percent(float('nan')) == '–'
     assert points(0.30000000000004) == '+30.0'
@@ -241,23 +241,23 @@ def test_numbers_read_well():
     assert thousands(3_000_000) == '3\u202f000\u202f000'
 
 
-@pytest.mark.parametrize('share', [0.0, 0.3, 0.8])
-def test_pictures_are_left_out_from_the_last_on_until_the_file_is_small_enough(full, tmp_path, share):
+@pytest.mark.parametrize('fraction', [0.0, 0.3, 0.8])
+def test_thumbnails_are_left_out_from_the_end_until_the_file_is_small_enough(full, tmp_path, fraction):
     sources = full[2].values('src')
     bare = len(full[1].encode()) - sum(len(source) + 200 for source in sources)
-    limit = bare + share * (len(full[1].encode()) - bare)
+    limit = bare + fraction * (len(full[1].encode()) - bare)
     path = write_report(tmp_path / 'report.html', full_data(), max_bytes=limit)
     text = path.read_text('utf-8')
     kept = Page(text).values('src')
     assert kept == sources[: len(kept)]
     assert len(kept) < len(sources)
-    assert 'are left out' in text
-    if share:
+    assert 'left out of this page' in text
+    if fraction:
         assert kept
         assert len(text.encode()) <= limit
 
 
-def test_all_pictures_are_there_when_the_file_may_have_its_size(full, tmp_path):
+def test_all_thumbnails_are_shown_if_they_fit(full, tmp_path):
     size = full[0].stat().st_size
     exact = write_report(tmp_path / 'report.html', full_data(), max_bytes=size + 20_000)
     assert exact.read_bytes() == full[0].read_bytes()

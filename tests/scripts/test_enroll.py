@@ -59,7 +59,7 @@ def test_what_is_said_and_written(enrolled):
     figures = json.loads((folder / OUT / 'enroll.json').read_text())
     assert (figures['num_classes'], figures['new']['num_shots'], figures['new']['num_measured']) == (9, 9, 12)
     assert figures['classes']['tea 2'].keys() == {'shots', 'measured', 'right'}
-    assert '3 new classes from 9 images, 9 in all' in done.stdout
+    assert '3 new classes from 9 images, 9 classes in total' in done.stdout
     for kind in ('old', 'new'):
         assert f'{figures[kind]["before"]:.1%}' in done.stdout
         assert f'{figures[kind]["after"]:.1%}' in done.stdout
