@@ -1,31 +1,30 @@
-"""INPUT, SAMPLER and batch sizes in the config -> loaders.
-
-INPUT.SIZE and INPUT.SIZE_SCHEDULE in the config -> how large training images are, and when.
-"""
+"""INPUT, SAMPLER and batch sizes in the config -> samplers, transforms and loaders."""
 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
-from yacs.config import CfgNode
-
-from lib.builders.loss import deferred_epoch
+from lib.builders.loss import deferred_start_epoch
 from lib.builders.split import Split
-from lib.config.keys.data import PAIRED
+from lib.config.defaults import Config
+from lib.config.keys.data import PAIRED, InputKeys
 from lib.dataset.augment import Augment
 from lib.dataset.images import ArrayImages, Images
 from lib.dataset.index import ClassIndex
-from lib.dataset.loader import EpochSampler, EvalLoader, TrainLoader
+from lib.dataset.loader import BatchTooSmall, EvalLoader, TrainLoader
 from lib.dataset.normalize import Normalize
 from lib.dataset.ram_cache import CachedImages
 from lib.dataset.reader import BatchReader
 from lib.dataset.sampler import (
     ClassBatches,
     ClassWeights,
+    EpochSampler,
     PairedSampler,
     RepeatedSampler,
     Sampler,
     SwitchingSampler,
+    TooFewClasses,
     class_balance,
     effective_number,
     instance_balance,
@@ -36,18 +35,13 @@ from lib.dataset.sampler import (
 )
 from lib.dataset.transforms import PadCrop, RandomResizedCrop, ResizeCenterCrop, Transform
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from lib.errors import UserError
 from lib.runtime.device import Device
+from lib.runtime.shared_memory import SharedMemoryFull
 from lib.runtime.workers import num_cores
 
-
-def train_sizes(cfg: CfgNode) -> dict[int, int]:
-    """Return {epoch: side of training images from then on, pixels}; the first epoch is 0, and they rise."""
-    schedule = cfg.INPUT.SIZE_SCHEDULE
-    return {0: cfg.INPUT.SIZE, **dict(zip(schedule[::2], schedule[1::2], strict=True))}
-
-
-_FEW_IMAGES = 20_000  # that are read, with a few threads, before processes that would read faster have started
-_CPU_BATCH_SIZE = 64  # larger ones leave the caches of a CPU and are slower
+_FEW_IMAGES = 20_000  # a few threads read these before worker processes, which read faster, have started
+_CPU_BATCH_SIZE = 64  # larger batches exceed the caches of a CPU and are slower
 
 SAMPLERS: dict[str, ClassWeights] = {
     'instance_balance': instance_balance,
@@ -59,7 +53,7 @@ SAMPLERS: dict[str, ClassWeights] = {
     'repeat_factor': repeat_factor,
 }
 
-TRAIN_TRANSFORMS: dict[str, Callable] = {
+TRAIN_TRANSFORMS: dict[str, Callable[[InputKeys], Transform]] = {
     'random_resized_crop': lambda inputs: RandomResizedCrop(
         inputs.SIZE, inputs.SCALE, inputs.RATIO, inputs.FLIP_PROBABILITY
     ),
@@ -68,99 +62,158 @@ TRAIN_TRANSFORMS: dict[str, Callable] = {
 }
 
 
-def build_sampler(cfg: CfgNode, index: ClassIndex) -> EpochSampler:
-    """Return what gives each epoch its rows: one an image of the index, or `slots_per_image` of them side by side."""
-    plan = _main_plan(cfg, index)
+def train_sizes(cfg: Config) -> dict[int, int]:
+    """Return {epoch: size of training images from then on, pixels}; the first epoch is 0, and epochs rise."""
+    schedule = cfg.INPUT.SIZE_SCHEDULE
+    return {0: cfg.INPUT.SIZE, **dict(zip(schedule[::2], schedule[1::2], strict=True))}
+
+
+def build_sampler(cfg: Config, index: ClassIndex) -> EpochSampler:
+    """Return the sampler of a run: `slots_per_image` adjacent slots for each image of the index.
+
+    Raises:
+        UserError: SAMPLER.IMAGES_PER_CLASS asks for more classes per batch than there are.
+    """
+    sampler = _main_sampler(cfg, index)
     if cfg.MIX.TYPE in PAIRED:
-        return PairedSampler(plan, _sampler(cfg, cfg.SAMPLER.PAIR_TYPE, index, stream=1))
-    return RepeatedSampler(plan, 2) if slots_per_image(cfg) == 2 else plan
+        return PairedSampler(sampler, _sampler(cfg, cfg.SAMPLER.PAIR_TYPE, index, stream=1))
+    return RepeatedSampler(sampler, 2) if slots_per_image(cfg) == 2 else sampler
 
 
-def slots_per_image(cfg: CfgNode) -> int:
-    """Return how many images a step reads for each of TRAIN.BATCH_SIZE: pairs of images or of views are two."""
+def slots_per_image(cfg: Config) -> int:
+    """Return how many images a step reads per image of TRAIN.BATCH_SIZE: 2 for pairs of images or of views."""
     return 2 if cfg.MIX.TYPE in PAIRED or cfg.LOSS.AUXILIARY == 'balanced_contrastive' else 1
 
 
-def _main_plan(cfg: CfgNode, index: ClassIndex) -> EpochSampler:
+def _main_sampler(cfg: Config, index: ClassIndex) -> EpochSampler:
     options = cfg.SAMPLER
 
-    def plan(name: str) -> Sampler | ClassBatches:
+    def sampler(name: str) -> EpochSampler:
         if name == 'class_balance' and options.IMAGES_PER_CLASS:
-            return ClassBatches(index, cfg.SEED, cfg.TRAIN.BATCH_SIZE, options.IMAGES_PER_CLASS)
+            return _class_batches(cfg, index)
         return _sampler(cfg, name, index)
 
-    first = plan(options.TYPE)
+    first = sampler(options.TYPE)
     if not options.SWITCH_TYPE:
         return first
-    switch_epoch = deferred_epoch(options.SWITCH_EPOCH, cfg.TRAIN.MAX_EPOCH)
-    return SwitchingSampler(first, plan(options.SWITCH_TYPE), switch_epoch)
+    switch_epoch = deferred_start_epoch(options.SWITCH_EPOCH, cfg.TRAIN.MAX_EPOCH)
+    return SwitchingSampler(first, sampler(options.SWITCH_TYPE), switch_epoch)
 
 
-def _sampler(cfg: CfgNode, name: str, index: ClassIndex, *, stream: int = 0) -> Sampler:
+def _class_batches(cfg: Config, index: ClassIndex) -> ClassBatches:
+    try:
+        return ClassBatches(index, cfg.SEED, cfg.TRAIN.BATCH_SIZE, cfg.SAMPLER.IMAGES_PER_CLASS)
+    except TooFewClasses as error:
+        raise UserError(
+            f'SAMPLER.IMAGES_PER_CLASS is {cfg.SAMPLER.IMAGES_PER_CLASS}, so a batch of {error.batch_size} images '
+            f'needs {error.num_needed} classes, but only {error.num_present} have images; make it larger, or '
+            'TRAIN.BATCH_SIZE smaller'
+        ) from None
+
+
+def _sampler(cfg: Config, name: str, index: ClassIndex, *, stream: int = 0) -> Sampler:
     weights = SAMPLERS[name]
     if name == 'effective_number':
-        weights = partial(weights, beta=cfg.SAMPLER.BETA)
+        weights = partial(effective_number, beta=cfg.SAMPLER.BETA)
     elif name == 'repeat_factor':
-        weights = partial(weights, threshold=cfg.SAMPLER.REPEAT_THRESHOLD)
-    evenly = name == 'repeat_factor'
-    return Sampler(weights, index, cfg.SEED, cfg.TRAIN.MAX_EPOCH, evenly=evenly, stream=stream)
+        weights = partial(repeat_factor, threshold=cfg.SAMPLER.REPEAT_THRESHOLD)
+    systematic = name == 'repeat_factor'
+    return Sampler(weights, index, cfg.SEED, cfg.TRAIN.MAX_EPOCH, systematic=systematic, stream=stream)
 
 
 def build_train_loader(
-    cfg: CfgNode, split: Split, index: ClassIndex, device: Device, group: ProcessGroup = SINGLE_PROCESS
+    cfg: Config, split: Split, index: ClassIndex, device: Device, group: ProcessGroup = SINGLE_PROCESS
 ) -> TrainLoader:
-    """Return the loader of the training split; `index` says which of its rows take part.
+    """Return the loader of the training rows in `index`.
 
-    Where there are two slots an image, its batches are twice as large, and an epoch has as many as ever.
+    With two slots per image its batches are twice as large, and an epoch has the same number of steps.
+
+    Raises:
+        UserError: a batch is too small for its classes or for the ranks; there is too little shared memory.
     """
-    on_bad = {'skip': 'replace', 'raise': 'raise'}[cfg.DATASET.ON_BAD_IMAGE]
-    transform = TRAIN_TRANSFORMS[cfg.INPUT.TRAIN_TRANSFORM](cfg.INPUT)
-    images = _images(cfg, split)
-    reader = BatchReader(images, split.labels, transform, cfg.SEED, on_bad, index, build_augment(cfg))
-    plan = build_sampler(cfg, index)
-    each = slots_per_image(cfg)
-    return TrainLoader(
-        reader,
-        plan,
-        each * len(index),
-        each * cfg.TRAIN.BATCH_SIZE,
-        sizes=train_sizes(cfg),
-        group=group,
-        **_feed_options(cfg, device),
+    reader = BatchReader(
+        _images(cfg, split),
+        split.labels,
+        TRAIN_TRANSFORMS[cfg.INPUT.TRAIN_TRANSFORM](cfg.INPUT),
+        cfg.SEED,
+        on_bad={'skip': 'replace', 'raise': 'raise'}[cfg.DATASET.ON_BAD_IMAGE],
+        index=index,
+        augment=build_augment(cfg),
+        hint='--DATASET_ON_BAD_IMAGE skip trains without such images',
+    )
+    per_image = slots_per_image(cfg)
+    try:
+        return TrainLoader(
+            reader,
+            build_sampler(cfg, index),
+            per_image * len(index),
+            per_image * cfg.TRAIN.BATCH_SIZE,
+            sizes=train_sizes(cfg),
+            group=group,
+            **_pipeline_options(cfg, device),
+        )
+    except BatchTooSmall as error:
+        raise _batch_too_small(error) from None
+    except SharedMemoryFull as error:
+        raise _batches_too_large(error) from None
+
+
+def _batch_too_small(error: BatchTooSmall) -> UserError:
+    if error.num_slots < 2 * error.world_size:
+        return UserError(
+            f'{error.num_slots} training images are too few for {error.world_size} ranks, of which each takes a part '
+            f'of every batch: start at most {max(1, error.num_slots // 2)}'
+        )
+    return UserError(
+        f'TRAIN.BATCH_SIZE: steps of {error.batch_size} images leave some of the {error.world_size} ranks with none; '
+        f'--TRAIN_BATCH_SIZE {2 * error.world_size} gives each two, the fewest for BatchNorm'
+    )
+
+
+def _batches_too_large(error: SharedMemoryFull) -> UserError:
+    return UserError(
+        f'{error}; a smaller --RUN_NUM_WORKERS (0: none is needed) or --TRAIN_BATCH_SIZE needs less, and in a '
+        'container docker run --shm-size=8g gives more'
     )
 
 
 def build_eval_loader(
-    cfg: CfgNode,
+    cfg: Config,
     split: Split,
     device: Device,
     group: ProcessGroup = SINGLE_PROCESS,
     views: Sequence[Transform] = (),
 ) -> EvalLoader:
-    """Return the loader of a validation or test split; `views`: how each image is seen, in place of the plain view."""
-    batch_size = eval_batch_size(cfg, device)
-    options = _feed_options(cfg, device)
+    """Return the loader of a validation or test split; `views`: the crops of each image, default: the plain view.
+
+    Raises:
+        UserError: there is too little shared memory.
+    """
+    options = _pipeline_options(cfg, device)
     if cfg.RUN.NUM_WORKERS < 0 and len(split) < _FEW_IMAGES:
         options |= {'num_workers': 0, 'num_threads': num_workers(-1)}
     first, *others = views or [plain_view(cfg)]
-    reader = BatchReader(_images(cfg, split), split.labels, first, cfg.SEED, others=tuple(others))
-    return EvalLoader(reader, len(split), batch_size, group=group, **options)
+    reader = BatchReader(_images(cfg, split), split.labels, first, cfg.SEED, extra_transforms=tuple(others))
+    try:
+        return EvalLoader(reader, len(split), eval_batch_size(cfg, device), group=group, **options)
+    except SharedMemoryFull as error:
+        raise _batches_too_large(error) from None
 
 
-def eval_batch_size(cfg: CfgNode, device: Device) -> int:
-    """Return how many images a step of validation or test takes."""
+def eval_batch_size(cfg: Config, device: Device) -> int:
+    """Return the number of images per step of validation or test."""
     if cfg.TEST.BATCH_SIZE:
         return cfg.TEST.BATCH_SIZE
     return min(cfg.TRAIN.BATCH_SIZE, _CPU_BATCH_SIZE) if device.main.type == 'cpu' else cfg.TRAIN.BATCH_SIZE
 
 
-def plain_view(cfg: CfgNode) -> ResizeCenterCrop:
-    """Return how images are seen in validation."""
+def plain_view(cfg: Config) -> ResizeCenterCrop:
+    """Return the transform of validation images."""
     return ResizeCenterCrop(cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE, cfg.INPUT.CROP_RATIO)
 
 
-def build_augment(cfg: CfgNode) -> Augment | None:
-    """Return what happens to training crops beyond crop and flip; None: nothing."""
+def build_augment(cfg: Config) -> Augment | None:
+    """Return the augmentation of training crops beyond crop and flip; None: nothing."""
     inputs = cfg.INPUT
     if not (inputs.AUGMENT or any(inputs.COLOR_JITTER) or inputs.ERASE_PROBABILITY):
         return None
@@ -174,30 +227,36 @@ def build_augment(cfg: CfgNode) -> Augment | None:
     )
 
 
-def stored_short_side(cfg: CfgNode) -> int:
-    """Return the short side, pixels, to which images may be reduced before the largest INPUT.SIZE misses anything.
+def stored_short_side(cfg: Config) -> int:
+    """Return the short side, in pixels, to which images can be reduced without loss at the largest INPUT.SIZE.
 
-    Random crops zoom into the image, so it is kept a quarter larger than validation sees it.
+    Random crops zoom into the image, so it is a quarter larger than in validation.
     """
     largest = max(cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE, *train_sizes(cfg).values())
     needed = largest / cfg.INPUT.CROP_RATIO
-    return math.ceil(round(needed * 1.25, 6))  # rounded first: 112 / 0.875 * 1.25 is 160, whatever its last bit says
+    return math.ceil(round(needed * 1.25, 6))  # rounded first: 112 / 0.875 * 1.25 is 160 in spite of its last bit
 
 
-def _images(cfg: CfgNode, split: Split) -> Images:
+def _images(cfg: Config, split: Split) -> Images:
     # Arrays are in memory already.
     if cfg.DATASET.CACHE != 'ram' or isinstance(split.images, ArrayImages):
         return split.images
-    return CachedImages(split.images, stored_short_side(cfg), label=split.source, num_threads=num_cores())
+    try:
+        return CachedImages(split.images, stored_short_side(cfg), label=split.source, num_threads=num_cores())
+    except SharedMemoryFull as error:
+        raise UserError(
+            f"DATASET.CACHE ram: {error}; train without it (--DATASET_CACHE ''), or from packed shards "
+            '(tools/pack.py). In a container, docker run --shm-size=8g gives more'
+        ) from None
 
 
-def _feed_options(cfg: CfgNode, device: Device) -> dict:
+def _pipeline_options(cfg: Config, device: Device) -> dict[str, Any]:
     normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD, bgr=cfg.DATASET.COLOR_SPACE == 'BGR')
     return {'device': device.main, 'normalize': normalize, 'num_workers': num_workers(cfg.RUN.NUM_WORKERS)}
 
 
-def num_workers(wanted: int) -> int:
-    """Return how many processes read images: RUN.NUM_WORKERS, or one a core, at most 8."""
-    if wanted >= 0:
-        return wanted
+def num_workers(requested: int) -> int:
+    """Return the number of processes that read images: RUN.NUM_WORKERS, or one per core, at most 8."""
+    if requested >= 0:
+        return requested
     return min(8, num_cores())

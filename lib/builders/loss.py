@@ -1,43 +1,40 @@
-"""LOSS in the config -> the loss.
-
-From which epoch on something deferred holds.
-"""
+"""Build the loss from the LOSS section of the config."""
 
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import nn
-from yacs.config import CfgNode
 
+from lib.config.defaults import Config
+from lib.config.keys.loss import LossKeys
 from lib.loss.arcface import ArcFace
 from lib.loss.balanced_softmax import BalancedSoftmax
 from lib.loss.class_dependent_temperatures import ClassDependentTemperatures
 from lib.loss.cosface import CosFace
 from lib.loss.cross_entropy import CrossEntropy
-from lib.loss.focal import Focal
+from lib.loss.focal import Focal, SigmoidFocal
 from lib.loss.generalized_cross_entropy import GeneralizedCrossEntropy
 from lib.loss.influence_balanced import InfluenceBalanced
 from lib.loss.label_aware_smoothing import LabelAwareSmoothing
 from lib.loss.ldam import LDAM
 from lib.loss.logit_adjustment import LogitAdjustment
 from lib.loss.seesaw import Seesaw
-from lib.loss.sigmoid_focal import SigmoidFocal
 from lib.loss.softmax_equalization import SoftmaxEqualization
 from lib.loss.symmetric_cross_entropy import SymmetricCrossEntropy
 from lib.loss.vector_scaling import VectorScaling
 from lib.loss.weighted import WeightedLoss, effective_number, inverse_frequency
 
-_USUAL_SHARE = 0.8  # of the run: 160 of 200 epochs (Cao et al., NeurIPS 2019)
+_DEFAULT_START = 0.8  # as a fraction of the run: epoch 160 of 200 (Cao et al., NeurIPS 2019)
 
 
-def deferred_epoch(epoch: int, max_epoch: int) -> int:
-    """Return the first epoch (from 0): the one that a key gives, or the literature's where it is negative."""
-    return epoch if epoch >= 0 else round(_USUAL_SHARE * max_epoch)
+def deferred_start_epoch(epoch: int, max_epoch: int) -> int:
+    """Return the first epoch (from 0) of a deferred method: `epoch`, or if negative 0.8 * max_epoch, as in the papers."""
+    return epoch if epoch >= 0 else round(_DEFAULT_START * max_epoch)
 
 
-# Config, training images a class, scale of the cosine classifier (1 with a linear one) -> the loss of single labels.
-LOSSES: dict[str, Callable[[CfgNode, np.ndarray, float], nn.Module]] = {
+# Config, training images per class, scale of the cosine classifier (1 for a linear one) -> the per-label loss.
+LOSSES: dict[str, Callable[[Config, np.ndarray, float], nn.Module]] = {
     'cross_entropy': lambda cfg, counts, scale: CrossEntropy(cfg.LOSS.LABEL_SMOOTHING),
     'focal': lambda cfg, counts, scale: Focal(_or_default(cfg.LOSS.GAMMA, 2.0)),
     'sigmoid_focal': lambda cfg, counts, scale: SigmoidFocal(_or_default(cfg.LOSS.GAMMA, 2.0)),
@@ -66,15 +63,15 @@ LOSSES: dict[str, Callable[[CfgNode, np.ndarray, float], nn.Module]] = {
     'cosface': lambda cfg, counts, scale: CosFace(_or_default(cfg.LOSS.MARGIN, 0.35), scale),
 }
 
-CLASS_WEIGHTS: dict[str, Callable[[CfgNode, np.ndarray], torch.Tensor | None]] = {
+CLASS_WEIGHTS: dict[str, Callable[[LossKeys, np.ndarray], torch.Tensor | None]] = {
     '': lambda loss, counts: None,
     'effective_number': lambda loss, counts: effective_number(counts, loss.BETA),
     'inverse_frequency': lambda loss, counts: inverse_frequency(counts, loss.EXPONENT),
 }
 
 
-def build_loss(cfg: CfgNode, class_counts: np.ndarray) -> WeightedLoss:
-    """Return the loss; `class_counts` (num_classes,) are the training images a class after HEAD_CAP."""
+def build_loss(cfg: Config, class_counts: np.ndarray) -> WeightedLoss:
+    """Return the loss; `class_counts` (num_classes,) are the training images per class after HEAD_CAP."""
     loss = cfg.LOSS
     scale = cfg.MODEL.COSINE_SCALE if cfg.MODEL.CLASSIFIER in ('FCNorm', 'cosine') else 1.0
     return WeightedLoss(
@@ -82,14 +79,14 @@ def build_loss(cfg: CfgNode, class_counts: np.ndarray) -> WeightedLoss:
         torch.as_tensor(class_counts),
         CLASS_WEIGHTS[loss.CLASS_WEIGHTS](loss, class_counts),
         reweight_from_epoch=_reweight_epoch(cfg),
-        over_weights=loss.REDUCTION == 'weighted_mean',
+        weighted_mean=loss.REDUCTION == 'weighted_mean',
     )
 
 
-def _reweight_epoch(cfg: CfgNode) -> int:
-    return deferred_epoch(cfg.LOSS.REWEIGHT_EPOCH, cfg.TRAIN.MAX_EPOCH)
+def _reweight_epoch(cfg: Config) -> int:
+    return deferred_start_epoch(cfg.LOSS.REWEIGHT_EPOCH, cfg.TRAIN.MAX_EPOCH)
 
 
 def _or_default(value: float, default: float) -> float:
-    """Negative: the method's own."""
+    """Return the value of a key, or the default of the method if it is negative."""
     return value if value >= 0 else default

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-_NONE = torch.finfo(torch.float32).min / 2  # a logit that takes no part: its exponential is 0, and no NaN comes of it
+_NONE = torch.finfo(torch.float32).min / 2  # a masked logit: its exponential is 0, without NaN
 
 
 class BalancedContrastive(nn.Module):
@@ -12,12 +12,12 @@ class BalancedContrastive(nn.Module):
 
         L_i = -1/|P_i| sum_{p in P_i} ln(e^{s_ip} / sum_c 1/|A_ic| sum_{k in A_ic} e^{s_ik}),  s_ik = x_i . x_k / T
 
-    A_ic are the images of class c in the batch and its prototype, without image i itself: all classes are there
-    (class-complement), and weigh the same whatever the number of their images (class-averaging). P_i is A_ic of the
-    image's own class c. As in its authors' code, image i is left out of its class before that is averaged.
+    A_ic are the images of class c in the batch and its prototype, without image i itself: every class takes part
+    (class-complement) with the same weight, whatever the number of its images (class-averaging). P_i is A_ic of the
+    class c of image i. As in its authors' code, image i is left out of its class before averaging.
 
-    Embeddings (batch, width) and prototypes (num_classes, width) of length 1, labels int64 (batch,) -> a scalar,
-    computed in float32 (or float64, if given) under autocast, too. The largest tensor is (batch, num_classes).
+    Unit-length embeddings (batch, width) and prototypes (num_classes, width), labels int64 (batch,) -> a scalar,
+    computed in float32 (float64 for float64 inputs) even under autocast. The largest tensor is (batch, num_classes).
 
     Args:
         temperature: T.
@@ -34,17 +34,17 @@ class BalancedContrastive(nn.Module):
             scaled = embeddings / self.temperature
             counts = torch.zeros(len(prototypes), dtype=dtype, device=labels.device)
             counts.index_add_(0, labels, torch.ones_like(labels, dtype=dtype))
-            own = counts[labels]  # (batch,): |P_i|, the others of the class and its prototype
-            # Every term goes with -ln |A_ic|, which is 1 more than the images of a class, but for the own class.
-            among_prototypes = F.linear(scaled, prototypes, -torch.log1p(counts)).logsumexp(dim=1)
-            to_own_prototype = (scaled * prototypes[labels]).sum(dim=1)
+            num_positives = counts[labels]  # (batch,): |P_i|, the other images of the class and its prototype
+            # Every term gets -ln |A_ic|: the images of class c plus 1, except for the class of image i.
+            lse_prototypes = F.linear(scaled, prototypes, -torch.log1p(counts)).logsumexp(dim=1)
+            to_class_prototype = (scaled * prototypes[labels]).sum(dim=1)
             to_images = scaled @ embeddings.T  # (batch, batch)
             same = labels[:, None] == labels
-            itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-            weights = torch.where(same, own[:, None], 1 + own)
-            among_images = (to_images - weights.log()).masked_fill(itself, _NONE).logsumexp(dim=1)
-            # The own prototype's weight above was 1 / (n + 1), not 1 / n: the rest of it is 1 / (n (n + 1)).
-            rest = to_own_prototype - (own * (own + 1)).log()
-            normaliser = torch.stack([among_prototypes, among_images, rest]).logsumexp(dim=0)
-            positives = to_images.masked_fill(~same | itself, 0).sum(dim=1) + to_own_prototype
-            return (normaliser - positives / own).mean()
+            is_self = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+            weights = torch.where(same, num_positives[:, None], 1 + num_positives)
+            lse_images = (to_images - weights.log()).masked_fill(is_self, _NONE).logsumexp(dim=1)
+            # The class prototype had the weight 1 / (n + 1) above instead of 1 / n: the remainder is 1 / (n (n + 1)).
+            remainder = to_class_prototype - (num_positives * (num_positives + 1)).log()
+            normalizer = torch.stack([lse_prototypes, lse_images, remainder]).logsumexp(dim=0)
+            positives = to_images.masked_fill(~same | is_self, 0).sum(dim=1) + to_class_prototype
+            return (normalizer - positives / num_positives).mean()

@@ -11,7 +11,7 @@ class CosFace(nn.Module):
     """CosFace, L = -ln(e^{s (cos_y - m)} / (e^{s (cos_y - m)} + sum_{j != y} e^{s cos_j}))
     (Wang et al., CVPR 2018, eq. 4).
 
-    Logits (batch, num_classes) are s cos, of a cosine classifier with `scale` s; labels int64 (batch,) or (batch, k)
+    Logits (batch, num_classes) are s cos, from a cosine classifier with `scale` s; labels int64 (batch,) or (batch, k)
     -> losses of the labels' shape. margin 0 is cross entropy.
     """
 
@@ -22,5 +22,5 @@ class CosFace(nn.Module):
         self.margin, self.scale = margin, scale
 
     def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
-        own, others, _ = target_and_rest_logits(logits, labels)
-        return -log_probability(own - self.scale * self.margin, others)
+        target, rest, _ = target_and_rest_logits(logits, labels)
+        return -log_probability(target - self.scale * self.margin, rest)

@@ -1,4 +1,4 @@
-"""Distillation from a teacher whose scores are flattened."""
+"""Knowledge distillation, with flattened teacher probabilities (DiVE)."""
 
 import torch
 import torch.nn.functional as F
@@ -8,16 +8,16 @@ from torch import nn
 class Distillation(nn.Module):
     """Distilling virtual examples, T^2 KL(t || s) (DiVE: He et al., ICCV 2021), the mean over the batch.
 
-    s is the student's softmax at temperature T, t the teacher's at T, to the power p and normalised again, which is
-    its softmax at temperature T / p. A power below 1 flattens what the teacher says, and with it the distribution of
-    classes that the student learns from. Power 1 is knowledge distillation (Hinton et al., 2015).
+    s is the student's softmax at temperature T; t is the teacher's at T, to the power p and renormalized, which is its
+    softmax at temperature T / p. A power below 1 flattens the teacher's probabilities and so the class distribution
+    that the student learns from. Power 1 is knowledge distillation (Hinton et al., 2015).
 
-    Logits of student and teacher (batch, num_classes) -> a scalar, float32 under autocast, too. The teacher's are
-    taken as they are: no gradient goes there.
+    Logits of student and teacher (batch, num_classes) -> a scalar, computed in float32 even under autocast. The
+    teacher's logits get no gradient.
 
     Args:
         temperature: T, above 0.
-        power: p, from 0 (all classes alike) to 1.
+        power: p, from 0 (uniform teacher) to 1.
     """
 
     def __init__(self, temperature: float, power: float = 1.0) -> None:

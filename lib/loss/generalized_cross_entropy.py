@@ -1,4 +1,4 @@
-"""Generalised cross entropy (GCE)."""
+"""Generalized cross entropy (GCE)."""
 
 import torch
 from torch import nn
@@ -8,10 +8,10 @@ from lib.loss.target_vs_rest import log_probability, target_and_rest_logits
 
 
 class GeneralizedCrossEntropy(nn.Module):
-    """Generalised cross entropy, L = (1 - p_y^q) / q (Zhang & Sabuncu, NeurIPS 2018, eq. 6), without truncation.
+    """Generalized cross entropy, L = (1 - p_y^q) / q (Zhang & Sabuncu, NeurIPS 2018, eq. 6), without truncation.
 
-    q towards 0 is cross entropy (and 0 is), 1 the mean absolute error, halved. Logits (batch, num_classes), labels
-    int64 (batch,) or (batch, k) -> losses of the labels' shape.
+    q = 0 is cross entropy, which is also the limit q -> 0; q = 1 is half the mean absolute error.
+    Logits (batch, num_classes), labels int64 (batch,) or (batch, k) -> losses of the labels' shape.
     """
 
     uses_features = False
@@ -21,6 +21,6 @@ class GeneralizedCrossEntropy(nn.Module):
         self.q = q
 
     def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
-        own, others, _ = target_and_rest_logits(logits, labels)
-        log_p = log_probability(own, others)
+        target, rest, _ = target_and_rest_logits(logits, labels)
+        log_p = log_probability(target, rest)
         return -torch.expm1(self.q * log_p) / self.q if self.q else -log_p

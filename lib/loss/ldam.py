@@ -13,11 +13,11 @@ class LDAM(nn.Module):
     """LDAM, L = -ln(e^{z_y - s m_y} / (e^{z_y - s m_y} + sum_{j != y} e^{z_j})), m_y = margin (n_min / n_y)^{1/4}
     (Cao et al., NeurIPS 2019, eqs. 10 and 13).
 
-    As in its authors' code: the constant in front of n_y^{-1/4} is given by `margin`, that of the rarest class, and
-    `scale` s is the cosine classifier's, whose logits z = s cos have it already (1 with a linear one).
-    `class_counts` (num_classes,): training images a class; n_min is of the classes that have any, and a class without
-    has the margin of the rarest. Logits (batch, num_classes), labels int64 (batch,) or (batch, k) -> losses of the
-    labels' shape. margin 0 is cross entropy.
+    As in its authors' code, `margin` is the margin of the smallest class, and `scale` s is that of the cosine
+    classifier, whose logits are z = s cos (1 for a linear classifier). `class_counts` (num_classes,): training images
+    per class; n_min is the smallest count above 0, and classes without images have the margin of the smallest class.
+    Logits (batch, num_classes), labels int64 (batch,) or (batch, k) -> losses of the labels' shape. margin 0 is cross
+    entropy.
     """
 
     uses_features = False
@@ -29,5 +29,5 @@ class LDAM(nn.Module):
         self._margins = ClassConstants(scale * margin * (smallest / counts.clamp_min(smallest)) ** 0.25)
 
     def forward(self, logits: Logits, labels: torch.Tensor) -> torch.Tensor:
-        own, others, _ = target_and_rest_logits(logits, labels)
-        return -log_probability(own - self._margins.like(own)[labels], others)
+        target, rest, _ = target_and_rest_logits(logits, labels)
+        return -log_probability(target - self._margins.like(target)[labels], rest)

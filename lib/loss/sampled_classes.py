@@ -1,51 +1,51 @@
-"""Which classes a step compares with, when there are too many for all (Partial FC: An et al., CVPR 2022)."""
+"""Sampled softmax over a fraction of the classes, for too many classes (Partial FC: An et al., CVPR 2022)."""
 
 import math
+from typing import Any
 
 import torch
 
 
-def sample_rows(labels: torch.Tensor, classes: range, share: float, seed: int) -> torch.Tensor:
-    """Return the rows of the classes that a step compares with: those of its labels, and others at random.
+def sample_rows(labels: torch.Tensor, classes: range, fraction: float, seed: int) -> torch.Tensor:
+    """Return the classifier rows that a step uses: those of its labels, and others uniformly at random.
 
-    ceil(share * len(classes)) of them, or more where the labels alone might be more. Other classes are all as likely.
-    A pure function of its arguments (and of the kind of device): parts of the classes need different seeds, or their
-    draws would be alike. Nothing is read back from the device.
+    ceil(fraction * len(classes)) rows, or more where the labels may need more. A pure function of its arguments (and of
+    the device type): shards need different seeds, or their samples would be alike. Does not wait for the device.
 
     Args:
-        labels: (batch,) or (batch, k) int64; classes that are not held do not matter.
-        classes: those held, a row each.
-        share: of them to compare with, above 0.
+        labels: (batch,) or (batch, k) int64; classes of other shards are ignored.
+        classes: the classes of this shard, one row each.
+        fraction: of the rows to use, above 0.
 
     Returns:
-        (num_rows,) int64, rising; row r is class classes.start + r.
+        (num_rows,) int64, ascending; row r is class classes.start + r.
     """
-    num_held = len(classes)
-    num_rows = max(math.ceil(share * num_held), min(num_held, labels.numel()))
+    num_classes = len(classes)
+    num_rows = max(math.ceil(fraction * num_classes), min(num_classes, labels.numel()))
     generator = torch.Generator(labels.device).manual_seed(seed)
-    # A score in [0, 1) for every class, and one more place for labels that are not among them.
-    scores = torch.rand(num_held + 1, generator=generator, device=labels.device)
+    # A score in [0, 1) for every class, and one more entry for labels of other shards.
+    scores = torch.rand(num_classes + 1, generator=generator, device=labels.device)
     rows = labels.flatten() - classes.start
-    scores[rows.where((rows >= 0) & (rows < num_held), num_held)] = 2.0
-    return scores[:num_held].topk(num_rows, sorted=False).indices.sort().values
+    scores[rows.where((rows >= 0) & (rows < num_classes), num_classes)] = 2.0
+    return scores[:num_classes].topk(num_rows, sorted=False).indices.sort().values
 
 
 def take_rows(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Return tensor[rows] for rows (num_rows,) int64 without repetition.
+    """Return tensor[rows] for rows (num_rows,) int64 without duplicates.
 
-    Since none comes twice, the gradient is a copy into zeros; that of indexing adds up, one row after the other.
+    Without duplicates the gradient is one copy into zeros; the gradient of indexing accumulates row by row.
     """
-    return _Taken.apply(tensor, rows)
+    return _TakeRows.apply(tensor, rows)
 
 
-class _Taken(torch.autograd.Function):
+class _TakeRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tensor, rows):
+    def forward(ctx: Any, tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(rows)
         ctx.shape = tensor.shape
         return tensor.index_select(0, rows)
 
     @staticmethod
-    def backward(ctx, of_taken):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         (rows,) = ctx.saved_tensors
-        return of_taken.new_zeros(ctx.shape).index_copy_(0, rows, of_taken), None
+        return gradient.new_zeros(ctx.shape).index_copy_(0, rows, gradient), None

@@ -1,37 +1,36 @@
-"""The primitive of the softmax losses: an image's logit of its label against those of all other classes.
+"""The core of the softmax losses: the logit of the label against the log-sum-exp of all other classes.
 
-With own = z'_y and others = ln sum_{j != y} e^{z'_j} of adjusted logits z', the log-probability of the label is
-ln p'_y = -ln(1 + e^{others - own}). A loss that changes its label's logit (a margin) changes `own` alone, and 1 - p'_y
-keeps its digits however sure the model is. So every loss is plain arithmetic on numbers of the labels' shape, and what
-costs, the pass over (batch, num_classes) and its gradient, is written once, here.
+With target = z'_y and rest = ln sum_{j != y} e^{z'_j} of transformed logits z', the log-probability of the label is
+ln p'_y = -ln(1 + e^{rest - target}). A loss that changes the label's logit (a margin) changes `target` only, and
+1 - p'_y stays accurate when p'_y is close to 1. So every loss is arithmetic on tensors of the labels' shape, and the
+expensive part, the pass over (batch, num_classes) and its gradient, is written once, here.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from lib.loss.logits import AddLogWeights, ClassConstants, LogitTransform
-from lib.loss.sharded_logits import ClassSubset, Logits, gradient_buffer, loss_dtype, split
+from lib.loss.sharded_logits import ClassSubset, Logits, gradient_buffer, loss_dtype, values_and_subset
 
-# Numbers that one block of rows may have on a CPU: 1 MB of float32, so that a block stays in the cache of a core while
-# several passes go over it.
-_BLOCK_NUMBERS = 2**18
+# Elements of a block of rows on a CPU: 1 MB of float32, so that a block stays in a core's cache for several passes.
+_BLOCK_ELEMENTS = 2**18
 
 
 class TargetRest(NamedTuple):
-    """A label against the rest, in float32 (float64 for float64 logits).
+    """The label's logit and the rest, in float32 (float64 for float64 logits).
 
     Attributes:
-        own: the label's adjusted logit, of the labels' shape; -inf where its class was taken out.
-        others: ln sum e^ of all other classes' adjusted logits, of the labels' shape; finfo.min if there are none.
-        mean: of an image's scaled and shifted logits over all classes, (batch,) or (batch, 1); None unless asked for.
+        target: the transformed logit of the label, of the labels' shape; -inf where its class was taken out.
+        rest: ln sum e^z' over all other classes, of the labels' shape; finfo.min if there are none.
+        mean: the mean scaled and shifted logit over all classes, (batch,) or (batch, 1); None unless requested.
     """
 
-    own: torch.Tensor
-    others: torch.Tensor
+    target: torch.Tensor
+    rest: torch.Tensor
     mean: torch.Tensor | None
 
 
@@ -41,128 +40,148 @@ def target_and_rest_logits(
     *,
     scale: ClassConstants | None = None,
     shift: ClassConstants | None = None,
-    weigh: AddLogWeights | None = None,
+    add_log_weights: AddLogWeights | None = None,
     with_mean: bool = False,
 ) -> TargetRest:
-    """Return each label's adjusted logit and the log-sum-exp of the others'.
+    """Return each label's transformed logit and the log-sum-exp of the other classes' transformed logits.
 
-    z'_j = scale_j z_j + shift_j, and for all classes but the labels + ln weight_j. A shift of -inf takes a class out.
-    logits (batch, num_classes), in half precision too, or a part of them; labels int64 (batch,) or (batch, k); scale
-    and shift: a class. Memory beyond the logits: one tensor of their size from forward to backward, and the gradient.
-    Parts of the classes gather k + 1 numbers an image once (one more for the mean, k more for Block.own).
+    z'_j = scale_j z_j + shift_j, and + ln weight_j for all classes but the labels. A shift of -inf takes a class out.
+    Memory beyond the logits: one tensor of their size from forward to backward, and the gradient. Shards gather k + 1
+    numbers per image once (one more for the mean, k more for LogitBlock.target_logits).
 
-    Raises ValueError for the mean over all classes where some are drawn.
+    Args:
+        logits: (batch, num_classes), half precision included, or a shard of them.
+        labels: int64 (batch,) or (batch, k).
+        scale, shift: per class.
+
+    Raises:
+        ValueError: the mean over all classes is requested for sampled classes.
     """
-    labels_of_images = labels if labels.ndim == 2 else labels[:, None]
-    values, columns = split(logits)
-    if with_mean and columns is not None and columns.are_drawn:
-        raise ValueError('the mean over all classes is not known where some are drawn: no smoothing of labels')
-    adjustment = LogitTransform(logits, labels_of_images, scale, shift, weigh)
-    own, rest, mean = _OwnAndRest.apply(values, adjustment, with_mean, gradient_buffer(logits))
-    others = _with_other_labels(own, rest, labels_of_images)
+    label_matrix = labels if labels.ndim == 2 else labels[:, None]  # (batch, k)
+    values, subset = values_and_subset(logits)
+    if with_mean and subset is not None and subset.is_sampled:
+        raise ValueError('the mean over all classes is undefined for sampled classes: turn label smoothing off')
+    transform = LogitTransform(logits, label_matrix, scale, shift, add_log_weights)
+    target, non_labels, mean = _TargetAndNonLabels.apply(values, transform, with_mean, gradient_buffer(logits))
+    rest = _with_other_labels(target, non_labels, label_matrix)
     if labels.ndim == 1:
-        return TargetRest(own.squeeze(1), others.squeeze(1), mean)
-    return TargetRest(own, others, mean[:, None] if with_mean else None)
+        return TargetRest(target.squeeze(1), rest.squeeze(1), mean)
+    return TargetRest(target, rest, mean[:, None] if with_mean else None)
 
 
-def log_probability(own: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Return ln p_y = -ln(1 + e^{others - own})."""
-    return F.logsigmoid(own - others)
+def log_probability(target: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
+    """Return ln p_y = -ln(1 + e^{rest - target})."""
+    return F.logsigmoid(target - rest)
 
 
-def one_minus_p(own: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Return 1 - p_y, exact near p_y = 1."""
-    return torch.sigmoid(others - own)
+def one_minus_p(target: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
+    """Return 1 - p_y, accurate near p_y = 1."""
+    return torch.sigmoid(rest - target)
 
 
 def other_label_mask(labels: torch.Tensor) -> torch.Tensor:
-    """Return (batch, k, k) bool: whether label j of an image is one of the classes other than label i.
+    """Return a bool mask (batch, k, k): label j of an image is one of the classes other than label i.
 
-    Each class counts once, though it may be there twice (two images of one class, mixed).
+    A class that an image has twice (two mixed images of one class) counts once.
     """
     same = labels[:, :, None] == labels[:, None, :]  # (batch, k, k)
-    again = same.tril(diagonal=-1).any(dim=2)  # (batch, k): the class stood further left
-    return ~same & ~again[:, None, :]
+    is_repeat = same.tril(diagonal=-1).any(dim=2)  # (batch, k): an earlier label has the same class
+    return ~same & ~is_repeat[:, None, :]
 
 
 def row_blocks(tensor: torch.Tensor) -> Iterator[slice]:
-    """Give slices of rows: a few at a time on a CPU; all at once elsewhere, where each launch costs."""
+    """Yield slices of rows: cache-sized blocks on a CPU; all rows elsewhere, where every kernel launch costs time."""
     num_rows, num_columns = tensor.shape
-    step = num_rows if tensor.device.type != 'cpu' else max(1, _BLOCK_NUMBERS // max(1, num_columns))
+    step = num_rows if tensor.device.type != 'cpu' else max(1, _BLOCK_ELEMENTS // max(1, num_columns))
     for start in range(0, num_rows, max(1, step)):
         yield slice(start, min(start + step, num_rows))
 
 
-class _OwnAndRest(torch.autograd.Function):
-    """Logits -> logits of the labels (batch, k), log-sum-exp of the classes that are no label, mean."""
+class _TargetAndNonLabels(torch.autograd.Function):
+    """Logits -> the labels' logits (batch, k), log-sum-exp of the classes that are no label (batch,), mean (batch,)."""
 
     @staticmethod
-    def forward(ctx, logits, adjustment, with_mean, shares):
+    def forward(
+        ctx: Any, logits: torch.Tensor, transform: LogitTransform, with_mean: bool, probabilities: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         dtype = loss_dtype(logits)
         lowest = torch.finfo(dtype).min  # not -inf: a row of nothing else would be nan
-        ctx.overwrites = shares is not None
-        if shares is None:
-            shares = logits.new_empty(logits.shape, dtype=dtype)  # softmax over the classes that are no label
-        rest = logits.new_empty(len(logits), dtype=dtype)
-        total = torch.empty_like(rest) if with_mean else None
+        ctx.overwrites = probabilities is not None
+        if probabilities is None:
+            probabilities = logits.new_empty(logits.shape, dtype=dtype)  # softmax over the classes that are no label
+        non_labels = logits.new_empty(len(logits), dtype=dtype)
+        total = torch.empty_like(non_labels) if with_mean else None
         for rows in row_blocks(logits):
             block = logits[rows].to(dtype, copy=True)
-            adjustment.scale_and_shift(block)
-            if with_mean:
+            transform.scale_and_shift_(block)
+            if total is not None:
                 total[rows] = block.sum(dim=1)
-            adjustment.weigh(block, rows)
-            adjustment.places.put(block, rows, lowest)
+            transform.add_log_weights_(block, rows)
+            transform.label_index.fill_(block, rows, lowest)
             top = block.amax(dim=1)
-            if adjustment.columns is not None:
-                # All of them may be taken out where no label is among them.
+            if transform.subset is not None:
+                # All columns may be taken out if no label is among them.
                 block[:, 0].masked_fill_(top.isneginf(), lowest)
                 top.clamp_min_(lowest)
-            torch.softmax(block, dim=1, out=shares[rows])
-            # The largest share is e^(top - rest), at least 1 / num_classes: no third pass for the sum.
-            rest[rows] = top - shares[rows].amax(dim=1).log()
-        own, whole_rest, mean = _joined(adjustment.own, rest, total, adjustment.columns, shares.shape[1])
-        ctx.save_for_backward(shares, None if adjustment.columns is None else (rest - whole_rest).exp_())
-        ctx.places, ctx.scale, ctx.logits_dtype = adjustment.places, adjustment.scale, logits.dtype
-        ctx.num_classes = shares.shape[1] if adjustment.columns is None else adjustment.columns.num_classes
-        return own, whole_rest, mean
+            torch.softmax(block, dim=1, out=probabilities[rows])
+            # The largest probability is e^(top - non_labels), at least 1 / num_classes: no third pass for the sum.
+            non_labels[rows] = top - probabilities[rows].amax(dim=1).log()
+        target, all_non_labels, mean = _joined(
+            transform.target, non_labels, total, transform.subset, probabilities.shape[1]
+        )
+        fraction_of_shard = None if transform.subset is None else (non_labels - all_non_labels).exp_()
+        ctx.save_for_backward(probabilities, fraction_of_shard)
+        ctx.label_index, ctx.scale, ctx.logits_dtype = transform.label_index, transform.scale, logits.dtype
+        ctx.num_classes = probabilities.shape[1] if transform.subset is None else transform.subset.num_classes
+        return target, all_non_labels, mean
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, of_own, of_rest, of_mean):
-        shares, share_of_part = ctx.saved_tensors
-        gradient = shares if ctx.overwrites else shares.new_empty(shares.shape, dtype=ctx.logits_dtype)
-        if share_of_part is not None:
-            of_rest = of_rest * share_of_part
-        for rows in row_blocks(shares):
-            block = gradient[rows] if gradient.dtype == shares.dtype else torch.empty_like(shares[rows])
-            torch.mul(shares[rows], of_rest[rows, None], out=block)
-            ctx.places.add(block, rows, of_own[rows])
-            if of_mean is not None:
-                block.add_(of_mean[rows, None] / ctx.num_classes)
+    def backward(
+        ctx: Any, grad_target: torch.Tensor, grad_non_labels: torch.Tensor, grad_mean: torch.Tensor | None
+    ) -> tuple[torch.Tensor, None, None, None]:
+        probabilities, fraction_of_shard = ctx.saved_tensors
+        gradient = (
+            probabilities if ctx.overwrites else probabilities.new_empty(probabilities.shape, dtype=ctx.logits_dtype)
+        )
+        if fraction_of_shard is not None:
+            grad_non_labels = grad_non_labels * fraction_of_shard
+        for rows in row_blocks(probabilities):
+            is_exact = gradient.dtype == probabilities.dtype
+            block = gradient[rows] if is_exact else torch.empty_like(probabilities[rows])
+            torch.mul(probabilities[rows], grad_non_labels[rows, None], out=block)
+            ctx.label_index.add_(block, rows, grad_target[rows])
+            if grad_mean is not None:
+                block.add_(grad_mean[rows, None] / ctx.num_classes)
             if ctx.scale is not None:
                 block.mul_(ctx.scale)
-            if block.dtype != gradient.dtype:
+            if not is_exact:
                 gradient[rows] = block
         return gradient, None, None, None
 
 
 def _joined(
-    own: torch.Tensor, rest: torch.Tensor, total: torch.Tensor | None, columns: ClassSubset | None, num_columns: int
+    target: torch.Tensor,
+    non_labels: torch.Tensor,
+    total: torch.Tensor | None,
+    subset: ClassSubset | None,
+    num_columns: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Return own (batch, k), rest (batch,) and the mean (batch,) over all parts of the classes, in one collective."""
-    if columns is None:
-        return own, rest, None if total is None else total / num_columns
-    parts = columns.join(torch.column_stack([own, rest] if total is None else [own, rest, total]))
-    k = own.shape[1]
-    mean = None if total is None else parts[..., k + 1].sum(dim=0) / columns.num_classes
-    return parts[..., :k].sum(dim=0), parts[..., k].logsumexp(dim=0), mean
+    """Return target (batch, k), non_labels (batch,) and mean (batch,) over all shards, in one collective."""
+    if subset is None:
+        return target, non_labels, None if total is None else total / num_columns
+    columns = [target, non_labels] if total is None else [target, non_labels, total]
+    shards = subset.all_gather(torch.column_stack(columns))  # (num_shards, batch, k + 1 or k + 2)
+    k = target.shape[1]
+    mean = None if total is None else shards[..., k + 1].sum(dim=0) / subset.num_classes
+    return shards[..., :k].sum(dim=0), shards[..., k].logsumexp(dim=0), mean
 
 
-def _with_other_labels(own: torch.Tensor, rest: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return (batch, k): to each label the rest and the image's other labels."""
+def _with_other_labels(target: torch.Tensor, non_labels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return (batch, k): for each label the log-sum-exp of non_labels and the image's other labels."""
     if labels.shape[1] == 1:
-        return rest[:, None]
-    lowest = torch.finfo(own.dtype).min  # as above: the gradient of a logsumexp of -inf alone is nan
-    others = own[:, None, :].masked_fill(~other_label_mask(labels), lowest)  # (batch, k, k)
-    rest = rest[:, None, None].expand(-1, labels.shape[1], 1)
-    return torch.cat([others, rest], dim=2).logsumexp(dim=2)
+        return non_labels[:, None]
+    lowest = torch.finfo(target.dtype).min  # as above: the gradient of a logsumexp of only -inf is nan
+    other_labels = target[:, None, :].masked_fill(~other_label_mask(labels), lowest)  # (batch, k, k)
+    non_labels = non_labels[:, None, None].expand(-1, labels.shape[1], 1)
+    return torch.cat([other_labels, non_labels], dim=2).logsumexp(dim=2)

@@ -1,4 +1,4 @@
-"""What a batch is to be recognised as: a label an image, or several that share it."""
+"""Training targets of a batch: one label per image, or several with mixing coefficients."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ import torch
 
 @dataclass(frozen=True)
 class Targets:
-    """Labels of a batch. A mixed image has a few labels with shares: no (batch, num_classes) matrix is needed.
+    """Labels of a batch. A mixed image has a few labels with coefficients: no (batch, num_classes) matrix is needed.
 
     Attributes:
         labels: (batch,) or (batch, k) int64.
-        shares: (batch, k) float32, at least 0, adding up to 1 a row; None with one label an image.
-        weights: (batch,) float32, how much each image counts; None: all the same.
+        shares: (batch, k) float32 mixing coefficients, at least 0, each row sums to 1; None with one label per image.
+        weights: (batch,) float32 weights of the images; None: all 1.
     """
 
     labels: torch.Tensor
@@ -21,7 +21,7 @@ class Targets:
 
     @property
     def hard(self) -> torch.Tensor:
-        """The label with the largest share of each image, (batch,) int64."""
+        """Return the label with the largest coefficient of each image, (batch,) int64."""
         if self.shares is None:
             return self.labels
         return self.labels.gather(1, self.shares.argmax(dim=1, keepdim=True)).squeeze(1)

@@ -10,14 +10,13 @@ from lib.loss.balanced_softmax import BalancedSoftmax
 from lib.loss.class_dependent_temperatures import ClassDependentTemperatures
 from lib.loss.cosface import CosFace
 from lib.loss.cross_entropy import CrossEntropy
-from lib.loss.focal import Focal
+from lib.loss.focal import Focal, SigmoidFocal
 from lib.loss.generalized_cross_entropy import GeneralizedCrossEntropy
 from lib.loss.influence_balanced import InfluenceBalanced
 from lib.loss.label_aware_smoothing import LabelAwareSmoothing
 from lib.loss.ldam import LDAM
 from lib.loss.logit_adjustment import LogitAdjustment
 from lib.loss.seesaw import Seesaw
-from lib.loss.sigmoid_focal import SigmoidFocal
 from lib.loss.softmax_equalization import SoftmaxEqualization
 from lib.loss.symmetric_cross_entropy import SymmetricCrossEntropy
 from lib.loss.targets import Targets
@@ -26,7 +25,7 @@ from lib.loss.weighted import WeightedLoss
 from tests.oracles import losses as oracle
 
 COUNTS = [500, 70, 1, 0, 12, 3]  # one class without images
-SCALE = 16.0  # of cosine logits
+SCALE = 16.0  # of the cosine classifier
 
 
 class Case(NamedTuple):
@@ -56,7 +55,7 @@ CASES = {
     ),
     'ldam': Case(lambda n: LDAM(n, 0.5, SCALE), lambda z, y, n, h: oracle.ldam(z, y, n, 0.5, SCALE)),
     'softmax_equalization': Case(
-        lambda n: SoftmaxEqualization(n, tail_share=0.05, probability=1.0),
+        lambda n: SoftmaxEqualization(n, tail_fraction=0.05, probability=1.0),
         lambda z, y, n, h: oracle.softmax_equalization(z, y, n, 0.05, 1),
     ),
     'label_aware_smoothing': Case(
@@ -92,14 +91,14 @@ CASES = {
 
 
 class Problem(NamedTuple):
-    """Float64 logits within a cosine classifier's range, features, labels and what they share."""
+    """Float64 logits within the range of a cosine classifier, features, and targets."""
 
     logits: torch.Tensor
     features: torch.Tensor
     targets: Targets
 
     def to(self, dtype: torch.dtype) -> 'Problem':
-        """Return it with logits and features in `dtype`, shares and weights in float32."""
+        """Return the problem with logits and features in `dtype`, coefficients and weights in float32."""
         targets = self.targets
         shares = None if targets.shares is None else targets.shares.float()
         weights = None if targets.weights is None else targets.weights.float()
@@ -107,7 +106,7 @@ class Problem(NamedTuple):
 
 
 def problem(seed: int, num_classes: int = len(COUNTS), batch: int = 9, k: int = 0) -> Problem:
-    """Labels (batch,), or (batch, k) with shares and images' weights; the first image is of class 0."""
+    """Return random logits and labels (batch,), or (batch, k) with coefficients and image weights; labels[0] is 0."""
     random = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(batch, num_classes, dtype=torch.float64, generator=random)
     logits.clamp_(-0.99 * SCALE, 0.99 * SCALE)
@@ -116,32 +115,32 @@ def problem(seed: int, num_classes: int = len(COUNTS), batch: int = 9, k: int = 
     labels[0] = 0
     if not k:
         return Problem(logits, features, Targets(labels))
-    # In float64 like the logits, since the gradients of an image's labels partly cancel.
+    # float64 like the logits, because the gradients of the labels of an image partly cancel.
     shares = torch.rand(batch, k, dtype=torch.float64, generator=random)
     weights = torch.rand(batch, dtype=torch.float64, generator=random)
     return Problem(logits, features, Targets(labels, shares / shares.sum(dim=1, keepdim=True), weights))
 
 
-def fast(case: Case, given: Problem, counts=COUNTS, **options):
-    """Return the average loss, and its gradients by logits and features (0 where there is none)."""
+def fast(case: Case, problem: Problem, counts=COUNTS, **options):
+    """Return the weighted loss and its gradients with respect to logits and features (0 where there is none)."""
     loss = WeightedLoss(case.make(torch.tensor(counts)), torch.tensor(counts), **options)
-    return value_and_gradients(lambda z, h: loss(z, given.targets, h), given.logits, given.features)
+    return value_and_gradients(lambda z, h: loss(z, problem.targets, h), problem.logits, problem.features)
 
 
-def slow(case: Case, given: Problem, counts=COUNTS, **options):
-    """Return the same of the oracle."""
-    targets = given.targets
+def slow(case: Case, problem: Problem, counts=COUNTS, **options):
+    """Return the same, computed by the oracle."""
+    targets = problem.targets
     labels = targets.labels.reshape(len(targets.labels), -1).tolist()
-    shares = None if targets.shares is None else targets.shares.tolist()
+    lam = None if targets.shares is None else targets.shares.tolist()
     weights = None if targets.weights is None else targets.weights.tolist()
 
     def value(logits, features):
         def of(i, label):
             return case.slow(logits[i], label, counts, features[i])
 
-        return oracle.average(of, labels, counts, shares, weights, **options)
+        return oracle.weighted(of, labels, counts, lam, weights, **options)
 
-    return value_and_gradients(value, given.logits, given.features)
+    return value_and_gradients(value, problem.logits, problem.features)
 
 
 def value_and_gradients(function, logits, features=None):

@@ -1,4 +1,4 @@
-"""The balanced contrastive loss against its oracle, in its limiting cases and at the ends of float32."""
+"""Balanced contrastive loss against its oracle, in limiting cases and for extreme values."""
 
 import pytest
 import torch
@@ -30,8 +30,8 @@ def value_and_gradients(loss, embeddings, prototypes, labels):
     temperature=st.sampled_from([0.07, 0.1, 1.0]),
     seed=st.integers(0, 2**31),
 )
-def test_equals_its_oracle(labels, temperature, seed):
-    """Classes of none, one and several images among them."""
+def test_equals_the_oracle(labels, temperature, seed):
+    """Including classes with no, one and several images."""
     inputs = problem(labels, 5, seed)
     found = value_and_gradients(BalancedContrastive(temperature), *inputs)
     expected = value_and_gradients(lambda e, p, y: oracle(e, p, y, temperature), *inputs)
@@ -47,8 +47,8 @@ def test_one_image_is_cross_entropy_over_the_prototypes():
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
-def test_a_class_weighs_the_same_however_many_images_it_has():
-    """Class-averaging: images that lie at their prototypes only make each class longer, so it is cross entropy."""
+def test_weight_of_a_class_does_not_depend_on_its_images():
+    """Class averaging: with every embedding equal to its prototype the loss is cross entropy over the prototypes."""
     _, prototypes, labels = problem([0, 0, 0, 0, 1, 3, 3], 5, seed=2)
     embeddings = prototypes[labels]
     found = BalancedContrastive(0.1)(embeddings, prototypes, labels)
@@ -60,7 +60,7 @@ def test_equal_embeddings_are_finite():
     prototypes = F.normalize(torch.ones(3, 4), dim=1).requires_grad_()
     value = BalancedContrastive(1e-3)(same, prototypes, torch.tensor([0, 0, 0, 0, 1, 1]))
     value.backward()
-    # Every class weighs the same, so an image cannot tell its own from the other two.
+    # The three classes have equal weight and equal similarity: the loss is ln 3.
     assert value.item() == pytest.approx(torch.tensor(3.0).log().item(), abs=1e-3)
     assert same.grad.isfinite().all()
     assert prototypes.grad.isfinite().all()

@@ -1,4 +1,4 @@
-"""Class weights against their formulas, and what they average to."""
+"""Class weights against their formulas and limits."""
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from lib.loss.weighted import effective_number, inverse_frequency
 
 
-def normalised(raw):
-    """Averaging to 1 over the classes that have a weight."""
+def with_mean_1(raw):
+    """Scale weights to a mean of 1 over the classes with a weight above 0."""
     present = [weight for weight in raw if weight]
     return [weight * len(present) / sum(present) for weight in raw]
 
@@ -28,7 +28,7 @@ def test_equal_their_formulas(counts, beta, exponent):
         (inverse_frequency(torch.tensor(counts), exponent), by_count),
     ]:
         assert found.dtype == torch.float32
-        torch.testing.assert_close(found, torch.tensor(normalised(raw)), rtol=1e-6, atol=1e-12)
+        torch.testing.assert_close(found, torch.tensor(with_mean_1(raw)), rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize('counts', [[500, 70, 1, 0, 12, 3], [1, 1], [8000]])
@@ -37,6 +37,6 @@ def test_limits(counts):
     ones = (counts > 0).float()
     torch.testing.assert_close(effective_number(counts, 0.0), ones)
     torch.testing.assert_close(inverse_frequency(counts, 0.0), ones)
-    # Towards 1 every image is new: inverse frequency. Terms of the order (1 - beta) n are left.
+    # beta -> 1 is inverse frequency, up to terms of order (1 - beta) n.
     almost = effective_number(counts, 1 - 1e-12)
     torch.testing.assert_close(almost, inverse_frequency(counts, 1.0), rtol=1e-6, atol=1e-12)

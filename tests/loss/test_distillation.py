@@ -22,7 +22,7 @@ def value_and_gradient(loss, logits, teacher):
 
 @pytest.mark.parametrize('seed', range(3))
 @pytest.mark.parametrize(('temperature', 'power'), [(3.0, 0.5), (1.0, 1.0), (2.0, 0.0), (0.5, 0.3)])
-def test_equals_its_oracle(seed, temperature, power):
+def test_equals_the_oracle(seed, temperature, power):
     logits, teacher = problem(seed)
     found = value_and_gradient(Distillation(temperature, power), logits, teacher)
     expected = value_and_gradient(lambda z, t: oracle(z, t, temperature, power), logits, teacher)
@@ -30,7 +30,7 @@ def test_equals_its_oracle(seed, temperature, power):
     torch.testing.assert_close(found[1], expected[1], rtol=1e-6, atol=1e-10)
 
 
-def test_a_student_like_its_teacher_has_nothing_to_learn():
+def test_loss_is_0_for_equal_student_and_teacher():
     logits, _ = problem(4)
     value, gradient = value_and_gradient(Distillation(3.0, 1.0), logits, logits)
     assert value.abs() < 1e-12
@@ -38,8 +38,8 @@ def test_a_student_like_its_teacher_has_nothing_to_learn():
     assert value_and_gradient(Distillation(3.0, 0.5), logits, logits)[0] > 1e-3
 
 
-def test_no_power_is_label_smoothing_over_all_classes():
-    """Power 0 and temperature 1: the cross entropy with the uniform distribution, less its entropy."""
+def test_power_0_is_cross_entropy_with_the_uniform_distribution():
+    """Power 0 and temperature 1: cross entropy minus the entropy of the uniform distribution."""
     logits, teacher = problem(5)
     uniform = torch.full_like(logits, 1 / 7)
     expected = value_and_gradient(lambda z, _: F.cross_entropy(z, uniform), logits, teacher)

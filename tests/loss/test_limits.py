@@ -1,4 +1,4 @@
-"""Limiting cases: where a loss's parameter vanishes it is cross entropy, or the loss that it generalises."""
+"""Limiting cases: with its parameter at the limit a loss is cross entropy, or the loss that it generalizes."""
 
 import functools
 import math
@@ -12,14 +12,13 @@ from lib.loss.balanced_softmax import BalancedSoftmax
 from lib.loss.class_dependent_temperatures import ClassDependentTemperatures
 from lib.loss.cosface import CosFace
 from lib.loss.cross_entropy import CrossEntropy
-from lib.loss.focal import Focal
+from lib.loss.focal import Focal, SigmoidFocal
 from lib.loss.generalized_cross_entropy import GeneralizedCrossEntropy
 from lib.loss.influence_balanced import InfluenceBalanced
 from lib.loss.label_aware_smoothing import LabelAwareSmoothing
 from lib.loss.ldam import LDAM
 from lib.loss.logit_adjustment import LogitAdjustment
 from lib.loss.seesaw import Seesaw
-from lib.loss.sigmoid_focal import SigmoidFocal
 from lib.loss.softmax_equalization import SoftmaxEqualization
 from lib.loss.symmetric_cross_entropy import SymmetricCrossEntropy
 from lib.loss.targets import Targets
@@ -40,8 +39,8 @@ CROSS_ENTROPY = {
     'CDT gamma 0': ClassDependentTemperatures(N, 0.0),
     'CDT with equal counts': ClassDependentTemperatures(EQUAL, 0.3),
     'LDAM margin 0': LDAM(N, 0.0, SCALE),
-    'SEQL probability 0': SoftmaxEqualization(N, tail_share=0.05, probability=0.0),
-    'SEQL without tail classes': SoftmaxEqualization(N, tail_share=0.0, probability=1.0),
+    'SEQL probability 0': SoftmaxEqualization(N, tail_fraction=0.05, probability=0.0),
+    'SEQL without tail classes': SoftmaxEqualization(N, tail_fraction=0.0, probability=1.0),
     'LAS without smoothing': LabelAwareSmoothing(N, 0.0, 0.0, 'concave'),
     'seesaw exponents 0': Seesaw(N, 0.0, 0.0),
     'GCE q 0': GeneralizedCrossEntropy(0.0),
@@ -53,7 +52,7 @@ CROSS_ENTROPY = {
 
 def losses_and_gradient(loss, some):
     labels = some.targets.labels
-    weights = torch.arange(1.0, 1 + labels.numel()).view_as(labels)  # so that no two images look alike
+    weights = torch.arange(1.0, 1 + labels.numel()).view_as(labels)  # so that all images have different gradients
     return value_and_gradients(lambda z, h: (loss(z, labels) * weights).sum(), some.logits)
 
 
@@ -72,21 +71,21 @@ def test_limit_is_cross_entropy(name):
         (VectorScaling(N, gamma=0.3, tau=0.0), ClassDependentTemperatures(N, 0.3), 1e-12),
         (GeneralizedCrossEntropy(1e-7), CrossEntropy(), 1e-5),
         (LabelAwareSmoothing(EQUAL, 0.3, 0.1, 'convex'), LabelAwareSmoothing(N, 0.3, 0.3, 'linear'), 1e-12),
-        # A label of 1 - eps and eps / (C - 1) elsewhere is plain smoothing by eps C / (C - 1).
+        # 1 - eps on the label and eps / (C - 1) elsewhere is label smoothing by eps C / (C - 1).
         (LabelAwareSmoothing(N, 0.3, 0.3, 'linear'), CrossEntropy(0.3 * 6 / 5), 1e-9),
         (SymmetricCrossEntropy(0.0, 0.25), GeneralizedCrossEntropy(1.0), 1e-9),
     ],
     ids=['LA tau 1', 'VS gamma 0', 'VS tau 0', 'GCE q -> 0', 'LAS with equal counts', 'LAS constant', 'MAE'],
 )
-def test_limit_is_the_loss_it_generalises(loss, limit, rtol):
+def test_limit_is_the_loss_it_generalizes(loss, limit, rtol):
     some = problem(seed=12)
     assert_same(losses_and_gradient(loss, some), losses_and_gradient(limit, some), rtol=rtol)
 
 
-def test_label_smoothing_is_torchs():
+def test_label_smoothing_equals_torch():
     some = problem(seed=13)
-    torchs = functools.partial(F.cross_entropy, reduction='none', label_smoothing=0.1)
-    assert_same(losses_and_gradient(CrossEntropy(0.1), some), losses_and_gradient(torchs, some), rtol=1e-9)
+    torch_loss = functools.partial(F.cross_entropy, reduction='none', label_smoothing=0.1)
+    assert_same(losses_and_gradient(CrossEntropy(0.1), some), losses_and_gradient(torch_loss, some), rtol=1e-9)
 
 
 def test_sigmoid_focal_gamma_0_is_the_sum_of_binary_cross_entropies():
@@ -100,7 +99,7 @@ def test_sigmoid_focal_gamma_0_is_the_sum_of_binary_cross_entropies():
 
 
 @pytest.mark.parametrize('gamma', [0.0, 1.0, 2.0, 3.5])
-def test_sigmoid_focal_has_no_special_gamma(gamma):
+def test_sigmoid_focal_is_continuous_in_gamma(gamma):
     some = problem(seed=15)
     near = losses_and_gradient(SigmoidFocal(gamma + 1e-9), some)
     assert_same(losses_and_gradient(SigmoidFocal(gamma), some), near, rtol=1e-6, atol=1e-8)
@@ -118,8 +117,8 @@ def test_influence_balanced_without_influence_is_cross_entropy():
 def test_class_balanced_loss_without_weights_is_cross_entropy(weights):
     some = problem(seed=17)
     labels = torch.where(some.targets.labels == 3, 0, some.targets.labels)  # class 3 has no images
-    for over_weights in (True, False):
-        loss = WeightedLoss(CrossEntropy(), N, weights, over_weights=over_weights)
+    for weighted_mean in (True, False):
+        loss = WeightedLoss(CrossEntropy(), N, weights, weighted_mean=weighted_mean)
         found = value_and_gradients(lambda z, h, of=loss: of(z, Targets(labels)), some.logits)
         assert_same(found, value_and_gradients(lambda z, h: F.cross_entropy(z, labels), some.logits))
 
@@ -133,15 +132,15 @@ def test_arcface_falls_with_the_cosine_beyond_pi_minus_margin():
     assert (losses[:-2] > plain[:-2]).all()
 
 
-def test_a_margin_scales_with_the_cosine():
-    """LDAM and CosFace of s cos with scale s: the margin is of the cosine."""
+def test_margin_is_multiplied_by_the_scale():
+    """LDAM and CosFace on s cos with scale s: the margin is subtracted from the cosine."""
     logits = torch.tensor([[SCALE * 0.3, SCALE * 0.1]], dtype=torch.float64)
     expected = math.log1p(math.exp(SCALE * (0.1 - (0.3 - 0.35))))
     for loss in (CosFace(0.35, SCALE), LDAM(torch.tensor([5, 5]), 0.35, SCALE)):
         assert loss(logits, torch.tensor([0])).item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_focal_below_one_is_finite_at_a_certain_image():
+def test_focal_gamma_below_1_is_finite_at_p_1():
     loss = Focal(0.5)
     value, gradient, _ = value_and_gradients(
         lambda z, h: loss(z, torch.tensor([0])).sum(), torch.tensor([[200.0, -200.0]])
@@ -150,22 +149,22 @@ def test_focal_below_one_is_finite_at_a_certain_image():
     assert gradient.isfinite().all()
 
 
-def test_softmax_equalization_spares_by_chance():
-    """Each image has the loss of probability 0 or of 1, as often as it should; the global generator decides."""
+def test_softmax_equalization_excludes_tail_with_its_probability():
+    """Each image has the loss of probability 0 or 1, in the expected proportion, drawn from the global generator."""
     logits = torch.randn(1, 6, dtype=torch.float64).expand(2000, -1)
     labels = torch.zeros(2000, dtype=torch.int64)
-    plain, spared = (SoftmaxEqualization(N, 0.05, chance)(logits, labels)[0] for chance in (0.0, 1.0))
+    plain, excluded = (SoftmaxEqualization(N, 0.05, probability)(logits, labels)[0] for probability in (0.0, 1.0))
     torch.manual_seed(3)
     losses = SoftmaxEqualization(N, 0.05, 0.7)(logits, labels)
-    is_spared = losses == spared
-    assert (is_spared | (losses == plain)).all()
-    assert abs(is_spared.double().mean() - 0.7) < 5 * math.sqrt(0.7 * 0.3 / 2000)
+    is_excluded = losses == excluded
+    assert (is_excluded | (losses == plain)).all()
+    assert abs(is_excluded.double().mean() - 0.7) < 5 * math.sqrt(0.7 * 0.3 / 2000)
     torch.manual_seed(3)
     assert torch.equal(losses, SoftmaxEqualization(N, 0.05, 0.7)(logits, labels))
 
 
-def test_softmax_equalization_that_spares_all_others_has_no_loss():
-    loss = SoftmaxEqualization(N, tail_share=1.0, probability=1.0)
+def test_softmax_equalization_is_0_if_all_others_are_excluded():
+    loss = SoftmaxEqualization(N, tail_fraction=1.0, probability=1.0)
     some = problem(seed=18)
     value, gradient, _ = losses_and_gradient(loss, some)
     assert value == 0

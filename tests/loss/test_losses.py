@@ -1,4 +1,4 @@
-"""Every loss against its oracle (values and gradients), and at the ends of what numbers can say."""
+"""Every loss against its oracle (values and gradients), in all precisions and for extreme logits."""
 
 import pytest
 import torch
@@ -15,8 +15,8 @@ every_loss = pytest.mark.parametrize('name', CASES)
 @pytest.mark.parametrize('k', [0, 2, 3])
 @pytest.mark.parametrize('seed', range(3))
 @every_loss
-def test_equals_its_oracle(name, seed, k):
-    """Labels with k > 1 have repetitions: 6 classes, 9 images."""
+def test_equals_the_oracle(name, seed, k):
+    """With k > 1 some images have one class twice: 6 classes, 9 images."""
     some = problem(seed, k=k)
     assert_same(fast(CASES[name], some), slow(CASES[name], some))
 
@@ -28,23 +28,23 @@ def test_equals_its_oracle(name, seed, k):
     k=st.integers(0, 2),
 )
 @every_loss
-def test_equals_its_oracle_for_any_counts(name, counts, seed, k):
+def test_equals_the_oracle_for_any_counts(name, counts, seed, k):
     some = problem(seed, num_classes=len(counts), batch=4, k=k)
     some.targets.labels[0] = counts.index(max(counts))
     assert_same(fast(CASES[name], some, counts), slow(CASES[name], some, counts), atol=1e-9)
 
 
 @every_loss
-def test_one_entry_is_the_loss_were_that_the_label(name):
+def test_each_entry_is_the_loss_of_that_label_alone(name):
     loss = CASES[name].make(torch.tensor(COUNTS))
     logits, features, targets = problem(seed=4, k=3)
     extra = (features,) if loss.uses_features else ()
-    together = loss(logits, targets.labels, *extra)
-    assert together.shape == targets.labels.shape
+    matrix = loss(logits, targets.labels, *extra)
+    assert matrix.shape == targets.labels.shape
     for k in range(3):
-        alone = loss(logits, targets.labels[:, k], *extra)
-        assert alone.shape == (len(logits),)
-        torch.testing.assert_close(together[:, k], alone, rtol=1e-12, atol=1e-12)
+        column = loss(logits, targets.labels[:, k], *extra)
+        assert column.shape == (len(logits),)
+        torch.testing.assert_close(matrix[:, k], column, rtol=1e-12, atol=1e-12)
 
 
 @every_loss
@@ -57,13 +57,13 @@ def test_float32_is_close_to_float64(name):
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 @every_loss
-def test_half_precision_logits_are_computed_on_in_float32(name, dtype):
+def test_half_precision_logits_are_computed_in_float32(name, dtype):
     some = problem(seed=8, k=2)
-    halves = some.to(dtype)
-    value, gradient, _ = fast(CASES[name], halves)
+    half = some.to(dtype)
+    value, gradient, _ = fast(CASES[name], half)
     assert value.dtype == torch.float32
     assert gradient.dtype == dtype
-    expected, expected_gradient, _ = fast(CASES[name], halves.to(torch.float32))
+    expected, expected_gradient, _ = fast(CASES[name], half.to(torch.float32))
     torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(gradient.float(), expected_gradient, rtol=1e-2, atol=1e-5)
     exact, _, _ = fast(CASES[name], some)
@@ -93,7 +93,7 @@ def test_huge_logits_have_finite_gradients(name, size):
 
 @every_loss
 def test_labels_without_images_have_no_nan(name):
-    """AverageLoss leaves them out; what it leaves out must not come back as 0 * nan."""
+    """WeightedLoss ignores them: no 0 * nan."""
     empty = COUNTS.index(0)
     logits, features, _ = problem(seed=5)
     targets = Targets(torch.full((len(logits),), empty))
@@ -118,7 +118,7 @@ def test_a_class_without_images_is_left_out_of_the_softmax(name):
 
 
 @every_loss
-def test_constants_are_no_part_of_a_checkpoint(name):
+def test_constants_are_not_in_the_state_dict(name):
     assert not CASES[name].make(torch.tensor(COUNTS)).state_dict()
 
 
@@ -126,6 +126,6 @@ def test_constants_are_no_part_of_a_checkpoint(name):
 @pytest.mark.parametrize(
     'name', ['balanced_softmax', 'ldam', 'seesaw', 'softmax_equalization', 'label_aware_smoothing']
 )
-def test_senseless_counts_are_refused(name, counts):
+def test_invalid_counts_raise(name, counts):
     with pytest.raises(ValueError, match='class_counts'):
         CASES[name].make(torch.tensor(counts))

@@ -1,4 +1,4 @@
-"""A sample of the classes: its labels are always there, the others by chance."""
+"""Sampled classes: all labels, and a uniform sample of the others."""
 
 import math
 
@@ -16,16 +16,16 @@ from lib.loss.sampled_classes import sample_rows, take_rows
     cuts=st.tuples(st.floats(0, 1), st.floats(0, 1)),
     batch=st.integers(0, 40),
     k=st.integers(0, 3),
-    share=st.floats(1e-4, 1.0),
+    fraction=st.floats(1e-4, 1.0),
     seed=st.integers(0, 2**63 - 1),
 )
-def test_no_label_is_missed(num_classes, cuts, batch, k, share, seed):
+def test_sample_contains_all_labels(num_classes, cuts, batch, k, fraction, seed):
     first, last = sorted(int(cut * num_classes) for cut in cuts)
     classes = range(first, max(last, first + 1)) if first < num_classes else range(num_classes)
     labels = torch.randint(num_classes, (batch, k) if k else (batch,), generator=torch.Generator().manual_seed(seed))
-    rows = sample_rows(labels, classes, share, seed)
+    rows = sample_rows(labels, classes, fraction, seed)
     assert rows.dtype == torch.int64
-    assert len(rows) == max(math.ceil(share * len(classes)), min(len(classes), labels.numel()))
+    assert len(rows) == max(math.ceil(fraction * len(classes)), min(len(classes), labels.numel()))
     assert (rows.diff() > 0).all()
     assert not len(rows) or (rows[0] >= 0 and rows[-1] < len(classes))
     assert {label for label in labels.flatten().tolist() if label in classes} <= {
@@ -33,7 +33,7 @@ def test_no_label_is_missed(num_classes, cuts, batch, k, share, seed):
     }
 
 
-def test_it_is_a_function_of_its_seed():
+def test_sample_is_a_function_of_its_seed():
     labels = torch.tensor([3, 50])
     torch.manual_seed(0)
     first = sample_rows(labels, range(1000), 0.1, 7)
@@ -44,13 +44,13 @@ def test_it_is_a_function_of_its_seed():
     assert not torch.equal(sample_rows(labels, range(1000), 0.1, 8), first)
 
 
-def test_all_classes_are_all_rows():
+def test_fraction_1_returns_all_rows():
     assert torch.equal(sample_rows(torch.tensor([2, 2]), range(5, 14), 1.0, 3), torch.arange(9))
 
 
 @pytest.mark.parametrize('seed', range(3))
-def test_other_classes_are_all_as_likely(seed):
-    """Chi-squared of 4,000 draws of 10 of 40 classes, two of them labels: 38 others share 8 places."""
+def test_other_classes_are_equally_likely(seed):
+    """Chi-squared of 4,000 samples of 10 out of 40 classes, two of them labels: 8 of the 38 others are drawn."""
     labels, draws = torch.tensor([100, 117, 117, 5]), 4000
     counts = torch.zeros(40)
     for draw in range(draws):
@@ -58,13 +58,13 @@ def test_other_classes_are_all_as_likely(seed):
     assert counts[0] == counts[17] == draws
     others = torch.cat([counts[1:17], counts[18:]])
     expected = draws * 8 / 38
-    # Draws without repetition vary less than independent ones by the factor 1 - 8/38, and have 37 free places.
+    # Sampling without replacement has a smaller variance, by the factor 1 - 8/38, and 37 degrees of freedom.
     statistic = ((others - expected) ** 2).sum() / (expected * (1 - 8 / 38))
     assert abs(statistic - 38) < 5 * math.sqrt(2 * 38), f'seed {seed}: {statistic}'
 
 
 @pytest.mark.parametrize('shape', [(9,), (9, 4)])
-def test_taken_rows_are_those_of_indexing(shape):
+def test_take_rows_equals_indexing(shape):
     random = torch.Generator().manual_seed(3)
     tensor = torch.randn(shape, dtype=torch.float64, generator=random)
     rows = torch.tensor([0, 2, 3, 8])

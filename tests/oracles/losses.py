@@ -1,4 +1,4 @@
-"""Losses of one image (logits (num_classes,) float64, its label) as their papers write them: loops, plain sums."""
+"""Losses of one image from its float64 logits (num_classes,) and label, in loops, written from the papers."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 
 
 def softmax(logits, weights=None):
-    """weights_c e^{z_c} / sum of the same; the largest logit is taken off first, weights None are 1."""
+    """Return the list of w_c e^{z_c} / sum_j w_j e^{z_j}; weights None: 1. The largest logit is subtracted first."""
     weights = weights or [1.0] * len(logits)
     top = max(z for z, weight in zip(logits.detach().tolist(), weights, strict=True) if weight > 0)
     terms = [weight * torch.exp(z - top) if weight > 0 else z * 0 for weight, z in zip(weights, logits, strict=True)]
@@ -31,8 +31,8 @@ def sigmoid_focal(logits, label, gamma):
     loss = 0.0
     for c in range(len(logits)):
         s = 1 / (1 + torch.exp(-logits[c]))
-        right = s if c == label else 1 - s
-        loss = loss - (1 - right) ** gamma * torch.log(right)
+        p_t = s if c == label else 1 - s
+        loss = loss - (1 - p_t) ** gamma * torch.log(p_t)
     return loss
 
 
@@ -49,7 +49,7 @@ def class_dependent_temperatures(logits, label, counts, gamma):
 
 
 def vector_scaling(logits, label, counts, gamma, tau):
-    """Classes without images are left out: their temperature is infinite, or their prior 0."""
+    """Leave classes without images out: their temperature is infinite, or their prior is 0."""
     scaled, weights = [], []
     for z, count in zip(logits, counts, strict=True):
         scaled.append(z * (count / max(counts)) ** gamma)
@@ -65,12 +65,12 @@ def ldam(logits, label, counts, margin, scale):
     return cross_entropy(torch.stack(shifted), label)
 
 
-def softmax_equalization(logits, label, counts, tail_share, spares):
-    """`spares`: beta, 0 or 1."""
+def softmax_equalization(logits, label, counts, tail_fraction, beta):
+    """Compute the loss for beta 0 or 1."""
     weights = []
     for c, count in enumerate(counts):
-        is_tail = 1 if count / sum(counts) < tail_share else 0
-        weights.append(1.0 - spares * is_tail * (0 if c == label else 1))
+        is_tail = 1 if count / sum(counts) < tail_fraction else 0
+        weights.append(1.0 - beta * is_tail * (0 if c == label else 1))
     return -torch.log(softmax(logits, weights)[label])
 
 
@@ -140,16 +140,16 @@ def cosface(logits, label, margin, scale):
     return cross_entropy(torch.stack(shifted), label)
 
 
-def average(losses, labels, counts, shares=None, image_weights=None, class_weights=None, over_weights=True):
-    """Sum of v s w L over the sum of v s w (or of v s), over labels whose class has images; lists of lists."""
-    total = above = below = 0.0
+def weighted(losses, labels, counts, lam=None, image_weights=None, class_weights=None, weighted_mean=True):
+    """Return sum v lam w L / sum v lam w (or / sum v lam) over labels whose class has images."""
+    total = sum_weighted = sum_unweighted = 0.0
     for i, row in enumerate(labels):
         for k, label in enumerate(row):
             if not counts[label]:
                 continue
-            share = (shares[i][k] if shares else 1.0) * (image_weights[i] if image_weights else 1.0)
-            weight = share * (class_weights[label] if class_weights else 1.0)
+            unweighted = (lam[i][k] if lam else 1.0) * (image_weights[i] if image_weights else 1.0)
+            weight = unweighted * (class_weights[label] if class_weights else 1.0)
             total = total + weight * losses(i, label)
-            above, below = above + weight, below + share
-    normalizer = above if over_weights else below
+            sum_weighted, sum_unweighted = sum_weighted + weight, sum_unweighted + unweighted
+    normalizer = sum_weighted if weighted_mean else sum_unweighted
     return total / normalizer if normalizer else torch.zeros((), dtype=torch.float64)

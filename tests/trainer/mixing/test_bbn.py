@@ -30,14 +30,14 @@ class PlainCrossEntropy(torch.nn.Module):
         return F.cross_entropy(logits, labels, reduction='none')
 
 
-@pytest.mark.parametrize('over_weights', [True, False])
+@pytest.mark.parametrize('weighted_mean', [True, False])
 @pytest.mark.parametrize('epoch', [0, 3, 9])
-def test_the_loss_is_that_of_the_paper(epoch, over_weights):
+def test_the_loss_is_that_of_the_paper(epoch, weighted_mean):
     """a L_c + (1 - a) L_r, each a mean over its own images."""
     images, labels = random_batch(1, 16)
     logits = torch.randn(16, 6, generator=torch.Generator().manual_seed(2))
     targets = BBN(10)(images, labels, epoch=epoch, first_slot=0).targets
-    found = WeightedLoss(PlainCrossEntropy(), torch.ones(6), over_weights=over_weights)(logits, targets)
+    found = WeightedLoss(PlainCrossEntropy(), torch.ones(6), weighted_mean=weighted_mean)(logits, targets)
     alpha = 1 - (epoch / 10) ** 2
     usual, rare = F.cross_entropy(logits[::2], labels[::2]), F.cross_entropy(logits[1::2], labels[1::2])
     torch.testing.assert_close(found, alpha * usual + (1 - alpha) * rare)

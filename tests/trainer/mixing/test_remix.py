@@ -28,7 +28,7 @@ def test_shares_are_those_of_the_paper(seed, kappa, tau):
     found = own_shares(remix_of(counts, kappa, tau, seed)(images, labels, epoch=0, first_slot=0))
     shares = own_shares(Mixup(MixDraws(seed, 1.0))(images, labels, epoch=0, first_slot=0))
     expected = [
-        oracle.remix_share(
+        oracle.remix_lam(
             int(counts[labels[place]]),
             int(counts[labels[oracle.partner(place, 400)]]),
             share,
