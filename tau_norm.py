@@ -2,13 +2,13 @@
 
 import sys
 
-from lib.commands.cli import cli_main, read_config
+from lib.commands.cli import cli_main, read_command
 
 DESCRIPTION = 'Re-balance the classifier of a trained model by tau-normalisation, chosen exactly on the valid split.'
 
 
 def main() -> None:
-    cfg = read_config(sys.argv[1:], program='tau_norm.py', description=DESCRIPTION, needs_checkpoint=True)
+    command = read_command(sys.argv[1:], program='tau_norm.py', description=DESCRIPTION, needs_model=True)
     # torch is imported only now that there is work to do.
     from lib.commands.loaded_model import load_model
     from lib.commands.tau_norm import rebalance
@@ -17,7 +17,7 @@ def main() -> None:
     from lib.runtime.log import LOGGER
 
     with join_process_group() as group:
-        result = rebalance(load_model(cfg, group))
+        result = rebalance(load_model(command, group))
         for line in describe_tau(result.tau):
             LOGGER.info('%s', line)
         for line in describe_metrics({'before': result.tau['before'], 'after': result.tau['after']}):

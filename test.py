@@ -2,13 +2,13 @@
 
 import sys
 
-from lib.commands.cli import cli_main, read_config
+from lib.commands.cli import cli_main, read_command
 
 DESCRIPTION = 'Predict a test split with a trained model: one CSV row an image, metrics where there are labels.'
 
 
 def main() -> None:
-    cfg = read_config(sys.argv[1:], program='test.py', description=DESCRIPTION, needs_checkpoint=True)
+    command = read_command(sys.argv[1:], program='test.py', description=DESCRIPTION, needs_model=True)
     # torch is imported only now that there is work to do.
     from lib.commands.loaded_model import load_model
     from lib.commands.predict import predict
@@ -17,7 +17,7 @@ def main() -> None:
     from lib.runtime.log import LOGGER
 
     with join_process_group() as group:
-        predicted = predict(load_model(cfg, group))
+        predicted = predict(load_model(command, group))
         for line in [*predicted.lines, *describe_prediction(predicted.metrics, predicted.plain)]:
             LOGGER.info('%s', line)
         for path in predicted.files:

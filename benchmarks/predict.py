@@ -23,7 +23,7 @@ from benchmarks.harness import alternate, finish, parse_arguments, real_photos
 from benchmarks.original import original_model, original_predictions
 from benchmarks.training import config_of
 from lib.builders.model import new_model
-from lib.commands.cli import cli_main, read_options
+from lib.commands.cli import cli_main, read_command
 from lib.commands.loaded_model import load_model
 from lib.commands.predict import predict
 from lib.config.yaml_text import as_text
@@ -53,7 +53,7 @@ def sides(name: str, paths: list[Path], folder: Path) -> dict[str, Callable[[], 
         with photos.open(encoding='utf-8') as listed:
             sys.stdin, before = listed, sys.stdin
             try:
-                predict(load_model(read_options([*argv, '--TEST_IMAGES', '-']).cfg))
+                predict(load_model(read_command([*argv, '--TEST_IMAGES', '-'])))
             finally:
                 sys.stdin = before
         return len(paths)

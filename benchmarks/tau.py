@@ -27,7 +27,7 @@ from benchmarks.harness import alternate, finish, parse_arguments
 from benchmarks.training import config_of, write_photos
 from lib.builders.data import open_valid_split
 from lib.builders.model import new_model
-from lib.commands.cli import cli_main, read_options
+from lib.commands.cli import cli_main, read_command
 from lib.commands.loaded_model import load_model
 from lib.config.yaml_text import as_text
 from lib.inference.features import logit_batch_size
@@ -143,9 +143,7 @@ def script(num_photos: int) -> dict[str, float]:
         started = time.perf_counter()
         subprocess.run([*command, '--TAU_NORM_LOG_ROOT', str(folder / 'tau')], cwd=REPOSITORY, check=True)
         seconds = time.perf_counter() - started
-        trained = load_model(
-            read_options(['--RESUME_MODEL', str(path), '--LOG_ROOT', name, '--RUN_DEVICE', 'cpu']).cfg
-        )
+        trained = load_model(read_command(['--RESUME_MODEL', str(path), '--LOG_ROOT', name, '--RUN_DEVICE', 'cpu']))
         split = open_valid_split(trained.cfg)
         passes = []
         for _ in range(3):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.commands.cli import cli_main, read_config
+from lib.commands.cli import cli_main, read_command
 
 DESCRIPTION = (
     'Add classes to a trained model from a few images each (weight imprinting), without training. The new rows are '
@@ -19,13 +19,13 @@ DESCRIPTION = (
 
 
 def main() -> None:
-    cfg = read_config(sys.argv[1:], program='tools/enroll.py', description=DESCRIPTION, needs_checkpoint=True)
+    command = read_command(sys.argv[1:], program='tools/enroll.py', description=DESCRIPTION, needs_model=True)
     # torch is imported only now that there is work to do.
     from lib.commands.enroll import enroll
     from lib.commands.loaded_model import load_model
     from lib.report.describe import describe_enrolled
 
-    done = enroll(load_model(cfg))
+    done = enroll(load_model(command))
     print('\n'.join([*describe_enrolled(done.figures), *(f'wrote {path}' for path in done.files)]))
 
 

@@ -9,19 +9,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.commands.cli import cli_main, read_config
+from lib.commands.cli import cli_main, read_command
 
 DESCRIPTION = 'Export a trained model to ONNX, torch.export or safetensors, with its label map and preprocessing.'
 
 
 def main() -> None:
-    cfg = read_config(sys.argv[1:], program='tools/export.py', description=DESCRIPTION, needs_checkpoint=True)
+    command = read_command(sys.argv[1:], program='tools/export.py', description=DESCRIPTION, needs_model=True)
     # torch is imported only now that there is work to do.
     from lib.commands.export import export
     from lib.commands.loaded_model import load_model
     from lib.runtime.log import LOGGER
 
-    _, lines = export(load_model(cfg))
+    _, lines = export(load_model(command))
     for line in lines:
         LOGGER.info('%s', line)
 

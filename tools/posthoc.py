@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.commands.cli import cli_main, read_config
+from lib.commands.cli import cli_main, read_command
 
 DESCRIPTION = (
     'Re-balance and calibrate a trained model in several ways, on features that are looked at once; each is measured '
@@ -18,13 +18,13 @@ DESCRIPTION = (
 
 
 def main() -> None:
-    cfg = read_config(sys.argv[1:], program='tools/posthoc.py', description=DESCRIPTION, needs_checkpoint=True)
+    command = read_command(sys.argv[1:], program='tools/posthoc.py', description=DESCRIPTION, needs_model=True)
     # torch is imported only now that there is work to do.
     from lib.commands.loaded_model import load_model
     from lib.commands.posthoc import run_posthoc
     from lib.runtime.log import LOGGER
 
-    lines, files = run_posthoc(load_model(cfg))
+    lines, files = run_posthoc(load_model(command))
     for line in [*lines, *(f'wrote {path}' for path in files)]:
         LOGGER.info('%s', line)
 

@@ -8,18 +8,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.commands.cli import cli_main, read_config
+from lib.commands.cli import cli_main, read_command
 
 DESCRIPTION = 'Measure a trained model on its valid split and write report.html beside it.'
 
 
 def main() -> None:
-    cfg = read_config(sys.argv[1:], program='tools/report.py', description=DESCRIPTION, needs_checkpoint=True)
+    command = read_command(sys.argv[1:], program='tools/report.py', description=DESCRIPTION, needs_model=True)
     from lib.commands.loaded_model import load_model
     from lib.commands.report import trained_report
     from lib.runtime.log import LOGGER
 
-    LOGGER.info('report: %s', trained_report(load_model(cfg)))
+    LOGGER.info('report: %s', trained_report(load_model(command)))
 
 
 if __name__ == '__main__':

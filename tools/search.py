@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.commands.cli import cli_main, read_config
+from lib.commands.cli import cli_main, read_command
 
 DESCRIPTION = (
     'Compare the features of validation images with those of training images: retrieval metrics (recall@k, '
@@ -18,12 +18,12 @@ DESCRIPTION = (
 
 
 def main() -> None:
-    cfg = read_config(sys.argv[1:], program='tools/search.py', description=DESCRIPTION, needs_checkpoint=True)
+    command = read_command(sys.argv[1:], program='tools/search.py', description=DESCRIPTION, needs_model=True)
     # torch is imported only now that there is work to do.
     from lib.commands.loaded_model import load_model
     from lib.commands.search import search
 
-    print('\n'.join(search(load_model(cfg))))
+    print('\n'.join(search(load_model(command))))
 
 
 if __name__ == '__main__':

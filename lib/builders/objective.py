@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from yacs.config import CfgNode
 
 from lib.builders.loss import build_loss
 from lib.builders.model import class_names, model_of
-from lib.config.defaults import KEYS
-from lib.config.yaml_text import as_node, as_values, parse_config_text
+from lib.config.defaults import Config
+from lib.config.load import merge_checkpoint_config
 from lib.distributed.parallel import wrap_parallel
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
@@ -37,16 +36,16 @@ class AuxiliaryLoss(NamedTuple):
     loss_weight: float
 
 
-def _no_second(cfg: CfgNode, model: Recognizer, device: Device, names: Sequence[str]) -> AuxiliaryLoss:
+def _no_second(cfg: Config, model: Recognizer, device: Device, names: Sequence[str]) -> AuxiliaryLoss:
     return AuxiliaryLoss(None, 0.0, 1.0)
 
 
-def _contrast(cfg: CfgNode, model: Recognizer, device: Device, names: Sequence[str]) -> AuxiliaryLoss:
+def _contrast(cfg: Config, model: Recognizer, device: Device, names: Sequence[str]) -> AuxiliaryLoss:
     loss = BalancedContrastive(cfg.LOSS.CONTRAST_TEMPERATURE)
     return AuxiliaryLoss(ContrastTerm(model, loss), cfg.LOSS.AUXILIARY_WEIGHT, 1.0)
 
 
-def _distill(cfg: CfgNode, model: Recognizer, device: Device, names: Sequence[str]) -> AuxiliaryLoss:
+def _distill(cfg: Config, model: Recognizer, device: Device, names: Sequence[str]) -> AuxiliaryLoss:
     weight = cfg.LOSS.AUXILIARY_WEIGHT
     teacher = _teacher(cfg, device, model.classifier.weight.shape[0], names)
     loss = Distillation(cfg.LOSS.TEACHER_TEMPERATURE, cfg.LOSS.TEACHER_POWER)
@@ -57,20 +56,20 @@ def _distill(cfg: CfgNode, model: Recognizer, device: Device, names: Sequence[st
     )
 
 
-AUXILIARIES: dict[str, Callable[[CfgNode, Recognizer, Device, Sequence[str]], AuxiliaryLoss]] = {
+AUXILIARIES: dict[str, Callable[[Config, Recognizer, Device, Sequence[str]], AuxiliaryLoss]] = {
     '': _no_second,
     'balanced_contrastive': _contrast,
     'distillation': _distill,
 }
 
 
-def is_chunked(cfg: CfgNode) -> bool:
+def is_chunked(cfg: Config) -> bool:
     """Whether classifier and loss are computed together, so that the model gives no logits in training."""
     return bool(cfg.LOSS.CHUNK_IMAGES) or cfg.LOSS.SAMPLED_CLASSES < 1 or cfg.MODEL.CLASSIFIER_SHARDED
 
 
 def build_objective(
-    cfg: CfgNode,
+    cfg: Config,
     class_counts: np.ndarray,
     model: Recognizer,
     device: Device,
@@ -99,7 +98,7 @@ def build_objective(
     return objective.to(device.main)
 
 
-def _lean_head(cfg: CfgNode, model: Recognizer, loss: WeightedLoss, group: ProcessGroup) -> ChunkedHead:
+def _lean_head(cfg: Config, model: Recognizer, loss: WeightedLoss, group: ProcessGroup) -> ChunkedHead:
     return ChunkedHead(
         model,
         loss,
@@ -109,7 +108,7 @@ def _lean_head(cfg: CfgNode, model: Recognizer, loss: WeightedLoss, group: Proce
     )
 
 
-def _teacher(cfg: CfgNode, device: Device, num_classes: int, names: Sequence[str]) -> Recognizer:
+def _teacher(cfg: Config, device: Device, num_classes: int, names: Sequence[str]) -> Recognizer:
     path = cfg.LOSS.TEACHER
     checkpoint = _read_teacher(path)
     if checkpoint.num_classes != num_classes:
@@ -124,10 +123,10 @@ def _teacher(cfg: CfgNode, device: Device, num_classes: int, names: Sequence[str
             f'LOSS.TEACHER {path} has other classes, or the same in another order ({theirs} where the training set '
             f'has {ours}): give a teacher that was trained on the same annotations'
         )
-    own = _own_config(checkpoint)
+    # The sizes of the student's images are checked while the teacher is built.
+    sizes = {'INPUT.TEST_SIZE': cfg.INPUT.SIZE, 'INPUT.SIZE_SCHEDULE': cfg.INPUT.SIZE_SCHEDULE}
+    own = merge_checkpoint_config(checkpoint.config, path, sizes)
     _check_images(cfg, own, path)
-    # As other sizes to test and to train at, those of the student are tried out while the teacher is built.
-    own = as_node(as_values(own) | {'INPUT.TEST_SIZE': cfg.INPUT.SIZE, 'INPUT.SIZE_SCHEDULE': cfg.INPUT.SIZE_SCHEDULE})
     try:
         teacher = model_of(checkpoint, own, device)
     except UserError as error:
@@ -149,12 +148,7 @@ def _read_teacher(path: str) -> Checkpoint:
     return checkpoint
 
 
-def _own_config(checkpoint: Checkpoint) -> CfgNode:
-    defaults = {name: key.default for name, key in KEYS.items()}
-    return as_node(defaults | parse_config_text(checkpoint.config, f'the config in {checkpoint.path}', unknown=[]))
-
-
-def _check_images(cfg: CfgNode, own: CfgNode, path: str) -> None:
+def _check_images(cfg: Config, own: Config, path: str) -> None:
     for name in _SAME_IMAGES:
         section, leaf = name.split('.')
         if cfg[section][leaf] != own[section][leaf]:

@@ -1,6 +1,6 @@
-"""What every script does first: read the command line, and say what came of it. Imports nothing heavy.
+"""The start and the end of every script: read the command line, turn errors into one line and an exit code.
 
-How every script ends: an exit code, and for a user's mistake one line instead of a traceback.
+Imports nothing heavy, so that --help and mistakes on the command line are fast.
 """
 
 import errno
@@ -9,44 +9,47 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from lib.config.defaults import Config
-from lib.config.load import Loaded, load_config
+from lib.config.load import load_config
 from lib.distributed.rank_info import read_rank_info, report_failure
 from lib.errors import UserError
 from lib.runtime.log import LOGGER, start_console
+
+if TYPE_CHECKING:
+    from lib.trainer.checkpointing.state import Checkpoint
 
 _USAGE, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141
 # Windows has no quota.
 _FULL = {errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC)}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
-# torch's words on a GPU, and on the CPU.
+# torch's messages on a GPU and on the CPU.
 _NO_MEMORY = ('out of memory', "can't allocate memory")
-# What gloo and NCCL say when the process at the other end is gone.
+# Messages of gloo and NCCL when the process at the other end has ended.
 _PEER_GONE = ('Connection closed by peer', 'Connection reset by peer', 'Broken pipe', 'remote process exited')
 # A file where a folder is needed, or the other way round.
-_IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
+_WRONG_KIND = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 
 
 def cli_main(main: Callable[[], int | None]) -> NoReturn:
-    """Call `main` and leave the process with its result as the exit code (None is 0).
+    """Call `main` and exit with its result as the exit code (None is 0).
 
-    Under torchrun a line names its rank, and torchrun is told it, too.
-    2: a UserError, a full disk, no memory left, a file that may not be touched or is in the way, a package that is not
-    installed, told in one line `error: ...` on standard error. 130: Ctrl-C. 141: whoever read our output is gone
-    (`... | head`), so nothing is said. Anything else is a bug of ours and keeps its traceback.
+    Exit code 2 and one line `error: ...` on standard error: a UserError, a full disk, no memory, a missing permission,
+    a file where a folder is needed, or a package that is not installed. Under torchrun the line names the rank, and
+    torchrun gets it, too. 130: Ctrl-C. 141: the reader of standard output has ended (`... | head`); prints nothing.
+    Any other exception is a bug and keeps its traceback.
     """
     try:
         code = main()
-        sys.stdout.flush()  # a reader that is gone shows here at the latest
+        sys.stdout.flush()  # a broken pipe shows here at the latest
     except UserError as error:
         code = _fail(str(error))
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         code = _INTERRUPTED
     except BrokenPipeError:
-        # Python flushes once more at exit; give that flush somewhere to go.
+        # Python flushes once more at exit, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _BROKEN_PIPE
     except ModuleNotFoundError as error:
@@ -78,7 +81,7 @@ def one_line(message: str) -> str:
 def _fail(message: str) -> int:
     line = one_line(message)
     rank = f'rank {read_rank_info().rank}: ' if read_rank_info().world_size > 1 else ''
-    # In one piece: the lines of several ranks must not tear each other.
+    # One write, so that the lines of several ranks do not mix.
     sys.stderr.write(f'error: {rank}{line}\n')
     sys.stderr.flush()
     report_failure(line)
@@ -86,66 +89,98 @@ def _fail(message: str) -> int:
 
 
 def _memory_line(error: MemoryError | RuntimeError) -> str | None:
-    """Say what was too large, or None where a traceback tells more."""
+    """Return the error line for too little memory, or None for another error."""
     text = str(error)
     if text.startswith('DataLoader worker'):
         return (
-            f'a process that reads images was killed, most likely for want of memory ({one_line(text)}); a smaller '
+            f'a worker process was killed, most likely because memory ran out ({one_line(text)}); a smaller '
             '--RUN_NUM_WORKERS needs less, and in a container /dev/shm may be too small (docker run --shm-size=8g)'
         )
     if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
-        asked = re.search(r'tried to allocate [\d.]+ \w+', text, re.IGNORECASE)
+        requested = re.search(r'tried to allocate [\d.]+ \w+', text, re.IGNORECASE)
         return (
-            f'out of memory{f" ({asked[0]})" if asked else ""}; a smaller TRAIN.BATCH_SIZE, TEST.BATCH_SIZE, '
+            f'out of memory{f" ({requested[0]})" if requested else ""}; a smaller TRAIN.BATCH_SIZE, TEST.BATCH_SIZE, '
             'INPUT.SIZE or MODEL.BACKBONE needs less'
         )
     return None
 
 
 def _rank_line(error: MemoryError | RuntimeError) -> str | None:
-    """Say that another rank is gone, or None where a traceback tells more."""
+    """Return the error line for a lost connection to another rank, or None for another error."""
     lost = read_rank_info().world_size > 1 and any(words in str(error) for words in _PEER_GONE)
-    return 'another rank has ended, so this one does too; its own line says why' if lost else None
+    return 'another rank has ended, so this one ends, too; see the error line of that rank' if lost else None
 
 
 def _system_line(error: OSError) -> str | None:
-    """Say what the system refused, or None where a traceback tells more."""
+    """Return the error line for a full disk or a path that cannot be used, or None for another error."""
     if error.errno in _FULL:
         where = f' while writing {error.filename}' if error.filename else ''
-        return f'no space left on the device{where}; free some and run again, earlier files are as they were'
-    if error.errno in _REFUSED | _IN_THE_WAY and error.filename:
-        return f'{error.filename}: {error.strerror.lower()}'
+        return f'no space left on the device{where}; free some space and run again, earlier files are unchanged'
+    if error.errno in _REFUSED | _WRONG_KIND and error.filename:
+        return f'{error.filename}: {(error.strerror or "cannot be used").lower()}'
     return None
 
 
-def read_config(argv: Sequence[str], *, program: str, description: str, needs_checkpoint: bool = False) -> Config:
-    """Return the frozen config.
+class Command(NamedTuple):
+    """A command line, resolved.
+
+    Attributes:
+        cfg: the frozen config.
+        checkpoint: the one that RESUME_MODEL names, read once, the rows of a sharded classifier still on the disk; None
+            if RESUME_MODEL is empty, or 'last' in a run folder without readable checkpoints.
+        errors: for RESUME_MODEL last, why other checkpoints of the run folder cannot be read.
+    """
+
+    cfg: Config
+    checkpoint: 'Checkpoint | None'
+    errors: Sequence[str] = ()
+
+
+def read_command(
+    argv: Sequence[str], *, program: str = '', description: str = '', needs_model: bool = False
+) -> Command:
+    """Return the resolved command line and log how its config was chosen.
 
     Raises:
-        UserError: a mistake in options or files; no RESUME_MODEL although the script needs one.
+        UserError: a mistake in options or files; no checkpoint although the command needs a trained model.
     """
-    loaded = read_options(argv, program=program, description=description)
-    if needs_checkpoint and not loaded.cfg.RESUME_MODEL:
-        raise UserError(
-            f'{program} needs a trained model: --RESUME_MODEL ./log/NAME/best_model.pth, '
-            "or --RESUME_MODEL last with the run's --NAME; python main.py trains one"
-        )
+    opened: tuple[Checkpoint | None, list[str]] = (None, [])
+
+    def find_checkpoint_config(resume_model: str, folder: Path) -> str | None:
+        nonlocal opened
+        opened = _open_checkpoint(resume_model, folder)
+        return None if opened[0] is None else opened[0].config
+
+    loaded = load_config(argv, program=program, description=description, find_checkpoint_config=find_checkpoint_config)
+    command = Command(loaded.cfg, *opened)
+    if needs_model and command.checkpoint is None:
+        raise UserError(_no_model(command, program))
     start_console(speaks=read_rank_info().rank == 0)
     for note in loaded.notes:
         LOGGER.info('%s', note)
-    return loaded.cfg
+    return command
 
 
-def read_options(argv: Sequence[str], *, program: str = '', description: str = '') -> Loaded:
-    """Return the frozen config of a command line, that of the checkpoint it names worked in, and what to say of it."""
-    return load_config(argv, program=program, description=description, find_checkpoint_config=_checkpoint_config)
+def read_config(argv: Sequence[str], *, program: str, description: str) -> Config:
+    """Return the frozen config of a command that uses no trained model. Raises UserError as read_command does."""
+    return read_command(argv, program=program, description=description).cfg
 
 
-def _checkpoint_config(resume_model: str, folder: Path) -> str | None:
+def _no_model(command: Command, program: str) -> str:
+    if not command.cfg.RESUME_MODEL:
+        return (
+            f'{program} needs a trained model: --RESUME_MODEL ./log/NAME/best_model.pth, '
+            "or --RESUME_MODEL last with the run's --NAME; python main.py trains one"
+        )
+    folder = Path(command.cfg.LOG_ROOT, command.cfg.NAME)
+    return f'RESUME_MODEL last: {command.errors[0] if command.errors else f"{folder} contains no checkpoint"}'
+
+
+def _open_checkpoint(resume_model: str, folder: Path) -> 'tuple[Checkpoint | None, list[str]]':
+    # torch is imported only if there is a checkpoint to read.
     from lib.trainer.checkpointing.io import read_checkpoint
     from lib.trainer.checkpointing.latest import latest_checkpoint
 
     if resume_model == 'last':
-        checkpoint, _ = latest_checkpoint(folder)
-        return checkpoint and checkpoint.config
-    return read_checkpoint(resume_model, with_rows=False, option='RESUME_MODEL').config
+        return latest_checkpoint(folder)
+    return read_checkpoint(resume_model, with_rows=False, option='RESUME_MODEL'), []

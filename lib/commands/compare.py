@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from lib.builders.data import open_valid_split
-from lib.commands.cli import read_options
+from lib.commands.cli import Command
 from lib.commands.features import split_features
 from lib.commands.loaded_model import LoadedModel, load_model
+from lib.config.load import DEFAULT_CONFIG, merge_checkpoint_config
+from lib.config.options import parse_options
 from lib.errors import UserError
 from lib.inference.features import classify_features
 from lib.metrics.class_report import detailed_metrics
@@ -16,6 +18,7 @@ from lib.metrics.predictions import Predictions
 from lib.report.comparison import comparison_lines, draw_comparison
 from lib.runtime.files import write_json
 from lib.runtime.log import start_console
+from lib.trainer.checkpointing.io import read_checkpoint
 
 
 def compare_runs(runs: Sequence[str], options: Sequence[str], output: Path) -> list[str]:
@@ -29,13 +32,16 @@ def compare_runs(runs: Sequence[str], options: Sequence[str], output: Path) -> l
         UserError: no such run; valid splits or classes that are not the same.
     """
     start_console()
+    files, values = parse_options(options, program='tools/compare.py', description='', default_config=DEFAULT_CONFIG)
     paths = [_checkpoint(run) for run in runs]
     names = _names(paths)
     first: LoadedModel | None = None
     answers: list[Predictions] = []
     found: list[dict[str, Any]] = []
     for path in paths:
-        trained = load_model(read_options(['--RESUME_MODEL', str(path), *options]).cfg)
+        checkpoint = read_checkpoint(path, with_rows=False)
+        cfg = merge_checkpoint_config(checkpoint.config, path, values, files=files)
+        trained = load_model(Command(cfg, checkpoint))
         valid = open_valid_split(trained.cfg)
         if first is None:
             first, digest = trained, valid.digest()
@@ -44,7 +50,7 @@ def compare_runs(runs: Sequence[str], options: Sequence[str], output: Path) -> l
                 f'{path}: its classes or its valid split are not those of {paths[0]}; give the same to all of them: '
                 '--DATASET_VALID_JSON FILE'
             )
-        answers.append(classify_features(trained.model, split_features(trained, valid, 'valid')).labelled())
+        answers.append(classify_features(trained.model, split_features(trained, valid, 'valid')).labeled())
         found.append(detailed_metrics(answers[-1], first.train_counts, parents=trained.class_parents or None))
     lines = comparison_lines(names, answers, first.train_counts, found)
     content = [

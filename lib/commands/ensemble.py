@@ -8,12 +8,16 @@ import numpy as np
 from lib.backbone.create import measure_width
 from lib.builders.loader import build_eval_loader, eval_batch_size, num_workers, plain_view
 from lib.builders.split import Split
-from lib.commands.cli import read_options
+from lib.commands.cli import Command
 from lib.commands.loaded_model import LoadedModel, load_model
 from lib.config.defaults import Config
+from lib.config.load import merge_checkpoint_config
+from lib.config.yaml_text import as_values
 from lib.dataset.transforms import ResizeCenterCrop, ResizeCornerCrop, ResizeWhole, Transform
 from lib.errors import UserError
 from lib.inference.ensemble import EnsembleMember
+from lib.trainer.checkpointing.io import read_checkpoint
+from lib.trainer.checkpointing.state import Checkpoint
 
 # TEST.CROPS -> side and crop ratio -> what is seen of an image. Each also mirrored for 'ten', or with TEST.FLIP.
 CROPS = {
@@ -60,7 +64,8 @@ def load_members(trained: LoadedModel) -> list[LoadedModel]:
     paths = [path.strip() for path in trained.cfg.TEST.ENSEMBLE.split(',') if path.strip()]
     members = [trained]
     for path in paths:
-        other = load_model(_config_of(path, trained), trained.group)
+        checkpoint = read_checkpoint(path, with_rows=False, option='TEST.ENSEMBLE')
+        other = load_model(Command(_member_config(checkpoint, path, trained), checkpoint), trained.group)
         if other.class_names != trained.class_names:
             raise UserError(
                 f'TEST.ENSEMBLE {path}: its {len(other.class_names)} classes are not the {len(trained.class_names)} of '
@@ -115,22 +120,20 @@ def given_weights(text: str, num_members: int) -> list[float] | None:
     return (weights / weights.sum()).tolist()
 
 
-def _config_of(path: str, trained: LoadedModel) -> Config:
-    """Return the config of another checkpoint, with what of this run is not the model's."""
+def _member_config(checkpoint: Checkpoint, path: str, trained: LoadedModel) -> Config:
+    """Return the config of another model: that of its checkpoint, with TEST, RUN and LOG_ROOT of this command."""
     cfg = trained.cfg
-    test = {name: value for name, value in cfg.TEST.items() if name not in ('ENSEMBLE', 'BATCH_SIZE')}
-    run = dict(cfg.RUN)
-    # The models take the same batches, and share the cores.
-    test['BATCH_SIZE'] = eval_batch_size(cfg, trained.device)
+    options = {name: value for name, value in as_values(cfg).items() if name.startswith(('TEST.', 'RUN.'))}
+    # All models use the same batches, and share the CPU cores.
+    workers = num_workers(cfg.RUN.NUM_WORKERS)
     count = 1 + cfg.TEST.ENSEMBLE.count(',') + 1
-    run['NUM_WORKERS'] = max(min(1, num_workers(cfg.RUN.NUM_WORKERS)), num_workers(cfg.RUN.NUM_WORKERS) // count)
-    options = [('TEST', test), ('RUN', run)]
-    argv = ['--RESUME_MODEL', path, '--LOG_ROOT', cfg.LOG_ROOT]
-    for section, values in options:
-        for name, value in values.items():
-            shown = ','.join(map(str, value)) if isinstance(value, tuple | list) else str(value)
-            argv += [f'--{section}_{name}', shown]
-    return read_options(argv).cfg
+    options |= {
+        'LOG_ROOT': cfg.LOG_ROOT,
+        'TEST.ENSEMBLE': '',
+        'TEST.BATCH_SIZE': eval_batch_size(cfg, trained.device),
+        'RUN.NUM_WORKERS': max(min(1, workers), workers // count),
+    }
+    return merge_checkpoint_config(checkpoint.config, path, options)
 
 
 def _five(size: int, ratio: float) -> list[Transform]:

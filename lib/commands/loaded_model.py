@@ -1,5 +1,6 @@
 """A trained model out of RESUME_MODEL, with what its checkpoint knows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,15 +10,15 @@ from lib.builders.device import build_device
 from lib.builders.loader import build_eval_loader
 from lib.builders.model import class_names, model_of
 from lib.builders.split import Split
+from lib.commands.cli import Command
 from lib.config.defaults import Config
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
-from lib.inference.run import Evaluation, LookAt, evaluate
+from lib.inference.engine import EagerEngine
+from lib.inference.run import BatchSink, Evaluation, evaluate
 from lib.model import Recognizer
 from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
-from lib.trainer.checkpointing.io import read_checkpoint
-from lib.trainer.checkpointing.latest import latest_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint
 
 
@@ -42,6 +43,11 @@ class LoadedModel:
     group: ProcessGroup = SINGLE_PROCESS
 
     @property
+    def engine(self) -> EagerEngine:
+        """The model as inference runs it."""
+        return EagerEngine(self.model)
+
+    @property
     def class_parents(self) -> list[list[str]]:
         """The ancestors of each class, root first; empty where the checkpoint knows none."""
         known = self.checkpoint.training_set
@@ -52,7 +58,7 @@ class LoadedModel:
         """Results are named after the checkpoint: this path, with an ending."""
         return self.folder / self.checkpoint.path.stem
 
-    def evaluate(self, split: Split, *, label: str, look_at: LookAt | None = None) -> Evaluation:
+    def evaluate(self, split: Split, *, label: str, sinks: Sequence[BatchSink] = ()) -> Evaluation:
         """Run the model over a split.
 
         Raises:
@@ -60,12 +66,11 @@ class LoadedModel:
         """
         self.check_classes(split)
         found = evaluate(
-            self.model,
+            self.engine,
             build_eval_loader(self.cfg, split, self.device, self.group),
-            num_classes=split.num_classes,
             train_counts=self.train_counts,
             label=label,
-            look_at=look_at,
+            sinks=sinks,
             group=self.group,
         )
         return replace(found, metrics=self.known(found.metrics))
@@ -84,25 +89,20 @@ class LoadedModel:
         return {name: value for name, value in metrics.items() if name not in groups}
 
 
-def load_model(cfg: Config, group: ProcessGroup = SINGLE_PROCESS) -> LoadedModel:
-    """Load the model that RESUME_MODEL names, on every rank.
+def load_model(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> LoadedModel:
+    """Load the model of a command's checkpoint, on every rank.
 
     Raises:
-        UserError: no checkpoint there, or it does not fit the config.
+        UserError: the checkpoint does not fit the config, or classifier rows are missing.
     """
-    folder = Path(cfg.LOG_ROOT, cfg.NAME)
-    if cfg.RESUME_MODEL == 'last':
-        checkpoint, faults = latest_checkpoint(folder)
-        if checkpoint is None:
-            raise UserError(f'RESUME_MODEL last: {faults[0] if faults else f"{folder} holds no checkpoint"}')
-        checkpoint = checkpoint.with_rows()
-    else:
-        checkpoint = read_checkpoint(cfg.RESUME_MODEL, option='RESUME_MODEL')
-    if (checkpoint.path.parent / 'config.yaml').exists():
-        folder = checkpoint.path.parent
+    cfg = command.cfg
+    if command.checkpoint is None or command.checkpoint.path is None:
+        raise ValueError('the command has no checkpoint: call read_command with needs_model')
+    checkpoint, path = command.checkpoint.with_rows(), command.checkpoint.path
+    folder = path.parent if (path.parent / 'config.yaml').exists() else Path(cfg.LOG_ROOT, cfg.NAME)
     device = build_device(cfg, group)
     model = model_of(checkpoint, cfg, device)
-    LOGGER.info('%s: %d classes, %s', checkpoint.path, checkpoint.num_classes, device.describe(training=False))
+    LOGGER.info('%s: %d classes, %s', path, checkpoint.num_classes, device.describe(training=False))
     known = checkpoint.training_set
     counts = known.class_counts if known else np.zeros(checkpoint.num_classes, np.int64)
     return LoadedModel(cfg, checkpoint, model, device, folder, class_names(checkpoint), counts, group)

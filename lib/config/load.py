@@ -1,6 +1,6 @@
-"""Where values come from: defaults < the checkpoint's config < files given explicitly < options."""
+"""Where values come from: defaults < the checkpoint's config < files after --config < options."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from lib.config.yaml_text import as_node, parse_config_text, read_config_file
 _CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 DEFAULT_CONFIG = 'configs/AiProducts.yaml'
 _OWN_PHOTOS = 'configs/own_photos.yaml'
-_MADE_FOR = {DEFAULT_CONFIG: 'AliProducts', _OWN_PHOTOS: 'a folder of class folders'}
-# What a checkpoint of the original entry, which holds no config, was trained with.
+_PURPOSE = {DEFAULT_CONFIG: 'AliProducts', _OWN_PHOTOS: 'a folder of class folders'}
+# The recipe of checkpoints of the original entry, which contain no config.
 _ORIGINAL = ('AiProducts.yaml', 'AiProducts_original.yaml')
 _NEVER_FROM_CHECKPOINT = ('LOG_ROOT', 'RESUME_MODEL', 'RESUME_MODE', 'OVERWRITE')
 
@@ -22,8 +22,8 @@ FindCheckpointConfig = Callable[[str, Path], str | None]
 
 
 @dataclass
-class Loaded:
-    """A frozen config, and what the user should be told about how it came to be."""
+class LoadedConfig:
+    """A frozen config, and notes for the log on how it was chosen."""
 
     cfg: Config
     notes: list[str] = field(default_factory=list)
@@ -34,81 +34,105 @@ class Layer:
     """Keys set by one source; later layers win."""
 
     source: str
-    values: dict[str, Any]
+    values: Mapping[str, Any]
 
 
 def load_config(
     argv: Sequence[str], *, program: str, description: str, find_checkpoint_config: FindCheckpointConfig
-) -> Loaded:
+) -> LoadedConfig:
     """Merge and check everything that sets a key.
 
     Args:
         argv: the command line after the program's name.
-        program, description: for ``--help``.
-        find_checkpoint_config: (RESUME_MODEL, run folder) -> the YAML text in that checkpoint, '' when it holds
-            none (the original entry's form), None when there is no checkpoint yet. Called if RESUME_MODEL is set.
+        program, description: for --help.
+        find_checkpoint_config: (RESUME_MODEL, run folder) -> the YAML text in that checkpoint, '' if it contains none
+            (a checkpoint of the original entry), None if there is no checkpoint yet. Called if RESUME_MODEL is set.
 
     Raises:
         UserError: any mistake in files, options, or their combination.
     """
     files, options = parse_options(argv, program=program, description=description, default_config=DEFAULT_CONFIG)
     notes: list[str] = []
-    explicit = [Layer(file, read_config_file(file)) for file in files] + [Layer('the command line', options)]
+    explicit = _explicit_layers(files, options)
     default = [] if files else [_default_layer(options)]
     values, _ = _merge(default + explicit)
-    checkpoint = _checkpoint_layers(values, find_checkpoint_config, notes)
-    layers = (checkpoint or default) + explicit
+    checkpoint: list[Layer] = []
+    if values['RESUME_MODEL']:
+        text = find_checkpoint_config(values['RESUME_MODEL'], Path(values['LOG_ROOT'], _run_name(values)))
+        checkpoint = [] if text is None else _checkpoint_layers(text, values['RESUME_MODEL'], notes)
     if default and not checkpoint:
-        notes.append(f'no --config given: {default[0].source} is used, the recipe for {_MADE_FOR[default[0].source]}')
-    values, levels = _merge(layers, first_level=-len(checkpoint))
-    values['NAME'] = _name(values)
-    check_values(values, levels)
-    return Loaded(as_node(values), notes)
+        notes.append(f'no --config given: {default[0].source} is used, the recipe for {_PURPOSE[default[0].source]}')
+    return LoadedConfig(_resolve(checkpoint or default, explicit, is_checkpoint=bool(checkpoint)), notes)
+
+
+def merge_checkpoint_config(
+    text: str, path: str | Path, options: Mapping[str, Any], *, files: Sequence[str] = ()
+) -> Config:
+    """Return the config of a second model: that of its checkpoint, files and options merged over it.
+
+    Args:
+        text: YAML in the checkpoint; '' for a checkpoint of the original entry.
+        path: of the checkpoint; becomes RESUME_MODEL.
+        options: flat keys, such as {'TEST.BATCH_SIZE': 8}, in their types.
+        files: after --config.
+
+    Raises:
+        UserError: any mistake in the texts, or a combination that does not work.
+    """
+    explicit = _explicit_layers(files, {**options, 'RESUME_MODEL': str(path)})
+    return _resolve(_checkpoint_layers(text, str(path), []), explicit, is_checkpoint=True)
+
+
+def _explicit_layers(files: Sequence[str], options: Mapping[str, Any]) -> list[Layer]:
+    return [*(Layer(file, read_config_file(file)) for file in files), Layer('the command line', options)]
 
 
 def _default_layer(options: dict[str, Any]) -> Layer:
-    """Choose the file that counts when none was given.
+    """Choose the config file for a command line without --config.
 
-    The default recipe is for 50,030 classes on several GPUs. Somebody who names only a folder of their own photos
-    is better served by a small one, and goes on with RESUME_MODEL last in the run folder that it made.
+    The default recipe is for 50,030 classes on several GPUs. A user who gives only a folder of photos gets a small
+    recipe; RESUME_MODEL last then resumes in the same run folder.
     """
     root = options.get('DATASET.ROOT', '')
     others = {'DATASET.TRAIN_JSON', 'DATASET.NAME'} & options.keys() or options.get('RESUME_MODEL', 'last') != 'last'
-    own = root and not others and not Path(root, 'converted_train.json').exists()
-    source = _OWN_PHOTOS if own else DEFAULT_CONFIG
+    own_photos = root and not others and not Path(root, 'converted_train.json').exists()
+    source = _OWN_PHOTOS if own_photos else DEFAULT_CONFIG
     return Layer(source, read_config_file(str(_CONFIGS / Path(source).name)))
 
 
-def _checkpoint_layers(values: dict[str, Any], find: FindCheckpointConfig, notes: list[str]) -> list[Layer]:
-    resume = values['RESUME_MODEL']
-    if not resume:
-        return []
-    text = find(resume, Path(values['LOG_ROOT'], _name(values)))
-    if text is None:
-        return []
+def _checkpoint_layers(text: str, path: str, notes: list[str]) -> list[Layer]:
     if text == '':
-        notes.append(f'{resume} holds no config: configs/{_ORIGINAL[1]} is used (BGR images, cosine scale 1)')
+        notes.append(f'{path} contains no config: configs/{_ORIGINAL[1]} is used (BGR images, cosine scale 1)')
         return [Layer(f'configs/{name}', read_config_file(str(_CONFIGS / name))) for name in _ORIGINAL]
+    source = f'the config in {path}'
     unknown: list[str] = []
-    found = parse_config_text(text, f'the config in {resume}', unknown)
+    values = parse_config_text(text, source, unknown)
     if unknown:
-        notes.append(f'{resume}: keys of another version are left out: {", ".join(unknown)}')
-    kept = {
+        notes.append(f'{path}: keys of another version are ignored: {", ".join(unknown)}')
+    used = {
         name: value
-        for name, value in found.items()
+        for name, value in values.items()
         if name not in _NEVER_FROM_CHECKPOINT and not name.startswith('RUN.')
     }
-    return [Layer(f'the config in {resume}', kept)]
+    return [Layer(source, used)]
 
 
-def _name(values: dict[str, Any]) -> str:
+def _resolve(base: list[Layer], explicit: list[Layer], *, is_checkpoint: bool) -> Config:
+    values, levels = _merge(base + explicit, first_level=-len(base) if is_checkpoint else 0)
+    values['NAME'] = _run_name(values)
+    check_values(values, levels)
+    return as_node(values)
+
+
+def _run_name(values: dict[str, Any]) -> str:
     return values['NAME'] or Path(values['DATASET.ROOT'] or values['DATASET.SHARDS']).resolve().name
 
 
 def _merge(layers: list[Layer], first_level: int = 0) -> tuple[dict[str, Any], dict[str, int]]:
     """Return each key's value, and the number of the layer that set it.
 
-    Layers are numbered from `first_level`. Below 0 is what nobody asked for now: defaults, the checkpoint's config.
+    Layers are numbered from `first_level`. Numbers below 0 are of defaults and the checkpoint's config, which the user
+    has not typed now.
     """
     values = {name: key.default for name, key in KEYS.items()}
     levels = dict.fromkeys(KEYS, -1)

@@ -52,7 +52,7 @@ def test_result_is_the_exit_code(capsys, code):
         (
             RuntimeError('DataLoader worker (pid 7) is killed by signal: Bus error. '),
             2,
-            'error: a process that reads images was killed, most likely for want of memory (DataLoader',
+            'error: a worker process was killed, most likely because memory ran out (DataLoader',
         ),
     ],
 )

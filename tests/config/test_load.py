@@ -148,7 +148,7 @@ def test_keys_of_another_version_are_left_out_and_named():
     text = 'NAME: x\nFUTURE: {KEY: 1}\nTRAIN: {NEW_KEY: 2, BATCH_SIZE: 7}'
     loaded = load('--RESUME_MODEL', 'x.pth', checkpoint=text)
     assert loaded.cfg.TRAIN.BATCH_SIZE == 7
-    assert loaded.notes == ['x.pth: keys of another version are left out: FUTURE, TRAIN.NEW_KEY']
+    assert loaded.notes == ['x.pth: keys of another version are ignored: FUTURE, TRAIN.NEW_KEY']
 
 
 def test_a_checkpoints_config_is_checked_like_a_file():

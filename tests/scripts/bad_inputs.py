@@ -1,11 +1,12 @@
-"""What users get wrong: the table of test_bad_inputs.py."""
+"""Mistakes of users: the table of test_bad_inputs.py."""
 
+import re
 from dataclasses import dataclass
 
 import torch
 
 from tests.scripts.corruptions import (
-    Spoil,
+    Corruption,
     both,
     checkpoint_with_code,
     edited_checkpoint,
@@ -22,7 +23,8 @@ from tests.scripts.corruptions import (
 )
 from tests.scripts.running import ON_CPU
 
-# The folder that every row starts from: shop/ (six classes, converted), log/tiny (a finished run), recipe.yaml.
+# Every row starts from a folder with shop/ (six classes, converted), recipe.yaml and, if it is named, log/tiny (a
+# finished run).
 TRAIN = 'main.py --config recipe.yaml --DATASET_ROOT shop --NAME new'
 AGAIN = 'main.py --config recipe.yaml --DATASET_ROOT shop --NAME tiny'
 PREDICT = f'test.py --DATASET_ROOT shop {" ".join(ON_CPU)} --RESUME_MODEL'
@@ -35,29 +37,49 @@ TRAIN_JSON, VALID_JSON = 'shop/converted_train.json', 'shop/converted_val.json'
 TEST_JSON, CLASSES = 'shop/converted_test.json', 'shop/classes.json'
 
 
+# One row of each kind also runs as a process; the others run in the test's process.
+END_TO_END = (
+    'config missing', 'unknown option', 'LOG_ROOT is read-only', 'margin without angles', 'config is Python',
+    'config with a python tag', 'no data yet', 'broken JSON', 'labels of all wrong kinds', 'no test split',
+    'tau on other classes', 'unknown backbone', 'pretrained with code', 'checkpoint missing',
+    'checkpoint that is a bare pickle', 'checkpoint with code', 'checkpoint with code, to train',
+    'checkpoint with code, to tau', 'a folder in use', 'unknown format', 'nowhere to pack to',
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Row:
-    """A bad input.
+    """One mistake.
 
     Attributes:
         name: of the test.
-        command: what the user types.
-        words: what the error line must contain.
-        disk: what is wrong on disk.
-        trains: it shows only while training: the run folder then says so, but its checkpoints are what they were.
+        command: as typed.
+        words: which the error line must contain.
+        disk: changes the files in the folder first.
+        trains: the error comes during training: the run folder then logs it, but its checkpoints are unchanged.
         warns: `warning:` lines about the data come before the error.
     """
 
     name: str
     command: str
     words: tuple[str, ...]
-    disk: Spoil
+    disk: Corruption
     trains: bool = False
     warns: bool = False
 
+    @property
+    def end_to_end(self) -> bool:
+        """Return whether it runs as a process of its own."""
+        return self.trains or self.name in END_TO_END
 
-def row(name: str, command: str, *words: str, disk: Spoil = lambda folder: None, **when: bool) -> Row:
-    """Return a Row in the order in which one reads it."""
+    @property
+    def needs_run(self) -> bool:
+        """Return whether the command reads log/tiny, or a.pth, which many rows derive from it."""
+        return re.search(r'\b(log|tiny|a\.pth)\b', self.command) is not None
+
+
+def row(name: str, command: str, *words: str, disk: Corruption = lambda folder: None, **when: bool) -> Row:
+    """Return a Row; words follow the command, as the error line follows what was typed."""
     return Row(name, command, words, disk, **when)
 
 
@@ -197,7 +219,7 @@ DATA = [
         disk=edited_json(CLASSES, lambda tree: tree['names'].pop())),
     row('names that are numbers', TRAIN, CLASSES, 'one text a class',
         disk=edited_json(CLASSES, lambda tree: tree.update(names=list(range(6))))),
-    row('images elsewhere', f'{TRAIN} --DATASET_TRAIN_JSON {TRAIN_JSON} --DATASET_ROOT log', 'are not there',
+    row('images elsewhere', f'{TRAIN} --DATASET_TRAIN_JSON {TRAIN_JSON} --DATASET_ROOT log', 'do not exist',
         'set DATASET.ROOT'),
     row('cifar missing', f'{TRAIN} --DATASET_NAME cifar10_lt', 'shop', 'cifar'),
     row('test split missing', f'{PREDICT} {BEST} --DATASET_TEST_JSON shop/t.json', 'shop/t.json: no such file'),
@@ -251,7 +273,7 @@ MODELS = [
     row('no checkpoint given to tau', 'tau_norm.py --DATASET_ROOT shop', 'tau_norm.py needs a trained model',
         '--RESUME_MODEL'),
     row('checkpoint missing', f'{PREDICT} log/tiny/best.pth', 'RESUME_MODEL log/tiny/best.pth: no such file', BEST),
-    row('no newest checkpoint', f'{PREDICT} last --NAME other', 'RESUME_MODEL last', 'log/other holds no checkpoint'),
+    row('no newest checkpoint', f'{PREDICT} last --NAME other', 'RESUME_MODEL last', 'log/other contains no checkpoint'),
     row('checkpoint is text', f'{PREDICT} a.pth', 'RESUME_MODEL a.pth', disk=text('a.pth', 'hello\n')),
     row('checkpoint is empty', f'{PREDICT} a.pth', 'RESUME_MODEL a.pth: cannot be read', disk=text('a.pth', '')),
     row('checkpoint is a zip', f'{PREDICT} a.pth', 'RESUME_MODEL a.pth: cannot be read', disk=zipped('a.pth')),

@@ -11,13 +11,13 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from lib.builders.data import open_test_split
-from lib.commands.cli import read_config
+from lib.commands.cli import read_command
 from lib.commands.loaded_model import load_model
 from lib.trainer.checkpointing.io import read_checkpoint
 from tests.scripts.running import ON_CPU, the_error
 
 NUM_CLASSES = 6
-SAID = 'holds no config: configs/AiProducts_original.yaml is used (BGR images, cosine scale 1)'
+SAID = 'contains no config: configs/AiProducts_original.yaml is used (BGR images, cosine scale 1)'
 
 
 @pytest.fixture(scope='module')
@@ -91,7 +91,7 @@ def expected_logits(network, features):
 def logits_of(options):
     """What the library computes for the test split: names and logits."""
     logits = []
-    trained = load_model(read_config([*map(str, options), *ON_CPU], program='test.py', description=''))
+    trained = load_model(read_command([*map(str, options), *ON_CPU], program='test.py'))
     split = open_test_split(trained.cfg, trained.class_names)
     trained.evaluate(split, label='test', look_at=lambda batch, features, found: logits.append(found))
     return split.names.to_pylist(), torch.cat(logits)

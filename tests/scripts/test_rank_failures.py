@@ -10,7 +10,7 @@ from lib.trainer.checkpointing.io import read_checkpoint
 from tests.scripts.rank_runs import run_ranks_of, start_ranks
 from tests.scripts.running import REPOSITORY, TINY
 
-OTHERS = 'error: rank 0: another rank has ended, so this one does too; its own line says why\n'
+OTHERS = 'error: rank 0: another rank has ended, so this one ends, too; see the error line of that rank\n'
 STEP, LOOK = 'lib.trainer.step:_step', 'lib.inference.run:_look'
 SHARDED = ('--MODEL_CLASSIFIER_SHARDED', True)
 SECONDS = 30
@@ -71,7 +71,7 @@ def test_a_worker(scripts, products, tmp_path):
     assert time.monotonic() - started < SECONDS
     told = [one.stderr for one in done]
     assert sum(broken.name in text for text in told) == 1
-    assert sum('its own line says why' in text for text in told) == 1
+    assert sum('see the error line of that rank' in text for text in told) == 1
     assert [text.count('\n') for text in told] == [1, 1]
 
 
