@@ -30,7 +30,7 @@ from benchmarks.harness import finish, parse_arguments
 from lib.commands.cli import cli_main
 from lib.dataset.annotations import read_annotations
 from lib.dataset.images import FileImages
-from lib.dataset.index import ProductIndex
+from lib.dataset.index import ClassIndex
 from lib.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,7 +85,7 @@ class Nothing(Dataset):
 class Everything(Nothing):
     """What BatchReader holds of the index."""
 
-    def __init__(self, images: FileImages, labels: np.ndarray, index: ProductIndex) -> None:
+    def __init__(self, images: FileImages, labels: np.ndarray, index: ClassIndex) -> None:
         self.images, self.labels, self.index = images, labels, index
 
     def read(self) -> None:
@@ -136,7 +136,7 @@ def main() -> None:
             for place in (0, 1)
         )
         annotations = read_annotations(path)
-        index = ProductIndex(annotations.labels, annotations.num_classes, by_class=annotations.by_class)
+        index = ClassIndex(annotations.labels, annotations.num_classes, by_class=annotations.by_class)
         images = FileImages(annotations.paths, folder)
         growth = workers_pss(Everything(images, annotations.labels, index)) - workers_pss(Nothing())
     finish(

@@ -26,7 +26,7 @@ from benchmarks.original import OriginalPhotos, default_loader
 from benchmarks.peers import TorchvisionPhotos, dali_epoch
 from lib.commands.cli import cli_main
 from lib.dataset.images import FileImages, Images
-from lib.dataset.index import ProductIndex
+from lib.dataset.index import ClassIndex
 from lib.dataset.loader import TrainLoader
 from lib.dataset.normalize import Normalize
 from lib.dataset.reader import BatchReader
@@ -47,7 +47,7 @@ class Repeated:
     num_images: int
     times: int
 
-    def plan(self, epoch: int) -> np.ndarray:
+    def epoch_rows(self, epoch: int) -> np.ndarray:
         rows = np.arange(self.num_images).repeat(self.times)
         return np.random.default_rng(epoch).permutation(rows)
 
@@ -55,7 +55,7 @@ class Repeated:
 def ours(images: Images, times: int = 1) -> Callable[[], int]:
     """Return a function that goes through an epoch of this project's loader, each image `times` times."""
     labels = np.zeros(len(images), np.int32)
-    index = ProductIndex(labels, 1)
+    index = ClassIndex(labels, 1)
     reader = BatchReader(images, labels, RandomResizedCrop(SIZE), 0, 'replace', index)
     plan = Repeated(len(images), times)
     device = torch.device('cpu')

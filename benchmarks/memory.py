@@ -22,7 +22,7 @@ from lib.commands.cli import cli_main
 from lib.dataset.augment import Augment
 from lib.dataset.folder import walk_images
 from lib.dataset.images import FileImages
-from lib.dataset.index import ProductIndex
+from lib.dataset.index import ClassIndex
 from lib.dataset.loader import TrainLoader
 from lib.dataset.normalize import Normalize
 from lib.dataset.reader import BatchReader
@@ -43,7 +43,7 @@ def loader_of(folder: Path) -> TrainLoader:
     """Return a loader of the drawn photos, with augmentations and balanced classes."""
     paths = list(walk_images(folder))[:NUM_IMAGES]
     labels = (np.arange(len(paths)) % NUM_CLASSES).astype(np.int32)
-    index = ProductIndex(labels, NUM_CLASSES)
+    index = ClassIndex(labels, NUM_CLASSES)
     reader = BatchReader(
         FileImages(paths, str(folder)),
         labels,

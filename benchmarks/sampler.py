@@ -19,18 +19,18 @@ import numpy as np
 from benchmarks.harness import finish, parse_arguments
 from lib.builders.loader import SAMPLERS
 from lib.commands.cli import cli_main
-from lib.dataset.index import ProductIndex
+from lib.dataset.index import ClassIndex
 from lib.dataset.sampler import ClassBatches, Sampler
 
 MAX_EPOCH = 120
 
 
-def long_tailed_index(num_images: int, num_classes: int) -> ProductIndex:
+def long_tailed_index(num_images: int, num_classes: int) -> ClassIndex:
     """Return an index whose class sizes fall as 1 / (rank + 30), shuffled."""
     random = np.random.default_rng(0)
     shares = 1 / (np.arange(num_classes) + 30)
     labels = random.choice(num_classes, num_images, p=shares / shares.sum()).astype(np.int32)
-    index = ProductIndex(labels, num_classes)
+    index = ClassIndex(labels, num_classes)
     print(f'{len(index.by_class):,} images, {index.class_counts.min()} to {index.class_counts.max():,} a class')
     return index
 
@@ -44,7 +44,7 @@ def main() -> None:
     )
     index = long_tailed_index(arguments.images, arguments.classes)
     samplers = {
-        name: Sampler(weights, index, 0, MAX_EPOCH, evenly=name == 'repeat_factor')
+        name: Sampler(weights, index, 0, MAX_EPOCH, systematic=name == 'repeat_factor')
         for name, weights in SAMPLERS.items()
     }
     samplers['class_batches'] = ClassBatches(index, 0, batch_size=512, images_per_class=4)
@@ -52,7 +52,7 @@ def main() -> None:
     for epoch in range(arguments.rounds + 1):
         for name, sampler in samplers.items():
             started = time.perf_counter()
-            sampler.plan(epoch)
+            sampler.epoch_rows(epoch)
             seconds[name].append(time.perf_counter() - started)
     # The first epoch only warms up.
     figures = {f'{name}_plan_s': statistics.median(values[1:]) for name, values in seconds.items()}

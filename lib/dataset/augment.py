@@ -1,7 +1,7 @@
-"""Augmentations beyond crop and flip: torchvision's, each image's own, and silent about it.
+"""Augmentations beyond crop and flip: torchvision's, seeded per image.
 
-torchvision reads torch's global generator. Each call seeds it from the image's slot and puts it back, so that the order
-of images does not matter, and without workers the model's dropout sees nothing of it.
+torchvision uses torch's global generator. Each call seeds it from the image's slot and restores it, so the order of
+images does not matter, and without workers the model's dropout is unaffected.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ from functools import cached_property
 
 import torch
 
-# name: class in torchvision.transforms.v2, keywords
+# name -> class in torchvision.transforms.v2, keyword arguments
 POLICIES: dict[str, tuple[str, dict]] = {
     'auto_augment': ('AutoAugment', {}),  # Cubuk et al., CVPR 2019: ImageNet's policy
     'auto_augment_cifar': ('AutoAugment', {'policy': 'cifar10'}),
@@ -22,14 +22,14 @@ POLICIES: dict[str, tuple[str, dict]] = {
 
 @dataclass(frozen=True)
 class Augment:
-    """Colour jitter, then a policy, then random erasing (Zhong et al., AAAI 2020).
+    """Color jitter, then a policy, then random erasing (Zhong et al., AAAI 2020).
 
     Attributes:
         jitter: strength of brightness, contrast, saturation (from 0) and hue (0 to 0.5) jitter; zeros: none.
         policy: a name in POLICIES; '' for none.
-        num_ops, magnitude: of rand_augment: operations an image, and their strength, 0 to 30.
-        erase_probability: chance that a rectangle is erased.
-        fill: colour of what is erased or turned into view, red, green, blue, 0 to 255.
+        num_ops, magnitude: for rand_augment: operations per image, and their strength, 0 to 30.
+        erase_probability: probability that a rectangle is erased.
+        fill: color of erased pixels and of those that a rotation or shift leaves empty: red, green, blue, 0 to 255.
     """
 
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
@@ -40,7 +40,7 @@ class Augment:
     fill: Sequence[int] = (124, 116, 104)
 
     def __call__(self, pixels: torch.Tensor, seed: int) -> None:
-        """Change an image, uint8 (height, width, 3), in place."""
+        """Augment an image, uint8 (height, width, 3), in place."""
         image = pixels.permute(2, 0, 1)
         with _seeded(seed):
             for step in self._steps:
@@ -49,7 +49,7 @@ class Augment:
 
     @cached_property
     def _steps(self) -> list[Callable[[torch.Tensor], torch.Tensor]]:
-        # Here, since the import takes seconds in each worker, and few runs need it.
+        # Imported here: it takes seconds in each worker, and few runs need it.
         from torchvision.transforms import v2
 
         steps: list[Callable[[torch.Tensor], torch.Tensor]] = []

@@ -1,4 +1,4 @@
-"""Where images come from, by row: files, or memory."""
+"""Image sources: the images of a split by row, from files or from an array."""
 
 import os
 import time
@@ -20,7 +20,7 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, row: int) -> str:
-        """Return what to call an image in messages."""
+        """Return the name of an image for messages."""
 
     def open(self, row: int) -> LazyImage:
         """Return an image of which at least the header is read. Raises: OSError, DecodeError."""
@@ -30,7 +30,14 @@ class Images(Protocol):
 
 
 class EncodedImages:
-    """Images that are kept as the bytes of image files; a subclass says where (`read`, `name`, `__len__`)."""
+    """Images stored as the bytes of image files; a subclass implements `read`, `name` and `__len__`."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def name(self, row: int) -> str:
+        """Return the name of an image for messages."""
+        raise NotImplementedError
 
     def read(self, row: int) -> bytes:
         """Return the file of one image. Raises: OSError, or DecodeError where it is known to be damaged."""
@@ -46,10 +53,10 @@ class EncodedImages:
 
 
 class FileImages(EncodedImages):
-    """The images of a list of files, decoded when asked for."""
+    """The images of a list of files, decoded on access."""
 
     def __init__(self, paths: Sequence[str], root: str = '') -> None:
-        """`paths`: relative to `root`; a list, or a column of an Arrow file where there are millions."""
+        """Set the files: `paths`, relative to `root`, in a list or, for millions of them, in an Arrow column."""
         self.paths = paths
         self.root = root
 
@@ -61,7 +68,7 @@ class FileImages(EncodedImages):
         return os.path.join(self.root, str(self.paths[int(row)]))
 
     def read(self, row: int) -> bytes:
-        """Return the file. Raises: OSError."""
+        """Return the bytes of the file. Raises: OSError."""
         return read_bytes(self.name(row))
 
 
@@ -69,7 +76,7 @@ class ArrayImages:
     """Images that are in memory already, such as CIFAR's."""
 
     def __init__(self, images: np.ndarray) -> None:
-        """`images`: uint8 (num_images, height, width, 3), RGB."""
+        """Set the images: uint8 (num_images, height, width, 3), RGB. Raises: ValueError for another array."""
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise ValueError(f'images are {images.dtype} {images.shape}; uint8 (n, height, width, 3) is needed')
         self.images = images
@@ -78,7 +85,7 @@ class ArrayImages:
         return len(self.images)
 
     def name(self, row: int) -> str:
-        """Return a name for messages."""
+        """Return the name of an image for messages."""
         return f'image {int(row)}'
 
     def open(self, row: int) -> LazyImage:
@@ -91,16 +98,17 @@ class ArrayImages:
 
 
 class SomeImages:
-    """Some of the images of others."""
+    """A subset of other images."""
 
     def __init__(self, images: Images, rows: np.ndarray) -> None:
+        """Select `rows` of `images`."""
         self.images, self.rows = images, rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def name(self, row: int) -> str:
-        """Return what to call an image in messages."""
+        """Return the name of an image for messages."""
         return self.images.name(int(self.rows[int(row)]))
 
     def open(self, row: int) -> LazyImage:
@@ -113,16 +121,17 @@ class SomeImages:
 
 
 def read_bytes(path: str | os.PathLike, attempts: int = 3) -> bytes:
-    """Return a file's content, trying again when the disk or the network stumbles.
+    """Return the bytes of a file, with new attempts after a failure of the disk or the network.
 
-    Raises: OSError after `attempts` failures; at once when the file is absent, a folder or forbidden.
+    Raises:
+        OSError: after `attempts` failures; at once when the file is absent, a folder or forbidden.
     """
     for attempt in range(attempts):
         try:
             with open(path, 'rb', buffering=0) as file:
                 return file.read()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
-            raise  # waiting does not mend these
+            raise  # another attempt would fail too
         except OSError:
             if attempt + 1 == attempts:
                 raise

@@ -1,4 +1,4 @@
-"""Images that know their size from the header and decode no more than is asked for."""
+"""Lazy images: the size is read from the header, and a JPEG is decoded later, at the smallest sufficient scale."""
 
 from typing import Protocol
 
@@ -7,15 +7,15 @@ import simplejpeg
 
 from lib.dataset.decode import MAX_PIXELS, TRANSPOSITIONS, check_size, decode, orientation_of
 
-# What simplejpeg turns into RGB; CMYK and YCCK, inverted or not, are Pillow's.
+# Color spaces that simplejpeg converts to RGB; Pillow decodes CMYK and YCCK, inverted or not.
 _SIMPLE_SPACES = ('Gray', 'YCbCr', 'RGB')
 _LARGEST_REDUCTION = 8
-_LEAST_SIDE = 16  # pixels a side that a reduction leaves at least; below, libjpeg's scales are no longer told apart
+_LEAST_SIDE = 16  # pixels of a reduced image's shorter side; below, libjpeg's scales cannot be told apart
 _START_OF_SCAN, _APP1 = 0xDA, 0xE1
 
 
 class LazyImage(Protocol):
-    """An upright image, decoded when its pixels are asked for.
+    """An upright image, decoded when its pixels are requested.
 
     Attributes:
         width, height: pixels.
@@ -28,7 +28,7 @@ class LazyImage(Protocol):
         """Return uint8 RGB (height / r, width / r, 3), rounded up, and the reduction r: 1, 2, 4 or 8.
 
         Args:
-            scale: the least of the size that is needed: 1 / r is not below it.
+            scale: the smallest sufficient scale: 1 / r is at least this.
 
         Raises:
             DecodeError: the pixels are damaged or missing.
@@ -41,12 +41,12 @@ class LazyPixelImage:
     __slots__ = ('_pixels', 'height', 'width')
 
     def __init__(self, pixels: np.ndarray) -> None:
-        """`pixels`: uint8 (height, width, 3), RGB, upright."""
+        """Set the pixels: uint8 (height, width, 3), RGB, upright."""
         self.height, self.width = pixels.shape[:2]
         self._pixels = pixels
 
     def pixels(self, scale: float) -> tuple[np.ndarray, int]:
-        """Return the pixels as they are, reduction 1."""
+        """Return all pixels, reduction 1."""
         return self._pixels, 1
 
 
@@ -60,14 +60,14 @@ class LazyJpegImage:
     __slots__ = ('_data', '_orientation', '_stored', 'height', 'width')
 
     def __init__(self, data: bytes, width: int, height: int, orientation: int) -> None:
-        """`width`, `height`: as stored, not upright; `orientation`: EXIF's, 1 to 8."""
+        """Set the file's bytes, its size as stored (not upright), and EXIF's orientation, 1 to 8."""
         self._data = data
         self._stored = (width, height)
         self._orientation = orientation
         self.width, self.height = (height, width) if orientation >= 5 else (width, height)
 
     def pixels(self, scale: float) -> tuple[np.ndarray, int]:
-        """Return the upright pixels at the smallest scale that suffices. Raises: DecodeError."""
+        """Return the upright pixels at the smallest sufficient scale. Raises: DecodeError."""
         width, height = self._stored
         reduction = _reduction(scale, min(width, height))
         try:
@@ -75,18 +75,16 @@ class LazyJpegImage:
                 self._data, 'RGB', min_width=-(-width // reduction), min_height=-(-height // reduction)
             )
         except ValueError:
-            # Every oddity is an error to simplejpeg, harmless ones too: Pillow decides, and words it.
+            # simplejpeg raises for harmless oddities too: Pillow decides, and its reason becomes the message.
             return np.asarray(decode(self._data)), 1
         return _upright(stored, self._orientation), reduction
 
 
 def open_lazy_image(data: bytes, max_pixels: int = MAX_PIXELS) -> LazyImage:
-    """Return the picture in the bytes of an image file.
-
-    A JPEG's pixels are left for later, those of other formats are decoded here.
+    """Return the image in the bytes of a file. The pixels of a JPEG are decoded later, those of other formats here.
 
     Raises:
-        DecodeError: as `decode` does; damage in the pixels of a JPEG shows only when they are asked for.
+        DecodeError: as `decode`; damage in the pixels of a JPEG is reported when they are requested.
     """
     size = _jpeg_size(data)
     if size is None:
@@ -96,7 +94,7 @@ def open_lazy_image(data: bytes, max_pixels: int = MAX_PIXELS) -> LazyImage:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Return width and height of a JPEG that simplejpeg can be trusted with, else None."""
+    """Return width and height of a JPEG that simplejpeg can decode, else None."""
     if data[:2] != b'\xff\xd8':
         return None
     try:
@@ -107,12 +105,12 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def jpeg_orientation(data: bytes) -> int:
-    """Return EXIF's orientation, 1 where a JPEG has no metadata: that is seen without Pillow."""
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != _START_OF_SCAN:
-        if data[at + 1] == _APP1:
+    """Return EXIF's orientation; 1 where a JPEG has no metadata, which is found without Pillow."""
+    offset = 2
+    while offset + 4 <= len(data) and data[offset] == 0xFF and data[offset + 1] != _START_OF_SCAN:
+        if data[offset + 1] == _APP1:
             return orientation_of(data)
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], 'big')
+        offset += 2 + int.from_bytes(data[offset + 2 : offset + 4], 'big')
     return 1
 
 
@@ -124,7 +122,7 @@ def _reduction(scale: float, shorter_side: int) -> int:
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo the camera's rotation (TIFF 6.0, page 36), by a copy where there is something to undo."""
+    """Undo the camera's rotation (TIFF 6.0, page 36), by a copy if there is one."""
     if orientation not in TRANSPOSITIONS:
         return pixels
     if orientation >= 5:

@@ -1,103 +1,102 @@
-"""The batches of an epoch or of a split: which images they have, and which of them this rank reads."""
+"""Data loaders: the batches of a training epoch or of a split, and the part of each batch that this rank reads."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
 from lib.dataset.pipeline import Batch, BatchPipeline
 from lib.dataset.reader import BatchReader, BatchRequest
+from lib.dataset.sampler import EpochSampler
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from lib.errors import UserError
 
 
-class EpochSampler(Protocol):
-    """What a sampler is to a loader."""
+class BatchTooSmall(Exception):
+    """A batch has too few images to give each rank a part.
 
-    def epoch_rows(self, epoch: int) -> np.ndarray: ...
+    Attributes:
+        batch_size: slots per step, over all ranks.
+        num_slots: slots per epoch.
+        world_size: number of ranks.
+    """
+
+    def __init__(self, batch_size: int, num_slots: int, world_size: int) -> None:
+        super().__init__(f'a batch of {batch_size} images is too small for {world_size} ranks')
+        self.batch_size, self.num_slots, self.world_size = batch_size, num_slots, world_size
 
 
 class TrainLoader:
-    """The training batches of an epoch, starting at any of them: of each batch, this rank's share.
+    """The training batches of an epoch from any step on; of each batch, this rank's part.
 
-    The partial last batch is dropped; a set smaller than a batch is one batch. What a slot holds does not depend on the
-    number of ranks.
+    The partial last batch is dropped; a set smaller than a batch is one batch. The content of a slot does not depend
+    on the number of ranks.
 
     Attributes:
-        batch_size: slots a step, over all ranks.
-        local_batch_size: slots a step of this rank: contiguous ones, and pairs (slot XOR 1) stay on one rank unless
-            batches are odd.
+        sampler: the rows of each epoch.
+        batch_size: slots per step, over all ranks.
+        local_batch_size: slots per step of this rank. They are contiguous; pairs (slot XOR 1) stay on one rank unless
+            the batch size is odd.
         steps_per_epoch: the same on every rank.
     """
 
     def __init__(
         self,
         reader: BatchReader,
-        plan: EpochSampler,
+        sampler: EpochSampler,
         num_slots: int,
         batch_size: int,
         *,
         sizes: Mapping[int, int] | None = None,
         group: ProcessGroup = SINGLE_PROCESS,
-        **workers,
+        **pipeline_options: Any,
     ) -> None:
-        """Prepare the batches of any epoch.
+        """Prepare the batches of all epochs.
 
         Args:
-            num_slots, batch_size: slots an epoch and a step, over all ranks.
-            sizes: epoch (from 0) -> side of the images from then on, pixels; before the first of them, that of the
+            num_slots, batch_size: slots per epoch and per step, over all ranks.
+            sizes: epoch (from 0) -> image size in pixels from then on; before the first of them, the size of the
                 reader's transform.
+            pipeline_options: keyword arguments of BatchPipeline.
 
         Raises:
-            UserError: a batch has too few images for the ranks, or there is too little shared memory.
+            BatchTooSmall: some ranks would have no image.
+            SharedMemoryFull: the batches do not fit into shared memory.
         """
-        self.epoch_rows = plan
+        self.sampler = sampler
         self.batch_size = min(batch_size, num_slots)
         self.steps_per_epoch = num_slots // self.batch_size
-        _check_ranks(self.batch_size, num_slots, group)
-        self._share = group.shard_pairs(self.batch_size)
-        self.local_batch_size = self._share.stop - self._share.start
+        if self.batch_size // (1 if self.batch_size % 2 else 2) < group.world_size:
+            raise BatchTooSmall(self.batch_size, num_slots, group.world_size)
+        self._shard = group.shard_pairs(self.batch_size)
+        self.local_batch_size = self._shard.stop - self._shard.start
         self._sizes = {0: reader.transform.size, **(sizes or {})}
-        self._feed = BatchPipeline(reader, self.local_batch_size, max(self._sizes.values()), **workers)
+        self._pipeline = BatchPipeline(reader, self.local_batch_size, max(self._sizes.values()), **pipeline_options)
 
     def size_at(self, epoch: int) -> int:
-        """Return the side of an epoch's images, pixels."""
+        """Return the image size of an epoch, in pixels."""
         return self._sizes[max(first for first in self._sizes if first <= epoch)]
 
     def first_slot(self, step: int) -> int:
-        """Return the slot of the epoch at which this rank's share of a step begins."""
-        return step * self.batch_size + self._share.start
+        """Return the slot of the epoch at which this rank's part of a step begins."""
+        return step * self.batch_size + self._shard.start
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from `first_step` on, on the device."""
-        rows, size = self.epoch_rows.epoch_rows(epoch), self.size_at(epoch)
+        rows, size, length = self.sampler.epoch_rows(epoch), self.size_at(epoch), self.local_batch_size
         starts = map(self.first_slot, range(first_step, self.steps_per_epoch))
-        return self._feed(BatchRequest(epoch, start, rows[start : start + self.local_batch_size], size) for start in starts)
-
-
-def _check_ranks(batch_size: int, num_slots: int, group: ProcessGroup) -> None:
-    if batch_size // (1 if batch_size % 2 else 2) >= group.world_size:
-        return
-    if num_slots < 2 * group.world_size:
-        raise UserError(
-            f'{num_slots} training images are too few for {group.world_size} ranks, of which each takes a part of '
-            f'every batch: start at most {max(1, num_slots // 2)}'
-        )
-    raise UserError(
-        f'TRAIN.BATCH_SIZE: steps of {batch_size} images leave some of the {group.world_size} ranks with none; '
-        f'--TRAIN_BATCH_SIZE {2 * group.world_size} gives each two, the fewest for BatchNorm'
-    )
+        return self._pipeline(BatchRequest(epoch, start, rows[start : start + length], size) for start in starts)
 
 
 class EvalLoader:
-    """Every row once, in order; the last batch may be smaller. Each rank has a contiguous part of the rows, maybe none.
+    """Every row once, in order; the last batch may be smaller. Each rank has contiguous rows, maybe none.
 
     Attributes:
         num_images: rows, over all ranks.
+        batch_size: images per batch of a rank.
         rows: those of this rank.
-        max_batches: the most batches that any rank has.
+        max_batches: the largest number of batches of any rank.
     """
 
     def __init__(
@@ -107,23 +106,28 @@ class EvalLoader:
         batch_size: int,
         *,
         group: ProcessGroup = SINGLE_PROCESS,
-        **workers,
+        **pipeline_options: Any,
     ) -> None:
+        """Prepare the batches; `pipeline_options` are keyword arguments of BatchPipeline.
+
+        Raises:
+            SharedMemoryFull: the batches do not fit into shared memory.
+        """
         self.num_images = num_images
         self.batch_size = batch_size
         self.rows = group.shard(num_images)
         self._num_rows = [_length(replace(group, rank=rank).shard(num_images)) for rank in range(group.world_size)]
         self.max_batches = -(-max(self._num_rows) // batch_size)
-        self._num_looks = 1 + len(reader.others)
-        largest = max(transform.size for transform in (reader.transform, *reader.others))
-        self._feed = BatchPipeline(reader, min(batch_size, _length(self.rows)), largest, **workers)
+        self._num_views = len(reader.transforms)
+        largest = max(transform.size for transform in reader.transforms)
+        self._pipeline = BatchPipeline(reader, min(batch_size, _length(self.rows)), largest, **pipeline_options)
 
     def batch_sizes(self, number: int) -> list[int]:
-        """Return how many images each rank has in its batch of that number (from 0); 0 after its last one."""
+        """Return the number of images of each rank in batch `number` (from 0); 0 after its last batch."""
         return [max(0, min(self.batch_size, rows - number * self.batch_size)) for rows in self._num_rows]
 
     def __len__(self) -> int:
-        """Batches of this rank."""
+        """Return the number of batches of this rank."""
         return -(-_length(self.rows) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -134,26 +138,26 @@ class EvalLoader:
         starts = range(self.rows.start, self.rows.stop, self.batch_size)
         return [slice(start, min(start + self.batch_size, self.rows.stop)) for start in starts]
 
-    def batches(self, parts: Sequence[slice]) -> Iterator[Batch]:
-        """Yield some of the batches, each of the rows that it always has."""
-        return (first for first, *_ in self._looks(parts, 1))
+    def batches(self, slices: Sequence[slice]) -> Iterator[Batch]:
+        """Yield some of the batches, given by their rows, under the reader's first transform."""
+        return (first for first, *_ in self._batches(slices, 1))
 
-    def views(self, parts: Sequence[slice]) -> Iterator[list[Batch]]:
-        """Yield some of the batches, each as every transform of the reader sees it, in their order."""
-        return self._looks(parts, self._num_looks)
+    def views(self, slices: Sequence[slice]) -> Iterator[list[Batch]]:
+        """Yield some of the batches, each as a list with one batch per transform of the reader."""
+        return self._batches(slices, self._num_views)
 
-    def _looks(self, parts: Sequence[slice], num_looks: int) -> Iterator[list[Batch]]:
-        if not parts:
+    def _batches(self, slices: Sequence[slice], num_views: int) -> Iterator[list[Batch]]:
+        if not slices:
             return  # without starting workers
         requests = (
-            BatchRequest(0, rows.start, np.arange(rows.start, rows.stop), look=look)
-            for rows in parts
-            for look in range(num_looks)
+            BatchRequest(0, rows.start, np.arange(rows.start, rows.stop), view=view)
+            for rows in slices
+            for view in range(num_views)
         )
-        batches = self._feed(requests)
-        for _ in parts:
-            yield list(islice(batches, num_looks))
+        batches = self._pipeline(requests)
+        for _ in slices:
+            yield list(islice(batches, num_views))
 
 
-def _length(part: slice) -> int:
-    return part.stop - part.start
+def _length(rows: slice) -> int:
+    return rows.stop - rows.start

@@ -1,4 +1,4 @@
-"""uint8 batch to the float32 input of a backbone, on the device, so that a quarter of the bytes travels."""
+"""Normalization: uint8 batches to float32 inputs of a backbone, on the device, so that only bytes are copied to it."""
 
 from collections.abc import Sequence
 
@@ -8,27 +8,28 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)  # red, green, blue; fractions
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def mirror(images: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Mirror the images at `places` (int64) of a batch (batch, height, width, 3) left to right, in place."""
+def flip_images(images: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Flip the images at `positions` (int64) of a batch (batch, height, width, 3) horizontally, in place."""
     if images.device.type == 'cpu':
-        # Four times as fast as indexing: bytes are flipped in long runs, images copied whole.
-        mirrored = images.flip(2)
-        for place in places.tolist():
-            images[place] = mirrored[place]
-    elif len(places):
-        images[places] = images[places].flip(2)
+        # Four times as fast as indexing: bytes are flipped in long runs, and whole images are copied.
+        flipped = images.flip(2)
+        for position in positions.tolist():
+            images[position] = flipped[position]
+    elif len(positions):
+        images[positions] = images[positions].flip(2)
     return images
 
 
 class Normalize:
-    """Compute (x / 255 - mean) / std as one multiply-add, x * scale + shift.
+    """Normalization (x / 255 - mean) / std, computed as one multiply-add: x * scale + shift.
 
-    `bgr` turns the channels round and leaves the statistics where they are: channel 0 is then blue and
-    normalised with mean[0]. This is what checkpoints of the original system were trained on.
-    `channels_last` is the memory format that convolutions in bfloat16 are fast on; the uint8 batch has it
-    already, so nothing is moved.
+    It has no parameters and is not part of a checkpoint; its constants are copied to a device on first use.
 
-    It holds no parameters and nothing of a checkpoint; constants go to a device when first used there.
+    Attributes:
+        bgr: the order of the channels is reversed, that of the statistics is not: channel 0 is blue and normalized with
+            mean[0]. Checkpoints of the original system were trained like this.
+        memory_format: channels_last, on which convolutions in bfloat16 are fast, or contiguous. The uint8 batch is
+            channels_last already, so this needs no copy.
     """
 
     def __init__(
@@ -38,7 +39,8 @@ class Normalize:
         *,
         bgr: bool = False,
         channels_last: bool = True,
-    ):
+    ) -> None:
+        """Set mean and standard deviation of red, green and blue, as fractions of 255. Raises: ValueError."""
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f'mean is {mean}, std is {std}; three numbers each, std above 0, are needed')
         self.bgr = bgr
@@ -58,14 +60,14 @@ class Normalize:
             images = images.flip(3)  # while a pixel is still three bytes
         batch, height, width, _ = images.shape
         scale, shift = self._row_constants(images.device, width)
-        # By rows of pixels, not by channels: the processor's vectors are filled, which is five times as fast.
+        # By rows of pixels instead of channels: five times as fast, since long rows suit vector instructions.
         rows = images.reshape(batch * height, width * 3).to(torch.float32)
         torch.addcmul(shift, rows, scale, out=rows)
         images = rows.view(batch, height, width, 3).permute(0, 3, 1, 2)  # a view: the memory is channels_last
         return images.contiguous(memory_format=self.memory_format)
 
     def _row_constants(self, device: torch.device, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return scale and shift on a device, each (width * 3,), as a row of pixels lies in memory."""
+        """Return scale and shift on a device, each (width * 3,), in the memory order of a row of pixels."""
         if (device, width) not in self._rows:
             self._rows[device, width] = (self._scale.repeat(width).to(device), self._shift.repeat(width).to(device))
         return self._rows[device, width]

@@ -1,7 +1,8 @@
-"""Decoded images of a small set in shared memory: read once, seen by every worker."""
+"""RAM cache: the decoded images of a small data set in shared memory, read once for all workers."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -11,25 +12,24 @@ from lib.dataset.decode import DecodeError
 from lib.dataset.images import Images
 from lib.dataset.lazy_image import LazyImage, LazyPixelImage
 from lib.dataset.transforms import CropParams
-from lib.errors import UserError
 from lib.runtime.log import progress_bar
-from lib.runtime.shared_memory import free_shared_bytes, shared_empty
+from lib.runtime.shared_memory import SharedMemoryFull, free_shared_bytes, shared_empty
 
-_KEPT_FREE = 0.1  # share of the free memory that is left for batches and everything else
-_CHUNK = 1024  # images under way at a time, so that Ctrl-C is heard
+_RESERVED = 0.1  # fraction of the free shared memory that is left for batches and everything else
+_CHUNK = 1024  # images in progress at a time, so that Ctrl-C takes effect
 
 
 class CachedImages:
-    """Images of which the decoded pixels lie in shared memory, the short side reduced to `short_side` pixels.
+    """Decoded images in shared memory, their short side reduced to at most `short_side` pixels.
 
-    What cannot be read or decoded is not cached: it is told each time it is asked for, as without a cache.
+    Images that cannot be read or decoded are not cached: every access raises their error, as without a cache.
     """
 
     def __init__(self, images: Images, short_side: int, *, label: str, num_threads: int) -> None:
-        """Read all images, in `num_threads` threads; `label` names the progress bar.
+        """Read all images in `num_threads` threads; `label` names the progress bar.
 
         Raises:
-            UserError: there is not enough memory; nothing has been decoded then.
+            SharedMemoryFull: there is not enough memory; no pixel has been decoded then.
         """
         self._images = images
         self._short_side = short_side
@@ -38,7 +38,7 @@ class CachedImages:
             self._sizes = sizes.reshape(-1, 2)  # (num_images, 2): width, height; zeros: not cached
             lengths = self._sizes.astype(np.int64).prod(axis=1) * 3
             self._starts = np.concatenate([[0], np.cumsum(lengths)])
-            _check_space(int(self._starts[-1]), label)
+            _check_free(int(self._starts[-1]), label)
             self._pixels = shared_empty(int(self._starts[-1]))
             readable = list(self._progress(pool, self._fill, f'{label}: cache'))
         self._sizes[~np.array(readable, bool)] = 0
@@ -47,7 +47,7 @@ class CachedImages:
         return len(self._images)
 
     def name(self, row: int) -> str:
-        """Return what the images call it."""
+        """Return the name of an image for messages."""
         return self._images.name(row)
 
     def open(self, row: int) -> LazyImage:
@@ -66,34 +66,32 @@ class CachedImages:
 
     def _reduced_size(self, row: int) -> tuple[int, int]:
         try:
-            picture = self._images.open(row)
+            image = self._images.open(row)
         except (DecodeError, OSError):
             return 0, 0
-        scale = min(1.0, self._short_side / min(picture.width, picture.height))
-        return max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+        scale = min(1.0, self._short_side / min(image.width, image.height))
+        return max(1, round(image.width * scale)), max(1, round(image.height * scale))
 
     def _fill(self, row: int) -> bool:
         width, height = self._sizes[row].tolist()
         if not width:
             return False
         try:
-            picture = self._images.open(row)
-            crop_resize(picture, CropParams((0, 0, picture.width, picture.height), width, height), self._canvas(row))
+            image = self._images.open(row)
+            crop_resize(image, CropParams((0, 0, image.width, image.height), width, height), self._canvas(row))
         except (DecodeError, OSError):
             return False
         return True
 
-    def _progress(self, pool: ThreadPoolExecutor, work, label: str) -> Iterable:
+    def _progress(self, pool: ThreadPoolExecutor, work: Callable[[int], Any], label: str) -> Iterable:
         chunks = (range(start, min(start + _CHUNK, len(self))) for start in range(0, len(self), _CHUNK))
-        done = (result for rows in chunks for result in pool.map(work, rows))
-        return progress_bar(done, total=len(self), label=label, unit='image')
+        results = (result for rows in chunks for result in pool.map(work, rows))
+        return progress_bar(results, total=len(self), label=label, unit='image')
 
 
-def _check_space(num_bytes: int, label: str) -> None:
+def _check_free(num_bytes: int, label: str) -> None:
     free = free_shared_bytes()
-    if free is not None and num_bytes > free * (1 - _KEPT_FREE):
-        raise UserError(
-            f'DATASET.CACHE ram: {label} takes {num_bytes / 1e9:.1f} GB of shared memory, and {free / 1e9:.1f} GB are '
-            "free; train without it (--DATASET_CACHE ''), or from packed shards (tools/pack.py). In a container, "
-            'docker run --shm-size=8g gives more'
+    if free is not None and num_bytes > free * (1 - _RESERVED):
+        raise SharedMemoryFull(
+            f'{label} takes {num_bytes / 1e9:.1f} GB of shared memory, and {free / 1e9:.1f} GB are free'
         )

@@ -1,4 +1,4 @@
-"""From rows to a uint8 batch: what a worker process does."""
+"""Batch reader: rows in, one uint8 batch out. This is the work of a loader's worker process."""
 
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -17,40 +17,41 @@ from lib.errors import UserError
 from lib.runtime.seeding import Purpose, generator, slot_draws
 
 
-class Augment(Protocol):
-    """What may happen to a crop beyond its choice, in place; random by `seed` alone."""
+class Augmentation(Protocol):
+    """A change of cropped pixels in place, random by `seed` alone."""
 
     def __call__(self, pixels: torch.Tensor, seed: int) -> None: ...
 
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """One batch to fill: the rows of slots first_slot, first_slot + 1, ... of an epoch.
+    """One batch to read: the rows of slots first_slot, first_slot + 1, ... of an epoch.
 
-    `size` is the side of its images, pixels; 0: what the transform says. `look` is which of a reader's transforms is
-    taken: 0 the first, from 1 on the other ones. `buffer` is which of a reader's buffers a worker fills; nothing of an
-    earlier batch in it is needed any more.
+    Attributes:
+        size: image size in pixels; 0: the size of the transform.
+        view: number of the reader's transform, from 0.
+        buffer: number of the reader's buffer to fill. The earlier batch in it is no longer in use.
     """
 
     epoch: int
     first_slot: int
     rows: np.ndarray
     size: int = 0
-    look: int = 0
+    view: int = 0
     buffer: int = 0
 
 
 @dataclass
 class RawBatch:
-    """A batch as a worker leaves it; only the pixels are large, and they lie in shared memory.
+    """A batch as a worker returns it. Only the pixels are large, and they are in shared memory.
 
     Attributes:
-        pixels: (batch, size, size, 3) uint8 RGB, not yet mirrored; None where they lie in `buffer` of the reader's.
-        flip: (batch,) bool, what the device is to mirror.
+        pixels: (batch, size, size, 3) uint8 RGB, not yet flipped; None when they are in the reader's buffer `buffer`.
+        flip: (batch,) bool, images that the device flips horizontally.
         labels: (batch,) int64; -1 where unknown.
         readable: (batch,) bool; False where the image could not be decoded and the pixels are zeros.
-        rows: (batch,) the rows that were asked for.
-        size: side of the images, pixels.
+        rows: (batch,) the requested rows.
+        size: image size, pixels.
         bad: (row, reason) of every image that could not be decoded, replaced or not.
     """
 
@@ -64,28 +65,29 @@ class RawBatch:
     buffer: int = 0
 
     def pin_memory(self) -> 'RawBatch':
-        """Called by DataLoader, so that the copy to a GPU need not wait."""
-        self.pixels = self.pixels.pin_memory()
+        """Pin the pixels, so that the copy to a GPU is asynchronous. DataLoader calls this."""
+        if self.pixels is not None:
+            self.pixels = self.pixels.pin_memory()
         return self
 
 
 @dataclass
 class BatchReader(Dataset):
-    """Turns a request into a batch. Holds no state that changes, so any worker may do any request.
+    """Maps a request to a batch. It has no mutable state, so any worker can serve any request.
 
     Attributes:
-        images, labels: what to read, and (num_images,) its classes.
-        transform: what is seen of each image.
-        others: other transforms, for requests that ask for them.
+        images, labels: by row; labels (num_images,).
+        transform, extra_transforms: crops; BatchRequest.view selects one of them.
         seed: of the run.
-        on_bad: what happens to an image that cannot be decoded: 'replace' takes another one of its class, 'raise'
-            stops, 'mark' leaves a hole (zeros, not readable), as evaluation wants it.
-        index: where replacements are found.
-        augment: what happens to the crop before it is mirrored; None: nothing.
-        buffers: (num_buffers, bytes) uint8 in shared memory for workers to fill, over and over (fresh shared memory
-            takes longer to touch than pixels take to resize); None: each batch gets memory of its own.
-        sends_pixels: whether a batch travels with its pixels. Sending an address takes the time of ten images, so who
-            holds the buffers himself does without.
+        on_bad: what to do with an image that cannot be decoded: 'replace' it by another image of its class, 'raise'
+            an error, or 'mark' it (zeros, not readable), as evaluation needs.
+        index: rows of each class, for replacements.
+        augment: applied to the crop before it is flipped; None: nothing.
+        hint: with on_bad 'raise', the end of the error message: how to avoid the error.
+        buffers: (num_buffers, bytes) uint8 in shared memory that workers fill again and again (the first access to
+            fresh shared memory takes longer than resizing the pixels); None: each batch allocates its own memory.
+        sends_pixels: include the pixels in the batch. Sending a tensor's address takes the time of ten images, so the
+            owner of the buffers goes without.
     """
 
     images: Images
@@ -94,26 +96,31 @@ class BatchReader(Dataset):
     seed: int
     on_bad: str = 'mark'
     index: ClassIndex | None = None
-    augment: Augment | None = None
-    others: tuple[Transform, ...] = ()
+    augment: Augmentation | None = None
+    extra_transforms: tuple[Transform, ...] = ()
+    hint: str = ''
     buffers: torch.Tensor | None = None
     sends_pixels: bool = True
 
-    def __getitem__(self, request: BatchRequest) -> 'RawBatch | UserError':
-        # DataLoader would wrap an exception in the worker's traceback; as a value it arrives as it is.
+    @property
+    def transforms(self) -> tuple[Transform, ...]:
+        """Return all transforms, in the order of BatchRequest.view."""
+        return self.transform, *self.extra_transforms
+
+    def __getitem__(self, request: BatchRequest) -> RawBatch | UserError:
+        """Return the batch, or the error as a value: DataLoader would wrap it in the worker's traceback."""
         try:
-            return self._at(request)._fill(request)
+            return self._with_transform_of(request)._read(request)
         except UserError as error:
             return error
 
-    def _at(self, request: BatchRequest) -> 'BatchReader':
-        """Return what reads images with the transform, and at the size, that are asked for."""
-        transform = (self.transform, *self.others)[request.look]
+    def _with_transform_of(self, request: BatchRequest) -> 'BatchReader':
+        transform = self.transforms[request.view]
         if request.size not in (0, transform.size):
             transform = replace(transform, size=request.size)
         return self if transform is self.transform else replace(self, transform=transform)
 
-    def _fill(self, request: BatchRequest) -> RawBatch:
+    def _read(self, request: BatchRequest) -> RawBatch:
         batch_size, size = len(request.rows), self.transform.size
         if self.buffers is None:
             pixels = torch.empty((batch_size, size, size, 3), dtype=torch.uint8)
@@ -122,19 +129,19 @@ class BatchReader(Dataset):
         flip, readable = np.zeros(batch_size, bool), np.ones(batch_size, bool)
         bad: list[tuple[int, str]] = []
         draws, canvases = self._draws(request), pixels.numpy()
-        for place, row in enumerate(request.rows.tolist()):
-            slot = request.first_slot + place
+        for position, row in enumerate(request.rows.tolist()):
+            slot = request.first_slot + position
             try:
-                flip[place] = self._draw(row, draws[place], canvases[place])
+                flip[position] = self._crop(row, draws[position], canvases[position])
             except DecodeError as error:
-                bad.append((row, self._bad(row, error)))
-                readable[place] = self.on_bad == 'replace'
-                canvases[place] = 0
+                bad.append((row, self._reason(row, error)))
+                readable[position] = self.on_bad == 'replace'
+                canvases[position] = 0
                 if self.on_bad == 'replace':
-                    flip[place] = self._replace(row, request.epoch, slot, draws[place], canvases[place], bad)
-            if self.augment and readable[place]:
+                    flip[position] = self._replace(row, request.epoch, slot, draws[position], canvases[position], bad)
+            if self.augment and readable[position]:
                 stream = generator(self.seed, Purpose.RECOLOR, epoch=request.epoch, slot=slot)
-                self.augment(pixels[place], int(stream.integers(2**63)))
+                self.augment(pixels[position], int(stream.integers(2**63)))
         labels = self.labels[request.rows].astype(np.int64)
         sent = pixels if self.sends_pixels else None
         return RawBatch(sent, flip, labels, readable, request.rows, size, bad, request.buffer)
@@ -150,35 +157,37 @@ class BatchReader(Dataset):
             num_draws=self.transform.num_draws,
         ).tolist()
 
-    def _draw(self, row: int, draws: list[float], canvas: np.ndarray) -> bool:
-        """Draw one image on the canvas, and return whether it is to be mirrored. Raises: DecodeError, UserError."""
-        picture = self._open(row)
-        view = self.transform.crop_params(picture.width, picture.height, draws)
-        crop_resize(picture, view, canvas)
-        return view.flip
+    def _crop(self, row: int, draws: list[float], canvas: np.ndarray) -> bool:
+        """Crop one image into the canvas; return True if the device is to flip it. Raises: DecodeError, UserError."""
+        image = self._open(row)
+        params = self.transform.crop_params(image.width, image.height, draws)
+        crop_resize(image, params, canvas)
+        return params.flip
 
-    def _bad(self, row: int, error: DecodeError) -> str:
+    def _reason(self, row: int, error: DecodeError) -> str:
+        """Return the reason for the list of bad images. Raises UserError with on_bad 'raise'."""
         if self.on_bad == 'raise':
-            raise UserError(
-                f'{self.images.name(row)}: {error}; --DATASET_ON_BAD_IMAGE skip trains without such images'
-            ) from None
+            hint = f'; {self.hint}' if self.hint else ''
+            raise UserError(f'{self.images.name(row)}: {error}{hint}') from None
         return str(error)
 
     def _replace(
         self, row: int, epoch: int, slot: int, draws: list[float], canvas: np.ndarray, bad: list[tuple[int, str]]
     ) -> bool:
-        """Draw another image of the class instead, and return whether it is to be mirrored."""
+        """Crop another image of the class instead; return True if the device is to flip it."""
+        assert self.index is not None, "on_bad 'replace' needs an index"
         label = int(self.labels[row])
-        others = self.index.rows_of(label)
-        for other in generator(self.seed, Purpose.REPLACE, epoch=epoch, slot=slot).permutation(others).tolist():
-            if other != row:
+        candidates = self.index.rows_of(label)
+        random = generator(self.seed, Purpose.REPLACE, epoch=epoch, slot=slot)
+        for candidate in random.permutation(candidates).tolist():
+            if candidate != row:
                 try:
-                    return self._draw(other, draws, canvas)
+                    return self._crop(candidate, draws, canvas)
                 except DecodeError as error:
-                    bad.append((other, str(error)))
+                    bad.append((candidate, str(error)))
         raise UserError(
-            f'class {label}: none of its {len(others)} training images can be decoded, {self.images.name(row)} '
-            'among them; mend or remove them'
+            f'class {label}: none of its {len(candidates)} training images can be decoded, {self.images.name(row)} '
+            'among them; repair or remove them'
         )
 
     def _open(self, row: int) -> LazyImage:
@@ -193,5 +202,5 @@ class BatchReader(Dataset):
 
 
 def pixels_in(buffer: torch.Tensor, num_images: int, size: int) -> torch.Tensor:
-    """Return the pixels that a buffer begins with, (num_images, size, size, 3)."""
+    """Return the pixels at the start of a buffer, (num_images, size, size, 3)."""
     return buffer[: num_images * size * size * 3].view(num_images, size, size, 3)

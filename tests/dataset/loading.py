@@ -1,4 +1,4 @@
-"""Eleven images of four classes, and loaders of them: what tests of batches share."""
+"""Eleven images of four classes and loaders of them, for tests of batches."""
 
 import io
 from pathlib import Path
@@ -18,19 +18,19 @@ from lib.dataset.transforms import RandomResizedCrop, ResizeCenterCrop
 SIZE = 16
 CPU = torch.device('cpu')
 LABELS = np.array([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3], np.int32)
-BAD = (1, 6, 7)  # rows whose files are no images, where a test wants some
+BAD = (1, 6, 7)  # rows of unreadable files
 CROP = RandomResizedCrop(SIZE, (0.3, 1.0), (0.75, 4 / 3), 0.5)
 
 
 def write_images(folder: Path, bad: tuple[int, ...] = ()) -> Path:
-    """Write one image a row into a folder, which is returned; those of `bad` rows are none."""
+    """Write one image per row into a folder and return it; the files of `bad` rows are unreadable."""
     for row in range(len(LABELS)):
         (folder / f'{row}.png').write_bytes(b'no image at all' if row in bad else png(row))
     return folder
 
 
 def png(row: int) -> bytes:
-    """Return an image of noise, other for each row."""
+    """Return a noise image that depends on the row."""
     pixels = np.random.default_rng(row).integers(0, 256, (24, 20, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, 'PNG')
@@ -42,38 +42,38 @@ def files(folder: Path) -> FileImages:
     return FileImages([f'{row}.png' for row in range(len(LABELS))], str(folder))
 
 
-def reader_of(images: Images, on_bad: str = 'replace', seed: int = 3, transform=CROP) -> BatchReader:
+def reader_of(images: Images, on_bad: str = 'replace', seed: int = 3, transform=CROP, hint: str = '') -> BatchReader:
     """Return a reader of training images."""
-    return BatchReader(images, LABELS, transform, seed, on_bad, ClassIndex(LABELS, 4))
+    return BatchReader(images, LABELS, transform, seed, on_bad, ClassIndex(LABELS, 4), hint=hint)
 
 
-def feed(num_workers: int = 0) -> dict:
-    """Return what loaders want beside data."""
+def pipeline_options(num_workers: int = 0) -> dict:
+    """Return the options of BatchPipeline."""
     return {'device': CPU, 'normalize': Normalize(), 'num_workers': num_workers}
 
 
 def train_loader(
-    images: Images, batch_size=4, num_workers=0, weights=class_balance, seed=3, on_bad='replace', **options
+    images: Images, batch_size=4, num_workers=0, weights=class_balance, seed=3, on_bad='replace', hint='', **options
 ) -> TrainLoader:
     """Return a loader of training images."""
-    plan = Sampler(weights, ClassIndex(LABELS, 4), seed, max_epoch=5)
-    reader = reader_of(images, on_bad, seed)
-    return TrainLoader(reader, plan, len(LABELS), batch_size, **feed(num_workers), **options)
+    sampler = Sampler(weights, ClassIndex(LABELS, 4), seed, max_epoch=5)
+    reader = reader_of(images, on_bad, seed, hint=hint)
+    return TrainLoader(reader, sampler, len(LABELS), batch_size, **pipeline_options(num_workers), **options)
 
 
 def eval_loader(images: Images, batch_size=4, num_workers=0, **options) -> EvalLoader:
-    """Return a loader of images to evaluate."""
+    """Return a loader for evaluation."""
     reader = BatchReader(images, LABELS, ResizeCenterCrop(SIZE, 0.875), 0)
-    return EvalLoader(reader, len(LABELS), batch_size, **feed(num_workers), **options)
+    return EvalLoader(reader, len(LABELS), batch_size, **pipeline_options(num_workers), **options)
 
 
 def same(one: Batch, other: Batch) -> bool:
-    """Whether two batches are equal to the bit."""
+    """Return True if two batches are bit-identical."""
     tensors = ('images', 'labels', 'readable', 'rows')
     return one.bad == other.bad and all(torch.equal(getattr(one, name), getattr(other, name)) for name in tensors)
 
 
 def all_same(one, other) -> bool:
-    """Whether two epochs are."""
+    """Return True if two epochs have the same batches."""
     one, other = list(one), list(other)
     return len(one) == len(other) and all(map(same, one, other))

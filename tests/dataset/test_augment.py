@@ -1,4 +1,4 @@
-"""Augmentations: each slot's own, silent about torch's global generator."""
+"""Augmentations: seeded per slot, without effect on torch's global generator."""
 
 import numpy as np
 import pytest
@@ -31,25 +31,25 @@ def augmented(augment, seed):
 
 
 @pytest.mark.parametrize('augment', ALL, ids=repr)
-def test_is_a_function_of_the_seed_and_leaves_the_global_generator_alone(augment):
+def test_the_result_depends_on_the_seed_alone_and_the_global_generator_is_restored(augment):
     torch.manual_seed(11)
     first = augmented(augment, 5)
     after = torch.rand(3)
     torch.manual_seed(11)
-    assert torch.equal(after, torch.rand(3)), 'the model would draw other dropout'
+    assert torch.equal(after, torch.rand(3)), 'the dropout of the model would change'
     torch.manual_seed(12)
     assert torch.equal(first, augmented(augment, 5))
     assert len({augmented(augment, seed).numpy().tobytes() for seed in range(20)}) > 5
 
 
-def test_is_torchvisions():
+def test_equals_torchvision():
     pixels = augmented(Augment(policy='rand_augment', num_ops=3, magnitude=12), 7)
     torch.manual_seed(7)
     theirs = v2.RandAugment(num_ops=3, magnitude=12, fill=[124, 116, 104])(noise().permute(2, 0, 1))
     assert torch.equal(pixels, theirs.permute(1, 2, 0))
 
 
-def test_erasing_happens_as_often_as_asked_and_leaves_the_mean_colour():
+def test_erasing_has_its_probability_and_fills_with_the_mean_color():
     augment = Augment(erase_probability=0.3)
     erased = [augmented(augment, seed) for seed in range(400)]
     changed = [pixels for pixels in erased if not torch.equal(pixels, noise())]
@@ -58,7 +58,7 @@ def test_erasing_happens_as_often_as_asked_and_leaves_the_mean_colour():
         assert (pixels[(pixels != noise()).any(2)] == torch.tensor([124, 116, 104])).all()
 
 
-def test_a_slot_is_augmented_alike_whatever_the_batch():
+def test_a_slot_is_augmented_independently_of_its_batch():
     labels = np.zeros(8, np.int32)
     images = ArrayImages(np.stack([noise(row).numpy() for row in range(8)]))
     index = ClassIndex(labels, 1)

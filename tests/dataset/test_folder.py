@@ -1,3 +1,5 @@
+"""Class folders: names, splits and labels."""
+
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +21,11 @@ def split(root, fraction=0.2, seed=0):
     return split_folder(root, valid_fraction=fraction, seed=seed)
 
 
-def held(root, name, **options):
+def valid_paths(root, name, **options):
     return {path for path in split(root, **options)[1].paths if path.startswith(f'{name}/')}
 
 
-def test_class_folders_are_those_with_images_in_natural_order(tmp_path):
+def test_class_folders_contain_images_and_are_in_natural_order(tmp_path):
     make(tmp_path, sku10=1, sku9=2, empty=0, b=1)
     make(tmp_path / 'a', deep=1)
     make(tmp_path, **{'.hidden': 3})
@@ -58,23 +60,23 @@ def test_sizes_are_stratified(tmp_path, fraction):
         assert [names[label] for label in images.labels] == [path.split('/')[0] for path in images.paths]
 
 
-def test_the_seed_and_nothing_else_decides(tmp_path):
+def test_the_split_depends_on_the_seed_alone(tmp_path):
     make(tmp_path, a=20, b=20)
     assert split(tmp_path, seed=3)[1].paths == split(tmp_path, seed=3)[1].paths
     assert len({tuple(split(tmp_path, seed=seed)[1].paths) for seed in range(5)}) > 1
 
 
-def test_a_new_image_or_class_leaves_the_other_classes_alone(tmp_path):
+def test_a_new_image_or_class_does_not_change_the_split_of_other_classes(tmp_path):
     make(tmp_path, b=20, c=20)
-    before = held(tmp_path, 'b'), held(tmp_path, 'c')
+    before = valid_paths(tmp_path, 'b'), valid_paths(tmp_path, 'c')
     make(tmp_path, b=21, a=9)
-    assert held(tmp_path, 'c') == before[1]
-    # Classes of equal size are not split alike: each has its own stream.
+    assert valid_paths(tmp_path, 'c') == before[1]
+    # Classes of equal size are split differently: each has its own random stream.
     assert {path.split('/')[1] for path in before[0]} != {path.split('/')[1] for path in before[1]}
 
 
 @pytest.mark.parametrize('valid_name', ['val', 'valid', 'validation'])
-def test_folders_of_splits_are_taken_as_they_are(tmp_path, valid_name):
+def test_folders_of_splits_are_the_splits(tmp_path, valid_name):
     make(tmp_path / 'train', a=3, b=2)
     make(tmp_path / valid_name, b=4)
     train, valid, names = split(tmp_path)
@@ -87,7 +89,7 @@ def test_folders_of_splits_are_taken_as_they_are(tmp_path, valid_name):
         split(tmp_path)
 
 
-def test_a_lone_train_folder_is_split(tmp_path):
+def test_a_train_folder_without_validation_is_split(tmp_path):
     make(tmp_path / 'train', a=4, b=4)
     make(tmp_path / 'test', a=1)
     train, valid, names = split(tmp_path)
@@ -96,7 +98,7 @@ def test_a_lone_train_folder_is_split(tmp_path):
     assert len(valid.paths) == 2
 
 
-def test_classes_may_be_called_train_and_val(tmp_path):
+def test_classes_may_be_named_train_and_val(tmp_path):
     make(tmp_path, train=4, val=4, bus=4)
     assert split(tmp_path)[2] == ['bus', 'train', 'val']
 
@@ -117,11 +119,11 @@ def test_labels_by_folder(paths, labels):
     assert found.tolist() == labels
 
 
-def test_faults_tell_the_layout(tmp_path):
+def test_errors_describe_the_layout(tmp_path):
     with pytest.raises(UserError, match='no such folder'):
         split(tmp_path / 'absent')
     (tmp_path / 'x.jpg').touch()
     with pytest.raises(UserError, match='not a folder'):
         split(tmp_path / 'x.jpg')
-    with pytest.raises(UserError, match=r'no class folders .* needed is one sub-folder a class'):
+    with pytest.raises(UserError, match=r'no class folders .* needed is one sub-folder per class'):
         split(tmp_path)

@@ -1,4 +1,4 @@
-"""The index against obvious loops."""
+"""The class index, compared with obvious loops."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def test_rows_of_each_class(seed):
     index = ClassIndex(labels, num_classes)
     assert len(index) == len(labels)
     for label in range(num_classes):
-        rows = [row for row, of in enumerate(labels) if of == label]
+        rows = [row for row, row_label in enumerate(labels) if row_label == label]
         assert index.rows_of(label).tolist() == rows
         assert index.class_counts[label] == len(rows)
     assert index.class_counts.dtype == np.int64
@@ -26,13 +26,13 @@ def test_rows_of_each_class(seed):
 
 
 @pytest.mark.parametrize('seed', range(5))
-def test_only_kept_rows_take_part(seed):
+def test_selected_rows(seed):
     labels, num_classes = random_labels(seed)
-    kept = np.flatnonzero(np.random.default_rng(seed).random(len(labels)) < 0.5)
-    index = ClassIndex(labels, num_classes, kept)
-    assert len(index) == len(kept)
+    selected = np.flatnonzero(np.random.default_rng(seed).random(len(labels)) < 0.5)
+    index = ClassIndex(labels, num_classes, selected)
+    assert len(index) == len(selected)
     for label in range(num_classes):
-        assert index.rows_of(label).tolist() == [row for row in kept.tolist() if labels[row] == label]
+        assert index.rows_of(label).tolist() == [row for row in selected.tolist() if labels[row] == label]
 
 
 @pytest.mark.parametrize('cap', [1, 5, 30])
@@ -48,17 +48,17 @@ def test_cap(seed, cap):
         if whole.class_counts[label] <= cap:
             assert capped.rows_of(label).tolist() == whole.rows_of(label).tolist()
     assert capped.rows.tolist() == whole.capped(cap, seed).rows.tolist()
-    assert len(whole) == len(labels), 'the index that was capped is as before'
+    assert len(whole) == len(labels), 'the original index is unchanged'
 
 
-def test_the_seed_chooses():
+def test_the_cap_depends_on_the_seed():
     index = ClassIndex(np.zeros(100, np.int32), 1)
-    chosen = {tuple(index.capped(50, seed).rows.tolist()) for seed in range(5)}
-    assert len(chosen) == 5
+    subsets = {tuple(index.capped(50, seed).rows.tolist()) for seed in range(5)}
+    assert len(subsets) == 5
 
 
-def test_every_image_has_the_same_chance():
-    """20 of 40 kept, 400 seeds: each image about 200 times (standard deviation 10)."""
+def test_every_image_has_the_same_probability():
+    """20 of 40 images are selected with 400 seeds: each one about 200 times (standard deviation 10)."""
     index = ClassIndex(np.repeat([0, 1], [40, 5]).astype(np.int32), 2)
     times = np.bincount(np.concatenate([index.capped(20, seed).rows for seed in range(400)]), minlength=45)
     assert times[40:].tolist() == [400] * 5

@@ -1,4 +1,4 @@
-"""Batches: the same pixels in the same order whatever the workers, holes and replacements included."""
+"""Batches: the same pixels in the same order for any number of workers, with replacements and unreadable images."""
 
 import io
 import os
@@ -10,16 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from lib.dataset import pipeline as feeding
+from lib.dataset import pipeline
 from lib.dataset.images import ArrayImages
 from lib.dataset.index import ClassIndex
 from lib.dataset.lazy_image import LazyImage
 from lib.dataset.loader import EvalLoader, TrainLoader
-from lib.dataset.normalize import Normalize, mirror
+from lib.dataset.normalize import Normalize, flip_images
 from lib.dataset.reader import BatchReader, BatchRequest, RawBatch
 from lib.dataset.sampler import instance_balance
 from lib.dataset.transforms import PadCrop, ResizeCenterCrop, ResizeCornerCrop, ResizeWhole
 from lib.errors import UserError
+from lib.runtime.shared_memory import SharedMemoryFull
 from tests.dataset.loading import (
     BAD,
     CROP,
@@ -27,8 +28,8 @@ from tests.dataset.loading import (
     SIZE,
     all_same,
     eval_loader,
-    feed,
     files,
+    pipeline_options,
     reader_of,
     train_loader,
     write_images,
@@ -37,7 +38,7 @@ from tests.dataset.loading import (
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with one image a row."""
+    """Create a folder with one image per row."""
     return write_images(tmp_path)
 
 
@@ -46,36 +47,36 @@ def bad_folder(tmp_path):
     return write_images(tmp_path, BAD)
 
 
-def pixels_of(filled: RawBatch) -> torch.Tensor:
-    """What the device makes of them."""
-    return mirror(filled.pixels.clone(), torch.from_numpy(np.flatnonzero(filled.flip)))
+def pixels_of(batch: RawBatch) -> torch.Tensor:
+    """Return the pixels after the flip on the device."""
+    return flip_images(batch.pixels.clone(), torch.from_numpy(np.flatnonzero(batch.flip)))
 
 
-def refusal(loader: TrainLoader, epoch: int) -> str:
-    # pytest.raises would keep the traceback, and with it the loader and its workers, until some later test.
+def error_of(loader: TrainLoader, epoch: int) -> str:
+    # pytest.raises would keep the traceback, the loader and its workers alive until a later test.
     try:
         list(loader.batches(epoch))
     except UserError as error:
         return str(error)
-    pytest.fail('it was not refused')
+    pytest.fail('no error was raised')
 
 
-def test_workers_change_nothing(bad_folder):
-    """One pair of workers goes through epochs, starts in mid-epoch, is left in mid-epoch, and comes back."""
+def test_workers_read_the_same_batches(bad_folder):
+    """Two workers read whole epochs, a part from mid-epoch on, and an interrupted epoch."""
     images = files(bad_folder)
     alone, pair = train_loader(images), train_loader(images, num_workers=2)
     assert all_same(alone.batches(0), pair.batches(0))
     assert all_same(alone.batches(1, first_step=1), pair.batches(1, first_step=1))
     next(pair.batches(2))
     assert all_same(alone.batches(3), pair.batches(3))
-    for row in (0, 2, 3, 4):  # now none of class 0 is left
+    for row in (0, 2, 3, 4):  # all of class 0
         (bad_folder / f'{row}.png').write_bytes(b'')
-    message = refusal(pair, epoch=4)
+    message = error_of(pair, epoch=4)
     assert 'class 0: none of its 5 training images can be decoded' in message
-    assert '\n' not in message, 'told as it was, without the traceback of a worker'
+    assert '\n' not in message, 'the traceback of a worker is part of the message'
 
 
-def test_workers_change_nothing_in_evaluation(bad_folder):
+def test_workers_read_the_same_batches_in_evaluation(bad_folder):
     images = files(bad_folder)
     assert all_same(eval_loader(images), eval_loader(images, num_workers=2))
 
@@ -87,12 +88,12 @@ def test_an_epoch_may_start_at_any_step(folder, first_step):
     assert all_same(list(loader.batches(1))[first_step:], loader.batches(1, first_step))
 
 
-def test_batches_are_the_plans_rows_in_order_without_the_rest(folder):
+def test_batches_are_the_samplers_rows_in_order_without_the_partial_batch(folder):
     loader = train_loader(files(folder), batch_size=4)
     batches = list(loader.batches(2))
     assert (loader.steps_per_epoch, len(batches)) == (2, 2)
     rows = torch.cat([batch.rows for batch in batches])
-    assert rows.tolist() == loader.epoch_rows.epoch_rows(2)[:8].tolist()
+    assert rows.tolist() == loader.sampler.epoch_rows(2)[:8].tolist()
     assert torch.cat([batch.labels for batch in batches]).tolist() == LABELS[rows].tolist()
     for batch in batches:
         assert batch.images.shape == (4, 3, SIZE, SIZE)
@@ -134,7 +135,7 @@ def test_arrays_are_read_like_files(folder):
     assert all_same(train_loader(files(folder)).batches(0), train_loader(array).batches(0))
 
 
-def test_the_replacement_is_another_image_of_the_class_at_the_same_slot(bad_folder):
+def test_the_replacement_is_another_image_of_the_class_with_the_same_crop(bad_folder):
     reader = reader_of(files(bad_folder))
     rows = np.array([1, 6, 1, 5])
     batch = reader[BatchRequest(2, 40, rows)]
@@ -142,44 +143,46 @@ def test_the_replacement_is_another_image_of_the_class_at_the_same_slot(bad_fold
     assert batch.labels.tolist() == [0, 1, 0, 1]
     assert batch.readable.all()
     assert {row for row, _ in batch.bad} - {7} == {1, 6}
-    for place, label in enumerate((0, 1, 0)):
+    for position, label in enumerate((0, 1, 0)):
         good = [row for row in reader.index.rows_of(label) if row not in BAD]
-        candidates = [pixels_of(reader[BatchRequest(2, 40 + place, np.array([row]))])[0] for row in good]
-        # The crop is the slot's own, so it is that of the good image in its place.
-        assert any(torch.equal(pixels_of(batch)[place], candidate) for candidate in candidates), place
+        candidates = [pixels_of(reader[BatchRequest(2, 40 + position, np.array([row]))])[0] for row in good]
+        # The crop depends on the slot, so it equals that of the replacement read at this slot.
+        assert any(torch.equal(pixels_of(batch)[position], candidate) for candidate in candidates), position
 
 
 def test_the_replacement_is_a_pure_function_of_seed_epoch_and_slot(bad_folder):
     images = files(bad_folder)
 
     def fill(seed, epoch, slot):
-        return reader_of(images, seed=seed, transform=ResizeCenterCrop(SIZE, 1.0))[BatchRequest(epoch, slot, np.array([1]))]
+        return reader_of(images, seed=seed, transform=ResizeCenterCrop(SIZE, 1.0))[
+            BatchRequest(epoch, slot, np.array([1]))
+        ]
 
     assert torch.equal(fill(3, 1, 5).pixels, fill(3, 1, 5).pixels)
-    seen = {tuple(fill(seed, epoch, slot).pixels.flatten().tolist())
+    results = {tuple(fill(seed, epoch, slot).pixels.flatten().tolist())
             for seed in range(3) for epoch in range(3) for slot in range(3)}  # fmt: skip
-    assert len(seen) == 4, 'each of the four good images takes its turn'
+    assert len(results) == 4, 'each of the four good images is selected for some slot'
 
 
-def test_every_image_that_was_tried_is_told(bad_folder):
-    """Row 5 is the only good one of its class: for some slot, 7 is tried before it."""
+def test_every_unreadable_candidate_is_reported(bad_folder):
+    """Row 5 is the only readable one of its class: for some slots, row 7 is tried before it."""
     reader = reader_of(files(bad_folder))
-    told = [dict(reader[BatchRequest(0, slot, np.array([6]))].bad) for slot in range(20)]
-    assert {frozenset(bad) for bad in told} == {frozenset({6}), frozenset({6, 7})}
-    assert all('image' in reason for bad in told for reason in bad.values())
+    reports = [dict(reader[BatchRequest(0, slot, np.array([6]))].bad) for slot in range(20)]
+    assert {frozenset(bad) for bad in reports} == {frozenset({6}), frozenset({6, 7})}
+    assert all('image' in reason for bad in reports for reason in bad.values())
 
 
-def test_capped_images_do_not_stand_in(folder):
-    index = ClassIndex(LABELS, 4, kept=np.array([0, 1, 5, 8, 10]))
+def test_replacements_are_rows_of_the_index(folder):
+    index = ClassIndex(LABELS, 4, rows=np.array([0, 1, 5, 8, 10]))
     (folder / '0.png').write_bytes(b'bad')
     (folder / '1.png').write_bytes(b'bad')
     reader = BatchReader(files(folder), LABELS, CROP, 0, 'replace', index)
-    found = reader[BatchRequest(0, 0, np.array([0]))]
-    assert isinstance(found, UserError)
-    assert 'class 0: none of its 2 training images' in str(found)
+    result = reader[BatchRequest(0, 0, np.array([0]))]
+    assert isinstance(result, UserError)
+    assert 'class 0: none of its 2 training images' in str(result)
 
 
-def test_a_class_with_none_left_is_an_error(bad_folder):
+def test_a_class_without_readable_images_is_an_error(bad_folder):
     (bad_folder / '10.png').write_bytes(b'bad')  # the only image of class 3
     with pytest.raises(UserError) as caught:
         list(train_loader(files(bad_folder), weights=instance_balance, batch_size=11).batches(0))
@@ -187,12 +190,12 @@ def test_a_class_with_none_left_is_an_error(bad_folder):
     assert 'class 3: none of its 1 training images can be decoded' in str(caught.value)
 
 
-def test_raise_names_the_path_and_the_way_on(bad_folder):
-    loader = train_loader(files(bad_folder), weights=instance_balance, batch_size=11, on_bad='raise')
+def test_raise_names_the_path_and_the_hint(bad_folder):
+    loader = train_loader(files(bad_folder), weights=instance_balance, batch_size=11, on_bad='raise', hint='use skip')
     with pytest.raises(UserError) as caught:
         list(loader.batches(0))
     assert any(str(bad_folder / f'{row}.png') in str(caught.value) for row in BAD)
-    assert '--DATASET_ON_BAD_IMAGE skip' in str(caught.value)
+    assert str(caught.value).endswith('; use skip')
 
 
 @pytest.mark.parametrize('on_bad', ['replace', 'raise'])
@@ -209,7 +212,7 @@ def test_a_training_image_that_cannot_be_read_is_an_error(folder):
         list(train_loader(files(folder), weights=instance_balance, batch_size=11).batches(0))
 
 
-def test_evaluation_marks_holes(bad_folder):
+def test_evaluation_marks_unreadable_images(bad_folder):
     (bad_folder / '9.png').unlink()
     batches = list(eval_loader(files(bad_folder), batch_size=4))
     assert [len(batch.rows) for batch in batches] == [4, 4, 3]
@@ -227,7 +230,7 @@ def test_evaluation_marks_holes(bad_folder):
 
 
 @pytest.mark.parametrize(('batch_size', 'batches'), [(1, 11), (5, 3), (11, 1), (100, 1)])
-def test_evaluation_sees_every_row_once_and_again(folder, batch_size, batches):
+def test_evaluation_reads_every_row_once_per_pass(folder, batch_size, batches):
     loader = eval_loader(files(folder), batch_size)
     assert len(loader) == len(list(loader)) == batches
     assert torch.cat([batch.rows for batch in loader]).tolist() == list(range(11))
@@ -238,42 +241,43 @@ def test_evaluation_sees_every_row_once_and_again(folder, batch_size, batches):
 def test_a_split_without_labels(folder):
     labels = np.full(len(LABELS), -1, np.int32)
     reader = BatchReader(files(folder), labels, ResizeCenterCrop(SIZE, 0.875), 0)
-    (batch,) = EvalLoader(reader, len(labels), 11, **feed())
+    (batch,) = EvalLoader(reader, len(labels), 11, **pipeline_options())
     assert batch.labels.tolist() == [-1] * 11
 
 
 @pytest.mark.parametrize('options', [{'num_threads': 1}, {'num_threads': 3}, {'num_workers': 1}], ids=str)
-def test_whoever_reads_the_batches_are_the_same(folder, options):
-    expected, found = list(eval_loader(files(folder))), list(eval_loader(files(folder), **options))
-    assert all_same(expected, found)
+def test_threads_and_workers_read_the_same_batches(folder, options):
+    assert all_same(eval_loader(files(folder)), eval_loader(files(folder), **options))
 
 
 @pytest.mark.parametrize('options', [{}, {'num_threads': 2}, {'num_workers': 1}], ids=str)
-def test_looks_are_one_pass_a_transform(folder, options):
+def test_views_are_one_batch_per_transform(folder, options):
     views = [ResizeCenterCrop(SIZE, 0.875), ResizeWhole(SIZE), ResizeCornerCrop(SIZE + 4, 0.8, right=True)]
     readers = [BatchReader(files(folder), LABELS, view, 0) for view in views]
-    alone = [list(EvalLoader(reader, len(LABELS), 4, **feed())) for reader in readers]
-    together = EvalLoader(replace(readers[0], others=tuple(views[1:])), len(LABELS), 4, **{**feed(), **options})
-    parts = together.batch_slices()
-    found = list(together.views(parts))
-    assert len(found) == len(parts)
-    for place in range(len(views)):
-        assert all_same(alone[place], [batches[place] for batches in found])
-    # Some of the parts, as after an interruption.
-    (last,) = together.views(parts[-1:])
+    alone = [list(EvalLoader(reader, len(LABELS), 4, **pipeline_options())) for reader in readers]
+    together = EvalLoader(
+        replace(readers[0], extra_transforms=tuple(views[1:])), len(LABELS), 4, **{**pipeline_options(), **options}
+    )
+    slices = together.batch_slices()
+    batches_by_view = list(zip(*together.views(slices), strict=True))
+    assert len(batches_by_view) == len(views)
+    for expected, batches in zip(alone, batches_by_view, strict=True):
+        assert all_same(expected, batches)
+    # Some of the batches only, as after an interruption.
+    (last,) = together.views(slices[-1:])
     assert all_same([batches[-1] for batches in alone], last)
 
 
-class Deadly(ArrayImages):
-    """Kills whichever process opens an image of it, as the system does when memory ends."""
+class DeadlyImages(ArrayImages):
+    """Images that kill the process that opens one, as the system does when memory is exhausted."""
 
     def open(self, row: int) -> LazyImage:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='this system cannot kill like that')
-def test_a_killed_worker_is_told_in_the_words_that_run_script_knows():
-    images = Deadly(np.zeros((len(LABELS), 24, 20, 3), np.uint8))
+@pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='this system has no SIGKILL')
+def test_a_killed_worker_raises_the_error_that_cli_main_handles():
+    images = DeadlyImages(np.zeros((len(LABELS), 24, 20, 3), np.uint8))
     with pytest.raises(RuntimeError, match=r'^DataLoader worker'):
         list(eval_loader(images, num_workers=1))
 
@@ -285,7 +289,7 @@ def jpeg(width=40, height=30) -> bytes:
     return buffer.getvalue()
 
 
-# What lies in shops' folders under the name of a photo.
+# Files that are named like photos in the folders of shops.
 NO_PHOTOS = {
     'empty': b'',
     'truncated': jpeg()[:-200],
@@ -299,7 +303,7 @@ NO_PHOTOS = {
 
 
 @pytest.mark.parametrize('name', NO_PHOTOS)
-def test_what_is_no_photo_is_named_and_survived(folder, name):
+def test_files_that_are_not_photos_are_reported_and_skipped(folder, name):
     (folder / '1.png').write_bytes(NO_PHOTOS[name])
     request = BatchRequest(0, 0, np.array([0, 1, 2]))
     marked = reader_of(files(folder), 'mark')[request]
@@ -312,36 +316,36 @@ def test_what_is_no_photo_is_named_and_survived(folder, name):
     assert replaced.readable.all()
     assert replaced.pixels[1].any()
     assert replaced.bad == marked.bad
-    refused = reader_of(files(folder), 'raise')[request]
-    assert str(folder / '1.png') in str(refused)
+    error = reader_of(files(folder), 'raise')[request]
+    assert str(folder / '1.png') in str(error)
 
 
-def test_one_pixel_is_a_photo(folder):
+def test_an_image_of_one_pixel(folder):
     Image.new('RGB', (1, 1), (9, 200, 30)).save(folder / '1.png')
     for transform in (CROP, ResizeCenterCrop(SIZE), PadCrop(SIZE, 0)):
         pixels = reader_of(files(folder), transform=transform)[BatchRequest(0, 0, np.array([1]))].pixels
         assert (pixels == torch.tensor([9, 200, 30], dtype=torch.uint8)).all()
 
 
-def test_buffers_are_used_again_without_a_trace(folder):
-    """More batches than buffers, holes and padding in them, and every batch kept until the end."""
+def test_reused_buffers_hold_no_earlier_pixels(folder):
+    """Read more batches than buffers, with unreadable images and padding; all batches are stored until the end."""
     for row in BAD:
         (folder / f'{row}.png').write_bytes(b'no image at all')
     rows = np.arange(len(LABELS)).repeat(6)
 
-    class Plan:
+    class RandomRows:
         def epoch_rows(self, epoch):
             return np.random.default_rng(epoch).permutation(rows)
 
     def batches(num_workers, epoch):
         reader = reader_of(files(folder), 'mark', transform=PadCrop(SIZE, 3))
-        return list(TrainLoader(reader, Plan(), len(rows), 3, **feed(num_workers)).batches(epoch))
+        return list(TrainLoader(reader, RandomRows(), len(rows), 3, **pipeline_options(num_workers)).batches(epoch))
 
     assert all_same(batches(0, 1), batches(2, 1))
 
 
-def test_too_little_shared_memory_is_said_before_workers_start(folder, monkeypatch):
-    monkeypatch.setattr(feeding, 'free_shared_bytes', lambda: 100)
-    with pytest.raises(UserError, match=r'shared memory.*--RUN_NUM_WORKERS'):
+def test_too_little_shared_memory_is_reported_before_workers_start(folder, monkeypatch):
+    monkeypatch.setattr(pipeline, 'free_shared_bytes', lambda: 100)
+    with pytest.raises(SharedMemoryFull, match=r'^5 batches of 4 images of 16 px take .* of shared memory'):
         train_loader(files(folder), num_workers=2)
     train_loader(files(folder), num_workers=0)

@@ -1,4 +1,4 @@
-"""Images that grow over the run: each epoch has its size, whatever its workers read before."""
+"""Image sizes that change over the run: each epoch has its size, whatever its workers read before."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from lib.dataset.index import ClassIndex
 from lib.dataset.loader import TrainLoader
 from lib.dataset.sampler import Sampler, class_balance
 from lib.dataset.transforms import PadCrop, RandomResizedCrop, ResizeCenterCrop
-from tests.dataset.loading import BAD, LABELS, SIZE, all_same, feed, files, reader_of, write_images
+from tests.dataset.loading import BAD, LABELS, SIZE, all_same, files, pipeline_options, reader_of, write_images
 
 SIZES = {1: 24, 2: 8, 4: 32}  # before the first, SIZE
 EXPECTED = [SIZE, 24, 8, 8, 32, 32]
@@ -25,9 +25,9 @@ def images(tmp_path):
 
 
 def loader_of(images, size=SIZE, sizes=None, num_workers=0, transform='random_resized_crop', on_bad='replace'):
-    plan = Sampler(class_balance, ClassIndex(LABELS, 4), 3, max_epoch=5)
+    sampler = Sampler(class_balance, ClassIndex(LABELS, 4), 3, max_epoch=5)
     reader = reader_of(images, on_bad, transform=TRANSFORMS[transform](size))
-    return TrainLoader(reader, plan, len(LABELS), 3, sizes=sizes, **feed(num_workers))
+    return TrainLoader(reader, sampler, len(LABELS), 3, sizes=sizes, **pipeline_options(num_workers))
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,8 @@ def test_the_size_of_an_epoch(images, sizes, expected):
 
 
 @pytest.mark.parametrize('transform', TRANSFORMS)
-def test_an_epoch_is_that_of_a_run_at_its_size(images, transform):
-    """Crops, mirrored images and replacements too, from any step."""
+def test_an_epoch_equals_that_of_a_run_at_its_size(images, transform):
+    """Crops, flips and replacements are equal too, from any step on."""
     growing = loader_of(images, sizes=SIZES, transform=transform)
     for epoch, size in enumerate(EXPECTED):
         expected = list(loader_of(images, size, transform=transform).batches(epoch))
@@ -49,18 +49,19 @@ def test_an_epoch_is_that_of_a_run_at_its_size(images, transform):
             assert all_same(growing.batches(epoch, first_step), expected[first_step:])
 
 
-def test_workers_take_sizes_in_any_order(images):
-    """The same two workers and their buffers go up and down in size, and are left in the middle of an epoch.
+def test_workers_read_sizes_in_any_order(images):
+    """Use the same two workers and buffers for rising and falling sizes and for interrupted epochs.
 
-    Holes and padding show what an earlier batch may have left in a buffer; every batch is kept until the end.
+    Unreadable images and padding would show remains of an earlier batch in a buffer; all batches are stored until the
+    end.
     """
     options = {'sizes': SIZES, 'transform': 'pad_crop', 'on_bad': 'mark'}
     alone, pair = loader_of(images, **options), loader_of(images, num_workers=2, **options)
-    found, expected = [], []
+    batches, expected = [], []
     for epoch, first_step in ((0, 0), (1, 0), (4, 0), (0, 1), (2, 0), (1, 0), (5, 2), (3, 0)):
-        found += pair.batches(epoch, first_step)
+        batches += pair.batches(epoch, first_step)
         expected += alone.batches(epoch, first_step)
         if epoch:
             next(pair.batches(epoch - 1))
     assert not torch.cat([batch.readable for batch in expected]).all()
-    assert all_same(found, expected)
+    assert all_same(batches, expected)

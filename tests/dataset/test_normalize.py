@@ -1,10 +1,12 @@
+"""Normalization and flips on the device, compared with torchvision."""
+
 import pickle
 
 import pytest
 import torch
 from torchvision.transforms import functional
 
-from lib.dataset.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize, mirror
+from lib.dataset.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize, flip_images
 
 
 @pytest.fixture
@@ -15,9 +17,9 @@ def images():
 @pytest.mark.parametrize('bgr', [False, True])
 @pytest.mark.parametrize('channels_last', [False, True])
 def test_equals_torchvision(images, bgr, channels_last):
-    shown = images.flip(3) if bgr else images
+    ordered = images.flip(3) if bgr else images
     # torchvision's ToTensor and Normalize; for BGR the statistics keep their positions
-    expected = functional.normalize(shown.permute(0, 3, 1, 2).to(torch.float32) / 255, IMAGENET_MEAN, IMAGENET_STD)
+    expected = functional.normalize(ordered.permute(0, 3, 1, 2).to(torch.float32) / 255, IMAGENET_MEAN, IMAGENET_STD)
     before = images.clone()
     result = Normalize(bgr=bgr, channels_last=channels_last)(images)
     assert result.dtype == torch.float32
@@ -28,7 +30,7 @@ def test_equals_torchvision(images, bgr, channels_last):
     assert result.is_contiguous(memory_format=memory_format)
 
 
-def test_blue_is_first_and_takes_the_first_mean():
+def test_bgr_normalizes_blue_with_the_first_mean():
     blue = torch.zeros(1, 1, 1, 3, dtype=torch.uint8)
     blue[..., 2] = 255
     result = Normalize(mean=(0.5, 0.25, 0.125), std=(0.5, 0.5, 0.5), bgr=True)(blue)
@@ -54,12 +56,12 @@ def test_pickles(images):
 
 
 @pytest.mark.parametrize('bad', [torch.zeros(1, 4, 4, 3), torch.zeros(1, 3, 4, 4, dtype=torch.uint8)])
-def test_refuses_other_input(bad):
+def test_other_inputs_are_rejected(bad):
     with pytest.raises(ValueError, match='uint8'):
         Normalize()(bad)
 
 
-def test_refuses_bad_statistics():
+def test_bad_statistics_are_rejected():
     with pytest.raises(ValueError, match='std'):
         Normalize(std=(0.1, 0.0, 0.1))
 
@@ -71,10 +73,10 @@ def test_cuda_equals_cpu(images):
     torch.testing.assert_close(result.cpu(), Normalize()(images), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize('places', [[], [0], [1, 3], [0, 1, 2, 3]], ids=str)
-def test_mirror(images, places):
+@pytest.mark.parametrize('positions', [[], [0], [1, 3], [0, 1, 2, 3]], ids=str)
+def test_flip_images(images, positions):
     expected = torch.stack([functional.hflip(image.permute(2, 0, 1)).permute(1, 2, 0) for image in images])
     before = images.clone()
-    result = mirror(images, torch.tensor(places, dtype=torch.int64))
-    for place in range(4):
-        assert torch.equal(result[place], (expected if place in places else before)[place])
+    result = flip_images(images, torch.tensor(positions, dtype=torch.int64))
+    for position in range(4):
+        assert torch.equal(result[position], (expected if position in positions else before)[position])

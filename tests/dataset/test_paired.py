@@ -1,4 +1,4 @@
-"""Plans of pairs and of repeated rows, and when samplers change: rows, distributions, streams."""
+"""Samplers of pairs and of repeated rows, and the switch between samplers: rows, distributions, random streams."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def assert_classes_follow(name: str, rows_by_epoch: dict[int, np.ndarray], max_e
 
 
 class Rows:
-    """A plan written down."""
+    """A sampler with fixed rows."""
 
     def __init__(self, *rows):
         self.rows = np.array(rows)
@@ -46,7 +46,7 @@ class Rows:
         return self.rows + 100 * epoch
 
 
-def test_pairs_lie_side_by_side():
+def test_pairs_are_adjacent():
     rows = PairedSampler(Rows(1, 2, 3), Rows(7, 8, 9)).epoch_rows(2)
     assert rows.tolist() == [201, 207, 202, 208, 203, 209]
     assert rows.dtype == np.int64
@@ -55,7 +55,7 @@ def test_pairs_lie_side_by_side():
 @pytest.mark.parametrize(
     ('times', 'expected'), [(1, [105, 106]), (2, [105, 105, 106, 106]), (3, [105] * 3 + [106] * 3)]
 )
-def test_rows_are_repeated_side_by_side(times, expected):
+def test_repeated_rows_are_adjacent(times, expected):
     rows = RepeatedSampler(Rows(5, 6), times).epoch_rows(1)
     assert rows.tolist() == expected
     assert rows.dtype == np.int64
@@ -63,22 +63,22 @@ def test_rows_are_repeated_side_by_side(times, expected):
 
 @pytest.mark.parametrize('mix', ['cmo', 'bbn'])
 @pytest.mark.parametrize('name', SAMPLERS)
-def test_even_slots_are_the_usual_sampler_and_odd_ones_the_other(name, mix):
-    plan = built(MIX_TYPE=mix, SAMPLER_PAIR_TYPE=name, TRAIN_MAX_EPOCH=61)
-    usual = built(TRAIN_MAX_EPOCH=61)
+def test_even_slots_come_from_the_main_sampler_and_odd_ones_from_the_pair_sampler(name, mix):
+    sampler = built(MIX_TYPE=mix, SAMPLER_PAIR_TYPE=name, TRAIN_MAX_EPOCH=61)
+    main = built(TRAIN_MAX_EPOCH=61)
     odd = {}
     for epoch in range(20, 50):
-        rows = plan.epoch_rows(epoch)
+        rows = sampler.epoch_rows(epoch)
         assert rows.shape == (2 * len(INDEX),)
-        assert np.array_equal(rows[::2], usual.epoch_rows(epoch))
+        assert np.array_equal(rows[::2], main.epoch_rows(epoch))
         odd[epoch] = rows[1::2]
     assert_classes_follow(name, odd, 61)
 
 
 @pytest.mark.parametrize('name', SAMPLERS)
-def test_two_of_one_kind_draw_independently(name):
-    plan = built(MIX_TYPE='cmo', SAMPLER_TYPE=name, SAMPLER_PAIR_TYPE=name)
-    rows = np.concatenate([plan.epoch_rows(epoch) for epoch in range(20)]).reshape(-1, 2)
+def test_two_samplers_of_one_type_draw_independently(name):
+    sampler = built(MIX_TYPE='cmo', SAMPLER_TYPE=name, SAMPLER_PAIR_TYPE=name)
+    rows = np.concatenate([sampler.epoch_rows(epoch) for epoch in range(20)]).reshape(-1, 2)
     assert not np.array_equal(rows[:, 0], rows[:, 1])
     table = stats.contingency.crosstab(*LABELS[rows].T).count
     table = table[table.sum(axis=1) > 300][:, table.sum(axis=0) > 300]
@@ -87,26 +87,26 @@ def test_two_of_one_kind_draw_independently(name):
 
 
 @pytest.mark.parametrize('name', SAMPLERS)
-def test_streams_are_apart_and_the_first_is_what_it_was(name):
-    def epoch_rows(seed, stream, epoch):
+def test_streams_differ_and_stream_0_is_the_default(name):
+    def rows_of(seed, stream, epoch):
         return Sampler(SAMPLERS[name], INDEX, seed, 10, stream=stream).epoch_rows(epoch).tolist()
 
-    assert plan(3, 0, 1) == Sampler(SAMPLERS[name], INDEX, 3, 10).epoch_rows(1).tolist()
-    assert plan(3, 1, 1) == plan(3, 1, 1)
-    others = [plan(3, 0, 1), plan(3, 2, 1), plan(3, 1, 2), plan(4, 1, 1)]
-    assert plan(3, 1, 1) not in others
+    assert rows_of(3, 0, 1) == Sampler(SAMPLERS[name], INDEX, 3, 10).epoch_rows(1).tolist()
+    assert rows_of(3, 1, 1) == rows_of(3, 1, 1)
+    others = [rows_of(3, 0, 1), rows_of(3, 2, 1), rows_of(3, 1, 2), rows_of(4, 1, 1)]
+    assert rows_of(3, 1, 1) not in others
 
 
-def test_a_paired_plan_is_a_pure_function_of_seed_and_epoch():
-    def epoch_rows(seed, epoch):
+def test_a_paired_sampler_is_a_pure_function_of_seed_and_epoch():
+    def rows_of(seed, epoch):
         return built(MIX_TYPE='cmo', SEED=seed).epoch_rows(epoch).tolist()
 
-    assert plan(1, 3) == plan(1, 3)
-    assert plan(1, 3) != plan(1, 4)
-    assert plan(1, 3) != plan(2, 3)
+    assert rows_of(1, 3) == rows_of(1, 3)
+    assert rows_of(1, 3) != rows_of(1, 4)
+    assert rows_of(1, 3) != rows_of(2, 3)
 
 
-def test_two_views_an_image():
+def test_two_views_per_image():
     rows = built(LOSS_AUXILIARY='balanced_contrastive').epoch_rows(3)
     once = built().epoch_rows(3)
     assert np.array_equal(rows[::2], once)
@@ -117,31 +117,33 @@ def test_two_views_an_image():
     ('max_epoch', 'switch_epoch', 'expected'), [(50, -1, 40), (200, -1, 160), (5, -1, 4), (50, 7, 7)]
 )
 def test_the_epoch_of_the_switch(max_epoch, switch_epoch, expected):
-    plan = built(SAMPLER_SWITCH_TYPE='class_balance', SAMPLER_SWITCH_EPOCH=switch_epoch, TRAIN_MAX_EPOCH=max_epoch)
-    assert isinstance(plan, SwitchingSampler)
-    assert plan.switch_epoch == expected
+    sampler = built(SAMPLER_SWITCH_TYPE='class_balance', SAMPLER_SWITCH_EPOCH=switch_epoch, TRAIN_MAX_EPOCH=max_epoch)
+    assert isinstance(sampler, SwitchingSampler)
+    assert sampler.switch_epoch == expected
 
 
 @pytest.mark.parametrize('name', SAMPLERS)
 def test_deferred_resampling_before_and_after(name):
-    """DRS: instance balance for four fifths of the run, then any sampler."""
-    plan = built(SAMPLER_SWITCH_TYPE=name, SAMPLER_SWITCH_EPOCH=-1, TRAIN_MAX_EPOCH=50)
+    """Deferred re-sampling: instance balance for four fifths of the run, then any sampler."""
+    sampler = built(SAMPLER_SWITCH_TYPE=name, SAMPLER_SWITCH_EPOCH=-1, TRAIN_MAX_EPOCH=50)
     for epoch in (0, 20, 39):
-        assert np.bincount(LABELS[plan.epoch_rows(epoch)], minlength=7).tolist() == COUNTS.tolist()
-    assert_classes_follow(name, {epoch: plan.epoch_rows(epoch) for epoch in range(40, 50)}, 50)
+        assert np.bincount(LABELS[sampler.epoch_rows(epoch)], minlength=7).tolist() == COUNTS.tolist()
+    assert_classes_follow(name, {epoch: sampler.epoch_rows(epoch) for epoch in range(40, 50)}, 50)
 
 
 @pytest.mark.parametrize('name', SAMPLERS)
 def test_deferred_from_any_sampler(name):
-    plan = built(SAMPLER_TYPE=name, SAMPLER_SWITCH_TYPE='instance_balance', SAMPLER_SWITCH_EPOCH=30, TRAIN_MAX_EPOCH=50)
-    assert_classes_follow(name, {epoch: plan.epoch_rows(epoch) for epoch in range(30)}, 50)
-    assert np.array_equal(plan.epoch_rows(30), Sampler(instance_balance, INDEX, 0, 50).epoch_rows(30))
+    sampler = built(
+        SAMPLER_TYPE=name, SAMPLER_SWITCH_TYPE='instance_balance', SAMPLER_SWITCH_EPOCH=30, TRAIN_MAX_EPOCH=50
+    )
+    assert_classes_follow(name, {epoch: sampler.epoch_rows(epoch) for epoch in range(30)}, 50)
+    assert np.array_equal(sampler.epoch_rows(30), Sampler(instance_balance, INDEX, 0, 50).epoch_rows(30))
 
 
-def test_the_switch_is_made_in_the_first_of_a_pair():
-    plan = built(
+def test_the_main_sampler_of_a_pair_switches():
+    sampler = built(
         MIX_TYPE='bbn', SAMPLER_SWITCH_TYPE='class_balance', SAMPLER_SWITCH_EPOCH=3, SAMPLER_PAIR_TYPE='reverse'
     )
     alone = built(SAMPLER_SWITCH_TYPE='class_balance', SAMPLER_SWITCH_EPOCH=3)
     for epoch in (2, 3):
-        assert np.array_equal(plan.epoch_rows(epoch)[::2], alone.epoch_rows(epoch))
+        assert np.array_equal(sampler.epoch_rows(epoch)[::2], alone.epoch_rows(epoch))

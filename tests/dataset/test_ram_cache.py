@@ -1,4 +1,4 @@
-"""Cached images: seen by every worker, reduced as said, damaged ones as without a cache, space asked for first."""
+"""Cached images: reduced, the same in every worker, damaged ones as without a cache, memory checked first."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from lib.dataset.ram_cache import CachedImages
 from lib.dataset.reader import BatchReader
 from lib.dataset.sampler import Sampler, class_balance
 from lib.dataset.transforms import RandomResizedCrop
-from lib.errors import UserError
+from lib.runtime.shared_memory import SharedMemoryFull
 
 SIZES = [(40, 30), (30, 60), (20, 20), (64, 16), (100, 100), (25, 50)]
 LABELS = np.array([0, 0, 0, 1, 1, 1], np.int32)
@@ -46,7 +46,7 @@ def test_the_short_side_is_reduced_and_never_enlarged(images):
     assert cache.load(4).size == (100, 100)
 
 
-def test_what_is_damaged_or_missing_is_told_when_asked_for(images, tmp_path):
+def test_damaged_and_missing_images_raise_on_access(images, tmp_path):
     (tmp_path / '1.png').write_bytes(b'no image')
     (tmp_path / '3.png').unlink()
     cache = cached(images)
@@ -57,10 +57,10 @@ def test_what_is_damaged_or_missing_is_told_when_asked_for(images, tmp_path):
         cache.open(3)
 
 
-def test_workers_see_the_same_pixels(images, tmp_path):
+def test_workers_read_the_same_pixels(images, tmp_path):
     cache = cached(images)
     for row in range(6):
-        (tmp_path / f'{row}.png').unlink()  # nobody reads the files again
+        (tmp_path / f'{row}.png').unlink()  # the files are not read again
 
     def batches(num_workers):
         index = ClassIndex(LABELS, 2)
@@ -79,8 +79,8 @@ def test_workers_see_the_same_pixels(images, tmp_path):
     assert torch.equal(batches(0), batches(2))
 
 
-def test_too_little_space_is_said_before_anything_is_decoded(images, monkeypatch):
+def test_too_little_memory_is_reported_before_decoding(images, monkeypatch):
     monkeypatch.setattr(ram_cache, 'free_shared_bytes', lambda: 1000)
-    monkeypatch.setattr(ram_cache, 'render', lambda *_: pytest.fail('something was decoded'))
-    with pytest.raises(UserError, match=r'DATASET\.CACHE ram: train takes .*--DATASET_CACHE'):
+    monkeypatch.setattr(ram_cache, 'crop_resize', lambda *_: pytest.fail('an image was decoded'))
+    with pytest.raises(SharedMemoryFull, match=r'train takes 0\.0 GB of shared memory, and 0\.0 GB are free'):
         cached(images)

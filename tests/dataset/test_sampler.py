@@ -1,4 +1,4 @@
-"""Samplers: hand-written tables, the distribution of what is drawn, purity."""
+"""Samplers: hand-written tables, the distribution of draws, purity."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ INDEX = ClassIndex(LABELS, len(COUNTS))
 def test_weights_of_a_tiny_case(weights, progress, expected):
     counts = np.array([6, 2, 0, 1])
     found = weights(counts, progress)
-    # In proportion: a sampler normalises.
+    # Only proportions matter: the sampler normalizes.
     np.testing.assert_allclose(found / found.sum(), np.array(expected) / sum(expected), rtol=1e-12)
     assert counts.tolist() == [6, 2, 0, 1]
 
@@ -51,25 +51,25 @@ def test_an_epoch_has_as_many_rows_as_the_index_and_only_those(name):
 
 
 @pytest.mark.parametrize('epoch', range(3))
-def test_instance_balance_takes_each_image_once(epoch):
+def test_instance_balance_draws_each_image_once(epoch):
     rows = Sampler(instance_balance, INDEX, seed=1, max_epoch=3).epoch_rows(epoch)
     assert sorted(rows.tolist()) == list(range(len(LABELS)))
 
 
 @pytest.mark.parametrize('name', SAMPLERS)
-def test_a_plan_is_a_pure_function_of_seed_and_epoch(name):
-    def epoch_rows(seed, epoch):
+def test_epoch_rows_is_a_pure_function_of_seed_and_epoch(name):
+    def rows_of(seed, epoch):
         return Sampler(SAMPLERS[name], INDEX, seed, max_epoch=5).epoch_rows(epoch).tolist()
 
-    np.random.seed(3)  # noqa: NPY002 - the global generator is what must not matter
-    first = plan(7, 2)
+    np.random.seed(3)  # noqa: NPY002 - the global generator must not matter
+    first = rows_of(7, 2)
     np.random.seed(4)  # noqa: NPY002
     sampler = Sampler(SAMPLERS[name], INDEX, 7, max_epoch=5)
     for epoch in (0, 4, 2):
         last = sampler.epoch_rows(epoch).tolist()
     assert first == last
-    assert plan(8, 2) != first
-    assert plan(7, 3) != first
+    assert rows_of(8, 2) != first
+    assert rows_of(7, 3) != first
 
 
 @pytest.mark.parametrize('progress', [0.0, 0.5, 1.0])
@@ -119,24 +119,24 @@ def test_one_image(name):
     assert Sampler(SAMPLERS[name], index, seed=0, max_epoch=1).epoch_rows(0).tolist() == [0]
 
 
-def plans(weights, epoch, max_epoch):
+def rows_at(weights, epoch, max_epoch):
     return Sampler(weights, INDEX, seed=9, max_epoch=max_epoch).epoch_rows(epoch).tolist()
 
 
-def test_progressive_ends_where_class_balance_is():
-    """At its last epoch it is class balance, drawn by the same random numbers; past it (a longer run) too."""
+def test_progressive_ends_as_class_balance():
+    """In the last epoch and later (a longer run) it equals class balance, drawn by the same random numbers."""
     for epoch in (9, 15):
-        assert plans(progressive, epoch, 10) == plans(class_balance, epoch, 10)
+        assert rows_at(progressive, epoch, 10) == rows_at(class_balance, epoch, 10)
 
 
-def test_progressive_begins_where_instance_balance_is():
-    drawn = np.bincount(LABELS[plans(progressive, 0, 10)], minlength=7)
-    expected = COUNTS[COUNTS > 0]  # independent draws here, each image once there
+def test_progressive_starts_with_the_distribution_of_instance_balance():
+    drawn = np.bincount(LABELS[rows_at(progressive, 0, 10)], minlength=7)
+    expected = COUNTS[COUNTS > 0]  # independent draws, unlike instance_balance itself
     assert stats.chisquare(drawn[COUNTS > 0], expected).pvalue > 1e-3
-    assert plans(progressive, 0, 1) == plans(progressive, 0, 10)
+    assert rows_at(progressive, 0, 1) == rows_at(progressive, 0, 10)
 
 
-def test_the_switch_happens_at_its_epoch_and_stays():
+def test_the_switch_happens_at_its_epoch_and_is_permanent():
     first = Sampler(instance_balance, INDEX, seed=2, max_epoch=6)
     second = Sampler(class_balance, INDEX, seed=2, max_epoch=6)
     switching = SwitchingSampler(first, second, switch_epoch=3)
@@ -152,7 +152,7 @@ def test_a_switch_at_0_is_the_second_sampler():
 
 
 @pytest.mark.parametrize('name', SAMPLERS)
-def test_nothing_is_changed(name):
+def test_the_index_is_not_modified(name):
     index = ClassIndex(LABELS.copy(), 7)
     Sampler(SAMPLERS[name], index, seed=0, max_epoch=2).epoch_rows(1)
     assert index.labels.tolist() == LABELS.tolist()

@@ -1,3 +1,5 @@
+"""Transforms: torchvision's crops for the same box, their distributions, purity."""
+
 import math
 import os
 import pickle
@@ -17,7 +19,7 @@ from torchvision.transforms import InterpolationMode, functional
 from lib.dataset import transforms
 from lib.dataset.images import FileImages
 from lib.dataset.transforms import PadCrop, RandomResizedCrop, ResizeCenterCrop, ResizeCornerCrop, ResizeWhole
-from tests.dataset.drawing import draw, draws_of
+from tests.dataset.cropping import crop, draws_of
 
 SIZES = [(1, 1), (2, 1), (1, 3), (7, 5), (32, 32), (111, 113), (112, 112), (129, 128), (348, 261), (20, 600)]
 
@@ -42,8 +44,8 @@ def assert_form(array, size):
     assert array.shape == (size, size, 3)
 
 
-def assert_same_but_for_rounding(ours, image):
-    """The filter is the same; libraries differ in the digits of its weights, which noise shows most."""
+def assert_equal_up_to_rounding(ours, image):
+    """Compare under rounding: libraries use the same filter with different precision, most visible on noise."""
     difference = np.abs(ours.astype(int) - np.asarray(image))
     assert difference.max() <= 2
     assert difference.mean() <= 0.3 or ours.size < 1000
@@ -56,21 +58,21 @@ def test_random_resized_crop_equals_torchvision_for_its_box(width_height, size):
     transform = RandomResizedCrop(size, flip_probability=0.5)
     for seed in range(20):
         draws = draws_of(transform, np.random.default_rng(seed))
-        result = draw(transform, image, draws)
+        result = crop(transform, image, draws)
         left, top, right, bottom = transform.box(*image.size, draws[1:])
-        crop = (top, left, bottom - top, right - left, [size, size])
-        expected = functional.resized_crop(tensor_of(image), *crop, antialias=True)
-        in_pillow = functional.resized_crop(image, *crop)
+        region = (top, left, bottom - top, right - left, [size, size])
+        expected = functional.resized_crop(tensor_of(image), *region, antialias=True)
+        in_pillow = functional.resized_crop(image, *region)
         print('seed', seed)
         if draws[0] < 0.5:
             expected, in_pillow = functional.hflip(expected), functional.hflip(in_pillow)
         assert_form(result, size)
-        assert_same_but_for_rounding(result, expected.permute(1, 2, 0))
-        assert_same_but_for_rounding(result, in_pillow)
+        assert_equal_up_to_rounding(result, expected.permute(1, 2, 0))
+        assert_equal_up_to_rounding(result, in_pillow)
 
 
 @pytest.mark.parametrize('width_height', [(348, 261), (100, 100), (30, 200), (90, 45)], ids=str)
-def test_boxes_are_distributed_as_torchvisions(width_height):
+def test_boxes_have_torchvisions_distribution(width_height):
     image = Image.new('RGB', width_height)
     transform = RandomResizedCrop(112)
     rng = np.random.default_rng(1)
@@ -92,7 +94,7 @@ def test_boxes_are_distributed_as_torchvisions(width_height):
             'height': height,
             'area': width * height,
             'ratio': width / height,
-            'centre': left + right,
+            'center': left + right,
         }
 
     our_statistics, their_statistics = statistics(ours), statistics(theirs)
@@ -113,8 +115,8 @@ def test_area_is_uniform_and_ratio_log_uniform_where_everything_fits():
 
 
 @pytest.mark.parametrize('width_height', [(1000, 10), (10, 1000), (1, 700), (700, 1), (50, 50)], ids=str)
-def test_the_fallback_is_torchvisions(width_height):
-    # Ten impossible draws (area above the image's) lead to the central crop.
+def test_the_fallback_equals_torchvision(width_height):
+    # Ten rejected draws (an area above the image's) lead to the central crop.
     image = Image.new('RGB', width_height)
     scale, ratio = (2.0, 2.0), (3 / 4, 4 / 3)
     top, left, height, width = tv.RandomResizedCrop.get_params(image, scale, ratio)
@@ -131,13 +133,13 @@ def test_flip_probability():
         lambda p: PadCrop(2, 0, p),
     ):
 
-        def seen(probability, make=make):
+        def result_of(probability, make=make):
             transform = make(probability)
-            return draw(transform, image, draws_of(transform, rng))
+            return crop(transform, image, draws_of(transform, rng))
 
-        assert all(np.array_equal(seen(0.0), upright) for _ in range(20))
-        assert all(np.array_equal(seen(1.0), upright[:, ::-1]) for _ in range(20))
-        flips = sum(not np.array_equal(seen(0.3), upright) for _ in range(2000))
+        assert all(np.array_equal(result_of(0.0), upright) for _ in range(20))
+        assert all(np.array_equal(result_of(1.0), upright[:, ::-1]) for _ in range(20))
+        flips = sum(not np.array_equal(result_of(0.3), upright) for _ in range(2000))
         assert stats.binomtest(flips, 2000, 0.3).pvalue > 1e-3, 'seed 3'
 
 
@@ -148,12 +150,12 @@ def test_flip_probability():
 )
 def test_resize_center_crop_equals_torchvision(width_height, size, crop_ratio, short_side):
     image = noise_image(*width_height)
-    result = draw(ResizeCenterCrop(size, crop_ratio), image)
+    result = crop(ResizeCenterCrop(size, crop_ratio), image)
     assert_form(result, size)
-    if short_side > 1:  # of one pixel's width, torch mistakes the axes: its whole floats differ from its bytes too
-        assert_same_but_for_rounding(result, torchvision_center_crop(image, size, short_side))
+    if short_side > 1:  # torch confuses the axes of an image one pixel wide
+        assert_equal_up_to_rounding(result, torchvision_center_crop(image, size, short_side))
     resized = functional.resize(image, short_side, InterpolationMode.BILINEAR)
-    assert_same_but_for_rounding(result, functional.center_crop(resized, size))
+    assert_equal_up_to_rounding(result, functional.center_crop(resized, size))
 
 
 @pytest.mark.parametrize('seed', range(60))
@@ -163,23 +165,23 @@ def test_resize_center_crop_of_random_sizes(seed):
     size, crop_ratio = rng.randint(1, 150), rng.uniform(0.5, 1.5)
     short_side = max(1, math.floor(size / crop_ratio))
     expected = torchvision_center_crop(image, size, short_side)
-    assert_same_but_for_rounding(draw(ResizeCenterCrop(size, crop_ratio), image), expected)
+    assert_equal_up_to_rounding(crop(ResizeCenterCrop(size, crop_ratio), image), expected)
 
 
 @pytest.mark.parametrize('width_height', [(3, 900), (900, 3), (40, 300), (2, 1501)], ids=str)
 @pytest.mark.parametrize(('size', 'crop_ratio'), [(112, 0.875), (50, 1.25)])
-def test_a_strip_resized_in_part_is_what_it_is_as_a_whole(monkeypatch, width_height, size, crop_ratio):
+def test_a_partly_resized_strip_equals_a_fully_resized_one(monkeypatch, width_height, size, crop_ratio):
     image = noise_image(*width_height)
-    whole = draw(ResizeCenterCrop(size, crop_ratio), image)
+    whole = crop(ResizeCenterCrop(size, crop_ratio), image)
     monkeypatch.setattr(transforms, 'MAX_RESIZED_PIXELS', 0)
-    part = draw(ResizeCenterCrop(size, crop_ratio), image)
+    part = crop(ResizeCenterCrop(size, crop_ratio), image)
     assert_form(part, size)
     assert np.abs(part.astype(int) - whole).max() <= 1
 
 
-def test_an_extreme_strip_needs_no_gigabytes():
-    assert_form(draw(ResizeCenterCrop(224), Image.new('RGB', (1, 60_000), 'red')), 224)
-    assert_form(draw(ResizeCenterCrop(224), Image.new('RGB', (60_000, 1), 'red')), 224)
+def test_an_extreme_strip_needs_little_memory():
+    assert_form(crop(ResizeCenterCrop(224), Image.new('RGB', (1, 60_000), 'red')), 224)
+    assert_form(crop(ResizeCenterCrop(224), Image.new('RGB', (60_000, 1), 'red')), 224)
 
 
 def test_pad_crop_equals_torchvision_for_its_offset():
@@ -192,34 +194,34 @@ def test_pad_crop_equals_torchvision_for_its_offset():
         for left in range(9)
     }
     transform = PadCrop(32, 4)
-    seen = set()
+    results = set()
     for seed in range(2500):
-        result = draw(transform, image, draws_of(transform, np.random.default_rng(seed)))
+        result = crop(transform, image, draws_of(transform, np.random.default_rng(seed)))
         assert_form(result, 32)
         assert result.tobytes() in windows, f'seed {seed}'
-        seen.add(result.tobytes())
-    assert seen == windows  # all 162 of them come up
+        results.add(result.tobytes())
+    assert results == windows  # all 162 of them occur
 
 
 def test_pad_crop_offsets_are_uniform():
-    # One white pixel in the middle tells the offset.
+    # One white pixel in the middle shows the offset.
     pixels = np.zeros((9, 9, 3), dtype=np.uint8)
     pixels[4, 4] = 255
     image, transform, rng = Image.fromarray(pixels), PadCrop(9, 4, 0.0), np.random.default_rng(4)
-    counts = sum((draw(transform, image, draws_of(transform, rng))[:, :, 0] // 255).astype(int) for _ in range(8100))
+    counts = sum((crop(transform, image, draws_of(transform, rng))[:, :, 0] // 255).astype(int) for _ in range(8100))
     assert counts.sum() == 8100
     assert stats.chisquare(counts.ravel()).pvalue > 1e-3, 'seed 4'
 
 
 def test_pad_crop_resizes_other_images_first():
     image = noise_image(50, 40)
-    cut = draw(ResizeCenterCrop(32, 1.0), image)
-    assert np.array_equal(draw(PadCrop(32, 0, 0.0), image, [0.5, 0.0, 0.0]), cut)
-    # Draws of 0 shift by the whole padding, and what comes in is zeros, not what the cut left out.
-    shifted = np.zeros_like(cut)
-    shifted[4:, 4:] = cut[:-4, :-4]
-    assert np.array_equal(draw(PadCrop(32, 4, 0.0), image, [0.5, 0.0, 0.0]), shifted)
-    assert not draw(PadCrop(32, 40, 0.0), image, [0.5, 0.0, 0.0]).any(), 'shifted out of sight'
+    center = crop(ResizeCenterCrop(32, 1.0), image)
+    assert np.array_equal(crop(PadCrop(32, 0, 0.0), image, [0.5, 0.0, 0.0]), center)
+    # Draws of 0 shift by the whole padding; the shift uncovers zeros, not pixels outside of the central crop.
+    shifted = np.zeros_like(center)
+    shifted[4:, 4:] = center[:-4, :-4]
+    assert np.array_equal(crop(PadCrop(32, 4, 0.0), image, [0.5, 0.0, 0.0]), shifted)
+    assert not crop(PadCrop(32, 40, 0.0), image, [0.5, 0.0, 0.0]).any(), 'shifted off the canvas'
 
 
 @pytest.mark.parametrize('transform', [RandomResizedCrop(24), PadCrop(32, 4), ResizeCenterCrop(24)], ids=repr)
@@ -227,11 +229,11 @@ def test_is_a_pure_function_that_pickles(transform):
     image = noise_image(40, 30)
     before = image.tobytes()
     draws = draws_of(transform, np.random.default_rng(5))
-    first = draw(transform, image, draws)
+    first = crop(transform, image, draws)
     np.random.seed(0)  # noqa: NPY002 (global states must not matter)
     torch.manual_seed(0)
     random.seed(0)
-    second = draw(pickle.loads(pickle.dumps(transform)), image, draws)
+    second = crop(pickle.loads(pickle.dumps(transform)), image, draws)
     assert np.array_equal(first, second)
     assert image.tobytes() == before
     with pytest.raises(AttributeError):
@@ -263,46 +265,46 @@ def test_worker_imports_stay_light():
     assert printed.strip() == 'set()'
 
 
-@pytest.mark.skipif('REAL_PHOTOS' not in os.environ, reason='REAL_PHOTOS names no folder of real photos')
+@pytest.mark.skipif('REAL_PHOTOS' not in os.environ, reason='REAL_PHOTOS is not set')
 def test_real_photos_equal_torchvisions_pipeline():
     root = Path(os.environ['REAL_PHOTOS'])
     paths = sorted(path for path in root.rglob('*') if path.suffix.lower() in ('.jpg', '.jpeg', '.png'))
-    chosen = [str(path.relative_to(root)) for path in paths[:: max(1, len(paths) // 10)][:10]]
-    assert len(chosen) == 10
-    images = FileImages(chosen, str(root))
+    names = [str(path.relative_to(root)) for path in paths[:: max(1, len(paths) // 10)][:10]]
+    assert len(names) == 10
+    images = FileImages(names, str(root))
     test_transform, train_transform = ResizeCenterCrop(112), RandomResizedCrop(112, flip_probability=0.0)
     reference = tv.Compose([tv.Resize(128), tv.CenterCrop(112)])
-    for row, name in enumerate(chosen):
+    for row, name in enumerate(names):
         photo = Image.open(root / name).convert('RGB')
         whole = images.load(row)
-        assert_same_but_for_rounding(draw(test_transform, whole), reference(photo))
+        assert_equal_up_to_rounding(crop(test_transform, whole), reference(photo))
         draws = draws_of(train_transform, np.random.default_rng(row))
         left, top, right, bottom = train_transform.box(*photo.size, draws[1:])
         expected = functional.resized_crop(photo, top, left, bottom - top, right - left, [112, 112])
-        assert_same_but_for_rounding(draw(train_transform, whole, draws), expected)
+        assert_equal_up_to_rounding(crop(train_transform, whole, draws), expected)
 
 
 @pytest.mark.parametrize(('width', 'height'), [(90, 60), (60, 90), (64, 64), (33, 200), (8, 8)])
-def test_five_crops_are_torchvisions(width, height):
+def test_five_crops_equal_torchvision(width, height):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
     size, ratio = 32, 0.8
     resized = functional.resize(image, math.floor(size / ratio))
     corners = functional.five_crop(resized, [size, size])[:4]  # top left, top right, bottom left, bottom right
-    places = [(right, bottom) for bottom in (False, True) for right in (False, True)]
-    for crop, (right, bottom) in zip(corners, places, strict=True):
-        view = ResizeCornerCrop(size, ratio, right, bottom).crop_params(width, height)
+    sides = [(right, bottom) for bottom in (False, True) for right in (False, True)]
+    for corner, (right, bottom) in zip(corners, sides, strict=True):
+        params = ResizeCornerCrop(size, ratio, right, bottom).crop_params(width, height)
         left, top = ((length - size) * far for length, far in zip(resized.size, (right, bottom), strict=True))
-        assert (view.width, view.height, -view.left, -view.top) == (*resized.size, left, top)
-        assert crop.size == (size, size)
-        assert np.array_equal(np.asarray(crop), np.asarray(resized)[top : top + size, left : left + size])
+        assert (params.width, params.height, -params.left, -params.top) == (*resized.size, left, top)
+        assert corner.size == (size, size)
+        assert np.array_equal(np.asarray(corner), np.asarray(resized)[top : top + size, left : left + size])
 
 
 @pytest.mark.parametrize(('width', 'height'), [(90, 60), (60, 90), (64, 64), (1, 5000), (3, 2)])
-def test_whole_image_is_in_the_middle_of_zeros(width, height):
-    view = ResizeWhole(32).crop_params(width, height)
-    assert view.box == (0, 0, width, height)
-    assert max(view.width, view.height) == 32
-    assert min(view.width, view.height) == max(1, round(min(width, height) * 32 / max(width, height)))
-    assert abs(2 * view.left + view.width - 32) <= 1
-    assert abs(2 * view.top + view.height - 32) <= 1
-    assert view.frame == (view.left, view.top, view.left + view.width, view.top + view.height)
+def test_the_whole_image_is_centered_on_zeros(width, height):
+    params = ResizeWhole(32).crop_params(width, height)
+    assert params.box == (0, 0, width, height)
+    assert max(params.width, params.height) == 32
+    assert min(params.width, params.height) == max(1, round(min(width, height) * 32 / max(width, height)))
+    assert abs(2 * params.left + params.width - 32) <= 1
+    assert abs(2 * params.top + params.height - 32) <= 1
+    assert params.frame == (params.left, params.top, params.left + params.width, params.top + params.height)

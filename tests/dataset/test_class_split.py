@@ -1,4 +1,4 @@
-"""Images kept for validation: of class folders, and of converted sources without such a split."""
+"""Random samples of a class, and validation splits of converted sources without one."""
 
 from collections import Counter
 
@@ -14,21 +14,21 @@ from lib.formats.converted import Converted, Split, with_validation
     ('num_images', 'fraction', 'number'),
     [(0, 0.1, 0), (1, 0.9, 0), (2, 0.1, 1), (2, 0.9, 1), (10, 0.0, 0), (10, 0.1, 1), (10, 0.9, 9), (25, 0.1, 2)],
 )
-def test_how_many(num_images, fraction, number):
-    places = sample_valid_indices(num_images, 'tea', fraction, seed=0)
-    assert len(places) == number
-    assert sorted(set(places.tolist())) == places.tolist()
-    assert all(0 <= place < num_images for place in places)
+def test_the_number_of_validation_images(num_images, fraction, number):
+    indices = sample_valid_indices(num_images, 'tea', fraction, seed=0)
+    assert len(indices) == number
+    assert sorted(set(indices.tolist())) == indices.tolist()
+    assert all(0 <= index < num_images for index in indices)
 
 
-def test_seed_and_name_decide():
+def test_the_sample_depends_on_seed_and_name():
     assert np.array_equal(sample_valid_indices(50, 'tea', 0.2, 1), sample_valid_indices(50, 'tea', 0.2, 1))
     assert not np.array_equal(sample_valid_indices(50, 'tea', 0.2, 1), sample_valid_indices(50, 'tea', 0.2, 2))
     assert not np.array_equal(sample_valid_indices(50, 'tea', 0.2, 1), sample_valid_indices(50, 'cola', 0.2, 1))
 
 
 def converted(tmp_path, **more):
-    """Twelve colas, five teas and one milk, mixed."""
+    """Return twelve colas, five teas and one milk in mixed order."""
     labels = np.array([0, 1, 0, 0, 2, 0, 1, 0, 0, 0, 1, 0, 0, 1, 0, 0, 1, 0], np.int32)
     paths = [f'{row}.jpg' for row in range(len(labels))]
     return Converted({'train': Split(paths, labels), **more}, ['cola', 'tea', 'milk'], None, tmp_path)
@@ -44,10 +44,12 @@ def test_converted_source(tmp_path):
     assert train.paths == sorted(train.paths, key=before.splits['train'].paths.index)
     assert after.splits['test'].paths == ['x.jpg']
     cola = [path for path, label in before.splits['train'] if label == 0]
-    assert [path for path, label in valid if label == 0] == [cola[place] for place in sample_valid_indices(12, 'cola', 0.25, 3)]
+    assert [path for path, label in valid if label == 0] == [
+        cola[index] for index in sample_valid_indices(12, 'cola', 0.25, 3)
+    ]
 
 
-def test_what_cannot_be_split(tmp_path):
+def test_sources_that_cannot_be_split(tmp_path):
     whole = converted(tmp_path)
     with pytest.raises(UserError, match='has a validation split'):
         with_validation(converted(tmp_path, val=Split(['x.jpg'], np.zeros(1, np.int32))), fraction=0.1, seed=0)
@@ -58,12 +60,12 @@ def test_what_cannot_be_split(tmp_path):
         with_validation(single, fraction=0.5, seed=0)
 
 
-@pytest.mark.parametrize(('num_images', 'number', 'chosen'), [(0, 3, 0), (2, 3, 2), (9, 3, 3), (9, 9, 9)])
-def test_a_few_of_a_class(num_images, number, chosen):
-    places = sample_indices(num_images, 'tea', number, seed=0)
-    assert len(set(places.tolist())) == chosen
-    assert sorted(places.tolist()) == places.tolist()
-    assert all(0 <= place < num_images for place in places)
-    assert np.array_equal(places, sample_indices(num_images, 'tea', number, seed=0))
+@pytest.mark.parametrize(('num_images', 'number', 'expected'), [(0, 3, 0), (2, 3, 2), (9, 3, 3), (9, 9, 9)])
+def test_sample_indices(num_images, number, expected):
+    indices = sample_indices(num_images, 'tea', number, seed=0)
+    assert len(set(indices.tolist())) == expected
+    assert sorted(indices.tolist()) == indices.tolist()
+    assert all(0 <= index < num_images for index in indices)
+    assert np.array_equal(indices, sample_indices(num_images, 'tea', number, seed=0))
     others = {tuple(sample_indices(50, name, 3, seed)) for name in ('tea', 'jam') for seed in range(5)}
     assert len(others) == 10

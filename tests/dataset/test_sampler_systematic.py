@@ -1,4 +1,4 @@
-"""Repeat factors, effective numbers and class batches: against probabilities and loops worked out here."""
+"""Repeat factors, effective numbers and class batches, compared with probabilities and loops computed here."""
 
 import math
 from collections import Counter
@@ -19,7 +19,7 @@ INDEX = ClassIndex(LABELS, len(COUNTS))
 
 
 def built(index, **options):
-    """Return what build makes of SAMPLER.* options."""
+    """Build the sampler of SAMPLER.* options."""
     options = {'SAMPLER_SWITCH_TYPE': '', 'SAMPLER_SWITCH_EPOCH': 0, **options}
     argv = [word for name, value in options.items() for word in (f'--{name}', str(value))]
     loaded = load_config(argv, program='main.py', description='', find_checkpoint_config=lambda *_: None)
@@ -46,7 +46,7 @@ def test_repeat_factor_of_a_tiny_case():
 
 
 def expected_times(threshold):
-    """Return how often each class's images come in an epoch on average, by LVIS's formula."""
+    """Return the expected number of draws of an image of each class per epoch, by LVIS's formula."""
     total = sum(COUNTS)
     factors = [max(1.0, math.sqrt(threshold * total / n)) if n else 0.0 for n in COUNTS]
     return np.array(factors) * total / sum(n * r for n, r in zip(COUNTS, factors, strict=True))
@@ -54,39 +54,39 @@ def expected_times(threshold):
 
 @pytest.mark.parametrize('threshold', [0.5, 0.05])
 def test_repeat_factor_rounds_each_image_up_or_down(threshold):
-    plan = built(INDEX, SAMPLER_TYPE='repeat_factor', SAMPLER_REPEAT_THRESHOLD=threshold)
+    sampler = built(INDEX, SAMPLER_TYPE='repeat_factor', SAMPLER_REPEAT_THRESHOLD=threshold)
     expected = expected_times(threshold)
     num_epochs, total = 200, np.zeros(len(LABELS))
     for epoch in range(num_epochs):
-        rows = plan.epoch_rows(epoch)
+        rows = sampler.epoch_rows(epoch)
         assert rows.shape == (len(LABELS),)
         assert rows.dtype == np.int64
         times = np.bincount(rows, minlength=len(LABELS))
         assert (times >= np.floor(expected - 1e-9)[LABELS]).all()
         assert (times <= np.ceil(expected + 1e-9)[LABELS]).all()
         total += times
-    # The class of a slot, and the images of a class.
+    # Both the classes and the images of a class follow their distribution.
     drawn = np.bincount(LABELS, weights=total, minlength=7)
     seen = np.array(COUNTS) > 0
     probabilities = (expected * COUNTS)[seen] / len(LABELS)
     assert stats.chisquare(drawn[seen], probabilities * drawn.sum()).pvalue > 1e-3
     for label in (0, 1, 3, 4):
         assert stats.chisquare(total[label == LABELS]).pvalue > 1e-3
-        # Rounding is at random, not always of the same images.
+        # Rounding is random: it does not favor some images.
         fraction = expected[label] % 1
         spread = max(1e-9, num_epochs * fraction * (1 - fraction))
         assert abs(total[label == LABELS] - num_epochs * expected[label]).max() < 5 * math.sqrt(spread) + 1e-6
 
 
-def test_repeat_factor_without_a_rare_class_takes_each_image_once():
+def test_repeat_factor_without_rare_classes_draws_each_image_once():
     rows = built(INDEX, SAMPLER_TYPE='repeat_factor', SAMPLER_REPEAT_THRESHOLD=0.0).epoch_rows(3)
     assert sorted(rows.tolist()) == list(range(len(LABELS)))
 
 
-def test_the_order_of_an_even_plan_is_random():
-    """Repeats of one image are not side by side more often than chance has it."""
-    plan = Sampler(lambda counts, progress: counts > 0, INDEX, seed=4, max_epoch=1, evenly=True)
-    pairs = [plan.epoch_rows(epoch) for epoch in range(100)]
+def test_the_order_of_systematic_draws_is_random():
+    """Repeats of an image are adjacent no more often than by chance."""
+    sampler = Sampler(lambda counts, progress: counts > 0, INDEX, seed=4, max_epoch=1, systematic=True)
+    pairs = [sampler.epoch_rows(epoch) for epoch in range(100)]
     same = sum(np.count_nonzero(rows[1:] == rows[:-1]) for rows in pairs)
     times = np.bincount(pairs[0], minlength=len(LABELS))
     chance = (times * (times - 1)).sum() / len(LABELS) * 100
@@ -95,8 +95,8 @@ def test_the_order_of_an_even_plan_is_random():
 
 def test_beta_reaches_the_sampler():
     for beta in (0.5, 0.99):
-        plan = built(INDEX, SAMPLER_TYPE='effective_number', SAMPLER_BETA=beta)
-        drawn = sum(np.bincount(LABELS[plan.epoch_rows(epoch)], minlength=7) for epoch in range(40))
+        sampler = built(INDEX, SAMPLER_TYPE='effective_number', SAMPLER_BETA=beta)
+        drawn = sum(np.bincount(LABELS[sampler.epoch_rows(epoch)], minlength=7) for epoch in range(40))
         weights = np.array([n * (1 - beta) / (1 - beta**n) if n else 0.0 for n in COUNTS])
         seen = weights > 0
         assert stats.chisquare(drawn[seen], (weights / weights.sum() * drawn.sum())[seen]).pvalue > 1e-3
@@ -110,53 +110,53 @@ def test_intervals_are_those_of_searchsorted(seed):
     np.testing.assert_array_equal(_interval_of(points, edges), np.searchsorted(edges, points, side='right'))
 
 
-@pytest.mark.parametrize(('batch_size', 'each'), [(12, 4), (8, 2), (20, 4), (5, 1), (10, 2), (15, 5)])
+@pytest.mark.parametrize(('batch_size', 'per_class'), [(12, 4), (8, 2), (20, 4), (5, 1), (10, 2), (15, 5)])
 @pytest.mark.parametrize('seed', range(3))
-def test_class_batches(batch_size, each, seed):
-    plan = ClassBatches(INDEX, seed, batch_size, each)
+def test_class_batches(batch_size, per_class, seed):
+    sampler = ClassBatches(INDEX, seed, batch_size, per_class)
     for epoch in (0, 3):
-        rows = plan.epoch_rows(epoch)
+        rows = sampler.epoch_rows(epoch)
         assert rows.shape == (len(LABELS),)
         assert rows.dtype == np.int64
-        handed_out = {label: [] for label in range(7)}
+        drawn_images = {label: [] for label in range(7)}
         for start in range(0, len(rows) - batch_size + 1, batch_size):
             batch = rows[start : start + batch_size]
-            groups = batch.reshape(-1, each)
+            groups = batch.reshape(-1, per_class)
             labels = LABELS[groups]
             assert (labels == labels[:, :1]).all()
-            assert len(set(labels[:, 0].tolist())) == batch_size // each
+            assert len(set(labels[:, 0].tolist())) == batch_size // per_class
             for group, label in zip(groups.tolist(), labels[:, 0].tolist(), strict=True):
-                handed_out[label] += group
-                if COUNTS[label] >= each:
-                    assert len(set(group)) == each
-        turns = [len(handed_out[label]) // each for label in range(7) if COUNTS[label]]
+                drawn_images[label] += group
+                if COUNTS[label] >= per_class:
+                    assert len(set(group)) == per_class
+        turns = [len(drawn_images[label]) // per_class for label in range(7) if COUNTS[label]]
         assert max(turns) - min(turns) <= 1 + (len(LABELS) % batch_size > 0)
         for label in range(7):
-            assert (not handed_out[label]) == (COUNTS[label] == 0)
-            # Every image of the class comes before one comes again, and so on.
-            times = Counter(handed_out[label])
-            if len(handed_out[label]) >= COUNTS[label] > 0:
+            assert (not drawn_images[label]) == (COUNTS[label] == 0)
+            # No image of a class is repeated before all of them have been drawn.
+            times = Counter(drawn_images[label])
+            if len(drawn_images[label]) >= COUNTS[label] > 0:
                 assert len(times) == COUNTS[label]
             assert not times or max(times.values()) - min(times.values()) <= 1 or len(times) < COUNTS[label]
-            assert max(times.values(), default=0) <= -(-len(handed_out[label]) // max(1, COUNTS[label]))
+            assert max(times.values(), default=0) <= -(-len(drawn_images[label]) // max(1, COUNTS[label]))
 
 
 def test_class_batches_are_a_pure_function_of_seed_and_epoch():
-    plan = ClassBatches(INDEX, 3, 12, 4)
-    first = plan.epoch_rows(2).tolist()
-    plan.epoch_rows(7)
-    assert plan.epoch_rows(2).tolist() == first == ClassBatches(INDEX, 3, 12, 4).epoch_rows(2).tolist()
-    assert plan.epoch_rows(1).tolist() != first
+    sampler = ClassBatches(INDEX, 3, 12, 4)
+    first = sampler.epoch_rows(2).tolist()
+    sampler.epoch_rows(7)
+    assert sampler.epoch_rows(2).tolist() == first == ClassBatches(INDEX, 3, 12, 4).epoch_rows(2).tolist()
+    assert sampler.epoch_rows(1).tolist() != first
     assert ClassBatches(INDEX, 4, 12, 4).epoch_rows(2).tolist() != first
 
 
 def test_class_batches_draw_classes_and_images_uniformly():
-    """Which classes share a batch, and which images of a large class an epoch shows."""
+    """Pairs of classes in a batch, and the images of a large class in an epoch, are uniform."""
     index = ClassIndex(np.repeat(np.arange(6), 30).astype(np.int32), 6)
     together, shown = np.zeros((6, 6)), np.zeros(180)
     for epoch in range(300):
         batches = ClassBatches(index, 5, 8, 2).epoch_rows(epoch)[:176].reshape(-1, 8)
-        for batch in batches[:11]:  # half an epoch: not all images come
+        for batch in batches[:11]:  # half an epoch: not all images are drawn
             labels = np.unique(batch // 30)
             together[np.ix_(labels, labels)] += 1
             shown[batch] += 1
@@ -164,7 +164,7 @@ def test_class_batches_draw_classes_and_images_uniformly():
     assert stats.chisquare(shown).pvalue > 1e-3
 
 
-def test_class_batches_take_only_rows_of_the_index():
+def test_class_batches_draw_rows_of_the_index_only():
     capped = INDEX.capped(10, 0)
     rows = ClassBatches(capped, 0, 8, 2).epoch_rows(0)
     assert len(rows) == len(capped)
@@ -182,10 +182,12 @@ def test_too_few_classes_for_a_batch():
         built(INDEX, SAMPLER_TYPE='class_balance', SAMPLER_IMAGES_PER_CLASS=2, TRAIN_BATCH_SIZE=16)
 
 
-def test_build_gives_class_batches_and_switches_to_them():
+def test_build_sampler_returns_class_batches_and_switches_to_them():
     options = {'SAMPLER_IMAGES_PER_CLASS': 4, 'TRAIN_BATCH_SIZE': 8, 'SEED': 5}
     expected = ClassBatches(INDEX, 5, 8, 4)
-    assert built(INDEX, SAMPLER_TYPE='class_balance', **options).epoch_rows(2).tolist() == expected.epoch_rows(2).tolist()
+    assert (
+        built(INDEX, SAMPLER_TYPE='class_balance', **options).epoch_rows(2).tolist() == expected.epoch_rows(2).tolist()
+    )
     switching = built(INDEX, SAMPLER_SWITCH_TYPE='class_balance', SAMPLER_SWITCH_EPOCH=3, **options)
     assert switching.epoch_rows(3).tolist() == expected.epoch_rows(3).tolist()
     assert switching.epoch_rows(2).tolist() == Sampler(instance_balance, INDEX, 5, 9).epoch_rows(2).tolist()

@@ -1,0 +1,74 @@
+"""Loaders from the config: errors of lib.dataset become one line that names the options."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from lib.builders.loader import build_eval_loader, build_train_loader
+from lib.builders.split import Split
+from lib.config.defaults import KEYS
+from lib.config.yaml_text import as_node
+from lib.dataset import pipeline, ram_cache
+from lib.dataset.images import ArrayImages, FileImages
+from lib.dataset.index import ClassIndex
+from lib.distributed.process_group import ProcessGroup
+from lib.errors import UserError
+from lib.runtime.device import pick_device
+
+DEVICE = pick_device('cpu', 'float32')
+
+
+def config(**changes):
+    changes = {name.replace('__', '.'): value for name, value in changes.items()}
+    defaults = {name: key.default for name, key in KEYS.items()}
+    return as_node(defaults | {'NAME': 'x', 'RUN.NUM_WORKERS': 0, 'INPUT.SIZE': 16} | changes)
+
+
+def split_of(num_images: int, images=None) -> Split:
+    images = images or ArrayImages(np.zeros((num_images, 20, 20, 3), np.uint8))
+    return Split(images, np.zeros(num_images, np.int32), 1, pa.array(['a'] * num_images), 'train')
+
+
+def train_loader(cfg, split: Split, world_size: int = 1):
+    index = ClassIndex(split.labels, 1)
+    return build_train_loader(cfg, split, index, DEVICE, ProcessGroup(0, world_size))
+
+
+@pytest.mark.parametrize(('batch_size', 'world_size'), [(3, 4), (6, 4), (2, 2), (1, 2), (14, 8)])
+def test_a_batch_too_small_for_the_ranks(batch_size, world_size):
+    with pytest.raises(UserError) as caught:
+        train_loader(config(TRAIN__BATCH_SIZE=batch_size), split_of(100), world_size)
+    message = str(caught.value)
+    assert '\n' not in message
+    assert message.startswith(f'TRAIN.BATCH_SIZE: steps of {batch_size} images')
+    assert f'{world_size} ranks' in message
+    assert f'--TRAIN_BATCH_SIZE {2 * world_size} ' in message
+
+
+def test_a_set_too_small_for_the_ranks():
+    with pytest.raises(UserError, match=r'^6 training images are too few for 4 ranks.*start at most 3$'):
+        train_loader(config(TRAIN__BATCH_SIZE=512), split_of(6), 4)
+    train_loader(config(TRAIN__BATCH_SIZE=512), split_of(6), 3)
+
+
+def test_too_little_shared_memory_for_the_batches(monkeypatch):
+    monkeypatch.setattr(pipeline, 'free_shared_bytes', lambda: 100)
+    for build in (train_loader, lambda cfg, split: build_eval_loader(cfg, split, DEVICE)):
+        with pytest.raises(UserError, match=r'shared memory.*--RUN_NUM_WORKERS.*--TRAIN_BATCH_SIZE.*--shm-size'):
+            build(config(RUN__NUM_WORKERS=2), split_of(6))
+        build(config(), split_of(6))
+
+
+def test_too_little_shared_memory_for_the_cache(monkeypatch, tmp_path):
+    Image.new('RGB', (30, 20)).save(tmp_path / 'a.png')
+    monkeypatch.setattr(ram_cache, 'free_shared_bytes', lambda: 1000)
+    with pytest.raises(UserError, match=r'^DATASET\.CACHE ram: train takes .*--DATASET_CACHE .*tools/pack\.py'):
+        train_loader(config(DATASET__CACHE='ram'), split_of(1, FileImages(['a.png'], str(tmp_path))))
+
+
+def test_the_error_for_an_unreadable_image_names_the_option(tmp_path):
+    (tmp_path / 'a.png').write_bytes(b'not an image')
+    loader = train_loader(config(DATASET__ON_BAD_IMAGE='raise'), split_of(1, FileImages(['a.png'], str(tmp_path))))
+    with pytest.raises(UserError, match=r'a\.png: .*; --DATASET_ON_BAD_IMAGE skip trains without such images$'):
+        list(loader.batches(0))
