@@ -1,8 +1,4 @@
-"""What a single key cannot tell: combinations that do not work, and keys that nothing would read.
-
-What does not go together in computing a batch in parts: on several ranks, in pieces, against some classes.
-Methods that do not go together, each said in one line with what to do instead.
-"""
+"""Checks over several keys: settings that do not work together, and keys that the chosen method does not use."""
 
 from typing import Any
 
@@ -12,48 +8,50 @@ from lib.errors import UserError
 
 
 def check_scale(values: dict[str, Any]) -> None:
-    """Raise UserError for a combination that cannot be computed."""
-    lean = _lean_key(values)
+    """Raise UserError if chunked, sharded or sampled classification does not work with the other settings."""
+    setting = _without_logits(values)
     auxiliary, at_once = values['LOSS.AUXILIARY'], values['TRAIN.DEVICE_BATCH_SIZE']
-    if lean and auxiliary == 'distillation':
+    if setting and auxiliary == 'distillation':
         raise UserError(
-            f"LOSS.AUXILIARY distillation compares all logits with a teacher's, but {lean} keeps none: leave one of "
-            'them out'
+            f'LOSS.AUXILIARY distillation needs the logits of all classes, but {setting} does not store them: set only '
+            'one of them'
         )
     if values['MODEL.CLASSIFIER_SHARDED'] and auxiliary == 'balanced_contrastive':
         raise UserError(
             'LOSS.AUXILIARY balanced_contrastive compares images with all classes, but MODEL.CLASSIFIER_SHARDED True '
-            "splits them: --LOSS_AUXILIARY ''"
+            "splits the classes over ranks: --LOSS_AUXILIARY ''"
         )
     if at_once and auxiliary == 'balanced_contrastive':
         raise UserError(
             'LOSS.AUXILIARY balanced_contrastive compares the images of a batch, but TRAIN.DEVICE_BATCH_SIZE '
-            f'{at_once} computes it in parts: --TRAIN_DEVICE_BATCH_SIZE 0'
+            f'{at_once} splits it: --TRAIN_DEVICE_BATCH_SIZE 0'
         )
     if at_once == 1:
-        raise UserError('TRAIN.DEVICE_BATCH_SIZE is 1, but BatchNorm and pairs need at least 2 images at once')
+        raise UserError(
+            'TRAIN.DEVICE_BATCH_SIZE is 1, but BatchNorm and mixing need at least 2 images: set 0, 2 or more'
+        )
     if at_once < 0 and values['MODEL.CLASSIFIER_SHARDED']:
         raise UserError(
-            'TRAIN.DEVICE_BATCH_SIZE -1 tries on each GPU what fits, but MODEL.CLASSIFIER_SHARDED True computes no '
-            'batch on one GPU alone: give a number'
+            'TRAIN.DEVICE_BATCH_SIZE -1 measures what fits on each GPU alone, but MODEL.CLASSIFIER_SHARDED True needs '
+            'all ranks in every step: give a number'
         )
     if values['LOSS.SAMPLED_CLASSES'] < 1:
         _check_sampling(values)
 
 
-def _lean_key(values: dict[str, Any]) -> str:
-    """Return what computes classifier and loss together, for messages; '' when nothing does."""
-    for name, plain in (('MODEL.CLASSIFIER_SHARDED', False), ('LOSS.CHUNK_IMAGES', 0), ('LOSS.SAMPLED_CLASSES', 1.0)):
-        if values[name] != plain:
+def _without_logits(values: dict[str, Any]) -> str:
+    """Return the setting, for messages, that computes classifier and loss together; '' if there is none."""
+    for name, default in (('MODEL.CLASSIFIER_SHARDED', False), ('LOSS.CHUNK_IMAGES', 0), ('LOSS.SAMPLED_CLASSES', 1.0)):
+        if values[name] != default:
             return f'{name} {values[name]}'
     return ''
 
 
 def _check_sampling(values: dict[str, Any]) -> None:
-    share = values['LOSS.SAMPLED_CLASSES']
+    fraction = values['LOSS.SAMPLED_CLASSES']
     if values['LOSS.TYPE'] == 'label_aware_smoothing' or values['LOSS.LABEL_SMOOTHING']:
         raise UserError(
-            f'LOSS.SAMPLED_CLASSES {share:g} looks at some classes a step, but label smoothing needs all of them: '
+            f'LOSS.SAMPLED_CLASSES {fraction:g} samples the classes of a step, but label smoothing needs all of them: '
             '--LOSS_LABEL_SMOOTHING 0 and another LOSS.TYPE than label_aware_smoothing, or --LOSS_SAMPLED_CLASSES 1'
         )
 
@@ -62,7 +60,7 @@ _COSINE = ('FCNorm', 'cosine')
 
 
 def check_methods(values: dict[str, Any]) -> None:
-    """Raise UserError for a combination of losses, mixing, stages and samplers that cannot be meant."""
+    """Raise UserError if losses, mixing, stages and samplers do not work together."""
     _check_loss(values)
     _check_mixing(values)
     _check_classifier(values)
@@ -73,12 +71,12 @@ def _check_loss(values: dict[str, Any]) -> None:
     loss, classifier = values['LOSS.TYPE'], values['MODEL.CLASSIFIER']
     if loss in ('arcface', 'cosface') and classifier not in _COSINE:
         raise UserError(
-            f'LOSS.TYPE {loss} sets margins between angles, but MODEL.CLASSIFIER {classifier} has none: '
+            f'LOSS.TYPE {loss} needs a cosine classifier, but MODEL.CLASSIFIER is {classifier}: '
             '--MODEL_CLASSIFIER FCNorm'
         )
     if values['LOSS.REWEIGHT_EPOCH'] and not values['LOSS.CLASS_WEIGHTS'] and loss != 'influence_balanced':
         raise UserError(
-            f'LOSS.REWEIGHT_EPOCH is {values["LOSS.REWEIGHT_EPOCH"]}, but LOSS.CLASS_WEIGHTS names no weights: '
+            f'LOSS.REWEIGHT_EPOCH is {values["LOSS.REWEIGHT_EPOCH"]}, but LOSS.CLASS_WEIGHTS is empty: '
             '--LOSS_CLASS_WEIGHTS effective_number'
         )
 
@@ -88,31 +86,33 @@ def _check_mixing(values: dict[str, Any]) -> None:
     if not mix:
         return
     if mix not in PAIRED and batch % 2:
-        raise UserError(f'MIX.TYPE {mix} mixes pairs, but TRAIN.BATCH_SIZE {batch} is odd: take an even one')
+        raise UserError(f'MIX.TYPE {mix} mixes pairs, but TRAIN.BATCH_SIZE {batch} is odd: set an even number')
     if values['SAMPLER.IMAGES_PER_CLASS']:
         raise UserError(
-            f'SAMPLER.IMAGES_PER_CLASS is {values["SAMPLER.IMAGES_PER_CLASS"]}, which puts images of one class side by '
-            f'side, but MIX.TYPE {mix} makes pairs of neighbours: leave one of them out'
+            f'SAMPLER.IMAGES_PER_CLASS is {values["SAMPLER.IMAGES_PER_CLASS"]}, which makes adjacent images equal in '
+            f'class, but MIX.TYPE {mix} mixes adjacent images: set only one of them'
         )
     if mix == 'manifold_mixup':
         stages = values['MIX.STAGES']
         if not stages or any(stage != int(stage) for stage in stages):
-            raise UserError(f'MIX.STAGES is {stages}, but must be whole numbers: 0 (the image), 1 (first stage), ...')
+            raise UserError(
+                f'MIX.STAGES is {stages}, but must be whole numbers such as 0,1,2: 0 (the image), 1 (first stage)'
+            )
         if values['MODEL.FREEZE_BACKBONE'] and values['MODEL.SHIFT_BATCHNORM']:
             raise UserError(
-                'MIX.TYPE manifold_mixup would shift BatchNorm to mixed features (MODEL.SHIFT_BATCHNORM True): '
-                '--MIX_TYPE mixup'
+                'MIX.TYPE manifold_mixup would update BatchNorm statistics with mixed features '
+                '(MODEL.SHIFT_BATCHNORM True): --MIX_TYPE mixup'
             )
 
 
 def _check_classifier(values: dict[str, Any]) -> None:
     classifier, resumed = values['MODEL.CLASSIFIER'], values['RESUME_MODEL']
     if values['MODEL.SHIFT_BATCHNORM'] and not values['MODEL.FREEZE_BACKBONE']:
-        raise UserError('MODEL.SHIFT_BATCHNORM True is for a frozen backbone: --MODEL_FREEZE_BACKBONE True')
+        raise UserError('MODEL.SHIFT_BATCHNORM True needs a frozen backbone: --MODEL_FREEZE_BACKBONE True')
     if values['MODEL.FREEZE_BACKBONE'] and not resumed and not values['MODEL.PRETRAINED']:
         raise UserError(
-            'MODEL.FREEZE_BACKBONE True would train a classifier on random features: give the first stage '
-            '(--RESUME_MODEL log/NAME/last.pth) or MODEL.PRETRAINED'
+            'MODEL.FREEZE_BACKBONE True needs a trained backbone: give a first stage (--RESUME_MODEL '
+            'log/NAME/last.pth) or --MODEL_PRETRAINED timm'
         )
     if values['MODEL.FREEZE_BACKBONE'] and values['OPTIMIZER.LAYER_DECAY'] < 1:
         raise UserError(
@@ -121,17 +121,17 @@ def _check_classifier(values: dict[str, Any]) -> None:
         )
     if values['MODEL.CLASSIFIER_INIT'] != 'checkpoint' and not resumed:
         raise UserError(
-            f'MODEL.CLASSIFIER_INIT is {values["MODEL.CLASSIFIER_INIT"]}, which is for a second stage: give the first '
-            '(--RESUME_MODEL log/NAME/last.pth)'
+            f'MODEL.CLASSIFIER_INIT is {values["MODEL.CLASSIFIER_INIT"]}, which needs a first stage: --RESUME_MODEL '
+            'log/NAME/last.pth'
         )
     if values['MODEL.CLASSIFIER_INIT'] == 'class_means' and classifier == 'lws':
         raise UserError(
-            'MODEL.CLASSIFIER_INIT class_means is for MODEL.CLASSIFIER FC or FCNorm, not lws: --MODEL_CLASSIFIER FCNorm'
+            'MODEL.CLASSIFIER_INIT class_means needs MODEL.CLASSIFIER FC or FCNorm, not lws: --MODEL_CLASSIFIER FCNorm'
         )
     if values['OPTIMIZER.MAX_NORM'] and classifier in _COSINE:
         raise UserError(
-            f'OPTIMIZER.MAX_NORM is {values["OPTIMIZER.MAX_NORM"]:g}, but the norms of MODEL.CLASSIFIER {classifier} '
-            'do not matter: --MODEL_CLASSIFIER FC'
+            f'OPTIMIZER.MAX_NORM is {values["OPTIMIZER.MAX_NORM"]:g}, but MODEL.CLASSIFIER {classifier} '
+            'normalizes its rows anyway: --MODEL_CLASSIFIER FC'
         )
 
 
@@ -145,31 +145,31 @@ def _check_auxiliary(values: dict[str, Any]) -> None:
             )
         if values['MODEL.FREEZE_BACKBONE']:
             raise UserError(
-                'LOSS.AUXILIARY balanced_contrastive trains the backbone, which MODEL.FREEZE_BACKBONE True keeps as it '
-                "is: --LOSS_AUXILIARY ''"
+                'LOSS.AUXILIARY balanced_contrastive trains the backbone, but MODEL.FREEZE_BACKBONE True freezes it: '
+                "--LOSS_AUXILIARY ''"
             )
     if auxiliary == 'distillation':
         if not values['LOSS.TEACHER']:
-            raise UserError('LOSS.AUXILIARY distillation needs a teacher: --LOSS_TEACHER log/NAME/last.pth')
+            raise UserError('LOSS.AUXILIARY distillation needs a teacher: --LOSS_TEACHER log/NAME/best_model.pth')
         if mix == 'manifold_mixup':
             raise UserError(
-                'LOSS.AUXILIARY distillation shows the teacher the same images, but MIX.TYPE manifold_mixup mixes '
-                'within the student: --MIX_TYPE mixup'
+                'LOSS.AUXILIARY distillation needs the same input for teacher and student, but MIX.TYPE manifold_mixup '
+                "mixes the student's features: --MIX_TYPE mixup"
             )
         if values['LOSS.AUXILIARY_WEIGHT'] > 1:
             raise UserError(
-                f'LOSS.AUXILIARY_WEIGHT is {values["LOSS.AUXILIARY_WEIGHT"]:g}, but as the share of distillation it '
-                'must be at most 1'
+                f'LOSS.AUXILIARY_WEIGHT is {values["LOSS.AUXILIARY_WEIGHT"]:g}, but must be at most 1 with '
+                'LOSS.AUXILIARY distillation'
             )
 
 
 def check_values(values: dict[str, Any], levels: dict[str, int]) -> None:
-    """Raise UserError for a combination that cannot be meant.
+    """Raise UserError if settings do not work together, or if a key was set that the chosen method does not use.
 
     Args:
-        values: every key's value.
-        levels: the number of the layer that set it; a higher one was nearer to the user, one below 0 is a default or
-            the checkpoint's config, which passed these checks when its run was started.
+        values: value of every key.
+        levels: number of the layer that set each key; higher layers win. Below 0 are the defaults and the checkpoint's
+            config, which passed these checks when its run was started.
     """
     _check_unused(values, levels)
     _check_shards(values, levels)
@@ -179,10 +179,11 @@ def check_values(values: dict[str, Any], levels: dict[str, int]) -> None:
     _check_sizes(values['INPUT.SIZE_SCHEDULE'])
     _check_name(values)
     if values['OPTIMIZER.NESTEROV'] and values['OPTIMIZER.TYPE'] == 'sgd' and values['OPTIMIZER.MOMENTUM'] == 0:
-        raise UserError('OPTIMIZER.NESTEROV is True, which needs OPTIMIZER.MOMENTUM above 0')
+        raise UserError('OPTIMIZER.NESTEROV is True, which needs OPTIMIZER.MOMENTUM above 0: --OPTIMIZER_MOMENTUM 0.9')
     if values['SAMPLER.SWITCH_EPOCH'] and not values['SAMPLER.SWITCH_TYPE']:
         raise UserError(
-            f'SAMPLER.SWITCH_EPOCH is {values["SAMPLER.SWITCH_EPOCH"]}, but SAMPLER.SWITCH_TYPE names no sampler'
+            f'SAMPLER.SWITCH_EPOCH is {values["SAMPLER.SWITCH_EPOCH"]}, but SAMPLER.SWITCH_TYPE is empty: '
+            '--SAMPLER_SWITCH_TYPE class_balance'
         )
     batch, each = values['TRAIN.BATCH_SIZE'], values['SAMPLER.IMAGES_PER_CLASS']
     if each and batch % each:
@@ -190,10 +191,10 @@ def check_values(values: dict[str, Any], levels: dict[str, int]) -> None:
     for name in ('INPUT.SCALE', 'INPUT.RATIO'):
         pair = values[name]
         if len(pair) != 2 or pair[0] > pair[1]:
-            raise UserError(f'{name} is {pair}, but must be two numbers, the smaller one first')
+            raise UserError(f'{name} is {pair}, but must be two numbers, the smaller one first, such as 0.5,1')
     for name in ('INPUT.MEAN', 'INPUT.STD'):
         if len(values[name]) != 3:
-            raise UserError(f'{name} is {values[name]}, but must be three numbers, one a channel')
+            raise UserError(f'{name} is {values[name]}, but must be three numbers, one per channel')
     jitter = values['INPUT.COLOR_JITTER']
     if len(jitter) != 4 or jitter[3] > 0.5:
         raise UserError(
@@ -205,10 +206,9 @@ def check_values(values: dict[str, Any], levels: dict[str, int]) -> None:
 
 
 def _check_unused(values: dict[str, Any], levels: dict[str, int]) -> None:
-    """A key that the chosen method does not use is a mistake, if it was set no earlier than the method was chosen.
+    """Raise UserError if a key is set that the chosen method does not use, by the layer that chose it or a higher one.
 
-    A lower layer may well have set what a higher one made pointless: --OPTIMIZER_TYPE adamw over a recipe with
-    MOMENTUM is fine.
+    A lower layer may set such a key: --OPTIMIZER_TYPE adamw over a recipe with MOMENTUM is allowed.
     """
     for name, key in KEYS.items():
         if key.used_by is None or levels[name] < 0 or values[name] in (key.default, key.neutral):
@@ -224,13 +224,13 @@ def _check_unused(values: dict[str, Any], levels: dict[str, int]) -> None:
 
 
 def _check_shards(values: dict[str, Any], levels: dict[str, int]) -> None:
-    """An annotation file that was named no earlier than the shards would be passed over without a word."""
+    """Raise UserError if annotations would be ignored: set by the layer that set the shards, or a higher one."""
     for name in ('DATASET.TRAIN_JSON', 'DATASET.VALID_JSON'):
         given = values[name] and levels[name] >= max(0, levels['DATASET.SHARDS'])
         if values['DATASET.SHARDS'] and given:
             raise UserError(
-                f'{name} is {values[name]}, but DATASET.SHARDS {values["DATASET.SHARDS"]} holds the images and labels: '
-                f"leave one out (--DATASET_SHARDS '' does)"
+                f'{name} is {values[name]}, but DATASET.SHARDS {values["DATASET.SHARDS"]} contains images and labels: '
+                "set only one of them (--DATASET_SHARDS '' turns shards off)"
             )
 
 
@@ -242,7 +242,7 @@ def _check_schedule(values: dict[str, Any]) -> None:
         return
     milestones, factors = values['SCHEDULE.MILESTONE_EPOCHS'], values['SCHEDULE.DECAY_FACTORS']
     if list(milestones) != sorted(set(milestones)):
-        raise UserError(f'SCHEDULE.MILESTONE_EPOCHS is {milestones}, but must rise')
+        raise UserError(f'SCHEDULE.MILESTONE_EPOCHS is {milestones}, but must increase')
     if len(factors) not in (1, len(milestones)):
         raise UserError(
             f'SCHEDULE.DECAY_FACTORS has {len(factors)} numbers, but must have one, '
@@ -257,7 +257,7 @@ def _check_sizes(schedule: tuple[int, ...]) -> None:
             f'INPUT.SIZE_SCHEDULE is {schedule}, but must be pairs of epoch and pixels, such as 0,128,60,224'
         )
     if list(epochs) != sorted(set(epochs)):
-        raise UserError(f'INPUT.SIZE_SCHEDULE is {schedule}, but its epochs must rise; they are {epochs}')
+        raise UserError(f'INPUT.SIZE_SCHEDULE is {schedule}, but its epochs must increase; they are {epochs}')
     smallest = KEYS['INPUT.SIZE'].low
     if smallest is not None and sizes and min(sizes) < smallest:
         raise UserError(f'INPUT.SIZE_SCHEDULE is {schedule}, but its sizes must be at least {smallest} pixels')

@@ -38,7 +38,7 @@ def read_config_file(path: str) -> dict[str, Any]:
     """
     file = Path(path)
     if file.suffix not in ('.yaml', '.yml'):
-        raise UserError(f'--config {path}: only YAML files (.yaml, .yml) are accepted')
+        raise UserError(f'--config {path}: only YAML files (.yaml, .yml) are accepted; a config is never executed')
     if not file.is_file():
         raise UserError(f'--config {path}: no such file{_near(file)}')
     try:

@@ -1,4 +1,4 @@
-"""Combinations that cannot be meant, and keys that nothing would read."""
+"""Settings that do not work together, and keys that the chosen method does not use."""
 
 import pytest
 
@@ -22,7 +22,7 @@ UNUSED = {
 
 
 def check(values=None, levels=None):
-    """Check the defaults with `values`, which come from layer 0 unless `levels` tells another one."""
+    """Check the defaults with `values`, set by layer 0 unless `levels` names another."""
     values = values or {}
     check_values(
         {**{name: key.default for name, key in KEYS.items()}, 'NAME': 'x', **values},
@@ -52,24 +52,24 @@ def test_a_key_that_the_method_does_not_use(name):
         check({selector: user, name: value})
 
 
-def test_it_is_a_mistake_only_if_set_no_earlier_than_the_method():
+def test_it_is_a_mistake_only_if_the_method_was_chosen_by_the_same_or_a_lower_layer():
     values = {'LOSS.TYPE': 'cross_entropy', 'LOSS.GAMMA': 1.0}
     check(values, {'LOSS.TYPE': 1, 'LOSS.GAMMA': 0})  # the method was changed over a recipe
     refused(values, {'LOSS.TYPE': 0, 'LOSS.GAMMA': 0})
     refused(values, {'LOSS.TYPE': 0, 'LOSS.GAMMA': 1})
     refused(values, {'LOSS.TYPE': -1, 'LOSS.GAMMA': 0})
-    check(values, {'LOSS.TYPE': -1, 'LOSS.GAMMA': -1})  # both out of a checkpoint
+    check(values, {'LOSS.TYPE': -1, 'LOSS.GAMMA': -1})  # both from a checkpoint
     check(values, {'LOSS.TYPE': -2, 'LOSS.GAMMA': -1})
 
 
 def test_a_second_selector_uses_a_key_as_well():
     check({'SAMPLER.SWITCH_TYPE': 'effective_number', 'SAMPLER.BETA': 0.5})
     assert 'SAMPLER.BETA is 0.5' in refused({'SAMPLER.SWITCH_TYPE': 'reverse', 'SAMPLER.BETA': 0.5})
-    # Chosen by a recipe, given up by the command line.
+    # Chosen by a recipe, switched off on the command line.
     check({'SAMPLER.SWITCH_TYPE': '', 'SAMPLER.BETA': 0.5}, {'SAMPLER.SWITCH_TYPE': 1})
 
 
-def test_no_epochs_leave_no_room_for_a_schedule_and_need_none():
+def test_zero_epochs_need_no_schedule():
     check({'TRAIN.MAX_EPOCH': 0, 'SCHEDULE.WARMUP_EPOCHS': 5.0})
 
 
@@ -82,8 +82,8 @@ def test_an_unused_key_at_its_default_is_no_mistake():
     [
         ({'SCHEDULE.WARMUP_EPOCHS': 121.0}, ['SCHEDULE.WARMUP_EPOCHS is 121', 'TRAIN.MAX_EPOCH 120']),
         ({'TRAIN.MAX_EPOCH': 2, 'SCHEDULE.WARMUP_EPOCHS': 2.5}, ['SCHEDULE.WARMUP_EPOCHS is 2.5']),
-        ({'SCHEDULE.MILESTONE_EPOCHS': (10.0, 5.0)}, ['SCHEDULE.MILESTONE_EPOCHS', 'must rise']),
-        ({'SCHEDULE.MILESTONE_EPOCHS': (5.0, 5.0)}, ['SCHEDULE.MILESTONE_EPOCHS', 'must rise']),
+        ({'SCHEDULE.MILESTONE_EPOCHS': (10.0, 5.0)}, ['SCHEDULE.MILESTONE_EPOCHS', 'must increase']),
+        ({'SCHEDULE.MILESTONE_EPOCHS': (5.0, 5.0)}, ['SCHEDULE.MILESTONE_EPOCHS', 'must increase']),
         ({'SCHEDULE.DECAY_FACTORS': (0.1, 0.1)}, ['SCHEDULE.DECAY_FACTORS has 2', 'each of the 3']),
         ({'SCHEDULE.DECAY_FACTORS': ()}, ['SCHEDULE.DECAY_FACTORS has 0']),
         ({'OPTIMIZER.NESTEROV': True, 'OPTIMIZER.MOMENTUM': 0.0}, ['OPTIMIZER.NESTEROV', 'OPTIMIZER.MOMENTUM']),
@@ -98,8 +98,8 @@ def test_an_unused_key_at_its_default_is_no_mistake():
         ({'INPUT.STD': ()}, ['INPUT.STD', 'three numbers']),
         ({'OPTIMIZER.TYPE': 'adam', 'OPTIMIZER.BETAS': (0.9,)}, ['OPTIMIZER.BETAS', 'two numbers']),
         ({'INPUT.SIZE_SCHEDULE': (0, 64, 5)}, ['INPUT.SIZE_SCHEDULE is (0, 64, 5)', 'pairs of epoch and pixels']),
-        ({'INPUT.SIZE_SCHEDULE': (0, 64, 5, 96, 5, 128)}, ['INPUT.SIZE_SCHEDULE', 'epochs must rise', '(0, 5, 5)']),
-        ({'INPUT.SIZE_SCHEDULE': (5, 64, 0, 96)}, ['INPUT.SIZE_SCHEDULE', 'epochs must rise']),
+        ({'INPUT.SIZE_SCHEDULE': (0, 64, 5, 96, 5, 128)}, ['INPUT.SIZE_SCHEDULE', 'epochs must increase', '(0, 5, 5)']),
+        ({'INPUT.SIZE_SCHEDULE': (5, 64, 0, 96)}, ['INPUT.SIZE_SCHEDULE', 'epochs must increase']),
         ({'INPUT.SIZE_SCHEDULE': (0, 7, 5, 96)}, ['INPUT.SIZE_SCHEDULE', 'at least 8 pixels']),
         ({'NAME': ''}, ["NAME is ''"]),
         ({'NAME': '..'}, ["NAME is '..'"]),
@@ -109,7 +109,7 @@ def test_an_unused_key_at_its_default_is_no_mistake():
         ({'NAME': 'x' * 201}, ['NAME is']),
     ],
 )
-def test_combinations_that_cannot_be_meant(values, words):
+def test_settings_that_do_not_work_together(values, words):
     message = refused(values)
     assert all(word in message for word in words), message
 
@@ -120,7 +120,7 @@ def test_combinations_that_cannot_be_meant(values, words):
         {'SCHEDULE.WARMUP_EPOCHS': 120.0},
         {'SCHEDULE.MILESTONE_EPOCHS': (), 'SCHEDULE.DECAY_FACTORS': (0.1,)},
         {'SCHEDULE.DECAY_FACTORS': (0.1, 0.2, 0.3)},
-        {'SCHEDULE.MILESTONE_EPOCHS': (500.0,)},  # a short run of a long recipe never comes there
+        {'SCHEDULE.MILESTONE_EPOCHS': (500.0,)},  # beyond the end of a short run
         {'OPTIMIZER.MOMENTUM': 0.0},
         {'OPTIMIZER.NESTEROV': True},
         {'SAMPLER.SWITCH_TYPE': 'reverse', 'SAMPLER.SWITCH_EPOCH': 0},
@@ -130,12 +130,12 @@ def test_combinations_that_cannot_be_meant(values, words):
         {'NAME': 'a run, ümläut.1'},
     ],
 )
-def test_what_is_fine(values):
+def test_valid_settings(values):
     check(values)
 
 
-def test_a_schedule_without_milestones_may_leave_them_odd():
-    """A recipe's milestones under --SCHEDULE_TYPE cosine are looked at by nobody."""
+def test_unused_milestones_are_not_checked():
+    """A recipe's milestones are not checked under --SCHEDULE_TYPE cosine."""
     values = {'SCHEDULE.TYPE': 'cosine', 'SCHEDULE.MILESTONE_EPOCHS': (9.0, 1.0)}
     check(values, {'SCHEDULE.TYPE': 1})
 
@@ -148,7 +148,7 @@ def test_a_schedule_without_milestones_may_leave_them_odd():
         (1, 0, True),  # an option over a file
         (1, -1, True),  # an option over the checkpoint's config
         (0, 1, False),  # shards over a recipe that names annotations
-        (-1, -1, False),  # what a checkpoint holds passed once
+        (-1, -1, False),  # the checkpoint's config passed the checks
     ],
 )
 def test_annotations_beside_shards(name, of_json, of_shards, is_refused):
@@ -160,7 +160,7 @@ def test_annotations_beside_shards(name, of_json, of_shards, is_refused):
     check({name: 'a.json'})
 
 
-def test_a_frozen_backbone_has_no_layers_to_decay():
+def test_a_frozen_backbone_has_no_layer_decay():
     frozen = {'MODEL.FREEZE_BACKBONE': True, 'RESUME_MODEL': 'x.pth'}
     message = refused({**frozen, 'OPTIMIZER.LAYER_DECAY': 0.7})
     assert message.startswith('OPTIMIZER.LAYER_DECAY is 0.7, but MODEL.FREEZE_BACKBONE True')

@@ -1,4 +1,4 @@
-"""What does not go together in computing a batch in parts, and what does."""
+"""Chunked, sharded and sampled classification: which other settings work with it."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_refused(values, words):
     assert '\n' not in message
     for word in words:
         assert word in message
-    # Either half alone is fine, but for the part that no batch can be computed in.
+    # Each setting alone is valid, except a device batch of 1.
     for name in values:
         if name != 'TRAIN.DEVICE_BATCH_SIZE' or values[name] != 1:
             check({name: values[name]})

@@ -143,9 +143,7 @@ class InputKeys(Section, title='image size, crops and augmentation'):
     ERASE_PROBABILITY = Key(0.0, 'Probability of random erasing in training.', low=0.0, high=1.0)
     FLIP_PROBABILITY = Key(0.5, 'Probability of a horizontal flip in training.', low=0.0, high=1.0)
     MEAN = Key((0.485, 0.456, 0.406), 'Mean per channel (R, G, B) of pixel values from 0 to 1.')
-    STD = Key(
-        (0.229, 0.224, 0.225), 'Standard deviation per channel (R, G, B) of pixel values from 0 to 1.', low=1e-6
-    )
+    STD = Key((0.229, 0.224, 0.225), 'Standard deviation per channel (R, G, B) of pixel values from 0 to 1.', low=1e-6)
 
 
 class SamplerKeys(Section, title='class sampling'):
