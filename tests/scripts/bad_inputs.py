@@ -101,9 +101,9 @@ OPTIONS = [
     row('switch without a sampler', f'{TRAIN} --SAMPLER_SWITCH_EPOCH 1', 'SAMPLER.SWITCH_EPOCH is 1',
         'SAMPLER.SWITCH_TYPE'),
     row('unused beta', f'{TRAIN} --SAMPLER_BETA 0.5', 'SAMPLER.BETA is 0.5', 'effective_number'),
-    row('images a class that do not fill a batch', f'{TRAIN} --SAMPLER_TYPE class_balance --SAMPLER_IMAGES_PER_CLASS 5'
+    row('images per class that do not fill a batch', f'{TRAIN} --SAMPLER_TYPE class_balance --SAMPLER_IMAGES_PER_CLASS 5'
         ' --TRAIN_BATCH_SIZE 8', 'SAMPLER.IMAGES_PER_CLASS is 5', 'divide TRAIN.BATCH_SIZE 8'),
-    row('more classes a batch than there are', f'{TRAIN} --SAMPLER_TYPE class_balance --SAMPLER_IMAGES_PER_CLASS 2'
+    row('more classes per batch than there are', f'{TRAIN} --SAMPLER_TYPE class_balance --SAMPLER_IMAGES_PER_CLASS 2'
         ' --TRAIN_BATCH_SIZE 16', 'a batch of 16 images needs 8 classes, but only 6 have images', warns=True),
     row('no such device', f'{TRAIN} --RUN_DEVICE cuda:77', 'RUN.DEVICE is cuda:77', 'auto'),
     row('a device that is none', f'{TRAIN} --RUN_DEVICE gpu', "RUN.DEVICE is 'gpu'", "'cuda:N'"),
@@ -117,7 +117,7 @@ METHODS = [
         'CLASS_WEIGHTS'),
     row('pairs of an odd batch', f'{TRAIN} --MIX_TYPE mixup --TRAIN_BATCH_SIZE 7', 'MIX.TYPE mixup',
         'TRAIN.BATCH_SIZE 7 is odd'),
-    row('neighbours of one class mixed', f'{TRAIN} --MIX_TYPE mixup --SAMPLER_TYPE class_balance '
+    row('adjacent images of one class mixed', f'{TRAIN} --MIX_TYPE mixup --SAMPLER_TYPE class_balance '
         '--SAMPLER_IMAGES_PER_CLASS 2', 'SAMPLER.IMAGES_PER_CLASS is 2', 'MIX.TYPE mixup'),
     row('half a stage', f'{TRAIN} --MIX_TYPE manifold_mixup --MIX_STAGES 0,0.5', 'MIX.STAGES', 'whole numbers'),
     row('a stage that is not there', f'{TRAIN} --MIX_TYPE manifold_mixup --MIX_STAGES 0,9', 'MIX.STAGES', '9',
@@ -155,7 +155,8 @@ FILES = [
         disk=text('a.yaml', 'NAME: !!python/object/apply:os.system ["touch executed"]')),
     row('config of broken YAML', 'main.py --config a.yaml', 'a.yaml: not valid YAML in line 2',
         disk=text('a.yaml', 'NAME: x\n  SEED: [1\n')),
-    row('config is a list', 'main.py --config a.yaml', 'a.yaml: must contain keys', disk=text('a.yaml', '- NAME\n- x\n')),
+    row('config is a list', 'main.py --config a.yaml', 'a.yaml: must contain keys',
+        disk=text('a.yaml', '- NAME\n- x\n')),
     row('key twice', 'main.py --config a.yaml', 'a.yaml', "'SEED' is set twice",
         disk=text('a.yaml', 'SEED: 1\nSEED: 2\n')),
     row('unknown key', 'main.py --config a.yaml', 'TRAIN.BATCHSIZE is not a key', 'did you mean TRAIN.BATCH_SIZE?',
@@ -273,7 +274,8 @@ MODELS = [
     row('no checkpoint given to tau', 'tau_norm.py --DATASET_ROOT shop', 'tau_norm.py needs a trained model',
         '--RESUME_MODEL'),
     row('checkpoint missing', f'{PREDICT} log/tiny/best.pth', 'RESUME_MODEL log/tiny/best.pth: no such file', BEST),
-    row('no newest checkpoint', f'{PREDICT} last --NAME other', 'RESUME_MODEL last', 'log/other contains no checkpoint'),
+    row('no newest checkpoint', f'{PREDICT} last --NAME other', 'RESUME_MODEL last',
+        'log/other contains no checkpoint'),
     row('checkpoint is text', f'{PREDICT} a.pth', 'RESUME_MODEL a.pth', disk=text('a.pth', 'hello\n')),
     row('checkpoint is empty', f'{PREDICT} a.pth', 'RESUME_MODEL a.pth: cannot be read', disk=text('a.pth', '')),
     row('checkpoint is a zip', f'{PREDICT} a.pth', 'RESUME_MODEL a.pth: cannot be read', disk=zipped('a.pth')),
@@ -315,7 +317,7 @@ RESUMING = [
         'RESUME_MODE continue', 'OPTIMIZER.LR 0.05 -> 1.0'),
     row('last on another set', f'{AGAIN} --RESUME_MODEL last --DATASET_TRAIN_JSON {VALID_JSON}',
         'another training set', '--RESUME_MODEL log/tiny/last.pth'),
-    row('last with another optimiser', f'{AGAIN} --RESUME_MODEL last --OPTIMIZER_TYPE adamw --TRAIN_MAX_EPOCH 3',
+    row('last with another optimizer', f'{AGAIN} --RESUME_MODEL last --OPTIMIZER_TYPE adamw --TRAIN_MAX_EPOCH 3',
         'log/tiny/last.pth', 'OPTIMIZER.TYPE', '--RESUME_MODE finetune'),
     row('last with a frozen backbone',
         f'{AGAIN} --RESUME_MODEL last --MODEL_FREEZE_BACKBONE True --TRAIN_MAX_EPOCH 3', 'log/tiny/last.pth',

@@ -246,7 +246,7 @@ def test_a_disk_that_fills_up(scripts, options, small_disk, tmp_path, freed):
     else:
         line = the_error(done)
         assert 'no space left on the device while writing' in line
-        assert 'earlier files are as they were' in line
+        assert 'earlier files are unchanged' in line
         assert place.epoch == 0
         assert 0 < place.step < 25
     assert not list((disk / 'run').glob('.*.tmp*'))
