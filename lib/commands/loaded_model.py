@@ -1,4 +1,4 @@
-"""A trained model out of RESUME_MODEL, with what its checkpoint knows."""
+"""A trained model, loaded from its checkpoint for evaluation and prediction."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,13 +24,14 @@ from lib.trainer.checkpointing.state import Checkpoint
 
 @dataclass
 class LoadedModel:
-    """A model ready to predict.
+    """A trained model with its config and classes.
 
     Attributes:
-        folder: where results go: the run folder that the checkpoint lies in, else LOG_ROOT/NAME.
-        class_names: (num_classes,) names; numbers where there are none.
-        train_counts: (num_classes,) original training counts; zeros where the checkpoint does not know them.
-        ranks: that share the images of a split. All know the results, the main one writes.
+        checkpoint: with all classifier rows.
+        folder: for results: the run folder that contains the checkpoint, or LOG_ROOT/NAME.
+        class_names: (num_classes,) names; numbers if the checkpoint has none.
+        train_counts: (num_classes,) original training counts; zeros if the checkpoint has none.
+        group: ranks that share the images of a split. All get the results, the main rank writes them.
     """
 
     cfg: Config
@@ -44,28 +45,34 @@ class LoadedModel:
 
     @property
     def engine(self) -> EagerEngine:
-        """The model as inference runs it."""
+        """The model as a callable for inference."""
         return EagerEngine(self.model)
 
     @property
     def class_parents(self) -> list[list[str]]:
-        """The ancestors of each class, root first; empty where the checkpoint knows none."""
-        known = self.checkpoint.training_set
-        return known.class_parents if known else []
+        """Ancestors of each class, root first; empty if the checkpoint has none."""
+        training_set = self.checkpoint.training_set
+        return training_set.class_parents if training_set else []
+
+    @property
+    def path(self) -> Path:
+        """File of the checkpoint."""
+        assert self.checkpoint.path is not None
+        return self.checkpoint.path
 
     @property
     def stem(self) -> Path:
-        """Results are named after the checkpoint: this path, with an ending."""
-        return self.folder / self.checkpoint.path.stem
+        """Path of results without suffix: the folder, and the name of the checkpoint."""
+        return self.folder / self.path.stem
 
     def evaluate(self, split: Split, *, label: str, sinks: Sequence[BatchSink] = ()) -> Evaluation:
-        """Run the model over a split.
+        """Predict the images of a split and compute the metrics.
 
         Raises:
-            UserError: its labels do not fit the model.
+            UserError: the split has another number of classes than the model.
         """
         self.check_classes(split)
-        found = evaluate(
+        evaluation = evaluate(
             self.engine,
             build_eval_loader(self.cfg, split, self.device, self.group),
             train_counts=self.train_counts,
@@ -73,18 +80,31 @@ class LoadedModel:
             sinks=sinks,
             group=self.group,
         )
-        return replace(found, metrics=self.known(found.metrics))
+        return replace(evaluation, metrics=self.supported_metrics(evaluation.metrics))
+
+    def for_prediction(self) -> Checkpoint:
+        """Return the checkpoint without the state that only resuming its training needs."""
+        return replace(
+            self.checkpoint,
+            optimizer=None,
+            training_state=None,
+            scaler=None,
+            history=None,
+            bad_images=None,
+            rng=None,
+            versions=None,
+        )
 
     def check_classes(self, split: Split) -> None:
-        """Raise UserError where the labels of a split do not fit the model."""
+        """Raise UserError if a split has another number of classes than the model."""
         if split.num_classes != self.checkpoint.num_classes:
             raise UserError(
-                f'{split.source} has num_classes {split.num_classes}, but {self.checkpoint.path} was trained on '
+                f'{split.source} has num_classes {split.num_classes}, but {self.path} was trained on '
                 f'{self.checkpoint.num_classes} classes'
             )
 
-    def known(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Return `metrics` without many, medium and few where no training counts say which classes those are."""
+    def supported_metrics(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Return `metrics`, without many, medium and few if the checkpoint has no training counts."""
         groups = () if self.checkpoint.training_set else ('many', 'medium', 'few')
         return {name: value for name, value in metrics.items() if name not in groups}
 
@@ -103,6 +123,6 @@ def load_model(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> Loaded
     device = build_device(cfg, group)
     model = model_of(checkpoint, cfg, device)
     LOGGER.info('%s: %d classes, %s', path, checkpoint.num_classes, device.describe(training=False))
-    known = checkpoint.training_set
-    counts = known.class_counts if known else np.zeros(checkpoint.num_classes, np.int64)
+    training_set = checkpoint.training_set
+    counts = training_set.class_counts if training_set else np.zeros(checkpoint.num_classes, np.int64)
     return LoadedModel(cfg, checkpoint, model, device, folder, class_names(checkpoint), counts, group)

@@ -101,7 +101,7 @@ OPTIONS = [
     row('switch without a sampler', f'{TRAIN} --SAMPLER_SWITCH_EPOCH 1', 'SAMPLER.SWITCH_EPOCH is 1',
         'SAMPLER.SWITCH_TYPE'),
     row('unused beta', f'{TRAIN} --SAMPLER_BETA 0.5', 'SAMPLER.BETA is 0.5', 'effective_number'),
-    row('images per class that do not fill a batch', f'{TRAIN} --SAMPLER_TYPE class_balance --SAMPLER_IMAGES_PER_CLASS 5'
+    row('images per class that fill no batch', f'{TRAIN} --SAMPLER_TYPE class_balance --SAMPLER_IMAGES_PER_CLASS 5'
         ' --TRAIN_BATCH_SIZE 8', 'SAMPLER.IMAGES_PER_CLASS is 5', 'divide TRAIN.BATCH_SIZE 8'),
     row('more classes per batch than there are', f'{TRAIN} --SAMPLER_TYPE class_balance --SAMPLER_IMAGES_PER_CLASS 2'
         ' --TRAIN_BATCH_SIZE 16', 'a batch of 16 images needs 8 classes, but only 6 have images', warns=True),
