@@ -1,15 +1,17 @@
-"""Re-balance: python tau_norm.py --RESUME_MODEL ./log/NAME/best_model.pth [--SECTION_KEY VALUE ...]"""
+"""Re-balance a classifier: python tau_norm.py --RESUME_MODEL ./log/NAME/best_model.pth [--SECTION_KEY VALUE ...]"""
 
 import sys
 
 from lib.commands.cli import cli_main, read_command
 
-DESCRIPTION = 'Re-balance the classifier of a trained model by tau-normalisation, chosen exactly on the valid split.'
+DESCRIPTION = (
+    'Re-balance the classifier of a trained model by tau-normalization; tau is chosen on the validation split.'
+)
 
 
 def main() -> None:
     command = read_command(sys.argv[1:], program='tau_norm.py', description=DESCRIPTION, needs_model=True)
-    # torch is imported only now that there is work to do.
+    # torch is imported only after the command line is checked.
     from lib.commands.loaded_model import load_model
     from lib.commands.tau_norm import rebalance
     from lib.distributed.process_group import join_process_group

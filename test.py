@@ -4,12 +4,12 @@ import sys
 
 from lib.commands.cli import cli_main, read_command
 
-DESCRIPTION = 'Predict a test split with a trained model: one CSV row an image, metrics where there are labels.'
+DESCRIPTION = 'Predict images with a trained model: one CSV row per image, and metrics if there are labels.'
 
 
 def main() -> None:
     command = read_command(sys.argv[1:], program='test.py', description=DESCRIPTION, needs_model=True)
-    # torch is imported only now that there is work to do.
+    # torch is imported only after the command line is checked.
     from lib.commands.loaded_model import load_model
     from lib.commands.predict import predict
     from lib.distributed.process_group import join_process_group

@@ -1,9 +1,9 @@
-"""Models side by side on the same images.
+"""Compare models on the same images.
 
 python tools/compare.py RUN RUN [RUN ...] [--output STEM] [--SECTION_KEY VALUE ...]
 
-A RUN is a run folder (its best_model.pth counts) or a checkpoint. Each is measured on its valid split, through features
-that are kept, and compared with the first image by image. Writes STEM.json and STEM.png.
+A RUN is a run folder (its best_model.pth is used) or a checkpoint. Each is evaluated on its validation split, with
+cached features, and compared with the first one image by image. Writes STEM.json and STEM.png.
 """
 
 import sys
@@ -15,8 +15,8 @@ from lib.commands.cli import cli_main
 from lib.config.options import Formatter, Parser
 
 DESCRIPTION = (
-    'Compare models on the same images: mean class error with an interval, the groups, calibration, and for each the '
-    "difference to the first one, with an interval and McNemar's test."
+    'Compare models on the same images: mean class error with a confidence interval, errors of many, medium and few, '
+    "calibration, and the difference from the first model with an interval and McNemar's test."
 )
 
 
@@ -25,20 +25,20 @@ def main() -> None:
     parser = Parser(
         prog='tools/compare.py',
         description=DESCRIPTION,
-        epilog='Options of the scripts follow, such as --RUN_DEVICE cpu.',
+        epilog='Options of test.py may follow, such as --RUN_DEVICE cpu.',
         formatter_class=Formatter,
         allow_abbrev=False,
     )
-    parser.add_argument('runs', metavar='RUN', nargs='+', help='A run folder, or a checkpoint.')
+    parser.add_argument('runs', metavar='RUN', nargs='+', help='A run folder or a checkpoint.')
     parser.add_argument(
         '--output',
         metavar='STEM',
         type=Path,
         default=Path('log/comparison'),
-        help='Where to write: STEM.json and STEM.png.\nDefault: log/comparison',
+        help='Write STEM.json and STEM.png.\nDefault: log/comparison',
     )
     found, options = parser.parse_known_args()
-    # torch is imported only now that there is work to do.
+    # torch is imported only after the command line is checked.
     from lib.commands.compare import compare_runs
 
     print('\n'.join(compare_runs(found.runs, options, found.output)))

@@ -1,4 +1,4 @@
-"""Convert a data set of a known form to this project's annotation files.
+"""Convert a data set to the annotation files of this project.
 
 python tools/convert.py FORMAT SOURCE [OUT] [--option value] [--append]
 """
@@ -16,15 +16,15 @@ from lib.commands.cli import cli_main
 from lib.errors import UserError
 
 _SPLITS = {
-    'train': 'training file, where its name does not tell',
-    'val': 'validation file, where its name does not tell',
-    'test': 'test file, where its name does not tell',
-    'image_root': "folder that the file's paths start from (default: SOURCE, or the folder it lies in)",
+    'train': 'training file, if it is not named train',
+    'val': 'validation file, if it is not named val',
+    'test': 'test file, if it is not named test',
+    'image_root': 'folder that paths in the file start from (default: SOURCE, or the folder that contains it)',
 }
 _CSV = {
     'path_column': 'column of image paths (default: path)',
     'label_column': 'column of labels, any text (default: label)',
-    'split_column': 'column that says train, val or test, if there is one (default: split)',
+    'split_column': 'column with train, val or test, if there is one (default: split)',
     'name_column': 'column of readable class names, if there is one (default: name)',
 }
 _SMALL_RECIPE = ' --config configs/own_photos.yaml'
@@ -41,7 +41,7 @@ FORMATS = {
 
 def converters() -> dict:
     """Return format -> function from a source path (and options) to Converted."""
-    # Here, so that --help does not wait for numpy and pyarrow.
+    # Imported here, so that --help does not load numpy and pyarrow.
     from lib.formats.aliproducts import convert_aliproducts
     from lib.formats.grocery_store import convert_grocery_store
     from lib.formats.imagefolder import convert_image_folder
@@ -60,7 +60,7 @@ def converters() -> dict:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f'{message}; {self.prog} --help tells what is possible')
+        raise UserError(f'{message}; {self.prog} --help lists the options')
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -68,7 +68,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = _Parser(
         prog='tools/convert.py',
         description='Write converted_train.json, converted_val.json, converted_test.json (as many as SOURCE '
-        'has splits) and classes.json into OUT.',
+        'has splits) and classes.json to OUT.',
         epilog='FORMAT --help lists the options of a format. '
         'A folder of class folders needs no conversion: python main.py --DATASET_ROOT my_photos',
         allow_abbrev=False,
@@ -78,31 +78,31 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         command = formats.add_parser(name, help=source, description=f'SOURCE: {source}.', allow_abbrev=False)
         command.add_argument('source', metavar='SOURCE', type=Path)
         command.add_argument(
-            'out', metavar='OUT', type=Path, nargs='?', help='folder for the result (default: that of SOURCE)'
+            'out', metavar='OUT', type=Path, nargs='?', help='folder to write to (default: that of SOURCE)'
         )
         for option, meaning in options.items():
             command.add_argument(f'--{option}', metavar=option.rpartition('_')[2].upper(), help=meaning)
         command.add_argument(
-            '--valid_fraction', metavar='SHARE', type=float, help='keep this share of each class for validation, where '
-            'SOURCE has no such split (0.1: a tenth)',
+            '--valid_fraction', metavar='FRACTION', type=float, help='use this fraction of each class for '
+            'validation, if SOURCE has no validation split',
         )  # fmt: skip
         command.add_argument(
-            '--append', action='store_true', help='add the images to the converted set in OUT; known ones are left out'
+            '--append',
+            action='store_true',
+            help='add new images to the converted set in OUT',
         )
         command.add_argument(
-            '--imbalance', metavar='RATIO', type=float, help='keep a long-tailed part of the training images: class '
-            'sizes fall from the largest to about 1/RATIO of it; val and test stay whole',
+            '--imbalance', metavar='RATIO', type=float, help='keep a long-tailed subset of the training images: '
+            'class sizes decrease from the largest to 1/RATIO of it; val and test are unchanged',
         )  # fmt: skip
-        command.add_argument(
-            '--seed', metavar='N', type=int, default=0, help='which images are held out or kept (default: 0)'
-        )
+        command.add_argument('--seed', metavar='N', type=int, default=0, help='seed for choosing images (default: 0)')
     options = parser.parse_args(arguments)
     if options.valid_fraction is not None and not 0 < options.valid_fraction <= 0.9:
         raise UserError(f'--valid_fraction is {options.valid_fraction}, but must be above 0 and at most 0.9')
     if options.imbalance is not None and not 1 < options.imbalance < math.inf:
         raise UserError(f'--imbalance is {options.imbalance}, but must be above 1: the largest class over the smallest')
     if options.imbalance is not None and options.append:
-        raise UserError('--imbalance with --append: the images that were left out would come back; convert all anew')
+        raise UserError('--imbalance with --append: images that were left out would return; convert without --append')
     if options.seed < 0:
         raise UserError(f'--seed is {options.seed}, but must be at least 0')
     return options
@@ -119,7 +119,7 @@ def convert(
     append: bool = False,
     **options: str,
 ) -> None:
-    """Convert `source` into `out`, or append it to what is there, and say what was written."""
+    """Convert `source` into `out`, or append it to the set there, and print a summary."""
     from lib.formats.cifar import with_imbalance
     from lib.formats.converted import summary_lines, with_validation
     from lib.formats.write import append_converted, write_converted
@@ -128,7 +128,7 @@ def convert(
     if valid_fraction is not None:
         converted = with_validation(converted, fraction=valid_fraction, seed=seed)
     elif 'val' not in converted.splits and not append:
-        converted.warnings.append('SOURCE has no validation split: --valid_fraction 0.1 keeps a tenth of each class')
+        converted.warnings.append('SOURCE has no validation split: --valid_fraction 0.1 takes a tenth of each class')
     whole = converted
     if imbalance is not None:
         converted = with_imbalance(converted, ratio=imbalance, seed=seed)
@@ -146,8 +146,8 @@ def convert(
 
 
 def next_command(format_name: str, out: Path, *, long_tailed: bool = False) -> str:
-    """Return what to type to train on the result, which main.py finds in DATASET.ROOT."""
-    # The default recipe is that of AliProducts: 50,030 classes on several GPUs.
+    """Return the command that trains on the result."""
+    # The default config is the recipe for AliProducts: 50,030 classes on several GPUs.
     grocery_store = 'GroceryStore_LT' if long_tailed else 'GroceryStore'
     recipe = {'aliproducts': '', 'grocery_store': f' --config configs/{grocery_store}.yaml'}
     return f'python main.py{recipe.get(format_name, _SMALL_RECIPE)} --DATASET_ROOT {shlex.quote(str(out))}'

@@ -1,7 +1,7 @@
-"""Look at every image before training: python tools/doctor.py [--config FILE [FILE ...]] [--SECTION_KEY VALUE ...]
+"""Check images and labels of a data set: python tools/doctor.py [--config FILE [FILE ...]] [--SECTION_KEY VALUE ...]
 
-Writes doctor.json, doctor.html and quarantine.json into DOCTOR.OUT (LOG_ROOT/NAME_doctor). No photo is changed, moved
-or deleted. The exit code is 0 whatever was found.
+Writes doctor.json, doctor.html and quarantine.json to DOCTOR.OUT (LOG_ROOT/NAME_doctor). No image is changed, moved or
+deleted. The exit code is 0 whether or not there are findings.
 """
 
 import sys
@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lib.commands.cli import cli_main, read_config
 
-DESCRIPTION = 'Decode every image; list unreadable, suspicious and repeated ones, leaks and contradictory labels.'
+DESCRIPTION = 'Decode every image; list unreadable, suspicious and duplicate images, leaks and contradictory labels.'
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""A trained model as one file for others: python tools/export.py --RESUME_MODEL ./log/NAME/best_model.pth
+"""Export a trained model: python tools/export.py --RESUME_MODEL ./log/NAME/best_model.pth
 
-ONNX (EXPORT.FORMAT onnx), a program of torch.export, or safetensors; checked against PyTorch on images before it is put
-in its place.
+To ONNX (EXPORT.FORMAT onnx), torch.export or safetensors. The result is compared with PyTorch on images before it
+replaces an earlier file.
 """
 
 import sys
@@ -16,7 +16,7 @@ DESCRIPTION = 'Export a trained model to ONNX, torch.export or safetensors, with
 
 def main() -> None:
     command = read_command(sys.argv[1:], program='tools/export.py', description=DESCRIPTION, needs_model=True)
-    # torch is imported only now that there is work to do.
+    # torch is imported only after the command line is checked.
     from lib.commands.export import export
     from lib.commands.loaded_model import load_model
     from lib.runtime.log import LOGGER

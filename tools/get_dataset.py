@@ -1,4 +1,4 @@
-"""Bring a public data set into dataset/NAME: unpack or link what the user has, then convert it.
+"""Set up a public data set in dataset/NAME: unpack or link the downloaded files, then convert them.
 
 The scripts dataset/get_dataset_NAME.sh call this: python tools/get_dataset.py NAME [DIR]
 """
@@ -20,36 +20,36 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 GROCERY_STORE_URL = 'https://github.com/marcusklasson/GroceryStoreDataset'
 ALIPRODUCTS_STEPS = """\
 AliProducts (50,030 products, about 3 million photos) cannot be downloaded by a
-script: it lies behind a login at the site of its competition.
+script: its competition site requires a login.
 
 1. Read the terms and sign in at
      https://tianchi.aliyun.com/competition/entrance/231780
-   The data is for the competition and for research; the site has the
-   conditions that bind you.
-2. Download its files and put them, archives as they are or unpacked, into
+   The data is for the competition and for research; the terms of the site
+   apply to you.
+2. Download its files to
      {folder}
-   so that there will be
+   as archives or unpacked. They contain
      train.json          {{"images": [{{"image_id": ..., "class_id": ...}}, ...]}}
      val.json            the same
      product_tree.json   the hierarchy of the classes (optional)
      train/CLASS_ID/     training images
      val/CLASS_ID/       validation images
      test/               test images (optional)
-3. Type this again; or name the folder they are in:
+3. Run this command again, or give the folder that contains the files:
      sh ./dataset/get_dataset_AiProducts.sh DIR
 
-No data at hand? This runs at once:
+Without data, this runs at once:
      python main.py --config configs/demo.yaml
 """
 
 
 def get_aliproducts(folder: Path, given: Path | None) -> int | None:
-    """Unpack or link the official files into `folder` and convert them; without any, tell the steps."""
+    """Unpack or link the official files into `folder` and convert them; without files, print the steps to get them."""
     from lib.formats.unpack import find_marked, link_into, unpack_new
 
     source = folder if given is None else given
     if given is not None and not given.is_dir():
-        raise UserError(f'{given}: no such folder; name the one that holds the files of AliProducts')
+        raise UserError(f'{given}: no such folder; give the one that contains the files of AliProducts')
     folder.mkdir(parents=True, exist_ok=True)
     unpack_new(source, folder)
     root = find_marked(folder, ('train.json',)) or find_marked(source, ('train.json',))
@@ -93,16 +93,16 @@ _SPLITS = ('train', 'val', 'test')
 
 
 def _clone(folder: Path) -> Path:
-    """Clone the public repository into `folder`, as a whole or not at all; return the folder of the data."""
+    """Clone the public repository into `folder`, atomically; return the data folder."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / 'GroceryStoreDataset'
     if target.exists():
-        raise UserError(f'{target} is there, but holds no classes.csv and train.txt; move it away and try again')
+        raise UserError(f'{target} exists, but contains no classes.csv and train.txt; move it away and try again')
     print(f'cloning {GROCERY_STORE_URL} into {target} ...', flush=True)
     with tempfile.TemporaryDirectory(prefix='.cloning-', dir=folder) as staging:
-        place = Path(staging) / target.name
+        clone = Path(staging) / target.name
         try:
-            command = ['git', 'clone', '--quiet', '--depth', '1', GROCERY_STORE_URL, str(place)]
+            command = ['git', 'clone', '--quiet', '--depth', '1', GROCERY_STORE_URL, str(clone)]
             environment = os.environ | {'GIT_TERMINAL_PROMPT': '0'}
             result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         except FileNotFoundError:
@@ -110,11 +110,11 @@ def _clone(folder: Path) -> Path:
         if result.returncode:
             reason = (result.stderr.strip().splitlines() or ['no reason given'])[-1]
             raise UserError(f'git clone {GROCERY_STORE_URL} failed ({reason}); {_BY_HAND}')
-        place.rename(target)
+        clone.rename(target)
     return target / 'dataset'
 
 
-_BY_HAND = 'download it another way and type: sh ./dataset/get_dataset_GroceryStore.sh DIR_OR_ARCHIVE'
+_BY_HAND = 'download it in another way and type: sh ./dataset/get_dataset_GroceryStore.sh DIR_OR_ARCHIVE'
 _DATASETS = {'AiProducts': get_aliproducts, 'GroceryStore': get_grocery_store}
 
 
@@ -129,7 +129,7 @@ def main() -> int | None:
         raise UserError(f'usage: {script} [DIR], where NAME is one of {", ".join(_DATASETS)}')
     folder = REPOSITORY / 'dataset' / name
     if folder.is_relative_to(Path.cwd()):
-        folder = folder.relative_to(Path.cwd())  # shorter in all that is said
+        folder = folder.relative_to(Path.cwd())  # shorter in messages
     return _DATASETS[name](folder, Path(rest[0]) if rest else None)
 
 

@@ -1,4 +1,4 @@
-"""One file out of a checkpoint whose classifier several ranks have written in parts.
+"""Merge a checkpoint with a sharded classifier into one file.
 
 python tools/merge.py --RESUME_MODEL log/NAME/best_model.pth [--output FILE] [--OVERWRITE True]
 """
@@ -15,8 +15,8 @@ from lib.config.defaults import KEYS
 from lib.config.options import Formatter, Parser
 
 DESCRIPTION = (
-    'Write a checkpoint of a run with MODEL.CLASSIFIER_SHARDED True, whose classifier lies in files of its ranks, as '
-    'one ordinary checkpoint: to hand on, to predict from, to re-balance, to go on from or to fine-tune.'
+    'Merge a checkpoint of a run with MODEL.CLASSIFIER_SHARDED True and the classifier files of its ranks into one '
+    'ordinary checkpoint, for prediction, re-balancing, resuming or fine-tuning.'
 )
 
 
@@ -28,16 +28,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar='FILE',
         type=Path,
         required=True,
-        help='The checkpoint, with its head-EPOCH-STEP folder beside it.',
+        help='The checkpoint; its folder head-EPOCH-STEP must be in the same folder.',
     )
     parser.add_argument(
         '--output',
         metavar='FILE',
         type=Path,
-        help='Where to write.\nDefault: beside it, best_model_merged.pth for best_model.pth',
+        help='File to write.\nDefault: best_model_merged.pth for best_model.pth, in the same folder',
     )
     parser.add_argument(
-        '--OVERWRITE', metavar='BOOL', default='False', help='Replace FILE if it is there.\nDefault: False'
+        '--OVERWRITE', metavar='BOOL', default='False', help='Replace an existing FILE.\nDefault: False'
     )
     options = parser.parse_args(argv)
     options.OVERWRITE = KEYS['OVERWRITE'].accept('--OVERWRITE', options.OVERWRITE)
@@ -47,7 +47,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main() -> None:
     """Run the command line."""
     options = parse(sys.argv[1:])
-    # torch is imported only now that there is work to do.
+    # torch is imported only after the command line is checked.
     from lib.commands.merge import merge
 
     print('\n'.join(merge(options.RESUME_MODEL, options.output, overwrite=options.OVERWRITE)))

@@ -8,8 +8,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lib.commands.cli import cli_main, read_config
 
 DESCRIPTION = (
-    'Write the images that DATASET names into a few large tar files (WebDataset shards) with an index, for '
-    '--DATASET_SHARDS. The same command goes on where an earlier one was stopped.'
+    'Write the images of DATASET to a few large tar files (WebDataset shards) with an index, for --DATASET_SHARDS. '
+    'After an interruption, the same command resumes.'
 )
 
 
@@ -18,7 +18,7 @@ def main() -> None:
     from lib.commands.pack import next_command, pack
 
     print('\n'.join(pack(cfg)))
-    print(f'\nNow train on them:\n  {next_command(sys.argv[1:], cfg.PACK.OUT)}')
+    print(f'\nTrain on the shards:\n  {next_command(sys.argv[1:], cfg.PACK.OUT)}')
 
 
 if __name__ == '__main__':

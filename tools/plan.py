@@ -1,7 +1,7 @@
-"""What a run needs, before it is started: python tools/plan.py [--config FILE [FILE ...]] [--SECTION_KEY VALUE ...]
+"""Estimate memory and time of a run: python tools/plan.py [--config FILE [FILE ...]] [--SECTION_KEY VALUE ...]
 
-Computes memory, traffic and time of a training step on PLAN's hardware, which need not be at hand. Trains nothing and
-writes nothing.
+Computes memory, traffic and time of a training step on the hardware described by PLAN, without having it. Trains
+nothing and writes nothing.
 """
 
 import sys
@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lib.commands.cli import cli_main, read_config
 
 DESCRIPTION = (
-    'Compute what a training step needs of each device, and which way of taking it fits: the whole batch at once, the '
-    'classifier in chunks, the batch in parts, the classes over the devices, a sample of the classes.'
+    'Compute the memory that a training step needs per device, and which strategy fits: the whole batch at once, a '
+    'chunked classifier, micro-batches, a sharded classifier, sampled classes.'
 )
 
 

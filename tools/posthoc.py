@@ -1,7 +1,7 @@
-"""The last points without training again: python tools/posthoc.py --RESUME_MODEL ./log/NAME/best_model.pth
+"""Compare post-hoc methods on a trained model: python tools/posthoc.py --RESUME_MODEL ./log/NAME/best_model.pth
 
-Fits what needs no training (tau-normalisation, logit adjustment, scales of classes, prototypes, class shares,
-temperatures) on kept features, measures each on images that it was not fitted on, and writes posthoc.json.
+Fits methods that need no training (tau-normalization, logit adjustment, class scales, prototypes, prior shift,
+temperatures) on cached features, evaluates each on images that it was not fitted on, and writes posthoc.json.
 """
 
 import sys
@@ -12,14 +12,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lib.commands.cli import cli_main, read_command
 
 DESCRIPTION = (
-    'Re-balance and calibrate a trained model in several ways, on features that are looked at once; each is measured '
-    'on images that it was not fitted on.'
+    'Re-balance and calibrate a trained model with several methods on cached features; each is evaluated on images '
+    'that it was not fitted on.'
 )
 
 
 def main() -> None:
     command = read_command(sys.argv[1:], program='tools/posthoc.py', description=DESCRIPTION, needs_model=True)
-    # torch is imported only now that there is work to do.
+    # torch is imported only after the command line is checked.
     from lib.commands.loaded_model import load_model
     from lib.commands.posthoc import run_posthoc
     from lib.runtime.log import LOGGER

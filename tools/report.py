@@ -1,6 +1,6 @@
-"""Write the report of a trained model anew: python tools/report.py --RESUME_MODEL log/NAME/best_model.pth [...]
+"""Write the report of a trained model: python tools/report.py --RESUME_MODEL log/NAME/best_model.pth [...]
 
-Measures it on its valid split, through features that are kept. --REPORT_JSON True writes the figures for programs too.
+Evaluates it on its validation split, with cached features. --REPORT_JSON True also writes the metrics as JSON.
 """
 
 import sys
@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lib.commands.cli import cli_main, read_command
 
-DESCRIPTION = 'Measure a trained model on its valid split and write report.html beside it.'
+DESCRIPTION = 'Evaluate a trained model on its validation split and write report.html to its folder.'
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""Search by features: python tools/search.py --RESUME_MODEL ./log/NAME/best_model.pth [--SECTION_KEY VALUE ...]
+"""Search images by features: python tools/search.py --RESUME_MODEL ./log/NAME/best_model.pth [--SECTION_KEY VALUE ...]
 
-Prints how well validation images find training images of their class, and how well their nearest ones classify them.
+Prints retrieval metrics of the validation images, and the error of nearest-neighbor classification.
 """
 
 import sys
@@ -12,14 +12,14 @@ from lib.commands.cli import cli_main, read_command
 
 DESCRIPTION = (
     'Compare the features of validation images with those of training images: retrieval metrics (recall@k, '
-    'R-precision, mAP@R), and the mean class error of the nearest neighbours beside that of the classifier. '
+    'R-precision, mAP@R), and the mean class error of k nearest neighbors and of the classifier. '
     'SEARCH.CSV lists the nearest images of each test image.'
 )
 
 
 def main() -> None:
     command = read_command(sys.argv[1:], program='tools/search.py', description=DESCRIPTION, needs_model=True)
-    # torch is imported only now that there is work to do.
+    # torch is imported only after the command line is checked.
     from lib.commands.loaded_model import load_model
     from lib.commands.search import search
 

@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lib.commands.cli import cli_main, read_config
 
-DESCRIPTION = 'Print the figures of a run, its predictions and its re-balancing in one table.'
+DESCRIPTION = 'Print the metrics of a run, its predictions and its re-balancing in one table.'
 
 
 def main() -> None:

@@ -344,7 +344,7 @@ CONVERSIONS = [
     row('imbalance without end', f'{CONVERT} aliproducts shop --imbalance inf', '--imbalance is inf', 'above 1'),
     row('imbalance of text', f'{CONVERT} aliproducts shop --imbalance high', '--imbalance', "'high'"),
     row('imbalance and append', f'{CONVERT} aliproducts shop --imbalance 4 --append', '--imbalance with --append',
-        'convert all anew'),
+        'convert without --append'),
     row('imbalance without training images', f'{CONVERT} list --test a.txt empty --imbalance 4', '--imbalance',
         'SOURCE has none', disk=both(text('a.txt', 'a.jpg 0\n'), text('empty/b.txt', ''))),
     row('OUT is a file', f'{CONVERT} aliproducts shop recipe.yaml', 'recipe.yaml: file exists'),
