@@ -1,4 +1,4 @@
-"""Ways to spoil a file: each returns what does it to a folder."""
+"""Corruptions of files: each function returns a function of the folder that holds the file."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-Spoil = Callable[[Path], None]
+Corruption = Callable[[Path], None]
 NO_IMAGE = b'<html>404 not found</html>'
 
 
@@ -22,38 +22,38 @@ class _Code:
         return os.system, ('touch executed',)
 
 
-def text(name: str, content: str | bytes) -> Spoil:
+def text(name: str, content: str | bytes) -> Corruption:
     """Write a file, folders included."""
 
-    def spoil(folder: Path) -> None:
+    def corrupt(folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
 
-    return spoil
+    return corrupt
 
 
-def both(*spoils: Spoil) -> Spoil:
+def both(*corruptions: Corruption) -> Corruption:
     """Do one after the other."""
 
-    def spoil(folder: Path) -> None:
-        for each in spoils:
-            each(folder)
+    def corrupt(folder: Path) -> None:
+        for corrupt_one in corruptions:
+            corrupt_one(folder)
 
-    return spoil
+    return corrupt
 
 
-def edited_json(name: str, edit: Callable[[Any], Any]) -> Spoil:
+def edited_json(name: str, edit: Callable[[Any], Any]) -> Corruption:
     """Edit a JSON file."""
 
-    def spoil(folder: Path) -> None:
+    def corrupt(folder: Path) -> None:
         tree = json.loads((folder / name).read_text())
         edit(tree)
         (folder / name).write_text(json.dumps(tree))
 
-    return spoil
+    return corrupt
 
 
-def labels(name: str, values: dict[int, Any]) -> Spoil:
+def labels(name: str, values: dict[int, Any]) -> Corruption:
     """Set the category_id of entries, by their position."""
 
     def edit(tree: dict) -> None:
@@ -63,78 +63,78 @@ def labels(name: str, values: dict[int, Any]) -> Spoil:
     return edited_json(name, edit)
 
 
-def removed(*names: str) -> Spoil:
+def removed(*names: str) -> Corruption:
     """Remove files, and folders with all that is in them."""
 
-    def spoil(folder: Path) -> None:
+    def corrupt(folder: Path) -> None:
         for path in (folder / name for name in names):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    return spoil
+    return corrupt
 
 
-def linked(name: str, target: str) -> Spoil:
+def linked(name: str, target: str) -> Corruption:
     """Make a file a link to a device."""
 
-    def spoil(folder: Path) -> None:
+    def corrupt(folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to(target)
 
-    return spoil
+    return corrupt
 
 
-def truncated(name: str, share: float = 0.5) -> Spoil:
+def truncated(name: str, fraction: float = 0.5) -> Corruption:
     """Cut a file short."""
 
-    def spoil(folder: Path) -> None:
-        os.truncate(folder / name, int((folder / name).stat().st_size * share))
+    def corrupt(folder: Path) -> None:
+        os.truncate(folder / name, int((folder / name).stat().st_size * fraction))
 
-    return spoil
+    return corrupt
 
 
-def zipped(name: str) -> Spoil:
+def zipped(name: str) -> Corruption:
     """Write a zip archive that holds a text."""
 
-    def spoil(folder: Path) -> None:
+    def corrupt(folder: Path) -> None:
         with zipfile.ZipFile(folder / name, 'w') as archive:
             archive.writestr('readme.txt', 'hello')
 
-    return spoil
+    return corrupt
 
 
-def saved(name: str, content: Any) -> Spoil:
+def saved(name: str, content: Any) -> Corruption:
     """Write a file as torch.save does."""
     return lambda folder: torch.save(content, folder / name)
 
 
-def edited_checkpoint(name: str, edit: Callable[[dict], Any]) -> Spoil:
+def edited_checkpoint(name: str, edit: Callable[[dict], Any]) -> Corruption:
     """Write `name`, a copy of the finished run's best model that was edited."""
 
-    def spoil(folder: Path) -> None:
+    def corrupt(folder: Path) -> None:
         content = torch.load(folder / 'log' / 'tiny' / 'best_model.pth', weights_only=True)
         edit(content)
         torch.save(content, folder / name)
 
-    return spoil
+    return corrupt
 
 
-def pickled_code(name: str) -> Spoil:
+def pickled_code(name: str) -> Corruption:
     """Write a bare pickle that runs a command when it is read as such."""
     return text(name, pickle.dumps({'state_dict': _Code()}))
 
 
-def checkpoint_with_code(name: str) -> Spoil:
+def checkpoint_with_code(name: str) -> Corruption:
     """Write a checkpoint, whole but for one more entry that runs a command when it is unpickled."""
     return edited_checkpoint(name, lambda content: content.update(scheduler=_Code()))
 
 
-def unreadable_images(number: int, label: int | None = None) -> Spoil:
+def unreadable_images(number: int, label: int | None = None) -> Corruption:
     """Make the first training images (of one class) undecodable."""
 
-    def spoil(folder: Path) -> None:
+    def corrupt(folder: Path) -> None:
         entries = json.loads((folder / 'shop' / 'converted_train.json').read_text())['annotations']
         paths = [entry['fpath'] for entry in entries if label in (None, entry['category_id'])]
         for path in paths[:number]:
             (folder / 'shop' / path).write_bytes(NO_IMAGE)
 
-    return spoil
+    return corrupt
