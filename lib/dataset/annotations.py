@@ -1,29 +1,40 @@
-"""Annotation files: JSON in, columns out, faults named by their position."""
+"""Annotation files: JSON in, columns out; errors name faulty entries by their position."""
 
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from io import BytesIO
+from io import BufferedReader, BytesIO
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, TypeGuard
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
-from lib.dataset.annotation_cache import About, Columns, Damaged, Stamp, load, places, save
-from lib.dataset.annotation_json import Beginning, OtherForm, Parsed, parse_in_blocks, parse_whole
-from lib.dataset.annotation_rows import FORM, SHOWN, entry_faults, fault_line, faults_of, has_equals, parse
+from lib.dataset.annotation_cache import CacheDamaged, CachedColumns, CacheSource, FileStamp, cache_paths, load, save
+from lib.dataset.annotation_json import ParsedAnnotations, ParsedPrefix, UnsupportedForm, parse_in_blocks, parse_whole
+from lib.dataset.annotation_rows import (
+    ANNOTATION_FORM,
+    MAX_SHOWN,
+    decode_json,
+    describe_faults,
+    entry_faults,
+    has_duplicates,
+    join_faults,
+)
 from lib.dataset.index import class_starts, rows_by_class
 from lib.dataset.paths import PathColumn
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
 
-# A smaller file is parsed in less time than it takes to find a cache, and its folder stays as it is.
+_BinaryFile = BufferedReader | BytesIO
+
+# Parsing a smaller file takes less time than opening a cache, and no file is written into its folder.
 CACHED_FROM_BYTES = 1 << 20
 
 
@@ -33,11 +44,11 @@ class Annotations:
 
     Attributes:
         paths: (num_images,) as written in the file.
-        labels: (num_images,) int32; -1 everywhere in a split without labels.
+        labels: (num_images,) int32; all -1 in a split without labels.
         num_classes: number of classes; labels are below it.
-        source: what to call this split in messages.
-        warnings: what is odd but can be worked with (duplicates, empty classes).
-        by_class: rows sorted by class, in rising order within one; None where nobody has sorted them yet.
+        source: name of the split in messages.
+        warnings: duplicates and empty classes, which are no errors.
+        by_class: rows sorted by class, ascending within a class; None if not computed yet.
     """
 
     paths: PathColumn
@@ -51,92 +62,97 @@ class Annotations:
         return len(self.labels)
 
     @property
-    def labelled(self) -> bool:
-        """Whether every image has a label."""
+    def labeled(self) -> bool:
+        """Return True if every image has a label."""
         return len(self.labels) > 0 and bool((self.labels >= 0).all())
 
 
 @dataclass(frozen=True)
 class ClassNames:
-    """Names (original labels) and ancestors (root first) of the classes; `parents` is empty when unknown."""
+    """Names of the classes.
+
+    Attributes:
+        names: (num_classes,) the original labels.
+        parents: (num_classes,) ancestors of each class, root first; empty if unknown.
+    """
 
     names: list[str]
     parents: list[list[str]]
 
 
-def read_annotations(path: str | Path, *, keep: bool = True) -> Annotations:
-    """Read a labelled split (training, validation) in the form `{"annotations": [...], "num_classes": C}`.
+def read_annotations(path: str | Path, *, use_cache: bool = True) -> Annotations:
+    """Read a labeled split (training, validation) in the form `{"annotations": [...], "num_classes": C}`.
 
-    With `keep`, large files are parsed once: see lib.dataset.annotation_cache.
+    With `use_cache`, large files are parsed once: see lib.dataset.annotation_cache.
 
     Raises:
         UserError: no such file, broken JSON, or faulty entries: the first ten by position, then their number.
     """
-    with _opened(path) as file:
+    with _open(path) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            file = BytesIO(file.read())  # a pipe is read once
-        if keep and status.st_size >= CACHED_FROM_BYTES:
-            columns = _kept_columns(Path(path), file)
+            file = BytesIO(file.read())  # a pipe can be read only once
+        if use_cache and status.st_size >= CACHED_FROM_BYTES:
+            columns = _cached_columns(Path(path), file)
         else:
-            columns = _columns_of(_parsed(path, file), Stamp.of(status), lambda columns: columns)
-    warnings = [f'{path}: {warning}' for warning in columns.about.warnings]
-    num_classes = columns.about.num_classes
-    return Annotations(columns.paths, columns.labels, num_classes, str(path), warnings, columns.by_class)
+            columns = _columns_of(_parse(path, file), FileStamp.of(status), lambda columns: columns)
+    source = columns.source
+    warnings = [f'{path}: {warning}' for warning in source.warnings]
+    return Annotations(columns.paths, columns.labels, source.num_classes, str(path), warnings, columns.by_class)
 
 
 def read_test_images(path: str | Path, num_classes: int) -> Annotations:
     """Read a test split: `{"images": [{"image_id": "x.jpg"}, ...]}`, or annotations with or without labels.
 
     Raises:
-        UserError: as read_annotations; also when labels do not fit `num_classes`.
+        UserError: as read_annotations; also when labels are not below `num_classes`.
     """
-    tree = parse(path, _read(path))
+    tree = decode_json(path, _read(path))
     if isinstance(tree, dict) and isinstance(tree.get('annotations'), list):
-        entries, name = tree['annotations'], 'fpath'
+        entries, path_key = tree['annotations'], 'fpath'
     elif isinstance(tree, dict) and isinstance(tree.get('images'), list):
-        entries, name = tree['images'], 'image_id'
+        entries, path_key = tree['images'], 'image_id'
     else:
-        raise UserError(f'{path}: must be {{"images": [{{"image_id": "x.jpg"}}, ...]}} or {FORM}')
+        raise UserError(f'{path}: must be {{"images": [{{"image_id": "x.jpg"}}, ...]}} or {ANNOTATION_FORM}')
     if not entries:
         raise UserError(f'{path}: lists no images')
-    with_labels = name == 'fpath' and any(isinstance(entry, dict) and 'category_id' in entry for entry in entries)
-    faults = list(entry_faults(entries, num_classes if with_labels else None, name))
+    with_labels = path_key == 'fpath' and any(isinstance(entry, dict) and 'category_id' in entry for entry in entries)
+    faults = list(entry_faults(entries, num_classes if with_labels else None, path_key))
     if faults:
-        raise UserError(fault_line(path, faults))
+        raise UserError(join_faults(path, faults))
     labels = [entry['category_id'] for entry in entries] if with_labels else [-1] * len(entries)
-    paths = pa.array((entry[name] for entry in entries), pa.large_string())
+    paths = pa.array((entry[path_key] for entry in entries), pa.large_string())
     return Annotations(PathColumn(paths), np.array(labels, np.int32), num_classes, str(path))
 
 
 def read_classes(path: str | Path, num_classes: int) -> ClassNames | None:
-    """Read classes.json (`{"names": [...], "parents": [[...], ...]}`), or return None when there is none.
+    """Read classes.json (`{"names": [...], "parents": [[...], ...]}`); return None if it does not exist.
 
     Raises:
-        UserError: it is there, but not of this form or not of `num_classes` names.
+        UserError: it exists, but has another form or not `num_classes` names.
     """
     if not Path(path).exists():
         return None
-    tree = parse(path, _read(path))
+    tree = decode_json(path, _read(path))
     names = tree.get('names') if isinstance(tree, dict) else None
     if not _is_list_of_texts(names):
-        raise UserError(f'{path}: must be {{"names": ["...", ...]}}, one text a class')
+        raise UserError(f'{path}: must be {{"names": ["...", ...]}}, one text per class')
     if len(names) != num_classes:
         raise UserError(f'{path}: has {len(names)} names, but the annotations have num_classes {num_classes}')
     parents = tree.get('parents') or []
     if not isinstance(parents, list) or not all(_is_list_of_texts(ancestors) for ancestors in parents):
-        raise UserError(f'{path}: parents must be [["Fruit", "Apple"], ...], one list of texts a class')
+        raise UserError(f'{path}: parents must be [["Fruit", "Apple"], ...], one list of texts per class')
     if parents and len(parents) != num_classes:
         raise UserError(f'{path}: has {len(parents)} parents for {num_classes} names')
     return ClassNames(names, parents)
 
 
-def _is_list_of_texts(value: Any) -> bool:
+def _is_list_of_texts(value: Any) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[BinaryIO]:
+def _open(path: str | Path) -> Iterator[_BinaryFile]:
     try:
         with open(path, 'rb') as file:
             yield file
@@ -147,97 +163,101 @@ def _opened(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def _read(path: str | Path) -> bytes:
-    with _opened(path) as file:
+    with _open(path) as file:
         return file.read()
 
 
-def _kept_columns(path: Path, file: BinaryIO) -> Columns:
-    """Return the columns out of the cache, which is written or renewed where it does not fit the file."""
-    stamp = Stamp.of(os.fstat(file.fileno()))
-    kept = _best_kept(path, stamp)
-    if kept is not None and kept.about.stamp == stamp:
-        return kept
-    if kept is not None and kept.about.stamp.size == stamp.size:
-        if hashlib.file_digest(file, 'sha256').hexdigest() == kept.about.digest:
-            return _saved(path, file, replace(kept, about=msgspec.structs.replace(kept.about, stamp=stamp)))
+def _cached_columns(path: Path, file: _BinaryFile) -> CachedColumns:
+    """Return the columns in the cache, which is written or updated if it does not match the file."""
+    stamp = FileStamp.of(os.fstat(file.fileno()))
+    cached = _load_best(path, stamp)
+    if cached is not None and cached.source.stamp == stamp:
+        return cached
+    if cached is not None and cached.source.stamp.size == stamp.size:
+        if hashlib.file_digest(file, 'sha256').hexdigest() == cached.source.digest:
+            return _save(path, file, replace(cached, source=msgspec.structs.replace(cached.source, stamp=stamp)))
         file.seek(0)
-    if kept is not None:
-        LOGGER.info('%s: has changed since its parsed form was kept, so it is parsed again', path)
-    parsed = _parsed(path, file, _beginning(kept, stamp))
-    return _columns_of(parsed, stamp, lambda columns: _saved(path, file, columns))
+    if cached is not None:
+        LOGGER.info('%s: has changed since it was cached, parsing it again', path)
+    parsed = _parse(path, file, _reusable_prefix(cached, stamp))
+    return _columns_of(parsed, stamp, lambda columns: _save(path, file, columns))
 
 
-def _saved(path: Path, file: BinaryIO, columns: Columns) -> Columns:
-    """Return the columns out of the cache, which is written; themselves where it cannot be."""
-    if Stamp.of(os.fstat(file.fileno())) != columns.about.stamp:
+def _save(path: Path, file: _BinaryFile, columns: CachedColumns) -> CachedColumns:
+    """Write the cache and return the columns in it; return `columns` if it cannot be written."""
+    if FileStamp.of(os.fstat(file.fileno())) != columns.source.stamp:
         return columns  # the file is being written to
-    place = save(path, columns)
-    if place is None:
-        LOGGER.info('%s: no folder takes its parsed form, so the next run parses it again', path)
+    cache_path = save(path, columns)
+    if cache_path is None:
+        LOGGER.info('%s: no folder for its cache is writable, the next run parses it again', path)
         return columns
     try:
-        return load(place) or columns
-    except Damaged:
+        return load(cache_path) or columns
+    except CacheDamaged:
         return columns
 
 
-def _best_kept(path: Path, stamp: Stamp) -> Columns | None:
-    """Return a cache that is valid by its stamp, else one that may still be of use."""
-    found = None
-    for place in places(path):
+def _load_best(path: Path, stamp: FileStamp) -> CachedColumns | None:
+    """Return the cache with this stamp, else one that may still be useful."""
+    best = None
+    for cache_path in cache_paths(path):
         try:
-            kept = load(place)
-        except Damaged as reason:
-            LOGGER.info('%s: %s is not used, since it is damaged (%s); read anew', path, place, reason)
+            cached = load(cache_path)
+        except CacheDamaged as reason:
+            LOGGER.info('%s: %s is damaged (%s), parsing the file again', path, cache_path, reason)
             continue
-        if kept is not None and (found is None or kept.about.stamp == stamp):
-            found = kept
-    return found
+        if cached is not None and (best is None or cached.source.stamp == stamp):
+            best = cached
+    return best
 
 
-def _beginning(kept: Columns | None, stamp: Stamp) -> Beginning | None:
-    """Return what the file begins with if it is the one that was kept, and only grew."""
-    if kept is None or not kept.about.beginning[2] or stamp.size <= kept.about.stamp.size:
+def _reusable_prefix(cached: CachedColumns | None, stamp: FileStamp) -> ParsedPrefix | None:
+    """Return the prefix of the cached file if the file has grown."""
+    if cached is None or not cached.source.prefix[2] or stamp.size <= cached.source.stamp.size:
         return None
-    num_bytes, digest, rows = kept.about.beginning
-    return Beginning(num_bytes, digest, kept.paths.arrow[:rows], np.asarray(kept.labels)[:rows])
+    num_bytes, digest, num_rows = cached.source.prefix
+    return ParsedPrefix(num_bytes, digest, cached.paths.arrow[:num_rows], np.asarray(cached.labels)[:num_rows])
 
 
-def _parsed(path: str | Path, file: BinaryIO, known: Beginning | None = None) -> Parsed:
+def _parse(path: str | Path, file: _BinaryFile, prefix: ParsedPrefix | None = None) -> ParsedAnnotations:
     """Parse and check a file. Raises UserError."""
     try:
-        parsed = parse_in_blocks(file, known)
-    except OtherForm:
+        parsed = parse_in_blocks(file, prefix)
+    except UnsupportedForm:
         file.seek(0)
         data = file.read()
         try:
             parsed = parse_whole(data)
-        except OtherForm:
-            raise UserError(faults_of(path, parse(path, data))) from None
+        except UnsupportedForm:
+            raise UserError(describe_faults(path, decode_json(path, data))) from None
     if _is_faulty(parsed):
         file.seek(0)
-        raise UserError(faults_of(path, parse(path, file.read())))
+        raise UserError(describe_faults(path, decode_json(path, file.read())))
     return parsed
 
 
-def _columns_of(parsed: Parsed, stamp: Stamp, use: Callable[[Columns], Columns]) -> Columns:
-    """Return what `use` makes of the columns, while another thread looks for duplicates; are there any, it gets them
-    a second time, with the warning.
+def _columns_of(
+    parsed: ParsedAnnotations, stamp: FileStamp, store: Callable[[CachedColumns], CachedColumns]
+) -> CachedColumns:
+    """Return store(columns), while another thread searches for duplicates.
+
+    If there are any, the columns are stored a second time, with a warning.
     """
     with ThreadPoolExecutor(1) as worker:
-        may_repeat = worker.submit(has_equals, parsed.prints)
+        may_have_duplicates = worker.submit(has_duplicates, parsed.fingerprints)
         starts = class_starts(parsed.labels, parsed.num_classes)
         by_class = rows_by_class(parsed.labels, parsed.num_classes)
-        about = About(stamp, parsed.digest, parsed.beginning, parsed.num_classes, _empty_classes(starts))
-        columns = Columns(PathColumn(parsed.paths), parsed.labels, starts, by_class, about)
-        used = use(columns)
-        duplicates = _duplicates(parsed.paths) if may_repeat.result() else []
+        source = CacheSource(stamp, parsed.digest, parsed.prefix, parsed.num_classes, _empty_classes(starts))
+        columns = CachedColumns(PathColumn(parsed.paths), parsed.labels, starts, by_class, source)
+        stored = store(columns)
+        duplicates = _duplicates(parsed.paths) if may_have_duplicates.result() else []
     if not duplicates:
-        return used
-    return use(replace(columns, about=msgspec.structs.replace(about, warnings=[*duplicates, *about.warnings])))
+        return stored
+    warnings = [*duplicates, *source.warnings]
+    return store(replace(columns, source=msgspec.structs.replace(source, warnings=warnings)))
 
 
-def _is_faulty(parsed: Parsed) -> bool:
+def _is_faulty(parsed: ParsedAnnotations) -> bool:
     labels = parsed.labels
     return not 1 <= parsed.num_classes < 2**31 or bool(
         not len(labels) or labels.min() < 0 or labels.max() >= parsed.num_classes or parsed.has_empty_path
@@ -250,13 +270,17 @@ def _duplicates(paths: pa.Array) -> list[str]:
     repeated = np.setdiff1d(np.arange(len(codes)), first, assume_unique=True)
     if not len(repeated):
         return []
-    named = ', '.join(f'entry {row} ({paths[int(row)]})' for row in repeated[:SHOWN])
-    return [f'{len(repeated)} entries repeat an earlier fpath: {named}{", ..." * (len(repeated) > SHOWN)}']
+    subject = '1 entry repeats' if len(repeated) == 1 else f'{len(repeated)} entries repeat'
+    return [f'{subject} an earlier fpath: {_first_few(f"entry {row} ({paths[int(row)]})" for row in repeated)}']
 
 
 def _empty_classes(starts: np.ndarray) -> list[str]:
     empty = np.flatnonzero(starts[1:] == starts[:-1])
     if not len(empty):
         return []
-    named = ', '.join(map(str, empty[:SHOWN]))
-    return [f'{len(empty)} of {len(starts) - 1} classes have no image: {named}{", ..." * (len(empty) > SHOWN)}']
+    return [f'{len(empty)} of {len(starts) - 1} classes have no image: {_first_few(map(str, empty))}']
+
+
+def _first_few(phrases: Iterable[str]) -> str:
+    shown = list(islice(phrases, MAX_SHOWN + 1))
+    return ', '.join(shown[:MAX_SHOWN]) + ', ...' * (len(shown) > MAX_SHOWN)

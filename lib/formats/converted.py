@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.dataset.folder import held_out, natural_key
+from lib.dataset.folder import sample_valid_indices, natural_key
 from lib.errors import UserError
 from lib.formats.sources import SPLITS
 
@@ -150,7 +150,7 @@ def with_validation(converted: Converted, *, fraction: float, seed: int) -> Conv
     starts = np.searchsorted(train.labels[by_class], np.arange(len(converted.names) + 1))
     is_valid = np.zeros(len(train), bool)
     for name, start, end in zip(converted.names, starts, starts[1:], strict=False):
-        is_valid[by_class[start + held_out(int(end - start), name, fraction, seed)]] = True
+        is_valid[by_class[start + sample_valid_indices(int(end - start), name, fraction, seed)]] = True
     if not is_valid.any():
         raise UserError(f'--valid_fraction {fraction:g} keeps no image: every class has one image only')
     kept = {'train': _part(train, ~is_valid), 'val': _part(train, is_valid)}

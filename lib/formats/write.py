@@ -60,11 +60,11 @@ def encode_classes(names: list[str], parents: list[list[str]] | None) -> bytes:
 
 def write_split(path: Path, split: Split, num_classes: int, prefix: str) -> None:
     """Write a file in pieces, one image a line."""
-    labelled = split.labels is not None
+    labeled = split.labels is not None
     with open(path, 'wb') as file:
-        file.write(b'{"annotations": [\n' if labelled else b'{"images": [\n')
+        file.write(b'{"annotations": [\n' if labeled else b'{"images": [\n')
         file.writelines(encode_entries(split, prefix))
-        file.write(end_of_file(num_classes if labelled else None))
+        file.write(end_of_file(num_classes if labeled else None))
 
 
 def end_of_file(num_classes: int | None) -> bytes:
@@ -75,11 +75,11 @@ def end_of_file(num_classes: int | None) -> bytes:
 def encode_entries(split: Split, prefix: str) -> Iterator[bytes]:
     """Yield the entries in pieces, one a line, with commas between them."""
     encoder = msgspec.json.Encoder()
-    labelled = split.labels is not None
+    labeled = split.labels is not None
     for start in range(0, len(split), _ROWS):
         rows = slice(start, start + _ROWS)
         paths = [join_path(prefix, path) for path in split.paths[rows]]
-        if labelled:
+        if labeled:
             labels = split.labels[rows].tolist()
             entries = [{'category_id': label, 'fpath': path} for path, label in zip(paths, labels, strict=True)]
         else:
@@ -134,7 +134,7 @@ class _Old:
 
     path: Path
     paths: pa.Array
-    labelled: bool
+    labeled: bool
 
 
 class _Names(msgspec.Struct):
@@ -197,7 +197,7 @@ def _read_splits(folder: Path, num_classes: int) -> dict[str, _Old]:
             split = read_annotations(path)
             if split.num_classes != num_classes:
                 raise UserError(f'{path}: num_classes is {split.num_classes}, but classes.json has {num_classes} names')
-        found[name] = _Old(path, split.paths.arrow, split.labelled)
+        found[name] = _Old(path, split.paths.arrow, split.labeled)
     return found
 
 
@@ -207,11 +207,11 @@ def _new_images(
     """Return the images of a split that the set does not have, as they are written, and how many it has."""
     split = converted.splits.get(name)
     if split is None:
-        return Split([], None if name in old and not old[name].labelled else np.zeros(0, np.int32)), 0
-    labelled = split.labels is not None
-    if name in old and old[name].labelled != labelled:
+        return Split([], None if name in old and not old[name].labeled else np.zeros(0, np.int32)), 0
+    labeled = split.labels is not None
+    if name in old and old[name].labeled != labeled:
         has = {True: 'has labels', False: 'has none'}
-        raise UserError(f'{old[name].path} {has[old[name].labelled]}, but the {name} split of SOURCE {has[labelled]}')
+        raise UserError(f'{old[name].path} {has[old[name].labeled]}, but the {name} split of SOURCE {has[labeled]}')
     written = pa.array([join_path(prefix, path) for path in split.paths], pa.large_string())
     is_known = np.zeros(len(split), bool)
     # In any split: an image that SOURCE counts to another one must not come into both.
@@ -219,7 +219,7 @@ def _new_images(
         is_known |= pc.is_in(written, value_set=_common(one.paths, written)).to_numpy(zero_copy_only=False)
     chosen = np.flatnonzero(~is_known)
     paths = written.take(pa.array(chosen)).to_pylist()
-    return Split(paths, labels[split.labels[chosen]] if labelled else None), int(is_known.sum())
+    return Split(paths, labels[split.labels[chosen]] if labeled else None), int(is_known.sum())
 
 
 def _common(many: pa.Array, few: pa.Array) -> pa.Array:
@@ -234,7 +234,7 @@ def _extend(old: _Old, new: Split, target: Path, num_classes: int) -> None:
         source.seek(max(0, size - _END_BYTES))
         end = _END.search(source.read())
         source.seek(0)
-        if end is None or not _BEGIN[old.labelled].match(source.read(_END_BYTES)):
+        if end is None or not _BEGIN[old.labeled].match(source.read(_END_BYTES)):
             raise UserError(f'{old.path}: is not as tools/convert.py writes it; convert all images again')
         source.seek(0)
         shutil.copyfileobj(source, file)
@@ -242,8 +242,8 @@ def _extend(old: _Old, new: Split, target: Path, num_classes: int) -> None:
         file.seek(0, 2)
         file.write(b',\n' if len(new) else b'\n')
         file.writelines(encode_entries(new, ''))
-        file.write(end_of_file(num_classes if old.labelled else None))
-    read = read_annotations(target, keep=False) if old.labelled else read_test_images(target, num_classes)
+        file.write(end_of_file(num_classes if old.labeled else None))
+    read = read_annotations(target, use_cache=False) if old.labeled else read_test_images(target, num_classes)
     if len(read) != len(old.paths) + len(new):
         raise UserError(f'{old.path}: has other lists beside its images; convert all images again')
 

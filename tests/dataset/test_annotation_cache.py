@@ -1,4 +1,4 @@
-"""The cache of parsed annotations: valid, renewed, grown, damaged, elsewhere, shared; json is the oracle."""
+"""The annotation cache: valid, updated, grown, damaged, in another folder, shared; json is the oracle."""
 
 import json
 import multiprocessing
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from lib.dataset import annotation_cache, annotations
-from lib.dataset.annotation_cache import load, places
+from lib.dataset.annotation_cache import cache_paths, load
 from lib.dataset.annotations import read_annotations
 from lib.dataset.index import ClassIndex
 from lib.errors import UserError
@@ -24,14 +24,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(autouse=True)
 def always_cached(monkeypatch, tmp_path):
-    """Small files are cached too, and the user's cache folder is one of the test's."""
+    """Cache small files too, and use a cache folder of the test."""
     monkeypatch.setattr(annotations, 'CACHED_FROM_BYTES', 0)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'user cache'))
 
 
 @pytest.fixture
-def said(monkeypatch):
-    """Log lines."""
+def log_lines(monkeypatch):
+    """Collect the log lines."""
     lines = []
     monkeypatch.setattr(LOGGER, 'info', lambda text, *args: lines.append(text % args))
     return lines
@@ -39,14 +39,14 @@ def said(monkeypatch):
 
 @pytest.fixture
 def parsings(monkeypatch):
-    """The calls of the parser: what was known before each."""
+    """Collect the prefix of each call of the parser."""
     calls, real = [], annotations.parse_in_blocks
 
-    def counted(file, known=None):
-        calls.append(known)
-        return real(file, known, block_bytes=1 << 12)
+    def recorded(file, prefix=None):
+        calls.append(prefix)
+        return real(file, prefix, block_bytes=1 << 12)
 
-    monkeypatch.setattr(annotations, 'parse_in_blocks', counted)
+    monkeypatch.setattr(annotations, 'parse_in_blocks', recorded)
     return calls
 
 
@@ -61,7 +61,7 @@ def write(path, annotations, num_classes=7):
 
 
 def check(found, path):
-    """Compare with what json and plain loops say."""
+    """Compare with json and plain loops."""
     tree = json.loads(path.read_text(encoding='utf-8'))
     labels = [entry['category_id'] for entry in tree['annotations']]
     assert found.paths.to_pylist() == [entry['fpath'] for entry in tree['annotations']]
@@ -82,16 +82,16 @@ def cache_of(path):
     return path.with_name(f'.{path.name}.arrow')
 
 
-def test_parsed_once(path, parsings, said):
+def test_parsed_once(path, parsings, log_lines):
     check(read_annotations(path), path)
     assert cache_of(path).is_file()
     check(read_annotations(path), path)
-    assert (parsings, said) == ([None], [])
+    assert (parsings, log_lines) == ([None], [])
     assert sorted(file.name for file in path.parent.iterdir()) == ['.converted_train.json.arrow', path.name]
     assert not (path.parent.parent / 'user cache').exists()
 
 
-def test_it_is_an_arrow_file_that_others_read(path):
+def test_other_programs_read_the_arrow_file(path):
     read_annotations(path)
     table = pa.ipc.open_file(str(cache_of(path))).read_all()
     tree = json.loads(path.read_text())
@@ -99,13 +99,13 @@ def test_it_is_an_arrow_file_that_others_read(path):
     assert table.column('label').to_pylist() == [entry['category_id'] for entry in tree['annotations']]
 
 
-def test_small_files_have_none(path, monkeypatch):
+def test_small_files_are_not_cached(path, monkeypatch):
     monkeypatch.undo()
     check(read_annotations(path), path)
     assert not cache_of(path).exists()
 
 
-def test_warnings_come_with_it(path):
+def test_warnings_are_cached(path):
     write(path, [*entries(5), *entries(5)], num_classes=9)
     first, again = read_annotations(path).warnings, read_annotations(path).warnings
     assert first == again
@@ -114,14 +114,14 @@ def test_warnings_come_with_it(path):
     assert all(warning.startswith(f'{path}: ') for warning in first)
 
 
-def test_a_touched_file_is_hashed_not_parsed(path, parsings, said):
+def test_a_touched_file_is_hashed_not_parsed(path, parsings, log_lines):
     read_annotations(path)
     os.utime(path, ns=(1, 1))
     before = cache_of(path).stat().st_ino
     check(read_annotations(path), path)
-    assert cache_of(path).stat().st_ino != before  # the stamp was renewed
-    assert load(cache_of(path)).about.stamp.mtime_ns == 1
-    assert (len(parsings), said) == (1, [])
+    assert cache_of(path).stat().st_ino != before  # the stamp was updated
+    assert load(cache_of(path)).source.stamp.mtime_ns == 1
+    assert (len(parsings), log_lines) == (1, [])
 
 
 def test_a_copied_folder_is_hashed_not_parsed(path, parsings, tmp_path):
@@ -134,7 +134,7 @@ def test_a_copied_folder_is_hashed_not_parsed(path, parsings, tmp_path):
     assert len(parsings) == 1
 
 
-def test_another_content_of_the_same_size(path, parsings, said):
+def test_different_content_of_the_same_size(path, parsings, log_lines):
     read_annotations(path)
     changed = entries(1000)
     changed[5]['category_id'] = (changed[5]['category_id'] + 1) % 7
@@ -144,12 +144,12 @@ def test_another_content_of_the_same_size(path, parsings, said):
     os.utime(path, ns=(5, 5))
     check(read_annotations(path), path)
     assert len(parsings) == 2
-    assert 'has changed' in said[0]
-    assert len(said) == 1
+    assert 'has changed' in log_lines[0]
+    assert len(log_lines) == 1
 
 
 def test_a_replaced_file_of_same_size_and_time(path):
-    """Only the inode tells."""
+    """The inode alone differs."""
     read_annotations(path)
     status = path.stat()
     changed = entries(1000)
@@ -162,14 +162,14 @@ def test_a_replaced_file_of_same_size_and_time(path):
     check(read_annotations(path), path)
 
 
-def test_appended_entries_alone_are_parsed(path, parsings):
+def test_only_appended_entries_are_parsed(path, parsings):
     read_annotations(path)
     grown = [*entries(1000), *entries(300, seed=1, num_classes=9)]
     write(path, grown, num_classes=9)
     check(read_annotations(path), path)
     assert parsings[0] is None
     assert 900 < len(parsings[1].labels) < 1000
-    check(read_annotations(path), path)  # and the result was kept
+    check(read_annotations(path), path)  # the result was cached
     assert len(parsings) == 2
     write(path, [*grown, *entries(10, seed=2)], num_classes=9)
     check(read_annotations(path), path)
@@ -190,7 +190,7 @@ def test_appended_faults_are_named_by_their_position(path, parsings):
         read_annotations(path)
 
 
-def test_grown_but_with_another_beginning(path, parsings):
+def test_a_grown_file_with_a_different_prefix(path, parsings):
     read_annotations(path)
     write(path, [*entries(1000, seed=3), *entries(300, seed=1)])
     check(read_annotations(path), path)
@@ -202,7 +202,7 @@ def test_a_file_that_shrank(path, parsings):
     check(read_annotations(path), path)
 
 
-def cut(data):
+def truncated(data):
     return data[: len(data) // 2]
 
 
@@ -212,9 +212,9 @@ def with_text(data, old, new):
 
 
 def rewritten(edit):
-    """Return what rewrites the columns or metadata of a cache, keeping it a sound Arrow file."""
+    """Return a function that edits the columns or metadata of a cache, which remains a valid Arrow file."""
 
-    def spoil(data):
+    def corrupt(data):
         reader = pa.ipc.open_file(pa.py_buffer(data))
         columns = {name: reader.get_batch(0).column(name) for name in reader.schema.names}
         metadata = dict(reader.schema.metadata)
@@ -225,7 +225,7 @@ def rewritten(edit):
             writer.write_batch(batch)
         return sink.getvalue().to_pybytes()
 
-    return spoil
+    return corrupt
 
 
 def set_value(column, row, value):
@@ -237,8 +237,8 @@ def set_value(column, row, value):
     return edit
 
 
-SPOILED = {
-    'cut short': cut,
+CORRUPTIONS = {
+    'truncated': truncated,
     'empty': lambda data: b'',
     'garbage': lambda data: np.random.default_rng(0).bytes(len(data)),
     'zeros': lambda data: bytes(len(data)),
@@ -262,32 +262,32 @@ SPOILED = {
 }
 
 
-@pytest.mark.parametrize('spoil', SPOILED.values(), ids=SPOILED.keys())
-def test_a_spoiled_cache_is_found_said_and_replaced(path, spoil, parsings, said):
+@pytest.mark.parametrize('corrupt', CORRUPTIONS.values(), ids=CORRUPTIONS.keys())
+def test_a_damaged_cache_is_logged_and_replaced(path, corrupt, parsings, log_lines):
     read_annotations(path)
-    cache_of(path).write_bytes(spoil(cache_of(path).read_bytes()))
+    cache_of(path).write_bytes(corrupt(cache_of(path).read_bytes()))
     check(read_annotations(path), path)
     assert len(parsings) == 2
-    assert len(said) == 1
-    assert f'{cache_of(path)} is not used, since it is damaged' in said[0]
+    assert len(log_lines) == 1
+    assert f'{cache_of(path)} is damaged' in log_lines[0]
     check(read_annotations(path), path)
-    assert (len(parsings), len(said)) == (2, 1)
+    assert (len(parsings), len(log_lines)) == (2, 1)
 
 
 @pytest.mark.parametrize('value', [2**30, -5, 0])
-def test_offsets_that_would_lead_astray(path, value):
+def test_offsets_out_of_range(path, value):
     read_annotations(path)
     data = bytearray(cache_of(path).read_bytes())
     offsets = pa.ipc.open_file(pa.py_buffer(bytes(data))).get_batch(0).column('path').buffers()[1].to_pybytes()
-    place = data.index(offsets[: 4 * 1001]) + 4 * 100
-    data[place : place + 4] = np.int32(value).tobytes()
+    position = data.index(offsets[: 4 * 1001]) + 4 * 100
+    data[position : position + 4] = np.int32(value).tobytes()
     cache_of(path).write_bytes(data)
-    with pytest.raises(annotation_cache.Damaged, match='numbers cannot be right'):
+    with pytest.raises(annotation_cache.CacheDamaged, match='numbers cannot be right'):
         load(cache_of(path))
     check(read_annotations(path), path)
 
 
-def test_a_compressed_cache(path, said):
+def test_a_compressed_cache(path, log_lines):
     read_annotations(path)
     batch = pa.ipc.open_file(str(cache_of(path))).get_batch(0)
     options = pa.ipc.IpcWriteOptions(compression='lz4')
@@ -295,42 +295,42 @@ def test_a_compressed_cache(path, said):
         writer.write_batch(batch)
     os.replace(str(cache_of(path)) + '2', cache_of(path))
     check(read_annotations(path), path)
-    assert 'compressed' in said[0]
+    assert 'compressed' in log_lines[0]
 
 
-def test_a_folder_that_takes_no_file(path, parsings, tmp_path):
-    cache_of(path).mkdir()  # in the way even of root, whom a mode does not stop
+def test_a_folder_in_which_the_cache_cannot_be_written(path, parsings, tmp_path):
+    cache_of(path).mkdir()  # blocks root too, who ignores permissions
     (cache_of(path) / 'x').touch()
     for _ in range(2):
         check(read_annotations(path), path)
-    own = tmp_path / 'user cache' / 'product-recognition'
-    assert len(list(own.iterdir())) == 1
-    assert own.stat().st_mode & 0o777 == 0o700
-    assert places(path)[1].parent == own
+    user_folder = tmp_path / 'user cache' / 'product-recognition'
+    assert len(list(user_folder.iterdir())) == 1
+    assert user_folder.stat().st_mode & 0o777 == 0o700
+    assert cache_paths(path)[1].parent == user_folder
     assert len(parsings) == 1
 
 
-def test_no_folder_takes_it(path, parsings, said, monkeypatch, tmp_path):
+def test_no_folder_is_writable(path, parsings, log_lines, monkeypatch, tmp_path):
     cache_of(path).mkdir()
     (tmp_path / 'user cache').touch()
     found = read_annotations(path)
     check(found, path)
-    assert 'no folder takes its parsed form' in said[-1]
+    assert 'no folder for its cache is writable' in log_lines[-1]
     check_in_a_worker(found, path)
 
 
 def test_a_cache_folder_open_to_others_is_not_used(path, tmp_path):
     cache_of(path).mkdir()
-    own = tmp_path / 'user cache' / 'product-recognition'
-    own.mkdir(parents=True)
-    own.chmod(0o777)
+    user_folder = tmp_path / 'user cache' / 'product-recognition'
+    user_folder.mkdir(parents=True)
+    user_folder.chmod(0o777)
     check(read_annotations(path), path)
-    assert list(own.iterdir()) == []
+    assert list(user_folder.iterdir()) == []
 
 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs /dev/full')
-def test_a_full_disk_stops_nothing(path, monkeypatch):
-    def full(place, columns):
+def test_a_full_disk_is_no_error(path, monkeypatch):
+    def full(path, columns):
         with open('/dev/full', 'wb', buffering=0) as file:
             file.write(b'x')
 
@@ -359,7 +359,7 @@ def read_back(column, labels, index, connection):
 
 
 def check_in_a_worker(found, path):
-    """Send what workers get to a process that starts afresh."""
+    """Send the columns and the index to a new process."""
     context = multiprocessing.get_context('spawn')
     ours, theirs = context.Pipe()
     index = ClassIndex(found.labels, found.num_classes, by_class=found.by_class)
@@ -370,17 +370,17 @@ def check_in_a_worker(found, path):
     tree = json.loads(path.read_text(encoding='utf-8'))
     assert paths == [entry['fpath'] for entry in tree['annotations']]
     assert labels == [entry['category_id'] for entry in tree['annotations']]
-    assert rows == [[row for row, label in enumerate(labels) if label == wanted] for wanted in range(7)]
+    assert rows == [[row for row, label in enumerate(labels) if label == expected] for expected in range(7)]
 
 
-def test_workers_map_what_was_read_even_if_the_cache_is_gone(path):
+def test_workers_map_the_columns_even_if_the_cache_is_deleted(path):
     read_annotations(path)
     found = read_annotations(path)
     cache_of(path).unlink()
     check_in_a_worker(found, path)
 
 
-def test_pickled_it_is_a_place(path):
+def test_pickled_columns_refer_to_the_file(path):
     write(path, entries(20_000))
     read_annotations(path)
     found = read_annotations(path)
@@ -391,7 +391,7 @@ def test_pickled_it_is_a_place(path):
     assert index.rows_of(3).tolist() == [row for row, label in enumerate(found.labels.tolist()) if label == 3]
 
 
-def test_pickled_and_replaced_meanwhile_is_an_error(path):
+def test_a_cache_that_is_replaced_after_pickling_is_an_error(path):
     read_annotations(path)
     data = pickle.dumps(read_annotations(path))
     os.utime(path, ns=(1, 1))

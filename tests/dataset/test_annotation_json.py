@@ -1,4 +1,4 @@
-"""Reading in blocks and by quotes, against json."""
+"""Parsing in blocks and by quotes, compared with json."""
 
 import json
 import random
@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from lib.dataset.annotation_json import OtherForm, parse_in_blocks, parse_whole
-from lib.dataset.annotation_rows import Entry, _read_alike, fingerprints, has_equals
+from lib.dataset.annotation_json import UnsupportedForm, parse_in_blocks, parse_whole
+from lib.dataset.annotation_rows import Entry, _parse_uniform, fingerprints, has_duplicates
 
 NAMES = ['a', 'train/1/2.jpg', 'ä/日.jpg', 'x' * 50, '12345678', 'odd}, {"x": [1]}', 'a"},\n{"b', '\\', ' \t', '"],']
 LAYOUTS = [
@@ -57,25 +57,25 @@ def test_any_layout_in_blocks_of_any_size(layout, extra, plain):
         for block_bytes in (256, 700, 4096, 1 << 20):
             try:
                 parsed = parse_in_blocks(BytesIO(text.encode()), block_bytes=block_bytes)
-            except OtherForm:  # a block without a cut; the whole file tells
+            except UnsupportedForm:  # a block without a cut
                 parsed = parse_whole(text.encode())
             assert entries_of(parsed) == expected_of(text), (seed, block_bytes)
             assert parsed.num_classes == 10**9
 
 
-def test_plain_files_are_read_in_blocks():
-    """The fast way is taken, not the whole file's."""
+def test_plain_files_are_parsed_in_blocks():
+    """Common layouts don't need the whole file in memory."""
     tree = random_tree(random.Random(3), ['train/'], EXTRAS['none'])
     for layout in LAYOUTS[:4]:  # the last one has a blank before its commas
         parsed = parse_in_blocks(BytesIO(json.dumps(tree, **layout).encode()), block_bytes=1000)
-        assert parsed.beginning[2] > 0
+        assert parsed.prefix[2] > 0
 
 
 def test_other_keys_first_need_the_whole_file():
     text = json.dumps(
         {'info': {'annotations': []}, 'annotations': [{'category_id': 1, 'fpath': 'a'}], 'num_classes': 2}
     )
-    with pytest.raises(OtherForm):
+    with pytest.raises(UnsupportedForm):
         parse_in_blocks(BytesIO(text.encode()))
     assert entries_of(parse_whole(text.encode())) == [('a', 1)]
 
@@ -86,8 +86,8 @@ ONE = '{"category_id":1,"fpath":"a"}'
 @pytest.mark.parametrize(
     'text',
     [
-        f'{{"annotations": [{",".join([ONE] * 50)},], "num_classes": 2}}',  # a comma too many
-        f'{{"annotations": [{",".join([ONE] * 50)} {ONE}], "num_classes": 2}}',  # one too few
+        f'{{"annotations": [{",".join([ONE] * 50)},], "num_classes": 2}}',  # an extra comma
+        f'{{"annotations": [{",".join([ONE] * 50)} {ONE}], "num_classes": 2}}',  # a missing comma
         f'{{"annotations": [{",".join([ONE] * 50)}], "num_classes": 2',
         f'{{"annotations": [{",".join([ONE] * 50)}], "num_classes": 2}} more',
         f'{{"annotations": [{",".join([ONE] * 50)}]}}',
@@ -100,14 +100,14 @@ ONE = '{"category_id":1,"fpath":"a"}'
     ],
     ids=range(12),
 )  # fmt: skip
-def test_what_json_refuses_or_reads_otherwise(text):
-    with pytest.raises(OtherForm):
+def test_files_that_json_rejects_or_reads_differently(text):
+    with pytest.raises(UnsupportedForm):
         parse_in_blocks(BytesIO(text.encode()), block_bytes=300)
 
 
-def test_alike_is_a_part_of_json():
-    """Whatever is read by quotes, msgspec reads the same way: sound entries, and with bytes changed or added."""
-    rng, decode, num_read = random.Random(1), msgspec.json.Decoder(list[Entry]).decode, 0
+def test_uniform_entries_are_a_part_of_json():
+    """Whatever is parsed by quotes equals msgspec's result: valid entries, and ones with changed or added bytes."""
+    rng, decode, num_parsed = random.Random(1), msgspec.json.Decoder(list[Entry]).decode, 0
     for _ in range(40_000):
         layout = rng.choice([(',', ':'), (', ', ': '), (' ,\n', ' :\t')])
         entries = [
@@ -118,29 +118,29 @@ def test_alike_is_a_part_of_json():
             layout[0].join(json.dumps(e, ensure_ascii=False, separators=layout) for e in entries).encode()
         )
         for _ in range(rng.choice([0, 1, 1, 2])):
-            place, byte = rng.randrange(len(block)), rng.choice(b'"\\{}[]:,0 9a\n\x01\xff-+.e')
+            position, byte = rng.randrange(len(block)), rng.choice(b'"\\{}[]:,0 9a\n\x01\xff-+.e')
             if rng.random() < 0.5:
-                block[place] = byte
+                block[position] = byte
             else:
-                block.insert(place, byte)
-        rows = _read_alike(bytes(block))
+                block.insert(position, byte)
+        rows = _parse_uniform(bytes(block))
         if rows is not None:
-            num_read += 1
+            num_parsed += 1
             expected = decode(b'[' + block + b']')
             assert bytes(rows.text).decode() == ''.join(entry.fpath for entry in expected), block
             assert rows.lengths.tolist() == [len(entry.fpath.encode()) for entry in expected], block
             assert rows.labels.tolist() == [entry.category_id for entry in expected], block
-    assert num_read > 1500
+    assert num_parsed > 1500
 
 
 @pytest.mark.parametrize('label', [0, 5, 10, 99, 100, 12_345_678, 99_999_999, 7_000_000, 10_203_040])
 def test_labels_of_every_length_by_quotes(label):
-    rows = _read_alike(f'{{"category_id": {label}, "fpath": "x"}}, {{"category_id": 3, "fpath": "yy"}}'.encode())
+    rows = _parse_uniform(f'{{"category_id": {label}, "fpath": "x"}}, {{"category_id": 3, "fpath": "yy"}}'.encode())
     assert rows.labels.tolist() == [label, 3]
     assert rows.labels.dtype == np.int32
 
 
-def test_fingerprints_tell_texts_apart():
+def test_fingerprints_differ_for_different_texts():
     texts = [
         b'',
         b'a',
@@ -156,20 +156,20 @@ def test_fingerprints_tell_texts_apart():
     ]
     texts += [b'train/%07d.jpg' % number for number in range(5000)]
     order = [*range(len(texts)), *reversed(range(len(texts)))]
-    column = [texts[place] for place in order]
-    prints = fingerprints(b''.join(column), np.array([len(text) for text in column], np.int32))
-    assert prints[: len(texts)].tolist() == prints[len(texts) :][::-1].tolist()
-    assert len(set(prints.tolist())) == len(texts)
+    column = [texts[row] for row in order]
+    hashes = fingerprints(b''.join(column), np.array([len(text) for text in column], np.int32))
+    assert hashes[: len(texts)].tolist() == hashes[len(texts) :][::-1].tolist()
+    assert len(set(hashes.tolist())) == len(texts)
 
 
-def test_equals_are_found_wherever_they_are():
+def test_duplicates_are_found_at_any_position():
     random_numbers = np.random.default_rng(0).integers(2**64, size=20_000, dtype=np.uint64)
     assert len(set(random_numbers.tolist())) == len(random_numbers)
-    assert not has_equals(random_numbers)
-    assert not has_equals(np.arange(20_000, dtype=np.uint64))  # all in one slot, but different
-    assert not has_equals(np.zeros(0, np.uint64))
+    assert not has_duplicates(random_numbers)
+    assert not has_duplicates(np.arange(20_000, dtype=np.uint64))  # all in one slot, but different
+    assert not has_duplicates(np.zeros(0, np.uint64))
     for seed in range(50):
         numbers = random_numbers.copy()
         first, second = np.random.default_rng(seed).choice(len(numbers), 2, replace=False)
         numbers[first] = numbers[second]
-        assert has_equals(numbers), seed
+        assert has_duplicates(numbers), seed

@@ -1,4 +1,4 @@
-"""Annotation files: what is read, and how faults are told."""
+"""Annotation files: their columns, and error lines that name faulty entries."""
 
 import json
 
@@ -20,10 +20,10 @@ def write(tmp_path):
 
 
 def entries(*labels, **more):
-    return [{'category_id': label, 'fpath': f'{place}.jpg', **more} for place, label in enumerate(labels)]
+    return [{'category_id': label, 'fpath': f'{row}.jpg', **more} for row, label in enumerate(labels)]
 
 
-def refused(read, *args):
+def error_of(read, *args):
     with pytest.raises(UserError) as caught:
         read(*args)
     message = str(caught.value)
@@ -38,7 +38,7 @@ def test_columns(write):
     assert found.paths.to_pylist() == ['0.jpg', '1.jpg', '2.jpg']
     assert found.labels.dtype == np.int32
     assert found.labels.tolist() == [2, 0, 2]
-    assert (found.num_classes, len(found), found.labelled, found.source) == (3, 3, True, str(path))
+    assert (found.num_classes, len(found), found.labeled, found.source) == (3, 3, True, str(path))
 
 
 def test_other_fields_are_ignored(write):
@@ -46,7 +46,7 @@ def test_other_fields_are_ignored(write):
     assert read_annotations(path).warnings == []
 
 
-def test_text_is_kept_as_written(write):
+def test_paths_are_unchanged(write):
     names = ['a b/ä\u2028.jpg', 'C:\\x.jpg', '日本/1.jpg']
     tree = {'annotations': [{'category_id': 0, 'fpath': name} for name in names], 'num_classes': 1}
     assert read_annotations(write(tree)).paths.to_pylist() == names
@@ -56,7 +56,7 @@ def test_duplicates_and_empty_classes_are_warnings(write):
     annotations = [{'category_id': 0, 'fpath': 'a'}, {'category_id': 4, 'fpath': 'b'}, {'category_id': 4, 'fpath': 'a'}]
     found = read_annotations(write({'annotations': annotations, 'num_classes': 6}))
     duplicates, empty = found.warnings
-    assert '1 entries repeat an earlier fpath: entry 2 (a)' in duplicates
+    assert '1 entry repeats an earlier fpath: entry 2 (a)' in duplicates
     assert '4 of 6 classes have no image: 1, 2, 3, 5' in empty
     assert len(found) == 3
 
@@ -104,45 +104,45 @@ def test_warnings_name_the_first_ten(write):
     ids=range(27),
 )
 def test_faults(write, tree, words):
-    message = refused(read_annotations, write(tree))
+    message = error_of(read_annotations, write(tree))
     assert all(word in message for word in words), message
 
 
 def test_the_first_ten_faults_by_position_then_their_number(write):
     labels = [0] * 5 + [9] * 13 + [0]
-    message = refused(read_annotations, write({'annotations': entries(*labels), 'num_classes': 3}))
-    assert [f'entry {place}:' in message for place in range(19)] == [5 <= place < 15 for place in range(19)]
+    message = error_of(read_annotations, write({'annotations': entries(*labels), 'num_classes': 3}))
+    assert [f'entry {row}:' in message for row in range(19)] == [5 <= row < 15 for row in range(19)]
     assert 'and 3 more (13 faulty in all)' in message
 
 
 def test_long_values_are_shortened(write):
-    message = refused(
+    message = error_of(
         read_annotations, write({'annotations': [{'category_id': 'x' * 999, 'fpath': 'a'}], 'num_classes': 1})
     )
     assert len(message) < 300
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    assert 'no such file' in refused(read_annotations, tmp_path / 'none.json')
-    assert 'cannot be read' in refused(read_annotations, tmp_path)
+    assert 'no such file' in error_of(read_annotations, tmp_path / 'none.json')
+    assert 'cannot be read' in error_of(read_annotations, tmp_path)
     (tmp_path / 'latin.json').write_bytes(b'{"annotations": [{"category_id": 0, "fpath": "\xe9"}], "num_classes": 1}')
-    refused(read_annotations, tmp_path / 'latin.json')
+    error_of(read_annotations, tmp_path / 'latin.json')
     (tmp_path / 'binary.json').write_bytes(bytes(range(256)))
-    refused(read_annotations, tmp_path / 'binary.json')
-    refused(read_test_images, tmp_path / 'latin.json', 1)
+    error_of(read_annotations, tmp_path / 'binary.json')
+    error_of(read_test_images, tmp_path / 'latin.json', 1)
 
 
 def test_a_test_split_of_image_ids(write):
     found = read_test_images(write({'images': [{'image_id': 'x.jpg'}, {'image_id': 'y.jpg'}]}), 7)
     assert found.paths.to_pylist() == ['x.jpg', 'y.jpg']
-    assert (found.labels.tolist(), found.num_classes, found.labelled) == ([-1, -1], 7, False)
+    assert (found.labels.tolist(), found.num_classes, found.labeled) == ([-1, -1], 7, False)
 
 
 def test_a_test_split_in_the_annotations_form(write):
     found = read_test_images(write({'annotations': entries(1, 0)}), 2)
-    assert (found.labels.tolist(), found.labelled) == ([1, 0], True)
+    assert (found.labels.tolist(), found.labeled) == ([1, 0], True)
     found = read_test_images(write({'annotations': [{'fpath': 'a'}, {'fpath': 'b'}], 'num_classes': 9}), 2)
-    assert (found.labels.tolist(), found.labelled, found.num_classes) == ([-1, -1], False, 2)
+    assert (found.labels.tolist(), found.labeled, found.num_classes) == ([-1, -1], False, 2)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_test_split_in_the_annotations_form(write):
     ids=range(8),
 )
 def test_faults_of_a_test_split(write, tree, words):
-    message = refused(read_test_images, write(tree), 3)
+    message = error_of(read_test_images, write(tree), 3)
     assert all(word in message for word in words), message
 
 
@@ -176,8 +176,8 @@ def test_classes(write, tmp_path):
     ('tree', 'words'),
     [
         ([], ['must be {"names"']),
-        ({'names': [1, 2]}, ['one text a class']),
-        ({'names': 'ab'}, ['one text a class']),
+        ({'names': [1, 2]}, ['one text per class']),
+        ({'names': 'ab'}, ['one text per class']),
         ({'names': ['a']}, ['has 1 names', 'num_classes 2']),
         ({'names': ['a', 'b'], 'parents': [[]]}, ['has 1 parents for 2 names']),
         ({'names': ['a', 'b'], 'parents': ['x', 'y']}, ['parents']),
@@ -188,5 +188,5 @@ def test_classes(write, tmp_path):
     ids=range(9),
 )
 def test_faults_of_classes(write, tree, words):
-    message = refused(read_classes, write(tree), 2)
+    message = error_of(read_classes, write(tree), 2)
     assert all(word in message for word in words), message

@@ -56,7 +56,7 @@ def test_written_files_are_read_back(tmp_path):
     )
     test = read_test_images(paths['test'], 2)
     assert test.paths.to_pylist() == ['c.jpg', 'a b/ü.jpg']
-    assert not test.labelled
+    assert not test.labeled
     classes = read_classes(tmp_path / 'classes.json', 2)
     assert (classes.names, classes.parents) == (converted.names, converted.parents)
     assert not list(tmp_path.glob('.*'))
