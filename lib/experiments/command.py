@@ -1,11 +1,11 @@
-"""Which method is best on this data? A grid of methods and seeds, beside the published figures.
+"""Compare methods on a data set: train a grid of methods and seeds and print a table with published errors.
 
 python tools/grid.py --base cifar10_lt --methods ce,ldam_drw,crt --seeds 3 [--out FOLDER] [--jobs N]
                              [--options "--TRAIN_MAX_EPOCH 20 ..."] [--record] [--json FILE]
 
-Each method with each seed is an ordinary run (main.py, then test.py where there is a test split), as many at a time as
-there are GPUs; methods that start from another one's model bring its runs along. Stopped anywhere, the same command
-goes on. OUT gets runs/, logs/ and results.md, .csv, .tex, .json, .png.
+Each method with each seed is a run of main.py, followed by test.py if there is a test split. One run per GPU is active
+at a time. If a method starts from the model of another method, that one is trained first. After an interruption, the
+same command resumes. Output in OUT: runs/, logs/ and results.md, .csv, .tex, .json, .png.
 """
 
 import argparse
@@ -25,16 +25,14 @@ if TYPE_CHECKING:
     from lib.experiments.parallel import Outcome
 
 _CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-# Keys that say nothing of a result.
-_WHERE_DATA_LIES = {
-    f'DATASET.{key}' for key in ('ROOT', 'TRAIN_JSON', 'VALID_JSON', 'TEST_JSON', 'TEST_ROOT', 'SHARDS')
-}
+# Keys that have no influence on a result.
+_DATA_PATHS = {f'DATASET.{key}' for key in ('ROOT', 'TRAIN_JSON', 'VALID_JSON', 'TEST_JSON', 'TEST_ROOT', 'SHARDS')}
 _MISTAKE, _INTERRUPTED = 2, 130
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f'{message}; --help says more')
+        raise UserError(f'{message}; --help lists all options')
 
 
 def _whole_number(text: str) -> int:
@@ -44,15 +42,15 @@ def _whole_number(text: str) -> int:
     return number
 
 
-# argparse names the type in its message.
+# argparse shows the name of the type in its message.
 _whole_number.__name__ = 'whole number above 0'
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the command line.
+    """Parse the command line.
 
     Raises:
-        UserError: a mistake in it.
+        UserError: an invalid option.
     """
     parser = _Parser(
         prog='tools/grid.py',
@@ -61,55 +59,56 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add('--base', required=True, metavar='NAME', help='a config of configs/, such as cifar10_lt, or the path of one')
-    add('--methods', required=True, metavar='A,B,...', help=f'of: {", ".join(METHODS)}')
-    add('--seeds', type=_whole_number, default=3, metavar='N', help='seeds 0 to N - 1 (default: 3)')
-    add('--out', metavar='FOLDER', help='everything is written here (default: log/methods/NAME)')
-    add('--jobs', type=_whole_number, metavar='N', help='runs at a time (default: one a GPU, else 1)')
-    add('--options', default='', metavar='"..."', help='options of main.py, laid over every run')
+    add('--base', required=True, metavar='NAME', help='name of a config in configs/, such as cifar10_lt, or a path')
+    add('--methods', required=True, metavar='A,B,...', help=f'any of: {", ".join(METHODS)}')
+    add('--seeds', type=_whole_number, default=3, metavar='N', help='number of seeds: 0 to N - 1 (default: 3)')
+    add('--out', metavar='FOLDER', help='output folder (default: log/methods/NAME)')
+    add('--jobs', type=_whole_number, metavar='N', help='runs in parallel (default: one per GPU, or 1 on the CPU)')
+    add('--options', default='', metavar='"..."', help='options of main.py for every run')
     add('--overlays', metavar='FOLDER', help="folder of the methods' configs (default: configs/method)")
-    add('--record', action='store_true', help='merge the results into lib/experiments/measured.json, for the gallery')
-    add('--json', metavar='FILE', help='write results.json here too')
+    add('--record', action='store_true', help='add the results to lib/experiments/measured.json, for docs/methods.md')
+    add('--json', metavar='FILE', help='write a copy of results.json to this file')
     return parser.parse_args(argv)
 
 
 def find_base(text: str, folder: Path = _CONFIGS) -> Path:
-    """Return the config that is meant: a path, or a name of `folder` in any case.
+    """Return the path of a config, given as a path or as a name in `folder` (upper or lower case).
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such config.
     """
     if Path(text).suffix in ('.yaml', '.yml'):
         if not Path(text).is_file():
             raise UserError(f'--base {text}: no such file')
         return Path(text)
-    known = {path.stem.lower(): path for path in sorted(folder.glob('*.yaml'))}
-    if text.lower() not in known:
-        raise UserError(f'--base {text}: neither a YAML file nor one of {", ".join(known)}{did_you_mean(text, known)}')
-    return known[text.lower()]
+    configs = {path.stem.lower(): path for path in sorted(folder.glob('*.yaml'))}
+    if text.lower() not in configs:
+        names = ', '.join(configs)
+        raise UserError(f'--base {text}: neither a YAML file nor one of {names}{did_you_mean(text, configs)}')
+    return configs[text.lower()]
 
 
 def find_methods(text: str) -> tuple[Method, ...]:
-    """Return the methods of 'a,b,c', each once.
+    """Return the methods of 'a,b,c' without repetitions.
 
     Raises:
-        UserError: none, or one that nobody knows.
+        UserError: an unknown method, or no method.
     """
     names = list(dict.fromkeys(name.strip() for name in text.split(',') if name.strip()))
     for name in names:
         if name not in METHODS:
             raise UserError(f'--methods: {name!r} is not a method{did_you_mean(name, METHODS)}; --help lists all')
     if not names:
-        raise UserError('--methods names none; --help lists all')
+        raise UserError('--methods is empty; --help lists all methods')
     return tuple(METHODS[name] for name in names)
 
 
 def run_grid(arguments: argparse.Namespace) -> int:
-    """Run what the command line asks for and return the exit code: 2 where a run failed, 130 where one was stopped."""
+    """Run the grid and return the exit code: 0, 2 if a run failed, 130 if the grid was interrupted."""
     base, methods = find_base(arguments.base), find_methods(arguments.methods)
-    # torch is imported only now that there is work to do.
-    from lib.experiments.grid import REPOSITORY, Grid, plan_runs, remember_recipes, split_options
-    from lib.experiments.parallel import Runner, places, visible_gpus
+    # torch is imported only after the options are checked.
+    from lib.experiments.grid import REPOSITORY, Grid, check_recipes, plan_runs, split_options
+    from lib.experiments.parallel import Runner, device_slots, visible_gpus
     from lib.runtime.files import lock_folder
 
     grid = Grid(
@@ -124,15 +123,16 @@ def run_grid(arguments: argparse.Namespace) -> int:
     runs = plan_runs(grid)
     gpus = [] if runs[0].cfg.RUN.DEVICE == 'cpu' else visible_gpus()
     with lock_folder(grid.out, '--out'):
-        remember_recipes(grid, runs)
-        print(f'{len(runs)} runs into {grid.out}; what they say goes to {grid.out / "logs"}', flush=True)
-        outcome = Runner(runs, places(arguments.jobs, gpus), say=lambda line: print(line, flush=True)).run()
+        check_recipes(grid, runs)
+        count = f'{len(runs)} {"run" if len(runs) == 1 else "runs"}'
+        print(f'{count} in {grid.out}, with their output in {grid.out / "logs"}', flush=True)
+        outcome = Runner(runs, device_slots(arguments.jobs, gpus), log=lambda line: print(line, flush=True)).run()
         _report(arguments, grid, runs, outcome)
     if outcome.failed:
         print(f'error: {_failures(outcome)}', file=sys.stderr)
         return _MISTAKE
     if outcome.stopped:
-        print('stopped; the same command goes on', file=sys.stderr)
+        print('stopped; run the same command to resume', file=sys.stderr)
         return _INTERRUPTED
     return 0
 
@@ -140,67 +140,67 @@ def run_grid(arguments: argparse.Namespace) -> int:
 def _failures(outcome: 'Outcome') -> str:
     count = len(outcome.failed)
     names = ', '.join(outcome.failed)
-    return f'{count} {"run" if count == 1 else "runs"} failed: {names}; the same command tries again'
+    return f'{count} {"run" if count == 1 else "runs"} failed: {names}; run the same command to try again'
 
 
 def _report(arguments: argparse.Namespace, grid: 'Grid', runs: list['SubRun'], outcome: 'Outcome') -> None:
-    """Write and print the results of the runs that are done."""
-    from lib.experiments import records
-    from lib.experiments import table as table_formats
+    """Write and print the results of the finished runs."""
+    from lib.experiments import records, tables
     from lib.experiments.records import run_environment
-    from lib.experiments.table import data_of, make_rows
-    from lib.experiments.table_chart import plot_table
+    from lib.experiments.results import dataset_key, make_rows
+    from lib.experiments.tables import plot_table
     from lib.runtime.files import write_json, write_text
 
     rows = make_rows(runs)
     if not rows:
-        print('no run is done yet, so there are no results')
+        print('no results yet: no run is done')
         return
-    dataset, imbalance = data_of(runs[0])
-    about: dict[str, Any] = {
+    dataset, imbalance = dataset_key(runs[0])
+    fields: dict[str, Any] = {
         'base': grid.label,
         'dataset': dataset,
         'imbalance': imbalance,
-        'options': {name: value for name, value in grid.changed().items() if name not in _WHERE_DATA_LIES},
+        'options': {name: value for name, value in grid.changed().items() if name not in _DATA_PATHS},
         'failed': outcome.failed,
         **run_environment(),
         'date': datetime.date.today().isoformat(),
     }
     notes = _notes(grid, rows, outcome)
-    markdown = table_formats.as_markdown(rows, notes)
-    results = table_formats.as_json(rows, **about)
+    markdown = tables.as_markdown(rows, notes)
+    results = tables.as_json(rows, **fields)
     write_text(grid.out / 'results.md', markdown)
-    write_text(grid.out / 'results.csv', table_formats.as_csv(rows))
-    write_text(grid.out / 'results.tex', table_formats.as_latex(rows, notes))
+    write_text(grid.out / 'results.csv', tables.as_csv(rows))
+    write_text(grid.out / 'results.tex', tables.as_latex(rows, notes))
     write_json(grid.out / 'results.json', results)
     if arguments.json:
         write_json(arguments.json, results)
     title = f'{grid.label}{f", imbalance {imbalance}" if imbalance else ""}'
     plot_table(grid.out / 'results.png', rows, title)
     if arguments.record:
-        kept = ('base', 'dataset', 'imbalance', 'options', 'hardware', 'versions', 'date')
-        shared = {name: about[name] for name in kept}
-        records.record(
+        names = ('base', 'dataset', 'imbalance', 'options', 'hardware', 'versions', 'date')
+        shared = {name: fields[name] for name in names}
+        records.save_measured(
             [
-                {'method': row.method.name, **shared, 'seeds': row.seeds, 'figures': table_formats.as_figures(row)}
+                {'method': row.method.name, **shared, 'seeds': row.seeds, 'figures': tables.spreads_as_json(row)}
                 for row in rows
             ]
         )
-        print('recorded in lib/experiments/measured.json; python tools/gallery.py renews docs/methods.md')
-    print(f'\n{table_formats.as_text(rows)}')
+        print('recorded in lib/experiments/measured.json')
+        print('to update docs/methods.md: python tools/gallery.py')
+    print(f'\n{tables.as_text(rows)}')
     print('\n'.join(line for note in notes for line in textwrap.wrap(note, 80)))
-    print(f'wrote results.md, .csv, .tex, .json and .png into {grid.out}')
+    print(f'wrote results.md, .csv, .tex, .json and .png in {grid.out}')
 
 
 def _notes(grid: 'Grid', rows: list, outcome: 'Outcome') -> list[str]:
-    """Say what the figures are and what they lack."""
-    notes = ['Percent; ± is the standard deviation over seeds. An error is 1 - the mean accuracy of the classes.']
+    """Return notes below the table: units, sources, options and failed runs."""
+    notes = ['Percent; ± is the standard deviation over seeds. An error is 1 - mean per-class accuracy.']
     sources = list(dict.fromkeys(row.published.source for row in rows if row.published))
     if sources:
         notes.append(f'Published (top-1 error): {"; ".join(sources)}.')
-    changed = [f'{name} {value}' for name, value in grid.changed().items() if name not in _WHERE_DATA_LIES]
+    changed = [f'{name} {value}' for name, value in grid.changed().items() if name not in _DATA_PATHS]
     if changed:
-        notes.append(f'With {", ".join(changed)}.')
+        notes.append(f'Options: {", ".join(changed)}.')
     if outcome.failed:
-        notes.append(f'Without failed runs: {", ".join(outcome.failed)}.')
+        notes.append(f'Failed runs, left out: {", ".join(outcome.failed)}.')
     return notes

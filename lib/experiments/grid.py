@@ -1,6 +1,6 @@
-"""The runs of a grid of methods and seeds: in which order, with which command, and what is left to do of each.
+"""The runs of a grid of methods and seeds: their order, their commands, and the next step of each.
 
-What is left is read from the run folders, never remembered, so a grid that was stopped anywhere goes on.
+The next step is derived from the files in the run folder, so an interrupted grid can be resumed at any point.
 """
 
 import json
@@ -11,20 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from yacs.config import CfgNode
-
 from lib.builders.data import has_test_split
+from lib.config.defaults import Config
 from lib.config.load import load_config
 from lib.config.options import parse_options
 from lib.config.yaml_text import read_config_file
 from lib.errors import UserError
 from lib.experiments.method_list import METHODS, Method
 from lib.runtime.files import write_json
-from lib.trainer.checkpointing.latest import checkpoints_in
 from lib.trainer.checkpointing.io import read_checkpoint
+from lib.trainer.checkpointing.latest import checkpoints_in
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# What the grid itself gives to every run.
+# Options that the grid sets itself for every run.
 _RESERVED = (
     'NAME',
     'SEED',
@@ -39,16 +38,16 @@ _RESERVED = (
 
 @dataclass(frozen=True)
 class Grid:
-    """What the user asked for.
+    """The settings of a grid.
 
     Attributes:
-        base: a config of a data set and its recipe.
+        base: config file of a data set and its recipe.
         methods: in the order of the table.
         seeds: number of seeds; they are 0, 1, ...
-        out: folder of everything that is written.
+        out: folder for all output.
         overlays: folder of the methods' configs.
         repository: folder of main.py, test.py and tau_norm.py.
-        options: laid over every run, as on the command line.
+        options: command-line options of every run.
     """
 
     base: Path
@@ -61,49 +60,50 @@ class Grid:
 
     @property
     def label(self) -> str:
+        """Name of the base config in lower case."""
         return self.base.stem.lower()
 
     def files(self, method: Method) -> list[str]:
-        """Return the configs of a method. tau_norm.py reads stage 1's recipe, of which it changes nothing."""
+        """Return the config files of a method; tau_norm.py also gets those of stage 1, whose recipe it keeps."""
         names = [method.name] if method.script == 'main.py' else [method.stage1, method.name]
         return [str(self.base), *(str(self.overlays / f'{name}.yaml') for name in names)]
 
-    def config(self, method: Method) -> CfgNode:
-        """Return the resolved config of a method, without what it takes over from stage 1's checkpoint.
+    def config(self, method: Method) -> Config:
+        """Return the resolved config of a method, without values from stage 1's checkpoint.
 
         Raises:
-            UserError: a mistake in its files, or an option that does not fit it.
+            UserError: a mistake in its files, or an option that does not fit the method.
         """
-        # What a run is given by name later: whether there is any decides what it may be combined with.
-        later = ['--RESUME_MODEL', 'stage1'] if method.stage1 else []
-        later += ['--LOSS_TEACHER', 'teacher'] if method.teacher else []
+        # Placeholders for paths that are known later: some checks depend on whether these options are set.
+        placeholders = ['--RESUME_MODEL', 'stage1'] if method.stage1 else []
+        placeholders += ['--LOSS_TEACHER', 'teacher'] if method.teacher else []
         try:
-            argv = ['--config', *self.files(method), *self.settings(method), *later]
+            argv = ['--config', *self.files(method), *self.settings(method), *placeholders]
             return load_config(argv, program='', description='', find_checkpoint_config=lambda *_: None).cfg
         except UserError as error:
             raise UserError(f'method {method.name} over {self.base}: {error}') from None
 
     def settings(self, method: Method) -> list[str]:
-        """Return the options for a method. One that trains nothing goes on doing so whatever number they ask for."""
-        own = read_config_file(self.files(method)[-1]).get('TRAIN.MAX_EPOCH')
-        return [*self.options, *(['--TRAIN_MAX_EPOCH', '0', '--SCHEDULE_WARMUP_EPOCHS', '0'] if own == 0 else [])]
+        """Return the options of a method; a method with MAX_EPOCH 0 trains 0 epochs even if the options set more."""
+        epochs = read_config_file(self.files(method)[-1]).get('TRAIN.MAX_EPOCH')
+        return [*self.options, *(['--TRAIN_MAX_EPOCH', '0', '--SCHEDULE_WARMUP_EPOCHS', '0'] if epochs == 0 else [])]
 
     def changed(self) -> dict[str, Any]:
-        """Return the keys that the options set and that may change a result.
+        """Return the keys set by the options that may change a result, with their values.
 
         Raises:
-            UserError: a mistake in the options, or one that the grid itself gives.
+            UserError: a mistake in the options, or an option that the grid sets itself.
         """
         files, values = parse_options(self.options, program='', description='', default_config='')
-        taken = [name for name in values if name in _RESERVED] + ['--config'] * bool(files)
-        if taken:
-            raise UserError(f'--options sets {taken[0]}, which the grid gives to each of its runs itself')
+        reserved = [name for name in values if name in _RESERVED] + ['--config'] * bool(files)
+        if reserved:
+            raise UserError(f'--options sets {reserved[0]}, which the grid sets for each run; leave it out')
         return {name: value for name, value in values.items() if not name.startswith('RUN.')}
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command of a run, and what it does, for the log."""
+    """One command of a run, and a verb for the log."""
 
     verb: str
     command: list[str]
@@ -114,75 +114,78 @@ class SubRun:
     """One method with one seed.
 
     Attributes:
-        name: <base>_<method>_<seed>, the name of its folder.
         cfg: its resolved config.
-        needs: runs whose models it starts from or learns from.
-        asked: False for one that only others need.
+        needs: runs whose models are its stage 1 or its teacher.
+        in_table: False for a run that is only needed by others.
     """
 
     grid: Grid
     method: Method
     seed: int
-    cfg: CfgNode
+    cfg: Config
     needs: list['SubRun'] = field(default_factory=list)
-    asked: bool = True
+    in_table: bool = True
 
     @property
     def name(self) -> str:
+        """Name of the run, <base>_<method>_<seed>."""
         return f'{self.grid.label}_{self.method.name}_{self.seed}'
 
     @property
     def folder(self) -> Path:
+        """Run folder."""
         return self.grid.out / ('runs' if self.method.script == 'main.py' else 'tau') / self.name
 
     @property
     def model(self) -> Path:
-        """The checkpoint that counts: after the last epoch, or after re-balancing."""
+        """Checkpoint that is evaluated: after the last epoch, or after re-balancing."""
         return self.folder / ('last.pth' if self.method.script == 'main.py' else 'best_model.pth')
 
     @property
     def log(self) -> Path:
+        """Output of the run's commands."""
         return self.grid.out / 'logs' / f'{self.name}.txt'
 
     def next_step(self) -> Step | None:
-        """Return what is to be done next, None when all is done."""
+        """Return the next step, or None if the run is done."""
         if not self.is_trained():
             return self._training() if self.method.script == 'main.py' else self._rebalancing()
-        return Step('test', self._command('test.py', '--RESUME_MODEL', self.model)) if self._wants_test() else None
+        return Step('test', self._command('test.py', '--RESUME_MODEL', self.model)) if self._needs_test() else None
 
     def is_trained(self) -> bool:
-        """Whether the last epoch of its config is done (or tau chosen) and the model saved."""
+        """Return True if the last epoch is done (or tau chosen) and the model saved."""
         if self.method.script != 'main.py':
             return (self.folder / 'tau.json').exists() and self.model.exists()
         last = self.cfg.TRAIN.MAX_EPOCH
         if not self.model.exists() or max((line['epoch'] for line in read_metrics(self.folder)), default=0) < last:
             return False
-        # A run killed between the two files is not done, whatever metrics.jsonl says.
+        # metrics.jsonl is written before the checkpoint, so a run killed in between is not done.
         place = read_checkpoint(self.model).progress
         return place is not None and place.epoch >= last
 
     @property
     def test_metrics(self) -> Path:
+        """Metrics file that test.py writes."""
         return self.model.with_name(f'{self.model.stem}_metrics.json')
 
-    def _wants_test(self) -> bool:
-        """Whether there is a test split (CIFAR's is its valid split) that this very model has not seen."""
+    def _needs_test(self) -> bool:
+        """Return True if there is a test split without predictions of this model; CIFAR's is its valid split."""
         if self.cfg.DATASET.NAME.startswith('cifar') or not has_test_split(self.cfg):
             return False
-        # Without labels there are predictions, but no metrics.
+        # Without labels, test.py writes predictions but no metrics.
         written = [path for path in (self.test_metrics, self.model.with_suffix('.csv')) if path.exists()]
         return not any(path.stat().st_mtime_ns >= self.model.stat().st_mtime_ns for path in written)
 
     def _training(self) -> Step:
-        start = ('--RESUME_MODEL', 'last')
+        options: list[object] = ['--RESUME_MODEL', 'last']
         if self.method.stage1 and not checkpoints_in(self.folder):
-            start = ('--RESUME_MODEL', self._stage1(), '--RESUME_MODE', 'finetune')
+            options = ['--RESUME_MODEL', self._stage1(), '--RESUME_MODE', 'finetune']
         if self.method.teacher:
-            start += ('--LOSS_TEACHER', self._needed(self.method.teacher).model)
-        return Step('train', self._command('main.py', *start))
+            options += ['--LOSS_TEACHER', self._needed(self.method.teacher).model]
+        return Step('train', self._command('main.py', *options))
 
     def _rebalancing(self) -> Step:
-        # What lies there without tau.json was cut short.
+        # Files in the folder are overwritten: without tau.json, they are those of an interrupted run.
         options = ('--TAU_NORM_LOG_ROOT', self.grid.out / 'tau', '--OVERWRITE', 'True')
         return Step('re-balance', self._command('tau_norm.py', '--RESUME_MODEL', self._stage1(), *options))
 
@@ -207,15 +210,15 @@ def plan_runs(grid: Grid) -> list[SubRun]:
     """
     grid.changed()
     runs: dict[tuple[str, int], SubRun] = {}
-    configs: dict[str, CfgNode] = {}
-    asked = {method.name for method in grid.methods}
+    configs: dict[str, Config] = {}
+    in_table = {method.name for method in grid.methods}
 
     def add(method: Method, seed: int) -> SubRun:
         if (method.name, seed) not in runs:
             needs = [add(METHODS[name], seed) for name in method.needs]
             if method.name not in configs:
                 configs[method.name] = grid.config(method)
-            run = SubRun(grid, method, seed, configs[method.name], needs, method.name in asked)
+            run = SubRun(grid, method, seed, configs[method.name], needs, method.name in in_table)
             runs[method.name, seed] = run
         return runs[method.name, seed]
 
@@ -225,32 +228,32 @@ def plan_runs(grid: Grid) -> list[SubRun]:
     return list(runs.values())
 
 
-def remember_recipes(grid: Grid, runs: Sequence[SubRun]) -> None:
-    """Note in OUT/grid.json what each method's runs are made with.
+def check_recipes(grid: Grid, runs: Sequence[SubRun]) -> None:
+    """Write the recipe of each method to OUT/grid.json, and compare it with the recipe of the runs in OUT.
 
     Raises:
-        UserError: runs of another recipe lie there, whose figures would be taken for this one's.
+        UserError: OUT holds runs of another recipe, whose results must not be mixed with those of this one.
     """
     file = grid.out / 'grid.json'
-    known = json.loads(file.read_text(encoding='utf-8')) if file.exists() else {}
+    recipes = json.loads(file.read_text(encoding='utf-8')) if file.exists() else {}
     for method in {run.method.name: run.method for run in runs}.values():
         values: dict[str, Any] = {}
         for layer in (*map(read_config_file, grid.files(method)), grid.changed()):
             values.update({name: value for name, value in layer.items() if not name.startswith('RUN.')})
         recipe = json.loads(json.dumps(values))
-        before = known.setdefault(f'{grid.label}_{method.name}', recipe)
+        before = recipes.setdefault(f'{grid.label}_{method.name}', recipe)
         if before != recipe:
             names = [name for name in sorted({*before, *recipe}) if before.get(name) != recipe.get(name)]
             raise UserError(
-                f'{grid.out} holds runs of {method.name} that were made with another {names[0]} '
-                f'({before.get(names[0], "none given")}, now {recipe.get(names[0], "none given")}); '
-                f'give another --out, or remove {file} and those runs'
+                f'{grid.out} holds runs of {method.name} with another {names[0]} '
+                f'({before.get(names[0], "not set")}, now {recipe.get(names[0], "not set")}); '
+                f'use another --out, or remove {file} and these runs'
             )
-    write_json(file, known)
+    write_json(file, recipes)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's metrics.jsonl; one that a crash cut short is left out."""
+    """Return the objects of a run's metrics.jsonl, up to a line truncated by a crash."""
     file = folder / 'metrics.jsonl'
     lines = file.read_text(encoding='utf-8').splitlines() if file.exists() else []
     return list(_objects(lines))
@@ -265,7 +268,7 @@ def _objects(lines: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def split_options(text: str) -> tuple[str, ...]:
-    """Return --options as words, as a shell splits them.
+    """Return --options as words, split as in a shell.
 
     Raises:
         UserError: a quotation mark is left open.

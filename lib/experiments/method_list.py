@@ -1,8 +1,8 @@
-"""The method library as one literal table: what each method is, and how the runner runs it."""
+"""The methods of docs/methods.md and tools/grid.py as one table: paper, equation, and how a method is run."""
 
 from dataclasses import dataclass
 
-# family: heading in the gallery
+# Family -> heading in docs/methods.md.
 FAMILIES = {
     'loss': 'Losses',
     'sampling': 'Re-sampling',
@@ -14,18 +14,18 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the gallery.
+    """One method.
 
     Attributes:
-        name: of configs/method/NAME.yaml, and of the method in published.csv.
+        name: as in configs/method/NAME.yaml and published.csv.
         family: a key of FAMILIES.
-        title: for people, at most 36 characters.
+        title: at most 36 characters.
         paper: authors, venue and year.
         equation: one line, in the symbols that docs/methods.md explains.
-        stage1: the method whose model of the same seed this one starts from; '' if it starts anew.
-        start: which of stage 1's checkpoints. The last one, so that nothing is chosen by the valid split twice.
-        teacher: the method whose last.pth of the same seed is LOSS.TEACHER; '' if none.
-        script: what runs it. tau_norm.py works on stage 1's model and trains nothing.
+        stage1: the method whose model of the same seed is the start; '' for random or pretrained weights.
+        start: checkpoint of stage 1. The last one, so that the valid split is not used for two selections.
+        teacher: the method whose last.pth of the same seed is LOSS.TEACHER; '' for none.
+        script: main.py, or tau_norm.py, which re-balances the model of stage 1 without training.
     """
 
     name: str
@@ -40,14 +40,14 @@ class Method:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Methods that must have run with the same seed."""
+        """Methods that must be run before with the same seed."""
         return tuple(name for name in (self.stage1, self.teacher) if name)
 
 
 _CAO, _KANG, _TRICKS = 'Cao et al., NeurIPS 2019', 'Kang et al., ICLR 2020', 'Zhang et al., AAAI 2021'
 _EFFECTIVE = 'w_j ∝ (1 − β) / (1 − β^n_j)'
 
-# Lines are as long as an equation needs: a table reads better unbroken.
+# Lines are as long as their equation: the table is easier to read without line breaks in equations.
 # fmt: off
 _ROWS = (
     Method('ce', 'loss', 'Cross entropy', 'the baseline', '−ln p_y'),
@@ -81,7 +81,7 @@ _ROWS = (
            '−w_y ln p_y / (‖p − [j = y]‖₁ ‖f‖₁) from t = 4T/5 on, w_j ∝ 1 / n_j'),
     Method('seesaw', 'loss', 'Seesaw loss', 'Wang et al., CVPR 2021',
            '−ln(e^z_y / Σ_j S_j e^z_j), S_j = min(1, n_j / n_y)^a max(1, p_j / p_y)^b, S_y = 1'),
-    Method('gce', 'loss', 'Generalised cross entropy', 'Zhang and Sabuncu, NeurIPS 2018', '(1 − p_y^q) / q'),
+    Method('gce', 'loss', 'Generalized cross entropy', 'Zhang and Sabuncu, NeurIPS 2018', '(1 − p_y^q) / q'),
     Method('sce', 'loss', 'Symmetric cross entropy', 'Wang et al., ICCV 2019',
            '−a ln p_y − b Σ_j p_j ln q_j, q one-hot, ln 0 := −4'),
     Method('arcface', 'loss', 'ArcFace', 'Deng et al., CVPR 2019', '−ln softmax(s cos(θ_j + m [j = y]))_y'),
@@ -113,11 +113,11 @@ _ROWS = (
            "mixup; all of the label to y' if n_y / n_y' ≥ κ and λ < τ, to y if n_y' / n_y ≥ κ and 1 − λ < τ"),
     Method('cmo', 'mixing', 'CMO', 'Park et al., CVPR 2022', "CutMix; the pasted x' drawn with P(y') ∝ 1 / n_y'"),
 
-    Method('crt', 'two_stage', 'cRT', _KANG, 'stage 2: W anew on frozen f, P(j) = 1 / C', stage1='ce'),
+    Method('crt', 'two_stage', 'cRT', _KANG, 'stage 2: W re-initialized, f frozen, P(j) = 1 / C', stage1='ce'),
     Method('lws', 'two_stage', 'LWS', _KANG, 'stage 2: z_j = s_j w_j·f, only s learned, P(j) = 1 / C', stage1='ce'),
     Method('ncm', 'two_stage', 'Nearest class mean', _KANG,
            'argmax_j cos(f, μ_j), μ_j the mean f of class j', stage1='ce'),
-    Method('tau_norm', 'two_stage', 'τ-normalisation', _KANG, 'z_j = w_j·f / ‖w_j‖^τ, τ chosen on valid',
+    Method('tau_norm', 'two_stage', 'τ-normalization', _KANG, 'z_j = w_j·f / ‖w_j‖^τ, τ chosen on valid',
            stage1='ce', script='tau_norm.py'),
     Method('mislas', 'two_stage', 'MiSLAS', 'Zhong et al., CVPR 2021',
            'stage 2 on mixup: label-aware smoothing, z_j = s_j w_j·f, shifted BatchNorm, P(j) = 1 / C', stage1='mixup'),
@@ -135,7 +135,7 @@ _ROWS = (
 # fmt: on
 METHODS: dict[str, Method] = {method.name: method for method in _ROWS}
 
-# Rows of published.csv that are no method of the library: what the gallery calls them.
+# Methods of published.csv that are not in METHODS -> title.
 OTHERS = {
     'class_balanced_loss': 'Class-balanced loss, best form for each data set',
     'drs_cam_balanced': 'CAM-based balanced sampling, deferred',

@@ -1,4 +1,4 @@
-"""Runs of a grid side by side: each starts when the models it needs are there, and stops well when told to."""
+"""Run the steps of a grid in parallel, each as soon as the models that it needs exist, until all are done or Ctrl-C."""
 
 import os
 import signal
@@ -20,7 +20,12 @@ _SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if
 
 @dataclass
 class Outcome:
-    """How a grid ended: {name of the run: why it failed}, and whether the user stopped it."""
+    """The end of a grid.
+
+    Attributes:
+        failed: name of the run -> reason.
+        stopped: True if the user interrupted it.
+    """
 
     failed: dict[str, str]
     stopped: bool
@@ -30,45 +35,45 @@ class Outcome:
 class _Active:
     run: SubRun
     verb: str
-    place: str
+    gpu: str
     process: subprocess.Popen
     log: IO
     log_start: int
     started: float
 
 
-def places(jobs: int | None, gpus: Sequence[str]) -> list[str]:
-    """Return where runs go, one entry for each that may run at a time: a GPU's name, or '' on the CPU.
+def device_slots(jobs: int | None, gpus: Sequence[str]) -> list[str]:
+    """Return the device of each run that may be active at the same time: a GPU's name, or '' for the CPU.
 
-    `jobs` None: one a GPU, or one. More jobs than GPUs share them in turn.
+    Without `jobs`, there is one run per GPU, or one on the CPU. More jobs than GPUs are distributed over them.
     """
     jobs = jobs or len(gpus) or 1
     return [gpus[number % len(gpus)] if gpus else '' for number in range(jobs)]
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."""
+    """Return the GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES."""
     import torch
 
-    given = os.environ.get('CUDA_VISIBLE_DEVICES')
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    names = [name.strip() for name in given.split(',')] if given else [str(number) for number in range(count)]
+    names = [name.strip() for name in visible.split(',')] if visible else [str(number) for number in range(count)]
     return names[:count]
 
 
 class Runner:
-    """Runs sub-runs until nothing is left that can be done.
+    """Starts the steps of all runs as processes until all runs are done, have failed or were stopped.
 
     Args:
         runs: each after those it needs.
-        places: as `places` returns them.
-        say: prints a line.
+        devices: as returned by `device_slots`.
+        log: prints a line.
     """
 
-    def __init__(self, runs: Sequence[SubRun], places: Sequence[str], say: Callable[[str], None] = print) -> None:
-        self._say = say
-        self._free = list(places)
-        self._threads = max(1, num_cores() // len(places))
+    def __init__(self, runs: Sequence[SubRun], devices: Sequence[str], log: Callable[[str], None] = print) -> None:
+        self._log = log
+        self._free = list(devices)
+        self._threads = max(1, num_cores() // len(devices))
         self._numbers = {run: number for number, run in enumerate(runs, 1)}
         self._waiting = list(runs)
         self._active: list[_Active] = []
@@ -79,27 +84,27 @@ class Runner:
         self._stopped = False
 
     def run(self) -> Outcome:
-        """Run everything. The first Ctrl-C lets each run save and end, a second one ends them at once."""
+        """Run everything. At the first Ctrl-C, each run saves a checkpoint and ends; a second one ends them at once."""
         with self._signals():
             try:
                 while self._start() or self._active:
                     time.sleep(_POLL_SECONDS)
                     self._collect()
             finally:
-                # Only after an error of ours: no run goes on without its grid.
+                # Not empty only after an exception in this process: no run outlives its grid.
                 for active in self._active:
                     active.process.terminate()
                     active.process.wait()
                     active.log.close()
-        return Outcome({run.name: why for run, why in self._failed.items()}, self._stopped)
+        return Outcome({run.name: reason for run, reason in self._failed.items()}, self._stopped)
 
     def _start(self) -> bool:
-        """Start what can be started; return whether anything changed."""
+        """Start all runs that can be started; return True if any run has changed its state."""
         changed = False
         for run in list(self._waiting):
-            lost = next((need for need in run.needs if need in self._failed), None)
-            if lost:
-                self._fail(run, f'needs {lost.name}, which failed')
+            missing = next((need for need in run.needs if need in self._failed), None)
+            if missing:
+                self._fail(run, f'needs {missing.name}, which failed')
             elif self._stopped or not self._free or not self._done.issuperset(run.needs):
                 continue
             else:
@@ -113,24 +118,24 @@ class Runner:
         if step is None:
             self._done.add(run)
             seconds = self._seconds[run]
-            self._tell(run, f'done in {_duration(seconds)}' if seconds else 'done before')
+            self._log_run(run, f'done in {_duration(seconds)}' if seconds else 'already done')
             return
         if step.command == self._previous.get(run):
-            self._fail(run, f'{step.verb} ended well but left no result; see {run.log}')
+            self._fail(run, f'{step.verb} ended without error but wrote no result; see {run.log}')
             return
         self._previous[run] = step.command
-        place = self._free.pop(0)
+        gpu = self._free.pop(0)
         environment = {'OMP_NUM_THREADS': str(self._threads), **os.environ}
-        if place:
-            environment['CUDA_VISIBLE_DEVICES'] = place
+        if gpu:
+            environment['CUDA_VISIBLE_DEVICES'] = gpu
         run.log.parent.mkdir(parents=True, exist_ok=True)
         log = open(run.log, 'ab')  # noqa: SIM115 - closed when the process has ended
-        # A session of its own: Ctrl-C reaches it through us alone, once.
+        # In a new session, so that Ctrl-C reaches it only once, from this process.
         process = subprocess.Popen(
             step.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
         )
-        self._active.append(_Active(run, step.verb, place, process, log, log.tell(), time.monotonic()))
-        self._tell(run, f'{step.verb}{f" on GPU {place}" if place else ""}')
+        self._active.append(_Active(run, step.verb, gpu, process, log, log.tell(), time.monotonic()))
+        self._log_run(run, f'{step.verb}{f" on GPU {gpu}" if gpu else ""}')
 
     def _collect(self) -> None:
         for active in list(self._active):
@@ -138,42 +143,42 @@ class Runner:
             if code is None:
                 continue
             self._active.remove(active)
-            self._free.append(active.place)
+            self._free.append(active.gpu)
             active.log.close()
             run = active.run
             self._seconds[run] += time.monotonic() - active.started
             if code == 0:
-                # What comes next of the same run comes before new ones.
+                # The next step of this run is started before any other run.
                 self._waiting.insert(0, run)
             elif self._stopped:
-                self._tell(run, 'stopped')
+                self._log_run(run, 'stopped')
             else:
-                said = run.log.read_bytes()[active.log_start :].decode('utf-8', 'replace')
-                self._fail(run, f'{active.verb}: {last_error(said)}')
+                output = run.log.read_bytes()[active.log_start :].decode('utf-8', 'replace')
+                self._fail(run, f'{active.verb}: {last_error(output)}')
 
-    def _fail(self, run: SubRun, why: str) -> None:
-        self._failed[run] = why
-        self._tell(run, f'FAILED: {why}')
+    def _fail(self, run: SubRun, reason: str) -> None:
+        self._failed[run] = reason
+        self._log_run(run, f'FAILED: {reason}')
 
-    def _tell(self, run: SubRun, text: str) -> None:
+    def _log_run(self, run: SubRun, text: str) -> None:
         total = len(self._numbers)
         head = f'[{self._numbers[run]:{len(str(total))}}/{total}] '
         line = f'{head}{run.method.name}, seed {run.seed}: {text}'
         for part in textwrap.wrap(line, _WIDTH, subsequent_indent=' ' * len(head), break_on_hyphens=False):
-            self._say(part)
+            self._log(part)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        def note(number: int, frame: object) -> None:
+        def stop(number: int, frame: object) -> None:
             first, self._stopped = not self._stopped, True
             if first and self._active:
-                self._say('stopping: each run saves after its step; once more Ctrl-C ends them at once')
+                self._log('stopping after the current training step; press Ctrl-C again to stop now')
             for active in self._active:
-                # Windows sends Ctrl-C to the processes of a console itself.
+                # On Windows, Ctrl-C reaches all processes of a console anyway.
                 if os.name != 'nt':
                     active.process.send_signal(signal.SIGINT)
 
-        before = {number: signal.signal(number, note) for number in _SIGNALS}
+        before = {number: signal.signal(number, stop) for number in _SIGNALS}
         try:
             yield
         finally:
@@ -182,10 +187,10 @@ class Runner:
 
 
 def last_error(log: str) -> str:
-    """Return the line of a log that says what went wrong: the last `error: ...`, else the last one there is."""
+    """Return the last `error: ...` of a log, without the prefix, or else its last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith('error: ')]
-    return (errors or lines or ['ended without a word'])[-1].removeprefix('error: ')
+    return (errors or lines or ['ended without output'])[-1].removeprefix('error: ')
 
 
 def _duration(seconds: float) -> str:

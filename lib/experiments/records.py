@@ -1,7 +1,4 @@
-"""Figures kept as data: what papers published, and what was measured with this library.
-
-Hardware, versions and command line of a measurement.
-"""
+"""Published errors (published.csv), measured results (measured.json), and the environment of a measurement."""
 
 import csv
 import json
@@ -26,14 +23,14 @@ PUBLISHED_FILE, MEASURED_FILE = _HERE / 'published.csv', _HERE / 'measured.json'
 
 @dataclass(frozen=True)
 class Published:
-    """One figure of a paper.
+    """One published result.
 
     Attributes:
         method: a name of method_list's METHODS or OTHERS.
         dataset: such as cifar10_lt.
-        imbalance: largest over smallest class of CIFAR-LT; None where the data set has but one.
-        error: top-1 error, percent, as printed: on balanced test sets the mean class error.
-        source: whose.
+        imbalance: largest / smallest class of CIFAR-LT; None for other data sets.
+        error: top-1 error in percent, as printed; on balanced test sets, it equals the mean class error.
+        source: authors, venue and year.
     """
 
     method: str
@@ -44,7 +41,7 @@ class Published:
 
 
 def read_published(file: Path = PUBLISHED_FILE) -> list[Published]:
-    """Return all published figures, in the file's order."""
+    """Return all published results, in the file's order."""
     with open(file, encoding='utf-8', newline='') as lines:
         return [
             Published(
@@ -58,40 +55,41 @@ def read_published(file: Path = PUBLISHED_FILE) -> list[Published]:
         ]
 
 
-def published_for(figures: Sequence[Published], method: str, dataset: str, imbalance: int | None) -> Published | None:
-    """Return the first figure of that method there: the one whose recipe the base configs follow."""
-    wanted = (method, dataset, imbalance)
-    return next((one for one in figures if (one.method, one.dataset, one.imbalance) == wanted), None)
+def published_for(results: Sequence[Published], method: str, dataset: str, imbalance: int | None) -> Published | None:
+    """Return the first result of that method and data set: the one whose recipe the base configs follow."""
+    key = (method, dataset, imbalance)
+    return next((result for result in results if (result.method, result.dataset, result.imbalance) == key), None)
 
 
 def read_measured(file: Path = MEASURED_FILE) -> list[dict[str, Any]]:
-    """Return all measured figures: base, dataset, imbalance, method, seeds, options, figures, hardware, versions, date.
+    """Return all measured results: base, dataset, imbalance, method, seeds, options, figures (the metrics), hardware,
+    versions and date.
 
     Raises:
-        UserError: the file is no list of these.
+        UserError: the file is invalid.
     """
     try:
         entries = json.loads(file.read_text(encoding='utf-8')) if file.exists() else []
     except json.JSONDecodeError as error:
-        raise UserError(f'{file}: not valid JSON in line {error.lineno}; take an earlier version of it') from None
-    if not isinstance(entries, list) or not all(isinstance(one, dict) and 'method' in one for one in entries):
-        raise UserError(f'{file}: must hold a list of objects, each with a method; take an earlier version of it')
+        raise UserError(f'{file}: invalid JSON in line {error.lineno}; restore an earlier version') from None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and 'method' in entry for entry in entries):
+        raise UserError(f'{file}: must be a list of objects, each with a method; restore an earlier version')
     return entries
 
 
-def record(entries: Sequence[dict[str, Any]], file: Path = MEASURED_FILE) -> None:
-    """Merge measured figures into the file: the same method, base, imbalance and options are replaced."""
-    known = {_identity(entry): entry for entry in (*read_measured(file), *entries)}
-    write_json(file, [known[key] for key in sorted(known)])
+def save_measured(entries: Sequence[dict[str, Any]], file: Path = MEASURED_FILE) -> None:
+    """Add measured results to the file; they replace results of the same method, base, imbalance and options."""
+    merged = {_key(entry): entry for entry in (*read_measured(file), *entries)}
+    write_json(file, [merged[key] for key in sorted(merged)])
 
 
-def _identity(entry: dict[str, Any]) -> tuple[str, ...]:
+def _key(entry: dict[str, Any]) -> tuple[str, ...]:
     parts = (entry['base'], entry.get('imbalance') or 0, entry['method'])
     return (*map(str, parts), json.dumps(entry.get('options', {}), sort_keys=True))
 
 
 def run_environment() -> dict[str, Any]:
-    """Return {hardware, versions, command} of this process, as written beside measured numbers."""
+    """Return {hardware, versions, command} of this process, to be stored with measured results."""
     return {
         'hardware': {'cpu': _cpu(), 'cores': os.cpu_count(), 'gpu': _gpu()},
         'versions': {

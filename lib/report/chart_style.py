@@ -88,8 +88,8 @@ def legend(axes: Axes) -> None:
             ncols=4,
             borderaxespad=0.2,
             borderpad=0.2,
-            handlelength=1.6,
-            columnspacing=1.4,
+            handlelength=1.4,
+            columnspacing=1.0,
             handletextpad=0.5,
             labelcolor=PALETTE['ink'],
         )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from lib.report.chart_style import PALETTE, PANEL_SIZE, legend, new_panel, percent_axis, save_png, styled
@@ -88,7 +89,7 @@ def draw_panel(axes: Axes, panel: Panel, best_epoch: int | None = None) -> None:
             linewidth=1.6 if series.dashed else 2.0,
         )
         at_best = series.values[series.epochs == best_epoch]
-        if len(at_best) and not series.dashed and panel.title != 'Learning rate':
+        if best_epoch is not None and len(at_best) and not series.dashed and panel.title != 'Learning rate':
             axes.plot(best_epoch, at_best[0], 'o', markersize=5.5, color=series.color)
     if len(panel.series) > 1:
         legend(axes)
@@ -123,7 +124,8 @@ def draw_tau(axes: Axes, tau: dict[str, Any]) -> None:
     """
     metric = tau['metric']
     taus = np.asarray(tau['curve']['tau'], float)
-    errors = metric_error(metric, np.asarray(tau['curve']['value'], float))
+    values = np.asarray(tau['curve']['value'], float)
+    errors = values if metric.endswith('error') else 1 - values
     end = float(tau.get('max_tau') or (taus.max() * 1.05 if len(taus) else 1.0))
     if tau.get('stretch') is not None and tau.get('chosen') is not None:
         axes.axvspan(*tau['stretch'], color=PALETTE['valid'], alpha=0.12, linewidth=0, label='within 1 s.e.')
@@ -139,7 +141,7 @@ def draw_tau(axes: Axes, tau: dict[str, Any]) -> None:
     if tau.get('chosen') is not None:
         chosen = float(tau['chosen'])
         height = errors[np.searchsorted(taus, chosen, side='right')]
-        style = {'color': PALETTE['few'], 'markersize': 7, 'markeredgewidth': 0}
+        style: dict[str, Any] = {'color': PALETTE['few'], 'markersize': 7, 'markeredgewidth': 0}
         axes.plot([chosen], [height], 'o', label=f'chosen {chosen:.2f}', zorder=4, **style)
     axes.set_xlim(0, end)
     axes.margins(y=0.08)
@@ -161,8 +163,7 @@ def plot_curves(
         num_columns = min(2, len(panels))
         num_rows = -(-len(panels) // num_columns)
         size = (PANEL_SIZE[0] * num_columns, PANEL_SIZE[1] * num_rows)
-        figure = Figure(figsize=size, layout='constrained')
-        figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12))
         for number, panel in enumerate(panels, start=1):
             axes = figure.add_subplot(num_rows, num_columns, number)
             draw_panel(axes, panel, best_epoch)

@@ -104,7 +104,7 @@ def _binned_means(axes: Axes, counts: np.ndarray, num_images: np.ndarray, num_wr
     low, high = np.array(ends).T
     reach = np.maximum([means - low, high - means], 0)
     axes.plot(middles, means, color=PALETTE['card'], linewidth=4.5, zorder=3)  # separates the line from the dots
-    style = {'color': PALETTE['ink'], 'linewidth': 1.6, 'elinewidth': 1.2, 'capsize': 0, 'marker': 'o'}
+    style: dict[str, Any] = {'color': PALETTE['ink'], 'linewidth': 1.6, 'elinewidth': 1.2, 'capsize': 0, 'marker': 'o'}
     axes.errorbar(middles, means, reach, markersize=3.6, label='mean, 95 % interval', zorder=3, **style)
 
 
@@ -117,7 +117,7 @@ def _group_boundaries(axes: Axes, low: float, high: float) -> None:
         if left > low:
             axes.axvline(left, color=PALETTE['muted'], linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
         if math.log(right / left) > 0.1 * math.log(high / low):
-            style = {'ha': 'center', 'va': 'center', 'fontweight': 'bold', 'fontsize': 8.5}
+            style: dict[str, Any] = {'ha': 'center', 'va': 'center', 'fontweight': 'bold', 'fontsize': 8.5}
             axes.text(math.sqrt(left * right), 1.07, name, color=PALETTE[name], **style)
 
 
@@ -162,7 +162,12 @@ def draw_class_sizes(axes: Axes, train_counts: np.ndarray) -> None:
     for name, members in shot_groups(np.ceil(edges[:-1])).items():
         if heights[members].any():
             widths = np.diff(edges)[members]
-            style = {'color': PALETTE[name], 'edgecolor': PALETTE['card'], 'linewidth': 0.6, 'align': 'edge'}
+            style: dict[str, Any] = {
+                'color': PALETTE[name],
+                'edgecolor': PALETTE['card'],
+                'linewidth': 0.6,
+                'align': 'edge',
+            }
             axes.bar(edges[:-1][members], heights[members], widths, label=name, **style)
     axes.set_xscale('log')
     axes.set_xlim(edges[0] / 1.05, edges[-1] * 1.05)

@@ -171,4 +171,4 @@ def _tau_chart(tau: dict[str, Any] | None) -> Chart | None:
         figure, axes = new_panel()
         draw_tau(axes, tau)
         name = METRICS.get(tau['metric'], tau['metric'])
-        return Chart(f'Valid {name} for every tau', inline_svg(figure, f'Valid {name} as a function of tau'))
+        return Chart(f'Valid {name} against tau', inline_svg(figure, f'Valid {name} as a function of tau'))

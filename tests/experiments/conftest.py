@@ -1,4 +1,4 @@
-"""A grid whose scripts are small stand-ins: they leave what main.py and its like leave, without training anything."""
+"""A grid with fake scripts, which write the files of main.py, test.py and tau_norm.py without training."""
 
 import json
 import shutil
@@ -11,23 +11,23 @@ import torch
 from lib.experiments.grid import Grid
 from lib.experiments.method_list import METHODS
 from lib.trainer.checkpointing.io import write_checkpoint
-from lib.trainer.checkpointing.state import Checkpoint, TrainProgress, TrainingSet
+from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, TrainProgress
 from tests.scripts.running import TINY
 
-STAND_IN = Path(__file__).with_name('fakes.py')
+FAKES = Path(__file__).with_name('fakes.py')
 
 
 @pytest.fixture
 def make_grid(tmp_path):
-    """Return a function (methods, **changes) -> Grid in tmp_path, whose runs last one epoch."""
+    """Return a function (methods, **changes) -> Grid in tmp_path, with runs of one epoch."""
     repository, overlays, data = tmp_path / 'repository', tmp_path / 'overlays', tmp_path / 'data'
     for folder in (repository, overlays, data):
         folder.mkdir()
     for script in ('main.py', 'test.py', 'tau_norm.py'):
-        shutil.copy(STAND_IN, repository / script)
+        shutil.copy(FAKES, repository / script)
     for name in METHODS:
         (overlays / f'{name}.yaml').write_text('')
-    (overlays / 'dive.yaml').write_text('LOSS:\n  AUXILIARY: distillation\n')  # only then is a teacher of use
+    (overlays / 'dive.yaml').write_text('LOSS:\n  AUXILIARY: distillation\n')  # LOSS.TEACHER is only valid with it
     training_set = TrainingSet('digest', np.array([3, 1]), ['a', 'b'], [])
     done = Checkpoint({'classifier.weight': torch.zeros(2, 1)}, '', {}, TrainProgress(epoch=1), training_set, {})
     write_checkpoint(repository / 'done.pth', done)
@@ -49,7 +49,7 @@ def make_grid(tmp_path):
 
 @pytest.fixture
 def calls(tmp_path):
-    """Return a function that gives [(script, run, options that matter here)] of what was called so far, in order."""
+    """Return a function () -> [(script, run, tested options)] of all calls so far, in order."""
 
     def read():
         file = tmp_path / 'repository' / 'calls.jsonl'

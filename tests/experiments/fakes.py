@@ -1,4 +1,7 @@
-"""Stands for main.py, test.py and tau_norm.py. Beside it: done.pth, a model; misdeeds.json, {run: what it does}."""
+"""A fake of main.py, test.py and tau_norm.py.
+
+In its folder: done.pth, a checkpoint, and behaviors.json, {run: "fails", "writes nothing" or "hangs"}.
+"""
 
 import itertools
 import json
@@ -16,28 +19,29 @@ METRICS = {'mean_class_error': 0.25, 'top1': 0.5, 'many': 0.75}
 def main() -> int:
     options = dict(itertools.pairwise(sys.argv))
     script, name, model = Path(__file__).name, options['--NAME'], options['--RESUME_MODEL']
-    told = [options.get(f'--{key}', '') for key in ('RESUME_MODE', 'LOSS_TEACHER')]
-    called = (script, name, Path(model).parent.name or model, *(Path(text).parent.name or text for text in told))
+    more = [options.get(f'--{key}', '') for key in ('RESUME_MODE', 'LOSS_TEACHER')]
+    called = (script, name, Path(model).parent.name or model, *(Path(text).parent.name or text for text in more))
     with open(HERE / 'calls.jsonl', 'a') as file:
         file.write(json.dumps([*called, os.environ.get('CUDA_VISIBLE_DEVICES', '')]) + '\n')
-    misdeeds = HERE / 'misdeeds.json'
-    misdeed = json.loads(misdeeds.read_text()).get(name) if misdeeds.exists() else None
-    if misdeed == 'fails':
+    behaviors = HERE / 'behaviors.json'
+    behavior = json.loads(behaviors.read_text()).get(name) if behaviors.exists() else None
+    if behavior == 'fails':
         print(
-            'epoch 1\nerror: no such tail in the data, which would have to be looked for by somebody', file=sys.stderr
+            'epoch 1\nerror: the annotations hold no image of class 7, so it cannot be learned by this run',
+            file=sys.stderr,
         )
-        print('warning: said at the end', file=sys.stderr)
+        print('warning: after the error', file=sys.stderr)
         return 2
-    if misdeed == 'lies':
+    if behavior == 'writes nothing':
         return 0
-    if misdeed == 'lasts':
+    if behavior == 'hangs':
         return wait_for_interrupt(Path(options['--LOG_ROOT'], name))
     write(script, options, model)
     return 0
 
 
 def write(script: str, options: dict[str, str], model: str) -> None:
-    """Leave what the script leaves."""
+    """Write the files of the script."""
     if script == 'main.py':
         folder = Path(options['--LOG_ROOT'], options['--NAME'])
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,16 +60,16 @@ def write(script: str, options: dict[str, str], model: str) -> None:
 
 
 def wait_for_interrupt(folder: Path) -> int:
-    """Wait as a long run does, and note each Ctrl-C."""
+    """Wait like a long run, and count the interrupts."""
     folder.mkdir(parents=True, exist_ok=True)
-    asked = []
-    signal.signal(signal.SIGINT, lambda *_: asked.append(1))
+    interrupts = []
+    signal.signal(signal.SIGINT, lambda *_: interrupts.append(1))
     (folder / 'ready').touch()
     end = time.monotonic() + 30
-    while not asked and time.monotonic() < end:
+    while not interrupts and time.monotonic() < end:
         time.sleep(0.01)
     time.sleep(0.3)
-    (folder / 'interrupts').write_text(str(len(asked)))
+    (folder / 'interrupts').write_text(str(len(interrupts)))
     return 130
 
 

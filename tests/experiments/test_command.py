@@ -1,4 +1,4 @@
-"""tools/grid.py as a user runs it."""
+"""tools/grid.py on the command line."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ def benchmark(*options):
         (('--base', 'demo', '--methods', 'ce,ldamdrw'), '(did you mean ldam_drw?)'),
     ],
 )
-def test_a_mistake_is_one_line(options, words):
+def test_an_error_is_one_line(options, words):
     done = benchmark(*options)
     assert done.returncode == 2
     assert done.stderr.startswith('error: ')
@@ -39,19 +39,19 @@ def test_a_mistake_is_one_line(options, words):
     assert done.stdout == ''
 
 
-def test_what_is_done_is_recorded_although_others_fail(make_grid, tmp_path, monkeypatch, capsys):
+def test_finished_runs_are_recorded_although_others_fail(make_grid, tmp_path, monkeypatch, capsys):
     grid = make_grid('ce')
-    (grid.repository / 'misdeeds.json').write_text('{"tiny_focal_0": "fails"}')
+    (grid.repository / 'behaviors.json').write_text('{"tiny_focal_0": "fails"}')
     monkeypatch.setattr('lib.experiments.grid.REPOSITORY', grid.repository)
     file = tmp_path / 'measured.json'
-    monkeypatch.setattr(records.record, '__defaults__', (file,))
+    monkeypatch.setattr(records.save_measured, '__defaults__', (file,))
     options = f'--DATASET_ROOT {tmp_path / "data"} --TRAIN_MAX_EPOCH 1 --RUN_DEVICE cpu'
     arguments = ['--base', grid.base, '--out', grid.out, '--overlays', grid.overlays, '--options', options]
     arguments += ['--methods', 'ce,focal', '--seeds', 1, '--record', '--json', tmp_path / 'more.json']
     assert run_grid(parse(list(map(str, arguments)))) == 2
-    said = capsys.readouterr()
-    assert 'error: 1 run failed: tiny_focal_0' in said.err
-    assert 'ce, seed 0: done in' in said.out
+    printed = capsys.readouterr()
+    assert 'error: 1 run failed: tiny_focal_0' in printed.err
+    assert 'ce, seed 0: done in' in printed.out
     assert 'Cross entropy' in (grid.out / 'results.md').read_text()
     assert {path.name for path in grid.out.iterdir()} >= FILES
     content = json.loads((tmp_path / 'more.json').read_text())
@@ -60,18 +60,18 @@ def test_what_is_done_is_recorded_although_others_fail(make_grid, tmp_path, monk
     assert {'hardware', 'versions', 'command'} <= content.keys()
     (entry,) = json.loads(file.read_text())
     assert (entry['base'], entry['method'], entry['seeds']) == ('tiny', 'ce', 1)
-    # Where somebody's data lies is nobody else's business, and says nothing of the result.
+    # Paths of the data are private and have no influence on the result.
     assert entry['options'] == {'TRAIN.MAX_EPOCH': 1}
     assert str(tmp_path) not in file.read_text()
 
 
 @pytest.mark.slow
-def test_a_small_grid_for_real(tmp_path):
+def test_a_small_grid_end_to_end(tmp_path):
     data, overlays, out = tmp_path / 'data', tmp_path / 'overlays', tmp_path / 'out'
     make_aliproducts(data, 6, (14, 12, 9, 7, 5, 4), valid_per_class=4, size=40)
     convert = [sys.executable, REPOSITORY / 'tools' / 'convert.py', 'aliproducts', data, data]
     subprocess.run(list(map(str, convert)), check=True, capture_output=True)
-    # Labelled images of its own to test on.
+    # A test split with labels.
     (data / 'converted_test.json').write_text((data / 'converted_val.json').read_text())
     overlays.mkdir()
     (overlays / 'ce.yaml').write_text('LOSS:\n  TYPE: cross_entropy\n')
@@ -88,7 +88,7 @@ def test_a_small_grid_for_real(tmp_path):
     ce, focal = csv.DictReader((out / 'results.csv').open())
     assert (ce['method'], focal['method'], ce['seeds'], focal['seeds']) == ('ce', 'focal', '2', '2')
     for row in (ce, focal):
-        # The same images, so the same figures.
+        # The test split has the same images as the valid split.
         assert row['test_mean_class_error'] == row['last_mean_class_error'] != ''
         assert row['last_few'] == row['test_few'] != ''
     assert all(len(text) <= 80 for text in first.stdout.splitlines() if text.startswith('['))
@@ -96,7 +96,7 @@ def test_a_small_grid_for_real(tmp_path):
     before = contents(out / 'runs')
     second = benchmark(*grid, '--options', options)
     assert second.returncode == 0, second.stdout + second.stderr
-    assert second.stdout.count('done before') == 4
+    assert second.stdout.count('already done') == 4
     assert ': train' not in second.stdout
     assert ': test' not in second.stdout
     assert contents(out / 'runs') == before

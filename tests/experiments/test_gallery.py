@@ -1,11 +1,11 @@
-"""The gallery is what its generator makes, and the data behind it is whole."""
+"""docs/methods.md equals the output of its generator, and its data are complete."""
 
 import pytest
 
 from lib.errors import UserError
 from lib.experiments.gallery import GALLERY, gallery
 from lib.experiments.method_list import FAMILIES, METHODS, OTHERS
-from lib.experiments.records import published_for, read_measured, read_published, record
+from lib.experiments.records import published_for, read_measured, read_published, save_measured
 from tests.scripts.running import REPOSITORY
 
 CONFIGS = REPOSITORY / 'configs' / 'method'
@@ -27,9 +27,9 @@ def entry(method, **changes):
     }
 
 
-def test_the_page_is_what_the_generator_makes():
-    made = gallery(read_published(), read_measured())
-    assert GALLERY.read_text(encoding='utf-8') == made, 'renew it: python tools/gallery.py'
+def test_the_page_equals_the_output_of_the_generator():
+    text = gallery(read_published(), read_measured())
+    assert GALLERY.read_text(encoding='utf-8') == text, 'to update it: python tools/gallery.py'
 
 
 @pytest.mark.skipif(not CONFIGS.is_dir(), reason='no method configs here')
@@ -37,7 +37,7 @@ def test_every_method_has_a_config_and_every_config_a_method():
     assert {path.stem for path in CONFIGS.glob('*.yaml')} == set(METHODS)
 
 
-def test_the_list_holds_together():
+def test_the_method_list_is_consistent():
     for name, method in METHODS.items():
         assert method.name == name
         assert method.family in FAMILIES
@@ -50,17 +50,17 @@ def test_the_list_holds_together():
     assert not OTHERS.keys() & METHODS.keys()
 
 
-def test_published_figures_are_errors_of_known_methods():
-    figures = read_published()
-    assert {one.method for one in figures} <= METHODS.keys() | OTHERS.keys()
-    assert {one.dataset for one in figures} == {'cifar10_lt', 'cifar100_lt', 'imagenet_lt', 'inat2018'}
-    for one in figures:
+def test_published_results_are_errors_of_known_methods():
+    results = read_published()
+    assert {one.method for one in results} <= METHODS.keys() | OTHERS.keys()
+    assert {one.dataset for one in results} == {'cifar10_lt', 'cifar100_lt', 'imagenet_lt', 'inat2018'}
+    for one in results:
         assert 5 < float(one.error) < 80, one
         assert (one.imbalance is None) == (not one.dataset.startswith('cifar')), one
         assert one.source
-    # Harder at a higher imbalance, whoever reports.
-    by_place = {(one.method, one.dataset, one.source, one.imbalance): float(one.error) for one in figures}
-    pairs = [(error, by_place.get((*place[:3], 50))) for place, error in by_place.items() if place[3] == 100]
+    # The error is higher at a higher imbalance, in every source.
+    by_key = {(one.method, one.dataset, one.source, one.imbalance): float(one.error) for one in results}
+    pairs = [(error, by_key.get((*key[:3], 50))) for key, error in by_key.items() if key[3] == 100]
     compared = [(harder, easier) for harder, easier in pairs if easier is not None]
     assert len(compared) > 60
     assert all(harder > easier for harder, easier in compared)
@@ -79,19 +79,19 @@ def test_published_figures_are_errors_of_known_methods():
         ('dive', 'cifar100_lt', 50, '49.17'),
         ('tricks_combined', 'cifar10_lt', 50, '16.41'),
         ('drs_cam_balanced', 'cifar10_lt', 100, '23.10'),
-        # Papers that give accuracies: 100 less them.
+        # 100 - accuracy, from papers that report accuracies.
         ('mislas', 'cifar100_lt', 100, '53.0'),
         ('logit_adjustment', 'cifar10_lt', 100, '22.11'),
         ('tau_norm', 'imagenet_lt', None, '50.6'),
         ('gpaco', 'inat2018', None, '24.6'),
     ],
 )
-def test_published_figures(method, dataset, imbalance, error):
-    found = published_for(read_published(), method, dataset, imbalance)
-    assert (found.error if found else None) == error
+def test_published_errors(method, dataset, imbalance, error):
+    result = published_for(read_published(), method, dataset, imbalance)
+    assert (result.error if result else None) == error
 
 
-def test_a_measured_figure_shows_with_hardware_and_seeds():
+def test_a_measured_result_is_shown_with_hardware_and_seeds():
     text = gallery([], [entry('focal', options={'TRAIN.MAX_EPOCH': 2}, imbalance=50)])
     line = next(line for line in text.splitlines() if '[focal]' in line)
     assert 'demo, imbalance 50, TRAIN.MAX_EPOCH 2: 25.00 ± 1.23 (3 seeds, 2 cores of Some CPU)' in line
@@ -101,8 +101,8 @@ def test_a_measured_figure_shows_with_hardware_and_seeds():
     assert '| Focal loss | 3 | 25.00 ± 1.23 |  |  | 50.00 |  | 2 cores of Some CPU | 2026-01-02 |' in text
 
 
-def test_tables_keep_their_columns():
-    """A bar in a cell would shift all that follow."""
+def test_all_lines_of_a_table_have_the_same_columns():
+    """A bar in a cell must be escaped."""
     columns = None
     for line in gallery(read_published(), [entry('ce')]).splitlines():
         if not line.startswith('|'):
@@ -113,18 +113,19 @@ def test_tables_keep_their_columns():
         columns = count
 
 
-def test_recording_replaces_the_same_and_keeps_the_rest(tmp_path):
+def test_recording_replaces_the_same_results_and_keeps_the_others(tmp_path):
     file = tmp_path / 'measured.json'
-    record([entry('ce'), entry('focal'), entry('ce', imbalance=50), entry('ce', options={'TRAIN.MAX_EPOCH': 2})], file)
-    record([entry('focal', seeds=5)], file)
+    changed = [entry('ce', imbalance=50), entry('ce', options={'TRAIN.MAX_EPOCH': 2})]
+    save_measured([entry('ce'), entry('focal'), *changed], file)
+    save_measured([entry('focal', seeds=5)], file)
     seeds = [(one['method'], one['imbalance'], len(one['options']), one['seeds']) for one in read_measured(file)]
     assert sorted(seeds, key=str) == [('ce', 50, 0, 3), ('ce', None, 0, 3), ('ce', None, 1, 3), ('focal', None, 0, 5)]
 
 
 @pytest.mark.parametrize('text', ['[{', '{}', '[1]'])
-def test_a_spoilt_record_is_named(tmp_path, text):
+def test_an_invalid_file_is_an_error_and_unchanged(tmp_path, text):
     file = tmp_path / 'measured.json'
     file.write_text(text)
     with pytest.raises(UserError, match=r'measured\.json'):
-        record([entry('ce')], file)
+        save_measured([entry('ce')], file)
     assert file.read_text() == text

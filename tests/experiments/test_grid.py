@@ -1,4 +1,4 @@
-"""Which runs a grid has, in which order and with which command, and what is left of each after any stop."""
+"""The runs of a grid, their order and commands, and the next step of an interrupted run."""
 
 import itertools
 import json
@@ -8,7 +8,7 @@ import pytest
 
 from lib.errors import UserError
 from lib.experiments.command import find_base, find_methods, parse
-from lib.experiments.grid import plan_runs, remember_recipes, split_options
+from lib.experiments.grid import check_recipes, plan_runs, split_options
 from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 from lib.trainer.checkpointing.state import TrainProgress
 
@@ -17,13 +17,13 @@ def names(runs):
     return [run.name for run in runs]
 
 
-def finish(run, epoch=1, place=None):
-    """Leave a run behind that reached an epoch."""
+def finish(run, epoch=1, progress=None):
+    """Write the files of a run that was trained to an epoch."""
     run.folder.mkdir(parents=True, exist_ok=True)
     lines = [{'epoch': number, 'split': 'valid', 'mean_class_error': 0.5} for number in range(1, epoch + 1)]
     (run.folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
     checkpoint = read_checkpoint(run.grid.repository / 'done.pth')
-    checkpoint.progress = place or TrainProgress(epoch=epoch)
+    checkpoint.progress = progress or TrainProgress(epoch=epoch)
     write_checkpoint(run.folder / 'last.pth', checkpoint)
 
 
@@ -31,7 +31,7 @@ def options_of(command):
     return dict(itertools.pairwise(command))
 
 
-def test_each_run_once_and_after_what_it_needs(make_grid):
+def test_each_run_is_planned_once_and_after_the_runs_it_needs(make_grid):
     runs = plan_runs(make_grid('crt,focal,lws,weight_balancing,dive,tau_norm', seeds=2))
     first = [
         'ce',
@@ -45,15 +45,15 @@ def test_each_run_once_and_after_what_it_needs(make_grid):
         'tau_norm',
     ]
     assert names(runs) == [f'tiny_{name}_{seed}' for seed in (0, 1) for name in first]
-    assert [run.method.name for run in runs if not run.asked] == ['ce', 'weight_balancing_1', 'balanced_softmax'] * 2
+    assert [run.method.name for run in runs if not run.in_table] == ['ce', 'weight_balancing_1', 'balanced_softmax'] * 2
     for run in runs:
         assert [need.method.name for need in run.needs] == list(run.method.needs)
         assert all(need.seed == run.seed and names(runs).index(need.name) < names(runs).index(run.name)
                    for need in run.needs)  # fmt: skip
 
 
-def test_one_that_was_asked_for_is_in_the_table_even_if_others_need_it(make_grid):
-    assert all(run.asked for run in plan_runs(make_grid('crt,ce')))
+def test_a_requested_method_is_in_the_table_even_if_others_need_it(make_grid):
+    assert all(run.in_table for run in plan_runs(make_grid('crt,ce')))
     assert [run.method.name for run in plan_runs(make_grid('crt,ce'))] == ['ce', 'crt']
 
 
@@ -61,8 +61,8 @@ def test_the_command(make_grid, tmp_path):
     grid = make_grid('focal', seeds=3)
     command = plan_runs(grid)[2].next_step().command
     assert command[1] == str(grid.repository / 'main.py')
-    place = command.index('--config')
-    assert command[place + 1 : place + 3] == [str(grid.base), str(tmp_path / 'overlays' / 'focal.yaml')]
+    index = command.index('--config')
+    assert command[index + 1 : index + 3] == [str(grid.base), str(tmp_path / 'overlays' / 'focal.yaml')]
     options = options_of(command)
     assert (options['--NAME'], options['--SEED']) == ('tiny_focal_2', '2')
     assert options['--LOG_ROOT'] == str(tmp_path / 'out' / 'runs')
@@ -71,7 +71,7 @@ def test_the_command(make_grid, tmp_path):
     assert '--RESUME_MODE' not in options
 
 
-def test_a_second_stage_starts_from_the_first_and_then_goes_on_by_itself(make_grid):
+def test_stage_2_starts_from_stage_1_and_then_resumes(make_grid):
     ce, crt = plan_runs(make_grid('crt'))
     options = options_of(crt.next_step().command)
     assert (options['--RESUME_MODEL'], options['--RESUME_MODE']) == (str(ce.folder / 'last.pth'), 'finetune')
@@ -81,7 +81,7 @@ def test_a_second_stage_starts_from_the_first_and_then_goes_on_by_itself(make_gr
     assert '--RESUME_MODE' not in options
 
 
-def test_a_teacher_is_of_the_same_seed(make_grid):
+def test_the_teacher_has_the_same_seed(make_grid):
     runs = plan_runs(make_grid('dive', seeds=2))
     options = options_of(runs[-1].next_step().command)
     assert options['--LOSS_TEACHER'] == str(runs[-2].folder / 'last.pth')
@@ -89,20 +89,20 @@ def test_a_teacher_is_of_the_same_seed(make_grid):
     assert options['--RESUME_MODEL'] == 'last'
 
 
-def test_rebalancing_reads_the_recipe_of_its_first_stage(make_grid, tmp_path):
+def test_rebalancing_uses_the_recipe_of_stage_1(make_grid, tmp_path):
     ce, tau = plan_runs(make_grid('tau_norm'))
     command = tau.next_step().command
     assert command[1].endswith('tau_norm.py')
-    place = command.index('--config')
+    index = command.index('--config')
     configs = [str(tmp_path / 'overlays' / f'{name}.yaml') for name in ('ce', 'tau_norm')]
-    assert command[place + 2 : place + 4] == configs
+    assert command[index + 2 : index + 4] == configs
     options = options_of(command)
     assert options['--RESUME_MODEL'] == str(ce.folder / 'last.pth')
     assert options['--TAU_NORM_LOG_ROOT'] == str(tmp_path / 'out' / 'tau')
     assert tau.folder == tmp_path / 'out' / 'tau' / 'tiny_tau_norm_0'
 
 
-def test_what_trains_nothing_goes_on_doing_so(make_grid, tmp_path):
+def test_max_epoch_0_of_a_method_overrides_the_options(make_grid, tmp_path):
     (tmp_path / 'overlays' / 'ncm.yaml').write_text('TRAIN:\n  MAX_EPOCH: 0\n')
     run = plan_runs(make_grid('ncm'))[-1]
     assert run.cfg.TRAIN.MAX_EPOCH == 0
@@ -111,24 +111,24 @@ def test_what_trains_nothing_goes_on_doing_so(make_grid, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('epoch', 'place', 'done'),
+    ('epoch', 'progress', 'done'),
     [
         (1, None, False),
         (2, None, True),
         (3, None, True),
-        # The metrics of the last epoch are written before its model: killed in between, it is not done.
+        # Metrics are written before the checkpoint: a run killed in between is not done.
         (2, TrainProgress(epoch=1), False),
         (2, TrainProgress(epoch=1, step=3), False),
     ],
 )
-def test_done_is_the_last_epoch_and_its_model(make_grid, epoch, place, done):
+def test_a_run_is_done_with_the_checkpoint_of_the_last_epoch(make_grid, epoch, progress, done):
     (run,) = plan_runs(make_grid('ce', options=('--DATASET_ROOT', 'nowhere', '--TRAIN_MAX_EPOCH', '2')))
-    finish(run, epoch, place)
+    finish(run, epoch, progress)
     assert run.is_trained() == done
     assert (run.next_step() is None) == done
 
 
-def test_a_line_cut_short_is_no_epoch(make_grid):
+def test_a_truncated_line_is_ignored(make_grid):
     (run,) = plan_runs(make_grid('ce'))
     finish(run)
     assert run.is_trained()
@@ -136,7 +136,7 @@ def test_a_line_cut_short_is_no_epoch(make_grid):
     assert not run.is_trained()
 
 
-def test_the_test_split_is_predicted_once_a_model(make_grid, tmp_path):
+def test_the_test_split_is_predicted_once_per_model(make_grid, tmp_path):
     (run,) = plan_runs(make_grid('ce'))
     finish(run)
     assert run.next_step() is None
@@ -146,7 +146,7 @@ def test_the_test_split_is_predicted_once_a_model(make_grid, tmp_path):
     assert options_of(step.command)['--RESUME_MODEL'] == str(run.model)
     run.test_metrics.write_text('{}')
     assert run.next_step() is None
-    # A model that was trained on since.
+    # The model was trained further since.
     later = run.test_metrics.stat().st_mtime_ns + 10**9
     os.utime(run.model, ns=(later, later))
     assert run.next_step().verb == 'test'
@@ -160,47 +160,47 @@ def test_cifar_has_no_test_split_of_its_own(make_grid, tmp_path):
     assert run.next_step() is None
 
 
-def test_runs_of_another_recipe_are_not_taken_for_these(make_grid, tmp_path):
+def test_runs_of_another_recipe_are_an_error(make_grid, tmp_path):
     grid = make_grid('ce')
-    remember_recipes(grid, plan_runs(grid))
+    check_recipes(grid, plan_runs(grid))
     more = make_grid('focal,ce', seeds=3, options=(*grid.options, '--RUN_NUM_WORKERS', '1'))
-    remember_recipes(more, plan_runs(more))
+    check_recipes(more, plan_runs(more))
     longer = make_grid('ce', options=(*grid.options[:2], '--TRAIN_MAX_EPOCH', '2'))
-    with pytest.raises(UserError, match=r'runs of ce .* another TRAIN\.MAX_EPOCH \(1, now 2\); give another --out'):
-        remember_recipes(longer, plan_runs(longer))
+    with pytest.raises(UserError, match=r'runs of ce with another TRAIN\.MAX_EPOCH \(1, now 2\); use another --out'):
+        check_recipes(longer, plan_runs(longer))
     (tmp_path / 'overlays' / 'focal.yaml').write_text('LOSS:\n  TYPE: focal\n')
-    with pytest.raises(UserError, match=r'runs of focal .* another LOSS\.TYPE \(none given, now focal\)'):
-        remember_recipes(more, plan_runs(more))
+    with pytest.raises(UserError, match=r'runs of focal with another LOSS\.TYPE \(not set, now focal\)'):
+        check_recipes(more, plan_runs(more))
 
 
 @pytest.mark.parametrize(
     ('options', 'words'),
     [
-        ('--NAME x', 'NAME, which the grid gives'),
+        ('--NAME x', 'NAME, which the grid sets'),
         ('--RESUME_MODEL last', 'RESUME_MODEL, which'),
         ('--config a.yaml', '--config, which'),
         ('--TRAIN_MAX_EPOCHS 3', r'did you mean --TRAIN_MAX_EPOCH\?'),
         ('--LOSS_GAMMA 3', 'method ce over .*LOSS.GAMMA'),
     ],
 )
-def test_options_that_cannot_be(make_grid, options, words):
+def test_invalid_options(make_grid, options, words):
     with pytest.raises(UserError, match=words):
         plan_runs(make_grid('ce', options=split_options(options)))
 
 
-def test_an_open_quotation_mark():
+def test_options_are_split_as_in_a_shell():
     with pytest.raises(UserError, match='--options'):
         split_options("--DATASET_ROOT 'a b")
     assert split_options("--DATASET_ROOT 'a b'") == ('--DATASET_ROOT', 'a b')
 
 
-def test_a_method_without_its_config(make_grid, tmp_path):
+def test_a_missing_method_config_is_an_error(make_grid, tmp_path):
     (tmp_path / 'overlays' / 'ldam.yaml').unlink()
     with pytest.raises(UserError, match=r'method ldam .*ldam\.yaml: no such file'):
         plan_runs(make_grid('ce,ldam'))
 
 
-def test_names_on_the_command_line(tmp_path):
+def test_names_of_bases_and_methods(tmp_path):
     assert find_base('CIFAR100_lt').name == 'Cifar100_LT.yaml'
     assert find_base('demo').name == 'demo.yaml'
     (tmp_path / 'Own.yaml').touch()
@@ -212,11 +212,11 @@ def test_names_on_the_command_line(tmp_path):
     assert [method.name for method in find_methods('ce, ldam_drw,ce,')] == ['ce', 'ldam_drw']
     with pytest.raises(UserError, match=r"'ldam_drv' is not a method \(did you mean ldam_drw\?\)"):
         find_methods('ce,ldam_drv')
-    with pytest.raises(UserError, match='names none'):
+    with pytest.raises(UserError, match='--methods is empty'):
         find_methods(' , ')
 
 
 @pytest.mark.parametrize('argv', [[], ['--base', 'demo'], ['--base', 'demo', '--methods', 'ce', '--seeds', '0']])
-def test_mistakes_on_the_command_line(argv):
-    with pytest.raises(UserError, match='--help says more'):
+def test_invalid_command_lines(argv):
+    with pytest.raises(UserError, match='--help lists all options'):
         parse(argv)

@@ -1,4 +1,4 @@
-"""Means and deviations against numbers worked out by hand, and the forms the table is written in."""
+"""Means and standard deviations against values computed by hand, and the output formats of the table."""
 
 import csv
 import io
@@ -12,23 +12,18 @@ from PIL import Image
 from lib.experiments.grid import plan_runs
 from lib.experiments.method_list import METHODS
 from lib.experiments.records import Published
-from lib.experiments.table import (
-    FIGURES,
+from lib.experiments.results import (
+    METRICS,
     Row,
     Spread,
-    as_csv,
-    as_json,
-    as_latex,
-    as_markdown,
-    as_text,
-    data_of,
-    epoch_figures,
-    headline,
+    dataset_key,
+    epoch_metrics,
+    headline_metric,
     make_rows,
-    shown_figures,
+    table_metrics,
 )
-from lib.experiments.table import spreads as spreads_of
-from lib.experiments.table_chart import plot_table
+from lib.experiments.results import spreads as spreads_of
+from lib.experiments.tables import as_csv, as_json, as_latex, as_markdown, as_text, plot_table
 from tests.experiments.test_grid import finish
 
 
@@ -66,18 +61,18 @@ def test_last_and_best_epoch():
         line(4, 0.3, 0.9, few=0.2),
         line(3, 0.4, 0.7, many=0.7),
     ]
-    assert epoch_figures(lines) == {
+    assert epoch_metrics(lines) == {
         'last_mean_class_error': 0.3,
         'last_top1_error': pytest.approx(0.1),
         'last_few': 0.2,
-        # Of equals the first: its top-1 error, not the lowest one.
+        # The first of equal epochs: its top-1 error is not the lowest one.
         'best_mean_class_error': 0.3,
         'best_top1_error': pytest.approx(0.35),
     }
-    assert epoch_figures([]) == {}
+    assert epoch_metrics([]) == {}
 
 
-def test_a_figure_is_spread_over_the_runs_that_have_it():
+def test_spread_is_over_the_runs_that_have_the_metric():
     spreads = spreads_of([{'last_few': 0.2}, {'last_few': 0.4, 'test_few': 0.1}])
     assert spreads['last_few'].count == 2
     assert spreads['last_few'].mean == pytest.approx(0.3)
@@ -103,11 +98,11 @@ def test_rows_from_run_folders(make_grid, tmp_path):
 
     crt, rebalanced = make_rows(runs)
     assert (crt.method.name, crt.seeds) == ('crt', 2)
-    assert crt.figures['last_mean_class_error'].mean == pytest.approx(0.3)
-    assert crt.figures['last_mean_class_error'].deviation == pytest.approx(0.02**0.5)
-    assert crt.figures['test_mean_class_error'] == Spread(0.125, None, 1)
+    assert crt.metrics['last_mean_class_error'].mean == pytest.approx(0.3)
+    assert crt.metrics['last_mean_class_error'].deviation == pytest.approx(0.02**0.5)
+    assert crt.metrics['test_mean_class_error'] == Spread(0.125, None, 1)
     assert (rebalanced.method.name, rebalanced.seeds) == ('tau_norm', 1)
-    assert rebalanced.figures == {'last_mean_class_error': Spread(0.3, None, 1), 'last_few': Spread(0.1, None, 1)}
+    assert rebalanced.metrics == {'last_mean_class_error': Spread(0.3, None, 1), 'last_few': Spread(0.1, None, 1)}
 
 
 @pytest.mark.parametrize(
@@ -116,23 +111,23 @@ def test_rows_from_run_folders(make_grid, tmp_path):
         ((), ('cifar10_lt', 100), '28.05'),
         (('--DATASET_IMBALANCE_RATIO', '50'), ('cifar10_lt', 50), '23.55'),
         (('--DATASET_IMBALANCE_RATIO', '20'), ('cifar10_lt', 20), None),
-        # Steps are another data set, which no published figure here is of.
+        # A step imbalance is another data set, without a published result.
         (('--DATASET_IMBALANCE_TYPE', 'step'), ('cifar10_lt_step', 100), None),
     ],
 )
-def test_the_published_figure_is_that_of_the_same_data(make_grid, options, expected, error):
+def test_published_result_is_that_of_the_same_data(make_grid, options, expected, error):
     options = ('--DATASET_NAME', 'cifar10_lt', '--DATASET_ROOT', 'x', '--TRAIN_MAX_EPOCH', '1', *options)
     (run,) = plan_runs(make_grid('ce', options=options))
     finish(run)
-    assert data_of(run) == expected
+    assert dataset_key(run) == expected
     (row,) = make_rows([run])
     assert (row.published.error if row.published else None) == error
 
 
-def test_columns_are_those_that_say_something(rows):
-    # top-1 of the second row differs from its mean class error, so it is shown; of the first alone it would not be.
-    assert shown_figures(rows) == ['last_mean_class_error', 'last_top1_error', 'last_few']
-    assert shown_figures(rows[:1]) == ['last_mean_class_error']
+def test_top1_is_shown_only_if_it_differs_from_the_mean_class_error(rows):
+    # In the second row, it differs; in the first one, it doesn't.
+    assert table_metrics(rows) == ['last_mean_class_error', 'last_top1_error', 'last_few']
+    assert table_metrics(rows[:1]) == ['last_mean_class_error']
 
 
 def test_markdown(rows):
@@ -141,13 +136,13 @@ def test_markdown(rows):
         '| method | seeds | error, last epoch | top-1 error, last | few accuracy | published error |'
     )
     assert re.sub(' +', ' ', lines[2]) == '| Cross entropy | 3 | 33.00 ± 3.61 | 33.00 ± 3.61 | | 28.05 |'
-    assert re.sub(' +', ' ', lines[3]) == '| τ-normalisation | 1 | 25.00 | 20.00 | 50.00 | |'
+    assert re.sub(' +', ' ', lines[3]) == '| τ-normalization | 1 | 25.00 | 20.00 | 50.00 | |'
     assert re.fullmatch(r'\| :-+ (\| -+: )+\|', lines[1])
     assert len({len(text) for text in lines[:4]}) == 1
     assert lines[-1] == 'A note.'
 
 
-def test_the_terminal_gets_what_counts_most(rows):
+def test_text_has_error_and_groups(rows):
     assert as_text(rows).splitlines() == [
         'method    seeds         error  many  medium   few  published',
         'ce            3  33.00 ± 3.61     -       -     -      28.05',
@@ -155,7 +150,7 @@ def test_the_terminal_gets_what_counts_most(rows):
     ]
 
 
-def test_the_terminal_has_80_columns():
+def test_text_has_at_most_80_columns():
     longest = max(METHODS.values(), key=lambda method: len(method.name))
     names = [
         f'{split}_{figure}' for split in ('last', 'test') for figure in ('mean_class_error', 'many', 'medium', 'few')
@@ -167,7 +162,7 @@ def test_the_terminal_has_80_columns():
     assert max(map(len, lines)) <= 80
 
 
-def test_csv_reads_back(rows):
+def test_csv_can_be_parsed(rows):
     first, second = csv.DictReader(io.StringIO(as_csv(rows)))
     assert first['method'] == 'ce'
     assert first['seeds'] == '3'
@@ -176,11 +171,11 @@ def test_csv_reads_back(rows):
     assert float(first['published_error']) == pytest.approx(0.2805)
     assert first['published_source'] == 'Somebody & others, 2021'
     assert second['last_mean_class_error_std'] == second['published_error'] == second['test_few'] == ''
-    assert all(f'{name}_std' in first for name in FIGURES)
+    assert all(f'{name}_std' in first for name in METRICS)
 
 
 def test_latex(rows):
-    odd = Row(METHODS['ce'], 1, rows[1].figures, None)
+    odd = Row(METHODS['ce'], 1, rows[1].metrics, None)
     object.__setattr__(odd, 'method', type(odd.method)('x', 'loss', r'a_b & 50% {c} ~ ^ # $ \d', 'p', 'e'))
     text = as_latex([*rows, odd], ['100 %\nof it'])
     lines = text.splitlines()
@@ -191,7 +186,7 @@ def test_latex(rows):
     (columns,) = re.findall(r'\\begin\{tabular\}\{(l r*|lr*)\}', text)
     assert {len(re.findall(r'(?<!\\)&', text)) for text in body} == {len(columns) - 1}
     assert r'33.00 $\pm$ 3.61' in text
-    assert r'$\tau$-normalisation' in text
+    assert r'$\tau$-normalization' in text
     assert r'a\_b \& 50\% \{c\} \textasciitilde{} \textasciicircum{} \# \$ \textbackslash{}d & 1' in text
     assert text.isascii()
 
@@ -209,12 +204,12 @@ def test_json(rows):
     assert content['command'] == 'python x'
 
 
-def test_picture(rows, tmp_path):
-    assert headline(rows) == 'last_mean_class_error'
-    with_test = [Row(row.method, row.seeds, row.figures | {'test_mean_class_error': Spread(0.1, None, 1)}, None)
+def test_chart(rows, tmp_path):
+    assert headline_metric(rows) == 'last_mean_class_error'
+    with_test = [Row(row.method, row.seeds, row.metrics | {'test_mean_class_error': Spread(0.1, None, 1)}, None)
                  for row in rows]  # fmt: skip
-    assert headline(with_test) == 'test_mean_class_error'
-    assert headline([rows[0], with_test[1]]) == 'last_mean_class_error'
+    assert headline_metric(with_test) == 'test_mean_class_error'
+    assert headline_metric([rows[0], with_test[1]]) == 'last_mean_class_error'
     heights = []
     for number in (1, 2, 46):
         path = plot_table(tmp_path / f'{number}.png', (rows * 23)[:number], 'a $ title')
@@ -222,10 +217,10 @@ def test_picture(rows, tmp_path):
             assert image.format == 'PNG'
             assert 1000 < image.width < 1300
             heights.append(image.height)
-            grey = np.asarray(image.convert('L'))
-            assert grey.min() < 100
-            # Nothing is cut off: the picture's edge is blank.
-            assert grey[[0, -1]].min() == grey[:, [0, -1]].min() == 255
+            gray = np.asarray(image.convert('L'))
+            assert gray.min() < 100
+            # The edges of the image are blank, so nothing is cut off.
+            assert gray[[0, -1]].min() == gray[:, [0, -1]].min() == 255
     assert 150 < heights[0] < heights[1] < heights[2] < 3000
     assert plot_table(tmp_path / 'none.png', [Row(METHODS['ce'], 1, {}, None)], '') is None
     assert not (tmp_path / 'none.png').exists()
