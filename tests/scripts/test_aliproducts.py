@@ -1,4 +1,4 @@
-"""The five command lines of the README, unchanged, on a small set in the form that AliProducts is handed out."""
+"""The five command lines for AliProducts, unchanged, on a small set in the challenge's file format."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ FINETUNE = (
 PREDICT = 'python test.py --RESUME_MODEL ./log/AiProducts/best_model.pth'
 REBALANCE = 'python tau_norm.py --RESUME_MODEL ./log/AiProducts/best_model.pth'
 
-# The recipe of the original entry, which the config of the repository is held to.
+# The recipe of the original entry; the config of the repository must equal it.
 RECIPE = {
     'NAME': 'AiProducts',
     'DATASET.HEAD_CAP': 250,
@@ -54,6 +54,7 @@ SMALL = {
     'LR: 0.5': 'LR: 0.05',
     'SWITCH_EPOCH: 40': 'SWITCH_EPOCH: 2',
 }
+WITH_CONFIGS = 'tests/scripts/with_configs.py'
 ONE_EPOCH = {'MAX_EPOCH: 120': 'MAX_EPOCH: 1'}
 
 
@@ -73,7 +74,7 @@ def test_the_recipe_is_the_original_one():
 
 @pytest.fixture
 def home(tmp_path):
-    """A copy of what a user has cloned, with the official files in dataset/AiProducts."""
+    """A copy of the repository as cloned; the official files belong in dataset/AiProducts."""
     copy = tmp_path / 'repository'
     for name in ('lib', 'configs', 'tools'):
         shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns('__pycache__'))
@@ -98,8 +99,8 @@ def edit_config(home, changes):
     path.write_text(f'{text}RUN:\n  NUM_WORKERS: 0\n')
 
 
-def type_in(home, line):
-    """Type a command line as it stands; `python` is that of the virtual environment."""
+def type_cold(home, line):
+    """Type a command line as it is, for fresh processes; `python` is that of the virtual environment."""
     path = f'{home / ".venv" / "bin"}{os.pathsep}{os.environ["PATH"]}'
     environment = os.environ | ENVIRONMENT | {'PATH': path}
     done = subprocess.run(shlex.split(line), cwd=home, env=environment, capture_output=True, text=True, check=False)
@@ -107,8 +108,22 @@ def type_in(home, line):
     return done
 
 
-def run_all(home, num_images, max_epoch):
-    """The five lines, and what each of them must leave behind. Returns the metrics of the first run."""
+@pytest.fixture
+def type_warm(scripts):
+    """A function like type_cold() that runs Python scripts in forks, with the configs of the copy."""
+
+    def type_in(home, line):
+        program, *words = shlex.split(line)
+        if program != 'python':
+            return type_cold(home, line)
+        script, *options = words
+        return scripts.run(home, WITH_CONFIGS, home / 'configs', home / script, *options, report=line != FINETUNE)
+
+    return type_in
+
+
+def run_all(home, type_in, num_images, max_epoch):
+    """Type the five lines, check the files that each of them writes, and return the metrics of the first run."""
     log, log_tau = home / 'log', home / 'log_tau' / 'AiProducts'
     done = type_in(home, DATA)
     assert TRAIN in done.stdout
@@ -149,10 +164,10 @@ def run_all(home, num_images, max_epoch):
     return metrics_of(first)
 
 
-def test_five_lines(home):
+def check_five_lines(home, type_in):
     make_aliproducts(home / 'dataset' / 'AiProducts', 6, (12, 9, 7, 5, 4, 3), valid_per_class=3, size=40)
     edit_config(home, SMALL)
-    metrics = run_all(home, num_images=40, max_epoch=3)
+    metrics = run_all(home, type_in, num_images=40, max_epoch=3)
     assert [(line['epoch'], line['split']) for line in metrics] == [
         (epoch, split) for epoch in (1, 2, 3) for split in ('train', 'valid')
     ]
@@ -164,12 +179,23 @@ def test_five_lines(home):
         assert all(0 <= valid[name] <= 1 for name in ('top1', 'top5', 'mean_class_error', 'few'))
 
 
+def test_five_lines(home, type_warm):
+    check_five_lines(home, type_warm)
+
+
 @pytest.mark.slow
+@pytest.mark.process
+def test_five_lines_from_cold_starts(home):
+    check_five_lines(home, type_cold)
+
+
+@pytest.mark.slow
+@pytest.mark.process
 def test_five_lines_with_the_real_backbone(home):
     """ResNeSt-50 at 112 px as the config has it; one epoch of one batch."""
     make_aliproducts(home / 'dataset' / 'AiProducts', 4, (9, 5, 3, 2), valid_per_class=2, size=130)
     edit_config(home, ONE_EPOCH)
-    run_all(home, num_images=19, max_epoch=1)
+    run_all(home, type_cold, num_images=19, max_epoch=1)
 
 
 def test_before_there_is_data(scripts, tmp_path):
