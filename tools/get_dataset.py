@@ -114,7 +114,7 @@ def _clone(folder: Path) -> Path:
     return target / 'dataset'
 
 
-_BY_HAND = 'download it in another way and type: sh ./dataset/get_dataset_GroceryStore.sh DIR_OR_ARCHIVE'
+_BY_HAND = 'download it another way and type: sh ./dataset/get_dataset_GroceryStore.sh DIR_OR_ARCHIVE'
 _DATASETS = {'AiProducts': get_aliproducts, 'GroceryStore': get_grocery_store}
 
 
