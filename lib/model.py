@@ -1,4 +1,4 @@
-"""The recogniser: a backbone and a classifier."""
+"""The recognizer: a backbone and a classifier."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Self
@@ -7,22 +7,25 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lib.classifier.base import Classifier
 from lib.classifier.cosine import Projector
 
 
 class Recognizer(nn.Module):
-    """Images (batch, 3, H, W) -> logits (batch, num_classes).
+    """Backbone and classifier: images (batch, 3, H, W) -> logits (batch, num_classes).
 
-    Its parameters are `backbone.*`, `classifier.weight` and, where there is one, `classifier.bias`: the
-    names of old checkpoints, so keep them. `train_dtype` and `eval_dtype` are what train and eval mode compute in
-    under autocast; None is the parameters' own precision. `projector` is for losses that compare images; prediction
-    does without it.
+    Its parameters are `backbone.*`, `classifier.weight` and, if it has one, `classifier.bias`: the names of old
+    checkpoints, so they must stay.
+
+    Args:
+        projector: for contrastive losses; not used in prediction.
+        train_dtype, eval_dtype: autocast dtype in train and in eval mode; None: the dtype of the parameters.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
-        classifier: nn.Module,
+        classifier: Classifier,
         *,
         projector: Projector | None = None,
         train_dtype: torch.dtype | None = None,
@@ -34,17 +37,24 @@ class Recognizer(nn.Module):
         self.projector = projector
         self.train_dtype = train_dtype
         self.eval_dtype = eval_dtype
-        self._frozen = self._shifts_batchnorm = False
+        self._is_frozen = self._shifts_batchnorm = False
 
     @property
-    def is_partial(self) -> bool:
-        """Whether the classifier holds a part of the classes, and other ranks the others."""
+    def num_features(self) -> int:
+        """Return the width of the features."""
+        num_features = self.backbone.num_features
+        assert isinstance(num_features, int)
+        return num_features
+
+    @property
+    def is_sharded(self) -> bool:
+        """Return whether the classifier holds a shard of the classes, and other ranks the others."""
         return len(self.classifier.classes) < self.classifier.num_classes
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Return the float32 features (batch, num_features) of `images`."""
         with self._autocast(images.device):
-            return _wide(self.backbone(images))
+            return _at_least_float32(self.backbone(images))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the float32 logits (batch, num_classes) of `images`."""
@@ -53,41 +63,45 @@ class Recognizer(nn.Module):
     def classify(self, features: torch.Tensor) -> torch.Tensor:
         """Return the float32 logits (batch, num_classes) of features (batch, num_features)."""
         with self._autocast(features.device):
-            return _wide(self.classifier(features))
+            return _at_least_float32(self.classifier(features))
 
     def factors(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Return x, weight and bias of which x @ weight.T + bias are the logits, in the precision of the mode."""
+        """Return x, weight and bias such that the logits are x weight^T + bias, in the precision of the mode."""
         dtype = self.train_dtype if self.training else self.eval_dtype
-        factors = self.classifier.factors(features)
-        return factors if dtype is None else tuple(part if part is None else part.to(dtype) for part in factors)
+        x, weight, bias = self.classifier.factors(features)
+        if dtype is None:
+            return x, weight, bias
+        return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
     def embed(self, features: torch.Tensor) -> torch.Tensor:
         """Return the float32 embeddings (batch, width), of length 1, of features (batch, num_features)."""
+        assert self.projector is not None, 'the model was built without a projector'
         with self._autocast(features.device):
             return self.projector.embed(features)
 
     def prototypes(self) -> torch.Tensor:
-        """Return the float32 prototypes (num_classes, width), of length 1, made of the classifier's rows."""
+        """Return the float32 prototypes (num_classes, width), of length 1, projected from the classifier's rows."""
+        assert self.projector is not None, 'the model was built without a projector'
         weight = self.classifier.weight
         with self._autocast(weight.device):
             return self.projector.prototypes(weight)
 
     def freeze_backbone(self, *, shift_batchnorm: bool = False) -> None:
-        """Train the classifier alone: the backbone takes no gradient and stays in eval mode.
+        """Train only the classifier: the backbone requires no gradient and stays in eval mode, also after train().
 
-        That outlasts train(), keeps its BatchNorm statistics and switches its dropout off.
+        Its BatchNorm statistics are constant and its dropout is off.
 
         Args:
-            shift_batchnorm: BatchNorm alone follows train(): it normalises by the batch, and its running statistics
-                go over to the images that are seen (shift learning: MiSLAS, Zhong et al., CVPR 2021).
+            shift_batchnorm: BatchNorm follows train(): it normalizes by the batch, and its running statistics adapt to
+                the training images (shift learning: MiSLAS, Zhong et al., CVPR 2021).
         """
-        self._frozen, self._shifts_batchnorm = True, shift_batchnorm
+        self._is_frozen, self._shifts_batchnorm = True, shift_batchnorm
         self.backbone.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        if self._frozen:
+        if self._is_frozen:
             self.backbone.eval()
             if self._shifts_batchnorm:
                 for module in self.backbone.modules():
@@ -96,11 +110,11 @@ class Recognizer(nn.Module):
         return self
 
     def _autocast(self, device: torch.device) -> AbstractContextManager:
-        # Entered inside the methods, since DataParallel's replica threads do not inherit it from the caller.
+        # Entered inside the methods, because the threads of DataParallel do not inherit it from the caller.
         dtype = self.train_dtype if self.training else self.eval_dtype
         return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    """Return it in float32, or float64 where the parameters are."""
+def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor in float32, or unchanged if it is float64."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,4 +1,4 @@
-"""The recogniser: names, precision, freezing, and checkpoints in the original's form."""
+"""The recognizer: parameter names, precision, freezing, and checkpoints of the original project."""
 
 import copy
 
@@ -18,7 +18,7 @@ def small(classifier=None, **dtypes) -> Recognizer:
     return Recognizer(create_backbone('res32_cifar', image_size=32), classifier or LinearClassifier(64, 10), **dtypes)
 
 
-def test_logits_are_the_classifier_on_the_features():
+def test_logits_are_the_classifier_of_the_features():
     model = small().eval()
     images = torch.rand(3, 3, 32, 32)
     features = model.features(images)
@@ -33,15 +33,15 @@ def test_autocast_gives_float32_close_to_float32(classifier):
     exact = small(classifier=classifier).eval()
     mixed = small(classifier=classifier, eval_dtype=torch.bfloat16).eval()
     images = torch.rand(3, 3, 32, 32)
-    seen = []
-    mixed.backbone.conv1.register_forward_hook(lambda *args: seen.append(args[2].dtype))
+    dtypes = []
+    mixed.backbone.conv1.register_forward_hook(lambda *args: dtypes.append(args[2].dtype))
     logits = mixed(images)
-    assert seen == [torch.bfloat16]
+    assert dtypes == [torch.bfloat16]
     assert mixed.features(images).dtype == logits.dtype == torch.float32
     torch.testing.assert_close(logits, exact(images), atol=0.05 * exact(images).abs().max().item(), rtol=0)
 
 
-def test_training_may_round_what_evaluation_does_not():
+def test_train_and_eval_dtype_are_separate():
     exact, mixed = small().eval(), small(train_dtype=torch.bfloat16)
     images = torch.rand(3, 3, 32, 32)
     assert not torch.equal(mixed(images), exact.train()(images))
@@ -49,13 +49,13 @@ def test_training_may_round_what_evaluation_does_not():
     assert torch.equal(mixed.eval()(images), exact(images))
 
 
-def test_a_gradient_reaches_every_parameter():
+def test_every_parameter_gets_a_gradient():
     model = small(train_dtype=torch.bfloat16)
     model(torch.rand(4, 3, 32, 32)).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_a_frozen_backbone_stays_as_it_is():
+def test_frozen_backbone_does_not_change():
     model = small()
     model.freeze_backbone()
     model.train()
@@ -72,7 +72,7 @@ def test_a_frozen_backbone_stays_as_it_is():
     assert not copy.deepcopy(model).train().backbone.training
 
 
-def test_a_frozen_backbone_may_shift_its_batchnorm():
+def test_frozen_backbone_can_shift_its_batchnorm():
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Dropout(0.5))
     backbone.num_features = 8 * 30 * 30
@@ -80,14 +80,14 @@ def test_a_frozen_backbone_may_shift_its_batchnorm():
     model.freeze_backbone(shift_batchnorm=True)
     norm, images = backbone[1], torch.rand(4, 3, 32, 32)
     before = copy.deepcopy(backbone.state_dict())
-    seen = backbone[0](images)
+    activations = backbone[0](images)
     features = model.features(images)
-    # Normalised by the batch, without dropout; statistics move, parameters stay.
-    expected = (seen - seen.mean((0, 2, 3), keepdim=True)) / (
-        seen.var((0, 2, 3), correction=0, keepdim=True) + 1e-5
+    # Normalized by the batch, without dropout; statistics change, parameters do not.
+    expected = (activations - activations.mean((0, 2, 3), keepdim=True)) / (
+        activations.var((0, 2, 3), correction=0, keepdim=True) + 1e-5
     ).sqrt()
     torch.testing.assert_close(features, expected.flatten(1))
-    torch.testing.assert_close(norm.running_mean, 0.1 * seen.mean((0, 2, 3)))
+    torch.testing.assert_close(norm.running_mean, 0.1 * activations.mean((0, 2, 3)))
     assert not features.requires_grad
     for key, value in backbone.state_dict().items():
         assert torch.equal(value, before[key]) == ('running' not in key and 'num_batches' not in key), key
@@ -98,7 +98,7 @@ def test_a_frozen_backbone_may_shift_its_batchnorm():
     assert [module.training for module in backbone] == [False, True, False, False]
 
 
-def test_a_projector_embeds_features_and_rows():
+def test_projector_embeds_features_and_rows():
     plain = small()
     model = small(projector=Projector(64, 16), train_dtype=torch.bfloat16)
     assert plain.projector is None
@@ -114,7 +114,7 @@ def test_a_projector_embeds_features_and_rows():
     assert model.backbone.conv1.weight.grad.abs().sum() > 0
 
 
-def test_an_unfrozen_backbone_updates_its_statistics():
+def test_unfrozen_backbone_updates_its_statistics():
     model = small().train()
     before = model.backbone.bn1.running_mean.clone()
     model(torch.rand(4, 3, 32, 32))
@@ -129,7 +129,7 @@ def test_names_are_those_of_the_original_checkpoints():
         'classifier.weight',
         'classifier.bias',
     }
-    # ResNeSt's own names: a deep stem, split attention in the place of the second convolution.
+    # Names of ResNeSt: a deep stem, split attention instead of the second convolution.
     assert {
         'backbone.conv1.0.weight',
         'backbone.conv1.6.weight',
@@ -142,14 +142,14 @@ def test_names_are_those_of_the_original_checkpoints():
     assert set(nn.DataParallel(model).state_dict()) == {f'module.{name}' for name in names}
 
 
-def test_a_checkpoint_of_the_original_gives_timms_logits(tmp_path):
-    """Prefix `module.`, ResNeSt-50 and FC, and the same logits as timm's resnest50d."""
+def test_original_checkpoint_gives_the_logits_of_timm(tmp_path):
+    """With prefix `module.`, ResNeSt-50 and FC, the logits are those of timm's resnest50d."""
     torch.manual_seed(5)
     original = timm.create_model('resnest50d', num_classes=7).eval()
     state = {}
     for key, value in original.state_dict().items():
-        head = key.startswith('fc.')
-        state[f'module.classifier.{key[3:]}' if head else f'module.backbone.{key}'] = value
+        is_classifier = key.startswith('fc.')
+        state[f'module.classifier.{key[3:]}' if is_classifier else f'module.backbone.{key}'] = value
     torch.save({'state_dict': state, 'epoch': 119}, tmp_path / 'old.pth')
     loaded = torch.load(tmp_path / 'old.pth', weights_only=True)['state_dict']
     model = Recognizer(create_backbone('resnest50', image_size=64), LinearClassifier(2048, 7)).eval()

@@ -7,7 +7,7 @@ from lib.classifier.cosine import CosineClassifier
 from lib.classifier.linear import LinearClassifier
 
 
-def test_linear_is_a_plain_linear_layer():
+def test_linear_equals_the_formula():
     torch.manual_seed(0)
     classifier = LinearClassifier(5, 3)
     features = torch.randn(4, 5)
@@ -48,7 +48,7 @@ def test_cosine_of_a_zero_vector_is_zero_with_zero_gradient():
     assert classifier.weight.grad.isfinite().all()
 
 
-def test_cosine_under_autocast_normalises_in_float32():
+def test_cosine_under_autocast_normalizes_in_float32():
     torch.manual_seed(2)
     classifier = CosineClassifier(2048, 50, scale=1.0)
     features = 1e3 * torch.rand(8, 2048)

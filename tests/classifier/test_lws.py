@@ -1,9 +1,9 @@
-"""A linear classifier with scales."""
+"""Learnable weight scaling."""
 
 import torch
 
+from lib.classifier.base import transfer_rows
 from lib.classifier.linear import LearnableWeightScaling, LinearClassifier, without_scale
-from lib.classifier.rows import transfer_rows
 
 
 def scaled():
@@ -14,7 +14,7 @@ def scaled():
     return classifier
 
 
-def test_each_logit_is_scaled_bias_included():
+def test_logits_are_scaled_including_the_bias():
     classifier, features = scaled(), torch.randn(4, 5)
     logits = classifier(features)
     for image in range(4):
@@ -23,7 +23,7 @@ def test_each_logit_is_scaled_bias_included():
             torch.testing.assert_close(logits[image, c], expected)
 
 
-def test_it_begins_as_the_linear_classifier():
+def test_initial_logits_are_those_of_the_linear_classifier():
     torch.manual_seed(1)
     linear, classifier = LinearClassifier(5, 3), LearnableWeightScaling(5, 3)
     state, new = transfer_rows(classifier.state_dict(), linear.state_dict(), ['a', 'b', 'c'], ['a', 'b', 'c'])
@@ -34,7 +34,7 @@ def test_it_begins_as_the_linear_classifier():
     assert torch.equal(classifier(features), linear(features))
 
 
-def test_the_scales_alone_can_be_trained():
+def test_scale_only_trains_only_scales():
     classifier = LearnableWeightScaling(5, 3, scale_only=True)
     classifier(torch.randn(4, 5)).square().sum().backward()
     assert [name for name, value in classifier.named_parameters() if value.requires_grad] == ['scale']
@@ -42,7 +42,7 @@ def test_the_scales_alone_can_be_trained():
     assert all(value.requires_grad for value in LearnableWeightScaling(5, 3).parameters())
 
 
-def test_without_scales_it_is_a_linear_classifier():
+def test_without_scale_gives_an_equivalent_linear_classifier():
     classifier, linear, features = scaled(), LinearClassifier(5, 3), torch.randn(4, 5)
     before = {key: value.clone() for key, value in classifier.state_dict().items()}
     linear.load_state_dict(without_scale(classifier.state_dict()))

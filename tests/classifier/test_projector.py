@@ -1,4 +1,4 @@
-"""Features and classes in the space where they are compared."""
+"""Projections of features and classifier rows into the embedding space."""
 
 import torch
 
@@ -17,7 +17,7 @@ def test_outputs_are_float32_of_length_one():
         torch.testing.assert_close(output.norm(dim=1), torch.ones(rows))
 
 
-def test_features_and_classes_have_a_perceptron_each():
+def test_features_and_rows_have_separate_mlps():
     torch.manual_seed(1)
     projector = Projector(6, 4)
     projector.prototypes(torch.randn(9, 6))[:, 0].sum().backward()
