@@ -1,4 +1,4 @@
-"""Weights from a local file into a backbone, and an account of what fitted."""
+"""Load pretrained weights from a local file into a backbone, and report which keys matched."""
 
 import os
 import pickle
@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -21,10 +22,14 @@ CLASSIFIERS = ('fc.', 'head.', 'classifier.', 'last_linear.')
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of each key. `mismatched` has the right name and the wrong shape, and was not loaded.
+    """Keys by the result of loading.
 
-    `classifier` are the keys of the file's own classifier, which a backbone has no use for; `unexpected` is
-    the rest of the file; `missing` are the backbone's weights that the file does not have.
+    Attributes:
+        matched: loaded.
+        missing: weights of the backbone that the file does not contain.
+        unexpected: keys of the file that are unknown to the backbone.
+        mismatched: keys with another shape, not loaded.
+        classifier: keys of the classifier in the file, which a backbone does not use.
     """
 
     matched: tuple[str, ...]
@@ -35,11 +40,11 @@ class LoadReport:
 
     @property
     def complete(self) -> bool:
-        """Whether every weight of the backbone was loaded and nothing unknown was left over."""
+        """Return whether all weights of the backbone were loaded and no key of the file was unexpected."""
         return not (self.missing or self.unexpected or self.mismatched)
 
     def summary(self, examples: int = 3) -> str:
-        """Return one line with the counts and the first keys of each kind."""
+        """Return one line with the counts and the first keys of each group."""
         parts = [f'{len(self.matched)} tensors loaded']
         for kind in ('missing', 'unexpected', 'mismatched'):
             keys = getattr(self, kind)
@@ -47,60 +52,60 @@ class LoadReport:
                 more = ', ...' if len(keys) > examples else ''
                 parts.append(f'{len(keys)} {kind} ({", ".join(keys[:examples])}{more})')
         if self.classifier:
-            parts.append(f"the file's own classifier left out ({', '.join(self.classifier)})")
+            parts.append(f'classifier of the file not used ({", ".join(self.classifier)})')
         return '; '.join(parts)
 
 
 def load_pretrained(backbone: nn.Module, path: str | os.PathLike) -> LoadReport:
-    """Load the weights at `path` into `backbone`, wherever name and shape agree.
+    """Load the weights at `path` into `backbone` where name and shape match.
 
-    Reads torch's files (torchvision's, timm's, checkpoints of this project) and safetensors, under
-    'state_dict' or 'model', with prefixes such as 'module.' or 'backbone.'. Nothing in the file is
-    executed.
+    Reads files of torch (torchvision, timm, checkpoints of this project) and safetensors, under 'state_dict' or
+    'model', with prefixes such as 'module.' or 'backbone.'. No code in the file is executed.
 
-    Raises UserError if the file is missing, unreadable or holds other things than tensors, and if nothing
-    fits.
+    Raises:
+        UserError: the file is missing or unreadable, contains no tensors, or none that fits.
     """
-    found = _read(Path(path))
-    own = backbone.state_dict()
-    prefix = _common_prefix(found, own)
-    renamed = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
-    fitting = {key: value for key, value in renamed.items() if key in own and value.shape == own[key].shape}
+    state = _read(Path(path))
+    expected = backbone.state_dict()
+    prefix = _common_prefix(state, expected)
+    renamed = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    fitting = {key: value for key, value in renamed.items() if key in expected and value.shape == expected[key].shape}
     if not any(value.is_floating_point() for value in fitting.values()):
         raise UserError(
-            f'MODEL.PRETRAINED {path}: nothing in it fits the backbone; the file has {_examples(found)}, the '
-            f'backbone has {_examples(own)}: check MODEL.BACKBONE'
+            f'MODEL.PRETRAINED {path}: nothing in it fits the backbone; the file has {_examples(state)}, the '
+            f'backbone has {_examples(expected)}: check MODEL.BACKBONE'
         )
     backbone.load_state_dict(fitting, strict=False)
-    left_over = [key for key in found if not key.startswith(prefix) or key.removeprefix(prefix) not in own]
+    unused = [key for key in state if not key.startswith(prefix) or key.removeprefix(prefix) not in expected]
     return LoadReport(
         matched=tuple(fitting),
-        # Files older than torch 0.4.1 have no batch counter, and it does not matter to the features.
-        missing=tuple(key for key in own if key not in renamed and not key.endswith('num_batches_tracked')),
-        unexpected=tuple(key for key in left_over if not _is_classifier(key)),
-        mismatched=tuple(key for key in renamed if key in own and key not in fitting),
-        classifier=tuple(key for key in left_over if _is_classifier(key)),
+        # Files older than torch 0.4.1 have no batch counter, which does not affect the features.
+        missing=tuple(key for key in expected if key not in renamed and not key.endswith('num_batches_tracked')),
+        unexpected=tuple(key for key in unused if not _is_classifier(key)),
+        mismatched=tuple(key for key in renamed if key in expected and key not in fitting),
+        classifier=tuple(key for key in unused if _is_classifier(key)),
     )
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
-        raise UserError(f"MODEL.PRETRAINED {path}: no such file; give a weights file, 'timm', or ''")
+        raise UserError(f"MODEL.PRETRAINED {path}: no such file; set a weights file, 'timm', or ''")
     try:
+        content: Any
         if path.suffix == '.safetensors':
             content = safetensors.torch.load_file(path)
         else:
             with warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # torch remarks on odd pickles; the error below says it all
+                warnings.simplefilter('ignore')  # torch warns about unusual pickles; the errors below are clearer
                 content = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f'MODEL.PRETRAINED {path}: not a plain weights file (broken, or with code in it, which is '
-            'never run); save its state_dict alone, or as .safetensors'
+            f'MODEL.PRETRAINED {path}: not a plain weights file (damaged, or with code, which is never '
+            'executed); save only its state_dict, or as .safetensors'
         ) from error
-    except Exception as error:  # a damaged file raises nearly anything: KeyError, struct.error, AssertionError
+    except Exception as error:  # damaged files raise many types: KeyError, struct.error, AssertionError
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f'MODEL.PRETRAINED {path}: cannot be read ({reason}); fetch or save it again') from error
+        raise UserError(f'MODEL.PRETRAINED {path}: cannot be read ({reason}); download or save it again') from error
     for name in NESTED_UNDER:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
@@ -108,17 +113,17 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     if isinstance(content, Mapping):
         tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
     if not tensors or not all(isinstance(key, str) for key in tensors):
-        raise UserError(f'MODEL.PRETRAINED {path}: holds no named tensors; a state_dict is needed')
+        raise UserError(f'MODEL.PRETRAINED {path}: contains no named tensors; save a state_dict')
     return tensors
 
 
-def _common_prefix(found: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> str:
-    """Return the run of wrapper names ('module.backbone.') under which most keys are the backbone's own."""
-    hits = Counter()
-    for key in found:
+def _common_prefix(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str:
+    """Return the sequence of wrapper names ('module.backbone.') under which most keys are those of the backbone."""
+    hits: Counter[str] = Counter()
+    for key in state:
         prefix = ''
         while True:
-            hits[prefix] += key.removeprefix(prefix) in own
+            hits[prefix] += key.removeprefix(prefix) in expected
             first, dot, _ = key.removeprefix(prefix).partition('.')
             if not dot or first not in WRAPPERS:
                 break

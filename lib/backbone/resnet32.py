@@ -1,4 +1,4 @@
-"""ResNet-32 for 32 x 32 images, as the CIFAR experiments of the long-tail papers use it."""
+"""ResNet-32 for 32 x 32 images, as in the CIFAR experiments of the long-tail papers."""
 
 import torch
 import torch.nn.functional as F
@@ -8,8 +8,8 @@ from torch import nn
 class ResNet32(nn.Module):
     """ResNet-32 with parameter-free shortcuts (He et al., CVPR 2016, section 4.2, option A): 64 features.
 
-    (batch, 3, H, W) -> (batch, 64). Three stages of five blocks, 16, 32 and 64 channels wide; the weights
-    are drawn as in the code of LDAM (Cao et al., NeurIPS 2019): He's normal for the convolutions.
+    (batch, 3, H, W) -> (batch, 64). Three stages of five blocks with 16, 32 and 64 channels. Weights are initialized
+    as in the code of LDAM (Cao et al., NeurIPS 2019): Kaiming normal for the convolutions.
     """
 
     num_features = 64
@@ -31,12 +31,12 @@ class ResNet32(nn.Module):
         return x.mean(dim=(2, 3))  # (batch, 64)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Return the stem and the blocks (`coarse`: the stages) as patterns of parameter names, as timm's models do."""
+        """Return patterns of the parameter names of stem and blocks (`coarse`: stages), in the format of timm."""
         return {'stem': r'^conv1|bn1', 'blocks': r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)'}
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions beside an identity, which is subsampled and padded where the shape changes."""
+    """Two 3 x 3 convolutions and an identity shortcut, subsampled and zero-padded where the shape changes."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.stride = stride
-        self.padding = (out_channels - in_channels) // 2  # zero channels on either side
+        self.padding = (out_channels - in_channels) // 2  # zero channels on each side
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = F.relu(self.bn1(self.conv1(x)))

@@ -1,4 +1,6 @@
-"""Split attention in fewer passes over the activations, which stay as they lie in memory."""
+"""Split attention with fewer passes over the activations, in their memory format."""
+
+from typing import Any
 
 import torch
 from timm.layers import SplitAttn
@@ -6,21 +8,21 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 
-def lighten_split_attention(backbone: nn.Module) -> nn.Module:
-    """Let timm's split attention modules in `backbone` compute as LightSplitAttention does; return `backbone`."""
+def use_fast_split_attention(backbone: nn.Module) -> nn.Module:
+    """Replace timm's split attention modules in `backbone` by FastSplitAttention; return `backbone`."""
     for module in backbone.modules():
         if type(module) is SplitAttn:
-            module.__class__ = LightSplitAttention
+            module.__class__ = FastSplitAttention
     return backbone
 
 
-class LightSplitAttention(SplitAttn):
+class FastSplitAttention(SplitAttn):
     """Split attention (ResNeSt: Zhang et al., CVPRW 2022, section 3.1): (batch, C_in, H, W) -> (batch, C, H, W).
 
-    A softmax over the splits r weighs the C channels of each, out = sum_r a_r * x_r, by the means of sum_r x_r over the
-    image. timm's module hands on contiguous activations whatever comes in, so a channels_last network is turned round
-    twice in every block; it also keeps the products a_r * x_r, and adds up gradients of whole activations. Parameters
-    and results (up to rounding) are its own.
+    The C channels of each split r are weighted, out = sum_r a_r * x_r, by a softmax over the splits that is computed
+    from the spatial means of sum_r x_r. timm's module returns contiguous activations for any input, so a channels_last
+    network is permuted twice in every block; it also saves the products a_r * x_r, and adds gradients of the size of
+    the activations. Parameters, and results up to rounding, are the same.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -41,36 +43,36 @@ def _weigh(x: torch.Tensor, weights: torch.Tensor, radix: int) -> torch.Tensor:
 
 
 class _Weigh(torch.autograd.Function):
-    """_weigh; its gradient is written into one tensor, that of all splits."""
+    """_weigh, with the gradients of all splits written into one tensor."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, weights: torch.Tensor, radix: int) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, weights: torch.Tensor, radix: int) -> torch.Tensor:
         ctx.save_for_backward(x, weights)
         ctx.radix = radix
         return _weigh(x, weights, radix)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         x, weights = ctx.saved_tensors
         grad_x, grad_weights = torch.empty_like(x), torch.empty_like(weights)
-        parts = (tensor.chunk(ctx.radix, dim=1) for tensor in (x, weights, grad_x, grad_weights))
-        for split, weight, grad_split, grad_weight in zip(*parts, strict=True):
+        splits = (tensor.chunk(ctx.radix, dim=1) for tensor in (x, weights, grad_x, grad_weights))
+        for split, weight, grad_split, grad_weight in zip(*splits, strict=True):
             torch.mul(grad, weight, out=grad_split)
             grad_weight.copy_((grad * split).sum((2, 3), keepdim=True))
         return grad_x, grad_weights, None
 
 
 class _Means(torch.autograd.Function):
-    """Means over the image, (batch, channels, H, W) -> (batch, channels). The gradient is handed on unexpanded."""
+    """Spatial means, (batch, channels, H, W) -> (batch, channels). The gradient is returned as an expanded view."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         ctx.shape = x.shape
         return x.mean((2, 3))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
         height, width = ctx.shape[2:]
         return (grad / (height * width))[:, :, None, None].expand(ctx.shape)

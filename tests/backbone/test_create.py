@@ -15,8 +15,8 @@ from lib.errors import UserError
         ('resnest50', 64, 2048),
         ('res32_cifar', 32, 64),
         ('resnet18.a1_in1k', 64, 512),
-        ('mobilenetv3_small_050', 64, 1024),  # timm's own num_features says 288
-        ('vit_tiny_patch16_224', 112, 192),  # a fixed size, changed
+        ('mobilenetv3_small_050', 64, 1024),  # its num_features in timm is 288
+        ('vit_tiny_patch16_224', 112, 192),  # a fixed size, overridden
     ],
 )
 def test_num_features_is_the_width_of_the_output(name, image_size, num_features):
@@ -26,7 +26,7 @@ def test_num_features_is_the_width_of_the_output(name, image_size, num_features)
     assert backbone.eval()(torch.zeros(2, 3, image_size, image_size)).shape == (2, num_features)
 
 
-def test_every_alias_is_a_name_of_timms():
+def test_every_alias_is_a_timm_name():
     assert set(ALIASES.values()) <= set(timm.list_models())
     assert {*ALIASES, 'res32_cifar', 'resnest50d'} <= set(available())
 
@@ -44,7 +44,7 @@ def test_option_a_shortcut_subsamples_and_pads():
     block = create_backbone('res32_cifar', image_size=32).layer2[0].eval()
     x = torch.rand(1, 16, 8, 8)
     with torch.no_grad():
-        block.bn2.weight.zero_()  # leaves the shortcut alone
+        block.bn2.weight.zero_()  # leaves only the shortcut
         out = block(x)
     assert torch.equal(out[:, 8:24], x[:, :, ::2, ::2])
     assert out[:, :8].count_nonzero() == out[:, 24:].count_nonzero() == 0
@@ -56,44 +56,44 @@ def test_option_a_shortcut_subsamples_and_pads():
         ('resnest5', 'did you mean resnest50'),
         ('resnet50.a1_in1', 'did you mean resnet50.a1_in1k'),
         ('hf-hub:timm/resnet50.a1_in1k', 'set MODEL.PRETRAINED timm'),
-        ('local-dir:/etc', 'not known'),
-        ('/etc/passwd', 'not known'),
-        ('', 'not known'),
+        ('local-dir:/etc', 'unknown'),
+        ('/etc/passwd', 'unknown'),
+        ('', 'unknown'),
     ],
 )
-def test_a_wrong_name_is_one_clear_line(name, message):
+def test_wrong_name_is_one_error_line(name, message):
     with pytest.raises(UserError, match=message) as caught:
         create_backbone(name, image_size=64)
     assert '\n' not in str(caught.value)
 
 
-def test_a_size_that_does_not_fit_names_the_key():
+def test_unsupported_size_names_the_key():
     with pytest.raises(UserError, match=r'INPUT.SIZE 112'):
         create_backbone('botnet26t_256', image_size=112)
 
 
 @pytest.mark.parametrize('name', ['res32_cifar', 'resnet10t_without_weights', 'test_vit'])
-def test_no_published_weights_is_said_before_any_download(name, monkeypatch):
+def test_missing_published_weights_raise_before_any_download(name, monkeypatch):
     monkeypatch.setattr('lib.backbone.create.get_pretrained_cfg', lambda _: None)
     with pytest.raises(UserError, match='MODEL'):
         create_timm_pretrained(name, image_size=64)
 
 
-def test_a_failed_download_is_one_clear_line(monkeypatch):
+def test_failed_download_is_one_error_line(monkeypatch):
     def offline(*_, **__):
         raise OSError('no route to host\nand more')
 
     monkeypatch.setattr('lib.backbone.create.timm.create_model', offline)
-    with pytest.raises(UserError, match=r'could not be fetched or loaded: no route to host$'):
+    with pytest.raises(UserError, match=r'cannot be downloaded or loaded: no route to host$'):
         create_timm_pretrained('resnet18', image_size=64)
 
 
-def test_pretrained_gives_the_licence(monkeypatch):
+def test_pretrained_returns_the_license(monkeypatch):
     create = timm.create_model
     monkeypatch.setattr(
         'lib.backbone.create.timm.create_model',
         lambda name, **options: create(name, **options | {'pretrained': False}),
     )
-    backbone, licence = create_timm_pretrained('resnet18.a1_in1k', image_size=64)
+    backbone, license_name = create_timm_pretrained('resnet18.a1_in1k', image_size=64)
     assert backbone.num_features == 512
-    assert licence == 'apache-2.0'
+    assert license_name == 'apache-2.0'

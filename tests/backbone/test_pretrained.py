@@ -1,4 +1,4 @@
-"""Weights from files: what loads, what is reported, what is refused."""
+"""Weights from files: formats, reports and errors."""
 
 import pickle
 
@@ -15,7 +15,7 @@ from lib.errors import UserError
 
 @pytest.fixture(scope='module')
 def weights():
-    """State of a small network, each tensor drawn so that a mix-up would show."""
+    """Return the state of a small network with random tensors, so that swapped tensors are detected."""
     torch.manual_seed(3)
     state = create_backbone('res32_cifar', image_size=32).state_dict()
     return {key: torch.rand(value.shape).to(value.dtype) for key, value in state.items()}
@@ -52,7 +52,7 @@ def test_safetensors(tmp_path, weights):
     assert equal(backbone, weights)
 
 
-def test_every_key_is_accounted_for(tmp_path, weights):
+def test_every_key_is_reported(tmp_path, weights):
     state = prefixed(weights, 'module.backbone.')
     del state['module.backbone.bn1.weight']
     del state['module.backbone.bn1.num_batches_tracked']
@@ -71,8 +71,8 @@ def test_every_key_is_accounted_for(tmp_path, weights):
 
 
 @pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'old format'])
-def test_torchvisions_resnet50_loads(tmp_path, zipped):
-    """resnet50-19c8e357.pth is in torch's old format, and from before the batch counters."""
+def test_torchvision_resnet50_loads(tmp_path, zipped):
+    """resnet50-19c8e357.pth has the old format of torch and no batch counters."""
     torch.manual_seed(4)
     original = torchvision.models.resnet50().eval()
     state = {k: v for k, v in original.state_dict().items() if not k.endswith('num_batches_tracked')}
@@ -87,14 +87,14 @@ def test_torchvisions_resnet50_loads(tmp_path, zipped):
         torch.testing.assert_close(backbone(images), original(images))
 
 
-def test_nothing_matched_names_both_sides(tmp_path):
+def test_no_match_names_keys_of_file_and_backbone(tmp_path):
     torch.save({'stem.kernel': torch.zeros(2, 3)}, tmp_path / 'w.pth')
     with pytest.raises(UserError, match=r'stem\.kernel \(2, 3\).*conv1\.weight \(16, 3, 3, 3\)'):
         load_pretrained(small(), tmp_path / 'w.pth')
 
 
-class Trap:
-    """Touches a file when unpickled."""
+class Malicious:
+    """Creates a file when unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -103,19 +103,19 @@ class Trap:
         return open, (str(self.path), 'w')
 
 
-def write_trap(folder, path):
-    torch.save({'state_dict': Trap(folder / 'sprung')}, path)
+def write_malicious(folder, path):
+    torch.save({'state_dict': Malicious(folder / 'executed')}, path)
 
 
-def write_plain_trap(folder, path):
-    path.write_bytes(pickle.dumps(Trap(folder / 'sprung')))
+def write_malicious_pickle(folder, path):
+    path.write_bytes(pickle.dumps(Malicious(folder / 'executed')))
 
 
 @pytest.mark.parametrize(
     'write',
     [
-        write_trap,
-        write_plain_trap,
+        write_malicious,
+        write_malicious_pickle,
         lambda _, path: path.write_bytes(b''),
         lambda _, path: path.write_bytes(b'<html>not found</html>'),
         lambda _, path: path.write_bytes(b'PK\x03\x04 cut short'),
@@ -127,20 +127,20 @@ def write_plain_trap(folder, path):
     ids=['code', 'bare pickle', 'empty', 'html', 'cut zip', 'list', 'no tensors', 'folder', 'missing'],
 )
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-def test_a_bad_file_is_one_clear_line_and_never_run(tmp_path, write, suffix):
+def test_bad_file_is_one_error_line_and_not_executed(tmp_path, write, suffix):
     path = tmp_path / f'weights{suffix}'
     write(tmp_path, path)
     with pytest.raises(UserError, match=r'MODEL.PRETRAINED') as caught:
         load_pretrained(small(), path)
     assert '\n' not in str(caught.value)
     assert str(path) in str(caught.value)
-    assert not (tmp_path / 'sprung').exists()
+    assert not (tmp_path / 'executed').exists()
 
 
 @pytest.mark.parametrize('seed', range(3))
 @pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'old format'])
-def test_a_damaged_file_is_read_or_refused(tmp_path, zipped, seed):
-    """Bytes changed at random: whatever torch makes of them, the user sees one kind of error."""
+def test_damaged_file_is_read_or_raises_user_error(tmp_path, zipped, seed):
+    """After random changes of bytes, every exception of torch becomes a UserError."""
     random = np.random.default_rng(seed)
     path = tmp_path / 'w.pth'
     torch.save({'state_dict': {'x.weight': torch.zeros(2)}}, path, _use_new_zipfile_serialization=zipped)
@@ -150,5 +150,5 @@ def test_a_damaged_file_is_read_or_refused(tmp_path, zipped, seed):
         bad = good.copy()
         bad[random.integers(min(len(bad), 400), size=2)] = random.integers(256, size=2)
         path.write_bytes(bad.tobytes())
-        with pytest.raises(UserError):  # nothing in it fits, if it can be read at all
+        with pytest.raises(UserError):  # even if it is readable, no key fits
             load_pretrained(backbone, path)

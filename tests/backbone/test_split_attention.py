@@ -1,4 +1,4 @@
-"""Split attention beside timm's own."""
+"""Fast split attention against that of timm."""
 
 import copy
 
@@ -8,16 +8,16 @@ import torch
 from timm.layers import SplitAttn
 
 from lib.backbone.create import create_backbone
-from lib.backbone.split_attention import LightSplitAttention, lighten_split_attention
+from lib.backbone.split_attention import FastSplitAttention, use_fast_split_attention
 
 
 def two(radix, groups, dtype=torch.float64):
-    """Return timm's module and ours with the same weights, in train mode and channels_last."""
+    """Return the module of timm and ours with equal weights, in train mode and channels_last."""
     torch.manual_seed(radix * 10 + groups)
     theirs = SplitAttn(16, 8, groups=groups, radix=radix, norm_layer=torch.nn.BatchNorm2d)
     theirs = theirs.to(dtype, memory_format=torch.channels_last)
-    ours = lighten_split_attention(copy.deepcopy(theirs))
-    assert type(ours) is LightSplitAttention
+    ours = use_fast_split_attention(copy.deepcopy(theirs))
+    assert type(ours) is FastSplitAttention
     return theirs, ours
 
 
@@ -27,7 +27,7 @@ def images(dtype=torch.float64):
 
 
 def results(module, x):
-    """Return the output, and the gradients of the input and of every parameter, of a loss that weighs all values."""
+    """Return the output and the gradients of the input and all parameters, for a random upstream gradient."""
     x = x.clone(memory_format=torch.preserve_format).requires_grad_()
     out = module(x)
     torch.manual_seed(2)
@@ -36,7 +36,7 @@ def results(module, x):
 
 
 @pytest.mark.parametrize(('radix', 'groups'), [(1, 1), (2, 1), (4, 1), (2, 2), (4, 2)])
-def test_output_and_gradients_are_timms(radix, groups):
+def test_output_and_gradients_equal_timm(radix, groups):
     theirs, ours = two(radix, groups)
     expected, found = results(theirs, images()), results(ours, images())
     assert expected.keys() == found.keys()
@@ -49,12 +49,14 @@ def test_output_and_gradients_are_timms(radix, groups):
 def test_activations_stay_channels_last():
     theirs, ours = two(2, 1)
     assert ours(images()).is_contiguous(memory_format=torch.channels_last)
-    assert not theirs(images()).is_contiguous(memory_format=torch.channels_last), 'timm does so itself by now'
+    assert not theirs(images()).is_contiguous(memory_format=torch.channels_last), (
+        'timm supports channels_last now: FastSplitAttention can be removed'
+    )
     with torch.no_grad():
         assert ours(images()).is_contiguous(memory_format=torch.channels_last)
 
 
-def test_autocast_computes_in_bfloat16_as_closely_as_timms():
+def test_autocast_is_as_accurate_as_timm():
     theirs, ours = two(2, 1, torch.float32)
     expected = results(copy.deepcopy(theirs).double(), images())
     with torch.autocast('cpu', dtype=torch.bfloat16):
@@ -65,11 +67,11 @@ def test_autocast_computes_in_bfloat16_as_closely_as_timms():
         assert error <= 2 * allowed + 1e-6, name
 
 
-def test_a_backbone_has_it_and_keeps_names_and_features():
+def test_backbone_uses_it_with_the_same_names_and_features():
     torch.manual_seed(0)
     theirs = timm.create_model('resnest14d', num_classes=0)
     ours = create_backbone('resnest14d', image_size=32)
-    assert sum(isinstance(module, LightSplitAttention) for module in ours.modules()) == 4
+    assert sum(isinstance(module, FastSplitAttention) for module in ours.modules()) == 4
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(4, 3, 32, 32)
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
