@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, for evaluation."""
+"""Exponential moving average (EMA) of the weights, for evaluation."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,59 +8,59 @@ from torch import nn
 
 
 class ModelEMA:
-    """A moving average of all that a model's state_dict holds: w_ema <- decay w_ema + (1 - decay) w.
+    """EMA of all entries of a model's state_dict: w_ema <- decay w_ema + (1 - decay) w.
 
-    After t updates w_ema(t) = decay^t w(0) + (1 - decay) sum_{i=1..t} decay^(t - i) w(i), with w(0) the weights that it
-    is built with (Tarvainen & Valpola, NeurIPS 2017, eq. 1). Buffers of floats, such as BatchNorm's statistics, are
-    averaged as well; integers are copied. It lives on the model's device, in the model's memory format.
+    After t updates w_ema(t) = decay^t w(0) + (1 - decay) sum_{i=1..t} decay^(t - i) w(i), with w(0) the weights at
+    construction (Tarvainen & Valpola, NeurIPS 2017, eq. 1). Float buffers, such as BatchNorm statistics, are averaged
+    as well; integer buffers are copied. The EMA is on the device and in the memory format of the model.
 
     Args:
-        model: on the device where it stays; its tensors change in place only.
-        decay: what stays of the average in each update, from 0 (a copy of the weights) to below 1.
+        model: on its final device; afterwards its tensors may only be modified in place.
+        decay: from 0 (a copy of the weights) to below 1.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._decay = decay
-        self._live = dict(model.state_dict())  # shares memory with the model
-        self._average = {name: value.clone() for name, value in self._live.items()}
-        self._averaged, self._copied = self._pairs(floating=True), self._pairs(floating=False)
+        self._weights = dict(model.state_dict())  # the tensors of the model, not copies
+        self._ema = {name: value.clone() for name, value in self._weights.items()}
+        self._float_pairs, self._integer_pairs = self._pairs(floating=True), self._pairs(floating=False)
 
     def _pairs(self, *, floating: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        names = [name for name, value in self._live.items() if value.is_floating_point() is floating]
-        return [self._average[name] for name in names], [self._live[name] for name in names]
+        names = [name for name, value in self._weights.items() if value.is_floating_point() is floating]
+        return [self._ema[name] for name in names], [self._weights[name] for name in names]
 
     def update(self) -> None:
-        """Move the average towards the weights; to be called after each step. Does not wait for the device."""
-        if self._averaged[0]:
-            torch._foreach_lerp_(*self._averaged, 1 - self._decay)
-        if self._copied[0]:
-            torch._foreach_copy_(*self._copied)
+        """Update the EMA with the current weights; call it after each step. Does not wait for the device."""
+        if self._float_pairs[0]:
+            torch._foreach_lerp_(*self._float_pairs, 1 - self._decay)
+        if self._integer_pairs[0]:
+            torch._foreach_copy_(*self._integer_pairs)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return the averages under the names of the model's own state_dict; they change with the next update."""
-        return dict(self._average)
+        """Return the EMA under the names of the model's state_dict; the next update modifies these tensors."""
+        return dict(self._ema)
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Put averages that were saved in the place of these.
+        """Copy a saved EMA.
 
         Raises:
-            ValueError: they are those of another model.
+            ValueError: it is the EMA of another model.
         """
-        if _shapes(state) != _shapes(self._average):
-            raise ValueError('the averages are those of a model with other names or shapes')
-        for name, value in self._average.items():
+        if _shapes(state) != _shapes(self._ema):
+            raise ValueError('the saved EMA belongs to a model with other names or shapes')
+        for name, value in self._ema.items():
             value.copy_(state[name])
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Let the model have the averages within the block, and its own weights, bit for bit, after it."""
-        live, average = list(self._live.values()), list(self._average.values())
-        training = [value.clone() for value in live]
-        torch._foreach_copy_(live, average)
+        """Give the model the EMA weights within the context, and restore its own weights bit for bit after it."""
+        weights = list(self._weights.values())
+        backup = [value.clone() for value in weights]
+        torch._foreach_copy_(weights, list(self._ema.values()))
         try:
             yield
         finally:
-            torch._foreach_copy_(live, training)
+            torch._foreach_copy_(weights, backup)
 
 
 def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:

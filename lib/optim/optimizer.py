@@ -1,11 +1,7 @@
-"""Optimisers by name, with the parameters that are not decayed in a group of their own.
+"""Optimizers by name, their parameter groups, and hooks on their state and step.
 
-What fused kernels ask of an optimiser's state, wherever it comes from.
-
-They read parameter, gradient and state by memory address, element for element, and check little of it: on the CPU, a
-state with other strides than its parameter gives wrong weights without a word.
-Learning rates that fall from the classifier to the stem, for fine-tuning.
-A limit on the norms of rows, kept after every step.
+Fused kernels read parameter, gradient and state by memory address, element by element, with few checks: on the CPU, a
+state with other strides than its parameter silently gives wrong weights. `register_load_hooks` prevents that.
 """
 
 from collections.abc import Mapping
@@ -20,34 +16,34 @@ from torch.utils.hooks import RemovableHandle
 from lib.errors import UserError
 
 
-def keep_state_fit(optimizer: torch.optim.Optimizer) -> None:
-    """Let states load that were saved by any implementation, in any memory format, under other options.
+def register_load_hooks(optimizer: torch.optim.Optimizer) -> None:
+    """Make load_state_dict accept states of any implementation (fused, foreach), memory format and options.
 
-    The options of the groups (weight decay, fused, lr_scale, ...) stay those that `optimizer` was created with.
+    The options of the parameter groups (weight decay, fused, lr_scale, ...) stay those of `optimizer`.
     """
     optimizer.register_load_state_dict_pre_hook(_keep_options)
-    optimizer.register_load_state_dict_post_hook(_lay_out_as_parameters)
+    optimizer.register_load_state_dict_post_hook(_match_strides)
 
 
-def start_momentum_at_zero(optimizer: torch.optim.SGD) -> None:
-    """Create momentum as zeros before the step that first needs it, which gives the same first step.
+def init_momentum_with_zeros(optimizer: torch.optim.SGD) -> None:
+    """Initialize momentum buffers with zeros before the step that first needs them, which gives the same first step.
 
-    torch's fused SGD creates it without values, for all parameters at once: it would stay without them when the
-    scaler passes the first step over, and a parameter whose first gradient comes later is an error.
+    torch's fused SGD allocates them uninitialized, for all parameters at once: they would stay uninitialized if the
+    gradient scaler skips the first step, and a parameter whose first gradient comes later would be an error.
     """
     optimizer.register_step_pre_hook(_start_momentum)
 
 
 def _keep_options(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    # Done before loading: torch moves Adam's step counts to the device if the loaded group says that it is fused.
+    # Before loading: torch moves the step counts of Adam to the device if the loaded group is fused.
     groups = [
-        {**own, 'params': saved['params']}
-        for own, saved in zip(optimizer.param_groups, state['param_groups'], strict=True)
+        {**group, 'params': saved['params']}
+        for group, saved in zip(optimizer.param_groups, state['param_groups'], strict=True)
     ]
     return {**state, 'param_groups': groups}
 
 
-def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
+def _match_strides(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         for parameter in group['params']:
             state = optimizer.state.get(parameter, {})
@@ -65,45 +61,49 @@ def _start_momentum(optimizer: torch.optim.Optimizer, *_: object) -> None:
                 optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
 
 
-def layer_scales(backbone: nn.Module, decay: float, *, name: str) -> dict[str, float]:
-    """Return the factor on the learning rate of each parameter of `backbone`: decay ** (blocks up to the classifier).
+def layer_lr_scales(backbone: nn.Module, decay: float, *, name: str) -> dict[str, float]:
+    """Return the learning rate factor of each parameter of `backbone`: decay ** (number of blocks to the classifier).
 
     Layer-wise decay (Clark et al., ICLR 2020, ELECTRA; Bao et al., ICLR 2022, BEiT): 1 for the classifier, `decay` for
-    the last block, and so on down to the stem. What a block is, the backbone says itself, in timm's way
-    (`group_matcher`); whatever it counts to its own classifier, such as a last norm, has the factor 1.
+    the last block, and so on down to the stem. Blocks are those of timm's `group_matcher`; parameters that it assigns
+    to the classifier, such as a last norm, have the factor 1.
 
     Args:
-        name: what the user calls the backbone.
+        name: MODEL.BACKBONE, for the error message.
 
     Raises:
-        UserError: the backbone does not tell its blocks.
+        UserError: the backbone defines no blocks.
     """
-    if not hasattr(backbone, 'group_matcher'):
+    group_matcher = getattr(backbone, 'group_matcher', None)
+    if group_matcher is None:
         raise _no_blocks(decay, name)
-    own = [key for key, _ in backbone.named_parameters()]
-    # The backbone was built without its classifier, so one is named to be grouped with the rest.
+    keys = [key for key, _ in backbone.named_parameters()]
+    # The backbone was built without its classifier: add the name of one, to be grouped with the rest.
     prefix = (getattr(backbone, 'pretrained_cfg', None) or {}).get('classifier') or 'head'
     classifier = f'{prefix if isinstance(prefix, str) else prefix[0]}.weight'
-    named = SimpleNamespace(named_parameters=lambda: [(key, None) for key in (*own, classifier)])
-    layers = group_parameters(named, backbone.group_matcher(coarse=False), reverse=True)
+    # group_parameters only calls named_parameters.
+    names: Any = SimpleNamespace(named_parameters=lambda: [(key, None) for key in (*keys, classifier)])
+    layers = group_parameters(names, group_matcher(coarse=False), reverse=True)
     last = layers[classifier]
     if last == 0:
         raise _no_blocks(decay, name)
-    return {key: decay ** max(0, last - layers[key]) for key in own}
+    return {key: decay ** max(0, last - layers[key]) for key in keys}
 
 
 def _no_blocks(decay: float, name: str) -> UserError:
     return UserError(
-        f'OPTIMIZER.LAYER_DECAY is {decay:g}, but MODEL.BACKBONE {name} does not tell its blocks: '
-        '--OPTIMIZER_LAYER_DECAY 1, or another backbone'
+        f'OPTIMIZER.LAYER_DECAY is {decay:g}, but MODEL.BACKBONE {name} defines no blocks: '
+        'set --OPTIMIZER_LAYER_DECAY 1, or choose another backbone'
     )
 
 
-def keep_norms_below(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter, max_norm: float) -> RemovableHandle:
-    """Scale rows of `weight` (n, d) that are longer than `max_norm` down to it after each step of `optimizer`.
+def project_to_max_norm(
+    optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter, max_norm: float
+) -> RemovableHandle:
+    """Register a hook that scales rows of `weight` (n, d) longer than `max_norm` to that norm after each step.
 
-    That is projected gradient descent onto |w_j|_2 <= max_norm (MaxNorm: Alshammari et al., CVPR 2022). Here the limit
-    is one number, while the authors' code takes it from the norms that the layer starts with.
+    This is projected gradient descent onto |w_j|_2 <= max_norm (MaxNorm: Alshammari et al., CVPR 2022). The limit is
+    the same for all rows; the authors' code takes it from the initial norms of the layer.
     """
 
     @torch.no_grad()
@@ -128,29 +128,35 @@ def create_optimizer(
     decay_norm_and_bias: bool = True,
     lr_scales: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
-    """Create an optimiser over the parameters of `model` that require gradients.
+    """Create an optimizer over the parameters of `model` that require gradients.
 
-    kind: 'sgd' (uses momentum, nesterov), 'adam' (weight decay in the gradient) or 'adamw' (decoupled,
-    Loshchilov & Hutter, ICLR 2019); both use betas. Without `decay_norm_and_bias`, vectors and scalars (the
-    scale and shift of norms, biases) are not decayed. With `lr_scales` (parameter name -> factor, else 1), each group
-    has the option 'lr_scale', which whoever sets the learning rate has to multiply it by.
+    Args:
+        kind: 'sgd' (uses momentum, nesterov), 'adam' (weight decay in the gradient) or 'adamw' (decoupled weight decay,
+            Loshchilov & Hutter, ICLR 2019); both use betas.
+        decay_norm_and_bias: False: no weight decay for vectors and scalars (scale and shift of norms, biases).
+        lr_scales: parameter name -> learning rate factor (default 1). Each group then has the option 'lr_scale', by
+            which the learning rate must be multiplied when it is set.
 
-    Raises UserError for an unknown kind, and for Nesterov without momentum.
+    Raises:
+        UserError: unknown kind; Nesterov without momentum.
     """
     groups = parameter_groups(
         model, weight_decay=weight_decay, decay_norm_and_bias=decay_norm_and_bias, lr_scales=lr_scales
     )
-    common = {'lr': lr, 'fused': _has_fused(groups) or None}
+    fused = _supports_fused(groups) or None
+    optimizer: torch.optim.Optimizer
     if kind == 'sgd':
         if nesterov and momentum <= 0:
             raise UserError(f'OPTIMIZER.NESTEROV True needs OPTIMIZER.MOMENTUM above 0, not {momentum}')
-        optimizer = torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, **common)
-        start_momentum_at_zero(optimizer)
-    elif kind in ('adam', 'adamw'):
-        optimizer = {'adam': torch.optim.Adam, 'adamw': torch.optim.AdamW}[kind](groups, betas=tuple(betas), **common)
+        optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
+        init_momentum_with_zeros(optimizer)
+    elif kind == 'adam':
+        optimizer = torch.optim.Adam(groups, lr=lr, betas=(betas[0], betas[1]), fused=fused)
+    elif kind == 'adamw':
+        optimizer = torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), fused=fused)
     else:
-        raise UserError(f"OPTIMIZER.TYPE '{kind}' is not known; allowed are {', '.join(KINDS)}")
-    keep_state_fit(optimizer)
+        raise UserError(f"OPTIMIZER.TYPE '{kind}' is unknown; allowed are {', '.join(KINDS)}")
+    register_load_hooks(optimizer)
     return optimizer
 
 
@@ -161,31 +167,31 @@ def parameter_groups(
     decay_norm_and_bias: bool,
     lr_scales: Mapping[str, float] | None = None,
 ) -> list[dict]:
-    """Return a group of decayed parameters and one of the others for each factor on the learning rate.
+    """Return two groups per learning rate factor: parameters with and without weight decay.
 
-    The largest factor comes first, an empty group is left out, and without `lr_scales` no group has the option.
+    Groups are sorted by descending factor; empty groups are left out; without `lr_scales` no group has the option.
     """
-    members: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            kind = ((lr_scales or {}).get(name, 1.0), decay_norm_and_bias or parameter.ndim > 1)
-            members.setdefault(kind, []).append(parameter)
+            key = ((lr_scales or {}).get(name, 1.0), decay_norm_and_bias or parameter.ndim > 1)
+            groups.setdefault(key, []).append(parameter)
     return [
         {
-            'params': members[scale, decayed],
-            'weight_decay': weight_decay if decayed else 0.0,
+            'params': groups[scale, is_decayed],
+            'weight_decay': weight_decay if is_decayed else 0.0,
             **({} if lr_scales is None else {'lr_scale': scale}),
         }
-        for scale, decayed in sorted(members, reverse=True)
+        for scale, is_decayed in sorted(groups, reverse=True)
     ]
 
 
-def _has_fused(groups: list[dict]) -> bool:
-    """Whether fused kernels are to be used: on CPUs and on CUDA, for floats; elsewhere torch picks by itself.
+def _supports_fused(groups: list[dict]) -> bool:
+    """Return whether to use fused kernels: on CPU and CUDA, for floats; on other devices torch chooses.
 
     On the CPU they are the fastest. A step over the parameters of ResNet-18 / ResNeSt-50 (torch 2.14, one thread of a
     Xeon with AVX-512, median of 60): SGD 22 / 37 ms, against 25 / 53 in a loop and 34 / 83 with foreach; AdamW 29 / 46,
-    against 62 / 113 and 60 / 140. On CUDA a step with a loss scaler needs them, so as not to wait for the device.
+    against 62 / 113 and 60 / 140. On CUDA a step with a gradient scaler needs them to avoid waiting for the device.
     """
     parameters = [parameter for group in groups for parameter in group['params']]
     return all(parameter.device.type in ('cpu', 'cuda') and parameter.is_floating_point() for parameter in parameters)

@@ -1,9 +1,9 @@
-"""Learning rates: pure functions of the step, so that a resumed run needs no state to go on exactly.
+"""Learning rate schedules: pure functions of the step, so that a run resumes exactly without saved state.
 
-Steps are optimiser steps, counted from 0 over the whole run. Durations are given in epochs, whole or not,
-and rounded to the nearest step. Warm-up is linear: step s of W warm-up steps runs at the fraction
-f + (1 - f) (s + 1) / W of the schedule's rate, with f the start factor. So step 0 already learns, and step
-W - 1 has the full rate.
+Steps are optimizer steps, counted from 0 over the whole run. Durations are given in epochs, possibly fractional, and
+rounded to the nearest step. Warm-up is linear: step s of W warm-up steps has the fraction f + (1 - f) (s + 1) / W of
+the scheduled learning rate, where f is the start factor. So the learning rate of step 0 is above 0, and step W - 1 has
+the full rate.
 """
 
 import math
@@ -16,14 +16,11 @@ from lib.errors import UserError
 
 @dataclass(frozen=True)
 class MultiStep:
-    """The base rate times every factor whose milestone has been reached (step >= milestone).
-
-    Warm-up scales whatever the milestones say.
-    """
+    """The base rate times the factors of all milestones reached (step >= milestone), times the warm-up fraction."""
 
     base_lr: float
     milestones: tuple[int, ...]  # steps, increasing
-    factors: tuple[float, ...]  # one a milestone
+    factors: tuple[float, ...]  # one per milestone
     warmup_steps: int = 0
     warmup_start_factor: float = 0.0
 
@@ -37,7 +34,7 @@ class MultiStep:
 class CosineSchedule:
     """Half a cosine from the base to the final rate (Loshchilov & Hutter, ICLR 2017, eq. 5, one period).
 
-    It starts where warm-up ends, and would reach `final_lr` at `total_steps`, one step after the last.
+    It starts at the end of warm-up, and would reach `final_lr` at `total_steps`, one step after the last.
     """
 
     base_lr: float
@@ -55,10 +52,10 @@ class CosineSchedule:
 
 @dataclass(frozen=True)
 class OneCycle:
-    """One rise to the peak and one fall, both half cosines (Smith & Topin, 2018; as torch's OneCycleLR).
+    """One rise to the peak and one fall, both half cosines (Smith & Topin, 2018; like torch's OneCycleLR).
 
     From peak_lr / div_factor at step 0 to `peak_lr` at the last warm-up step, then down to
-    peak_lr / (div_factor * final_div_factor) at the last step. The momentum stays as it is.
+    peak_lr / (div_factor * final_div_factor) at the last step. The momentum is not changed.
     """
 
     peak_lr: float
@@ -86,9 +83,10 @@ def multistep(
     warmup_epochs: float = 0.0,
     warmup_start_factor: float = 0.0,
 ) -> MultiStep:
-    """Create a step schedule; a single factor holds at every milestone.
+    """Create a step schedule; a single factor applies to every milestone.
 
-    Raises UserError unless the milestones increase and there are as many factors.
+    Raises:
+        UserError: the milestones do not increase, or the number of factors is another.
     """
     milestone_epochs = tuple(milestone_epochs)
     factors = tuple(factors) if isinstance(factors, Sequence) else (factors,)
@@ -99,7 +97,7 @@ def multistep(
     if len(factors) != len(milestone_epochs):
         raise UserError(
             f'SCHEDULE.DECAY_FACTORS has {len(factors)} values for {len(milestone_epochs)} '
-            'SCHEDULE.MILESTONE_EPOCHS: give one for all, or one for each'
+            'SCHEDULE.MILESTONE_EPOCHS: set one value for all, or one per milestone'
         )
     milestones = tuple(to_steps(epoch, steps_per_epoch) for epoch in milestone_epochs)
     warmup_steps = to_steps(warmup_epochs, steps_per_epoch)
@@ -117,7 +115,8 @@ def cosine(
 ) -> CosineSchedule:
     """Create a cosine schedule over `max_epoch` epochs, warm-up included.
 
-    Raises UserError if warm-up takes all of them.
+    Raises:
+        UserError: warm-up takes all epochs.
     """
     total_steps, warmup_steps = _durations(max_epoch, warmup_epochs, steps_per_epoch)
     return CosineSchedule(base_lr, final_lr, total_steps, warmup_steps, warmup_start_factor)
@@ -132,28 +131,29 @@ def one_cycle(
     div_factor: float = 25.0,
     final_div_factor: float = 1e4,
 ) -> OneCycle:
-    """Create a one-cycle schedule that peaks at `base_lr` once `warmup_epochs` are over.
+    """Create a one-cycle schedule with its peak `base_lr` at the end of `warmup_epochs`.
 
-    Raises UserError if warm-up takes all epochs.
+    Raises:
+        UserError: warm-up takes all epochs.
     """
     total_steps, warmup_steps = _durations(max_epoch, warmup_epochs, steps_per_epoch)
     return OneCycle(base_lr, total_steps, warmup_steps, div_factor, final_div_factor)
 
 
 def to_steps(epochs: float, steps_per_epoch: int) -> int:
-    """Return a duration in steps, rounded: 0.07 epochs of 100 steps would be 7.000000000000001."""
+    """Return a duration in steps, rounded: 0.07 epochs of 100 steps are 7, not 7.000000000000001."""
     return round(epochs * steps_per_epoch)
 
 
 def warmup_fraction(step: int, warmup_steps: int, start_factor: float) -> float:
-    """Return the share of the rate at `step`: above 0 at once, and 1 from the last warm-up step on."""
+    """Return the fraction of the learning rate at `step`: above 0 from step 0 on, 1 from the last warm-up step on."""
     if step >= warmup_steps:
         return 1.0
     return start_factor + (1 - start_factor) * (step + 1) / warmup_steps
 
 
 def anneal(start: float, end: float, progress: float) -> float:
-    """Go from `start` at progress 0 to `end` at 1 along half a cosine; it stays there afterwards."""
+    """Return the half-cosine interpolation from `start` at progress 0 to `end` at progress 1 and beyond."""
     return end + (start - end) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 

@@ -1,4 +1,4 @@
-"""LOSS in the config -> the loss that it names, with the method's own defaults."""
+"""Losses built from the config, with the defaults of each method."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def config(**options):
 
 
 @pytest.mark.parametrize('name', LOSSES)
-def test_every_loss_is_built_and_learns(name):
+def test_every_loss_is_built_and_has_gradients(name):
     loss = build_loss(config(LOSS__TYPE=name), COUNTS)
     torch.manual_seed(0)
     logits = torch.randn(8, 6, requires_grad=True)
@@ -53,20 +53,20 @@ def test_reweighting():
 
 
 @pytest.mark.parametrize(('name', 'margin'), [('ldam', 0.5), ('arcface', 0.5), ('cosface', 0.35)])
-def test_margins_are_of_the_cosine_with_a_cosine_classifier(name, margin):
+def test_margins_apply_to_the_cosine_of_a_cosine_classifier(name, margin):
     logits, targets = torch.randn(4, 6), Targets(torch.tensor([2, 0, 1, 2]))
     linear = build_loss(config(LOSS__TYPE=name, LOSS__MARGIN=16 * margin if name != 'arcface' else margin), COUNTS)
     assert linear.loss(logits, targets.labels).isfinite().all()
     for classifier in ('FCNorm', 'cosine'):
-        own = build_loss(config(LOSS__TYPE=name, MODEL__CLASSIFIER=classifier), COUNTS)
-        given = build_loss(config(LOSS__TYPE=name, MODEL__CLASSIFIER=classifier, LOSS__MARGIN=margin), COUNTS)
-        assert torch.equal(own(logits, targets), given(logits, targets))
+        default = build_loss(config(LOSS__TYPE=name, MODEL__CLASSIFIER=classifier), COUNTS)
+        explicit = build_loss(config(LOSS__TYPE=name, MODEL__CLASSIFIER=classifier, LOSS__MARGIN=margin), COUNTS)
+        assert torch.equal(default(logits, targets), explicit(logits, targets))
         if name != 'arcface':
-            torch.testing.assert_close(own(logits, targets), linear(logits, targets))
+            torch.testing.assert_close(default(logits, targets), linear(logits, targets))
 
 
-@pytest.mark.parametrize(('epoch', 'balances'), [(7, False), (8, True), (9, True)])
-def test_influences_wait_for_their_epoch(epoch, balances):
+@pytest.mark.parametrize(('epoch', 'is_balanced'), [(7, False), (8, True), (9, True)])
+def test_influence_weights_start_at_their_epoch(epoch, is_balanced):
     loss = build_loss(
         config(LOSS__TYPE='influence_balanced', LOSS__REWEIGHT_EPOCH=-1, TRAIN__MAX_EPOCH=10), np.full(6, 9)
     )
@@ -74,5 +74,5 @@ def test_influences_wait_for_their_epoch(epoch, balances):
     torch.manual_seed(0)
     logits, labels, features = torch.randn(8, 6), torch.tensor([0, 1, 2, 4, 5, 0, 1, 0]), torch.rand(8, 4)
     p = logits.softmax(dim=1)[torch.arange(8), labels]
-    weights = 1000 / (2 * (1 - p) * features.sum(dim=1) + 1e-3) if balances else 1.0
+    weights = 1000 / (2 * (1 - p) * features.sum(dim=1) + 1e-3) if is_balanced else 1.0
     torch.testing.assert_close(loss(logits, Targets(labels), features), (-p.log() * weights).mean())

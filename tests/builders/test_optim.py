@@ -8,7 +8,7 @@ from lib.builders.optim import build_optimizer
 from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
 from lib.errors import UserError
-from lib.optim.gradients import make_scaler
+from lib.optim.gradients import create_grad_scaler
 from lib.runtime.device import pick_device
 
 SMALL = {'MODEL.BACKBONE': 'res32_cifar', 'INPUT.SIZE': 32, 'NAME': 'x'}
@@ -53,7 +53,7 @@ def test_a_backbone_without_blocks_is_named():
 def test_the_limit_of_rows_holds_beside_fused_steps_and_a_scaler():
     cfg = config(OPTIMIZER__MAX_NORM=0.1, OPTIMIZER__LR=0.5, OPTIMIZER__LAYER_DECAY=0.8)
     model = new_model(cfg, 3, DEVICE)
-    optimizer, scaler = build_optimizer(cfg, model), make_scaler(DEVICE.main, enabled=True)
+    optimizer, scaler = build_optimizer(cfg, model), create_grad_scaler(DEVICE.main, enabled=True)
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert (model.classifier.weight.norm(dim=1) > 0.1).any()
     before = model.backbone.conv1.weight.detach().clone()

@@ -1,4 +1,4 @@
-"""The common limit on gradients against torch's clip_grad_norm_, with rows that several ranks hold."""
+"""Gradient clipping against torch's clip_grad_norm_, with and without sharded parameters."""
 
 import os
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ def parameters_with_gradients(seed: int, shapes=((4, 3), (5,), (2, 3, 3, 3)), sc
 
 @dataclass(frozen=True)
 class Two(ProcessGroup):
-    """One of two ranks, of which the other's part of every sum is known."""
+    """One of two ranks; the other rank adds `others` to every sum."""
 
     world_size: int = 2
     others: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
@@ -36,7 +36,7 @@ class Two(ProcessGroup):
 
 
 @given(seed=st.integers(0, 99), max_norm=st.sampled_from([1e-3, 0.5, 3.0, 1e3]))
-def test_alone_it_is_torchs(seed, max_norm):
+def test_single_process_equals_torch(seed, max_norm):
     ours, theirs = (parameters_with_gradients(seed) for _ in range(2))
     norm, expected = clip_gradients(iter(ours), max_norm), clip_grad_norm_(theirs, max_norm)
     assert torch.equal(norm, expected)
@@ -47,24 +47,24 @@ def test_alone_it_is_torchs(seed, max_norm):
 @pytest.mark.parametrize('seed', range(4))
 @pytest.mark.parametrize('max_norm', [0.1, 1e4])
 @pytest.mark.parametrize('cut', [0, 1, 4])
-def test_rows_of_two_ranks_count_once_each_and_the_rest_once(seed, max_norm, cut):
+def test_sharded_rows_and_replicated_parameters_count_once(seed, max_norm, cut):
     whole = parameters_with_gradients(seed)
     matrix = whole[0].grad.clone()
     expected = clip_grad_norm_(whole, max_norm)
     for mine, others in ((slice(0, cut), slice(cut, 4)), (slice(cut, 4), slice(0, cut))):
-        part = nn.Parameter(torch.zeros_like(matrix[mine]))
-        part.grad = matrix[mine].clone()
-        common = parameters_with_gradients(seed)[1:]
+        shard = nn.Parameter(torch.zeros_like(matrix[mine]))
+        shard.grad = matrix[mine].clone()
+        replicated = parameters_with_gradients(seed)[1:]
         group = Two(others=matrix[others].square().sum())
-        # All parameters of a model may be given, the sharded ones among them.
-        norm = clip_gradients([part, *common], max_norm, sharded=[part], group=group)
+        # `parameters` may include the sharded ones.
+        norm = clip_gradients([shard, *replicated], max_norm, sharded=[shard], group=group)
         torch.testing.assert_close(norm, expected)
-        torch.testing.assert_close(part.grad, whole[0].grad[mine])
-        for one, other in zip(common, whole[1:], strict=True):
+        torch.testing.assert_close(shard.grad, whole[0].grad[mine])
+        for one, other in zip(replicated, whole[1:], strict=True):
             torch.testing.assert_close(one.grad, other.grad)
 
 
-def test_parameters_without_a_gradient_are_passed_over():
+def test_parameters_without_gradient_are_ignored():
     parameters = [*parameters_with_gradients(0), nn.Parameter(torch.ones(3))]
     expected = torch.cat([p.grad.flatten() for p in parameters[:-1]]).norm()
     torch.testing.assert_close(clip_gradients(parameters, 1e9), expected)
@@ -79,18 +79,18 @@ def _clip_on_a_rank(rank: int, path: str) -> None:
     os.environ['OMP_NUM_THREADS'] = '1'
     dist.init_process_group('gloo', init_method=f'file://{path}', rank=rank, world_size=2)
     try:
-        common, whole = parameters_with_gradients(1)[1:], parameters_with_gradients(1)[0]
+        replicated, whole = parameters_with_gradients(1)[1:], parameters_with_gradients(1)[0]
         group = ProcessGroup(rank, 2)
-        part = nn.Parameter(torch.zeros(2, 3))
-        part.grad = whole.grad[group.shard(4)].clone()
-        norm = clip_gradients(common, 0.5, sharded=[part], group=group)
-        torch.save([norm, part.grad, *(p.grad for p in common)], f'{path}.{rank}')
+        shard = nn.Parameter(torch.zeros(2, 3))
+        shard.grad = whole.grad[group.shard(4)].clone()
+        norm = clip_gradients(replicated, 0.5, sharded=[shard], group=group)
+        torch.save([norm, shard.grad, *(p.grad for p in replicated)], f'{path}.{rank}')
     finally:
         dist.destroy_process_group()
 
 
-def test_on_two_real_ranks(tmp_path):
-    path = str(tmp_path / 'meet')
+def test_two_processes(tmp_path):
+    path = str(tmp_path / 'rendezvous')
     mp.spawn(_clip_on_a_rank, (path,), nprocs=2)
     whole = parameters_with_gradients(1)
     expected = clip_grad_norm_(whole, 0.5)

@@ -1,4 +1,4 @@
-"""The moving average of weights against its closed form and torch's own."""
+"""The EMA of the weights loadedst its closed form and torch's AveragedModel."""
 
 import pytest
 import torch
@@ -32,29 +32,29 @@ def test_closed_form(seed, decay):
     weights = torch.randn(num_steps + 1, 2, 3, dtype=torch.float64)
     with torch.no_grad():
         layer.weight.copy_(weights[0])
-        average = ModelEMA(layer, decay)
+        ema = ModelEMA(layer, decay)
         for step in range(1, num_steps + 1):
             layer.weight.copy_(weights[step])
-            average.update()
+            ema.update()
             expected = decay**step * weights[0]
             for past in range(1, step + 1):
                 expected = expected + (1 - decay) * decay ** (step - past) * weights[past]
-            torch.testing.assert_close(average.state_dict()['weight'], expected, rtol=1e-12, atol=1e-14)
+            torch.testing.assert_close(ema.state_dict()['weight'], expected, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize('seed', range(3))
-def test_it_is_torchs_average_and_counts_batches_as_the_model_does(seed):
+def test_equals_torch_and_copies_batch_counters(seed):
     net = small_net(seed)
-    average = ModelEMA(net, 0.8)
+    ema = ModelEMA(net, 0.8)
     expected = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.8), use_buffers=True)
-    expected.update_parameters(net)  # torch's first update takes the weights as they are
+    expected.update_parameters(net)  # the first update of torch copies the weights
 
     def update():
-        average.update()
+        ema.update()
         expected.update_parameters(net)
 
     train(net, 5, update)
-    ours, theirs = average.state_dict(), expected.module.state_dict()
+    ours, theirs = ema.state_dict(), expected.module.state_dict()
     assert list(ours) == list(net.state_dict())
     assert ours.pop('1.num_batches_tracked') == 5
     assert not torch.equal(ours['1.running_mean'], net[1].running_mean)
@@ -62,33 +62,33 @@ def test_it_is_torchs_average_and_counts_batches_as_the_model_does(seed):
         torch.testing.assert_close(value, theirs[name], msg=name)
 
 
-def test_memory_format_and_frozen_weights_stay():
+def test_memory_format_and_frozen_weights_are_preserved():
     net = small_net(0)
     net[0].requires_grad_(False)
     frozen = net[0].weight.clone()
-    average = ModelEMA(net, 0.9)
-    train(net, 4, average.update)
-    averages = average.state_dict()
-    assert torch.equal(averages['0.weight'], frozen)
-    assert averages['0.weight'].is_contiguous(memory_format=torch.channels_last)
-    assert averages['0.weight'].data_ptr() != net[0].weight.data_ptr()
-    assert not any(value.requires_grad for value in averages.values())
+    ema = ModelEMA(net, 0.9)
+    train(net, 4, ema.update)
+    ema_state = ema.state_dict()
+    assert torch.equal(ema_state['0.weight'], frozen)
+    assert ema_state['0.weight'].is_contiguous(memory_format=torch.channels_last)
+    assert ema_state['0.weight'].data_ptr() != net[0].weight.data_ptr()
+    assert not any(value.requires_grad for value in ema_state.values())
 
 
 @pytest.mark.parametrize('raises', [False, True])
-def test_the_model_has_the_averages_within_the_block_alone(raises):
+def test_model_has_the_ema_only_within_the_context(raises):
     net = small_net(1)
-    average = ModelEMA(net, 0.9)
-    train(net, 3, average.update)
-    averages = {name: value.clone() for name, value in average.state_dict().items()}
+    ema = ModelEMA(net, 0.9)
+    train(net, 3, ema.update)
+    ema_state = {name: value.clone() for name, value in ema.state_dict().items()}
     before = {name: value.clone() for name, value in net.state_dict().items()}
     addresses = [value.data_ptr() for value in net.state_dict().values()]
-    assert not torch.equal(before['0.weight'], averages['0.weight'])
+    assert not torch.equal(before['0.weight'], ema_state['0.weight'])
 
     def evaluate():
-        with average.swapped():
+        with ema.swapped():
             for name, value in net.state_dict().items():
-                assert torch.equal(value, averages[name]), name
+                assert torch.equal(value, ema_state[name]), name
             if raises:
                 raise RuntimeError('while evaluating')
 
@@ -100,24 +100,24 @@ def test_the_model_has_the_averages_within_the_block_alone(raises):
     assert [value.data_ptr() for value in net.state_dict().values()] == addresses
     for name, value in net.state_dict().items():
         assert torch.equal(value, before[name]), name
-        assert torch.equal(average.state_dict()[name], averages[name]), name
+        assert torch.equal(ema.state_dict()[name], ema_state[name]), name
     assert net[0].weight.requires_grad
 
 
-def test_it_goes_on_after_loading_as_if_nothing_had_been(tmp_path):
+def test_loaded_ema_continues_identically(tmp_path):
     net = small_net(2)
-    average = ModelEMA(net, 0.7)
-    train(net, 2, average.update)
-    torch.save(average.state_dict(), tmp_path / 'average.pth')
-    again = ModelEMA(net, 0.7)
-    again.load_state_dict(torch.load(tmp_path / 'average.pth', weights_only=True))
-    train(net, 2, lambda: (average.update(), again.update()))
-    for name, value in average.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
+    ema = ModelEMA(net, 0.7)
+    train(net, 2, ema.update)
+    torch.save(ema.state_dict(), tmp_path / 'ema.pth')
+    loaded = ModelEMA(net, 0.7)
+    loaded.load_state_dict(torch.load(tmp_path / 'ema.pth', weights_only=True))
+    train(net, 2, lambda: (ema.update(), loaded.update()))
+    for name, value in ema.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
 
 
 @pytest.mark.parametrize('other', [nn.Linear(3, 4), nn.Linear(2, 3, bias=False)])
-def test_averages_of_another_model_are_refused(other):
-    average = ModelEMA(nn.Linear(2, 3), 0.9)
+def test_ema_of_another_model_raises(other):
+    ema = ModelEMA(nn.Linear(2, 3), 0.9)
     with pytest.raises(ValueError, match='other names or shapes'):
-        average.load_state_dict(other.state_dict())
+        ema.load_state_dict(other.state_dict())

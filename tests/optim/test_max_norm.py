@@ -1,10 +1,10 @@
-"""Rows stay within their ball."""
+"""The limit on the norms of rows."""
 
 import pytest
 import torch
 from torch import nn
 
-from lib.optim.optimizer import keep_norms_below
+from lib.optim.optimizer import project_to_max_norm
 
 
 @pytest.mark.parametrize('kind', [torch.optim.SGD, torch.optim.AdamW])
@@ -13,7 +13,7 @@ def test_rows_are_scaled_down_after_each_step(kind):
     layer, free = nn.Linear(4, 6), nn.Linear(4, 6)
     free.load_state_dict(layer.state_dict())
     limited, other = kind(layer.parameters(), lr=0.3), kind(free.parameters(), lr=0.3)
-    keep_norms_below(limited, layer.weight, 0.6)
+    project_to_max_norm(limited, layer.weight, 0.6)
     images = torch.randn(8, 4)
     for module, optimizer in ((layer, limited), (free, other)):
         (module(images) * torch.tensor([-9.0, 5.0, 0.0, 0.0, 0.1, -0.1])).sum().backward()
@@ -25,11 +25,11 @@ def test_rows_are_scaled_down_after_each_step(kind):
     torch.testing.assert_close(layer.bias, free.bias)
 
 
-def test_it_holds_over_many_steps():
+def test_limit_holds_over_many_steps():
     torch.manual_seed(1)
     layer = nn.Linear(3, 5)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0, momentum=0.9)
-    keep_norms_below(optimizer, layer.weight, 0.25)
+    project_to_max_norm(optimizer, layer.weight, 0.25)
     for _ in range(20):
         optimizer.zero_grad()
         layer(torch.randn(4, 3)).square().sum().neg().backward()

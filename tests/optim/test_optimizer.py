@@ -1,4 +1,4 @@
-"""Which parameters an optimiser holds, and how they are decayed."""
+"""Parameters of an optimizer and their weight decay."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def test_kind(kind, expected):
     assert len(optimizer.param_groups[0]['params']) == 6
 
 
-def test_norms_and_biases_can_go_undecayed():
+def test_norms_and_biases_without_decay():
     net = model()
     optimizer = create_optimizer(net, kind='sgd', lr=0.1, weight_decay=0.01, decay_norm_and_bias=False)
     decayed, others = optimizer.param_groups
@@ -31,14 +31,14 @@ def test_norms_and_biases_can_go_undecayed():
     assert (decayed['weight_decay'], others['weight_decay']) == (0.01, 0.0)
 
 
-def test_frozen_parameters_are_left_out():
+def test_frozen_parameters_are_excluded():
     net = model()
     net[:3].requires_grad_(False)
     optimizer = create_optimizer(net, kind='adamw', lr=0.1)
     assert [id(p) for p in optimizer.param_groups[0]['params']] == [id(net[3].weight), id(net[3].bias)]
 
 
-def test_a_nesterov_step_is_the_formula():
+def test_nesterov_step_equals_the_formula():
     parameter = nn.Parameter(torch.tensor([2.0]))
     holder = nn.ParameterList([parameter])
     optimizer = create_optimizer(holder, kind='sgd', lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.5)

@@ -1,4 +1,4 @@
-"""The scale of the loss: halved on infinities, kept in the checkpoint, and agreed over ranks."""
+"""Loss scaling: halved after infinite gradients, saved in the checkpoint, synchronized over ranks."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lib.distributed.process_group import ProcessGroup
-from lib.optim.gradients import make_scaler
+from lib.optim.gradients import create_grad_scaler
 from lib.optim.optimizer import KINDS, create_optimizer
 
 CPU = torch.device('cpu')
@@ -48,24 +48,24 @@ def weights_of(model):
 
 @pytest.mark.parametrize('group', [ProcessGroup(), Two()])
 @pytest.mark.parametrize('kind', KINDS)
-def test_an_infinite_gradient_halves_the_scale_and_leaves_the_weights(kind, group):
+def test_infinite_gradient_halves_the_scale_and_skips_the_step(kind, group):
     model, images = net(), torch.randn(4, 3, 6, 6)
     optimizer = create_optimizer(model, kind=kind, lr=1e-3, weight_decay=0.1)
-    scaler = make_scaler(CPU, enabled=True, group=group)
+    scaler = create_grad_scaler(CPU, enabled=True, group=group)
     before, scale = weights_of(model), scaler.get_scale()
-    step(model, optimizer, scaler, images, factor=1e8)  # on the very first step, when there is no state yet
+    step(model, optimizer, scaler, images, factor=1e8)  # the first step, without optimizer state
     assert scaler.get_scale() == scale / 2
     assert all(torch.equal(one, other) for one, other in zip(before, weights_of(model), strict=True))
     step(model, optimizer, scaler, images)
     assert scaler.get_scale() == scale / 2
     after = weights_of(model)
     assert not any(torch.equal(one, other) for one, other in zip(before, after, strict=True))
-    # The step that was passed over has left nothing behind: the next is that of a new optimiser.
+    # The skipped step has no effect: the next one is that of a new optimizer.
     fresh = net()
     with torch.no_grad():
         for mine, theirs in zip(fresh.buffers(), model.buffers(), strict=True):
             mine.copy_(theirs)
-    other = make_scaler(CPU, enabled=True)
+    other = create_grad_scaler(CPU, enabled=True)
     other.load_state_dict(scaler.state_dict())
     step(fresh, create_optimizer(fresh, kind=kind, lr=1e-3, weight_decay=0.1), other, images)
     assert all(torch.equal(one, other) for one, other in zip(after, weights_of(fresh), strict=True))
@@ -77,7 +77,7 @@ def test_scaling_by_a_power_of_two_changes_nothing(kind):
     for enabled in (False, True):
         model = net()
         optimizer = create_optimizer(model, kind=kind, lr=1e-3)
-        scaler = make_scaler(CPU, enabled=enabled)
+        scaler = create_grad_scaler(CPU, enabled=enabled)
         for _ in range(3):
             optimizer.zero_grad()
             scaler.scale(model(images).square().mean()).backward()  # in float32
@@ -91,11 +91,11 @@ def test_scaling_by_a_power_of_two_changes_nothing(kind):
 def test_the_scale_goes_through_a_file(tmp_path):
     model, images = net(), torch.randn(4, 3, 6, 6)
     optimizer = create_optimizer(model, kind='sgd', lr=1e-3)
-    scaler = make_scaler(CPU, enabled=True)
+    scaler = create_grad_scaler(CPU, enabled=True)
     for factor in (1e8, 1e8, 1.0):
         step(model, optimizer, scaler, images, factor)
     torch.save(scaler.state_dict(), tmp_path / 'scaler.pth')
-    again = make_scaler(CPU, enabled=True)
+    again = create_grad_scaler(CPU, enabled=True)
     again.load_state_dict(torch.load(tmp_path / 'scaler.pth', weights_only=True))
     assert again.get_scale() == 2**14
     assert again.state_dict() == scaler.state_dict()
@@ -103,11 +103,11 @@ def test_the_scale_goes_through_a_file(tmp_path):
 
 @pytest.mark.parametrize('unscaled_before', [False, True])
 @pytest.mark.parametrize(('mine', 'other'), [(False, 0.0), (False, 1.0), (True, 0.0), (True, 1.0)])
-def test_ranks_agree(mine, other, unscaled_before):
-    """A step is passed over if either rank has to, and also if both have."""
+def test_ranks_skip_the_same_steps(mine, other, unscaled_before):
+    """A step is skipped if one rank or both have non-finite gradients."""
     model, images = net(), torch.randn(4, 3, 6, 6)
     optimizer = create_optimizer(model, kind='sgd', lr=1e-3)
-    scaler = make_scaler(CPU, enabled=True, group=Two(other=other))
+    scaler = create_grad_scaler(CPU, enabled=True, group=Two(other=other))
     before = weights_of(model)
     backward(model, scaler, images, 1e8 if mine else 1.0)
     if unscaled_before:
@@ -119,10 +119,10 @@ def test_ranks_agree(mine, other, unscaled_before):
     assert torch.equal(before[0], model[0].weight) is skipped
 
 
-def test_a_rank_without_gradients_takes_part():
+def test_rank_without_gradients_takes_part():
     layer = nn.Linear(2, 2)
     optimizer = create_optimizer(layer, kind='sgd', lr=0.1)
-    scaler = make_scaler(CPU, enabled=True, group=Two(other=1.0))
+    scaler = create_grad_scaler(CPU, enabled=True, group=Two(other=1.0))
     scaler.scale(torch.zeros(()))
     scaler.unscale_(optimizer)
     scaler.step(optimizer)
@@ -130,10 +130,10 @@ def test_a_rank_without_gradients_takes_part():
     assert scaler.get_scale() == 2**15
 
 
-def test_a_disabled_one_is_not_there():
+def test_disabled_scaler_does_nothing():
     model, images = net(), torch.randn(4, 3, 6, 6)
     optimizer = create_optimizer(model, kind='sgd', lr=1e-3)
-    scaler = make_scaler(CPU, enabled=False)
+    scaler = create_grad_scaler(CPU, enabled=False)
     before = weights_of(model)
     step(model, optimizer, scaler, images)
     assert scaler.state_dict() == {}

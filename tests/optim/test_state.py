@@ -1,4 +1,4 @@
-"""States of optimisers: those of older files, in other memory formats, of parameters that come late."""
+"""Optimizer states: of other implementations and memory formats, and of parameters with late gradients."""
 
 import copy
 
@@ -29,7 +29,7 @@ def step(model, optimizer, seed):
 
 
 def ours_and_plain(kind):
-    """Return (model, fused optimiser) and (model, the plain loop of torch), with equal weights."""
+    """Return (model, fused optimizer) and (model, torch's single-tensor loop), with equal weights."""
     ours, plain = net(), net()
     optimizer = create_optimizer(ours, kind=kind, lr=0.002, weight_decay=0.01)
     assert all(group['fused'] for group in optimizer.param_groups)
@@ -45,7 +45,7 @@ def assert_same(ours, plain):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_fused_steps_are_the_plain_ones(kind):
+def test_fused_steps_equal_the_loop(kind):
     (ours, optimizer), (plain, other) = ours_and_plain(kind)
     for seed in range(5):
         step(ours, optimizer, seed)
@@ -54,8 +54,8 @@ def test_fused_steps_are_the_plain_ones(kind):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_state_from_before_goes_on(kind):
-    """Saved without fused, from contiguous weights: it must not matter."""
+def test_state_of_another_implementation_loads(kind):
+    """A state saved without fused, from contiguous weights."""
     (ours, optimizer), (plain, other) = ours_and_plain(kind)
     for seed in range(3):
         step(plain, other, seed)
@@ -74,7 +74,7 @@ def test_a_state_from_before_goes_on(kind):
     assert_same(ours, plain)
 
 
-def test_options_stay_those_of_the_optimizer():
+def test_options_of_the_optimizer_are_kept():
     saved = create_optimizer(net(), kind='sgd', lr=0.1, weight_decay=0.5, lr_scales={}).state_dict()
     optimizer = create_optimizer(net(), kind='sgd', lr=0.2, momentum=0.8, weight_decay=0.01)
     optimizer.load_state_dict(saved)
@@ -84,14 +84,14 @@ def test_options_stay_those_of_the_optimizer():
     assert saved['param_groups'][0]['weight_decay'] == 0.5
 
 
-def test_other_groups_are_refused():
+def test_state_with_other_groups_raises():
     saved = create_optimizer(net(), kind='sgd', lr=0.1).state_dict()
-    with pytest.raises(ValueError, match='argument 2'):  # what fit.restore makes a line of
+    with pytest.raises(ValueError, match='argument 2'):  # the resume code turns this into one error line
         create_optimizer(net(), kind='sgd', lr=0.1, decay_norm_and_bias=False).load_state_dict(saved)
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_gradient_that_comes_late(kind):
+def test_late_first_gradient(kind):
     (ours, optimizer), (plain, other) = ours_and_plain(kind)
     for model in (ours, plain):
         model[2].bias.requires_grad_(False)
@@ -104,7 +104,7 @@ def test_a_gradient_that_comes_late(kind):
     assert_same(ours, plain)
 
 
-def test_a_share_without_rows_is_no_obstacle():
+def test_empty_shard_is_supported():
     layer = nn.Linear(3, 2)
     layer.weight = nn.Parameter(torch.zeros(0, 3))
     for kind in KINDS:
