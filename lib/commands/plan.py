@@ -1,4 +1,4 @@
-"""The config and PLAN -> what a training step needs of a device, and which way of taking it fits."""
+"""tools/plan.py: estimate memory, communication and time of a training step, and the cheapest strategy that fits."""
 
 import functools
 import math
@@ -7,18 +7,24 @@ import os
 import numpy as np
 import torch
 from torch import nn
-from yacs.config import CfgNode
 
 from lib.builders.data import open_training_data
 from lib.builders.loss import build_loss
 from lib.builders.model import CLASSIFIERS, new_model
 from lib.builders.optim import build_optimizer
+from lib.config.defaults import Config
 from lib.config.yaml_text import as_node, as_values
 from lib.errors import UserError
 from lib.loss.weighted import WeightedLoss
 from lib.model import Recognizer
-from lib.plan.backbone import backbone_cost
-from lib.plan.head import ClassifierCost, OptimizerCost, chunked_classifier_cost, classifier_cost, optimizer_cost
+from lib.plan.costs import (
+    ClassifierCost,
+    OptimizerCost,
+    backbone_cost,
+    chunked_classifier_cost,
+    classifier_cost,
+    optimizer_cost,
+)
 from lib.plan.strategies import (
     USABLE,
     StepSpec,
@@ -32,66 +38,78 @@ from lib.plan.strategies import (
 from lib.plan.table import Row, model_table, options_of, strategies_table, traffic_table
 from lib.runtime.device import Device, pick_device
 
-# Of the classifier, enough to be computed in several blocks.
-_SOME_NUMBERS = 2**24
-# For the ways that have them, where the config does not say.
+# Size of the classifier that is measured, enough for several blocks; larger ones are extrapolated.
+_MEASURED_ELEMENTS = 2**24
+# For strategies with chunks or sampled classes, if the config sets none.
 _CHUNK, _SAMPLED = 32, 0.1
-# How a step is taken does not change what model and loss are.
-_ONE_PIECE = {'MODEL.CLASSIFIER_SHARDED': False, 'LOSS.CHUNK_IMAGES': 0, 'LOSS.SAMPLED_CLASSES': 1.0}
+_CONFIGURED = 'as configured'  # name of the row of the config's strategy
+# Model and loss are built without the options that a strategy varies.
+_UNSHARDED = {'MODEL.CLASSIFIER_SHARDED': False, 'LOSS.CHUNK_IMAGES': 0, 'LOSS.SAMPLED_CLASSES': 1.0}
 
 
 class StepCosts:
-    """What the parts of a run's step take: the run's own model, loss and optimiser on tensors without memory."""
+    """The costs of a run's step: its model, loss and optimizer, run on tensors without memory.
 
-    def __init__(self, cfg: CfgNode, num_classes: int, train_dtype: torch.dtype | None) -> None:
-        self._cfg = cfg = as_node(as_values(cfg) | _ONE_PIECE)
-        # In either half precision the same bytes; the CPU, whose part is played here, prefers this one.
+    Attributes:
+        backbone: BackboneCost.
+        num_features: width of the features.
+        classifier, chunked_classifier, optimizer: cached functions, see `Costs` in lib/plan/strategies.py.
+    """
+
+    def __init__(self, cfg: Config, num_classes: int, train_dtype: torch.dtype | None) -> None:
+        self._cfg = cfg = as_node(as_values(cfg) | _UNSHARDED)
+        # Both half precisions take the same bytes; the CPU, which is simulated here, prefers bfloat16.
         self._dtype = None if train_dtype is None else torch.bfloat16
         device = Device(torch.device('meta'), (), self._dtype, None)
         with device.main:
             self._model = new_model(cfg, num_classes, device, pretrained=False)
-        self.head, self.lean_head = functools.cache(self._head), functools.cache(self._lean_head)
+        self.classifier = functools.cache(self._classifier)
+        self.chunked_classifier = functools.cache(self._chunked_classifier)
         self.optimizer = functools.cache(self._optimizer)
-        self.num_features = self._model.backbone.num_features
+        self.num_features = self._model.num_features
         try:
             self.backbone = backbone_cost(self._model, cfg.INPUT.SIZE)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f'MODEL.BACKBONE {cfg.MODEL.BACKBONE} cannot be run without memory: {line}') from error
+            raise UserError(
+                f'MODEL.BACKBONE {cfg.MODEL.BACKBONE} does not run on tensors without memory, so it cannot be planned '
+                f'({line}): choose another MODEL.BACKBONE'
+            ) from error
 
-    def _head(self, num_images: int, num_rows: int) -> ClassifierCost:
-        """Return what classifier and loss take for so many images and classes."""
-        return classifier_cost(self._recognizer(nn.Identity(), num_rows), self._loss(num_rows), self.num_features, num_images)
+    def _classifier(self, num_images: int, num_rows: int) -> ClassifierCost:
+        """Return the cost of classifier and loss for a number of images and classes."""
+        model = self._recognizer(nn.Identity(), num_rows)
+        return classifier_cost(model, self._loss(num_rows), self.num_features, num_images)
 
-    def _lean_head(self, num_images: int, num_rows: int, chunk: int, num_compared: int) -> ClassifierCost:
-        """Return what they take when they are computed together: linear in chunks and in classes, so a few tell."""
-        share = num_compared / num_rows
-        few = math.ceil(_SOME_NUMBERS / self.num_features / share)
+    def _chunked_classifier(self, num_images: int, num_rows: int, chunk: int, num_sampled: int) -> ClassifierCost:
+        """Return their cost when computed over chunks, which is linear in chunks and classes: measure a few of each."""
+        fraction = num_sampled / num_rows
+        few_rows = math.ceil(_MEASURED_ELEMENTS / self.num_features / fraction)
 
         def cost(images: int, rows: int) -> ClassifierCost:
-            compared = math.ceil(rows * share)
+            sampled = math.ceil(rows * fraction)
             return chunked_classifier_cost(
                 self._recognizer(nn.Identity(), rows),
-                self._loss(compared),
+                self._loss(sampled),
                 self.num_features,
                 images,
                 chunk=chunk,
-                num_compared=compared,
+                num_sampled=sampled,
             )
 
-        images, rows = min(num_images, 2 * chunk), min(num_rows, few)
-        found = start = cost(images, rows)
+        images, rows = min(num_images, 2 * chunk), min(num_rows, few_rows)
+        result = start = cost(images, rows)
         if num_rows > rows:
-            found = found.beyond(start, cost(images, 2 * rows), num_rows / rows - 1)
+            result = result.extrapolate(start, cost(images, 2 * rows), num_rows / rows - 1)
         if num_images > images:
-            found = found.beyond(start, cost(images + chunk, rows), (num_images - images) / chunk)
-        return found
+            result = result.extrapolate(start, cost(images + chunk, rows), (num_images - images) / chunk)
+        return result
 
     def _loss(self, num_classes: int) -> WeightedLoss:
         return build_loss(self._cfg, np.ones(num_classes, dtype=np.int64))
 
     def _optimizer(self, num_rows: int) -> OptimizerCost:
-        """Return what the optimiser takes for the backbone and so many classes."""
+        """Return the cost of the optimizer for the backbone and a number of classes."""
         model = self._recognizer(self._model.backbone, num_rows)
         return optimizer_cost(model, functools.partial(build_optimizer, self._cfg))
 
@@ -101,128 +119,133 @@ class StepCosts:
         return Recognizer(backbone, classifier, train_dtype=self._dtype)
 
 
-def make_plan(cfg: CfgNode) -> list[str]:
-    """Return what a step of the run needs, on PLAN's hardware, a line each.
+def make_plan(cfg: Config) -> list[str]:
+    """Return the plan of the run's step on the hardware of the PLAN section, as lines.
 
     Raises:
         UserError: neither PLAN.NUM_CLASSES nor annotations; a backbone that cannot be planned; TFLOPS without a link.
     """
     device = pick_device(cfg.RUN.DEVICE, cfg.RUN.PRECISION)
     if cfg.PLAN.TFLOPS and cfg.PLAN.DEVICES > 1 and not cfg.PLAN.LINK_GB_S:
-        raise UserError('PLAN.TFLOPS is set, but times of several devices need PLAN.LINK_GB_S too: --PLAN_LINK_GB_S 25')
-    num_classes = cfg.PLAN.NUM_CLASSES or open_training_data(cfg).train.num_classes
+        raise UserError(
+            'PLAN.TFLOPS with several devices needs their bandwidth: set --PLAN_LINK_GB_S 25'
+        )
+    num_classes = cfg.PLAN.NUM_CLASSES or open_training_data(cfg, quarantine=False).train.num_classes
     costs = StepCosts(cfg, num_classes, device.train_dtype)
-    job = StepSpec(
+    spec = StepSpec(
         batch_size=cfg.TRAIN.BATCH_SIZE,
-        devices=cfg.PLAN.DEVICES,
+        num_devices=cfg.PLAN.DEVICES,
         num_classes=num_classes,
         num_features=costs.num_features,
         image_size=cfg.INPUT.SIZE,
         ema=cfg.TRAIN.EMA_DECAY > 0,
     )
-    device_bytes = cfg.PLAN.DEVICE_GB * 1e9 or _own_memory(device.main)
-    rows = _rows(cfg, job, costs, device_bytes)
+    device_bytes = cfg.PLAN.DEVICE_GB * 1e9 or _local_memory(device.main)
+    rows = _rows(cfg, spec, costs, device_bytes)
     precision = 'float32' if device.train_dtype is None else str(device.train_dtype).removeprefix('torch.')
+    devices = f'{spec.num_devices} device{"s" * (spec.num_devices > 1)}'
     return [
         f'{cfg.MODEL.BACKBONE} at {cfg.INPUT.SIZE} px, {cfg.MODEL.CLASSIFIER}, {cfg.LOSS.TYPE}, {precision}, '
         f'{cfg.OPTIMIZER.TYPE}',
-        f'{job.batch_size:,} images a step over {job.devices} device{"s" * (job.devices > 1)}: {job.share:,} each',
+        f'{spec.batch_size:,} images per step on {devices}: {spec.per_device_batch:,} each',
         '',
         *model_table(
-            job,
+            spec,
             costs.backbone,
-            costs.head(2, num_classes),
+            costs.classifier(2, num_classes),
             costs.optimizer(num_classes),
-            per_device=job.devices > 1,
+            per_device=spec.num_devices > 1,
         ),
         '',
-        *strategies_table(rows, job, device_bytes),
+        *strategies_table(rows, device_bytes),
         '',
-        *_choice(rows, job, device_bytes),
-        *_traffic(cfg, rows, job, device_bytes),
+        *_choice(rows, spec, device_bytes),
+        *_traffic(cfg, rows, spec, device_bytes),
     ]
 
 
-def _rows(cfg: CfgNode, job: StepSpec, costs: StepCosts, device_bytes: float) -> list[Row]:
-    def fits(way: Strategy) -> bool:
-        return estimate_memory(way, job, costs).total <= USABLE * device_bytes
+def _rows(cfg: Config, spec: StepSpec, costs: StepCosts, device_bytes: float) -> list[Row]:
+    """Return a row per strategy, and one for the strategy of the config if it is not the first."""
 
-    named = list(
+    def fits(strategy: Strategy) -> bool:
+        return estimate_memory(strategy, spec, costs).total <= USABLE * device_bytes
+
+    strategies = list(
         list_strategies(
-            job,
+            spec,
             chunk=cfg.LOSS.CHUNK_IMAGES or _CHUNK,
             sampled=cfg.LOSS.SAMPLED_CLASSES if cfg.LOSS.SAMPLED_CLASSES < 1 else _SAMPLED,
             fits=fits,
         )
     )
+    micro_batch = cfg.TRAIN.DEVICE_BATCH_SIZE
     configured = Strategy(
-        at_once=min(cfg.TRAIN.DEVICE_BATCH_SIZE, job.share) if cfg.TRAIN.DEVICE_BATCH_SIZE > 0 else job.share,
+        micro_batch=min(micro_batch, spec.per_device_batch) if micro_batch > 0 else spec.per_device_batch,
         chunk=cfg.LOSS.CHUNK_IMAGES,
-        sharded=cfg.MODEL.CLASSIFIER_SHARDED and job.devices > 1,
+        sharded=cfg.MODEL.CLASSIFIER_SHARDED and spec.num_devices > 1,
         sampled=cfg.LOSS.SAMPLED_CLASSES,
     )
-    if configured != named[0][1]:
-        named.append(('as configured', configured))
+    if configured != strategies[0][1]:
+        strategies.append((_CONFIGURED, configured))
     rows = []
-    for name, way in named:
-        traffic = estimate_traffic(way, job, costs.backbone, costs.head(2, way.rows(job)).gradients)
-        flops = estimate_flops(way, job, costs.backbone)
+    for name, strategy in strategies:
+        classifier_gradients = costs.classifier(2, strategy.num_rows(spec)).gradients
+        traffic = estimate_traffic(strategy, spec, costs.backbone, classifier_gradients)
+        flops = estimate_flops(strategy, spec, costs.backbone)
         seconds = None
         if cfg.PLAN.TFLOPS:
             seconds = estimate_seconds(
                 traffic,
                 flops,
-                flops_a_second=cfg.PLAN.TFLOPS * cfg.PLAN.UTILIZATION * 1e12,
-                bytes_a_second=(cfg.PLAN.LINK_GB_S or 1) * 1e9,
+                flops_per_second=cfg.PLAN.TFLOPS * cfg.PLAN.UTILIZATION * 1e12,
+                bytes_per_second=(cfg.PLAN.LINK_GB_S or 1) * 1e9,
             )
-        rows.append(Row(name, way, estimate_memory(way, job, costs), traffic, flops, seconds))
+        rows.append(Row(name, strategy, estimate_memory(strategy, spec, costs), traffic, flops, seconds))
     return rows
 
 
 def _cheapest(rows: list[Row], device_bytes: float) -> Row | None:
-    planned = [row for row in rows if row.name != 'as configured']
-    return next((row for row in planned if row.need.total <= USABLE * device_bytes), None)
+    return next((row for row in rows if row.name != _CONFIGURED and row.fits(device_bytes)), None)
 
 
-def _choice(rows: list[Row], job: StepSpec, device_bytes: float) -> list[str]:
-    chosen = _cheapest(rows, device_bytes)
-    lines = [f'Fits: at most {USABLE:.0%} of the memory; kernels, allocator and system take more.']
-    if chosen is None:
-        fewer = 'smaller images, fewer features' if job.devices > 1 else 'several devices (--PLAN_DEVICES)'
-        return [*lines, f'Nothing fits: more memory, {fewer}, or a smaller MODEL.BACKBONE.']
-    options = options_of(chosen.way, job)
-    return [*lines, f'The cheapest that fits: {chosen.name}', *([f'  {options}'] if options else [])]
+def _choice(rows: list[Row], spec: StepSpec, device_bytes: float) -> list[str]:
+    cheapest = _cheapest(rows, device_bytes)
+    lines = [f'fits: at most {USABLE:.0%} of the memory; kernels, allocator and system need the rest']
+    if cheapest is None:
+        change = 'smaller images, fewer features' if spec.num_devices > 1 else 'several devices (--PLAN_DEVICES)'
+        return [*lines, f'nothing fits: use {change},', '  more memory, or a smaller MODEL.BACKBONE']
+    options = options_of(cheapest.strategy, spec)
+    return [*lines, f'cheapest strategy that fits: {cheapest.name}', *([f'  {options}'] if options else [])]
 
 
-def _traffic(cfg: CfgNode, rows: list[Row], job: StepSpec, device_bytes: float) -> list[str]:
-    shown = [row for row in rows if row.need.total <= USABLE * device_bytes]
-    table = traffic_table(shown, job, cfg.PLAN.IMAGES) if shown else []
+def _traffic(cfg: Config, rows: list[Row], spec: StepSpec, device_bytes: float) -> list[str]:
+    fitting = [row for row in rows if row.fits(device_bytes)]
+    table = traffic_table(fitting, spec, cfg.PLAN.IMAGES) if fitting else []
     if not table:
         return []
     lines = ['', *table]
     if cfg.PLAN.TFLOPS:
         lines.append(
-            f'Assumed: {cfg.PLAN.UTILIZATION:.0%} of {cfg.PLAN.TFLOPS:g} TFLOPS'
-            + (f', {cfg.PLAN.LINK_GB_S:g} GB/s a device' if job.devices > 1 else '')
-            + ', nothing sent while computing.'
+            f'assumed: {cfg.PLAN.UTILIZATION:.0%} of {cfg.PLAN.TFLOPS:g} TFLOP/s'
+            + (f', {cfg.PLAN.LINK_GB_S:g} GB/s per device, no overlap' if spec.num_devices > 1 else '')
         )
-        chosen, epochs = _cheapest(rows, device_bytes), cfg.TRAIN.MAX_EPOCH
-        if chosen and cfg.PLAN.IMAGES and epochs:
-            seconds = sum(chosen.seconds) * cfg.PLAN.IMAGES / job.batch_size * epochs
+        cheapest, epochs = _cheapest(rows, device_bytes), cfg.TRAIN.MAX_EPOCH
+        if cheapest and cheapest.seconds and cfg.PLAN.IMAGES and epochs:
+            seconds = sum(cheapest.seconds) * cfg.PLAN.IMAGES / spec.batch_size * epochs
             time = f'{seconds / 3600:.3g} hours' if seconds < 2 * 86400 else f'{seconds / 86400:.3g} days'
-            lines.append(f'{epochs} epochs of {cfg.PLAN.IMAGES:,} images, {chosen.name}: {time}.')
+            lines.append(f'{epochs} epochs of {cfg.PLAN.IMAGES:,} images, {cheapest.name}: {time}')
     return lines
 
 
-def _own_memory(device: torch.device) -> int:
+def _local_memory(device: torch.device) -> int:
     """Return the bytes of this machine's GPU, or its RAM.
 
     Raises:
-        UserError: this system does not tell.
+        UserError: the operating system does not report its memory.
     """
     if device.type == 'cuda':
         return torch.cuda.get_device_properties(device).total_memory
     try:
         return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     except (AttributeError, ValueError, OSError):
-        raise UserError('this system does not tell its memory: --PLAN_DEVICE_GB 16') from None
+        raise UserError('the memory of this machine is unknown: set it, for example --PLAN_DEVICE_GB 16') from None

@@ -1,7 +1,8 @@
-"""Runs on tensors that have shapes but no memory, and the memory that they would have taken."""
+"""Run code on tensors that have shapes but no memory, and count the memory that they would take."""
 
 import weakref
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,82 +14,88 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 def memoryless() -> FakeTensorMode:
-    """Return a context in which every new tensor is a shape on the CPU, and computing is bookkeeping.
+    """Return a context in which every new tensor is a fake CPU tensor: operations compute shapes only.
 
-    Unlike the meta device, it knows autocast and takes the kernels of a device.
+    Unlike the meta device, it supports autocast and dispatches to the kernels of a device.
     """
-    # Without fallback: it would run a kernel that tells no shapes on real tensors.
+    # Without fallback, which would run kernels without a shape function on real tensors.
     return FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False)
 
 
 def into_memoryless(module: nn.Module) -> nn.Module:
-    """Return a module on the meta device, its parameters and buffers put on the CPU; within memoryless()."""
+    """Replace parameters and buffers of a module on the meta device by fake CPU tensors, within memoryless()."""
     moved: dict[int, nn.Parameter] = {}
-    for part in module.modules():
-        for name, parameter in part.named_parameters(recurse=False):
-            if id(parameter) not in moved:  # one tensor may have several names
+    for child in module.modules():
+        for name, parameter in child.named_parameters(recurse=False):
+            if id(parameter) not in moved:  # a tied parameter has several names
                 moved[id(parameter)] = nn.Parameter(_like(parameter), requires_grad=parameter.requires_grad)
-            setattr(part, name, moved[id(parameter)])
-        for name, buffer in part.named_buffers(recurse=False):
-            setattr(part, name, _like(buffer))
+            setattr(child, name, moved[id(parameter)])
+        for name, buffer in child.named_buffers(recurse=False):
+            setattr(child, name, _like(buffer))
     return module
 
 
 def num_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Return the bytes of tensors, each storage once."""
+    """Return the bytes of tensors, counting each storage once."""
     storages = WeakIdKeyDictionary({tensor.untyped_storage(): tensor.untyped_storage().nbytes() for tensor in tensors})
     return sum(storages.values())
 
 
 class MemoryTracker(TorchDispatchMode):
-    """Counts, within its context, the bytes of the storages that come into being and are still there.
+    """Count the bytes of all storages that are created within the context and still alive.
 
-    What a kernel takes for itself (the workspaces of convolutions) is not seen.
+    Workspaces inside kernels (convolutions) are not counted.
 
     Args:
-        known: tensors that were there before, and do not count.
+        existing: tensors that are not counted.
 
     Attributes:
-        now: bytes alive.
-        after: bytes alive after each operation, what was temporary in it included.
+        current: bytes alive now.
+        history: bytes alive after each operation, its temporary results included.
     """
 
-    def __init__(self, known: Iterable[torch.Tensor] = ()) -> None:
+    def __init__(self, existing: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
-        self.now = 0
-        self.after: list[int] = []
-        self._seen = WeakIdKeyDictionary({tensor.untyped_storage(): True for tensor in known})
+        self.current = 0
+        self.history: list[int] = []
+        self._counted = WeakIdKeyDictionary({tensor.untyped_storage(): True for tensor in existing})
 
     @property
     def peak(self) -> int:
-        """The most bytes that were alive at once."""
-        return max(self.after, default=0)
+        """Return the maximum of `history`, bytes."""
+        return max(self.history, default=0)
 
     def series(self) -> np.ndarray:
-        """Return `after` as int64."""
-        return np.array(self.after, dtype=np.int64)
+        """Return `history` as int64 (operations,)."""
+        return np.array(self.history, dtype=np.int64)
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = None
-        # What returns nothing (fused optimisers) only writes, and needs no running where nothing is written to.
-        if func._schema.returns or not any(isinstance(given, FakeTensor) for given in tree_leaves(args)):
-            made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
+    def restart(self) -> None:
+        """Clear `history`, so that `peak` is that of later operations."""
+        self.history.clear()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = None
+        # Operations without a result (fused optimizers) only write to their arguments: skipped for fake tensors.
+        if func._schema.returns or not any(isinstance(argument, FakeTensor) for argument in tree_leaves(args)):
+            result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self._add(tensor.untyped_storage())
-        self.after.append(self.now)
-        return made
+        self.history.append(self.current)
+        return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._seen:
+        if storage in self._counted:
             return
         size = storage.nbytes()
-        self._seen[storage] = True
-        self.now += size
+        self._counted[storage] = True
+        self.current += size
         weakref.finalize(storage, self._remove, size)
 
     def _remove(self, size: int) -> None:
-        self.now -= size
+        self.current -= size
 
 
 def _like(tensor: torch.Tensor) -> torch.Tensor:

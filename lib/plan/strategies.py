@@ -1,213 +1,209 @@
-"""Ways of taking a training step, what each needs of a device, and the cheapest that fits.
-
-What the devices send each other in a step, and how long it takes.
-"""
+"""Strategies for a training step: the memory, communication and arithmetic of each, from the cheapest on."""
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from lib.plan.backbone import BackboneCost
-from lib.plan.head import ClassifierCost, OptimizerCost
+from lib.plan.costs import BackboneCost, ClassifierCost, OptimizerCost
 
-FLOAT = 4  # bytes of a number in float32
-# What of a device's memory a plan may use; kernels' workspaces, the allocator's gaps and CUDA itself take the rest.
+FLOAT_BYTES = 4  # of a float32 number
+# Fraction of a device's memory that a plan may use; workspaces of kernels, fragmentation and CUDA itself need the rest.
 USABLE = 0.9
+# Numbers per image that every shard sends to the others: its label's logit and the log-sum-exp of its classes.
+_SOFTMAX_STATISTICS = 2
 
 
 @dataclass(frozen=True)
 class StepSpec:
-    """A step that is to be taken.
+    """A training step to plan.
 
     Attributes:
-        batch_size: images a step, over all devices.
-        devices: that share them.
-        num_classes, num_features, image_size: of the model.
-        ema: whether an average of the weights is kept.
+        batch_size: images per step, over all devices.
+        num_devices: devices that share the batch.
+        num_classes, num_features, image_size: of the model; image_size in pixels.
+        ema: a moving average of the weights is stored.
     """
 
     batch_size: int
-    devices: int
+    num_devices: int
     num_classes: int
     num_features: int
     image_size: int
     ema: bool = False
 
     @property
-    def share(self) -> int:
-        """Images of a device."""
-        return -(-self.batch_size // self.devices)
+    def per_device_batch(self) -> int:
+        """Return the images per device and step."""
+        return -(-self.batch_size // self.num_devices)
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """How a step is taken.
+    """How a step is computed.
 
     Attributes:
-        at_once: images that a device takes through the backbone at once (TRAIN.DEVICE_BATCH_SIZE).
-        chunk: images that are classified at once; 0: all (LOSS.CHUNK_IMAGES).
-        sharded: whether each device holds its share of the classes (MODEL.CLASSIFIER_SHARDED).
-        sampled: share of the classes that a step compares with (LOSS.SAMPLED_CLASSES).
+        micro_batch: images per device that go through the backbone at once (TRAIN.DEVICE_BATCH_SIZE).
+        chunk: images per chunk of classifier and loss; 0: all (LOSS.CHUNK_IMAGES).
+        sharded: each device holds a shard of the classes (MODEL.CLASSIFIER_SHARDED).
+        sampled: fraction of the classes that a step uses (LOSS.SAMPLED_CLASSES).
     """
 
-    at_once: int
+    micro_batch: int
     chunk: int = 0
     sharded: bool = False
     sampled: float = 1.0
 
-    def rows(self, job: StepSpec) -> int:
-        """Return the rows of the classifier that a device holds."""
-        return -(-job.num_classes // job.devices) if self.sharded else job.num_classes
+    def num_rows(self, spec: StepSpec) -> int:
+        """Return the number of classifier rows on a device."""
+        return -(-spec.num_classes // spec.num_devices) if self.sharded else spec.num_classes
 
-    def compared(self, job: StepSpec) -> int:
-        """Return how many of its rows a device computes logits of."""
-        return max(1, math.ceil(self.sampled * self.rows(job)))
+    def num_sampled(self, spec: StepSpec) -> int:
+        """Return the number of these rows that a step uses."""
+        return max(1, math.ceil(self.sampled * self.num_rows(spec)))
 
-    def head_images(self, job: StepSpec) -> int:
-        """Return how many images a device classifies for a part of the batch: those of all, when it holds a share."""
-        return self.at_once * job.devices if self.sharded else self.at_once
+    def classifier_images(self, spec: StepSpec) -> int:
+        """Return the images that a device classifies per micro-batch: those of all devices if sharded."""
+        return self.micro_batch * spec.num_devices if self.sharded else self.micro_batch
 
-    def parts(self, job: StepSpec) -> int:
-        """Return the number of parts of a device's images."""
-        return -(-job.share // self.at_once)
+    def num_micro_batches(self, spec: StepSpec) -> int:
+        """Return the number of micro-batches per step."""
+        return -(-spec.per_device_batch // self.micro_batch)
 
 
 class Costs(Protocol):
-    """What the parts of a step take; see backbone_cost, head_cost, lean_head_cost and optimizer_cost."""
+    """The costs of the components of a step; see the functions of the same names in costs.py."""
 
     backbone: BackboneCost
 
-    def head(self, num_images: int, num_rows: int) -> ClassifierCost: ...
+    def classifier(self, num_images: int, num_rows: int) -> ClassifierCost: ...
 
-    def lean_head(self, num_images: int, num_rows: int, chunk: int, num_compared: int) -> ClassifierCost: ...
+    def chunked_classifier(self, num_images: int, num_rows: int, chunk: int, num_sampled: int) -> ClassifierCost: ...
 
     def optimizer(self, num_rows: int) -> OptimizerCost: ...
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of a device at the fullest moment of a step.
+    """Peak memory of a device during a step, in bytes.
 
     Attributes:
         backbone, classifier: parameters and gradients.
-        optimizer: its state, or what a step of it takes beside that.
-        average: of the weights.
-        images: of the batch, in uint8 and in float32.
-        activations: kept for the way back.
-        logits: what classifier and loss take at once beside parameters and gradients.
-        total: at the fullest moment, which not all of the above may be part of.
+        optimizer: its state.
+        ema: the moving average of the weights.
+        images: the batch, in uint8 and in float32.
+        activations: saved for backward.
+        logits: peak of classifier and loss beyond parameters and gradients.
+        total: the peak; not all of the above are alive at that moment.
     """
 
     backbone: int
     classifier: int
     optimizer: int
-    average: int
+    ema: int
     images: int
     activations: int
     logits: int
     total: int
 
 
-def estimate_memory(way: Strategy, job: StepSpec, costs: Costs) -> MemoryEstimate:
-    """Return what a way needs of each device.
+def estimate_memory(strategy: Strategy, spec: StepSpec, costs: Costs) -> MemoryEstimate:
+    """Return the peak memory of each device under a strategy.
 
-    A step has four full moments: the way through the backbone; classifier and loss, with all activations there; the
-    way back; the optimiser. Gradients of the backbone are counted at all of them: parts of a batch add to them, and
-    between devices they live in the buckets that are exchanged.
+    The peak is in one of four phases: forward pass of the backbone; classifier and loss, with all activations alive;
+    backward pass; optimizer step. Gradients of the backbone count in all of them: micro-batches accumulate into them,
+    and with several devices they are the buckets of the all-reduce.
     """
-    backbone, rows = costs.backbone, way.rows(job)
-    held = costs.head(2, rows)
-    optimizer = costs.optimizer(rows)
-    average = backbone.state + held.parameters if job.ema else 0
-    pixels = 3 * job.image_size**2
-    images = job.share * pixels * (FLOAT + 2)  # float32, and two batches of uint8: the next one is on its way
-    always = backbone.state + backbone.gradients + held.parameters + optimizer.state + average + images
-    # Gradients of earlier parts, or the buckets of several devices, are there when new ones come.
-    summed = held.gradients if way.parts(job) > 1 or (job.devices > 1 and not way.sharded) else 0
-    peak, kept = _head(way, job, costs)
-    activations = backbone.saved.at(way.at_once)
-    moments = (
-        backbone.forward.at(way.at_once) + summed,
-        activations + summed + peak,
-        backbone.backward.at(way.at_once) + summed + kept,
-        held.gradients + optimizer.extra,
+    backbone, num_rows = costs.backbone, strategy.num_rows(spec)
+    classifier = costs.classifier(2, num_rows)
+    optimizer = costs.optimizer(num_rows)
+    ema = backbone.state + classifier.parameters if spec.ema else 0
+    pixels = 3 * spec.image_size**2
+    images = spec.per_device_batch * pixels * (FLOAT_BYTES + 2)  # float32, and two uint8 batches: one is prefetched
+    permanent = backbone.state + backbone.gradients + classifier.parameters + optimizer.state + ema + images
+    # Accumulated gradients of earlier micro-batches, or all-reduce buckets, exist while new gradients are computed.
+    is_accumulated = strategy.num_micro_batches(spec) > 1 or (spec.num_devices > 1 and not strategy.sharded)
+    accumulated = classifier.gradients if is_accumulated else 0
+    peak, kept = _classifier_peak(strategy, spec, costs)
+    activations = backbone.saved.at(strategy.micro_batch)
+    phases = (
+        backbone.forward.at(strategy.micro_batch) + accumulated,
+        activations + accumulated + peak,
+        backbone.backward.at(strategy.micro_batch) + accumulated + kept,
+        classifier.gradients + optimizer.temporary,
     )
     return MemoryEstimate(
         backbone=backbone.state + backbone.gradients,
-        classifier=held.parameters + held.gradients,
+        classifier=classifier.parameters + classifier.gradients,
         optimizer=optimizer.state,
-        average=average,
+        ema=ema,
         images=images,
         activations=activations,
-        logits=peak - held.gradients,
-        total=always + max(moments),
+        logits=peak - classifier.gradients,
+        total=permanent + max(phases),
     )
 
 
-def _head(way: Strategy, job: StepSpec, costs: Costs) -> tuple[int, int]:
-    """Return the peak of classifier and loss, new gradients included, and what of it stays on the way back."""
-    num_images, num_rows = way.head_images(job), way.rows(job)
-    if not (way.chunk or way.sharded or way.sampled < 1):
-        cost = costs.head(num_images, num_rows)
+def _classifier_peak(strategy: Strategy, spec: StepSpec, costs: Costs) -> tuple[int, int]:
+    """Return the peak bytes of classifier and loss, new gradients included, and what of it stays during backward."""
+    num_images, num_rows = strategy.classifier_images(spec), strategy.num_rows(spec)
+    if not (strategy.chunk or strategy.sharded or strategy.sampled < 1):
+        cost = costs.classifier(num_images, num_rows)
         return cost.peak, cost.kept
-    chunk = min(way.chunk, num_images) if way.chunk else num_images
-    cost = costs.lean_head(num_images, num_rows, chunk, way.compared(job))
-    # The features of all devices are there once more.
-    return cost.peak + (FLOAT * num_images * job.num_features if way.sharded else 0), cost.kept
+    chunk = min(strategy.chunk, num_images) if strategy.chunk else num_images
+    cost = costs.chunked_classifier(num_images, num_rows, chunk, strategy.num_sampled(spec))
+    # The gathered features of all devices.
+    gathered = FLOAT_BYTES * num_images * spec.num_features if strategy.sharded else 0
+    return cost.peak + gathered, cost.kept
 
 
 def list_strategies(
-    job: StepSpec, *, chunk: int, sampled: float, fits: Callable[[Strategy], bool]
+    spec: StepSpec, *, chunk: int, sampled: float, fits: Callable[[Strategy], bool]
 ) -> Iterator[tuple[str, Strategy]]:
-    """Give names and ways, the cheapest first: what changes nothing, what costs time, what changes the method.
+    """Yield names and strategies: first those that cost nothing, then those that cost time or change the method.
 
-    Where a way takes the images in parts, these are as large as fit.
+    Strategies with micro-batches use the largest that fit.
 
     Args:
-        chunk, sampled: for the ways that have them.
+        chunk, sampled: of the strategies that have them.
     """
-    whole = Strategy(job.share)
+    whole = Strategy(spec.per_device_batch)
     yield 'plain', whole
     yield 'chunked', replace(whole, chunk=chunk)
-    yield 'accumulated', _in_parts(whole, fits)
-    yield 'accumulated, chunked', _in_parts(replace(whole, chunk=chunk), fits)
-    if job.devices > 1:
-        shared = replace(whole, sharded=True)
-        yield 'sharded', shared
-        yield 'sharded, chunked', replace(shared, chunk=chunk)
-        yield 'sharded, accumulated', _in_parts(shared, fits)
-        yield 'sharded, accum., chunked', _in_parts(replace(shared, chunk=chunk), fits)
-        yield 'sharded, sampled', replace(shared, sampled=sampled)
-        yield 'sharded, sampled, accum.', _in_parts(replace(shared, sampled=sampled), fits)
+    yield 'accumulated', _accumulated(whole, fits)
+    yield 'accumulated, chunked', _accumulated(replace(whole, chunk=chunk), fits)
+    if spec.num_devices > 1:
+        sharded = replace(whole, sharded=True)
+        yield 'sharded', sharded
+        yield 'sharded, chunked', replace(sharded, chunk=chunk)
+        yield 'sharded, accumulated', _accumulated(sharded, fits)
+        yield 'sharded, accum., chunked', _accumulated(replace(sharded, chunk=chunk), fits)
+        yield 'sharded, sampled', replace(sharded, sampled=sampled)
+        yield 'sharded, sampled, accum.', _accumulated(replace(sharded, sampled=sampled), fits)
     else:
         yield 'sampled', replace(whole, sampled=sampled)
-        yield 'sampled, accumulated', _in_parts(replace(whole, sampled=sampled), fits)
+        yield 'sampled, accumulated', _accumulated(replace(whole, sampled=sampled), fits)
 
 
-def _in_parts(way: Strategy, fits: Callable[[Strategy], bool]) -> Strategy:
-    """Return the way with the fewest parts that fit, two images at least: halves, quarters, ..."""
-    parts, share = 2, way.at_once
-    while share > 2:
-        way = replace(way, at_once=max(2, -(-share // parts)))
-        if way.at_once == 2 or fits(way):
+def _accumulated(strategy: Strategy, fits: Callable[[Strategy], bool]) -> Strategy:
+    """Return the strategy with the fewest micro-batches that fit, of at least two images: halves, quarters, ..."""
+    num_micro_batches, per_device_batch = 2, strategy.micro_batch
+    while per_device_batch > 2:
+        strategy = replace(strategy, micro_batch=max(2, -(-per_device_batch // num_micro_batches)))
+        if strategy.micro_batch == 2 or fits(strategy):
             break
-        parts *= 2
-    return way
-
-
-# Of each image every device tells the others its label's logit and the log-sum-exp of its classes.
-_STATISTICS = 2
+        num_micro_batches *= 2
+    return strategy
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that a device sends in a step (and as many that it receives).
+    """Bytes that a device sends per step (and as many that it receives).
 
     Attributes:
-        gradients: the mean of those that all devices share, by a ring: 2 (W - 1) / W times their size.
-        features: of a sharded classifier: those of all images to all devices, and the sum of their gradients.
-        statistics: of a sharded loss.
+        gradients: ring all-reduce of replicated gradients over W devices: 2 (W - 1) / W times their size.
+        features: with a sharded classifier: all-gather of the features, and reduce-scatter of their gradients.
+        statistics: softmax statistics of a sharded loss.
     """
 
     gradients: int
@@ -216,40 +212,42 @@ class Traffic:
 
     @property
     def total(self) -> int:
+        """Return the sum, bytes."""
         return self.gradients + self.features + self.statistics
 
 
-def estimate_traffic(way: Strategy, job: StepSpec, backbone: BackboneCost, classifier_gradients: int) -> Traffic:
-    """Return what a device sends in a step.
+def estimate_traffic(strategy: Strategy, spec: StepSpec, backbone: BackboneCost, classifier_gradients: int) -> Traffic:
+    """Return the bytes that a device sends per step.
 
     Args:
-        classifier_gradients: bytes, of the rows that a device holds.
+        classifier_gradients: bytes, of the rows on a device.
     """
-    others = job.devices - 1
-    ring = others / job.devices
-    gradients = backbone.gradients + (0 if way.sharded else classifier_gradients)
-    if not way.sharded:
+    num_others = spec.num_devices - 1
+    ring = num_others / spec.num_devices
+    gradients = backbone.gradients + (0 if strategy.sharded else classifier_gradients)
+    if not strategy.sharded:
         return Traffic(round(2 * ring * gradients), 0, 0)
-    features = FLOAT * job.batch_size * job.num_features
-    # Gathered, a ring sends (W - 1) / W of all; their gradients are summed, and each device then takes its own.
+    features = FLOAT_BYTES * spec.batch_size * spec.num_features
+    # All-gather sends (W - 1) / W of the features; their gradients are all-reduced, then each device takes its slice.
     return Traffic(
         round(2 * ring * gradients),
         round(3 * ring * features),
-        others * FLOAT * _STATISTICS * job.batch_size,
+        num_others * FLOAT_BYTES * _SOFTMAX_STATISTICS * spec.batch_size,
     )
 
 
-def estimate_flops(way: Strategy, job: StepSpec, backbone: BackboneCost) -> int:
-    """Return the floating-point operations of a device in a step: two a multiplication and its addition.
+def estimate_flops(strategy: Strategy, spec: StepSpec, backbone: BackboneCost) -> int:
+    """Return the floating-point operations of a device per step, 2 per multiply-add.
 
-    Of the classifier: logits, and gradients of features and rows, each 2 * images * classes * features.
+    Classifier: logits, and gradients of features and rows, each 2 * images * classes * features.
     """
-    head_images = job.share * job.devices if way.sharded else job.share
-    return job.share * backbone.flops + 6 * head_images * way.compared(job) * job.num_features
+    classifier_images = spec.per_device_batch * spec.num_devices if strategy.sharded else spec.per_device_batch
+    classifier = 6 * classifier_images * strategy.num_sampled(spec) * spec.num_features
+    return spec.per_device_batch * backbone.flops + classifier
 
 
 def estimate_seconds(
-    traffic: Traffic, flops: int, *, flops_a_second: float, bytes_a_second: float
+    traffic: Traffic, flops: int, *, flops_per_second: float, bytes_per_second: float
 ) -> tuple[float, float]:
-    """Return the seconds of computing and of sending in a step. That one may hide the other is not counted on."""
-    return flops / flops_a_second, traffic.total / bytes_a_second if traffic.total else 0.0
+    """Return the seconds of computation and of communication per step, without overlap."""
+    return flops / flops_per_second, traffic.total / bytes_per_second if traffic.total else 0.0

@@ -1,116 +1,123 @@
-"""A plan as a user reads it, within 80 columns."""
+"""Format a plan as tables of at most 80 columns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lib.plan.backbone import BackboneCost
-from lib.plan.head import ClassifierCost, OptimizerCost
+from lib.plan.costs import BackboneCost, ClassifierCost, OptimizerCost
 from lib.plan.strategies import USABLE, MemoryEstimate, StepSpec, Strategy, Traffic
 
 
 @dataclass(frozen=True)
 class Row:
-    """A way, and all that is known of it.
+    """A strategy with its estimates.
 
     Attributes:
-        seconds: of computing and of sending in a step; None: not asked for.
+        seconds: of computation and of communication per step; None: not estimated.
     """
 
     name: str
-    way: Strategy
-    need: MemoryEstimate
+    strategy: Strategy
+    memory: MemoryEstimate
     traffic: Traffic
     flops: int
     seconds: tuple[float, float] | None = None
 
+    def fits(self, device_bytes: float) -> bool:
+        """Return whether the estimate is within the usable part of a device's memory."""
+        return self.memory.total <= USABLE * device_bytes
+
 
 def model_table(
-    job: StepSpec, backbone: BackboneCost, head: ClassifierCost, optimizer: OptimizerCost, *, per_device: bool
+    spec: StepSpec, backbone: BackboneCost, classifier: ClassifierCost, optimizer: OptimizerCost, *, per_device: bool
 ) -> list[str]:
-    """Return what does not depend on the way, a line each.
+    """Return the lines that do not depend on the strategy.
 
     Args:
-        head: of all classes.
-        optimizer: the same.
-        per_device: whether to add what a share of the classes is.
+        classifier: of all classes.
+        optimizer: of the whole model.
+        per_device: add the size of a shard of the classifier.
     """
-    state = optimizer.state / max(1, backbone.gradients + head.gradients)
+    state = optimizer.state / max(1, backbone.gradients + classifier.gradients)
     lines = [
         f'{"GB":25}{"backbone":>12}{"classifier":>12}',
-        _parts('parameters, buffers', backbone.state, head.parameters),
-        _parts('gradients', backbone.gradients, head.gradients),
-        _parts('optimiser state', backbone.gradients * state, head.gradients * state),
-        _parts('average (EMA)', backbone.state * job.ema, head.parameters * job.ema),
+        _line('parameters, buffers', backbone.state, classifier.parameters),
+        _line('gradients', backbone.gradients, classifier.gradients),
+        _line('optimizer state', backbone.gradients * state, classifier.gradients * state),
+        _line('EMA of the weights', backbone.state * spec.ema, classifier.parameters * spec.ema),
     ]
     if per_device:
-        share = (head.parameters * (1 + job.ema) + head.gradients * (1 + state)) / job.devices
-        lines.append(_parts(f'sharded: 1/{job.devices} of all that', None, share))
+        shard = (classifier.parameters * (1 + spec.ema) + classifier.gradients * (1 + state)) / spec.num_devices
+        lines.append(_line(f'sharded: 1/{spec.num_devices} of the sum', None, shard))
     lines += [
-        f'{backbone.num_parameters:,} parameters; {job.num_classes:,} classes x {job.num_features:,} features',
-        f'an image: {_mb(backbone.saved.per_image)} MB of activations, {_mb(4 * job.num_classes)} MB of logits in '
-        f'float32, {backbone.flops / 1e9:.3g} GFLOP',
+        f'{backbone.num_parameters:,} parameters; {spec.num_classes:,} classes x {spec.num_features:,} features',
+        f'per image: {_mb(int(backbone.saved.per_image))} MB of activations, {_mb(4 * spec.num_classes)} MB of logits '
+        f'in float32, {backbone.flops / 1e9:.3g} GFLOP',
     ]
     return lines
 
 
-def strategies_table(rows: Sequence[Row], job: StepSpec, device_bytes: float) -> list[str]:
-    """Return what each way needs of a device, a line each."""
+def strategies_table(rows: Sequence[Row], device_bytes: float) -> list[str]:
+    """Return a line per strategy with its memory per device."""
     lines = [
-        f'{"GB a device":25}{"at once":>8}{"chunk":>7}{"head":>8}{"activ.":>8}{"logits":>8}{"total":>8}  of '
+        f'{"GB per device":25}{"images":>7}{"chunk":>7}{"classif.":>9}{"activ.":>8}{"logits":>8}{"total":>8}  of '
         f'{device_bytes / 1e9:.4g}'
     ]
     for row in rows:
-        need, way = row.need, row.way
-        fits = 'fits' if need.total <= USABLE * device_bytes else 'no'
+        memory, strategy = row.memory, row.strategy
         lines.append(
-            f'{row.name:25}{way.at_once:>8,}{way.chunk or "all":>7}{_gb(need.classifier):>8}{_gb(need.activations):>8}'
-            f'{_gb(need.logits):>8}{_gb(need.total):>8}  {fits}'
+            f'{row.name:25}{strategy.micro_batch:>7,}{strategy.chunk or "all":>7}{_gb(memory.classifier):>9}'
+            f'{_gb(memory.activations):>8}{_gb(memory.logits):>8}{_gb(memory.total):>8}  '
+            f'{"fits" if row.fits(device_bytes) else "no"}'
         )
     return lines
 
 
-def traffic_table(rows: Sequence[Row], job: StepSpec, num_images: int) -> list[str]:
-    """Return what the devices send each other, and times where they are known, a line each; [] if there is neither."""
-    timed = rows[0].seconds is not None
-    if job.devices == 1 and not timed:
+def traffic_table(rows: Sequence[Row], spec: StepSpec, num_images: int) -> list[str]:
+    """Return a line per strategy with its communication and times; [] if there is neither.
+
+    Args:
+        num_images: per epoch; 0: no time per epoch.
+    """
+    is_timed = rows[0].seconds is not None
+    if spec.num_devices == 1 and not is_timed:
         return []
-    lines = [f'{"a device, a step":25}{"sends MB":>10}{"TFLOP":>8}']
-    if timed:
+    lines = [f'{"per device and step":25}{"sends MB":>10}{"TFLOP":>8}']
+    if is_timed:
         lines[0] += f'{"compute s":>11}{"send s":>8}{"images/s":>10}'
         if num_images:
             lines[0] += f'{"epoch h":>8}'
     for row in rows:
         line = f'{row.name:25}{row.traffic.total / 1e6:>10,.1f}{row.flops / 1e12:>8.3g}'
-        if timed:
-            rate = job.batch_size / sum(row.seconds)
-            line += f'{row.seconds[0]:>11.3f}{row.seconds[1]:>8.3f}{rate:>10,.0f}'
+        if row.seconds is not None:
+            images_per_second = spec.batch_size / sum(row.seconds)
+            line += f'{row.seconds[0]:>11.3f}{row.seconds[1]:>8.3f}{images_per_second:>10,.0f}'
             if num_images:
-                line += f'{num_images / rate / 3600:>8.3g}'
+                line += f'{num_images / images_per_second / 3600:>8.3g}'
         lines.append(line)
     return lines
 
 
-def options_of(way: Strategy, job: StepSpec) -> str:
-    """Return the options that choose a way."""
-    words = []
-    if way.sharded:
-        words.append('--MODEL_CLASSIFIER_SHARDED True')
-    if way.chunk:
-        words.append(f'--LOSS_CHUNK_IMAGES {way.chunk}')
-    if way.sampled < 1:
-        words.append(f'--LOSS_SAMPLED_CLASSES {way.sampled:g}')
-    if way.at_once < job.share:
-        words.append(f'--TRAIN_DEVICE_BATCH_SIZE {way.at_once}')
-    return ' '.join(words)
+def options_of(strategy: Strategy, spec: StepSpec) -> str:
+    """Return the command line options that select a strategy."""
+    options = []
+    if strategy.sharded:
+        options.append('--MODEL_CLASSIFIER_SHARDED True')
+    if strategy.chunk:
+        options.append(f'--LOSS_CHUNK_IMAGES {strategy.chunk}')
+    if strategy.sampled < 1:
+        options.append(f'--LOSS_SAMPLED_CLASSES {strategy.sampled:g}')
+    if strategy.micro_batch < spec.per_device_batch:
+        options.append(f'--TRAIN_DEVICE_BATCH_SIZE {strategy.micro_batch}')
+    return ' '.join(options)
 
 
-def _parts(name: str, backbone: float | None, classifier: float) -> str:
+def _line(name: str, backbone: float | None, classifier: float) -> str:
     return f'{name:25}{"" if backbone is None else _gb(backbone):>12}{_gb(classifier):>12}'
 
 
-def _gb(num: float) -> str:
-    return f'{num / 1e9:.2f}' if num < 1e11 else f'{num / 1e9:.0f}'
+def _gb(num_bytes: float) -> str:
+    return f'{num_bytes / 1e9:.2f}' if num_bytes < 1e11 else f'{num_bytes / 1e9:.0f}'
 
 
-def _mb(num: float) -> str:
-    return f'{num / 1e6:.3g}'
+def _mb(num_bytes: float) -> str:
+    return f'{num_bytes / 1e6:.3g}'

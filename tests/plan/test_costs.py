@@ -1,4 +1,4 @@
-"""What backbone, head and optimiser take, beside sums that are written out."""
+"""Costs of backbone, classifier and optimizer against explicit sums."""
 
 import numpy as np
 import pytest
@@ -10,14 +10,14 @@ from lib.loss.cross_entropy import CrossEntropy
 from lib.loss.weighted import WeightedLoss
 from lib.model import Recognizer
 from lib.optim.optimizer import create_optimizer
-from lib.plan.backbone import backbone_cost
-from lib.plan.head import chunked_classifier_cost, classifier_cost, optimizer_cost
+from lib.plan.costs import backbone_cost, chunked_classifier_cost, classifier_cost, optimizer_cost
+from lib.plan.memory_tracker import MemoryTracker
 
 SIZE, CHANNELS = 8, 6
 
 
 class Toy(nn.Module):
-    """A convolution that keeps the size, squares, and their mean: 3 -> 6 channels."""
+    """A same-size convolution with 3 -> 6 channels, squares, and their spatial mean."""
 
     num_features = CHANNELS
 
@@ -34,31 +34,31 @@ def toy(num_classes: int = 5, dtype: torch.dtype | None = None) -> Recognizer:
         return Recognizer(Toy(), LinearClassifier(CHANNELS, num_classes), train_dtype=dtype)
 
 
-def test_activations_of_a_module_that_can_be_counted_by_hand():
+def test_activations_equal_a_count_by_hand():
     cost = backbone_cost(toy(), SIZE)
     weights = 4 * (3 * 3 * 3 * CHANNELS + CHANNELS)
     maps = 4 * CHANNELS * SIZE**2
     assert (cost.num_parameters, cost.state, cost.gradients) == (weights // 4, weights, weights)
     for images in (1, 2, 3, 50):
-        # The convolution keeps the images, which are not counted; the square its argument; then there are the features.
+        # Saved: images by the convolution (not counted), its output by the square; and the features.
         assert cost.saved.at(images) == images * (maps + 4 * CHANNELS)
-        # The squares are there besides when the mean has just been taken.
+        # The squares are also alive directly after the mean.
         assert cost.forward.at(images) == images * (2 * maps + 4 * CHANNELS)
 
 
-def test_half_precision_keeps_copies_of_weights():
+def test_half_precision_saves_copies_of_weights():
     cost = backbone_cost(toy(dtype=torch.bfloat16), SIZE)
     weights, maps = 2 * 3 * 3 * 3 * CHANNELS, 2 * CHANNELS * SIZE**2
-    assert weights <= cost.saved.at(0) <= weights + 2 * CHANNELS  # of the bias maybe
+    assert weights <= cost.saved.at(0) <= weights + 2 * CHANNELS  # possibly of the bias
     assert maps <= cost.saved.per_image <= maps + 2 * 3 * SIZE**2 + 6 * CHANNELS + maps * 2
 
 
 @pytest.mark.parametrize('images', [3, 7])
-def test_another_number_of_images_lies_on_the_line(images, monkeypatch):
-    """The line through two and four images is the truth for any number of them."""
+def test_costs_are_linear_in_the_images(images, monkeypatch):
+    """Measured with other numbers of images, the costs are the same."""
     expected = backbone_cost(toy(), SIZE)
-    monkeypatch.setattr('lib.plan.backbone._FEW', images)
-    monkeypatch.setattr('lib.plan.backbone._MORE', images + 2)
+    monkeypatch.setattr('lib.plan.costs._FEW', images)
+    monkeypatch.setattr('lib.plan.costs._MORE', images + 2)
     found = backbone_cost(toy(), SIZE)
     for name in ('saved', 'forward', 'backward'):
         assert getattr(found, name).at(100) == getattr(expected, name).at(100)
@@ -66,11 +66,11 @@ def test_another_number_of_images_lies_on_the_line(images, monkeypatch):
 
 
 def test_flops_of_a_convolution():
-    """There, and back to its weight; not to the images. Two a multiplication and addition."""
+    """Forward, and backward to the weight but not to the images; 2 per multiply-add."""
     assert backbone_cost(toy(), SIZE).flops == 2 * 2 * (3 * 3 * 3) * CHANNELS * SIZE**2
 
 
-def test_a_frozen_backbone_keeps_nothing():
+def test_frozen_backbone_saves_no_activations():
     model = toy()
     model.freeze_backbone()
     cost = backbone_cost(model, SIZE)
@@ -85,72 +85,70 @@ def mean_loss(num_classes: int) -> WeightedLoss:
     return WeightedLoss(CrossEntropy(), np.ones(num_classes, dtype=np.int64))
 
 
-def test_head_of_many_images_is_three_tensors_of_the_logits_size():
-    """Logits, the softmax that the loss keeps, and the gradient."""
+def test_classifier_with_many_images_takes_three_logits_tensors():
+    """Logits, the softmax saved by the loss, and the gradient."""
     images, classes = 4096, 1000
     cost = classifier_cost(toy(classes), mean_loss(classes), CHANNELS, images)
     assert cost.parameters == cost.gradients == 4 * classes * (CHANNELS + 1)
     logits = 4 * images * classes
     assert 3 * logits < cost.peak < 3.1 * logits
-    # What stays: logits, gradients of rows and of features.
+    # Kept: logits, gradients of rows and of features.
     assert cost.kept == logits + cost.gradients + 4 * images * CHANNELS
 
 
-def test_head_of_many_classes_is_its_gradient():
+def test_classifier_with_many_classes_takes_its_gradient():
     classes = 100_000
     whole = classifier_cost(toy(classes), mean_loss(classes), CHANNELS, 2)
     assert whole.gradients < whole.peak < whole.gradients + 4 * 4 * 2 * classes
     half = classifier_cost(toy(classes, torch.bfloat16), mean_loss(classes), CHANNELS, 2)
-    # Under autocast the gradient is there in half precision first.
+    # Under autocast the gradient is first computed in half precision.
     assert half.peak >= whole.gradients + 2 * classes * CHANNELS
 
 
-def test_a_head_in_chunks_is_its_gradients_and_the_logits_of_a_chunk():
-    """The loss leaves its gradient where the logits were; where all images are one block, these are there twice."""
+def test_chunked_classifier_takes_gradients_and_logits_of_a_chunk():
+    """The loss overwrites the logits with their gradient; with all images in one block they exist twice."""
     images, classes, chunk = 1024, 5000, 64
-    cost = chunked_classifier_cost(
-        toy(classes), mean_loss(classes), CHANNELS, images, chunk=chunk, num_compared=classes
-    )
-    logits, of_features = 4 * chunk * classes, 4 * images * CHANNELS
+    cost = chunked_classifier_cost(toy(classes), mean_loss(classes), CHANNELS, images, chunk=chunk, num_sampled=classes)
+    logits, features = 4 * chunk * classes, 4 * images * CHANNELS
     assert cost.parameters == cost.gradients == 4 * classes * (CHANNELS + 1)
-    assert 2 * logits < cost.peak - cost.gradients - of_features < 2.1 * logits
-    assert cost.kept == cost.gradients + of_features
+    assert 2 * logits < cost.peak - cost.gradients - features < 2.1 * logits
+    assert cost.kept == cost.gradients + features
 
 
-def test_a_head_of_drawn_classes_has_them_twice():
-    images, classes, drawn = 8, 100_000, 10_000
-    cost = chunked_classifier_cost(toy(classes), mean_loss(drawn), CHANNELS, images, chunk=images, num_compared=drawn)
-    copies = 4 * drawn * (CHANNELS + 1)
-    assert cost.gradients + copies < cost.peak < cost.gradients + 2 * copies + 4 * 4 * images * drawn
+def test_sampled_classes_take_their_rows_twice():
+    images, classes, sampled = 8, 100_000, 10_000
+    cost = chunked_classifier_cost(
+        toy(classes), mean_loss(sampled), CHANNELS, images, chunk=images, num_sampled=sampled
+    )
+    copies = 4 * sampled * (CHANNELS + 1)
+    assert cost.gradients + copies < cost.peak < cost.gradients + 2 * copies + 4 * 4 * images * sampled
     assert cost.kept == cost.gradients + 4 * images * CHANNELS
 
 
 @pytest.mark.parametrize(('kind', 'states'), [('sgd', 1), ('adam', 2), ('adamw', 2)])
-def test_state_of_an_optimizer(kind, states):
+def test_optimizer_state(kind, states):
     model = toy(100)
     numbers = sum(parameter.numel() for parameter in model.parameters())
     tensors = len(list(model.parameters()))
     cost = optimizer_cost(model, lambda model: create_optimizer(model, kind=kind, lr=0.1, weight_decay=1e-4))
-    steps = 4 * tensors if kind != 'sgd' else 0  # how many were taken, a number a tensor
+    steps = 4 * tensors if kind != 'sgd' else 0  # step counts, one number per tensor
     assert cost.state == 4 * states * numbers + steps
     plain = optimizer_cost(toy(100), lambda model: create_optimizer(model, kind='sgd', lr=0.1, momentum=0.0))
     assert plain.state == 0
 
 
-def test_the_plan_of_a_step_is_what_a_real_one_allocates():
-    """The same operations on real tensors, each storage counted: there is nothing that is only planned."""
-    from lib.plan.memory_tracker import MemoryTracker
-
+def test_costs_equal_the_allocations_of_a_real_step():
+    """The same operations on real tensors, with every storage counted."""
     cost = backbone_cost(toy(), SIZE)
     model = Recognizer(Toy(), LinearClassifier(CHANNELS, 5)).train()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     images = torch.randn(5, 3, SIZE, SIZE).to(memory_format=torch.channels_last)
-    known = [*model.parameters(), images, *(parameter.grad for parameter in model.parameters())]
-    with MemoryTracker(known) as live:
+    existing = [*model.parameters(), images, *(parameter.grad for parameter in model.parameters())]
+    with MemoryTracker(existing) as tracker:
         features = model.features(images)
-        assert live.now == cost.saved.at(5)
-        assert live.peak == cost.forward.at(5)
-        live.after.clear()
+        assert tracker.current == cost.saved.at(5)
+        assert tracker.peak == cost.forward.at(5)
+        tracker.restart()
         features.backward(torch.ones_like(features))
-        assert live.peak <= cost.backward.at(5)
+        assert tracker.peak <= cost.backward.at(5)

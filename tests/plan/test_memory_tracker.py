@@ -1,4 +1,4 @@
-"""The count of bytes that are alive, beside counts by hand."""
+"""MemoryTracker against counts by hand."""
 
 import torch
 from torch import nn
@@ -6,39 +6,39 @@ from torch import nn
 from lib.plan.memory_tracker import MemoryTracker, into_memoryless, memoryless, num_bytes
 
 
-def test_counts_what_is_alive_and_forgets_what_is_not():
-    with memoryless(), MemoryTracker() as live:
+def test_counts_live_storages():
+    with memoryless(), MemoryTracker() as tracker:
         first = torch.empty(1000)
         second = first + 1
-        assert live.now == 8000
+        assert tracker.current == 8000
         view = second.view(10, 100)
         second.mul_(2)
-        assert live.now == 8000
+        assert tracker.current == 8000
         del second
-        assert live.now == 8000  # the view holds it
+        assert tracker.current == 8000  # the view keeps it alive
         del view, first
-        assert live.now == 0
-    assert live.peak == 8000
+        assert tracker.current == 0
+    assert tracker.peak == 8000
 
 
-def test_what_was_there_does_not_count():
+def test_existing_tensors_are_not_counted():
     with memoryless():
-        known = torch.empty(1000)
-        with MemoryTracker([known]) as live:
-            other = known.view(-1)
-            known.add_(1)
-            assert (live.now, live.peak) == (0, 0)
-            assert other.shape == known.shape
+        existing = torch.empty(1000)
+        with MemoryTracker([existing]) as tracker:
+            other = existing.view(-1)
+            existing.add_(1)
+            assert (tracker.current, tracker.peak) == (0, 0)
+            assert other.shape == existing.shape
 
 
-def test_nothing_is_allocated():
+def test_memoryless_allocates_nothing():
     with memoryless():
         huge = torch.empty(2**45)  # 128 TiB
         assert num_bytes([huge, huge[:5], huge]) == 2**47
 
 
-def test_a_module_keeps_what_it_is():
-    """A tied parameter stays one; strides, dtypes and what is trained stay as they are."""
+def test_into_memoryless_preserves_the_module():
+    """Tied parameters stay tied; strides, dtypes and requires_grad stay the same."""
     with torch.device('meta'):
         module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(4, 4), nn.Linear(4, 4))
     module.to(memory_format=torch.channels_last)
