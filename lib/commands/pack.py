@@ -1,4 +1,4 @@
-"""DATASET and PACK in the config -> packed shards, and what to say about them."""
+"""tools/pack.py: write the splits of DATASET into shards and report the result."""
 
 import shlex
 import shutil
@@ -10,11 +10,13 @@ from lib.builders.data import has_test_split, open_test_split, open_training_dat
 from lib.builders.loader import num_workers, stored_short_side
 from lib.builders.split import Split, TrainingData
 from lib.config.defaults import Config
+from lib.dataset.images import EncodedImages
 from lib.errors import UserError
 from lib.runtime.files import lock_folder, write_json
 from lib.runtime.log import LOGGER
 from lib.shards.pack import (
     SETTINGS,
+    FolderConflict,
     PackedSplit,
     SplitJob,
     bytes_needed,
@@ -22,32 +24,32 @@ from lib.shards.pack import (
     images_per_shard,
     pack_split,
 )
-from lib.shards.write import Copy, Reencode
+from lib.shards.write import Copy, Reencode, TooManyBadImages
 from lib.trainer.run_folder import BAD_IMAGES, set_aside, write_bad_images
 
 _SPLITS = ('train', 'valid', 'test')
-# What packing leaves in OUT beside the splits' folders; _info.json is where timm looks.
-_OWN = {*_SPLITS, '_info.json', BAD_IMAGES, '.lock'}
-_SHOWN_BAD = 5
+# The files and folders that packing writes into PACK.OUT; timm reads _info.json.
+_OUTPUTS = {*_SPLITS, '_info.json', BAD_IMAGES, '.lock'}
+_MAX_SHOWN = 5
 
 
 def pack(cfg: Config) -> list[str]:
-    """Pack the splits that DATASET opens into PACK.OUT/train, /valid and /test; return a summary, a line each.
+    """Pack the splits of DATASET into PACK.OUT/train, /valid and /test; return one summary line per split.
 
-    The same call goes on where an earlier one was stopped, and writes anew what was lost since.
+    The same call resumes where an earlier one was stopped, and writes damaged shards again.
 
     Raises:
-        UserError: faults in the data; OUT holds something else; too little space; too many undecodable images.
+        UserError: faults in the data; PACK.OUT holds other files; too little space; too many undecodable images.
     """
     started = time.perf_counter()
-    out = _out(cfg)
+    out = _output_folder(cfg)
     if cfg.OVERWRITE and out.is_dir() and any(out.iterdir()):
-        _check_own(out)
-        LOGGER.info('the earlier result is kept as %s', set_aside(out))
-    data = open_training_data(cfg)
+        _check_is_packed(out)
+        LOGGER.info('renamed the earlier result to %s', set_aside(out))
+    data = open_training_data(cfg, quarantine=False)
     jobs = {kind: _job(cfg, data, split, out / kind) for kind, split in _splits(cfg, data)}
     for job in jobs.values():
-        check_folder(job)
+        _check_folder(job)
     if cfg.PACK.IMAGES == 'copy':
         _check_space(out, sum(map(bytes_needed, jobs.values())))
     lines, info = [], {}
@@ -56,47 +58,62 @@ def pack(cfg: Config) -> list[str]:
             try:
                 packed = pack_split(job, num_workers=num_workers(cfg.RUN.NUM_WORKERS))
             except KeyboardInterrupt:
-                LOGGER.info('finished shards are kept; the same command goes on from there')
+                LOGGER.info('finished shards stay; run the same command again to resume')
                 raise
-            _tell_bad(out, kind, job, packed)
+            except TooManyBadImages as error:
+                raise UserError(
+                    f'{error.num_bad} of {error.num_images} images cannot be decoded, more than '
+                    f'DATASET.MAX_BAD_FRACTION {job.max_bad_fraction:g}; the first is {error.first}. '
+                    'Finished shards stay'
+                ) from None
+            _report_bad(out, kind, job, packed)
             lines.append(_summary(kind, packed))
             info[kind] = _info(kind, packed)
         write_json(out / '_info.json', {'splits': info})
-    return [*lines, f'packed and read back in {time.perf_counter() - started:.0f} s']
+    return [*lines, f'packed and verified in {time.perf_counter() - started:.0f} s']
 
 
 def next_command(argv: Sequence[str], out: str) -> str:
-    """Return what trains on the result: main.py with the options given, but for those of packing."""
-    kept, words = [], list(argv)
-    while words:
-        word = words.pop(0)
+    """Return the command that trains on the result: main.py with the given options, except those of packing."""
+    options, rest = [], list(argv)
+    while rest:
+        word = rest.pop(0)
         if word.startswith('--PACK_') or word.partition('=')[0] in ('--OVERWRITE', '--DATASET_SHARDS'):
-            while '=' not in word and words and not words[0].startswith('--'):
-                words.pop(0)
+            while '=' not in word and rest and not rest[0].startswith('--'):
+                rest.pop(0)
         else:
-            kept.append(word)
-    return shlex.join(['python', 'main.py', *kept, '--DATASET_SHARDS', out])
+            options.append(word)
+    return shlex.join(['python', 'main.py', *options, '--DATASET_SHARDS', out])
 
 
-def _out(cfg: Config) -> Path:
+def _output_folder(cfg: Config) -> Path:
     if not cfg.PACK.OUT:
-        raise UserError('PACK.OUT is empty: --PACK_OUT FOLDER says where the shards are written')
+        raise UserError('PACK.OUT is empty: give the folder of the shards, --PACK_OUT FOLDER')
     if cfg.DATASET.NAME.startswith('cifar') and not cfg.DATASET.SHARDS:
-        raise UserError(f'DATASET.NAME {cfg.DATASET.NAME} is held in memory: there are no image files to pack')
+        raise UserError(f'DATASET.NAME {cfg.DATASET.NAME} is in memory: it has no image files to pack')
     out = Path(cfg.PACK.OUT)
     if out.exists() and not out.is_dir():
         raise UserError(f'PACK.OUT {out}: is a file, but must be a folder')
     if cfg.DATASET.SHARDS and out.resolve() == Path(cfg.DATASET.SHARDS).resolve():
-        raise UserError(f'PACK.OUT {out} is DATASET.SHARDS too; give another folder')
+        raise UserError(f'PACK.OUT {out} is DATASET.SHARDS, too; give another --PACK_OUT')
     return out
 
 
-def _check_own(out: Path) -> None:
-    """Renaming aside what is no earlier result, such as the photos themselves, cannot be meant."""
-    foreign = sorted(path.name for path in out.iterdir() if path.name not in _OWN)
-    foreign += [kind for kind in _SPLITS if (out / kind).exists() and not (out / kind / SETTINGS).exists()]
-    if foreign:
-        raise UserError(f'PACK.OUT {out} holds {foreign[0]}, which is no packed data; give another folder')
+def _check_is_packed(out: Path) -> None:
+    """Raise UserError if a folder to be renamed holds other files, such as the photos themselves."""
+    others = sorted(path.name for path in out.iterdir() if path.name not in _OUTPUTS)
+    others += [kind for kind in _SPLITS if (out / kind).exists() and not (out / kind / SETTINGS).exists()]
+    if others:
+        raise UserError(f'PACK.OUT {out} holds {others[0]}, which is not packed data; give another --PACK_OUT')
+
+
+def _check_folder(job: SplitJob) -> None:
+    """Raise UserError if the folder of a split holds other files or other packed images."""
+    try:
+        check_folder(job)
+    except FolderConflict as error:
+        rename = f', or --OVERWRITE True, which renames {job.folder.parent}' if error.is_packed else ''
+        raise UserError(f'{error}; give another --PACK_OUT{rename}') from None
 
 
 def _splits(cfg: Config, data: TrainingData) -> Iterator[tuple[str, Split]]:
@@ -108,6 +125,7 @@ def _splits(cfg: Config, data: TrainingData) -> Iterator[tuple[str, Split]]:
 
 
 def _job(cfg: Config, data: TrainingData, split: Split, folder: Path) -> SplitJob:
+    assert isinstance(split.images, EncodedImages)  # _output_folder rejects arrays in memory
     return SplitJob(
         folder=folder,
         images=split.images,
@@ -125,41 +143,45 @@ def _job(cfg: Config, data: TrainingData, split: Split, folder: Path) -> SplitJo
 
 
 def _check_space(out: Path, needed: int) -> None:
-    place = out.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    parent = out.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
     if needed > free:
         raise UserError(
             f'PACK.OUT {out}: copying needs about {_size(needed)}, and {_size(free)} are free; '
-            '--PACK_IMAGES reencode needs far less'
+            '--PACK_IMAGES reencode needs much less'
         )
 
 
-def _tell_bad(out: Path, kind: str, job: SplitJob, packed: PackedSplit) -> None:
+def _report_bad(out: Path, kind: str, job: SplitJob, packed: PackedSplit) -> None:
     bad = {job.names[row].as_py(): reason for row, reason in packed.bad}
     write_bad_images(out, kind, bad)
     if bad:
-        shown = '; '.join(f'{name}: {reason}' for name, reason in list(bad.items())[:_SHOWN_BAD])
+        shown = '; '.join(f'{name}: {reason}' for name, reason in list(bad.items())[:_MAX_SHOWN])
         LOGGER.warning(
             '%s: %d of %d images cannot be decoded, listed in %s (%s%s)',
-            kind, len(bad), packed.num_images, out / BAD_IMAGES, shown, '; ...' * (len(bad) > _SHOWN_BAD),
+            kind, len(bad), packed.num_images, out / BAD_IMAGES, shown, '; ...' * (len(bad) > _MAX_SHOWN),
         )  # fmt: skip
 
 
 def _summary(kind: str, packed: PackedSplit) -> str:
     unreadable = f', {len(packed.bad)} cannot be decoded' if packed.bad else ''
     return (
-        f'{kind}: {packed.num_images} images in {len(packed.shards)} shards, '
+        f'{kind}: {_count(packed.num_images, "image")} in {_count(len(packed.shards), "shard")}, '
         f'{_size(packed.bytes_before)} -> {_size(packed.bytes_after)}{unreadable}'
     )
 
 
 def _info(kind: str, packed: PackedSplit) -> dict:
-    """What timm's reader of WebDatasets wants to know of a split."""
+    """Return the entry of a split in _info.json, in the form of timm's WebDataset reader."""
     lengths = [shard.num_images for shard in packed.shards]
     names = [f'{kind}/{shard.name}' for shard in packed.shards]
     return {'name': kind, 'num_samples': sum(lengths), 'filenames': names, 'shard_lengths': lengths}
+
+
+def _count(number: int, noun: str) -> str:
+    return f'{number} {noun}{"s" * (number != 1)}'
 
 
 def _size(num_bytes: int) -> str:

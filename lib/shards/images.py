@@ -1,7 +1,4 @@
-"""Images out of shards, by row: one positioned read and a checksum.
-
-Reading back what was packed.
-"""
+"""Packed images by row: one positioned read and a checksum each; and the verification of whole shards."""
 
 import os
 import threading
@@ -18,19 +15,20 @@ from lib.dataset.decode import DecodeError
 from lib.dataset.images import FIRST_PAUSE_SECONDS, EncodedImages
 from lib.shards.index import PackedIndex
 
-# Shards that a process keeps open; the system's usual limit is 1024 files.
+# Open shards per process; the usual limit of the system is 1024 files.
 MAX_OPEN = 256
 _ATTEMPTS = 3
 
 
 class OpenShard:
-    """A file that is closed when nobody holds it, so that dropping it never disturbs a read under way."""
+    """A file that is closed with its last reference, so that its removal from the cache never breaks a pending read."""
 
     def __init__(self, path: str) -> None:
+        """Open the file at `path`."""
         self.descriptor = os.open(path, os.O_RDONLY | getattr(os, 'O_BINARY', 0) | getattr(os, 'O_CLOEXEC', 0))
         self._lock = threading.Lock()
         if hasattr(os, 'posix_fadvise'):
-            # Or the system reads 128 kB for an image of 10.
+            # Without this, the system reads 128 kB ahead for an image of 10 kB.
             os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
 
     def __del__(self) -> None:
@@ -38,7 +36,7 @@ class OpenShard:
             os.close(self.descriptor)
 
     def read(self, length: int, offset: int) -> bytes:
-        """Return `length` bytes from `offset` on, fewer where the file ends."""
+        """Return `length` bytes from `offset` on, fewer at the end of the file."""
         if hasattr(os, 'pread'):
             return os.pread(self.descriptor, length, offset)
         with self._lock:  # Windows
@@ -47,16 +45,18 @@ class OpenShard:
 
 
 class ShardImages(EncodedImages):
-    """The packed images of a split. Pickled as the index's path: each process maps and opens for itself.
+    """The packed images of a split. Pickled as the path of the index: each process maps and opens the files itself.
 
-    Every read is compared with the checksum taken when packing, which costs about a hundredth of decoding: whatever
-    happened to a shard or its index (cut short, exchanged, a flipped bit) is a DecodeError, never wrong pixels.
+    Every read is compared with the checksum computed when packing, which takes about a hundredth of the time of
+    decoding: any damage to a shard or its index (truncation, replacement, a flipped bit) is a DecodeError, never wrong
+    pixels.
     """
 
     def __init__(self, path: str | os.PathLike, max_open: int = MAX_OPEN) -> None:
-        """`path`: of the index; `max_open`: how many shards stay open, the last used ones.
+        """Open the index at `path`; at most `max_open` shards, the last used ones, stay open.
 
-        Raises: UserError if the index cannot be used.
+        Raises:
+            UserError: the index cannot be used.
         """
         self.index = PackedIndex(Path(path))
         self._max_open = max_open
@@ -70,15 +70,15 @@ class ShardImages(EncodedImages):
         return len(self.index)
 
     def name(self, row: int) -> str:
-        """Return the shard and the path as annotated, for messages."""
+        """Return the shard and the annotated path, for messages."""
         return f'{self._path(int(row))} ({self.index.names[int(row)]})'
 
     def read(self, row: int) -> bytes:
-        """Return an image's bytes.
+        """Return the bytes of an image.
 
         Raises:
-            DecodeError: they are not there, or not those that were packed; names shard and row.
-            OSError: the disk or the network fails, again and again.
+            DecodeError: they are missing or not the packed ones; the message names shard and row.
+            OSError: the disk or the network fails repeatedly.
         """
         row = int(row)
         length = self.index.lengths.item(row)
@@ -87,23 +87,23 @@ class ShardImages(EncodedImages):
         try:
             data = self._bytes(self._path(row), length, self.index.offsets.item(row))
         except FileNotFoundError:
-            raise DecodeError(f'{self._path(row)}, row {row}: this shard is gone') from None
+            raise DecodeError(f'{self._path(row)}, row {row}: this shard is missing') from None
         if len(data) < length:
-            raise DecodeError(f'{self._path(row)}, row {row}: the shard is cut short before the end of this image')
+            raise DecodeError(f'{self._path(row)}, row {row}: the shard is truncated before the end of this image')
         if zlib.crc32(data) != self.index.checksums.item(row):
-            raise DecodeError(f'{self._path(row)}, row {row}: the bytes there are not those that were packed')
+            raise DecodeError(f'{self._path(row)}, row {row}: the bytes are not those that were packed')
         return data
 
     def _path(self, row: int) -> str:
         return self._paths[self.index.shards.item(row)]
 
     def _bytes(self, path: str, length: int, offset: int) -> bytes:
-        """Read, trying again with the file opened anew when the disk or the network stumbles."""
+        """Read, with new attempts on the reopened file after a failure of the disk or the network."""
         for attempt in range(_ATTEMPTS):
             try:
                 return self._opened(path).read(length, offset)
             except (FileNotFoundError, PermissionError):
-                raise  # waiting does not mend these
+                raise  # another attempt would fail too
             except OSError:
                 self._opened.cache_clear()
                 if attempt + 1 == _ATTEMPTS:
@@ -114,12 +114,12 @@ class ShardImages(EncodedImages):
 
 @dataclass(frozen=True)
 class ShardReader:
-    """Reads whole shards as training would, each image with its checksum; called in any process, with any shard."""
+    """Reads whole shards as training does, each image with its checksum. Any process can call it with any shard."""
 
     images: ShardImages
 
     def __call__(self, number: int, progress: Callable[[int], None]) -> tuple[int, str]:
-        """Return the shard's number and what is wrong with it ('' when nothing is).
+        """Return the shard's number and its fault ('' if it has none); report each image to `progress`.
 
         Raises:
             OSError: it cannot be read.

@@ -1,4 +1,4 @@
-"""The index beside the shards: where each row's bytes lie, in Arrow columns that every process maps."""
+"""Shard index: the position of each image's bytes in the shards, in Arrow columns that every process memory-maps."""
 
 from pathlib import Path
 from typing import Any
@@ -10,26 +10,25 @@ import pyarrow as pa
 from lib.errors import UserError
 
 INDEX, FORMAT = 'index.arrow', 1
-_AGAIN = 'pack again: python tools/pack.py'
-_KEY = b'packed'
+_KEY = b'packed'  # of the metadata
 
 COLUMNS = pa.schema(
     [
-        ('shard', pa.int32()),  # its place in Contents.shards
+        ('shard', pa.int32()),  # its number in Contents.shards
         ('offset', pa.int64()),  # of the image's bytes in the shard
-        ('length', pa.int32()),  # bytes; 0 where nothing is stored
+        ('length', pa.int32()),  # bytes; 0 if nothing is stored
         ('crc32', pa.uint32()),  # of these bytes
-        ('label', pa.int32()),  # -1 without
+        ('label', pa.int32()),  # -1 if unknown
         ('path', pa.large_string()),  # the name as annotated
-        ('width', pa.int32()),  # pixels, as the image's header has them; 0 where unknown
+        ('width', pa.int32()),  # pixels, from the image's header; 0 if unknown
         ('height', pa.int32()),
-        ('fault', pa.large_string()),  # why it could not be decoded when it was packed; '' where it could
+        ('fault', pa.large_string()),  # the reason why it could not be decoded when it was packed; '' if it could
     ]
 )
 
 
 class Shard(msgspec.Struct):
-    """One tar file: its name, its size, how many images it holds, and how many bytes those had before."""
+    """One tar file: its name, its size in bytes, the images in it, and the bytes that they had before."""
 
     name: str
     size: int
@@ -38,12 +37,13 @@ class Shard(msgspec.Struct):
 
 
 class Contents(msgspec.Struct):
-    """What an index says of the whole.
+    """Metadata of an index.
 
     Attributes:
-        settings: how the images were encoded, in what portions.
+        settings: encoding of the images and images per shard.
         digest: of names and labels: Split.digest().
-        class_names: None where classes have no names; `parents` as in ClassNames.
+        class_names: None if classes have no names.
+        parents: as in ClassNames.
     """
 
     settings: dict[str, Any]
@@ -55,32 +55,32 @@ class Contents(msgspec.Struct):
     format: int = FORMAT
 
 
-def write_table(path: Path, table: pa.Table, about: msgspec.Struct) -> None:
-    """Write columns in one piece, uncompressed, so that a reader maps them as they are."""
-    table = table.combine_chunks().replace_schema_metadata({_KEY: msgspec.json.encode(about)})
+def write_table(path: Path, table: pa.Table, metadata: msgspec.Struct) -> None:
+    """Write columns as one uncompressed record batch, so that a reader can map them."""
+    table = table.combine_chunks().replace_schema_metadata({_KEY: msgspec.json.encode(metadata)})
     with pa.ipc.new_file(str(path), table.schema) as writer:
         writer.write_table(table, max_chunksize=max(1, len(table)))
 
 
-def read_table(path: Path, about: type) -> tuple[pa.Table, Any]:
-    """Map a file that `write_table` wrote, and return its columns and what it says about them.
+def read_table(path: Path, metadata_type: type) -> tuple[pa.Table, Any]:
+    """Map a file of `write_table`; return its columns and metadata.
 
     Raises:
-        OSError, ValueError: it cannot be read, or is none. (Arrow's and msgspec's own errors are ValueErrors.)
+        OSError, ValueError: it cannot be read, or has another form. (Arrow's and msgspec's errors are ValueErrors.)
     """
     with pa.memory_map(str(path)) as source:
         table = pa.ipc.open_file(source).read_all()
     if table.schema.remove_metadata() != COLUMNS:
         raise ValueError(f'its columns are {table.schema.names}')
-    return table, msgspec.json.decode((table.schema.metadata or {}).get(_KEY, b''), type=about)
+    return table, msgspec.json.decode((table.schema.metadata or {}).get(_KEY, b''), type=metadata_type)
 
 
 class PackedIndex:
-    """The columns of one split as arrays over the mapped file: no Python object an image.
+    """The columns of one split as arrays over the mapped file, without a Python object per image.
 
     Attributes:
-        path: of the index; the shards lie beside it.
-        contents: what the index says of the whole.
+        path: of the index; the shards are in the same folder.
+        contents: the metadata.
         table: all columns.
         names: (num_images,) Arrow strings.
         labels, shards, offsets, lengths, checksums: (num_images,) integers.
@@ -88,40 +88,40 @@ class PackedIndex:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the index at `path`. Raises: UserError when it cannot be used."""
+        """Open the index at `path`. Raises: UserError if it cannot be used."""
         self.path = path
         try:
             self.table, self.contents = read_table(path, Contents)
         except FileNotFoundError:
-            raise UserError(f'{path}: no such file; {_AGAIN} --PACK_OUT {path.parent.parent}') from None
+            raise UserError(f'{path}: no such file') from None
         except (OSError, ValueError) as error:
-            raise UserError(f'{path}: is no index of packed images ({error}); {_AGAIN}') from None
+            raise UserError(f'{path}: is not an index of packed images ({error})') from None
         if self.contents.format != FORMAT:
-            raise UserError(f'{path}: has format {self.contents.format}, this program reads {FORMAT}; {_AGAIN}')
+            raise UserError(f'{path}: has format {self.contents.format}, but must have {FORMAT}')
         self.shards, self.offsets, self.lengths, self.checksums, self.labels = (
-            _in_one_piece(self.table[name]).to_numpy() for name in ('shard', 'offset', 'length', 'crc32', 'label')
+            _single_chunk(self.table[name]).to_numpy() for name in ('shard', 'offset', 'length', 'crc32', 'label')
         )
-        self.names: pa.LargeStringArray = _in_one_piece(self.table['path'])
-        self.faults: pa.LargeStringArray = _in_one_piece(self.table['fault'])
+        self.names: pa.LargeStringArray = _single_chunk(self.table['path'])
+        self.faults: pa.LargeStringArray = _single_chunk(self.table['fault'])
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def check(self) -> list[str]:
-        """Look for what can be seen without reading images; return warnings.
+        """Check the columns and the shards' sizes without reading images; return warnings.
 
         Raises:
-            UserError: a shard is missing, or the columns point to nowhere.
+            UserError: a number in the columns is out of range, or a name is invalid.
         """
         path, shards, num_classes = self.path, self.contents.shards, self.contents.num_classes
-        inside = (self.shards >= 0) & (self.shards < len(shards)) & (self.offsets >= 0) & (self.lengths >= 0)
-        inside &= (self.labels >= -1) & (self.labels < num_classes)
-        if not inside.all() or not len(self):
-            row = int(np.argmin(inside)) if len(self) else 0
-            raise UserError(f'{path}: is damaged (row {row} has a shard, place or label that there is not); {_AGAIN}')
+        is_valid = (self.shards >= 0) & (self.shards < len(shards)) & (self.offsets >= 0) & (self.lengths >= 0)
+        is_valid &= (self.labels >= -1) & (self.labels < num_classes)
+        if not is_valid.all() or not len(self):
+            row = int(np.argmin(is_valid)) if len(self) else 0
+            raise UserError(f'{path}: is damaged (shard, offset or label of row {row} is out of range)')
         names = self.contents.class_names
         if (names is not None and len(names) != num_classes) or any(Path(s.name).name != s.name for s in shards):
-            raise UserError(f'{path}: is damaged (class or shard names); {_AGAIN}')
+            raise UserError(f'{path}: is damaged (class or shard names)')
         return self._check_sizes()
 
     def _check_sizes(self) -> list[str]:
@@ -133,18 +133,18 @@ class PackedIndex:
             except FileNotFoundError:
                 warnings.append(
                     f'{path}: no such file, but {self.path.name} lists it with {shard.num_images} images; copy it here '
-                    'again, or write it anew with the command that packed it'
+                    'again, or run the command that packed it, which writes it again'
                 )
                 continue
             if size != shard.size:
-                lost = np.count_nonzero((self.shards == number) & (self.offsets + self.lengths > size))
+                num_lost = np.count_nonzero((self.shards == number) & (self.offsets + self.lengths > size))
                 warnings.append(
-                    f'{path}: has {size} bytes, but {shard.size} were written: {lost} of its images are lost; the '
-                    'command that packed it writes it anew'
+                    f'{path}: has {size} bytes, but {shard.size} were written: {num_lost} of its images are lost; the '
+                    'command that packed it writes it again'
                 )
         return warnings
 
 
-def _in_one_piece(column: pa.ChunkedArray) -> pa.Array:
-    # combine_chunks alone would copy the one piece that there is.
+def _single_chunk(column: pa.ChunkedArray) -> pa.Array:
+    # combine_chunks alone would copy a single chunk.
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

@@ -1,4 +1,4 @@
-"""One split into shards: in parallel, going on where an earlier call stopped, read back before it counts as done."""
+"""Pack a split into shards: in parallel, resumed where an earlier call stopped, verified by reading it back."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import msgspec
 import numpy as np
@@ -19,7 +19,7 @@ from lib.dataset.images import EncodedImages
 from lib.errors import UserError
 from lib.runtime.files import replace_atomically, sync_folder, write_json
 from lib.runtime.log import LOGGER, progress_bar
-from lib.runtime.workers import run_tasks
+from lib.runtime.workers import run_in_processes
 from lib.shards.images import ShardImages, ShardReader
 from lib.shards.index import COLUMNS, FORMAT, INDEX, Contents, Shard, write_table
 from lib.shards.write import (
@@ -33,20 +33,20 @@ from lib.shards.write import (
 )
 
 SETTINGS = 'pack.json'
-_MIN_SHARD, _MAX_SHARD, _WANTED_SHARDS = 256, 10_000, 64
+_MIN_SHARD, _MAX_SHARD, _NUM_SHARDS = 256, 10_000, 64
 _SAMPLE = 500
 _TAR_BYTES = 2560  # headers, padding, label and path of one image
 
 
 @dataclass(frozen=True)
 class SplitJob:
-    """What is packed, how, and where to.
+    """The images of a split, their encoding and their folder.
 
     Attributes:
         folder: of this split's shards.
-        images, labels, names: by row; names as annotated, labels -1 where unknown.
+        images, labels, names: by row; names as annotated, labels -1 if unknown.
         digest: of names and labels.
-        classes: their names; None where they have none.
+        classes: their names; None if they have none.
         images_per_shard: the last shard may have fewer.
         max_bad_fraction: as in ShardWriter.
     """
@@ -64,10 +64,11 @@ class SplitJob:
 
     @property
     def num_shards(self) -> int:
+        """Return the number of shards."""
         return -(-len(self.labels) // self.images_per_shard)
 
     def settings(self) -> dict[str, Any]:
-        """Return what must be the same for a call to go on with the shards of an earlier one."""
+        """Return the settings that must be equal to resume with the shards of an earlier call."""
         return {
             'format': FORMAT,
             'digest': self.digest,
@@ -78,14 +79,20 @@ class SplitJob:
         }
 
     def task(self, number: int) -> ShardTask:
-        """Return the work of one shard."""
+        """Return the task of one shard."""
         rows = slice(number * self.images_per_shard, (number + 1) * self.images_per_shard)
         return ShardTask(number, rows.start, self.labels[rows], self.names[rows])
 
 
 @dataclass(frozen=True)
 class PackedSplit:
-    """What came of it: sums over the shards, and (row, reason) of the images that cannot be decoded."""
+    """The result of packing.
+
+    Attributes:
+        shards: of the split.
+        num_images: of the split, with and without pixels.
+        bad: (row, reason) of the images that cannot be decoded.
+    """
 
     shards: list[Shard]
     num_images: int
@@ -93,86 +100,99 @@ class PackedSplit:
 
     @property
     def bytes_before(self) -> int:
+        """Return the size of the source images."""
         return sum(shard.source_bytes for shard in self.shards)
 
     @property
     def bytes_after(self) -> int:
+        """Return the size of the shards."""
         return sum(shard.size for shard in self.shards)
 
 
 def images_per_shard(num_images: int) -> int:
-    """Return a portion that keeps every core busy with few images, and the number of files low with many."""
-    return min(_MAX_SHARD, max(_MIN_SHARD, -(-num_images // _WANTED_SHARDS)))
+    """Return the images per shard: few images keep every core busy, many images make few files."""
+    return min(_MAX_SHARD, max(_MIN_SHARD, -(-num_images // _NUM_SHARDS)))
+
+
+class FolderConflict(Exception):
+    """The folder of a split cannot be packed into; the message states the reason.
+
+    Attributes:
+        is_packed: the folder holds packed images, which may be replaced.
+    """
+
+    def __init__(self, message: str, *, is_packed: bool) -> None:
+        super().__init__(message)
+        self.is_packed = is_packed
 
 
 def check_folder(job: SplitJob) -> None:
-    """See that the folder is new, or holds shards of the same images with the same settings.
+    """Check that the folder is new, or holds shards of the same images with the same settings.
 
     Raises:
-        UserError: it does not.
+        FolderConflict: it does not.
     """
     folder, path = job.folder, job.folder / SETTINGS
     if not path.exists():
-        # What a killed process left before its first file was whole has a name with a dot.
+        # A process that was killed before its first file was complete leaves names with a dot.
         if folder.exists() and any(not path.name.startswith('.') for path in folder.iterdir()):
-            raise UserError(f'{folder} holds files that are no packed images; give another --PACK_OUT')
+            raise FolderConflict(f'{folder} holds files that are not packed images', is_packed=False)
         return
+    settings = job.settings()
     try:
         earlier = json.loads(path.read_bytes())
-        differing = [name for name, value in job.settings().items() if earlier.get(name) != value]
+        differing = [name for name, value in settings.items() if earlier.get(name) != value]
     except (OSError, ValueError, AttributeError):
-        raise UserError(f'{path}: cannot be read; --OVERWRITE True renames {folder.parent} aside') from None
+        raise FolderConflict(f'{path} cannot be read', is_packed=True) from None
     if differing:
         name = differing[0]
-        plainly = {'digest': 'other images or labels', 'num_images': 'other images', 'classes': 'other class names'}
-        what = plainly.get(name) or f'{name} {earlier.get(name)} (now {job.settings()[name]})'
-        raise UserError(
-            f'{folder} was packed with {what}: give another --PACK_OUT, or --OVERWRITE True, which renames '
-            f'{folder.parent} aside'
-        )
+        texts = {'digest': 'other images or labels', 'num_images': 'other images', 'classes': 'other class names'}
+        difference = texts.get(name) or f'{name} {earlier.get(name)} (now {settings[name]})'
+        raise FolderConflict(f'{folder} was packed with {difference}', is_packed=True)
 
 
 def bytes_needed(job: SplitJob) -> int:
-    """Estimate what copying will add to the disk, from the sizes of a sample."""
-    left = len(_unfinished(job)) * job.images_per_shard
-    if (job.folder / INDEX).exists() or not left:
+    """Return an estimate of the bytes that copying adds to the disk, from the sizes of a sample."""
+    num_left = len(_unfinished(job)) * job.images_per_shard
+    if (job.folder / INDEX).exists() or not num_left:
         return 0
     sizes = []
     for row in np.unique(np.linspace(0, len(job.labels) - 1, _SAMPLE).astype(int)).tolist():
         try:
             sizes.append(Path(job.images.name(row)).stat().st_size)
-        except OSError:  # said when it is packed
+        except OSError:  # reported when it is packed
             continue
-    return int(min(left, len(job.labels)) * (np.mean(sizes) + _TAR_BYTES)) if sizes else 0
+    return int(min(num_left, len(job.labels)) * (np.mean(sizes) + _TAR_BYTES)) if sizes else 0
 
 
 def pack_split(job: SplitJob, *, num_workers: int) -> PackedSplit:
-    """Write the shards that are missing, read all of them back, then write the index.
+    """Write the missing shards, read all of them back, then write the index.
 
     Raises:
-        UserError: as `check_folder` and ShardWriter; what was read back is not what was written.
+        FolderConflict: as check_folder.
+        UserError: as ShardWriter; also if the bytes read back differ from the written ones.
         OSError: writing fails.
     """
     check_folder(job)
     write_json(job.folder / SETTINGS, job.settings())
     (job.folder / PARTS).mkdir(exist_ok=True)
-    for left_over in (*job.folder.glob('.*.tmp*'), *(job.folder / PARTS).glob('.*.tmp*')):
-        left_over.unlink(missing_ok=True)
+    for temporary in (*job.folder.glob('.*.tmp*'), *(job.folder / PARTS).glob('.*.tmp*')):
+        temporary.unlink(missing_ok=True)
     index = job.folder / INDEX
     if index.exists():
-        _take_apart(job, _damaged(job, index, num_workers))
+        _restore_parts(job, _damaged_shards(job, index, num_workers))
     if not index.exists():
         _write_shards(job, num_workers)
         with replace_atomically(index) as temporary:
             _join_parts(job, temporary)
-            damaged = _damaged(job, temporary, num_workers)
+            damaged = _damaged_shards(job, temporary, num_workers)
             if damaged:
                 for number in damaged:
                     part_path(job.folder, number).unlink(missing_ok=True)
                 first = next(iter(damaged.values()))
-                raise UserError(f'{first}; the same command again writes this shard anew')
+                raise UserError(f'{first}; run the same command again to write this shard again')
     shutil.rmtree(job.folder / PARTS)
-    return _packed(ShardImages(index))
+    return _result(ShardImages(index))
 
 
 def _unfinished(job: SplitJob) -> list[int]:
@@ -181,70 +201,81 @@ def _unfinished(job: SplitJob) -> list[int]:
 
 def _write_shards(job: SplitJob, num_workers: int) -> None:
     missing = _unfinished(job)
-    done = len(job.labels) - sum(len(job.task(number).labels) for number in missing)
-    if done:
-        LOGGER.info('%s: goes on after %d of %d images', job.folder, done, len(job.labels))
+    num_done = len(job.labels) - sum(len(job.task(number).labels) for number in missing)
+    if num_done:
+        LOGGER.info('%s: resuming after %d of %d images', job.folder, num_done, len(job.labels))
     writer = ShardWriter(job.folder, job.images, job.encoding, job.max_bad_fraction)
     tasks = _Tasks(job, missing)
-    for _ in _with_bar(writer, tasks, job, num_workers, label=f'pack {job.folder.name}', start=done):
+    for _ in _with_bar(writer, tasks, job, num_workers, label=f'pack {job.folder.name}', start=num_done):
         pass
     sync_folder(job.folder)
 
 
-def _damaged(job: SplitJob, index: Path, num_workers: int) -> dict[int, str]:
-    """Read everything back; return {number: what is wrong} of the shards that are not what was written."""
+def _damaged_shards(job: SplitJob, index: Path, num_workers: int) -> dict[int, str]:
+    """Read all shards back; return {number: fault} of those that differ from the written ones."""
     reader = ShardReader(ShardImages(index))
     numbers = range(job.num_shards)
-    found = _with_bar(reader, numbers, job, num_workers, label=f'verify {job.folder.name}')
-    return {number: fault for number, fault in found if fault}
+    results = _with_bar(reader, numbers, job, num_workers, label=f'verify {job.folder.name}')
+    return {number: fault for number, fault in results if fault}
 
 
 def _with_bar(
     work: Callable, tasks: Sequence, job: SplitJob, num_workers: int, *, label: str, start: int = 0
 ) -> Iterator[Any]:
     with progress_bar((), total=len(job.labels), label=label, unit='image', start=start) as bar:
-        results = run_tasks(work, tasks, num_workers=num_workers, progress=bar.update)
-        with closing(results):
+
+        def progress(num_images: int) -> None:
+            bar.update(num_images)
+
+        with closing(run_in_processes(work, tasks, num_workers=num_workers, progress=progress)) as results:
             yield from results
 
 
 @dataclass(frozen=True)
 class _Tasks(Sequence):
-    """The tasks of some shards, made when they are handed out: names and labels are not copied before."""
+    """The tasks of some shards, created on access, so that names and labels are not copied before."""
 
     job: SplitJob
-    numbers: list[int]
+    numbers: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, place: int) -> ShardTask:
-        return self.job.task(self.numbers[place])
+    @overload
+    def __getitem__(self, position: int) -> ShardTask: ...
+    @overload
+    def __getitem__(self, position: slice) -> '_Tasks': ...
+    def __getitem__(self, position: int | slice) -> 'ShardTask | _Tasks':
+        if isinstance(position, slice):
+            return _Tasks(self.job, self.numbers[position])
+        return self.job.task(self.numbers[position])
 
 
 def _join_parts(job: SplitJob, path: Path) -> None:
-    parts = [read_part(job.folder, number) for number in range(job.num_shards)]
-    lost = [shard_name(number) for number, part in enumerate(parts) if part is None]
-    if lost:
-        raise UserError(f'{job.folder / lost[0]}: was changed while packing; run the same command again')
+    parts = []
+    for number in range(job.num_shards):
+        part = read_part(job.folder, number)
+        if part is None:
+            raise UserError(f'{job.folder / shard_name(number)}: was changed while packing; run the same command again')
+        parts.append(part)
     table = pa.concat_tables(table.replace_schema_metadata() for table, _ in parts)
     contents = Contents(
         settings=job.settings(),
         digest=job.digest,
         num_classes=job.num_classes,
         shards=[shard for _, shard in parts],
-        class_names=job.classes and job.classes.names,
+        class_names=job.classes.names if job.classes else None,
         parents=job.classes.parents if job.classes else [],
     )
     write_table(path, table, contents)
 
 
-def _take_apart(job: SplitJob, damaged: dict[int, str]) -> None:
-    """Make parts of an index again where shards must be written anew; nothing to do when all are whole."""
+def _restore_parts(job: SplitJob, damaged: dict[int, str]) -> None:
+    """Split the index into parts again, without those of damaged shards; do nothing if no shard is damaged."""
     if not damaged:
         return
     for fault in damaged.values():
-        LOGGER.warning('%s; this shard is written anew', fault)
+        LOGGER.warning('%s; this shard is written again', fault)
     index = job.folder / INDEX
     packed = ShardImages(index).index
     for number, shard in enumerate(packed.contents.shards):
@@ -255,7 +286,7 @@ def _take_apart(job: SplitJob, damaged: dict[int, str]) -> None:
     index.unlink()
 
 
-def _packed(images: ShardImages) -> PackedSplit:
+def _result(images: ShardImages) -> PackedSplit:
     faults = np.flatnonzero(np.asarray(pc.not_equal(images.index.faults, '')))
     bad = [(row, images.index.faults[row].as_py()) for row in faults.tolist()]
     return PackedSplit(images.index.contents.shards, len(images), bad)

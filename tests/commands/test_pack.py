@@ -1,11 +1,13 @@
-"""What packing takes from the config, and what it tells to type next."""
+"""tools/pack.py: values from the config, errors that name options, and the next command."""
 
 import pytest
+from PIL import Image
 
 from lib.builders.loader import stored_short_side
-from lib.commands.pack import next_command
+from lib.commands.pack import next_command, pack
 from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
+from lib.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -45,3 +47,34 @@ def test_next_command_is_quoted():
 def test_short_side(changes, expected):
     values = {name: key.default for name, key in KEYS.items()} | changes
     assert stored_short_side(as_node(values)) == expected
+
+
+@pytest.fixture
+def config_of(tmp_path):
+    """Return a function that makes the config of packing 20 photos of one class and one of another."""
+    for name, number in (('cola', 20), ('tea', 1)):
+        (tmp_path / 'shop' / name).mkdir(parents=True)
+        for position in range(number):
+            Image.new('RGB', (8, 8)).save(tmp_path / 'shop' / name / f'{position}.png')
+    values = {name: key.default for name, key in KEYS.items()} | {
+        'DATASET.NAME': 'annotations', 'DATASET.ROOT': str(tmp_path / 'shop'), 'DATASET.SOURCE': '',
+        'DATASET.VALID_FRACTION': 0.0, 'PACK.OUT': str(tmp_path / 'out'), 'RUN.NUM_WORKERS': 0,
+    }  # fmt: skip
+    return lambda **changes: as_node(values | {name.replace('__', '.'): value for name, value in changes.items()})
+
+
+def test_too_many_undecodable_images(config_of, tmp_path):
+    for photo in (tmp_path / 'shop' / 'cola').iterdir():
+        photo.write_bytes(b'not an image')
+    with pytest.raises(UserError, match=r'^20 of 21 images .*, more than DATASET\.MAX_BAD_FRACTION 0\.5; the first is'):
+        pack(config_of(DATASET__MAX_BAD_FRACTION=0.5))
+
+
+def test_conflicts_name_the_options(config_of, tmp_path):
+    pack(config_of())
+    with pytest.raises(UserError, match=r'was packed with .*; give another --PACK_OUT, or --OVERWRITE True, which'):
+        pack(config_of(PACK__IMAGES='copy'))
+    (tmp_path / 'other' / 'train').mkdir(parents=True)
+    (tmp_path / 'other' / 'train' / 'notes.txt').touch()
+    with pytest.raises(UserError, match=r'not packed images; give another --PACK_OUT$'):
+        pack(config_of(PACK__OUT=str(tmp_path / 'other')))

@@ -1,4 +1,4 @@
-"""tools/pack.py, and the three scripts on what it wrote, with the photos gone."""
+"""tools/pack.py, and the three scripts on its shards without the photos."""
 
 import csv
 import json
@@ -15,12 +15,12 @@ RECIPE = ('--config', TINY, '--NAME', 'run')
 
 @pytest.fixture(scope='module')
 def packed(scripts, products, tmp_path_factory):
-    """A folder with shop/, packed by copying into packed/."""
+    """Create a folder with shop/, copied into shards in packed/."""
     folder = tmp_path_factory.mktemp('packed')
     shutil.copytree(products, folder / 'shop')
     options = ('--config', TINY, '--DATASET_ROOT', 'shop', '--PACK_OUT', 'packed', '--PACK_IMAGES', 'copy')
     done = scripts.run(folder, 'tools/pack.py', *options, '--RUN_NUM_WORKERS', 2)
-    assert 'train: 51 images in 1 shards, ' in done.stdout
+    assert 'train: 51 images in 1 shard, ' in done.stdout
     assert 'valid: 24 images' in done.stdout
     assert 'test: 6 images' in done.stdout
     command = f'python main.py --config {TINY} --DATASET_ROOT shop --RUN_NUM_WORKERS 2 --DATASET_SHARDS packed'
@@ -29,7 +29,7 @@ def packed(scripts, products, tmp_path_factory):
 
 
 def test_the_three_scripts_run_without_the_photos(scripts, packed, products, tmp_path):
-    """And end where they end with them: same weights, same predictions, same tau."""
+    """They give the same weights, predictions and tau as with the photos."""
     shutil.copytree(packed / 'packed', tmp_path / 'packed')
     shards = ('--DATASET_SHARDS', 'packed')
     scripts.run(tmp_path, 'main.py', *RECIPE, *shards, '--TRAIN_MAX_EPOCH', 3)
@@ -47,18 +47,18 @@ def test_the_three_scripts_run_without_the_photos(scripts, packed, products, tmp
     assert taus[0] == taus[1]
 
 
-def test_a_run_goes_on_with_packed_images(scripts, packed, products, tmp_path):
-    """Packing changes neither names nor labels, so it is the same training set."""
+def test_a_run_resumes_with_packed_images(scripts, packed, products, tmp_path):
+    """Packing changes neither names nor labels, so the training set is the same."""
     shutil.copytree(packed / 'packed', tmp_path / 'packed')
     scripts.run(tmp_path, 'main.py', *RECIPE, '--DATASET_ROOT', products)
     again = ('--RESUME_MODEL', 'last', '--TRAIN_MAX_EPOCH', 3, '--DATASET_SHARDS', 'packed')
     done = scripts.run(tmp_path, 'main.py', *RECIPE, *again)
-    assert 'going on from log/run/last.pth, 2 epochs' in done.stdout
+    assert 'resuming from log/run/last.pth, 2 epochs' in done.stdout
     assert len(metrics_of(tmp_path / 'log' / 'run')) == 6
 
 
-def test_folders_are_packed_small_and_predicted_from_elsewhere(scripts, products, tmp_path):
-    """Class folders, no annotations; TEST_ROOT given on the command line wins over the packed test split."""
+def test_class_folders_are_packed_and_test_root_overrides_the_packed_test_split(scripts, products, tmp_path):
+    """Pack class folders without annotations, then predict the images of TEST_ROOT."""
     shutil.copytree(products / 'train', tmp_path / 'my photos')
     done = scripts.run(tmp_path, 'tools/pack.py', '--DATASET_ROOT', 'my photos', '--PACK_OUT', 'small',
                        '--INPUT_SIZE', 16, '--RUN_NUM_WORKERS', 0)  # fmt: skip
@@ -74,7 +74,7 @@ def test_folders_are_packed_small_and_predicted_from_elsewhere(scripts, products
     assert len((run / 'best_model.csv').read_text().splitlines()) == 7
 
 
-def test_again_it_verifies_and_mends(scripts, packed, tmp_path):
+def test_a_second_call_verifies_and_repairs(scripts, packed, tmp_path):
     for name in ('packed', 'shop'):
         shutil.copytree(packed / name, tmp_path / name)
     before = contents(tmp_path)
@@ -105,15 +105,16 @@ def test_unreadable_images_are_listed(scripts, products, tmp_path):
     assert entry['fpath'] in (tmp_path / 'log' / 'run' / 'bad_images.csv').read_text()
 
 
-def test_overwrite_sets_aside(scripts, packed, tmp_path):
+def test_overwrite_renames_the_earlier_result(scripts, packed, tmp_path):
     for name in ('packed', 'shop'):
         shutil.copytree(packed / name, tmp_path / name)
     before = contents(tmp_path / 'packed')
     options = ('--config', TINY, '--DATASET_ROOT', 'shop', '--PACK_OUT', 'packed')
     error = the_error(scripts.run(tmp_path, 'tools/pack.py', *options, code=2))
     assert 'packed/train was packed with' in error
+    assert '--OVERWRITE True' in error
     done = scripts.run(tmp_path, 'tools/pack.py', *options, '--OVERWRITE', True)
-    assert 'the earlier result is kept as packed_old' in done.stdout
+    assert 'renamed the earlier result to packed_old' in done.stdout
     assert contents(tmp_path / 'packed_old') == before
 
 
@@ -125,7 +126,7 @@ def test_overwrite_sets_aside(scripts, packed, tmp_path):
     ],
 )
 def test_a_small_disk(scripts, products, small_disk, tmp_path, how, words):
-    """What a copy needs is known before; a re-encoded set shows it when the disk is full, and leaves no half files."""
+    """Copying checks the space first; re-encoding fails when the disk is full and leaves no partial files."""
     disk = small_disk(60)
     options = ('--config', TINY, '--DATASET_ROOT', products, '--PACK_OUT', disk / 'p', '--PACK_IMAGES', how)
     error = the_error(scripts.run(tmp_path, 'tools/pack.py', *options, '--RUN_NUM_WORKERS', 0, code=2))
@@ -135,15 +136,15 @@ def test_a_small_disk(scripts, products, small_disk, tmp_path, how, words):
 
 
 def test_ctrl_c(scripts, packed, tmp_path):
-    """It ends at once, and what was finished is there for the next call."""
+    """Packing ends at once, and the next call resumes after the finished shards."""
     shutil.copytree(packed / 'shop', tmp_path / 'shop')
     options = ('--config', TINY, '--DATASET_ROOT', 'shop', '--PACK_OUT', 'packed', '--PACK_SHARD_IMAGES', 5)
     wrapped = ('SIGINT', 'lib.shards.write:write_table', 3, REPOSITORY / 'tools' / 'pack.py', *options)
     done = scripts.run(tmp_path, 'tests/scripts/raise_signal.py', *wrapped, '--RUN_NUM_WORKERS', 0, code=130)
     assert 'Traceback' not in done.stderr
-    assert 'the same command goes on' in done.stdout
+    assert 'run the same command again to resume' in done.stdout
     finished = len(list((tmp_path / 'packed' / 'train' / 'parts').glob('*.arrow')))
     assert finished == 2
     assert not list((tmp_path / 'packed').rglob('.*.tmp*'))
     done = scripts.run(tmp_path, 'tools/pack.py', *options, '--RUN_NUM_WORKERS', 0)
-    assert f'goes on after {5 * finished} of 51 images' in done.stdout
+    assert f'resuming after {5 * finished} of 51 images' in done.stdout

@@ -1,4 +1,4 @@
-"""Eleven photos, and the same packed by copying."""
+"""Eleven photos, and the shards of their copies."""
 
 import pytest
 
@@ -12,5 +12,5 @@ def photos(tmp_path):
 
 @pytest.fixture
 def packed(photos, tmp_path):
-    """Four shards: rows 0 to 2, 3 to 5, 6 to 8, 9 and 10."""
+    """Pack four shards: rows 0 to 2, 3 to 5, 6 to 8, 9 and 10."""
     return pack(photos, tmp_path / 'packed' / 'train')

@@ -1,4 +1,4 @@
-"""Small sets to pack, and a short way to do it."""
+"""Small data sets for tests of packing, and shortcuts that pack them."""
 
 import hashlib
 import io
@@ -21,7 +21,7 @@ CLASSES = ClassNames(['apple', 'bread', 'kiwi', 'milk'], [])
 
 
 def smooth(width: int, height: int, seed: int = 0) -> Image.Image:
-    """A picture without noise and without symmetry, different for each seed."""
+    """Return an image without noise and without symmetry, different for each seed."""
     y, x = np.mgrid[0:height, 0:width]
     channels = [x * 255 / width, y * 255 / height, (x + y) * (255 - 9 * (seed % 20)) / (width + height)]
     return Image.fromarray(np.stack(channels, axis=2).astype(np.uint8))
@@ -34,7 +34,7 @@ def encoded(image: Image.Image, kind: str = 'JPEG', **options) -> bytes:
 
 
 def make_photos(folder: Path) -> FileImages:
-    """One JPEG a row, of different sizes."""
+    """Write one JPEG per row, of different sizes."""
     (folder / 'photos').mkdir()
     for row, name in enumerate(NAMES):
         (folder / name).write_bytes(encoded(smooth(40 + row, 30, row), quality=95))
@@ -42,7 +42,7 @@ def make_photos(folder: Path) -> FileImages:
 
 
 def job_of(images, folder: Path, **changes) -> SplitJob:
-    """Eleven rows, three a shard, copied."""
+    """Return the job of copying eleven rows into shards of three."""
     values = {
         'folder': folder,
         'images': images,

@@ -1,4 +1,4 @@
-"""What packing does to an image."""
+"""The encodings of packed images: reencode and copy."""
 
 import io
 
@@ -11,11 +11,11 @@ from lib.shards.write import UNKNOWN, Copy, Reencode
 from tests.shards.packing import encoded, smooth
 
 GPS, ORIENTATION = 0x8825, 0x0112
-BROKEN = {'nothing': b'', 'a page': b'<html>404</html>', 'cut short': encoded(smooth(90, 80))[:700]}
+BROKEN = {'nothing': b'', 'a page': b'<html>404</html>', 'truncated': encoded(smooth(90, 80))[:700]}
 
 
 def photo_with_position(orientation: int) -> bytes:
-    """A JPEG as a phone writes it: where it was taken, which way up, a comment, a profile."""
+    """Return a JPEG with the metadata of a phone: GPS position, orientation, comment, color profile."""
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     exif[0x010F] = 'Maker of phones'
@@ -36,46 +36,46 @@ def photo_with_position(orientation: int) -> bytes:
         ((64, 6400), (32, 3200)),
     ],
 )
-def test_the_short_side_is_the_wanted_one(size, expected):
-    stored = Reencode(32)(encoded(smooth(*size)))
-    assert Image.open(io.BytesIO(stored.data)).size == (stored.width, stored.height) == expected
+def test_the_short_side_is_reduced(size, expected):
+    packed = Reencode(32)(encoded(smooth(*size)))
+    assert Image.open(io.BytesIO(packed.data)).size == (packed.width, packed.height) == expected
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
-def test_no_metadata_survives_and_the_picture_is_upright(orientation):
+def test_no_metadata_is_packed_and_the_image_is_upright(orientation):
     data = photo_with_position(orientation)
     before = Image.open(io.BytesIO(data))
     assert dict(before.getexif().get_ifd(GPS))[2] == (52.0, 31.0, 12.25)
-    for short_side in (32, 1000):  # shrunk, and small enough already
-        stored = Reencode(short_side)(data)
-        after = Image.open(io.BytesIO(stored.data))
+    for short_side in (32, 1000):  # reduced, and already small enough
+        packed = Reencode(short_side)(data)
+        after = Image.open(io.BytesIO(packed.data))
         assert not dict(after.getexif())
         assert after.info.keys() <= {'jfif', 'jfif_version', 'jfif_unit', 'jfif_density'}
-        assert not [word for word in (b'Exif', b'Maker', b'at home', b'profile', b'ICC_PROFILE') if word in stored.data]
+        assert not [word for word in (b'Exif', b'Maker', b'at home', b'profile', b'ICC_PROFILE') if word in packed.data]
         upright = ImageOps.exif_transpose(before).resize(after.size, Image.Resampling.LANCZOS)
         difference = np.abs(np.asarray(after.convert('RGB')).astype(int) - np.asarray(upright))
         assert difference.mean() < 2
 
 
 @pytest.mark.parametrize('size', [(400, 300), (161, 500), (1600, 1200)])
-def test_it_is_close_to_an_exact_area_average(size):
-    """Oracle: the mean over each target pixel's square, by a sum over a fine grid (nearest, eight times as fine)."""
-    picture = smooth(*size)
-    stored = Reencode(80, quality=95)(encoded(picture, 'PNG'))
-    width, height = stored.width, stored.height
-    fine = np.asarray(picture.resize((8 * width, 8 * height), Image.Resampling.NEAREST)).astype(float)
+def test_reduced_images_are_close_to_an_exact_area_average(size):
+    """Compare with the mean over the square of each target pixel, summed over a grid eight times as fine."""
+    image = smooth(*size)
+    packed = Reencode(80, quality=95)(encoded(image, 'PNG'))
+    width, height = packed.width, packed.height
+    fine = np.asarray(image.resize((8 * width, 8 * height), Image.Resampling.NEAREST)).astype(float)
     mean = fine.reshape(height, 8, width, 8, 3).mean((1, 3))
-    found = np.asarray(decode(stored.data)).astype(float)
-    assert np.abs(found - mean)[2:-2, 2:-2].mean() < 2
+    result = np.asarray(decode(packed.data)).astype(float)
+    assert np.abs(result - mean)[2:-2, 2:-2].mean() < 2
 
 
 @pytest.mark.parametrize('kind', ['PNG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'JPEG'])
 def test_every_format_becomes_a_jpeg(kind):
-    stored = Reencode(20)(encoded(smooth(40, 30), kind))
-    assert (stored.ending, Image.open(io.BytesIO(stored.data)).format) == ('jpg', 'JPEG')
+    packed = Reencode(20)(encoded(smooth(40, 30), kind))
+    assert (packed.extension, Image.open(io.BytesIO(packed.data)).format) == ('jpg', 'JPEG')
 
 
-def test_transparency_is_laid_over_white_and_cmyk_is_read():
+def test_transparency_becomes_white_and_cmyk_is_decoded():
     clear = Image.new('RGBA', (40, 40), (200, 0, 0, 0))
     assert np.asarray(decode(Reencode(20)(encoded(clear, 'PNG')).data)).min() >= 254
     cmyk = encoded(smooth(40, 30).convert('CMYK'))
@@ -83,25 +83,25 @@ def test_transparency_is_laid_over_white_and_cmyk_is_read():
 
 
 @pytest.mark.parametrize('data', BROKEN.values(), ids=BROKEN)
-def test_what_cannot_be_decoded_is_not_packed_and_says_why(data):
-    stored = Reencode(20)(data)
-    assert stored.data == b''
-    assert stored.fault
+def test_undecodable_images_have_a_fault_and_no_bytes(data):
+    packed = Reencode(20)(data)
+    assert packed.data == b''
+    assert packed.fault
 
 
 @pytest.mark.parametrize(
-    ('kind', 'ending'),
+    ('kind', 'extension'),
     [('JPEG', 'jpg'), ('PNG', 'png'), ('WEBP', 'webp'), ('BMP', 'bmp'), ('GIF', 'gif'), ('TIFF', 'tif')],
 )
-def test_copied_bytes_stay_and_the_content_names_them(kind, ending):
+def test_copied_bytes_are_unchanged_and_their_content_sets_the_extension(kind, extension):
     data = encoded(smooth(40, 30), kind)
-    stored = Copy()(data)
-    assert stored.data == data
-    assert (stored.ending, stored.width, stored.height, stored.fault) == (ending, 40, 30, '')
+    packed = Copy()(data)
+    assert packed.data == data
+    assert (packed.extension, packed.width, packed.height, packed.fault) == (extension, 40, 30, '')
 
 
 @pytest.mark.parametrize('name', ['nothing', 'a page'])
-def test_copied_bytes_that_are_no_image_stay_too(name):
-    stored = Copy()(BROKEN[name])
-    assert (stored.data, stored.ending) == (BROKEN[name], UNKNOWN)
-    assert stored.fault
+def test_copied_bytes_that_are_not_an_image_are_unchanged(name):
+    packed = Copy()(BROKEN[name])
+    assert (packed.data, packed.extension) == (BROKEN[name], UNKNOWN)
+    assert packed.fault

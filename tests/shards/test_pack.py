@@ -1,4 +1,4 @@
-"""Packing: what lies in the folder afterwards, and what earlier attempts leave to the next."""
+"""Packing: the files that it writes, and the resumption after interruptions and damage."""
 
 import json
 import os
@@ -19,8 +19,8 @@ from lib.dataset.images import FileImages
 from lib.errors import UserError
 from lib.shards.images import ShardImages
 from lib.shards.index import INDEX
-from lib.shards.pack import PARTS, _take_apart, bytes_needed, images_per_shard, pack_split
-from lib.shards.write import Reencode
+from lib.shards.pack import PARTS, FolderConflict, _restore_parts, bytes_needed, images_per_shard, pack_split
+from lib.shards.write import Reencode, TooManyBadImages
 from tests.shards.packing import CLASSES, LABELS, NAMES, contents, encoded, job_of, make_photos, pack, smooth
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -30,7 +30,7 @@ def files_of(photos: FileImages) -> list[bytes]:
     return [Path(photos.name(row)).read_bytes() for row in range(len(LABELS))]
 
 
-def test_copied_bytes_are_the_files(photos, packed):
+def test_copied_bytes_equal_the_files(photos, packed):
     assert [packed.read(row) for row in range(len(packed))] == files_of(photos)
     assert packed.index.labels.tolist() == LABELS.tolist()
     assert packed.index.names.to_pylist() == NAMES
@@ -38,8 +38,8 @@ def test_copied_bytes_are_the_files(photos, packed):
     assert packed.index.check() == []
 
 
-def test_the_index_tells_where_the_bytes_lie(photos, packed):
-    """Oracle: the files, cut open by hand at the places that the columns name."""
+def test_the_index_holds_the_positions_of_the_bytes(photos, packed):
+    """Cut the shards at the offsets in the columns and compare with the files."""
     table = packed.index.table.to_pylist()
     for row, (entry, expected) in enumerate(zip(table, files_of(photos), strict=True)):
         shard = (packed.index.path.parent / f'{row // 3:06d}.tar').read_bytes()
@@ -49,19 +49,19 @@ def test_the_index_tells_where_the_bytes_lie(photos, packed):
         assert (entry['width'], entry['height'], entry['fault']) == (40 + row, 30, '')
 
 
-def test_a_shard_is_a_plain_tar_with_the_members_of_an_image_side_by_side(packed):
-    found = []
+def test_a_shard_is_a_plain_tar_with_adjacent_members_per_image(packed):
+    members = []
     for number in range(4):
         with tarfile.open(packed.index.path.parent / f'{number:06d}.tar') as tar:
             for member in tar:
                 assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, '', '')
-                found.append((member.name, tar.extractfile(member).read()))
-    assert [name for name, _ in found] == [
-        f'{row:09d}.{ending}' for row in range(len(LABELS)) for ending in ('jpg', 'cls', 'json')
+                members.append((member.name, tar.extractfile(member).read()))
+    assert [name for name, _ in members] == [
+        f'{row:09d}.{extension}' for row in range(len(LABELS)) for extension in ('jpg', 'cls', 'json')
     ]
     for row, label in enumerate(LABELS.tolist()):
-        assert found[3 * row + 1][1] == str(label).encode()
-        assert json.loads(found[3 * row + 2][1]) == {'fpath': NAMES[row], 'category_id': label}
+        assert members[3 * row + 1][1] == str(label).encode()
+        assert json.loads(members[3 * row + 2][1]) == {'fpath': NAMES[row], 'category_id': label}
 
 
 def test_images_without_labels(photos, tmp_path):
@@ -74,14 +74,14 @@ def test_images_without_labels(photos, tmp_path):
 def test_reencoded_images_are_small_and_close(photos, tmp_path):
     images = pack(photos, tmp_path / 'p', encoding=Reencode(20))
     for row, expected in enumerate(files_of(photos)):
-        found, before = decode(images.read(row)), decode(expected)
-        assert found.size == (round((40 + row) * 20 / 30), 20)
-        assert (images.index.table['width'][row].as_py(), images.index.table['height'][row].as_py()) == found.size
-        shrunk = before.resize(found.size, Image.Resampling.LANCZOS)
-        assert np.abs(np.asarray(found).astype(int) - np.asarray(shrunk)).mean() < 4
+        packed, before = decode(images.read(row)), decode(expected)
+        assert packed.size == (round((40 + row) * 20 / 30), 20)
+        assert (images.index.table['width'][row].as_py(), images.index.table['height'][row].as_py()) == packed.size
+        reduced = before.resize(packed.size, Image.Resampling.LANCZOS)
+        assert np.abs(np.asarray(packed).astype(int) - np.asarray(reduced)).mean() < 4
 
 
-def test_workers_and_repetitions_change_nothing(photos, tmp_path):
+def test_workers_and_repetitions_write_the_same_files(photos, tmp_path):
     for name, workers in (('a', 0), ('b', 2), ('c', 3)):
         pack(photos, tmp_path / name, workers, encoding=Reencode(20))
     assert contents(tmp_path / 'a') == contents(tmp_path / 'b') == contents(tmp_path / 'c')
@@ -90,7 +90,7 @@ def test_workers_and_repetitions_change_nothing(photos, tmp_path):
     assert set(contents(tmp_path / 'a')) == {'pack.json', INDEX, *(f'{number:06d}.tar' for number in range(4))}
 
 
-def test_undecodable_images_keep_their_rows(photos, tmp_path):
+def test_undecodable_images_have_rows(photos, tmp_path):
     Path(photos.name(4)).write_bytes(b'<html>')
     Path(photos.name(7)).unlink()
     for name, encoding in (('copied', {}), ('small', {'encoding': Reencode(20)})):
@@ -103,13 +103,15 @@ def test_undecodable_images_keep_their_rows(photos, tmp_path):
     assert ShardImages(tmp_path / 'small' / INDEX).index.lengths[[4, 7]].tolist() == [0, 0]
 
 
-def test_too_many_undecodable_images_stop_it(tmp_path):
+def test_too_many_undecodable_images_stop_packing(tmp_path):
     images, names = make_photos(tmp_path), NAMES * 2
     for row in range(len(LABELS)):
         Path(images.name(row)).write_bytes(b'gone')
     twice = FileImages(names, str(tmp_path))
-    with pytest.raises(UserError, match=r'11 of 11 images cannot be decoded.*MAX_BAD_FRACTION 0\.5.*0\.jpg'):
-        pack(twice, tmp_path / 'p', images_per_shard=11, max_bad_fraction=0.5)
+    for num_workers in (0, 2):
+        with pytest.raises(TooManyBadImages, match=r'11 of 11 images cannot be decoded.*0\.jpg') as caught:
+            pack(twice, tmp_path / 'p', num_workers, images_per_shard=11, max_bad_fraction=0.5)
+        assert (caught.value.num_bad, caught.value.num_images) == (11, 11)
     assert not list((tmp_path / 'p').glob('*.tar'))
     assert not (tmp_path / 'p' / INDEX).exists()
 
@@ -122,58 +124,60 @@ def test_too_many_undecodable_images_stop_it(tmp_path):
         ({'images_per_shard': 4}, r'images_per_shard 3 \(now 4\)'),
         ({'classes': None}, 'other class names'),
     ],
-    ids=['images', 'encoding', 'portions', 'classes'],
+    ids=['images', 'encoding', 'images per shard', 'classes'],
 )
-def test_other_settings_are_not_mixed(photos, packed, changes, words):
+def test_different_settings_are_a_conflict(photos, packed, changes, words):
     before = contents(packed.index.path.parent)
-    with pytest.raises(UserError, match=rf'{words}.*--OVERWRITE True'):
+    with pytest.raises(FolderConflict, match=f'was packed with .*{words}') as caught:
         pack(photos, packed.index.path.parent, **changes)
+    assert caught.value.is_packed
     assert contents(packed.index.path.parent) == before
 
 
-def test_a_folder_of_something_else_is_left_alone(photos, tmp_path):
+def test_a_folder_of_other_files_is_a_conflict(photos, tmp_path):
     before = contents(tmp_path)
-    with pytest.raises(UserError, match='no packed images'):
+    with pytest.raises(FolderConflict, match='not packed images') as caught:
         pack(photos, tmp_path / 'photos')
+    assert not caught.value.is_packed
     assert contents(tmp_path) == before
 
 
-def spoil_by_removing(shard: Path) -> None:
+def remove(shard: Path) -> None:
     shard.unlink()
 
 
-def spoil_by_cutting(shard: Path) -> None:
+def truncate(shard: Path) -> None:
     os.truncate(shard, 1000)
 
 
-def spoil_a_bit(shard: Path) -> None:
+def flip_bit(shard: Path) -> None:
     data = bytearray(shard.read_bytes())
     data[900] ^= 4
     shard.write_bytes(data)
 
 
-@pytest.mark.parametrize('spoil', [spoil_by_removing, spoil_by_cutting, spoil_a_bit])
+@pytest.mark.parametrize('damage', [remove, truncate, flip_bit])
 @pytest.mark.parametrize('finished', [True, False])
-def test_a_shard_that_was_lost_is_written_anew(photos, packed, spoil, finished):
-    """Also when packing had not come to its end: there is no index then, but parts of one."""
+def test_a_damaged_shard_is_written_again(photos, packed, damage, finished):
+    """Before packing is finished, the folder has index parts instead of an index."""
     folder = packed.index.path.parent
     before = contents(folder)
     if not finished:
         again = job_of(photos, folder)
-        _take_apart(again, {3: 'as if it were missing'})
-    spoil(folder / '000001.tar')
+        _restore_parts(again, {3: 'missing'})
+    damage(folder / '000001.tar')
     times = {path.name: path.stat().st_mtime_ns for path in folder.glob('*.tar')}
-    if not finished and spoil is spoil_a_bit:
-        # Its size is right, so it counts as finished until it is read back.
+    if not finished and damage is flip_bit:
+        # Its size is right, so it is considered finished until it is read back.
         with pytest.raises(UserError, match=r'000001\.tar, row 3.*the same command again'):
             pack(photos, folder)
     pack(photos, folder)
     assert contents(folder) == before
-    kept = {'000000.tar', '000002.tar'}
-    assert all((folder / name).stat().st_mtime_ns == times[name] for name in kept)
+    intact = {'000000.tar', '000002.tar'}
+    assert all((folder / name).stat().st_mtime_ns == times[name] for name in intact)
 
 
-def test_half_files_of_an_earlier_attempt_are_removed(photos, packed):
+def test_partial_files_of_an_earlier_attempt_are_removed(photos, packed):
     folder = packed.index.path.parent
     before = contents(folder)
     (folder / '.000001.12345678.tmp.tar').write_bytes(b'half')
@@ -183,8 +187,8 @@ def test_half_files_of_an_earlier_attempt_are_removed(photos, packed):
     assert contents(folder) == before
 
 
-def test_killed_in_the_middle_it_goes_on(tmp_path):
-    """A process of its own with two workers is killed once some shards are there; a second one does the rest."""
+def test_packing_resumes_after_a_kill(tmp_path):
+    """Kill a process with two workers once some shards exist; a second process writes the others."""
     rows, script = 60, tmp_path / 'run.py'
     for row in range(rows):
         (tmp_path / f'{row}.png').write_bytes(encoded(smooth(500, 400, row), 'PNG'))
@@ -211,21 +215,20 @@ def test_killed_in_the_middle_it_goes_on(tmp_path):
     assert len(finished) >= 3
     assert not (tmp_path / 'p' / INDEX).exists()
     subprocess.run(command, env=environment, check=True)
-    parts_seen = list(finished)[:2]
     images = ShardImages(tmp_path / 'p' / INDEX)
     assert images.index.check() == []
     encode = Reencode(64)
     for row in range(rows):
         assert images.read(row) == encode((tmp_path / f'{row}.png').read_bytes()).data
-    assert any(path.stat().st_mtime_ns == finished[path] for path in parts_seen)
+    assert any(path.stat().st_mtime_ns == finished[path] for path in list(finished)[:2])
     assert not [path for path in (tmp_path / 'p').rglob('.*') if path.is_file()]
 
 
-def test_portions():
+def test_images_per_shard():
     assert [images_per_shard(number) for number in (1, 5_000, 100_000, 3_000_000)] == [256, 256, 1563, 10_000]
 
 
-def test_space_is_estimated_from_the_files(photos, packed, tmp_path):
+def test_bytes_needed_are_estimated_from_the_files(photos, packed, tmp_path):
     files = sum(map(len, files_of(photos)))
     new = job_of(photos, tmp_path / 'new')
     assert files < bytes_needed(new) < files + 11 * 5000

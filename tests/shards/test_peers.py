@@ -1,4 +1,4 @@
-"""Other people's readers open what was packed, and see the same."""
+"""WebDataset and timm read the shards."""
 
 import io
 import json
@@ -19,14 +19,14 @@ from tests.shards.packing import LABELS, NAMES, job_of
 
 @pytest.fixture(params=['copy', 'reencode'])
 def folder(request, photos, tmp_path):
-    """OUT with a train split and what timm wants to know."""
+    """Pack a train split and write the _info.json of timm."""
     changes = {'encoding': Reencode(20)} if request.param == 'reencode' else {}
     packed = pack_split(job_of(photos, tmp_path / 'out' / 'train', **changes), num_workers=0)
     (tmp_path / 'out' / '_info.json').write_text(json.dumps({'splits': {'train': _info('train', packed)}}))
     return tmp_path / 'out'
 
 
-def pictures(folder) -> list[np.ndarray]:
+def images_of(folder) -> list[np.ndarray]:
     images = ShardImages(folder / 'train' / INDEX)
     return [np.asarray(Image.open(io.BytesIO(images.read(row)))) for row in range(len(images))]
 
@@ -39,7 +39,7 @@ def test_webdataset(folder):
         {'fpath': name, 'category_id': label} for name, label in zip(NAMES, LABELS.tolist(), strict=True)
     ]
     assert [sample['__key__'] for sample in samples] == [f'{row:09d}' for row in range(len(LABELS))]
-    for sample, expected in zip(samples, pictures(folder), strict=True):
+    for sample, expected in zip(samples, images_of(folder), strict=True):
         assert np.array_equal(sample['jpg'], expected)
 
 
@@ -48,5 +48,5 @@ def test_timm(folder):
     samples = list(reader)
     assert len(reader) == len(samples) == len(LABELS)
     assert [label for _, label in samples] == LABELS.tolist()
-    for (image, _), expected in zip(samples, pictures(folder), strict=True):
+    for (image, _), expected in zip(samples, images_of(folder), strict=True):
         assert np.array_equal(np.asarray(image), expected)

@@ -1,4 +1,4 @@
-"""Reading by row: what is cheap, what is shared, and every way in which a shard can be wrong."""
+"""Packed images by row: memory and open files, and all kinds of damage to shards and index."""
 
 import os
 import pickle
@@ -18,31 +18,31 @@ from tests.shards.packing import LABELS, NAMES, encoded, pack, smooth
 
 
 def rewritten(images: ShardImages, **columns) -> Path:
-    """Write another index over the shards, with some columns exchanged."""
+    """Replace the index by one with some other columns and return its path."""
     path = images.index.path
     table, contents = read_table(path, Contents)
     changed = dict(zip(table.column_names, table.columns, strict=True)) | columns
     table = pa.table({name: pa.array(values) if isinstance(values, list) else values
                       for name, values in changed.items()}).cast(table.schema.remove_metadata())  # fmt: skip
-    path.unlink()  # the old one stays mapped
+    path.unlink()  # the old one remains mapped
     write_table(path, table, contents)
     return path
 
 
-def refusal(images: ShardImages, row: int) -> str:
+def error_of(images: ShardImages, row: int) -> str:
     with pytest.raises(DecodeError) as caught:
         images.load(row)
     assert '\n' not in str(caught.value)
     return str(caught.value)
 
 
-def test_pickled_it_is_its_path(packed):
+def test_pickled_images_are_a_path(packed):
     data = pickle.dumps(packed)
     assert len(data) < 300
     assert pickle.loads(data).read(7) == packed.read(7)
 
 
-def test_rows_may_be_numpy_integers_and_names_say_both_places(packed):
+def test_rows_may_be_numpy_integers_and_names_contain_shard_and_path(packed):
     assert packed.read(np.int64(4)) == packed.read(4)
     assert packed.name(np.int64(4)) == f'{packed.index.path.parent}/000001.tar ({NAMES[4]})'
 
@@ -54,8 +54,8 @@ def test_the_columns_are_the_mapped_file(packed):
     assert not any(column.flags.owndata for column in (index.shards, index.offsets, index.lengths, index.labels))
 
 
-def test_cut_short(packed):
-    """The shard ends within row 4: 3 is whole, 4 and 5 are lost; the other shards are as they were."""
+def test_a_truncated_shard(packed):
+    """The shard ends within row 4: row 3 is intact, 4 and 5 are lost; other shards are intact."""
     path = packed.index.path.with_name('000001.tar')
     os.truncate(path, int(packed.index.offsets[4]) + 10)
     images = ShardImages(packed.index.path)
@@ -63,18 +63,18 @@ def test_cut_short(packed):
     assert str(path) in warning
     assert '2 of its images are lost' in warning
     for row in (4, 5):
-        assert f'{path}, row {row}: the shard is cut short' in refusal(images, row)
+        assert f'{path}, row {row}: the shard is truncated' in error_of(images, row)
     assert images.load(3).size == (43, 30)
     assert images.load(6).size == (46, 30)
 
 
-def test_missing(packed):
+def test_a_missing_shard(packed):
     path = packed.index.path.with_name('000001.tar')
     path.unlink()
     images = ShardImages(packed.index.path)
     (warning,) = images.index.check()
     assert f'{path}: no such file, but index.arrow lists it with 3 images' in warning
-    assert f'{path}, row 3: this shard is gone' in refusal(images, 3)
+    assert f'{path}, row 3: this shard is missing' in error_of(images, 3)
     assert images.load(6).size == (46, 30)
 
 
@@ -83,36 +83,36 @@ def test_wrong_offsets(packed):
     swapped = [*offsets[:3], offsets[4], offsets[3] + 1, *offsets[5:]]
     images = ShardImages(rewritten(packed, offset=swapped))
     for row in (3, 4):
-        assert f'000001.tar, row {row}: the bytes there are not those that were packed' in refusal(images, row)
+        assert f'000001.tar, row {row}: the bytes are not those that were packed' in error_of(images, row)
     images = ShardImages(rewritten(packed, offset=[10**15] * len(offsets)))
-    assert 'cut short' in refusal(images, 0)
+    assert 'truncated' in error_of(images, 0)
 
 
-def test_exchanged_shards(packed):
+def test_a_replaced_shard(packed):
     folder = packed.index.path.parent
     shutil.copy(folder / '000000.tar', folder / '000001.tar')
     images = ShardImages(packed.index.path)
-    assert 'not those that were packed' in refusal(images, 3)
+    assert 'not those that were packed' in error_of(images, 3)
 
 
 def test_a_flipped_bit(packed):
-    """Of a JPEG that would still decode, to other pixels."""
+    """Flip a bit of a JPEG that can still be decoded, to other pixels."""
     path = packed.index.path.with_name('000000.tar')
     data = bytearray(path.read_bytes())
     data[int(packed.index.offsets[1]) + int(packed.index.lengths[1]) - 40] ^= 1
     path.write_bytes(data)
     images = ShardImages(packed.index.path)
-    assert 'row 1: the bytes there are not' in refusal(images, 1)
+    assert 'row 1: the bytes are not' in error_of(images, 1)
     assert images.load(0).size == (40, 30)
 
 
-def test_what_was_undecodable_says_why(photos, tmp_path):
+def test_undecodable_images_raise_their_fault(photos, tmp_path):
     Path(photos.name(2)).write_bytes(encoded(smooth(90, 80))[:600])
     Path(photos.name(3)).unlink()
     images = pack(photos, tmp_path / 'p')
     assert images.load(1).size == (41, 30)
-    assert refusal(images, 2)
-    assert 'no such file' in refusal(images, 3)
+    assert error_of(images, 2)
+    assert 'no such file' in error_of(images, 3)
 
 
 @pytest.mark.parametrize(
@@ -120,13 +120,13 @@ def test_what_was_undecodable_says_why(photos, tmp_path):
     [{'shard': [4] * 11}, {'shard': [-1] * 11}, {'offset': [-1] * 11}, {'length': [-1] * 11}, {'label': [4] * 11}],
     ids=str,
 )
-def test_columns_that_point_nowhere(packed, columns):
-    with pytest.raises(UserError, match=r'index\.arrow: is damaged \(row 0'):
+def test_columns_out_of_range(packed, columns):
+    with pytest.raises(UserError, match=r'index\.arrow: is damaged \(.* row 0 is out of range'):
         PackedIndex(rewritten(packed, **columns)).check()
 
 
 @pytest.mark.parametrize('name', ['../000000.tar', '/etc/passwd'])
-def test_shards_lie_beside_the_index(packed, name):
+def test_shards_in_other_folders_are_rejected(packed, name):
     table, contents = read_table(packed.index.path, Contents)
     contents.shards[0].name = name
     packed.index.path.unlink()
@@ -139,14 +139,8 @@ def without_columns(path: Path) -> None:
     write_table(path, pa.table({'a': [1]}), Contents({}, '', 1, []))
 
 
-def without_words(path: Path) -> None:
-    table, _ = read_table(path, Contents)
-    with pa.ipc.new_file(str(path), table.schema.remove_metadata()) as writer:
-        writer.write_table(table.replace_schema_metadata())
-
-
 @pytest.mark.parametrize(
-    'spoil',
+    'damage',
     [
         lambda path: path.write_bytes(b''),
         lambda path: path.write_bytes(b'hello'),
@@ -154,17 +148,17 @@ def without_words(path: Path) -> None:
         lambda path: path.write_bytes(path.read_bytes()[:300]),
         without_columns,
     ],
-    ids=['empty', 'text', 'end cut off', 'cut short', 'other columns'],
+    ids=['empty', 'text', 'without its end', 'truncated', 'other columns'],
 )
-def test_a_broken_index(packed, tmp_path, spoil):
+def test_a_broken_index(packed, tmp_path, damage):
     path = tmp_path / INDEX
     shutil.copy(packed.index.path, path)
-    spoil(path)
-    with pytest.raises(UserError, match=r'index\.arrow: is no index of packed images .*tools/pack\.py'):
+    damage(path)
+    with pytest.raises(UserError, match=r'index\.arrow: is not an index of packed images \('):
         ShardImages(path)
 
 
-def test_an_index_of_another_format(packed, tmp_path):
+def test_an_index_of_another_format_or_none(packed, tmp_path):
     table, contents = read_table(packed.index.path, Contents)
     contents.format = 99
     write_table(tmp_path / INDEX, table, contents)
@@ -175,7 +169,7 @@ def test_an_index_of_another_format(packed, tmp_path):
 
 
 def test_many_shards_few_open_files(photos, tmp_path):
-    """Eleven shards, three of them open at a time, in any order, again and again."""
+    """Read eleven shards, three of them open at a time, in random order, many times."""
     images = ShardImages(pack(photos, tmp_path / 'p', images_per_shard=1).index.path, max_open=3)
     expected = [Path(photos.name(row)).read_bytes() for row in range(len(LABELS))]
     seed = 11
@@ -188,23 +182,23 @@ def test_many_shards_few_open_files(photos, tmp_path):
     assert images._opened.cache_info().currsize == 3
 
 
-class Stumbling(OpenShard):
-    """Fails the first times, as a network disk does."""
+class FlakyShard(OpenShard):
+    """A shard whose first reads fail, as on a network disk."""
 
     failures = 2
 
     def read(self, length: int, offset: int) -> bytes:
-        if Stumbling.failures:
-            Stumbling.failures -= 1
+        if FlakyShard.failures:
+            FlakyShard.failures -= 1
             raise OSError(5, 'Input/output error')
         return super().read(length, offset)
 
 
 @pytest.mark.parametrize('failures', [2, 3])
-def test_a_disk_that_stumbles_is_asked_again(packed, monkeypatch, failures):
-    monkeypatch.setattr(shard_images, 'OpenShard', Stumbling)
+def test_failed_reads_are_repeated(packed, monkeypatch, failures):
+    monkeypatch.setattr(shard_images, 'OpenShard', FlakyShard)
     monkeypatch.setattr(shard_images, 'FIRST_PAUSE_SECONDS', 0)
-    Stumbling.failures = failures
+    FlakyShard.failures = failures
     images = ShardImages(packed.index.path)
     if failures == 2:
         assert images.read(4) == packed.read(4)

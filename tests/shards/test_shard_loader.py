@@ -1,4 +1,4 @@
-"""Batches from shards: those of the files, whatever the workers; faults are treated as those of files are."""
+"""Batches from shards equal those from files, with any number of workers; damage is handled as for files."""
 
 import os
 from pathlib import Path
@@ -20,20 +20,22 @@ from tests.shards.packing import LABELS, pack
 SIZE = 16
 
 
-def feed(num_workers):
+def pipeline_options(num_workers):
     return {'device': torch.device('cpu'), 'normalize': Normalize(), 'num_workers': num_workers}
 
 
 def train_batches(images, num_workers=0, on_bad='replace', weights=class_balance, batch_size=4) -> list[Batch]:
     index = ClassIndex(LABELS, 4)
-    reader = BatchReader(images, LABELS, RandomResizedCrop(SIZE), 3, on_bad, index)
-    loader = TrainLoader(reader, Sampler(weights, index, 3, max_epoch=5), len(LABELS), batch_size, **feed(num_workers))
+    reader = BatchReader(images, LABELS, RandomResizedCrop(SIZE), 3, on_bad, index, hint='use skip')
+    loader = TrainLoader(
+        reader, Sampler(weights, index, 3, max_epoch=5), len(LABELS), batch_size, **pipeline_options(num_workers)
+    )
     return [batch for epoch in range(2) for batch in loader.batches(epoch)]
 
 
 def eval_batches(images, num_workers=0) -> list[Batch]:
     reader = BatchReader(images, LABELS, ResizeCenterCrop(SIZE, 0.875), 0)
-    return list(EvalLoader(reader, len(LABELS), 4, **feed(num_workers)))
+    return list(EvalLoader(reader, len(LABELS), 4, **pipeline_options(num_workers)))
 
 
 def check_same(one: list[Batch], other: list[Batch]) -> None:
@@ -44,7 +46,7 @@ def check_same(one: list[Batch], other: list[Batch]) -> None:
         assert [row for row, _ in batch.bad] == [row for row, _ in expected.bad]
 
 
-def test_batches_are_those_of_the_files_with_and_without_workers(photos, tmp_path):
+def test_batches_equal_those_of_the_files_with_and_without_workers(photos, tmp_path):
     Path(photos.name(1)).write_bytes(b'no image')
     Path(photos.name(6)).write_bytes(b'')
     packed = pack(photos, tmp_path / 'p')
@@ -55,11 +57,11 @@ def test_batches_are_those_of_the_files_with_and_without_workers(photos, tmp_pat
         check_same(batches(packed, num_workers=2), expected)
 
 
-@pytest.fixture(params=['cut short', 'missing', 'wrong bytes'])
-def spoiled(request, packed):
-    """Row 5 is lost (and 3, 4 unless the shard was cut behind them); 6 and 7 are left of its class."""
+@pytest.fixture(params=['truncated', 'missing', 'wrong bytes'])
+def damaged(request, packed):
+    """Damage row 5 (and 3, 4 unless the shard is truncated after them); rows 6 and 7 of its class are intact."""
     path = packed.index.path.with_name('000001.tar')
-    if request.param == 'cut short':
+    if request.param == 'truncated':
         os.truncate(path, int(packed.index.offsets[5]) + 1)
     elif request.param == 'missing':
         path.unlink()
@@ -68,20 +70,20 @@ def spoiled(request, packed):
     return ShardImages(packed.index.path)
 
 
-def test_faults_are_survived_by_skipping(spoiled):
-    batches = train_batches(spoiled, weights=instance_balance, batch_size=11)
+def test_damaged_images_are_skipped(damaged):
+    batches = train_batches(damaged, weights=instance_balance, batch_size=11)
     bad = dict(pair for batch in batches for pair in batch.bad)
     assert 5 in bad
     assert '000001.tar, row 5: ' in bad[5]
     assert all(batch.readable.all() for batch in batches)
-    holes = eval_batches(spoiled)
-    readable = torch.cat([batch.readable for batch in holes])
+    marked = eval_batches(damaged)
+    readable = torch.cat([batch.readable for batch in marked])
     assert not readable[5]
     assert readable[[*range(3), *range(6, 11)]].all()
-    assert np.isfinite(torch.cat([batch.images for batch in holes]).numpy()).all()
+    assert np.isfinite(torch.cat([batch.images for batch in marked]).numpy()).all()
 
 
-def test_workers_tell_the_same_faults(packed):
+def test_workers_report_the_same_faults(packed):
     packed.index.path.with_name('000001.tar').unlink()
     images = ShardImages(packed.index.path)
     alone, pair = eval_batches(images), eval_batches(images, num_workers=2)
@@ -89,6 +91,6 @@ def test_workers_tell_the_same_faults(packed):
     assert [batch.bad for batch in alone] == [batch.bad for batch in pair]
 
 
-def test_faults_stop_the_run_where_that_is_wanted(spoiled):
-    with pytest.raises(UserError, match=r'000001\.tar.*row \d.*--DATASET_ON_BAD_IMAGE skip'):
-        train_batches(spoiled, on_bad='raise', weights=instance_balance, batch_size=11)
+def test_damaged_images_stop_the_run_with_on_bad_raise(damaged):
+    with pytest.raises(UserError, match=r'000001\.tar.*row \d.*use skip$'):
+        train_batches(damaged, on_bad='raise', weights=instance_balance, batch_size=11)
