@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lib.runtime.workers import fresh_processes
+from lib.runtime.workers import process_context
 
 
 def run_ranks(function: Callable, count: int, tmp_path: Path, *args: Any, seconds: float = 120) -> list[Any]:
@@ -30,7 +30,7 @@ def run_ranks(function: Callable, count: int, tmp_path: Path, *args: Any, second
     """
     folder = tmp_path / uuid.uuid4().hex
     folder.mkdir()
-    context = fresh_processes(__name__)
+    context = process_context(__name__)
     processes = [
         context.Process(target=_on_rank, args=(function, rank, count, folder, seconds, args), daemon=True)
         for rank in range(count)

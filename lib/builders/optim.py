@@ -10,7 +10,7 @@ from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
 from lib.model import Recognizer
 from lib.optim.gradients import clip_gradients, create_grad_scaler
-from lib.optim.optimizer import create_optimizer, project_to_max_norm, layer_lr_scales
+from lib.optim.optimizer import create_optimizer, layer_lr_scales, project_to_max_norm
 from lib.optim.schedule import cosine, multistep, one_cycle
 from lib.runtime.device import Device
 

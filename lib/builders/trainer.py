@@ -1,71 +1,161 @@
-"""All sections of the config that a training step needs -> what it needs."""
+"""The whole config -> the step, and the trainer that repeats it."""
 
 from torch import nn
 
 from lib.builders.device import build_micro_batches
-from lib.builders.loader import build_train_loader
+from lib.builders.loader import build_eval_loader
 from lib.builders.mixing import build_mixed_stages, build_mixer, check_pairs
 from lib.builders.objective import build_objective, is_chunked
 from lib.builders.optim import build_clip, build_optimizer, build_scaler, build_schedule
 from lib.builders.split import TrainingData
 from lib.config.defaults import Config
+from lib.config.yaml_text import as_text, as_values
 from lib.dataset.index import ClassIndex
+from lib.dataset.loader import TrainLoader
 from lib.distributed.parallel import wrap_parallel
 from lib.distributed.process_group import ProcessGroup
 from lib.model import Recognizer
 from lib.optim.ema import ModelEMA
 from lib.runtime.device import Compiled, Device, num_replicas
 from lib.runtime.log import LOGGER
+from lib.trainer.checkpointing.state import TrainingSet
 from lib.trainer.forward import TrainingForward
-from lib.trainer.step import Learner
+from lib.trainer.run_folder import RunFolder
+from lib.trainer.step import TrainStep
+from lib.trainer.train_state import RunInfo, TrainState
+from lib.trainer.trainer import TrainConfig, Trainer
+from lib.trainer.validation import Validator
+
+# Keys that determine the weights. MAX_EPOCH may grow when a run is resumed, so it is not among them.
+_RECIPE_SECTIONS = ('MODEL', 'LOSS', 'MIX', 'SAMPLER', 'OPTIMIZER', 'SCHEDULE', 'INPUT')
+_RECIPE_KEYS = (
+    'TRAIN.BATCH_SIZE',
+    'TRAIN.EMA_DECAY',
+    'SEED',
+    'DATASET.HEAD_CAP',
+    'DATASET.COLOR_SPACE',
+    'DATASET.CACHE',
+)
+# Keys of these sections that change how the weights are computed, but not the weights.
+_NO_RECIPE = ('MODEL.CLASSIFIER_SHARDED', 'LOSS.CHUNK_IMAGES')
 
 
-def build_learner(
+def recipe_of(cfg: Config) -> dict[str, object]:
+    """Return the keys that determine the weights of a run, with their values."""
+    return {
+        name: value
+        for name, value in as_values(cfg).items()
+        if name in _RECIPE_KEYS or (name.split('.')[0] in _RECIPE_SECTIONS and name not in _NO_RECIPE)
+    }
+
+
+def build_trainer(
     cfg: Config,
     data: TrainingData,
     index: ClassIndex,
     model: Recognizer,
+    training_set: TrainingSet,
+    loader: TrainLoader,
+    folder: RunFolder,
     device: Device,
     group: ProcessGroup,
-) -> Learner:
-    """Return what trains `model` on the images of `index`.
+) -> Trainer:
+    """Return the trainer of `model` on the rows of `index`; nothing is written yet.
+
+    Args:
+        training_set: identity of the training set and class counts for checkpoints.
+        loader: training batches.
+        folder: of the run.
 
     Raises:
-        UserError: parts that do not go together, such as a batch too small for the ranks.
+        UserError: settings that do not fit together, such as a batch too small for the ranks.
     """
-    loader = build_train_loader(cfg, data.train, index, device, group)
-    stages = build_mixed_stages(cfg, model.backbone)
-    forward = TrainingForward(model, stages, classifies=not is_chunked(cfg))
-    objective = build_objective(cfg, index.class_counts, model, device, data.class_names, group)
-    parts = build_micro_batches(cfg, loader.batch_size, forward, objective, device, group)
-    at_once = max(size for sizes in parts.sizes for size in sizes)
-    check_pairs(cfg, at_once, len(device.replicas))
-    if cfg.RUN.COMPILE:
-        forward = _compiled(forward, device, group, at_once)
-    # Ranks that hold other classes have nothing of them to average.
-    own = list(model.classifier.parameters()) if cfg.MODEL.CLASSIFIER_SHARDED else []
-    return Learner(
-        model=model,
-        forward=wrap_parallel(forward, device, group, num_images=at_once, own=own),
-        objective=objective,
-        mixer=build_mixer(cfg, index.class_counts, device.main),
-        optimizer=build_optimizer(cfg, model),
-        schedule=build_schedule(cfg, loader.steps_per_epoch),
+    validator = None
+    if data.valid is not None:
+        valid_loader = build_eval_loader(cfg, data.valid, device, group)
+        validator = Validator(valid_loader, data.valid.names, training_set.class_counts, group)
+    return Trainer(
+        config=TrainConfig(
+            max_epoch=cfg.TRAIN.MAX_EPOCH,
+            valid_every_epochs=cfg.TRAIN.VALID_EVERY_EPOCHS,
+            log_every_steps=cfg.TRAIN.LOG_EVERY_STEPS,
+            select_by=_select_by(cfg, data),
+            save_minutes=cfg.TRAIN.CHECKPOINT_MINUTES,
+            max_bad_fraction=cfg.DATASET.MAX_BAD_FRACTION,
+        ),
+        info=RunInfo(as_text(cfg), recipe_of(cfg), training_set),
+        step=build_step(cfg, data, index, model, loader, device, group),
         loader=loader,
-        seed=cfg.SEED,
-        parts=parts,
-        group=group,
-        scaler=build_scaler(model, device, group),
-        clip=build_clip(cfg, model, group),
-        average=ModelEMA(model, cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY else None,
+        mixer=build_mixer(cfg, index.class_counts, device.main),
+        validator=validator,
+        folder=folder,
+        image_name=lambda row: data.train.names[row].as_py(),
+        num_images=len(index),
     )
 
 
-def _compiled(forward: TrainingForward, device: Device, group: ProcessGroup, at_once: int) -> nn.Module:
-    if group.world_size == 1 and num_replicas(at_once, len(device.replicas)) > 1:
+def build_step(
+    cfg: Config,
+    data: TrainingData,
+    index: ClassIndex,
+    model: Recognizer,
+    loader: TrainLoader,
+    device: Device,
+    group: ProcessGroup,
+) -> TrainStep:
+    """Return the training step of `model`, with optimizer, EMA and scaler in their initial state.
+
+    Raises:
+        UserError: settings that do not fit together.
+    """
+    stages = build_mixed_stages(cfg, model.backbone)
+    forward = TrainingForward(model, stages, classifies=not is_chunked(cfg))
+    objective = build_objective(cfg, index.class_counts, model, device, data.class_names, group)
+    micro_batches = build_micro_batches(cfg, loader.batch_size, forward, objective, device, group)
+    num_images = max(size for sizes in micro_batches.sizes for size in sizes)
+    check_pairs(cfg, num_images, len(device.replicas))
+    callable_forward = _compiled(forward, device, group, num_images) if cfg.RUN.COMPILE else forward
+    # Ranks that hold different classes have no gradients of the classifier to average.
+    rank_parameters = list(model.classifier.parameters()) if cfg.MODEL.CLASSIFIER_SHARDED else []
+    wrapped = wrap_parallel(callable_forward, device, group, num_images=num_images, sharded=rank_parameters)
+    state = TrainState(
+        model=model,
+        optimizer=build_optimizer(cfg, model),
+        scaler=build_scaler(model, device, group),
+        ema=ModelEMA(model, cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY else None,
+    )
+    return TrainStep(
+        state=state,
+        forward=wrapped,
+        objective=objective,
+        schedule=build_schedule(cfg, loader.steps_per_epoch),
+        seed=cfg.SEED,
+        micro_batches=micro_batches,
+        clip=build_clip(cfg, model, group),
+        group=group,
+    )
+
+
+def _select_by(cfg: Config, data: TrainingData) -> str:
+    """Return the metric that selects the best model: 'last' where no validation is possible."""
+    num_shared = data.shares_images()
+    if data.valid is None:
+        LOGGER.warning('no validation split: the last epoch counts as best')
+        return 'last'
+    if num_shared:
         LOGGER.warning(
-            'RUN.COMPILE: the model runs uncompiled, since one process has %d GPUs: start a process for each of them '
-            '(torchrun --nproc-per-node %d main.py ...), or take one, --RUN_DEVICE cuda:0',
+            '%d of %d validation images are training images too: their metrics do not measure new photos, '
+            'and the last epoch counts as best', num_shared, len(data.valid),
+        )  # fmt: skip
+        return 'last'
+    return cfg.TRAIN.SELECT_BY
+
+
+def _compiled(forward: TrainingForward, device: Device, group: ProcessGroup, num_images: int) -> nn.Module:
+    if group.world_size == 1 and num_replicas(num_images, len(device.replicas)) > 1:
+        LOGGER.warning(
+            'RUN.COMPILE: the model is not compiled, since one process has %d GPUs: start a process for each of them '
+            '(torchrun --nproc-per-node %d main.py ...), or use one, --RUN_DEVICE cuda:0',
             len(device.replicas), len(device.replicas),
         )  # fmt: skip
         return forward

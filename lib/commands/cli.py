@@ -155,7 +155,7 @@ def read_command(
     command = Command(loaded.cfg, *opened)
     if needs_model and command.checkpoint is None:
         raise UserError(_no_model(command, program))
-    start_console(speaks=read_rank_info().rank == 0)
+    start_console(enabled=read_rank_info().rank == 0)
     for note in loaded.notes:
         LOGGER.info('%s', note)
     return command

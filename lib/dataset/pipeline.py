@@ -16,7 +16,7 @@ from lib.dataset.reader import BatchReader, BatchRequest, RawBatch, pixels_in
 from lib.errors import UserError
 from lib.runtime.device import one_thread
 from lib.runtime.shared_memory import SharedMemoryFull, free_shared_bytes, shared_empty
-from lib.runtime.workers import exit_with_parent, fresh_processes
+from lib.runtime.workers import exit_with_parent, process_context
 
 _PREFETCH = 2  # requests ahead of each worker
 
@@ -80,7 +80,7 @@ class BatchPipeline:
             pin_memory=device.type == 'cuda',
             persistent_workers=num_workers > 0,
             prefetch_factor=_PREFETCH if num_workers else None,
-            multiprocessing_context=fresh_processes(__name__) if num_workers else None,
+            multiprocessing_context=process_context(__name__) if num_workers else None,
             worker_init_fn=_start_worker,
         )
 

@@ -1,6 +1,7 @@
-"""The images of all ranks in one batch, with gradients that find their way back."""
+"""All-gather of the rows of all ranks, with gradients: for losses and classifiers over the global batch."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -9,10 +10,10 @@ from lib.distributed.process_group import ProcessGroup
 
 
 def gather_rows(rows: torch.Tensor, sizes: Sequence[int], group: ProcessGroup) -> torch.Tensor:
-    """Return the rows of all ranks, (sum(sizes), ...), in their order. Takes no gradient.
+    """Return the rows of all ranks, (sum(sizes), ...), ordered by rank. Without gradient.
 
     Args:
-        sizes: how many rows each rank has; known to all, so that nobody waits to ask.
+        sizes: number of rows of each rank, known on all ranks, so it need not be communicated.
     """
     most = max(sizes)
     if len(rows) < most:
@@ -24,34 +25,39 @@ def gather_rows(rows: torch.Tensor, sizes: Sequence[int], group: ProcessGroup) -
 
 
 def gather_features(features: torch.Tensor, sizes: Sequence[int], group: ProcessGroup) -> torch.Tensor:
-    """Return the features of all ranks for a classifier of which each holds a part.
+    """Return the features of all ranks, for a classifier that is sharded over the ranks.
 
-    Backward adds up what the parts give. It is multiplied by the number of ranks, since the gradients of the backbone
-    are averaged over them.
+    Backward sums the gradients of all ranks' shards. The sum is multiplied by the number of ranks, because DDP averages
+    the gradients of the backbone over the ranks.
     """
     return _Gather.apply(features, tuple(sizes), group, True)
 
 
 def gather_features_replicated(features: torch.Tensor, sizes: Sequence[int], group: ProcessGroup) -> torch.Tensor:
-    """Return the features of all ranks for what each of them computes alike: backward takes this rank's gradient."""
+    """Return the features of all ranks, for a computation that is the same on every rank.
+
+    Backward uses the gradient of this rank only, multiplied by the number of ranks, because DDP averages.
+    """
     return _Gather.apply(features, tuple(sizes), group, False)
 
 
 def own_rows(rows: torch.Tensor, sizes: Sequence[int], group: ProcessGroup) -> torch.Tensor:
-    """Return this rank's rows of what was gathered."""
+    """Return this rank's part of gathered rows."""
     start = sum(sizes[: group.rank])
     return rows[start : start + sizes[group.rank]]
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows, sizes, group, differs):
-        ctx.sizes, ctx.group, ctx.differs = sizes, group, differs
+    def forward(
+        ctx: Any, rows: torch.Tensor, sizes: tuple[int, ...], group: ProcessGroup, sum_gradients: bool
+    ) -> torch.Tensor:
+        ctx.sizes, ctx.group, ctx.sum_gradients = sizes, group, sum_gradients
         return gather_rows(rows, sizes, group)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
-        if ctx.differs:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        if ctx.sum_gradients:
             gradient = ctx.group.all_reduce(gradient)
         return own_rows(gradient, ctx.sizes, ctx.group) * ctx.group.world_size, None, None, None

@@ -15,7 +15,7 @@ from lib.distributed.rank_info import read_rank_info
 from lib.distributed.rendezvous import join_store
 
 Value = TypeVar('Value')
-# A rank that hangs (dead disk, lost network) ends the others after this time.
+# If a rank hangs (disk failure, lost network), the others end after this time.
 _TIMEOUT = timedelta(minutes=30)
 
 
@@ -107,15 +107,16 @@ def join_process_group() -> Iterator[ProcessGroup]:
     CPU tensors use gloo, GPU tensors NCCL. When the block raises, the process is about to exit and the group is not
     destroyed, because destroying it would wait for ranks that wait for this one.
     """
-    found = read_rank_info()
-    if found.world_size == 1 and 'TORCHELASTIC_RUN_ID' not in os.environ:
+    rank_info = read_rank_info()
+    if rank_info.world_size == 1 and 'TORCHELASTIC_RUN_ID' not in os.environ:
         yield SINGLE_PROCESS
         return
     backend = 'gloo'
     if torch.cuda.is_available():
         backend = 'cpu:gloo,cuda:nccl'
-        torch.cuda.set_device(found.local_rank % torch.cuda.device_count())
-    store = join_store(found, _TIMEOUT)
-    dist.init_process_group(backend, store=store, rank=found.rank, world_size=found.world_size, timeout=_TIMEOUT)
-    yield ProcessGroup(*found)
+        torch.cuda.set_device(rank_info.local_rank % torch.cuda.device_count())
+    store = join_store(rank_info, _TIMEOUT)
+    rank, world_size = rank_info.rank, rank_info.world_size
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT)
+    yield ProcessGroup(*rank_info)
     dist.destroy_process_group()

@@ -1,9 +1,9 @@
-"""How the ranks of a run find each other, also when torchrun has started them anew.
+"""Rendezvous of the ranks, also after a restart by torchrun.
 
-torchrun's agent keeps one store over all starts, and torch writes the ranks' addresses into it under the same names
-each time: a fast rank would read the address of a process that is gone (pytorch issue 135712). So each start has a
-name of its own for all that it writes there. torchrun's count of restarts is no such name: machines count for
-themselves.
+torchrun uses one store for all restarts, and torch writes the addresses of the ranks under the same keys each time, so
+a fast rank may read the address of a process that has ended (pytorch issue 135712). Therefore, the ranks of each
+(re)start agree on a new prefix for all keys. torchrun's count of restarts cannot be the prefix: it may differ between
+machines.
 """
 
 import time
@@ -18,38 +18,43 @@ from lib.distributed.rank_info import RankInfo
 _PAUSE_SECONDS = 0.01
 
 
-def join_store(found: RankInfo, timeout: timedelta) -> dist.Store:
-    """Return a store in which nothing is but what the ranks of this start write. Called by each of them.
+def join_store(rank_info: RankInfo, timeout: timedelta) -> dist.Store:
+    """Return a store with a prefix that only the ranks of this start use. Must be called by all of them.
 
     Raises:
-        RuntimeError: not all of them came in time.
+        RuntimeError: not all ranks have called it in time.
     """
-    store, _, _ = next(rendezvous('env://', found.rank, found.world_size, timeout=timeout))
+    rank, world_size = rank_info.rank, rank_info.world_size
+    store, _, _ = next(rendezvous('env://', rank, world_size, timeout=timeout))
     store.set_timeout(timeout)
-    name = _name_for_all(store, found.world_size, timeout) if found.rank == 0 else _name_from_main(store, found.rank)
-    return dist.PrefixStore(name, store)
+    prefix = _send_prefix(store, world_size, timeout) if rank == 0 else _receive_prefix(store, rank)
+    return dist.PrefixStore(prefix, store)
 
 
-def _name_for_all(store: dist.Store, count: int, timeout: timedelta) -> str:
-    """Tell a new name to every rank that calls, until all have taken it; calls of an earlier start take none."""
-    name, told = uuid.uuid4().hex, {}
-    waiting, end = set(range(1, count)), time.monotonic() + timeout.total_seconds()
-    while waiting := {rank for rank in waiting if not store.check([f'{name} taken by {rank}'])}:
+def _send_prefix(store: dist.Store, world_size: int, timeout: timedelta) -> str:
+    """Send a new prefix to every rank that requests it, until all ranks have confirmed it.
+
+    Requests of an earlier start are never confirmed, so they don't count.
+    """
+    prefix = uuid.uuid4().hex
+    answered: dict[int, str] = {}
+    waiting, end = set(range(1, world_size)), time.monotonic() + timeout.total_seconds()
+    while waiting := {rank for rank in waiting if not store.check([f'{prefix} confirmed by {rank}'])}:
         if time.monotonic() > end:
-            raise RuntimeError(f'ranks {sorted(waiting)} of {count} did not come in {timeout}')
+            raise RuntimeError(f'ranks {sorted(waiting)} of {world_size} did not join within {timeout}')
         for rank in waiting:
-            if store.check([f'call of {rank}']):
-                call = store.get(f'call of {rank}').decode()
-                if told.get(rank) != call:
-                    store.set(f'answer to {call}', name)
-                    told[rank] = call
+            if store.check([f'request of {rank}']):
+                request = store.get(f'request of {rank}').decode()
+                if answered.get(rank) != request:
+                    store.set(f'prefix for {request}', prefix)
+                    answered[rank] = request
         time.sleep(_PAUSE_SECONDS)
-    return name
+    return prefix
 
 
-def _name_from_main(store: dist.Store, rank: int) -> str:
-    call = uuid.uuid4().hex
-    store.set(f'call of {rank}', call)
-    name = store.get(f'answer to {call}').decode()  # waits for it
-    store.set(f'{name} taken by {rank}', '')
-    return name
+def _receive_prefix(store: dist.Store, rank: int) -> str:
+    request = uuid.uuid4().hex
+    store.set(f'request of {rank}', request)
+    prefix = store.get(f'prefix for {request}').decode()  # blocks until it is set
+    store.set(f'{prefix} confirmed by {rank}', '')
+    return prefix

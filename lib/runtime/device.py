@@ -1,7 +1,4 @@
-"""Which device, which precision: picked by the hardware, or forced.
-
-torch.compile where it works, the plain module where it does not.
-"""
+"""Device and precision of a model, and torch.compile with a fallback to the uncompiled module."""
 
 import math
 import platform
@@ -22,12 +19,12 @@ FORCED_DTYPES = {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.f
 
 @dataclass(frozen=True)
 class Device:
-    """Where a model runs.
+    """The device and the precisions of a model.
 
     Attributes:
-        main: the device that holds the model and the batches.
-        replicas: GPU numbers for DataParallel; fewer than two means none.
-        train_dtype: of autocast in training: torch.bfloat16, torch.float16, or None for float32 throughout.
+        main: device of the model and the batches.
+        replicas: GPU indices for DataParallel; fewer than two: no DataParallel.
+        train_dtype: autocast dtype in training: torch.bfloat16, torch.float16, or None for float32.
         eval_dtype: the same in evaluation.
     """
 
@@ -37,30 +34,30 @@ class Device:
     eval_dtype: torch.dtype | None
 
     @property
-    def scales(self) -> bool:
-        """Whether training has to scale the loss: gradients below 6e-8 are 0 in float16."""
+    def needs_loss_scaling(self) -> bool:
+        """True if training needs loss scaling: gradients below 6e-8 are 0 in float16."""
         return self.train_dtype is torch.float16
 
     def describe(self, *, training: bool) -> str:
-        """Return one phrase for the log, such as 'cpu, float32' or '4 GPUs (NVIDIA H200), bfloat16'."""
+        """Return device and precision for the log, such as 'cpu, float32' or '4 GPUs (NVIDIA H200), bfloat16'."""
         if self.main.type == 'cuda':
             name = torch.cuda.get_device_name(self.main)
-            where = f'{len(self.replicas)} GPUs ({name})' if len(self.replicas) > 1 else f'{self.main} ({name})'
+            hardware = f'{len(self.replicas)} GPUs ({name})' if len(self.replicas) > 1 else f'{self.main} ({name})'
         else:
-            where = self.main.type
+            hardware = self.main.type
         dtype = self.train_dtype if training else self.eval_dtype
-        return f'{where}, {str(dtype or torch.float32).removeprefix("torch.")}'
+        return f'{hardware}, {str(dtype or torch.float32).removeprefix("torch.")}'
 
 
 def pick_device(name: str = 'auto', precision: str = 'auto') -> Device:
-    """Return the device called `name` ('auto', 'cpu', 'mps', 'cuda', 'cuda:N') with a precision that suits it.
+    """Return the device `name` ('auto', 'cpu', 'mps', 'cuda', 'cuda:N') with its precisions.
 
-    'auto' as precision is bfloat16 where the hardware computes in it, else float16 on GPUs that are fast in it, but for
-    training alone: rounded to eight bits, near-identical products would tie, and a model would score differently from
-    machine to machine.
+    With precision 'auto', training uses bfloat16 if the hardware supports it, else float16 on GPUs with fast float16,
+    else float32. Evaluation uses float32: in 8 bits of precision, logits of similar products would tie, and the
+    metrics of a model would differ between machines.
 
     Raises:
-        UserError: the device is not there, or its name is none.
+        UserError: the name is invalid, or this machine has no such device.
     """
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
@@ -72,10 +69,10 @@ def pick_device(name: str = 'auto', precision: str = 'auto') -> Device:
 
 
 def num_replicas(batch_size: int, num_gpus: int) -> int:
-    """Return over how many of the GPUs DataParallel can spread a batch: every replica gets at least two images.
+    """Return the largest number of GPUs over which DataParallel can spread a batch with at least 2 images on each.
 
-    BatchNorm cannot train on one. DataParallel cuts as torch.chunk does: ceil(batch_size / n) images for each of the
-    n replicas, and what is left for the last one, which may be nothing.
+    BatchNorm cannot train on 1 image. DataParallel splits like torch.chunk: ceil(batch_size / n) images for each of the
+    n replicas, and the rest, which may be empty, for the last one.
     """
     for count in range(min(num_gpus, batch_size // 2), 1, -1):
         last = batch_size - (count - 1) * math.ceil(batch_size / count)
@@ -90,22 +87,23 @@ def _resolve(name: str) -> tuple[torch.device, tuple[int, ...]]:
     if kind not in ('cpu', 'mps', 'cuda') or (colon and not numbered):
         raise UserError(f"RUN.DEVICE is {name!r}, but must be 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'")
     if kind == 'mps' and not torch.backends.mps.is_available():
-        raise UserError('RUN.DEVICE is mps, but this machine has none; auto picks what there is')
+        raise UserError('RUN.DEVICE is mps, but this machine has no MPS device; auto selects an available device')
     if kind != 'cuda':
         return torch.device(kind), ()
     count = torch.cuda.device_count()
     if not torch.cuda.is_available() or (number and int(number) >= count):
-        raise UserError(f'RUN.DEVICE is {name}, but {count} CUDA devices are visible; auto picks what there is')
+        visible = '1 CUDA device is' if count == 1 else f'{count} CUDA devices are'
+        raise UserError(f'RUN.DEVICE is {name}, but {visible} visible; auto selects an available device')
     replicas = (int(number),) if number else tuple(range(count))
     return torch.device('cuda', replicas[0]), replicas
 
 
 def _fast_dtype(device: torch.device, replicas: tuple[int, ...]) -> torch.dtype | None:
-    """Return what the hardware computes in faster than in float32; where it only emulates a type, that is slower."""
+    """Return a dtype in which the hardware is faster than in float32, or None: emulated types are slower."""
     if device.type == 'cuda':
         capability = min(torch.cuda.get_device_capability(number) for number in replicas)
-        # Tensor cores know bfloat16 from 8.0 on, and float16 from 7.0 on. Older GPUs have none, and the most common of
-        # them (6.1) compute in float16 far more slowly than in float32, so there it has to be asked for.
+        # Tensor cores support bfloat16 from compute capability 8.0 and float16 from 7.0. Older GPUs have no tensor
+        # cores, and the most common ones (6.1) are much slower in float16 than in float32.
         return torch.bfloat16 if capability >= (8, 0) else torch.float16 if capability >= (7, 0) else None
     if device.type == 'mps':
         return None
@@ -116,18 +114,18 @@ def _cpu_gains_by_bfloat16() -> bool:
     flags, maker = _cpu_flags(), _cpu_maker()
     if platform.machine() in ('arm64', 'aarch64'):
         return 'bf16' in flags
-    # Intel's vector units multiply bfloat16 at half the speed of float32 (a virtual machine may hide the AMX tiles,
-    # which are what is fast there); AMD's at twice the speed.
+    # Intel's vector units multiply bfloat16 at half the speed of float32, so only AMX is fast, which a virtual machine
+    # may hide. AMD's vector units multiply bfloat16 at twice the speed of float32.
     return 'amx_bf16' in flags or ('avx512_bf16' in flags and maker != 'GenuineIntel')
 
 
 def _cpu_flags() -> set[str]:
-    """Return the CPU's feature names where the system tells them (Linux), else none."""
+    """Return the CPU's feature flags; empty if unknown (all systems but Linux)."""
     return set(_cpu_info(('flags', 'features')).split())
 
 
 def _cpu_maker() -> str:
-    """Return 'GenuineIntel', 'AuthenticAMD' or the like where the system tells it (Linux on x86), else ''."""
+    """Return the vendor such as 'GenuineIntel' or 'AuthenticAMD'; '' if unknown (all systems but Linux on x86)."""
     return _cpu_info(('vendor_id',)).strip()
 
 
@@ -142,7 +140,7 @@ def _cpu_info(names: tuple[str, ...]) -> str:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute in the calling thread alone within the block."""
+    """Limit torch to one thread within the block."""
     number = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -152,44 +150,47 @@ def one_thread() -> Iterator[None]:
 
 
 class Compiled(nn.Module):
-    """A module that is compiled. Where that fails, a note says so once, and from then on the module runs as it is.
+    """A compiled module. If compilation fails, it logs one warning and runs uncompiled from then on.
 
-    torch compiles at the first call, and maybe at later ones of other shapes: images grow over a run, and the parts of
-    a batch have two sizes. It is not for DataParallel, whose replicas are new ones in every step.
+    torch compiles at the first call, and again for other shapes: images grow during a run, and micro-batches have two
+    sizes. Not for DataParallel, which creates new replicas in every step.
 
     Args:
-        module: is called with tensors, numbers and None.
+        module: called with tensors, numbers and None.
         backend: of torch.compile.
     """
+
+    _call: Callable[..., Any]
 
     def __init__(self, module: nn.Module, *, backend: str | Callable = 'inductor') -> None:
         super().__init__()
         self.module = module
-        # Not registered: an attribute that is set on this module of torch's is set on the one within.
+        # Not a registered submodule: torch's compiled module forwards attribute assignments to the wrapped one.
         object.__setattr__(self, '_call', torch.compile(module, backend=backend))
-        self._works, self._seen = True, set()
+        self._works = True
+        self._compiled_inputs: set[tuple] = set()
 
     def forward(self, *inputs: Any) -> Any:
         if not self._works:
             return self.module(*inputs)
         kind = tuple(value.shape if isinstance(value, torch.Tensor) else value for value in inputs)
-        if kind in self._seen:
+        if kind in self._compiled_inputs:
             return self._call(*inputs)
         restore = _restore(self.module, inputs)
         try:
             outputs = self._call(*inputs)
-        except Exception as error:  # the compilers behind it fail in every way there is
-            LOGGER.warning('RUN.COMPILE: the model runs uncompiled, since compiling failed: %s', _reason(error))
+        except Exception as error:  # compiler backends raise any type of exception
+            LOGGER.warning('RUN.COMPILE: the model runs uncompiled, because compilation failed: %s', _reason(error))
             self._works = False
-            # A part of it may have run: neither dropout nor running statistics have seen this batch yet.
+            # A part of the graph may have run and changed random states and running statistics.
             restore()
             return self.module(*inputs)
-        self._seen.add(kind)
+        self._compiled_inputs.add(kind)
         return outputs
 
 
 def _restore(module: nn.Module, inputs: tuple) -> Callable[[], None]:
-    """Return what makes buffers and random numbers what they are now."""
+    """Return a function that restores the current buffers and random states."""
     buffers = [buffer.clone() for buffer in module.buffers()]
     devices = {tensor.device for tensor in inputs if isinstance(tensor, torch.Tensor) and tensor.is_cuda}
     state, states = torch.get_rng_state(), {device: torch.cuda.get_rng_state(device) for device in devices}
@@ -205,7 +206,7 @@ def _restore(module: nn.Module, inputs: tuple) -> Callable[[], None]:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of what it says, and as many more as each goes on after a colon."""
+    """Return the type and the first line of the message, with the following lines as long as each ends with a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ['no reason given']
     number = next((number for number, line in enumerate(lines, 1) if not line.endswith(':')), len(lines))
     return f'{type(error).__name__}: {" ".join(lines[:number])}'

@@ -1,29 +1,27 @@
-"""Files that are either the old ones or the new ones, never half of each.
-
-A folder that one run at a time writes into.
-"""
+"""Atomic, durable file writes, and a lock on a folder."""
 
 import json
 import os
 import re
+import sys
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lib.errors import UserError
 
 
 @contextmanager
 def replace_atomically(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary path beside `path` that takes its place, durably, once the block ends well.
+    """Yield a temporary path in the same folder, and durably rename it to `path` at the end of the block.
 
-    The folder is made if needed. On any exception the temporary file is removed and `path` stays as it was.
+    The folder is created if needed. On an exception, the temporary file is removed and `path` is unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix is kept, since writers such as matplotlib choose their format by it.
+    # With the same suffix, because writers such as matplotlib select the format by it.
     temporary = path.with_name(f'.{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}')
     try:
         yield temporary
@@ -32,7 +30,7 @@ def replace_atomically(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        # A full disk shows while writing, where the system names no file; nobody knows the temporary one.
+        # The error must name `path`: the user does not know the temporary file, and a full disk names no file.
         if error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
@@ -41,9 +39,9 @@ def replace_atomically(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, suffixes: Collection[str]) -> None:
-    """Remove temporary files that a killed process left in `folder`: those of `replacing` with one of these endings.
+    """Remove temporary files of `replace_atomically` with one of these suffixes that a killed process left in `folder`.
 
-    For whoever is known to be the only one that writes such files there.
+    Only for a process that is the only writer of such files there.
     """
     for path in folder.glob('.*.tmp.*'):
         if path.suffix in suffixes and re.fullmatch(r'\..+\.[0-9a-f]{8}\.tmp\.\w+', path.name):
@@ -67,7 +65,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut. Windows cannot open folders; there the rename has to do."""
+    """Make a rename in `folder` durable (fsync); does nothing on Windows, which cannot open folders."""
     if os.name == 'nt':
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -77,38 +75,37 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-_NAME = '.lock'
+_LOCK_FILE = '.lock'
 
 
 @contextmanager
 def lock_folder(folder: Path, key: str = 'NAME') -> Iterator[None]:
-    """Hold `folder` (made if needed) for this process. The system lets go of it whatever ends the process.
+    """Lock `folder`, which is created if needed, within the block. The system releases the lock of a killed process.
 
-    `key`: what to change to work in another folder, for the message.
+    `key`: option that selects another folder, for the error message.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / _NAME, 'a+', encoding='ascii') as file:
+    with open(folder / _LOCK_FILE, 'a+', encoding='ascii') as file:
         if not _acquire(file):
             file.seek(0)
             holder = file.read().strip() or 'unknown'
-            raise UserError(
-                f'{folder} is in use by another run (process {holder}); wait for it, or give this one another {key}'
-            )
+            raise UserError(f'{folder} is in use by another run (process {holder}); wait for it, or use another {key}')
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
 
 
-def _acquire(file) -> bool:
+def _acquire(file: IO[str]) -> bool:
+    """Lock the file and return True, or return False if another process has locked it."""
     try:
-        if os.name == 'nt':
+        if sys.platform == 'win32':
             import msvcrt
 
-            # Far behind the text, so that another process can still read who holds it.
+            # A byte far behind the text, so that other processes can still read the process id.
             file.seek(1 << 20)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
             file.seek(0)

@@ -1,4 +1,4 @@
-"""One logger: lines to the terminal and to log.txt, progress bars that stay out of pipes."""
+"""The logger of all commands (terminal and log.txt) and progress bars."""
 
 import logging
 import sys
@@ -13,7 +13,7 @@ LOGGER = logging.getLogger('recognizer')
 
 
 class _Console(logging.Handler):
-    """Writes through tqdm, so that a line does not tear a bar."""
+    """Writes through tqdm, so that log lines do not break a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
@@ -22,14 +22,14 @@ class _Console(logging.Handler):
 
 
 class _File(logging.FileHandler):
-    """A full disk is the run's error, not a traceback between its lines."""
+    """Raises errors such as a full disk, where logging prints a traceback and goes on."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         raise
 
 
-class _Early(logging.Handler):
-    """Keeps what is said before there is a log.txt."""
+class _Buffer(logging.Handler):
+    """Stores the records logged before log.txt exists."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,35 +45,35 @@ class _WithLevel(logging.Formatter):
         return f'warning: {text}' if record.levelno >= logging.WARNING else text
 
 
-_EARLY = _Early()
+_BUFFER = _Buffer()
 
 
-def start_console(*, speaks: bool = True) -> None:
-    """Send log lines to the terminal (warnings to standard error); of several ranks, let one speak."""
-    if not speaks:
+def start_console(*, enabled: bool = True) -> None:
+    """Log to the terminal, warnings to standard error. `enabled`: False on all ranks but one."""
+    if not enabled:
         LOGGER.disabled = True
     elif not LOGGER.handlers:
         console = _Console()
         console.setFormatter(_WithLevel('%(message)s'))
         LOGGER.addHandler(console)
-        LOGGER.addHandler(_EARLY)
+        LOGGER.addHandler(_BUFFER)
         LOGGER.setLevel(logging.INFO)
         LOGGER.propagate = False
 
 
 def log_to(path: Path) -> None:
-    """Send log lines, those said so far included, to the end of the file at `path` too, with the time in front."""
+    """Append all log lines, including those of this process so far, to the file at `path`, each with the time."""
     handler = _File(path, encoding='utf-8')
     handler.setFormatter(_WithLevel('%(asctime)s %(message)s'))
-    for record in _EARLY.records:
+    for record in _BUFFER.records:
         handler.handle(record)
-    _EARLY.records.clear()
-    LOGGER.removeHandler(_EARLY)
+    _BUFFER.records.clear()
+    LOGGER.removeHandler(_BUFFER)
     LOGGER.addHandler(handler)
 
 
 def progress_bar(items: Iterable[Item], *, total: int, label: str, unit: str = 'step', start: int = 0) -> tqdm:
-    """Wrap `items` in a bar on standard error; silent where that is no terminal."""
+    """Wrap `items` in a progress bar on standard error; without a bar if that is not a terminal."""
     return tqdm(
         items,
         total=total,

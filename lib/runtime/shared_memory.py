@@ -1,7 +1,4 @@
-"""Memory that worker processes share: a mapped file, named or not, and arrays in it that pickle as their place.
-
-Memory that other processes see without a copy.
-"""
+"""Memory shared between processes: mapped files, NumPy arrays in them that are pickled by reference, and tensors."""
 
 import math
 import mmap
@@ -12,22 +9,22 @@ import weakref
 from contextlib import suppress
 from multiprocessing.context import get_spawning_popen
 from multiprocessing.reduction import DupFd
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
 
 from lib.errors import UserError
 
-_SMALL = 1 << 20  # bytes; below it, a copy for every worker costs less than a mapping
+_MIN_BYTES = 1 << 20  # smaller arrays are copied: a mapping costs more
+_SHM_FOLDER = '/dev/shm'  # shared memory of Linux
 
 
 class SharedFile:
-    """A read-only file in memory; whoever opens it shares the pages.
+    """A read-only, memory-mapped file, whose pages are shared by all processes.
 
-    To a process that is being started it travels as a descriptor, so that process sees this very content even when
-    the file was replaced or removed meanwhile. Elsewhere (Windows, plain pickling) it travels as its path, or as its
-    bytes when it has none.
+    Pickled for a new process, it is a file descriptor, so the process reads the same content even if the file has been
+    replaced or removed. On Windows and in other pickles, it is its path, or its content if it has no path.
     """
 
     def __init__(self, descriptor: int, path: str = '') -> None:
@@ -44,12 +41,12 @@ class SharedFile:
 
     @classmethod
     def holding(cls, content: Any) -> 'SharedFile':
-        """Return a file without a name, with a copy of `content`, a buffer. Raises: OSError when there is no room."""
-        descriptor = _nameless()
+        """Return an anonymous file with a copy of `content`, a buffer. Raises: OSError if memory or disk are full."""
+        descriptor = _anonymous_file()
         try:
-            left = memoryview(content).cast('B')
-            while left:
-                left = left[os.write(descriptor, left) :]
+            remaining = memoryview(content).cast('B')
+            while remaining:
+                remaining = remaining[os.write(descriptor, remaining) :]
         except OSError:
             os.close(descriptor)
             raise
@@ -68,21 +65,21 @@ class SharedFile:
 
 
 class SharedArray(np.ndarray):
-    """A read-only array in a SharedFile. Parts of it and results are plain arrays."""
+    """A read-only array in a SharedFile. Slices and results of operations are plain arrays."""
 
-    _place: tuple | None = None
+    _location: tuple | None = None
 
     @classmethod
     def at(cls, file: SharedFile, dtype: str, length: int, offset: int) -> 'SharedArray':
         """Return `length` values of `dtype` from byte `offset` of the file on. Raises: ValueError past its end."""
         array = np.frombuffer(file.memory, dtype, length, offset).view(cls)
-        array._place = (file, dtype, length, offset)
+        array._location = (file, dtype, length, offset)
         return array
 
-    def __reduce_ex__(self, protocol: int) -> tuple:
-        if self._place is None:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        if self._location is None:
             return np.asarray(self).__reduce_ex__(protocol)
-        return SharedArray.at, self._place
+        return SharedArray.at, self._location
 
     def __getitem__(self, key: Any) -> Any:
         return np.asarray(self)[key]
@@ -93,8 +90,8 @@ class SharedArray(np.ndarray):
 
 
 def to_shared_memory(array: np.ndarray) -> np.ndarray:
-    """Return the one-dimensional `array` in memory that workers share; itself where it is small or there is no room."""
-    if isinstance(array, SharedArray) or array.nbytes < _SMALL or os.name != 'posix':
+    """Return a copy of the 1-D `array` in shared memory; `array` itself if it is small or memory is full."""
+    if isinstance(array, SharedArray) or array.nbytes < _MIN_BYTES or os.name != 'posix':
         return array
     try:
         return SharedArray.at(SharedFile.holding(np.ascontiguousarray(array)), array.dtype.str, len(array), 0)
@@ -102,11 +99,11 @@ def to_shared_memory(array: np.ndarray) -> np.ndarray:
         return array
 
 
-def _nameless() -> int:
-    """Return a descriptor of a new file that vanishes with its last user: in memory where the system offers it."""
+def _anonymous_file() -> int:
+    """Return a descriptor of a new file without name, in memory if possible; it is freed with its last descriptor."""
     if hasattr(os, 'memfd_create'):
-        with suppress(OSError):  # an old kernel, a strict sandbox: then a file on disk
-            # Unlike /dev/shm, which is 64 MB in many containers, it has no limit but the memory.
+        with suppress(OSError):  # refused by old kernels and strict sandboxes: then a file on disk
+            # /dev/shm has only 64 MB in many containers; memfd is only limited by the memory.
             return os.memfd_create('shared')
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
@@ -119,20 +116,17 @@ def _inherited(descriptor: Any, path: str) -> SharedFile:
 def _reopened(path: str, identity: tuple[int, int, int]) -> SharedFile:
     file = SharedFile.open(path)
     if file._identity() != identity:
-        raise UserError(f'{path}: was replaced while it was in use; run again')
+        raise UserError(f'{path} was replaced while it was in use; run the command again')
     return file
 
 
-_FOLDER = '/dev/shm'  # where Linux keeps it
-
-
 def shared_empty(*shape: int) -> torch.Tensor:
-    """Return a uint8 tensor in shared memory; sent to another process, only its address travels.
+    """Return a uint8 tensor in shared memory; it is sent to other processes by reference.
 
-    Too little of it shows as a bus error when it is written to: ask `free_shared_bytes` first.
+    If shared memory is full, writing to the tensor is a bus error: check `free_shared_bytes` before.
     """
-    storage = torch.UntypedStorage._new_shared(max(1, math.prod(shape)))  # as torch's own collate allocates batches
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)
+    storage = torch.UntypedStorage._new_shared(max(1, math.prod(shape)))  # as in torch's default_collate
+    return torch.empty(0, dtype=torch.uint8).set_(storage)[: math.prod(shape)].view(shape)
 
 
 class SharedMemoryFull(Exception):
@@ -140,10 +134,10 @@ class SharedMemoryFull(Exception):
 
 
 def free_shared_bytes() -> int | None:
-    """Return how much shared memory can be had; None where the system does not tell."""
-    if not os.path.isdir(_FOLDER):
+    """Return the free shared memory in bytes, or None if unknown (all systems but Linux)."""
+    if not os.path.isdir(_SHM_FOLDER):
         return None
-    free = shutil.disk_usage(_FOLDER).free
+    free = shutil.disk_usage(_SHM_FOLDER).free
     try:
         with open('/proc/meminfo', encoding='ascii') as file:
             available = [int(line.split()[1]) * 1024 for line in file if line.startswith('MemAvailable')]

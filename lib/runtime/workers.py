@@ -1,4 +1,4 @@
-"""Processes that take tasks one at a time, and are gone when the one that started them is."""
+"""Worker processes: a pool that runs tasks, the way processes are started, and their end with the main process."""
 
 import multiprocessing
 import os
@@ -6,38 +6,40 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, cast
 
 from lib.errors import UserError
 
-# (task, progress) -> result; progress(n) says that n more of whatever the bar counts are done.
+# (task, progress) -> result; progress(n) advances the progress bar by n.
 Work = Callable[[Any, Callable[[int], None]], Any]
-_PATIENCE_SECONDS = 10
+_TERMINATE_SECONDS = 10
 
 
-def run_tasks(work: Work, tasks: Sequence[Any], *, num_workers: int, progress: Callable[[int], None]) -> Iterator[Any]:
-    """Yield the result of `work` for each task, in the order in which they come.
+def run_in_processes(
+    work: Work, tasks: Sequence[Any], *, num_workers: int, progress: Callable[[int], None]
+) -> Generator[Any]:
+    """Yield the result of `work` for each task, in the order in which the results arrive.
 
     Args:
-        work: called in the processes; pickled once for each of them, so it may hold what all tasks need.
-        tasks: pickled as they are handed out.
-        num_workers: processes; 0 works in this one, in order.
-        progress: called here with what `work` reports.
+        work: called in the processes; pickled once per process, so it may hold data that all tasks need.
+        tasks: pickled one at a time.
+        num_workers: number of processes; 0: run in this process, in order.
+        progress: called in this process with the numbers that `work` reports.
 
-    When the iterator is closed or anything is raised (Ctrl-C, an error of one task), the processes are ended at once
-    but politely: their `finally` blocks run.
+    When the iterator is closed or an exception is raised (Ctrl-C, an error of a task), the processes are terminated
+    with SIGTERM, so their `finally` blocks run.
 
     Raises:
-        UserError, OSError: as raised by `work`; UserError too when a process was killed.
-        RuntimeError: anything else that was raised, with its traceback as text.
+        UserError, OSError: as raised by `work`; UserError also if a process was killed.
+        RuntimeError: any other exception of `work`, with its traceback as text.
     """
     if num_workers == 0:
         for task in tasks:
             yield work(task, progress)
         return
-    context = fresh_processes(type(work).__module__)
+    context = process_context(type(work).__module__)
     waiting = iter(tasks)
     workers: dict[Connection, Any] = {}
     try:
@@ -45,12 +47,12 @@ def run_tasks(work: Work, tasks: Sequence[Any], *, num_workers: int, progress: C
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs,), daemon=True)
             process.start()
-            theirs.close()  # so that the end of the process is the end of the pipe
+            theirs.close()  # so that the pipe is closed when the process ends
             workers[ours] = process
             _send(ours, work)
             _send(ours, next(waiting))
         while workers:
-            for connection in wait(list(workers)):
+            for connection in cast(list[Connection], wait(list(workers))):
                 kind, value = _receive(connection)
                 if kind == 'progress':
                     progress(value)
@@ -61,7 +63,7 @@ def run_tasks(work: Work, tasks: Sequence[Any], *, num_workers: int, progress: C
                 try:
                     task = next(waiting)
                 except StopIteration:
-                    connection.close()  # the process ends
+                    connection.close()  # which ends the process
                     workers.pop(connection).join()
                 else:
                     _send(connection, task)
@@ -70,7 +72,7 @@ def run_tasks(work: Work, tasks: Sequence[Any], *, num_workers: int, progress: C
 
 
 def num_cores() -> int:
-    """Return how many cores this process may use: a container or a batch system may have given it a part of them."""
+    """Return the number of CPU cores that this process may use; containers and batch systems may limit it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
@@ -90,7 +92,7 @@ def _receive(connection: Connection) -> tuple[str, Any]:
 
 def _killed() -> UserError:
     return UserError(
-        'a process that reads images was killed, most likely for want of memory; a smaller --RUN_NUM_WORKERS needs less'
+        'a process that reads images was killed, most likely because memory is full; use a smaller --RUN_NUM_WORKERS'
     )
 
 
@@ -98,15 +100,15 @@ def _end(processes: list) -> None:
     for process in processes:
         process.terminate()
     for process in processes:
-        process.join(_PATIENCE_SECONDS)
+        process.join(_TERMINATE_SECONDS)
         if process.is_alive():
             process.kill()
             process.join()
 
 
 def _serve(connection: Connection) -> None:
-    """Do tasks until the pipe ends, which it also does when the other process dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process tells us
+    """Run tasks until the pipe is closed, which also happens when the main process dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one terminates this one
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if hasattr(signal, 'pthread_sigmask'):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
@@ -129,10 +131,13 @@ def _outcome(work: Work, task: Any, progress: Callable[[int], None]) -> tuple[st
         return 'failed', RuntimeError(f'in a worker process:\n{traceback.format_exc()}')
 
 
-def fresh_processes(preload: str) -> multiprocessing.context.BaseContext:
-    """Return how processes start: from a clean one that has imported `preload`; forking one with threads may hang.
+def process_context(
+    preload: str,
+) -> 'multiprocessing.context.ForkServerContext | multiprocessing.context.SpawnContext':
+    """Return a multiprocessing context: a fork server that has imported `preload`, or spawn on Windows.
 
-    They are born deaf to SIGTERM: batch systems send it to all processes of a run, and the main one still needs them.
+    Forking this process itself may hang, because it has threads. The new processes block SIGTERM: batch systems send it
+    to all processes of a run, and the main process still needs the workers to save a checkpoint.
     """
     if 'forkserver' not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context('spawn')
@@ -140,7 +145,7 @@ def fresh_processes(preload: str) -> multiprocessing.context.BaseContext:
 
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload([preload])  # imported once, not in every process
-    # A process inherits which signals are blocked. The tracker first, since starting it unblocks them.
+    # Blocked signals are inherited. The resource tracker is started first, because starting it unblocks SIGTERM.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     try:
@@ -151,24 +156,25 @@ def fresh_processes(preload: str) -> multiprocessing.context.BaseContext:
 
 
 def exit_with_parent() -> None:
-    """End this process when the one that started it is gone, or sends SIGTERM; nobody else's SIGTERM counts.
+    """End this process when the process that started it has ended or sends SIGTERM; SIGTERM of others is ignored.
 
-    A forkserver lives as long as its processes do, and torch's watchdog of a worker asks for the forkserver only: when
-    the main process is killed, both would stay for ever.
+    A fork server lives as long as its processes, and torch's watchdog in a worker only checks for the fork server, so
+    without this thread, both would outlive a killed main process.
     """
     if hasattr(signal, 'pthread_sigmask'):
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
 
 
-def _end_with(main_process: multiprocessing.Process) -> None:
+def _end_with(main_process: multiprocessing.process.BaseProcess) -> None:
     if not hasattr(signal, 'sigtimedwait'):  # macOS, Windows
         if hasattr(signal, 'pthread_sigmask'):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # in this thread, so nobody can tell whose
+            # Here, the sender of a signal is unknown, so SIGTERM of any process ends this one.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         main_process.join()
         os._exit(1)
     while main_process.is_alive():
-        told = signal.sigtimedwait([signal.SIGTERM], 1.0)
-        if told is not None and told.si_pid == main_process.pid:
+        received = signal.sigtimedwait([signal.SIGTERM], 1.0)
+        if received is not None and received.si_pid == main_process.pid:
             break
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Ranks agree on a name that is new, whatever an earlier start has left in the store."""
+"""The ranks of each start agree on a new prefix, whatever an earlier start has left in the store."""
 
 import threading
 from datetime import timedelta
@@ -6,49 +6,47 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from lib.distributed import rendezvous as meeting
+from lib.distributed.rendezvous import _receive_prefix, _send_prefix
 
 TIMEOUT = timedelta(seconds=20)
 
 
 def start(store, count, order):
-    """Return the name that each rank has found; they come in an order."""
-    names, threads = {}, {}
+    """Return the prefix of each rank; the ranks start in the given order."""
+    prefixes, threads = {}, {}
 
-    def come(rank):
-        names[rank] = (
-            meeting._name_for_all(store, count, TIMEOUT) if rank == 0 else meeting._name_from_main(store, rank)
-        )
+    def join(rank):
+        prefixes[rank] = _send_prefix(store, count, TIMEOUT) if rank == 0 else _receive_prefix(store, rank)
 
     for rank in order:
-        threads[rank] = threading.Thread(target=come, args=(rank,), daemon=True)
+        threads[rank] = threading.Thread(target=join, args=(rank,), daemon=True)
         threads[rank].start()
         threads[rank].join(0.05)
     for thread in threads.values():
         thread.join(20)
-    return [names[rank] for rank in range(count)]
+    return [prefixes[rank] for rank in range(count)]
 
 
 @pytest.mark.parametrize('order', [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
-def test_every_start_has_a_name_of_its_own(order):
+def test_every_start_has_a_new_prefix(order):
     store = dist.HashStore()
     store.set_timeout(TIMEOUT)
-    # Of a start in which the main rank never came.
-    store.set('call of 1', 'an earlier process')
-    found = []
+    # Of an earlier start without the main rank.
+    store.set('request of 1', 'an earlier process')
+    started = []
     for _ in range(3):
-        names = start(store, 3, order)
-        assert len(set(names)) == 1
-        found += names[:1]
-    assert len(set(found)) == 3
+        prefixes = start(store, 3, order)
+        assert len(set(prefixes)) == 1
+        started += prefixes[:1]
+    assert len(set(started)) == 3
 
 
-def test_one_rank_needs_nobody():
+def test_a_single_rank_does_not_wait():
     assert start(dist.HashStore(), 1, (0,))[0]
 
 
-def test_whoever_does_not_come_is_named():
+def test_missing_ranks_are_reported():
     store = dist.HashStore()
-    store.set('call of 1', 'a process that is gone')
-    with pytest.raises(RuntimeError, match=r'ranks \[1\] of 2 did not come'):
-        meeting._name_for_all(store, 2, timedelta(seconds=0.1))
+    store.set('request of 1', 'a process that has ended')
+    with pytest.raises(RuntimeError, match=r'ranks \[1\] of 2 did not join'):
+        _send_prefix(store, 2, timedelta(seconds=0.1))

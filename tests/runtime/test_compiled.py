@@ -1,4 +1,4 @@
-"""A compiled module gives the same; one that cannot be compiled is told of once, and gives the same too."""
+"""A compiled module computes the same; if compilation fails, it logs one warning and computes the same."""
 
 import logging
 import shutil
@@ -10,7 +10,7 @@ from torch import nn
 from lib.runtime.device import Compiled
 from lib.runtime.log import LOGGER
 
-# Traces and differentiates as for the default one, and leaves out the compiler of machine code, which takes seconds.
+# Traces and differentiates like the default backend, without compiling machine code, which takes seconds.
 FAST = 'aot_eager'
 MACHINE_CODE = (
     pytest.mark.slow,
@@ -28,7 +28,7 @@ def batch(number, size):
 
 
 def train(call, module, sizes=(5, 5, 3, 5)):
-    """Return what some steps give: outputs, and all that the module holds afterwards."""
+    """Take some steps; return the outputs and random numbers, and the module's state afterwards."""
     optimizer, found = torch.optim.SGD(module.parameters(), lr=0.1), []
     for number, size in enumerate(sizes):
         torch.manual_seed(number)
@@ -37,12 +37,12 @@ def train(call, module, sizes=(5, 5, 3, 5)):
         optimizer.zero_grad()
         outputs.square().sum().backward()
         optimizer.step()
-        found.append(torch.rand(()))  # whether as many random numbers were drawn
+        found.append(torch.rand(()))  # differs if another number of random numbers was drawn
     return found, dict(module.state_dict())
 
 
 def without_dropout(module):
-    """What dropout draws is not the same once it is machine code."""
+    """Dropout draws other random numbers in machine code."""
     module[3] = nn.Identity()
     return module
 
@@ -58,7 +58,7 @@ def notes(caplog, monkeypatch):
 
 
 class Failing:
-    """A backend that fails from its `first` graph on (from 0)."""
+    """A backend that fails at graph `first` (counted from 0) and all later ones."""
 
     def __init__(self, first):
         self.first, self.num_graphs = first, 0
@@ -71,7 +71,7 @@ class Failing:
 
 
 @pytest.mark.parametrize('backend', [FAST, pytest.param('inductor', marks=MACHINE_CODE)])
-def test_it_gives_the_same(notes, backend):
+def test_outputs_are_the_same(notes, backend):
     plain, module = without_dropout(net()), without_dropout(net())
     compiled = Compiled(module, backend=backend)
     found, expected = train(compiled, module), train(plain, plain)
@@ -80,8 +80,8 @@ def test_it_gives_the_same(notes, backend):
     assert notes() == []
 
 
-def test_it_is_compiled():
-    """Else the other tests would hold anything to be the same as itself."""
+def test_module_is_compiled():
+    """Otherwise, the other tests would compare the module with itself."""
     torch._dynamo.reset()
     backend, module = Failing(100), net()
     train(Compiled(module, backend=backend), module)
@@ -89,7 +89,7 @@ def test_it_is_compiled():
 
 
 def test_compiling_draws_no_random_number():
-    """A run that goes on compiles in a step in which the one that was never stopped does not."""
+    """A resumed run compiles in another step than the uninterrupted run."""
     torch._dynamo.reset()
     compiled = Compiled(net(), backend=FAST)
     found = []
@@ -99,20 +99,20 @@ def test_compiling_draws_no_random_number():
     torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
-# A first graph of its own size; then one for other sizes, which is not there before the third step.
+# The first graph is for one size; the second one, for any size, is compiled in the third step.
 @pytest.mark.parametrize('first', [0, 1])
-def test_where_compiling_fails_it_runs_as_it_is(notes, first):
+def test_failed_compilation_runs_uncompiled(notes, first):
     plain, module = net(), net()
     found, expected = train(Compiled(module, backend=Failing(first)), module), train(plain, plain)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     (note,) = notes()
-    assert note.startswith('RUN.COMPILE: the model runs uncompiled, since compiling failed: ')
+    assert note.startswith('RUN.COMPILE: the model runs uncompiled, because compilation failed: ')
     assert note.endswith('RuntimeError: no such compiler')
     assert '\n' not in note
 
 
 class InTwo(nn.Module):
-    """Has a second graph, which cannot be compiled, behind a first one, which has run by then."""
+    """Has two graphs: the first one has already run when compilation of the second one fails."""
 
     def __init__(self):
         super().__init__()
@@ -124,7 +124,7 @@ class InTwo(nn.Module):
         return self.second(x)
 
 
-def test_what_ran_before_it_failed_leaves_nothing_behind(notes):
+def test_effects_of_the_first_graph_are_undone(notes):
     torch.manual_seed(0)
     plain = InTwo()
     torch.manual_seed(0)
@@ -137,7 +137,7 @@ def test_what_ran_before_it_failed_leaves_nothing_behind(notes):
     assert len(notes()) == 1
 
 
-def test_a_mistake_within_is_raised(notes):
+def test_an_error_of_the_module_is_raised(notes):
     with pytest.raises(RuntimeError, match='shape'):
         Compiled(net(), backend=FAST)(torch.zeros(2, 9))
 
@@ -146,7 +146,7 @@ def test_names_and_parameters_are_those_of_the_module():
     module = net()
     compiled = Compiled(module)
     assert list(compiled.state_dict()) == [f'module.{name}' for name in module.state_dict()]
-    # As DataParallel begins; torch's own module passes on what is set on it to the one within.
+    # The first step of DataParallel; torch's compiled module forwards attribute assignments to the wrapped one.
     for one in compiled.modules():
         one._replicate_for_data_parallel()
     assert len(list(module.parameters())) == 6

@@ -1,4 +1,4 @@
-"""Which device and precision are picked; GPUs are imagined."""
+"""Selection of device and precision; GPUs are simulated."""
 
 import pytest
 import torch
@@ -13,9 +13,9 @@ from lib.runtime.device import FORCED_DTYPES, Device, num_replicas, pick_device
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Imagine a machine: number of GPUs, their compute capability (one, or each's), is there MPS, the CPU's flags."""
+    """Return a function that simulates a machine: GPUs, their compute capability (one or a list), MPS, CPU flags."""
 
-    def imagine(gpus=0, capability=(8, 0), mps=False, flags=(), architecture='x86_64', maker=''):
+    def simulate(gpus=0, capability=(8, 0), mps=False, flags=(), architecture='x86_64', maker=''):
         monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
         monkeypatch.setattr(
@@ -29,7 +29,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(module, '_cpu_flags', lambda: set(flags))
         monkeypatch.setattr(module, '_cpu_maker', lambda: maker)
 
-    return imagine
+    return simulate
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def machine(monkeypatch):
         ({'gpus': 1}, 'cpu', 'cpu', (), None),
     ],
 )
-def test_what_is_picked(machine, has, name, main, replicas, dtype):
+def test_device_and_precision(machine, has, name, main, replicas, dtype):
     machine(**has)
     assert pick_device(name) == Device(torch.device(main), replicas, train_dtype=dtype, eval_dtype=None)
 
@@ -83,7 +83,7 @@ def test_what_is_picked(machine, has, name, main, replicas, dtype):
         ({}, 'mps', ['RUN.DEVICE is mps', 'auto']),
     ],
 )
-def test_what_is_not_there(machine, has, name, words):
+def test_invalid_and_missing_devices(machine, has, name, words):
     machine(**has)
     with pytest.raises(UserError) as caught:
         pick_device(name)
@@ -102,16 +102,18 @@ def test_every_precision_can_be_forced():
     assert ('auto', *FORCED_DTYPES) == KEYS['RUN.PRECISION'].choices
 
 
-def test_float16_alone_scales_the_loss(machine):
+def test_only_float16_needs_loss_scaling(machine):
     machine()
-    assert [pick_device('cpu', precision).scales for precision in ('auto', 'float32', 'bfloat16', 'float16')] == [
+    assert [
+        pick_device('cpu', precision).needs_loss_scaling for precision in ('auto', 'float32', 'bfloat16', 'float16')
+    ] == [
         False,
         False,
         False,
         True,
     ]
     machine(gpus=1, capability=(7, 5))
-    assert pick_device().scales
+    assert pick_device().needs_loss_scaling
 
 
 def test_description(machine):
@@ -131,7 +133,7 @@ def test_cpu_flags_of_this_machine():
 
 
 def smallest_parts(batch_size: int, num_gpus: int) -> dict[int, int]:
-    """Return for each number of GPUs how many images the least of them gets, as DataParallel's scatter cuts."""
+    """Return {number of GPUs: smallest number of images on one}, split like DataParallel's scatter."""
     least = {}
     for count in range(1, num_gpus + 1):
         parts = [len(part) for part in torch.arange(batch_size).chunk(count)]

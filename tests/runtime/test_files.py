@@ -1,4 +1,4 @@
-"""Files that are either the old ones or the new ones, never half of each."""
+"""Atomic writes: a file has either its old content or its new content."""
 
 import errno
 import json
@@ -14,7 +14,7 @@ def names(folder):
     return sorted(os.listdir(folder))
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_written_content_is_read_back(tmp_path):
     write_bytes(tmp_path / 'a.bin', b'\0\xff')
     write_text(tmp_path / 'a.txt', 'ü\nline\n')
     write_json(str(tmp_path / 'a.json'), {'name': 'ü', 'numbers': [1, 0.5, None]})
@@ -34,19 +34,19 @@ def test_an_old_file_is_replaced(tmp_path):
     assert names(tmp_path) == ['a.txt']
 
 
-def test_folders_are_made(tmp_path):
+def test_folders_are_created(tmp_path):
     write_text(tmp_path / 'x' / 'y' / 'a.txt', 'text')
     assert (tmp_path / 'x' / 'y' / 'a.txt').read_text() == 'text'
 
 
-def test_the_new_file_shows_only_when_it_is_whole(tmp_path):
+def test_the_new_file_is_visible_only_when_it_is_complete(tmp_path):
     path = tmp_path / 'plot.png'
     path.write_bytes(b'old')
     with replace_atomically(path) as temporary:
         temporary.write_bytes(b'half')
         assert path.read_bytes() == b'old'
         assert temporary.parent == path.parent  # a rename does not cross file systems
-        assert temporary.suffix == '.png'  # writers choose their format by it
+        assert temporary.suffix == '.png'  # writers select their format by it
         temporary.write_bytes(b'whole')
     assert path.read_bytes() == b'whole'
     assert not temporary.exists()
@@ -54,7 +54,7 @@ def test_the_new_file_shows_only_when_it_is_whole(tmp_path):
 
 @pytest.mark.parametrize('error', [ValueError('x'), OSError(errno.ENOSPC, 'No space left'), KeyboardInterrupt()])
 @pytest.mark.parametrize('old', [b'old', None])
-def test_a_failure_keeps_the_old_file_and_leaves_nothing(tmp_path, error, old):
+def test_a_failure_keeps_the_old_file_and_removes_the_temporary_one(tmp_path, error, old):
     path = tmp_path / 'a.bin'
     if old:
         path.write_bytes(old)
@@ -71,7 +71,7 @@ def test_a_failure_keeps_the_old_file_and_leaves_nothing(tmp_path, error, old):
 
 
 @pytest.mark.parametrize('step', ['fsync', 'replace'])
-def test_a_disk_that_fails_at_the_end_keeps_the_old_file(tmp_path, monkeypatch, step):
+def test_a_disk_error_at_the_end_keeps_the_old_file(tmp_path, monkeypatch, step):
     path = tmp_path / 'a.txt'
     path.write_text('old')
 
@@ -86,7 +86,7 @@ def test_a_disk_that_fails_at_the_end_keeps_the_old_file(tmp_path, monkeypatch, 
     assert names(tmp_path) == ['a.txt']
 
 
-def test_bytes_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
+def test_content_is_synced_before_the_rename(tmp_path, monkeypatch):
     """fsync, rename, fsync of the folder, in this order."""
     done = []
     for step in ('fsync', 'replace'):
@@ -98,13 +98,13 @@ def test_bytes_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     assert done == (['fsync', 'replace'] if os.name == 'nt' else ['fsync', 'replace', 'fsync'])
 
 
-def test_what_cannot_be_json_leaves_nothing(tmp_path):
+def test_values_that_json_cannot_hold_write_no_file(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / 'a.json', {'x': object()})
     assert names(tmp_path) == []
 
 
-def test_a_writer_that_wrote_nothing_is_an_error(tmp_path):
+def test_a_block_that_writes_nothing_is_an_error(tmp_path):
     path = tmp_path / 'a.txt'
     path.write_text('old')
     with pytest.raises(FileNotFoundError), replace_atomically(path):

@@ -1,4 +1,4 @@
-"""Everything random is a pure function of (seed, purpose, epoch, slot, attempt)."""
+"""Random streams are pure functions of (seed, purpose, epoch, slot, attempt)."""
 
 import itertools
 
@@ -29,19 +29,19 @@ def test_two_events_never_share_a_stream():
     assert len(seen) == 4 * 4**4 * len(Purpose)
 
 
-def test_a_long_stream_does_not_run_into_the_next_slots():
-    """The counter's lowest word is the stream's own."""
+def test_a_long_stream_does_not_overlap_with_the_next_slot():
+    """The lowest word of the counter belongs to the stream."""
     long = set(generator(0, Purpose.PLAN, slot=0).integers(2**63, size=100_000).tolist())
     assert not long & set(generator(0, Purpose.PLAN, slot=1).integers(2**63, size=100_000).tolist())
 
 
 @pytest.mark.parametrize('event', [{'epoch': 2**40}, {'slot': 10**13}, {'attempt': 2**62}])
-def test_large_numbers_are_events_of_their_own(event):
+def test_large_numbers_are_different_events(event):
     assert first(2**63 - 1, Purpose.PLAN, **event) != first(2**63 - 1, Purpose.PLAN)
 
 
-def test_the_global_generators_have_no_part_and_stay_as_they_are():
-    np.random.seed(1)  # noqa: NPY002 - it must not matter
+def test_global_generators_are_neither_used_nor_changed():
+    np.random.seed(1)  # noqa: NPY002 - the global seed must have no influence
     torch.manual_seed(1)
     before = first(0, Purpose.PLAN), torch_seed(0, Purpose.DROPOUT)
     np.random.seed(2)  # noqa: NPY002
@@ -51,7 +51,7 @@ def test_the_global_generators_have_no_part_and_stay_as_they_are():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_streams_are_those_of_every_version():
+def test_streams_never_change():
     """Pinned: plans and crops of a resumed run must be those of the run that was interrupted."""
     assert [int(purpose) for purpose in Purpose] == list(range(len(Purpose)))
     assert first(1, Purpose.PLAN, epoch=2, slot=3, attempt=4) == PINNED
@@ -74,7 +74,7 @@ def test_draws_are_uniform_over_slots():
 
 
 @pytest.mark.parametrize('num_draws', [0, 1, 3, 4, 41])
-def test_a_slot_draws_the_same_numbers_whatever_its_batch(num_draws):
+def test_draws_of_a_slot_do_not_depend_on_its_batch(num_draws):
     def draws(first_slot, num_slots, **other):
         event = {'seed': 5, 'purpose': Purpose.AUGMENT, 'epoch': 2, 'num_draws': num_draws, **other}
         return slot_draws(first_slot=first_slot, num_slots=num_slots, **event)
@@ -86,5 +86,5 @@ def test_a_slot_draws_the_same_numbers_whatever_its_batch(num_draws):
     if num_draws:
         others = [draws(0, 40, seed=6), draws(0, 40, epoch=3), draws(0, 40, purpose=Purpose.RECOLOR)]
         numbers = np.concatenate([whole, *others]).ravel()
-        assert len(np.unique(numbers)) == numbers.size, 'no number comes twice'
+        assert len(np.unique(numbers)) == numbers.size, 'all numbers are different'
         assert 0 <= numbers.min() <= numbers.max() < 1

@@ -1,4 +1,4 @@
-"""Arrays in shared memory: what travels, what is a plain array, and that the pages are shared."""
+"""Arrays in shared memory: pickling, slices and results, and sharing of the pages."""
 
 import multiprocessing
 import os
@@ -13,13 +13,13 @@ from lib.runtime.shared_memory import SharedArray, SharedFile, to_shared_memory
 LARGE = np.arange(1 << 18)  # 2 MB
 
 
-def test_small_arrays_stay_what_they_are():
+def test_small_arrays_are_returned_unchanged():
     array = np.arange(10)
     assert to_shared_memory(array) is array
 
 
-@pytest.mark.skipif(os.name != 'posix', reason='descriptors travel on POSIX only')
-def test_large_ones_keep_their_values_and_type():
+@pytest.mark.skipif(os.name != 'posix', reason='descriptors can only be passed on POSIX')
+def test_large_arrays_keep_values_and_dtype():
     for array in (LARGE, LARGE[::2], LARGE.astype(np.uint8), LARGE.astype(np.float32)):
         found = to_shared_memory(np.tile(array, 8))
         assert isinstance(found, SharedArray)
@@ -30,19 +30,19 @@ def test_large_ones_keep_their_values_and_type():
             found[0] = 1
 
 
-def test_parts_and_results_are_plain():
+def test_slices_and_results_are_plain_arrays():
     array = to_shared_memory(LARGE)
     for other in (array[3:9], array[[1, 2]], array[array > 5], array + 1, array == 3, array.astype(np.int32)[:2]):
         assert type(other) is np.ndarray
         np.testing.assert_array_equal(pickle.loads(pickle.dumps(other)), other)
     assert isinstance(array.max(), np.integer)
     assert isinstance(array[3], np.integer)
-    # A result that numpy keeps in the same class travels by its own values.
+    # Results that numpy returns as SharedArray are pickled by value.
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(array.astype(np.int32))), LARGE.astype(np.int32))
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(array.reshape(2, -1))), LARGE.reshape(2, -1))
 
 
-def test_a_named_file_travels_as_its_path(tmp_path):
+def test_a_named_file_is_pickled_as_its_path(tmp_path):
     path = tmp_path / 'numbers'
     path.write_bytes(LARGE.tobytes())
     array = SharedArray.at(SharedFile.open(path), 'i8', 100, 80)
@@ -52,7 +52,7 @@ def test_a_named_file_travels_as_its_path(tmp_path):
     assert pickle.loads(data).tolist() == array.tolist()
 
 
-def test_files_that_cannot_be_mapped(tmp_path):
+def test_invalid_files(tmp_path):
     (tmp_path / 'empty').touch()
     with pytest.raises(ValueError, match='empty'):
         SharedFile.open(tmp_path / 'empty')
@@ -62,7 +62,7 @@ def test_files_that_cannot_be_mapped(tmp_path):
         SharedArray.at(SharedFile.holding(b'12345678'), 'i8', 2, 0)
 
 
-def test_without_memory_files_a_temporary_one_serves(monkeypatch):
+def test_without_memfd_a_temporary_file_is_used(monkeypatch):
     def refused(name):
         raise OSError
 
@@ -70,8 +70,8 @@ def test_without_memory_files_a_temporary_one_serves(monkeypatch):
     np.testing.assert_array_equal(np.asarray(to_shared_memory(LARGE)), LARGE)
 
 
-def test_no_room_gives_the_array_itself(monkeypatch):
-    monkeypatch.setattr(shared, '_nameless', lambda: os.open('/dev/full', os.O_WRONLY))
+def test_full_memory_returns_the_array_itself(monkeypatch):
+    monkeypatch.setattr(shared, '_anonymous_file', lambda: os.open('/dev/full', os.O_WRONLY))
     assert to_shared_memory(LARGE) is LARGE
 
 
@@ -88,7 +88,7 @@ def private_kilobytes():
         return sum(int(line.split()[1]) for line in file if line.startswith(('Private_Dirty', 'Private_Clean')))
 
 
-def look(array, connection):
+def read_all(array, connection):
     before = private_kilobytes()
     connection.send((int(array.sum()), type(array).__name__, private_kilobytes() - before))
 
@@ -98,9 +98,9 @@ def look(array, connection):
 def test_workers_share_the_pages(method):
     context = multiprocessing.get_context(method)
     array = to_shared_memory(np.arange(1 << 22))  # 32 MB
-    assert array.sum() > 0  # pages that one process alone has mapped count as its own
+    assert array.sum() > 0  # maps the pages here: pages mapped by one process only are private
     ours, theirs = context.Pipe()
-    process = context.Process(target=look, args=(array, theirs))
+    process = context.Process(target=read_all, args=(array, theirs))
     process.start()
     total, name, growth = ours.recv()
     process.join()

@@ -1,4 +1,4 @@
-"""Tasks in processes: results, errors, and processes that never outlive what they work for."""
+"""run_in_processes: results, errors, and processes that never outlive the main process."""
 
 import os
 import signal
@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from lib.errors import UserError
-from lib.runtime.workers import run_tasks
+from lib.runtime.workers import run_in_processes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
 class Double:
-    """Doubles numbers, in two steps; fails at those that are no numbers."""
+    """Doubles numbers in two steps; other tasks make it fail."""
 
     def __call__(self, task, progress):
         for _ in range(2):
@@ -36,7 +36,7 @@ class Double:
 
 @dataclass(frozen=True)
 class Slow:
-    """Says that it works, in a file that it removes when it is ended politely; never comes to an end."""
+    """Runs forever, with a file that exists as long as it runs; SIGTERM removes the file."""
 
     folder: Path
 
@@ -54,56 +54,56 @@ class Slow:
 @pytest.mark.parametrize('num_workers', [0, 1, 3])
 def test_every_task_is_done_once(num_workers):
     steps = []
-    results = run_tasks(Double(), range(7), num_workers=num_workers, progress=steps.append)
+    results = run_in_processes(Double(), range(7), num_workers=num_workers, progress=steps.append)
     assert sorted(results) == [0, 2, 4, 6, 8, 10, 12]
     assert steps == [1] * 14
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])
 def test_no_tasks(num_workers):
-    assert list(run_tasks(Double(), [], num_workers=num_workers, progress=print)) == []
+    assert list(run_in_processes(Double(), [], num_workers=num_workers, progress=print)) == []
 
 
-def test_errors_arrive():
+def test_errors_are_raised_in_the_main_process():
     with pytest.raises(UserError, match=r'^a mistake$'):
-        list(run_tasks(Double(), [1, 'user', 2], num_workers=2, progress=len_of_nothing))
+        list(run_in_processes(Double(), [1, 'user', 2], num_workers=2, progress=ignore))
     with pytest.raises(OSError, match='No space') as caught:
-        list(run_tasks(Double(), ['disk'], num_workers=1, progress=len_of_nothing))
+        list(run_in_processes(Double(), ['disk'], num_workers=1, progress=ignore))
     assert (caught.value.errno, caught.value.filename) == (28, 'a file')
     with pytest.raises(RuntimeError, match=r"(?s)Traceback.*KeyError: 'a bug'"):
-        list(run_tasks(Double(), ['bug'], num_workers=1, progress=len_of_nothing))
+        list(run_in_processes(Double(), ['bug'], num_workers=1, progress=ignore))
 
 
-def len_of_nothing(_: int) -> None:
+def ignore(_: int) -> None:
     pass
 
 
-@pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='this system cannot kill like that')
-def test_a_killed_process_is_told():
+@pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='needs SIGKILL')
+def test_a_killed_process_is_an_error():
     with pytest.raises(UserError, match=r'was killed.*--RUN_NUM_WORKERS'):
-        list(run_tasks(Double(), [1, 'kill'], num_workers=1, progress=len_of_nothing))
+        list(run_in_processes(Double(), [1, 'kill'], num_workers=1, progress=ignore))
 
 
-class Enough(Exception):
+class StopTest(Exception):
     pass
 
 
-def test_what_is_under_way_is_ended_politely(tmp_path):
+def test_running_tasks_are_terminated(tmp_path):
     def stop(_: int) -> None:
         if len(list(tmp_path.iterdir())) == 2:
-            raise Enough
+            raise StopTest
 
-    with pytest.raises(Enough):
-        list(run_tasks(Slow(tmp_path), [1, 2], num_workers=2, progress=stop))
+    with pytest.raises(StopTest):
+        list(run_in_processes(Slow(tmp_path), [1, 2], num_workers=2, progress=stop))
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='this system cannot kill like that')
-def test_processes_end_with_the_one_that_started_them(tmp_path):
+@pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='needs SIGKILL')
+def test_processes_end_with_the_main_process(tmp_path):
     command = [sys.executable, '-c', 'import sys; from pathlib import Path\n'
-               'from tests.runtime.test_workers import Slow, len_of_nothing\n'
-               'from lib.runtime.workers import run_tasks\n'
-               'list(run_tasks(Slow(Path(sys.argv[1])), [1, 2], num_workers=2, progress=len_of_nothing))',
+               'from tests.runtime.test_workers import Slow, ignore\n'
+               'from lib.runtime.workers import run_in_processes\n'
+               'list(run_in_processes(Slow(Path(sys.argv[1])), [1, 2], num_workers=2, progress=ignore))',
                str(tmp_path)]  # fmt: skip
     process = subprocess.Popen(command, cwd=REPOSITORY)
     wait_until(lambda: len(list(tmp_path.iterdir())) == 2)

@@ -36,7 +36,7 @@ def test_it_learns_the_same(scripts, products, finished, tmp_path):
     # Sums in another order, over a dozen steps.
     first, other = metrics_of(run)[0], metrics_of(plain)[0]
     assert first['loss'] == pytest.approx(other['loss'], rel=1e-3)
-    scripts.run_until(parts, 'SIGTERM', 'lib.trainer.step:_step', 8, *options_of(products), code=143)
+    scripts.run_until(parts, 'SIGTERM', 'lib.trainer.step:TrainStep.__call__', 8, *options_of(products), code=143)
     scripts.run(parts, 'main.py', *options_of(products, '--RESUME_MODEL', 'last'))
     check_same_run(parts / 'log' / 'run', run)
 
@@ -50,7 +50,7 @@ def test_where_there_is_no_compiler(products, finished, tmp_path):
         command, cwd=tmp_path, env=os.environ | ENVIRONMENT | environment, capture_output=True, text=True, check=True
     )
     (note,) = warnings_of(done)
-    assert note.startswith('warning: RUN.COMPILE: the model runs uncompiled, since compiling failed: ')
+    assert note.startswith('warning: RUN.COMPILE: the model runs uncompiled, because compilation failed: ')
     assert 'No working C++ compiler found' in note
     run = tmp_path / 'log' / 'run'
     assert (run / 'log.txt').read_text().count(note.removeprefix('warning: ')) == 1

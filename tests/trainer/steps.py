@@ -1,4 +1,4 @@
-"""A few training steps of a small model, on one process or on a rank of many: the same batches, the same start."""
+"""A few training steps of a small model, in one process or on one of several ranks, with the same start and batches."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,8 @@ from lib.trainer.forward import TrainingForward
 from lib.trainer.microbatch import split_batch
 from lib.trainer.mixing.base import MixedBatch
 from lib.trainer.objective import Objective
-from lib.trainer.step import Learner, _step
+from lib.trainer.step import TrainStep
+from lib.trainer.train_state import TrainState
 
 NUM_CLASSES, NUM_FEATURES, STEPS = 7, 6, 20
 COUNTS = np.array([40, 20, 10, 5, 4, 2, 1])
@@ -32,19 +33,19 @@ CPU = Device(torch.device('cpu'), (), None, None)
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run is like.
+    """Options of a run.
 
     Attributes:
         batch_size: over all ranks.
-        at_once: images that a rank takes at once; 0: all.
+        max_images: images of a micro-batch on each rank; 0: no micro-batches.
         head: 'whole', 'chunked', 'sampled' or 'sharded'.
         loss: 'mixed' (smoothed cross entropy of mixed labels, weighted classes) or 'ldam' (cosine classifier).
-        clip: largest norm of the gradients; 0: any.
-        decay: of the average of the weights; 0: none.
+        clip: largest norm of the gradients; 0: off.
+        decay: of the EMA; 0: off.
     """
 
     batch_size: int = 12
-    at_once: int = 0
+    max_images: int = 0
     head: str = 'whole'
     loss: str = 'mixed'
     clip: float = 0.0
@@ -53,14 +54,14 @@ class Setup:
 
 
 class FrozenNorm(nn.BatchNorm1d):
-    """BatchNorm that keeps its statistics: those of a batch are not those of its parts."""
+    """BatchNorm in eval mode: the statistics of micro-batches differ from those of their batch."""
 
     def train(self, mode: bool = True) -> 'FrozenNorm':
         return super().train(False)
 
 
 def model_of(setup: Setup, classes: range | None) -> Recognizer:
-    """Return the model that every run starts with."""
+    """Return the initial model of every run."""
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, 9), FrozenNorm(9), nn.ReLU(), nn.Linear(9, NUM_FEATURES))
     kind = {'mixed': LinearClassifier, 'ldam': lambda *sizes, classes: CosineClassifier(*sizes, 8.0, classes=classes)}[
@@ -69,40 +70,39 @@ def model_of(setup: Setup, classes: range | None) -> Recognizer:
     return Recognizer(backbone, kind(NUM_FEATURES, NUM_CLASSES, classes=classes)).to(setup.dtype)
 
 
-def learner_of(setup: Setup, group: ProcessGroup = SINGLE_PROCESS) -> Learner:
-    """Return what trains it."""
-    is_sharded = setup.classifier_shard == 'sharded'
+def step_of(setup: Setup, group: ProcessGroup = SINGLE_PROCESS) -> TrainStep:
+    """Return the training step with its initial state."""
+    is_sharded = setup.head == 'sharded'
     rows = group.shard(NUM_CLASSES)
     model = model_of(setup, range(rows.start, rows.stop) if is_sharded else None).train()
     loss = {'mixed': CrossEntropy(0.1), 'ldam': LDAM(COUNTS, 0.5, 8.0)}[setup.loss]
     class_weights = torch.linspace(0.5, 2, NUM_CLASSES) if setup.loss == 'mixed' else None
-    average = WeightedLoss(loss, COUNTS, class_weights).to(setup.dtype)
+    weighted = WeightedLoss(loss, COUNTS, class_weights).to(setup.dtype)
     head = None
-    if setup.classifier_shard != 'whole':
-        share = 0.5 if setup.classifier_shard == 'sampled' else 1.0
+    if setup.head != 'whole':
         head = ChunkedHead(
             model,
-            average,
+            weighted,
             chunk_images=3,
-            sampled_share=share,
+            sampled_fraction=0.5 if setup.head == 'sampled' else 1.0,
             group=group if is_sharded else SINGLE_PROCESS,
         )
     own = list(model.classifier.parameters()) if is_sharded else []
     shared = [parameter for parameter in model.parameters() if all(parameter is not other for other in own)]
     forward = TrainingForward(model, classifies=head is None)
-    return Learner(
-        model=model,
-        forward=wrap_parallel(forward, CPU, group, num_images=setup.batch_size, own=own),
-        objective=Objective(average, head=head),
-        mixer=None,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9, weight_decay=1e-3),
+    return TrainStep(
+        state=TrainState(
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9, weight_decay=1e-3),
+            ema=ModelEMA(model, setup.decay) if setup.decay else None,
+        ),
+        forward=wrap_parallel(forward, CPU, group, num_images=setup.batch_size, sharded=own),
+        objective=Objective(weighted, head=head),
         schedule=lambda step: 0.3 / (1 + step),
-        loader=None,
         seed=0,
-        parts=split_batch(setup.batch_size, group, setup.at_once),
+        micro_batches=split_batch(setup.batch_size, group, setup.max_images),
         group=group,
         clip=(lambda: clip_gradients(shared, setup.clip, sharded=own, group=group)) if setup.clip else None,
-        average=ModelEMA(model, setup.decay) if setup.decay else None,
     )
 
 
@@ -113,22 +113,23 @@ def batch_of(setup: Setup, step: int) -> MixedBatch:
     labels = torch.randint(NUM_CLASSES, (setup.batch_size, 2), generator=random)
     if setup.loss == 'ldam':
         return MixedBatch(images, Targets(labels[:, 0]))
-    shares = torch.rand(setup.batch_size, generator=random)
-    return MixedBatch(images, Targets(labels, torch.stack([shares, 1 - shares], dim=1)))
+    lam = torch.rand(setup.batch_size, generator=random)
+    return MixedBatch(images, Targets(labels, torch.stack([lam, 1 - lam], dim=1)))
 
 
 def train(setup: Setup, group: ProcessGroup = SINGLE_PROCESS, steps: int = STEPS) -> dict[str, torch.Tensor]:
-    """Return the weights after some steps, those of the average too, and the sum of each step's losses over ranks.
+    """Return the weights after some steps, those of the EMA too, and the loss of each step summed over the ranks.
 
     Of a sharded classifier, the rows of this rank.
     """
-    learner, losses = learner_of(setup, group), []
-    for step in range(steps):
-        whole = batch_of(setup, step)
+    train_step, losses = step_of(setup, group), []
+    for number in range(steps):
+        whole = batch_of(setup, number)
         rows = group.shard_pairs(setup.batch_size)
-        own = MixedBatch(whole.images[rows], whole.targets.part(rows))
-        losses.append(group.all_reduce(_step(learner, own, step).loss))
-    found = dict(learner.model.state_dict())
-    if learner.average is not None:
-        found |= {f'average.{name}': tensor for name, tensor in learner.average.state_dict().items()}
-    return {name: tensor.clone() for name, tensor in found.items()} | {'losses': torch.stack(losses)}
+        of_rank = MixedBatch(whole.images[rows], whole.targets.select(rows))
+        losses.append(group.all_reduce(train_step(of_rank, number).loss))
+    state = train_step.state
+    weights = dict(state.model.state_dict())
+    if state.ema is not None:
+        weights |= {f'ema.{name}': tensor for name, tensor in state.ema.state_dict().items()}
+    return {name: tensor.clone() for name, tensor in weights.items()} | {'losses': torch.stack(losses)}
