@@ -2,20 +2,20 @@
 
 import sys
 
-from lib.commands.cli import cli_main, read_config
+from lib.commands.cli import cli_main, read_command
 
 DESCRIPTION = 'Train an image classifier. Without data of your own: python main.py --config configs/demo.yaml'
 
 
 def main() -> int:
-    cfg = read_config(sys.argv[1:], program='main.py', description=DESCRIPTION)
+    command = read_command(sys.argv[1:], program='main.py', description=DESCRIPTION)
     # torch is imported only after the command line is checked.
     from lib.commands.report import training_report
     from lib.commands.train import prepare_training
     from lib.distributed.process_group import join_process_group
     from lib.runtime.log import LOGGER
 
-    with join_process_group() as group, prepare_training(cfg, group) as run:
+    with join_process_group() as group, prepare_training(command, group) as run:
         stopped_by = run.trainer.fit()
         if stopped_by:
             LOGGER.info('stopped and saved; to resume: --RESUME_MODEL last (NAME %s)', run.cfg.NAME)

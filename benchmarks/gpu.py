@@ -46,7 +46,7 @@ from lib.loss.targets import Targets
 from lib.model import Recognizer
 from lib.runtime.device import pick_device
 from lib.trainer.chunked_head import ChunkedHead
-from lib.trainer.forward import ModelOutput, LossScale
+from lib.trainer.forward import LossScale, ModelOutput
 
 NETWORKS = {'resnet50': 'resnet50', 'resnest50': 'resnest50d'}  # ours: timm's name
 SIZES, NUM_CLASSES = (112, 224), (50_030, 1_000_000)
@@ -71,12 +71,12 @@ def rates(
         packing = ['--DATASET_ROOT', f'{folder}/data', '--PACK_OUT', f'{folder}/packed', '--INPUT_SIZE', str(size)]
         pack(config_of(packing))
         with training(converted, [*options, '--DATASET_SHARDS', f'{folder}/packed']) as run:
-            peer, packed = TimmLoop(recipe), run.learner.loader
-            run.learner.loader = ready = ReadyBatches(
+            peer, packed = TimmLoop(recipe), run.trainer.loader
+            run.trainer.loader = ready = ReadyBatches(
                 torch.device(device), batch_size=batch_size, size=size, num_classes=num_classes, steps=20
             )
             steps = alternate({'ours': epoch_of(run), 'timm': lambda: peer.epoch(ready.plain())}, rounds)
-            run.learner.loader = packed
+            run.trainer.loader = packed
             sides = {'ours': epoch_of(run)}
             if checkout is None:
                 batches = peer.loader(photos)
@@ -115,10 +115,10 @@ def memory(
         torch.cuda.reset_peak_memory_stats()
     with training(Converted(found.splits, names, None, found.root), options, group) as run:
         share = group.shard(batch_size)
-        run.learner.loader = ReadyBatches(
+        run.trainer.loader = ReadyBatches(
             run.device.main, batch_size=share.stop - share.start, size=112, num_classes=len(found.names), steps=2
         )
-        run.learner.loader.batch_size = batch_size
+        run.trainer.loader.batch_size = batch_size
         epoch_of(run)()
     return torch.cuda.max_memory_allocated() / 1e9 if on_gpu else float('nan')
 
@@ -134,9 +134,9 @@ def chunked_error(loss_name: str, *, device: str, num_classes: int = 50_030, num
     classifier, loss = classifier.float().to(device), loss.to(device)
     head = ChunkedHead(Recognizer(nn.Identity(), classifier), loss, chunk_images=CHUNK_IMAGES)
     targets = Targets(labels.to(device))
-    share = LossScale(loss.normalizer(targets), 1.0, 0, (num_images,))
+    scale = LossScale(loss.normalizer(targets), 1.0, 0, (num_images,))
     found = _gradients(
-        classifier, features.float().to(device), lambda x: head(ModelOutput(None, x, None), targets, share).loss
+        classifier, features.float().to(device), lambda x: head(ModelOutput(None, x, None), targets, scale).loss
     )
     return max(
         ((ours.cpu().double() - theirs).abs().max() / theirs.abs().max()).item()

@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-from yacs.config import CfgNode
 
 from benchmarks.harness import finish, parse_arguments
 from lib.builders.model import new_model
@@ -27,7 +26,7 @@ from lib.builders.objective import build_objective, is_chunked
 from lib.builders.optim import build_optimizer
 from lib.commands.cli import cli_main
 from lib.commands.plan import StepCosts
-from lib.config.defaults import KEYS
+from lib.config.defaults import KEYS, Config
 from lib.config.yaml_text import as_node
 from lib.errors import UserError
 from lib.loss.targets import Targets
@@ -36,7 +35,8 @@ from lib.runtime.device import Device, pick_device
 from lib.trainer.forward import TrainingForward
 from lib.trainer.microbatch import split_batch
 from lib.trainer.mixing.base import MixedBatch
-from lib.trainer.step import Learner, _step
+from lib.trainer.step import TrainStep
+from lib.trainer.train_state import TrainState
 
 _STATUS = Path('/proc/self/status')
 # Name: classes, images, options. Large enough for a GB; that is where a few MB of oneDNN's do not count.
@@ -69,7 +69,7 @@ CASES: dict[str, tuple[int, int, dict[str, object]]] = {
 }
 
 
-def config_of(name: str) -> CfgNode:
+def config_of(name: str) -> Config:
     """Return a case's config."""
     values = {key: entry.default for key, entry in KEYS.items()}
     common = {'INPUT.SIZE': 112, 'RUN.DEVICE': 'cpu', 'RUN.PRECISION': 'float32', 'TRAIN.BATCH_SIZE': CASES[name][1]}
@@ -104,37 +104,34 @@ def measure(name: str) -> int:
     device = pick_device('cpu', cfg.RUN.PRECISION)
     _warm_up(cfg, device)
     before = _resident('VmRSS')
-    learner = _learner(cfg, num_classes, num_images, device)
+    train_step = _train_step(cfg, num_classes, num_images, device)
     batch = _batch(cfg, num_classes, num_images)
     Path('/proc/self/clear_refs').write_text('5', encoding='ascii')  # the peak begins anew
     for step in range(2):
-        _step(learner, batch, step)
+        train_step(batch, step)
     return _resident('VmHWM') - before
 
 
-def _learner(cfg: CfgNode, num_classes: int, num_images: int, device: Device) -> Learner:
+def _train_step(cfg: Config, num_classes: int, num_images: int, device: Device) -> TrainStep:
     model = new_model(cfg, num_classes, device)
-    return Learner(
-        model=model.train(),
+    return TrainStep(
+        state=TrainState(model.train(), build_optimizer(cfg, model)),
         forward=TrainingForward(model, classifies=not is_chunked(cfg)),
         objective=build_objective(cfg, np.ones(num_classes, dtype=np.int64), model, device),
-        mixer=None,
-        optimizer=build_optimizer(cfg, model),
         schedule=lambda step: 0.01,
-        loader=None,
         seed=0,
-        parts=split_batch(num_images, at_once=cfg.TRAIN.DEVICE_BATCH_SIZE),
+        micro_batches=split_batch(num_images, max_images=cfg.TRAIN.DEVICE_BATCH_SIZE),
     )
 
 
-def _batch(cfg: CfgNode, num_classes: int, num_images: int) -> MixedBatch:
+def _batch(cfg: Config, num_classes: int, num_images: int) -> MixedBatch:
     images = torch.randn(num_images, 3, cfg.INPUT.SIZE, cfg.INPUT.SIZE).to(memory_format=torch.channels_last)
     return MixedBatch(images, Targets(torch.randint(num_classes, (num_images,))))
 
 
-def _warm_up(cfg: CfgNode, device: Device) -> None:
+def _warm_up(cfg: Config, device: Device) -> None:
     """Take a step of two small images: threads, kernels and code are there afterwards."""
-    _step(_learner(cfg, 10, 2, device), _batch(cfg, 10, 2), 0)
+    _train_step(cfg, 10, 2, device)(_batch(cfg, 10, 2), 0)
 
 
 def _resident(which: str) -> int:

@@ -56,7 +56,7 @@ def against_original(name: str, rounds: int) -> dict[str, float]:
             ready = ReadyBatches(
                 torch.device('cpu'), batch_size=batch_size, size=size, num_classes=num_classes, steps=steps
             )
-            run.learner.loader = ready
+            run.trainer.loader = ready
             original = OriginalTraining(original_model(backbone, num_classes), lr=0.01)
             rates = alternate({'ours': epoch_of(run), 'original': lambda: original.epoch(ready.plain())}, rounds)
     return {
@@ -77,13 +77,13 @@ def against_timm(rounds: int, checkout: Path | None, num_photos: int = 1000) -> 
     with tempfile.TemporaryDirectory() as folder:
         photos = write_photos(Path(folder, 'photos'), num_photos, 1, PHOTO)
         with training(converted_photos(photos), options) as run:
-            peer, whole = TimmLoop(recipe), run.learner.loader
-            run.learner.loader = ready = ReadyBatches(
+            peer, whole = TimmLoop(recipe), run.trainer.loader
+            run.trainer.loader = ready = ReadyBatches(
                 torch.device('cpu'), batch_size=recipe.batch_size, size=recipe.size, num_classes=num_photos, steps=8
             )
             steps = alternate({'ours': epoch_of(run), 'timm': lambda: peer.epoch(ready.plain())}, rounds)
             if checkout is None:
-                run.learner.loader, batches = whole, peer.loader(photos)
+                run.trainer.loader, batches = whole, peer.loader(photos)
                 epochs = alternate({'ours': epoch_of(run), 'timm': lambda: peer.epoch(batches)}, min(rounds, 5))
         if checkout is not None:
             epochs = of_scripts(photos, Path(folder), options, recipe, checkout, min(rounds, 5))

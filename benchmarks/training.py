@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lib.commands.train import Training, prepared_training
+from lib.commands.cli import Command
+from lib.commands.train import TrainingRun, prepare_training
 from lib.config.defaults import Config
 from lib.config.load import load_config
 from lib.dataset.loader import Batch
@@ -18,7 +19,7 @@ from lib.formats.converted import Converted
 from lib.formats.imagefolder import convert_image_folder
 from lib.formats.write import write_converted
 from lib.trainer.checkpointing.state import TrainProgress
-from lib.trainer.step import train_epoch
+from lib.trainer.epoch import train_epoch
 from lib.trainer.stop_signal import StopController
 
 # The original's recipe, at a rate that is of no matter for speed; the optimiser's state is there from the first step.
@@ -65,29 +66,31 @@ def config_of(options: list[str]) -> Config:
 
 
 @contextmanager
-def training(converted: Converted, options: list[str], group: ProcessGroup = SINGLE_PROCESS) -> Iterator[Training]:
+def training(converted: Converted, options: list[str], group: ProcessGroup = SINGLE_PROCESS) -> Iterator[TrainingRun]:
     """Prepare the run that main.py would, on converted data, in a folder that goes with the block."""
     with tempfile.TemporaryDirectory() as folder:
         write_converted(converted, Path(folder, 'data'))
         cfg = config_of([*options, '--DATASET_ROOT', f'{folder}/data', '--LOG_ROOT', folder])
-        with prepared_training(cfg, group) as run:
+        with prepare_training(Command(cfg, None), group) as run:
             yield run
 
 
-def epoch_of(run: Training) -> Callable[[], int]:
+def epoch_of(run: TrainingRun) -> Callable[[], int]:
     """Return a function that trains one epoch and returns its number of images."""
 
     def epoch() -> int:
-        place = TrainProgress()
+        trainer = run.trainer
+        trainer.state.progress = TrainProgress()
         train_epoch(
-            run.learner,
-            place,
-            log_every=10**9,
-            wishes=StopController(),
+            trainer.step,
+            trainer.loader,
+            trainer.mixer,
+            log_every_steps=10**9,
+            stop=StopController(),
             save=lambda: None,
-            on_bad_images=run.bad_images.add,
+            on_bad_images=lambda bad: None,
         )
-        return place.num_images
+        return trainer.progress.num_images
 
     return epoch
 

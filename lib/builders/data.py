@@ -1,7 +1,4 @@
-"""DATASET in the config -> the splits, checked against each other.
-
-DATASET.SHARDS in the config -> the splits that tools/pack.py wrote.
-"""
+"""DATASET -> the splits, from annotation files, class folders, CIFAR files or packed shards."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from yacs.config import CfgNode
 
-from lib.builders.split import Split, TrainingData
+from lib.builders.split import Split, TrainingData, without_quarantined
+from lib.config.defaults import Config
 from lib.dataset.annotations import Annotations, ClassNames, read_annotations, read_classes, read_test_images
 from lib.dataset.folder import find_class_folders, labels_by_folder, split_folder, walk_images
 from lib.dataset.images import ArrayImages, FileImages
-from lib.dataset.paths import PathColumn, settle_paths
+from lib.dataset.paths import PathColumn, choose_path_rule
 from lib.demo.generate import demo_is_complete, generate_demo
 from lib.errors import UserError
 from lib.formats.cifar import load_cifar_lt
@@ -25,7 +22,7 @@ from lib.shards.images import ShardImages
 from lib.shards.index import INDEX
 
 
-def open_packed(cfg: CfgNode) -> TrainingData:
+def open_packed(cfg: Config) -> TrainingData:
     """Open the packed training and validation splits. Raises: UserError."""
     if not Path(cfg.DATASET.SHARDS).is_dir():
         raise UserError(
@@ -36,18 +33,22 @@ def open_packed(cfg: CfgNode) -> TrainingData:
     return TrainingData(train, packed_split(cfg, 'valid')[0] if is_packed(cfg, 'valid') else None, classes)
 
 
-def is_packed(cfg: CfgNode, kind: str) -> bool:
+def is_packed(cfg: Config, kind: str) -> bool:
     """Return whether DATASET.SHARDS holds the split `kind`: train, valid or test."""
     return bool(cfg.DATASET.SHARDS) and Path(cfg.DATASET.SHARDS, kind).is_dir()
 
 
-def packed_split(cfg: CfgNode, kind: str) -> tuple[Split, ClassNames | None]:
-    """Open `kind` (train, valid, test) of DATASET.SHARDS, and the classes' names. Raises: UserError."""
+def packed_split(cfg: Config, kind: str) -> tuple[Split, ClassNames | None]:
+    """Open the split `kind` (train, valid, test) of DATASET.SHARDS, and the class names. Raises: UserError."""
     folder = Path(cfg.DATASET.SHARDS, kind)
-    images = ShardImages(folder / INDEX)
+    try:
+        images = ShardImages(folder / INDEX)
+        warnings = images.index.check()
+    except UserError as error:
+        raise UserError(f'{error}; pack again: python tools/pack.py --PACK_OUT {cfg.DATASET.SHARDS}') from None
     index, contents = images.index, images.index.contents
     LOGGER.info('%s: %d packed images (DATASET.SHARDS)', folder, len(images))
-    for warning in index.check():
+    for warning in warnings:
         LOGGER.warning('%s', warning)
     split = Split(images, index.labels, contents.num_classes, index.names, str(folder))
     return split, None if contents.class_names is None else ClassNames(contents.class_names, contents.parents)
@@ -56,11 +57,14 @@ def packed_split(cfg: CfgNode, kind: str) -> tuple[Split, ClassNames | None]:
 _FALLBACK = 'to try everything at once: python main.py --config configs/demo.yaml'
 
 
-def open_training_data(cfg: CfgNode) -> TrainingData:
-    """Open both splits.
+def open_training_data(cfg: Config, *, quarantine: bool = True) -> TrainingData:
+    """Open the training and validation splits, without the training images that DATASET.QUARANTINE lists.
+
+    Args:
+        quarantine: False: ignore DATASET.QUARANTINE, for tools that read every image.
 
     Raises:
-        UserError: anything missing or faulty; the splits disagree on num_classes; no training image.
+        UserError: files are missing or invalid; the splits differ in num_classes; no training image is left.
     """
     data = open_packed(cfg) if cfg.DATASET.SHARDS else _SOURCES[cfg.DATASET.NAME](cfg)
     if data.valid is not None and data.valid.num_classes != data.train.num_classes:
@@ -68,14 +72,14 @@ def open_training_data(cfg: CfgNode) -> TrainingData:
             f'{data.train.source} has num_classes {data.train.num_classes}, but {data.valid.source} has '
             f'{data.valid.num_classes}: both must list the same classes'
         )
-    return data
+    return without_quarantined(data, cfg.DATASET.QUARANTINE) if quarantine else data
 
 
-def open_valid_split(cfg: CfgNode) -> Split:
-    """Open the validation split alone where it has a file of its own, else as in training.
+def open_valid_split(cfg: Config) -> Split:
+    """Open the validation split: from its own file if there is one, else as in training.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no validation split.
     """
     json = cfg.DATASET.VALID_JSON or str(Path(cfg.DATASET.ROOT, 'converted_val.json'))
     if cfg.DATASET.SHARDS:
@@ -86,19 +90,19 @@ def open_valid_split(cfg: CfgNode) -> Split:
         _draw_demo(cfg)
     if cfg.DATASET.VALID_JSON or (cfg.DATASET.NAME in ('annotations', 'demo') and Path(json).exists()):
         return _split(read_annotations(json), cfg.DATASET.ROOT)
-    valid = open_training_data(cfg).valid
+    valid = open_training_data(cfg, quarantine=False).valid
     if valid is None:
         raise UserError('there is no validation split: give --DATASET_VALID_JSON FILE')
     return valid
 
 
-def open_test_split(cfg: CfgNode, class_names: Sequence[str]) -> Split:
-    """Open what test.py predicts: TEST_JSON, or every image in a folder (TEST_ROOT, else `test` in ROOT).
+def open_test_split(cfg: Config, class_names: Sequence[str]) -> Split:
+    """Open the images to predict: TEST_JSON, or every image in a folder (TEST_ROOT, else `test` in ROOT).
 
-    Where neither TEST_JSON nor TEST_ROOT is given, the packed test split comes first.
+    A packed test split is used if neither TEST_JSON nor TEST_ROOT is given.
 
     Raises:
-        UserError: neither is there, or a fault in the file.
+        UserError: neither exists, or the file is invalid.
     """
     if not (cfg.DATASET.TEST_JSON or cfg.DATASET.TEST_ROOT) and is_packed(cfg, 'test'):
         return packed_split(cfg, 'test')[0]
@@ -106,32 +110,32 @@ def open_test_split(cfg: CfgNode, class_names: Sequence[str]) -> Split:
         return _from_cifar(cfg).valid
     if cfg.DATASET.NAME == 'demo' and not cfg.DATASET.SHARDS:
         _draw_demo(cfg)
-    root, json, folder = _test_places(cfg)
+    root, json, folder = _test_paths(cfg)
     if cfg.DATASET.TEST_JSON or Path(json).exists():
         return _split(read_test_images(json, len(class_names)), root)
     if not folder or not Path(folder).is_dir():
         raise UserError(
-            f'no test images: {json} is not there; give --DATASET_TEST_JSON FILE, or --DATASET_TEST_ROOT FOLDER to '
+            f'no test images: {json} does not exist; give --DATASET_TEST_JSON FILE, or --DATASET_TEST_ROOT FOLDER to '
             'predict every image in a folder'
         )
     return test_folder_split(folder, class_names)
 
 
-def has_test_split(cfg: CfgNode) -> bool:
-    """Whether there is something that open_test_split would open, or was told to."""
-    _, json, folder = _test_places(cfg)
+def has_test_split(cfg: Config) -> bool:
+    """Return whether a test split exists, or is named by an option."""
+    _, json, folder = _test_paths(cfg)
     given = cfg.DATASET.TEST_JSON or cfg.DATASET.TEST_ROOT or is_packed(cfg, 'test')
     return bool(given) or Path(json).exists() or bool(folder and Path(folder).is_dir())
 
 
 def open_named_images(source: str) -> tuple[Split, ClassNames]:
-    """Open labelled images that bring their classes along: class folders, or an annotation JSON and its classes.json.
+    """Open labeled images with classes of their own: class folders, or an annotation JSON beside its classes.json.
 
-    Relative paths of a JSON are under its own folder. Classes without images are left out; without classes.json,
+    Relative paths of a JSON are under its own folder. Classes without images are omitted; without classes.json, the
     names are numbers.
 
     Raises:
-        UserError: neither is there, or it is faulty.
+        UserError: neither exists, or it is invalid.
     """
     if Path(source).is_dir():
         given, more, names = split_folder(source, valid_fraction=0.0, seed=0)
@@ -147,32 +151,32 @@ def open_named_images(source: str) -> tuple[Split, ClassNames]:
     return split, ClassNames(names, parents)
 
 
-def _test_places(cfg: CfgNode) -> tuple[str, str, str]:
-    """Return the folder of the test images, their JSON, and the folder that is searched without one."""
+def _test_paths(cfg: Config) -> tuple[str, str, str]:
+    """Return the root of the test images, their JSON, and the folder to search if that does not exist."""
     root = cfg.DATASET.TEST_ROOT or cfg.DATASET.ROOT
     json = cfg.DATASET.TEST_JSON or str(Path(root, 'converted_test.json'))
     return root, json, cfg.DATASET.TEST_ROOT or (root and str(Path(root, 'test')))
 
 
 def test_folder_split(folder: str, class_names: Sequence[str]) -> Split:
-    """Open every image in a folder; where all its sub-folders are named as classes, those are the labels.
+    """Open every image in a folder; if all its sub-folders are named after classes, they are the labels.
 
     Raises:
-        UserError: there is no image.
+        UserError: the folder has no images.
     """
     paths = list(walk_images(folder))
     if not paths:
         raise UserError(f'{folder}: no images in this folder')
     labels = labels_by_folder(paths, class_names)
     if labels[0] >= 0:
-        LOGGER.info('%s: its folders are named as the classes, so they are the labels', folder)
+        LOGGER.info('%s: labels from its folders, which are named after classes', folder)
     return _split(Annotations(_column(paths), labels, len(class_names), folder), folder)
 
 
-def _from_annotations(cfg: CfgNode) -> TrainingData:
+def _from_annotations(cfg: Config) -> TrainingData:
     dataset = cfg.DATASET
     if not dataset.ROOT and not dataset.TRAIN_JSON:
-        raise UserError('no data given: --DATASET_ROOT FOLDER (one sub-folder a class), or --DATASET_TRAIN_JSON FILE')
+        raise UserError('no data given: --DATASET_ROOT FOLDER (one sub-folder per class), or --DATASET_TRAIN_JSON FILE')
     if dataset.ROOT and not Path(dataset.ROOT).is_dir() and not dataset.TRAIN_JSON:
         raise UserError(f'DATASET.ROOT {dataset.ROOT}: no such folder. {_where_from(cfg)}')
     train_json = dataset.TRAIN_JSON or str(Path(dataset.ROOT, 'converted_train.json'))
@@ -188,7 +192,7 @@ def _from_annotations(cfg: CfgNode) -> TrainingData:
     return TrainingData(train, valid, read_classes(Path(train_json).with_name('classes.json'), train.num_classes))
 
 
-def _from_class_folders(cfg: CfgNode) -> TrainingData:
+def _from_class_folders(cfg: Config) -> TrainingData:
     root, fraction = cfg.DATASET.ROOT, cfg.DATASET.VALID_FRACTION
     if cfg.DATASET.SOURCE and not find_class_folders(root):
         raise UserError(f'{Path(root, "converted_train.json")}: no such file. {_where_from(cfg)}')
@@ -208,26 +212,26 @@ def _from_class_folders(cfg: CfgNode) -> TrainingData:
     return TrainingData(splits[0], splits[1] if len(splits) > 1 else None, ClassNames(names, []))
 
 
-def _from_demo(cfg: CfgNode) -> TrainingData:
+def _from_demo(cfg: Config) -> TrainingData:
     _draw_demo(cfg)
     return _from_annotations(cfg)
 
 
-def _draw_demo(cfg: CfgNode) -> None:
-    # The demo is one fixed set: SEED varies the training, not the pictures.
+def _draw_demo(cfg: Config) -> None:
+    # The demo is one fixed data set: SEED changes the training, not the images.
     if not demo_is_complete(Path(cfg.DATASET.ROOT), 0):
         LOGGER.info('drawing the demo photos into %s (once)', cfg.DATASET.ROOT)
         generate_demo(Path(cfg.DATASET.ROOT), seed=0)
 
 
-def _from_cifar(cfg: CfgNode) -> TrainingData:
+def _from_cifar(cfg: Config) -> TrainingData:
     dataset = cfg.DATASET
     train_images, train_labels, valid_images, valid_labels, names = load_cifar_lt(
         dataset.ROOT,
         dataset.NAME,
         imbalance_type=dataset.IMBALANCE_TYPE,
         imbalance_ratio=dataset.IMBALANCE_RATIO,
-        # The published set belongs to the data: SEED then varies the training alone.
+        # The published subset is part of the data: SEED changes only the training.
         seed=cfg.SEED if dataset.IMBALANCE_IMAGES == 'by_seed' else None,
     )
 
@@ -242,11 +246,14 @@ def _from_cifar(cfg: CfgNode) -> TrainingData:
 def _split(annotations: Annotations, root: str) -> Split:
     for warning in annotations.warnings:
         LOGGER.warning('%s', warning)
-    rule, note = settle_paths(annotations.paths, root, annotations.source)
-    if note:
-        LOGGER.info('%s', note)
+    try:
+        rule, line = choose_path_rule(annotations.paths, root, annotations.source)
+    except UserError as error:
+        raise UserError(f'{error}; set DATASET.ROOT to the folder that the paths start from') from None
+    if line:
+        LOGGER.info('%s', line)
     return Split(
-        FileImages(annotations.paths.read_by(rule), root),
+        FileImages(annotations.paths.with_rule(rule), root),
         to_shared_memory(annotations.labels),
         annotations.num_classes,
         annotations.paths.arrow,
@@ -259,11 +266,11 @@ def _column(paths: list[str]) -> PathColumn:
     return PathColumn(pa.array(paths, pa.large_string()))
 
 
-def _where_from(cfg: CfgNode) -> str:
+def _where_from(cfg: Config) -> str:
     return f'{cfg.DATASET.SOURCE}; {_FALLBACK}' if cfg.DATASET.SOURCE else f'Check the path; {_FALLBACK}'
 
 
-_SOURCES: dict[str, Callable[[CfgNode], TrainingData]] = {
+_SOURCES: dict[str, Callable[[Config], TrainingData]] = {
     'annotations': _from_annotations,
     'demo': _from_demo,
     'cifar10_lt': _from_cifar,

@@ -1,7 +1,4 @@
-"""RUN in the config -> the device of this process.
-
-TRAIN.BATCH_SIZE and TRAIN.DEVICE_BATCH_SIZE in the config -> how a batch is computed.
-"""
+"""RUN -> the device of this process; TRAIN.BATCH_SIZE and TRAIN.DEVICE_BATCH_SIZE -> micro-batches."""
 
 from collections.abc import Callable
 
@@ -9,6 +6,7 @@ import torch
 
 from lib.config.defaults import Config
 from lib.distributed.process_group import ProcessGroup
+from lib.errors import UserError
 from lib.loss.targets import Targets
 from lib.runtime.device import Device, pick_device
 from lib.runtime.log import LOGGER
@@ -18,21 +16,21 @@ from lib.trainer.objective import Objective
 
 
 def build_device(cfg: Config, group: ProcessGroup) -> Device:
-    """Return the device: under torchrun a GPU for each rank of a machine, else what RUN.DEVICE says.
+    """Return the device: under torchrun one GPU per rank of a machine, else RUN.DEVICE.
 
     Raises:
-        UserError: RUN.DEVICE is not there, or there are more ranks than GPUs.
+        UserError: RUN.DEVICE does not exist, or there are more ranks than GPUs.
     """
     name = cfg.RUN.DEVICE
     if group.world_size > 1 and (name == 'cuda' or (name == 'auto' and torch.cuda.is_available())):
         name = f'cuda:{group.local_rank}'
     device = pick_device(name, cfg.RUN.PRECISION)
     if cfg.MODEL.SYNC_BATCHNORM and (device.main.type != 'cuda' or group.world_size == 1):
-        LOGGER.warning('MODEL.SYNC_BATCHNORM True changes nothing here: it is for GPUs of several torchrun ranks')
+        LOGGER.warning('MODEL.SYNC_BATCHNORM True has no effect: it is for GPUs of several torchrun ranks')
     return device
 
 
-_STATES = {'sgd': 1, 'adam': 2, 'adamw': 2}  # tensors that an optimiser keeps a parameter
+_STATES = {'sgd': 1, 'adam': 2, 'adamw': 2}  # tensors of the optimizer state per parameter
 
 
 def build_micro_batches(
@@ -43,27 +41,32 @@ def build_micro_batches(
     device: Device,
     group: ProcessGroup,
 ) -> MicroBatches:
-    """Return the parts of a batch of `batch_size` images, all ranks together.
+    """Return the micro-batches of a batch of `batch_size` images over all ranks.
 
     Raises:
         UserError: not even two images fit into the GPU's memory.
     """
-    at_once = cfg.TRAIN.DEVICE_BATCH_SIZE
+    max_images = cfg.TRAIN.DEVICE_BATCH_SIZE
     whole = split_batch(batch_size, group)
-    if at_once < 0:
-        at_once = 0
-        if device.main.type == 'cuda':
-            most = max(whole.sizes[0])
-            own = largest_that_fits(fits(_trial(cfg, forward, objective, device)), most)
-            at_once = min(group.all_gather_objects(own))  # the ranks' GPUs may have different memories
-            LOGGER.info('%d of %d images fit a device at once (TRAIN.DEVICE_BATCH_SIZE -1)', at_once, most)
-        else:
-            LOGGER.info('TRAIN.DEVICE_BATCH_SIZE -1 is for GPUs; a batch is computed in one go')
-    return split_batch(batch_size, group, at_once) if at_once else whole
+    if max_images >= 0:
+        return split_batch(batch_size, group, max_images) if max_images else whole
+    if device.main.type != 'cuda':
+        LOGGER.info('TRAIN.DEVICE_BATCH_SIZE -1 is for GPUs: no micro-batches')
+        return whole
+    largest = max(whole.sizes[0])
+    fitting = largest_that_fits(fits(_trial(cfg, forward, objective, device)), largest)
+    max_images = min(group.all_gather_objects(fitting))  # the ranks' GPUs may differ in memory
+    if not max_images:
+        raise UserError(
+            f'TRAIN.DEVICE_BATCH_SIZE -1: not even {min(2, largest)} images fit into the memory of the device; '
+            'a smaller INPUT.SIZE or MODEL.BACKBONE needs less, and LOSS.CHUNK_IMAGES where there are many classes'
+        )
+    LOGGER.info('%d of %d images fit a device at once (TRAIN.DEVICE_BATCH_SIZE -1)', max_images, largest)
+    return split_batch(batch_size, group, max_images)
 
 
 def _trial(cfg: Config, forward: TrainingForward, objective: Objective, device: Device) -> Callable[[int], None]:
-    """Return what computes a step of so many images, with the memory that the optimiser will take set aside."""
+    """Return a function that computes a step of a number of images beside memory for the optimizer's state."""
     size = max(cfg.INPUT.SIZE, *cfg.INPUT.SIZE_SCHEDULE[1::2])
 
     def run(num_images: int) -> None:
@@ -75,8 +78,8 @@ def _trial(cfg: Config, forward: TrainingForward, objective: Objective, device: 
             images = torch.zeros(num_images, 3, size, size, device=device.main)
             images = images.contiguous(memory_format=torch.channels_last)
             targets = Targets(torch.zeros(num_images, dtype=torch.int64, device=device.main))
-            share = LossScale(objective.normalizer(targets), 1.0, 0, (num_images,))
-            objective(forward.train()(images), targets, images, share).loss.backward()
+            scale = LossScale(objective.normalizer(targets), 1.0, 0, (num_images,))
+            objective(forward.train()(images), targets, images, scale).loss.backward()
         finally:
             states.clear()
             for parameter in parameters:

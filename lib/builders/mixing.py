@@ -1,4 +1,4 @@
-"""MIX in the config -> a mixer, and the stages of the backbone that it may want."""
+"""MIX -> a mixer, and the stages of the backbone after which features are mixed."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from lib.trainer.mixing.cutmix import CutMix
 from lib.trainer.mixing.manifold import ManifoldMixup
 from lib.trainer.mixing.mixup import Mixup
 from lib.trainer.mixing.remix import Remix
-from lib.trainer.mixing.stages import MixedStages
+from lib.trainer.mixing.stages import MixedStages, StageError
 
 MIXERS: dict[str, Callable[[Config, MixDraws, torch.Tensor], Mixer]] = {
     'mixup': lambda cfg, draws, counts: Mixup(draws),
@@ -28,10 +28,10 @@ MIXERS: dict[str, Callable[[Config, MixDraws, torch.Tensor], Mixer]] = {
 
 
 def build_mixer(cfg: Config, class_counts: np.ndarray, device: torch.device) -> Mixer:
-    """Return what mixes training batches.
+    """Return the mixer of training batches.
 
     Args:
-        class_counts: (num_classes,) training images a class after HEAD_CAP.
+        class_counts: (num_classes,) training images per class after HEAD_CAP.
         device: of the batches.
     """
     mix = cfg.MIX
@@ -46,7 +46,7 @@ def _stages(cfg: Config) -> tuple[int, ...]:
 
 
 def build_mixed_stages(cfg: Config, backbone: nn.Module) -> MixedStages | None:
-    """Return the stages of the backbone when its features are to be mixed, else None.
+    """Return the stages of the backbone for manifold mixup of features, else None.
 
     Raises:
         UserError: the backbone has no such stage.
@@ -55,19 +55,22 @@ def build_mixed_stages(cfg: Config, backbone: nn.Module) -> MixedStages | None:
         return None
     stages = MixedStages(backbone)
     for stage in _stages(cfg):
-        stages.check(stage)
+        try:
+            stages.check(stage)
+        except StageError as error:
+            raise UserError(f'MIX.STAGES: {error}; leave {stage} out, or choose another MODEL.BACKBONE') from None
     return stages
 
 
-def check_pairs(cfg: Config, at_once: int, num_replicas: int) -> None:
-    """Raise UserError where a pair would be split between two GPUs.
+def check_pairs(cfg: Config, num_images: int, num_replicas: int) -> None:
+    """Raise UserError if a pair would be split between two GPUs.
 
     Args:
-        at_once: images that a step runs through the backbone at once.
-        num_replicas: GPUs that they are spread over.
+        num_images: images that a step runs through the backbone at once.
+        num_replicas: GPUs that share them.
     """
-    each = -(-at_once // max(1, num_replicas))
-    if _mixes_features(cfg) and each % 2 and each < at_once:
+    each = -(-num_images // max(1, num_replicas))
+    if _mixes_features(cfg) and each % 2 and each < num_images:
         raise UserError(
             f'MIX.TYPE manifold_mixup mixes pairs within a GPU, but TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE} gives each '
             f'of {num_replicas} GPUs {each} images at once; try --TRAIN_BATCH_SIZE {(each + 1) * num_replicas}'

@@ -1,4 +1,4 @@
-"""LOSS in the config -> what a step minimises: the loss, and maybe a second one beside it."""
+"""LOSS -> the objective of training: the loss, and optionally an auxiliary loss beside it."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,19 +24,19 @@ from lib.trainer.checkpointing.state import Checkpoint
 from lib.trainer.chunked_head import ChunkedHead
 from lib.trainer.objective import AuxiliaryTerm, ContrastTerm, DistillTerm, Objective
 
-# What a teacher must have seen images by, since it is shown those of the student.
+# Keys that the teacher must share, since it gets the images of the student.
 _SAME_IMAGES = ('DATASET.COLOR_SPACE', 'INPUT.MEAN', 'INPUT.STD')
 
 
 class AuxiliaryLoss(NamedTuple):
-    """A second loss, its weight, and that of the first."""
+    """An auxiliary loss with its weight, and the weight of the main loss."""
 
-    auxiliary: AuxiliaryTerm | None
-    auxiliary_weight: float
+    term: AuxiliaryTerm | None
+    weight: float
     loss_weight: float
 
 
-def _no_second(cfg: Config, model: Recognizer, device: Device, names: Sequence[str]) -> AuxiliaryLoss:
+def _no_auxiliary(cfg: Config, model: Recognizer, device: Device, names: Sequence[str]) -> AuxiliaryLoss:
     return AuxiliaryLoss(None, 0.0, 1.0)
 
 
@@ -57,14 +57,14 @@ def _distill(cfg: Config, model: Recognizer, device: Device, names: Sequence[str
 
 
 AUXILIARIES: dict[str, Callable[[Config, Recognizer, Device, Sequence[str]], AuxiliaryLoss]] = {
-    '': _no_second,
+    '': _no_auxiliary,
     'balanced_contrastive': _contrast,
     'distillation': _distill,
 }
 
 
 def is_chunked(cfg: Config) -> bool:
-    """Whether classifier and loss are computed together, so that the model gives no logits in training."""
+    """Return whether classifier and loss are computed together, without the logits of a whole batch."""
     return bool(cfg.LOSS.CHUNK_IMAGES) or cfg.LOSS.SAMPLED_CLASSES < 1 or cfg.MODEL.CLASSIFIER_SHARDED
 
 
@@ -76,34 +76,34 @@ def build_objective(
     names: Sequence[str] = (),
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> Objective:
-    """Return what is minimised, on the device.
+    """Return the objective on the device.
 
     Args:
-        class_counts: (num_classes,) training images a class after HEAD_CAP.
-        model: that is trained.
-        names: of its classes; a teacher must have the same in the same order. Empty: not compared.
+        class_counts: (num_classes,) training images per class after HEAD_CAP.
+        model: trained.
+        names: of its classes; a teacher must have the same names in the same order. Empty: not compared.
 
     Raises:
         UserError: the teacher is missing, cannot be read, or does not fit.
     """
-    second = AUXILIARIES[cfg.LOSS.AUXILIARY](cfg, model, device, names)
+    auxiliary = AUXILIARIES[cfg.LOSS.AUXILIARY](cfg, model, device, names)
     loss = build_loss(cfg, class_counts)
     objective = Objective(
         loss,
-        second.auxiliary,
-        head=_lean_head(cfg, model, loss, group) if is_chunked(cfg) else None,
-        loss_weight=second.loss_weight,
-        auxiliary_weight=second.auxiliary_weight,
+        auxiliary.term,
+        head=_chunked_head(cfg, model, loss, group) if is_chunked(cfg) else None,
+        loss_weight=auxiliary.loss_weight,
+        auxiliary_weight=auxiliary.weight,
     )
     return objective.to(device.main)
 
 
-def _lean_head(cfg: Config, model: Recognizer, loss: WeightedLoss, group: ProcessGroup) -> ChunkedHead:
+def _chunked_head(cfg: Config, model: Recognizer, loss: WeightedLoss, group: ProcessGroup) -> ChunkedHead:
     return ChunkedHead(
         model,
         loss,
         chunk_images=cfg.LOSS.CHUNK_IMAGES,
-        sampled_share=cfg.LOSS.SAMPLED_CLASSES,
+        sampled_fraction=cfg.LOSS.SAMPLED_CLASSES,
         group=group if cfg.MODEL.CLASSIFIER_SHARDED else SINGLE_PROCESS,
     )
 
@@ -113,7 +113,7 @@ def _teacher(cfg: Config, device: Device, num_classes: int, names: Sequence[str]
     checkpoint = _read_teacher(path)
     if checkpoint.num_classes != num_classes:
         raise UserError(
-            f'LOSS.TEACHER {path} knows {checkpoint.num_classes} classes, but the training set has {num_classes}: '
+            f'LOSS.TEACHER {path} has {checkpoint.num_classes} classes, but the training set has {num_classes}: '
             'give a teacher that was trained on the same classes'
         )
     if names and checkpoint.training_set and class_names(checkpoint) != list(names):
@@ -125,15 +125,15 @@ def _teacher(cfg: Config, device: Device, num_classes: int, names: Sequence[str]
         )
     # The sizes of the student's images are checked while the teacher is built.
     sizes = {'INPUT.TEST_SIZE': cfg.INPUT.SIZE, 'INPUT.SIZE_SCHEDULE': cfg.INPUT.SIZE_SCHEDULE}
-    own = merge_checkpoint_config(checkpoint.config, path, sizes)
-    _check_images(cfg, own, path)
+    teacher_cfg = merge_checkpoint_config(checkpoint.config, path, sizes)
+    _check_images(cfg, teacher_cfg, path)
     try:
-        teacher = model_of(checkpoint, own, device)
+        teacher = model_of(checkpoint, teacher_cfg, device)
     except UserError as error:
         raise UserError(f'LOSS.TEACHER {path}: {error}') from None
-    # It takes part in training, so it computes as training does.
+    # The teacher runs in training, so it has the precision of training.
     teacher.eval_dtype = device.train_dtype
-    LOGGER.info('teacher: %s, %s', path, own.MODEL.BACKBONE)
+    LOGGER.info('teacher: %s, %s', path, teacher_cfg.MODEL.BACKBONE)
     return teacher
 
 
@@ -143,16 +143,16 @@ def _read_teacher(path: str) -> Checkpoint:
     checkpoint = read_checkpoint(path, option='LOSS.TEACHER')
     if not checkpoint.config:
         raise UserError(
-            f'LOSS.TEACHER {path} holds no config, so nobody knows its architecture: fine-tune it once by main.py'
+            f'LOSS.TEACHER {path} holds no config, so its architecture is unknown: fine-tune it once with main.py'
         )
     return checkpoint
 
 
-def _check_images(cfg: Config, own: Config, path: str) -> None:
+def _check_images(cfg: Config, teacher_cfg: Config, path: str) -> None:
     for name in _SAME_IMAGES:
         section, leaf = name.split('.')
-        if cfg[section][leaf] != own[section][leaf]:
+        if cfg[section][leaf] != teacher_cfg[section][leaf]:
             raise UserError(
-                f'LOSS.TEACHER {path} was trained with {name} {own[section][leaf]}, but is shown images of '
-                f'{cfg[section][leaf]}: --{section}_{leaf} as the teacher has it'
+                f'LOSS.TEACHER {path} was trained with {name} {teacher_cfg[section][leaf]}, but gets images of '
+                f'{cfg[section][leaf]}: give --{section}_{leaf} the value of the teacher'
             )

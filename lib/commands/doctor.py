@@ -26,7 +26,7 @@ def examine(cfg: Config) -> list[str]:
         UserError: the splits cannot be opened, or DOCTOR.OUT not be written.
     """
     folder = Path(cfg.DOCTOR.OUT or Path(cfg.LOG_ROOT, f'{cfg.NAME}_doctor'))
-    data = open_training_data(cfg)
+    data = open_training_data(cfg, quarantine=False)
     splits = _splits(cfg, data)
     total = sum(len(split.labels) for split in splits)
     with progress_bar((), total=total, label='looking', unit='image') as bar:

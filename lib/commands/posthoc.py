@@ -1,11 +1,10 @@
-"""tools/posthoc.py's work: classifiers re-balanced and calibrated on kept features, and how they are measured."""
+"""tools/posthoc.py: re-balance and calibrate classifiers on stored features, and measure them."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from yacs.config import CfgNode
 
 from lib.builders.data import open_training_data, open_valid_split
 from lib.builders.split import Split, some_of
@@ -13,7 +12,9 @@ from lib.commands.features import split_features
 from lib.commands.loaded_model import LoadedModel
 from lib.commands.posthoc_methods import METHODS, Outcome, Problem
 from lib.commands.tau_norm import check_free, linear_classifier, write_rebalanced
+from lib.config.defaults import Config
 from lib.errors import UserError
+from lib.metrics.accuracy import count_per_class, mean_over_classes
 from lib.metrics.confidence import reliability
 from lib.metrics.intervals import accuracy_interval
 from lib.posthoc.linear_head import LinearHead, head_predictions
@@ -23,10 +24,10 @@ from lib.runtime.log import LOGGER
 
 
 def run_posthoc(trained: LoadedModel) -> tuple[list[str], list[Path]]:
-    """Fit and measure POSTHOC.METHODS, write posthoc.json and what POSTHOC.SAVE asks for; return lines and files.
+    """Fit and measure POSTHOC.METHODS, write posthoc.json and the model POSTHOC.SAVE; return log lines and files.
 
     Raises:
-        UserError: no labelled valid split; a method that is not one; the result would overwrite an earlier one.
+        UserError: no labeled valid split; an unknown method; the result would overwrite an earlier one.
     """
     options = trained.cfg.POSTHOC
     names = _names(options.METHODS)
@@ -39,24 +40,24 @@ def run_posthoc(trained: LoadedModel) -> tuple[list[str], list[Path]]:
     problem = _problem(trained, names)
     rows = np.flatnonzero(problem.valid.labels >= 0)
     before = head_predictions(problem.head, problem.valid, rows)
-    outcomes = {'before': Outcome(before.right, before, {}, None, '')}
+    outcomes = {'before': Outcome(before.correct, before, {}, None, '')}
     for name in names:
         outcomes[name] = METHODS[name](problem)
         LOGGER.info('%s: %s', name, outcomes[name].measured)
-    found = {name: _figures(outcome, before.labels, problem.head.num_classes) for name, outcome in outcomes.items()}
+    metrics = {name: _metrics(outcome, before.labels, problem.head.num_classes) for name, outcome in outcomes.items()}
     files = [trained.folder / 'posthoc.json']
-    write_json(files[0], {'fit_split': options.FIT_SPLIT, 'folds': options.FOLDS, 'methods': found})
+    write_json(files[0], {'fit_split': options.FIT_SPLIT, 'folds': options.FOLDS, 'methods': metrics})
     if options.SAVE:
         head = outcomes[options.SAVE].head
         if head is None:
-            raise UserError(f'POSTHOC.SAVE {options.SAVE}: there is nothing to save, since {_why_not(options.SAVE)}')
+            raise UserError(f'POSTHOC.SAVE {options.SAVE}: nothing to save, since {_why_not(options.SAVE)}')
         files += write_rebalanced(trained, folder, head.weight, head.bias)
-    return describe_posthoc(found), files
+    return describe_posthoc(metrics), files
 
 
 def _why_not(name: str) -> str:
     if name == 'group_temperature':
-        return 'temperatures by the predicted group are no linear classifier'
+        return 'temperatures by the predicted group are not a linear classifier'
     return 'the untouched classifier was not beaten'
 
 
@@ -64,7 +65,7 @@ def _problem(trained: LoadedModel, names: Sequence[str]) -> Problem:
     options = trained.cfg.POSTHOC
     valid_split = open_valid_split(trained.cfg)
     if not (valid_split.labels >= 0).any():
-        raise UserError(f'{valid_split.source}: its images have no labels, so nothing can be measured')
+        raise UserError(f'{valid_split.source}: its images have no labels, so no metric can be computed')
     valid = split_features(trained, valid_split, 'valid')
     train = None
     if options.FIT_SPLIT == 'train' or {'ncm', 'cosine'} & set(names):
@@ -79,14 +80,17 @@ def _problem(trained: LoadedModel, names: Sequence[str]) -> Problem:
     )
 
 
-def _holdout(cfg: CfgNode) -> Split:
-    """Return at most POSTHOC.HOLDOUT training images a class, drawn by SEED."""
-    train = open_training_data(cfg).train
+def _holdout(cfg: Config) -> Split:
+    """Return at most POSTHOC.HOLDOUT training images per class, drawn by SEED from those that are not in quarantine."""
+    data = open_training_data(cfg)
+    train = data.train
     order = np.random.default_rng(cfg.SEED).permutation(len(train))
+    if data.train_rows is not None:
+        order = order[np.isin(order, data.train_rows)]
     order = order[np.argsort(train.labels[order], kind='stable')]
     labels = train.labels[order]
-    place = np.arange(len(order)) - np.searchsorted(labels, labels)
-    return some_of(train, np.sort(order[place < cfg.POSTHOC.HOLDOUT]))
+    rank_in_class = np.arange(len(order)) - np.searchsorted(labels, labels)
+    return some_of(train, np.sort(order[rank_in_class < cfg.POSTHOC.HOLDOUT]))
 
 
 def _names(text: str) -> list[str]:
@@ -97,20 +101,19 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def _figures(outcome: Outcome, labels: np.ndarray, num_classes: int) -> dict[str, Any]:
-    right, total = (np.bincount(labels[rows], minlength=num_classes) for rows in (outcome.right, labels >= 0))
-    low, high = accuracy_interval(right, total)
-    seen = total > 0
-    figures: dict[str, Any] = {
-        'mean_class_error': 1 - float((right[seen] / total[seen]).mean()),
+def _metrics(outcome: Outcome, labels: np.ndarray, num_classes: int) -> dict[str, Any]:
+    correct, total = count_per_class(labels, outcome.correct, num_classes)
+    low, high = accuracy_interval(correct, total)
+    metrics: dict[str, Any] = {
+        'mean_class_error': 1 - mean_over_classes(correct, total),
         'interval': [1 - high, 1 - low],
-        'top1': float(outcome.right.mean()),
+        'top1': float(outcome.correct.mean()),
         'measured': outcome.measured,
         'parameters': outcome.parameters,
     }
-    answers = outcome.answers
-    if answers is not None:
-        readable = answers.predicted >= 0
-        figures['loss'] = float(np.nanmean(answers.losses.astype(np.float64)))
-        figures['ece'] = reliability(answers.confidence[readable], answers.right[readable])['ece']
-    return figures
+    predictions = outcome.predictions
+    if predictions is not None:
+        readable = predictions.predicted >= 0
+        metrics['loss'] = float(np.nanmean(predictions.losses.astype(np.float64)))
+        metrics['ece'] = reliability(predictions.confidence[readable], predictions.correct[readable])['ece']
+    return metrics

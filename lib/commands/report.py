@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from lib.builders.data import open_valid_split
-from lib.builders.model import class_names, held_classes, model_of
+from lib.builders.model import class_names, class_shard, model_of
 from lib.builders.split import Split
 from lib.commands.features import split_features
 from lib.commands.loaded_model import LoadedModel
-from lib.commands.train import Training
+from lib.commands.train import TrainingRun
 from lib.config.defaults import Config
 from lib.config.yaml_text import as_text
 from lib.errors import UserError
@@ -27,25 +27,28 @@ from lib.trainer.checkpointing.state import Checkpoint
 from lib.trainer.run_folder import RunFolder
 
 
-def training_report(training: Training) -> Path:
+def training_report(run: TrainingRun) -> Path:
     """Evaluate the best model again; the main rank draws the charts and writes the run's report.html."""
-    folder, page = training.folder, training.folder.path / 'report.html'
-    training.group.barrier()  # until the main rank has written the best model
-    best = _best(folder, training)
+    trainer, folder = run.trainer, run.trainer.folder
+    page = folder.path / 'report.html'
+    trainer.group.barrier()  # until the main rank has written the best model
+    best = _best(folder)
     history = folder.history()
     predictions = predictions_from_classes(*np.zeros((2, 0), np.int64))
-    if training.data.valid:
-        classes = held_classes(training.cfg, best.num_classes, training.group)
-        predictions = training.evaluate(model_of(best, training.cfg, training.device, classes=classes)).answers
-    if not training.group.is_main:
+    if run.data.valid is not None:
+        classes = class_shard(run.cfg, best.num_classes, trainer.group)
+        evaluation = trainer.evaluate(model_of(best, run.cfg, run.device, classes=classes))
+        assert evaluation is not None
+        predictions = evaluation.predictions
+    if not trainer.group.is_main:
         return page
-    training_set = training.plan.training_set
+    training_set = trainer.info.training_set
     plot_curves(folder.path / 'curves.png', history)
     if len(predictions):
         path, counts = folder.path / 'error_by_count.png', training_set.class_counts
         plot_error_by_count(path, counts, predictions.labels, predictions.predicted)
     data = ReportData(
-        title=training.cfg.NAME,
+        title=run.cfg.NAME,
         command=_command(),
         history=history,
         summary=_summary(history, best),
@@ -53,12 +56,12 @@ def training_report(training: Training) -> Path:
         class_parents=training_set.class_parents,
         train_counts=training_set.class_counts,
         predictions=predictions,
-        open_image=training.data.valid.images.load if training.data.valid else None,
-        tau=_tau_of(training),
-        config_text=as_text(training.cfg),
+        open_image=run.data.valid.images.load if run.data.valid is not None else None,
+        tau=_tau_of(run),
+        config_text=as_text(run.cfg),
         environment_text=_environment_of(folder.path),
     )
-    return _write(page, data, training.cfg)
+    return _write(page, data, run.cfg)
 
 
 def trained_report(trained: LoadedModel) -> Path:
@@ -70,7 +73,7 @@ def trained_report(trained: LoadedModel) -> Path:
         UserError: there is no labeled valid split, or it has other classes than the model.
     """
     valid = open_valid_split(trained.cfg)
-    predictions = classify_features(trained.model, split_features(trained, valid, 'valid'))
+    predictions = classify_features(trained.engine, split_features(trained, valid, 'valid'))
     stem, folder = trained.checkpoint.path.stem, trained.checkpoint.path.parent
     page = trained.folder / ('report.html' if stem == 'best_model' else f'{stem}_report.html')
     tau = _read_tau(folder / 'tau.json')  # exists if the model is re-balanced
@@ -130,7 +133,7 @@ def _environment_of(folder: Path) -> str:
     return file.read_text(encoding='utf-8') if file.exists() else ''
 
 
-def _best(folder: RunFolder, training: Training) -> Checkpoint:
+def _best(folder: RunFolder) -> Checkpoint:
     """Read best_model.pth, or last.pth if a fine-tuned run was resumed before it had a best model."""
     for name in ('best_model.pth', 'last.pth'):
         if (folder.path / name).exists():
@@ -145,10 +148,10 @@ def _summary(history: list[dict[str, Any]], best: Checkpoint) -> dict[str, dict[
     return {**({'best': of_best[-1]} if of_best else {}), **({'last': valid[-1]} if valid else {})}
 
 
-def _tau_of(training: Training) -> dict[str, Any] | None:
+def _tau_of(run: TrainingRun) -> dict[str, Any] | None:
     """Return tau.json of this run if it is newer than the run's best model."""
-    file = Path(training.cfg.TAU_NORM.LOG_ROOT, training.cfg.NAME, 'tau.json')
-    best = training.folder.path / 'best_model.pth'
+    file = Path(run.cfg.TAU_NORM.LOG_ROOT, run.cfg.NAME, 'tau.json')
+    best = run.trainer.folder.path / 'best_model.pth'
     if not file.exists() or file.stat().st_mtime < best.stat().st_mtime:
         return None
     return _read_tau(file)

@@ -1,256 +1,192 @@
-"""A whole training run out of a config: data, model, loss, optimiser, and where it starts from."""
+"""The steps of main.py: open the data, plan how the run starts, build the trainer, train into the run folder."""
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lib.builders.data import open_training_data
 from lib.builders.device import build_device
-from lib.builders.loader import build_eval_loader
-from lib.builders.model import class_names, finetuned_model, held_classes, model_of, new_model, start_from_class_means
-from lib.builders.split import TrainingData, without_quarantined
-from lib.builders.trainer import build_learner
+from lib.builders.loader import build_train_loader
+from lib.builders.model import class_names, class_shard, finetuned_model, model_of, new_model, start_from_class_means
+from lib.builders.split import TrainingData
+from lib.builders.trainer import build_trainer, recipe_of
+from lib.commands.cli import Command
+from lib.commands.resume import ResumePlan, ResumeRequest, plan_resume
 from lib.config.defaults import Config
 from lib.config.yaml_text import as_node, as_text, as_values
 from lib.dataset.index import ClassIndex
-from lib.dataset.loader import EvalLoader
-from lib.distributed.parallel import sync_buffers
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.distributed.rank_info import was_restarted
 from lib.errors import UserError
-from lib.inference.run import Evaluation, evaluate, evaluate_sharded
 from lib.model import Recognizer
 from lib.runtime.device import Device
 from lib.runtime.files import lock_folder
 from lib.runtime.log import LOGGER, log_to
-from lib.trainer.checkpointing.state import TrainingSet, TrainProgress, versions
-from lib.trainer.resume import ResumePlan, ResumeRequest, plan_resume
-from lib.trainer.run_folder import BadImages, RunFolder, set_aside, write_bad_images
-from lib.trainer.step import Learner
-from lib.trainer.trainer import FitPlan, restore
+from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, versions
+from lib.trainer.epoch import NotFinite
+from lib.trainer.mixing.stages import StageError
+from lib.trainer.run_folder import RunFolder, TooManyBadImages, set_aside
+from lib.trainer.step import SingleValueBatchNorm
+from lib.trainer.train_state import OptimizerMismatch, TrainState
+from lib.trainer.trainer import Trainer
 
-# What decides the weights; MAX_EPOCH may grow, so it is not among them.
-_RECIPE_SECTIONS = ('MODEL', 'LOSS', 'MIX', 'SAMPLER', 'OPTIMIZER', 'SCHEDULE', 'INPUT')
-_RECIPE_KEYS = (
-    'TRAIN.BATCH_SIZE',
-    'TRAIN.EMA_DECAY',
-    'SEED',
-    'DATASET.HEAD_CAP',
-    'DATASET.COLOR_SPACE',
-    'DATASET.CACHE',
-)
-
-# What decides how they are computed, not what they are.
-_NO_RECIPE = ('MODEL.CLASSIFIER_SHARDED', 'LOSS.CHUNK_IMAGES')
+# What to type after an error in lib/trainer, which does not know the options.
+_ADVICE: dict[type[UserError], str] = {
+    NotFinite: 'a lower OPTIMIZER.LR or a longer SCHEDULE.WARMUP_EPOCHS helps most often',
+    SingleValueBatchNorm: 'give a larger TRAIN.BATCH_SIZE or INPUT.SIZE, or a MODEL.BACKBONE without BatchNorm',
+    TooManyBadImages: 'repair the images, or raise DATASET.MAX_BAD_FRACTION',
+    StageError: 'leave the stage out of MIX.STAGES, or choose another MODEL.BACKBONE',
+}
 
 
-@dataclass
-class Training:
-    """Everything that fit() and the report need."""
+@dataclass(frozen=True)
+class TrainingRun:
+    """A trainer that is ready, and what its report needs."""
 
     cfg: Config
     data: TrainingData
     device: Device
-    learner: Learner
-    plan: FitPlan
-    progress: TrainProgress
-    folder: RunFolder
-    bad_images: BadImages
-    valid_loader: EvalLoader | None
-    group: ProcessGroup = SINGLE_PROCESS
-
-    def validate(self, check: Callable[[], None] = lambda: None) -> dict[str, float]:
-        """Return the metrics of the model, images_per_second and seconds too; {} without a valid split.
-
-        Where weights are averaged, it is the average that is looked at. `check` is called after each batch; what it
-        raises ends the pass.
-        """
-        if not self.data.valid:
-            return {}
-        started = time.perf_counter()
-        average = self.learner.average
-        with nullcontext() if average is None else average.swapped():
-            sync_buffers(self.learner.model, self.group)
-            metrics = self.evaluate(self.learner.model, check).metrics
-        seconds = time.perf_counter() - started
-        return {**metrics, 'images_per_second': len(self.data.valid) / seconds, 'seconds': seconds}
-
-    def evaluate(self, model: Recognizer, check: Callable[[], None] = lambda: None) -> Evaluation:
-        """Evaluate a model on the validation split, and list images that could not be decoded."""
-        train_counts = self.plan.training_set.class_counts
-        if self.cfg.MODEL.CLASSIFIER_SHARDED and self.group.world_size > 1:
-            found = evaluate_sharded(model, self.valid_loader, train_counts=train_counts, group=self.group)
-        else:
-            found = evaluate(
-                model,
-                self.valid_loader,
-                num_classes=self.data.train.num_classes,
-                train_counts=train_counts,
-                look_at=lambda *_: check(),
-                group=self.group,
-            )
-        if not self.group.is_main:
-            return found
-        bad = {self.data.valid.names[row].as_py(): reason for row, reason in found.bad}
-        write_bad_images(self.folder.path, 'valid', bad)
-        return found
+    trainer: Trainer
 
 
 @contextmanager
-def prepared_training(cfg: Config, group: ProcessGroup = SINGLE_PROCESS) -> Iterator[Training]:
+def prepare_training(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> Iterator[TrainingRun]:
     """Build a run and hold its folder. Nothing is written before everything is built and checked.
 
-    Every rank builds the same; the main one alone writes.
+    Every rank builds the same; only the main rank writes.
 
     Raises:
-        UserError: any mistake in config, data or checkpoint; the folder is in use or used.
+        UserError: any mistake in config, data or checkpoint; the folder is in use or holds another run.
     """
+    cfg = command.cfg
     device = build_device(cfg, group)
     with group.main_first():
-        data = without_quarantined(open_training_data(cfg), cfg.DATASET.QUARANTINE)
-    start = plan_resume(_wanted(cfg, data, group))
-    cfg = as_node({**as_values(cfg), 'NAME': start.folder.name})
+        data = open_training_data(cfg)
+    plan = plan_resume(_resume_request(command, data, group))
+    cfg = as_node({**as_values(cfg), 'NAME': plan.folder.name})
     index = data.index().capped(cfg.DATASET.HEAD_CAP, cfg.SEED)
+    if not len(index):
+        raise UserError(f'{data.train.source}: no images, so there is nothing to train on')
     with group.main_first():
-        model, training_set, new_classes = _model(cfg, data, index, device, start, group)
-    learner = build_learner(cfg, data, index, model, device, group)
-    place = TrainProgress()
-    if start.kind == 'continue':
-        place = restore(learner, start.checkpoint.with_rows(held_classes(cfg, data.train.num_classes, group)))
-    # All ranks have read what they need of the folder by now.
+        model, training_set, new_classes = _build_model(cfg, data, index, device, plan, group)
+    loader = build_train_loader(cfg, data.train, index, device, group)
+    folder = RunFolder(
+        plan.folder, save_every=cfg.TRAIN.SAVE_EVERY_EPOCHS, keep=cfg.TRAIN.KEEP_EPOCHS, writes=group.is_main
+    )
+    trainer = build_trainer(cfg, data, index, model, training_set, loader, folder, device, group)
+    if plan.kind == 'continue':
+        assert plan.checkpoint is not None
+        _restore(trainer.state, plan.checkpoint.with_rows(class_shard(cfg, data.train.num_classes, group)))
+    # All ranks have read what they need from the folder.
     group.barrier()
-    with _folder(cfg, start, device, group) as folder:
-        group.barrier()  # nobody saves into it before it is in order
-        LOGGER.info('%s: %s', folder.path, start.reason)
-        _tell(data, index, new_classes, device, group)
-        yield Training(
-            cfg=cfg,
-            data=data,
-            device=device,
-            learner=learner,
-            plan=_fit_plan(cfg, data, training_set),
-            progress=place,
-            folder=folder,
-            bad_images=BadImages(
-                folder, lambda row: data.train.names[row].as_py(), len(index), cfg.DATASET.MAX_BAD_FRACTION
-            ),
-            valid_loader=build_eval_loader(cfg, data.valid, device, group) if data.valid else None,
-            group=group,
-        )
+    with _open_folder(folder, cfg, plan, device, group), _advice():
+        group.barrier()  # no rank saves into the folder before it is ready
+        LOGGER.info('%s: %s', folder.path, plan.reason)
+        _log_data(data, index, new_classes, device, group)
+        yield TrainingRun(cfg, data, device, trainer)
 
 
-@contextmanager
-def _folder(cfg: Config, start: ResumePlan, device: Device, group: ProcessGroup) -> Iterator[RunFolder]:
-    """Hold the run folder; on other ranks than the main one, stand by."""
-    keep = {'save_every': cfg.TRAIN.SAVE_EVERY_EPOCHS, 'keep': cfg.TRAIN.KEEP_EPOCHS}
-    if not group.is_main:
-        yield RunFolder(start.folder, **keep, writes=False)
-        return
-    if start.set_aside:
-        LOGGER.info('the earlier run is kept as %s', set_aside(start.folder))
-    with lock_folder(start.folder):
-        folder = RunFolder(start.folder, **keep)
-        folder.start_from(start.checkpoint if start.kind == 'continue' else None)
-        log_to(folder.path / 'log.txt')
-        folder.write_about(as_text(cfg), {'device': _describe(device, group), **versions()})
-        yield folder
-
-
-def _describe(device: Device, group: ProcessGroup) -> str:
-    on_each = device.describe(training=True)
-    return f'{group.world_size} ranks, each on {on_each}' if group.world_size > 1 else on_each
-
-
-def recipe_of(cfg: Config) -> dict[str, Any]:
-    """Return the keys that decide the weights of a run."""
-    return {
-        name: value
-        for name, value in as_values(cfg).items()
-        if name in _RECIPE_KEYS or (name.split('.')[0] in _RECIPE_SECTIONS and name not in _NO_RECIPE)
-    }
-
-
-def _wanted(cfg: Config, data: TrainingData, group: ProcessGroup) -> ResumeRequest:
-    # What the first start put aside or began is gone on with, though the command line is that of the first start.
-    # Machines count their restarts for themselves, so the ranks may know different ones.
+def _resume_request(command: Command, data: TrainingData, group: ProcessGroup) -> ResumeRequest:
+    cfg = command.cfg
+    # After a restart by torchrun the command line is still that of the first start; the run is resumed.
+    # Each machine counts its restarts, so the ranks may know different numbers.
     restarted = any(group.all_gather_objects(was_restarted()))
-    goes_on = restarted and not cfg.RESUME_MODEL
     return ResumeRequest(
         folder=Path(cfg.LOG_ROOT, cfg.NAME),
-        resume_model='last' if goes_on else cfg.RESUME_MODEL,
+        resume_model='last' if restarted and not cfg.RESUME_MODEL else cfg.RESUME_MODEL,
         resume_mode=cfg.RESUME_MODE,
         overwrite=cfg.OVERWRITE and not restarted,
         recipe=recipe_of(cfg),
         train_digest=data.train_digest(),
         max_epoch=cfg.TRAIN.MAX_EPOCH,
+        checkpoint=command.checkpoint,
+        errors=command.errors,
     )
 
 
-def _model(
-    cfg: Config, data: TrainingData, index: ClassIndex, device: Device, start: ResumePlan, group: ProcessGroup
-) -> tuple[Recognizer, TrainingSet, list[str] | None]:
-    """Return the model, what its checkpoints say of the training set, and which classes are new to it."""
+def _build_model(
+    cfg: Config, data: TrainingData, index: ClassIndex, device: Device, plan: ResumePlan, group: ProcessGroup
+) -> tuple[Recognizer, TrainingSet, list[str]]:
+    """Return the model, the training set as its checkpoints describe it, and the classes that are new to it."""
     names, parents = data.class_names, data.classes.parents if data.classes else []
     counts = np.bincount(data.train.labels, minlength=data.train.num_classes)
-    own = TrainingSet(data.train_digest(), counts, names, parents)
-    classes = held_classes(cfg, data.train.num_classes, group)
-    if start.kind == 'new':
-        return new_model(cfg, data.train.num_classes, device, classes=classes), own, None
-    known = start.checkpoint.training_set
-    if start.kind == 'continue':
-        return model_of(start.checkpoint, cfg, device, classes=classes), known, None
-    model, new = finetuned_model(start.checkpoint, cfg, device, names, classes=classes)
+    training_set = TrainingSet(data.train_digest(), counts, names, parents)
+    classes = class_shard(cfg, data.train.num_classes, group)
+    checkpoint = plan.checkpoint
+    if checkpoint is None:
+        return new_model(cfg, data.train.num_classes, device, classes=classes), training_set, []
+    original = checkpoint.training_set
+    if plan.kind == 'continue':
+        assert original is not None
+        return model_of(checkpoint, cfg, device, classes=classes), original, []
+    model, new_classes = finetuned_model(checkpoint, cfg, device, names, classes=classes)
     if cfg.MODEL.CLASSIFIER_INIT == 'class_means':
         start_from_class_means(cfg, model, data.train, index, device)
-    if known:
-        # Many, medium and few stay what they were in the original training set; new classes bring their own counts.
-        before = dict(zip(class_names(start.checkpoint), known.class_counts, strict=True))
-        own.class_counts = np.array([before.get(name, count) for name, count in zip(names, counts, strict=True)])
-    return model, own, new
+    if original is not None:
+        # Many, medium and few remain those of the original training set; new classes have their own counts.
+        before = dict(zip(class_names(checkpoint), original.class_counts, strict=True))
+        merged = [before.get(name, count) for name, count in zip(names, counts, strict=True)]
+        training_set.class_counts = np.array(merged)
+    return model, training_set, new_classes
 
 
-def _fit_plan(cfg: Config, data: TrainingData, training_set: TrainingSet) -> FitPlan:
-    select_by = cfg.TRAIN.SELECT_BY
-    shared = data.shares_images()
-    if data.valid is None:
-        LOGGER.warning('no validation split: the last epoch is kept as best')
-        select_by = 'last'
-    elif shared:
-        LOGGER.warning(
-            '%d of %d validation images are training images too, so their figures say nothing of new photos; '
-            'the last epoch is kept as best', shared, len(data.valid),
-        )  # fmt: skip
-        select_by = 'last'
-    return FitPlan(
-        max_epoch=cfg.TRAIN.MAX_EPOCH,
-        valid_every=cfg.TRAIN.VALID_EVERY_EPOCHS,
-        log_every=cfg.TRAIN.LOG_EVERY_STEPS,
-        save_minutes=cfg.TRAIN.CHECKPOINT_MINUTES,
-        select_by=select_by,
-        config=as_text(cfg),
-        recipe=recipe_of(cfg),
-        training_set=training_set,
-    )
+def _restore(state: TrainState, checkpoint: Checkpoint) -> None:
+    try:
+        state.restore(checkpoint)
+    except OptimizerMismatch as error:
+        raise UserError(
+            f'{error} OPTIMIZER.TYPE, OPTIMIZER.DECAY_NORM_AND_BIAS, OPTIMIZER.LAYER_DECAY or MODEL.FREEZE_BACKBONE; '
+            'give these their former values, or load the weights alone: '
+            f'--RESUME_MODEL {checkpoint.path} --RESUME_MODE finetune'
+        ) from None
 
 
-def _tell(
-    data: TrainingData, index: ClassIndex, new_classes: list[str] | None, device: Device, group: ProcessGroup
+@contextmanager
+def _open_folder(
+    folder: RunFolder, cfg: Config, plan: ResumePlan, device: Device, group: ProcessGroup
+) -> Iterator[None]:
+    """Lock the run folder on the main rank and prepare its files."""
+    if not folder.writes:
+        yield
+        return
+    if plan.set_aside:
+        LOGGER.info('earlier run renamed to %s', set_aside(folder.path))
+    with lock_folder(folder.path):
+        folder.start_from(plan.checkpoint if plan.kind == 'continue' else None)
+        log_to(folder.path / 'log.txt')
+        folder.write_about(as_text(cfg), {'device': _device_text(device, group), **versions()})
+        yield
+
+
+@contextmanager
+def _advice() -> Iterator[None]:
+    """Add what to type to errors of lib/trainer."""
+    try:
+        yield
+    except tuple(_ADVICE) as error:
+        raise UserError(f'{error}; {_ADVICE[type(error)]}') from None
+
+
+def _device_text(device: Device, group: ProcessGroup) -> str:
+    text = device.describe(training=True)
+    return f'{group.world_size} ranks, each on {text}' if group.world_size > 1 else text
+
+
+def _log_data(
+    data: TrainingData, index: ClassIndex, new_classes: list[str], device: Device, group: ProcessGroup
 ) -> None:
     counts = index.class_counts[index.class_counts > 0]
-    uncapped = len(data.train if data.kept is None else data.kept)
-    capped = f' (of {uncapped}, by DATASET.HEAD_CAP)' if len(index) < uncapped else ''
+    uncapped = len(data.train) if data.train_rows is None else len(data.train_rows)
     LOGGER.info(
-        '%d classes, %d to %d training images each, %d in all%s; %s for validation; %s',
-        data.train.num_classes, counts.min(), counts.max(), len(index), capped,
-        len(data.valid) if data.valid else 'none', _describe(device, group),
+        'train: %d image%s%s of %d classes, %d to %d per class',
+        len(index), '' if len(index) == 1 else 's', f' (of {uncapped}, by DATASET.HEAD_CAP)' * (len(index) < uncapped),
+        data.train.num_classes, counts.min(), counts.max(),
     )  # fmt: skip
+    LOGGER.info('valid: %s; %s', f'{len(data.valid)} images' if data.valid else 'none', _device_text(device, group))
     if new_classes:
-        shown = ', '.join(new_classes[:10]) + (', ...' if len(new_classes) > 10 else '')
-        LOGGER.info('%d classes are new to the checkpoint: %s', len(new_classes), shown)
-    if not len(index):
-        raise UserError('the training set has no images')
+        names = ', '.join(new_classes[:10]) + (', ...' if len(new_classes) > 10 else '')
+        plural = 'es' if len(new_classes) > 1 else ''
+        LOGGER.info('%d class%s new to the checkpoint: %s', len(new_classes), plural, names)

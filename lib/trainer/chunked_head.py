@@ -1,4 +1,4 @@
-"""Classifiers too large for the logits of a batch: classifier and loss computed together."""
+"""Classifier and loss computed together, for classifiers too large for the logits of a batch."""
 
 from collections.abc import Sequence
 
@@ -17,15 +17,17 @@ from lib.trainer.forward import LossOutput, LossScale, ModelOutput
 
 
 class ChunkedHead(nn.Module):
-    """A few images at a time, maybe against a part of the classes, and on each rank those that it holds.
+    """Computes the logits of a few images at a time, of a sample of the classes, or of this rank's classes.
 
     Args:
-        model: its classifier may hold a part of the classes, when `ranks` hold the others.
-        loss: of single labels, averaged.
-        chunk_images: at a time; 0: all.
-        sampled_share: of the classes, drawn anew for each step (Partial FC: An et al., CVPR 2022); 1: all.
-        ranks: that hold a part of the classes each; ALONE: every rank holds all.
+        model: its classifier holds all classes, or this rank's shard of them.
+        loss: weighted loss of the labels.
+        chunk_images: images at a time; 0: all.
+        sampled_fraction: of the classes, sampled anew in each step (Partial FC: An et al., CVPR 2022); 1: all.
+        group: ranks that hold a shard of the classes each; SINGLE_PROCESS: every rank holds all classes.
     """
+
+    _model: Recognizer
 
     def __init__(
         self,
@@ -33,58 +35,57 @@ class ChunkedHead(nn.Module):
         loss: WeightedLoss,
         *,
         chunk_images: int = 0,
-        sampled_share: float = 1.0,
+        sampled_fraction: float = 1.0,
         group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         super().__init__()
-        # Not registered: the model is no part of the objective.
+        # Not registered as a submodule: the model is no part of the objective.
         object.__setattr__(self, '_model', model)
         self.loss = loss
-        self._chunk_images, self._sampled_share, self._group = chunk_images, sampled_share, group
+        self._chunk_images, self._sampled_fraction, self._group = chunk_images, sampled_fraction, group
 
-    def forward(self, outputs: ModelOutput, targets: Targets, share: LossScale) -> LossOutput:
+    def forward(self, outputs: ModelOutput, targets: Targets, scale: LossScale) -> LossOutput:
         features = outputs.features
-        looked_at = features if self.loss.loss.uses_features else None
+        loss_features = features if self.loss.loss.uses_features else None
         if self._group.world_size > 1:
-            targets = _gather_targets(targets, share.sizes, self._group)
-            looked_at = None if looked_at is None else gather_features_replicated(looked_at, share.sizes, self._group)
-            features = gather_features(features, share.sizes, self._group)
+            targets = _gather_targets(targets, scale.sizes, self._group)
+            if loss_features is not None:
+                loss_features = gather_features_replicated(loss_features, scale.sizes, self._group)
+            features = gather_features(features, scale.sizes, self._group)
         x, weight, bias = self._model.factors(features)
-        columns = self._columns(targets, share.seed)
-        if isinstance(columns.classes, torch.Tensor):
-            rows = columns.classes - self._model.classifier.classes.start
+        subset = self._class_subset(targets, scale.seed)
+        if isinstance(subset.classes, torch.Tensor):
+            rows = subset.classes - self._model.classifier.classes.start
             weight, bias = take_rows(weight, rows), None if bias is None else take_rows(bias, rows)
 
         def loss_of(logits: torch.Tensor, rows: slice, extra: torch.Tensor | None) -> torch.Tensor:
-            return self.loss.total(logits, targets.part(rows), extra) / share.normalizer
+            return self.loss.total(logits, targets.select(rows), extra) / scale.normalizer
 
-        # A loss that draws (SEQL) draws alike on all ranks, since each computes the loss of all images.
-        torch.manual_seed(share.seed)
+        # A loss with random choices (SEQL) draws the same on all ranks, since each computes the loss of all images.
+        torch.manual_seed(scale.seed)
         loss, predicted = chunked_loss(
-            x, weight, bias, loss_of, chunk=self._chunk_images, extra=looked_at, subset=columns
+            x, weight, bias, loss_of, chunk=self._chunk_images, extra=loss_features, subset=subset
         )
         if self._group.world_size == 1:
             return LossOutput(loss, predicted)
         # Every rank has the loss of all images.
-        return LossOutput(loss / self._group.world_size, own_rows(predicted, share.sizes, self._group))
+        return LossOutput(loss / self._group.world_size, own_rows(predicted, scale.sizes, self._group))
 
-    def _columns(self, targets: Targets, seed: int) -> ClassSubset:
-        """Return which classes the images are compared with on this rank."""
-        classifier, gather = (
-            self._model.classifier,
-            self._group.all_gather if self._group.world_size > 1 else None,
-        )
+    def _class_subset(self, targets: Targets, seed: int) -> ClassSubset:
+        """Return the classes whose logits this rank computes."""
+        classifier = self._model.classifier
+        gather = self._group.all_gather if self._group.world_size > 1 else None
         classes = classifier.classes
-        if self._sampled_share < 1:
-            # Ranks that hold other classes draw other rows; those that hold the same draw the same.
+        if self._sampled_fraction < 1:
+            # Ranks that hold other classes sample other rows; ranks that hold the same classes sample the same rows.
             seed += self._group.rank
-            classes = classes.start + sample_rows(targets.labels, classes, self._sampled_share, seed)
+            classes = classes.start + sample_rows(targets.labels, classes, self._sampled_fraction, seed)
         return ClassSubset(classes, classifier.num_classes, gather)
 
 
 def _gather_targets(targets: Targets, sizes: Sequence[int], group: ProcessGroup) -> Targets:
     return Targets(
         gather_rows(targets.labels, sizes, group),
-        None if targets.shares is None else gather_rows(targets.shares, sizes, group),
+        None if targets.lam is None else gather_rows(targets.lam, sizes, group),
         None if targets.weights is None else gather_rows(targets.weights, sizes, group),
     )

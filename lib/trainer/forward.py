@@ -1,7 +1,4 @@
-"""What a training step computes of a batch, in one call that can be spread over GPUs.
-
-From features to a loss: with all logits at hand, or with classifier and loss computed together.
-"""
+"""The forward pass of a training step: images to features and logits, then to the loss."""
 
 from typing import NamedTuple, Protocol
 
@@ -15,12 +12,12 @@ from lib.trainer.mixing.stages import MixedStages
 
 
 class ModelOutput(NamedTuple):
-    """What losses look at, all float32.
+    """The outputs of a model that losses use, all float32.
 
     Attributes:
-        logits: (batch, num_classes); None where classifier and loss are computed together.
+        logits: (batch, num_classes); None where a head computes classifier and loss together.
         features: (batch, num_features).
-        embeddings: (batch, width) of length 1, of a model with a projector; else None.
+        embeddings: (batch, width), L2-normalized; None for a model without a projector.
     """
 
     logits: torch.Tensor | None
@@ -29,12 +26,12 @@ class ModelOutput(NamedTuple):
 
 
 class TrainingForward(nn.Module):
-    """A recogniser whose backbone can mix pairs on the way.
+    """The forward pass of a Recognizer whose backbone can mix pairs after a stage, in one call for several GPUs.
 
     Args:
-        model: is trained.
-        stages: of its backbone, when features are mixed; None: never.
-        classifies: False: logits are left to the head.
+        model: trained.
+        stages: stages of its backbone, for manifold mixup; None: no features are mixed.
+        classifies: False: the head computes the logits.
     """
 
     def __init__(self, model: Recognizer, stages: MixedStages | None = None, *, classifies: bool = True) -> None:
@@ -43,10 +40,12 @@ class TrainingForward(nn.Module):
         self._stages = stages
         self._classifies = classifies
 
-    def forward(self, images: torch.Tensor, shares: torch.Tensor | None = None, stage: int = 0) -> ModelOutput:
-        """Return the outputs of `images`; with a stage, features are mixed there by `shares` (batch,)."""
+    def forward(self, images: torch.Tensor, lam: torch.Tensor | None = None, stage: int = 0) -> ModelOutput:
+        """Return the outputs of images (batch, 3, H, W); features after `stage` are mixed by `lam` (batch,)."""
         if stage:
-            with self._stages.mixing(stage, shares):
+            assert self._stages is not None
+            assert lam is not None
+            with self._stages.mixing(stage, lam):
                 features = self.model.features(images)
         else:
             features = self.model.features(images)
@@ -56,13 +55,13 @@ class TrainingForward(nn.Module):
 
 
 class LossScale(NamedTuple):
-    """What a part of a step's batch is to the whole.
+    """How a micro-batch contributes to the loss of its batch.
 
     Attributes:
-        divisor: what the losses of the whole batch, over all ranks, are divided by; a scalar.
-        fraction: of its images.
-        seed: of what is random in the head at this step; the same on every rank.
-        sizes: how many images each rank has in this part.
+        normalizer: scalar tensor, denominator of the loss of the whole batch over all ranks.
+        fraction: of the batch's images that are in this micro-batch of this rank.
+        seed: for random choices of the head in this step; the same on every rank.
+        sizes: images of each rank in this micro-batch.
     """
 
     normalizer: torch.Tensor
@@ -72,10 +71,10 @@ class LossScale(NamedTuple):
 
 
 class LossOutput(NamedTuple):
-    """What came of a part of a batch.
+    """The loss of a micro-batch.
 
     Attributes:
-        loss: scalar; those of all parts and ranks add up to the loss of the batch.
+        loss: scalar; the sum over all micro-batches and ranks is the loss of the batch.
         predicted: (n,) int64 class of the largest logit.
     """
 
@@ -84,18 +83,19 @@ class LossOutput(NamedTuple):
 
 
 class Head(Protocol):
-    """What makes a loss of outputs."""
+    """Computes the loss from the outputs of the model."""
 
-    def __call__(self, outputs: ModelOutput, targets: Targets, share: LossScale) -> LossOutput: ...
+    def __call__(self, outputs: ModelOutput, targets: Targets, scale: LossScale) -> LossOutput: ...
 
 
 class WholeHead(nn.Module):
-    """The logits of all classes are there: they came with the outputs, from as many GPUs as there are."""
+    """Head for outputs that contain the logits of all classes."""
 
     def __init__(self, loss: WeightedLoss) -> None:
         super().__init__()
         self.loss = loss
 
-    def forward(self, outputs: ModelOutput, targets: Targets, share: LossScale) -> LossOutput:
+    def forward(self, outputs: ModelOutput, targets: Targets, scale: LossScale) -> LossOutput:
+        assert outputs.logits is not None
         total = self.loss.total(outputs.logits, targets, outputs.features)
-        return LossOutput(total / share.normalizer, outputs.logits.detach().argmax(dim=1))
+        return LossOutput(total / scale.normalizer, outputs.logits.detach().argmax(dim=1))

@@ -1,7 +1,4 @@
-"""How a batch is computed: by so many ranks, and by each of them in so many parts one after the other.
-
-How many images a device can take at once, found by trying.
-"""
+"""Micro-batches: how the ranks split a batch and compute it in steps, and the largest size that fits a device."""
 
 import gc
 from collections.abc import Callable
@@ -11,16 +8,15 @@ from itertools import pairwise
 import torch
 
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from lib.errors import UserError
 
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """A batch in parts.
+    """The micro-batches of a batch.
 
     Attributes:
         slices: of this rank's images, one after the other.
-        sizes: by part, how many images each rank has in it.
+        sizes: for each micro-batch, the number of images of each rank.
     """
 
     slices: tuple[slice, ...]
@@ -28,64 +24,57 @@ class MicroBatches:
 
     @property
     def num_images(self) -> int:
-        """Images of the batch, over all ranks."""
+        """Number of images of the batch, over all ranks."""
         return sum(map(sum, self.sizes))
 
 
 def whole_batch(num_images: int) -> MicroBatches:
-    """Return a batch that one process computes in one go."""
+    """Return a single micro-batch, for one process."""
     return MicroBatches((slice(0, num_images),), ((num_images,),))
 
 
-def split_batch(batch_size: int, group: ProcessGroup = SINGLE_PROCESS, at_once: int = 0) -> MicroBatches:
-    """Return a batch of `batch_size` images in parts of at most `at_once` (0: any number) on each rank.
+def split_batch(batch_size: int, group: ProcessGroup = SINGLE_PROCESS, max_images: int = 0) -> MicroBatches:
+    """Split a batch of `batch_size` images into micro-batches of at most `max_images` (0: any) on each rank.
 
-    Parts are as equal as can be, and every rank has as many of them. Pairs (image XOR 1) stay together in a batch of
-    whole pairs. No part is a single image, which BatchNorm cannot train on: where a rank with two images more would
-    need a part more than the others can make, its parts are larger than `at_once`.
+    Sizes are as equal as possible, and every rank has the same number of micro-batches. Pairs (image XOR 1) stay
+    together if the batch size is even. No micro-batch is a single image, which BatchNorm cannot train on: where a rank
+    with two more images would need one micro-batch more than the others can have, its micro-batches exceed
+    `max_images`.
     """
-    each = [_share_of(rank, group, batch_size) for rank in range(group.world_size)]
-    pairs = 1 if batch_size % 2 else 2
-    most = max(each) // pairs  # pairs, or images
-    number = -(-most // max(1, at_once // pairs)) if at_once else 1
-    number = max(1, min(number, min(each) // 2))
-    edges = [[pairs * (part * (size // pairs) // number) for part in range(number + 1)] for size in each]
-    own = edges[group.rank]
-    slices = tuple(slice(start, stop) for start, stop in pairwise(own))
-    sizes = tuple(tuple(edge[part + 1] - edge[part] for edge in edges) for part in range(number))
+    per_rank = [_rank_images(rank, group, batch_size) for rank in range(group.world_size)]
+    unit = 1 if batch_size % 2 else 2  # images that stay together
+    largest = max(per_rank) // unit
+    number = -(-largest // max(1, max_images // unit)) if max_images else 1
+    number = max(1, min(number, min(per_rank) // 2))
+    edges = [[unit * (index * (size // unit) // number) for index in range(number + 1)] for size in per_rank]
+    slices = tuple(slice(start, stop) for start, stop in pairwise(edges[group.rank]))
+    sizes = tuple(tuple(edge[index + 1] - edge[index] for edge in edges) for index in range(number))
     return MicroBatches(slices, sizes)
 
 
-def _share_of(rank: int, group: ProcessGroup, batch_size: int) -> int:
+def _rank_images(rank: int, group: ProcessGroup, batch_size: int) -> int:
     rows = ProcessGroup(rank, group.world_size).shard_pairs(batch_size)
     return rows.stop - rows.start
 
 
 def largest_that_fits(tries: Callable[[int], bool], limit: int, multiple: int = 2) -> int:
-    """Return the largest number of images that a device takes at once: `limit`, or a multiple of `multiple` below it.
+    """Return the largest number of images that fits a device: `limit`, or a multiple of `multiple` below it; 0: none.
 
-    Doubled until too many, then halved in between: about 2 log2(limit) tries, none of them of more than twice what
-    fits. What is returned was tried, and fitted.
+    Doubles until the step does not fit, then bisects: about 2 log2(limit) trials, none of more than twice the result.
+    The result itself was tried.
 
     Args:
-        tries: says whether a step of so many images fits; if one does, fewer do.
-        limit: number of images of which more are never wanted, at least 1.
-
-    Raises:
-        UserError: not even the smallest step fits.
+        tries: number of images -> whether a step of them fits; if it does, fewer images fit too.
+        limit: largest useful number, at least 1.
     """
-    smallest = min(multiple, limit)
-    fitting, too_many = 0, smallest
+    fitting, too_many = 0, min(multiple, limit)
     while tries(too_many):
         fitting = too_many
         if fitting == limit:
             return limit
         too_many = min(2 * fitting, limit)
     if not fitting:
-        raise UserError(
-            f'TRAIN.DEVICE_BATCH_SIZE -1: not even {smallest} images fit into the memory of the device; '
-            'a smaller INPUT.SIZE or MODEL.BACKBONE needs less, and LOSS.CHUNK_IMAGES where there are many classes'
-        )
+        return 0
     low, high = fitting // multiple, -(-too_many // multiple)  # in multiples: low fits, high does not
     while high - low > 1:
         middle = (low + high) // 2
@@ -94,9 +83,9 @@ def largest_that_fits(tries: Callable[[int], bool], limit: int, multiple: int = 
 
 
 def fits(step: Callable[[int], object]) -> Callable[[int], bool]:
-    """Return what says whether `step` of so many images fits into the memory of the GPU, which is free afterwards.
+    """Return a function that reports whether `step` of a number of images fits the GPU's memory, and frees it.
 
-    Whatever else `step` raises comes through.
+    Other errors of `step` pass through.
     """
 
     def tries(num_images: int) -> bool:
@@ -106,7 +95,7 @@ def fits(step: Callable[[int], object]) -> Callable[[int], bool]:
             fitted = False
         else:
             fitted = True
-        # Only here is the step over with all that it held: the error itself keeps its frames, and their tensors.
+        # Only outside of the except block are the error, its frames and their tensors gone.
         gc.collect()
         torch.cuda.empty_cache()
         return fitted

@@ -1,7 +1,4 @@
-"""What a step minimises: the loss, and maybe a second one beside it.
-
-Second losses beside the first: each is an Auxiliary of an Objective. None of them is saved.
-"""
+"""The objective of training: the loss, and optionally an auxiliary loss beside it."""
 
 from typing import Protocol
 
@@ -17,17 +14,17 @@ from lib.trainer.forward import Head, LossOutput, LossScale, ModelOutput, WholeH
 
 
 class AuxiliaryTerm(Protocol):
-    """A second loss, the mean over `images` of what the model made of them."""
+    """An auxiliary loss: the mean over the images of a micro-batch."""
 
     def __call__(self, outputs: ModelOutput, targets: Targets, images: torch.Tensor) -> torch.Tensor: ...
 
 
 class Objective(nn.Module):
-    """loss_weight * loss + auxiliary_weight * auxiliary, a scalar.
+    """loss_weight * loss + auxiliary_weight * auxiliary, a scalar. Neither loss is part of the model's checkpoints.
 
     Args:
-        loss: of single labels, averaged.
-        head: computes it; None: of all logits.
+        loss: weighted loss of the labels.
+        head: computes the loss from the model's outputs; None: from the logits of all classes.
     """
 
     def __init__(
@@ -41,34 +38,34 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.loss = loss
-        self.classifier_shard = WholeHead(loss) if head is None else head
+        self.head: Head = WholeHead(loss) if head is None else head
         self.auxiliary = auxiliary
         self.loss_weight, self.auxiliary_weight = loss_weight, auxiliary_weight
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the parts that change over the run which epoch (from 0) begins."""
+        """Set the current epoch (from 0) for losses that depend on it."""
         self.loss.set_epoch(epoch)
 
     def normalizer(self, targets: Targets) -> torch.Tensor:
-        """Return what the losses of these targets are divided by; of a batch in parts, the sum over the parts."""
+        """Return the denominator of the loss of these targets; that of a batch is the sum over its micro-batches."""
         return self.loss.normalizer(targets)
 
-    def forward(self, outputs: ModelOutput, targets: Targets, images: torch.Tensor, share: LossScale) -> LossOutput:
-        """Return what a part of a batch adds to the objective; `share` says which part it is."""
-        loss, predicted = self.classifier_shard(outputs, targets, share)
+    def forward(self, outputs: ModelOutput, targets: Targets, images: torch.Tensor, scale: LossScale) -> LossOutput:
+        """Return the contribution of a micro-batch to the objective of its batch."""
+        loss, predicted = self.head(outputs, targets, scale)
         total = self.loss_weight * loss
         if self.auxiliary is not None:
-            second = self.auxiliary(outputs, targets, images)
-            total = total + self.auxiliary_weight * share.fraction * second
+            auxiliary = self.auxiliary(outputs, targets, images)
+            total = total + self.auxiliary_weight * scale.fraction * auxiliary
         return LossOutput(total, predicted)
 
 
 class ContrastTerm:
-    """Compares the images of a batch with each other and with the prototypes of all classes.
+    """Compares the images of a micro-batch with each other and with the prototypes of all classes.
 
     Args:
-        model: with a projector; its prototypes are made once a step, of the parameters themselves, so that several
-            GPUs add to one gradient.
+        model: with a projector. Its prototypes are computed in each step from the parameters themselves, so that the
+            replicas on several GPUs add to one gradient.
         loss: of embeddings, prototypes and labels.
     """
 
@@ -80,7 +77,7 @@ class ContrastTerm:
 
 
 class DistillTerm:
-    """Asks a teacher about the same images. The teacher is frozen, in eval mode, and no part of the model.
+    """Compares the logits with those of a frozen teacher, in eval mode, for the same images.
 
     Args:
         teacher: images -> logits (batch, num_classes), on the device of the images.
@@ -88,7 +85,7 @@ class DistillTerm:
     """
 
     def __init__(self, teacher: nn.Module, loss: Distillation) -> None:
-        # This is no module, so whoever puts the objective into train mode does not reach the teacher.
+        # This class is no nn.Module, so the train mode of the objective does not reach the teacher.
         self._teacher, self._loss = teacher.requires_grad_(False).eval(), loss
 
     def __call__(self, outputs: ModelOutput, targets: Targets, images: torch.Tensor) -> torch.Tensor:

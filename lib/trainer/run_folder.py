@@ -45,7 +45,7 @@ class RunFolder:
     """Metrics, checkpoints and lists of one run.
 
     Args:
-        path: the folder; created if needed.
+        path: the folder; created by `start_from` or the first write.
         save_every: epochs between two epoch_N.pth.
         keep: number of epoch_N.pth files that remain.
         writes: True on the main rank; the other ranks write nothing but their classifier shards.
@@ -57,8 +57,6 @@ class RunFolder:
         self._save_every = save_every
         self._keep = keep
         self._shard_folders: dict[str, Path | None] | None = None  # by checkpoint
-        if writes:
-            path.mkdir(parents=True, exist_ok=True)
 
     def start_from(self, checkpoint: Checkpoint | None) -> None:
         """Restore the metrics and the list of undecodable images from the checkpoint to resume; None: a new run.
@@ -68,6 +66,7 @@ class RunFolder:
         """
         if not self.writes:
             return
+        self.path.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.path, _OWN_SUFFIXES)
         self._remove_unreferenced_shards()
         if checkpoint is None or checkpoint.history is None:

@@ -1,7 +1,4 @@
-"""What training adds up over an epoch.
-
-TensorBoard's event file, written in step with the run.
-"""
+"""Running metrics of an epoch, summed on the device, and the TensorBoard event file."""
 
 import os
 import socket
@@ -19,58 +16,58 @@ from lib.trainer.checkpointing.state import TrainProgress
 
 
 class StepResult(NamedTuple):
-    """What a step did: this rank's share of the batch's loss, and how many of its images were right; both scalars."""
+    """The result of a step on this rank, two scalar tensors: its part of the batch's loss, and correct predictions."""
 
     loss: torch.Tensor
     num_right: torch.Tensor
 
 
 class RunningMetrics:
-    """Running sums of an epoch, on the device until somebody looks.
+    """Running sums of an epoch, which stay on the device until sync().
 
-    They are added up step by step from those of the place on, so that they do not depend on who looks when, nor on
-    where the epoch was interrupted.
+    They start from the sums in the progress and grow step by step, so they depend neither on when they are
+    synchronized nor on where the epoch was interrupted.
     """
 
-    def __init__(self, place: TrainProgress, group: ProcessGroup, device: torch.device) -> None:
-        self._place, self._group = place, group
-        # MPS has no float64; float32 does for a figure that is looked at.
+    def __init__(self, progress: TrainProgress, group: ProcessGroup, device: torch.device) -> None:
+        self._progress, self._group = progress, group
+        # MPS has no float64; float32 is precise enough for a log line.
         dtype = torch.float32 if device.type == 'mps' else torch.float64
-        loss_sum, num_right = (place.loss_sum, place.num_right) if group.is_main else (0.0, 0)
+        loss_sum, num_right = (progress.loss_sum, progress.num_right) if group.is_main else (0.0, 0)
         self._loss_sum = torch.tensor(loss_sum, dtype=dtype, device=device)  # loss times images
         self._num_right = torch.tensor(num_right, dtype=torch.int64, device=device)
-        self._num_images = place.num_images
+        self._num_images = progress.num_images
         self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
 
-    def add(self, done: StepResult, num_images: int, step: int) -> None:
-        """Add a step, of `num_images` over all ranks."""
-        self._loss_sum += done.loss.to(self._loss_sum.dtype) * num_images
-        self._num_right += done.num_right
+    def add(self, result: StepResult, num_images: int, step: int) -> None:
+        """Add the result of a step of `num_images` images over all ranks."""
+        self._loss_sum += result.loss.to(self._loss_sum.dtype) * num_images
+        self._num_right += result.num_right
         self._num_images += num_images
-        first = (self._first_bad_step < 0) & ~torch.isfinite(done.loss)
+        first = (self._first_bad_step < 0) & ~torch.isfinite(result.loss)
         self._first_bad_step = torch.where(first, step, self._first_bad_step)
 
-    def look(self) -> int:
-        """Put the sums over all ranks into the place, and return the first step with a loss that is not finite.
+    def sync(self) -> int:
+        """Write the sums over all ranks into the progress; return the first step with a non-finite loss, or -1.
 
-        -1: there is none. All ranks look at the same step; it waits for the device.
+        All ranks call it after the same step. It waits for the device.
         """
-        self._place.loss_sum = float(self._group.all_reduce(self._loss_sum))
-        self._place.num_right = int(self._group.all_reduce(self._num_right))
-        self._place.num_images = self._num_images
+        self._progress.loss_sum = float(self._group.all_reduce(self._loss_sum))
+        self._progress.num_right = int(self._group.all_reduce(self._num_right))
+        self._progress.num_images = self._num_images
         steps = [step for step in self._group.all_gather(self._first_bad_step).tolist() if step >= 0]
         return min(steps, default=-1)
 
 
 class EventFile:
-    """Curves of a run for TensorBoard.
+    """Metrics of a run for TensorBoard.
 
-    tensorboardX's own SummaryWriter writes from a thread, which on a full disk dies with a traceback while the run
-    goes on. An epoch has a dozen numbers: they are written at once, and what fails is the run's own error.
+    tensorboardX's SummaryWriter writes from a thread, which on a full disk ends with a traceback while the run
+    continues. The dozen numbers of an epoch are written synchronously here, so that a failure is an error of the run.
 
     Args:
-        folder: of the run; every start adds a file of its own.
-        finished: epochs done before. Later ones are run (again), and what older files say of them is hidden.
+        folder: of the run; every start or resume adds a file.
+        finished: epochs done before. TensorBoard hides points of later epochs in older files.
     """
 
     def __init__(self, folder: Path, finished: int = 0) -> None:

@@ -1,268 +1,252 @@
-"""The epochs: train, validate, save, until the last one or until told to stop."""
+"""The trainer: epochs of training, validation, model selection and saving, until the last epoch or a stop request."""
 
-import math
 import signal
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
-import torch
-
+from lib.dataset.loader import TrainLoader
+from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
+from lib.inference.run import Evaluation
+from lib.model import Recognizer
 from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing.async_save import AsyncSaver
-from lib.trainer.checkpointing.sharded import CLASSIFIER_PREFIX, ClassifierShard, names_by_index, take_classifier_rows
-from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, TrainProgress
-from lib.trainer.run_folder import BadImages, RunFolder
+from lib.trainer.checkpointing.state import TrainProgress
+from lib.trainer.epoch import check_weights, train_epoch
+from lib.trainer.mixing.base import Mixer
+from lib.trainer.run_folder import BadImages, RunFolder, write_bad_images
 from lib.trainer.running_metrics import EventFile
-from lib.trainer.step import Learner, raise_not_finite, train_epoch
+from lib.trainer.step import TrainStep
 from lib.trainer.stop_signal import Action, StopController, StopRequested
+from lib.trainer.train_state import RunInfo, TrainState
+from lib.trainer.validation import Validator
 
-Validate = Callable[[Callable[[], None]], dict[str, float]]
 
-
-@dataclass
-class FitPlan:
-    """How long to train and what to keep.
+@dataclass(frozen=True)
+class TrainConfig:
+    """Numbers of a training run.
 
     Attributes:
-        max_epoch, valid_every, log_every: in epochs, epochs, steps.
-        select_by: which valid metric makes the best model; 'last' keeps the newest.
-        config, recipe, training_set: written into every checkpoint.
-        save_minutes: between two last.pth within an epoch; 0: none.
+        max_epoch: epochs to train; 0: evaluate the model and save it unchanged.
+        valid_every_epochs: epochs between two validations; the last epoch is always validated.
+        log_every_steps: steps between two synchronizations of the running metrics.
+        select_by: validation metric that selects the best model; 'last': the last epoch.
+        save_minutes: time between two saves of last.pth within an epoch; 0: none.
+        max_bad_fraction: fraction of the training images that may be undecodable.
     """
 
     max_epoch: int
-    valid_every: int
-    log_every: int
+    valid_every_epochs: int
+    log_every_steps: int
     select_by: str
-    config: str
-    recipe: dict[str, Any]
-    training_set: TrainingSet
-    save_minutes: float = 0.0
+    save_minutes: float
+    max_bad_fraction: float
 
 
-def fit(
-    learner: Learner,
-    plan: FitPlan,
-    place: TrainProgress,
-    folder: RunFolder,
-    validate: Validate,
-    bad_images: BadImages,
-) -> signal.Signals | None:
-    """Train from `place` to the last epoch; with no epochs, evaluate the model and save it as it is.
+class Trainer:
+    """Trains a model: `fit()` runs from the current progress to the last epoch.
 
     Args:
-        validate: check -> metrics of the valid split; an empty dict when there is none. `check` is called now and
-            then, and may raise: the pass is then given up, and done again when the run goes on.
-
-    Returns:
-        None when all is done; the signal that ended the run (which is saved).
-
-    Raises:
-        UserError: the loss is not finite, or too many images cannot be decoded. Checkpoints stay as they were.
-        OSError: the end of an epoch or of the run could not be saved.
+        config: numbers of the run.
+        info: constants that every checkpoint holds.
+        step: takes a step; its state is the state of the run.
+        loader: training batches.
+        mixer: mixes a batch before the step.
+        validator: evaluates on the validation split; None: there is no such split.
+        folder: for checkpoints, metrics and the list of undecodable images.
+        image_name: row of the training split -> name of the image.
+        num_images: number of training images.
     """
-    wishes = StopController(save_minutes=plan.save_minutes, group=learner.group)
-    with (
-        closing(EventFile(folder.path, place.epoch)) if folder.writes else nullcontext() as events,
-        AsyncSaver(folder, wishes.give_up) as saver,
-    ):
-        run = _Run(learner, plan, place, folder, saver, wishes, events)
-        if plan.max_epoch == 0 and place.epoch == place.step == 0:
-            run.finish_untrained(validate(lambda: None))
-            return None
-        with wishes.listening():
-            return run.train(validate, bad_images)
 
+    def __init__(
+        self,
+        config: TrainConfig,
+        info: RunInfo,
+        step: TrainStep,
+        loader: TrainLoader,
+        mixer: Mixer,
+        validator: Validator | None,
+        folder: RunFolder,
+        image_name: Callable[[int], str],
+        num_images: int,
+    ) -> None:
+        self.config, self.info, self.step, self.loader, self.mixer = config, info, step, loader, mixer
+        self.validator, self.folder = validator, folder
+        self._image_name, self._num_images = image_name, num_images
+        self.stop = StopController(save_minutes=config.save_minutes, group=step.group)
 
-@dataclass
-class _Run:
-    """A run under way, and all that it writes into."""
+    @property
+    def state(self) -> TrainState:
+        """The state that checkpoints hold and a resumed run restores."""
+        return self.step.state
 
-    learner: Learner
-    plan: FitPlan
-    progress: TrainProgress
-    folder: RunFolder
-    saver: AsyncSaver
-    wishes: StopController
-    events: EventFile | None
+    @property
+    def progress(self) -> TrainProgress:
+        """The position in the run."""
+        return self.state.progress
 
-    def train(self, validate: Validate, bad_images: BadImages) -> signal.Signals | None:
-        try:
-            for epoch in range(self.progress.epoch, self.plan.max_epoch):
-                self.train_epoch(epoch, validate, bad_images)
-                self.stop_if_wished()
-            self.saver.wait()
-            self.stop_if_wished()  # while that was written
-        except StopRequested as stopped:
-            if stopped.wish is Action.GIVE_UP:
-                self.saver.hurry()
-            self.saver.wait()
-            if stopped.wish is Action.GIVE_UP:  # another rank has told why
-                raise UserError('the run cannot be saved, so it ends') from None
-            if self.saver.saved != self.progress.position:
-                self.save_in_epoch()
-                self.saver.wait()
-            return stopped.wish.signal
+    @property
+    def group(self) -> ProcessGroup:
+        """The ranks that share each batch."""
+        return self.step.group
+
+    def fit(self) -> signal.Signals | None:
+        """Train to the last epoch; with 0 epochs, evaluate the model and save it unchanged.
+
+        Returns:
+            None when all epochs are done; else the signal that ended the run, after its state was saved.
+
+        Raises:
+            NotFinite: the loss or the weights are not finite. Checkpoints remain as they were.
+            TooManyBadImages: too many training images cannot be decoded.
+            OSError: the end of an epoch or of the run could not be saved.
+        """
+        folder = self.folder
+        self.stop.restart_timer()
+        with (
+            closing(EventFile(folder.path, self.progress.epoch)) if folder.writes else nullcontext() as events,
+            AsyncSaver(folder, self.stop.give_up) as saver,
+        ):
+            if self.config.max_epoch == 0 and self.progress.position == (0, 0):
+                self._save_untrained(saver, events)
+                return None
+            with self.stop.listening():
+                try:
+                    self._run_epochs(saver, events)
+                except StopRequested as request:
+                    return self._save_stopped(saver, request.action)
         return None
 
-    def train_epoch(self, epoch: int, validate: Validate, bad_images: BadImages) -> None:
-        trained = train_epoch(
-            self.learner,
-            self.progress,
-            log_every=self.plan.log_every,
-            wishes=self.wishes,
-            save=lambda: self.save_in_epoch(may_fail=True),
+    def _run_epochs(self, saver: AsyncSaver, events: EventFile | None) -> None:
+        config, progress = self.config, self.progress
+        bad_images = BadImages(self.folder, self._image_name, self._num_images, config.max_bad_fraction)
+        for epoch in range(progress.epoch + 1, config.max_epoch + 1):
+            train = self.train_epoch(saver, bad_images)
+            is_due = epoch % config.valid_every_epochs == 0 or epoch == config.max_epoch
+            valid = self.validate() if is_due else {}
+            progress.next_epoch()
+            is_best = update_best(config.select_by, valid, progress)
+            self._record(events, 'train', train['lr'], train)
+            self._record(events, 'valid', train['lr'], valid)
+            self._save(saver, is_best=is_best, end_of_epoch=True)
+            LOGGER.info('%s', _epoch_line(epoch, config.max_epoch, train, valid, is_best))
+            self._raise_if_stopped()
+        saver.wait()
+        self._raise_if_stopped()  # a signal may have arrived while the checkpoint was written
+
+    def train_epoch(self, saver: AsyncSaver, bad_images: BadImages) -> dict[str, float]:
+        """Run the remaining steps of the current epoch; return its metrics, see lib.trainer.epoch.train_epoch."""
+        metrics = train_epoch(
+            self.step,
+            self.loader,
+            self.mixer,
+            log_every_steps=self.config.log_every_steps,
+            stop=self.stop,
+            save=lambda: self._save_within_epoch(saver, may_fail=True),
             on_bad_images=bad_images.add,
         )
-        _raise_if_weights_not_finite(self.learner, self.progress)
-        valid = {}
-        if (epoch + 1) % self.plan.valid_every == 0 or epoch + 1 == self.plan.max_epoch:
-            valid = validate(self.wishes.check)
-        self.finish_epoch(trained, valid)
+        check_weights(self.step, self.loader)
+        return metrics
 
-    def stop_if_wished(self) -> None:
-        wish = self.wishes.poll(last=True)
-        if wish.stops:
-            raise StopRequested(wish)
+    def validate(self) -> dict[str, float]:
+        """Return the validation metrics of the current state; {} without a validation split."""
+        if self.validator is None:
+            return {}
+        metrics, evaluation = self.validator.metrics(self.state, self.stop.check)
+        self._write_bad_images(self.validator, evaluation)
+        return metrics
 
-    def finish_epoch(self, trained: dict[str, float], valid: dict[str, float]) -> None:
-        plan, place = self.plan, self.progress
-        place.next_epoch()
-        is_best = _is_best(plan.select_by, valid, place)
-        for split, values in (('train', trained), ('valid', valid)):
-            if values:
-                self.note(split, trained['lr'], values)
-        self.save(is_best=is_best, end_of_epoch=True)
-        LOGGER.info('%s', _describe(place.epoch, plan.max_epoch, trained, valid, is_best))
+    def evaluate(self, model: Recognizer) -> Evaluation | None:
+        """Evaluate another model on the validation split; None without one."""
+        if self.validator is None:
+            return None
+        evaluation = self.validator.evaluate(model)
+        self._write_bad_images(self.validator, evaluation)
+        return evaluation
 
-    def finish_untrained(self, valid: dict[str, float]) -> None:
-        self.folder.forget_after(-1)  # what an earlier evaluation of the same model said
+    def _write_bad_images(self, validator: Validator, evaluation: Evaluation) -> None:
+        if self.folder.writes:
+            write_bad_images(self.folder.path, 'valid', validator.bad_images(evaluation))
+
+    def _save_untrained(self, saver: AsyncSaver, events: EventFile | None) -> None:
+        valid = self.validate()
+        self.folder.forget_after(-1)  # metrics of an earlier evaluation of the same model
         self.progress.best_result = None
-        is_best = _is_best(self.plan.select_by, valid, self.progress)
-        if valid:
-            self.note('valid', 0.0, valid)
-        self.save(is_best=is_best)
-        LOGGER.info('no epochs, so the model is saved as it is%s', f':{_describe_valid(valid)}' if valid else '')
+        is_best = update_best(self.config.select_by, valid, self.progress)
+        self._record(events, 'valid', 0.0, valid)
+        self._save(saver, is_best=is_best)
+        LOGGER.info('0 epochs: model saved unchanged%s', _valid_text(valid) if valid else '')
 
-    def note(self, split: str, lr: float, values: dict[str, float]) -> None:
-        self.folder.append({'epoch': self.progress.epoch, 'split': split, 'lr': lr, **values})
-        if self.events:
-            self.events.add(self.progress.epoch, split, values)
+    def _save_stopped(self, saver: AsyncSaver, action: Action) -> signal.Signals | None:
+        """Save the state of a stopped run unless it is saved already; return the signal that stopped the run."""
+        if action is Action.GIVE_UP:
+            saver.hurry()
+        saver.wait()
+        if action is Action.GIVE_UP:  # another rank has reported the reason
+            raise UserError('the run cannot be saved, so it ends') from None
+        if saver.saved != self.progress.position:
+            self._save_within_epoch(saver)
+            saver.wait()
+        return action.signal
 
-    def save_in_epoch(self, *, may_fail: bool = False) -> None:
-        _raise_if_weights_not_finite(self.learner, self.progress)
-        self.save(may_fail=may_fail)
+    def _raise_if_stopped(self) -> None:
+        action = self.stop.poll(last=True)
+        if action.stops:
+            raise StopRequested(action)
 
-    def save(self, **how: bool) -> None:
-        """Save the run as it is. All ranks come here; the main one writes, others what they alone hold."""
-        if self.folder.writes or self.learner.model.is_partial:
-            self.saver.submit(self.checkpoint, **how)
-        self.wishes.saved()
+    def _record(self, events: EventFile | None, split: str, lr: float, metrics: dict[str, float]) -> None:
+        """Append the metrics of an epoch to metrics.jsonl and to the TensorBoard events."""
+        if not metrics:
+            return
+        self.folder.append({'epoch': self.progress.epoch, 'split': split, 'lr': lr, **metrics})
+        if events is not None:
+            events.add(self.progress.epoch, split, metrics)
 
-    def checkpoint(self) -> Checkpoint:
-        learner, plan = self.learner, self.plan
-        average, scaler, trained = learner.average, learner.scaler, learner.model.state_dict()
-        whole = Checkpoint(
-            state_dict=trained if average is None else average.state_dict(),
-            config=plan.config,
-            recipe=plan.recipe,
-            progress=self.progress,
-            training_set=plan.training_set,
-            optimizer=learner.optimizer.state_dict(),
-            training_state=None if average is None else trained,
-            scaler=None if scaler is None else scaler.state_dict(),
-            history=self.folder.history(),
-            bad_images=self.folder.bad_images(),
-        )
-        return _with_head_apart(learner, whole) if learner.model.is_partial else whole
+    def _save_within_epoch(self, saver: AsyncSaver, *, may_fail: bool = False) -> None:
+        check_weights(self.step, self.loader)
+        self._save(saver, may_fail=may_fail)
 
-
-def _with_head_apart(learner: Learner, checkpoint: Checkpoint) -> Checkpoint:
-    """Take out the rows of the classifier that this rank holds; beside the main rank's, nothing else is written."""
-    classifier, group = learner.model.classifier, learner.group
-    named = ((f'{CLASSIFIER_PREFIX}{name}', parameter) for name, parameter in classifier.named_parameters())
-    state, training, optimizer, rows = take_classifier_rows(
-        checkpoint.state_dict, checkpoint.training_state, checkpoint.optimizer, names_by_index(learner.optimizer, named)
-    )
-    head = ClassifierShard(rows, classifier.classes, classifier.num_classes, group.rank, group.world_size)
-    if not group.is_main:
-        return Checkpoint({}, progress=checkpoint.progress, classifier_shard=head)
-    return replace(checkpoint, state_dict=state, training_state=training, optimizer=optimizer, classifier_shard=head)
+    def _save(
+        self, saver: AsyncSaver, *, is_best: bool = False, end_of_epoch: bool = False, may_fail: bool = False
+    ) -> None:
+        """Save the current state. All ranks call it; the main rank writes, the others their classifier shards."""
+        if self.folder.writes or self.state.model.is_sharded:
+            saver.submit(
+                lambda: self.state.to_checkpoint(self.info, self.folder, self.group),
+                is_best=is_best,
+                end_of_epoch=end_of_epoch,
+                may_fail=may_fail,
+            )
+        self.stop.restart_timer()
 
 
-def _is_best(select_by: str, valid: dict[str, float], place: TrainProgress) -> bool:
-    """Whether the epoch just done is the best so far; noted in `place`. Losses and errors fall, accuracies rise."""
+def update_best(select_by: str, valid: dict[str, float], progress: TrainProgress) -> bool:
+    """Return whether the finished epoch is the best one until now, and note it in the progress.
+
+    Losses and errors should be low, accuracies (`top...`) high.
+    """
+    result: float | None
     if select_by == 'last' or not valid:
-        # Nothing to choose by: the newest is kept as best.
-        better = select_by == 'last' or place.best_result is None
+        # No metric to select by: the last epoch is the best one.
+        better = select_by == 'last' or progress.best_result is None
         result = valid.get('mean_class_error')
     else:
         result = valid[select_by]
         sign = 1 if select_by.startswith('top') else -1
-        better = place.best_result is None or sign * result > sign * place.best_result
+        better = progress.best_result is None or sign * result > sign * progress.best_result
     if better:
-        place.best_result, place.best_epoch = result, place.epoch
+        progress.best_result, progress.best_epoch = result, progress.epoch
     return better
 
 
-def _raise_if_weights_not_finite(learner: Learner, place: TrainProgress) -> None:
-    """A finite loss says nothing of the weights after its own step: they are looked at before they are written."""
-    weights = [weight.detach() for weight in learner.model.parameters() if weight.numel()]
-    # The largest absolute value of each is not finite if any value is not, and takes no memory.
-    largest = torch.stack([torch.linalg.vector_norm(weight, math.inf).float() for weight in weights])
-    if not largest.isfinite().all():
-        raise_not_finite('the weights are', place.epoch, place.step - 1, learner)
-
-
-def _describe(epoch: int, max_epoch: int, trained: dict[str, float], valid: dict[str, float], is_best: bool) -> str:
-    text = f'epoch {epoch:3d}/{max_epoch}  lr {trained["lr"]:.2g}  loss {trained["loss"]:.3f}'
+def _epoch_line(epoch: int, max_epoch: int, train: dict[str, float], valid: dict[str, float], is_best: bool) -> str:
+    text = f'epoch {epoch:3d}/{max_epoch}  lr {train["lr"]:.2g}  loss {train["loss"]:.3f}'
     if valid:
-        text += _describe_valid(valid)
+        text += _valid_text(valid)
     best = '  (best)' if valid and is_best else ''
-    return f'{text}  {trained["images_per_second"]:.0f} images/s{best}'
+    return f'{text}  {train["images_per_second"]:.0f} images/s{best}'
 
 
-def _describe_valid(valid: dict[str, float]) -> str:
+def _valid_text(valid: dict[str, float]) -> str:
     return f'  valid: mean class error {valid["mean_class_error"]:.1%}, top-1 {valid["top1"]:.1%}'
-
-
-def restore(learner: Learner, checkpoint: Checkpoint) -> TrainProgress:
-    """Put a checkpoint's weights and states into `learner`, and return its place.
-
-    Raises:
-        UserError: the state is that of another optimiser, or of other parameters.
-    """
-    learner.model.load_state_dict(checkpoint.training_state or checkpoint.state_dict)
-    if learner.average is not None:
-        # Of a run that had no average until now, it begins with the weights.
-        learner.average.load_state_dict(checkpoint.state_dict)
-    if learner.scaler is not None and checkpoint.scaler:
-        learner.scaler.load_state_dict(checkpoint.scaler)
-    optimizer, saved = learner.optimizer, checkpoint.optimizer
-    if learner.model.is_partial:
-        saved = _own_states(learner, saved)
-    try:
-        optimizer.load_state_dict(saved)
-    except (KeyError, ValueError):  # whichever torch's optimisers find first
-        raise UserError(
-            f'{checkpoint.path}: the state of its optimiser does not fit OPTIMIZER.TYPE, '
-            'OPTIMIZER.DECAY_NORM_AND_BIAS, OPTIMIZER.LAYER_DECAY or MODEL.FREEZE_BACKBONE as they are now; leave them '
-            f'as they were, or take the weights alone: --RESUME_MODEL {checkpoint.path} --RESUME_MODE finetune'
-        ) from None
-    return checkpoint.progress
-
-
-def _own_states(learner: Learner, saved: dict[str, Any]) -> dict[str, Any]:
-    """Return the optimiser's state with the rows that this rank holds, of a classifier that was written whole."""
-    classifier = learner.model.classifier
-    rows = slice(classifier.classes.start, classifier.classes.stop)
-    states = dict(saved['state'])
-    for number in names_by_index(learner.optimizer, classifier.named_parameters()):
-        states[number] = {
-            key: value[rows] if torch.is_tensor(value) and value.shape[:1] == (classifier.num_classes,) else value
-            for key, value in states.get(number, {}).items()
-        }
-    return saved | {'state': {number: values for number, values in states.items() if values}}

@@ -12,7 +12,7 @@ from lib.builders.split import Split
 from lib.config.keys.data import PAIRED
 from lib.config.load import load_config
 from lib.dataset.images import ArrayImages
-from lib.dataset.index import ProductIndex
+from lib.dataset.index import ClassIndex
 from lib.errors import UserError
 from lib.runtime.device import pick_device
 from lib.trainer.mixing.base import MixDraws, unmixed
@@ -37,7 +37,7 @@ def test_no_mixing():
     mixed = unmixed(images, labels, epoch=0, first_slot=0)
     assert mixed.images is images
     assert mixed.targets.labels is labels
-    assert (mixed.targets.shares, mixed.stage, mixed.shares) == (None, 0, None)
+    assert (mixed.targets.lam, mixed.stage, mixed.lam) == (None, 0, None)
 
 
 @pytest.mark.parametrize('name', [name for name in MIXERS if name != 'bbn'])
@@ -81,7 +81,7 @@ def test_stages_of_the_backbone():
     assert stages_of(MIX_TYPE='mixup') is None
     assert stages_of(MIX_TYPE='manifold_mixup', MIX_STAGES='0') is None
     assert stages_of(MIX_TYPE='manifold_mixup', MIX_STAGES='0,1,3').num_stages == 3
-    with pytest.raises(UserError, match=r'MIX.STAGES has 4'):
+    with pytest.raises(UserError, match=r'MIX.STAGES: stage 4 is neither'):
         stages_of(MIX_TYPE='manifold_mixup', MIX_STAGES='0,1,4')
 
 
@@ -104,7 +104,7 @@ def loader_of(cfg):
     pixels = np.broadcast_to((10 * np.arange(22, dtype=np.uint8))[:, None, None, None], (22, 8, 8, 3)).copy()
     names = pa.array([str(row) for row in range(22)])
     split = Split(ArrayImages(pixels), labels, 4, names, 'painted')
-    return build_train_loader(cfg, split, ProductIndex(labels, 4), pick_device('cpu'))
+    return build_train_loader(cfg, split, ClassIndex(labels, 4), pick_device('cpu'))
 
 
 SMALL = {'INPUT_SIZE': 8, 'RUN_NUM_WORKERS': 0, 'INPUT_MEAN': '0,0,0', 'INPUT_STD': '1,1,1', 'DATASET_HEAD_CAP': 0}
@@ -138,6 +138,6 @@ def test_cmo_from_the_loader_to_the_mixture():
         assert ((found == background) | (found == foreground)).all()
         apart = (background != foreground).squeeze(1)
         share = (found == background).float().mean(dim=1)
-        torch.testing.assert_close(mixed.targets.shares[apart, 0], share[apart])
+        torch.testing.assert_close(mixed.targets.lam[apart, 0], share[apart])
         tail += mixed.targets.labels[:, 1].tolist()
     assert np.mean(np.array(tail) >= 2) > 0.5, 'rare classes fill the boxes'

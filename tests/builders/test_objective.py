@@ -15,7 +15,7 @@ from lib.config.yaml_text import as_node, as_text, as_values
 from lib.errors import UserError
 from lib.runtime.device import pick_device
 from lib.trainer.checkpointing.io import write_checkpoint
-from lib.trainer.checkpointing.state import Checkpoint, TrainProgress, TrainingSet
+from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, TrainProgress
 from lib.trainer.objective import ContrastTerm, DistillTerm
 
 NAMES = ['cola', 'tea', 'milk']
@@ -88,7 +88,7 @@ def test_a_teacher_that_does_not_fit(tmp_path):
             build_objective(cfg, COUNTS, model, DEVICE, NAMES)
         return str(caught.value)
 
-    assert 'knows 2 classes, but the training set has 3' in error(checkpoint_of(config(), num_classes=2))
+    assert 'has 2 classes, but the training set has 3' in error(checkpoint_of(config(), num_classes=2))
     turned = replace(good, training_set=TrainingSet('', COUNTS, NAMES[::-1]))
     assert 'in another order (milk where the training set has cola)' in error(turned)
     assert 'holds no config' in error(replace(good, config=''))

@@ -10,7 +10,7 @@ from lib.builders.split import Split
 from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
 from lib.dataset.images import ArrayImages
-from lib.dataset.index import ProductIndex
+from lib.dataset.index import ClassIndex
 from lib.errors import UserError
 from lib.runtime.device import pick_device
 
@@ -42,7 +42,7 @@ def test_the_loader_follows(transform):
     )
     labels = np.zeros(4, np.int32)
     split = Split(ArrayImages(np.zeros((4, 20, 20, 3), np.uint8)), labels, 1, pa.array(['a'] * 4), 'train')
-    loader = build_train_loader(cfg, split, ProductIndex(labels, 1), DEVICE)
+    loader = build_train_loader(cfg, split, ClassIndex(labels, 1), DEVICE)
     sizes = [[batch.images.shape[2] for batch in loader.batches(epoch)] for epoch in range(4)]
     assert sizes == [[16, 16], [8, 8], [24, 24], [24, 24]]
 
@@ -51,5 +51,5 @@ def test_a_size_that_the_backbone_cannot_read_is_refused():
     for fine in ((), (0, 32), (5, 32)):
         new_model(config(MODEL__BACKBONE='test_vit', INPUT__SIZE=32, INPUT__SIZE_SCHEDULE=fine), 3, DEVICE)
     cfg = config(MODEL__BACKBONE='test_vit', INPUT__SIZE=32, INPUT__SIZE_SCHEDULE=(0, 32, 2, 40))
-    with pytest.raises(UserError, match=r"'test_vit' cannot read images of INPUT.SIZE_SCHEDULE 40 px: "):
+    with pytest.raises(UserError, match=r"'test_vit' does not accept images of INPUT.SIZE_SCHEDULE 40 px: "):
         new_model(cfg, 3, DEVICE)

@@ -1,4 +1,4 @@
-"""Whether the model is compiled; GPUs are imagined."""
+"""RUN.COMPILE with and without replicas on several GPUs, which are fakes."""
 
 import logging
 
@@ -13,21 +13,21 @@ from lib.runtime.log import LOGGER
 
 
 @pytest.mark.parametrize(
-    ('replicas', 'group', 'at_once', 'expected'),
+    ('replicas', 'group', 'num_images', 'expected'),
     [
         ((), SINGLE_PROCESS, 8, True),
         ((0,), SINGLE_PROCESS, 8, True),
         ((0, 1), SINGLE_PROCESS, 8, False),
-        # DataParallel leaves GPUs out that would have a single image.
+        # DataParallel does not use GPUs that would have a single image.
         ((0, 1), SINGLE_PROCESS, 3, True),
         ((1,), ProcessGroup(1, 2, 1), 8, True),
     ],
 )
-def test_replicas_are_not_compiled(caplog, monkeypatch, replicas, group, at_once, expected):
+def test_replicas_are_not_compiled(caplog, monkeypatch, replicas, group, num_images, expected):
     monkeypatch.setattr(LOGGER, 'propagate', True)
     forward, device = nn.Linear(1, 1), Device(torch.device('cpu'), replicas, None, None)
     with caplog.at_level(logging.WARNING, LOGGER.name):
-        found = _compiled(forward, device, group, at_once)
+        found = _compiled(forward, device, group, num_images)
     assert isinstance(found, Compiled) is expected
     assert expected or found is forward
     notes = [record.getMessage() for record in caplog.records if record.name == LOGGER.name]

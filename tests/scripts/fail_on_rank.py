@@ -1,7 +1,9 @@
-"""Runs a script of which one rank fails: python fail_on_rank.py 1 error lib.trainer.step:_step 3 main.py [OPTION ...].
+"""Runs a script in which one rank fails.
 
-There, the function does not return when it is called for the third time, but raises a user's mistake (error) or what
-only a bug can be (bug), or the process is killed (kill).
+python fail_on_rank.py 1 error lib.trainer.step:TrainStep.__call__ 3 main.py [OPTION ...]
+
+The third call of the function on that rank raises a UserError (error) or an AssertionError (bug), or kills the process
+(kill).
 """
 
 import importlib
@@ -9,18 +11,20 @@ import os
 import runpy
 import signal
 import sys
+from functools import reduce
 from pathlib import Path
 
 
 def main() -> None:
     """Patch the function on that rank, then become the script."""
     rank, how, target, count, script = sys.argv[1:6]
-    module, _, name = target.partition(':')
+    module, _, path = target.partition(':')
+    *owners, name = path.split('.')
     sys.path.insert(0, str(Path(script).parent))
     if os.environ['RANK'] == rank:
         from lib.errors import UserError
 
-        owner = importlib.import_module(module)
+        owner = reduce(getattr, owners, importlib.import_module(module))
         function, calls = getattr(owner, name), 0
 
         def failing(*args, **kwargs):

@@ -1,7 +1,7 @@
-"""Runs main.py so that one can hit it where one wants: it says what it is about to do, and takes its time.
+"""Runs main.py slowly and prints its phases, so that a test can kill it in a chosen one.
 
 python in_phases.py STEP PIECE BATCH main.py [OPTION ...]: a line `phase: step`, `phase: save` or `phase: valid` comes
-before each of them; the numbers are seconds that a step, 256 kB of a checkpoint and a batch of validation take more.
+before each of them; the numbers are additional seconds of a step, of 256 kB of a checkpoint and of a validation batch.
 """
 
 import os
@@ -14,21 +14,20 @@ _PIECE_BYTES = 1 << 18
 
 
 def main() -> None:
-    """Patch what is said and slowed down, then become the script, in a process group of its own."""
+    """Patch the functions of the phases, then become the script, in a process group of its own."""
     os.setpgrp()
     (step_seconds, piece_seconds, batch_seconds), script = map(float, sys.argv[1:4]), sys.argv[4]
     sys.path.insert(0, str(Path(script).parent))
-    from lib.commands.train import Training
-    from lib.inference import run as evaluate
-    from lib.trainer import step
-    from lib.trainer.checkpointing import io as torch_file
-    from lib.trainer.checkpointing import state as checkpoint
+    from lib.inference.engine import EagerEngine
+    from lib.trainer.checkpointing import io
+    from lib.trainer.step import TrainStep
+    from lib.trainer.validation import Validator
 
-    _before(step, '_step', 'step', step_seconds)
-    _before(checkpoint, 'write_torch', 'save')
-    _before(Training, 'validate', 'valid')
-    _before(evaluate, '_look', '', batch_seconds)
-    _slow_writes(torch_file._Pieces, piece_seconds)
+    _before(TrainStep, '__call__', 'step', step_seconds)
+    _before(io, 'write_torch', 'save')
+    _before(Validator, 'metrics', 'valid')
+    _before(EagerEngine, 'features', '', batch_seconds)
+    _slow_writes(io._CancelableWriter, piece_seconds)
     sys.argv[:] = sys.argv[4:]
     runpy.run_path(script, run_name='__main__')
 

@@ -1,7 +1,7 @@
 """Runs a script that gets a signal at a point that does not depend on the clock.
 
-python raise_signal.py SIGINT lib.trainer.step:_step 5 main.py [OPTION ...]: when the function returns for the fifth
-time, the process sends itself the signal.
+python raise_signal.py SIGINT lib.trainer.step:TrainStep.__call__ 5 main.py [OPTION ...]: after the fifth call of the
+function, the process sends itself the signal.
 """
 
 import importlib

@@ -1,6 +1,6 @@
-"""Runs main.py and keeps what each step leaves: python record_weights.py FILE main.py [OPTION ...].
+"""Runs main.py and saves the weights after each step: python record_weights.py FILE main.py [OPTION ...].
 
-FILE: the state_dict before the first step, and after each, as a list.
+FILE: a list of the state_dict before the first step and after each one.
 """
 
 import runpy
@@ -14,22 +14,22 @@ def main() -> None:
     """Patch the step, then become the script."""
     file, script = Path(sys.argv[1]), sys.argv[2]
     sys.path.insert(0, str(Path(script).parent))
-    from lib.trainer import step
+    from lib.trainer.step import TrainStep
 
-    take_step, states = step._step, []
+    take_step, states = TrainStep.__call__, []
 
-    def recording(learner, mixed, global_step):
-        def keep():
-            states.append({name: tensor.clone() for name, tensor in learner.model.state_dict().items()})
+    def recording(self, mixed, global_step):
+        def record():
+            states.append({name: tensor.clone() for name, tensor in self.state.model.state_dict().items()})
 
         if not states:
-            keep()
-        done = take_step(learner, mixed, global_step)
-        keep()
+            record()
+        result = take_step(self, mixed, global_step)
+        record()
         torch.save(states, file)
-        return done
+        return result
 
-    step._step = recording
+    TrainStep.__call__ = recording
     sys.argv[:] = sys.argv[2:]
     runpy.run_path(script, run_name='__main__')
 

@@ -128,7 +128,7 @@ def run_all(home, type_in, num_images, max_epoch):
     done = type_in(home, DATA)
     assert TRAIN in done.stdout
     done = type_in(home, TRAIN)
-    assert f'{num_images} in all' in done.stdout
+    assert f'train: {num_images} images' in done.stdout
     first = log / 'AiProducts'
     files = 'config.yaml environment.txt log.txt metrics.jsonl last.pth best_model.pth report.html'
     assert set(files.split()) <= {path.name for path in first.iterdir()}

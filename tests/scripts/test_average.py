@@ -49,7 +49,7 @@ def test_everything_goes_on(scripts, options, tmp_path):
     for folder in (whole, parts):
         folder.mkdir()
     scripts.run(whole, 'main.py', *options, *EVERYTHING)
-    scripts.run_until(parts, 'SIGTERM', 'lib.trainer.step:_step', 4, *options, *EVERYTHING, code=143)
+    scripts.run_until(parts, 'SIGTERM', 'lib.trainer.step:TrainStep.__call__', 4, *options, *EVERYTHING, code=143)
     scripts.run(parts, 'main.py', *options, *EVERYTHING, '--RESUME_MODEL', 'last')
     run, other = parts / 'log' / 'run', whole / 'log' / 'run'
     check_same_run(run, other)

@@ -77,8 +77,8 @@ def test_trains_without_what_is_in_quarantine(scripts, shop, tmp_path):
     )
     done = scripts.run(tmp_path, 'main.py', *train, *without, '--NAME', 'clean')
     total = len(json.loads((shop / 'converted_train.json').read_text())['annotations'])
-    assert f'found/quarantine.json: {count} of {total} training images take no part' in done.stdout
-    assert f'{total - count} in all' in done.stdout
+    assert f'found/quarantine.json: {count} of {total} training images excluded' in done.stdout
+    assert f'train: {total - count} images' in done.stdout
     assert not (tmp_path / 'log' / 'clean' / 'bad_images.csv').exists()
 
 
@@ -102,7 +102,7 @@ def test_another_quarantine_is_another_training_set(scripts, products, tmp_path)
     # The same images in another file and order are the same set; paths that are not there are told.
     same = write('same.json', names[0], 'gone.jpg', names[3])
     done = scripts.run(tmp_path, 'main.py', *last(same))
-    assert 'going on from' in done.stdout
+    assert 'resuming from' in done.stdout
     assert '1 of its training images are not in' in done.stderr
 
 
@@ -112,7 +112,7 @@ def test_an_empty_quarantine_changes_nothing(scripts, finished, products, run_fo
     done = scripts.run(
         run_folder, 'main.py', *options, '--DATASET_QUARANTINE', 'none.json', '--TRAIN_MAX_EPOCH', 3
     )  # fmt: skip
-    assert 'going on from' in done.stdout
+    assert 'resuming from' in done.stdout
 
 
 def test_all_images_in_quarantine(scripts, products, tmp_path):

@@ -12,7 +12,7 @@ OPTIONS = ('--DATASET_HEAD_CAP', 6, '--SAMPLER_SWITCH_TYPE', 'class_balance', '-
 OPTIONS += ('--INPUT_SIZE_SCHEDULE', '0,24,1,40,2,32')
 OPTIONS += ('--TRAIN_MAX_EPOCH', 3, '--NAME', 'run', '--SEED', 7)
 LAST = ('--RESUME_MODEL', 'last')
-STEP = 'lib.trainer.step:_step'
+STEP = 'lib.trainer.step:TrainStep.__call__'
 
 
 @pytest.fixture(scope='module')
@@ -33,10 +33,10 @@ def check_same(run, other):
     assert lines == [(epoch, split) for epoch in (1, 2, 3) for split in ('train', 'valid')]
 
 
-def test_what_is_compared(uninterrupted):
-    """The tests below would pass for nothing if the run did not learn, or one of its parts did not take part."""
+def test_the_run_to_compare_with(uninterrupted):
+    """The tests below would prove nothing if the run did not learn, or did not use one of its features."""
     log = (uninterrupted / 'log.txt').read_text()
-    assert '33 in all (of 51, by DATASET.HEAD_CAP)' in log
+    assert '33 images (of 51, by DATASET.HEAD_CAP)' in log
     assert f'step {STEPS - 1} of {STEPS}' in log
     rates = [line['lr'] for line in metrics_of(uninterrupted) if line['split'] == 'train']
     assert rates == sorted(rates, reverse=True)
@@ -53,14 +53,14 @@ def test_two_workers(scripts, options, uninterrupted, tmp_path):
 )
 def test_ctrl_c(scripts, options, uninterrupted, tmp_path, step):
     done = scripts.run_until(tmp_path, 'SIGINT', STEP, step, *options, code=130)
-    assert 'stopping after this step and saving' in done.stdout
-    assert 'to go on: add --RESUME_MODEL last (NAME run)' in done.stdout
+    assert ': saving after this step' in done.stdout
+    assert 'to resume: --RESUME_MODEL last (NAME run)' in done.stdout
     assert 'Traceback' not in done.stderr
     run = tmp_path / 'log' / 'run'
-    place = read_checkpoint(run / 'last.pth').progress
-    assert place.epoch * STEPS + place.step == step
+    progress = read_checkpoint(run / 'last.pth').progress
+    assert progress.epoch * STEPS + progress.step == step
     done = scripts.run(tmp_path, 'main.py', *options, *LAST)
-    assert f'going on from log/run/last.pth, {place.epoch} epochs' in done.stdout
+    assert f'resuming from log/run/last.pth, {progress.epoch} epoch' in done.stdout
     check_same(run, uninterrupted)
 
 
@@ -95,7 +95,7 @@ def test_ctrl_c_of_a_user(scripts, options, tmp_path):
     running.wait_for('epoch 2, step 1 of 4')
     running.interrupt()
     assert 'stopped and saved' in running.wait(130).stdout
-    place = read_checkpoint(tmp_path / 'log' / 'run' / 'last.pth').progress
-    assert place.epoch >= 1
+    progress = read_checkpoint(tmp_path / 'log' / 'run' / 'last.pth').progress
+    assert progress.epoch >= 1
     lines = metrics_of(tmp_path / 'log' / 'run')
-    assert [line['epoch'] for line in lines] == [epoch + 1 for epoch in range(place.epoch) for _ in range(2)]
+    assert [line['epoch'] for line in lines] == [epoch + 1 for epoch in range(progress.epoch) for _ in range(2)]

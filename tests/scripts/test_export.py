@@ -1,4 +1,4 @@
-"""tools/export.py as a user runs it, and its files where there is no PyTorch."""
+"""tools/export.py as a user runs it, and its files without PyTorch."""
 
 import json
 import re
@@ -16,28 +16,28 @@ from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 from tests.scripts.running import ON_CPU, REPOSITORY, contents, the_error
 
 MODEL = ('--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU)
-# Refuses what somebody who has onnxruntime, numpy and Pillow does not have.
-ALONE = """
+# Blocks imports of all packages but onnxruntime, numpy and Pillow.
+WITHOUT_PYTORCH = """
 import sys
 
-class Refusing:
+class Blocker:
     def find_spec(self, name, *_):
         if name.partition('.')[0] in ('torch', 'torchvision', 'timm', 'lib', 'yacs', 'onnx', 'onnxscript'):
-            raise ImportError(f'{name} is not to be needed')
+            raise ImportError(f'{name} must not be needed')
 
-sys.meta_path.insert(0, Refusing())
+sys.meta_path.insert(0, Blocker())
 exec(compile(open('example.py').read(), 'example.py', 'exec'))
 """
 
 
 def example() -> str:
-    """The example of docs/prediction.md."""
-    (found,) = [
+    """Return the example of docs/prediction.md."""
+    (example_code,) = [
         code
         for code in re.findall(r'```python\n(.*?)```', (REPOSITORY / 'docs' / 'prediction.md').read_text(), re.DOTALL)
         if 'onnxruntime' in code
     ]
-    return found
+    return example_code
 
 
 @pytest.fixture(scope='module')
@@ -45,42 +45,41 @@ def photo(products):
     return products / json.loads((products / 'converted_val.json').read_text())['annotations'][3]['fpath']
 
 
-def seen_by_pytorch(scripts, run_folder, photo, *options):
-    """What test.py says of a photo: its three best classes with their probabilities."""
+def predicted_by_pytorch(scripts, run_folder, photo, *options):
+    """Return the three best classes of a photo and their probabilities according to test.py."""
     scripts.run(run_folder, 'test.py', *MODEL, '--TEST_IMAGES', photo, '--TEST_TOP_K', 3, *options)
     lines = (run_folder / 'log' / 'tiny' / 'best_model_top3.csv').read_text().splitlines()[1:]
-    return [(name, float(chance)) for *_, chance, name in (line.rsplit(',', 4) for line in lines)]
+    return [(name, float(probability)) for *_, probability, name in (line.rsplit(',', 4) for line in lines)]
 
 
 def check_example(folder, command, photo, expected):
-    # The very pixels that the model sees: resizing is Pillow's in one place and ours in the other.
-    size = json.loads(
+    preprocessing = json.loads(
         onnxruntime.InferenceSession(folder / 'best_model.onnx').get_modelmeta().custom_metadata_map['preprocessing']
     )
-    assert size['input']['dtype'] == 'uint8'
+    assert preprocessing['input']['dtype'] == 'uint8'
     (folder / 'example.py').write_text(example())
     Image.open(photo).save(folder / 'photo.jpg', quality=100, subsampling=0)
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = [line.rsplit(': ', 1) for line in done.stdout.splitlines()]
     assert len(found) == 3
-    best, chance = found[0]
+    best, probability = found[0]
     assert best == expected[0][0]
-    assert float(chance.rstrip('%')) / 100 == pytest.approx(expected[0][1], abs=0.05)
+    assert float(probability.rstrip('%')) / 100 == pytest.approx(expected[0][1], abs=0.05)
 
 
-def test_the_readmes_example_needs_no_pytorch(scripts, run_folder, photo):
+def test_example_of_the_docs_needs_no_pytorch(scripts, run_folder, photo):
     done = scripts.run(run_folder, 'tools/export.py', *MODEL, '--EXPORT_OUT', 'best_model.onnx')
     assert 'checked on images of' in done.stdout
     assert 'batches of 1, 3, 16, 7: within' in done.stdout
-    expected = seen_by_pytorch(scripts, run_folder, photo)
-    check_example(run_folder, [sys.executable, '-c', ALONE], photo, expected)
+    expected = predicted_by_pytorch(scripts, run_folder, photo)
+    check_example(run_folder, [sys.executable, '-c', WITHOUT_PYTORCH], photo, expected)
 
 
 @pytest.mark.slow
-def test_in_an_environment_with_onnxruntime_numpy_and_pillow(scripts, run_folder, photo, tmp_path):
+def test_example_in_an_environment_without_pytorch(scripts, run_folder, photo, tmp_path):
     scripts.run(run_folder, 'tools/export.py', *MODEL, '--EXPORT_OUT', 'best_model.onnx')
-    expected = seen_by_pytorch(scripts, run_folder, photo)
+    expected = predicted_by_pytorch(scripts, run_folder, photo)
     venv.create(tmp_path / 'venv', with_pip=True)
     python = tmp_path / 'venv' / 'bin' / 'python'
     installed = subprocess.run([python, '-m', 'pip', 'install', '-q', 'onnxruntime', 'numpy', 'pillow'], check=False)
@@ -91,26 +90,26 @@ def test_in_an_environment_with_onnxruntime_numpy_and_pillow(scripts, run_folder
 
 @pytest.mark.parametrize('preprocessing', ['inside', 'outside'])
 @pytest.mark.parametrize('color_space', ['RGB', 'BGR'])
-def test_onnx_gives_the_numbers_of_test_py(scripts, run_folder, products, preprocessing, color_space):
+def test_onnx_equals_test_py(scripts, run_folder, products, preprocessing, color_space):
     options = ('--DATASET_COLOR_SPACE', color_space, '--EXPORT_PREPROCESSING', preprocessing)
     scripts.run(run_folder, 'tools/export.py', *MODEL, *options)
     session = onnxruntime.InferenceSession(run_folder / 'log' / 'tiny' / 'best_model.onnx')
-    about = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
-    assert about['classes'] == json.loads((products / 'classes.json').read_text())['names']
-    how = about['preprocessing']
-    size = how['center_crop']
-    # Images of the size that the model takes: with a crop ratio of 1 nothing is resized by either side.
+    metadata = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
+    assert metadata['classes'] == json.loads((products / 'classes.json').read_text())['names']
+    info = metadata['preprocessing']
+    size = info['center_crop']
+    # Images of the input size: with a crop ratio of 1 neither side resizes them.
     pixels = np.random.default_rng(0).integers(0, 256, (5, size, size, 3), dtype=np.uint8)
     (run_folder / 'photos').mkdir()
-    for place, image in enumerate(pixels):
-        Image.fromarray(image).save(run_folder / 'photos' / f'{place}.png')
-    seen = ('--TEST_IMAGES', 'photos', '--TEST_EMBEDDINGS', True, '--INPUT_CROP_RATIO', 1.0)
-    scripts.run(run_folder, 'test.py', *MODEL, *seen, '--DATASET_COLOR_SPACE', color_space)
+    for index, image in enumerate(pixels):
+        Image.fromarray(image).save(run_folder / 'photos' / f'{index}.png')
+    options = ('--TEST_IMAGES', 'photos', '--TEST_EMBEDDINGS', True, '--INPUT_CROP_RATIO', 1.0)
+    scripts.run(run_folder, 'test.py', *MODEL, *options, '--DATASET_COLOR_SPACE', color_space)
     images = pixels
     if preprocessing == 'outside':
-        images = pixels[..., ::-1] if how['channel_order'] == 'BGR' else pixels
-        images = ((images / 255 - how['mean']) / how['std']).transpose(0, 3, 1, 2).astype(np.float32)
-    assert how['channel_order'] == ('RGB' if preprocessing == 'inside' else color_space)
+        images = pixels[..., ::-1] if info['channel_order'] == 'BGR' else pixels
+        images = ((images / 255 - info['mean']) / info['std']).transpose(0, 3, 1, 2).astype(np.float32)
+    assert info['channel_order'] == ('RGB' if preprocessing == 'inside' else color_space)
     logits, features = session.run(['logits', 'features'], {'images': images})
     expected = np.load(run_folder / 'log' / 'tiny' / 'best_model_features.npy')
     assert np.abs(features - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
@@ -122,7 +121,7 @@ def _lines(path):
     return path.read_text().splitlines()[1:]
 
 
-def test_a_program_of_torch_export_runs_without_the_project(scripts, run_folder):
+def test_torch_export_program_runs_without_the_project(scripts, run_folder):
     scripts.run(run_folder, 'tools/export.py', *MODEL, '--EXPORT_FORMAT', 'torch_export')
     code = (
         'import sys, torch\n'
@@ -135,7 +134,7 @@ def test_a_program_of_torch_export_runs_without_the_project(scripts, run_folder)
     assert done.stdout.splitlines() == ['(1, 6) True', '(5, 6) True'], done.stderr
 
 
-def test_safetensors_are_a_checkpoint(scripts, run_folder, products):
+def test_safetensors_can_be_used_as_a_checkpoint(scripts, run_folder, products):
     scripts.run(run_folder, 'tools/export.py', *MODEL, '--EXPORT_FORMAT', 'safetensors')
     path = run_folder / 'log' / 'tiny' / 'best_model.safetensors'
     old, new = read_checkpoint(run_folder / 'log' / 'tiny' / 'best_model.pth'), read_checkpoint(path)
@@ -165,12 +164,12 @@ def test_other_classifiers(scripts, run_folder, classifier):
     assert 'checked on images' in done.stdout
 
 
-def test_mistakes_lose_nothing(scripts, run_folder):
+def test_mistakes_change_no_file(scripts, run_folder):
     (run_folder / 'mine.onnx').write_text('precious')
-    for options, words in (
-        (('--EXPORT_OUT', 'mine.onnx'), 'mine.onnx is there already'),
-        (('--EXPORT_OUT', 'mine.txt'), 'ends in .onnx'),
+    for options, text in (
+        (('--EXPORT_OUT', 'mine.onnx'), 'mine.onnx exists already'),
+        (('--EXPORT_OUT', 'mine.txt'), 'must end in .onnx'),
         (('--EXPORT_FORMAT', 'tflite'), 'must be one of onnx, torch_export, safetensors'),
     ):
-        assert words in the_error(scripts.run(run_folder, 'tools/export.py', *MODEL, *options, code=2))
+        assert text in the_error(scripts.run(run_folder, 'tools/export.py', *MODEL, *options, code=2))
     assert (run_folder / 'mine.onnx').read_text() == 'precious'

@@ -38,7 +38,7 @@ def test_other_classes(scripts, products, run_folder):
     # A learning rate of 0 leaves the carried rows as they were put.
     done = scripts.run(run_folder, 'main.py', *TUNE, *data, '--OPTIMIZER_LR', 0, '--TRAIN_MAX_EPOCH', 1)
     assert 'fine-tuning from log/tiny/best_model.pth into log/tiny_finetune: another training set' in done.stdout
-    assert '1 classes are new to the checkpoint: brand new' in done.stdout
+    assert '1 class new to the checkpoint: brand new' in done.stdout
     assert contents(run_folder / 'log' / 'tiny') == before
     old = read_checkpoint(run_folder / 'log' / 'tiny' / 'best_model.pth')
     new = read_checkpoint(run_folder / 'log' / 'tiny_finetune' / 'best_model.pth')
@@ -68,7 +68,7 @@ def test_training_on_the_valid_split(scripts, products, run_folder):
     options = (*TUNE, '--DATASET_TRAIN_JSON', products / 'converted_val.json', '--TRAIN_MAX_EPOCH', 3)
     done = scripts.run(run_folder, 'main.py', *options)
     assert '24 of 24 validation images are training images too' in done.stderr
-    assert 'the last epoch is kept as best' in done.stderr
+    assert 'the last epoch counts as best' in done.stderr
     tuned = run_folder / 'log' / 'tiny_finetune'
     best, last = read_checkpoint(tuned / 'best_model.pth'), read_checkpoint(tuned / 'last.pth')
     assert best.progress.epoch == last.progress.epoch == 3
@@ -85,7 +85,7 @@ def test_training_on_the_valid_split(scripts, products, run_folder):
     assert contents(tuned) == tuned_before
     longer = ('--RESUME_MODEL', 'log/tiny_finetune/last.pth', '--TRAIN_MAX_EPOCH', 4, *ON_CPU)
     done = scripts.run(run_folder, 'main.py', *longer)
-    assert 'going on from log/tiny_finetune/last.pth, 3 epochs' in done.stdout
+    assert 'resuming from log/tiny_finetune/last.pth, 3 epochs' in done.stdout
     assert [line['epoch'] for line in metrics_of(tuned)] == [1, 1, 2, 2, 3, 3, 4, 4]
 
 
@@ -98,7 +98,7 @@ def test_finished_runs_and_used_folders(scripts, products, run_folder):
     assert contents(run_folder / 'log') == before
     config = ('--config', run_folder / 'log' / 'tiny' / 'config.yaml')
     done = scripts.run(run_folder, 'main.py', *config, *ON_CPU, '--OVERWRITE', True)
-    assert 'the earlier run is kept as log/tiny_old' in done.stdout
+    assert 'earlier run renamed to log/tiny_old' in done.stdout
     old = contents(run_folder / 'log' / 'tiny_old')
     assert {f'tiny/{name}': digest for name, digest in old.items()} == before
     # The same seed: the very same weights once more.
@@ -113,4 +113,4 @@ def test_new_classes_alone(scripts, products, run_folder):
     (run_folder / 'classes.json').write_text(json.dumps({'names': [f'another {name}' for name in names]}))
     data = ('--DATASET_TRAIN_JSON', 'train.json', '--DATASET_VALID_JSON', 'val.json', '--TRAIN_MAX_EPOCH', 1)
     done = scripts.run(run_folder, 'main.py', *TUNE, *data)
-    assert '4 classes are new to the checkpoint' in done.stdout
+    assert '4 classes new to the checkpoint' in done.stdout

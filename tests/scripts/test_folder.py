@@ -77,7 +77,7 @@ def test_folders_named_as_classes_are_labels(scripts, photos, tmp_path):
         folder.mkdir(parents=True)
         draw_product(label, 4, 40, random).save(folder / 'a.png')
     done = scripts.run(tmp_path, 'test.py', *model)
-    assert 'my_photos/test: its folders are named as the classes' in done.stdout
+    assert 'my_photos/test: labels from its folders' in done.stdout
     metrics = json.loads((tmp_path / 'log' / 'my_photos' / 'best_model_metrics.json').read_text())
     with open(tmp_path / 'log' / 'my_photos' / 'best_model.csv', newline='') as file:
         rows = list(csv.DictReader(file))
@@ -97,7 +97,7 @@ def test_a_loss_that_is_not_finite(scripts, photos, tmp_path):
         'the loss is not finite',
         'epoch 2, step 2',
         'learning rate 5e+28',
-        'the last good checkpoint is kept',
+        'the last good checkpoint remains',
     ):
         assert part in line
     run = tmp_path / 'log' / 'my_photos'

@@ -140,8 +140,8 @@ def test_preempted(scripts, options, uninterrupted, tmp_path, phase):
     victim.reach(random.Random(seed), phase)
     os.kill(running.process, signal.SIGTERM)
     done = running.wait(143)
-    assert 'SIGTERM: stopping after this step and saving' in done.stdout
-    assert 'to go on: add --RESUME_MODEL last (NAME run)' in done.stdout
+    assert 'SIGTERM: saving after this step' in done.stdout
+    assert 'to resume: --RESUME_MODEL last (NAME run)' in done.stdout
     assert done.stderr == ''
     if phase == 'valid':
         assert read_checkpoint(victim.run / 'last.pth').progress.position == (0, STEPS)
@@ -170,7 +170,7 @@ def test_preempted_again_and_again(scripts, options, uninterrupted, tmp_path):
     """After every few steps, with other numbers of workers, in another folder in between."""
     for workers, resume in ((0, ()), (2, LAST), (0, LAST)):
         scripts.run_until(
-            tmp_path, 'SIGTERM', 'lib.trainer.step:_step', 4, *options, '--TRAIN_MAX_EPOCH', 3,
+            tmp_path, 'SIGTERM', 'lib.trainer.step:TrainStep.__call__', 4, *options, '--TRAIN_MAX_EPOCH', 3,
             '--RUN_NUM_WORKERS', workers, *resume, code=143,
         )  # fmt: skip
     log = tmp_path / 'log'
@@ -184,10 +184,10 @@ def test_preempted_again_and_again(scripts, options, uninterrupted, tmp_path):
 def test_started_anew_by_torchrun(scripts, options, uninterrupted, tmp_path):
     """It repeats the first command line, which may even say OVERWRITE; the run goes on all the same."""
     options = (*options, '--TRAIN_MAX_EPOCH', 3, '--OVERWRITE', True)
-    scripts.run_until(tmp_path, 'SIGTERM', 'lib.trainer.step:_step', 4, *options, code=143)
+    scripts.run_until(tmp_path, 'SIGTERM', 'lib.trainer.step:TrainStep.__call__', 4, *options, code=143)
     again = ENVIRONMENT | {'TORCHELASTIC_RESTART_COUNT': '1'}
     done = scripts.start(tmp_path, 'main.py', *options, environment=again).wait()
-    assert 'going on from' in done.stdout
+    assert 'resuming from' in done.stdout
     assert [path.name for path in (tmp_path / 'log').iterdir()] == ['run']
     check_whole(tmp_path / 'log' / 'run', uninterrupted(3), 3)
 

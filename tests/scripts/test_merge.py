@@ -1,4 +1,4 @@
-"""tools/merge.py as a user runs it: what it writes is an ordinary checkpoint in every use."""
+"""tools/merge.py as a user runs it: its result is an ordinary checkpoint in every use."""
 
 import json
 import shutil
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib.trainer.checkpointing.sharded import ClassifierShard
 from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
+from lib.trainer.checkpointing.sharded import ClassifierShard
 from lib.trainer.run_folder import RunFolder
 from tests.scripts.rank_runs import run_ranks_of
 from tests.scripts.running import ON_CPU, REPOSITORY, TINY, check_same_run, contents, the_error
@@ -27,27 +27,27 @@ def options(products):
 
 
 @pytest.fixture(scope='module')
-def finished_in_parts(scripts, options, tmp_path_factory):
-    """A run of three ranks: not to be changed."""
-    folder = tmp_path_factory.mktemp('parts')
+def finished_sharded_run(scripts, options, tmp_path_factory):
+    """Return the folder of a run of three ranks; read only."""
+    folder = tmp_path_factory.mktemp('sharded')
     run_ranks_of(scripts, 3, folder, 'main.py', *options)
     return folder
 
 
 @pytest.fixture
-def in_parts(finished_in_parts, tmp_path):
-    """A copy of it of the test's own."""
-    shutil.copytree(finished_in_parts / 'log', tmp_path / 'log')
+def sharded_run(finished_sharded_run, tmp_path):
+    """Return a copy of the run for one test."""
+    shutil.copytree(finished_sharded_run / 'log', tmp_path / 'log')
     return tmp_path
 
 
-def test_all_is_in_one_file(scripts, in_parts):
-    run = in_parts / 'log' / 'run'
-    before = contents(in_parts)
-    said = scripts.run(in_parts, MERGE, '--RESUME_MODEL', 'log/run/last.pth').stdout
-    assert 'log/run/last.pth: 6 classes, their rows from log/run/head-2-0' in said
-    assert 'wrote log/run/last_merged.pth' in said
-    after = contents(in_parts)
+def test_merged_file_contains_everything(scripts, sharded_run):
+    run = sharded_run / 'log' / 'run'
+    before = contents(sharded_run)
+    stdout = scripts.run(sharded_run, MERGE, '--RESUME_MODEL', 'log/run/last.pth').stdout
+    assert 'log/run/last.pth: 6 classes, rows from log/run/head-2-0' in stdout
+    assert 'wrote log/run/last_merged.pth' in stdout
+    after = contents(sharded_run)
     assert {name: after[name] for name in before} == before
     assert after.keys() - before.keys() == {'log/run/last_merged.pth'}
     shutil.rmtree(run / 'head-2-0')
@@ -68,76 +68,79 @@ def test_all_is_in_one_file(scripts, in_parts):
             assert values[0] == values[1], name
 
 
-def test_it_predicts_and_is_rebalanced_alike(scripts, products, in_parts):
-    """In another folder, without the parts, by one process and by two."""
-    scripts.run(in_parts, MERGE, *BEST, '--output', 'handed_on/best_model.pth')
+def test_predictions_and_tau_are_equal(scripts, products, sharded_run):
+    """In another folder without the shards, by one process and by two."""
+    scripts.run(sharded_run, MERGE, *BEST, '--output', 'exported/best_model.pth')
     valid = ('--DATASET_ROOT', products, '--DATASET_TEST_JSON', products / 'converted_val.json', *ON_CPU)
-    scripts.run(in_parts, 'test.py', *BEST, *valid, '--TEST_EMBEDDINGS', True)
-    scripts.run(in_parts, 'tau_norm.py', *BEST, *valid)
-    run, other = in_parts / 'log' / 'run', in_parts / 'log' / 'other'
+    scripts.run(sharded_run, 'test.py', *BEST, *valid, '--TEST_EMBEDDINGS', True)
+    scripts.run(sharded_run, 'tau_norm.py', *BEST, *valid)
+    run, other = sharded_run / 'log' / 'run', sharded_run / 'log' / 'other'
     expected = [(run / name).read_bytes() for name in ('best_model.csv', 'best_model_features.npy')]
-    merged = ('--RESUME_MODEL', 'handed_on/best_model.pth', '--NAME', 'other', *valid)
-    scripts.run(in_parts, 'test.py', *merged, '--TEST_EMBEDDINGS', True)
+    merged = ('--RESUME_MODEL', 'exported/best_model.pth', '--NAME', 'other', *valid)
+    scripts.run(sharded_run, 'test.py', *merged, '--TEST_EMBEDDINGS', True)
     assert [(other / name).read_bytes() for name in ('best_model.csv', 'best_model_features.npy')] == expected
     metrics = [json.loads((folder / 'best_model_metrics.json').read_text()) for folder in (run, other)]
     assert metrics[0] == metrics[1]
-    run_ranks_of(scripts, 2, in_parts, 'test.py', *merged)
+    run_ranks_of(scripts, 2, sharded_run, 'test.py', *merged)
     assert (other / 'best_model.csv').read_bytes() == expected[0]
-    scripts.run(in_parts, 'tau_norm.py', *merged)
-    tau = [json.loads((in_parts / 'log_tau' / name / 'tau.json').read_text()) for name in ('run', 'other')]
+    scripts.run(sharded_run, 'tau_norm.py', *merged)
+    tau = [json.loads((sharded_run / 'log_tau' / name / 'tau.json').read_text()) for name in ('run', 'other')]
     assert tau[0] == tau[1]
 
 
 @pytest.mark.parametrize('count', [1, 2])
-def test_it_goes_on_as_the_parts_do(scripts, options, in_parts, count):
-    """Bit for bit: weights, average and the state of the optimiser, whole or in parts again."""
-    scripts.run(in_parts, MERGE, '--RESUME_MODEL', 'log/run/last.pth', '--output', 'handed_on.pth')
-    on = (*options, '--TRAIN_MAX_EPOCH', 3)
-    ways = {'parts': 'log/run/last.pth', 'merged': 'handed_on.pth'}
-    for name, path in ways.items():
-        done = run_ranks_of(scripts, count, in_parts, 'main.py', *on, '--NAME', name, '--RESUME_MODEL', path)
-        assert f'going on from {path}, 2 epochs' in done[0].stdout
-    parts, merged = (in_parts / 'log' / name for name in ways)
-    check_same_run(merged, parts, ['last.pth'])
-    states = [read_checkpoint(folder / 'last.pth').training_state for folder in (parts, merged)]
+def test_merged_and_sharded_runs_resume_identically(scripts, options, sharded_run, count):
+    """Bit for bit: weights, EMA and optimizer state, by one rank or sharded again."""
+    scripts.run(sharded_run, MERGE, '--RESUME_MODEL', 'log/run/last.pth', '--output', 'exported.pth')
+    longer = (*options, '--TRAIN_MAX_EPOCH', 3)
+    sources = {'sharded': 'log/run/last.pth', 'merged': 'exported.pth'}
+    for name, path in sources.items():
+        done = run_ranks_of(scripts, count, sharded_run, 'main.py', *longer, '--NAME', name, '--RESUME_MODEL', path)
+        assert f'resuming from {path}, 2 epochs' in done[0].stdout
+    sharded, merged = (sharded_run / 'log' / name for name in sources)
+    check_same_run(merged, sharded, ['last.pth'])
+    states = [read_checkpoint(folder / 'last.pth').training_state for folder in (sharded, merged)]
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
 
 
-def test_it_is_fine_tuned_from(scripts, options, products, in_parts):
-    scripts.run(in_parts, MERGE, *BEST)
+def test_fine_tuning_from_a_merged_checkpoint(scripts, options, products, sharded_run):
+    scripts.run(sharded_run, MERGE, *BEST)
     tuned = ('--RESUME_MODEL', 'log/run/best_model_merged.pth', '--RESUME_MODE', 'finetune', '--TRAIN_MAX_EPOCH', 0)
-    done = scripts.run(in_parts, 'main.py', '--DATASET_ROOT', products, *tuned, *ON_CPU)
+    done = scripts.run(sharded_run, 'main.py', '--DATASET_ROOT', products, *tuned, *ON_CPU)
     assert 'fine-tuning from log/run/best_model_merged.pth into log/run_finetune' in done.stdout
     states = [
-        read_checkpoint(in_parts / 'log' / name).state_dict for name in ('run/best_model.pth', 'run_finetune/last.pth')
+        read_checkpoint(sharded_run / 'log' / name).state_dict
+        for name in ('run/best_model.pth', 'run_finetune/last.pth')
     ]
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
 
 
-def test_the_run_goes_on_beside_it(scripts, options, in_parts):
-    """It is a checkpoint among the others of its folder; only the parts that one refers to are kept."""
-    run = in_parts / 'log' / 'run'
-    scripts.run(in_parts, MERGE, *BEST)
+def test_run_resumes_with_a_merged_checkpoint_in_its_folder(scripts, options, sharded_run):
+    """The merged file stays; shard folders are kept only while a checkpoint refers to them."""
+    run = sharded_run / 'log' / 'run'
+    scripts.run(sharded_run, MERGE, *BEST)
     (run / 'notes.pth').write_bytes(b'no checkpoint')
-    run_ranks_of(scripts, 2, in_parts, 'main.py', *options, '--RESUME_MODEL', 'last', '--TRAIN_MAX_EPOCH', 3)
-    heads = {read_checkpoint(run / name, with_rows=False).shard_folder.name for name in ('last.pth', 'best_model.pth')}
-    assert {path.name for path in run.glob('head-*')} == heads
+    run_ranks_of(scripts, 2, sharded_run, 'main.py', *options, '--RESUME_MODEL', 'last', '--TRAIN_MAX_EPOCH', 3)
+    shard_folders = {
+        read_checkpoint(run / name, with_rows=False).shard_folder.name for name in ('last.pth', 'best_model.pth')
+    }
+    assert {path.name for path in run.glob('head-*')} == shard_folders
     assert read_checkpoint(run / 'best_model_merged.pth').num_classes == 6
 
 
-def test_nothing_is_overwritten(scripts, in_parts):
-    run = in_parts / 'log' / 'run'
-    scripts.run(in_parts, MERGE, *BEST)
+def test_existing_files_are_not_overwritten(scripts, sharded_run):
+    run = sharded_run / 'log' / 'run'
+    scripts.run(sharded_run, MERGE, *BEST)
     merged = run / 'best_model_merged.pth'
     whole = merged.read_bytes()
     merged.write_bytes(b'mine')
-    line = the_error(scripts.run(in_parts, MERGE, *BEST, code=2))
-    assert 'log/run/best_model_merged.pth is there already: --OVERWRITE True' in line
+    line = the_error(scripts.run(sharded_run, MERGE, *BEST, code=2))
+    assert 'log/run/best_model_merged.pth exists already: set --OVERWRITE True' in line
     assert merged.read_bytes() == b'mine'
-    scripts.run(in_parts, MERGE, *BEST, '--OVERWRITE', True)
-    assert torch.load(merged, weights_only=True).keys() == read_keys(whole, in_parts / 'again.pth')
-    # Over the one it is made of, too.
-    scripts.run(in_parts, MERGE, *BEST, '--output', run / 'best_model.pth', '--OVERWRITE', True)
+    scripts.run(sharded_run, MERGE, *BEST, '--OVERWRITE', True)
+    assert torch.load(merged, weights_only=True).keys() == read_keys(whole, sharded_run / 'again.pth')
+    # The input itself can be overwritten, too.
+    scripts.run(sharded_run, MERGE, *BEST, '--output', run / 'best_model.pth', '--OVERWRITE', True)
     assert read_checkpoint(run / 'best_model.pth', with_rows=False).shard_folder is None
 
 
@@ -147,9 +150,9 @@ def read_keys(content, path):
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'words'),
+    ('arguments', 'text'),
     [
-        (('--RESUME_MODEL', 'ordinary.pth'), 'ordinary.pth: is an ordinary checkpoint already'),
+        (('--RESUME_MODEL', 'ordinary.pth'), 'ordinary.pth: its classifier is not sharded'),
         (('--RESUME_MODEL', 'none.pth'), 'none.pth: no such file; there are'),
         (('--RESUME_MODEL', 'text.pth'), 'text.pth: '),
         ((), 'required: --RESUME_MODEL'),
@@ -158,42 +161,42 @@ def read_keys(content, path):
         ((*BEST, '--OVERWRITE', 'maybe'), "--OVERWRITE is 'maybe', but must be True or False"),
     ],
 )
-def test_mistakes(scripts, in_parts, arguments, words):
-    write_checkpoint(in_parts / 'ordinary.pth', small_checkpoint())
-    (in_parts / 'text.pth').write_text('no checkpoint')
-    before = contents(in_parts)
-    assert words in the_error(scripts.run(in_parts, MERGE, *arguments, code=2))
-    assert contents(in_parts) == before
+def test_mistakes(scripts, sharded_run, arguments, text):
+    write_checkpoint(sharded_run / 'ordinary.pth', small_checkpoint())
+    (sharded_run / 'text.pth').write_text('no checkpoint')
+    before = contents(sharded_run)
+    assert text in the_error(scripts.run(sharded_run, MERGE, *arguments, code=2))
+    assert contents(sharded_run) == before
 
 
-@pytest.mark.parametrize('damage', ['folder', 'part', 'cut'])
-def test_parts_that_are_missing(scripts, in_parts, damage):
-    run = in_parts / 'log' / 'run'
-    head = read_checkpoint(run / 'best_model.pth', with_rows=False).shard_folder
-    part = next(head.glob('*-00002-of-*'))
+@pytest.mark.parametrize('damage', ['folder', 'shard', 'cut'])
+def test_missing_and_damaged_shards_raise(scripts, sharded_run, damage):
+    run = sharded_run / 'log' / 'run'
+    shard_folder = read_checkpoint(run / 'best_model.pth', with_rows=False).shard_folder
+    shard = next(shard_folder.glob('*-00002-of-*'))
     if damage == 'folder':
-        head.rename(in_parts / 'elsewhere')
-    elif damage == 'part':
-        part.unlink()
+        shard_folder.rename(sharded_run / 'elsewhere')
+    elif damage == 'shard':
+        shard.unlink()
     else:
-        part.write_bytes(part.read_bytes()[:-8])
-    before = contents(in_parts)
-    line = the_error(scripts.run(in_parts, MERGE, *BEST, code=2))
-    assert str(head.relative_to(in_parts)) in line
-    assert contents(in_parts) == before
+        shard.write_bytes(shard.read_bytes()[:-8])
+    before = contents(sharded_run)
+    line = the_error(scripts.run(sharded_run, MERGE, *BEST, code=2))
+    assert str(shard_folder.relative_to(sharded_run)) in line
+    assert contents(sharded_run) == before
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='only Linux bounds the memory that data takes')
-def test_memory_holds_the_rows_once(scripts, tmp_path):
-    """160 MB of rows by eight ranks, in the memory of one and a half: one copy, one file, what else there is."""
+def test_merge_needs_the_memory_of_the_rows_once(scripts, tmp_path):
+    """160 MB of rows of eight ranks are merged in 1.5 times that memory, but not in 0.75 times."""
     num_classes, width = 200_000, 200
     rows = {'classifier.weight': torch.arange(num_classes * width, dtype=torch.float32).view(num_classes, width)}
     checkpoint = small_checkpoint()
     checkpoint.training_set.class_counts = np.ones(num_classes, np.int64)
     for rank in reversed(range(8)):
         classes = range(rank * num_classes // 8, (rank + 1) * num_classes // 8)
-        part = {name: tensor[classes.start : classes.stop] for name, tensor in rows.items()}
-        head = ClassifierShard(part, classes, num_classes, rank, 8)
+        shard = {name: tensor[classes.start : classes.stop] for name, tensor in rows.items()}
+        head = ClassifierShard(shard, classes, num_classes, rank, 8)
         optimizer = {**checkpoint.optimizer, 'rows': {}}
         state = {'backbone.weight': torch.ones(2)}
         RunFolder(tmp_path, writes=rank == 0).save(
@@ -204,6 +207,6 @@ def test_memory_holds_the_rows_once(scripts, tmp_path):
     scripts.run(tmp_path, 'tests/scripts/limit_memory.py', *limited)
     merged = read_checkpoint(tmp_path / 'last_merged.pth').state_dict
     torch.testing.assert_close(merged['classifier.weight'], rows['classifier.weight'], rtol=0, atol=0)
-    # The bound is one: half of it is too little.
+    # The limit is effective: half of it is too little.
     limited = ('lib.commands.merge', megabytes / 2, *limited[2:], '--OVERWRITE', True)
     assert 'out of memory' in the_error(scripts.run(tmp_path, 'tests/scripts/limit_memory.py', *limited, code=2))

@@ -11,7 +11,7 @@ from tests.scripts.rank_runs import run_ranks_of, start_ranks
 from tests.scripts.running import REPOSITORY, TINY
 
 OTHERS = 'error: rank 0: another rank has ended, so this one ends, too; see the error line of that rank\n'
-STEP, LOOK = 'lib.trainer.step:_step', 'lib.inference.run:_look'
+STEP, LOOK = 'lib.trainer.step:TrainStep.__call__', 'lib.inference.engine:EagerEngine.features'
 SHARDED = ('--MODEL_CLASSIFIER_SHARDED', True)
 SECONDS = 30
 

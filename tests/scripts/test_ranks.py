@@ -180,7 +180,7 @@ def test_preempted_ranks_go_on_bit_for_bit(scripts, products, tmp_path, extra):
         folder.mkdir()
     run_ranks_of(scripts, 2, whole, 'main.py', *options)
     # In the middle of the second epoch.
-    told = ('SIGTERM', 'lib.trainer.step:_step', 9, REPOSITORY / 'main.py', *options)
+    told = ('SIGTERM', 'lib.trainer.step:TrainStep.__call__', 9, REPOSITORY / 'main.py', *options)
     main, other = run_ranks_of(scripts, 2, stopped, 'tests/scripts/raise_signal.py', *told, code=143)
     assert main.stdout.count('stopped and saved') == 1
     assert main.stderr == other.stdout == other.stderr == ''
@@ -234,7 +234,7 @@ def test_other_ranks_and_workers_see_the_same_images_next(scripts, products, tmp
     for count, workers, resume in ((2, 0, ()), (3, num_workers, LAST), (1, 0, LAST)):
         script = (tell, ranks_told, REPOSITORY / 'main.py', *options, '--RUN_NUM_WORKERS', workers, *resume)
         if count > 1:
-            stop = ('tests/scripts/raise_signal.py', 'SIGTERM', 'lib.trainer.step:_step', 3)
+            stop = ('tests/scripts/raise_signal.py', 'SIGTERM', 'lib.trainer.step:TrainStep.__call__', 3)
             run_ranks_of(scripts, count, together, *stop, *script, code=143)
         else:
             scripts.run(together, *script)

@@ -109,10 +109,10 @@ def test_preemption(torchrun, scripts, products, tmp_path):
     output, errors = job.wait(1)
     assert time.monotonic() - started < TORCHRUN_SECONDS
     check_one_voice(output, errors)
-    assert 'stopped and saved; to go on: add --RESUME_MODEL last (NAME run)' in output
+    assert 'stopped and saved; to resume: --RESUME_MODEL last (NAME run)' in output
     assert 'error: ' not in errors
     output, errors = torchrun(folder, 2, 'main.py', *options, '--RESUME_MODEL', 'last').wait(0)
-    assert 'going on from log/run/last.pth' in output
+    assert 'resuming from log/run/last.pth' in output
     whole.mkdir()
     run_ranks_of(scripts, 2, whole, 'main.py', *options)
     check_same_run(folder / 'log' / 'run', whole / 'log' / 'run')
@@ -120,7 +120,7 @@ def test_preemption(torchrun, scripts, products, tmp_path):
 
 @pytest.mark.parametrize(
     ('target', 'count'),
-    [('lib.trainer.step:_step', 3), ('lib.inference.run:_look', 1)],
+    [('lib.trainer.step:TrainStep.__call__', 3), ('lib.inference.engine:EagerEngine.features', 1)],
     ids=['training', 'evaluation'],
 )
 def test_a_rank_that_fails(torchrun, products, tmp_path, target, count):
@@ -138,9 +138,9 @@ def test_a_rank_that_is_killed_and_started_anew(torchrun, scripts, products, tmp
     """All ranks are; the run goes on from its last checkpoint, and ends where it would have ended."""
     folder, whole = tmp_path / 'job', tmp_path / 'whole'
     # In the second epoch, of which what comes after the restart has too few steps to get there again.
-    wrapped = (1, 'kill', 'lib.trainer.step:_step', 9, REPOSITORY / 'main.py', *options_of(products))
+    wrapped = (1, 'kill', 'lib.trainer.step:TrainStep.__call__', 9, REPOSITORY / 'main.py', *options_of(products))
     output, errors = torchrun(folder, 2, 'tests/scripts/fail_on_rank.py', *wrapped, restarts=1).wait(0)
-    assert 'going on from log/run/last.pth, 1 epochs' in output
+    assert 'resuming from log/run/last.pth, 1 epoch' in output
     assert 'another rank has ended' in errors
     whole.mkdir()
     run_ranks_of(scripts, 2, whole, 'main.py', *options_of(products))

@@ -36,7 +36,7 @@ def test_nearest_class_mean(scripts, products, run_folder, classifier):
     features, labels = features_of(scripts, run_folder, 'log/tiny/best_model.pth', products, 'train')
     options = ('--MODEL_CLASSIFIER', classifier, '--MODEL_CLASSIFIER_INIT', 'class_means', '--TRAIN_MAX_EPOCH', 0)
     done = scripts.run(run_folder, 'main.py', *FIRST, *options, report=True)
-    assert 'no epochs, so the model is saved as it is' in done.stdout
+    assert '0 epochs: model saved unchanged' in done.stdout
     tuned = run_folder / TUNED
     assert (tuned / 'report.html').exists()
     (line,) = metrics_of(tuned)

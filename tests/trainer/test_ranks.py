@@ -1,4 +1,4 @@
-"""Several real processes give the weights of one."""
+"""Several processes compute the weights of one."""
 
 import pytest
 import torch
@@ -9,16 +9,16 @@ from tests.trainer.steps import NUM_CLASSES, Setup, train
 
 SETUPS = {
     'mixed': Setup(),
-    'uneven shares': Setup(batch_size=10),
+    'uneven ranks': Setup(batch_size=10),
     'odd batch': Setup(batch_size=13),
     'float32': Setup(dtype=torch.float32),
-    'in parts': Setup(batch_size=16, at_once=4),
-    'clipped and averaged': Setup(clip=0.05, decay=0.9),
+    'micro-batches': Setup(batch_size=16, max_images=4),
+    'clip and EMA': Setup(clip=0.05, decay=0.9),
     'ldam': Setup(loss='ldam'),
     'chunked': Setup(head='chunked'),
     'sharded': Setup(head='sharded'),
-    'sharded, in parts, clipped, averaged': Setup(batch_size=18, at_once=4, head='sharded', clip=0.05, decay=0.9),
-    'sharded ldam, uneven shares': Setup(batch_size=10, head='sharded', loss='ldam'),
+    'sharded, micro-batches, clip, EMA': Setup(batch_size=18, max_images=4, head='sharded', clip=0.05, decay=0.9),
+    'sharded ldam, uneven ranks': Setup(batch_size=10, head='sharded', loss='ldam'),
 }
 
 
@@ -28,18 +28,18 @@ def weights_of_a_rank(rank: int, count: int) -> dict:
 
 
 @pytest.mark.parametrize('count', [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_ranks_give_the_weights_of_one_process(tmp_path, count):
+def test_ranks_compute_the_weights_of_one_process(tmp_path, count):
     found = run_ranks(weights_of_a_rank, count, tmp_path)
     for name, setup in SETUPS.items():
         expected = train(setup)
         bound = 1e-5 if setup.dtype == torch.float32 else 1e-10
         for key, tensor in expected.items():
             per_rank = [weights[name][key] for weights in found]
-            if setup.classifier_shard == 'sharded' and 'classifier' in key:
+            if setup.head == 'sharded' and 'classifier' in key:
                 assert [len(rows) for rows in per_rank] == [
                     rows.stop - rows.start
                     for rows in (ProcessGroup(rank, count).shard(NUM_CLASSES) for rank in range(count))
                 ]
                 per_rank = [torch.cat(per_rank)]
-            for own in per_rank:
-                torch.testing.assert_close(own, tensor, rtol=0, atol=bound, msg=f'{name}: {key}')
+            for actual in per_rank:
+                torch.testing.assert_close(actual, tensor, rtol=0, atol=bound, msg=f'{name}: {key}')

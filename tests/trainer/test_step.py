@@ -1,4 +1,4 @@
-"""One step: mixing, loss and optimiser put together, against the same computed by hand."""
+"""One step: mixing, loss and optimizer, against the same computed by hand."""
 
 import numpy as np
 import pytest
@@ -13,17 +13,18 @@ from lib.model import Recognizer
 from lib.trainer.forward import TrainingForward
 from lib.trainer.mixing.base import MixedBatch, unmixed
 from lib.trainer.objective import Objective
-from lib.trainer.step import Learner, _step
+from lib.trainer.step import TrainStep
+from lib.trainer.train_state import TrainState
 
 LR = 0.5
 
 
-def small_learner(objective, seed=0):
+def small_step(objective, seed=0):
     torch.manual_seed(seed)
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
     model = Recognizer(backbone, LinearClassifier(5, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    return Learner(model, TrainingForward(model), objective, unmixed, optimizer, lambda step: LR, loader=None, seed=0)
+    return TrainStep(TrainState(model, optimizer), TrainingForward(model), objective, lambda step: LR, seed=0)
 
 
 def batch(seed, size=4):
@@ -36,55 +37,55 @@ def average(**keywords):
 
 
 @pytest.mark.parametrize('seed', range(3))
-def test_mixed_labels_are_learned_by_their_shares(seed):
-    learner = small_learner(Objective(average()))
+def test_the_gradient_of_mixed_labels(seed):
+    step = small_step(Objective(average()))
     images, labels = batch(seed)
-    shares = torch.rand(4, generator=torch.Generator().manual_seed(seed))
+    lam = torch.rand(4, generator=torch.Generator().manual_seed(seed))
     pairs = torch.stack([labels, labels.flip(0)], dim=1)
-    targets = Targets(pairs, torch.stack([shares, 1 - shares], dim=1))
-    before = learner.model.classifier.bias.detach().clone()
-    p = learner.model(images).detach().softmax(dim=1)
-    loss, num_right = _step(learner, MixedBatch(images, targets), 0)
+    targets = Targets(pairs, torch.stack([lam, 1 - lam], dim=1))
+    before = step.state.model.classifier.bias.detach().clone()
+    p = step.state.model(images).detach().softmax(dim=1)
+    loss, num_right = step(MixedBatch(images, targets), 0)
     expected, gradient = 0.0, torch.zeros(3)
     for i in range(4):
         q = torch.zeros(3)
-        q[pairs[i, 0]] += shares[i]
-        q[pairs[i, 1]] += 1 - shares[i]
+        q[pairs[i, 0]] += lam[i]
+        q[pairs[i, 1]] += 1 - lam[i]
         expected += -(q * p[i].log()).sum() / 4
         gradient += (p[i] - q) / 4
     torch.testing.assert_close(loss, expected)
     assert num_right == (p.argmax(dim=1) == targets.hard).sum()
-    torch.testing.assert_close(learner.model.classifier.bias.detach(), before - LR * gradient)
+    torch.testing.assert_close(step.state.model.classifier.bias.detach(), before - LR * gradient)
 
 
 def test_an_auxiliary_loss_is_added_with_its_weight():
-    seen = []
+    calls = []
 
     def auxiliary(outputs, targets, images):
-        seen.append((outputs.features.shape, len(targets.labels), images.shape))
+        calls.append((outputs.features.shape, len(targets.labels), images.shape))
         return outputs.logits.square().sum()
 
     images, labels = batch(5)
-    learner = small_learner(Objective(average(), auxiliary, loss_weight=0.25, auxiliary_weight=2.0))
-    logits = learner.model(images)
+    step = small_step(Objective(average(), auxiliary, loss_weight=0.25, auxiliary_weight=2.0))
+    logits = step.state.model(images)
     expected = 0.25 * nn.functional.cross_entropy(logits, labels) + 2 * logits.square().sum()
-    loss, _ = _step(learner, unmixed(images, labels, epoch=0, first_slot=0), 0)
+    loss, _ = step(unmixed(images, labels, epoch=0, first_slot=0), 0)
     torch.testing.assert_close(loss, expected)
-    assert seen == [((4, 5), 4, images.shape)]
+    assert calls == [((4, 5), 4, images.shape)]
 
 
 @pytest.mark.parametrize(('epoch', 'weighted'), [(0, False), (1, False), (2, True), (7, True)])
-def test_deferred_weights_hold_from_their_epoch_on(epoch, weighted):
+def test_deferred_weights_apply_from_their_epoch(epoch, weighted):
     weights = torch.tensor([0.1, 0.9, 2.0])
     objective = Objective(average(class_weights=weights, reweight_from_epoch=2))
     images, labels = batch(6)
-    learner = small_learner(objective)
+    step = small_step(objective)
     objective.set_epoch(epoch)
-    expected = nn.functional.cross_entropy(learner.model(images), labels, weight=weights if weighted else None)
-    loss, _ = _step(learner, unmixed(images, labels, epoch=epoch, first_slot=0), 0)
+    expected = nn.functional.cross_entropy(step.state.model(images), labels, weight=weights if weighted else None)
+    loss, _ = step(unmixed(images, labels, epoch=epoch, first_slot=0), 0)
     torch.testing.assert_close(loss, expected)
 
 
-def test_the_hard_label_is_that_of_the_largest_share():
+def test_the_hard_label_has_the_largest_lam():
     targets = Targets(torch.tensor([[2, 0], [1, 1], [0, 2]]), torch.tensor([[0.2, 0.8], [0.5, 0.5], [0.9, 0.1]]))
     assert targets.hard.tolist() == [0, 1, 0]

@@ -1,4 +1,4 @@
-"""Signals and the clock as wishes, and that several ranks act on them after the same step."""
+"""Requests of signals and the timer, and that several ranks act on them after the same step."""
 
 import multiprocessing
 import os
@@ -14,22 +14,22 @@ from lib.trainer.stop_signal import Action, StopController, StopRequested
 
 
 @pytest.mark.parametrize(
-    ('number', 'wish', 'second'),
+    ('number', 'action', 'second'),
     [(signal.SIGINT, Action.INTERRUPT, KeyboardInterrupt), (signal.SIGTERM, Action.TERMINATE, SystemExit)],
 )
-def test_the_first_signal_is_a_wish_and_a_later_one_the_end(monkeypatch, number, wish, second):
+def test_the_first_signal_is_a_request_and_the_second_ends(monkeypatch, number, action, second):
     before = signal.getsignal(number)
-    wishes = StopController()
-    with wishes.listening():
-        assert wishes.poll() is Action.NOTHING
-        wishes.check()
+    controller = StopController()
+    with controller.listening():
+        assert controller.poll() is Action.NOTHING
+        controller.check()
         signal.raise_signal(number)
-        signal.raise_signal(number)  # the same one: a batch system tells the group, and torchrun its processes
-        assert wishes.poll() is wish
-        assert wishes.poll(last=True) is wish
+        signal.raise_signal(number)  # the same one: a batch system signals the group, then torchrun its processes
+        assert controller.poll() is action
+        assert controller.poll(last=True) is action
         with pytest.raises(StopRequested) as stopped:
-            wishes.check()
-        assert stopped.value.wish.signal is number
+            controller.check()
+        assert stopped.value.action.signal is number
         monkeypatch.setattr(module, '_SAME_SIGNAL_SECONDS', 0.0)
         with pytest.raises(second) as ended:
             signal.raise_signal(number)
@@ -37,74 +37,74 @@ def test_the_first_signal_is_a_wish_and_a_later_one_the_end(monkeypatch, number,
     assert signal.getsignal(number) is before
 
 
-def test_saving_by_the_clock():
-    wishes = StopController(save_minutes=0.2 / 60)
-    assert wishes.poll() is Action.NOTHING
+def test_the_timer_requests_saves():
+    controller = StopController(save_minutes=0.2 / 60)
+    assert controller.poll() is Action.NOTHING
     time.sleep(0.2)
-    assert [wishes.poll(), wishes.poll()] == [Action.SAVE, Action.NOTHING]
+    assert [controller.poll(), controller.poll()] == [Action.SAVE, Action.NOTHING]
     time.sleep(0.2)
-    wishes.saved()  # at the end of an epoch
-    assert wishes.poll() is Action.NOTHING
+    controller.restart_timer()  # at the end of an epoch
+    assert controller.poll() is Action.NOTHING
     time.sleep(0.2)
-    wishes.give_up()
-    assert wishes.poll() is Action.GIVE_UP
+    controller.give_up()
+    assert controller.poll() is Action.GIVE_UP
 
 
-def test_no_saving_within_epochs():
-    wishes = StopController(save_minutes=0.0)
-    wishes._saved -= 1e9
-    assert wishes.poll() is Action.NOTHING
+def test_no_timer():
+    controller = StopController(save_minutes=0.0)
+    controller._saved_at -= 1e9
+    assert controller.poll() is Action.NOTHING
 
 
-@pytest.mark.parametrize('wish', Action)
-def test_what_stops_is_more_than_a_save(wish):
-    assert wish.stops == (wish not in (Action.NOTHING, Action.SAVE))
-    assert (wish.signal is not None) == (wish in (Action.INTERRUPT, Action.TERMINATE))
+@pytest.mark.parametrize('action', Action)
+def test_actions_that_stop(action):
+    assert action.stops == (action not in (Action.NOTHING, Action.SAVE))
+    assert (action.signal is not None) == (action in (Action.INTERRUPT, Action.TERMINATE))
 
 
-def ranks_told(folder, number_of_ranks, steps, **wished):
-    """Return what each rank is told at each step; wished: name -> (rank, step)."""
+def poll_ranks(folder, num_ranks, steps, **requests):
+    """Return the actions that each rank polls; requests: name -> (rank, step)."""
     # Forked: only gloo runs in them, and importing torch again takes seconds.
     context = multiprocessing.get_context('fork')
-    told = context.Queue()
+    actions = context.Queue()
     processes = [
-        context.Process(target=_rank, args=(folder, rank, number_of_ranks, steps, wished, told))
-        for rank in range(number_of_ranks)
+        context.Process(target=_rank, args=(folder, rank, num_ranks, steps, requests, actions))
+        for rank in range(num_ranks)
     ]
     for process in processes:
         process.start()
-    found = dict(told.get(timeout=30) for _ in processes)
+    found = dict(actions.get(timeout=30) for _ in processes)
     for process in processes:
         process.join(30)
         assert process.exitcode == 0
-    return [found[rank] for rank in range(number_of_ranks)]
+    return [found[rank] for rank in range(num_ranks)]
 
 
-def _rank(folder, rank, count, steps, wished, told):
-    dist.init_process_group('gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=count)
-    # Only the main rank's clock counts; the others' would go off in every step.
-    wishes = StopController(save_minutes=0 if rank == 0 else 1e-9, group=ProcessGroup(rank, count, rank))
-    heard = []
-    with wishes.listening():
+def _rank(folder, rank, count, steps, requests, actions):
+    dist.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=count)
+    # Only the main rank's timer counts; the others' would expire in every step.
+    controller = StopController(save_minutes=0 if rank == 0 else 1e-9, group=ProcessGroup(rank, count, rank))
+    received = []
+    with controller.listening():
         for step in range(1, steps + 1):
-            if wished.get('signal') == (rank, step):
+            if requests.get('signal') == (rank, step):
                 os.kill(os.getpid(), signal.SIGTERM)
-            if wished.get('failure') == (rank, step):
-                wishes.give_up()
-            if wished.get('save') == (rank, step):
-                wishes._save_seconds, wishes._saved = 60, time.monotonic() - 60
-            heard.append(wishes.poll(last=step == steps))
+            if requests.get('failure') == (rank, step):
+                controller.give_up()
+            if requests.get('save') == (rank, step):
+                controller._save_seconds, controller._saved_at = 60, time.monotonic() - 60
+            received.append(controller.poll(last=step == steps))
             time.sleep(0.01 * rank)
-            if heard[-1].stops:
+            if received[-1].stops:
                 break
-    told.put((rank, [wish.name for wish in heard]))
+    actions.put((rank, [action.name for action in received]))
     dist.barrier()
     dist.destroy_process_group()
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system cannot fork')
 @pytest.mark.parametrize(
-    ('wished', 'expected'),
+    ('requests', 'expected'),
     [
         ({}, ['NOTHING'] * 5),
         ({'signal': (1, 2)}, ['NOTHING', 'NOTHING', 'TERMINATE']),
@@ -115,21 +115,21 @@ def _rank(folder, rank, count, steps, wished, told):
         ({'failure': (0, 1), 'signal': (2, 3)}, ['NOTHING', 'GIVE_UP']),
     ],
 )
-def test_ranks_are_told_the_same_at_the_same_step(tmp_path, wished, expected):
-    assert ranks_told(tmp_path, 3, 5, **wished) == [expected] * 3
+def test_ranks_poll_the_same_action_after_the_same_step(tmp_path, requests, expected):
+    assert poll_ranks(tmp_path, 3, 5, **requests) == [expected] * 3
 
 
-def test_a_rank_that_stopped_with_the_others_is_not_ended_by_its_own_signal():
-    """It may come when all is done; the one after it counts."""
-    heard = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+def test_a_late_signal_does_not_end_a_rank_that_has_stopped():
+    """It may arrive after the run has finished; the next signal counts."""
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     try:
-        wishes = StopController(group=ProcessGroup(0, 2))
-        with wishes.listening():
-            wishes._agreed = Action.TERMINATE  # as another rank was told
+        controller = StopController(group=ProcessGroup(0, 2))
+        with controller.listening():
+            controller._agreed = Action.TERMINATE  # as another rank requested
         os.kill(os.getpid(), signal.SIGTERM)
-        assert heard == []
+        assert received == []
         os.kill(os.getpid(), signal.SIGTERM)
-        assert heard == [signal.SIGTERM]
+        assert received == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, before)

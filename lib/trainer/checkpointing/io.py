@@ -46,11 +46,12 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, canceled: Callable[[], 
     write_torch(path, _to_content(checkpoint), canceled)
 
 
-def read_checkpoint(path: str | Path, *, with_rows: bool = True, option: str = '') -> Checkpoint:
+def read_checkpoint(path: str | Path, *, with_rows: bool = True, mmap: bool = False, option: str = '') -> Checkpoint:
     """Read a checkpoint of this project or of the original entry (`module.` prefix, no config).
 
     Args:
         with_rows: False: leave the rows of a sharded classifier on the disk for now.
+        mmap: map the file, so that only the tensors used are read; a reader of progress or config needs none.
         option: the option that names the file, for error messages.
 
     Raises:
@@ -62,7 +63,7 @@ def read_checkpoint(path: str | Path, *, with_rows: bool = True, option: str = '
         others = ', '.join(sorted(str(other) for other in path.parent.glob('*.pth'))[:5])
         raise UserError(f'{name}: no such file' + (f'; there are {others}' if others else ''))
     try:
-        content = read_exported(path) if path.suffix == '.safetensors' else _load(path)
+        content = read_exported(path) if path.suffix == '.safetensors' else _load(path, mmap=mmap)
     except pickle.UnpicklingError:
         raise UserError(
             f'{name}: holds more than tensors, numbers and text, so it is not read (it could run code), '
@@ -188,10 +189,10 @@ def _training_set_to_content(training_set: TrainingSet) -> dict[str, Any]:
     }
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path, *, mmap: bool) -> Any:
     with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # torch's remarks on unusual pickles; read_checkpoint's error says enough
-        return torch.load(path, map_location='cpu', weights_only=True)
+        return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
 
 
 def _unreadable(name: str, error: Exception) -> UserError:

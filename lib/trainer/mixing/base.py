@@ -1,8 +1,6 @@
-"""What a mixer is to a training step.
+"""Mixing of the images of a batch: the mixer protocol, pairs, the random numbers of each slot, and CutMix's boxes.
 
-Pairs of a batch: the partner of image i is image i XOR 1.
-The random numbers of mixing: a share and a place for each slot.
-Boxes of images: where they lie, and one image's box pasted into another.
+The partner of image i is image i XOR 1. `lam` is the papers' lambda: the fraction of an image that remains.
 """
 
 from dataclasses import dataclass
@@ -21,22 +19,22 @@ class MixedBatch:
 
     Attributes:
         images: (batch, 3, size, size) float32, mixed where pixels are mixed.
-        targets: whose shares are those of the mixture.
-        stage: where the backbone is to mix each image's features with its partner's; 0: nowhere.
-        shares: (batch,) float32, the own share of each image at that stage.
+        targets: labels of the mixture.
+        stage: stage after which the backbone mixes each image's features with its partner's; 0: none.
+        lam: (batch,) float32, the fraction of each image's features that remains at that stage.
     """
 
     images: torch.Tensor
     targets: Targets
     stage: int = 0
-    shares: torch.Tensor | None = None
+    lam: torch.Tensor | None = None
 
-    def part(self, rows: slice) -> 'MixedBatch':
-        """Return some of the images; pairs stay together if `rows` begins with an even image."""
+    def select(self, rows: slice) -> 'MixedBatch':
+        """Return the images `rows`; pairs stay together if these begin with an even image."""
         if rows == slice(0, len(self.images)):
             return self
-        shares = None if self.shares is None else self.shares[rows]
-        return MixedBatch(self.images[rows], self.targets.part(rows), self.stage, shares)
+        lam = None if self.lam is None else self.lam[rows]
+        return MixedBatch(self.images[rows], self.targets.select(rows), self.stage, lam)
 
 
 class Mixer(Protocol):
@@ -46,50 +44,50 @@ class Mixer(Protocol):
 
 
 def unmixed(images: torch.Tensor, labels: torch.Tensor, *, epoch: int, first_slot: int) -> MixedBatch:
-    """Leave a batch as it is."""
+    """Return the batch unmixed."""
     return MixedBatch(images, Targets(labels))
 
 
 def partners(values: torch.Tensor) -> torch.Tensor:
-    """Return, along the first dimension, the partner of each entry: neighbours change places, an odd last one stays."""
+    """Return the partner of each entry along the first dimension: neighbors are swapped, an odd last one stays."""
     num_pairs = len(values) // 2
     swapped = values[: 2 * num_pairs].unflatten(0, (num_pairs, 2)).flip(1).flatten(0, 1)
     return swapped if len(values) == 2 * num_pairs else torch.cat([swapped, values[2 * num_pairs :]])
 
 
-def blend(values: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-    """Return share_i * values_i + (1 - share_i) * partner_i, in the shape and type of `values` (batch, ...).
+def blend(values: torch.Tensor, lam: torch.Tensor) -> torch.Tensor:
+    """Return lam_i * values_i + (1 - lam_i) * partner_i, in the shape and type of `values` (batch, ...).
 
-    It is computed in float32 at least: bfloat16 has too few digits for a share. A share of 1 changes nothing.
+    Computed in float32 at least, since bfloat16 has too few digits for lam. With lam = 1 values stay exactly the same.
     """
     wide = torch.promote_types(values.dtype, torch.float32)
-    weights = shares.to(wide).view(-1, *[1] * (values.ndim - 1))
+    weights = lam.to(wide).view(-1, *[1] * (values.ndim - 1))
     return torch.lerp(partners(values).to(wide), values.to(wide), weights).to(values.dtype)
 
 
-def shared_labels(labels: torch.Tensor, shares: torch.Tensor) -> Targets:
-    """Return targets of images that keep `shares` (batch,) float32 of themselves and have the rest of their partner."""
+def mixed_targets(labels: torch.Tensor, lam: torch.Tensor) -> Targets:
+    """Return lam_i * label_i + (1 - lam_i) * label of the partner, for `lam` (batch,) float32."""
     # In float32 the two always add up to exactly 1.
-    return Targets(torch.stack([labels, partners(labels)], dim=1), torch.stack([shares, 1 - shares], dim=1))
+    return Targets(torch.stack([labels, partners(labels)], dim=1), torch.stack([lam, 1 - lam], dim=1))
 
 
-def on_device(shares: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Return `shares` as float32 on the device, without waiting for it."""
-    return torch.from_numpy(shares.astype(np.float32)).to(device, non_blocking=True)
+def on_device(lam: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return `lam` as float32 on the device, without waiting for it."""
+    return torch.from_numpy(lam.astype(np.float32)).to(device, non_blocking=True)
 
 
-_NUM_DRAWS = 5  # whether it is mixed, two for the share, two for the place
+_NUM_DRAWS = 5  # one for whether the image is mixed, two for lam, two for the center
 
 
 @dataclass(frozen=True)
 class MixDraws:
-    """Draws how much of each image stays: lambda ~ Beta(alpha, alpha), its own for every slot.
+    """Random numbers of mixing: lambda ~ Beta(alpha, alpha) and the center of a box, drawn for every slot.
 
     Attributes:
         seed: of the run.
-        alpha: above 0; 1 is uniform, below that one image of a pair tends to take all.
-        probability: chance that an image is mixed; else its share is 1.
-        end_epoch: first epoch (from 0) without mixing; None: all have it.
+        alpha: above 0; 1 is uniform, below 1 lambda is mostly near 0 or 1.
+        probability: that an image is mixed; else its lambda is 1.
+        end_epoch: first epoch (from 0) without mixing; None: every epoch mixes.
     """
 
     seed: int
@@ -98,13 +96,13 @@ class MixDraws:
     end_epoch: int | None = None
 
     def is_over(self, epoch: int) -> bool:
-        """Whether the epoch is one of the last, which are not mixed."""
+        """Return whether the epoch is one of the last, which are not mixed."""
         return self.end_epoch is not None and epoch >= self.end_epoch
 
-    def shares_and_places(self, epoch: int, first_slot: int, num_slots: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (num_slots,) shares from 0 to 1 and (num_slots, 2) places, uniform in [0, 1), both float64.
+    def lam_and_centers(self, epoch: int, first_slot: int, num_slots: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return lam (num_slots,) from 0 to 1 and centers (num_slots, 2), uniform in [0, 1), both float64.
 
-        A last slot without a partner has the share 1.
+        A last slot without a partner has lam = 1.
 
         Raises:
             ValueError: the batch begins in the middle of a pair.
@@ -119,9 +117,9 @@ class MixDraws:
             num_slots=num_slots,
             num_draws=_NUM_DRAWS,
         )
-        shares = np.where(draws[:, 0] < self.probability, symmetric_beta(self.alpha, draws[:, 1], draws[:, 2]), 1.0)
-        shares[num_slots - num_slots % 2 :] = 1.0
-        return shares, draws[:, 3:5]
+        lam = np.where(draws[:, 0] < self.probability, symmetric_beta(self.alpha, draws[:, 1], draws[:, 2]), 1.0)
+        lam[num_slots - num_slots % 2 :] = 1.0
+        return lam, draws[:, 3:5]
 
 
 def symmetric_beta(alpha: float, radii: np.ndarray, angles: np.ndarray) -> np.ndarray:
@@ -138,26 +136,25 @@ def symmetric_beta(alpha: float, radii: np.ndarray, angles: np.ndarray) -> np.nd
         return (1 + np.copysign(1 / np.sqrt(1 + 1 / squares), cosines)) / 2
 
 
-def cut_boxes(shares: np.ndarray, places: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return a box an image that leaves about its share, and the share that it leaves exactly.
+def cut_boxes(lam: np.ndarray, centers: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the boxes of CutMix, in whole pixels, and the exact lambda of each.
 
-    r_h = H sqrt(1 - l), r_w = W sqrt(1 - l), centre uniform (Yun et al., ICCV 2019, eq. 2), in whole pixels; what
-    sticks out of the image is cut off.
+    r_h = H sqrt(1 - lam), r_w = W sqrt(1 - lam), uniform center (Yun et al., ICCV 2019, eq. 2), clipped to the image.
 
     Args:
-        shares: (batch,) l, from 0 to 1.
-        places: (batch, 2) of the centre, from 0 to 1: down, right.
+        lam: (batch,) from 0 to 1.
+        centers: (batch, 2) from 0 to 1: down, right.
 
     Returns:
-        (batch, 4) int32 top, bottom, left, right, ends not included; (batch,) float64 share of pixels outside.
+        (batch, 4) int32 top, bottom, left, right, ends excluded; (batch,) float64 fraction of the pixels outside.
     """
     size = np.array([height, width])
-    sides = np.rint(np.sqrt(1 - shares)[:, None] * size)
-    starts = np.floor(places * size) - sides // 2
+    sides = np.rint(np.sqrt(1 - lam)[:, None] * size)
+    starts = np.floor(centers * size) - sides // 2
     ends = np.minimum(starts + sides, size)
     starts = np.maximum(starts, 0)
-    left_over = 1 - np.prod(ends - starts, axis=1) / size.prod()
-    return np.stack([starts, ends], axis=2).reshape(-1, 4).astype(np.int32), left_over
+    exact_lam = 1 - np.prod(ends - starts, axis=1) / size.prod()
+    return np.stack([starts, ends], axis=2).reshape(-1, 4).astype(np.int32), exact_lam
 
 
 def paste(images: torch.Tensor, others: torch.Tensor, boxes: np.ndarray) -> torch.Tensor:

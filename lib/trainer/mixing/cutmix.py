@@ -4,16 +4,16 @@ from dataclasses import dataclass
 
 import torch
 
-from lib.trainer.mixing.base import MixDraws, MixedBatch, cut_boxes, on_device, partners, paste, shared_labels, unmixed
+from lib.trainer.mixing.base import MixDraws, MixedBatch, cut_boxes, mixed_targets, on_device, partners, paste, unmixed
 
 
 @dataclass(frozen=True)
 class CutMix:
-    """x = M x_i + (1 - M) x_j, y = l y_i + (1 - l) y_j: M is 0 in a box (Yun et al., ICCV 2019, eq. 1 and 2).
+    """x = M x_i + (1 - M) x_j, y = lam y_i + (1 - lam) y_j: M is 0 in a box (Yun et al., ICCV 2019, eq. 1 and 2).
 
-    The box is as large as l ~ Beta(alpha, alpha) asks, in whole pixels and within the image; the labels' l is the
-    share of the pixels that stayed (the authors' code does the same). j is i XOR 1, and every image has its own box.
-    The images that come in stay as they are.
+    The size of the box follows lam ~ Beta(alpha, alpha), in whole pixels and clipped to the image; the labels' lam is
+    the fraction of pixels that remain (as in the authors' code). j is i XOR 1, and every image has its own box. The
+    input images are not changed.
     """
 
     draws: MixDraws
@@ -22,8 +22,7 @@ class CutMix:
         """Mix images (batch, 3, size, size) float32 with labels (batch,) int64."""
         if self.draws.is_over(epoch):
             return unmixed(images, labels, epoch=epoch, first_slot=first_slot)
-        wanted, places = self.draws.shares_and_places(epoch, first_slot, len(labels))
-        boxes, shares = cut_boxes(wanted, places, *images.shape[2:])
-        return MixedBatch(
-            paste(images, partners(images), boxes), shared_labels(labels, on_device(shares, images.device))
-        )
+        drawn, centers = self.draws.lam_and_centers(epoch, first_slot, len(labels))
+        boxes, exact = cut_boxes(drawn, centers, *images.shape[2:])
+        lam = on_device(exact, images.device)
+        return MixedBatch(paste(images, partners(images), boxes), mixed_targets(labels, lam))

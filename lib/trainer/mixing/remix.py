@@ -1,24 +1,24 @@
-"""Remix: mixup whose label leans to the rarer class."""
+"""Remix: mixup with labels shifted to the rarer class."""
 
 from dataclasses import dataclass
 
 import torch
 
 from lib.loss.targets import Targets
-from lib.trainer.mixing.base import MixDraws, MixedBatch, blend, on_device, partners, shared_labels, unmixed
+from lib.trainer.mixing.base import MixDraws, MixedBatch, blend, mixed_targets, on_device, partners, unmixed
 
 
 @dataclass(frozen=True)
 class Remix:
-    """x = l x_i + (1 - l) x_j, y = l_y y_i + (1 - l_y) y_j (Chou et al., ECCV 2020 workshops, eq. 6 to 8), with
+    """x = lam x_i + (1 - lam) x_j, y = lam_y y_i + (1 - lam_y) y_j (Chou et al., ECCV 2020 workshops, eq. 6 to 8), with
 
-        l_y = 0 if n_i / n_j >= kappa and l < tau; 1 if n_i / n_j <= 1 / kappa and 1 - l < tau; else l.
+        lam_y = 0 if n_i / n_j >= kappa and lam < tau; 1 if n_i / n_j <= 1 / kappa and 1 - lam < tau; else lam.
 
-    With a kappa that no ratio reaches, or tau 0, it is mixup. Of two cases that both hold, the first counts.
+    With a kappa that no ratio reaches, or tau 0, it is mixup. If both cases hold, the first counts.
 
     Attributes:
-        draws: of l.
-        class_counts: (num_classes,) training images a class, on the device of the batches.
+        draws: of lam.
+        class_counts: (num_classes,) training images per class, on the device of the batches.
         kappa: at least 1; 3 in the paper.
         tau: from 0 to 1; 0.5 in the paper.
     """
@@ -32,12 +32,12 @@ class Remix:
         """Mix images (batch, 3, size, size) float32 with labels (batch,) int64."""
         if self.draws.is_over(epoch):
             return unmixed(images, labels, epoch=epoch, first_slot=first_slot)
-        shares = on_device(self.draws.shares_and_places(epoch, first_slot, len(labels))[0], images.device)
-        return MixedBatch(blend(images, shares), self._targets(labels, shares))
+        lam = on_device(self.draws.lam_and_centers(epoch, first_slot, len(labels))[0], images.device)
+        return MixedBatch(blend(images, lam), self._targets(labels, lam))
 
-    def _targets(self, labels: torch.Tensor, shares: torch.Tensor) -> Targets:
-        own = self.class_counts[labels].float()
-        other = partners(own)
-        takes_nothing = (own >= self.kappa * other) & (shares < self.tau)
-        takes_all = (self.kappa * own <= other) & (1 - shares < self.tau)
-        return shared_labels(labels, shares.masked_fill(takes_all, 1.0).masked_fill(takes_nothing, 0.0))
+    def _targets(self, labels: torch.Tensor, lam: torch.Tensor) -> Targets:
+        counts = self.class_counts[labels].float()
+        partner_counts = partners(counts)
+        is_zero = (counts >= self.kappa * partner_counts) & (lam < self.tau)
+        is_one = (self.kappa * counts <= partner_counts) & (1 - lam < self.tau)
+        return mixed_targets(labels, lam.masked_fill(is_one, 1.0).masked_fill(is_zero, 0.0))

@@ -1,4 +1,4 @@
-"""Where a backbone can mix features of pairs on the way."""
+"""Mixing the features of pairs after a stage of the backbone, by forward hooks."""
 
 import threading
 from collections.abc import Iterator
@@ -11,30 +11,33 @@ from torch import nn
 from lib.errors import UserError
 from lib.trainer.mixing.base import blend
 
-_STEM_REDUCTION = 2  # timm's features at half of the image's side or more are the stem's
+_STEM_REDUCTION = 2  # timm's features at half of the image's side or more belong to the stem
 
 
-class _Wish(threading.local):
-    """What the thread wants mixed; replicas of a model on several GPUs run in a thread each, with a part of the batch.
+class StageError(UserError):
+    """Features cannot be mixed after a stage of this backbone."""
 
-    It belongs to this file and not to a backbone, so that a backbone with hooks can be copied, sent and saved.
+
+class _Request(threading.local):
+    """The mixing that the current thread requests; replicas of a model on several GPUs run in a thread each.
+
+    It is a module variable and no attribute of the backbone, so that a backbone with hooks can be copied and saved.
     """
 
     stage = 0
-    shares: torch.Tensor | None = None
-    times_met = 0
+    lam: torch.Tensor | None = None
+    num_calls = 0
 
 
-_wish = _Wish()
+_request = _Request()
 
 
 class MixedStages:
     """The stages of a backbone, 1, 2, ... from the image on, after which features can be mixed.
 
-    Those of ResNet-32 are layer1 to layer3; those of timm's models are what timm lists as their feature levels, from a
-    quarter of the image's side on (ResNet: layer1 to layer4; transformers: every block). Each gets one forward hook,
-    which does nothing outside of `mixing`. Parameters and their names stay as they are; copies of the backbone have the
-    hooks too.
+    ResNet-32: layer1 to layer3. timm models: timm's feature levels from a quarter of the image's side on (ResNet:
+    layer1 to layer4; transformers: every block). Each gets one forward hook, which does nothing outside of `mixing`.
+    Parameters and their names do not change; copies of the backbone have the hooks too.
 
     Args:
         backbone: of lib/backbone.
@@ -50,61 +53,60 @@ class MixedStages:
 
     @property
     def num_stages(self) -> int:
-        """How many there are; 0 where the backbone tells none."""
+        """Number of stages; 0 for a backbone without named stages."""
         return len(self._names)
 
     def check(self, stage: int) -> None:
-        """Raise UserError unless `stage` is 0 (the image) or one of the backbone's."""
+        """Raise StageError unless `stage` is 0 (the image) or a stage of the backbone."""
         if not 0 <= stage <= self.num_stages:
             has = f'stages 1 ({self._names[0]}) to {self.num_stages} ({self._names[-1]})' if self._names else 'none'
-            raise UserError(
-                f'MIX.STAGES has {stage}, but must be 0 (the image) or a stage of MODEL.BACKBONE: {self._backbone} has '
-                f'{has}; leave {stage} out of MIX.STAGES, or take another backbone'
+            raise StageError(
+                f'stage {stage} is neither 0 (the image) nor a stage of the backbone: {self._backbone} has {has}'
             )
 
     @contextmanager
-    def mixing(self, stage: int, shares: torch.Tensor) -> Iterator[None]:
+    def mixing(self, stage: int, lam: torch.Tensor) -> Iterator[None]:
         """Mix the pairs of each batch that this thread runs through the backbone within the block, after `stage`.
 
-        The partner of image i is image i XOR 1 of what the thread has; a part of a larger batch begins with an even
-        image.
+        The partner of image i is image i XOR 1 of the thread's images; a slice of a batch begins with an even image.
 
         Args:
             stage: from 1 to num_stages.
-            shares: (batch,) float32, the own share of each image.
+            lam: (batch,) float32, the fraction of each image's features that remains.
 
         Raises:
-            UserError: there is no such stage, or the backbone did not come by it exactly once.
+            StageError: there is no such stage, or the backbone did not run it exactly once.
         """
         self.check(stage)
-        _wish.stage, _wish.shares, _wish.times_met = stage, shares, 0
+        _request.stage, _request.lam, _request.num_calls = stage, lam, 0
         try:
             yield
-            if _wish.times_met != 1:  # the labels are mixed: features that are not would teach nonsense
-                raise UserError(
-                    f'MIX.STAGES: {self._backbone} ran {self._names[stage - 1]} {_wish.times_met} times, so features '
-                    f'cannot be mixed there; leave {stage} out of MIX.STAGES, or take another MODEL.BACKBONE'
+            if _request.num_calls != 1:  # mixed labels for unmixed features would be wrong
+                raise StageError(
+                    f'{self._backbone} ran {self._names[stage - 1]} {_request.num_calls} times, so features cannot be '
+                    f'mixed after stage {stage}'
                 )
         finally:
-            _wish.stage, _wish.shares = 0, None
+            _request.stage, _request.lam = 0, None
 
 
 @dataclass(frozen=True)
 class _MixAfter:
-    """A forward hook: mixes what a stage gives, when the thread wants it there."""
+    """Forward hook that mixes the output of a stage when the thread requests it."""
 
     stage: int
 
     def __call__(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
-        if _wish.stage != self.stage:
+        if _request.stage != self.stage:
             return None
-        _wish.times_met += 1
+        _request.num_calls += 1
         if not isinstance(output, torch.Tensor):
-            raise UserError(
-                f'MIX.STAGES has {self.stage}, but {type(module).__name__} there gives a {type(output).__name__} of '
-                f'tensors; leave {self.stage} out of MIX.STAGES, or take another MODEL.BACKBONE'
+            raise StageError(
+                f'{type(module).__name__} returns a {type(output).__name__} of tensors, so features cannot be mixed '
+                f'after stage {self.stage}'
             )
-        return blend(output, _wish.shares)
+        assert _request.lam is not None
+        return blend(output, _request.lam)
 
 
 def _stage_names(backbone: nn.Module) -> list[str]:

@@ -40,5 +40,5 @@ def painted_batch(size: int, height: int, width: int) -> tuple[torch.Tensor, tor
     return (numbers + 1.0).view(-1, 1, 1, 1).expand(size, 3, height, width).contiguous(), numbers
 
 
-def own_shares(mixed) -> torch.Tensor:
-    return mixed.targets.shares[:, 0]
+def image_lam(mixed) -> torch.Tensor:
+    return mixed.targets.lam[:, 0]

@@ -16,7 +16,7 @@ def test_weights_fall_by_the_parabola(epoch, alpha):
     mixed = BBN(10)(images, labels, epoch=epoch, first_slot=12)
     assert mixed.images is images
     assert mixed.targets.labels is labels
-    assert mixed.targets.shares is None
+    assert mixed.targets.lam is None
     np.testing.assert_allclose(mixed.targets.weights.numpy(), [alpha, 1 - alpha] * 3, atol=1e-7)
     assert (mixed.targets.weights.view(-1, 2).sum(dim=1) == 1).all()
 

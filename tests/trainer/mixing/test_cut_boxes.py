@@ -24,9 +24,9 @@ def test_cutmix_shares_are_counted_pixels(height, width, seed):
     mixed = mixer_of('cutmix', seed=seed)(images, labels, epoch=1, first_slot=80)
     for column in (0, 1):
         number = counted(mixed.images, mixed.targets.labels[:, column] + 1).double() / (height * width)
-        torch.testing.assert_close(mixed.targets.shares[:, column].double(), number, rtol=0, atol=2**-24)
+        torch.testing.assert_close(mixed.targets.lam[:, column].double(), number, rtol=0, atol=2**-24)
     own = counted(mixed.images, labels + 1)
-    assert torch.equal(mixed.targets.shares[:, 0], (1 - (height * width - own).double() / (height * width)).float())
+    assert torch.equal(mixed.targets.lam[:, 0], (1 - (height * width - own).double() / (height * width)).float())
     assert len(set(own.tolist())) >= 4, 'boxes of many sizes'
 
 
@@ -40,7 +40,7 @@ def test_cmo_shares_are_counted_pixels(seed, probability):
     background = counted(mixed.images, labels[::2] + 1)
     foreground = counted(mixed.images, labels[1::2] + 1)
     assert ((background + foreground) == 72).all()
-    assert torch.equal(mixed.targets.shares[:, 0], (1 - foreground.double() / 72).float())
+    assert torch.equal(mixed.targets.lam[:, 0], (1 - foreground.double() / 72).float())
     untouched = (foreground == 0).sum().item()
     assert untouched >= 3 if probability == 0.5 else untouched <= 3
 
@@ -51,7 +51,7 @@ def test_cmo_is_cutmix_of_the_even_slots():
     cmo, cutmix = (mixer_of(name, seed=2)(images, labels, epoch=1, first_slot=32) for name in ('cmo', 'cutmix'))
     assert torch.equal(cmo.images, cutmix.images[::2])
     assert torch.equal(cmo.targets.labels, cutmix.targets.labels[::2])
-    assert torch.equal(cmo.targets.shares, cutmix.targets.shares[::2])
+    assert torch.equal(cmo.targets.lam, cutmix.targets.lam[::2])
 
 
 @pytest.mark.parametrize('name', ['cutmix', 'cmo'])
@@ -73,30 +73,30 @@ def test_the_patch_comes_from_the_same_place(name):
 @pytest.mark.parametrize('seed', range(3))
 def test_boxes_are_those_of_the_equation(height, width, seed):
     random = np.random.default_rng(seed)
-    shares, places = random.random(60), random.random((60, 2))
-    boxes, left_over = cut_boxes(shares, places, height, width)
-    for share, place, (top, bottom, left, right), left_share in zip(shares, places, boxes, left_over, strict=True):
+    lam, centers = random.random(60), random.random((60, 2))
+    boxes, exact_lam = cut_boxes(lam, centers, height, width)
+    for share, place, (top, bottom, left, right), exact in zip(lam, centers, boxes, exact_lam, strict=True):
         expected = oracle.box_pixels(share, tuple(place), height, width)
         assert {(y, x) for y in range(top, bottom) for x in range(left, right)} == expected
-        assert left_share == 1 - len(expected) / (height * width)
+        assert exact == 1 - len(expected) / (height * width)
 
 
 def test_boxes_at_the_limits():
-    places = np.array([[0.0, 0.0], [0.5, 0.5], [0.999999, 0.999999]])
-    boxes, left_over = cut_boxes(np.ones(3), places, 8, 8)
-    assert left_over.tolist() == [1, 1, 1]
+    centers = np.array([[0.0, 0.0], [0.5, 0.5], [0.999999, 0.999999]])
+    boxes, exact_lam = cut_boxes(np.ones(3), centers, 8, 8)
+    assert exact_lam.tolist() == [1, 1, 1]
     images = torch.rand(3, 3, 8, 8)
     assert torch.equal(paste(images, torch.zeros_like(images), boxes), images)
-    boxes, left_over = cut_boxes(np.zeros(3), places, 8, 8)
+    boxes, exact_lam = cut_boxes(np.zeros(3), centers, 8, 8)
     assert boxes.tolist() == [[0, 4, 0, 4], [0, 8, 0, 8], [3, 8, 3, 8]]
-    assert left_over.tolist() == [0.75, 0, 1 - 25 / 64]
+    assert exact_lam.tolist() == [0.75, 0, 1 - 25 / 64]
 
 
 @pytest.mark.parametrize('seed', range(3))
 def test_centres_are_uniform_over_the_image(seed):
     """Chi-square over all pixels: small boxes are whole around their centre's pixel (3 x 3 here)."""
-    places = MixDraws(seed, 1.0).shares_and_places(0, 0, 20_000)[1]
-    boxes, _ = cut_boxes(np.full(20_000, 1 - 9 / 100), places, 10, 10)
+    centers = MixDraws(seed, 1.0).lam_and_centers(0, 0, 20_000)[1]
+    boxes, _ = cut_boxes(np.full(20_000, 1 - 9 / 100), centers, 10, 10)
     # Cut off or not, the side that ends within the image tells the centre.
     top, bottom, left, right = boxes.T
     row = np.where(bottom == 10, top + 1, bottom - 2)
@@ -109,8 +109,8 @@ def test_centres_are_uniform_over_the_image(seed):
 @pytest.mark.parametrize('alpha', [0.5, 1.0])
 def test_uncut_boxes_have_the_area_that_was_drawn(seed, alpha):
     """Sides in 64 pixels follow sqrt(1 - l): bins of whole sides against the distribution of l."""
-    shares = MixDraws(seed, alpha).shares_and_places(0, 0, 20_000)[0]
-    boxes, _ = cut_boxes(shares, np.full((20_000, 2), 0.5), 64, 64)
+    lam = MixDraws(seed, alpha).lam_and_centers(0, 0, 20_000)[0]
+    boxes, _ = cut_boxes(lam, np.full((20_000, 2), 0.5), 64, 64)
     sides = boxes[:, 1] - boxes[:, 0]
     assert np.array_equal(sides, boxes[:, 3] - boxes[:, 2])
     steps = np.arange(8, 65, 8) - 0.5  # sides up to 7, 8 to 15, ...

@@ -1,4 +1,4 @@
-"""Shares and places: their distributions, and that a slot's are its own."""
+"""Shares and centers: their distributions, and that a slot's are its own."""
 
 import itertools
 
@@ -30,8 +30,8 @@ def bin_probabilities(alpha: float, edges: np.ndarray) -> np.ndarray:
     return masses / masses.sum()
 
 
-def shares_of(alpha: float, seed: int, size: int = 20_000, **options) -> np.ndarray:
-    return MixDraws(seed, alpha, **options).shares_and_places(3, 0, size)[0]
+def lam_of(alpha: float, seed: int, size: int = 20_000, **options) -> np.ndarray:
+    return MixDraws(seed, alpha, **options).lam_and_centers(3, 0, size)[0]
 
 
 @pytest.mark.parametrize('seed', [0, 1, 2])
@@ -41,10 +41,10 @@ def test_shares_follow_the_beta_distribution(alpha, seed):
     edges = np.concatenate([np.linspace(0, 0.5, 11), np.linspace(0.5, 1, 11)[1:]])
     expected = bin_probabilities(alpha, edges)
     np.testing.assert_allclose(expected, np.diff(stats.beta.cdf(edges, alpha, alpha)), atol=1e-6)
-    shares = shares_of(alpha, seed)
-    found = np.histogram(shares, bins=edges)[0]
-    enough = expected * len(shares) >= 5
-    assert found.sum() == len(shares)
+    lam = lam_of(alpha, seed)
+    found = np.histogram(lam, bins=edges)[0]
+    enough = expected * len(lam) >= 5
+    assert found.sum() == len(lam)
     assert found[~enough].sum() < 5 * (~enough).sum() + 20
     kept = expected[enough] / expected[enough].sum()
     assert stats.chisquare(found[enough], kept * found[enough].sum()).pvalue > 1e-4, (alpha, seed, found)
@@ -54,67 +54,67 @@ def test_shares_follow_the_beta_distribution(alpha, seed):
 def test_shares_at_the_ends_of_the_draws_are_numbers_between_0_and_1(alpha):
     ends = np.array([0.0, 2.0**-53, 0.25, 0.5, 0.75, 1 - 2.0**-53])
     radii, angles = (part.ravel() for part in np.meshgrid(ends, ends))
-    shares = symmetric_beta(alpha, radii, angles)
-    assert np.isfinite(shares).all()
-    assert 0 <= shares.min() <= shares.max() <= 1
+    lam = symmetric_beta(alpha, radii, angles)
+    assert np.isfinite(lam).all()
+    assert 0 <= lam.min() <= lam.max() <= 1
 
 
 def test_a_large_alpha_halves_and_a_small_one_takes_all():
-    assert abs(shares_of(1e6, 0) - 0.5).max() < 0.01
-    small = shares_of(1e-3, 0)
+    assert abs(lam_of(1e6, 0) - 0.5).max() < 0.01
+    small = lam_of(1e-3, 0)
     assert ((small < 1e-6) | (small > 1 - 1e-6)).mean() > 0.95
     assert 0.48 < small.mean() < 0.52
 
 
 @pytest.mark.parametrize('probability', [0.0, 0.25, 0.5, 1.0])
 def test_so_many_images_are_mixed(probability):
-    shares = shares_of(1.0, 5, probability=probability)
-    num_mixed = int((shares < 1).sum())
+    lam = lam_of(1.0, 5, probability=probability)
+    num_mixed = int((lam < 1).sum())
     if probability in (0.0, 1.0):
-        assert num_mixed == probability * len(shares)
+        assert num_mixed == probability * len(lam)
         return
-    assert stats.binomtest(num_mixed, len(shares), probability).pvalue > 1e-4
+    assert stats.binomtest(num_mixed, len(lam), probability).pvalue > 1e-4
     # Those that are mixed are mixed as ever.
-    assert np.array_equal(shares[shares < 1], shares_of(1.0, 5)[shares < 1])
-    assert stats.kstest(shares[shares < 1], 'uniform').pvalue > 1e-4
+    assert np.array_equal(lam[lam < 1], lam_of(1.0, 5)[lam < 1])
+    assert stats.kstest(lam[lam < 1], 'uniform').pvalue > 1e-4
 
 
 @pytest.mark.parametrize('seed', [0, 1])
 def test_places_are_uniform_and_have_nothing_to_do_with_shares(seed):
-    shares, places = MixDraws(seed, 1.0).shares_and_places(0, 0, 20_000)
-    counts = np.histogramdd(np.column_stack([shares, places]), bins=5, range=[(0, 1)] * 3)[0]
+    lam, centers = MixDraws(seed, 1.0).lam_and_centers(0, 0, 20_000)
+    counts = np.histogramdd(np.column_stack([lam, centers]), bins=5, range=[(0, 1)] * 3)[0]
     assert stats.chisquare(counts.ravel()).pvalue > 1e-4
 
 
 def test_partners_draw_independently():
-    shares = shares_of(1.0, 0)
-    counts = np.histogram2d(shares[::2], shares[1::2], bins=10, range=[(0, 1)] * 2)[0]
+    lam = lam_of(1.0, 0)
+    counts = np.histogram2d(lam[::2], lam[1::2], bins=10, range=[(0, 1)] * 2)[0]
     assert stats.chisquare(counts.ravel()).pvalue > 1e-4
 
 
 @pytest.mark.parametrize('alpha', [0.2, 1.0])
 def test_a_slot_has_the_same_numbers_in_every_batch(alpha):
     draws = MixDraws(4, alpha, 0.7)
-    shares, places = draws.shares_and_places(2, 0, 40)
+    lam, centers = draws.lam_and_centers(2, 0, 40)
     for first, size in ((0, 8), (8, 8), (10, 30), (38, 2)):
-        some_shares, some_places = draws.shares_and_places(2, first, size)
-        assert np.array_equal(some_shares, shares[first : first + size])
-        assert np.array_equal(some_places, places[first : first + size])
-    for other in (draws.shares_and_places(1, 0, 40), MixDraws(5, alpha, 0.7).shares_and_places(2, 0, 40)):
-        assert not np.array_equal(other[0], shares)
-        assert not np.isin(other[1], places).any()
+        some_lam, some_centers = draws.lam_and_centers(2, first, size)
+        assert np.array_equal(some_lam, lam[first : first + size])
+        assert np.array_equal(some_centers, centers[first : first + size])
+    for other in (draws.lam_and_centers(1, 0, 40), MixDraws(5, alpha, 0.7).lam_and_centers(2, 0, 40)):
+        assert not np.array_equal(other[0], lam)
+        assert not np.isin(other[1], centers).any()
 
 
 def test_a_last_slot_without_a_partner_keeps_all():
     draws = MixDraws(0, 1.0)
-    odd, even = draws.shares_and_places(0, 0, 7)[0], draws.shares_and_places(0, 0, 8)[0]
+    odd, even = draws.lam_and_centers(0, 0, 7)[0], draws.lam_and_centers(0, 0, 8)[0]
     assert odd.tolist() == [*even[:6].tolist(), 1.0]
-    assert draws.shares_and_places(0, 0, 1)[0].tolist() == [1.0]
+    assert draws.lam_and_centers(0, 0, 1)[0].tolist() == [1.0]
 
 
 def test_a_batch_does_not_begin_within_a_pair():
     with pytest.raises(ValueError, match='slot 3'):
-        MixDraws(0, 1.0).shares_and_places(0, 3, 4)
+        MixDraws(0, 1.0).lam_and_centers(0, 3, 4)
 
 
 def test_the_last_epochs_are_over():

@@ -13,10 +13,9 @@ from scipy import stats
 from torch import nn
 
 from lib.backbone.create import create_backbone
-from lib.errors import UserError
 from lib.trainer.mixing.base import MixDraws
 from lib.trainer.mixing.manifold import ManifoldMixup
-from lib.trainer.mixing.stages import MixedStages
+from lib.trainer.mixing.stages import MixedStages, StageError
 from tests.oracles import mixing as oracle
 from tests.trainer.mixing.batches import random_batch
 
@@ -48,7 +47,7 @@ def test_features_are_left_to_the_backbone():
     mixed = ManifoldMixup(MixDraws(0, 1.0), (2,))(images, labels, epoch=0, first_slot=0)
     assert mixed.images is images
     assert mixed.stage == 2
-    assert torch.equal(mixed.shares, mixed.targets.shares[:, 0])
+    assert torch.equal(mixed.lam, mixed.targets.lam[:, 0])
 
 
 @cache
@@ -85,12 +84,12 @@ def steps_of(name: str, backbone: nn.Module) -> list:
     ]
 
 
-def by_hand(name: str, backbone: nn.Module, images: torch.Tensor, stage: int, shares: torch.Tensor) -> torch.Tensor:
+def by_hand(name: str, backbone: nn.Module, images: torch.Tensor, stage: int, lam: torch.Tensor) -> torch.Tensor:
     x = images
     for number, step in enumerate(steps_of(name, backbone)):
         x = step(x)
         if number == stage:
-            own = shares.view(-1, *[1] * (x.ndim - 1))
+            own = lam.view(-1, *[1] * (x.ndim - 1))
             x = own * x + (1 - own) * x[[oracle.partner(place, len(x)) for place in range(len(x))]]
     return x
 
@@ -106,10 +105,10 @@ def test_it_is_the_backbone_cut_in_two(name, stage):
     stages = MixedStages(hooked)
     assert stages.num_stages == {'res32_cifar': 3, 'resnet18': 4, 'vit_tiny_patch16_224': 12}[name]
     images, _ = random_batch(stage, 5, side=32)
-    shares = torch.tensor([0.2, 0.9, 0.0, 0.5, 1.0])
-    with stages.mixing(stage, shares):
+    lam = torch.tensor([0.2, 0.9, 0.0, 0.5, 1.0])
+    with stages.mixing(stage, lam):
         found = hooked(images)
-    torch.testing.assert_close(found, by_hand(name, plain, images, stage, shares), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, by_hand(name, plain, images, stage, lam), rtol=1e-4, atol=1e-4)
     # Not a trivial agreement: the mixture matters.
     assert (found - copy.deepcopy(plain)(images)).abs().max() > 1e-2
 
@@ -118,10 +117,10 @@ def test_gradients_are_those_of_the_backbone_cut_in_two():
     hooked = copy.deepcopy(backbone_of('res32_cifar'))
     plain, stages = copy.deepcopy(hooked), MixedStages(hooked)
     images, _ = random_batch(0, 4, side=16)
-    shares = torch.tensor([0.2, 0.9, 0.6, 0.5])
-    with stages.mixing(2, shares):
+    lam = torch.tensor([0.2, 0.9, 0.6, 0.5])
+    with stages.mixing(2, lam):
         hooked(images).square().sum().backward()
-    by_hand('res32_cifar', plain, images, 2, shares).square().sum().backward()
+    by_hand('res32_cifar', plain, images, 2, lam).square().sum().backward()
     for (name, own), other in zip(hooked.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(own.grad, other.grad, rtol=1e-3, atol=1e-3 * other.grad.abs().max().item(), msg=name)
 
@@ -141,7 +140,7 @@ def test_outside_of_the_block_nothing_happens():
     assert list(hooked.state_dict()) == keys
 
 
-def test_shares_of_1_change_nothing():
+def test_lam_of_1_change_nothing():
     hooked = copy.deepcopy(backbone_of('res32_cifar')).eval()
     stages = MixedStages(hooked)
     images, _ = random_batch(0, 4, side=16)
@@ -155,16 +154,16 @@ def test_hooks_come_once_and_go_with_copies():
     hooked = copy.deepcopy(backbone_of('res32_cifar')).eval()
     stages = MixedStages(hooked)
     images, _ = random_batch(0, 4, side=16)
-    shares = torch.tensor([0.2, 0.9, 0.6, 0.5])
-    with stages.mixing(2, shares):
+    lam = torch.tensor([0.2, 0.9, 0.6, 0.5])
+    with stages.mixing(2, lam):
         expected = hooked(images)
     twin = copy.deepcopy(hooked)
-    with stages.mixing(2, shares):
+    with stages.mixing(2, lam):
         assert torch.equal(twin(images), expected)
     for model in (hooked, twin):  # hooked again, they would mix twice
-        with MixedStages(model).mixing(2, shares):
+        with MixedStages(model).mixing(2, lam):
             assert torch.equal(model(images), expected)
-    with copy.deepcopy(stages).mixing(2, shares):
+    with copy.deepcopy(stages).mixing(2, lam):
         assert torch.equal(twin(images), expected)
 
 
@@ -178,29 +177,29 @@ def replica_of(module: nn.Module) -> nn.Module:
     return replica
 
 
-def test_each_thread_mixes_its_own_part():
-    """As replicas of DataParallel do: they share the hooks, and run at the same time."""
+def test_each_thread_mixes_its_own_slice():
+    """As replicas of DataParallel, which share the hooks and run at the same time."""
     hooked = copy.deepcopy(backbone_of('res32_cifar')).eval()
     stages = MixedStages(hooked)
     images, _ = random_batch(0, 8, side=16)
-    shares = torch.linspace(0, 1, 8)
+    lam = torch.linspace(0, 1, 8)
     replicas = [replica_of(hooked) for _ in range(4)]
-    # Two parts are mixed at stages of their own, one twice, one not at all.
-    wishes, meeting, found = [1, 3, 1, 0], threading.Barrier(4, timeout=30), {}
+    # Two threads mix at stage 1, one at stage 3, one not at all.
+    stage_of, barrier, found = [1, 3, 1, 0], threading.Barrier(4, timeout=30), {}
 
     def run(part: int) -> None:
         chunk = slice(2 * part, 2 * part + 2)
-        meeting.wait()
+        barrier.wait()
         with torch.no_grad():
-            if wishes[part]:
-                with stages.mixing(wishes[part], shares[chunk]):
-                    meeting.wait()
+            if stage_of[part]:
+                with stages.mixing(stage_of[part], lam[chunk]):
+                    barrier.wait()
                     found[part] = replicas[part](images[chunk])
-                    meeting.wait()
+                    barrier.wait()
             else:
-                meeting.wait()
+                barrier.wait()
                 found[part] = replicas[part](images[chunk])
-                meeting.wait()
+                barrier.wait()
 
     threads = [threading.Thread(target=run, args=(part,)) for part in range(4)]
     for thread in threads:
@@ -208,9 +207,9 @@ def test_each_thread_mixes_its_own_part():
     for thread in threads:
         thread.join()
     assert len(found) == 4
-    for part, stage in enumerate(wishes):
+    for part, stage in enumerate(stage_of):
         chunk = slice(2 * part, 2 * part + 2)
-        expected = by_hand('res32_cifar', hooked, images[chunk], stage or -1, shares[chunk])
+        expected = by_hand('res32_cifar', hooked, images[chunk], stage or -1, lam[chunk])
         torch.testing.assert_close(found[part], expected, rtol=1e-4, atol=1e-4)
 
 
@@ -230,14 +229,14 @@ def test_no_such_stage():
     stages = MixedStages(backbone_of('resnet18'))
     stages.check(0)
     for stage in (5, -1):
-        with pytest.raises(UserError, match=rf'MIX.STAGES has {stage}.*ResNet has stages 1 \(layer1\) to 4 \(layer4\)'):
+        with pytest.raises(StageError, match=rf'^stage {stage} .*ResNet has stages 1 \(layer1\) to 4 \(layer4\)'):
             stages.check(stage)
-    with pytest.raises(UserError, match='has none'):
+    with pytest.raises(StageError, match='has none'):
         MixedStages(nn.Linear(2, 2)).check(1)
 
 
 class Branching(nn.Module):
-    """Has a stage that gives a list, one that is not used, and one that is used twice."""
+    """A backbone with a stage that returns a list, one that is not used, and one that is used twice."""
 
     def __init__(self):
         super().__init__()
@@ -253,12 +252,12 @@ class Pair(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ('stage', 'message'), [(1, 'Pair there gives a list'), (2, 'layer2 0 times'), (3, 'layer3 2 times')]
+    ('stage', 'message'), [(1, 'Pair returns a list'), (2, 'layer2 0 times'), (3, 'layer3 2 times')]
 )
-def test_a_stage_where_features_cannot_be_mixed_is_refused(stage, message):
+def test_features_that_cannot_be_mixed_are_an_error(stage, message):
     model = Branching()
     stages = MixedStages(model)
-    with pytest.raises(UserError, match=message), stages.mixing(stage, torch.ones(2)):
+    with pytest.raises(StageError, match=message), stages.mixing(stage, torch.ones(2)):
         model(torch.ones(2, 3))
     assert torch.equal(model(torch.ones(2, 3)), torch.full((2, 3), 2.0))
 

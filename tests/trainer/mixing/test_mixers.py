@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lib.trainer.mixing.base import MixDraws, blend, partners, unmixed
 from tests.oracles import mixing as oracle
-from tests.trainer.mixing.batches import ALL, MIXERS, mixer_of, own_shares, painted_batch, random_batch
+from tests.trainer.mixing.batches import ALL, MIXERS, image_lam, mixer_of, painted_batch, random_batch
 
 PIXELS = [name for name in MIXERS if name != 'manifold_features']
 
@@ -18,9 +18,9 @@ def same(first, second) -> bool:
     pairs = [
         (first.images, second.images),
         (first.targets.labels, second.targets.labels),
-        (first.targets.shares, second.targets.shares),
+        (first.targets.lam, second.targets.lam),
         (first.targets.weights, second.targets.weights),
-        (first.shares, second.shares),
+        (first.lam, second.lam),
     ]
     equal = [a is b if a is None or b is None else torch.equal(a, b) for a, b in pairs]
     return all(equal) and first.stage == second.stage
@@ -53,12 +53,12 @@ def test_a_batch_is_its_parts(name, sizes):
         for end, size in zip(ends, sizes, strict=True)
     ]
     assert torch.equal(whole.images, torch.cat([part.images for part in parts]))
-    for kind in ('labels', 'shares', 'weights'):
+    for kind in ('labels', 'lam', 'weights'):
         expected = getattr(whole.targets, kind)
         if expected is not None:
             assert torch.equal(expected, torch.cat([getattr(part.targets, kind) for part in parts])), kind
-    if whole.shares is not None:
-        assert torch.equal(whole.shares, torch.cat([part.shares for part in parts]))
+    if whole.lam is not None:
+        assert torch.equal(whole.lam, torch.cat([part.lam for part in parts]))
 
 
 @pytest.mark.parametrize('name', ALL)
@@ -85,11 +85,11 @@ def test_label_mass_is_kept(name, seed, alpha, probability, num_pairs, first_pai
     images, labels = random_batch(seed % 1000, 2 * num_pairs)
     mixer = mixer_of(name, seed=seed, alpha=alpha, probability=probability)
     mixed = mixer(images, labels, epoch=1, first_slot=2 * first_pair)
-    shares = mixed.targets.shares
-    assert shares.dtype == torch.float32
-    assert shares.shape == mixed.targets.labels.shape == (len(mixed.images), 2)
-    assert shares.min() >= 0
-    assert (shares.sum(dim=1) == 1).all(), 'exactly, in float32'
+    lam = mixed.targets.lam
+    assert lam.dtype == torch.float32
+    assert lam.shape == mixed.targets.labels.shape == (len(mixed.images), 2)
+    assert lam.min() >= 0
+    assert (lam.sum(dim=1) == 1).all(), 'exactly, in float32'
 
 
 @pytest.mark.parametrize('name', MIXERS)
@@ -99,9 +99,9 @@ def test_with_probability_0_nothing_is_mixed(name):
     expected, hard = (images[::2], labels[::2]) if name == 'cmo' else (images, labels)
     assert torch.equal(mixed.images, expected)
     assert torch.equal(mixed.targets.hard, hard)
-    assert (own_shares(mixed) == 1).all()
+    assert (image_lam(mixed) == 1).all()
     if mixed.stage:
-        assert torch.equal(blend(images, mixed.shares), images)
+        assert torch.equal(blend(images, mixed.lam), images)
 
 
 @pytest.mark.parametrize('name', MIXERS)
@@ -111,7 +111,7 @@ def test_the_last_epochs_are_not_mixed(name):
     late = mixer(images, labels, epoch=5, first_slot=0)
     step = 2 if name == 'cmo' else 1
     assert same(late, unmixed(images[::step], labels[::step], epoch=5, first_slot=0))
-    assert mixer(images, labels, epoch=4, first_slot=0).targets.shares is not None
+    assert mixer(images, labels, epoch=4, first_slot=0).targets.lam is not None
 
 
 @pytest.mark.parametrize('name', [name for name in MIXERS if name != 'cmo'])
@@ -122,7 +122,7 @@ def test_the_odd_image_stays_itself(name, size):
     assert mixed.images.shape == images.shape
     assert torch.equal(mixed.images[-1], images[-1])
     assert mixed.targets.labels[-1].tolist() == [labels[-1].item()] * 2
-    assert mixed.targets.shares[-1].tolist() == [1.0, 0.0]
+    assert mixed.targets.lam[-1].tolist() == [1.0, 0.0]
     whole = random_batch(5, 8)
     images, labels = torch.cat([images[:-1], whole[0][size - 1 :]]), torch.cat([labels[:-1], whole[1][size - 1 :]])
     even = mixer_of(name)(images, labels, epoch=0, first_slot=0)
@@ -151,30 +151,30 @@ def test_partners_are_neighbours(size):
 def test_pixels_are_those_of_the_equation(name, seed, alpha):
     images, labels = random_batch(seed, 9)
     mixed = mixer_of(name, seed=seed, alpha=alpha)(images, labels, epoch=3, first_slot=18)
-    shares = MixDraws(seed, alpha).shares_and_places(3, 18, 9)[0]
-    expected = oracle.mixup(images.numpy(), shares.tolist())
+    lam = MixDraws(seed, alpha).lam_and_centers(3, 18, 9)[0]
+    expected = oracle.mixup(images.numpy(), lam.tolist())
     np.testing.assert_allclose(mixed.images.numpy(), expected, atol=1e-6)
     assert mixed.targets.labels.tolist() == [
         [labels[place].item(), labels[oracle.partner(place, 9)].item()] for place in range(9)
     ]
     if name != 'remix':
-        np.testing.assert_allclose(own_shares(mixed).numpy(), shares, atol=1e-7)
+        np.testing.assert_allclose(image_lam(mixed).numpy(), lam, atol=1e-7)
 
 
 def test_the_share_is_that_of_the_pixels():
     """Image i has colour i + 1, so the mixed colour tells the share of each."""
     images, labels = painted_batch(6, 4, 4)
     mixed = mixer_of('mixup', seed=8)(images, labels, epoch=0, first_slot=0)
-    colours = (mixed.targets.shares * (mixed.targets.labels + 1)).sum(dim=1)
+    colours = (mixed.targets.lam * (mixed.targets.labels + 1)).sum(dim=1)
     torch.testing.assert_close(mixed.images, colours.view(-1, 1, 1, 1).expand_as(images))
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64])
 def test_blending_keeps_the_type_and_computes_in_float32(dtype):
     random = torch.Generator().manual_seed(0)
-    values, shares = torch.randn(40, 5, generator=random).to(dtype), torch.rand(40, generator=random)
-    found = blend(values, shares)
-    expected = oracle.mixup(values.double().numpy(), shares.double().tolist())
+    values, lam = torch.randn(40, 5, generator=random).to(dtype), torch.rand(40, generator=random)
+    found = blend(values, lam)
+    expected = oracle.mixup(values.double().numpy(), lam.double().tolist())
     assert found.dtype == dtype
     # Rounded once, at the end.
     half_a_step = torch.finfo(dtype).eps / 2 * abs(expected)

@@ -10,7 +10,7 @@ from lib.trainer.mixing.base import MixDraws
 from lib.trainer.mixing.mixup import Mixup
 from lib.trainer.mixing.remix import Remix
 from tests.oracles import mixing as oracle
-from tests.trainer.mixing.batches import own_shares, random_batch
+from tests.trainer.mixing.batches import image_lam, random_batch
 
 
 def remix_of(counts, kappa, tau, seed=0):
@@ -25,8 +25,8 @@ def test_shares_are_those_of_the_paper(seed, kappa, tau):
     counts = np.concatenate([random.integers(1, 12, 20), random.integers(1, 10**7, 4)])
     labels = torch.from_numpy(random.integers(0, len(counts), 400))
     images = torch.zeros(400, 1, 1, 1)
-    found = own_shares(remix_of(counts, kappa, tau, seed)(images, labels, epoch=0, first_slot=0))
-    shares = own_shares(Mixup(MixDraws(seed, 1.0))(images, labels, epoch=0, first_slot=0))
+    found = image_lam(remix_of(counts, kappa, tau, seed)(images, labels, epoch=0, first_slot=0))
+    lam = image_lam(Mixup(MixDraws(seed, 1.0))(images, labels, epoch=0, first_slot=0))
     expected = [
         oracle.remix_lam(
             int(counts[labels[place]]),
@@ -35,7 +35,7 @@ def test_shares_are_those_of_the_paper(seed, kappa, tau):
             Fraction(kappa),
             tau,
         )
-        for place, share in enumerate(shares.tolist())
+        for place, share in enumerate(lam.tolist())
     ]
     assert found.tolist() == expected
     if (kappa, tau) == (3.0, 0.5):
@@ -50,14 +50,14 @@ def test_without_a_case_it_is_mixup(kappa, tau):
     expected = Mixup(MixDraws(0, 1.0))(images, labels, epoch=0, first_slot=0)
     assert torch.equal(found.images, expected.images)
     assert torch.equal(found.targets.labels, expected.targets.labels)
-    assert torch.equal(found.targets.shares, expected.targets.shares)
+    assert torch.equal(found.targets.lam, expected.targets.lam)
 
 
 def test_equal_counts_are_mixup():
     images, labels = random_batch(1, 64)
     found = remix_of([7] * 6, 3.0, 0.5)(images, labels, epoch=0, first_slot=0)
     expected = Mixup(MixDraws(0, 1.0))(images, labels, epoch=0, first_slot=0)
-    assert torch.equal(found.targets.shares, expected.targets.shares)
+    assert torch.equal(found.targets.lam, expected.targets.lam)
 
 
 def test_the_rarer_label_never_loses():
@@ -67,7 +67,7 @@ def test_the_rarer_label_never_loses():
     plain = Mixup(MixDraws(0, 1.0))(images, labels, epoch=0, first_slot=0).targets
     sizes = counts[found.labels]
     own_is_rarer = sizes[:, 0] < sizes[:, 1]
-    change = found.shares[:, 0] - plain.shares[:, 0]
+    change = found.lam[:, 0] - plain.lam[:, 0]
     assert (change[own_is_rarer] >= 0).all()
     assert (change[~own_is_rarer] <= 0).all()
     assert change.abs().max() > 0.4

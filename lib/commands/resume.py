@@ -1,0 +1,187 @@
+"""RESUME_MODEL, RESUME_MODE and OVERWRITE -> a new run, a resumed run or fine-tuning. Nothing is lost silently."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lib.errors import UserError
+from lib.trainer.checkpointing.io import read_checkpoint
+from lib.trainer.checkpointing.latest import checkpoints_in, latest_checkpoint
+from lib.trainer.checkpointing.state import Checkpoint
+
+
+@dataclass(frozen=True)
+class ResumeRequest:
+    """The options of the user, and the properties of the run that decide about resuming.
+
+    Attributes:
+        folder: LOG_ROOT/NAME.
+        resume_model, resume_mode, overwrite: the keys of these names.
+        recipe: keys that determine the weights, with their values.
+        train_digest: fingerprint of the training set.
+        max_epoch: epochs to train.
+        checkpoint: that of `resume_model` if it was read already; None: it is read when needed.
+        errors: for `resume_model` last, why later checkpoints cannot be read.
+    """
+
+    folder: Path
+    resume_model: str
+    resume_mode: str
+    overwrite: bool
+    recipe: dict[str, Any]
+    train_digest: str
+    max_epoch: int
+    checkpoint: Checkpoint | None = None
+    errors: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class ResumePlan:
+    """How a run starts.
+
+    Attributes:
+        kind: 'new', 'continue' or 'finetune'.
+        folder: of the run.
+        checkpoint: to start from; None for a new run.
+        reason: for the log.
+        set_aside: rename the existing folder first.
+    """
+
+    kind: str
+    folder: Path
+    checkpoint: Checkpoint | None
+    reason: str
+    set_aside: bool = False
+
+
+def plan_resume(request: ResumeRequest) -> ResumePlan:
+    """Decide how a run starts. Reads checkpoints, writes nothing.
+
+    Raises:
+        UserError: the run would overwrite files, or the options contradict each other; the message lists what to type.
+    """
+    if request.overwrite and request.resume_model == 'last':
+        raise UserError('OVERWRITE True starts a new run, RESUME_MODEL last resumes one: give one of them')
+    used = bool(checkpoints_in(request.folder)) and not request.overwrite
+    set_aside = request.overwrite and request.folder.exists()
+    if not request.resume_model:
+        if used:
+            raise UserError(
+                f'{request.folder} holds the checkpoints of an earlier run: resume it with --RESUME_MODEL last, '
+                'start another with --NAME, or a new one with --OVERWRITE True (the old folder is renamed, not deleted)'
+            )
+        return ResumePlan('new', request.folder, None, 'new run', set_aside)
+    if request.resume_model == 'last':
+        return _plan_from_last(request)
+    checkpoint = request.checkpoint
+    if checkpoint is None:
+        checkpoint = read_checkpoint(request.resume_model, with_rows=False, option='RESUME_MODEL')
+    return _plan_from_path(request, checkpoint, used, set_aside)
+
+
+def _plan_from_last(request: ResumeRequest) -> ResumePlan:
+    checkpoint, errors = request.checkpoint, request.errors
+    if checkpoint is None and not errors:
+        checkpoint, errors = latest_checkpoint(request.folder)
+    if checkpoint is None and errors:
+        raise UserError(f'{request.folder}: no checkpoint can be read; {errors[0]}')
+    if checkpoint is None:
+        return ResumePlan('new', request.folder, None, f'new run: {request.folder} holds no checkpoint')
+    if checkpoint.progress is None or checkpoint.training_set is None:
+        raise UserError(f'{checkpoint.path}: its number of epochs is unknown; give its path to fine-tune from it')
+    if checkpoint.training_set.digest != request.train_digest:
+        raise UserError(
+            f'{checkpoint.path} was trained on another training set, so that run cannot be resumed; '
+            f'to fine-tune from it: --RESUME_MODEL {checkpoint.path}'
+        )
+    reason = f'resuming from {checkpoint.path}, {_position_text(checkpoint)}'
+    changes = _changes(checkpoint.recipe, request.recipe)
+    if changes:
+        reason += f'; with another recipe than before: {changes}'
+    if errors:
+        reason += f'; newer, but unreadable: {"; ".join(errors)}'
+    return ResumePlan('continue', request.folder, checkpoint, reason)
+
+
+def _plan_from_path(request: ResumeRequest, checkpoint: Checkpoint, used: bool, set_aside: bool) -> ResumePlan:
+    assert checkpoint.path is not None
+    inside = checkpoint.path.resolve().parent == request.folder.resolve()
+    if inside and request.overwrite:
+        raise UserError(f'OVERWRITE True would rename {request.folder}, which holds RESUME_MODEL {checkpoint.path}')
+    obstacle = _obstacle(request, checkpoint)
+    if request.resume_mode == 'continue' and obstacle:
+        raise UserError(f'RESUME_MODE continue is not possible from {checkpoint.path}: {obstacle}')
+    if request.resume_mode == 'finetune' or obstacle:
+        folder = _unused_folder(request.folder) if used else request.folder
+        reason = f'fine-tuning from {checkpoint.path} into {folder}: {obstacle or "RESUME_MODE finetune"}'
+        return ResumePlan('finetune', folder, checkpoint, reason, set_aside)
+    if used and not inside:
+        raise UserError(
+            f'{checkpoint.path} could be resumed in {request.folder}, but that holds the checkpoints of another run: '
+            'give another --NAME'
+        )
+    last = _later_last(request.folder, checkpoint) if inside else None
+    if last is not None:
+        raise UserError(
+            f'{last.path} is newer ({_position_text(last)}) than {checkpoint.path} ({_position_text(checkpoint)}): '
+            'resume it with --RESUME_MODEL last, fine-tune with --RESUME_MODE finetune, or resume the older one under '
+            'another --NAME'
+        )
+    reason = f'resuming from {checkpoint.path}, {_position_text(checkpoint)}: same training set and recipe'
+    return ResumePlan('continue', request.folder, checkpoint, reason, set_aside)
+
+
+def _obstacle(request: ResumeRequest, checkpoint: Checkpoint) -> str:
+    """Return why the checkpoint cannot be resumed; '' if it can."""
+    if checkpoint.progress is None or checkpoint.training_set is None or checkpoint.optimizer is None:
+        return 'the checkpoint holds weights only'
+    if checkpoint.training_set.digest != request.train_digest:
+        return 'another training set'
+    changes = _changes(checkpoint.recipe, request.recipe)
+    if changes:
+        return f'another recipe: {changes}'
+    if request.max_epoch == 0:
+        return '0 epochs, so it is evaluated and saved unchanged'
+    if checkpoint.progress.epoch >= request.max_epoch:
+        return f'all {request.max_epoch} epochs are done'
+    return ''
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Return the keys that differ. A key of one side only belongs to another version and had its default."""
+    changes = [f'{name} {before[name]} -> {now[name]}' for name in now if name in before and before[name] != now[name]]
+    return ', '.join(changes[:5]) + (', ...' if len(changes) > 5 else '')
+
+
+def _later_last(folder: Path, checkpoint: Checkpoint) -> Checkpoint | None:
+    """Return last.pth if it is later in the run than `checkpoint`."""
+    path = folder / 'last.pth'
+    assert checkpoint.path is not None
+    if not path.exists() or checkpoint.path.resolve() == path.resolve():
+        return None
+    try:
+        last = read_checkpoint(path, with_rows=False, mmap=True)
+    except UserError:
+        return None
+    if last.progress is None or checkpoint.progress is None:
+        return None
+    return last if last.progress.position > checkpoint.progress.position else None
+
+
+def _unused_folder(folder: Path) -> Path:
+    """Return folder_finetune, folder_finetune_2, ...: the first that does not exist."""
+    number = 1
+    while True:
+        candidate = folder.with_name(f'{folder.name}_finetune' + (f'_{number}' if number > 1 else ''))
+        if not candidate.exists():
+            return candidate
+        number += 1
+
+
+def _position_text(checkpoint: Checkpoint) -> str:
+    progress = checkpoint.progress
+    if progress is None:
+        return 'an unknown number of epochs'
+    epochs = f'{progress.epoch} epoch{"" if progress.epoch == 1 else "s"}'
+    return epochs + (f' and {progress.step} step{"" if progress.step == 1 else "s"}' if progress.step else '')

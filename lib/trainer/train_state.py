@@ -1,0 +1,128 @@
+"""The state of a training run: everything that steps change, that checkpoints hold and that a resumed run restores."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from lib.distributed.process_group import ProcessGroup
+from lib.errors import UserError
+from lib.model import Recognizer
+from lib.optim.ema import ModelEMA
+from lib.trainer.checkpointing.sharded import CLASSIFIER_PREFIX, ClassifierShard, names_by_index, take_classifier_rows
+from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, TrainProgress
+from lib.trainer.run_folder import RunFolder
+
+
+class OptimizerMismatch(UserError):
+    """The optimizer state in a checkpoint is of another optimizer or of other parameters."""
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """Constants of a run that every checkpoint holds.
+
+    Attributes:
+        config: config as YAML.
+        recipe: config keys that determine the weights.
+        training_set: identity and classes of the training images.
+    """
+
+    config: str
+    recipe: dict[str, Any]
+    training_set: TrainingSet
+
+
+@dataclass
+class TrainState:
+    """What training changes.
+
+    Attributes:
+        model: parameters and buffers.
+        optimizer: of the model's parameters.
+        ema: moving average of the weights, used for evaluation; None: off.
+        scaler: loss scaler for float16 gradients; None: off.
+        progress: epoch, step and running sums.
+    """
+
+    model: Recognizer
+    optimizer: torch.optim.Optimizer
+    ema: ModelEMA | None = None
+    scaler: torch.amp.GradScaler | None = None
+    progress: TrainProgress = field(default_factory=TrainProgress)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return next(self.model.parameters()).device
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Load weights, optimizer, EMA, scaler and progress of a checkpoint.
+
+        The EMA of a run without one until now starts with the weights.
+
+        Raises:
+            OptimizerMismatch: the optimizer state does not fit.
+        """
+        if checkpoint.progress is None or checkpoint.optimizer is None:
+            raise ValueError(f'{checkpoint.path} holds weights only')
+        self.model.load_state_dict(checkpoint.training_state or checkpoint.state_dict)
+        if self.ema is not None:
+            self.ema.load_state_dict(checkpoint.state_dict)
+        if self.scaler is not None and checkpoint.scaler:
+            self.scaler.load_state_dict(checkpoint.scaler)
+        optimizer_state = checkpoint.optimizer
+        if self.model.is_sharded:
+            optimizer_state = self._rows_of_this_rank(optimizer_state)
+        try:
+            self.optimizer.load_state_dict(optimizer_state)
+        except (KeyError, ValueError):  # depending on which difference torch's optimizers find first
+            raise OptimizerMismatch(f'{checkpoint.path}: its optimizer state does not fit') from None
+        self.progress = checkpoint.progress
+
+    def to_checkpoint(self, info: RunInfo, folder: RunFolder, group: ProcessGroup) -> Checkpoint:
+        """Return a checkpoint that shares memory with the state; of a sharded classifier, with this rank's rows."""
+        weights = self.model.state_dict()
+        whole = Checkpoint(
+            state_dict=weights if self.ema is None else self.ema.state_dict(),
+            config=info.config,
+            recipe=info.recipe,
+            progress=self.progress,
+            training_set=info.training_set,
+            optimizer=self.optimizer.state_dict(),
+            training_state=None if self.ema is None else weights,
+            scaler=None if self.scaler is None else self.scaler.state_dict(),
+            history=folder.history(),
+            bad_images=folder.bad_images(),
+        )
+        return self._split_classifier(whole, group) if self.model.is_sharded else whole
+
+    def _split_classifier(self, checkpoint: Checkpoint, group: ProcessGroup) -> Checkpoint:
+        """Move this rank's classifier rows into a shard; other ranks than the main one write nothing else."""
+        classifier = self.model.classifier
+        named = ((f'{CLASSIFIER_PREFIX}{name}', parameter) for name, parameter in classifier.named_parameters())
+        assert checkpoint.optimizer is not None
+        state, training, optimizer, rows = take_classifier_rows(
+            checkpoint.state_dict,
+            checkpoint.training_state,
+            checkpoint.optimizer,
+            names_by_index(self.optimizer, named),
+        )
+        shard = ClassifierShard(rows, classifier.classes, classifier.num_classes, group.rank, group.world_size)
+        if not group.is_main:
+            return Checkpoint({}, progress=checkpoint.progress, classifier_shard=shard)
+        return replace(
+            checkpoint, state_dict=state, training_state=training, optimizer=optimizer, classifier_shard=shard
+        )
+
+    def _rows_of_this_rank(self, optimizer_state: dict[str, Any]) -> dict[str, Any]:
+        """Return the optimizer state with this rank's rows of a classifier that was written whole."""
+        classifier = self.model.classifier
+        rows = slice(classifier.classes.start, classifier.classes.stop)
+        states = dict(optimizer_state['state'])
+        for index in names_by_index(self.optimizer, classifier.named_parameters()):
+            states[index] = {
+                key: value[rows] if torch.is_tensor(value) and value.shape[:1] == (classifier.num_classes,) else value
+                for key, value in states.get(index, {}).items()
+            }
+        return optimizer_state | {'state': {index: values for index, values in states.items() if values}}

@@ -1,0 +1,58 @@
+"""Validation during training: metrics of the model, or of its EMA, on the validation split."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lib.dataset.loader import EvalLoader
+from lib.distributed.parallel import sync_buffers
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from lib.inference.engine import EagerEngine
+from lib.inference.run import Evaluation, evaluate
+from lib.model import Recognizer
+from lib.trainer.train_state import TrainState
+
+
+@dataclass(frozen=True)
+class Validator:
+    """Evaluates models on the validation split.
+
+    Attributes:
+        loader: of the validation split.
+        names: name of each image.
+        train_counts: (num_classes,) images per class of the original training set, for many, medium and few.
+        group: ranks that share the images.
+    """
+
+    loader: EvalLoader
+    names: Sequence[Any]
+    train_counts: np.ndarray
+    group: ProcessGroup = SINGLE_PROCESS
+
+    def evaluate(self, model: Recognizer, check: Callable[[], None] = lambda: None) -> Evaluation:
+        """Evaluate a model; `check` is called after each batch and may raise to end the pass."""
+        return evaluate(
+            EagerEngine(model),
+            self.loader,
+            train_counts=self.train_counts,
+            sinks=[lambda batch, output: check()],
+            group=self.group,
+        )
+
+    def metrics(self, state: TrainState, check: Callable[[], None]) -> tuple[dict[str, float], Evaluation]:
+        """Evaluate the EMA, or the model without one; metrics include images_per_second and seconds."""
+        started = time.perf_counter()
+        with nullcontext() if state.ema is None else state.ema.swapped():
+            sync_buffers(state.model, self.group)
+            evaluation = self.evaluate(state.model, check)
+        seconds = time.perf_counter() - started
+        speed = {'images_per_second': len(self.names) / seconds, 'seconds': seconds}
+        return {**evaluation.metrics, **speed}, evaluation
+
+    def bad_images(self, evaluation: Evaluation) -> dict[str, str]:
+        """Return the undecodable images, {name: reason}."""
+        return {str(self.names[row]): reason for row, reason in evaluation.bad}
