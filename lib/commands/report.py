@@ -74,7 +74,7 @@ def trained_report(trained: LoadedModel) -> Path:
     """
     valid = open_valid_split(trained.cfg)
     predictions = classify_features(trained.engine, split_features(trained, valid, 'valid'))
-    stem, folder = trained.checkpoint.path.stem, trained.checkpoint.path.parent
+    stem, folder = trained.path.stem, trained.path.parent
     page = trained.folder / ('report.html' if stem == 'best_model' else f'{stem}_report.html')
     tau = _read_tau(folder / 'tau.json')  # exists if the model is re-balanced
     summary = _summary(RunFolder(folder, writes=False).history(), trained.checkpoint)
@@ -101,7 +101,7 @@ def rebalanced_report(path: Path, trained: LoadedModel, valid: Split, before: np
         trained,
         valid,
         title=f'{trained.cfg.NAME}, re-balanced',
-        summary=_summary(RunFolder(trained.checkpoint.path.parent).history(), trained.checkpoint),
+        summary=_summary(RunFolder(trained.path.parent).history(), trained.checkpoint),
         predictions=predictions_from_classes(valid.labels, before),
         tau=tau,
         environment_text=_environment_of(path.parent),
@@ -114,7 +114,7 @@ def _data_of(trained: LoadedModel, valid: Split, **parts: Any) -> ReportData:
     """Return the report's data, with the fields that are the same for every trained model."""
     return ReportData(
         command=_command(),
-        history=RunFolder(trained.checkpoint.path.parent, writes=False).history(),
+        history=RunFolder(trained.path.parent, writes=False).history(),
         class_names=trained.class_names,
         class_parents=trained.class_parents,
         train_counts=trained.train_counts if trained.checkpoint.training_set else np.zeros(0, np.int64),
