@@ -41,7 +41,7 @@ def gather_features_replicated(features: torch.Tensor, sizes: Sequence[int], gro
     return _Gather.apply(features, tuple(sizes), group, False)
 
 
-def own_rows(rows: torch.Tensor, sizes: Sequence[int], group: ProcessGroup) -> torch.Tensor:
+def local_rows(rows: torch.Tensor, sizes: Sequence[int], group: ProcessGroup) -> torch.Tensor:
     """Return this rank's part of gathered rows."""
     start = sum(sizes[: group.rank])
     return rows[start : start + sizes[group.rank]]
@@ -60,4 +60,4 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         if ctx.sum_gradients:
             gradient = ctx.group.all_reduce(gradient)
-        return own_rows(gradient, ctx.sizes, ctx.group) * ctx.group.world_size, None, None, None
+        return local_rows(gradient, ctx.sizes, ctx.group) * ctx.group.world_size, None, None, None

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from lib.distributed.gather import gather_features, gather_features_replicated, gather_rows, own_rows
+from lib.distributed.gather import gather_features, gather_features_replicated, gather_rows, local_rows
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.loss.chunked import chunked_loss
 from lib.loss.sampled_classes import sample_rows, take_rows
@@ -69,7 +69,7 @@ class ChunkedHead(nn.Module):
         if self._group.world_size == 1:
             return LossOutput(loss, predicted)
         # Every rank has the loss of all images.
-        return LossOutput(loss / self._group.world_size, own_rows(predicted, scale.sizes, self._group))
+        return LossOutput(loss / self._group.world_size, local_rows(predicted, scale.sizes, self._group))
 
     def _class_subset(self, targets: Targets, seed: int) -> ClassSubset:
         """Return the classes whose logits this rank computes."""

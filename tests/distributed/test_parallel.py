@@ -1,4 +1,4 @@
-"""A module on several devices."""
+"""wrap_parallel in a single process."""
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ from lib.distributed.process_group import SINGLE_PROCESS
 from lib.runtime.device import Device
 
 
-def test_one_device_needs_no_replicas():
+def test_one_device_needs_no_wrapper():
     module = nn.Linear(1, 1)
     for replicas in ((), (0,)):
         assert (

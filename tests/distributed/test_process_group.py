@@ -1,4 +1,4 @@
-"""How ranks share work and tell each other, on processes that do."""
+"""Shards of the work, and collective operations of real processes."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.distributed.gather import gather_features, gather_features_replicated, gather_rows, own_rows
+from lib.distributed.gather import gather_features, gather_features_replicated, gather_rows, local_rows
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup, join_process_group
 from tests.ranks import run_ranks
 
@@ -15,12 +15,12 @@ SIZES = (4, 0, 1)  # rows of each rank
 
 
 @given(st.integers(0, 300), st.integers(1, 20), st.integers(0, 50))
-def test_shares_are_a_partition(total, count, start):
-    for share, most in ((ProcessGroup.shard, 1), (ProcessGroup.shard_pairs, 2)):
-        parts = [share(ProcessGroup(rank, count), total, start) for rank in range(count)]
-        assert [row for part in parts for row in range(part.start, part.stop)] == list(range(start, start + total))
-        lengths = [part.stop - part.start for part in parts]
-        assert max(lengths) - min(lengths) <= most
+def test_shards_are_a_partition(total, count, start):
+    for shard, max_difference in ((ProcessGroup.shard, 1), (ProcessGroup.shard_pairs, 2)):
+        shards = [shard(ProcessGroup(rank, count), total, start) for rank in range(count)]
+        assert [row for part in shards for row in range(part.start, part.stop)] == list(range(start, start + total))
+        lengths = [part.stop - part.start for part in shards]
+        assert max(lengths) - min(lengths) <= max_difference
 
 
 @given(st.integers(0, 150), st.integers(1, 20))
@@ -31,8 +31,8 @@ def test_pairs_stay_together(pairs, count):
 
 
 @given(st.integers(0, 10**12), st.integers(1, 10**5))
-def test_many_ranks_of_many_things(total, count):
-    """Neighbours meet, whatever the numbers, and the last one ends at the end."""
+def test_many_ranks_and_large_totals(total, count):
+    """Each shard ends where the next one begins, and the last one ends at the total."""
     for rank in {0, count // 2, count - 1}:
         here, after = ProcessGroup(rank, count).shard(total), ProcessGroup(rank + 1, count).shard(total)
         assert here.stop == after.start
@@ -40,7 +40,7 @@ def test_many_ranks_of_many_things(total, count):
     assert (ProcessGroup(0, count).shard(total).start, ProcessGroup(count - 1, count).shard(total).stop) == (0, total)
 
 
-def test_without_torchrun_nobody_is_joined(monkeypatch):
+def test_without_torchrun_there_is_a_single_process(monkeypatch):
     for name in ('RANK', 'WORLD_SIZE', 'TORCHELASTIC_RUN_ID'):
         monkeypatch.delenv(name, raising=False)
     with join_process_group() as group:
@@ -48,7 +48,7 @@ def test_without_torchrun_nobody_is_joined(monkeypatch):
         assert not dist.is_initialized()
 
 
-def test_one_process_is_told_its_own():
+def test_collectives_of_a_single_process_return_its_values():
     tensor = torch.tensor([1.0, 2.0], requires_grad=True)
     assert SINGLE_PROCESS.is_main
     assert SINGLE_PROCESS.all_reduce(tensor) is tensor
@@ -60,7 +60,7 @@ def test_one_process_is_told_its_own():
         SINGLE_PROCESS.barrier()
 
 
-def tell(rank, count, folder):
+def collectives(rank, count, folder):
     group = ProcessGroup(rank, count)
     sent = torch.full((2,), float(rank))
     group.broadcast(sent)
@@ -71,7 +71,7 @@ def tell(rank, count, folder):
     return {
         'sum': group.all_reduce(torch.tensor([rank + 1.0], requires_grad=True)),
         'integers': group.all_reduce(torch.tensor([2**40 + rank])),
-        'stack of nothing': group.all_gather(torch.zeros(0, 3)),
+        'stack of empty': group.all_gather(torch.zeros(0, 3)),
         'gather': group.all_gather_objects([rank, 'x' * rank]),
         'stack': group.all_gather(torch.tensor([[rank, 7]]).T),
         'join': group.all_gather_rows(np.arange(SIZES[rank])).tolist(),
@@ -84,35 +84,35 @@ def tell(rank, count, folder):
 def _gathered(group):
     own = torch.arange(2.0 * SIZES[group.rank]).view(-1, 2) + 10 * group.rank
     found = {'rows': gather_rows(own, SIZES, group)}
-    for name, gathers in (('features', gather_features), ('looked at', gather_features_replicated)):
+    for name, gathers in (('features', gather_features), ('replicated', gather_features_replicated)):
         leaf = own.clone().requires_grad_()
         everything = gathers(leaf, SIZES, group)
-        found[f'{name} own'] = own_rows(everything, SIZES, group).detach()
-        # Each rank has a use of its own for the rows of all.
+        found[f'{name} local'] = local_rows(everything, SIZES, group).detach()
+        # Each rank computes another loss of the gathered rows.
         ((group.rank + 1) * everything.square()).sum().backward()
         found[f'{name} gradient'] = leaf.grad
     return found
 
 
-def test_what_ranks_tell_each_other(tmp_path):
-    found = run_ranks(tell, 3, tmp_path, tmp_path)
+def test_collectives_of_three_ranks(tmp_path):
+    found = run_ranks(collectives, 3, tmp_path, tmp_path)
     rows = [torch.arange(2.0 * size).view(-1, 2) + 10 * rank for rank, size in enumerate(SIZES)]
-    for rank, told in enumerate(found):
-        assert told['sum'].tolist() == [6.0]
-        assert not told['sum'].requires_grad
-        assert told['integers'].tolist() == [3 * 2**40 + 3]
-        assert told['stack of nothing'].shape == (3, 0, 3)
-        assert told['gather'] == [[0, ''], [1, 'x'], [2, 'xx']]
-        assert told['stack'].tolist() == [[[0], [7]], [[1], [7]], [[2], [7]]]
-        assert told['join'] == [0, 1, 2, 3, 0]
-        assert told['sent'].tolist() == [0.0, 0.0]
-        assert told['first'] == '0'
-        torch.testing.assert_close(told['rows'], torch.cat(rows))
-        for name in ('features', 'looked at'):
-            torch.testing.assert_close(told[f'{name} own'], rows[rank])
-        # The sum of what all ranks gave, 1 + 2 + 3, and this rank's own; both times 3, since DDP takes the mean.
-        torch.testing.assert_close(told['features gradient'], 3 * 6 * 2 * rows[rank])
-        torch.testing.assert_close(told['looked at gradient'], 3 * (rank + 1) * 2 * rows[rank])
+    for rank, result in enumerate(found):
+        assert result['sum'].tolist() == [6.0]
+        assert not result['sum'].requires_grad
+        assert result['integers'].tolist() == [3 * 2**40 + 3]
+        assert result['stack of empty'].shape == (3, 0, 3)
+        assert result['gather'] == [[0, ''], [1, 'x'], [2, 'xx']]
+        assert result['stack'].tolist() == [[[0], [7]], [[1], [7]], [[2], [7]]]
+        assert result['join'] == [0, 1, 2, 3, 0]
+        assert result['sent'].tolist() == [0.0, 0.0]
+        assert result['first'] == '0'
+        torch.testing.assert_close(result['rows'], torch.cat(rows))
+        for name in ('features', 'replicated'):
+            torch.testing.assert_close(result[f'{name} local'], rows[rank])
+        # The sum over all ranks, 1 + 2 + 3, and the gradient of this rank; both times 3, because DDP averages.
+        torch.testing.assert_close(result['features gradient'], 3 * 6 * 2 * rows[rank])
+        torch.testing.assert_close(result['replicated gradient'], 3 * (rank + 1) * 2 * rows[rank])
 
 
 def first_raises_in_main_first(rank, count):
@@ -122,6 +122,6 @@ def first_raises_in_main_first(rank, count):
             raise ValueError('on purpose')
 
 
-def test_an_error_of_the_main_rank_is_no_hang(tmp_path):
+def test_an_error_of_the_main_rank_does_not_hang_the_others(tmp_path):
     with pytest.raises(AssertionError, match='on purpose'):
         run_ranks(first_raises_in_main_first, 2, tmp_path, seconds=30)

@@ -1,4 +1,4 @@
-"""What torchrun says in the environment, and what it is told."""
+"""The environment variables of torchrun, and its error file."""
 
 import json
 import subprocess
@@ -16,43 +16,43 @@ NAMES = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'TORCHELASTIC_ERROR_FILE', 'TORCHEL
 
 @pytest.fixture
 def environment(monkeypatch):
-    """Set the given ones of torchrun's variables, and no other."""
+    """Return a function that sets only the given variables of torchrun."""
 
-    def set_only(**given):
+    def set_only(**variables):
         for name in NAMES:
             monkeypatch.delenv(name, raising=False)
-        for name, text in given.items():
+        for name, text in variables.items():
             monkeypatch.setenv(name, text)
 
     return set_only
 
 
 @pytest.mark.parametrize(
-    ('given', 'expected'),
+    ('variables', 'expected'),
     [
         ({}, RankInfo(0, 1, 0)),
         ({'RANK': '3', 'WORLD_SIZE': '8', 'LOCAL_RANK': '1'}, RankInfo(3, 8, 1)),
         ({'RANK': '0', 'WORLD_SIZE': '1', 'LOCAL_RANK': '0'}, RankInfo(0, 1, 0)),
         ({'RANK': '1', 'WORLD_SIZE': '2'}, RankInfo(1, 2, 0)),
-        # Schedulers of jobs set one of them for reasons of their own.
+        # Some job schedulers set only one of these variables.
         ({'WORLD_SIZE': '4'}, RankInfo(0, 1, 0)),
         ({'RANK': '2'}, RankInfo(0, 1, 0)),
         ({'LOCAL_RANK': '2'}, RankInfo(0, 1, 0)),
     ],
 )
-def test_place(environment, given, expected):
-    environment(**given)
+def test_read_rank_info(environment, variables, expected):
+    environment(**variables)
     assert read_rank_info() == expected
 
 
 @pytest.mark.parametrize(('count', 'expected'), [(None, False), ('0', False), ('1', True), ('12', True)])
-def test_started_anew(environment, count, expected):
+def test_was_restarted(environment, count, expected):
     environment(**({} if count is None else {'TORCHELASTIC_RESTART_COUNT': count}))
     assert was_restarted() is expected
 
 
-def test_torchrun_prints_what_it_is_told(environment, tmp_path):
-    """By torch's own reader."""
+def test_torchrun_prints_the_message(environment, tmp_path):
+    """Read by the code of torchrun."""
     from torch.distributed.elastic.multiprocessing.api import ProcessFailure
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -65,7 +65,7 @@ def test_torchrun_prints_what_it_is_told(environment, tmp_path):
     assert f'traceback : {message}\n' in str(ChildFailedError('main.py', {3: failure})).partition('Root Cause')[2]
 
 
-def test_a_script_that_fails_tells_it(environment, tmp_path, capsys):
+def test_a_failing_script_writes_the_error_file(environment, tmp_path, capsys):
     def main():
         raise UserError('LOSS.TYPE is\nnone')
 
@@ -78,13 +78,13 @@ def test_a_script_that_fails_tells_it(environment, tmp_path, capsys):
     assert json.loads(file.read_text())['message']['message'] == 'LOSS.TYPE is none'
 
 
-def test_elsewhere_nobody_is_told(environment, tmp_path, monkeypatch):
+def test_without_torchrun_no_file_is_written(environment, tmp_path, monkeypatch):
     environment()
     monkeypatch.chdir(tmp_path)
     report_failure('nothing')
     assert not list(tmp_path.iterdir())
 
 
-def test_it_is_light():
+def test_module_imports_neither_torch_nor_numpy():
     script = 'import sys, lib.distributed.rank_info; assert not {"torch", "numpy"} & set(sys.modules)'
     subprocess.run([sys.executable, '-c', script], check=True)
