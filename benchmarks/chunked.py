@@ -75,7 +75,7 @@ class Head:
             normalizer = self._average.normalizer(targets)
             loss, _ = chunked_loss(
                 *self.classifier.factors(x),
-                lambda logits, part, _: self._average.total(logits, targets.part(part)) / normalizer,
+                lambda logits, part, _: self._average.total(logits, targets.select(part)) / normalizer,
                 chunk=self.chunk,
             )
         loss.backward()

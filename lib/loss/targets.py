@@ -11,23 +11,23 @@ class Targets:
 
     Attributes:
         labels: (batch,) or (batch, k) int64.
-        shares: (batch, k) float32 mixing coefficients, at least 0, each row sums to 1; None with one label per image.
+        lam: (batch, k) float32 mixing coefficients, at least 0, each row sums to 1; None with one label per image.
         weights: (batch,) float32 weights of the images; None: all 1.
     """
 
     labels: torch.Tensor
-    shares: torch.Tensor | None = None
+    lam: torch.Tensor | None = None
     weights: torch.Tensor | None = None
 
     @property
     def hard(self) -> torch.Tensor:
         """Return the label with the largest coefficient of each image, (batch,) int64."""
-        if self.shares is None:
+        if self.lam is None:
             return self.labels
-        return self.labels.gather(1, self.shares.argmax(dim=1, keepdim=True)).squeeze(1)
+        return self.labels.gather(1, self.lam.argmax(dim=1, keepdim=True)).squeeze(1)
 
-    def part(self, rows: slice) -> 'Targets':
+    def select(self, rows: slice) -> 'Targets':
         """Return the targets of some of the images."""
-        shares = None if self.shares is None else self.shares[rows]
+        lam = None if self.lam is None else self.lam[rows]
         weights = None if self.weights is None else self.weights[rows]
-        return Targets(self.labels[rows], shares, weights)
+        return Targets(self.labels[rows], lam, weights)

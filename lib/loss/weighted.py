@@ -115,9 +115,9 @@ class WeightedLoss(nn.Module):
     def _label_weights(self, targets: Targets) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return each label's weight without and with class weights, in the labels' shape; None: all are 1."""
         class_weights = self._class_weights if self._uses_class_weights else self._has_images
-        if targets.shares is None and targets.weights is None and class_weights is None:
+        if targets.lam is None and targets.weights is None and class_weights is None:
             return None
-        lam = targets.shares if targets.shares is not None else torch.ones_like(targets.labels, dtype=torch.float32)
+        lam = targets.lam if targets.lam is not None else torch.ones_like(targets.labels, dtype=torch.float32)
         if targets.weights is not None:
             lam = lam * (targets.weights[:, None] if lam.ndim == 2 else targets.weights)
         if self._has_images is not None:

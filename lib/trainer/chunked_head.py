@@ -9,7 +9,7 @@ from lib.distributed.gather import gather_features, gather_features_replicated, 
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.loss.chunked import chunked_loss
 from lib.loss.sampled_classes import sample_rows, take_rows
-from lib.loss.sharded_logits import ClassSubset
+from lib.loss.sharded_logits import ClassSubset, ShardedLogits
 from lib.loss.targets import Targets
 from lib.loss.weighted import WeightedLoss
 from lib.model import Recognizer
@@ -58,7 +58,7 @@ class ChunkedHead(nn.Module):
             rows = subset.classes - self._model.classifier.classes.start
             weight, bias = take_rows(weight, rows), None if bias is None else take_rows(bias, rows)
 
-        def loss_of(logits: torch.Tensor, rows: slice, extra: torch.Tensor | None) -> torch.Tensor:
+        def loss_of(logits: ShardedLogits, rows: slice, extra: torch.Tensor | None) -> torch.Tensor:
             return self.loss.total(logits, targets.select(rows), extra) / scale.normalizer
 
         # A loss with random choices (SEQL) draws the same on all ranks, since each computes the loss of all images.
@@ -75,11 +75,12 @@ class ChunkedHead(nn.Module):
         """Return the classes whose logits this rank computes."""
         classifier = self._model.classifier
         gather = self._group.all_gather if self._group.world_size > 1 else None
-        classes = classifier.classes
+        classes: range | torch.Tensor = classifier.classes
         if self._sampled_fraction < 1:
             # Ranks that hold other classes sample other rows; ranks that hold the same classes sample the same rows.
             seed += self._group.rank
-            classes = classes.start + sample_rows(targets.labels, classes, self._sampled_fraction, seed)
+            rows = sample_rows(targets.labels, classifier.classes, self._sampled_fraction, seed)
+            classes = classifier.classes.start + rows
         return ClassSubset(classes, classifier.num_classes, gather)
 
 

@@ -8,7 +8,7 @@ import torch
 from lib.backbone.create import create_backbone
 from lib.builders.loader import build_train_loader
 from lib.builders.mixing import MIXERS, build_mixed_stages, build_mixer, check_pairs
-from lib.builders.split import Split
+from lib.builders.split import DatasetSplit
 from lib.config.keys.data import PAIRED
 from lib.config.load import load_config
 from lib.dataset.images import ArrayImages
@@ -103,7 +103,7 @@ def loader_of(cfg):
     labels = np.repeat(np.arange(4), COUNTS).astype(np.int32)
     pixels = np.broadcast_to((10 * np.arange(22, dtype=np.uint8))[:, None, None, None], (22, 8, 8, 3)).copy()
     names = pa.array([str(row) for row in range(22)])
-    split = Split(ArrayImages(pixels), labels, 4, names, 'painted')
+    split = DatasetSplit(ArrayImages(pixels), labels, 4, names, 'painted')
     return build_train_loader(cfg, split, ClassIndex(labels, 4), pick_device('cpu'))
 
 

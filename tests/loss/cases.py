@@ -100,9 +100,9 @@ class Problem(NamedTuple):
     def to(self, dtype: torch.dtype) -> 'Problem':
         """Return the problem with logits and features in `dtype`, coefficients and weights in float32."""
         targets = self.targets
-        shares = None if targets.shares is None else targets.shares.float()
+        lam = None if targets.lam is None else targets.lam.float()
         weights = None if targets.weights is None else targets.weights.float()
-        return Problem(self.logits.to(dtype), self.features.to(dtype), Targets(targets.labels, shares, weights))
+        return Problem(self.logits.to(dtype), self.features.to(dtype), Targets(targets.labels, lam, weights))
 
 
 def problem(seed: int, num_classes: int = len(COUNTS), batch: int = 9, k: int = 0) -> Problem:
@@ -116,9 +116,9 @@ def problem(seed: int, num_classes: int = len(COUNTS), batch: int = 9, k: int = 
     if not k:
         return Problem(logits, features, Targets(labels))
     # float64 like the logits, because the gradients of the labels of an image partly cancel.
-    shares = torch.rand(batch, k, dtype=torch.float64, generator=random)
+    lam = torch.rand(batch, k, dtype=torch.float64, generator=random)
     weights = torch.rand(batch, dtype=torch.float64, generator=random)
-    return Problem(logits, features, Targets(labels, shares / shares.sum(dim=1, keepdim=True), weights))
+    return Problem(logits, features, Targets(labels, lam / lam.sum(dim=1, keepdim=True), weights))
 
 
 def fast(case: Case, problem: Problem, counts=COUNTS, **options):
@@ -131,7 +131,7 @@ def slow(case: Case, problem: Problem, counts=COUNTS, **options):
     """Return the same, computed by the oracle."""
     targets = problem.targets
     labels = targets.labels.reshape(len(targets.labels), -1).tolist()
-    lam = None if targets.shares is None else targets.shares.tolist()
+    lam = None if targets.lam is None else targets.lam.tolist()
     weights = None if targets.weights is None else targets.weights.tolist()
 
     def value(logits, features):

@@ -42,7 +42,7 @@ def classifier_and_targets(seed: int, kind: str) -> tuple[Classifier, Targets]:
     random = torch.Generator().manual_seed(seed)
     _, features, targets = problem(seed, k=3 if kind.startswith('mixed') else 0)
     if kind.endswith('few'):
-        targets = Targets(targets.labels % 3, targets.shares, targets.weights)
+        targets = Targets(targets.labels % 3, targets.lam, targets.weights)
     weight = torch.randn(NUM_CLASSES, 5, dtype=torch.float64, generator=random)
     bias, scale = torch.randn(2, NUM_CLASSES, dtype=torch.float64, generator=random)
     return Classifier(features, weight, bias, 1 + 0.3 * scale), targets
@@ -90,7 +90,7 @@ def sharded(
             x,
             weight,
             bias,
-            lambda logits, rows, extra_rows: loss.total(logits, targets.part(rows), extra_rows) / normalizer,
+            lambda logits, rows, extra_rows: loss.total(logits, targets.select(rows), extra_rows) / normalizer,
             chunk=chunk,
             subset=subset,
             extra=extra,

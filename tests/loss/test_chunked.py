@@ -164,7 +164,7 @@ def test_no_tensor_is_as_large_as_the_logits(name):
     batch, num_classes = 9, 6
 
     def chunk_loss(logits, rows, extra):
-        return loss.total(logits, targets.part(rows), extra)
+        return loss.total(logits, targets.select(rows), extra)
 
     with RecordSizes() as record:
         value, _ = chunked_loss(*leaves, chunk_loss, chunk=1, extra=x)
