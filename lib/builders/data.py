@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from lib.builders.split import Split, TrainingData, without_quarantined
+from lib.builders.split import DatasetSplit, TrainingData, without_quarantined
 from lib.config.defaults import Config
 from lib.dataset.annotations import Annotations, ClassNames, read_annotations, read_classes, read_test_images
 from lib.dataset.folder import find_class_folders, labels_by_folder, split_folder, walk_images
@@ -38,7 +38,7 @@ def is_packed(cfg: Config, kind: str) -> bool:
     return bool(cfg.DATASET.SHARDS) and Path(cfg.DATASET.SHARDS, kind).is_dir()
 
 
-def packed_split(cfg: Config, kind: str) -> tuple[Split, ClassNames | None]:
+def packed_split(cfg: Config, kind: str) -> tuple[DatasetSplit, ClassNames | None]:
     """Open the split `kind` (train, valid, test) of DATASET.SHARDS, and the class names. Raises: UserError."""
     folder = Path(cfg.DATASET.SHARDS, kind)
     try:
@@ -50,7 +50,7 @@ def packed_split(cfg: Config, kind: str) -> tuple[Split, ClassNames | None]:
     LOGGER.info('%s: %d packed images (DATASET.SHARDS)', folder, len(images))
     for warning in warnings:
         LOGGER.warning('%s', warning)
-    split = Split(images, index.labels, contents.num_classes, index.names, str(folder))
+    split = DatasetSplit(images, index.labels, contents.num_classes, index.names, str(folder))
     return split, None if contents.class_names is None else ClassNames(contents.class_names, contents.parents)
 
 
@@ -75,7 +75,7 @@ def open_training_data(cfg: Config, *, quarantine: bool = True) -> TrainingData:
     return without_quarantined(data, cfg.DATASET.QUARANTINE) if quarantine else data
 
 
-def open_valid_split(cfg: Config) -> Split:
+def open_valid_split(cfg: Config) -> DatasetSplit:
     """Open the validation split: from its own file if there is one, else as in training.
 
     Raises:
@@ -96,7 +96,7 @@ def open_valid_split(cfg: Config) -> Split:
     return valid
 
 
-def open_test_split(cfg: Config, class_names: Sequence[str]) -> Split:
+def open_test_split(cfg: Config, class_names: Sequence[str]) -> DatasetSplit:
     """Open the images to predict: TEST_JSON, or every image in a folder (TEST_ROOT, else `test` in ROOT).
 
     A packed test split is used if neither TEST_JSON nor TEST_ROOT is given.
@@ -107,7 +107,9 @@ def open_test_split(cfg: Config, class_names: Sequence[str]) -> Split:
     if not (cfg.DATASET.TEST_JSON or cfg.DATASET.TEST_ROOT) and is_packed(cfg, 'test'):
         return packed_split(cfg, 'test')[0]
     if cfg.DATASET.NAME.startswith('cifar'):
-        return _from_cifar(cfg).valid
+        valid = _from_cifar(cfg).valid
+        assert valid is not None
+        return valid
     if cfg.DATASET.NAME == 'demo' and not cfg.DATASET.SHARDS:
         _draw_demo(cfg)
     root, json, folder = _test_paths(cfg)
@@ -128,7 +130,7 @@ def has_test_split(cfg: Config) -> bool:
     return bool(given) or Path(json).exists() or bool(folder and Path(folder).is_dir())
 
 
-def open_named_images(source: str) -> tuple[Split, ClassNames]:
+def open_named_images(source: str) -> tuple[DatasetSplit, ClassNames]:
     """Open labeled images with classes of their own: class folders, or an annotation JSON beside its classes.json.
 
     Relative paths of a JSON are under its own folder. Classes without images are omitted; without classes.json, the
@@ -158,7 +160,7 @@ def _test_paths(cfg: Config) -> tuple[str, str, str]:
     return root, json, cfg.DATASET.TEST_ROOT or (root and str(Path(root, 'test')))
 
 
-def test_folder_split(folder: str, class_names: Sequence[str]) -> Split:
+def test_folder_split(folder: str, class_names: Sequence[str]) -> DatasetSplit:
     """Open every image in a folder; if all its sub-folders are named after classes, they are the labels.
 
     Raises:
@@ -235,15 +237,15 @@ def _from_cifar(cfg: Config) -> TrainingData:
         seed=cfg.SEED if dataset.IMBALANCE_IMAGES == 'by_seed' else None,
     )
 
-    def split(images: np.ndarray, labels: np.ndarray, kind: str) -> Split:
+    def split(images: np.ndarray, labels: np.ndarray, kind: str) -> DatasetSplit:
         rows = pa.array((f'{kind} image {row}' for row in range(len(labels))), pa.large_string())
-        return Split(ArrayImages(images), labels.astype(np.int32), len(names), rows, f'{dataset.NAME} ({kind})')
+        return DatasetSplit(ArrayImages(images), labels.astype(np.int32), len(names), rows, f'{dataset.NAME} ({kind})')
 
     train, valid = split(train_images, train_labels, 'train'), split(valid_images, valid_labels, 'test')
     return TrainingData(train, valid, ClassNames(list(names), []))
 
 
-def _split(annotations: Annotations, root: str) -> Split:
+def _split(annotations: Annotations, root: str) -> DatasetSplit:
     for warning in annotations.warnings:
         LOGGER.warning('%s', warning)
     try:
@@ -252,7 +254,7 @@ def _split(annotations: Annotations, root: str) -> Split:
         raise UserError(f'{error}; set DATASET.ROOT to the folder that the paths start from') from None
     if line:
         LOGGER.info('%s', line)
-    return Split(
+    return DatasetSplit(
         FileImages(annotations.paths.with_rule(rule), root),
         to_shared_memory(annotations.labels),
         annotations.num_classes,

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from lib.builders.loss import deferred_start_epoch
-from lib.builders.split import Split
+from lib.builders.split import DatasetSplit
 from lib.config.defaults import Config
 from lib.config.keys.data import PAIRED, InputKeys
 from lib.dataset.augment import Augment
@@ -122,7 +122,7 @@ def _sampler(cfg: Config, name: str, index: ClassIndex, *, stream: int = 0) -> S
 
 
 def build_train_loader(
-    cfg: Config, split: Split, index: ClassIndex, device: Device, group: ProcessGroup = SINGLE_PROCESS
+    cfg: Config, split: DatasetSplit, index: ClassIndex, device: Device, group: ProcessGroup = SINGLE_PROCESS
 ) -> TrainLoader:
     """Return the loader of the training rows in `index`.
 
@@ -179,7 +179,7 @@ def _batches_too_large(error: SharedMemoryFull) -> UserError:
 
 def build_eval_loader(
     cfg: Config,
-    split: Split,
+    split: DatasetSplit,
     device: Device,
     group: ProcessGroup = SINGLE_PROCESS,
     views: Sequence[Transform] = (),
@@ -237,7 +237,7 @@ def stored_short_side(cfg: Config) -> int:
     return math.ceil(round(needed * 1.25, 6))  # rounded first: 112 / 0.875 * 1.25 is 160 in spite of its last bit
 
 
-def _images(cfg: Config, split: Split) -> Images:
+def _images(cfg: Config, split: DatasetSplit) -> Images:
     # Arrays are in memory already.
     if cfg.DATASET.CACHE != 'ram' or isinstance(split.images, ArrayImages):
         return split.images

@@ -9,7 +9,7 @@ from timm.layers import convert_sync_batchnorm
 from lib.backbone.create import create_backbone, create_timm_pretrained, measure_width, num_features_of
 from lib.backbone.pretrained import load_pretrained
 from lib.builders.loader import build_eval_loader, train_sizes
-from lib.builders.split import Split
+from lib.builders.split import DatasetSplit
 from lib.classifier.base import Classifier, transfer_rows
 from lib.classifier.cosine import CosineClassifier, Projector
 from lib.classifier.linear import LearnableWeightScaling, LinearClassifier, without_scale
@@ -178,7 +178,7 @@ def _check_fit(expected: dict[str, torch.Tensor], checkpoint: Checkpoint, cfg: C
         )
 
 
-def start_from_class_means(cfg: Config, model: Recognizer, split: Split, index: ClassIndex, device: Device) -> None:
+def start_from_class_means(cfg: Config, model: Recognizer, split: DatasetSplit, index: ClassIndex, device: Device) -> None:
     """Initialize the classifier of `model` with the mean features of the training images (NCM: Kang et al., ICLR 2020).
 
     A cosine classifier gets the means of unit-length features, a linear classifier the weights whose largest logit is

@@ -16,7 +16,7 @@ from lib.runtime.shared_memory import to_shared_memory
 
 
 @dataclass(frozen=True)
-class Split:
+class DatasetSplit:
     """Images with labels.
 
     Attributes:
@@ -50,7 +50,7 @@ class Split:
     def digest(self) -> str:
         """Return a fingerprint of names and labels, in their order."""
         digest = hashlib.sha256(f'{self.num_classes} '.encode())
-        digest.update(np.ascontiguousarray(self.labels, np.int32))
+        digest.update(np.ascontiguousarray(self.labels, np.int32).data)
         # Arrow's own buffers (64-bit offsets, then bytes): no Python string per image.
         names = pa.concat_arrays([self.names])
         _, offsets, text = names.buffers()
@@ -61,9 +61,9 @@ class Split:
         return digest.hexdigest()
 
 
-def some_of(split: Split, rows: np.ndarray) -> Split:
+def some_of(split: DatasetSplit, rows: np.ndarray) -> DatasetSplit:
     """Return the images of some rows, in ascending order, as a split."""
-    return Split(
+    return DatasetSplit(
         SomeImages(split.images, rows),
         to_shared_memory(np.ascontiguousarray(split.labels[rows])),
         split.num_classes,
@@ -82,8 +82,8 @@ class TrainingData:
         train_rows: rows of the training split to train on, in ascending order; None: all.
     """
 
-    train: Split
-    valid: Split | None
+    train: DatasetSplit
+    valid: DatasetSplit | None
     classes: ClassNames | None
     train_rows: np.ndarray | None = None
 

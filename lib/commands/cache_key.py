@@ -1,4 +1,4 @@
-"""What numbers on the disk depend on, as short texts: whether they are still those of this model and these images."""
+"""Keys of cached results: fingerprints of the model, the images and the input options that they depend on."""
 
 import hashlib
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from lib.builders.split import Split
+from lib.builders.split import DatasetSplit
 from lib.commands.loaded_model import LoadedModel
 from lib.dataset.images import FileImages
 
-_FILES_LOOKED_AT = 1000  # of a split: that photos were replaced under their names shows in sizes and times
+_NUM_FILES_CHECKED = 1000  # sizes and times of these reveal photos that were replaced under their names
 
 
 def weights_fingerprint(state: dict[str, torch.Tensor], prefix: str = '') -> str:
@@ -20,17 +20,17 @@ def weights_fingerprint(state: dict[str, torch.Tensor], prefix: str = '') -> str
     for name, value in sorted(state.items()):
         if name.startswith(prefix):
             digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(memoryview(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
     return digest.hexdigest()
 
 
-def split_key(split: Split) -> dict[str, Any]:
-    """Return what says which images a split has, and that they are those of before."""
-    return {'split': split.digest(), 'files': _files_digest(split)}
+def split_key(split: DatasetSplit) -> dict[str, Any]:
+    """Return the fingerprints of a split's names and labels, and of its files."""
+    return {'split': split.digest(), 'files': _files_fingerprint(split)}
 
 
 def input_key(trained: LoadedModel) -> dict[str, Any]:
-    """Return what says how a model is shown an image, and how it computes."""
+    """Return the options that images are preprocessed by, and the device that computes."""
     inputs = trained.cfg.INPUT
     return {
         'size': inputs.TEST_SIZE or inputs.SIZE,
@@ -42,11 +42,11 @@ def input_key(trained: LoadedModel) -> dict[str, Any]:
     }
 
 
-def _files_digest(split: Split) -> str:
+def _files_fingerprint(split: DatasetSplit) -> str:
     if not isinstance(split.images, FileImages):
         return ''
     digest = hashlib.sha256(str(Path(split.images.root).resolve()).encode())
-    for row in np.linspace(0, len(split) - 1, min(len(split), _FILES_LOOKED_AT)).astype(int):
+    for row in np.linspace(0, len(split) - 1, min(len(split), _NUM_FILES_CHECKED)).astype(int):
         try:
             stat = Path(split.images.name(row)).stat()
         except OSError:

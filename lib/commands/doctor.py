@@ -8,7 +8,7 @@ from pathlib import Path
 from lib.audit.report import SplitUnderTest, check_up
 from lib.builders.data import open_test_split, open_training_data
 from lib.builders.loader import num_workers, train_sizes
-from lib.builders.split import Split, TrainingData
+from lib.builders.split import DatasetSplit, TrainingData
 from lib.config.defaults import Config
 from lib.errors import UserError
 from lib.report.audit_page import write_audit_page
@@ -63,13 +63,13 @@ def _splits(cfg: Config, data: TrainingData) -> list[SplitUnderTest]:
     return splits
 
 
-def _split(name: str, split: Split, enlarged_below: int) -> SplitUnderTest:
+def _split(name: str, split: DatasetSplit, enlarged_below: int) -> SplitUnderTest:
     return SplitUnderTest(
         name, split.source, split.images, split.names, split.labels, split.num_classes, enlarged_below
     )
 
 
-def _test_split(cfg: Config, data: TrainingData) -> Split | None:
+def _test_split(cfg: Config, data: TrainingData) -> DatasetSplit | None:
     if cfg.DATASET.NAME.startswith('cifar'):
         return None  # its test images are the valid split
     try:

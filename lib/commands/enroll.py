@@ -1,18 +1,19 @@
-"""ENROLL in the config -> a checkpoint that knows more classes than the one it was made from, without training.
+"""tools/enroll.py: add classes to a trained model from a few images, without training.
 
-What enrolling writes: an ordinary checkpoint, a validation split of old and new classes, the figures.
+The result is an ordinary checkpoint, a validation split of old and new classes, and their metrics.
 """
 
 import hashlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from lib.builders.data import open_named_images, open_valid_split
-from lib.builders.split import Split
+from lib.builders.split import DatasetSplit
 from lib.classifier.cosine import CosineClassifier
 from lib.classifier.linear import without_scale
 from lib.commands.features import split_features
@@ -23,7 +24,8 @@ from lib.dataset.annotations import ClassNames
 from lib.dataset.folder import sample_indices
 from lib.dataset.images import FileImages
 from lib.errors import UserError
-from lib.posthoc.candidate_scores import ScoredFeatures, mean_class_accuracy, score_features
+from lib.metrics.accuracy import count_per_class, mean_class_accuracy
+from lib.posthoc.candidate_scores import ScoredFeatures, score_features
 from lib.posthoc.imprint import Imprint, cross_fit_imprint, imprint
 from lib.runtime.files import lock_folder, write_json
 from lib.runtime.log import LOGGER
@@ -31,107 +33,34 @@ from lib.trainer.checkpointing.io import write_checkpoint
 from lib.trainer.checkpointing.state import TrainingSet, versions
 from lib.trainer.run_folder import RunFolder, set_aside
 
+FOLDS = 5
 MODEL, VALID_JSON = 'best_model.pth', 'converted_val.json'
 
 
-def write_enrolled(
-    trained: LoadedModel,
-    folder: Path,
-    state: dict[str, torch.Tensor],
-    classes: ClassNames,
-    counts: np.ndarray,
-    figures: dict,
-    measured: tuple[Split, Split, np.ndarray] | None,
-) -> list[Path]:
-    """Write the folder and return its files, the model first; an old folder of that name is renamed.
-
-    Args:
-        state: of the model, with rows for the new classes.
-        classes, counts: names (and parents) of the new classes, and (k,) images that each was enrolled from.
-        figures: content of enroll.json.
-        measured: the valid split of the old classes, and of the new images which rows measure. Where all are files,
-            they become the valid split of the new model.
-    """
-    if folder.exists() and any(folder.iterdir()):
-        LOGGER.info('what was there is kept as %s', set_aside(folder))
-    training_set = _training_set(trained, classes, counts)
-    with lock_folder(folder, key='ENROLL.OUT'):
-        files = [folder / MODEL, folder / 'enroll.json', folder / 'classes.json']
-        values = as_values(trained.cfg)
-        if measured is not None and _write_valid(folder / VALID_JSON, trained.checkpoint.num_classes, *measured):
-            values |= {'DATASET.VALID_JSON': str(folder / VALID_JSON)}
-            files.append(folder / VALID_JSON)
-        config = as_text(as_node(values | {'ENROLL.IMAGES': '', 'ENROLL.OUT': '', 'OVERWRITE': False}))
-        run = RunFolder(folder)
-        run.write_about(config, {'device': trained.device.describe(training=False), **versions()})
-        names = {'names': training_set.class_names, 'parents': training_set.class_parents}
-        write_json(folder / 'classes.json', names)
-        write_json(folder / 'enroll.json', figures)
-        changes = {'state_dict': state, 'config': config, 'training_set': training_set}
-        # There is no going on with training from it.
-        changes |= dict.fromkeys(('optimizer', 'training_state', 'scaler', 'history', 'bad_images', 'rng', 'versions'))
-        write_checkpoint(folder / MODEL, replace(trained.checkpoint, **changes))
-    return files
-
-
-def _training_set(trained: LoadedModel, classes: ClassNames, counts: np.ndarray) -> TrainingSet:
-    known = trained.checkpoint.training_set
-    if known is None:
-        LOGGER.warning(
-            '%s does not know how many images its classes had: many, medium and few mean nothing for the new model',
-            trained.checkpoint.path,
-        )
-    names = [*trained.class_names, *classes.names]
-    parents = list(known.class_parents) if known else []
-    if parents or classes.parents:
-        num_old = len(trained.class_names)
-        parents = (parents or [[] for _ in range(num_old)]) + (classes.parents or [[] for _ in classes.names])
-    text = f'{known.digest if known else ""} {classes.names} {counts.tolist()}'
-    all_counts = np.concatenate([trained.train_counts, counts]).astype(np.int64)
-    return TrainingSet(hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest(), all_counts, names, parents)
-
-
-def _write_valid(path: Path, num_old: int, old: Split, new: Split, new_rows: np.ndarray) -> bool:
-    """Write the annotations of old valid images and of new ones; False where some are no files."""
-    if not (isinstance(old.images, FileImages) and isinstance(new.images, FileImages)):
-        return False
-    entries = []
-    for split, rows, first in ((old, range(len(old)), 0), (new, new_rows.tolist(), num_old)):
-        labels = np.asarray(split.labels).tolist()
-        entries += [
-            {'category_id': first + labels[row], 'fpath': os.path.abspath(split.images.name(row))} for row in rows
-        ]
-    write_json(path, {'annotations': entries, 'num_classes': num_old + new.num_classes})
-    return True
-
-
-FOLDS = 5
-
-
 @dataclass(frozen=True)
-class Enrolled:
-    """The content of enroll.json, and the files written, the model first."""
+class EnrollResult:
+    """The content of enroll.json, and the written files, the model first."""
 
-    figures: dict
+    metrics: dict[str, Any]
     files: list[Path]
 
 
 @dataclass(frozen=True)
 class _NewImages:
-    """Images of new classes: the rows that are enrolled, and the others, which measure. Both can be decoded."""
+    """Images of new classes that can be decoded: the shots that are enrolled, and the others, held out to measure."""
 
-    split: Split
+    split: DatasetSplit
     classes: ClassNames
     shots: ScoredFeatures
-    held: ScoredFeatures
+    held_out: ScoredFeatures
     held_rows: np.ndarray
 
 
-def enroll(trained: LoadedModel) -> Enrolled:
+def enroll(trained: LoadedModel) -> EnrollResult:
     """Add the classes of ENROLL.IMAGES to the model, write it into ENROLL.OUT, and measure old and new classes.
 
     Raises:
-        UserError: no images, or classes that are known already; no valid split to choose by; ENROLL.OUT is used.
+        UserError: no images, or classes that the model has already; no valid split; ENROLL.OUT is in use.
     """
     cfg = trained.cfg
     folder = Path(cfg.ENROLL.OUT or Path(cfg.LOG_ROOT, f'{cfg.NAME}_enrolled'))
@@ -140,27 +69,33 @@ def enroll(trained: LoadedModel) -> Enrolled:
     valid = _valid_split(trained)
     old = None
     if valid is not None:
-        kept = split_features(trained, valid, 'valid')
-        old = score_features(trained.model, kept.values, kept.labels).at(np.flatnonzero(kept.readable))
-    how = {'norm': _median_norm(trained), 'cosine_scale': _cosine_scale(trained), 'max_loss': cfg.ENROLL.MAX_LOSS}
-    chosen = imprint(new.shots, old, **how)
-    figures = _figures(trained, new, old, chosen, how)
-    files = write_enrolled(
-        trained, folder, _state(trained, chosen), new.classes, np.bincount(new.shots.labels), figures,
+        features = split_features(trained, valid, 'valid')
+        scored = score_features(trained.engine, features.values, features.labels)
+        old = scored.at(np.flatnonzero(features.readable))
+    chosen = imprint(
+        new.shots,
+        old,
+        norm=_median_norm(trained),
+        cosine_scale=_cosine_scale(trained),
+        max_loss=cfg.ENROLL.MAX_LOSS,
+    )
+    metrics = _metrics(trained, new, old, chosen)
+    files = _write(
+        trained, folder, _state(trained, chosen), new.classes, np.bincount(new.shots.labels), metrics,
         None if valid is None else (valid, new.split, new.held_rows),
     )  # fmt: skip
-    return Enrolled(figures, files)
+    return EnrollResult(metrics, files)
 
 
 def _check_free(trained: LoadedModel, folder: Path) -> None:
     if not trained.cfg.ENROLL.IMAGES:
         raise UserError(
-            'ENROLL.IMAGES is not given: --ENROLL_IMAGES FOLDER with a sub-folder a new class, or an annotation JSON'
+            'ENROLL.IMAGES is empty: --ENROLL_IMAGES FOLDER with a sub-folder per new class, or an annotation JSON'
         )
     if trained.checkpoint.path.resolve().parent == folder.resolve():
         raise UserError(f'ENROLL.OUT {folder} holds RESUME_MODEL {trained.checkpoint.path}: give another folder')
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not trained.cfg.OVERWRITE:
-        raise UserError(f'{folder} is there already: --OVERWRITE True renames it aside, or give another --ENROLL_OUT')
+        raise UserError(f'{folder} exists already: --OVERWRITE True renames it, or give another --ENROLL_OUT')
 
 
 def _new_images(trained: LoadedModel) -> _NewImages:
@@ -169,47 +104,47 @@ def _new_images(trained: LoadedModel) -> _NewImages:
         raise UserError(f'ENROLL.IMAGES {source}: no such folder or file')
     split, classes = open_named_images(source)
     known = set(trained.class_names)
-    both = [name for name in classes.names if name in known]
-    if both:
+    duplicates = [name for name in classes.names if name in known]
+    if duplicates:
         hint = '' if Path(source).is_dir() else ' (names come from classes.json beside it)'
         raise UserError(
-            f'ENROLL.IMAGES {source}: the model knows {both[0]!r} already ({len(both)} of {len(classes.names)} '
-            f'classes){hint}; leave them out, or fine-tune on their images'
+            f'ENROLL.IMAGES {source}: the model has the class {duplicates[0]!r} already '
+            f'({len(duplicates)} of {len(classes.names)} classes){hint}; leave them out, or fine-tune on their images'
         )
-    kept = split_features(trained, split, 'new_classes', has_its_classes=False)
-    features, readable = kept.values, kept.readable
+    features = split_features(trained, split, 'new_classes', same_classes=False)
+    readable = features.readable
     index, shots = split.index(), []
     for label, name in enumerate(classes.names):
         rows = index.rows_of(label)
         rows = rows[readable[rows]]
         if not len(rows):
-            raise UserError(f'ENROLL.IMAGES {source}: not one image of {name!r} can be decoded')
+            raise UserError(f'ENROLL.IMAGES {source}: no image of {name!r} can be decoded')
         shots.append(rows[sample_indices(len(rows), name, per_class or len(rows), trained.cfg.SEED)])
     shot_rows = np.concatenate(shots)
     held_rows = np.setdiff1d(np.flatnonzero(readable), shot_rows)
     if not readable.all():
-        LOGGER.warning('%s: %d images cannot be decoded and take no part', source, int((~readable).sum()))
-    seen = score_features(trained.model, features, np.asarray(split.labels), new=True)
-    return _NewImages(split, classes, seen.at(shot_rows), seen.at(held_rows), held_rows)
+        LOGGER.warning('%s: %d images cannot be decoded and are left out', source, int((~readable).sum()))
+    scored = score_features(trained.engine, features.values, np.asarray(split.labels), are_new=True)
+    return _NewImages(split, classes, scored.at(shot_rows), scored.at(held_rows), held_rows)
 
 
-def _valid_split(trained: LoadedModel) -> Split | None:
-    """Return the labelled valid split; None where there is none and old classes may lose anything."""
+def _valid_split(trained: LoadedModel) -> DatasetSplit | None:
+    """Return the labeled valid split; None where there is none and ENROLL.MAX_LOSS is 1."""
     try:
         valid = open_valid_split(trained.cfg)
-        if not valid.labelled or valid.num_classes != trained.checkpoint.num_classes:
+        if not valid.labeled or valid.num_classes != trained.checkpoint.num_classes:
             raise UserError(
-                f'{valid.source} has {valid.num_classes} classes{"" if valid.labelled else " and images without label"}'
-                f', but {trained.checkpoint.path} knows {trained.checkpoint.num_classes}'
+                f'{valid.source} has {valid.num_classes} classes{"" if valid.labeled else " and images without label"}'
+                f', but {trained.checkpoint.path} has {trained.checkpoint.num_classes} classes'
             )
     except UserError as error:
         max_loss = trained.cfg.ENROLL.MAX_LOSS
         if max_loss == KEYS['ENROLL.MAX_LOSS'].high:
-            LOGGER.warning('old classes are neither spared nor measured: %s', error)
+            LOGGER.warning('the loss of old classes is neither limited nor measured: %s', error)
             return None
         raise UserError(
-            f'enrolling is weighed against the old classes on their validation split: {error}; '
-            '--ENROLL_MAX_LOSS 1 does without'
+            f'enrolling needs the validation split of the old classes, to limit their loss: {error}; '
+            '--ENROLL_MAX_LOSS 1 sets no limit'
         ) from None
     return valid
 
@@ -220,10 +155,10 @@ def _cosine_scale(trained: LoadedModel) -> float | None:
 
 
 def _median_norm(trained: LoadedModel) -> float:
-    """Return the median length of the old rows, with the scales of their classes worked in."""
+    """Return the median length of the old rows, scales per class multiplied in."""
     state = {key: value.detach().cpu() for key, value in trained.model.classifier.state_dict().items()}
     norm = float(without_scale(state)['weight'].norm(dim=1).median())
-    return norm or 1.0  # rows of nothing but zeros
+    return norm or 1.0  # all rows are zeros
 
 
 def _state(trained: LoadedModel, chosen: Imprint) -> dict[str, torch.Tensor]:
@@ -238,36 +173,112 @@ def _state(trained: LoadedModel, chosen: Imprint) -> dict[str, torch.Tensor]:
     return state
 
 
-def _figures(trained: LoadedModel, new: _NewImages, old: ScoredFeatures | None, chosen: Imprint, how: dict) -> dict:
-    """Return the content of enroll.json. What was chosen by images is not measured on them."""
-    figures = {
-        'num_classes': trained.checkpoint.num_classes + len(new.classes.names),
-        'scale': chosen.scale,
-        'shift': chosen.shift,
-        'centring': chosen.centring,
-        'old': {},
-        'new': {'num_shots': len(new.shots), 'num_measured': len(new.held)},
-        'classes': {},
-    }
+def _metrics(trained: LoadedModel, new: _NewImages, old: ScoredFeatures | None, chosen: Imprint) -> dict[str, Any]:
+    """Return the content of enroll.json; the images that a parameter was chosen by do not measure it."""
+    cosine_scale, num_classes = _cosine_scale(trained), len(new.classes.names)
+    of_old: dict[str, Any] = {}
     if old is not None:
-        after = cross_fit_imprint(new.shots, old, folds=FOLDS, **how)
-        figures['old'] = {
-            'before': mean_class_accuracy(old.labels, old.right),
+        after = cross_fit_imprint(
+            new.shots,
+            old,
+            norm=_median_norm(trained),
+            cosine_scale=cosine_scale,
+            max_loss=trained.cfg.ENROLL.MAX_LOSS,
+            folds=FOLDS,
+        )
+        of_old = {
+            'before': mean_class_accuracy(old.labels, old.correct),
             'after': mean_class_accuracy(old.labels, after),
             'num_measured': len(old),
             'folds': FOLDS,
         }
-    if len(new.held):
-        right = chosen.wins(new.held, how['cosine_scale']) == new.held.labels
-        figures['new'] |= {'before': 0.0, 'after': mean_class_accuracy(new.held.labels, right)}
-    shots, total, hits = (
-        np.bincount(labels, weights, len(new.classes.names)).astype(int).tolist()
-        for labels, weights in (
-            (new.shots.labels, None),
-            (new.held.labels, None),
-            (new.held.labels, right if len(new.held) else None),
+    of_new: dict[str, Any] = {'num_shots': len(new.shots), 'num_measured': len(new.held_out)}
+    correct = np.zeros(0, bool)
+    if len(new.held_out):
+        correct = chosen.wins(new.held_out, cosine_scale) == new.held_out.labels
+        of_new |= {'before': 0.0, 'after': mean_class_accuracy(new.held_out.labels, correct)}
+    num_shots = np.bincount(new.shots.labels, minlength=num_classes)
+    num_correct, num_measured = count_per_class(new.held_out.labels, correct, num_classes)
+    return {
+        'num_classes': trained.checkpoint.num_classes + num_classes,
+        'scale': chosen.scale,
+        'shift': chosen.shift,
+        'centring': chosen.centering,
+        'old': of_old,
+        'new': of_new,
+        'classes': {
+            name: {'shots': shots, 'measured': measured, 'right': right}
+            for name, shots, measured, right in zip(
+                new.classes.names, num_shots.tolist(), num_measured.tolist(), num_correct.tolist(), strict=True
+            )
+        },
+    }
+
+
+def _write(
+    trained: LoadedModel,
+    folder: Path,
+    state: dict[str, torch.Tensor],
+    classes: ClassNames,
+    counts: np.ndarray,
+    metrics: dict[str, Any],
+    measured: tuple[DatasetSplit, DatasetSplit, np.ndarray] | None,
+) -> list[Path]:
+    """Write the folder and return its files, the model first; an old folder of that name is renamed.
+
+    Args:
+        state: of the model, with rows for the new classes.
+        classes, counts: names (and parents) of the new classes, and (k,) images that each was enrolled from.
+        metrics: content of enroll.json.
+        measured: the valid split of the old classes, the split of the new images, and its held-out rows. If all images
+            are files, they become the valid split of the new model.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        LOGGER.info('renamed the old folder to %s', set_aside(folder))
+    training_set = _training_set(trained, classes, counts)
+    with lock_folder(folder, key='ENROLL.OUT'):
+        files = [folder / MODEL, folder / 'enroll.json', folder / 'classes.json']
+        values = as_values(trained.cfg)
+        if measured is not None and _write_valid(folder / VALID_JSON, trained.checkpoint.num_classes, *measured):
+            values |= {'DATASET.VALID_JSON': str(folder / VALID_JSON)}
+            files.append(folder / VALID_JSON)
+        config = as_text(as_node(values | {'ENROLL.IMAGES': '', 'ENROLL.OUT': '', 'OVERWRITE': False}))
+        run = RunFolder(folder)
+        run.write_about(config, {'device': trained.device.describe(training=False), **versions()})
+        names = {'names': training_set.class_names, 'parents': training_set.class_parents}
+        write_json(folder / 'classes.json', names)
+        write_json(folder / 'enroll.json', metrics)
+        checkpoint = replace(trained.for_prediction(), state_dict=state, config=config, training_set=training_set)
+        write_checkpoint(folder / MODEL, checkpoint)
+    return files
+
+
+def _training_set(trained: LoadedModel, classes: ClassNames, counts: np.ndarray) -> TrainingSet:
+    known = trained.checkpoint.training_set
+    if known is None:
+        LOGGER.warning(
+            '%s has no counts of training images: many, medium and few have no meaning for the new model',
+            trained.checkpoint.path,
         )
-    )
-    for name, *counts in zip(new.classes.names, shots, total, hits, strict=True):
-        figures['classes'][name] = dict(zip(('shots', 'measured', 'right'), counts, strict=True))
-    return figures
+    names = [*trained.class_names, *classes.names]
+    parents = list(known.class_parents) if known else []
+    if parents or classes.parents:
+        num_old = len(trained.class_names)
+        parents = (parents or [[] for _ in range(num_old)]) + (classes.parents or [[] for _ in classes.names])
+    text = f'{known.digest if known else ""} {classes.names} {counts.tolist()}'
+    all_counts = np.concatenate([trained.train_counts, counts]).astype(np.int64)
+    return TrainingSet(hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest(), all_counts, names, parents)
+
+
+def _write_valid(path: Path, num_old: int, old: DatasetSplit, new: DatasetSplit, new_rows: np.ndarray) -> bool:
+    """Write the annotations of old valid images and of new ones; return False if some are not files."""
+    if not (isinstance(old.images, FileImages) and isinstance(new.images, FileImages)):
+        return False
+    entries = []
+    for split, rows, first in ((old, range(len(old)), 0), (new, new_rows.tolist(), num_old)):
+        labels = np.asarray(split.labels).tolist()
+        entries += [
+            {'category_id': first + labels[row], 'fpath': os.path.abspath(split.images.name(row))} for row in rows
+        ]
+    write_json(path, {'annotations': entries, 'num_classes': num_old + new.num_classes})
+    return True

@@ -1,13 +1,13 @@
-"""RESUME_MODEL and TEST.ENSEMBLE in the config -> the models that predict together, and how they look at images."""
+"""RESUME_MODEL and TEST.ENSEMBLE in the config -> the models of an ensemble and the views of each image."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lib.backbone.create import measure_width
 from lib.builders.loader import build_eval_loader, eval_batch_size, num_workers, plain_view
-from lib.builders.split import Split
+from lib.builders.split import DatasetSplit
 from lib.commands.cli import Command
 from lib.commands.loaded_model import LoadedModel, load_model
 from lib.config.defaults import Config
@@ -19,47 +19,50 @@ from lib.inference.ensemble import EnsembleMember
 from lib.trainer.checkpointing.io import read_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint
 
-# TEST.CROPS -> side and crop ratio -> what is seen of an image. Each also mirrored for 'ten', or with TEST.FLIP.
-CROPS = {
-    'center': lambda size, ratio: [ResizeCenterCrop(size, ratio)],
-    'five': lambda size, ratio: _five(size, ratio),
-    'ten': lambda size, ratio: _five(size, ratio),
-    'whole': lambda size, ratio: [ResizeWhole(size)],
-}
-
 
 @dataclass(frozen=True)
 class TTAViews:
-    """What a model is shown of each image: the plain view first, then the others, each mirrored as well or not."""
+    """The views of each image for test-time augmentation: the plain view first, then the others.
+
+    Attributes:
+        plain: the transform of validation images.
+        flip: whether each view is also predicted mirrored.
+        averages_plain: whether the plain view is part of the average.
+    """
 
     plain: ResizeCenterCrop
-    others: list[Transform]
+    others: Sequence[Transform]
     flip: bool
-    counts_plain: bool
+    averages_plain: bool
 
     def __len__(self) -> int:
-        return (self.counts_plain + len(self.others)) * (1 + self.flip)
+        return (self.averages_plain + len(self.others)) * (1 + self.flip)
+
+    @property
+    def key(self) -> str:
+        """A text that identifies the views; the same as in stores of earlier versions, which resume after an update."""
+        return (
+            f'Looks(plain={self.plain!r}, others={list(self.others)!r}, flip={self.flip!r}, '
+            f'counts_plain={self.averages_plain!r})'
+        )
 
 
 def tta_views(cfg: Config) -> TTAViews:
-    """Return what TEST says."""
+    """Return the views that TEST.SCALES, TEST.CROPS and TEST.FLIP choose."""
     test, plain = cfg.TEST, plain_view(cfg)
     if not test.SCALES:
         raise UserError('TEST.SCALES is empty, but must be numbers separated by commas, such as 1.0')
-    views = [
-        view
-        for scale in test.SCALES
-        for view in CROPS[test.CROPS](max(8, round(plain.size * scale)), cfg.INPUT.CROP_RATIO)
-    ]
+    crops, ratio = CROPS[test.CROPS], cfg.INPUT.CROP_RATIO
+    views = [view for scale in test.SCALES for view in crops(max(8, round(plain.size * scale)), ratio)]
     others = [view for view in views if view != plain]
-    return TTAViews(plain, others, test.FLIP or test.CROPS == 'ten', counts_plain=plain in views)
+    return TTAViews(plain, others, test.FLIP or test.CROPS == 'ten', averages_plain=plain in views)
 
 
 def load_members(trained: LoadedModel) -> list[LoadedModel]:
-    """Return the models that predict together: RESUME_MODEL's, and those of TEST.ENSEMBLE.
+    """Return the models of the ensemble: that of RESUME_MODEL, then those of TEST.ENSEMBLE.
 
     Raises:
-        UserError: a checkpoint is missing, or knows other classes.
+        UserError: a checkpoint is missing, or has other classes.
     """
     paths = [path.strip() for path in trained.cfg.TEST.ENSEMBLE.split(',') if path.strip()]
     members = [trained]
@@ -75,11 +78,11 @@ def load_members(trained: LoadedModel) -> list[LoadedModel]:
     return members
 
 
-def build_members(trained: Sequence[LoadedModel], split: Split, *, compares: bool) -> list[EnsembleMember]:
-    """Return the models with what shows them a split.
+def build_members(trained: Sequence[LoadedModel], split: DatasetSplit, *, with_plain: bool) -> list[EnsembleMember]:
+    """Return the models with the loaders of their views of a split.
 
     Args:
-        compares: the first is shown the plain view even where that does not count.
+        with_plain: the first model predicts the plain view even where that is not averaged.
 
     Raises:
         UserError: a backbone does not take one of the sizes.
@@ -87,22 +90,23 @@ def build_members(trained: Sequence[LoadedModel], split: Split, *, compares: boo
     first = trained[0]
     first.check_classes(split)
     members = []
-    for place, member in enumerate(trained):
-        looks = tta_views(member.cfg)
-        for size in sorted({view.size for view in looks.others} - {looks.plain.size}):
+    for index, member in enumerate(trained):
+        chosen = tta_views(member.cfg)
+        for size in sorted({view.size for view in chosen.others} - {chosen.plain.size}):
             measure_width(member.model.backbone, member.cfg.MODEL.BACKBONE, size, 'TEST.SCALES')
-        shows_plain = looks.counts_plain or (compares and place == 0)
-        views = [looks.plain, *looks.others] if shows_plain else looks.others
+        loads_plain = chosen.averages_plain or (with_plain and index == 0)
+        views = [chosen.plain, *chosen.others] if loads_plain else chosen.others
         loader = build_eval_loader(member.cfg, split, member.device, member.group, views)
-        members.append(EnsembleMember(member.model, loader, looks.flip, looks.counts_plain or not shows_plain))
+        averages_plain = chosen.averages_plain or not loads_plain
+        members.append(EnsembleMember(member.engine, loader, chosen.flip, averages_plain))
     return members
 
 
 def given_weights(text: str, num_members: int) -> list[float] | None:
-    """Return the weights of the members that TEST.ENSEMBLE_WEIGHTS gives, of sum 1; None where they are to be fitted.
+    """Return the weights that TEST.ENSEMBLE_WEIGHTS gives, of sum 1; None where they are fitted on the valid split.
 
     Raises:
-        UserError: neither a known word nor a number for each member.
+        UserError: neither 'equal' nor 'valid' nor a number for each member.
     """
     if text == 'equal':
         return [1 / num_members] * num_members
@@ -139,3 +143,12 @@ def _member_config(checkpoint: Checkpoint, path: str, trained: LoadedModel) -> C
 def _five(size: int, ratio: float) -> list[Transform]:
     corners = [ResizeCornerCrop(size, ratio, right, bottom) for bottom in (False, True) for right in (False, True)]
     return [ResizeCenterCrop(size, ratio), *corners]
+
+
+# TEST.CROPS -> views of an image, by side and crop ratio. Each also mirrored for 'ten', or with TEST.FLIP.
+CROPS: dict[str, Callable[[int, float], Sequence[Transform]]] = {
+    'center': lambda size, ratio: [ResizeCenterCrop(size, ratio)],
+    'five': _five,
+    'ten': _five,
+    'whole': lambda size, ratio: [ResizeWhole(size)],
+}

@@ -1,4 +1,4 @@
-"""tools/export.py's work: a trained model as one file for others, checked against PyTorch on images."""
+"""tools/export.py: export a trained model to one file, and compare it with PyTorch on images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ import torch
 
 from lib.builders.data import has_test_split, open_test_split, open_valid_split
 from lib.builders.loader import plain_view
-from lib.builders.split import Split
+from lib.builders.split import DatasetSplit
 from lib.commands.loaded_model import LoadedModel
 from lib.config.yaml_text import as_text
 from lib.dataset.normalize import Normalize
@@ -26,20 +26,25 @@ from lib.export.formats import (
     write_safetensors,
     write_torch_export,
 )
-from lib.export.module import Exported, Preprocessing
+from lib.export.module import ExportedModel, Preprocessing
 from lib.runtime.files import replace_atomically
 from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing.io import safetensors_metadata
 
-_CHECKED = (1, 3, 16, 7)  # batch sizes: the batch is dynamic
+_BATCH_SIZES = (1, 3, 16, 7)  # compared with PyTorch, because the batch dimension is dynamic
 
 
 @dataclass(frozen=True)
 class Format:
-    """A file format: its suffix, and what runs such a file; safetensors are weights alone."""
+    """A file format.
+
+    Attributes:
+        suffix: of the file name.
+        load: file -> function from images to logits and features; None: weights only (safetensors).
+    """
 
     suffix: str
-    run: Callable[[Path], Run] | None
+    load: Callable[[Path], Run] | None
 
 
 # EXPORT.FORMAT
@@ -51,86 +56,91 @@ FORMATS = {
 
 
 def export(trained: LoadedModel) -> tuple[Path, list[str]]:
-    """Write the file, once it has been checked; return its path, and what to say.
+    """Write the file after a comparison with PyTorch; return its path, and the lines to log.
 
     Raises:
-        UserError: it is there already; a package is missing; it does not compute what PyTorch does.
+        UserError: the file exists; a package is missing; its results differ from those of PyTorch.
     """
     options = trained.cfg.EXPORT
-    form = FORMATS[options.FORMAT]
-    path = Path(options.OUT) if options.OUT else trained.stem.with_suffix(form.suffix)
-    if path.suffix != form.suffix:
-        raise UserError(f'EXPORT.OUT {path}: a file of EXPORT.FORMAT {options.FORMAT} ends in {form.suffix}')
+    file_format = FORMATS[options.FORMAT]
+    path = Path(options.OUT) if options.OUT else trained.stem.with_suffix(file_format.suffix)
+    if path.suffix != file_format.suffix:
+        raise UserError(f'EXPORT.OUT {path}: must end in {file_format.suffix} with EXPORT.FORMAT {options.FORMAT}')
     if path.exists() and not trained.cfg.OVERWRITE:
-        raise UserError(f'{path} is there already: --OVERWRITE True replaces it, --EXPORT_OUT FILE writes elsewhere')
+        raise UserError(f'{path} exists already: set --OVERWRITE True to replace it, or another --EXPORT_OUT FILE')
     preprocessing = preprocessing_of(trained)
     metadata = as_metadata(
         {
             'classes': trained.class_names,
             'preprocessing': preprocessing.describe(),
             'config': as_text(trained.cfg),
-            'source': trained.checkpoint.path.name,
+            'source': trained.path.name,
         }
     )
     with replace_atomically(path) as temporary:
-        if form.run is None:
+        if file_format.load is None:
             metadata |= safetensors_metadata(replace(trained.checkpoint, config=as_text(trained.cfg)))
             write_safetensors(temporary, trained.checkpoint.state_dict, metadata)
-            said = ['weights alone: RESUME_MODEL takes the file too']
+            lines = ['weights only; the file can be used as RESUME_MODEL']
         else:
-            said = [_checked(trained, temporary, form.run, preprocessing, metadata)]
+            lines = [_write_and_compare(trained, temporary, file_format.load, preprocessing, metadata)]
     size = path.stat().st_size
-    return path, [*said, f'wrote {path} ({size / 1e6:.1f} MB)']
+    return path, [*lines, f'wrote {path} ({size / 1e6:.1f} MB)']
 
 
 def preprocessing_of(trained: LoadedModel) -> Preprocessing:
-    """Return how a model is shown an image, as EXPORT.PREPROCESSING wants it shared out."""
+    """Return the preprocessing of the model; EXPORT.PREPROCESSING decides whether normalization is part of the file."""
     inputs, view = trained.cfg.INPUT, plain_view(trained.cfg)
     bgr = trained.cfg.DATASET.COLOR_SPACE == 'BGR'
     inside = trained.cfg.EXPORT.PREPROCESSING == 'inside'
     return Preprocessing(view.size, view.crop_ratio, inputs.MEAN, inputs.STD, bgr, inside)
 
 
-def _checked(
-    trained: LoadedModel, path: Path, run: Callable[[Path], Run], preprocessing: Preprocessing, metadata: dict[str, str]
+def _write_and_compare(
+    trained: LoadedModel,
+    path: Path,
+    load: Callable[[Path], Run],
+    preprocessing: Preprocessing,
+    metadata: dict[str, str],
 ) -> str:
-    """Write a file and hold it to PyTorch's numbers; return a line that says how close it comes."""
-    model = trained.model.to('cpu', memory_format=torch.contiguous_format)
-    exported = Exported(model, preprocessing)
+    """Write a file and compare its results with PyTorch; return a log line with the largest difference."""
+    model = trained.model.to('cpu').to(memory_format=torch.contiguous_format)
+    exported = ExportedModel(model, preprocessing)
     write = {'.onnx': write_onnx, '.pt2': write_torch_export}[path.suffix]
     write(path, exported, preprocessing, metadata)
     pixels, source = _images(trained)
-    batches = [pixels[: min(size, len(pixels))] for size in _CHECKED]
+    batches = [pixels[: min(size, len(pixels))] for size in _BATCH_SIZES]
     if not preprocessing.inside:
         normalize = Normalize(preprocessing.mean, preprocessing.std, bgr=preprocessing.bgr, channels_last=False)
         batches = [normalize(batch) for batch in batches]
-    difference = largest_difference(exported, run(path), batches)
+    difference = largest_difference(exported, load(path), batches)
     if not difference <= TOLERANCE:
         raise UserError(
-            f"EXPORT.FORMAT {trained.cfg.EXPORT.FORMAT}: its numbers differ from PyTorch's by {difference:.1e} on "
-            f'{source}, more than {TOLERANCE:.0e}, so nothing is written'
+            f'EXPORT.FORMAT {trained.cfg.EXPORT.FORMAT}: results differ from PyTorch by {difference:.1e} on {source}; '
+            f'at most {TOLERANCE:.0e} is allowed, so no file is written: try another EXPORT.FORMAT'
         )
-    return f'checked on {source}, batches of {", ".join(str(len(batch)) for batch in batches)}: within {difference:.1e}'
+    sizes = ', '.join(str(len(batch)) for batch in batches)
+    return f'checked on {source}, batches of {sizes}: within {difference:.1e}'
 
 
 def _images(trained: LoadedModel) -> tuple[torch.Tensor, str]:
-    """Return uint8 images (n, size, size, 3) as the model sees them, of a split that is at hand; else noise."""
-    view, wanted = plain_view(trained.cfg), max(_CHECKED)
+    """Return preprocessed uint8 images (n, size, size, 3) of an available split, else noise; and their source."""
+    view, num_images = plain_view(trained.cfg), max(_BATCH_SIZES)
     for split in _splits(trained):
-        rows = np.linspace(0, len(split) - 1, min(wanted, len(split))).astype(int)
-        filled = BatchReader(split.images, split.labels, view, trained.cfg.SEED)[BatchRequest(0, 0, rows)]
-        if not isinstance(filled, UserError) and filled.readable.any():
-            return filled.pixels[torch.from_numpy(filled.readable)], f'images of {split.source}'
-    LOGGER.warning('no valid or test image is at hand, so the file is checked on noise')
+        rows = np.linspace(0, len(split) - 1, min(num_images, len(split))).astype(int)
+        batch = BatchReader(split.images, split.labels, view, trained.cfg.SEED)[BatchRequest(0, 0, rows)]
+        if not isinstance(batch, UserError) and batch.pixels is not None and batch.readable.any():
+            return batch.pixels[torch.from_numpy(batch.readable)], f'images of {split.source}'
+    LOGGER.warning('no valid or test images found: the file is checked on noise')
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(256, (wanted, view.size, view.size, 3), dtype=torch.uint8, generator=generator), 'noise'
+    return torch.randint(256, (num_images, view.size, view.size, 3), dtype=torch.uint8, generator=generator), 'noise'
 
 
-def _splits(trained: LoadedModel) -> list[Split]:
-    found = []
+def _splits(trained: LoadedModel) -> list[DatasetSplit]:
+    splits = []
     try:
-        found.append(open_valid_split(trained.cfg))
+        splits.append(open_valid_split(trained.cfg))
     except UserError:
         if has_test_split(trained.cfg):
-            found.append(open_test_split(trained.cfg, trained.class_names))
-    return found
+            splits.append(open_test_split(trained.cfg, trained.class_names))
+    return splits

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from lib.builders.loader import build_eval_loader
-from lib.builders.split import Split
+from lib.builders.split import DatasetSplit
 from lib.commands.cache_key import input_key, split_key, weights_fingerprint
 from lib.commands.loaded_model import LoadedModel
 from lib.errors import UserError
@@ -19,7 +19,7 @@ from lib.runtime.log import LOGGER
 FOLDER = 'features'
 
 
-def split_features(trained: LoadedModel, split: Split, label: str, *, same_classes: bool = True) -> Features:
+def split_features(trained: LoadedModel, split: DatasetSplit, label: str, *, same_classes: bool = True) -> Features:
     """Return the features of a split: from the cache RUN_FOLDER/features, or by one pass that fills it.
 
     The cache is used only for the same backbone weights, images and input options; there is one per checkpoint and
@@ -53,7 +53,7 @@ def split_features(trained: LoadedModel, split: Split, label: str, *, same_class
     return Features(store.columns['features'], split.labels.astype(np.int64), store.columns['readable'], store.errors())
 
 
-def _key(trained: LoadedModel, split: Split) -> dict[str, Any]:
+def _key(trained: LoadedModel, split: DatasetSplit) -> dict[str, Any]:
     """Return the values that features depend on."""
     backbone = weights_fingerprint(trained.checkpoint.state_dict, 'backbone.')
     return {'backbone': backbone, **split_key(split), **input_key(trained)}

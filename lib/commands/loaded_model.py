@@ -9,7 +9,7 @@ import numpy as np
 from lib.builders.device import build_device
 from lib.builders.loader import build_eval_loader
 from lib.builders.model import class_names, model_of
-from lib.builders.split import Split
+from lib.builders.split import DatasetSplit
 from lib.commands.cli import Command
 from lib.config.defaults import Config
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -65,7 +65,7 @@ class LoadedModel:
         """Path of results without suffix: the folder, and the name of the checkpoint."""
         return self.folder / self.path.stem
 
-    def evaluate(self, split: Split, *, label: str, sinks: Sequence[BatchSink] = ()) -> Evaluation:
+    def evaluate(self, split: DatasetSplit, *, label: str, sinks: Sequence[BatchSink] = ()) -> Evaluation:
         """Predict the images of a split and compute the metrics.
 
         Raises:
@@ -95,7 +95,7 @@ class LoadedModel:
             versions=None,
         )
 
-    def check_classes(self, split: Split) -> None:
+    def check_classes(self, split: DatasetSplit) -> None:
         """Raise UserError if a split has another number of classes than the model."""
         if split.num_classes != self.checkpoint.num_classes:
             raise UserError(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lib.builders.data import has_test_split, open_test_split, open_training_data
 from lib.builders.loader import num_workers, stored_short_side
-from lib.builders.split import Split, TrainingData
+from lib.builders.split import DatasetSplit, TrainingData
 from lib.config.defaults import Config
 from lib.dataset.images import EncodedImages
 from lib.errors import UserError
@@ -116,7 +116,7 @@ def _check_folder(job: SplitJob) -> None:
         raise UserError(f'{error}; give another --PACK_OUT{rename}') from None
 
 
-def _splits(cfg: Config, data: TrainingData) -> Iterator[tuple[str, Split]]:
+def _splits(cfg: Config, data: TrainingData) -> Iterator[tuple[str, DatasetSplit]]:
     yield 'train', data.train
     if data.valid is not None:
         yield 'valid', data.valid
@@ -124,7 +124,7 @@ def _splits(cfg: Config, data: TrainingData) -> Iterator[tuple[str, Split]]:
         yield 'test', open_test_split(cfg, data.class_names)
 
 
-def _job(cfg: Config, data: TrainingData, split: Split, folder: Path) -> SplitJob:
+def _job(cfg: Config, data: TrainingData, split: DatasetSplit, folder: Path) -> SplitJob:
     assert isinstance(split.images, EncodedImages)  # _output_folder rejects arrays in memory
     return SplitJob(
         folder=folder,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lib.builders.data import open_training_data, open_valid_split
-from lib.builders.split import Split, some_of
+from lib.builders.split import DatasetSplit, some_of
 from lib.commands.features import split_features
 from lib.commands.loaded_model import LoadedModel
 from lib.commands.posthoc_methods import METHODS, Outcome, Problem
@@ -80,7 +80,7 @@ def _problem(trained: LoadedModel, names: Sequence[str]) -> Problem:
     )
 
 
-def _holdout(cfg: Config) -> Split:
+def _holdout(cfg: Config) -> DatasetSplit:
     """Return at most POSTHOC.HOLDOUT training images per class, drawn by SEED from those that are not in quarantine."""
     data = open_training_data(cfg)
     train = data.train

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lib.builders.data import open_valid_split
-from lib.builders.split import Split
+from lib.builders.split import DatasetSplit
 from lib.commands.cache_key import input_key, split_key, weights_fingerprint
 from lib.commands.ensemble import build_members, given_weights, load_members, tta_views
 from lib.commands.loaded_model import LoadedModel
@@ -69,7 +69,7 @@ class Predictor:
 
     def fill(
         self,
-        split: Split,
+        split: DatasetSplit,
         name: str,
         *,
         with_plain: bool = False,
@@ -105,7 +105,7 @@ class Predictor:
         group.barrier()
         return store
 
-    def _key(self, split: Split, members: Sequence[EnsembleMember]) -> dict[str, Any]:
+    def _key(self, split: DatasetSplit, members: Sequence[EnsembleMember]) -> dict[str, Any]:
         """Return the values that predictions depend on."""
         test = self.trained[0].cfg.TEST
         return {
@@ -148,7 +148,7 @@ def _partial(trained: LoadedModel, name: str) -> Path:
     return trained.stem.with_name(f'{trained.stem.name}_{name}.partial')
 
 
-def _predictor(trained: LoadedModel, split: Split) -> Predictor:
+def _predictor(trained: LoadedModel, split: DatasetSplit) -> Predictor:
     members = load_members(trained)
     test = trained.cfg.TEST
     weights = given_weights(test.ENSEMBLE_WEIGHTS, len(members))
@@ -165,7 +165,7 @@ def _predictor(trained: LoadedModel, split: Split) -> Predictor:
     return Predictor(members, weights)
 
 
-def _fitted_weights(members: Sequence[LoadedModel], split: Split) -> list[float]:
+def _fitted_weights(members: Sequence[LoadedModel], split: DatasetSplit) -> list[float]:
     valid = open_valid_split(members[0].cfg)
     if valid.digest() == split.digest():
         LOGGER.warning('the ensemble weights are fitted on the images that are predicted: metrics are optimistic')
@@ -196,7 +196,7 @@ def _threshold(predictor: Predictor) -> Threshold:
     return threshold
 
 
-def _write(predictor: Predictor, split: Split, store: ColumnStore, threshold: Threshold | None) -> PredictResult:
+def _write(predictor: Predictor, split: DatasetSplit, store: ColumnStore, threshold: Threshold | None) -> PredictResult:
     trained = predictor.trained[0]
     test, stem, columns = trained.cfg.TEST, trained.stem, store.columns
     topk, probabilities = columns['best'], columns['probabilities']
@@ -232,7 +232,7 @@ def _write(predictor: Predictor, split: Split, store: ColumnStore, threshold: Th
     return PredictResult(metrics, plain, _lines(trained, split, store, threshold, predictions), files)
 
 
-def _write_bad(trained: LoadedModel, split: Split, store: ColumnStore) -> None:
+def _write_bad(trained: LoadedModel, split: DatasetSplit, store: ColumnStore) -> None:
     bad = store.errors()
     write_bad_images(trained.folder, 'test', {split.names[row].as_py(): reason for row, reason in bad})
     if bad:
@@ -243,7 +243,7 @@ def _write_bad(trained: LoadedModel, split: Split, store: ColumnStore) -> None:
 
 
 def _lines(
-    trained: LoadedModel, split: Split, store: ColumnStore, threshold: Threshold | None, predictions: Predictions
+    trained: LoadedModel, split: DatasetSplit, store: ColumnStore, threshold: Threshold | None, predictions: Predictions
 ) -> list[str]:
     lines = []
     if len(split) <= _MAX_LOGGED:

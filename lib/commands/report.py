@@ -10,7 +10,7 @@ import numpy as np
 
 from lib.builders.data import open_valid_split
 from lib.builders.model import class_names, class_shard, model_of
-from lib.builders.split import Split
+from lib.builders.split import DatasetSplit
 from lib.commands.features import split_features
 from lib.commands.loaded_model import LoadedModel
 from lib.commands.train import TrainingRun
@@ -92,7 +92,7 @@ def trained_report(trained: LoadedModel) -> Path:
     return _write(page, data, trained.cfg)
 
 
-def rebalanced_report(path: Path, trained: LoadedModel, valid: Split, before: np.ndarray, tau: dict[str, Any]) -> Path:
+def rebalanced_report(path: Path, trained: LoadedModel, valid: DatasetSplit, before: np.ndarray, tau: dict[str, Any]) -> Path:
     """Write the report of a re-balanced model: training curves, tau curve, and errors before re-balancing.
 
     `before`: (num_images,) class that the checkpoint predicts for each valid image before re-balancing.
@@ -110,7 +110,7 @@ def rebalanced_report(path: Path, trained: LoadedModel, valid: Split, before: np
     return _write(path, data, trained.cfg)
 
 
-def _data_of(trained: LoadedModel, valid: Split, **parts: Any) -> ReportData:
+def _data_of(trained: LoadedModel, valid: DatasetSplit, **parts: Any) -> ReportData:
     """Return the report's data, with the fields that are the same for every trained model."""
     return ReportData(
         command=_command(),

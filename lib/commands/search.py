@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from lib.builders.data import open_test_split, open_training_data, open_valid_split
-from lib.builders.split import Split
+from lib.builders.split import DatasetSplit
 from lib.commands.features import split_features
 from lib.commands.loaded_model import LoadedModel
 from lib.errors import UserError
@@ -78,7 +78,7 @@ def search(trained: LoadedModel) -> list[str]:
     return lines
 
 
-def _splits(trained: LoadedModel) -> tuple[Split, tuple[Split, np.ndarray] | None]:
+def _splits(trained: LoadedModel) -> tuple[DatasetSplit, tuple[DatasetSplit, np.ndarray] | None]:
     """Return the valid split, and with SEARCH.GALLERY train the training split with its rows that take part."""
     cfg = trained.cfg
     if cfg.SEARCH.GALLERY == 'valid':
@@ -91,7 +91,7 @@ def _splits(trained: LoadedModel) -> tuple[Split, tuple[Split, np.ndarray] | Non
     return valid, train
 
 
-def _gallery(trained: LoadedModel, train: Split, rows: np.ndarray) -> _Images:
+def _gallery(trained: LoadedModel, train: DatasetSplit, rows: np.ndarray) -> _Images:
     features = split_features(trained, train, 'train')
     rows = rows[features.readable[rows]]
     if len(rows) == len(features):

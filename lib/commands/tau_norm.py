@@ -1,4 +1,4 @@
-"""tau_norm.py's work: one pass over the valid split, the best tau, an ordinary checkpoint."""
+"""tau_norm.py: choose tau by one pass over the valid split and write an ordinary checkpoint."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from lib.builders.data import open_valid_split
-from lib.builders.split import Split
+from lib.builders.split import DatasetSplit
 from lib.classifier.cosine import CosineClassifier
 from lib.classifier.linear import without_scale
 from lib.commands.features import split_features
@@ -51,39 +51,42 @@ def rebalance(trained: LoadedModel) -> Rebalanced:
     classifier = _effective(trained)
     features = split_features(trained, valid, 'valid')
     sweep = TauSweep(classifier['weight'], classifier.get('bias'), max_tau=options.MAX_TAU)
-    share = trained.group.shard(len(features))
-    for batch in features.batches(logit_batch_size(valid.num_classes), trained.device.main, share):
+    rows = trained.group.shard(len(features))
+    for batch in features.batches(logit_batch_size(valid.num_classes), trained.device.main, rows):
         sweep.update(*batch)
     images = sweep.finish(trained.group)
-    choice, curve = images.choose(options.SELECT_BY)
-    right = [images.before_right, images.before_right if choice.tau is None else images.right_at(choice.tau)]
-    before, after = (trained.known(images.metrics(part, trained.train_counts)) for part in right)
-    tau = tau_report(choice, curve, before, after, note=FLAT_NOTE if images.all_equal else '')
-    tau['cross_fitted'] = _on_other_images(trained, images)
-    files = _write(trained, folder, choice.tau, tau, valid, images) if trained.group.is_main else []
+    chosen, curve = images.choose(options.SELECT_BY)
+    correct_after = images.before_correct if chosen.tau is None else images.correct_at(chosen.tau)
+    before, after = (
+        trained.supported_metrics(images.metrics(correct, trained.train_counts))
+        for correct in (images.before_correct, correct_after)
+    )
+    tau = tau_report(chosen, curve, before, after, note=FLAT_NOTE if images.all_equal else '')
+    tau['cross_fitted'] = _cross_fitted(trained, images)
+    files = _write(trained, folder, chosen.tau, tau, valid, images) if trained.group.is_main else []
     return Rebalanced(tau, files)
 
 
-def _on_other_images(trained: LoadedModel, images: ImageIntervals) -> dict | None:
+def _cross_fitted(trained: LoadedModel, images: ImageIntervals) -> dict | None:
     """Return the metrics on images that tau was not chosen on, fold by fold; None for fewer images than folds."""
     if len(images.labels) < NUM_FOLDS:
         return None
     folds = stratified_folds(images.labels, seed=trained.cfg.SEED)
-    found = cross_fit_tau(images, trained.cfg.TAU_NORM.SELECT_BY, folds)
-    metrics = trained.known(images.metrics(found.right, trained.train_counts))
-    return {'folds': NUM_FOLDS, 'taus': found.taus, **metrics}
+    result = cross_fit_tau(images, trained.cfg.TAU_NORM.SELECT_BY, folds)
+    metrics = trained.supported_metrics(images.metrics(result.correct, trained.train_counts))
+    return {'folds': NUM_FOLDS, 'taus': result.taus, **metrics}
 
 
 def write_rebalanced(trained: LoadedModel, folder: Path, weight: torch.Tensor, bias: torch.Tensor) -> list[Path]:
-    """Write a trained model with another linear classifier as folder/best_model.pth; an earlier result is set aside.
+    """Write a trained model with another linear classifier as folder/best_model.pth; an earlier result is renamed.
 
     Raises:
-        UserError: its classifier is a cosine one, whose rows have no lengths and which has no bias.
+        UserError: its classifier is a cosine one, which has neither norms nor a bias.
     """
     state = dict(trained.checkpoint.state_dict)
     if 'classifier.bias' not in state:
         raise UserError(
-            f'{trained.checkpoint.path}: its classifier is a cosine one, which takes neither norms nor bias'
+            f'{trained.checkpoint.path}: its classifier is a cosine one, which has neither norms nor a bias'
         )
     state['classifier.weight'], state['classifier.bias'] = weight.cpu(), bias.cpu()
     if 'classifier.scale' in state:
@@ -93,7 +96,7 @@ def write_rebalanced(trained: LoadedModel, folder: Path, weight: torch.Tensor, b
 
 
 def _write(
-    trained: LoadedModel, folder: Path, chosen: float | None, tau: dict, valid: Split, images: ImageIntervals
+    trained: LoadedModel, folder: Path, chosen: float | None, tau: dict, valid: DatasetSplit, images: ImageIntervals
 ) -> list[Path]:
     with _fresh(folder, trained):
         state = trained.checkpoint.state_dict if chosen is None else _normalized(trained, chosen)
@@ -109,9 +112,9 @@ def _write(
 
 @contextmanager
 def _fresh(folder: Path, trained: LoadedModel) -> Iterator[None]:
-    """Hold a folder, an earlier result in it set aside, and write about the run into it."""
+    """Lock a folder, rename an earlier result in it, and write config and environment into it."""
     if (folder / 'best_model.pth').exists():
-        LOGGER.info('the earlier result is kept as %s', set_aside(folder))
+        LOGGER.info('renamed the earlier result to %s', set_aside(folder))
     with lock_folder(folder):
         environment = {'device': trained.device.describe(training=False), **versions()}
         RunFolder(folder).write_about(as_text(trained.cfg), environment)
@@ -119,19 +122,17 @@ def _fresh(folder: Path, trained: LoadedModel) -> Iterator[None]:
 
 
 def _write_model(trained: LoadedModel, folder: Path, state: dict[str, torch.Tensor]) -> Path:
-    # With the config it was loaded by: options that an old checkpoint needed need not be given again.
-    changes = {'state_dict': state, 'config': as_text(trained.cfg)}
-    # There is no going on with training from it.
-    changes |= dict.fromkeys(('optimizer', 'training_state', 'scaler', 'history', 'bad_images', 'rng', 'versions'))
-    write_checkpoint(folder / 'best_model.pth', replace(trained.checkpoint, **changes))
+    # With the config that it was loaded with: options that an old checkpoint needed need not be given again.
+    checkpoint = replace(trained.for_prediction(), state_dict=state, config=as_text(trained.cfg))
+    write_checkpoint(folder / 'best_model.pth', checkpoint)
     return folder / 'best_model.pth'
 
 
 def check_free(folder: Path, trained: LoadedModel) -> None:
-    """Raise UserError where a re-balanced model cannot go, or is what would be re-balanced."""
+    """Raise UserError if the folder holds an earlier result, or the model that would be re-balanced."""
     if trained.checkpoint.path.resolve().parent == folder.resolve():
         raise UserError(
-            f'RESUME_MODEL {trained.checkpoint.path} is re-balanced already: give the model it was made from'
+            f'RESUME_MODEL {trained.checkpoint.path} is re-balanced already: give the model that it was computed from'
         )
     if (folder / 'best_model.pth').exists() and not trained.cfg.OVERWRITE:
         raise UserError(
@@ -140,10 +141,10 @@ def check_free(folder: Path, trained: LoadedModel) -> None:
 
 
 def linear_classifier(trained: LoadedModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return weight and bias of the linear classifier that scores as the trained one does, float32, on its device.
+    """Return weight and bias of the linear classifier that ranks as the trained one does, float32, on its device.
 
-    A cosine classifier's rows have norm 1 (what scales its logits, and the features' length, is the same for all
-    classes of an image); scales of classes are worked in; without a bias it is zero.
+    A cosine classifier's rows have norm 1 (its scale and the norm of the features are the same for all classes of an
+    image); scales per class are multiplied in; a missing bias is zero.
     """
     state = _effective(trained)
     weight = state['weight'].float()
@@ -151,7 +152,7 @@ def linear_classifier(trained: LoadedModel) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def _effective(trained: LoadedModel) -> dict[str, torch.Tensor]:
-    """The classifier as a plain linear one. A cosine classifier's rows have norm 1; scales of classes are worked in."""
+    """Return the classifier as a plain linear one: cosine rows have norm 1, scales per class are multiplied in."""
     classifier = trained.model.classifier
     if isinstance(classifier, CosineClassifier):
         return {'weight': F.normalize(classifier.weight.detach(), dim=1)}

@@ -70,7 +70,7 @@ class RunFolder:
         remove_leftovers(self.path, _OWN_SUFFIXES)
         self._remove_unreferenced_shards()
         if checkpoint is None or checkpoint.history is None:
-            self.forget_after(checkpoint.progress.epoch if checkpoint else 0)
+            self.forget_after(checkpoint.progress.epoch if checkpoint and checkpoint.progress else 0)
         else:
             self._write_history(checkpoint.history)
         if checkpoint is not None and checkpoint.bad_images is not None:

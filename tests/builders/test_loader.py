@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from lib.builders.loader import build_eval_loader, build_train_loader
-from lib.builders.split import Split
+from lib.builders.split import DatasetSplit
 from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
 from lib.dataset import pipeline, ram_cache
@@ -25,12 +25,12 @@ def config(**changes):
     return as_node(defaults | {'NAME': 'x', 'RUN.NUM_WORKERS': 0, 'INPUT.SIZE': 16} | changes)
 
 
-def split_of(num_images: int, images=None) -> Split:
+def split_of(num_images: int, images=None) -> DatasetSplit:
     images = images or ArrayImages(np.zeros((num_images, 20, 20, 3), np.uint8))
-    return Split(images, np.zeros(num_images, np.int32), 1, pa.array(['a'] * num_images), 'train')
+    return DatasetSplit(images, np.zeros(num_images, np.int32), 1, pa.array(['a'] * num_images), 'train')
 
 
-def train_loader(cfg, split: Split, world_size: int = 1):
+def train_loader(cfg, split: DatasetSplit, world_size: int = 1):
     index = ClassIndex(split.labels, 1)
     return build_train_loader(cfg, split, index, DEVICE, ProcessGroup(0, world_size))
 

@@ -6,7 +6,7 @@ import pytest
 
 from lib.builders.loader import build_train_loader, train_sizes
 from lib.builders.model import new_model
-from lib.builders.split import Split
+from lib.builders.split import DatasetSplit
 from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
 from lib.dataset.images import ArrayImages
@@ -41,7 +41,7 @@ def test_the_loader_follows(transform):
         INPUT__SIZE=16, INPUT__SIZE_SCHEDULE=(1, 8, 2, 24), INPUT__TRAIN_TRANSFORM=transform, TRAIN__BATCH_SIZE=2
     )
     labels = np.zeros(4, np.int32)
-    split = Split(ArrayImages(np.zeros((4, 20, 20, 3), np.uint8)), labels, 1, pa.array(['a'] * 4), 'train')
+    split = DatasetSplit(ArrayImages(np.zeros((4, 20, 20, 3), np.uint8)), labels, 1, pa.array(['a'] * 4), 'train')
     loader = build_train_loader(cfg, split, ClassIndex(labels, 1), DEVICE)
     sizes = [[batch.images.shape[2] for batch in loader.batches(epoch)] for epoch in range(4)]
     assert sizes == [[16, 16], [8, 8], [24, 24], [24, 24]]

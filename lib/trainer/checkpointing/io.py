@@ -4,6 +4,7 @@ Reading a checkpoint never runs code; writing one is atomic and can be canceled.
 """
 
 import errno
+import importlib
 import json
 import os
 import pickle
@@ -12,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -23,9 +24,10 @@ from lib.runtime.files import replace_atomically
 from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, TrainProgress, shard_folder_name, versions
 
 # Checkpoints of the original entry may hold the accuracy as a NumPy scalar. These names only build a number.
-_NUMPY_SCALARS = [
-    (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
-    (np._core.multiarray.scalar, 'numpy._core.multiarray.scalar'),
+_scalar = importlib.import_module('numpy._core.multiarray').scalar
+_NUMPY_SCALARS: list[Any] = [
+    (_scalar, 'numpy.core.multiarray.scalar'),
+    (_scalar, 'numpy._core.multiarray.scalar'),
     np.dtype,
     np.dtypes.Float32DType,
     np.dtypes.Float64DType,
@@ -116,7 +118,7 @@ def write_torch(path: Path, content: Mapping[str, Any], canceled: Callable[[], b
         # A file object of Python: with a file that torch opens itself, a full disk is an error without errno.
         try:
             with open(temporary, 'wb') as file:
-                torch.save(content, _CancelableWriter(file, canceled))
+                torch.save(content, cast(IO[bytes], _CancelableWriter(file, canceled)))
         except RuntimeError as error:
             # torch's writer raises its own error after the system's, which is more precise.
             if isinstance(error.__context__, OSError):
@@ -125,7 +127,7 @@ def write_torch(path: Path, content: Mapping[str, Any], canceled: Callable[[], b
 
 
 class _CancelableWriter:
-    """A file that is written in chunks until it is complete or canceled."""
+    """The methods of a file that torch.save calls, writing in chunks until it is complete or canceled."""
 
     def __init__(self, file: BinaryIO, canceled: Callable[[], bool]) -> None:
         self._file, self._canceled = file, canceled
