@@ -1,4 +1,4 @@
-"""tools/merge.py's work: one file out of a checkpoint whose classifier was written in parts by ranks."""
+"""tools/merge.py: merge a checkpoint with a sharded classifier into one file."""
 
 from pathlib import Path
 
@@ -7,31 +7,31 @@ from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 
 
 def merge(path: Path, output: Path | None = None, *, overwrite: bool = False) -> list[str]:
-    """Write a checkpoint with all rows of its classifier in it, and return what to say of it.
+    """Write a checkpoint that contains all rows of its classifier, and return the lines to print.
 
-    Beside the rest of the checkpoint, memory holds the rows once.
+    Memory: the rest of the checkpoint, and the rows once.
 
     Args:
-        path: of the checkpoint; its head-EPOCH-STEP folder lies beside it.
-        output: where to; None: beside `path`, with _merged in its name.
-        overwrite: whether a file that is there is replaced. In any case it stays whole until the new one is.
+        path: of the checkpoint; its folder head-EPOCH-STEP is in the same folder.
+        output: file to write; None: in the folder of `path`, with _merged in its name.
+        overwrite: replace an existing file, atomically.
 
     Raises:
-        UserError: no such checkpoint, or one that is whole already; parts are missing or damaged; `output` is there.
+        UserError: no such checkpoint, or one that is not sharded; shards are missing or damaged; `output` exists.
     """
     output = output or path.with_name(f'{path.stem}_merged.pth')
     checkpoint = read_checkpoint(path, with_rows=False, option='RESUME_MODEL')
-    head = checkpoint.shard_folder
-    if head is None:
-        raise UserError(f'RESUME_MODEL {path}: is an ordinary checkpoint already, so there is nothing to merge')
+    shard_folder = checkpoint.shard_folder
+    if shard_folder is None:
+        raise UserError(f'RESUME_MODEL {path}: its classifier is not sharded, so it needs no merge: use it as it is')
     if output.is_dir():
-        raise UserError(f'--output {output}: is a folder; name a file in it')
+        raise UserError(f'--output {output}: is a folder; set a file name')
     if output.exists() and not overwrite:
         raise UserError(
-            f'{output} is there already: --OVERWRITE True replaces it, and --output FILE writes another file'
+            f'{output} exists already: set --OVERWRITE True to replace it, or --output FILE to write another file'
         )
     write_checkpoint(output, checkpoint.with_rows())
     return [
-        f'{path}: {checkpoint.num_classes:,} classes, their rows from {head}',
+        f'{path}: {checkpoint.num_classes:,} classes, rows from {shard_folder}',
         f'wrote {output} ({output.stat().st_size / 1e9:.3g} GB)',
     ]

@@ -1,7 +1,4 @@
-"""An exported recogniser as a file of one of three formats, and how each is run again.
-
-What was exported against PyTorch, on images.
-"""
+"""Write and run exported models in three formats, and compare them with PyTorch."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -13,28 +10,30 @@ import torch
 from safetensors.torch import save_file
 
 from lib.errors import UserError
-from lib.export.module import OUTPUTS, Exported, Preprocessing
+from lib.export.module import OUTPUTS, ExportedModel, Preprocessing
 
-_LARGEST_ONNX = 1_900_000_000  # bytes; protobuf ends at 2 GB, beyond which weights need a second file
+TOLERANCE = 1e-4  # largest allowed difference from PyTorch
+_MAX_ONNX_BYTES = 1_900_000_000  # protobuf is limited to 2 GB; more weights need a second file
+# Images (batch, ...) -> logits (batch, num_classes) and features (batch, num_features).
 Run = Callable[[torch.Tensor], tuple[np.ndarray, np.ndarray]]
 
 
-def write_onnx(path: Path, model: Exported, preprocessing: Preprocessing, metadata: Mapping[str, str]) -> None:
-    """Write ONNX with a dynamic batch; metadata goes into metadata_props.
+def write_onnx(path: Path, model: ExportedModel, preprocessing: Preprocessing, metadata: Mapping[str, str]) -> None:
+    """Write ONNX with a dynamic batch dimension and the metadata as metadata_props.
 
     Raises:
-        UserError: packages are not installed, or the weights are too many for one file.
+        UserError: packages are not installed, or the weights do not fit one file.
     """
     missing = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if find_spec(name) is None]
     if missing:
-        raise UserError(f'EXPORT.FORMAT onnx needs packages of its own: pip install {" ".join(missing)}')
+        raise UserError(f'EXPORT.FORMAT onnx needs more packages: pip install {" ".join(missing)}')
     import onnx
 
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
-    if size > _LARGEST_ONNX:
+    if size > _MAX_ONNX_BYTES:
         raise UserError(
-            f'EXPORT.FORMAT onnx: {size / 1e9:.1f} GB of weights do not fit one file of at most 2 GB; '
-            '--EXPORT_FORMAT torch_export or safetensors take them'
+            f'EXPORT.FORMAT onnx: {size / 1e9:.1f} GB of weights do not fit one file of at most 2 GB: '
+            'set --EXPORT_FORMAT torch_export or safetensors'
         )
     batch = torch.export.Dim('batch', min=1)
     program = torch.onnx.export(
@@ -46,6 +45,7 @@ def write_onnx(path: Path, model: Exported, preprocessing: Preprocessing, metada
         dynamo=True,
         verbose=False,
     )
+    assert program is not None  # None only with dynamo=False
     proto = program.model_proto
     for name, value in metadata.items():
         entry = proto.metadata_props.add()
@@ -54,62 +54,67 @@ def write_onnx(path: Path, model: Exported, preprocessing: Preprocessing, metada
     path.write_bytes(proto.SerializeToString())
 
 
-def write_torch_export(path: Path, model: Exported, preprocessing: Preprocessing, metadata: Mapping[str, str]) -> None:
-    """Write a program that torch.export.load reads without this project; metadata as extra files."""
+def write_torch_export(
+    path: Path, model: ExportedModel, preprocessing: Preprocessing, metadata: Mapping[str, str]
+) -> None:
+    """Write a program that torch.export.load reads without this project, with the metadata as extra files."""
     dynamic = {'images': {0: torch.export.Dim('batch', min=1)}}
     program = torch.export.export(model, (preprocessing.example(2),), dynamic_shapes=dynamic)
     torch.export.save(program, path, extra_files={f'{name}.json': value for name, value in metadata.items()})
 
 
 def write_safetensors(path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Write parameters and buffers under the names of checkpoints; metadata in the header."""
+    """Write parameters and buffers under their names in checkpoints, with the metadata in the header."""
     save_file({name: value.contiguous() for name, value in state.items()}, path, metadata=dict(metadata))
 
 
 def run_onnx(path: Path) -> Run:
-    """Return what runs an ONNX file on the CPU."""
+    """Return a function that runs an ONNX file on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
-    return lambda images: tuple(session.run(list(OUTPUTS), {'images': images.numpy()}))
+
+    def run(images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        logits, features = session.run(list(OUTPUTS), {'images': images.numpy()})
+        return logits, features
+
+    return run
 
 
 def run_torch_export(path: Path) -> Run:
-    """Return what runs a program of torch.export on the CPU."""
+    """Return a function that runs a torch.export program on the CPU."""
     program = torch.export.load(path).module()
 
     def run(images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         with torch.inference_mode():
-            return tuple(part.numpy() for part in program(images))
+            logits, features = program(images)
+            return logits.numpy(), features.numpy()
 
     return run
 
 
 def as_metadata(values: Mapping[str, object]) -> dict[str, str]:
-    """Return values as JSON texts, which all formats can hold."""
+    """Return values as JSON text, which all formats can store."""
     return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
 
 
-TOLERANCE = 1e-4
-
-
 @torch.inference_mode()
-def largest_difference(model: Exported, run: Run, batches: Iterable[torch.Tensor]) -> float:
-    """Return how far logits and features of what was exported are from PyTorch's, over all batches.
+def largest_difference(model: ExportedModel, run: Run, batches: Iterable[torch.Tensor]) -> float:
+    """Return the largest difference of logits and features between the exported model and PyTorch, over all batches.
 
-    Relative to the largest number of the batch, but to no less than 1, so that small outputs are held to 1e-4 as such.
-    Infinite where not all that was exported gives is finite.
+    Relative to the largest absolute value of the batch, or to 1 if that is larger, so that the tolerance is absolute
+    for small outputs. Infinite if an exported output is not finite.
     """
     worst = 0.0
     for images in batches:
-        for own, found in zip(model(images), run(images), strict=True):
-            expected = own.numpy()
+        for output, found in zip(model(images), run(images), strict=True):
+            expected = output.numpy()
             if not np.isfinite(found).all():
                 return float('inf')
             if found.shape != expected.shape:
-                raise ValueError(f'{found.shape} was returned for {expected.shape}')
+                raise ValueError(f'the exported model returns the shape {found.shape} instead of {expected.shape}')
             scale = max(1.0, float(np.abs(expected).max()))
             worst = max(
                 worst, float(np.abs(found - expected).max()) / scale, key=lambda x: np.inf if np.isnan(x) else x

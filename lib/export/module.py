@@ -1,4 +1,4 @@
-"""What is exported of a recogniser: images in, logits and features out, the normalisation inside."""
+"""The module to export: images -> logits and features, with the normalization if wanted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ OUTPUTS = ('logits', 'features')
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes what the backbone takes.
+    """Preprocessing from an image to the input of the backbone.
 
     Attributes:
-        size: side of the input, pixels.
-        crop_ratio: the shorter side is resized to size / crop_ratio, and the centre cut out.
-        mean, std: of each channel, for images from 0 to 1.
-        bgr: whether the channels are turned round before they are normalised.
-        inside: whether turning and normalising are part of what is exported.
+        size: width and height of the input in pixels.
+        crop_ratio: the shorter side is resized to size / crop_ratio, then the center is cropped.
+        mean, std: per channel, for pixel values from 0 to 1.
+        bgr: the channels are reversed before normalization.
+        inside: reversal and normalization are part of the exported module.
     """
 
     size: int
@@ -32,13 +32,13 @@ class Preprocessing:
     inside: bool
 
     def example(self, batch: int) -> torch.Tensor:
-        """Return an input of zeros."""
+        """Return an input of zeros for a batch size."""
         if self.inside:
             return torch.zeros(batch, self.size, self.size, 3, dtype=torch.uint8)
         return torch.zeros(batch, 3, self.size, self.size)
 
     def describe(self) -> dict[str, Any]:
-        """Return it as plain values, in words where a program has to do it."""
+        """Return the preprocessing as JSON values, for the metadata of an exported file."""
         shape = ['batch', self.size, self.size, 3] if self.inside else ['batch', 3, self.size, self.size]
         order = 'BGR' if self.bgr else 'RGB'
         return {
@@ -53,18 +53,21 @@ class Preprocessing:
         }
 
 
-class Exported(nn.Module):
-    """A recogniser in eval mode: `images` -> logits (batch, num_classes) and features (batch, num_features), float32.
+class ExportedModel(nn.Module):
+    """A recognizer in eval mode: `images` -> logits (batch, num_classes) and features (batch, num_features), float32.
 
-    Images are uint8 RGB (batch, size, size, 3) where the normalisation is inside, else float32 (batch, 3, size, size).
+    Images are uint8 RGB (batch, size, size, 3) if the normalization is inside, else float32 (batch, 3, size, size).
     """
+
+    input_scale: torch.Tensor
+    input_shift: torch.Tensor
 
     def __init__(self, model: Recognizer, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.backbone, self.classifier = model.backbone, model.classifier
         self.inside, self.bgr = preprocessing.inside, preprocessing.bgr
-        scale = torch.tensor([1 / (255 * deviation) for deviation in preprocessing.std])
-        shift = torch.tensor([-m / d for m, d in zip(preprocessing.mean, preprocessing.std, strict=True)])
+        scale = torch.tensor([1 / (255 * std) for std in preprocessing.std])
+        shift = torch.tensor([-mean / std for mean, std in zip(preprocessing.mean, preprocessing.std, strict=True)])
         self.register_buffer('input_scale', scale.view(1, 3, 1, 1))
         self.register_buffer('input_shift', shift.view(1, 3, 1, 1))
         self.eval()

@@ -152,7 +152,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 value, grad_logits, grad_extra = _differentiate(chunk_loss, logits, subset, rows, extra_rows, required)
                 loss += value
                 del logits  # frees half precision logits, and those of losses that do not overwrite them
-                if gradients.extra is not None:
+                if gradients.extra is not None and grad_extra is not None:
                     gradients.extra[rows] = grad_extra
                 if grad_logits is not None:
                     gradients.add(grad_logits, rows, x, used_weight)
