@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes AliProducts ready for training: sh ./dataset/get_dataset_AiProducts.sh [DIR]
-# DIR holds what you downloaded (archives, or unpacked); by default dataset/AiProducts. Without data it tells the steps.
+# Prepare AliProducts for training: sh ./dataset/get_dataset_AiProducts.sh [DIR]
+# DIR holds the downloaded files (archives, or unpacked), default: dataset/AiProducts. Without data it prints the steps.
 set -eu
 repository=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 python=$repository/.venv/bin/python

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the Grocery Store Dataset ready for training: sh ./dataset/get_dataset_GroceryStore.sh [DIR]
+# Prepare the Grocery Store Dataset for training: sh ./dataset/get_dataset_GroceryStore.sh [DIR]
 # DIR is a checkout, its dataset folder, or an archive of it; without DIR the public repository is cloned.
 set -eu
 repository=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)

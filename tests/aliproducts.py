@@ -1,4 +1,4 @@
-"""A small data set in the form that the AliProducts challenge hands out, with images that can be learnt."""
+"""A small data set in the file format of the AliProducts challenge, with images that a model can learn."""
 
 import colorsys
 import json
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 
 def class_ids(num_classes: int) -> list[int]:
-    """Return the original ids: rising, with gaps, of one to five digits."""
+    """Return the original ids: ascending, with gaps, of one to five digits."""
     return [3 + 7 * position + (10_000 if position % 5 == 4 else 0) for position in range(num_classes)]
 
 
@@ -29,8 +29,13 @@ def make_aliproducts(
 ) -> Path:
     """Write train.json, val.json, train/, val/, test/, product_tree.json into `folder` and return it.
 
-    `images_per_class`: one number, or one a class. `padded`: class folders are named 00123, not 123.
-    `text_ids`: class_id is written as text. Colour and shape tell classes apart; place, size and light vary.
+    Color and shape distinguish classes; position, size and brightness vary.
+
+    Args:
+        images_per_class: one number, or one per class.
+        padded: name class folders 00123 instead of 123.
+        text_ids: write class_id as text.
+        tree: write product_tree.json.
     """
     folder = Path(folder)
     random = np.random.default_rng(seed)
@@ -39,11 +44,11 @@ def make_aliproducts(
     for split, numbers in (('train', counts), ('val', [valid_per_class] * num_classes)):
         entries = []
         for label, (class_id, number) in enumerate(zip(ids, numbers, strict=True)):
-            place = folder / split / (f'{class_id:05d}' if padded else str(class_id))
-            place.mkdir(parents=True, exist_ok=True)
+            class_folder = folder / split / (f'{class_id:05d}' if padded else str(class_id))
+            class_folder.mkdir(parents=True, exist_ok=True)
             for position in range(number):
                 name = f'{split}_{class_id}_{position}.jpg'
-                draw_product(label, num_classes, size, random).save(place / name, quality=90)
+                draw_product(label, num_classes, size, random).save(class_folder / name, quality=90)
                 entries.append({'image_id': name, 'class_id': str(class_id) if text_ids else class_id})
         order = random.permutation(len(entries))
         (folder / f'{split}.json').write_text(json.dumps({'images': [entries[row] for row in order]}))
@@ -58,15 +63,15 @@ def make_aliproducts(
 
 
 def draw_product(label: int, num_classes: int, size: int, random: np.random.Generator) -> Image.Image:
-    """Return an RGB photo of a class: its hue; a disc, a box or a bar by turns; a grey of any lightness."""
+    """Return an RGB photo of a class: a disc, box or bar in the hue of the class on a gray background."""
     hue = label / num_classes
-    colour = tuple(int(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.9, random.uniform(0.7, 1.0)))
+    color = tuple(int(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.9, random.uniform(0.7, 1.0)))
     image = Image.new('RGB', (size, size), (int(random.integers(60, 200)),) * 3)
     half = size * random.uniform(0.28, 0.4)
     x, y = random.uniform(0.42, 0.58, 2) * size
     height = half / 3 if label % 3 == 2 else half
     draw = ImageDraw.Draw(image)
     shape = draw.ellipse if label % 3 == 0 else draw.rectangle
-    shape((x - half, y - height, x + half, y + height), fill=colour)
+    shape((x - half, y - height, x + half, y + height), fill=color)
     noise = random.normal(0, 6, (size, size, 3))
     return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))

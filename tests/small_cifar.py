@@ -1,4 +1,4 @@
-"""CIFAR-10 in its own file form, but small, and torchvision made to accept it."""
+"""A small CIFAR-10 archive in the original file format, and the checksums by which torchvision accepts it."""
 
 import hashlib
 import io
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def write_small_cifar(folder: Path) -> None:
-    """Write an archive of 200 training images, 20 a class, and 40 of test; a red first pixel tells the class."""
+    """Write an archive of 200 training and 40 test images; the red value of the first pixel is the class."""
     random = np.random.default_rng(0)
     files = {}
     for name in [f'data_batch_{number}' for number in range(1, 6)] + ['test_batch']:
@@ -26,8 +26,8 @@ def write_small_cifar(folder: Path) -> None:
             archive.addfile(member, io.BytesIO(content))
 
 
-def its_checksums(folder: Path) -> dict:
-    """Return the attributes of torchvision's CIFAR10 by which it would know these very files."""
+def torchvision_checksums(folder: Path) -> dict:
+    """Return the attributes of torchvision's CIFAR10 with the checksums of these files."""
     from torchvision import datasets
 
     sums = {}

@@ -6,7 +6,7 @@ import pytest
 from lib.builders.data import open_training_data
 from lib.config.load import load_config
 from tests.oracles import cifar_lt as oracle
-from tests.small_cifar import its_checksums, write_small_cifar
+from tests.small_cifar import torchvision_checksums, write_small_cifar
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def train(tmp_path, monkeypatch):
     from torchvision import datasets
 
     write_small_cifar(tmp_path)
-    for name, value in its_checksums(tmp_path).items():
+    for name, value in torchvision_checksums(tmp_path).items():
         monkeypatch.setattr(datasets.CIFAR10, name, value)
 
     def open_split(ratio, *options):

@@ -1,3 +1,5 @@
+"""The decoder: formats, modes, orientation, and damage of every kind, compared with Pillow and values by hand."""
+
 import io
 import struct
 import warnings
@@ -19,14 +21,14 @@ def encode(image, kind, **options):
 
 
 def gradient(width=40, height=30):
-    """A smooth picture, so that JPEG stays near it, and no symmetry, so that its orientation shows."""
+    """Return a smooth image, which JPEG hardly changes, without symmetry, so that its orientation is visible."""
     y, x = np.mgrid[0:height, 0:width]
     channels = [x * 255 / width, y * 255 / height, (x + y) * 255 / (width + height)]
     return Image.fromarray(np.stack(channels, axis=2).astype(np.uint8))
 
 
 def png(width, height, bit_depth, color_type, rows, chunks=(), interlaced=False):
-    """A PNG written by hand: `rows` are the raw scanlines, `chunks` (type, data) go before the pixels."""
+    """Return a PNG of raw scanlines `rows`, with `chunks` (type, data) before the pixels."""
 
     def chunk(kind, data):
         return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
@@ -70,7 +72,7 @@ def test_formats(kind, options, tolerance):
 
 
 @pytest.mark.parametrize('kind', ['GIF', 'WEBP', 'TIFF', 'PNG', 'MPO'])
-def test_animations_and_stereo_give_their_first_image(kind):
+def test_the_first_image_of_animations_and_stereo_images_is_decoded(kind):
     red, blue = Image.new('RGB', (8, 6), (255, 0, 0)), Image.new('RGB', (8, 6), (0, 0, 255))
     data = encode(red, kind, save_all=True, append_images=[blue])
     image = decode(data)
@@ -99,7 +101,7 @@ def over_white(color, alpha):
 
 @pytest.mark.parametrize('kind', ['PNG', 'TIFF', 'WEBP'])
 @pytest.mark.parametrize('alpha', [0, 1, 128, 254, 255])
-def test_alpha_is_laid_over_white(kind, alpha):
+def test_alpha_is_composed_with_white(kind, alpha):
     options = {'lossless': True, 'exact': True} if kind == 'WEBP' else {}
     image = decode(encode(Image.new('RGBA', (3, 2), (200, 30, 90, alpha)), kind, **options))
     assert_rgb(image, (3, 2))
@@ -107,7 +109,7 @@ def test_alpha_is_laid_over_white(kind, alpha):
 
 
 @pytest.mark.parametrize('alpha', [0, 128, 255])
-def test_gray_alpha_is_laid_over_white(alpha):
+def test_gray_alpha_is_composed_with_white(alpha):
     image = decode(encode(Image.new('LA', (3, 2), (40, alpha)), 'PNG'))
     assert largest_difference(image, np.full((2, 3, 3), over_white((40,), alpha)[0])) <= 1
 
@@ -146,7 +148,7 @@ def test_16_bit_gray_png_is_scaled():
     assert np.asarray(image).tolist() == [[[value] * 3 for value in BYTES_OF_16]]
 
 
-def test_16_bit_colour_png_is_scaled():
+def test_16_bit_color_png_is_scaled():
     image = decode(png(2, 1, 16, 2, [struct.pack('>6H', *SAMPLES_16)]))
     assert np.asarray(image).tolist() == [[BYTES_OF_16[:3], BYTES_OF_16[3:]]]
 
@@ -158,7 +160,7 @@ def test_16_bit_png_with_alpha_is_scaled():
     assert np.asarray(image).tolist() == [[[128] * 3, [255] * 3]]
 
 
-def test_16_bit_colour_png_with_a_transparent_color():
+def test_16_bit_color_png_with_a_transparent_color():
     rows, transparent = [struct.pack('>6H', *SAMPLES_16)], struct.pack('>HHH', 7, 8, 9)
     image = decode(png(2, 1, 16, 2, rows, [(b'tRNS', transparent)]))
     assert np.asarray(image).tolist() == [[BYTES_OF_16[:3], BYTES_OF_16[3:]]]
@@ -201,7 +203,7 @@ def test_32_bit_tiff_is_scaled(samples, expected):
     ],
 )
 def test_cmyk(kind, options, ink, color):
-    # Pillow writes JPEG inverted with Adobe's marker, as Adobe does, and TIFF plainly: the ink is the same.
+    # Pillow writes JPEG inverted with Adobe's marker, as Adobe does, and TIFF not inverted: the ink is the same.
     data = encode(Image.new('CMYK', (8, 8), ink), kind, **options)
     assert (b'Adobe' in data) == (kind == 'JPEG')
     image = decode(data)
@@ -228,7 +230,7 @@ def test_orientation(kind, orientation):
     'exif',
     [
         b'Exif\0\0',
-        b'Exif\0\0garbage that is no TIFF header',
+        b'Exif\0\0garbage without a TIFF header',
         b'Exif\0\0MM\0*\xff\xff\xff\xff',
         b'Exif\0\0II*\0\x08\0\0\0\xff\xff' + b'\x12\x01\x03\0' + b'\xff' * 6,
         b'Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x01A\0\0\0\0\0\0\0',  # orientation is text
@@ -248,24 +250,24 @@ def test_one_pixel(kind):
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP'])
-@pytest.mark.parametrize('share', [0.01, 0.1, 0.5, 0.9])
-def test_truncated_files_are_named_bad(kind, share):
+@pytest.mark.parametrize('fraction', [0.01, 0.1, 0.5, 0.9])
+def test_truncated_files_are_rejected(kind, fraction):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     data = encode(noise, kind)
     with pytest.raises(DecodeError) as caught:
-        decode(data[: int(len(data) * share)])
+        decode(data[: int(len(data) * fraction)])
     assert str(caught.value)
     assert '\n' not in str(caught.value)
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'BMP', 'TIFF', 'GIF', 'WEBP'])
-def test_damaged_files_decode_or_are_named_bad(kind):
+def test_damaged_files_are_decoded_or_rejected(kind):
     data = bytearray(encode(gradient(), kind))
     rng = np.random.default_rng(0)
     for trial in range(150):
         damaged = bytearray(data)
-        for place in rng.integers(0, len(data), size=rng.integers(1, 12)):
-            damaged[place] = rng.integers(256)
+        for position in rng.integers(0, len(data), size=rng.integers(1, 12)):
+            damaged[position] = rng.integers(256)
         try:
             image = decode(bytes(damaged), max_pixels=10**6)
         except DecodeError:
@@ -282,12 +284,12 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect width
     [b'', b'\0', b'\xff\xd8', b'\xff\xd8\xff', b'GIF89a', b'just text, no image', EPS, SVG, b'\0' * 10_000],
     ids=lambda data: repr(data[:12]),
 )
-def test_what_is_no_image(data, tmp_path):
+def test_files_that_are_not_images(data, tmp_path):
     (tmp_path / 'photo.jpg').write_bytes(data)
     with pytest.raises(DecodeError) as caught:
         FileImages(['photo.jpg'], str(tmp_path)).load(0)
     assert '\n' not in str(caught.value)
-    assert '0x' not in str(caught.value)  # no address of an object
+    assert '0x' not in str(caught.value)  # not the address of an object
 
 
 @pytest.mark.parametrize('kind', ['PPM', 'TGA', 'PCX', 'ICO', 'PDF', 'JPEG2000', 'DDS', 'SGI'])
@@ -296,10 +298,10 @@ def test_formats_that_are_not_allowed(kind):
         decode(encode(Image.new('RGB', (16, 16)), kind))
 
 
-def test_a_decompression_bomb_is_refused_by_its_header():
+def test_a_decompression_bomb_is_rejected_by_its_header():
     with pytest.raises(DecodeError):
         decode(png(60_000, 60_000, 8, 2, [b'\0' * 180_000]))
-    # Below Pillow's own limit only ours holds.
+    # This size is below Pillow's own limit.
     with pytest.raises(DecodeError, match='13300 x 13400 pixels; at most 178,000,000 are allowed'):
         decode(png(13_300, 13_400, 1, 0, [b'\0']))
 
@@ -312,28 +314,28 @@ def test_the_pixel_limit_is_exact_and_needs_no_pixels(monkeypatch):
         decode(data, max_pixels=1199)
 
 
-def test_a_lying_header_is_named_bad():
-    honest = [bytes(range(30))] * 10
-    assert_rgb(decode(png(10, 10, 8, 2, honest)), (10, 10))
+def test_a_wrong_header_is_rejected():
+    rows = [bytes(range(30))] * 10
+    assert_rgb(decode(png(10, 10, 8, 2, rows)), (10, 10))
     for height in (11, 1000):
         with pytest.raises(DecodeError, match='rows are missing'):
-            decode(png(10, height, 8, 2, honest))
+            decode(png(10, height, 8, 2, rows))
     data = bytearray(encode(gradient(), 'BMP'))
     data[22:26] = struct.pack('<i', 300)
     with pytest.raises(DecodeError):
         decode(bytes(data))
     with pytest.raises(DecodeError):
-        decode(png(0, 10, 8, 2, honest))
+        decode(png(0, 10, 8, 2, rows))
 
 
 def with_height(data, height):
-    """The JPEG with another number of rows in its header."""
-    at = next(place for place in map(data.find, (b'\xff\xc0', b'\xff\xc2')) if place > 0)
-    return data[: at + 5] + height.to_bytes(2, 'big') + data[at + 7 :]
+    """Return the JPEG with another number of rows in its header."""
+    start = next(position for position in map(data.find, (b'\xff\xc0', b'\xff\xc2')) if position > 0)
+    return data[: start + 5] + height.to_bytes(2, 'big') + data[start + 7 :]
 
 
 @pytest.mark.parametrize('options', [{}, {'progressive': True}, {'restart_marker_rows': 1}], ids=str)
-def test_a_jpeg_whose_header_lies_is_named_bad(options):
+def test_a_jpeg_with_a_wrong_header_is_rejected(options):
     data = encode(gradient(300, 200), 'JPEG', **options)
     assert_rgb(decode(data), (300, 200))
     assert_rgb(decode(with_height(data, 200)), (300, 200))
@@ -346,8 +348,8 @@ def test_a_jpeg_whose_header_lies_is_named_bad(options):
 
 @pytest.mark.parametrize(('bit_depth', 'color_type'), [(1, 0), (4, 0), (16, 0), (8, 2), (8, 3), (8, 4), (16, 6)])
 @pytest.mark.parametrize('width', [1, 7, 64])
-def test_a_black_png_is_whole(bit_depth, color_type, width):
-    # Its last row looks like a missing one.
+def test_a_black_png_is_complete(bit_depth, color_type, width):
+    # Pillow decodes a missing row as a black one.
     row = b'\0' * -(-width * bit_depth * CHANNELS[color_type] // 8)
     palette = [(b'PLTE', b'\0\0\0')] if color_type == 3 else []
     assert_rgb(decode(png(width, 5, bit_depth, color_type, [row] * 5, palette)), (width, 5))
@@ -357,8 +359,8 @@ def test_a_black_png_is_whole(bit_depth, color_type, width):
 
 @pytest.mark.parametrize('width', range(1, 10))
 @pytest.mark.parametrize('height', range(1, 10))
-def test_an_interlaced_png_is_whole(width, height):
-    # Adam7's passes by definition: the pass of each pixel of an 8 x 8 tile.
+def test_an_interlaced_png_is_complete(width, height):
+    # The definition of Adam7: the pass of each pixel in a tile of 8 x 8.
     tile = ['16462646', '77777777', '56565656', '77777777', '36463646', '77777777', '56565656', '77777777']
     rows = []
     for step in '1234567':
@@ -370,26 +372,26 @@ def test_an_interlaced_png_is_whole(width, height):
         decode(png(width, height, 8, 2, rows[:-1], interlaced=True))
 
 
-def test_a_large_black_png_is_counted_in_pieces():
+def test_a_large_black_png_is_inflated_in_pieces():
     row = b'\0' * 3000
     assert_rgb(decode(png(1000, 1200, 8, 2, [row] * 1200)), (1000, 1200))
     with pytest.raises(DecodeError, match='rows are missing'):
         decode(png(1000, 1200, 8, 2, [row] * 1199))
 
 
-def test_warnings_are_silent_and_nothing_global_changes():
+def test_no_warnings_are_shown_and_no_global_state_changes():
     limit = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         filters = list(warnings.filters)
         with pytest.raises(DecodeError):
-            decode(png(12_000, 9_000, 1, 0, [b'\0']))  # between the sizes that Pillow warns about and refuses
+            decode(png(12_000, 9_000, 1, 0, [b'\0']))  # between the sizes that Pillow warns about and rejects
         decode(encode(gradient(), 'JPEG', exif=b'Exif\0\0MM\0*\xff\xff\xff\xff'))
         assert warnings.filters == filters
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
-def test_memory_is_not_the_images_fault(monkeypatch):
+def test_memory_errors_are_not_decode_errors(monkeypatch):
     def fail(self):
         raise MemoryError
 

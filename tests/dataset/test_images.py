@@ -1,4 +1,4 @@
-"""Reading files that stumble, and images by row."""
+"""Image sources: repeated reads of a flaky disk, and images by row."""
 
 import io
 import os
@@ -14,7 +14,7 @@ from lib.dataset.images import ArrayImages, FileImages, read_bytes
 
 
 class FlakyDisk:
-    """An `open` that fails so many times first."""
+    """An `open` whose first calls fail."""
 
     def __init__(self, failures, error):
         self.failures, self.error, self.calls = failures, error, 0
@@ -28,19 +28,19 @@ class FlakyDisk:
 
 @pytest.fixture
 def pauses(monkeypatch):
-    made = []
-    monkeypatch.setattr(images.time, 'sleep', made.append)
-    return made
+    seconds = []
+    monkeypatch.setattr(images.time, 'sleep', seconds.append)
+    return seconds
 
 
-def test_reading_survives_two_stumbles(monkeypatch, pauses):
+def test_two_failed_reads_are_repeated(monkeypatch, pauses):
     monkeypatch.setattr(images, 'open', FlakyDisk(2, OSError(5, 'Input/output error')), raising=False)
     assert read_bytes('x.jpg') == b'content'
     assert len(pauses) == 2
     assert pauses[0] < pauses[1] < 1
 
 
-def test_reading_gives_up(monkeypatch, pauses):
+def test_the_third_failed_read_raises(monkeypatch, pauses):
     disk = FlakyDisk(9, OSError(5, 'Input/output error'))
     monkeypatch.setattr(images, 'open', disk, raising=False)
     with pytest.raises(OSError, match='Input/output'):
@@ -49,7 +49,7 @@ def test_reading_gives_up(monkeypatch, pauses):
 
 
 @pytest.mark.parametrize('error', [FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError], ids=repr)
-def test_reading_does_not_wait_for_what_will_not_come(monkeypatch, pauses, error):
+def test_permanent_failures_are_not_repeated(monkeypatch, pauses, error):
     disk = FlakyDisk(1, error())
     monkeypatch.setattr(images, 'open', disk, raising=False)
     with pytest.raises(error):
@@ -87,6 +87,6 @@ def test_array_images():
 
 
 @pytest.mark.parametrize('bad', [np.zeros((2, 4, 4, 3)), np.zeros((2, 3, 4, 4), np.uint8)])
-def test_array_images_refuses_other_arrays(bad):
+def test_other_arrays_are_rejected(bad):
     with pytest.raises(ValueError, match='uint8'):
         ArrayImages(bad)

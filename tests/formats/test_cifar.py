@@ -6,7 +6,7 @@ import pytest
 from lib.errors import UserError
 from lib.formats.cifar import class_sizes, load_cifar_lt, published_rows
 from tests.oracles import cifar_lt as oracle
-from tests.small_cifar import its_checksums, write_small_cifar
+from tests.small_cifar import torchvision_checksums, write_small_cifar
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def small_cifar(tmp_path, monkeypatch):
     from torchvision import datasets
 
     write_small_cifar(tmp_path)
-    for name, value in its_checksums(tmp_path).items():
+    for name, value in torchvision_checksums(tmp_path).items():
         monkeypatch.setattr(datasets.CIFAR10, name, value)
     return tmp_path
 

@@ -25,7 +25,7 @@ FINETUNE = (
 PREDICT = 'python test.py --RESUME_MODEL ./log/AiProducts/best_model.pth'
 REBALANCE = 'python tau_norm.py --RESUME_MODEL ./log/AiProducts/best_model.pth'
 
-# The recipe of the original entry; the config of the repository must equal it.
+# The recipe of the original entry, which the config of the repository must equal.
 RECIPE = {
     'NAME': 'AiProducts',
     'DATASET.HEAD_CAP': 250,
@@ -74,7 +74,7 @@ def test_the_recipe_is_the_original_one():
 
 @pytest.fixture
 def home(tmp_path):
-    """A copy of the repository as cloned; the official files belong in dataset/AiProducts."""
+    """Create a copy of the repository; the official files belong in dataset/AiProducts."""
     copy = tmp_path / 'repository'
     for name in ('lib', 'configs', 'tools'):
         shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns('__pycache__'))
@@ -90,7 +90,7 @@ def home(tmp_path):
 
 
 def edit_config(home, changes):
-    """Shrink the copy of configs/AiProducts.yaml."""
+    """Apply changes to the copy of configs/AiProducts.yaml."""
     path = home / 'configs' / 'AiProducts.yaml'
     text = path.read_text()
     for old, new in changes.items():
@@ -99,8 +99,8 @@ def edit_config(home, changes):
     path.write_text(f'{text}RUN:\n  NUM_WORKERS: 0\n')
 
 
-def type_cold(home, line):
-    """Type a command line as it is, for fresh processes; `python` is that of the virtual environment."""
+def run_cold(home, line):
+    """Run a command line in a new process; `python` is that of the virtual environment."""
     path = f'{home / ".venv" / "bin"}{os.pathsep}{os.environ["PATH"]}'
     environment = os.environ | ENVIRONMENT | {'PATH': path}
     done = subprocess.run(shlex.split(line), cwd=home, env=environment, capture_output=True, text=True, check=False)
@@ -109,25 +109,25 @@ def type_cold(home, line):
 
 
 @pytest.fixture
-def type_warm(scripts):
-    """A function like type_cold() that runs Python scripts in forks, with the configs of the copy."""
+def run_warm(scripts):
+    """Return a function like run_cold() that runs Python scripts in forks, with the configs of the copy."""
 
-    def type_in(home, line):
+    def run_line(home, line):
         program, *words = shlex.split(line)
         if program != 'python':
-            return type_cold(home, line)
+            return run_cold(home, line)
         script, *options = words
         return scripts.run(home, WITH_CONFIGS, home / 'configs', home / script, *options, report=line != FINETUNE)
 
-    return type_in
+    return run_line
 
 
-def run_all(home, type_in, num_images, max_epoch):
-    """Type the five lines, check the files that each of them writes, and return the metrics of the first run."""
+def run_all(home, run_line, num_images, max_epoch):
+    """Run the five lines, check the files that each of them writes, and return the metrics of the first run."""
     log, log_tau = home / 'log', home / 'log_tau' / 'AiProducts'
-    done = type_in(home, DATA)
+    done = run_line(home, DATA)
     assert TRAIN in done.stdout
-    done = type_in(home, TRAIN)
+    done = run_line(home, TRAIN)
     assert f'train: {num_images} images' in done.stdout
     first = log / 'AiProducts'
     files = 'config.yaml environment.txt log.txt metrics.jsonl last.pth best_model.pth report.html'
@@ -135,7 +135,7 @@ def run_all(home, type_in, num_images, max_epoch):
     assert list(first.glob('events.out.tfevents.*'))
     before = contents(first)
 
-    done = type_in(home, FINETUNE)
+    done = run_line(home, FINETUNE)
     assert 'another training set' in done.stdout
     assert 'validation images are training images too' in done.stderr
     assert contents(first) == before
@@ -146,7 +146,7 @@ def run_all(home, type_in, num_images, max_epoch):
     known = read_checkpoint(first / 'best_model.pth').training_set
     assert tuned.training_set.class_counts.tolist() == known.class_counts.tolist()
 
-    type_in(home, PREDICT)
+    run_line(home, PREDICT)
     images = json.loads((home / 'dataset' / 'AiProducts' / 'converted_test.json').read_text())['images']
     with open(first / 'best_model.csv', newline='') as file:
         rows = list(csv.DictReader(file))
@@ -155,7 +155,7 @@ def run_all(home, type_in, num_images, max_epoch):
     assert all(0 <= int(row['predicted']) < known.num_classes for row in rows)
     assert {name: digest for name, digest in contents(first).items() if name != 'best_model.csv'} == before
 
-    type_in(home, REBALANCE)
+    run_line(home, REBALANCE)
     assert {'best_model.pth', 'tau.json', 'tau.png', 'report.html'} <= {path.name for path in log_tau.iterdir()}
     tau = json.loads((log_tau / 'tau.json').read_text())
     assert tau['after']['mean_class_error'] <= tau['before']['mean_class_error']
@@ -164,10 +164,10 @@ def run_all(home, type_in, num_images, max_epoch):
     return metrics_of(first)
 
 
-def check_five_lines(home, type_in):
+def check_five_lines(home, run_line):
     make_aliproducts(home / 'dataset' / 'AiProducts', 6, (12, 9, 7, 5, 4, 3), valid_per_class=3, size=40)
     edit_config(home, SMALL)
-    metrics = run_all(home, type_in, num_images=40, max_epoch=3)
+    metrics = run_all(home, run_line, num_images=40, max_epoch=3)
     assert [(line['epoch'], line['split']) for line in metrics] == [
         (epoch, split) for epoch in (1, 2, 3) for split in ('train', 'valid')
     ]
@@ -179,26 +179,26 @@ def check_five_lines(home, type_in):
         assert all(0 <= valid[name] <= 1 for name in ('top1', 'top5', 'mean_class_error', 'few'))
 
 
-def test_five_lines(home, type_warm):
-    check_five_lines(home, type_warm)
+def test_five_lines(home, run_warm):
+    check_five_lines(home, run_warm)
 
 
 @pytest.mark.slow
 @pytest.mark.process
 def test_five_lines_from_cold_starts(home):
-    check_five_lines(home, type_cold)
+    check_five_lines(home, run_cold)
 
 
 @pytest.mark.slow
 @pytest.mark.process
 def test_five_lines_with_the_real_backbone(home):
-    """ResNeSt-50 at 112 px as the config has it; one epoch of one batch."""
+    """Train ResNeSt-50 at 112 px, as in the config, for one epoch of one batch."""
     make_aliproducts(home / 'dataset' / 'AiProducts', 4, (9, 5, 3, 2), valid_per_class=2, size=130)
     edit_config(home, ONE_EPOCH)
-    run_all(home, type_cold, num_images=19, max_epoch=1)
+    run_all(home, run_cold, num_images=19, max_epoch=1)
 
 
-def test_before_there_is_data(scripts, tmp_path):
+def test_without_data(scripts, tmp_path):
     done = scripts.run(tmp_path, 'main.py', code=2)
     assert done.stderr.count('\n') == 1
     for part in ('AliProducts is behind a login', DATA, 'python main.py --config configs/demo.yaml'):

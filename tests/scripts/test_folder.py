@@ -1,4 +1,4 @@
-"""A folder of photos and nothing else: training, predicting, and what happens to files that are no images."""
+"""A folder of photos alone: training, prediction, and files that are not images."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ from lib.trainer.checkpointing.io import read_checkpoint
 from tests.aliproducts import draw_product
 from tests.scripts.running import ON_CPU, contents, metrics_of, the_error
 
-# configs/own_photos.yaml is what such a folder gets; only its size is changed here.
+# Such a folder uses configs/own_photos.yaml; these options make it small.
 TINY = ('--MODEL_BACKBONE', 'test_resnet', '--INPUT_SIZE', 32, '--TRAIN_MAX_EPOCH', 2, '--TRAIN_BATCH_SIZE', 8)
 TINY += ('--SCHEDULE_WARMUP_EPOCHS', 1, *ON_CPU)
 NAMES = ['apple', 'bread', 'kiwi 2', 'kiwi 10']
@@ -18,7 +18,7 @@ NAMES = ['apple', 'bread', 'kiwi 2', 'kiwi 10']
 
 @pytest.fixture
 def photos(tmp_path):
-    """my_photos with four class folders of eight images, the last of one."""
+    """Create my_photos with four class folders: three of eight images, one of a single image."""
     random = np.random.default_rng(5)
     for label, name in enumerate(NAMES):
         folder = tmp_path / 'my_photos' / name
@@ -51,7 +51,7 @@ def test_train_and_predict(scripts, photos, tmp_path):
     for name in ('b 2.png', 'b 10.png', 'deeper/a.jpg'):
         draw_product(1, 4, 40, random).save(new / name)
     (new / 'b 3.png').write_bytes((new / 'b 2.png').read_bytes()[:200])
-    (new / 'notes.txt').write_text('no image')
+    (new / 'notes.txt').write_text('not an image')
     options = ('--RESUME_MODEL', 'log/my_photos/best_model.pth', '--DATASET_TEST_ROOT', 'new', *ON_CPU)
     done = scripts.run(tmp_path, 'test.py', *options)
     rows = [line.rpartition(',') for line in (run / 'best_model.csv').read_text().splitlines()]
@@ -64,7 +64,7 @@ def test_train_and_predict(scripts, photos, tmp_path):
     assert contents(photos) == before
 
 
-def test_folders_named_as_classes_are_labels(scripts, photos, tmp_path):
+def test_folders_named_after_classes_are_labels(scripts, photos, tmp_path):
     photos.rename(tmp_path / 'train')
     photos.mkdir()
     (tmp_path / 'train').rename(photos / 'train')
@@ -90,7 +90,7 @@ def test_folders_named_as_classes_are_labels(scripts, photos, tmp_path):
 
 def test_a_loss_that_is_not_finite(scripts, photos, tmp_path):
     options = ('--DATASET_ROOT', 'my_photos', *TINY, '--SCHEDULE_TYPE', 'multistep', '--SCHEDULE_WARMUP_EPOCHS', 0)
-    # The rate is sound in the first epoch and absurd from the second one on.
+    # The learning rate is usual in the first epoch and extreme from the second one on.
     options += ('--SCHEDULE_MILESTONE_EPOCHS', 1, '--SCHEDULE_DECAY_FACTORS', 1e30)
     line = the_error(scripts.run(tmp_path, 'main.py', *options, code=2))
     for part in (
@@ -107,7 +107,7 @@ def test_a_loss_that_is_not_finite(scripts, photos, tmp_path):
     assert [line['epoch'] for line in metrics_of(run)] == [1, 1]
 
 
-def test_a_loss_that_is_not_finite_at_once(scripts, photos, tmp_path):
+def test_a_loss_that_is_not_finite_in_the_first_epoch(scripts, photos, tmp_path):
     line = the_error(
         scripts.run(tmp_path, 'main.py', '--DATASET_ROOT', 'my_photos', *TINY, '--OPTIMIZER_LR', 1e30, code=2)
     )
@@ -127,7 +127,7 @@ def test_bad_training_images(scripts, photos, tmp_path):
     assert len(train) == len(set(train))
     for image in train:
         assert done.stderr.count(f'{image}: ') == 1
-    # Those that did not come up in training are the ones that validation has found.
+    # Validation reports those that training did not draw.
     assert len(set(listed)) == 6
 
 
@@ -140,7 +140,7 @@ def test_raise_names_the_path(scripts, photos, tmp_path):
     assert '--DATASET_ON_BAD_IMAGE skip' in line
 
 
-def test_a_class_with_no_image_left(scripts, photos, tmp_path):
+def test_a_class_without_readable_images(scripts, photos, tmp_path):
     (photos / 'kiwi 10' / '0.jpg').write_bytes(b'no image')
     line = the_error(scripts.run(tmp_path, 'main.py', '--DATASET_ROOT', 'my_photos', *TINY, code=2))
     assert 'none of its 1 training images can be decoded' in line
@@ -148,7 +148,7 @@ def test_a_class_with_no_image_left(scripts, photos, tmp_path):
 
 
 def test_an_annotated_test_set(scripts, run_folder, products):
-    """Rows come in the order of the file, an unreadable image and an absent one keep theirs."""
+    """Rows are in the order of the file, with rows for an unreadable image and a missing one."""
     names = [path.name for path in sorted((products / 'test').glob('*.jpg'))]
     images = [{'image_id': f'test/{name}'} for name in (names[3], names[0])]
     (run_folder / 'broken.jpg').write_bytes(b'GIF89a')
