@@ -160,7 +160,7 @@ class SubRun:
         if not self.model.exists() or max((line['epoch'] for line in read_metrics(self.folder)), default=0) < last:
             return False
         # metrics.jsonl is written before the checkpoint, so a run killed in between is not done.
-        place = read_checkpoint(self.model).progress
+        place = read_checkpoint(self.model, with_rows=False, mmap=True).progress
         return place is not None and place.epoch >= last
 
     @property
