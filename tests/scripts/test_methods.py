@@ -1,4 +1,4 @@
-"""Every method of configs/method: two tiny epochs, and the same weights when stopped and gone on."""
+"""Every method of configs/method: two epochs on tiny data, with identical weights after an interruption."""
 
 import pytest
 import yaml
@@ -9,24 +9,24 @@ from tests.scripts.test_exact_resume import STEP
 
 FOLDER = REPOSITORY / 'configs' / 'method'
 METHODS = sorted(path.stem for path in FOLDER.glob('*.yaml'))
-# One of each kind runs every time: class weights and a cosine head, pairs, features mixed, two views, a second stage,
-# a teacher.
+# One of each kind is not marked slow: class weights with a cosine classifier, paired images, feature mixing, two views,
+# a second stage, a teacher.
 ALWAYS = ('ldam_drw', 'cmo', 'manifold_mixup', 'bcl', 'mislas', 'dive')
 NOT_TRAINED = ('ncm', 'tau_norm')
 STAGE_TWO = ('crt', 'lws', 'mislas', 'weight_balancing')
-STEPS = 6  # an epoch
+STEPS = 6  # per epoch
 
 
 def options_of(method, products, first):
     """Return the options of a run of two epochs; `first` is the checkpoint of a plain run."""
     config = FOLDER / f'{method}.yaml'
-    found = ['--config', TINY, config, '--DATASET_ROOT', products, '--TRAIN_MAX_EPOCH', 2, '--NAME', 'run']
-    # The tail of six classes begins higher than that of thousands.
+    options = ['--config', TINY, config, '--DATASET_ROOT', products, '--TRAIN_MAX_EPOCH', 2, '--NAME', 'run']
+    # With six classes, the frequency of tail classes is higher than with thousands.
     if method == 'seql':
-        found += ['--LOSS_TAIL_SHARE', 0.15]
+        options += ['--LOSS_TAIL_SHARE', 0.15]
     if method == 'dive':
-        found += ['--LOSS_TEACHER', first]
-    return found
+        options += ['--LOSS_TEACHER', first]
+    return options
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,8 @@ def test_trains_and_resumes_bit_identically(scripts, products, finished, tmp_pat
         (tmp_path / folder).mkdir()
     scripts.run(tmp_path / 'whole', 'main.py', *options, *start)
     scripts.run_until(tmp_path / 'stopped', 'SIGINT', STEP, STEPS + 2, *options, *start, code=130)
-    place = read_checkpoint(tmp_path / 'stopped' / 'log' / 'run' / 'last.pth').progress
-    assert (place.epoch, place.step) == (1, 2)
+    progress = read_checkpoint(tmp_path / 'stopped' / 'log' / 'run' / 'last.pth').progress
+    assert (progress.epoch, progress.step) == (1, 2)
     scripts.run(tmp_path / 'stopped', 'main.py', *options, '--RESUME_MODEL', 'last')
     one, other = (read_checkpoint(tmp_path / name / 'log' / 'run' / 'last.pth') for name in ('whole', 'stopped'))
     assert one.progress.epoch == 2
@@ -59,7 +59,7 @@ def test_trains_and_resumes_bit_identically(scripts, products, finished, tmp_pat
 
 
 @pytest.mark.parametrize('method', METHODS)
-def test_the_header_says_how_to_run_it(method):
+def test_header_contains_the_command(method):
     text = (FOLDER / f'{method}.yaml').read_text(encoding='utf-8')
     comments = [line for line in text.splitlines() if line.startswith('#')]
     assert any(f'configs/method/{method}.yaml' in line for line in comments)
