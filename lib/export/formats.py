@@ -109,14 +109,14 @@ def largest_difference(model: ExportedModel, run: Run, batches: Iterable[torch.T
     """
     worst = 0.0
     for images in batches:
-        for output, found in zip(model(images), run(images), strict=True):
+        for output, actual in zip(model(images), run(images), strict=True):
             expected = output.numpy()
-            if not np.isfinite(found).all():
+            if not np.isfinite(actual).all():
                 return float('inf')
-            if found.shape != expected.shape:
-                raise ValueError(f'the exported model returns the shape {found.shape} instead of {expected.shape}')
+            if actual.shape != expected.shape:
+                raise ValueError(f'the exported model returns the shape {actual.shape} instead of {expected.shape}')
             scale = max(1.0, float(np.abs(expected).max()))
             worst = max(
-                worst, float(np.abs(found - expected).max()) / scale, key=lambda x: np.inf if np.isnan(x) else x
+                worst, float(np.abs(actual - expected).max()) / scale, key=lambda x: np.inf if np.isnan(x) else x
             )
     return worst

@@ -1,4 +1,4 @@
-"""The module to export: images -> logits and features, with the normalization if wanted."""
+"""The module to export: images -> logits and features, optionally with the normalization."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -53,9 +53,7 @@ class SigmoidFocal(nn.Module):
         label_matrix = labels if labels.ndim == 2 else labels[:, None]  # (batch, k)
         values, subset = values_and_subset(logits)
         label_index = LabelIndex(label_matrix, subset)
-        target, non_labels = _TargetAndNonLabelLoss.apply(
-            values, label_index, subset, self.gamma, gradient_buffer(logits)
-        )
+        target, non_labels = _TargetAndNegatives.apply(values, label_index, subset, self.gamma, gradient_buffer(logits))
         losses = non_labels[:, None] + _negative_loss(-target, self.gamma)  # 1 - sigmoid(z) is sigmoid(-z)
         if label_matrix.shape[1] > 1:
             other_labels = _negative_loss(target, self.gamma)[:, None, :] * other_label_mask(label_matrix)
@@ -68,7 +66,7 @@ def _negative_loss(z: torch.Tensor, gamma: float) -> torch.Tensor:
     return torch.exp(gamma * F.logsigmoid(z)) * -F.logsigmoid(-z)
 
 
-class _TargetAndNonLabelLoss(torch.autograd.Function):
+class _TargetAndNegatives(torch.autograd.Function):
     """Logits -> the labels' logits (batch, k), and the summed loss (batch,) of the classes that are no label."""
 
     @staticmethod

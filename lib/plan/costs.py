@@ -63,13 +63,13 @@ class ClassifierCost:
         parameters: bytes of parameters and buffers of the classifier.
         gradients: bytes of the gradients of trainable parameters.
         peak: the maximum beyond parameters and features, new gradients included.
-        kept: the part of it that stays during the backward pass of the backbone: gradients, logits.
+        retained: the part of it that stays during the backward pass of the backbone: gradients, logits.
     """
 
     parameters: int
     gradients: int
     peak: int
-    kept: int
+    retained: int
 
     def extrapolate(self, start: 'ClassifierCost', next_cost: 'ClassifierCost', times: float) -> 'ClassifierCost':
         """Return this cost plus `times` the difference between `next_cost` and `start`."""
@@ -205,7 +205,7 @@ def _cost(classifier: torch.nn.Module, tracker: MemoryTracker, in_loss: int) -> 
         parameters=num_bytes([*parameters, *classifier.buffers()]),
         gradients=num_bytes(parameter for parameter in parameters if parameter.requires_grad),
         peak=max(tracker.peak, in_loss),
-        kept=tracker.current,
+        retained=tracker.current,
     )
 
 

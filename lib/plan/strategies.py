@@ -124,12 +124,12 @@ def estimate_memory(strategy: Strategy, spec: StepSpec, costs: Costs) -> MemoryE
     # Accumulated gradients of earlier micro-batches, or all-reduce buckets, exist while new gradients are computed.
     is_accumulated = strategy.num_micro_batches(spec) > 1 or (spec.num_devices > 1 and not strategy.sharded)
     accumulated = classifier.gradients if is_accumulated else 0
-    peak, kept = _classifier_peak(strategy, spec, costs)
+    peak, retained = _classifier_peak(strategy, spec, costs)
     activations = backbone.saved.at(strategy.micro_batch)
     phases = (
         backbone.forward.at(strategy.micro_batch) + accumulated,
         activations + accumulated + peak,
-        backbone.backward.at(strategy.micro_batch) + accumulated + kept,
+        backbone.backward.at(strategy.micro_batch) + accumulated + retained,
         classifier.gradients + optimizer.temporary,
     )
     return MemoryEstimate(
@@ -149,12 +149,12 @@ def _classifier_peak(strategy: Strategy, spec: StepSpec, costs: Costs) -> tuple[
     num_images, num_rows = strategy.classifier_images(spec), strategy.num_rows(spec)
     if not (strategy.chunk or strategy.sharded or strategy.sampled < 1):
         cost = costs.classifier(num_images, num_rows)
-        return cost.peak, cost.kept
+        return cost.peak, cost.retained
     chunk = min(strategy.chunk, num_images) if strategy.chunk else num_images
     cost = costs.chunked_classifier(num_images, num_rows, chunk, strategy.num_sampled(spec))
     # The gathered features of all devices.
     gathered = FLOAT_BYTES * num_images * spec.num_features if strategy.sharded else 0
-    return cost.peak + gathered, cost.kept
+    return cost.peak + gathered, cost.retained
 
 
 def list_strategies(

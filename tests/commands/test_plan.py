@@ -28,4 +28,4 @@ def test_large_classifier_is_extrapolated(classifier, fraction, dtype):
     whole = chunked_classifier_cost(model, loss, costs.num_features, images, chunk=chunk, num_sampled=sampled)
     assert (found.parameters, found.gradients) == (whole.parameters, whole.gradients)
     assert found.peak == pytest.approx(whole.peak, rel=0.01)
-    assert found.kept == pytest.approx(whole.kept, rel=0.01)
+    assert found.retained == pytest.approx(whole.retained, rel=0.01)

@@ -92,8 +92,8 @@ def test_classifier_with_many_images_takes_three_logits_tensors():
     assert cost.parameters == cost.gradients == 4 * classes * (CHANNELS + 1)
     logits = 4 * images * classes
     assert 3 * logits < cost.peak < 3.1 * logits
-    # Kept: logits, gradients of rows and of features.
-    assert cost.kept == logits + cost.gradients + 4 * images * CHANNELS
+    # Retained: logits, gradients of rows and of features.
+    assert cost.retained == logits + cost.gradients + 4 * images * CHANNELS
 
 
 def test_classifier_with_many_classes_takes_its_gradient():
@@ -112,7 +112,7 @@ def test_chunked_classifier_takes_gradients_and_logits_of_a_chunk():
     logits, features = 4 * chunk * classes, 4 * images * CHANNELS
     assert cost.parameters == cost.gradients == 4 * classes * (CHANNELS + 1)
     assert 2 * logits < cost.peak - cost.gradients - features < 2.1 * logits
-    assert cost.kept == cost.gradients + features
+    assert cost.retained == cost.gradients + features
 
 
 def test_sampled_classes_take_their_rows_twice():
@@ -122,7 +122,7 @@ def test_sampled_classes_take_their_rows_twice():
     )
     copies = 4 * sampled * (CHANNELS + 1)
     assert cost.gradients + copies < cost.peak < cost.gradients + 2 * copies + 4 * 4 * images * sampled
-    assert cost.kept == cost.gradients + 4 * images * CHANNELS
+    assert cost.retained == cost.gradients + 4 * images * CHANNELS
 
 
 @pytest.mark.parametrize(('kind', 'states'), [('sgd', 1), ('adam', 2), ('adamw', 2)])

@@ -36,13 +36,13 @@ class Costs:
     def classifier(self, num_images, num_rows):
         rows = 4 * num_rows * FEATURES
         logits = 4 * num_images * num_rows
-        return ClassifierCost(rows, rows, peak=3 * logits + rows, kept=logits + rows)
+        return ClassifierCost(rows, rows, peak=3 * logits + rows, retained=logits + rows)
 
     def chunked_classifier(self, num_images, num_rows, chunk, num_sampled):
         rows, sampled = 4 * num_rows * FEATURES, 4 * num_sampled * FEATURES * (num_sampled < num_rows)
         features = 4 * num_images * FEATURES
         return ClassifierCost(
-            rows, rows, peak=2 * 4 * chunk * num_sampled + rows + sampled + features, kept=rows + features
+            rows, rows, peak=2 * 4 * chunk * num_sampled + rows + sampled + features, retained=rows + features
         )
 
     def optimizer(self, num_rows):
