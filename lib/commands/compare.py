@@ -1,4 +1,4 @@
-"""tools/compare.py's work: several models on one valid split."""
+"""tools/compare.py: compare several models on one valid split."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,22 +22,23 @@ from lib.trainer.checkpointing.io import read_checkpoint
 
 
 def compare_runs(runs: Sequence[str], options: Sequence[str], output: Path) -> list[str]:
-    """Measure models on their valid split and write output.json and output.png; return what to say.
+    """Measure models on their valid split, write output.json and output.png, and return the lines to log.
 
     Args:
         runs: run folders or checkpoints.
-        options: of the scripts, for all of them.
+        options: command-line options of the scripts, for all models.
 
     Raises:
-        UserError: no such run; valid splits or classes that are not the same.
+        UserError: no such run; valid splits or classes differ.
     """
     start_console()
     files, values = parse_options(options, program='tools/compare.py', description='', default_config=DEFAULT_CONFIG)
     paths = [_checkpoint(run) for run in runs]
     names = _names(paths)
     first: LoadedModel | None = None
-    answers: list[Predictions] = []
-    found: list[dict[str, Any]] = []
+    digest = ''
+    predictions: list[Predictions] = []
+    metrics: list[dict[str, Any]] = []
     for path in paths:
         checkpoint = read_checkpoint(path, with_rows=False)
         cfg = merge_checkpoint_config(checkpoint.config, path, values, files=files)
@@ -47,29 +48,30 @@ def compare_runs(runs: Sequence[str], options: Sequence[str], output: Path) -> l
             first, digest = trained, valid.digest()
         if trained.class_names != first.class_names or valid.digest() != digest:
             raise UserError(
-                f'{path}: its classes or its valid split are not those of {paths[0]}; give the same to all of them: '
+                f'{path}: its classes or its valid split differ from those of {paths[0]}; give the same to all models: '
                 '--DATASET_VALID_JSON FILE'
             )
-        answers.append(classify_features(trained.model, split_features(trained, valid, 'valid')).labeled())
-        found.append(detailed_metrics(answers[-1], first.train_counts, parents=trained.class_parents or None))
-    lines = comparison_lines(names, answers, first.train_counts, found)
+        predictions.append(classify_features(trained.engine, split_features(trained, valid, 'valid')).labeled())
+        metrics.append(detailed_metrics(predictions[-1], first.train_counts, parents=trained.class_parents or None))
+    assert first is not None  # the command line requires runs
+    lines = comparison_lines(names, predictions, first.train_counts, metrics)
     content = [
-        {'name': name, 'checkpoint': str(path), **one} for name, path, one in zip(names, paths, found, strict=True)
+        {'name': name, 'checkpoint': str(path), **one} for name, path, one in zip(names, paths, metrics, strict=True)
     ]
-    for entry, other in zip(content[1:], answers[1:], strict=True):
-        entry['against_first'] = _as_dict(answers[0], other, len(first.train_counts))
+    for entry, other in zip(content[1:], predictions[1:], strict=True):
+        entry['against_first'] = _as_dict(predictions[0], other, len(first.train_counts))
     files = [output.with_name(f'{output.name}.json'), output.with_name(f'{output.name}.png')]
     write_json(files[0], content)
-    draw_comparison(files[1], names, found)
+    draw_comparison(files[1], names, metrics)
     return [*lines, '', *(f'wrote {path}' for path in files)]
 
 
 def _as_dict(first: Predictions, other: Predictions, num_classes: int) -> dict[str, Any]:
-    found = compare(first, other, num_classes)
+    comparison = compare(first, other, num_classes)
     return {
-        'mean_class_error_difference': found.difference,
-        'interval': list(found.interval),
-        'mcnemar_p': found.p_value,
+        'mean_class_error_difference': comparison.difference,
+        'interval': list(comparison.interval),
+        'mcnemar_p': comparison.p_value,
     }
 
 
@@ -77,12 +79,12 @@ def _checkpoint(run: str) -> Path:
     path = Path(run)
     path = path / 'best_model.pth' if path.is_dir() else path
     if not path.is_file():
-        raise UserError(f'{run}: no checkpoint and no run folder with a best_model.pth')
+        raise UserError(f'{run}: neither a checkpoint nor a run folder with a best_model.pth')
     return path
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Return the shortest ends of the paths that tell them apart: folder, or folder and file."""
+    """Return the shortest unique ends of the paths: folder, two folders, or folders and file."""
     folders = [path.resolve().parent for path in paths]
     for parts in (1, 2):
         names = ['/'.join(folder.parts[-parts:]) for folder in folders]

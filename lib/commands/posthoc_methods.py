@@ -1,4 +1,4 @@
-"""POSTHOC.METHODS in the config -> classifiers fitted on kept features, measured on images they did not see."""
+"""POSTHOC.METHODS in the config -> classifiers fitted on stored features, measured on other images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,38 +6,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from yacs.config import CfgNode
 
+from lib.config.defaults import Config
 from lib.errors import UserError
 from lib.inference.features import Features, logit_batch_size
 from lib.metrics.predictions import Predictions, join_predictions
+from lib.posthoc.calibration import fit_prior, fit_temperature, fit_temperatures, shot_group_of
 from lib.posthoc.class_means import feature_means, nearest_mean
 from lib.posthoc.crossfit import cross_fit_tau, stratified_folds
-from lib.posthoc.linear_head import (
-    GroupScaledHead,
-    LinearHead,
-    fit_prior,
-    fit_scales,
-    fit_temperature,
-    fit_temperatures,
-    head_predictions,
-    shot_group_of,
-)
+from lib.posthoc.linear_head import GroupScaledHead, LinearHead, fit_scales, head_predictions
 from lib.posthoc.tau_intervals import log_priors
 from lib.posthoc.tau_sweep import AdjustmentSweep, ImageIntervals, Sweep, TauSweep, normalize_classifier
 
-_ON_TRAIN = 'fitted on training images (which the model knows: optimistic), measured on all valid ones'
+_ON_TRAIN = 'fitted on training images (which the model was trained on: optimistic), measured on all valid ones'
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What methods start from.
+    """The inputs of every method.
 
     Attributes:
         head: the untouched classifier.
         valid: features on which methods are measured.
-        fit: features on which they are fitted where POSTHOC.FIT_SPLIT is train; None where it is valid.
-        train: a part of the training images' features, for prototypes; None where no method needs them.
+        fit: features on which they are fitted with POSTHOC.FIT_SPLIT train; None with valid.
+        train: features of some training images, for prototypes; None if no method needs them.
         train_counts: (num_classes,) original training counts.
     """
 
@@ -46,23 +38,23 @@ class Problem:
     fit: Features | None
     train: Features | None
     train_counts: np.ndarray
-    cfg: CfgNode
+    cfg: Config
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method does to images that it was not fitted on, and the classifier that it makes of all it may see.
+    """The result of a method on images that it was not fitted on, and its classifier fitted on all of them.
 
     Attributes:
-        right: (n,) bool, of the labelled valid images.
-        answers: to them; None where only right and wrong are known.
-        parameters: what was fitted, in a few words or numbers, fold by fold where there are folds.
-        head: None where nothing was gained, or what was fitted is no linear classifier.
-        measured: how, in a few words.
+        correct: (n,) bool, of the labeled valid images.
+        predictions: for these images; None where only `correct` is known.
+        parameters: fitted values, one per fold where there are folds.
+        head: None where nothing was gained, or the result is not a linear classifier.
+        measured: which images it was fitted and measured on, in a few words.
     """
 
-    right: np.ndarray
-    answers: Predictions | None
+    correct: np.ndarray
+    predictions: Predictions | None
     parameters: dict[str, Any]
     head: LinearHead | None
     measured: str
@@ -72,26 +64,26 @@ Fit = Callable[[Problem, Features, np.ndarray], tuple[LinearHead, dict[str, floa
 
 
 def _by_folds(fit: Fit) -> Callable[[Problem], Outcome]:
-    """Return the method that `fit` is, measured as POSTHOC.FIT_SPLIT says."""
+    """Return the method that `fit` defines, measured as POSTHOC.FIT_SPLIT says."""
 
     def run(problem: Problem) -> Outcome:
         valid, rows = problem.valid, np.flatnonzero(problem.valid.labels >= 0)
         if problem.fit is not None:
-            head, said = fit(problem, problem.fit, np.arange(len(problem.fit)))
-            answers = head_predictions(head, valid, rows)
-            return Outcome(answers.right, answers, said, _saveable(head), _ON_TRAIN)
+            head, parameters = fit(problem, problem.fit, np.arange(len(problem.fit)))
+            predictions = head_predictions(head, valid, rows)
+            return Outcome(predictions.correct, predictions, dict(parameters), _saveable(head), _ON_TRAIN)
         folds = stratified_folds(valid.labels[rows], problem.cfg.POSTHOC.FOLDS, seed=problem.cfg.SEED)
-        parts, order, said = [], [], []
+        parts, order, per_fold = [], [], []
         for fold in range(problem.cfg.POSTHOC.FOLDS):
             head, parameters = fit(problem, valid, rows[folds != fold])
             parts.append(head_predictions(head, valid, rows[folds == fold]))
             order.append(np.flatnonzero(folds == fold))
-            said.append(parameters)
-        back = np.argsort(np.concatenate(order))
-        answers = join_predictions(parts).at(back)
+            per_fold.append(parameters)
+        input_order = np.argsort(np.concatenate(order))
+        predictions = join_predictions(parts).at(input_order)
         head, _ = fit(problem, valid, rows)
-        parameters = {key: [one[key] for one in said] for key in said[0]}
-        return Outcome(answers.right, answers, parameters, _saveable(head), _folds_text(problem))
+        lists = {name: [one[name] for one in per_fold] for name in per_fold[0]}
+        return Outcome(predictions.correct, predictions, lists, _saveable(head), _folds_text(problem))
 
     return run
 
@@ -105,18 +97,19 @@ def _by_sweep(
         metric = problem.cfg.TAU_NORM.SELECT_BY
         images = _swept(create(problem), problem.valid)
         if problem.fit is not None:
-            choice, _ = _swept(create(problem), problem.fit).choose(metric)
-            right, taus = images.before_right if choice.tau is None else images.right_at(choice.tau), [choice.tau]
-            measured = _ON_TRAIN
+            chosen, _ = _swept(create(problem), problem.fit).choose(metric)
+            correct = images.before_correct if chosen.tau is None else images.correct_at(chosen.tau)
+            taus, measured = [chosen.tau], _ON_TRAIN
         else:
             folds = stratified_folds(images.labels, problem.cfg.POSTHOC.FOLDS, seed=problem.cfg.SEED)
-            found = cross_fit_tau(images, metric, folds)
-            choice, _ = images.choose(metric)
-            right, taus, measured = found.right, found.taus, _folds_text(problem)
-        head = None if choice.tau is None else use(problem, choice.tau)
-        answers = head_predictions(head, problem.valid) if head is not None and problem.fit is not None else None
-        answers = answers.labelled() if answers else None
-        return Outcome(right, answers, {'tau': taus}, head, measured)
+            result = cross_fit_tau(images, metric, folds)
+            chosen, _ = images.choose(metric)
+            correct, taus, measured = result.correct, result.taus, _folds_text(problem)
+        head = None if chosen.tau is None else use(problem, chosen.tau)
+        predictions = None
+        if head is not None and problem.fit is not None:
+            predictions = head_predictions(head, problem.valid).labeled()
+        return Outcome(correct, predictions, {'tau': taus}, head, measured)
 
     return run
 
@@ -129,6 +122,7 @@ def _swept(sweep: Sweep, features: Features) -> ImageIntervals:
 
 def _prototypes(cosine: bool) -> Callable[[Problem], Outcome]:
     def run(problem: Problem) -> Outcome:
+        assert problem.train is not None  # opened for these methods
         means, counts = feature_means(problem.train, problem.head.num_classes, unit_length=cosine)
         if cosine:
             weight = torch.nn.functional.normalize(means, dim=1).float()
@@ -137,22 +131,22 @@ def _prototypes(cosine: bool) -> Callable[[Problem], Outcome]:
             head = LinearHead(*nearest_mean(means, counts))
         device = problem.head.weight.device
         head = LinearHead(head.weight.to(device), head.bias.to(device))
-        answers = head_predictions(head, problem.valid, np.flatnonzero(problem.valid.labels >= 0))
-        said = {'images': int(counts.sum())}
-        return Outcome(answers.right, answers, said, head, 'prototypes of training images, measured on valid ones')
+        predictions = head_predictions(head, problem.valid, np.flatnonzero(problem.valid.labels >= 0))
+        measured = 'prototypes of training images, measured on valid ones'
+        return Outcome(predictions.correct, predictions, {'images': int(counts.sum())}, head, measured)
 
     return run
 
 
 def _shifted_prior(problem: Problem) -> Outcome:
     rows, log_prior = np.flatnonzero(problem.valid.labels >= 0), log_priors(_counts(problem))
-    shares = fit_prior(problem.head, problem.valid, rows, log_prior)
-    head = problem.head.shifted((shares - log_prior).where(log_prior.isfinite(), -torch.inf))
-    answers = head_predictions(head, problem.valid, rows)
+    prior = fit_prior(problem.head, problem.valid, rows, log_prior)
+    head = problem.head.shifted((prior - log_prior).where(log_prior.isfinite(), -torch.inf))
+    predictions = head_predictions(head, problem.valid, rows)
     known = log_prior.isfinite()
-    distance = float((shares[known].exp() - log_prior[known].exp()).abs().sum() / 2)
-    measured = 'class shares learnt from the valid images without their labels'
-    return Outcome(answers.right, answers, {'moved': distance}, head, measured)
+    distance = float((prior[known].exp() - log_prior[known].exp()).abs().sum() / 2)
+    measured = 'class priors estimated from the valid images without their labels'
+    return Outcome(predictions.correct, predictions, {'moved': distance}, head, measured)
 
 
 def _scales(problem: Problem, features: Features, rows: np.ndarray) -> tuple[LinearHead, dict[str, float]]:
@@ -177,8 +171,8 @@ def _group_temperatures(problem: Problem, features: Features, rows: np.ndarray) 
 def _counts(problem: Problem) -> torch.Tensor:
     if not problem.train_counts.any():
         raise UserError(
-            'the checkpoint does not know how many training images each class had, which logit_adjustment and '
-            'prior_shift need: leave them out of POSTHOC.METHODS'
+            'the checkpoint has no counts of training images per class, which logit_adjustment and prior_shift need: '
+            'leave them out of POSTHOC.METHODS'
         )
     return torch.from_numpy(problem.train_counts)
 

@@ -1,6 +1,7 @@
-"""Several models, and several views of each image, as one."""
+"""Several models, and several views of each image, averaged into one prediction."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,114 +9,166 @@ import torch
 
 from lib.dataset.loader import EvalLoader
 from lib.dataset.pipeline import Batch
-from lib.model import Recognizer
+from lib.inference.engine import Engine
 
-_ROUNDS = 1000  # of EM; a mixture of a few models settles in some dozens
-_SETTLED = 1e-9
+_MAX_ROUNDS = 1000  # of EM; a mixture of a few models converges within some dozens
+_TOLERANCE = 1e-9  # change of a weight
 
 
 @dataclass(frozen=True)
 class EnsembleMember:
-    """A model with what shows it the images.
+    """A model with the loader of its views.
 
     Attributes:
         loader: its first view is the plain one, as in validation.
-        flip: whether each view is also seen mirrored.
-        counts_plain: False when the plain view is looked at only to compare with.
+        flip: whether each view is also predicted mirrored.
+        averages_plain: False when the plain view is computed for comparison only.
     """
 
-    model: Recognizer
+    engine: Engine
     loader: EvalLoader
     flip: bool = False
-    counts_plain: bool = True
+    averages_plain: bool = True
 
 
 @dataclass(frozen=True)
 class EnsembleOutput:
-    """What members say of a batch, together.
+    """The output of all members for one batch.
 
     Attributes:
-        logits: (batch, num_classes) float32, of which the probabilities are the softmax.
-        plain: (batch, num_classes) logits of the first member's plain view.
+        logits: (batch, num_classes) float32; their softmax is the averaged prediction.
+        plain_logits: (batch, num_classes) of the first member's plain view.
         features: (batch, num_features) mean over the first member's views.
-        of_members: (num_members, batch, num_classes) logits of each member alone; empty unless asked for.
+        member_logits: (batch, num_classes) logits of each member alone.
     """
 
     logits: torch.Tensor
-    plain: torch.Tensor
+    plain_logits: torch.Tensor
     features: torch.Tensor
-    of_members: Sequence[torch.Tensor]
+    member_logits: Sequence[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class EnsembleForward:
+    """All members over the images of this rank.
+
+    Attributes:
+        weights: of the members; they sum to 1.
+        average: 'logits' or 'probabilities': what is averaged over a member's views and over members.
+    """
+
+    members: Sequence[EnsembleMember]
+    weights: Sequence[float]
+    average: str
+
+    @property
+    def loader(self) -> EvalLoader:
+        """The first member's loader; all have the same batches."""
+        return self.members[0].loader
+
+    @property
+    def num_steps(self) -> int:
+        """Batches of this rank."""
+        return len(self.loader)
+
+    def inference(self) -> AbstractContextManager[None]:
+        """Return the context of all engines."""
+        stack = ExitStack()
+        for member in self.members:
+            stack.enter_context(member.engine.inference())
+        return stack
+
+    def outputs(self, slices: Sequence[slice]) -> Iterator[tuple[Batch, EnsembleOutput]]:
+        """Yield the plain batch of the first member and the output of all members.
+
+        An image that one view or member cannot decode, none can: readable flags and errors are those of that batch.
+        """
+        for views in zip(*(member.loader.views(slices) for member in self.members), strict=True):
+            yield views[0][0], combine(self.members, views, self.weights, self.average)
 
 
 def combine(
     members: Sequence[EnsembleMember], batches: Sequence[Sequence[Batch]], weights: Sequence[float], average: str
 ) -> EnsembleOutput:
-    """Look at a batch with all members.
+    """Compute the output of all members for one batch.
 
     Args:
-        batches: of each member, its views.
-        weights: of the members, which sum to 1.
-        average: of 'logits' or of 'probabilities', over a member's views and over members.
+        batches: for each member, its views.
+        weights: of the members; they sum to 1.
+        average: 'logits' or 'probabilities': what is averaged over a member's views and over members.
     """
-    looks = [_look(member, views, average) for member, views in zip(members, batches, strict=True)]
-    of_members = [logits for logits, _, _ in looks]
-    logits = of_members[0] if len(members) == 1 else mean_logits(of_members, average, weights)
-    return EnsembleOutput(logits, plain=looks[0][1], features=looks[0][2], of_members=of_members)
+    outputs = [_member_output(member, views, average) for member, views in zip(members, batches, strict=True)]
+    member_logits = [logits for logits, _, _ in outputs]
+    logits = member_logits[0] if len(members) == 1 else mean_logits(member_logits, average, weights)
+    _, plain_logits, features = outputs[0]
+    return EnsembleOutput(logits, plain_logits, features, member_logits)
 
 
-def mean_logits(parts: Sequence[torch.Tensor], average: str, weights: Sequence[float] | None = None) -> torch.Tensor:
-    """Return logits whose softmax is the mean: of probabilities, or (up to its sum) the geometric one, of logits.
+def mean_logits(logits: Sequence[torch.Tensor], average: str, weights: Sequence[float] | None = None) -> torch.Tensor:
+    """Return logits whose softmax is the mean probability, or, for 'logits', the normalized geometric mean.
 
-    One part is given back as it is.
+    A single entry is returned as it is.
+
+    Args:
+        logits: tensors (batch, num_classes) float32.
+        average: 'logits' or 'probabilities'.
+        weights: of the entries, summing to 1; None: equal ones.
     """
-    if len(parts) == 1:
-        return parts[0]
-    weights = weights or [1 / len(parts)] * len(parts)
+    if len(logits) == 1:
+        return logits[0]
+    weights = weights or [1 / len(logits)] * len(logits)
     if average == 'logits':
-        return sum(weight * part for weight, part in zip(weights, parts, strict=True))
-    total = torch.zeros_like(parts[0])
-    for weight, part in zip(weights, parts, strict=True):
+        return _sum(weight * part for weight, part in zip(weights, logits, strict=True))
+    total = torch.zeros_like(logits[0])
+    for weight, part in zip(weights, logits, strict=True):
         total += weight * part.softmax(dim=1)
     return total.clamp_min_(torch.finfo(total.dtype).tiny).log_()
 
 
-def _look(
+def _member_output(
     member: EnsembleMember, views: Sequence[Batch], average: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return a member's logits, those of its plain view, and the mean of its features."""
-    seen = [
-        image for view in views for image in ([view.images, view.images.flip(-1)] if member.flip else [view.images])
+    inputs = [
+        images for view in views for images in ([view.images, view.images.flip(-1)] if member.flip else [view.images])
     ]
-    features = [member.model.features(images) for images in seen]
-    logits = [member.model.classify(part) for part in features]
+    features = [member.engine.features(images) for images in inputs]
+    logits = [member.engine.logits(part) for part in features]
     plain = logits[0]
-    if not member.counts_plain:
+    if not member.averages_plain:
         features, logits = features[1 + member.flip :], logits[1 + member.flip :]
-    return mean_logits(logits, average), plain, sum(features) / len(features) if len(features) > 1 else features[0]
+    mean = _sum(features) / len(features) if len(features) > 1 else features[0]
+    return mean_logits(logits, average), plain, mean
 
 
-def mixture_weights(chances: np.ndarray) -> np.ndarray:
-    """Return the weights of a mixture of models that make labels most probable (maximum likelihood, by EM).
+def _sum(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    total = sum(tensors)
+    assert isinstance(total, torch.Tensor)  # there is at least one
+    return total
+
+
+def mixture_weights(probabilities: np.ndarray) -> np.ndarray:
+    """Return the weights of a mixture of models that maximize the likelihood of the labels, by EM.
 
     The likelihood of sum_m w_m p_m(label) is concave in w; each round multiplies w_m by the mean of p_m over the
     mixture (Dempster, Laird & Rubin, 1977, section 4.3).
 
     Args:
-        chances: (num_images, num_members) probability that each model gives each image's label. Images on which all
-            are 0 say nothing.
+        probabilities: (num_images, num_members) probability that each model gives each image's label. Images with 0
+            from all models are left out.
 
     Returns:
         (num_members,) float64, at least 0, of sum 1.
     """
-    chances = chances[chances.sum(axis=1) > 0].astype(np.float64)
-    num_members = chances.shape[1]
+    probabilities = probabilities[probabilities.sum(axis=1) > 0].astype(np.float64)
+    num_members = probabilities.shape[1]
     weights = np.full(num_members, 1 / num_members)
-    if not len(chances):
+    if not len(probabilities):
         return weights
-    for _ in range(_ROUNDS):
-        mixture = chances @ weights
-        updated = weights * (chances / mixture[:, None]).mean(axis=0)
-        if np.abs(updated - weights).max() < _SETTLED:
+    for _ in range(_MAX_ROUNDS):
+        mixture = probabilities @ weights
+        updated = weights * (probabilities / mixture[:, None]).mean(axis=0)
+        if np.abs(updated - weights).max() < _TOLERANCE:
             break
         weights = updated
     return updated / updated.sum()

@@ -1,9 +1,10 @@
-"""Predictions as files: one row an image, in input order, written a part at a time."""
+"""Prediction files: one row per image, in input order, written in chunks of rows."""
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -12,48 +13,49 @@ import pyarrow.parquet as pq
 from lib.runtime.files import replace_atomically
 
 _ROWS_AT_ONCE = 10_000
-Names = pa.StringArray | pa.LargeStringArray | pa.ChunkedArray
+Names: TypeAlias = Any  # pa.StringArray | pa.LargeStringArray | pa.ChunkedArray, which have no types
 
 
 def write_predictions(path: Path, names: Names, predicted: np.ndarray) -> None:
     """Write `id,predicted`; predicted (n,) is a category_id, -1 for an image that could not be decoded."""
-    rows_of = (zip(some, predicted[rows].tolist(), strict=True) for some, rows in _parts(names))
+    rows_of = (zip(some, predicted[rows].tolist(), strict=True) for some, rows in _chunks(names))
     _write_csv(path, ('id', 'predicted'), chain.from_iterable(rows_of))
 
 
 def write_top(
-    path: Path, names: Names, best: np.ndarray, probabilities: np.ndarray, top_k: int, class_names: Sequence[str]
+    path: Path, names: Names, topk: np.ndarray, probabilities: np.ndarray, top_k: int, class_names: Sequence[str]
 ) -> None:
     """Write id, rank, category_id, probability, name: the classes of each image, the most probable first.
 
-    `best` and `probabilities` are (n, at least top_k). Images that could not be decoded have no rows.
+    Args:
+        topk, probabilities: (n, at least top_k). Images that could not be decoded have no rows.
     """
 
     def rows_of() -> Iterator[tuple]:
-        for some, rows in _parts(names):
-            classes, chances = best[rows, :top_k].tolist(), probabilities[rows, :top_k].tolist()
-            for image, labels, of_labels in zip(some, classes, chances, strict=True):
-                for rank, (label, chance) in enumerate(zip(labels, of_labels, strict=True), start=1):
+        for some, rows in _chunks(names):
+            classes, values = topk[rows, :top_k].tolist(), probabilities[rows, :top_k].tolist()
+            for image, labels, of_labels in zip(some, classes, values, strict=True):
+                for rank, (label, probability) in enumerate(zip(labels, of_labels, strict=True), start=1):
                     if label >= 0:
-                        yield image, rank, label, f'{chance:.6f}', class_names[label]
+                        yield image, rank, label, f'{probability:.6f}', class_names[label]
 
     _write_csv(path, ('id', 'rank', 'category_id', 'probability', 'name'), rows_of())
 
 
-def write_answered(path: Path, names: Names, best: np.ndarray, confidence: np.ndarray, threshold: float) -> None:
+def write_accepted(path: Path, names: Names, predicted: np.ndarray, confidence: np.ndarray, threshold: float) -> None:
     """Write `id,predicted,probability`: predicted is -1 where the probability is below the threshold."""
 
     def rows_of() -> Iterator[tuple]:
-        for some, rows in _parts(names):
-            labels = np.where(confidence[rows] >= threshold, best[rows], -1).tolist()
-            for image, label, chance in zip(some, labels, confidence[rows].tolist(), strict=True):
-                yield image, label, f'{chance:.6f}'
+        for some, rows in _chunks(names):
+            labels = np.where(confidence[rows] >= threshold, predicted[rows], -1).tolist()
+            for image, label, probability in zip(some, labels, confidence[rows].tolist(), strict=True):
+                yield image, label, f'{probability:.6f}'
 
     _write_csv(path, ('id', 'predicted', 'probability'), rows_of())
 
 
 def write_embeddings(path: Path, names: Names, features: np.ndarray) -> None:
-    """Write features (n, num_features) float32: as .npy, in the order of the images, or as .parquet with their ids."""
+    """Write features (n, num_features) float32: as .npy, in the order of the images, or as .parquet with ids."""
     write = {'.npy': _write_npy, '.parquet': _write_parquet}[path.suffix]
     with replace_atomically(path) as temporary:
         write(temporary, names, features)
@@ -63,45 +65,45 @@ def write_products(
     path: Path,
     products: np.ndarray,
     product_names: Sequence[str],
-    best: np.ndarray,
+    topk: np.ndarray,
     probabilities: np.ndarray,
     class_names: Sequence[str],
 ) -> None:
-    """Write product, predicted, probability, name, num_images: one row a product, voted by its photos.
+    """Write product, predicted, probability, name, num_images: one row per product, predicted from all its photos.
 
-    Each readable photo gives its best classes their probabilities, and the sums are compared; equal sums go to the
+    The probabilities of each readable photo's classes are summed per product; the largest sum wins, of equal sums the
     smaller class. The probability is the mean over the photos. A product without a readable photo has -1.
 
     Args:
-        products: (n,) number of each photo's product, into product_names.
-        best, probabilities: (n, k), k classes of each photo; what is beyond them has no say.
+        products: (n,) index of each photo's product into product_names.
+        topk, probabilities: (n, k) most probable classes of each photo; others are not summed.
     """
     num_images = np.bincount(products, minlength=len(product_names))
-    readable = np.flatnonzero(best[:, 0] >= 0)
+    readable = np.flatnonzero(topk[:, 0] >= 0)
     num_readable = np.bincount(products[readable], minlength=len(product_names))
-    width = best.shape[1]
+    width = topk.shape[1]
     of_product = np.repeat(products[readable], width).astype(np.int64)
-    classes = np.asarray(best[readable]).astype(np.int64).ravel()
-    chances = np.asarray(probabilities[readable]).astype(np.float64).ravel()
-    keys, place = np.unique(of_product * len(class_names) + classes, return_inverse=True)
-    sums = np.bincount(place, chances, minlength=len(keys))
+    classes = np.asarray(topk[readable]).astype(np.int64).ravel()
+    values = np.asarray(probabilities[readable]).astype(np.float64).ravel()
+    keys, index = np.unique(of_product * len(class_names) + classes, return_inverse=True)
+    sums = np.bincount(index, values, minlength=len(keys))
     owners, candidates = np.divmod(keys, len(class_names))
     # By product, then the largest sum, then the smallest class: the first of each product wins.
     order = np.lexsort((candidates, -sums, owners))
     first = order[np.unique(owners[order], return_index=True)[1]]
-    winner, chance = np.full(len(product_names), -1), np.zeros(len(product_names))
+    winner, means = np.full(len(product_names), -1), np.zeros(len(product_names))
     winner[owners[first]] = candidates[first]
-    chance[owners[first]] = sums[first] / num_readable[owners[first]]
+    means[owners[first]] = sums[first] / num_readable[owners[first]]
     rows = (
         (name, label, f'{mean:.6f}', class_names[label] if label >= 0 else '', count)
         for name, label, mean, count in zip(
-            product_names, winner.tolist(), chance.tolist(), num_images.tolist(), strict=True
+            product_names, winner.tolist(), means.tolist(), num_images.tolist(), strict=True
         )
     )
     _write_csv(path, ('product', 'predicted', 'probability', 'name', 'num_images'), rows)
 
 
-def _parts(names: Names) -> Iterator[tuple[list[str], slice]]:
+def _chunks(names: Names) -> Iterator[tuple[list[str], slice]]:
     for start in range(0, len(names), _ROWS_AT_ONCE):
         some = names.slice(start, _ROWS_AT_ONCE).to_pylist()
         yield some, slice(start, start + len(some))
@@ -124,7 +126,7 @@ def _write_npy(path: Path, names: Names, features: np.ndarray) -> None:
 def _write_parquet(path: Path, names: Names, features: np.ndarray) -> None:
     schema = pa.schema([('id', pa.large_string()), ('embedding', pa.list_(pa.float32(), features.shape[1]))])
     with pq.ParquetWriter(path, schema) as writer:
-        for some, rows in _parts(names):
+        for some, rows in _chunks(names):
             values = pa.array(np.ascontiguousarray(features[rows], np.float32).ravel())
             embeddings = pa.FixedSizeListArray.from_arrays(values, features.shape[1])
             writer.write_table(pa.table([pa.array(some, pa.large_string()), embeddings], schema))

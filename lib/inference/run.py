@@ -1,138 +1,99 @@
-"""One pass over a split: predictions, counts, metrics."""
+"""One pass over a split: the loop that evaluation, prediction, feature extraction and class means share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from lib.dataset.loader import Batch, EvalLoader
-from lib.distributed.gather import gather_rows, own_rows
+from lib.dataset.loader import EvalLoader
+from lib.dataset.pipeline import Batch
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from lib.inference.engine import Engine
+from lib.inference.forward import BatchOutput, Forward, Output, ShardedForward, SingleForward
+from lib.inference.sinks import PredictionSink, count_sink
 from lib.metrics.accuracy import ClassCounts
-from lib.metrics.predictions import Predictions, answers_of_scores, join_predictions
-from lib.metrics.scores import Scores, scores_of, scores_of_parts
-from lib.model import Recognizer
+from lib.metrics.predictions import Predictions
+from lib.runtime.column_store import ColumnStore
 from lib.runtime.log import progress_bar
 
-LookAt = Callable[[Batch, torch.Tensor, torch.Tensor], None]
+BatchSink = Callable[[Batch, BatchOutput], None]
+
+
+def run(
+    forward: Forward[Output],
+    sinks: Sequence[Callable[[Batch, Output], None]],
+    *,
+    label: str,
+    store: ColumnStore | None = None,
+) -> None:
+    """Run a network over the images of this rank and pass each batch with its output to the sinks.
+
+    Networks are in eval mode meanwhile, without gradients; their mode is restored afterwards.
+
+    Args:
+        sinks: called in this order for every batch.
+        label: name of the split on the progress bar.
+        store: the store that a sink writes. Batches whose rows are done are left out; the others hold the same rows as
+            in an uninterrupted pass, so their values are equal too. It is flushed at the end.
+    """
+    slices = forward.loader.batch_slices()
+    if store is not None:
+        slices = [rows for rows in slices if not store.done[rows].all()]
+    first = len(forward.loader) - len(slices)
+    with forward.inference():
+        steps = forward.outputs(slices)
+        for step in progress_bar(steps, total=forward.num_steps, label=label, start=first):
+            if step is not None:
+                for sink in sinks:
+                    sink(*step)
+    if store is not None:
+        store.flush()
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a pass over a split found.
+    """The result of a pass over a split.
 
     Attributes:
         metrics: loss, top1, top5, mean_class_error, many, medium, few; empty for a split without labels.
-        answers: to each image, in input order.
+        predictions: of all images, in input order.
         bad: (row, reason) of the images that could not be decoded.
     """
 
     metrics: dict[str, float]
-    answers: Predictions
+    predictions: Predictions
     bad: list[tuple[int, str]] = field(default_factory=list)
 
     @property
     def predicted(self) -> np.ndarray:
-        """The class of each row, (num_images,) int64; -1 where the image could not be decoded."""
-        return self.answers.predicted
+        """The predicted class of each row, (num_images,) int64; -1 where the image could not be decoded."""
+        return self.predictions.predicted
 
 
 @torch.inference_mode()
 def evaluate(
-    model: Recognizer,
+    engine: Engine,
     loader: EvalLoader,
     *,
-    num_classes: int,
     train_counts: np.ndarray,
     label: str = 'valid',
-    look_at: LookAt | None = None,
+    sinks: Sequence[BatchSink] = (),
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> Evaluation:
-    """Run `model` over every image of `loader`; with several ranks, each over its own, once and without padding.
+    """Predict every image of a split and compute the metrics; several ranks share the images, without padding.
 
     Args:
-        model: put into eval mode here, and back into what it was.
-        train_counts: (num_classes,) original training counts, for many / medium / few.
+        engine: its classifier holds all classes, or is sharded over the ranks.
+        train_counts: (num_classes,) original training counts, for many, medium and few.
         label: name of the split on the progress bar.
-        look_at: called with each batch, its features (batch, num_features) and logits (batch, num_classes), both
-            float32 on the device: for whoever needs more than the metrics.
-        ranks: that share the images, as the loader does. All of them get the whole result.
+        sinks: called with each batch and its output in addition, for features or logits.
+        group: the ranks that share the images, as the loader does; all of them get the whole result.
     """
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    found = _Found(num_classes, device)
-    for batch in progress_bar(loader, total=len(loader), label=label):
-        features, logits = _look(model, batch)
-        found.add(scores_of(logits, batch.labels), batch)
-        if look_at:
-            look_at(batch, features, logits)
-    model.train(was_training)
-    return found.evaluation(train_counts, group)
-
-
-def _look(model: Recognizer, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    features = model.features(batch.images)
-    return features, model.classify(features)
-
-
-@torch.inference_mode()
-def evaluate_sharded(
-    model: Recognizer,
-    loader: EvalLoader,
-    *,
-    train_counts: np.ndarray,
-    group: ProcessGroup,
-    label: str = 'valid',
-) -> Evaluation:
-    """Do the same with a classifier of which each rank holds some classes: a batch is that of all ranks together.
-
-    A rank whose images are all done goes on with none, since the others need its classes.
-    """
-    was_training = model.training
-    model.eval()
-    classifier, device = model.classifier, next(model.parameters()).device
-    found = _Found(classifier.num_classes, device)
-    batches = iter(loader)
-    for number in progress_bar(range(loader.max_batches), total=loader.max_batches, label=label):
-        batch, sizes = next(batches, None), loader.batch_sizes(number)
-        features = torch.zeros(0, classifier.weight.shape[1], device=device)
-        labels = torch.zeros(0, dtype=torch.int64, device=device)
-        if batch is not None:
-            features, labels = model.features(batch.images), batch.labels
-        features, all_labels = gather_rows(features, sizes, group), gather_rows(labels, sizes, group)
-        logits = model.classify(features)
-        scores = scores_of_parts(logits, all_labels, classifier.classes, classifier.num_classes, group)
-        if batch is not None:
-            found.add(Scores(*(own_rows(part, sizes, group) for part in scores)), batch)
-    model.train(was_training)
-    return found.evaluation(train_counts, group)
-
-
-class _Found:
-    """What a rank has found so far; it stays on the device until the end, so that no batch waits for another."""
-
-    def __init__(self, num_classes: int, device: torch.device) -> None:
-        self._counts = ClassCounts(num_classes, device)
-        # A rank may have no image at all.
-        no_images = torch.zeros(0, num_classes, device=device), torch.zeros(0, dtype=torch.int64, device=device)
-        self._scores, self._labels = [scores_of(*no_images)], [no_images[1]]
-        self._readable = [torch.zeros(0, dtype=torch.bool, device=device)]
-        self._bad: list[tuple[int, str]] = []
-
-    def add(self, scores: Scores, batch: Batch) -> None:
-        self._counts.add(scores, batch.labels, batch.readable)
-        self._scores.append(scores)
-        self._labels.append(batch.labels)
-        self._readable.append(batch.readable)
-        self._bad += batch.bad
-
-    def evaluation(self, train_counts: np.ndarray, group: ProcessGroup) -> Evaluation:
-        """Bring together what the ranks have found."""
-        scores = Scores(*(torch.cat(parts) for parts in zip(*self._scores, strict=True)))
-        own = answers_of_scores(scores, torch.cat(self._labels), torch.cat(self._readable))
-        bad = [found for part in group.all_gather_objects(self._bad) for found in part]
-        return Evaluation(
-            self._counts.metrics(train_counts, group), join_predictions(group.all_gather_objects(own)), bad
-        )
+    is_sharded = len(engine.classes) < engine.num_classes
+    forward = ShardedForward(engine, loader, group) if is_sharded else SingleForward(engine, loader)
+    counts = ClassCounts(engine.num_classes, engine.device)
+    collected = PredictionSink(engine.num_classes, engine.device)
+    run(forward, [count_sink(counts), collected, *sinks], label=label)
+    predictions, bad = collected.gather(group)
+    return Evaluation(counts.metrics(train_counts, group), predictions, bad)

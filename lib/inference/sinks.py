@@ -1,37 +1,95 @@
-"""Predictions of a split, batch by batch into a store on the disk: memory does not grow with the images."""
+"""Sinks of a pass over a split: counts, predictions in memory, features and predictions in a store on disk."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 
-from lib.inference.ensemble import EnsembleMember, EnsembleOutput, combine
-from lib.metrics.predictions import Predictions
-from lib.metrics.scores import NUM_BEST
+from lib.dataset.pipeline import Batch
+from lib.distributed.process_group import ProcessGroup
+from lib.inference.ensemble import EnsembleOutput
+from lib.inference.forward import BatchOutput
+from lib.metrics.accuracy import ClassCounts
+from lib.metrics.predictions import (
+    NUM_TOP,
+    BatchPredictions,
+    Predictions,
+    batch_predictions,
+    join_predictions,
+)
 from lib.runtime.column_store import ColumnStore
-from lib.runtime.log import progress_bar
 
 Columns = dict[str, tuple[type, tuple[int, ...]]]
 
 
+def count_sink(counts: ClassCounts) -> Callable[[Batch, BatchOutput], None]:
+    """Return the sink that adds each batch to `counts`."""
+
+    def add(batch: Batch, output: BatchOutput) -> None:
+        counts.add(output.predictions, batch.labels, batch.readable)
+
+    return add
+
+
+class PredictionSink:
+    """Collects the predictions of this rank on the device until the end, so that no batch waits for the host."""
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        # A rank may have no image at all.
+        labels = torch.zeros(0, dtype=torch.int64, device=device)
+        self._batches = [batch_predictions(torch.zeros(0, num_classes, device=device), labels)]
+        self._labels, self._readable = [labels], [labels.bool()]
+        self._bad: list[tuple[int, str]] = []
+
+    def __call__(self, batch: Batch, output: BatchOutput) -> None:
+        """Add a batch."""
+        self._batches.append(output.predictions)
+        self._labels.append(batch.labels)
+        self._readable.append(batch.readable)
+        self._bad += batch.bad
+
+    def gather(self, group: ProcessGroup) -> tuple[Predictions, list[tuple[int, str]]]:
+        """Return the predictions of all ranks in input order, and (row, reason) of images that cannot be decoded."""
+        joined = BatchPredictions(*(torch.cat(columns) for columns in zip(*self._batches, strict=True)))
+        local = joined.to_host(torch.cat(self._labels), torch.cat(self._readable))
+        bad = [entry for part in group.all_gather_objects(self._bad) for entry in part]
+        return join_predictions(group.all_gather_objects(local)), bad
+
+
+def feature_columns(num_features: int) -> Columns:
+    """Return the columns of a store of features."""
+    return {'features': (np.float32, (num_features,)), 'readable': (bool, ())}
+
+
+def feature_store_sink(store: ColumnStore) -> Callable[[Batch, BatchOutput], None]:
+    """Return the sink that writes features into a store with `feature_columns`; zeros for unreadable images."""
+
+    def write(batch: Batch, output: BatchOutput) -> None:
+        features = output.features.where(batch.readable[:, None], 0.0)
+        values = {'features': features.cpu().numpy(), 'readable': batch.readable.cpu().numpy()}
+        store.write(_rows(batch), values, batch.bad)
+
+    return write
+
+
 def prediction_columns(
-    num_classes: int, *, top_k: int = 0, num_features: int = 0, compares: bool = False, num_members: int = 0
+    num_classes: int, *, top_k: int = 0, num_features: int = 0, with_plain: bool = False, num_members: int = 0
 ) -> Columns:
-    """Return the columns of a store of predictions.
+    """Return the columns of a store of predictions; their names are a file format.
 
     Args:
-        top_k: classes that are kept of each image, at least the five that metrics need.
-        num_features: width of the features that are kept; 0: none are.
-        compares: whether what the plain view of the first member alone predicts is kept too.
-        num_members: how many members' probabilities of the label are kept; 0: none are.
+        top_k: classes stored per image, at least the five that metrics need.
+        num_features: width of the features that are stored; 0: none.
+        with_plain: whether the class predicted from the plain view of the first member alone is stored too.
+        num_members: number of members whose probability of the label is stored; 0: none.
     """
-    num_best = min(max(top_k, NUM_BEST), num_classes)
+    num_top = min(max(top_k, NUM_TOP), num_classes)
     columns: Columns = {
-        'best': (np.int32, (num_best,)),
-        'probabilities': (np.float32, (num_best,)),
+        'best': (np.int32, (num_top,)),
+        'probabilities': (np.float32, (num_top,)),
         'losses': (np.float32, ()),
     }
-    if compares:
+    if with_plain:
         columns['plain'] = (np.int32, ())
     if num_members:
         columns['chances'] = (np.float32, (num_members,))
@@ -40,55 +98,45 @@ def prediction_columns(
     return columns
 
 
-@torch.inference_mode()
-def fill_predictions(
-    members: Sequence[EnsembleMember], store: ColumnStore, weights: Sequence[float], average: str, *, label: str
-) -> None:
-    """Predict the images of this rank that are not in a store with columns of `prediction_columns` yet.
+def prediction_store_sink(store: ColumnStore) -> Callable[[Batch, EnsembleOutput], None]:
+    """Return the sink that writes predictions into a store with `prediction_columns`: memory does not grow."""
 
-    Batches are those of an uninterrupted pass, so that its numbers are too.
-    """
-    for member in members:
-        member.model.eval()
-    loader = members[0].loader
-    parts = [rows for rows in loader.batch_slices() if not store.done[rows].all()]
-    looks = zip(*(member.loader.views(parts) for member in members), strict=True)
-    for rows, views in progress_bar(
-        zip(parts, looks, strict=True), total=len(loader), label=label, start=len(loader) - len(parts)
-    ):
-        batch = views[0][0]
-        found = combine(members, views, weights, average)
-        # An image that one view or member cannot decode, none can.
-        values = _values(store.columns, found, batch.labels, batch.readable)
-        store.write(rows, values, batch.bad)
-    store.flush()
+    def write(batch: Batch, output: EnsembleOutput) -> None:
+        store.write(_rows(batch), _prediction_values(store.columns, batch, output), batch.bad)
+
+    return write
 
 
 def stored_predictions(store: ColumnStore, labels: np.ndarray) -> Predictions:
-    """Return what a complete store answers, with labels (n,), -1 where unknown."""
+    """Return the predictions in a complete store; labels (n,), -1 where unknown."""
     columns = store.columns
-    best = np.asarray(columns['best'][:, :NUM_BEST]).astype(np.int64)
-    confidence, losses = np.asarray(columns['probabilities'][:, 0]), np.asarray(columns['losses'])
-    return Predictions(labels.astype(np.int64), best, confidence, losses)
+    topk = np.asarray(columns['best'][:, :NUM_TOP]).astype(np.int64)
+    probabilities = np.asarray(columns['probabilities'][:, :NUM_TOP])
+    return Predictions(labels.astype(np.int64), topk, probabilities, np.asarray(columns['losses']))
 
 
-def _values(
-    columns: Mapping[str, np.ndarray], found: EnsembleOutput, labels: torch.Tensor, readable: torch.Tensor
+def _rows(batch: Batch) -> slice:
+    return slice(int(batch.rows[0]), int(batch.rows[-1]) + 1)
+
+
+def _prediction_values(
+    columns: Mapping[str, np.ndarray], batch: Batch, output: EnsembleOutput
 ) -> dict[str, np.ndarray]:
-    logits, num_best = found.logits, columns['best'].shape[1]
-    sums, (values, best) = logits.logsumexp(dim=1), logits.topk(num_best, dim=1)
-    target = labels.clamp(min=0)[:, None]
-    known = readable & (labels >= 0)
-    made = {
-        'best': best.where(readable[:, None], -1),
-        'probabilities': (values - sums[:, None]).exp().where(readable[:, None], 0.0),
-        'losses': (sums - logits.gather(1, target).squeeze(1)).where(known, torch.nan),
+    logits, readable = output.logits, batch.readable
+    normalizers, top = logits.logsumexp(dim=1), logits.topk(columns['best'].shape[1], dim=1)
+    target = batch.labels.clamp(min=0)[:, None]
+    known = readable & (batch.labels >= 0)
+    values = {
+        'best': top.indices.where(readable[:, None], -1),
+        'probabilities': (top.values - normalizers[:, None]).exp().where(readable[:, None], 0.0),
+        # From the same normalizers as the probabilities; rounds differently from F.cross_entropy.
+        'losses': (normalizers - logits.gather(1, target).squeeze(1)).where(known, torch.nan),
     }
     if 'plain' in columns:
-        made['plain'] = found.plain.topk(1, dim=1).indices[:, 0].where(readable, -1)
+        values['plain'] = output.plain_logits.topk(1, dim=1).indices[:, 0].where(readable, -1)
     if 'chances' in columns:
-        chances = [own.log_softmax(dim=1).gather(1, target).squeeze(1).exp() for own in found.of_members]
-        made['chances'] = torch.stack(chances, dim=1).where(known[:, None], 0.0)
+        of_labels = [one.log_softmax(dim=1).gather(1, target).squeeze(1).exp() for one in output.member_logits]
+        values['chances'] = torch.stack(of_labels, dim=1).where(known[:, None], 0.0)
     if 'features' in columns:
-        made['features'] = found.features.where(readable[:, None], 0.0)
-    return {name: value.cpu().numpy() for name, value in made.items()}
+        values['features'] = output.features.where(readable[:, None], 0.0)
+    return {name: value.cpu().numpy() for name, value in values.items()}

@@ -1,7 +1,4 @@
-"""Predictions that are given up when they are not sure enough: risk against coverage, and the threshold.
-
-How far a model's confidence can be believed: expected calibration error and the bins behind it.
-"""
+"""Confidence: calibration error, risk-coverage curve, and the threshold below which a model abstains."""
 
 import math
 from dataclasses import dataclass
@@ -12,14 +9,14 @@ import numpy as np
 NUM_BINS = 15
 
 
-def reliability(confidence: np.ndarray, right: np.ndarray, num_bins: int = NUM_BINS) -> dict[str, Any]:
-    """Return the expected calibration error (Guo et al., ICML 2017) over bins of equal width, and the bins.
+def reliability(confidence: np.ndarray, correct: np.ndarray, num_bins: int = NUM_BINS) -> dict[str, Any]:
+    """Compute the expected calibration error (Guo et al., ICML 2017) over bins of equal width, and the bins.
 
         ECE = sum over bins of |B| / n * |accuracy(B) - confidence(B)|,   B = images with confidence in (low, high]
 
     Args:
         confidence: (n,) probabilities of the predicted classes; n > 0.
-        right: (n,) bool.
+        correct: (n,) bool.
 
     Returns:
         ece, accuracy, confidence (means over all images) and bins: low, high, images, confidence, accuracy of each
@@ -27,19 +24,19 @@ def reliability(confidence: np.ndarray, right: np.ndarray, num_bins: int = NUM_B
     """
     confidence = confidence.astype(np.float64)
     # A bin's upper end belongs to it; a confidence of 0 goes to the first.
-    places = np.clip(np.ceil(confidence * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
-    images = np.bincount(places, minlength=num_bins)
-    sums = np.bincount(places, confidence, num_bins)
-    hits = np.bincount(places, right, num_bins)
+    bin_index = np.clip(np.ceil(confidence * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
+    images = np.bincount(bin_index, minlength=num_bins)
+    sums = np.bincount(bin_index, confidence, num_bins)
+    hits = np.bincount(bin_index, correct, num_bins)
     bins = [
         {
-            'low': place / num_bins,
-            'high': (place + 1) / num_bins,
-            'images': int(images[place]),
-            'confidence': float(sums[place] / images[place]),
-            'accuracy': float(hits[place] / images[place]),
+            'low': index / num_bins,
+            'high': (index + 1) / num_bins,
+            'images': int(images[index]),
+            'confidence': float(sums[index] / images[index]),
+            'accuracy': float(hits[index] / images[index]),
         }
-        for place in np.flatnonzero(images).tolist()
+        for index in np.flatnonzero(images).tolist()
     ]
     return {
         'ece': float(np.abs(hits - sums).sum() / len(confidence)),
@@ -51,19 +48,19 @@ def reliability(confidence: np.ndarray, right: np.ndarray, num_bins: int = NUM_B
 
 @dataclass(frozen=True)
 class RiskCoverage:
-    """The error among the images that are still answered, for every threshold of the confidence.
+    """The error among the accepted images, for every threshold of the confidence.
 
     Attributes:
-        thresholds: (k,) float64, falling; an image is answered when its confidence is at least that.
-        coverage: (k,) share of the images that are answered.
-        risk: (k,) share of errors among those.
-        num_answered: (k,) int64.
+        thresholds: (k,) float64, descending; an image is accepted when its confidence is at least that.
+        coverage: (k,) fraction of the images that are accepted.
+        risk: (k,) fraction of errors among those.
+        num_accepted: (k,) int64.
     """
 
     thresholds: np.ndarray
     coverage: np.ndarray
     risk: np.ndarray
-    num_answered: np.ndarray
+    num_accepted: np.ndarray
 
     @property
     def area(self) -> float:
@@ -72,8 +69,12 @@ class RiskCoverage:
         return float((steps * self.risk).sum())
 
 
-def risk_coverage(confidence: np.ndarray, right: np.ndarray) -> RiskCoverage:
-    """Return the curve of (n,) confidences and whether the answers are right; equal confidences are one step.
+def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> RiskCoverage:
+    """Compute the risk-coverage curve; equal confidences are one step.
+
+    Args:
+        confidence: (n,) probabilities of the predicted classes.
+        correct: (n,) bool.
 
     Raises:
         ValueError: no image.
@@ -82,18 +83,24 @@ def risk_coverage(confidence: np.ndarray, right: np.ndarray) -> RiskCoverage:
         raise ValueError('a risk-coverage curve needs at least one image')
     order = np.argsort(-confidence, kind='stable')
     sorted_confidence = confidence[order].astype(np.float64)
-    num_answered = np.arange(1, len(order) + 1)
-    num_wrong = np.cumsum(~right[order])
+    num_accepted = np.arange(1, len(order) + 1)
+    num_wrong = np.cumsum(~correct[order])
     last = np.append(sorted_confidence[1:] != sorted_confidence[:-1], True)  # of its step
-    num_answered, num_wrong = num_answered[last], num_wrong[last]
+    num_accepted, num_wrong = num_accepted[last], num_wrong[last]
     return RiskCoverage(
-        sorted_confidence[last], num_answered / len(order), num_wrong / num_answered, num_answered.astype(np.int64)
+        sorted_confidence[last], num_accepted / len(order), num_wrong / num_accepted, num_accepted.astype(np.int64)
     )
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """The smallest confidence that is answered; inf where nothing is sure enough, and the coverage is 0."""
+    """The chosen threshold.
+
+    Attributes:
+        value: the smallest confidence that is accepted; inf where no threshold holds the risk, and the coverage is 0.
+        coverage, risk: of the images that it was chosen on.
+        bound: upper confidence bound of the risk.
+    """
 
     value: float
     coverage: float
@@ -101,22 +108,22 @@ class Threshold:
     bound: float
 
 
-def choose_threshold(curve: RiskCoverage, wanted: float, *, confidence_level: float = 0.95) -> Threshold:
-    """Return the threshold of the largest coverage whose risk is at most `wanted`, with a bound for other images.
+def choose_threshold(curve: RiskCoverage, max_risk: float, *, confidence_level: float = 0.95) -> Threshold:
+    """Choose the threshold of the largest coverage whose upper bound of the risk is at most `max_risk`.
 
-    The bound is the upper end of Clopper & Pearson's interval (1934) at `confidence_level`, one-sided; asking it, not
-    the measured risk, keeps the promise on images that are like these (as SGR: Geifman & El-Yaniv, NeurIPS 2017,
-    without its correction for having looked at several thresholds).
+    The bound is the upper end of Clopper & Pearson's interval (1934) at `confidence_level`, one-sided; the bound, not
+    the measured risk, limits the error on other images of the same distribution (as SGR: Geifman & El-Yaniv, NeurIPS
+    2017, without its correction for multiple thresholds).
     """
-    wrong = np.rint(curve.risk * curve.num_answered).astype(int)
-    # From the largest coverage down: the first that holds is the one.
-    for place in np.flatnonzero(curve.risk < wanted)[::-1].tolist():
-        num_wrong, num_answered = int(wrong[place]), int(curve.num_answered[place])
-        # The bound is at most `wanted` exactly when so few errors are that improbable at `wanted`.
-        if _log_at_most(num_wrong, num_answered, wanted) <= math.log(1 - confidence_level):
-            bound = upper_bound(num_wrong, num_answered, confidence_level)
+    wrong = np.rint(curve.risk * curve.num_accepted).astype(int)
+    # From the largest coverage down, the first that holds the bound is chosen.
+    for index in np.flatnonzero(curve.risk < max_risk)[::-1].tolist():
+        num_wrong, num_accepted = int(wrong[index]), int(curve.num_accepted[index])
+        # The bound is at most max_risk exactly when so few errors have a probability below 1 - level at max_risk.
+        if _log_at_most(num_wrong, num_accepted, max_risk) <= math.log(1 - confidence_level):
+            bound = upper_bound(num_wrong, num_accepted, confidence_level)
             return Threshold(
-                float(curve.thresholds[place]), float(curve.coverage[place]), num_wrong / num_answered, bound
+                float(curve.thresholds[index]), float(curve.coverage[index]), num_wrong / num_accepted, bound
             )
     return Threshold(math.inf, 0.0, 0.0, 0.0)
 
@@ -143,7 +150,7 @@ def _log_at_most(num_wrong: int, num_images: int, rate: float) -> float:
     counts = np.arange(num_wrong + 1)
     # ln of num_images over k, for k from 0 to num_wrong
     steps = np.log(num_images - counts[:-1]) - np.log(counts[1:])
-    ways = np.concatenate([[0.0], np.cumsum(steps)])
-    terms = ways + counts * math.log(rate) + (num_images - counts) * math.log1p(-rate)
+    log_combinations = np.concatenate([[0.0], np.cumsum(steps)])
+    terms = log_combinations + counts * math.log(rate) + (num_images - counts) * math.log1p(-rate)
     top = terms.max()
     return float(top + math.log(np.exp(terms - top).sum()))

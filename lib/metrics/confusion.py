@@ -1,6 +1,6 @@
-"""The pairs of classes that are confused most, found without a num_classes x num_classes matrix.
+"""Confusions: the most frequent pairs of classes, without a num_classes x num_classes matrix, and mistake severity.
 
-How bad a mistake is by the product tree: a wrong apple is a smaller one than a wrong kind of thing.
+The severity of a mistake is a height in the product tree: two kinds of apples are closer than an apple and a drink.
 """
 
 from collections.abc import Sequence
@@ -12,25 +12,25 @@ import numpy as np
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """Images of class `label` that were taken for class `predicted`."""
+    """Images of class `label` that were predicted as class `predicted`."""
 
     label: int
     predicted: int
     rows: np.ndarray  # (num_mistakes,) int64, ascending
     num_images: int  # of class `label`
-    num_reverse: int  # images of `predicted` taken for `label`
+    num_reverse: int  # images of `predicted` that were predicted as `label`
 
     @property
     def share(self) -> float:
-        """Fraction of the class's images that were taken for the other one."""
+        """Fraction of the class's images that were predicted as the other one."""
         return len(self.rows) / self.num_images
 
 
 def most_confused(labels: np.ndarray, predicted: np.ndarray, limit: int = 10) -> list[ConfusedPair]:
     """Return the `limit` most frequent (label, predicted) pairs of unequal classes, most frequent first.
 
-    `labels` and `predicted` are integers (num_images,); negative predictions (unreadable images) are no
-    confusion and left out. Ties go to the larger share of the class, then to the smaller class numbers.
+    `labels` and `predicted` are integers (num_images,); negative predictions (unreadable images) are left
+    out. Ties go to the larger fraction of the class, then to the smaller class numbers.
     Memory is O(num_images).
     """
     labels, predicted = np.asarray(labels, np.int64), np.asarray(predicted, np.int64)
@@ -41,27 +41,27 @@ def most_confused(labels: np.ndarray, predicted: np.ndarray, limit: int = 10) ->
     keys = labels[wrong] * base + predicted[wrong]
     pairs, counts = np.unique(keys, return_counts=True)
     class_images = np.bincount(labels, minlength=base)
-    shares = counts / class_images[pairs // base]
-    order = np.lexsort((pairs, -shares, -counts))[:limit]
+    fractions = counts / class_images[pairs // base]
+    order = np.lexsort((pairs, -fractions, -counts))[:limit]
 
     def count_of(label: int, other: int) -> int:
         key = label * base + other
-        place = int(np.searchsorted(pairs, key))
-        return int(counts[place]) if place < len(pairs) and pairs[place] == key else 0
+        index = int(np.searchsorted(pairs, key))
+        return int(counts[index]) if index < len(pairs) and pairs[index] == key else 0
 
     confused = []
-    for place in order:
-        label, other = divmod(int(pairs[place]), base)
-        rows = wrong[keys == pairs[place]]
+    for index in order:
+        label, other = divmod(int(pairs[index]), base)
+        rows = wrong[keys == pairs[index]]
         confused.append(ConfusedPair(label, other, rows, int(class_images[label]), count_of(other, label)))
     return confused
 
 
 class ProductTree:
-    """The tree that the classes' ancestors make: the classes are its leaves, nodes are paths from the root.
+    """The tree of the classes' ancestors: the classes are its leaves, nodes are paths from the root.
 
-    Equal names under different parents are different nodes. A class whose ancestors are not known (an empty list) has
-    no place in it.
+    Equal names under different parents are different nodes. A class without known ancestors (an empty list) is not part
+    of the tree.
 
     Args:
         parents: of each class, its ancestors from the root down, as in classes.json.
@@ -77,7 +77,7 @@ class ProductTree:
             node = -1
             for level, name in enumerate(chain):
                 node = nodes[row, level] = numbers.setdefault((node, name), len(numbers))
-        # A node's height is the longest way down to a class: a class's own is 0. The last entry is the root above all.
+        # A node's height is the longest path down to a class; that of a class is 0. The last entry is the root.
         heights = np.zeros(len(numbers) + 1, np.int64)
         for level in range(deepest):
             reaches = depths > level
@@ -86,27 +86,27 @@ class ProductTree:
         self._nodes, self._depths, self._heights = nodes, depths, heights
 
     @property
-    def has_place(self) -> np.ndarray:
-        """Which classes have known ancestors, (num_classes,) bool."""
+    def has_parents(self) -> np.ndarray:
+        """Whether each class has known ancestors, (num_classes,) bool."""
         return self._depths > 0
 
     @property
     def height(self) -> int:
-        """What the worst mistake weighs: the height of the lowest node above all classes."""
-        placed = self._nodes[self.has_place]
-        if not len(placed):
+        """The severity of the worst mistake: the height of the lowest common ancestor of all classes."""
+        in_tree = self._nodes[self.has_parents]
+        if not len(in_tree):
             return 0
-        common = (placed == placed[0]).all(axis=0) & (placed[0] >= 0)
-        return int(self._heights[placed[0][int(common.sum()) - 1] if common.any() else -1])
+        common = (in_tree == in_tree[0]).all(axis=0) & (in_tree[0] >= 0)
+        return int(self._heights[in_tree[0][int(common.sum()) - 1] if common.any() else -1])
 
     def severity(self, labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
         """Return the height of the lowest common ancestor of two classes each, (n,) int64; 0 for the same class.
 
         Args:
-            labels, predicted: (n,) int64 classes that have a place.
+            labels, predicted: (n,) int64 classes with known ancestors.
         """
         one, other = self._nodes[labels], self._nodes[predicted]
-        # Nodes are paths, so that two chains that part never meet again.
+        # Nodes are paths, so chains that differ at one level differ at all levels below.
         common = ((one == other) & (one >= 0)).sum(axis=1)
         if one.shape[1]:
             lowest = np.where(common > 0, one[np.arange(len(one)), np.maximum(common - 1, 0)], -1)
@@ -115,7 +115,7 @@ class ProductTree:
         return np.where(labels == predicted, 0, self._heights[lowest])
 
     def same_parent(self, labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-        """Return whether two classes each are children of one node, (n,) bool; both have a place."""
+        """Return whether two classes each have the same parent, (n,) bool; both have known ancestors."""
         return self._parent(labels) == self._parent(predicted)
 
     def _parent(self, classes: np.ndarray) -> np.ndarray:
@@ -127,32 +127,32 @@ def tree_metrics(labels: np.ndarray, predicted: np.ndarray, parents: Sequence[Se
 
     Args:
         labels: (n,) int64, none below 0.
-        predicted: (n,) int64, -1 where the image could not be decoded: coarsely wrong too, but of no severity.
-        parents: (num_classes) ancestors of each class, root first; [] where not known. Images of such a class do not
-            count, nor do mistakes for one.
+        predicted: (n,) int64, -1 where the image could not be decoded: coarsely wrong too, but without severity.
+        parents: (num_classes) ancestors of each class, root first; [] where unknown. Images of such classes do not
+            count, and predictions of them have no severity.
 
     Returns:
         coarse_accuracy: fraction of images whose predicted class has the label's parent.
         mistake_severity: mean height of the lowest common ancestor of label and prediction over mistakes.
-        worst_severity: height of the lowest node above all classes, the most that a mistake can weigh.
-        severities: how many mistakes there are of each height, {height: number}.
-        What has no image, or no mistake, is absent.
+        worst_severity: height of the lowest common ancestor of all classes, the largest possible severity.
+        severities: number of mistakes of each height, {height: number}.
+        A metric without images, or without mistakes, is absent.
     """
     tree = ProductTree(parents)
-    placed = tree.has_place[labels]
-    labels, predicted = labels[placed], predicted[placed]
+    in_tree = tree.has_parents[labels]
+    labels, predicted = labels[in_tree], predicted[in_tree]
     if not len(labels):
         return {}
-    comparable = (predicted >= 0) & tree.has_place[predicted]
-    labels_there, predicted_there = labels[comparable], predicted[comparable]
-    found: dict[str, Any] = {
-        'coarse_accuracy': float(tree.same_parent(labels_there, predicted_there).sum() / len(labels)),
+    comparable = (predicted >= 0) & tree.has_parents[predicted]
+    known_labels, known_predicted = labels[comparable], predicted[comparable]
+    metrics: dict[str, Any] = {
+        'coarse_accuracy': float(tree.same_parent(known_labels, known_predicted).sum() / len(labels)),
         'worst_severity': tree.height,
     }
-    wrong = labels_there != predicted_there
+    wrong = known_labels != known_predicted
     if wrong.any():
-        severity = tree.severity(labels_there[wrong], predicted_there[wrong])
-        heights, numbers = np.unique(severity, return_counts=True)
-        found['mistake_severity'] = float(severity.mean())
-        found['severities'] = {str(height): int(number) for height, number in zip(heights, numbers, strict=True)}
-    return found
+        severity = tree.severity(known_labels[wrong], known_predicted[wrong])
+        heights, counts = np.unique(severity, return_counts=True)
+        metrics['mistake_severity'] = float(severity.mean())
+        metrics['severities'] = {str(height): int(count) for height, count in zip(heights, counts, strict=True)}
+    return metrics

@@ -1,25 +1,23 @@
-"""What few images a class leave uncertain of a mean over classes: bootstrap draws that hold at 1 to 5 images a class.
+"""Intervals of errors measured on few images per class: bootstrap intervals of class means, binomial intervals.
 
-The classes are given, their images are a sample; what another training run would give is not in it. A plain stratified
-bootstrap draws n_c images of the n_c that a class has, and finds p (1 - p) / n_c where the unbiased variance is
-p (1 - p) / (n_c - 1): half of it at two images, nothing at one. Three things put that right:
+The classes are fixed, their images are a sample; the variance between training runs is not included. A plain stratified
+bootstrap draws n_c images of the n_c that a class has, and estimates p (1 - p) / n_c where the unbiased variance is
+p (1 - p) / (n_c - 1): half of it at two images, nothing at one. Three corrections:
 
 - A class of n_c > 1 images is resampled n_c - 1 times (Rao & Wu, Resampling Inference With Complex Survey Data, JASA
   1988): the variance of its draws is unbiased.
-- Classes of one image are one stratum (collapsed strata; Cochran, Sampling Techniques, 1977): S - 1 draws of their S
+- Classes of one image form one stratum (collapsed strata; Cochran, Sampling Techniques, 1977): S - 1 draws of their S
   images. That counts differences among these classes as chance, so it errs on the large side.
-- Four images are added, half of them right, give or take one: to the first order Wilson's interval (Agresti & Coull,
+- Four images are added, half of them correct, give or take one: to the first order Wilson's interval (Agresti & Coull,
   Approximate Is Better than "Exact", The American Statistician 1998). For a difference of two models two are added, one
-  of which speaks for either (Agresti & Min, Statistics in Medicine 2005). Without them a sample with no mistake would
-  leave no doubt. They weigh as one image does on average, and vanish among many.
+  in favor of either (Agresti & Min, Statistics in Medicine 2005). Without them a sample without mistakes would have an
+  interval of width 0. They weigh as much as an average image, and vanish among many.
 
-Classes with the same counts are one binomial, since sums of binomials of one rate are binomial: exact, and the draws
-cost as much as there are different counts, not as there are classes.
+Classes with equal counts are one binomial, since sums of binomials with one rate are binomial: exact, and the cost of
+the draws grows with the number of different counts, not of classes.
 
-What remains: where only a mistake or two are to be expected (20 classes, 2 to 5 % wrong, 1 to 5 images each), intervals
-of 95 % cover about 90 %, and less for some sets of classes.
-
-Errors of classes, with what a finite sample leaves uncertain.
+Limitation: where only one or two mistakes are expected (20 classes, 2 to 5 % wrong, 1 to 5 images each), intervals of
+95 % cover about 90 %, and less for some sets of classes.
 """
 
 from statistics import NormalDist
@@ -27,23 +25,25 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lib.metrics.accuracy import count_per_class, mean_over_classes
+
 NUM_DRAWS = 1000
 LEVEL = 0.95
 _BATCH = 1 << 20  # numbers drawn at a time: 8 MB each of a few arrays
 
 
-def accuracy_draws(right: np.ndarray, total: np.ndarray, *, num_draws: int = NUM_DRAWS, seed: int = 0) -> np.ndarray:
+def accuracy_draws(correct: np.ndarray, total: np.ndarray, *, num_draws: int = NUM_DRAWS, seed: int = 0) -> np.ndarray:
     """Return draws of the mean accuracy over the classes that have images, (num_draws,) float64.
 
     Args:
-        right, total: (num_classes,) int64 right answers and images of each class.
-        seed: the same draws come from the same seed and counts.
+        correct, total: (num_classes,) int64 correct predictions and images of each class.
+        seed: equal seeds and counts give equal draws.
 
     Raises:
         ValueError: no class has an image.
     """
     rng = np.random.default_rng(seed)
-    means, weight = _mean_draws(right, np.zeros_like(right), total, num_draws, rng)
+    means, weight = _mean_draws(correct, np.zeros_like(correct), total, num_draws, rng)
     return (means * weight + rng.normal(2.0, 1.0, num_draws)) / (weight + 4)
 
 
@@ -53,7 +53,8 @@ def difference_draws(
     """Return draws of the mean over classes of (gained - lost) / total, (num_draws,) float64.
 
     Args:
-        gained, lost: (num_classes,) int64 images that only the second, and only the first of two models has right.
+        gained: (num_classes,) int64 images that only the second of two models predicts correctly.
+        lost: (num_classes,) int64 images that only the first one does.
         total: (num_classes,) int64 images of each class.
 
     Raises:
@@ -65,11 +66,11 @@ def difference_draws(
 
 
 def accuracy_interval(
-    right: np.ndarray, total: np.ndarray, *, num_draws: int = NUM_DRAWS, level: float = LEVEL, seed: int = 0
+    correct: np.ndarray, total: np.ndarray, *, num_draws: int = NUM_DRAWS, level: float = LEVEL, seed: int = 0
 ) -> tuple[float, float]:
     """Return the interval of the mean accuracy over the classes that have images; see accuracy_draws."""
-    draws = accuracy_draws(right, total, num_draws=num_draws, seed=seed)
-    low, high = interval_of(draws, _mean_over_classes(right, total), level)
+    draws = accuracy_draws(correct, total, num_draws=num_draws, seed=seed)
+    low, high = interval_of(draws, mean_over_classes(correct, total), level)
     return max(low, 0.0), min(high, 1.0)
 
 
@@ -84,32 +85,27 @@ def difference_interval(
 ) -> tuple[float, float]:
     """Return the interval of the mean over classes of (gained - lost) / total; see difference_draws."""
     draws = difference_draws(gained, lost, total, num_draws=num_draws, seed=seed)
-    low, high = interval_of(draws, _mean_over_classes(gained - lost, total), level)
+    low, high = interval_of(draws, mean_over_classes(gained - lost, total), level)
     return max(low, -1.0), min(high, 1.0)
 
 
 def interval_of(draws: np.ndarray, estimate: float, level: float = LEVEL) -> tuple[float, float]:
-    """Return mean and standard deviation of draws as the ends of an interval that always holds the estimate.
+    """Return the normal interval of draws, extended to contain the estimate.
 
-    Not the draws' percentiles: near 0 and 1 these lean to the wrong side, for few mistakes in a sample may be many
-    that were missed, not fewer.
+    Not the draws' percentiles: near 0 and 1 these are biased, since few mistakes in a sample are compatible with many
+    more in the population, but not with many fewer.
     """
     reach = NormalDist().inv_cdf((1 + level) / 2) * float(draws.std())
     middle = float(draws.mean())
     return min(middle - reach, estimate), max(middle + reach, estimate)
 
 
-def _mean_over_classes(values: np.ndarray, total: np.ndarray) -> float:
-    has_images = total > 0
-    return float((values[has_images] / total[has_images]).mean())
-
-
 def _mean_draws(
     gained: np.ndarray, lost: np.ndarray, total: np.ndarray, num_draws: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, float]:
-    """Return draws of the mean of (gained - lost) / total over classes, and how many images that mean is worth.
+    """Return draws of the mean of (gained - lost) / total over classes, and the effective number of images.
 
-    That is Kish's effective number: 1 / sum of squared weights, an image of class c weighing 1 / (K n_c).
+    That is Kish's number: 1 / sum of squared weights, where an image of class c weighs 1 / (K n_c).
     """
     has_images = total > 0
     if not has_images.any():
@@ -122,7 +118,7 @@ def _mean_draws(
         plus, minus = int(gained[single].sum()), int(lost[single].sum())
         if num_single > 1:
             rates, trials = (plus / num_single, minus / num_single), num_single - 1
-        else:  # nothing like it to learn from but all images
+        else:  # a single such class takes the rates of all images
             rates, trials = (gained.sum() / total.sum(), lost.sum() / total.sum()), 1
         drawn = _trinomial(np.array(trials), *map(np.float64, rates), num_draws, rng) / trials
         sums += (plus - minus) + num_single * (drawn - (rates[0] - rates[1]))
@@ -136,10 +132,10 @@ def _sums_of_several(
     sums = np.zeros(num_draws)
     if not len(total):
         return sums
-    base = int(total.max()) + 1  # its cube fits 64 bits up to two million images a class
+    base = int(total.max()) + 1  # its cube fits 64 bits up to two million images per class
     keys, num_alike = np.unique((total * base + gained) * base + lost, return_counts=True)
     total, gained, lost = keys // base**2, keys // base % base, keys % base
-    # What has one outcome only needs no draws.
+    # Counts with a single outcome need no draws.
     fixed = (gained == total) | (lost == total) | (gained + lost == 0)
     sums += float((num_alike * (gained - lost) / total)[fixed].sum())
     total, gained, lost, num_alike = (values[~fixed] for values in (total, gained, lost, num_alike))
@@ -164,13 +160,13 @@ def _trinomial(
 
 
 def class_errors(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Count images and wrong predictions of each class.
+    """Return images and wrong predictions of each class, (num_classes,) int64 each.
 
-    `labels` and `predicted` are integers (num_images,); a prediction of -1 (unreadable image) is wrong.
-    Returns two int64 arrays (num_classes,).
+    Args:
+        labels, predicted: (num_images,) integers; a prediction of -1 (unreadable image) is wrong.
     """
-    num_images = np.bincount(labels, minlength=num_classes)
-    return num_images, np.bincount(labels[labels != predicted], minlength=num_classes)
+    wrong, images = count_per_class(labels, labels != predicted, num_classes)
+    return images, wrong
 
 
 def binomial_interval(hits: ArrayLike, total: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
@@ -178,7 +174,7 @@ def binomial_interval(hits: ArrayLike, total: ArrayLike, level: float = 0.95) ->
 
         (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n),   p = hits / n
 
-    Holds up at one image, where an error of 0 or 1 is no certainty; of no image it is 0 to 1.
+    Valid at one image too, where the rate is 0 or 1; without images it is 0 to 1.
     """
     hits, total = np.asarray(hits, np.float64), np.asarray(total, np.float64)
     z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
@@ -186,7 +182,7 @@ def binomial_interval(hits: ArrayLike, total: ArrayLike, level: float = 0.95) ->
     rate = hits / n
     middle = (rate + z2 / (2 * n)) / (1 + z2 / n)
     reach = np.sqrt(z2 * (rate * (1 - rate) / n + z2 / (4 * n**2))) / (1 + z2 / n)
-    # The ends at no hit and at nothing but hits are exact; rounding must not take them.
+    # The ends without hits and without misses are exact in spite of rounding.
     low = np.where(hits > 0, middle - reach, 0.0)
     high = np.where(hits < total, middle + reach, 1.0)
     return np.where(total > 0, low, 0.0), np.where(total > 0, high, 1.0)

@@ -1,22 +1,23 @@
-"""Is one model better than another? Both see the same images, so that only those count on which they differ."""
+"""Paired comparison of two models on the same images: only images on which they differ count."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from lib.metrics.accuracy import mean_over_classes
 from lib.metrics.intervals import NUM_DRAWS, difference_interval
 from lib.metrics.predictions import Predictions
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A second model beside a first one on the same images.
+    """The comparison of a second model with a first one.
 
     Attributes:
-        images: how many have a label.
-        only_first, only_second: how many of them only that model has right.
-        p_value: of McNemar's test that both are equally likely to be right; over images, whatever their class.
+        images: number of labeled images.
+        only_first, only_second: images that only that model predicts correctly.
+        p_value: of McNemar's test that both are equally likely to be correct; over images of all classes.
         difference: mean class error of the second minus that of the first; below 0, the second is better.
         interval: (low, high) of the difference, 95 %.
     """
@@ -32,24 +33,23 @@ class Comparison:
 def compare(
     first: Predictions, second: Predictions, num_classes: int, *, num_draws: int = NUM_DRAWS, seed: int = 0
 ) -> Comparison:
-    """Compare two models' answers to the same images; those labelled -1 do not count.
+    """Compare two models' predictions for the same images; those labeled -1 do not count.
 
-    The interval is a paired bootstrap's: whether neither, both, or which of the two is right is drawn together for
-    an image, within its class, corrected for few images a class (lib.metrics.intervals).
+    The interval is that of a paired bootstrap: which of the two models is correct is drawn jointly for an image, within
+    its class, corrected for few images per class (lib.metrics.intervals).
 
     Raises:
-        ValueError: the labels differ, so the images do; or none has a label.
+        ValueError: the labels differ, so the images do; or no image has a label.
     """
     if not np.array_equal(first.labels, second.labels):
         raise ValueError('two models can be compared on the same images only, but their labels differ')
     known = first.labels >= 0
     if not known.any():
-        raise ValueError('two models can be compared on labelled images only')
+        raise ValueError('two models can be compared on labeled images only')
     total, gained, lost = (
         np.bincount(first.labels[rows], minlength=num_classes)
-        for rows in (known, second.right & ~first.right, first.right & ~second.right)
+        for rows in (known, second.correct & ~first.correct, first.correct & ~second.correct)
     )
-    has_images = total > 0
     low, high = difference_interval(gained, lost, total, num_draws=num_draws, seed=seed)
     only_first, only_second = int(lost.sum()), int(gained.sum())
     return Comparison(
@@ -57,21 +57,19 @@ def compare(
         only_first=only_first,
         only_second=only_second,
         p_value=mcnemar(only_first, only_second),
-        # A gain in accuracy is a loss of error.
-        difference=float(((lost - gained)[has_images] / total[has_images]).mean()),
+        difference=mean_over_classes(lost - gained, total),  # a gain in accuracy is a loss of error
         interval=(-high, -low),
     )
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the exact two-sided p-value of McNemar's test (Psychometrika, 1947): a fair coin for every image that
-    one model alone has right.
+    """Return the exact two-sided p-value of McNemar's test (Psychometrika, 1947).
 
     That is 2 P(X <= min(b, c)), X ~ Binomial(b + c, 1/2), at most 1. Exact for any number: the binomial's terms are
-    summed from the largest down by their ratios, so that no approximation for many images is needed.
+    summed from the largest down by their ratios, so no approximation for many images is needed.
 
     Args:
-        only_first, only_second: b and c, images that only one of the models has right.
+        only_first, only_second: b and c, images that only one of the models predicts correctly.
     """
     fewer, trials = min(only_first, only_second), only_first + only_second
     if 2 * fewer == trials:
@@ -80,6 +78,6 @@ def mcnemar(only_first: int, only_second: int) -> float:
         math.lgamma(trials + 1) - math.lgamma(fewer + 1) - math.lgamma(trials - fewer + 1) - trials * math.log(2.0)
     )
     # P(X = k - 1) / P(X = k) = k / (trials - k + 1)
-    places = np.arange(fewer, 0, -1)
-    logs = np.concatenate([[0.0], np.cumsum(np.log(places / (trials - places + 1)))])
+    counts = np.arange(fewer, 0, -1)
+    logs = np.concatenate([[0.0], np.cumsum(np.log(counts / (trials - counts + 1)))])
     return min(1.0, 2.0 * math.exp(largest) * float(np.exp(logs).sum()))

@@ -1,31 +1,37 @@
-"""What a model says about each image of a split: enough for every metric, without keeping logits."""
+"""Predictions for the images of a split: the classes of the largest logits, their probabilities and the losses.
 
+That is enough for every metric, so no logits are stored. `BatchPredictions` holds the same columns of one batch as
+tensors on the device, so that no batch waits for the host.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from lib.metrics.accuracy import metrics_from_counts
-from lib.metrics.scores import Scores, scores_of
+from lib.distributed.process_group import ProcessGroup
+
+NUM_TOP = 5
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """A model's answers, a row an image, in input order.
+    """Predictions of a model: one row per image, in input order.
 
     Attributes:
-        labels: (n,) int64; -1 where the class is not known.
-        best: (n, k) int64 classes of the largest logits, the largest first; -1 where the image cannot be decoded.
-        confidence: (n,) float32 probability of the first of them; 0 where the image cannot be decoded, NaN where only
-            the prediction is known.
-        losses: (n,) float32 -ln of the label's probability; NaN where the class, the image or the probability is not
-            known.
+        labels: (n,) int64; -1 where the class is unknown.
+        topk: (n, k) int64 classes of the largest logits, the largest first; -1 where the image cannot be decoded.
+        probabilities: (n, k) float32, those of `topk`; 0 where the image cannot be decoded, NaN where only the
+            predicted class is known.
+        losses: (n,) float32 cross entropy; NaN where label, image or probability is unknown.
     """
 
     labels: np.ndarray
-    best: np.ndarray
-    confidence: np.ndarray
+    topk: np.ndarray
+    probabilities: np.ndarray
     losses: np.ndarray
 
     def __len__(self) -> int:
@@ -33,75 +39,125 @@ class Predictions:
 
     @property
     def predicted(self) -> np.ndarray:
-        """The best class of each image, (n,) int64, -1 where it cannot be decoded."""
-        return self.best[:, 0]
+        """The predicted class of each image, (n,) int64; -1 where it cannot be decoded."""
+        return self.topk[:, 0]
 
     @property
-    def right(self) -> np.ndarray:
-        """Whether the best class is the label, (n,) bool."""
+    def confidence(self) -> np.ndarray:
+        """The probability of the predicted class, (n,) float32."""
+        return self.probabilities[:, 0]
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Whether the predicted class is the label, (n,) bool."""
         return (self.labels >= 0) & (self.predicted == self.labels)
 
-    def at(self, rows: np.ndarray) -> Self:
-        """Return the answers of some rows."""
-        return type(self)(self.labels[rows], self.best[rows], self.confidence[rows], self.losses[rows])
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether more than the predicted class is known, of any image."""
+        return not np.isnan(self.confidence).all()
 
-    def labelled(self) -> Self:
-        """Return the answers of the images whose class is known."""
+    def at(self, rows: np.ndarray) -> Self:
+        """Return the predictions of the given rows."""
+        return type(self)(self.labels[rows], self.topk[rows], self.probabilities[rows], self.losses[rows])
+
+    def labeled(self) -> Self:
+        """Return the predictions of the images whose class is known."""
         return self if (self.labels >= 0).all() else self.at(np.flatnonzero(self.labels >= 0))
 
 
-def accuracy_metrics(predicted: np.ndarray, labels: np.ndarray, train_counts: np.ndarray) -> dict[str, float]:
-    """Return top1, mean_class_error, many, medium, few of predictions (n,); images labelled -1 do not count."""
-    num_classes, known = len(train_counts), labels >= 0
-    right, total = (np.bincount(labels[rows], minlength=num_classes) for rows in ((labels == predicted) & known, known))
-    return metrics_from_counts(right, total, train_counts)
+class BatchPredictions(NamedTuple):
+    """Predictions of one batch, on its device; rows of unreadable or unlabeled images hold values of no meaning.
+
+    Attributes:
+        topk: (batch, k) int64 classes of the largest logits, the largest first.
+        probabilities: (batch, k) float32, those of `topk`.
+        losses: (batch,) float32 cross entropy; for labels below 0, that of class 0.
+    """
+
+    topk: torch.Tensor
+    probabilities: torch.Tensor
+    losses: torch.Tensor
+
+    def to_host(self, labels: torch.Tensor, readable: torch.Tensor) -> Predictions:
+        """Return them as arrays, with what unreadable and unlabeled images have in place of values.
+
+        Args:
+            labels: (batch,) int64; -1 where unknown.
+            readable: (batch,) bool.
+        """
+        return Predictions(
+            labels.cpu().numpy(),
+            self.topk.where(readable[:, None], -1).cpu().numpy(),
+            self.probabilities.where(readable[:, None], 0.0).cpu().numpy(),
+            self.losses.where(readable & (labels >= 0), torch.nan).cpu().numpy(),
+        )
 
 
-def answer_metrics(answers: Predictions, train_counts: np.ndarray) -> dict[str, float]:
-    """Return loss (over readable images), top1, top5, mean_class_error, many, medium, few; nothing without labels."""
-    answers = answers.labelled()
-    if not len(answers):
-        return {}
-    losses = answers.losses[~np.isnan(answers.losses)].astype(np.float64)
-    return {
-        **({'loss': float(losses.mean())} if len(losses) else {}),
-        'top5': float((answers.best == answers.labels[:, None]).any(axis=1).mean()),
-        **accuracy_metrics(answers.predicted, answers.labels, train_counts),
-    }
-
-
-def predictions_from_logits(logits: torch.Tensor, labels: torch.Tensor, readable: torch.Tensor) -> Predictions:
-    """Return the answers that a batch's logits give.
+def batch_predictions(logits: torch.Tensor, labels: torch.Tensor, num_top: int = NUM_TOP) -> BatchPredictions:
+    """Return the predictions of a batch.
 
     Args:
         logits: (batch, num_classes) float32.
-        labels: (batch,) int64, -1 where not known.
-        readable: (batch,) bool.
+        labels: (batch,) int64.
+        num_top: classes per image; fewer where there are fewer classes.
     """
-    return answers_of_scores(scores_of(logits, labels), labels, readable)
+    top = logits.topk(min(num_top, logits.shape[1]), dim=1)
+    probabilities = (top.values - logits.logsumexp(dim=1, keepdim=True)).exp()
+    return BatchPredictions(top.indices, probabilities, F.cross_entropy(logits, labels.clamp(min=0), reduction='none'))
 
 
-def answers_of_scores(scores: Scores, labels: torch.Tensor, readable: torch.Tensor) -> Predictions:
-    """Return the answers that the scores of images give; labels and readable as in answers_of."""
-    return Predictions(
-        labels.cpu().numpy(),
-        scores.best.where(readable[:, None], -1).cpu().numpy(),
-        scores.confidence.where(readable, 0.0).cpu().numpy(),
-        scores.losses.where(readable & (labels >= 0), torch.nan).cpu().numpy(),
+def sharded_batch_predictions(
+    logits: torch.Tensor, labels: torch.Tensor, classes: range, num_classes: int, group: ProcessGroup
+) -> BatchPredictions:
+    """Return the predictions of a batch from a sharded classifier; every rank passes the same images.
+
+    Args:
+        logits: (batch, len(classes)) float32 of this rank's classes.
+        labels: (batch,) int64, of all classes.
+        num_classes: of all ranks.
+    """
+    local = logits.topk(min(NUM_TOP, len(classes)), dim=1)
+    # All ranks send the same shape; a rank of few classes pads with entries that never win.
+    values = F.pad(local.values, (0, NUM_TOP - local.values.shape[1]), value=-torch.inf)
+    indices = F.pad(local.indices + classes.start, (0, NUM_TOP - local.indices.shape[1]), value=-1)
+    values, indices = (group.all_gather(part).transpose(0, 1).flatten(1) for part in (values, indices))
+    top = values.topk(min(NUM_TOP, num_classes), dim=1)
+    columns = labels.clamp(min=0) - classes.start
+    is_local = (columns >= 0) & (columns < len(classes))
+    label_logits = logits.gather(1, columns.clamp(0, len(classes) - 1)[:, None]).squeeze(1).where(is_local, 0.0)
+    normalizers = group.all_gather(logits.logsumexp(dim=1)).logsumexp(dim=0)
+    return BatchPredictions(
+        indices.gather(1, top.indices),
+        (top.values - normalizers[:, None]).exp(),
+        normalizers - group.all_reduce(label_logits),
     )
 
 
+def predictions_from_logits(logits: torch.Tensor, labels: torch.Tensor, readable: torch.Tensor) -> Predictions:
+    """Return the predictions of a batch as arrays.
+
+    Args:
+        logits: (batch, num_classes) float32.
+        labels: (batch,) int64; -1 where unknown.
+        readable: (batch,) bool.
+    """
+    return batch_predictions(logits, labels).to_host(labels, readable)
+
+
 def predictions_from_classes(labels: np.ndarray, predicted: np.ndarray) -> Predictions:
-    """Return answers of which nothing but the best class is known: labels and predicted, (n,) integers, -1 as ever."""
+    """Return predictions without probabilities and losses from labels and predicted classes, (n,) integers each."""
     unknown = np.full(len(labels), np.nan, np.float32)
-    return Predictions(np.asarray(labels, np.int64), np.asarray(predicted, np.int64)[:, None], unknown, unknown)
-
-
-def join_predictions(parts: list[Predictions]) -> Predictions:
-    """Return the answers of consecutive parts of a split as one."""
     return Predictions(
-        *(
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ('labels', 'best', 'confidence', 'losses')
-        )
+        np.asarray(labels, np.int64), np.asarray(predicted, np.int64)[:, None], unknown[:, None], unknown
+    )
+
+
+def join_predictions(parts: Sequence[Predictions]) -> Predictions:
+    """Return the predictions of consecutive parts of a split as one record."""
+    return Predictions(
+        labels=np.concatenate([part.labels for part in parts]),
+        topk=np.concatenate([part.topk for part in parts]),
+        probabilities=np.concatenate([part.probabilities for part in parts]),
+        losses=np.concatenate([part.losses for part in parts]),
     )

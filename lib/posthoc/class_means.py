@@ -1,62 +1,86 @@
-"""The mean features of every class, and the classifiers they make."""
+"""The mean feature of every class, and the classifiers made from them."""
 
 import numpy as np
 import torch
 
 from lib.classifier.cosine import unit
 from lib.dataset.loader import EvalLoader
+from lib.dataset.pipeline import Batch
+from lib.inference.engine import Engine
 from lib.inference.features import Features
-from lib.model import Recognizer
+from lib.inference.forward import BatchOutput, SingleForward
+from lib.inference.run import run
 from lib.posthoc.tau_sweep import NEVER
-from lib.runtime.log import progress_bar
 
 _ROWS_AT_ONCE = 10_000
 
 
-@torch.inference_mode()
-def class_means(
-    model: Recognizer, loader: EvalLoader, rows: np.ndarray, *, num_classes: int, unit_length: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the mean feature of each class over images seen as in validation (NCM: Kang et al., ICLR 2020).
-
-    Images that cannot be decoded do not count.
+class ClassMeanSink:
+    """Sums features per class on the CPU, in the order of the images, so that results do not depend on the device.
 
     Args:
-        model: put into eval mode here, and back into what it was.
+        rows: (n,) which images count; those that cannot be decoded never do.
+        num_images: of the split.
+        unit_length: whether each feature is scaled to length 1 first.
+    """
+
+    def __init__(self, rows: np.ndarray, num_images: int, num_classes: int, *, unit_length: bool = False) -> None:
+        self._selected = torch.zeros(num_images, dtype=torch.bool)
+        self._selected[torch.from_numpy(rows)] = True
+        self._sums: torch.Tensor | None = None
+        self._counts = torch.zeros(num_classes, dtype=torch.int64)
+        self._unit_length = unit_length
+
+    def __call__(self, batch: Batch, output: BatchOutput) -> None:
+        """Add a batch."""
+        counted = self._selected[batch.rows] & batch.readable.cpu()
+        if not counted.any():
+            return
+        features = output.features.cpu().double()[counted]
+        labels = batch.labels.cpu()[counted]
+        if self._sums is None:
+            self._sums = torch.zeros(len(self._counts), features.shape[1], dtype=torch.float64)
+        self._sums.index_add_(0, labels, unit(features) if self._unit_length else features)
+        self._counts += torch.bincount(labels, minlength=len(self._counts))
+
+    def means(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return means (num_classes, num_features) float64 and counts (num_classes,) int64, on the CPU.
+
+        Raises:
+            ValueError: no image has been counted.
+        """
+        if self._sums is None:
+            raise ValueError('class means need at least one readable image')
+        return self._sums.div_(self._counts.clamp_min(1)[:, None]), self._counts
+
+
+@torch.inference_mode()
+def class_means(
+    engine: Engine, loader: EvalLoader, rows: np.ndarray, *, num_classes: int, unit_length: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the mean feature of each class (NCM: Kang et al., ICLR 2020) by one pass, preprocessed as in validation.
+
+    Args:
         loader: of the training images.
-        rows: (n,) which of them count.
-        unit_length: each feature is scaled to length 1 first.
+        rows: (n,) which images count; those that cannot be decoded never do.
+        unit_length: whether each feature is scaled to length 1 first.
 
     Returns:
-        means (num_classes, num_features) float64 and counts (num_classes,) int64, on the CPU. Summed there, in the
-        order of the images, so that they do not depend on how a GPU adds. A class without images has a mean of 0.
+        means (num_classes, num_features) float64 and counts (num_classes,) int64, on the CPU. The mean of a class
+        without images is 0.
+
+    Raises:
+        ValueError: none of the rows can be decoded.
     """
-    was_training = model.training
-    model.eval()
-    takes_part = torch.zeros(loader.num_images, dtype=torch.bool)
-    takes_part[torch.from_numpy(rows)] = True
-    counts = torch.zeros(num_classes, dtype=torch.int64)
-    sums: torch.Tensor | None = None
-    for batch in progress_bar(loader, total=len(loader), label='class means'):
-        counted = takes_part[batch.rows] & batch.readable.cpu()
-        if not counted.any():
-            continue
-        features = model.features(batch.images).cpu().double()[counted]
-        labels = batch.labels.cpu()[counted]
-        if sums is None:
-            sums = torch.zeros(num_classes, features.shape[1], dtype=torch.float64)
-        sums.index_add_(0, labels, unit(features) if unit_length else features)
-        counts += torch.bincount(labels, minlength=num_classes)
-    model.train(was_training)
-    if sums is None:
-        raise ValueError('class means need at least one readable image')
-    return sums.div_(counts.clamp_min(1)[:, None]), counts
+    sink = ClassMeanSink(rows, loader.num_images, num_classes, unit_length=unit_length)
+    run(SingleForward(engine, loader), [sink], label='class means')
+    return sink.means()
 
 
 def feature_means(
     features: Features, num_classes: int, *, unit_length: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the same of features that are kept; images without a label, or that cannot be decoded, do not count."""
+    """Compute the same from stored features; images without a label, or that cannot be decoded, do not count."""
     counted = np.flatnonzero((features.labels >= 0) & features.readable)
     sums = torch.zeros(num_classes, features.values.shape[1], dtype=torch.float64)
     for rows in np.array_split(counted, max(1, len(counted) // _ROWS_AT_ONCE)):
@@ -67,10 +91,14 @@ def feature_means(
 
 
 def nearest_mean(means: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the linear classifier that prefers the nearest mean, z_j = 2 mu_j . f - |mu_j|^2, float32.
+    """Return the linear classifier that predicts the nearest mean: z_j = 2 mu_j . f - |mu_j|^2, float32.
 
     That is |f|^2 - |f - mu_j|^2. A class without images gets a row of zeros and a bias of -1e30: finite, and never
     the largest.
+
+    Args:
+        means: (num_classes, num_features) float64.
+        counts: (num_classes,) int64 images per class.
 
     Returns:
         weight (num_classes, num_features) and bias (num_classes,).

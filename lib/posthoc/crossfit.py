@@ -1,4 +1,4 @@
-"""What is fitted on some images is measured on others: folds, and the exact sweeps by folds."""
+"""Cross-fitting: a method is fitted on some folds and measured on the others."""
 
 from dataclasses import dataclass, replace
 
@@ -10,11 +10,11 @@ NUM_FOLDS = 5
 
 
 def stratified_folds(labels: np.ndarray, num_folds: int = NUM_FOLDS, *, seed: int = 0) -> np.ndarray:
-    """Return the fold of each image, (n,) int64 from 0: each class is spread over the folds as evenly as it can be.
+    """Return the fold of each image, (n,) int64 from 0: each class is spread over the folds as evenly as possible.
 
     Args:
         labels: (n,) classes.
-        seed: the same folds come from the same seed and labels.
+        seed: equal seeds and labels give equal folds.
 
     Raises:
         ValueError: fewer than two folds, or fewer images than folds.
@@ -24,7 +24,7 @@ def stratified_folds(labels: np.ndarray, num_folds: int = NUM_FOLDS, *, seed: in
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(labels))
     order = shuffled[np.argsort(labels[shuffled], kind='stable')]
-    # Dealt out in turn through all classes: classes of one image too come to different folds.
+    # Assigned in turn through all classes: classes of one image are spread over the folds too.
     folds = np.empty(len(labels), np.int64)
     folds[order] = np.arange(len(labels)) % num_folds
     return folds
@@ -32,29 +32,40 @@ def stratified_folds(labels: np.ndarray, num_folds: int = NUM_FOLDS, *, seed: in
 
 @dataclass(frozen=True)
 class CrossFitResult:
-    """What a method does to images that it was not fitted on.
+    """Results on images that tau was not chosen on.
 
     Attributes:
-        right: (n,) bool, of each image by what was fitted on the other folds.
-        taus: chosen by each fold; None where the untouched classifier was not beaten.
+        correct: (n,) bool, for each image with the tau that the other folds choose.
+        taus: chosen for each fold; None where the untouched classifier was not beaten.
     """
 
-    right: np.ndarray
+    correct: np.ndarray
     taus: list[float | None]
 
 
 def cross_fit_tau(images: ImageIntervals, metric: str, folds: np.ndarray) -> CrossFitResult:
-    """Choose tau on all folds but one, for each of them, and use it on that one: no pass over features is needed."""
-    right, taus = np.zeros(len(images.labels), bool), []
+    """Choose tau on all folds but one, for each of them, and apply it to that one; no pass over features is needed.
+
+    Args:
+        metric: 'mean_class_error' or 'top1'.
+        folds: (n,) int64 fold of each image.
+    """
+    correct, taus = np.zeros(len(images.labels), bool), []
     for fold in range(int(folds.max()) + 1):
         rows = folds == fold
-        choice, _ = subset(images, ~rows).choose(metric)
-        taus.append(choice.tau)
-        right[rows] = (images.before_right if choice.tau is None else images.right_at(choice.tau))[rows]
-    return CrossFitResult(right, taus)
+        chosen, _ = subset(images, ~rows).choose(metric)
+        taus.append(chosen.tau)
+        correct[rows] = (images.before_correct if chosen.tau is None else images.correct_at(chosen.tau))[rows]
+    return CrossFitResult(correct, taus)
 
 
 def subset(images: ImageIntervals, rows: np.ndarray) -> ImageIntervals:
-    """Return what is known of some images; `rows`: (n,) bool, or row numbers."""
-    names = ('low', 'high', 'before_right', 'predicted', 'labels')
-    return replace(images, **{name: getattr(images, name)[rows] for name in names})
+    """Return the intervals of some images; rows: (n,) bool, or row numbers."""
+    return replace(
+        images,
+        low=images.low[rows],
+        high=images.high[rows],
+        before_correct=images.before_correct[rows],
+        predicted=images.predicted[rows],
+        labels=images.labels[rows],
+    )

@@ -1,4 +1,4 @@
-"""A metric for every tau at once, from one sort of the images' intervals, and the choice of one tau."""
+"""A metric for every tau at once, from one sort of the images' intervals, and the choice of tau."""
 
 import math
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ class Curve:
 
     Piece k lies between breaks[k - 1] and breaks[k]; the first begins at 0, the last ends at max_tau (a
     break at 0 leaves the first piece without width). At a break an image ties with a rival, which counts as
-    wrong. Counts are weighted integers (`image_weights`), so that nothing drifts
-    along the curve and equal values are equal numbers.
+    wrong. Counts are weighted integers (`image_weights`), so that no rounding error accumulates along the
+    curve and equal values are equal numbers.
     """
 
     metric: str  # 'mean_class_error' | 'top1'
     max_tau: float
     breaks: np.ndarray  # float64 (num_breaks,), ascending, within [0, max_tau]
-    hits: np.ndarray  # int64 (num_breaks + 1,), weighted right images on each piece
+    hits: np.ndarray  # int64 (num_breaks + 1,), weighted correct images on each piece
     hits_at_breaks: np.ndarray  # int64 (num_breaks,), the same at the breaks themselves
-    total: int  # what all images together weigh
+    total: int  # weight of all images
 
     @property
     def edges(self) -> np.ndarray:
-        """Ends of the pieces: float64 (num_breaks + 2,)."""
+        """The ends of the pieces, float64 (num_breaks + 2,)."""
         return np.concatenate([[0.0], self.breaks, [self.max_tau]])
 
     @property
@@ -36,7 +36,7 @@ class Curve:
         return self._value(self.hits)
 
     def at(self, tau: float) -> float:
-        """The metric at a tau in [0, max_tau], ties counted as wrong. Raises ValueError outside."""
+        """Return the metric at a tau in [0, max_tau], ties counted as wrong. Raises ValueError outside."""
         if not 0 <= tau <= self.max_tau:
             raise ValueError(f'tau is {tau}: this curve covers 0 to {self.max_tau}')
         piece = int(np.searchsorted(self.breaks, tau))
@@ -44,7 +44,7 @@ class Curve:
         return float(self._value(self.hits_at_breaks[piece] if on_break else self.hits[piece]))
 
     def best_piece(self) -> int:
-        """The best piece: of equally good ones the widest, then the one at the smallest tau."""
+        """Return the number of the best piece: of equally good ones the widest, then the one at the smallest tau."""
         edges = self.edges
         low, high = edges[:-1], edges[1:]
         middle = (low + high) / 2
@@ -53,10 +53,11 @@ class Curve:
         return int(np.where(best & inside, high - low, -1.0).argmax())
 
     def middle(self, piece: int) -> float:
+        """Return the tau in the middle of a piece."""
         return float(self.edges[piece : piece + 2].mean())
 
     def as_dict(self) -> dict[str, list[float]]:
-        """The whole curve for JSON: `tau`, the breaks, and `value`, one more: the metric on each piece."""
+        """Return the curve for JSON: `tau`, the breaks, and `value`, one more: the metric on each piece."""
         return {'tau': self.breaks.tolist(), 'value': self.values.tolist()}
 
     def _value(self, hits: np.ndarray) -> np.ndarray:
@@ -65,27 +66,31 @@ class Curve:
 
 @dataclass(frozen=True)
 class TauRange:
-    """A chosen tau, or None where the untouched checkpoint is not beaten, and how it was found.
+    """The chosen tau and the range that it is the middle of.
 
-    optimum is the middle of the best piece, value the metric there; stretch the ends of the taus around it
-    that are within one standard error of it (and better than the untouched checkpoint), of which tau is the
-    middle.
+    Attributes:
+        tau: None where the untouched checkpoint is not beaten.
+        optimum: middle of the best piece.
+        value: the metric at the optimum.
+        standard_error: of the metric at the optimum.
+        ends: smallest and largest tau around the optimum within one standard error of it, and better than the
+            untouched checkpoint.
     """
 
     tau: float | None
     optimum: float
     value: float
     standard_error: float
-    stretch: tuple[float, float]
+    ends: tuple[float, float]
 
 
 def image_weights(labels: np.ndarray, num_classes: int, metric: str) -> tuple[np.ndarray, int]:
-    """Integer weight of each image, and their sum: accuracy is sum(weights of right images) / sum(all).
+    """Return the integer weight of each image, and their sum: accuracy is sum(weights of correct images) / sum(all).
 
     For top1 each weighs 1. For mean_class_error an image of a class with n images weighs L / n, where L is
     the least common multiple of the class sizes: exact. Where L would not fit into int64, L is the largest
-    number that does and the weights are rounded: for a million images that moves the metric by less than
-    1e-12, and still nothing drifts.
+    number that does and the weights are rounded: for a million images that changes the metric by less than
+    1e-12.
 
     Args: labels int (n,). Returns int64 (n,), int. Raises ValueError for another metric, or without any
     image.
@@ -103,16 +108,19 @@ def image_weights(labels: np.ndarray, num_classes: int, metric: str) -> tuple[np
     return of_class[labels], int((of_class * counts).sum())
 
 
-def accuracy(right: np.ndarray, labels: np.ndarray, num_classes: int, metric: str) -> float:
-    """Mean accuracy over the classes with images (mean_class_error) or over the images (top1)."""
+def weighted_accuracy(correct: np.ndarray, labels: np.ndarray, num_classes: int, metric: str) -> float:
+    """Return the accuracy on the integer scale of a curve, so that the two compare exactly.
+
+    mean_class_error: averaged over the classes with images; top1: over the images.
+    """
     weights, total = image_weights(labels, num_classes, metric)
-    return int(weights[right].sum()) / total
+    return int(weights[correct].sum()) / total
 
 
 def sweep(
     low: np.ndarray, high: np.ndarray, labels: np.ndarray, num_classes: int, metric: str, max_tau: float
 ) -> Curve:
-    """The metric at every tau in [0, max_tau] from the images' open intervals, by one sort of their ends.
+    """Compute the metric at every tau in [0, max_tau] from the images' open intervals, by one sort of their ends.
 
     Args: low, high float64 (n,) as `tau_intervals` gives them; labels int (n,);
         metric 'mean_class_error' | 'top1'.
@@ -120,33 +128,34 @@ def sweep(
     weights, total = image_weights(labels, num_classes, metric)
     ever = low < high
     opens, closes = ever & np.isfinite(low), ever & np.isfinite(high)
-    breaks, place = np.unique(np.concatenate([low[opens], high[closes]]), return_inverse=True)
+    breaks, index = np.unique(np.concatenate([low[opens], high[closes]]), return_inverse=True)
     num_opens = np.count_nonzero(opens)
     gained, lost = np.zeros(len(breaks), np.int64), np.zeros(len(breaks), np.int64)
-    np.add.at(gained, place[:num_opens], weights[opens])
-    np.add.at(lost, place[num_opens:], weights[closes])
+    np.add.at(gained, index[:num_opens], weights[opens])
+    np.add.at(lost, index[num_opens:], weights[closes])
     start = weights[ever & ~np.isfinite(low)].sum()
     hits = start + np.concatenate([[0], np.cumsum(gained - lost)])
     return Curve(metric, float(max_tau), breaks, hits, hits[:-1] - lost, total)
 
 
-def standard_error(right: np.ndarray, labels: np.ndarray, num_classes: int, metric: str) -> float:
-    """Standard error of the metric measured on these images.
+def standard_error(correct: np.ndarray, labels: np.ndarray, num_classes: int, metric: str) -> float:
+    """Return the standard error of the metric measured on these images.
 
     top1: sqrt(p (1 - p) / n), binomial. mean_class_error is a stratified mean over the K classes with images:
 
         SE^2 = 1/K^2 * sum over classes of p_c (1 - p_c) / (n_c - 1)         (unbiased for a binomial class)
 
-    A class of one image shows no variance of its own, so those S classes are pooled, as if their images came
+    A class of one image has no variance of its own, so those S classes are pooled, as if their images came
     from one stratum (collapsed strata; Cochran, Sampling Techniques, 1977): each adds p (1 - p) S / (S - 1),
-    p their accuracy together. That errs on the large side. A lone one takes the accuracy of all images for p.
+    p their common accuracy. That errs on the large side. A single such class takes the accuracy of all images
+    for p.
 
-    Args: right bool (n,), labels int (n,). Returns a fraction.
+    Args: correct bool (n,), labels int (n,). Returns a fraction.
     """
     if metric == 'top1':
-        return math.sqrt(right.mean() * (1 - right.mean()) / len(right))
+        return math.sqrt(correct.mean() * (1 - correct.mean()) / len(correct))
     counts = np.bincount(labels, minlength=num_classes)
-    rates = np.bincount(labels[right], minlength=num_classes) / np.maximum(counts, 1)
+    rates = np.bincount(labels[correct], minlength=num_classes) / np.maximum(counts, 1)
     several, single = counts > 1, counts == 1
     variance = (rates[several] * (1 - rates[several]) / (counts[several] - 1)).sum()
     num_single = np.count_nonzero(single)
@@ -154,15 +163,15 @@ def standard_error(right: np.ndarray, labels: np.ndarray, num_classes: int, metr
         p = rates[single].mean()
         variance += num_single * p * (1 - p) * num_single / (num_single - 1)
     elif num_single == 1:
-        variance += right.mean() * (1 - right.mean())
+        variance += correct.mean() * (1 - correct.mean())
     return math.sqrt(variance) / int(np.count_nonzero(counts))
 
 
 def choose(curve: Curve, before: float, standard_error: float) -> TauRange:
-    """The middle of the stretch around the optimum within one standard error of it and better than before.
+    """Choose the middle of the range around the optimum within one standard error of it and better than before.
 
     Args: before is the accuracy (not error) of the untouched checkpoint under the curve's metric, from
-    `accuracy`.
+    `weighted_accuracy`.
     """
     best = curve.best_piece()
     peak = curve.hits[best] / curve.total

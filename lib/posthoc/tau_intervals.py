@@ -1,6 +1,6 @@
-"""For which tau is an image right? One open interval an image, from one pass over its logits.
+"""The open interval of tau in which an image is classified correctly, from one pass over its logits.
 
-tau-normalisation (Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition, ICLR
+tau-normalization (Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition, ICLR
 2020, eq. 5) scores class j by z_j / n_j^tau: z_j = w_j . f without bias, n_j the norm of w_j. Post-hoc
 logit adjustment (Menon et al., Long-Tail Learning via Logit Adjustment, ICLR 2021, eq. 9) scores it by
 z_j - tau ln prior_j, the logarithm of exp(z_j) / prior_j^tau: the same problem with exp(z_j) for z_j and the
@@ -14,13 +14,12 @@ l = ln prior). The label y beats a rival j of the same sign exactly when
 and of another sign when its own sign is the larger, whatever tau. So each rival leaves y a half-line of
 tau, and all rivals together an open interval. Equal scores count as wrong, two zeros included.
 
-The cost. Classes are taken in groups of 32, and only the maximum of each group is read off the logits. With
-the smallest and the largest l of the group it bounds what any of its classes can score at any tau. Two
-exact cuts by the groups that look strongest at tau = 0 and at max_tau settle most images; a rival that
-loses at both ends of what is left loses in between too, so only groups whose bound reaches the label at one
-of the two ends are opened, and only there are logarithms taken, in float64. The bounds are tight where
-neighbouring classes have similar l: order the classes by l to be fast (`TauSweep` does); any order is
-exact.
+Cost: classes form groups of 32, and only the maximum of each group is read from the logits. With the smallest
+and the largest l of the group it bounds the score of any of its classes at any tau. Two exact cuts by the
+groups with the highest bounds at tau = 0 and at max_tau decide most images; a rival that loses at both ends of
+the remaining interval loses in between too, so only groups whose bound reaches the label at one of the two ends
+are opened, and only there logarithms are computed, in float64. The bounds are tight where neighboring classes
+have similar l: order the classes by l to be fast (`TauSweep` does); any order is exact.
 """
 
 from collections.abc import Callable
@@ -29,13 +28,13 @@ import torch
 from torch import Tensor
 
 GROUP = 32
-PAIRS_AT_ONCE = 2**22  # image-rival pairs in one float64 cut: 32 MB a temporary
-SLACK = 1e-6  # what rounding may take from a float32 bound, generously
+PAIRS_AT_ONCE = 2**22  # image-rival pairs in one float64 cut: 32 MB per temporary
+SLACK = 1e-6  # more than the rounding error of a float32 bound
 EQUAL_LOGS = 1e-12  # logarithms this close differ by rounding: float32 logits cross only beyond tau 10,000
 
 
 def log_norms(weight: Tensor) -> Tensor:
-    """Logarithms of the rows' norms, ln n_j, -inf for a zero row.
+    """Return the logarithms of the rows' norms, ln n_j, -inf for a zero row.
 
     Norms that are all equal up to float32 rounding (a cosine classifier's) are made equal, so that their
     curve is flat.
@@ -51,13 +50,13 @@ def log_norms(weight: Tensor) -> Tensor:
 
 
 def log_priors(class_counts: Tensor) -> Tensor:
-    """Logarithms of the class priors, -inf for a class without images: float64 (num_classes,), on the CPU."""
+    """Return the logarithms of the class priors, -inf for a class without images, float64 (num_classes,) on the CPU."""
     counts = torch.as_tensor(class_counts).cpu().double()
     return counts.log() - counts.sum().log()
 
 
 def tau_intervals(scores: Tensor, labels: Tensor, log_norms: Tensor, max_tau: float) -> tuple[Tensor, Tensor]:
-    """The open interval of tau in which z_j / n_j^tau ranks each image's label first (Kang et al., 2020).
+    """Return the open interval of tau in which z_j / n_j^tau ranks each image's label first (Kang et al., 2020).
 
     Args:
         scores: float32 (batch, num_classes), logits without bias, on any device; left as they are.
@@ -66,8 +65,8 @@ def tau_intervals(scores: Tensor, labels: Tensor, log_norms: Tensor, max_tau: fl
         max_tau: taus are searched in [0, max_tau].
 
     Returns: low, high, float64 (batch,), on the device of the scores (on the CPU for MPS, which has no
-        float64). Right at tau in [0, max_tau] exactly when low < tau < high. An end outside the range is
-        infinite; never right is (inf, -inf). An image whose scores hold NaN or inf is never right.
+        float64). Correct at tau in [0, max_tau] exactly when low < tau < high. An end outside the range is
+        infinite; never correct is (inf, -inf). An image whose scores contain NaN or inf is never correct.
 
     Raises: ValueError where max_tau is not above 0.
     """
@@ -75,7 +74,7 @@ def tau_intervals(scores: Tensor, labels: Tensor, log_norms: Tensor, max_tau: fl
 
 
 def adjustment_intervals(logits: Tensor, labels: Tensor, log_priors: Tensor, max_tau: float) -> tuple[Tensor, Tensor]:
-    """The open interval of tau in which z_j - tau ln prior_j ranks the label first (Menon et al., 2021).
+    """Return the open interval of tau in which z_j - tau ln prior_j ranks the label first (Menon et al., 2021).
 
     As `tau_intervals`, with logits that keep their bias and `log_priors`; a class without training images
     never wins.
@@ -103,9 +102,9 @@ def _intervals(scores: Tensor, labels: Tensor, logs: Tensor, max_tau: float, rea
 
 
 class _Search:
-    """The intervals of one batch while rivals cut them down.
+    """The intervals of one batch, cut down by one group of rivals after another.
 
-    Scores are compared by their height, s (m - tau l) + s * step, with a step that parts the signs: it
+    Scores are compared by s (m - tau l) + s * step, with a step that separates the signs: the sum
     rises with the score, is linear in tau, and does not overflow where a power would.
     """
 
@@ -124,16 +123,16 @@ class _Search:
         self.bound = torch.where(sign == 0, 0, sign * (size + self.step))
         self.bound_slope = sign * torch.where(sign > 0, *_group_ranges(self.logs))
 
-        hopeless = ~((maxima.amax(1) < torch.inf) & own[:, 0].isfinite() & self.own_log[:, 0].isfinite())
-        self.low = torch.where(hopeless, torch.inf, -torch.inf).double()  # (batch,)
+        never_correct = ~((maxima.amax(1) < torch.inf) & own[:, 0].isfinite() & self.own_log[:, 0].isfinite())
+        self.low = torch.where(never_correct, torch.inf, -torch.inf).double()  # (batch,)
         self.high = -self.low
 
     def bounds(self, tau: Tensor | float) -> Tensor:
-        """The highest that each group can reach at tau, float32 (batch, groups)."""
+        """Return the upper bound of each group's score at tau, float32 (batch, groups)."""
         return self.bound - tau * self.bound_slope
 
     def contenders(self) -> tuple[Tensor, Tensor]:
-        """Pairs (row, group) where a group may beat the label at an end of the row's interval."""
+        """Return pairs (row, group) where a group may beat the label at an end of the row's interval."""
         reached = torch.zeros_like(self.bound, dtype=torch.bool)
         for end in (self.low, self.high):
             tau = end.clamp(0, self.max_tau)[:, None]
@@ -141,7 +140,8 @@ class _Search:
             own = torch.where(self.own_sign == 0, 0, own)
             limit = own - SLACK * (self.step + own.abs())
             reached |= self.bounds(tau.float()) >= limit.float()
-        return (reached & self._alive()[:, None]).nonzero(as_tuple=True)
+        rows, groups = (reached & self._is_open()[:, None]).nonzero(as_tuple=True)
+        return rows, groups
 
     def cut(self, rows: Tensor, groups: Tensor) -> None:
         """Cut the rows' intervals by all classes of the groups, exactly. rows, groups: int64 (pairs,)."""
@@ -174,19 +174,19 @@ class _Search:
         high = torch.where(real & (slope < 0), at, torch.inf).amin(1)
         return low.masked_fill_(beaten, torch.inf), high
 
-    def _alive(self) -> Tensor:
+    def _is_open(self) -> Tensor:
         return (self.low < self.high) & (self.low < self.max_tau) & (self.high > 0)
 
     def ends(self) -> tuple[Tensor, Tensor]:
-        """The intervals seen from [0, max_tau]: ends outside are infinite, what misses it is (inf, -inf)."""
-        alive = self._alive()
-        low = self.low.masked_fill(self.low < 0, -torch.inf).masked_fill(~alive, torch.inf)
-        high = self.high.masked_fill(self.high > self.max_tau, torch.inf).masked_fill(~alive, -torch.inf)
+        """Return the intervals within [0, max_tau]: ends outside are infinite, empty intervals are (inf, -inf)."""
+        is_open = self._is_open()
+        low = self.low.masked_fill(self.low < 0, -torch.inf).masked_fill(~is_open, torch.inf)
+        high = self.high.masked_fill(self.high > self.max_tau, torch.inf).masked_fill(~is_open, -torch.inf)
         return low, high
 
 
 def _group_maxima(scores: Tensor) -> Tensor:
-    """The largest score of each group of classes, the only pass over the scores: (batch, groups)."""
+    """Return the largest score of each group of classes, the only pass over the scores: (batch, groups)."""
     full = scores.shape[1] // GROUP * GROUP
     maxima = scores[:, :full].unflatten(1, (full // GROUP, GROUP)).amax(2)
     if full < scores.shape[1]:
@@ -195,7 +195,7 @@ def _group_maxima(scores: Tensor) -> Tensor:
 
 
 def _group_ranges(logs: Tensor) -> tuple[Tensor, Tensor]:
-    """The smallest and largest logarithm of each group, over its classes that can win: two of (groups,)."""
+    """Return the smallest and largest logarithm of each group, over its classes that can win: two of (groups,)."""
     missing = -len(logs) % GROUP
     padded = torch.cat([logs, logs.new_full((missing,), -torch.inf)]).unflatten(0, (-1, GROUP))
     low = torch.where(padded.isfinite(), padded, torch.inf).amin(1)

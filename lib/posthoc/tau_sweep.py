@@ -1,12 +1,12 @@
-"""tau-normalisation of a trained classifier (Kang et al., ICLR 2020), exact: every tau from one pass.
+"""tau-normalization of a trained classifier (Kang et al., ICLR 2020), exact: every tau from one pass.
 
 sweep = TauSweep(weight, bias, max_tau=2.0)
 for features, labels in batches:
     sweep.update(features, labels)
 images = sweep.finish()
-choice, curve = images.choose('mean_class_error')
-if choice.tau is not None:
-    weight, bias = normalize_classifier(weight, choice.tau)
+chosen, curve = images.choose('mean_class_error')
+if chosen.tau is not None:
+    weight, bias = normalize_classifier(weight, chosen.tau)
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from lib.metrics.accuracy import metrics_from_counts
-from lib.posthoc.tau_curve import Curve, TauRange, accuracy, choose, standard_error, sweep
+from lib.metrics.accuracy import count_per_class, metrics_from_counts
+from lib.posthoc.tau_curve import Curve, TauRange, choose, standard_error, sweep, weighted_accuracy
 from lib.posthoc.tau_intervals import adjustment_intervals, log_norms, log_priors, tau_intervals
 
 # The bias that keeps a class without a norm from winning: below any logit, and far enough from float32's
@@ -31,7 +31,7 @@ FLAT_NOTE = (
 
 
 def normalize_weight(weight: Tensor, tau: float) -> Tensor:
-    """Rescaled classifier weight, rows w_j / n_j^tau (Kang et al., 2020, eq. 5); zero rows stay zero.
+    """Return the rescaled classifier weight, rows w_j / n_j^tau (Kang et al., 2020, eq. 5); zero rows stay zero.
 
     Args: weight (num_classes, num_features). Returns a new tensor of the same dtype and device; scaled in
     float64.
@@ -42,10 +42,10 @@ def normalize_weight(weight: Tensor, tau: float) -> Tensor:
 
 
 def normalize_classifier(weight: Tensor, tau: float) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the tau-normalised linear classifier that a checkpoint is saved with.
+    """Return weight and bias of the tau-normalized linear classifier that a checkpoint is saved with.
 
     The bias is zero, but for classes whose weight is all zeros. Those score 0, which would win wherever all
-    others are negative, though such a class has learned nothing; they get a bias of -1e30, so that the
+    others are negative, though such a class was never trained; they get a bias of -1e30, so that the
     saved model ranks exactly as the sweep did.
 
     Returns: weight (num_classes, num_features), bias (num_classes,), dtype and device of the weight given.
@@ -57,51 +57,50 @@ def normalize_classifier(weight: Tensor, tau: float) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class ImageIntervals:
-    """What one pass learns about each labelled image, in the order seen: enough for every tau and metric.
+    """Interval of tau and prediction of each labeled image, in input order: enough for every tau and metric.
 
-    before_right says whether the untouched classifier, bias included, is right (ties are wrong).
+    before_correct: whether the untouched classifier, bias included, is correct (ties are wrong).
     """
 
-    low: np.ndarray  # float64 (n,); right at tau exactly when low < tau < high
+    low: np.ndarray  # float64 (n,); correct at tau exactly when low < tau < high
     high: np.ndarray  # float64 (n,)
-    before_right: np.ndarray  # bool (n,)
+    before_correct: np.ndarray  # bool (n,)
     predicted: np.ndarray  # int64 (n,), by the untouched classifier; -1 where the image is not readable
     labels: np.ndarray  # int64 (n,)
     num_classes: int
     max_tau: float
-    all_equal: bool  # norms or priors are, so that the curve is flat by construction
+    all_equal: bool  # all norms or priors are equal, so the curve is flat by construction
 
-    def right_at(self, tau: float) -> np.ndarray:
-        """Which images are right at tau: bool (n,)."""
+    def correct_at(self, tau: float) -> np.ndarray:
+        """Return which images are correct at tau, bool (n,)."""
         return (self.low < tau) & (tau < self.high)
 
     def curve(self, metric: str) -> Curve:
-        """'mean_class_error' or 'top1' for every tau in [0, max_tau]."""
+        """Return 'mean_class_error' or 'top1' for every tau in [0, max_tau]."""
         return sweep(self.low, self.high, self.labels, self.num_classes, metric, self.max_tau)
 
     def choose(self, metric: str) -> tuple[TauRange, Curve]:
-        """The tau to save the model with (None: keep it untouched), and the curve that it was chosen on."""
+        """Choose the tau to save the model with (None: leave it untouched); return it with the curve."""
         curve = self.curve(metric)
-        at_optimum = self.right_at(curve.middle(curve.best_piece()))
+        at_optimum = self.correct_at(curve.middle(curve.best_piece()))
         error = standard_error(at_optimum, self.labels, self.num_classes, metric)
-        before = accuracy(self.before_right, self.labels, self.num_classes, metric)
+        before = weighted_accuracy(self.before_correct, self.labels, self.num_classes, metric)
         return choose(curve, before, error), curve
 
-    def metrics(self, right: np.ndarray, train_counts: np.ndarray) -> dict[str, float]:
-        """top1, mean_class_error, many, medium, few of right answers (`before_right`, `right_at(tau)`)."""
-        counts = [np.bincount(part, minlength=self.num_classes) for part in (self.labels[right], self.labels)]
-        return metrics_from_counts(*counts, train_counts)
+    def metrics(self, correct: np.ndarray, train_counts: np.ndarray) -> dict[str, float]:
+        """Compute top1, mean_class_error, many, medium, few of `before_correct` or `correct_at(tau)`."""
+        return metrics_from_counts(*count_per_class(self.labels, correct, self.num_classes), train_counts)
 
 
 class Sweep:
     """Collects every image's interval of tau, batch by batch, at about the cost of a plain evaluation.
 
-    Keeps a copy of the weight with the classes in order of what is scaled by tau, in which the search is fastest.
+    Holds a copy of the weight with the classes ordered by `logs`, in which the search is fastest.
 
     Args:
         weight: float32 (num_classes, num_features), of the untouched classifier; its device does the work.
         bias: (num_classes,), None for a classifier without.
-        logs: float64 (num_classes,), logarithms of what tau is the power of.
+        logs: float64 (num_classes,), logarithms of the norms or priors that are raised to the power tau.
         max_tau: taus are searched in [0, max_tau].
     """
 
@@ -111,7 +110,7 @@ class Sweep:
         proper = logs[logs.isfinite()]
         self.all_equal = len(proper) < 2 or bool(proper.min() == proper.max())
         self._logs = logs[order]
-        self._place = order.argsort().to(weight.device)  # where a class went
+        self._position = order.argsort().to(weight.device)  # of each class in this order
         self._class_at = order.to(weight.device)
         self._weight = weight.detach()[self._class_at].float()
         self._bias = None if bias is None else bias.detach()[self._class_at].float()
@@ -119,21 +118,21 @@ class Sweep:
 
     @property
     def device(self) -> torch.device:
-        """Where the work is done."""
+        """The device that computes."""
         return self._weight.device
 
-    def _look(self, scores: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the ends of the intervals and the logits with bias, of scores without, which may change."""
+    def _intervals(self, scores: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the ends of the intervals and the logits with bias, from scores without, which may be changed."""
         raise NotImplementedError
 
     @torch.inference_mode()
     def update(self, features: Tensor, labels: Tensor, readable: Tensor | None = None) -> None:
-        """Add a batch. Its scores take num_classes * 4 bytes an image while this runs.
+        """Add a batch. Its scores take num_classes * 4 bytes per image meanwhile.
 
         Args:
-            features: (batch, num_features), taken to float32 and the weight's device.
-            labels: int64 (batch,); images labelled -1 are passed over.
-            readable: bool (batch,); an image that is not readable counts as wrong, before and at every tau.
+            features: (batch, num_features), converted to float32 on the weight's device.
+            labels: int64 (batch,); images labeled -1 are left out.
+            readable: bool (batch,); an unreadable image counts as wrong, before and at every tau.
         """
         device = self._weight.device
         known = (labels >= 0).cpu()
@@ -143,10 +142,10 @@ class Sweep:
         with torch.autocast(device.type, enabled=False):
             features = features[known.to(features.device)].to(device, torch.float32)
             scores = features @ self._weight.T  # (batch, num_classes)
-        places = self._place[labels.to(device)]
-        low, high, logits = self._look(scores, places)
-        low, high, best = low.cpu().numpy(), high.cpu().numpy(), logits.max(1)
-        before = _strictly_first(logits, places, best.values).cpu().numpy()
+        positions = self._position[labels.to(device)]
+        low_end, high_end, logits = self._intervals(scores, positions)
+        low, high, best = low_end.cpu().numpy(), high_end.cpu().numpy(), logits.max(1)
+        before = _strictly_first(logits, positions, best.values).cpu().numpy()
         predicted = self._class_at[best.indices].cpu().numpy()
         if readable is not None:
             wrong = ~readable.cpu()[known].numpy()
@@ -154,22 +153,22 @@ class Sweep:
         self._parts.append((low, high, before, predicted, labels.numpy()))
 
     def finish(self, group: ProcessGroup = SINGLE_PROCESS) -> ImageIntervals:
-        """All images seen so far, by all ranks. Raises ValueError when none had a label."""
+        """Return the intervals of all images of all ranks. Raises ValueError when none had a label."""
         parts = [part for own in group.all_gather_objects(self._parts) for part in own]
         if not parts:
             raise ValueError('tau needs at least one labelled image')
-        arrays = [np.concatenate(part) for part in zip(*parts, strict=True)]
-        return ImageIntervals(*arrays, self.num_classes, self.max_tau, self.all_equal)
+        low, high, before, predicted, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return ImageIntervals(low, high, before, predicted, labels, self.num_classes, self.max_tau, self.all_equal)
 
 
 class TauSweep(Sweep):
-    """The sweep of tau-normalisation: scores without bias, over the classes' norms to the power tau."""
+    """The sweep of tau-normalization: scores without bias, over the classes' norms to the power tau."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, *, max_tau: float) -> None:
         super().__init__(weight, bias, log_norms(weight), max_tau=max_tau)
 
-    def _look(self, scores: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        low, high = tau_intervals(scores, places, self._logs, self.max_tau)
+    def _intervals(self, scores: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        low, high = tau_intervals(scores, positions, self._logs, self.max_tau)
         return low, high, scores if self._bias is None else scores.add_(self._bias)
 
 
@@ -177,20 +176,20 @@ class AdjustmentSweep(Sweep):
     """The sweep of post-hoc logit adjustment (Menon et al., ICLR 2021, eq. 9): z_j - tau ln prior_j, bias kept.
 
     Args:
-        class_counts: (num_classes,) training images, which make the prior; a class without any never wins.
+        class_counts: (num_classes,) training images, proportional to the prior; a class without any never wins.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, class_counts: Tensor, *, max_tau: float) -> None:
         super().__init__(weight, bias, log_priors(class_counts), max_tau=max_tau)
 
-    def _look(self, scores: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _intervals(self, scores: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = scores if self._bias is None else scores.add_(self._bias)
-        low, high = adjustment_intervals(logits, places, self._logs, self.max_tau)
+        low, high = adjustment_intervals(logits, positions, self._logs, self.max_tau)
         return low, high, logits
 
 
 def _strictly_first(logits: Tensor, labels: Tensor, best: Tensor) -> Tensor:
-    """Whether each label's logit is above all others: bool (batch,). `best`: (batch,) the largest of each row."""
+    """Return whether each label's logit is above all others, bool (batch,); best: (batch,) the largest of each row."""
     own = logits.gather(1, labels[:, None])[:, 0]
     first = (own == best) & (own < torch.inf)
     rows = first.nonzero()[:, 0]
@@ -199,11 +198,11 @@ def _strictly_first(logits: Tensor, labels: Tensor, best: Tensor) -> Tensor:
 
 
 def tau_report(
-    choice: TauRange, curve: Curve, before: dict[str, float], after: dict[str, float], note: str = ''
+    chosen: TauRange, curve: Curve, before: dict[str, float], after: dict[str, float], note: str = ''
 ) -> dict:
-    """The content of tau.json: plain JSON values.
+    """Return the content of tau.json as JSON values.
 
-    {"chosen": tau, or null where the untouched checkpoint was not beaten and is kept,
+    {"chosen": tau, or null where the untouched checkpoint was not beaten and is saved,
      "optimum": middle of the best plateau,
      "optimum_value": the metric there,
      "metric": "mean_class_error" (an error) or "top1" (an accuracy),
@@ -218,12 +217,12 @@ def tau_report(
     Draw the curve as steps over the edges [0, *tau, max_tau]; at a break itself tied images count as wrong.
     """
     return {
-        'chosen': choice.tau,
-        'optimum': choice.optimum,
-        'optimum_value': choice.value,
+        'chosen': chosen.tau,
+        'optimum': chosen.optimum,
+        'optimum_value': chosen.value,
         'metric': curve.metric,
-        'standard_error': choice.standard_error,
-        'stretch': list(choice.stretch),
+        'standard_error': chosen.standard_error,
+        'stretch': list(chosen.ends),
         'before': before,
         'after': after,
         'max_tau': curve.max_tau,

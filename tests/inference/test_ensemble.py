@@ -1,4 +1,4 @@
-"""Views and models together: what is averaged, against the obvious loop, and weights that need no grid."""
+"""Averages over views and models against the obvious loop, and mixture weights against an optimizer."""
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from lib.backbone.resnet32 import ResNet32
 from lib.classifier.cosine import CosineClassifier
 from lib.classifier.linear import LinearClassifier
 from lib.dataset.pipeline import Batch
+from lib.inference.engine import EagerEngine
 from lib.inference.ensemble import EnsembleMember, combine, mean_logits, mixture_weights
 from lib.model import Recognizer
 
@@ -32,7 +33,7 @@ def view(seed, symmetric=False):
 
 def alone(member, images):
     with torch.inference_mode():
-        return member.model(images)
+        return member.engine.model(images)
 
 
 @torch.inference_mode()
@@ -43,31 +44,34 @@ def together(members, views, average='logits', weights=None):
 @pytest.mark.parametrize('seed', range(2), ids='seed{}'.format)
 @pytest.mark.parametrize('kind', ['linear', 'cosine'])
 def test_flip_is_the_mean_of_two_passes(kind, seed):
-    member, one = EnsembleMember(model(kind, seed), None, flip=True), view(seed)
+    member, one = EnsembleMember(EagerEngine(model(kind, seed)), None, flip=True), view(seed)
     found = together([member], [[one]])
     both = [one.images, torch.flip(one.images, dims=[3])]
     torch.testing.assert_close(found.logits, torch.stack([alone(member, images) for images in both]).mean(0))
-    assert torch.equal(found.plain, alone(member, one.images))
+    assert torch.equal(found.plain_logits, alone(member, one.images))
     with torch.inference_mode():
-        features = torch.stack([member.model.features(images) for images in both]).mean(0)
+        features = torch.stack([member.engine.features(images) for images in both]).mean(0)
     torch.testing.assert_close(found.features, features)
 
 
 def test_flip_leaves_symmetric_images_as_they_are():
-    member, one = EnsembleMember(model('linear', 1), None, flip=True), view(1, symmetric=True)
+    member, one = EnsembleMember(EagerEngine(model('linear', 1)), None, flip=True), view(1, symmetric=True)
     assert torch.equal(together([member], [[one]]).logits, alone(member, one.images))
 
 
 @pytest.mark.parametrize('average', ['logits', 'probabilities'])
 def test_one_model_is_that_model(average):
-    member, one = EnsembleMember(model('linear', 3), None), view(3)
+    member, one = EnsembleMember(EagerEngine(model('linear', 3)), None), view(3)
     assert torch.equal(together([member], [[one]], average).logits, alone(member, one.images))
 
 
 @pytest.mark.parametrize('average', ['logits', 'probabilities'])
 def test_views_and_models_are_averaged_model_by_model(average):
-    """A model of three views has no more say than one of a single view."""
-    members = [EnsembleMember(model('linear', 4), None), EnsembleMember(model('cosine', 5), None)]
+    """A model with three views has no more weight than a model with one."""
+    members = [
+        EnsembleMember(EagerEngine(model('linear', 4)), None),
+        EnsembleMember(EagerEngine(model('cosine', 5)), None),
+    ]
     views, weights = [[view(1), view(2), view(3)], [view(4)]], [0.3, 0.7]
     found = together(members, views, average, weights).logits.double().softmax(dim=1)
     expected = []
@@ -78,13 +82,13 @@ def test_views_and_models_are_averaged_model_by_model(average):
     torch.testing.assert_close(found, mean.softmax(dim=1) if average == 'logits' else mean, rtol=1e-4, atol=1e-6)
 
 
-def test_a_plain_view_that_does_not_count_is_only_compared_with():
-    member = EnsembleMember(model('linear', 6), None, flip=True, counts_plain=False)
+def test_a_plain_view_that_is_not_averaged_is_only_compared_with():
+    member = EnsembleMember(EagerEngine(model('linear', 6)), None, flip=True, averages_plain=False)
     views = [view(1), view(2)]
     found = together([member], [views])
     both = [views[1].images, views[1].images.flip(-1)]
     torch.testing.assert_close(found.logits, torch.stack([alone(member, images) for images in both]).mean(0))
-    assert torch.equal(found.plain, alone(member, views[0].images))
+    assert torch.equal(found.plain_logits, alone(member, views[0].images))
 
 
 def test_probabilities_of_zero_stay_finite():
@@ -95,14 +99,14 @@ def test_probabilities_of_zero_stay_finite():
 @pytest.mark.parametrize('seed', range(5), ids='seed{}'.format)
 def test_weights_are_the_most_likely_ones(seed):
     rng = np.random.default_rng(seed)
-    chances = rng.beta(rng.uniform(0.5, 3, 3), 1, (200, 3))
-    found = mixture_weights(chances)
+    probabilities = rng.beta(rng.uniform(0.5, 3, 3), 1, (200, 3))
+    found = mixture_weights(probabilities)
     assert found.sum() == pytest.approx(1)
     assert (found >= 0).all()
 
     def loss(free):
         weights = np.append(free, 1 - free.sum())
-        return -np.log(np.maximum(chances @ weights, 1e-300)).sum()
+        return -np.log(np.maximum(probabilities @ weights, 1e-300)).sum()
 
     best = minimize(
         loss, np.full(2, 1 / 3), method='SLSQP', bounds=[(0, 1)] * 2,
@@ -116,4 +120,4 @@ def test_weights_of_a_useless_model_vanish():
     good = rng.uniform(0.5, 1, 300)
     found = mixture_weights(np.stack([good, good * 0.01], axis=1))
     assert found[1] < 1e-6
-    assert mixture_weights(np.zeros((4, 2))).tolist() == [0.5, 0.5], 'nothing is known'
+    assert mixture_weights(np.zeros((4, 2))).tolist() == [0.5, 0.5], 'no information'

@@ -1,10 +1,11 @@
-"""Answers from kept features are those of a pass over the images."""
+"""Predictions from stored features are those of a pass over the images."""
 
 import numpy as np
 import torch
 
 from lib.classifier.linear import LinearClassifier
 from lib.inference import features as module
+from lib.inference.engine import EagerEngine
 from lib.inference.features import Features, classify_features
 from lib.metrics.predictions import predictions_from_logits
 from lib.model import Recognizer
@@ -12,7 +13,7 @@ from lib.model import Recognizer
 NUM_CLASSES = 8
 
 
-def test_answers_do_not_depend_on_how_many_logits_are_made_at_once(monkeypatch):
+def test_predictions_do_not_depend_on_the_number_of_logits_computed_at_once(monkeypatch):
     torch.manual_seed(0)
     model = Recognizer(torch.nn.Identity(), LinearClassifier(6, NUM_CLASSES)).eval()
     torch.nn.init.normal_(model.classifier.weight)
@@ -26,17 +27,19 @@ def test_answers_do_not_depend_on_how_many_logits_are_made_at_once(monkeypatch):
     with torch.inference_mode():
         logits = model.classify(values)
     expected = predictions_from_logits(logits, labels, readable)
-    chances = logits.double().softmax(dim=1)
-    monkeypatch.setattr(module, '_LOGITS_AT_ONCE', 4 * NUM_CLASSES)
-    found = classify_features(model, features)
-    for answers in (expected, found):
-        right_rows = readable.numpy()
-        assert (answers.best[:, 0] == np.where(right_rows, chances.argmax(dim=1).numpy(), -1)).all()
-        np.testing.assert_allclose(answers.confidence[right_rows], chances.max(dim=1).values.numpy()[right_rows], 1e-5)
-        known = right_rows & (labels.numpy() >= 0)
-        own = chances[torch.arange(num_images), labels.clamp(min=0)].log().numpy()
-        np.testing.assert_allclose(answers.losses[known], -own[known], rtol=1e-4, atol=1e-5)
-        assert np.isnan(answers.losses[~known]).all()
+    probabilities = logits.double().softmax(dim=1)
+    monkeypatch.setattr(module, '_MAX_LOGITS', 4 * NUM_CLASSES)
+    found = classify_features(EagerEngine(model), features)
+    for predictions in (expected, found):
+        decoded = readable.numpy()
+        assert (predictions.predicted == np.where(decoded, probabilities.argmax(dim=1).numpy(), -1)).all()
+        np.testing.assert_allclose(
+            predictions.confidence[decoded], probabilities.max(dim=1).values.numpy()[decoded], 1e-5
+        )
+        known = decoded & (labels.numpy() >= 0)
+        own = probabilities[torch.arange(num_images), labels.clamp(min=0)].log().numpy()
+        np.testing.assert_allclose(predictions.losses[known], -own[known], rtol=1e-4, atol=1e-5)
+        assert np.isnan(predictions.losses[~known]).all()
     part = features.at(np.array([5, 2]))
     assert part.bad == [(0, 'gone')]
     assert (part.values[1] == values[2].numpy()).all()

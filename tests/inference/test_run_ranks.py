@@ -1,4 +1,4 @@
-"""A pass over a split on several ranks finds what one process finds, whatever each of them has of it."""
+"""A pass over a split on several ranks gives the results of one process, however the images are distributed."""
 
 from itertools import chain
 from typing import NamedTuple
@@ -14,20 +14,21 @@ from lib.dataset.loader import EvalLoader
 from lib.dataset.reader import BatchReader
 from lib.dataset.transforms import ResizeCenterCrop
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from lib.inference.run import evaluate, evaluate_sharded
+from lib.inference.engine import EagerEngine
+from lib.inference.run import evaluate
 from lib.model import Recognizer
-from tests.dataset.loading import BAD, LABELS, SIZE, feed, files, write_images
+from tests.dataset.loading import BAD, LABELS, SIZE, files, pipeline_options, write_images
 from tests.ranks import run_ranks
 
 NUM_CLASSES = 7
 COUNTS = np.array([200, 150, 50, 30, 10, 5, 1])  # many, medium and few
 TRUE = np.array([0, 6, 1, -1, 2, 3, 4, 5, 6, 0, 1], np.int32)  # one image has no label
-ANSWERS = ('labels', 'best', 'confidence', 'losses')
+COLUMNS = ('labels', 'topk', 'probabilities', 'losses')
 KEYS = {'loss', 'top1', 'top5', 'mean_class_error', 'many', 'medium', 'few'}
 
 
 class Split(NamedTuple):
-    """So many of the images, in batches of so many; without labels, maybe."""
+    """The first images, in batches; without labels, maybe."""
 
     num_images: int
     batch_size: int
@@ -48,44 +49,43 @@ SPLITS = {
 def loader_of(folder, split, group):
     labels = TRUE if split.has_labels else np.full_like(TRUE, -1)
     reader = BatchReader(files(folder), labels, ResizeCenterCrop(SIZE, 0.875), 0)
-    return EvalLoader(reader, split.num_images, split.batch_size, group=group, **feed())
+    return EvalLoader(reader, split.num_images, split.batch_size, group=group, **pipeline_options())
 
 
 def model_of(kind, classes=None):
     torch.manual_seed(3)
-    # Images of noise are alike but for what is left without their mean.
+    # Images of noise differ only after their mean is subtracted.
     backbone = nn.Sequential(nn.InstanceNorm2d(3), nn.Flatten(), nn.Linear(3 * SIZE**2, 64))
     classifier = {'linear': LinearClassifier, 'cosine': lambda *a, **k: CosineClassifier(*a, 16.0, **k)}[kind]
     return Recognizer(backbone, classifier(64, NUM_CLASSES, classes=classes)).train()
 
 
-def found_by(evaluation):
-    answers = {name: torch.from_numpy(getattr(evaluation.answers, name)) for name in ANSWERS}
-    return {'metrics': evaluation.metrics, 'bad': evaluation.bad, **answers}
+def result_of(evaluation):
+    predictions = {name: torch.from_numpy(getattr(evaluation.predictions, name)) for name in COLUMNS}
+    return {'metrics': evaluation.metrics, 'bad': evaluation.bad, **predictions}
 
 
 def whole(folder, split, group):
-    """Return what ranks that hold all classes find, and the rows that this one has looked at."""
+    """Return the results of ranks that hold all classes, and the rows that this one has predicted."""
     model, rows = model_of('linear'), []
     evaluation = evaluate(
-        model,
+        EagerEngine(model),
         loader_of(folder, split, group),
-        num_classes=NUM_CLASSES,
         train_counts=COUNTS,
-        look_at=lambda batch, *_: rows.extend(batch.rows.tolist()),
+        sinks=[lambda batch, _: rows.extend(batch.rows.tolist())],
         group=group,
     )
     assert model.training
-    return {**found_by(evaluation), 'rows': rows}
+    return {**result_of(evaluation), 'rows': rows}
 
 
 def sharded(folder, split, group, kind):
-    """Return what ranks find that hold some classes each."""
-    share = group.shard(NUM_CLASSES)
-    model = model_of(kind, range(share.start, share.stop))
-    evaluation = evaluate_sharded(model, loader_of(folder, split, group), train_counts=COUNTS, group=group)
+    """Return the results of ranks that hold some classes each."""
+    shard = group.shard(NUM_CLASSES)
+    model = model_of(kind, range(shard.start, shard.stop))
+    evaluation = evaluate(EagerEngine(model), loader_of(folder, split, group), train_counts=COUNTS, group=group)
     assert model.training
-    return found_by(evaluation)
+    return result_of(evaluation)
 
 
 def on_a_rank(rank, count, folder):
@@ -97,13 +97,11 @@ def on_a_rank(rank, count, folder):
     }
 
 
-def alone(folder, way, split):
-    if way != 'cosine':
+def alone(folder, kind, split):
+    if kind != 'cosine':
         return whole(folder, split, SINGLE_PROCESS)
-    found = evaluate(
-        model_of('cosine'), loader_of(folder, split, SINGLE_PROCESS), num_classes=NUM_CLASSES, train_counts=COUNTS
-    )
-    return found_by(found)
+    loader = loader_of(folder, split, SINGLE_PROCESS)
+    return result_of(evaluate(EagerEngine(model_of('cosine')), loader, train_counts=COUNTS))
 
 
 @pytest.fixture(scope='module')
@@ -119,22 +117,24 @@ def per_rank(request, folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ('way', 'name'),
-    [(way, name) for way in ('whole', 'linear') for name in SPLITS] + [('cosine', 'uneven')],
+    ('kind', 'name'),
+    [(kind, name) for kind in ('whole', 'linear') for name in SPLITS] + [('cosine', 'uneven')],
 )
-def test_every_rank_finds_what_one_process_finds(per_rank, folder, way, name):
-    expected = alone(folder, way, SPLITS[name])
+def test_every_rank_has_the_results_of_one_process(per_rank, folder, kind, name):
+    expected = alone(folder, kind, SPLITS[name])
     if name == 'uneven':
         assert set(expected['metrics']) == KEYS
-        assert len(set(expected['best'][:, 0].tolist())) >= 4, 'a model that says the same of all images proves little'
+        assert len(set(expected['topk'][:, 0].tolist())) >= 4, (
+            'a model that predicts one class for all images proves little'
+        )
     for rank in per_rank:
-        found = rank[way][name]
+        found = rank[kind][name]
         assert found['bad'] == expected['bad']
         assert found['labels'].tolist() == expected['labels'].tolist()
-        assert found['best'][:, 0].tolist() == expected['best'][:, 0].tolist()
-        for key in ('confidence', 'losses'):
+        assert found['topk'][:, 0].tolist() == expected['topk'][:, 0].tolist()
+        for key in ('probabilities', 'losses'):
             torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=1e-5, equal_nan=True)
-        assert len(found['best']) == SPLITS[name].num_images
+        assert len(found['topk']) == SPLITS[name].num_images
         assert found['metrics'].keys() == expected['metrics'].keys()
         for key, value in expected['metrics'].items():
             # Counts are divided once, so they are equal to the last bit; losses are added up in another order.
@@ -142,7 +142,7 @@ def test_every_rank_finds_what_one_process_finds(per_rank, folder, way, name):
 
 
 @pytest.mark.parametrize('name', SPLITS)
-def test_every_image_is_looked_at_once(per_rank, name):
+def test_every_image_is_predicted_once(per_rank, name):
     rows = [rank['whole'][name]['rows'] for rank in per_rank]
     assert list(chain.from_iterable(rows)) == list(range(SPLITS[name].num_images))
     assert max(map(len, rows)) - min(map(len, rows)) <= 1

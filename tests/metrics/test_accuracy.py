@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib.metrics.accuracy import ClassCounts, metrics_from_counts, shot_groups
+from lib.metrics.accuracy import ClassCounts, compute_metrics, metrics_from_counts, shot_groups
+from lib.metrics.predictions import batch_predictions, join_predictions
 from tests.oracles import accuracy as oracle
 
 CPU = torch.device('cpu')
@@ -20,23 +21,25 @@ def problem(seed, num_images=60, num_classes=9):
 
 
 def measure(logits, labels, readable, train_counts, batch_size=7):
+    """Return metrics, predicted classes and counts; assert that the metrics of the predictions are the same."""
     counts = ClassCounts(np.shape(logits)[1], CPU)
-    predicted = []
+    predictions = []
     for start in range(0, len(labels), batch_size):
         part = slice(start, start + batch_size)
-        predicted.append(
-            counts.update(
-                torch.as_tensor(logits[part], dtype=torch.float32),
-                torch.as_tensor(labels[part], dtype=torch.int64),
-                torch.as_tensor(readable[part], dtype=torch.bool),
-            )
-        )
-    return counts.metrics(np.asarray(train_counts)), torch.cat(predicted).tolist(), counts
+        batch_labels = torch.as_tensor(labels[part], dtype=torch.int64)
+        batch_readable = torch.as_tensor(readable[part], dtype=torch.bool)
+        batch = batch_predictions(torch.as_tensor(logits[part], dtype=torch.float32), batch_labels)
+        counts.add(batch, batch_labels, batch_readable)
+        predictions.append(batch.to_host(batch_labels, batch_readable))
+    joined = join_predictions(predictions)
+    metrics = counts.metrics(np.asarray(train_counts))
+    assert compute_metrics(joined, np.asarray(train_counts)) == pytest.approx(metrics, rel=1e-6)
+    return metrics, joined.predicted.tolist(), counts
 
 
 @pytest.mark.parametrize('num_classes', [2, 4, 5, 6, 9])
 @pytest.mark.parametrize('seed', range(6))
-def test_metrics_are_the_oracles(seed, num_classes):
+def test_metrics_agree_with_the_oracle(seed, num_classes):
     case = problem(seed, num_classes=num_classes)
     found, predicted, _ = measure(*case)
     assert found == pytest.approx(oracle.metrics(*case), rel=1e-6, abs=1e-12)
@@ -52,13 +55,13 @@ def test_batches_do_not_matter(batch_size):
     assert one == other  # integer counts, divided once
 
 
-def test_counts_are_integers_a_class():
+def test_counts_per_class_are_integers():
     logits, labels, readable, train_counts = problem(2)
-    total, right, right5 = measure(logits, labels, readable, train_counts)[2].counts()
-    assert {total.dtype, right.dtype, right5.dtype} == {np.dtype(np.int64)}
+    total, correct, correct5 = measure(logits, labels, readable, train_counts)[2].counts()
+    assert {total.dtype, correct.dtype, correct5.dtype} == {np.dtype(np.int64)}
     assert total.tolist() == [int((labels == label).sum()) for label in range(9)]
-    assert (right <= right5).all()
-    assert (right5 <= total).all()
+    assert (correct <= correct5).all()
+    assert (correct5 <= total).all()
 
 
 def test_an_unreadable_image_counts_as_wrong():
@@ -109,14 +112,14 @@ def test_borders_of_the_groups():
 
 
 def test_a_mean_over_classes_not_images():
-    """Nine right of one class, one wrong of another: 90 % of the images, half of the classes."""
+    """Nine correct images of one class, a wrong one of another: 90 % of the images, half of the classes."""
     found = measure(np.tile([1.0, 0.0], (10, 1)), [0] * 9 + [1], [True] * 10, [1, 1])[0]
     assert found['top1'] == 0.9
     assert found['mean_class_error'] == 0.5
 
 
-def test_ties_give_one_answer_for_both():
-    """What is predicted is what counts: right exactly when it is the label."""
+def test_ties_are_counted_by_the_predicted_class():
+    """An image counts as correct exactly when the predicted class is the label."""
     logits = np.zeros((30, 8))
     labels = np.arange(30) % 8
     found, predicted, _ = measure(logits, labels, [True] * 30, [1] * 8)

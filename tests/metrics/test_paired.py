@@ -5,12 +5,7 @@ import pytest
 from scipy.stats import binomtest
 
 from lib.metrics.paired import compare, mcnemar
-from lib.metrics.predictions import Predictions
-
-
-def answers(labels, predicted):
-    labels, predicted = np.asarray(labels), np.asarray(predicted)
-    return Predictions(labels, predicted[:, None], np.ones(len(labels), np.float32), np.zeros(len(labels), np.float32))
+from tests.metrics.cases import predictions_of
 
 
 @pytest.mark.parametrize(
@@ -23,11 +18,11 @@ def test_mcnemar_is_the_exact_binomial(pair):
 
 
 @pytest.mark.parametrize('seed', range(5))
-def test_comparison_counts_what_a_loop_counts(seed):
+def test_comparison_agrees_with_a_loop(seed):
     random = np.random.default_rng(seed)
     labels = random.integers(-1, 8, 90)
     first, second = (np.where(random.random(90) < 0.6, labels, random.integers(-1, 9, 90)) for _ in range(2))
-    found = compare(answers(labels, first), answers(labels, second), 10)
+    found = compare(predictions_of(labels, first), predictions_of(labels, second), 10)
     rows = [row for row in range(90) if labels[row] >= 0]
     assert found.images == len(rows)
     assert found.only_first == sum(first[row] == labels[row] != second[row] for row in rows)
@@ -42,16 +37,16 @@ def test_comparison_counts_what_a_loop_counts(seed):
 
 def test_a_model_does_not_differ_from_itself():
     labels = np.arange(100) % 20
-    one = answers(labels, np.where(np.arange(100) % 3, labels, 0))
+    one = predictions_of(labels, np.where(np.arange(100) % 3, labels, 0))
     found = compare(one, one, 20)
     assert (found.only_first, found.only_second, found.difference, found.p_value) == (0, 0, 0.0, 1.0)
     assert found.interval[0] < 0 < found.interval[1]
 
 
-def test_a_better_model_is_told_and_a_chance_is_not():
+def test_a_better_model_is_significant():
     labels = np.arange(600) % 300
     worse = np.where(np.arange(600) % 4 == 0, -1, labels)
-    found = compare(answers(labels, worse), answers(labels, labels), 300)
+    found = compare(predictions_of(labels, worse), predictions_of(labels, labels), 300)
     assert found.difference == pytest.approx(-0.25)
     assert found.interval[1] < -0.2
     assert found.p_value < 1e-30
@@ -59,8 +54,8 @@ def test_a_better_model_is_told_and_a_chance_is_not():
 
 def test_other_images_cannot_be_compared():
     with pytest.raises(ValueError, match='same images'):
-        compare(answers([0, 1], [0, 1]), answers([1, 0], [0, 1]), 2)
+        compare(predictions_of([0, 1], [0, 1]), predictions_of([1, 0], [0, 1]), 2)
     with pytest.raises(ValueError, match='same images'):
-        compare(answers([0, 1], [0, 1]), answers([0], [0]), 2)
-    with pytest.raises(ValueError, match='labelled'):
-        compare(answers([-1], [0]), answers([-1], [0]), 2)
+        compare(predictions_of([0, 1], [0, 1]), predictions_of([0], [0]), 2)
+    with pytest.raises(ValueError, match='labeled'):
+        compare(predictions_of([-1], [0]), predictions_of([-1], [0]), 2)

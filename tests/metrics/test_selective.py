@@ -17,9 +17,9 @@ def test_curve_is_what_a_loop_finds(seed):
     curve = risk_coverage(confidence, right)
     assert curve.thresholds.tolist() == sorted(set(confidence), reverse=True)
     for threshold, coverage, risk in zip(curve.thresholds, curve.coverage, curve.risk, strict=True):
-        answered = confidence >= threshold
-        assert coverage == pytest.approx(answered.mean())
-        assert risk == pytest.approx(1 - right[answered].mean())
+        accepted = confidence >= threshold
+        assert coverage == pytest.approx(accepted.mean())
+        assert risk == pytest.approx(1 - right[accepted].mean())
     assert curve.area == pytest.approx(np.dot(np.diff(curve.coverage, prepend=0), curve.risk))
 
 
@@ -38,7 +38,7 @@ def test_threshold_is_the_one_of_the_largest_coverage(seed):
     found = choose_threshold(curve, 0.1)
     bounds = [
         1.0 if wrong == total else stats.beta.ppf(0.95, wrong + 1, total - wrong)
-        for wrong, total in zip(np.rint(curve.risk * curve.num_answered), curve.num_answered, strict=True)
+        for wrong, total in zip(np.rint(curve.risk * curve.num_accepted), curve.num_accepted, strict=True)
     ]
     best = max(place for place, bound in enumerate(bounds) if bound <= 0.1)
     assert found.value == curve.thresholds[best]

@@ -1,4 +1,4 @@
-"""Means of features by class, and the classifier that prefers the nearest one."""
+"""Means of features per class, and the classifier that predicts the nearest one."""
 
 from types import SimpleNamespace
 
@@ -9,6 +9,7 @@ from torch import nn
 
 from lib.classifier.linear import LinearClassifier
 from lib.dataset.loader import Batch
+from lib.inference.engine import EagerEngine
 from lib.model import Recognizer
 from lib.posthoc.class_means import class_means, nearest_mean
 
@@ -24,9 +25,12 @@ class Batches:
     def __len__(self):
         return -(-self.num_images // 3)
 
-    def __iter__(self):
-        for start in range(0, self.num_images, 3):
-            rows = torch.arange(start, min(start + 3, self.num_images))
+    def batch_slices(self):
+        return [slice(start, min(start + 3, self.num_images)) for start in range(0, self.num_images, 3)]
+
+    def batches(self, slices):
+        for part in slices:
+            rows = torch.arange(part.start, part.stop)
             yield Batch(self.images[rows], torch.from_numpy(LABELS)[rows], rows != 5, rows)
 
 
@@ -44,7 +48,7 @@ def setting():
 @pytest.mark.parametrize('unit_length', [False, True])
 def test_means_are_over_readable_rows_that_take_part(setting, unit_length):
     means, counts = class_means(
-        setting.model, setting.loader, np.array([0, 1, 2, 4, 5]), num_classes=4, unit_length=unit_length
+        EagerEngine(setting.model), setting.loader, np.array([0, 1, 2, 4, 5]), num_classes=4, unit_length=unit_length
     )
     features = setting.features
     if unit_length:
@@ -58,11 +62,11 @@ def test_means_are_over_readable_rows_that_take_part(setting, unit_length):
 
 def test_no_image_at_all(setting):
     with pytest.raises(ValueError, match='readable'):
-        class_means(setting.model, setting.loader, np.array([5]), num_classes=4)
+        class_means(EagerEngine(setting.model), setting.loader, np.array([5]), num_classes=4)
 
 
 @pytest.mark.parametrize('seed', range(3))
-def test_the_linear_classifier_prefers_the_nearest_mean(seed):
+def test_the_linear_classifier_predicts_the_nearest_mean(seed):
     random = torch.Generator().manual_seed(seed)
     means, features = (torch.randn(size, 5, dtype=torch.float64, generator=random) for size in (7, 40))
     counts = torch.tensor([3, 1, 0, 2, 9, 1, 1])

@@ -1,11 +1,11 @@
-"""Cross-fitting: a gain that is not there is not shown, one that is there is."""
+"""Cross-fitting reports a real gain, and none where there is none."""
 
 import numpy as np
 import pytest
 import torch
 
 from lib.posthoc.crossfit import cross_fit_tau, stratified_folds, subset
-from lib.posthoc.tau_curve import accuracy
+from lib.posthoc.tau_curve import weighted_accuracy
 from lib.posthoc.tau_sweep import TauSweep
 
 METRIC = 'mean_class_error'
@@ -34,7 +34,7 @@ def swept(weight, features, labels):
 
 
 def problem(rng, *, biased: bool, num_classes=8, images=6, width=12):
-    """Few images a class. Without bias, norms say nothing about the classes; with it, rows of rare ones are short."""
+    """Few images per class. Unbiased norms are unrelated to the classes; biased, rows of rare classes are short."""
     directions = torch.nn.functional.normalize(torch.tensor(rng.normal(size=(num_classes, width))), dim=1).float()
     labels = torch.arange(num_classes).repeat(images)
     features = 2.2 * directions[labels] + torch.tensor(rng.normal(size=(len(labels), width))).float()
@@ -45,36 +45,36 @@ def problem(rng, *, biased: bool, num_classes=8, images=6, width=12):
 
 
 def gains(seed: int, *, biased: bool, num_problems: int):
-    """Mean gain over many problems: by what was chosen on the very images, and cross-fitted."""
+    """Return the gains over many problems: chosen on the same images, and cross-fitted."""
     rng = np.random.default_rng(seed)
     naive, honest = [], []
     for number in range(num_problems):
         weight, features, labels = problem(rng, biased=biased)
         images = swept(weight, features, labels)
         curve = images.curve(METRIC)
-        before = accuracy(images.before_right, images.labels, len(weight), METRIC)
+        before = weighted_accuracy(images.before_correct, images.labels, len(weight), METRIC)
         naive.append(1 - curve.values.min() - before)  # the best of the curve, as a grid search would report it
         found = cross_fit_tau(images, METRIC, stratified_folds(images.labels, 5, seed=number))
-        honest.append(accuracy(found.right, images.labels, len(weight), METRIC) - before)
+        honest.append(weighted_accuracy(found.correct, images.labels, len(weight), METRIC) - before)
     return np.array(naive), np.array(honest)
 
 
-def test_without_a_real_gain_none_is_shown():
+def test_without_a_real_gain_none_is_reported():
     naive, honest = gains(5, biased=False, num_problems=150)
     spread = honest.std() / np.sqrt(len(honest))
     assert honest.mean() < 2 * spread + 1e-3, f'seed 5: {honest.mean()} +- {spread}'
-    assert naive.mean() > 0.002, 'the best of the curve on its own images promises what is not there'
+    assert naive.mean() > 0.002, 'the best of the curve on its own images is optimistic'
     assert naive.mean() > honest.mean() + 3 * spread
 
 
-def test_a_real_gain_is_shown():
+def test_a_real_gain_is_reported():
     naive, honest = gains(6, biased=True, num_problems=20)
     assert honest.mean() > 0.1, 'seed 6'
     assert naive.mean() >= honest.mean()
 
 
 @pytest.mark.parametrize('seed', range(3), ids='seed{}'.format)
-def test_folds_of_kept_intervals_are_sweeps_of_the_other_images(seed):
+def test_folds_of_intervals_are_sweeps_of_the_other_images(seed):
     rng = np.random.default_rng(seed)
     weight, features, labels = problem(rng, biased=True)
     images = swept(weight, features, labels)
@@ -82,8 +82,8 @@ def test_folds_of_kept_intervals_are_sweeps_of_the_other_images(seed):
     found = cross_fit_tau(images, METRIC, folds)
     for fold in range(4):
         others, own = torch.tensor(folds != fold), torch.tensor(folds == fold)
-        choice, _ = swept(weight, features[others], labels[others]).choose(METRIC)
-        assert found.taus[fold] == choice.tau
-        scaled = weight / weight.norm(dim=1, keepdim=True) ** choice.tau
-        assert (found.right[folds == fold] == ((features[own] @ scaled.T).argmax(1) == labels[own]).numpy()).all()
+        chosen, _ = swept(weight, features[others], labels[others]).choose(METRIC)
+        assert found.taus[fold] == chosen.tau
+        scaled = weight / weight.norm(dim=1, keepdim=True) ** chosen.tau
+        assert (found.correct[folds == fold] == ((features[own] @ scaled.T).argmax(1) == labels[own]).numpy()).all()
     assert subset(images, folds == 0).labels.tolist() == images.labels[folds == 0].tolist()

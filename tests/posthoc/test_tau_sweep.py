@@ -1,3 +1,5 @@
+"""Intervals of tau, curves and the choice of tau, against brute force in decimal arithmetic."""
+
 import json
 import math
 from decimal import Decimal
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.posthoc import tau_intervals as intervals
-from lib.posthoc.tau_curve import Curve, accuracy, choose, image_weights, standard_error, sweep
+from lib.posthoc.tau_curve import Curve, choose, image_weights, standard_error, sweep, weighted_accuracy
 from lib.posthoc.tau_intervals import adjustment_intervals, log_norms, log_priors, tau_intervals
 from lib.posthoc.tau_sweep import NEVER, TauSweep, normalize_classifier, normalize_weight, tau_report
 from tests.oracles import posthoc as oracle
@@ -130,7 +132,7 @@ def test_one_image_with_awkward_numbers(scores, norms, label):
 @pytest.mark.parametrize('seed', range(3), ids='seed{}'.format)
 @pytest.mark.parametrize('sign', ['mixed', 'negative'])
 @pytest.mark.parametrize('num_classes', [2, 31, 32, 33, 500])
-def test_groups_change_nothing(num_classes, sign, seed):
+def test_groups_do_not_change_the_result(num_classes, sign, seed):
     """Against all pairs at once, without groups, bounds or an order of the classes."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(num_classes, 8, generator=generator)
@@ -154,19 +156,19 @@ def test_groups_change_nothing(num_classes, sign, seed):
             assert torch.equal(right, (values >= own).sum(1) == 1), f'tau {tau}'
 
 
-def test_inputs_stay_as_they_were_and_batches_do_not_matter(monkeypatch):
+def test_inputs_are_unchanged_and_batches_do_not_matter(monkeypatch):
     (weight, features), labels = problem('plain', 0, num_images=64, num_classes=70)
     scores, logs = features @ weight.T, log_norms(weight)
-    kept = scores.clone(), labels.clone(), logs.clone()
+    copies = scores.clone(), labels.clone(), logs.clone()
     whole = tau_intervals(scores, labels, logs, MAX_TAU)
-    assert all(torch.equal(a, b) for a, b in zip(kept, (scores, labels, logs), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(copies, (scores, labels, logs), strict=True))
     monkeypatch.setattr(intervals, 'PAIRS_AT_ONCE', 64)
     order = torch.randperm(70, generator=torch.Generator().manual_seed(1))
     parts = tau_intervals(scores[:, order], order.argsort()[labels], logs[order], MAX_TAU)
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
-def test_a_tie_is_wrong_at_the_very_point():
+def test_a_tie_is_wrong_exactly_at_its_tau():
     # 4 / 4^tau against 2 / 2^tau: both 1 at tau 1. The second class wins after it.
     low, high = tau_intervals(
         torch.tensor([[4.0, 2.0]] * 2), torch.tensor([0, 1]), torch.tensor([4.0, 2.0]).double().log(), 2
@@ -206,19 +208,19 @@ def test_never_below_a_grid(metric, seed):
     worse = 1 if metric == 'mean_class_error' else -1
     for tau in np.linspace(0, MAX_TAU, 2001):
         right = ((scores / norms**tau).argmax(1) == labels).numpy()
-        grid = accuracy(right, labels.numpy(), 40, metric)
+        grid = weighted_accuracy(right, labels.numpy(), 40, metric)
         grid = 1 - grid if metric == 'mean_class_error' else grid
         assert worse * (grid - optimum) >= -1e-12, f'tau {tau}'
 
 
-def test_equal_norms_give_a_flat_curve_and_keep_the_checkpoint():
+def test_equal_norms_give_a_flat_curve_and_an_unchanged_checkpoint():
     (weight, features), labels = problem('plain', 0, num_images=200, num_classes=20)
     images = swept(torch.nn.functional.normalize(weight), features, labels)
-    choice, curve = images.choose('mean_class_error')
+    chosen, curve = images.choose('mean_class_error')
     assert images.all_equal
     assert len(curve.breaks) == 0
-    assert choice.tau is None
-    assert (choice.optimum, choice.stretch[1]) == (MAX_TAU / 2, MAX_TAU)
+    assert chosen.tau is None
+    assert (chosen.optimum, chosen.ends[1]) == (MAX_TAU / 2, MAX_TAU)
 
 
 @pytest.mark.parametrize('metric', METRICS)
@@ -232,7 +234,7 @@ def test_saved_model_gives_the_metric_of_the_curve(kind, metric):
     predicted = (features @ new_weight.T + bias).argmax(1)
     expected = oracle.metric((predicted == labels).tolist(), labels.tolist(), metric)
     assert curve.at(tau) == pytest.approx(float(expected), abs=1e-12)
-    assert accuracy(images.right_at(tau), labels.numpy(), 20, metric) == pytest.approx(
+    assert weighted_accuracy(images.correct_at(tau), labels.numpy(), 20, metric) == pytest.approx(
         1 - curve.at(tau) if metric == 'mean_class_error' else curve.at(tau)
     )
 
@@ -245,17 +247,17 @@ def test_normalized_rows():
     assert normalize_classifier(weight, 1.0)[1].tolist() == [0, pytest.approx(NEVER), 0]
 
 
-def test_before_counts_the_bias_unreadable_and_unlabelled_images():
+def test_before_counts_the_bias_unreadable_and_unlabeled_images():
     weight, bias = torch.eye(2), torch.tensor([0.0, 3.0])
     collected = TauSweep(weight, bias, max_tau=1.0)
     features = torch.tensor([[2.0, 1.0], [1.0, 2.0], [1.0, 2.0], [1.0, 2.0]])
     labels = torch.tensor([0, 1, 1, -1])
     collected.update(features, labels, readable=torch.tensor([True, True, False, True]))
     images = collected.finish()
-    assert images.before_right.tolist() == [False, True, False]
-    assert images.right_at(0.5).tolist() == [True, True, False]
+    assert images.before_correct.tolist() == [False, True, False]
+    assert images.correct_at(0.5).tolist() == [True, True, False]
     assert images.labels.tolist() == [0, 1, 1]
-    assert images.metrics(images.right_at(0.5), np.array([200, 5])) == {
+    assert images.metrics(images.correct_at(0.5), np.array([200, 5])) == {
         'top1': 2 / 3,
         'mean_class_error': 0.25,
         'many': 1.0,
@@ -285,30 +287,30 @@ def test_optimum_is_the_widest_then_the_first_of_the_best():
     assert choose(step_curve([90, 60, 90], [0.25, 0.75]), 0.4, 0.0).optimum == 0.125
 
 
-def test_chosen_is_the_middle_of_what_one_standard_error_allows():
+def test_chosen_is_the_middle_of_the_range_within_one_standard_error():
     curve = step_curve([50, 86, 90, 87, 60, 89], [0.1, 0.2, 0.3, 0.5, 0.6])
-    choice = choose(curve, before=0.4, standard_error=0.045)
-    assert choice.stretch == (0.1, 0.5)
-    assert choice.tau == pytest.approx(0.3)
-    assert choose(curve, before=0.865, standard_error=0.045).stretch == (0.2, 0.5)  # never worse than before
-    assert choose(curve, before=0.4, standard_error=0.5).stretch == (0.0, 1.0)
+    chosen = choose(curve, before=0.4, standard_error=0.045)
+    assert chosen.ends == (0.1, 0.5)
+    assert chosen.tau == pytest.approx(0.3)
+    assert choose(curve, before=0.865, standard_error=0.045).ends == (0.2, 0.5)  # never worse than before
+    assert choose(curve, before=0.4, standard_error=0.5).ends == (0.0, 1.0)
     dip = step_curve([90, 90], [0.5], at=[20])  # a tie of many images at one point
-    assert choose(dip, before=0.4, standard_error=0.1).stretch == (0.0, 0.5)
+    assert choose(dip, before=0.4, standard_error=0.1).ends == (0.0, 0.5)
 
 
-def test_nothing_better_keeps_the_checkpoint():
+def test_nothing_better_leaves_the_checkpoint_unchanged():
     curve = step_curve([80, 90], [0.5])
     assert choose(curve, before=0.9, standard_error=0.01).tau is None
     assert choose(curve, before=0.89, standard_error=0.01).tau == 0.75
 
 
 def test_standard_error_is_that_of_repeated_draws():
-    """Over splits drawn anew, at 2 to 4 images a class, the estimated variance is right on average."""
+    """Over splits drawn anew, at 2 to 4 images per class, the estimated variance is right on average."""
     rng = np.random.default_rng(0)
     sizes = rng.integers(2, 5, 60)
     labels, chance = np.repeat(np.arange(60), sizes), rng.random(60)
     draws = rng.random((4000, len(labels))) < chance[labels]
-    metric = [accuracy(right, labels, 60, 'mean_class_error') for right in draws]
+    metric = [weighted_accuracy(right, labels, 60, 'mean_class_error') for right in draws]
     estimated = [standard_error(right, labels, 60, 'mean_class_error') ** 2 for right in draws]
     assert np.mean(estimated) == pytest.approx(np.var(metric), rel=0.06)
 
@@ -323,9 +325,9 @@ def test_standard_error_with_one_image_a_class():
 def test_report_is_plain_json():
     (weight, features), labels = problem('plain', 1, num_images=50)
     images = swept(weight, features, labels)
-    choice, curve = images.choose('mean_class_error')
-    before = images.metrics(images.before_right, np.arange(6) * 30)
-    report = json.loads(json.dumps(tau_report(choice, curve, before, before, 'a note')))
+    chosen, curve = images.choose('mean_class_error')
+    before = images.metrics(images.before_correct, np.arange(6) * 30)
+    report = json.loads(json.dumps(tau_report(chosen, curve, before, before, 'a note')))
     assert len(report['curve']['value']) == len(report['curve']['tau']) + 1
     assert report['note'] == 'a note'
     assert set(report['before']) == {'top1', 'mean_class_error', 'many', 'medium', 'few'}

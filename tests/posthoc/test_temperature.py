@@ -1,11 +1,12 @@
-"""Temperatures against scipy's minimum, and what they leave alone."""
+"""Temperatures against scipy's minimum."""
 
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from lib.posthoc.linear_head import GroupScaledHead, fit_temperature, fit_temperatures, head_predictions, shot_group_of
+from lib.posthoc.calibration import fit_temperature, fit_temperatures, shot_group_of
+from lib.posthoc.linear_head import GroupScaledHead, head_predictions
 from tests.posthoc.features_of import drawn, features
 
 
@@ -33,7 +34,7 @@ def test_a_calibrated_classifier_keeps_its_temperature():
     assert fit_temperature(head, many, np.arange(40_000)) == pytest.approx(1, abs=0.02)
 
 
-def test_groups_have_their_own():
+def test_groups_have_their_own_temperature():
     found_features, head = drawn(4, num_images=3000, noise=2.0)
     group_of = np.array([0, 0, 1, 1, 2, 2])
     predicted = head.logits(torch.from_numpy(found_features.values)).argmax(dim=1).numpy()
@@ -49,7 +50,7 @@ def test_groups_have_their_own():
     assert shot_group_of(np.array([500, 50, 5])).tolist() == [0, 1, 2]
 
 
-def test_what_does_not_count():
+def test_unlabeled_and_unreadable_images_do_not_count():
     found_features, head = drawn(5)
     labels, readable = found_features.labels.copy(), np.ones(400, bool)
     labels[:100], readable[100:150] = -1, False
@@ -58,5 +59,5 @@ def test_what_does_not_count():
     assert fit_temperature(head, holed, np.arange(400)) == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match='at least one'):
         fit_temperature(head, holed, np.arange(150))
-    right = features(100 * head.weight.numpy(), np.arange(6))
-    assert np.isfinite(fit_temperature(head, right, np.arange(6))), 'nothing is wrong: as sure as can be'
+    perfect = features(100 * head.weight.numpy(), np.arange(6))
+    assert np.isfinite(fit_temperature(head, perfect, np.arange(6))), 'no mistake: the smallest temperature'

@@ -1,4 +1,4 @@
-"""Learned scales: near the minimum that L-BFGS finds, and 1 where there is nothing to learn."""
+"""Fitted scales against the minimum that L-BFGS finds."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_rare_classes_count_as_much_as_common_ones():
     fixed = head_predictions(crippled.scaled(found), everything)
     broken = head_predictions(crippled, everything)
     of_class = everything.labels == 0
-    assert fixed.right[of_class].mean() > broken.right[of_class].mean() + 0.1
+    assert fixed.correct[of_class].mean() > broken.correct[of_class].mean() + 0.1
 
 
 def test_nothing_to_learn_from():
