@@ -1,11 +1,11 @@
-"""What do all metrics of 150,000 predictions in 50,030 classes cost, and 1,000 draws of the bootstrap?
+"""Time and memory of all metrics of 150,000 predictions in 50,030 classes, and of 1,000 bootstrap draws.
 
 python benchmarks/metrics.py [--images N] [--classes N] [--rounds N] [--json FILE]
 
-Long-tailed training counts (5 to 8,000), 1 to 5 valid images a class, a product tree of three levels, 70 % right. Every
-round is a process of its own, so that its peak is that of the metrics alone: `megabytes` is the peak of its resident
-memory less what it held before, answers and imports included. Medians of the rounds. `compare_seconds` is the paired
-comparison of two models; `worst_draws_seconds` the bootstrap where no two classes have the same counts.
+Long-tailed training counts (5 to 8,000), 1 to 5 valid images per class, a product tree of three levels, 70 % of the
+predictions correct. Every round is a new process: `megabytes` is its peak resident memory minus the memory before the
+metrics, which includes predictions and imports. Medians of the rounds. `compare_seconds` is the paired comparison of two
+models; `worst_draws_seconds` the bootstrap if all classes have different counts.
 """
 
 import json
@@ -28,7 +28,7 @@ from lib.metrics.predictions import Predictions
 
 
 def make_answers(labels: np.ndarray, num_classes: int, seed: int) -> Predictions:
-    """Return answers of which 70 % are right, and some of the others among the best five."""
+    """Return top-5 predictions: 70 % have the label first, and some others have it among the five."""
     random = np.random.default_rng(seed)
     best = random.integers(0, num_classes, (len(labels), 5))
     place = np.minimum(random.geometric(0.7, len(labels)) - 1, 5)
@@ -37,44 +37,45 @@ def make_answers(labels: np.ndarray, num_classes: int, seed: int) -> Predictions
     best[random.random(len(labels)) < 0.001] = -1
     confidence = np.where(best[:, 0] >= 0, random.beta(4, 1, len(labels)), 0).astype(np.float32)
     losses = np.where(best[:, 0] >= 0, random.exponential(1.0, len(labels)), np.nan).astype(np.float32)
-    return Predictions(labels, best, confidence, losses)
+    probabilities = np.stack([confidence, *[(1 - confidence) / 5] * 4], axis=1)
+    return Predictions(labels, best, probabilities, losses)
 
 
 def resident_megabytes(name: str) -> float:
-    """Return VmRSS (now) or VmHWM (the peak) of this process; needs Linux."""
+    """Return VmRSS (current memory) or VmHWM (peak) of this process in MB; needs Linux."""
     for line in Path('/proc/self/status').read_text().splitlines():
         if line.startswith(name):
             return int(line.split()[1]) / 1024
-    raise RuntimeError(f'/proc/self/status names no {name}')
+    raise RuntimeError(f'/proc/self/status has no {name}')
 
 
 def measure(images: int, classes: int, sink) -> None:
-    """Measure once, and send the figures."""
+    """Measure once, and send the results."""
     random = np.random.default_rng(0)
     train_counts = np.geomspace(8000, 5, classes).astype(np.int64)
     labels = np.concatenate([np.arange(classes), random.integers(0, classes, max(0, images - classes))])[:images]
     answers, other = (make_answers(labels, classes, seed) for seed in (1, 2))
     parents = [[f'aisle {c % 40}', f'shelf {c % 800}', f'brand {c % 4000}'] for c in range(classes)]
-    figures = {}
-    detailed_metrics(answers.at(np.arange(100)), train_counts)  # what is loaded on first use is not the metrics'
+    results = {}
+    detailed_metrics(answers.at(np.arange(100)), train_counts)  # loads what is loaded at first use
     before = resident_megabytes('VmRSS')
-    Path('/proc/self/clear_refs').write_text('5')  # the peak starts anew
+    Path('/proc/self/clear_refs').write_text('5')  # resets the peak
     started = time.perf_counter()
     detailed_metrics(answers, train_counts, parents=parents)
     table = class_table(answers, classes)
-    figures['seconds'] = time.perf_counter() - started
-    figures['megabytes'] = resident_megabytes('VmHWM') - before
+    results['seconds'] = time.perf_counter() - started
+    results['megabytes'] = resident_megabytes('VmHWM') - before
     started = time.perf_counter()
-    accuracy_draws(table.right, table.images, num_draws=NUM_DRAWS)
-    figures['bootstrap_seconds'] = time.perf_counter() - started
+    accuracy_draws(table.correct, table.images, num_draws=NUM_DRAWS)
+    results['bootstrap_seconds'] = time.perf_counter() - started
     started = time.perf_counter()
     compare(answers, other, classes)
-    figures['compare_seconds'] = time.perf_counter() - started
+    results['compare_seconds'] = time.perf_counter() - started
     total = np.arange(2, classes + 2)
     started = time.perf_counter()
     accuracy_draws(total // 2, total, num_draws=NUM_DRAWS)
-    figures['worst_draws_seconds'] = time.perf_counter() - started
-    sink.send(json.dumps(figures))
+    results['worst_draws_seconds'] = time.perf_counter() - started
+    sink.send(json.dumps(results))
 
 
 def main() -> None:
@@ -82,7 +83,7 @@ def main() -> None:
         __doc__.splitlines()[0],
         images=(150_000, 'predictions'),
         classes=(50_030, 'classes'),
-        rounds=(5, 'processes that measure'),
+        rounds=(5, 'rounds, a new process each'),
     )
     rounds = []
     context = multiprocessing.get_context('spawn')
@@ -90,11 +91,11 @@ def main() -> None:
         source, sink = context.Pipe(duplex=False)
         process = context.Process(target=measure, args=(arguments.images, arguments.classes, sink))
         process.start()
-        sink.close()  # a process that dies ends the pipe
+        sink.close()  # so that the pipe is closed if the process dies
         rounds.append(json.loads(source.recv()))
         process.join()
-    figures = {name: statistics.median(figures[name] for figures in rounds) for name in rounds[0]}
-    finish(figures, arguments.json)
+    results = {name: statistics.median(values[name] for values in rounds) for name in rounds[0]}
+    finish(results, arguments.json)
 
 
 if __name__ == '__main__':

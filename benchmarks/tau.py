@@ -32,6 +32,7 @@ from lib.commands.loaded_model import load_model
 from lib.config.yaml_text import as_text
 from lib.inference.features import logit_batch_size
 from lib.metrics.accuracy import ClassCounts
+from lib.metrics.predictions import batch_predictions
 from lib.posthoc.tau_sweep import TauSweep
 from lib.runtime.device import pick_device
 from lib.trainer.checkpointing.io import write_checkpoint
@@ -84,7 +85,8 @@ def choosing(num_images: int, rounds: int) -> dict[str, float]:
         counts = ClassCounts(NUM_CLASSES, weight.device)
         for some, their_labels in batches:
             logits = torch.nn.functional.linear(some, weight, bias)
-            counts.update(logits, their_labels, torch.ones(len(some), dtype=torch.bool))
+            readable = torch.ones(len(some), dtype=torch.bool)
+            counts.add(batch_predictions(logits, their_labels), their_labels, readable)
         return counts.metrics(train_counts)['mean_class_error']
 
     def evaluation() -> int:
@@ -95,8 +97,8 @@ def choosing(num_images: int, rounds: int) -> dict[str, float]:
         sweep = TauSweep(weight, bias, max_tau=MAX_TAU)
         for some, their_labels in batches:
             sweep.update(some, their_labels)
-        choice, _ = sweep.finish().choose('mean_class_error')
-        found['exact'] = choice.value
+        chosen, _ = sweep.finish().choose('mean_class_error')
+        found['exact'] = chosen.value
         return len(labels)
 
     def grid() -> int:

@@ -93,7 +93,7 @@ def logits_of(options):
     logits = []
     trained = load_model(read_command([*map(str, options), *ON_CPU], program='test.py'))
     split = open_test_split(trained.cfg, trained.class_names)
-    trained.evaluate(split, label='test', look_at=lambda batch, features, found: logits.append(found))
+    trained.evaluate(split, label='test', sinks=[lambda batch, output: logits.append(output.logits)])
     return split.names.to_pylist(), torch.cat(logits)
 
 

@@ -11,7 +11,7 @@ from tests.scripts.rank_runs import run_ranks_of, start_ranks
 from tests.scripts.running import REPOSITORY, TINY
 
 OTHERS = 'error: rank 0: another rank has ended, so this one ends, too; see the error line of that rank\n'
-STEP, LOOK = 'lib.trainer.step:TrainStep.__call__', 'lib.inference.engine:EagerEngine.features'
+STEP, FEATURES = 'lib.trainer.step:TrainStep.__call__', 'lib.inference.engine:EagerEngine.features'
 SHARDED = ('--MODEL_CLASSIFIER_SHARDED', True)
 SECONDS = 30
 
@@ -30,12 +30,12 @@ def fail(scripts, folder, how, target, count, *options):
 
 
 @pytest.mark.parametrize('extra', [(), SHARDED], ids=['whole', 'sharded'])
-@pytest.mark.parametrize(('target', 'count'), [(STEP, 3), (LOOK, 1), ('lib.dataset.pipeline:mirror', 9)],
+@pytest.mark.parametrize(('target', 'count'), [(STEP, 3), (FEATURES, 1), ('lib.dataset.pipeline:mirror', 9)],
                          ids=['training', 'evaluation', 'reading'])  # fmt: skip
 def test_an_error(scripts, products, tmp_path, target, count, extra):
     """The other one is in a collective then, or soon will be."""
-    if extra and target == LOOK:
-        target = 'lib.inference.run:scores_of_parts'
+    if extra and target == FEATURES:
+        target = 'lib.inference.engine:EagerEngine.logits'
     main, other = fail(scripts, tmp_path, 'error', target, count, *options_of(products, *extra))
     assert (main.returncode, other.returncode) == (2, 2)
     assert other.stderr == 'error: rank 1: this rank fails\n'
