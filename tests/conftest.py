@@ -11,8 +11,8 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
     # Two workers on two cores; torch reads this once, when it is imported.
     os.environ.setdefault('OMP_NUM_THREADS', '1')
 
-# Session fixtures that start processes: whatever uses one of them is marked.
-PROCESS_FIXTURES = {'scripts', 'browser'}
+# Fixtures that start processes; tests that use one of them are marked.
+PROCESS_FIXTURES = {'scripts', 'browser', 'per_rank', 'rank_results', 'all_help'}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,7 +29,7 @@ def _refuse(*_: object, **__: object) -> None:
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Let only tests marked `process` start processes, their fixtures included."""
     with pytest.MonkeyPatch.context() as patch:
-        if 'GUARD' in os.environ and item.get_closest_marker('process') is None:
+        if item.get_closest_marker('process') is None:
             patch.setattr(subprocess.Popen, '__init__', _refuse)
             patch.setattr(multiprocessing.process.BaseProcess, 'start', _refuse)
         return (yield)

@@ -15,7 +15,7 @@ from lib.runtime.workers import process_context
 
 
 def run_ranks(function: Callable, count: int, tmp_path: Path, *args: Any, seconds: float = 120) -> list[Any]:
-    """Return what function(rank, count, *args) returns on each of `count` ranks, each a fresh process.
+    """Run function(rank, count, *args) on `count` ranks, each a new process, and return the results by rank.
 
     The processes are forked from a server that has imported torch; all tests of this process share it.
 

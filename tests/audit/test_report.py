@@ -148,6 +148,7 @@ def test_all_that_was_planted_in_drawn_photos_is_found(drawn_set):
     check(planted.check_up(), expected)
 
 
+@pytest.mark.process
 def test_processes_find_what_one_finds(drawn_set):
     planted, _ = drawn_set
     alone, two = planted.check_up(), planted.check_up(num_workers=2)

@@ -97,6 +97,7 @@ def test_rates_are_the_last_averages_of_all_epochs_but_the_first():
         script_rates(LOG[:130])
 
 
+@pytest.mark.process
 def test_train_py_is_run_where_it_lies_and_its_failure_is_told(tmp_path):
     with pytest.raises(UserError, match=r'no train\.py in it'):
         script_run(tmp_path, tmp_path, tmp_path, SMALL)
@@ -156,6 +157,7 @@ def test_rates_of_a_network(photos, monkeypatch):
     assert all(value > 0 for value in figures.values())
 
 
+@pytest.mark.process
 def test_without_a_gpu_one_line_says_what_would_be_measured():
     done = subprocess.run(
         [sys.executable, 'benchmarks/gpu.py'], cwd=REPOSITORY, capture_output=True, text=True, check=True,

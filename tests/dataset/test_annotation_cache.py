@@ -310,6 +310,7 @@ def test_a_folder_in_which_the_cache_cannot_be_written(path, parsings, tmp_path)
     assert len(parsings) == 1
 
 
+@pytest.mark.process
 def test_no_folder_is_writable(path, parsings, log_lines, monkeypatch, tmp_path):
     cache_of(path).mkdir()
     (tmp_path / 'user cache').touch()
@@ -373,6 +374,7 @@ def check_in_a_worker(found, path):
     assert rows == [[row for row, label in enumerate(labels) if label == expected] for expected in range(7)]
 
 
+@pytest.mark.process
 def test_workers_map_the_columns_even_if_the_cache_is_deleted(path):
     read_annotations(path)
     found = read_annotations(path)
@@ -400,6 +402,7 @@ def test_a_cache_that_is_replaced_after_pickling_is_an_error(path):
         pickle.loads(data)
 
 
+@pytest.mark.process
 def test_several_processes_at_once(path, tmp_path):
     write(path, entries(30_000))
     program = (

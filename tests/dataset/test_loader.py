@@ -61,6 +61,7 @@ def error_of(loader: TrainLoader, epoch: int) -> str:
     pytest.fail('no error was raised')
 
 
+@pytest.mark.process
 def test_workers_read_the_same_batches(bad_folder):
     """Two workers read whole epochs, a part from mid-epoch on, and an interrupted epoch."""
     images = files(bad_folder)
@@ -76,6 +77,7 @@ def test_workers_read_the_same_batches(bad_folder):
     assert '\n' not in message, 'the traceback of a worker is part of the message'
 
 
+@pytest.mark.process
 def test_workers_read_the_same_batches_in_evaluation(bad_folder):
     images = files(bad_folder)
     assert all_same(eval_loader(images), eval_loader(images, num_workers=2))
@@ -245,11 +247,13 @@ def test_a_split_without_labels(folder):
     assert batch.labels.tolist() == [-1] * 11
 
 
+@pytest.mark.process
 @pytest.mark.parametrize('options', [{'num_threads': 1}, {'num_threads': 3}, {'num_workers': 1}], ids=str)
 def test_threads_and_workers_read_the_same_batches(folder, options):
     assert all_same(eval_loader(files(folder)), eval_loader(files(folder), **options))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize('options', [{}, {'num_threads': 2}, {'num_workers': 1}], ids=str)
 def test_views_are_one_batch_per_transform(folder, options):
     views = [ResizeCenterCrop(SIZE, 0.875), ResizeWhole(SIZE), ResizeCornerCrop(SIZE + 4, 0.8, right=True)]
@@ -275,6 +279,7 @@ class DeadlyImages(ArrayImages):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='this system has no SIGKILL')
 def test_a_killed_worker_raises_the_error_that_cli_main_handles():
     images = DeadlyImages(np.zeros((len(LABELS), 24, 20, 3), np.uint8))
@@ -327,6 +332,7 @@ def test_an_image_of_one_pixel(folder):
         assert (pixels == torch.tensor([9, 200, 30], dtype=torch.uint8)).all()
 
 
+@pytest.mark.process
 def test_reused_buffers_hold_no_earlier_pixels(folder):
     """Read more batches than buffers, with unreadable images and padding; all batches are stored until the end."""
     for row in BAD:

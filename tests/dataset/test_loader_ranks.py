@@ -62,6 +62,7 @@ def test_ranks_split_each_batch(images, batch_size, count):
             assert all_same(joined_batches([one.batches(epoch, first_step) for one in loaders]), batches[first_step:])
 
 
+@pytest.mark.process
 def test_workers_of_ranks_read_the_same_batches(images):
     """The workers of each rank read one epoch, then another one from its middle on."""
     alone = train_loader(images, 5)
@@ -139,6 +140,7 @@ def test_evaluation_reads_every_row_once(images, batch_size, count):
             ]
 
 
+@pytest.mark.process
 def test_a_rank_without_images_with_workers(images):
     reader = BatchReader(images, LABELS, ResizeCenterCrop(SIZE), 0)
     loaders = [

@@ -49,6 +49,7 @@ def test_an_epoch_equals_that_of_a_run_at_its_size(images, transform):
             assert all_same(growing.batches(epoch, first_step), expected[first_step:])
 
 
+@pytest.mark.process
 def test_workers_read_sizes_in_any_order(images):
     """Use the same two workers and buffers for rising and falling sizes and for interrupted epochs.
 

@@ -57,6 +57,7 @@ def test_damaged_and_missing_images_raise_on_access(images, tmp_path):
         cache.open(3)
 
 
+@pytest.mark.process
 def test_workers_read_the_same_pixels(images, tmp_path):
     cache = cached(images)
     for row in range(6):

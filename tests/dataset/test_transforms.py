@@ -258,6 +258,7 @@ def test_refuses_bad_parameters(make, name):
         make()
 
 
+@pytest.mark.process
 def test_worker_imports_stay_light():
     code = 'import sys, lib.dataset.transforms, lib.dataset.images; print({"torch"} & set(sys.modules))'
     root = Path(__file__).parents[2]

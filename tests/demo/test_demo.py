@@ -115,6 +115,7 @@ def test_noise_file_tells_the_truth(demo):
         assert (row in listed) == (shown[annotation['fpath']] != annotation['category_id'])
 
 
+@pytest.mark.process
 def test_two_workers_write_the_same_bytes_as_one(demo, tmp_path):
     photos = plan_photos(3, SCALE)[::40]
     generate._draw_all(photos, tmp_path, tmp_path, 3, num_workers=2)

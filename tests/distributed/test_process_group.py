@@ -94,6 +94,7 @@ def _gathered(group):
     return found
 
 
+@pytest.mark.process
 def test_collectives_of_three_ranks(tmp_path):
     found = run_ranks(collectives, 3, tmp_path, tmp_path)
     rows = [torch.arange(2.0 * size).view(-1, 2) + 10 * rank for rank, size in enumerate(SIZES)]
@@ -122,6 +123,7 @@ def first_raises_in_main_first(rank, count):
             raise ValueError('on purpose')
 
 
+@pytest.mark.process
 def test_an_error_of_the_main_rank_does_not_hang_the_others(tmp_path):
     with pytest.raises(AssertionError, match='on purpose'):
         run_ranks(first_raises_in_main_first, 2, tmp_path, seconds=30)

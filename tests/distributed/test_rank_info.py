@@ -85,6 +85,7 @@ def test_without_torchrun_no_file_is_written(environment, tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.process
 def test_module_imports_neither_torch_nor_numpy():
     script = 'import sys, lib.distributed.rank_info; assert not {"torch", "numpy"} & set(sys.modules)'
     subprocess.run([sys.executable, '-c', script], check=True)

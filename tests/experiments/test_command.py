@@ -23,6 +23,7 @@ def benchmark(*options):
     )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ('options', 'words'),
     [
@@ -39,6 +40,7 @@ def test_an_error_is_one_line(options, words):
     assert done.stdout == ''
 
 
+@pytest.mark.process
 def test_finished_runs_are_recorded_although_others_fail(make_grid, tmp_path, monkeypatch, capsys):
     grid = make_grid('ce')
     (grid.repository / 'behaviors.json').write_text('{"tiny_focal_0": "fails"}')
@@ -65,6 +67,7 @@ def test_finished_runs_are_recorded_although_others_fail(make_grid, tmp_path, mo
     assert str(tmp_path) not in file.read_text()
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_small_grid_end_to_end(tmp_path):
     data, overlays, out = tmp_path / 'data', tmp_path / 'overlays', tmp_path / 'out'

@@ -23,6 +23,7 @@ def run(grid, jobs=1, gpus=()):
     return outcome, '\n'.join(lines)
 
 
+@pytest.mark.process
 def test_all_steps_are_run_once(make_grid, calls, tmp_path):
     (tmp_path / 'data' / 'test').mkdir()
     grid = make_grid('crt,tau_norm')
@@ -44,6 +45,7 @@ def test_all_steps_are_run_once(make_grid, calls, tmp_path):
     assert len(calls()) == 6
 
 
+@pytest.mark.process
 def test_a_failed_run_is_reported_and_the_others_are_run(make_grid, calls):
     grid = make_grid('crt,focal,lws')
     set_behaviors(grid, tiny_ce_0='fails')
@@ -61,6 +63,7 @@ def test_a_failed_run_is_reported_and_the_others_are_run(make_grid, calls):
     assert [name for _, name, *_ in calls()][2:] == ['tiny_ce_0', 'tiny_crt_0', 'tiny_lws_0']
 
 
+@pytest.mark.process
 def test_a_run_without_result_is_not_repeated(make_grid, calls):
     grid = make_grid('ce')
     set_behaviors(grid, tiny_ce_0='writes nothing')
@@ -69,6 +72,7 @@ def test_a_run_without_result_is_not_repeated(make_grid, calls):
     assert len(calls()) == 1
 
 
+@pytest.mark.process
 def test_one_gpu_per_run(make_grid, calls):
     run(make_grid('ce,focal,ldam,crt', seeds=2), jobs=None, gpus=['2', '5'])
     assert {gpu for *_, gpu in calls()} == {'2', '5'}
@@ -89,6 +93,7 @@ def test_device_slots(jobs, gpus, expected):
     assert device_slots(jobs, gpus) == expected
 
 
+@pytest.mark.process
 @pytest.mark.skipif(os.name == 'nt', reason='signals of POSIX')
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_reaches_each_run_once_and_starts_no_other(make_grid, calls, number):
@@ -127,6 +132,7 @@ def test_last_error(log, line):
     assert last_error(log) == line
 
 
+@pytest.mark.process
 def test_only_the_output_of_the_last_step_is_reported(make_grid):
     grid = make_grid('ce')
     set_behaviors(grid, tiny_ce_0='fails')

@@ -1,4 +1,4 @@
-"""Nearest neighbours, retrieval metrics and votes against slow loops and scikit-learn."""
+"""Nearest neighbors, retrieval metrics and votes against slow loops and scikit-learn."""
 
 import math
 import statistics
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
-from lib.inference import neighbors as neighbours
+from lib.inference import neighbors
 from lib.inference.neighbors import METRICS, Neighbors, nearest, neighbor_blocks, vote
 from lib.inference.retrieval import retrieval_metrics
 from tests.oracles.neighbors import nearest_rows, retrieval_of
@@ -23,7 +23,7 @@ def draw(seed, num_queries=37, num_gallery=83, width=6):
 
 @pytest.fixture(params=[5, 13, 4096], ids=['tiny blocks', 'small blocks', 'one block'])
 def blocks(request, monkeypatch):
-    monkeypatch.setattr(neighbours, '_GALLERY_BLOCK', request.param)
+    monkeypatch.setattr(neighbors, '_GALLERY_BLOCK', request.param)
 
 
 @pytest.mark.parametrize('metric', METRICS)
@@ -68,7 +68,7 @@ def test_chosen_queries_in_their_order_and_blocks_of_them(blocks):
     whole = nearest(gallery, gallery, 4, same=True)
     rows = np.random.default_rng(1).permutation(500)[:123]
     found = list(neighbor_blocks(gallery, gallery, 4, same=True, rows=rows, megabytes=1))
-    assert len(found) > 1 or neighbours._GALLERY_BLOCK < 4096
+    assert len(found) > 1 or neighbors._GALLERY_BLOCK < 4096
     assert np.concatenate([some for some, _ in found]).tolist() == rows.tolist()
     assert (np.concatenate([part.rows for _, part in found]) == whole.rows[rows]).all()
     assert not (whole.rows == np.arange(500)[:, None]).any()
@@ -86,9 +86,9 @@ def test_faults():
     queries, gallery = draw(3)
     with pytest.raises(ValueError, match='cosine, euclidean'):
         nearest(queries, gallery, 1, metric='manhattan')
-    with pytest.raises(ValueError, match='neighbours of'):
+    with pytest.raises(ValueError, match='neighbors of queries'):
         nearest(queries, gallery[:, :3], 1)
-    with pytest.raises(ValueError, match='neighbours of'):
+    with pytest.raises(ValueError, match='neighbors of queries'):
         nearest(gallery[:1], gallery[:1], 1, same=True)
     assert nearest(queries[:0], gallery, 3).rows.shape == (0, 3)
 
@@ -101,22 +101,22 @@ def test_retrieval_against_loops(metric, same, seed, blocks):
     random = np.random.default_rng(seed)
     gallery_labels = np.sort(random.choice([-1, 0, 1, 2, 4, 5], size=83, p=[0.05, 0.02, 0.1, 0.03, 0.6, 0.2]))
     random.shuffle(gallery_labels)
-    centres = random.standard_normal((7, 6))
-    gallery = (centres[gallery_labels] + random.standard_normal((83, 6))).astype(np.float32)
+    centers = random.standard_normal((7, 6))
+    gallery = (centers[gallery_labels] + random.standard_normal((83, 6))).astype(np.float32)
     labels = gallery_labels if same else random.integers(-1, 7, 37)
-    queries = gallery if same else (centres[labels] + random.standard_normal((37, 6))).astype(np.float32)
+    queries = gallery if same else (centers[labels] + random.standard_normal((37, 6))).astype(np.float32)
     found = retrieval_metrics(queries, labels, gallery, gallery_labels, recall_at=(1, 3, 10), metric=metric, same=same)
     by_class = {}
     for row, query in enumerate(queries.tolist()):
         own = row if same else None
-        figures = retrieval_of(query, labels[row], gallery, gallery_labels.tolist(), (1, 3, 10), metric, own)
-        if figures is not None:
-            by_class.setdefault(int(labels[row]), []).append(figures)
-    everything = [figures for part in by_class.values() for figures in part]
+        metrics = retrieval_of(query, labels[row], gallery, gallery_labels.tolist(), (1, 3, 10), metric, own)
+        if metrics is not None:
+            by_class.setdefault(int(labels[row]), []).append(metrics)
+    everything = [metrics for part in by_class.values() for metrics in part]
     assert (found.num_queries, found.left_out) == (len(everything), len(queries) - len(everything))
     for name in ('recall@1', 'recall@3', 'recall@10', 'r_precision', 'map@r'):
-        assert found.images[name] == pytest.approx(statistics.mean(figures[name] for figures in everything))
-        means = [statistics.mean(figures[name] for figures in part) for part in by_class.values()]
+        assert found.images[name] == pytest.approx(statistics.mean(metrics[name] for metrics in everything))
+        means = [statistics.mean(metrics[name] for metrics in part) for part in by_class.values()]
         assert found.classes[name] == pytest.approx(statistics.mean(means))
 
 
@@ -144,7 +144,7 @@ def test_nothing_to_find():
 
 
 def test_a_class_of_thousands_needs_no_matrix():
-    """3,000 queries, each with 9,000 of its class: the neighbours of all at once would be 320 MB."""
+    """3,000 queries, each with 9,000 of its class: the neighbors of all at once would be 320 MB."""
     random = np.random.default_rng(0)
     labels = np.repeat([0, 1], [9000, 50])
     gallery = random.standard_normal((len(labels), 4)).astype(np.float32)
@@ -166,15 +166,15 @@ def test_votes_against_scikit_learn(metric, k):
     oracle = KNeighborsClassifier(k, metric=metric, algorithm='brute').fit(gallery, labels)
     found = vote(nearest(queries, gallery, k, metric=metric), labels, metric=metric)
     assert (found.predicted == oracle.predict(queries)).all()
-    shares = np.zeros((60, 8))
+    fractions = np.zeros((60, 8))
     for row in range(60):
         counted = found.classes[row] >= 0
-        shares[row, found.classes[row][counted]] = found.shares[row][counted]
-    np.testing.assert_allclose(shares[:, oracle.classes_], oracle.predict_proba(queries), atol=1e-6)
+        fractions[row, found.classes[row][counted]] = found.fractions[row][counted]
+    np.testing.assert_allclose(fractions[:, oracle.classes_], oracle.predict_proba(queries), atol=1e-6)
 
 
 @pytest.mark.parametrize('metric', METRICS)
-def test_similar_neighbours_have_the_louder_voice(metric):
+def test_similar_neighbors_have_more_votes(metric):
     queries, gallery = draw(5)
     labels = np.random.default_rng(5).integers(4, size=83)
     near = nearest(queries, gallery, 9, metric=metric)
@@ -187,13 +187,13 @@ def test_similar_neighbours_have_the_louder_voice(metric):
         ranked = sorted(votes, key=lambda label: -votes[label])
         assert found.classes[row].tolist() == ranked + [-1] * (9 - len(ranked))
         expected = [votes[label] / sum(votes.values()) for label in ranked] + [0.0] * (9 - len(ranked))
-        assert found.shares[row].tolist() == pytest.approx(expected, rel=1e-5)
+        assert found.fractions[row].tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_votes_of_far_neighbours_do_not_vanish():
+def test_votes_of_far_neighbors_do_not_vanish():
     found = vote(Neighbors(np.array([[0, 1]]), np.array([[900.0, 950.0]], np.float32)), np.array([2, 1]),
                  weights='similarity', temperature=1.0, metric='euclidean')  # fmt: skip
     assert found.classes.tolist() == [[2, 1]]
-    assert found.shares[0].tolist() == pytest.approx([1.0, 0.0])
+    assert found.fractions[0].tolist() == pytest.approx([1.0, 0.0])
     with pytest.raises(ValueError, match='majority or similarity'):
         vote(Neighbors(np.array([[0]]), np.array([[1.0]], np.float32)), np.array([2]), weights='distance')

@@ -70,6 +70,7 @@ def sharded(rank, count, draw):
     return found
 
 
+@pytest.mark.process
 @pytest.mark.parametrize('count', [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_shards_give_every_rank_the_predictions_over_all_classes(tmp_path, count):
     """With one class or more than five per rank, images without a label, and no image."""

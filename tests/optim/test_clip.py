@@ -1,12 +1,9 @@
 """Gradient clipping against torch's clip_grad_norm_, with and without sharded parameters."""
 
-import os
 from dataclasses import dataclass, field
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -14,6 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from lib.distributed.process_group import ProcessGroup
 from lib.optim.gradients import clip_gradients
+from tests.ranks import run_ranks
 
 
 def parameters_with_gradients(seed: int, shapes=((4, 3), (5,), (2, 3, 3, 3)), scale=1.0) -> list[nn.Parameter]:
@@ -75,26 +73,21 @@ def test_parameters_without_gradient_are_ignored():
     torch.testing.assert_close(norm, torch.sqrt(expected**2 + 4))
 
 
-def _clip_on_a_rank(rank: int, path: str) -> None:
-    os.environ['OMP_NUM_THREADS'] = '1'
-    dist.init_process_group('gloo', init_method=f'file://{path}', rank=rank, world_size=2)
-    try:
-        replicated, whole = parameters_with_gradients(1)[1:], parameters_with_gradients(1)[0]
-        group = ProcessGroup(rank, 2)
-        shard = nn.Parameter(torch.zeros(2, 3))
-        shard.grad = whole.grad[group.shard(4)].clone()
-        norm = clip_gradients(replicated, 0.5, sharded=[shard], group=group)
-        torch.save([norm, shard.grad, *(p.grad for p in replicated)], f'{path}.{rank}')
-    finally:
-        dist.destroy_process_group()
+def clip_on_a_rank(rank: int, count: int) -> list[torch.Tensor]:
+    """Return the norm, the clipped gradient of the rank's rows and those of replicated parameters."""
+    replicated, whole = parameters_with_gradients(1)[1:], parameters_with_gradients(1)[0]
+    group = ProcessGroup(rank, count)
+    shard = nn.Parameter(torch.zeros(2, 3))
+    shard.grad = whole.grad[group.shard(4)].clone()
+    norm = clip_gradients(replicated, 0.5, sharded=[shard], group=group)
+    return [norm, shard.grad, *(p.grad for p in replicated)]
 
 
+@pytest.mark.process
 def test_two_processes(tmp_path):
-    path = str(tmp_path / 'rendezvous')
-    mp.spawn(_clip_on_a_rank, (path,), nprocs=2)
+    found = run_ranks(clip_on_a_rank, 2, tmp_path)
     whole = parameters_with_gradients(1)
     expected = clip_grad_norm_(whole, 0.5)
-    found = [torch.load(f'{path}.{rank}', weights_only=True) for rank in range(2)]
     assert torch.equal(found[0][0], found[1][0])
     torch.testing.assert_close(found[0][0], expected)
     torch.testing.assert_close(torch.cat([found[0][1], found[1][1]]), whole[0].grad)

@@ -1,11 +1,11 @@
-"""Metrics one image at a time, in fractions of whole numbers: slow and obvious."""
+"""Slow metrics: one image at a time, in exact fractions."""
 
 import math
 from fractions import Fraction
 
 
 def metrics(logits, labels, readable, train_counts):
-    """Return loss, top1, top5, mean_class_error, many, medium, few; what has no image is absent.
+    """Return loss, top1, top5, mean_class_error, many, medium, few; a metric without images is absent.
 
     logits: rows of numbers; labels: -1 where unknown; readable: False counts as wrong, and has no loss.
     """

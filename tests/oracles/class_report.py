@@ -1,14 +1,14 @@
-"""Calibration, mistakes in a tree and per-class figures, one image at a time: slow and obvious."""
+"""Slow calibration error, mistake severity and metrics per class: one image at a time."""
 
 from collections import Counter
 
 
 def calibration_error(confidence, right, num_bins=15):
-    """Expected calibration error over bins (low, high], the first with its lower end."""
+    """Return the expected calibration error over bins (low, high], the first with its lower end."""
     gap = 0.0
-    for place in range(num_bins):
-        low, high = place / num_bins, (place + 1) / num_bins
-        rows = [i for i, c in enumerate(confidence) if low < c <= high or (place == 0 and c == 0)]
+    for index in range(num_bins):
+        low, high = index / num_bins, (index + 1) / num_bins
+        rows = [i for i, c in enumerate(confidence) if low < c <= high or (index == 0 and c == 0)]
         if rows:
             accuracy = sum(bool(right[i]) for i in rows) / len(rows)
             gap += len(rows) / len(confidence) * abs(accuracy - sum(float(confidence[i]) for i in rows) / len(rows))
@@ -16,7 +16,7 @@ def calibration_error(confidence, right, num_bins=15):
 
 
 def severity(parents, label, predicted):
-    """Height of the lowest common ancestor, a node's height being the longest way down to a class."""
+    """Return the height of the lowest common ancestor, a node's height being the longest path down to a class."""
     if label == predicted:
         return 0
     paths = [(*chain, f'class {number}') for number, chain in enumerate(parents)]
@@ -32,7 +32,7 @@ def severity(parents, label, predicted):
 
 
 def class_rows(labels, predicted, confidence, num_classes):
-    """Of each class: images, right, accuracy, precision, confidence, mistaken_for, num_mistaken; None for no number."""
+    """Return images, correct, accuracy, precision, confidence, mistaken_for, num_mistaken of each class."""
     rows = []
     for number in range(num_classes):
         own = [i for i, label in enumerate(labels) if label == number]

@@ -1,4 +1,4 @@
-"""Search and retrieval the slow way: a pair at a time, sorted by Python."""
+"""Slow search and retrieval metrics: one pair at a time, sorted by Python."""
 
 import math
 
@@ -21,13 +21,13 @@ def nearest_rows(query, gallery, k, metric, own=None):
 
 
 def retrieval_of(query, label, gallery, labels, recall_at, metric, own=None):
-    """Return the figures of one query as {name: value}; None where the gallery holds none of its class."""
+    """Return the metrics of one query as {name: value}; None where the gallery has no image of its class."""
     num_relevant = sum(other == label for row, other in enumerate(labels) if row != own)
     if label < 0 or not num_relevant:
         return None
     ranked, _ = nearest_rows(query, gallery, len(gallery), metric, own)
     hits = [labels[row] == label for row in ranked]
-    precisions = [sum(hits[: place + 1]) / (place + 1) for place in range(num_relevant) if hits[place]]
+    precisions = [sum(hits[: i + 1]) / (i + 1) for i in range(num_relevant) if hits[i]]
     return {
         **{f'recall@{k}': float(any(hits[:k])) for k in recall_at},
         'r_precision': sum(hits[:num_relevant]) / num_relevant,

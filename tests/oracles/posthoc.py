@@ -56,7 +56,7 @@ def adjusted_events(logits, priors, max_tau: float) -> set[Decimal]:
 
 
 def midpoints(events: set[Decimal], max_tau: float) -> list[float]:
-    """The middle of every interval between neighbouring events that is wide enough for float64."""
+    """The middle of every interval between neighboring events that is wide enough for float64."""
     edges = [Decimal(0), *sorted(events), Decimal(max_tau)]
     return [float((a + b) / 2) for a, b in pairwise(edges) if b - a > Decimal('1e-9')]
 

@@ -35,6 +35,7 @@ def hold(folder):
         pass
 
 
+@pytest.mark.process
 def test_a_second_process_gets_an_error_with_the_id_of_the_first(tmp_path):
     with holder(tmp_path) as process:
         try:
@@ -49,6 +50,7 @@ def test_a_second_process_gets_an_error_with_the_id_of_the_first(tmp_path):
     hold(tmp_path)
 
 
+@pytest.mark.process
 def test_a_kill_releases_the_lock(tmp_path):
     with holder(tmp_path) as process:
         process.kill()

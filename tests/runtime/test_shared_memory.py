@@ -93,6 +93,7 @@ def read_all(array, connection):
     connection.send((int(array.sum()), type(array).__name__, private_kilobytes() - before))
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not os.path.exists('/proc/self/smaps_rollup'), reason='needs Linux')
 @pytest.mark.parametrize('method', ['spawn', 'forkserver'])
 def test_workers_share_the_pages(method):

@@ -51,6 +51,7 @@ class Slow:
             path.unlink()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize('num_workers', [0, 1, 3])
 def test_every_task_is_done_once(num_workers):
     steps = []
@@ -64,6 +65,7 @@ def test_no_tasks(num_workers):
     assert list(run_in_processes(Double(), [], num_workers=num_workers, progress=print)) == []
 
 
+@pytest.mark.process
 def test_errors_are_raised_in_the_main_process():
     with pytest.raises(UserError, match=r'^a mistake$'):
         list(run_in_processes(Double(), [1, 'user', 2], num_workers=2, progress=ignore))
@@ -78,6 +80,7 @@ def ignore(_: int) -> None:
     pass
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='needs SIGKILL')
 def test_a_killed_process_is_an_error():
     with pytest.raises(UserError, match=r'was killed.*--RUN_NUM_WORKERS'):
@@ -88,6 +91,7 @@ class StopTest(Exception):
     pass
 
 
+@pytest.mark.process
 def test_running_tasks_are_terminated(tmp_path):
     def stop(_: int) -> None:
         if len(list(tmp_path.iterdir())) == 2:
@@ -98,6 +102,7 @@ def test_running_tasks_are_terminated(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='needs SIGKILL')
 def test_processes_end_with_the_main_process(tmp_path):
     command = [sys.executable, '-c', 'import sys; from pathlib import Path\n'

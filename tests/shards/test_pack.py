@@ -81,6 +81,7 @@ def test_reencoded_images_are_small_and_close(photos, tmp_path):
         assert np.abs(np.asarray(packed).astype(int) - np.asarray(reduced)).mean() < 4
 
 
+@pytest.mark.process
 def test_workers_and_repetitions_write_the_same_files(photos, tmp_path):
     for name, workers in (('a', 0), ('b', 2), ('c', 3)):
         pack(photos, tmp_path / name, workers, encoding=Reencode(20))
@@ -187,6 +188,7 @@ def test_partial_files_of_an_earlier_attempt_are_removed(photos, packed):
     assert contents(folder) == before
 
 
+@pytest.mark.process
 def test_packing_resumes_after_a_kill(tmp_path):
     """Kill a process with two workers once some shards exist; a second process writes the others."""
     rows, script = 60, tmp_path / 'run.py'

@@ -46,6 +46,7 @@ def check_same(one: list[Batch], other: list[Batch]) -> None:
         assert [row for row, _ in batch.bad] == [row for row, _ in expected.bad]
 
 
+@pytest.mark.process
 def test_batches_equal_those_of_the_files_with_and_without_workers(photos, tmp_path):
     Path(photos.name(1)).write_bytes(b'no image')
     Path(photos.name(6)).write_bytes(b'')
@@ -83,6 +84,7 @@ def test_damaged_images_are_skipped(damaged):
     assert np.isfinite(torch.cat([batch.images for batch in marked]).numpy()).all()
 
 
+@pytest.mark.process
 def test_workers_report_the_same_faults(packed):
     packed.index.path.with_name('000001.tar').unlink()
     images = ShardImages(packed.index.path)

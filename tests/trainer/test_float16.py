@@ -155,6 +155,7 @@ def with_a_bad_rank(rank, count):
     return found
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_an_overflow_on_one_rank_is_skipped_by_all(tmp_path):
     for start, bad, good in run_ranks(with_a_bad_rank, 2, tmp_path):

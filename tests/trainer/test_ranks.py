@@ -27,6 +27,7 @@ def weights_of_a_rank(rank: int, count: int) -> dict:
     return {name: train(setup, ProcessGroup(rank, count)) for name, setup in SETUPS.items()}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize('count', [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_compute_the_weights_of_one_process(tmp_path, count):
     found = run_ranks(weights_of_a_rank, count, tmp_path)

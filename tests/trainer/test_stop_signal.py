@@ -102,6 +102,7 @@ def _rank(folder, rank, count, steps, requests, actions):
     dist.destroy_process_group()
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system cannot fork')
 @pytest.mark.parametrize(
     ('requests', 'expected'),
