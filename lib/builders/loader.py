@@ -81,7 +81,7 @@ def build_sampler(cfg: Config, index: ClassIndex) -> EpochSampler:
 
 
 def slots_per_image(cfg: Config) -> int:
-    """Return how many images a step reads per image of TRAIN.BATCH_SIZE: 2 for pairs of images or of views."""
+    """Return the slots per image of TRAIN.BATCH_SIZE: 2 for pairs of images or of views."""
     return 2 if cfg.MIX.TYPE in PAIRED or cfg.LOSS.AUXILIARY == 'balanced_contrastive' else 1
 
 

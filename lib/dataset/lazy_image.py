@@ -10,7 +10,7 @@ from lib.dataset.decode import MAX_PIXELS, TRANSPOSITIONS, check_size, decode, o
 # Color spaces that simplejpeg converts to RGB; Pillow decodes CMYK and YCCK, inverted or not.
 _SIMPLE_SPACES = ('Gray', 'YCbCr', 'RGB')
 _LARGEST_REDUCTION = 8
-_LEAST_SIDE = 16  # pixels of a reduced image's shorter side; below, libjpeg's scales cannot be told apart
+_LEAST_SIDE = 16  # pixels of a reduced image's shorter side; below, libjpeg cannot distinguish scales
 _START_OF_SCAN, _APP1 = 0xDA, 0xE1
 
 
