@@ -63,7 +63,7 @@ def test_one_line_and_an_exit_code(capsys, error, code, line):
     assert text.count('\n') == 1
 
 
-def test_torchs_own_words_for_no_memory(capsys):
+def test_out_of_memory_of_torch(capsys):
     import torch
 
     code, text = outcome(capsys, lambda: torch.empty(2**60))
@@ -85,7 +85,8 @@ def test_escaping_keeps_readable_text():
     assert one_line(' Bière  "ü" \U0001f600 \udcff\u2028\x00') == 'Bière  "ü" \U0001f600 \\udcff \\x00'
 
 
-def test_a_reader_that_leaves_is_no_error():
+@pytest.mark.process
+def test_a_closed_pipe_is_no_error():
     script = 'from lib.commands.cli import cli_main\ncli_main(lambda: [print(i) for i in range(99999)] and 0)'
     process = subprocess.Popen([sys.executable, '-c', script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.readline()
@@ -95,6 +96,7 @@ def test_a_reader_that_leaves_is_no_error():
     process.stderr.close()
 
 
-def test_it_is_light():
+@pytest.mark.process
+def test_the_module_imports_nothing_heavy():
     script = 'import sys, lib.commands.cli; assert not {"torch", "numpy"} & set(sys.modules)'
     subprocess.run([sys.executable, '-c', script], check=True)

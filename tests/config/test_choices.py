@@ -1,4 +1,4 @@
-"""The choices in defaults.py, which --help shows without torch, are the names that build's tables know."""
+"""The choices of keys, which --help shows without torch, are the names in the tables of lib/builders."""
 
 from collections.abc import Collection
 

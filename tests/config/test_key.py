@@ -1,17 +1,18 @@
-"""What a key accepts, from the command line (text) and from YAML (what YAML makes of it)."""
+"""Values that a key accepts, as text from the command line and as values parsed from YAML."""
 
 import math
+import pickle
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.config.key import Key, did_you_mean
+from lib.config.key import Key, Section, did_you_mean
 from lib.errors import UserError
 
 INT = Key(3, 'A number.', low=-1, high=10)
-FLOAT = Key(0.5, 'A share.', low=0.0, high=1.0)
+FLOAT = Key(0.5, 'A fraction.', low=0.0, high=1.0)
 FREE = Key(0.1, 'A number.')
 BOOL = Key(False, 'A switch.')
 TEXT = Key('', 'A name.')
@@ -78,7 +79,7 @@ def test_refused(key, value):
         (Key(1, '', low=1), 'a whole number, at least 1'),
     ],
 )
-def test_what_is_allowed_is_said(key, words):
+def test_expected_lists_the_allowed_values(key, words):
     assert key.expected() == words
 
 
@@ -96,7 +97,7 @@ def test_yaml_reads_1e_4_as_text_and_the_key_as_a_number():
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.integers(-(2**62), 2**62))
-def test_any_number_survives_its_text(number, whole):
+def test_numbers_round_trip_through_text(number, whole):
     assert math.copysign(1, FREE.accept('K', repr(number))) == math.copysign(1, number)
     assert FREE.accept('K', repr(number)) == number
     assert Key(0, '').accept('K', str(whole)) == whole
@@ -106,3 +107,26 @@ def test_large_seeds_are_exact():
     assert Key(0, '', low=0, high=2**63 - 1).accept('SEED', str(2**63 - 1)) == 2**63 - 1
     with pytest.raises(UserError):
         Key(0, '', low=0, high=2**63 - 1).accept('SEED', 2**63)
+
+
+class Sample(Section, title='a sample'):
+    SIZE = Key(3, 'Size.')
+    NAME = Key('x', 'Name.')
+
+
+def test_a_key_is_the_value_of_a_section_and_itself_on_the_class():
+    section = Sample({'SIZE': 5})
+    assert section.SIZE == section['SIZE'] == 5
+    assert Sample.SIZE.default == 3
+    assert not hasattr(section, 'NAME')
+    assert list(Sample.keys_by_name) == ['SIZE', 'NAME']
+    assert Sample.title == 'a sample'
+
+
+def test_a_section_can_be_copied_and_pickled():
+    section = Sample({'SIZE': 5, 'NAME': 'y'})
+    section.freeze()
+    for copy in (section.clone(), pickle.loads(pickle.dumps(section))):
+        assert copy == section
+        assert type(copy) is Sample
+        assert copy.is_frozen()

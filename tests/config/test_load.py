@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lib.config.defaults import KEYS
-from lib.config.load import load_config
+from lib.config.load import load_config, merge_checkpoint_config
 from lib.config.yaml_text import as_text, as_values
 from lib.errors import UserError
 from tools.convert import parse as parse_conversion
@@ -15,13 +15,13 @@ CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
 
 class Checkpoints:
-    """Answers in place of the reader of checkpoints, and keeps what it was asked for."""
+    """A fake reader of checkpoints that records its calls."""
 
     def __init__(self, text=None):
-        self.text, self.asked = text, []
+        self.text, self.calls = text, []
 
     def __call__(self, resume_model, folder):
-        self.asked.append((resume_model, folder))
+        self.calls.append((resume_model, folder))
         return self.text
 
 
@@ -35,7 +35,7 @@ def cfg_of(*argv, checkpoint=None):
 
 
 def saved(*argv):
-    """Return the config text that a run started with `argv` leaves in its checkpoints."""
+    """Return the config text in the checkpoints of a run started with `argv`."""
     return as_text(cfg_of(*argv))
 
 
@@ -48,7 +48,7 @@ def files(tmp_path):
     return write
 
 
-def test_nothing_given_is_aliproducts():
+def test_the_default_is_aliproducts():
     loaded = load()
     assert loaded.cfg.NAME == 'AiProducts'
     assert loaded.cfg.DATASET.HEAD_CAP == 250
@@ -91,7 +91,7 @@ def test_the_default_file_counts_where_there_is_no_checkpoint_yet():
     assert (cfg.NAME, cfg.DATASET.HEAD_CAP) == ('AiProducts', 250)
 
 
-def test_what_belongs_to_this_call_or_machine_never_comes_from_the_checkpoint():
+def test_keys_of_this_call_or_machine_never_come_from_the_checkpoint():
     text = saved(
         '--NAME', 'mine', '--LOG_ROOT', '/elsewhere', '--RUN_DEVICE', 'cuda', '--RUN_NUM_WORKERS', '7',
         '--RUN_PRECISION', 'bfloat16', '--OVERWRITE', 'True', '--RESUME_MODE', 'finetune', '--SEED', '5',
@@ -109,7 +109,7 @@ def test_name_and_machine_can_be_given_beside_a_checkpoint():
     assert (cfg.NAME, cfg.LOG_ROOT, cfg.RUN.DEVICE) == ('other', 'there', 'cpu')
 
 
-def test_where_the_last_checkpoint_is_looked_for(files):
+def test_last_is_searched_in_the_run_folder(files):
     file = files('a.yaml', 'NAME: run\nLOG_ROOT: logs')
     photos = file.parent
     for argv, folder in (
@@ -120,13 +120,13 @@ def test_where_the_last_checkpoint_is_looked_for(files):
     ):
         find = Checkpoints('NAME: run')
         load(*argv, '--RESUME_MODEL', 'last', checkpoint=find)
-        assert find.asked == [('last', Path(folder))]
+        assert find.calls == [('last', Path(folder))]
 
 
-def test_no_checkpoint_is_looked_for_without_resume_model():
+def test_no_checkpoint_is_read_without_resume_model():
     find = Checkpoints('NAME: x')
     load(checkpoint=find)
-    assert find.asked == []
+    assert find.calls == []
 
 
 def test_a_checkpoint_of_the_original_gets_its_recipe():
@@ -139,12 +139,12 @@ def test_a_checkpoint_of_the_original_gets_its_recipe():
     assert (cosine.MODEL.CLASSIFIER, cosine.MODEL.COSINE_SCALE) == ('FCNorm', 1.0)
 
 
-def test_explicit_files_are_laid_over_the_originals_recipe(files):
+def test_explicit_files_overlay_the_original_recipe(files):
     cfg = cfg_of('--RESUME_MODEL', 'old.pth', '--config', files('a.yaml', 'NAME: z'), checkpoint='')
     assert (cfg.NAME, cfg.DATASET.COLOR_SPACE) == ('z', 'BGR')
 
 
-def test_keys_of_another_version_are_left_out_and_named():
+def test_keys_of_another_version_are_ignored_and_named():
     text = 'NAME: x\nFUTURE: {KEY: 1}\nTRAIN: {NEW_KEY: 2, BATCH_SIZE: 7}'
     loaded = load('--RESUME_MODEL', 'x.pth', checkpoint=text)
     assert loaded.cfg.TRAIN.BATCH_SIZE == 7
@@ -156,14 +156,14 @@ def test_a_checkpoints_config_is_checked_like_a_file():
         load('--RESUME_MODEL', 'x.pth', checkpoint='TRAIN: {BATCH_SIZE: 0}')
 
 
-def test_what_a_run_saved_can_always_be_resumed():
-    """A higher layer may make keys of a lower one pointless; once saved, both stand in one text."""
+def test_the_config_of_a_run_can_always_be_resumed():
+    """A higher layer may switch off keys of a lower one; in the saved text, both are in one layer."""
     argv = (
         '--config', CONFIGS / 'GroceryStore.yaml', '--OPTIMIZER_TYPE', 'adamw', '--LOSS_TYPE', 'focal',
         '--SCHEDULE_TYPE', 'cosine',
     )  # fmt: skip
     before = cfg_of(*argv)
-    assert before.OPTIMIZER.NESTEROV  # the recipe's, of no use to adamw
+    assert before.OPTIMIZER.NESTEROV  # set by the recipe, unused by adamw
     assert before.LOSS.LABEL_SMOOTHING == 0.1
     again = cfg_of('--RESUME_MODEL', 'x.pth', checkpoint=as_text(before))
     assert as_values(again) == {**as_values(before), 'RESUME_MODEL': 'x.pth'}
@@ -173,7 +173,26 @@ def test_what_a_run_saved_can_always_be_resumed():
         cfg_of('--RESUME_MODEL', 'x.pth', '--OPTIMIZER_MOMENTUM', '0.5', checkpoint=as_text(before))
 
 
-def test_only_a_folder_named_means_own_photos(tmp_path):
+def test_the_config_of_a_second_model_is_that_of_its_checkpoint(files):
+    text = saved('--NAME', 'mine', '--SEED', '5', '--RUN_DEVICE', 'cuda', '--LOG_ROOT', '/elsewhere')
+    cfg = merge_checkpoint_config(text, 'x.pth', {'TEST.BATCH_SIZE': 7, 'TEST.SCALES': (1.0, 1.5), 'LOG_ROOT': 'here'})
+    expected = load(
+        '--RESUME_MODEL', 'x.pth', '--TEST_BATCH_SIZE', 7, '--TEST_SCALES', '1,1.5', '--LOG_ROOT', 'here',
+        checkpoint=text,
+    )  # fmt: skip
+    assert as_values(cfg) == as_values(expected.cfg)
+    assert (cfg.NAME, cfg.SEED, cfg.RUN.DEVICE, cfg.LOG_ROOT) == ('mine', 5, 'auto', 'here')
+    file = files('a.yaml', 'SEED: 6\nTEST: {BATCH_SIZE: 8}')
+    cfg = merge_checkpoint_config(text, 'x.pth', {'TEST.BATCH_SIZE': 7}, files=[str(file)])
+    assert (cfg.SEED, cfg.TEST.BATCH_SIZE) == (6, 7)
+    assert merge_checkpoint_config('', 'old.pth', {}).DATASET.COLOR_SPACE == 'BGR'
+    with pytest.raises(UserError, match=r'the config in x.pth: SEED is None'):
+        merge_checkpoint_config('SEED:', 'x.pth', {})
+    with pytest.raises(UserError, match=r'LOSS.GAMMA is 1.0, but LOSS.TYPE'):
+        merge_checkpoint_config(text, 'x.pth', {'LOSS.GAMMA': 1.0})
+
+
+def test_a_folder_alone_selects_own_photos(tmp_path):
     loaded = load('--DATASET_ROOT', tmp_path)
     assert (loaded.cfg.MODEL.BACKBONE, loaded.cfg.TRAIN.BATCH_SIZE) == ('resnet18', 32)
     name = tmp_path.name
@@ -190,20 +209,20 @@ def test_only_a_folder_named_means_own_photos(tmp_path):
         ('--RESUME_MODEL', 'x.pth'),
     ],
 )
-def test_more_than_a_folder_named_means_the_default(tmp_path, argv):
+def test_more_than_a_folder_selects_the_default(tmp_path, argv):
     loaded = load('--DATASET_ROOT', tmp_path, *argv)
     assert loaded.cfg.MODEL.BACKBONE == 'resnest50'
     assert 'configs/AiProducts.yaml is used' in loaded.notes[0]
 
 
-def test_a_folder_with_converted_files_means_the_default(tmp_path):
+def test_a_folder_with_converted_files_selects_the_default(tmp_path):
     (tmp_path / 'converted_train.json').write_text('{}')
     assert cfg_of('--DATASET_ROOT', tmp_path).MODEL.BACKBONE == 'resnest50'
 
 
-def test_a_run_on_own_photos_goes_on_where_it_was(tmp_path):
+def test_a_run_on_own_photos_is_resumed(tmp_path):
     argv = ('--DATASET_ROOT', tmp_path, '--RESUME_MODEL', 'last')
-    first = load(*argv, checkpoint=None)  # nothing there yet: it starts
+    first = load(*argv, checkpoint=None)  # no checkpoint yet: a new run
     assert (first.cfg.NAME, first.cfg.MODEL.BACKBONE, len(first.notes)) == (tmp_path.name, 'resnet18', 1)
     again = load(*argv, checkpoint=as_text(first.cfg))
     assert as_values(again.cfg) == as_values(first.cfg)
@@ -215,7 +234,7 @@ def test_the_default_config_is_found_from_anywhere(tmp_path, monkeypatch):
     assert cfg_of().NAME == 'AiProducts'
 
 
-def test_the_config_is_frozen_through_and_through():
+def test_the_whole_config_is_frozen():
     cfg = cfg_of()
     for node, name in ((cfg, 'SEED'), (cfg.TRAIN, 'BATCH_SIZE')):
         with pytest.raises(AttributeError):
@@ -230,7 +249,7 @@ def test_the_command_line_is_not_changed():
     assert argv == ['--SEED', '3']
 
 
-# Laid over which recipe; those in folders go over any.
+# Overlay -> its base config; those in folders overlay any config.
 OVERLAYS = {
     'AiProducts_original': 'AiProducts',
     'AiProducts_strong_2': 'AiProducts_strong',
@@ -246,25 +265,25 @@ def test_every_config_loads(path):
         assert cfg.NAME or path.stem == 'own_photos'
         assert path.stem in (cfg.NAME, 'own_photos'), 'named as its file'
     else:
-        # A second stage is nothing without a first one, and a student without a teacher.
+        # A second stage needs a first one, and a student a teacher.
         others = ('--RESUME_MODEL', 'stage1.pth') if 'FREEZE_BACKBONE' in path.read_text(encoding='utf-8') else ()
         others += ('--LOSS_TEACHER', 'teacher.pth') if path.stem == 'dive' else ()
         assert cfg_of('--config', CONFIGS / f'{OVERLAYS.get(path.stem, "AiProducts")}.yaml', path, *others)
-    assert path.read_text(encoding='utf-8').startswith('# '), 'a config says what it is'
+    assert path.read_text(encoding='utf-8').startswith('# '), 'a config starts with its description'
 
 
 def commands_of(path):
-    """Return the command lines in a config's head, without the words on what they do, split."""
+    """Return the command lines in the head of a config, split, without their comments."""
     head = [line for line in path.read_text(encoding='utf-8').splitlines() if line.startswith('#   ')]
     return [re.split(r'\s{2,}', line[1:].strip())[0].split() for line in head]
 
 
 @pytest.mark.parametrize('path', [path for path in ALL_CONFIGS if path.parent == CONFIGS], ids=lambda path: path.name)
-def test_the_commands_in_its_head_are_right(path, monkeypatch):
+def test_the_commands_in_its_head_are_valid(path, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
     commands = commands_of(path)
     runs = [words for words in commands if words[:2] in (['python', 'main.py'], ['python', 'test.py'])]
-    assert runs, 'a config says how to run it'
+    assert runs, 'the head of a config has a command'
     for words in runs:
         base = CONFIGS / f'{OVERLAYS.get(path.stem, path.stem)}.yaml'
         argv = [str(base.parent) if word == 'my_photos' else word for word in words[2:]]

@@ -176,6 +176,7 @@ def test_all_scripts_have_the_same_options(script, all_help):
     assert options_in(help_of(script, 'all')) == options_in(all_help)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_help_imports_nothing_heavy(script):
     """--help imports no package that takes half a second or more."""

@@ -1,4 +1,4 @@
-"""YAML in, flat keys out, and back; nothing in it ever runs."""
+"""YAML to flat keys and back; no code in YAML is executed."""
 
 import pytest
 import yaml
@@ -10,7 +10,7 @@ from lib.config.yaml_text import as_node, as_text, as_values, parse_config_text,
 from lib.errors import UserError
 
 DEFAULTS = {name: key.default for name, key in KEYS.items()}
-# Texts that YAML would read as something else, were they not quoted.
+# Texts that YAML would parse as another type without quotes.
 MISLEADING = ('yes', 'null', '~', '1e5', '12', '1.5', '2020-01-01', ' x ', '#', 'a: b', '- a', '=')
 TEXT = st.text(st.characters(exclude_categories=('Cs', 'Cc')), max_size=20)
 
@@ -45,7 +45,7 @@ def refused(text, unknown=None):
 
 @settings(max_examples=60, deadline=None)
 @given(st.fixed_dictionaries({name: values_of(key) for name, key in KEYS.items()}))
-def test_the_whole_tree_survives_its_text(values):
+def test_the_whole_tree_round_trips_through_its_text(values):
     text = as_text(as_node(values))
     found = parse_config_text(text, 'text')
     assert found == values
@@ -60,7 +60,7 @@ def test_node_and_values_are_inverses():
     assert cfg.SEED == 0
 
 
-def test_text_is_plain_yaml_in_the_trees_order():
+def test_text_is_plain_yaml_in_the_order_of_the_tree():
     text = as_text(as_node(DEFAULTS))
     tree = yaml.safe_load(text)
     assert list(tree)[:6] == list(TREE[''])

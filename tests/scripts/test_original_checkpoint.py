@@ -17,12 +17,12 @@ from lib.trainer.checkpointing.io import read_checkpoint
 from tests.scripts.running import ON_CPU, the_error
 
 NUM_CLASSES = 6
-SAID = 'contains no config: configs/AiProducts_original.yaml is used (BGR images, cosine scale 1)'
+NOTE = 'contains no config: configs/AiProducts_original.yaml is used (BGR images, cosine scale 1)'
 
 
 @pytest.fixture(scope='module')
 def network():
-    """A ResNeSt-50 whose BatchNorm statistics are not those of a fresh one."""
+    """A ResNeSt-50 whose BatchNorm statistics differ from those of a new one."""
     torch.manual_seed(3)
     network = timm.create_model('resnest50d', num_classes=NUM_CLASSES)
     for module in network.modules():
@@ -44,7 +44,7 @@ def original_state(network, *, bias=True):
 
 
 def save_original(path, network, *, bias=True):
-    """Write a checkpoint as the original did: its keys, its optimiser and its scheduler."""
+    """Write a checkpoint in the format of the original entry, with optimizer and scheduler."""
     parameter = torch.nn.Parameter(torch.zeros(3))
     optimizer = torch.optim.SGD([parameter], 0.5, momentum=0.9, weight_decay=1e-4)
     parameter.sum().backward()
@@ -66,8 +66,8 @@ def checkpoint(network, tmp_path_factory):
     return save_original(tmp_path_factory.mktemp('original') / 'original.pth', network)
 
 
-def as_the_original_saw(path):
-    """One image (3, 112, 112): BGR, but normalised with the statistics of RGB. Nothing of lib takes part."""
+def original_input(path):
+    """Return one image (3, 112, 112): BGR, normalized with RGB statistics, without using lib."""
     image = Image.open(path).convert('RGB')
     image = v2.CenterCrop(112)(v2.Resize(128)(image))
     bgr = torch.from_numpy(np.asarray(image)[:, :, ::-1].copy()).permute(2, 0, 1).float() / 255
@@ -77,19 +77,19 @@ def as_the_original_saw(path):
 
 @torch.no_grad()
 def expected_features(network, products, names):
-    """Features of timm's model (num_images, 2048)."""
-    images = torch.stack([as_the_original_saw(products / name) for name in names])
+    """Return the features of timm's model (num_images, 2048)."""
+    images = torch.stack([original_input(products / name) for name in names])
     return network.forward_head(network.forward_features(images), pre_logits=True)
 
 
 @torch.no_grad()
 def expected_logits(network, features):
-    """Logits of timm's model (num_images, num_classes)."""
+    """Return the logits of timm's model (num_images, num_classes)."""
     return network.get_classifier()(features)
 
 
 def logits_of(options):
-    """What the library computes for the test split: names and logits."""
+    """Return names and logits of the test split, as the library computes them."""
     logits = []
     trained = load_model(read_command([*map(str, options), *ON_CPU], program='test.py'))
     split = open_test_split(trained.cfg, trained.class_names)
@@ -115,7 +115,7 @@ def test_a_numpy_scalar_as_best_result(network, tmp_path, kind):
 def test_predict_and_rebalance(scripts, network, checkpoint, products, tmp_path):
     options = ('--RESUME_MODEL', checkpoint, '--DATASET_ROOT', products, '--NAME', 'old', *ON_CPU)
     done = scripts.run(tmp_path, 'test.py', *options, '--TEST_EMBEDDINGS', True)
-    assert SAID in done.stdout
+    assert NOTE in done.stdout
     features = np.load(tmp_path / 'log' / 'old' / 'original_features.npy')
     with open(tmp_path / 'log' / 'old' / 'original.csv', newline='') as file:
         rows = list(csv.DictReader(file))
@@ -125,9 +125,9 @@ def test_predict_and_rebalance(scripts, network, checkpoint, products, tmp_path)
     assert [int(row['predicted']) for row in rows] == expected_logits(network, expected).argmax(1).tolist()
 
     done = scripts.run(tmp_path, 'tau_norm.py', *options)
-    assert SAID in done.stdout
+    assert NOTE in done.stdout
     tau = json.loads((tmp_path / 'log_tau' / 'old' / 'tau.json').read_text())
-    # Nobody knows its training counts, so nobody knows which classes are many, medium or few.
+    # Without training counts there are no many, medium and few.
     assert tau['before'].keys() >= {'top1', 'mean_class_error'}
     assert not tau['before'].keys() & {'many', 'medium', 'few'}
     saved = tmp_path / 'log_tau' / 'old' / 'best_model.pth'
@@ -158,14 +158,14 @@ def test_fc_read_as_cosine(scripts, checkpoint, products, tmp_path):
 
 
 @pytest.mark.slow
-def test_continuing_is_fine_tuning(scripts, network, products, tmp_path):
-    """The original's files do not say how far they were trained: main.py takes their weights alone."""
+def test_resuming_is_fine_tuning(scripts, network, products, tmp_path):
+    """The original's files lack the number of finished epochs: main.py uses only their weights."""
     path = save_original(tmp_path / 'original.pth', network)
     options = ('--RESUME_MODEL', path, '--DATASET_ROOT', products, '--NAME', 'tuned')
     options += ('--TRAIN_MAX_EPOCH', 1, '--TRAIN_BATCH_SIZE', 8, '--DATASET_HEAD_CAP', 1, '--INPUT_SIZE', 32)
     line = the_error(scripts.run(tmp_path, 'main.py', *options, '--RESUME_MODE', 'continue', *ON_CPU, code=2))
     assert 'the checkpoint holds weights only' in line
     done = scripts.run(tmp_path, 'main.py', *options, *ON_CPU)
-    assert SAID in done.stdout
+    assert NOTE in done.stdout
     assert 'fine-tuning from' in done.stdout
     assert (tmp_path / 'log' / 'tuned' / 'best_model.pth').exists()
