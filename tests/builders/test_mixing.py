@@ -1,4 +1,4 @@
-"""MIX in the config: which mixer, with what; batches of pairs as the loader gives them."""
+"""MIX -> a mixer with its options, and batches of pairs from the loader."""
 
 import numpy as np
 import pyarrow as pa
@@ -41,13 +41,13 @@ def test_no_mixing():
 
 
 @pytest.mark.parametrize('name', [name for name in MIXERS if name != 'bbn'])
-def test_options_arrive(name):
+def test_common_options(name):
     mixer = mixer_of(MIX_TYPE=name, MIX_ALPHA=0.3, MIX_PROBABILITY=0.6, MIX_OFF_EPOCHS=2)
     assert mixer.draws == MixDraws(5, 0.3, 0.6, end_epoch=8)
     assert type(mixer).__name__.lower() == name.replace('_', '').lower()
 
 
-def test_options_of_single_mixers_arrive():
+def test_options_of_single_mixers():
     remix = mixer_of(MIX_TYPE='remix', MIX_KAPPA=4, MIX_TAU=0.2)
     assert (remix.kappa, remix.tau, remix.class_counts.tolist()) == (4.0, 0.2, COUNTS.tolist())
     assert mixer_of(MIX_TYPE='manifold_mixup', MIX_STAGES='0,3,1').stages == (0, 3, 1)
@@ -56,7 +56,7 @@ def test_options_of_single_mixers_arrive():
 
 @pytest.mark.parametrize('name', MIXERS)
 def test_an_odd_batch_size(name):
-    """Pairs of slots must not be split between batches; where a step reads pairs anyway, they are not."""
+    """Pairs of slots must not be split between batches; mixers with paired slots accept odd sizes."""
     if name in PAIRED:
         mixer_of(MIX_TYPE=name, TRAIN_BATCH_SIZE=31)
         return
@@ -99,7 +99,7 @@ def test_pairs_stay_on_one_gpu(batch_size, num_replicas, advice):
 
 
 def loader_of(cfg):
-    """Training batches of images whose pixels all are 10 times their row."""
+    """Return the loader of images whose pixels are 10 times their row."""
     labels = np.repeat(np.arange(4), COUNTS).astype(np.int32)
     pixels = np.broadcast_to((10 * np.arange(22, dtype=np.uint8))[:, None, None, None], (22, 8, 8, 3)).copy()
     names = pa.array([str(row) for row in range(22)])
@@ -114,7 +114,7 @@ SMALL = {'INPUT_SIZE': 8, 'RUN_NUM_WORKERS': 0, 'INPUT_MEAN': '0,0,0', 'INPUT_ST
     'options', [{'MIX_TYPE': 'cmo'}, {'MIX_TYPE': 'bbn'}, {'LOSS_AUXILIARY': 'balanced_contrastive'}]
 )
 @pytest.mark.parametrize(('batch_size', 'steps', 'images'), [(5, 4, 5), (8, 2, 8), (100, 1, 22)])
-def test_batches_are_twice_as_large_and_as_many(options, batch_size, steps, images):
+def test_batches_of_pairs_are_twice_as_large(options, batch_size, steps, images):
     plain = loader_of(cfg_of(TRAIN_BATCH_SIZE=batch_size, **SMALL))
     double = loader_of(cfg_of(TRAIN_BATCH_SIZE=batch_size, **SMALL, **options))
     assert plain.steps_per_epoch == double.steps_per_epoch == steps
@@ -122,11 +122,11 @@ def test_batches_are_twice_as_large_and_as_many(options, batch_size, steps, imag
     for one, two in zip(plain.batches(3), double.batches(3), strict=True):
         assert torch.equal(one.rows, two.rows[::2])
         assert torch.equal(one.labels, two.labels[::2])
-        # The picture in each slot is that of its row.
+        # The image in each slot is that of its row.
         assert (255 * two.images[:, 0, 0, 0] / 10).round().long().tolist() == two.rows.tolist()
 
 
-def test_cmo_from_the_loader_to_the_mixture():
+def test_cmo_with_the_loader():
     cfg = cfg_of(TRAIN_BATCH_SIZE=8, MIX_TYPE='cmo', SAMPLER_PAIR_TYPE='reverse', **SMALL)
     loader, mixer = loader_of(cfg), build_mixer(cfg, COUNTS, CPU)
     tail = []

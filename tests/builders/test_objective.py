@@ -1,4 +1,4 @@
-"""LOSS.AUXILIARY in the config -> the second loss, its weights, and a teacher that fits."""
+"""LOSS.AUXILIARY -> the auxiliary loss, its weight, and the checks of a teacher."""
 
 from dataclasses import replace
 
@@ -44,11 +44,11 @@ def teacher_at(path, checkpoint):
     return config(LOSS__AUXILIARY='distillation', LOSS__TEACHER=str(path), LOSS__AUXILIARY_WEIGHT=0.25)
 
 
-def test_the_table_is_what_the_key_offers():
+def test_the_table_has_the_choices_of_the_key():
     assert tuple(AUXILIARIES) == KEYS['LOSS.AUXILIARY'].choices
 
 
-def test_no_second_loss():
+def test_no_auxiliary_loss():
     cfg = config()
     objective = build_objective(cfg, COUNTS, new_model(cfg, 3, DEVICE), DEVICE)
     assert objective.auxiliary is None
@@ -62,12 +62,12 @@ def test_contrast_is_added():
     assert isinstance(objective.auxiliary, ContrastTerm)
     assert (objective.loss_weight, objective.auxiliary_weight) == (1, 0.35)
     assert isinstance(model.projector, Projector)
-    # Whatever else a new model draws, it draws first.
+    # The projector is initialized last, so it does not change the other weights.
     plain = new_model(config(), 3, DEVICE)
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in plain.state_dict().items())
 
 
-def test_distillation_shares_with_a_teacher_of_its_own_architecture(tmp_path):
+def test_distillation_with_a_teacher_of_another_architecture(tmp_path):
     teacher = config(MODEL__BACKBONE='test_resnet', MODEL__CLASSIFIER='cosine', INPUT__SIZE=40, SEED=7)
     cfg = teacher_at(tmp_path / 'a.pth', checkpoint_of(teacher))
     model = new_model(cfg, 3, DEVICE)
@@ -104,7 +104,7 @@ def test_a_teacher_that_does_not_fit(tmp_path):
 CONTRAST = config(LOSS__AUXILIARY='balanced_contrastive')
 
 
-def test_a_projector_travels_with_its_checkpoint_and_stays_behind_without_its_loss():
+def test_a_projector_is_loaded_only_with_its_loss():
     checkpoint = checkpoint_of(CONTRAST)
     again = model_of(checkpoint, CONTRAST, DEVICE)
     assert all(torch.equal(value, checkpoint.state_dict[key]) for key, value in again.state_dict().items())
@@ -115,13 +115,13 @@ def test_a_projector_travels_with_its_checkpoint_and_stays_behind_without_its_lo
 
 
 @pytest.mark.parametrize('first', [config(), as_node(as_values(CONTRAST) | {'LOSS.CONTRAST_WIDTH': 16})])
-def test_a_projector_is_fresh_where_the_checkpoint_has_none_that_fits(first):
+def test_a_projector_that_does_not_fit_is_initialized_anew(first):
     fresh = new_model(CONTRAST, 3, DEVICE).projector.state_dict()
     tuned, _ = finetuned_model(checkpoint_of(first), CONTRAST, DEVICE, NAMES)
     assert all(torch.equal(value, fresh[key]) for key, value in tuned.projector.state_dict().items())
 
 
-def test_a_random_classifier_is_that_of_a_new_model():
+def test_a_random_classifier_equals_that_of_a_new_model():
     checkpoint, cfg = checkpoint_of(config(SEED=1)), config(MODEL__CLASSIFIER_INIT='random', SEED=2)
     model, new = finetuned_model(checkpoint, cfg, DEVICE, ['cola', 'juice', 'milk'])
     assert new == ['juice']
@@ -143,6 +143,6 @@ def test_the_norms_of_rows_are_limited():
 
 
 @pytest.mark.parametrize('kind', KEYS['SCHEDULE.TYPE'].choices)
-def test_no_epochs_need_no_schedule(kind):
+def test_0_epochs_have_a_constant_schedule(kind):
     cfg = config(TRAIN__MAX_EPOCH=0, SCHEDULE__TYPE=kind, SCHEDULE__WARMUP_EPOCHS=5.0)
     assert build_schedule(cfg, 10)(0) == cfg.OPTIMIZER.LR

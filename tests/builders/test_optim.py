@@ -1,4 +1,4 @@
-"""OPTIMIZER in the config -> parameter groups."""
+"""OPTIMIZER -> parameter groups."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_layers_decay_from_the_classifier_down():
     assert scale_of(optimizer, model.backbone.conv1.weight) == 0.8**16
 
 
-def test_without_decay_no_group_says_anything():
+def test_without_layer_decay_groups_have_no_scale():
     cfg = config(OPTIMIZER__DECAY_NORM_AND_BIAS=False)
     optimizer = build_optimizer(cfg, new_model(cfg, 3, DEVICE))
     assert len(optimizer.param_groups) == 2
@@ -50,7 +50,7 @@ def test_a_backbone_without_blocks_is_named():
         build_optimizer(cfg, new_model(cfg, 3, DEVICE))
 
 
-def test_the_limit_of_rows_holds_beside_fused_steps_and_a_scaler():
+def test_row_norms_are_limited_with_fused_steps_and_a_scaler():
     cfg = config(OPTIMIZER__MAX_NORM=0.1, OPTIMIZER__LR=0.5, OPTIMIZER__LAYER_DECAY=0.8)
     model = new_model(cfg, 3, DEVICE)
     optimizer, scaler = build_optimizer(cfg, model), create_grad_scaler(DEVICE.main, enabled=True)

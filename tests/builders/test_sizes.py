@@ -1,4 +1,4 @@
-"""INPUT.SIZE_SCHEDULE: what the loader, the model and the caches make of it."""
+"""INPUT.SIZE_SCHEDULE in the loader, the model and the caches."""
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +47,7 @@ def test_the_loader_follows(transform):
     assert sizes == [[16, 16], [8, 8], [24, 24], [24, 24]]
 
 
-def test_a_size_that_the_backbone_cannot_read_is_refused():
+def test_a_size_that_the_backbone_does_not_accept():
     for fine in ((), (0, 32), (5, 32)):
         new_model(config(MODEL__BACKBONE='test_vit', INPUT__SIZE=32, INPUT__SIZE_SCHEDULE=fine), 3, DEVICE)
     cfg = config(MODEL__BACKBONE='test_vit', INPUT__SIZE=32, INPUT__SIZE_SCHEDULE=(0, 32, 2, 40))

@@ -247,7 +247,7 @@ WHILE_TRAINING = [
     row('a class with no readable image', f'{TRAIN} --TRAIN_BATCH_SIZE 99',
         'class 5: none of its 4 training images can be decoded', trains=True, disk=unreadable_images(4, label=5)),
     row('too many unreadable images', f'{TRAIN} --TRAIN_BATCH_SIZE 99', '11 training images cannot be decoded',
-        'DATASET.MAX_BAD_FRACTION 0.1', trains=True, warns=True, disk=unreadable_images(11, label=0)),
+        'fraction 0.1', 'DATASET.MAX_BAD_FRACTION', trains=True, warns=True, disk=unreadable_images(11, label=0)),
     row('batch of one image', f'{TRAIN} --TRAIN_BATCH_SIZE 1', 'BatchNorm', 'TRAIN.BATCH_SIZE', trains=True),
     row('loss that is not finite', f'{AGAIN} --RESUME_MODEL last --TRAIN_MAX_EPOCH 4 --OPTIMIZER_LR 1e30',
         'the loss is not finite from epoch 3, step', 'learning rate', 'the last good checkpoint remains',

@@ -1,4 +1,4 @@
-"""A script on several ranks, each a process of its own, told of the others as torchrun tells them."""
+"""A script on several ranks: one process each, with the environment variables of torchrun."""
 
 import socket
 from pathlib import Path
@@ -24,5 +24,5 @@ def start_ranks(scripts: Scripts, count: int, folder: Path, script: object, *opt
 def run_ranks_of(
     scripts: Scripts, count: int, folder: Path, script: object, *options: object, code: int | None = 0
 ) -> list[CompletedProcess]:
-    """Run `script` on `count` ranks to their end, all with `code` if one is given; return what each said."""
+    """Run `script` on `count` ranks to their end, all with `code` if one is given; return the output of each."""
     return [running.wait(code) for running in start_ranks(scripts, count, folder, script, *options)]

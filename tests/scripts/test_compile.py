@@ -10,11 +10,11 @@ import pytest
 from lib.trainer.checkpointing.io import read_checkpoint
 from tests.scripts.running import ENVIRONMENT, REPOSITORY, TINY, check_same_run, metrics_of
 
-pytestmark = pytest.mark.slow  # compilers take their time
+pytestmark = pytest.mark.slow  # compilers take minutes
 
 
 def warnings_of(done):
-    """Return ours: torch's compiler has words of its own, such as of CUDA that is installed without a GPU."""
+    """Return our warnings: torch's compiler has warnings of its own, for example about CUDA without a GPU."""
     return [line for line in done.stderr.splitlines() if line.startswith(('warning: ', 'error: '))]
 
 
@@ -23,8 +23,8 @@ def options_of(products, *options):
 
 
 @pytest.mark.skipif(shutil.which('g++') is None, reason='torch.compile needs a C++ compiler on a CPU')
-def test_it_learns_the_same(scripts, products, finished, tmp_path):
-    """And goes on bit for bit, though the run that goes on compiles in other steps."""
+def test_the_same_result(scripts, products, finished, tmp_path):
+    """Resumed bit for bit, too, although the resumed run compiles in other steps."""
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     for folder in (whole, parts):
         folder.mkdir()
@@ -41,9 +41,9 @@ def test_it_learns_the_same(scripts, products, finished, tmp_path):
     check_same_run(parts / 'log' / 'run', run)
 
 
-def test_where_there_is_no_compiler(products, finished, tmp_path):
-    """One note, in log.txt too, and the run is the one without."""
-    # In a process of its own: torch reads this where it is imported.
+def test_without_a_compiler(products, finished, tmp_path):
+    """One warning, in log.txt too, and the weights of an uncompiled run."""
+    # In a new process: torch reads this on import.
     environment = {'CXX': '/nonexistent/c++', 'TORCHINDUCTOR_CACHE_DIR': str(tmp_path / 'cache')}
     command = [sys.executable, str(REPOSITORY / 'main.py'), *map(str, options_of(products))]
     done = subprocess.run(

@@ -1,12 +1,12 @@
-"""Stopped anywhere and gone on, or read by other workers: bit for bit the weights of the uninterrupted run."""
+"""A run that is interrupted and resumed, or has other workers, has bit for bit the weights of an uninterrupted one."""
 
 import pytest
 
 from lib.trainer.checkpointing.io import read_checkpoint
 from tests.scripts.running import TINY, check_same_run, metrics_of
 
-# 33 images after the cap, 4 steps an epoch; sampler and image size change in the second epoch, the cosine falls every
-# step.
+# 33 images after the cap, 4 steps per epoch; sampler and image size change in the second epoch, and the learning rate
+# falls in every step.
 STEPS = 4
 OPTIONS = ('--DATASET_HEAD_CAP', 6, '--SAMPLER_SWITCH_TYPE', 'class_balance', '--SAMPLER_SWITCH_EPOCH', 1)
 OPTIONS += ('--INPUT_SIZE_SCHEDULE', '0,24,1,40,2,32')
@@ -77,7 +77,7 @@ def test_ctrl_c_again_and_again(scripts, options, uninterrupted, tmp_path):
     ('target', 'count'),
     [
         (STEP, STEPS + 2),  # in the middle of the second epoch
-        # best_model.pth of the first epoch is there, last.pth not
+        # best_model.pth of the first epoch exists, last.pth does not
         pytest.param('lib.trainer.run_folder:write_checkpoint', 1, marks=pytest.mark.slow),
         ('lib.trainer.run_folder:RunFolder.append', 3),  # a line of the second epoch in metrics.jsonl, no checkpoint
     ],
@@ -90,7 +90,7 @@ def test_kill(scripts, options, uninterrupted, tmp_path, target, count):
 
 
 def test_ctrl_c_of_a_user(scripts, options, tmp_path):
-    """The signal comes from outside, at any time; a second run goes on at that very step."""
+    """The signal comes from outside, at any time; the run stops after the current step."""
     running = scripts.start(tmp_path, 'main.py', *options, '--TRAIN_MAX_EPOCH', 10_000)
     running.wait_for('epoch 2, step 1 of 4')
     running.interrupt()

@@ -1,4 +1,4 @@
-"""Fine-tuning as a user does it: other classes, other images, and a first run that stays as it was."""
+"""Fine-tuning as a user runs it: other classes and images, and a first run that does not change."""
 
 import json
 from collections import Counter
@@ -16,7 +16,7 @@ def other_classes(products, folder):
     """Write annotations for classes 4, new, 1, 0 of `products` in that order; return their names."""
     old = json.loads((products / 'classes.json').read_text())['names']
     names = [old[4], 'brand new', old[1], old[0]]
-    label_of = {4: 0, 5: 1, 1: 2, 0: 3}  # the images of class 5 play the new one
+    label_of = {4: 0, 5: 1, 1: 2, 0: 3}  # class 5 is the new class
     for split in ('train', 'val'):
         found = json.loads((products / f'converted_{split}.json').read_text())['annotations']
         kept = [
@@ -35,7 +35,7 @@ def test_other_classes(scripts, products, run_folder):
     names = other_classes(products, run_folder)
     before = contents(run_folder / 'log' / 'tiny')
     data = ('--DATASET_TRAIN_JSON', 'train.json', '--DATASET_VALID_JSON', 'val.json')
-    # A learning rate of 0 leaves the carried rows as they were put.
+    # With a learning rate of 0, the transferred rows do not change.
     done = scripts.run(run_folder, 'main.py', *TUNE, *data, '--OPTIMIZER_LR', 0, '--TRAIN_MAX_EPOCH', 1)
     assert 'fine-tuning from log/tiny/best_model.pth into log/tiny_finetune: another training set' in done.stdout
     assert '1 class new to the checkpoint: brand new' in done.stdout
@@ -51,12 +51,12 @@ def test_other_classes(scripts, products, run_folder):
     for key, value in new.state_dict.items():
         if key.startswith('backbone.') and 'running' not in key and 'num_batches' not in key:
             assert torch.equal(value, old.state_dict[key])
-    # Many, medium, few: the original counts for the classes that were trained, its own for the new one.
+    # Many, medium, few: the original counts for the trained classes, its own count for the new class.
     counts = Counter(
         entry['category_id'] for entry in json.loads((run_folder / 'train.json').read_text())['annotations']
     )
     assert new.training_set.class_counts.tolist() == [5, counts[1], 12, 14]
-    # test.py knows the new classes by their names.
+    # test.py uses the names of the new classes.
     options = ('--RESUME_MODEL', 'log/tiny_finetune/best_model.pth', '--DATASET_TEST_JSON', 'val.json', *ON_CPU)
     scripts.run(run_folder, 'test.py', *options, '--TEST_TOP_K', 2)
     top = (run_folder / 'log' / 'tiny_finetune' / 'best_model_top2.csv').read_text()
@@ -73,12 +73,12 @@ def test_training_on_the_valid_split(scripts, products, run_folder):
     best, last = read_checkpoint(tuned / 'best_model.pth'), read_checkpoint(tuned / 'last.pth')
     assert best.progress.epoch == last.progress.epoch == 3
     assert all(torch.equal(value, last.state_dict[key]) for key, value in best.state_dict.items())
-    # A fresh schedule, and many, medium and few as in the original training set.
+    # A new schedule, and many, medium and few as in the original training set.
     rates = [line['lr'] for line in metrics_of(tuned) if line['split'] == 'train']
     assert len(rates) == 3
     assert best.training_set.class_counts.tolist() == [14, 12, 9, 7, 5, 4]
     assert contents(run_folder / 'log' / 'tiny') == before
-    # Once more: the first fine-tuned run stays, too; and it can itself be gone on with.
+    # Again: the first fine-tuned run does not change, and can itself be resumed.
     tuned_before = contents(tuned)
     done = scripts.run(run_folder, 'main.py', *options)
     assert 'into log/tiny_finetune_2' in done.stdout
@@ -101,14 +101,14 @@ def test_finished_runs_and_used_folders(scripts, products, run_folder):
     assert 'earlier run renamed to log/tiny_old' in done.stdout
     old = contents(run_folder / 'log' / 'tiny_old')
     assert {f'tiny/{name}': digest for name, digest in old.items()} == before
-    # The same seed: the very same weights once more.
+    # The same seed: the same weights.
     weights = [read_checkpoint(run_folder / 'log' / name / 'last.pth').state_dict for name in ('tiny', 'tiny_old')]
     assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
 
 
 @pytest.mark.slow
 def test_new_classes_alone(scripts, products, run_folder):
-    """Not one class is known: everything in the classifier is new, the backbone is carried over."""
+    """No class is known: the classifier is new, the backbone is transferred."""
     names = other_classes(products, run_folder)
     (run_folder / 'classes.json').write_text(json.dumps({'names': [f'another {name}' for name in names]}))
     data = ('--DATASET_TRAIN_JSON', 'train.json', '--DATASET_VALID_JSON', 'val.json', '--TRAIN_MAX_EPOCH', 1)

@@ -1,4 +1,4 @@
-"""Killed, preempted or out of disk at any moment: what was saved is whole, and the run goes on bit for bit."""
+"""Runs that are killed, preempted or out of disk space at any moment: files are whole, runs resume bit for bit."""
 
 import os
 import random
@@ -20,7 +20,7 @@ from tests.scripts.running import (
     wait_until_gone,
 )
 
-# 51 images, 6 steps an epoch.
+# 51 images, 6 steps per epoch.
 STEPS = 6
 LAST = ('--RESUME_MODEL', 'last')
 IN_PHASES = 'tests/scripts/in_phases.py'
@@ -29,14 +29,14 @@ PHASES = ('step', 'save', 'valid', '')
 
 @pytest.fixture(scope='module')
 def options(products):
-    # Always saving: at every step, unless the save before is still being written.
+    # Saves after every step, unless the previous save is still being written.
     often = ('--TRAIN_CHECKPOINT_MINUTES', 1e-6, '--TRAIN_KEEP_EPOCHS', 1, '--TRAIN_SAVE_EVERY_EPOCHS', 2)
     return ('--config', TINY, '--DATASET_ROOT', products, '--NAME', 'run', '--SEED', 3, *often)
 
 
 @pytest.fixture(scope='module')
 def uninterrupted(scripts, options, tmp_path_factory):
-    """A function: epochs -> the folder of a run that nothing happened to."""
+    """A function: epochs -> the folder of an uninterrupted run."""
     folder, done = tmp_path_factory.mktemp('uninterrupted'), {}
 
     def run(epochs):
@@ -51,7 +51,7 @@ def uninterrupted(scripts, options, tmp_path_factory):
 
 
 class Victim:
-    """A run that is hit again and again."""
+    """A run that is killed repeatedly."""
 
     def __init__(self, scripts, folder, *options, slow=(0.01, 0.01, 0.05)):
         self.scripts, self.folder = scripts, folder
@@ -64,7 +64,7 @@ class Victim:
         return self.running
 
     def reach(self, dice, phase):
-        """Wait for a random moment of a phase; '': of the run. Return what it was at: its last words."""
+        """Wait for a random moment of a phase ('': of the run); return the last lines of its output."""
         self.running.wait_for('phase: ')
         if phase:
             self.running.wait_for(f'phase: {phase}')
@@ -74,7 +74,7 @@ class Victim:
         return self.running.stdout.read_text().rpartition('phase: ')[2].split()[0]
 
 
-def killed_again_and_again(scripts, folder, options, epochs, times, seed):
+def killed_repeatedly(scripts, folder, options, epochs, times, seed):
     dice = random.Random(seed)
     victim = Victim(scripts, folder, *options, '--TRAIN_MAX_EPOCH', epochs)
     halves, places = 0, []
@@ -89,7 +89,7 @@ def killed_again_and_again(scripts, folder, options, epochs, times, seed):
             places.append(read_checkpoint(victim.run / 'last.pth').progress.position)
         print(f'seed {seed}: killed for {phase or "nothing"} at {at}, saved {places[-1:]}')
     assert halves, 'not one save was hit'
-    assert places == sorted(places), 'an older state took the place of a newer one'
+    assert places == sorted(places), 'an older state replaced a newer one'
     scripts.run(folder, 'main.py', *options, '--TRAIN_MAX_EPOCH', epochs, *LAST)
     return victim.run
 
@@ -104,7 +104,7 @@ def check_whole(run, expected, epochs):
 
 @pytest.mark.parametrize('seed', [random.randrange(10**6)], ids=['any seed'])
 def test_killed(scripts, options, uninterrupted, tmp_path, seed):
-    run = killed_again_and_again(scripts, tmp_path, options, 6, 5, seed)
+    run = killed_repeatedly(scripts, tmp_path, options, 6, 5, seed)
     check_whole(run, uninterrupted(6), 6)
 
 
@@ -112,12 +112,12 @@ def test_killed(scripts, options, uninterrupted, tmp_path, seed):
 @pytest.mark.parametrize('workers', [0, 2])
 def test_killed_twenty_times(scripts, options, uninterrupted, tmp_path, workers):
     options = (*options, '--RUN_NUM_WORKERS', workers)
-    run = killed_again_and_again(scripts, tmp_path, options, 30, 20, random.randrange(10**6))
+    run = killed_repeatedly(scripts, tmp_path, options, 30, 20, random.randrange(10**6))
     check_whole(run, uninterrupted(30), 30)
 
 
-def test_killed_with_its_workers_at_work(scripts, options, tmp_path):
-    """Nothing stays: neither the processes that read images nor the one that they come from."""
+def test_killed_with_its_workers(scripts, options, tmp_path):
+    """No process remains: neither the workers that read images nor their parent."""
     victim = Victim(scripts, tmp_path, *options, '--RUN_NUM_WORKERS', 2)
     running = victim.start()
     running.wait_for('phase: step')
@@ -133,7 +133,7 @@ def test_killed_with_its_workers_at_work(scripts, options, tmp_path):
 def test_preempted(scripts, options, uninterrupted, tmp_path, phase):
     seed = random.randrange(10**6)
     print(f'seed {seed}')
-    # A batch of validation takes so long that its end would be waited for in vain.
+    # A batch of validation takes longer than the test waits.
     slow = (0.01, 0.01, 1.0 if phase == 'valid' else 0.01)
     victim = Victim(scripts, tmp_path, *options, '--TRAIN_MAX_EPOCH', 3, slow=slow)
     running = victim.start()
@@ -152,7 +152,7 @@ def test_preempted(scripts, options, uninterrupted, tmp_path, phase):
 
 @pytest.mark.parametrize('wait_in', ['step', pytest.param('valid', marks=pytest.mark.slow)])
 def test_preempted_as_a_group(scripts, options, uninterrupted, tmp_path, wait_in):
-    """Batch systems tell every process; those that read images are still needed."""
+    """Batch systems signal every process; the workers that read images are still needed."""
     options = (*options, '--TRAIN_MAX_EPOCH', 3)
     victim = Victim(scripts, tmp_path, *options, '--RUN_NUM_WORKERS', 2, slow=(0.1, 0, 0.2))
     running = victim.start()
@@ -166,8 +166,8 @@ def test_preempted_as_a_group(scripts, options, uninterrupted, tmp_path, wait_in
     check_whole(victim.run, uninterrupted(3), 3)
 
 
-def test_preempted_again_and_again(scripts, options, uninterrupted, tmp_path):
-    """After every few steps, with other numbers of workers, in another folder in between."""
+def test_preempted_repeatedly(scripts, options, uninterrupted, tmp_path):
+    """After every few steps, with other numbers of workers, once in another folder."""
     for workers, resume in ((0, ()), (2, LAST), (0, LAST)):
         scripts.run_until(
             tmp_path, 'SIGTERM', 'lib.trainer.step:TrainStep.__call__', 4, *options, '--TRAIN_MAX_EPOCH', 3,
@@ -177,12 +177,12 @@ def test_preempted_again_and_again(scripts, options, uninterrupted, tmp_path):
     assert read_checkpoint(log / 'run' / 'last.pth').progress.position == (1, STEPS)
     last = ('--RESUME_MODEL', 'log/run/last.pth', '--NAME', 'copy')
     scripts.run(tmp_path, 'main.py', *options, '--TRAIN_MAX_EPOCH', 3, *last)
-    # The checkpoint brought the metrics of the epochs before along; best_model.pth lies where it was written.
+    # The metrics of earlier epochs come from the checkpoint; best_model.pth stays in its folder.
     check_same_run(log / 'copy', uninterrupted(3), ['last.pth'])
 
 
-def test_started_anew_by_torchrun(scripts, options, uninterrupted, tmp_path):
-    """It repeats the first command line, which may even say OVERWRITE; the run goes on all the same."""
+def test_restarted_by_torchrun(scripts, options, uninterrupted, tmp_path):
+    """It repeats the first command line, even with OVERWRITE; the run is resumed."""
     options = (*options, '--TRAIN_MAX_EPOCH', 3, '--OVERWRITE', True)
     scripts.run_until(tmp_path, 'SIGTERM', 'lib.trainer.step:TrainStep.__call__', 4, *options, code=143)
     again = ENVIRONMENT | {'TORCHELASTIC_RESTART_COUNT': '1'}
@@ -199,7 +199,7 @@ def test_a_second_signal_ends_at_once(scripts, options, tmp_path):
     os.kill(running.process, signal.SIGTERM)
     running.wait_for('phase: save')
     time.sleep(0.2)
-    os.kill(running.process, signal.SIGTERM)  # as torchrun does: the same one once more
+    os.kill(running.process, signal.SIGTERM)  # as torchrun does: the same signal again
     time.sleep(1.0)
     os.kill(running.process, signal.SIGTERM)
     started = time.monotonic()
@@ -223,7 +223,7 @@ def test_a_disk_that_fills_up(scripts, options, small_disk, tmp_path, freed):
         assert time.monotonic() < end
         time.sleep(0.01)
     with open(filler, 'wb') as file:
-        # The space of a save under way is left to it or taken from it, whichever comes first.
+        # The space of a current save may or may not be freed before it ends.
         while free := _free(disk) - (1 << 20):
             if free < 0:
                 break

@@ -1,4 +1,4 @@
-"""A rank that fails ends the run: its message is told, nobody hangs, nothing is left."""
+"""A rank that fails ends the run: its message is reported, no rank hangs, and no file is left."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def fail(scripts, folder, how, target, count, *options):
 @pytest.mark.parametrize(('target', 'count'), [(STEP, 3), (FEATURES, 1), ('lib.dataset.pipeline:mirror', 9)],
                          ids=['training', 'evaluation', 'reading'])  # fmt: skip
 def test_an_error(scripts, products, tmp_path, target, count, extra):
-    """The other one is in a collective then, or soon will be."""
+    """The other rank is in a collective then, or soon will be."""
     if extra and target == FEATURES:
         target = 'lib.inference.engine:EagerEngine.logits'
     main, other = fail(scripts, tmp_path, 'error', target, count, *options_of(products, *extra))
@@ -51,7 +51,7 @@ def test_a_bug(scripts, products, tmp_path):
 
 @pytest.mark.parametrize('extra', [(), SHARDED], ids=['whole', 'sharded'])
 def test_a_kill(scripts, products, tmp_path, extra):
-    """The system does that where memory is short."""
+    """As the system does when memory runs out."""
     main, other = fail(scripts, tmp_path, 'kill', STEP, 9, *options_of(products, *extra))
     assert (main.returncode, other.returncode) == (2, -9)
     assert main.stderr == OTHERS
@@ -59,7 +59,7 @@ def test_a_kill(scripts, products, tmp_path, extra):
 
 
 def test_a_worker(scripts, products, tmp_path):
-    """One image of all cannot be decoded: the rank that has it fails, in a process that reads for it."""
+    """A single undecodable image ends its rank, in a worker process."""
     content = json.loads((products / 'converted_train.json').read_text())
     root = tmp_path / 'products'
     shutil.copytree(products, root)
@@ -75,13 +75,13 @@ def test_a_worker(scripts, products, tmp_path):
     assert [text.count('\n') for text in told] == [1, 1]
 
 
-def test_a_mistake_is_told_by_all(scripts, products, tmp_path):
-    """All find the same one, before they have met."""
+def test_a_mistake_is_reported_by_all(scripts, products, tmp_path):
+    """All ranks find it, before they join the process group."""
     done = run_ranks_of(scripts, 2, tmp_path, 'main.py', *options_of(products, '--LOSS_TYPE', 'none'), code=2)
     assert [one.stderr.partition('--LOSS_TYPE')[0] for one in done] == ['error: rank 0: ', 'error: rank 1: ']
 
 
-def test_a_folder_that_only_the_main_rank_finds_in_use(scripts, products, tmp_path):
+def test_a_folder_in_use_is_found_by_the_main_rank(scripts, products, tmp_path):
     running = start_ranks(scripts, 2, tmp_path, 'main.py', *options_of(products, '--TRAIN_MAX_EPOCH', 1000))
     running[0].wait_for('epoch 1, step 1 of')
     started = time.monotonic()
@@ -96,7 +96,7 @@ def test_a_folder_that_only_the_main_rank_finds_in_use(scripts, products, tmp_pa
 
 @pytest.mark.slow
 def test_rows_that_cannot_be_saved(scripts, products, tmp_path):
-    """The main rank waits for them a little while; there is no checkpoint then, rather than half of one."""
+    """The main rank waits for them for a few seconds; no partial checkpoint is written."""
     target = 'lib.trainer.checkpointing.sharded:write_shard'
     main, other = fail(scripts, tmp_path, 'error', target, 2, *options_of(products, *SHARDED, '--TRAIN_MAX_EPOCH', 9))
     assert (main.returncode, other.returncode) == (2, 2)
@@ -104,7 +104,7 @@ def test_rows_that_cannot_be_saved(scripts, products, tmp_path):
     assert main.stderr.startswith('error: rank 0: ')
     assert main.stderr.count('\n') == 1
     assert read_checkpoint(tmp_path / 'log' / 'run' / 'last.pth').progress.position == (1, 0)
-    # What the main rank has written of it is no obstacle, and gone in the end.
+    # The shard that the main rank has written does no harm, and is removed later.
     run_ranks_of(scripts, 2, tmp_path, 'main.py', *options_of(products, *SHARDED), '--RESUME_MODEL', 'last')
     heads = {path.name for path in (tmp_path / 'log' / 'run').glob('head-*')}
     assert 'head-2-0' in heads <= {'head-1-0', 'head-2-0'}

@@ -1,4 +1,4 @@
-"""The scripts on several ranks: the same images, the same answers, one voice."""
+"""The scripts on several ranks: the same images, the same results, and output from one rank."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from tests.scripts.running import ON_CPU, REPOSITORY, TINY, check_same_run, metr
 
 LAST = ('--RESUME_MODEL', 'last')
 SHARDED = ('--MODEL_CLASSIFIER_SHARDED', True, '--TRAIN_EMA_DECAY', 0.9)
-# LayerNorm: what a rank normalises by does not depend on the images beside it.
+# LayerNorm: the normalization of an image does not depend on the other images of its rank.
 NO_BATCHNORM = ('--MODEL_BACKBONE', 'test_vit', '--INPUT_SIZE', 160, '--INPUT_SCALE', '0.9,1')
 
 
@@ -25,7 +25,7 @@ def options_of(products, *options):
 
 
 def some_of(products, path, num_images, *more):
-    """Write annotations of the first validation images, and of more files that need not be there."""
+    """Write annotations of the first validation images, and of more files that may not exist."""
     content = json.loads((products / 'converted_val.json').read_text())
     entries = [{**entry, 'fpath': str(products / entry['fpath'])} for entry in content['annotations'][:num_images]]
     entries += [{'category_id': 0, 'fpath': str(file)} for file in more]
@@ -34,7 +34,7 @@ def some_of(products, path, num_images, *more):
 
 
 def check_metrics(found, expected):
-    """Counts, and what is made of them, are exact; losses and confidences are sums in another order."""
+    """Counts and metrics from counts are exact; losses and confidences are summed in another order."""
     if isinstance(found, dict):
         assert found.keys() == expected.keys()
         for name, value in found.items():
@@ -52,17 +52,17 @@ def check_metrics(found, expected):
 
 @pytest.fixture(scope='module')
 def on_two(scripts, products, tmp_path_factory):
-    """A run on two ranks, and what both said."""
+    """A run on two ranks, and the outputs of both."""
     folder = tmp_path_factory.mktemp('two')
     return folder, run_ranks_of(scripts, 2, folder, 'main.py', *options_of(products))
 
 
-def test_one_rank_speaks_and_writes(on_two):
+def test_one_rank_logs_and_writes(on_two):
     folder, (main, other) = on_two
     assert '2 ranks, each on cpu, float32' in main.stdout
     lines = main.stdout.splitlines()
     assert len(set(lines)) == len(lines)
-    # Not even a word of the process group's that it was not taken down.
+    # Not even the process group's warning that it was not destroyed.
     assert main.stderr == other.stdout == other.stderr == ''
     assert [(line['epoch'], line['split']) for line in metrics_of(folder / 'log' / 'run')] == [
         (epoch, split) for epoch in (1, 2) for split in ('train', 'valid')
@@ -71,7 +71,7 @@ def test_one_rank_speaks_and_writes(on_two):
 
 @pytest.mark.parametrize(('num_images', 'counts'), [(23, (2, 5)), (2, (3,))], ids=['uneven', 'fewer than ranks'])
 def test_predictions_do_not_depend_on_ranks(scripts, products, on_two, tmp_path, num_images, counts):
-    """With one image that is none: it keeps its place."""
+    """With one undecodable file, which keeps its row."""
     run = tmp_path / 'log' / 'run'
     shutil.copytree(on_two[0] / 'log', tmp_path / 'log')
     (tmp_path / 'none.jpg').write_bytes(b'no image')
@@ -93,7 +93,7 @@ def test_predictions_do_not_depend_on_ranks(scripts, products, on_two, tmp_path,
         found, metrics, features = results()
         assert found == expected
         check_metrics(metrics, expected_metrics)
-        # Batches of other sizes are multiplied in another order.
+        # Matrix products of other batch sizes are summed in another order.
         np.testing.assert_allclose(features, expected_features, rtol=1e-4, atol=1e-5)
         assert main.stderr == alone.stderr
         assert main.stdout == alone.stdout
@@ -114,7 +114,7 @@ def test_tau_does_not_depend_on_ranks(scripts, products, on_two):
 
 @pytest.mark.parametrize('extra', [(), ('--MODEL_CLASSIFIER_SHARDED', True)], ids=['whole', 'sharded'])
 def test_validation_where_a_rank_has_no_image(scripts, products, tmp_path, extra):
-    """Two images for three ranks; what training says of them is what one process finds."""
+    """Two images for three ranks; the metrics equal those of one process."""
     valid = some_of(products, tmp_path / 'valid.json', 2)
     options = options_of(products, '--DATASET_VALID_JSON', valid, '--TRAIN_MAX_EPOCH', 1, *extra)
     run_ranks_of(scripts, 3, tmp_path, 'main.py', *options)
@@ -143,14 +143,14 @@ def test_weights_do_not_depend_on_ranks(scripts, products, tmp_path, extra):
     run_ranks_of(scripts, 2, two, 'main.py', *options, *extra)
     expected, found = (read_checkpoint(folder / 'log' / 'run' / 'last.pth') for folder in (one, two))
     for name in ('state_dict', 'training_state'):
-        # Sums in another order, over a dozen steps; 6e-8 was seen.
+        # Sums in another order, over a dozen steps; 6e-8 was observed.
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
     for line, other in zip(metrics_of(one / 'log' / 'run'), metrics_of(two / 'log' / 'run'), strict=True):
         assert line['top1'] == other['top1']
         assert line['loss'] == pytest.approx(other['loss'], rel=1e-4)
 
 
-def test_three_ranks_save_two_go_on_one_predicts(scripts, products, tmp_path):
+def test_three_ranks_save_two_resume_one_predicts(scripts, products, tmp_path):
     options = options_of(products, *SHARDED)
     run_ranks_of(scripts, 3, tmp_path, 'main.py', *options)
     run = tmp_path / 'log' / 'run'
@@ -160,12 +160,12 @@ def test_three_ranks_save_two_go_on_one_predicts(scripts, products, tmp_path):
     run_ranks_of(scripts, 2, tmp_path, 'main.py', *options, *LAST, '--TRAIN_MAX_EPOCH', 3)
     after = read_checkpoint(run / 'last.pth')
     assert (before.progress.epoch, after.progress.epoch) == (2, 3)
-    # Whatever no checkpoint needs any more is gone.
+    # Shards that no checkpoint refers to are removed.
     heads = {read_checkpoint(run / name, with_rows=False).shard_folder.name for name in ('last.pth', 'best_model.pth')}
     assert {path.name for path in run.glob('head-*')} == heads
     scripts.run(tmp_path, 'test.py', '--RESUME_MODEL', run / 'best_model.pth', '--DATASET_ROOT', products, *ON_CPU)
     assert (run / 'best_model.csv').read_text().count('\n') == 1 + 6
-    # One process with the whole classifier goes on from the parts, too.
+    # One process with the whole classifier resumes from the shards, too.
     whole = ('--MODEL_CLASSIFIER_SHARDED', False, '--TRAIN_MAX_EPOCH', 4)
     done = scripts.run(tmp_path, 'main.py', *options, *LAST, *whole)
     assert 'going on' in done.stdout
@@ -173,15 +173,15 @@ def test_three_ranks_save_two_go_on_one_predicts(scripts, products, tmp_path):
 
 
 @pytest.mark.parametrize('extra', [pytest.param((), marks=pytest.mark.slow), SHARDED], ids=['whole', 'sharded'])
-def test_preempted_ranks_go_on_bit_for_bit(scripts, products, tmp_path, extra):
+def test_preempted_ranks_resume_bit_for_bit(scripts, products, tmp_path, extra):
     options = options_of(products, *extra)
     whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
     for folder in (whole, stopped):
         folder.mkdir()
     run_ranks_of(scripts, 2, whole, 'main.py', *options)
-    # In the middle of the second epoch.
-    told = ('SIGTERM', 'lib.trainer.step:TrainStep.__call__', 9, REPOSITORY / 'main.py', *options)
-    main, other = run_ranks_of(scripts, 2, stopped, 'tests/scripts/raise_signal.py', *told, code=143)
+    # Within the second epoch.
+    stop = ('SIGTERM', 'lib.trainer.step:TrainStep.__call__', 9, REPOSITORY / 'main.py', *options)
+    main, other = run_ranks_of(scripts, 2, stopped, 'tests/scripts/raise_signal.py', *stop, code=143)
     assert main.stdout.count('stopped and saved') == 1
     assert main.stderr == other.stdout == other.stderr == ''
     epoch, step = read_checkpoint(stopped / 'log' / 'run' / 'last.pth').progress.position
@@ -190,8 +190,8 @@ def test_preempted_ranks_go_on_bit_for_bit(scripts, products, tmp_path, extra):
     check_same_run(stopped / 'log' / 'run', whole / 'log' / 'run')
 
 
-def test_ranks_that_are_told_one_after_another_stop_together(scripts, products, tmp_path):
-    """As torchrun tells them: from outside, at any time."""
+def test_ranks_that_are_signaled_one_after_another_stop_together(scripts, products, tmp_path):
+    """As torchrun signals them: from outside, at any time."""
     running = start_ranks(scripts, 2, tmp_path, 'main.py', *options_of(products, '--TRAIN_MAX_EPOCH', 1000))
     running[0].wait_for('epoch 2, step 1 of')
     os.kill(running[1].process, signal.SIGTERM)
@@ -203,8 +203,8 @@ def test_ranks_that_are_told_one_after_another_stop_together(scripts, products, 
     assert read_checkpoint(tmp_path / 'log' / 'run' / 'last.pth').progress.epoch >= 1
 
 
-def seen(folder):
-    """Return the images of each step, over all ranks, in their order."""
+def images_of(folder):
+    """Return the images of each step, over all ranks, in order."""
     steps = {}
     for file in sorted(folder.iterdir()):
         for line in file.read_text().splitlines():
@@ -218,16 +218,16 @@ def seen(folder):
     [((), 0), pytest.param((), 1, marks=pytest.mark.slow), pytest.param(SHARDED, 1, marks=pytest.mark.slow)],
     ids=['whole', 'whole, workers', 'sharded, workers'],
 )
-def test_other_ranks_and_workers_see_the_same_images_next(scripts, products, tmp_path, extra, num_workers):
-    """Two ranks that are stopped, three that may have a worker each and are, and one process to the end."""
+def test_other_ranks_and_workers_get_the_same_images_next(scripts, products, tmp_path, extra, num_workers):
+    """Two ranks that are stopped, then three with workers that are stopped, then one process to the end."""
     options = options_of(products, *extra)
     alone, together = tmp_path / 'alone', tmp_path / 'together'
     told, ranks_told = (folder / 'told' for folder in (alone, together))
     for folder in (told, ranks_told):
         folder.mkdir(parents=True)
-    tell = REPOSITORY / 'tests' / 'scripts' / 'tell_images.py'
+    tell = REPOSITORY / 'tests' / 'scripts' / 'record_images.py'
     scripts.run(alone, tell, told, REPOSITORY / 'main.py', *options)
-    expected, found = seen(told), {}
+    expected, found = images_of(told), {}
     assert sorted(expected) == list(range(12))
     assert {len(images) for images in expected.values()} == {8}
     assert len({image for images in expected.values() for image in images}) == 12 * 8
@@ -238,7 +238,7 @@ def test_other_ranks_and_workers_see_the_same_images_next(scripts, products, tmp
             run_ranks_of(scripts, count, together, *stop, *script, code=143)
         else:
             scripts.run(together, *script)
-        for step, images in seen(ranks_told).items():
+        for step, images in images_of(ranks_told).items():
             assert step not in found, 'a step was taken twice'
             found[step] = images
         for file in ranks_told.iterdir():
@@ -248,7 +248,7 @@ def test_other_ranks_and_workers_see_the_same_images_next(scripts, products, tmp
 
 @pytest.mark.slow
 def test_many_ranks_of_few_images_each(scripts, products, tmp_path):
-    """Seven ranks for six images; and a batch that leaves a rank with none is refused by all, in one line each."""
+    """Seven ranks for six images; all ranks refuse a batch that leaves a rank without images, in one line each."""
     run_ranks_of(scripts, 4, tmp_path, 'main.py', *options_of(products))
     started = time.monotonic()
     refused = run_ranks_of(scripts, 5, tmp_path, 'main.py', *options_of(products), '--NAME', 'other', code=2)

@@ -1,4 +1,4 @@
-"""main.py with images that grow over the run."""
+"""main.py with image sizes that grow over the run."""
 
 from lib.trainer.checkpointing.io import read_checkpoint
 from tests.scripts.running import TINY, metrics_of, the_error
@@ -9,19 +9,19 @@ def trained(scripts, products, folder, *options):
     return folder / 'log' / 'run'
 
 
-def figures(run, epoch):
+def losses(run, epoch):
     lines = [line for line in metrics_of(run) if line['epoch'] == epoch]
     return [{key: value for key, value in line.items() if 'second' not in key} for line in lines]
 
 
 def test_a_schedule(scripts, products, finished, tmp_path):
-    """As without one until the size changes; other weights from then on, and of the same shapes."""
+    """The same weights until the size changes; other weights of the same shapes from then on."""
     whole = finished / 'log' / 'tiny'
     same = trained(scripts, products, tmp_path, '--INPUT_SIZE_SCHEDULE', '0,32', '--NAME', 'same')
-    assert [figures(same.with_name('same'), epoch) for epoch in (1, 2)] == [figures(whole, epoch) for epoch in (1, 2)]
+    assert [losses(same.with_name('same'), epoch) for epoch in (1, 2)] == [losses(whole, epoch) for epoch in (1, 2)]
     grown = trained(scripts, products, tmp_path, '--INPUT_SIZE_SCHEDULE', '1,48')
-    assert figures(grown, 1) == figures(whole, 1)
-    assert figures(grown, 2) != figures(whole, 2)
+    assert losses(grown, 1) == losses(whole, 1)
+    assert losses(grown, 2) != losses(whole, 2)
     shapes = [
         {key: value.shape for key, value in read_checkpoint(run / 'last.pth').state_dict.items()}
         for run in (whole, grown)

@@ -14,20 +14,20 @@ from tests.scripts.rank_runs import run_ranks_of
 from tests.scripts.running import ENVIRONMENT, ON_CPU, REPOSITORY, TINY, check_same_run, wait_until_gone
 
 pytestmark = pytest.mark.slow
-# What it waits for processes that it has told to end.
+# Seconds that it waits for processes that it has signaled to end.
 TORCHRUN_SECONDS = 30
 
 
 @dataclass
 class Torchrun:
-    """A job under way, in a process group of its own."""
+    """A running job, in a process group of its own."""
 
     process: subprocess.Popen
     stdout: Path
     stderr: Path
 
     def wait_for(self, text, file, seconds=60):
-        """Return once `text` stands in one of the files."""
+        """Return once one of the files contains `text`."""
         end = time.monotonic() + seconds
         while text not in file.read_text():
             assert time.monotonic() < end, f'{text!r} was not said: {self.stdout.read_text()}{self.stderr.read_text()}'
@@ -43,7 +43,7 @@ class Torchrun:
 
 @pytest.fixture
 def torchrun(tmp_path):
-    """A function that starts a script on some ranks in a folder. Whatever happens, nothing is left of it."""
+    """A function that starts a script on some ranks in a folder; no process remains after the test."""
     started = []
 
     def start(folder, count, script, *options, restarts=0):
@@ -70,17 +70,17 @@ def options_of(products, *options):
     return ('--config', TINY, '--DATASET_ROOT', products, '--NAME', 'run', *options)
 
 
-def check_one_voice(output, errors):
+def check_one_rank_logs(output, errors):
     lines = output.splitlines()
     assert len(set(lines)) == len(lines), output
     assert 'destroy_process_group' not in errors
 
 
 def test_the_scripts(torchrun, scripts, products, tmp_path):
-    """Training, a mistake, prediction and re-balancing; what they give is what one process gives."""
+    """Training, a mistake, prediction and re-balancing, with the results of one process."""
     folder = tmp_path / 'job'
     output, errors = torchrun(folder, 2, 'main.py', *options_of(products)).wait(0)
-    check_one_voice(output, errors)
+    check_one_rank_logs(output, errors)
     run = folder / 'log' / 'run'
     assert (run / 'report.html').exists()
     _, errors = torchrun(folder, 2, 'main.py', *options_of(products)).wait(1)
@@ -88,18 +88,18 @@ def test_the_scripts(torchrun, scripts, products, tmp_path):
     assert 'Root Cause' in errors
     assert 'traceback : log/run holds the checkpoints of an earlier run' in errors
     best = ('--RESUME_MODEL', run / 'best_model.pth', '--DATASET_ROOT', products, *ON_CPU)
-    check_one_voice(*torchrun(folder, 3, 'test.py', *best).wait(0))
+    check_one_rank_logs(*torchrun(folder, 3, 'test.py', *best).wait(0))
     found = (run / 'best_model.csv').read_bytes()
     scripts.run(folder, 'test.py', *best)
     assert (run / 'best_model.csv').read_bytes() == found
-    check_one_voice(*torchrun(folder, 3, 'tau_norm.py', *best).wait(0))
+    check_one_rank_logs(*torchrun(folder, 3, 'tau_norm.py', *best).wait(0))
     found = (folder / 'log_tau' / 'run' / 'tau.json').read_bytes()
     scripts.run(folder, 'tau_norm.py', *best, '--OVERWRITE', True)
     assert (folder / 'log_tau' / 'run' / 'tau.json').read_bytes() == found
 
 
 def test_preemption(torchrun, scripts, products, tmp_path):
-    """torchrun is told, tells its ranks, and ends with code 1 of its own; the run is saved, and goes on bit for bit."""
+    """torchrun gets a signal, passes it on, and exits with code 1; the run is saved, and resumes bit for bit."""
     options = options_of(products, '--TRAIN_MAX_EPOCH', 40)
     folder, whole = tmp_path / 'job', tmp_path / 'whole'
     job = torchrun(folder, 2, 'main.py', *options)
@@ -108,7 +108,7 @@ def test_preemption(torchrun, scripts, products, tmp_path):
     started = time.monotonic()
     output, errors = job.wait(1)
     assert time.monotonic() - started < TORCHRUN_SECONDS
-    check_one_voice(output, errors)
+    check_one_rank_logs(output, errors)
     assert 'stopped and saved; to resume: --RESUME_MODEL last (NAME run)' in output
     assert 'error: ' not in errors
     output, errors = torchrun(folder, 2, 'main.py', *options, '--RESUME_MODEL', 'last').wait(0)
@@ -134,10 +134,10 @@ def test_a_rank_that_fails(torchrun, products, tmp_path, target, count):
     assert 'traceback : this rank fails' in errors.partition('Root Cause')[2]
 
 
-def test_a_rank_that_is_killed_and_started_anew(torchrun, scripts, products, tmp_path):
-    """All ranks are; the run goes on from its last checkpoint, and ends where it would have ended."""
+def test_a_rank_that_is_killed_and_restarted(torchrun, scripts, products, tmp_path):
+    """All ranks restart; the run resumes from its last checkpoint, with the result of an uninterrupted run."""
     folder, whole = tmp_path / 'job', tmp_path / 'whole'
-    # In the second epoch, of which what comes after the restart has too few steps to get there again.
+    # In the second epoch; after the restart there are too few steps to reach the same count again.
     wrapped = (1, 'kill', 'lib.trainer.step:TrainStep.__call__', 9, REPOSITORY / 'main.py', *options_of(products))
     output, errors = torchrun(folder, 2, 'tests/scripts/fail_on_rank.py', *wrapped, restarts=1).wait(0)
     assert 'resuming from log/run/last.pth, 1 epoch' in output

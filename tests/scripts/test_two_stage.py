@@ -1,4 +1,4 @@
-"""Second stages as a user runs them: the nearest class mean, a new classifier, learned scales, re-balancing."""
+"""Second stages as a user runs them: nearest class mean, new classifier, learned scales, re-balancing."""
 
 import json
 
@@ -22,7 +22,7 @@ def same_backbone(one, other):
 
 
 def features_of(scripts, folder, checkpoint, products, split):
-    """The features that test.py writes of a split, and its labels."""
+    """Return the features that test.py writes for a split, and its labels."""
     file = products / f'converted_{split}.json'
     options = ('--RESUME_MODEL', checkpoint, '--DATASET_TEST_JSON', file, '--TEST_EMBEDDINGS', True, *ON_CPU)
     scripts.run(folder, 'test.py', *options)
@@ -48,7 +48,7 @@ def test_nearest_class_mean(scripts, products, run_folder, classifier):
     means = np.stack([features[labels == label].mean(axis=0) for label in range(6)])
     weight = means if classifier == 'FCNorm' else 2 * means
     np.testing.assert_allclose(state['classifier.weight'].numpy(), weight, rtol=1e-4, atol=1e-6)
-    # What it says of the valid split is what the nearest mean says.
+    # Its metrics on the valid split are those of the nearest class mean.
     valid, true = features_of(scripts, run_folder, f'{TUNED}/best_model.pth', products, 'val')
     if classifier == 'FCNorm':
         units = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in (valid, means)]
@@ -61,8 +61,8 @@ def test_nearest_class_mean(scripts, products, run_folder, classifier):
     assert last.progress.best_result == line['mean_class_error']
 
 
-def test_no_epochs_once_more_and_then_some(scripts, products, run_folder):
-    """An evaluation can be repeated, and trained on from where it stands."""
+def test_0_epochs_again_and_then_some(scripts, products, run_folder):
+    """An evaluation can be repeated, and training can start from it."""
     none = ('--TRAIN_MAX_EPOCH', 0, '--MODEL_CLASSIFIER_INIT', 'class_means')
     scripts.run(run_folder, 'main.py', *FIRST, *none)
     before = contents(run_folder / 'log' / 'tiny')
@@ -78,7 +78,7 @@ def test_no_epochs_once_more_and_then_some(scripts, products, run_folder):
     )
     scripts.run(run_folder, 'main.py', *again)
     assert len(metrics_of(run_folder / TUNED)) == 1
-    # The means are where training begins, not what it begins anew with.
+    # Training starts from the means, and does not compute them again.
     scripts.run(run_folder, 'main.py', *again, '--TRAIN_MAX_EPOCH', 1, '--OPTIMIZER_LR', 0)
     assert [(line['epoch'], line['split']) for line in metrics_of(run_folder / TUNED)] == [
         (0, 'valid'),
@@ -91,13 +91,13 @@ def test_no_epochs_once_more_and_then_some(scripts, products, run_folder):
 
 
 def test_a_new_classifier_on_frozen_features(scripts, products, run_folder):
-    """cRT: nothing of the old classifier is left."""
+    """cRT: the old classifier is replaced."""
     options = ('--MODEL_CLASSIFIER_INIT', 'random', '--TRAIN_MAX_EPOCH', 1, '--OPTIMIZER_LR', 0)
     scripts.run(run_folder, 'main.py', *FIRST, *options)
     first, second = state_of(run_folder, 'log/tiny'), state_of(run_folder, TUNED)
     assert same_backbone(first, second)
     assert not torch.isclose(first['classifier.weight'], second['classifier.weight']).any(dim=1).all()
-    # The same seed draws the same one.
+    # The same seed gives the same classifier.
     scripts.run(run_folder, 'main.py', *FIRST, *options)
     third = state_of(run_folder, f'{TUNED}_2')
     assert torch.equal(second['classifier.weight'], third['classifier.weight'])
@@ -116,7 +116,7 @@ def test_learned_scales(scripts, products, scaled):
     assert all(torch.equal(second[key], value) for key, value in first.items())
     scale = second['classifier.scale']
     assert (scale - 1).abs().max() > 0.1
-    # A linear classifier takes the scales along.
+    # A linear classifier absorbs the scales.
     options = ('--RESUME_MODEL', f'{TUNED}/best_model.pth', '--NAME', 'plain', '--RESUME_MODE', 'finetune')
     scripts.run(
         scaled, 'main.py', *options, '--MODEL_CLASSIFIER', 'FC', '--MODEL_FREEZE_CLASSIFIER', False,
@@ -131,7 +131,7 @@ def test_learned_scales(scripts, products, scaled):
 
 
 def test_learned_scales_re_balanced(scripts, products, scaled):
-    """tau counts from scale * weight, and the saved model keeps what the curve promises."""
+    """tau applies to scale * weight, and the saved model has the accuracy of the curve."""
     checkpoint = f'{TUNED}/best_model.pth'
     scripts.run(scaled, 'tau_norm.py', '--RESUME_MODEL', checkpoint, *ON_CPU)
     folder = scaled / 'log_tau' / 'tiny_finetune'

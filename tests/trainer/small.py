@@ -13,7 +13,7 @@ DIGEST = 'the same images'
 
 
 def small_checkpoint(*, epoch: int = 2, step: int = 0, digest: str = DIGEST, **recipe: object) -> Checkpoint:
-    """Return a checkpoint of a run of three classes, at a place."""
+    """Return a checkpoint of a run of three classes, at a position."""
     return Checkpoint(
         state_dict={
             'backbone.weight': torch.arange(6.0).reshape(3, 2),
@@ -30,14 +30,14 @@ def small_checkpoint(*, epoch: int = 2, step: int = 0, digest: str = DIGEST, **r
     )
 
 
-def save(path: Path, **place: object) -> Path:
+def save(path: Path, **position: object) -> Path:
     """Write such a checkpoint."""
-    write_checkpoint(path, small_checkpoint(**place))
+    write_checkpoint(path, small_checkpoint(**position))
     return path
 
 
 def save_original(path: Path) -> Path:
-    """Write a checkpoint as the original entry has them."""
+    """Write a checkpoint like those of the original entry."""
     state = {f'module.{name}': value for name, value in small_checkpoint().state_dict.items()}
     torch.save({'state_dict': state, 'epoch': 57, 'best_result': 90.05, 'scheduler': {}, 'optimizer': {}}, path)
     return path

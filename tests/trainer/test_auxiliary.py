@@ -1,4 +1,4 @@
-"""Second losses: what they look at, and where their gradients go."""
+"""Auxiliary losses: their inputs and their gradients."""
 
 import torch
 from torch import nn
@@ -33,7 +33,7 @@ def test_contrast_compares_embeddings_with_the_models_prototypes():
     assert without == {'classifier.bias'}
 
 
-def test_the_teacher_is_frozen_whatever_mode_the_objective_is_in():
+def test_the_teacher_is_frozen_in_every_mode_of_the_objective():
     model, teacher = recognizer(0), recognizer(1)
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     expected = teacher.eval()(IMAGES).detach()

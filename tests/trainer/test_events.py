@@ -7,7 +7,7 @@ from lib.trainer.running_metrics import EventFile
 
 
 def read(folder):
-    """Return the events of the one file in a folder: each is its length (8 bytes), a sum (4), itself, a sum (4)."""
+    """Return the events of the only file in a folder: length (8 bytes), checksum (4), event, checksum (4)."""
     (file,) = folder.glob('events.out.tfevents.*')
     data, events = file.read_bytes(), []
     while data:
@@ -17,7 +17,7 @@ def read(folder):
     return events
 
 
-def test_a_point_is_there_at_once(tmp_path):
+def test_points_are_written_immediately(tmp_path):
     events = EventFile(tmp_path)
     events.add(3, 'valid', {'top1': 0.25, 'loss': 2.0})
     head, *points = read(tmp_path)
@@ -28,14 +28,14 @@ def test_a_point_is_there_at_once(tmp_path):
 
 
 @pytest.mark.parametrize('finished', [0, 2])
-def test_epochs_that_are_run_again_are_hidden(tmp_path, finished):
-    """Of a run that was killed before its first checkpoint, the first epoch is one of them."""
+def test_points_of_repeated_epochs_are_hidden(tmp_path, finished):
+    """Also the first epoch of a run that was killed before its first checkpoint."""
     EventFile(tmp_path, finished=finished).close()
     _, start = read(tmp_path)
     assert (start.step, start.session_log.status) == (finished + 1, SessionLog.START)
 
 
-def test_what_cannot_be_written_is_an_error(tmp_path):
+def test_a_failed_write_is_an_error(tmp_path):
     events = EventFile(tmp_path)
     events.close()
     with pytest.raises(ValueError, match='closed file'):

@@ -1,4 +1,4 @@
-"""What a run folder holds is made from the checkpoint that the run goes on from."""
+"""The files of a run folder are restored from the checkpoint that a run resumes."""
 
 import json
 import os
@@ -18,7 +18,7 @@ BAD = {'train': {'a, "b".jpg': 'truncated'}, 'valid': {'c.jpg': 'no image'}}
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A checkpoint in a folder of its own, as it is read."""
+    """A checkpoint that was read from another folder."""
     written = small_checkpoint(epoch=1, step=3)
     written.history, written.bad_images = HISTORY, BAD
     write_checkpoint(tmp_path / 'elsewhere' / 'last.pth', written)
@@ -29,7 +29,7 @@ def lines(path):
     return [json.loads(line) for line in (path / 'metrics.jsonl').read_text().splitlines()]
 
 
-def test_an_empty_folder_gets_what_the_checkpoint_brings_along(checkpoint, tmp_path):
+def test_an_empty_folder_gets_the_lists_of_the_checkpoint(checkpoint, tmp_path):
     folder = RunFolder(tmp_path / 'run')
     folder.start_from(checkpoint)
     assert lines(folder.path) == HISTORY == folder.history()
@@ -47,7 +47,7 @@ def test_an_empty_folder_gets_what_the_checkpoint_brings_along(checkpoint, tmp_p
     ],
     ids=['empty', 'torn', 'a gap', 'too much', 'twice, and torn'],
 )
-def test_metrics_are_mended(checkpoint, tmp_path, left):
+def test_metrics_are_repaired(checkpoint, tmp_path, left):
     (tmp_path / 'metrics.jsonl').write_text(left)
     folder = RunFolder(tmp_path)
     folder.start_from(checkpoint)
@@ -66,15 +66,15 @@ def test_an_older_checkpoint_keeps_the_lines_of_its_epochs(checkpoint, tmp_path)
     assert folder.bad_images() == {'train': {'x.jpg': 'no image'}}
 
 
-def test_a_new_run_begins_with_nothing(tmp_path):
+def test_a_new_run_begins_without_metrics(tmp_path):
     folder = RunFolder(tmp_path)
     folder.append({'epoch': 1})
     folder.start_from(None)
     assert folder.history() == []
 
 
-def test_images_that_were_found_later_are_found_again(checkpoint, tmp_path):
-    """And those of the test split, of which training knows nothing, stay listed."""
+def test_bad_images_found_after_the_checkpoint_are_dropped(checkpoint, tmp_path):
+    """Those of the test split stay listed."""
     write_bad_images(tmp_path, 'test', {'t.jpg': 'no image'})
     write_bad_images(tmp_path, 'train', {**BAD['train'], 'later.jpg': 'no image'})
     folder = RunFolder(tmp_path)
@@ -84,7 +84,7 @@ def test_images_that_were_found_later_are_found_again(checkpoint, tmp_path):
     assert list(folder.bad_images()['train']) == [*BAD['train'], 'later.jpg']
 
 
-def test_what_a_killed_save_left_is_removed(checkpoint, tmp_path):
+def test_files_of_a_killed_save_are_removed(checkpoint, tmp_path):
     left = ['.last.0123abcd.tmp.pth', '.best_model.00000000.tmp.pth', '.metrics.ffffffff.tmp.jsonl']
     others = ['.last.0123abcd.tmp.csv', '.last.xyz.tmp.pth', 'a.0123abcd.tmp.pth', '.lock', 'tmp.pth', 'notes.txt']
     for name in left + others:
@@ -94,47 +94,47 @@ def test_what_a_killed_save_left_is_removed(checkpoint, tmp_path):
     assert {*os.listdir(tmp_path)} == {*others, 'elsewhere', 'metrics.jsonl', 'bad_images.csv'}
 
 
-def in_parts(epoch, rank=0):
-    """A checkpoint whose classifier two ranks hold."""
+def sharded(epoch, rank=0):
+    """A checkpoint whose classifier is sharded over two ranks."""
     whole, classes = small_checkpoint(epoch=epoch), range(3 * rank // 2, 3 * (rank + 1) // 2)
     rows = {name: whole.state_dict.pop(name)[classes.start : classes.stop] for name in [*whole.state_dict][1:]}
     optimizer = {**whole.optimizer, 'rows': {}}
     return replace(whole, optimizer=optimizer, classifier_shard=ClassifierShard(rows, classes, 3, rank, 2))
 
 
-def save_in_parts(path, epoch, **how):
-    RunFolder(path, writes=False).save(in_parts(epoch, 1))
-    RunFolder(path, save_every=2).save(in_parts(epoch), end_of_epoch=True, **how)
+def save_sharded(path, epoch, **how):
+    RunFolder(path, writes=False).save(sharded(epoch, 1))
+    RunFolder(path, save_every=2).save(sharded(epoch), end_of_epoch=True, **how)
 
 
-def heads(path):
+def shard_folders(path):
     return sorted(folder.name for folder in path.glob('head-*'))
 
 
-def test_rows_stay_while_a_checkpoint_refers_to_them(tmp_path):
-    """Files that are no checkpoints are no reason to end a run."""
+def test_shards_remain_while_a_checkpoint_refers_to_them(tmp_path):
+    """Files that are no checkpoints are ignored."""
     (tmp_path / 'epoch_0.pth').write_bytes(b'cut short')
     save_original(tmp_path / 'original.pth')
     for epoch in range(1, 6):
-        save_in_parts(tmp_path, epoch, is_best=epoch == 1)
-    assert heads(tmp_path) == ['head-1-0', 'head-2-0', 'head-4-0', 'head-5-0']
+        save_sharded(tmp_path, epoch, is_best=epoch == 1)
+    assert shard_folders(tmp_path) == ['head-1-0', 'head-2-0', 'head-4-0', 'head-5-0']
     for name, epoch in {'best_model': 1, 'epoch_2': 2, 'epoch_4': 4, 'last': 5}.items():
         checkpoint = read_checkpoint(tmp_path / f'{name}.pth')
         assert checkpoint.progress.epoch == epoch
         torch.testing.assert_close(checkpoint.state_dict, small_checkpoint().state_dict, rtol=0, atol=0)
 
 
-def test_rows_of_a_save_that_was_cut_short_do_not_outlive_the_start(tmp_path):
-    """They would pass for those of a rank that has not written yet."""
-    save_in_parts(tmp_path, 1)
-    RunFolder(tmp_path, writes=False).save(in_parts(2, 1))
+def test_shards_of_an_unfinished_save_are_removed_at_the_start(tmp_path):
+    """They would be taken for those of a rank that has not written yet."""
+    save_sharded(tmp_path, 1)
+    RunFolder(tmp_path, writes=False).save(sharded(2, 1))
     (tmp_path / 'head-shots-2').mkdir()
     RunFolder(tmp_path).start_from(read_checkpoint(tmp_path / 'last.pth', with_rows=False))
-    assert heads(tmp_path) == ['head-1-0', 'head-shots-2']
+    assert shard_folders(tmp_path) == ['head-1-0', 'head-shots-2']
     assert read_checkpoint(tmp_path / 'last.pth').num_classes == 3
 
 
-def test_another_rank_writes_nothing(checkpoint, tmp_path):
+def test_other_ranks_write_nothing(checkpoint, tmp_path):
     folder = RunFolder(tmp_path / 'run', writes=False)
     folder.start_from(checkpoint)
     folder.write_about('', {})

@@ -1,4 +1,4 @@
-"""A classifier written by some ranks and read by others."""
+"""A sharded classifier, written by some ranks and read by others."""
 
 import json
 
@@ -35,7 +35,7 @@ def write(folder, count):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 11), st.integers(1, 11))
-def test_any_number_writes_and_any_number_reads(tmp_path_factory, writers, readers):
+def test_any_number_of_writers_and_readers(tmp_path_factory, writers, readers):
     folder = tmp_path_factory.mktemp('head')
     write(folder, writers)
     assert num_classes_of(folder) == 11
@@ -45,7 +45,7 @@ def test_any_number_writes_and_any_number_reads(tmp_path_factory, writers, reade
         assert torch.equal(read_rows(folder)[name], tensor)
 
 
-def test_the_index_says_which_file_holds_which_rows(tmp_path):
+def test_the_index_maps_rows_to_files(tmp_path):
     write(tmp_path, 2)
     index = json.loads((tmp_path / INDEX).read_text())
     assert index['weight_map'] == {
@@ -57,7 +57,7 @@ def test_the_index_says_which_file_holds_which_rows(tmp_path):
 
 
 @pytest.mark.parametrize('damage', ['cut', 'gone', 'no index', 'torn index', 'elsewhere', 'rows missing'])
-def test_damage_is_said_in_one_line(tmp_path, damage):
+def test_damage_is_reported_in_one_line(tmp_path, damage):
     write(tmp_path, 3)
     part, index = tmp_path / shard_file_name(1, 3), tmp_path / INDEX
     content = json.loads(index.read_text())

@@ -1,4 +1,4 @@
-"""Checkpoints: round trip, what is refused, and that a failed write loses nothing."""
+"""Checkpoints: round trip, invalid files, and failed writes, which leave the earlier file."""
 
 import errno
 import os
@@ -43,7 +43,7 @@ def test_round_trip(tmp_path):
     assert os.listdir(tmp_path) == ['last.pth']
 
 
-def test_round_trip_of_all_that_a_run_goes_on_from(tmp_path):
+def test_round_trip_of_the_training_state(tmp_path):
     written = small_checkpoint(epoch=3, step=5)
     written.training_state = {name: value + 1 for name, value in written.state_dict.items()}
     written.scaler = {'scale': 65536.0, 'growth_factor': 2.0, '_growth_tracker': 3}
@@ -55,11 +55,11 @@ def test_round_trip_of_all_that_a_run_goes_on_from(tmp_path):
     assert (read.progress, read.scaler, read.bad_images) == (written.progress, written.scaler, written.bad_images)
     assert repr(read.history) == repr(written.history)
     torch.testing.assert_close(read.training_state, written.training_state, rtol=0, atol=0)
-    # Whoever knows nothing of averages finds what predicts where weights always were.
+    # Readers that do not know the EMA find it under the key of the weights.
     torch.testing.assert_close(read.state_dict, written.state_dict, rtol=0, atol=0)
 
 
-def test_before_there_was_all_that(tmp_path):
+def test_a_checkpoint_of_an_older_version(tmp_path):
     content = torch.load(save(tmp_path / 'last.pth', epoch=3, step=5), weights_only=True)
     for name in ('training_state_dict', 'scaler', 'history', 'bad_images'):
         del content[name]
@@ -71,7 +71,7 @@ def test_before_there_was_all_that(tmp_path):
 
 
 def test_nothing_but_tensors_numbers_and_text(tmp_path):
-    """Anybody can read it with weights_only, without this project, and finds the keys of the original's files."""
+    """torch.load with weights_only reads it without this project, and it has the keys of the original entry's files."""
     content = torch.load(save(tmp_path / 'last.pth'), weights_only=True)
     assert content.keys() >= {'state_dict', 'optimizer', 'scheduler', 'epoch', 'best_result', 'config', 'rng'}
     assert content.keys() >= {'num_classes', 'class_counts', 'class_names', 'versions', 'place', 'recipe'}
@@ -92,7 +92,7 @@ def test_weights_alone(tmp_path):
 
 
 class Code:
-    """Unpickling this makes a folder."""
+    """Unpickling this creates a folder."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -112,15 +112,15 @@ def test_code_is_refused_without_running(tmp_path, writer):
         torch.save(content, path, _use_new_zipfile_serialization=writer == 'torch')
     assert 'could run code' in refused(path)
     assert not (tmp_path / 'owned').exists()
-    pickle.loads(pickle.dumps(Code(tmp_path / 'owned')))  # it would have
+    pickle.loads(pickle.dumps(Code(tmp_path / 'owned')))  # without the protection it runs
     assert (tmp_path / 'owned').exists()
 
 
-@pytest.mark.parametrize('share', [0, 0.02, 0.5, 0.9, 0.999])
-def test_cut_short(tmp_path, share):
+@pytest.mark.parametrize('fraction', [0, 0.02, 0.5, 0.9, 0.999])
+def test_truncated(tmp_path, fraction):
     path = save(tmp_path / 'last.pth')
     content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
+    path.write_bytes(content[: int(fraction * len(content))])
     refused(path)
 
 
@@ -132,7 +132,7 @@ def test_cut_short(tmp_path, share):
         ({'state_dict': {'classifier.weight': 3}}, 'holds no state_dict'),
         ({'state_dict': {'layer4.weight': torch.ones(1)}}, 'MODEL.PRETRAINED'),
         ({'conv1.weight': torch.ones(1)}, 'holds no state_dict'),
-        # A file that another program wrote under the same keys.
+        # A file of another program with the same keys.
         ({'state_dict': {'classifier.weight': torch.ones(3, 2)}, 'place': {'epoch': 3}}, 'cannot be read'),
         ({'state_dict': {'classifier.weight': torch.ones(3, 2)}, 'place': {'era': 3}}, 'cannot be read'),
         ({'state_dict': {3: torch.ones(3, 2)}}, 'holds no state_dict'),
@@ -165,7 +165,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system has no limit on the size of files')
-def test_a_write_that_the_system_cuts_off_keeps_the_old_file(tmp_path):
+def test_a_write_that_the_system_truncates_keeps_the_old_file(tmp_path):
     path = save(tmp_path / 'last.pth', epoch=1)
     checkpoint = small_checkpoint(epoch=2)
     checkpoint.state_dict['backbone.weight'] = torch.ones(1_000_000)
@@ -187,7 +187,7 @@ def test_a_write_that_the_system_cuts_off_keeps_the_old_file(tmp_path):
     assert os.listdir(tmp_path) == ['last.pth']
 
 
-def test_epochs_are_kept_and_removed(tmp_path):
+def test_old_epochs_are_removed(tmp_path):
     folder = RunFolder(tmp_path / 'run', save_every=2, keep=2)
     for epoch in range(1, 10):
         folder.save(small_checkpoint(epoch=epoch), is_best=epoch in (1, 5), end_of_epoch=True)
@@ -196,20 +196,20 @@ def test_epochs_are_kept_and_removed(tmp_path):
         assert read_checkpoint(tmp_path / 'run' / f'{name}.pth').progress.epoch == epoch
 
 
-def test_no_epochs_are_kept(tmp_path):
+def test_keep_0_writes_no_epochs(tmp_path):
     folder = RunFolder(tmp_path / 'run', save_every=1, keep=0)
     for epoch in (1, 2):
         folder.save(small_checkpoint(epoch=epoch), end_of_epoch=True)
     assert os.listdir(tmp_path / 'run') == ['last.pth']
 
 
-def test_a_save_in_mid_epoch_is_last_alone(tmp_path):
+def test_a_save_within_an_epoch_writes_last_only(tmp_path):
     folder = RunFolder(tmp_path / 'run', save_every=2, keep=2)
     folder.save(small_checkpoint(epoch=2, step=3))
     assert os.listdir(tmp_path / 'run') == ['last.pth']
 
 
-def test_newest(tmp_path):
+def test_latest(tmp_path):
     assert latest_checkpoint(tmp_path) == (None, [])
     save(tmp_path / 'best_model.pth', epoch=2)
     save(tmp_path / 'last.pth', epoch=2, step=1)
@@ -217,7 +217,7 @@ def test_newest(tmp_path):
     assert (checkpoint.path.name, faults) == ('last.pth', [])
 
 
-def test_metrics_of_epochs_that_are_run_again_are_dropped(tmp_path):
+def test_metrics_of_later_epochs_are_dropped(tmp_path):
     folder = RunFolder(tmp_path)
     for epoch in (1, 2, 3):
         folder.append({'epoch': epoch, 'split': 'train', 'loss': 0.5})

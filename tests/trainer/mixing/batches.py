@@ -35,7 +35,7 @@ def random_batch(seed: int, size: int, side: int = 8) -> tuple[torch.Tensor, tor
 
 
 def painted_batch(size: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return images of one colour each, image i that of number i + 1, with labels 0, 1, ..."""
+    """Return images of one color each, image i of color i + 1, with labels 0, 1, ..."""
     numbers = torch.arange(size)
     return (numbers + 1.0).view(-1, 1, 1, 1).expand(size, 3, height, width).contiguous(), numbers
 

@@ -22,7 +22,7 @@ def test_weights_fall_by_the_parabola(epoch, alpha):
 
 
 class PlainCrossEntropy(torch.nn.Module):
-    """An entry a label, as averages take losses."""
+    """Cross entropy of each label, without reduction."""
 
     uses_features = False
 
@@ -32,8 +32,8 @@ class PlainCrossEntropy(torch.nn.Module):
 
 @pytest.mark.parametrize('weighted_mean', [True, False])
 @pytest.mark.parametrize('epoch', [0, 3, 9])
-def test_the_loss_is_that_of_the_paper(epoch, weighted_mean):
-    """a L_c + (1 - a) L_r, each a mean over its own images."""
+def test_the_loss_of_the_paper(epoch, weighted_mean):
+    """a L_c + (1 - a) L_r, each the mean over its own images."""
     images, labels = random_batch(1, 16)
     logits = torch.randn(16, 6, generator=torch.Generator().manual_seed(2))
     targets = BBN(10)(images, labels, epoch=epoch, first_slot=0).targets

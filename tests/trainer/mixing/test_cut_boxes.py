@@ -1,4 +1,4 @@
-"""CutMix and CMO: boxes against counted pixels, where they lie, how large they are."""
+"""CutMix and CMO: boxes against counted pixels, their centers and sizes."""
 
 import numpy as np
 import pytest
@@ -12,14 +12,14 @@ from tests.trainer.mixing.batches import mixer_of, painted_batch, random_batch
 SIDES = [(8, 8), (7, 11), (1, 5), (32, 32)]
 
 
-def counted(images: torch.Tensor, colour: torch.Tensor) -> torch.Tensor:
-    """Return how many pixels of each image (batch, 3, H, W) have the colour (batch,) of a number, in all channels."""
-    return (images == colour.view(-1, 1, 1, 1)).all(dim=1).sum(dim=(1, 2))
+def counted(images: torch.Tensor, color: torch.Tensor) -> torch.Tensor:
+    """Return the number of pixels of each image (batch, 3, H, W) that have a color (batch,) in all channels."""
+    return (images == color.view(-1, 1, 1, 1)).all(dim=1).sum(dim=(1, 2))
 
 
 @pytest.mark.parametrize(('height', 'width'), SIDES)
 @pytest.mark.parametrize('seed', range(3))
-def test_cutmix_shares_are_counted_pixels(height, width, seed):
+def test_lam_of_cutmix_is_the_fraction_of_pixels(height, width, seed):
     images, labels = painted_batch(40, height, width)
     mixed = mixer_of('cutmix', seed=seed)(images, labels, epoch=1, first_slot=80)
     for column in (0, 1):
@@ -32,7 +32,7 @@ def test_cutmix_shares_are_counted_pixels(height, width, seed):
 
 @pytest.mark.parametrize('seed', range(3))
 @pytest.mark.parametrize('probability', [0.5, 1.0])
-def test_cmo_shares_are_counted_pixels(seed, probability):
+def test_lam_of_cmo_is_the_fraction_of_pixels(seed, probability):
     images, labels = painted_batch(40, 9, 8)
     mixed = mixer_of('cmo', seed=seed, probability=probability)(images, labels, epoch=1, first_slot=80)
     assert len(mixed.images) == 20
@@ -46,7 +46,7 @@ def test_cmo_shares_are_counted_pixels(seed, probability):
 
 
 def test_cmo_is_cutmix_of_the_even_slots():
-    """A slot's own draw says where its box lies."""
+    """Each slot draws its own box."""
     images, labels = random_batch(3, 16, side=12)
     cmo, cutmix = (mixer_of(name, seed=2)(images, labels, epoch=1, first_slot=32) for name in ('cmo', 'cutmix'))
     assert torch.equal(cmo.images, cutmix.images[::2])
@@ -55,7 +55,7 @@ def test_cmo_is_cutmix_of_the_even_slots():
 
 
 @pytest.mark.parametrize('name', ['cutmix', 'cmo'])
-def test_the_patch_comes_from_the_same_place(name):
+def test_the_patch_comes_from_the_same_position(name):
     images, labels = random_batch(0, 16, side=12)
     mixed = mixer_of(name, seed=2)(images, labels, epoch=0, first_slot=0)
     own, other = (images[::2], images[1::2]) if name == 'cmo' else (images, images.view(8, 2, 3, 12, 12).flip(1))
@@ -71,12 +71,12 @@ def test_the_patch_comes_from_the_same_place(name):
 
 @pytest.mark.parametrize(('height', 'width'), SIDES)
 @pytest.mark.parametrize('seed', range(3))
-def test_boxes_are_those_of_the_equation(height, width, seed):
+def test_boxes_follow_the_equation(height, width, seed):
     random = np.random.default_rng(seed)
     lam, centers = random.random(60), random.random((60, 2))
     boxes, exact_lam = cut_boxes(lam, centers, height, width)
-    for share, place, (top, bottom, left, right), exact in zip(lam, centers, boxes, exact_lam, strict=True):
-        expected = oracle.box_pixels(share, tuple(place), height, width)
+    for drawn, center, (top, bottom, left, right), exact in zip(lam, centers, boxes, exact_lam, strict=True):
+        expected = oracle.box_pixels(drawn, tuple(center), height, width)
         assert {(y, x) for y in range(top, bottom) for x in range(left, right)} == expected
         assert exact == 1 - len(expected) / (height * width)
 
@@ -93,11 +93,11 @@ def test_boxes_at_the_limits():
 
 
 @pytest.mark.parametrize('seed', range(3))
-def test_centres_are_uniform_over_the_image(seed):
-    """Chi-square over all pixels: small boxes are whole around their centre's pixel (3 x 3 here)."""
+def test_centers_are_uniform_over_the_image(seed):
+    """Chi-square over all pixels: small boxes are complete around their center's pixel (3 x 3 here)."""
     centers = MixDraws(seed, 1.0).lam_and_centers(0, 0, 20_000)[1]
     boxes, _ = cut_boxes(np.full(20_000, 1 - 9 / 100), centers, 10, 10)
-    # Cut off or not, the side that ends within the image tells the centre.
+    # The side that ends within the image determines the center, clipped or not.
     top, bottom, left, right = boxes.T
     row = np.where(bottom == 10, top + 1, bottom - 2)
     column = np.where(right == 10, left + 1, right - 2)
@@ -107,7 +107,7 @@ def test_centres_are_uniform_over_the_image(seed):
 
 @pytest.mark.parametrize('seed', range(3))
 @pytest.mark.parametrize('alpha', [0.5, 1.0])
-def test_uncut_boxes_have_the_area_that_was_drawn(seed, alpha):
+def test_unclipped_boxes_have_the_drawn_area(seed, alpha):
     """Sides in 64 pixels follow sqrt(1 - l): bins of whole sides against the distribution of l."""
     lam = MixDraws(seed, alpha).lam_and_centers(0, 0, 20_000)[0]
     boxes, _ = cut_boxes(lam, np.full((20_000, 2), 0.5), 64, 64)

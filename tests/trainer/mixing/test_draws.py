@@ -1,4 +1,4 @@
-"""Shares and centers: their distributions, and that a slot's are its own."""
+"""Lambda and centers: their distributions, and that they depend on the slot alone."""
 
 import itertools
 
@@ -15,7 +15,7 @@ def bin_probabilities(alpha: float, edges: np.ndarray) -> np.ndarray:
     With x = sin^2(t), x^(a-1) (1-x)^(a-1) dx = 2 (sin(t) cos(t))^(2a-1) dt.
     """
     angles = np.arcsin(np.sqrt(edges))
-    # The pole at 0 that is left for a below 1/2 goes with t = s^(1/2a).
+    # The substitution t = s^(1/2a) removes the pole at 0 for a below 1/2.
     power = 1 / (2 * alpha) if alpha < 0.5 else 1.0
 
     def mass(low, high):
@@ -36,8 +36,8 @@ def lam_of(alpha: float, seed: int, size: int = 20_000, **options) -> np.ndarray
 
 @pytest.mark.parametrize('seed', [0, 1, 2])
 @pytest.mark.parametrize('alpha', [0.1, 0.2, 0.4, 1.0, 2.0, 8.0])
-def test_shares_follow_the_beta_distribution(alpha, seed):
-    """Chi-square; fixed seeds, so it either always passes or never."""
+def test_lam_follows_the_beta_distribution(alpha, seed):
+    """Chi-square, with fixed seeds."""
     edges = np.concatenate([np.linspace(0, 0.5, 11), np.linspace(0.5, 1, 11)[1:]])
     expected = bin_probabilities(alpha, edges)
     np.testing.assert_allclose(expected, np.diff(stats.beta.cdf(edges, alpha, alpha)), atol=1e-6)
@@ -51,7 +51,7 @@ def test_shares_follow_the_beta_distribution(alpha, seed):
 
 
 @pytest.mark.parametrize('alpha', [1e-3, 0.3, 1.0, 5.0, 1e6])
-def test_shares_at_the_ends_of_the_draws_are_numbers_between_0_and_1(alpha):
+def test_lam_is_between_0_and_1_for_extreme_draws(alpha):
     ends = np.array([0.0, 2.0**-53, 0.25, 0.5, 0.75, 1 - 2.0**-53])
     radii, angles = (part.ravel() for part in np.meshgrid(ends, ends))
     lam = symmetric_beta(alpha, radii, angles)
@@ -59,7 +59,7 @@ def test_shares_at_the_ends_of_the_draws_are_numbers_between_0_and_1(alpha):
     assert 0 <= lam.min() <= lam.max() <= 1
 
 
-def test_a_large_alpha_halves_and_a_small_one_takes_all():
+def test_extreme_values_of_alpha():
     assert abs(lam_of(1e6, 0) - 0.5).max() < 0.01
     small = lam_of(1e-3, 0)
     assert ((small < 1e-6) | (small > 1 - 1e-6)).mean() > 0.95
@@ -67,20 +67,20 @@ def test_a_large_alpha_halves_and_a_small_one_takes_all():
 
 
 @pytest.mark.parametrize('probability', [0.0, 0.25, 0.5, 1.0])
-def test_so_many_images_are_mixed(probability):
+def test_the_probability_of_mixing(probability):
     lam = lam_of(1.0, 5, probability=probability)
     num_mixed = int((lam < 1).sum())
     if probability in (0.0, 1.0):
         assert num_mixed == probability * len(lam)
         return
     assert stats.binomtest(num_mixed, len(lam), probability).pvalue > 1e-4
-    # Those that are mixed are mixed as ever.
+    # The lambda of mixed images does not depend on the probability.
     assert np.array_equal(lam[lam < 1], lam_of(1.0, 5)[lam < 1])
     assert stats.kstest(lam[lam < 1], 'uniform').pvalue > 1e-4
 
 
 @pytest.mark.parametrize('seed', [0, 1])
-def test_places_are_uniform_and_have_nothing_to_do_with_shares(seed):
+def test_centers_are_uniform_and_independent_of_lam(seed):
     lam, centers = MixDraws(seed, 1.0).lam_and_centers(0, 0, 20_000)
     counts = np.histogramdd(np.column_stack([lam, centers]), bins=5, range=[(0, 1)] * 3)[0]
     assert stats.chisquare(counts.ravel()).pvalue > 1e-4
@@ -105,7 +105,7 @@ def test_a_slot_has_the_same_numbers_in_every_batch(alpha):
         assert not np.isin(other[1], centers).any()
 
 
-def test_a_last_slot_without_a_partner_keeps_all():
+def test_a_last_slot_without_a_partner_has_lam_1():
     draws = MixDraws(0, 1.0)
     odd, even = draws.lam_and_centers(0, 0, 7)[0], draws.lam_and_centers(0, 0, 8)[0]
     assert odd.tolist() == [*even[:6].tolist(), 1.0]
@@ -117,6 +117,6 @@ def test_a_batch_does_not_begin_within_a_pair():
         MixDraws(0, 1.0).lam_and_centers(0, 3, 4)
 
 
-def test_the_last_epochs_are_over():
+def test_the_last_epochs_are_not_mixed():
     assert [MixDraws(0, 1.0, end_epoch=3).is_over(epoch) for epoch in range(5)] == [False] * 3 + [True] * 2
     assert not MixDraws(0, 1.0).is_over(10**6)

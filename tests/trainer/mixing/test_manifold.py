@@ -1,4 +1,4 @@
-"""Manifold mixup: the stage of a step, and backbones that mix features on the way, cut in two by hand."""
+"""Manifold mixup: the stage of a step, and backbones that mix features, against backbones split by hand."""
 
 import copy
 import threading
@@ -22,7 +22,7 @@ from tests.trainer.mixing.batches import random_batch
 
 @pytest.mark.parametrize('seed', range(3))
 @pytest.mark.parametrize('stages', [(0, 1, 2), (0, 2), (1, 1, 3)])
-def test_stages_are_drawn_with_equal_chances(stages, seed):
+def test_stages_have_equal_probabilities(stages, seed):
     mixer = ManifoldMixup(MixDraws(seed, 1.0), stages)
     drawn = [mixer._stage(epoch, first_slot) for epoch in range(20) for first_slot in range(0, 6400, 64)]
     counts = np.bincount(drawn, minlength=4)
@@ -31,7 +31,7 @@ def test_stages_are_drawn_with_equal_chances(stages, seed):
     assert stats.chisquare(counts[expected > 0], expected[expected > 0]).pvalue > 1e-4
 
 
-def test_the_stage_is_a_pure_function_of_its_event():
+def test_the_stage_is_a_function_of_seed_epoch_and_slot():
     def stages(seed, epoch):
         mixer = ManifoldMixup(MixDraws(seed, 1.0), (0, 1, 2, 3))
         images, labels = random_batch(0, 2)
@@ -42,7 +42,7 @@ def test_the_stage_is_a_pure_function_of_its_event():
     assert stages(1, 2) != stages(2, 2)
 
 
-def test_features_are_left_to_the_backbone():
+def test_the_backbone_mixes_features():
     images, labels = random_batch(1, 6)
     mixed = ManifoldMixup(MixDraws(0, 1.0), (2,))(images, labels, epoch=0, first_slot=0)
     assert mixed.images is images
@@ -52,13 +52,13 @@ def test_features_are_left_to_the_backbone():
 
 @cache
 def backbone_of(name: str) -> nn.Module:
-    """A backbone with hooks, in train mode: BatchNorm of a batch shows whether it was the mixed one."""
+    """A backbone with hooks, in train mode, where BatchNorm depends on which batch was mixed."""
     torch.manual_seed(0)
     return create_backbone(name, image_size=32).train()
 
 
 def steps_of(name: str, backbone: nn.Module) -> list:
-    """What a backbone does before and between its stages, and after the last, written down by hand."""
+    """The functions before and between the stages of a backbone, and after the last, written by hand."""
     if name == 'res32_cifar':
         return [
             lambda x: F.relu(backbone.bn1(backbone.conv1(x))),
@@ -99,7 +99,7 @@ CASES += [('vit_tiny_patch16_224', stage) for stage in (1, 7, 12)]
 
 
 @pytest.mark.parametrize(('name', 'stage'), CASES)
-def test_it_is_the_backbone_cut_in_two(name, stage):
+def test_features_against_a_split_backbone(name, stage):
     plain = backbone_of(name)
     hooked = copy.deepcopy(plain)
     stages = MixedStages(hooked)
@@ -109,11 +109,11 @@ def test_it_is_the_backbone_cut_in_two(name, stage):
     with stages.mixing(stage, lam):
         found = hooked(images)
     torch.testing.assert_close(found, by_hand(name, plain, images, stage, lam), rtol=1e-4, atol=1e-4)
-    # Not a trivial agreement: the mixture matters.
+    # The comparison is not trivial: mixing changes the features.
     assert (found - copy.deepcopy(plain)(images)).abs().max() > 1e-2
 
 
-def test_gradients_are_those_of_the_backbone_cut_in_two():
+def test_gradients_against_a_split_backbone():
     hooked = copy.deepcopy(backbone_of('res32_cifar'))
     plain, stages = copy.deepcopy(hooked), MixedStages(hooked)
     images, _ = random_batch(0, 4, side=16)
@@ -125,7 +125,7 @@ def test_gradients_are_those_of_the_backbone_cut_in_two():
         torch.testing.assert_close(own.grad, other.grad, rtol=1e-3, atol=1e-3 * other.grad.abs().max().item(), msg=name)
 
 
-def test_outside_of_the_block_nothing_happens():
+def test_hooks_do_nothing_outside_of_the_block():
     hooked = copy.deepcopy(backbone_of('res32_cifar')).eval()
     images, _ = random_batch(0, 4, side=16)
     before, keys = hooked(images), list(hooked.state_dict())
@@ -140,7 +140,7 @@ def test_outside_of_the_block_nothing_happens():
     assert list(hooked.state_dict()) == keys
 
 
-def test_lam_of_1_change_nothing():
+def test_lam_1_changes_nothing():
     hooked = copy.deepcopy(backbone_of('res32_cifar')).eval()
     stages = MixedStages(hooked)
     images, _ = random_batch(0, 4, side=16)
@@ -150,7 +150,7 @@ def test_lam_of_1_change_nothing():
             assert torch.equal(hooked(images), before)
 
 
-def test_hooks_come_once_and_go_with_copies():
+def test_hooks_are_added_once_and_copied():
     hooked = copy.deepcopy(backbone_of('res32_cifar')).eval()
     stages = MixedStages(hooked)
     images, _ = random_batch(0, 4, side=16)
@@ -168,7 +168,7 @@ def test_hooks_come_once_and_go_with_copies():
 
 
 def replica_of(module: nn.Module) -> nn.Module:
-    """Return what torch.nn.parallel.replicate makes of a module, here on the CPU, where it does not work."""
+    """Return a replica like those of torch.nn.parallel.replicate, which does not work on the CPU."""
     replica = module._replicate_for_data_parallel()
     for name, child in module.named_children():
         replica._modules[name] = replica_of(child)
@@ -213,7 +213,7 @@ def test_each_thread_mixes_its_own_slice():
         torch.testing.assert_close(found[part], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_features_keep_the_type_that_autocast_gives_them():
+def test_features_keep_the_type_of_autocast():
     hooked = copy.deepcopy(backbone_of('res32_cifar')).eval()
     stages, seen = MixedStages(hooked), []
     hooked.layer3.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))

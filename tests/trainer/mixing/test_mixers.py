@@ -1,4 +1,4 @@
-"""What holds for every mixer: label mass, purity, batch splits, the limits that change nothing."""
+"""Properties of every mixer: label mass, purity, independence of batch splits, limiting cases."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ PIXELS = [name for name in MIXERS if name != 'manifold_features']
 
 
 def same(first, second) -> bool:
-    """Whether two batches after mixing are bit-identical."""
+    """Return whether two mixed batches are bit-identical."""
     pairs = [
         (first.images, second.images),
         (first.targets.labels, second.targets.labels),
@@ -27,15 +27,15 @@ def same(first, second) -> bool:
 
 
 @pytest.mark.parametrize('name', ALL)
-def test_the_same_event_gives_the_same_batch_and_another_does_not(name):
+def test_mixing_is_a_function_of_seed_epoch_and_slot(name):
     images, labels = random_batch(0, 8)
     torch.manual_seed(1)
     first = mixer_of(name, seed=3)(images, labels, epoch=2, first_slot=16)
     torch.manual_seed(2)
-    np.random.seed(2)  # noqa: NPY002 - the global generators are what must not matter
+    np.random.seed(2)  # noqa: NPY002 - the result must not depend on the global generators
     assert same(first, mixer_of(name, seed=3)(images, labels, epoch=2, first_slot=16))
     others = [mixer_of(name, seed=3)(images, labels, epoch=1, first_slot=16)]
-    if name != 'bbn':  # which draws nothing
+    if name != 'bbn':  # which has no random numbers
         others.append(mixer_of(name, seed=3)(images, labels, epoch=2, first_slot=18))
         others.append(mixer_of(name, seed=4)(images, labels, epoch=2, first_slot=16))
     assert not any(same(first, other) for other in others)
@@ -43,7 +43,7 @@ def test_the_same_event_gives_the_same_batch_and_another_does_not(name):
 
 @pytest.mark.parametrize('name', ALL)
 @pytest.mark.parametrize('sizes', [(4, 4), (2, 6), (2, 2, 2, 2)])
-def test_a_batch_is_its_parts(name, sizes):
+def test_mixing_does_not_depend_on_batch_splits(name, sizes):
     images, labels = random_batch(1, 8)
     mixer = mixer_of(name, alpha=0.4, probability=0.8)
     whole = mixer(images, labels, epoch=1, first_slot=32)
@@ -62,7 +62,7 @@ def test_a_batch_is_its_parts(name, sizes):
 
 
 @pytest.mark.parametrize('name', ALL)
-def test_what_comes_in_is_not_changed(name):
+def test_the_input_is_not_changed(name):
     images, labels = random_batch(2, 8)
     before = images.clone(), labels.clone()
     mixed = mixer_of(name)(images, labels, epoch=0, first_slot=0)
@@ -81,7 +81,7 @@ def test_what_comes_in_is_not_changed(name):
     num_pairs=st.integers(1, 8),
     first_pair=st.integers(0, 10**9),
 )
-def test_label_mass_is_kept(name, seed, alpha, probability, num_pairs, first_pair):
+def test_label_mass_is_1(name, seed, alpha, probability, num_pairs, first_pair):
     images, labels = random_batch(seed % 1000, 2 * num_pairs)
     mixer = mixer_of(name, seed=seed, alpha=alpha, probability=probability)
     mixed = mixer(images, labels, epoch=1, first_slot=2 * first_pair)
@@ -116,7 +116,7 @@ def test_the_last_epochs_are_not_mixed(name):
 
 @pytest.mark.parametrize('name', [name for name in MIXERS if name != 'cmo'])
 @pytest.mark.parametrize('size', [1, 7])
-def test_the_odd_image_stays_itself(name, size):
+def test_an_odd_last_image_is_unmixed(name, size):
     images, labels = random_batch(5, size)
     mixed = mixer_of(name)(images, labels, epoch=0, first_slot=0)
     assert mixed.images.shape == images.shape
@@ -138,7 +138,7 @@ def test_memory_stays_channels_last(name):
 
 
 @pytest.mark.parametrize('size', [0, 1, 2, 5, 8])
-def test_partners_are_neighbours(size):
+def test_partners_are_neighbors(size):
     values = torch.arange(3 * size).view(size, 3)
     expected = [values[oracle.partner(place, size)].tolist() for place in range(size)]
     assert partners(values).tolist() == expected
@@ -148,7 +148,7 @@ def test_partners_are_neighbours(size):
 @pytest.mark.parametrize('seed', range(3))
 @pytest.mark.parametrize('name', ['mixup', 'manifold_pixels', 'remix'])
 @pytest.mark.parametrize('alpha', [0.3, 1.0])
-def test_pixels_are_those_of_the_equation(name, seed, alpha):
+def test_pixels_follow_the_equation(name, seed, alpha):
     images, labels = random_batch(seed, 9)
     mixed = mixer_of(name, seed=seed, alpha=alpha)(images, labels, epoch=3, first_slot=18)
     lam = MixDraws(seed, alpha).lam_and_centers(3, 18, 9)[0]
@@ -161,12 +161,12 @@ def test_pixels_are_those_of_the_equation(name, seed, alpha):
         np.testing.assert_allclose(image_lam(mixed).numpy(), lam, atol=1e-7)
 
 
-def test_the_share_is_that_of_the_pixels():
-    """Image i has colour i + 1, so the mixed colour tells the share of each."""
+def test_labels_are_mixed_like_pixels():
+    """Image i has color i + 1, so the mixed color is the lambda-weighted mean."""
     images, labels = painted_batch(6, 4, 4)
     mixed = mixer_of('mixup', seed=8)(images, labels, epoch=0, first_slot=0)
-    colours = (mixed.targets.lam * (mixed.targets.labels + 1)).sum(dim=1)
-    torch.testing.assert_close(mixed.images, colours.view(-1, 1, 1, 1).expand_as(images))
+    colors = (mixed.targets.lam * (mixed.targets.labels + 1)).sum(dim=1)
+    torch.testing.assert_close(mixed.images, colors.view(-1, 1, 1, 1).expand_as(images))
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64])

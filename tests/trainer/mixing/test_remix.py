@@ -1,4 +1,4 @@
-"""Remix: the label's share against the paper's three cases, and where it is mixup."""
+"""Remix: lambda of the labels against the paper's three cases, and limiting cases that are mixup."""
 
 from fractions import Fraction
 
@@ -19,9 +19,9 @@ def remix_of(counts, kappa, tau, seed=0):
 
 @pytest.mark.parametrize('seed', range(4))
 @pytest.mark.parametrize(('kappa', 'tau'), [(3.0, 0.5), (1.0, 0.5), (1.0, 0.9), (2.5, 0.9), (10.0, 0.0), (3.0, 1.0)])
-def test_shares_are_those_of_the_paper(seed, kappa, tau):
+def test_lam_of_the_paper(seed, kappa, tau):
     random = np.random.default_rng(seed)
-    # Small counts meet the borders of the cases, large ones are those of the largest classes.
+    # Small counts reach the borders of the cases, large ones are those of the largest classes.
     counts = np.concatenate([random.integers(1, 12, 20), random.integers(1, 10**7, 4)])
     labels = torch.from_numpy(random.integers(0, len(counts), 400))
     images = torch.zeros(400, 1, 1, 1)
@@ -29,13 +29,13 @@ def test_shares_are_those_of_the_paper(seed, kappa, tau):
     lam = image_lam(Mixup(MixDraws(seed, 1.0))(images, labels, epoch=0, first_slot=0))
     expected = [
         oracle.remix_lam(
-            int(counts[labels[place]]),
-            int(counts[labels[oracle.partner(place, 400)]]),
+            int(counts[labels[index]]),
+            int(counts[labels[oracle.partner(index, 400)]]),
             share,
             Fraction(kappa),
             tau,
         )
-        for place, share in enumerate(lam.tolist())
+        for index, share in enumerate(lam.tolist())
     ]
     assert found.tolist() == expected
     if (kappa, tau) == (3.0, 0.5):
@@ -43,7 +43,7 @@ def test_shares_are_those_of_the_paper(seed, kappa, tau):
 
 
 @pytest.mark.parametrize(('kappa', 'tau'), [(1e9, 0.5), (3.0, 0.0)])
-def test_without_a_case_it_is_mixup(kappa, tau):
+def test_limits_that_are_mixup(kappa, tau):
     images, labels = random_batch(0, 64)
     counts = torch.tensor([500, 100, 40, 9, 3, 1])
     found = remix_of(counts, kappa, tau)(images, labels, epoch=0, first_slot=0)
@@ -60,7 +60,7 @@ def test_equal_counts_are_mixup():
     assert torch.equal(found.targets.lam, expected.targets.lam)
 
 
-def test_the_rarer_label_never_loses():
+def test_lam_of_the_rarer_label_never_falls():
     images, labels = random_batch(2, 512, side=1)
     counts = torch.tensor([500, 100, 40, 9, 3, 1])
     found = remix_of(counts, 3.0, 0.5)(images, labels, epoch=0, first_slot=0).targets

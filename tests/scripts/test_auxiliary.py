@@ -1,4 +1,4 @@
-"""Losses beside the first as a user runs them: contrast, and a teacher."""
+"""Auxiliary losses as a user runs them: contrast and distillation."""
 
 import json
 
@@ -18,7 +18,7 @@ def test_contrast(scripts, products, tmp_path):
     projector = {key: value for key, value in trained.items() if key.startswith('projector.')}
     assert len([key for key in projector if key.endswith('weight')]) == 6
     again = ('--RESUME_MODEL', 'log/bcl/best_model.pth', *ON_CPU)
-    # Prediction and re-balancing take their way from the checkpoint, and leave the projector alone.
+    # Prediction and re-balancing read the architecture from the checkpoint, and ignore the projector.
     valid = ('--DATASET_TEST_JSON', products / 'converted_val.json')
     scripts.run(tmp_path, 'test.py', *again, *valid)
     metrics = json.loads((path.parent / 'best_model_metrics.json').read_text())
@@ -27,7 +27,7 @@ def test_contrast(scripts, products, tmp_path):
     scripts.run(tmp_path, 'tau_norm.py', *again)
     balanced = read_checkpoint(tmp_path / 'log_tau' / 'bcl' / 'best_model.pth').state_dict
     assert all(torch.equal(balanced[key], value) for key, value in projector.items())
-    # Fine-tuning without the loss leaves it behind.
+    # Fine-tuning without the loss drops it.
     plain = ('--LOSS_AUXILIARY', '', '--TRAIN_MAX_EPOCH', 1, '--OPTIMIZER_LR', 0)
     scripts.run(tmp_path, 'main.py', *again, *plain)
     tuned = read_checkpoint(tmp_path / 'log' / 'bcl_finetune' / 'best_model.pth').state_dict
@@ -40,7 +40,7 @@ def test_contrast_after_a_first_stage_without(scripts, products, run_folder):
     scripts.run(run_folder, 'main.py', *first, *CONTRAST)
     state = read_checkpoint(run_folder / 'log' / 'tiny_finetune' / 'best_model.pth').state_dict
     assert state['projector.rows.3.weight'].shape[0] == 16
-    # The step has gone through both perceptrons: BatchNorm has seen a batch in each.
+    # The step ran through both perceptrons: BatchNorm has counted a batch in each.
     for name in ('features', 'rows'):
         assert state[f'projector.{name}.1.num_batches_tracked'] > 0
 

@@ -1,4 +1,4 @@
-"""The average of the weights, and all else that a step may have, through a whole run."""
+"""The EMA of the weights, and all other options of a step, through a whole run."""
 
 import json
 from dataclasses import replace
@@ -22,36 +22,36 @@ def options(products):
     return ('--config', TINY, '--DATASET_ROOT', products, '--NAME', 'run', '--SEED', 2)
 
 
-def test_it_is_that_of_all_steps(scripts, options, tmp_path):
-    """decay^t w(0) + (1 - decay) sum_i decay^(t - i) w(i), of weights that were seen; it is what predicts."""
+def test_the_ema_of_all_steps(scripts, options, tmp_path):
+    """decay^t w(0) + (1 - decay) sum_i decay^(t - i) w(i), of the recorded weights w(i)."""
     states = tmp_path / 'states.pt'
     record = REPOSITORY / 'tests' / 'scripts' / 'record_weights.py'
     scripts.run(tmp_path, record, states, REPOSITORY / 'main.py', *options, '--TRAIN_EMA_DECAY', DECAY)
-    first, *seen = torch.load(states, weights_only=True)
-    assert len(seen) == 12
+    first, *recorded = torch.load(states, weights_only=True)
+    assert len(recorded) == 12
     checkpoint = read_checkpoint(tmp_path / 'log' / 'run' / 'last.pth')
-    torch.testing.assert_close(checkpoint.training_state, seen[-1], rtol=0, atol=0)
+    torch.testing.assert_close(checkpoint.training_state, recorded[-1], rtol=0, atol=0)
     for name, start in first.items():
         if not start.is_floating_point():
-            assert torch.equal(checkpoint.state_dict[name], seen[-1][name])
+            assert torch.equal(checkpoint.state_dict[name], recorded[-1][name])
             continue
-        expected = DECAY ** len(seen) * start.double()
-        for i, state in enumerate(seen, start=1):
-            expected += (1 - DECAY) * DECAY ** (len(seen) - i) * state[name].double()
+        expected = DECAY ** len(recorded) * start.double()
+        for i, state in enumerate(recorded, start=1):
+            expected += (1 - DECAY) * DECAY ** (len(recorded) - i) * state[name].double()
         torch.testing.assert_close(checkpoint.state_dict[name].double(), expected, rtol=1e-5, atol=1e-6)
-    moved = checkpoint.state_dict['classifier.weight'] - seen[-1]['classifier.weight']
-    assert moved.abs().max() > 1e-3, 'the average would be the weights themselves'
+    moved = checkpoint.state_dict['classifier.weight'] - recorded[-1]['classifier.weight']
+    assert moved.abs().max() > 1e-3, 'the EMA would be equal to the weights'
 
 
-def test_everything_goes_on(scripts, options, tmp_path):
-    """Average, scaler, parts, clipping, layers' rates and chunks: stopped in mid-epoch, and the same bit for bit."""
-    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-    for folder in (whole, parts):
+def test_everything_resumes(scripts, options, tmp_path):
+    """EMA, scaler, micro-batches, clipping, layer decay and chunks: stopped within an epoch, bit for bit the same."""
+    whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+    for folder in (whole, stopped):
         folder.mkdir()
     scripts.run(whole, 'main.py', *options, *EVERYTHING)
-    scripts.run_until(parts, 'SIGTERM', 'lib.trainer.step:TrainStep.__call__', 4, *options, *EVERYTHING, code=143)
-    scripts.run(parts, 'main.py', *options, *EVERYTHING, '--RESUME_MODEL', 'last')
-    run, other = parts / 'log' / 'run', whole / 'log' / 'run'
+    scripts.run_until(stopped, 'SIGTERM', 'lib.trainer.step:TrainStep.__call__', 4, *options, *EVERYTHING, code=143)
+    scripts.run(stopped, 'main.py', *options, *EVERYTHING, '--RESUME_MODEL', 'last')
+    run, other = stopped / 'log' / 'run', whole / 'log' / 'run'
     check_same_run(run, other)
     one, two = (read_checkpoint(folder / 'last.pth') for folder in (run, other))
     assert one.scaler == two.scaler
@@ -59,8 +59,8 @@ def test_everything_goes_on(scripts, options, tmp_path):
     torch.testing.assert_close(one.training_state, two.training_state, rtol=0, atol=0)
 
 
-def test_it_is_what_validation_and_prediction_look_at(scripts, options, products, tmp_path):
-    """Of the weights that are trained, they would say something else."""
+def test_validation_and_prediction_use_the_ema(scripts, options, products, tmp_path):
+    """The metrics of the weights themselves differ."""
     scripts.run(tmp_path, 'main.py', *options, '--TRAIN_EMA_DECAY', DECAY)
     run = tmp_path / 'log' / 'run'
     valid = {line['epoch']: line for line in metrics_of(run) if line['split'] == 'valid'}

@@ -1,4 +1,4 @@
-"""Runs main.py and records the images of each training step: python tell_images.py FOLDER main.py [OPTION ...].
+"""Runs main.py and records the images of each training step: python record_images.py FOLDER main.py [OPTION ...].
 
 Each rank appends lines `step label digest` to FOLDER/RANK.txt, one per image, in order. The digest is that of the bytes
 before normalization, so it does not depend on rounding.
