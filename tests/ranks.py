@@ -11,13 +11,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+import lib.builders.trainer  # noqa: F401 the server imports it once, and not every rank
 from lib.runtime.workers import process_context
 
 
 def run_ranks(function: Callable, count: int, tmp_path: Path, *args: Any, seconds: float = 120) -> list[Any]:
     """Run function(rank, count, *args) on `count` ranks, each a new process, and return the results by rank.
 
-    The processes are forked from a server that has imported torch; all tests of this process share it.
+    The processes are forked from a server that has imported torch and the trainer; all tests of this process share it.
 
     Args:
         function: importable, so at the top level of a module; it returns tensors, numbers and strings, or lists and
