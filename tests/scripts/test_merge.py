@@ -196,11 +196,11 @@ def test_merge_needs_the_memory_of_the_rows_once(scripts, tmp_path):
     for rank in reversed(range(8)):
         classes = range(rank * num_classes // 8, (rank + 1) * num_classes // 8)
         shard = {name: tensor[classes.start : classes.stop] for name, tensor in rows.items()}
-        head = ClassifierShard(shard, classes, num_classes, rank, 8)
+        classifier_shard = ClassifierShard(shard, classes, num_classes, rank, 8)
         optimizer = {**checkpoint.optimizer, 'rows': {}}
         state = {'backbone.weight': torch.ones(2)}
         RunFolder(tmp_path, writes=rank == 0).save(
-            replace(checkpoint, state_dict=state, optimizer=optimizer, head=head)
+            replace(checkpoint, state_dict=state, optimizer=optimizer, classifier_shard=classifier_shard)
         )
     megabytes = 1.5 * rows['classifier.weight'].nbytes / 1e6
     limited = ('lib.commands.merge', megabytes, REPOSITORY / MERGE, '--RESUME_MODEL', 'last.pth')
