@@ -218,7 +218,7 @@ DATA = [
         disk=edited_json(VALID_JSON, lambda tree: tree.update(num_classes=7))),
     row('names of fewer classes', TRAIN, CLASSES, '5 names', '6',
         disk=edited_json(CLASSES, lambda tree: tree['names'].pop())),
-    row('names that are numbers', TRAIN, CLASSES, 'one text a class',
+    row('names that are numbers', TRAIN, CLASSES, 'one text per class',
         disk=edited_json(CLASSES, lambda tree: tree.update(names=list(range(6))))),
     row('images elsewhere', f'{TRAIN} --DATASET_TRAIN_JSON {TRAIN_JSON} --DATASET_ROOT log', 'do not exist',
         'set DATASET.ROOT'),
