@@ -20,7 +20,8 @@ def weights_fingerprint(state: dict[str, torch.Tensor], prefix: str = '') -> str
     for name, value in sorted(state.items()):
         if name.startswith(prefix):
             digest.update(name.encode())
-            digest.update(memoryview(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+            content: np.ndarray = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            digest.update(content.data)
     return digest.hexdigest()
 
 

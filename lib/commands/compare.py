@@ -32,7 +32,9 @@ def compare_runs(runs: Sequence[str], options: Sequence[str], output: Path) -> l
         UserError: no such run; valid splits or classes differ.
     """
     start_console()
-    files, values = parse_options(options, program='tools/compare.py', description='', default_config=DEFAULT_CONFIG)
+    config_files, values = parse_options(
+        options, program='tools/compare.py', description='', default_config=DEFAULT_CONFIG
+    )
     paths = [_checkpoint(run) for run in runs]
     names = _names(paths)
     first: LoadedModel | None = None
@@ -41,7 +43,7 @@ def compare_runs(runs: Sequence[str], options: Sequence[str], output: Path) -> l
     metrics: list[dict[str, Any]] = []
     for path in paths:
         checkpoint = read_checkpoint(path, with_rows=False)
-        cfg = merge_checkpoint_config(checkpoint.config, path, values, files=files)
+        cfg = merge_checkpoint_config(checkpoint.config, path, values, files=config_files)
         trained = load_model(Command(cfg, checkpoint))
         valid = open_valid_split(trained.cfg)
         if first is None:
@@ -60,10 +62,10 @@ def compare_runs(runs: Sequence[str], options: Sequence[str], output: Path) -> l
     ]
     for entry, other in zip(content[1:], predictions[1:], strict=True):
         entry['against_first'] = _as_dict(predictions[0], other, len(first.train_counts))
-    files = [output.with_name(f'{output.name}.json'), output.with_name(f'{output.name}.png')]
-    write_json(files[0], content)
-    draw_comparison(files[1], names, metrics)
-    return [*lines, '', *(f'wrote {path}' for path in files)]
+    json_file, png_file = (output.with_name(f'{output.name}{ending}') for ending in ('.json', '.png'))
+    write_json(json_file, content)
+    draw_comparison(png_file, names, metrics)
+    return [*lines, '', f'wrote {json_file}', f'wrote {png_file}']
 
 
 def _as_dict(first: Predictions, other: Predictions, num_classes: int) -> dict[str, Any]:

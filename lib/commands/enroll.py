@@ -92,8 +92,8 @@ def _check_free(trained: LoadedModel, folder: Path) -> None:
         raise UserError(
             'ENROLL.IMAGES is empty: --ENROLL_IMAGES FOLDER with a sub-folder per new class, or an annotation JSON'
         )
-    if trained.checkpoint.path.resolve().parent == folder.resolve():
-        raise UserError(f'ENROLL.OUT {folder} holds RESUME_MODEL {trained.checkpoint.path}: give another folder')
+    if trained.path.resolve().parent == folder.resolve():
+        raise UserError(f'ENROLL.OUT {folder} holds RESUME_MODEL {trained.path}: give another folder')
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not trained.cfg.OVERWRITE:
         raise UserError(f'{folder} exists already: --OVERWRITE True renames it, or give another --ENROLL_OUT')
 
@@ -135,7 +135,7 @@ def _valid_split(trained: LoadedModel) -> DatasetSplit | None:
         if not valid.labeled or valid.num_classes != trained.checkpoint.num_classes:
             raise UserError(
                 f'{valid.source} has {valid.num_classes} classes{"" if valid.labeled else " and images without label"}'
-                f', but {trained.checkpoint.path} has {trained.checkpoint.num_classes} classes'
+                f', but {trained.path} has {trained.checkpoint.num_classes} classes'
             )
     except UserError as error:
         max_loss = trained.cfg.ENROLL.MAX_LOSS
@@ -258,7 +258,7 @@ def _training_set(trained: LoadedModel, classes: ClassNames, counts: np.ndarray)
     if known is None:
         LOGGER.warning(
             '%s has no counts of training images: many, medium and few have no meaning for the new model',
-            trained.checkpoint.path,
+            trained.path,
         )
     names = [*trained.class_names, *classes.names]
     parents = list(known.class_parents) if known else []

@@ -72,7 +72,7 @@ def load_members(trained: LoadedModel) -> list[LoadedModel]:
         if other.class_names != trained.class_names:
             raise UserError(
                 f'TEST.ENSEMBLE {path}: its {len(other.class_names)} classes are not the {len(trained.class_names)} of '
-                f'{trained.checkpoint.path}, name by name'
+                f'{trained.path}, name by name'
             )
         members.append(other)
     return members

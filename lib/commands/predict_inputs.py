@@ -76,4 +76,6 @@ def _lines() -> list[str]:
 
 def _listed(paths: list[str], num_classes: int, source: str) -> DatasetSplit:
     names = pa.array(paths, pa.large_string())
-    return DatasetSplit(FileImages(paths), to_shared_memory(np.full(len(paths), -1, np.int32)), num_classes, names, source)
+    return DatasetSplit(
+        FileImages(paths), to_shared_memory(np.full(len(paths), -1, np.int32)), num_classes, names, source
+    )

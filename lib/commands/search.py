@@ -79,15 +79,17 @@ def search(trained: LoadedModel) -> list[str]:
 
 
 def _splits(trained: LoadedModel) -> tuple[DatasetSplit, tuple[DatasetSplit, np.ndarray] | None]:
-    """Return the valid split, and with SEARCH.GALLERY train the training split with its rows that take part."""
+    """Return the valid split, and with SEARCH.GALLERY train the training split with the rows that are searched."""
     cfg = trained.cfg
+    valid: DatasetSplit | None
+    train: tuple[DatasetSplit, np.ndarray] | None = None
     if cfg.SEARCH.GALLERY == 'valid':
-        valid, train = open_valid_split(cfg), None
+        valid = open_valid_split(cfg)
     else:
         data = open_training_data(cfg)
         valid, train = data.valid, (data.train, data.index().rows)
     if valid is None or not valid.labeled:
-        raise UserError('there is no labelled validation split: give --DATASET_VALID_JSON FILE')
+        raise UserError('there is no labeled validation split: give --DATASET_VALID_JSON FILE')
     return valid, train
 
 

@@ -41,7 +41,7 @@ def rebalance(trained: LoadedModel) -> Rebalanced:
     """Choose tau on the valid split; the main rank writes TAU_NORM.LOG_ROOT/NAME.
 
     Raises:
-        UserError: no labelled valid split; the folder holds an earlier result and OVERWRITE is False.
+        UserError: no labeled valid split; the folder holds an earlier result and OVERWRITE is False.
     """
     options = trained.cfg.TAU_NORM
     folder = Path(options.LOG_ROOT, trained.cfg.NAME)
@@ -85,9 +85,7 @@ def write_rebalanced(trained: LoadedModel, folder: Path, weight: torch.Tensor, b
     """
     state = dict(trained.checkpoint.state_dict)
     if 'classifier.bias' not in state:
-        raise UserError(
-            f'{trained.checkpoint.path}: its classifier is a cosine one, which has neither norms nor a bias'
-        )
+        raise UserError(f'{trained.path}: its classifier is a cosine one, which has neither norms nor a bias')
     state['classifier.weight'], state['classifier.bias'] = weight.cpu(), bias.cpu()
     if 'classifier.scale' in state:
         state['classifier.scale'] = torch.ones_like(state['classifier.scale'])
@@ -130,10 +128,8 @@ def _write_model(trained: LoadedModel, folder: Path, state: dict[str, torch.Tens
 
 def check_free(folder: Path, trained: LoadedModel) -> None:
     """Raise UserError if the folder holds an earlier result, or the model that would be re-balanced."""
-    if trained.checkpoint.path.resolve().parent == folder.resolve():
-        raise UserError(
-            f'RESUME_MODEL {trained.checkpoint.path} is re-balanced already: give the model that it was computed from'
-        )
+    if trained.path.resolve().parent == folder.resolve():
+        raise UserError(f'RESUME_MODEL {trained.path} is re-balanced already: give the model that it was computed from')
     if (folder / 'best_model.pth').exists() and not trained.cfg.OVERWRITE:
         raise UserError(
             f'{folder} holds an earlier result: --OVERWRITE True renames it aside, or give another --TAU_NORM_LOG_ROOT'

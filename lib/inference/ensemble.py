@@ -1,7 +1,7 @@
 """Several models, and several views of each image, averaged into one prediction."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,12 +71,13 @@ class EnsembleForward:
         """Batches of this rank."""
         return len(self.loader)
 
-    def inference(self) -> AbstractContextManager[None]:
-        """Return the context of all engines."""
-        stack = ExitStack()
-        for member in self.members:
-            stack.enter_context(member.engine.inference())
-        return stack
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Enter the contexts of all engines."""
+        with ExitStack() as stack:
+            for member in self.members:
+                stack.enter_context(member.engine.inference())
+            yield
 
     def outputs(self, slices: Sequence[slice]) -> Iterator[tuple[Batch, EnsembleOutput]]:
         """Yield the plain batch of the first member and the output of all members.

@@ -1,7 +1,4 @@
-"""Exact nearest neighbours in feature space, block by block: memory stays bounded, whatever the sizes.
-
-Classification by the nearest neighbours.
-"""
+"""Exact nearest neighbors in feature space, block by block in bounded memory, and classification by their votes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,12 +11,12 @@ from lib.classifier.cosine import unit
 
 METRICS = ('cosine', 'euclidean')
 _GALLERY_BLOCK = 4096
-_LOW = (1 << 32) - 1  # the lower half of a key, where the row is
+_LOW = (1 << 32) - 1  # the lower half of a key, which holds the row
 CPU = torch.device('cpu')
 
 
 class Neighbors(NamedTuple):
-    """Of each query, the nearest first.
+    """The neighbors of each query, the nearest first.
 
     Attributes:
         rows: (n, k) int64 rows of the gallery.
@@ -39,7 +36,7 @@ def nearest(
     same: bool = False,
     device: torch.device = CPU,
 ) -> Neighbors:
-    """Return the k nearest rows of the gallery to each query; fewer where there are fewer. As `neighbour_blocks`."""
+    """Return the k nearest rows of the gallery to each query; at most m. Arguments as in `neighbor_blocks`."""
     found = [part for _, part in neighbor_blocks(queries, gallery, k, metric=metric, same=same, device=device)]
     if not found:
         return Neighbors(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
@@ -57,33 +54,33 @@ def neighbor_blocks(
     device: torch.device = CPU,
     megabytes: int = 256,
 ) -> Iterator[tuple[np.ndarray, Neighbors]]:
-    """Yield (rows of queries, their neighbours) until all queries are done.
+    """Yield (rows of queries, their neighbors) until all queries are done.
 
-    Every query is compared with the whole gallery; nothing is approximated. Of rows at the same distance the smaller
-    row is nearer. Cosines are computed in float32 (with a zero vector: 0), distances in float64, since those of near
-    neighbours are small differences of large numbers; both are ranked in float32.
+    Every query is compared with the whole gallery; nothing is approximated. Of rows at equal distance the smaller row
+    comes first. Cosines are computed in float32 (with a zero vector: 0), distances in float64, since those of near
+    neighbors are small differences of large numbers; both are ranked in float32.
 
     Args:
         queries, gallery: (n, d) and (m, d) float32, maybe memory-mapped; a block of each is in memory at a time.
         k: at least 1.
         metric: one of METRICS.
-        same: the queries are the gallery's rows, and no query is its own neighbour.
-        rows: which queries, in which order; None: all.
-        device: that computes.
-        megabytes: of memory for it, roughly.
+        same: the queries are the gallery's rows, and no query is its own neighbor.
+        rows: rows of the queries to search for, in this order; None: all.
+        device: the one that computes.
+        megabytes: approximate limit of its memory.
 
     Raises:
-        ValueError: no row of the gallery to find, an unknown metric, or widths that differ.
+        ValueError: no gallery row to find, an unknown metric, or different widths.
     """
     if metric not in METRICS:
         raise ValueError(f'metric is {metric}, but must be one of {", ".join(METRICS)}')
     if k < 1 or len(gallery) - same < 1 or queries.shape[1:] != gallery.shape[1:]:
-        raise ValueError(f'{k} neighbours of {queries.shape} among {gallery.shape}')
+        raise ValueError(f'cannot find {k} neighbors of queries {queries.shape} in a gallery {gallery.shape}')
     k = min(k, len(gallery) - same)
     rows = np.arange(len(queries)) if rows is None else rows
     budget, width = megabytes << 20, gallery.shape[1]
     gallery_block = max(1, min(_GALLERY_BLOCK, budget // (64 * width)))
-    # Of a pair: a score (4 or 8 bytes) and what is made of it; of a neighbour: keys before and after.
+    # Per pair: a score (4 or 8 bytes) and its key; per neighbor: keys before and after.
     query_block = max(1, budget // (32 * (gallery_block + k) + 16 * width))
     for start in range(0, len(rows), query_block):
         some = rows[start : start + query_block]
@@ -94,7 +91,7 @@ def neighbor_blocks(
 def _best_keys(
     queries: torch.Tensor, gallery: np.ndarray, k: int, gallery_block: int, own_rows: np.ndarray | None
 ) -> torch.Tensor:
-    """Return (n, k) keys of the nearest rows, the largest first; `own_rows` are the queries' own, never found."""
+    """Return (n, k) keys of the nearest rows, the largest first; `own_rows` of the queries are left out."""
     device, is_cosine = queries.device, queries.dtype == torch.float32
     metric = 'cosine' if is_cosine else 'euclidean'
     best = torch.empty(len(queries), 0, dtype=torch.int64, device=device)
@@ -106,15 +103,15 @@ def _best_keys(
             squares = block.square().sum(dim=1) + queries.square().sum(dim=1, keepdim=True)
             scores = scores.mul_(2).sub_(squares).clamp_(max=0).float()
         if own is not None:
-            here = torch.nonzero((own >= start) & (own < start + len(block))).squeeze(1)
-            scores[here, own[here] - start] = -torch.inf
+            in_block = torch.nonzero((own >= start) & (own < start + len(block))).squeeze(1)
+            scores[in_block, own[in_block] - start] = -torch.inf
         best = torch.cat([best, _candidates(scores, start, k)], dim=1)
         best = best.topk(min(k, best.shape[1]), dim=1, sorted=False).values
     return best.sort(dim=1, descending=True).values
 
 
 def _prepared(vectors: np.ndarray, metric: str, device: torch.device) -> torch.Tensor:
-    # Copied, since torch wants memory that it could write to, which a memory-mapped file is not.
+    # Copied, since torch warns about read-only memory such as that of a memory-mapped file.
     block = torch.from_numpy(np.array(vectors, np.float32)).to(device)
     return unit(block) if metric == 'cosine' else block.double()
 
@@ -122,31 +119,31 @@ def _prepared(vectors: np.ndarray, metric: str, device: torch.device) -> torch.T
 def _candidates(scores: torch.Tensor, first_row: int, k: int) -> torch.Tensor:
     """Return keys (n, at most k) of the k best of a block.
 
-    topk breaks ties as it likes, which matters only where more than k are at least as good as the k-th. For those
-    queries alone all keys are made.
+    topk breaks ties arbitrarily, which matters only where more than k are at least as good as the k-th. Only for those
+    queries all keys are computed.
     """
     columns = torch.arange(scores.shape[1], device=scores.device)
     if k >= scores.shape[1]:
         return _keys(scores, columns + first_row)
-    found = scores.topk(k, dim=1, sorted=False)
-    keys = _keys(found.values, found.indices + first_row)
-    tied = torch.nonzero((scores >= found.values.amin(dim=1, keepdim=True)).sum(dim=1) > k).squeeze(1)
+    top = scores.topk(k, dim=1, sorted=False)
+    keys = _keys(top.values, top.indices + first_row)
+    tied = torch.nonzero((scores >= top.values.amin(dim=1, keepdim=True)).sum(dim=1) > k).squeeze(1)
     for some in tied.split(max(1, len(scores) // 8)):
         keys[some] = _keys(scores[some], columns + first_row).topk(k, dim=1, sorted=False).values
     return keys
 
 
 def _keys(scores: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Return int64 numbers, all different, that order pairs as (score, smaller row first) does.
+    """Return distinct int64 keys that order pairs by score, then by smaller row.
 
-    The upper half is the score's bits, turned so that integers compare as the floats do; the lower one counts rows
-    down. So topk never meets any ties.
+    The upper half holds the score's bits, mapped so that integers compare as the floats do; the lower one decreases
+    with the row. So topk has no ties to break.
 
     Args:
         scores: (n, m) float32.
         rows: (n, m) or (m,) of the gallery.
     """
-    bits = (scores + 0.0).view(torch.int32)  # adding 0 makes -0 the 0 that it equals
+    bits = (scores + 0.0).view(torch.int32)  # adding 0 maps -0 to 0
     return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32).add_(_LOW - rows)
 
 
@@ -159,15 +156,15 @@ def _neighbors(keys: torch.Tensor, metric: str) -> Neighbors:
 
 @dataclass(frozen=True)
 class Votes:
-    """The classes that a query's neighbours vote for, those with the largest share first, then the smaller class.
+    """The votes of each query's neighbors: the class with most votes first, of equal ones the smaller class.
 
     Attributes:
-        classes: (n, k) int64; -1 where the neighbours are of fewer classes.
-        shares: (n, k) float32 of all votes; 0 there.
+        classes: (n, k) int64; -1 where the neighbors are of fewer classes.
+        fractions: (n, k) float32 of the votes; 0 where the class is -1.
     """
 
     classes: np.ndarray
-    shares: np.ndarray
+    fractions: np.ndarray
 
     @property
     def predicted(self) -> np.ndarray:
@@ -183,21 +180,19 @@ def vote(
     temperature: float = 0.07,
     metric: str = 'cosine',
 ) -> Votes:
-    """Let each query's k neighbours vote for their classes.
-
-    Memory is a few arrays of (n, k), however many classes there are.
+    """Count the votes of each query's k neighbors for their classes, in a few arrays (n, k) for any number of classes.
 
     Args:
-        found: the neighbours, out of `nearest`.
+        found: the neighbors, from `nearest`.
         gallery_labels: (m,) int, none below 0.
         weights: 'majority': each has one vote; 'similarity': exp(s / temperature) votes, s being the cosine similarity
             (Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018, section
             3.4) or minus the distance.
         temperature: above 0.
-        metric: by which they were found.
+        metric: that of `found`.
 
     Raises:
-        ValueError: other weights.
+        ValueError: unknown weights.
     """
     if weights not in ('majority', 'similarity'):
         raise ValueError(f'weights is {weights}, but must be majority or similarity')
@@ -210,11 +205,12 @@ def vote(
     labels, votes = (np.take_along_axis(part, order, axis=1) for part in (labels, votes))
     is_first = np.ones(labels.shape, bool)
     is_first[:, 1:] = labels[:, 1:] != labels[:, :-1]
-    # Rising class numbers get rising places, so that a stable sort by share leaves the smaller class first.
-    rows, places = np.arange(len(labels))[:, None], np.cumsum(is_first, axis=1) - 1
-    shares, classes = np.zeros(labels.shape), np.full(labels.shape, -1, np.int64)
-    np.add.at(shares, (rows, places), votes / votes.sum(axis=1, keepdims=True))
-    classes[np.broadcast_to(rows, labels.shape)[is_first], places[is_first]] = labels[is_first]
-    order = np.argsort(-shares, axis=1, kind='stable')
-    shares, classes = (np.take_along_axis(part, order, axis=1) for part in (shares, classes))
-    return Votes(classes, shares.astype(np.float32))
+    # Columns ascend with the class, so a stable sort by fraction leaves the smaller class first.
+    rows, columns = np.arange(len(labels))[:, None], np.cumsum(is_first, axis=1) - 1
+    fractions: np.ndarray = np.zeros(labels.shape)
+    classes: np.ndarray = np.full(labels.shape, -1, np.int64)
+    np.add.at(fractions, (rows, columns), votes / votes.sum(axis=1, keepdims=True))
+    classes[np.broadcast_to(rows, labels.shape)[is_first], columns[is_first]] = labels[is_first]
+    order = np.argsort(-fractions, axis=1, kind='stable')
+    fractions, classes = (np.take_along_axis(part, order, axis=1) for part in (fractions, classes))
+    return Votes(classes, fractions.astype(np.float32))

@@ -1,4 +1,4 @@
-"""How well images find others of their class: recall@k, R-precision, mAP@R."""
+"""Retrieval metrics: recall@k, R-precision, mAP@R."""
 
 from dataclasses import dataclass
 
@@ -12,13 +12,13 @@ RECALL_AT = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Figures from 0 to 1: recall@1, ..., r_precision, map@r.
+    """Retrieval metrics, fractions by name: recall@1, ..., r_precision, map@r.
 
     Attributes:
         images: averages over queries.
-        classes: averages over the classes that have queries, each the average over its own.
-        num_queries: that took part.
-        left_out: queries of which the gallery holds no image of their class, or whose class is not known.
+        classes: averages over the classes that have queries, of averages over their queries.
+        num_queries: queries with images of their class in the gallery.
+        left_out: queries without such images, or of unknown class.
     """
 
     images: dict[str, float]
@@ -38,19 +38,20 @@ def retrieval_metrics(
     same: bool = False,
     device: torch.device = CPU,
 ) -> Retrieval:
-    """Return retrieval metrics (mAP@R, R-precision: Musgrave et al., A Metric Learning Reality Check, ECCV 2020).
+    """Compute retrieval metrics (mAP@R, R-precision: Musgrave et al., A Metric Learning Reality Check, ECCV 2020).
 
-    R is the number of gallery images of the query's class, itself not counted. Of its R nearest, R-precision is the
-    share that is of its class, and mAP@R = 1/R sum_{i=1..R} P(i), P(i) being the precision at i where the i-th is of
-    its class, else 0. recall@k is the share of queries with one of their class among the k nearest.
+    R is the number of gallery images of the query's class, itself not counted. R-precision is the
+    fraction of its R nearest that are of its class, and mAP@R = 1/R sum_{i=1..R} P(i), P(i) being the precision at i
+    where the i-th is of its class, else 0. recall@k is the fraction of queries with an image of their class among the k
+    nearest.
 
-    Queries go by R, so that only those of large classes need many neighbours; nothing of n x m is kept.
+    Queries are grouped by R, so that only those of large classes need many neighbors; no array is of size n x m.
 
     Args:
         queries, gallery: (n, d) and (m, d) float32, maybe memory-mapped.
-        query_labels, gallery_labels: (n,) and (m,); below 0 where not known.
+        query_labels, gallery_labels: (n,) and (m,); below 0 where unknown.
         recall_at: the k of recall@k.
-        metric, same, device: as in neighbour_blocks.
+        metric, same, device: as in neighbor_blocks.
     """
     counts = np.bincount(gallery_labels[gallery_labels >= 0], minlength=int(query_labels.max(initial=0)) + 1)
     num_relevant = np.where(query_labels >= 0, counts[query_labels.clip(min=0)] - same, 0)  # R of each query
@@ -63,27 +64,27 @@ def retrieval_metrics(
         k = max(int(num_relevant[band].max()), *recall_at)
         for some, found in neighbor_blocks(queries, gallery, k, metric=metric, same=same, rows=band, device=device):
             labels = query_labels[some]
-            figures = _figures(gallery_labels[found.rows] == labels[:, None], num_relevant[some], recall_at)
-            for number, values in enumerate(figures):
-                sums[number] += np.bincount(labels, weights=values, minlength=len(counts))
+            metrics = _query_metrics(gallery_labels[found.rows] == labels[:, None], num_relevant[some], recall_at)
+            for row, values in zip(sums, metrics, strict=True):
+                row += np.bincount(labels, weights=values, minlength=len(counts))
             totals += np.bincount(labels, minlength=len(counts))
-    seen = totals > 0
-    by_image, by_class = sums.sum(axis=1) / totals.sum(), (sums[:, seen] / totals[seen]).mean(axis=1)
+    present = totals > 0
+    by_image, by_class = sums.sum(axis=1) / totals.sum(), (sums[:, present] / totals[present]).mean(axis=1)
     images, classes = (dict(zip(names, values.tolist(), strict=True)) for values in (by_image, by_class))
     return Retrieval(images, classes, len(rows), len(queries) - len(rows))
 
 
 def _bands(rows: np.ndarray, num_relevant: np.ndarray) -> list[np.ndarray]:
-    """Return the rows in parts, in each of which the largest R is at most twice the smallest."""
+    """Split the rows into bands in which the largest R is less than twice the smallest."""
     octaves = np.frexp(num_relevant[rows])[1]
     return [rows[octaves == octave] for octave in np.unique(octaves)]
 
 
-def _figures(hits: np.ndarray, num_relevant: np.ndarray, recall_at: tuple[int, ...]) -> list[np.ndarray]:
-    """Return each figure of each query, (n,) float64; hits (n, k) bool: whether a neighbour is of its class."""
-    places = np.arange(1, hits.shape[1] + 1)
-    within = hits & (places <= num_relevant[:, None])
-    precision = np.cumsum(hits, axis=1, dtype=np.int32) / places
+def _query_metrics(hits: np.ndarray, num_relevant: np.ndarray, recall_at: tuple[int, ...]) -> list[np.ndarray]:
+    """Return each metric of each query, (n,) float64; hits (n, k) bool: whether a neighbor is of its class."""
+    positions = np.arange(1, hits.shape[1] + 1)
+    within = hits & (positions <= num_relevant[:, None])
+    precision = np.cumsum(hits, axis=1, dtype=np.int32) / positions
     return [
         *(hits[:, :k].any(axis=1).astype(float) for k in recall_at),
         within.sum(axis=1) / num_relevant,

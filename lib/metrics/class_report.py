@@ -102,7 +102,8 @@ def detailed_metrics(
         return {}
     table = class_table(predictions, len(train_counts))
     metrics = compute_metrics(predictions, train_counts)
-    loss, top5 = ({name: metrics.pop(name)} if name in metrics else {} for name in ('loss', 'top5'))
+    loss = {'loss': metrics.pop('loss')} if 'loss' in metrics else {}
+    top5 = {'top5': metrics.pop('top5')} if 'top5' in metrics else {}
     return {
         'images': len(predictions),
         'unreadable': int((predictions.predicted < 0).sum()),
@@ -210,7 +211,7 @@ def _confusions(predictions: Predictions) -> list[dict[str, Any]]:
             'label': pair.label,
             'predicted': pair.predicted,
             'images': len(pair.rows),
-            'share': pair.share,
+            'share': pair.fraction,
             'reverse': pair.num_reverse,
         }
         for pair in most_confused(predictions.labels, predictions.predicted, NUM_CONFUSIONS)

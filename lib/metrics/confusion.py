@@ -21,7 +21,7 @@ class ConfusedPair:
     num_reverse: int  # images of `predicted` that were predicted as `label`
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         """Fraction of the class's images that were predicted as the other one."""
         return len(self.rows) / self.num_images
 

@@ -117,10 +117,10 @@ def _mean_draws(
     if num_single:
         plus, minus = int(gained[single].sum()), int(lost[single].sum())
         if num_single > 1:
-            rates, trials = (plus / num_single, minus / num_single), num_single - 1
+            rates, trials = np.array([plus / num_single, minus / num_single]), num_single - 1
         else:  # a single such class takes the rates of all images
-            rates, trials = (gained.sum() / total.sum(), lost.sum() / total.sum()), 1
-        drawn = _trinomial(np.array(trials), *map(np.float64, rates), num_draws, rng) / trials
+            rates, trials = np.array([gained.sum() / total.sum(), lost.sum() / total.sum()]), 1
+        drawn = _trinomial(np.array(trials), rates[0], rates[1], num_draws, rng) / trials
         sums += (plus - minus) + num_single * (drawn - (rates[0] - rates[1]))
     return sums / len(total), len(total) ** 2 / float((1 / total).sum())
 

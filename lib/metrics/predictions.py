@@ -54,7 +54,7 @@ class Predictions:
 
     @property
     def has_probabilities(self) -> bool:
-        """Whether more than the predicted class is known, of any image."""
+        """Whether probabilities are known for any image."""
         return not np.isnan(self.confidence).all()
 
     def at(self, rows: np.ndarray) -> Self:
@@ -80,7 +80,7 @@ class BatchPredictions(NamedTuple):
     losses: torch.Tensor
 
     def to_host(self, labels: torch.Tensor, readable: torch.Tensor) -> Predictions:
-        """Return them as arrays, with what unreadable and unlabeled images have in place of values.
+        """Return the predictions as arrays, with -1, 0 and NaN for unreadable and unlabeled images as in Predictions.
 
         Args:
             labels: (batch,) int64; -1 where unknown.

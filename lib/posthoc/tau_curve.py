@@ -10,7 +10,7 @@ ROUNDING = 1e-12  # far below what one image can move a metric, far above float6
 
 @dataclass(frozen=True)
 class Curve:
-    """A metric as a function of tau: constant on open pieces, with a value of its own at each break.
+    """A metric as a function of tau: constant on open pieces, with a separate value at each break.
 
     Piece k lies between breaks[k - 1] and breaks[k]; the first begins at 0, the last ends at max_tau (a
     break at 0 leaves the first piece without width). At a break an image ties with a rival, which counts as
@@ -98,12 +98,12 @@ def image_weights(labels: np.ndarray, num_classes: int, metric: str) -> tuple[np
     if metric not in ('mean_class_error', 'top1'):
         raise ValueError(f"metric is {metric!r}: choose 'mean_class_error' or 'top1'")
     if not len(labels):
-        raise ValueError('a metric needs at least one labelled image')
+        raise ValueError('a metric needs at least one labeled image')
     if metric == 'top1':
         return np.ones(len(labels), np.int64), len(labels)
     counts = np.bincount(labels, minlength=num_classes)
-    most = 2**62 // np.count_nonzero(counts)
-    multiple = math.lcm(*np.unique(counts[counts > 0]).tolist())
+    most = 2**62 // int(np.count_nonzero(counts))
+    multiple: int = math.lcm(*np.unique(counts[counts > 0]).tolist())
     of_class = (min(multiple, most) + counts // 2) // np.maximum(counts, 1)
     return of_class[labels], int((of_class * counts).sum())
 

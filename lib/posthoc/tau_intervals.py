@@ -76,7 +76,7 @@ def tau_intervals(scores: Tensor, labels: Tensor, log_norms: Tensor, max_tau: fl
 def adjustment_intervals(logits: Tensor, labels: Tensor, log_priors: Tensor, max_tau: float) -> tuple[Tensor, Tensor]:
     """Return the open interval of tau in which z_j - tau ln prior_j ranks the label first (Menon et al., 2021).
 
-    As `tau_intervals`, with logits that keep their bias and `log_priors`; a class without training images
+    As `tau_intervals`, with logits including bias, and `log_priors`; a class without training images
     never wins.
     """
     return _intervals(logits, labels, log_priors, max_tau, _as_logarithm)

@@ -156,7 +156,7 @@ class Sweep:
         """Return the intervals of all images of all ranks. Raises ValueError when none had a label."""
         parts = [part for own in group.all_gather_objects(self._parts) for part in own]
         if not parts:
-            raise ValueError('tau needs at least one labelled image')
+            raise ValueError('tau needs at least one labeled image')
         low, high, before, predicted, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
         return ImageIntervals(low, high, before, predicted, labels, self.num_classes, self.max_tau, self.all_equal)
 
@@ -173,7 +173,7 @@ class TauSweep(Sweep):
 
 
 class AdjustmentSweep(Sweep):
-    """The sweep of post-hoc logit adjustment (Menon et al., ICLR 2021, eq. 9): z_j - tau ln prior_j, bias kept.
+    """The sweep of post-hoc logit adjustment (Menon et al., ICLR 2021, eq. 9): z_j - tau ln prior_j, with bias.
 
     Args:
         class_counts: (num_classes,) training images, proportional to the prior; a class without any never wins.

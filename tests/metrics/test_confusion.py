@@ -1,3 +1,5 @@
+"""The most confused pairs of classes against a plain loop."""
+
 from collections import Counter
 
 import numpy as np
@@ -7,7 +9,7 @@ from lib.metrics.confusion import most_confused
 
 
 def obvious_pairs(labels, predicted):
-    """Count every wrong pair in a plain loop, in the documented order."""
+    """Return every wrong pair in the documented order, and the counts, by a plain loop."""
     wrong = Counter((a, b) for a, b in zip(labels, predicted, strict=True) if a != b and b >= 0)
     images = Counter(labels)
     return sorted(wrong, key=lambda pair: (-wrong[pair], -wrong[pair] / images[pair[0]], pair)), wrong, images
@@ -26,7 +28,7 @@ def test_agrees_with_an_obvious_loop(seed):
         key = (pair.label, pair.predicted)
         assert pair.rows.tolist() == np.flatnonzero((labels == key[0]) & (predicted == key[1])).tolist()
         assert pair.num_images == images[key[0]]
-        assert pair.share == wrong[key] / images[key[0]]
+        assert pair.fraction == wrong[key] / images[key[0]]
         assert pair.num_reverse == wrong[key[::-1]]
 
 

@@ -1,4 +1,4 @@
-"""Intervals of a mean over classes: what they cover, what a plain bootstrap does not, and the limits."""
+"""Intervals of a mean over classes: their coverage beside that of a plain bootstrap, and limiting cases."""
 
 import numpy as np
 import pytest
@@ -10,30 +10,30 @@ NUM_CLASSES, NUM_SAMPLES = 200, 400
 
 
 def plain_interval(right, total, seed):
-    """Percentiles of a plain stratified bootstrap: as many images of each class as it has."""
+    """Return percentiles of a plain stratified bootstrap: n_c draws of the n_c images of a class."""
     draws = (np.random.default_rng(seed).binomial(total, right / total, (400, len(total))) / total).mean(axis=1)
     return np.quantile(draws, [0.025, 0.975])
 
 
 @pytest.mark.parametrize('images', ['1', '2', '1-5'])
-@pytest.mark.parametrize('hard', [0.2, 0.05], ids=lambda hard: f'error{hard}')
+@pytest.mark.parametrize('error_rate', [0.2, 0.05], ids=lambda rate: f'error{rate}')
 @pytest.mark.parametrize('seed', [11])
-def test_intervals_cover_the_truth_where_a_plain_bootstrap_does_not(images, hard, seed):
-    """Nominal 95 %. Classes differ (Beta), as products do."""
+def test_intervals_cover_the_truth_where_a_plain_bootstrap_does_not(images, error_rate, seed):
+    """Nominal 95 %; accuracies differ between classes (Beta)."""
     random = np.random.default_rng(seed)
     total = {'1': np.ones(NUM_CLASSES, int), '2': np.full(NUM_CLASSES, 2), '1-5': np.arange(NUM_CLASSES) % 5 + 1}[
         images
     ]
-    rates = random.beta(8 * (1 - hard), 8 * hard, NUM_CLASSES)
+    rates = random.beta(8 * (1 - error_rate), 8 * error_rate, NUM_CLASSES)
     covered = np.zeros(2)
     for sample in range(NUM_SAMPLES):
         right = random.binomial(total, rates)
-        for way, (low, high) in enumerate(
+        for method, (low, high) in enumerate(
             (accuracy_interval(right, total, seed=sample), plain_interval(right, total, sample))
         ):
-            covered[way] += low <= rates.mean() <= high
+            covered[method] += low <= rates.mean() <= high
     ours, plain = covered / NUM_SAMPLES
-    print(f'{images} images a class, error {hard}: covers {ours:.3f}, a plain bootstrap {plain:.3f}')
+    print(f'{images} images per class, error {error_rate}: covers {ours:.3f}, a plain bootstrap {plain:.3f}')
     assert ours >= 0.93
     assert plain < 0.88
 
@@ -79,7 +79,7 @@ def test_one_class_gives_wilsons_interval(right):
     assert found == pytest.approx(wilson(right, 50), abs=0.006)
 
 
-def test_no_mistake_leaves_doubt_and_more_images_less_of_it():
+def test_intervals_without_mistakes_shrink_with_more_images():
     total = np.array([1, 2, 3, 0, 5])
     low, high = accuracy_interval(total, total)
     assert high == 1.0
@@ -103,7 +103,7 @@ def test_any_few_images_give_an_interval_around_the_estimate(total):
         assert -1 <= low <= high <= 1
 
 
-def test_draws_repeat_with_their_seed_and_no_images_are_told():
+def test_draws_repeat_with_their_seed_and_need_images():
     total, right = np.array([1, 1, 2, 7]), np.array([1, 0, 1, 5])
     assert np.array_equal(accuracy_draws(right, total, seed=3), accuracy_draws(right, total, seed=3))
     assert not np.array_equal(accuracy_draws(right, total, seed=3), accuracy_draws(right, total, seed=4))
@@ -111,7 +111,7 @@ def test_draws_repeat_with_their_seed_and_no_images_are_told():
         accuracy_draws(np.zeros(3, int), np.zeros(3, int))
 
 
-def test_a_difference_turned_round_changes_its_sign():
+def test_the_reversed_difference_has_the_opposite_sign():
     random = np.random.default_rng(5)
     total = random.integers(1, 6, 400)
     gained = random.binomial(total, 0.2)

@@ -1,4 +1,4 @@
-"""Mistakes in the product tree, against the loop."""
+"""Mistake severity in the product tree, against a loop."""
 
 import numpy as np
 import pytest
@@ -30,12 +30,12 @@ def test_heights_by_hand():
     labels, predicted = np.divmod(np.arange(36), 6)
     assert tree.severity(labels, predicted).reshape(6, 6).tolist() == expected
     assert tree.height == 4
-    assert ProductTree([['a'], ['b']]).height == 2  # nothing but the root is above both
+    assert ProductTree([['a'], ['b']]).height == 2  # only the root is above both
     assert ProductTree([['a', 'b'], ['a', 'b']]).height == 1
 
 
 @pytest.mark.parametrize('seed', range(8))
-def test_severity_is_the_loops(seed):
+def test_severity_agrees_with_a_loop(seed):
     random = np.random.default_rng(seed)
     parents = [[f'{random.integers(3)}' for _ in range(random.integers(0, 5))] for _ in range(25)]
     labels, predicted = random.integers(0, 25, 300), random.integers(-1, 25, 300)
@@ -48,7 +48,7 @@ def test_severity_is_the_loops(seed):
     assert max(heights) <= found['worst_severity']
 
 
-def test_what_has_no_place_does_not_count():
+def test_classes_without_ancestors_do_not_count():
     assert tree_metrics(np.array([0, 1]), np.array([1, 0]), [[], []]) == {}
     found = tree_metrics(np.array([0, 0, 0]), np.array([1, 0, -1]), [['a'], []])
     assert found == {'coarse_accuracy': pytest.approx(1 / 3), 'worst_severity': 1}

@@ -1,4 +1,4 @@
-"""Slow and obvious: which images are right at one tau, in 40 decimal digits, and where that can change."""
+"""Slow tau search: whether an image is correct at one tau, in 40 decimal digits, and where that can change."""
 
 from decimal import Decimal, getcontext
 from fractions import Fraction
@@ -19,24 +19,24 @@ def norm(row) -> Decimal:
 
 
 def tau_scores(scores, norms, tau: Decimal) -> list:
-    """z_j / n_j^tau of one image."""
+    """Return z_j / n_j^tau of one image."""
     return [NEVER if n == 0 else Decimal(float(z)) * (-tau * ln(n)).exp() for z, n in zip(scores, norms, strict=True)]
 
 
 def adjusted_scores(logits, priors, tau: Decimal) -> list:
-    """z_j - tau ln prior_j of one image."""
+    """Return z_j - tau ln prior_j of one image."""
     return [NEVER if p == 0 else Decimal(float(z)) - tau * ln(p) for z, p in zip(logits, priors, strict=True)]
 
 
 def is_right(scores: list, label: int) -> bool:
-    """Strictly above every other class: a tie is wrong. Powers of equal numbers come out equal."""
+    """Return whether the label is strictly above every other class; powers of equal numbers are equal."""
     if scores[label] is NEVER:
         return False
     return all(rival is NEVER or scores[label] > rival for j, rival in enumerate(scores) if j != label)
 
 
 def tau_events(scores, norms, max_tau: float) -> set[Decimal]:
-    """Every tau in (0, max_tau) at which two classes of one image score the same."""
+    """Return every tau in (0, max_tau) at which two classes of one image have equal scores."""
     events = set()
     for i, (z_i, n_i) in enumerate(zip(scores, norms, strict=True)):
         for z_j, n_j in list(zip(scores, norms, strict=True))[:i]:
@@ -56,13 +56,13 @@ def adjusted_events(logits, priors, max_tau: float) -> set[Decimal]:
 
 
 def midpoints(events: set[Decimal], max_tau: float) -> list[float]:
-    """The middle of every interval between neighboring events that is wide enough for float64."""
+    """Return the middle of every interval between neighboring events that is wide enough for float64."""
     edges = [Decimal(0), *sorted(events), Decimal(max_tau)]
     return [float((a + b) / 2) for a, b in pairwise(edges) if b - a > Decimal('1e-9')]
 
 
 def metric(right: list[bool], labels: list[int], name: str) -> Fraction:
-    """top1 (accuracy) or mean_class_error (mean over the classes that have images)."""
+    """Return top1 (accuracy) or mean_class_error (mean over the classes that have images)."""
     if name == 'top1':
         return Fraction(sum(right), len(right))
     errors = []

@@ -25,15 +25,15 @@ def test_two_models(scripts, run_folder):
     difference = second['mean_class_error'] - first['mean_class_error']
     assert abs(second['against_first']['mean_class_error_difference'] - difference) < 1e-12
     again = scripts.run(run_folder, 'tools/compare.py', 'log/tiny', 'log/noisy', *ON_CPU, '--output', 'other/side')
-    assert 'as they were looked at before' in again.stdout
+    assert 'using cached features of the valid split' in again.stdout
     assert (run_folder / 'other' / 'side.json').exists()
 
 
-def test_what_cannot_be_compared(scripts, run_folder, products):
+def test_mistakes(scripts, run_folder, products):
     line = the_error(scripts.run(run_folder, 'tools/compare.py', 'log/tiny', 'log/nothing', code=2))
-    assert line == 'error: log/nothing: no checkpoint and no run folder with a best_model.pth'
+    assert line == 'error: log/nothing: neither a checkpoint nor a run folder with a best_model.pth'
     checkpoint = read_checkpoint(run_folder / 'log' / 'tiny' / 'best_model.pth')
     checkpoint.training_set.class_names[0] = 'other'
     write_checkpoint(run_folder / 'other.pth', checkpoint)
     line = the_error(scripts.run(run_folder, 'tools/compare.py', 'log/tiny', 'other.pth', *ON_CPU, code=2))
-    assert 'are not those of log/tiny/best_model.pth' in line
+    assert 'differ from those of log/tiny/best_model.pth' in line

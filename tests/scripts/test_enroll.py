@@ -160,9 +160,9 @@ def test_without_the_old_images(scripts, run_folder, photos):
     options = ('--DATASET_VALID_JSON', 'gone.json')
     line = the_error(enroll(scripts, run_folder, photos, *options, code=2))
     assert 'gone.json: no such file' in line
-    assert '--ENROLL_MAX_LOSS 1 does without' in line
+    assert '--ENROLL_MAX_LOSS 1 sets no limit' in line
     done = enroll(scripts, run_folder, photos, *options, '--ENROLL_MAX_LOSS', 1)
-    assert 'old classes are neither spared nor measured' in done.stderr
+    assert 'old classes is neither limited nor measured' in done.stderr
     assert 'old classes  ' not in done.stdout
     assert read_checkpoint(run_folder / OUT / 'best_model.pth').num_classes == 9
 
@@ -171,7 +171,7 @@ def test_nothing_is_overwritten_silently(scripts, enrolled, photos):
     folder, _ = enrolled
     before = contents(folder)
     line = the_error(enroll(scripts, folder, photos, code=2))
-    assert f'{OUT} is there already: --OVERWRITE True' in line
+    assert f'{OUT} exists already: --OVERWRITE True' in line
     line = the_error(enroll(scripts, folder, photos, '--ENROLL_OUT', 'log/tiny', '--OVERWRITE', True, code=2))
     assert 'ENROLL.OUT log/tiny holds RESUME_MODEL' in line
     assert contents(folder) == before
@@ -181,7 +181,7 @@ def test_overwrite_renames_aside(scripts, run_folder, photos):
     enroll(scripts, run_folder, photos)
     before = contents(run_folder / OUT)
     done = enroll(scripts, run_folder, photos, '--OVERWRITE', True, '--ENROLL_PER_CLASS', 2)
-    assert f'kept as {OUT}_old' in done.stdout
+    assert f'renamed the old folder to {OUT}_old' in done.stdout
     assert contents(run_folder / f'{OUT}_old') == before
     assert json.loads((run_folder / OUT / 'enroll.json').read_text())['new']['num_shots'] == 6
 
@@ -196,11 +196,11 @@ def test_mistakes(scripts, run_folder, photos):
         (place / '0.jpg').write_bytes(source.read_bytes() if content is None else content)
     beside = run_folder.parent / run_folder.name
     line = the_error(scripts.run(run_folder, 'tools/enroll.py', '--RESUME_MODEL', BEST, *ON_CPU, code=2))
-    assert 'ENROLL.IMAGES is not given: --ENROLL_IMAGES FOLDER' in line
+    assert 'ENROLL.IMAGES is empty: --ENROLL_IMAGES FOLDER' in line
     for source, words in (
         ('nowhere', 'ENROLL.IMAGES nowhere: no such folder or file'),
-        (f'{beside}_known', f'the model knows {known[2]!r} already (1 of 1 classes); leave them out'),
-        (f'{beside}_unreadable', "not one image of 'x' can be decoded"),
+        (f'{beside}_known', f'the model has the class {known[2]!r} already (1 of 1 classes); leave them out'),
+        (f'{beside}_unreadable', "no image of 'x' can be decoded"),
         (f'{beside}_known/{known[2]}', 'no class folders'),
     ):
         assert words in the_error(enroll(scripts, run_folder, source, code=2))

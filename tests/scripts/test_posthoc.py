@@ -12,7 +12,7 @@ MODEL = ('--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU)
 
 @pytest.fixture
 def biased(run_folder):
-    """A run whose classifier says class 0 far too often, as a long tail makes it."""
+    """Return a run whose classifier predicts class 0 far too often, as after training on a long tail."""
     path = run_folder / 'log' / 'tiny' / 'best_model.pth'
     checkpoint = read_checkpoint(path)
     checkpoint.state_dict['classifier.weight'][0] *= 30
@@ -21,7 +21,7 @@ def biased(run_folder):
     return run_folder
 
 
-def test_all_methods_are_measured_on_images_they_did_not_see(scripts, biased):
+def test_all_methods_are_measured_on_images_that_they_were_not_fitted_on(scripts, biased):
     done = scripts.run(biased, 'tools/posthoc.py', *MODEL, '--POSTHOC_FOLDS', 4)
     lines = done.stdout.splitlines()
     table = lines[lines.index(next(line for line in lines if 'mean class error' in line)) :]
@@ -41,11 +41,11 @@ def test_all_methods_are_measured_on_images_they_did_not_see(scripts, biased):
 
 
 @pytest.mark.parametrize('method', ['tau_norm', 'logit_adjustment', 'lws', 'ncm', 'cosine', 'temperature'])
-def test_what_is_saved_is_what_was_fitted(scripts, biased, products, method):
-    """Fitted on training images: the figure is that of the one classifier that is saved."""
+def test_the_saved_model_is_the_fitted_one(scripts, biased, products, method):
+    """Fitted on training images, the metric is that of the one classifier that is saved."""
     options = ('--POSTHOC_METHODS', method, '--POSTHOC_FIT_SPLIT', 'train', '--POSTHOC_SAVE', method)
     done = scripts.run(biased, 'tools/posthoc.py', *MODEL, *options, code=None)
-    if done.returncode:  # chosen on six classes of a few images each, nothing may be better
+    if done.returncode:  # six classes of a few images each: maybe nothing is better
         assert 'the untouched classifier was not beaten' in the_error(done)
         return
     found = json.loads((biased / 'log' / 'tiny' / 'posthoc.json').read_text())['methods'][method]
@@ -61,12 +61,12 @@ def test_mistakes(scripts, run_folder):
     for options, words in (
         (('--POSTHOC_METHODS', 'magic'), "POSTHOC.METHODS is 'magic'"),
         (('--POSTHOC_SAVE', 'magic'), "POSTHOC.SAVE is 'magic'"),
-        (('--POSTHOC_SAVE', 'group_temperature', '--POSTHOC_METHODS', 'group_temperature'), 'no linear classifier'),
+        (('--POSTHOC_SAVE', 'group_temperature', '--POSTHOC_METHODS', 'group_temperature'), 'not a linear classifier'),
     ):
         assert words in the_error(scripts.run(run_folder, 'tools/posthoc.py', *MODEL, *options, code=2))
 
 
-def test_tau_norm_says_what_to_expect_on_other_images(scripts, biased):
+def test_tau_norm_reports_cross_fitted_metrics(scripts, biased):
     done = scripts.run(biased, 'tau_norm.py', *MODEL)
     tau = json.loads((biased / 'log_tau' / 'tiny' / 'tau.json').read_text())
     assert len(tau['cross_fitted']['taus']) == tau['cross_fitted']['folds'] == 5

@@ -1,4 +1,4 @@
-"""Prediction killed again and again gives the files of one that was not."""
+"""A prediction that is killed and resumed writes the files of an uninterrupted one."""
 
 import random
 import signal
@@ -21,16 +21,16 @@ def test_killed_and_resumed(scripts, run_folder, products, seed):
         if path.suffix != '.pth':
             path.unlink()
     draws = random.Random(seed)
-    going_on = 0
+    num_resumed = 0
     for _ in range(3):
-        place = ('SIGKILL', 'lib.runtime.column_store:ColumnStore.write', draws.randint(1, 4))
-        done = scripts.run(run_folder, 'tests/scripts/flushing.py', *place, REPOSITORY / 'test.py', *options, code=None)
+        target = ('SIGKILL', 'lib.runtime.column_store:ColumnStore.write', draws.randint(1, 4))
+        done = scripts.run(run_folder, 'tests/scripts/flushing.py', *target, REPOSITORY / 'test.py', *options, code=None)
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert (folder / 'best_model_test.partial').is_dir()
         assert not (folder / 'best_model.csv').exists()
-        going_on += 'goes on after' in done.stdout
-    assert going_on == 2
+        num_resumed += 'resuming after' in done.stdout
+    assert num_resumed == 2
     done = scripts.run(run_folder, 'test.py', *options)
-    assert 'goes on after' in done.stdout
+    assert 'resuming after' in done.stdout
     assert contents(folder) == expected
     assert not list(folder.glob('*.partial'))

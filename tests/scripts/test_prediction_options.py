@@ -1,4 +1,4 @@
-"""test.py at its best: several views and models, photos from anywhere, products, abstention, interruptions."""
+"""Options of test.py: several views and models, photos from anywhere, products, abstention, embeddings."""
 
 import csv
 import json
@@ -72,13 +72,13 @@ def test_weights(scripts, run_folder, valid, other_model):
     assert (run_folder / 'log' / 'tiny' / 'best_model.csv').read_text() == alone
     fitted = ('--TEST_ENSEMBLE_WEIGHTS', 'valid', '--TEST_AVERAGE', 'probabilities')
     done = scripts.run(run_folder, 'test.py', *options, *fitted)
-    assert 'fitted on the very images that are predicted' in done.stderr
+    assert 'fitted on the images that are predicted' in done.stderr
     for wrong, words in (('1', '2 numbers'), ('a,b', '2 numbers'), ('1,-2', '2 numbers'), ('valid', 'probabilities')):
         line = the_error(scripts.run(run_folder, 'test.py', *options, '--TEST_ENSEMBLE_WEIGHTS', wrong, code=2))
         assert words in line
 
 
-def test_other_classes_are_no_ensemble(scripts, run_folder, valid, other_model):
+def test_models_of_other_classes_are_an_error(scripts, run_folder, valid, other_model):
     checkpoint = read_checkpoint(run_folder / other_model)
     checkpoint.training_set.class_names[0] = 'something else'
     write_checkpoint(run_folder / other_model, checkpoint)
@@ -102,37 +102,37 @@ def test_a_photo_a_folder_and_a_list(scripts, run_folder, products):
     assert 'TEST.IMAGES nothing: no such photo or folder' in line
 
 
-def test_photos_of_a_product_are_one_row(scripts, run_folder, valid, products):
+def test_products_have_one_row(scripts, run_folder, valid, products):
     scripts.run(run_folder, 'test.py', *MODEL, *valid, '--TEST_PRODUCTS', 'folder', '--TEST_TOP_K', 6)
     folder = run_folder / 'log' / 'tiny'
     top = rows_of(folder / 'best_model_top6.csv')
     sums: dict[str, dict[int, float]] = {}
-    for image, _, label, chance, _ in top:
+    for image, _, label, probability, _ in top:
         of_product = sums.setdefault(image.rpartition('/')[0], {})
-        of_product[int(label)] = of_product.get(int(label), 0) + float(chance)
+        of_product[int(label)] = of_product.get(int(label), 0) + float(probability)
     found = {row[0]: (int(row[1]), float(row[2]), int(row[4])) for row in rows_of(folder / 'best_model_products.csv')}
     assert found.keys() == sums.keys()
-    for product, (label, chance, count) in found.items():
+    for product, (label, probability, count) in found.items():
         assert sums[product][label] == pytest.approx(max(sums[product].values()), abs=1e-5)
         assert count == 4
-        assert chance == pytest.approx(sums[product][label] / 4, abs=1e-5)
+        assert probability == pytest.approx(sums[product][label] / 4, abs=1e-5)
     (run_folder / 'products.csv').write_text('id,product\nx.jpg,1\n')
     options = ('--TEST_PRODUCTS', 'products.csv')
     assert 'no product is given for' in the_error(scripts.run(run_folder, 'test.py', *MODEL, *valid, *options, code=2))
 
 
-def test_what_is_not_sure_is_given_up(scripts, run_folder, valid):
+def test_abstention_below_the_threshold(scripts, run_folder, valid):
     done = scripts.run(run_folder, 'test.py', *MODEL, *valid, '--TEST_ABSTAIN_ERROR', 0.9)
     folder = run_folder / 'log' / 'tiny'
     found = json.loads((folder / 'best_model_risk_coverage.json').read_text())
-    answered = rows_of(folder / 'best_model_answered.csv')
-    assert len(answered) == len(rows_of(folder / 'best_model.csv'))
-    share = np.mean([int(row[1]) >= 0 for row in answered])
-    assert share == pytest.approx(found['coverage']), 'the valid split is what is predicted here'
-    assert all((float(row[2]) >= found['threshold'] - 1e-6) == (int(row[1]) >= 0) for row in answered)
-    assert 'answered from probability' in done.stdout
+    accepted = rows_of(folder / 'best_model_answered.csv')
+    assert len(accepted) == len(rows_of(folder / 'best_model.csv'))
+    coverage = np.mean([int(row[1]) >= 0 for row in accepted])
+    assert coverage == pytest.approx(found['coverage']), 'the valid split is predicted here'
+    assert all((float(row[2]) >= found['threshold'] - 1e-6) == (int(row[1]) >= 0) for row in accepted)
+    assert 'threshold: probability' in done.stdout
     done = scripts.run(run_folder, 'test.py', *MODEL, *valid, '--TEST_ABSTAIN_ERROR', 1e-6)
-    assert 'every prediction is given up' in done.stdout
+    assert 'all images abstain' in done.stdout
     assert all(row[1] == '-1' for row in rows_of(folder / 'best_model_answered.csv'))
 
 

@@ -93,7 +93,7 @@ def test_overwrite_renames_aside(scripts, run_folder):
     before = contents(run_folder / 'log_tau' / 'tiny')
     run = contents(run_folder / 'log')
     done = scripts.run(run_folder, 'tau_norm.py', *options, '--OVERWRITE', True, '--TAU_NORM_SELECT_BY', 'top1')
-    assert 'kept as log_tau/tiny_old' in done.stdout
+    assert 'renamed the earlier result to log_tau/tiny_old' in done.stdout
     assert contents(run_folder / 'log_tau' / 'tiny_old') == before
     assert json.loads((run_folder / 'log_tau' / 'tiny' / 'tau.json').read_text())['metric'] == 'top1'
     assert contents(run_folder / 'log') == run

@@ -1,4 +1,4 @@
-"""Risk against coverage, and a threshold that keeps its promise on other images."""
+"""Risk-coverage curve, and a threshold whose bound holds on other images."""
 
 import math
 
@@ -10,7 +10,7 @@ from lib.metrics.confidence import choose_threshold, risk_coverage, upper_bound
 
 
 @pytest.mark.parametrize('seed', range(4), ids='seed{}'.format)
-def test_curve_is_what_a_loop_finds(seed):
+def test_the_curve_agrees_with_a_loop(seed):
     rng = np.random.default_rng(seed)
     confidence = rng.integers(0, 20, 60) / 20  # with ties
     right = rng.uniform(size=60) < confidence
@@ -30,7 +30,7 @@ def test_bound_is_clopper_pearson(wrong, total):
 
 
 @pytest.mark.parametrize('seed', range(3), ids='seed{}'.format)
-def test_threshold_is_the_one_of_the_largest_coverage(seed):
+def test_the_threshold_has_the_largest_coverage(seed):
     rng = np.random.default_rng(seed)
     confidence = rng.uniform(size=2000)
     right = rng.uniform(size=2000) < 0.5 + confidence / 2
@@ -40,25 +40,25 @@ def test_threshold_is_the_one_of_the_largest_coverage(seed):
         1.0 if wrong == total else stats.beta.ppf(0.95, wrong + 1, total - wrong)
         for wrong, total in zip(np.rint(curve.risk * curve.num_accepted), curve.num_accepted, strict=True)
     ]
-    best = max(place for place, bound in enumerate(bounds) if bound <= 0.1)
+    best = max(index for index, bound in enumerate(bounds) if bound <= 0.1)
     assert found.value == curve.thresholds[best]
     assert found.coverage == curve.coverage[best]
     assert found.bound == pytest.approx(bounds[best], abs=1e-7)
 
 
-def test_promise_is_kept_on_other_images():
+def test_the_bound_holds_on_other_images():
     rng = np.random.default_rng(0)
-    kept = []
+    holds = []
     for _ in range(200):
         confidence = rng.uniform(size=(2, 1000))
         right = rng.uniform(size=(2, 1000)) < 0.5 + confidence / 2
         found = choose_threshold(risk_coverage(confidence[0], right[0]), 0.1)
         # The true risk above a threshold t: the mean of (1 - c) / 2 for c from t to 1.
-        kept.append((1 - found.value) / 4 <= 0.1)
-    assert np.mean(kept) > 0.9, 'seed 0'
+        holds.append((1 - found.value) / 4 <= 0.1)
+    assert np.mean(holds) > 0.9, 'seed 0'
 
 
-def test_nothing_is_sure_enough():
+def test_no_threshold_holds_the_risk():
     curve = risk_coverage(np.array([0.9, 0.8]), np.array([False, False]))
     found = choose_threshold(curve, 0.1)
     assert (found.value, found.coverage) == (math.inf, 0.0)
