@@ -268,7 +268,7 @@ MODELS = [
     row('pretrained of another model', f'{TRAIN} --MODEL_PRETRAINED w.pth',
         'MODEL.PRETRAINED w.pth: nothing in it fits', 'MODEL.BACKBONE',
         disk=saved('w.pth', {'a.weight': torch.zeros(2, 3)})),
-    row('pretrained with code', f'{TRAIN} --MODEL_PRETRAINED w.pth', 'MODEL.PRETRAINED w.pth', 'never run',
+    row('pretrained with code', f'{TRAIN} --MODEL_PRETRAINED w.pth', 'MODEL.PRETRAINED w.pth', 'never executed',
         disk=pickled_code('w.pth')),
     row('no checkpoint given', 'test.py --DATASET_ROOT shop', 'test.py needs a trained model', '--RESUME_MODEL'),
     row('no checkpoint given to tau', 'tau_norm.py --DATASET_ROOT shop', 'tau_norm.py needs a trained model',
