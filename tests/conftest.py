@@ -2,6 +2,7 @@
 
 import multiprocessing.process
 import os
+import platform
 import subprocess
 from collections.abc import Iterator
 
@@ -10,6 +11,8 @@ import pytest
 if 'PYTEST_XDIST_WORKER' in os.environ:
     # Two workers on two cores; torch reads this once, when it is imported.
     os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+platform.platform()  # starts `uname -p` in its first call, and caches the result
 
 # Fixtures that start processes; tests that use one of them are marked.
 PROCESS_FIXTURES = {'scripts', 'browser', 'per_rank', 'rank_results', 'all_help'}
