@@ -29,7 +29,7 @@ _DEFAULT_START = 0.8  # as a fraction of the run: epoch 160 of 200 (Cao et al., 
 
 
 def deferred_start_epoch(epoch: int, max_epoch: int) -> int:
-    """Return the first epoch (from 0) of a deferred method: `epoch`, or if negative 0.8 * max_epoch, as in the papers."""
+    """Return the first epoch (from 0) of a deferred method: `epoch`, or 0.8 * max_epoch if it is negative."""
     return epoch if epoch >= 0 else round(_DEFAULT_START * max_epoch)
 
 

@@ -174,11 +174,13 @@ def _check_fit(expected: dict[str, torch.Tensor], checkpoint: Checkpoint, cfg: C
         raise UserError(
             f'{checkpoint.path} does not fit MODEL.BACKBONE {cfg.MODEL.BACKBONE} with MODEL.CLASSIFIER '
             f'{cfg.MODEL.CLASSIFIER}: {len(missing)} parameters are missing, {len(unknown)} unknown, {len(shapes)} of '
-            f'another shape, for example {example}: set both as in the training of the checkpoint'
+            f'another shape, for example {example}: set both keys as in its training'
         )
 
 
-def start_from_class_means(cfg: Config, model: Recognizer, split: DatasetSplit, index: ClassIndex, device: Device) -> None:
+def start_from_class_means(
+    cfg: Config, model: Recognizer, split: DatasetSplit, index: ClassIndex, device: Device
+) -> None:
     """Initialize the classifier of `model` with the mean features of the training images (NCM: Kang et al., ICLR 2020).
 
     A cosine classifier gets the means of unit-length features, a linear classifier the weights whose largest logit is
