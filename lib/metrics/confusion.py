@@ -87,7 +87,7 @@ class ProductTree:
 
     @property
     def has_parents(self) -> np.ndarray:
-        """Whether each class has known ancestors, (num_classes,) bool."""
+        """Return whether each class has known ancestors, (num_classes,) bool."""
         return self._depths > 0
 
     @property

@@ -49,12 +49,12 @@ class Predictions:
 
     @property
     def correct(self) -> np.ndarray:
-        """Whether the predicted class is the label, (n,) bool."""
+        """Return whether the predicted class is the label, (n,) bool."""
         return (self.labels >= 0) & (self.predicted == self.labels)
 
     @property
     def has_probabilities(self) -> bool:
-        """Whether probabilities are known for any image."""
+        """Return whether probabilities are known for any image."""
         return not np.isnan(self.confidence).all()
 
     def at(self, rows: np.ndarray) -> Self:
