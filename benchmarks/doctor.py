@@ -1,15 +1,15 @@
-"""How fast does the doctor look at images, beside decoding them, and does its search for near copies stay linear?
+"""Speed of the scan of tools/doctor.py compared with plain decoding, and growth of its search for near duplicates.
 
 REAL_PHOTOS=FOLDER python benchmarks/doctor.py [--workers N] [--rounds N] [--json FILE]
 
-Decoding: all real photos, listed several times; all sides have the same processes and jobs, and are timed from the
-first finished job on, so that starting processes does not count. Plain: the file is read and decoded whole to RGB by
-libjpeg-turbo (simplejpeg), and nothing else is done with it. Grey: the same, in grey, which is what the doctor decodes
-to. Doctor: its first look (the second one, at copies only, is left out: repeated photos are nothing but copies).
-Hashes: 64-bit hashes, one in twenty a copy of another with five bits changed.
-Figures: doctor_decode_ratio and doctor_grey_ratio (images a second, the doctor's over plain and over grey),
-hashes_quarter_seconds (0.25 million), hashes_seconds (a million), doctor_hash_growth_ratio (a million's time over four
-times a quarter's: 1 is linear), hashes_found (share of the changed copies).
+Decoding: all real photos, listed several times. All sides have the same processes and jobs, and are timed from the
+first finished job on, so the start of the processes is not included. Plain: the whole file is read and decoded to RGB
+by libjpeg-turbo (simplejpeg). Gray: the same in grayscale, to which the doctor decodes. Doctor: its first scan (the
+second one, of possible duplicates only, is left out: all repeated photos are duplicates).
+Hashes: 64-bit hashes; 1 in 20 is a copy of another one with 5 bits changed.
+Results: doctor_decode_ratio and doctor_gray_ratio (images per second, doctor / plain and doctor / gray),
+hashes_quarter_seconds (0.25 million), hashes_seconds (1 million), doctor_hash_growth_ratio (time of 1 million / 4 times
+that of 0.25 million: 1 is linear), hashes_found (fraction of the changed copies that is found).
 """
 
 import statistics
@@ -27,19 +27,19 @@ import simplejpeg
 
 from benchmarks.harness import finish, parse_arguments, real_photos
 from lib.audit.hashing import close_pairs
-from lib.audit.scan import Gallery, in_parallel, scan
+from lib.audit.scan import ConcatImages, map_rows, scan
 from lib.commands.cli import cli_main
 from lib.dataset.images import FileImages
 
-LISTED = 4  # times, so that rates are of seconds, not of moments
+REPEATS = 4  # of the photos, so that a round takes seconds
 DISTANCE = 5
 
-Tell = Callable[[int], object]
+Progress = Callable[[int], object]
 
 
-def decode_plainly(gallery: Gallery, rows: np.ndarray, colours: str) -> int:
-    """Decode some rows and return how many values they have."""
-    return sum(simplejpeg.decode_jpeg(gallery.content(row), colorspace=colours).size for row in rows.tolist())
+def decode_plainly(images: ConcatImages, rows: np.ndarray, colors: str) -> int:
+    """Decode some rows and return the number of pixel values."""
+    return sum(simplejpeg.decode_jpeg(images.content(row), colorspace=colors).size for row in rows.tolist())
 
 
 def photos_in(folder: Path) -> list[str]:
@@ -49,31 +49,31 @@ def photos_in(folder: Path) -> list[str]:
 
 
 def decoding(folder: Path, workers: int, rounds: int) -> dict[str, float]:
-    """Return the figures of looking and decoding."""
-    paths = pa.array(photos_in(folder) * LISTED, pa.large_string())
-    gallery = Gallery([FileImages(paths, str(folder))], [len(paths)])
+    """Return rates and ratios of scanning and decoding."""
+    paths = pa.array(photos_in(folder) * REPEATS, pa.large_string())
+    images = ConcatImages([FileImages(paths, str(folder))], [len(paths)])
 
-    def plain(tell: Tell, colours: str) -> None:
-        for rows, _ in in_parallel(partial(decode_plainly, colours=colours), gallery, np.arange(len(paths)), workers):
-            tell(len(rows))
+    def plain(progress: Progress, colors: str) -> None:
+        for rows, _ in map_rows(partial(decode_plainly, colors=colors), images, np.arange(len(paths)), workers):
+            progress(len(rows))
 
-    def doctor(tell: Tell) -> None:
-        scan(gallery, num_workers=workers, tell=tell)
+    def doctor(progress: Progress) -> None:
+        scan(images, num_workers=workers, progress=progress)
 
-    sides = {'plain': partial(plain, colours='RGB'), 'grey': partial(plain, colours='GRAY'), 'doctor': doctor}
+    sides = {'plain': partial(plain, colors='RGB'), 'gray': partial(plain, colors='GRAY'), 'doctor': doctor}
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
             rates[name].append(images_per_second(side))
-    medians = {name: statistics.median(found) for name, found in rates.items()}
+    medians = {name: statistics.median(values) for name, values in rates.items()}
     return {
         **{f'{name}_images_per_second': rate for name, rate in medians.items()},
         'doctor_decode_ratio': medians['doctor'] / medians['plain'],
-        'doctor_grey_ratio': medians['doctor'] / medians['grey'],
+        'doctor_gray_ratio': medians['doctor'] / medians['gray'],
     }
 
 
-def images_per_second(side: Callable[[Tell], None]) -> float:
+def images_per_second(side: Callable[[Progress], None]) -> float:
     """Run a side once and return its rate from the first finished job on."""
     done: list[tuple[float, int]] = []
     side(lambda count: done.append((time.perf_counter(), count)))
@@ -81,7 +81,7 @@ def images_per_second(side: Callable[[Tell], None]) -> float:
 
 
 def hashing(rounds: int) -> dict[str, float]:
-    """Return the figures of the search for close hashes."""
+    """Return times and growth of the search for close hashes."""
     sets = {count: changed_copies(count) for count in (250_000, 1_000_000)}
     seconds: dict[int, list[float]] = {count: [] for count in sets}
     for _ in range(rounds):
@@ -100,7 +100,7 @@ def hashing(rounds: int) -> dict[str, float]:
 
 
 def changed_copies(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return `count` hashes and the pairs (m, 2) of which one is the other with DISTANCE bits changed."""
+    """Return `count` hashes, and the pairs (m, 2) of originals and copies with DISTANCE bits changed."""
     random = np.random.default_rng(0)
     hashes = random.integers(0, 2**64, count, dtype=np.uint64)
     copies = np.arange(count - count // 20, count)

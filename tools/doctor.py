@@ -16,9 +16,9 @@ DESCRIPTION = 'Decode every image; list unreadable, suspicious and duplicate ima
 
 def main() -> None:
     cfg = read_config(sys.argv[1:], program='tools/doctor.py', description=DESCRIPTION)
-    from lib.commands.doctor import examine
+    from lib.commands.doctor import audit_dataset
 
-    print('\n'.join(examine(cfg)))
+    print('\n'.join(audit_dataset(cfg)))
 
 
 if __name__ == '__main__':

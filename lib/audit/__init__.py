@@ -1,1 +1,1 @@
-"""Looks at every image of a data set: what is unreadable, suspicious, or there twice."""
+"""Audit of a data set: unreadable and suspicious images, duplicates, leaks between splits, contradictory labels."""

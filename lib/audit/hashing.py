@@ -1,4 +1,4 @@
-"""Perceptual hashes, and the pairs of close ones in time linear in their number."""
+"""Perceptual hashes, and the pairs of close ones in time linear in the number of hashes."""
 
 from collections.abc import Iterator
 from itertools import combinations
@@ -6,35 +6,35 @@ from itertools import combinations
 import numpy as np
 
 BITS = 64
-_STEP = 2.0  # grey levels: below it two neighbours are level, or noise would decide on flat backgrounds
-_BLOCKS_A_KEY = 3
-_NEIGHBOURS = 8  # compared in each table: more would make crowds of equal keys quadratic
-_OF_EQUAL = 4  # rows of one hash that meet those of other hashes
+_STEP = 2.0  # gray levels: smaller differences of two neighbors are ignored, or noise would set bits in flat regions
+_BLOCKS_PER_KEY = 3
+_NEIGHBORS = 8  # compared in each table: more would make many equal keys quadratic
+_MAX_EQUAL = 4  # rows of one hash that are compared with those of other hashes
 
 
-def grey_cells(greys: np.ndarray) -> np.ndarray:
-    """Return (n, 16, 16) uint8, the means of 2 x 2 pixels of (n, 32, 32) pictures."""
-    sums = greys.reshape(len(greys), 16, 2, 16, 2).sum(axis=(2, 4), dtype=np.uint16)
+def gray_cells(grays: np.ndarray) -> np.ndarray:
+    """Return (n, 16, 16) uint8, the means of 2 x 2 pixels of (n, 32, 32) images."""
+    sums = grays.reshape(len(grays), 16, 2, 16, 2).sum(axis=(2, 4), dtype=np.uint16)
     return (sums >> 2).astype(np.uint8)
 
 
-def perceptual_hash(greys: np.ndarray) -> np.ndarray:
-    """Return (n,) uint64: whether each of 8 rows of 9 cells brightens from cell to cell ("difference hash").
+def perceptual_hash(grays: np.ndarray) -> np.ndarray:
+    """Return (n,) uint64 difference hashes: a bit is set if a cell is brighter than the one before (8 rows of 9 cells).
 
-    On real photos it parts re-encoded, resized, brightened and stamped copies (at most 6 bits) from other photos better
-    than the cosine transform's hash, which a stamp in a corner changes in 12 bits or more.
+    On real photos it separates re-encoded, resized, brightened and stamped copies (at most 6 bits) from other photos
+    better than a hash of the cosine transform, of which a stamp in a corner changes 12 bits or more.
 
     Args:
-        greys: (n, 32, 32) uint8.
+        grays: (n, 32, 32) uint8.
     """
-    rows = greys.reshape(len(greys), 8, 4, 32).mean(axis=2, dtype=np.float32)
-    cells = rows @ _nine_of(32)
+    rows = grays.reshape(len(grays), 8, 4, 32).mean(axis=2, dtype=np.float32)
+    cells = rows @ _averages_of_nine(32)
     brighter = np.diff(cells, axis=2) > _STEP
-    return np.packbits(brighter.reshape(len(greys), BITS), axis=1).view(np.uint64).reshape(len(greys))
+    return np.packbits(brighter.reshape(len(grays), BITS), axis=1).view(np.uint64).reshape(len(grays))
 
 
-def _nine_of(size: int) -> np.ndarray:
-    """Return (size, 9) float32: the weights that average a row of `size` pixels to 9 cells."""
+def _averages_of_nine(size: int) -> np.ndarray:
+    """Return (size, 9) float32 weights that average a row of `size` pixels to 9 cells."""
     edges = np.linspace(0, size, 10)
     left, right = np.arange(size)[:, None], np.arange(size)[:, None] + 1
     overlap = np.clip(np.minimum(edges[1:], right) - np.maximum(edges[:-1], left), 0, None)
@@ -42,31 +42,30 @@ def _nine_of(size: int) -> np.ndarray:
 
 
 def close_pairs(hashes: np.ndarray, distance: int) -> np.ndarray:
-    """Return (m, 2) int64: pairs of places, the smaller first, whose hashes differ in at most `distance` bits.
+    """Return (m, 2) int64: pairs of indices, the smaller first, whose hashes differ in at most `distance` bits.
 
     Multi-index hashing (Norouzi, Punjani and Fleet, CVPR 2012; blocks combined as by Manku, Jain and Das Sarma, WWW
     2007): of distance + 3 blocks of bits at least 3 are free of errors, so a close pair agrees in one of the tables
-    that have 3 blocks as their key. Each table is one sort, and each row meets the next 8 of its key: never
-    all pairs. Where more than 9 rows have one key, pairs may be missing; groups that are joined by the others stay
-    whole.
+    that have 3 blocks as their key. Each table is one sort, and each row is compared with the next 8 rows of its key:
+    never all pairs. If more than 9 rows have the same key, pairs may be missing, but their groups remain connected.
     """
     order = np.argsort(hashes, kind='stable')
     found = [_equal_pairs(hashes, order)]
     if distance > 0:
-        in_group = _place_in_group(hashes[order])
-        some = order[in_group < _OF_EQUAL]
-        for table in _tables(hashes[some], distance + _BLOCKS_A_KEY):
-            found.append(some[_pairs_of_a_table(hashes[some], table, distance)])
+        in_group = _index_in_group(hashes[order])
+        some = order[in_group < _MAX_EQUAL]
+        for table in _tables(hashes[some], distance + _BLOCKS_PER_KEY):
+            found.append(some[_pairs_of_table(hashes[some], table, distance)])
     pairs = np.concatenate(found)
     codes = np.unique(pairs.min(axis=1) * len(hashes) + pairs.max(axis=1))
     return np.stack(np.divmod(codes, max(len(hashes), 1)), axis=1)
 
 
 def _equal_pairs(hashes: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Return pairs of rows of one hash: each with the next few."""
+    """Return pairs of rows with equal hashes: each row with the next few."""
     ordered = hashes[order]
     found = []
-    for step in range(1, _NEIGHBOURS + 1):
+    for step in range(1, _NEIGHBORS + 1):
         first = np.flatnonzero(ordered[step:] == ordered[:-step])
         found.append(np.stack([order[first], order[first + step]], axis=1))
         if not len(first):
@@ -74,8 +73,8 @@ def _equal_pairs(hashes: np.ndarray, order: np.ndarray) -> np.ndarray:
     return np.concatenate(found)
 
 
-def _place_in_group(ordered: np.ndarray) -> np.ndarray:
-    """Return for each element of a sorted array how many equal ones stand before it."""
+def _index_in_group(ordered: np.ndarray) -> np.ndarray:
+    """Return the number of equal elements before each element of a sorted array."""
     changes = np.ones(len(ordered), bool)
     changes[1:] = ordered[1:] != ordered[:-1]
     starts = np.flatnonzero(changes)
@@ -84,45 +83,46 @@ def _place_in_group(ordered: np.ndarray) -> np.ndarray:
 
 
 def _tables(hashes: np.ndarray, num_blocks: int) -> Iterator[np.ndarray]:
-    """Yield (n,) uint64 in rising order for each choice of blocks: their bits, and below them the place of the hash.
+    """Yield (n,) uint64, ascending, per choice of blocks: the bits of the blocks, and below them the index of the hash.
 
-    A block takes bits from all over, since neighbours are alike and would make keys that many share. Key and place
-    in one number are sorted twice as fast as a key with its order, and every machine breaks ties alike.
+    A block takes bits from the whole hash: neighboring bits are correlated and would give keys that many hashes have.
+    Key and index in one number are sorted twice as fast as a key with its order, and ties are ordered the same way on
+    every machine.
     """
     bits = [range(block, BITS, num_blocks) for block in range(num_blocks)]
-    blocks = [_gathered(hashes, of_block) for of_block in bits]
-    places = np.arange(len(hashes), dtype=np.uint64)
-    room = BITS - _place_bits(len(hashes))
-    for chosen in combinations(range(num_blocks), _BLOCKS_A_KEY):
+    blocks = [_select_bits(hashes, of_block) for of_block in bits]
+    indices = np.arange(len(hashes), dtype=np.uint64)
+    key_bits = BITS - _index_bits(len(hashes))
+    for chosen in combinations(range(num_blocks), _BLOCKS_PER_KEY):
         key, length = np.zeros(len(hashes), np.uint64), 0
         for block in chosen:
             key = key << np.uint64(len(bits[block])) | blocks[block]
             length += len(bits[block])
-        key >>= np.uint64(max(length - room, 0))
-        yield np.sort(key << np.uint64(BITS - room) | places)
+        key >>= np.uint64(max(length - key_bits, 0))
+        yield np.sort(key << np.uint64(BITS - key_bits) | indices)
 
 
-def _gathered(hashes: np.ndarray, bits: range) -> np.ndarray:
-    """Return (n,) uint16: these bits of each hash, side by side."""
-    found = np.zeros(len(hashes), np.uint16)
-    for place, bit in enumerate(bits):
-        found |= (hashes >> np.uint64(bit) & np.uint64(1)).astype(np.uint16) << np.uint16(place)
-    return found
+def _select_bits(hashes: np.ndarray, bits: range) -> np.ndarray:
+    """Return (n,) uint16: these bits of each hash, packed."""
+    packed = np.zeros(len(hashes), np.uint16)
+    for position, bit in enumerate(bits):
+        packed |= (hashes >> np.uint64(bit) & np.uint64(1)).astype(np.uint16) << np.uint16(position)
+    return packed
 
 
-def _place_bits(count: int) -> int:
+def _index_bits(count: int) -> int:
     return max(count.bit_length(), 1)
 
 
-def _pairs_of_a_table(hashes: np.ndarray, table: np.ndarray, distance: int) -> np.ndarray:
-    shift = np.uint64(_place_bits(len(hashes)))
-    keys, places = table >> shift, (table & ((np.uint64(1) << shift) - np.uint64(1))).astype(np.int64)
+def _pairs_of_table(hashes: np.ndarray, table: np.ndarray, distance: int) -> np.ndarray:
+    shift = np.uint64(_index_bits(len(hashes)))
+    keys, indices = table >> shift, (table & ((np.uint64(1) << shift) - np.uint64(1))).astype(np.int64)
     found = [np.zeros((0, 2), np.int64)]
     first = np.arange(len(table))
-    for step in range(1, _NEIGHBOURS + 1):
-        # Where the next but one has the key, the next has it: each step looks at what the last one left.
+    for step in range(1, _NEIGHBORS + 1):
+        # If the row `step` further has the same key, so have those between: each step filters the previous result.
         first = first[: np.searchsorted(first, len(table) - step)]
         first = first[keys[first] == keys[first + step]]
-        pairs = np.stack([places[first], places[first + step]], axis=1)
+        pairs = np.stack([indices[first], indices[first + step]], axis=1)
         found.append(pairs[np.bitwise_count(hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]]) <= distance])
     return np.concatenate(found)

@@ -1,6 +1,6 @@
-"""All images of a gallery, each decoded once: columns of what was seen, some 300 bytes an image.
+"""One pass over all images of several splits, in several processes: about 300 bytes of statistics per image.
 
-The images of several splits behind one another, and work on them in several processes.
+Each image is decoded once, in grayscale. Possible duplicates are decoded again, in color.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from lib.audit.hashing import grey_cells, perceptual_hash
-from lib.audit.image_stats import SIDE, look_at, look_closer
+from lib.audit.hashing import gray_cells, perceptual_hash
+from lib.audit.image_stats import SIDE, color_details, image_stats
 from lib.dataset.decode import DecodeError
 from lib.dataset.images import ArrayImages
-from lib.runtime.workers import run_tasks
+from lib.runtime.workers import run_in_processes
 
 
-class Gallery:
-    """Rows of several splits, numbered through.
+class ConcatImages:
+    """The images of several splits, concatenated: row numbers run through all splits.
 
     Args:
         sources: the images of each split, by row.
-        sizes: how many each has.
+        sizes: number of images of each split.
     """
 
     def __init__(self, sources: Sequence[Any], sizes: Sequence[int]) -> None:
@@ -32,20 +32,20 @@ class Gallery:
         return int(self.starts[-1])
 
     def split_of(self, rows: np.ndarray) -> np.ndarray:
-        """Return the number of the split that each row is in."""
+        """Return the index of the split of each row."""
         return np.searchsorted(self.starts, rows, side='right') - 1
 
-    def place(self, row: int) -> tuple[int, int]:
-        """Return the split and the row there."""
+    def locate(self, row: int) -> tuple[int, int]:
+        """Return the index of the split and the row within the split."""
         split = int(self.split_of(np.asarray(row)))
         return split, int(row) - int(self.starts[split])
 
     def content(self, row: int) -> bytes | np.ndarray:
-        """Return a file's bytes, or the pixels (height, width, 3) of an image that is in memory anyway.
+        """Return the bytes of a file, or the pixels (height, width, 3) of an image that is in memory.
 
         Raises: OSError.
         """
-        split, row = self.place(row)
+        split, row = self.locate(row)
         images = self.sources[split]
         if isinstance(images, ArrayImages):
             return images.images[row]
@@ -53,9 +53,9 @@ class Gallery:
 
 
 READABLE, UNREADABLE, MISSING = range(3)
-_JOB = 64  # images: long enough for little traffic, short enough for a quick Ctrl-C
-CELLS = 256  # grey values kept of each picture: 16 x 16
-_SEEN = np.dtype(
+_ROWS_PER_TASK = 64  # enough to make the exchange between processes cheap, few enough for a quick Ctrl-C
+CELLS = 256  # gray values stored per image: 16 x 16
+STATS_DTYPE = np.dtype(
     [
         ('state', np.uint8),
         ('format', np.uint8),
@@ -72,125 +72,123 @@ _SEEN = np.dtype(
 
 @dataclass
 class Scan:
-    """What was seen of each row.
+    """Statistics of each image, from its grayscale pixels.
 
     Attributes:
-        seen: (num_images,) records: state; format (of look.FORMATS); contrast (brightest less darkest cell, 0 to
-            255); width, height (pixels); num_bytes; hash (perceptual, 64 bits); digest (of all grey pixels); cells
-            (16 x 16 grey values).
-        reasons: row -> why it is not readable.
-        faults: row -> what its decoder got over.
+        stats: (num_images,) records: state; format (index into image_stats.FORMATS); contrast (brightest minus darkest
+            pixel of the thumbnail, 0 to 255); width, height (pixels); num_bytes; hash (perceptual, 64 bits); digest (of
+            all gray pixels); cells (16 x 16 gray values).
+        errors: row -> reason why the image is missing or unreadable.
+        warnings: row -> error from which the decoder recovered.
     """
 
-    seen: np.ndarray
-    reasons: dict[int, str] = field(default_factory=dict)
-    faults: dict[int, str] = field(default_factory=dict)
+    stats: np.ndarray
+    errors: dict[int, str] = field(default_factory=dict)
+    warnings: dict[int, str] = field(default_factory=dict)
 
     @property
     def readable(self) -> np.ndarray:
         """(num_images,) bool."""
-        return self.seen['state'] == READABLE
+        return self.stats['state'] == READABLE
 
 
-def scan(gallery: Gallery, *, num_workers: int, tell: Callable[[int], object] = lambda count: None) -> Scan:
-    """Decode every image; `tell` is called with the number of images of each finished job."""
-    found = Scan(np.zeros(len(gallery), _SEEN))
-    for rows, (seen, reasons, faults) in in_parallel(_scan_some, gallery, np.arange(len(gallery)), num_workers):
-        found.seen[rows] = seen
-        found.reasons.update(reasons)
-        found.faults.update(faults)
-        tell(len(rows))
-    # Jobs end in any order.
-    found.reasons, found.faults = dict(sorted(found.reasons.items())), dict(sorted(found.faults.items()))
-    return found
+def scan(images: ConcatImages, *, num_workers: int, progress: Callable[[int], object] = lambda count: None) -> Scan:
+    """Decode every image; `progress` is called with the number of images of each finished task."""
+    result = Scan(np.zeros(len(images), STATS_DTYPE))
+    for rows, (stats, errors, warnings) in map_rows(_scan_rows, images, np.arange(len(images)), num_workers):
+        result.stats[rows] = stats
+        result.errors.update(errors)
+        result.warnings.update(warnings)
+        progress(len(rows))
+    # Tasks finish in any order.
+    result.errors, result.warnings = dict(sorted(result.errors.items())), dict(sorted(result.warnings.items()))
+    return result
 
 
 @dataclass
-class Closer:
-    """A second look at some rows, in colour.
+class ColorScan:
+    """Digests and thumbnails of some rows, in color.
 
     Attributes:
-        rows: (n,) in rising order.
+        rows: (n,) ascending.
         digests: (n,) of all pixels.
-        pictures: (n, 32, 32, 3) uint8.
+        thumbnails: (n, 32, 32, 3) uint8.
     """
 
     rows: np.ndarray
     digests: np.ndarray
-    pictures: np.ndarray
+    thumbnails: np.ndarray
 
-    def places(self, rows: np.ndarray) -> np.ndarray:
-        """Return where these rows stand."""
+    def positions(self, rows: np.ndarray) -> np.ndarray:
+        """Return the positions of `rows` in `self.rows`."""
         return np.searchsorted(self.rows, rows)
 
 
-def scan_closer(
-    gallery: Gallery, rows: np.ndarray, *, num_workers: int, tell: Callable[[int], object] = lambda count: None
-) -> Closer:
-    """Look again at `rows`, which rise and were readable."""
-    found = Closer(rows, np.zeros(len(rows), np.uint64), np.zeros((len(rows), SIDE, SIDE, 3), np.uint8))
-    for some, (digests, pictures) in in_parallel(_scan_some_closer, gallery, rows, num_workers):
-        places = found.places(some)
-        found.digests[places], found.pictures[places] = digests, pictures
-        tell(len(some))
-    return found
+def scan_colors(images: ConcatImages, rows: np.ndarray, *, num_workers: int) -> ColorScan:
+    """Decode readable images again, in color; `rows` is ascending."""
+    result = ColorScan(rows, np.zeros(len(rows), np.uint64), np.zeros((len(rows), SIDE, SIDE, 3), np.uint8))
+    for some, (digests, thumbnails) in map_rows(_scan_colors_of_rows, images, rows, num_workers):
+        positions = result.positions(some)
+        result.digests[positions], result.thumbnails[positions] = digests, thumbnails
+    return result
 
 
 @dataclass(frozen=True)
-class _OnRows:
-    """What a process does with the rows it is handed."""
+class _RowsTask:
+    """Calls `work` with the images and the rows of a task, in a worker process."""
 
-    work: Callable[[Gallery, np.ndarray], Any]
-    gallery: Gallery
+    work: Callable[[ConcatImages, np.ndarray], Any]
+    images: ConcatImages
 
     def __call__(self, rows: np.ndarray, progress: Callable[[int], None]) -> tuple[np.ndarray, Any]:
-        return rows, self.work(self.gallery, rows)
+        return rows, self.work(self.images, rows)
 
 
-def in_parallel(
-    work: Callable[[Gallery, np.ndarray], Any], gallery: Gallery, rows: np.ndarray, num_workers: int
+def map_rows(
+    work: Callable[[ConcatImages, np.ndarray], Any], images: ConcatImages, rows: np.ndarray, num_workers: int
 ) -> Iterator[tuple[np.ndarray, Any]]:
-    """Yield (some of the rows, what `work` makes of them) until all have had their turn, in any order."""
-    jobs = [rows[start : start + _JOB] for start in range(0, len(rows), _JOB)]
-    few = len(jobs) < 2  # not worth a process
-    return run_tasks(_OnRows(work, gallery), jobs, num_workers=0 if few else num_workers, progress=lambda count: None)
+    """Yield (some of the rows, `work(images, these rows)`) for all rows, in the order in which the results arrive."""
+    tasks = [rows[start : start + _ROWS_PER_TASK] for start in range(0, len(rows), _ROWS_PER_TASK)]
+    if len(tasks) < 2:  # not worth a process
+        num_workers = 0
+    return run_in_processes(_RowsTask(work, images), tasks, num_workers=num_workers, progress=lambda count: None)
 
 
-def _scan_some(gallery: Gallery, rows: np.ndarray) -> tuple[np.ndarray, dict[int, str], dict[int, str]]:
-    seen = np.zeros(len(rows), _SEEN)
-    greys = np.zeros((len(rows), SIDE, SIDE), np.uint8)
-    reasons: dict[int, str] = {}
-    faults: dict[int, str] = {}
-    for place, row in enumerate(rows.tolist()):
+def _scan_rows(images: ConcatImages, rows: np.ndarray) -> tuple[np.ndarray, dict[int, str], dict[int, str]]:
+    stats = np.zeros(len(rows), STATS_DTYPE)
+    thumbnails = np.zeros((len(rows), SIDE, SIDE), np.uint8)
+    errors: dict[int, str] = {}
+    warnings: dict[int, str] = {}
+    for i, row in enumerate(rows.tolist()):
         try:
-            content = gallery.content(row)
-            seen['num_bytes'][place] = content.nbytes if isinstance(content, np.ndarray) else len(content)
-            look = look_at(content)
+            content = images.content(row)
+            stats['num_bytes'][i] = content.nbytes if isinstance(content, np.ndarray) else len(content)
+            image = image_stats(content)
         except (DecodeError, OSError) as error:
             missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-            seen['state'][place] = MISSING if missing else UNREADABLE
-            reasons[row] = _reason(error)
+            stats['state'][i] = MISSING if missing else UNREADABLE
+            errors[row] = _reason(error)
             continue
-        greys[place] = look.grey
-        if look.fault:
-            faults[row] = look.fault
-        seen['width'][place], seen['height'][place] = look.width, look.height
-        seen['format'][place] = look.format
-        seen['digest'][place] = look.digest
-    seen['hash'] = perceptual_hash(greys)
-    seen['cells'] = grey_cells(greys).reshape(len(rows), CELLS)
-    seen['contrast'] = greys.max(axis=(1, 2)) - greys.min(axis=(1, 2))
-    return seen, reasons, faults
+        thumbnails[i] = image.thumbnail
+        if image.warning:
+            warnings[row] = image.warning
+        stats['width'][i], stats['height'][i] = image.width, image.height
+        stats['format'][i] = image.format
+        stats['digest'][i] = image.digest
+    stats['hash'] = perceptual_hash(thumbnails)
+    stats['cells'] = gray_cells(thumbnails).reshape(len(rows), CELLS)
+    stats['contrast'] = thumbnails.max(axis=(1, 2)) - thumbnails.min(axis=(1, 2))
+    return stats, errors, warnings
 
 
-def _scan_some_closer(gallery: Gallery, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    digests, pictures = np.zeros(len(rows), np.uint64), np.zeros((len(rows), SIDE, SIDE, 3), np.uint8)
-    for place, row in enumerate(rows.tolist()):
+def _scan_colors_of_rows(images: ConcatImages, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    digests, thumbnails = np.zeros(len(rows), np.uint64), np.zeros((len(rows), SIDE, SIDE, 3), np.uint8)
+    for i, row in enumerate(rows.tolist()):
         try:
-            digests[place], pictures[place] = look_closer(gallery.content(row))
-        except (DecodeError, OSError):  # gone since the first look: like no other
-            digests[place] = row
-    return digests, pictures
+            digests[i], thumbnails[i] = color_details(images.content(row))
+        except (DecodeError, OSError):  # removed since the first pass: equal to no other image
+            digests[i] = row
+    return digests, thumbnails
 
 
 def _reason(error: DecodeError | OSError) -> str:

@@ -1,11 +1,11 @@
-"""DOCTOR in the config -> a checkup of all splits, and its files."""
+"""tools/doctor.py: audit all splits of the data, write doctor.json, doctor.html and quarantine.json."""
 
 import math
 import shlex
 import sys
 from pathlib import Path
 
-from lib.audit.report import SplitUnderTest, check_up
+from lib.audit.report import AuditSplit, audit_splits
 from lib.builders.data import open_test_split, open_training_data
 from lib.builders.loader import num_workers, train_sizes
 from lib.builders.split import DatasetSplit, TrainingData
@@ -17,56 +17,54 @@ from lib.runtime.files import write_json
 from lib.runtime.log import LOGGER, progress_bar
 
 
-def examine(cfg: Config) -> list[str]:
-    """Look at every image, write doctor.json, doctor.html and quarantine.json, and return what to print.
+def audit_dataset(cfg: Config) -> list[str]:
+    """Decode every image, write doctor.json, doctor.html and quarantine.json, and return the lines to print.
 
-    Nothing is written before everything is looked at; each file is then replaced whole.
+    The files are written after the last image; each one replaces an older file atomically.
 
     Raises:
-        UserError: the splits cannot be opened, or DOCTOR.OUT not be written.
+        UserError: the splits cannot be opened, or DOCTOR.OUT cannot be written.
     """
     folder = Path(cfg.DOCTOR.OUT or Path(cfg.LOG_ROOT, f'{cfg.NAME}_doctor'))
     data = open_training_data(cfg, quarantine=False)
     splits = _splits(cfg, data)
     total = sum(len(split.labels) for split in splits)
-    with progress_bar((), total=total, label='looking', unit='image') as bar:
-        checkup = check_up(
+    with progress_bar((), total=total, label='checking', unit='image') as bar:
+        report = audit_splits(
             splits,
             min_side=cfg.DOCTOR.MIN_SIDE,
             near_distance=cfg.DOCTOR.NEAR_DISTANCE,
             few=cfg.DOCTOR.FEW,
             num_workers=num_workers(cfg.RUN.NUM_WORKERS),
-            tell=bar.update,
+            progress=bar.update,
         )
-    write_json(folder / 'doctor.json', checkup.as_json())
-    quarantine = checkup.quarantine()
+    write_json(folder / 'doctor.json', report.as_json())
+    quarantine = report.quarantine()
     write_json(folder / 'quarantine.json', quarantine)
     write_audit_page(
         folder / 'doctor.html',
-        checkup,
+        report,
         title=f'{cfg.NAME}: the data',
         command=shlex.join(['python', *sys.argv]),
         class_names=data.classes.names if data.classes else [f'class {name}' for name in data.class_names],
     )
-    return describe_audit(checkup, folder, len(quarantine['images']))
+    return describe_audit(report, folder, len(quarantine['images']))
 
 
-def _splits(cfg: Config, data: TrainingData) -> list[SplitUnderTest]:
+def _splits(cfg: Config, data: TrainingData) -> list[AuditSplit]:
     size = cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE
-    measured = math.ceil(size / cfg.INPUT.CROP_RATIO)
+    resized = math.ceil(size / cfg.INPUT.CROP_RATIO)
     splits = [_split('train', data.train, max(train_sizes(cfg).values()))]
     if data.valid is not None:
-        splits.append(_split('valid', data.valid, measured))
+        splits.append(_split('valid', data.valid, resized))
     test = _test_split(cfg, data)
     if test is not None:
-        splits.append(_split('test', test, measured))
+        splits.append(_split('test', test, resized))
     return splits
 
 
-def _split(name: str, split: DatasetSplit, enlarged_below: int) -> SplitUnderTest:
-    return SplitUnderTest(
-        name, split.source, split.images, split.names, split.labels, split.num_classes, enlarged_below
-    )
+def _split(name: str, split: DatasetSplit, enlarged_below: int) -> AuditSplit:
+    return AuditSplit(name, split.source, split.images, split.names, split.labels, split.num_classes, enlarged_below)
 
 
 def _test_split(cfg: Config, data: TrainingData) -> DatasetSplit | None:

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from lib.audit import findings
-from lib.audit.findings import Group
-from lib.audit.report import REASONS, Checkup
+from lib.audit.findings import DuplicateGroup
+from lib.audit.report import REASONS, AuditReport
 from lib.dataset.decode import decode
 from lib.report.chart_style import PALETTE
 from lib.report.describe import SUSPICIOUS
@@ -27,7 +27,7 @@ _MEANING = {
     'unreadable': 'Not a readable image. Training replaces it by another image of the class.',
     'tiny': 'The shorter side is below DOCTOR.MIN_SIDE.',
     'extreme_ratio': f'One side is more than {findings.EXTREME_RATIO:g} times the other.',
-    'one_colour': 'All pixels have the same color: often a placeholder for a removed photo.',
+    findings.SINGLE_COLOR: 'All pixels have the same color: often a placeholder for a removed photo.',
     'damaged': 'The decoder recovered from an error; part of the image may be wrong.',
     'exact-leak': 'Identical pixels in more than one split: the model is evaluated on images that it was trained on.',
     'exact-labels': 'Identical pixels in several classes: at most one label is correct.',
@@ -83,31 +83,31 @@ class Finding:
 
 
 def write_audit_page(
-    path: str | os.PathLike, checkup: Checkup, *, title: str, command: str, class_names: Sequence[str]
+    path: str | os.PathLike, report: AuditReport, *, title: str, command: str, class_names: Sequence[str]
 ) -> Path:
     """Write the page to `path`, atomically."""
     environment = page_environment()
     environment.filters.update(thousands=thousands, size=_size)
-    splits = checkup.figures()
+    splits = report.split_statistics()
     page = environment.get_template('audit_page.html').render(
         title=title,
         command=command,
         palette=PALETTE,
         splits=splits,
-        findings=_findings(checkup, class_names),
-        num_images=len(checkup.gallery),
-        num_quarantined=int((checkup.verdict != findings.KEPT).sum()),
-        few=checkup.few,
+        findings=_findings(report, class_names),
+        num_images=len(report.images),
+        num_quarantined=int((report.verdicts != findings.KEEP).sum()),
+        few=report.few,
         lists=_class_lists(splits, class_names),
     )
     write_text(path, page)
     return Path(path)
 
 
-def _findings(checkup: Checkup, class_names: Sequence[str]) -> list[Finding]:
-    single = {'missing': checkup.missing, 'unreadable': checkup.unreadable, **checkup.suspicious}
-    groups: dict[str, list[Group]] = {}
-    for name, copies in (('exact', checkup.exact), ('near', checkup.near)):
+def _findings(report: AuditReport, class_names: Sequence[str]) -> list[Finding]:
+    single = {'missing': report.missing, 'unreadable': report.unreadable, **report.suspicious}
+    groups: dict[str, list[DuplicateGroup]] = {}
+    for name, copies in (('exact', report.exact), ('near', report.near)):
         groups[f'{name}-leak'] = [group for group in copies if group.leak]
         groups[f'{name}-labels'] = [group for group in copies if group.contradiction and not group.leak]
         groups[name] = [group for group in copies if not group.leak and not group.contradiction]
@@ -121,7 +121,7 @@ def _findings(checkup: Checkup, class_names: Sequence[str]) -> list[Finding]:
             _TITLES[key],
             _MEANING[key],
             sum(len(rows) for rows in sets[key]),
-            [_card(checkup, rows, class_names) for rows in sets[key][:MAX_CARDS]],
+            [_card(report, rows, class_names) for rows in sets[key][:MAX_CARDS]],
             max(len(sets[key]) - MAX_CARDS, 0),
         )
         for key in order
@@ -129,35 +129,35 @@ def _findings(checkup: Checkup, class_names: Sequence[str]) -> list[Finding]:
     ]
 
 
-def _card(checkup: Checkup, rows: np.ndarray, class_names: Sequence[str]) -> FindingCard:
+def _card(report: AuditReport, rows: np.ndarray, class_names: Sequence[str]) -> FindingCard:
     # The first image of every split and class, then the others, so that the card shows every split and class.
-    kinds = checkup.split_of[rows] * (checkup.labels.max() + 2) + checkup.labels[rows]
+    kinds = report.split_of[rows] * (report.labels.max() + 2) + report.labels[rows]
     first = np.unique(kinds, return_index=True)[1]
     order = [*first.tolist(), *np.setdiff1d(np.arange(len(rows)), first).tolist()][:MAX_IMAGES]
-    images = [_finding_image(checkup, int(row), class_names) for row in rows[sorted(order)]]
+    images = [_finding_image(report, int(row), class_names) for row in rows[sorted(order)]]
     return FindingCard(images, len(rows) - len(images))
 
 
-def _finding_image(checkup: Checkup, row: int, class_names: Sequence[str]) -> FindingImage:
-    entry = checkup.entry(row)
+def _finding_image(report: AuditReport, row: int, class_names: Sequence[str]) -> FindingImage:
+    entry = report.entry(row)
     label = entry['category_id']
-    seen = checkup.scan.seen[row]
-    note = checkup.scan.reasons.get(row) or checkup.scan.faults.get(row, '')
+    stats = report.scan.stats[row]
+    note = report.scan.errors.get(row) or report.scan.warnings.get(row, '')
     if not note:
-        note = f'{seen["width"]} x {seen["height"]}'
-    verdict = int(checkup.verdict[row])
-    reason = '' if verdict == findings.KEPT else REASONS.get(verdict, 'unreadable')
+        note = f'{stats["width"]} x {stats["height"]}'
+    verdict = int(report.verdicts[row])
+    reason = '' if verdict == findings.KEEP else REASONS.get(verdict, 'unreadable')
     return FindingImage(
-        _thumbnail(checkup, row), entry['split'], entry['row'], entry['fpath'],
+        _thumbnail(report, row), entry['split'], entry['row'], entry['fpath'],
         '' if label is None else str(class_names[label]), note, reason,
     )  # fmt: skip
 
 
-def _thumbnail(checkup: Checkup, row: int) -> str:
-    if row in checkup.scan.reasons:
+def _thumbnail(report: AuditReport, row: int) -> str:
+    if row in report.scan.errors:
         return ''
     try:
-        content = checkup.gallery.content(row)
+        content = report.images.content(row)
         return thumbnail_url(Image.fromarray(content) if isinstance(content, np.ndarray) else decode(content))
     except Exception:  # the file has changed since the scan: a missing thumbnail must not cost the page
         return ''

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lib.audit.findings import Group
-from lib.audit.report import Checkup
+from lib.audit.findings import SINGLE_COLOR, DuplicateGroup
+from lib.audit.report import AuditReport
 from lib.inference.retrieval import Retrieval
 
 _COLUMNS = {
@@ -139,25 +139,25 @@ _WIDTH = 80
 SUSPICIOUS = {
     'tiny': 'tiny',
     'extreme_ratio': 'extreme ratio',
-    'one_colour': 'single color',
+    SINGLE_COLOR: 'single color',
     'damaged': 'damaged, but readable',
 }
 
 
-def describe_audit(checkup: Checkup, folder: Path, num_quarantined: int) -> list[str]:
+def describe_audit(report: AuditReport, folder: Path, num_quarantined: int) -> list[str]:
     """Return the statistics of the splits, the findings with one example each, and the files written.
 
     Lines have at most 80 columns, except for long paths of files.
     """
     lines = []
-    for name, figures in checkup.figures().items():
+    for name, figures in report.split_statistics().items():
         lines += _split_lines(name, figures)
     lines += ['', f'{"finding":<34}{"images":>9}   example']
-    for title, rows in _findings(checkup):
-        example = _example(checkup, int(rows[0]), _WIDTH - 46) if len(rows) else ''
+    for title, rows in _findings(report):
+        example = _example(report, int(rows[0]), _WIDTH - 46) if len(rows) else ''
         lines.append(f'{title:<34}{len(rows):>9,}   {example}'.rstrip())
     lines += ['', f'{folder}/', '  doctor.html      report with images', '  doctor.json      all findings']
-    fraction = num_quarantined / max(len(checkup.splits[0].labels), 1)
+    fraction = num_quarantined / max(len(report.splits[0].labels), 1)
     images = 'training image' if num_quarantined == 1 else 'training images'
     lines.append(f'  quarantine.json  {num_quarantined:,} {images} ({fraction:.1%})')
     if num_quarantined:
@@ -187,18 +187,18 @@ def _class_text(classes: dict[str, Any]) -> str:
     return f'{text} (x {classes["imbalance"]:.1f}){"; " if notes else ""}{", ".join(notes)}'
 
 
-def _findings(checkup: Checkup) -> list[tuple[str, Sequence[int] | np.ndarray]]:
+def _findings(report: AuditReport) -> list[tuple[str, Sequence[int] | np.ndarray]]:
     return [
-        ('missing', checkup.missing),
-        ('unreadable', checkup.unreadable),
-        *((SUSPICIOUS[kind], rows) for kind, rows in checkup.suspicious.items()),
-        *_duplicates('exact copies', checkup.exact),
-        *_duplicates('near copies', checkup.near),
+        ('missing', report.missing),
+        ('unreadable', report.unreadable),
+        *((SUSPICIOUS[kind], rows) for kind, rows in report.suspicious.items()),
+        *_duplicates('exact copies', report.exact),
+        *_duplicates('near copies', report.near),
     ]
 
 
-def _duplicates(name: str, groups: list[Group]) -> list[tuple[str, np.ndarray]]:
-    def rows(chosen: list[Group]) -> np.ndarray:
+def _duplicates(name: str, groups: list[DuplicateGroup]) -> list[tuple[str, np.ndarray]]:
+    def rows(chosen: list[DuplicateGroup]) -> np.ndarray:
         return np.concatenate([np.zeros(0, np.int64), *(group.rows for group in chosen)])
 
     return [
@@ -208,9 +208,9 @@ def _duplicates(name: str, groups: list[Group]) -> list[tuple[str, np.ndarray]]:
     ]
 
 
-def _example(checkup: Checkup, row: int, width: int) -> str:
+def _example(report: AuditReport, row: int, width: int) -> str:
     """Return the end of an image's path; if it is unreadable, its file name and the beginning of the reason."""
-    path, reason = checkup.entry(row)['fpath'], checkup.scan.reasons.get(row, '')
+    path, reason = report.entry(row)['fpath'], report.scan.errors.get(row, '')
     text = f'{Path(path).name}: {reason}' if reason else path
     text = ''.join(char if char.isprintable() else '?' for char in text)
     if len(text) <= width:

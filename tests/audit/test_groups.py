@@ -1,23 +1,23 @@
 import numpy as np
 import pytest
 
-from lib.audit.duplicates import components, first_equal, members, spread
+from lib.audit.duplicates import component_rows, components, first_occurrence, has_mixed_values
 
 
-def by_walking(pairs: list[tuple[int, int]], num_rows: int) -> list[int]:
-    """The oracle: from each row, walk along the pairs as far as they lead."""
-    beside = {row: {row} for row in range(num_rows)}
+def roots_by_search(pairs: list[tuple[int, int]], num_rows: int) -> list[int]:
+    """Search from each row along the pairs (the oracle)."""
+    neighbors = {row: {row} for row in range(num_rows)}
     for a, b in pairs:
-        beside[a].add(b)
-        beside[b].add(a)
+        neighbors[a].add(b)
+        neighbors[b].add(a)
     roots = []
     for row in range(num_rows):
-        reached, todo = set(), [row]
-        while todo:
-            here = todo.pop()
-            if here not in reached:
-                reached.add(here)
-                todo += beside[here]
+        reached, stack = set(), [row]
+        while stack:
+            node = stack.pop()
+            if node not in reached:
+                reached.add(node)
+                stack += neighbors[node]
         roots.append(min(reached))
     return roots
 
@@ -27,7 +27,7 @@ def test_components(seed):
     print('seed', seed)
     random = np.random.default_rng(seed)
     pairs = random.integers(0, 60, (random.integers(0, 60), 2))
-    assert components(pairs, 60).tolist() == by_walking(pairs.tolist(), 60)
+    assert components(pairs, 60).tolist() == roots_by_search(pairs.tolist(), 60)
 
 
 def test_a_long_chain_is_one_component():
@@ -37,16 +37,16 @@ def test_a_long_chain_is_one_component():
 
 def test_first_equal():
     values = np.array([5, 3, 5, 9, 3, 5], np.uint64)
-    assert first_equal(values).tolist() == [0, 1, 0, 3, 1, 0]
-    assert first_equal(values[:0]).tolist() == []
+    assert first_occurrence(values).tolist() == [0, 1, 0, 3, 1, 0]
+    assert first_occurrence(values[:0]).tolist() == []
 
 
-def test_members():
-    assert [rows.tolist() for rows in members(np.array([0, 1, 0, 3, 1, 5]))] == [[0, 2], [1, 4]]
-    assert members(np.arange(4)) == []
-    assert members(np.arange(0)) == []
+def test_component_rows():
+    assert [rows.tolist() for rows in component_rows(np.array([0, 1, 0, 3, 1, 5]))] == [[0, 2], [1, 4]]
+    assert component_rows(np.arange(4)) == []
+    assert component_rows(np.arange(0)) == []
 
 
-def test_spread():
+def test_has_mixed_values():
     keys, values = np.array([0, 0, 2, 2, 3]), np.array([4, 4, 0, 1, 7])
-    assert spread(keys, values, 5).tolist() == [False, False, True, False, False]
+    assert has_mixed_values(keys, values, 5).tolist() == [False, False, True, False, False]

@@ -1,4 +1,4 @@
-"""Everything that can be wrong, planted into sets of drawn and of real photos, must be found, and nothing else."""
+"""Audits of synthetic and real photos with planted faults: all of them must be found, and nothing else."""
 
 import os
 from dataclasses import dataclass, field
@@ -9,23 +9,24 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from lib.audit.report import Checkup, SplitUnderTest, check_up
+from lib.audit.findings import SINGLE_COLOR
+from lib.audit.report import AuditReport, AuditSplit, audit_splits
 from lib.dataset.images import ArrayImages, FileImages
-from tests.audit.drawn import NEAR_COPIES, UNREADABLE, drawn, encoded, odd_jpeg
+from tests.audit.synthetic import NEAR_COPIES, UNREADABLE, encode, jpeg_with_extra_bytes, synthetic_image
 
 CLASSES = 8
 
 
 @dataclass
 class Planted:
-    """Files written under `root`, by split, and what is known of them."""
+    """Files under `root`, and their names and labels per split."""
 
     root: Path
     names: dict[str, list[str]] = field(default_factory=lambda: {'train': [], 'valid': [], 'test': []})
     labels: dict[str, list[int]] = field(default_factory=lambda: {'train': [], 'valid': [], 'test': []})
 
     def add(self, split: str, name: str, label: int, data: bytes | None) -> str:
-        """Write a file (None: nothing is there) and list it."""
+        """Write a file (None: write nothing) and list it in the split."""
         name = f'{split}/{name}'
         if data is not None:
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -34,18 +35,18 @@ class Planted:
         self.labels[split].append(label)
         return name
 
-    def check_up(self, num_workers: int = 0) -> Checkup:
+    def audit(self, num_workers: int = 0) -> AuditReport:
         splits = []
         for split, names in self.names.items():
             paths = pa.array(names, pa.large_string())
             labels = np.array(self.labels[split], np.int32)
-            splits.append(SplitUnderTest(split, split, FileImages(paths, str(self.root)), paths, labels, CLASSES, 64))
-        return check_up(splits, min_side=32, near_distance=5, few=3, num_workers=num_workers)
+            splits.append(AuditSplit(split, split, FileImages(paths, str(self.root)), paths, labels, CLASSES, 64))
+        return audit_splits(splits, min_side=32, near_distance=5, few=3, num_workers=num_workers)
 
 
 @dataclass
 class Expected:
-    """What must be found: names of single images; sets of names of copies."""
+    """Expected findings: names of single images; sets of names of copies."""
 
     unreadable: set[str] = field(default_factory=set)
     suspicious: set[tuple[str, str]] = field(default_factory=set)
@@ -55,13 +56,13 @@ class Expected:
 
 
 def plant(planted: Planted, photos: list[Image.Image]) -> Expected:
-    """Plant every kind of fault, each on photos of its own."""
+    """Plant every kind of fault, each on other photos."""
     expected = Expected()
-    left = iter(range(len(photos)))
-    originals = [encoded(photo, quality=90) for photo in photos]
+    unused = iter(range(len(photos)))
+    originals = [encode(photo, quality=90) for photo in photos]
 
     def listed(split: str = 'train') -> tuple[int, str, int]:
-        number = next(left)
+        number = next(unused)
         label = number % CLASSES
         return number, planted.add(split, f'{number}.jpg', label, originals[number]), label
 
@@ -73,13 +74,13 @@ def plant(planted: Planted, photos: list[Image.Image]) -> Expected:
     planted.add('valid', 'empty.jpg', 0, b'')
     expected.unreadable.add('valid/empty.jpg')
 
-    dot = planted.add('train', 'dot.png', 1, encoded(Image.new('RGB', (1, 1), 'red'), 'PNG'))
-    expected.suspicious |= {('tiny', dot), ('one_colour', dot)}
-    strip = planted.add('train', 'strip.jpg', 1, encoded(drawn(999).resize((500, 40))))
+    dot = planted.add('train', 'dot.png', 1, encode(Image.new('RGB', (1, 1), 'red'), 'PNG'))
+    expected.suspicious |= {('tiny', dot), (SINGLE_COLOR, dot)}
+    strip = planted.add('train', 'strip.jpg', 1, encode(synthetic_image(999).resize((500, 40))))
     expected.suspicious.add(('extreme_ratio', strip))
-    grey = planted.add('train', 'grey.jpg', 2, encoded(Image.new('RGB', (90, 70), (201, 200, 200))))
-    expected.suspicious.add(('one_colour', grey))
-    expected.suspicious.add(('damaged', planted.add('train', 'odd.jpg', 1, odd_jpeg())))
+    gray = planted.add('train', 'gray.jpg', 2, encode(Image.new('RGB', (90, 70), (201, 200, 200))))
+    expected.suspicious.add((SINGLE_COLOR, gray))
+    expected.suspicious.add(('damaged', planted.add('train', 'odd.jpg', 1, jpeg_with_extra_bytes())))
 
     number, first, label = listed()
     copy = planted.add('train', 'copy.jpg', label, originals[number])
@@ -101,14 +102,14 @@ def plant(planted: Planted, photos: list[Image.Image]) -> Expected:
             expected.near[frozenset({first, near})] = (split != 'train', shift > 0)
             if split != 'train':
                 expected.quarantined.add(first)
-    for number in left:
+    for number in unused:
         split = ('train', 'valid', 'test')[number % 3]
         planted.add(split, f'{number}.jpg', number % CLASSES, originals[number])
     return expected
 
 
 def with_metadata(jpeg: bytes) -> bytes:
-    """Put a comment behind the start of the file."""
+    """Insert a comment after the start of the file."""
     comment = b'bought in a shop'
     return jpeg[:2] + b'\xff\xfe' + (len(comment) + 2).to_bytes(2, 'big') + comment + jpeg[2:]
 
@@ -120,61 +121,63 @@ def groups_of(found: list[dict]) -> dict[frozenset, tuple[bool, bool]]:
     }
 
 
-def check(checkup: Checkup, expected: Expected) -> None:
-    found = checkup.as_json()
+def check(report: AuditReport, expected: Expected) -> None:
+    found = report.as_json()
     assert {image['fpath'] for image in found['unreadable']} == expected.unreadable
     assert [image['fpath'] for image in found['missing']] == ['train/missing.jpg']
     assert all(image['reason'] for image in found['unreadable'] + found['missing'])
     assert {(image['kind'], image['fpath']) for image in found['suspicious']} == expected.suspicious
     assert groups_of(found['exact_duplicates']) == expected.exact
     assert groups_of(found['near_duplicates']) == expected.near
-    quarantine = checkup.quarantine()['images']
+    quarantine = report.quarantine()['images']
     assert {image['fpath'] for image in quarantine} == expected.quarantined
     assert {image['split'] for image in quarantine} == {'train'}
     for image in found['unreadable']:
-        split = next(split for split in checkup.splits if split.name == image['split'])
+        split = next(split for split in report.splits if split.name == image['split'])
         assert split.names[image['row']].as_py() == image['fpath']
         assert split.labels[image['row']] == image['category_id']
 
 
 @pytest.fixture(scope='module')
-def drawn_set(tmp_path_factory) -> tuple[Planted, Expected]:
-    planted = Planted(tmp_path_factory.mktemp('drawn'))
-    return planted, plant(planted, [drawn(seed) for seed in range(60)])
+def synthetic_set(tmp_path_factory) -> tuple[Planted, Expected]:
+    planted = Planted(tmp_path_factory.mktemp('synthetic'))
+    return planted, plant(planted, [synthetic_image(seed) for seed in range(60)])
 
 
-def test_all_that_was_planted_in_drawn_photos_is_found(drawn_set):
-    planted, expected = drawn_set
-    check(planted.check_up(), expected)
+def test_all_faults_planted_in_synthetic_photos_are_found(synthetic_set):
+    planted, expected = synthetic_set
+    check(planted.audit(), expected)
 
 
 @pytest.mark.process
-def test_processes_find_what_one_finds(drawn_set):
-    planted, _ = drawn_set
-    alone, two = planted.check_up(), planted.check_up(num_workers=2)
+def test_two_processes_give_the_same_report(synthetic_set):
+    planted, _ = synthetic_set
+    alone, two = planted.audit(), planted.audit(num_workers=2)
     assert two.as_json() == alone.as_json()
     assert two.quarantine() == alone.quarantine()
-    assert (two.scan.seen == alone.scan.seen).all()
+    assert (two.scan.stats == alone.scan.stats).all()
 
 
-def test_all_that_was_planted_in_real_photos_is_found(tmp_path):
+def test_all_faults_planted_in_real_photos_are_found(tmp_path):
     folder = Path(os.environ.get('REAL_PHOTOS', ''))
     if not (folder / 'train.txt').exists():
         pytest.skip('REAL_PHOTOS names no photos')
     paths = [line.split(',')[0].strip() for line in (folder / 'train.txt').read_text().splitlines()][::11]
     planted = Planted(tmp_path)
     expected = plant(planted, [Image.open(folder / path).convert('RGB') for path in paths])
-    check(planted.check_up(), expected)
+    check(planted.audit(), expected)
 
 
-def test_figures(tmp_path):
+def test_split_statistics(tmp_path):
     planted = Planted(tmp_path)
     for number, (width, height) in enumerate([(40, 60), (80, 70), (100, 90), (200, 100)]):
-        planted.add('train', f'{number}.png', 0 if number < 3 else 2, encoded(drawn(number, width, height), 'PNG'))
+        planted.add(
+            'train', f'{number}.png', 0 if number < 3 else 2, encode(synthetic_image(number, width, height), 'PNG')
+        )
     planted.add('train', 'empty.png', 2, b'')
-    figures = planted.check_up().figures()
-    assert list(figures) == ['train', 'valid', 'test']
-    train = figures['train']
+    statistics = planted.audit().split_statistics()
+    assert list(statistics) == ['train', 'valid', 'test']
+    train = statistics['train']
     assert (train['images'], train['readable']) == (5, 4)
     assert train['classes']['counts'] == [3, 0, 2, 0, 0, 0, 0, 0]
     assert (train['classes']['few'], train['classes']['empty']) == ([2], [1, 3, 4, 5, 6, 7])
@@ -183,19 +186,19 @@ def test_figures(tmp_path):
     assert train['sizes']['width']['p5'] == 40
     assert train['sizes']['height']['p95'] == 100
     assert train['sizes']['enlarged'] == 1  # the shorter side of 40 x 60 is below 64
-    assert figures['valid'] == {'source': 'valid', 'images': 0, 'readable': 0, 'classes': {}, 'sizes': {}}
+    assert statistics['valid'] == {'source': 'valid', 'images': 0, 'readable': 0, 'classes': {}, 'sizes': {}}
 
 
 def test_images_in_memory():
-    pixels = np.stack([np.asarray(drawn(seed, 32, 32)) for seed in range(20)])
+    pixels = np.stack([np.asarray(synthetic_image(seed, 32, 32)) for seed in range(20)])
     pixels[7] = pixels[3]
     names = pa.array([f'image {row}' for row in range(20)], pa.large_string())
     labels = np.arange(20, dtype=np.int32) % CLASSES
-    split = SplitUnderTest('train', 'cifar', ArrayImages(pixels), names, labels, CLASSES, 32)
-    found = check_up([split], min_side=32, near_distance=5, few=3, num_workers=0).as_json()
+    split = AuditSplit('train', 'cifar', ArrayImages(pixels), names, labels, CLASSES, 32)
+    found = audit_splits([split], min_side=32, near_distance=5, few=3, num_workers=0).as_json()
     assert groups_of(found['exact_duplicates']) == {frozenset({'image 3', 'image 7'}): (False, True)}
     assert found['near_duplicates'] == []
 
 
-def test_a_row_takes_a_few_hundred_bytes(drawn_set):
-    assert drawn_set[0].check_up().scan.seen.itemsize <= 320
+def test_statistics_take_at_most_320_bytes_per_image(synthetic_set):
+    assert synthetic_set[0].audit().scan.stats.itemsize <= 320

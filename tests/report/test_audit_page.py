@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lib.audit.report import SplitUnderTest, check_up
+from lib.audit.report import AuditSplit, audit_splits
 from lib.dataset.images import FileImages
 from lib.report.audit_page import MAX_CARDS, MAX_IMAGES, write_audit_page
 from lib.report.describe import describe_audit
-from tests.audit.drawn import drawn, encoded
+from tests.audit.synthetic import encode, synthetic_image
 from tests.report.test_run_page import Page
 
 HOSTILE = '"><script>alert(1)</script>'
@@ -28,16 +28,16 @@ def found(tmp_path_factory):
             labels.append(label)
 
         for number in range(40 if split == 'train' else 0):
-            data = encoded(drawn(number, 60, 50))
+            data = encode(synthetic_image(number, 60, 50))
             add(f'{number}.jpg', data, number % 3)
             add(f'{number} again.jpg', data, number % 3)
         for number in range(9):
-            add(f'{split} {number} leak.jpg', encoded(drawn(99, 60, 50)), 1)
+            add(f'{split} {number} leak.jpg', encode(synthetic_image(99, 60, 50)), 1)
         add(f'{split} {HOSTILE.replace("/", "")}.jpg', b'', 2)
         paths = pa.array(names, pa.large_string())
         images = FileImages(paths, str(root))
-        splits.append(SplitUnderTest(split, HOSTILE, images, paths, np.array(labels, np.int32), 4, 64))
-    return check_up(splits, min_side=32, near_distance=5, few=50, num_workers=0)
+        splits.append(AuditSplit(split, HOSTILE, images, paths, np.array(labels, np.int32), 4, 64))
+    return audit_splits(splits, min_side=32, near_distance=5, few=50, num_workers=0)
 
 
 @pytest.fixture(scope='module')

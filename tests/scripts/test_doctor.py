@@ -1,4 +1,4 @@
-"""tools/doctor.py as a user runs it, and training without what it put into quarantine."""
+"""tools/doctor.py as a user runs it, and training without the images in quarantine."""
 
 import json
 import shutil
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.scripts.running import TINY, contents, the_error
+from tests.scripts.running import TINY, contents, error_line
 
 
 @pytest.fixture
 def shop(products, tmp_path) -> Path:
-    """A copy of `products` with faults: a copy, a leak, a contradiction, an empty file, one that is not there."""
+    """Return a copy of `products` with a copy, a leak, a contradiction, an empty file and a missing file."""
     folder = tmp_path / 'shop'
     shutil.copytree(products, folder)
     train, valid = (json.loads((folder / f'converted_{split}.json').read_text()) for split in ('train', 'val'))
@@ -43,7 +43,7 @@ def quarantined(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_finds_and_writes_but_touches_no_photo(scripts, shop, tmp_path, workers):
+def test_writes_its_findings_and_changes_no_photo(scripts, shop, tmp_path, workers):
     before = contents(shop)
     options = ('--DATASET_ROOT', shop, '--NAME', 'shop', '--RUN_NUM_WORKERS', workers)
     done = scripts.run(tmp_path, 'tools/doctor.py', *options)
@@ -66,13 +66,13 @@ def test_finds_and_writes_but_touches_no_photo(scripts, shop, tmp_path, workers)
     assert '<b>class' not in page
 
 
-def test_trains_without_what_is_in_quarantine(scripts, shop, tmp_path):
+def test_trains_without_the_images_in_quarantine(scripts, shop, tmp_path):
     scripts.run(tmp_path, 'tools/doctor.py', '--DATASET_ROOT', shop, '--DOCTOR_OUT', 'found', '--RUN_NUM_WORKERS', 0)
     count = len(quarantined(tmp_path / 'found'))
     train = ('--config', TINY, '--DATASET_ROOT', shop)
     without = ('--DATASET_QUARANTINE', 'found/quarantine.json')
     # missing.jpg stops a run that reads it.
-    assert 'missing.jpg: no such file' in the_error(
+    assert 'missing.jpg: no such file' in error_line(
         scripts.run(tmp_path, 'main.py', *train, '--NAME', 'all', code=None)
     )
     done = scripts.run(tmp_path, 'main.py', *train, *without, '--NAME', 'clean')
@@ -97,9 +97,9 @@ def test_another_quarantine_is_another_training_set(scripts, products, tmp_path)
     first = write('first.json', names[3], names[0])
     scripts.run(tmp_path, 'main.py', *train, '--DATASET_QUARANTINE', first)
     second = write('second.json', names[3])
-    assert 'another training set' in the_error(scripts.run(tmp_path, 'main.py', *last(second), code=None))
-    assert 'another training set' in the_error(scripts.run(tmp_path, 'main.py', *last(''), code=None))
-    # The same images in another file and order are the same set; paths that are not there are told.
+    assert 'another training set' in error_line(scripts.run(tmp_path, 'main.py', *last(second), code=None))
+    assert 'another training set' in error_line(scripts.run(tmp_path, 'main.py', *last(''), code=None))
+    # The same images in another file and order are the same set; unknown paths are reported.
     same = write('same.json', names[0], 'gone.jpg', names[3])
     done = scripts.run(tmp_path, 'main.py', *last(same))
     assert 'resuming from' in done.stdout
@@ -120,14 +120,14 @@ def test_all_images_in_quarantine(scripts, products, tmp_path):
     listed = [{'fpath': name, 'split': 'train'} for name in names]
     (tmp_path / 'q.json').write_text(json.dumps({'images': listed}))
     options = ('--config', TINY, '--DATASET_ROOT', products, '--NAME', 'none', '--DATASET_QUARANTINE', 'q.json')
-    line = the_error(scripts.run(tmp_path, 'main.py', *options, code=None))
+    line = error_line(scripts.run(tmp_path, 'main.py', *options, code=None))
     assert 'q.json lists all' in line
     assert not (tmp_path / 'log').exists()
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_interrupted_it_leaves_nothing(scripts, products, tmp_path, workers):
-    target = ('SIGINT', 'lib.audit.scan:Gallery.split_of', 1) if workers == 0 else (
+def test_an_interrupted_audit_writes_nothing(scripts, products, tmp_path, workers):
+    target = ('SIGINT', 'lib.audit.scan:ConcatImages.split_of', 1) if workers == 0 else (
         'SIGINT', 'lib.audit.scan:scan', 1)  # fmt: skip
     script = Path(__file__).resolve().parents[2] / 'tools' / 'doctor.py'
     done = scripts.run(
