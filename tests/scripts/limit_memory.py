@@ -1,6 +1,6 @@
-"""Runs a script that gets little memory: python limit_memory.py MODULES MEGABYTES tools/merge.py [OPTION ...].
+"""Runs a script with little memory: python limit_memory.py MODULES MEGABYTES tools/merge.py [OPTION ...].
 
-So much more than it has once it has imported the modules (a,b).
+The limit is MEGABYTES above the memory in use after the import of MODULES (a,b).
 """
 
 import importlib

@@ -1,8 +1,8 @@
-"""Runs scripts in forks of a process that has imported torch and the rest: imports take longer than the runs.
+"""Runs scripts in forks of a process that has imported torch and lib: imports take longer than the runs.
 
-Started by conftest.py. Each line on standard input is a request, each answer a line on standard output:
+Started by conftest.py. Each line on standard input is a request, each reply a line on standard output:
 {"argv": [script, ...], "cwd", "env", "stdout", "stderr", "report"} -> process id; {"wait": id, "seconds"} -> exit code.
-This process itself computes nothing, so that what it forks finds torch as a fresh process would.
+The server itself computes nothing, so that a fork starts with torch in the state of a fresh process.
 """
 
 import atexit
@@ -21,14 +21,14 @@ HEAVY = [f'lib.commands.{name}' for name in ('cli', 'train', 'report', 'predict'
 
 
 def serve() -> None:
-    """Answer requests until standard input ends."""
+    """Reply to requests until standard input ends."""
     for line in sys.stdin:
         request = json.loads(line)
         if 'wait' in request:
-            answer = _wait(request['wait'], request['seconds'])
-        elif (answer := os.fork()) == 0:
+            reply = _wait(request['wait'], request['seconds'])
+        elif (reply := os.fork()) == 0:
             _run(**request)
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(reply), flush=True)
 
 
 def _wait(process: int, seconds: float) -> int:
@@ -44,10 +44,10 @@ def _wait(process: int, seconds: float) -> int:
 
 
 def _run(argv: list[str], cwd: str, env: dict[str, str], stdout: str, stderr: str, report: bool) -> None:
-    """Become `python argv...`; SystemExit ends the fork with the script's exit code."""
+    """Run `python argv...` and end the fork with the script's exit code."""
     if not report:
-        # Its pictures take four times as long as a tiny run.
-        sys.modules['lib.commands.report'].training_report = lambda run: 'not drawn'
+        # Reports take four times as long as a tiny run.
+        sys.modules['lib.commands.report'].training_report = lambda run: 'omitted'
         sys.modules['lib.commands.tau_norm'].rebalanced_report = lambda path, *_: path
     for number, path in ((0, os.devnull), (1, stdout), (2, stderr)):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
@@ -60,7 +60,7 @@ def _run(argv: list[str], cwd: str, env: dict[str, str], stdout: str, stderr: st
         runpy.run_path(argv[0], run_name='__main__')
     except SystemExit as exit:
         code = exit.code or 0
-    # As the interpreter ends, but for taking torch apart, which in a fork takes seconds.
+    # Like the interpreter's exit, without the destruction of torch's objects, which takes seconds in a fork.
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()

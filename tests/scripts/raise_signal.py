@@ -1,4 +1,4 @@
-"""Runs a script that gets a signal at a point that does not depend on the clock.
+"""Runs a script that receives a signal at a reproducible point.
 
 python raise_signal.py SIGINT lib.trainer.step:TrainStep.__call__ 5 main.py [OPTION ...]: after the fifth call of the
 function, the process sends itself the signal.

@@ -1,4 +1,4 @@
-"""The scripts as a user runs them, and what they leave behind."""
+"""Runs scripts as a user does, and reads the files that they write."""
 
 import hashlib
 import json
@@ -17,14 +17,14 @@ from lib.trainer.checkpointing.io import read_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = Path(__file__).with_name('tiny.yaml')
-# RUN.* never comes from a checkpoint, so it is said again wherever one is given.
+# RUN.* never comes from a checkpoint, so commands that read one repeat it.
 ON_CPU = ('--RUN_DEVICE', 'cpu', '--RUN_PRECISION', 'float32', '--RUN_NUM_WORKERS', '0')
 ENVIRONMENT = {'OMP_NUM_THREADS': '1', 'PYTHONDONTWRITEBYTECODE': '1'}
 
 
 @dataclass
 class Running:
-    """A script under way."""
+    """A running script."""
 
     scripts: 'Scripts'
     command: list[str]
@@ -33,10 +33,12 @@ class Running:
     stderr: Path
 
     def wait_for(self, text: str, seconds: float = 60) -> None:
-        """Return once `text` stands in its output."""
+        """Return when its output contains `text`."""
         end = time.monotonic() + seconds
         while text not in self.stdout.read_text():
-            assert time.monotonic() < end, f'{text!r} was not said: {self.stdout.read_text()}{self.stderr.read_text()}'
+            assert time.monotonic() < end, (
+                f'{text!r} is not in the output: {self.stdout.read_text()}{self.stderr.read_text()}'
+            )
             time.sleep(0.01)
 
     def interrupt(self) -> None:
@@ -44,23 +46,23 @@ class Running:
         os.kill(self.process, signal.SIGINT)
 
     def wait(self, code: int | None = 0) -> subprocess.CompletedProcess:
-        """Return its outcome; its exit code must be `code`, if one is given."""
-        found = self.scripts.ask({'wait': self.process, 'seconds': 120})
-        done = subprocess.CompletedProcess(self.command, found, self.stdout.read_text(), self.stderr.read_text())
+        """Return its outcome, with exit code `code` if one is given."""
+        exit_code = self.scripts.request({'wait': self.process, 'seconds': 120})
+        done = subprocess.CompletedProcess(self.command, exit_code, self.stdout.read_text(), self.stderr.read_text())
         assert code is None or done.returncode == code, f'{self.command}\n{done.stdout}\n{done.stderr}'
         return done
 
 
 class Scripts:
-    """Starts scripts of the repository in a folder."""
+    """Starts scripts of the repository through the server of preloaded.py."""
 
     def __init__(self, server: subprocess.Popen, logs: Path) -> None:
         self._server, self._logs = server, logs
         self._number = 0
 
-    def ask(self, request: dict) -> int:
-        """Pass a request to preloaded.py and return its answer."""
-        self._server.stdin.write(json.dumps(request) + '\n')
+    def request(self, content: dict) -> int:
+        """Send a request to the server and return its reply."""
+        self._server.stdin.write(json.dumps(content) + '\n')
         self._server.stdin.flush()
         return json.loads(self._server.stdout.readline())
 
@@ -72,14 +74,14 @@ class Scripts:
         report: bool = False,
         environment: dict[str, str] = ENVIRONMENT,
     ) -> Running:
-        """Start `python script options...` in `folder`; report.html is left out unless asked for."""
+        """Start `python script options...` in `folder`; report.html is written only if `report`."""
         self._number += 1
         logs = [self._logs / f'{self._number}.{name}' for name in ('stdout', 'stderr')]
         for log in logs:
             log.touch()
         command = [str(REPOSITORY / script), *map(str, options)]
         names = {'stdout': str(logs[0]), 'stderr': str(logs[1]), 'report': report}
-        process = self.ask({'argv': command, 'cwd': str(folder), 'env': environment, **names})
+        process = self.request({'argv': command, 'cwd': str(folder), 'env': environment, **names})
         return Running(self, command, process, *logs)
 
     def run(
@@ -91,16 +93,13 @@ class Scripts:
     def run_until(
         self, folder: Path, signal: str, target: str, count: int, *options: object, code: int
     ) -> subprocess.CompletedProcess:
-        """Run main.py, which gets a signal when the function `target` returns for the `count`th time."""
+        """Run main.py, which receives a signal when the function `target` returns for the `count`th time."""
         wrapped = (signal, target, count, REPOSITORY / 'main.py', *options)
         return self.run(folder, 'tests/scripts/raise_signal.py', *wrapped, code=code)
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Return {name: digest} of all files in a folder but for lock files, which say who was there last, and features.
-
-    Those are kept for whoever looks next, and say nothing that the checkpoint does not.
-    """
+    """Return {name: digest} of all files in a folder except lock files and cached features."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob('*'))
@@ -114,7 +113,7 @@ def metrics_of(run: Path) -> list[dict]:
 
 
 def check_same_run(run: Path, other: Path, names: Sequence[str] = ('last.pth', 'best_model.pth')) -> None:
-    """Hold two runs to be the same bit for bit: weights, optimiser, best model, metrics but for the times."""
+    """Check that two runs are bit-identical: weights, optimizer, best model, metrics except times."""
     for name in names:
         one, two = read_checkpoint(run / name), read_checkpoint(other / name)
         torch.testing.assert_close(one.state_dict, two.state_dict, rtol=0, atol=0)
@@ -130,8 +129,8 @@ def _without_times(lines: list[dict]) -> list[dict]:
     ]
 
 
-def the_error(done: subprocess.CompletedProcess) -> str:
-    """Return the one line of a user's mistake."""
+def error_line(done: subprocess.CompletedProcess) -> str:
+    """Return the error line of a user's mistake, which must be the only line except warnings."""
     assert done.returncode == 2, done.stderr
     lines = [line for line in done.stderr.splitlines() if not line.startswith('warning: ')]
     assert len(lines) == 1, done.stderr
@@ -139,20 +138,20 @@ def the_error(done: subprocess.CompletedProcess) -> str:
     return lines[0]
 
 
-def left_of(group: int) -> list[int]:
-    """Return the processes of a group; those that have ended, but nobody has asked after, do not count."""
-    found = []
+def processes_of_group(group: int) -> list[int]:
+    """Return the ids of running processes of a group, without zombies."""
+    processes = []
     for stat in Path('/proc').glob('[0-9]*/stat'):
         with suppress(OSError):
             state, _, its_group = stat.read_text().rpartition(')')[2].split()[:3]
             if int(its_group) == group and state not in 'ZX':
-                found.append(int(stat.parent.name))
-    return found
+                processes.append(int(stat.parent.name))
+    return processes
 
 
 def wait_until_gone(group: int, seconds: float = 20) -> None:
-    """Return once no process of a group is left."""
+    """Return when no process of a group is running."""
     end = time.monotonic() + seconds
-    while left_of(group):
-        assert time.monotonic() < end, f'processes {left_of(group)} outlive the main one'
+    while processes_of_group(group):
+        assert time.monotonic() < end, f'processes {processes_of_group(group)} outlive the main process'
         time.sleep(0.05)

@@ -5,7 +5,7 @@ import json
 import torch
 
 from lib.trainer.checkpointing.io import read_checkpoint
-from tests.scripts.running import ON_CPU, TINY, metrics_of, the_error
+from tests.scripts.running import ON_CPU, TINY, error_line, metrics_of
 
 CONTRAST = ('--LOSS_AUXILIARY', 'balanced_contrastive', '--LOSS_CONTRAST_WIDTH', 16)
 
@@ -55,5 +55,5 @@ def test_a_teacher(scripts, products, run_folder):
     assert set(state) == set(read_checkpoint(run_folder / 'log' / 'tiny' / 'last.pth').state_dict)
     assert (run_folder / 'log' / 'tiny' / 'best_model.pth').read_bytes() == before
     wrong = (*taught[:-1], 'log/none.pth', '--NAME', 'other')
-    assert 'LOSS.TEACHER log/none.pth: no such file' in the_error(scripts.run(run_folder, 'main.py', *wrong, code=2))
+    assert 'LOSS.TEACHER log/none.pth: no such file' in error_line(scripts.run(run_folder, 'main.py', *wrong, code=2))
     assert not (run_folder / 'log' / 'other').exists()

@@ -6,7 +6,7 @@ import shutil
 import torch
 
 from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
-from tests.scripts.running import ON_CPU, the_error
+from tests.scripts.running import ON_CPU, error_line
 
 
 def test_two_models(scripts, run_folder):
@@ -30,10 +30,10 @@ def test_two_models(scripts, run_folder):
 
 
 def test_mistakes(scripts, run_folder, products):
-    line = the_error(scripts.run(run_folder, 'tools/compare.py', 'log/tiny', 'log/nothing', code=2))
+    line = error_line(scripts.run(run_folder, 'tools/compare.py', 'log/tiny', 'log/nothing', code=2))
     assert line == 'error: log/nothing: neither a checkpoint nor a run folder with a best_model.pth'
     checkpoint = read_checkpoint(run_folder / 'log' / 'tiny' / 'best_model.pth')
     checkpoint.training_set.class_names[0] = 'other'
     write_checkpoint(run_folder / 'other.pth', checkpoint)
-    line = the_error(scripts.run(run_folder, 'tools/compare.py', 'log/tiny', 'other.pth', *ON_CPU, code=2))
+    line = error_line(scripts.run(run_folder, 'tools/compare.py', 'log/tiny', 'other.pth', *ON_CPU, code=2))
     assert 'differ from those of log/tiny/best_model.pth' in line

@@ -1,4 +1,4 @@
-"""tools/enroll.py as a user runs it: the new model is an ordinary one, and answers as the tool says."""
+"""tools/enroll.py as a user runs it: the new model is an ordinary checkpoint with the reported metrics."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ import torch
 
 from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 from tests.aliproducts import draw_product
-from tests.scripts.running import ON_CPU, contents, the_error
+from tests.scripts.running import ON_CPU, contents, error_line
 
 NAMES = ['marmalade', 'tea 2', 'tea 10']
 BEST = 'log/tiny/best_model.pth'
@@ -36,7 +36,7 @@ def enroll(scripts, folder, photos, *options, code=0):
 
 
 def predicted(scripts, folder, checkpoint, json_file):
-    """What test.py says of the images of an annotation file, (n,), and their labels."""
+    """Return the classes that test.py predicts for the images of an annotation file, (n,), and their labels."""
     scripts.run(folder, 'test.py', '--RESUME_MODEL', checkpoint, '--DATASET_TEST_JSON', json_file, *ON_CPU)
     with open((folder / checkpoint).with_suffix('.csv'), newline='') as file:
         found = np.array([int(row['predicted']) for row in csv.DictReader(file)])
@@ -53,17 +53,17 @@ def enrolled(scripts, finished, photos, tmp_path_factory):
     return folder, done
 
 
-def test_what_is_said_and_written(enrolled):
+def test_output_and_files(enrolled):
     folder, done = enrolled
     assert {path.name for path in (folder / OUT).iterdir()} == FILES | {'.lock'}
-    figures = json.loads((folder / OUT / 'enroll.json').read_text())
-    assert (figures['num_classes'], figures['new']['num_shots'], figures['new']['num_measured']) == (9, 9, 12)
-    assert figures['classes']['tea 2'].keys() == {'shots', 'measured', 'right'}
+    metrics = json.loads((folder / OUT / 'enroll.json').read_text())
+    assert (metrics['num_classes'], metrics['new']['num_shots'], metrics['new']['num_measured']) == (9, 9, 12)
+    assert metrics['classes']['tea 2'].keys() == {'shots', 'measured', 'right'}
     assert '3 new classes from 9 images, 9 classes in total' in done.stdout
     for kind in ('old', 'new'):
-        assert f'{figures[kind]["before"]:.1%}' in done.stdout
-        assert f'{figures[kind]["after"]:.1%}' in done.stdout
-    assert '1 images cannot be decoded' in done.stderr
+        assert f'{metrics[kind]["before"]:.1%}' in done.stdout
+        assert f'{metrics[kind]["after"]:.1%}' in done.stdout
+    assert '1 image cannot be decoded' in done.stderr
     for name in ('best_model.pth', 'enroll.json', 'classes.json', 'converted_val.json'):
         assert f'wrote {OUT}/{name}' in done.stdout
 
@@ -77,28 +77,28 @@ def test_the_checkpoint_has_rows_behind_the_old_ones(enrolled):
     assert [*old.training_set.class_parents, [], [], []] == new.training_set.class_parents
     assert new.training_set.digest != old.training_set.digest
     for name, value in old.state_dict.items():
-        kept = new.state_dict[name]
-        assert torch.equal(kept[: len(value)] if name.startswith('classifier.') else kept, value), name
+        tensor = new.state_dict[name]
+        assert torch.equal(tensor[: len(value)] if name.startswith('classifier.') else tensor, value), name
     assert new.state_dict['classifier.weight'].dtype == torch.float32
     lengths = new.state_dict['classifier.weight'][6:].norm(dim=1)
     torch.testing.assert_close(lengths, lengths[:1].expand(3))
 
 
-def test_test_py_finds_what_was_promised(scripts, enrolled, products):
+def test_test_py_confirms_the_metrics(scripts, enrolled, products):
     """On the held-out photos of new classes, and on old ones before."""
     folder, _ = enrolled
-    figures = json.loads((folder / OUT / 'enroll.json').read_text())
+    metrics = json.loads((folder / OUT / 'enroll.json').read_text())
     found, labels = predicted(scripts, folder, f'{OUT}/best_model.pth', f'{OUT}/converted_val.json')
     assert (len(labels), (labels >= 6).sum()) == (24 + 12, 12)
     for label, name in enumerate(NAMES, start=6):
-        assert (found[labels == label] == label).sum() == figures['classes'][name]['right']
+        assert (found[labels == label] == label).sum() == metrics['classes'][name]['right']
     before, old_labels = predicted(scripts, folder, BEST, products / 'converted_val.json')
     right = [np.mean(before[old_labels == label] == label) for label in range(6)]
-    assert figures['old']['before'] == pytest.approx(np.mean(right))
-    assert figures['old']['num_measured'] == 24
+    assert metrics['old']['before'] == pytest.approx(np.mean(right))
+    assert metrics['old']['num_measured'] == 24
 
 
-def test_other_scripts_take_it(scripts, enrolled, photos, tmp_path):
+def test_other_scripts_load_the_model(scripts, enrolled, photos, tmp_path):
     folder, _ = enrolled
     model = folder / OUT / 'best_model.pth'
     done = scripts.run(folder, 'tau_norm.py', '--RESUME_MODEL', model, '--TAU_NORM_LOG_ROOT', tmp_path / 'tau', *ON_CPU)
@@ -127,10 +127,10 @@ def test_other_classifiers(scripts, run_folder, photos, kind):
         checkpoint.state_dict['classifier.scale'] = torch.linspace(0.7, 1.3, 6)
     write_checkpoint(path, checkpoint)
     enroll(scripts, run_folder, photos, '--MODEL_CLASSIFIER', kind)
-    figures = json.loads((run_folder / OUT / 'enroll.json').read_text())
+    metrics = json.loads((run_folder / OUT / 'enroll.json').read_text())
     found, labels = predicted(scripts, run_folder, f'{OUT}/best_model.pth', f'{OUT}/converted_val.json')
     for label, name in enumerate(NAMES, start=6):
-        assert (found[labels == label] == label).sum() == figures['classes'][name]['right']
+        assert (found[labels == label] == label).sum() == metrics['classes'][name]['right']
     if kind == 'lws':
         scales = read_checkpoint(run_folder / OUT / 'best_model.pth').state_dict['classifier.scale']
         assert scales.tolist() == pytest.approx([0.7, 0.82, 0.94, 1.06, 1.18, 1.3, 1, 1, 1])
@@ -152,13 +152,13 @@ def test_annotations_with_names_beside_them(scripts, run_folder, photos):
     assert new.training_set.class_names[6:] == ['marmalade', 'tea 2']
     assert new.training_set.class_parents[6:] == [['Jam'], ['Tea']]
     assert new.training_set.class_counts[6:].tolist() == [4, 4]
-    figures = json.loads((run_folder / OUT / 'enroll.json').read_text())
-    assert figures['new'] == {'num_shots': 8, 'num_measured': 0}
+    metrics = json.loads((run_folder / OUT / 'enroll.json').read_text())
+    assert metrics['new'] == {'num_shots': 8, 'num_measured': 0}
 
 
 def test_without_the_old_images(scripts, run_folder, photos):
     options = ('--DATASET_VALID_JSON', 'gone.json')
-    line = the_error(enroll(scripts, run_folder, photos, *options, code=2))
+    line = error_line(enroll(scripts, run_folder, photos, *options, code=2))
     assert 'gone.json: no such file' in line
     assert '--ENROLL_MAX_LOSS 1 sets no limit' in line
     done = enroll(scripts, run_folder, photos, *options, '--ENROLL_MAX_LOSS', 1)
@@ -170,14 +170,14 @@ def test_without_the_old_images(scripts, run_folder, photos):
 def test_nothing_is_overwritten_silently(scripts, enrolled, photos):
     folder, _ = enrolled
     before = contents(folder)
-    line = the_error(enroll(scripts, folder, photos, code=2))
+    line = error_line(enroll(scripts, folder, photos, code=2))
     assert f'{OUT} exists already: --OVERWRITE True' in line
-    line = the_error(enroll(scripts, folder, photos, '--ENROLL_OUT', 'log/tiny', '--OVERWRITE', True, code=2))
+    line = error_line(enroll(scripts, folder, photos, '--ENROLL_OUT', 'log/tiny', '--OVERWRITE', True, code=2))
     assert 'ENROLL.OUT log/tiny holds RESUME_MODEL' in line
     assert contents(folder) == before
 
 
-def test_overwrite_renames_aside(scripts, run_folder, photos):
+def test_overwrite_renames_the_old_folder(scripts, run_folder, photos):
     enroll(scripts, run_folder, photos)
     before = contents(run_folder / OUT)
     done = enroll(scripts, run_folder, photos, '--OVERWRITE', True, '--ENROLL_PER_CLASS', 2)
@@ -190,12 +190,12 @@ def test_mistakes(scripts, run_folder, photos):
     before = contents(run_folder)
     known = read_checkpoint(run_folder / BEST).training_set.class_names
     for name, content in {'known': None, 'unreadable': b'no photo'}.items():
-        place = run_folder.parent / f'{run_folder.name}_{name}' / (known[2] if content is None else 'x')
-        place.mkdir(parents=True)
+        target = run_folder.parent / f'{run_folder.name}_{name}' / (known[2] if content is None else 'x')
+        target.mkdir(parents=True)
         source = photos / NAMES[0] / '0.jpg'
-        (place / '0.jpg').write_bytes(source.read_bytes() if content is None else content)
+        (target / '0.jpg').write_bytes(source.read_bytes() if content is None else content)
     beside = run_folder.parent / run_folder.name
-    line = the_error(scripts.run(run_folder, 'tools/enroll.py', '--RESUME_MODEL', BEST, *ON_CPU, code=2))
+    line = error_line(scripts.run(run_folder, 'tools/enroll.py', '--RESUME_MODEL', BEST, *ON_CPU, code=2))
     assert 'ENROLL.IMAGES is empty: --ENROLL_IMAGES FOLDER' in line
     for source, words in (
         ('nowhere', 'ENROLL.IMAGES nowhere: no such folder or file'),
@@ -203,7 +203,7 @@ def test_mistakes(scripts, run_folder, photos):
         (f'{beside}_unreadable', "no image of 'x' can be decoded"),
         (f'{beside}_known/{known[2]}', 'no class folders'),
     ):
-        assert words in the_error(enroll(scripts, run_folder, source, code=2))
-    line = the_error(scripts.run(run_folder, 'tools/enroll.py', *ON_CPU, '--ENROLL_IMAGES', photos, code=2))
+        assert words in error_line(enroll(scripts, run_folder, source, code=2))
+    line = error_line(scripts.run(run_folder, 'tools/enroll.py', *ON_CPU, '--ENROLL_IMAGES', photos, code=2))
     assert 'needs a trained model' in line
     assert contents(run_folder) == before

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
-from tests.scripts.running import ON_CPU, REPOSITORY, contents, the_error
+from tests.scripts.running import ON_CPU, REPOSITORY, contents, error_line
 
 MODEL = ('--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU)
 # Blocks imports of all packages but onnxruntime, numpy and Pillow.
@@ -147,7 +147,7 @@ def test_safetensors_can_be_used_as_a_checkpoint(scripts, run_folder, products):
     scripts.run(run_folder, 'test.py', '--RESUME_MODEL', path, *ON_CPU, *valid)
     assert contents(run_folder / 'log' / 'tiny')['best_model.csv'] == expected['best_model.csv']
     path.write_bytes(path.read_bytes()[:100])
-    line = the_error(scripts.run(run_folder, 'test.py', '--RESUME_MODEL', path, *ON_CPU, *valid, code=2))
+    line = error_line(scripts.run(run_folder, 'test.py', '--RESUME_MODEL', path, *ON_CPU, *valid, code=2))
     assert 'cannot be read as a checkpoint' in line
 
 
@@ -171,5 +171,5 @@ def test_mistakes_change_no_file(scripts, run_folder):
         (('--EXPORT_OUT', 'mine.txt'), 'must end in .onnx'),
         (('--EXPORT_FORMAT', 'tflite'), 'must be one of onnx, torch_export, safetensors'),
     ):
-        assert text in the_error(scripts.run(run_folder, 'tools/export.py', *MODEL, *options, code=2))
+        assert text in error_line(scripts.run(run_folder, 'tools/export.py', *MODEL, *options, code=2))
     assert (run_folder / 'mine.onnx').read_text() == 'precious'

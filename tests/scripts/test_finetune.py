@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lib.trainer.checkpointing.io import read_checkpoint
-from tests.scripts.running import ON_CPU, contents, metrics_of, the_error
+from tests.scripts.running import ON_CPU, contents, error_line, metrics_of
 
 TUNE = ('--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU)
 
@@ -92,7 +92,7 @@ def test_training_on_the_valid_split(scripts, products, run_folder):
 def test_finished_runs_and_used_folders(scripts, products, run_folder):
     before = contents(run_folder / 'log')
     same = ('--DATASET_ROOT', products, '--NAME', 'tiny', *ON_CPU)
-    line = the_error(scripts.run(run_folder, 'main.py', *same, code=2))
+    line = error_line(scripts.run(run_folder, 'main.py', *same, code=2))
     for way in ('--RESUME_MODEL last', '--NAME', '--OVERWRITE True'):
         assert way in line
     assert contents(run_folder / 'log') == before

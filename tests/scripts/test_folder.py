@@ -8,7 +8,7 @@ import pytest
 
 from lib.trainer.checkpointing.io import read_checkpoint
 from tests.aliproducts import draw_product
-from tests.scripts.running import ON_CPU, contents, metrics_of, the_error
+from tests.scripts.running import ON_CPU, contents, error_line, metrics_of
 
 # Such a folder uses configs/own_photos.yaml; these options make it small.
 TINY = ('--MODEL_BACKBONE', 'test_resnet', '--INPUT_SIZE', 32, '--TRAIN_MAX_EPOCH', 2, '--TRAIN_BATCH_SIZE', 8)
@@ -70,7 +70,7 @@ def test_folders_named_after_classes_are_labels(scripts, photos, tmp_path):
     (tmp_path / 'train').rename(photos / 'train')
     scripts.run(tmp_path, 'main.py', '--DATASET_ROOT', 'my_photos', *TINY)
     model = ('--RESUME_MODEL', 'log/my_photos/best_model.pth', *ON_CPU)
-    assert 'no test images' in the_error(scripts.run(tmp_path, 'test.py', *model, code=2))
+    assert 'no test images' in error_line(scripts.run(tmp_path, 'test.py', *model, code=2))
     random = np.random.default_rng(6)
     for label in (2, 0):
         folder = photos / 'test' / NAMES[label]
@@ -92,7 +92,7 @@ def test_a_loss_that_is_not_finite(scripts, photos, tmp_path):
     options = ('--DATASET_ROOT', 'my_photos', *TINY, '--SCHEDULE_TYPE', 'multistep', '--SCHEDULE_WARMUP_EPOCHS', 0)
     # The learning rate is usual in the first epoch and extreme from the second one on.
     options += ('--SCHEDULE_MILESTONE_EPOCHS', 1, '--SCHEDULE_DECAY_FACTORS', 1e30)
-    line = the_error(scripts.run(tmp_path, 'main.py', *options, code=2))
+    line = error_line(scripts.run(tmp_path, 'main.py', *options, code=2))
     for part in (
         'the loss is not finite',
         'epoch 2, step 2',
@@ -108,7 +108,7 @@ def test_a_loss_that_is_not_finite(scripts, photos, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_in_the_first_epoch(scripts, photos, tmp_path):
-    line = the_error(
+    line = error_line(
         scripts.run(tmp_path, 'main.py', '--DATASET_ROOT', 'my_photos', *TINY, '--OPTIMIZER_LR', 1e30, code=2)
     )
     assert 'epoch 1, step 2' in line
@@ -135,14 +135,14 @@ def test_raise_names_the_path(scripts, photos, tmp_path):
     (photos / 'bread' / '3.jpg').write_bytes(b'')
     (photos / 'bread' / '4.jpg').write_bytes(b'')
     options = ('--DATASET_ROOT', 'my_photos', *TINY, '--DATASET_ON_BAD_IMAGE', 'raise')
-    line = the_error(scripts.run(tmp_path, 'main.py', *options, code=2))
+    line = error_line(scripts.run(tmp_path, 'main.py', *options, code=2))
     assert 'my_photos/bread/' in line
     assert '--DATASET_ON_BAD_IMAGE skip' in line
 
 
 def test_a_class_without_readable_images(scripts, photos, tmp_path):
     (photos / 'kiwi 10' / '0.jpg').write_bytes(b'no image')
-    line = the_error(scripts.run(tmp_path, 'main.py', '--DATASET_ROOT', 'my_photos', *TINY, code=2))
+    line = error_line(scripts.run(tmp_path, 'main.py', '--DATASET_ROOT', 'my_photos', *TINY, code=2))
     assert 'none of its 1 training images can be decoded' in line
     assert 'my_photos/kiwi 10/0.jpg' in line
 

@@ -14,9 +14,9 @@ from tests.scripts.running import (
     REPOSITORY,
     TINY,
     check_same_run,
-    left_of,
+    error_line,
     metrics_of,
-    the_error,
+    processes_of_group,
     wait_until_gone,
 )
 
@@ -87,7 +87,7 @@ def killed_repeatedly(scripts, folder, options, epochs, times, seed):
         halves += len(list(victim.run.glob('.*.tmp.pth')))
         if (victim.run / 'last.pth').exists():
             places.append(read_checkpoint(victim.run / 'last.pth').progress.position)
-        print(f'seed {seed}: killed for {phase or "nothing"} at {at}, saved {places[-1:]}')
+        print(f'killed for {phase or "nothing"} at {at}, saved {places[-1:]}')
     assert halves, 'not one save was hit'
     assert places == sorted(places), 'an older state replaced a newer one'
     scripts.run(folder, 'main.py', *options, '--TRAIN_MAX_EPOCH', epochs, *LAST)
@@ -102,7 +102,6 @@ def check_whole(run, expected, epochs):
     assert {path.name for path in run.glob('*.pth')} == {path.name for path in expected.glob('*.pth')}
 
 
-@pytest.mark.parametrize('seed', [random.randrange(10**6)], ids=['any seed'])
 def test_killed(scripts, options, uninterrupted, tmp_path, seed):
     run = killed_repeatedly(scripts, tmp_path, options, 6, 5, seed)
     check_whole(run, uninterrupted(6), 6)
@@ -110,9 +109,9 @@ def test_killed(scripts, options, uninterrupted, tmp_path, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 2])
-def test_killed_twenty_times(scripts, options, uninterrupted, tmp_path, workers):
+def test_killed_twenty_times(scripts, options, uninterrupted, tmp_path, seed, workers):
     options = (*options, '--RUN_NUM_WORKERS', workers)
-    run = killed_repeatedly(scripts, tmp_path, options, 30, 20, random.randrange(10**6))
+    run = killed_repeatedly(scripts, tmp_path, options, 30, 20, seed)
     check_whole(run, uninterrupted(30), 30)
 
 
@@ -121,7 +120,7 @@ def test_killed_with_its_workers(scripts, options, tmp_path):
     victim = Victim(scripts, tmp_path, *options, '--RUN_NUM_WORKERS', 2)
     running = victim.start()
     running.wait_for('phase: step')
-    assert len(left_of(running.process)) >= 4
+    assert len(processes_of_group(running.process)) >= 4
     os.kill(running.process, signal.SIGKILL)
     running.wait(-9)
     wait_until_gone(running.process)
@@ -130,9 +129,7 @@ def test_killed_with_its_workers(scripts, options, tmp_path):
 @pytest.mark.parametrize(
     'phase', ['step', 'valid', pytest.param('save', marks=pytest.mark.slow), pytest.param('', marks=pytest.mark.slow)]
 )
-def test_preempted(scripts, options, uninterrupted, tmp_path, phase):
-    seed = random.randrange(10**6)
-    print(f'seed {seed}')
+def test_preempted(scripts, options, uninterrupted, tmp_path, seed, phase):
     # A batch of validation takes longer than the test waits.
     slow = (0.01, 0.01, 1.0 if phase == 'valid' else 0.01)
     victim = Victim(scripts, tmp_path, *options, '--TRAIN_MAX_EPOCH', 3, slow=slow)
@@ -244,7 +241,7 @@ def test_a_disk_that_fills_up(scripts, options, small_disk, tmp_path, freed):
         assert done.returncode == 0
         assert place.position == (1, 0)
     else:
-        line = the_error(done)
+        line = error_line(done)
         assert 'no space left on the device while writing' in line
         assert 'earlier files are unchanged' in line
         assert place.epoch == 0

@@ -13,7 +13,7 @@ from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 from lib.trainer.checkpointing.sharded import ClassifierShard
 from lib.trainer.run_folder import RunFolder
 from tests.scripts.rank_runs import run_ranks_of
-from tests.scripts.running import ON_CPU, REPOSITORY, TINY, check_same_run, contents, the_error
+from tests.scripts.running import ON_CPU, REPOSITORY, TINY, check_same_run, contents, error_line
 from tests.trainer.small import small_checkpoint
 
 MERGE = 'tools/merge.py'
@@ -134,7 +134,7 @@ def test_existing_files_are_not_overwritten(scripts, sharded_run):
     merged = run / 'best_model_merged.pth'
     whole = merged.read_bytes()
     merged.write_bytes(b'mine')
-    line = the_error(scripts.run(sharded_run, MERGE, *BEST, code=2))
+    line = error_line(scripts.run(sharded_run, MERGE, *BEST, code=2))
     assert 'log/run/best_model_merged.pth exists already: set --OVERWRITE True' in line
     assert merged.read_bytes() == b'mine'
     scripts.run(sharded_run, MERGE, *BEST, '--OVERWRITE', True)
@@ -165,7 +165,7 @@ def test_mistakes(scripts, sharded_run, arguments, text):
     write_checkpoint(sharded_run / 'ordinary.pth', small_checkpoint())
     (sharded_run / 'text.pth').write_text('no checkpoint')
     before = contents(sharded_run)
-    assert text in the_error(scripts.run(sharded_run, MERGE, *arguments, code=2))
+    assert text in error_line(scripts.run(sharded_run, MERGE, *arguments, code=2))
     assert contents(sharded_run) == before
 
 
@@ -181,7 +181,7 @@ def test_missing_and_damaged_shards_raise(scripts, sharded_run, damage):
     else:
         shard.write_bytes(shard.read_bytes()[:-8])
     before = contents(sharded_run)
-    line = the_error(scripts.run(sharded_run, MERGE, *BEST, code=2))
+    line = error_line(scripts.run(sharded_run, MERGE, *BEST, code=2))
     assert str(shard_folder.relative_to(sharded_run)) in line
     assert contents(sharded_run) == before
 
@@ -209,4 +209,4 @@ def test_merge_needs_the_memory_of_the_rows_once(scripts, tmp_path):
     torch.testing.assert_close(merged['classifier.weight'], rows['classifier.weight'], rtol=0, atol=0)
     # The limit is effective: half of it is too little.
     limited = ('lib.commands.merge', megabytes / 2, *limited[2:], '--OVERWRITE', True)
-    assert 'out of memory' in the_error(scripts.run(tmp_path, 'tests/scripts/limit_memory.py', *limited, code=2))
+    assert 'out of memory' in error_line(scripts.run(tmp_path, 'tests/scripts/limit_memory.py', *limited, code=2))

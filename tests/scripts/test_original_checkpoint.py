@@ -14,7 +14,7 @@ from lib.builders.data import open_test_split
 from lib.commands.cli import read_command
 from lib.commands.loaded_model import load_model
 from lib.trainer.checkpointing.io import read_checkpoint
-from tests.scripts.running import ON_CPU, the_error
+from tests.scripts.running import ON_CPU, error_line
 
 NUM_CLASSES = 6
 NOTE = 'contains no config: configs/AiProducts_original.yaml is used (BGR images, cosine scale 1)'
@@ -143,7 +143,7 @@ def test_cosine(scripts, network, products, tmp_path):
     weight = network.fc.weight.detach()
     expected = torch.nn.functional.cosine_similarity(features[:, None], weight[None], dim=2)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
-    line = the_error(scripts.run(tmp_path, 'test.py', *options, *ON_CPU, code=2))
+    line = error_line(scripts.run(tmp_path, 'test.py', *options, *ON_CPU, code=2))
     assert 'its classifier has no bias' in line
     assert '--MODEL_CLASSIFIER FCNorm' in line
 
@@ -151,7 +151,7 @@ def test_cosine(scripts, network, products, tmp_path):
 @pytest.mark.slow
 def test_fc_read_as_cosine(scripts, checkpoint, products, tmp_path):
     options = ('--RESUME_MODEL', checkpoint, '--DATASET_ROOT', products, '--MODEL_CLASSIFIER', 'FCNorm')
-    line = the_error(scripts.run(tmp_path, 'test.py', *options, *ON_CPU, code=2))
+    line = error_line(scripts.run(tmp_path, 'test.py', *options, *ON_CPU, code=2))
     assert 'classifier.bias' in line
     assert 'MODEL.CLASSIFIER' in line
     assert list(tmp_path.iterdir()) == []
@@ -163,7 +163,7 @@ def test_resuming_is_fine_tuning(scripts, network, products, tmp_path):
     path = save_original(tmp_path / 'original.pth', network)
     options = ('--RESUME_MODEL', path, '--DATASET_ROOT', products, '--NAME', 'tuned')
     options += ('--TRAIN_MAX_EPOCH', 1, '--TRAIN_BATCH_SIZE', 8, '--DATASET_HEAD_CAP', 1, '--INPUT_SIZE', 32)
-    line = the_error(scripts.run(tmp_path, 'main.py', *options, '--RESUME_MODE', 'continue', *ON_CPU, code=2))
+    line = error_line(scripts.run(tmp_path, 'main.py', *options, '--RESUME_MODE', 'continue', *ON_CPU, code=2))
     assert 'the checkpoint holds weights only' in line
     done = scripts.run(tmp_path, 'main.py', *options, *ON_CPU)
     assert NOTE in done.stdout

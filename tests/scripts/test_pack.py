@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from tests.scripts.running import ON_CPU, REPOSITORY, TINY, contents, metrics_of, the_error
+from tests.scripts.running import ON_CPU, REPOSITORY, TINY, contents, error_line, metrics_of
 from tests.scripts.test_exact_resume import check_same
 
 RECIPE = ('--config', TINY, '--NAME', 'run')
@@ -110,7 +110,7 @@ def test_overwrite_renames_the_earlier_result(scripts, packed, tmp_path):
         shutil.copytree(packed / name, tmp_path / name)
     before = contents(tmp_path / 'packed')
     options = ('--config', TINY, '--DATASET_ROOT', 'shop', '--PACK_OUT', 'packed')
-    error = the_error(scripts.run(tmp_path, 'tools/pack.py', *options, code=2))
+    error = error_line(scripts.run(tmp_path, 'tools/pack.py', *options, code=2))
     assert 'packed/train was packed with' in error
     assert '--OVERWRITE True' in error
     done = scripts.run(tmp_path, 'tools/pack.py', *options, '--OVERWRITE', True)
@@ -129,7 +129,7 @@ def test_a_small_disk(scripts, products, small_disk, tmp_path, how, words):
     """Copying checks the space first; re-encoding fails when the disk is full and leaves no partial files."""
     disk = small_disk(60)
     options = ('--config', TINY, '--DATASET_ROOT', products, '--PACK_OUT', disk / 'p', '--PACK_IMAGES', how)
-    error = the_error(scripts.run(tmp_path, 'tools/pack.py', *options, '--RUN_NUM_WORKERS', 0, code=2))
+    error = error_line(scripts.run(tmp_path, 'tools/pack.py', *options, '--RUN_NUM_WORKERS', 0, code=2))
     assert all(word in error for word in words), error
     assert not list(disk.rglob('.*.tmp*'))
     assert not list(disk.rglob('*.tar'))

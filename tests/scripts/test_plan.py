@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.scripts.running import TINY, contents, the_error
+from tests.scripts.running import TINY, contents, error_line
 
 RUN = ('--config', TINY, '--NAME', 'p', '--RUN_DEVICE', 'cpu', '--RUN_PRECISION', 'float32')
 
@@ -50,4 +50,4 @@ def test_configured_strategy_has_a_row(scripts, tmp_path):
     ],
 )
 def test_mistakes(scripts, tmp_path, options, text):
-    assert text in the_error(scripts.run(tmp_path, 'tools/plan.py', *RUN, *options, code=None))
+    assert text in error_line(scripts.run(tmp_path, 'tools/plan.py', *RUN, *options, code=None))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
-from tests.scripts.running import ON_CPU, the_error
+from tests.scripts.running import ON_CPU, error_line
 
 MODEL = ('--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU)
 
@@ -35,9 +35,9 @@ def test_all_methods_are_measured_on_images_that_they_were_not_fitted_on(scripts
     assert min(methods[name]['mean_class_error'] for name in ('tau_norm', 'lws')) < before['mean_class_error']
     for name in ('temperature', 'group_temperature'):
         assert methods[name]['mean_class_error'] == before['mean_class_error'], 'the best class stays the best'
-    for figures in methods.values():
-        low, high = figures['interval']
-        assert low <= figures['mean_class_error'] <= high
+    for metrics in methods.values():
+        low, high = metrics['interval']
+        assert low <= metrics['mean_class_error'] <= high
 
 
 @pytest.mark.parametrize('method', ['tau_norm', 'logit_adjustment', 'lws', 'ncm', 'cosine', 'temperature'])
@@ -46,14 +46,14 @@ def test_the_saved_model_is_the_fitted_one(scripts, biased, products, method):
     options = ('--POSTHOC_METHODS', method, '--POSTHOC_FIT_SPLIT', 'train', '--POSTHOC_SAVE', method)
     done = scripts.run(biased, 'tools/posthoc.py', *MODEL, *options, code=None)
     if done.returncode:  # six classes of a few images each: maybe nothing is better
-        assert 'the untouched classifier was not beaten' in the_error(done)
+        assert 'the untouched classifier was not beaten' in error_line(done)
         return
     found = json.loads((biased / 'log' / 'tiny' / 'posthoc.json').read_text())['methods'][method]
     model = ('--RESUME_MODEL', 'log_tau/tiny/best_model.pth', *ON_CPU)
     scripts.run(biased, 'test.py', *model, '--DATASET_TEST_JSON', products / 'converted_val.json')
     metrics = json.loads((biased / 'log_tau' / 'tiny' / 'best_model_metrics.json').read_text())
     assert metrics['mean_class_error'] == pytest.approx(found['mean_class_error'], abs=1e-9)
-    line = the_error(scripts.run(biased, 'tools/posthoc.py', *MODEL, *options, code=2))
+    line = error_line(scripts.run(biased, 'tools/posthoc.py', *MODEL, *options, code=2))
     assert 'holds an earlier result' in line
 
 
@@ -63,7 +63,7 @@ def test_mistakes(scripts, run_folder):
         (('--POSTHOC_SAVE', 'magic'), "POSTHOC.SAVE is 'magic'"),
         (('--POSTHOC_SAVE', 'group_temperature', '--POSTHOC_METHODS', 'group_temperature'), 'not a linear classifier'),
     ):
-        assert words in the_error(scripts.run(run_folder, 'tools/posthoc.py', *MODEL, *options, code=2))
+        assert words in error_line(scripts.run(run_folder, 'tools/posthoc.py', *MODEL, *options, code=2))
 
 
 def test_tau_norm_reports_cross_fitted_metrics(scripts, biased):

@@ -3,14 +3,11 @@
 import random
 import signal
 
-import pytest
-
 from tests.scripts.running import ON_CPU, REPOSITORY, contents
 
 OPTIONS = ('--TEST_TOP_K', 3, '--TEST_EMBEDDINGS', True, '--TEST_FLIP', True, '--TEST_BATCH_SIZE', 2)
 
 
-@pytest.mark.parametrize('seed', [random.randrange(1000)], ids='seed{}'.format)
 def test_killed_and_resumed(scripts, run_folder, products, seed):
     model = ('--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU)
     options = (*model, '--DATASET_TEST_JSON', products / 'converted_val.json', *OPTIONS)
@@ -24,7 +21,9 @@ def test_killed_and_resumed(scripts, run_folder, products, seed):
     num_resumed = 0
     for _ in range(3):
         target = ('SIGKILL', 'lib.runtime.column_store:ColumnStore.write', draws.randint(1, 4))
-        done = scripts.run(run_folder, 'tests/scripts/flushing.py', *target, REPOSITORY / 'test.py', *options, code=None)
+        done = scripts.run(
+            run_folder, 'tests/scripts/flushing.py', *target, REPOSITORY / 'test.py', *options, code=None
+        )
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert (folder / 'best_model_test.partial').is_dir()
         assert not (folder / 'best_model.csv').exists()

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
-from tests.scripts.running import ON_CPU, contents, the_error
+from tests.scripts.running import ON_CPU, contents, error_line
 
 MODEL = ('--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU)
 
@@ -74,7 +74,7 @@ def test_weights(scripts, run_folder, valid, other_model):
     done = scripts.run(run_folder, 'test.py', *options, *fitted)
     assert 'fitted on the images that are predicted' in done.stderr
     for wrong, words in (('1', '2 numbers'), ('a,b', '2 numbers'), ('1,-2', '2 numbers'), ('valid', 'probabilities')):
-        line = the_error(scripts.run(run_folder, 'test.py', *options, '--TEST_ENSEMBLE_WEIGHTS', wrong, code=2))
+        line = error_line(scripts.run(run_folder, 'test.py', *options, '--TEST_ENSEMBLE_WEIGHTS', wrong, code=2))
         assert words in line
 
 
@@ -83,7 +83,7 @@ def test_models_of_other_classes_are_an_error(scripts, run_folder, valid, other_
     checkpoint.training_set.class_names[0] = 'something else'
     write_checkpoint(run_folder / other_model, checkpoint)
     options = ('--TEST_ENSEMBLE', other_model)
-    assert 'name by name' in the_error(scripts.run(run_folder, 'test.py', *MODEL, *valid, *options, code=2))
+    assert 'name by name' in error_line(scripts.run(run_folder, 'test.py', *MODEL, *valid, *options, code=2))
 
 
 def test_a_photo_a_folder_and_a_list(scripts, run_folder, products):
@@ -98,7 +98,7 @@ def test_a_photo_a_folder_and_a_list(scripts, run_folder, products):
     (run_folder / 'photos' / 'a.jpg').write_bytes(b'no photo')
     scripts.run(run_folder, 'test.py', *MODEL, '--TEST_IMAGES', 'photos')
     assert rows_of(csv_file) == [['a.jpg', '-1'], ['b.jpg', label]]
-    line = the_error(scripts.run(run_folder, 'test.py', *MODEL, '--TEST_IMAGES', 'nothing', code=2))
+    line = error_line(scripts.run(run_folder, 'test.py', *MODEL, '--TEST_IMAGES', 'nothing', code=2))
     assert 'TEST.IMAGES nothing: no such photo or folder' in line
 
 
@@ -118,7 +118,7 @@ def test_products_have_one_row(scripts, run_folder, valid, products):
         assert probability == pytest.approx(sums[product][label] / 4, abs=1e-5)
     (run_folder / 'products.csv').write_text('id,product\nx.jpg,1\n')
     options = ('--TEST_PRODUCTS', 'products.csv')
-    assert 'no product is given for' in the_error(scripts.run(run_folder, 'test.py', *MODEL, *valid, *options, code=2))
+    assert 'no product is given for' in error_line(scripts.run(run_folder, 'test.py', *MODEL, *valid, *options, code=2))
 
 
 def test_abstention_below_the_threshold(scripts, run_folder, valid):

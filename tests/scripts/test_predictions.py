@@ -1,4 +1,4 @@
-"""What test.py writes besides the best class, and the table that sums a run up."""
+"""Files of test.py beside the predicted classes, and the summary of a run."""
 
 import csv
 import json
@@ -34,9 +34,9 @@ def test_top_k_and_embeddings(scripts, products, run_folder):
         assert [row[0] for row in group] == [predicted[image][0]] * 3
         assert [row[1] for row in group] == ['1', '2', '3']
         assert group[0][2] == predicted[image][1], 'the first is the prediction'
-        chances = [float(row[3]) for row in group]
-        assert chances == sorted(chances, reverse=True)
-        assert 0 < sum(chances) <= 1 + 1e-5
+        probabilities = [float(row[3]) for row in group]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert 0 < sum(probabilities) <= 1 + 1e-5
         assert all(row[4] == names[int(row[2])] for row in group)
 
     features = np.load(folder / 'best_model_features.npy', allow_pickle=False)
@@ -50,7 +50,7 @@ def test_top_k_and_embeddings(scripts, products, run_folder):
     assert metrics['num_images'] == len(right)
 
 
-def test_an_unreadable_image_keeps_its_row_and_has_zeros_for_features(scripts, products, run_folder):
+def test_an_unreadable_image_has_a_row_and_features_of_zeros(scripts, products, run_folder):
     photos = run_folder / 'photos'
     photos.mkdir()
     good = json.loads((products / 'converted_val.json').read_text())['annotations'][0]['fpath']
@@ -70,7 +70,7 @@ def test_an_unreadable_image_keeps_its_row_and_has_zeros_for_features(scripts, p
     assert [row[:2] for row in _rows(folder / 'bad_images.csv')[1:]] == [['test', 'b.jpg']]
 
 
-def test_summary_shows_what_there_is(scripts, products, run_folder):
+def test_summary_lists_every_result(scripts, products, run_folder):
     valid_only = scripts.run(run_folder, 'tools/summary.py', '--NAME', 'tiny').stdout
     assert 'valid' in valid_only
     assert 'test' not in valid_only.replace('best', '')
@@ -85,19 +85,19 @@ def test_summary_shows_what_there_is(scripts, products, run_folder):
     assert 'log_tau/tiny/best_model.pth' in both
 
 
-def test_summary_of_no_run_is_one_line(scripts, tmp_path):
+def test_summary_of_no_run_is_an_error(scripts, tmp_path):
     done = scripts.run(tmp_path, 'tools/summary.py', '--NAME', 'nothing', code=2)
     assert done.stderr.startswith('error: log/nothing holds no run')
 
 
 def test_flip_averages_an_image_and_its_mirror_image(scripts, run_folder):
-    """A folder of a photo and its mirror image: with TEST.FLIP both have the mean of what they have without it."""
+    """A photo and its mirror image: with TEST.FLIP both have the mean of their features without it."""
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     for name, image in (('a', pixels), ('b', pixels[:, ::-1])):
         (run_folder / 'photos').mkdir(exist_ok=True)
         Image.fromarray(image).save(run_folder / 'photos' / f'{name}.png')
     folder = run_folder / 'log' / 'tiny'
-    # The very pixels reach the model: nothing is resized or cropped.
+    # The pixels reach the model unchanged: nothing is resized or cropped.
     options = ('--DATASET_TEST_ROOT', 'photos', '--TEST_EMBEDDINGS', 'True', '--INPUT_CROP_RATIO', 1.0)
     features = {}
     for flip in (False, True):

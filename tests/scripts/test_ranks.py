@@ -168,7 +168,7 @@ def test_three_ranks_save_two_resume_one_predicts(scripts, products, tmp_path):
     # One process with the whole classifier resumes from the shards, too.
     whole = ('--MODEL_CLASSIFIER_SHARDED', False, '--TRAIN_MAX_EPOCH', 4)
     done = scripts.run(tmp_path, 'main.py', *options, *LAST, *whole)
-    assert 'going on' in done.stdout
+    assert 'resuming' in done.stdout
     assert 'another recipe' not in done.stdout
 
 

@@ -3,7 +3,7 @@
 import json
 import shutil
 
-from tests.scripts.running import ON_CPU, TINY, the_error
+from tests.scripts.running import ON_CPU, TINY, error_line
 
 
 def test_a_run_ends_with_a_report(scripts, products, tmp_path):
@@ -58,5 +58,5 @@ def test_report_of_a_re_balanced_model(scripts, run_folder):
 
 
 def test_missing_checkpoint_is_an_error(scripts, tmp_path):
-    line = the_error(scripts.run(tmp_path, 'tools/report.py', code=2))
+    line = error_line(scripts.run(tmp_path, 'tools/report.py', code=2))
     assert 'tools/report.py needs a trained model' in line

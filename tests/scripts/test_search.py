@@ -6,26 +6,26 @@ import json
 import numpy as np
 import pytest
 
-from tests.scripts.running import ON_CPU, contents, the_error
+from tests.scripts.running import ON_CPU, contents, error_line
 
 BEST = ('--RESUME_MODEL', 'log/tiny/best_model.pth')
 
 
 def embeddings(scripts, folder, json_file):
-    """What test.py writes as features of the images of an annotation file."""
+    """Return the features that test.py writes for the images of an annotation file."""
     scripts.run(folder, 'test.py', *BEST, '--DATASET_TEST_JSON', json_file, '--TEST_EMBEDDINGS', True, *ON_CPU)
     return np.load(folder / 'log/tiny/best_model_features.npy').astype(float)
 
 
-def figure(lines, row, column):
-    """A figure of a table: the cell below the word `column` in the row that starts with `row`."""
-    number = next(place for place, line in enumerate(lines) if line.startswith(row))
+def cell(lines, row, column):
+    """Return the cell of a table below the word `column`, in the row that starts with `row`."""
+    number = next(index for index, line in enumerate(lines) if line.startswith(row))
     heads = next(line for line in lines[number - 1 :: -1] if column in line)
     end = heads.index(column) + len(column)
     return lines[number][:end].split()[-1]
 
 
-def test_figures_are_those_of_the_features(scripts, run_folder, products):
+def test_metrics_agree_with_the_features(scripts, run_folder, products):
     before = contents(run_folder / 'log')
     done = scripts.run(run_folder, 'tools/search.py', *BEST, '--SEARCH_K', 3, *ON_CPU)
     assert contents(run_folder / 'log') == before
@@ -38,17 +38,17 @@ def test_figures_are_those_of_the_features(scripts, run_folder, products):
     similar = valid @ train.T / np.linalg.norm(valid, axis=1)[:, None] / np.linalg.norm(train, axis=1)
     order = np.argsort(-similar, axis=1, kind='stable')
     recall = np.mean(labels[order[:, 0]] == known)
-    assert figure(lines, 'over images', 'recall@1') == f'{recall:.1%}'
+    assert cell(lines, 'over images', 'recall@1') == f'{recall:.1%}'
     precision = np.mean([
         np.mean(labels[order[row, : (labels == label).sum()]] == label) for row, label in enumerate(known)
     ])  # fmt: skip
-    assert figure(lines, 'over images', 'r_precision') == f'{precision:.1%}'
+    assert cell(lines, 'over images', 'r_precision') == f'{precision:.1%}'
     votes = np.array([np.bincount(labels[order[row, :3]], minlength=6).argmax() for row in range(len(known))])
     errors = [np.mean(votes[known == label] != label) for label in range(6)]
-    assert figure(lines, '3 nearest', 'mean class error') == f'{np.mean(errors):.1%}'
+    assert cell(lines, '3 nearest', 'mean class error') == f'{np.mean(errors):.1%}'
     best = min(json.loads(line)['mean_class_error'] for line in (run_folder / 'log/tiny/metrics.jsonl').open()
                if json.loads(line)['split'] == 'valid')  # fmt: skip
-    assert figure(lines, 'classifier', 'mean class error') == f'{best:.1%}'
+    assert cell(lines, 'classifier', 'mean class error') == f'{best:.1%}'
 
 
 def test_nearest_images_of_each_test_image(scripts, run_folder, products):
@@ -77,9 +77,9 @@ def test_valid_images_among_themselves(scripts, run_folder, vote):
 
 def test_mistakes(scripts, run_folder):
     def line(*options):
-        return the_error(scripts.run(run_folder, 'tools/search.py', *BEST, *ON_CPU, *options, code=2))
+        return error_line(scripts.run(run_folder, 'tools/search.py', *BEST, *ON_CPU, *options, code=2))
 
     assert 'SEARCH.TEMPERATURE is 0.1, but SEARCH.VOTE majority does not use it' in line('--SEARCH_TEMPERATURE', 0.1)
     assert 'one of cosine, euclidean' in line('--SEARCH_METRIC', 'manhattan')
     assert 'gone.json: no such file' in line('--DATASET_VALID_JSON', 'gone.json')
-    assert 'needs a trained model' in the_error(scripts.run(run_folder, 'tools/search.py', code=2))
+    assert 'needs a trained model' in error_line(scripts.run(run_folder, 'tools/search.py', code=2))

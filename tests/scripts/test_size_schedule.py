@@ -1,7 +1,7 @@
 """main.py with image sizes that grow over the run."""
 
 from lib.trainer.checkpointing.io import read_checkpoint
-from tests.scripts.running import TINY, metrics_of, the_error
+from tests.scripts.running import TINY, error_line, metrics_of
 
 
 def trained(scripts, products, folder, *options):
@@ -31,5 +31,5 @@ def test_a_schedule(scripts, products, finished, tmp_path):
 
 def test_a_mistake(scripts, products, tmp_path):
     command = ('--config', TINY, '--DATASET_ROOT', products, '--INPUT_SIZE_SCHEDULE', '0,32,2')
-    error = the_error(scripts.run(tmp_path, 'main.py', *command, code=2))
+    error = error_line(scripts.run(tmp_path, 'main.py', *command, code=2))
     assert 'INPUT.SIZE_SCHEDULE is (0, 32, 2), but must be pairs of epoch and pixels' in error

@@ -1,17 +1,17 @@
-"""tau_norm.py as a user runs it: what it writes is what it says, and an ordinary checkpoint."""
+"""tau_norm.py as a user runs it: an ordinary checkpoint with the reported metrics."""
 
 import json
 
 import pytest
 
 from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
-from tests.scripts.running import ON_CPU, contents, metrics_of, the_error
+from tests.scripts.running import ON_CPU, contents, error_line, metrics_of
 
 FILES = {'best_model.pth', 'tau.json', 'tau.png', 'report.html', 'config.yaml', 'environment.txt', '.lock'}
 
 
 def metrics_on_valid(scripts, folder, products, checkpoint):
-    """What test.py says of a checkpoint on the valid split."""
+    """Return the metrics of a checkpoint on the valid split, as test.py writes them."""
     valid = products / 'converted_val.json'
     scripts.run(folder, 'test.py', '--RESUME_MODEL', checkpoint, '--DATASET_TEST_JSON', valid, *ON_CPU)
     return json.loads((folder / checkpoint).with_name(f'{checkpoint.rpartition("/")[2][:-4]}_metrics.json').read_text())
@@ -19,7 +19,7 @@ def metrics_on_valid(scripts, folder, products, checkpoint):
 
 @pytest.fixture(scope='module')
 def biased(finished, tmp_path_factory):
-    """The finished run with a classifier that says class 0 far too often, as a long tail makes it."""
+    """Return the finished run with a classifier that predicts class 0 far too often, as after a long tail."""
     folder = tmp_path_factory.mktemp('biased')
     checkpoint = read_checkpoint(finished / 'log' / 'tiny' / 'best_model.pth')
     checkpoint.state_dict['classifier.weight'][0] *= 30
@@ -30,7 +30,7 @@ def biased(finished, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def rebalanced(scripts, biased):
-    """What tau_norm.py said of it."""
+    """Run tau_norm.py on the biased model."""
     return scripts.run(biased, 'tau_norm.py', '--RESUME_MODEL', './log/tiny/best_model.pth', *ON_CPU, report=True)
 
 
@@ -47,7 +47,7 @@ def test_files(biased, rebalanced):
         assert word in rebalanced.stdout
 
 
-def test_the_saved_model_keeps_what_the_curve_promises(scripts, biased, rebalanced, products):
+def test_the_saved_model_has_the_metrics_of_the_curve(scripts, biased, rebalanced, products):
     tau = json.loads((biased / 'log_tau' / 'tiny' / 'tau.json').read_text())
     before = metrics_on_valid(scripts, biased, products, 'log/tiny/best_model.pth')
     after = metrics_on_valid(scripts, biased, products, 'log_tau/tiny/best_model.pth')
@@ -56,8 +56,8 @@ def test_the_saved_model_keeps_what_the_curve_promises(scripts, biased, rebalanc
     for name, value in tau['after'].items():
         assert value == after[name], name
     assert tau['after']['mean_class_error'] < tau['before']['mean_class_error']
-    place = sum(edge < tau['chosen'] for edge in tau['curve']['tau'])
-    assert tau['curve']['value'][place] == pytest.approx(after['mean_class_error'], abs=1e-12)
+    piece = sum(edge < tau['chosen'] for edge in tau['curve']['tau'])
+    assert tau['curve']['value'][piece] == pytest.approx(after['mean_class_error'], abs=1e-12)
     assert tau['optimum_value'] == min(tau['curve']['value'])
 
 
@@ -78,16 +78,16 @@ def test_the_saved_model_is_an_ordinary_checkpoint(biased, rebalanced):
 
 def test_nothing_is_overwritten_silently(scripts, biased, rebalanced):
     before = contents(biased / 'log_tau')
-    line = the_error(scripts.run(biased, 'tau_norm.py', '--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU, code=2))
+    line = error_line(scripts.run(biased, 'tau_norm.py', '--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU, code=2))
     assert 'log_tau/tiny holds an earlier result' in line
     assert '--OVERWRITE True' in line
     options = ('--RESUME_MODEL', 'log_tau/tiny/best_model.pth', '--OVERWRITE', True, *ON_CPU)
-    assert 're-balanced already' in the_error(scripts.run(biased, 'tau_norm.py', *options, code=2))
+    assert 're-balanced already' in error_line(scripts.run(biased, 'tau_norm.py', *options, code=2))
     assert contents(biased / 'log_tau') == before
 
 
 @pytest.mark.slow
-def test_overwrite_renames_aside(scripts, run_folder):
+def test_overwrite_renames_the_old_folder(scripts, run_folder):
     options = ('--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU)
     scripts.run(run_folder, 'tau_norm.py', *options)
     before = contents(run_folder / 'log_tau' / 'tiny')
@@ -100,7 +100,7 @@ def test_overwrite_renames_aside(scripts, run_folder):
 
 
 def test_nothing_better_is_saved_unchanged(scripts, run_folder, products):
-    """All images of the valid split are right already: the model is saved as it is, tau null."""
+    """All images of the valid split are correct already: the model is saved unchanged, tau null."""
     valid = json.loads((products / 'converted_val.json').read_text())
     path = run_folder / 'log' / 'tiny' / 'best_model.pth'
     metrics_on_valid(scripts, run_folder, products, 'log/tiny/best_model.pth')
@@ -119,7 +119,7 @@ def test_nothing_better_is_saved_unchanged(scripts, run_folder, products):
 
 
 def test_cosine_is_flat(scripts, run_folder, products):
-    """FCNorm's norms are all 1; its scale is a number that moves no answer."""
+    """FCNorm's norms are all 1, and its scale changes no prediction."""
     path = run_folder / 'log' / 'tiny' / 'best_model.pth'
     checkpoint = read_checkpoint(path)
     del checkpoint.state_dict['classifier.bias']
@@ -129,18 +129,18 @@ def test_cosine_is_flat(scripts, run_folder, products):
     assert 'logit adjustment' in done.stdout
     tau = json.loads((run_folder / 'log_tau' / 'tiny' / 'tau.json').read_text())
     assert (tau['chosen'], len(tau['curve']['value'])) == (None, 1)
-    # The saved model says by itself that it is a cosine one.
+    # The config in the saved model names the cosine classifier.
     assert (
         tau['before']['top1'] == metrics_on_valid(scripts, run_folder, products, 'log_tau/tiny/best_model.pth')['top1']
     )
 
 
 def test_without_a_checkpoint(scripts, tmp_path):
-    line = the_error(scripts.run(tmp_path, 'tau_norm.py', code=2))
+    line = error_line(scripts.run(tmp_path, 'tau_norm.py', code=2))
     assert '--RESUME_MODEL ./log/NAME/best_model.pth' in line
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_run_is_left_as_it_was(biased, rebalanced, finished):
+def test_the_run_is_unchanged(biased, rebalanced, finished):
     assert [path.name for path in (biased / 'log' / 'tiny').glob('*.pth')] == ['best_model.pth']
     assert metrics_of(finished / 'log' / 'tiny')

@@ -1,4 +1,4 @@
-"""Runs a script to which a small CIFAR-10 is the real one: python with_small_cifar.py FOLDER main.py [OPTION ...]"""
+"""Runs a script on a small CIFAR-10 instead of the real one: python with_small_cifar.py FOLDER main.py [OPTION ...]"""
 
 import runpy
 import sys
