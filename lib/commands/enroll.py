@@ -123,7 +123,8 @@ def _new_images(trained: LoadedModel) -> _NewImages:
     shot_rows = np.concatenate(shots)
     held_rows = np.setdiff1d(np.flatnonzero(readable), shot_rows)
     if not readable.all():
-        LOGGER.warning('%s: %d images cannot be decoded and are left out', source, int((~readable).sum()))
+        num_bad = int((~readable).sum())
+        LOGGER.warning('%s: %s cannot be decoded', source, '1 image' if num_bad == 1 else f'{num_bad} images')
     scored = score_features(trained.engine, features.values, np.asarray(split.labels), are_new=True)
     return _NewImages(split, classes, scored.at(shot_rows), scored.at(held_rows), held_rows)
 

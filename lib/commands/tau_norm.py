@@ -132,7 +132,7 @@ def check_free(folder: Path, trained: LoadedModel) -> None:
         raise UserError(f'RESUME_MODEL {trained.path} is re-balanced already: give the model that it was computed from')
     if (folder / 'best_model.pth').exists() and not trained.cfg.OVERWRITE:
         raise UserError(
-            f'{folder} holds an earlier result: --OVERWRITE True renames it aside, or give another --TAU_NORM_LOG_ROOT'
+            f'{folder} holds an earlier result: --OVERWRITE True renames it, or give another --TAU_NORM_LOG_ROOT'
         )
 
 

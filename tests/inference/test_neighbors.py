@@ -121,7 +121,7 @@ def test_retrieval_against_loops(metric, same, seed, blocks):
 
 
 def test_the_example_of_the_paper():
-    """Musgrave et al., section 3.2: ten of a class; the first of the ten right, or the first two, ..."""
+    """Musgrave et al., section 3.2: a class of ten images, with different hits among the ten nearest."""
 
     def of(hits):
         angles = np.linspace(0.01, 1.0, 20)

@@ -140,11 +140,11 @@ def test_estimated_gains_and_losses_hold_on_other_images(kind):
         shots, old, fresh, held = world.new(5), world.old(15), world.old(60), world.new(40)
         chosen = imprint(shots, old, max_loss=0.05, **world.how)
         after = cross_fit_imprint(shots, old, max_loss=0.05, **world.how)
-        kept = fresh.correct & (chosen.wins(fresh, world.how['cosine_scale']) < 0)
+        still_correct = fresh.correct & (chosen.wins(fresh, world.how['cosine_scale']) < 0)
         results.append(
             (
                 mean_class_accuracy(old.labels, old.correct) - mean_class_accuracy(old.labels, after),
-                mean_class_accuracy(fresh.labels, fresh.correct) - mean_class_accuracy(fresh.labels, kept),
+                mean_class_accuracy(fresh.labels, fresh.correct) - mean_class_accuracy(fresh.labels, still_correct),
                 chosen.won,
                 mean_class_accuracy(held.labels, chosen.wins(held, world.how['cosine_scale']) == held.labels),
             )

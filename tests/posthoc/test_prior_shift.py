@@ -14,14 +14,14 @@ UNIFORM = torch.full((6,), 1 / 6, dtype=torch.float64).log()
 
 def em(posteriors: np.ndarray, prior: np.ndarray, rounds: int) -> np.ndarray:
     """Saerens et al., eq. 2.4 and 2.9, image by image, with half an image added per class."""
-    shares = prior.copy()
+    estimate = prior.copy()
     for _ in range(rounds):
         sums = np.full(len(prior), 0.5)
         for row in posteriors:
-            weighed = row * shares / prior
-            sums += weighed / weighed.sum()
-        shares = sums / sums.sum()
-    return shares
+            weighted = row * estimate / prior
+            sums += weighted / weighted.sum()
+        estimate = sums / sums.sum()
+    return estimate
 
 
 @pytest.mark.parametrize('cached', [True, False])
@@ -37,10 +37,12 @@ def test_rounds_agree_with_a_loop(monkeypatch, cached):
 
 def test_priors_are_estimated_and_the_classifier_improves():
     everything, head = drawn(1, num_images=60_000, noise=1.5)
-    shares = np.array([0.5, 0.3, 0.1, 0.06, 0.03, 0.01])
+    priors = np.array([0.5, 0.3, 0.1, 0.06, 0.03, 0.01])
     rng = np.random.default_rng(1)
-    wanted = rng.choice(6, 8000, p=shares)
-    rows = np.concatenate([np.flatnonzero(everything.labels == label)[: (wanted == label).sum()] for label in range(6)])
+    sampled = rng.choice(6, 8000, p=priors)
+    rows = np.concatenate(
+        [np.flatnonzero(everything.labels == label)[: (sampled == label).sum()] for label in range(6)]
+    )
     shifted = features(everything.values[rows], everything.labels[rows])
     found = fit_prior(head, shifted, np.arange(len(rows)), UNIFORM)
     np.testing.assert_allclose(found.exp().numpy(), np.bincount(shifted.labels, minlength=6) / len(rows), atol=0.02)

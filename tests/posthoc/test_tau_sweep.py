@@ -308,8 +308,8 @@ def test_standard_error_is_that_of_repeated_draws():
     """Over splits drawn anew, at 2 to 4 images per class, the estimated variance is right on average."""
     rng = np.random.default_rng(0)
     sizes = rng.integers(2, 5, 60)
-    labels, chance = np.repeat(np.arange(60), sizes), rng.random(60)
-    draws = rng.random((4000, len(labels))) < chance[labels]
+    labels, rates = np.repeat(np.arange(60), sizes), rng.random(60)
+    draws = rng.random((4000, len(labels))) < rates[labels]
     metric = [weighted_accuracy(right, labels, 60, 'mean_class_error') for right in draws]
     estimated = [standard_error(right, labels, 60, 'mean_class_error') ** 2 for right in draws]
     assert np.mean(estimated) == pytest.approx(np.var(metric), rel=0.06)

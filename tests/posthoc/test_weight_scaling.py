@@ -33,12 +33,12 @@ def test_scales_come_near_the_minimum(seed):
 
 def test_rare_classes_count_as_much_as_common_ones():
     everything, head = drawn(3, num_images=4000)
-    keep = np.flatnonzero((everything.labels > 0) | (np.arange(4000) < 200))
-    tailed = features(everything.values[keep], everything.labels[keep])
-    crippled = head.scaled(torch.tensor([0.2, 1, 1, 1, 1, 1.0]))
-    found = fit_scales(crippled, tailed, np.arange(len(keep)))
-    fixed = head_predictions(crippled.scaled(found), everything)
-    broken = head_predictions(crippled, everything)
+    rows = np.flatnonzero((everything.labels > 0) | (np.arange(4000) < 200))
+    tailed = features(everything.values[rows], everything.labels[rows])
+    weakened = head.scaled(torch.tensor([0.2, 1, 1, 1, 1, 1.0]))
+    found = fit_scales(weakened, tailed, np.arange(len(rows)))
+    fixed = head_predictions(weakened.scaled(found), everything)
+    broken = head_predictions(weakened, everything)
     of_class = everything.labels == 0
     assert fixed.correct[of_class].mean() > broken.correct[of_class].mean() + 0.1
 
