@@ -1,13 +1,13 @@
-"""What does a loss over chunks of the images take, beside F.linear, F.cross_entropy and backward?
+"""Time and memory of a loss computed in chunks of images, compared with F.linear and F.cross_entropy.
 
 python benchmarks/chunked.py [--batch N] [--features N] [--classes N] [--chunk N] [--rounds N] [--json FILE]
 
 Forward and backward of a linear classifier with bias and the mean cross entropy, float32, from features to all
-gradients. Time: the two sides in turns, ratio of medians. Memory: the most that a step takes beyond the parameters and
-their gradients, in a process of its own for each side (on a GPU the allocator's, on a CPU resident memory). Then SGD
-with momentum of a million classes, in chunks, in a process of its own. On the GPU when there is one.
-Figures: memory_ratio, time_ratio; gradient_error (the largest difference of gradients over the largest gradient, of
-features, weight and bias); million_classes_step_s (the median) and million_classes_peak_gb (of the whole process).
+gradients. Time: both sides alternately, ratio of medians. Memory: peak of a step beyond the parameters and their
+gradients, each side in a new process (on a GPU, that of the allocator; on a CPU, resident memory). In addition, SGD
+with momentum for a million classes, in chunks, in a new process. On the GPU if there is one.
+Results: memory_ratio, time_ratio; gradient_error (largest difference of gradients / largest gradient, of features,
+weight and bias); million_classes_step_s (median) and million_classes_peak_gb (of the whole process).
 """
 
 import multiprocessing
@@ -38,19 +38,20 @@ MILLION_STEPS = 3
 
 
 class Size(NamedTuple):
-    """What is computed."""
+    """Size of the problem."""
 
     batch: int
     features: int
     classes: int
-    chunk: int  # images at a time; -1: the plain way
+    chunk: int  # images per chunk; -1: no chunks
 
     def plain(self) -> 'Size':
+        """Return the same size without chunks."""
         return self._replace(chunk=-1)
 
 
 class Head:
-    """A classifier, a batch of features and labels, and a step on the first of its images."""
+    """A classifier, a batch of features and labels, and a step on the first images of the batch."""
 
     def __init__(self, size: Size, device: torch.device) -> None:
         torch.manual_seed(0)
@@ -61,10 +62,11 @@ class Head:
         self._average = WeightedLoss(CrossEntropy(), torch.ones(size.classes)).to(device)
 
     def parameters(self) -> list[torch.Tensor]:
+        """Return all tensors with gradients: features, weight and bias."""
         return [self.features, *self.classifier.parameters()]
 
     def step(self, rows: int) -> None:
-        """Put gradients where there are none, as after zero_grad()."""
+        """Compute the gradients of the first `rows` images; old gradients are removed, as by zero_grad()."""
         for parameter in self.parameters():
             parameter.grad = None
         x, labels = self.features[:rows], self.labels[:rows]
@@ -81,18 +83,19 @@ class Head:
         loss.backward()
 
     def gradient_bytes(self) -> int:
+        """Return the size of all gradients in bytes."""
         return sum(parameter.numel() * parameter.element_size() for parameter in self.parameters())
 
 
 def time_ratio(size: Size, device: torch.device, rounds: int) -> float:
-    """Return the time of a step in chunks over that of the plain one."""
+    """Return the time of a step in chunks / the time of a step without chunks."""
 
     def side(head: Head) -> Callable[[], int]:
         def run() -> int:
             head.step(size.batch)
             _synchronize(device)
             for parameter in head.parameters():
-                parameter.grad = None  # the other side's memory, while this one waits
+                parameter.grad = None  # frees memory for the other side
             return size.batch
 
         return run
@@ -102,7 +105,7 @@ def time_ratio(size: Size, device: torch.device, rounds: int) -> float:
 
 
 def gradient_error(size: Size, device: torch.device) -> float:
-    """Return the largest difference of the two sides' gradients, over the largest of the plain one's."""
+    """Return the largest difference of the gradients of both sides / the largest gradient without chunks."""
     ours, theirs = Head(size, device), Head(size.plain(), device)
     ours.step(size.batch)
     theirs.step(size.batch)
@@ -111,9 +114,9 @@ def gradient_error(size: Size, device: torch.device) -> float:
 
 
 def extra_memory(size: Size, device: torch.device) -> int:
-    """Return the most bytes that a step takes beyond the parameters and their gradients."""
+    """Return the peak memory of a step beyond the parameters and their gradients, in bytes."""
     head = Head(size, device)
-    head.step(2)  # threads and kernels are there afterwards
+    head.step(2)  # creates threads and kernels
     for parameter in head.parameters():
         parameter.grad = None
     before = _reset_peak(device)
@@ -122,7 +125,7 @@ def extra_memory(size: Size, device: torch.device) -> int:
 
 
 def million_classes(size: Size, device: torch.device) -> tuple[float, float]:
-    """Return the seconds of a training step, and the most memory in GB that the process ever takes."""
+    """Return the seconds of a training step, and the peak memory of the process in GB."""
     head = Head(size, device)
     optimizer = torch.optim.SGD(head.classifier.parameters(), lr=0.1, momentum=0.9)
     seconds = []
@@ -136,7 +139,7 @@ def million_classes(size: Size, device: torch.device) -> tuple[float, float]:
 
 
 def _reset_peak(device: torch.device) -> int:
-    """Forget the most that was ever taken; return what is taken now, bytes."""
+    """Reset the peak memory; return the current memory in bytes."""
     if device.type == 'cuda':
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -162,20 +165,21 @@ def _synchronize(device: torch.device) -> None:
 def main() -> None:
     arguments = parse_arguments(
         __doc__.splitlines()[0],
-        batch=(256, 'images a batch'),
+        batch=(256, 'images per batch'),
         features=(512, 'features'),
         classes=(200_000, 'classes'),
-        chunk=(52, 'images at a time'),
-        rounds=(9, 'turns'),
+        chunk=(52, 'images per chunk'),
+        rounds=(9, 'rounds of each side'),
     )
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     if device.type == 'cpu' and not Path('/proc/self/clear_refs').exists():
-        raise UserError('the peak of resident memory is read from /proc: run it on Linux, or with a GPU')
+        raise UserError('peak memory is read from /proc: run this benchmark on Linux or with a GPU')
     size = Size(arguments.batch, arguments.features, arguments.classes, arguments.chunk)
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), max_tasks_per_child=1) as pool:
         ours, theirs = (pool.submit(extra_memory, side, device).result() for side in (size, size.plain()))
         seconds, gigabytes = pool.submit(million_classes, size._replace(classes=MILLION), device).result()
-    print(f'beyond parameters and gradients: {ours / 1e6:.0f} MB in chunks, {theirs / 1e6:.0f} MB; on {device.type}')
+    memory = f'{ours / 1e6:.0f} MB in chunks, {theirs / 1e6:.0f} MB without'
+    print(f'beyond parameters and gradients: {memory}; on {device.type}')
     finish(
         {
             'memory_ratio': ours / theirs,

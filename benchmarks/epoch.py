@@ -1,11 +1,11 @@
-"""How long does an epoch on real photos take, loader included, beside the original entry's?
+"""Time of a training epoch on real photos, including the loader, compared with the original entry.
 
 REAL_PHOTOS=FOLDER python benchmarks/epoch.py [--json FILE]     (pip install -r benchmarks/requirements-bench.txt)
 
 ResNet-18 at 112 px, batch 32. The original: OpenCV and torchvision in a default DataLoader, float32 in the default
-memory format, plain SGD (benchmarks/original.py), two workers. Ours: main.py's loader and training loop in the
-precision that RUN.PRECISION auto picks, with two workers and with as many as it takes by itself. Random crops and flips
-on all sides, no validation. Figures: epoch_speedup, two workers each; epoch_default_speedup, ours with its own number.
+memory format, plain SGD (benchmarks/original.py), two workers. Ours: loader and training loop of main.py in the
+precision that RUN.PRECISION auto selects, with two workers and with the default number. Random crops and flips on all
+sides, no validation. Results: epoch_speedup, two workers each; epoch_default_speedup, ours with the default number.
 """
 
 import sys
@@ -25,12 +25,12 @@ SIZE, BATCH_SIZE, WORKERS = 112, 32, 2
 
 
 def training_photos(num_photos: int) -> Converted:
-    """Return `num_photos` of the training photos, spread over the list; 0: all."""
-    found = convert_grocery_store(real_photos())
-    split = found.splits['train']
+    """Return `num_photos` training photos at equal distances in the list; 0: all."""
+    dataset = convert_grocery_store(real_photos())
+    split = dataset.splits['train']
     step = max(1, len(split.paths) // num_photos) if num_photos else 1
     chosen = slice(None, num_photos * step if num_photos else None, step)
-    return Converted({'train': Split(split.paths[chosen], split.labels[chosen])}, found.names, None, found.root)
+    return Converted({'train': Split(split.paths[chosen], split.labels[chosen])}, dataset.names, None, dataset.root)
 
 
 def compare(photos: Converted, rounds: int) -> dict[str, float]:
@@ -58,7 +58,7 @@ def compare(photos: Converted, rounds: int) -> dict[str, float]:
 
 def main() -> None:
     arguments = parse_arguments(
-        __doc__.splitlines()[0], rounds=(3, 'epochs of each side'), photos=(0, 'photos of an epoch, 0: all')
+        __doc__.splitlines()[0], rounds=(3, 'epochs of each side'), photos=(0, 'photos per epoch, 0: all')
     )
     finish(compare(training_photos(arguments.photos), arguments.rounds), arguments.json)
 

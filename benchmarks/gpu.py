@@ -1,15 +1,16 @@
-"""What does a GPU make of it: images a second, memory of large classifiers, and are chunked gradients right there?
+"""Training speed, memory of large classifiers, and accuracy of the chunked classifier on a GPU.
 
 python benchmarks/gpu.py [--json FILE] [--only rates memory correctness] [--timm FOLDER] [--photos N]
-torchrun --nproc-per-node N benchmarks/gpu.py --only memory       (adds the classifier that is spread over the ranks)
+torchrun --nproc-per-node N benchmarks/gpu.py --only memory       (also measures the sharded classifier)
 
-Nothing in this script has been run on a GPU yet: its parts were tried on a CPU, on small cases.
+This script has not been run on a GPU yet; its parts were tested on a CPU with small sizes.
 
-rates: ResNet-50 and ResNeSt-50 at 112 and 224 px, batch 256, on ready batches and on packed photos; timm on ready ones
-and on the same photos as a folder of JPEGs (its parts, or its train.py with --timm). NETWORK_SIZE_ready_speedup and
-NETWORK_SIZE_packed_speedup. memory: GB that two steps of ResNet-50 at 112 px, batch 256, take at most with 50,030 and a
-million classes, by kind of classifier. correctness: largest error of the chunked loss and its gradients (float32)
-beside whole ones (float64, CPU), relative to the largest value.
+rates: ResNet-50 and ResNeSt-50 at 112 and 224 px, batch 256, on synthetic batches and on packed photos; timm on the
+same synthetic batches and on the same photos as a folder of JPEGs (its parts, or its train.py with --timm).
+NETWORK_SIZE_ready_speedup and NETWORK_SIZE_packed_speedup.
+memory: peak memory in GB of two steps of ResNet-50 at 112 px, batch 256, with 50,030 and a million classes, per kind of
+classifier. correctness: largest error of the chunked loss and its gradients (float32) compared with the plain ones
+(float64, CPU), relative to the largest value.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from lib.classifier.linear import LinearClassifier
 from lib.commands.cli import cli_main
 from lib.commands.pack import pack
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup, join_process_group
-from lib.formats.converted import Converted
+from lib.formats.converted import ConvertedDataset
 from lib.formats.write import write_converted
 from lib.loss.targets import Targets
 from lib.model import Recognizer
@@ -58,7 +59,7 @@ PARTS = ('rates', 'memory', 'correctness')
 def rates(
     name: str, size: int, photos: Path, *, device: str, batch_size: int, rounds: int, checkout: Path | None
 ) -> dict[str, float]:
-    """Return the rates of one network at one size, ours and timm's."""
+    """Return our rates and speedups over timm for one network and image size."""
     converted = converted_photos(photos)
     num_classes = len(converted.names)
     dtype = pick_device(device).train_dtype
@@ -101,9 +102,9 @@ def memory(
     batch_size: int,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> float:
-    """Return the most GPU memory (GB, of this rank) that two steps take with a 'plain', 'chunked' or 'sharded' head."""
-    found = converted_photos(photos)
-    names = [str(label) for label in range(num_classes)]  # nearly all of them without a photo
+    """Return the peak GPU memory (GB, of this rank) of two steps with a 'plain', 'chunked' or 'sharded' classifier."""
+    dataset = converted_photos(photos)
+    names = [str(label) for label in range(num_classes)]  # most classes have no photo
     changes = {'chunked': {'LOSS_CHUNK_IMAGES': CHUNK_IMAGES}, 'sharded': {'MODEL_CLASSIFIER_SHARDED': True}}
     options = options_of(
         MODEL_BACKBONE='resnet50', INPUT_SIZE=112, TRAIN_BATCH_SIZE=batch_size, RUN_DEVICE=device, RUN_NUM_WORKERS=0,
@@ -113,10 +114,10 @@ def memory(
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    with training(Converted(found.splits, names, None, found.root), options, group) as run:
-        share = group.shard(batch_size)
+    with training(ConvertedDataset(dataset.splits, names, None, dataset.root), options, group) as run:
+        shard = group.shard(batch_size)
         run.trainer.loader = ReadyBatches(
-            run.device.main, batch_size=share.stop - share.start, size=112, num_classes=len(found.names), steps=2
+            run.device.main, batch_size=shard.stop - shard.start, size=112, num_classes=len(dataset.names), steps=2
         )
         run.trainer.loader.batch_size = batch_size
         epoch_of(run)()
@@ -124,7 +125,7 @@ def memory(
 
 
 def chunked_error(loss_name: str, *, device: str, num_classes: int = 50_030, num_images: int = 128) -> float:
-    """Return the largest error of loss, gradient of the features and of the weights, relative to the largest value."""
+    """Return the largest error of the loss and of the gradients of features and weights, relative to their largest."""
     torch.manual_seed(0)
     loss = build_loss(config_of(['--LOSS_TYPE', loss_name]), np.arange(1, num_classes + 1))
     features = torch.randn(num_images, 256, dtype=torch.float64)
@@ -135,12 +136,12 @@ def chunked_error(loss_name: str, *, device: str, num_classes: int = 50_030, num
     head = ChunkedHead(Recognizer(nn.Identity(), classifier), loss, chunk_images=CHUNK_IMAGES)
     targets = Targets(labels.to(device))
     scale = LossScale(loss.normalizer(targets), 1.0, 0, (num_images,))
-    found = _gradients(
+    chunked = _gradients(
         classifier, features.float().to(device), lambda x: head(ModelOutput(None, x, None), targets, scale).loss
     )
     return max(
         ((ours.cpu().double() - theirs).abs().max() / theirs.abs().max()).item()
-        for ours, theirs in zip(found, exact, strict=True)
+        for ours, theirs in zip(chunked, exact, strict=True)
     )
 
 
@@ -153,8 +154,8 @@ def _gradients(classifier: nn.Module, features: torch.Tensor, loss_of) -> list[t
 
 
 def measure(arguments: argparse.Namespace, group: ProcessGroup) -> dict[str, float]:
-    """Return the figures that were asked for; on several ranks those of the memory alone."""
-    figures: dict[str, float] = {}
+    """Return the results of the selected parts; with several ranks, only those of the memory."""
+    results: dict[str, float] = {}
     kinds = ('plain', 'chunked') if group.world_size == 1 else ('plain', 'chunked', 'sharded')
     with tempfile.TemporaryDirectory() as folder:
         photos = write_photos(Path(folder, 'photos'), 1000, max(1, arguments.photos // 1000), PHOTO)
@@ -162,23 +163,23 @@ def measure(arguments: argparse.Namespace, group: ProcessGroup) -> dict[str, flo
         if 'rates' in arguments.only and group.world_size == 1:
             for name in NETWORKS:
                 for size in SIZES:
-                    figures |= rates(name, size, photos, rounds=5, checkout=arguments.timm, **common)
+                    results |= rates(name, size, photos, rounds=5, checkout=arguments.timm, **common)
         if 'memory' in arguments.only:
             for number in NUM_CLASSES:
                 for kind in kinds:
-                    figures[f'{kind}_{number}_gb'] = memory(number, kind, photos, group=group, **common)
+                    results[f'{kind}_{number}_gb'] = memory(number, kind, photos, group=group, **common)
         if 'correctness' in arguments.only and group.world_size == 1:
-            figures |= {f'chunked_{name}_error': chunked_error(name, device='cuda') for name in LOSSES}
-    return figures
+            results |= {f'chunked_{name}_error': chunked_error(name, device='cuda') for name in LOSSES}
+    return results
 
 
 def parse() -> argparse.Namespace:
-    """Return what the command line says."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--json', metavar='FILE', help='write figures, hardware, versions and command here too')
-    parser.add_argument('--only', nargs='+', choices=PARTS, default=PARTS, help='some of the parts')
-    parser.add_argument('--timm', type=Path, metavar='FOLDER', help="a checkout of timm's repository, with train.py")
-    parser.add_argument('--photos', type=int, default=20_000, metavar='N', help='photos of an epoch (default: 20000)')
+    parser.add_argument('--json', metavar='FILE', help='write results, hardware, versions and command to this file')
+    parser.add_argument('--only', nargs='+', choices=PARTS, default=PARTS, help='parts to run (default: all)')
+    parser.add_argument('--timm', type=Path, metavar='FOLDER', help="checkout of timm's repository, with train.py")
+    parser.add_argument('--photos', type=int, default=20_000, metavar='N', help='photos per epoch (default: 20000)')
     return parser.parse_args()
 
 
@@ -186,14 +187,14 @@ def main() -> None:
     arguments = parse()
     if not torch.cuda.is_available():
         print(
-            'no GPU here: it would measure images a second of ResNet-50 and ResNeSt-50 at 112 and 224 px beside timm, '
-            'memory at 50,030 and 1,000,000 classes, and errors of the chunked classifier'
+            'no GPU: this benchmark measures the speed of ResNet-50 and ResNeSt-50 at 112 and 224 px compared with '
+            'timm, memory for 50,030 and 1,000,000 classes, and errors of the chunked classifier'
         )
         return
     with join_process_group() as group:
-        figures = measure(arguments, group)
+        results = measure(arguments, group)
         if group.is_main:
-            finish(figures, arguments.json)
+            finish(results, arguments.json)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""What every benchmark does alike: alternate two sides in one run, take medians, print, write JSON."""
+"""Shared by all benchmarks: options, alternating runs of several sides, medians, and output as text and JSON."""
 
 import argparse
 import json
@@ -14,18 +14,18 @@ from lib.runtime.files import write_json
 
 
 def parse_arguments(description: str, **options: tuple[int, str]) -> argparse.Namespace:
-    """Return --json and whole-number options, given as name=(default, meaning)."""
+    """Return --json and integer options, given as name=(default, meaning)."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('--json', metavar='FILE', help='write figures, hardware, versions and command here too')
+    parser.add_argument('--json', metavar='FILE', help='write results, hardware, versions and command to this file')
     for name, (default, meaning) in options.items():
         parser.add_argument(f'--{name}', type=int, default=default, metavar='N', help=f'{meaning} (default: {default})')
     return parser.parse_args()
 
 
 def alternate(sides: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
-    """Run each side once to warm up, then in turns; return images a second, the median of each side's rounds.
+    """Run each side once to warm up, then all sides alternately; return the median images per second of each side.
 
-    A side does a fixed amount of work and returns the number of images it did.
+    A side does a fixed amount of work and returns its number of images.
     """
     for run in sides.values():
         run()
@@ -39,23 +39,23 @@ def alternate(sides: dict[str, Callable[[], int]], rounds: int) -> dict[str, flo
 
 
 def real_photos() -> Path:
-    """Return the folder of real photos.
+    """Return the folder of real photos, from the environment variable REAL_PHOTOS.
 
     Raises:
-        UserError: REAL_PHOTOS does not name it.
+        UserError: REAL_PHOTOS is not set or has no train.txt.
     """
     folder = Path(os.environ.get('REAL_PHOTOS', ''))
     if not (folder / 'train.txt').exists():
-        raise UserError('REAL_PHOTOS must name the folder of the Grocery Store Dataset that holds train.txt')
+        raise UserError('REAL_PHOTOS must be the folder of the Grocery Store Dataset that contains train.txt')
     return folder
 
 
-def finish(figures: dict[str, float], json_file: str | None) -> None:
-    """Print the figures, and write them with what they depend on."""
-    width = max(map(len, figures))
-    for name, value in figures.items():
+def finish(results: dict[str, float], json_file: str | None) -> None:
+    """Print the results, and write them with hardware, versions and command to `json_file`, if given."""
+    width = max(map(len, results))
+    for name, value in results.items():
         print(f'{name:<{width}}  {value:10.3f}' if abs(value) >= 1e-3 else f'{name:<{width}}  {value:10.1e}')
     if json_file:
-        content = {'figures': figures, **run_environment()}
+        content = {'figures': results, **run_environment()}
         write_json(json_file, content)
         print(f'wrote {json_file}: {json.dumps(content["hardware"])}')

@@ -1,16 +1,15 @@
-"""What do 2.5 million annotations cost: the first open beside json.load, later opens, four workers reading all of it?
+"""Time and memory of opening 2.5 million annotations compared with json.load, and memory of four workers.
 
 python benchmarks/index.py [--images N] [--classes N] [--rounds N] [--json FILE]
 
-Synthetic annotations as tools/convert.py writes them, in random order. Every measurement is a fresh process that has
-made the same imports (json, lib.dataset.annotations), the sides in turns, medians of the rounds. Open, ours: parse,
-check and cache (no cache is there yet). Open, theirs: json.load alone, no check, no columns. Reopen: the cache is
-there. Memory: the largest resident size after the call above the one before it (VmHWM, which unlike ru_maxrss does not
-count what the parent process was when it started this one).
-Workers: four processes of a DataLoader, as in training, get the paths (as FileImages), the labels and the index by
-class, read every one of them, and stay alive; the proportional set sizes (smaps_rollup, Linux) of all four are summed
-then. The growth is above the same with a data set that holds nothing.
-Figures: open_time_ratio, open_memory_ratio (ours over json's), reopen_ms, workers_pss_growth_mb.
+Synthetic annotations as written by tools/convert.py, in random order. Every measurement is a new process with the same
+imports (json, lib.dataset.annotations); the sides alternate, medians of the rounds. Open, ours: parse, check and cache
+(without a cache yet). Open, theirs: json.load alone, without checks or columns. Reopen: with the cache. Memory: growth
+of the peak resident memory by the call (VmHWM, which unlike ru_maxrss does not include the parent process).
+Workers: four processes of a DataLoader, as in training, get the paths (as FileImages), the labels and the class index,
+read all of it, and stay alive; then the proportional set sizes (smaps_rollup, Linux) of all four are summed. The growth
+is the difference from workers with an empty data set.
+Results: open_time_ratio, open_memory_ratio (ours / json), reopen_ms, workers_pss_growth_mb.
 """
 
 import json
@@ -35,7 +34,7 @@ from lib.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_WORKERS = 4
-ROWS = 100_000  # written at a time
+ROWS = 100_000  # per write
 MEASURE = """
 import json, sys, time
 sys.path.insert(0, {root!r})
@@ -49,7 +48,7 @@ CALLS = {'ours': 'found = read_annotations(sys.argv[1])', 'json': 'found = json.
 
 
 def write_annotations(path: Path, num_images: int, num_classes: int) -> None:
-    """Write long-tailed annotations, one a line."""
+    """Write long-tailed annotations, one per line."""
     random = np.random.default_rng(0)
     labels = np.minimum(num_classes * random.random(num_images) ** 2, num_classes - 1).astype(int)
     with open(path, 'w', encoding='ascii') as file:
@@ -62,28 +61,28 @@ def write_annotations(path: Path, num_images: int, num_classes: int) -> None:
 
 
 def measure(side: str, path: Path) -> tuple[float, float]:
-    """Return seconds and megabytes of one call in a process of its own."""
+    """Return seconds and megabytes of one call in a new process."""
     program = MEASURE.format(root=str(ROOT), call=CALLS[side])
     done = subprocess.run([sys.executable, '-c', program, str(path)], capture_output=True, text=True, check=True)
     return tuple(json.loads(done.stdout))
 
 
 class Nothing(Dataset):
-    """What a worker is without data."""
+    """An empty data set, whose items are the process ids of the workers."""
 
     def __len__(self) -> int:
         return NUM_WORKERS
 
-    def __getitem__(self, place: int) -> int:
+    def __getitem__(self, row: int) -> int:
         self.read()
         return int(Path('/proc/self').resolve().name)
 
     def read(self) -> None:
-        """Read all there is."""
+        """Read all data."""
 
 
 class Everything(Nothing):
-    """What BatchReader holds of the index."""
+    """The parts of the annotations that BatchReader holds."""
 
     def __init__(self, images: FileImages, labels: np.ndarray, index: ClassIndex) -> None:
         self.images, self.labels, self.index = images, labels, index
@@ -94,18 +93,18 @@ class Everything(Nothing):
         rows = sum(int(self.index.rows_of(label).sum()) for label in range(self.index.num_classes))
         num_images = len(self.labels)
         if letters < num_images or int(self.labels.sum()) < 0 or rows != num_images * (num_images - 1) // 2:
-            raise AssertionError('not everything was read')
+            raise AssertionError('not all data was read')
 
 
 def workers_pss(dataset: Dataset) -> float:
     """Return the summed proportional set size of workers that have read `dataset`, in megabytes."""
-    warnings.filterwarnings('ignore', 'This DataLoader will create')  # four on two cores are meant
+    warnings.filterwarnings('ignore', 'This DataLoader will create')  # four workers on two cores are intended
     loader = DataLoader(
         dataset, batch_size=None, num_workers=NUM_WORKERS, persistent_workers=True, multiprocessing_context='forkserver'
     )
     processes = {int(process) for process in loader}
     if len(processes) != NUM_WORKERS:
-        raise AssertionError('one worker did the work of another')
+        raise AssertionError('a worker got no item')
     total = 0
     for process in processes:
         lines = Path(f'/proc/{process}/smaps_rollup').read_text().splitlines()
@@ -121,19 +120,19 @@ def main() -> None:
         rounds=(5, 'measurements of each side'),
     )
     if not Path('/proc/self/smaps_rollup').exists():
-        raise UserError('/proc/self/smaps_rollup is not there: this benchmark needs Linux')
+        raise UserError('/proc/self/smaps_rollup does not exist: this benchmark needs Linux')
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, 'converted_train.json')
         write_annotations(path, arguments.images, arguments.classes)
-        found = {'ours': [], 'json': [], 'again': []}
+        rounds = {'ours': [], 'json': [], 'again': []}
         for _ in range(arguments.rounds):
             Path(folder, f'.{path.name}.arrow').unlink(missing_ok=True)
-            found['ours'].append(measure('ours', path))
-            found['again'].append(measure('ours', path))
-            found['json'].append(measure('json', path))
+            rounds['ours'].append(measure('ours', path))
+            rounds['again'].append(measure('ours', path))
+            rounds['json'].append(measure('json', path))
         seconds, megabytes = (
-            {side: statistics.median(one[place] for one in values) for side, values in found.items()}
-            for place in (0, 1)
+            {side: statistics.median(value[column] for value in values) for side, values in rounds.items()}
+            for column in (0, 1)
         )
         annotations = read_annotations(path)
         index = ClassIndex(annotations.labels, annotations.num_classes, by_class=annotations.by_class)

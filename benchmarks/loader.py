@@ -1,10 +1,10 @@
-"""How fast do training batches come, beside the original pipeline, torchvision's and NVIDIA DALI's?
+"""Speed of the training loader compared with the original entry's, torchvision's decoder and NVIDIA DALI on the CPU.
 
 REAL_PHOTOS=FOLDER python benchmarks/loader.py [--json FILE]     (pip install -r benchmarks/requirements-bench.txt)
 
-RandomResizedCrop to 112 px and flip, batch 64, two workers (threads for DALI) a side, normalised float32 batches in the
-main process, epochs of about equal time. Photos: the real ones (348 px), and the same enlarged to 800 px, JPEG
-quality 90. Packed: the 800 px ones at 160 px, quality 90, in tar shards as tools/pack.py writes them.
+RandomResizedCrop to 112 px and flip, batch 64, two workers (threads for DALI) per side, normalized float32 batches in
+the main process, epochs of about equal time. Photos: the real ones (348 px), and the same upscaled to 800 px, JPEG
+quality 90. Packed: those of 800 px at 160 px, quality 90, in tar shards as written by tools/pack.py.
 """
 
 import sys
@@ -42,7 +42,7 @@ LARGE, PACKED, QUALITY = 800, 160, 90
 
 @dataclass(frozen=True)
 class Repeated:
-    """Every row `times` times: an epoch as long as a peer's, so that its start counts no more than theirs."""
+    """A sampler that yields every row `times` times: epochs take as long as the peers', and so does their start-up."""
 
     num_images: int
     times: int
@@ -53,7 +53,7 @@ class Repeated:
 
 
 def ours(images: Images, times: int = 1) -> Callable[[], int]:
-    """Return a function that goes through an epoch of this project's loader, each image `times` times."""
+    """Return a function that iterates over an epoch of our loader, with each image `times` times."""
     labels = np.zeros(len(images), np.int32)
     index = ClassIndex(labels, 1)
     reader = BatchReader(images, labels, RandomResizedCrop(SIZE), 0, 'replace', index)
@@ -66,28 +66,28 @@ def ours(images: Images, times: int = 1) -> Callable[[], int]:
 
 
 def counted(batches: Callable[[], Iterable]) -> Callable[[], int]:
-    """Return a function that goes through a peer's epoch and counts its images."""
+    """Return a function that iterates over an epoch of a peer's loader and counts its images."""
     return lambda: sum(len(batch[0] if isinstance(batch, list) else batch) for batch in batches())
 
 
 def enlarge(paths: list[Path], folder: Path) -> list[Path]:
-    """Write the photos with a short side of LARGE pixels; return their paths."""
+    """Write the photos with a shorter side of LARGE pixels; return their paths."""
 
-    def one(place: int) -> Path:
-        photo = Image.open(paths[place]).convert('RGB')
+    def write(number: int) -> Path:
+        photo = Image.open(paths[number]).convert('RGB')
         scale = LARGE / min(photo.size)
-        path = folder / f'{place:05d}.jpg'
+        path = folder / f'{number:05d}.jpg'
         photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.BICUBIC).save(
             path, quality=QUALITY
         )
         return path
 
     with ThreadPoolExecutor(WORKERS) as pool:
-        return list(pool.map(one, range(len(paths))))
+        return list(pool.map(write, range(len(paths))))
 
 
 def pack(paths: list[Path], folder: Path) -> Images:
-    """Return the photos in shards, at PACKED pixels."""
+    """Write the photos to shards at PACKED pixels; return the packed images."""
     names = pa.array([str(path) for path in paths], pa.large_string())
     job = SplitJob(
         folder=folder,
@@ -106,7 +106,7 @@ def pack(paths: list[Path], folder: Path) -> Images:
 
 
 def compare(large: list[Path], small: list[Path], packed: Images, rounds: int) -> dict[str, float]:
-    """Return all figures."""
+    """Return all rates and speedups."""
     original800 = default_loader(OriginalPhotos(large, SIZE), BATCH_SIZE, WORKERS)
     original348 = default_loader(OriginalPhotos(small, SIZE), BATCH_SIZE, WORKERS)
     torchvision800 = default_loader(TorchvisionPhotos(large, SIZE), BATCH_SIZE, WORKERS)

@@ -1,13 +1,13 @@
-"""What does each loss cost at 50,030 classes, beside F.cross_entropy?
+"""Time and memory of each loss with 50,030 classes, compared with F.cross_entropy.
 
 python benchmarks/losses.py [--batch N] [--classes N] [--rounds N] [--json FILE]
 
-Forward and backward of the loss that LOSS builds, averaged over the batch, from float32 logits to their gradient; the
-other side is F.cross_entropy (mean) of the same logits. Time: each loss and F.cross_entropy in turns, ratio of medians.
-Memory: the peak beyond what was there before the loss, the gradient included: on a GPU the allocator's, on a CPU the
-resident memory of a process of its own for each loss. On the GPU when there is one.
-Figures: worst_time_ratio, worst_memory_ratio over all losses but Seesaw and influence-balanced, which are
-heavy_time_ratio and heavy_memory_ratio; NAME_time_ratio and NAME_memory_ratio of each.
+Forward and backward of the loss built from LOSS, averaged over the batch, from float32 logits to their gradient; the
+other side is F.cross_entropy (mean) of the same logits. Time: each loss and F.cross_entropy alternately, ratio of
+medians. Memory: growth of the peak by the loss, including the gradient: on a GPU, that of the allocator; on a CPU, the
+resident memory of a new process for each loss. On the GPU if there is one.
+Results: worst_time_ratio and worst_memory_ratio of all losses but Seesaw and influence-balanced, which have
+heavy_time_ratio and heavy_memory_ratio; NAME_time_ratio and NAME_memory_ratio of each loss.
 """
 
 import multiprocessing
@@ -33,7 +33,7 @@ from lib.loss.targets import Targets
 NUM_FEATURES = 2048
 HEAVY = ('seesaw', 'influence_balanced', 'influence_differentiated')
 PLAIN = 'F.cross_entropy'
-# What is measured beside each LOSS.TYPE as it is by default.
+# Measured in addition to each LOSS.TYPE with its default options.
 VARIANTS = {
     'label_smoothing': {'LOSS.LABEL_SMOOTHING': 0.1},
     'class_weighted': {'LOSS.CLASS_WEIGHTS': 'effective_number'},
@@ -44,13 +44,13 @@ NAMES = (*LOSSES, *VARIANTS)
 
 
 def long_tailed_counts(num_classes: int) -> np.ndarray:
-    """Return counts that fall as a power of the rank, from 8,000 to 5."""
+    """Return class counts that fall as a power of the rank, from 8,000 to 5."""
     group = np.arange(1, num_classes + 1)
     return np.maximum(8000 * group**-0.6, 5).astype(np.int64)
 
 
 def step_of(name: str, batch: int, num_classes: int, device: torch.device) -> Callable[[int], None]:
-    """Return forward and backward of a loss on the first rows of one batch; the number of rows is its argument."""
+    """Return a function (rows): forward and backward of a loss on the first rows of a batch."""
     torch.manual_seed(0)
     logits = torch.randn(batch, num_classes, device=device)
     labels = torch.randint(num_classes, (batch,), device=device)
@@ -68,14 +68,14 @@ def step_of(name: str, batch: int, num_classes: int, device: torch.device) -> Ca
             return loss(leaf, Targets(labels[:rows]), features[:rows])
 
     def step(rows: int) -> None:
-        leaf = logits[:rows].requires_grad_()  # its own gradient goes with it
+        leaf = logits[:rows].requires_grad_()  # a new tensor, whose gradient is freed with it
         value(rows, leaf).backward()
 
     return step
 
 
 def time_ratio(name: str, batch: int, num_classes: int, device: torch.device, rounds: int) -> float:
-    """Return a loss's time over F.cross_entropy's."""
+    """Return the time of a loss / the time of F.cross_entropy."""
 
     def side(name: str) -> Callable[[], int]:
         step = step_of(name, batch, num_classes, device)
@@ -93,9 +93,9 @@ def time_ratio(name: str, batch: int, num_classes: int, device: torch.device, ro
 
 
 def peak_memory(name: str, batch: int, num_classes: int, device: torch.device) -> int:
-    """Return the bytes that forward and backward take beyond the logits."""
+    """Return the peak memory of forward and backward beyond the logits, in bytes."""
     step = step_of(name, batch, num_classes, device)
-    step(2)  # threads, kernels and constants are there afterwards
+    step(2)  # creates threads, kernels and constants
     if device.type == 'cuda':
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -108,13 +108,13 @@ def peak_memory(name: str, batch: int, num_classes: int, device: torch.device) -
 
 
 def _resident(which: str) -> int:
-    """Return this process's resident memory (VmRSS) or the most that it ever was (VmHWM), bytes."""
+    """Return the resident memory of this process (VmRSS) or its peak (VmHWM), in bytes."""
     lines = Path('/proc/self/status').read_text(encoding='ascii').splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(which)) * 1024
 
 
 def peak_memories(batch: int, num_classes: int, device: torch.device) -> dict[str, int]:
-    """Return each loss's peak; on a CPU in a new process each, since the most that a process ever had is kept."""
+    """Return the peak memory of each loss in bytes; on a CPU, in a new process each, because a peak never falls."""
     if device.type == 'cuda':
         return {name: peak_memory(name, batch, num_classes, device) for name in (PLAIN, *NAMES)}
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), max_tasks_per_child=1) as pool:
@@ -125,25 +125,25 @@ def peak_memories(batch: int, num_classes: int, device: torch.device) -> dict[st
 def main() -> None:
     arguments = parse_arguments(
         __doc__.splitlines()[0],
-        batch=(256, 'images a batch'),
+        batch=(256, 'images per batch'),
         classes=(50_030, 'classes'),
-        rounds=(15, 'turns of each pair'),
+        rounds=(15, 'rounds of each side'),
     )
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     if device.type == 'cpu' and not Path('/proc/self/status').exists():
-        raise UserError('the peak of resident memory is read from /proc: run it on Linux, or with a GPU')
+        raise UserError('peak memory is read from /proc: run this benchmark on Linux or with a GPU')
     size = (arguments.batch, arguments.classes, device)
     times = {name: time_ratio(name, *size, arguments.rounds) for name in NAMES}
     memories = peak_memories(*size)
     ratios = {'time': times, 'memory': {name: memories[name] / memories[PLAIN] for name in NAMES}}
     logits_bytes = 4 * arguments.batch * arguments.classes
-    print(f'{PLAIN}: {memories[PLAIN] / logits_bytes:.2f} times the logits; on {device.type}')
-    figures = {}
+    print(f'{PLAIN}: {memories[PLAIN] / logits_bytes:.2f} times the size of the logits; on {device.type}')
+    results = {}
     for kind, values in ratios.items():
-        figures[f'worst_{kind}_ratio'] = max(value for name, value in values.items() if name not in HEAVY)
-        figures[f'heavy_{kind}_ratio'] = max(values[name] for name in HEAVY)
-    figures |= {f'{name}_{kind}_ratio': ratios[kind][name] for name in NAMES for kind in ratios}
-    finish(figures, arguments.json)
+        results[f'worst_{kind}_ratio'] = max(value for name, value in values.items() if name not in HEAVY)
+        results[f'heavy_{kind}_ratio'] = max(values[name] for name in HEAVY)
+    results |= {f'{name}_{kind}_ratio': ratios[kind][name] for name in NAMES for kind in ratios}
+    finish(results, arguments.json)
 
 
 if __name__ == '__main__':

@@ -1,9 +1,9 @@
-"""Does memory grow over epochs? A hundred of them over a small set, two workers, through the training loader.
+"""Growth of memory over 100 epochs of the training loader with two workers.
 
 python benchmarks/memory.py [--json FILE]
 
-Resident memory of this process and of each worker, after epoch 3 and after the last. Figures: main_growth_ratio and
-workers_growth_ratio, the last over the third (the workers' is the largest of them); 1 is flat.
+Resident memory of this process and of each worker after epoch 3 and after the last epoch of a small data set. Results:
+main_growth_ratio and workers_growth_ratio, last epoch / epoch 3 (the largest of the workers); 1 is no growth.
 """
 
 import sys
@@ -34,13 +34,13 @@ NUM_IMAGES, NUM_CLASSES, BATCH_SIZE, WORKERS = 512, 16, 32, 2
 
 
 def resident(pid: int) -> int:
-    """Return a process's resident memory, kB."""
+    """Return the resident memory of a process in kB."""
     lines = Path(f'/proc/{pid}/status').read_text(encoding='ascii').splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith('VmRSS'))
 
 
 def loader_of(folder: Path) -> TrainLoader:
-    """Return a loader of the drawn photos, with augmentations and balanced classes."""
+    """Return a loader of the demo images with augmentations and class-balanced sampling."""
     paths = list(walk_images(folder))[:NUM_IMAGES]
     labels = (np.arange(len(paths)) % NUM_CLASSES).astype(np.int32)
     index = ClassIndex(labels, NUM_CLASSES)
@@ -70,13 +70,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         generate_demo(Path(folder), seed=0)
         loader = loader_of(Path(folder))
-        seen: list[list[int]] = []
+        memory: list[list[int]] = []
         for epoch in range(arguments.epochs):
             for _ in loader.batches(epoch):
                 pass
             workers = [child.pid for child in multiprocessing.active_children()]
-            seen.append([resident(pid) for pid in ('self', *workers)])
-    third, last = seen[2], seen[-1]
+            memory.append([resident(pid) for pid in ('self', *workers)])
+    third, last = memory[2], memory[-1]
     growth = [after / before for before, after in zip(third, last, strict=True)]
     finish(
         {

@@ -4,8 +4,8 @@ python benchmarks/metrics.py [--images N] [--classes N] [--rounds N] [--json FIL
 
 Long-tailed training counts (5 to 8,000), 1 to 5 valid images per class, a product tree of three levels, 70 % of the
 predictions correct. Every round is a new process: `megabytes` is its peak resident memory minus the memory before the
-metrics, which includes predictions and imports. Medians of the rounds. `compare_seconds` is the paired comparison of two
-models; `worst_draws_seconds` the bootstrap if all classes have different counts.
+metrics, which includes predictions and imports. Medians of the rounds. `compare_seconds` is the paired comparison of
+two models; `worst_draws_seconds` the bootstrap if all classes have different counts.
 """
 
 import json
@@ -27,18 +27,20 @@ from lib.metrics.paired import compare
 from lib.metrics.predictions import Predictions
 
 
-def make_answers(labels: np.ndarray, num_classes: int, seed: int) -> Predictions:
+def make_predictions(labels: np.ndarray, num_classes: int, seed: int) -> Predictions:
     """Return top-5 predictions: 70 % have the label first, and some others have it among the five."""
     random = np.random.default_rng(seed)
-    best = random.integers(0, num_classes, (len(labels), 5))
-    place = np.minimum(random.geometric(0.7, len(labels)) - 1, 5)
-    found = place < 5
-    best[np.flatnonzero(found), place[found]] = labels[found]
-    best[random.random(len(labels)) < 0.001] = -1
-    confidence = np.where(best[:, 0] >= 0, random.beta(4, 1, len(labels)), 0).astype(np.float32)
-    losses = np.where(best[:, 0] >= 0, random.exponential(1.0, len(labels)), np.nan).astype(np.float32)
+    topk = random.integers(0, num_classes, (len(labels), 5))
+    position = np.minimum(random.geometric(0.7, len(labels)) - 1, 5)
+    in_topk = position < 5
+    topk[np.flatnonzero(in_topk), position[in_topk]] = labels[in_topk]
+    topk[random.random(len(labels)) < 0.001] = -1
+    readable = topk[:, 0] >= 0
+    confidence = np.where(readable, random.beta(4, 1, len(labels)), 0).astype(np.float32)
+    losses = np.where(readable, random.exponential(1.0, len(labels)), np.nan).astype(np.float32)
     probabilities = np.stack([confidence, *[(1 - confidence) / 5] * 4], axis=1)
-    return Predictions(labels, best, probabilities, losses)
+    probabilities[~readable] = 0
+    return Predictions(labels, topk, probabilities, losses)
 
 
 def resident_megabytes(name: str) -> float:
@@ -54,22 +56,22 @@ def measure(images: int, classes: int, sink) -> None:
     random = np.random.default_rng(0)
     train_counts = np.geomspace(8000, 5, classes).astype(np.int64)
     labels = np.concatenate([np.arange(classes), random.integers(0, classes, max(0, images - classes))])[:images]
-    answers, other = (make_answers(labels, classes, seed) for seed in (1, 2))
+    predictions, other = (make_predictions(labels, classes, seed) for seed in (1, 2))
     parents = [[f'aisle {c % 40}', f'shelf {c % 800}', f'brand {c % 4000}'] for c in range(classes)]
     results = {}
-    detailed_metrics(answers.at(np.arange(100)), train_counts)  # loads what is loaded at first use
+    detailed_metrics(predictions.at(np.arange(100)), train_counts)  # loads what is loaded at first use
     before = resident_megabytes('VmRSS')
     Path('/proc/self/clear_refs').write_text('5')  # resets the peak
     started = time.perf_counter()
-    detailed_metrics(answers, train_counts, parents=parents)
-    table = class_table(answers, classes)
+    detailed_metrics(predictions, train_counts, parents=parents)
+    table = class_table(predictions, classes)
     results['seconds'] = time.perf_counter() - started
     results['megabytes'] = resident_megabytes('VmHWM') - before
     started = time.perf_counter()
     accuracy_draws(table.correct, table.images, num_draws=NUM_DRAWS)
     results['bootstrap_seconds'] = time.perf_counter() - started
     started = time.perf_counter()
-    compare(answers, other, classes)
+    compare(predictions, other, classes)
     results['compare_seconds'] = time.perf_counter() - started
     total = np.arange(2, classes + 2)
     started = time.perf_counter()

@@ -1,8 +1,8 @@
-"""The original entry's batches and steps (CVPR 2020 AliProducts, sixth place), as fairly as its authors would have it.
+"""The loader and training step of the original entry (CVPR 2020 AliProducts, sixth place), rewritten for comparison.
 
-OpenCV reads, torchvision's transforms work on a Pillow image and normalise, and a default DataLoader makes batches:
-float32 travels from its workers. A step is float32 in the default memory format, with plain SGD, and its loss and
-accuracy are read for the meters after each. Its DataParallel is left out: on a CPU it does nothing.
+OpenCV reads an image, torchvision's transforms crop and normalize it as a Pillow image, and a default DataLoader sends
+float32 batches from its workers. A step is float32 in the default memory format with plain SGD; loss and accuracy are
+read after each step. DataParallel is left out, because it does nothing on a CPU.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class OriginalPhotos(Dataset):
-    """OpenCV, Pillow, torchvision, one image after the other."""
+    """The original entry's data set: OpenCV, Pillow and torchvision, one image at a time."""
 
     def __init__(
         self, paths: Sequence[Path], size: int, labels: Sequence[int] | None = None, *, train: bool = True
@@ -40,21 +40,21 @@ class OriginalPhotos(Dataset):
         return len(self.paths)
 
     def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
-        import cv2  # a worker's own, so that whoever needs no such side needs no OpenCV
+        import cv2  # imported in the worker, so that other benchmarks need no OpenCV
 
         cv2.setNumThreads(1)
         return self.transform(cv2.imread(self.paths[row])), 0 if self.labels is None else self.labels[row]
 
 
 def default_loader(photos: Dataset, batch_size: int, num_workers: int) -> DataLoader:
-    """Return a DataLoader as most training scripts have it."""
+    """Return a DataLoader with the options of most training scripts."""
     return DataLoader(
         photos, batch_size, shuffle=True, drop_last=True, num_workers=num_workers, persistent_workers=True
     )
 
 
 def original_model(name: str, num_classes: int) -> nn.Module:
-    """Return a network with a linear classifier: 'resnet18' of torchvision, 'resnest50' of timm, 'res32_cifar'."""
+    """Return a network with a linear classifier: torchvision's 'resnet18', timm's 'resnest50', or 'res32_cifar'."""
     if name == 'resnet18':
         return torchvision.models.resnet18(num_classes=num_classes)
     if name == 'resnest50':
@@ -72,7 +72,7 @@ class _Meter:
 
 
 class OriginalTraining:
-    """The loop of an epoch: float32, default memory format, SGD with momentum 0.9 and weight decay 1e-4."""
+    """The epoch loop: float32, default memory format, SGD with momentum 0.9 and weight decay 1e-4."""
 
     def __init__(self, model: nn.Module, lr: float) -> None:
         self.model = model
@@ -80,7 +80,7 @@ class OriginalTraining:
         self.optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=1e-4)
 
     def epoch(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> int:
-        """Take a step on each batch of images (batch, 3, H, W) and labels; return the number of images."""
+        """Train on all batches of images (batch, 3, H, W) and labels; return the number of images."""
         self.model.train()
         losses, accuracy = _Meter(), _Meter()
         for images, labels in batches:
@@ -95,7 +95,7 @@ class OriginalTraining:
 
 
 def original_predictions(model: nn.Module, paths: Sequence[Path], size: int, csv_file: Path, num_workers: int) -> int:
-    """Predict photos as its test script does, in batches of 128, and write id,predicted; return their number."""
+    """Predict photos like the original test script, in batches of 128, and write a CSV; return their number."""
     model.eval()
     loader = DataLoader(OriginalPhotos(paths, size, train=False), _TEST_BATCH, num_workers=num_workers)
     predicted: list[int] = []

@@ -1,4 +1,4 @@
-"""Other ways to batches: torchvision's own decoder, and NVIDIA DALI on the CPU, as their documentation shows them."""
+"""Loaders to compare with: torchvision's decoder, and NVIDIA DALI on the CPU, as in their documentation."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from benchmarks.original import MEAN, STD
 
 
 class TorchvisionPhotos(Dataset):
-    """torchvision's own decoder and tensor transforms, as its documentation recommends."""
+    """torchvision's decoder and tensor transforms, as recommended in its documentation."""
 
     def __init__(self, paths: Sequence[Path], size: int) -> None:
         self.paths = [str(path) for path in paths]
@@ -36,7 +36,7 @@ class TorchvisionPhotos(Dataset):
 def dali_epoch(
     paths: Sequence[Path], size: int, batch_size: int, num_threads: int
 ) -> Callable[[], Iterable[np.ndarray]]:
-    """Return a function that gives an epoch's batches of NVIDIA DALI's CPU pipeline, (batch, 3, size, size) float32."""
+    """Return a function that yields the batches of an epoch of DALI's CPU pipeline, (batch, 3, size, size) float32."""
     from nvidia.dali import fn, pipeline_def, types
 
     @pipeline_def(batch_size=batch_size, num_threads=num_threads, device_id=None, seed=0, prefetch_queue_depth=2)

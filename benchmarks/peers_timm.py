@@ -1,7 +1,7 @@
-"""timm's training, the side that ours is compared with: its train.py, or its parts in the order of that script.
+"""Training with timm, to compare with: its train.py, or a loop of its parts in the order of that script.
 
-train.py is no part of timm's package; whoever has a checkout of timm's repository can name it. Without one, the loop is
-written here of timm's own loader, model, optimiser and schedule, as train.py of timm 1.0 puts them together.
+train.py is not included in timm's package, so it needs a checkout of timm's repository. Without one, the loop in this
+file combines timm's loader, model, optimizer and schedule like train.py of timm 1.0.
 """
 
 import re
@@ -23,18 +23,18 @@ from torch import nn
 
 from lib.errors import UserError
 
-# Of a line of train.py's log: the epoch, and in brackets the averages so far (seconds a step, images a second).
+# A line of train.py's log: the epoch, and in brackets the averages so far (seconds per step, images per second).
 _RATE = re.compile(r'Train: (\d+) \[.*?\([\d.]+s, +([\d.]+)/s\)')
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What both sides are trained with. SGD with momentum 0.9 and weight decay 1e-4; random crops of bilinear pixels.
+    """The recipe of both sides, with SGD (momentum 0.9, weight decay 1e-4) and random crops, bilinear interpolation.
 
     Attributes:
-        model: timm's name.
-        size: of the images, pixels.
-        dtype: of autocast; None: float32.
+        model: name in timm.
+        size: image size in pixels.
+        dtype: autocast dtype; None: float32.
         device: 'cpu' or 'cuda'.
     """
 
@@ -48,7 +48,7 @@ class Recipe:
 
 
 class TimmLoop:
-    """train.py's way of an epoch, of timm's parts."""
+    """An epoch like in train.py, with timm's parts."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -60,7 +60,7 @@ class TimmLoop:
         self._updates = 0
 
     def loader(self, photos: Path) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-        """Return timm's loader of the folder photos/train/CLASS, whose batches are on the device and normalised."""
+        """Return timm's loader of the folder photos/train/CLASS; its batches are on the device and normalized."""
         return create_loader(
             create_dataset('', root=str(photos), split='train', is_training=True),
             input_size=(3, self.recipe.size, self.recipe.size),
@@ -77,7 +77,7 @@ class TimmLoop:
         )
 
     def epoch(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> int:
-        """Take a step on each batch; return the number of images."""
+        """Train on all batches; return the number of images."""
         self.model.train()
         losses = AverageMeter()
         self.optimizer.zero_grad()
@@ -115,26 +115,26 @@ def script_command(script: Path, photos: Path, output: Path, recipe: Recipe, epo
 
 
 def script_rates(log: str) -> list[float]:
-    """Return images a second of each epoch but the first, as train.py's log gives them.
+    """Return the images per second in train.py's log, for each epoch but the first.
 
     Raises:
-        UserError: the log has no such epoch.
+        UserError: the log has no second epoch.
     """
-    rates = {int(epoch): float(rate) for epoch, rate in _RATE.findall(log)}  # the last line of an epoch counts
+    rates = {int(epoch): float(rate) for epoch, rate in _RATE.findall(log)}  # that of an epoch's last line
     if max(rates, default=0) < 1:
-        raise UserError(f"--timm: train.py's log tells no rate of a second epoch: {log[-500:]!r}")
+        raise UserError(f"--timm: train.py's log has no rate of a second epoch: {log[-500:]!r}")
     return [rates[epoch] for epoch in sorted(rates) if epoch > 0]
 
 
 def script_run(root: Path, photos: Path, output: Path, recipe: Recipe, epochs: int = 3) -> Callable[[], list[float]]:
-    """Return a function that runs train.py of timm's repository at `root` and returns the rates of its later epochs.
+    """Return a function that runs train.py of timm's repository at `root` and returns the rates of all epochs but one.
 
     Raises:
-        UserError: there is no such script, or it fails.
+        UserError: `root` has no train.py, or train.py fails.
     """
     script = root / 'train.py'
     if not script.is_file():
-        raise UserError(f"--timm {root}: no train.py in it; name a checkout of timm's repository")
+        raise UserError(f"--timm {root}: no train.py in this folder; use a checkout of timm's repository")
     return partial(_run_script, script_command(script, photos, output, recipe, epochs), root)
 
 

@@ -1,12 +1,12 @@
-"""Are the planner's figures those that are measured? Memory of a training step on the CPU, beside tools/plan.py's.
+"""Memory of a training step on the CPU, measured and as estimated by tools/plan.py.
 
 python benchmarks/plan.py [--json FILE]
 
-Each case runs in a process of its own: the run's model, loss and optimiser, two steps; the figure is the most resident
-memory that the process ever had in them, less what it had before the model was built. Every larger tensor is a mapping
-of its own, so that the allocator keeps nothing that is free. Linux, with 10 GB of memory free: where it is short, the
-system drops pages of libraries, and resident memory says less than was taken. Figures: plan_error, the largest relative
-difference over all cases; NAME_gb, measured, and NAME_planned_ratio, planned over measured.
+Each case is a new process with model, loss and optimizer of the run, and two steps. The measured memory is the peak
+resident memory minus the memory before the model is built. Large tensors are separate memory mappings, so that the
+allocator does not cache freed memory. Needs Linux and 10 GB of free memory: with less, the system drops pages of
+libraries, and resident memory is too small. Results: plan_error, the largest relative difference of all cases; NAME_gb,
+measured, and NAME_planned_ratio, planned / measured.
 """
 
 import json
@@ -39,7 +39,7 @@ from lib.trainer.step import TrainStep
 from lib.trainer.train_state import TrainState
 
 _STATUS = Path('/proc/self/status')
-# Name: classes, images, options. Large enough for a GB; that is where a few MB of oneDNN's do not count.
+# Name: classes, images, options. Each case takes about 1 GB, so that a few MB of oneDNN are negligible.
 CASES: dict[str, tuple[int, int, dict[str, object]]] = {
     'resnet18': (1000, 256, {'MODEL.BACKBONE': 'resnet18'}),
     'resnet18_50030': (50_030, 192, {'MODEL.BACKBONE': 'resnet18'}),
@@ -70,24 +70,24 @@ CASES: dict[str, tuple[int, int, dict[str, object]]] = {
 
 
 def config_of(name: str) -> Config:
-    """Return a case's config."""
+    """Return the config of a case."""
     values = {key: entry.default for key, entry in KEYS.items()}
     common = {'INPUT.SIZE': 112, 'RUN.DEVICE': 'cpu', 'RUN.PRECISION': 'float32', 'TRAIN.BATCH_SIZE': CASES[name][1]}
     return as_node(values | common | CASES[name][2])
 
 
 def planned(name: str) -> int:
-    """Return the bytes that the planner says a step needs."""
+    """Return the planner's estimate of the memory of a step, in bytes."""
     cfg, (num_classes, num_images, _) = config_of(name), CASES[name]
     costs = StepCosts(cfg, num_classes, pick_device('cpu', cfg.RUN.PRECISION).train_dtype)
-    job = StepSpec(num_images, 1, num_classes, costs.num_features, cfg.INPUT.SIZE)
-    at_once = cfg.TRAIN.DEVICE_BATCH_SIZE or num_images
-    way = Strategy(at_once, chunk=cfg.LOSS.CHUNK_IMAGES, sampled=cfg.LOSS.SAMPLED_CLASSES)
-    return estimate_memory(way, job, costs).total
+    spec = StepSpec(num_images, 1, num_classes, costs.num_features, cfg.INPUT.SIZE)
+    micro_batch = cfg.TRAIN.DEVICE_BATCH_SIZE or num_images
+    strategy = Strategy(micro_batch, chunk=cfg.LOSS.CHUNK_IMAGES, sampled=cfg.LOSS.SAMPLED_CLASSES)
+    return estimate_memory(strategy, spec, costs).total
 
 
 def measured(name: str) -> int:
-    """Return the bytes of resident memory that two steps took at most, by a process of its own."""
+    """Return the peak resident memory of two steps in a new process, in bytes."""
     done = subprocess.run(
         [sys.executable, __file__, '--measure', name],
         env=os.environ | {'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '65536'},
@@ -99,14 +99,14 @@ def measured(name: str) -> int:
 
 
 def measure(name: str) -> int:
-    """Build a case's run and take two steps; return the growth of resident memory, bytes."""
+    """Build the run of a case and take two steps; return the growth of the peak resident memory in bytes."""
     cfg, (num_classes, num_images, _) = config_of(name), CASES[name]
     device = pick_device('cpu', cfg.RUN.PRECISION)
     _warm_up(cfg, device)
     before = _resident('VmRSS')
     train_step = _train_step(cfg, num_classes, num_images, device)
     batch = _batch(cfg, num_classes, num_images)
-    Path('/proc/self/clear_refs').write_text('5', encoding='ascii')  # the peak begins anew
+    Path('/proc/self/clear_refs').write_text('5', encoding='ascii')  # resets the peak
     for step in range(2):
         train_step(batch, step)
     return _resident('VmHWM') - before
@@ -130,12 +130,12 @@ def _batch(cfg: Config, num_classes: int, num_images: int) -> MixedBatch:
 
 
 def _warm_up(cfg: Config, device: Device) -> None:
-    """Take a step of two small images: threads, kernels and code are there afterwards."""
+    """Take a step with two images, which creates threads, kernels and code."""
     _train_step(cfg, 10, 2, device)(_batch(cfg, 10, 2), 0)
 
 
 def _resident(which: str) -> int:
-    """Return this process's resident memory (VmRSS) or the most that it was (VmHWM), bytes."""
+    """Return the resident memory of this process (VmRSS) or its peak (VmHWM), in bytes."""
     lines = _STATUS.read_text(encoding='ascii').splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(which)) * 1024
 
@@ -146,14 +146,14 @@ def main() -> None:
         return
     arguments = parse_arguments(__doc__.splitlines()[0])
     if not _STATUS.exists():
-        raise UserError('resident memory is read from /proc: run it on Linux')
-    figures, errors = {}, []
+        raise UserError('resident memory is read from /proc: run this benchmark on Linux')
+    results, errors = {}, []
     for name in CASES:
-        found, plan = measured(name), planned(name)
-        errors.append(abs(plan - found) / found)
-        figures |= {f'{name}_gb': found / 1e9, f'{name}_planned_ratio': plan / found}
-        print(f'{name:20} measured {found / 1e9:6.2f} GB, planned {plan / 1e9:6.2f} GB', flush=True)
-    finish({'plan_error': max(errors), **figures}, arguments.json)
+        actual, plan = measured(name), planned(name)
+        errors.append(abs(plan - actual) / actual)
+        results |= {f'{name}_gb': actual / 1e9, f'{name}_planned_ratio': plan / actual}
+        print(f'{name:20} measured {actual / 1e9:6.2f} GB, planned {plan / 1e9:6.2f} GB', flush=True)
+    finish({'plan_error': max(errors), **results}, arguments.json)
 
 
 if __name__ == '__main__':

@@ -1,12 +1,12 @@
-"""How fast is prediction beside the original entry's, from photos on the disk to the CSV?
+"""Speed of prediction, from photos on the disk to the CSV, compared with the original entry.
 
 REAL_PHOTOS=FOLDER python benchmarks/predict.py [--photos N] [--rounds N] [--json FILE]
 
 The original: OpenCV, Pillow, torchvision and a default DataLoader of two workers, batches of 128, float32 in the
-default memory format (benchmarks/original.py). Ours: test.py's work with the batch size and workers that it chooses,
-reading the checkpoint included. Both predict the same weights on the same photos, and the share of equal predictions is
-given: resizing differs. Figures: resnet18_predict_speedup, resnest50_predict_speedup at 112 px, and the smaller of the
-two, predict_speedup; resnet18_same, resnest50_same.
+default memory format (benchmarks/original.py). Ours: test.py with its default batch size and workers, including the
+reading of the checkpoint. Both sides have the same weights and photos; a few predictions differ, because resizing
+differs. Results: resnet18_predict_speedup and resnest50_predict_speedup at 112 px, and the smaller of the two,
+predict_speedup; resnet18_same and resnest50_same, the fraction of equal predictions.
 """
 
 import csv
@@ -35,7 +35,7 @@ SIZE, NUM_CLASSES, WORKERS = 112, 81, 2
 
 
 def sides(name: str, paths: list[Path], folder: Path) -> dict[str, Callable[[], int]]:
-    """Return both sides for a backbone, with one set of weights; they leave ours/best_model.csv and theirs.csv."""
+    """Return both sides for a backbone, with the same weights; they write ours/best_model.csv and theirs.csv."""
     options = ['--MODEL_BACKBONE', name, '--INPUT_SIZE', str(SIZE), '--DATASET_COLOR_SPACE', 'BGR']
     cfg = config_of([*options, '--LOG_ROOT', str(folder), '--NAME', 'ours', '--RUN_DEVICE', 'cpu'])
     model = new_model(cfg, NUM_CLASSES, pick_device('cpu'))
@@ -50,8 +50,8 @@ def sides(name: str, paths: list[Path], folder: Path) -> dict[str, Callable[[], 
 
     def ours() -> int:
         argv = ['--RESUME_MODEL', str(checkpoint.path), '--LOG_ROOT', str(folder), '--RUN_DEVICE', 'cpu']
-        with photos.open(encoding='utf-8') as listed:
-            sys.stdin, before = listed, sys.stdin
+        with photos.open(encoding='utf-8') as lines:
+            sys.stdin, before = lines, sys.stdin
             try:
                 predict(load_model(read_command([*argv, '--TEST_IMAGES', '-'])))
             finally:
@@ -65,7 +65,7 @@ def sides(name: str, paths: list[Path], folder: Path) -> dict[str, Callable[[], 
 
 
 def same_predictions(folder: Path) -> float:
-    """Return the share of photos that both predict alike."""
+    """Return the fraction of photos with the same prediction on both sides."""
     predicted = []
     for path in (folder / 'ours' / 'best_model.csv', folder / 'theirs.csv'):
         with open(path, encoding='utf-8', newline='') as file:
@@ -78,16 +78,16 @@ def main() -> None:
     root = real_photos()
     lines = (root / 'train.txt').read_text(encoding='utf-8').splitlines()
     paths = [root / line.split(',')[0].strip() for line in lines if line.strip()][: arguments.photos]
-    figures = {}
+    results = {}
     torch.manual_seed(0)
     for name in ('resnet18', 'resnest50'):
         with tempfile.TemporaryDirectory() as folder:
             rates = alternate(sides(name, paths, Path(folder)), arguments.rounds)
-            figures |= {f'{name}_{side}_images_per_second': rate for side, rate in rates.items()}
-            figures[f'{name}_predict_speedup'] = rates['ours'] / rates['original']
-            figures[f'{name}_same'] = same_predictions(Path(folder))
-    figures['predict_speedup'] = min(figures['resnet18_predict_speedup'], figures['resnest50_predict_speedup'])
-    finish(figures, arguments.json)
+            results |= {f'{name}_{side}_images_per_second': rate for side, rate in rates.items()}
+            results[f'{name}_predict_speedup'] = rates['ours'] / rates['original']
+            results[f'{name}_same'] = same_predictions(Path(folder))
+    results['predict_speedup'] = min(results['resnet18_predict_speedup'], results['resnest50_predict_speedup'])
+    finish(results, arguments.json)
 
 
 if __name__ == '__main__':

@@ -1,10 +1,10 @@
-"""Does an epoch of configs/GroceryStore.yaml take longer than one of the plain recipe for the same photos?
+"""Time of a training epoch of configs/GroceryStore.yaml compared with a plain recipe on the same photos.
 
 REAL_PHOTOS=FOLDER python benchmarks/recipe.py [--json FILE]
 
 Plain: torchvision's ResNet-18 at 112 px, PIL and torchvision transforms in a default DataLoader, batch 32, SGD,
-label smoothing 0.1, channels_last, bfloat16 where the hardware has it. Ours: the config, through the training loop.
-Figure: recipe_epoch_speedup, time of a plain epoch over ours; both see the same number of images.
+label smoothing 0.1, channels_last, bfloat16 if the hardware supports it. Ours: the config, with main.py's loop.
+Result: recipe_epoch_speedup, time of a plain epoch / time of ours; both have the same number of images.
 """
 
 import sys
@@ -21,14 +21,14 @@ from torchvision import transforms
 from benchmarks.harness import alternate, finish, parse_arguments, real_photos
 from benchmarks.training import epoch_of, training
 from lib.commands.cli import cli_main
-from lib.formats.grocery_store import convert_grocery_store
+from lib.formats.text_lists import convert_grocery_store
 from lib.runtime.device import pick_device
 
 BATCH_SIZE, WORKERS = 32, 2
 
 
 class PlainPhotos(torch.utils.data.Dataset):
-    """The training photos as most scripts read them."""
+    """The training photos, read as in most training scripts."""
 
     def __init__(self, root: Path) -> None:
         lines = (root / 'train.txt').read_text(encoding='utf-8').splitlines()
@@ -51,7 +51,7 @@ class PlainPhotos(torch.utils.data.Dataset):
 
 
 def plain_epoch(root: Path, dtype: torch.dtype | None) -> Callable[[], int]:
-    """Return a function that trains one epoch the plain way."""
+    """Return a function that trains one epoch of the plain recipe."""
     loader = torch.utils.data.DataLoader(
         PlainPhotos(root), BATCH_SIZE, shuffle=True, drop_last=True, num_workers=WORKERS, persistent_workers=True
     )
@@ -79,8 +79,8 @@ def main() -> None:
     with training(convert_grocery_store(photos), options) as run:
         sides = {'ours': epoch_of(run), 'plain': plain_epoch(photos, pick_device('cpu').train_dtype)}
         rates = alternate(sides, arguments.rounds)
-    figures = {f'{name}_images_per_second': rate for name, rate in rates.items()}
-    finish({**figures, 'recipe_epoch_speedup': rates['ours'] / rates['plain']}, arguments.json)
+    results = {f'{name}_images_per_second': rate for name, rate in rates.items()}
+    finish({**results, 'recipe_epoch_speedup': rates['ours'] / rates['plain']}, arguments.json)
 
 
 if __name__ == '__main__':

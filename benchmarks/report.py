@@ -1,11 +1,11 @@
-"""How long does a browser take to open the report of 50,030 classes, to sort and to search its table?
+"""Time that a browser takes to open the report of 50,030 classes, and to sort and search its table.
 
 python benchmarks/report.py [--classes N] [--images N] [--rounds N] [--json FILE]
 
-Needs Chromium and playwright. Names of 30 letters, two parents a class, random answers, no pictures.
-`report_open_seconds` is from the navigation's start to the end of the page's load event, which comes after its script
-has drawn the table; `report_sort_seconds` and `report_search_seconds` are those of the slowest column and of the first
-search, each until the rows are replaced. Medians of the rounds, each a fresh page. `report_write_seconds` is once.
+Needs Chromium and playwright. Names of 30 letters, two parents per class, random predictions, no images.
+`report_open_seconds` is the time from the start of the navigation to the end of the load event, when the script has
+rendered the table; `report_sort_seconds` is for the slowest column and `report_search_seconds` for the first search,
+both until the rows are replaced. Medians of the rounds, each with a new page. `report_write_seconds` is measured once.
 """
 
 import shutil
@@ -20,14 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks.harness import finish, parse_arguments
-from benchmarks.metrics import make_answers
+from benchmarks.metrics import make_predictions
 from lib.commands.cli import cli_main
 from lib.errors import UserError
 from lib.report.report_metrics import ReportData
 from lib.report.run_page import write_report
 
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
-# Seconds until a click or a search has changed the rows, which happens before the event's handlers return.
+# Seconds until a click or a search has changed the rows: the event handlers return after that.
 SORT = """() => Math.max(...[...document.querySelectorAll('#class-headings button')].map(button => {
   const started = performance.now(); button.click(); return performance.now() - started; })) / 1000"""
 SEARCH = """() => {
@@ -46,7 +46,7 @@ def example(classes: int, images: int) -> ReportData:
         class_names=[f'Brand {c % 400:03} product {c:05}, 330 ml' for c in range(classes)],
         class_parents=[[f'aisle {c % 40}', f'shelf {c % 800}'] for c in range(classes)],
         train_counts=np.geomspace(8000, 5, classes).astype(np.int64),
-        predictions=make_answers(labels, classes, seed=1),
+        predictions=make_predictions(labels, classes, seed=1),
     )
 
 
@@ -55,7 +55,7 @@ def main() -> None:
         __doc__.splitlines()[0],
         classes=(50_030, 'classes'),
         images=(150_000, 'valid images'),
-        rounds=(5, 'times the page is opened'),
+        rounds=(5, 'rounds, a new page each'),
     )
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     try:
@@ -63,11 +63,11 @@ def main() -> None:
     except ImportError:
         browser = None
     if browser is None:
-        raise UserError(f'needs one of {", ".join(BROWSERS)}, and playwright (pip install playwright)')
+        raise UserError(f'this benchmark needs one of {", ".join(BROWSERS)}, and playwright (pip install playwright)')
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as running:
         started = time.perf_counter()
         path = write_report(Path(folder, 'report.html'), example(arguments.classes, arguments.images))
-        figures = {'report_write_seconds': time.perf_counter() - started, 'report_megabytes': path.stat().st_size / 1e6}
+        results = {'report_write_seconds': time.perf_counter() - started, 'report_megabytes': path.stat().st_size / 1e6}
         chromium = running.chromium.launch(executable_path=browser, args=['--no-sandbox'])
         rounds = []
         for _ in range(arguments.rounds):
@@ -77,8 +77,8 @@ def main() -> None:
             page.close()
         chromium.close()
     for name, values in zip(('open', 'sort', 'search'), zip(*rounds, strict=True), strict=True):
-        figures[f'report_{name}_seconds'] = statistics.median(values)
-    finish(figures, arguments.json)
+        results[f'report_{name}_seconds'] = statistics.median(values)
+    finish(results, arguments.json)
 
 
 if __name__ == '__main__':

@@ -1,10 +1,10 @@
-"""How long does an epoch's plan take for 3 million images in 50,030 classes?
+"""Time to compute the order of an epoch for 3 million images in 50,030 classes, for each sampler.
 
 python benchmarks/sampler.py [--images N] [--classes N] [--rounds N] [--json FILE]
 
-Long-tailed labels in random order; the rows are sorted by class beforehand, as the annotations' cache has them. A plan
-is timed in one thread; each figure is the median over the epochs planned, the samplers in turns.
-Figures: NAME_plan_s for every sampler and for batches of several images a class, slowest_plan_s.
+Long-tailed labels in random order; the rows are already sorted by class, as in the cache of the annotations. One
+thread; medians over the epochs, the samplers alternate.
+Results: NAME_plan_s for every sampler and for batches of several images per class, slowest_plan_s.
 """
 
 import statistics
@@ -26,12 +26,12 @@ MAX_EPOCH = 120
 
 
 def long_tailed_index(num_images: int, num_classes: int) -> ClassIndex:
-    """Return an index whose class sizes fall as 1 / (rank + 30), shuffled."""
+    """Return a shuffled index whose class sizes fall as 1 / (rank + 30)."""
     random = np.random.default_rng(0)
-    shares = 1 / (np.arange(num_classes) + 30)
-    labels = random.choice(num_classes, num_images, p=shares / shares.sum()).astype(np.int32)
+    weights = 1 / (np.arange(num_classes) + 30)
+    labels = random.choice(num_classes, num_images, p=weights / weights.sum()).astype(np.int32)
     index = ClassIndex(labels, num_classes)
-    print(f'{len(index.by_class):,} images, {index.class_counts.min()} to {index.class_counts.max():,} a class')
+    print(f'{len(index.by_class):,} images, {index.class_counts.min()} to {index.class_counts.max():,} per class')
     return index
 
 
@@ -40,7 +40,7 @@ def main() -> None:
         __doc__.splitlines()[0],
         images=(3_000_000, 'images'),
         classes=(50_030, 'classes'),
-        rounds=(7, 'epochs planned by each sampler'),
+        rounds=(7, 'epochs of each sampler'),
     )
     index = long_tailed_index(arguments.images, arguments.classes)
     samplers = {
@@ -54,9 +54,9 @@ def main() -> None:
             started = time.perf_counter()
             sampler.epoch_rows(epoch)
             seconds[name].append(time.perf_counter() - started)
-    # The first epoch only warms up.
-    figures = {f'{name}_plan_s': statistics.median(values[1:]) for name, values in seconds.items()}
-    finish({**figures, 'slowest_plan_s': max(figures.values())}, arguments.json)
+    # The first epoch is a warm-up.
+    results = {f'{name}_plan_s': statistics.median(values[1:]) for name, values in seconds.items()}
+    finish({**results, 'slowest_plan_s': max(results.values())}, arguments.json)
 
 
 if __name__ == '__main__':

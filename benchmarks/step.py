@@ -1,17 +1,17 @@
-"""How fast is a training step beside the original entry's, and a run beside one of timm's train.py?
+"""Speed of a training step compared with the original entry, and of a run compared with timm's train.py.
 
 python benchmarks/step.py [--json FILE] [--only NAME ...] [--rounds N] [--timm FOLDER]
 
-Against the original: ready batches, main.py's training loop, in the precision that RUN.PRECISION auto picks; the
+Original entry: synthetic batches, main.py's training loop in the precision that RUN.PRECISION auto selects; the
 original's step is float32 in the default memory format (benchmarks/original.py). ResNet-18 and ResNeSt-50 with 1000
-classes at 112 px, CIFAR's ResNet-32 with 100 at 32 px: resnet18_speedup, resnest50_speedup, resnet32_speedup.
+classes at 112 px, CIFAR's ResNet-32 with 100 classes at 32 px: resnet18_speedup, resnest50_speedup, resnet32_speedup.
 
-Against timm: ResNet-18 at 112 px, batch 32, 1000 classes; timm_step_speedup on ready batches, timm_speedup with both
+timm: ResNet-18 at 112 px, batch 32, 1000 classes; timm_step_speedup on synthetic batches, timm_speedup with both
 loaders (two workers) on the same JPEGs of 348 px, in the same precision. With --timm, a checkout of timm's repository,
-train.py and main.py themselves are run in turns, and their logs give the rates of all epochs but the first; without it,
-timm's own parts are put together as train.py does (benchmarks/peers_timm.py).
+train.py and main.py are run alternately, and the rates of all epochs but the first are read from their logs; without
+it, timm's parts are combined like in train.py (benchmarks/peers_timm.py).
 
-What bfloat16 is worth on this machine: bfloat16_convolution_speedup, over float32, in convolutions.
+Speed of bfloat16 on this machine: bfloat16_convolution_speedup, compared with float32, in convolutions.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from lib.commands.cli import cli_main
 from lib.formats.write import write_converted
 from lib.runtime.device import pick_device
 
-# Name of the figure: backbone, pixels, batch, classes, steps a round.
+# Prefix of the results: backbone, pixels, batch, classes, steps per round.
 NETWORKS = {
     'resnet18': ('resnet18', 112, 32, 1000, 8),
     'resnest50': ('resnest50', 112, 16, 1000, 6),
@@ -45,7 +45,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def against_original(name: str, rounds: int) -> dict[str, float]:
-    """Return both rates, and ours over theirs."""
+    """Return both rates, and ours / theirs."""
     backbone, size, batch_size, num_classes, steps = NETWORKS[name]
     options = options_of(
         MODEL_BACKBONE=backbone, INPUT_SIZE=size, TRAIN_BATCH_SIZE=batch_size, RUN_DEVICE='cpu', RUN_NUM_WORKERS=0
@@ -67,7 +67,7 @@ def against_original(name: str, rounds: int) -> dict[str, float]:
 
 
 def against_timm(rounds: int, checkout: Path | None, num_photos: int = 1000) -> dict[str, float]:
-    """Return rates and ratios beside timm, of steps alone and with the loaders."""
+    """Return rates and speedups over timm, for steps alone and with the loaders."""
     dtype = pick_device('cpu').train_dtype
     recipe = Recipe('resnet18', 112, 32, num_photos, WORKERS, dtype)
     options = options_of(
@@ -98,14 +98,14 @@ def against_timm(rounds: int, checkout: Path | None, num_photos: int = 1000) -> 
 def of_scripts(
     photos: Path, folder: Path, options: list[str], recipe: Recipe, checkout: Path, rounds: int
 ) -> dict[str, float]:
-    """Return the median rates of main.py's and train.py's epochs, the first of each run left out."""
+    """Return the median rates of the epochs of main.py and train.py, without the first epoch of each run."""
     write_converted(converted_photos(photos), folder / 'data')
     train_py = script_run(checkout, photos, folder / 'timm', recipe, EPOCHS)
     ours, theirs = [], []
     for number in range(rounds):
-        own = [*options, '--DATASET_ROOT', str(folder / 'data'), '--TRAIN_MAX_EPOCH', str(EPOCHS)]
-        own += ['--LOG_ROOT', str(folder), '--NAME', f'ours{number}']
-        subprocess.run([sys.executable, 'main.py', *own], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+        argv = [*options, '--DATASET_ROOT', str(folder / 'data'), '--TRAIN_MAX_EPOCH', str(EPOCHS)]
+        argv += ['--LOG_ROOT', str(folder), '--NAME', f'ours{number}']
+        subprocess.run([sys.executable, 'main.py', *argv], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
         lines = (folder / f'ours{number}' / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
         entries = [json.loads(line) for line in lines]
         ours += [entry['images_per_second'] for entry in entries if entry['split'] == 'train'][1:]
@@ -114,7 +114,7 @@ def of_scripts(
 
 
 def convolutions(dtype: torch.dtype) -> int:
-    """Run a 3 x 3 convolution forward and backward as a ResNet at 112 px has it; return how many images that was."""
+    """Run a 3 x 3 convolution of a ResNet at 112 px forward and backward; return the number of images."""
     shape, memory = (32, 128, 14, 14), torch.channels_last
     images = torch.randn(shape).to(dtype, memory_format=memory).requires_grad_()
     weight = torch.randn(128, 128, 3, 3).to(dtype, memory_format=memory).requires_grad_()
@@ -124,12 +124,12 @@ def convolutions(dtype: torch.dtype) -> int:
 
 
 def parse() -> argparse.Namespace:
-    """Return what the command line says."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--json', metavar='FILE', help='write figures, hardware, versions and command here too')
+    parser.add_argument('--json', metavar='FILE', help='write results, hardware, versions and command to this file')
     parser.add_argument('--rounds', type=int, default=7, metavar='N', help='rounds of each side (default: 7)')
-    parser.add_argument('--only', nargs='+', choices=[*NETWORKS, 'timm'], help='some of the comparisons')
-    parser.add_argument('--timm', type=Path, metavar='FOLDER', help="a checkout of timm's repository, with train.py")
+    parser.add_argument('--only', nargs='+', choices=[*NETWORKS, 'timm'], help='comparisons to run (default: all)')
+    parser.add_argument('--timm', type=Path, metavar='FOLDER', help="checkout of timm's repository, with train.py")
     return parser.parse_args()
 
 
@@ -137,11 +137,11 @@ def main() -> None:
     arguments = parse()
     chosen = arguments.only or [*NETWORKS, 'timm']
     kinds = alternate({str(kind): lambda kind=kind: convolutions(kind) for kind in (torch.bfloat16, torch.float32)}, 5)
-    figures = {'bfloat16_convolution_speedup': kinds['torch.bfloat16'] / kinds['torch.float32']}
+    results = {'bfloat16_convolution_speedup': kinds['torch.bfloat16'] / kinds['torch.float32']}
     for name in chosen:
-        figures |= against_timm(arguments.rounds, arguments.timm) if name == 'timm' else {}
-        figures |= against_original(name, arguments.rounds) if name in NETWORKS else {}
-    finish(figures, arguments.json)
+        results |= against_timm(arguments.rounds, arguments.timm) if name == 'timm' else {}
+        results |= against_original(name, arguments.rounds) if name in NETWORKS else {}
+    finish(results, arguments.json)
 
 
 if __name__ == '__main__':

@@ -1,13 +1,13 @@
-"""What does the exact tau cost at 50,030 classes, beside one evaluation, and the whole of tau_norm.py beside ten?
+"""Time of the exact search for tau with 50,030 classes, and of the whole tau_norm.py, compared with evaluations.
 
 python benchmarks/tau.py [--images N] [--photos N] [--rounds N] [--json FILE]
 
-choose_ratio: time of choosing tau on features (2,048 wide, in batches as tau_norm.py has them) over that of a plain
-evaluation of the same: logits with bias, counts of right answers. tau_exact_grid_speedup: beside what others do, but
-without repeating the backbone: weights rescaled, and all logits anew for ten taus.
+choose_ratio: time of choosing tau on 2,048 features (in the batches of tau_norm.py) / time of a plain evaluation of the
+same features (logits with bias, counts of correct predictions). tau_exact_grid_speedup: compared with a grid of ten
+values of tau, for each of which the weights are rescaled and all logits recomputed, but without the backbone.
 
-script_ratio: time of tau_norm.py as a process of its own (start-up, reading and writing a checkpoint of 50,030 classes,
-looking at the photos, report) over ten evaluation passes of the same ResNet-50 at 112 px over the same photos.
+script_ratio: time of tau_norm.py as a process (start-up, reading and writing a checkpoint of 50,030 classes, features
+of the photos, report) / time of ten evaluation passes of the same ResNet-50 at 112 px over the same photos.
 """
 
 import json
@@ -45,14 +45,14 @@ GRID = np.linspace(0.1, 1.0, 10)
 
 
 def long_tailed_classifier() -> tuple[torch.Tensor, torch.Tensor]:
-    """Return weight and bias whose norms fall with the rank of the class, as after instance-balanced training."""
+    """Return weight and bias; the norms of the rows fall with the rank of the class, as after training."""
     weight = torch.nn.functional.normalize(torch.randn(NUM_CLASSES, NUM_FEATURES), dim=1)
     norms = torch.linspace(2.0, 0.7, NUM_CLASSES) * torch.empty(NUM_CLASSES).normal_(1.0, 0.05)
     return weight * norms[torch.randperm(NUM_CLASSES), None], torch.randn(NUM_CLASSES) * 0.1
 
 
 def features_of(weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return features (num_images, NUM_FEATURES) that point to their class, none too clearly."""
+    """Return features (num_images, NUM_FEATURES): the direction of their class plus noise."""
     directions = torch.nn.functional.normalize(weight[labels], dim=1)
     return 4 * directions + 0.6 * torch.randn(len(labels), NUM_FEATURES)
 
@@ -61,60 +61,60 @@ def features_of(weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def main() -> None:
     arguments = parse_arguments(
         __doc__.splitlines()[0],
-        images=(2000, 'features to choose on'),
-        photos=(2000, 'photos of the script; 0 leaves it out'),
+        images=(2000, 'images to choose tau on'),
+        photos=(2000, 'photos for tau_norm.py; 0: skip it'),
         rounds=(3, 'passes of each side'),
     )
     torch.manual_seed(0)
-    figures = choosing(arguments.images, arguments.rounds)
+    results = choosing(arguments.images, arguments.rounds)
     if arguments.photos:
-        figures |= script(arguments.photos)
-    finish(figures, arguments.json)
+        results |= script(arguments.photos)
+    finish(results, arguments.json)
 
 
 def choosing(num_images: int, rounds: int) -> dict[str, float]:
-    """Return rates, errors and ratios of the three sides."""
+    """Return rates, errors and ratios of evaluation, exact search and grid."""
     weight, bias = long_tailed_classifier()
     labels = torch.randint(NUM_CLASSES, (num_images,))
     features = features_of(weight, labels)
     batches = list(zip(features.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True))
     train_counts = np.ones(NUM_CLASSES, np.int64)
-    found = {}
+    errors = {}
 
-    def counted(weight: torch.Tensor, bias: torch.Tensor | None) -> float:
+    def error_of(weight: torch.Tensor, bias: torch.Tensor | None) -> float:
         counts = ClassCounts(NUM_CLASSES, weight.device)
-        for some, their_labels in batches:
-            logits = torch.nn.functional.linear(some, weight, bias)
-            readable = torch.ones(len(some), dtype=torch.bool)
-            counts.add(batch_predictions(logits, their_labels), their_labels, readable)
+        for batch, batch_labels in batches:
+            logits = torch.nn.functional.linear(batch, weight, bias)
+            readable = torch.ones(len(batch), dtype=torch.bool)
+            counts.add(batch_predictions(logits, batch_labels), batch_labels, readable)
         return counts.metrics(train_counts)['mean_class_error']
 
     def evaluation() -> int:
-        found['before'] = counted(weight, bias)
+        errors['before'] = error_of(weight, bias)
         return len(labels)
 
     def exact() -> int:
         sweep = TauSweep(weight, bias, max_tau=MAX_TAU)
-        for some, their_labels in batches:
-            sweep.update(some, their_labels)
+        for batch, batch_labels in batches:
+            sweep.update(batch, batch_labels)
         chosen, _ = sweep.finish().choose('mean_class_error')
-        found['exact'] = chosen.value
+        errors['exact'] = chosen.value
         return len(labels)
 
     def grid() -> int:
         norms = weight.norm(dim=1, keepdim=True)
-        found['grid'] = min(counted(weight / norms**tau, None) for tau in GRID)
+        errors['grid'] = min(error_of(weight / norms**tau, None) for tau in GRID)
         return len(labels)
 
     rates = alternate({'evaluation': evaluation, 'exact': exact, 'grid': grid}, rounds)
-    figures = {f'{name}_images_per_second': rate for name, rate in rates.items()}
-    figures |= {f'{name}_mean_class_error': value for name, value in found.items()}
-    figures['choose_ratio'] = rates['evaluation'] / rates['exact']
-    return {**figures, 'tau_exact_grid_speedup': rates['exact'] / rates['grid']}
+    results = {f'{name}_images_per_second': rate for name, rate in rates.items()}
+    results |= {f'{name}_mean_class_error': value for name, value in errors.items()}
+    results['choose_ratio'] = rates['evaluation'] / rates['exact']
+    return {**results, 'tau_exact_grid_speedup': rates['exact'] / rates['grid']}
 
 
 def script(num_photos: int) -> dict[str, float]:
-    """Return seconds of tau_norm.py, of an evaluation pass, and their ratio, ten passes counted."""
+    """Return the seconds of tau_norm.py and of an evaluation pass, and the ratio to ten passes."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         photos = write_photos(folder / 'photos', 1, num_photos, PHOTO)
@@ -152,8 +152,8 @@ def script(num_photos: int) -> dict[str, float]:
             started = time.perf_counter()
             trained.evaluate(split, label='valid')
             passes.append(time.perf_counter() - started)
-    figures = {'script_seconds': seconds, 'evaluation_seconds': statistics.median(passes)}
-    return {**figures, 'script_ratio': seconds / (10 * figures['evaluation_seconds'])}
+    results = {'script_seconds': seconds, 'evaluation_seconds': statistics.median(passes)}
+    return {**results, 'script_ratio': seconds / (10 * results['evaluation_seconds'])}
 
 
 if __name__ == '__main__':

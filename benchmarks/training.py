@@ -1,4 +1,4 @@
-"""Training as users run it, for benchmarks: the run of a config, its epochs, photos for it, batches that are ready."""
+"""Shared by benchmarks of training: runs like those of main.py, epochs, synthetic photos and synthetic batches."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,14 +15,14 @@ from lib.config.defaults import Config
 from lib.config.load import load_config
 from lib.dataset.loader import Batch
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from lib.formats.converted import Converted
+from lib.formats.converted import ConvertedDataset
 from lib.formats.imagefolder import convert_image_folder
 from lib.formats.write import write_converted
 from lib.trainer.checkpointing.state import TrainProgress
 from lib.trainer.epoch import train_epoch
 from lib.trainer.stop_signal import StopController
 
-# The original's recipe, at a rate that is of no matter for speed; the optimiser's state is there from the first step.
+# The original's recipe; the learning rate has no influence on speed. Momentum: the optimizer has state from step 1 on.
 RECIPE = {
     'LOSS_TYPE': 'cross_entropy',
     'MODEL_CLASSIFIER': 'linear',
@@ -34,9 +34,9 @@ RECIPE = {
 
 
 def write_photos(folder: Path, num_classes: int, each: int, size: int) -> Path:
-    """Write folder/{train,validation}/CLASS/NUMBER.jpg, soft blobs of size x size pixels; return `folder`.
+    """Write folder/{train,validation}/CLASS/NUMBER.jpg, smooth noise of size x size pixels; return `folder`.
 
-    There are `each` training photos a class, and one of the first class for validation.
+    There are `each` training photos per class, and one validation photo of the first class.
     """
     generator = np.random.default_rng(0)
     for label in range(num_classes):
@@ -49,25 +49,27 @@ def write_photos(folder: Path, num_classes: int, each: int, size: int) -> Path:
     return folder
 
 
-def converted_photos(photos: Path) -> Converted:
-    """Return the training split of what write_photos() wrote."""
-    found = convert_image_folder(photos)
-    return Converted({'train': found.splits['train']}, found.names, None, found.root)
+def converted_photos(photos: Path) -> ConvertedDataset:
+    """Return the training split of a folder of write_photos()."""
+    dataset = convert_image_folder(photos)
+    return ConvertedDataset({'train': dataset.splits['train']}, dataset.names, None, dataset.root)
 
 
 def options_of(**changes: object) -> list[str]:
-    """Return the command line of RECIPE with changes, such as ['--TRAIN_BATCH_SIZE', '32']."""
+    """Return RECIPE with changes as command-line options, such as ['--TRAIN_BATCH_SIZE', '32']."""
     return [part for name, value in {**RECIPE, **changes}.items() for part in (f'--{name}', str(value))]
 
 
 def config_of(options: list[str]) -> Config:
-    """Return the config that main.py makes of a command line."""
+    """Return the config of main.py for these command-line options."""
     return load_config(options, program='benchmark', description='', find_checkpoint_config=lambda *_: None).cfg
 
 
 @contextmanager
-def training(converted: Converted, options: list[str], group: ProcessGroup = SINGLE_PROCESS) -> Iterator[TrainingRun]:
-    """Prepare the run that main.py would, on converted data, in a folder that goes with the block."""
+def training(
+    converted: ConvertedDataset, options: list[str], group: ProcessGroup = SINGLE_PROCESS
+) -> Iterator[TrainingRun]:
+    """Prepare a run like main.py, on converted data, in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         write_converted(converted, Path(folder, 'data'))
         cfg = config_of([*options, '--DATASET_ROOT', f'{folder}/data', '--LOG_ROOT', folder])
@@ -96,7 +98,7 @@ def epoch_of(run: TrainingRun) -> Callable[[], int]:
 
 
 class ReadyBatches:
-    """Stands in for a TrainLoader: two batches of noise on the device, in turns, so that a step alone is timed."""
+    """A fake TrainLoader with two alternating batches of noise on the device, to time the training step alone."""
 
     def __init__(self, device: torch.device, *, batch_size: int, size: int, num_classes: int, steps: int) -> None:
         self.batch_size = self.local_batch_size = batch_size
@@ -117,13 +119,13 @@ class ReadyBatches:
         return Batch(images.contiguous(memory_format=torch.channels_last), labels, readable, rows)
 
     def plain(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the epoch's images, in the default memory format, and labels."""
+        """Return an iterator over the images (in the default memory format) and labels of an epoch."""
         return (self.pairs[step % 2] for step in range(self.steps_per_epoch))
 
     def first_slot(self, step: int) -> int:
-        """Return the slot at which a step begins."""
+        """Return the first slot of a step."""
         return step * self.batch_size
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch as a TrainLoader does."""
+        """Return an iterator over the batches of an epoch, as TrainLoader does."""
         return (self._batches[step % 2] for step in range(first_step, self.steps_per_epoch))

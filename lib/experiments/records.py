@@ -62,8 +62,7 @@ def published_for(results: Sequence[Published], method: str, dataset: str, imbal
 
 
 def read_measured(file: Path = MEASURED_FILE) -> list[dict[str, Any]]:
-    """Return all measured results: base, dataset, imbalance, method, seeds, options, figures (the metrics), hardware,
-    versions and date.
+    """Return the entries of measured.json, one per method, base, imbalance and options.
 
     Raises:
         UserError: the file is invalid.

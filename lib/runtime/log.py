@@ -22,7 +22,7 @@ class _Console(logging.Handler):
 
 
 class _File(logging.FileHandler):
-    """Raises errors such as a full disk, where logging prints a traceback and goes on."""
+    """Raises errors such as a full disk, where logging would only print a traceback."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         raise

@@ -1,4 +1,4 @@
-"""Benchmarks of training: both sides do the same work, and each part runs on a small case."""
+"""Benchmarks of training: all sides do the same work, and each part runs with a small size."""
 
 import copy
 import os
@@ -40,8 +40,8 @@ def ready(steps=3):
     return ReadyBatches(torch.device('cpu'), batch_size=4, size=32, num_classes=3, steps=steps)
 
 
-def test_the_three_loops_take_the_same_steps(run):
-    """The same weights before make the same weights after: whoever did less work would differ."""
+def test_all_three_loops_take_the_same_steps(run):
+    """From the same weights, all loops reach the same weights, so none does less work."""
     batches = ready()
     run.learner.loader = batches
     run.learner.schedule = lambda step: 0.01
@@ -55,20 +55,20 @@ def test_the_three_loops_take_the_same_steps(run):
     ours = list(run.learner.model.parameters())
     assert not torch.equal(before, ours[0])
     for others in (original.model.parameters(), peer.model.parameters()):
-        for mine, theirs in zip(ours, others, strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+        for our_weight, peer_weight in zip(ours, others, strict=True):
+            torch.testing.assert_close(our_weight, peer_weight, rtol=1e-3, atol=1e-4)
 
 
 def _copies(model):
     return copy.deepcopy(model.backbone).to(memory_format=torch.contiguous_format), copy.deepcopy(model.classifier)
 
 
-def test_an_epoch_goes_through_the_loader(run):
+def test_an_epoch_uses_the_loader(run):
     assert epoch_of(run)() == 12
 
 
 @pytest.mark.parametrize(('name', 'size'), [('resnet18', 64), ('resnest50', 64), ('res32_cifar', 32)])
-def test_the_original_networks_give_logits(name, size):
+def test_original_networks_compute_logits(name, size):
     logits = original_model(name, 5).eval()(torch.zeros(2, 3, size, size))
     assert logits.shape == (2, 5)
     assert logits.is_contiguous()
@@ -91,15 +91,15 @@ Train: 2 [   1/2 (100%)]  Loss: 1.10 (1.10)  Time: 0.010s,  400.00/s  (0.020s, 1
 """
 
 
-def test_rates_are_the_last_averages_of_all_epochs_but_the_first():
+def test_rates_are_the_final_averages_of_all_epochs_but_the_first():
     assert script_rates(LOG) == [200.5, 1300.0]
     with pytest.raises(UserError, match='no rate of a second epoch'):
         script_rates(LOG[:130])
 
 
 @pytest.mark.process
-def test_train_py_is_run_where_it_lies_and_its_failure_is_told(tmp_path):
-    with pytest.raises(UserError, match=r'no train\.py in it'):
+def test_train_py_runs_in_its_folder_and_failures_are_reported(tmp_path):
+    with pytest.raises(UserError, match=r'no train\.py in this folder'):
         script_run(tmp_path, tmp_path, tmp_path, SMALL)
     (tmp_path / 'train.py').write_text(f'import sys\nprint({LOG!r}, file=sys.stderr)\n')
     assert script_run(tmp_path, tmp_path, tmp_path / 'out', SMALL)() == [200.5, 1300.0]
@@ -108,43 +108,43 @@ def test_train_py_is_run_where_it_lies_and_its_failure_is_told(tmp_path):
         script_run(tmp_path, tmp_path, tmp_path / 'out', SMALL)()
 
 
-def test_train_py_is_told_the_precision():
+def test_command_of_train_py_has_the_precision():
     assert '--amp' not in script_command(Path('train.py'), Path('p'), Path('o'), SMALL, 3)
     half = Recipe('resnet18', 112, 32, 10, 2, torch.bfloat16)
     command = script_command(Path('train.py'), Path('p'), Path('o'), half, 3)
     assert command[command.index('--amp-dtype') + 1] == 'bfloat16'
 
 
-def test_steps_beside_the_original_and_timm(monkeypatch):
+def test_steps_compared_with_the_original(monkeypatch):
     monkeypatch.setitem(step.NETWORKS, 'tiny', ('res32_cifar', 32, 4, 3, 1))
-    figures = step.against_original('tiny', rounds=1)
-    assert set(figures) == {'tiny_images_per_second', 'tiny_original_images_per_second', 'tiny_speedup'}
-    assert all(value > 0 for value in figures.values())
+    results = step.against_original('tiny', rounds=1)
+    assert set(results) == {'tiny_images_per_second', 'tiny_original_images_per_second', 'tiny_speedup'}
+    assert all(value > 0 for value in results.values())
 
 
 @pytest.mark.slow
-def test_runs_beside_timms_parts(monkeypatch):
+def test_runs_compared_with_the_parts_of_timm(monkeypatch):
     monkeypatch.setattr(step, 'WORKERS', 0)
-    figures = step.against_timm(rounds=1, checkout=None, num_photos=64)
-    assert all(value > 0 for value in figures.values())
+    results = step.against_timm(rounds=1, checkout=None, num_photos=64)
+    assert all(value > 0 for value in results.values())
 
 
 @pytest.mark.slow
-def test_runs_beside_train_py(monkeypatch, tmp_path):
+def test_runs_compared_with_train_py(monkeypatch, tmp_path):
     (tmp_path / 'train.py').write_text(f'print({LOG!r})\n')
     monkeypatch.setattr(step, 'EPOCHS', 2)
-    figures = step.against_timm(rounds=1, checkout=tmp_path, num_photos=64)
-    assert figures['timm_epoch_images_per_second'] == np.median([200.5, 1300.0])
-    assert figures['ours_epoch_images_per_second'] > 0
+    results = step.against_timm(rounds=1, checkout=tmp_path, num_photos=64)
+    assert results['timm_epoch_images_per_second'] == np.median([200.5, 1300.0])
+    assert results['ours_epoch_images_per_second'] > 0
 
 
 @pytest.mark.parametrize('loss', gpu.LOSSES)
-def test_the_chunked_classifier_is_compared_with_the_whole_one(loss):
+def test_chunked_error_is_small(loss):
     error = gpu.chunked_error(loss, device='cpu', num_classes=50, num_images=70)
     assert 0 < error < 1e-5
 
 
-def test_memory_of_each_kind_takes_steps(photos):
+def test_memory_of_each_kind(photos):
     for kind in ('plain', 'chunked'):
         assert np.isnan(gpu.memory(20, kind, photos, device='cpu', batch_size=2))
 
@@ -152,28 +152,28 @@ def test_memory_of_each_kind_takes_steps(photos):
 @pytest.mark.slow
 def test_rates_of_a_network(photos, monkeypatch):
     monkeypatch.setattr(gpu, 'WORKERS', 0)
-    figures = gpu.rates('resnet50', 32, photos, device='cpu', batch_size=4, rounds=1, checkout=None)
-    assert len(figures) == 4
-    assert all(value > 0 for value in figures.values())
+    results = gpu.rates('resnet50', 32, photos, device='cpu', batch_size=4, rounds=1, checkout=None)
+    assert len(results) == 4
+    assert all(value > 0 for value in results.values())
 
 
 @pytest.mark.process
-def test_without_a_gpu_one_line_says_what_would_be_measured():
+def test_without_a_gpu_one_line_describes_the_benchmark():
     done = subprocess.run(
         [sys.executable, 'benchmarks/gpu.py'], cwd=REPOSITORY, capture_output=True, text=True, check=True,
         env={'CUDA_VISIBLE_DEVICES': '', 'PATH': ''},
     )  # fmt: skip
     assert len(done.stdout.splitlines()) == 1
-    assert 'no GPU here' in done.stdout
+    assert 'no GPU' in done.stdout
 
 
 @pytest.mark.slow
-@pytest.mark.skipif('REAL_PHOTOS' not in os.environ, reason='REAL_PHOTOS names no folder of photos')
+@pytest.mark.skipif('REAL_PHOTOS' not in os.environ, reason='REAL_PHOTOS is not set')
 def test_epochs_on_real_photos():
     pytest.importorskip('cv2')
     photos = epoch.training_photos(70)
     assert len(photos.splits['train']) == 70
-    assert len(set(photos.splits['train'].labels.tolist())) > 20, 'spread over the classes'
-    figures = epoch.compare(photos, rounds=1)
-    assert len(figures) == 5
-    assert all(value > 0 for value in figures.values())
+    assert len(set(photos.splits['train'].labels.tolist())) > 20, 'at equal distances in the list'
+    results = epoch.compare(photos, rounds=1)
+    assert len(results) == 5
+    assert all(value > 0 for value in results.values())
