@@ -192,7 +192,7 @@ def _edges(low: int, high: int) -> np.ndarray:
 
 
 def draw_reliability(axes: Axes, calibration: dict[str, dict[str, Any]], names: tuple[str, ...]) -> None:
-    """Draw accuracy against confidence of some entries of `calibration`, as computed by metrics_of.
+    """Draw accuracy against confidence of some entries of `calibration`, as computed by detailed_metrics.
 
     The area of a dot is proportional to its number of images. A single entry is drawn with the 95 % intervals of its
     bins.

@@ -93,8 +93,8 @@ def report_json(data: ReportData, metrics: ReportMetrics | None) -> str:
     """Return the content of report.json, one line per part; parts without data are left out.
 
     Parts: title, command, notes, config, environment; summary (best and last epoch), history; data (data_statistics);
-    valid (metrics_of, and the 95 % error_interval of each error); worst (labels of the classes with a misclassified
-    image, worst first); classes (class_columns); tau (tau.json). Fractions are from 0 to 1.
+    valid (detailed_metrics, and the 95 % error_interval of each error); worst (labels of the classes with a
+    misclassified image, worst first); classes (class_columns); tau (tau.json). Fractions are from 0 to 1.
     """
     content: dict[str, Any] = {
         'title': data.title,

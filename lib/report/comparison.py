@@ -36,7 +36,7 @@ def comparison_lines(
         names: of the models; long names are shortened in the middle.
         predictions: of each model, for the same images in the same order.
         train_counts: (num_classes,) images per class in the original training set.
-        metrics: the metrics_of each model, if already computed.
+        metrics: the detailed_metrics of each model, if already computed.
 
     Raises:
         UserError: the models were evaluated on different images, or the images have no labels.
@@ -111,7 +111,7 @@ def draw_comparison(path: str | os.PathLike, names: Sequence[str], metrics: Sequ
 
     Args:
         names: of the models.
-        metrics: the metrics_of each model.
+        metrics: the detailed_metrics of each model.
 
     Returns:
         The path; None, and no file, if no model has a metric.

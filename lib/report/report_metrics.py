@@ -72,7 +72,7 @@ class ReportMetrics:
     Attributes:
         rows: (n,) int64 rows of these images in the valid split.
         predictions: (n,) predictions for them.
-        overall: the dictionary of metrics_of; without many, medium and few if the training counts are unknown.
+        overall: the dictionary of detailed_metrics; without many, medium and few if the training counts are unknown.
         table: counts per class.
         low, high: (num_classes,) float64 95 % interval of each class's error; 0 and 1 without images.
     """
