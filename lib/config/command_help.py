@@ -50,13 +50,13 @@ COMMANDS: dict[str, CommandHelp] = {
         (*_CHECKPOINT, 'DATASET.ROOT', 'DATASET.TEST_JSON', 'DATASET.TEST_ROOT', 'INPUT.TEST_SIZE', *_MACHINE),
         _INFERENCE,
     ),
-    'tau_norm.py': CommandHelp(('TAU_NORM',), _EVALUATION, ('TAU_NORM', *_INFERENCE, 'REPORT')),
+    'tau_norm.py': CommandHelp(('TAU_NORM',), (*_EVALUATION, 'OVERWRITE'), ('TAU_NORM', *_INFERENCE, 'REPORT')),
     'tools/doctor.py': CommandHelp(('DOCTOR',), (*_RUN, *_DATA, 'RUN.NUM_WORKERS'), ('DOCTOR', 'DATASET', 'RUN')),
     'tools/enroll.py': CommandHelp(('ENROLL',), (*_EVALUATION, 'SEED', 'OVERWRITE'), ('ENROLL', *_INFERENCE)),
     'tools/export.py': CommandHelp(('EXPORT',), (*_CHECKPOINT, 'OVERWRITE'), ('EXPORT', *_INFERENCE)),
     'tools/pack.py': CommandHelp(
         ('PACK',),
-        (*_DATA, 'DATASET.TEST_JSON', 'DATASET.TEST_ROOT', 'RUN.NUM_WORKERS'),
+        ('OVERWRITE', *_DATA, 'DATASET.TEST_JSON', 'DATASET.TEST_ROOT', 'RUN.NUM_WORKERS'),
         ('PACK', 'DATASET', 'INPUT', 'RUN'),
     ),
     'tools/plan.py': CommandHelp(
@@ -64,7 +64,7 @@ COMMANDS: dict[str, CommandHelp] = {
         ('DATASET.TRAIN_JSON', 'TRAIN.BATCH_SIZE', 'TRAIN.DEVICE_BATCH_SIZE', *_METHOD, 'RUN.PRECISION'),
         ('PLAN', *_RECIPE, 'RUN'),
     ),
-    'tools/posthoc.py': CommandHelp(('POSTHOC',), _EVALUATION, ('POSTHOC', 'TAU_NORM', *_INFERENCE)),
+    'tools/posthoc.py': CommandHelp(('POSTHOC',), (*_EVALUATION, 'OVERWRITE'), ('POSTHOC', 'TAU_NORM', *_INFERENCE)),
     'tools/report.py': CommandHelp(('REPORT',), _EVALUATION, ('REPORT', *_INFERENCE)),
     'tools/search.py': CommandHelp(
         ('SEARCH',), (*_EVALUATION, 'DATASET.TRAIN_JSON', 'DATASET.TEST_JSON'), ('SEARCH', *_INFERENCE)

@@ -19,7 +19,9 @@ class TopKeys(Section, title='run'):
         choices=('auto', 'continue', 'finetune'),
     )
     OVERWRITE = Key(
-        False, 'Start again in a run folder that contains checkpoints; the old folder is renamed, never deleted.'
+        False,
+        'Start again in a folder that contains earlier results; the old folder is renamed, never deleted. '
+        'tools/export.py replaces its file.',
     )
 
 
