@@ -258,7 +258,7 @@ def _training_set(trained: LoadedModel, classes: ClassNames, counts: np.ndarray)
     known = trained.checkpoint.training_set
     if known is None:
         LOGGER.warning(
-            '%s has no counts of training images: many, medium and few have no meaning for the new model',
+            '%s: no training counts, so many, medium and few are undefined',
             trained.path,
         )
     names = [*trained.class_names, *classes.names]

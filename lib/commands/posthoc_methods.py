@@ -18,7 +18,7 @@ from lib.posthoc.linear_head import GroupScaledHead, LinearHead, fit_scales, hea
 from lib.posthoc.tau_intervals import log_priors
 from lib.posthoc.tau_sweep import AdjustmentSweep, ImageIntervals, Sweep, TauSweep, normalize_classifier
 
-_ON_TRAIN = 'fitted on training images (which the model was trained on: optimistic), measured on all valid ones'
+_ON_TRAIN = 'fitted on training images (optimistic), measured on valid ones'
 
 
 @dataclass(frozen=True)

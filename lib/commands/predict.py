@@ -168,7 +168,7 @@ def _predictor(trained: LoadedModel, split: DatasetSplit) -> Predictor:
 def _fitted_weights(members: Sequence[LoadedModel], split: DatasetSplit) -> list[float]:
     valid = open_valid_split(members[0].cfg)
     if valid.digest() == split.digest():
-        LOGGER.warning('the ensemble weights are fitted on the images that are predicted: metrics are optimistic')
+        LOGGER.warning('ensemble weights are fitted on the predicted images: metrics are optimistic')
     equal = [1 / len(members)] * len(members)
     store = Predictor(members, equal).fill(valid, 'weights', with_members=True)
     return mixture_weights(np.asarray(store.columns['chances'])[valid.labels >= 0]).tolist()
@@ -237,7 +237,7 @@ def _write_bad(trained: LoadedModel, split: DatasetSplit, store: ColumnStore) ->
     write_bad_images(trained.folder, 'test', {split.names[row].as_py(): reason for row, reason in bad})
     if bad:
         LOGGER.warning(
-            '%d of %d images could not be decoded: predicted -1, listed in %s',
+            '%d of %d images could not be decoded: predicted -1, see %s',
             len(bad), len(split), trained.folder / 'bad_images.csv',
         )  # fmt: skip
 

@@ -72,7 +72,7 @@ def test_weights(scripts, run_folder, valid, other_model):
     assert (run_folder / 'log' / 'tiny' / 'best_model.csv').read_text() == alone
     fitted = ('--TEST_ENSEMBLE_WEIGHTS', 'valid', '--TEST_AVERAGE', 'probabilities')
     done = scripts.run(run_folder, 'test.py', *options, *fitted)
-    assert 'fitted on the images that are predicted' in done.stderr
+    assert 'fitted on the predicted images' in done.stderr
     for wrong, words in (('1', '2 numbers'), ('a,b', '2 numbers'), ('1,-2', '2 numbers'), ('valid', 'probabilities')):
         line = error_line(scripts.run(run_folder, 'test.py', *options, '--TEST_ENSEMBLE_WEIGHTS', wrong, code=2))
         assert words in line
