@@ -21,7 +21,7 @@ BAD_NAMES = (
     'ways.py', 'live.py', 'test_images.py', 'utils.py', 'common.py', 'helpers.py',
 )  # fmt: skip
 # Findings in files that are still to be rewritten: only ever lowered, and 0 in the end.
-MAX_FINDINGS = 700
+MAX_FINDINGS = 60
 # Quotations, such as a paper's title or another library's option, may be British.
 MAX_BRITISH = 510
 
@@ -45,8 +45,10 @@ RULES = (
     ),
     Rule(r'(\A|[.:] )Whether\b', 'write `Return whether ...` or `True if ...`', (DOCSTRING,)),
     Rule(r'\b(goes?|going|gone|went) on\b', 'resume, continue'),
-    Rule(r'\b(says?|said|tells?|told) (what|which|how|whether|so|that|of)\b', 'report, log, state; name the subject'),
-    Rule(r'\b(is|are|was|were|be|been|being) (said|told)\b', 'report, log, state'),
+    Rule(r'\b(says?|said|tells?|told)\b', 'report, log, state, distinguish'),
+    Rule(r'\b(whoever|nobody|somebody|everybody)\b', 'name the subject: the user, the caller, no rank'),
+    Rule(r'\b(anew|but for|for ever|in vain|under way|all the same)\b', 'again, except, forever, running'),
+    Rule(r'\bof (its|their|his|our|the \w+\'s) own\b', 'its own file, a separate process'),
     Rule(r'\bwish(es|ed)?\b', 'request, option'),
     Rule(r'\blook(s|ed|ing)? at\b', 'read, evaluate, process, inspect'),
     Rule(r'\b[Ff]igures\b', 'metrics, numbers, results; matplotlib has a figure each'),

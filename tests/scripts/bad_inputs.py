@@ -69,7 +69,7 @@ class Row:
 
     @property
     def end_to_end(self) -> bool:
-        """Return whether it runs as a process of its own."""
+        """Return whether it runs in a separate process."""
         return self.trains or self.name in END_TO_END
 
     @property

@@ -124,7 +124,7 @@ def pickled_code(name: str) -> Corruption:
 
 
 def checkpoint_with_code(name: str) -> Corruption:
-    """Write a checkpoint, whole but for one more entry that runs a command when it is unpickled."""
+    """Write a complete checkpoint with one more entry, which runs a command when it is unpickled."""
     return edited_checkpoint(name, lambda content: content.update(scheduler=_Code()))
 
 
