@@ -131,7 +131,7 @@ def has_test_split(cfg: Config) -> bool:
 
 
 def open_named_images(source: str) -> tuple[DatasetSplit, ClassNames]:
-    """Open labeled images with classes of their own: class folders, or an annotation JSON beside its classes.json.
+    """Open labeled images with their classes: class folders, or an annotation JSON beside its classes.json.
 
     Relative paths of a JSON are under its own folder. Classes without images are omitted; without classes.json, the
     names are numbers.

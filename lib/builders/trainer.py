@@ -144,9 +144,8 @@ def _select_by(cfg: Config, data: TrainingData) -> str:
         return 'last'
     if num_shared:
         LOGGER.warning(
-            '%d of %d validation images are training images too: their metrics do not measure new photos, '
-            'and the last epoch counts as best', num_shared, len(data.valid),
-        )  # fmt: skip
+            '%d of %d validation images are training images; the last epoch counts as best', num_shared, len(data.valid)
+        )
         return 'last'
     return cfg.TRAIN.SELECT_BY
 

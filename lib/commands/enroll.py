@@ -245,7 +245,7 @@ def _write(
             files.append(folder / VALID_JSON)
         config = as_text(as_node(values | {'ENROLL.IMAGES': '', 'ENROLL.OUT': '', 'OVERWRITE': False}))
         run = RunFolder(folder)
-        run.write_about(config, {'device': trained.device.describe(training=False), **versions()})
+        run.write_environment(config, {'device': trained.device.describe(training=False), **versions()})
         names = {'names': training_set.class_names, 'parents': training_set.class_parents}
         write_json(folder / 'classes.json', names)
         write_json(folder / 'enroll.json', metrics)

@@ -115,7 +115,7 @@ def _fresh(folder: Path, trained: LoadedModel) -> Iterator[None]:
         LOGGER.info('renamed the earlier result to %s', set_aside(folder))
     with lock_folder(folder):
         environment = {'device': trained.device.describe(training=False), **versions()}
-        RunFolder(folder).write_about(as_text(trained.cfg), environment)
+        RunFolder(folder).write_environment(as_text(trained.cfg), environment)
         yield
 
 

@@ -44,7 +44,7 @@ def train_epoch(
 
     Raises:
         NotFinite: the loss is not finite; detected at log steps and before a save.
-        StopRequested: the progress says after which step.
+        StopRequested: after the step in the progress.
     """
     state, group, progress = step.state, step.group, step.state.progress
     epoch = progress.epoch

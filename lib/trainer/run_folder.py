@@ -19,7 +19,7 @@ from lib.trainer.checkpointing.state import Checkpoint, TrainProgress, shard_fol
 
 METRICS, BAD_IMAGES = 'metrics.jsonl', 'bad_images.csv'
 # Endings of files that only the run itself writes, under its lock; test.py may write .csv and .npy at any time.
-_OWN_SUFFIXES = ('.pth', '.jsonl', '.yaml', '.txt', '.png', '.html')
+_RUN_SUFFIXES = ('.pth', '.jsonl', '.yaml', '.txt', '.png', '.html')
 # Splits whose undecodable images are saved in checkpoints.
 _SPLITS = ('train', 'valid')
 
@@ -67,7 +67,7 @@ class RunFolder:
         if not self.writes:
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.path, _OWN_SUFFIXES)
+        remove_leftovers(self.path, _RUN_SUFFIXES)
         self._remove_unreferenced_shards()
         if checkpoint is None or checkpoint.history is None:
             self.forget_after(checkpoint.progress.epoch if checkpoint and checkpoint.progress else 0)
@@ -77,7 +77,7 @@ class RunFolder:
             for split in _SPLITS:
                 write_bad_images(self.path, split, checkpoint.bad_images.get(split, {}))
 
-    def write_about(self, config_text: str, environment: dict[str, str]) -> None:
+    def write_environment(self, config_text: str, environment: dict[str, str]) -> None:
         """Write the resolved config and the versions that the run depends on."""
         if not self.writes:
             return

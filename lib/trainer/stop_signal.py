@@ -18,7 +18,7 @@ _SAME_SIGNAL_SECONDS = 1.0
 
 
 class Action(IntEnum):
-    """What to do after a step. The largest action of all ranks wins."""
+    """An action after a step. The largest action of all ranks wins."""
 
     NOTHING = 0
     SAVE = 1
@@ -70,7 +70,7 @@ class StopController:
         self._requested = max(self._requested, Action.GIVE_UP)
 
     def poll(self, *, last: bool = False) -> Action:
-        """Return what to do now. All ranks call it once per step and get the same action.
+        """Return the next action. All ranks call it once per step and get the same action.
 
         A single process gets its own request at once. Several ranks reduce their requests while the next step is
         computed, so that no rank waits, and get the result one step later. After the `last` step of an epoch, and

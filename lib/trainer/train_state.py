@@ -35,7 +35,7 @@ class RunInfo:
 
 @dataclass
 class TrainState:
-    """What training changes.
+    """Model, optimizer, EMA, loss scaler and progress of a run.
 
     Attributes:
         model: parameters and buffers.

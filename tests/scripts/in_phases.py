@@ -14,7 +14,7 @@ _PIECE_BYTES = 1 << 18
 
 
 def main() -> None:
-    """Patch the functions of the phases, then become the script, in a process group of its own."""
+    """Patch the functions of the phases, then become the script, in a new process group."""
     os.setpgrp()
     (step_seconds, piece_seconds, batch_seconds), script = map(float, sys.argv[1:4]), sys.argv[4]
     sys.path.insert(0, str(Path(script).parent))

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow  # compilers take minutes
 
 
 def warnings_of(done):
-    """Return our warnings: torch's compiler has warnings of its own, for example about CUDA without a GPU."""
+    """Return our warnings: torch's compiler warns too, for example about CUDA without a GPU."""
     return [line for line in done.stderr.splitlines() if line.startswith(('warning: ', 'error: '))]
 
 

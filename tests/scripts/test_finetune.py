@@ -67,7 +67,7 @@ def test_training_on_the_valid_split(scripts, products, run_folder):
     before = contents(run_folder / 'log' / 'tiny')
     options = (*TUNE, '--DATASET_TRAIN_JSON', products / 'converted_val.json', '--TRAIN_MAX_EPOCH', 3)
     done = scripts.run(run_folder, 'main.py', *options)
-    assert '24 of 24 validation images are training images too' in done.stderr
+    assert '24 of 24 validation images are training images' in done.stderr
     assert 'the last epoch counts as best' in done.stderr
     tuned = run_folder / 'log' / 'tiny_finetune'
     best, last = read_checkpoint(tuned / 'best_model.pth'), read_checkpoint(tuned / 'last.pth')

@@ -20,7 +20,7 @@ TORCHRUN_SECONDS = 30
 
 @dataclass
 class Torchrun:
-    """A running job, in a process group of its own."""
+    """A running job, in a new process group."""
 
     process: subprocess.Popen
     stdout: Path

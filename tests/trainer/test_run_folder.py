@@ -137,7 +137,7 @@ def test_shards_of_an_unfinished_save_are_removed_at_the_start(tmp_path):
 def test_other_ranks_write_nothing(checkpoint, tmp_path):
     folder = RunFolder(tmp_path / 'run', writes=False)
     folder.start_from(checkpoint)
-    folder.write_about('', {})
+    folder.write_environment('', {})
     folder.append({'epoch': 1})
     folder.forget_after(0)
     BadImages(folder, lambda row: 'a.jpg', 100, 0.5).add([(7, 'no image')])

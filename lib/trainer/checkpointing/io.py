@@ -193,7 +193,7 @@ def _training_set_to_content(training_set: TrainingSet) -> dict[str, Any]:
 
 def _load(path: Path, *, mmap: bool) -> Any:
     with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # torch's remarks on unusual pickles; read_checkpoint's error says enough
+        warnings.simplefilter('ignore')  # torch warns about unusual pickles; read_checkpoint raises an error
         return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
 
 
