@@ -157,7 +157,7 @@ def _open_folder(
     with lock_folder(folder.path):
         folder.start_from(plan.checkpoint if plan.kind == 'continue' else None)
         log_to(folder.path / 'log.txt')
-        folder.write_about(as_text(cfg), {'device': _device_text(device, group), **versions()})
+        folder.write_environment(as_text(cfg), {'device': _device_text(device, group), **versions()})
         yield
 
 
