@@ -18,22 +18,24 @@ from benchmarks.harness import alternate, finish, parse_arguments, real_photos
 from benchmarks.original import OriginalPhotos, OriginalTraining, default_loader, original_model
 from benchmarks.training import epoch_of, options_of, training
 from lib.commands.cli import cli_main
-from lib.formats.converted import Converted, Split
-from lib.formats.grocery_store import convert_grocery_store
+from lib.formats.converted import ConvertedDataset, ConvertedSplit
+from lib.formats.text_lists import convert_grocery_store
 
 SIZE, BATCH_SIZE, WORKERS = 112, 32, 2
 
 
-def training_photos(num_photos: int) -> Converted:
+def training_photos(num_photos: int) -> ConvertedDataset:
     """Return `num_photos` training photos at equal distances in the list; 0: all."""
     dataset = convert_grocery_store(real_photos())
     split = dataset.splits['train']
     step = max(1, len(split.paths) // num_photos) if num_photos else 1
     chosen = slice(None, num_photos * step if num_photos else None, step)
-    return Converted({'train': Split(split.paths[chosen], split.labels[chosen])}, dataset.names, None, dataset.root)
+    return ConvertedDataset(
+        {'train': ConvertedSplit(split.paths[chosen], split.labels[chosen])}, dataset.names, None, dataset.root
+    )
 
 
-def compare(photos: Converted, rounds: int) -> dict[str, float]:
+def compare(photos: ConvertedDataset, rounds: int) -> dict[str, float]:
     """Return rates and ratios."""
     split = photos.splits['train']
     paths = [photos.root / path for path in split.paths]
