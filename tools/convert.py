@@ -19,7 +19,7 @@ _SPLITS = {
     'train': 'training file, if it is not named train',
     'val': 'validation file, if it is not named val',
     'test': 'test file, if it is not named test',
-    'image_root': 'folder that paths in the file start from (default: SOURCE, or the folder that contains it)',
+    'image_root': 'folder that paths are relative to (default: SOURCE, or the folder that contains it)',
 }
 _CSV = {
     'path_column': 'column of image paths (default: path)',
@@ -28,7 +28,7 @@ _CSV = {
     'name_column': 'column of readable class names, if there is one (default: name)',
 }
 _SMALL_RECIPE = ' --config configs/own_photos.yaml'
-# format: what SOURCE is, options
+# format: (description of SOURCE, options)
 FORMATS = {
     'aliproducts': ('folder with train.json, val.json, product_tree.json and the images of AliProducts', {}),
     'imagefolder': ('folder with train/CLASS/photo.jpg, val/CLASS/..., test/... (classes may be nested)', {}),
@@ -40,13 +40,12 @@ FORMATS = {
 
 
 def converters() -> dict:
-    """Return format -> function from a source path (and options) to Converted."""
+    """Return format -> function from a source path (and options) to ConvertedDataset."""
     # Imported here, so that --help does not load numpy and pyarrow.
     from lib.formats.aliproducts import convert_aliproducts
-    from lib.formats.grocery_store import convert_grocery_store
     from lib.formats.imagefolder import convert_image_folder
     from lib.formats.inat import convert_inat
-    from lib.formats.text_lists import convert_csv, convert_image_list
+    from lib.formats.text_lists import convert_csv, convert_grocery_store, convert_image_list
 
     return {
         'aliproducts': convert_aliproducts,
@@ -64,7 +63,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Read the command line. Raises UserError."""
+    """Parse the command line. Raises UserError."""
     parser = _Parser(
         prog='tools/convert.py',
         description='Write converted_train.json, converted_val.json, converted_test.json (as many as SOURCE '
@@ -120,16 +119,17 @@ def convert(
     **options: str,
 ) -> None:
     """Convert `source` into `out`, or append it to the set there, and print a summary."""
-    from lib.formats.cifar import with_imbalance
-    from lib.formats.converted import summary_lines, with_validation
+    from lib.formats.converted import summary_lines, with_imbalance, with_validation
     from lib.formats.write import append_converted, write_converted
 
     converted = converters()[format_name](source, **options)
     if valid_fraction is not None:
         converted = with_validation(converted, fraction=valid_fraction, seed=seed)
     elif 'val' not in converted.splits and not append:
-        converted.warnings.append('SOURCE has no validation split: --valid_fraction 0.1 takes a tenth of each class')
-    whole = converted
+        converted.warnings.append(
+            'SOURCE has no validation split: --valid_fraction 0.1 splits off a tenth of each class'
+        )
+    complete = converted
     if imbalance is not None:
         converted = with_imbalance(converted, ratio=imbalance, seed=seed)
     if append:
@@ -138,8 +138,10 @@ def convert(
         paths = write_converted(converted, out)
         lines = summary_lines(converted, paths)
     if imbalance is not None:
-        kept, total = (len(one.splits['train']) for one in (converted, whole))
-        lines.append(f'--imbalance {imbalance:g}: {kept:,} of {total:,} training images are kept (--seed {seed})')
+        num_selected, total = (len(data.splits['train']) for data in (converted, complete))
+        lines.append(
+            f'--imbalance {imbalance:g}: {num_selected:,} of {total:,} training images selected (--seed {seed})'
+        )
     for warning in converted.warnings:
         print(f'warning: {warning}', file=sys.stderr)
     print('\n'.join(lines))

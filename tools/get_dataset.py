@@ -35,7 +35,7 @@ script: its competition site requires a login.
      train/CLASS_ID/     training images
      val/CLASS_ID/       validation images
      test/               test images (optional)
-3. Run this command again, or give the folder that contains the files:
+3. Run this command again, or name the folder that contains the files:
      sh ./dataset/get_dataset_AiProducts.sh DIR
 
 Without data, this runs at once:
@@ -45,14 +45,14 @@ Without data, this runs at once:
 
 def get_aliproducts(folder: Path, given: Path | None) -> int | None:
     """Unpack or link the official files into `folder` and convert them; without files, print the steps to get them."""
-    from lib.formats.unpack import find_marked, link_into, unpack_new
+    from lib.formats.unpack import find_folder_with, link_into, unpack_once
 
     source = folder if given is None else given
     if given is not None and not given.is_dir():
-        raise UserError(f'{given}: no such folder; give the one that contains the files of AliProducts')
+        raise UserError(f'{given}: no such folder; name the one that contains the files of AliProducts')
     folder.mkdir(parents=True, exist_ok=True)
-    unpack_new(source, folder)
-    root = find_marked(folder, ('train.json',)) or find_marked(source, ('train.json',))
+    unpack_once(source, folder)
+    root = find_folder_with(folder, ('train.json',)) or find_folder_with(source, ('train.json',))
     if root is None:
         print(ALIPRODUCTS_STEPS.format(folder=source))
         print(f'error: no train.json in {source}; the steps are above', file=sys.stderr)
@@ -68,20 +68,20 @@ def get_aliproducts(folder: Path, given: Path | None) -> int | None:
 
 def get_grocery_store(folder: Path, given: Path | None) -> None:
     """Clone, unpack or link the Grocery Store Dataset into `folder` and convert it."""
-    from lib.formats.grocery_store import MARKS
-    from lib.formats.unpack import find_marked, is_archive, link_into, unpack_new
+    from lib.formats.text_lists import GROCERY_STORE_FILES
+    from lib.formats.unpack import find_folder_with, is_archive, link_into, unpack_once
 
     if given is None:
-        root = find_marked(folder, MARKS) or _clone(folder)
+        root = find_folder_with(folder, GROCERY_STORE_FILES) or _clone(folder)
     elif is_archive(given):
-        unpack_new(given, folder)
-        root = find_marked(folder, MARKS)
+        unpack_once(given, folder)
+        root = find_folder_with(folder, GROCERY_STORE_FILES)
     elif given.is_dir():
-        root = find_marked(given, MARKS)
+        root = find_folder_with(given, GROCERY_STORE_FILES)
     else:
         raise UserError(f'{given}: neither a folder nor an archive (.tar, .zip) of the Grocery Store Dataset')
     if root is None:
-        raise UserError(f'{given}: no classes.csv and train.txt of the Grocery Store Dataset in it')
+        raise UserError(f'{given}: contains no classes.csv and train.txt of the Grocery Store Dataset')
     if not root.resolve().is_relative_to(folder.resolve()):
         link_into(root, ['classes.csv', *(f'{name}.txt' for name in _SPLITS), *_SPLITS], folder)
         root = folder

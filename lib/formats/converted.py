@@ -1,7 +1,7 @@
-"""What every converter returns, and how labels of any kind become category ids.
+"""The result of every converter (splits, class names, parents), and subsets of it.
 
-A converted data set in a few lines: images, classes and imbalance of each split.
-A validation split for sources that come without one.
+SplitBuilder turns labels of any kind into category ids. `with_validation` splits off validation images, and
+`with_imbalance` selects a long-tailed subset.
 """
 
 from array import array
@@ -11,19 +11,21 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.dataset.folder import sample_valid_indices, natural_key
+from lib.dataset.folder import natural_key, sample_valid_indices
 from lib.errors import UserError
+from lib.formats.cifar import class_sizes
 from lib.formats.sources import SPLITS
+from lib.runtime.seeding import Purpose, generator
 
-UNLABELLED = -1
+UNLABELED = -1
 
 
 @dataclass(frozen=True)
-class Split:
-    """The images of one split, as columns: millions of pairs would take several times the memory.
+class ConvertedSplit:
+    """The images of one split, as columns: millions of pairs would take several times as much memory.
 
     Attributes:
-        paths: paths as the source gives them, relative to `Converted.root`.
+        paths: as in the source, relative to `ConvertedDataset.root`.
         labels: (num_images,) int32 category ids; None in a split without labels.
     """
 
@@ -40,18 +42,18 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Converted:
-    """A data set in this project's terms.
+class ConvertedDataset:
+    """A data set with category ids 0 to C - 1.
 
     Attributes:
         splits: some of 'train', 'val', 'test'.
         names: the original label of each class.
-        parents: ancestors of each class, root first; None when the source knows none.
+        parents: ancestors of each class, root first; None if the source has none.
         root: folder that the paths are relative to.
-        warnings: what is odd, but does not stand in the way.
+        warnings: lines for the user.
     """
 
-    splits: dict[str, Split]
+    splits: dict[str, ConvertedSplit]
     names: list[str]
     parents: list[list[str]] | None
     root: Path
@@ -59,34 +61,34 @@ class Converted:
 
 
 class SplitBuilder:
-    """Takes images one at a time, with any text as label, and numbers the classes at the end."""
+    """Collects images one at a time, with any text as label, and numbers the classes at the end."""
 
     def __init__(self) -> None:
-        self._codes: dict[str, int] = {}  # label -> place in the order of appearance
+        self._codes: dict[str, int] = {}  # label -> index in the order of appearance
         self._columns: dict[str, tuple[list[str], array]] = {}
 
     def begin(self, split: str) -> None:
-        """Note that there is such a split, be it empty."""
+        """Add a split, which may remain empty."""
         self._columns.setdefault(split, ([], array('i')))
 
     def add(self, split: str, path: str, label: str | None) -> None:
-        """Note one image of a split; `label` None where there is none."""
+        """Add one image to a split; `label` is None if it has none."""
         paths, codes = self._columns.setdefault(split, ([], array('i')))
         paths.append(path)
-        codes.append(UNLABELLED if label is None else self._codes.setdefault(label, len(self._codes)))
+        codes.append(UNLABELED if label is None else self._codes.setdefault(label, len(self._codes)))
 
-    def finish(self) -> tuple[dict[str, Split], list[str]]:
-        """Return the splits and the labels in natural order (`2` before `10`), that of the category ids.
+    def finish(self) -> tuple[dict[str, ConvertedSplit], list[str]]:
+        """Return the splits, and the labels in the order of the category ids, the natural one (`2` before `10`).
 
         Raises:
-            UserError: a split is only partly labelled, or has classes without training images.
+            UserError: a split is only partly labeled, or has classes without training images.
         """
         columns = {split: (paths, np.array(codes, np.int32)) for split, (paths, codes) in self._columns.items()}
         texts = list(self._codes)
-        known = columns.get('train') or (None, np.arange(len(texts)))
-        seen = np.bincount(known[1][known[1] >= 0], minlength=len(texts)) > 0
-        order = sorted(np.flatnonzero(seen).tolist(), key=lambda code: natural_key(texts[code]))
-        label_of = np.full(len(texts), UNLABELLED, np.int32)
+        train = columns['train'][1] if 'train' in columns else np.arange(len(texts))
+        trained = np.bincount(train[train >= 0], minlength=len(texts)) > 0
+        order = sorted(np.flatnonzero(trained).tolist(), key=lambda code: natural_key(texts[code]))
+        label_of = np.full(len(texts), UNLABELED, np.int32)
         label_of[order] = np.arange(len(order))
         splits = {}
         for split in [name for name in SPLITS if name in columns]:
@@ -94,68 +96,106 @@ class SplitBuilder:
         return splits, [texts[code] for code in order]
 
 
-def _relabel(split: str, paths: list[str], codes: np.ndarray, label_of: np.ndarray, texts: list[str]) -> Split:
-    missing = codes == UNLABELLED
+def _relabel(split: str, paths: list[str], codes: np.ndarray, label_of: np.ndarray, texts: list[str]) -> ConvertedSplit:
+    missing = codes == UNLABELED
     if missing.all() and split == 'test':
-        return Split(paths, None)
+        return ConvertedSplit(paths, None)
     if missing.any():
         row = int(np.argmax(missing))
         raise UserError(f'{split}: image {paths[row]!r} has no label ({int(missing.sum())} of {len(paths)} have none)')
     labels = label_of[codes]
-    if (labels == UNLABELLED).any():
-        row = int(np.argmax(labels == UNLABELLED))
-        count = len(np.unique(codes[labels == UNLABELLED]))
+    if (labels == UNLABELED).any():
+        row = int(np.argmax(labels == UNLABELED))
+        count = len(np.unique(codes[labels == UNLABELED]))
         raise UserError(
             f'{split}: class {texts[codes[row]]!r} of image {paths[row]!r} has no training image '
-            f'({count} such classes in all); add images to train or take the class out of {split}'
+            f'({count} such classes in all); add images to train or remove the class from {split}'
         )
-    return Split(paths, labels)
+    return ConvertedSplit(paths, labels)
 
 
-def summary_lines(converted: Converted, paths: dict[str, Path]) -> list[str]:
-    """Return one line a file written; imbalance is the largest class over the smallest that has an image."""
+def summary_lines(converted: ConvertedDataset, paths: dict[str, Path]) -> list[str]:
+    """Return one line per written file; imbalance is the largest class over the smallest non-empty class."""
     lines = []
     for name, path in paths.items():
         split = converted.splits[name]
-        line = f'{path}: {len(split):,} images'
+        line = f'{path}: {count_of(len(split), "image")}'
         if split.labels is None:
             line += ', without labels'
         else:
             counts = np.bincount(split.labels, minlength=len(converted.names))
             present = counts[counts > 0]
             low, high = int(present.min()), int(present.max())
-            line += f', {len(present):,} of {len(counts):,} classes, {low:,} to {high:,} images a class'
+            line += f', {len(present):,} of {len(counts):,} classes, {low:,} to {high:,} images per class'
             line += f' (imbalance {high / low:,.1f})'
         lines.append(line)
     folder = next(iter(paths.values())).parent
-    with_parents = '' if converted.parents is None else ' and parents'
-    lines.append(f'{folder / "classes.json"}: names{with_parents} of {len(converted.names):,} classes')
+    and_parents = '' if converted.parents is None else ' and parents'
+    lines.append(f'{folder / "classes.json"}: names{and_parents} of {len(converted.names):,} classes')
     return lines
 
 
-def with_validation(converted: Converted, *, fraction: float, seed: int) -> Converted:
-    """Return the set with `fraction` of each class's training images as its validation split.
+def count_of(number: int, singular: str, plural: str = '') -> str:
+    """Return a number with its noun, such as '1 image' or '2 images'."""
+    return f'{number:,} {singular if number == 1 else plural or singular + "s"}'
 
-    Stratified and seeded as a folder of class folders is; a class of one image stays in training.
+
+def with_validation(converted: ConvertedDataset, *, fraction: float, seed: int) -> ConvertedDataset:
+    """Return the data set with `fraction` of the training images of each class as its validation split.
+
+    Images are selected per class and seed as for a folder of class folders; the image of a class of 1 is not selected.
 
     Raises:
-        UserError: there is a validation split already, no training split, or no class has two images.
+        UserError: the data set has a validation split, no labeled training split, or no class of two images.
     """
     if 'val' in converted.splits:
         raise UserError('--valid_fraction would split the training images, but SOURCE has a validation split')
-    if 'train' not in converted.splits:
+    train = converted.splits.get('train')
+    if train is None or train.labels is None:
         raise UserError('--valid_fraction splits the training images, but SOURCE has none')
-    train = converted.splits['train']
     by_class = np.argsort(train.labels, kind='stable')
     starts = np.searchsorted(train.labels[by_class], np.arange(len(converted.names) + 1))
     is_valid = np.zeros(len(train), bool)
     for name, start, end in zip(converted.names, starts, starts[1:], strict=False):
         is_valid[by_class[start + sample_valid_indices(int(end - start), name, fraction, seed)]] = True
     if not is_valid.any():
-        raise UserError(f'--valid_fraction {fraction:g} keeps no image: every class has one image only')
-    kept = {'train': _part(train, ~is_valid), 'val': _part(train, is_valid)}
-    return replace(converted, splits={**converted.splits, **kept})
+        raise UserError(f'--valid_fraction {fraction:g} selects no image: every class has only 1 image')
+    splits = {'train': _select(train, ~is_valid), 'val': _select(train, is_valid)}
+    return replace(converted, splits={**converted.splits, **splits})
 
 
-def _part(split: Split, chosen: np.ndarray) -> Split:
-    return Split([split.paths[row] for row in np.flatnonzero(chosen)], split.labels[chosen])
+def _select(split: ConvertedSplit, selected: np.ndarray) -> ConvertedSplit:
+    labels = None if split.labels is None else split.labels[selected]
+    return ConvertedSplit([split.paths[row] for row in np.flatnonzero(selected)], labels)
+
+
+def with_imbalance(converted: ConvertedDataset, *, ratio: float, seed: int) -> ConvertedDataset:
+    """Return the data set with a long-tailed subset of its training images; the other splits are not changed.
+
+    Classes are ranked by their number of training images n, the largest first, equal ones by category id. Of the class
+    at rank r of C, min(n, max(1, floor(n_max ratio^(-r / (C - 1))))) images are selected, the sizes of CIFAR-LT (Cui et
+    al., CVPR 2019) with n_max the size of the largest class; which ones is a function of (seed, category id). Classes
+    without training images have no rank. The order of the images does not change.
+
+    So the largest class remains complete, no class becomes empty, and sizes decrease with the rank. The ratio of the
+    largest to the smallest of two or more classes is n_max / min(n_min, max(1, floor(n_max / ratio))), with n_min the
+    size of the smallest class: exactly `ratio` if n_max / ratio is an integer and at most n_min, else more; at most
+    n_max.
+
+    Raises:
+        UserError: the data set has no labeled training split.
+    """
+    train = converted.splits.get('train')
+    if train is None or train.labels is None:
+        raise UserError('--imbalance selects training images, but SOURCE has none with labels')
+    counts = np.bincount(train.labels, minlength=len(converted.names))
+    ranked = np.argsort(-counts, kind='stable')[: np.count_nonzero(counts)]
+    sizes = np.zeros(len(counts), np.int64)
+    sizes[ranked] = class_sizes(int(counts.max(initial=0)), len(ranked), 'exp', ratio)
+    by_class = np.argsort(train.labels, kind='stable')
+    starts = np.searchsorted(train.labels[by_class], np.arange(len(counts)))
+    selected = np.zeros(len(train), bool)
+    for label in np.flatnonzero(counts):
+        indices = generator(seed, Purpose.IMBALANCE, slot=int(label)).permutation(counts[label])[: sizes[label]]
+        selected[by_class[starts[label] + indices]] = True
+    return replace(converted, splits={**converted.splits, 'train': _select(train, selected)})

@@ -1,23 +1,23 @@
-"""SOURCE/train/CLASS/photo.jpg, SOURCE/val/CLASS/..., SOURCE/test/...: folders as labels, nested ones too."""
+"""Converter of class folders: SOURCE/train/CLASS/photo.jpg, SOURCE/val/CLASS/..., SOURCE/test/..., also nested."""
 
 from pathlib import Path
 
 from lib.dataset.folder import VALID_NAMES, walk_images
 from lib.errors import UserError
-from lib.formats.converted import Converted, SplitBuilder
+from lib.formats.converted import ConvertedDataset, SplitBuilder
 
 _FOLDERS = {'train': ('train',), 'val': VALID_NAMES, 'test': ('test',)}
 
 
-def convert_image_folder(source: Path) -> Converted:
-    """Convert folders of a split with class folders in them.
+def convert_image_folder(source: Path) -> ConvertedDataset:
+    """Convert one folder per split that contains class folders.
 
-    A class is a folder that directly holds images; its name is the path below the split (`Fruit/Apple`), the
-    folders around it are its parents. Images that lie in `test` itself have no label.
+    A class is a folder that directly contains images; its name is the path below the split (`Fruit/Apple`), the
+    folders above it are its parents. Images directly in `test` have no label.
 
     Raises:
-        UserError: no folder of a split, no images, training images outside class folders, or a class that
-            only val or test has.
+        UserError: no folder train, no images, training images outside class folders, or a class without training
+            images.
     """
     if not source.is_dir():
         raise UserError(f'{source}: no such folder')
@@ -25,18 +25,18 @@ def convert_image_folder(source: Path) -> Converted:
     for split, candidates in _FOLDERS.items():
         folders = [name for name in candidates if (source / name).is_dir()]
         if len(folders) > 1:
-            raise UserError(f'{source}: {" and ".join(folders)} could both be the {split} split; take one away')
+            raise UserError(f'{source}: {" and ".join(folders)} could both be the {split} split; move one away')
         for folder in folders:
             found.append(folder)
             _add_images(builder, source / folder, split, f'{folder}/')
     if 'train' not in found:
         raise UserError(
-            f'{source}: no folder train in it; needed is {source}/train/CLASS/photo.jpg, val and test alike '
+            f'{source}: contains no folder train; expected: {source}/train/CLASS/photo.jpg, the same for val and test '
             f'(class folders without splits need no conversion: python main.py --DATASET_ROOT {source})'
         )
     splits, names = builder.finish()
     nested = any('/' in name for name in names)
-    return Converted(splits, names, [name.split('/')[:-1] for name in names] if nested else None, source)
+    return ConvertedDataset(splits, names, [name.split('/')[:-1] for name in names] if nested else None, source)
 
 
 def _add_images(builder: SplitBuilder, folder: Path, split: str, prefix: str) -> None:
@@ -45,7 +45,7 @@ def _add_images(builder: SplitBuilder, folder: Path, split: str, prefix: str) ->
         empty = False
         label = path.rpartition('/')[0] or None
         if label is None and split != 'test':
-            raise UserError(f'{folder / path}: the image lies in no class folder; put it into {folder}/CLASS/')
+            raise UserError(f'{folder / path}: the image is in no class folder; move it to {folder}/CLASS/')
         builder.add(split, prefix + path, label)
     if empty:
-        raise UserError(f'{folder}: no images in it')
+        raise UserError(f'{folder}: contains no images')

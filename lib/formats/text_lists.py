@@ -1,19 +1,19 @@
-"""CSV with a header, as spreadsheets and databases write it: a column of paths and one of labels.
-
-Lines `path label`, as ImageNet-LT and Places-LT have them.
-"""
+"""Converters of text files: CSV with a header, lists of `path label` lines, and the Grocery Store Dataset."""
 
 import csv
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from lib.dataset.folder import VALID_NAMES
 from lib.errors import UserError
-from lib.formats.converted import Converted, SplitBuilder
-from lib.formats.sources import Faults, find_split_files, is_utf8, short, text_lines
+from lib.formats.converted import ConvertedDataset, ConvertedSplit, SplitBuilder
+from lib.formats.sources import SourceErrors, find_split_files, is_utf8, short, text_lines
+from lib.formats.unpack import find_folder_with
 
-_PATTERN = r'(?:.*[_-])?{split}\.(?:csv|tsv)'
+_CSV_FILE = r'(?:.*[_-])?{split}\.(?:csv|tsv)'
 _SPLIT_NAMES = {'train': 'train', 'test': 'test', **dict.fromkeys(VALID_NAMES, 'val')}
 _LONGEST_FIELD = 1 << 20
 
@@ -29,48 +29,53 @@ def convert_csv(
     val: str | None = None,
     test: str | None = None,
     image_root: str | None = None,
-) -> Converted:
-    """Convert CSV files in UTF-8, separated by commas, semicolons or tabs (the header tells).
+) -> ConvertedDataset:
+    """Convert CSV files in UTF-8, separated by commas, semicolons or tabs (detected in the header).
 
-    Labels are any text and stay what they are, leading zeros of a GTIN too; category ids follow their
-    natural order. One file with a column of splits (train, val or valid, test), or one file a split. A
-    column of names gives classes a readable name (the first one that is not empty); where two classes share
-    it, the label is added.
+    Labels may be any text and are not changed: the leading zeros of a GTIN remain. Category ids follow the natural
+    order of the labels. The source is one file with a column of splits (train, val or valid, test), or one file per
+    split. A column of names gives classes a readable name (the first one that is not empty); if two classes have the
+    same name, the label is appended.
 
     Args:
         source: a CSV file, or a folder with train.csv, val.csv, test.csv.
-        path_column, label_column: columns that must be there (in a test file the label may be missing or
-            empty).
-        split_column, name_column: columns that may be there.
-        train, val, test: the files, where names do not tell.
-        image_root: folder that the paths start from; `source` (or the folder it lies in) by default.
+        path_column, label_column: required columns (in a test file the label may be missing or empty).
+        split_column, name_column: optional columns.
+        train, val, test: the files, if their names differ from those above.
+        image_root: folder that the paths are relative to; by default `source`, or the folder that contains it.
+
+    Raises:
+        UserError: files or columns are missing, or rows are invalid.
     """
-    files = find_split_files(source, _PATTERN, {'train': train, 'val': val, 'test': test})
-    builder, faults, named = SplitBuilder(), Faults(), {}
+    files = find_split_files(source, _CSV_FILE, {'train': train, 'val': val, 'test': test})
+    builder, errors = SplitBuilder(), SourceErrors()
+    named: dict[str, str] = {}
     columns = {'path': path_column, 'label': label_column, 'split': split_column, 'name': name_column}
     for file_split, path in files.items():
         builder.begin(file_split)
-        for where, row in _rows(path, columns, faults, label_needed=file_split != 'test'):
+        for where, row in _rows(path, columns, errors, label_needed=file_split != 'test'):
             split = _SPLIT_NAMES.get(row['split'].lower()) if row.get('split') else file_split
             if split is None:
-                faults.add(where, f'{split_column} is {short(row["split"])}; train, val or test is needed')
+                errors.add(where, f'{split_column} is {short(row["split"])}; train, val or test is needed')
             elif not row['path']:
-                faults.add(where, f'no {path_column}')
+                errors.add(where, f'no {path_column}')
             elif not row.get('label') and split != 'test':
-                faults.add(where, f'no {label_column}')
+                errors.add(where, f'no {label_column}')
             else:
                 label = row.get('label') or None
                 builder.add(split, row['path'], label)
                 if label and row.get('name'):
                     named.setdefault(label, row['name'])
-    faults.check()
+    errors.raise_if_any()
     splits, labels = builder.finish()
     base = source if source.is_dir() else source.parent
-    return Converted(splits, _readable(labels, named), None, Path(image_root) if image_root else base)
+    return ConvertedDataset(splits, _readable_names(labels, named), None, Path(image_root) if image_root else base)
 
 
-def _rows(path: Path, columns: dict[str, str], faults: Faults, *, label_needed: bool) -> Iterator[tuple[str, dict]]:
-    """Yield (position, {role: text}) of the rows that have all their fields."""
+def _rows(
+    path: Path, columns: dict[str, str], errors: SourceErrors, *, label_needed: bool
+) -> Iterator[tuple[str, dict]]:
+    """Yield (position, {role: text}) of the rows with all their fields."""
     csv.field_size_limit(_LONGEST_FIELD)
     with open(path, encoding='utf-8-sig', errors='surrogateescape', newline='') as file:
         header_line = file.readline()
@@ -79,41 +84,41 @@ def _rows(path: Path, columns: dict[str, str], faults: Faults, *, label_needed: 
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         try:
             header = [title.strip() for title in next(reader, [])]
-            places = _places(path, header, columns, label_needed)
+            columns_of = _column_indices(path, header, columns, label_needed)
             for fields in reader:
                 where = f'{path}:{reader.line_num}'
                 if not any(fields):
                     continue
                 if len(fields) != len(header):
-                    faults.add(where, f'{len(fields)} fields, but the header has {len(header)}')
+                    errors.add(where, f'{len(fields)} fields, but the header has {len(header)}')
                 elif not all(field.isascii() or is_utf8(field) for field in fields):
-                    faults.add(where, 'not UTF-8 text (save the sheet as "CSV UTF-8")')
+                    errors.add(where, 'not UTF-8 text (save the sheet as "CSV UTF-8")')
                 else:
-                    yield where, {role: fields[place].strip() for role, place in places.items()}
+                    yield where, {role: fields[index].strip() for role, index in columns_of.items()}
         except csv.Error as error:
             raise UserError(f'{path}:{reader.line_num}: not proper CSV ({error})') from None
 
 
-def _places(path: Path, header: list[str], columns: dict[str, str], label_needed: bool) -> dict[str, int]:
-    places = {role: header.index(title) for role, title in columns.items() if title in header}
+def _column_indices(path: Path, header: list[str], columns: dict[str, str], label_needed: bool) -> dict[str, int]:
+    indices = {role: header.index(title) for role, title in columns.items() if title in header}
     for role in ['path', 'label'] if label_needed else ['path']:
-        if role not in places:
+        if role not in indices:
             raise UserError(
                 f'{path}:1: no column {columns[role]!r}; there are: {", ".join(header) or "none"}; '
                 f'choose one with --{role}_column'
             )
-    return places
+    return indices
 
 
-def _readable(labels: list[str], named: dict[str, str]) -> list[str]:
+def _readable_names(labels: list[str], named: dict[str, str]) -> list[str]:
     names = [named.get(label, label) for label in labels]
-    shared = {name for name, number in Counter(names).items() if number > 1}
-    return [f'{name} ({label})' if name in shared else name for name, label in zip(names, labels, strict=True)]
+    repeated = {name for name, number in Counter(names).items() if number > 1}
+    return [f'{name} ({label})' if name in repeated else name for name, label in zip(names, labels, strict=True)]
 
 
 # train.txt, ImageNet_LT_train.txt, Places_LT_val.txt, ...
-_LINE = r'(?:.*[_-])?{split}\.(?:txt|lst|list)'
-_BETWEEN = ' \t,'
+_LIST_FILE = r'(?:.*[_-])?{split}\.(?:txt|lst|list)'
+_SEPARATORS = ' \t,'
 
 
 def convert_image_list(
@@ -123,38 +128,112 @@ def convert_image_list(
     val: str | None = None,
     test: str | None = None,
     image_root: str | None = None,
-) -> Converted:
-    """Convert text files with an image a line: its path, then blanks, a tab or a comma, then its label.
+) -> ConvertedDataset:
+    """Convert text files with one image per line: its path, then blanks, a tab or a comma, then its label.
 
-    Paths may hold blanks: the label is the last field. Category ids are the labels in numeric order, so 0 to
-        C - 1 stay what they are. A test file may do without labels.
+    Paths may contain blanks: the label is the last field. Category ids are the labels in numeric order, so labels 0 to
+    C - 1 are not changed. A test file may have no labels.
 
     Args:
         source: folder with the files, or the training file.
-        train, val, test: the files, where names do not tell.
-        image_root: folder that the paths start from; `source` (or the folder it lies in) by default.
+        train, val, test: the files, if their names differ from those above.
+        image_root: folder that the paths are relative to; by default `source`, or the folder that contains it.
+
+    Raises:
+        UserError: files are missing, or lines are invalid.
     """
-    files = find_split_files(source, _LINE, {'train': train, 'val': val, 'test': test})
-    builder, faults = SplitBuilder(), Faults()
+    files = find_split_files(source, _LIST_FILE, {'train': train, 'val': val, 'test': test})
+    builder, errors = SplitBuilder(), SourceErrors()
     for split, path in files.items():
         builder.begin(split)
-        for where, line in text_lines(path, faults):
+        for where, line in text_lines(path, errors):
             image, label = _fields(line)
             if image and label.isdecimal():
                 builder.add(split, image, str(int(label)))
             elif split == 'test':
                 builder.add(split, line, None)
             elif not image:
-                faults.add(where, f'{short(line)} has no label')
+                errors.add(where, f'{short(line)} has no label')
             else:
-                faults.add(where, f'label {short(label)} is not a whole number from 0 on')
-    faults.check()
+                errors.add(where, f'label {short(label)} is not a non-negative integer')
+    errors.raise_if_any()
     splits, names = builder.finish()
     base = source if source.is_dir() else source.parent
-    return Converted(splits, names, None, Path(image_root) if image_root else base)
+    return ConvertedDataset(splits, names, None, Path(image_root) if image_root else base)
 
 
 def _fields(line: str) -> tuple[str, str]:
     """Return path and label: the text before and after the last separator."""
-    place = max(line.rfind(char) for char in _BETWEEN)
-    return line[: max(place, 0)].rstrip(_BETWEEN), line[place + 1 :]
+    end = max(line.rfind(char) for char in _SEPARATORS)
+    return line[: max(end, 0)].rstrip(_SEPARATORS), line[end + 1 :]
+
+
+GROCERY_STORE_FILES = ('classes.csv', 'train.txt')
+_GROCERY_COLUMNS = ('Class Name (str)', 'Class ID (int)', 'Coarse Class Name (str)', 'Coarse Class ID (int)')
+_ICON_COLUMN = 'Iconic Image Path (str)'
+
+
+def convert_grocery_store(source: Path) -> ConvertedDataset:
+    """Convert the Grocery Store Dataset (Klasson et al., WACV 2019): lines `path, fine, coarse` and classes.csv.
+
+    Labels are the fine ids of classes.csv; parents are the department (Fruit) and the coarse class (Apple).
+
+    Args:
+        source: a checkout of the repository, its `dataset` folder, or the unpacked `grocery` folder.
+
+    Raises:
+        UserError: files are missing, or lines are not of the form `path, fine, coarse`.
+    """
+    root = find_folder_with(source, GROCERY_STORE_FILES)
+    if root is None:
+        raise UserError(f'{source}: contains no classes.csv and train.txt of the Grocery Store Dataset')
+    names, parents, coarse_of = _read_grocery_classes(root / 'classes.csv')
+    splits: dict[str, ConvertedSplit] = {}
+    errors = SourceErrors()
+    for split in ('train', 'val', 'test'):
+        if (root / f'{split}.txt').is_file():
+            splits[split] = _read_grocery_split(root / f'{split}.txt', coarse_of, errors)
+    errors.raise_if_any()
+    return ConvertedDataset(splits, names, parents, root)
+
+
+def _read_grocery_classes(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
+    """Return the name, the parents and the coarse id of each fine class."""
+    errors, rows = SourceErrors(), {}
+    with open(path, encoding='utf-8-sig', newline='') as file:
+        reader = csv.DictReader(file)
+        missing = [title for title in _GROCERY_COLUMNS if title not in (reader.fieldnames or [])]
+        if missing:
+            raise UserError(f'{path}:1: no column {missing[0]!r}')
+        for row in reader:
+            name, fine, coarse_name, coarse = (row[title] or '' for title in _GROCERY_COLUMNS)
+            if not (name and fine.isdecimal() and coarse.isdecimal()):
+                errors.add(f'{path}:{reader.line_num}', f'not a class: {short(list(row.values())[:4])}')
+                continue
+            # /iconic-images-and-descriptions/Fruit/Apple/...: the only source of the department.
+            icon = (row.get(_ICON_COLUMN) or '').strip('/').split('/')
+            department = [icon[1]] if len(icon) > 3 else []
+            rows[int(fine)] = (name, [*department, coarse_name], int(coarse))
+    errors.raise_if_any()
+    if not rows or sorted(rows) != list(range(len(rows))):
+        raise UserError(f'{path}: class ids must be 0, 1, 2, ... without a gap; it has {len(rows)} different ones')
+    ordered = [rows[fine] for fine in range(len(rows))]
+    return [row[0] for row in ordered], [row[1] for row in ordered], [row[2] for row in ordered]
+
+
+def _read_grocery_split(path: Path, coarse_of: list[int], errors: SourceErrors) -> ConvertedSplit:
+    paths, labels = [], []
+    for where, line in text_lines(path, errors):
+        image, *numbers = (part.strip() for part in line.rsplit(',', 2))
+        if len(numbers) != 2 or not all(number.isdecimal() for number in numbers) or not image:
+            errors.add(where, f'{short(line)} is not of the form: path, fine class, coarse class')
+            continue
+        fine, coarse = map(int, numbers)
+        if fine >= len(coarse_of):
+            errors.add(where, f'class {fine} is not in classes.csv, which ends with {len(coarse_of) - 1}')
+        elif coarse != coarse_of[fine]:
+            errors.add(where, f'coarse class {coarse}, but {coarse_of[fine]} in classes.csv')
+        else:
+            paths.append(image)
+            labels.append(fine)
+    return ConvertedSplit(paths, np.array(labels, np.int32))

@@ -1,6 +1,6 @@
-"""Archives from elsewhere: unpacked as a whole or not at all, and nowhere but where they are meant to go.
+"""Downloaded data in one folder: archives are unpacked once, folders are linked, nothing is copied.
 
-Downloaded files to one folder: archives unpacked once, folders linked, nothing copied.
+An archive is unpacked completely or not at all, and no member is written outside of the folder.
 """
 
 import lzma
@@ -11,6 +11,7 @@ import tempfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, cast
 
 import msgspec
 
@@ -21,19 +22,19 @@ SUFFIXES = ('.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.zip')
 
 
 def is_archive(path: Path) -> bool:
-    """Whether the name is that of an archive which `unpack` reads."""
+    """Return whether the path is a file with the suffix of an archive that `unpack` reads."""
     return path.name.lower().endswith(SUFFIXES) and path.is_file()
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a .tar (plain or compressed) or .zip into `folder`, among what is there already.
+    """Unpack a .tar (plain or compressed) or .zip into `folder`, which may contain files.
 
-    Everything is first unpacked beside its place and moved in at the end, so that a refused or damaged
-    archive, or a full disk, leaves `folder` as it was.
+    All members are unpacked into a temporary folder and moved at the end, so that a refused or damaged archive, or a
+    full disk, does not change `folder`.
 
     Raises:
-        UserError: no such file, no archive, a damaged one, or a member with an absolute path, with `..`,
-            with a link that leads out, or that is a device.
+        UserError: the file does not exist, is no archive or a damaged one, or has a member with an absolute path, with
+            `..`, with a link out of the folder, or that is a device.
     """
     if not hasattr(tarfile, 'data_filter'):
         raise UserError('unpacking safely needs Python 3.11.4 or newer')
@@ -41,7 +42,7 @@ def unpack(archive: Path, folder: Path) -> None:
     staging = Path(tempfile.mkdtemp(prefix='.unpacking-', dir=folder))
     try:
         _extract(archive, staging)
-        _move_in(staging, folder)
+        _merge_into(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -70,68 +71,68 @@ def _extract_zip(archive: Path, staging: Path) -> None:
     with zipfile.ZipFile(archive) as file:
         for member in file.infolist():
             _check_name(archive, member.filename)
-            file.extract(member, staging)  # a symbolic link comes out as a small text file
+            file.extract(member, staging)  # a symbolic link becomes a small text file
 
 
 def _extract_tar(archive: Path, staging: Path) -> None:
     with tarfile.open(archive) as file:
         for member in file:
-            # The data filter would only strip a leading slash; such an archive was not made for us.
+            # The data filter would only strip a leading slash; such an archive is refused.
             _check_name(archive, member.name)
             file.extract(member, staging, filter='data')
-            file.members = []  # tarfile remembers every member, millions of them
+            cast(Any, file).members = []  # tarfile stores every member, millions of them
 
 
 def _check_name(archive: Path, name: str) -> None:
-    path = PureWindowsPath(name)  # reads / and \ alike
+    path = PureWindowsPath(name)  # handles / and \
     if PurePosixPath(name).is_absolute() or path.is_absolute() or path.drive or '..' in path.parts:
         raise UserError(f'{archive}: refused, its member {name!r} leads out of the folder')
 
 
-def _move_in(source: Path, target: Path) -> None:
-    """Move what is in `source` into `target`; folders are merged, files replaced."""
+def _merge_into(source: Path, target: Path) -> None:
+    """Move the contents of `source` into `target`; folders are merged, files are replaced."""
     for entry in os.scandir(source):
-        place = target / entry.name
-        if entry.is_dir(follow_symlinks=False) and place.is_dir() and not place.is_symlink():
-            _move_in(Path(entry.path), place)
+        destination = target / entry.name
+        if entry.is_dir(follow_symlinks=False) and destination.is_dir() and not destination.is_symlink():
+            _merge_into(Path(entry.path), destination)
         else:
-            if place.is_symlink():
-                place.unlink()  # the link, not what it points to
-            Path(entry.path).replace(place)
+            if destination.is_symlink():
+                destination.unlink()  # the link, not its target
+            Path(entry.path).replace(destination)
 
 
-_LEDGER = '.unpacked.json'
-_DEPTH = 3
+_RECORD = '.unpacked.json'
+_MAX_DEPTH = 3
 
 
-def unpack_new(source: Path, folder: Path) -> None:
-    """Unpack `source`, an archive or the archives in a folder, into `folder`, but none a second time.
+def unpack_once(source: Path, folder: Path) -> None:
+    """Unpack `source`, an archive or the archives in a folder, into `folder`, unless they were unpacked before.
 
     Raises:
         UserError: see `lib.formats.unpack.unpack`.
     """
-    ledger = folder / _LEDGER
-    done = msgspec.json.decode(ledger.read_bytes()) if ledger.is_file() else {}
+    record = folder / _RECORD
+    done = msgspec.json.decode(record.read_bytes()) if record.is_file() else {}
     for archive in [source] if source.is_file() else sorted(filter(is_archive, source.iterdir())):
         status = archive.stat()
         state = [status.st_size, status.st_mtime_ns]
         if done.get(archive.name) == state:
-            print(f'{archive} was unpacked before (remove {ledger} to do it again)', flush=True)
+            print(f'{archive} was unpacked before (remove {record} to unpack it again)', flush=True)
             continue
         print(f'unpacking {archive} ...', flush=True)
         unpack(archive, folder)
         done[archive.name] = state
-        write_json(ledger, done)
+        write_json(record, done)
 
 
-def find_marked(folder: Path, marks: tuple[str, ...]) -> Path | None:
-    """Return the shallowest folder, `folder` or up to three levels below, that holds all files of `marks`."""
+def find_folder_with(folder: Path, file_names: tuple[str, ...]) -> Path | None:
+    """Return the shallowest folder, `folder` or up to three levels below, that contains all of the files."""
     level = [folder] if folder.is_dir() else []
-    for _ in range(_DEPTH + 1):
+    for _ in range(_MAX_DEPTH + 1):
         for candidate in level:
-            if all((candidate / mark).is_file() for mark in marks):
+            if all((candidate / name).is_file() for name in file_names):
                 return candidate
-        # Class folders by the thousand hold no marks; AliProducts has 50,030 of them.
+        # Class folders are skipped; AliProducts has 50,030 of them.
         level = [
             Path(entry.path)
             for parent in level
@@ -143,10 +144,10 @@ def find_marked(folder: Path, marks: tuple[str, ...]) -> Path | None:
 
 
 def link_into(source: Path, names: list[str], folder: Path) -> None:
-    """Make `folder`/name a link to `source`/name for the names that are there; older links are replaced.
+    """Make `folder`/name a link to `source`/name for all names that exist in `source`; older links are replaced.
 
     Raises:
-        UserError: something that is no link is in the way.
+        UserError: `folder`/name exists and is no link.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -156,5 +157,5 @@ def link_into(source: Path, names: list[str], folder: Path) -> None:
         if link.is_symlink():
             link.unlink()
         elif link.exists():
-            raise UserError(f'{link} is there already and no link; move it away to use {target}')
+            raise UserError(f'{link} exists and is no link; move it away to use {target}')
         link.symlink_to(target, target_is_directory=target.is_dir())

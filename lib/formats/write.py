@@ -1,6 +1,6 @@
-"""A converted data set as files: converted_{train,val,test}.json and classes.json.
+"""Write a converted data set: converted_{train,val,test}.json and classes.json, or append to existing ones.
 
-More images for a converted data set: added at the end of its files, which are copied, not converted again.
+Appended entries follow the existing ones, which are copied byte by byte.
 """
 
 import os
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,22 +19,21 @@ import pyarrow.compute as pc
 
 from lib.dataset.annotations import read_annotations, read_classes, read_test_images
 from lib.errors import UserError
-from lib.formats.converted import Converted, Split
+from lib.formats.converted import ConvertedDataset, ConvertedSplit, count_of
 from lib.formats.sources import SPLITS, is_utf8, read_json, short
 from lib.runtime.files import replace_atomically
 
-_ROWS = 10_000  # encoded at a time, so that memory stays flat
-_SAMPLE = 200
+_ROWS_PER_CHUNK = 10_000  # encoded at a time, so that memory does not grow
+_NUM_CHECKED = 200  # paths per split
 
 
-def write_converted(converted: Converted, folder: Path) -> dict[str, Path]:
-    """Write the splits there are, and classes.json, into `folder`; return split -> path.
+def write_converted(converted: ConvertedDataset, folder: Path) -> dict[str, Path]:
+    """Write the splits and classes.json into `folder`; return split -> path.
 
-    Paths are written relative to `folder`, so that it can serve as DATASET.ROOT. Either all files are
-    replaced or none.
+    Image paths are relative to `folder`, so that it can be DATASET.ROOT. Either all files are replaced or none.
 
     Raises:
-        UserError: a split is empty, a path is not Unicode, or no image of a split is where its path points.
+        UserError: a split is empty, a path is not Unicode, or no image of a split exists.
     """
     prefix = path_prefix(converted.root, folder)
     for name, split in converted.splits.items():
@@ -42,7 +42,7 @@ def write_converted(converted: Converted, folder: Path) -> dict[str, Path]:
     for name in SPLITS:
         old = folder / f'converted_{name}.json'
         if name not in paths and old.exists():
-            converted.warnings.append(f'{old} is from an earlier conversion, and the source has no such split now')
+            converted.warnings.append(f'{old} is from an earlier conversion; the source has no such split')
     with ExitStack() as stack:
         for name, path in paths.items():
             temporary = stack.enter_context(replace_atomically(path))
@@ -58,8 +58,8 @@ def encode_classes(names: list[str], parents: list[list[str]] | None) -> bytes:
     return msgspec.json.format(msgspec.json.encode(classes), indent=1) + b'\n'
 
 
-def write_split(path: Path, split: Split, num_classes: int, prefix: str) -> None:
-    """Write a file in pieces, one image a line."""
+def write_split(path: Path, split: ConvertedSplit, num_classes: int, prefix: str) -> None:
+    """Write a file in chunks, with one image per line."""
     labeled = split.labels is not None
     with open(path, 'wb') as file:
         file.write(b'{"annotations": [\n' if labeled else b'{"images": [\n')
@@ -68,45 +68,45 @@ def write_split(path: Path, split: Split, num_classes: int, prefix: str) -> None
 
 
 def end_of_file(num_classes: int | None) -> bytes:
-    """Return what stands after the last entry; None: the split has no labels."""
+    """Return the text after the last entry; `num_classes` is None for a split without labels."""
     return b']}\n' if num_classes is None else b'],\n"num_classes": %d}\n' % num_classes
 
 
-def encode_entries(split: Split, prefix: str) -> Iterator[bytes]:
-    """Yield the entries in pieces, one a line, with commas between them."""
+def encode_entries(split: ConvertedSplit, prefix: str) -> Iterator[bytes]:
+    """Yield the entries in chunks, with one entry per line and commas between them."""
     encoder = msgspec.json.Encoder()
-    labeled = split.labels is not None
-    for start in range(0, len(split), _ROWS):
-        rows = slice(start, start + _ROWS)
+    for start in range(0, len(split), _ROWS_PER_CHUNK):
+        rows = slice(start, start + _ROWS_PER_CHUNK)
         paths = [join_path(prefix, path) for path in split.paths[rows]]
-        if labeled:
+        entries: list[dict[str, Any]]
+        if split.labels is None:
+            entries = [{'image_id': path} for path in paths]
+        else:
             labels = split.labels[rows].tolist()
             entries = [{'category_id': label, 'fpath': path} for path, label in zip(paths, labels, strict=True)]
-        else:
-            entries = [{'image_id': path} for path in paths]
-        end = b'\n' if start + _ROWS >= len(split) else b',\n'
+        end = b'\n' if start + _ROWS_PER_CHUNK >= len(split) else b',\n'
         yield b',\n'.join(map(encoder.encode, entries)) + end
 
 
-def check_split(name: str, split: Split, root: Path) -> None:
-    """Raise UserError for an empty split, a path that is not Unicode, or no image where the paths lead."""
+def check_split(name: str, split: ConvertedSplit, root: Path) -> None:
+    """Raise UserError if the split is empty, a path is not Unicode, or none of the checked images exists."""
     if not len(split):
         raise UserError(f'the {name} split lists no images')
     for path in split.paths:
         if not path.isascii() and not is_utf8(path):
             raise UserError(f'{name}: the file name {short(path)} is not Unicode (UTF-8); rename the file')
-    rows = np.unique(np.linspace(0, len(split) - 1, _SAMPLE).astype(int))
+    rows = np.unique(np.linspace(0, len(split) - 1, _NUM_CHECKED).astype(int))
     sample = [root / split.paths[row] for row in rows]
     if not any(path.exists() for path in sample):
         raise UserError(
-            f'{name}: image {split.paths[0]!r} and others are not there (looked for {sample[0]}); '
-            'unpack the images first, or name the folder that the paths start from with --image_root'
+            f'{name}: image {split.paths[0]!r} and others do not exist (expected: {sample[0]}); '
+            'unpack the images first, or name the folder that the paths are relative to with --image_root'
         )
 
 
 def path_prefix(root: Path, folder: Path) -> str:
-    """Return what leads from `folder` to `root` ('' when they are one)."""
-    # Links are resolved, since `..` climbs from where a link leads to, not from where it lies.
+    """Return the relative path from `folder` to `root`; '' if they are the same."""
+    # Links are resolved, since `..` is the parent of the target of a link.
     root, folder = root.resolve(), folder.resolve()
     if root == folder:
         return ''
@@ -117,7 +117,7 @@ def path_prefix(root: Path, folder: Path) -> str:
 
 
 def join_path(prefix: str, path: str) -> str:
-    """Return a path of a source as it is written: `prefix` goes before a relative one."""
+    """Return a path of the source as it is written: with `prefix` if it is relative."""
     if not prefix or PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute():
         return path
     return f'{prefix}/{path}'
@@ -129,8 +129,8 @@ _END_BYTES = 4096
 
 
 @dataclass(frozen=True)
-class _Old:
-    """A split of the set as it is."""
+class _ExistingSplit:
+    """An existing file of a split."""
 
     path: Path
     paths: pa.Array
@@ -141,18 +141,18 @@ class _Names(msgspec.Struct):
     names: list[str]
 
 
-def append_converted(converted: Converted, folder: Path) -> list[str]:
-    """Add the images of `converted` to the converted set in `folder`; return lines that say what was done.
+def append_converted(converted: ConvertedDataset, folder: Path) -> list[str]:
+    """Append the images of `converted` to the data set in `folder`; return lines with the numbers of new images.
 
-    Classes are matched by name; unknown ones get labels after those there are, so that no label changes. Images that
-    one of the splits has already are left out. Either all files are replaced or none.
+    Classes are matched by name; new ones get labels after the existing ones, so that no label changes. Images that one
+    of the splits contains are skipped. Either all files are replaced or none.
 
     Raises:
-        UserError: there is no converted set, its files are not as tools/convert.py writes them, or as write_converted.
+        UserError: `folder` contains no converted data set or one with other formatting, or as in write_converted.
     """
     old_names, old_parents = _read_classes(folder / 'classes.json')
-    known = set(old_names)
-    names = old_names + [name for name in converted.names if name not in known]
+    existing = set(old_names)
+    names = old_names + [name for name in converted.names if name not in existing]
     label_of = {name: label for label, name in enumerate(names)}
     labels = np.array([label_of[name] for name in converted.names], np.int32)
     for name, split in converted.splits.items():
@@ -162,31 +162,36 @@ def append_converted(converted: Converted, folder: Path) -> list[str]:
     lines, paths = [], {name: folder / f'converted_{name}.json' for name in SPLITS}
     with ExitStack() as stack:
         for name in [name for name in SPLITS if name in old or name in converted.splits]:
-            new, num_known = _new_images(name, converted, labels, old, prefix)
+            new, num_skipped = _new_images(name, converted, labels, old, prefix)
             temporary = stack.enter_context(replace_atomically(paths[name]))
             if name in old:
                 _extend(old[name], new, temporary, len(names))
             else:
                 write_split(temporary, new, len(names), '')
-            lines.append(f'{paths[name]}: {len(new):,} images added' + (f', {num_known:,} known' if num_known else ''))
+            lines.append(
+                f'{paths[name]}: {count_of(len(new), "image")} added'
+                + (f', {num_skipped:,} skipped' if num_skipped else '')
+            )
         parents = old_parents and old_parents + _parents_of(converted, names[len(old_names) :])
         stack.enter_context(replace_atomically(folder / 'classes.json')).write_bytes(
             encode_classes(names, parents or None)
         )
-    lines.append(f'{folder / "classes.json"}: {len(names) - len(old_names):,} classes added, {len(names):,} in all')
+    added = count_of(len(names) - len(old_names), 'class', 'classes')
+    lines.append(f'{folder / "classes.json"}: {added} added, {len(names):,} in total')
     return lines
 
 
 def _read_classes(path: Path) -> tuple[list[str], list[list[str]]]:
     if not path.is_file():
-        raise UserError(f'{path}: no such file; --append adds to a folder that was converted before')
+        raise UserError(f'{path}: no such file; --append needs a folder that was converted before')
     names = read_json(path, _Names).names
     classes = read_classes(path, len(names))
+    assert classes is not None
     return classes.names, classes.parents
 
 
-def _read_splits(folder: Path, num_classes: int) -> dict[str, _Old]:
-    found = {}
+def _read_splits(folder: Path, num_classes: int) -> dict[str, _ExistingSplit]:
+    existing = {}
     for name in SPLITS:
         path = folder / f'converted_{name}.json'
         if not path.exists():
@@ -197,45 +202,45 @@ def _read_splits(folder: Path, num_classes: int) -> dict[str, _Old]:
             split = read_annotations(path)
             if split.num_classes != num_classes:
                 raise UserError(f'{path}: num_classes is {split.num_classes}, but classes.json has {num_classes} names')
-        found[name] = _Old(path, split.paths.arrow, split.labeled)
-    return found
+        existing[name] = _ExistingSplit(path, split.paths.arrow, split.labeled)
+    return existing
 
 
 def _new_images(
-    name: str, converted: Converted, labels: np.ndarray, old: dict[str, _Old], prefix: str
-) -> tuple[Split, int]:
-    """Return the images of a split that the set does not have, as they are written, and how many it has."""
+    name: str, converted: ConvertedDataset, labels: np.ndarray, old: dict[str, _ExistingSplit], prefix: str
+) -> tuple[ConvertedSplit, int]:
+    """Return the new images of a split, with paths as they are written, and the number of skipped ones."""
     split = converted.splits.get(name)
     if split is None:
-        return Split([], None if name in old and not old[name].labeled else np.zeros(0, np.int32)), 0
+        return ConvertedSplit([], None if name in old and not old[name].labeled else np.zeros(0, np.int32)), 0
     labeled = split.labels is not None
     if name in old and old[name].labeled != labeled:
-        has = {True: 'has labels', False: 'has none'}
+        has = {True: 'has labels', False: 'has no labels'}
         raise UserError(f'{old[name].path} {has[old[name].labeled]}, but the {name} split of SOURCE {has[labeled]}')
     written = pa.array([join_path(prefix, path) for path in split.paths], pa.large_string())
-    is_known = np.zeros(len(split), bool)
-    # In any split: an image that SOURCE counts to another one must not come into both.
-    for one in old.values():
-        is_known |= pc.is_in(written, value_set=_common(one.paths, written)).to_numpy(zero_copy_only=False)
-    chosen = np.flatnonzero(~is_known)
-    paths = written.take(pa.array(chosen)).to_pylist()
-    return Split(paths, labels[split.labels[chosen]] if labeled else None), int(is_known.sum())
+    exists = np.zeros(len(split), bool)
+    # In any split: an image that SOURCE has in another split must not be in both.
+    for other in old.values():
+        exists |= pc.is_in(written, value_set=_intersection(other.paths, written)).to_numpy(zero_copy_only=False)
+    rows = np.flatnonzero(~exists)
+    paths = written.take(pa.array(rows)).to_pylist()
+    return ConvertedSplit(paths, None if split.labels is None else labels[split.labels[rows]]), int(exists.sum())
 
 
-def _common(many: pa.Array, few: pa.Array) -> pa.Array:
+def _intersection(many: pa.Array, few: pa.Array) -> pa.Array:
     many = many.cast(few.type)
     return many.filter(pc.is_in(many, value_set=few))
 
 
-def _extend(old: _Old, new: Split, target: Path, num_classes: int) -> None:
-    """Write the old file's entries, byte by byte, and the new ones behind them."""
+def _extend(old: _ExistingSplit, new: ConvertedSplit, target: Path, num_classes: int) -> None:
+    """Write the entries of the old file, byte by byte, and the new ones after them."""
     size = old.path.stat().st_size
     with open(old.path, 'rb') as source, open(target, 'wb') as file:
         source.seek(max(0, size - _END_BYTES))
         end = _END.search(source.read())
         source.seek(0)
         if end is None or not _BEGIN[old.labeled].match(source.read(_END_BYTES)):
-            raise UserError(f'{old.path}: is not as tools/convert.py writes it; convert all images again')
+            raise UserError(f'{old.path}: not written by tools/convert.py; convert all images again')
         source.seek(0)
         shutil.copyfileobj(source, file)
         file.truncate(max(0, size - _END_BYTES) + end.start())
@@ -245,11 +250,11 @@ def _extend(old: _Old, new: Split, target: Path, num_classes: int) -> None:
         file.write(end_of_file(num_classes if old.labeled else None))
     read = read_annotations(target, use_cache=False) if old.labeled else read_test_images(target, num_classes)
     if len(read) != len(old.paths) + len(new):
-        raise UserError(f'{old.path}: has other lists beside its images; convert all images again')
+        raise UserError(f'{old.path}: has other lists besides its images; convert all images again')
 
 
-def _parents_of(converted: Converted, names: list[str]) -> list[list[str]]:
+def _parents_of(converted: ConvertedDataset, names: list[str]) -> list[list[str]]:
     if converted.parents is None:
         return [[] for _ in names]
-    known = dict(zip(converted.names, converted.parents, strict=True))
-    return [known[name] for name in names]
+    parents_of = dict(zip(converted.names, converted.parents, strict=True))
+    return [parents_of[name] for name in names]

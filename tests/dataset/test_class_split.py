@@ -7,7 +7,7 @@ import pytest
 
 from lib.dataset.folder import sample_indices, sample_valid_indices
 from lib.errors import UserError
-from lib.formats.converted import Converted, Split, with_validation
+from lib.formats.converted import ConvertedDataset, ConvertedSplit, with_validation
 
 
 @pytest.mark.parametrize(
@@ -31,11 +31,11 @@ def converted(tmp_path, **more):
     """Return twelve colas, five teas and one milk in mixed order."""
     labels = np.array([0, 1, 0, 0, 2, 0, 1, 0, 0, 0, 1, 0, 0, 1, 0, 0, 1, 0], np.int32)
     paths = [f'{row}.jpg' for row in range(len(labels))]
-    return Converted({'train': Split(paths, labels), **more}, ['cola', 'tea', 'milk'], None, tmp_path)
+    return ConvertedDataset({'train': ConvertedSplit(paths, labels), **more}, ['cola', 'tea', 'milk'], None, tmp_path)
 
 
 def test_converted_source(tmp_path):
-    before = converted(tmp_path, test=Split(['x.jpg'], None))
+    before = converted(tmp_path, test=ConvertedSplit(['x.jpg'], None))
     after = with_validation(before, fraction=0.25, seed=3)
     assert len(before.splits['train']) == 18  # nothing changes its input
     train, valid = after.splits['train'], after.splits['val']
@@ -51,12 +51,15 @@ def test_converted_source(tmp_path):
 
 def test_sources_that_cannot_be_split(tmp_path):
     whole = converted(tmp_path)
+    val = ConvertedSplit(['x.jpg'], np.zeros(1, np.int32))
     with pytest.raises(UserError, match='has a validation split'):
-        with_validation(converted(tmp_path, val=Split(['x.jpg'], np.zeros(1, np.int32))), fraction=0.1, seed=0)
+        with_validation(converted(tmp_path, val=val), fraction=0.1, seed=0)
+    only_test = ConvertedDataset({'test': whole.splits['train']}, whole.names, None, tmp_path)
     with pytest.raises(UserError, match='SOURCE has none'):
-        with_validation(Converted({'test': whole.splits['train']}, whole.names, None, tmp_path), fraction=0.1, seed=0)
-    single = Converted({'train': Split(['a', 'b'], np.arange(2, dtype=np.int32))}, ['x', 'y'], None, tmp_path)
-    with pytest.raises(UserError, match='one image only'):
+        with_validation(only_test, fraction=0.1, seed=0)
+    train = ConvertedSplit(['a', 'b'], np.arange(2, dtype=np.int32))
+    single = ConvertedDataset({'train': train}, ['x', 'y'], None, tmp_path)
+    with pytest.raises(UserError, match='only 1 image'):
         with_validation(single, fraction=0.5, seed=0)
 
 

@@ -26,7 +26,7 @@ def test_official_form(tmp_path, padded, text_ids):
     assert converted.splits['test'].paths == [f'test/{position}.jpg' for position in range(6)]
 
 
-def test_names_keep_the_original_id_and_mixed_spellings_are_one_class(tmp_path):
+def test_names_are_original_ids_and_spellings_of_a_number_are_one_class(tmp_path):
     images = [{'image_id': 'a.jpg', 'class_id': '00010'}, {'image_id': 'b.jpg', 'class_id': 10}]
     images.append({'image_id': 'c.jpg', 'class_id': '9'})
     (tmp_path / 'train.json').write_text(json.dumps({'images': images}))
@@ -57,7 +57,7 @@ def test_only_train_json_is_needed(tmp_path):
     assert list(convert_aliproducts(tmp_path).splits) == ['train']
 
 
-def test_class_of_val_only_is_named(tmp_path):
+def test_class_in_val_only_is_an_error(tmp_path):
     make_aliproducts(tmp_path, 3, 1, size=8)
     images = [{'image_id': 'a.jpg', 'class_id': '3'}, {'image_id': 'b.jpg', 'class_id': '4711'}]
     (tmp_path / 'val.json').write_text(json.dumps({'images': images}))
@@ -65,7 +65,7 @@ def test_class_of_val_only_is_named(tmp_path):
         convert_aliproducts(tmp_path)
 
 
-def test_missing_folders_are_named(tmp_path):
+def test_missing_folders_are_errors(tmp_path):
     make_aliproducts(tmp_path, 3, 1, size=8)
     (tmp_path / 'val' / '00010').rename(tmp_path / 'val' / 'x')
     with pytest.raises(UserError, match=r'val: no folder 10 or 00010 for class 10 \(1 faulty in all\)'):
@@ -90,7 +90,7 @@ def test_missing_folders_are_named(tmp_path):
         ('{"images": [\n{"image_id"', r'train.json:2: not valid JSON'),
     ],
 )
-def test_faults_have_a_position(tmp_path, content, message):
+def test_errors_have_positions(tmp_path, content, message):
     (tmp_path / 'train').mkdir()
     (tmp_path / 'train.json').write_text(content)
     with pytest.raises(UserError, match=message):
@@ -98,7 +98,7 @@ def test_faults_have_a_position(tmp_path, content, message):
 
 
 def test_no_train_json(tmp_path):
-    with pytest.raises(UserError, match=r'no train.json'):
+    with pytest.raises(UserError, match=r'contains no train.json'):
         convert_aliproducts(tmp_path)
 
 
@@ -139,9 +139,9 @@ def test_unreadable_product_tree_is_a_warning(tmp_path, content):
     assert 'product_tree.json' in converted.warnings[0]
 
 
-def test_circle_and_gap_in_the_product_tree(tmp_path):
+def test_cycle_and_gap_in_the_product_tree(tmp_path):
     make_aliproducts(tmp_path, 2, 1, size=8)
     (tmp_path / 'product_tree.json').write_text('{"3": "a", "a": "b", "b": "a"}')
     converted = convert_aliproducts(tmp_path)
     assert converted.parents == [['b', 'a'], []]
-    assert '1 of 2 classes' in converted.warnings[0]
+    assert '1 of 2 classes have no parents' in converted.warnings[0]

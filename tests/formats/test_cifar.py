@@ -31,7 +31,7 @@ def test_sizes_against_the_formula():
 @pytest.mark.parametrize('kind', ['exp', 'step'])
 @pytest.mark.parametrize('ratio', [10, 20, 50, 100, 200])
 @pytest.mark.parametrize('num_classes', [10, 100])
-def test_published_rows_are_those_of_the_procedure(num_classes, ratio, kind):
+def test_published_rows_equal_those_of_the_oracle(num_classes, ratio, kind):
     labels = oracle.random_labels(50_000, num_classes, seed=ratio)
     sizes = class_sizes(50_000 // num_classes, num_classes, kind, ratio)
     rows = published_rows(np.array(labels, np.int32), sizes)
@@ -43,8 +43,8 @@ def test_published_rows_are_those_of_the_procedure(num_classes, ratio, kind):
     ('num_classes', 'total', 'digest'),
     [(10, 12_406, 'e1e05ffa1e637d93'), (100, 10_847, '82ee4efff55d0e5c')],
 )
-def test_published_rows_never_change(num_classes, total, digest):
-    """Labels 0, 1, 2, ..., 0, 1, 2, ...: another NumPy must come to the same rows."""
+def test_published_rows_do_not_change(num_classes, total, digest):
+    """Labels 0, 1, 2, ..., 0, 1, 2, ...: every version of NumPy must give the same rows."""
     labels = np.arange(50_000) % num_classes
     rows = published_rows(labels, class_sizes(50_000 // num_classes, num_classes, 'exp', 100))
     assert len(rows) == total
@@ -66,7 +66,7 @@ def load(root, seed=0, kind='exp', ratio=10.0):
 
 
 @pytest.mark.parametrize('kind', ['exp', 'step'])
-def test_reader_on_an_archive_of_the_right_form(small_cifar, kind):
+def test_reader_on_a_small_archive(small_cifar, kind):
     images, labels, valid_images, valid_labels, names = load(small_cifar, kind=kind)
     assert np.bincount(labels).tolist() == class_sizes(20, 10, kind, 10).tolist()
     assert images.shape == (len(labels), 32, 32, 3)
@@ -78,14 +78,14 @@ def test_reader_on_an_archive_of_the_right_form(small_cifar, kind):
     assert names[3] == 'class 3'
 
 
-def test_the_seed_chooses_the_images(small_cifar):
+def test_the_images_depend_on_the_seed(small_cifar):
     first, again, other = (load(small_cifar, seed=seed)[0] for seed in (0, 0, 1))
     assert (first == again).all()
     assert not (first == other).all()
 
 
 @pytest.mark.parametrize('kind', ['exp', 'step'])
-def test_without_a_seed_the_published_images_are_read_in_their_order(small_cifar, kind):
+def test_without_a_seed_the_published_images_are_read_in_order(small_cifar, kind):
     everything = load(small_cifar, ratio=1.0)
     rows = sorted(oracle.published_rows(everything[1].tolist(), 10, kind, 10))
     images, labels, valid_images, *_ = load(small_cifar, seed=None, kind=kind)
@@ -94,8 +94,8 @@ def test_without_a_seed_the_published_images_are_read_in_their_order(small_cifar
     assert (valid_images == everything[2]).all()
 
 
-def test_missing_and_damaged_files_say_where_to_get_them(small_cifar, tmp_path):
-    with pytest.raises(UserError, match=r'is not there; put https://.*cifar-10-python.tar.gz into'):
+def test_errors_name_the_source_of_missing_and_damaged_files(small_cifar, tmp_path):
+    with pytest.raises(UserError, match=r'is missing; put https://.*cifar-10-python.tar.gz into'):
         load(tmp_path / 'elsewhere')
     load(small_cifar)
     batch = small_cifar / 'cifar-10-batches-py' / 'data_batch_2'

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from lib.errors import UserError
-from lib.formats.grocery_store import convert_grocery_store
 from lib.formats.imagefolder import convert_image_folder
 from lib.formats.inat import convert_inat
+from lib.formats.text_lists import convert_grocery_store
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -50,7 +50,7 @@ def test_imagefolder_nested_classes_have_parents(tmp_path):
     assert list(converted.splits['test']) == [('test/Milk/d.jpg', 2)]
 
 
-def test_imagefolder_follows_links_but_no_circle(tmp_path):
+def test_imagefolder_follows_links_but_no_cycle(tmp_path):
     touch(tmp_path, 'real/a.jpg', 'set/train/B/b.jpg')
     (tmp_path / 'set/train/A').symlink_to(tmp_path / 'real')
     (tmp_path / 'set/train/B/up').symlink_to(tmp_path / 'set/train')
@@ -62,14 +62,14 @@ def test_imagefolder_follows_links_but_no_circle(tmp_path):
 @pytest.mark.parametrize(
     ('files', 'message'),
     [
-        (['a/x.jpg'], 'no folder train in it'),
-        (['train/x.jpg'], 'lies in no class folder'),
-        (['train/a/x.txt'], 'train: no images in it'),
+        (['a/x.jpg'], 'contains no folder train'),
+        (['train/x.jpg'], 'is in no class folder'),
+        (['train/a/x.txt'], 'train: contains no images'),
         (['train/a/x.jpg', 'val/b/y.jpg'], "val: class 'b' of image 'val/b/y.jpg' has no training image"),
         (['train/a/x.jpg', 'val/a/y.jpg', 'valid/a/y.jpg'], 'val and valid could both be the val split'),
     ],
 )
-def test_imagefolder_faults(tmp_path, files, message):
+def test_imagefolder_errors(tmp_path, files, message):
     touch(tmp_path, *files)
     with pytest.raises(UserError, match=message):
         convert_image_folder(tmp_path)
@@ -135,10 +135,10 @@ def test_inat_ranks_are_the_parents(tmp_path):
         ({'images': 5}, 'train2018.json: Expected `array`'),
         ({'categories': []}, 'has no categories'),
         ({'categories': [{'id': '4', 'name': 'a'}]}, r"categories\[0\]: id is '4', not a number"),
-        ({'categories': [{'id': 4, 'name': 'a'}] * 2}, '1 categories repeat the id of another'),
+        ({'categories': [{'id': 4, 'name': 'a'}] * 2}, '2 categories have only 1 different ids'),
     ],
 )
-def test_inat_faults(tmp_path, changes, message):
+def test_inat_errors(tmp_path, changes, message):
     inat(tmp_path, **changes)
     with pytest.raises(UserError, match=message):
         convert_inat(tmp_path)
@@ -174,7 +174,7 @@ def test_grocery_store(tmp_path):
     assert converted.root == tmp_path / 'repo' / 'dataset'
 
 
-def test_grocery_store_faults(tmp_path):
+def test_grocery_store_errors(tmp_path):
     grocery(tmp_path, 'ok.jpg, 0, 1\nx.jpg, 0\ny.jpg, 9, 0\nz.jpg, 1, 1\n')
     with pytest.raises(UserError) as caught:
         convert_grocery_store(tmp_path)
@@ -204,7 +204,7 @@ def test_grocery_store_real():
     assert [len(converted.splits[split]) for split in ('train', 'val')] == [2640, 296]
     assert len({parents[-1] for parents in converted.parents}) == 43
     assert {parents[0] for parents in converted.parents} == {'Fruit', 'Vegetables', 'Packages'}
-    # The folders say the same as the ids do.
+    # Folders and ids agree.
     for path, label in converted.splits['train']:
         folders = path.split('/')
         assert converted.names[label] in folders

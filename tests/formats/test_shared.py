@@ -8,8 +8,8 @@ import pytest
 from lib.dataset.annotations import read_annotations, read_classes, read_test_images
 from lib.dataset.folder import natural_key
 from lib.errors import UserError
-from lib.formats.converted import Converted, Split, SplitBuilder, summary_lines
-from lib.formats.sources import Faults, read_json
+from lib.formats.converted import ConvertedDataset, ConvertedSplit, SplitBuilder, summary_lines
+from lib.formats.sources import SourceErrors, read_json
 from lib.formats.write import write_converted
 
 
@@ -20,24 +20,24 @@ def touch(folder: Path, *names: str) -> None:
 
 
 def split(*pairs):
-    return Split([path for path, _ in pairs], np.array([label for _, label in pairs], np.int32))
+    return ConvertedSplit([path for path, _ in pairs], np.array([label for _, label in pairs], np.int32))
 
 
-def test_faults_show_ten_and_count_all():
-    faults = Faults()
-    faults.check()
+def test_source_errors_show_ten_and_count_all():
+    errors = SourceErrors()
+    errors.raise_if_any()
     for number in range(13):
-        faults.add(f'x.txt:{number}', 'bad')
+        errors.add(f'x.txt:{number}', 'bad')
     with pytest.raises(UserError) as caught:
-        faults.check()
+        errors.raise_if_any()
     assert str(caught.value).count('bad') == 10
     assert 'x.txt:9: bad; and 3 more (13 faulty in all)' in str(caught.value)
 
 
 def test_written_files_are_read_back(tmp_path):
     touch(tmp_path, 'a b/ü.jpg', 'c.jpg')
-    converted = Converted(
-        {'train': split(('a b/ü.jpg', 1), ('c.jpg', 0)), 'test': Split(['c.jpg', 'a b/ü.jpg'], None)},
+    converted = ConvertedDataset(
+        {'train': split(('a b/ü.jpg', 1), ('c.jpg', 0)), 'test': ConvertedSplit(['c.jpg', 'a b/ü.jpg'], None)},
         ['007', 'Bière "x"'],
         [['Root'], ['Root', 'Drinks']],
         tmp_path,
@@ -63,11 +63,12 @@ def test_written_files_are_read_back(tmp_path):
 
 
 @pytest.mark.parametrize('num_images', [9_999, 10_000, 10_001, 20_000])
-def test_pieces_join_to_valid_json(tmp_path, num_images):
+def test_chunks_join_to_valid_json(tmp_path, num_images):
     touch(tmp_path, 'x.jpg')
     labels = np.arange(num_images, dtype=np.int32) % 3
     write_converted(
-        Converted({'train': Split(['x.jpg'] * num_images, labels)}, ['a', 'b', 'c'], None, tmp_path), tmp_path
+        ConvertedDataset({'train': ConvertedSplit(['x.jpg'] * num_images, labels)}, ['a', 'b', 'c'], None, tmp_path),
+        tmp_path,
     )
     tree = json.loads((tmp_path / 'converted_train.json').read_text())
     assert [entry['category_id'] for entry in tree['annotations']] == labels.tolist()
@@ -78,7 +79,7 @@ def test_paths_are_relative_to_the_output_folder(tmp_path):
     touch(tmp_path, 'photos/x.jpg', 'real/deep/keep')
     absolute = str(tmp_path / 'photos' / 'x.jpg')
     (tmp_path / 'out').symlink_to(tmp_path / 'real' / 'deep')  # `..` climbs from where the link leads to
-    converted = Converted({'train': split(('x.jpg', 0), (absolute, 0))}, ['a'], None, tmp_path / 'photos')
+    converted = ConvertedDataset({'train': split(('x.jpg', 0), (absolute, 0))}, ['a'], None, tmp_path / 'photos')
     paths = write_converted(converted, tmp_path / 'out')
     entries = json.loads(paths['train'].read_text())['annotations']
     assert entries[1]['fpath'] == absolute
@@ -90,14 +91,16 @@ def test_nothing_is_replaced_when_one_split_fails(tmp_path):
     (tmp_path / 'converted_train.json').write_text('old')
     for faulty in (split(), split(('x.jpg', 0), ('bad\udcff.jpg', 0)), split(('absent.jpg', 0))):
         with pytest.raises(UserError, match='val'):
-            write_converted(Converted({'train': split(('x.jpg', 0)), 'val': faulty}, ['a'], None, tmp_path), tmp_path)
+            write_converted(
+                ConvertedDataset({'train': split(('x.jpg', 0)), 'val': faulty}, ['a'], None, tmp_path), tmp_path
+            )
     assert (tmp_path / 'converted_train.json').read_text() == 'old'
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_stale_split_is_left_and_named(tmp_path):
+def test_stale_split_is_not_removed_but_a_warning(tmp_path):
     touch(tmp_path, 'x.jpg', 'converted_test.json')
-    converted = Converted({'train': split(('x.jpg', 0))}, ['a'], None, tmp_path)
+    converted = ConvertedDataset({'train': split(('x.jpg', 0))}, ['a'], None, tmp_path)
     write_converted(converted, tmp_path)
     assert len(converted.warnings) == 1
     assert 'converted_test.json' in converted.warnings[0]
@@ -152,19 +155,19 @@ def test_natural_order_is_numeric_order(seed):
     ('data', 'where'),
     [(b'{"a": 1,\n oops}', ':2: not valid JSON'), (b'', ':1: not valid JSON'), (b'{\n\n"a"', ':3:')],
 )
-def test_broken_json_is_named_by_its_line(tmp_path, data, where):
+def test_invalid_json_is_reported_with_its_line(tmp_path, data, where):
     (tmp_path / 'x.json').write_bytes(data)
     with pytest.raises(UserError, match=f'x.json{where}'):
         read_json(tmp_path / 'x.json', dict)
 
 
 def test_summary(tmp_path):
-    converted = Converted(
-        {'train': split(*[('x', 0)] * 6, *[('y', 2)] * 2), 'test': Split(['z'], None)},
+    converted = ConvertedDataset(
+        {'train': split(*[('x', 0)] * 6, *[('y', 2)] * 2), 'test': ConvertedSplit(['z'], None)},
         ['a', 'b', 'c'],
         None,
         tmp_path,
     )
     lines = summary_lines(converted, {'train': Path('o/t.json'), 'test': Path('o/e.json')})
-    assert lines[0] == f'{Path("o/t.json")}: 8 images, 2 of 3 classes, 2 to 6 images a class (imbalance 3.0)'
-    assert lines[1].endswith('1 images, without labels')
+    assert lines[0] == f'{Path("o/t.json")}: 8 images, 2 of 3 classes, 2 to 6 images per class (imbalance 3.0)'
+    assert lines[1].endswith('1 image, without labels')

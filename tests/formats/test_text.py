@@ -30,7 +30,7 @@ def test_list_with_blanks_tabs_and_commas(tmp_path):
     assert converted.root == tmp_path
 
 
-def test_list_keeps_contiguous_labels_and_knows_the_published_names(tmp_path):
+def test_list_with_contiguous_labels_and_published_file_names(tmp_path):
     write(
         tmp_path,
         ImageNet_LT_train__txt=''.join(f'train/{label}.JPEG {label}\n' for label in (11, 3, 0, *range(12))),
@@ -45,7 +45,7 @@ def test_list_keeps_contiguous_labels_and_knows_the_published_names(tmp_path):
     assert str(converted.root) == '/images'
 
 
-def test_list_of_one_file_and_files_by_hand(tmp_path):
+def test_list_of_one_file_and_given_files(tmp_path):
     write(tmp_path, mine__lst='a 0\n', other='b 0\n')
     converted = convert_image_list(tmp_path / 'mine.lst', val=str(tmp_path / 'other'))
     assert (pairs(converted), pairs(converted, 'val'), converted.root) == ([('a', 0)], [('b', 0)], tmp_path)
@@ -57,7 +57,7 @@ def test_list_test_file_without_labels(tmp_path):
     assert pairs(converted, 'test') == [('x y.jpg', None), ('z.jpg', None)]
 
 
-def test_list_faults(tmp_path):
+def test_list_errors_have_positions(tmp_path):
     write(tmp_path, train__txt=b'ok.jpg 0\nnolabel\nx.jpg -1\ny.jpg 1.5\n\xff.jpg 3\n')
     with pytest.raises(UserError) as caught:
         convert_image_list(tmp_path)
@@ -72,19 +72,19 @@ def test_list_faults(tmp_path):
         assert part in message
 
 
-def test_list_many_faults_are_counted(tmp_path):
+def test_many_list_errors_are_counted(tmp_path):
     write(tmp_path, train__txt='x\n' * 25)
     with pytest.raises(UserError, match=r'train.txt:10: .*; and 15 more \(25 faulty in all\)'):
         convert_image_list(tmp_path)
 
 
-def test_list_sources_that_do_not_do(tmp_path):
+def test_list_sources_that_cannot_be_used(tmp_path):
     with pytest.raises(UserError, match='no such file or folder'):
         convert_image_list(tmp_path / 'absent')
-    with pytest.raises(UserError, match='holds no file of a split'):
+    with pytest.raises(UserError, match='contains no file of a split'):
         convert_image_list(tmp_path)
     write(tmp_path, a_train__txt='a 0', b_train__txt='b 0')
-    with pytest.raises(UserError, match=r'a_train.txt and b_train.txt could be the train split; choose with --train'):
+    with pytest.raises(UserError, match=r'a_train.txt and b_train.txt could be the train split; select one'):
         convert_image_list(tmp_path)
     with pytest.raises(UserError, match=r'absent: no such file \(the val split\)'):
         convert_image_list(tmp_path / 'a_train.txt', val='absent')
@@ -117,7 +117,7 @@ def test_csv_split_and_name_columns(tmp_path, delimiter):
     assert pairs(converted, 'test') == [('e', None), ('f', None)]
 
 
-def test_csv_chosen_columns_and_one_file_a_split(tmp_path):
+def test_csv_with_given_columns_and_one_file_per_split(tmp_path):
     write(tmp_path, train__csv='file,gtin\na,1\n', val__csv='gtin,file\n1,b\n', test__csv='file\nc\n')
     converted = convert_csv(tmp_path, path_column='file', label_column='gtin')
     assert [pairs(converted, split) for split in ('train', 'val', 'test')] == [
@@ -127,7 +127,7 @@ def test_csv_chosen_columns_and_one_file_a_split(tmp_path):
     ]
 
 
-def test_csv_faults(tmp_path):
+def test_csv_errors_have_positions(tmp_path):
     rows = b'path,label,split\nok,1,train\na,1\n,1,train\nb,,train\nc,1,dev\n\xe4,1,train\n'
     with pytest.raises(UserError) as caught:
         convert_csv(write(tmp_path, a__csv=rows) / 'a.csv')

@@ -5,7 +5,7 @@ import zipfile
 import pytest
 
 from lib.errors import UserError
-from lib.formats.unpack import find_marked, link_into, unpack, unpack_new
+from lib.formats.unpack import find_folder_with, link_into, unpack, unpack_once
 
 
 def tar(path, *members, mode='w'):
@@ -49,7 +49,7 @@ def test_folders_are_merged_and_files_replaced(tmp_path, kind):
     assert [path.name for path in out.iterdir()] == ['train']
 
 
-def test_hard_links_inside_are_fine(tmp_path):
+def test_hard_links_within_an_archive_are_unpacked(tmp_path):
     archive = tar(tmp_path / 'x.tar', ('a/x', b'1'), ('a/y', b'2'), ('a/z', (tarfile.LNKTYPE, 'a/x')))
     unpack(archive, tmp_path / 'out')
     assert contents(tmp_path / 'out') == {'a/x': b'1', 'a/y': b'2', 'a/z': b'1'}
@@ -69,7 +69,7 @@ def test_hard_links_inside_are_fine(tmp_path):
         ('device', (tarfile.CHRTYPE, '')),
     ],
 )
-def test_what_leads_out_is_refused_as_a_whole(tmp_path, member):
+def test_archives_with_members_outside_are_refused(tmp_path, member):
     archives = [tar(tmp_path / 'x.tar', ('good', b'x'), member)]
     if isinstance(member[1], bytes):
         archives.append(zipped(tmp_path / 'x.zip', ('good', b'x'), member))
@@ -109,25 +109,25 @@ def test_archives_are_unpacked_once(tmp_path, capsys):
     tar(source / 'a.tar', ('train/a', b'a'))
     zipped(source / 'b.zip', ('val/b', b'b'))
     (source / 'notes.txt').touch()
-    unpack_new(source, out)
+    unpack_once(source, out)
     assert {'train/a', 'val/b'} < set(contents(out))
     capsys.readouterr()
-    unpack_new(source, out)
+    unpack_once(source, out)
     assert capsys.readouterr().out.count('was unpacked before') == 2
     tar(source / 'a.tar', ('train/a', b'changed'))
-    unpack_new(source, out)
+    unpack_once(source, out)
     assert contents(out)['train/a'] == b'changed'
 
 
-def test_find_marked_takes_the_shallowest(tmp_path):
+def test_find_folder_with_returns_the_shallowest(tmp_path):
     for folder in ('x/y/z', 'x/b', 'x/a/deep', '.hidden', 'train'):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         (tmp_path / folder / 'mark').touch()
-    assert find_marked(tmp_path, ('mark',)) == tmp_path / 'train'
+    assert find_folder_with(tmp_path, ('mark',)) == tmp_path / 'train'
     (tmp_path / 'train' / 'mark').unlink()
-    assert find_marked(tmp_path, ('mark',)) == tmp_path / 'x' / 'b'
-    assert find_marked(tmp_path, ('mark', 'other')) is None
-    assert find_marked(tmp_path / 'absent', ('mark',)) is None
+    assert find_folder_with(tmp_path, ('mark',)) == tmp_path / 'x' / 'b'
+    assert find_folder_with(tmp_path, ('mark', 'other')) is None
+    assert find_folder_with(tmp_path / 'absent', ('mark',)) is None
 
 
 def test_links_are_replaced_but_nothing_else(tmp_path):
@@ -137,5 +137,5 @@ def test_links_are_replaced_but_nothing_else(tmp_path):
         assert (tmp_path / 'out' / 'train').resolve() == tmp_path / name / 'train'
     assert not (tmp_path / 'out' / 'val').exists()
     (tmp_path / 'full' / 'train').mkdir(parents=True)
-    with pytest.raises(UserError, match='is there already'):
+    with pytest.raises(UserError, match='exists and is no link'):
         link_into(tmp_path / 'one', ['train'], tmp_path / 'full')

@@ -8,21 +8,24 @@ from pathlib import Path
 import pytest
 
 from tests.aliproducts import make_aliproducts
+from tests.scripts.in_process import run_in_process
 from tools.convert import FORMATS, converters
 
 SCRIPT = Path(__file__).resolve().parents[2] / 'tools' / 'convert.py'
 
 
 def run(*arguments, folder=None):
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    """Return the outcome of tools/convert.py, run in this process."""
+    return run_in_process(folder or Path.cwd(), 'tools/convert.py', *arguments)
 
 
+@pytest.mark.process
 def test_aliproducts_in_place(tmp_path):
     make_aliproducts(tmp_path / 'my data', 4, [8, 4, 2, 1], size=8)
-    result = run('aliproducts', 'my data', folder=tmp_path)
+    command = [sys.executable, str(SCRIPT), 'aliproducts', 'my data']
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (result.returncode, result.stderr) == (0, '')
-    assert '15 images, 4 of 4 classes, 1 to 8 images a class (imbalance 8.0)' in result.stdout
+    assert '15 images, 4 of 4 classes, 1 to 8 images per class (imbalance 8.0)' in result.stdout
     assert "Now train:\n  python main.py --DATASET_ROOT 'my data'\n" in result.stdout
     for split, key, number in (('train', 'fpath', 15), ('val', 'fpath', 8), ('test', 'image_id', 6)):
         tree = json.loads((tmp_path / 'my data' / f'converted_{split}.json').read_text())
@@ -64,9 +67,9 @@ def test_formats_are_those_with_a_converter():
         (['list'], 'required: SOURCE'),
         (['list', 'absent'], 'absent: no such file or folder'),
         (['list', 'x', '--labels', 'y'], 'unrecognized arguments: --labels y'),
-        (['aliproducts', '.'], 'no train.json in it'),
+        (['aliproducts', '.'], 'contains no train.json'),
         (['list', 'bad.txt'], 'bad.txt:2:'),
-        (['list', 'lost.txt'], "image 'nowhere.jpg' and others are not there"),
+        (['list', 'lost.txt'], "image 'nowhere.jpg' and others do not exist"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, arguments, part):
@@ -89,7 +92,7 @@ def test_warnings_go_to_standard_error(tmp_path):
     assert result.stderr.startswith('warning: ')
 
 
-def test_a_validation_split_where_there_is_none(tmp_path):
+def test_a_validation_split_for_a_source_without_one(tmp_path):
     for number in range(20):
         (tmp_path / f'{number}.jpg').touch()
     (tmp_path / 'shop.csv').write_text('path,label\n' + ''.join(f'{n}.jpg,{"ab"[n % 2]}\n' for n in range(20)))
@@ -114,17 +117,17 @@ def test_a_long_tailed_subset(tmp_path):
     (tmp_path / 'out').mkdir()
     result = run('aliproducts', '.', 'out', '--imbalance', 8, '--seed', 3, folder=tmp_path)
     assert (result.returncode, result.stderr) == (0, '')
-    assert '30 images, 4 of 4 classes, 2 to 16 images a class (imbalance 8.0)' in result.stdout
-    assert '\n--imbalance 8: 30 of 64 training images are kept (--seed 3)\n' in result.stdout
+    assert '30 images, 4 of 4 classes, 2 to 16 images per class (imbalance 8.0)' in result.stdout
+    assert '\n--imbalance 8: 30 of 64 training images selected (--seed 3)\n' in result.stdout
     tree = json.loads((tmp_path / 'out' / 'converted_train.json').read_text())
     labels = [entry['category_id'] for entry in tree['annotations']]
     assert [labels.count(label) for label in range(4)] == [16, 8, 4, 2]
     assert all((tmp_path / 'out' / entry['fpath']).is_file() for entry in tree['annotations'])
     val = json.loads((tmp_path / 'out' / 'converted_val.json').read_text())['annotations']
-    assert len(val) == 8, 'whole'
+    assert len(val) == 8, 'all of them'
 
 
-def test_a_validation_split_is_held_out_before_images_are_left_out(tmp_path):
+def test_the_validation_split_is_split_off_before_the_long_tailed_subset(tmp_path):
     for number in range(40):
         (tmp_path / f'{number}.jpg').touch()
     (tmp_path / 'shop.csv').write_text('path,label\n' + ''.join(f'{n}.jpg,{"ab"[n % 2]}\n' for n in range(40)))

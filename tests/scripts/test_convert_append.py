@@ -33,7 +33,7 @@ def named(folder, split='train'):
 
 @pytest.fixture
 def shop(tmp_path):
-    """A converted set of the classes apple and milk."""
+    """Return a converted data set of the classes apple and milk."""
     listed(
         tmp_path / 'shop', {'train': {'a.jpg': 'apple', 'm.jpg': 'milk', 'b.jpg': 'apple'}, 'val': {'v.jpg': 'milk'}}
     )
@@ -42,34 +42,34 @@ def shop(tmp_path):
     return tmp_path / 'shop'
 
 
-def test_images_classes_and_known_ones(shop, tmp_path):
+def test_new_images_and_classes_are_added_and_existing_images_skipped(shop, tmp_path):
     before = tree_of(shop)['annotations']
     new = {'z.jpg': 'bread', 'y.jpg': 'milk', 'ä.jpg': 'Zwieback'}
     listed(tmp_path / 'more', {'train': new, 'val': {'w.jpg': 'bread'}})
     result = run('csv', 'more', 'shop', '--append', folder=tmp_path)
     assert (result.returncode, result.stderr) == (0, '')
     assert 'shop/converted_train.json: 3 images added\n' in result.stdout
-    assert 'shop/classes.json: 2 classes added, 4 in all' in result.stdout
-    assert tree_of(shop)['annotations'][:3] == before  # old labels stay what they are
+    assert 'shop/classes.json: 2 classes added, 4 in total' in result.stdout
+    assert tree_of(shop)['annotations'][:3] == before  # labels do not change
     assert json.loads((shop / 'classes.json').read_text())['names'][:2] == ['apple', 'milk']
     assert named(shop) == {'a.jpg': 'apple', 'm.jpg': 'milk', 'b.jpg': 'apple', **new}
     assert named(shop, 'val') == {'v.jpg': 'milk', 'w.jpg': 'bread'}
     assert all((shop / entry['fpath']).exists() for entry in tree_of(shop)['annotations'])
     result = run('csv', 'more', 'shop', '--append', folder=tmp_path)
-    assert 'shop/converted_train.json: 0 images added, 3 known' in result.stdout
+    assert 'shop/converted_train.json: 0 images added, 3 skipped' in result.stdout
     assert len(tree_of(shop)['annotations']) == 6
 
 
-def test_what_one_split_has_does_not_come_into_another(shop, tmp_path):
+def test_an_image_of_one_split_is_not_added_to_another(shop, tmp_path):
     listed(shop, {'train': {'v.jpg': 'milk', 'n.jpg': 'milk', 'a.jpg': 'apple'}, 'val': {}})
     (shop / 'val.csv').unlink()
     result = run('csv', 'shop', '--append', folder=tmp_path)
-    assert '1 images added, 2 known' in result.stdout, result.stderr
+    assert '1 image added, 2 skipped' in result.stdout, result.stderr
     assert list(named(shop)) == ['a.jpg', 'm.jpg', 'b.jpg', 'n.jpg']
     assert named(shop, 'val') == {'v.jpg': 'milk'}
 
 
-def test_a_split_that_there_was_not(shop, tmp_path):
+def test_a_new_split(shop, tmp_path):
     listed(tmp_path / 'more', {'train': {'z.jpg': 'milk'}, 'test': {'t.jpg': 'apple'}})
     (tmp_path / 'more' / 'train.csv').write_text('path,label\nz.jpg,milk\nu.jpg,apple\n')
     (tmp_path / 'more' / 'u.jpg').touch()
@@ -77,7 +77,7 @@ def test_a_split_that_there_was_not(shop, tmp_path):
     assert named(shop, 'test') == {'t.jpg': 'apple'}
 
 
-def test_other_fields_of_old_entries_stay(shop, tmp_path):
+def test_other_fields_of_old_entries_are_not_changed(shop, tmp_path):
     tree = tree_of(shop)
     tree['annotations'][0]['shelf'] = [{'row': 3}]
     (shop / 'converted_train.json').write_text(json.dumps(tree))
@@ -88,16 +88,16 @@ def test_other_fields_of_old_entries_stay(shop, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('spoil', 'words'),
+    ('corrupt', 'words'),
     [
-        (lambda shop: (shop / 'classes.json').unlink(), 'classes.json: no such file; --append adds to'),
+        (lambda shop: (shop / 'classes.json').unlink(), 'classes.json: no such file; --append needs'),
         (lambda shop: (shop / 'classes.json').write_text('{"names": ["apple"]}'), 'num_classes is 2'),
         (lambda shop: (shop / 'converted_val.json').write_text('{'), 'converted_val.json: not valid JSON'),
         (
             lambda shop: (shop / 'converted_train.json').write_text(
                 json.dumps({'num_classes': 2, 'annotations': tree_of(shop)['annotations']})
             ),
-            'converted_train.json: is not as tools/convert.py writes it',
+            'converted_train.json: not written by tools/convert.py',
         ),
         (
             lambda shop: (shop / 'converted_train.json').write_text(
@@ -107,13 +107,13 @@ def test_other_fields_of_old_entries_stay(shop, tmp_path):
         ),
         (
             lambda shop: (shop / 'converted_test.json').write_text('{"images": [{"image_id": "x.jpg"}]}'),
-            'converted_test.json has none, but the test split of SOURCE has labels',
+            'converted_test.json has no labels, but the test split of SOURCE has labels',
         ),
     ],
     ids=range(6),
 )
-def test_mistakes_change_nothing(shop, tmp_path, spoil, words):
-    spoil(shop)
+def test_mistakes_change_nothing(shop, tmp_path, corrupt, words):
+    corrupt(shop)
     listed(tmp_path / 'more', {'train': {'z.jpg': 'milk', 'y.jpg': 'apple'}, 'test': {'t.jpg': 'apple'}})
     before = {path.name: path.read_bytes() for path in shop.iterdir()}
     result = run('csv', 'more', 'shop', '--append', folder=tmp_path)
@@ -124,7 +124,7 @@ def test_mistakes_change_nothing(shop, tmp_path, spoil, words):
     assert {path.name: path.read_bytes() for path in shop.iterdir()} == before
 
 
-def test_unlabelled_test_images(tmp_path):
+def test_unlabeled_test_images(tmp_path):
     for name in ('old', 'new'):
         (tmp_path / name).mkdir()
         for image in ('x', 'y'):

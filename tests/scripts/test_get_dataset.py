@@ -13,12 +13,13 @@ import pytest
 
 from tests.aliproducts import make_aliproducts
 
+pytestmark = pytest.mark.process
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def repository(tmp_path):
-    """A copy of the code, so that the real dataset/ stays as it is."""
+    """Return a copy of the code, so that the real dataset/ is not changed."""
     copy = tmp_path / 'the repository'
     ignored = shutil.ignore_patterns('__pycache__')
     for name in ('lib', 'tools'):
@@ -41,7 +42,7 @@ def run(repository, name, *arguments, cwd=None, path=None):
 
 
 def check(folder, **numbers):
-    """All images of the converted files are where DATASET.ROOT = folder finds them."""
+    """Assert that all images of the converted files exist below DATASET.ROOT = folder."""
     for split, number in numbers.items():
         tree = json.loads((folder / f'converted_{split}.json').read_text())
         entries = tree.get('annotations') or tree['images']
@@ -51,7 +52,7 @@ def check(folder, **numbers):
         assert not any('..' in path.parts for path in paths)
 
 
-def test_aliproducts_without_data_tells_the_steps(repository):
+def test_aliproducts_without_data_prints_the_steps(repository):
     result = run(repository, 'AiProducts')
     assert result.returncode == 2
     for part in (
