@@ -16,7 +16,7 @@ from lib.dataset.decode import decode
 from lib.report.chart_style import PALETTE
 from lib.report.describe import SUSPICIOUS
 from lib.report.galleries import thumbnail_url
-from lib.report.page import page_environment, thousands
+from lib.report.page import file_size, page_environment, thousands
 from lib.runtime.files import write_text
 
 MAX_CARDS = 24  # per finding
@@ -87,7 +87,7 @@ def write_audit_page(
 ) -> Path:
     """Write the page to `path`, atomically."""
     environment = page_environment()
-    environment.filters.update(thousands=thousands, size=_size)
+    environment.filters.update(thousands=thousands, size=file_size)
     splits = report.split_statistics()
     page = environment.get_template('audit_page.html').render(
         title=title,
@@ -177,7 +177,3 @@ def _class_lists(splits: dict[str, dict[str, Any]], class_names: Sequence[str]) 
                 ]
                 lists.append({'split': split, 'kind': kind, 'number': len(labels), 'names': names})
     return lists
-
-
-def _size(count: int) -> str:
-    return f'{count / 1e6:.1f} MB' if count >= 1e6 else f'{count / 1e3:.0f} kB'

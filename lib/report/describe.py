@@ -9,6 +9,7 @@ import numpy as np
 from lib.audit.findings import SINGLE_COLOR, DuplicateGroup
 from lib.audit.report import AuditReport
 from lib.inference.retrieval import Retrieval
+from lib.report.page import file_size
 
 _COLUMNS = {
     'mean_class_error': 'mean class error',
@@ -17,6 +18,15 @@ _COLUMNS = {
     'many': 'many',
     'medium': 'medium',
     'few': 'few',
+}
+
+_WIDTH = 80
+# Kind of suspicious images -> its name in the table.
+SUSPICIOUS = {
+    'tiny': 'tiny',
+    'extreme_ratio': 'extreme ratio',
+    SINGLE_COLOR: 'single color',
+    'damaged': 'damaged, but readable',
 }
 
 
@@ -134,24 +144,14 @@ def _parameter_text(value: Any) -> str:
     return f'{value:,}' if isinstance(value, int) else f'{value:.2f}'
 
 
-_WIDTH = 80
-# Kind of suspicious images -> its name in the table.
-SUSPICIOUS = {
-    'tiny': 'tiny',
-    'extreme_ratio': 'extreme ratio',
-    SINGLE_COLOR: 'single color',
-    'damaged': 'damaged, but readable',
-}
-
-
 def describe_audit(report: AuditReport, folder: Path, num_quarantined: int) -> list[str]:
     """Return the statistics of the splits, the findings with one example each, and the files written.
 
     Lines have at most 80 columns, except for long paths of files.
     """
     lines = []
-    for name, figures in report.split_statistics().items():
-        lines += _split_lines(name, figures)
+    for name, statistics in report.split_statistics().items():
+        lines += _split_lines(name, statistics)
     lines += ['', f'{"finding":<34}{"images":>9}   example']
     for title, rows in _findings(report):
         example = _example(report, int(rows[0]), _WIDTH - 46) if len(rows) else ''
@@ -172,7 +172,7 @@ def _split_lines(name: str, statistics: dict[str, Any]) -> list[str]:
         width, height, size = sizes['width'], sizes['height'], sizes['bytes']
         formats = ', '.join(f'{key} {count:,}' for key, count in sizes['formats'].items())
         lines.append(f'       width {_spread(width)}, height {_spread(height)} (5, 50, 95 %)')
-        lines.append(f'       {_bytes(size["median"])} per file; {formats}')
+        lines.append(f'       {file_size(size["median"])} per file; {formats}')
         if sizes['enlarged']:
             lines.append(f'       {sizes["enlarged"]:,} upscaled (shorter side below {sizes["enlarged_below"]} pixels)')
     return lines
@@ -221,7 +221,3 @@ def _example(report: AuditReport, row: int, width: int) -> str:
 def _spread(percentiles: dict[str, int]) -> str:
     values = list(percentiles.values())
     return f'{values[0]:,}' if values[0] == values[-1] else '/'.join(f'{value:,}' for value in values)
-
-
-def _bytes(count: int) -> str:
-    return f'{count / 1e6:.1f} MB' if count >= 1e6 else f'{count / 1e3:.0f} kB'

@@ -43,16 +43,17 @@ def ready(steps=3):
 def test_all_three_loops_take_the_same_steps(run):
     """From the same weights, all loops reach the same weights, so none does less work."""
     batches = ready()
-    run.learner.loader = batches
-    run.learner.schedule = lambda step: 0.01
+    run.trainer.loader = batches
+    run.trainer.step.schedule = lambda step: 0.01
     peer = TimmLoop(SMALL)
     peer.schedule.step_update = lambda **_: None
-    original = OriginalTraining(nn.Sequential(*_copies(run.learner.model)), lr=0.01)
-    for source, target in zip(run.learner.model.state_dict().values(), peer.model.state_dict().values(), strict=True):
+    model = run.trainer.state.model
+    original = OriginalTraining(nn.Sequential(*_copies(model)), lr=0.01)
+    for source, target in zip(model.state_dict().values(), peer.model.state_dict().values(), strict=True):
         target.copy_(source)
-    before = next(iter(run.learner.model.parameters())).clone()
+    before = next(iter(model.parameters())).clone()
     assert [epoch_of(run)(), original.epoch(batches.plain()), peer.epoch(batches.plain())] == [12, 12, 12]
-    ours = list(run.learner.model.parameters())
+    ours = list(model.parameters())
     assert not torch.equal(before, ours[0])
     for others in (original.model.parameters(), peer.model.parameters()):
         for our_weight, peer_weight in zip(ours, others, strict=True):
