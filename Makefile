@@ -15,7 +15,7 @@ help:
 	@echo 'make demo      install, then run the three scripts on generated photos (about 4 minutes on two cores)'
 	@echo 'make install   create a virtual environment in $(VENV) with everything that the scripts need'
 	@echo 'make test      run the tests (at most 6 minutes on two idle cores); make test-all includes the slow ones'
-	@echo 'make test-fast run the tests that start no other process, for the edit loop (at most 60 seconds)'
+	@echo 'make test-fast run the short tests that start no other process, for the edit loop (at most 60 seconds)'
 	@echo 'make lint      check code, format and types with ruff and mypy; make format fixes what it can'
 
 $(VENV)/installed: requirements.txt
@@ -48,7 +48,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q $(PARALLEL)
 
 test-fast: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -q $(PARALLEL) -m 'not slow and not process'
+	$(BIN)/python -m pytest -q $(PARALLEL) -m 'not slow and not process and not long'
 
 test-all: $(VENV)/installed-dev
 	@$(BROWSER)

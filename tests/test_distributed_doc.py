@@ -30,6 +30,7 @@ def words(text: str) -> list[str]:
     return NUMBER.sub('#', text).split()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('number', range(3))
 def test_page_shows_the_output_of_the_planner(number, monkeypatch):
     block = list(BLOCK.finditer(PAGE.read_text(encoding='utf-8')))[number]

@@ -142,6 +142,7 @@ def test_names_are_those_of_the_original_checkpoints():
     assert set(nn.DataParallel(model).state_dict()) == {f'module.{name}' for name in names}
 
 
+@pytest.mark.long
 def test_original_checkpoint_gives_the_logits_of_timm(tmp_path):
     """With prefix `module.`, ResNeSt-50 and FC, the logits are those of timm's resnest50d."""
     torch.manual_seed(5)

@@ -44,6 +44,7 @@ def test_many_equal_hashes_give_few_pairs_and_stay_connected():
     assert set(zip(range(19_999), range(1, 20_000), strict=True)) <= as_set(pairs)
 
 
+@pytest.mark.long
 def test_many_similar_hashes_give_few_pairs():
     random = np.random.default_rng(0)
     bits = random.integers(0, 64, (20_000, 3)).astype(np.uint64)

@@ -70,6 +70,7 @@ def test_every_key_is_reported(tmp_path, weights):
     assert '1 missing (bn1.weight)' in report.summary()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'old format'])
 def test_torchvision_resnet50_loads(tmp_path, zipped):
     """resnet50-19c8e357.pth has the old format of torch and no batch counters."""

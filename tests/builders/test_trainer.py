@@ -12,6 +12,7 @@ from lib.runtime.device import Compiled, Device
 from lib.runtime.log import LOGGER
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ('replicas', 'group', 'num_images', 'expected'),
     [

@@ -12,6 +12,7 @@ from lib.config.yaml_text import as_node
 from lib.plan.costs import chunked_classifier_cost
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('dtype', [None, torch.bfloat16])
 @pytest.mark.parametrize(('classifier', 'fraction'), [('FC', 1.0), ('FCNorm', 1.0), ('lws', 0.5)])
 def test_large_classifier_is_extrapolated(classifier, fraction, dtype):

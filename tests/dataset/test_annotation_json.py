@@ -105,6 +105,7 @@ def test_files_that_json_rejects_or_reads_differently(text):
         parse_in_blocks(BytesIO(text.encode()), block_bytes=300)
 
 
+@pytest.mark.long
 def test_uniform_entries_are_a_part_of_json():
     """Whatever is parsed by quotes equals msgspec's result: valid entries, and ones with changed or added bytes."""
     rng, decode, num_parsed = random.Random(1), msgspec.json.Decoder(list[Entry]).decode, 0

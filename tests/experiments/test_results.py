@@ -204,6 +204,7 @@ def test_json(rows):
     assert content['command'] == 'python x'
 
 
+@pytest.mark.long
 def test_chart(rows, tmp_path):
     assert headline_metric(rows) == 'last_mean_class_error'
     with_test = [Row(row.method, row.seeds, row.metrics | {'test_mean_class_error': Spread(0.1, None, 1)}, None)

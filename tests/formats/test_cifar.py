@@ -31,6 +31,7 @@ def test_sizes_against_the_formula():
 @pytest.mark.parametrize('kind', ['exp', 'step'])
 @pytest.mark.parametrize('ratio', [10, 20, 50, 100, 200])
 @pytest.mark.parametrize('num_classes', [10, 100])
+@pytest.mark.long
 def test_published_rows_equal_those_of_the_oracle(num_classes, ratio, kind):
     labels = oracle.random_labels(50_000, num_classes, seed=ratio)
     sizes = class_sizes(50_000 // num_classes, num_classes, kind, ratio)

@@ -143,6 +143,7 @@ def test_nothing_to_find():
     assert (found.images, found.classes, found.num_queries, found.left_out) == ({}, {}, 0, 37)
 
 
+@pytest.mark.long
 def test_a_class_of_thousands_needs_no_matrix():
     """3,000 queries, each with 9,000 of its class: the neighbors of all at once would be 320 MB."""
     random = np.random.default_rng(0)

@@ -15,6 +15,7 @@ def plain_interval(right, total, seed):
     return np.quantile(draws, [0.025, 0.975])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('images', ['1', '2', '1-5'])
 @pytest.mark.parametrize('error_rate', [0.2, 0.05], ids=lambda rate: f'error{rate}')
 @pytest.mark.parametrize('seed', [11])
@@ -38,6 +39,7 @@ def test_intervals_cover_the_truth_where_a_plain_bootstrap_does_not(images, erro
     assert plain < 0.88
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('seed', [12])
 def test_differences_cover_the_truth(seed):
     random = np.random.default_rng(seed)

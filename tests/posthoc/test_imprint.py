@@ -131,6 +131,7 @@ def test_the_extended_classifier_predicts_the_same(kind, seed):
         assert ((predicted == images.labels + offset) == correct).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('kind', HOW)
 def test_estimated_gains_and_losses_hold_on_other_images(kind):
     """Over twenty worlds: cross-fitting estimates the loss on fresh images, leaving one out the gain."""

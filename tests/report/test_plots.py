@@ -12,6 +12,7 @@ from lib.report.class_charts import MAX_SPOTS, draw_class_sizes, draw_error_by_c
 from tests.report.report_data import full_data, history, tau_curve
 
 
+@pytest.mark.long
 def test_charts_are_images_with_reproducible_bytes(tmp_path):
     data = full_data()
     for name in 'ab':
@@ -60,6 +61,7 @@ def test_accuracies_are_drawn_as_errors():
     assert groups == pytest.approx({'many': 0.45, 'medium': 0.9, 'few': 0.9})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     'train_counts',
     [[5, 5, 5], [0, 1, 2], [1, 50, 10**7], [0, 0, 0]],

@@ -81,6 +81,7 @@ def test_page_data_equals_the_columns():
     assert len(content['chains']) == 3
 
 
+@pytest.mark.long
 def test_report_json_contains_the_metrics(tmp_path):
     data = full_data()
     write_report(tmp_path / 'report.html', data, json_too=True)

@@ -15,6 +15,8 @@ from lib.report.report_metrics import ReportData
 from lib.report.run_page import write_report
 from tests.report.report_data import HOSTILE, full_data, history, predictions, tau_curve
 
+pytestmark = pytest.mark.long
+
 PARTS = {'summary', 'tau', 'curves', 'by-count', 'calibration', 'classes', 'worst', 'pairs', 'data', 'run'}
 EMPTY = predictions_from_classes(*np.zeros((2, 0), np.int64))
 VOID = {'meta', 'img', 'br', 'link', 'input'}

@@ -70,6 +70,7 @@ class Failing:
         return graph
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('backend', [FAST, pytest.param('inductor', marks=MACHINE_CODE)])
 def test_outputs_are_the_same(notes, backend):
     plain, module = without_dropout(net()), without_dropout(net())

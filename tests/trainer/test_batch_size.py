@@ -41,6 +41,7 @@ def test_multiples_of_two_by_default():
     assert largest_that_fits(Memory(1000), 37) == 37
 
 
+@pytest.mark.long
 def test_other_errors_pass_through():
     def step(num_images):
         if num_images > 8:

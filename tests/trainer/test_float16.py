@@ -40,6 +40,7 @@ def check_same(found, expected):
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('head', ['whole', 'chunked', 'sampled'])
 def test_steps_that_overflow_are_skipped(head, kind):
