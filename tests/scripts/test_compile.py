@@ -10,7 +10,7 @@ import pytest
 from lib.trainer.checkpointing.io import read_checkpoint
 from tests.scripts.running import ENVIRONMENT, REPOSITORY, TINY, check_same_run, metrics_of
 
-pytestmark = pytest.mark.slow  # compilers take minutes
+pytestmark = [pytest.mark.slow, pytest.mark.process]  # compilers take minutes
 
 
 def warnings_of(done):

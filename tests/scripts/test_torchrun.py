@@ -13,7 +13,7 @@ import pytest
 from tests.scripts.rank_runs import run_ranks_of
 from tests.scripts.running import ENVIRONMENT, ON_CPU, REPOSITORY, TINY, check_same_run, wait_until_gone
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.process]
 # Seconds that it waits for processes that it has signaled to end.
 TORCHRUN_SECONDS = 30
 
