@@ -90,7 +90,7 @@ def _stats_of(image: Image.Image, file_format: int, warning: str = '') -> ImageS
 
 def _digest(size: tuple[int, int], pixels: np.ndarray) -> int:
     digest = hashlib.sha256(repr(size).encode())
-    digest.update(memoryview(np.ascontiguousarray(pixels)))
+    digest.update(np.ascontiguousarray(pixels).data)
     return int.from_bytes(digest.digest()[:8], 'little')
 
 

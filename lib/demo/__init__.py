@@ -1,1 +1,1 @@
-"""A small drawn catalogue, long-tailed and noisy like a real one: something to run before there is data."""
+"""Synthetic demo data: a small product catalog, long-tailed and with noisy labels, to run the project without data."""

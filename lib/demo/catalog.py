@@ -1,4 +1,4 @@
-"""The products of the demo set: 16 families of 4 siblings each. Every brand is invented."""
+"""Products of the demo data: 16 families of 4 siblings each. All brands are invented."""
 
 from dataclasses import dataclass
 
@@ -7,17 +7,17 @@ VARIANTS_PER_FAMILY = 4
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What sets one sibling apart: a word, a colour, an emblem (siblings may share colour or emblem)."""
+    """One of 4 siblings: a word, a color and an emblem, of which siblings may have some in common."""
 
     word: str
     color: str
     emblem: str
-    content: str = ''  # colour of what shows through the glass; '' takes the family's body
+    content: str = ''  # color of the content of a glass; '': body of the family
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What siblings share: brand, shape of the pack, layout and colours of the label."""
+    """Common properties of 4 siblings: brand, shape of the pack, layout and colors of the label."""
 
     brand: str
     line: str
@@ -25,28 +25,28 @@ class Family:
     department: str
     shape: str  # a key of shapes.SHAPES
     layout: str  # a key of artwork.LAYOUTS
-    base: str  # ground of the label
+    base: str  # background of the label
     ink: str  # brand and small print
     body: str  # pack or glass around the label
-    cap: str  # lid, cap; '' takes the variant's colour
+    cap: str  # lid, cap; '': color of the variant
     variants: tuple[Variant, Variant, Variant, Variant]
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One stock keeping unit (SKU), a class of the demo set."""
+    """One stock keeping unit (SKU), a class of the demo data."""
 
     family: Family
     variant: Variant
 
     @property
     def name(self) -> str:
-        """The class name, also the name of its image folders: letters, digits and spaces only."""
+        """Name of the class and of its image folders: letters, digits and spaces only."""
         return f'{self.family.brand} {self.family.line} {self.variant.word} {self.family.size}'
 
     @property
     def parents(self) -> list[str]:
-        """The hierarchy above the product, root first."""
+        """Ancestors in the class hierarchy, root first."""
         packs = {'box': 'boxes', 'pouch': 'pouches', 'flask': 'bottles'}.get(self.family.shape)
         return [
             self.family.department,

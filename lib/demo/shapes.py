@@ -1,4 +1,4 @@
-"""The front of one pack: its label wrapped on a can, bottle, jar, tube, box or pouch, and shaded."""
+"""Fronts of packs: the label on a can, bottle, jar, tube, box, flask or pouch, with shading."""
 
 from collections.abc import Callable
 
@@ -7,40 +7,44 @@ from PIL import Image, ImageDraw
 
 from lib.demo.artwork import draw_label
 from lib.demo.catalog import Product
-from lib.demo.emblems import mix, rgb
+from lib.demo.emblems import Color, mix, rgb
 
-# Drawn at twice the size and reduced, since Pillow's polygons have no smooth edges.
+# Packs are drawn at twice the size and reduced: Pillow's polygons are not antialiased.
 OVERSAMPLING = 2
+# (top, bottom, color or None for the label), heights as fractions of the height of the pack.
+Part = tuple[float, float, Color | None]
 
 
 def draw_front(product: Product) -> Image.Image:
-    """Draw the pack front of `product`: RGBA, about 250 pixels high, with a clear margin of 2 pixels."""
+    """Draw the pack front of `product`: RGBA, about 250 pixels high, with a transparent margin of 2 pixels."""
     drawn = SHAPES[product.family.shape](product)
-    left, top, right, bottom = drawn.getchannel('A').getbbox()
-    # The clear margin lets a projection blend the edge of the pack with what is behind it.
+    box = drawn.getchannel('A').getbbox()
+    assert box is not None
+    left, top, right, bottom = box
+    # With the margin a projection blends the edge of the pack with the background.
     margin = 2 * OVERSAMPLING
     return drawn.crop((left - margin, top - margin, right + margin, bottom + margin)).reduce(OVERSAMPLING)
 
 
-def _content(product: Product) -> tuple[int, int, int]:
+def _content(product: Product) -> Color:
     return rgb(product.variant.content or product.family.body or product.variant.color)
 
 
-def _cap(product: Product) -> tuple[int, int, int]:
+def _cap(product: Product) -> Color:
     return rgb(product.family.cap or product.variant.color)
 
 
-def _turned(
+def _wrap(
     texture: Image.Image, profile: list[tuple[float, float]], width: int, *, gloss: float, curve: float = 0.06
 ) -> Image.Image:
-    """Wrap an unrolled texture on a body of revolution, seen a little from above.
+    """Wrap an unrolled texture on a body of revolution, seen slightly from above.
 
     Args:
-        texture: half the circumference; its height is the pack's.
-        profile: (height from the top, half width) as shares of height and half of `width`, top to bottom.
-        width: the pack's, pixels.
+        texture: of half the circumference and the height of the pack.
+        profile: (height from the top, half width), fractions of the height and of half of `width`, top to bottom.
+        width: of the pack, pixels.
         gloss: strength of the highlights, 0 to 1.
-        curve: how far level lines sag in the middle, as a share of the width.
+        curve: sag of horizontal lines in the middle, as a fraction of the width.
     """
     height = texture.height
     levels, reach = np.array(profile).T
@@ -61,12 +65,12 @@ def _turned(
     return _shaded(flat, shade, shine, inside)
 
 
-def _bump(x: np.ndarray, centre: float, width: float) -> np.ndarray:
-    return np.exp(-0.5 * ((x - centre) / width) ** 2)
+def _bump(x: np.ndarray, center: float, width: float) -> np.ndarray:
+    return np.exp(-0.5 * ((x - center) / width) ** 2)
 
 
 def _shaded(flat: np.ndarray, shade: np.ndarray, shine: np.ndarray, inside: np.ndarray) -> Image.Image:
-    """Darken by `shade`, lighten by `shine` (both (height, width)), and clear what is not inside."""
+    """Darken by `shade`, lighten by `shine` (both (height, width)), and make pixels outside transparent."""
     shine = np.clip(shine, 0, 1)
     gain, added = shade * (1 - shine), 255 * shine
     pixels = np.empty((*inside.shape, 4), np.uint8)
@@ -76,8 +80,8 @@ def _shaded(flat: np.ndarray, shade: np.ndarray, shine: np.ndarray, inside: np.n
     return Image.fromarray(pixels)
 
 
-def _unrolled(product: Product, width: int, height: int, parts: list[tuple]) -> Image.Image:
-    """Paint an unrolled pack: `parts` are (top, bottom, colour or None for the label) in shares."""
+def _unrolled_texture(product: Product, width: int, height: int, parts: list[Part]) -> Image.Image:
+    """Paint the unrolled surface of a pack, from top to bottom."""
     around = round(width * np.pi / 2)
     texture = Image.new('RGB', (around, height))
     draw = ImageDraw.Draw(texture)
@@ -92,7 +96,7 @@ def _unrolled(product: Product, width: int, height: int, parts: list[tuple]) -> 
 
 def _can(product: Product) -> Image.Image:
     metal, seam = (206, 209, 213), (120, 124, 130)
-    parts = [
+    parts: list[Part] = [
         (0, 0.035, metal),
         (0.035, 0.045, seam),
         (0.045, 0.08, metal),
@@ -100,13 +104,13 @@ def _can(product: Product) -> Image.Image:
         (0.94, 1, metal),
     ]
     profile = [(0, 0.8), (0.03, 0.82), (0.045, 0.8), (0.12, 1), (0.92, 1), (0.975, 0.86), (1, 0.8)]
-    return _turned(_unrolled(product, 280, 510, parts), profile, 280, gloss=0.75)
+    return _wrap(_unrolled_texture(product, 280, 510, parts), profile, 280, gloss=0.75)
 
 
 def _bottle(product: Product) -> Image.Image:
     glass, cap = _content(product), _cap(product)
     neck, dark = mix(glass, (255, 255, 255), 0.25), mix(cap, (0, 0, 0), 0.35)
-    parts = [
+    parts: list[Part] = [
         *((0, 0.075, cap), (0.075, 0.085, dark), (0.085, 0.17, neck), (0.17, 0.4, glass)),
         *((0.4, 0.86, None), (0.86, 1, glass)),
     ]
@@ -114,24 +118,24 @@ def _bottle(product: Product) -> Image.Image:
         *((0, 0.4), (0.085, 0.42), (0.09, 0.36), (0.17, 0.37), (0.23, 0.5), (0.29, 0.78), (0.35, 0.95)),
         *((0.4, 1), (0.95, 1), (0.985, 0.95), (1, 0.86)),
     ]
-    return _turned(_unrolled(product, 210, 560, parts), profile, 210, gloss=0.9, curve=0.05)
+    return _wrap(_unrolled_texture(product, 210, 560, parts), profile, 210, gloss=0.9, curve=0.05)
 
 
 def _jar(product: Product) -> Image.Image:
     content, lid = _content(product), _cap(product)
     rim = mix(lid, (0, 0, 0), 0.3)
-    parts = [
+    parts: list[Part] = [
         *((0, 0.13, lid), (0.13, 0.15, rim), (0.15, 0.19, mix(content, (255, 255, 255), 0.45))),
         *((0.19, 0.3, content), (0.3, 0.88, None), (0.88, 1, content)),
     ]
     profile = [(0, 0.84), (0.02, 0.88), (0.15, 0.88), (0.16, 0.8), (0.24, 1), (0.94, 1), (1, 0.88)]
-    return _turned(_unrolled(product, 320, 410, parts), profile, 320, gloss=0.9, curve=0.045)
+    return _wrap(_unrolled_texture(product, 320, 410, parts), profile, 320, gloss=0.9, curve=0.045)
 
 
 def _tube(product: Product) -> Image.Image:
     body, cap = rgb(product.family.body), _cap(product)
     crimp = mix(body, (0, 0, 0), 0.12)
-    parts = [
+    parts: list[Part] = [
         (0, 0.05, crimp),
         (0.05, 0.06, mix(crimp, (0, 0, 0), 0.2)),
         (0.06, 0.83, None),
@@ -139,23 +143,23 @@ def _tube(product: Product) -> Image.Image:
     ]
     parts += [(0.86, 0.87, mix(cap, (0, 0, 0), 0.4)), (0.87, 1, cap)]
     profile = [(0, 1), (0.06, 0.99), (0.8, 0.8), (0.845, 0.76), (0.86, 0.6), (0.87, 0.62), (1, 0.58)]
-    return _turned(_unrolled(product, 240, 550, parts), profile, 240, gloss=0.5, curve=0.02)
+    return _wrap(_unrolled_texture(product, 240, 550, parts), profile, 240, gloss=0.5, curve=0.02)
 
 
 def _flask(product: Product) -> Image.Image:
     body, cap = _content(product), _cap(product)
     closed = mix(cap, (0, 0, 0), 0.45)
-    parts = [(0, 0.12, closed), (0.12, 0.13, mix(closed, (0, 0, 0), 0.5)), (0.13, 0.28, body)]
+    parts: list[Part] = [(0, 0.12, closed), (0.12, 0.13, mix(closed, (0, 0, 0), 0.5)), (0.13, 0.28, body)]
     parts += [(0.28, 0.9, None), (0.9, 1, body)]
     profile = [
         *((0, 0.46), (0.02, 0.5), (0.12, 0.52), (0.13, 0.5), (0.17, 0.72), (0.22, 0.9), (0.3, 1)),
         *((0.9, 0.96), (0.97, 0.92), (1, 0.8)),
     ]
-    return _turned(_unrolled(product, 260, 540, parts), profile, 260, gloss=0.6, curve=0.03)
+    return _wrap(_unrolled_texture(product, 260, 540, parts), profile, 260, gloss=0.6, curve=0.03)
 
 
 def _box(product: Product) -> Image.Image:
-    """A carton, turned a little so that one side shows."""
+    """Draw a carton, turned slightly so that one side is visible."""
     width, height, depth = 330, 470, 44
     front = np.asarray(draw_label(product, width, height, safe=0.86 * width), dtype=np.float32)
     side = mix(rgb(product.family.body), rgb(product.variant.color), 0.35)
@@ -170,7 +174,7 @@ def _box(product: Product) -> Image.Image:
 
 
 def _pouch(product: Product) -> Image.Image:
-    """A bag sealed at both ends, with folds that run from the seals."""
+    """Draw a bag with seals at both ends and folds that start from the seals."""
     width, height = 340, 470
     flat = np.asarray(draw_label(product, width, height, safe=0.74 * width), dtype=np.float32).copy()
     down, along = np.mgrid[0:height, 0:width].astype(np.float32)

@@ -31,13 +31,13 @@ def demo(tmp_path_factory):
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
-    """Skip the drawing where only files and folders matter."""
+def without_drawing(monkeypatch):
+    """Replace drawing by random bytes, for tests of files and folders."""
     monkeypatch.setattr(generate, 'photograph', lambda front, others, rng: rng.bytes(4))
     monkeypatch.setattr(generate, '_front', lambda product: None)
 
 
-def test_catalogue_is_16_families_of_4_with_usable_names():
+def test_catalog_has_16_families_of_4_with_usable_names():
     assert (len(FAMILIES), len(PRODUCTS)) == (16, 64)
     assert len({product.name for product in PRODUCTS}) == 64
     assert len({family.brand for family in FAMILIES}) == 16
@@ -48,9 +48,9 @@ def test_catalogue_is_16_families_of_4_with_usable_names():
 
 
 @pytest.mark.parametrize('seed', [0, 1, 12345])
-def test_train_counts_fall_exponentially_and_the_other_splits_are_balanced(seed):
+def test_training_counts_decrease_exponentially_and_the_other_splits_are_balanced(seed):
     photos = plan_photos(seed)
-    counts = [Counter(photo.given for photo in photos if photo.split == split) for split in range(len(SPLITS))]
+    counts = [Counter(photo.label for photo in photos if photo.split == split) for split in range(len(SPLITS))]
     expected = [int(120 * 40 ** (-rank / 63) + 1e-6) for rank in range(64)]
     assert sorted(counts[0].values(), reverse=True) == expected
     assert (expected[0], expected[-1]) == (120, 3)
@@ -62,17 +62,18 @@ def test_train_counts_fall_exponentially_and_the_other_splits_are_balanced(seed)
 
 
 @pytest.mark.parametrize('seed', [0, 1, 12345])
-def test_four_percent_of_the_train_labels_are_wrong_and_about_half_of_them_name_a_sibling(seed):
+def test_four_percent_of_the_training_labels_are_wrong_and_about_half_of_them_are_siblings(seed):
     photos = plan_photos(seed)
-    wrong = [photo for photo in photos if photo.given != photo.shown]
+    wrong = [photo for photo in photos if photo.label != photo.true_label]
     assert all(photo.split == 0 for photo in wrong)
     assert len(wrong) == round(0.04 * sum(photo.split == 0 for photo in photos))
-    siblings = np.mean([p.given // VARIANTS_PER_FAMILY == p.shown // VARIANTS_PER_FAMILY for p in wrong])
+    siblings = np.mean([p.label // VARIANTS_PER_FAMILY == p.true_label // VARIANTS_PER_FAMILY for p in wrong])
     assert 0.3 < siblings < 0.7
-    right = Counter(p.given for p in photos if p.split == 0 and p.given == p.shown)
+    right = Counter(p.label for p in photos if p.split == 0 and p.label == p.true_label)
     assert min(right[label] for label in range(64)) >= 2
 
 
+@pytest.mark.long
 def test_structure(demo):
     assert {path.name for path in demo.iterdir()} == {
         *('images', 'classes.json', 'noise.json', 'demo.json'),
@@ -92,27 +93,27 @@ def test_structure(demo):
     assert sorted(listed) == sorted(name for name in files(demo) if name.endswith('.jpg'))
 
 
-def test_photos_are_jpegs_of_the_promised_sizes_and_all_different(demo):
+def test_photos_are_jpegs_of_the_documented_sizes_and_all_different(demo):
     photos = [data for name, data in files(demo).items() if name.endswith('.jpg')]
     assert len(set(photos)) == len(photos)
     for data in photos[::5]:
         image = Image.open(io.BytesIO(data))
         assert (image.format, image.mode) == ('JPEG', 'RGB')
         assert all(160 <= side <= 200 for side in image.size)
-        assert np.asarray(image).std() > 8, 'something is to be seen'
+        assert np.asarray(image).std() > 8, 'not a flat image'
 
 
-def test_noise_file_tells_the_truth(demo):
+def test_noise_file_contains_the_true_labels(demo):
     noise = read(demo / 'noise.json')
     annotations = read(demo / 'converted_train.json')['annotations']
-    shown = {photo.fpath: photo.shown for photo in plan_photos(3, SCALE)}
+    true_labels = {photo.fpath: photo.true_label for photo in plan_photos(3, SCALE)}
     assert noise
     for item in noise:
         assert annotations[item['row']] == {'category_id': item['given'], 'fpath': item['fpath']}
-        assert item['true'] == shown[item['fpath']] != item['given']
+        assert item['true'] == true_labels[item['fpath']] != item['given']
     listed = {item['row'] for item in noise}
     for row, annotation in enumerate(annotations):
-        assert (row in listed) == (shown[annotation['fpath']] != annotation['category_id'])
+        assert (row in listed) == (true_labels[annotation['fpath']] != annotation['category_id'])
 
 
 @pytest.mark.process
@@ -130,8 +131,8 @@ def test_another_seed_gives_other_photos_sizes_and_noise(demo, tmp_path):
         (tmp_path / photo.fpath).parent.mkdir(parents=True, exist_ok=True)
     generate.draw_photos(photos, tmp_path, seed=4)
     assert all((tmp_path / p.fpath).read_bytes() != (demo / p.fpath).read_bytes() for p in photos)
-    assert [p.given for p in plan_photos(3)] != [p.given for p in plan_photos(4)]
-    assert [p.shown for p in plan_photos(3)] != [p.shown for p in plan_photos(4)]
+    assert [p.label for p in plan_photos(3)] != [p.label for p in plan_photos(4)]
+    assert [p.true_label for p in plan_photos(3)] != [p.true_label for p in plan_photos(4)]
 
 
 def test_complete_means_every_file_of_this_seed(demo, tmp_path):
@@ -141,14 +142,14 @@ def test_complete_means_every_file_of_this_seed(demo, tmp_path):
     assert not demo_is_complete(tmp_path / 'nowhere', 3)
 
 
-def test_a_complete_set_is_not_touched(demo):
+def test_complete_data_is_not_changed(demo):
     before = {path: path.stat().st_mtime_ns for path in demo.rglob('*')}
     generate_demo(demo, seed=3, num_workers=1, scale=SCALE)
     assert {path: path.stat().st_mtime_ns for path in demo.rglob('*')} == before
 
 
 @pytest.mark.parametrize('error', [KeyboardInterrupt, RuntimeError])
-def test_interrupted_generation_leaves_nothing(tmp_path, monkeypatch, undrawn, error):
+def test_interrupted_generation_writes_nothing(tmp_path, monkeypatch, without_drawing, error):
     calls = iter(range(10**6))
 
     def interrupted(*_):
@@ -162,25 +163,25 @@ def test_interrupted_generation_leaves_nothing(tmp_path, monkeypatch, undrawn, e
     assert list(tmp_path.iterdir()) == []
 
 
-def test_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path, monkeypatch, undrawn):
+def test_full_disk_is_one_error_line_and_writes_nothing(tmp_path, monkeypatch, without_drawing):
     def full(*_):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(generate, 'photograph', full)
-    with pytest.raises(UserError, match='set: No space left on device; make room'):
+    with pytest.raises(UserError, match='set: No space left on device; free some disk space'):
         generate_demo(tmp_path / 'set', seed=3, num_workers=1, scale=SCALE)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_incomplete_leftover_and_other_seeds_are_replaced(tmp_path, undrawn):
+def test_incomplete_data_and_other_seeds_are_replaced(tmp_path, without_drawing):
     root = tmp_path / 'set'
-    root.mkdir()  # an empty folder is no obstacle
+    root.mkdir()  # an empty folder is used
     generate_demo(root, seed=3, num_workers=1, scale=SCALE)
-    whole = files(root)
+    complete = files(root)
     next(root.rglob('*.jpg')).unlink()
     assert not demo_is_complete(root, 3, SCALE)
     generate_demo(root, seed=3, num_workers=1, scale=SCALE)
-    assert files(root) == whole
+    assert files(root) == complete
     generate_demo(root, seed=4, num_workers=1, scale=SCALE)
     assert demo_is_complete(root, 4, SCALE)
     assert [path.name for path in tmp_path.iterdir()] == ['set']
@@ -188,34 +189,34 @@ def test_incomplete_leftover_and_other_seeds_are_replaced(tmp_path, undrawn):
 
 @pytest.mark.parametrize('foreign', ['notes.txt', 'images/a.jpg', 'images/train/Mine/000.jpg', 'images/train/a/b/c'])
 @pytest.mark.parametrize('beside_a_demo_set', [True, False])
-def test_a_folder_with_foreign_files_is_refused_and_kept(tmp_path, undrawn, foreign, beside_a_demo_set):
+def test_a_folder_with_foreign_files_is_refused_and_not_changed(tmp_path, without_drawing, foreign, beside_a_demo_set):
     root = tmp_path / 'set'
     if beside_a_demo_set:
         generate_demo(root, seed=4, num_workers=1, scale=SCALE)
     (root / foreign).parent.mkdir(parents=True, exist_ok=True)
     (root / foreign).write_text('mine')
     before = files(root)
-    with pytest.raises(UserError, match='not known to be part of a demo set'):
+    with pytest.raises(UserError, match='which is no demo data'):
         generate_demo(root, seed=3, num_workers=1, scale=SCALE)
     assert files(root) == before
     assert [path.name for path in tmp_path.iterdir()] == ['set']
 
 
-def test_lists_of_another_dataset_are_not_taken_for_a_demo_set(tmp_path, undrawn):
+def test_lists_of_another_dataset_are_no_demo_data(tmp_path, without_drawing):
     (tmp_path / 'converted_train.json').write_text('{}')
-    with pytest.raises(UserError, match=r'holds converted_train\.json'):
+    with pytest.raises(UserError, match=r'contains converted_train\.json'):
         generate_demo(tmp_path, seed=3, num_workers=1, scale=SCALE)
     assert files(tmp_path) == {'converted_train.json': b'{}'}
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path, undrawn):
+def test_a_file_at_the_path_of_the_folder_is_refused(tmp_path, without_drawing):
     (tmp_path / 'set').write_text('mine')
     with pytest.raises(UserError, match='is a file'):
         generate_demo(tmp_path / 'set', seed=3, num_workers=1, scale=SCALE)
     assert (tmp_path / 'set').read_text() == 'mine'
 
 
-def test_what_a_killed_generation_left_is_cleared_once_it_is_old(tmp_path, undrawn):
+def test_old_temporary_folders_of_killed_processes_are_removed(tmp_path, without_drawing):
     old, young, other = (tmp_path / name for name in ('.set.0123abcd.tmp', '.set.89abcdef.tmp', '.set.mine.tmp'))
     for folder in (old, young, other):
         folder.mkdir()
@@ -225,9 +226,9 @@ def test_what_a_killed_generation_left_is_cleared_once_it_is_old(tmp_path, undra
     assert {path.name for path in tmp_path.iterdir()} == {'set', young.name, other.name}
 
 
-def test_in_a_pipe_the_progress_is_one_line(tmp_path, undrawn, capsys):
+def test_progress_in_a_pipe_is_one_line(tmp_path, without_drawing, capsys):
     generate_demo(tmp_path / 'set', seed=3, num_workers=1, scale=SCALE)
     output = capsys.readouterr()
     assert output.out == ''
     assert output.err.count('\n') == 1
-    assert output.err.startswith('drawing the demo set: ')
+    assert output.err.startswith('drawing the demo data: ')

@@ -1,7 +1,4 @@
-"""One photo of a pack: placed in a scene, shadowed, partly covered, lit, saved as JPEG.
-
-Where a product is photographed: studio, wooden table, kitchen, shop shelf, or anywhere out of focus.
-"""
+"""Synthetic photos of packs: a scene, the projected pack with its shadow, occlusion, blur and exposure, as JPEG."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -12,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFilter
 WALLS = ((226, 224, 218), (205, 212, 220), (214, 203, 190), (188, 200, 190), (150, 160, 176), (96, 100, 112))
 WOODS = ((176, 126, 78), (134, 90, 56), (206, 168, 120), (98, 68, 48), (186, 178, 166))
 BOARDS = ((238, 238, 236), (212, 214, 218), (120, 124, 130), (190, 160, 120))
+SKIN = ((236, 188, 160), (198, 140, 104), (122, 80, 56))
 
 Scene = tuple[Image.Image, float]
 
@@ -21,22 +19,22 @@ def draw_scene(width: int, height: int, fronts: Sequence[Image.Image], rng: np.r
 
     Args:
         width, height: pixels.
-        fronts: packs (RGBA) that may stand beside the photographed one.
-        rng: decides everything.
+        fronts: packs (RGBA) that may be beside the photographed one.
+        rng: source of all randomness.
 
     Returns:
-        The RGB image, and the height at which a pack stands, as a share of `height`.
+        The RGB image, and the height of the ground below the pack, as a fraction of `height`.
     """
-    scene = SCENES[rng.choice(len(SCENES), p=SCENE_SHARES)]
+    scene = SCENES[rng.choice(len(SCENES), p=SCENE_PROBABILITIES)]
     return scene(width, height, fronts, rng)
 
 
 def _tone(colors: Sequence[tuple[int, int, int]], rng: np.random.Generator) -> np.ndarray:
-    return np.clip(np.array(colors[rng.integers(len(colors))]) + rng.normal(0, 8, 3), 0, 255)
+    return np.clip(np.array(colors[int(rng.integers(len(colors)))]) + rng.normal(0, 8, 3), 0, 255)
 
 
 def _grain(width: int, height: int, cells: tuple[int, int], strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Smooth noise around 0, (height, width, 1): `cells` (across, down) random values, interpolated."""
+    """Return smooth noise around 0, (height, width, 1): `cells` (across, down) random values, interpolated."""
     coarse = rng.normal(0, strength, cells[::-1]).astype(np.float32)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))[..., None]
 
@@ -46,14 +44,14 @@ def _image(pixels: np.ndarray) -> Image.Image:
 
 
 def _studio(width: int, height: int, fronts: Sequence[Image.Image], rng: np.random.Generator) -> Scene:
-    """White or tinted paper, as in a catalogue."""
+    """Draw white or tinted paper, as in a catalog."""
     tone = _tone(((248, 248, 248), (240, 240, 238), (232, 236, 242), *WALLS), rng)
     fall = np.linspace(1.03, rng.uniform(0.82, 1.0), height)[:, None, None]
     return _image(np.broadcast_to(tone * fall, (height, width, 3))), rng.uniform(0.86, 0.95)
 
 
 def _table(width: int, height: int, fronts: Sequence[Image.Image], rng: np.random.Generator) -> Scene:
-    """A wooden table before a wall."""
+    """Draw a wooden table in front of a wall."""
     edge = round(height * rng.uniform(0.45, 0.75))
     wall = _tone(WALLS, rng) + _grain(width, edge, (4, 3), 7, rng)
     wood = _tone(WOODS, rng) + _grain(width, height - edge, (3, 28), 12, rng) * np.array([1, 0.85, 0.7])
@@ -63,7 +61,7 @@ def _table(width: int, height: int, fronts: Sequence[Image.Image], rng: np.rando
 
 
 def _kitchen(width: int, height: int, fronts: Sequence[Image.Image], rng: np.random.Generator) -> Scene:
-    """Tiles above a worktop."""
+    """Draw tiles above a countertop."""
     image = _image(_tone(WALLS, rng) + _grain(width, height, (5, 5), 5, rng))
     draw = ImageDraw.Draw(image)
     tile, joint = (
@@ -81,15 +79,15 @@ def _kitchen(width: int, height: int, fronts: Sequence[Image.Image], rng: np.ran
 
 
 def _shelf(width: int, height: int, fronts: Sequence[Image.Image], rng: np.random.Generator) -> Scene:
-    """A shop shelf with a price rail; neighbours cut by the picture's edges."""
+    """Draw a shop shelf with a price rail and neighboring packs, which the borders of the image cut."""
     tone = _tone(BOARDS, rng)
     image = _image(np.broadcast_to(tone * np.linspace(0.4, 0.75, height)[:, None, None], (height, width, 3)))
     ground = rng.uniform(0.84, 0.92)
     draw = ImageDraw.Draw(image)
     for side, front in zip((-1, 1), fronts, strict=False):
         tall = round(height * rng.uniform(0.6, 0.85))
-        share = rng.uniform(0.15, 0.5)  # of the pack that the picture shows
-        cut = round(share * front.width)
+        visible = rng.uniform(0.15, 0.5)  # fraction of the pack
+        cut = round(visible * front.width)
         part = front.crop((front.width - cut, 0, front.width, front.height) if side < 0 else (0, 0, cut, front.height))
         part = part.resize((max(1, round(cut * tall / front.height)), tall), Image.Resampling.BILINEAR)
         image.paste(part, (0 if side < 0 else width - part.width, round((ground - 0.01) * height) - tall), part)
@@ -103,7 +101,7 @@ def _shelf(width: int, height: int, fronts: Sequence[Image.Image], rng: np.rando
 
 
 def _blurred(width: int, height: int, fronts: Sequence[Image.Image], rng: np.random.Generator) -> Scene:
-    """Coloured patches out of focus."""
+    """Draw colored patches out of focus."""
     light = rng.uniform(0.4, 1.1, (6, 5, 1))
     patches = _tone((*WALLS, *WOODS), rng) * light + rng.normal(0, 14, (6, 5, 3))
     image = _image(patches).resize((width, height), Image.Resampling.BICUBIC)
@@ -111,10 +109,7 @@ def _blurred(width: int, height: int, fronts: Sequence[Image.Image], rng: np.ran
 
 
 SCENES: tuple[Callable[..., Scene], ...] = (_studio, _table, _kitchen, _shelf, _blurred)
-SCENE_SHARES = (0.3, 0.22, 0.14, 0.22, 0.12)
-
-
-SKIN = ((236, 188, 160), (198, 140, 104), (122, 80, 56))
+SCENE_PROBABILITIES = (0.3, 0.22, 0.14, 0.22, 0.12)
 
 
 def photograph(front: Image.Image, others: Sequence[Image.Image], rng: np.random.Generator) -> bytes:
@@ -122,35 +117,35 @@ def photograph(front: Image.Image, others: Sequence[Image.Image], rng: np.random
 
     Args:
         front: the pack's RGBA front.
-        others: two more fronts, which may show beside it.
-        rng: decides everything.
+        others: two more fronts, which may be visible beside it.
+        rng: source of all randomness.
 
     Returns:
         A JPEG, 160 to 200 pixels wide and high.
     """
     width, height = (int(n) for n in rng.integers(160, 201, 2))
     photo, ground = draw_scene(width, height, others, rng)
-    pack, corner = _placed(front, width, height, ground, rng)
+    pack, corner = _project(front, width, height, ground, rng)
     box = (*corner, corner[0] + pack.width, corner[1] + pack.height)
     _cast_shadow(photo, pack, box, rng)
     photo.paste(pack, corner, pack)
     if rng.random() < 0.25:
-        _cover(photo, others[0], box, rng)
-    photo = _exposed(_focused(photo, rng), rng)
+        _occlude(photo, others[0], box, rng)
+    photo = _expose(_blur(photo, rng), rng)
     file = io.BytesIO()
     photo.save(file, 'JPEG', quality=int(rng.integers(45, 93)))
     return file.getvalue()
 
 
-def _placed(
+def _project(
     front: Image.Image, width: int, height: int, ground: float, rng: np.random.Generator
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """Project the front into the picture: an RGBA layer, and where its upper left corner goes."""
+    """Project the front into the image; return an RGBA layer and the position of its upper left corner."""
     scale = min(height * rng.uniform(0.6, 0.85) / front.height, width * rng.uniform(0.7, 0.85) / front.width)
     half_width, tall = scale * front.width / 2, scale * front.height
     yaw, pitch = rng.uniform(-0.09, 0.09), rng.uniform(-0.06, 0.06)
     half_width *= 1 - 1.4 * abs(yaw)
-    # Corners around the middle of the bottom edge: the side turned away is lower, the tilted end narrower.
+    # Corners around the middle of the bottom edge: the side turned away is shorter, the tilted end narrower.
     corners = np.array([[-1, -1], [1, -1], [1, 0], [-1, 0]], dtype=float)
     taper = np.array([1 - pitch, 1 - pitch, 1 + pitch, 1 + pitch])
     middle = corners[:, 1] + 0.5
@@ -166,7 +161,7 @@ def _placed(
     corner = np.floor(quad.min(axis=1))
     size = np.ceil(quad.max(axis=1) - corner).astype(int).tolist()
     if scale < 0.6:
-        front = front.reduce(2)  # a projection does not average: fine print would crumble
+        front = front.reduce(2)  # a projection does not average: fine print would be aliased
     source = np.array([[0, front.width, front.width, 0], [0, 0, front.height, front.height]], dtype=float)
     coefficients = _homography((quad - corner[:, None]).T, source.T)
     layer = front.transform(size, Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR)
@@ -174,7 +169,7 @@ def _placed(
 
 
 def _homography(target: np.ndarray, source: np.ndarray) -> list[float]:
-    """Solve for Pillow's eight coefficients: they map four points (4, 2) of the output to the input's."""
+    """Return the eight coefficients of Pillow's transform that map four points (4, 2) of the output to the input."""
     rows, values = [], []
     for (x, y), (u, v) in zip(target, source, strict=True):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
@@ -185,13 +180,13 @@ def _homography(target: np.ndarray, source: np.ndarray) -> list[float]:
 def _cast_shadow(
     photo: Image.Image, pack: Image.Image, box: tuple[int, int, int, int], rng: np.random.Generator
 ) -> None:
-    """Darken where the pack stands (contact) and, to one side, where it keeps the light away."""
-    coarse = 4  # shadows are soft, so a quarter of the size will do
+    """Darken the ground below the pack (contact) and the area of its shadow to one side."""
+    coarse = 4  # shadows are soft, so a quarter of the size is enough
     shadow = Image.new('L', [-(-side // coarse) for side in photo.size])
     deep, lean = rng.uniform(0.1, 0.4), rng.choice([-1, 1]) * rng.uniform(0.05, 0.2) * pack.width
     cast = pack.getchannel('A').reduce(coarse)
-    place = (round((box[0] + lean) / coarse), round((box[1] + rng.uniform(0, 6)) / coarse))
-    shadow.paste(round(255 * deep), place, cast)
+    position = (round((box[0] + lean) / coarse), round((box[1] + rng.uniform(0, 6)) / coarse))
+    shadow.paste(round(255 * deep), position, cast)
     shadow = shadow.filter(ImageFilter.GaussianBlur(rng.uniform(1, 2.5)))
     reach = pack.width / coarse
     left, bottom = box[0] / coarse, box[3] / coarse
@@ -201,8 +196,8 @@ def _cast_shadow(
     photo.paste((18, 16, 20), (0, 0), shadow)
 
 
-def _cover(photo: Image.Image, other: Image.Image, box: tuple[int, int, int, int], rng: np.random.Generator) -> None:
-    """Hide up to about a sixth of the pack by a finger, a sticker, or another pack nearer to the lens."""
+def _occlude(photo: Image.Image, other: Image.Image, box: tuple[int, int, int, int], rng: np.random.Generator) -> None:
+    """Occlude up to about a sixth of the pack with a finger, a sticker, or another pack in the foreground."""
     left, top, right, bottom = box
     wide, tall = right - left, bottom - top
     draw = ImageDraw.Draw(photo)
@@ -227,8 +222,8 @@ def _cover(photo: Image.Image, other: Image.Image, box: tuple[int, int, int, int
         photo.paste(pack, (x, round(bottom - tall * rng.uniform(0.2, 0.45))), pack)
 
 
-def _focused(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Out of focus a little, or a shaky hand, or sharp."""
+def _blur(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Apply a slight defocus or motion blur, or none."""
     kind = rng.random()
     if kind < 0.5:
         return photo.filter(ImageFilter.BoxBlur(rng.uniform(0.1, 1.1)))
@@ -237,8 +232,8 @@ def _focused(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
     return photo
 
 
-def _exposed(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Exposure, warm or cool light, light from one side, now and then a reflection, haze, sensor noise."""
+def _expose(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Apply exposure, color temperature, light from one side, haze, and sometimes a reflection or sensor noise."""
     width, height = photo.size
     x, y = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     exposure, slope_x, slope_y, falloff = (
@@ -259,7 +254,7 @@ def _exposed(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
     gain = gain.astype(np.float32)
     # Plane by plane: broadcasting over a last axis of three is several times slower.
     planes = [
-        np.clip(np.asarray(plane) * (gain * share) + added, 0, 255).astype(np.uint8)
-        for plane, share in zip(photo.split(), tint, strict=True)
+        np.clip(np.asarray(plane) * (gain * factor) + added, 0, 255).astype(np.uint8)
+        for plane, factor in zip(photo.split(), tint, strict=True)
     ]
     return Image.merge('RGB', [Image.fromarray(plane) for plane in planes])
