@@ -21,15 +21,14 @@ def convert_image_folder(source: Path) -> ConvertedDataset:
     """
     if not source.is_dir():
         raise UserError(f'{source}: no such folder')
-    builder, found = SplitBuilder(), []
+    builder = SplitBuilder()
     for split, candidates in _FOLDERS.items():
         folders = [name for name in candidates if (source / name).is_dir()]
         if len(folders) > 1:
             raise UserError(f'{source}: {" and ".join(folders)} could both be the {split} split; move one away')
         for folder in folders:
-            found.append(folder)
             _add_images(builder, source / folder, split, f'{folder}/')
-    if 'train' not in found:
+    if not (source / 'train').is_dir():
         raise UserError(
             f'{source}: contains no folder train; expected: {source}/train/CLASS/photo.jpg, the same for val and test '
             f'(class folders without splits need no conversion: python main.py --DATASET_ROOT {source})'

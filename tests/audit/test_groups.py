@@ -35,7 +35,7 @@ def test_a_long_chain_is_one_component():
     assert not components(np.stack([rows[:-1], rows[1:]], axis=1), 100_000).any()
 
 
-def test_first_equal():
+def test_first_occurrence():
     values = np.array([5, 3, 5, 9, 3, 5], np.uint64)
     assert first_occurrence(values).tolist() == [0, 1, 0, 3, 1, 0]
     assert first_occurrence(values[:0]).tolist() == []

@@ -122,6 +122,7 @@ def groups_of(found: list[dict]) -> dict[frozenset, tuple[bool, bool]]:
 
 
 def check(report: AuditReport, expected: Expected) -> None:
+    assert SINGLE_COLOR == 'one_colour', 'the format of doctor.json does not change'
     found = report.as_json()
     assert {image['fpath'] for image in found['unreadable']} == expected.unreadable
     assert [image['fpath'] for image in found['missing']] == ['train/missing.jpg']

@@ -15,7 +15,7 @@ HOSTILE = '"><script>alert(1)</script>'
 
 
 @pytest.fixture(scope='module')
-def found(tmp_path_factory):
+def report(tmp_path_factory):
     """An audit: 40 pairs of copies, 18 copies of one image in two splits, 2 unreadable files with hostile names."""
     root = tmp_path_factory.mktemp('photos')
     splits = []
@@ -41,9 +41,9 @@ def found(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def page(found, tmp_path_factory):
+def page(report, tmp_path_factory):
     path = tmp_path_factory.mktemp('page') / 'doctor.html'
-    write_audit_page(path, found, title=HOSTILE, command=HOSTILE, class_names=['a', 'b', HOSTILE, 'd'])
+    write_audit_page(path, report, title=HOSTILE, command=HOSTILE, class_names=['a', 'b', HOSTILE, 'd'])
     return path.read_text('utf-8')
 
 
@@ -62,8 +62,8 @@ def test_page_requests_nothing_from_the_network(page):
     assert all(value.startswith('data:image/jpeg;base64,') for value in Page(page).values('src'))
 
 
-def test_cards_and_images_are_limited(found, page):
-    assert len(found.exact) == 41
+def test_cards_and_images_are_limited(report, page):
+    assert len(report.exact) == 41
     sections = dict(re.findall(r'<section class="finding" id="([\w-]+)">(.*?)</section>', page, re.DOTALL))
     assert list(sections) == ['exact-leak', 'unreadable', 'exact']
     assert sections['exact'].count('<article') == MAX_CARDS
@@ -82,8 +82,8 @@ def test_every_filter_has_a_section(page):
         assert f'#show-{key}:checked' in page
 
 
-def test_summary_fits_a_terminal(found, tmp_path):
-    lines = describe_audit(found, tmp_path, 52)
+def test_summary_fits_in_80_columns(report, tmp_path):
+    lines = describe_audit(report, tmp_path, 52)
     assert len(lines) <= 32
     assert all(len(line) <= 80 for line in lines if str(tmp_path) not in line)
     text = '\n'.join(lines)
