@@ -21,5 +21,5 @@ def test_advice_names_existing_options(kind):
 
 
 def test_other_errors_pass_unchanged():
-    with pytest.raises(UserError, match='^another mistake$'), _advice():
+    with pytest.raises(UserError, match=r'^another mistake$'), _advice():
         raise UserError('another mistake')
