@@ -15,15 +15,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DOCSTRING, COMMENT, MESSAGE, PAGE, NAME = 'docstring', 'comment', 'message', 'page', 'name'
 PROSE = (DOCSTRING, COMMENT, MESSAGE, PAGE)
-# File and folder names that said nothing, or that other tools ignore or collect.
+# File and folder names without meaning, or that other tools ignore or collect.
 BAD_NAMES = (
     'build', 'others.py', 'wishes.py', 'meeting.py', 'members.py', 'seen.py', 'answers.py', 'feed.py', 'parts.py',
     'ways.py', 'live.py', 'test_images.py', 'utils.py', 'common.py', 'helpers.py',
 )  # fmt: skip
-# Findings in files that are still to be rewritten: only ever lowered, and 0 in the end.
-MAX_FINDINGS = 60
 # Quotations, such as a paper's title or another library's option, may be British.
-MAX_BRITISH = 510
+MAX_BRITISH = 10
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,16 @@ def python_files() -> list[Path]:
 
 
 def pages() -> list[Path]:
-    return sorted([*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md'), *(ROOT / 'benchmarks').glob('*.md')])
+    patterns = (
+        '*.md',
+        'docs/*.md',
+        'benchmarks/*.md',
+        'configs/**/*.yaml',
+        'dataset/*.sh',
+        'lib/**/*.html',
+        'Makefile',
+    )
+    return sorted(path for pattern in patterns for path in ROOT.glob(pattern))
 
 
 def name_of(path: Path) -> str:
@@ -119,7 +126,7 @@ def messages_of(tree: ast.Module, docstrings: set[int]) -> Iterator[tuple[str, i
 
 
 def comments_of(source: str) -> Iterator[tuple[str, int, str]]:
-    """Yield (kind, line, text) of comments; those on lines of their own, one below another, are one text."""
+    """Yield (kind, line, text) of comments; consecutive lines with nothing else are one text."""
     start, block = 0, []
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type != tokenize.COMMENT:
@@ -156,19 +163,19 @@ def findings_of(path: Path) -> list[str]:
 
 def test_no_idiom_returns():
     found = [finding for path in [*python_files(), *pages()] for finding in findings_of(path)]
-    assert len(found) <= MAX_FINDINGS, '\n'.join(found)
+    assert not found, '\n'.join(found)
 
 
 def test_spelling_is_american():
     """In identifiers and code too: one spelling per word makes the tree searchable."""
     found = []
-    for path in [*python_files(), *pages(), *(ROOT / 'configs').rglob('*.yaml'), *(ROOT / 'lib').rglob('*.html')]:
+    for path in [*python_files(), *pages()]:
         lines = path.read_text(encoding='utf-8').splitlines() if path != Path(__file__).resolve() else []
         for number, line in enumerate(lines, start=1):
             found += [f'{name_of(path)}:{number}: {match[0]}' for match in BRITISH.finditer(line)]
     assert len(found) <= MAX_BRITISH, '\n'.join(found)
 
 
-def test_file_names_say_what_is_inside():
+def test_file_names_are_specific():
     paths = [path for path in (ROOT / 'lib').rglob('*') if '__pycache__' not in path.parts]
     assert [name_of(path) for path in paths if path.name in BAD_NAMES] == []

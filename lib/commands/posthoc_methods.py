@@ -64,7 +64,7 @@ Fit = Callable[[Problem, Features, np.ndarray], tuple[LinearHead, dict[str, floa
 
 
 def _by_folds(fit: Fit) -> Callable[[Problem], Outcome]:
-    """Return the method that `fit` defines, measured as POSTHOC.FIT_SPLIT says."""
+    """Return the method that `fit` defines, evaluated on the split of POSTHOC.FIT_SPLIT."""
 
     def run(problem: Problem) -> Outcome:
         valid, rows = problem.valid, np.flatnonzero(problem.valid.labels >= 0)

@@ -221,7 +221,7 @@ class _BlockParser:
         return 0
 
     def _finish(self, head: bytes, data: bytes, columns: _GrowingColumns) -> ParsedAnnotations:
-        """Parse the last entries and what follows them, as a small file of its own."""
+        """Parse the last entries and what follows them as a separate small file."""
         num_rows = columns.num_rows
         prefix = (self._num_bytes, self._sha.hexdigest(), num_rows) if num_rows else (0, '', 0)
         # JSON uses the last of two equal keys, which may not be the one parsed so far.

@@ -35,7 +35,7 @@ def sample_valid_indices(num_images: int, name: str, fraction: float, seed: int)
     """Return the indices, ascending, of the images of class `name` that are used for validation.
 
     There are round(fraction * num_images) of them, at least one and not all; none for a class of one image. They depend
-    on (seed, name, num_images) alone, so a new image changes the split of its own class only.
+    on (seed, name, num_images) alone, so a new image changes only the split of that class.
     """
     if num_images < 2 or fraction <= 0:
         return np.zeros(0, np.int64)

@@ -145,7 +145,7 @@ def standard_error(correct: np.ndarray, labels: np.ndarray, num_classes: int, me
 
         SE^2 = 1/K^2 * sum over classes of p_c (1 - p_c) / (n_c - 1)         (unbiased for a binomial class)
 
-    A class of one image has no variance of its own, so those S classes are pooled, as if their images came
+    A single image gives no variance estimate: the S classes with one image are pooled, as if these came
     from one stratum (collapsed strata; Cochran, Sampling Techniques, 1977): each adds p (1 - p) S / (S - 1),
     p their common accuracy. That errs on the large side. A single such class takes the accuracy of all images
     for p.

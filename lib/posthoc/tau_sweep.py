@@ -44,7 +44,7 @@ def normalize_weight(weight: Tensor, tau: float) -> Tensor:
 def normalize_classifier(weight: Tensor, tau: float) -> tuple[Tensor, Tensor]:
     """Return weight and bias of the tau-normalized linear classifier that a checkpoint is saved with.
 
-    The bias is zero, but for classes whose weight is all zeros. Those score 0, which would win wherever all
+    The bias is zero, except for classes whose weight is all zeros. Those score 0, which would win wherever all
     others are negative, though such a class was never trained; they get a bias of -1e30, so that the
     saved model ranks exactly as the sweep did.
 

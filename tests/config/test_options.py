@@ -52,7 +52,7 @@ def test_the_mapping_is_unambiguous():
     options = [option_of(name) for name in KEYS]
     assert len(set(options)) == len(options)
     assert '--config' not in options
-    # A top-level key must not read like a section's, or a reader could not tell one from the other.
+    # A top-level key must not read like a section's, or a reader could not distinguish them.
     for name in KEYS:
         if '.' not in name:
             assert not any(name.startswith(f'{section}_') for section in TREE if section), name

@@ -163,7 +163,7 @@ def test_a_class_of_thousands_needs_no_matrix():
 def test_votes_against_scikit_learn(metric, k):
     queries, gallery = draw(k, 60)
     labels = np.random.default_rng(k).integers(5, size=83)
-    labels[labels == 3] = 7  # classes that nobody votes for
+    labels[labels == 3] = 7  # class 3 gets no votes
     oracle = KNeighborsClassifier(k, metric=metric, algorithm='brute').fit(gallery, labels)
     found = vote(nearest(queries, gallery, k, metric=metric), labels, metric=metric)
     assert (found.predicted == oracle.predict(queries)).all()

@@ -305,7 +305,7 @@ def test_nothing_better_leaves_the_checkpoint_unchanged():
 
 
 def test_standard_error_is_that_of_repeated_draws():
-    """Over splits drawn anew, at 2 to 4 images per class, the estimated variance is right on average."""
+    """Over repeated draws of a split with 2 to 4 images per class, the estimated variance is right on average."""
     rng = np.random.default_rng(0)
     sizes = rng.integers(2, 5, 60)
     labels, rates = np.repeat(np.arange(60), sizes), rng.random(60)
