@@ -89,13 +89,13 @@ def hashing(rounds: int) -> dict[str, float]:
             started = time.perf_counter()
             pairs = close_pairs(hashes, DISTANCE)
             seconds[count].append(time.perf_counter() - started)
-            found = np.isin(planted[:, 0] * count + planted[:, 1], pairs[:, 0] * count + pairs[:, 1]).mean()
+            recall = np.isin(planted[:, 0] * count + planted[:, 1], pairs[:, 0] * count + pairs[:, 1]).mean()
     quarter, whole = (statistics.median(times) for times in seconds.values())
     return {
         'hashes_quarter_seconds': quarter,
         'hashes_seconds': whole,
         'doctor_hash_growth_ratio': whole / quarter / 4,
-        'hashes_found': float(found),
+        'hashes_found': float(recall),
     }
 
 

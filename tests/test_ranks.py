@@ -32,9 +32,9 @@ def every_rank_sleeps(rank, count):
 
 
 def test_results_are_in_order_of_ranks(tmp_path):
-    found = run_ranks(every_rank, 3, tmp_path, 10)
-    assert [result['count'] for result in found] == [3, 3, 3]
-    assert all(result['ranks'].flatten().tolist() == [10, 11, 12] for result in found)
+    results = run_ranks(every_rank, 3, tmp_path, 10)
+    assert [result['count'] for result in results] == [3, 3, 3]
+    assert all(result['ranks'].flatten().tolist() == [10, 11, 12] for result in results)
 
 
 @pytest.mark.parametrize(

@@ -160,8 +160,8 @@ class SubRun:
         if not self.model.exists() or max((line['epoch'] for line in read_metrics(self.folder)), default=0) < last:
             return False
         # metrics.jsonl is written before the checkpoint, so a run killed in between is not done.
-        place = read_checkpoint(self.model, with_rows=False, mmap=True).progress
-        return place is not None and place.epoch >= last
+        progress = read_checkpoint(self.model, with_rows=False, mmap=True).progress
+        return progress is not None and progress.epoch >= last
 
     @property
     def test_metrics(self) -> Path:
@@ -197,9 +197,9 @@ class SubRun:
 
     def _command(self, script: str, *more: object) -> list[str]:
         grid = self.grid
-        own = ['--NAME', self.name, '--SEED', self.seed, '--LOG_ROOT', grid.out / 'runs', *more]
+        options = ['--NAME', self.name, '--SEED', self.seed, '--LOG_ROOT', grid.out / 'runs', *more]
         command = [sys.executable, grid.repository / script, '--config', *grid.files(self.method)]
-        return [str(part) for part in (*command, *grid.settings(self.method), *own)]
+        return [str(part) for part in (*command, *grid.settings(self.method), *options)]
 
 
 def plan_runs(grid: Grid) -> list[SubRun]:

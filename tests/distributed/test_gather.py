@@ -14,7 +14,7 @@ SIZES = {2: [(3, 3), (4, 1), (0, 3), (2, 0), (0, 0)], 3: [(2, 2, 2), (1, 3, 2), 
 
 
 def inputs(sizes):
-    random = torch.Generator().manual_seed(sum(size * 10**place for place, size in enumerate(sizes)))
+    random = torch.Generator().manual_seed(sum(size * 10**rank for rank, size in enumerate(sizes)))
     images = torch.randn(sum(sizes), 3, generator=random, dtype=torch.float64)
     backbone = torch.randn(3, NUM_FEATURES, generator=random, dtype=torch.float64)
     weight = torch.randn(NUM_CLASSES, NUM_FEATURES, generator=random, dtype=torch.float64)
@@ -92,8 +92,8 @@ def expected(sizes, with_pairs):
     return features.detach(), features.grad, backbone.grad, weight.grad
 
 
-def check(found, expected):
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+def check(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
 
 
 @pytest.fixture(scope='module', params=[3, pytest.param(2, marks=pytest.mark.slow)])
@@ -107,18 +107,18 @@ def test_gradients_equal_a_single_process(per_rank, with_pairs):
     for number, sizes in enumerate(SIZES[count]):
         features, of_features, of_backbone, of_weight = expected(sizes, with_pairs)
         for rank in range(count):
-            found = per_rank[rank][str(with_pairs)][number]
-            check(found['gathered_features'], features)
-            assert torch.equal(found['local'], found['features before'])
+            result = per_rank[rank][str(with_pairs)][number]
+            check(result['gathered_features'], features)
+            assert torch.equal(result['local'], result['features before'])
             # Multiplied by the number of ranks, because the average over the ranks divides by it.
-            check(found['features'], count * of_features[slice_of(sizes, rank)])
-            check(found['backbone'], of_backbone)
-            check(found['weight'], of_weight[ProcessGroup(rank, count).shard(NUM_CLASSES)])
+            check(result['features'], count * of_features[slice_of(sizes, rank)])
+            check(result['backbone'], of_backbone)
+            check(result['weight'], of_weight[ProcessGroup(rank, count).shard(NUM_CLASSES)])
 
 
 def test_rows_of_any_dtype_and_number(per_rank):
-    for found in per_rank:
-        for (numbers, booleans, transposed), sizes in zip(found['rows'], SIZES[len(per_rank)], strict=True):
+    for result in per_rank:
+        for (numbers, booleans, transposed), sizes in zip(result['rows'], SIZES[len(per_rank)], strict=True):
             assert torch.equal(numbers, torch.arange(2 * sum(sizes)).reshape(-1, 2))
             assert torch.equal(booleans, torch.arange(sum(sizes)) % 2 == 0)
             assert torch.equal(transposed, numbers.float())
@@ -128,8 +128,8 @@ def test_single_process_returns_the_same():
     features = torch.randn(3, NUM_FEATURES, generator=torch.Generator().manual_seed(0), requires_grad=True)
     factors = torch.randn(3, NUM_FEATURES, generator=torch.Generator().manual_seed(1))
     for gather in (gather_features, gather_features_replicated):
-        found = gather(features, [3], SINGLE_PROCESS)
-        assert torch.equal(found, features)
-        (gradient,) = torch.autograd.grad((found * factors).sum(), features)
+        result = gather(features, [3], SINGLE_PROCESS)
+        assert torch.equal(result, features)
+        (gradient,) = torch.autograd.grad((result * factors).sum(), features)
         assert torch.equal(gradient, factors)
     assert torch.equal(local_rows(features, [3], SINGLE_PROCESS), features)

@@ -82,23 +82,23 @@ def collectives(rank, count, folder):
 
 
 def _gathered(group):
-    own = torch.arange(2.0 * SIZES[group.rank]).view(-1, 2) + 10 * group.rank
-    found = {'rows': gather_rows(own, SIZES, group)}
+    rows = torch.arange(2.0 * SIZES[group.rank]).view(-1, 2) + 10 * group.rank
+    result = {'rows': gather_rows(rows, SIZES, group)}
     for name, gathers in (('features', gather_features), ('replicated', gather_features_replicated)):
-        leaf = own.clone().requires_grad_()
+        leaf = rows.clone().requires_grad_()
         everything = gathers(leaf, SIZES, group)
-        found[f'{name} local'] = local_rows(everything, SIZES, group).detach()
+        result[f'{name} local'] = local_rows(everything, SIZES, group).detach()
         # Each rank computes another loss of the gathered rows.
         ((group.rank + 1) * everything.square()).sum().backward()
-        found[f'{name} gradient'] = leaf.grad
-    return found
+        result[f'{name} gradient'] = leaf.grad
+    return result
 
 
 @pytest.mark.process
 def test_collectives_of_three_ranks(tmp_path):
-    found = run_ranks(collectives, 3, tmp_path, tmp_path)
+    results = run_ranks(collectives, 3, tmp_path, tmp_path)
     rows = [torch.arange(2.0 * size).view(-1, 2) + 10 * rank for rank, size in enumerate(SIZES)]
-    for rank, result in enumerate(found):
+    for rank, result in enumerate(results):
         assert result['sum'].tolist() == [6.0]
         assert not result['sum'].requires_grad
         assert result['integers'].tolist() == [3 * 2**40 + 3]

@@ -85,25 +85,25 @@ def test_page_data_equals_the_columns():
 def test_report_json_contains_the_metrics(tmp_path):
     data = full_data()
     write_report(tmp_path / 'report.html', data, json_too=True)
-    found = json.loads((tmp_path / 'report.json').read_text('utf-8'), parse_constant=pytest.fail)
+    report = json.loads((tmp_path / 'report.json').read_text('utf-8'), parse_constant=pytest.fail)
     expected = json.loads(json.dumps(detailed_metrics(data.predictions, data.train_counts, parents=data.class_parents)))
-    intervals = found['valid'].pop('error_interval')
-    assert found['valid'] == expected
+    intervals = report['valid'].pop('error_interval')
+    assert report['valid'] == expected
     assert intervals['mean_class_error'] == expected['interval']['mean_class_error']
     for name in ('top1', 'top5', 'many', 'medium', 'few'):
         assert intervals[name][0] <= 1 - expected[name] <= intervals[name][1]
-    assert found['tau'] == data.tau
-    assert found['title'] == HOSTILE
-    assert len(found['classes']['name']) == NUM_CLASSES
+    assert report['tau'] == data.tau
+    assert report['title'] == HOSTILE
+    assert len(report['classes']['name']) == NUM_CLASSES
     assert not (tmp_path / 'other.json').exists()
 
 
 def test_no_groups_without_training_counts():
-    found = compute_report_metrics(full_data(train_counts=np.zeros(0, np.int64)))
-    assert not {'many', 'medium', 'few', 'head_tail'} & set(found.overall)
-    assert set(found.overall['interval']) == {'mean_class_error'}
-    assert set(found.overall['calibration']) == {'all'}
-    assert found.error_interval('few') is None
+    metrics = compute_report_metrics(full_data(train_counts=np.zeros(0, np.int64)))
+    assert not {'many', 'medium', 'few', 'head_tail'} & set(metrics.overall)
+    assert set(metrics.overall['interval']) == {'mean_class_error'}
+    assert set(metrics.overall['calibration']) == {'all'}
+    assert metrics.error_interval('few') is None
 
 
 def test_data_statistics():
@@ -111,8 +111,8 @@ def test_data_statistics():
     data = ReportData(
         'x', train_counts=counts, predictions=predictions_from_classes(np.array([0, 2, 2]), np.array([0, 2, 1]))
     )
-    found = data_statistics(data, compute_report_metrics(data))
-    assert found == {
+    statistics = data_statistics(data, compute_report_metrics(data))
+    assert statistics == {
         'classes': 11,
         'train_images': 145,
         'valid_images': 3,

@@ -226,8 +226,8 @@ def test_stays_small_with_50030_classes(tmp_path):
     counts = rng.integers(0, 8000, num_classes)
     labels = np.repeat(np.arange(num_classes), 5)
     predicted = np.where(rng.random(len(labels)) < 0.4, rng.integers(0, num_classes, len(labels)), labels)
-    found = predictions(labels, predicted, num_classes)
-    data = full_data(train_counts=counts, predictions=found, class_names=[], class_parents=[], open_image=None)
+    top5 = predictions(labels, predicted, num_classes)
+    data = full_data(train_counts=counts, predictions=top5, class_names=[], class_parents=[], open_image=None)
     text, _ = write(tmp_path, data)
     assert len(text.encode()) < 2_000_000
     drawn = re.search(r'50\u202f030 classes in ([\d\u202f]+) dots', text)
@@ -250,12 +250,12 @@ def test_thumbnails_are_left_out_from_the_end_until_the_file_is_small_enough(ful
     limit = bare + fraction * (len(full[1].encode()) - bare)
     path = write_report(tmp_path / 'report.html', full_data(), max_bytes=limit)
     text = path.read_text('utf-8')
-    kept = Page(text).values('src')
-    assert kept == sources[: len(kept)]
-    assert len(kept) < len(sources)
+    shown = Page(text).values('src')
+    assert shown == sources[: len(shown)]
+    assert len(shown) < len(sources)
     assert 'left out of this page' in text
     if fraction:
-        assert kept
+        assert shown
         assert len(text.encode()) <= limit
 
 

@@ -29,16 +29,16 @@ def batch(number, size):
 
 def train(call, module, sizes=(5, 5, 3, 5)):
     """Take some steps; return the outputs and random numbers, and the module's state afterwards."""
-    optimizer, found = torch.optim.SGD(module.parameters(), lr=0.1), []
+    optimizer, results = torch.optim.SGD(module.parameters(), lr=0.1), []
     for number, size in enumerate(sizes):
         torch.manual_seed(number)
         outputs = call(batch(number, size))
-        found.append(outputs.detach())
+        results.append(outputs.detach())
         optimizer.zero_grad()
         outputs.square().sum().backward()
         optimizer.step()
-        found.append(torch.rand(()))  # differs if another number of random numbers was drawn
-    return found, dict(module.state_dict())
+        results.append(torch.rand(()))  # differs if another number of random numbers was drawn
+    return results, dict(module.state_dict())
 
 
 def without_dropout(module):
@@ -75,8 +75,8 @@ class Failing:
 def test_outputs_are_the_same(notes, backend):
     plain, module = without_dropout(net()), without_dropout(net())
     compiled = Compiled(module, backend=backend)
-    found, expected = train(compiled, module), train(plain, plain)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    results, expected = train(compiled, module), train(plain, plain)
+    torch.testing.assert_close(results, expected, rtol=1e-5, atol=1e-6)
     assert module[1].num_batches_tracked == 4
     assert notes() == []
 
@@ -93,19 +93,19 @@ def test_compiling_draws_no_random_number():
     """A resumed run compiles in another step than the uninterrupted run."""
     torch._dynamo.reset()
     compiled = Compiled(net(), backend=FAST)
-    found = []
+    results = []
     for _ in range(2):
         torch.manual_seed(7)
-        found.append((compiled(batch(1, 5)), torch.rand(())))
-    torch.testing.assert_close(*found, rtol=0, atol=0)
+        results.append((compiled(batch(1, 5)), torch.rand(())))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
 # The first graph is for one size; the second one, for any size, is compiled in the third step.
 @pytest.mark.parametrize('first', [0, 1])
 def test_failed_compilation_runs_uncompiled(notes, first):
     plain, module = net(), net()
-    found, expected = train(Compiled(module, backend=Failing(first)), module), train(plain, plain)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    results, expected = train(Compiled(module, backend=Failing(first)), module), train(plain, plain)
+    torch.testing.assert_close(results, expected, rtol=0, atol=0)
     (note,) = notes()
     assert note.startswith('RUN.COMPILE: the model runs uncompiled, because compilation failed: ')
     assert note.endswith('RuntimeError: no such compiler')
@@ -131,9 +131,9 @@ def test_effects_of_the_first_graph_are_undone(notes):
     torch.manual_seed(0)
     module = InTwo()
     backend = Failing(1)
-    found, expected = train(Compiled(module, backend=backend), module), train(plain, plain)
+    results, expected = train(Compiled(module, backend=backend), module), train(plain, plain)
     assert backend.num_graphs == 2
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    torch.testing.assert_close(results, expected, rtol=0, atol=0)
     assert module.first[1].num_batches_tracked == 4
     assert len(notes()) == 1
 

@@ -21,13 +21,13 @@ def test_small_arrays_are_returned_unchanged():
 @pytest.mark.skipif(os.name != 'posix', reason='descriptors can only be passed on POSIX')
 def test_large_arrays_keep_values_and_dtype():
     for array in (LARGE, LARGE[::2], LARGE.astype(np.uint8), LARGE.astype(np.float32)):
-        found = to_shared_memory(np.tile(array, 8))
-        assert isinstance(found, SharedArray)
-        assert to_shared_memory(found) is found
-        assert found.dtype == array.dtype
-        np.testing.assert_array_equal(np.asarray(found), np.tile(array, 8))
+        shared_array = to_shared_memory(np.tile(array, 8))
+        assert isinstance(shared_array, SharedArray)
+        assert to_shared_memory(shared_array) is shared_array
+        assert shared_array.dtype == array.dtype
+        np.testing.assert_array_equal(np.asarray(shared_array), np.tile(array, 8))
         with pytest.raises(ValueError, match='read-only'):
-            found[0] = 1
+            shared_array[0] = 1
 
 
 def test_slices_and_results_are_plain_arrays():
