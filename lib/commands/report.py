@@ -92,7 +92,9 @@ def trained_report(trained: LoadedModel) -> Path:
     return _write(page, data, trained.cfg)
 
 
-def rebalanced_report(path: Path, trained: LoadedModel, valid: DatasetSplit, before: np.ndarray, tau: dict[str, Any]) -> Path:
+def rebalanced_report(
+    path: Path, trained: LoadedModel, valid: DatasetSplit, before: np.ndarray, tau: dict[str, Any]
+) -> Path:
     """Write the report of a re-balanced model: training curves, tau curve, and errors before re-balancing.
 
     `before`: (num_images,) class that the checkpoint predicts for each valid image before re-balancing.
