@@ -1,6 +1,8 @@
-"""The process group of one run, as torchrun starts it: shards of the work, and collective operations."""
+"""The process group of one run, started by torchrun: shards of the work, collective operations, and rendezvous."""
 
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,11 +12,12 @@ from typing import TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
-from lib.distributed.rank_info import read_rank_info
-from lib.distributed.rendezvous import join_store
+from lib.distributed.rank_info import RankInfo, read_rank_info
 
 Value = TypeVar('Value')
+_POLL_SECONDS = 0.01
 # If a rank hangs (disk failure, lost network), the others end after this time.
 _TIMEOUT = timedelta(minutes=30)
 
@@ -120,3 +123,50 @@ def join_process_group() -> Iterator[ProcessGroup]:
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT)
     yield ProcessGroup(*rank_info)
     dist.destroy_process_group()
+
+
+def join_store(rank_info: RankInfo, timeout: timedelta) -> dist.Store:
+    """Return a store with a prefix that only the ranks of this start use. Must be called by all of them.
+
+    torchrun uses one store for all restarts, and torch writes the addresses of the ranks under the same keys each time,
+    so a fast rank may read the address of a process that has ended (pytorch issue 135712). Therefore, the ranks of each
+    (re)start agree on a new prefix for all keys. torchrun's count of restarts cannot be the prefix: it may differ
+    between machines.
+
+    Raises:
+        RuntimeError: not all ranks have called it in time.
+    """
+    rank, world_size = rank_info.rank, rank_info.world_size
+    store, _, _ = next(rendezvous('env://', rank, world_size, timeout=timeout))
+    store.set_timeout(timeout)
+    prefix = _send_prefix(store, world_size, timeout) if rank == 0 else _receive_prefix(store, rank)
+    return dist.PrefixStore(prefix, store)
+
+
+def _send_prefix(store: dist.Store, world_size: int, timeout: timedelta) -> str:
+    """Send a new prefix to every rank that requests it, until all ranks have confirmed it.
+
+    Requests of an earlier start are never confirmed, so they don't count.
+    """
+    prefix = uuid.uuid4().hex
+    answered: dict[int, str] = {}
+    waiting, end = set(range(1, world_size)), time.monotonic() + timeout.total_seconds()
+    while waiting := {rank for rank in waiting if not store.check([f'{prefix} confirmed by {rank}'])}:
+        if time.monotonic() > end:
+            raise RuntimeError(f'ranks {sorted(waiting)} of {world_size} did not join within {timeout}')
+        for rank in waiting:
+            if store.check([f'request of {rank}']):
+                request = store.get(f'request of {rank}').decode()
+                if answered.get(rank) != request:
+                    store.set(f'prefix for {request}', prefix)
+                    answered[rank] = request
+        time.sleep(_POLL_SECONDS)
+    return prefix
+
+
+def _receive_prefix(store: dist.Store, rank: int) -> str:
+    request = uuid.uuid4().hex
+    store.set(f'request of {rank}', request)
+    prefix = store.get(f'prefix for {request}').decode()  # blocks until it is set
+    store.set(f'{prefix} confirmed by {rank}', '')
+    return prefix

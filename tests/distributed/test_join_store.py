@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from lib.distributed.rendezvous import _receive_prefix, _send_prefix
+from lib.distributed.process_group import _receive_prefix, _send_prefix
 
 TIMEOUT = timedelta(seconds=20)
 
