@@ -7,8 +7,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 DEMO := --config configs/demo.yaml
 DEMO_OPTIONS ?=
-# Parallel tests: a worker for each core, of which each takes up to 1 GB. `make test PARALLEL=` runs one after another.
-PARALLEL ?= -n auto --maxprocesses 4 --dist worksteal
+# Compiling the tests in each run would take ten seconds.
+unexport PYTHONDONTWRITEBYTECODE
+# Parallel tests: workers of up to 1 GB each. Tests that start processes often wait, so that make test uses one worker more
+# than there are cores. `make test CORES=1` needs less memory.
+CORES ?= $(shell n=$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
+PYTEST := $(BIN)/python -m pytest -q --dist worksteal
 
 .PHONY: help demo install test test-fast test-all lint format
 help:
@@ -45,14 +49,14 @@ BROWSER = { command -v chromium || command -v chromium-browser || command -v goo
 
 test: $(VENV)/installed-dev
 	@$(BROWSER)
-	$(BIN)/python -m pytest -q $(PARALLEL)
+	$(PYTEST) -n $$(($(CORES) + 1))
 
 test-fast: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -q $(PARALLEL) -m 'not slow and not process and not long'
+	$(PYTEST) -n $(CORES) -m 'not slow and not process and not long'
 
 test-all: $(VENV)/installed-dev
 	@$(BROWSER)
-	$(BIN)/python -m pytest -q $(PARALLEL) -m ''
+	$(PYTEST) -n $$(($(CORES) + 1)) -m ''
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

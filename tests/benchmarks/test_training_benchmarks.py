@@ -145,6 +145,7 @@ def test_chunked_error_is_small(loss):
     assert 0 < error < 1e-5
 
 
+@pytest.mark.long
 def test_memory_of_each_kind(photos):
     for kind in ('plain', 'chunked'):
         assert np.isnan(gpu.memory(20, kind, photos, device='cpu', batch_size=2))

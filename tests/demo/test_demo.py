@@ -93,6 +93,7 @@ def test_structure(demo):
     assert sorted(listed) == sorted(name for name in files(demo) if name.endswith('.jpg'))
 
 
+@pytest.mark.long
 def test_photos_are_jpegs_of_the_documented_sizes_and_all_different(demo):
     photos = [data for name, data in files(demo).items() if name.endswith('.jpg')]
     assert len(set(photos)) == len(photos)

@@ -81,6 +81,7 @@ def test_outputs_are_the_same(notes, backend):
     assert notes() == []
 
 
+@pytest.mark.long
 def test_module_is_compiled():
     """Otherwise, the other tests would compare the module with itself."""
     torch._dynamo.reset()
@@ -89,6 +90,7 @@ def test_module_is_compiled():
     assert backend.num_graphs >= 1
 
 
+@pytest.mark.long
 def test_compiling_draws_no_random_number():
     """A resumed run compiles in another step than the uninterrupted run."""
     torch._dynamo.reset()

@@ -21,9 +21,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 def repository(tmp_path):
     """Return a copy of the code, so that the real dataset/ is not changed."""
     copy = tmp_path / 'the repository'
-    ignored = shutil.ignore_patterns('__pycache__')
     for name in ('lib', 'tools'):
-        shutil.copytree(REPOSITORY / name, copy / name, ignore=ignored)
+        shutil.copytree(REPOSITORY / name, copy / name)  # bytecode included, which saves seconds per command
     (copy / 'dataset').mkdir()
     for script in (REPOSITORY / 'dataset').glob('*.sh'):
         shutil.copy(script, copy / 'dataset')

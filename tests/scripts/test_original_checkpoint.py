@@ -97,6 +97,7 @@ def logits_of(options):
     return split.names.to_pylist(), torch.cat(logits)
 
 
+@pytest.mark.long
 def test_logits_are_those_of_timm(network, checkpoint, products):
     names, logits = logits_of(['--RESUME_MODEL', checkpoint, '--DATASET_ROOT', products])
     expected = expected_logits(network, expected_features(network, products, names))
