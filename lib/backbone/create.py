@@ -139,9 +139,7 @@ def measure_width(backbone: nn.Module, name: str, image_size: int, key: str = 'I
     finally:
         backbone.train()
     if not isinstance(features, torch.Tensor) or features.ndim != 2:
-        raise UserError(
-            f"MODEL.BACKBONE '{name}' does not return one feature vector per image: choose another"
-        )
+        raise UserError(f"MODEL.BACKBONE '{name}' does not return one feature vector per image: choose another")
     return features.shape[1]
 
 

@@ -127,9 +127,7 @@ def make_plan(cfg: Config) -> list[str]:
     """
     device = pick_device(cfg.RUN.DEVICE, cfg.RUN.PRECISION)
     if cfg.PLAN.TFLOPS and cfg.PLAN.DEVICES > 1 and not cfg.PLAN.LINK_GB_S:
-        raise UserError(
-            'PLAN.TFLOPS with several devices needs their bandwidth: set --PLAN_LINK_GB_S 25'
-        )
+        raise UserError('PLAN.TFLOPS with several devices needs their bandwidth: set --PLAN_LINK_GB_S 25')
     num_classes = cfg.PLAN.NUM_CLASSES or open_training_data(cfg, quarantine=False).train.num_classes
     costs = StepCosts(cfg, num_classes, device.train_dtype)
     spec = StepSpec(
