@@ -131,6 +131,7 @@ def test_runs_compared_with_the_parts_of_timm(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.process
 def test_runs_compared_with_train_py(monkeypatch, tmp_path):
     (tmp_path / 'train.py').write_text(f'print({LOG!r})\n')
     monkeypatch.setattr(step, 'EPOCHS', 2)
@@ -152,6 +153,7 @@ def test_memory_of_each_kind(photos):
 
 
 @pytest.mark.slow
+@pytest.mark.process
 def test_rates_of_a_network(photos, monkeypatch):
     monkeypatch.setattr(gpu, 'WORKERS', 0)
     results = gpu.rates('resnet50', 32, photos, device='cpu', batch_size=4, rounds=1, checkout=None)

@@ -14,6 +14,7 @@ from lib.runtime.log import LOGGER
 FAST = 'aot_eager'
 MACHINE_CODE = (
     pytest.mark.slow,
+    pytest.mark.process,
     pytest.mark.skipif(shutil.which('g++') is None, reason='torch.compile needs a C++ compiler on a CPU'),
 )
 

@@ -47,7 +47,7 @@ class Running:
 
     def wait(self, code: int | None = 0) -> subprocess.CompletedProcess:
         """Return its outcome, with exit code `code` if one is given."""
-        exit_code = self.scripts.request({'wait': self.process, 'seconds': 120})
+        exit_code = self.scripts.request({'wait': self.process, 'seconds': 300})
         done = subprocess.CompletedProcess(self.command, exit_code, self.stdout.read_text(), self.stderr.read_text())
         assert code is None or done.returncode == code, f'{self.command}\n{done.stdout}\n{done.stderr}'
         return done
