@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCSTRING, COMMENT, MESSAGE, PAGE, NAME = 'docstring', 'comment', 'message', 'page', 'name'
 PROSE = (DOCSTRING, COMMENT, MESSAGE, PAGE)
@@ -161,11 +163,13 @@ def findings_of(path: Path) -> list[str]:
     return found
 
 
+@pytest.mark.long
 def test_no_idiom_returns():
     found = [finding for path in [*python_files(), *pages()] for finding in findings_of(path)]
     assert not found, '\n'.join(found)
 
 
+@pytest.mark.long
 def test_spelling_is_american():
     """In identifiers and code too: one spelling per word makes the tree searchable."""
     found = []

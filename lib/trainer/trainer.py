@@ -241,12 +241,11 @@ def update_best(select_by: str, valid: dict[str, float], progress: TrainProgress
 
 
 def _epoch_line(epoch: int, max_epoch: int, train: dict[str, float], valid: dict[str, float], is_best: bool) -> str:
-    text = f'epoch {epoch:3d}/{max_epoch}  lr {train["lr"]:.2g}  loss {train["loss"]:.3f}'
-    if valid:
-        text += _valid_text(valid)
-    best = '  (best)' if valid and is_best else ''
-    return f'{text}  {train["images_per_second"]:.0f} images/s{best}'
+    speed = f'{train["images_per_second"]:.0f} img/s'
+    text = f'epoch {epoch}/{max_epoch}  lr {train["lr"]:.2g}  loss {train["loss"]:.3f}  {speed}'
+    return f'{text}{_valid_text(valid)}{" best" if is_best else ""}' if valid else text
 
 
 def _valid_text(valid: dict[str, float]) -> str:
-    return f'  valid: mean class error {valid["mean_class_error"]:.1%}, top-1 {valid["top1"]:.1%}'
+    """Return mean class error and top-1 accuracy of the validation split, in few columns."""
+    return f'  error {valid["mean_class_error"]:.1%}  top-1 {valid["top1"]:.1%}'

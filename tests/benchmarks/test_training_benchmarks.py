@@ -40,6 +40,7 @@ def ready(steps=3):
     return ReadyBatches(torch.device('cpu'), batch_size=4, size=32, num_classes=3, steps=steps)
 
 
+@pytest.mark.long
 def test_all_three_loops_take_the_same_steps(run):
     """From the same weights, all loops reach the same weights, so none does less work."""
     batches = ready()

@@ -104,6 +104,7 @@ def test_photos_are_jpegs_of_the_documented_sizes_and_all_different(demo):
         assert np.asarray(image).std() > 8, 'not a flat image'
 
 
+@pytest.mark.long
 def test_noise_file_contains_the_true_labels(demo):
     noise = read(demo / 'noise.json')
     annotations = read(demo / 'converted_train.json')['annotations']

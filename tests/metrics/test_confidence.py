@@ -46,6 +46,7 @@ def test_the_threshold_has_the_largest_coverage(seed):
     assert found.bound == pytest.approx(bounds[best], abs=1e-7)
 
 
+@pytest.mark.long
 def test_the_bound_holds_on_other_images():
     rng = np.random.default_rng(0)
     holds = []

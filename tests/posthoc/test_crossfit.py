@@ -59,6 +59,7 @@ def gains(seed: int, *, biased: bool, num_problems: int):
     return np.array(naive), np.array(honest)
 
 
+@pytest.mark.long
 def test_without_a_real_gain_none_is_reported():
     naive, honest = gains(5, biased=False, num_problems=150)
     spread = honest.std() / np.sqrt(len(honest))

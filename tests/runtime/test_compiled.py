@@ -146,6 +146,7 @@ def test_an_error_of_the_module_is_raised(notes):
         Compiled(net(), backend=FAST)(torch.zeros(2, 9))
 
 
+@pytest.mark.long
 def test_names_and_parameters_are_those_of_the_module():
     module = net()
     compiled = Compiled(module)

@@ -35,6 +35,7 @@ def test_micro_batches_cover_each_rank_once(batch_size, count, max_images):
 
 @pytest.mark.parametrize('loss', ['mixed', 'ldam'])
 @pytest.mark.parametrize('head', ['whole', 'chunked'])
+@pytest.mark.long
 def test_gradients_add_up(loss, head):
     """The gradients of a batch are the sum over its micro-batches, in float64, for every normalizer."""
     options = {'batch_size': 32, 'loss': loss, 'head': head, 'clip': 0.5, 'decay': 0.9}

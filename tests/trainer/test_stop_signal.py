@@ -37,6 +37,7 @@ def test_the_first_signal_is_a_request_and_the_second_ends(monkeypatch, number, 
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.long
 def test_the_timer_requests_saves():
     controller = StopController(save_minutes=0.2 / 60)
     assert controller.poll() is Action.NOTHING

@@ -35,6 +35,7 @@ def write(folder, count):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 11), st.integers(1, 11))
+@pytest.mark.long
 def test_any_number_of_writers_and_readers(tmp_path_factory, writers, readers):
     folder = tmp_path_factory.mktemp('head')
     write(folder, writers)
