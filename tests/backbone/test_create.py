@@ -19,6 +19,7 @@ from lib.errors import UserError
         ('vit_tiny_patch16_224', 112, 192),  # a fixed size, overridden
     ],
 )
+@pytest.mark.long
 def test_num_features_is_the_width_of_the_output(name, image_size, num_features):
     backbone = create_backbone(name, image_size=image_size)
     assert backbone.training

@@ -127,6 +127,7 @@ def test_two_workers_write_the_same_bytes_as_one(demo, tmp_path):
     assert drawn.items() <= files(demo).items()
 
 
+@pytest.mark.long
 def test_another_seed_gives_other_photos_sizes_and_noise(demo, tmp_path):
     photos = plan_photos(3, SCALE)[:3]
     for photo in photos:
@@ -175,6 +176,7 @@ def test_full_disk_is_one_error_line_and_writes_nothing(tmp_path, monkeypatch, w
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_incomplete_data_and_other_seeds_are_replaced(tmp_path, without_drawing):
     root = tmp_path / 'set'
     root.mkdir()  # an empty folder is used
@@ -191,6 +193,7 @@ def test_incomplete_data_and_other_seeds_are_replaced(tmp_path, without_drawing)
 
 @pytest.mark.parametrize('foreign', ['notes.txt', 'images/a.jpg', 'images/train/Mine/000.jpg', 'images/train/a/b/c'])
 @pytest.mark.parametrize('beside_a_demo_set', [True, False])
+@pytest.mark.long
 def test_a_folder_with_foreign_files_is_refused_and_not_changed(tmp_path, without_drawing, foreign, beside_a_demo_set):
     root = tmp_path / 'set'
     if beside_a_demo_set:

@@ -28,6 +28,7 @@ def start(store, count, order):
 
 
 @pytest.mark.parametrize('order', [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+@pytest.mark.long
 def test_every_start_has_a_new_prefix(order):
     store = dist.HashStore()
     store.set_timeout(TIMEOUT)

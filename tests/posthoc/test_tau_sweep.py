@@ -132,6 +132,7 @@ def test_one_image_with_awkward_numbers(scores, norms, label):
 @pytest.mark.parametrize('seed', range(3), ids='seed{}'.format)
 @pytest.mark.parametrize('sign', ['mixed', 'negative'])
 @pytest.mark.parametrize('num_classes', [2, 31, 32, 33, 500])
+@pytest.mark.long
 def test_groups_do_not_change_the_result(num_classes, sign, seed):
     """Against all pairs at once, without groups, bounds or an order of the classes."""
     generator = torch.Generator().manual_seed(seed)
@@ -198,6 +199,7 @@ def test_one_class_is_always_right():
 
 @pytest.mark.parametrize('metric', METRICS)
 @pytest.mark.parametrize('seed', range(5), ids='seed{}'.format)
+@pytest.mark.long
 def test_never_below_a_grid(metric, seed):
     (weight, features), labels = problem('plain', seed, num_images=400, num_classes=40)
     images = swept(weight, features, labels)

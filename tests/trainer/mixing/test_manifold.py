@@ -99,6 +99,7 @@ CASES += [('vit_tiny_patch16_224', stage) for stage in (1, 7, 12)]
 
 
 @pytest.mark.parametrize(('name', 'stage'), CASES)
+@pytest.mark.long
 def test_features_against_a_split_backbone(name, stage):
     plain = backbone_of(name)
     hooked = copy.deepcopy(plain)
