@@ -20,7 +20,7 @@ def stratified_folds(labels: np.ndarray, num_folds: int = NUM_FOLDS, *, seed: in
         ValueError: fewer than two folds, or fewer images than folds.
     """
     if num_folds < 2 or len(labels) < num_folds:
-        raise ValueError(f'{len(labels)} images cannot be split into {num_folds} folds: at least 2, and an image each')
+        raise ValueError(f'{num_folds} folds of {len(labels)} images: needs 2 folds or more, and an image for each')
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(labels))
     order = shuffled[np.argsort(labels[shuffled], kind='stable')]
