@@ -9,7 +9,7 @@ import numpy as np
 
 from lib.errors import UserError
 from lib.formats.converted import UNLABELED, ConvertedDataset, ConvertedSplit
-from lib.formats.sources import SourceErrors, check_entries, find_split_files, read_json, short
+from lib.formats.sources import SourceErrors, check_entries, find_split_files, image_folder, read_json, short
 
 _PATTERN = r'{split}(?:20\d\d)?\.json'
 _RANKS = ('kingdom', 'phylum', 'class', 'order', 'family', 'genus')
@@ -73,8 +73,7 @@ def convert_inat(
             splits[split] = ConvertedSplit([image.file_name for image in tree.images], None)
         else:
             splits[split] = _labeled_split(path, tree, label_of)
-    base = source if source.is_dir() else source.parent
-    return ConvertedDataset(splits, names, parents, Path(image_root) if image_root else base)
+    return ConvertedDataset(splits, names, parents, image_folder(source, image_root))
 
 
 def _read(path: Path) -> _File:

@@ -88,6 +88,13 @@ def find_split_files(source: Path, pattern: str, given: dict[str, str | None]) -
     return {split: chosen[split] for split in SPLITS if split in chosen}
 
 
+def image_folder(source: Path, image_root: str | None) -> Path:
+    """Return the folder that image paths are relative to: `image_root` if given, else `source` or its parent folder."""
+    if image_root:
+        return Path(image_root)
+    return source if source.is_dir() else source.parent
+
+
 def read_json(path: Path, form: type[Form]) -> Form:
     """Decode a JSON file as `form`, a msgspec type; `Any` accepts everything.
 

@@ -10,7 +10,7 @@ import numpy as np
 from lib.dataset.folder import VALID_NAMES
 from lib.errors import UserError
 from lib.formats.converted import ConvertedDataset, ConvertedSplit, SplitBuilder
-from lib.formats.sources import SourceErrors, find_split_files, is_utf8, short, text_lines
+from lib.formats.sources import SourceErrors, find_split_files, image_folder, is_utf8, short, text_lines
 from lib.formats.unpack import find_folder_with
 
 _CSV_FILE = r'(?:.*[_-])?{split}\.(?:csv|tsv)'
@@ -68,8 +68,7 @@ def convert_csv(
                     named.setdefault(label, row['name'])
     errors.raise_if_any()
     splits, labels = builder.finish()
-    base = source if source.is_dir() else source.parent
-    return ConvertedDataset(splits, _readable_names(labels, named), None, Path(image_root) if image_root else base)
+    return ConvertedDataset(splits, _readable_names(labels, named), None, image_folder(source, image_root))
 
 
 def _rows(
@@ -158,8 +157,7 @@ def convert_image_list(
                 errors.add(where, f'label {short(label)} is not a non-negative integer')
     errors.raise_if_any()
     splits, names = builder.finish()
-    base = source if source.is_dir() else source.parent
-    return ConvertedDataset(splits, names, None, Path(image_root) if image_root else base)
+    return ConvertedDataset(splits, names, None, image_folder(source, image_root))
 
 
 def _fields(line: str) -> tuple[str, str]:
