@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from lib.dataset.annotations import ClassNames
 from lib.dataset.images import ArrayImages, Images, SomeImages
 from lib.dataset.index import ClassIndex, quarantined_rows
+from lib.dataset.paths import nfc_strings
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
 from lib.runtime.shared_memory import to_shared_memory
@@ -48,11 +49,11 @@ class DatasetSplit:
         return ClassIndex(self.labels, self.num_classes, by_class=self.by_class)
 
     def digest(self) -> str:
-        """Return a fingerprint of names and labels, in their order."""
+        """Return a fingerprint of names, in NFC, and labels, in their order."""
         digest = hashlib.sha256(f'{self.num_classes} '.encode())
         digest.update(np.ascontiguousarray(self.labels, np.int32).data)
         # Arrow's own buffers (64-bit offsets, then bytes): no Python string per image.
-        names = pa.concat_arrays([self.names])
+        names = nfc_strings(pa.concat_arrays([self.names]))
         _, offsets, text = names.buffers()
         wide = np.int64 if pa.types.is_large_string(names.type) else np.int32
         offsets = np.frombuffer(offsets, wide)[names.offset :][: len(names) + 1].astype(np.int64)
@@ -99,6 +100,7 @@ class TrainingData:
         valid, train = (split.names.cast(pa.large_string()) for split in (self.valid, self.train))
         if self.train_rows is not None:
             train = train.take(pa.array(self.train_rows))
+        valid, train = nfc_strings(valid), nfc_strings(train)
         # Two hash tables of small sets, since one of millions of names takes seconds.
         common = train.filter(pc.is_in(train, value_set=valid))
         return int(pc.sum(pc.is_in(valid, value_set=common)).as_py() or 0)

@@ -90,7 +90,9 @@ def transfer_rows(
         trained: of the trained classifier, with rows in the order of `trained_names`.
         names: of the new classifier's classes, in the order of rows.
     """
-    trained_row = {name: row for row, name in enumerate(trained_names)}
+    trained_row: dict[str, int] = {}
+    for row, name in enumerate(trained_names):
+        trained_row.setdefault(name, row)
     pairs = [(row, trained_row[name]) for row, name in enumerate(names) if name in trained_row]
     new_rows = [row for row, _ in pairs]
     old_rows = [row for _, row in pairs]

@@ -14,13 +14,14 @@ import pyarrow.compute as pc
 
 from lib.dataset.annotation_rows import Entry, EntryColumns, columns_of, parse_entries
 from lib.dataset.paths import strings
+from lib.runtime.text import BYTE_ORDER_MARK, InvalidJson, parse_json
 
 BLOCK_BYTES = 1 << 21  # larger blocks exceed the processor's cache, with smaller ones the threads wait for each other
 _MAX_PENDING = 4  # blocks that wait for the parsing threads
 _MAX_CUTS = 8  # ends of objects tried in a block; the last one may be in a nested object or in a text
-_HEAD = re.compile(rb'\s*\{\s*(?:"num_classes"\s*:\s*[0-9]+\s*,\s*)?"annotations"\s*:\s*\[')
+_HEAD = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*(?:"num_classes"\s*:\s*[0-9]+\s*,\s*)?"annotations"\s*:\s*\[')
 _MAX_INT32 = 2**31 - 1
-_ERRORS = (msgspec.DecodeError, UnicodeError, OverflowError, RecursionError)
+_ERRORS = (msgspec.DecodeError, InvalidJson, UnicodeError, OverflowError, RecursionError)
 
 
 class _File(msgspec.Struct):
@@ -101,7 +102,7 @@ def parse_whole(data: bytes) -> ParsedAnnotations:
         UnsupportedForm: the file is invalid.
     """
     try:
-        file = msgspec.json.decode(data, type=_File)
+        file = parse_json(data, _File)
         columns = _GrowingColumns()
         columns.append(columns_of(file.annotations))
     except _ERRORS as error:
@@ -227,7 +228,7 @@ class _BlockParser:
         # JSON uses the last of two equal keys, which may not be the one parsed so far.
         if num_rows and b'"annotations"' in data:
             raise UnsupportedForm
-        file = msgspec.json.decode(head + data, type=_File)
+        file = msgspec.json.decode((head + data).removeprefix(BYTE_ORDER_MARK), type=_File)
         if num_rows and not file.annotations:  # an extra comma before the closing bracket
             raise UnsupportedForm
         columns.append(columns_of(file.annotations))

@@ -13,11 +13,10 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from lib.errors import UserError
+from lib.runtime.text import is_unicode, whole
 
 ANNOTATION_FORM = '{"annotations": [{"category_id": 0, "fpath": "..."}, ...], "num_classes": 3}'
 MAX_SHOWN = 10
-_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _MAX_CLASSES = 2**31 - 1  # labels are int32
 
 _QUOTE = ord('"')
@@ -225,23 +224,15 @@ def has_duplicates(numbers: np.ndarray) -> bool:
     return False
 
 
-def decode_json(path: str | Path, data: bytes) -> Any:
-    """Decode any JSON. Raises UserError if it is not valid."""
-    try:
-        return msgspec.json.decode(data)
-    except _NOT_JSON as error:
-        raise UserError(f'{path}: not valid JSON ({error}; {len(data)} bytes)') from None
-
-
 def describe_faults(path: str | Path, tree: Any) -> str:
     """Return the error line for a decoded annotation file that the typed parser rejected."""
     if not isinstance(tree, dict) or not isinstance(tree.get('annotations'), list):
         return f'{path}: must be {ANNOTATION_FORM}'
-    num_classes = tree.get('num_classes')
-    if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1:
-        return f'{path}: num_classes is {num_classes!r}, but must be a whole number, at least 1'
+    num_classes = whole(tree.get('num_classes'))
+    if num_classes is None or num_classes < 1:
+        return f'{path}: num_classes is {_short(tree.get("num_classes"))}, but must be a whole number, at least 1'
     if num_classes > _MAX_CLASSES:
-        return f'{path}: num_classes is {num_classes}, but must be at most {_MAX_CLASSES}'
+        return f'{path}: num_classes is {_short(num_classes)}, but must be at most {_MAX_CLASSES}'
     if not tree['annotations']:
         return f'{path}: lists no images'
     return join_faults(path, list(entry_faults(tree['annotations'], num_classes, 'fpath')))
@@ -254,15 +245,17 @@ def entry_faults(entries: list, num_classes: int | None, path_key: str) -> Itera
         if not isinstance(entry, dict):
             yield f'{name} is {_short(entry)}, not an object'
             continue
-        path, label = entry.get(path_key), entry.get('category_id')
+        path, label = entry.get(path_key), whole(entry.get('category_id'))
         if not isinstance(path, str) or not path:
             yield f'{name} has no {path_key}' if path is None else f'{name}: {path_key} is {_short(path)}, not a path'
+        elif not is_unicode(path):
+            yield f'{name}: {path_key} is {_short(path)}, not Unicode: rename the file'
         elif num_classes is None:
             continue
-        elif isinstance(label, bool) or not isinstance(label, int):
-            yield f'{name}: category_id is {_short(label)}, not a whole number'
+        elif label is None:
+            yield f'{name}: category_id is {_short(entry.get("category_id"))}, not a whole number'
         elif not 0 <= label < num_classes:
-            yield f'{name}: category_id is {label}, but must be from 0 to {num_classes - 1}'
+            yield f'{name}: category_id is {_short(label)}, but must be from 0 to {num_classes - 1}'
 
 
 def join_faults(path: str | Path, faults: list[str]) -> str:

@@ -15,22 +15,23 @@ from typing import Any, TypeGuard
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lib.dataset.annotation_cache import CacheDamaged, CachedColumns, CacheSource, FileStamp, cache_paths, load, save
 from lib.dataset.annotation_json import ParsedAnnotations, ParsedPrefix, UnsupportedForm, parse_in_blocks, parse_whole
 from lib.dataset.annotation_rows import (
     ANNOTATION_FORM,
     MAX_SHOWN,
-    decode_json,
     describe_faults,
     entry_faults,
     has_duplicates,
     join_faults,
 )
 from lib.dataset.index import class_starts, rows_by_class
-from lib.dataset.paths import PathColumn
+from lib.dataset.paths import PathColumn, nfc_strings
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
+from lib.runtime.text import decode_json, is_unicode, nfc_list, whole
 
 _BinaryFile = BufferedReader | BytesIO
 
@@ -69,7 +70,7 @@ class Annotations:
 
 @dataclass(frozen=True)
 class ClassNames:
-    """Names of the classes.
+    """Names of the classes. Here they enter the program, and all that compares names relies on their form, NFC.
 
     Attributes:
         names: (num_classes,) the original labels.
@@ -78,6 +79,10 @@ class ClassNames:
 
     names: list[str]
     parents: list[list[str]]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'names', nfc_list(self.names))
+        object.__setattr__(self, 'parents', [nfc_list(ancestors) for ancestors in self.parents])
 
 
 def read_annotations(path: str | Path, *, use_cache: bool = True) -> Annotations:
@@ -107,7 +112,7 @@ def read_test_images(path: str | Path, num_classes: int) -> Annotations:
     Raises:
         UserError: as read_annotations; also when labels are not below `num_classes`.
     """
-    tree = decode_json(path, _read(path))
+    tree: Any = decode_json(path, _read(path))
     if isinstance(tree, dict) and isinstance(tree.get('annotations'), list):
         entries, path_key = tree['annotations'], 'fpath'
     elif isinstance(tree, dict) and isinstance(tree.get('images'), list):
@@ -120,7 +125,7 @@ def read_test_images(path: str | Path, num_classes: int) -> Annotations:
     faults = list(entry_faults(entries, num_classes if with_labels else None, path_key))
     if faults:
         raise UserError(join_faults(path, faults))
-    labels = [entry['category_id'] for entry in entries] if with_labels else [-1] * len(entries)
+    labels = [whole(entry['category_id']) for entry in entries] if with_labels else [-1] * len(entries)
     paths = pa.array((entry[path_key] for entry in entries), pa.large_string())
     return Annotations(PathColumn(paths), np.array(labels, np.int32), num_classes, str(path))
 
@@ -133,7 +138,7 @@ def read_classes(path: str | Path, num_classes: int) -> ClassNames | None:
     """
     if not Path(path).exists():
         return None
-    tree = decode_json(path, _read(path))
+    tree: Any = decode_json(path, _read(path))
     names = tree.get('names') if isinstance(tree, dict) else None
     if not _is_list_of_texts(names):
         raise UserError(f'{path}: must be {{"names": ["...", ...]}}, one text per class')
@@ -148,7 +153,7 @@ def read_classes(path: str | Path, num_classes: int) -> ClassNames | None:
 
 
 def _is_list_of_texts(value: Any) -> TypeGuard[list[str]]:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+    return isinstance(value, list) and all(isinstance(text, str) and is_unicode(text) for text in value)
 
 
 @contextmanager
@@ -244,7 +249,7 @@ def _columns_of(
     If there are any, the columns are stored a second time, with a warning.
     """
     with ThreadPoolExecutor(1) as worker:
-        may_have_duplicates = worker.submit(has_duplicates, parsed.fingerprints)
+        may_have_duplicates = worker.submit(_may_have_duplicates, parsed)
         starts = class_starts(parsed.labels, parsed.num_classes)
         by_class = rows_by_class(parsed.labels, parsed.num_classes)
         source = CacheSource(stamp, parsed.digest, parsed.prefix, parsed.num_classes, _empty_classes(starts))
@@ -264,8 +269,15 @@ def _is_faulty(parsed: ParsedAnnotations) -> bool:
     )
 
 
+def _may_have_duplicates(parsed: ParsedAnnotations) -> bool:
+    composed = nfc_strings(parsed.paths)
+    if composed is parsed.paths:
+        return has_duplicates(parsed.fingerprints)
+    return int(pc.count_distinct(composed).as_py()) < len(composed)
+
+
 def _duplicates(paths: pa.Array) -> list[str]:
-    codes = paths.dictionary_encode().indices.to_numpy()
+    codes = nfc_strings(paths).dictionary_encode().indices.to_numpy()
     _, first = np.unique(codes, return_index=True)
     repeated = np.setdiff1d(np.arange(len(codes)), first, assume_unique=True)
     if not len(repeated):

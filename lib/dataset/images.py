@@ -10,6 +10,7 @@ from PIL import Image
 
 from lib.dataset.decode import decode
 from lib.dataset.lazy_image import LazyImage, LazyPixelImage, open_lazy_image
+from lib.dataset.paths import spelled_on_disk
 
 FIRST_PAUSE_SECONDS = 0.05  # doubles with every attempt
 
@@ -64,12 +65,19 @@ class FileImages(EncodedImages):
         return len(self.paths)
 
     def name(self, row: int) -> str:
-        """Return the path that is opened."""
+        """Return the path that is opened, if it exists as it is spelled."""
         return os.path.join(self.root, str(self.paths[int(row)]))
 
     def read(self, row: int) -> bytes:
-        """Return the bytes of the file. Raises: OSError."""
-        return read_bytes(self.name(row))
+        """Return the bytes of the file, also if the disk spells its path otherwise. Raises: OSError."""
+        path = self.name(row)
+        try:
+            return read_bytes(path)
+        except (FileNotFoundError, NotADirectoryError):
+            spelled = spelled_on_disk(path)
+            if spelled is None:
+                raise
+            return read_bytes(spelled)
 
 
 class ArrayImages:

@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lib.dataset.paths import nfc_strings
 from lib.errors import UserError
 from lib.runtime.seeding import Purpose, generator
 from lib.runtime.shared_memory import to_shared_memory
+from lib.runtime.text import decode_json
 
 _MAX_UINT16_CLASSES, _MAX_INT32_ROWS = 2**16, 2**31
 
@@ -136,7 +138,7 @@ def quarantined_rows(names: pa.LargeStringArray, file: str | Path, split: str) -
     """Return the rows of a split that a quarantine file lists.
 
     Args:
-        names: (num_images,) paths as annotated; every row with a listed path is quarantined.
+        names: (num_images,) paths as annotated; every row with a listed path, in any Unicode form, is quarantined.
         file: JSON of the form {"images": [{"fpath", "split", "reason"}, ...]}; other fields are ignored.
         split: entries of other splits are counted only.
 
@@ -144,16 +146,16 @@ def quarantined_rows(names: pa.LargeStringArray, file: str | Path, split: str) -
         UserError: no such file, or not of this form.
     """
     try:
-        images = msgspec.json.decode(Path(file).read_bytes(), type=_QuarantineFile).images
+        images = decode_json(file, Path(file).read_bytes(), _QuarantineFile).images
     except FileNotFoundError:
         raise UserError(f'{file}: no such file; tools/doctor.py writes one') from None
     except OSError as error:
         raise UserError(f'{file}: cannot be read ({error.strerror})') from None
     except msgspec.ValidationError as error:
         raise UserError(f'{file}: must be {_QUARANTINE_FORM} ({error})') from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f'{file}: not valid JSON ({error})') from None
-    listed = pa.array([image.fpath for image in images if image.split == split], pa.large_string()).unique()
+    names = nfc_strings(names)
+    listed = nfc_strings(pa.array([image.fpath for image in images if image.split == split], pa.large_string()))
+    listed = listed.cast(names.type).unique()
     rows = np.flatnonzero(pc.is_in(names, listed).to_numpy(zero_copy_only=False))
     num_unknown = len(listed) - int(pc.sum(pc.is_in(listed, names)).as_py() or 0)
     return QuarantinedRows(rows, num_unknown, sum(image.split != split for image in images))

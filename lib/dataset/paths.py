@@ -1,22 +1,29 @@
-"""Paths of an annotation file: one rule per file, chosen on a sample, maps annotated paths to files below a root."""
+"""Paths of images: one rule per annotation file maps annotated paths to files below a root.
+
+The rule is chosen on a sample. A file that the rule does not find is searched under other spellings of its path:
+`spelled_on_disk`.
+"""
 
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lib.errors import UserError
 from lib.runtime.shared_memory import SharedArray, SharedFile, to_shared_memory
+from lib.runtime.text import nfc
 
 _SAMPLE = 16
 _MAX_DEPTH = 12
-_WINDOWS_ROOT = re.compile(r'(?:[A-Za-z]:[/\\]|\\\\)')
+_WINDOWS_ROOT = re.compile(r'(?:[A-Za-z]:[/\\]|\\)')
 
 
 @dataclass(frozen=True)
@@ -24,18 +31,20 @@ class PathRule:
     """A mapping of annotated paths to paths that are joined to the root.
 
     Attributes:
-        depth: leading folders to remove from an absolute path in addition to its root; None: paths are unchanged.
-            Windows paths get this system's separators; relative paths are unchanged.
+        depth: leading folders to remove from an absolute path in addition to its root; None: none, nor the root.
+            Absolute paths of Windows get this system's separators.
+        has_backslashes: relative paths get this system's separators, too.
     """
 
     depth: int | None = None
+    has_backslashes: bool = False
 
     def __call__(self, path: str) -> str:
         """Return the path to open."""
         if self.depth is None:
-            return path
+            return path.replace('\\', os.sep) if self.has_backslashes else path
         relative = self._leading.sub('', path)
-        return relative.replace('\\', os.sep) if _WINDOWS_ROOT.match(path) else relative
+        return relative.replace('\\', os.sep) if self.has_backslashes or _WINDOWS_ROOT.match(path) else relative
 
     @cached_property
     def _leading(self) -> re.Pattern:
@@ -112,11 +121,70 @@ def strings(length: int, offsets: np.ndarray, text: np.ndarray) -> pa.Array:
     return pa.Array.from_buffers(kind, length, [None, pa.py_buffer(offsets), pa.py_buffer(text)])
 
 
+def nfc_strings(texts: pa.Array) -> pa.Array:
+    """Return Arrow strings in NFC (see lib.runtime.text.nfc); the same object if they are, as nearly all are.
+
+    A text that is not UTF-8 is an error of Arrow's, so `texts` are valid.
+    """
+    _, offsets, text = texts.buffers()
+    wide = np.int64 if pa.types.is_large_string(texts.type) else np.int32
+    offsets = np.frombuffer(offsets, wide)[texts.offset :][: len(texts) + 1]
+    used = np.frombuffer(text or b'', np.uint8)[offsets[0] : offsets[-1]]
+    # A part of a text in NFC is in NFC, too, so one look at all of them together is enough.
+    if used.max(initial=0) < 128 or unicodedata.is_normalized('NFC', used.tobytes().decode()):
+        return texts
+    return pc.utf8_normalize(texts, form='NFC')
+
+
+def spelled_on_disk(path: str) -> str | None:
+    """Return the spelling under which an image exists: as given, with `/` for backslashes, or equal under NFC.
+
+    Systems differ in the form of accented characters (macOS decomposes them) and in separators. Return None if there is
+    no such file.
+    """
+    for spelling in dict.fromkeys((path, path.replace('\\', os.sep))):
+        if os.path.exists(spelling):
+            return spelling
+        if not spelling.isascii():
+            # Usually the whole path has one form, which is faster than the list of a folder of millions of files.
+            composed, decomposed = (unicodedata.normalize(form, spelling) for form in ('NFC', 'NFD'))
+            found = next(filter(os.path.exists, (composed, decomposed)), None) or _spelled_by_folder(spelling)
+            if found:
+                return found
+    return None
+
+
+def _spelled_by_folder(path: str) -> str | None:
+    """Return the spelling of an existing path, one part after another, each as in the list of its folder."""
+    folder, name = os.path.split(path.rstrip(os.sep))
+    if not name or os.path.exists(path):
+        return path
+    parent = _spelled_by_folder(folder) if folder else ''
+    if parent is None or not os.path.isdir(parent or '.'):
+        return None
+    found = name if os.path.lexists(os.path.join(parent, name)) else _names_in(parent or '.').get(nfc(name))
+    return None if found is None else os.path.join(parent, found)
+
+
+def _names_in(folder: str) -> dict[str, str]:
+    try:
+        return _names_at(folder, os.stat(folder).st_mtime_ns)
+    except OSError:  # of another user, for example
+        return {}
+
+
+@lru_cache(maxsize=64)
+def _names_at(folder: str, mtime_ns: int) -> dict[str, str]:
+    """Return name in NFC -> name on disk, of the names that are not ASCII."""
+    return {nfc(name): name for name in os.listdir(folder) if not name.isascii()}
+
+
 def choose_path_rule(paths: PathColumn | pa.Array, root: str, source: str) -> tuple[PathRule, str]:
     """Return the rule under which the paths exist when joined to `root`, and a log line ('' for relative paths).
 
     A relative path is below `root`. Absolute paths are used unchanged if they exist. Otherwise they come from another
-    machine, and are searched below `root` with more and more of their leading folders removed.
+    machine, and are searched below `root` with more and more of their leading folders removed. Backslashes separate
+    folders if no image exists otherwise.
 
     Raises:
         UserError: none of a sample of the images exists.
@@ -125,23 +193,36 @@ def choose_path_rule(paths: PathColumn | pa.Array, root: str, source: str) -> tu
     sample = [str(paths[int(row)]) for row in rows]
     absolute = [path for path in sample if _is_absolute(path)]
     if not absolute:
-        if not any(os.path.exists(os.path.join(root, path)) for path in sample):
-            raise UserError(_missing(sample[0], os.path.join(root, sample[0]), source))
-        return PathRule(), ''
-    if any(os.path.exists(path) for path in absolute):
+        return _relative_rule(sample, root, source)
+    if any(map(os.path.exists, absolute)) or any(map(spelled_on_disk, absolute)):
         return PathRule(), f'{source}: absolute paths are used unchanged'
+    has_backslashes = _has_backslashes([path for path in sample if not _is_absolute(path)], root)
     for depth in range(_MAX_DEPTH):
-        rule = PathRule(depth)
+        rule = PathRule(depth, has_backslashes)
         tried = [rule(path) for path in absolute]
-        if any(os.path.exists(os.path.join(root, path)) for path in tried):
+        if any(spelled_on_disk(os.path.join(root, path)) for path in tried):
             example = os.path.join(root, tried[0])
             line = f'{source}: absolute paths of another machine are read under {root}: {absolute[0]} -> {example}'
             return rule, line
     raise UserError(_missing(absolute[0], absolute[0], source))
 
 
+def _relative_rule(sample: list[str], root: str, source: str) -> tuple[PathRule, str]:
+    if _has_backslashes(sample, root):
+        return PathRule(has_backslashes=True), f'{source}: backslashes in paths separate folders'
+    if not any(spelled_on_disk(os.path.join(root, path)) for path in sample):
+        raise UserError(_missing(sample[0], os.path.join(root, sample[0]), source))
+    return PathRule(), ''
+
+
+def _has_backslashes(sample: list[str], root: str) -> bool:
+    """Return whether backslashes separate folders: no image with one in its path exists, but one with `/` does."""
+    joined = [os.path.join(root, path) for path in sample if '\\' in path and os.sep != '\\']
+    return not any(map(os.path.exists, joined)) and any(map(spelled_on_disk, joined))
+
+
 def _is_absolute(path: str) -> bool:
-    return PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute()
+    return path.startswith('\\') or PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute()
 
 
 def _missing(written: str, tried: str, source: str) -> str:

@@ -50,7 +50,7 @@ def test_bad_files(tmp_path, content, words):
     file = write(tmp_path, content)
     with pytest.raises(UserError) as error:
         quarantined_rows(NAMES, file, 'train')
-    assert str(error.value).startswith(f'{file}: ')
+    assert str(error.value).startswith(f'{file}:')
     assert words in str(error.value)
     assert '\n' not in str(error.value)
 

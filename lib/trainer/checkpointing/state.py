@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torchvision
 
+from lib.runtime.text import nfc_list
 from lib.trainer.checkpointing.sharded import (
     CLASSIFIER_PREFIX,
     ClassifierShard,
@@ -17,6 +18,7 @@ from lib.trainer.checkpointing.sharded import (
     put_classifier_rows,
     read_rows,
 )
+from lib.trainer.selection import Selection
 
 
 @dataclass
@@ -27,8 +29,6 @@ class TrainProgress:
         epoch: finished epochs.
         step: finished steps of the current epoch; all of them while its validation is still to come.
         loss_sum, num_right, num_images, seconds: running sums over those steps.
-        best_result: best value of TRAIN.SELECT_BY until now; None before the first validation.
-        best_epoch: finished epochs when it was reached.
     """
 
     epoch: int = 0
@@ -37,8 +37,6 @@ class TrainProgress:
     num_right: int = 0
     num_images: int = 0
     seconds: float = 0.0
-    best_result: float | None = None
-    best_epoch: int = 0
 
     @property
     def position(self) -> tuple[int, int]:
@@ -58,13 +56,17 @@ class TrainingSet:
     Attributes:
         digest: fingerprint of paths and labels; two sets are the same if their digests are.
         class_counts: (num_classes,) int64 images per class in the original training set, before any cap.
-        class_names, class_parents: as in classes.json; empty when unknown.
+        class_names, class_parents: as in classes.json, in NFC also where the file has another form; empty when unknown.
     """
 
     digest: str
     class_counts: np.ndarray
     class_names: list[str] = field(default_factory=list)
     class_parents: list[list[str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.class_names = nfc_list(self.class_names)
+        self.class_parents = [nfc_list(ancestors) for ancestors in self.class_parents]
 
     @property
     def num_classes(self) -> int:
@@ -74,7 +76,7 @@ class TrainingSet:
 
 @dataclass
 class Checkpoint:
-    """Everything that resuming and prediction need.
+    """Everything that resuming and prediction need; `for_prediction` leaves out what only resuming needs.
 
     Attributes:
         state_dict: parameters and buffers by name (`backbone.*`, `classifier.*`), without any `module.` prefix; the
@@ -82,6 +84,7 @@ class Checkpoint:
         config: config of the run as YAML; '' in checkpoints of the original entry.
         recipe: config keys that determine the weights, to compare two runs.
         progress, training_set: None in checkpoints of the original entry.
+        selection: the best and the selected epoch until now.
         optimizer: state of the optimizer; None in files that cannot be resumed.
         training_state: the weights being trained where state_dict is their EMA; else None.
         scaler: state of the loss scaler; None without one.
@@ -98,6 +101,7 @@ class Checkpoint:
     recipe: dict[str, Any] = field(default_factory=dict)
     progress: TrainProgress | None = None
     training_set: TrainingSet | None = None
+    selection: Selection = field(default_factory=Selection)
     optimizer: dict[str, Any] | None = None
     training_state: dict[str, torch.Tensor] | None = None
     scaler: dict[str, Any] | None = None
@@ -108,6 +112,28 @@ class Checkpoint:
     classifier_shard: ClassifierShard | None = None
     shard_folder: Path | None = None
     path: Path | None = None
+
+    @property
+    def is_sharded(self) -> bool:
+        """Return whether classifier rows are in files of their own."""
+        return self.classifier_shard is not None or self.shard_folder is not None
+
+    @property
+    def is_resumable(self) -> bool:
+        """Return whether the checkpoint holds the state of the training, not only what prediction needs."""
+        return self.progress is not None and self.training_set is not None and self.optimizer is not None
+
+    def for_prediction(self) -> 'Checkpoint':
+        """Return the weights used for prediction, with config, classes and epoch: the content of best_model.pth."""
+        return replace(
+            self,
+            selection=replace(self.selection, best_scores=None),
+            optimizer=None,
+            training_state=None,
+            scaler=None,
+            history=None,
+            bad_images=None,
+        )
 
     @property
     def num_classes(self) -> int:

@@ -1,0 +1,206 @@
+"""Text that people and other programs write: names under Unicode NFC, whole numbers, encodings, JSON."""
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from lib.errors import UserError
+
+Form = TypeVar('Form')
+
+# Default_Ignorable_Code_Point of Unicode 16 (zero-width spaces and joiners, soft hyphen, marks of direction, byte order
+# mark, variation selectors, fillers, tags), control characters, and the blank pattern of Braille.
+_IGNORABLE = re.compile(
+    '[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f'
+    '\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3'
+    '\U0001d173-\U0001d17a\U000e0000-\U000e0fff]'
+)
+_MAX_SHOWN = 3
+BYTE_ORDER_MARK = b'\xef\xbb\xbf'  # of UTF-8
+_MAX_INT_DIGITS = 300  # of an integer in JSON; Python refuses to convert more than 4,300 digits
+
+
+def nfc(text: str) -> str:
+    """Return a name in Unicode's composed form (NFC): names that are equal in it are the same name."""
+    return text if text.isascii() else unicodedata.normalize('NFC', text)
+
+
+def nfc_list(texts: Sequence[str]) -> list[str]:
+    """Return names in NFC."""
+    return [nfc(text) for text in texts]
+
+
+def is_unicode(text: str) -> bool:
+    """Return False for a text with lone surrogates: undecodable bytes of a file name, or a wrong escape in JSON."""
+    return text.isascii() or not any('\ud800' <= char <= '\udfff' for char in text)
+
+
+def visible(name: str) -> str:
+    r"""Return a name in quotes, with its invisible characters and accents of their own as \uXXXX."""
+    return ''.join(_escaped(char) if _IGNORABLE.match(char) or _is_accent(char) else char for char in repr(name))
+
+
+def _is_accent(char: str) -> bool:
+    return unicodedata.combining(char) >= 200  # of Latin and Greek; Indic vowels and Hebrew points have lower classes
+
+
+def _escaped(char: str) -> str:
+    return f'\\u{ord(char):04x}' if ord(char) < 1 << 16 else f'\\U{ord(char):08x}'
+
+
+def _appearance(name: str) -> str:
+    """Return the same text for names that look alike: without invisible characters, spaces and case unified."""
+    return ' '.join(_IGNORABLE.sub('', name).split()).casefold()
+
+
+def name_warnings(names: Sequence[str], known: Iterable[str] = ()) -> list[str]:
+    """Return warnings about classes that may be one: equal names, or names that differ in what nobody sees.
+
+    Args:
+        names: in NFC. Each is compared with the ones before it and with `known`.
+        known: names of other classes, which may be among `names`, too.
+    """
+    first_of: dict[str, str] = {}
+    known_names = set()
+    for name in known:
+        known_names.add(name)
+        first_of.setdefault(_appearance(name), name)
+    repeated: list[str] = []
+    alike: list[str] = []
+    seen: set[str] = set()
+    for name in names:
+        first = first_of.setdefault(_appearance(name), name)
+        if name in seen:
+            repeated.append(visible(name))
+        elif first != name and name not in known_names:
+            alike.append(f'{visible(first)} and {visible(name)} (differ in {_difference(first, name)})')
+        seen.add(name)
+    warnings = []
+    if repeated:
+        warnings.append(f'classes with the same name: {_first_few(repeated)}')
+    if alike:
+        warnings.append(f'classes that look like one: {_first_few(alike)}')
+    return warnings
+
+
+def _difference(first: str, second: str) -> str:
+    if first.casefold() == second.casefold():
+        return 'upper and lower case'
+    return 'invisible characters' if _IGNORABLE.search(first + second) else 'spaces'
+
+
+def _first_few(phrases: list[str]) -> str:
+    more = f', and {len(phrases) - _MAX_SHOWN} more' if len(phrases) > _MAX_SHOWN else ''
+    return ', '.join(phrases[:_MAX_SHOWN]) + more
+
+
+def decimal_text(text: str) -> str | None:
+    """Return a whole number of any length in its usual form (`007` and `٧` are `7`); None if it is none."""
+    if not text.isdecimal():
+        return None
+    digits = text if text.isascii() else ''.join(str(unicodedata.decimal(char)) for char in text)
+    return digits.lstrip('0') or '0'
+
+
+def small_number(text: str) -> int | None:
+    """Return a whole number of at most 18 digits; None for any other text."""
+    digits = decimal_text(text)
+    return int(digits) if digits is not None and len(digits) <= 18 else None
+
+
+def whole(value: Any) -> int | None:
+    """Return a number of JSON as an integer if it is one: 3 and 3.0; else None."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def text_encoding(head: bytes) -> str:
+    """Return the encoding of a text from its first bytes: UTF-8, or UTF-16 or UTF-32, each with or without a mark."""
+    encoding = json.detect_encoding(head[:4])
+    return 'utf-8-sig' if encoding == 'utf-8' else encoding
+
+
+class InvalidJson(ValueError):
+    """Data that is no JSON: the message states the fault, `line` is its position."""
+
+    def __init__(self, fault: str, line: int) -> None:
+        super().__init__(fault)
+        self.line = line
+
+
+def parse_json(data: bytes, form: type[Form] = Any) -> Form:  # type: ignore[assignment]  # Any is no type for mypy
+    """Decode JSON as `form`, a msgspec type.
+
+    Beyond the standard, files of common programs are accepted: UTF-16 and UTF-32, a byte order mark, NaN and Infinity.
+    3.0 is an integer where one is needed. Numbers of any length may be in fields that `form` does not have.
+
+    Raises:
+        InvalidJson: not JSON.
+        msgspec.ValidationError: of another form.
+    """
+    encoding = text_encoding(data)
+    try:
+        text = data if encoding == 'utf-8-sig' else data.decode(encoding).encode()
+        text = text.removeprefix(BYTE_ORDER_MARK)
+    except UnicodeError as error:
+        raise InvalidJson(f'not {encoding} text: {error}', 1) from None
+    try:
+        return msgspec.json.decode(text, type=form)
+    except RecursionError:
+        raise InvalidJson('nested too deep', 1) from None
+    except (msgspec.DecodeError, UnicodeError) as error:
+        fault = error
+    # Slower, and several times as much memory: only for what msgspec does not decode.
+    try:
+        tree = json.loads(text, parse_int=_parse_int, parse_float=_parse_float, strict=False)
+    except UnicodeDecodeError as error:
+        line = text.count(b'\n', 0, error.start) + 1
+        raise InvalidJson(f'byte {error.start} is not UTF-8 text; save it as UTF-8', line) from None
+    except (ValueError, RecursionError):
+        if isinstance(fault, msgspec.ValidationError):
+            raise fault from None
+        position = re.search(r'\(byte (\d+)\)', str(fault))
+        line = text.count(b'\n', 0, int(position[1]) if position else len(text)) + 1
+        raise InvalidJson(str(fault), line) from None
+    return msgspec.convert(tree, form)
+
+
+class _LongNumber(float):
+    """A number that is too long for an integer; it is shown as it was written."""
+
+    digits: str
+
+    def __repr__(self) -> str:
+        return self.digits
+
+
+def _parse_int(digits: str) -> int | float:
+    if len(digits) <= _MAX_INT_DIGITS:
+        return int(digits)
+    number = _LongNumber('-inf' if digits.startswith('-') else 'inf')
+    number.digits = digits
+    return number
+
+
+def _parse_float(text: str) -> int | float:
+    number = float(text)
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number
+
+
+def decode_json(path: str | Path, data: bytes, form: type[Form] = Any) -> Form:  # type: ignore[assignment]  # as above
+    """Decode a JSON file as `parse_json` does.
+
+    Raises:
+        UserError: not JSON, with the line of the fault.
+        msgspec.ValidationError: of another form.
+    """
+    try:
+        return parse_json(data, form)
+    except InvalidJson as error:
+        raise UserError(f'{path}:{error.line}: not valid JSON ({error})') from None
