@@ -29,8 +29,11 @@ _DEFAULT_START = 0.8  # as a fraction of the run: epoch 160 of 200 (Cao et al., 
 
 
 def deferred_start_epoch(epoch: int, max_epoch: int) -> int:
-    """Return the first epoch (from 0) of a deferred method: `epoch`, or 0.8 * max_epoch if it is negative."""
-    return epoch if epoch >= 0 else round(_DEFAULT_START * max_epoch)
+    """Return the first epoch (from 0) of a deferred method: `epoch`, or 0.8 * max_epoch if it is negative.
+
+    The default leaves at least the last epoch to the method.
+    """
+    return epoch if epoch >= 0 else max(0, min(round(_DEFAULT_START * max_epoch), max_epoch - 1))
 
 
 # Config, training images per class, scale of the cosine classifier (1 for a linear one) -> the per-label loss.

@@ -11,7 +11,7 @@ from lib.errors import UserError
 from lib.model import Recognizer
 from lib.optim.gradients import clip_gradients, create_grad_scaler
 from lib.optim.optimizer import create_optimizer, layer_lr_scales, project_to_max_norm
-from lib.optim.schedule import cosine, multistep, one_cycle
+from lib.optim.schedule import cosine, multistep, one_cycle, warmup_epochs
 from lib.runtime.device import Device
 
 SCHEDULES: dict[str, Callable[..., Callable[[int], float]]] = {
@@ -35,7 +35,9 @@ def build_schedule(cfg: Config, steps_per_epoch: int) -> Callable[[int], float]:
     """Return a function of the global step -> learning rate; constant for a run of 0 epochs."""
     if cfg.TRAIN.MAX_EPOCH == 0:
         return lambda step: cfg.OPTIMIZER.LR
-    return SCHEDULES[cfg.SCHEDULE.TYPE](cfg, steps_per_epoch=steps_per_epoch, warmup_epochs=cfg.SCHEDULE.WARMUP_EPOCHS)
+    schedule = cfg.SCHEDULE
+    warmup = warmup_epochs(schedule.WARMUP_EPOCHS, schedule.WARMUP_FRACTION, cfg.TRAIN.MAX_EPOCH)
+    return SCHEDULES[schedule.TYPE](cfg, steps_per_epoch=steps_per_epoch, warmup_epochs=warmup)
 
 
 def build_optimizer(cfg: Config, model: Recognizer) -> torch.optim.Optimizer:

@@ -1,5 +1,7 @@
 """The whole config -> the step, and the trainer that repeats it."""
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from lib.builders.device import build_micro_batches
@@ -47,6 +49,23 @@ def recipe_of(cfg: Config) -> dict[str, object]:
         for name, value in as_values(cfg).items()
         if name in _RECIPE_KEYS or (name.split('.')[0] in _RECIPE_SECTIONS and name not in _NO_RECIPE)
     }
+
+
+def unreached_epochs(cfg: Config) -> list[str]:
+    """Return a sentence for each key in epochs that has no effect, or no end, in a run of TRAIN.MAX_EPOCH epochs."""
+    max_epoch = cfg.TRAIN.MAX_EPOCH
+    starts: dict[str, Sequence[float]] = {
+        'SCHEDULE.MILESTONE_EPOCHS': cfg.SCHEDULE.MILESTONE_EPOCHS if cfg.SCHEDULE.TYPE == 'multistep' else (),
+        'SAMPLER.SWITCH_EPOCH': (cfg.SAMPLER.SWITCH_EPOCH,) if cfg.SAMPLER.SWITCH_TYPE else (),
+        'LOSS.REWEIGHT_EPOCH': (cfg.LOSS.REWEIGHT_EPOCH,),
+        'INPUT.SIZE_SCHEDULE': cfg.INPUT.SIZE_SCHEDULE[::2],
+    }
+    late = {name: [f'{epoch:g}' for epoch in epochs if epoch >= max_epoch] for name, epochs in starts.items()}
+    ending = f'after the end of the run (TRAIN.MAX_EPOCH {max_epoch})'
+    lines = [f'{name} {", ".join(epochs)}: {ending}' for name, epochs in late.items() if epochs]
+    if cfg.MIX.TYPE and max_epoch <= cfg.MIX.OFF_EPOCHS:
+        lines.append(f'MIX.OFF_EPOCHS {cfg.MIX.OFF_EPOCHS}: no image is mixed (TRAIN.MAX_EPOCH {max_epoch})')
+    return lines if max_epoch else []
 
 
 def build_trainer(

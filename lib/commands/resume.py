@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import UserError
+from lib.optim.schedule import warmup_epochs
 from lib.trainer.checkpointing.io import read_checkpoint
 from lib.trainer.checkpointing.latest import checkpoints_in, latest_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint
@@ -96,7 +97,7 @@ def _plan_from_last(request: ResumeRequest) -> ResumePlan:
             f'to fine-tune from it: --RESUME_MODEL {checkpoint.path}'
         )
     reason = f'resuming from {checkpoint.path}, {_position_text(checkpoint)}'
-    changes = _changes(checkpoint.recipe, request.recipe)
+    changes = _changes(checkpoint, request)
     if changes:
         reason += f'; with another recipe than before: {changes}'
     if errors:
@@ -138,7 +139,7 @@ def _obstacle(request: ResumeRequest, checkpoint: Checkpoint) -> str:
         return 'the checkpoint holds weights only'
     if checkpoint.training_set.digest != request.train_digest:
         return 'another training set'
-    changes = _changes(checkpoint.recipe, request.recipe)
+    changes = _changes(checkpoint, request)
     if changes:
         return f'another recipe: {changes}'
     if request.max_epoch == 0:
@@ -148,10 +149,21 @@ def _obstacle(request: ResumeRequest, checkpoint: Checkpoint) -> str:
     return ''
 
 
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+def _changes(checkpoint: Checkpoint, request: ResumeRequest) -> str:
     """Return the keys that differ. A key of one side only belongs to another version and had its default."""
+    before, now = (_with_warmup(recipe, request.max_epoch) for recipe in (checkpoint.recipe, request.recipe))
     changes = [f'{name} {before[name]} -> {now[name]}' for name in now if name in before and before[name] != now[name]]
     return ', '.join(changes[:5]) + (', ...' if len(changes) > 5 else '')
+
+
+def _with_warmup(recipe: dict[str, Any], max_epoch: int) -> dict[str, Any]:
+    """Return a recipe with its warm-up in epochs: the same length may be given in epochs or as a fraction."""
+    if 'SCHEDULE.WARMUP_EPOCHS' not in recipe:
+        return recipe
+    fraction = recipe.get('SCHEDULE.WARMUP_FRACTION', 0.0)  # older versions knew epochs only
+    epochs = warmup_epochs(recipe['SCHEDULE.WARMUP_EPOCHS'], fraction, max_epoch)
+    others = {name: value for name, value in recipe.items() if name != 'SCHEDULE.WARMUP_FRACTION'}
+    return others | {'SCHEDULE.WARMUP_EPOCHS': round(epochs, 6)}
 
 
 def _later_last(folder: Path, checkpoint: Checkpoint) -> Checkpoint | None:

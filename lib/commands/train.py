@@ -12,7 +12,7 @@ from lib.builders.device import build_device
 from lib.builders.loader import build_train_loader
 from lib.builders.model import class_names, class_shard, finetuned_model, model_of, new_model, start_from_class_means
 from lib.builders.split import TrainingData
-from lib.builders.trainer import build_trainer, recipe_of
+from lib.builders.trainer import build_trainer, recipe_of, unreached_epochs
 from lib.commands.cli import Command
 from lib.commands.resume import ResumePlan, ResumeRequest, plan_resume
 from lib.config.defaults import Config
@@ -35,7 +35,7 @@ from lib.trainer.trainer import Trainer
 
 # What to type after an error in lib/trainer, which does not know the options.
 _ADVICE: dict[type[UserError], str] = {
-    NotFinite: 'a lower OPTIMIZER.LR or a longer SCHEDULE.WARMUP_EPOCHS helps most often',
+    NotFinite: 'a lower OPTIMIZER.LR or a longer warm-up (SCHEDULE.WARMUP_FRACTION) helps most often',
     SingleValueBatchNorm: 'give a larger TRAIN.BATCH_SIZE or INPUT.SIZE, or a MODEL.BACKBONE without BatchNorm',
     TooManyBadImages: 'repair the images, or raise DATASET.MAX_BAD_FRACTION',
     StageError: 'leave the stage out of MIX.STAGES, or choose another MODEL.BACKBONE',
@@ -86,6 +86,8 @@ def prepare_training(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> 
         group.barrier()  # no rank saves into the folder before it is ready
         LOGGER.info('%s: %s', folder.path, plan.reason)
         _log_data(data, index, new_classes, device, group)
+        for line in unreached_epochs(cfg):
+            LOGGER.warning('%s', line)
         yield TrainingRun(cfg, data, device, trainer)
 
 

@@ -1,5 +1,6 @@
 """Checks over several keys: settings that do not work together, and keys that the chosen method does not use."""
 
+import math
 from typing import Any
 
 from lib.config.defaults import KEYS
@@ -235,10 +236,14 @@ def _check_shards(values: dict[str, Any], levels: dict[str, int]) -> None:
 
 
 def _check_schedule(values: dict[str, Any]) -> None:
-    warmup, epochs = values['SCHEDULE.WARMUP_EPOCHS'], values['TRAIN.MAX_EPOCH']
-    if 0 < epochs < warmup:  # without epochs there is no schedule
-        raise UserError(f'SCHEDULE.WARMUP_EPOCHS is {warmup:g}, more than TRAIN.MAX_EPOCH {epochs}')
-    if values['SCHEDULE.TYPE'] != 'multistep':
+    kind, warmup, epochs = values['SCHEDULE.TYPE'], values['SCHEDULE.WARMUP_EPOCHS'], values['TRAIN.MAX_EPOCH']
+    longest = epochs if kind == 'multistep' else math.nextafter(epochs, 0)  # the others fall after the warm-up
+    if epochs and warmup > longest:  # without epochs there is no schedule
+        raise UserError(
+            f'SCHEDULE.WARMUP_EPOCHS is {warmup:g}, but TRAIN.MAX_EPOCH is {epochs}: give fewer, or a fraction of the '
+            'run instead, --SCHEDULE_WARMUP_FRACTION 0.1'
+        )
+    if kind != 'multistep':
         return
     milestones, factors = values['SCHEDULE.MILESTONE_EPOCHS'], values['SCHEDULE.DECAY_FACTORS']
     if list(milestones) != sorted(set(milestones)):

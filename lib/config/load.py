@@ -119,6 +119,9 @@ def _checkpoint_layers(text: str, path: str, notes: list[str]) -> list[Layer]:
 
 def _resolve(base: list[Layer], explicit: list[Layer], *, is_checkpoint: bool) -> Config:
     values, levels = _merge(base + explicit, first_level=-len(base) if is_checkpoint else 0)
+    if levels['SCHEDULE.WARMUP_FRACTION'] > max(-1, levels['SCHEDULE.WARMUP_EPOCHS']):
+        # Both set the same length, so the later one wins, as for any key; within a layer, the epochs win.
+        values['SCHEDULE.WARMUP_EPOCHS'] = KEYS['SCHEDULE.WARMUP_EPOCHS'].default
     values['NAME'] = _run_name(values)
     check_values(values, levels)
     return as_node(values)

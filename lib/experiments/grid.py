@@ -86,7 +86,7 @@ class Grid:
     def settings(self, method: Method) -> list[str]:
         """Return the options of a method; a method with MAX_EPOCH 0 trains 0 epochs even if the options set more."""
         epochs = read_config_file(self.files(method)[-1]).get('TRAIN.MAX_EPOCH')
-        return [*self.options, *(['--TRAIN_MAX_EPOCH', '0', '--SCHEDULE_WARMUP_EPOCHS', '0'] if epochs == 0 else [])]
+        return [*self.options, *(['--TRAIN_MAX_EPOCH', '0'] if epochs == 0 else [])]
 
     def changed(self) -> dict[str, Any]:
         """Return the keys set by the options that may change a result, with their values.

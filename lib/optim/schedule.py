@@ -3,7 +3,7 @@
 Steps are optimizer steps, counted from 0 over the whole run. Durations are given in epochs, possibly fractional, and
 rounded to the nearest step. Warm-up is linear: step s of W warm-up steps has the fraction f + (1 - f) (s + 1) / W of
 the scheduled learning rate, where f is the start factor. So the learning rate of step 0 is above 0, and step W - 1 has
-the full rate.
+the full rate. In a run of two steps or more, a warm-up has at least one step, and leaves at least one.
 """
 
 import math
@@ -46,7 +46,7 @@ class CosineSchedule:
     def __call__(self, step: int) -> float:
         if step < self.warmup_steps:
             return self.base_lr * warmup_fraction(step, self.warmup_steps, self.warmup_start_factor)
-        progress = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
+        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
         return anneal(self.base_lr, self.final_lr, progress)
 
 
@@ -70,7 +70,7 @@ class OneCycle:
         if step < peak_step:
             return anneal(start_lr, self.peak_lr, step / peak_step)
         last_step = self.total_steps - 1
-        progress = (step - peak_step) / (last_step - peak_step)
+        progress = (step - peak_step) / max(1, last_step - peak_step)
         return anneal(self.peak_lr, start_lr / self.final_div_factor, progress)
 
 
@@ -140,6 +140,11 @@ def one_cycle(
     return OneCycle(base_lr, total_steps, warmup_steps, div_factor, final_div_factor)
 
 
+def warmup_epochs(epochs: float, fraction: float, max_epoch: float) -> float:
+    """Return the length of the warm-up: `epochs`, or `fraction` of the run if that is negative."""
+    return epochs if epochs >= 0 else fraction * max_epoch
+
+
 def to_steps(epochs: float, steps_per_epoch: int) -> int:
     """Return a duration in steps, rounded: 0.07 epochs of 100 steps are 7, not 7.000000000000001."""
     return round(epochs * steps_per_epoch)
@@ -158,8 +163,8 @@ def anneal(start: float, end: float, progress: float) -> float:
 
 
 def _durations(max_epoch: float, warmup_epochs: float, steps_per_epoch: int) -> tuple[int, int]:
-    total_steps = to_steps(max_epoch, steps_per_epoch)
-    warmup_steps = to_steps(warmup_epochs, steps_per_epoch)
-    if warmup_steps >= total_steps:
+    if warmup_epochs >= max_epoch:
         raise UserError(f'SCHEDULE.WARMUP_EPOCHS {warmup_epochs} must be less than TRAIN.MAX_EPOCH {max_epoch}')
-    return total_steps, warmup_steps
+    total_steps = to_steps(max_epoch, steps_per_epoch)
+    warmup_steps = max(1, to_steps(warmup_epochs, steps_per_epoch)) if warmup_epochs else 0
+    return total_steps, min(warmup_steps, max(1, total_steps - 1))

@@ -236,6 +236,19 @@ def test_continue_is_refused_where_it_is_not_the_same_run(options, folder, chang
     assert 'RESUME_MODE continue is not possible' in message
 
 
+def test_the_same_warm_up_in_epochs_and_as_a_fraction_is_no_change(options, folder):
+    """Recipes of older versions have it in epochs; with more epochs, a fraction is longer."""
+    save(folder / 'last.pth', **{'SCHEDULE.WARMUP_EPOCHS': 1.0})
+    path = str(folder / 'last.pth')
+    now = RECIPE | {'SCHEDULE.WARMUP_EPOCHS': -1.0, 'SCHEDULE.WARMUP_FRACTION': 0.1}
+    assert plan(options, resume_model=path, recipe=now).kind == 'continue'
+    assert 'WARMUP_EPOCHS 1.0 -> 2.0' in plan(options, resume_model=path, recipe=now, max_epoch=20).reason
+    save(folder / 'last.pth', **now)
+    assert plan(options, resume_model=path, recipe=now, max_epoch=20).kind == 'continue'
+    shorter = now | {'SCHEDULE.WARMUP_FRACTION': 0.05}
+    assert 'another recipe: SCHEDULE.WARMUP_EPOCHS 1.0 -> 0.5' in plan(options, resume_model=path, recipe=shorter).reason
+
+
 def test_a_key_of_another_version_changes_nothing(options, folder):
     start = plan(options, resume_model=str(folder / 'last.pth'), recipe=RECIPE | {'LOSS.NEW': 3})
     assert start.kind == 'continue'

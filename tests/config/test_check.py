@@ -80,7 +80,7 @@ def test_an_unused_key_at_its_default_is_no_mistake():
 @pytest.mark.parametrize(
     ('values', 'words'),
     [
-        ({'SCHEDULE.WARMUP_EPOCHS': 121.0}, ['SCHEDULE.WARMUP_EPOCHS is 121', 'TRAIN.MAX_EPOCH 120']),
+        ({'SCHEDULE.WARMUP_EPOCHS': 121.0}, ['SCHEDULE.WARMUP_EPOCHS is 121', 'TRAIN.MAX_EPOCH is 120']),
         ({'TRAIN.MAX_EPOCH': 2, 'SCHEDULE.WARMUP_EPOCHS': 2.5}, ['SCHEDULE.WARMUP_EPOCHS is 2.5']),
         ({'SCHEDULE.MILESTONE_EPOCHS': (10.0, 5.0)}, ['SCHEDULE.MILESTONE_EPOCHS', 'must increase']),
         ({'SCHEDULE.MILESTONE_EPOCHS': (5.0, 5.0)}, ['SCHEDULE.MILESTONE_EPOCHS', 'must increase']),

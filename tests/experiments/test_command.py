@@ -79,7 +79,7 @@ def test_a_small_grid_end_to_end(tmp_path):
     overlays.mkdir()
     (overlays / 'ce.yaml').write_text('LOSS:\n  TYPE: cross_entropy\n')
     (overlays / 'focal.yaml').write_text('LOSS:\n  TYPE: focal\n  GAMMA: 2.0\n')
-    options = f'--DATASET_ROOT {data} --TRAIN_MAX_EPOCH 1 --SCHEDULE_WARMUP_EPOCHS 0'
+    options = f'--DATASET_ROOT {data} --TRAIN_MAX_EPOCH 1'
     grid = ('--base', TINY, '--methods', 'ce,focal', '--seeds', 2, '--out', out, '--overlays', overlays, '--jobs', 2)
 
     first = benchmark(*grid, '--options', options)

@@ -11,7 +11,7 @@ from tests.scripts.running import ON_CPU, REPOSITORY, metrics_of
 from tests.small_cifar import write_small_cifar
 
 CONFIG = REPOSITORY / 'configs' / 'Cifar100_LT.yaml'
-SHORT = ('--TRAIN_MAX_EPOCH', 2, '--TRAIN_BATCH_SIZE', 16, '--SCHEDULE_WARMUP_EPOCHS', 1)
+SHORT = ('--TRAIN_MAX_EPOCH', 2, '--TRAIN_BATCH_SIZE', 16)
 
 
 def test_train_predict_rebalance(scripts, tmp_path):
@@ -48,7 +48,7 @@ def test_the_recipe_is_the_published_one(name):
     optimizer = tree['OPTIMIZER']
     assert (optimizer['LR'], optimizer['NESTEROV'], float(optimizer['WEIGHT_DECAY'])) == (0.1, True, 2e-4)
     schedule = tree['SCHEDULE']
-    assert (schedule['WARMUP_EPOCHS'], schedule['MILESTONE_EPOCHS']) == (5, [160, 180])
+    assert (schedule['WARMUP_FRACTION'], schedule['MILESTONE_EPOCHS']) == (0.025, [160, 180])
     assert schedule['DECAY_FACTORS'] == [0.01]
 
 

@@ -12,7 +12,7 @@ from tests.scripts.running import ON_CPU, contents, error_line, metrics_of
 
 # Such a folder uses configs/own_photos.yaml; these options make it small.
 TINY = ('--MODEL_BACKBONE', 'test_resnet', '--INPUT_SIZE', 32, '--TRAIN_MAX_EPOCH', 2, '--TRAIN_BATCH_SIZE', 8)
-TINY += ('--SCHEDULE_WARMUP_EPOCHS', 1, *ON_CPU)
+TINY += ON_CPU
 NAMES = ['apple', 'bread', 'kiwi 2', 'kiwi 10']
 
 

@@ -66,7 +66,7 @@ def test_class_folders_are_packed_and_test_root_overrides_the_packed_test_split(
     command = shlex.split(done.stdout.splitlines()[-1])
     assert command[:2] == ['python', 'main.py']
     tiny = ('--MODEL_BACKBONE', 'test_resnet', '--TRAIN_MAX_EPOCH', 2, '--TRAIN_BATCH_SIZE', 8)
-    done = scripts.run(tmp_path, 'main.py', *command[2:], *tiny, '--SCHEDULE_WARMUP_EPOCHS', 1, *ON_CPU[:4])
+    done = scripts.run(tmp_path, 'main.py', *command[2:], *tiny, *ON_CPU[:4])
     run = tmp_path / 'log' / 'my photos'
     assert (run / 'best_model.pth').exists()
     best = ('--RESUME_MODEL', 'log/my photos/best_model.pth', '--DATASET_TEST_ROOT', products / 'test')

@@ -120,7 +120,10 @@ class OptimizerKeys(Section, title='optimizer'):
 
 class ScheduleKeys(Section, title='learning rate schedule'):
     TYPE = Key('multistep', 'Learning rate schedule.', choices=('multistep', 'cosine', 'one_cycle'))
-    WARMUP_EPOCHS = Key(0.0, 'Length of the linear warm-up.', low=0.0, unit='epochs')
+    WARMUP_FRACTION = Key(0.0, 'Length of the warm-up as a fraction of TRAIN.MAX_EPOCH.', low=0.0, high=0.99)
+    WARMUP_EPOCHS = Key(
+        -1.0, 'Length of the warm-up in epochs; replaces WARMUP_FRACTION. -1: WARMUP_FRACTION applies.', low=-1.0
+    )
     MILESTONE_EPOCHS = Key[tuple[float, ...]](
         (10.0, 20.0, 30.0),
         'Epochs at which the learning rate is multiplied by a factor.',
