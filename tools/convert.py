@@ -8,11 +8,11 @@ import math
 import shlex
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lib.commands.cli import cli_main
+from lib.config.options import Parser, local_path
 from lib.errors import UserError
 
 _SPLITS = {
@@ -57,14 +57,9 @@ def converters() -> dict:
     }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f'{message}; {self.prog} --help lists the options')
-
-
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Parse the command line. Raises UserError."""
-    parser = _Parser(
+    parser = Parser(
         prog='tools/convert.py',
         description='Write converted_train.json, converted_val.json, converted_test.json (as many as SOURCE '
         'has splits) and classes.json to OUT.',
@@ -75,12 +70,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     formats = parser.add_subparsers(dest='format', metavar='FORMAT', required=True)
     for name, (source, options) in FORMATS.items():
         command = formats.add_parser(name, help=source, description=f'SOURCE: {source}.', allow_abbrev=False)
-        command.add_argument('source', metavar='SOURCE', type=Path)
+        command.add_argument('source', metavar='SOURCE', type=local_path)
         command.add_argument(
-            'out', metavar='OUT', type=Path, nargs='?', help='folder to write to (default: that of SOURCE)'
+            'out', metavar='OUT', type=local_path, nargs='?', help='folder to write to (default: that of SOURCE)'
         )
         for option, meaning in options.items():
-            command.add_argument(f'--{option}', metavar=option.rpartition('_')[2].upper(), help=meaning)
+            metavar, kind = option.rpartition('_')[2].upper(), local_path if option in _SPLITS else str
+            command.add_argument(f'--{option}', metavar=metavar, type=kind, help=meaning)
         command.add_argument(
             '--valid_fraction', metavar='FRACTION', type=float, help='use this fraction of each class for '
             'validation, if SOURCE has no validation split',
@@ -121,6 +117,7 @@ def convert(
     """Convert `source` into `out`, or append it to the set there, and print a summary."""
     from lib.formats.converted import summary_lines, with_imbalance, with_validation
     from lib.formats.write import append_converted, write_converted
+    from lib.runtime.text import name_warnings
 
     converted = converters()[format_name](source, **options)
     if valid_fraction is not None:
@@ -129,6 +126,7 @@ def convert(
         converted.warnings.append(
             'SOURCE has no validation split: --valid_fraction 0.1 splits off a tenth of each class'
         )
+    converted.warnings.extend(name_warnings(converted.names))
     complete = converted
     if imbalance is not None:
         converted = with_imbalance(converted, ratio=imbalance, seed=seed)

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.dataset.folder import natural_key, sample_valid_indices
+from lib.dataset.folder import sample_valid_indices
 from lib.errors import UserError
 from lib.formats.cifar import class_sizes
 from lib.formats.sources import SPLITS
 from lib.runtime.seeding import Purpose, generator
+from lib.runtime.text import natural_key, nfc, nfc_list
 
 UNLABELED = -1
 
@@ -47,7 +48,7 @@ class ConvertedDataset:
 
     Attributes:
         splits: some of 'train', 'val', 'test'.
-        names: the original label of each class.
+        names: the original label of each class, in NFC.
         parents: ancestors of each class, root first; None if the source has none.
         root: folder that the paths are relative to.
         warnings: lines for the user.
@@ -59,12 +60,21 @@ class ConvertedDataset:
     root: Path
     warnings: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'names', nfc_list(self.names))
+        if self.parents is not None:
+            object.__setattr__(self, 'parents', [nfc_list(ancestors) for ancestors in self.parents])
+
 
 class SplitBuilder:
-    """Collects images one at a time, with any text as label, and numbers the classes at the end."""
+    """Collects images one at a time, with any text as label, and numbers the classes at the end.
+
+    Labels that are equal under NFC are the same class.
+    """
 
     def __init__(self) -> None:
-        self._codes: dict[str, int] = {}  # label -> index in the order of appearance
+        self._codes: dict[str, int] = {}  # label, in NFC -> index in the order of appearance
+        self._spellings: dict[str, int] = {}  # label as it is spelled -> the same
         self._columns: dict[str, tuple[list[str], array]] = {}
 
     def begin(self, split: str) -> None:
@@ -75,7 +85,13 @@ class SplitBuilder:
         """Add one image to a split; `label` is None if it has none."""
         paths, codes = self._columns.setdefault(split, ([], array('i')))
         paths.append(path)
-        codes.append(UNLABELED if label is None else self._codes.setdefault(label, len(self._codes)))
+        codes.append(UNLABELED if label is None else self._code_of(label))
+
+    def _code_of(self, label: str) -> int:
+        code = self._spellings.get(label)
+        if code is None:
+            code = self._spellings[label] = self._codes.setdefault(nfc(label), len(self._codes))
+        return code
 
     def finish(self) -> tuple[dict[str, ConvertedSplit], list[str]]:
         """Return the splits, and the labels in the order of the category ids, the natural one (`2` before `10`).

@@ -10,13 +10,14 @@ import numpy as np
 from lib.errors import UserError
 from lib.formats.converted import UNLABELED, ConvertedDataset, ConvertedSplit
 from lib.formats.sources import SourceErrors, check_entries, find_split_files, image_folder, read_json, short
+from lib.runtime.text import nfc, whole
 
 _PATTERN = r'{split}(?:20\d\d)?\.json'
 _RANKS = ('kingdom', 'phylum', 'class', 'order', 'family', 'genus')
 
 
-_NUMBER = ('a number', lambda value: type(value) is int)
-_ID = ('a number or a string', lambda value: type(value) in (int, str))
+_NUMBER = ('a number', lambda value: whole(value) is not None)
+_ID = ('a number or a string', lambda value: whole(value) is not None or isinstance(value, str))
 _IMAGE_KINDS = {'id': _ID, 'file_name': ('a path', lambda value: isinstance(value, str) and value != '')}
 _ANNOTATION_KINDS = {'image_id': _ID, 'category_id': _NUMBER}
 
@@ -62,6 +63,7 @@ def convert_inat(
     if 'train' not in files:
         raise UserError(f'{source}: no train2018.json (any year), which contains the categories; name it with --train')
     splits: dict[str, ConvertedSplit] = {}
+    warnings: list[str] = []
     names: list[str] = []
     parents: list[list[str]] | None = None
     label_of: dict[int, int] = {}
@@ -69,11 +71,13 @@ def convert_inat(
         tree = _read(path)
         if split == 'train':
             names, parents, label_of = _categories(path, tree.categories)
-        if split == 'test' and not tree.annotations:
-            splits[split] = ConvertedSplit([image.file_name for image in tree.images], None)
-        else:
-            splits[split] = _labeled_split(path, tree, label_of)
-    return ConvertedDataset(splits, names, parents, image_folder(source, image_root))
+        first, row_of = _distinct_images(path, tree.images)
+        if len(first) < len(tree.images):
+            warnings.append(f'{path}: {len(tree.images) - len(first)} of {len(tree.images)} images are repeated')
+        is_unlabeled = split == 'test' and not tree.annotations
+        labels = None if is_unlabeled else _labels(path, tree, first, row_of, label_of)
+        splits[split] = ConvertedSplit([tree.images[position].file_name for position in first], labels)
+    return ConvertedDataset(splits, names, parents, image_folder(source, image_root), warnings)
 
 
 def _read(path: Path) -> _File:
@@ -101,8 +105,12 @@ def _categories(path: Path, categories: list[dict] | None) -> tuple[list[str], l
     label_of = {category['id']: label for label, category in enumerate(categories)}
     if len(label_of) < len(categories):
         raise UserError(f'{path}: {len(categories)} categories have only {len(label_of)} different ids')
-    counts = Counter(category['name'] for category in categories)
-    names = [f'{c["name"]} ({c["id"]})' if counts[c['name']] > 1 else c['name'] for c in categories]
+    names = [nfc(category['name']) for category in categories]
+    counts = Counter(names)
+    names = [
+        f'{name} ({category["id"]})' if counts[name] > 1 else name
+        for name, category in zip(names, categories, strict=True)
+    ]
     parents = [_ancestors(category) for category in categories]
     return names, parents if any(parents) else None, label_of
 
@@ -113,16 +121,48 @@ def _ancestors(category: dict) -> list[str]:
     return group or ([above] if isinstance(above, str) else [])
 
 
-def _labeled_split(path: Path, tree: _File, label_of: dict[int, int]) -> ConvertedSplit:
-    row_of = {image.id: row for row, image in enumerate(tree.images)}
-    labels = np.full(len(tree.images), UNLABELED, np.int32)
+def _distinct_images(path: Path, images: list[_Image]) -> tuple[list[int], dict[int | str, int]]:
+    """Return the position of the first entry of each image, and image id -> row, the index of its image there.
+
+    Merged files may list an image twice, with the same id or with two. Raises UserError if one id has two file names.
+    """
+    rows: dict[str, int] = {}
+    first: list[int] = []
+    row_of: dict[int | str, int] = {}
+    errors = SourceErrors()
+    for position, image in enumerate(images):
+        row = rows.setdefault(nfc(image.file_name), len(first))
+        if row == len(first):
+            first.append(position)
+        if row_of.setdefault(image.id, row) != row:
+            other = first[row_of[image.id]]
+            errors.add(
+                f'{path}: images[{position}]',
+                f'{short(image.file_name)} has the id {short(image.id)} of images[{other}], '
+                f'{short(images[other].file_name)}',
+            )
+    errors.raise_if_any()
+    return first, row_of
+
+
+def _labels(
+    path: Path,
+    tree: _File,
+    first: list[int],
+    row_of: dict[int | str, int],
+    label_of: dict[int, int],
+) -> np.ndarray:
+    """Return the label of each image. Raises UserError if one has none or two."""
+    labels = np.full(len(first), UNLABELED, np.int32)
     errors = SourceErrors()
     for position, annotation in enumerate(tree.annotations or []):
         row, label = row_of.get(annotation.image_id), label_of.get(annotation.category_id)
         if row is None:
             errors.add(f'{path}: annotations[{position}]', f'image_id {short(annotation.image_id)} is no image')
         elif label is None:
-            errors.add(f'{path}: annotations[{position}]', f'category_id {annotation.category_id} is no category')
+            errors.add(
+                f'{path}: annotations[{position}]', f'category_id {short(annotation.category_id)} is no category'
+            )
         elif labels[row] != UNLABELED and labels[row] != label:
             errors.add(
                 f'{path}: annotations[{position}]',
@@ -132,6 +172,7 @@ def _labeled_split(path: Path, tree: _File, label_of: dict[int, int]) -> Convert
             labels[row] = label
     errors.raise_if_any()
     for row in np.flatnonzero(labels == UNLABELED).tolist():
-        errors.add(f'{path}: images[{row}]', f'{short(tree.images[row].file_name)} has no annotation')
+        position = first[row]
+        errors.add(f'{path}: images[{position}]', f'{short(tree.images[position].file_name)} has no annotation')
     errors.raise_if_any()
-    return ConvertedSplit([image.file_name for image in tree.images], labels)
+    return labels

@@ -1,17 +1,24 @@
-"""Files of a source: the file of each split, JSON and text with line numbers, and errors with their positions."""
+"""Files of a source: the file of each split, JSON, CSV and text with line numbers, and errors with their positions."""
 
+import contextlib
+import csv
+import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import msgspec
 
 from lib.errors import UserError
+from lib.runtime.text import decode_json, is_unicode, nfc, text_encoding
 
 Form = TypeVar('Form')
 SPLITS = ('train', 'val', 'test')
 _MAX_SHOWN = 10
+_LONGEST_FIELD = 1 << 20
+_SEPARATORS = ',;\t'
+_NUM_COMPARED = 50  # rows of a CSV file that are compared with its header
 
 
 class SourceErrors:
@@ -101,48 +108,112 @@ def read_json(path: Path, form: type[Form]) -> Form:
     Raises:
         UserError: no such file, invalid JSON (with the line), or the message of msgspec.ValidationError.
     """
-    data = read_file(path)
     try:
-        return msgspec.json.decode(data, type=form)
+        return decode_json(path, path.read_bytes(), form)
     except msgspec.ValidationError as error:
         raise UserError(f'{path}: {error}') from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        offset = re.search(r'\(byte (\d+)\)', str(error))
-        line = data.count(b'\n', 0, int(offset[1]) if offset else len(data)) + 1
-        raise UserError(f'{path}:{line}: not valid JSON ({error})') from None
-
-
-def read_file(path: Path) -> bytes:
-    """Return a file's bytes without a byte order mark. Raises UserError if it cannot be read."""
-    try:
-        data = path.read_bytes()
     except OSError as error:
-        raise UserError(f'{path}: {(error.strerror or "cannot be read").lower()}') from None
-    return data.removeprefix(b'\xef\xbb\xbf')
+        raise _unreadable(path, error) from None
+
+
+def read_csv(path: Path, titles: Collection[str], errors: SourceErrors) -> Iterator[tuple[str, list[str]]]:
+    """Yield (position, fields) of the header and of each row, without blanks around the fields; titles are in NFC.
+
+    The encoding is UTF-8, or UTF-16 as Excel writes it. The separator is that of a first line `sep=;`, or the one of
+    comma, semicolon and tab with which the header has the most of `titles`, then, with which the rows fit the header
+    best. Rows without text are skipped, and so are empty fields beyond the header. Rows of another length, or that are
+    not UTF-8, are added to `errors`.
+
+    Raises:
+        UserError: the file cannot be read or is not proper CSV.
+    """
+    csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        with _open_text(path) as lines:
+            num_skipped, separator = _csv_form(path, titles)
+            reader = csv.reader(itertools.islice(lines, num_skipped, None), delimiter=separator, strict=True)
+            header: list[str] = []
+            try:
+                for record in reader:
+                    fields, where = [field.strip() for field in record], f'{path}:{reader.line_num + num_skipped}'
+                    if not any(fields):
+                        continue
+                    if not header:
+                        header = [nfc(title) for title in fields]
+                        yield where, header
+                    elif not _fit(fields, header):
+                        hint = f' (a field that contains {separator!r} needs quotes)' * (len(fields) > len(header))
+                        errors.add(where, f'{len(fields)} fields, but the header has {len(header)}{hint}')
+                    elif not all(map(is_unicode, fields)):
+                        errors.add(where, 'not UTF-8 text (save the sheet as "CSV UTF-8")')
+                    else:
+                        yield where, fields
+            except csv.Error as error:
+                raise UserError(f'{path}:{reader.line_num + num_skipped}: not proper CSV ({error})') from None
+    except UnicodeError as error:
+        raise UserError(f'{path}: not text ({error})') from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if not header:
+        yield f'{path}:1', header
+
+
+def _csv_form(path: Path, titles: Collection[str]) -> tuple[int, str]:
+    """Return the number of lines before the header, and the separator of the fields."""
+    with _open_text(path) as lines:
+        given = re.fullmatch(r'"?sep=([^\s"]|\t)"?\s*', lines.readline(), re.IGNORECASE)
+    if given:
+        return 1, given[1]
+
+    def score(separator: str) -> tuple[int, int, int]:
+        with _open_text(path) as lines, contextlib.suppress(csv.Error):
+            records = itertools.islice(filter(any, csv.reader(lines, delimiter=separator)), _NUM_COMPARED)
+            header, *rows = [[field.strip() for field in record] for record in records] or [[]]
+            num_fitting = sum(_fit(row, header) for row in rows) if len(header) > 1 else 0
+            return len(set(map(nfc, header)) & set(titles)), num_fitting, len(header)
+        return 0, 0, 0
+
+    return 0, max(_SEPARATORS, key=score)
+
+
+def _fit(fields: list[str], header: list[str]) -> bool:
+    """Give a row the length of the header, and return True, if only empty fields are added or removed."""
+    if not any(fields[len(header) :]):
+        del fields[len(header) :]
+    if not any(header[len(fields) :]):
+        fields += [''] * (len(header) - len(fields))
+    return len(fields) == len(header)
+
+
+def _open_text(path: Path, newline: str | None = '') -> IO[str]:
+    with open(path, 'rb') as file:
+        encoding = text_encoding(file.read(4))
+    return open(path, encoding=encoding, errors='surrogateescape', newline=newline)
 
 
 def text_lines(path: Path, errors: SourceErrors) -> Iterator[tuple[str, str]]:
-    """Yield (position, line) for the non-blank lines of a UTF-8 text file, stripped.
+    """Yield (position, line) for the non-blank lines of a text file in UTF-8 or UTF-16, stripped.
 
     A line that is not UTF-8 is added to `errors`.
     """
     try:
-        with open(path, encoding='utf-8-sig', errors='surrogateescape', newline=None) as file:
+        with _open_text(path, newline=None) as file:
             for number, line in enumerate(file, 1):
                 text = line.strip()
                 if not text:
                     continue
-                if text.isascii() or is_utf8(text):
+                if is_unicode(text):
                     yield f'{path}:{number}', text
                 else:
                     errors.add(f'{path}:{number}', 'not UTF-8 text')
+    except UnicodeError as error:
+        raise UserError(f'{path}: not text ({error})') from None
     except OSError as error:
-        raise UserError(f'{path}: {(error.strerror or "cannot be read").lower()}') from None
+        raise _unreadable(path, error) from None
 
 
-def is_utf8(text: str) -> bool:
-    """Return whether a text read with `surrogateescape`, or a file name, has no undecodable bytes."""
-    return not any('\ud800' <= char <= '\udfff' for char in text)
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f'{path}: {(error.strerror or "cannot be read").lower()}')
 
 
 def short(value: Any) -> str:

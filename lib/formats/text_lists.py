@@ -1,6 +1,5 @@
 """Converters of text files: CSV with a header, lists of `path label` lines, and the Grocery Store Dataset."""
 
-import csv
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +9,12 @@ import numpy as np
 from lib.dataset.folder import VALID_NAMES
 from lib.errors import UserError
 from lib.formats.converted import ConvertedDataset, ConvertedSplit, SplitBuilder
-from lib.formats.sources import SourceErrors, find_split_files, image_folder, is_utf8, short, text_lines
+from lib.formats.sources import SourceErrors, find_split_files, image_folder, read_csv, short, text_lines
 from lib.formats.unpack import find_folder_with
+from lib.runtime.text import decimal_text, nfc, small_number
 
 _CSV_FILE = r'(?:.*[_-])?{split}\.(?:csv|tsv)'
 _SPLIT_NAMES = {'train': 'train', 'test': 'test', **dict.fromkeys(VALID_NAMES, 'val')}
-_LONGEST_FIELD = 1 << 20
 
 
 def convert_csv(
@@ -30,12 +29,12 @@ def convert_csv(
     test: str | None = None,
     image_root: str | None = None,
 ) -> ConvertedDataset:
-    """Convert CSV files in UTF-8, separated by commas, semicolons or tabs (detected in the header).
+    """Convert CSV files in UTF-8 or UTF-16, separated by commas, semicolons or tabs (detected; see `read_csv`).
 
-    Labels may be any text and are not changed: the leading zeros of a GTIN remain. Category ids follow the natural
-    order of the labels. The source is one file with a column of splits (train, val or valid, test), or one file per
-    split. A column of names gives classes a readable name (the first one that is not empty); if two classes have the
-    same name, the label is appended.
+    Labels may be any text and are not changed, except to NFC: the leading zeros of a GTIN remain. Category ids follow
+    the natural order of the labels. The source is one file with a column of splits (train, val or valid, test), or one
+    file per split. A column of names gives classes a readable name (the first one that is not empty); if two classes
+    have the same name, the label is appended.
 
     Args:
         source: a CSV file, or a folder with train.csv, val.csv, test.csv.
@@ -65,7 +64,7 @@ def convert_csv(
                 label = row.get('label') or None
                 builder.add(split, row['path'], label)
                 if label and row.get('name'):
-                    named.setdefault(label, row['name'])
+                    named.setdefault(nfc(label), nfc(row['name']))
     errors.raise_if_any()
     splits, labels = builder.finish()
     return ConvertedDataset(splits, _readable_names(labels, named), None, image_folder(source, image_root))
@@ -75,35 +74,20 @@ def _rows(
     path: Path, columns: dict[str, str], errors: SourceErrors, *, label_needed: bool
 ) -> Iterator[tuple[str, dict]]:
     """Yield (position, {role: text}) of the rows with all their fields."""
-    csv.field_size_limit(_LONGEST_FIELD)
-    with open(path, encoding='utf-8-sig', errors='surrogateescape', newline='') as file:
-        header_line = file.readline()
-        delimiter = max(',;\t', key=header_line.count)
-        file.seek(0)
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        try:
-            header = [title.strip() for title in next(reader, [])]
-            columns_of = _column_indices(path, header, columns, label_needed)
-            for fields in reader:
-                where = f'{path}:{reader.line_num}'
-                if not any(fields):
-                    continue
-                if len(fields) != len(header):
-                    errors.add(where, f'{len(fields)} fields, but the header has {len(header)}')
-                elif not all(field.isascii() or is_utf8(field) for field in fields):
-                    errors.add(where, 'not UTF-8 text (save the sheet as "CSV UTF-8")')
-                else:
-                    yield where, {role: fields[index].strip() for role, index in columns_of.items()}
-        except csv.Error as error:
-            raise UserError(f'{path}:{reader.line_num}: not proper CSV ({error})') from None
+    titles = {role: nfc(title) for role, title in columns.items()}
+    rows = read_csv(path, titles.values(), errors)
+    where, header = next(rows)
+    columns_of = _column_indices(where, header, titles, label_needed)
+    for where, fields in rows:
+        yield where, {role: fields[index] for role, index in columns_of.items()}
 
 
-def _column_indices(path: Path, header: list[str], columns: dict[str, str], label_needed: bool) -> dict[str, int]:
-    indices = {role: header.index(title) for role, title in columns.items() if title in header}
+def _column_indices(where: str, header: list[str], titles: dict[str, str], label_needed: bool) -> dict[str, int]:
+    indices = {role: header.index(title) for role, title in titles.items() if title in header}
     for role in ['path', 'label'] if label_needed else ['path']:
         if role not in indices:
             raise UserError(
-                f'{path}:1: no column {columns[role]!r}; there are: {", ".join(header) or "none"}; '
+                f'{where}: no column {titles[role]!r}; there are: {", ".join(header) or "none"}; '
                 f'choose one with --{role}_column'
             )
     return indices
@@ -147,8 +131,9 @@ def convert_image_list(
         builder.begin(split)
         for where, line in text_lines(path, errors):
             image, label = _fields(line)
-            if image and label.isdecimal():
-                builder.add(split, image, str(int(label)))
+            number = decimal_text(label)
+            if image and number is not None:
+                builder.add(split, image, number)
             elif split == 'test':
                 builder.add(split, line, None)
             elif not image:
@@ -198,20 +183,22 @@ def convert_grocery_store(source: Path) -> ConvertedDataset:
 def _read_grocery_classes(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
     """Return the name, the parents and the coarse id of each fine class."""
     errors, rows = SourceErrors(), {}
-    with open(path, encoding='utf-8-sig', newline='') as file:
-        reader = csv.DictReader(file)
-        missing = [title for title in _GROCERY_COLUMNS if title not in (reader.fieldnames or [])]
-        if missing:
-            raise UserError(f'{path}:1: no column {missing[0]!r}')
-        for row in reader:
-            name, fine, coarse_name, coarse = (row[title] or '' for title in _GROCERY_COLUMNS)
-            if not (name and fine.isdecimal() and coarse.isdecimal()):
-                errors.add(f'{path}:{reader.line_num}', f'not a class: {short(list(row.values())[:4])}')
-                continue
-            # /iconic-images-and-descriptions/Fruit/Apple/...: the only source of the department.
-            icon = (row.get(_ICON_COLUMN) or '').strip('/').split('/')
-            department = [icon[1]] if len(icon) > 3 else []
-            rows[int(fine)] = (name, [*department, coarse_name], int(coarse))
+    records = read_csv(path, _GROCERY_COLUMNS, errors)
+    where, header = next(records)
+    missing = [title for title in _GROCERY_COLUMNS if title not in header]
+    if missing:
+        raise UserError(f'{where}: no column {missing[0]!r}')
+    for where, fields in records:
+        row = dict(zip(header, fields, strict=True))
+        name, coarse_name = row[_GROCERY_COLUMNS[0]], row[_GROCERY_COLUMNS[2]]
+        fine, coarse = small_number(row[_GROCERY_COLUMNS[1]]), small_number(row[_GROCERY_COLUMNS[3]])
+        if not name or fine is None or coarse is None:
+            errors.add(where, f'not a class: {short(fields[:4])}')
+            continue
+        # /iconic-images-and-descriptions/Fruit/Apple/...: the only source of the department.
+        icon = row.get(_ICON_COLUMN, '').strip('/').split('/')
+        department = [icon[1]] if len(icon) > 3 else []
+        rows[fine] = (name, [*department, coarse_name], coarse)
     errors.raise_if_any()
     if not rows or sorted(rows) != list(range(len(rows))):
         raise UserError(f'{path}: class ids must be 0, 1, 2, ... without a gap; it has {len(rows)} different ones')
@@ -223,11 +210,10 @@ def _read_grocery_split(path: Path, coarse_of: list[int], errors: SourceErrors) 
     paths, labels = [], []
     for where, line in text_lines(path, errors):
         image, *numbers = (part.strip() for part in line.rsplit(',', 2))
-        if len(numbers) != 2 or not all(number.isdecimal() for number in numbers) or not image:
+        fine, coarse = map(small_number, numbers) if len(numbers) == 2 else (None, None)
+        if fine is None or coarse is None or not image:
             errors.add(where, f'{short(line)} is not of the form: path, fine class, coarse class')
-            continue
-        fine, coarse = map(int, numbers)
-        if fine >= len(coarse_of):
+        elif fine >= len(coarse_of):
             errors.add(where, f'class {fine} is not in classes.csv, which ends with {len(coarse_of) - 1}')
         elif coarse != coarse_of[fine]:
             errors.add(where, f'coarse class {coarse}, but {coarse_of[fine]} in classes.csv')

@@ -18,10 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lib.dataset.annotations import read_annotations, read_classes, read_test_images
+from lib.dataset.paths import nfc_strings, refuse_urls, spelled_on_disk
 from lib.errors import UserError
 from lib.formats.converted import ConvertedDataset, ConvertedSplit, count_of
-from lib.formats.sources import SPLITS, is_utf8, read_json, short
+from lib.formats.sources import SPLITS, read_json, short
 from lib.runtime.files import replace_atomically
+from lib.runtime.text import is_unicode, name_warnings
 
 _ROWS_PER_CHUNK = 10_000  # encoded at a time, so that memory does not grow
 _NUM_CHECKED = 200  # paths per split
@@ -33,7 +35,7 @@ def write_converted(converted: ConvertedDataset, folder: Path) -> dict[str, Path
     Image paths are relative to `folder`, so that it can be DATASET.ROOT. Either all files are replaced or none.
 
     Raises:
-        UserError: a split is empty, a path is not Unicode, or no image of a split exists.
+        UserError: a split is empty, a path is a URL or not Unicode, or no image of a split exists.
     """
     prefix = path_prefix(converted.root, folder)
     for name, split in converted.splits.items():
@@ -89,15 +91,16 @@ def encode_entries(split: ConvertedSplit, prefix: str) -> Iterator[bytes]:
 
 
 def check_split(name: str, split: ConvertedSplit, root: Path) -> None:
-    """Raise UserError if the split is empty, a path is not Unicode, or none of the checked images exists."""
+    """Raise UserError if the split is empty, a path is a URL or not Unicode, or none of the checked images exists."""
     if not len(split):
         raise UserError(f'the {name} split lists no images')
     for path in split.paths:
-        if not path.isascii() and not is_utf8(path):
+        if not is_unicode(path):
             raise UserError(f'{name}: the file name {short(path)} is not Unicode (UTF-8); rename the file')
+    refuse_urls(split.paths, str(root), name)
     rows = np.unique(np.linspace(0, len(split) - 1, _NUM_CHECKED).astype(int))
     sample = [root / split.paths[row] for row in rows]
-    if not any(path.exists() for path in sample):
+    if not any(spelled_on_disk(str(path)) for path in sample):
         raise UserError(
             f'{name}: image {split.paths[0]!r} and others do not exist (expected: {sample[0]}); '
             'unpack the images first, or name the folder that the paths are relative to with --image_root'
@@ -152,7 +155,9 @@ def append_converted(converted: ConvertedDataset, folder: Path) -> list[str]:
     """
     old_names, old_parents = _read_classes(folder / 'classes.json')
     existing = set(old_names)
-    names = old_names + [name for name in converted.names if name not in existing]
+    added = [name for name in converted.names if name not in existing]
+    converted.warnings.extend(name_warnings(added, known=old_names))
+    names = old_names + added
     label_of = {name: label for label, name in enumerate(names)}
     labels = np.array([label_of[name] for name in converted.names], np.int32)
     for name, split in converted.splits.items():
@@ -172,12 +177,13 @@ def append_converted(converted: ConvertedDataset, folder: Path) -> list[str]:
                 f'{paths[name]}: {count_of(len(new), "image")} added'
                 + (f', {num_skipped:,} skipped' if num_skipped else '')
             )
-        parents = old_parents and old_parents + _parents_of(converted, names[len(old_names) :])
+        parents = old_parents and old_parents + _parents_of(converted, added)
         stack.enter_context(replace_atomically(folder / 'classes.json')).write_bytes(
             encode_classes(names, parents or None)
         )
-    added = count_of(len(names) - len(old_names), 'class', 'classes')
-    lines.append(f'{folder / "classes.json"}: {added} added, {len(names):,} in total')
+    lines.append(
+        f'{folder / "classes.json"}: {count_of(len(added), "class", "classes")} added, {len(names):,} in total'
+    )
     return lines
 
 
@@ -218,10 +224,11 @@ def _new_images(
         has = {True: 'has labels', False: 'has no labels'}
         raise UserError(f'{old[name].path} {has[old[name].labeled]}, but the {name} split of SOURCE {has[labeled]}')
     written = pa.array([join_path(prefix, path) for path in split.paths], pa.large_string())
-    exists = np.zeros(len(split), bool)
+    composed, exists = nfc_strings(written), np.zeros(len(split), bool)
     # In any split: an image that SOURCE has in another split must not be in both.
     for other in old.values():
-        exists |= pc.is_in(written, value_set=_intersection(other.paths, written)).to_numpy(zero_copy_only=False)
+        known = _intersection(nfc_strings(other.paths), composed)
+        exists |= pc.is_in(composed, value_set=known).to_numpy(zero_copy_only=False)
     rows = np.flatnonzero(~exists)
     paths = written.take(pa.array(rows)).to_pylist()
     return ConvertedSplit(paths, None if split.labels is None else labels[split.labels[rows]]), int(exists.sum())

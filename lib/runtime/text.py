@@ -82,9 +82,9 @@ def name_warnings(names: Sequence[str], known: Iterable[str] = ()) -> list[str]:
         seen.add(name)
     warnings = []
     if repeated:
-        warnings.append(f'classes with the same name: {_first_few(repeated)}')
+        warnings.append(f'classes with the same name: {first_few(repeated)}')
     if alike:
-        warnings.append(f'classes that look like one: {_first_few(alike)}')
+        warnings.append(f'classes that look like one: {first_few(alike)}')
     return warnings
 
 
@@ -94,9 +94,49 @@ def _difference(first: str, second: str) -> str:
     return 'invisible characters' if _IGNORABLE.search(first + second) else 'spaces'
 
 
-def _first_few(phrases: list[str]) -> str:
+def first_few(phrases: Sequence[str]) -> str:
+    """Return the first texts of a list and the number of the others."""
     more = f', and {len(phrases) - _MAX_SHOWN} more' if len(phrases) > _MAX_SHOWN else ''
     return ', '.join(phrases[:_MAX_SHOWN]) + more
+
+
+_DIGITS = re.compile(r'([0-9]+)')
+
+
+def natural_key(text: str) -> tuple:
+    """Return a sort key that sorts `a2` before `a10` and differs for different texts (`7` and `007`).
+
+    The order does not depend on the Unicode form in which a system spells names.
+    """
+    parts = _DIGITS.split(nfc(text))
+    # Numbers are compared by length, then by digits: int() rejects very long ones.
+    numbers = [(len(part.lstrip('0')), part.lstrip('0')) for part in parts[1::2]]
+    return [*zip(parts[::2], [*numbers, (-1, '')], strict=True)], text
+
+
+def sorted_naturally(texts: Iterable[str]) -> list[str]:
+    """Return the texts in natural order: numbers in them are sorted as numbers."""
+    return sorted(texts, key=natural_key)
+
+
+# Numbers as spreadsheets write them, 4.00638E+12 or 4,00638E+12, and of which they store only 15 digits.
+_SCIENTIFIC = re.compile(r'\s*[+-]?\d([.,]\d+)?E\+\d+\s*', re.IGNORECASE)
+_LONG_NUMBER = re.compile(r'0*[1-9]\d{14}(\d+)')
+
+
+def rounded_code_warnings(names: Sequence[str], what: str = 'class') -> list[str]:
+    """Return a warning if names are product codes that a spreadsheet has rounded; `what` they name."""
+    rounded = [name for name in names if _SCIENTIFIC.fullmatch(name)]
+    ends = {name: match[1] for name in names if (match := _LONG_NUMBER.fullmatch(name))}
+    if len(ends) > 1 and not any(end.strip('0') for end in ends.values()):
+        rounded += ends  # all of them end with zeros, which is no chance
+    if not rounded:
+        return []
+    are = f'{what} name is a number' if len(rounded) == 1 else f'{what} names are numbers'
+    return [
+        f'{len(rounded):,} {are} that a spreadsheet has rounded ({first_few(rounded)}): different products may share '
+        'one; format the column as text and export it again'
+    ]
 
 
 def decimal_text(text: str) -> str | None:
