@@ -151,7 +151,13 @@ def read_command(
         opened = _open_checkpoint(resume_model, folder)
         return None if opened[0] is None else opened[0].config
 
-    loaded = load_config(argv, program=program, description=description, find_checkpoint_config=find_checkpoint_config)
+    loaded = load_config(
+        argv,
+        program=program,
+        description=description,
+        find_checkpoint_config=find_checkpoint_config,
+        needs_model=needs_model,
+    )
     command = Command(loaded.cfg, *opened)
     if needs_model and command.checkpoint is None:
         raise UserError(_no_model(command, program))

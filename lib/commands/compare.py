@@ -8,7 +8,7 @@ from lib.builders.data import open_valid_split
 from lib.commands.cli import Command
 from lib.commands.features import split_features
 from lib.commands.loaded_model import LoadedModel, load_model
-from lib.config.load import DEFAULT_CONFIG, merge_checkpoint_config
+from lib.config.load import merge_checkpoint_config
 from lib.config.options import parse_options
 from lib.errors import UserError
 from lib.inference.features import classify_features
@@ -32,9 +32,7 @@ def compare_runs(runs: Sequence[str], options: Sequence[str], output: Path) -> l
         UserError: no such run; valid splits or classes differ.
     """
     start_console()
-    config_files, values = parse_options(
-        options, program='tools/compare.py', description='', default_config=DEFAULT_CONFIG
-    )
+    config_files, values = parse_options(options, program='tools/compare.py', description='')
     paths = [_checkpoint(run) for run in runs]
     names = _names(paths)
     first: LoadedModel | None = None

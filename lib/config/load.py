@@ -7,8 +7,9 @@ from typing import Any
 
 from lib.config.check import check_values
 from lib.config.defaults import KEYS, Config
-from lib.config.options import parse_options
+from lib.config.options import Recipe, parse_options
 from lib.config.yaml_text import as_node, parse_config_text, read_config_file
+from lib.errors import UserError
 
 _CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 DEFAULT_CONFIG = 'configs/AiProducts.yaml'
@@ -38,7 +39,12 @@ class Layer:
 
 
 def load_config(
-    argv: Sequence[str], *, program: str, description: str, find_checkpoint_config: FindCheckpointConfig
+    argv: Sequence[str],
+    *,
+    program: str,
+    description: str,
+    find_checkpoint_config: FindCheckpointConfig,
+    needs_model: bool = False,
 ) -> LoadedConfig:
     """Merge and check everything that sets a key.
 
@@ -47,19 +53,22 @@ def load_config(
         program, description: for --help.
         find_checkpoint_config: (RESUME_MODEL, run folder) -> the YAML text in that checkpoint, '' if it contains none
             (a checkpoint of the original entry), None if there is no checkpoint yet. Called if RESUME_MODEL is set.
+        needs_model: the command uses a trained model, so that its help shows no recipe for training.
 
     Raises:
         UserError: any mistake in files, options, or their combination.
     """
-    files, options = parse_options(argv, program=program, description=description, default_config=DEFAULT_CONFIG)
+    files, options = parse_options(
+        argv,
+        program=program,
+        description=description,
+        find_recipe=lambda files, options: _find_recipe(files, options, find_checkpoint_config, needs_model),
+    )
     notes: list[str] = []
     explicit = _explicit_layers(files, options)
     default = [] if files else [_default_layer(options)]
     values, _ = _merge(default + explicit)
-    checkpoint: list[Layer] = []
-    if values['RESUME_MODEL']:
-        text = find_checkpoint_config(values['RESUME_MODEL'], Path(values['LOG_ROOT'], _run_name(values)))
-        checkpoint = [] if text is None else _checkpoint_layers(text, values['RESUME_MODEL'], notes)
+    checkpoint = _find_checkpoint(values, find_checkpoint_config, notes)
     if default and not checkpoint:
         notes.append(f'no --config given: {default[0].source} is used, the recipe for {_PURPOSE[default[0].source]}')
     return LoadedConfig(_resolve(checkpoint or default, explicit, is_checkpoint=bool(checkpoint)), notes)
@@ -98,6 +107,34 @@ def _default_layer(options: dict[str, Any]) -> Layer:
     own_photos = root and not others and not Path(root, 'converted_train.json').exists()
     source = _OWN_PHOTOS if own_photos else DEFAULT_CONFIG
     return Layer(source, read_config_file(str(_CONFIGS / Path(source).name)))
+
+
+def _find_checkpoint(values: dict[str, Any], find: FindCheckpointConfig, notes: list[str]) -> list[Layer]:
+    """Return the config of the checkpoint that RESUME_MODEL names; none if it is empty, or there is no checkpoint."""
+    if not values['RESUME_MODEL']:
+        return []
+    text = find(values['RESUME_MODEL'], Path(values['LOG_ROOT'], _run_name(values)))
+    return [] if text is None else _checkpoint_layers(text, values['RESUME_MODEL'], notes)
+
+
+def _find_recipe(
+    files: list[str], options: dict[str, Any], find_checkpoint_config: FindCheckpointConfig, needs_model: bool
+) -> Recipe:
+    """Return the values that the command would use for options that are not given, for --help."""
+    default = [] if files else [_default_layer(options)]
+    try:
+        explicit = _explicit_layers(files, options)
+        values, _ = _merge(default + explicit)
+        checkpoint = _find_checkpoint(values, find_checkpoint_config, [])
+    except UserError as error:
+        return Recipe(f'none, since {error}')
+    base = checkpoint or ([] if needs_model else default)
+    layers = [*base, *explicit[:-1]]
+    found = {name: (value, layer.source) for layer in layers for name, value in layer.values.items()}
+    name = _run_name(_merge(base + explicit)[0])
+    if name and 'NAME' not in found:
+        found['NAME'] = (name, 'the folder name of DATASET.ROOT')
+    return Recipe(', '.join(layer.source for layer in layers) or 'the config in the checkpoint', found)
 
 
 def _checkpoint_layers(text: str, path: str, notes: list[str]) -> list[Layer]:

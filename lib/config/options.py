@@ -3,7 +3,9 @@
 import argparse
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NoReturn
 
@@ -34,17 +36,33 @@ class Formatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=8, width=_WIDTH)
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        return [line for part in text.splitlines() for line in textwrap.wrap(part, width)]
+        return [line for part in text.splitlines() for line in textwrap.wrap(part, width, break_on_hyphens=False)]
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         lines = [line for part in text.splitlines() for line in textwrap.wrap(part, width) or ['']]
         return '\n'.join(indent + line for line in lines)
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """Values that a command uses for the options that are not on its command line.
+
+    Attributes:
+        source: the files or the checkpoint that they come from.
+        values: key -> value, and the file that sets it.
+    """
+
+    source: str
+    values: dict[str, tuple[Any, str]] = field(default_factory=dict)
+
+
+FindRecipe = Callable[[list[str], dict[str, Any]], Recipe]  # from the files after --config, and the options
+
+
 def parse_options(
-    argv: Sequence[str], *, program: str, description: str, default_config: str
+    argv: Sequence[str], *, program: str, description: str, find_recipe: FindRecipe = lambda *_: Recipe('none')
 ) -> tuple[list[str], dict[str, Any]]:
-    """Read the command line; print the help and exit if it contains --help.
+    """Read the command line; if it contains --help, print the help with the defaults of its recipe, and exit.
 
     Returns:
         The files after --config (empty if not given), and the keys set by options, converted to their types.
@@ -53,9 +71,9 @@ def parse_options(
         UserError: unknown option, missing value, value of the wrong type, or unknown section after --help.
     """
     topic = _help_topic(argv)
-    shown = list(KEYS) if topic is None else _keys_of(topic, program)
-    parser = _build_parser(shown, program, description, default_config)
+    parser = _build_parser(list(KEYS), program, description, Recipe(''))
     if topic is not None:
+        parser = _build_parser(_keys_of(topic, program), program, description, find_recipe(*_readable(parser, argv)))
         parser.epilog = _more_help(program)
         parser.print_help()
         sys.exit(0)
@@ -66,7 +84,21 @@ def parse_options(
     return known.config, {name: KEYS[name].accept(option_of(name), text) for name, text in given.items()}
 
 
-def _build_parser(shown: Sequence[str], program: str, description: str, default_config: str) -> Parser:
+def _readable(parser: Parser, argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return files and options beside --help, without those that are mistaken: help is given all the same."""
+    try:
+        known, _ = parser.parse_known_args(argv)
+    except UserError:
+        return [], {}
+    options = {}
+    for name in KEYS:
+        with suppress(UserError):
+            if (text := getattr(known, name)) is not None:
+                options[name] = KEYS[name].accept(option_of(name), text)
+    return known.config, options
+
+
+def _build_parser(shown: Sequence[str], program: str, description: str, recipe: Recipe) -> Parser:
     parser = Parser(
         prog=program,
         usage='%(prog)s [--config FILE [FILE ...]] [--SECTION_KEY VALUE ...]',
@@ -88,14 +120,15 @@ def _build_parser(shown: Sequence[str], program: str, description: str, default_
         action='extend',
         default=[],
         metavar='FILE',
-        help=f'YAML files, merged from left to right (default: {default_config})',
+        help=f'YAML files, merged from left to right.\nDefault: {recipe.source}'.replace('%', '%%'),
     )
     for section, keys in SECTIONS.items():
         names = [f'{section}.{leaf}' if section else leaf for leaf in keys.keys_by_name]
         group = parser.add_argument_group(f'{section} ({keys.title})' if section else keys.title)
         for name in names:
             if name in shown:
-                group.add_argument(option_of(name), dest=name, metavar=type_name(KEYS[name]), help=_help(KEYS[name]))
+                text = _help(KEYS[name], *recipe.values.get(name, (KEYS[name].default, '')))
+                group.add_argument(option_of(name), dest=name, metavar=type_name(KEYS[name]), help=text)
     return parser
 
 
@@ -163,10 +196,13 @@ def used_by_text(key: Key[Any]) -> str:
     return f'{" or ".join((selector, *key.or_by))} {", ".join(values)}'
 
 
-def _help(key: Key[Any]) -> str:
+def _help(key: Key[Any], value: Any, source: str) -> str:
     text = key.meaning
     if key.choices:
         text += '\nChoices: ' + ', '.join(str(choice) for choice in key.choices if choice != '') + '.'
     if key.used_by:
         text += f'\nUsed by {used_by_text(key)}.'
-    return f'{text}\nDefault: {default_text(key)}'.replace('%', '%%')
+    default = default_text(replace(key, default=value))
+    if value != key.default:
+        default += f' ({source}; else {default_text(key)})'
+    return f'{text}\nDefault: {default}'.replace('%', '%%')

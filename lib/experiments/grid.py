@@ -94,7 +94,7 @@ class Grid:
         Raises:
             UserError: a mistake in the options, or an option that the grid sets itself.
         """
-        files, values = parse_options(self.options, program='', description='', default_config='')
+        files, values = parse_options(self.options, program='', description='')
         reserved = [name for name in values if name in _RESERVED] + ['--config'] * bool(files)
         if reserved:
             raise UserError(f'--options sets {reserved[0]}, which the grid sets for each run; leave it out')

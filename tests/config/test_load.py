@@ -229,6 +229,57 @@ def test_a_run_on_own_photos_is_resumed(tmp_path):
     assert again.notes == []
 
 
+def defaults_in_help(capsys, *argv, checkpoint=None, program='main.py', needs_model=False):
+    """Return option -> its default as --help shows it."""
+    with pytest.raises(SystemExit) as caught:
+        load_config(
+            [str(word) for word in argv],
+            program=program,
+            description='',
+            find_checkpoint_config=Checkpoints(checkpoint),
+            needs_model=needs_model,
+        )
+    assert not caught.value.code
+    blocks = re.split(r'\n  (?=--)', capsys.readouterr().out)[1:]
+    return {
+        block.split()[0]: ' '.join(block.rpartition('Default: ')[2].partition('\n\n')[0].split()) for block in blocks
+    }
+
+
+def test_help_shows_the_defaults_of_the_recipe(capsys, tmp_path, files):
+    photos = tmp_path / 'photos'
+    photos.mkdir()
+    found = defaults_in_help(capsys, '--DATASET_ROOT', photos, '--help')
+    cfg = cfg_of('--DATASET_ROOT', photos)
+    assert found['--config'] == 'configs/own_photos.yaml'
+    assert found['--NAME'] == "photos (the folder name of DATASET.ROOT; else '')"
+    assert found['--TRAIN_BATCH_SIZE'] == f'{cfg.TRAIN.BATCH_SIZE} (configs/own_photos.yaml; else 512)'
+    assert found['--MODEL_BACKBONE'] == f'{cfg.MODEL.BACKBONE} (configs/own_photos.yaml; else resnest50)'
+    assert found['--TRAIN_LOG_EVERY_STEPS'] == '50'  # the recipe does not set it
+    # A mistake beside it, another order, a section, an option of the command line.
+    assert defaults_in_help(capsys, '--help', 'all', '--TRAIN_BATCHSIZE', 3, '--DATASET_ROOT', photos)[
+        '--SCHEDULE_WARMUP_FRACTION'
+    ].startswith('0.1 (configs/own_photos.yaml')
+    assert defaults_in_help(capsys, '--DATASET_ROOT', photos, '--SEED', 'x', '--TRAIN_BATCH_SIZE', 7, '-h') == found
+    file = files('a.yaml', 'TRAIN: {BATCH_SIZE: 9}\nNAME: mine')
+    found = defaults_in_help(capsys, '--config', CONFIGS / 'demo.yaml', file, '--help')
+    assert found['--TRAIN_BATCH_SIZE'] == f'9 ({file}; else 512)'
+    assert (found['--TRAIN_MAX_EPOCH'].split()[0], found['--NAME'].split()[0]) == ('7', 'mine')
+    assert defaults_in_help(capsys, '--help')['--OPTIMIZER_LR'] == '0.5 (configs/AiProducts.yaml; else 0.1)'
+    assert defaults_in_help(capsys, '--config', 'no.yaml', '--help')['--config'].startswith(
+        'none, since --config no.yaml'
+    )
+
+
+def test_help_shows_the_config_of_the_checkpoint(capsys):
+    found = defaults_in_help(
+        capsys, '--RESUME_MODEL', 'x.pth', '--help', 'TEST', checkpoint='NAME: run\nTEST: {TOP_K: 5}', needs_model=True
+    )
+    assert (found['--TEST_TOP_K'], found['--TEST_FLIP']) == ('5 (the config in x.pth; else 0)', 'False')
+    found = defaults_in_help(capsys, '--help', 'all', needs_model=True)  # a recipe for training is not used
+    assert (found['--config'], found['--OPTIMIZER_LR']) == ('the config in the checkpoint', '0.1')
+
+
 def test_the_default_config_is_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cfg_of().NAME == 'AiProducts'

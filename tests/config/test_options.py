@@ -18,7 +18,7 @@ SCRIPTS = ('main.py', 'test.py', 'tau_norm.py')
 
 
 def parse(*argv):
-    return parse_options(argv, program='main.py', description='', default_config='configs/x.yaml')
+    return parse_options(argv, program='main.py', description='')
 
 
 def help_of(script: str, *topic: str) -> str:
@@ -33,7 +33,7 @@ def help_of(script: str, *topic: str) -> str:
 
 def help_text(capsys, *argv: str, program: str = 'main.py') -> str:
     with pytest.raises(SystemExit) as caught:
-        parse_options(argv, program=program, description='', default_config='configs/x.yaml')
+        parse_options(argv, program=program, description='')
     assert not caught.value.code
     return capsys.readouterr().out
 
