@@ -64,9 +64,8 @@ def load_members(trained: LoadedModel) -> list[LoadedModel]:
     Raises:
         UserError: a checkpoint is missing, or has other classes.
     """
-    paths = [path.strip() for path in trained.cfg.TEST.ENSEMBLE.split(',') if path.strip()]
     members = [trained]
-    for path in paths:
+    for path in trained.cfg.TEST.ENSEMBLE:
         checkpoint = read_checkpoint(path, with_rows=False, option='TEST.ENSEMBLE')
         other = load_model(Command(_member_config(checkpoint, path, trained), checkpoint), trained.group)
         if other.class_names != trained.class_names:
@@ -130,10 +129,10 @@ def _member_config(checkpoint: Checkpoint, path: str, trained: LoadedModel) -> C
     options = {name: value for name, value in as_values(cfg).items() if name.startswith(('TEST.', 'RUN.'))}
     # All models use the same batches, and share the CPU cores.
     workers = num_workers(cfg.RUN.NUM_WORKERS)
-    count = 1 + cfg.TEST.ENSEMBLE.count(',') + 1
+    count = 1 + len(cfg.TEST.ENSEMBLE)
     options |= {
         'LOG_ROOT': cfg.LOG_ROOT,
-        'TEST.ENSEMBLE': '',
+        'TEST.ENSEMBLE': (),
         'TEST.BATCH_SIZE': eval_batch_size(cfg, trained.device),
         'RUN.NUM_WORKERS': max(min(1, workers), workers // count),
     }

@@ -93,11 +93,12 @@ def _holdout(cfg: Config) -> DatasetSplit:
     return some_of(train, np.sort(order[rank_in_class < cfg.POSTHOC.HOLDOUT]))
 
 
-def _names(text: str) -> list[str]:
-    names = list(METHODS) if text == 'all' else [part.strip() for part in text.split(',') if part.strip()]
+def _names(given: Sequence[str]) -> list[str]:
+    names = list(METHODS) if given == ('all',) else list(given)
     unknown = [name for name in names if name not in METHODS]
     if unknown or not names:
-        raise UserError(f"POSTHOC.METHODS is {text!r}, but must be 'all' or some of {', '.join(METHODS)}")
+        found = ','.join(given) or 'empty'
+        raise UserError(f"POSTHOC.METHODS is {found}, but must be 'all' or some of {', '.join(METHODS)}")
     return names
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, overload
 
-from lib.errors import UserError
+from lib.errors import UserError, url_fault
 
 if TYPE_CHECKING:
 
@@ -24,8 +24,7 @@ class Key(Generic[T]):
     The default's type is the option's type. Read from a section of a config, the attribute is the value.
 
     Attributes:
-        default: bool, int, float, str, or a tuple of int or float (an empty tuple is of int). An int is accepted for a
-            float.
+        default: bool, int, float, str, or a tuple of int, float or str. An int is accepted for a float.
         meaning: one sentence for --help and docs/configuration.md; it ends with what 0 or '' means where that is
             special.
         choices: allowed values; empty if any value of the type is allowed.
@@ -34,6 +33,8 @@ class Key(Generic[T]):
         neutral: a value that switches the option off, so that it may be set where the method does not use it.
         used_by: (selector key, its values that use this option); None if it is always used.
         or_by: other selector keys; the same values of these use it, too.
+        is_path: the text is a path, or each text of a tuple, besides words such as 'last'; a URL is refused.
+        entry: type of the entries of a tuple whose default is empty.
     """
 
     default: T
@@ -45,6 +46,8 @@ class Key(Generic[T]):
     neutral: T | None = None
     used_by: tuple[str, tuple[str, ...]] | None = None
     or_by: tuple[str, ...] = ()
+    is_path: bool = False
+    entry: type = int
     _name: str = field(default='', init=False, repr=False, compare=False)
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -69,39 +72,59 @@ class Key(Generic[T]):
 
         Args:
             name: of the option, for messages.
-            value: text from the command line, or a value from YAML (where 1e-4 arrives as text, too).
+            value: text from the command line; text, or lists or mappings of texts, from YAML; or a value of its type.
 
         Raises:
             UserError: wrong type, not a choice, or out of range; names the option, the value and what is allowed.
         """
         try:
-            accepted = _convert(value, self.default)
+            accepted = self._convert(value)
         except (TypeError, ValueError, OverflowError):
             raise self._refusal(name, value) from None
         if self.choices and accepted not in self.choices:
             raise self._refusal(name, value, did_you_mean(accepted, self.choices))
-        numbers = accepted if isinstance(accepted, tuple) else (accepted,)
-        if not all(self._in_range(number) for number in numbers if isinstance(number, int | float)):
+        entries = accepted if isinstance(accepted, tuple) else (accepted,)
+        if not all(self._in_range(number) for number in entries if isinstance(number, int | float)):
             raise self._refusal(name, value)
+        for fault in filter(None, map(url_fault, entries if self.is_path else ())):
+            raise UserError(f'{name} is {fault}')
         result: T = accepted
         return result
 
     def _in_range(self, number: float) -> bool:
         return (self.low is None or number >= self.low) and (self.high is None or number <= self.high)
 
+    @property
+    def entry_type(self) -> type:
+        """Return the type of the entries of a tuple, or of the value."""
+        if not isinstance(self.default, tuple):
+            return type(self.default)
+        return type(self.default[0]) if self.default else self.entry
+
+    def _convert(self, value: Any) -> Any:
+        if isinstance(self.default, tuple):
+            return _convert_tuple(value, self.entry_type)
+        return _convert_scalar(value, self.entry_type)
+
     def _refusal(self, name: str, value: Any, hint: str = '') -> UserError:
-        shown = repr(value) if isinstance(value, str) else str(value)
-        return UserError(f'{name} is {shown}, but must be {self.expected()}{hint}')
+        hint = hint or " (an empty text is '')" * (value is None and isinstance(self.default, str))
+        return UserError(f'{name} is {shown(value)}, but must be {self.expected()}{hint}')
 
     def expected(self) -> str:
         """Return the allowed values in words, for error lines and help."""
         if self.choices:
             return 'one of ' + ', '.join(repr(choice) if choice == '' else str(choice) for choice in self.choices)
         if isinstance(self.default, tuple):
-            words = {int: 'whole numbers', float: 'numbers'}[_entry_type(self.default)] + ' separated by commas'
+            words = {int: 'whole numbers', float: 'numbers', str: 'paths' if self.is_path else 'texts'}[self.entry_type]
+            words += ' separated by commas'
             words += f', such as {",".join(map(str, self.default))}' if self.default else ''
         else:
-            words = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'a text'}[type(self.default)]
+            words = {
+                bool: 'True or False',
+                int: 'a whole number',
+                float: 'a number',
+                str: 'a path' if self.is_path else 'a text',
+            }[self.entry_type]
         return words + self.range()
 
     def range(self) -> str:
@@ -138,19 +161,21 @@ def did_you_mean(word: Any, allowed: Any) -> str:
     return f' (did you mean {spelled[close[0]]}?)' if close else ''
 
 
-def _entry_type(default: tuple[Any, ...]) -> type:
-    return type(default[0]) if default else int
+def shown(value: Any) -> str:
+    """Return a value as error lines show it: texts in quotes, at most 60 characters."""
+    if value is None:
+        return 'empty'
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= _MAX_SHOWN else f'{text[: _MAX_SHOWN - 3]}...'
 
 
-def _convert(value: Any, default: Any) -> Any:
-    if isinstance(default, tuple):
-        return _convert_tuple(value, _entry_type(default))
-    return _convert_scalar(value, type(default))
+_MAX_SHOWN = 60
 
 
 def _convert_tuple(value: Any, kind: type) -> tuple[Any, ...]:
     if isinstance(value, str):
-        value = [entry for entry in value.strip().strip('()[]').split(',') if entry.strip()]
+        value = value.strip().strip('()[]') if kind is not str else value
+        value = [entry.strip() for entry in value.split(',') if entry.strip()]
     elif isinstance(value, int | float) and not isinstance(value, bool):
         value = [value]
     if not isinstance(value, list | tuple):
@@ -164,7 +189,7 @@ def _convert_scalar(value: Any, kind: type) -> Any:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise TypeError
     if kind is str:
-        return str(value)  # YAML reads a name such as 123 or 1.5 as a number
+        return str(value)
     number = float(value)
     if number != number or number in (float('inf'), float('-inf')):
         raise ValueError

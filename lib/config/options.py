@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from lib.config.command_help import COMMANDS, CommandHelp
 from lib.config.defaults import KEYS, SECTIONS
 from lib.config.key import Key, did_you_mean
-from lib.errors import UserError
+from lib.errors import UserError, url_fault
 
 _WIDTH = 80
 
@@ -26,7 +26,14 @@ class Parser(argparse.ArgumentParser):
     """Raises UserError where argparse prints its usage and exits."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f'{message}; --help lists the options')
+        raise UserError(f'{message}; {self.prog} --help lists the options')
+
+
+def local_path(text: str) -> Path:
+    """Return the path that an argument of argparse names. Raises ArgumentTypeError if it is a URL."""
+    if fault := url_fault(text):
+        raise argparse.ArgumentTypeError(fault)
+    return Path(text)
 
 
 class Formatter(argparse.HelpFormatter):
@@ -174,16 +181,16 @@ def _unknown(word: str) -> str:
 
 
 def type_name(key: Key[Any]) -> str:
-    """Return the type of a key's values, for help: BOOL, INT, FLOAT, TEXT, or X,Y,... for a tuple."""
+    """Return the type of a key's values, for help: BOOL, INT, FLOAT, TEXT, PATH, or X,Y,... for a tuple."""
     if isinstance(key.default, tuple):
         return 'X,Y,...'
-    return {bool: 'BOOL', int: 'INT', float: 'FLOAT', str: 'TEXT'}[type(key.default)]
+    return {bool: 'BOOL', int: 'INT', float: 'FLOAT', str: 'PATH' if key.is_path else 'TEXT'}[type(key.default)]
 
 
 def default_text(key: Key[Any]) -> str:
     """Return a key's default as it is typed, with its unit; 'none' for an empty tuple."""
     if isinstance(key.default, tuple):
-        return ','.join(f'{number:g}' for number in key.default) or 'none'
+        return ','.join(entry if isinstance(entry, str) else f'{entry:g}' for entry in key.default) or 'none'
     text = repr(key.default) if key.default == '' else str(key.default)
     return f'{text} {key.unit}'.strip()
 

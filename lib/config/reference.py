@@ -26,8 +26,9 @@ options on the command line. Without `--config` and without a checkpoint, `confi
 `configs/own_photos.yaml` if only a folder of photos is given with `--DATASET_ROOT`. A run folder contains the result as
 `config.yaml`.
 
-Types: INT, FLOAT and TEXT; BOOL is True or False; `X,Y,...` are numbers separated by commas (a list in YAML). `''` is
-an empty text. Setting a key that the chosen method does not use is an error; "used by" names the choices that use it.
+Types: INT, FLOAT and TEXT; PATH is local, not a URL; BOOL is True or False; `X,Y,...` is a list, in YAML also `[X, Y]`.
+`''` is an empty text. In YAML, a TEXT is what the file contains: `NAME: 007` is 007. Setting a key that the chosen
+method does not use is an error; "used by" names the choices that use it.
 """
 
 

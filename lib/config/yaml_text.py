@@ -1,33 +1,87 @@
 """Config files and texts: YAML to flat keys ({'TRAIN.BATCH_SIZE': 32}) and back."""
 
+import codecs
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lib.config.defaults import KEYS, SECTIONS, TREE, Config
-from lib.config.key import did_you_mean
-from lib.errors import UserError
+from lib.config.key import did_you_mean, shown
+from lib.errors import UserError, url_fault
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe, and strict about a key that is set twice (plain YAML would silently take the last)."""
+class _Fault(Exception):
+    """A reason why a YAML text is refused, with its line."""
+
+    def __init__(self, problem: str, event: yaml.Event) -> None:
+        mark = event.start_mark
+        super().__init__(f'{f" in line {mark.line + 1}" if mark else ""}: {problem}')
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen = set()
-    for key_node, _ in node.value:
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise yaml.constructor.ConstructorError(None, None, 'a key must be a plain text', key_node.start_mark)
-        if key_node.value in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f'key {key_node.value!r} is set twice', key_node.start_mark
-            )
-        seen.add(key_node.value)
-    return loader.construct_mapping(node, deep=True)
+_TAGS = (None, '!', *(f'tag:yaml.org,2002:{name}' for name in ('str', 'map', 'seq')))
+_MAX_DEPTH = 5  # a config has two levels, and lists as values
 
 
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+def _events(text: str) -> Iterator[yaml.Event]:
+    """Yield the parts of a single document without aliases and explicit types. Raises: _Fault, yaml.YAMLError."""
+    depth = num_documents = 0
+    for event in yaml.parse(text, Loader=yaml.BaseLoader):
+        num_documents += isinstance(event, yaml.DocumentStartEvent)
+        if num_documents > 1:
+            raise _Fault('a second document (---) begins; a config file contains one', event)
+        if getattr(event, 'anchor', None) is not None:
+            raise _Fault('anchors (&) and aliases (*) are not allowed: repeat the value, or quote the text', event)
+        tag = getattr(event, 'tag', None)
+        if tag not in _TAGS:
+            raise _Fault(f'the tag {tag} is not allowed: the key determines the type', event)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise _Fault(f'more than {_MAX_DEPTH} levels are nested', event)
+        if isinstance(event, yaml.NodeEvent | yaml.CollectionEndEvent):
+            yield event
+
+
+def _load(text: str) -> Any:
+    """Return a YAML document in which every scalar is the text in the file, or None where there is none.
+
+    A key converts the text as it does on the command line. YAML's own types would change texts: 007 to 7, 1e3 to
+    1000.0, yes to True, 12:30 to 750.
+    """
+    events = _events(text)
+    first = next(events, None)
+    tree = None if first is None else _value(first, events)
+    for _ in events:  # the rest of the text, which must not contain another document
+        pass
+    return tree
+
+
+def _until_end(events: Iterator[yaml.Event]) -> Iterator[yaml.Event]:
+    """Yield the events that begin an entry of the present collection; the entry's own events are taken in between."""
+    return itertools.takewhile(lambda event: not isinstance(event, yaml.CollectionEndEvent), events)
+
+
+def _value(event: yaml.Event, events: Iterator[yaml.Event]) -> Any:
+    if isinstance(event, yaml.SequenceStartEvent):
+        return [_value(entry, events) for entry in _until_end(events)]
+    if isinstance(event, yaml.MappingStartEvent):
+        return _mapping(events)
+    assert isinstance(event, yaml.ScalarEvent)
+    is_plain = event.implicit[0]
+    return None if is_plain and event.value == '' else event.value
+
+
+def _mapping(events: Iterator[yaml.Event]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for event in _until_end(events):
+        if not isinstance(event, yaml.ScalarEvent):
+            raise _Fault('a key must be a plain text', event)
+        if event.value in values:
+            raise _Fault(f'key {event.value!r} is set twice', event)
+        values[event.value] = _value(next(events), events)
+    return values
 
 
 def read_config_file(path: str) -> dict[str, Any]:
@@ -36,15 +90,25 @@ def read_config_file(path: str) -> dict[str, Any]:
     Raises:
         UserError: no such file, not YAML, an unknown key, a value of the wrong type or out of range.
     """
+    if fault := url_fault(path):
+        raise UserError(f'--config is {fault}')
     file = Path(path)
     if file.suffix not in ('.yaml', '.yml'):
         raise UserError(f'--config {path}: only YAML files (.yaml, .yml) are accepted; a config is never executed')
     if not file.is_file():
         raise UserError(f'--config {path}: no such file{_near(file)}')
+    return parse_config_text(_read(file), path)
+
+
+def _read(file: Path) -> str:
     try:
-        return parse_config_text(file.read_text(encoding='utf-8'), path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f'--config {path}: cannot be read ({error})') from None
+        return file.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as error:
+        is_utf16 = error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        found = 'UTF-16' if is_utf16 else f'byte {error.start} is {error.object[error.start]:#04x}'
+        raise UserError(f'--config {file}: cannot be read, as it is not UTF-8 ({found}); save it as UTF-8') from None
+    except OSError as error:
+        raise UserError(f'--config {file}: cannot be read ({error.strerror})') from None
 
 
 def parse_config_text(text: str, source: str, unknown: list[str] | None = None) -> dict[str, Any]:
@@ -54,18 +118,14 @@ def parse_config_text(text: str, source: str, unknown: list[str] | None = None) 
     other keys.
     """
     try:
-        tree = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, 'problem_mark', None)
-        position = f' in line {mark.line + 1}' if mark else ''
-        raise UserError(f'{source}: not valid YAML{position}: {getattr(error, "problem", None) or error}') from None
-    except (ValueError, AttributeError, RecursionError) as error:
-        # PyYAML's own constructors raise these: an impossible date, `!!int x`, a thousand brackets.
-        raise UserError(f'{source}: not valid YAML: {error}') from None
+        tree = _load(text)
+    except (yaml.YAMLError, _Fault) as error:
+        raise UserError(f'{source}: not valid YAML{_reason(error, text)}') from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise UserError(f'{source}: must contain keys such as TRAIN: {{BATCH_SIZE: 32}}, found {type(tree).__name__}')
+        found = 'a list' if isinstance(tree, list) else 'a text'
+        raise UserError(f'{source}: must contain keys such as TRAIN: {{BATCH_SIZE: 32}}, found {found}')
     values = {}
     for name, value in _flatten(tree, source):
         if name in values:
@@ -81,15 +141,28 @@ def parse_config_text(text: str, source: str, unknown: list[str] | None = None) 
     return values
 
 
-def _flatten(tree: dict[Any, Any], source: str) -> list[tuple[str, Any]]:
+def _reason(error: yaml.YAMLError | _Fault, text: str) -> str:
+    """Return ' in line N: reason'."""
+    if isinstance(error, _Fault):
+        return str(error)
+    if isinstance(error, yaml.reader.ReaderError):
+        line = text.count('\n', 0, error.position) + 1
+        return f' in line {line}: the character {error.character:#04x} is not allowed'
+    mark, problem = getattr(error, 'problem_mark', None), str(getattr(error, 'problem', None) or error)
+    hint = '; indent with spaces, not with tabs' if r'\t' in problem else ''
+    return f'{f" in line {mark.line + 1}" if mark else ""}: {problem}{hint}'
+
+
+def _flatten(tree: dict[str, Any], source: str) -> list[tuple[str, Any]]:
     pairs = []
     for name, value in tree.items():
         if name in TREE and name != '':
             if not isinstance(value, dict):
-                raise UserError(f'{source}: {name} is a section and must contain keys, found {value!r}')
+                found = 'nothing' if value is None else shown(value)
+                raise UserError(f'{source}: {name} is a section and must contain keys, found {found}')
             pairs += [(f'{name}.{leaf}', leaf_value) for leaf, leaf_value in value.items()]
         else:
-            pairs.append((str(name), value))
+            pairs.append((name, value))
     return pairs
 
 
@@ -100,9 +173,19 @@ def _near(file: Path) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes sections as blocks and tuples in one line."""
+    """Writes sections as blocks, tuples in one line, and no aliases for equal tuples."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
+# Quoted with escapes, so that a text of control characters, line ends or undecodable bytes reads back as it was.
+_Dumper.add_representer(
+    str,
+    lambda dumper, value: dumper.represent_scalar(
+        'tag:yaml.org,2002:str', value, style=None if value.isprintable() else '"'
+    ),
+)
 _Dumper.add_representer(
     tuple, lambda dumper, value: dumper.represent_sequence('tag:yaml.org,2002:seq', value, flow_style=True)
 )

@@ -6,13 +6,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.config.defaults import KEYS, TREE
+from lib.config.options import parse_options
 from lib.config.yaml_text import as_node, as_text, as_values, parse_config_text, read_config_file
-from lib.errors import UserError
+from lib.errors import UserError, url_fault
 
 DEFAULTS = {name: key.default for name, key in KEYS.items()}
 # Texts that YAML would parse as another type without quotes.
 MISLEADING = ('yes', 'null', '~', '1e5', '12', '1.5', '2020-01-01', ' x ', '#', 'a: b', '- a', '=')
-TEXT = st.text(st.characters(exclude_categories=('Cs', 'Cc')), max_size=20)
+TEXT = st.text(max_size=20)  # line ends, control characters and undecodable bytes, too
+# Plain scalars to which YAML 1.1 or 1.2 gives another type or value.
+RETYPED = (
+    '007', '0o17', '0x1F', '0b11', '1_000', '1e3', '1E3', '1.50', '-0', '+1', '.5', '1.', '.inf', '-.INF', '.nan',
+    '12:30', '12:30:45', '190:20:30.15', 'yes', 'No', 'ON', 'off', 'True', 'FALSE', 'y', 'N', 'null', 'Null', '~',
+    '2020-01-01', '2020-99-99', '2001-12-14t21:59:43.10-05:00', '=', '4006381333931', '4.00638E+12', '1' * 40, 'a-b c',
+    "it's", '<<',
+)  # fmt: skip
 
 
 def values_of(key):
@@ -31,9 +39,14 @@ def values_of(key):
     if isinstance(key.default, float):
         return floats()
     if isinstance(key.default, tuple):
-        entries = floats() if key.default else st.integers(int(low or 0), 2**31)
+        of_type = {float: floats(), int: st.integers(int(low or 0), 2**31), str: TEXT.filter(is_local)}
+        entries = of_type[key.entry_type]
         return st.lists(entries, max_size=5).map(tuple)
-    return TEXT | st.sampled_from(MISLEADING)
+    return (TEXT | st.sampled_from(MISLEADING)).filter(is_local)
+
+
+def is_local(text):
+    return not url_fault(text)
 
 
 def refused(text, unknown=None):
@@ -78,9 +91,59 @@ def test_sections_and_top_level_keys():
     assert parse_config_text('TRAIN: {}', 'FILE') == {}
 
 
-def test_anchors_and_merges_are_allowed():
-    text = 'TRAIN: &one\n  BATCH_SIZE: 3\nTEST:\n  <<: *one'
-    assert parse_config_text(text, 'FILE') == {'TRAIN.BATCH_SIZE': 3, 'TEST.BATCH_SIZE': 3}
+@pytest.mark.parametrize('text', RETYPED)
+def test_the_value_of_a_text_key_is_what_the_file_contains(text):
+    single = text.replace("'", "''")
+    for value in (text, f"'{single}'", f'"{text}"', f'!!str {text}', f'  {text}   # comment'):
+        assert parse_config_text(f'NAME: {value}', 'FILE') == {'NAME': text}
+    found = parse_config_text(f'TEST:\n  ENSEMBLE:\n  - {text}\n  - a.pth\nPOSTHOC: {{METHODS: ["{text}"]}}', 'FILE')
+    assert found == {'TEST.ENSEMBLE': (text, 'a.pth'), 'POSTHOC.METHODS': (text,)}
+    _, options = parse_options([f'--NAME={text}'], program='main.py', description='')
+    assert options == {'NAME': text}
+    saved = as_text(as_node({**DEFAULTS, 'NAME': text, 'TEST.ENSEMBLE': (text, 'b')}))
+    again = parse_config_text(saved, 'FILE')
+    assert (again['NAME'], again['TEST.ENSEMBLE']) == (text, (text, 'b'))
+    assert yaml.safe_load(saved)['NAME'] == text, 'other readers of config.yaml see a text, too'
+
+
+@pytest.mark.parametrize(
+    ('text', 'number'),
+    [
+        ('007', 7), ('-0', 0), ('010', 10), ('1_000', 1000), ('+5', 5), ("'12'", 12), ('1' * 18, int('1' * 18)),
+        *((text, None) for text in (
+            '12:30', '1:0', '0x1F', '0o17', '0b11', '1e3', '1.5', '7.0', '1__0', '_1', '1_', '.inf', '.nan', 'inf',
+            'nan', 'yes', 'null', '~', '', '1,000', '1 000', '[1]', '{a: 1}', '2020-01-01', '1' * 400, '1' * 5000,
+        )),
+    ],
+)  # fmt: skip
+def test_whole_numbers_are_decimal(text, number):
+    if number is None:
+        assert 'must be a whole number' in refused(f'SEED: {text}')
+        assert len(refused(f'SEED: {text}')) < 160
+    else:
+        assert parse_config_text(f'SEED: {text}', 'FILE') == {'SEED': number}
+
+
+@pytest.mark.parametrize(
+    ('text', 'number'),
+    [
+        ('1e-4', 1e-4), ('1.0e-05', 1e-5), ('.5', 0.5), ('007.5', 7.5), ('1_0.5', 10.5), ('0', 0.0),
+        *((text, None) for text in ('1:30.5', '.inf', '-.inf', '.NaN', '1e999', '0x1p3', 'true', '~', '', '1,5')),
+    ],
+)  # fmt: skip
+def test_numbers_are_decimal_and_finite(text, number):
+    if number is None:
+        assert 'OPTIMIZER.LR is' in refused(f'OPTIMIZER: {{LR: "{text}"}}')
+    else:
+        assert parse_config_text(f'OPTIMIZER: {{LR: {text}}}', 'FILE') == {'OPTIMIZER.LR': number}
+
+
+@pytest.mark.parametrize(('text', 'value'), [('on', True), ('OFF', False), ('yes', True), ('1', True), ('y', None)])
+def test_switches(text, value):
+    if value is None:
+        assert f"OVERWRITE is '{text}', but must be True or False" in refused(f'OVERWRITE: {text}')
+    else:
+        assert parse_config_text(f'OVERWRITE: {text}', 'FILE') == {'OVERWRITE': value}
 
 
 @pytest.mark.parametrize(
@@ -93,28 +156,40 @@ def test_anchors_and_merges_are_allowed():
         ('TRAIN: {BATCHSIZE: 1}', ['TRAIN.BATCHSIZE is not a key', 'did you mean TRAIN.BATCH_SIZE?']),
         ('BATCH_SIZE: 1', ['BATCH_SIZE is not a key', 'did you mean', '.BATCH_SIZE?']),
         ('seed: 1', ['seed is not a key', 'did you mean SEED?']),
-        ('TRAIN: 3', ['TRAIN is a section', 'found 3']),
-        ('TRAIN:', ['TRAIN is a section', 'None']),
+        ('TRAIN: 3', ['TRAIN is a section', "found '3'"]),
+        ('TRAIN:', ['TRAIN is a section', 'found nothing']),
         ('TRAIN: {BATCH_SIZE: many}', ["FILE: TRAIN.BATCH_SIZE is 'many', but must be a whole number"]),
         ('TRAIN: {BATCH_SIZE: 0}', ['must be a whole number, at least 1']),
-        ('NAME:', ['NAME is None, but must be a text']),
-        ('- 1', ['found list']),
-        ('just words', ['found str']),
+        ('NAME:', ['NAME is empty, but must be a text', "(an empty text is '')"]),
+        ('- 1', ['found a list']),
+        ('just words', ['found a text']),
         ('a: [', ['not valid YAML in line 1']),
         ('a:\n\t- b', ['not valid YAML in line 2']),
         ('? [a, b]\n: 1', ['a key must be a plain text']),
         ('? {a: 1}\n: 1', ['a key must be a plain text']),
-        ('NAME: 2020-99-99', ['not valid YAML', 'month']),
-        ('NAME: !!int x', ['not valid YAML']),
-        ('NAME: !!timestamp x', ['not valid YAML']),
+        ('NAME: !!int 7', ['not valid YAML in line 1', 'the tag tag:yaml.org,2002:int is not allowed']),
+        ('NAME: !local x', ['not valid YAML in line 1', 'the tag !local']),
+        ('NAME: [a]', ["NAME is ['a'], but must be a text"]),
+        ('NAME: {a: b}', ['NAME is', 'but must be a text']),
+        ('TEST: {SCALES: [1, [2]]}', ['TEST.SCALES', 'but must be numbers separated by commas']),
+        ('TRAIN: &one {BATCH_SIZE: 3}', ['not valid YAML in line 1', 'anchors (&) and aliases (*) are not allowed']),
+        ('SEED: 1\nTEST:\n  <<: *one', ['not valid YAML in line 3', 'aliases']),
+        ('TEST:\n  <<: {TOP_K: 1}', ['TEST.<< is not a key']),
+        ('NAME: *.jpg', ['not valid YAML in line 1']),
+        ('NAME: a: b', ['not valid YAML in line 1']),
+        ('TRAIN:\n\tBATCH_SIZE: 1', ['line 2', 'indent with spaces, not with tabs']),
+        ('SEED: 1\nNAME: a\0b', ['not valid YAML in line 2', 'the character 0x00 is not allowed']),
+        ('SEED: 1\n--- \nSEED: 2', ['not valid YAML in line 2', 'a second document']),
+        ('SEED: 1\n...\nSEED: 2', ['not valid YAML']),
+        ('TEST: {a: ' + '{a: ' * 9 + '1' + '}' * 10, ['not valid YAML in line 1', 'more than 5 levels']),
         ('SEED: ' + '1' * 400, ['must be a whole number']),
-        ('NAME: ' + '[' * 1200, ['not valid YAML']),
+        ('NAME: ' + '[' * 100_000, ['not valid YAML', 'more than 5 levels']),
         ('NAME: \x07', ['not valid YAML']),
-        ('NAME: !!python/object/apply:os.system [exit]', ['not valid YAML', 'could not determine a constructor']),
+        ('NAME: !!python/object/apply:os.system [exit]', ['not valid YAML', 'the tag tag:yaml.org,2002:python/object']),
         ('NAME: !!python/name:os.system', ['not valid YAML']),
         ('--- {}\n--- {}', ['not valid YAML']),
     ],
-    ids=range(27),
+    ids=range(39),
 )
 def test_faulty_texts(text, words):
     message = refused(text)
@@ -146,8 +221,13 @@ def test_files(tmp_path):
     with pytest.raises(UserError, match=r'goood.yaml: no such file \(did you mean .*good.yaml\?\)'):
         read_config_file(str(tmp_path / 'goood.yaml'))
     (tmp_path / 'latin.yaml').write_bytes(b'NAME: caf\xe9')
-    with pytest.raises(UserError, match=r'latin.yaml: cannot be read'):
+    with pytest.raises(UserError, match=r'latin.yaml: cannot be read, as it is not UTF-8 \(byte 9 is 0xe9\)'):
         read_config_file(str(tmp_path / 'latin.yaml'))
+    (tmp_path / 'mark.yaml').write_text('NAME: 007', encoding='utf-8-sig')
+    assert read_config_file(str(tmp_path / 'mark.yaml')) == {'NAME': '007'}
+    (tmp_path / 'wide.yaml').write_text('NAME: x', encoding='utf-16')
+    with pytest.raises(UserError, match=r'wide.yaml: cannot be read, as it is not UTF-8 \(UTF-16\); save it as UTF-8'):
+        read_config_file(str(tmp_path / 'wide.yaml'))
     (tmp_path / 'folder.yaml').mkdir()
     with pytest.raises(UserError, match=r'folder.yaml: no such file'):
         read_config_file(str(tmp_path / 'folder.yaml'))

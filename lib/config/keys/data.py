@@ -25,20 +25,27 @@ class DatasetKeys(Section, title='images and labels'):
         choices=('annotations', 'demo', 'cifar10_lt', 'cifar100_lt'),
     )
     ROOT = Key(
-        '', 'Folder that relative image paths start from. Without annotation files, its sub-folders are the classes.'
+        '',
+        'Folder that relative image paths start from. Without annotation files, its sub-folders are the classes.',
+        is_path=True,
     )
     SOURCE = Key('', 'Where to get the data; shown in the error message when files are missing.')
     TRAIN_JSON = Key(
-        '', 'Training annotations. Empty: converted_train.json in ROOT; if there is none, the class folders of ROOT.'
+        '',
+        'Training annotations. Empty: converted_train.json in ROOT; if there is none, the class folders of ROOT.',
+        is_path=True,
     )
-    VALID_JSON = Key('', 'Validation annotations. Empty: converted_val.json in ROOT.')
+    VALID_JSON = Key('', 'Validation annotations. Empty: converted_val.json in ROOT.', is_path=True)
     TEST_JSON = Key(
         '',
         'Annotations of the test images, with or without labels. Empty: converted_test.json in TEST_ROOT; if there is '
         'none, all images in TEST_ROOT.',
+        is_path=True,
     )
     TEST_ROOT = Key(
-        '', 'Folder that paths of TEST_JSON start from. Empty: ROOT, or ROOT/test for a data set of class folders.'
+        '',
+        'Folder that paths of TEST_JSON start from. Empty: ROOT, or ROOT/test for a data set of class folders.',
+        is_path=True,
     )
     VALID_FRACTION = Key(
         0.1, 'Fraction of each class used for validation when class folders are split.', low=0.0, high=0.9
@@ -49,10 +56,13 @@ class DatasetKeys(Section, title='images and labels'):
         'INPUT.TEST_SIZE allow. Empty: no cache.',
         choices=('', 'ram'),
     )
-    QUARANTINE = Key('', 'JSON list of training images to exclude, as written by tools/doctor.py. Empty: none.')
+    QUARANTINE = Key(
+        '', 'JSON list of training images to exclude, as written by tools/doctor.py. Empty: none.', is_path=True
+    )
     SHARDS = Key(
         '',
         'Folder written by tools/pack.py, which replaces the annotation and image paths. Empty: read image files.',
+        is_path=True,
     )
     HEAD_CAP = Key(0, 'Maximum number of training images per class; SEED selects them. 0: no limit.', low=0)
     COLOR_SPACE = Key(

@@ -167,7 +167,7 @@ class LossKeys(Section, title='training loss'):
     )
     CONTRAST_TEMPERATURE = Key(0.1, 'BCL tau: temperature of the similarities.', low=1e-3, used_by=_CONTRAST)
     CONTRAST_WIDTH = Key(128, 'Dimensions of the contrastive embedding.', low=2, used_by=_CONTRAST)
-    TEACHER = Key('', 'Checkpoint of the teacher, trained on the same classes.', used_by=_DISTILL)
+    TEACHER = Key('', 'Checkpoint of the teacher, trained on the same classes.', used_by=_DISTILL, is_path=True)
     TEACHER_TEMPERATURE = Key(3.0, 'Temperature T of the softmax of student and teacher.', low=1e-3, used_by=_DISTILL)
     TEACHER_POWER = Key(
         0.5,

@@ -15,7 +15,9 @@ class ModelKeys(Section, title='backbone and classifier'):
         'Backbone: any model name of timm, or res50, res101, res152, resnest50, resnest101, resnest200, resnest269, '
         'res32_cifar.',
     )
-    PRETRAINED = Key('', "Backbone weights: a local file, or 'timm' to download them. Empty: random initialization.")
+    PRETRAINED = Key(
+        '', "Backbone weights: a local file, or 'timm' to download them. Empty: random initialization.", is_path=True
+    )
     CLASSIFIER = Key(
         'FC',
         'Classifier: FC or linear (with bias), FCNorm or cosine (cosine similarity), lws (linear with a learnable '

@@ -5,12 +5,13 @@ from lib.config.key import Key, Section
 
 class TopKeys(Section, title='run'):
     NAME = Key('', 'Name of the run; its folder is LOG_ROOT/NAME. Empty: the folder name of DATASET.ROOT.')
-    LOG_ROOT = Key('./log', 'Folder that contains the run folders.')
+    LOG_ROOT = Key('./log', 'Folder that contains the run folders.', is_path=True)
     SEED = Key(0, 'Random seed of the run.', low=0, high=2**63 - 1)
     RESUME_MODEL = Key(
         '',
         "Checkpoint to resume, fine-tune or evaluate: a path, or 'last' for the newest one of the run. Empty: train a "
         'new model.',
+        is_path=True,
     )
     RESUME_MODE = Key(
         'auto',
@@ -64,7 +65,20 @@ class TestKeys(Section, title='evaluation and prediction'):
         low=0,
     )
     IMAGES = Key(
-        '', "Images that test.py predicts: a file, a folder, or '-' for paths on standard input. Empty: the test split."
+        '',
+        "Images that test.py predicts: a photo, a folder, a list of paths (.txt), or '-' for a list on standard input. "
+        'Empty: the test split.',
+        is_path=True,
+    )
+    PART = Key(
+        '',
+        'Predict one of N parts of the images, for independent workers: 3/64 is the third of 64. merge/64 writes the '
+        'files of the whole from all 64. Empty: predict all images.',
+    )
+    COLUMNS = Key[tuple[str, ...]](
+        ('id', 'predicted', 'name', 'probability'),
+        'Columns of the predictions: some of id, predicted (the category_id; -1: unreadable), name (of that class) and '
+        'probability.',
     )
     FLIP = Key(
         False,
@@ -86,8 +100,11 @@ class TestKeys(Section, title='evaluation and prediction'):
     AVERAGE = Key(
         'logits', 'Average logits or probabilities over views and models.', choices=('logits', 'probabilities')
     )
-    ENSEMBLE = Key(
-        '', 'Further checkpoints to average with RESUME_MODEL: paths separated by commas. Empty: a single model.'
+    ENSEMBLE = Key[tuple[str, ...]](
+        (),
+        'Further checkpoints to average with RESUME_MODEL: paths separated by commas. Empty: a single model.',
+        is_path=True,
+        entry=str,
     )
     ENSEMBLE_WEIGHTS = Key(
         'equal',
@@ -114,11 +131,14 @@ class TestKeys(Section, title='evaluation and prediction'):
         'probability is chosen on the validation split. 0: off.',
         low=0.0,
         high=0.999,
+        is_path=True,
     )
 
 
 class TauNormKeys(Section, title='tau-normalization (tau_norm.py)'):
-    LOG_ROOT = Key('./log_tau', 'Folder of the re-balanced models; they are written to TAU_NORM.LOG_ROOT/NAME.')
+    LOG_ROOT = Key(
+        './log_tau', 'Folder of the re-balanced models; they are written to TAU_NORM.LOG_ROOT/NAME.', is_path=True
+    )
     SELECT_BY = Key('mean_class_error', 'Validation metric that selects tau.', choices=('mean_class_error', 'top1'))
     MAX_TAU = Key(2.0, 'Upper end of the search range [0, MAX_TAU] of tau.', low=1e-3, high=100.0)
 

@@ -4,8 +4,8 @@ from lib.config.key import Key, Section
 
 
 class PosthocKeys(Section, title='re-balancing and calibration (tools/posthoc.py)'):
-    METHODS = Key(
-        'all',
+    METHODS = Key[tuple[str, ...]](
+        ('all',),
         "Methods to compare: 'all', or some of tau_norm, logit_adjustment, lws, ncm, cosine, prior_shift, temperature, "
         'group_temperature, separated by commas.',
     )
@@ -39,18 +39,20 @@ class SearchKeys(Section, title='nearest neighbors (tools/search.py)'):
         low=1e-4,
         used_by=('SEARCH.VOTE', ('similarity',)),
     )
-    CSV = Key('', 'File for the k nearest gallery images of each test image. Empty: none.')
+    CSV = Key('', 'File for the k nearest gallery images of each test image. Empty: none.', is_path=True)
 
 
 class EnrollKeys(Section, title='new classes without training (tools/enroll.py)'):
-    IMAGES = Key('', 'Images of the new classes: a folder with one sub-folder per class, or an annotation file.')
+    IMAGES = Key(
+        '', 'Images of the new classes: a folder with one sub-folder per class, or an annotation file.', is_path=True
+    )
     PER_CLASS = Key(
         0,
         'Maximum number of images to enroll per new class; SEED selects them, and metrics are computed on the others. '
         '0: enroll all.',
         low=0,
     )
-    OUT = Key('', 'Folder to write the extended model to. Empty: LOG_ROOT/NAME_enrolled.')
+    OUT = Key('', 'Folder to write the extended model to. Empty: LOG_ROOT/NAME_enrolled.', is_path=True)
     MAX_LOSS = Key(
         0.02,
         'Maximum loss of mean per-class accuracy of the old classes on the validation split, as a fraction.',
@@ -61,7 +63,7 @@ class EnrollKeys(Section, title='new classes without training (tools/enroll.py)'
 
 class ExportKeys(Section, title='export to other formats (tools/export.py)'):
     FORMAT = Key('onnx', 'File format.', choices=('onnx', 'torch_export', 'safetensors'))
-    OUT = Key('', 'File to write. Empty: named after the checkpoint, in its folder.')
+    OUT = Key('', 'File to write. Empty: named after the checkpoint, in its folder.', is_path=True)
     PREPROCESSING = Key(
         'inside',
         'Normalization of the pixels. inside: part of the exported model, whose input is uint8 RGB of shape (batch, '
@@ -81,7 +83,7 @@ class ReportKeys(Section, title='report.html'):
 
 
 class DoctorKeys(Section, title='data checks (tools/doctor.py)'):
-    OUT = Key('', 'Folder to write results to. Empty: LOG_ROOT/NAME_doctor.')
+    OUT = Key('', 'Folder to write results to. Empty: LOG_ROOT/NAME_doctor.', is_path=True)
     MIN_SIDE = Key(32, 'Images with a shorter side are listed as suspicious.', low=1, unit='pixels')
     NEAR_DISTANCE = Key(
         5,
@@ -94,7 +96,7 @@ class DoctorKeys(Section, title='data checks (tools/doctor.py)'):
 
 
 class PackKeys(Section, title='tar shards (tools/pack.py)'):
-    OUT = Key('', 'Folder to write the splits train, valid and test to.')
+    OUT = Key('', 'Folder to write the splits train, valid and test to.', is_path=True)
     IMAGES = Key(
         'reencode',
         'reencode: upright JPEG files resized to SHORT_SIDE, without metadata such as GPS positions; copy: the '
