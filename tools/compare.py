@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lib.commands.cli import cli_main
-from lib.config.options import Formatter, Parser
+from lib.config.options import Formatter, Parser, local_path
 
 DESCRIPTION = (
     'Compare models on the same images: mean class error with a confidence interval, errors of many, medium and few, '
@@ -29,11 +29,11 @@ def main() -> None:
         formatter_class=Formatter,
         allow_abbrev=False,
     )
-    parser.add_argument('runs', metavar='RUN', nargs='+', help='A run folder or a checkpoint.')
+    parser.add_argument('runs', metavar='RUN', nargs='+', type=local_path, help='A run folder or a checkpoint.')
     parser.add_argument(
         '--output',
         metavar='STEM',
-        type=Path,
+        type=local_path,
         default=Path('log/comparison'),
         help='Write STEM.json and STEM.png.\nDefault: log/comparison',
     )

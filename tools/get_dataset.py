@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import convert
 
 from lib.commands.cli import cli_main
-from lib.errors import UserError
+from lib.errors import UserError, url_fault
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GROCERY_STORE_URL = 'https://github.com/marcusklasson/GroceryStoreDataset'
@@ -127,6 +127,8 @@ def main() -> int | None:
             print(f'usage: {script} [DIR]\n\n{_DATASETS[name].__doc__}')
             return 0
         raise UserError(f'usage: {script} [DIR], where NAME is one of {", ".join(_DATASETS)}')
+    if rest and (fault := url_fault(rest[0])):
+        raise UserError(f'DIR is {fault}')
     folder = REPOSITORY / 'dataset' / name
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())  # shorter in messages

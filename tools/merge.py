@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lib.commands.cli import cli_main
 from lib.config.defaults import KEYS
-from lib.config.options import Formatter, Parser
+from lib.config.options import Formatter, Parser, local_path
 
 DESCRIPTION = (
     'Merge a checkpoint of a run with MODEL.CLASSIFIER_SHARDED True and the classifier files of its ranks into one '
@@ -26,14 +26,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         '--RESUME_MODEL',
         metavar='FILE',
-        type=Path,
+        type=local_path,
         required=True,
         help='The checkpoint; its folder head-EPOCH-STEP must be in the same folder.',
     )
     parser.add_argument(
         '--output',
         metavar='FILE',
-        type=Path,
+        type=local_path,
         help='File to write.\nDefault: best_model_merged.pth for best_model.pth, in the same folder',
     )
     parser.add_argument(

@@ -6,18 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lib.builders.split import DatasetSplit, TrainingData, without_quarantined
 from lib.config.defaults import Config
 from lib.dataset.annotations import Annotations, ClassNames, read_annotations, read_classes, read_test_images
-from lib.dataset.folder import find_class_folders, labels_by_folder, split_folder, walk_images
+from lib.dataset.folder import FolderDataset, NoClassFolders, labels_by_folder, split_folder
+from lib.dataset.image_format import HEIC_HINT, can_read_heic
+from lib.dataset.image_walk import ImageWalk, left_out_lines
 from lib.dataset.images import ArrayImages, FileImages
-from lib.dataset.paths import PathColumn, choose_path_rule
+from lib.dataset.paths import PathColumn, TextPathRule, choose_path_rule, path_as_text, refuse_urls
 from lib.demo.generate import demo_is_complete, generate_demo
 from lib.errors import UserError
 from lib.formats.cifar import load_cifar_lt
 from lib.runtime.log import LOGGER
 from lib.runtime.shared_memory import to_shared_memory
+from lib.runtime.text import first_few
 from lib.shards.images import ShardImages
 from lib.shards.index import INDEX
 
@@ -130,19 +134,19 @@ def has_test_split(cfg: Config) -> bool:
     return bool(given) or Path(json).exists() or bool(folder and Path(folder).is_dir())
 
 
-def open_named_images(source: str) -> tuple[DatasetSplit, ClassNames]:
+def open_named_images(source: str, *, nested: bool) -> tuple[DatasetSplit, ClassNames]:
     """Open labeled images with their classes: class folders, or an annotation JSON beside its classes.json.
 
     Relative paths of a JSON are under its own folder. Classes without images are omitted; without classes.json, the
-    names are numbers.
+    names are numbers. `nested`: as DATASET.NESTED_CLASSES.
 
     Raises:
         UserError: neither exists, or it is invalid.
     """
     if Path(source).is_dir():
-        given, more, names = split_folder(source, valid_fraction=0.0, seed=0)
-        paths, labels = given.paths + more.paths, np.concatenate([given.labels, more.labels])
-        return _split(Annotations(_column(paths), labels, len(names), source), source), ClassNames(names, [])
+        read = _read_folder(source, valid_fraction=0.0, seed=0, nested=nested)
+        paths, labels = read.train.paths + read.valid.paths, np.concatenate([read.train.labels, read.valid.labels])
+        return _found_images(paths, labels, len(read.names), source, source), ClassNames(read.names, read.parents)
     found = read_annotations(source)
     known = read_classes(Path(source).with_name('classes.json'), found.num_classes)
     used, labels = np.unique(found.labels, return_inverse=True)
@@ -161,18 +165,30 @@ def _test_paths(cfg: Config) -> tuple[str, str, str]:
 
 
 def test_folder_split(folder: str, class_names: Sequence[str]) -> DatasetSplit:
-    """Open every image in a folder; if all its sub-folders are named after classes, they are the labels.
+    """Open every image in a folder; sub-folders that are named after classes are the labels.
 
     Raises:
         UserError: the folder has no images.
     """
-    paths = list(walk_images(folder))
+    walk = ImageWalk(folder)
+    paths = list(walk.images())
+    left_out = left_out_lines(walk, 1)
     if not paths:
-        raise UserError(f'{folder}: no images in this folder')
-    labels = labels_by_folder(paths, class_names)
-    if labels[0] >= 0:
+        raise UserError('; '.join([f'{folder}: no images in this folder', *left_out[:1]]))
+    for line in left_out:
+        LOGGER.info('%s', line)
+    labels, unknown = labels_by_folder(paths, class_names)
+    num_unknown = int((labels < 0).sum())
+    if not num_unknown:
         LOGGER.info('%s: labels from its folders, which are named after classes', folder)
-    return _split(Annotations(_column(paths), labels, len(class_names), folder), folder)
+    elif num_unknown < len(paths):
+        LOGGER.warning(
+            '%s: %d of %d images have no label, and do not count in metrics', folder, num_unknown, len(paths)
+        )
+        LOGGER.warning('  folders that no class is named like: %s', path_as_text(first_few(unknown)) or 'none')
+    elif unknown:
+        LOGGER.info('%s: no labels, since no folder is named after a class', folder)
+    return _found_images(paths, labels, len(class_names), folder, folder)
 
 
 def _from_annotations(cfg: Config) -> TrainingData:
@@ -196,22 +212,23 @@ def _from_annotations(cfg: Config) -> TrainingData:
 
 def _from_class_folders(cfg: Config) -> TrainingData:
     root, fraction = cfg.DATASET.ROOT, cfg.DATASET.VALID_FRACTION
-    if cfg.DATASET.SOURCE and not find_class_folders(root):
-        raise UserError(f'{Path(root, "converted_train.json")}: no such file. {_where_from(cfg)}')
-    train, valid, names = split_folder(root, valid_fraction=fraction, seed=cfg.SEED)
+    try:
+        read = _read_folder(root, valid_fraction=fraction, seed=cfg.SEED, nested=cfg.DATASET.NESTED_CLASSES)
+    except NoClassFolders:
+        if cfg.DATASET.SOURCE:
+            raise UserError(f'{Path(root, "converted_train.json")}: no such file. {_where_from(cfg)}') from None
+        raise
     LOGGER.info(
         '%s: no annotation file, so its %d class folders are the classes: %d images for training, %d for validation '
-        '(DATASET.VALID_FRACTION %g, split by SEED)', root, len(names), len(train.paths), len(valid.paths), fraction,
+        '(DATASET.VALID_FRACTION %g, split by SEED)', root, len(read.names), len(read.train.paths), len(read.valid.paths),
+        fraction,
     )  # fmt: skip
     splits = [
-        _split(
-            Annotations(_column(part.paths), part.labels, len(names), f'{root} ({kind})'),
-            root,
-        )
-        for kind, part in (('train', train), ('valid', valid))
+        _found_images(part.paths, part.labels, len(read.names), f'{root} ({kind})', root)
+        for kind, part in (('train', read.train), ('valid', read.valid))
         if part.paths
     ]
-    return TrainingData(splits[0], splits[1] if len(splits) > 1 else None, ClassNames(names, []))
+    return TrainingData(splits[0], splits[1] if len(splits) > 1 else None, ClassNames(read.names, read.parents))
 
 
 def _from_demo(cfg: Config) -> TrainingData:
@@ -248,12 +265,14 @@ def _from_cifar(cfg: Config) -> TrainingData:
 def _split(annotations: Annotations, root: str) -> DatasetSplit:
     for warning in annotations.warnings:
         LOGGER.warning('%s', warning)
+    refuse_urls(annotations.paths, root, annotations.source)
     try:
         rule, line = choose_path_rule(annotations.paths, root, annotations.source)
     except UserError as error:
         raise UserError(f'{error}; set DATASET.ROOT to the folder that the paths start from') from None
     if line:
         LOGGER.info('%s', line)
+    _warn_about_heic(annotations.paths.arrow, annotations.source)
     return DatasetSplit(
         FileImages(annotations.paths.with_rule(rule), root),
         to_shared_memory(annotations.labels),
@@ -264,8 +283,29 @@ def _split(annotations: Annotations, root: str) -> DatasetSplit:
     )
 
 
-def _column(paths: list[str]) -> PathColumn:
-    return PathColumn(pa.array(paths, pa.large_string()))
+def _read_folder(root: str, *, valid_fraction: float, seed: int, nested: bool) -> FolderDataset:
+    read = split_folder(root, valid_fraction=valid_fraction, seed=seed, nested=nested)
+    for line in read.warnings:
+        LOGGER.warning('%s', line)
+    for line in read.notes:
+        LOGGER.info('%s', line)
+    return read
+
+
+def _found_images(paths: list[str], labels: np.ndarray, num_classes: int, source: str, root: str) -> DatasetSplit:
+    """Return images that were found in a folder; their names are valid text, also where a path is not."""
+    paths_as_text = PathColumn(pa.array(map(path_as_text, paths), pa.large_string()), TextPathRule())
+    _warn_about_heic(paths_as_text.arrow, source)
+    return DatasetSplit(
+        FileImages(paths_as_text, root), to_shared_memory(labels), num_classes, paths_as_text.arrow, source
+    )
+
+
+def _warn_about_heic(names: pa.Array, source: str) -> None:
+    if not can_read_heic():
+        number = pc.sum(pc.match_substring_regex(names, r'\.hei[cf]$', ignore_case=True)).as_py()
+        if number:
+            LOGGER.warning('%s: %d images are HEIC; %s', source, number, HEIC_HINT)
 
 
 def _where_from(cfg: Config) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lib.errors import UserError
+from lib.errors import UserError, url_fault
 from lib.runtime.shared_memory import SharedArray, SharedFile, to_shared_memory
 from lib.runtime.text import nfc
 
@@ -177,6 +177,18 @@ def _names_in(folder: str) -> dict[str, str]:
 def _names_at(folder: str, mtime_ns: int) -> dict[str, str]:
     """Return name in NFC -> name on disk, of the names that are not ASCII."""
     return {nfc(name): name for name in os.listdir(folder) if not name.isascii()}
+
+
+def refuse_urls(paths: PathColumn | pa.Array | Sequence[str], root: str, source: str) -> None:
+    """Raise UserError if one of the paths is a URL, and not a file below `root` with such a name."""
+    num_paths = len(paths)
+    column = paths.arrow if isinstance(paths, PathColumn) else paths
+    if isinstance(column, pa.Array):
+        column = column.filter(pc.match_substring(column, '://')).to_pylist()
+    urls = [path for path in column if '://' in path and url_fault(path)]
+    if urls and not os.path.exists(os.path.join(root, urls[0])):
+        count = f'{len(urls):,} of {num_paths:,} images {"is a URL" if len(urls) == 1 else "are URLs"}'
+        raise UserError(f'{source}: {count}, such as {urls[0]}; download them first, since only local paths are read')
 
 
 def choose_path_rule(paths: PathColumn | pa.Array, root: str, source: str) -> tuple[PathRule, str]:

@@ -14,9 +14,10 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from lib.config.key import did_you_mean
+from lib.config.options import Parser, local_path
 from lib.errors import UserError
 from lib.experiments.method_list import METHODS, Method
 
@@ -28,11 +29,6 @@ _CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 # Keys that have no influence on a result.
 _DATA_PATHS = {f'DATASET.{key}' for key in ('ROOT', 'TRAIN_JSON', 'VALID_JSON', 'TEST_JSON', 'TEST_ROOT', 'SHARDS')}
 _MISTAKE, _INTERRUPTED = 2, 130
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f'{message}; --help lists all options')
 
 
 def _whole_number(text: str) -> int:
@@ -52,22 +48,30 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         UserError: an invalid option.
     """
-    parser = _Parser(
+    parser = Parser(
         prog='tools/grid.py',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add('--base', required=True, metavar='NAME', help='name of a config in configs/, such as cifar10_lt, or a path')
+    add(
+        '--base',
+        required=True,
+        type=local_path,
+        metavar='NAME',
+        help='name of a config in configs/, such as cifar10_lt, or a path',
+    )
     add('--methods', required=True, metavar='A,B,...', help=f'any of: {", ".join(METHODS)}')
     add('--seeds', type=_whole_number, default=3, metavar='N', help='number of seeds: 0 to N - 1 (default: 3)')
-    add('--out', metavar='FOLDER', help='output folder (default: log/methods/NAME)')
+    add('--out', type=local_path, metavar='FOLDER', help='output folder (default: log/methods/NAME)')
     add('--jobs', type=_whole_number, metavar='N', help='runs in parallel (default: one per GPU, or 1 on the CPU)')
     add('--options', default='', metavar='"..."', help='options of main.py for every run')
-    add('--overlays', metavar='FOLDER', help="folder of the methods' configs (default: configs/method)")
+    add(
+        '--overlays', type=local_path, metavar='FOLDER', help="folder of the methods' configs (default: configs/method)"
+    )
     add('--record', action='store_true', help='add the results to lib/experiments/measured.json, for docs/methods.md')
-    add('--json', metavar='FILE', help='write a copy of results.json to this file')
+    add('--json', type=local_path, metavar='FILE', help='write a copy of results.json to this file')
     return parser.parse_args(argv)
 
 
@@ -105,7 +109,7 @@ def find_methods(text: str) -> tuple[Method, ...]:
 
 def run_grid(arguments: argparse.Namespace) -> int:
     """Run the grid and return the exit code: 0, 2 if a run failed, 130 if the grid was interrupted."""
-    base, methods = find_base(arguments.base), find_methods(arguments.methods)
+    base, methods = find_base(str(arguments.base)), find_methods(arguments.methods)
     # torch is imported only after the options are checked.
     from lib.experiments.grid import REPOSITORY, Grid, check_recipes, plan_runs, split_options
     from lib.experiments.parallel import Runner, device_slots, visible_gpus
