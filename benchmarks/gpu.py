@@ -1,9 +1,10 @@
 """Training speed, memory of large classifiers, and accuracy of the chunked classifier on a GPU.
 
 python benchmarks/gpu.py [--json FILE] [--only rates memory correctness] [--timm FOLDER] [--photos N]
+    [--rounds N]
 torchrun --nproc-per-node N benchmarks/gpu.py --only memory       (also measures the sharded classifier)
 
-This script has not been run on a GPU yet; its parts were tested on a CPU with small sizes.
+Each result is printed as soon as it is measured, and all of them at the end.
 
 rates: ResNet-50 and ResNeSt-50 at 112 and 224 px, batch 256, on synthetic batches and on packed photos; timm on the
 same synthetic batches and on the same photos as a folder of JPEGs (its parts, or its train.py with --timm).
@@ -156,6 +157,12 @@ def _gradients(classifier: nn.Module, features: torch.Tensor, loss_of) -> list[t
 def measure(arguments: argparse.Namespace, group: ProcessGroup) -> dict[str, float]:
     """Return the results of the selected parts; with several ranks, only those of the memory."""
     results: dict[str, float] = {}
+
+    def add(new: dict[str, float]) -> None:
+        results.update(new)
+        if group.is_main:
+            print(*(f'{name} {value:.4g}' for name, value in new.items()), sep='\n', flush=True)
+
     kinds = ('plain', 'chunked') if group.world_size == 1 else ('plain', 'chunked', 'sharded')
     with tempfile.TemporaryDirectory() as folder:
         photos = write_photos(Path(folder, 'photos'), 1000, max(1, arguments.photos // 1000), PHOTO)
@@ -163,13 +170,13 @@ def measure(arguments: argparse.Namespace, group: ProcessGroup) -> dict[str, flo
         if 'rates' in arguments.only and group.world_size == 1:
             for name in NETWORKS:
                 for size in SIZES:
-                    results |= rates(name, size, photos, rounds=5, checkout=arguments.timm, **common)
+                    add(rates(name, size, photos, rounds=arguments.rounds, checkout=arguments.timm, **common))
         if 'memory' in arguments.only:
             for number in NUM_CLASSES:
                 for kind in kinds:
-                    results[f'{kind}_{number}_gb'] = memory(number, kind, photos, group=group, **common)
+                    add({f'{kind}_{number}_gb': memory(number, kind, photos, group=group, **common)})
         if 'correctness' in arguments.only and group.world_size == 1:
-            results |= {f'chunked_{name}_error': chunked_error(name, device='cuda') for name in LOSSES}
+            add({f'chunked_{name}_error': chunked_error(name, device='cuda') for name in LOSSES})
     return results
 
 
@@ -180,6 +187,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument('--only', nargs='+', choices=PARTS, default=PARTS, help='parts to run (default: all)')
     parser.add_argument('--timm', type=Path, metavar='FOLDER', help="checkout of timm's repository, with train.py")
     parser.add_argument('--photos', type=int, default=20_000, metavar='N', help='photos per epoch (default: 20000)')
+    parser.add_argument('--rounds', type=int, default=5, metavar='N', help='measurements per side (default: 5)')
     return parser.parse_args()
 
 

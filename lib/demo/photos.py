@@ -164,7 +164,7 @@ def _project(
         front = front.reduce(2)  # a projection does not average: fine print would be aliased
     source = np.array([[0, front.width, front.width, 0], [0, 0, front.height, front.height]], dtype=float)
     coefficients = _homography((quad - corner[:, None]).T, source.T)
-    layer = front.transform(size, Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR)
+    layer = front.transform(tuple(size), Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR)
     return layer, (int(corner[0]), int(corner[1]))
 
 
