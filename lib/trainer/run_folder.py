@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import UserError
+from lib.runtime.checkout import describe_commit
 from lib.runtime.files import lock_folder, remove_leftovers, replace_atomically, write_text
 from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing.io import write_checkpoint
@@ -78,13 +79,13 @@ class RunFolder:
                 write_bad_images(self.path, split, checkpoint.bad_images.get(split, {}))
 
     def write_environment(self, config_text: str, environment: dict[str, str]) -> None:
-        """Write the resolved config and the versions that the run depends on."""
+        """Write the resolved config, and the git commit and versions that the run depends on."""
         if not self.writes:
             return
         write_text(self.path / 'config.yaml', config_text)
         write_text(
             self.path / 'environment.txt',
-            ''.join(f'{name}: {value}\n' for name, value in environment.items()),
+            ''.join(f'{name}: {value}\n' for name, value in {'commit': describe_commit(), **environment}.items()),
         )
 
     def history(self) -> list[dict[str, Any]]:
