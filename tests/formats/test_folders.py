@@ -210,3 +210,71 @@ def test_grocery_store_real():
         assert converted.names[label] in folders
         assert converted.parents[label][0] == folders[1]
     assert np.bincount(converted.splits['train'].labels).min() > 0
+
+
+def repeated(position, *, image_id=7, name='a/x.jpg'):
+    images = [{'id': 7, 'file_name': 'a/x.jpg'}, {'id': 5, 'file_name': 'b/y.jpg'}]
+    images.insert(position, {'id': image_id, 'file_name': name})
+    return images
+
+
+@pytest.mark.parametrize('position', [0, 1, 2])
+@pytest.mark.parametrize(('image_id', 'name'), [(7, 'a/x.jpg'), (8, 'a/x.jpg'), ('7', 'a/x.jpg'), (5, 'b/y.jpg')])
+def test_inat_images_that_are_repeated_are_read_once(tmp_path, position, image_id, name):
+    images = repeated(position, image_id=image_id, name=name)
+    inat(tmp_path, images=images)
+    converted = convert_inat(tmp_path)
+    names = list(dict.fromkeys(image['file_name'] for image in images))
+    assert list(converted.splits['train']) == [(name, {'a/x.jpg': 0, 'b/y.jpg': 2}[name]) for name in names]
+    assert converted.warnings == [f'{tmp_path}/train2018.json: 1 of 3 images are repeated']
+
+
+def test_inat_images_that_differ_in_the_unicode_form_are_one(tmp_path):
+    images = [{'id': 7, 'file_name': 'caf\u00e9.jpg'}, {'id': 5, 'file_name': 'cafe\u0301.jpg'}]
+    inat(tmp_path, images=images, annotations=[{'image_id': 5, 'category_id': 4}, {'image_id': 7, 'category_id': 4}])
+    assert list(convert_inat(tmp_path).splits['train']) == [('caf\u00e9.jpg', 0)]
+
+
+@pytest.mark.parametrize(
+    ('images', 'annotations', 'message'),
+    [
+        (
+            repeated(2, name='c/z.jpg'),
+            None,
+            r"images\[2\]: 'c/z.jpg' has the id 7 of images\[0\], 'a/x.jpg' \(1 faulty",
+        ),
+        (
+            repeated(0, name='c/z.jpg'),
+            None,
+            r"images\[1\]: 'a/x.jpg' has the id 7 of images\[0\], 'c/z.jpg' \(1 faulty",
+        ),
+        (
+            repeated(2, image_id=8),
+            [{'image_id': 5, 'category_id': 4}, {'image_id': 7, 'category_id': 4}, {'image_id': 8, 'category_id': 9}],
+            r'annotations\[2\]: a second category for image 8',
+        ),
+        (repeated(1, image_id=8, name='c/z.jpg'), None, r"images\[1\]: 'c/z.jpg' has no annotation"),
+    ],
+)
+def test_inat_images_with_one_id(tmp_path, images, annotations, message):
+    inat(tmp_path, images=images, **({'annotations': annotations} if annotations else {}))
+    with pytest.raises(UserError, match=message):
+        convert_inat(tmp_path)
+
+
+def test_inat_files_of_other_programs(tmp_path):
+    inat(tmp_path)
+    expected = convert_inat(tmp_path)
+    file = tmp_path / 'train2018.json'
+    tree = json.loads(file.read_text())
+    for annotation in tree['annotations']:
+        annotation |= {
+            'bbox': [float('nan')] * 4,
+            'area': float('inf'),
+            'category_id': float(annotation['category_id']),
+        }
+    tree['info'] = {'seed': int('9' * 400)}
+    for encoding in ('utf-8', 'utf-8-sig', 'utf-16'):
+        file.write_text(json.dumps(tree), encoding=encoding)
+        converted = convert_inat(tmp_path)
+        assert (list(converted.splits['train']), converted.names) == (list(expected.splits['train']), expected.names)
