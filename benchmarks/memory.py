@@ -20,7 +20,7 @@ import torch
 from benchmarks.harness import finish, parse_arguments
 from lib.commands.cli import cli_main
 from lib.dataset.augment import Augment
-from lib.dataset.folder import walk_images
+from lib.dataset.image_walk import ImageWalk
 from lib.dataset.images import FileImages
 from lib.dataset.index import ClassIndex
 from lib.dataset.loader import TrainLoader
@@ -41,7 +41,7 @@ def resident(pid: int) -> int:
 
 def loader_of(folder: Path) -> TrainLoader:
     """Return a loader of the demo images with augmentations and class-balanced sampling."""
-    paths = list(walk_images(folder))[:NUM_IMAGES]
+    paths = list(ImageWalk(folder).images())[:NUM_IMAGES]
     labels = (np.arange(len(paths)) % NUM_CLASSES).astype(np.int32)
     index = ClassIndex(labels, NUM_CLASSES)
     reader = BatchReader(

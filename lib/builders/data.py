@@ -8,7 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lib.builders.split import DatasetSplit, TrainingData, without_quarantined
+from lib.builders.split import (
+    DatasetSplit,
+    TrainingData,
+    is_packed,
+    open_packed,
+    packed_split,
+    without_quarantined,
+)
 from lib.config.defaults import Config
 from lib.dataset.annotations import Annotations, ClassNames, read_annotations, read_classes, read_test_images
 from lib.dataset.folder import FolderDataset, NoClassFolders, labels_by_folder, split_folder
@@ -22,41 +29,6 @@ from lib.formats.cifar import load_cifar_lt
 from lib.runtime.log import LOGGER
 from lib.runtime.shared_memory import to_shared_memory
 from lib.runtime.text import first_few
-from lib.shards.images import ShardImages
-from lib.shards.index import INDEX
-
-
-def open_packed(cfg: Config) -> TrainingData:
-    """Open the packed training and validation splits. Raises: UserError."""
-    if not Path(cfg.DATASET.SHARDS).is_dir():
-        raise UserError(
-            f'DATASET.SHARDS {cfg.DATASET.SHARDS}: no such folder; python tools/pack.py --PACK_OUT '
-            f'{cfg.DATASET.SHARDS} packs into it'
-        )
-    train, classes = packed_split(cfg, 'train')
-    return TrainingData(train, packed_split(cfg, 'valid')[0] if is_packed(cfg, 'valid') else None, classes)
-
-
-def is_packed(cfg: Config, kind: str) -> bool:
-    """Return whether DATASET.SHARDS holds the split `kind`: train, valid or test."""
-    return bool(cfg.DATASET.SHARDS) and Path(cfg.DATASET.SHARDS, kind).is_dir()
-
-
-def packed_split(cfg: Config, kind: str) -> tuple[DatasetSplit, ClassNames | None]:
-    """Open the split `kind` (train, valid, test) of DATASET.SHARDS, and the class names. Raises: UserError."""
-    folder = Path(cfg.DATASET.SHARDS, kind)
-    try:
-        images = ShardImages(folder / INDEX)
-        warnings = images.index.check()
-    except UserError as error:
-        raise UserError(f'{error}; pack again: python tools/pack.py --PACK_OUT {cfg.DATASET.SHARDS}') from None
-    index, contents = images.index, images.index.contents
-    LOGGER.info('%s: %d packed images (DATASET.SHARDS)', folder, len(images))
-    for warning in warnings:
-        LOGGER.warning('%s', warning)
-    split = DatasetSplit(images, index.labels, contents.num_classes, index.names, str(folder))
-    return split, None if contents.class_names is None else ClassNames(contents.class_names, contents.parents)
-
 
 _FALLBACK = 'to try everything at once: python main.py --config configs/demo.yaml'
 
@@ -220,8 +192,8 @@ def _from_class_folders(cfg: Config) -> TrainingData:
         raise
     LOGGER.info(
         '%s: no annotation file, so its %d class folders are the classes: %d images for training, %d for validation '
-        '(DATASET.VALID_FRACTION %g, split by SEED)', root, len(read.names), len(read.train.paths), len(read.valid.paths),
-        fraction,
+        '(DATASET.VALID_FRACTION %g, split by SEED)',
+        root, len(read.names), len(read.train.paths), len(read.valid.paths), fraction,
     )  # fmt: skip
     splits = [
         _found_images(part.paths, part.labels, len(read.names), f'{root} ({kind})', root)

@@ -2,11 +2,13 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lib.config.defaults import Config
 from lib.dataset.annotations import ClassNames
 from lib.dataset.images import ArrayImages, Images, SomeImages
 from lib.dataset.index import ClassIndex, quarantined_rows
@@ -14,6 +16,8 @@ from lib.dataset.paths import nfc_strings
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
 from lib.runtime.shared_memory import to_shared_memory
+from lib.shards.images import ShardImages
+from lib.shards.index import INDEX
 
 
 @dataclass(frozen=True)
@@ -145,3 +149,35 @@ def without_quarantined(data: TrainingData, file: str) -> TrainingData:
     if after < before:
         LOGGER.warning('%s: %d classes have no training image left', file, before - after)
     return replace(data, train_rows=rows)
+
+
+def open_packed(cfg: Config) -> TrainingData:
+    """Open the packed training and validation splits. Raises: UserError."""
+    if not Path(cfg.DATASET.SHARDS).is_dir():
+        raise UserError(
+            f'DATASET.SHARDS {cfg.DATASET.SHARDS}: no such folder; python tools/pack.py --PACK_OUT '
+            f'{cfg.DATASET.SHARDS} packs into it'
+        )
+    train, classes = packed_split(cfg, 'train')
+    return TrainingData(train, packed_split(cfg, 'valid')[0] if is_packed(cfg, 'valid') else None, classes)
+
+
+def is_packed(cfg: Config, kind: str) -> bool:
+    """Return whether DATASET.SHARDS holds the split `kind`: train, valid or test."""
+    return bool(cfg.DATASET.SHARDS) and Path(cfg.DATASET.SHARDS, kind).is_dir()
+
+
+def packed_split(cfg: Config, kind: str) -> tuple[DatasetSplit, ClassNames | None]:
+    """Open the split `kind` (train, valid, test) of DATASET.SHARDS, and the class names. Raises: UserError."""
+    folder = Path(cfg.DATASET.SHARDS, kind)
+    try:
+        images = ShardImages(folder / INDEX)
+        warnings = images.index.check()
+    except UserError as error:
+        raise UserError(f'{error}; pack again: python tools/pack.py --PACK_OUT {cfg.DATASET.SHARDS}') from None
+    index, contents = images.index, images.index.contents
+    LOGGER.info('%s: %d packed images (DATASET.SHARDS)', folder, len(images))
+    for warning in warnings:
+        LOGGER.warning('%s', warning)
+    split = DatasetSplit(images, index.labels, contents.num_classes, index.names, str(folder))
+    return split, None if contents.class_names is None else ClassNames(contents.class_names, contents.parents)

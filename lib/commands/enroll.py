@@ -102,7 +102,7 @@ def _new_images(trained: LoadedModel) -> _NewImages:
     source, per_class = trained.cfg.ENROLL.IMAGES, trained.cfg.ENROLL.PER_CLASS
     if not Path(source).exists():
         raise UserError(f'ENROLL.IMAGES {source}: no such folder or file')
-    split, classes = open_named_images(source)
+    split, classes = open_named_images(source, nested=trained.cfg.DATASET.NESTED_CLASSES)
     known = set(trained.class_names)
     duplicates = [name for name in classes.names if name in known]
     if duplicates:

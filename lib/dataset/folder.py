@@ -1,20 +1,20 @@
 """Folders with one sub-folder per class as a data set, split into training and validation without annotation files."""
 
 import os
-import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from lib.dataset.image_walk import ImageWalk, left_out_lines
+from lib.dataset.paths import path_as_text
 from lib.errors import UserError
 from lib.runtime.seeding import Purpose, generator
+from lib.runtime.text import first_few, nfc, rounded_code_warnings, sorted_naturally
 
-EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.heic', '.heif')
 VALID_NAMES = ('val', 'valid', 'validation')
-_DIGITS = re.compile(r'([0-9]+)')
 _LAYOUT = 'needed is one sub-folder per class, {root}/CLASS/photo.jpg (or {root}/train/CLASS and {root}/val/CLASS)'
 
 
@@ -23,12 +23,35 @@ class FolderImages:
     """The images of one split.
 
     Attributes:
-        paths: below the root, separated by `/`.
+        paths: below the root, separated by `/`, spelled as on the disk.
         labels: (num_images,) int32.
     """
 
     paths: list[str]
     labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class FolderDataset:
+    """The splits of a folder of class folders.
+
+    Attributes:
+        names: of the classes.
+        parents: folders around each class folder, the outermost first; [] if classes are not nested.
+        notes: log lines about what was read in which way, and what was left out.
+        warnings: of what is probably a mistake.
+    """
+
+    train: FolderImages
+    valid: FolderImages
+    names: list[str]
+    parents: list[list[str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+class NoClassFolders(UserError):
+    """A folder contains no class folder with an image."""
 
 
 def sample_valid_indices(num_images: int, name: str, fraction: float, seed: int) -> np.ndarray:
@@ -48,130 +71,189 @@ def sample_indices(num_images: int, name: str, number: int, seed: int) -> np.nda
     return np.sort(generator(seed, Purpose.SPLIT, slot=slot).permutation(num_images)[:number])
 
 
-def natural_key(text: str) -> tuple:
-    """Return a sort key that sorts `a2` before `a10` and differs for different texts (`7` and `007`)."""
-    parts = _DIGITS.split(text)
-    # Numbers are compared by length, then by digits: int() rejects very long ones.
-    numbers = [(len(part.lstrip('0')), part.lstrip('0')) for part in parts[1::2]]
-    return [*zip(parts[::2], [*numbers, (-1, '')], strict=True)], text
+def class_name_of(folder: str) -> str:
+    """Return the name of the class whose images are in a folder, from its path below the folder of all classes."""
+    return nfc(path_as_text(folder))
 
 
-def sorted_naturally(texts: Iterable[str]) -> list[str]:
-    """Return the texts in natural order: numbers in them are sorted as numbers."""
-    return sorted(texts, key=natural_key)
-
-
-def walk_images(folder: str | os.PathLike, prefix: str = '') -> Iterator[str]:
-    """Yield the paths of the images in `folder` and its sub-folders, in natural order, each after `prefix`.
-
-    Hidden files and folders are skipped. Links to folders are followed, except those to a parent folder.
-    """
-    yield from _walk(os.fspath(folder), prefix, ())
-
-
-def find_class_folders(root: str | os.PathLike) -> list[str]:
-    """Return the names of the sub-folders of `root` that contain an image, in natural order."""
-    names = [name for name in _sub_folders(root) if next(walk_images(os.path.join(root, name)), None) is not None]
-    return sorted_naturally(names)
-
-
-def split_folder(
-    root: str | os.PathLike, *, valid_fraction: float, seed: int
-) -> tuple[FolderImages, FolderImages, list[str]]:
+def split_folder(root: str | os.PathLike, *, valid_fraction: float, seed: int, nested: bool = False) -> FolderDataset:
     """Return training images, validation images and class names of a folder of class folders.
 
-    `root`/train and `root`/val (or valid, validation) are the splits if both contain class folders. Otherwise
-    `sample_valid_indices` selects `valid_fraction` of the images of each class for validation.
+    `root`/train and `root`/val (or valid, validation; in any case) are the splits if both contain class folders.
+    Otherwise `sample_valid_indices` selects `valid_fraction` of the images of each class for validation.
+
+    Args:
+        nested: a class is a folder that directly contains images, at any depth, named by its path (`Fruit/Apple`);
+            False: a class is an outermost folder with all images in and below it.
 
     Raises:
-        UserError: no such folder, no class folders in it, or validation classes without a training folder.
+        UserError: no such folder, or validation classes without a training folder.
+        NoClassFolders: no class folders in it.
     """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f'{root}: {"not a folder" if root.exists() else "no such folder"}')
-    valid = next((name for name in VALID_NAMES if _class_folders_if_any(root / name)), None)
-    if valid and _class_folders_if_any(root / 'train'):
-        return _given_split(root, valid)
-    # train/ without a validation folder is split itself (test/ beside it is not for training).
-    wrapped = set(find_class_folders(root)) <= {'train', 'test'} and _class_folders_if_any(root / 'train')
-    base, prefix = (root / 'train', 'train/') if wrapped else (root, '')
-    names = find_class_folders(base)
-    if not names:
-        raise UserError(f'{root}: no class folders with images in it; ' + _LAYOUT.format(root=root))
-    train_images: tuple[list[str], list[int]] = ([], [])
-    valid_images: tuple[list[str], list[int]] = ([], [])
-    for label, name in enumerate(names):
-        paths = list(walk_images(base / name, f'{prefix}{name}/'))
-        valid_indices = set(sample_valid_indices(len(paths), name, valid_fraction, seed).tolist())
-        for index, path in enumerate(paths):
-            split_paths, split_labels = valid_images if index in valid_indices else train_images
-            split_paths.append(path)
-            split_labels.append(label)
-    return _images(*train_images), _images(*valid_images), names
+    return _Reader(ImageWalk(root), nested).read(valid_fraction, seed)
 
 
-def labels_by_folder(paths: Sequence[str], class_names: Sequence[str]) -> np.ndarray:
-    """Return (num_images,) int32 labels of images in folders that are named after classes.
+class _Reader:
+    """Reads the splits from the folders below a root."""
 
-    A class name is the outermost folder, or the whole path of the folder (`Fruit/Apple`). Unless every image has such
-    a label, all are -1: folders of new photos may have any names.
+    def __init__(self, walk: ImageWalk, nested: bool) -> None:
+        self._walk, self._nested = walk, nested
+        self._root = walk.root
+        self._folders, self._loose = walk.list()
+        self._images_of: dict[str, list[str]] = {}
+        self._loose_in: dict[str, list[str]] = {}
+        self._classes_of: dict[str, dict[str, list[str]]] = {}
+
+    def read(self, valid_fraction: float, seed: int) -> FolderDataset:
+        """Return the splits. Raises: UserError."""
+        train = self._folder_named('train')
+        valids = filter(None, map(self._folder_named, VALID_NAMES))
+        valid = next((folder for folder in valids if self._classes(folder)), '')
+        if train and valid and self._classes(train):
+            return self._result([train, valid], *self._given_split(train, valid))
+        # train/ without a validation folder is split itself (test/ beside it is not for training).
+        others = [folder for folder in self._folders if folder.lower() not in ('train', 'test')]
+        is_wrapped = bool(train and self._classes(train)) and not any(map(self._images_in, others))
+        base = train if is_wrapped else ''
+        return self._result([base], *self._random_split(base, valid_fraction, seed))
+
+    def _given_split(self, train: str, valid: str) -> tuple[list[str], FolderImages, FolderImages]:
+        of_train, of_valid = self._classes(train), self._classes(valid)
+        unknown = sorted_naturally(of_valid.keys() - of_train.keys())
+        if unknown:
+            raise UserError(
+                f'{Path(self._root, valid)}: class {unknown[0]!r} ({len(unknown)} in all) has no images in '
+                f'{Path(self._root, train)}'
+            )
+        names = sorted_naturally(of_train)
+        train_images, valid_images = (
+            _images([of_split.get(name, []) for name in names]) for of_split in (of_train, of_valid)
+        )
+        return names, train_images, valid_images
+
+    def _random_split(
+        self, base: str, valid_fraction: float, seed: int
+    ) -> tuple[list[str], FolderImages, FolderImages]:
+        classes = self._classes(base)
+        names = sorted_naturally(classes)
+        if not names:
+            raise NoClassFolders(self._no_classes())
+        train: list[list[str]] = []
+        valid: list[list[str]] = []
+        for name in names:
+            paths = classes[name]
+            valid_indices = set(sample_valid_indices(len(paths), name, valid_fraction, seed).tolist())
+            train.append([path for index, path in enumerate(paths) if index not in valid_indices])
+            valid.append([paths[index] for index in sorted(valid_indices)])
+        return names, _images(train), _images(valid)
+
+    def _folder_named(self, name: str) -> str:
+        """Return the sub-folder of this name, in lower case if there are several; '' if there is none."""
+        return next((folder for folder in sorted(self._folders, reverse=True) if folder.lower() == name), '')
+
+    def _images_in(self, folder: str) -> list[str]:
+        if folder not in self._images_of:
+            self._images_of[folder] = list(self._walk.images(folder))
+        return self._images_of[folder]
+
+    def _classes(self, base: str) -> dict[str, list[str]]:
+        """Return class name -> its images, of the class folders in a folder of the root."""
+        if base not in self._classes_of:
+            by_folder: dict[str, list[str]] = {}
+            for top in [base] if base else self._folders:
+                for path in self._images_in(top):
+                    by_folder.setdefault(self._class_folder(path, base), []).append(path)
+            self._loose_in[base] = by_folder.pop('', [])
+            classes: dict[str, list[str]] = {}
+            for folder, paths in by_folder.items():
+                classes.setdefault(class_name_of(folder), []).extend(paths)
+            self._classes_of[base] = classes
+        return self._classes_of[base]
+
+    def _class_folder(self, path: str, base: str) -> str:
+        """Return the path of an image's class folder below `base`; '' if the image is in none."""
+        folder = path[len(base) + 1 if base else 0 :].rpartition('/')[0]
+        return folder if self._nested else folder.partition('/')[0]
+
+    def _no_classes(self) -> str:
+        more = [line.removeprefix(f'{self._root}: ') for line in left_out_lines(self._walk, 1)[:1]]
+        if self._loose:
+            more.append(f'{len(self._loose):,} images are directly in it')
+        found = f' ({"; ".join(more)})' if more else ''
+        return f'{self._root}: no class folders with images in it{found}; {_LAYOUT.format(root=self._root)}'
+
+    def _result(self, bases: list[str], names: list[str], train: FolderImages, valid: FolderImages) -> FolderDataset:
+        depth = 2 if bases[0] else 1  # of class folders
+        folders = dict.fromkeys(path.rpartition('/')[0] for path in train.paths + valid.paths)
+        notes = self._about_nesting(folders, depth) + left_out_lines(self._walk, None if self._nested else depth)
+        warnings = rounded_code_warnings(names)
+        loose = [*self._loose, *(path for base in bases for path in self._loose_in.get(base, []))]
+        if loose:
+            images = 'image is' if len(loose) == 1 else 'images are'
+            warnings.append(f'{self._root}: {len(loose):,} {images} in no class folder: {first_few(loose)}')
+        empty = self._without_images(folders, depth)
+        if empty:
+            count = '1 folder is' if len(empty) == 1 else f'{len(empty):,} folders are'
+            warnings.append(f'{self._root}: {count} no class, without images: {first_few(empty)}')
+        parents = [name.split('/')[:-1] for name in names] if self._nested else []
+        warnings = [path_as_text(line) for line in warnings]
+        return FolderDataset(train, valid, names, parents if any(parents) else [], notes, warnings)
+
+    def _about_nesting(self, folders: Collection[str], depth: int) -> list[str]:
+        """Return log lines about folders with images inside of class folders."""
+        inner = [folder for folder in folders if folder.count('/') >= depth]
+        if inner and not self._nested:
+            lines = [
+                f'{self._root}: folders inside class folders count for the outer class: {first_few(inner)}',
+                '  to make each of them a class: --DATASET_NESTED_CLASSES True',
+            ]
+        else:
+            around = {parent for folder in inner for parent in _parents(folder)}
+            outer = [folder for folder in folders if folder in around]
+            lines = [f'{self._root}: classes with classes inside: {first_few(outer)}'] if outer else []
+        return [path_as_text(line) for line in lines]
+
+    def _without_images(self, folders: Collection[str], depth: int) -> list[str]:
+        """Return the folders that would be classes if there were images in or below them."""
+        with_images = {parent for folder in folders for parent in _parents(folder)} | set(folders)
+        empty = [folder for folder in self._walk.left_out if folder and folder not in with_images]
+        if not self._nested:
+            return [folder for folder in empty if folder.count('/') + 1 == depth]
+        # The outermost of them.
+        return [folder for folder in empty if folder.count('/') + 1 >= depth and not {*empty} & {*_parents(folder)}]
+
+
+def _parents(folder: str) -> list[str]:
+    """Return the folders around a folder, the innermost first."""
+    parts = folder.split('/')
+    return ['/'.join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
+
+
+def _images(paths_of: list[list[str]]) -> FolderImages:
+    """Return the images of classes 0, 1, ..."""
+    labels = np.repeat(np.arange(len(paths_of), dtype=np.int32), [len(paths) for paths in paths_of])
+    return FolderImages([path for paths in paths_of for path in paths], labels)
+
+
+def labels_by_folder(paths: Sequence[str], class_names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Return the labels of images in folders that are named after classes, and the other folders.
+
+    A class name is the path of the image's folder (`Fruit/Apple`), or the beginning of it (`Fruit`); the longest one
+    counts.
+
+    Returns:
+        (num_images,) int32, -1 where no folder is named after a class; the paths of these folders.
     """
     label_of = {name: label for label, name in enumerate(class_names)}
-    folders = [path.rpartition('/')[0] for path in paths]
-    labels = np.array(
-        [label_of.get(folder, label_of.get(folder.partition('/')[0], -1)) for folder in folders], np.int32
-    )
-    return labels if (labels >= 0).all() else np.full(len(labels), -1, np.int32)
-
-
-def _class_folders_if_any(root: str | os.PathLike) -> list[str]:
-    """Return the class folders of `root`; none if it is not a folder."""
-    return find_class_folders(root) if os.path.isdir(root) else []
-
-
-def _given_split(root: Path, valid: str) -> tuple[FolderImages, FolderImages, list[str]]:
-    names = find_class_folders(root / 'train')
-    unknown = [name for name in find_class_folders(root / valid) if name not in set(names)]
-    if unknown:
-        raise UserError(
-            f'{root / valid}: class {unknown[0]!r} ({len(unknown)} in all) has no images in {root / "train"}'
-        )
-    splits = []
-    for split in ('train', valid):
-        paths, labels = [], []
-        for label, name in enumerate(names):
-            if (root / split / name).is_dir():
-                class_paths = list(walk_images(root / split / name, f'{split}/{name}/'))
-                paths += class_paths
-                labels += [label] * len(class_paths)
-        splits.append(_images(paths, labels))
-    return splits[0], splits[1], names
-
-
-def _images(paths: list[str], labels: list[int]) -> FolderImages:
-    return FolderImages(paths, np.array(labels, np.int32))
-
-
-def _sub_folders(root: str | os.PathLike) -> list[str]:
-    with os.scandir(os.fspath(root)) as entries:
-        return [entry.name for entry in entries if not entry.name.startswith('.') and entry.is_dir()]
-
-
-def _walk(folder: str, prefix: str, parents: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    status = os.stat(folder)
-    identity = (status.st_dev, status.st_ino)
-    if identity in parents:
-        return
-    folders, images = [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith('.'):
-                continue
-            if entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
-                images.append(entry.name)
-            elif entry.is_dir():
-                folders.append(entry.name)
-    for name in sorted_naturally(images):
-        yield prefix + name
-    for name in sorted_naturally(folders):
-        yield from _walk(os.path.join(folder, name), f'{prefix}{name}/', (*parents, identity))
+    labels: dict[str, int] = {}
+    of_images = np.empty(len(paths), np.int32)
+    for row, path in enumerate(paths):
+        folder = path.rpartition('/')[0]
+        if folder not in labels:
+            named = (label_of.get(class_name_of(name)) for name in (folder, *_parents(folder)) if name)
+            labels[folder] = next((label for label in named if label is not None), -1)
+        of_images[row] = labels[folder]
+    return of_images, [folder for folder, label in labels.items() if label < 0 and folder]

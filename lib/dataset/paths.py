@@ -239,3 +239,45 @@ def _is_absolute(path: str) -> bool:
 
 def _missing(written: str, tried: str, source: str) -> str:
     return f'{source}: image {written!r} and others do not exist (searched for {tried})'
+
+
+_UNDECODABLE = re.compile('[\ud800-\udfff]')
+# An escape, or a name that looks like one: its backslash is escaped.
+_ESCAPED = re.compile(r'\\(?=x[0-9a-f]{2}|u[0-9a-f]{4})')
+_ESCAPE = re.compile(r'\\x([0-9a-f]{2})|\\u([0-9a-f]{4})')
+
+
+def path_as_text(path: str) -> str:
+    r"""Return a path as valid text: each byte of a name that is not UTF-8 becomes `\xff`.
+
+    Different paths become different texts, and `path_from_text` returns the path.
+    """
+    if path.isascii() and '\\' not in path:
+        return path
+    return _UNDECODABLE.sub(_escape, _ESCAPED.sub(r'\\x5c', path))
+
+
+def path_from_text(text: str) -> str:
+    """Return the path of which `path_as_text` made the text."""
+    if '\\' not in text:
+        return text
+    return _ESCAPE.sub(lambda match: _unescape(int(match[1] or match[2], 16)), text)
+
+
+def _escape(match: re.Match) -> str:
+    code = ord(match[0])
+    # Python's surrogateescape: bytes from 0x80 on. Windows allows other halves of surrogate pairs.
+    return f'\\x{code - 0xDC00:02x}' if 0xDC80 <= code <= 0xDCFF else f'\\u{code:04x}'
+
+
+def _unescape(code: int) -> str:
+    return chr(code + 0xDC00) if 0x80 <= code <= 0xFF else chr(code)
+
+
+@dataclass(frozen=True)
+class TextPathRule(PathRule):
+    """Opens paths that `path_as_text` made."""
+
+    def __call__(self, path: str) -> str:
+        """Return the path to open."""
+        return path_from_text(path)

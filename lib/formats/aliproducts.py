@@ -6,10 +6,11 @@ from typing import Any, NoReturn
 import msgspec
 import numpy as np
 
-from lib.dataset.folder import sorted_naturally, walk_images
+from lib.dataset.image_walk import ImageWalk
 from lib.errors import UserError
 from lib.formats.converted import ConvertedDataset, ConvertedSplit
 from lib.formats.sources import SourceErrors, check_entries, read_json
+from lib.runtime.text import sorted_naturally
 
 
 def read_parents(path: Path, class_ids: list[int]) -> tuple[list[list[str]] | None, list[str]]:
@@ -193,5 +194,6 @@ def _class_folders(folder: Path, ids: np.ndarray) -> dict[int, str]:
 
 def _test_images(source: Path) -> list[str]:
     """Return the images of test/, or of test1/, test_2/, ..., and all folders in them."""
+    walk = ImageWalk(source)
     folders = [entry.name for entry in source.iterdir() if entry.name.startswith('test') and entry.is_dir()]
-    return [path for folder in sorted_naturally(folders) for path in walk_images(source / folder, f'{folder}/')]
+    return [path for folder in sorted_naturally(folders) for path in walk.images(folder)]

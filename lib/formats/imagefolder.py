@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-from lib.dataset.folder import VALID_NAMES, walk_images
+from lib.dataset.folder import VALID_NAMES, class_name_of
+from lib.dataset.image_walk import ImageWalk, left_out_lines
 from lib.errors import UserError
 from lib.formats.converted import ConvertedDataset, SplitBuilder
+from lib.runtime.text import rounded_code_warnings
 
 _FOLDERS = {'train': ('train',), 'val': VALID_NAMES, 'test': ('test',)}
 
@@ -21,13 +23,13 @@ def convert_image_folder(source: Path) -> ConvertedDataset:
     """
     if not source.is_dir():
         raise UserError(f'{source}: no such folder')
-    builder = SplitBuilder()
+    builder, walk = SplitBuilder(), ImageWalk(source)
     for split, candidates in _FOLDERS.items():
         folders = [name for name in candidates if (source / name).is_dir()]
         if len(folders) > 1:
             raise UserError(f'{source}: {" and ".join(folders)} could both be the {split} split; move one away')
         for folder in folders:
-            _add_images(builder, source / folder, split, f'{folder}/')
+            _add_images(builder, walk, folder, split)
     if not (source / 'train').is_dir():
         raise UserError(
             f'{source}: contains no folder train; expected: {source}/train/CLASS/photo.jpg, the same for val and test '
@@ -35,16 +37,20 @@ def convert_image_folder(source: Path) -> ConvertedDataset:
         )
     splits, names = builder.finish()
     nested = any('/' in name for name in names)
-    return ConvertedDataset(splits, names, [name.split('/')[:-1] for name in names] if nested else None, source)
+    parents = [name.split('/')[:-1] for name in names] if nested else None
+    return ConvertedDataset(
+        splits, names, parents, source, [*rounded_code_warnings(names), *left_out_lines(walk, None)]
+    )
 
 
-def _add_images(builder: SplitBuilder, folder: Path, split: str, prefix: str) -> None:
+def _add_images(builder: SplitBuilder, walk: ImageWalk, folder: str, split: str) -> None:
     empty = True
-    for path in walk_images(folder):
+    for path in walk.images(folder):
         empty = False
-        label = path.rpartition('/')[0] or None
-        if label is None and split != 'test':
-            raise UserError(f'{folder / path}: the image is in no class folder; move it to {folder}/CLASS/')
-        builder.add(split, prefix + path, label)
+        label = path.removeprefix(f'{folder}/').rpartition('/')[0]
+        if not label and split != 'test':
+            image = Path(walk.root, path)
+            raise UserError(f'{image}: the image is in no class folder; move it to {walk.root}/{folder}/CLASS/')
+        builder.add(split, path, class_name_of(label) if label else None)
     if empty:
-        raise UserError(f'{folder}: contains no images')
+        raise UserError(f'{Path(walk.root, folder)}: contains no images')

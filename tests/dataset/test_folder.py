@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib.dataset.folder import find_class_folders, labels_by_folder, split_folder
+from lib.dataset.folder import labels_by_folder, split_folder
 from lib.errors import UserError
 
 
@@ -18,7 +18,8 @@ def make(root: Path, **classes: int) -> Path:
 
 
 def split(root, fraction=0.2, seed=0):
-    return split_folder(root, valid_fraction=fraction, seed=seed)
+    read = split_folder(root, valid_fraction=fraction, seed=seed)
+    return read.train, read.valid, read.names
 
 
 def valid_paths(root, name, **options):
@@ -31,7 +32,6 @@ def test_class_folders_contain_images_and_are_in_natural_order(tmp_path):
     make(tmp_path, **{'.hidden': 3})
     (tmp_path / 'sku9' / '.a.jpg').touch()
     (tmp_path / 'loose.jpg').touch()
-    assert find_class_folders(tmp_path) == ['a', 'b', 'sku9', 'sku10']
     train, valid, names = split(tmp_path)
     assert names == ['a', 'b', 'sku9', 'sku10']
     assert 'a/deep/0.jpg' in train.paths
@@ -108,15 +108,18 @@ def test_classes_may_be_named_train_and_val(tmp_path):
     [
         (['tea/1.jpg', 'cola/1.jpg', 'tea/old/2.jpg'], [1, 0, 1]),
         (['Fruit/Apple/1.jpg', 'cola/1.jpg'], [2, 0]),
-        (['tea/1.jpg', 'coffee/1.jpg'], [-1, -1]),
-        (['tea/1.jpg', '2.jpg'], [-1, -1]),
-        (['Fruit/1.jpg'], [-1]),
+        (['Fruit/Apple/box/1.jpg', 'Fruit/1.jpg'], [2, -1]),
+        (['tea/1.jpg', 'coffee/1.jpg'], [1, -1]),
+        (['tea/1.jpg', '2.jpg'], [1, -1]),
+        (['Fruit/1.jpg', 'x/tea/1.jpg'], [-1, -1]),
     ],
 )
 def test_labels_by_folder(paths, labels):
-    found = labels_by_folder(paths, ['cola', 'tea', 'Fruit/Apple'])
+    found, unknown = labels_by_folder(paths, ['cola', 'tea', 'Fruit/Apple'])
     assert found.dtype == np.int32
     assert found.tolist() == labels
+    without = [path.rpartition('/')[0] for path, label in zip(paths, labels, strict=True) if label < 0]
+    assert unknown == [folder for folder in without if folder]
 
 
 def test_errors_describe_the_layout(tmp_path):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from lib.dataset.annotations import read_annotations, read_classes, read_test_images
-from lib.dataset.folder import natural_key
 from lib.errors import UserError
 from lib.formats.converted import ConvertedDataset, ConvertedSplit, SplitBuilder, summary_lines
 from lib.formats.sources import SourceErrors, read_json
 from lib.formats.write import write_converted
+from lib.runtime.text import natural_key
 
 
 def touch(folder: Path, *names: str) -> None:

@@ -50,6 +50,11 @@ class DatasetKeys(Section, title='images and labels'):
     VALID_FRACTION = Key(
         0.1, 'Fraction of each class used for validation when class folders are split.', low=0.0, high=0.9
     )
+    NESTED_CLASSES = Key(
+        False,
+        'For class folders inside folders (brand/product): True: each folder that directly contains images is a class, '
+        'named by its path; False: each outermost folder is one, with all images in it.',
+    )
     CACHE = Key(
         '',
         'ram: cache decoded images in shared memory, resized to the smallest short side that INPUT.SIZE and '
