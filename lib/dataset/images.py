@@ -1,5 +1,6 @@
 """Image sources: the images of a split by row, from files or from an array."""
 
+import errno
 import os
 import time
 from collections.abc import Sequence
@@ -140,6 +141,8 @@ def read_bytes(path: str | os.PathLike, attempts: int = 3) -> bytes:
                 return file.read()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
             raise  # another attempt would fail too
+        except ValueError:  # a NUL or a lone surrogate
+            raise FileNotFoundError(errno.ENOENT, 'no file can have this name', path) from None
         except OSError:
             if attempt + 1 == attempts:
                 raise

@@ -2,11 +2,15 @@
 
 import os
 import pickle
+import sys
+import unicodedata
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from lib.dataset.paths import PathColumn, choose_path_rule
+from lib.dataset.images import FileImages
+from lib.dataset.paths import PathColumn, choose_path_rule, nfc_strings, spelled_on_disk
 from lib.errors import UserError
 
 
@@ -126,3 +130,100 @@ def test_a_slice_of_a_column(root):
     rule, _ = choose_path_rule(column, str(root), 'x.json')
     assert PathColumn(column, rule).to_pylist() == written('')
     assert pickle.loads(pickle.dumps(PathColumn(column, rule))).to_pylist() == written('')
+
+
+FOLDERS, NAMES = (
+    ['caf\u00e9', 'plain', '\u00c5ngstr\u00f6m/\ud55c\uae00'],
+    ['cr\u00e8me br\u00fbl\u00e9e.jpg', 'x.jpg', '\u1e69.jpg'],
+)
+SPELLED = {
+    'as given': str,
+    'composed': lambda path: unicodedata.normalize('NFC', path),
+    'decomposed': lambda path: unicodedata.normalize('NFD', path),
+    'folders decomposed': lambda path: unicodedata.normalize('NFD', str(Path(path).parent)) + '/' + Path(path).name,
+    'one accent decomposed': lambda path: path.replace('\u00e9', 'e\u0301', 1).replace('\u1e69', 's\u0323\u0307'),
+    'marks in another order': lambda path: path.replace('\u1e69', 's\u0307\u0323'),
+    'backslashes': lambda path: path.replace('/', '\\'),
+    'decomposed, backslashes': lambda path: unicodedata.normalize('NFD', path).replace('/', '\\'),
+    'from the root with backslashes': lambda path: '\\' + path.replace('/', '\\'),
+}  # fmt: skip
+
+
+def spelled_photos(root, spell):
+    """Write a file per path, whose content is its number, with folders and names spelled as `spell` does."""
+    paths = [f'{folder}/{name}' for folder in FOLDERS for name in NAMES]
+    for number, path in enumerate(paths):
+        file = root / spell(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(str(number))
+    return paths
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='other file systems compare names under NFC themselves')
+@pytest.mark.parametrize('on_disk', [name for name in SPELLED if 'backslash' not in name])
+@pytest.mark.parametrize('annotated', SPELLED)
+def test_every_spelling_of_a_path_opens_its_file(tmp_path, on_disk, annotated):
+    root = tmp_path / 'Fotos a\u0300'
+    paths = spelled_photos(root, SPELLED[on_disk])
+    column = PathColumn(pa.array(map(SPELLED[annotated], paths), pa.large_string()))
+    rule, _ = choose_path_rule(column, str(root), 'x.json')
+    images = FileImages(column.with_rule(rule), str(root))
+    assert [images.read(row).decode() for row in range(len(paths))] == [str(row) for row in range(len(paths))]
+
+
+@pytest.mark.skipif(os.sep == '\\', reason='a backslash is always a separator here')
+def test_mixed_separators(root):
+    paths = [path if row % 3 else path.replace('/', '\\') for row, path in enumerate(written(''))]
+    column = PathColumn(pa.array(paths, pa.large_string()))
+    rule, line = choose_path_rule(column, str(root), 'x.json')
+    assert column.with_rule(rule).to_pylist() == written('')
+    assert line == 'x.json: backslashes in paths separate folders'
+    # A file that has a backslash in its name is that file.
+    (root / 'train\\1\\0.jpg').write_text('other')
+    rule, line = choose_path_rule(column, str(root), 'x.json')
+    images = FileImages(column.with_rule(rule), str(root))
+    assert (line, images.read(0), images.read(3)) == ('', b'other', b'')
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='other file systems compare names under NFC themselves')
+def test_two_files_that_are_equal_under_nfc_are_both_read(tmp_path):
+    for name in ('caf\u00e9.jpg', 'cafe\u0301.jpg'):
+        (tmp_path / name).write_text(ascii(name))
+        assert FileImages([name], str(tmp_path)).read(0).decode() == ascii(name)
+
+
+def test_a_file_that_does_not_exist_in_any_spelling(tmp_path):
+    spelled_photos(tmp_path, str)
+    for path in (
+        'caf\u00e9/other.jpg',
+        'cafe/x.jpg',
+        'caf\u00e9/x.jpg/y.jpg',
+        'caf\\x.jpg',
+        '\ud800.jpg',
+        'caf\u00e9\0.jpg',
+        '\u00e9/\u00e9/\u00e9.jpg',
+    ):
+        with pytest.raises((FileNotFoundError, NotADirectoryError)):
+            FileImages([path], str(tmp_path)).read(0)
+
+
+def test_the_listing_of_a_folder_is_read_again_when_it_changes(tmp_path):
+    (tmp_path / 'caf\u00e9').mkdir()
+    assert spelled_on_disk(str(tmp_path / 'cafe\u0301' / '\u00e9\u1e69.jpg')) is None
+    os.utime(tmp_path / 'caf\u00e9', (0, 0))
+    (tmp_path / 'caf\u00e9' / 'e\u0301\u1e69.jpg').touch()
+    assert spelled_on_disk(str(tmp_path / 'cafe\u0301' / '\u00e9\u1e69.jpg')) == str(
+        tmp_path / 'caf\u00e9' / 'e\u0301\u1e69.jpg'
+    )
+
+
+@pytest.mark.parametrize('kind', [pa.string(), pa.large_string()])
+def test_strings_in_nfc(kind):
+    texts = ['a', '', 'caf\u00e9', 'cafe\u0301', '\u0301', '\u1100\u1161', 's\u0307\u0323']
+    for start in range(len(texts)):
+        column = pa.array(['x', *texts], kind)[start:]
+        expected = [unicodedata.normalize('NFC', text) for text in ['x', *texts][start:]]
+        assert nfc_strings(column).to_pylist() == expected
+    composed = pa.array(['a', 'caf\u00e9', ''], kind)
+    assert nfc_strings(composed) is composed
+    assert len(nfc_strings(pa.array([], kind))) == 0
