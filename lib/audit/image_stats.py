@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import simplejpeg
 from PIL import Image
 
-from lib.dataset.decode import TRANSPOSITIONS, check_size, decode
-from lib.dataset.lazy_image import jpeg_orientation
+from lib.dataset.decode import decode
+from lib.dataset.image_format import HEADER_BYTES, image_format
+from lib.dataset.lazy_image import open_lazy_image
 
 SIDE = 32  # of thumbnails, pixels
-FORMATS = ('JPEG', 'PNG', 'WebP', 'BMP', 'GIF', 'TIFF', 'pixels')
-_SIGNATURES = ((b'\xff\xd8', 0), (b'\x89PNG', 1), (b'RIFF', 2), (b'BM', 3), (b'GIF8', 4), (b'II', 5), (b'MM', 5))
+FORMATS = ('JPEG', 'PNG', 'WebP', 'BMP', 'GIF', 'TIFF', 'AVIF', 'JPEG 2000', 'HEIC', 'other', 'pixels')
 
 
 @dataclass(frozen=True)
@@ -43,14 +42,10 @@ def image_stats(content: bytes | np.ndarray) -> ImageStats:
     """
     if isinstance(content, np.ndarray):
         return _stats_of(Image.fromarray(content).convert('L'), FORMATS.index('pixels'))
-    file_format = next((number for start, number in _SIGNATURES if content.startswith(start)), 0)
-    if content.startswith(b'\xff\xd8'):
-        image, warning = _decode_jpeg(content)
-        if image is not None:
-            return _stats_of(image, file_format)
-        # The decoder used for training decides: it recovers from some errors, and only it reads some color spaces.
-        return _stats_of(decode(content).convert('L'), file_format, warning)
-    return _stats_of(decode(content).convert('L'), file_format)
+    file_format = FORMATS.index(image_format(content[:HEADER_BYTES]) or 'other')
+    image = open_lazy_image(content)
+    pixels = image.gray_pixels()
+    return _stats_of(Image.fromarray(pixels), file_format, image.warning)
 
 
 def color_details(content: bytes | np.ndarray) -> tuple[int, np.ndarray]:
@@ -60,27 +55,6 @@ def color_details(content: bytes | np.ndarray) -> tuple[int, np.ndarray]:
     """
     image = Image.fromarray(content) if isinstance(content, np.ndarray) else decode(content)
     return _digest(image.size, np.asarray(image)), _thumbnail(image)
-
-
-def _decode_jpeg(data: bytes) -> tuple[Image.Image | None, str]:
-    """Return the upright image in grayscale, or None and the error.
-
-    Grayscale takes two thirds of the time of color, but still reads every byte, so truncated files are detected.
-    """
-    try:
-        height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        return None, ''
-    check_size((width, height))
-    if color_space in ('CMYK', 'YCCK'):
-        return None, ''
-    try:
-        pixels = simplejpeg.decode_jpeg(data, colorspace='GRAY', strict=True)
-    except ValueError as error:
-        return None, ' '.join(str(error).split())
-    image = Image.fromarray(pixels[:, :, 0])
-    transposition = TRANSPOSITIONS.get(jpeg_orientation(data))
-    return (image if transposition is None else image.transpose(transposition)), ''
 
 
 def _stats_of(image: Image.Image, file_format: int, warning: str = '') -> ImageStats:

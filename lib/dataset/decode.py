@@ -1,24 +1,26 @@
 """Image decoder: bytes of a file to an upright RGB image, from any mode, few formats and a limited number of pixels."""
 
-import re
-import struct
 import warnings
-import zlib
-from collections.abc import Iterator
 from io import BytesIO
+from typing import Any
 
 import numpy as np
-import simplejpeg
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     Image,
+    Jpeg2KImagePlugin,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,
 )
+
+from lib.dataset.image_file import holds_all_rows, with_ended_pixels, without_metadata
+from lib.dataset.image_format import HEADER_BYTES, HEIC_HINT, image_format
+from lib.dataset.jpeg_file import START, JpegFile
 
 # Pillow tries these plugins only, whatever the file is named: EPS, for example, would start Ghostscript.
 # They are imported here, or Pillow would import all its plugins at the first WebP. JPEG includes MPO: its first image.
@@ -31,14 +33,12 @@ FORMATS = tuple(
         BmpImagePlugin.BmpImageFile,
         GifImagePlugin.GifImageFile,
         TiffImagePlugin.TiffImageFile,
+        AvifImagePlugin.AvifImageFile,
+        Jpeg2KImagePlugin.Jpeg2KImageFile,
     )
 )
-HEIF_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')  # HEIC of phones
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # images are decoded in parallel already, by worker processes
 MAX_PIXELS = 178_000_000  # about 0.7 GB while decoding; no photo is that large
-
-# libjpeg's messages for missing data. A few extraneous bytes are harmless; more are rows beyond the header's height.
-_DAMAGE_MESSAGES = ('remature end', 'instead of RST')
-_MAX_EXTRANEOUS_BYTES = 64
 
 # Meaning of EXIF's orientation, as in TIFF 6.0, page 36; 1 is upright.
 ORIENTATION_TAG = 0x0112
@@ -73,18 +73,11 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         with warnings.catch_warnings():
             # Warnings about odd metadata in millions of photos are of no use.
             warnings.simplefilter('ignore')
-            image = Image.open(BytesIO(data), formats=_formats_for(data))
-            check_size(image.size, max_pixels)
-            image.load()
-            if image.format in ('JPEG', 'MPO'):
-                _check_jpeg(data)
-            if image.format == 'PNG' and _may_lack_rows(image) and not holds_all_rows(data):
-                raise DecodeError('rows are missing that the header announces')
-            return _to_rgb(_upright(image))
+            return _to_rgb(_upright(_load(data, max_pixels)))
     except (DecodeError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise DecodeError(f'no readable image of a known format ({", ".join(FORMATS)}{_heif_hint(data)})') from error
+        raise DecodeError(f'no readable image of a known format ({", ".join(FORMATS)})') from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise DecodeError(reason) from error
@@ -99,18 +92,51 @@ def check_size(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
         raise DecodeError(f'{width} x {height} pixels; at most {max_pixels:,} are allowed')
 
 
-def _check_jpeg(data: bytes) -> None:
-    """Raise DecodeError for damage that Pillow ignores: it leaves missing rows gray."""
+def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read the header of an image file: format, size as stored; of its metadata, EXIF and XMP are in `info`.
+
+    Raises: DecodeError, if the size is not allowed; exceptions of Pillow's parsers.
+    """
+    if data.startswith(START):
+        jpeg = JpegFile(data)
+        return _open(jpeg.without_metadata(), jpeg.header.metadata, max_pixels)
+    return _open(*without_metadata(data), max_pixels)
+
+
+def _open(data: bytes, metadata: dict[str, Any], max_pixels: int) -> Image.Image:
+    image = Image.open(BytesIO(data), formats=_formats_for(data))
+    check_size(image.size, max_pixels)
+    image.info.update(metadata)
+    return image
+
+
+def _load(data: bytes, max_pixels: int) -> Image.Image:
+    """Decode all pixels.
+
+    Raises: DecodeError or ValueError for missing ones, which Pillow leaves gray or black; Pillow's exceptions.
+    """
+    if data.startswith(START):
+        jpeg = JpegFile(data)
+        image = _open(jpeg.without_metadata(), jpeg.header.metadata, max_pixels)
+        image.load()
+        jpeg.check_data()
+        return image
+    pixels, metadata = without_metadata(data)
+    image = _open(pixels, metadata, max_pixels)
+    if image.format != 'PNG':
+        image.load()
+        return image
     try:
-        _, _, space, _ = simplejpeg.decode_jpeg_header(data)
-        # At an eighth of the size, which costs little more than reading the data.
-        simplejpeg.decode_jpeg(data, 'CMYK' if space in ('CMYK', 'YCCK') else 'RGB', min_height=1, min_width=1)
-    except ValueError as error:
-        reason = str(error)
-        extraneous = re.search(r'(\d+) extraneous bytes', reason)
-        too_long = extraneous and int(extraneous[1]) > _MAX_EXTRANEOUS_BYTES
-        if too_long or any(message in reason for message in _DAMAGE_MESSAGES):
-            raise DecodeError(reason) from None
+        image.load()
+    except OSError:
+        ended = with_ended_pixels(pixels)
+        if ended is None:
+            raise
+        image = _open(ended, metadata, max_pixels)
+        image.load()
+    if _may_lack_rows(image) and not holds_all_rows(pixels):
+        raise DecodeError('rows are missing that the header announces')
+    return image
 
 
 def _may_lack_rows(image: Image.Image) -> bool:
@@ -120,39 +146,34 @@ def _may_lack_rows(image: Image.Image) -> bool:
 
 
 def _formats_for(data: bytes) -> tuple[str, ...]:
-    """Return the formats to try: HEIF alone for a HEIF file, if pillow-heif is installed."""
-    if not _is_heif(data):
+    """Return the formats to try: that of HEIC alone for a HEIC file. Raises: DecodeError without pillow-heif."""
+    if image_format(data[:HEADER_BYTES]) != 'HEIC':
         return FORMATS
     try:
         import pillow_heif
-    except ModuleNotFoundError:
-        return FORMATS
+    except ImportError:  # not installed, or without the libraries that it needs
+        raise DecodeError(f'a HEIC image; {HEIC_HINT}') from None
     pillow_heif.register_heif_opener()
     return ('HEIF',)
 
 
-def _is_heif(data: bytes) -> bool:
-    return data[4:8] == b'ftyp' and data[8:12] in HEIF_BRANDS
+def orientation_in(metadata: dict[str, Any]) -> int:
+    """Return the orientation of EXIF or else XMP, 1 to 8; 1 where it is absent or broken.
 
-
-def _heif_hint(data: bytes) -> str:
-    return '; for HEIC photos: python -m pip install pillow-heif' if _is_heif(data) else ''
-
-
-def orientation_of(data: bytes) -> int:
-    """Return EXIF's orientation of an image file, 1 to 8, without decoding it; 1 where it is absent or broken."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            return _orientation(Image.open(BytesIO(data), formats=FORMATS))
-    except Exception:  # as in _orientation
-        return 1
+    Args:
+        metadata: as in Pillow's `Image.info`.
+    """
+    image = Image.new('1', (1, 1))
+    image.info.update(metadata)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return _orientation(image)
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(ORIENTATION_TAG)
-        return orientation if orientation in TRANSPOSITIONS else 1
+        return int(orientation) if orientation in TRANSPOSITIONS else 1
     except Exception:  # broken metadata around good pixels; its parser fails in many ways
         return 1
 
@@ -189,45 +210,3 @@ def _scale_to_bytes(samples: np.ndarray) -> np.ndarray:
     whites = (65535.0,) if is_integer else (1.0, 255.0, 65535.0)
     white = next((value for value in whites if brightest <= value), brightest)
     return np.rint(np.clip(samples / white, 0.0, 1.0) * 255.0).astype(np.uint8)
-
-
-# PNG rows: Pillow leaves missing ones black without an error.
-SIGNATURE_BYTES = 8
-CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by color type
-# Adam7 (PNG specification, section 8.2): first column and row, step in x and y, of each pass.
-PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-PIECE_BYTES = 2**20  # inflated at a time, so that counting needs little memory
-
-
-def holds_all_rows(data: bytes) -> bool:
-    """Return True if the pixels of a PNG (of its first image) inflate to as many bytes as its header requires."""
-    header = data[SIGNATURE_BYTES + 8 :]
-    width, height, bit_depth, color_type, _, _, interlaced = struct.unpack('>IIBBBBB', header[:13])
-    expected = _expected_bytes(width, height, bit_depth * CHANNELS[color_type], bool(interlaced))
-    num_bytes = 0
-    inflate = zlib.decompressobj()
-    for deflated in _pixel_chunks(data):
-        while deflated and num_bytes < expected and not inflate.eof:
-            num_bytes += len(inflate.decompress(deflated, PIECE_BYTES))
-            deflated = inflate.unconsumed_tail
-    return num_bytes >= expected or num_bytes + len(inflate.flush()) >= expected
-
-
-def _expected_bytes(width: int, height: int, pixel_bits: int, interlaced: bool) -> int:
-    """Return the number of bytes of all rows, each with its filter byte."""
-    total = 0
-    for left, top, step_x, step_y in PASSES if interlaced else ((0, 0, 1, 1),):
-        columns, rows = -(-(width - left) // step_x), -(-(height - top) // step_y)
-        if columns > 0 and rows > 0:
-            total += rows * (1 + -(-columns * pixel_bits // 8))
-    return total
-
-
-def _pixel_chunks(data: bytes) -> Iterator[bytes]:
-    """Yield the content of the IDAT chunks."""
-    offset = SIGNATURE_BYTES
-    while offset + 8 <= len(data):
-        length, kind = struct.unpack_from('>I4s', data, offset)
-        if kind == b'IDAT':
-            yield data[offset + 8 : offset + 8 + length]
-        offset += length + 12  # length, type, content, checksum

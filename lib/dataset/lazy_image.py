@@ -4,14 +4,13 @@ from typing import Protocol
 
 import numpy as np
 import simplejpeg
+from PIL import Image
 
-from lib.dataset.decode import MAX_PIXELS, TRANSPOSITIONS, check_size, decode, orientation_of
+from lib.dataset.decode import MAX_PIXELS, TRANSPOSITIONS, check_size, decode, orientation_in
+from lib.dataset.jpeg_file import START, JpegFile, JpegHeader, read_header
 
-# Color spaces that simplejpeg converts to RGB; Pillow decodes CMYK and YCCK, inverted or not.
-_SIMPLE_SPACES = ('Gray', 'YCbCr', 'RGB')
 _LARGEST_REDUCTION = 8
 _LEAST_SIDE = 16  # pixels of a reduced image's shorter side; below, libjpeg cannot distinguish scales
-_START_OF_SCAN, _APP1 = 0xDA, 0xE1
 
 
 class LazyImage(Protocol):
@@ -36,9 +35,14 @@ class LazyImage(Protocol):
 
 
 class LazyPixelImage:
-    """An image that is decoded already."""
+    """An image that is decoded already.
+
+    Attributes:
+        warning: '', as it is decoded without one.
+    """
 
     __slots__ = ('_pixels', 'height', 'width')
+    warning = ''
 
     def __init__(self, pixels: np.ndarray) -> None:
         """Set the pixels: uint8 (height, width, 3), RGB, upright."""
@@ -49,69 +53,82 @@ class LazyPixelImage:
         """Return all pixels, reduction 1."""
         return self._pixels, 1
 
+    def gray_pixels(self) -> np.ndarray:
+        """Return all pixels in grayscale, uint8 (height, width)."""
+        return np.asarray(Image.fromarray(self._pixels).convert('L'))
+
 
 class LazyJpegImage:
     """A JPEG of which the header has been read.
 
     libjpeg decodes to a half, a quarter or an eighth by leaving out high frequencies (an antialiased reduction);
     its other scales are slower than no reduction.
+
+    Attributes:
+        warning: oddity for which the pixels were decoded by Pillow; '' if there was none.
     """
 
-    __slots__ = ('_data', '_orientation', '_stored', 'height', 'width')
+    __slots__ = ('_data', '_header', '_orientation', 'height', 'warning', 'width')
 
-    def __init__(self, data: bytes, width: int, height: int, orientation: int) -> None:
-        """Set the file's bytes, its size as stored (not upright), and EXIF's orientation, 1 to 8."""
-        self._data = data
-        self._stored = (width, height)
-        self._orientation = orientation
-        self.width, self.height = (height, width) if orientation >= 5 else (width, height)
+    def __init__(self, data: bytes, header: JpegHeader) -> None:
+        """Set the bytes and the header of a file with usual pixels."""
+        self._data, self._header = data, header
+        self._orientation = orientation_in(header.metadata) if header.metadata else 1
+        stored = (header.width, header.height)
+        self.width, self.height = stored[::-1] if self._orientation >= 5 else stored
+        self.warning = ''
 
     def pixels(self, scale: float) -> tuple[np.ndarray, int]:
         """Return the upright pixels at the smallest sufficient scale. Raises: DecodeError."""
-        width, height = self._stored
-        reduction = _reduction(scale, min(width, height))
+        reduction = _reduction(scale, min(self.width, self.height))
+        pixels = self._decode('RGB', reduction)
+        return (np.asarray(decode(self._data)), 1) if pixels is None else (pixels, reduction)
+
+    def gray_pixels(self) -> np.ndarray:
+        """Return all upright pixels in grayscale, uint8 (height, width). Raises: DecodeError.
+
+        This takes two thirds of the time of color, but still reads every byte, so truncated files are detected.
+        """
+        pixels = self._decode('GRAY', 1)
+        return np.asarray(decode(self._data).convert('L')) if pixels is None else pixels[:, :, 0]
+
+    def _decode(self, color_space: str, reduction: int) -> np.ndarray | None:
+        """Return upright pixels, or None for a file with an oddity: only `decode` distinguishes harmless ones."""
+        width, height = self._header.width, self._header.height
         try:
+            if self._header.has_several_scans:
+                JpegFile(self._data).check_scans()
             stored = simplejpeg.decode_jpeg(
-                self._data, 'RGB', min_width=-(-width // reduction), min_height=-(-height // reduction)
+                self._data, color_space, min_width=-(-width // reduction), min_height=-(-height // reduction)
             )
-        except ValueError:
-            # simplejpeg raises for harmless oddities too: Pillow decides, and its reason becomes the message.
-            return np.asarray(decode(self._data)), 1
-        return _upright(stored, self._orientation), reduction
+        except ValueError as error:
+            self.warning = ' '.join(str(error).split())
+            return None
+        return _upright(stored, self._orientation)
 
 
-def open_lazy_image(data: bytes, max_pixels: int = MAX_PIXELS) -> LazyImage:
+def open_lazy_image(data: bytes, max_pixels: int = MAX_PIXELS) -> LazyPixelImage | LazyJpegImage:
     """Return the image in the bytes of a file. The pixels of a JPEG are decoded later, those of other formats here.
 
     Raises:
         DecodeError: as `decode`; damage in the pixels of a JPEG is reported when they are requested.
     """
-    size = _jpeg_size(data)
-    if size is None:
+    header = _usual_jpeg_header(data)
+    if header is None:
         return LazyPixelImage(np.asarray(decode(data, max_pixels)))
-    check_size(size, max_pixels)
-    return LazyJpegImage(data, *size, jpeg_orientation(data))
+    check_size((header.width, header.height), max_pixels)
+    return LazyJpegImage(data, header)
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Return width and height of a JPEG that simplejpeg can decode, else None."""
-    if data[:2] != b'\xff\xd8':
+def _usual_jpeg_header(data: bytes) -> JpegHeader | None:
+    """Return the header of a JPEG that simplejpeg can decode to RGB and gray, else None."""
+    if not data.startswith(START):
         return None
     try:
-        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        header = read_header(data)
     except ValueError:
         return None
-    return (width, height) if space in _SIMPLE_SPACES else None
-
-
-def jpeg_orientation(data: bytes) -> int:
-    """Return EXIF's orientation; 1 where a JPEG has no metadata, which is found without Pillow."""
-    offset = 2
-    while offset + 4 <= len(data) and data[offset] == 0xFF and data[offset + 1] != _START_OF_SCAN:
-        if data[offset + 1] == _APP1:
-            return orientation_of(data)
-        offset += 2 + int.from_bytes(data[offset + 2 : offset + 4], 'big')
-    return 1
+    return header if header.is_usual else None
 
 
 def _reduction(scale: float, shorter_side: int) -> int:

@@ -20,14 +20,14 @@ import pyarrow as pa
 import simplejpeg
 from PIL import Image
 
-from lib.dataset.decode import FORMATS, DecodeError, decode
+from lib.dataset.decode import DecodeError, decode, open_image
 from lib.dataset.images import EncodedImages
 from lib.errors import UserError
 from lib.runtime.files import replace_atomically
 from lib.shards.index import COLUMNS, Shard, read_table, write_table
 
 # File extensions that WebDataset and timm read; a format that is not listed has its own name as extension.
-_EXTENSIONS = {'JPEG': 'jpg', 'MPO': 'jpg', 'TIFF': 'tif'}
+_EXTENSIONS = {'JPEG': 'jpg', 'TIFF': 'tif'}
 UNKNOWN = 'bin'
 PARTS = 'parts'  # folder of the index parts
 MIN_BAD = 10  # this many undecodable images are always accepted, as in training
@@ -98,7 +98,7 @@ class Copy:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')
-                image = Image.open(BytesIO(data), formats=FORMATS)
+                image = open_image(data)
         except Exception:  # header parsers raise many types; `decode` words the fault and reads more formats
             return self._of_unknown_format(data)
         name = str(image.format)

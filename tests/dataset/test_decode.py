@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from lib.dataset.decode import CHANNELS, DecodeError, decode
+from lib.dataset.decode import DecodeError, decode
+from lib.dataset.image_file import CHANNELS
 from lib.dataset.images import FileImages
 from lib.dataset.lazy_image import open_lazy_image
 

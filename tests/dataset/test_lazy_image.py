@@ -49,7 +49,7 @@ def test_orientation_is_read_from_the_header_and_undone(orientation, scale):
 
 
 def test_a_jpeg_without_metadata_is_opened_without_pillow(monkeypatch):
-    monkeypatch.setattr(lazy_image, 'orientation_of', lambda data: pytest.fail('Pillow was called'))
+    monkeypatch.setattr(lazy_image, 'orientation_in', lambda metadata: pytest.fail('Pillow was called'))
     assert open_lazy_image(encode(smooth(64, 48))).width == 64
 
 

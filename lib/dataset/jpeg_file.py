@@ -1,0 +1,230 @@
+"""JPEG files: the header, the segments that determine the pixels, and whether scan data is missing.
+
+This one reader serves the loader, the decoder and the data audit. It finds segments as libjpeg does (ITU T.81, annex
+B): any number of fill bytes before a marker, markers without content, segments in any order, stray bytes between them.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+
+START = b'\xff\xd8'
+_END = b'\xff\xd9'
+# All markers but those without content: RST0 to RST7, TEM; 0 is no marker but a stuffed byte, 0xFF a fill byte.
+_MARKER = re.compile(rb'\xff([\x02-\xcf\xd8-\xfe])')
+_RESTART = re.compile(rb'\xff([\xd0-\xd7])')
+_SOI, _EOI, _SOS, _APP0, _APP1, _APP14, _APP15, _COM = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
+_END_OF_DATA = 0
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15 without DHT, JPG, DAC
+_DCT_FRAMES = frozenset((0xC0, 0xC1, 0xC2, 0xC9, 0xCA))  # baseline, extended, progressive; two of them arithmetic
+_PROGRESSIVE, _ARITHMETIC = frozenset((0xC2, 0xCA)), frozenset((0xC9, 0xCA))
+
+_EXIF, _XMP = b'Exif\0\0', b'http://ns.adobe.com/xap/1.0/\0'
+
+# libjpeg's messages for missing data. A few extraneous bytes are harmless; more are rows beyond the header's height.
+_MISSING = ('remature end', 'instead of RST')
+_EXTRANEOUS = re.compile(r'(\d+) extraneous bytes')
+_MAX_EXTRANEOUS_BYTES = 64
+# Inserted at the end of scans: pixels that depend on it lack data. Several patterns, since one may repeat the pixels.
+_FILLERS = tuple(bytes((byte,)) * 256 for byte in (0x00, 0x55, 0xAA, 0xCC))
+_COEFFICIENTS = 64  # of a block
+_NOT_SENT = 255
+
+
+@dataclass(frozen=True, slots=True)
+class JpegHeader:
+    """The part of a file before its first scan.
+
+    Attributes:
+        width, height: as stored, pixels.
+        frame: marker of the frame header, which is the coding process.
+        precision: bits per sample.
+        components: identifiers of the color components.
+        num_scan_components: components of the first scan.
+        metadata: 'exif' and 'xmp', if present, as Pillow has them in `Image.info`.
+    """
+
+    width: int
+    height: int
+    frame: int
+    precision: int
+    components: bytes
+    num_scan_components: int
+    metadata: dict[str, bytes]
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether libjpeg decodes it to RGB directly: 8 bits, gray or three colors, cosine transform."""
+        return self.precision == 8 and len(self.components) in (1, 3) and self.frame in _DCT_FRAMES
+
+    @property
+    def has_several_scans(self) -> bool:
+        """Whether more than one scan is needed, so that libjpeg does not notice a missing one."""
+        return self.frame in _PROGRESSIVE or self.num_scan_components < len(self.components)
+
+
+def read_header(data: bytes) -> JpegHeader:
+    """Read a file up to its first scan.
+
+    Raises:
+        ValueError: libjpeg could not decode it; the message is the reason.
+    """
+    frame, content = 0, b''
+    metadata: dict[str, bytes] = {}
+    for marker, position, end in _segments(data):
+        if marker == _APP1:
+            _add_metadata(metadata, data[position + 4 : end])
+        elif marker in _FRAMES:
+            if frame:
+                raise ValueError('a second frame header')
+            frame, content = marker, data[position + 4 : end]
+            if len(content) < 6 or len(content) < 6 + 3 * content[5]:
+                raise ValueError('the frame header is incomplete')
+        elif marker == _SOI:
+            raise ValueError('a second start of image')
+        elif marker == _SOS:
+            if not frame:
+                raise ValueError('a scan before the frame header')
+            height, width = int.from_bytes(content[1:3], 'big'), int.from_bytes(content[3:5], 'big')
+            components = content[6 : 6 + 3 * content[5] : 3]
+            return JpegHeader(width, height, frame, content[0], components, data[position + 4], metadata)
+        elif marker in (_EOI, _END_OF_DATA):
+            break
+    raise ValueError('the file ends before the pixels')
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield (marker, position of its 0xFF, end of its content); the last one is EOI or, without it, _END_OF_DATA."""
+    end = len(START)
+    while match := _MARKER.search(data, end):
+        marker, position = match[1][0], match.start()
+        if marker == _EOI:
+            yield marker, position, position + 2
+            return
+        end = position + 2
+        if marker != _SOI:
+            end += max(2, int.from_bytes(data[position + 2 : position + 4], 'big'))
+        if end > len(data) or (marker == _SOS and end == position + 4):
+            yield _END_OF_DATA, position, len(data)
+            return
+        yield marker, position, end
+    yield _END_OF_DATA, len(data), len(data)
+
+
+def _add_metadata(metadata: dict[str, bytes], content: bytes) -> None:
+    """Add an APP1 segment as Pillow does: EXIF of several segments is joined, the last XMP counts."""
+    if content.startswith(_EXIF):
+        metadata['exif'] = metadata['exif'] + content[len(_EXIF) :] if 'exif' in metadata else content
+    elif content.startswith(_XMP):
+        metadata['xmp'] = content[len(_XMP) :]
+
+
+def _determines_color(marker: int, content: bytes) -> bool:
+    """Return True if libjpeg uses a segment, which shorter ones of its kind are too short for."""
+    if marker == _APP0:
+        return content.startswith(b'JFIF\0') and len(content) >= 14
+    return marker == _APP14 and content.startswith(b'Adobe') and len(content) >= 12
+
+
+class JpegFile:
+    """A file split into its segments.
+
+    Attributes:
+        header: of the file.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        """Read all segments. Raises: ValueError, as `read_header`."""
+        self.header = read_header(data)
+        self._color: list[bytes] = []
+        self._body: list[bytes] = []
+        self._scans: dict[int, bytes] = {}  # index of the scan's data in the body -> content of its header
+        scan_start = 0
+        for marker, position, end in _segments(data):
+            if scan_start:
+                self._body.append(data[scan_start:position])
+                scan_start = 0
+            if marker in (_EOI, _END_OF_DATA):
+                self._has_end = marker == _EOI
+                break
+            if _APP0 <= marker <= _APP15 or marker == _COM:
+                if _determines_color(marker, data[position + 4 : end]) and not self._scans:
+                    self._color.append(data[position:end])
+                continue
+            self._body.append(data[position:end])
+            if marker == _SOS:
+                scan_start = end
+                self._scans[len(self._body)] = data[position + 4 : end]
+
+    def without_metadata(self) -> bytes:
+        """Return a file of the same pixels: what doesn't determine them is left out, and a missing end is added."""
+        return b''.join((START, *self._color, *self._body, _END))
+
+    def check_scans(self) -> None:
+        """Check that all scans are there.
+
+        The standard does not require that all bits of all coefficients are sent, but a file without its end may have
+        lost the rest.
+
+        Raises:
+            ValueError: scans are missing.
+        """
+        progressive = self.header.frame in _PROGRESSIVE
+        lowest_bit = {component: np.full(_COEFFICIENTS, _NOT_SENT) for component in self.header.components}
+        for index, scan in self._scans.items():
+            first, last, bits = scan[-3:] if progressive and len(scan) > 3 else (0, _COEFFICIENTS - 1, 0)
+            for component in scan[1 : 1 + 2 * scan[0] : 2]:
+                if component in lowest_bit:
+                    lowest_bit[component][first : last + 1] = bits & 15
+            restarts = _RESTART.findall(self._body[index])
+            if any(restart[0] & 7 != number & 7 for number, restart in enumerate(restarts)):
+                raise ValueError('a part between two restart markers is missing')
+        if any(bits[0] == _NOT_SENT for bits in lowest_bit.values()):
+            raise ValueError('the scan of a color is missing')
+        if not self._has_end and (self.header.frame in _ARITHMETIC or any(map(np.any, lowest_bit.values()))):
+            raise ValueError('the file ends before its last scan')
+
+    def check_data(self) -> None:
+        """Check that no scan ends early: libjpeg replaces what is missing by gray, and Pillow ignores its warning.
+
+        Raises:
+            ValueError: data is missing, or the header announces fewer rows than there are.
+        """
+        self.check_scans()
+        try:
+            # At an eighth of the size, which costs little more than reading the data.
+            simplejpeg.decode_jpeg(self._bare(), self._color_space, min_height=1, min_width=1)
+        except ValueError as error:
+            reason = str(error)
+            extraneous = _EXTRANEOUS.search(reason)
+            too_long = extraneous and int(extraneous[1]) > _MAX_EXTRANEOUS_BYTES
+            # libjpeg reports the first oddity only; a harmless one may hide that data is missing.
+            if too_long or any(message in reason for message in _MISSING) or self._depends_on_filler():
+                raise ValueError(reason) from None
+
+    @property
+    def _color_space(self) -> str:
+        return 'CMYK' if len(self.header.components) == 4 else 'RGB'
+
+    def _bare(self, filler: bytes = b'') -> bytes:
+        """Return a file for checks, with `filler` after the data of each scan; its colors may be others."""
+        body = (part + filler if index in self._scans else part for index, part in enumerate(self._body))
+        return b''.join((START, *body, _END))
+
+    def _depends_on_filler(self) -> bool:
+        """Return True if bytes after the end of a scan change the pixels, so that its own are too few."""
+        if self.header.frame in _ARITHMETIC:  # whose encoders omit zeros at the end
+            return False
+        try:
+            expected = simplejpeg.decode_jpeg(self._bare(), self._color_space, strict=False)
+            return any(
+                not np.array_equal(
+                    expected, simplejpeg.decode_jpeg(self._bare(filler), self._color_space, strict=False)
+                )
+                for filler in _FILLERS
+            )
+        except ValueError:  # not decodable by simplejpeg; Pillow has decoded it
+            return False
