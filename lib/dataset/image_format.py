@@ -11,11 +11,11 @@ EXTENSIONS = (
 )  # fmt: skip
 
 _SIGNATURES = (
-    (b'\xff\xd8\xff', 'JPEG'),
+    (b'\xff\xd8', 'JPEG'),
     (b'\x89PNG\r\n\x1a\n', 'PNG'),
     (b'GIF87a', 'GIF'),
     (b'GIF89a', 'GIF'),
-    *((start, 'TIFF') for start in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')),
+    *((start, 'TIFF') for start in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+', b'MM*\0', b'II\0*')),
     (b'\0\0\0\x0cjP  \r\n\x87\n', 'JPEG 2000'),
     (b'\xff\x4f\xff\x51', 'JPEG 2000'),
 )
