@@ -1,34 +1,36 @@
 """DATASET -> the splits, from annotation files, class folders, CIFAR files or packed shards."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from lib.builders.split import (
     DatasetSplit,
     TrainingData,
+    annotated_split,
+    found_split,
+    in_class_order,
     is_packed,
     open_packed,
     packed_split,
     without_quarantined,
 )
 from lib.config.defaults import Config
-from lib.dataset.annotations import Annotations, ClassNames, read_annotations, read_classes, read_test_images
-from lib.dataset.folder import FolderDataset, NoClassFolders, labels_by_folder, split_folder
-from lib.dataset.image_format import HEIC_HINT, can_read_heic
+from lib.dataset.annotations import ClassNames, read_annotations, read_classes, read_test_images
+from lib.dataset.folder import FolderDataset, NoClassFolders, class_name_of, labels_by_folder, split_folder
 from lib.dataset.image_walk import ImageWalk, left_out_lines
-from lib.dataset.images import ArrayImages, FileImages
-from lib.dataset.paths import PathColumn, TextPathRule, choose_path_rule, path_as_text, refuse_urls
+from lib.dataset.images import ArrayImages
+from lib.dataset.paths import path_as_text
 from lib.demo.generate import demo_is_complete, generate_demo
 from lib.errors import UserError
 from lib.formats.cifar import load_cifar_lt
 from lib.runtime.log import LOGGER
 from lib.runtime.shared_memory import to_shared_memory
-from lib.runtime.text import first_few
+from lib.runtime.text import first_few, name_warnings
 
 _FALLBACK = 'to try everything at once: python main.py --config configs/demo.yaml'
 
@@ -48,28 +50,41 @@ def open_training_data(cfg: Config, *, quarantine: bool = True) -> TrainingData:
             f'{data.train.source} has num_classes {data.train.num_classes}, but {data.valid.source} has '
             f'{data.valid.num_classes}: both must list the same classes'
         )
+    for warning in name_warnings(data.classes.names) if data.classes else ():
+        LOGGER.warning('%s: %s', data.train.source, warning)
     return without_quarantined(data, cfg.DATASET.QUARANTINE) if quarantine else data
 
 
-def open_valid_split(cfg: Config) -> DatasetSplit:
+def open_valid_split(cfg: Config, class_names: Sequence[str] = ()) -> DatasetSplit:
     """Open the validation split: from its own file if there is one, else as in training.
+
+    Args:
+        class_names: of a model; if the split has these classes in another order, its labels are renumbered.
 
     Raises:
         UserError: there is no validation split.
     """
+    split, classes = _valid_split(cfg)
+    return in_class_order(split, classes, class_names)
+
+
+def _valid_split(cfg: Config) -> tuple[DatasetSplit, ClassNames | None]:
     json = cfg.DATASET.VALID_JSON or str(Path(cfg.DATASET.ROOT, 'converted_val.json'))
     if cfg.DATASET.SHARDS:
         if is_packed(cfg, 'valid'):
-            return packed_split(cfg, 'valid')[0]
+            return packed_split(cfg, 'valid')
         raise UserError(f'DATASET.SHARDS {cfg.DATASET.SHARDS} has no validation split')
     if cfg.DATASET.NAME == 'demo':
         _draw_demo(cfg)
     if cfg.DATASET.VALID_JSON or (cfg.DATASET.NAME in ('annotations', 'demo') and Path(json).exists()):
-        return _split(read_annotations(json), cfg.DATASET.ROOT)
-    valid = open_training_data(cfg, quarantine=False).valid
-    if valid is None:
+        split, classes = annotated_split(read_annotations(json), cfg.DATASET.ROOT), None
+        with suppress(UserError):  # in a folder with files of other data, it may not be of this split
+            classes = read_classes(Path(json).with_name('classes.json'), split.num_classes)
+        return split, classes
+    data = open_training_data(cfg, quarantine=False)
+    if data.valid is None:
         raise UserError('there is no validation split: give --DATASET_VALID_JSON FILE')
-    return valid
+    return data.valid, data.classes
 
 
 def open_test_split(cfg: Config, class_names: Sequence[str]) -> DatasetSplit:
@@ -90,7 +105,7 @@ def open_test_split(cfg: Config, class_names: Sequence[str]) -> DatasetSplit:
         _draw_demo(cfg)
     root, json, folder = _test_paths(cfg)
     if cfg.DATASET.TEST_JSON or Path(json).exists():
-        return _split(read_test_images(json, len(class_names)), root)
+        return annotated_split(read_test_images(json, len(class_names)), root)
     if not folder or not Path(folder).is_dir():
         raise UserError(
             f'no test images: {json} does not exist; give --DATASET_TEST_JSON FILE, or --DATASET_TEST_ROOT FOLDER to '
@@ -118,13 +133,13 @@ def open_named_images(source: str, *, nested: bool) -> tuple[DatasetSplit, Class
     if Path(source).is_dir():
         read = _read_folder(source, valid_fraction=0.0, seed=0, nested=nested)
         paths, labels = read.train.paths + read.valid.paths, np.concatenate([read.train.labels, read.valid.labels])
-        return _found_images(paths, labels, len(read.names), source, source), ClassNames(read.names, read.parents)
+        return found_split(paths, labels, len(read.names), source, source), ClassNames(read.names, read.parents)
     found = read_annotations(source)
     known = read_classes(Path(source).with_name('classes.json'), found.num_classes)
     used, labels = np.unique(found.labels, return_inverse=True)
     names = [known.names[label] if known else str(label) for label in used.tolist()]
     parents = [known.parents[label] for label in used.tolist()] if known and known.parents else []
-    split = _split(found, str(Path(source).parent))
+    split = annotated_split(found, str(Path(source).parent))
     split = replace(split, labels=to_shared_memory(labels.astype(np.int32)), num_classes=len(names), by_class=None)
     return split, ClassNames(names, parents)
 
@@ -160,7 +175,9 @@ def test_folder_split(folder: str, class_names: Sequence[str]) -> DatasetSplit:
         LOGGER.warning('  folders that no class is named like: %s', path_as_text(first_few(unknown)) or 'none')
     elif unknown:
         LOGGER.info('%s: no labels, since no folder is named after a class', folder)
-    return _found_images(paths, labels, len(class_names), folder, folder)
+    for warning in name_warnings([class_name_of(name) for name in unknown], known=class_names):
+        LOGGER.warning('%s: %s', folder, warning)
+    return found_split(paths, labels, len(class_names), folder, folder)
 
 
 def _from_annotations(cfg: Config) -> TrainingData:
@@ -174,11 +191,11 @@ def _from_annotations(cfg: Config) -> TrainingData:
         if dataset.TRAIN_JSON:
             raise UserError(f'DATASET.TRAIN_JSON {train_json}: no such file. {_where_from(cfg)}')
         return _from_class_folders(cfg)
-    train = _split(read_annotations(train_json), dataset.ROOT)
+    train = annotated_split(read_annotations(train_json), dataset.ROOT)
     valid_json = dataset.VALID_JSON or str(Path(dataset.ROOT, 'converted_val.json'))
     valid = None
     if dataset.VALID_JSON or Path(valid_json).exists():
-        valid = _split(read_annotations(valid_json), dataset.ROOT)
+        valid = annotated_split(read_annotations(valid_json), dataset.ROOT)
     return TrainingData(train, valid, read_classes(Path(train_json).with_name('classes.json'), train.num_classes))
 
 
@@ -196,7 +213,7 @@ def _from_class_folders(cfg: Config) -> TrainingData:
         root, len(read.names), len(read.train.paths), len(read.valid.paths), fraction,
     )  # fmt: skip
     splits = [
-        _found_images(part.paths, part.labels, len(read.names), f'{root} ({kind})', root)
+        found_split(part.paths, part.labels, len(read.names), f'{root} ({kind})', root)
         for kind, part in (('train', read.train), ('valid', read.valid))
         if part.paths
     ]
@@ -234,27 +251,6 @@ def _from_cifar(cfg: Config) -> TrainingData:
     return TrainingData(train, valid, ClassNames(list(names), []))
 
 
-def _split(annotations: Annotations, root: str) -> DatasetSplit:
-    for warning in annotations.warnings:
-        LOGGER.warning('%s', warning)
-    refuse_urls(annotations.paths, root, annotations.source)
-    try:
-        rule, line = choose_path_rule(annotations.paths, root, annotations.source)
-    except UserError as error:
-        raise UserError(f'{error}; set DATASET.ROOT to the folder that the paths start from') from None
-    if line:
-        LOGGER.info('%s', line)
-    _warn_about_heic(annotations.paths.arrow, annotations.source)
-    return DatasetSplit(
-        FileImages(annotations.paths.with_rule(rule), root),
-        to_shared_memory(annotations.labels),
-        annotations.num_classes,
-        annotations.paths.arrow,
-        annotations.source,
-        annotations.by_class,
-    )
-
-
 def _read_folder(root: str, *, valid_fraction: float, seed: int, nested: bool) -> FolderDataset:
     read = split_folder(root, valid_fraction=valid_fraction, seed=seed, nested=nested)
     for line in read.warnings:
@@ -262,22 +258,6 @@ def _read_folder(root: str, *, valid_fraction: float, seed: int, nested: bool) -
     for line in read.notes:
         LOGGER.info('%s', line)
     return read
-
-
-def _found_images(paths: list[str], labels: np.ndarray, num_classes: int, source: str, root: str) -> DatasetSplit:
-    """Return images that were found in a folder; their names are valid text, also where a path is not."""
-    paths_as_text = PathColumn(pa.array(map(path_as_text, paths), pa.large_string()), TextPathRule())
-    _warn_about_heic(paths_as_text.arrow, source)
-    return DatasetSplit(
-        FileImages(paths_as_text, root), to_shared_memory(labels), num_classes, paths_as_text.arrow, source
-    )
-
-
-def _warn_about_heic(names: pa.Array, source: str) -> None:
-    if not can_read_heic():
-        number = pc.sum(pc.match_substring_regex(names, r'\.hei[cf]$', ignore_case=True)).as_py()
-        if number:
-            LOGGER.warning('%s: %d images are HEIC; %s', source, number, HEIC_HINT)
 
 
 def _where_from(cfg: Config) -> str:

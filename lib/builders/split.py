@@ -1,6 +1,7 @@
 """Splits: images with labels and names, and the rows of the training split that are used."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lib.config.defaults import Config
-from lib.dataset.annotations import ClassNames
-from lib.dataset.images import ArrayImages, Images, SomeImages
+from lib.dataset.annotations import Annotations, ClassNames
+from lib.dataset.image_format import HEIC_HINT, can_read_heic
+from lib.dataset.images import ArrayImages, FileImages, Images, SomeImages
 from lib.dataset.index import ClassIndex, quarantined_rows
-from lib.dataset.paths import nfc_strings
+from lib.dataset.paths import PathColumn, TextPathRule, choose_path_rule, nfc_strings, path_as_text, refuse_urls
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
 from lib.runtime.shared_memory import to_shared_memory
@@ -75,6 +77,60 @@ def some_of(split: DatasetSplit, rows: np.ndarray) -> DatasetSplit:
         split.names.take(pa.array(rows)),
         f'{split.source}, {len(rows)} of its images',
     )
+
+
+def annotated_split(annotations: Annotations, root: str) -> DatasetSplit:
+    """Return the images of an annotation file, whose paths are below `root`. Raises: UserError."""
+    for warning in annotations.warnings:
+        LOGGER.warning('%s', warning)
+    refuse_urls(annotations.paths, root, annotations.source)
+    try:
+        rule, line = choose_path_rule(annotations.paths, root, annotations.source)
+    except UserError as error:
+        raise UserError(f'{error}; set DATASET.ROOT to the folder that the paths start from') from None
+    if line:
+        LOGGER.info('%s', line)
+    _warn_about_heic(annotations.paths.arrow, annotations.source)
+    return DatasetSplit(
+        FileImages(annotations.paths.with_rule(rule), root),
+        to_shared_memory(annotations.labels),
+        annotations.num_classes,
+        annotations.paths.arrow,
+        annotations.source,
+        annotations.by_class,
+    )
+
+
+def found_split(paths: list[str], labels: np.ndarray, num_classes: int, source: str, root: str) -> DatasetSplit:
+    """Return images that were found in a folder; their names are valid text, also where a path is not."""
+    paths_as_text = PathColumn(pa.array(map(path_as_text, paths), pa.large_string()), TextPathRule())
+    _warn_about_heic(paths_as_text.arrow, source)
+    return DatasetSplit(
+        FileImages(paths_as_text, root), to_shared_memory(labels), num_classes, paths_as_text.arrow, source
+    )
+
+
+def _warn_about_heic(names: pa.Array, source: str) -> None:
+    if not can_read_heic():
+        number = pc.sum(pc.match_substring_regex(names, r'\.hei[cf]$', ignore_case=True)).as_py()
+        if number:
+            LOGGER.warning('%s: %d images are HEIC; %s', source, number, HEIC_HINT)
+
+
+def in_class_order(split: DatasetSplit, classes: ClassNames | None, names: Sequence[str]) -> DatasetSplit:
+    """Return a split with the labels of the classes `names` of a model.
+
+    They differ from those of the split only if it has exactly these classes, by name, in another order: class folders
+    are sorted, and a list of classes may have been written anew.
+    """
+    if classes is None or classes.names == list(names) or sorted(classes.names) != sorted(names):
+        return split
+    label_of = {name: label for label, name in enumerate(names)}
+    if len(label_of) < len(names):
+        return split
+    LOGGER.info('%s: labels renumbered: the model has its classes in another order', split.source)
+    labels = np.array([*(label_of[name] for name in classes.names), -1], np.int32)[split.labels]
+    return replace(split, labels=to_shared_memory(labels), by_class=None)
 
 
 @dataclass(frozen=True)
