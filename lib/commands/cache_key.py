@@ -49,7 +49,7 @@ def _files_fingerprint(split: DatasetSplit) -> str:
     digest = hashlib.sha256(str(Path(split.images.root).resolve()).encode())
     for row in np.linspace(0, len(split) - 1, min(len(split), _NUM_FILES_CHECKED)).astype(int):
         try:
-            stat = Path(split.images.name(row)).stat()
+            stat = Path(split.images.path(row)).stat()
         except OSError:
             continue
         digest.update(f'{row} {stat.st_size} {stat.st_mtime_ns} '.encode())

@@ -29,6 +29,7 @@ from lib.posthoc.candidate_scores import ScoredFeatures, score_features
 from lib.posthoc.imprint import Imprint, cross_fit_imprint, imprint
 from lib.runtime.files import lock_folder, write_json
 from lib.runtime.log import LOGGER
+from lib.runtime.text import is_unicode
 from lib.trainer.checkpointing.io import write_checkpoint
 from lib.trainer.checkpointing.state import TrainingSet, versions
 from lib.trainer.run_folder import RunFolder, set_aside
@@ -275,11 +276,16 @@ def _write_valid(path: Path, num_old: int, old: DatasetSplit, new: DatasetSplit,
     """Write the annotations of old valid images and of new ones; return False if some are not files."""
     if not (isinstance(old.images, FileImages) and isinstance(new.images, FileImages)):
         return False
-    entries = []
-    for split, rows, first in ((old, range(len(old)), 0), (new, new_rows.tolist(), num_old)):
-        labels = np.asarray(split.labels).tolist()
-        entries += [
-            {'category_id': first + labels[row], 'fpath': os.path.abspath(split.images.name(row))} for row in rows
-        ]
+    entries, num_left_out = [], 0
+    sources = (old.images, old.labels, range(len(old)), 0), (new.images, new.labels, new_rows.tolist(), num_old)
+    for images, labels, rows, first in sources:
+        for row in rows:
+            file = os.path.abspath(images.path(row))
+            if is_unicode(file):
+                entries.append({'category_id': first + int(labels[row]), 'fpath': file})
+            else:
+                num_left_out += 1
+    if num_left_out:
+        LOGGER.warning('%s: without %d images whose file names are not UTF-8', path, num_left_out)
     write_json(path, {'annotations': entries, 'num_classes': num_old + new.num_classes})
     return True

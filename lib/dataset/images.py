@@ -11,7 +11,7 @@ from PIL import Image
 
 from lib.dataset.decode import decode
 from lib.dataset.lazy_image import LazyImage, LazyPixelImage, open_lazy_image
-from lib.dataset.paths import spelled_on_disk
+from lib.dataset.paths import path_as_text, spelled_on_disk
 
 FIRST_PAUSE_SECONDS = 0.05  # doubles with every attempt
 
@@ -66,12 +66,16 @@ class FileImages(EncodedImages):
         return len(self.paths)
 
     def name(self, row: int) -> str:
+        """Return the path as valid text, for messages."""
+        return path_as_text(self.path(row))
+
+    def path(self, row: int) -> str:
         """Return the path that is opened, if it exists as it is spelled."""
         return os.path.join(self.root, str(self.paths[int(row)]))
 
     def read(self, row: int) -> bytes:
         """Return the bytes of the file, also if the disk spells its path otherwise. Raises: OSError."""
-        path = self.name(row)
+        path = self.path(row)
         try:
             return read_bytes(path)
         except (FileNotFoundError, NotADirectoryError):

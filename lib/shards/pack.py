@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lib.dataset.annotations import ClassNames
-from lib.dataset.images import EncodedImages
+from lib.dataset.images import EncodedImages, FileImages
 from lib.errors import UserError
 from lib.runtime.files import replace_atomically, sync_folder, write_json
 from lib.runtime.log import LOGGER, progress_bar
@@ -154,12 +154,12 @@ def check_folder(job: SplitJob) -> None:
 def bytes_needed(job: SplitJob) -> int:
     """Return an estimate of the bytes that copying adds to the disk, from the sizes of a sample."""
     num_left = len(_unfinished(job)) * job.images_per_shard
-    if (job.folder / INDEX).exists() or not num_left:
+    if (job.folder / INDEX).exists() or not num_left or not isinstance(job.images, FileImages):
         return 0
     sizes = []
     for row in np.unique(np.linspace(0, len(job.labels) - 1, _SAMPLE).astype(int)).tolist():
         try:
-            sizes.append(Path(job.images.name(row)).stat().st_size)
+            sizes.append(Path(job.images.path(row)).stat().st_size)
         except OSError:  # reported when it is packed
             continue
     return int(min(num_left, len(job.labels)) * (np.mean(sizes) + _TAR_BYTES)) if sizes else 0
