@@ -153,6 +153,16 @@ class TrainingData:
         """Names of the classes; their numbers if there are no names."""
         return self.classes.names if self.classes else [str(label) for label in range(self.train.num_classes)]
 
+    def in_class_order(self, names: Sequence[str]) -> 'TrainingData':
+        """Return the data with the labels of the classes `names` of a model; see in_class_order."""
+        train = in_class_order(self.train, self.classes, names)
+        if self.classes is None or train is self.train:
+            return self
+        valid = None if self.valid is None else in_class_order(self.valid, self.classes, names)
+        parents_of = dict(zip(self.classes.names, self.classes.parents, strict=False))
+        parents = [parents_of[name] for name in names] if parents_of else []
+        return replace(self, train=train, valid=valid, classes=ClassNames(list(names), parents))
+
     def shares_images(self) -> int:
         """Return the number of validation images that are training images too."""
         if self.valid is None or isinstance(self.valid.images, ArrayImages):

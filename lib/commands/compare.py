@@ -43,7 +43,7 @@ def compare_runs(runs: Sequence[str], options: Sequence[str], output: Path) -> l
         checkpoint = read_checkpoint(path, with_rows=False)
         cfg = merge_checkpoint_config(checkpoint.config, path, values, files=config_files)
         trained = load_model(Command(cfg, checkpoint))
-        valid = open_valid_split(trained.cfg)
+        valid = open_valid_split(trained.cfg, trained.class_names)
         if first is None:
             first, digest = trained, valid.digest()
         if trained.class_names != first.class_names or valid.digest() != digest:

@@ -12,7 +12,6 @@ from lib.commands.features import split_features
 from lib.commands.loaded_model import LoadedModel
 from lib.commands.posthoc_methods import METHODS, Outcome, Problem
 from lib.commands.tau_norm import check_free, linear_classifier, write_rebalanced
-from lib.config.defaults import Config
 from lib.errors import UserError
 from lib.metrics.accuracy import count_per_class, mean_over_classes
 from lib.metrics.confidence import reliability
@@ -63,13 +62,13 @@ def _why_not(name: str) -> str:
 
 def _problem(trained: LoadedModel, names: Sequence[str]) -> Problem:
     options = trained.cfg.POSTHOC
-    valid_split = open_valid_split(trained.cfg)
+    valid_split = open_valid_split(trained.cfg, trained.class_names)
     if not (valid_split.labels >= 0).any():
         raise UserError(f'{valid_split.source}: its images have no labels, so no metric can be computed')
     valid = split_features(trained, valid_split, 'valid')
     train = None
     if options.FIT_SPLIT == 'train' or {'ncm', 'cosine'} & set(names):
-        train = split_features(trained, _holdout(trained.cfg), 'train_part')
+        train = split_features(trained, _holdout(trained), 'train_part')
     return Problem(
         LinearHead(*linear_classifier(trained)),
         valid,
@@ -80,9 +79,10 @@ def _problem(trained: LoadedModel, names: Sequence[str]) -> Problem:
     )
 
 
-def _holdout(cfg: Config) -> DatasetSplit:
+def _holdout(trained: LoadedModel) -> DatasetSplit:
     """Return at most POSTHOC.HOLDOUT training images per class, drawn by SEED from those that are not in quarantine."""
-    data = open_training_data(cfg)
+    cfg = trained.cfg
+    data = open_training_data(cfg).in_class_order(trained.class_names)
     train = data.train
     order = np.random.default_rng(cfg.SEED).permutation(len(train))
     if data.train_rows is not None:

@@ -72,7 +72,7 @@ def trained_report(trained: LoadedModel) -> Path:
     Raises:
         UserError: there is no labeled valid split, or it has other classes than the model.
     """
-    valid = open_valid_split(trained.cfg)
+    valid = open_valid_split(trained.cfg, trained.class_names)
     predictions = classify_features(trained.engine, split_features(trained, valid, 'valid'))
     stem, folder = trained.path.stem, trained.path.parent
     page = trained.folder / ('report.html' if stem == 'best_model' else f'{stem}_report.html')

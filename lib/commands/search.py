@@ -84,9 +84,9 @@ def _splits(trained: LoadedModel) -> tuple[DatasetSplit, tuple[DatasetSplit, np.
     valid: DatasetSplit | None
     train: tuple[DatasetSplit, np.ndarray] | None = None
     if cfg.SEARCH.GALLERY == 'valid':
-        valid = open_valid_split(cfg)
+        valid = open_valid_split(cfg, trained.class_names)
     else:
-        data = open_training_data(cfg)
+        data = open_training_data(cfg).in_class_order(trained.class_names)
         valid, train = data.valid, (data.train, data.index().rows)
     if valid is None or not valid.labeled:
         raise UserError('there is no labeled validation split: give --DATASET_VALID_JSON FILE')
