@@ -24,6 +24,7 @@ from lib.trainer.checkpointing.state import TrainingSet
 from lib.trainer.forward import TrainingForward
 from lib.trainer.run_folder import RunFolder
 from lib.trainer.step import TrainStep
+from lib.trainer.selection import LAST, ModelSelector
 from lib.trainer.train_state import RunInfo, TrainState
 from lib.trainer.trainer import TrainConfig, Trainer
 from lib.trainer.validation import Validator
@@ -98,7 +99,7 @@ def build_trainer(
             max_epoch=cfg.TRAIN.MAX_EPOCH,
             valid_every_epochs=cfg.TRAIN.VALID_EVERY_EPOCHS,
             log_every_steps=cfg.TRAIN.LOG_EVERY_STEPS,
-            select_by=_select_by(cfg, data),
+            selector=_build_selector(cfg, data),
             save_minutes=cfg.TRAIN.CHECKPOINT_MINUTES,
             max_bad_fraction=cfg.DATASET.MAX_BAD_FRACTION,
         ),
@@ -155,18 +156,18 @@ def build_step(
     )
 
 
-def _select_by(cfg: Config, data: TrainingData) -> str:
-    """Return the metric that selects the best model: 'last' where no validation is possible."""
+def _build_selector(cfg: Config, data: TrainingData) -> ModelSelector:
+    """Return what selects the best model: the last epoch where no validation is possible."""
     num_shared = data.shares_images()
     if data.valid is None:
         LOGGER.warning('no validation split: the last epoch counts as best')
-        return 'last'
+        return ModelSelector(LAST)
     if num_shared:
         LOGGER.warning(
             '%d of %d validation images are training images; the last epoch counts as best', num_shared, len(data.valid)
         )
-        return 'last'
-    return cfg.TRAIN.SELECT_BY
+        return ModelSelector(LAST)
+    return ModelSelector(cfg.TRAIN.SELECT_BY, cfg.TRAIN.SELECT_RULE == 'one_standard_error', data.valid.digest())
 
 
 def _compiled(forward: TrainingForward, device: Device, group: ProcessGroup, num_images: int) -> nn.Module:

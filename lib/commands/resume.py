@@ -11,6 +11,8 @@ from lib.trainer.checkpointing.io import read_checkpoint
 from lib.trainer.checkpointing.latest import checkpoints_in, latest_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint
 
+_NO_OPTIMIZER = 'no optimizer state'
+
 
 @dataclass(frozen=True)
 class ResumeRequest:
@@ -91,6 +93,12 @@ def _plan_from_last(request: ResumeRequest) -> ResumePlan:
         return ResumePlan('new', request.folder, None, f'new run: {request.folder} holds no checkpoint')
     if checkpoint.progress is None or checkpoint.training_set is None:
         raise UserError(f'{checkpoint.path}: its number of epochs is unknown; give its path to fine-tune from it')
+    if not checkpoint.is_resumable:
+        raise UserError(
+            f'{request.folder} holds no checkpoint to resume: {checkpoint.path} holds {_NO_OPTIMIZER}; fine-tune from '
+            f'it with --RESUME_MODEL {checkpoint.path}, or start a new run with --OVERWRITE True (the old folder is '
+            'renamed, not deleted)'
+        )
     if checkpoint.training_set.digest != request.train_digest:
         raise UserError(
             f'{checkpoint.path} was trained on another training set, so that run cannot be resumed; '
@@ -111,6 +119,9 @@ def _plan_from_path(request: ResumeRequest, checkpoint: Checkpoint, used: bool, 
     if inside and request.overwrite:
         raise UserError(f'OVERWRITE True would rename {request.folder}, which holds RESUME_MODEL {checkpoint.path}')
     obstacle = _obstacle(request, checkpoint)
+    # best_model.pth of a run that could be resumed is more likely a mistake than meant for fine-tuning.
+    if request.resume_mode == 'continue' or (request.resume_mode == 'auto' and inside and obstacle == _NO_OPTIMIZER):
+        _check_optimizer(checkpoint)
     if request.resume_mode == 'continue' and obstacle:
         raise UserError(f'RESUME_MODE continue is not possible from {checkpoint.path}: {obstacle}')
     if request.resume_mode == 'finetune' or obstacle:
@@ -135,7 +146,7 @@ def _plan_from_path(request: ResumeRequest, checkpoint: Checkpoint, used: bool, 
 
 def _obstacle(request: ResumeRequest, checkpoint: Checkpoint) -> str:
     """Return why the checkpoint cannot be resumed; '' if it can."""
-    if checkpoint.progress is None or checkpoint.training_set is None or checkpoint.optimizer is None:
+    if checkpoint.progress is None or checkpoint.training_set is None:
         return 'the checkpoint holds weights only'
     if checkpoint.training_set.digest != request.train_digest:
         return 'another training set'
@@ -146,7 +157,16 @@ def _obstacle(request: ResumeRequest, checkpoint: Checkpoint) -> str:
         return '0 epochs, so it is evaluated and saved unchanged'
     if checkpoint.progress.epoch >= request.max_epoch:
         return f'all {request.max_epoch} epochs are done'
-    return ''
+    return '' if checkpoint.is_resumable else _NO_OPTIMIZER
+
+
+def _check_optimizer(checkpoint: Checkpoint) -> None:
+    if checkpoint.training_set is not None and not checkpoint.is_resumable:
+        raise UserError(
+            f'{checkpoint.path} holds {_NO_OPTIMIZER}, so its run cannot be resumed from it: resume from last.pth with '
+            '--RESUME_MODEL last, or give the path of an epoch_N.pth; --RESUME_MODE finetune starts a new run from its '
+            'weights'
+        )
 
 
 def _changes(checkpoint: Checkpoint, request: ResumeRequest) -> str:

@@ -62,6 +62,43 @@ def compare(
     )
 
 
+def paired_difference(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """Return the difference of two weighted means over the same images, second minus first, and its standard error.
+
+        difference = sum_i w_i d_i,   standard error = sqrt(sum_i w_i^2 d_i^2),   d_i = second_i - first_i
+
+    That is the standard error if the difference of each image is as likely positive as negative (two equally good
+    models): then d_i^2 is the variance of d_i. So it needs no second image: with w_i = 1 / (C n_c), the mean over C
+    classes, each class is a stratum, and a class of one image counts, where a sample variance does not exist. With
+    w_i = 1 / n, and b + c images that only one of the models predicts correctly, a difference of at most k standard
+    errors is McNemar's (b - c)^2 / (b + c) <= k^2; for k = 1 the sample variance of d_i gives the same decision.
+
+    Args:
+        first, second: (n,) bool or float values of the two models, such as correct predictions.
+        weights: (n,) float64 weights of the images, see mean_weights.
+    """
+    difference = second.astype(np.float64) - first.astype(np.float64)
+    weighted = weights * difference
+    return float(weighted.sum()), math.sqrt(float(np.square(weighted).sum()))
+
+
+def mean_weights(labels: np.ndarray, *, per_class: bool) -> np.ndarray:
+    """Return the weights of a mean over the images, or over the classes that have images: (n,) float64 of sum 1.
+
+    Args:
+        labels: (n,) integers; images labeled -1 have weight 0.
+        per_class: average over the images of each class first.
+    """
+    weights = np.zeros(len(labels))
+    known = labels >= 0
+    if per_class:
+        total = np.bincount(labels[known])
+        weights[known] = 1.0 / (total[labels[known]] * np.count_nonzero(total))
+    else:
+        weights[known] = 1.0 / max(int(known.sum()), 1)
+    return weights
+
+
 def mcnemar(only_first: int, only_second: int) -> float:
     """Return the exact two-sided p-value of McNemar's test (Psychometrika, 1947).
 

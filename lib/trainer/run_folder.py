@@ -13,12 +13,12 @@ from lib.errors import UserError
 from lib.runtime.checkout import describe_commit
 from lib.runtime.files import lock_folder, remove_leftovers, replace_atomically, write_text
 from lib.runtime.log import LOGGER
-from lib.trainer.checkpointing.io import write_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 from lib.trainer.checkpointing.latest import checkpoints_in, shard_folder_of
 from lib.trainer.checkpointing.sharded import write_shard_and_index
 from lib.trainer.checkpointing.state import Checkpoint, TrainProgress, shard_folder_name
 
-METRICS, BAD_IMAGES = 'metrics.jsonl', 'bad_images.csv'
+BEST, METRICS, BAD_IMAGES = 'best_model.pth', 'metrics.jsonl', 'bad_images.csv'
 # Endings of files that only the run itself writes, under its lock; test.py may write .csv and .npy at any time.
 _RUN_SUFFIXES = ('.pth', '.jsonl', '.yaml', '.txt', '.png', '.html')
 # Splits whose undecodable images are saved in checkpoints.
@@ -63,7 +63,8 @@ class RunFolder:
         """Restore the metrics and the list of undecodable images from the checkpoint to resume; None: a new run.
 
         Entries written after the checkpoint are dropped, since they will be written again, and partial files of a
-        killed process are removed. Call it while holding the folder's lock.
+        killed process are removed. If it was killed between last.pth and best_model.pth of the same epoch,
+        best_model.pth is written. Call it while holding the folder's lock.
         """
         if not self.writes:
             return
@@ -77,6 +78,23 @@ class RunFolder:
         if checkpoint is not None and checkpoint.bad_images is not None:
             for split in _SPLITS:
                 write_bad_images(self.path, split, checkpoint.bad_images.get(split, {}))
+
+        if checkpoint is not None and self._lacks_selected(checkpoint):
+            write_checkpoint(self.path / BEST, checkpoint.for_prediction())
+
+    def _lacks_selected(self, checkpoint: Checkpoint) -> bool:
+        """Return whether a checkpoint of this folder is of the selected epoch, but best_model.pth is not."""
+        progress, epoch = checkpoint.progress, checkpoint.selection.selected_epoch
+        inside = checkpoint.path is not None and checkpoint.path.resolve().parent == self.path.resolve()
+        if not inside or progress is None or epoch is None or progress.position != (epoch, 0):
+            return False
+        if not (self.path / BEST).exists():
+            return True
+        try:
+            best = read_checkpoint(self.path / BEST, with_rows=False, mmap=True)
+        except UserError:  # damaged
+            return True
+        return best.progress is None or best.progress.epoch != epoch
 
     def write_environment(self, config_text: str, environment: dict[str, str]) -> None:
         """Write the resolved config, and the git commit and versions that the run depends on."""
@@ -123,14 +141,15 @@ class RunFolder:
         self,
         checkpoint: Checkpoint,
         *,
-        is_best: bool = False,
+        is_selected: bool = False,
         end_of_epoch: bool = False,
         canceled: Callable[[], bool] = lambda: False,
         ending: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Write last.pth; best_model.pth with `is_best`; epoch_N.pth at the end of every `save_every`-th epoch.
+        """Write last.pth; best_model.pth with `is_selected`; epoch_N.pth at the end of every `save_every`-th epoch.
 
-        last.pth is written last: a run that is killed before resumes from the previous one and writes the others again.
+        A run that is killed before last.pth is written resumes from the previous one and writes epoch_N.pth again;
+        after it, `start_from` writes best_model.pth. So best_model.pth, which cannot be resumed, is never alone.
         `canceled` as in write_checkpoint, `ending` as in write_shard_and_index.
 
         Raises:
@@ -144,18 +163,21 @@ class RunFolder:
         if not self.writes:
             return
         epoch = checkpoint.progress.epoch
-        names = ['best_model.pth'] * is_best
+        names = ['last.pth']
         if end_of_epoch and self._keep and epoch % self._save_every == 0:
-            names.append(f'epoch_{epoch}.pth')
-        first, *others = [self.path / name for name in [*names, 'last.pth']]
+            names.insert(0, f'epoch_{epoch}.pth')
+        first, *others = [self.path / name for name in names]
         write_checkpoint(first, checkpoint, canceled)
         for other in others:
             with replace_atomically(other) as temporary:
                 shutil.copyfile(first, temporary)
-        if names:
+        if is_selected:
+            write_checkpoint(self.path / BEST, checkpoint.for_prediction(), canceled)
+            names.append(BEST)
+        if end_of_epoch:
             self._remove_old_epochs()
         if checkpoint.classifier_shard is not None:
-            self._remove_old_shards(checkpoint.progress, [*names, 'last.pth'])
+            self._remove_old_shards(checkpoint.progress, names)
 
     def _write_history(self, entries: list[dict[str, Any]]) -> None:
         write_text(self.path / METRICS, ''.join(json.dumps(entry) + '\n' for entry in entries))

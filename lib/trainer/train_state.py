@@ -12,6 +12,7 @@ from lib.optim.ema import ModelEMA
 from lib.trainer.checkpointing.sharded import CLASSIFIER_PREFIX, ClassifierShard, names_by_index, take_classifier_rows
 from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, TrainProgress
 from lib.trainer.run_folder import RunFolder
+from lib.trainer.selection import Selection
 
 
 class OptimizerMismatch(UserError):
@@ -43,6 +44,7 @@ class TrainState:
         ema: moving average of the weights, used for evaluation; None: off.
         scaler: loss scaler for float16 gradients; None: off.
         progress: epoch, step and running sums.
+        selection: the best and the selected epoch until now.
     """
 
     model: Recognizer
@@ -50,6 +52,7 @@ class TrainState:
     ema: ModelEMA | None = None
     scaler: torch.amp.GradScaler | None = None
     progress: TrainProgress = field(default_factory=TrainProgress)
+    selection: Selection = field(default_factory=Selection)
 
     @property
     def device(self) -> torch.device:
@@ -57,7 +60,7 @@ class TrainState:
         return next(self.model.parameters()).device
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Load weights, optimizer, EMA, scaler and progress of a checkpoint.
+        """Load weights, optimizer, EMA, scaler, progress and selection of a checkpoint.
 
         The EMA of a run without one until now starts with the weights.
 
@@ -78,7 +81,7 @@ class TrainState:
             self.optimizer.load_state_dict(optimizer_state)
         except (KeyError, ValueError):  # depending on which difference torch's optimizers find first
             raise OptimizerMismatch(f'{checkpoint.path}: its optimizer state does not fit') from None
-        self.progress = checkpoint.progress
+        self.progress, self.selection = checkpoint.progress, checkpoint.selection
 
     def to_checkpoint(self, info: RunInfo, folder: RunFolder, group: ProcessGroup) -> Checkpoint:
         """Return a checkpoint that shares memory with the state; of a sharded classifier, with this rank's rows."""
@@ -89,6 +92,7 @@ class TrainState:
             recipe=info.recipe,
             progress=self.progress,
             training_set=info.training_set,
+            selection=self.selection,
             optimizer=self.optimizer.state_dict(),
             training_state=None if self.ema is None else weights,
             scaler=None if self.scaler is None else self.scaler.state_dict(),

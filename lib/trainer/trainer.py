@@ -9,6 +9,7 @@ from lib.dataset.loader import TrainLoader
 from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
 from lib.inference.run import Evaluation
+from lib.metrics.predictions import Predictions
 from lib.model import Recognizer
 from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing.async_save import AsyncSaver
@@ -17,6 +18,7 @@ from lib.trainer.epoch import check_weights, train_epoch
 from lib.trainer.mixing.base import Mixer
 from lib.trainer.run_folder import BadImages, RunFolder, write_bad_images
 from lib.trainer.running_metrics import EventFile
+from lib.trainer.selection import ModelSelector, Selection
 from lib.trainer.step import TrainStep
 from lib.trainer.stop_signal import Action, StopController, StopRequested
 from lib.trainer.train_state import RunInfo, TrainState
@@ -31,7 +33,7 @@ class TrainConfig:
         max_epoch: epochs to train; 0: evaluate the model and save it unchanged.
         valid_every_epochs: epochs between two validations; the last epoch is always validated.
         log_every_steps: steps between two synchronizations of the running metrics.
-        select_by: validation metric that selects the best model; 'last': the last epoch.
+        selector: selects the epoch of best_model.pth.
         save_minutes: time between two saves of last.pth within an epoch; 0: none.
         max_bad_fraction: fraction of the training images that may be undecodable.
     """
@@ -39,7 +41,7 @@ class TrainConfig:
     max_epoch: int
     valid_every_epochs: int
     log_every_steps: int
-    select_by: str
+    selector: ModelSelector
     save_minutes: float
     max_bad_fraction: float
 
@@ -124,16 +126,19 @@ class Trainer:
         for epoch in range(progress.epoch + 1, config.max_epoch + 1):
             train = self.train_epoch(saver, bad_images)
             is_due = epoch % config.valid_every_epochs == 0 or epoch == config.max_epoch
-            valid = self.validate() if is_due else {}
+            valid, predictions = self.validate() if is_due else ({}, None)
             progress.next_epoch()
-            is_best = update_best(config.select_by, valid, progress)
+            is_selected = self._update_selection(valid, predictions)
             self._record(events, 'train', train['lr'], train)
             self._record(events, 'valid', train['lr'], valid)
-            self._save(saver, is_best=is_best, end_of_epoch=True)
+            self._save(saver, is_selected=is_selected, end_of_epoch=True)
+            is_best = self.state.selection.best_epoch == epoch
             LOGGER.info('%s', _epoch_line(epoch, config.max_epoch, train, valid, is_best))
             self._raise_if_stopped()
         saver.wait()
         self._raise_if_stopped()  # a signal may have arrived while the checkpoint was written
+        for line in config.selector.describe(self.state.selection, progress.epoch):
+            LOGGER.info('%s', line)
 
     def train_epoch(self, saver: AsyncSaver, bad_images: BadImages) -> dict[str, float]:
         """Run the remaining steps of the current epoch; return its metrics, see lib.trainer.epoch.train_epoch."""
@@ -149,13 +154,13 @@ class Trainer:
         check_weights(self.step, self.loader)
         return metrics
 
-    def validate(self) -> dict[str, float]:
-        """Return the validation metrics of the current state; {} without a validation split."""
+    def validate(self) -> tuple[dict[str, float], Predictions | None]:
+        """Return validation metrics and predictions of the current state; {} and None without a validation split."""
         if self.validator is None:
-            return {}
+            return {}, None
         metrics, evaluation = self.validator.metrics(self.state, self.stop.check)
         self._write_bad_images(self.validator, evaluation)
-        return metrics
+        return metrics, evaluation.predictions
 
     def evaluate(self, model: Recognizer) -> Evaluation | None:
         """Evaluate another model on the validation split; None without one."""
@@ -170,13 +175,19 @@ class Trainer:
             write_bad_images(self.folder.path, 'valid', validator.bad_images(evaluation))
 
     def _save_untrained(self, saver: AsyncSaver, events: EventFile | None) -> None:
-        valid = self.validate()
+        valid, predictions = self.validate()
         self.folder.forget_after(-1)  # metrics of an earlier evaluation of the same model
-        self.progress.best_result = None
-        is_best = update_best(self.config.select_by, valid, self.progress)
+        self.state.selection = Selection()
+        is_selected = self._update_selection(valid, predictions)
         self._record(events, 'valid', 0.0, valid)
-        self._save(saver, is_best=is_best)
+        self._save(saver, is_selected=is_selected)
         LOGGER.info('0 epochs: model saved unchanged%s', _valid_text(valid) if valid else '')
+
+    def _update_selection(self, valid: dict[str, float], predictions: Predictions | None) -> bool:
+        """Return whether the finished epoch is selected, and note it in the state."""
+        state, epoch = self.state, self.progress.epoch
+        state.selection = self.config.selector.update(state.selection, epoch, valid, predictions)
+        return state.selection.selected_epoch == epoch
 
     def _save_stopped(self, saver: AsyncSaver, action: Action) -> signal.Signals | None:
         """Save the state of a stopped run unless it is saved already; return the signal that stopped the run."""
@@ -208,36 +219,17 @@ class Trainer:
         self._save(saver, may_fail=may_fail)
 
     def _save(
-        self, saver: AsyncSaver, *, is_best: bool = False, end_of_epoch: bool = False, may_fail: bool = False
+        self, saver: AsyncSaver, *, is_selected: bool = False, end_of_epoch: bool = False, may_fail: bool = False
     ) -> None:
         """Save the current state. All ranks call it; the main rank writes, the others their classifier shards."""
         if self.folder.writes or self.state.model.is_sharded:
             saver.submit(
                 lambda: self.state.to_checkpoint(self.info, self.folder, self.group),
-                is_best=is_best,
+                is_selected=is_selected,
                 end_of_epoch=end_of_epoch,
                 may_fail=may_fail,
             )
         self.stop.restart_timer()
-
-
-def update_best(select_by: str, valid: dict[str, float], progress: TrainProgress) -> bool:
-    """Return whether the finished epoch is the best one until now, and note it in the progress.
-
-    Losses and errors should be low, accuracies (`top...`) high.
-    """
-    result: float | None
-    if select_by == 'last' or not valid:
-        # No metric to select by: the last epoch is the best one.
-        better = select_by == 'last' or progress.best_result is None
-        result = valid.get('mean_class_error')
-    else:
-        result = valid[select_by]
-        sign = 1 if select_by.startswith('top') else -1
-        better = progress.best_result is None or sign * result > sign * progress.best_result
-    if better:
-        progress.best_result, progress.best_epoch = result, progress.epoch
-    return better
 
 
 def _epoch_line(epoch: int, max_epoch: int, train: dict[str, float], valid: dict[str, float], is_best: bool) -> str:

@@ -16,6 +16,7 @@ from tests.trainer.small import DIGEST, RECIPE, save, save_original
 def folder(tmp_path):
     """log/run: 2 of 10 epochs are done, the first of them is the best."""
     folder = tmp_path / 'log' / 'run'
+    save(folder / 'epoch_1.pth', epoch=1)
     save(folder / 'best_model.pth', epoch=1)
     save(folder / 'last.pth', epoch=2)
     return folder
@@ -162,20 +163,51 @@ def test_max_epoch_may_grow(options, folder):
 
 
 def test_a_newer_last_is_named(options, folder):
-    message = refused(options, resume_model=str(folder / 'best_model.pth'))
+    message = refused(options, resume_model=str(folder / 'epoch_1.pth'))
     for part in (str(folder / 'last.pth'), 'is newer (2 epochs)', '--RESUME_MODEL last', '--RESUME_MODE finetune'):
         assert part in message
     save(folder / 'last.pth', epoch=1, step=3)
-    assert '1 epoch and 3 steps' in refused(options, resume_model=str(folder / 'best_model.pth'))
+    assert '1 epoch and 3 steps' in refused(options, resume_model=str(folder / 'epoch_1.pth'))
 
 
-def test_a_best_model_that_is_the_latest_resumes(options, folder):
-    save(folder / 'last.pth', epoch=1)
-    assert plan(options, resume_model=str(folder / 'best_model.pth')).kind == 'continue'
+@pytest.mark.parametrize('epochs', [1, 2, 10])
+@pytest.mark.parametrize('mode', ['auto', 'continue'])
+def test_the_best_model_cannot_be_resumed(options, folder, mode, epochs):
+    """It holds no optimizer state. That is the reason in mode continue, also if all epochs are done."""
+    save(folder / 'last.pth', epoch=epochs)
+    path = folder / 'best_model.pth'
+    message = refused(options, resume_model=str(path), resume_mode=mode)
+    for part in (f'{path} holds no optimizer state', '--RESUME_MODEL last', 'epoch_N.pth', '--RESUME_MODE finetune'):
+        assert part in message
+    changes = {'resume_model': str(save(folder / 'best_model.pth', epoch=10)), 'resume_mode': mode}
+    if mode == 'continue':
+        assert 'no optimizer state' in refused(options, **changes)
+    else:
+        assert 'all 10 epochs are done' in plan(options, **changes).reason
+
+
+def test_the_best_model_fine_tunes(options, folder, tmp_path):
+    path = str(folder / 'best_model.pth')
+    start = plan(options, resume_model=path, resume_mode='finetune')
+    assert (start.kind, start.folder) == ('finetune', folder.with_name('run_finetune'))
+    start = plan(options, resume_model=path, folder=tmp_path / 'log' / 'again')
+    assert (start.kind, start.folder.name) == ('finetune', 'again')
+    assert 'no optimizer state' in start.reason
+
+
+def test_last_is_never_the_best_model(options, folder):
+    """It is neither resumed in place of an older checkpoint nor, without one, replaced by a new run."""
+    save(folder / 'best_model.pth', epoch=2)
+    (folder / 'last.pth').unlink()
+    assert plan(options, resume_model='last').checkpoint.path == folder / 'epoch_1.pth'
+    (folder / 'epoch_1.pth').unlink()
+    message = refused(options, resume_model='last')
+    for part in ('holds no checkpoint to resume', 'no optimizer state', f'--RESUME_MODEL {folder / "best_model.pth"}'):
+        assert part in message
 
 
 def test_the_older_one_under_another_name(options, folder, tmp_path):
-    start = plan(options, resume_model=str(folder / 'best_model.pth'), folder=tmp_path / 'log' / 'again')
+    start = plan(options, resume_model=str(folder / 'epoch_1.pth'), folder=tmp_path / 'log' / 'again')
     assert (start.kind, start.folder.name, start.checkpoint.progress.epoch) == ('continue', 'again', 1)
 
 
@@ -246,7 +278,9 @@ def test_the_same_warm_up_in_epochs_and_as_a_fraction_is_no_change(options, fold
     save(folder / 'last.pth', **now)
     assert plan(options, resume_model=path, recipe=now, max_epoch=20).kind == 'continue'
     shorter = now | {'SCHEDULE.WARMUP_FRACTION': 0.05}
-    assert 'another recipe: SCHEDULE.WARMUP_EPOCHS 1.0 -> 0.5' in plan(options, resume_model=path, recipe=shorter).reason
+    assert (
+        'another recipe: SCHEDULE.WARMUP_EPOCHS 1.0 -> 0.5' in plan(options, resume_model=path, recipe=shorter).reason
+    )
 
 
 def test_a_key_of_another_version_changes_nothing(options, folder):

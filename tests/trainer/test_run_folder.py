@@ -10,6 +10,7 @@ import torch
 from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 from lib.trainer.checkpointing.sharded import ClassifierShard
 from lib.trainer.run_folder import BadImages, RunFolder, read_bad_images, write_bad_images
+from lib.trainer.selection import Selection
 from tests.trainer.small import save_original, small_checkpoint
 
 HISTORY = [{'epoch': 1, 'split': 'train', 'loss': 0.1 + 0.2}, {'epoch': 1, 'split': 'valid', 'loss': 1e-17}]
@@ -116,12 +117,54 @@ def test_shards_remain_while_a_checkpoint_refers_to_them(tmp_path):
     (tmp_path / 'epoch_0.pth').write_bytes(b'cut short')
     save_original(tmp_path / 'original.pth')
     for epoch in range(1, 6):
-        save_sharded(tmp_path, epoch, is_best=epoch == 1)
+        save_sharded(tmp_path, epoch, is_selected=epoch == 1)
     assert shard_folders(tmp_path) == ['head-1-0', 'head-2-0', 'head-4-0', 'head-5-0']
     for name, epoch in {'best_model': 1, 'epoch_2': 2, 'epoch_4': 4, 'last': 5}.items():
         checkpoint = read_checkpoint(tmp_path / f'{name}.pth')
         assert checkpoint.progress.epoch == epoch
         torch.testing.assert_close(checkpoint.state_dict, small_checkpoint().state_dict, rtol=0, atol=0)
+
+
+def selected(epoch, make=small_checkpoint):
+    """A checkpoint of the selected epoch."""
+    return replace(make(epoch=epoch), selection=Selection('top1', 'images', epoch, 0.5, None, 1, epoch, 0.5))
+
+
+@pytest.mark.parametrize('before', [None, 1, 'damaged'])
+def test_best_model_of_a_save_that_was_killed_is_written(tmp_path, before):
+    """Killed between last.pth and best_model.pth of the same epoch: it is what the save would have written."""
+    run = RunFolder(tmp_path / 'run')
+    run.save(selected(before if before == 1 else 2), is_selected=True, end_of_epoch=True)
+    best = tmp_path / 'run' / 'best_model.pth'
+    if before != 1:
+        best.unlink() if before is None else best.write_bytes(b'PK')
+    RunFolder(tmp_path / 'run').save(selected(2), end_of_epoch=True)  # as far as last.pth
+    RunFolder(tmp_path / 'run').start_from(read_checkpoint(tmp_path / 'run' / 'last.pth'))
+    assert read_checkpoint(best).progress.epoch == 2
+    assert not read_checkpoint(best).is_resumable
+
+
+def test_best_model_is_not_written_again(checkpoint, tmp_path):
+    run = tmp_path / 'run'
+    RunFolder(run).save(selected(2), is_selected=True, end_of_epoch=True)
+    for later in (selected(2), replace(small_checkpoint(epoch=3), selection=selected(2).selection)):
+        write_checkpoint(run / 'last.pth', later)
+        before = (run / 'best_model.pth').stat().st_mtime_ns
+        RunFolder(run).start_from(read_checkpoint(run / 'last.pth'))
+        assert (run / 'best_model.pth').stat().st_mtime_ns == before
+    # A copy of the run: best_model.pth stays in the folder of the first part.
+    RunFolder(tmp_path / 'copy').start_from(read_checkpoint(run / 'last.pth'))
+    assert not (tmp_path / 'copy' / 'best_model.pth').exists()
+
+
+def test_best_model_of_a_sharded_classifier_is_written(tmp_path):
+    save_sharded(tmp_path, 1, is_selected=True)
+    RunFolder(tmp_path, writes=False).save(sharded(2, 1))
+    RunFolder(tmp_path).save(selected(2, sharded), end_of_epoch=True)
+    RunFolder(tmp_path).start_from(read_checkpoint(tmp_path / 'last.pth', with_rows=False))
+    best = read_checkpoint(tmp_path / 'best_model.pth')
+    assert best.progress.epoch == 2
+    torch.testing.assert_close(best.state_dict, small_checkpoint().state_dict, rtol=0, atol=0)
 
 
 def test_shards_of_an_unfinished_save_are_removed_at_the_start(tmp_path):

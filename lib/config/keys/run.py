@@ -40,6 +40,13 @@ class TrainKeys(Section, title='epochs, batches, checkpoints'):
         'Validation metric that selects best_model.pth.',
         choices=('mean_class_error', 'top1', 'loss'),
     )
+    SELECT_RULE = Key(
+        'one_standard_error',
+        'Epoch saved as best_model.pth. one_standard_error: the latest one that is not worse than the best one by more '
+        'than one standard error (on the same images, beyond what the best of many is ahead by chance). best: the best '
+        'one, the latest of equal ones.',
+        choices=('one_standard_error', 'best'),
+    )
     VALID_EVERY_EPOCHS = Key(1, 'Epochs between validations; the last epoch is always validated.', low=1)
     LOG_EVERY_STEPS = Key(50, 'Steps between log lines of the training loss.', low=1)
     EMA_DECAY = Key(

@@ -100,7 +100,7 @@ class AsyncSaver:
         self,
         make: Callable[[], Checkpoint],
         *,
-        is_best: bool = False,
+        is_selected: bool = False,
         end_of_epoch: bool = False,
         may_fail: bool = False,
     ) -> None:
@@ -109,7 +109,7 @@ class AsyncSaver:
         Waits for the previous write first.
 
         Args:
-            is_best, end_of_epoch: which files to write, see RunFolder.save.
+            is_selected, end_of_epoch: which files to write, see RunFolder.save.
             may_fail: log a failure, here or on another rank, as a warning, since a later save will follow.
 
         Raises:
@@ -124,7 +124,7 @@ class AsyncSaver:
             try:
                 self._folder.save(
                     taken,
-                    is_best=is_best,
+                    is_selected=is_selected,
                     end_of_epoch=end_of_epoch,
                     canceled=self._canceled.is_set,
                     ending=self._ending.is_set,

@@ -22,6 +22,7 @@ from safetensors import safe_open
 from lib.errors import UserError
 from lib.runtime.files import replace_atomically
 from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, TrainProgress, shard_folder_name, versions
+from lib.trainer.selection import Selection
 
 # Checkpoints of the original entry may hold the accuracy as a NumPy scalar. These names only build a number.
 _scalar = importlib.import_module('numpy._core.multiarray').scalar
@@ -34,6 +35,7 @@ _NUMPY_SCALARS: list[Any] = [
     np.dtypes.Int64DType,
 ]
 _CHUNK_BYTES = 1 << 24
+_FORMER_KEYS = ('best_result', 'best_epoch')  # of 'place', now in 'selection'
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint, canceled: Callable[[], bool] = lambda: False) -> None:
@@ -168,7 +170,8 @@ def _to_content(checkpoint: Checkpoint) -> dict[str, Any]:
         'scaler': checkpoint.scaler,
         'scheduler': {'epoch': progress.epoch, 'step': progress.step},
         'epoch': progress.epoch,
-        'best_result': progress.best_result,
+        'best_result': checkpoint.selection.best_result,
+        'selection': _selection_to_content(checkpoint.selection),
         'place': asdict(progress),
         'history': checkpoint.history,
         'bad_images': checkpoint.bad_images,
@@ -178,7 +181,7 @@ def _to_content(checkpoint: Checkpoint) -> dict[str, Any]:
         **(_training_set_to_content(training_set) if training_set else {}),
         'rng': {'torch': torch.get_rng_state() if checkpoint.rng is None else checkpoint.rng},
         'versions': checkpoint.versions or versions(),
-        'head': None if checkpoint.classifier_shard is None else shard_folder_name(progress),
+        'head': shard_folder_name(progress) if checkpoint.is_sharded else None,
     }
 
 
@@ -189,6 +192,20 @@ def _training_set_to_content(training_set: TrainingSet) -> dict[str, Any]:
         'class_names': training_set.class_names,
         'class_parents': training_set.class_parents,
     }
+
+
+def _selection_to_content(selection: Selection) -> dict[str, Any]:
+    scores = selection.best_scores
+    return {**vars(selection), 'best_scores': None if scores is None else torch.from_numpy(scores)}
+
+
+def _selection_from_content(content: dict[str, Any]) -> Selection:
+    """Return the selection; files of earlier versions have the result of the best epoch only."""
+    if 'selection' not in content:
+        result = content['place'].get('best_result')
+        return Selection(best_epoch=None if result is None else content['place'].get('best_epoch'), best_result=result)
+    scores = content['selection']['best_scores']
+    return Selection(**{**content['selection'], 'best_scores': None if scores is None else scores.numpy()})
 
 
 def _load(path: Path, *, mmap: bool) -> Any:
@@ -221,8 +238,9 @@ def _from_content(content: Any, path: Path, name: str) -> Checkpoint:
         state,
         config=content['config'],
         recipe=content['recipe'],
-        progress=TrainProgress(**content['place']),
+        progress=TrainProgress(**{key: value for key, value in content['place'].items() if key not in _FORMER_KEYS}),
         training_set=_training_set_from_content(content) if 'train_digest' in content else None,
+        selection=_selection_from_content(content),
         optimizer=content['optimizer'],
         training_state=content.get('training_state_dict'),
         scaler=content.get('scaler'),

@@ -13,10 +13,11 @@ from lib.trainer.checkpointing.state import Checkpoint
 def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """Return the latest readable checkpoint of a run folder (None: there is none) and why others cannot be read.
 
-    The rows of a sharded classifier stay on the disk.
+    One that cannot be resumed, such as best_model.pth, is returned if there is no other. The rows of a sharded
+    classifier stay on the disk.
     """
     errors: list[str] = []
-    latest, latest_position = None, (-1, -1)
+    latest, latest_position = None, (False, -1, -1)
     for path in sorted(checkpoints_in(folder), key=lambda path: path.name != 'last.pth'):
         try:
             checkpoint = read_checkpoint(path, with_rows=False)
@@ -28,7 +29,7 @@ def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         if path.name == 'last.pth':
             return checkpoint, errors
         # The modification times of a copied folder mean nothing, so the positions in the checkpoints count.
-        position = checkpoint.progress.position if checkpoint.progress else (-1, 0)
+        position = (checkpoint.is_resumable, *(checkpoint.progress.position if checkpoint.progress else (-1, 0)))
         if position > latest_position:
             latest, latest_position = checkpoint, position
     return latest, errors

@@ -121,7 +121,7 @@ def test_saves_run_one_at_a_time(tmp_path, gate):
 
     saver.submit(lambda: make(1))
     threading.Timer(0.2, gate.set).start()
-    saver.submit(lambda: make(2), is_best=True, end_of_epoch=True)
+    saver.submit(lambda: make(2), is_selected=True, end_of_epoch=True)
     saver.wait()
     assert seen == [(1, False), (2, True)]
     for name in ('last.pth', 'best_model.pth'):

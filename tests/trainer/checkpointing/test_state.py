@@ -15,7 +15,8 @@ from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 from lib.trainer.checkpointing.latest import latest_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint
 from lib.trainer.run_folder import RunFolder
-from tests.trainer.small import save, save_original, small_checkpoint
+from lib.trainer.selection import Selection
+from tests.trainer.small import SELECTION, save, save_original, small_checkpoint
 
 
 def refused(path):
@@ -59,13 +60,39 @@ def test_round_trip_of_the_training_state(tmp_path):
     torch.testing.assert_close(read.state_dict, written.state_dict, rtol=0, atol=0)
 
 
+def test_round_trip_of_the_selection(tmp_path):
+    read = read_checkpoint(save(tmp_path / 'last.pth')).selection
+    assert read == SELECTION
+    np.testing.assert_array_equal(read.best_scores, SELECTION.best_scores)
+    assert read_checkpoint(save(tmp_path / 'epoch_1.pth', epoch=1)).selection.best_scores.dtype == bool
+
+
+def test_best_model_holds_what_prediction_needs_only(tmp_path):
+    checkpoint = small_checkpoint(epoch=3)
+    checkpoint.training_state = {name: value + 1 for name, value in checkpoint.state_dict.items()}
+    checkpoint.scaler, checkpoint.history = {'scale': 65536.0}, [{'epoch': 1}]
+    RunFolder(tmp_path).save(checkpoint, is_selected=True, end_of_epoch=True)
+    best, last = (read_checkpoint(tmp_path / f'{name}.pth') for name in ('best_model', 'last'))
+    assert last.is_resumable
+    assert not best.is_resumable
+    assert (best.optimizer, best.training_state, best.scaler, best.history) == (None, None, None, None)
+    assert best.selection == last.selection
+    assert best.selection.best_scores is None
+    for name in ('config', 'recipe', 'progress', 'num_classes'):
+        assert getattr(best, name) == getattr(last, name), name
+    assert best.training_set.class_names == last.training_set.class_names
+    assert all(torch.equal(value, checkpoint.state_dict[name]) for name, value in best.state_dict.items())
+
+
 def test_a_checkpoint_of_an_older_version(tmp_path):
     content = torch.load(save(tmp_path / 'last.pth', epoch=3, step=5), weights_only=True)
     for name in ('training_state_dict', 'scaler', 'history', 'bad_images'):
         del content[name]
-    del content['place']['seconds']
+    del content['place']['seconds'], content['selection']
+    content['place'] |= {'best_result': 0.5, 'best_epoch': 1}
     torch.save(content, tmp_path / 'last.pth')
     read = read_checkpoint(tmp_path / 'last.pth')
+    assert read.selection == Selection(best_epoch=1, best_result=0.5)
     assert read.progress == small_checkpoint(epoch=3, step=5).progress
     assert (read.training_state, read.scaler, read.history, read.bad_images) == (None, None, None, None)
 
@@ -190,7 +217,7 @@ def test_a_write_that_the_system_truncates_keeps_the_old_file(tmp_path):
 def test_old_epochs_are_removed(tmp_path):
     folder = RunFolder(tmp_path / 'run', save_every=2, keep=2)
     for epoch in range(1, 10):
-        folder.save(small_checkpoint(epoch=epoch), is_best=epoch in (1, 5), end_of_epoch=True)
+        folder.save(small_checkpoint(epoch=epoch), is_selected=epoch in (1, 5), end_of_epoch=True)
     assert sorted(os.listdir(tmp_path / 'run')) == ['best_model.pth', 'epoch_6.pth', 'epoch_8.pth', 'last.pth']
     for name, epoch in (('best_model', 5), ('epoch_6', 6), ('epoch_8', 8), ('last', 9)):
         assert read_checkpoint(tmp_path / 'run' / f'{name}.pth').progress.epoch == epoch
