@@ -12,6 +12,23 @@ Item = TypeVar('Item')
 LOGGER = logging.getLogger('recognizer')
 
 
+def printable(text: str) -> str:
+    r"""Return one line of text with control characters escaped: in a file name they could forge lines, or hide some.
+
+    Bytes that are not UTF-8 become `\xff`, as in the names of images.
+    """
+    if text.isprintable():
+        return text
+    # The joiners are part of words in Persian and in Indian languages, and of emojis.
+    return ''.join(char if char.isprintable() or char in '\u200c\u200d' else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    if '\udc80' <= char <= '\udcff':
+        return f'\\x{ord(char) - 0xDC00:02x}'
+    return char.encode('unicode_escape', 'surrogatepass').decode('ascii')
+
+
 class _Console(logging.Handler):
     """Writes through tqdm, so that log lines do not break a progress bar."""
 
@@ -41,7 +58,7 @@ class _Buffer(logging.Handler):
 
 class _WithLevel(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = printable(super().format(record))
         return f'warning: {text}' if record.levelno >= logging.WARNING else text
 
 
