@@ -1,6 +1,7 @@
 """Image files in folders: which files and folders are read, and in which order."""
 
 import contextlib
+import heapq
 import os
 import re
 from collections import Counter
@@ -27,7 +28,7 @@ _SYSTEM_FOLDERS = {
 }  # fmt: skip
 
 _EXTENSION = re.compile(r'\.\w{1,10}')
-_MAX_NAMES, _MAX_FOLDERS = 3, 10
+_MAX_NAMES, _MAX_FOLDERS, _MAX_KINDS = 3, 10, 6
 
 
 @dataclass
@@ -49,8 +50,7 @@ class LeftOut:
     def add(self, name: str, kind: str) -> None:
         """Count a file."""
         self.kinds[kind] += 1
-        if len(self.names) < _MAX_NAMES:
-            self.names.append(name)
+        self.names.append(name)
 
     def update(self, other: 'LeftOut', prefix: str) -> None:
         """Add those of a folder; `prefix` is put before its names."""
@@ -125,6 +125,7 @@ class ImageWalk:
         folders, images = names.pop(_FOLDER, []), names.pop(_IMAGE, [])
         for extension, unknown in sorted(names.items()):
             images += _images_among(path, sorted(unknown), extension, left_out)
+        left_out.names = heapq.nsmallest(_MAX_NAMES, left_out.names)
         self.left_out[folder] = left_out
         return sorted_naturally(folders), sorted_naturally(images)
 
@@ -166,7 +167,8 @@ def _kind_of(entry: os.DirEntry, left_out: LeftOut) -> str:
             return _FOLDER
         left_out.folders[entry.name] += 1
     elif not is_file:
-        left_out.add(entry.name, 'broken link' if entry.is_symlink() else 'pipe or device')
+        is_broken = entry.is_symlink() and not os.path.exists(entry.path)
+        left_out.add(entry.name, 'broken link' if is_broken else 'pipe or device')
     elif extension in EXTENSIONS and not name.startswith('.'):
         return _IMAGE
     elif extension in EXTENSIONS and not name.startswith('._'):  # ._a.jpg: what macOS stores about a.jpg
@@ -216,17 +218,20 @@ def left_out_lines(walk: ImageWalk, depth: int | None) -> list[str]:
         total.update(left_out, '')
     lines = []
     if total.kinds or total.num_system:
-        kinds = [(f'{count:,} {kind}') for kind, count in total.kinds.most_common()]
+        counts = sorted(total.kinds.items(), key=lambda item: (-item[1], item[0]))
+        kinds = [f'{count:,} {kind}' for kind, count in counts[:_MAX_KINDS]]
+        if len(counts) > _MAX_KINDS:
+            kinds.append(f'{sum(count for _, count in counts[_MAX_KINDS:]):,} others')
         if total.num_system:
             kinds.append(f'{total.num_system:,} of file managers')
         number = total.kinds.total() + total.num_system
-        lines.append(f'{walk.root}: {number:,} {"file" if number == 1 else "files"} left out: {first_few(kinds)}')
+        lines.append(f'{walk.root}: {number:,} {"file" if number == 1 else "files"} left out: {", ".join(kinds)}')
         named = {name: left_out for name, left_out in by_class.items() if left_out.kinds}
         lines += [_class_line(name, named[name]) for name in sorted_naturally(named)[:_MAX_FOLDERS]]
         if len(named) > _MAX_FOLDERS:
             lines.append(f'  and in {len(named) - _MAX_FOLDERS:,} more folders')
     if total.folders:
-        folders = [f'{name} ({count:,})' if count > 1 else name for name, count in total.folders.most_common()]
+        folders = [f'{name} ({count:,})' if count > 1 else name for name, count in sorted(total.folders.items())]
         lines.append(f'{walk.root}: folders left out: {first_few(folders)}')
     return [path_as_text(line) for line in lines]
 
