@@ -1,4 +1,4 @@
-"""tools/plan.py: estimate memory, communication and time of a training step, and the cheapest strategy that fits."""
+"""tools/plan.py: estimate memory, communication and time of a training step, and the fastest strategy that fits."""
 
 import functools
 import math
@@ -35,7 +35,7 @@ from lib.plan.strategies import (
     estimate_traffic,
     list_strategies,
 )
-from lib.plan.table import Row, model_table, options_of, strategies_table, traffic_table
+from lib.plan.table import Row, model_table, options_of, strategies_table, total_table, traffic_table
 from lib.runtime.device import Device, pick_device
 
 # Size of the classifier that is measured, enough for several blocks; larger ones are extrapolated.
@@ -140,6 +140,7 @@ def make_plan(cfg: Config) -> list[str]:
     )
     device_bytes = cfg.PLAN.DEVICE_GB * 1e9 or _local_memory(device.main)
     rows = _rows(cfg, spec, costs, device_bytes)
+    recommended = _recommended(cfg, rows, device_bytes)
     precision = 'float32' if device.train_dtype is None else str(device.train_dtype).removeprefix('torch.')
     devices = f'{spec.num_devices} device{"s" * (spec.num_devices > 1)}'
     return [
@@ -157,8 +158,8 @@ def make_plan(cfg: Config) -> list[str]:
         '',
         *strategies_table(rows, device_bytes),
         '',
-        *_choice(rows, spec, device_bytes),
-        *_traffic(cfg, rows, spec, device_bytes),
+        *_choice(recommended, spec),
+        *_traffic(cfg, rows, recommended, spec, device_bytes),
     ]
 
 
@@ -202,36 +203,47 @@ def _rows(cfg: Config, spec: StepSpec, costs: StepCosts, device_bytes: float) ->
     return rows
 
 
-def _cheapest(rows: list[Row], device_bytes: float) -> Row | None:
-    return next((row for row in rows if row.name != _CONFIGURED and row.fits(device_bytes)), None)
+def _recommended(cfg: Config, rows: list[Row], device_bytes: float) -> list[tuple[str, Row]]:
+    """Return the fastest strategy that fits and computes the loss of the config, and a faster one with another loss.
+
+    Each with a description. Equally fast ones are listed from the one that costs least; [] if nothing fits.
+    """
+    fitting = [row for row in rows if row.fits(device_bytes)]
+    same_loss = [row for row in fitting if row.strategy.sampled == cfg.LOSS.SAMPLED_CLASSES]
+    sampled = [row for row in fitting if row.strategy.sampled < cfg.LOSS.SAMPLED_CLASSES]
+    first, other = (min(group, key=lambda row: row.cost, default=None) for group in (same_loss, sampled))
+    found = [] if first is None else [('fastest strategy that fits', first)]
+    if other is not None and (first is None or other.saves_time(first)):
+        found.append(('faster, with an approximate loss' if first else 'fits only with an approximate loss', other))
+    return found
 
 
-def _choice(rows: list[Row], spec: StepSpec, device_bytes: float) -> list[str]:
-    cheapest = _cheapest(rows, device_bytes)
+def _choice(recommended: list[tuple[str, Row]], spec: StepSpec) -> list[str]:
     lines = [f'fits: at most {USABLE:.0%} of the memory; kernels, allocator and system need the rest']
-    if cheapest is None:
+    if not recommended:
         change = 'smaller images, fewer features' if spec.num_devices > 1 else 'several devices (--PLAN_DEVICES)'
         return [*lines, f'nothing fits: use {change},', '  more memory, or a smaller MODEL.BACKBONE']
-    options = options_of(cheapest.strategy, spec)
-    return [*lines, f'cheapest strategy that fits: {cheapest.name}', *([f'  {options}'] if options else [])]
+    for description, row in recommended:
+        options = options_of(row.strategy, spec)
+        lines += [f'{description}: {row.name}', *([f'  {options}'] if options else [])]
+    return lines
 
 
-def _traffic(cfg: Config, rows: list[Row], spec: StepSpec, device_bytes: float) -> list[str]:
+def _traffic(
+    cfg: Config, rows: list[Row], recommended: list[tuple[str, Row]], spec: StepSpec, device_bytes: float
+) -> list[str]:
     fitting = [row for row in rows if row.fits(device_bytes)]
     table = traffic_table(fitting, spec, cfg.PLAN.IMAGES) if fitting else []
     if not table:
         return []
     lines = ['', *table]
     if cfg.PLAN.TFLOPS:
-        lines.append(
-            f'assumed: {cfg.PLAN.UTILIZATION:.0%} of {cfg.PLAN.TFLOPS:g} TFLOP/s'
-            + (f', {cfg.PLAN.LINK_GB_S:g} GB/s per device, no overlap' if spec.num_devices > 1 else '')
-        )
-        cheapest, epochs = _cheapest(rows, device_bytes), cfg.TRAIN.MAX_EPOCH
-        if cheapest and cheapest.seconds and cfg.PLAN.IMAGES and epochs:
-            seconds = sum(cheapest.seconds) * cfg.PLAN.IMAGES / spec.batch_size * epochs
-            time = f'{seconds / 3600:.3g} hours' if seconds < 2 * 86400 else f'{seconds / 86400:.3g} days'
-            lines.append(f'{epochs} epochs of {cfg.PLAN.IMAGES:,} images, {cheapest.name}: {time}')
+        link = f', {cfg.PLAN.LINK_GB_S:g} GB/s per device, no overlap' if spec.num_devices > 1 else ''
+        lines.append(f'assumed: {cfg.PLAN.UTILIZATION:.0%} of {cfg.PLAN.TFLOPS:g} TFLOP/s{link}')
+        if cfg.PLAN.IMAGES and cfg.TRAIN.MAX_EPOCH:
+            compared = [row for _, row in recommended]
+            compared += [row for row in fitting if row.name == _CONFIGURED and row not in compared]
+            lines += ['', *total_table(compared, spec, cfg.PLAN.IMAGES, cfg.TRAIN.MAX_EPOCH)]
     return lines
 
 

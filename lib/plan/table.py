@@ -26,6 +26,17 @@ class Row:
         """Return whether the estimate is within the usable part of a device's memory."""
         return self.memory.total <= USABLE * device_bytes
 
+    @property
+    def cost(self) -> float:
+        """Return the seconds per step, or without times, the bytes sent: strategies with one loss compute the same."""
+        return self.traffic.total if self.seconds is None else sum(self.seconds)
+
+    def saves_time(self, other: 'Row') -> bool:
+        """Return whether a step takes at most 90 % of the time of another strategy's, or of its arithmetic."""
+        if self.seconds is not None and other.seconds is not None:
+            return sum(self.seconds) <= 0.9 * sum(other.seconds)
+        return self.flops <= 0.9 * other.flops and self.traffic.total <= other.traffic.total
+
 
 def model_table(
     spec: StepSpec, backbone: BackboneCost, classifier: ClassifierCost, optimizer: OptimizerCost, *, per_device: bool
@@ -90,11 +101,33 @@ def traffic_table(rows: Sequence[Row], spec: StepSpec, num_images: int) -> list[
         line = f'{row.name:25}{row.traffic.total / 1e6:>10,.1f}{row.flops / 1e12:>8.3g}'
         if row.seconds is not None:
             images_per_second = spec.batch_size / sum(row.seconds)
+            epoch_hours = steps_per_epoch(spec, num_images) * sum(row.seconds) / 3600
             line += f'{row.seconds[0]:>11.3f}{row.seconds[1]:>8.3f}{images_per_second:>10,.0f}'
             if num_images:
-                line += f'{num_images / images_per_second / 3600:>8.3g}'
+                line += f'{number_text(epoch_hours):>8}'
         lines.append(line)
     return lines
+
+
+def total_table(rows: Sequence[Row], spec: StepSpec, num_images: int, num_epochs: int) -> list[str]:
+    """Return a line per strategy with the time of a run, and the hours of all devices together."""
+    num_steps = steps_per_epoch(spec, num_images)
+    lines = [f'{f"{num_epochs} epochs of {num_steps:,} steps":39}{"time":>12}{"GPU-hours":>11}']
+    for row in rows:
+        hours = num_epochs * num_steps * sum(row.seconds or ()) / 3600
+        time = f'{hours:.3g} hours' if hours < 48 else f'{hours / 24:.3g} days'
+        lines.append(f'{row.name:39}{time:>12}{number_text(hours * spec.num_devices):>11}')
+    return lines
+
+
+def steps_per_epoch(spec: StepSpec, num_images: int) -> int:
+    """Return the steps of an epoch: the partial last batch is left out; a set smaller than a batch is one batch."""
+    return max(1, num_images // spec.batch_size)
+
+
+def number_text(number: float) -> str:
+    """Return a number with three significant digits, or all digits of its integer part."""
+    return f'{number:.3g}' if number < 1000 else f'{number:,.0f}'
 
 
 def options_of(strategy: Strategy, spec: StepSpec) -> str:
