@@ -181,7 +181,8 @@ class _Reader:
     def _no_classes(self) -> str:
         more = [line.removeprefix(f'{self._root}: ') for line in left_out_lines(self._walk, 1)[:1]]
         if self._loose:
-            more.append(f'{len(self._loose):,} images are directly in it')
+            images = '1 image is' if len(self._loose) == 1 else f'{len(self._loose):,} images are'
+            more.append(f'{images} directly in it')
         found = f' ({"; ".join(more)})' if more else ''
         return f'{self._root}: no class folders with images in it{found}; {_LAYOUT.format(root=self._root)}'
 

@@ -11,7 +11,7 @@ from lib.errors import UserError
 from lib.formats.converted import ConvertedDataset, ConvertedSplit, SplitBuilder
 from lib.formats.sources import SourceErrors, find_split_files, image_folder, read_csv, short, text_lines
 from lib.formats.unpack import find_folder_with
-from lib.runtime.text import decimal_text, nfc, small_number
+from lib.runtime.text import decimal_text, nfc, rounded_code_warnings, small_number
 
 _CSV_FILE = r'(?:.*[_-])?{split}\.(?:csv|tsv)'
 _SPLIT_NAMES = {'train': 'train', 'test': 'test', **dict.fromkeys(VALID_NAMES, 'val')}
@@ -67,7 +67,8 @@ def convert_csv(
                     named.setdefault(nfc(label), nfc(row['name']))
     errors.raise_if_any()
     splits, labels = builder.finish()
-    return ConvertedDataset(splits, _readable_names(labels, named), None, image_folder(source, image_root))
+    names, root = _readable_names(labels, named), image_folder(source, image_root)
+    return ConvertedDataset(splits, names, None, root, rounded_code_warnings(labels))
 
 
 def _rows(

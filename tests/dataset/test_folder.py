@@ -1,5 +1,6 @@
 """Class folders: names, splits and labels."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from lib.dataset.folder import labels_by_folder, split_folder
 from lib.errors import UserError
+from lib.formats.text_lists import convert_csv
 
 
 def make(root: Path, **classes: int) -> Path:
@@ -130,3 +132,127 @@ def test_errors_describe_the_layout(tmp_path):
         split(tmp_path / 'x.jpg')
     with pytest.raises(UserError, match=r'no class folders .* needed is one sub-folder per class'):
         split(tmp_path)
+
+
+def read(root, **options):
+    return split_folder(root, **{'valid_fraction': 0.0, 'seed': 0, **options})
+
+
+def test_folders_inside_class_folders_count_for_the_outer_class_and_are_logged(tmp_path):
+    make(tmp_path / 'milk', oat=2, cow=1)
+    make(tmp_path, tea=1)
+    found = read(tmp_path)
+    assert found.names == ['milk', 'tea']
+    assert found.parents == []
+    assert found.notes == [
+        f'{tmp_path}: folders inside class folders count for the outer class: milk/cow, milk/oat',
+        '  to make each of them a class: --DATASET_NESTED_CLASSES True',
+    ]
+    assert read(make(tmp_path / 'flat', tea=1)).notes == []
+
+
+@pytest.mark.parametrize('layout', ['', 'train'])
+def test_nested_classes_are_the_folders_that_contain_images(tmp_path, layout):
+    base = tmp_path / layout
+    make(base / 'Drinks' / 'Milk', oat=5, cow=4)
+    make(base / 'Drinks', tea=3)
+    make(base, bread=2)
+    make(base / 'bread' / 'dark', rye=1)
+    found = read(tmp_path, nested=True, valid_fraction=0.3)
+    assert found.names == ['Drinks/Milk/cow', 'Drinks/Milk/oat', 'Drinks/tea', 'bread', 'bread/dark/rye']
+    for images in (found.train, found.valid):
+        for path, label in zip(images.paths, images.labels.tolist(), strict=True):
+            assert path.removeprefix(f'{layout}/').rpartition('/')[0] == found.names[label]
+    assert dict(zip(found.names, found.parents, strict=True))['Drinks/Milk/oat'] == ['Drinks', 'Milk']
+    assert len(found.valid.paths) == 2 + 1 + 1 + 1
+    assert found.notes == [f'{tmp_path}: classes with classes inside: {layout + "/" if layout else ""}bread']
+
+
+def test_nested_classes_with_a_validation_folder(tmp_path):
+    make(tmp_path / 'train' / 'a', x=2, y=2)
+    make(tmp_path / 'val' / 'a', y=1)
+    found = read(tmp_path, nested=True)
+    assert found.names == ['a/x', 'a/y']
+    assert found.valid.labels.tolist() == [1]
+    make(tmp_path / 'val' / 'a', z=1)
+    with pytest.raises(UserError, match="class 'a/z'"):
+        read(tmp_path, nested=True)
+
+
+@pytest.mark.parametrize(('train', 'valid', 'test'), [('Train', 'Val', 'Test'), ('TRAIN', 'Validation', 'test')])
+def test_split_folders_may_have_capital_letters(tmp_path, train, valid, test):
+    make(tmp_path / train, a=3, b=2)
+    make(tmp_path / test, a=9)
+    assert read(tmp_path).names == ['a', 'b']
+    make(tmp_path / valid, b=1)
+    found = read(tmp_path)
+    assert found.names == ['a', 'b']
+    assert found.valid.paths == [f'{valid}/b/0.jpg']
+
+
+def test_a_class_folder_without_images_and_loose_images_are_named(tmp_path):
+    make(tmp_path, cola=2, tea=1, empty=0)
+    (tmp_path / 'texts' / 'deep').mkdir(parents=True)
+    (tmp_path / 'texts' / 'deep' / 'a.mp4').write_bytes(b'no image')
+    (tmp_path / 'loose.jpg').touch()
+    found = read(tmp_path)
+    assert found.names == ['cola', 'tea']
+    assert found.warnings == [
+        f'{tmp_path}: 1 image is in no class folder: loose.jpg',
+        f'{tmp_path}: 2 folders are no class, without images: empty, texts',
+    ]
+    assert found.notes == [f'{tmp_path}: 1 file left out: 1 .mp4', '  texts: 1 (deep/a.mp4)']
+    nested = read(tmp_path, nested=True)
+    assert nested.warnings == found.warnings
+    given = make(tmp_path / 'given' / 'train', cola=1, gone=0).parent
+    make(given / 'val', cola=1)
+    (given / 'train' / 'lost.png').touch()
+    assert read(given).warnings == [
+        f'{given}: 1 image is in no class folder: train/lost.png',
+        f'{given}: 1 folder is no class, without images: train/gone',
+    ]
+
+
+def test_the_error_of_a_folder_without_classes_counts_what_it_contains(tmp_path):
+    make(tmp_path, a=0)
+    (tmp_path / 'a' / 'x.cr2').write_bytes(b'II*\0')
+    (tmp_path / 'b.jpg').touch()
+    expected = r'no class folders with images in it \(1 file left out: 1 \.cr2; 1 image is directly in it\); needed'
+    with pytest.raises(UserError, match=expected):
+        read(tmp_path)
+
+
+def test_class_folders_in_two_unicode_forms_or_bytes_are_one_class_or_a_text(tmp_path):
+    for name, number in (('Caf\u00e9', 2), ('Cafe\u0301', 3), ('cola', 1)):
+        make(tmp_path, **{name: number})
+    byte_name = os.path.join(os.fsencode(tmp_path), b'caf\xe9')
+    os.mkdir(byte_name)
+    with open(os.path.join(byte_name, b'\xff.jpg'), 'wb'):
+        pass
+    found = read(tmp_path)
+    assert sorted(found.names) == sorted(['Caf\u00e9', r'caf\xe9', 'cola'])
+    counts = dict(zip(found.names, np.bincount(found.train.labels).tolist(), strict=True))
+    assert counts == {'Caf\u00e9': 5, r'caf\xe9': 1, 'cola': 1}
+    assert all((tmp_path / path).exists() for path in found.train.paths)
+
+
+@pytest.mark.parametrize(
+    ('names', 'example'),
+    [
+        (['4.00638E+12', 'cola'], '4.00638E+12'),
+        (['4,00638E+12'], '4,00638E+12'),
+        (['4e+12', '12'], '4e+12'),
+        (['1234567890123450', '9876543210123400'], '1234567890123450'),
+        (['4006381333931', '4006381333948', '00012345'], ''),
+        (['1234567890123456', '9876543210123400'], ''),
+        (['Formula E+3', '5E10', 'E+12', '12E+', '1E', '1234567890123450'], ''),
+    ],
+)
+def test_product_codes_that_a_spreadsheet_has_rounded_are_a_warning(tmp_path, names, example):
+    warnings = read(make(tmp_path, **dict.fromkeys(names, 1))).warnings
+    assert len(warnings) == bool(example)
+    if example:
+        assert f'({example}' in warnings[0]
+        assert 'different products may share one; format the column as text and export it again' in warnings[0]
+    (tmp_path / 'list.csv').write_text('path,label\n' + ''.join(f'"{name}/0.jpg","{name}"\n' for name in names))
+    assert convert_csv(tmp_path / 'list.csv').warnings == warnings
