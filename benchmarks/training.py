@@ -20,6 +20,7 @@ from lib.formats.imagefolder import convert_image_folder
 from lib.formats.write import write_converted
 from lib.trainer.checkpointing.state import TrainProgress
 from lib.trainer.epoch import train_epoch
+from lib.trainer.run_log import RunLength, RunLog
 from lib.trainer.stop_signal import StopController
 
 # The original's recipe; the learning rate has no influence on speed. Momentum: the optimizer has state from step 1 on.
@@ -91,6 +92,7 @@ def epoch_of(run: TrainingRun) -> Callable[[], int]:
             stop=StopController(),
             save=lambda: None,
             on_bad_images=lambda bad: None,
+            log=RunLog(RunLength(1, trainer.loader.steps_per_epoch), None),
         )
         return trainer.progress.num_images
 

@@ -10,7 +10,7 @@ from lib.builders.mixing import build_mixed_stages, build_mixer, check_pairs
 from lib.builders.objective import build_objective, is_chunked
 from lib.builders.optim import build_clip, build_optimizer, build_scaler, build_schedule
 from lib.builders.split import TrainingData
-from lib.config.defaults import Config
+from lib.config.defaults import KEYS, Config
 from lib.config.yaml_text import as_text, as_values
 from lib.dataset.index import ClassIndex
 from lib.dataset.loader import TrainLoader
@@ -39,6 +39,21 @@ _RECIPE_KEYS = (
     'DATASET.COLOR_SPACE',
     'DATASET.CACHE',
 )
+_MAIN_KEYS = (
+    'SEED',
+    'INPUT.SIZE',
+    'SAMPLER.TYPE',
+    'MODEL.BACKBONE',
+    'MODEL.CLASSIFIER',
+    'LOSS.TYPE',
+    'MIX.TYPE',
+    'OPTIMIZER.TYPE',
+    'OPTIMIZER.LR',
+    'OPTIMIZER.WEIGHT_DECAY',
+    'SCHEDULE.TYPE',
+    'TRAIN.BATCH_SIZE',
+    'TRAIN.MAX_EPOCH',
+)
 # Keys of these sections that change how the weights are computed, but not the weights.
 _NO_RECIPE = ('MODEL.CLASSIFIER_SHARDED', 'LOSS.CHUNK_IMAGES')
 
@@ -49,6 +64,16 @@ def recipe_of(cfg: Config) -> dict[str, object]:
         name: value
         for name, value in as_values(cfg).items()
         if name in _RECIPE_KEYS or (name.split('.')[0] in _RECIPE_SECTIONS and name not in _NO_RECIPE)
+    }
+
+
+def hyper_parameters(cfg: Config) -> dict[str, bool | float | str]:
+    """Return the keys that tell runs apart: the most important ones, and others that differ from their defaults."""
+    recipe = recipe_of(cfg)
+    return {
+        name: ', '.join(f'{number:g}' for number in value) if isinstance(value, tuple) else value
+        for name, value in as_values(cfg).items()
+        if name in _MAIN_KEYS or (name in recipe and value != KEYS[name].default)
     }
 
 
@@ -103,7 +128,7 @@ def build_trainer(
             save_minutes=cfg.TRAIN.CHECKPOINT_MINUTES,
             max_bad_fraction=cfg.DATASET.MAX_BAD_FRACTION,
         ),
-        info=RunInfo(as_text(cfg), recipe_of(cfg), training_set),
+        info=RunInfo(as_text(cfg), recipe_of(cfg), training_set, hyper_parameters(cfg)),
         step=build_step(cfg, data, index, model, loader, device, group),
         loader=loader,
         mixer=build_mixer(cfg, index.class_counts, device.main),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from lib.experiments.grid import SubRun
+from lib.runtime.log import duration_text
 from lib.runtime.workers import num_cores
 
 _WIDTH = 80
@@ -118,7 +119,7 @@ class Runner:
         if step is None:
             self._done.add(run)
             seconds = self._seconds[run]
-            self._log_run(run, f'done in {_duration(seconds)}' if seconds else 'already done')
+            self._log_run(run, f'done in {duration_text(seconds)}' if seconds else 'already done')
             return
         if step.command == self._previous.get(run):
             self._fail(run, f'{step.verb} ended without error but wrote no result; see {run.log}')
@@ -191,9 +192,3 @@ def last_error(log: str) -> str:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith('error: ')]
     return (errors or lines or ['ended without output'])[-1].removeprefix('error: ')
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f'{seconds:.0f} s'
-    return f'{seconds / 60:.0f} min' if seconds < 5400 else f'{seconds / 3600:.1f} h'

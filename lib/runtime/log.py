@@ -89,6 +89,15 @@ def log_to(path: Path) -> None:
     LOGGER.addHandler(handler)
 
 
+def duration_text(seconds: float) -> str:
+    """Return a duration in its largest fitting unit: 45 s, 12 min, 3.4 h, 2.5 days."""
+    if seconds < 90:
+        return f'{seconds:.0f} s'
+    if seconds < 5400:
+        return f'{seconds / 60:.0f} min'
+    return f'{seconds / 3600:.1f} h' if seconds < 2 * 86400 else f'{seconds / 86400:.1f} days'
+
+
 def progress_bar(items: Iterable[Item], *, total: int, label: str, unit: str = 'step', start: int = 0) -> tqdm:
     """Wrap `items` in a progress bar on standard error; without a bar if that is not a terminal."""
     return tqdm(

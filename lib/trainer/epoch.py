@@ -1,20 +1,57 @@
-"""The steps of one epoch, with nothing between them that waits for the device except at log steps."""
+"""The steps of one epoch and their running metrics; nothing waits for the device except at log steps."""
 
 import math
 import time
 from collections.abc import Callable
 
 import torch
-from tqdm import tqdm
 
 from lib.dataset.loader import TrainLoader
+from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
-from lib.runtime.log import LOGGER, progress_bar
+from lib.runtime.log import progress_bar
 from lib.trainer.checkpointing.state import TrainProgress
 from lib.trainer.mixing.base import Mixer
-from lib.trainer.running_metrics import RunningMetrics
-from lib.trainer.step import TrainStep
+from lib.trainer.run_log import RunLog
+from lib.trainer.step import StepResult, TrainStep
 from lib.trainer.stop_signal import Action, StopController, StopRequested
+
+
+class RunningMetrics:
+    """Running sums of an epoch, which stay on the device until sync().
+
+    They start from the sums in the progress and grow step by step, so they depend neither on when they are
+    synchronized nor on where the epoch was interrupted.
+    """
+
+    def __init__(self, progress: TrainProgress, group: ProcessGroup, device: torch.device) -> None:
+        self._progress, self._group = progress, group
+        # MPS has no float64; float32 is precise enough for a log line.
+        dtype = torch.float32 if device.type == 'mps' else torch.float64
+        loss_sum, num_right = (progress.loss_sum, progress.num_right) if group.is_main else (0.0, 0)
+        self._loss_sum = torch.tensor(loss_sum, dtype=dtype, device=device)  # loss times images
+        self._num_right = torch.tensor(num_right, dtype=torch.int64, device=device)
+        self._num_images = progress.num_images
+        self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
+
+    def add(self, result: StepResult, num_images: int, step: int) -> None:
+        """Add the result of a step of `num_images` images over all ranks."""
+        self._loss_sum += result.loss.to(self._loss_sum.dtype) * num_images
+        self._num_right += result.num_right
+        self._num_images += num_images
+        first = (self._first_bad_step < 0) & ~torch.isfinite(result.loss)
+        self._first_bad_step = torch.where(first, step, self._first_bad_step)
+
+    def sync(self) -> int:
+        """Write the sums over all ranks into the progress; return the first step with a non-finite loss, or -1.
+
+        All ranks call it after the same step. It waits for the device.
+        """
+        self._progress.loss_sum = float(self._group.all_reduce(self._loss_sum))
+        self._progress.num_right = int(self._group.all_reduce(self._num_right))
+        self._progress.num_images = self._num_images
+        steps = [step for step in self._group.all_gather(self._first_bad_step).tolist() if step >= 0]
+        return min(steps, default=-1)
 
 
 class NotFinite(UserError):
@@ -30,6 +67,7 @@ def train_epoch(
     stop: StopController,
     save: Callable[[], None],
     on_bad_images: Callable[[list[tuple[int, str]]], None],
+    log: RunLog,
 ) -> dict[str, float]:
     """Run the remaining steps of the current epoch and update the progress.
 
@@ -38,6 +76,7 @@ def train_epoch(
         stop: polled after each step.
         save: saves the state of the run, when the timer requests it.
         on_bad_images: called with (row, reason) of undecodable images, over all ranks.
+        log: gets the running metrics at log steps.
 
     Returns:
         loss, top1 (of the augmented images), lr (of the last step), images_per_second, seconds.
@@ -51,6 +90,7 @@ def train_epoch(
     state.model.train()
     step.objective.set_epoch(epoch)
     running = RunningMetrics(progress, group, state.device)
+    log.begin_epoch(progress)
     bad: list[tuple[int, str]] = []
     started = time.perf_counter() - progress.seconds
     batches = loader.batches(epoch, progress.step)
@@ -72,8 +112,7 @@ def train_epoch(
             first_bad_step = running.sync()
             if first_bad_step >= 0:
                 raise _not_finite('the loss is', step, loader, first_bad_step)
-            bar.set_postfix(loss=f'{progress.loss_sum / progress.num_images:.3f}')
-            _log_without_bar(bar, progress, loader.steps_per_epoch)
+            log.log_step(progress, step.schedule(global_step), bar)
         if action == Action.SAVE:
             save()
         elif action.stops:
@@ -103,11 +142,3 @@ def _not_finite(what: str, step: TrainStep, loader: TrainLoader, number: int) ->
         f'{what} not finite from epoch {epoch + 1}, step {number + 1} on (learning rate {lr:g}); '
         'the last good checkpoint remains'
     )
-
-
-def _log_without_bar(bar: tqdm, progress: TrainProgress, steps: int) -> None:
-    """Log the progress within the epoch where the output is no terminal, once per log interval."""
-    if bar.disable and progress.step < steps:
-        loss = progress.loss_sum / progress.num_images
-        loss_text = f'{loss:.4f}' if math.isfinite(loss) else str(loss)
-        LOGGER.info('epoch %d, step %d of %d: loss %s', progress.epoch + 1, progress.step, steps, loss_text)

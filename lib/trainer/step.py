@@ -5,6 +5,7 @@ Nothing in a step waits for the device.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -17,8 +18,14 @@ from lib.trainer.forward import LossScale, ModelOutput
 from lib.trainer.microbatch import MicroBatches, whole_batch
 from lib.trainer.mixing.base import MixedBatch
 from lib.trainer.objective import Objective
-from lib.trainer.running_metrics import StepResult
 from lib.trainer.train_state import TrainState
+
+
+class StepResult(NamedTuple):
+    """The result of a step on this rank, two scalar tensors: its part of the batch's loss, and correct predictions."""
+
+    loss: torch.Tensor
+    num_right: torch.Tensor
 
 
 class SingleValueBatchNorm(UserError):

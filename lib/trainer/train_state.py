@@ -27,11 +27,13 @@ class RunInfo:
         config: config as YAML.
         recipe: config keys that determine the weights.
         training_set: identity and classes of the training images.
+        hyper_parameters: those of interest beside the metrics of other runs.
     """
 
     config: str
     recipe: dict[str, Any]
     training_set: TrainingSet
+    hyper_parameters: dict[str, bool | float | str] = field(default_factory=dict)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from lib.trainer.checkpointing.state import TrainProgress
 from lib.trainer.epoch import check_weights, train_epoch
 from lib.trainer.mixing.base import Mixer
 from lib.trainer.run_folder import BadImages, RunFolder, write_bad_images
-from lib.trainer.running_metrics import EventFile
+from lib.trainer.run_log import EventFile, RunLength, RunLog
 from lib.trainer.selection import ModelSelector, Selection
 from lib.trainer.step import TrainStep
 from lib.trainer.stop_signal import Action, StopController, StopRequested
@@ -89,6 +89,11 @@ class Trainer:
         return self.state.progress
 
     @property
+    def global_step(self) -> int:
+        """The number of steps since the start of the run."""
+        return self.progress.epoch * self.loader.steps_per_epoch + self.progress.step
+
+    @property
     def group(self) -> ProcessGroup:
         """The ranks that share each batch."""
         return self.step.group
@@ -107,40 +112,50 @@ class Trainer:
         folder = self.folder
         self.stop.restart_timer()
         with (
-            closing(EventFile(folder.path, self.progress.epoch)) if folder.writes else nullcontext() as events,
+            closing(EventFile(folder.path, self.global_step)) if folder.writes else nullcontext() as events,
             AsyncSaver(folder, self.stop.give_up) as saver,
         ):
+            if events is not None:
+                events.add_run(self.info.config, self.info.hyper_parameters)
+            log = RunLog(self._length(), events)
             if self.config.max_epoch == 0 and self.progress.position == (0, 0):
-                self._save_untrained(saver, events)
+                self._save_untrained(saver, log)
                 return None
             with self.stop.listening():
                 try:
-                    self._run_epochs(saver, events)
+                    self._run_epochs(saver, log)
                 except StopRequested as request:
                     return self._save_stopped(saver, request.action)
         return None
 
-    def _run_epochs(self, saver: AsyncSaver, events: EventFile | None) -> None:
+    def _length(self) -> RunLength:
+        num_valid = 0 if self.validator is None else len(self.validator.names)
+        config, loader = self.config, self.loader
+        return RunLength(
+            config.max_epoch, loader.steps_per_epoch, config.valid_every_epochs, loader.batch_size, num_valid
+        )
+
+    def _run_epochs(self, saver: AsyncSaver, log: RunLog) -> None:
         config, progress = self.config, self.progress
         bad_images = BadImages(self.folder, self._image_name, self._num_images, config.max_bad_fraction)
         for epoch in range(progress.epoch + 1, config.max_epoch + 1):
-            train = self.train_epoch(saver, bad_images)
+            train = self.train_epoch(saver, bad_images, log)
             is_due = epoch % config.valid_every_epochs == 0 or epoch == config.max_epoch
             valid, predictions = self.validate() if is_due else ({}, None)
             progress.next_epoch()
             is_selected = self._update_selection(valid, predictions)
-            self._record(events, 'train', train['lr'], train)
-            self._record(events, 'valid', train['lr'], valid)
+            self._record(log, 'train', train['lr'], train)
+            self._record(log, 'valid', train['lr'], valid)
             self._save(saver, is_selected=is_selected, end_of_epoch=True)
             is_best = self.state.selection.best_epoch == epoch
-            LOGGER.info('%s', _epoch_line(epoch, config.max_epoch, train, valid, is_best))
+            log.log_epoch(epoch, train, valid, is_best=is_best)
             self._raise_if_stopped()
         saver.wait()
         self._raise_if_stopped()  # a signal may have arrived while the checkpoint was written
         for line in config.selector.describe(self.state.selection, progress.epoch):
             LOGGER.info('%s', line)
 
-    def train_epoch(self, saver: AsyncSaver, bad_images: BadImages) -> dict[str, float]:
+    def train_epoch(self, saver: AsyncSaver, bad_images: BadImages, log: RunLog) -> dict[str, float]:
         """Run the remaining steps of the current epoch; return its metrics, see lib.trainer.epoch.train_epoch."""
         metrics = train_epoch(
             self.step,
@@ -150,6 +165,7 @@ class Trainer:
             stop=self.stop,
             save=lambda: self._save_within_epoch(saver, may_fail=True),
             on_bad_images=bad_images.add,
+            log=log,
         )
         check_weights(self.step, self.loader)
         return metrics
@@ -174,12 +190,12 @@ class Trainer:
         if self.folder.writes:
             write_bad_images(self.folder.path, 'valid', validator.bad_images(evaluation))
 
-    def _save_untrained(self, saver: AsyncSaver, events: EventFile | None) -> None:
+    def _save_untrained(self, saver: AsyncSaver, log: RunLog) -> None:
         valid, predictions = self.validate()
         self.folder.forget_after(-1)  # metrics of an earlier evaluation of the same model
         self.state.selection = Selection()
         is_selected = self._update_selection(valid, predictions)
-        self._record(events, 'valid', 0.0, valid)
+        self._record(log, 'valid', 0.0, valid)
         self._save(saver, is_selected=is_selected)
         LOGGER.info('0 epochs: model saved unchanged%s', _valid_text(valid) if valid else '')
 
@@ -206,13 +222,12 @@ class Trainer:
         if action.stops:
             raise StopRequested(action)
 
-    def _record(self, events: EventFile | None, split: str, lr: float, metrics: dict[str, float]) -> None:
+    def _record(self, log: RunLog, split: str, lr: float, metrics: dict[str, float]) -> None:
         """Append the metrics of an epoch to metrics.jsonl and to the TensorBoard events."""
         if not metrics:
             return
         self.folder.append({'epoch': self.progress.epoch, 'split': split, 'lr': lr, **metrics})
-        if events is not None:
-            events.add(self.progress.epoch, split, metrics)
+        log.record(self.progress.epoch, split, metrics)
 
     def _save_within_epoch(self, saver: AsyncSaver, *, may_fail: bool = False) -> None:
         check_weights(self.step, self.loader)
@@ -230,12 +245,6 @@ class Trainer:
                 may_fail=may_fail,
             )
         self.stop.restart_timer()
-
-
-def _epoch_line(epoch: int, max_epoch: int, train: dict[str, float], valid: dict[str, float], is_best: bool) -> str:
-    speed = f'{train["images_per_second"]:.0f} img/s'
-    text = f'epoch {epoch}/{max_epoch}  lr {train["lr"]:.2g}  loss {train["loss"]:.3f}  {speed}'
-    return f'{text}{_valid_text(valid)}{" best" if is_best else ""}' if valid else text
 
 
 def _valid_text(valid: dict[str, float]) -> str:
