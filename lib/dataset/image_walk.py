@@ -28,7 +28,7 @@ _SYSTEM_FOLDERS = {
 }  # fmt: skip
 
 _EXTENSION = re.compile(r'\.\w{1,10}')
-_MAX_NAMES, _MAX_FOLDERS, _MAX_KINDS = 3, 10, 6
+_MAX_NAMES, _MAX_FOLDERS, _MAX_KINDS = 3, 10, 3
 
 
 @dataclass
@@ -97,7 +97,7 @@ class ImageWalk:
                 above |= _parents(path)
             if identity in above:
                 outer, _, name = folder.rpartition('/')
-                self.left_out.setdefault(outer, LeftOut()).add(name, 'link to a parent folder')
+                self.left_out.setdefault(outer, LeftOut()).add(name, 'parent link')
                 continue
             folders, images = self.list(folder)
             prefix = f'{folder}/' if folder else ''

@@ -97,7 +97,7 @@ def test_what_is_left_out_is_counted_and_named_per_class(tmp_path):
     images, lines = images_of(tmp_path)
     assert images == ['cola/1.jpg', 'milk/3.jpg', 'tea/2.jpg']
     assert lines == [
-        f'{tmp_path}: 9 files left out: 1 .cr2, 1 .mp4, 1 .txt, 1 hidden, 1 without extension, 4 of file managers',
+        f'{tmp_path}: 9 files left out: 1 .cr2, 1 .mp4, 1 .txt, 2 others, 4 of file managers',
         '  cola: 3 (notes.txt, old/.photo.jpg, old/video.mp4)',
         '  tea: 2 (empty, raw.CR2)',
     ]
@@ -141,7 +141,7 @@ def test_links_to_parent_folders_are_not_followed(tmp_path):
     images, lines = images_of(root)
     expected = ['cola/1.jpg', 'cola/in/2.jpg', 'milk/3.jpg', 'milk/more/6.jpg', 'tea/3.jpg', 'tea/more/6.jpg']
     assert images == expected
-    assert lines[0] == f'{root}: 11 files left out: 11 link to a parent folder'
+    assert lines[0] == f'{root}: 11 files left out: 11 parent link'
     for walked in (root / '..' / 'root', Path(os.path.relpath(root))):
         assert images_of(walked)[0] == expected
     (tmp_path / 'link').symlink_to(root)
