@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from lib.config.yaml_text import as_text
 from lib.errors import UserError
 from lib.inference.features import classify_features
 from lib.metrics.predictions import predictions_from_classes
-from lib.report.charts import plot_curves, plot_error_by_count
+from lib.report.charts import mistakes_png, plot_curves, plot_error_by_count
 from lib.report.run_page import ReportData, write_report
 from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing.io import read_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint
 from lib.trainer.run_folder import RunFolder
+from lib.trainer.run_log import EventFile
 
 
 def training_report(run: TrainingRun) -> Path:
@@ -61,7 +63,21 @@ def training_report(run: TrainingRun) -> Path:
         config_text=as_text(run.cfg),
         environment_text=_environment_of(folder.path),
     )
+    _write_events(run, data)
     return _write(page, data, run.cfg)
+
+
+def _write_events(run: TrainingRun, data: ReportData) -> None:
+    """Add the metrics of the best model, images of its mistakes and the end of the run to TensorBoard."""
+    folder, step = run.trainer.folder.path, run.trainer.global_step
+    with closing(EventFile(folder, step)) as events:
+        best = data.summary.get('best', {})
+        events.add(step, 'best', {name: value for name, value in best.items() if isinstance(value, int | float)})
+        if data.open_image is not None:
+            png = mistakes_png(data.predictions, data.class_names, data.open_image)
+            if png is not None:
+                events.add_image(step, 'valid/mistakes', png)
+        events.add_end()
 
 
 def trained_report(trained: LoadedModel) -> Path:

@@ -1,8 +1,12 @@
-"""Charts of a run: training curves, error against tau, and error against coverage, for the page and as PNG."""
+"""Charts of a run: training curves, mistakes, error against tau and against coverage, for the page and as PNG."""
 
+import contextlib
+import io
+import itertools
 import math
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from PIL import Image
 
+from lib.metrics.predictions import Predictions
 from lib.report.chart_style import PALETTE, PANEL_SIZE, legend, new_panel, percent_axis, save_png, styled
 from lib.report.class_charts import draw_error_by_count
+from lib.report.galleries import THUMBNAIL_SIDE
 from lib.report.report_metrics import metric_error
 
 
@@ -187,6 +194,60 @@ def plot_error_by_count(
         draw_error_by_count(axes, np.asarray(train_counts), np.asarray(labels), np.asarray(predicted))
         axes.set_title('Valid error by training images', pad=24)
         return save_png(path, figure)
+
+
+NUM_MISTAKES, _MISTAKE_COLUMNS = 12, 4
+_MAX_NAME = 26  # characters of a class name above a thumbnail
+
+
+def mistakes_png(
+    predictions: Predictions, class_names: Sequence[str], open_image: Callable[[int], Image.Image]
+) -> bytes | None:
+    """Return a PNG with the misclassified images of the highest probability, each with its true and predicted class.
+
+    At most NUM_MISTAKES are shown. None if there are no mistakes, or none can be opened.
+
+    Args:
+        predictions: of images whose class is known or -1.
+        class_names: (num_classes,)
+        open_image: row of the predictions -> image; a row that raises is left out.
+    """
+    wrong = np.flatnonzero((predictions.labels >= 0) & (predictions.predicted >= 0) & ~predictions.correct)
+    rows = wrong[np.argsort(-predictions.confidence[wrong], kind='stable')]
+    opened = itertools.islice(_thumbnails(rows.tolist(), open_image), NUM_MISTAKES)
+    shown = [(row, thumbnail) for row, thumbnail in opened]
+    if not shown:
+        return None
+    with styled(), warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='Glyph')  # a character that the font lacks becomes a box
+        num_rows = -(-len(shown) // _MISTAKE_COLUMNS)
+        figure = Figure(figsize=(2.1 * _MISTAKE_COLUMNS, 2.4 * num_rows), layout='constrained')
+        for number, (row, thumbnail) in enumerate(shown, start=1):
+            axes = figure.add_subplot(num_rows, _MISTAKE_COLUMNS, number)
+            axes.imshow(thumbnail)
+            axes.set_axis_off()
+            label, predicted = (
+                _short(class_names[index]) for index in (predictions.labels[row], predictions.predicted[row])
+            )
+            title = f'true: {label}\npredicted: {predicted}\nprobability {predictions.confidence[row]:.1%}'
+            axes.set_title(title, fontsize=7.5, fontweight='normal')
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format='png', dpi=100, facecolor='white', metadata={'Software': None})
+    return buffer.getvalue()
+
+
+def _thumbnails(rows: Sequence[int], open_image: Callable[[int], Image.Image]) -> Iterator[tuple[int, np.ndarray]]:
+    for row in rows:
+        with contextlib.suppress(Exception):  # any error of the reader: a missing thumbnail must not cost the run
+            small = open_image(row).convert('RGB')
+            small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+            yield row, np.asarray(small)
+
+
+def _short(name: str) -> str:
+    """Return a class name in one line of at most _MAX_NAME characters."""
+    line = ' '.join(name.split())
+    return line if len(line) <= _MAX_NAME else f'{line[: _MAX_NAME - 3]}...'
 
 
 def plot_tau(path: str | os.PathLike, tau: dict[str, Any]) -> Path:

@@ -1,13 +1,17 @@
+import io
+
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 from scipy import stats
 
 from lib.metrics.accuracy import shot_groups
 from lib.metrics.confidence import reliability
 from lib.metrics.intervals import binomial_interval, class_errors
+from lib.metrics.predictions import Predictions
 from lib.report.chart_style import new_panel, styled
-from lib.report.charts import curve_panels, draw_tau, plot_curves, plot_error_by_count, plot_tau
+from lib.report.charts import curve_panels, draw_tau, mistakes_png, plot_curves, plot_error_by_count, plot_tau
 from lib.report.class_charts import MAX_SPOTS, draw_class_sizes, draw_error_by_count, draw_reliability
 from tests.report.report_data import full_data, history, tau_curve
 
@@ -149,3 +153,51 @@ def test_reliability_dots_are_at_the_bins():
         draw_reliability(axes, calibration, ('few',))
     dots = axes.collections[-1].get_offsets().data
     np.testing.assert_allclose(dots, [[0.15, 1.0], [0.96, 0.5]])
+
+
+def mistakes(num_images=30):
+    """Return predictions of solid images, image k in the color (8 k, 255 - 8 k, 0); images 0 mod 3 are correct."""
+    labels = np.arange(num_images) % 5
+    predicted = np.where(np.arange(num_images) % 3 == 0, labels, (labels + 1) % 5)
+    predicted[4], labels[7] = -1, -1  # unreadable; of unknown class
+    confidence = np.linspace(0.2, 0.9, num_images).astype(np.float32)
+    return Predictions(labels, predicted[:, None], confidence[:, None], np.ones(num_images, np.float32))
+
+
+def solid(row):
+    return Image.new('RGB', (40, 30), (8 * row, 255 - 8 * row, 0))
+
+
+def rows_in(png):
+    """Return the rows whose color fills a thumbnail in the picture."""
+    colors = Image.open(io.BytesIO(png)).convert('RGB').getcolors(1 << 20)
+    return {red // 8 for count, (red, green, blue) in colors if count > 500 and (blue, green) == (0, 255 - red)}
+
+
+@pytest.mark.long
+def test_mistakes_are_shown_with_both_names(monkeypatch):
+    titles = []
+    monkeypatch.setattr(Axes, 'set_title', lambda axes, title, **_: titles.append(title))
+    names = ['a\nb', 'x' * 40, '茶', '$c', 'd']
+    predictions = mistakes()
+    expected = [row for row in range(29, -1, -1) if row % 3 and row not in (4, 7)][:12]
+    assert rows_in(mistakes_png(predictions, names, solid)) == set(expected)
+    assert len(titles) == 12
+    short = ['a b', 'x' * 23 + '...', '茶', '$c', 'd']
+    for row, title in zip(expected, titles, strict=True):
+        label, predicted = predictions.labels[row], predictions.predicted[row]
+        assert title.splitlines()[:2] == [f'true: {short[label]}', f'predicted: {short[predicted]}']
+
+
+@pytest.mark.long
+def test_mistakes_that_cannot_be_opened_are_left_out(recwarn):
+    def load(row):
+        if row % 2:
+            raise OSError
+        return solid(row).convert('L') if row == 28 else solid(row)
+
+    names = ['茶', '$\\x$', '', '\t', 'd']
+    assert rows_in(mistakes_png(mistakes(), names, load)) == {2, 8, 10, 14, 16, 20, 22, 26}
+    assert mistakes_png(mistakes().at(np.array([0, 3, 4, 7])), names, solid) is None
+    assert mistakes_png(mistakes(), names, lambda row: 1 / 0) is None
+    assert [str(warning.message) for warning in recwarn] == []
