@@ -23,7 +23,8 @@ def main() -> None:
     from lib.commands.loaded_model import load_model
     from lib.commands.search import search
 
-    print('\n'.join(search(load_model(command))))
+    for line in search(load_model(command)):
+        print(line, flush=True)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """tools/search.py: retrieval metrics, and the nearest images of test images."""
 
 import csv
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from lib.builders.data import open_test_split, open_training_data, open_valid_split
+from lib.builders.data import has_test_split, open_test_split, open_training_data, open_valid_split
 from lib.builders.split import DatasetSplit
 from lib.commands.features import split_features
 from lib.commands.loaded_model import LoadedModel
@@ -31,11 +32,11 @@ class _Images:
     names: pa.StringArray | pa.LargeStringArray
 
 
-def search(trained: LoadedModel) -> list[str]:
-    """Measure the valid split against the gallery, write SEARCH.CSV if asked for, and return the lines to print.
+def search(trained: LoadedModel) -> Iterator[str]:
+    """Yield the lines to print: metrics of the valid split against the gallery; then write SEARCH.CSV if asked for.
 
     Raises:
-        UserError: no labeled valid split; splits and model have different classes; no test images for the CSV.
+        UserError: no labeled valid split; splits and model have different classes; an invalid test split for the CSV.
     """
     options, device = trained.cfg.SEARCH, _device(trained)
     valid, train = _splits(trained)
@@ -45,7 +46,9 @@ def search(trained: LoadedModel) -> list[str]:
     gallery = queries if train is None else _gallery(trained, *train)
     is_gallery = train is None
     if len(gallery.labels) - is_gallery < 1:
-        raise UserError(f'SEARCH.GALLERY {options.GALLERY}: none of its images can be decoded')
+        number = '1 image' if len(gallery.labels) else 'no image that can be decoded'
+        needed = 'at least 2 are' if is_gallery else 'at least 1 is'
+        raise UserError(f'SEARCH.GALLERY {options.GALLERY}: {number} to search, but {needed} needed')
     found = nearest(
         queries.features, gallery.features, options.K, metric=options.METRIC, same=is_gallery, device=device
     )
@@ -67,15 +70,26 @@ def search(trained: LoadedModel) -> list[str]:
         f'{found.rows.shape[1]} nearest': _metrics(trained, by_neighbors),
     }
     source = f'{valid.source}, each without itself' if train is None else train[0].source
-    lines = [
-        f'{len(valid)} images of {valid.source} among {len(gallery.labels)} of {source}',
-        *describe_metrics(rows),
-        *describe_retrieval(retrieval),
-    ]
+    images = '1 image' if len(valid) == 1 else f'{len(valid)} images'
+    yield f'{images} of {valid.source} among {len(gallery.labels)} of {source}'
+    yield from describe_metrics(rows)
+    yield from describe_retrieval(retrieval)
     if options.CSV:
-        _write_neighbors(trained, gallery, Path(options.CSV))
-        lines.append(f'wrote {options.CSV}')
-    return lines
+        yield from _neighbors_of_test_images(trained, gallery, Path(options.CSV))
+
+
+def _neighbors_of_test_images(trained: LoadedModel, gallery: _Images, path: Path) -> Iterator[str]:
+    """Write SEARCH.CSV if there is a test split, and yield a line about it."""
+    try:
+        test = open_test_split(trained.cfg, trained.class_names)
+    except UserError:
+        if has_test_split(trained.cfg):
+            raise
+        yield f'{path} is not written: there is no test split'
+        yield '  --DATASET_TEST_ROOT FOLDER lists the neighbors of the images in a folder'
+        return
+    _write_neighbors(trained, test, gallery, path)
+    yield f'wrote {path}'
 
 
 def _splits(trained: LoadedModel) -> tuple[DatasetSplit, tuple[DatasetSplit, np.ndarray] | None]:
@@ -105,11 +119,10 @@ def _metrics(trained: LoadedModel, predictions: Predictions) -> dict[str, float]
     return trained.supported_metrics(compute_metrics(predictions, trained.train_counts))
 
 
-def _write_neighbors(trained: LoadedModel, gallery: _Images, path: Path) -> None:
+def _write_neighbors(trained: LoadedModel, test: DatasetSplit, gallery: _Images, path: Path) -> None:
     """Write the K nearest images of every decodable test image; `neighbour` is the column name of the file format."""
     options = trained.cfg.SEARCH
     value = {'cosine': 'cosine', 'euclidean': 'distance'}[options.METRIC]
-    test = open_test_split(trained.cfg, trained.class_names)
     features = split_features(trained, test, 'test')
     blocks = neighbor_blocks(
         features.values,

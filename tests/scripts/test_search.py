@@ -2,10 +2,12 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.scripts.in_process import run_in_process
 from tests.scripts.running import ON_CPU, contents, error_line
 
 BEST = ('--RESUME_MODEL', 'log/tiny/best_model.pth')
@@ -14,7 +16,7 @@ BEST = ('--RESUME_MODEL', 'log/tiny/best_model.pth')
 def embeddings(scripts, folder, json_file):
     """Return the features that test.py writes for the images of an annotation file."""
     scripts.run(folder, 'test.py', *BEST, '--DATASET_TEST_JSON', json_file, '--TEST_EMBEDDINGS', True, *ON_CPU)
-    return np.load(folder / 'log/tiny/best_model_features.npy').astype(float)
+    return np.load(folder / f'log/tiny/predictions_{Path(json_file).stem}.features.npy').astype(float)
 
 
 def cell(lines, row, column):
@@ -73,6 +75,41 @@ def test_valid_images_among_themselves(scripts, run_folder, vote):
     assert '24 images of ' in done.stdout
     assert 'each without itself' in done.stdout
     assert '10 nearest' in done.stdout
+
+
+@pytest.mark.process
+def test_without_a_test_split_the_metrics_are_printed_and_no_neighbors_are_listed(run_folder, products):
+    untested = run_folder / 'untested'
+    untested.mkdir()
+    for entry in products.iterdir():
+        if 'test' not in entry.name:
+            (untested / entry.name).symlink_to(entry)
+    options = (*BEST, '--DATASET_ROOT', 'untested', '--SEARCH_CSV', 'near.csv', *ON_CPU)
+    done = run_in_process(run_folder, 'tools/search.py', *options)
+    assert (done.returncode, done.stderr) == (0, '')
+    lines = done.stdout.splitlines()
+    assert cell(lines, 'over images', 'recall@1').endswith('%')
+    assert lines[-2:] == [
+        'near.csv is not written: there is no test split',
+        '  --DATASET_TEST_ROOT FOLDER lists the neighbors of the images in a folder',
+    ]
+    assert not (run_folder / 'near.csv').exists()
+    # A folder that is named must exist, but the metrics come first.
+    done = run_in_process(run_folder, 'tools/search.py', *options, '--DATASET_TEST_ROOT', 'gone')
+    assert 'no test images: gone' in error_line(done)
+    assert cell(done.stdout.splitlines(), 'over images', 'recall@1').endswith('%')
+
+
+@pytest.mark.process
+def test_a_gallery_of_one_image(run_folder, products):
+    annotations = json.loads((products / 'converted_val.json').read_text())
+    (run_folder / 'one.json').write_text(json.dumps({**annotations, 'annotations': annotations['annotations'][:1]}))
+    options = ('--DATASET_VALID_JSON', 'one.json', '--DATASET_ROOT', products, *ON_CPU)
+    done = run_in_process(run_folder, 'tools/search.py', *BEST, *options, '--SEARCH_GALLERY', 'valid')
+    assert error_line(done).endswith('SEARCH.GALLERY valid: 1 image to search, but at least 2 are needed')
+    done = run_in_process(run_folder, 'tools/search.py', *BEST, *options)
+    assert done.returncode == 0
+    assert '1 image of one.json among ' in done.stdout
 
 
 def test_mistakes(scripts, run_folder):
