@@ -79,7 +79,9 @@ class Key(Generic[T]):
         """
         try:
             accepted = self._convert(value)
-        except (TypeError, ValueError, OverflowError):
+        except OverflowError:
+            raise self._refusal(name, value, ' (below 2^63)') from None
+        except (TypeError, ValueError):
             raise self._refusal(name, value) from None
         if self.choices and accepted not in self.choices:
             raise self._refusal(name, value, did_you_mean(accepted, self.choices))
@@ -183,6 +185,9 @@ def _convert_tuple(value: Any, kind: type) -> tuple[Any, ...]:
     return tuple(_convert_scalar(entry, kind) for entry in value)
 
 
+_TOO_LARGE = 2**63
+
+
 def _convert_scalar(value: Any, kind: type) -> Any:
     if kind is bool:
         return _convert_bool(value)
@@ -197,6 +202,8 @@ def _convert_scalar(value: Any, kind: type) -> Any:
         whole = int(value) if isinstance(value, str | int) else int(number)
         if whole != number and not isinstance(value, int | str):
             raise ValueError
+        if abs(whole) >= _TOO_LARGE:
+            raise OverflowError
         return whole
     return number
 

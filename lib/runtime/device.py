@@ -13,6 +13,7 @@ from torch import nn
 
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
+from lib.runtime.text import small_number
 
 FORCED_DTYPES = {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
@@ -83,18 +84,19 @@ def num_replicas(batch_size: int, num_gpus: int) -> int:
 
 def _resolve(name: str) -> tuple[torch.device, tuple[int, ...]]:
     kind, colon, number = name.partition(':')
-    numbered = kind == 'cuda' and number.isascii() and number.isdigit()
+    index = small_number(number)
+    numbered = kind == 'cuda' and index is not None
     if kind not in ('cpu', 'mps', 'cuda') or (colon and not numbered):
-        raise UserError(f"RUN.DEVICE is {name!r}, but must be 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'")
+        raise UserError(f"RUN.DEVICE is {name!r:.60}, but must be 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'")
     if kind == 'mps' and not torch.backends.mps.is_available():
         raise UserError('RUN.DEVICE is mps, but this machine has no MPS device; auto selects an available device')
     if kind != 'cuda':
         return torch.device(kind), ()
     count = torch.cuda.device_count()
-    if not torch.cuda.is_available() or (number and int(number) >= count):
+    if not torch.cuda.is_available() or (index is not None and index >= count):
         visible = '1 CUDA device is' if count == 1 else f'{count} CUDA devices are'
-        raise UserError(f'RUN.DEVICE is {name}, but {visible} visible; auto selects an available device')
-    replicas = (int(number),) if number else tuple(range(count))
+        raise UserError(f'RUN.DEVICE is {name:.60}, but {visible} visible; auto selects an available device')
+    replicas = tuple(range(count)) if index is None else (index,)
     return torch.device('cuda', replicas[0]), replicas
 
 

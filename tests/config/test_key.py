@@ -8,6 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lib.config.defaults import KEYS
 from lib.config.key import Key, Section, did_you_mean
 from lib.errors import UserError
 
@@ -130,3 +131,31 @@ def test_a_section_can_be_copied_and_pickled():
         assert copy == section
         assert type(copy) is Sample
         assert copy.is_frozen()
+
+
+LONG = '1234567890' * 500  # more digits than Python converts
+
+
+@pytest.mark.parametrize(
+    'value',
+    [LONG, f'-{LONG}', f'{LONG}.0', f'1e{LONG}', '9' * 400, '9' * 19, str(2**63), f'{LONG},{LONG}', '1e999', '\u00b2'],
+)
+def test_numbers_of_any_length_are_one_line(value):
+    for name, key in KEYS.items():
+        if key.entry_type is str:
+            continue
+        line = ''
+        try:
+            accepted = key.accept(name, value)
+        except UserError as error:
+            line = str(error)
+        assert '\n' not in line
+        assert len(line) < 600
+        # Only numbers such as a learning rate may be that large.
+        assert line or (isinstance(accepted, float | tuple) and key.entry_type is float)
+
+
+def test_whole_numbers_fit_into_64_bits():
+    with pytest.raises(UserError, match=r"K is '9999999999999999999', but must be a whole number \(below 2\^63\)"):
+        Key(1, 'A number.').accept('K', '9' * 19)
+    assert Key(1, 'A number.').accept('K', str(2**63 - 1)) == 2**63 - 1

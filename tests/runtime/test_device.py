@@ -77,6 +77,7 @@ def test_device_and_precision(machine, has, name, main, replicas, dtype):
         ({'gpus': 2}, 'cuda:-1', ["RUN.DEVICE is 'cuda:-1'"]),
         ({'gpus': 2}, 'cuda:', ["RUN.DEVICE is 'cuda:'"]),
         ({'gpus': 2}, 'cuda:²', ["RUN.DEVICE is 'cuda:²'"]),
+        ({'gpus': 2}, 'cuda:' + '1' * 5000, ["RUN.DEVICE is 'cuda:1111"]),
         ({'gpus': 2}, 'cuda:2', ['RUN.DEVICE is cuda:2', '2 CUDA devices', 'auto']),
         ({}, 'cuda', ['RUN.DEVICE is cuda', '0 CUDA devices', 'auto']),
         ({}, 'cuda:0', ['RUN.DEVICE is cuda:0', '0 CUDA devices']),
