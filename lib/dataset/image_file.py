@@ -1,4 +1,4 @@
-"""PNG, WebP, GIF and TIFF files: the part that determines the pixels, without unused metadata.
+"""PNG, WebP, GIF, TIFF and AVIF files: the part that determines the pixels, without unused metadata.
 
 Decoders reject files for faults of what they don't need: checksums of texts, profiles that inflate to gigabytes, short
 fields, chunks cut off at the end. Here nothing but EXIF, XMP and what determines the pixels is read.
@@ -7,14 +7,13 @@ fields, chunks cut off at the end. Here nothing but EXIF, XMP and what determine
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from typing import Any
 
 from PIL import PngImagePlugin
 
-PNG, GIF = b'\x89PNG\r\n\x1a\n', (b'GIF87a', b'GIF89a')
-_TIFF = {b'II*\0': '<', b'MM\0*': '>', b'II+\0': '<', b'MM\0+': '>'}
+from lib.dataset.image_format import HEADER_BYTES, image_format
 
 
 def without_metadata(data: bytes) -> tuple[bytes, dict[str, Any]]:
@@ -23,21 +22,17 @@ def without_metadata(data: bytes) -> tuple[bytes, dict[str, Any]]:
     Raises:
         ValueError: pixels are missing.
     """
-    if data.startswith(PNG):
-        return _png_without_metadata(data)
-    if data[:4] == b'RIFF' and data[8:12] == b'WEBP':
-        return _webp_without_metadata(data)
+    shorten = _SHORTENERS.get(image_format(data[:HEADER_BYTES]) or '')
+    if shorten is None:
+        return data, {}
     try:
-        if data.startswith(GIF):
-            return _first_gif_image(data), {}
-        if data[:4] in _TIFF:
-            return _tiff_without_metadata(data), {}
-    except (IndexError, struct.error):
-        pass  # a damaged header: Pillow words the reason
-    return data, {}
+        return shorten(data)
+    except (IndexError, KeyError, struct.error):
+        return data, {}  # a damaged header: Pillow words the reason
 
 
 # PNG (PNG specification, third edition).
+PNG = b'\x89PNG\r\n\x1a\n'
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by color type
 # Adam7 (section 8.2): first column and row, step in x and y, of each pass.
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -169,22 +164,25 @@ def _expected_bytes(png: bytes) -> int:
 # WebP (RFC 9649).
 _WEBP_PIXELS = (b'VP8 ', b'VP8L', b'ALPH', b'ANIM', b'ANMF')
 _WEBP_FEATURES = 0x12  # of VP8X: alpha and animation, without profile, EXIF and XMP
-_WEBP_METADATA = {b'EXIF': 'exif', b'XMP ': 'xmp'}
+_WEBP_METADATA = {b'EXIF': ('exif', 0x08), b'XMP ': ('xmp', 0x04)}  # names in Pillow, flags in VP8X
 
 
 def _webp_without_metadata(data: bytes) -> tuple[bytes, dict[str, Any]]:
     """Keep the chunks with pixels."""
     parts: list[bytes] = []
     metadata: dict[str, Any] = {}
-    offset = 12
+    flags, offset = 0, 12
     while offset + 8 <= len(data):
         kind, length = struct.unpack_from('<4sI', data, offset)
         content = data[offset + 8 : offset + 8 + length]
         offset += 8 + length + length % 2
         if kind == b'VP8X' and length >= 10:
-            content = bytes((content[0] & _WEBP_FEATURES,)) + content[1:]
+            flags = content[0]
+            content = bytes((flags & _WEBP_FEATURES,)) + content[1:]
         elif kind in _WEBP_METADATA:
-            metadata.setdefault(_WEBP_METADATA[kind], content)
+            name, flag = _WEBP_METADATA[kind]
+            if flags & flag:
+                metadata.setdefault(name, content)
         if kind == b'VP8X' or kind in _WEBP_PIXELS:
             if len(content) < length:
                 raise ValueError('the file ends before the last pixels')
@@ -197,7 +195,7 @@ def _webp_without_metadata(data: bytes) -> tuple[bytes, dict[str, Any]]:
 _EXTENSION, _IMAGE, _CONTROL = 0x21, 0x2C, 0xF9
 
 
-def _first_gif_image(data: bytes) -> bytes:
+def _gif_without_metadata(data: bytes) -> tuple[bytes, dict[str, Any]]:
     """Keep the screen, its palette, and the first image with its transparency; an end is added."""
     offset = 13 + _gif_palette_bytes(data[10])
     parts = [data[:offset]]
@@ -212,7 +210,7 @@ def _first_gif_image(data: bytes) -> bytes:
         offset = end
     palette = offset + 10
     end = _end_of_blocks(data, palette + _gif_palette_bytes(data[offset + 9]) + 1)
-    return b''.join((*parts, control, data[offset:end], b'\0;'))
+    return b''.join((*parts, control, data[offset:end], b'\0;')), {}
 
 
 def _gif_palette_bytes(flags: int) -> int:
@@ -240,11 +238,12 @@ _TIFF_TAGS = frozenset(
     for tag in range(first, last + 1)
 )
 _XMP_TAG, _BYTE_TYPES = 700, (1, 7)
+_BYTE_ORDERS = {b'II*\0': '<', b'MM\0*': '>', b'II+\0': '<', b'MM\0+': '>'}
 
 
-def _tiff_without_metadata(data: bytes) -> bytes:
+def _tiff_without_metadata(data: bytes) -> tuple[bytes, dict[str, Any]]:
     """Append a directory that has the tags of the first image that determine its pixels, and no other image."""
-    order, is_big = _TIFF[data[:4]], 43 in data[2:4]
+    order, is_big = _BYTE_ORDERS[data[:4]], 43 in data[2:4]
     count_format, offset_format, entry_bytes = ('Q', 'Q', 20) if is_big else ('H', 'I', 12)
     offset_position = 8 if is_big else 4
     (offset,) = struct.unpack_from(order + offset_format, data, offset_position)
@@ -263,4 +262,24 @@ def _tiff_without_metadata(data: bytes) -> bytes:
     after_offset = offset_position + len(directory)
     count_bytes = struct.pack(order + count_format, len(entries))
     end_bytes = struct.pack(order + offset_format, 0)
-    return b''.join((data[:offset_position], directory, data[after_offset:], padding, count_bytes, *entries, end_bytes))
+    parts = (data[:offset_position], directory, data[after_offset:], padding, count_bytes, *entries, end_bytes)
+    return b''.join(parts), {}
+
+
+# AVIF (an ISO media file): EXIF does not count for the orientation, but libavif rejects a broken one.
+_METADATA_ITEM = re.compile(rb'(infe(?:\x02.{7}|\x03.{9}))(Exif|mime)', re.DOTALL)
+
+
+def _avif_without_metadata(data: bytes) -> tuple[bytes, dict[str, Any]]:
+    """Make EXIF and XMP items of an unknown type; XMP without EXIF is kept, as Pillow finds an orientation there."""
+    has_exif = any(match[2] == b'Exif' for match in _METADATA_ITEM.finditer(data))
+    return _METADATA_ITEM.sub(rb'\1skip', data) if has_exif else data, {}
+
+
+_SHORTENERS: dict[str, Callable[[bytes], tuple[bytes, dict[str, Any]]]] = {
+    'PNG': _png_without_metadata,
+    'WebP': _webp_without_metadata,
+    'GIF': _gif_without_metadata,
+    'TIFF': _tiff_without_metadata,
+    'AVIF': _avif_without_metadata,
+}

@@ -142,11 +142,15 @@ class JpegFile:
         self._color: list[bytes] = []
         self._body: list[bytes] = []
         self._scans: dict[int, bytes] = {}  # index of the scan's data in the body -> content of its header
-        scan_start = 0
+        self._num_stray_bytes = 0  # after the first scan, where they may be scans without a header
+        scan_start = last_end = 0
         for marker, position, end in _segments(data):
             if scan_start:
                 self._body.append(data[scan_start:position])
                 scan_start = 0
+            elif self._scans:
+                self._num_stray_bytes += len(data[last_end:position].strip(b'\xff'))
+            last_end = end
             if marker in (_EOI, _END_OF_DATA):
                 self._has_end = marker == _EOI
                 break
@@ -182,6 +186,8 @@ class JpegFile:
             restarts = _RESTART.findall(self._body[index])
             if any(restart[0] & 7 != number & 7 for number, restart in enumerate(restarts)):
                 raise ValueError('a part between two restart markers is missing')
+        if self._num_stray_bytes > _MAX_EXTRANEOUS_BYTES:
+            raise ValueError(f'{self._num_stray_bytes} bytes between scans belong to none')
         if any(bits[0] == _NOT_SENT for bits in lowest_bit.values()):
             raise ValueError('the scan of a color is missing')
         if not self._has_end and (self.header.frame in _ARITHMETIC or any(map(np.any, lowest_bit.values()))):
