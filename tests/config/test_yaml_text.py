@@ -35,7 +35,7 @@ def values_of(key):
     if isinstance(key.default, bool):
         return st.booleans()
     if isinstance(key.default, int):
-        return st.integers(low if low is None else int(low), high if high is None else int(high))
+        return st.integers(-(2**63) + 1 if low is None else int(low), 2**63 - 1 if high is None else int(high))
     if isinstance(key.default, float):
         return floats()
     if isinstance(key.default, tuple):
