@@ -1,10 +1,13 @@
 """Annotation files: their columns, and error lines that name faulty entries."""
 
 import json
+import re
+import unicodedata
 
 import numpy as np
 import pytest
 
+from lib.dataset import annotations
 from lib.dataset.annotations import read_annotations, read_classes, read_test_images
 from lib.errors import UserError
 
@@ -190,3 +193,102 @@ def test_classes(write, tmp_path):
 def test_faults_of_classes(write, tree, words):
     message = error_of(read_classes, write(tree), 2)
     assert all(word in message for word in words), message
+
+
+LONG = '1234567890' * 500  # more digits than Python converts
+# JSON of other programs, from a template with the entries and num_classes.
+OTHER_JSON = {
+    'byte order mark': lambda text: text.encode('utf-8-sig'),
+    'byte order mark, line breaks of Windows': lambda text: text.replace('\n', '\r\n').encode('utf-8-sig'),
+    'UTF-16': lambda text: text.encode('utf-16'),
+    'UTF-16 without mark': lambda text: text.encode('utf-16-le'),
+    'NaN': lambda text: text.replace('"x": 0', '"bbox": [NaN, -Infinity], "x": Infinity').encode(),
+    'NaN, byte order mark': lambda text: text.replace('"x": 0', '"x": NaN').encode('utf-8-sig'),
+    'large numbers': lambda text: text.replace('"x": 0', f'"x": 1e999, "y": -{LONG}').encode(),
+    'floats': lambda text: text.replace('"category_id": 2', '"category_id": 2.0').encode(),
+    'all floats': lambda text: text.replace('"num_classes": 3', '"num_classes": 3.0').encode(),
+    'undecodable text': lambda text: text.replace('"x": 0', '"x": "\\udce9"').encode(),
+}
+
+
+@pytest.mark.parametrize('form', OTHER_JSON.values(), ids=OTHER_JSON)
+@pytest.mark.parametrize('first', [True, False])
+@pytest.mark.parametrize('cached', [True, False])
+def test_json_of_other_programs(tmp_path, monkeypatch, form, first, cached):
+    monkeypatch.setattr(annotations, 'CACHED_FROM_BYTES', 0 if cached else 1 << 40)
+    rows = [(row % 3, f'NaN 1e999/\u00e9 {row}.jpg') for row in range(50)]
+    text = ',\n'.join(f'{{"category_id": {label}, "x": 0, "fpath": "{path}"}}' for label, path in rows)
+    parts = ['"num_classes": 3', f'"annotations": [{text}]']
+    path = tmp_path / 'a.json'
+    path.write_bytes(form(f'{{{", ".join(parts if first else parts[::-1])}}}\n'))
+    for _ in range(1 + cached):
+        found = read_annotations(path)
+        assert list(zip(found.labels.tolist(), found.paths.to_pylist(), strict=True)) == rows
+        assert (found.num_classes, found.warnings) == (3, [])
+    test = read_test_images(path, 3)
+    assert list(zip(test.labels.tolist(), test.paths.to_pylist(), strict=True)) == rows
+
+
+@pytest.mark.parametrize(
+    ('label', 'words'),
+    [
+        (LONG, r'entry 1: category_id is 1234\d+\.\.\., not a whole number'),
+        (f'-{LONG}', r'entry 1: category_id is -1234\d+\.\.\., not a whole number'),
+        ('9' * 200, r'entry 1: category_id is 9+\.\.\., but must be from 0 to 1'),
+        ('NaN', 'entry 1: category_id is nan, not a whole number'),
+        ('1e999', 'entry 1: category_id is inf, not a whole number'),
+        ('1.5', 'entry 1: category_id is 1.5, not a whole number'),
+        ('-1.0', 'entry 1: category_id is -1, but must be from 0 to 1'),
+        ('"1"', "entry 1: category_id is '1', not a whole number"),
+    ],
+)
+def test_labels_that_are_no_labels(write, label, words):
+    text = '{"annotations": [{"category_id": 0, "fpath": "a"}, {"category_id": %s, "fpath": "b"}], "num_classes": 2}'
+    path = write(text % label)
+    for message in (error_of(read_annotations, path), error_of(read_test_images, path, 2)):
+        assert re.search(words, message)
+        assert '(1 faulty in all)' in message
+        assert len(message) < len(str(path)) + 120
+    message = error_of(
+        read_annotations, write(f'{{"annotations": [{{"category_id": 0, "fpath": "a"}}], "num_classes": {label}}}')
+    )
+    assert 'num_classes is ' in message
+    assert len(message) < len(str(path)) + 120
+
+
+def test_paths_that_are_no_text(write):
+    text = '{"annotations": [{"category_id": 0, "fpath": "caf\\udce9.jpg"}], "num_classes": 1}'
+    for read in (read_annotations, lambda path: read_test_images(path, 1)):
+        assert "entry 0: fpath is 'caf\\udce9.jpg', not Unicode: rename the file" in error_of(read, write(text))
+    path = write('{"names": ["caf\\udce9"]}', 'classes.json')
+    assert 'must be {"names"' in error_of(read_classes, path, 1)
+
+
+@pytest.mark.parametrize(
+    ('data', 'words'),
+    [
+        (
+            b'{"annotations": [\n{"category_id": 0, "fpath": "caf\xe9.jpg"}], "num_classes": 1}',
+            ':2: not valid JSON (byte',
+        ),
+        (b'path,label\na.jpg,0\n', ':1: not valid JSON'),
+        (b'{"annotations": [\n\n{"category_id": 0, "fpath": "a"},\n], "num_classes": 1}', ':4: not valid JSON'),
+        (b'', ':1: not valid JSON (Input data was truncated)'),
+        (b'\xff\xfe{\0"', ':1: not valid JSON (not utf-16 text'),
+        (b'PK\x03\x04\x14\0\x06\0', ':1: not valid JSON'),
+    ],
+)
+def test_files_that_are_no_json_are_named_with_the_line(tmp_path, data, words):
+    path = tmp_path / 'x.json'
+    path.write_bytes(data)
+    for read in (read_annotations, lambda path: read_test_images(path, 1), lambda path: read_classes(path, 1)):
+        assert error_of(read, path).startswith(f'{path}{words}')
+
+
+@pytest.mark.parametrize('form', ['NFC', 'NFD'])
+def test_class_names_are_composed(write, form):
+    names = [unicodedata.normalize(form, name) for name in ('Caf\u00e9', 'a', '\u1e69')]
+    path = write({'names': names, 'parents': [names[:1], [], names[2:]]})
+    found = read_classes(path, 3)
+    assert found.names == ['Caf\u00e9', 'a', '\u1e69']
+    assert found.parents == [['Caf\u00e9'], [], ['\u1e69']]
