@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.harness import alternate, finish, parse_arguments, real_photos
+from benchmarks.harness import alternate, finish, parse_arguments, real_photos, require
 from benchmarks.original import OriginalPhotos, OriginalTraining, default_loader, original_model
 from benchmarks.training import epoch_of, options_of, training
 from lib.commands.cli import cli_main
@@ -62,6 +62,7 @@ def main() -> None:
     arguments = parse_arguments(
         __doc__.splitlines()[0], rounds=(3, 'epochs of each side'), photos=(0, 'photos per epoch, 0: all')
     )
+    require('cv2')
     finish(compare(training_photos(arguments.photos), arguments.rounds), arguments.json)
 
 

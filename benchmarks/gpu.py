@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.harness import alternate, finish
+from benchmarks.harness import alternate, finish, new_parser
 from benchmarks.peers_timm import Recipe, TimmLoop, script_run
 from benchmarks.training import (
     ReadyBatches,
@@ -41,6 +41,7 @@ from lib.builders.loss import build_loss
 from lib.classifier.linear import LinearClassifier
 from lib.commands.cli import cli_main
 from lib.commands.pack import pack
+from lib.config.options import local_path
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup, join_process_group
 from lib.formats.converted import ConvertedDataset
 from lib.formats.write import write_converted
@@ -182,10 +183,11 @@ def measure(arguments: argparse.Namespace, group: ProcessGroup) -> dict[str, flo
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--json', metavar='FILE', help='write results, hardware, versions and command to this file')
+    parser = new_parser(__doc__.splitlines()[0])
     parser.add_argument('--only', nargs='+', choices=PARTS, default=PARTS, help='parts to run (default: all)')
-    parser.add_argument('--timm', type=Path, metavar='FOLDER', help="checkout of timm's repository, with train.py")
+    parser.add_argument(
+        '--timm', type=local_path, metavar='FOLDER', help="checkout of timm's repository, with train.py"
+    )
     parser.add_argument('--photos', type=int, default=20_000, metavar='N', help='photos per epoch (default: 20000)')
     parser.add_argument('--rounds', type=int, default=5, metavar='N', help='measurements per side (default: 5)')
     return parser.parse_args()

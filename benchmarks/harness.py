@@ -4,22 +4,51 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
+from lib.config.options import Parser, local_path
 from lib.errors import UserError
 from lib.experiments.records import run_environment
 from lib.runtime.files import write_json
 
+# Module -> package, of the libraries in requirements-bench.txt.
+PEERS = {'cv2': 'opencv-python-headless', 'nvidia.dali': 'nvidia-dali-cuda130', 'playwright': 'playwright'}
+
+
+def new_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the option --json of all benchmarks."""
+    parser = Parser(prog=f'benchmarks/{Path(sys.argv[0]).name}', description=description, allow_abbrev=False)
+    meaning = 'write results, hardware, versions and command to this file'
+    parser.add_argument('--json', metavar='FILE', type=local_path, help=meaning)
+    return parser
+
 
 def parse_arguments(description: str, **options: tuple[int, str]) -> argparse.Namespace:
     """Return --json and integer options, given as name=(default, meaning)."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('--json', metavar='FILE', help='write results, hardware, versions and command to this file')
+    parser = new_parser(description)
     for name, (default, meaning) in options.items():
         parser.add_argument(f'--{name}', type=int, default=default, metavar='N', help=f'{meaning} (default: {default})')
     return parser.parse_args()
+
+
+def require(*modules: str) -> None:
+    """Raise UserError if one of PEERS, which a benchmark compares with, is not installed."""
+    missing = [PEERS[module] for module in modules if not _is_installed(module)]
+    if missing:
+        raise UserError(
+            f'this benchmark needs {" and ".join(missing)}: python -m pip install -r benchmarks/requirements-bench.txt'
+        )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it
+        return False
 
 
 def alternate(sides: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
@@ -50,7 +79,7 @@ def real_photos() -> Path:
     return folder
 
 
-def finish(results: dict[str, float], json_file: str | None) -> None:
+def finish(results: dict[str, float], json_file: Path | None) -> None:
     """Print the results, and write them with hardware, versions and command to `json_file`, if given."""
     width = max(map(len, results))
     for name, value in results.items():

@@ -21,7 +21,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from benchmarks.harness import alternate, finish, parse_arguments, real_photos
+from benchmarks.harness import alternate, finish, parse_arguments, real_photos, require
 from benchmarks.original import OriginalPhotos, default_loader
 from benchmarks.peers import TorchvisionPhotos, dali_epoch
 from lib.commands.cli import cli_main
@@ -137,6 +137,7 @@ def compare(large: list[Path], small: list[Path], packed: Images, rounds: int) -
 
 def main() -> None:
     arguments = parse_arguments(__doc__.splitlines()[0], rounds=(5, 'epochs of each side'), photos=(1280, 'photos'))
+    require('cv2', 'nvidia.dali')
     paths = sorted((real_photos() / 'train').rglob('*.jpg'))[: arguments.photos]
     with tempfile.TemporaryDirectory() as folder:
         large = enlarge(paths, Path(folder))

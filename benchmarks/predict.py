@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.harness import alternate, finish, parse_arguments, real_photos
+from benchmarks.harness import alternate, finish, parse_arguments, real_photos, require
 from benchmarks.original import original_model, original_predictions
 from benchmarks.training import config_of
 from lib.builders.model import new_model
@@ -75,6 +75,7 @@ def same_predictions(folder: Path) -> float:
 
 def main() -> None:
     arguments = parse_arguments(__doc__.splitlines()[0], rounds=(3, 'passes of each side'), photos=(512, 'photos'))
+    require('cv2')
     root = real_photos()
     lines = (root / 'train.txt').read_text(encoding='utf-8').splitlines()
     paths = [root / line.split(',')[0].strip() for line in lines if line.strip()][: arguments.photos]

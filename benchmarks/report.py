@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from benchmarks.harness import finish, parse_arguments
+from benchmarks.harness import finish, parse_arguments, require
 from benchmarks.metrics import make_predictions
 from lib.commands.cli import cli_main
 from lib.errors import UserError
@@ -57,13 +57,12 @@ def main() -> None:
         images=(150_000, 'valid images'),
         rounds=(5, 'rounds, a new page each'),
     )
+    require('playwright')
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        browser = None
     if browser is None:
-        raise UserError(f'this benchmark needs one of {", ".join(BROWSERS)}, and playwright (pip install playwright)')
+        raise UserError(f'this benchmark needs a browser: none of {", ".join(BROWSERS)} is installed')
+    from playwright.sync_api import sync_playwright
+
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as running:
         started = time.perf_counter()
         path = write_report(Path(folder, 'report.html'), example(arguments.classes, arguments.images))

@@ -26,11 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.harness import alternate, finish
+from benchmarks.harness import alternate, finish, new_parser
 from benchmarks.original import OriginalTraining, original_model
 from benchmarks.peers_timm import Recipe, TimmLoop, script_run
 from benchmarks.training import ReadyBatches, converted_photos, epoch_of, options_of, training, write_photos
 from lib.commands.cli import cli_main
+from lib.config.options import local_path
 from lib.formats.write import write_converted
 from lib.runtime.device import pick_device
 
@@ -125,11 +126,12 @@ def convolutions(dtype: torch.dtype) -> int:
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--json', metavar='FILE', help='write results, hardware, versions and command to this file')
+    parser = new_parser(__doc__.splitlines()[0])
     parser.add_argument('--rounds', type=int, default=7, metavar='N', help='rounds of each side (default: 7)')
     parser.add_argument('--only', nargs='+', choices=[*NETWORKS, 'timm'], help='comparisons to run (default: all)')
-    parser.add_argument('--timm', type=Path, metavar='FOLDER', help="checkout of timm's repository, with train.py")
+    parser.add_argument(
+        '--timm', type=local_path, metavar='FOLDER', help="checkout of timm's repository, with train.py"
+    )
     return parser.parse_args()
 
 
