@@ -4,10 +4,11 @@ The rule is chosen on a sample. A file that the rule does not find is searched u
 `spelled_on_disk`.
 """
 
+import itertools
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import PurePosixPath, PureWindowsPath
@@ -148,25 +149,28 @@ def spelled_on_disk(path: str) -> str | None:
         if not spelling.isascii():
             # Usually the whole path has one form, which is faster than the list of a folder of millions of files.
             composed, decomposed = (unicodedata.normalize(form, spelling) for form in ('NFC', 'NFD'))
-            found = next(filter(os.path.exists, (composed, decomposed)), None) or _spelled_by_folder(spelling)
+            candidates = itertools.chain((composed, decomposed), _spellings_by_folder(spelling))
+            found = next(filter(os.path.exists, candidates), None)
             if found:
                 return found
     return None
 
 
-def _spelled_by_folder(path: str) -> str | None:
-    """Return the spelling of an existing path, one part after another, each as in the list of its folder."""
-    folder, name = os.path.split(path.rstrip(os.sep))
-    if not name or os.path.exists(path):
-        return path
-    parent = _spelled_by_folder(folder) if folder else ''
-    if parent is None or not os.path.isdir(parent or '.'):
-        return None
-    found = name if os.path.lexists(os.path.join(parent, name)) else _names_in(parent or '.').get(nfc(name))
-    return None if found is None else os.path.join(parent, found)
+def _spellings_by_folder(path: str) -> Iterator[str]:
+    """Yield the existing paths that are equal under NFC: each part is as in the list of its folder.
+
+    There may be several, since this system allows two folders whose names are equal under NFC.
+    """
+    folder, name = os.path.split(path)
+    if not name:
+        yield path
+        return
+    for parent in _spellings_by_folder(folder) if folder else ('',):
+        names = (name,) if name.isascii() else _names_in(parent or '.').get(nfc(name), ())
+        yield from filter(os.path.lexists, (os.path.join(parent, spelled) for spelled in names))
 
 
-def _names_in(folder: str) -> dict[str, str]:
+def _names_in(folder: str) -> dict[str, list[str]]:
     try:
         return _names_at(folder, os.stat(folder).st_mtime_ns)
     except OSError:  # of another user, for example
@@ -174,9 +178,13 @@ def _names_in(folder: str) -> dict[str, str]:
 
 
 @lru_cache(maxsize=64)
-def _names_at(folder: str, mtime_ns: int) -> dict[str, str]:
-    """Return name in NFC -> name on disk, of the names that are not ASCII."""
-    return {nfc(name): name for name in os.listdir(folder) if not name.isascii()}
+def _names_at(folder: str, mtime_ns: int) -> dict[str, list[str]]:
+    """Return name in NFC -> names on disk, of the names that are not ASCII."""
+    names: dict[str, list[str]] = {}
+    for name in sorted(os.listdir(folder)):
+        if not name.isascii():
+            names.setdefault(nfc(name), []).append(name)
+    return names
 
 
 def refuse_urls(paths: PathColumn | pa.Array | Sequence[str], root: str, source: str) -> None:

@@ -192,6 +192,17 @@ def test_two_files_that_are_equal_under_nfc_are_both_read(tmp_path):
         assert FileImages([name], str(tmp_path)).read(0).decode() == ascii(name)
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='other file systems compare names under NFC themselves')
+def test_folders_that_are_equal_under_nfc_are_all_searched(tmp_path):
+    folders = ['caf\u00e9 cr\u00e8me', 'cafe\u0301 cre\u0300me', 'caf\u00e9 cre\u0300me']
+    for number, folder in enumerate(folders):
+        (tmp_path / folder / 'x').mkdir(parents=True)
+        (tmp_path / folder / 'x' / f'e\u0301{number}.jpg').write_text(str(number))
+    for folder in folders:
+        for number in range(3):
+            assert FileImages([f'{folder}/x/\u00e9{number}.jpg'], str(tmp_path)).read(0).decode() == str(number)
+
+
 def test_a_file_that_does_not_exist_in_any_spelling(tmp_path):
     spelled_photos(tmp_path, str)
     for path in (
