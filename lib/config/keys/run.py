@@ -132,13 +132,13 @@ class TestKeys(Section, title='evaluation and prediction'):
         "Also predict one class per product, averaged over its images: 'folder' if each product is a folder, or a CSV "
         'file with columns id,product. Empty: off.',
     )
+        is_path=True,
     ABSTAIN_ERROR = Key(
         0.0,
         'Also write predictions with abstention: target error of the accepted predictions; the threshold on the '
         'probability is chosen on the validation split. 0: off.',
         low=0.0,
         high=0.999,
-        is_path=True,
     )
 
 
