@@ -1,6 +1,7 @@
 """The training images that tools/posthoc.py computes features of."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +29,8 @@ def products(tmp_path):
 def names_of_holdout(root, quarantine='', holdout=100):
     values = {name: key.default for name, key in KEYS.items()}
     changes = {'DATASET.NAME': 'annotations', 'DATASET.ROOT': str(root), 'DATASET.QUARANTINE': str(quarantine)}
-    split = _holdout(as_node(values | changes | {'POSTHOC.HOLDOUT': holdout}))
+    cfg = as_node(values | changes | {'POSTHOC.HOLDOUT': holdout})
+    split = _holdout(SimpleNamespace(cfg=cfg, class_names=[str(label) for label in range(NUM_CLASSES)]))
     assert [name.as_py()[0] for name in split.names] == [str(label) for label in split.labels]
     return split.names.to_pylist()
 

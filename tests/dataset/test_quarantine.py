@@ -1,6 +1,8 @@
 """Quarantine files: the listed rows of a split, and errors in one line."""
 
+import ast
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -60,3 +62,21 @@ def test_missing_file_and_folder(tmp_path):
         quarantined_rows(NAMES, tmp_path / 'none.json', 'train')
     with pytest.raises(UserError, match='cannot be read'):
         quarantined_rows(NAMES, tmp_path, 'train')
+
+
+# Those that need every image: the valid split of a folder set, the audit, shards for any later quarantine, and the
+# number of classes.
+READ_ALL = {'builders/data.py', 'commands/doctor.py', 'commands/pack.py', 'commands/plan.py'}
+
+
+def test_only_these_read_training_images_that_are_in_quarantine():
+    lib = Path(__file__).resolve().parents[2] / 'lib'
+    found = set()
+    for path in lib.rglob('*.py'):
+        source = path.read_text(encoding='utf-8')
+        tree = ast.parse(source if 'open_training_data' in source else '')
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        opened = [call for call in calls if getattr(call.func, 'id', '') == 'open_training_data']
+        if any(keyword.arg == 'quarantine' for call in opened for keyword in call.keywords):
+            found.add(path.relative_to(lib).as_posix())
+    assert found == READ_ALL

@@ -101,6 +101,20 @@ def test_without_a_test_split_the_metrics_are_printed_and_no_neighbors_are_liste
 
 
 @pytest.mark.process
+def test_quarantined_images_are_not_searched(run_folder, products):
+    annotations = json.loads((products / 'converted_train.json').read_text())['annotations']
+    listed = [{'fpath': entry['fpath'], 'split': 'train'} for entry in annotations[:40]]
+    (run_folder / 'quarantine.json').write_text(json.dumps({'images': listed}))
+    options = ('--DATASET_QUARANTINE', 'quarantine.json', '--SEARCH_CSV', 'near.csv', '--DATASET_TEST_JSON')
+    done = run_in_process(run_folder, 'tools/search.py', *BEST, *options, products / 'converted_train.json', *ON_CPU)
+    assert done.returncode == 0, done.stderr
+    assert f' among {len(annotations) - 40} of ' in done.stdout
+    with open(run_folder / 'near.csv', newline='') as file:
+        found = {row['neighbour'] for row in csv.DictReader(file)}
+    assert found == {entry['fpath'] for entry in annotations[40:]}
+
+
+@pytest.mark.process
 def test_a_gallery_of_one_image(run_folder, products):
     annotations = json.loads((products / 'converted_val.json').read_text())
     (run_folder / 'one.json').write_text(json.dumps({**annotations, 'annotations': annotations['annotations'][:1]}))
