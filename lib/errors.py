@@ -1,4 +1,4 @@
-"""The one kind of exception that is shown to the user as a single line, and the line for a URL in place of a path."""
+"""The one kind of exception that is shown to the user as a single line, and the lines for texts that are no paths."""
 
 import re
 
@@ -14,6 +14,13 @@ class UserError(Exception):
     The message names the key or path, the value found, what is allowed and what to do next. The scripts print it as
     ``error: ...`` on standard error and exit with code 2; no traceback is shown.
     """
+
+
+def text_fault(text: str) -> str:
+    """Return the fault of a text with bytes that are not UTF-8, a phrase to follow 'NAME is'; '' for Unicode."""
+    if text.isascii() or not any('\ud800' <= char <= '\udfff' for char in text):
+        return ''
+    return f'{text!r}, which is not UTF-8 text; rename the file or folder, or name a link to it (ln -s OLD NEW)'
 
 
 def url_fault(path: str) -> str:

@@ -1,6 +1,7 @@
 """Keys of cached results: fingerprints of the model, the images and the input options that they depend on."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def input_key(trained: LoadedModel) -> dict[str, Any]:
 def _files_fingerprint(split: DatasetSplit) -> str:
     if not isinstance(split.images, FileImages):
         return ''
-    digest = hashlib.sha256(str(Path(split.images.root).resolve()).encode())
+    digest = hashlib.sha256(os.fsencode(Path(split.images.root).resolve()))
     for row in np.linspace(0, len(split) - 1, min(len(split), _NUM_FILES_CHECKED)).astype(int):
         try:
             stat = Path(split.images.path(row)).stat()

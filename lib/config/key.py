@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, overload
 
-from lib.errors import UserError, url_fault
+from lib.errors import UserError, text_fault, url_fault
 
 if TYPE_CHECKING:
 
@@ -88,8 +88,9 @@ class Key(Generic[T]):
         entries = accepted if isinstance(accepted, tuple) else (accepted,)
         if not all(self._in_range(number) for number in entries if isinstance(number, int | float)):
             raise self._refusal(name, value)
-        for fault in filter(None, map(url_fault, entries if self.is_path else ())):
-            raise UserError(f'{name} is {fault}')
+        for entry in entries if self.entry_type is str else ():
+            if fault := text_fault(entry) or (url_fault(entry) if self.is_path else ''):
+                raise UserError(f'{name} is {fault}')
         result: T = accepted
         return result
 

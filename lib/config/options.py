@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from lib.config.command_help import COMMANDS, CommandHelp
 from lib.config.defaults import KEYS, SECTIONS
 from lib.config.key import Key, did_you_mean
-from lib.errors import UserError, url_fault
+from lib.errors import UserError, text_fault, url_fault
 
 _WIDTH = 80
 
@@ -31,8 +31,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def local_path(text: str) -> Path:
-    """Return the path that an argument of argparse names. Raises ArgumentTypeError if it is a URL."""
-    if fault := url_fault(text):
+    """Return the path that an argument of argparse names. Raises ArgumentTypeError if it is a URL or no Unicode."""
+    if fault := url_fault(text) or text_fault(text):
         raise argparse.ArgumentTypeError(fault)
     return Path(text)
 

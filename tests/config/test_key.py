@@ -159,3 +159,13 @@ def test_whole_numbers_fit_into_64_bits():
     with pytest.raises(UserError, match=r"K is '9999999999999999999', but must be a whole number \(below 2\^63\)"):
         Key(1, 'A number.').accept('K', '9' * 19)
     assert Key(1, 'A number.').accept('K', str(2**63 - 1)) == 2**63 - 1
+
+
+@pytest.mark.parametrize('text', [b'caf\xe9'.decode('utf-8', 'surrogateescape'), '\ud800'])
+def test_texts_are_unicode(text):
+    """They are written into config.yaml, reports and log lines."""
+    for name, key in KEYS.items():
+        if key.entry_type is str and not key.choices:
+            with pytest.raises(UserError, match='which is not UTF-8 text; rename the file or folder') as caught:
+                key.accept(name, text)
+            str(caught.value).encode('utf-8')
