@@ -183,8 +183,14 @@ def build_eval_loader(
     device: Device,
     group: ProcessGroup = SINGLE_PROCESS,
     views: Sequence[Transform] = (),
+    *,
+    whole_batches: bool = False,
 ) -> EvalLoader:
-    """Return the loader of a validation or test split; `views`: the crops of each image, default: the plain view.
+    """Return the loader of a validation or test split.
+
+    Args:
+        views: the crops of each image; default: the plain view.
+        whole_batches: as in EvalLoader.
 
     Raises:
         UserError: there is too little shared memory.
@@ -195,7 +201,8 @@ def build_eval_loader(
     first, *others = views or [plain_view(cfg)]
     reader = BatchReader(_images(cfg, split), split.labels, first, cfg.SEED, extra_transforms=tuple(others))
     try:
-        return EvalLoader(reader, len(split), eval_batch_size(cfg, device), group=group, **options)
+        size = eval_batch_size(cfg, device)
+        return EvalLoader(reader, len(split), size, whole_batches=whole_batches, group=group, **options)
     except SharedMemoryFull as error:
         raise _batches_too_large(error) from None
 

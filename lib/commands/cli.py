@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
@@ -40,6 +41,7 @@ def cli_main(main: Callable[[], int | None]) -> NoReturn:
     torchrun gets it, too. 130: Ctrl-C. 141: the reader of standard output has ended (`... | head`); prints nothing.
     Any other exception is a bug and keeps its traceback.
     """
+    _accept_any_text()
     try:
         code = main()
         sys.stdout.flush()  # a broken pipe shows here at the latest
@@ -67,6 +69,13 @@ def cli_main(main: Callable[[], int | None]) -> NoReturn:
             raise
         code = _fail(line)
     sys.exit(code)
+
+
+def _accept_any_text() -> None:
+    """Escape characters that the encoding of standard output or standard error lacks, such as ё where it is cp1252."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors='backslashreplace')
 
 
 def one_line(message: str) -> str:

@@ -29,7 +29,7 @@ from lib.posthoc.candidate_scores import ScoredFeatures, score_features
 from lib.posthoc.imprint import Imprint, cross_fit_imprint, imprint
 from lib.runtime.files import lock_folder, write_json
 from lib.runtime.log import LOGGER
-from lib.runtime.text import is_unicode
+from lib.runtime.text import is_unicode, name_warnings
 from lib.trainer.checkpointing.io import write_checkpoint
 from lib.trainer.checkpointing.state import TrainingSet, versions
 from lib.trainer.run_folder import RunFolder, set_aside
@@ -112,6 +112,8 @@ def _new_images(trained: LoadedModel) -> _NewImages:
             f'ENROLL.IMAGES {source}: the model has the class {duplicates[0]!r} already '
             f'({len(duplicates)} of {len(classes.names)} classes){hint}; leave them out, or fine-tune on their images'
         )
+    for warning in name_warnings(classes.names, known=trained.class_names):
+        LOGGER.warning('%s: %s', source, warning)
     features = split_features(trained, split, 'new_classes', same_classes=False)
     readable = features.readable
     index, shots = split.index(), []
@@ -133,7 +135,7 @@ def _new_images(trained: LoadedModel) -> _NewImages:
 def _valid_split(trained: LoadedModel) -> DatasetSplit | None:
     """Return the labeled valid split; None where there is none and ENROLL.MAX_LOSS is 1."""
     try:
-        valid = open_valid_split(trained.cfg)
+        valid = open_valid_split(trained.cfg, trained.class_names)
         if not valid.labeled or valid.num_classes != trained.checkpoint.num_classes:
             raise UserError(
                 f'{valid.source} has {valid.num_classes} classes{"" if valid.labeled else " and images without label"}'
@@ -247,8 +249,7 @@ def _write(
         config = as_text(as_node(values | {'ENROLL.IMAGES': '', 'ENROLL.OUT': '', 'OVERWRITE': False}))
         run = RunFolder(folder)
         run.write_environment(config, {'device': trained.device.describe(training=False), **versions()})
-        names = {'names': training_set.class_names, 'parents': training_set.class_parents}
-        write_json(folder / 'classes.json', names)
+        run.write_classes(training_set.class_names, training_set.class_parents)
         write_json(folder / 'enroll.json', metrics)
         checkpoint = replace(trained.for_prediction(), state_dict=state, config=config, training_set=training_set)
         write_checkpoint(folder / MODEL, checkpoint)

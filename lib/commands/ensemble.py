@@ -77,10 +77,16 @@ def load_members(trained: LoadedModel) -> list[LoadedModel]:
     return members
 
 
-def build_members(trained: Sequence[LoadedModel], split: DatasetSplit, *, with_plain: bool) -> list[EnsembleMember]:
+def build_members(
+    trained: Sequence[LoadedModel], split: DatasetSplit, *, with_plain: bool, num_images: int = 0
+) -> list[EnsembleMember]:
     """Return the models with the loaders of their views of a split.
 
+    The predictions of an image do not depend on the number of ranks: all have the batches of one process, and the
+    partial last batch of several is padded, since libraries sum in another order for another size.
+
     Args:
+        num_images: of the whole split, if this is a part of it.
         with_plain: the first model predicts the plain view even where that is not averaged.
 
     Raises:
@@ -95,9 +101,11 @@ def build_members(trained: Sequence[LoadedModel], split: DatasetSplit, *, with_p
             measure_width(member.model.backbone, member.cfg.MODEL.BACKBONE, size, 'TEST.SCALES')
         loads_plain = chosen.averages_plain or (with_plain and index == 0)
         views = [chosen.plain, *chosen.others] if loads_plain else chosen.others
-        loader = build_eval_loader(member.cfg, split, member.device, member.group, views)
+        loader = build_eval_loader(member.cfg, split, member.device, member.group, views, whole_batches=True)
         averages_plain = chosen.averages_plain or not loads_plain
-        members.append(EnsembleMember(member.engine, loader, chosen.flip, averages_plain))
+        is_one_batch = max(num_images, len(split)) <= loader.batch_size
+        min_batch = 0 if is_one_batch else loader.batch_size
+        members.append(EnsembleMember(member.engine, loader, chosen.flip, averages_plain, min_batch))
     return members
 
 

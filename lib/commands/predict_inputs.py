@@ -1,8 +1,12 @@
-"""TEST.IMAGES in the config -> a split: a photo, a folder of photos, or a list on standard input."""
+"""TEST.IMAGES and TEST.PART in the config -> the images to predict, and the source that their files are named after."""
 
-import csv
+import codecs
+import hashlib
+import os
+import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,31 +16,125 @@ from lib.builders.data import open_test_split, test_folder_split
 from lib.builders.split import DatasetSplit
 from lib.config.defaults import Config
 from lib.dataset.images import FileImages
+from lib.dataset.paths import refuse_urls
 from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
+from lib.formats.sources import SourceErrors, read_csv
 from lib.runtime.shared_memory import to_shared_memory
+from lib.runtime.text import nfc
+
+_LIST_SUFFIXES = ('.txt', '.lst')
 
 
-def open_test_images(cfg: Config, class_names: Sequence[str], group: ProcessGroup) -> DatasetSplit:
-    """Open the images that test.py predicts: TEST.IMAGES if given, else the test split.
+@dataclass(frozen=True)
+class Source:
+    """The origin of the images of a prediction.
+
+    Attributes:
+        name: of its last folder or file, for file names.
+        identity: equal for the same source only: an absolute path, or the digest of a list on standard input.
+    """
+
+    name: str
+    identity: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of `count` parts of the images.
+
+    Attributes:
+        number: from 1; 0 for all parts, which are merged.
+    """
+
+    number: int
+    count: int
+
+    def __str__(self) -> str:
+        return f'part_{self.number}_of_{self.count}'
+
+
+def parse_part(text: str) -> Part | None:
+    """Return the part that TEST.PART gives; None if it is empty. Raises: UserError."""
+    if not text:
+        return None
+    match = re.fullmatch(r'(merge|[0-9]{1,9})/([0-9]{1,9})', text.strip())
+    if match:
+        is_merge, count = match[1] == 'merge', int(match[2])
+        number = 0 if is_merge else int(match[1])
+        if number in range(not is_merge, count + 1) and count:
+            return Part(number, count)
+    raise UserError(
+        f'TEST.PART is {text!r}, but must be K/N, the K-th of N parts, K from 1 to N, such as 3/64; or merge/N'
+    )
+
+
+def open_test_images(cfg: Config, class_names: Sequence[str], group: ProcessGroup) -> tuple[DatasetSplit, Source]:
+    """Open the images that test.py predicts: TEST.IMAGES if given, else the test split. All ranks must call it.
 
     Raises:
         UserError: there are no images.
     """
-    source = cfg.TEST.IMAGES
-    if not source:
-        return open_test_split(cfg, class_names)
-    if source == '-':
-        # Only one of several ranks has the standard input.
-        lines = group.all_gather_objects(_lines() if group.is_main else None)[0]
-        if not lines:
-            raise UserError('TEST.IMAGES -: there is no path on standard input; give one per line')
-        return _listed(lines, len(class_names), 'standard input')
-    if Path(source).is_dir():
-        return test_folder_split(source, class_names)
-    if not Path(source).exists():
-        raise UserError(f"TEST.IMAGES {source}: no such photo or folder ('-' reads a list from standard input)")
-    return _listed([source], len(class_names), source)
+    given = cfg.TEST.IMAGES
+    if given == '-' or (given.lower().endswith(_LIST_SUFFIXES) and Path(given).is_file()):
+        # Rank 0 alone reads: standard input exists once, and the others wait for the list.
+        content = group.broadcast_object(_read_list(given) if group.is_main else b'')
+        paths = listed_paths(content)
+        if not paths:
+            where = 'on standard input' if given == '-' else 'in this file'
+            raise UserError(f'TEST.IMAGES {given}: there is no path {where}; give one per line')
+        if given != '-':
+            return _listed(paths, len(class_names), given), _source_at(given)
+        digest = hashlib.sha256(b'\0'.join(map(os.fsencode, [os.getcwd(), *paths]))).hexdigest()
+        return _listed(paths, len(class_names), 'standard input'), Source('stdin', f'standard input {digest[:16]}')
+    with group.main_first():
+        return _open_split(cfg, class_names)
+
+
+def _open_split(cfg: Config, class_names: Sequence[str]) -> tuple[DatasetSplit, Source]:
+    given, dataset = cfg.TEST.IMAGES, cfg.DATASET
+    if not given:
+        split = open_test_split(cfg, class_names)
+        chosen = _source_at(dataset.TEST_JSON or dataset.TEST_ROOT or split.source)
+        is_default = not (dataset.TEST_JSON or dataset.TEST_ROOT)
+        # The paths in an annotation file are below a folder, so the file alone does not identify the images.
+        root = str(Path(dataset.TEST_ROOT or dataset.ROOT).resolve())
+        return split, Source('test' if is_default else chosen.name, f'{chosen.identity} in {root}')
+    if Path(given).is_dir():
+        return test_folder_split(given, class_names), _source_at(given)
+    if not Path(given).exists():
+        raise UserError(
+            f"TEST.IMAGES {given}: no such photo, folder or list of paths (.txt; '-': a list on standard input)"
+        )
+    return _listed([given], len(class_names), given), _source_at(given)
+
+
+def _source_at(path: str) -> Source:
+    whole = Path(path).resolve()
+    return Source(whole.name if whole.is_dir() else whole.stem, str(whole))
+
+
+def listed_paths(content: bytes) -> list[str]:
+    """Return the paths in a list: one per line, or, where it contains NUL bytes (find -print0), each before a NUL.
+
+    A byte order mark is removed, and text in UTF-16, as PowerShell writes it, is decoded. Paths are as spelled, blanks
+    included; bytes that are not UTF-8 become surrogates, as in all paths of Python. Empty lines are skipped.
+    """
+    for mark, encoding in ((codecs.BOM_UTF16_LE, 'utf-16-le'), (codecs.BOM_UTF16_BE, 'utf-16-be')):
+        if content.startswith(mark):
+            content = content[len(mark) :].decode(encoding, 'replace').encode('utf-8', 'replace')
+    content = content.removeprefix(codecs.BOM_UTF8)
+    parts = content.split(b'\0') if b'\0' in content else re.split(rb'\r\n|\n|\r', content)
+    return [part.decode('utf-8', 'surrogateescape') for part in parts if part.strip()]
+
+
+def _read_list(given: str) -> bytes:
+    try:
+        if given != '-':
+            return Path(given).read_bytes()
+        return sys.stdin.buffer.read() if sys.stdin is not None else b''
+    except OSError as error:
+        raise UserError(f'TEST.IMAGES {given}: {error.strerror or error}') from None
 
 
 def products_of(cfg: Config, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
@@ -50,32 +148,37 @@ def products_of(cfg: Config, names: Sequence[str]) -> tuple[np.ndarray, list[str
         products = [str(Path(name).parent) for name in names]
     else:
         product_of = _read_products(source)
-        missing = next((name for name in names if name not in product_of), None)
+        missing = next((name for name in names if nfc(name) not in product_of), None)
         if missing is not None:
             raise UserError(f'TEST.PRODUCTS {source}: no product is given for {missing}')
-        products = [product_of[name] for name in names]
+        products = [product_of[nfc(name)] for name in names]
     indices: dict[str, int] = {}
-    return np.array([indices.setdefault(product, len(indices)) for product in products], np.int64), list(indices)
+    return np.array([indices.setdefault(nfc(product), len(indices)) for product in products], np.int64), list(indices)
 
 
 def _read_products(path: str) -> dict[str, str]:
+    """Return the id of each image, in NFC -> its product."""
+    errors = SourceErrors()
     try:
-        with open(path, encoding='utf-8-sig', newline='') as file:
-            rows = csv.DictReader(file)
-            if not {'id', 'product'} <= set(rows.fieldnames or ()):
-                raise UserError(f'TEST.PRODUCTS {path}: its first line must name the columns id and product')
-            return {row['id']: row['product'] for row in rows}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, 'strerror', None) or error
-        raise UserError(f"TEST.PRODUCTS {path}: {reason}; give 'folder' or a CSV of id,product") from None
-
-
-def _lines() -> list[str]:
-    return [line for line in map(str.strip, sys.stdin) if line]
+        rows = read_csv(Path(path), ('id', 'product'), errors)
+        where, header = next(rows)
+        if not {'id', 'product'} <= set(header):
+            raise UserError(f'{where}: its first line must name the columns id and product')
+        image, product = header.index('id'), header.index('product')
+        product_of = {nfc(fields[image]): fields[product] for _, fields in rows}
+        errors.raise_if_any()
+    except UserError as error:
+        raise UserError(f"TEST.PRODUCTS {error}; give 'folder' or a CSV of id,product") from None
+    return product_of
 
 
 def _listed(paths: list[str], num_classes: int, source: str) -> DatasetSplit:
-    names = pa.array(paths, pa.large_string())
-    return DatasetSplit(
-        FileImages(paths), to_shared_memory(np.full(len(paths), -1, np.int32)), num_classes, names, source
-    )
+    refuse_urls(paths, '', source)
+    names = pa.array(map(printable_path, paths), pa.large_string())
+    labels = to_shared_memory(np.full(len(paths), -1, np.int32))
+    return DatasetSplit(FileImages(paths), labels, num_classes, names, source)
+
+
+def printable_path(path: str) -> str:
+    """Return a path as text: bytes that are not UTF-8 are escaped, such as caf\\xe9.jpg."""
+    return path if path.isascii() else os.fsencode(path).decode('utf-8', 'backslashreplace')

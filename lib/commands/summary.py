@@ -7,6 +7,8 @@ from typing import Any
 from lib.config.defaults import Config
 from lib.errors import UserError
 from lib.report.describe import describe_metrics
+from lib.trainer.checkpointing.io import read_checkpoint
+from lib.trainer.run_folder import RunFolder
 
 
 def summarize(cfg: Config) -> list[str]:
@@ -20,14 +22,19 @@ def summarize(cfg: Config) -> list[str]:
         raise UserError(f'{run} holds no run; python main.py --NAME {cfg.NAME} trains one')
     tau = _read(rebalanced / 'tau.json')
     rows = {
-        'valid': _best_valid(run / 'metrics.jsonl'),
+        'valid': _selected_valid(run),
         'valid, tau': tau.get('after', {}),
-        'test': _read(run / 'best_model_metrics.json'),
-        'test, tau': _read(rebalanced / 'best_model_metrics.json'),
     }
+    # STEM.json is beside the STEM.csv of every prediction of best_model.pth.
+    jsons = [path for folder in (run, rebalanced) for path in folder.glob('predictions_*.json')]
+    stems = sorted({path.stem for path in jsons if path.with_suffix('.csv').exists()})
+    for stem in stems:
+        source = stem.removeprefix('predictions_')
+        rows[source] = _read(run / f'{stem}.metrics.json')
+        rows[f'{source}, tau'] = _read(rebalanced / f'{stem}.metrics.json')
     files = [
         folder / name
-        for name in ('best_model.pth', 'best_model.csv', 'report.html')
+        for name in ('best_model.pth', *(f'{stem}.csv' for stem in stems), 'report.html')
         for folder in (run, rebalanced)
         if (folder / name).exists()
     ]
@@ -35,10 +42,14 @@ def summarize(cfg: Config) -> list[str]:
     return [*table, '', *(f'  {path}' for path in files)]
 
 
-def _best_valid(file: Path) -> dict[str, Any]:
-    entries = [json.loads(line) for line in file.read_text(encoding='utf-8').splitlines()]
-    valid = [entry for entry in entries if entry['split'] == 'valid']
-    return min(valid, key=lambda entry: entry['mean_class_error'], default={})
+def _selected_valid(run: Path) -> dict[str, Any]:
+    """Return the metrics of the epoch in best_model.pth on the validation split."""
+    best = run / 'best_model.pth'
+    if not best.exists():
+        return {}
+    progress = read_checkpoint(best, with_rows=False, mmap=True).progress
+    valid = [entry for entry in RunFolder(run).history() if entry['split'] == 'valid']
+    return next((entry for entry in valid if progress and entry['epoch'] == progress.epoch), {})
 
 
 def _read(file: Path) -> dict[str, Any]:

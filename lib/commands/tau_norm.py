@@ -47,7 +47,7 @@ def rebalance(trained: LoadedModel) -> Rebalanced:
     folder = Path(options.LOG_ROOT, trained.cfg.NAME)
     check_free(folder, trained)
     with trained.group.main_first():
-        valid = open_valid_split(trained.cfg)
+        valid = open_valid_split(trained.cfg, trained.class_names)
     classifier = _effective(trained)
     features = split_features(trained, valid, 'valid')
     sweep = TauSweep(classifier['weight'], classifier.get('bias'), max_tau=options.MAX_TAU)
@@ -115,7 +115,9 @@ def _fresh(folder: Path, trained: LoadedModel) -> Iterator[None]:
         LOGGER.info('renamed the earlier result to %s', set_aside(folder))
     with lock_folder(folder):
         environment = {'device': trained.device.describe(training=False), **versions()}
-        RunFolder(folder).write_environment(as_text(trained.cfg), environment)
+        run = RunFolder(folder)
+        run.write_environment(as_text(trained.cfg), environment)
+        run.write_classes(trained.class_names, trained.class_parents)
         yield
 
 

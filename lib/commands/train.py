@@ -25,6 +25,7 @@ from lib.model import Recognizer
 from lib.runtime.device import Device
 from lib.runtime.files import lock_folder
 from lib.runtime.log import LOGGER, log_to
+from lib.runtime.text import name_warnings
 from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, versions
 from lib.trainer.epoch import NotFinite
 from lib.trainer.mixing.stages import StageError
@@ -83,6 +84,7 @@ def prepare_training(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> 
     # All ranks have read what they need from the folder.
     group.barrier()
     with _open_folder(folder, cfg, plan, device, group), _advice():
+        folder.write_classes(training_set.class_names, training_set.class_parents)
         group.barrier()  # no rank saves into the folder before it is ready
         LOGGER.info('%s: %s', folder.path, plan.reason)
         _log_data(data, index, new_classes, device, group)
@@ -125,11 +127,15 @@ def _build_model(
         assert original is not None
         return model_of(checkpoint, cfg, device, classes=classes), original, []
     model, new_classes = finetuned_model(checkpoint, cfg, device, names, classes=classes)
+    for warning in name_warnings(new_classes, known=class_names(checkpoint)):
+        LOGGER.warning('%s: %s', checkpoint.path, warning)
     if cfg.MODEL.CLASSIFIER_INIT == 'class_means':
         start_from_class_means(cfg, model, data.train, index, device)
     if original is not None:
         # Many, medium and few remain those of the original training set; new classes have their own counts.
-        before = dict(zip(class_names(checkpoint), original.class_counts, strict=True))
+        before: dict[str, int] = {}
+        for name, count in zip(class_names(checkpoint), original.class_counts, strict=True):
+            before[name] = before.get(name, 0) + count  # two spellings of a name were two classes once
         merged = [before.get(name, count) for name, count in zip(names, counts, strict=True)]
         training_set.class_counts = np.array(merged)
     return model, training_set, new_classes

@@ -92,6 +92,9 @@ class TrainLoader:
 class EvalLoader:
     """Every row once, in order; the last batch may be smaller. Each rank has contiguous rows, maybe none.
 
+    With `whole_batches`, each batch has the same images with any number of ranks, so that values that depend on the
+    batch in their last bits are the same, too; without, all ranks have equally many images.
+
     Attributes:
         num_images: rows, over all ranks.
         batch_size: images per batch of a rank.
@@ -105,6 +108,7 @@ class EvalLoader:
         num_images: int,
         batch_size: int,
         *,
+        whole_batches: bool = False,
         group: ProcessGroup = SINGLE_PROCESS,
         **pipeline_options: Any,
     ) -> None:
@@ -115,8 +119,13 @@ class EvalLoader:
         """
         self.num_images = num_images
         self.batch_size = batch_size
-        self.rows = group.shard(num_images)
-        self._num_rows = [_length(replace(group, rank=rank).shard(num_images)) for rank in range(group.world_size)]
+        ranks = [replace(group, rank=rank) for rank in range(group.world_size)]
+        if whole_batches:
+            shards = [rows_of_batches(rank, num_images, batch_size) for rank in ranks]
+        else:
+            shards = [rank.shard(num_images) for rank in ranks]
+        self.rows = shards[group.rank]
+        self._num_rows = [_length(shard) for shard in shards]
         self.max_batches = -(-max(self._num_rows) // batch_size)
         self._num_views = len(reader.transforms)
         largest = max(transform.size for transform in reader.transforms)
@@ -157,6 +166,12 @@ class EvalLoader:
         batches = self._pipeline(requests)
         for _ in slices:
             yield list(islice(batches, num_views))
+
+
+def rows_of_batches(group: ProcessGroup, num_images: int, batch_size: int) -> slice:
+    """Return this rank's contiguous rows, cut between batches."""
+    batches = group.shard(-(-num_images // batch_size))
+    return slice(min(batches.start * batch_size, num_images), min(batches.stop * batch_size, num_images))
 
 
 def _length(rows: slice) -> int:

@@ -68,6 +68,14 @@ class ProcessGroup:
         dist.all_gather_object(values, value)
         return values
 
+    def broadcast_object(self, value: Value) -> Value:
+        """Return rank 0's object on every rank. Pickles it."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
     def all_gather_rows(self, rows: np.ndarray) -> np.ndarray:
         """Return the rows of all ranks, concatenated by rank; each rank may have another number of them."""
         return np.concatenate(self.all_gather_objects(rows)) if self.world_size > 1 else rows

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from lib.dataset.loader import EvalLoader
 from lib.dataset.pipeline import Batch
@@ -23,12 +24,14 @@ class EnsembleMember:
         loader: its first view is the plain one, as in validation.
         flip: whether each view is also predicted mirrored.
         averages_plain: False when the plain view is computed for comparison only.
+        min_batch: smaller batches are padded to this number of images; the padding is not part of the output.
     """
 
     engine: Engine
     loader: EvalLoader
     flip: bool = False
     averages_plain: bool = True
+    min_batch: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,16 +133,27 @@ def _member_output(
     member: EnsembleMember, views: Sequence[Batch], average: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return a member's logits, those of its plain view, and the mean of its features."""
-    inputs = [
-        images for view in views for images in ([view.images, view.images.flip(-1)] if member.flip else [view.images])
-    ]
+    num_images = len(views[0].images)
+    padded = [_padded(view.images, member.min_batch) for view in views]
+    inputs = [images for part in padded for images in ([part, part.flip(-1)] if member.flip else [part])]
     features = [member.engine.features(images) for images in inputs]
-    logits = [member.engine.logits(part) for part in features]
+    logits = [member.engine.logits(part)[:num_images] for part in features]
+    features = [part[:num_images] for part in features]
     plain = logits[0]
     if not member.averages_plain:
         features, logits = features[1 + member.flip :], logits[1 + member.flip :]
     mean = _sum(features) / len(features) if len(features) > 1 else features[0]
     return mean_logits(logits, average), plain, mean
+
+
+def _padded(images: torch.Tensor, min_batch: int) -> torch.Tensor:
+    """Return the images followed by zeros, in the same memory format."""
+    missing = min_batch - len(images)
+    if missing <= 0:
+        return images
+    channels_last = images.is_contiguous(memory_format=torch.channels_last)
+    padded = F.pad(images, (0, 0, 0, 0, 0, 0, 0, missing))
+    return padded.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def _sum(tensors: Iterable[torch.Tensor]) -> torch.Tensor:

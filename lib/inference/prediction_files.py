@@ -1,7 +1,7 @@
 """Prediction files: one row per image, in input order, written in chunks of rows."""
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,10 +16,40 @@ _ROWS_AT_ONCE = 10_000
 Names: TypeAlias = Any  # pa.StringArray | pa.LargeStringArray | pa.ChunkedArray, which have no types
 
 
-def write_predictions(path: Path, names: Names, predicted: np.ndarray) -> None:
-    """Write `id,predicted`; predicted (n,) is a category_id, -1 for an image that could not be decoded."""
-    rows_of = (zip(some, predicted[rows].tolist(), strict=True) for some, rows in _chunks(names))
-    _write_csv(path, ('id', 'predicted'), chain.from_iterable(rows_of))
+# The columns of predictions, by name; each from the ids, the classes and the probabilities of some rows. An image that
+# could not be decoded has class -1, which is also the index of the empty name.
+COLUMNS: dict[str, Callable[[list[str], list[int], list[float], list[str]], Iterable]] = {
+    'id': lambda ids, classes, probabilities, names: ids,
+    'predicted': lambda ids, classes, probabilities, names: classes,
+    'name': lambda ids, classes, probabilities, names: [names[label] for label in classes],
+    'probability': lambda ids, classes, probabilities, names: [
+        f'{value:.6f}' if label >= 0 else '' for label, value in zip(classes, probabilities, strict=True)
+    ],
+}
+
+
+def write_predictions(
+    path: Path,
+    names: Names,
+    predicted: np.ndarray,
+    probabilities: np.ndarray,
+    class_names: Sequence[str],
+    columns: Sequence[str] = tuple(COLUMNS),
+) -> None:
+    """Write one row per image with some of COLUMNS.
+
+    Args:
+        predicted: (n,) category_id, -1 for an image that could not be decoded; its name and probability are empty.
+        probabilities: (n,) softmax of the predicted class.
+    """
+    named = [*class_names, '']
+
+    def rows_of() -> Iterator[Iterable[tuple]]:
+        for some, rows in _chunks(names):
+            values = (some, predicted[rows].tolist(), probabilities[rows].tolist(), named)
+            yield zip(*(COLUMNS[column](*values) for column in columns), strict=True)
+
+    _write_csv(path, columns, chain.from_iterable(rows_of()))
 
 
 def write_top(

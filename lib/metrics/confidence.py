@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from lib.metrics.predictions import Predictions
+
 NUM_BINS = 15
+HALF = 0.5  # confidence below which images are counted where no threshold is chosen
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, num_bins: int = NUM_BINS) -> dict[str, Any]:
@@ -44,6 +47,33 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, num_bins: int = NUM
         'confidence': float(sums.sum() / len(confidence)),
         'bins': bins,
     }
+
+
+@dataclass(frozen=True)
+class ConfidenceSummary:
+    """Confidence over images, of which those that cannot be decoded have none.
+
+    Attributes:
+        mean: over the readable images; NaN without any.
+        num_below: readable images of a confidence below the threshold, or below HALF without a threshold.
+    """
+
+    num_readable: int
+    num_unreadable: int
+    mean: float
+    num_below: int
+
+
+def summarize_confidence(predictions: Predictions, threshold: float | None = None) -> ConfidenceSummary:
+    """Return the mean confidence and the number of images below a threshold; None: below HALF."""
+    confidence = predictions.confidence[predictions.predicted >= 0].astype(np.float64)
+    limit = HALF if threshold is None else threshold
+    return ConfidenceSummary(
+        len(confidence),
+        len(predictions) - len(confidence),
+        float(confidence.mean()) if len(confidence) else math.nan,
+        int((confidence < limit).sum()),
+    )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import numpy as np
 from lib.audit.findings import SINGLE_COLOR, DuplicateGroup
 from lib.audit.report import AuditReport
 from lib.inference.retrieval import Retrieval
+from lib.metrics.confidence import HALF, summarize_confidence
+from lib.metrics.predictions import Predictions
 from lib.report.page import file_size
 
 _COLUMNS = {
@@ -59,6 +61,25 @@ def describe_prediction(metrics: dict[str, float], plain: dict[str, float]) -> l
         lines.append('averaging does not lower the mean class error of one model, one view')
     else:
         lines.append(f'averaging: mean class error {gain:.1%} lower'.replace('%', ' points'))
+    return lines
+
+
+def describe_confidence(predictions: Predictions, threshold: float | None) -> list[str]:
+    """Return the number of images, their mean confidence, and how many are below a threshold or cannot be decoded.
+
+    `threshold`: probability below which the model abstains; None: none was chosen.
+    """
+    summary = summarize_confidence(predictions, threshold)
+    mean = f'{summary.mean:.1%}' if summary.num_readable else '-'
+    unreadable = f', {summary.num_unreadable:,} unreadable' if summary.num_unreadable else ''
+    images = 'image' if len(predictions) == 1 else 'images'
+    lines = [f'{len(predictions):,} {images}, mean confidence {mean}{unreadable}']
+    if threshold is None:
+        lines.append(f'{summary.num_below:,} below {HALF:.0%} (a threshold for abstention: --TEST_ABSTAIN_ERROR 0.05)')
+    elif np.isfinite(threshold):
+        lines.append(f'{summary.num_below:,} below the abstention threshold {threshold:.1%}')
+    else:
+        lines.append(f'{summary.num_below:,} below the abstention threshold: no threshold holds the target error')
     return lines
 
 

@@ -112,6 +112,21 @@ class ThumbnailBudget:
         return source
 
 
+def fit_page(render: Callable[[ThumbnailBudget], str], budget: ThumbnailBudget, max_bytes: float) -> str:
+    """Return a page with as many thumbnails as fit; it is larger than `max_bytes` only if it is so without any."""
+    budget.reset(0)
+    page = render(budget)
+    bytes_left = max_bytes - len(page.encode())
+    while bytes_left > 0:
+        budget.reset(bytes_left)
+        larger = render(budget)
+        excess = len(larger.encode()) - max_bytes
+        if excess <= 0:
+            return larger
+        bytes_left -= excess  # the HTML around the thumbnails is larger than estimated
+    return page
+
+
 def thumbnail_url(image: Image.Image) -> str:
     """Return the image, at most THUMBNAIL_SIDE pixels per side, as data: URL of a JPEG without metadata."""
     small = image.convert('RGB')

@@ -13,7 +13,7 @@ from lib.report.chart_style import PALETTE, inline_svg, new_panel, styled
 from lib.report.charts import METRICS, curve_panels, draw_panel, draw_tau
 from lib.report.class_charts import data_statistics, draw_class_sizes, draw_error_by_count, draw_reliability
 from lib.report.class_table import class_data, report_json, static_rows
-from lib.report.galleries import ThumbnailBudget, make_class_cards
+from lib.report.galleries import ThumbnailBudget, fit_page, make_class_cards
 from lib.report.page import between, inline_script, page_environment, percent, points, thousands
 from lib.report.report_metrics import (
     GROUPS,
@@ -60,22 +60,15 @@ def _fit_size(max_bytes: float, path: Path, data: ReportData, render: Callable, 
     """Return the page with as many thumbnails as fit into `max_bytes`."""
     if data.open_image is None:
         return render(make_cards(None), 0)
-    budget = ThumbnailBudget(data.open_image, 0)
-    page = render(make_cards(budget), budget.num_left_out)
-    bytes_left = max_bytes - len(page.encode())
-    if bytes_left < 0:
+    page = fit_page(
+        lambda budget: render(make_cards(budget), budget.num_left_out), ThumbnailBudget(data.open_image), max_bytes
+    )
+    num_bytes = len(page.encode())
+    if num_bytes > max_bytes:
         LOGGER.warning(
-            '%s takes %.1f MB without images, more than REPORT.MAX_MB %g',
-            path, (max_bytes - bytes_left) / 1e6, max_bytes / 1e6,
-        )  # fmt: skip
-        return page
-    while True:
-        budget.reset(bytes_left)
-        page = render(make_cards(budget), budget.num_left_out)
-        excess = len(page.encode()) - max_bytes
-        if excess <= 0:
-            return page
-        bytes_left -= excess  # the HTML around the thumbnails is larger than estimated
+            '%s takes %.1f MB without images, more than REPORT.MAX_MB %g', path, num_bytes / 1e6, max_bytes / 1e6
+        )
+    return page
 
 
 def _renderer(data: ReportData, metrics: ReportMetrics | None) -> Callable[[dict, int], str]:

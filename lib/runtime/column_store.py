@@ -77,6 +77,23 @@ class ColumnStore:
         return sorted(messages.items())
 
 
+_ROWS_AT_ONCE = 10_000
+
+
+def merge_stores(target: ColumnStore, parts: Sequence[ColumnStore]) -> None:
+    """Copy the rows of complete stores with the same columns into a store, one after another, with their errors."""
+    start = 0
+    for part in parts:
+        errors = [(start + row, message) for row, message in part.errors()]
+        for first in range(0, len(part.done), _ROWS_AT_ONCE):
+            last = min(first + _ROWS_AT_ONCE, len(part.done))
+            values = {name: column[first:last] for name, column in part.columns.items()}
+            target.write(slice(start + first, start + last), values)
+        target.write(slice(start, start), {name: column[:0] for name, column in part.columns.items()}, errors)
+        start += len(part.done)
+    target.flush()
+
+
 def open_or_create(
     folder: Path, num_rows: int, columns: Mapping[str, tuple[type | str, tuple[int, ...]]], key: Mapping[str, Any]
 ) -> ColumnStore:
@@ -100,6 +117,12 @@ def open_or_create(
     fresh.rename(folder)
     sync_folder(folder.parent)
     return ColumnStore(folder)
+
+
+def read_key(folder: Path) -> dict[str, Any] | None:
+    """Return the key of the store in a folder, as JSON gives it back; None without a store."""
+    description = _read_description(folder)
+    return None if description is None else description['about']
 
 
 def _read_description(folder: Path) -> Any:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+import time
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -64,6 +65,14 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + '\n')
 
 
+def read_json(path: str | os.PathLike) -> Any:
+    """Return the content of a JSON file that a command wrote; None if there is none or it is damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return None
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` durable (fsync); does nothing on Windows, which cannot open folders."""
     if os.name == 'nt':
@@ -75,7 +84,8 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-_LOCK_FILE = '.lock'
+_LOCK_FILE, _FILES_LOCK = '.lock', '.files.lock'
+_POLL_SECONDS, _WAIT_SECONDS = 0.01, 60
 
 
 @contextmanager
@@ -96,6 +106,25 @@ def lock_folder(folder: Path, key: str = 'NAME') -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        yield
+
+
+@contextmanager
+def wait_for_lock(folder: Path) -> Iterator[None]:
+    """Hold a lock on the files that commands update in `folder` within the block; wait while another process holds it.
+
+    It differs from that of `lock_folder`, which a training run holds to its end.
+
+    Raises:
+        UserError: another process holds it for a minute, or the file system has no locks.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / _FILES_LOCK, 'a', encoding='ascii') as file:
+        end = time.monotonic() + _WAIT_SECONDS
+        while not _acquire(file):
+            if time.monotonic() > end:
+                raise UserError(f'{file.name} cannot be locked: another process holds it; run the command again later')
+            time.sleep(_POLL_SECONDS)
         yield
 
 

@@ -80,7 +80,7 @@ def start_console(*, enabled: bool = True) -> None:
 
 def log_to(path: Path) -> None:
     """Append all log lines, including those of this process so far, to the file at `path`, each with the time."""
-    handler = _File(path, encoding='utf-8')
+    handler = _File(path, encoding='utf-8', errors='backslashreplace')
     handler.setFormatter(_WithLevel('%(asctime)s %(message)s'))
     for record in _BUFFER.records:
         handler.handle(record)

@@ -11,7 +11,7 @@ from typing import Any
 
 from lib.errors import UserError
 from lib.runtime.checkout import describe_commit
-from lib.runtime.files import lock_folder, remove_leftovers, replace_atomically, write_text
+from lib.runtime.files import lock_folder, remove_leftovers, replace_atomically, wait_for_lock, write_json, write_text
 from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 from lib.trainer.checkpointing.latest import checkpoints_in, shard_folder_of
@@ -105,6 +105,11 @@ class RunFolder:
             self.path / 'environment.txt',
             ''.join(f'{name}: {value}\n' for name, value in {'commit': describe_commit(), **environment}.items()),
         )
+
+    def write_classes(self, names: list[str], parents: list[list[str]]) -> None:
+        """Write classes.json: the name of each category_id, and its parents, as converters write it."""
+        if self.writes:
+            write_json(self.path / 'classes.json', {'names': names, 'parents': parents})
 
     def history(self) -> list[dict[str, Any]]:
         """Return the objects of metrics.jsonl, without a last line that a crash truncated."""
@@ -202,7 +207,7 @@ class RunFolder:
                 shutil.rmtree(folder)
 
     def _remove_old_epochs(self) -> None:
-        numbered = {int(path.stem[6:]): path for path in self.path.glob('epoch_*.pth') if path.stem[6:].isdigit()}
+        numbered = {int(path.stem[6:]): path for path in self.path.glob('epoch_*.pth') if path.stem[6:].isdecimal()}
         for epoch in sorted(numbered)[: -self._keep or None]:
             numbered[epoch].unlink()
 
@@ -210,7 +215,7 @@ class RunFolder:
 def _position_of_shards(folder: Path) -> tuple[int, ...]:
     """Return the (epoch, step) in a name made by `shard_folder_name`; () for any other name."""
     numbers = folder.name.split('-')[1:]
-    return tuple(map(int, numbers)) if len(numbers) == 2 and all(map(str.isdigit, numbers)) else ()
+    return tuple(map(int, numbers)) if len(numbers) == 2 and all(map(str.isdecimal, numbers)) else ()
 
 
 def read_bad_images(folder: Path) -> dict[str, dict[str, str]]:
@@ -225,16 +230,22 @@ def read_bad_images(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def write_bad_images(folder: Path, split: str, images: dict[str, str]) -> None:
-    """Write the undecodable images of `split`, {name: reason}, and leave those of other splits listed."""
-    listed = {**read_bad_images(folder), split: images}
-    if not any(listed.values()):
-        (folder / BAD_IMAGES).unlink(missing_ok=True)
+    """Write the undecodable images of `split`, {name: reason}, and leave those of other splits listed.
+
+    Several commands may do so at the same time. The entries of a prediction have the name of its file as `split`.
+    """
+    if not images and not (folder / BAD_IMAGES).exists():
         return
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(('split', 'image', 'reason'))
-    writer.writerows((name, *item) for name, reasons in listed.items() for item in reasons.items())
-    write_text(folder / BAD_IMAGES, text.getvalue())
+    with wait_for_lock(folder):
+        listed = {**read_bad_images(folder), split: images}
+        if not any(listed.values()):
+            (folder / BAD_IMAGES).unlink(missing_ok=True)
+            return
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator='\n')
+        writer.writerow(('split', 'image', 'reason'))
+        writer.writerows((name, *item) for name, reasons in listed.items() for item in reasons.items())
+        write_text(folder / BAD_IMAGES, text.getvalue())
 
 
 _ALWAYS_ALLOWED = 10

@@ -103,7 +103,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob('*'))
-        if path.is_file() and path.name != '.lock' and path.parent.parent.name != 'features'
+        if path.is_file() and not path.name.endswith('.lock') and path.parent.parent.name != 'features'
     }
 
 

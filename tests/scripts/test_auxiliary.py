@@ -21,7 +21,7 @@ def test_contrast(scripts, products, tmp_path):
     # Prediction and re-balancing read the architecture from the checkpoint, and ignore the projector.
     valid = ('--DATASET_TEST_JSON', products / 'converted_val.json')
     scripts.run(tmp_path, 'test.py', *again, *valid)
-    metrics = json.loads((path.parent / 'best_model_metrics.json').read_text())
+    metrics = json.loads((path.parent / 'predictions_converted_val.metrics.json').read_text())
     best = min(line['mean_class_error'] for line in metrics_of(path.parent) if line['split'] == 'valid')
     assert metrics['mean_class_error'] == best
     scripts.run(tmp_path, 'tau_norm.py', *again)

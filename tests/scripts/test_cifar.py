@@ -31,8 +31,8 @@ def test_train_predict_rebalance(scripts, tmp_path):
 
     model = ('--RESUME_MODEL', folder / 'best_model.pth')
     run('test.py', *model)
-    assert json.loads((folder / 'best_model_metrics.json').read_text())['num_images'] == 40
-    assert len((folder / 'best_model.csv').read_text().splitlines()) == 41
+    assert json.loads((folder / 'predictions_test.metrics.json').read_text())['num_images'] == 40
+    assert len((folder / 'predictions_test.csv').read_text().splitlines()) == 41
     run('tau_norm.py', *model)
     assert (tmp_path / 'log_tau' / 'small' / 'tau.json').exists()
 

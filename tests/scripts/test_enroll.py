@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def enroll(scripts, folder, photos, *options, code=0):
 def predicted(scripts, folder, checkpoint, json_file):
     """Return the classes that test.py predicts for the images of an annotation file, (n,), and their labels."""
     scripts.run(folder, 'test.py', '--RESUME_MODEL', checkpoint, '--DATASET_TEST_JSON', json_file, *ON_CPU)
-    with open((folder / checkpoint).with_suffix('.csv'), newline='') as file:
+    with open((folder / checkpoint).with_name(f'predictions_{Path(json_file).stem}.csv'), newline='') as file:
         found = np.array([int(row['predicted']) for row in csv.DictReader(file)])
     annotations = json.loads((folder / json_file).read_text())['annotations']
     return found, np.array([entry['category_id'] for entry in annotations])

@@ -48,7 +48,7 @@ def photo(products):
 def predicted_by_pytorch(scripts, run_folder, photo, *options):
     """Return the three best classes of a photo and their probabilities according to test.py."""
     scripts.run(run_folder, 'test.py', *MODEL, '--TEST_IMAGES', photo, '--TEST_TOP_K', 3, *options)
-    lines = (run_folder / 'log' / 'tiny' / 'best_model_top3.csv').read_text().splitlines()[1:]
+    lines = (run_folder / 'log' / 'tiny' / f'predictions_{photo.stem}.top3.csv').read_text().splitlines()[1:]
     return [(name, float(probability)) for *_, probability, name in (line.rsplit(',', 4) for line in lines)]
 
 
@@ -111,9 +111,10 @@ def test_onnx_equals_test_py(scripts, run_folder, products, preprocessing, color
         images = ((images / 255 - info['mean']) / info['std']).transpose(0, 3, 1, 2).astype(np.float32)
     assert info['channel_order'] == ('RGB' if preprocessing == 'inside' else color_space)
     logits, features = session.run(['logits', 'features'], {'images': images})
-    expected = np.load(run_folder / 'log' / 'tiny' / 'best_model_features.npy')
+    expected = np.load(run_folder / 'log' / 'tiny' / 'predictions_photos.features.npy')
     assert np.abs(features - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
-    predicted = [int(line.rpartition(',')[2]) for line in _lines(run_folder / 'log' / 'tiny' / 'best_model.csv')]
+    lines = _lines(run_folder / 'log' / 'tiny' / 'predictions_photos.csv')
+    predicted = [int(line.split(',')[1]) for line in lines]
     assert logits.argmax(axis=1).tolist() == predicted
 
 
@@ -145,7 +146,9 @@ def test_safetensors_can_be_used_as_a_checkpoint(scripts, run_folder, products):
     scripts.run(run_folder, 'test.py', *MODEL, *valid)
     expected = contents(run_folder / 'log' / 'tiny')
     scripts.run(run_folder, 'test.py', '--RESUME_MODEL', path, *ON_CPU, *valid)
-    assert contents(run_folder / 'log' / 'tiny')['best_model.csv'] == expected['best_model.csv']
+    # Another file with a model of the same name.
+    found = contents(run_folder / 'log' / 'tiny')['predictions_converted_val_2.csv']
+    assert found == expected['predictions_converted_val.csv']
     path.write_bytes(path.read_bytes()[:100])
     line = error_line(scripts.run(run_folder, 'test.py', '--RESUME_MODEL', path, *ON_CPU, *valid, code=2))
     assert 'cannot be read as a checkpoint' in line

@@ -59,7 +59,7 @@ def test_other_classes(scripts, products, run_folder):
     # test.py uses the names of the new classes.
     options = ('--RESUME_MODEL', 'log/tiny_finetune/best_model.pth', '--DATASET_TEST_JSON', 'val.json', *ON_CPU)
     scripts.run(run_folder, 'test.py', *options, '--TEST_TOP_K', 2)
-    top = (run_folder / 'log' / 'tiny_finetune' / 'best_model_top2.csv').read_text()
+    top = (run_folder / 'log' / 'tiny_finetune' / 'predictions_val.top2.csv').read_text()
     assert {line.split(',')[-1] for line in top.splitlines()[1:]} <= set(names)
 
 

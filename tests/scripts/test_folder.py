@@ -40,7 +40,15 @@ def test_train_and_predict(scripts, photos, tmp_path):
     assert 'its 4 class folders are the classes: 22 images for training, 3 for validation' in done.stdout
     run = tmp_path / 'log' / 'my_photos'
     assert (run / 'report.html').stat().st_size > 10_000
-    expected = {'config.yaml', 'environment.txt', 'log.txt', 'metrics.jsonl', 'last.pth', 'best_model.pth'}
+    expected = {
+        'config.yaml',
+        'environment.txt',
+        'log.txt',
+        'metrics.jsonl',
+        'last.pth',
+        'best_model.pth',
+        'classes.json',
+    }
     assert expected <= {path.name for path in run.iterdir()}
     assert 'class folders are the classes' in (run / 'log.txt').read_text()
     assert read_checkpoint(run / 'best_model.pth').training_set.class_names == NAMES
@@ -54,12 +62,12 @@ def test_train_and_predict(scripts, photos, tmp_path):
     (new / 'notes.txt').write_text('not an image')
     options = ('--RESUME_MODEL', 'log/my_photos/best_model.pth', '--DATASET_TEST_ROOT', 'new', *ON_CPU)
     done = scripts.run(tmp_path, 'test.py', *options)
-    rows = [line.rpartition(',') for line in (run / 'best_model.csv').read_text().splitlines()]
+    rows = [line.split(',') for line in (run / 'predictions_new.csv').read_text().splitlines()]
     assert [row[0] for row in rows] == ['id', 'b 2.png', 'b 3.png', 'b 10.png', 'deeper/a.jpg']
-    predicted = [row[2] for row in rows[1:]]
+    predicted = [row[1] for row in rows[1:]]
     assert predicted[1] == '-1'
     assert all(0 <= int(label) < 4 for label in predicted[:1] + predicted[2:])
-    assert bad_images(run) == [('test', 'b 3.png')]
+    assert bad_images(run) == [('predictions_new', 'b 3.png')]
     assert '1 of 4 images could not be decoded: predicted -1' in done.stderr
     assert contents(photos) == before
 
@@ -78,8 +86,8 @@ def test_folders_named_after_classes_are_labels(scripts, photos, tmp_path):
         draw_product(label, 4, 40, random).save(folder / 'a.png')
     done = scripts.run(tmp_path, 'test.py', *model)
     assert 'my_photos/test: labels from its folders' in done.stdout
-    metrics = json.loads((tmp_path / 'log' / 'my_photos' / 'best_model_metrics.json').read_text())
-    with open(tmp_path / 'log' / 'my_photos' / 'best_model.csv', newline='') as file:
+    metrics = json.loads((tmp_path / 'log' / 'my_photos' / 'predictions_test.metrics.json').read_text())
+    with open(tmp_path / 'log' / 'my_photos' / 'predictions_test.csv', newline='') as file:
         rows = list(csv.DictReader(file))
     assert [row['id'] for row in rows] == ['apple/a.png', 'kiwi 2/a.png']
     assert metrics['num_images'] == 2
@@ -156,7 +164,7 @@ def test_an_annotated_test_set(scripts, run_folder, products):
     (run_folder / 'list.json').write_text(json.dumps({'images': images}))
     options = ('--RESUME_MODEL', 'last', '--NAME', 'tiny', '--DATASET_TEST_JSON', 'list.json', *ON_CPU)
     done = scripts.run(run_folder, 'test.py', *options)
-    with open(run_folder / 'log' / 'tiny' / 'last.csv', newline='') as file:
+    with open(run_folder / 'log' / 'tiny' / 'last_predictions_list.csv', newline='') as file:
         rows = list(csv.DictReader(file))
     assert [row['id'] for row in rows] == [image['image_id'] for image in images]
     assert [row['predicted'] == '-1' for row in rows] == [False, True, True, False]

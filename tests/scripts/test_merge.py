@@ -75,14 +75,20 @@ def test_predictions_and_tau_are_equal(scripts, products, sharded_run):
     scripts.run(sharded_run, 'test.py', *BEST, *valid, '--TEST_EMBEDDINGS', True)
     scripts.run(sharded_run, 'tau_norm.py', *BEST, *valid)
     run, other = sharded_run / 'log' / 'run', sharded_run / 'log' / 'other'
-    expected = [(run / name).read_bytes() for name in ('best_model.csv', 'best_model_features.npy')]
+    expected = [
+        (run / name).read_bytes()
+        for name in ('predictions_converted_val.csv', 'predictions_converted_val.features.npy')
+    ]
     merged = ('--RESUME_MODEL', 'exported/best_model.pth', '--NAME', 'other', *valid)
     scripts.run(sharded_run, 'test.py', *merged, '--TEST_EMBEDDINGS', True)
-    assert [(other / name).read_bytes() for name in ('best_model.csv', 'best_model_features.npy')] == expected
-    metrics = [json.loads((folder / 'best_model_metrics.json').read_text()) for folder in (run, other)]
+    assert [
+        (other / name).read_bytes()
+        for name in ('predictions_converted_val.csv', 'predictions_converted_val.features.npy')
+    ] == expected
+    metrics = [json.loads((folder / 'predictions_converted_val.metrics.json').read_text()) for folder in (run, other)]
     assert metrics[0] == metrics[1]
     run_ranks_of(scripts, 2, sharded_run, 'test.py', *merged)
-    assert (other / 'best_model.csv').read_bytes() == expected[0]
+    assert (other / 'predictions_converted_val.csv').read_bytes() == expected[0]
     scripts.run(sharded_run, 'tau_norm.py', *merged)
     tau = [json.loads((sharded_run / 'log_tau' / name / 'tau.json').read_text()) for name in ('run', 'other')]
     assert tau[0] == tau[1]

@@ -117,8 +117,8 @@ def test_predict_and_rebalance(scripts, network, checkpoint, products, tmp_path)
     options = ('--RESUME_MODEL', checkpoint, '--DATASET_ROOT', products, '--NAME', 'old', *ON_CPU)
     done = scripts.run(tmp_path, 'test.py', *options, '--TEST_EMBEDDINGS', True)
     assert NOTE in done.stdout
-    features = np.load(tmp_path / 'log' / 'old' / 'original_features.npy')
-    with open(tmp_path / 'log' / 'old' / 'original.csv', newline='') as file:
+    features = np.load(tmp_path / 'log' / 'old' / 'original_predictions_test.features.npy')
+    with open(tmp_path / 'log' / 'old' / 'original_predictions_test.csv', newline='') as file:
         rows = list(csv.DictReader(file))
     names = [row['id'] for row in rows]
     expected = expected_features(network, products, names)
@@ -133,7 +133,7 @@ def test_predict_and_rebalance(scripts, network, checkpoint, products, tmp_path)
     assert not tau['before'].keys() & {'many', 'medium', 'few'}
     saved = tmp_path / 'log_tau' / 'old' / 'best_model.pth'
     scripts.run(tmp_path, 'test.py', '--RESUME_MODEL', saved, '--DATASET_ROOT', products, *ON_CPU)
-    assert (tmp_path / 'log_tau' / 'old' / 'best_model.csv').exists()
+    assert (tmp_path / 'log_tau' / 'old' / 'predictions_test.csv').exists()
 
 
 def test_cosine(scripts, network, products, tmp_path):

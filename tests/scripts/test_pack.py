@@ -42,7 +42,7 @@ def test_the_three_scripts_run_without_the_photos(scripts, packed, products, tmp
     for folder in (tmp_path, tmp_path / 'files'):
         scripts.run(folder, 'test.py', *best, *ON_CPU)
         scripts.run(folder, 'tau_norm.py', *best, *ON_CPU)
-    assert (run / 'best_model.csv').read_text() == (other / 'best_model.csv').read_text()
+    assert (run / 'predictions_test.csv').read_text() == (other / 'predictions_test.csv').read_text()
     taus = [json.loads((log.parent.parent / 'log_tau' / 'run' / 'tau.json').read_text()) for log in (run, other)]
     assert taus[0] == taus[1]
 
@@ -71,7 +71,7 @@ def test_class_folders_are_packed_and_test_root_overrides_the_packed_test_split(
     assert (run / 'best_model.pth').exists()
     best = ('--RESUME_MODEL', 'log/my photos/best_model.pth', '--DATASET_TEST_ROOT', products / 'test')
     scripts.run(tmp_path, 'test.py', *best, *ON_CPU)
-    assert len((run / 'best_model.csv').read_text().splitlines()) == 7
+    assert len((run / 'predictions_test.csv').read_text().splitlines()) == 7
 
 
 def test_a_second_call_verifies_and_repairs(scripts, packed, tmp_path):

@@ -51,7 +51,7 @@ def test_the_saved_model_is_the_fitted_one(scripts, biased, products, method):
     found = json.loads((biased / 'log' / 'tiny' / 'posthoc.json').read_text())['methods'][method]
     model = ('--RESUME_MODEL', 'log_tau/tiny/best_model.pth', *ON_CPU)
     scripts.run(biased, 'test.py', *model, '--DATASET_TEST_JSON', products / 'converted_val.json')
-    metrics = json.loads((biased / 'log_tau' / 'tiny' / 'best_model_metrics.json').read_text())
+    metrics = json.loads((biased / 'log_tau' / 'tiny' / 'predictions_converted_val.metrics.json').read_text())
     assert metrics['mean_class_error'] == pytest.approx(found['mean_class_error'], abs=1e-9)
     line = error_line(scripts.run(biased, 'tools/posthoc.py', *MODEL, *options, code=2))
     assert 'holds an earlier result' in line

@@ -14,9 +14,8 @@ def test_killed_and_resumed(scripts, run_folder, products, seed):
     scripts.run(run_folder, 'test.py', *options)
     folder = run_folder / 'log' / 'tiny'
     expected = contents(folder)
-    for path in folder.glob('best_model[._]*'):
-        if path.suffix != '.pth':
-            path.unlink()
+    for path in folder.glob('predictions_*'):
+        path.unlink()
     draws = random.Random(seed)
     num_resumed = 0
     for _ in range(3):
@@ -25,8 +24,8 @@ def test_killed_and_resumed(scripts, run_folder, products, seed):
             run_folder, 'tests/scripts/flushing.py', *target, REPOSITORY / 'test.py', *options, code=None
         )
         assert done.returncode == -signal.SIGKILL, done.stderr
-        assert (folder / 'best_model_test.partial').is_dir()
-        assert not (folder / 'best_model.csv').exists()
+        assert (folder / 'predictions_converted_val.flip.partial').is_dir()
+        assert not (folder / 'predictions_converted_val.flip.csv').exists()
         num_resumed += 'resuming after' in done.stdout
     assert num_resumed == 2
     done = scripts.run(run_folder, 'test.py', *options)

@@ -80,21 +80,22 @@ def test_predictions_do_not_depend_on_ranks(scripts, products, on_two, tmp_path,
                '--TEST_TOP_K', 2, '--TEST_EMBEDDINGS', True, '--TEST_BATCH_SIZE', 4, *ON_CPU)  # fmt: skip
 
     def results():
-        texts = [(run / name).read_bytes() for name in ('best_model.csv', 'best_model_top2.csv', 'bad_images.csv')]
-        metrics = json.loads((run / 'best_model_metrics.json').read_text())
-        return texts, metrics, np.load(run / 'best_model_features.npy')
+        names = ('predictions_test.csv', 'predictions_test.top2.csv', 'bad_images.csv')
+        texts = [(run / name).read_bytes() for name in names]
+        metrics = json.loads((run / 'predictions_test.metrics.json').read_text())
+        return texts, metrics, np.load(run / 'predictions_test.features.npy')
 
     alone = scripts.run(tmp_path, 'test.py', *options)
     expected, expected_metrics, expected_features = results()
     assert expected[0].count(b'\n') == num_images + 1
-    assert expected[0].endswith(b',-1\n')
+    assert expected[0].endswith(b',-1,,\n')
     for count in counts:
         main, *others = run_ranks_of(scripts, count, tmp_path, 'test.py', *options)
         found, metrics, features = results()
         assert found == expected
         check_metrics(metrics, expected_metrics)
-        # Matrix products of other batch sizes are summed in another order.
-        np.testing.assert_allclose(features, expected_features, rtol=1e-4, atol=1e-5)
+        # All ranks have the batches of one process.
+        np.testing.assert_array_equal(features, expected_features)
         assert main.stderr == alone.stderr
         assert main.stdout == alone.stdout
         assert {one.stdout + one.stderr for one in others} == {''}
@@ -164,7 +165,7 @@ def test_three_ranks_save_two_resume_one_predicts(scripts, products, tmp_path):
     heads = {read_checkpoint(run / name, with_rows=False).shard_folder.name for name in ('last.pth', 'best_model.pth')}
     assert {path.name for path in run.glob('head-*')} == heads
     scripts.run(tmp_path, 'test.py', '--RESUME_MODEL', run / 'best_model.pth', '--DATASET_ROOT', products, *ON_CPU)
-    assert (run / 'best_model.csv').read_text().count('\n') == 1 + 6
+    assert (run / 'predictions_test.csv').read_text().count('\n') == 1 + 6
     # One process with the whole classifier resumes from the shards, too.
     whole = ('--MODEL_CLASSIFIER_SHARDED', False, '--TRAIN_MAX_EPOCH', 4)
     done = scripts.run(tmp_path, 'main.py', *options, *LAST, *whole)
@@ -260,7 +261,7 @@ def test_many_ranks_of_few_images_each(scripts, products, tmp_path):
         assert one.stderr.count('\n') == 1
     best = ('--RESUME_MODEL', 'log/run/best_model.pth', '--DATASET_ROOT', products, *ON_CPU)
     scripts.run(tmp_path, 'test.py', *best)
-    csv = tmp_path / 'log' / 'run' / 'best_model.csv'
+    csv = tmp_path / 'log' / 'run' / 'predictions_test.csv'
     expected = csv.read_bytes()
     run_ranks_of(scripts, 7, tmp_path, 'test.py', *best)
     assert csv.read_bytes() == expected

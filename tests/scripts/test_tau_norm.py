@@ -7,14 +7,23 @@ import pytest
 from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 from tests.scripts.running import ON_CPU, contents, error_line, metrics_of
 
-FILES = {'best_model.pth', 'tau.json', 'tau.png', 'report.html', 'config.yaml', 'environment.txt', '.lock'}
+FILES = {
+    'best_model.pth',
+    'tau.json',
+    'tau.png',
+    'report.html',
+    'config.yaml',
+    'environment.txt',
+    'classes.json',
+    '.lock',
+}
 
 
 def metrics_on_valid(scripts, folder, products, checkpoint):
     """Return the metrics of a checkpoint on the valid split, as test.py writes them."""
     valid = products / 'converted_val.json'
     scripts.run(folder, 'test.py', '--RESUME_MODEL', checkpoint, '--DATASET_TEST_JSON', valid, *ON_CPU)
-    return json.loads((folder / checkpoint).with_name(f'{checkpoint.rpartition("/")[2][:-4]}_metrics.json').read_text())
+    return json.loads((folder / checkpoint).with_name('predictions_converted_val.metrics.json').read_text())
 
 
 @pytest.fixture(scope='module')
@@ -104,9 +113,9 @@ def test_nothing_better_is_saved_unchanged(scripts, run_folder, products):
     valid = json.loads((products / 'converted_val.json').read_text())
     path = run_folder / 'log' / 'tiny' / 'best_model.pth'
     metrics_on_valid(scripts, run_folder, products, 'log/tiny/best_model.pth')
-    rows = (run_folder / 'log' / 'tiny' / 'best_model.csv').read_text().splitlines()[1:]
+    rows = (run_folder / 'log' / 'tiny' / 'predictions_converted_val.csv').read_text().splitlines()[1:]
     for entry, row in zip(valid['annotations'], rows, strict=True):
-        entry['category_id'] = int(row.rpartition(',')[2])
+        entry['category_id'] = int(row.split(',')[1])
     (run_folder / 'valid.json').write_text(json.dumps(valid))
     options = ('--RESUME_MODEL', path, '--DATASET_VALID_JSON', 'valid.json', *ON_CPU)
     done = scripts.run(run_folder, 'tau_norm.py', *options)

@@ -89,9 +89,9 @@ def test_the_scripts(torchrun, scripts, products, tmp_path):
     assert 'traceback : log/run holds the checkpoints of an earlier run' in errors
     best = ('--RESUME_MODEL', run / 'best_model.pth', '--DATASET_ROOT', products, *ON_CPU)
     check_one_rank_logs(*torchrun(folder, 3, 'test.py', *best).wait(0))
-    found = (run / 'best_model.csv').read_bytes()
+    found = (run / 'predictions_test.csv').read_bytes()
     scripts.run(folder, 'test.py', *best)
-    assert (run / 'best_model.csv').read_bytes() == found
+    assert (run / 'predictions_test.csv').read_bytes() == found
     check_one_rank_logs(*torchrun(folder, 3, 'tau_norm.py', *best).wait(0))
     found = (folder / 'log_tau' / 'run' / 'tau.json').read_bytes()
     scripts.run(folder, 'tau_norm.py', *best, '--OVERWRITE', True)

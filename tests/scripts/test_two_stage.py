@@ -26,7 +26,8 @@ def features_of(scripts, folder, checkpoint, products, split):
     file = products / f'converted_{split}.json'
     options = ('--RESUME_MODEL', checkpoint, '--DATASET_TEST_JSON', file, '--TEST_EMBEDDINGS', True, *ON_CPU)
     scripts.run(folder, 'test.py', *options)
-    features = np.load((folder / checkpoint).with_name('best_model_features.npy')).astype(np.float64)
+    written = (folder / checkpoint).with_name(f'predictions_{file.stem}.features.npy')
+    features = np.load(written).astype(np.float64)
     labels = [entry['category_id'] for entry in json.loads(file.read_text())['annotations']]
     return features, np.array(labels)
 
@@ -148,5 +149,5 @@ def test_learned_scales_re_balanced(scripts, products, scaled):
     valid = products / 'converted_val.json'
     options = ('--RESUME_MODEL', folder / 'best_model.pth', '--DATASET_TEST_JSON', valid, *ON_CPU)
     scripts.run(scaled, 'test.py', *options)
-    metrics = json.loads((folder / 'best_model_metrics.json').read_text())
+    metrics = json.loads((folder / 'predictions_converted_val.metrics.json').read_text())
     assert metrics['mean_class_error'] == tau['after']['mean_class_error']

@@ -87,6 +87,7 @@ class TestKeys(Section, title='evaluation and prediction'):
         'Columns of the predictions: some of id, predicted (the category_id; -1: unreadable), name (of that class) and '
         'probability.',
     )
+    CONTACT_SHEET = Key(True, 'Also write a page with photos, names and probabilities, of at most REPORT.MAX_MB.')
     FLIP = Key(
         False,
         'Test-time augmentation: also predict the mirrored image. (FLIP, CROPS, SCALES, AVERAGE and ENSEMBLE change '
@@ -131,8 +132,8 @@ class TestKeys(Section, title='evaluation and prediction'):
         '',
         "Also predict one class per product, averaged over its images: 'folder' if each product is a folder, or a CSV "
         'file with columns id,product. Empty: off.',
-    )
         is_path=True,
+    )
     ABSTAIN_ERROR = Key(
         0.0,
         'Also write predictions with abstention: target error of the accepted predictions; the threshold on the '

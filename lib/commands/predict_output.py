@@ -1,0 +1,281 @@
+"""The files of a prediction: their names, their content, and the lines to log."""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lib.builders.split import DatasetSplit
+from lib.commands.cli import one_line
+from lib.commands.loaded_model import LoadedModel
+from lib.commands.predict_inputs import Part, Source, products_of
+from lib.config.yaml_text import parse_config_text
+from lib.dataset.images import FileImages
+from lib.dataset.lazy_image import LazyImage
+from lib.errors import UserError
+from lib.inference.prediction_files import (
+    COLUMNS,
+    write_accepted,
+    write_embeddings,
+    write_predictions,
+    write_products,
+    write_top,
+)
+from lib.inference.sinks import stored_predictions
+from lib.metrics.accuracy import compute_metrics
+from lib.metrics.class_report import detailed_metrics
+from lib.metrics.confidence import Threshold
+from lib.metrics.predictions import Predictions, predictions_from_classes
+from lib.report.contact_sheet import SheetData, write_contact_sheet
+from lib.report.describe import describe_confidence
+from lib.report.galleries import THUMBNAIL_SIDE
+from lib.runtime.column_store import ColumnStore
+from lib.runtime.files import read_json, wait_for_lock, write_json
+from lib.runtime.log import LOGGER
+from lib.trainer.run_folder import write_bad_images
+
+_PREDICTIONS = 'predictions_'
+_MAX_LOGGED = 10  # images whose predictions are logged
+_MAX_NAME_BYTES = 80
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """The result of test.py.
+
+    Attributes:
+        metrics: empty without labels.
+        plain: those of the first model's plain view, where more than that is averaged.
+        lines: to log.
+        files: that were written.
+    """
+
+    metrics: dict[str, float]
+    plain: dict[str, float] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+
+
+def check_columns(columns: Sequence[str]) -> None:
+    """Raise UserError unless TEST.COLUMNS are some of the columns, each once."""
+    unknown = [name for name in columns if name not in COLUMNS]
+    if unknown or not columns or len(set(columns)) < len(columns):
+        raise UserError(
+            f'TEST.COLUMNS is {",".join(columns)!r}, but must be some of {", ".join(COLUMNS)}, each once, separated by '
+            'commas'
+        )
+
+
+def claim_stem(trained: LoadedModel, source: Source) -> Path:
+    """Return the path of a prediction's files without suffix: predictions_SOURCE in the run folder.
+
+    The name of a checkpoint other than best_model is put before it, and views, sizes and models that differ from those
+    of the checkpoint behind it. STEM.json records checkpoint, source and options, so that the same prediction gets the
+    same name again, and another one with this name gets a number.
+    """
+    about = {
+        'checkpoint': _path_from(trained.path, trained.folder),
+        'source': source.identity,
+        'options': _options(trained),
+    }
+    checkpoint = _safe(trained.path.stem)
+    prefix = '' if checkpoint == 'best_model' else f'{checkpoint}_'
+    variant = ''.join(f'.{word}' for word in _variant(trained))
+    with wait_for_lock(trained.folder):
+        for number in count(1):
+            suffix = '' if number == 1 else f'_{number}'
+            stem = trained.folder / f'{prefix}{_PREDICTIONS}{_safe(source.name)}{suffix}{variant}'
+            recorded = read_json(_with(stem, '.json'))
+            if recorded == about:
+                return stem
+            if recorded is None and not _with(stem, '.csv').exists():
+                write_json(_with(stem, '.json'), about)
+                return stem
+            LOGGER.info('%s.csv is of another source or other options', stem)
+    raise AssertionError('unreachable')
+
+
+def _with(stem: Path, ending: str) -> Path:
+    return stem.with_name(stem.name + ending)
+
+
+def _path_from(path: Path, folder: Path) -> str:
+    """Return a path relative to a folder if it is in it, so that a moved folder keeps its names."""
+    whole, root = path.resolve(), folder.resolve()
+    return whole.relative_to(root).as_posix() if whole.is_relative_to(root) else str(whole)
+
+
+def _safe(name: str) -> str:
+    """Return a name for files of any system: letters, digits, `-` and `_`. A dot begins the rest of the file name."""
+    composed = unicodedata.normalize('NFC', name.encode('utf-8', 'replace').decode())
+    text = re.sub(r'[^\w-]+', '_', composed).strip('_') or 'images'
+    return text.encode()[:_MAX_NAME_BYTES].decode('utf-8', 'ignore')
+
+
+def _options(trained: LoadedModel) -> dict[str, Any]:
+    """Return the options that predictions depend on, as JSON gives them back."""
+    cfg, test = trained.cfg, trained.cfg.TEST
+    ensemble = [str(Path(path).resolve()) for path in test.ENSEMBLE]
+    return {
+        'INPUT.TEST_SIZE': cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE,
+        'INPUT.CROP_RATIO': cfg.INPUT.CROP_RATIO,
+        'TEST.FLIP': test.FLIP,
+        'TEST.CROPS': test.CROPS,
+        'TEST.SCALES': list(test.SCALES),
+        'TEST.AVERAGE': test.AVERAGE,
+        'TEST.ENSEMBLE': ensemble,
+        'TEST.ENSEMBLE_WEIGHTS': test.ENSEMBLE_WEIGHTS if ensemble else 'equal',
+    }
+
+
+def _variant(trained: LoadedModel) -> Iterator[str]:
+    """Yield a word for each option that changes predictions and differs from the checkpoint's config."""
+    cfg, test = trained.cfg, trained.cfg.TEST
+    config = parse_config_text(trained.checkpoint.config, str(trained.path), [])
+    size = cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE
+    if size != (config.get('INPUT.TEST_SIZE') or config.get('INPUT.SIZE', size)):
+        yield f'{size}px'
+    if config.get('TEST.CROPS', 'center') != test.CROPS:
+        yield test.CROPS
+    if config.get('TEST.FLIP', False) != test.FLIP:
+        yield 'flip' if test.FLIP else 'no_flip'
+    if config.get('TEST.SCALES', (1.0,)) != test.SCALES:
+        yield 'scales'
+    if config.get('TEST.ENSEMBLE', ()) != test.ENSEMBLE:
+        yield 'ensemble' if test.ENSEMBLE else 'no_ensemble'
+
+
+def write_part(trained: LoadedModel, split: DatasetSplit, store: ColumnStore, stem: Path, part: Part) -> PredictResult:
+    """Write the rows of a part; metrics, products and page follow when all parts are merged."""
+    files = _write_rows(trained, split, store, stem)
+    _write_bad(trained, split, store, stem)
+    lines = [
+        f'part {part.number} of {part.count}: {len(split):,} images; when all are predicted, merge them: '
+        f'--TEST_PART merge/{part.count}'
+    ]
+    return PredictResult({}, {}, lines, files)
+
+
+def write_all(
+    trained: LoadedModel, split: DatasetSplit, store: ColumnStore, stem: Path, threshold: Threshold | None
+) -> PredictResult:
+    """Write the files of a prediction, and return its metrics and the lines to log."""
+    test, columns = trained.cfg.TEST, store.columns
+    topk, probabilities = columns['best'], columns['probabilities']
+    files = _write_rows(trained, split, store, stem)
+
+    def file(ending: str) -> Path:
+        files.append(_with(stem, ending))
+        return files[-1]
+
+    if test.PRODUCTS:
+        products, names = products_of(trained.cfg, split.names.to_pylist())
+        write_products(file('.products.csv'), products, names, topk, probabilities, trained.class_names)
+    if threshold:
+        write_accepted(file('.answered.csv'), split.names, topk[:, 0], probabilities[:, 0], threshold.value)
+        files += [_with(stem, f'.risk_coverage.{suffix}') for suffix in ('json', 'png')]
+    predictions = stored_predictions(store, split.labels)
+    labeled = predictions.labeled()
+    metrics = trained.supported_metrics(compute_metrics(labeled, trained.train_counts))
+    plain: dict[str, float] = {}
+    if 'plain' in columns:
+        plain_predictions = predictions_from_classes(split.labels, columns['plain'])
+        plain = trained.supported_metrics(compute_metrics(plain_predictions, trained.train_counts))
+    if metrics:
+        content: dict[str, Any] = {'split': split.source, 'num_images': len(split), **metrics}
+        if trained.checkpoint.training_set:
+            content |= detailed_metrics(labeled, trained.train_counts, parents=trained.class_parents or None)
+        write_json(file('.metrics.json'), content | ({'plain': plain} if plain else {}))
+    _write_bad(trained, split, store, stem)
+    if test.CONTACT_SHEET:
+        _write_page(file('.html'), trained, split, predictions, store, threshold)
+    lines = [*_image_lines(trained, split, store), *_threshold_lines(threshold, labeled)]
+    lines += describe_confidence(predictions, threshold.value if threshold else None)
+    return PredictResult(metrics, plain, lines, files)
+
+
+def _write_rows(trained: LoadedModel, split: DatasetSplit, store: ColumnStore, stem: Path) -> list[Path]:
+    """Write the files with rows for each image."""
+    test, columns = trained.cfg.TEST, store.columns
+    topk, probabilities = columns['best'], columns['probabilities']
+    files = [_with(stem, '.csv')]
+    names = trained.class_names
+    write_predictions(files[0], split.names, topk[:, 0], probabilities[:, 0], names, test.COLUMNS)
+    if test.TOP_K:
+        files.append(_with(stem, f'.top{test.TOP_K}.csv'))
+        write_top(files[-1], split.names, topk, probabilities, test.TOP_K, names)
+    if test.EMBEDDINGS:
+        files.append(_with(stem, f'.features.{test.EMBEDDINGS_FORMAT}'))
+        write_embeddings(files[-1], split.names, columns['features'])
+    return files
+
+
+def _write_bad(trained: LoadedModel, split: DatasetSplit, store: ColumnStore, stem: Path) -> None:
+    bad = store.errors()
+    write_bad_images(trained.folder, stem.name, {split.names[row].as_py(): reason for row, reason in bad})
+    if bad:
+        LOGGER.warning(
+            '%d of %d images could not be decoded: predicted -1, see %s',
+            len(bad), len(split), trained.folder / 'bad_images.csv',
+        )  # fmt: skip
+
+
+def _write_page(
+    path: Path,
+    trained: LoadedModel,
+    split: DatasetSplit,
+    predictions: Predictions,
+    store: ColumnStore,
+    threshold: Threshold | None,
+) -> None:
+    images = split.images
+    data = SheetData(
+        title=f'{trained.cfg.NAME}: {path.stem.partition(_PREDICTIONS)[2]}',
+        model=str(trained.path),
+        source=split.source,
+        names=split.names,
+        predictions=predictions,
+        class_names=trained.class_names,
+        errors=dict(store.errors()),
+        threshold=threshold.value if threshold else None,
+        open_image=lambda row: _reduced(images.open(row)),
+        path_of=images.name if isinstance(images, FileImages) else None,
+    )
+    write_contact_sheet(path, data, max_bytes=1e6 * trained.cfg.REPORT.MAX_MB)
+
+
+def _reduced(image: LazyImage) -> Image.Image:
+    """Return an image that is decoded at the smallest scale sufficient for a thumbnail."""
+    pixels, _ = image.pixels(min(1.0, THUMBNAIL_SIDE / max(image.width, image.height)))
+    return Image.fromarray(pixels)
+
+
+def _image_lines(trained: LoadedModel, split: DatasetSplit, store: ColumnStore) -> list[str]:
+    if len(split) > _MAX_LOGGED:
+        return []
+    labels, probabilities = store.columns['best'][:, 0].tolist(), store.columns['probabilities'][:, 0].tolist()
+    return [
+        one_line(f'{name}: ' + (f'{trained.class_names[label]} ({value:.1%})' if label >= 0 else 'unreadable'))
+        for name, label, value in zip(split.names.to_pylist(), labels, probabilities, strict=True)
+    ]
+
+
+def _threshold_lines(threshold: Threshold | None, labeled: Predictions) -> list[str]:
+    if threshold is None:
+        return []
+    if not threshold.coverage:
+        return ['no threshold holds TEST.ABSTAIN_ERROR on the valid split: all images abstain']
+    lines = [
+        f'threshold: probability {threshold.value:.3f}',
+        f'valid split: {threshold.coverage:.1%} above it, error {threshold.risk:.1%} (at most {threshold.bound:.1%})',
+    ]
+    if len(labeled):
+        accepted = labeled.confidence >= threshold.value
+        error = f'{1 - labeled.correct[accepted].mean():.1%}' if accepted.any() else '-'
+        lines.append(f'test images: {accepted.mean():.1%} above it, error {error}')
+    return lines
