@@ -19,7 +19,7 @@ _RESTART = re.compile(rb'\xff([\xd0-\xd7])')
 _SOI, _EOI, _SOS, _APP0, _APP1, _APP14, _APP15, _COM = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
 _END_OF_DATA = 0
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15 without DHT, JPG, DAC
-_DCT_FRAMES = frozenset((0xC0, 0xC1, 0xC2, 0xC9, 0xCA))  # baseline, extended, progressive; two of them arithmetic
+_HUFFMAN_FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended, progressive
 _PROGRESSIVE, _ARITHMETIC = frozenset((0xC2, 0xCA)), frozenset((0xC9, 0xCA))
 
 _EXIF, _XMP = b'Exif\0\0', b'http://ns.adobe.com/xap/1.0/\0'
@@ -30,6 +30,7 @@ _EXTRANEOUS = re.compile(r'(\d+) extraneous bytes')
 _MAX_EXTRANEOUS_BYTES = 64
 # Inserted at the end of scans: pixels that depend on it lack data. Several patterns, since one may repeat the pixels.
 _FILLERS = tuple(bytes((byte,)) * 256 for byte in (0x00, 0x55, 0xAA, 0xCC))
+_OMITTED_ZEROS = bytes(16)  # Arithmetic encoders omit zeros at the end of a scan, in practice a few bytes at most.
 _COEFFICIENTS = 64  # of a block
 _NOT_SENT = 255
 
@@ -57,12 +58,12 @@ class JpegHeader:
 
     @property
     def is_usual(self) -> bool:
-        """Whether libjpeg decodes it to RGB directly: 8 bits, gray or three colors, cosine transform."""
-        return self.precision == 8 and len(self.components) in (1, 3) and self.frame in _DCT_FRAMES
+        """True if libjpeg decodes it to RGB and notices missing data: 8 bits, one or three colors, Huffman codes."""
+        return self.precision == 8 and len(self.components) in (1, 3) and self.frame in _HUFFMAN_FRAMES
 
     @property
     def has_several_scans(self) -> bool:
-        """Whether more than one scan is needed, so that libjpeg does not notice a missing one."""
+        """True if more than one scan is needed, of which libjpeg does not notice a missing one."""
         return self.frame in _PROGRESSIVE or self.num_scan_components < len(self.components)
 
 
@@ -190,7 +191,7 @@ class JpegFile:
             raise ValueError(f'{self._num_stray_bytes} bytes between scans belong to none')
         if any(bits[0] == _NOT_SENT for bits in lowest_bit.values()):
             raise ValueError('the scan of a color is missing')
-        if not self._has_end and (self.header.frame in _ARITHMETIC or any(map(np.any, lowest_bit.values()))):
+        if not self._has_end and any(map(np.any, lowest_bit.values())):
             raise ValueError('the file ends before its last scan')
 
     def check_data(self) -> None:
@@ -200,6 +201,7 @@ class JpegFile:
             ValueError: data is missing, or the header announces fewer rows than there are.
         """
         self.check_scans()
+        reason = ''
         try:
             # At an eighth of the size, which costs little more than reading the data.
             simplejpeg.decode_jpeg(self._bare(), self._color_space, min_height=1, min_width=1)
@@ -207,9 +209,11 @@ class JpegFile:
             reason = str(error)
             extraneous = _EXTRANEOUS.search(reason)
             too_long = extraneous and int(extraneous[1]) > _MAX_EXTRANEOUS_BYTES
-            # libjpeg reports the first oddity only; a harmless one may hide that data is missing.
-            if too_long or any(message in reason for message in _MISSING) or self._depends_on_filler():
+            if too_long or any(message in reason for message in _MISSING):
                 raise ValueError(reason) from None
+        # libjpeg reports the first oddity only, which may hide that data is missing; nothing about arithmetic codes.
+        if (reason or self.header.frame in _ARITHMETIC) and self._depends_on_filler():
+            raise ValueError(reason or 'the file ends before the last pixels')
 
     @property
     def _color_space(self) -> str:
@@ -222,13 +226,12 @@ class JpegFile:
 
     def _depends_on_filler(self) -> bool:
         """Return True if bytes after the end of a scan change the pixels, so that its own are too few."""
-        if self.header.frame in _ARITHMETIC:  # whose encoders omit zeros at the end
-            return False
+        zeros = _OMITTED_ZEROS if self.header.frame in _ARITHMETIC else b''
         try:
-            expected = simplejpeg.decode_jpeg(self._bare(), self._color_space, strict=False)
+            expected = simplejpeg.decode_jpeg(self._bare(zeros), self._color_space, strict=False)
             return any(
                 not np.array_equal(
-                    expected, simplejpeg.decode_jpeg(self._bare(filler), self._color_space, strict=False)
+                    expected, simplejpeg.decode_jpeg(self._bare(zeros + filler), self._color_space, strict=False)
                 )
                 for filler in _FILLERS
             )

@@ -1,5 +1,6 @@
 """Missing ends, missing pixels, broken metadata: what is readable, in which orientation, against Pillow and by hand."""
 
+import base64
 import io
 import struct
 import zlib
@@ -91,6 +92,27 @@ def test_a_harmless_oddity_does_not_hide_missing_data():
     assert is_readable(odd + EOI)
     assert is_readable(odd)
     assert not is_readable(odd[:-20] + EOI)
+
+
+# Written by jpegtran -arithmetic; Pillow cannot write such files.
+ARITHMETIC = base64.b64decode(
+    '/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAA0JCgsKCA0LCgsODg0PEyAVExISEyccHhcgLikxMC4pLSwzOko+MzZGNywtQFdBRkxOUlNSMj5a'
+    'YVpQYEpRUk//yQALCAA4AEABAREA/8wABgAQEAX/2gAIAQEAAD8A0MVVtkiCErHOmgSbrIiKgYZwKpzxxywvgLkvff8AVeZgfrz8gz/sLoKS'
+    'fYlosBieI+stIQXT15U/Dn/3f/2Rp9Y0/wBVlEio/wBCXeifowD1BDCayvjUEB7HVF3zAjIZENG0EaLT2cGS6VcUvcfqaP8AAmxjcp6PenD7'
+    '8YfMFVWxzC2Ul1o/yuzJgfmkTgdNY8ZXBIBM5fxWvjgvS/kEHPr+IX1Mh3JmDgV4nlQxJgfRSTPZFKPMVhh4kd4RB4n7vnrDw7Cc0bVqsls5'
+    '7FJ8rucgl9H9Rek9d1XgIGlZFQBadbNAtB9v37zHL+3WrB6la8ZoDA3AwFUxPuOovJKIGCb62P1i673o2zXDzA653Z/GzRwNCQITz9Xf7fHq'
+    '6G2htdOIQabOtfPcN5VMTE18piyO4MSVSLkO4m3Pgi1GX6h4dQ+vPYd6fDkNNh3wXcbKyXf17yEZeQZZvwj/2Q=='
+)
+
+
+def test_an_arithmetic_jpeg_is_readable_without_its_end_only():
+    """libjpeg has no warning for such files, and encoders omit zeros at the end, so that a few bytes may be missing."""
+    assert_agreement(Case(ARITHMETIC, ARITHMETIC, True, []))
+    assert_agreement(Case(ARITHMETIC[:-2], ARITHMETIC, True, []))
+    start = ARITHMETIC.index(b'\xff\xda')
+    for cut in (50, 100, 200, len(ARITHMETIC) - start - 20):
+        assert not is_readable(ARITHMETIC[:-cut])
+        assert not is_readable(ARITHMETIC[:-cut] + EOI)
 
 
 def test_missing_restart_intervals_are_damage():
@@ -300,7 +322,7 @@ def test_avif_with_broken_exif():
 
 
 def test_packed_rows_inflate_to_the_same_pixels():
-    """A file of which the checksum of the rows is missing is written anew: with every filter and bit depth."""
+    """A file of which the checksum of the rows is missing is compressed again: with every filter and bit depth."""
     for mode in ('1', 'L', 'P', 'RGBA', 'I;16'):
         image = picture(200, 100).convert('I' if mode == 'I;16' else mode).convert(mode)
         image.paste(0 if mode != 'RGBA' else (0, 0, 0, 255), (0, 50, 200, 100))
