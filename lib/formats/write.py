@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lib.dataset.annotations import read_annotations, read_classes, read_test_images
-from lib.dataset.paths import nfc_strings, refuse_urls, spelled_on_disk
-from lib.errors import UserError
+from lib.dataset.paths import nfc_strings, path_as_text, refuse_urls, spelled_on_disk
+from lib.errors import UserError, text_fault
 from lib.formats.converted import ConvertedDataset, ConvertedSplit, count_of
-from lib.formats.sources import SPLITS, read_json, short
+from lib.formats.sources import SPLITS, read_json
 from lib.runtime.files import replace_atomically
 from lib.runtime.text import is_unicode, name_warnings
 
@@ -94,9 +94,13 @@ def check_split(name: str, split: ConvertedSplit, root: Path) -> None:
     """Raise UserError if the split is empty, a path is a URL or not Unicode, or none of the checked images exists."""
     if not len(split):
         raise UserError(f'the {name} split lists no images')
-    for path in split.paths:
-        if not is_unicode(path):
-            raise UserError(f'{name}: the file name {short(path)} is not Unicode (UTF-8); rename the file')
+    undecodable = [path for path in split.paths if not is_unicode(path)]
+    if undecodable:
+        count = '1 file is' if len(undecodable) == 1 else f'{len(undecodable):,} files are'
+        raise UserError(
+            f'{name}: the paths of {count} not UTF-8, as JSON must be: {path_as_text(undecodable[0])}; rename them '
+            '(convmv -f latin1 -t utf8 -r --notest FOLDER renames all)'
+        )
     refuse_urls(split.paths, str(root), name)
     rows = np.unique(np.linspace(0, len(split) - 1, _NUM_CHECKED).astype(int))
     sample = [root / split.paths[row] for row in rows]
@@ -114,9 +118,12 @@ def path_prefix(root: Path, folder: Path) -> str:
     if root == folder:
         return ''
     try:
-        return Path(os.path.relpath(root, folder)).as_posix()
+        prefix = Path(os.path.relpath(root, folder)).as_posix()
     except ValueError:  # another drive of Windows
-        return root.as_posix()
+        prefix = root.as_posix()
+    if fault := text_fault(prefix):
+        raise UserError(f'the folder of the images is {fault}')
+    return prefix
 
 
 def join_path(prefix: str, path: str) -> str:

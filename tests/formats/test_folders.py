@@ -11,6 +11,7 @@ from lib.errors import UserError
 from lib.formats.imagefolder import convert_image_folder
 from lib.formats.inat import convert_inat
 from lib.formats.text_lists import convert_grocery_store
+from lib.formats.write import write_converted
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -278,3 +279,32 @@ def test_inat_files_of_other_programs(tmp_path):
         file.write_text(json.dumps(tree), encoding=encoding)
         converted = convert_inat(tmp_path)
         assert (list(converted.splits['train']), converted.names) == (list(expected.splits['train']), expected.names)
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='Windows allows no such names')
+def test_file_names_that_are_not_utf8_are_one_error_line(tmp_path):
+    touch(tmp_path, 'train/a/x.jpg')
+    folder = os.path.join(os.fsencode(tmp_path), b'train', b'caf\xe9')
+    os.mkdir(folder)
+    for name in (b'1.jpg', b'2.jpg'):
+        with open(os.path.join(folder, name), 'wb'):
+            pass
+    converted = convert_image_folder(tmp_path)
+    assert converted.names == ['a', r'caf\xe9']
+    with pytest.raises(UserError) as caught:
+        write_converted(converted, tmp_path)
+    line = 'train: the paths of 2 files are not UTF-8, as JSON must be: train/caf\\xe9/1.jpg; rename them'
+    assert str(caught.value).startswith(line)
+    assert not (tmp_path / 'converted_train.json').exists()
+
+
+def test_imagefolder_reports_what_it_leaves_out(tmp_path):
+    touch(tmp_path, 'train/a/x.jpg', 'train/a/notes.txt', 'train/@eaDir/x.jpg', 'train/4.00638E+12/y.jpg')
+    converted = convert_image_folder(tmp_path)
+    assert converted.names == ['4.00638E+12', 'a']
+    assert converted.warnings[0].startswith('1 class name is a number that a spreadsheet has rounded (4.00638E+12)')
+    assert converted.warnings[1:] == [
+        f'{tmp_path}: 1 file left out: 1 .txt',
+        '  train/a: 1 (notes.txt)',
+        f'{tmp_path}: folders left out: @eaDir',
+    ]
