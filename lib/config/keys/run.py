@@ -87,6 +87,7 @@ class TestKeys(Section, title='evaluation and prediction'):
         'Columns of the predictions: some of id, predicted (the category_id; -1: unreadable), name (of that class) and '
         'probability.',
     )
+    CONTACT_SHEET = Key(True, 'Also write a page with photos, names and probabilities, of at most REPORT.MAX_MB.')
     FLIP = Key(
         False,
         'Test-time augmentation: also predict the mirrored image. (FLIP, CROPS, SCALES, AVERAGE and ENSEMBLE change '
