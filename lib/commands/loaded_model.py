@@ -84,16 +84,7 @@ class LoadedModel:
 
     def for_prediction(self) -> Checkpoint:
         """Return the checkpoint without the state that only resuming its training needs."""
-        return replace(
-            self.checkpoint,
-            optimizer=None,
-            training_state=None,
-            scaler=None,
-            history=None,
-            bad_images=None,
-            rng=None,
-            versions=None,
-        )
+        return replace(self.checkpoint.for_prediction(), rng=None, versions=None)
 
     def check_classes(self, split: DatasetSplit) -> None:
         """Raise UserError if a split has another number of classes than the model."""

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from lib.trainer.checkpointing.io import read_checkpoint
@@ -112,14 +113,22 @@ def metrics_of(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
 
 
+def selected_metrics(run: Path) -> dict:
+    """Return the metrics on the valid split of the epoch in best_model.pth."""
+    epoch = read_checkpoint(run / 'best_model.pth').progress.epoch
+    (line,) = (line for line in metrics_of(run) if (line['epoch'], line['split']) == (epoch, 'valid'))
+    return line
+
+
 def check_same_run(run: Path, other: Path, names: Sequence[str] = ('last.pth', 'best_model.pth')) -> None:
-    """Check that two runs are bit-identical: weights, optimizer, best model, metrics except times."""
+    """Check that two runs are bit-identical: weights, optimizer, best model, its selection, metrics except times."""
     for name in names:
         one, two = read_checkpoint(run / name), read_checkpoint(other / name)
         torch.testing.assert_close(one.state_dict, two.state_dict, rtol=0, atol=0)
         torch.testing.assert_close(one.optimizer, two.optimizer, rtol=0, atol=0)
-        assert one.progress == two.progress, name
-        assert _without_times(one.history) == _without_times(two.history), name
+        assert (one.progress, one.selection) == (two.progress, two.selection), name
+        np.testing.assert_array_equal(one.selection.best_scores, two.selection.best_scores)
+        assert _without_times(one.history or []) == _without_times(two.history or []), name
     assert _without_times(metrics_of(run)) == _without_times(metrics_of(other))
 
 

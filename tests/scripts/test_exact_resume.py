@@ -77,11 +77,11 @@ def test_ctrl_c_again_and_again(scripts, options, uninterrupted, tmp_path):
     ('target', 'count'),
     [
         (STEP, STEPS + 2),  # in the middle of the second epoch
-        # best_model.pth of the first epoch exists, last.pth does not
+        # last.pth of the first epoch exists, best_model.pth does not
         pytest.param('lib.trainer.run_folder:write_checkpoint', 1, marks=pytest.mark.slow),
         ('lib.trainer.run_folder:RunFolder.append', 3),  # a line of the second epoch in metrics.jsonl, no checkpoint
     ],
-    ids=['in an epoch', 'before last.pth', 'before any checkpoint of an epoch'],
+    ids=['in an epoch', 'before best_model.pth', 'before any checkpoint of an epoch'],
 )
 def test_kill(scripts, options, uninterrupted, tmp_path, target, count):
     scripts.run_until(tmp_path, 'SIGKILL', target, count, *options, code=-9)

@@ -59,7 +59,7 @@ def test_nearest_class_mean(scripts, products, run_folder, classifier):
     assert line['top1'] == pytest.approx((nearest == true).mean())
     last = read_checkpoint(tuned / 'last.pth')
     assert last.progress.epoch == 0
-    assert last.progress.best_result == line['mean_class_error']
+    assert last.selection.best_result == line['mean_class_error']
 
 
 def test_0_epochs_again_and_then_some(scripts, products, run_folder):
