@@ -10,6 +10,7 @@ DESCRIPTION = 'Train an image classifier. Without data of your own: python main.
 def main() -> int:
     command = read_command(sys.argv[1:], program='main.py', description=DESCRIPTION)
     # torch is imported only after the command line is checked.
+    from lib.commands.next_steps import after_training
     from lib.commands.report import training_report
     from lib.commands.train import prepare_training
     from lib.distributed.process_group import join_process_group
@@ -21,8 +22,8 @@ def main() -> int:
             LOGGER.info('stopped and saved; to resume: --RESUME_MODEL last (NAME %s)', run.cfg.NAME)
             return 128 + stopped_by
         report = training_report(run)
-        LOGGER.info('best model: %s', run.trainer.folder.path / 'best_model.pth')
-        LOGGER.info('report:     %s', report)
+        for line in after_training(run, report):
+            LOGGER.info('%s', line)
     return 0
 
 

@@ -13,6 +13,7 @@ def main() -> None:
     command = read_command(sys.argv[1:], program='tau_norm.py', description=DESCRIPTION, needs_model=True)
     # torch is imported only after the command line is checked.
     from lib.commands.loaded_model import load_model
+    from lib.commands.next_steps import after_rebalancing
     from lib.commands.tau_norm import rebalance
     from lib.distributed.process_group import join_process_group
     from lib.report.describe import describe_metrics, describe_tau
@@ -26,6 +27,8 @@ def main() -> None:
             LOGGER.info('%s', line)
         for path in result.files:
             LOGGER.info('wrote %s', path)
+        for line in after_rebalancing(command.cfg, result.files):
+            LOGGER.info('%s', line)
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ def main() -> None:
     command = read_command(sys.argv[1:], program='test.py', description=DESCRIPTION, needs_model=True)
     # torch is imported only after the command line is checked.
     from lib.commands.loaded_model import load_model
+    from lib.commands.next_steps import after_prediction
     from lib.commands.predict import predict
     from lib.distributed.process_group import join_process_group
     from lib.report.describe import describe_prediction
@@ -22,6 +23,8 @@ def main() -> None:
             LOGGER.info('%s', line)
         for path in predicted.files:
             LOGGER.info('wrote %s', path)
+        for line in after_prediction(command.cfg, predicted):
+            LOGGER.info('%s', line)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,109 @@
+"""The end of the scripts: what to do next, each step with the command to type or the file to open."""
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from lib.builders.data import has_test_split
+from lib.commands.predict_output import PredictResult
+from lib.commands.train import TrainingRun
+from lib.config.defaults import Config
+
+_WIDTH = 80
+_FOLDER = 'FOLDER'  # stands for a folder of new photos
+
+
+class Step(NamedTuple):
+    """A purpose, and the words of a command or the path of a file."""
+
+    purpose: str
+    words: Sequence[object]
+
+
+def after_training(run: TrainingRun, report: Path) -> list[str]:
+    """Return the next steps after main.py as log lines."""
+    cfg, training_set = run.cfg, run.trainer.info.training_set
+    model = run.trainer.folder.path / 'best_model.pth'
+    steps = [Step('look at the report', [report]), _prediction(cfg, model)]
+    sizes = training_set.class_counts[training_set.class_counts > 0]
+    # The rows of a cosine classifier have one norm already.
+    can_rebalance = run.data.valid is not None and cfg.MODEL.CLASSIFIER not in ('FCNorm', 'cosine')
+    if can_rebalance and sizes.max() >= 2 * sizes.min():
+        command = [*_script('tau_norm.py'), '--RESUME_MODEL', str(model)]
+        steps.append(Step('re-balance the classifier, if rare products matter as much as common ones', command))
+    is_first = not cfg.MODEL.PRETRAINED and not cfg.RESUME_MODEL and run.trainer.group.world_size == 1
+    if is_first and cfg.DATASET.NAME == 'annotations':
+        command = _again('--MODEL_PRETRAINED', 'timm', '--NAME', f'{cfg.NAME}_pretrained')
+        steps.append(Step('train from pretrained weights, which needs fewer photos', command))
+    return step_lines(steps)
+
+
+def after_rebalancing(cfg: Config, files: Sequence[Path]) -> list[str]:
+    """Return the next steps after tau_norm.py as log lines; `files`: those written, the model first."""
+    return step_lines([_prediction(cfg, files[0])] if files else [])
+
+
+def after_prediction(cfg: Config, result: PredictResult) -> list[str]:
+    """Return the next steps after test.py as log lines."""
+    page = next((path for path in result.files if path.suffix == '.html'), None)
+    steps = [Step('look at the photos and their predictions', [page])] if page else []
+    if not result.files or cfg.TEST.PART:  # the lines of a part give the command that merges the parts
+        return step_lines(steps)
+    # A list on standard input has been read, so that command cannot be repeated as it is.
+    if not cfg.TEST.TOP_K and cfg.TEST.IMAGES != '-':
+        steps.append(Step('list the five most probable products of each photo', _again('--TEST_TOP_K', '5')))
+    if not result.metrics:
+        command = [*_script('test.py'), '--RESUME_MODEL', cfg.RESUME_MODEL, '--TEST_IMAGES', _FOLDER]
+        steps.append(Step('measure the accuracy on photos that are sorted into one folder per product', command))
+    return step_lines(steps)
+
+
+def step_lines(steps: Sequence[Step]) -> list[str]:
+    """Return a heading, and each purpose with its command below, in 80 columns where the words allow it."""
+    lines = ['next steps'] if steps else []
+    for step in steps:
+        lines += [f'- {step.purpose}:', *command_lines(step.words)]
+    return lines
+
+
+def command_lines(words: Sequence[object]) -> list[str]:
+    """Return a command in indented lines that a shell reads as one."""
+    lines = ['   ']
+    for group in _options(words):
+        # Other shells than those of POSIX continue lines in other ways, so there the line stays whole.
+        if len(lines[-1]) + len(f' {group} \\') > _WIDTH and lines[-1].strip() and os.name == 'posix':
+            lines[-1] += ' \\'
+            lines.append('       ')
+        lines[-1] += f' {group}'
+    return lines
+
+
+def _options(words: Sequence[object]) -> Iterator[str]:
+    """Yield the words in quotes where a shell needs them, each option together with its values."""
+    group: list[str] = []
+    for word in map(str, words):
+        if word.startswith('--') and group:
+            yield ' '.join(group)
+            group = []
+        group.append(shlex.quote(word))
+    yield ' '.join(group)
+
+
+def _prediction(cfg: Config, model: Path) -> Step:
+    words = [*_script('test.py'), '--RESUME_MODEL', model]
+    if has_test_split(cfg):
+        return Step(f'predict the test photos (or others, with --TEST_IMAGES {_FOLDER})', words)
+    return Step('predict new photos', [*words, '--TEST_IMAGES', _FOLDER])
+
+
+def _script(name: str) -> list[str]:
+    """Return the start of a command: another script, beside the one that runs."""
+    return ['python', str(Path(sys.argv[0]).with_name(name))]
+
+
+def _again(*options: str) -> list[str]:
+    """Return the command that runs with further options; the last of a repeated option counts."""
+    return ['python', *sys.argv, *options]
