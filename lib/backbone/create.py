@@ -1,13 +1,25 @@
 """Create backbones by name: those of timm, the names of old configs, and the CIFAR ResNet-32."""
 
 import difflib
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import timm
 import torch
-from timm.models import get_pretrained_cfg, is_model
+from timm.models import _builder, get_pretrained_cfg, is_model
 from torch import nn
 
+from lib.backbone.hub import (
+    HUB_PREFIXES,
+    WEIGHTS_FILES,
+    PublishedWeights,
+    config_folder,
+    download_from_hub,
+    download_url,
+)
 from lib.backbone.resnet32 import ResNet32
 from lib.backbone.split_attention import use_fast_split_attention
 from lib.errors import UserError
@@ -25,35 +37,36 @@ ALIASES = {
     'resnest269': 'resnest269e',
 }
 
-HUB_PREFIXES = ('hf-hub:', 'hf_hub:')
-
 
 def available() -> list[str]:
     """Return all names that `create_backbone` accepts: those of old configs first, then those of timm."""
     return [*ALIASES, CIFAR_RESNET, *timm.list_models()]
 
 
-def create_backbone(name: str, *, image_size: int, allow_download: bool = False) -> nn.Module:
+def create_backbone(name: str, *, image_size: int, allow_download: bool = False, key: str = 'INPUT.SIZE') -> nn.Module:
     """Create a backbone with random weights: (batch, 3, image_size, image_size) -> features (batch, num_features).
 
     Its attribute `num_features` is the width of the features. Weights are drawn from torch's global generator.
 
     Args:
         allow_download: accept names such as 'hf-hub:timm/resnet50.a1_in1k', whose configuration is downloaded.
+        key: the config key of the image size, for error messages.
 
     Raises:
         UserError: unknown name; a name on a hub without `allow_download`; an unsupported image size.
     """
     if name == CIFAR_RESNET:
         return ResNet32()
-    return _create_timm(_resolve(name, allow_download), image_size, pretrained=False)
+    return _create_timm(name, _resolve(name, allow_download), image_size, key)
 
 
-def create_timm_pretrained(name: str, *, image_size: int) -> tuple[nn.Module, str]:
-    """Create a backbone with the weights that timm publishes for it, downloading them if necessary.
+def changes_with_size(name: str) -> bool:
+    """Return whether a backbone is built for one image size, so that its weights are resampled for another."""
+    return name != CIFAR_RESNET and bool(_published(_resolve(name, allow_download=True)).get('fixed_input_size'))
 
-    Returns:
-        The backbone, and the license of its weights ('unknown' if timm does not state it).
+
+def published_weights(name: str) -> PublishedWeights:
+    """Return the weights that timm publishes for a backbone, downloaded if they are not cached.
 
     Raises:
         UserError: as in `create_backbone`; there are no such weights, or the download fails.
@@ -61,16 +74,20 @@ def create_timm_pretrained(name: str, *, image_size: int) -> tuple[nn.Module, st
     if name == CIFAR_RESNET:
         raise UserError(f"MODEL.PRETRAINED timm: there are no published weights for '{name}'; set MODEL.PRETRAINED ''")
     resolved = _resolve(name, allow_download=True)
-    if not resolved.startswith(HUB_PREFIXES):
-        published = get_pretrained_cfg(resolved)
-        if published is None or not published.has_weights:
-            raise UserError(
-                f"MODEL.PRETRAINED timm: timm has no weights for '{name}'; "
-                "choose another MODEL.BACKBONE, or set MODEL.PRETRAINED to a file or ''"
-            )
-    backbone = _create_timm(resolved, image_size, pretrained=True)
-    pretrained_cfg: Any = backbone.pretrained_cfg
-    return backbone, pretrained_cfg.get('license') or 'unknown'
+    published = _published(resolved)
+    license_name = published.get('license') or 'unknown'
+    repository, url = published.get('hf_hub_id'), published.get('url')
+    if resolved.startswith(HUB_PREFIXES):
+        repository = resolved.partition(':')[2]
+    if repository:
+        names = [published['hf_hub_filename']] if published.get('hf_hub_filename') else WEIGHTS_FILES
+        return PublishedWeights(download_from_hub(repository, names), license_name)
+    if url:
+        return PublishedWeights(download_url(url), license_name)
+    raise UserError(
+        f"MODEL.PRETRAINED timm: timm has no weights for '{name}'; "
+        "choose another MODEL.BACKBONE, or set MODEL.PRETRAINED to a file or ''"
+    )
 
 
 def _resolve(name: str, allow_download: bool) -> str:
@@ -96,27 +113,44 @@ def _resolve(name: str, allow_download: bool) -> str:
     )
 
 
-def _create_timm(name: str, image_size: int, *, pretrained: bool) -> nn.Module:
-    published = None if name.startswith(HUB_PREFIXES) else get_pretrained_cfg(name)
+def _published(resolved: str) -> dict[str, Any]:
+    """Return timm's description of a backbone's weights: their image size, source and license."""
+    if resolved.startswith(HUB_PREFIXES):
+        config = json.loads(Path(config_folder(resolved), 'config.json').read_text(encoding='utf-8'))
+        return config.get('pretrained_cfg', config)
+    published = get_pretrained_cfg(resolved)
+    return {} if published is None else published.to_dict()
+
+
+def _create_timm(name: str, resolved: str, image_size: int, key: str) -> nn.Module:
+    published = _published(resolved)
+    own_size = (published.get('input_size') or (3, 0, 0))[1]
     options: dict[str, Any] = {}
-    if published is not None and published.fixed_input_size and published.input_size[1:] != (image_size,) * 2:
+    if published.get('fixed_input_size') and own_size != image_size:
         options['img_size'] = image_size
+    source = f'local-dir:{config_folder(resolved)}' if resolved.startswith(HUB_PREFIXES) else resolved
     try:
-        backbone = timm.create_model(name, num_classes=0, pretrained=pretrained, **options)
+        # timm gives the function that adapts weights to a model to its loader only, which does nothing else here.
+        with mock.patch.object(_builder, 'load_pretrained', _remember_adapter):
+            backbone = timm.create_model(source, num_classes=0, pretrained=True, **options)
     except TypeError as error:
-        if published is None or not options or 'img_size' not in str(error):
+        if not options or 'img_size' not in str(error):
             raise
-        size = published.input_size[1]
-        raise UserError(f"MODEL.BACKBONE '{name}' accepts only images of {size} px: set INPUT.SIZE {size}") from error
-    except Exception as error:  # timm, the hub and the network raise many exception types
-        problem = 'weights cannot be downloaded or loaded' if pretrained else f'cannot be built for {image_size} px'
-        raise UserError(f"MODEL.BACKBONE '{name}': {problem}: {_one_line(error)}") from error
+        raise UserError(
+            f"MODEL.BACKBONE '{name}' accepts only images of {own_size} px: set {key} {own_size}"
+        ) from error
+    except Exception as error:  # timm and the models raise many exception types
+        raise UserError(f"MODEL.BACKBONE '{name}': cannot be built for {image_size} px: {_one_line(error)}") from error
     use_fast_split_attention(backbone)
-    width = measure_width(backbone, name, image_size)
+    width = measure_width(backbone, name, image_size, key)
     # The last layer of some timm models has another width than their num_features (head_hidden_size).
     if backbone.num_features != width:
         setattr(backbone, 'num_features', width)  # noqa: B010 (mypy takes attributes of modules for submodules)
     return backbone
+
+
+def _remember_adapter(model: nn.Module, *_: object, filter_fn: Callable | None = None, **__: object) -> None:
+    setattr(model, 'adapt_weights', filter_fn)  # noqa: B010 (mypy takes attributes of modules for submodules)
 
 
 @torch.no_grad()

@@ -1,141 +1,244 @@
-"""Load pretrained weights from a local file into a backbone, and report which keys matched."""
+"""Fit weights to a backbone: find them in a file, remove the names of wrappers, resample what depends on the size."""
 
 import os
-import pickle
-import warnings
+import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import safetensors.torch
 import torch
 from torch import nn
 
+from lib.backbone.weights_file import StoredTensor, WeightsFile, WeightsFileError, read_weights_file
 from lib.errors import UserError
 
-NESTED_UNDER = ('state_dict', 'model', 'model_state_dict', 'model_state')
-WRAPPERS = ('module', 'model', 'backbone', 'encoder')
-CLASSIFIERS = ('fc.', 'head.', 'classifier.', 'last_linear.')
+# Modules that wrap another one at any depth: DataParallel, torch.compile, FSDP, activation checkpointing.
+_INNER_WRAPPERS = {'module', '_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module'}
+_CLASSIFIERS = ('fc.', 'head.', 'head_dist.', 'heads.', 'classifier.', 'last_linear.', 'logits.', 'output.')
+_MEAN_WEIGHTS = {'ema', 'teacher', 'swa', 'averaged'}
+# The least part of the weights that a file must contain: fine where a last norm is new, not another backbone.
+_MIN_FRACTION = 0.9
+_MAX_CANDIDATES = 6
 
 
 @dataclass(frozen=True)
-class LoadReport:
-    """Keys by the result of loading.
+class Fit:
+    """Weights adapted to a backbone, and keys by the result.
 
     Attributes:
-        matched: loaded.
-        missing: weights of the backbone that the file does not contain.
-        unexpected: keys of the file that are unknown to the backbone.
-        mismatched: keys with another shape, not loaded.
-        classifier: keys of the classifier in the file, which a backbone does not use.
+        weights: those that fit by name and shape.
+        missing: weights of the backbone that are not given.
+        mismatched: weights of another shape, with both shapes.
+        unexpected: keys unknown to the backbone, in a module that it has: signs of another backbone.
+        others: keys of modules that it does not have, such as the decoder of self-supervised training.
+        classifier: keys of a classifier, which a backbone does not use.
+        resampled: weights that were resampled to the image size.
+        prefix: names of containers and wrappers of the weights in the file.
+        is_mean: the weights are an average over the steps of training.
     """
 
-    matched: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    mismatched: tuple[str, ...]
-    classifier: tuple[str, ...]
+    weights: dict[str, torch.Tensor]
+    missing: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    classifier: tuple[str, ...] = ()
+    resampled: tuple[str, ...] = ()
+    prefix: str = ''
+    is_mean: bool = False
 
     @property
-    def complete(self) -> bool:
-        """Return whether all weights of the backbone were loaded and no key of the file was unexpected."""
-        return not (self.missing or self.unexpected or self.mismatched)
+    def is_exact(self) -> bool:
+        """Return whether these are the weights of the backbone, all of them and no others."""
+        return not (self.missing or self.mismatched or self.unexpected or self.others or self.classifier)
 
-    def summary(self, examples: int = 3) -> str:
-        """Return one line with the counts and the first keys of each group."""
-        parts = [f'{len(self.matched)} tensors loaded']
-        for kind in ('missing', 'unexpected', 'mismatched'):
-            keys = getattr(self, kind)
-            if keys:
-                more = ', ...' if len(keys) > examples else ''
-                parts.append(f'{len(keys)} {kind} ({", ".join(keys[:examples])}{more})')
+    @property
+    def fits(self) -> bool:
+        """Return whether these are weights of this backbone: each module that the file has is complete."""
+        modules = {_module(key) for key in self.weights}
+        partial = any(_module(key) in modules for key in self.missing)
+        enough = len(self.weights) >= _MIN_FRACTION * (len(self.weights) + len(self.missing))
+        return bool(self.weights) and enough and not (partial or self.mismatched or self.unexpected)
+
+    def lines(self) -> list[str]:
+        """Return the lines to log: what was loaded, and which keys of the file were not used."""
+        mean = ' (EMA)' if self.is_mean else ''
+        lines = [
+            f'{len(self.weights)} tensors loaded' + (f' from {self.prefix.rstrip(".")}{mean}' if self.prefix else '')
+        ]
+        if self.resampled:
+            lines.append(f'resampled to the image size: {_examples(self.resampled)}')
         if self.classifier:
-            parts.append(f'classifier of the file not used ({", ".join(self.classifier)})')
-        return '; '.join(parts)
+            lines.append(f'classifier not used: {_examples(self.classifier)}')
+        if self.others:
+            lines.append(f'{len(self.others)} other tensors not used: {_examples(self.others)}')
+        if self.missing:
+            lines.append(f'not in the file, so random: {_examples(self.missing)}')
+        return lines
+
+    def misfit(self, source: str, backbone: str, image_size: int) -> UserError:
+        """Return the error for weights that are not those of the backbone."""
+        problems = [f'{len(self.weights)} tensors match']
+        for word, keys in (
+            ('missing', self.missing),
+            ('of another shape', self.mismatched),
+            ('unknown', (*self.unexpected, *self.others)),
+        ):
+            if keys:
+                problems.append(f'{len(keys)} {word} ({_examples(keys)})')
+        is_size = not (self.missing or self.unexpected) and len(self.mismatched) < len(self.weights) / 2
+        advice = 'timm does not resample these: set INPUT.SIZE' if is_size else 'set MODEL.BACKBONE'
+        return UserError(
+            f'{source} does not fit MODEL.BACKBONE {backbone} of {image_size} px: {", ".join(problems)}; '
+            f'{advice} as in its training'
+        )
 
 
-def load_pretrained(backbone: nn.Module, path: str | os.PathLike) -> LoadReport:
-    """Load the weights at `path` into `backbone` where name and shape match.
+def load_pretrained(backbone: nn.Module, path: str | os.PathLike, name: str = '', image_size: int = 0) -> Fit:
+    """Load the weights at `path` into `backbone`.
 
-    Reads files of torch (torchvision, timm, checkpoints of this project) and safetensors, under 'state_dict' or
-    'model', with prefixes such as 'module.' or 'backbone.'. No code in the file is executed.
+    Reads files of torch.save (torchvision, timm, Lightning, self-supervised training, checkpoints of this project) and
+    safetensors. No code in the file is executed.
+
+    Args:
+        name, image_size: MODEL.BACKBONE and INPUT.SIZE, for the error message.
 
     Raises:
-        UserError: the file is missing or unreadable, contains no tensors, or none that fits.
+        UserError: the file is missing or unreadable, contains no tensors, or those of another backbone.
     """
-    state = _read(Path(path))
+    source = f'MODEL.PRETRAINED {path}'
+    if not Path(path).is_file():
+        kind = 'is a folder; give the weights file in it' if Path(path).is_dir() else 'no such file'
+        raise UserError(f"{source}: {kind}; set a weights file, 'timm', or ''")
+    try:
+        file = read_weights_file(Path(path))
+        if not file.tensors:
+            raise UserError(f'{source}: {_without_tensors(file)}')
+        fit = _best_fit(backbone, file)
+    except WeightsFileError as error:
+        raise UserError(f'{source}: cannot be read ({error}); download or save it again') from error
+    if not fit.fits:
+        raise fit.misfit(source, name or type(backbone).__name__, image_size)
+    backbone.load_state_dict(fit.weights, strict=False)
+    return fit
+
+
+def fit_weights(backbone: nn.Module, state: Mapping[str, torch.Tensor]) -> Fit:
+    """Return weights adapted to the backbone as timm does it: renamed, and resampled to its image size.
+
+    Weights that fit as they are stay as they are.
+    """
+    fit = _compare(backbone, state)
+    adapt: Callable | None = getattr(backbone, 'adapt_weights', None)
+    if adapt is None or not (fit.missing or fit.mismatched or fit.unexpected or fit.others):
+        return fit
+    try:
+        adapted = adapt(dict(state), backbone)
+    except Exception:  # timm's functions raise errors of any type for weights of another model
+        return fit
+    adapted = {key: value for key, value in adapted.items() if isinstance(value, torch.Tensor)}
+    new = _compare(backbone, adapted)
+    if len(new.weights) < len(fit.weights):
+        return fit
+    resampled = [key for key in new.weights if key in state and state[key].shape != new.weights[key].shape]
+    return replace(new, resampled=tuple(resampled))
+
+
+def _compare(backbone: nn.Module, state: Mapping[str, torch.Tensor]) -> Fit:
     expected = backbone.state_dict()
-    prefix = _common_prefix(state, expected)
-    renamed = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    fitting = {key: value for key, value in renamed.items() if key in expected and value.shape == expected[key].shape}
-    if not any(value.is_floating_point() for value in fitting.values()):
-        raise UserError(
-            f'MODEL.PRETRAINED {path}: nothing in it fits the backbone; the file has {_examples(state)}, the '
-            f'backbone has {_examples(expected)}: check MODEL.BACKBONE'
-        )
-    backbone.load_state_dict(fitting, strict=False)
-    unused = [key for key in state if not key.startswith(prefix) or key.removeprefix(prefix) not in expected]
-    return LoadReport(
-        matched=tuple(fitting),
-        # Files older than torch 0.4.1 have no batch counter, which does not affect the features.
-        missing=tuple(key for key in expected if key not in renamed and not key.endswith('num_batches_tracked')),
-        unexpected=tuple(key for key in unused if not _is_classifier(key)),
-        mismatched=tuple(key for key in renamed if key in expected and key not in fitting),
-        classifier=tuple(key for key in unused if _is_classifier(key)),
+    weights = {key: value for key, value in state.items() if key in expected and value.shape == expected[key].shape}
+    unused = [key for key in state if key not in expected]
+    classifier = [key for key in unused if _is_classifier(key, backbone)]
+    modules = {_module(key) for key in expected}
+    # Counters and index tables are no weights: the backbone computes them itself.
+    rest = [key for key in unused if key not in set(classifier) and state[key].is_floating_point()]
+    return Fit(
+        weights,
+        missing=tuple(key for key in expected if key not in state and expected[key].is_floating_point()),
+        mismatched=tuple(
+            f'{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}'
+            for key in state
+            if key in expected and key not in weights and expected[key].is_floating_point()
+        ),
+        unexpected=tuple(key for key in rest if _module(key) in modules and state[key].numel() > 1),
+        others=tuple(key for key in rest if _module(key) not in modules),
+        classifier=tuple(classifier),
     )
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise UserError(f"MODEL.PRETRAINED {path}: no such file; set a weights file, 'timm', or ''")
-    try:
-        content: Any
-        if path.suffix == '.safetensors':
-            content = safetensors.torch.load_file(path)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # torch warns about unusual pickles; the errors below are clearer
-                content = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f'MODEL.PRETRAINED {path}: not a plain weights file (damaged, or with code, which is never '
-            'executed); save only its state_dict, or as .safetensors'
-        ) from error
-    except Exception as error:  # damaged files raise many types: KeyError, struct.error, AssertionError
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f'MODEL.PRETRAINED {path}: cannot be read ({reason}); download or save it again') from error
-    for name in NESTED_UNDER:
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
-    tensors = {}
-    if isinstance(content, Mapping):
-        tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
-    if not tensors or not all(isinstance(key, str) for key in tensors):
-        raise UserError(f'MODEL.PRETRAINED {path}: contains no named tensors; save a state_dict')
-    return tensors
+def _best_fit(backbone: nn.Module, file: WeightsFile) -> Fit:
+    """Return the fit of the best candidate: the prefix under which most tensors of the file fit the backbone."""
+    expected = backbone.state_dict()
+    tensors = _without_inner_wrappers(file.tensors, expected)
+    fits = []
+    for prefix in _candidates(tensors, expected)[:_MAX_CANDIDATES]:
+        state = {key.removeprefix(prefix): value.load() for key, value in tensors.items() if key.startswith(prefix)}
+        fit = replace(fit_weights(backbone, state), prefix=prefix, is_mean=_is_mean(prefix))
+        if fit.fits:
+            return fit
+        fits.append(fit)
+    return max(fits, key=lambda one: (len(one.weights), -len(one.missing)))
 
 
-def _common_prefix(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str:
-    """Return the sequence of wrapper names ('module.backbone.') under which most keys are those of the backbone."""
-    hits: Counter[str] = Counter()
-    for key in state:
-        prefix = ''
-        while True:
-            hits[prefix] += key.removeprefix(prefix) in expected
-            first, dot, _ = key.removeprefix(prefix).partition('.')
-            if not dot or first not in WRAPPERS:
-                break
-            prefix += f'{first}.'
-    return hits.most_common(1)[0][0]
+def _without_inner_wrappers(
+    tensors: Mapping[str, StoredTensor], expected: Mapping[str, torch.Tensor]
+) -> dict[str, StoredTensor]:
+    """Return the tensors with the names of wrappers removed, and without the state of optimizers."""
+    wrappers = _INNER_WRAPPERS - {part for key in expected for part in key.split('.')}
+    renamed = {}
+    for key, value in tensors.items():
+        parts = key.split('.')
+        if not any(part.startswith('optim') for part in parts):
+            renamed['.'.join(part for part in parts if part not in wrappers)] = value
+    return renamed
 
 
-def _is_classifier(key: str) -> bool:
-    while key.partition('.')[0] in WRAPPERS and '.' in key:
-        key = key.partition('.')[2]
-    return key.startswith(CLASSIFIERS)
+def _candidates(tensors: Mapping[str, StoredTensor], expected: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return prefixes of keys, most probable first: by weights that fit, then EMA first, then the order in the file."""
+    same_shape: Counter[str] = Counter()
+    size: Counter[str] = Counter()
+    for key, value in tensors.items():
+        for prefix in _prefixes(key):
+            size[prefix] += 1
+            rest = key.removeprefix(prefix)
+            same_shape[prefix] += rest in expected and value.shape == tuple(expected[rest].shape)
+    # Weights under names that only timm's function knows fit under none of the prefixes.
+    order = {prefix: position for position, prefix in enumerate(size)}
+    chosen = [prefix for prefix in size if same_shape[prefix] or size[prefix] >= len(tensors) / 4]
+    return sorted(chosen, key=lambda one: (-same_shape[one], not _is_mean(one), -size[one], order[one]))
 
 
-def _examples(keys: Mapping[str, torch.Tensor]) -> str:
-    return ', '.join(f'{key} {tuple(value.shape)}' for key, value in list(keys.items())[:2])
+def _prefixes(key: str) -> Iterator[str]:
+    yield ''
+    for position, char in enumerate(key):
+        if char == '.':
+            yield key[: position + 1]
+
+
+def _is_mean(prefix: str) -> bool:
+    return not _MEAN_WEIGHTS.isdisjoint(re.split(r'[^a-z]+', prefix.lower()))
+
+
+def _module(key: str) -> str:
+    return key.partition('.')[0]
+
+
+def _is_classifier(key: str, backbone: nn.Module) -> bool:
+    """Return whether a key that the backbone does not have is a weight of its classifier."""
+    names = (getattr(backbone, 'pretrained_cfg', None) or {}).get('classifier') or ()
+    names = (names,) if isinstance(names, str) else names
+    return key.startswith((*_CLASSIFIERS, *(f'{name}.' for name in names)))
+
+
+def _without_tensors(file: WeightsFile) -> str:
+    if not file.skipped:
+        return 'contains no named tensors; save a state_dict'
+    return (
+        f'contains no named tensors, but objects of {_examples(file.skipped)}, whose code is never executed; where '
+        "it was written, save the weights alone: torch.save(model.state_dict(), 'weights.pth')"
+    )
+
+
+def _examples(keys: tuple[str, ...], count: int = 3) -> str:
+    return ', '.join(keys[:count]) + (', ...' if len(keys) > count else '')

@@ -2,12 +2,20 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from timm.layers import convert_sync_batchnorm
+from torch import nn
 
-from lib.backbone.create import create_backbone, create_timm_pretrained, measure_width, num_features_of
-from lib.backbone.pretrained import load_pretrained
+from lib.backbone.create import (
+    changes_with_size,
+    create_backbone,
+    measure_width,
+    num_features_of,
+    published_weights,
+)
+from lib.backbone.pretrained import fit_weights, load_pretrained
 from lib.builders.loader import build_eval_loader, train_sizes
 from lib.builders.split import DatasetSplit
 from lib.classifier.base import Classifier, transfer_rows
@@ -42,29 +50,32 @@ CLASSIFIERS['FC'], CLASSIFIERS['FCNorm'] = CLASSIFIERS['linear'], CLASSIFIERS['c
 
 
 def new_model(
-    cfg: Config, num_classes: int, device: Device, *, pretrained: bool = True, classes: range | None = None
+    cfg: Config,
+    num_classes: int,
+    device: Device,
+    *,
+    pretrained: bool = True,
+    classes: range | None = None,
+    image_size: int | None = None,
 ) -> Recognizer:
     """Return a recognizer on the device, with random weights (by SEED) or those of MODEL.PRETRAINED.
 
     Args:
         pretrained: False if the weights are loaded from a checkpoint later.
         classes: the classes whose rows the classifier holds, initialized like those of the whole classifier; None: all.
+        image_size: side of the images that it gets; None: INPUT.SIZE, and in training those of INPUT.SIZE_SCHEDULE.
     """
     torch.manual_seed(torch_seed(cfg.SEED, Purpose.INIT))
-    source = cfg.MODEL.PRETRAINED if pretrained else ''
-    if source == 'timm':
-        backbone, license_name = create_timm_pretrained(cfg.MODEL.BACKBONE, image_size=cfg.INPUT.SIZE)
-        LOGGER.info('%s: weights from timm, license %s', cfg.MODEL.BACKBONE, license_name)
-    else:
-        allow = cfg.MODEL.PRETRAINED == 'timm'
-        backbone = create_backbone(cfg.MODEL.BACKBONE, image_size=cfg.INPUT.SIZE, allow_download=allow)
-        if source:
-            report = load_pretrained(backbone, source)
-            LOGGER.log(logging.INFO if report.complete else logging.WARNING, '%s: %s', source, report.summary())
-    if cfg.INPUT.TEST_SIZE:
-        measure_width(backbone, cfg.MODEL.BACKBONE, cfg.INPUT.TEST_SIZE, 'INPUT.TEST_SIZE')
-    for size in sorted(set(train_sizes(cfg).values()) - {cfg.INPUT.SIZE}):
-        measure_width(backbone, cfg.MODEL.BACKBONE, size, 'INPUT.SIZE_SCHEDULE')
+    name, size = cfg.MODEL.BACKBONE, image_size or cfg.INPUT.SIZE
+    key = 'INPUT.SIZE' if size == cfg.INPUT.SIZE else 'INPUT.TEST_SIZE'
+    backbone = create_backbone(name, image_size=size, allow_download=cfg.MODEL.PRETRAINED == 'timm', key=key)
+    if pretrained and cfg.MODEL.PRETRAINED:
+        _load_pretrained(backbone, cfg)
+    if image_size is None:
+        if cfg.INPUT.TEST_SIZE and not changes_with_size(name):
+            measure_width(backbone, name, cfg.INPUT.TEST_SIZE, 'INPUT.TEST_SIZE')
+        for size in sorted(set(train_sizes(cfg).values()) - {cfg.INPUT.SIZE}):
+            measure_width(backbone, name, size, 'INPUT.SIZE_SCHEDULE')
     num_features = num_features_of(backbone)
     classifier = CLASSIFIERS[cfg.MODEL.CLASSIFIER](cfg.MODEL, num_features, num_classes, classes)
     is_contrastive = cfg.LOSS.AUXILIARY == 'balanced_contrastive'
@@ -82,6 +93,16 @@ def new_model(
     return model.to(device.main).to(memory_format=torch.channels_last)
 
 
+def _load_pretrained(backbone: nn.Module, cfg: Config) -> None:
+    path = Path(cfg.MODEL.PRETRAINED)
+    if cfg.MODEL.PRETRAINED == 'timm':
+        path, license_name = published_weights(cfg.MODEL.BACKBONE)
+        LOGGER.info('%s: weights from timm, license %s', cfg.MODEL.BACKBONE, license_name)
+    fit = load_pretrained(backbone, path, cfg.MODEL.BACKBONE, cfg.INPUT.SIZE)
+    for line in fit.lines():
+        LOGGER.log(logging.WARNING if fit.missing else logging.INFO, '%s: %s', path.name, line)
+
+
 def class_shard(cfg: Config, num_classes: int, group: ProcessGroup) -> range | None:
     """Return the classes whose classifier rows this rank holds in training; None: all."""
     if not cfg.MODEL.CLASSIFIER_SHARDED or group.world_size == 1:
@@ -95,17 +116,48 @@ def class_shard(cfg: Config, num_classes: int, group: ProcessGroup) -> range | N
     return range(rows.start, rows.stop)
 
 
-def model_of(checkpoint: Checkpoint, cfg: Config, device: Device, *, classes: range | None = None) -> Recognizer:
+def model_of(
+    checkpoint: Checkpoint,
+    cfg: Config,
+    device: Device,
+    *,
+    classes: range | None = None,
+    image_size: int | None = None,
+) -> Recognizer:
     """Return the recognizer of a checkpoint, with the classifier rows of `classes` (None: all).
+
+    Its backbone is resampled to images of `image_size` (None: INPUT.SIZE).
 
     Raises:
         UserError: its weights do not fit the MODEL section.
     """
-    model = new_model(cfg, checkpoint.num_classes, device, pretrained=False, classes=classes)
+    model = new_model(cfg, checkpoint.num_classes, device, pretrained=False, classes=classes, image_size=image_size)
     checkpoint = checkpoint.with_rows(classes)
-    _check_fit(model.state_dict(), checkpoint, cfg)
-    model.load_state_dict(checkpoint.state_dict)
+    _load_state(model, checkpoint.state_dict, checkpoint.path, cfg, image_size)
     return model
+
+
+def test_size_model(cfg: Config, device: Device) -> Callable[[Recognizer], Recognizer] | None:
+    """Return a function from a recognizer of INPUT.SIZE to one of INPUT.TEST_SIZE with its current weights.
+
+    The classifier is shared. None: the backbone takes images of both sizes.
+
+    Raises:
+        UserError: the backbone does not take images of INPUT.TEST_SIZE.
+    """
+    size = cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE
+    if size == cfg.INPUT.SIZE or not changes_with_size(cfg.MODEL.BACKBONE):
+        return None
+    backbone = new_model(cfg, 1, device, pretrained=False, image_size=size).backbone
+
+    def resampled(model: Recognizer) -> Recognizer:
+        _load_backbone(backbone, model.backbone.state_dict(), 'the trained model', cfg, size)
+        return Recognizer(
+            backbone, model.classifier, projector=model.projector,
+            train_dtype=model.train_dtype, eval_dtype=model.eval_dtype,
+        )  # fmt: skip
+
+    return resampled
 
 
 def finetuned_model(
@@ -140,8 +192,7 @@ def finetuned_model(
     state = {key: value for key, value in trained_state.items() if not key.startswith(('classifier.', 'projector.'))}
     state |= {f'classifier.{key}': value for key, value in classifier.items()}
     state |= {f'projector.{key}': value for key, value in projector.items()}
-    _check_fit(new_state, Checkpoint(state, path=checkpoint.path), cfg)
-    model.load_state_dict(state)
+    _load_state(model, state, checkpoint.path, cfg)
     old_names = set(trained_names)
     return model, [name for name in names if name not in old_names]
 
@@ -160,22 +211,43 @@ def class_names(checkpoint: Checkpoint) -> list[str]:
     return names or [str(label) for label in range(checkpoint.num_classes)]
 
 
-def _check_fit(expected: dict[str, torch.Tensor], checkpoint: Checkpoint, cfg: Config) -> None:
-    state = checkpoint.state_dict
+def _load_state(
+    model: Recognizer,
+    state: dict[str, torch.Tensor],
+    path: Path | None,
+    cfg: Config,
+    image_size: int | None = None,
+) -> None:
+    """Load the weights of a checkpoint, with those of the backbone resampled to the image size."""
+    expected = {key: value for key, value in model.state_dict().items() if not key.startswith('backbone.')}
     if 'classifier.bias' in expected and 'classifier.bias' not in state:
         raise UserError(
-            f'{checkpoint.path}: its classifier has no bias, so it is a cosine classifier, but MODEL.CLASSIFIER is '
+            f'{path}: its classifier has no bias, so it is a cosine classifier, but MODEL.CLASSIFIER is '
             f'{cfg.MODEL.CLASSIFIER}: set --MODEL_CLASSIFIER FCNorm'
         )
-    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    shapes = [key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape]
+    _load_backbone(model.backbone, _with_prefix(state, 'backbone.'), str(path), cfg, image_size or cfg.INPUT.SIZE)
+    rest = {key: value for key, value in state.items() if not key.startswith('backbone.')}
+    missing, unknown = sorted(expected.keys() - rest.keys()), sorted(rest.keys() - expected.keys())
+    shapes = [key for key in expected.keys() & rest.keys() if expected[key].shape != rest[key].shape]
     if missing or unknown or shapes:
         example = (missing + unknown + sorted(shapes))[0]
         raise UserError(
-            f'{checkpoint.path} does not fit MODEL.BACKBONE {cfg.MODEL.BACKBONE} with MODEL.CLASSIFIER '
+            f'{path} does not fit MODEL.BACKBONE {cfg.MODEL.BACKBONE} with MODEL.CLASSIFIER '
             f'{cfg.MODEL.CLASSIFIER}: {len(missing)} parameters are missing, {len(unknown)} unknown, {len(shapes)} of '
             f'another shape, for example {example}: set both keys as in its training'
         )
+    model.load_state_dict(rest, strict=False)
+
+
+def _load_backbone(
+    backbone: nn.Module, state: dict[str, torch.Tensor], source: str, cfg: Config, image_size: int
+) -> None:
+    fit = fit_weights(backbone, state)
+    if not fit.is_exact:
+        raise fit.misfit(source, cfg.MODEL.BACKBONE, image_size)
+    if fit.resampled:
+        LOGGER.debug('%s: resampled to %d px: %s', source, image_size, ', '.join(fit.resampled))
+    backbone.load_state_dict(fit.weights, strict=False)
 
 
 def start_from_class_means(

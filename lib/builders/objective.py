@@ -123,8 +123,8 @@ def _teacher(cfg: Config, device: Device, num_classes: int, names: Sequence[str]
             f'LOSS.TEACHER {path} has other classes, or the same in another order ({theirs} where the training set '
             f'has {ours}): give a teacher that was trained on the same annotations'
         )
-    # The sizes of the student's images are checked while the teacher is built.
-    sizes = {'INPUT.TEST_SIZE': cfg.INPUT.SIZE, 'INPUT.SIZE_SCHEDULE': cfg.INPUT.SIZE_SCHEDULE}
+    # The teacher gets the student's images.
+    sizes = {'INPUT.SIZE': cfg.INPUT.SIZE, 'INPUT.TEST_SIZE': 0, 'INPUT.SIZE_SCHEDULE': cfg.INPUT.SIZE_SCHEDULE}
     teacher_cfg = merge_checkpoint_config(checkpoint.config, path, sizes)
     _check_images(cfg, teacher_cfg, path)
     try:

@@ -7,6 +7,7 @@ from torch import nn
 from lib.builders.device import build_micro_batches
 from lib.builders.loader import build_eval_loader
 from lib.builders.mixing import build_mixed_stages, build_mixer, check_pairs
+from lib.builders.model import test_size_model
 from lib.builders.objective import build_objective, is_chunked
 from lib.builders.optim import build_clip, build_optimizer, build_scaler, build_schedule
 from lib.builders.split import TrainingData
@@ -23,8 +24,8 @@ from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing.state import TrainingSet
 from lib.trainer.forward import TrainingForward
 from lib.trainer.run_folder import RunFolder
-from lib.trainer.step import TrainStep
 from lib.trainer.selection import LAST, ModelSelector
+from lib.trainer.step import TrainStep
 from lib.trainer.train_state import RunInfo, TrainState
 from lib.trainer.trainer import TrainConfig, Trainer
 from lib.trainer.validation import Validator
@@ -118,7 +119,8 @@ def build_trainer(
     validator = None
     if data.valid is not None:
         valid_loader = build_eval_loader(cfg, data.valid, device, group)
-        validator = Validator(valid_loader, data.valid.names, training_set.class_counts, group)
+        at_test_size = test_size_model(cfg, device)
+        validator = Validator(valid_loader, data.valid.names, training_set.class_counts, group, at_test_size)
     return Trainer(
         config=TrainConfig(
             max_epoch=cfg.TRAIN.MAX_EPOCH,

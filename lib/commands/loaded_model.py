@@ -112,7 +112,7 @@ def load_model(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> Loaded
     checkpoint, path = command.checkpoint.with_rows(), command.checkpoint.path
     folder = path.parent if (path.parent / 'config.yaml').exists() else Path(cfg.LOG_ROOT, cfg.NAME)
     device = build_device(cfg, group)
-    model = model_of(checkpoint, cfg, device)
+    model = model_of(checkpoint, cfg, device, image_size=cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE)
     LOGGER.info('%s: %d classes, %s', path, checkpoint.num_classes, device.describe(training=False))
     training_set = checkpoint.training_set
     counts = training_set.class_counts if training_set else np.zeros(checkpoint.num_classes, np.int64)

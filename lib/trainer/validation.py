@@ -26,17 +26,20 @@ class Validator:
         names: name of each image.
         train_counts: (num_classes,) images per class of the original training set, for many, medium and few.
         group: ranks that share the images.
+        at_test_size: returns a model for images of another size than in training, with the same weights, resampled;
+            None: the model takes both sizes.
     """
 
     loader: EvalLoader
     names: Sequence[Any]
     train_counts: np.ndarray
     group: ProcessGroup = SINGLE_PROCESS
+    at_test_size: Callable[[Recognizer], Recognizer] | None = None
 
     def evaluate(self, model: Recognizer, check: Callable[[], None] = lambda: None) -> Evaluation:
         """Evaluate a model; `check` is called after each batch and may raise to end the pass."""
         return evaluate(
-            EagerEngine(model),
+            EagerEngine(model if self.at_test_size is None else self.at_test_size(model)),
             self.loader,
             train_counts=self.train_counts,
             sinks=[lambda batch, output: check()],

@@ -1,73 +1,129 @@
-"""Weights from files: formats, reports and errors."""
+"""Which weights of a file fit a backbone: containers, wrappers, EMA, other backbones."""
 
-import pickle
-
-import numpy as np
 import pytest
-import safetensors.torch
+import timm
 import torch
 import torchvision
 
 from lib.backbone.create import create_backbone
 from lib.backbone.pretrained import load_pretrained
 from lib.errors import UserError
+from tests.backbone.small import Small, equal, other, prefixed, random_weights
 
 
 @pytest.fixture(scope='module')
 def weights():
-    """Return the state of a small network with random tensors, so that swapped tensors are detected."""
-    torch.manual_seed(3)
-    state = create_backbone('res32_cifar', image_size=32).state_dict()
-    return {key: torch.rand(value.shape).to(value.dtype) for key, value in state.items()}
+    return random_weights()
 
 
-def small():
-    return create_backbone('res32_cifar', image_size=32)
+PREFIXES = [
+    '', 'module.', 'backbone.', 'encoder.', 'module.backbone.', '_orig_mod.', 'net.', 'encoder_q.', 'base_encoder.',
+    'student.backbone.', '_orig_mod.module.', 'module._orig_mod.net.backbone.', 'a.b.c.d.',
+]  # fmt: skip
 
 
-def equal(backbone, weights) -> bool:
-    return all(torch.equal(value, weights[key]) for key, value in backbone.state_dict().items())
-
-
-def prefixed(state, prefix):
-    return {prefix + key: value for key, value in state.items()}
-
-
-@pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.', 'encoder.', 'module.backbone.', 'module.encoder.'])
-@pytest.mark.parametrize('nested', [None, 'state_dict', 'model'])
+@pytest.mark.parametrize(
+    ('prefix', 'nested'),
+    [*((prefix, 'state_dict') for prefix in PREFIXES), *(('net.module.', key) for key in (None, 'model', 'whatever'))],
+)
 def test_nesting_and_prefixes(tmp_path, weights, prefix, nested):
     state = prefixed(weights, prefix)
     torch.save({nested: state, 'epoch': 3} if nested else state, tmp_path / 'w.pth')
-    backbone = small()
-    report = load_pretrained(backbone, tmp_path / 'w.pth')
-    assert report.complete
-    assert len(report.matched) == len(weights)
+    backbone = Small()
+    fit = load_pretrained(backbone, tmp_path / 'w.pth')
+    assert fit.is_exact
+    assert len(fit.weights) == len(weights)
     assert equal(backbone, weights)
 
 
-def test_safetensors(tmp_path, weights):
-    safetensors.torch.save_file(weights, tmp_path / 'w.safetensors')
-    backbone = small()
-    assert load_pretrained(backbone, tmp_path / 'w.safetensors').complete
+@pytest.mark.parametrize('wrapper', ['_orig_mod', 'module', '_fsdp_wrapped_module', '_checkpoint_wrapped_module'])
+def test_wrappers_within_the_network(tmp_path, weights, wrapper):
+    state = {key.replace('layer1.0.', f'layer1.{wrapper}.0.{wrapper}.'): value for key, value in weights.items()}
+    torch.save(state, tmp_path / 'w.pth')
+    backbone = Small()
+    assert load_pretrained(backbone, tmp_path / 'w.pth').is_exact
     assert equal(backbone, weights)
+
+
+CONTAINERS = ['state_dict_ema', 'model_ema', 'ema', 'teacher', 'ema_state_dict', 'swa_model']
+
+
+@pytest.mark.parametrize(
+    ('container', 'prefix', 'first'),
+    [*((name, '', False) for name in CONTAINERS), ('ema', 'module.', True), ('teacher', 'backbone.module.', False)],
+)
+def test_ema_is_preferred_and_logged(tmp_path, weights, container, prefix, first):
+    entries = {container: prefixed(weights, prefix), 'state_dict': prefixed(other(weights), prefix)}
+    torch.save(dict(sorted(entries.items(), key=lambda item: (item[0] == container) != first)), tmp_path / 'w.pth')
+    backbone = Small()
+    fit = load_pretrained(backbone, tmp_path / 'w.pth')
+    assert equal(backbone, weights)
+    assert fit.is_mean
+    assert fit.lines()[0].startswith(f'{len(weights)} tensors loaded from {container}')
+    assert fit.lines()[0].endswith('(EMA)')
+
+
+@pytest.mark.parametrize(
+    ('chosen', 'rejected'),
+    [
+        ('ema_model.module.', 'model.'),
+        ('teacher.backbone.', 'student.backbone.'),
+        ('module.encoder_q.', 'module.encoder_k.'),
+        ('module.base_encoder.', 'module.momentum_encoder.'),
+        ('online_encoder.', 'target_encoder.'),
+    ],
+)
+def test_two_networks_in_one_state_dict(tmp_path, weights, chosen, rejected):
+    """Lightning and self-supervised training: an EMA first, else the network that comes first."""
+    state = prefixed(weights, chosen) | prefixed(other(weights), rejected) | {'queue': torch.rand(4, 4)}
+    torch.save({'state_dict': state}, tmp_path / 'w.pth')
+    backbone = Small()
+    assert load_pretrained(backbone, tmp_path / 'w.pth').is_exact
+    assert equal(backbone, weights)
+
+
+def test_incomplete_ema_is_not_used(tmp_path, weights):
+    ema = {key: value for key, value in other(weights).items() if not key.startswith('layer3.')}
+    torch.save({'ema': ema, 'model': weights}, tmp_path / 'w.pth')
+    backbone = Small()
+    load_pretrained(backbone, tmp_path / 'w.pth')
+    assert equal(backbone, weights)
+
+
+def test_state_of_the_optimizer_is_no_network(tmp_path, weights):
+    """FSDP and others store it by the names of the weights."""
+    state = {key: value for key, value in weights.items() if not key.endswith('num_batches_tracked')}
+    torch.save({'optimizer': {'exp_avg_ema': other(state)}, 'model': state}, tmp_path / 'w.pth')
+    backbone = Small()
+    load_pretrained(backbone, tmp_path / 'w.pth')
+    assert torch.equal(backbone.conv1.weight, weights['conv1.weight'])
 
 
 def test_every_key_is_reported(tmp_path, weights):
     state = prefixed(weights, 'module.backbone.')
-    del state['module.backbone.bn1.weight']
     del state['module.backbone.bn1.num_batches_tracked']
-    state['module.backbone.conv1.weight'] = torch.zeros(16, 1, 3, 3)
-    state['module.backbone.layer9.weight'] = torch.zeros(1)
-    state['module.classifier.weight'] = torch.zeros(10, 64)
+    state['module.backbone.decoder.weight'] = torch.zeros(2)
+    state['module.backbone.classifier.weight'] = torch.zeros(10, 64)
     torch.save({'state_dict': state}, tmp_path / 'w.pth')
-    report = load_pretrained(small(), tmp_path / 'w.pth')
-    assert report.missing == ('bn1.weight',)
-    assert report.mismatched == ('conv1.weight',)
-    assert report.unexpected == ('module.backbone.layer9.weight',)
-    assert report.classifier == ('module.classifier.weight',)
-    assert len(report.matched) == len(weights) - 3
-    assert not report.complete
-    assert '1 missing (bn1.weight)' in report.summary()
+    fit = load_pretrained(Small(), tmp_path / 'w.pth')
+    assert fit.others == ('decoder.weight',)
+    assert fit.classifier == ('classifier.weight',)
+    assert not fit.missing
+    assert fit.lines() == [
+        f'{len(weights) - 1} tensors loaded from state_dict.backbone',
+        'classifier not used: classifier.weight',
+        '1 other tensors not used: decoder.weight',
+    ]
+
+
+def test_a_module_that_the_file_lacks_is_logged(tmp_path):
+    """As the norm of a ViT after pooling, which masked autoencoders do not train."""
+    torch.manual_seed(0)
+    state = timm.create_model('test_vit', num_classes=0).state_dict()
+    state = {key: value for key, value in state.items() if not key.startswith('norm.')}
+    torch.save(state, tmp_path / 'w.pth')
+    fit = load_pretrained(create_backbone('test_vit', image_size=160), tmp_path / 'w.pth')
+    assert fit.lines()[-1] == 'not in the file, so random: norm.weight, norm.bias'
 
 
 @pytest.mark.long
@@ -79,77 +135,47 @@ def test_torchvision_resnet50_loads(tmp_path, zipped):
     state = {k: v for k, v in original.state_dict().items() if not k.endswith('num_batches_tracked')}
     torch.save(state, tmp_path / 'w.pth', _use_new_zipfile_serialization=zipped)
     backbone = create_backbone('res50', image_size=64).eval()
-    report = load_pretrained(backbone, tmp_path / 'w.pth')
-    assert report.complete
-    assert report.classifier == ('fc.weight', 'fc.bias')
+    fit = load_pretrained(backbone, tmp_path / 'w.pth')
+    assert not fit.missing
+    assert fit.classifier == ('fc.weight', 'fc.bias')
     original.fc = torch.nn.Identity()
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(backbone(images), original(images))
 
 
-def test_no_match_names_keys_of_file_and_backbone(tmp_path):
-    torch.save({'stem.kernel': torch.zeros(2, 3)}, tmp_path / 'w.pth')
-    with pytest.raises(UserError, match=r'stem\.kernel \(2, 3\).*conv1\.weight \(16, 3, 3, 3\)'):
-        load_pretrained(small(), tmp_path / 'w.pth')
-
-
-class Malicious:
-    """Creates a file when unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), 'w')
-
-
-def write_malicious(folder, path):
-    torch.save({'state_dict': Malicious(folder / 'executed')}, path)
-
-
-def write_malicious_pickle(folder, path):
-    path.write_bytes(pickle.dumps(Malicious(folder / 'executed')))
-
-
 @pytest.mark.parametrize(
-    'write',
+    ('of_file', 'backbone', 'part'),
     [
-        write_malicious,
-        write_malicious_pickle,
-        lambda _, path: path.write_bytes(b''),
-        lambda _, path: path.write_bytes(b'<html>not found</html>'),
-        lambda _, path: path.write_bytes(b'PK\x03\x04 cut short'),
-        lambda _, path: torch.save([1, 2], path),
-        lambda _, path: torch.save({'epoch': 1}, path),
-        lambda _, path: path.mkdir(),
-        lambda _, path: None,
+        ('test_resnet', 'test_vit', 'missing'),
+        ('test_vit', 'test_vit2', 'missing'),
+        ('test_vit2', 'test_vit', 'unknown'),
+        ('test_vit3', 'test_vit', 'MODEL.BACKBONE test_vit of 160 px'),
+        ('test_convnext', 'test_convnext2', 'another shape'),
     ],
-    ids=['code', 'bare pickle', 'empty', 'html', 'cut zip', 'list', 'no tensors', 'folder', 'missing'],
 )
-@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-def test_bad_file_is_one_error_line_and_not_executed(tmp_path, write, suffix):
-    path = tmp_path / f'weights{suffix}'
-    write(tmp_path, path)
-    with pytest.raises(UserError, match=r'MODEL.PRETRAINED') as caught:
-        load_pretrained(small(), path)
+def test_another_backbone_is_one_error_line(tmp_path, of_file, backbone, part):
+    torch.save(timm.create_model(of_file).state_dict(), tmp_path / 'w.pth')
+    with pytest.raises(UserError, match=r'w\.pth does not fit MODEL\.BACKBONE') as caught:
+        load_pretrained(create_backbone(backbone, image_size=160), tmp_path / 'w.pth', backbone, 160)
+    assert part in str(caught.value)
+    assert 'set MODEL.BACKBONE as in its training' in str(caught.value)
     assert '\n' not in str(caught.value)
-    assert str(path) in str(caught.value)
-    assert not (tmp_path / 'executed').exists()
 
 
-@pytest.mark.parametrize('seed', range(3))
-@pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'old format'])
-def test_damaged_file_is_read_or_raises_user_error(tmp_path, zipped, seed):
-    """After random changes of bytes, every exception of torch becomes a UserError."""
-    random = np.random.default_rng(seed)
-    path = tmp_path / 'w.pth'
-    torch.save({'state_dict': {'x.weight': torch.zeros(2)}}, path, _use_new_zipfile_serialization=zipped)
-    backbone = small()
-    good = np.frombuffer(path.read_bytes(), dtype=np.uint8)
-    for _ in range(60):
-        bad = good.copy()
-        bad[random.integers(min(len(bad), 400), size=2)] = random.integers(256, size=2)
-        path.write_bytes(bad.tobytes())
-        with pytest.raises(UserError):  # even if it is readable, no key fits
-            load_pretrained(backbone, path)
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ('of_file', 'backbone'),
+    [('resnet18', 'resnet34'), ('resnet34', 'resnet18'), ('resnet18', 'resnet18d'), ('resnet18', 'seresnet18')],
+)
+def test_weights_that_fit_in_part_are_an_error(tmp_path, of_file, backbone):
+    """All tensors of ResNet-18 fit a ResNet-34, of which half would stay random."""
+    torch.save(timm.create_model(of_file).state_dict(), tmp_path / 'w.pth')
+    with pytest.raises(UserError, match=r'does not fit MODEL\.BACKBONE'):
+        load_pretrained(create_backbone(backbone, image_size=64), tmp_path / 'w.pth', backbone, 64)
+
+
+def test_no_match_is_the_same_error(tmp_path):
+    torch.save({'stem.kernel': torch.zeros(2, 3)}, tmp_path / 'w.pth')
+    with pytest.raises(UserError, match=r'does not fit MODEL.BACKBONE.* unknown \(stem.kernel\)'):
+        load_pretrained(Small(), tmp_path / 'w.pth')

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from lib.backbone.weights_file import WeightsFileError, read_weights_file
 from lib.errors import UserError
 from lib.runtime.files import replace_atomically
 from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, TrainProgress, shard_folder_name, versions
@@ -69,10 +70,7 @@ def read_checkpoint(path: str | Path, *, with_rows: bool = True, mmap: bool = Fa
     try:
         content = read_exported(path) if path.suffix == '.safetensors' else _load(path, mmap=mmap)
     except pickle.UnpicklingError:
-        raise UserError(
-            f'{name}: holds more than tensors, numbers and text, so it is not read (it could run code), '
-            'or it is no checkpoint at all'
-        ) from None
+        raise UserError(f'{name}: {_foreign(path)}') from None
     except Exception as error:  # damaged bytes make the unpickler raise errors of any type
         raise _unreadable(name, error) from None
     try:
@@ -212,6 +210,18 @@ def _load(path: Path, *, mmap: bool) -> Any:
     with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # torch warns about unusual pickles; read_checkpoint raises an error
         return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
+
+
+def _foreign(path: Path) -> str:
+    try:
+        skipped = read_weights_file(path).skipped
+    except WeightsFileError as error:
+        return f'is no checkpoint, or it is damaged ({error})'
+    classes = f' such as {skipped[0]}' if skipped else ''
+    return (
+        f'holds more than tensors, numbers and text{classes}, which could run code, so it is no checkpoint of this '
+        'project; give backbone weights alone by --MODEL_PRETRAINED'
+    )
 
 
 def _unreadable(name: str, error: Exception) -> UserError:
