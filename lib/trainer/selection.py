@@ -21,7 +21,7 @@ from lib.metrics.paired import mean_weights, paired_difference
 from lib.metrics.predictions import Predictions
 from lib.runtime.log import LOGGER
 
-LAST = 'last'  # metric of a selector without validation images of its own
+LAST = 'last'  # metric of a selector without validation images
 # Relative error of sums in another order; one image more or less than in the best epoch is exactly one standard error.
 _ROUNDING = 1e-9
 _NAMES = {'mean_class_error': 'mean class error', 'top1': 'top-1 accuracy', 'loss': 'loss'}

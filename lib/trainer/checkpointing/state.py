@@ -115,7 +115,7 @@ class Checkpoint:
 
     @property
     def is_sharded(self) -> bool:
-        """Return whether classifier rows are in files of their own."""
+        """Return whether the classifier rows are in separate files."""
         return self.classifier_shard is not None or self.shard_folder is not None
 
     @property
