@@ -184,7 +184,7 @@ def build_step(
 
 
 def _build_selector(cfg: Config, data: TrainingData) -> ModelSelector:
-    """Return what selects the best model: the last epoch where no validation is possible."""
+    """Return the selector of the best model, which is the last epoch where no validation is possible."""
     num_shared = data.shares_images()
     if data.valid is None:
         LOGGER.warning('no validation split: the last epoch counts as best')
