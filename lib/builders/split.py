@@ -121,7 +121,7 @@ def in_class_order(split: DatasetSplit, classes: ClassNames | None, names: Seque
     """Return a split with the labels of the classes `names` of a model.
 
     They differ from those of the split only if it has exactly these classes, by name, in another order: class folders
-    are sorted, and a list of classes may have been written anew.
+    are sorted, and a list of classes may have been written a second time.
     """
     if classes is None or classes.names == list(names) or sorted(classes.names) != sorted(names):
         return split

@@ -131,7 +131,7 @@ def nfc_strings(texts: pa.Array) -> pa.Array:
     wide = np.int64 if pa.types.is_large_string(texts.type) else np.int32
     offsets = np.frombuffer(offsets, wide)[texts.offset :][: len(texts) + 1]
     used = np.frombuffer(text or b'', np.uint8)[offsets[0] : offsets[-1]]
-    # A part of a text in NFC is in NFC, too, so one look at all of them together is enough.
+    # A part of a text in NFC is in NFC, too, so one check of all of them together is enough.
     if used.max(initial=0) < 128 or unicodedata.is_normalized('NFC', used.tobytes().decode()):
         return texts
     return pc.utf8_normalize(texts, form='NFC')

@@ -11,7 +11,7 @@ from lib.errors import UserError
 from lib.formats.converted import ConvertedDataset, ConvertedSplit, SplitBuilder
 from lib.formats.sources import SourceErrors, find_split_files, image_folder, read_csv, short, text_lines
 from lib.formats.unpack import find_folder_with
-from lib.runtime.text import decimal_text, nfc, rounded_code_warnings, small_number
+from lib.runtime.text import decimal_text, nfc, rounded_code_warnings, small_number, visible
 
 _CSV_FILE = r'(?:.*[_-])?{split}\.(?:csv|tsv)'
 _SPLIT_NAMES = {'train': 'train', 'test': 'test', **dict.fromkeys(VALID_NAMES, 'val')}
@@ -85,10 +85,12 @@ def _rows(
 
 def _column_indices(where: str, header: list[str], titles: dict[str, str], label_needed: bool) -> dict[str, int]:
     indices = {role: header.index(title) for role, title in titles.items() if title in header}
+    # Without quotes, but with escapes for invisible characters.
+    shown = ', '.join(visible(title)[1:-1] for title in header) or 'none'
     for role in ['path', 'label'] if label_needed else ['path']:
         if role not in indices:
             raise UserError(
-                f'{where}: no column {titles[role]!r}; there are: {", ".join(header) or "none"}; '
+                f'{where}: no column {titles[role]!r}; there are: {shown}; '
                 f'choose one with --{role}_column'
             )
     return indices
