@@ -159,7 +159,7 @@ class _Class(str):
     """The name of a class or function in a file, neither imported nor called."""
 
 
-# The implementation in Python: that in C allocates as much memory as an index in the file says.
+# The implementation in Python: that in C allocates memory for any index that a file claims.
 class _Unpickler(pickle._Unpickler):
     """Builds dicts, lists, numbers, text and descriptions of tensors; calls nothing but `_REBUILD`."""
 

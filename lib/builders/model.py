@@ -137,7 +137,7 @@ def model_of(
     return model
 
 
-def test_size_model(cfg: Config, device: Device) -> Callable[[Recognizer], Recognizer] | None:
+def model_at_test_size(cfg: Config, device: Device) -> Callable[[Recognizer], Recognizer] | None:
     """Return a function from a recognizer of INPUT.SIZE to one of INPUT.TEST_SIZE with its current weights.
 
     The classifier is shared. None: the backbone takes images of both sizes.

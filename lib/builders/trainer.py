@@ -7,7 +7,7 @@ from torch import nn
 from lib.builders.device import build_micro_batches
 from lib.builders.loader import build_eval_loader
 from lib.builders.mixing import build_mixed_stages, build_mixer, check_pairs
-from lib.builders.model import test_size_model
+from lib.builders.model import model_at_test_size
 from lib.builders.objective import build_objective, is_chunked
 from lib.builders.optim import build_clip, build_optimizer, build_scaler, build_schedule
 from lib.builders.split import TrainingData
@@ -119,7 +119,7 @@ def build_trainer(
     validator = None
     if data.valid is not None:
         valid_loader = build_eval_loader(cfg, data.valid, device, group)
-        at_test_size = test_size_model(cfg, device)
+        at_test_size = model_at_test_size(cfg, device)
         validator = Validator(valid_loader, data.valid.names, training_set.class_counts, group, at_test_size)
     return Trainer(
         config=TrainConfig(

@@ -82,7 +82,7 @@ def test_name_of_the_server_is_never_resolved(monkeypatch):
 
 
 def test_weights_at_a_url(closed_port, monkeypatch):
-    """A few models of timm are on servers of their own."""
+    """The weights of a few models of timm are not on the hub."""
     name = 'gcvit_tiny.in1k'
     published = timm.get_pretrained_cfg(name)
     monkeypatch.setattr(published, 'url', f'http://127.0.0.1:{closed_port}/weights/gcvit_tiny-1.pth')
