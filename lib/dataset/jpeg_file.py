@@ -184,8 +184,8 @@ class JpegFile:
             for component in scan[1 : 1 + 2 * scan[0] : 2]:
                 if component in lowest_bit:
                     lowest_bit[component][first : last + 1] = bits & 15
-            restarts = _RESTART.findall(self._body[index])
-            if any(restart[0] & 7 != number & 7 for number, restart in enumerate(restarts)):
+            restarts = _RESTART.finditer(self._body[index])
+            if any(match[1][0] & 7 != number & 7 for number, match in enumerate(restarts)):
                 raise ValueError('a part between two restart markers is missing')
         if self._num_stray_bytes > _MAX_EXTRANEOUS_BYTES:
             raise ValueError(f'{self._num_stray_bytes} bytes between scans belong to none')
