@@ -12,7 +12,7 @@ from lib.dataset.image_walk import ImageWalk, left_out_lines
 from lib.dataset.paths import path_as_text
 from lib.errors import UserError
 from lib.runtime.seeding import Purpose, generator
-from lib.runtime.text import first_few, nfc, rounded_code_warnings, sorted_naturally
+from lib.runtime.text import first_few, nfc, rounded_code_warnings, sorted_naturally, visible
 
 VALID_NAMES = ('val', 'valid', 'validation')
 _LAYOUT = 'needed is one sub-folder per class, {root}/CLASS/photo.jpg (or {root}/train/CLASS and {root}/val/CLASS)'
@@ -106,6 +106,7 @@ class _Reader:
         self._images_of: dict[str, list[str]] = {}
         self._loose_in: dict[str, list[str]] = {}
         self._classes_of: dict[str, dict[str, list[str]]] = {}
+        self._merged: list[str] = []  # folders whose class has another folder
 
     def read(self, valid_fraction: float, seed: int) -> FolderDataset:
         """Return the splits. Raises: UserError."""
@@ -169,7 +170,11 @@ class _Reader:
             self._loose_in[base] = by_folder.pop('', [])
             classes: dict[str, list[str]] = {}
             for folder, paths in by_folder.items():
-                classes.setdefault(class_name_of(folder), []).extend(paths)
+                name = class_name_of(folder)
+                if name in classes:
+                    self._merged.append(visible(folder))
+                    paths = sorted_naturally(classes[name] + paths)
+                classes[name] = paths
             self._classes_of[base] = classes
         return self._classes_of[base]
 
@@ -190,6 +195,8 @@ class _Reader:
         depth = 2 if bases[0] else 1  # of class folders
         folders = dict.fromkeys(path.rpartition('/')[0] for path in train.paths + valid.paths)
         notes = self._about_nesting(folders, depth) + left_out_lines(self._walk, None if self._nested else depth)
+        if self._merged:
+            notes.append(f'{self._root}: one class, though spelled in two Unicode forms: {first_few(self._merged)}')
         warnings = rounded_code_warnings(names)
         loose = [*self._loose, *(path for base in bases for path in self._loose_in.get(base, []))]
         if loose:

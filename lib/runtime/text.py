@@ -41,7 +41,7 @@ def is_unicode(text: str) -> bool:
 
 
 def visible(name: str) -> str:
-    r"""Return a name in quotes, with its invisible characters and accents of their own as \uXXXX."""
+    r"""Return a name in quotes, with escapes for invisible characters and separate accents: \uXXXX."""
     return ''.join(_escaped(char) if _IGNORABLE.match(char) or _is_accent(char) else char for char in repr(name))
 
 
@@ -59,7 +59,7 @@ def _appearance(name: str) -> str:
 
 
 def name_warnings(names: Sequence[str], known: Iterable[str] = ()) -> list[str]:
-    """Return warnings about classes that may be one: equal names, or names that differ in what nobody sees.
+    """Return warnings about classes that may be one: equal names, or names that differ in invisible characters.
 
     Args:
         names: in NFC. Each is compared with the ones before it and with `known`.

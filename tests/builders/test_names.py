@@ -74,7 +74,7 @@ def config(root, **changes):
 def log(caplog, monkeypatch):
     monkeypatch.setattr(LOGGER, 'propagate', True)
     caplog.set_level(logging.INFO, LOGGER.name)
-    return lambda: [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    return lambda level=logging.WARNING: [r.getMessage() for r in caplog.records if r.levelno >= level]
 
 
 def content(split):
@@ -118,10 +118,18 @@ def test_splits_in_different_forms(tmp_path, photo):
     )
 
 
-def test_two_folders_of_one_class_are_merged(tmp_path, photo):
-    class_folders(tmp_path, photo, 'NFC')
-    class_folders(tmp_path, photo, 'NFD', classes=CLASSES[1:2])
-    data = open_training_data(config(tmp_path, **{'DATASET.VALID_FRACTION': 0.0}))
+def test_two_folders_of_one_class_are_merged(tmp_path, photo, log):
+    plain = open_training_data(config(class_folders(tmp_path / 'plain', photo, classes=['caf\u00e9'])))
+    for number, file in enumerate(FILES):
+        folder = tmp_path / 'mixed' / spell(FORMS[number % 2], 'caf\u00e9')
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(photo, folder / file)
+    mixed = open_training_data(config(tmp_path / 'mixed'))
+    assert (content(mixed.train), mixed.valid.digest()) == (content(plain.train), plain.valid.digest())
+    assert any("one class, though spelled in two Unicode forms: 'caf" in line for line in log(logging.INFO))
+    class_folders(tmp_path / 'all', photo, 'NFC')
+    class_folders(tmp_path / 'all', photo, 'NFD', classes=CLASSES[1:2])
+    data = open_training_data(config(tmp_path / 'all', **{'DATASET.VALID_FRACTION': 0.0}))
     assert data.class_names == CLASSES
     assert np.bincount(data.train.labels).tolist() == [6, 12, 6, 6, 6, 6]
     assert len(set(data.train.names.to_pylist())) == 42
@@ -236,7 +244,7 @@ def test_invisible_characters_are_a_warning_everywhere(tmp_path, photo, log):
     assert any("classes with the same name: 'caf\u00e9'" in line for line in log())
 
 
-def test_a_class_of_the_valid_split_that_only_looks_known(tmp_path, photo):
+def test_an_unknown_class_of_the_valid_split_is_shown_with_escapes(tmp_path, photo):
     class_folders(tmp_path / 'train', photo, classes=['Milk', 'Tea'])
     class_folders(tmp_path / 'val', photo, classes=[LOOK_ALIKE, 'Tea'])
     with pytest.raises(UserError, match=r"class 'Milk\\u200b' \(1 in all\) has no images"):
