@@ -43,13 +43,14 @@ def _wait(process: int, seconds: float) -> int:
         time.sleep(0.01)
 
 
-def _run(argv: list[str], cwd: str, env: dict[str, str], stdout: str, stderr: str, report: bool) -> None:
+def _run(argv: list[str], cwd: str, env: dict[str, str], stdin: str, stdout: str, stderr: str, report: bool) -> None:
     """Run `python argv...` and end the fork with the script's exit code."""
     if not report:
         # Reports take four times as long as a tiny run.
         sys.modules['lib.commands.report'].training_report = lambda run: 'omitted'
         sys.modules['lib.commands.tau_norm'].rebalanced_report = lambda path, *_: path
-    for number, path in ((0, os.devnull), (1, stdout), (2, stderr)):
+    os.dup2(os.open(stdin, os.O_RDONLY), 0)
+    for number, path in ((1, stdout), (2, stderr)):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
     os.chdir(cwd)
     os.environ.update(env)

@@ -1,5 +1,6 @@
 """A script on several ranks: one process each, with the environment variables of torchrun."""
 
+import os
 import socket
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -7,7 +8,9 @@ from subprocess import CompletedProcess
 from tests.scripts.running import ENVIRONMENT, Running, Scripts
 
 
-def start_ranks(scripts: Scripts, count: int, folder: Path, script: object, *options: object) -> list[Running]:
+def start_ranks(
+    scripts: Scripts, count: int, folder: Path, script: object, *options: object, stdin: str | Path = os.devnull
+) -> list[Running]:
     """Start `script` on `count` ranks, and return them."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
@@ -15,14 +18,24 @@ def start_ranks(scripts: Scripts, count: int, folder: Path, script: object, *opt
     about = {'WORLD_SIZE': str(count), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
     return [
         scripts.start(
-            folder, script, *options, environment=ENVIRONMENT | about | {'RANK': str(rank), 'LOCAL_RANK': str(rank)}
+            folder,
+            script,
+            *options,
+            stdin=stdin,
+            environment=ENVIRONMENT | about | {'RANK': str(rank), 'LOCAL_RANK': str(rank)},
         )
         for rank in range(count)
     ]
 
 
 def run_ranks_of(
-    scripts: Scripts, count: int, folder: Path, script: object, *options: object, code: int | None = 0
+    scripts: Scripts,
+    count: int,
+    folder: Path,
+    script: object,
+    *options: object,
+    code: int | None = 0,
+    stdin: str | Path = os.devnull,
 ) -> list[CompletedProcess]:
     """Run `script` on `count` ranks to their end, all with `code` if one is given; return the output of each."""
-    return [running.wait(code) for running in start_ranks(scripts, count, folder, script, *options)]
+    return [running.wait(code) for running in start_ranks(scripts, count, folder, script, *options, stdin=stdin)]

@@ -73,23 +73,30 @@ class Scripts:
         script: str,
         *options: object,
         report: bool = False,
+        stdin: str | Path = os.devnull,
         environment: dict[str, str] = ENVIRONMENT,
     ) -> Running:
-        """Start `python script options...` in `folder`; report.html is written only if `report`."""
+        """Start `python script options... < stdin` in `folder`; report.html is written only if `report`."""
         self._number += 1
         logs = [self._logs / f'{self._number}.{name}' for name in ('stdout', 'stderr')]
         for log in logs:
             log.touch()
         command = [str(REPOSITORY / script), *map(str, options)]
-        names = {'stdout': str(logs[0]), 'stderr': str(logs[1]), 'report': report}
+        names = {'stdin': str(stdin), 'stdout': str(logs[0]), 'stderr': str(logs[1]), 'report': report}
         process = self.request({'argv': command, 'cwd': str(folder), 'env': environment, **names})
         return Running(self, command, process, *logs)
 
     def run(
-        self, folder: Path, script: str, *options: object, code: int | None = 0, report: bool = False
+        self,
+        folder: Path,
+        script: str,
+        *options: object,
+        code: int | None = 0,
+        report: bool = False,
+        stdin: str | Path = os.devnull,
     ) -> subprocess.CompletedProcess:
-        """Run `python script options...` in `folder` to its end."""
-        return self.start(folder, script, *options, report=report).wait(code)
+        """Run `python script options... < stdin` in `folder` to its end."""
+        return self.start(folder, script, *options, report=report, stdin=stdin).wait(code)
 
     def run_until(
         self, folder: Path, signal: str, target: str, count: int, *options: object, code: int

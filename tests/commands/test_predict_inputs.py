@@ -1,0 +1,64 @@
+"""Lists of paths on standard input, and TEST.PART."""
+
+import codecs
+import random
+import re
+
+import pytest
+
+from lib.commands.predict_inputs import Part, listed_paths, parse_part, printable_path
+from lib.errors import UserError
+
+# Names as file systems allow them: blanks, quotes, accents, line breaks (with NUL only), bytes that are not UTF-8.
+NAMES = ['a.jpg', ' b .jpg', '"c".jpg', 'жук 4.jpg', 'é.jpg', 'e\u0301.jpg', 'x,y.jpg', '猫/1.jpg', 'caf\udce9.jpg']
+
+
+def slow_lines(content):
+    """Return the lines of a list, byte by byte."""
+    lines, line, index = [], b'', 0
+    while index < len(content):
+        byte = content[index : index + 1]
+        if byte in b'\r\n':
+            lines.append(line)
+            line = b''
+        else:
+            line += byte
+        index += 1
+    return [one.decode('utf-8', 'surrogateescape') for one in [*lines, line] if one.strip()]
+
+
+def test_lists_in_every_form():
+    seed = random.randrange(10**6)
+    print(f'seed {seed}')
+    draws = random.Random(seed)
+    for _ in range(200):
+        names = draws.choices(NAMES, k=draws.randint(1, 6))
+        mark = draws.choice([b'', codecs.BOM_UTF8])
+        end = draws.choice(['\n', '\r\n', '\r', '\n\n'])
+        text = end.join(names).encode('utf-8', 'surrogateescape') + draws.choice([b'', end.encode()])
+        assert listed_paths(mark + text) == names == slow_lines(text)
+        broken = [*names, 'line\nbreak\r.jpg']
+        nul = b''.join(name.encode('utf-8', 'surrogateescape') + b'\0' for name in broken)
+        assert listed_paths(mark + nul) == broken
+        plain = [name for name in names if name.isprintable()] or ['a']
+        for encoding, utf16 in (('utf-16-le', codecs.BOM_UTF16_LE), ('utf-16-be', codecs.BOM_UTF16_BE)):
+            assert listed_paths(utf16 + '\r\n'.join(plain).encode(encoding)) == plain
+
+
+@pytest.mark.parametrize('content', [b'', b'\n \r\n', b'\0\0', codecs.BOM_UTF8, codecs.BOM_UTF16_LE])
+def test_a_list_without_paths_is_empty(content):
+    assert listed_paths(content) == []
+
+
+def test_undecodable_bytes_of_a_path_are_escaped():
+    assert printable_path('caf\udce9 é.jpg') == 'caf\\xe9 é.jpg'
+    assert printable_path('a\\xe9.jpg') == 'a\\xe9.jpg'
+
+
+def test_parts():
+    assert parse_part('') is None
+    assert parse_part('3/64') == Part(3, 64)
+    assert parse_part('merge/64') == Part(0, 64)
+    for text in ('0/3', '4/3', '1/0', 'merge/0', '3', 'x/3', 'merge', '-1/3', '1/3/5', '1.0/3', '٣/4'):
+        with pytest.raises(UserError, match=f'TEST.PART is {re.escape(repr(text))}.*such as 3/64'):
+            parse_part(text)
