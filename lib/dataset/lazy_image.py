@@ -65,7 +65,7 @@ class LazyJpegImage:
     its other scales are slower than no reduction.
 
     Attributes:
-        warning: oddity for which the pixels were decoded by Pillow; '' if there was none.
+        warning: oddity of the file, found when the pixels were decoded; '' if there was none.
     """
 
     __slots__ = ('_data', '_header', '_orientation', 'height', 'warning', 'width')
@@ -94,16 +94,25 @@ class LazyJpegImage:
 
     def _decode(self, color_space: str, reduction: int) -> np.ndarray | None:
         """Return upright pixels, or None for a file with an oddity: only `decode` distinguishes harmless ones."""
-        width, height = self._header.width, self._header.height
         try:
             if self._header.has_several_scans:
                 JpegFile(self._data).check_scans()
-            stored = simplejpeg.decode_jpeg(
-                self._data, color_space, min_width=-(-width // reduction), min_height=-(-height // reduction)
-            )
+            return self._simply_decoded(self._data, color_space, reduction)
         except ValueError as error:
             self.warning = ' '.join(str(error).split())
+        try:
+            file = JpegFile(self._data)
+            file.check_scans()
+            return self._simply_decoded(file.without_metadata(), color_space, reduction)
+        except ValueError:
             return None
+
+    def _simply_decoded(self, data: bytes, color_space: str, reduction: int) -> np.ndarray:
+        """Return upright pixels. Raises: ValueError for anything that libjpeg warns about."""
+        width, height = self._header.width, self._header.height
+        stored = simplejpeg.decode_jpeg(
+            data, color_space, min_width=-(-width // reduction), min_height=-(-height // reduction)
+        )
         return _upright(stored, self._orientation)
 
 

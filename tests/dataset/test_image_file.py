@@ -221,6 +221,23 @@ def test_a_whole_jpeg_is_not_parsed_twice(monkeypatch):
     assert open_lazy_image(encode(picture(), 'JPEG')).pixels(0.5)[1] == 2
 
 
+@pytest.mark.parametrize('oddity', ['no end', 'stray bytes', 'broken profile'])
+def test_a_harmless_oddity_is_a_warning_and_does_not_prevent_a_reduced_decode(oddity):
+    data = encode(picture(200, 100), 'JPEG')
+    odd = {
+        'no end': data[:-2],
+        'stray bytes': data[:20] + b'stray' + data[20:],
+        'broken profile': data[:20] + segment(0xE2, b'ICC_PROFILE\0\5\2abc') + data[20:],
+    }[oddity]
+    image = open_lazy_image(odd)
+    pixels, reduction = image.pixels(0.5)
+    assert reduction == 2
+    assert np.array_equal(pixels, open_lazy_image(data).pixels(0.5)[0])
+    assert image.warning
+    assert image_stats(odd).warning == image.warning
+    assert not image_stats(data).warning
+
+
 def test_profiles_and_texts_are_not_inflated(monkeypatch):
     for name in ('chunk_iCCP', 'chunk_zTXt', 'chunk_iTXt', 'chunk_tEXt'):
         monkeypatch.setattr(PngImagePlugin.PngStream, name, lambda *args: pytest.fail('inflated'))
