@@ -1,3 +1,4 @@
+import io
 import subprocess
 import sys
 
@@ -5,6 +6,7 @@ import pytest
 
 from lib.commands.cli import cli_main, one_line
 from lib.errors import UserError
+from lib.runtime.log import LOGGER, log_to, start_console
 
 
 def outcome(capsys, main):
@@ -100,3 +102,42 @@ def test_a_closed_pipe_is_no_error():
 def test_the_module_imports_nothing_heavy():
     script = 'import sys, lib.commands.cli; assert not {"torch", "numpy"} & set(sys.modules)'
     subprocess.run([sys.executable, '-c', script], check=True)
+
+
+@pytest.mark.parametrize('encoding', ['ascii', 'cp1252', 'utf-8', 'utf-16'])
+def test_any_name_can_be_printed_and_logged(monkeypatch, tmp_path, encoding):
+    """A terminal may not encode a name, and a name may hold bytes that are not UTF-8."""
+    names = ['plain.jpg', 'жук.jpg', '猫.jpg', 'caf\udce9.jpg', '\U0001f95b.jpg']
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline='\n') for name in ('stdout', 'stderr')}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    monkeypatch.setattr(LOGGER, 'handlers', [])
+
+    def main():
+        start_console()
+        log_to(tmp_path / 'log.txt')
+        for name in names:
+            print(name)
+            LOGGER.info('%s', name)
+            LOGGER.warning('%s', name)
+        raise UserError(f'{names}: wrong')
+
+    with pytest.raises(SystemExit) as caught:
+        cli_main(main)
+    for handler in LOGGER.handlers:
+        handler.close()
+    assert caught.value.code == 2
+    # A log line shows the bytes of a file name, as test.py writes them.
+    printed, logged = (
+        [name.encode(encoding, 'backslashreplace').decode(encoding) for name in form]
+        for form in (names, [name.replace('\udce9', '\\xe9') for name in names])
+    )
+    texts = {}
+    for name, stream in streams.items():
+        stream.flush()
+        texts[name] = stream.buffer.getvalue().decode(encoding).splitlines()
+    assert texts['stdout'] == [line for pair in zip(printed, logged, strict=True) for line in pair]
+    assert texts['stderr'][:-1] == [f'warning: {line}' for line in logged]
+    assert texts['stderr'][-1].startswith('error: [')
+    lines = (tmp_path / 'log.txt').read_text(encoding='utf-8')
+    assert all(name.replace('\udce9', '\\xe9') in lines for name in names)

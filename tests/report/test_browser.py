@@ -5,8 +5,10 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from lib.report.contact_sheet import MAX_PHOTOS
 from lib.report.run_page import write_report
 from tests.report.report_data import HOSTILE, NUM_CLASSES, full_data, predictions
+from tests.report.test_contact_sheet import predictions_of, sheet
 
 MARKUP = '<img src=x onerror=alert(1)>'
 SIZES = {'wide': {'width': 1280, 'height': 900}, 'narrow': {'width': 390, 'height': 800}}
@@ -159,3 +161,57 @@ def test_50030_classes_are_shown_page_by_page(browser, tmp_path):
         assert column(page, 'Class')[0] == '4711'
         images = np.bincount(labels, minlength=num_classes)
         assert column(page, 'Valid')[0] == str(images[4711])
+
+
+@pytest.fixture(scope='module')
+def photo_sheet(tmp_path_factory):
+    """A contact sheet of more photos than one page; the certainty rises from the end to the beginning."""
+    number = 130
+    path = tmp_path_factory.mktemp('sheet') / 'predictions_photos.html'
+    sheet(path, predictions_of(np.linspace(0.9, 0.3, number), np.arange(number) % 3), max_bytes=600_000)
+    return path
+
+
+def shown(page):
+    return page.eval_on_selector_all('#photos > li', 'cards => cards.map(card => Number(card.dataset.first))')
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+@pytest.mark.parametrize('size', SIZES)
+def test_contact_sheet_has_two_orders_and_pages(browser, photo_sheet, size, scheme):
+    with opened(browser, photo_sheet, viewport=SIZES[size], color_scheme=scheme) as page:
+        assert page.evaluate('document.documentElement.scrollWidth') <= SIZES[size]['width']
+        assert shown(page) == list(range(60))
+        assert page.text_content('#count') == '1–60 of 130'
+        page.click('label[for=by-uncertain]')
+        assert shown(page) == list(range(129, 69, -1))
+        page.click('#next')
+        page.click('#next')
+        assert shown(page) == list(range(9, -1, -1))
+        assert page.text_content('#count') == '121–130 of 130'
+        assert page.locator('#next').is_disabled()
+        page.click('#previous')
+        assert shown(page) == list(range(69, 9, -1))
+        page.focus('#by-uncertain')
+        page.keyboard.press('ArrowLeft')
+        assert shown(page) == list(range(60)), 'with the keyboard, too'
+        assert MARKUP not in page.inner_html('#photos')
+        assert HOSTILE in page.inner_text('h1')
+
+
+def test_contact_sheet_without_scripts(browser, photo_sheet):
+    with opened(browser, photo_sheet, java_script_enabled=False) as page:
+        assert page.locator('#photos > li').count() == 130
+        assert not page.locator('#bar').is_visible()
+
+
+def test_contact_sheet_of_many_images_shows_the_least_certain_of_all(browser, tmp_path):
+    number = 5 * MAX_PHOTOS
+    path = tmp_path / 'sheet.html'
+    confidence = np.linspace(0.9, 0.3, number)
+    sheet(path, predictions_of(confidence, np.arange(number) % 3), max_bytes=1, open_image=pytest.fail)
+    with opened(browser, path) as page:
+        assert page.text_content('#count') == f'1–60 of {MAX_PHOTOS // 2}'
+        page.click('label[for=by-uncertain]')
+        names = page.eval_on_selector_all('.file', 'files => files.map(file => file.textContent)')
+        assert [int(name.split()[0]) for name in names] == list(range(number - 1, number - 61, -1))
