@@ -207,10 +207,10 @@ def _from_class_folders(cfg: Config) -> TrainingData:
         if cfg.DATASET.SOURCE:
             raise UserError(f'{Path(root, "converted_train.json")}: no such file. {_where_from(cfg)}') from None
         raise
+    LOGGER.info('%s: its %d class folders are the classes', root, len(read.names))
     LOGGER.info(
-        '%s: no annotation file, so its %d class folders are the classes: %d images for training, %d for validation '
-        '(DATASET.VALID_FRACTION %g, split by SEED)',
-        root, len(read.names), len(read.train.paths), len(read.valid.paths), fraction,
+        '%d images for training, %d for validation (DATASET.VALID_FRACTION %g)',
+        len(read.train.paths), len(read.valid.paths), fraction,
     )  # fmt: skip
     splits = [
         found_split(part.paths, part.labels, len(read.names), f'{root} ({kind})', root)

@@ -67,12 +67,16 @@ def training_report(run: TrainingRun) -> Path:
     return _write(page, data, run.cfg)
 
 
+# Entries of metrics.jsonl that are no result of a model.
+_NO_RESULTS = {'split', 'lr', 'images_per_second', 'seconds'}
+
+
 def _write_events(run: TrainingRun, data: ReportData) -> None:
     """Add the metrics of the best model, images of its mistakes and the end of the run to TensorBoard."""
     folder, step = run.trainer.folder.path, run.trainer.global_step
     with closing(EventFile(folder, step)) as events:
         best = data.summary.get('best', {})
-        events.add(step, 'best', {name: value for name, value in best.items() if isinstance(value, int | float)})
+        events.add(step, 'best', {name: value for name, value in best.items() if name not in _NO_RESULTS})
         if data.open_image is not None:
             png = mistakes_png(data.predictions, data.class_names, data.open_image)
             if png is not None:

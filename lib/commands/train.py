@@ -193,7 +193,9 @@ def _log_data(
         len(index), '' if len(index) == 1 else 's', f' (of {uncapped}, by DATASET.HEAD_CAP)' * (len(index) < uncapped),
         data.train.num_classes, counts.min(), counts.max(),
     )  # fmt: skip
-    LOGGER.info('valid: %s; %s', f'{len(data.valid)} images' if data.valid else 'none', _device_text(device, group))
+    num_valid = len(data.valid) if data.valid else 0
+    LOGGER.info('valid: %s', f'{num_valid} image{"" if num_valid == 1 else "s"}' if num_valid else 'none')
+    LOGGER.info('device: %s', _device_text(device, group))
     if new_classes:
         names = ', '.join(new_classes[:10]) + (', ...' if len(new_classes) > 10 else '')
         plural = 'es' if len(new_classes) > 1 else ''

@@ -70,7 +70,7 @@ def load_config(
     values, _ = _merge(default + explicit)
     checkpoint = _find_checkpoint(values, find_checkpoint_config, notes)
     if default and not checkpoint:
-        notes.append(f'no --config given: {default[0].source} is used, the recipe for {_PURPOSE[default[0].source]}')
+        notes.append(f'{default[0].source} is used (no --config), for {_PURPOSE[default[0].source]}')
     return LoadedConfig(_resolve(checkpoint or default, explicit, is_checkpoint=bool(checkpoint)), notes)
 
 

@@ -53,7 +53,7 @@ def test_the_default_is_aliproducts():
     assert loaded.cfg.NAME == 'AiProducts'
     assert loaded.cfg.DATASET.HEAD_CAP == 250
     assert loaded.cfg.SAMPLER.SWITCH_EPOCH == 40
-    assert loaded.notes == ['no --config given: configs/AiProducts.yaml is used, the recipe for AliProducts']
+    assert loaded.notes == ['configs/AiProducts.yaml is used (no --config), for AliProducts']
 
 
 def test_each_layer_wins_over_the_one_before(files):

@@ -37,7 +37,7 @@ def test_train_and_predict(scripts, photos, tmp_path):
     before = contents(photos)
     done = scripts.run(tmp_path, 'main.py', '--DATASET_ROOT', 'my_photos', *TINY, report=True)
     assert 'configs/own_photos.yaml is used' in done.stdout
-    assert 'its 4 class folders are the classes: 22 images for training, 3 for validation' in done.stdout
+    assert 'its 4 class folders are the classes\n22 images for training, 3 for validation' in done.stdout
     run = tmp_path / 'log' / 'my_photos'
     assert (run / 'report.html').stat().st_size > 10_000
     expected = {
