@@ -13,6 +13,7 @@ from lib.commands.loaded_model import LoadedModel
 from lib.commands.posthoc_methods import METHODS, Outcome, Problem
 from lib.commands.tau_norm import check_free, linear_classifier, write_rebalanced
 from lib.errors import UserError
+from lib.inference.features import Features
 from lib.metrics.accuracy import count_per_class, mean_over_classes
 from lib.metrics.confidence import reliability
 from lib.metrics.intervals import accuracy_interval
@@ -66,9 +67,12 @@ def _problem(trained: LoadedModel, names: Sequence[str]) -> Problem:
     if not (valid_split.labels >= 0).any():
         raise UserError(f'{valid_split.source}: its images have no labels, so no metric can be computed')
     valid = split_features(trained, valid_split, 'valid')
+    _check_images(valid, valid_split, options.FOLDS if options.FIT_SPLIT == 'valid' else 1)
     train = None
     if options.FIT_SPLIT == 'train' or {'ncm', 'cosine'} & set(names):
-        train = split_features(trained, _holdout(trained), 'train_part')
+        holdout = _holdout(trained)
+        train = split_features(trained, holdout, 'train_part')
+        _check_images(train, holdout, 1)
     return Problem(
         LinearHead(*linear_classifier(trained)),
         valid,
@@ -77,6 +81,17 @@ def _problem(trained: LoadedModel, names: Sequence[str]) -> Problem:
         trained.train_counts,
         trained.cfg,
     )
+
+
+def _check_images(features: Features, split: DatasetSplit, num_folds: int) -> None:
+    """Raise UserError if no image, or fewer images than folds, have a label and can be decoded."""
+    number = int(((features.labels >= 0) & features.readable).sum())
+    if number == 0:
+        raise UserError(f'{split.source}: none of its labeled images can be decoded{split.heic_hint}')
+    if number < num_folds:
+        images = '1 labeled image that can be decoded' if number == 1 else f'{number} labeled images'
+        hint = '--POSTHOC_FIT_SPLIT train' if number == 1 else f'--POSTHOC_FOLDS {number}'
+        raise UserError(f'POSTHOC.FOLDS is {num_folds}, but {split.source} has only {images}: {hint}')
 
 
 def _holdout(trained: LoadedModel) -> DatasetSplit:

@@ -72,7 +72,9 @@ def _by_folds(fit: Fit) -> Callable[[Problem], Outcome]:
             head, parameters = fit(problem, problem.fit, np.arange(len(problem.fit)))
             predictions = head_predictions(head, valid, rows)
             return Outcome(predictions.correct, predictions, dict(parameters), _saveable(head), _ON_TRAIN)
-        folds = stratified_folds(valid.labels[rows], problem.cfg.POSTHOC.FOLDS, seed=problem.cfg.SEED)
+        # Unreadable images are spread separately, so that no fold has only these.
+        strata = np.where(valid.readable[rows], valid.labels[rows], problem.head.num_classes)
+        folds = stratified_folds(strata, problem.cfg.POSTHOC.FOLDS, seed=problem.cfg.SEED)
         parts, order, per_fold = [], [], []
         for fold in range(problem.cfg.POSTHOC.FOLDS):
             head, parameters = fit(problem, valid, rows[folds != fold])

@@ -1,4 +1,4 @@
-"""The training images that tools/posthoc.py computes features of."""
+"""The images that tools/posthoc.py uses: training images without the quarantine, and enough for the folds."""
 
 import json
 from types import SimpleNamespace
@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lib.commands.posthoc import _holdout
+from lib.commands.posthoc import _check_images, _holdout
 from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
+from lib.errors import UserError
+from lib.inference.features import Features
 
 NUM_CLASSES, PER_CLASS = 3, 6
 
@@ -51,3 +53,33 @@ def test_the_number_per_class_is_limited_after_the_quarantine(products):
     found = names_of_holdout(products, products / 'quarantine.json', holdout=2)
     assert np.unique([name[0] for name in found], return_counts=True)[1].tolist() == [2, 2, 2]
     assert {name for name in found if name[0] == '1'} == {'1/4.jpg', '1/5.jpg'}
+
+
+SPLIT = SimpleNamespace(source='valid.json', heic_hint='')
+
+
+def features(labels, readable):
+    return Features(np.zeros((len(labels), 2), np.float32), np.array(labels), np.array(readable, bool), [])
+
+
+@pytest.mark.parametrize(
+    ('labels', 'readable', 'message'),
+    [
+        (
+            [0],
+            [1],
+            'POSTHOC.FOLDS is 3, but valid.json has only 1 labeled image that can be decoded: --POSTHOC_FIT_SPLIT',
+        ),
+        ([0, 1], [1, 1], 'POSTHOC.FOLDS is 3, but valid.json has only 2 labeled images: --POSTHOC_FOLDS 2'),
+        ([0, 1, 1, -1, -1], [1, 1, 0, 1, 1], 'has only 2 labeled images'),
+        ([0, -1], [0, 1], 'valid.json: none of its labeled images can be decoded'),
+        ([0, 1, 2, 0], [1, 1, 1, 0], ''),
+    ],
+)
+def test_every_fold_needs_an_image(labels, readable, message):
+    if not message:
+        _check_images(features(labels, readable), SPLIT, 3)
+        return
+    with pytest.raises(UserError) as caught:
+        _check_images(features(labels, readable), SPLIT, 3)
+    assert message in str(caught.value)
