@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
+
 from lib.builders.loss import deferred_start_epoch
 from lib.builders.split import DatasetSplit
 from lib.config.defaults import Config
@@ -14,6 +16,7 @@ from lib.dataset.images import ArrayImages, Images
 from lib.dataset.index import ClassIndex
 from lib.dataset.loader import BatchTooSmall, EvalLoader, TrainLoader
 from lib.dataset.normalize import Normalize
+from lib.dataset.paths import PathColumn
 from lib.dataset.ram_cache import CachedImages
 from lib.dataset.reader import BatchReader
 from lib.dataset.sampler import (
@@ -122,9 +125,14 @@ def _sampler(cfg: Config, name: str, index: ClassIndex, *, stream: int = 0) -> S
 
 
 def build_train_loader(
-    cfg: Config, split: DatasetSplit, index: ClassIndex, device: Device, group: ProcessGroup = SINGLE_PROCESS
+    cfg: Config,
+    split: DatasetSplit,
+    index: ClassIndex,
+    device: Device,
+    group: ProcessGroup = SINGLE_PROCESS,
+    class_names: Sequence[str] = (),
 ) -> TrainLoader:
-    """Return the loader of the training rows in `index`.
+    """Return the loader of the training rows in `index`; messages name the classes, if they have names.
 
     With two slots per image its batches are twice as large, and an epoch has the same number of steps.
 
@@ -139,6 +147,7 @@ def build_train_loader(
         on_bad={'skip': 'replace', 'raise': 'raise'}[cfg.DATASET.ON_BAD_IMAGE],
         index=index,
         augment=build_augment(cfg),
+        class_names=PathColumn(pa.array(class_names, pa.large_string())) if class_names else (),
         hint='--DATASET_ON_BAD_IMAGE skip trains without such images',
     )
     per_image = slots_per_image(cfg)

@@ -269,7 +269,9 @@ def start_from_class_means(
         engine = EagerEngine(model)
         means, counts = class_means(engine, loader, index.rows, num_classes=split.num_classes, unit_length=is_cosine)
     except ValueError:
-        raise UserError(f'{split.source}: no training image can be decoded: check DATASET.ROOT') from None
+        raise UserError(
+            f'{split.source}: no training image can be decoded: check DATASET.ROOT{split.heic_hint}'
+        ) from None
     weight, bias = (means, None) if is_cosine else nearest_mean(means, counts)
     with torch.no_grad():
         classifier.weight.copy_(weight)

@@ -50,6 +50,11 @@ class DatasetSplit:
         """Return whether every image has a label."""
         return bool((self.labels >= 0).all())
 
+    @property
+    def heic_hint(self) -> str:
+        """Return how to read HEIC photos, after '; ', if some are named so and cannot be read; else ''."""
+        return f'; {HEIC_HINT}' if _num_unread_heic(self.names) else ''
+
     def index(self) -> ClassIndex:
         """Return the rows of each class."""
         return ClassIndex(self.labels, self.num_classes, by_class=self.by_class)
@@ -111,10 +116,16 @@ def found_split(paths: list[str], labels: np.ndarray, num_classes: int, source: 
 
 
 def _warn_about_heic(names: pa.Array, source: str) -> None:
-    if not can_read_heic():
-        number = pc.sum(pc.match_substring_regex(names, r'\.hei[cf]$', ignore_case=True)).as_py()
-        if number:
-            LOGGER.warning('%s: %d images are HEIC; %s', source, number, HEIC_HINT)
+    number = _num_unread_heic(names)
+    if number:
+        LOGGER.warning('%s: %d %s HEIC; %s', source, number, 'image is' if number == 1 else 'images are', HEIC_HINT)
+
+
+def _num_unread_heic(names: pa.Array) -> int:
+    """Return the number of HEIC files if they cannot be read; 0 if they can."""
+    if can_read_heic():
+        return 0
+    return pc.sum(pc.match_substring_regex(names, r'\.hei[cf]$', ignore_case=True)).as_py() or 0
 
 
 def in_class_order(split: DatasetSplit, classes: ClassNames | None, names: Sequence[str]) -> DatasetSplit:

@@ -10,6 +10,7 @@ import torch
 
 from lib.builders.split import DatasetSplit
 from lib.commands.loaded_model import LoadedModel
+from lib.dataset.image_format import can_read_heic
 from lib.dataset.images import FileImages
 
 _NUM_FILES_CHECKED = 1000  # sizes and times of these reveal photos that were replaced under their names
@@ -40,6 +41,7 @@ def input_key(trained: LoadedModel) -> dict[str, Any]:
         'mean': inputs.MEAN,
         'std': inputs.STD,
         'color_space': trained.cfg.DATASET.COLOR_SPACE,
+        'heic': can_read_heic(),
         'device': trained.device.describe(training=False),
     }
 

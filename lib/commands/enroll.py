@@ -22,6 +22,7 @@ from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node, as_text, as_values
 from lib.dataset.annotations import ClassNames
 from lib.dataset.folder import sample_indices
+from lib.dataset.image_format import hint_of
 from lib.dataset.images import FileImages
 from lib.errors import UserError
 from lib.metrics.accuracy import count_per_class, mean_class_accuracy
@@ -107,27 +108,27 @@ def _new_images(trained: LoadedModel) -> _NewImages:
     known = set(trained.class_names)
     duplicates = [name for name in classes.names if name in known]
     if duplicates:
-        hint = '' if Path(source).is_dir() else ' (names come from classes.json beside it)'
+        whence = '' if Path(source).is_dir() else ' (names come from classes.json beside it)'
         raise UserError(
             f'ENROLL.IMAGES {source}: the model has the class {duplicates[0]!r} already '
-            f'({len(duplicates)} of {len(classes.names)} classes){hint}; leave them out, or fine-tune on their images'
+            f'({len(duplicates)} of {len(classes.names)} classes){whence}; leave them out, or fine-tune on their images'
         )
     for warning in name_warnings(classes.names, known=trained.class_names):
         LOGGER.warning('%s: %s', source, warning)
     features = split_features(trained, split, 'new_classes', same_classes=False)
     readable = features.readable
-    index, shots = split.index(), []
+    index, shots, hint = split.index(), [], hint_of(reason for _, reason in features.bad)
     for label, name in enumerate(classes.names):
         rows = index.rows_of(label)
         rows = rows[readable[rows]]
         if not len(rows):
-            raise UserError(f'ENROLL.IMAGES {source}: no image of {name!r} can be decoded')
+            raise UserError(f'ENROLL.IMAGES {source}: no image of {name!r} can be decoded{hint}')
         shots.append(rows[sample_indices(len(rows), name, per_class or len(rows), trained.cfg.SEED)])
     shot_rows = np.concatenate(shots)
     held_rows = np.setdiff1d(np.flatnonzero(readable), shot_rows)
     if not readable.all():
         num_bad = int((~readable).sum())
-        LOGGER.warning('%s: %s cannot be decoded', source, '1 image' if num_bad == 1 else f'{num_bad} images')
+        LOGGER.warning('%s: %s cannot be decoded%s', source, '1 image' if num_bad == 1 else f'{num_bad} images', hint)
     scored = score_features(trained.engine, features.values, np.asarray(split.labels), are_new=True)
     return _NewImages(split, classes, scored.at(shot_rows), scored.at(held_rows), held_rows)
 

@@ -10,6 +10,7 @@ from lib.builders.data import has_test_split, open_test_split, open_training_dat
 from lib.builders.loader import num_workers, stored_short_side
 from lib.builders.split import DatasetSplit, TrainingData
 from lib.config.defaults import Config
+from lib.dataset.image_format import hint_of
 from lib.dataset.images import EncodedImages
 from lib.errors import UserError
 from lib.runtime.files import lock_folder, write_json
@@ -160,8 +161,9 @@ def _report_bad(out: Path, kind: str, job: SplitJob, packed: PackedSplit) -> Non
     if bad:
         shown = '; '.join(f'{name}: {reason}' for name, reason in list(bad.items())[:_MAX_SHOWN])
         LOGGER.warning(
-            '%s: %d of %d images cannot be decoded, listed in %s (%s%s)',
+            '%s: %d of %d images cannot be decoded, listed in %s (%s%s)%s',
             kind, len(bad), packed.num_images, out / BAD_IMAGES, shown, '; ...' * (len(bad) > _MAX_SHOWN),
+            hint_of(bad.values()),
         )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from lib.commands.cli import one_line
 from lib.commands.loaded_model import LoadedModel
 from lib.commands.predict_inputs import Part, Source, products_of
 from lib.config.yaml_text import parse_config_text
+from lib.dataset.image_format import hint_of
 from lib.dataset.images import FileImages
 from lib.dataset.lazy_image import LazyImage
 from lib.errors import UserError
@@ -220,8 +221,8 @@ def _write_bad(trained: LoadedModel, split: DatasetSplit, store: ColumnStore, st
     write_bad_images(trained.folder, stem.name, {split.names[row].as_py(): reason for row, reason in bad})
     if bad:
         LOGGER.warning(
-            '%d of %d images could not be decoded: predicted -1, see %s',
-            len(bad), len(split), trained.folder / 'bad_images.csv',
+            '%d of %d images could not be decoded: predicted -1, see %s%s',
+            len(bad), len(split), trained.folder / 'bad_images.csv', hint_of(reason for _, reason in bad),
         )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def search(trained: LoadedModel) -> Iterator[str]:
     if len(gallery.labels) - is_gallery < 1:
         number = '1 image' if len(gallery.labels) else 'no image that can be decoded'
         needed = 'at least 2 are' if is_gallery else 'at least 1 is'
-        raise UserError(f'SEARCH.GALLERY {options.GALLERY}: {number} to search, but {needed} needed')
+        raise UserError(f'SEARCH.GALLERY {options.GALLERY}: {number} to search, but {needed} needed{valid.heic_hint}')
     found = nearest(
         queries.features, gallery.features, options.K, metric=options.METRIC, same=is_gallery, device=device
     )

@@ -73,7 +73,7 @@ def prepare_training(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> 
         raise UserError(f'{data.train.source}: no images, so there is nothing to train on')
     with group.main_first():
         model, training_set, new_classes = _build_model(cfg, data, index, device, plan, group)
-    loader = build_train_loader(cfg, data.train, index, device, group)
+    loader = build_train_loader(cfg, data.train, index, device, group, data.classes.names if data.classes else ())
     folder = RunFolder(
         plan.folder, save_every=cfg.TRAIN.SAVE_EVERY_EPOCHS, keep=cfg.TRAIN.KEEP_EPOCHS, writes=group.is_main
     )

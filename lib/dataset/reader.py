@@ -1,5 +1,6 @@
 """Batch reader: rows in, one uint8 batch out. This is the work of a loader's worker process."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -9,6 +10,7 @@ from torch.utils.data import Dataset
 
 from lib.dataset.crop_resize import crop_resize
 from lib.dataset.decode import DecodeError
+from lib.dataset.image_format import hint_of
 from lib.dataset.images import Images
 from lib.dataset.index import ClassIndex
 from lib.dataset.lazy_image import LazyImage
@@ -83,6 +85,7 @@ class BatchReader(Dataset):
             an error, or 'mark' it (zeros, not readable), as evaluation needs.
         index: rows of each class, for replacements.
         augment: applied to the crop before it is flipped; None: nothing.
+        class_names: for messages; shared with worker processes if it is a PathColumn. Empty: classes are numbers.
         hint: with on_bad 'raise', the end of the error message: how to avoid the error.
         buffers: (num_buffers, bytes) uint8 in shared memory that workers fill again and again (the first access to
             fresh shared memory takes longer than resizing the pixels); None: each batch allocates its own memory.
@@ -98,6 +101,7 @@ class BatchReader(Dataset):
     index: ClassIndex | None = None
     augment: Augmentation | None = None
     extra_transforms: tuple[Transform, ...] = ()
+    class_names: Sequence[str] = ()
     hint: str = ''
     buffers: torch.Tensor | None = None
     sends_pixels: bool = True
@@ -185,9 +189,10 @@ class BatchReader(Dataset):
                     return self._crop(candidate, draws, canvas)
                 except DecodeError as error:
                     bad.append((candidate, str(error)))
+        name = repr(self.class_names[label]) if len(self.class_names) else label
         raise UserError(
-            f'class {label}: none of its {len(candidates)} training images can be decoded, {self.images.name(row)} '
-            'among them; repair or remove them'
+            f'class {name}: none of its {len(candidates)} training images can be decoded, {self.images.name(row)} '
+            f'among them; repair or remove them{hint_of(reason for _, reason in bad)}'
         )
 
     def _open(self, row: int) -> LazyImage:

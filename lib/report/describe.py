@@ -8,6 +8,7 @@ import numpy as np
 
 from lib.audit.findings import SINGLE_COLOR, DuplicateGroup
 from lib.audit.report import AuditReport
+from lib.dataset.image_format import HEIC_HINT
 from lib.inference.retrieval import Retrieval
 from lib.metrics.confidence import HALF, summarize_confidence
 from lib.metrics.predictions import Predictions
@@ -177,6 +178,9 @@ def describe_audit(report: AuditReport, folder: Path, num_quarantined: int) -> l
     for title, rows in _findings(report):
         example = _example(report, int(rows[0]), _WIDTH - 46) if len(rows) else ''
         lines.append(f'{title:<34}{len(rows):>9,}   {example}'.rstrip())
+    num_heic = sum(HEIC_HINT in reason for reason in report.scan.errors.values())
+    if num_heic:
+        lines.append(f'{num_heic:,} unreadable {"image is" if num_heic == 1 else "images are"} HEIC; {HEIC_HINT}')
     lines += ['', f'{folder}/', '  doctor.html      report with images', '  doctor.json      all findings']
     fraction = num_quarantined / max(len(report.splits[0].labels), 1)
     images = 'training image' if num_quarantined == 1 else 'training images'

@@ -21,6 +21,7 @@ import simplejpeg
 from PIL import Image
 
 from lib.dataset.decode import DecodeError, decode, open_image
+from lib.dataset.image_format import HEIC_HINT, hint_of
 from lib.dataset.images import EncodedImages
 from lib.errors import UserError
 from lib.runtime.files import replace_atomically
@@ -210,8 +211,9 @@ class ShardWriter:
     def _check(self, task: ShardTask, rows: '_IndexRows') -> None:
         bad = [position for position, fault in enumerate(rows.columns['fault']) if fault]
         if len(bad) > max(MIN_BAD, self.max_bad_fraction * len(task.labels)):
-            name, fault = self.images.name(task.first_row + bad[0]), rows.columns['fault'][bad[0]]
-            raise TooManyBadImages(len(bad), len(task.labels), f'{name} ({fault})')
+            name, faults = self.images.name(task.first_row + bad[0]), rows.columns['fault']
+            hint = hint_of(faults[position] for position in bad[1:]) if HEIC_HINT not in faults[bad[0]] else ''
+            raise TooManyBadImages(len(bad), len(task.labels), f'{name} ({faults[bad[0]]}){hint}')
 
 
 @dataclass

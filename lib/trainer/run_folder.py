@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lib.dataset.image_format import hint_of
 from lib.errors import UserError
 from lib.runtime.checkout import describe_commit
 from lib.runtime.files import lock_folder, remove_leftovers, replace_atomically, wait_for_lock, write_json, write_text
@@ -289,4 +290,5 @@ class BadImages:
             raise TooManyBadImages(
                 f'{len(self._reasons)} training images cannot be decoded, more than the allowed fraction '
                 f'{self._max_fraction:g}; they are listed in {self._folder.path / BAD_IMAGES}'
+                + hint_of(self._reasons.values())
             )
