@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.harness import finish, parse_arguments
 from lib.commands.cli import cli_main
+from lib.commands.predict_output import stem_name
 from lib.demo.generate import SPLITS, generate_demo
 from lib.errors import UserError
 
@@ -63,7 +64,7 @@ def run(script: str, *options: object) -> None:
 def accuracy_on_test(model: Path, folder: Path) -> float:
     """Return the mean accuracy of old classes on their test images."""
     run('test.py', '--RESUME_MODEL', model, '--DATASET_TEST_JSON', folder / 'old' / 'converted_test.json')
-    metrics = json.loads(model.with_name(f'{model.stem}_metrics.json').read_text(encoding='utf-8'))
+    metrics = json.loads(model.with_name(f'{stem_name(model, "converted_test")}.metrics.json').read_text(encoding='utf-8'))
     return 1 - metrics['mean_class_error']
 
 

@@ -69,6 +69,12 @@ def parse_part(text: str) -> Part | None:
     )
 
 
+def test_source_name(cfg: Config) -> str:
+    """Return the name of the source where TEST.IMAGES is empty."""
+    chosen = cfg.DATASET.TEST_JSON or cfg.DATASET.TEST_ROOT
+    return _source_at(chosen).name if chosen else 'test'
+
+
 def open_test_images(cfg: Config, class_names: Sequence[str], group: ProcessGroup) -> tuple[DatasetSplit, Source]:
     """Open the images that test.py predicts: TEST.IMAGES if given, else the test split. All ranks must call it.
 
@@ -96,10 +102,9 @@ def _open_split(cfg: Config, class_names: Sequence[str]) -> tuple[DatasetSplit, 
     if not given:
         split = open_test_split(cfg, class_names)
         chosen = _source_at(dataset.TEST_JSON or dataset.TEST_ROOT or split.source)
-        is_default = not (dataset.TEST_JSON or dataset.TEST_ROOT)
         # The paths in an annotation file are below a folder, so the file alone does not identify the images.
         root = str(Path(dataset.TEST_ROOT or dataset.ROOT).resolve())
-        return split, Source('test' if is_default else chosen.name, f'{chosen.identity} in {root}')
+        return split, Source(test_source_name(cfg), f'{chosen.identity} in {root}')
     if Path(given).is_dir():
         return test_folder_split(given, class_names), _source_at(given)
     if not Path(given).exists():

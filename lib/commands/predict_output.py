@@ -84,13 +84,11 @@ def claim_stem(trained: LoadedModel, source: Source) -> Path:
         'source': source.identity,
         'options': _options(trained),
     }
-    checkpoint = _safe(trained.path.stem)
-    prefix = '' if checkpoint == 'best_model' else f'{checkpoint}_'
     variant = ''.join(f'.{word}' for word in _variant(trained))
     with wait_for_lock(trained.folder):
         for number in count(1):
             suffix = '' if number == 1 else f'_{number}'
-            stem = trained.folder / f'{prefix}{_PREDICTIONS}{_safe(source.name)}{suffix}{variant}'
+            stem = trained.folder / f'{stem_name(trained.path, source.name)}{suffix}{variant}'
             recorded = read_json(_with(stem, '.json'))
             if recorded == about:
                 return stem
@@ -99,6 +97,12 @@ def claim_stem(trained: LoadedModel, source: Source) -> Path:
                 return stem
             LOGGER.info('%s.csv is of another source or other options', stem)
     raise AssertionError('unreachable')
+
+
+def stem_name(checkpoint: Path, source: str) -> str:
+    """Return the name of the files of a checkpoint's prediction of a source, if no other one has it."""
+    name = _safe(checkpoint.stem)
+    return f'{"" if name == "best_model" else f"{name}_"}{_PREDICTIONS}{_safe(source)}'
 
 
 def _with(stem: Path, ending: str) -> Path:

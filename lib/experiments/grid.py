@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lib.builders.data import has_test_split
+from lib.commands.predict_inputs import test_source_name
+from lib.commands.predict_output import stem_name
 from lib.config.defaults import Config
 from lib.config.load import load_config
 from lib.config.options import parse_options
@@ -166,14 +168,20 @@ class SubRun:
     @property
     def test_metrics(self) -> Path:
         """Metrics file that test.py writes."""
-        return self.model.with_name(f'{self.model.stem}_metrics.json')
+        return self.model.with_name(f'{self._prediction}.metrics.json')
+
+    @property
+    def _prediction(self) -> str:
+        return stem_name(self.model, test_source_name(self.cfg))
 
     def _needs_test(self) -> bool:
         """Return True if there is a test split without predictions of this model; CIFAR's is its valid split."""
         if self.cfg.DATASET.NAME.startswith('cifar') or not has_test_split(self.cfg):
             return False
         # Without labels, test.py writes predictions but no metrics.
-        written = [path for path in (self.test_metrics, self.model.with_suffix('.csv')) if path.exists()]
+        written = [
+            path for path in (self.test_metrics, self.model.with_name(f'{self._prediction}.csv')) if path.exists()
+        ]
         return not any(path.stat().st_mtime_ns >= self.model.stat().st_mtime_ns for path in written)
 
     def _training(self) -> Step:

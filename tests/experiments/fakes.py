@@ -50,8 +50,9 @@ def write(script: str, options: dict[str, str], model: str) -> None:
         shutil.copy(HERE / 'done.pth', folder / 'last.pth')
     elif script == 'test.py':
         path = Path(model)
-        path.with_suffix('.csv').write_text('id,predicted\n')
-        path.with_name(f'{path.stem}_metrics.json').write_text(json.dumps({**METRICS, 'mean_class_error': 0.375}))
+        stem = ('' if path.stem == 'best_model' else f'{path.stem}_') + 'predictions_test'
+        path.with_name(f'{stem}.csv').write_text('id,predicted\n')
+        path.with_name(f'{stem}.metrics.json').write_text(json.dumps({**METRICS, 'mean_class_error': 0.375}))
     else:
         folder = Path(options['--TAU_NORM_LOG_ROOT'], options['--NAME'])
         folder.mkdir(parents=True, exist_ok=True)

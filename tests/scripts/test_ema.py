@@ -70,7 +70,8 @@ def test_validation_and_prediction_use_the_ema(scripts, options, products, tmp_p
     found = {}
     for name in ('last', 'best_model', 'trained'):
         scripts.run(tmp_path, 'test.py', '--RESUME_MODEL', run / f'{name}.pth', *on_valid)
-        found[name] = json.loads((run / f'{name}_metrics.json').read_text())
+        stem = ('' if name == 'best_model' else f'{name}_') + 'predictions_converted_val'
+        found[name] = json.loads((run / f'{stem}.metrics.json').read_text())
     for name, epoch in (('last', 2), ('best_model', last.selection.selected_epoch)):
         assert found[name]['loss'] == pytest.approx(valid[epoch]['loss'], rel=1e-5)
         assert found[name]['top1'] == valid[epoch]['top1']

@@ -122,7 +122,7 @@ def test_validation_where_a_rank_has_no_image(scripts, products, tmp_path, extra
     run = tmp_path / 'log' / 'run'
     test = ('--RESUME_MODEL', run / 'last.pth', '--DATASET_ROOT', products, '--DATASET_TEST_JSON', valid, *ON_CPU)
     scripts.run(tmp_path, 'test.py', *test)
-    found = json.loads((run / 'last_metrics.json').read_text())
+    found = json.loads((run / 'last_predictions_valid.metrics.json').read_text())
     line = metrics_of(run)[1]
     check_metrics(
         {name: line[name] for name in line if name in found}, {name: found[name] for name in line if name in found}
