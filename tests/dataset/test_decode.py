@@ -63,6 +63,8 @@ def largest_difference(image, expected):
         ('JPEG', {'quality': 95, 'subsampling': 0}, 6),
         ('JPEG', {'quality': 95, 'subsampling': 0, 'progressive': True}, 6),
         ('GIF', {}, 40),
+        ('JPEG2000', {}, 0),
+        ('AVIF', {'quality': 95, 'subsampling': '4:4:4'}, 8),
     ],
     ids=str,
 )
@@ -293,7 +295,7 @@ def test_files_that_are_not_images(data, tmp_path):
     assert '0x' not in str(caught.value)  # not the address of an object
 
 
-@pytest.mark.parametrize('kind', ['PPM', 'TGA', 'PCX', 'ICO', 'PDF', 'JPEG2000', 'DDS', 'SGI'])
+@pytest.mark.parametrize('kind', ['PPM', 'TGA', 'PCX', 'ICO', 'PDF', 'DDS', 'SGI'])
 def test_formats_that_are_not_allowed(kind):
     with pytest.raises(DecodeError, match='known format'):
         decode(encode(Image.new('RGB', (16, 16)), kind))
