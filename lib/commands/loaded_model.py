@@ -113,7 +113,8 @@ def load_model(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> Loaded
     folder = path.parent if (path.parent / 'config.yaml').exists() else Path(cfg.LOG_ROOT, cfg.NAME)
     device = build_device(cfg, group)
     model = model_of(checkpoint, cfg, device, image_size=cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE)
-    LOGGER.info('%s: %d classes, %s', path, checkpoint.num_classes, device.describe(training=False))
+    classes = '1 class' if checkpoint.num_classes == 1 else f'{checkpoint.num_classes} classes'
+    LOGGER.info('%s: %s, %s', path, classes, device.describe(training=False))
     training_set = checkpoint.training_set
     counts = training_set.class_counts if training_set else np.zeros(checkpoint.num_classes, np.int64)
     return LoadedModel(cfg, checkpoint, model, device, folder, class_names(checkpoint), counts, group)

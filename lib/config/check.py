@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from lib.config.defaults import KEYS
+from lib.config.key import shown
 from lib.config.keys.data import PAIRED
 from lib.errors import UserError
 
@@ -271,4 +272,4 @@ def _check_sizes(schedule: tuple[int, ...]) -> None:
 def _check_name(values: dict[str, Any]) -> None:
     name = values['NAME']
     if not name or name in ('.', '..') or any(letter in name for letter in '/\\\0') or len(name) > 200:
-        raise UserError(f'NAME is {name!r}, but must be the name of one folder, such as my_run')
+        raise UserError(f'NAME is {shown(name)}, but must be the name of one folder, such as my_run')
