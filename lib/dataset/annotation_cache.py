@@ -18,7 +18,7 @@ from lib.dataset.paths import PathColumn
 from lib.runtime.files import replace_atomically
 from lib.runtime.shared_memory import SharedArray, SharedFile
 
-_VERSION = 1
+_VERSION = 2
 _SOURCE, _STARTS = b'annotations', b'starts'  # metadata keys
 
 

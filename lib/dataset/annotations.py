@@ -5,7 +5,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from io import BufferedReader, BytesIO
 from itertools import islice
@@ -102,7 +102,7 @@ def read_annotations(path: str | Path, *, use_cache: bool = True) -> Annotations
         else:
             columns = _columns_of(_parse(path, file), FileStamp.of(status), lambda columns: columns)
     source = columns.source
-    warnings = [f'{path}: {warning}' for warning in source.warnings]
+    warnings = [f'{path}: {warning}' for warning in [*source.warnings, *_empty_classes(path, columns.starts)]]
     return Annotations(columns.paths, columns.labels, source.num_classes, str(path), warnings, columns.by_class)
 
 
@@ -252,14 +252,12 @@ def _columns_of(
         may_have_duplicates = worker.submit(_may_have_duplicates, parsed)
         starts = class_starts(parsed.labels, parsed.num_classes)
         by_class = rows_by_class(parsed.labels, parsed.num_classes)
-        source = CacheSource(stamp, parsed.digest, parsed.prefix, parsed.num_classes, _empty_classes(starts))
+        source = CacheSource(stamp, parsed.digest, parsed.prefix, parsed.num_classes, [])
         columns = CachedColumns(PathColumn(parsed.paths), parsed.labels, starts, by_class, source)
         stored = store(columns)
         duplicates = _duplicates(parsed.paths) if may_have_duplicates.result() else []
-    if not duplicates:
-        return stored
-    warnings = [*duplicates, *source.warnings]
-    return store(replace(columns, source=msgspec.structs.replace(source, warnings=warnings)))
+    with_warnings = replace(columns, source=msgspec.structs.replace(source, warnings=duplicates))
+    return store(with_warnings) if duplicates else stored
 
 
 def _is_faulty(parsed: ParsedAnnotations) -> bool:
@@ -286,11 +284,15 @@ def _duplicates(paths: pa.Array) -> list[str]:
     return [f'{subject} an earlier fpath: {_first_few(f"entry {row} ({paths[int(row)]})" for row in repeated)}']
 
 
-def _empty_classes(starts: np.ndarray) -> list[str]:
-    empty = np.flatnonzero(starts[1:] == starts[:-1])
-    if not len(empty):
+def _empty_classes(path: str | Path, starts: np.ndarray) -> list[str]:
+    empty = np.flatnonzero(starts[1:] == starts[:-1]).tolist()
+    if not empty:
         return []
-    return [f'{len(empty)} of {len(starts) - 1} classes have no image: {_first_few(map(str, empty))}']
+    names: Iterable[str] = map(str, empty)
+    with suppress(UserError):  # a fault of classes.json is an error where the names are needed
+        if known := read_classes(Path(path).with_name('classes.json'), len(starts) - 1):
+            names = (known.names[label] for label in empty)
+    return [f'{len(empty)} of {len(starts) - 1} classes have no image: {_first_few(names)}']
 
 
 def _first_few(phrases: Iterable[str]) -> str:

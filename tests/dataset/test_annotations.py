@@ -64,6 +64,15 @@ def test_duplicates_and_empty_classes_are_warnings(write):
     assert len(found) == 3
 
 
+def test_empty_classes_are_named(write):
+    path = write({'annotations': [{'category_id': 1, 'fpath': 'a'}], 'num_classes': 3})
+    classes = path.with_name('classes.json')
+    classes.write_text('{"names": ["oat drink", "tea", "7 up"]}')
+    assert read_annotations(path).warnings == [f'{path}: 2 of 3 classes have no image: oat drink, 7 up']
+    classes.write_text('{"names": ["of another set"]}')
+    assert read_annotations(path).warnings == [f'{path}: 2 of 3 classes have no image: 0, 2']
+
+
 def test_warnings_name_the_first_ten(write):
     annotations = [{'category_id': 0, 'fpath': 'a'}] * 30
     duplicates, empty = read_annotations(write({'annotations': annotations, 'num_classes': 30})).warnings
