@@ -68,13 +68,13 @@ class Fit:
             f'{len(self.weights)} tensors loaded' + (f' from {self.prefix.rstrip(".")}{mean}' if self.prefix else '')
         ]
         if self.resampled:
-            lines.append(f'resampled to the image size: {_examples(self.resampled)}')
+            lines.append(f'resampled to the image size: {examples(self.resampled)}')
         if self.classifier:
-            lines.append(f'classifier not used: {_examples(self.classifier)}')
+            lines.append(f'classifier not used: {examples(self.classifier)}')
         if self.others:
-            lines.append(f'{len(self.others)} other tensors not used: {_examples(self.others)}')
+            lines.append(f'{len(self.others)} other tensors not used: {examples(self.others)}')
         if self.missing:
-            lines.append(f'not in the file, so random: {_examples(self.missing)}')
+            lines.append(f'not in the file, so random: {examples(self.missing)}')
         return lines
 
     def misfit(self, source: str, backbone: str, image_size: int) -> UserError:
@@ -86,7 +86,7 @@ class Fit:
             ('unknown', (*self.unexpected, *self.others)),
         ):
             if keys:
-                problems.append(f'{len(keys)} {word} ({_examples(keys)})')
+                problems.append(f'{len(keys)} {word} ({examples(keys)})')
         is_size = not (self.missing or self.unexpected) and len(self.mismatched) < len(self.weights) / 2
         advice = 'timm does not resample these: set INPUT.SIZE' if is_size else 'set MODEL.BACKBONE'
         return UserError(
@@ -235,10 +235,11 @@ def _without_tensors(file: WeightsFile) -> str:
     if not file.skipped:
         return 'contains no named tensors; save a state_dict'
     return (
-        f'contains no named tensors, but objects of {_examples(file.skipped)}, whose code is never executed; where '
+        f'contains no named tensors, but objects of {examples(file.skipped)}, whose code is never executed; where '
         "it was written, save the weights alone: torch.save(model.state_dict(), 'weights.pth')"
     )
 
 
-def _examples(keys: tuple[str, ...], count: int = 3) -> str:
+def examples(keys: tuple[str, ...], count: int = 3) -> str:
+    """Return the first keys, separated by commas."""
     return ', '.join(keys[:count]) + (', ...' if len(keys) > count else '')

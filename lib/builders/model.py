@@ -15,7 +15,7 @@ from lib.backbone.create import (
     num_features_of,
     published_weights,
 )
-from lib.backbone.pretrained import fit_weights, load_pretrained
+from lib.backbone.pretrained import examples, fit_weights, load_pretrained
 from lib.builders.loader import build_eval_loader, train_sizes
 from lib.builders.split import DatasetSplit
 from lib.classifier.base import Classifier, transfer_rows
@@ -151,7 +151,7 @@ def model_at_test_size(cfg: Config, device: Device) -> Callable[[Recognizer], Re
     backbone = new_model(cfg, 1, device, pretrained=False, image_size=size).backbone
 
     def resampled(model: Recognizer) -> Recognizer:
-        _load_backbone(backbone, model.backbone.state_dict(), 'the trained model', cfg, size)
+        _load_backbone(backbone, model.backbone.state_dict(), None, cfg, size)
         return Recognizer(
             backbone, model.classifier, projector=model.projector,
             train_dtype=model.train_dtype, eval_dtype=model.eval_dtype,
@@ -179,6 +179,7 @@ def finetuned_model(
     model = new_model(cfg, len(names), device, pretrained=False, classes=classes)
     shard_names = names if classes is None else names[classes.start : classes.stop]
     new_state, trained_state = model.state_dict(), checkpoint.state_dict
+    _load_backbone(model.backbone, _with_prefix(trained_state, 'backbone.'), checkpoint.path, cfg, cfg.INPUT.SIZE)
     new_classifier, trained = _with_prefix(new_state, 'classifier.'), _with_prefix(trained_state, 'classifier.')
     if 'scale' not in new_classifier:
         trained = without_scale(trained)
@@ -189,10 +190,9 @@ def finetuned_model(
     projector, trained_projector = _with_prefix(new_state, 'projector.'), _with_prefix(trained_state, 'projector.')
     if _shapes(projector) == _shapes(trained_projector):
         projector = trained_projector
-    state = {key: value for key, value in trained_state.items() if not key.startswith(('classifier.', 'projector.'))}
-    state |= {f'classifier.{key}': value for key, value in classifier.items()}
-    state |= {f'projector.{key}': value for key, value in projector.items()}
-    _load_state(model, state, checkpoint.path, cfg)
+    model.classifier.load_state_dict(classifier)
+    if model.projector is not None:
+        model.projector.load_state_dict(projector)
     old_names = set(trained_names)
     return model, [name for name in names if name not in old_names]
 
@@ -225,7 +225,7 @@ def _load_state(
             f'{path}: its classifier has no bias, so it is a cosine classifier, but MODEL.CLASSIFIER is '
             f'{cfg.MODEL.CLASSIFIER}: set --MODEL_CLASSIFIER FCNorm'
         )
-    _load_backbone(model.backbone, _with_prefix(state, 'backbone.'), str(path), cfg, image_size or cfg.INPUT.SIZE)
+    _load_backbone(model.backbone, _with_prefix(state, 'backbone.'), path, cfg, image_size or cfg.INPUT.SIZE)
     rest = {key: value for key, value in state.items() if not key.startswith('backbone.')}
     missing, unknown = sorted(expected.keys() - rest.keys()), sorted(rest.keys() - expected.keys())
     shapes = [key for key in expected.keys() & rest.keys() if expected[key].shape != rest[key].shape]
@@ -240,13 +240,14 @@ def _load_state(
 
 
 def _load_backbone(
-    backbone: nn.Module, state: dict[str, torch.Tensor], source: str, cfg: Config, image_size: int
+    backbone: nn.Module, state: dict[str, torch.Tensor], path: Path | None, cfg: Config, image_size: int
 ) -> None:
+    """Load the backbone of a checkpoint (None: of this run), resampled to the image size."""
     fit = fit_weights(backbone, state)
     if not fit.is_exact:
-        raise fit.misfit(source, cfg.MODEL.BACKBONE, image_size)
-    if fit.resampled:
-        LOGGER.debug('%s: resampled to %d px: %s', source, image_size, ', '.join(fit.resampled))
+        raise fit.misfit(str(path), cfg.MODEL.BACKBONE, image_size)
+    if fit.resampled and path is not None:
+        LOGGER.info('%s: resampled to %d px: %s', path.name, image_size, examples(fit.resampled))
     backbone.load_state_dict(fit.weights, strict=False)
 
 

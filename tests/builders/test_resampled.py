@@ -83,8 +83,9 @@ def test_no_second_backbone_where_the_first_takes_both_sizes(backbone, changes):
     assert model_at_test_size(settings(MODEL__BACKBONE=backbone, **changes), DEVICE) is None
 
 
-def test_weights_of_another_backbone_are_the_same_error_for_every_command(checkpoint):
-    cfg = settings(MODEL__BACKBONE='test_vit2')
+@pytest.mark.parametrize('backbone', ['test_vit2', 'test_resnet'])  # features of the same and of another width
+def test_weights_of_another_backbone_are_the_same_error_for_every_command(checkpoint, backbone):
+    cfg = settings(MODEL__BACKBONE=backbone)
     messages = []
     for load in (
         lambda: model_of(checkpoint, cfg, DEVICE),
@@ -95,7 +96,7 @@ def test_weights_of_another_backbone_are_the_same_error_for_every_command(checkp
             load()
         messages.append(str(caught.value))
     assert len(set(messages)) == 1
-    assert messages[0].startswith(f'{checkpoint.path} does not fit MODEL.BACKBONE test_vit2 of {SIZE} px: ')
+    assert messages[0].startswith(f'{checkpoint.path} does not fit MODEL.BACKBONE {backbone} of {SIZE} px: ')
     assert '\n' not in messages[0]
 
 
