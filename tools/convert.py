@@ -98,8 +98,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         raise UserError(f'--imbalance is {options.imbalance}, but must be above 1: the largest class over the smallest')
     if options.imbalance is not None and options.append:
         raise UserError('--imbalance with --append: images that were left out would return; convert without --append')
-    if options.seed < 0:
-        raise UserError(f'--seed is {options.seed}, but must be at least 0')
+    if not 0 <= options.seed < 2**63:
+        raise UserError(f'--seed is {options.seed}, but must be at least 0 and below 2^63')
     return options
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,32 @@ def test_the_validation_split_is_split_off_before_the_long_tailed_subset(tmp_pat
     assert [(part.count(0), part.count(1)) for part in labels] == [(16, 4), (4, 4)]
     paths = [entry['fpath'] for split in splits for entry in split['annotations']]
     assert len(set(paths)) == len(paths)
+
+
+def test_names_that_look_alike_are_a_warning(tmp_path):
+    for name in 'abcd':
+        (tmp_path / f'{name}.jpg').touch()
+    rows = 'path,label\na.jpg,Milk\nb.jpg,Milk\u00ad\nc.jpg,caf\u00e9\nd.jpg,cafe\u0301\n'
+    (tmp_path / 'shop.csv').write_text(rows, encoding='utf-8')
+    result = run('csv', 'shop.csv', 'out', folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    line = "warning: classes that look like one: 'Milk' and 'Milk\\xad' (differ in invisible characters)\n"
+    assert line in result.stderr
+    assert json.loads((tmp_path / 'out' / 'classes.json').read_text())['names'] == ['Milk', 'Milk\u00ad', 'caf\u00e9']
+    # The same set in another form is the same set; a class that looks like a known one is a warning.
+    rows = unicodedata.normalize('NFD', rows) + 'e.jpg,Cafe\u0301\n'
+    (tmp_path / 'e.jpg').touch()
+    (tmp_path / 'shop.csv').write_text(rows, encoding='utf-8')
+    result = run('csv', 'shop.csv', 'out', '--append', folder=tmp_path)
+    assert '1 image added, 4 skipped' in result.stdout
+    assert 'classes.json: 1 class added, 4 in total' in result.stdout
+    assert "'caf\u00e9' and 'Caf\u00e9' (differ in upper and lower case)" in result.stderr
+
+
+@pytest.mark.parametrize('seed', ['1234567890' * 500, '-1', str(2**63), '1e3'])
+def test_seeds_that_are_none(tmp_path, seed):
+    (tmp_path / 'shop.csv').write_text('path,label\na.jpg,1\nb.jpg,1\n')
+    result = run('csv', 'shop.csv', '--valid_fraction', '0.5', '--seed', seed, folder=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f'error: {"--seed is" if len(seed) < 100 and seed != "1e3" else "argument --seed"}')
+    assert result.stderr.count('\n') == 1

@@ -92,7 +92,7 @@ def test_other_fields_of_old_entries_are_not_changed(shop, tmp_path):
     [
         (lambda shop: (shop / 'classes.json').unlink(), 'classes.json: no such file; --append needs'),
         (lambda shop: (shop / 'classes.json').write_text('{"names": ["apple"]}'), 'num_classes is 2'),
-        (lambda shop: (shop / 'converted_val.json').write_text('{'), 'converted_val.json: not valid JSON'),
+        (lambda shop: (shop / 'converted_val.json').write_text('{'), 'converted_val.json:1: not valid JSON'),
         (
             lambda shop: (shop / 'converted_train.json').write_text(
                 json.dumps({'num_classes': 2, 'annotations': tree_of(shop)['annotations']})
