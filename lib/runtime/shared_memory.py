@@ -9,12 +9,14 @@ import weakref
 from contextlib import suppress
 from multiprocessing.context import get_spawning_popen
 from multiprocessing.reduction import DupFd
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
-import torch
 
 from lib.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 _MIN_BYTES = 1 << 20  # smaller arrays are copied: a mapping costs more
 _SHM_FOLDER = '/dev/shm'  # shared memory of Linux
@@ -120,11 +122,13 @@ def _reopened(path: str, identity: tuple[int, int, int]) -> SharedFile:
     return file
 
 
-def shared_empty(*shape: int) -> torch.Tensor:
+def shared_empty(*shape: int) -> 'torch.Tensor':
     """Return a uint8 tensor in shared memory; it is sent to other processes by reference.
 
     If shared memory is full, writing to the tensor is a bus error: check `free_shared_bytes` before.
     """
+    import torch  # here only: processes that decode images import this module, and need no torch
+
     storage = torch.UntypedStorage._new_shared(max(1, math.prod(shape)))  # as in torch's default_collate
     return torch.empty(0, dtype=torch.uint8).set_(storage)[: math.prod(shape)].view(shape)
 
