@@ -69,7 +69,7 @@ def recipe_of(cfg: Config) -> dict[str, object]:
 
 
 def hyper_parameters(cfg: Config) -> dict[str, bool | float | str]:
-    """Return the keys that tell runs apart: the most important ones, and others that differ from their defaults."""
+    """Return the keys that distinguish runs: the most important ones, and others that differ from their defaults."""
     recipe = recipe_of(cfg)
     return {
         name: ', '.join(f'{number:g}' for number in value) if isinstance(value, tuple) else value

@@ -27,7 +27,7 @@ def after_training(run: TrainingRun, report: Path) -> list[str]:
     """Return the next steps after main.py as log lines."""
     cfg, training_set = run.cfg, run.trainer.info.training_set
     model = run.trainer.folder.path / 'best_model.pth'
-    steps = [Step('look at the report', [report]), _prediction(cfg, model)]
+    steps = [Step('read the report', [report]), _prediction(cfg, model)]
     sizes = training_set.class_counts[training_set.class_counts > 0]
     # The rows of a cosine classifier have one norm already.
     can_rebalance = run.data.valid is not None and cfg.MODEL.CLASSIFIER not in ('FCNorm', 'cosine')
@@ -49,7 +49,7 @@ def after_rebalancing(cfg: Config, files: Sequence[Path]) -> list[str]:
 def after_prediction(cfg: Config, result: PredictResult) -> list[str]:
     """Return the next steps after test.py as log lines."""
     page = next((path for path in result.files if path.suffix == '.html'), None)
-    steps = [Step('look at the photos and their predictions', [page])] if page else []
+    steps = [Step('inspect the photos and their predictions', [page])] if page else []
     if not result.files or cfg.TEST.PART:  # the lines of a part give the command that merges the parts
         return step_lines(steps)
     # A list on standard input has been read, so that command cannot be repeated as it is.

@@ -93,7 +93,7 @@ def parse_options(
 
 
 def _readable(parser: Parser, argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Return files and options beside --help, without those that are mistaken: help is given all the same."""
+    """Return files and options beside --help, without those that are mistaken: a request for help never fails."""
     try:
         known, _ = parser.parse_known_args(argv)
     except UserError:
