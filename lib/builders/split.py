@@ -18,6 +18,7 @@ from lib.dataset.paths import PathColumn, TextPathRule, choose_path_rule, nfc_st
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
 from lib.runtime.shared_memory import to_shared_memory
+from lib.runtime.text import first_few
 from lib.shards.images import ShardImages
 from lib.shards.index import INDEX
 
@@ -222,9 +223,11 @@ def without_quarantined(data: TrainingData, file: str) -> TrainingData:
     rows = np.setdiff1d(np.arange(len(data.train)), found.rows, assume_unique=True)
     if not len(rows):
         raise UserError(f'DATASET.QUARANTINE {file} lists all {len(data.train)} images of {data.train.source}')
-    before, after = (len(np.unique(labels)) for labels in (data.train.labels, data.train.labels[rows]))
-    if after < before:
-        LOGGER.warning('%s: %d classes have no training image left', file, before - after)
+    emptied = np.setdiff1d(data.train.labels, data.train.labels[rows])
+    if len(emptied):
+        names = first_few([data.class_names[label] for label in emptied.tolist()])
+        have = '1 class has' if len(emptied) == 1 else f'{len(emptied)} classes have'
+        LOGGER.warning('%s: %s no training image left: %s', file, have, names)
     return replace(data, train_rows=rows)
 
 

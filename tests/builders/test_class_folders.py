@@ -198,3 +198,12 @@ def test_found_images_are_opened_by_worker_processes_under_their_own_names(tmp_p
     split = found_split([b'\xe9.jpg'.decode('utf-8', 'surrogateescape')], np.zeros(1, np.int32), 1, 'x', str(tmp_path))
     assert split.names == pa.array([r'\xe9.jpg'], pa.large_string())
     assert pickle.loads(pickle.dumps(split.images)).load(0).size == (24, 24)
+
+
+def test_classes_that_quarantine_empties_are_named(tmp_path, lines):
+    fill(tmp_path / 'set', 'my tea/1.jpg', 'cola/1.jpg', 'cola/2.jpg')
+    listed = [{'fpath': 'my tea/1.jpg', 'split': 'train', 'reason': 'x'}]
+    write_json(tmp_path / 'quarantine.json', {'images': listed})
+    quarantine = str(tmp_path / 'quarantine.json')
+    open_training_data(config(tmp_path / 'set', DATASET__VALID_FRACTION=0.0, DATASET__QUARANTINE=quarantine))
+    assert lines[-1] == f'{quarantine}: 1 class has no training image left: my tea'

@@ -245,7 +245,7 @@ WHILE_TRAINING = [
     row('unreadable image, raise', f'{TRAIN} --TRAIN_BATCH_SIZE 99 --DATASET_ON_BAD_IMAGE raise', 'shop/train/',
         'ON_BAD_IMAGE skip', trains=True, disk=unreadable_images(1)),
     row('a class with no readable image', f'{TRAIN} --TRAIN_BATCH_SIZE 99',
-        'class 5: none of its 4 training images can be decoded', trains=True, disk=unreadable_images(4, label=5)),
+        "class '10031': none of its 4 training images can be decoded", trains=True, disk=unreadable_images(4, label=5)),
     row('too many unreadable images', f'{TRAIN} --TRAIN_BATCH_SIZE 99', '11 training images cannot be decoded',
         'fraction 0.1', 'DATASET.MAX_BAD_FRACTION', trains=True, warns=True, disk=unreadable_images(11, label=0)),
     row('batch of one image', f'{TRAIN} --TRAIN_BATCH_SIZE 1', 'BatchNorm', 'TRAIN.BATCH_SIZE', trains=True),

@@ -151,7 +151,7 @@ def test_raise_names_the_path(scripts, photos, tmp_path):
 def test_a_class_without_readable_images(scripts, photos, tmp_path):
     (photos / 'kiwi 10' / '0.jpg').write_bytes(b'no image')
     line = error_line(scripts.run(tmp_path, 'main.py', '--DATASET_ROOT', 'my_photos', *TINY, code=2))
-    assert 'none of its 1 training images can be decoded' in line
+    assert "class 'kiwi 10': none of its 1 training images can be decoded" in line
     assert 'my_photos/kiwi 10/0.jpg' in line
 
 
