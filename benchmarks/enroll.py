@@ -64,7 +64,9 @@ def run(script: str, *options: object) -> None:
 def accuracy_on_test(model: Path, folder: Path) -> float:
     """Return the mean accuracy of old classes on their test images."""
     run('test.py', '--RESUME_MODEL', model, '--DATASET_TEST_JSON', folder / 'old' / 'converted_test.json')
-    metrics = json.loads(model.with_name(f'{stem_name(model, "converted_test")}.metrics.json').read_text(encoding='utf-8'))
+    metrics = json.loads(
+        model.with_name(f'{stem_name(model, "converted_test")}.metrics.json').read_text(encoding='utf-8')
+    )
     return 1 - metrics['mean_class_error']
 
 
