@@ -248,5 +248,5 @@ class Trainer:
 
 
 def _valid_text(valid: dict[str, float]) -> str:
-    """Return mean class error and top-1 accuracy of the validation split, in few columns."""
-    return f'  error {valid["mean_class_error"]:.1%}  top-1 {valid["top1"]:.1%}'
+    """Return mean class error and top-1 accuracy of the validation split."""
+    return f'; mean class error {valid["mean_class_error"]:.1%}, top-1 {valid["top1"]:.1%}'
