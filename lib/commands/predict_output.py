@@ -192,7 +192,7 @@ def write_all(
         plain_predictions = predictions_from_classes(split.labels, columns['plain'])
         plain = trained.supported_metrics(compute_metrics(plain_predictions, trained.train_counts))
     if metrics:
-        content: dict[str, Any] = {'split': split.source, 'num_images': len(split), **metrics}
+        content: dict[str, Any] = {'split': split.source, 'num_images': len(labeled), **metrics}
         if trained.checkpoint.training_set:
             content |= detailed_metrics(labeled, trained.train_counts, parents=trained.class_parents or None)
         write_json(file('.metrics.json'), content | ({'plain': plain} if plain else {}))

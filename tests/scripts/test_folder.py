@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -60,15 +61,17 @@ def test_train_and_predict(scripts, photos, tmp_path):
         draw_product(1, 4, 40, random).save(new / name)
     (new / 'b 3.png').write_bytes((new / 'b 2.png').read_bytes()[:200])
     (new / 'notes.txt').write_text('not an image')
+    with open(os.path.join(os.fsencode(new), b'caf\xe9.png'), 'wb') as file:
+        file.write((new / 'b 2.png').read_bytes())
     options = ('--RESUME_MODEL', 'log/my_photos/best_model.pth', '--DATASET_TEST_ROOT', 'new', *ON_CPU)
     done = scripts.run(tmp_path, 'test.py', *options)
     rows = [line.split(',') for line in (run / 'predictions_new.csv').read_text().splitlines()]
-    assert [row[0] for row in rows] == ['id', 'b 2.png', 'b 3.png', 'b 10.png', 'deeper/a.jpg']
+    assert [row[0] for row in rows] == ['id', 'b 2.png', 'b 3.png', 'b 10.png', r'caf\xe9.png', 'deeper/a.jpg']
     predicted = [row[1] for row in rows[1:]]
     assert predicted[1] == '-1'
     assert all(0 <= int(label) < 4 for label in predicted[:1] + predicted[2:])
     assert bad_images(run) == [('predictions_new', 'b 3.png')]
-    assert '1 of 4 images could not be decoded: predicted -1' in done.stderr
+    assert '1 of 5 images could not be decoded: predicted -1' in done.stderr
     assert contents(photos) == before
 
 
@@ -93,7 +96,10 @@ def test_folders_named_after_classes_are_labels(scripts, photos, tmp_path):
     assert metrics['num_images'] == 2
     assert metrics['top1'] == ((rows[0]['predicted'] == '0') + (rows[1]['predicted'] == '2')) / 2
     draw_product(1, 4, 40, random).save(photos / 'test' / 'new.png')
-    assert 'named as the classes' not in scripts.run(tmp_path, 'test.py', *model).stdout
+    done = scripts.run(tmp_path, 'test.py', *model)
+    assert '1 of 3 images have no label, and do not count in metrics' in done.stderr
+    again = json.loads((tmp_path / 'log' / 'my_photos' / 'predictions_test.metrics.json').read_text())
+    assert (again['num_images'], again['top1']) == (2, metrics['top1'])
 
 
 def test_a_loss_that_is_not_finite(scripts, photos, tmp_path):
