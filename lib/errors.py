@@ -1,11 +1,10 @@
 """The one kind of exception that is shown to the user as a single line, and the lines for texts that are no paths."""
 
-import re
-
-_SCHEMES = 'abfss?|az|b2|data|dbfs|file|ftps?|gc?s|gcs|hdfs|https?|memory|oss|s3[an]?|scp|sftp|ssh|wasbs?|webhdfs'
-# 'remote:/x' is one, too: what tools such as rclone and scp read. Not C:/x: a drive has one letter.
-_URL = re.compile(rf'\s*(?:[a-z0-9][a-z0-9+.@_-]+:/|(?:{_SCHEMES}):)', re.IGNORECASE)
-_FILE_URL = re.compile(r'\s*file:(?://(?:localhost)?)?(?=/)', re.IGNORECASE)
+# Before a colon, these are no names of files.
+_SCHEMES = frozenset(
+    'abfs abfss az b2 data dbfs file ftp ftps gcs gs hdfs http https memory oss s3 s3a s3n scp sftp ssh wasb wasbs '
+    'webhdfs'.split()
+)
 
 
 class UserError(Exception):
@@ -24,12 +23,15 @@ def text_fault(text: str) -> str:
 
 
 def url_fault(path: str) -> str:
-    """Return the fault of a path that is a URL, a phrase to follow 'NAME is'; '' for a local path."""
-    if not _URL.match(path):
-        return ''
-    # Imported late: only errors need it.
-    from urllib.parse import unquote
+    """Return the fault of a path that is a URL, a phrase to follow 'NAME is'; '' for a local path.
 
-    file_url = _FILE_URL.match(path)
-    hint = f'; type {unquote(path[file_url.end() :])}' if file_url else '; copy the files to this machine or mount them'
+    `remote:/x`, which tools such as rclone and scp read, is a URL, too; `C:/x` is none, since a drive has one letter.
+    """
+    scheme, colon, rest = path.strip().partition(':')
+    is_scheme = len(scheme) > 1 and scheme.isascii() and all(char.isalnum() or char in '+.-_@' for char in scheme)
+    if not (colon and is_scheme and (rest.startswith('/') or scheme.lower() in _SCHEMES)):
+        return ''
+    hint = '; copy the files to this machine or mount them'
+    if scheme.lower() == 'file' and rest.startswith('/'):
+        hint = f'; type /{rest.removeprefix("//localhost").lstrip("/")}'
     return f'{path!r}, a URL, but must be a local path such as ./data or /mnt/data{hint}'
