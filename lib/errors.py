@@ -1,10 +1,10 @@
 """The one kind of exception that is shown to the user as a single line, and the lines for texts that are no paths."""
 
 # Before a colon, these are no names of files.
-_SCHEMES = frozenset(
-    'abfs abfss az b2 data dbfs file ftp ftps gcs gs hdfs http https memory oss s3 s3a s3n scp sftp ssh wasb wasbs '
-    'webhdfs'.split()
-)
+_SCHEMES = {
+    'abfs', 'abfss', 'az', 'b2', 'data', 'dbfs', 'file', 'ftp', 'ftps', 'gcs', 'gs', 'hdfs', 'http', 'https', 'memory',
+    'oss', 's3', 's3a', 's3n', 'scp', 'sftp', 'ssh', 'wasb', 'wasbs', 'webhdfs',
+}  # fmt: skip
 
 
 class UserError(Exception):
