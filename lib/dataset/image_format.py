@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Iterable
 
 HEADER_BYTES = 128  # enough for every signature, and for 28 brands of a HEIC or AVIF file
-# Accepted without a look at the content: opening millions of files takes minutes.
+# Accepted unopened: opening millions of files takes minutes.
 EXTENSIONS = (
     '.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.heic', '.heif', '.avif',
     '.jp2', '.j2k',
@@ -58,5 +58,5 @@ def can_read_heic() -> bool:
 
 
 def hint_of(reasons: Iterable[str]) -> str:
-    """Return how to read the images if one of the reasons why they cannot be decoded says so, after '; '; else ''."""
+    """Return how to read HEIC, after '; ', if it is one of the reasons why images cannot be decoded; else ''."""
     return f'; {HEIC_HINT}' if any(HEIC_HINT in reason for reason in reasons) else ''
