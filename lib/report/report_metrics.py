@@ -175,7 +175,7 @@ def run_facts(data: ReportData, metrics: ReportMetrics | None) -> list[str]:
 
 
 def summary_cards(data: ReportData, metrics: ReportMetrics | None) -> list[MetricCard]:
-    """Return the model's errors with their intervals; without predictions, those logged for the best epoch."""
+    """Return the model's errors with their intervals; without predictions, those logged for the selected epoch."""
     best, last = data.summary.get('best') or {}, data.summary.get('last') or {}
     after, words = _rebalanced(data)
     current = {**(best or last), **(metrics.overall if metrics else {})}
