@@ -29,7 +29,8 @@ def make_grid(tmp_path):
         (overlays / f'{name}.yaml').write_text('')
     (overlays / 'dive.yaml').write_text('LOSS:\n  AUXILIARY: distillation\n')  # LOSS.TEACHER is only valid with it
     training_set = TrainingSet('digest', np.array([3, 1]), ['a', 'b'], [])
-    done = Checkpoint({'classifier.weight': torch.zeros(2, 1)}, '', {}, TrainProgress(epoch=1), training_set, {})
+    weights = {'classifier.weight': torch.zeros(2, 1)}
+    done = Checkpoint(weights, '', {}, TrainProgress(epoch=1), training_set, optimizer={})
     write_checkpoint(repository / 'done.pth', done)
 
     def make(methods, **changes):
