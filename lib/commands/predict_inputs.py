@@ -16,12 +16,13 @@ from lib.builders.data import open_test_split, test_folder_split
 from lib.builders.split import DatasetSplit
 from lib.config.defaults import Config
 from lib.dataset.images import FileImages
-from lib.dataset.paths import refuse_urls
+from lib.dataset.paths import path_as_text, refuse_urls
 from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
 from lib.formats.sources import SourceErrors, read_csv
+from lib.runtime.log import LOGGER
 from lib.runtime.shared_memory import to_shared_memory
-from lib.runtime.text import nfc
+from lib.runtime.text import nfc, rounded_code_warnings
 
 _LIST_SUFFIXES = ('.txt', '.lst')
 
@@ -174,16 +175,13 @@ def _read_products(path: str) -> dict[str, str]:
         errors.raise_if_any()
     except UserError as error:
         raise UserError(f"TEST.PRODUCTS {error}; give 'folder' or a CSV of id,product") from None
+    for warning in rounded_code_warnings(list(dict.fromkeys(product_of.values())), 'product'):
+        LOGGER.warning('TEST.PRODUCTS %s: %s', path, warning)
     return product_of
 
 
 def _listed(paths: list[str], num_classes: int, source: str) -> DatasetSplit:
     refuse_urls(paths, '', source)
-    names = pa.array(map(printable_path, paths), pa.large_string())
+    names = pa.array(map(path_as_text, paths), pa.large_string())
     labels = to_shared_memory(np.full(len(paths), -1, np.int32))
     return DatasetSplit(FileImages(paths), labels, num_classes, names, source)
-
-
-def printable_path(path: str) -> str:
-    """Return a path as text: bytes that are not UTF-8 are escaped, such as caf\\xe9.jpg."""
-    return path if path.isascii() else os.fsencode(path).decode('utf-8', 'backslashreplace')

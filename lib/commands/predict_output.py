@@ -11,7 +11,6 @@ from typing import Any
 from PIL import Image
 
 from lib.builders.split import DatasetSplit
-from lib.commands.cli import one_line
 from lib.commands.loaded_model import LoadedModel
 from lib.commands.predict_inputs import Part, Source, products_of
 from lib.config.yaml_text import parse_config_text
@@ -265,7 +264,7 @@ def _image_lines(trained: LoadedModel, split: DatasetSplit, store: ColumnStore) 
         return []
     labels, probabilities = store.columns['best'][:, 0].tolist(), store.columns['probabilities'][:, 0].tolist()
     return [
-        one_line(f'{name}: ' + (f'{trained.class_names[label]} ({value:.1%})' if label >= 0 else 'unreadable'))
+        f'{name}: ' + (f'{trained.class_names[label]} ({value:.1%})' if label >= 0 else 'unreadable')
         for name, label, value in zip(split.names.to_pylist(), labels, probabilities, strict=True)
     ]
 

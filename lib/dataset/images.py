@@ -12,6 +12,7 @@ from PIL import Image
 from lib.dataset.decode import decode
 from lib.dataset.lazy_image import LazyImage, LazyPixelImage, open_lazy_image
 from lib.dataset.paths import path_as_text, spelled_on_disk
+from lib.runtime.log import printable
 
 FIRST_PAUSE_SECONDS = 0.05  # doubles with every attempt
 
@@ -66,8 +67,8 @@ class FileImages(EncodedImages):
         return len(self.paths)
 
     def name(self, row: int) -> str:
-        """Return the path as valid text, for messages."""
-        return path_as_text(self.path(row))
+        """Return the path as one line of text, for messages."""
+        return printable(path_as_text(self.path(row)))
 
     def path(self, row: int) -> str:
         """Return the path that is opened, if it exists as it is spelled."""

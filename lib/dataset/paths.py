@@ -262,7 +262,9 @@ def path_as_text(path: str) -> str:
     """
     if path.isascii() and '\\' not in path:
         return path
-    return _UNDECODABLE.sub(_escape, _ESCAPED.sub(r'\\x5c', path))
+    if os.sep == '/':  # elsewhere, a backslash is no part of a name
+        path = _ESCAPED.sub(r'\\x5c', path)
+    return _UNDECODABLE.sub(_escape, path)
 
 
 def path_from_text(text: str) -> str:

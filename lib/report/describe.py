@@ -13,6 +13,7 @@ from lib.inference.retrieval import Retrieval
 from lib.metrics.confidence import HALF, summarize_confidence
 from lib.metrics.predictions import Predictions
 from lib.report.page import file_size
+from lib.runtime.log import printable
 
 _COLUMNS = {
     'mean_class_error': 'mean class error',
@@ -237,7 +238,7 @@ def _example(report: AuditReport, row: int, width: int) -> str:
     """Return the end of an image's path; if it is unreadable, its file name and the beginning of the reason."""
     path, reason = report.entry(row)['fpath'], report.scan.errors.get(row, '')
     text = f'{Path(path).name}: {reason}' if reason else path
-    text = ''.join(char if char.isprintable() else '?' for char in text)
+    text = printable(text)
     if len(text) <= width:
         return text
     return f'{text[: width - 3]}...' if reason else f'...{text[3 - width :]}'

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from lib.commands.predict_inputs import Part, listed_paths, parse_part, printable_path
+from lib.commands.predict_inputs import Part, listed_paths, parse_part
 from lib.errors import UserError
 
 # Names as file systems allow them: blanks, quotes, accents, line breaks (with NUL only), bytes that are not UTF-8.
@@ -48,11 +48,6 @@ def test_lists_in_every_form():
 @pytest.mark.parametrize('content', [b'', b'\n \r\n', b'\0\0', codecs.BOM_UTF8, codecs.BOM_UTF16_LE])
 def test_a_list_without_paths_is_empty(content):
     assert listed_paths(content) == []
-
-
-def test_undecodable_bytes_of_a_path_are_escaped():
-    assert printable_path('caf\udce9 é.jpg') == 'caf\\xe9 é.jpg'
-    assert printable_path('a\\xe9.jpg') == 'a\\xe9.jpg'
 
 
 def test_parts():

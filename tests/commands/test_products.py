@@ -58,3 +58,11 @@ def test_faults_are_named(tmp_path, text, message):
         products(tmp_path / 'p.csv')
     with pytest.raises(UserError, match=r'TEST.PRODUCTS .*absent.csv: no such file or directory; give'):
         products(tmp_path / 'absent.csv')
+
+
+def test_products_that_a_spreadsheet_has_rounded_are_a_warning(tmp_path, caplog):
+    text = 'id,product\n' + ''.join(f'"{name}",4.00638E+12\n' for name in NAMES)
+    (tmp_path / 'p.csv').write_text(text, encoding='utf-8')
+    with caplog.at_level('WARNING', logger='recognizer'):
+        assert products(tmp_path / 'p.csv') == ([0, 0, 0], ['4.00638E+12'])
+    assert '1 product name is a number that a spreadsheet has rounded (4.00638E+12)' in caplog.text
