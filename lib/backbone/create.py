@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import timm
 import torch
@@ -129,10 +128,10 @@ def _create_timm(name: str, resolved: str, image_size: int, key: str) -> nn.Modu
     if published.get('fixed_input_size') and own_size != image_size:
         options['img_size'] = image_size
     source = f'local-dir:{config_folder(resolved)}' if resolved.startswith(HUB_PREFIXES) else resolved
+    # timm gives the function that adapts weights to a model to its loader only, which does nothing else here.
+    loader, _builder.load_pretrained = _builder.load_pretrained, _remember_adapter
     try:
-        # timm gives the function that adapts weights to a model to its loader only, which does nothing else here.
-        with mock.patch.object(_builder, 'load_pretrained', _remember_adapter):
-            backbone = timm.create_model(source, num_classes=0, pretrained=True, **options)
+        backbone = timm.create_model(source, num_classes=0, pretrained=True, **options)
     except TypeError as error:
         if not options or 'img_size' not in str(error):
             raise
@@ -141,6 +140,8 @@ def _create_timm(name: str, resolved: str, image_size: int, key: str) -> nn.Modu
         ) from error
     except Exception as error:  # timm and the models raise many exception types
         raise UserError(f"MODEL.BACKBONE '{name}': cannot be built for {image_size} px: {_one_line(error)}") from error
+    finally:
+        _builder.load_pretrained = loader
     use_fast_split_attention(backbone)
     width = measure_width(backbone, name, image_size, key)
     # The last layer of some timm models has another width than their num_features (head_hidden_size).

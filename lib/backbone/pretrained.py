@@ -36,6 +36,7 @@ class Fit:
         resampled: weights that were resampled to the image size.
         prefix: names of containers and wrappers of the weights in the file.
         is_mean: the weights are an average over the steps of training.
+        unused_mean: prefix of such an average that does not fit.
     """
 
     weights: dict[str, torch.Tensor]
@@ -47,6 +48,7 @@ class Fit:
     resampled: tuple[str, ...] = ()
     prefix: str = ''
     is_mean: bool = False
+    unused_mean: str = ''
 
     @property
     def is_exact(self) -> bool:
@@ -67,6 +69,8 @@ class Fit:
         lines = [
             f'{len(self.weights)} tensors loaded' + (f' from {self.prefix.rstrip(".")}{mean}' if self.prefix else '')
         ]
+        if self.unused_mean:
+            lines.append(f'EMA not used, it is incomplete: {self.unused_mean.rstrip(".")}')
         if self.resampled:
             lines.append(f'resampled to the image size: {examples(self.resampled)}')
         if self.classifier:
@@ -87,11 +91,12 @@ class Fit:
         ):
             if keys:
                 problems.append(f'{len(keys)} {word} ({examples(keys)})')
+        # The names are those of this backbone, so the size of the images differs, or their channels.
         is_size = not (self.missing or self.unexpected) and len(self.mismatched) < len(self.weights) / 2
-        advice = 'timm does not resample these: set INPUT.SIZE' if is_size else 'set MODEL.BACKBONE'
+        advice = 'timm does not adapt these: set INPUT.SIZE' if is_size else 'set MODEL.BACKBONE'
         return UserError(
             f'{source} does not fit MODEL.BACKBONE {backbone} of {image_size} px: {", ".join(problems)}; '
-            f'{advice} as in its training'
+            f'{advice} as in its training, or use another file'
         )
 
 
@@ -172,11 +177,13 @@ def _best_fit(backbone: nn.Module, file: WeightsFile) -> Fit:
     expected = backbone.state_dict()
     tensors = _without_inner_wrappers(file.tensors, expected)
     fits = []
-    for prefix in _candidates(tensors, expected)[:_MAX_CANDIDATES]:
+    candidates = _candidates(tensors, expected)[:_MAX_CANDIDATES]
+    means = [prefix for prefix in candidates if _is_mean(prefix)]
+    for prefix in candidates:
         state = {key.removeprefix(prefix): value.load() for key, value in tensors.items() if key.startswith(prefix)}
         fit = replace(fit_weights(backbone, state), prefix=prefix, is_mean=_is_mean(prefix))
         if fit.fits:
-            return fit
+            return fit if fit.is_mean or not means else replace(fit, unused_mean=means[0])
         fits.append(fit)
     return max(fits, key=lambda one: (len(one.weights), -len(one.missing)))
 

@@ -86,8 +86,9 @@ def test_incomplete_ema_is_not_used(tmp_path, weights):
     ema = {key: value for key, value in other(weights).items() if not key.startswith('layer3.')}
     torch.save({'ema': ema, 'model': weights}, tmp_path / 'w.pth')
     backbone = Small()
-    load_pretrained(backbone, tmp_path / 'w.pth')
+    fit = load_pretrained(backbone, tmp_path / 'w.pth')
     assert equal(backbone, weights)
+    assert fit.lines() == [f'{len(weights)} tensors loaded from model', 'EMA not used, it is incomplete: ema']
 
 
 def test_state_of_the_optimizer_is_no_network(tmp_path, weights):
@@ -173,6 +174,14 @@ def test_weights_that_fit_in_part_are_an_error(tmp_path, of_file, backbone):
     torch.save(timm.create_model(of_file).state_dict(), tmp_path / 'w.pth')
     with pytest.raises(UserError, match=r'does not fit MODEL\.BACKBONE'):
         load_pretrained(create_backbone(backbone, image_size=64), tmp_path / 'w.pth', backbone, 64)
+
+
+def test_images_of_another_number_of_channels(tmp_path, weights):
+    """timm adapts weights for three channels to other numbers, but not the other way round."""
+    torch.save(weights | {'conv1.weight': torch.zeros(16, 1, 3, 3)}, tmp_path / 'w.pth')
+    message = r'1 of another shape \(conv1.weight \(16, 1, 3, 3\) instead of \(16, 3, 3, 3\)\)'
+    with pytest.raises(UserError, match=message):
+        load_pretrained(Small(), tmp_path / 'w.pth')
 
 
 def test_no_match_is_the_same_error(tmp_path):
