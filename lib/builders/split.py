@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,11 @@ class DatasetSplit:
         """Return how to read HEIC photos, after '; ', if some are named so and cannot be read; else ''."""
         return f'; {HEIC_HINT}' if _num_unread_heic(self.names) else ''
 
+    @cached_property
+    def composed_names(self) -> pa.StringArray | pa.LargeStringArray:
+        """Return the names in NFC, to compare them; converting millions takes seconds."""
+        return nfc_strings(self.names)
+
     def index(self) -> ClassIndex:
         """Return the rows of each class."""
         return ClassIndex(self.labels, self.num_classes, by_class=self.by_class)
@@ -65,7 +71,7 @@ class DatasetSplit:
         digest = hashlib.sha256(f'{self.num_classes} '.encode())
         digest.update(np.ascontiguousarray(self.labels, np.int32).data)
         # Arrow's own buffers (64-bit offsets, then bytes): no Python string per image.
-        names = nfc_strings(pa.concat_arrays([self.names]))
+        names = pa.concat_arrays([self.composed_names])
         _, offsets, text = names.buffers()
         wide = np.int64 if pa.types.is_large_string(names.type) else np.int32
         offsets = np.frombuffer(offsets, wide)[names.offset :][: len(names) + 1].astype(np.int64)
@@ -179,10 +185,9 @@ class TrainingData:
         """Return the number of validation images that are training images too."""
         if self.valid is None or isinstance(self.valid.images, ArrayImages):
             return 0
-        valid, train = (split.names.cast(pa.large_string()) for split in (self.valid, self.train))
+        valid, train = (split.composed_names.cast(pa.large_string()) for split in (self.valid, self.train))
         if self.train_rows is not None:
             train = train.take(pa.array(self.train_rows))
-        valid, train = nfc_strings(valid), nfc_strings(train)
         # Two hash tables of small sets, since one of millions of names takes seconds.
         common = train.filter(pc.is_in(train, value_set=valid))
         return int(pc.sum(pc.is_in(valid, value_set=common)).as_py() or 0)
@@ -210,7 +215,7 @@ def without_quarantined(data: TrainingData, file: str) -> TrainingData:
     if not file:
         return data
     try:
-        found = quarantined_rows(data.train.names, file, 'train')
+        found = quarantined_rows(data.train.composed_names, file, 'train')
     except UserError as error:
         raise UserError(f'DATASET.QUARANTINE {error}') from None
     if found.num_unknown:
