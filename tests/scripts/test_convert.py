@@ -141,7 +141,7 @@ def test_the_validation_split_is_split_off_before_the_long_tailed_subset(tmp_pat
     assert len(set(paths)) == len(paths)
 
 
-def test_names_that_look_alike_are_a_warning(tmp_path):
+def test_similar_names_are_a_warning(tmp_path):
     for name in 'abcd':
         (tmp_path / f'{name}.jpg').touch()
     rows = 'path,label\na.jpg,Milk\nb.jpg,Milk\u00ad\nc.jpg,caf\u00e9\nd.jpg,cafe\u0301\n'
