@@ -73,7 +73,9 @@ def convert_inat(
             names, parents, label_of = _categories(path, tree.categories)
         first, row_of = _distinct_images(path, tree.images)
         if len(first) < len(tree.images):
-            warnings.append(f'{path}: {len(tree.images) - len(first)} of {len(tree.images)} images are repeated')
+            count = len(tree.images) - len(first)
+            are = 'is' if count == 1 else 'are'
+            warnings.append(f'{path}: {count:,} of {len(tree.images):,} images {are} repeated, and read once')
         is_unlabeled = split == 'test' and not tree.annotations
         labels = None if is_unlabeled else _labels(path, tree, first, row_of, label_of)
         splits[split] = ConvertedSplit([tree.images[position].file_name for position in first], labels)

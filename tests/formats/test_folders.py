@@ -227,7 +227,7 @@ def test_inat_images_that_are_repeated_are_read_once(tmp_path, position, image_i
     converted = convert_inat(tmp_path)
     names = list(dict.fromkeys(image['file_name'] for image in images))
     assert list(converted.splits['train']) == [(name, {'a/x.jpg': 0, 'b/y.jpg': 2}[name]) for name in names]
-    assert converted.warnings == [f'{tmp_path}/train2018.json: 1 of 3 images are repeated']
+    assert converted.warnings == [f'{tmp_path}/train2018.json: 1 of 3 images is repeated, and read once']
 
 
 def test_inat_images_that_differ_in_the_unicode_form_are_one(tmp_path):
