@@ -117,7 +117,7 @@ def _open_split(cfg: Config, class_names: Sequence[str]) -> tuple[DatasetSplit, 
 
 def _source_at(path: str) -> Source:
     whole = Path(path).resolve()
-    return Source(whole.name if whole.is_dir() else whole.stem, str(whole))
+    return Source(path_as_text(whole.name if whole.is_dir() else whole.stem), path_as_text(str(whole)))
 
 
 def listed_paths(content: bytes) -> list[str]:

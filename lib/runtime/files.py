@@ -56,8 +56,9 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Replace the file at `path` by `text` in UTF-8, atomically."""
-    write_bytes(path, text.encode('utf-8'))
+    """Replace the file at `path` by `text` in UTF-8, atomically; bytes of paths that are not UTF-8 are escaped."""
+    # In JSON, this escape is that of the standard.
+    write_bytes(path, text.encode('utf-8', 'backslashreplace'))
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

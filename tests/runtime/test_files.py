@@ -26,6 +26,14 @@ def test_written_content_is_read_back(tmp_path):
     assert names(tmp_path) == ['a.bin', 'a.json', 'a.txt']
 
 
+def test_bytes_of_paths_that_are_not_utf8_are_escaped(tmp_path):
+    folder = b'caf\xe9'.decode('utf-8', 'surrogateescape')
+    write_json(tmp_path / 'a.json', {'folder': folder})
+    assert json.loads((tmp_path / 'a.json').read_text(encoding='utf-8')) == {'folder': folder}
+    write_text(tmp_path / 'a.html', f'<p>{folder}</p>')
+    assert (tmp_path / 'a.html').read_text(encoding='utf-8') == r'<p>caf\udce9</p>'
+
+
 def test_an_old_file_is_replaced(tmp_path):
     path = tmp_path / 'a.txt'
     path.write_text('a longer old text')
