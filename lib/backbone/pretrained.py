@@ -1,5 +1,6 @@
 """Fit weights to a backbone: find them in a file, remove the names of wrappers, resample what depends on the size."""
 
+import inspect
 import os
 import re
 from collections import Counter
@@ -92,7 +93,7 @@ class Fit:
             if keys:
                 problems.append(f'{len(keys)} {word} ({examples(keys)})')
         # The names are those of this backbone, so the size of the images differs, or their channels.
-        is_size = not (self.missing or self.unexpected) and len(self.mismatched) < len(self.weights) / 2
+        is_size = not (self.missing or self.unexpected or self.others) and len(self.mismatched) < len(self.weights) / 2
         advice = 'timm does not adapt these: set INPUT.SIZE' if is_size else 'set MODEL.BACKBONE'
         return UserError(
             f'{source} does not fit MODEL.BACKBONE {backbone} of {image_size} px: {", ".join(problems)}; '
@@ -139,14 +140,17 @@ def fit_weights(backbone: nn.Module, state: Mapping[str, torch.Tensor]) -> Fit:
     if adapt is None or not (fit.missing or fit.mismatched or fit.unexpected or fit.others):
         return fit
     try:
-        adapted = adapt(dict(state), backbone)
+        # A few of timm's functions get the weights only.
+        takes_model = len(inspect.signature(adapt).parameters) > 1
+        adapted = adapt(dict(state), backbone) if takes_model else adapt(dict(state))
     except Exception:  # timm's functions raise errors of any type for weights of another model
         return fit
     adapted = {key: value for key, value in adapted.items() if isinstance(value, torch.Tensor)}
     new = _compare(backbone, adapted)
     if len(new.weights) < len(fit.weights):
         return fit
-    resampled = [key for key in new.weights if key in state and state[key].shape != new.weights[key].shape]
+    values = {value.data_ptr() for value in state.values()}  # a tensor that is renamed only keeps its values
+    resampled = [key for key in new.weights if key in state and new.weights[key].data_ptr() not in values]
     return replace(new, resampled=tuple(resampled))
 
 

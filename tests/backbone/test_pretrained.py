@@ -145,6 +145,24 @@ def test_torchvision_resnet50_loads(tmp_path, zipped):
         torch.testing.assert_close(backbone(images), original(images))
 
 
+@pytest.mark.long
+@pytest.mark.parametrize('backbone', ['vgg11', 'densenet121'])
+def test_torchvision_files_that_timm_reads(tmp_path, backbone):
+    """timm's functions for VGG and DenseNet take the weights only, and rename them."""
+    torch.manual_seed(0)
+    original = getattr(torchvision.models, backbone)().eval()
+    torch.save(original.state_dict(), tmp_path / 'w.pth')
+    loaded = create_backbone(backbone, image_size=224).eval()
+    fit = load_pretrained(loaded, tmp_path / 'w.pth', backbone, 224)
+    assert not fit.missing
+    assert not fit.resampled
+    last = [name for name, module in original.named_modules() if isinstance(module, torch.nn.Linear)][-1]
+    original.get_submodule(last.rpartition('.')[0])._modules[last.rpartition('.')[2]] = torch.nn.Identity()
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), original(images), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ('of_file', 'backbone', 'part'),
     [
