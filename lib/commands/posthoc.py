@@ -112,8 +112,7 @@ def _names(given: Sequence[str]) -> list[str]:
     names = list(METHODS) if given == ('all',) else list(given)
     unknown = [name for name in names if name not in METHODS]
     if unknown or not names:
-        found = ','.join(given) or 'empty'
-        raise UserError(f"POSTHOC.METHODS is {found}, but must be 'all' or some of {', '.join(METHODS)}")
+        raise UserError(f"POSTHOC.METHODS is {','.join(given)!r}, but must be 'all' or some of {', '.join(METHODS)}")
     return names
 
 
