@@ -165,10 +165,11 @@ def jpeg_case(image: Image.Image, rng: np.random.Generator) -> Case:
         needed = [needed[index] for index in rng.permutation(len(needed))]
         steps.append('shuffled')
     parts = list(needed)
-    for extra in orienting + [_unused(rng) for _ in range(int(rng.integers(0, 6)))]:
-        # Those with an orientation stay in order.
-        last = max((parts.index(one) for one in orienting if one in parts), default=-1) if extra in orienting else -1
+    for extra in orienting:  # which stay in order
+        last = max((position for position, part in enumerate(parts) if part in orienting), default=-1)
         parts.insert(int(rng.integers(last + 1, len(parts) + 1)), extra)
+    for _ in range(int(rng.integers(0, 6))):
+        parts.insert(int(rng.integers(len(parts) + 1)), _unused(rng))
     filled = [_fill(rng, steps) + part for part in parts]
     if rng.random() < 0.1:
         filled.insert(int(rng.integers(1, len(filled))), b'\0stray bytes\xff\0' * int(rng.integers(1, 20)))
