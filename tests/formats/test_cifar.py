@@ -2,6 +2,7 @@ import hashlib
 
 import numpy as np
 import pytest
+import torch  # noqa: F401  its first import starts a process, which a test may not
 
 from lib.errors import UserError
 from lib.formats.cifar import class_sizes, load_cifar_lt, published_rows
