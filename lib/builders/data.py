@@ -30,7 +30,7 @@ from lib.errors import UserError
 from lib.formats.cifar import load_cifar_lt
 from lib.runtime.log import LOGGER
 from lib.runtime.shared_memory import to_shared_memory
-from lib.runtime.text import first_few, name_warnings
+from lib.runtime.text import first_few, name_warnings, rounded_code_warnings
 
 _FALLBACK = 'to try everything at once: python main.py --config configs/demo.yaml'
 
@@ -50,7 +50,8 @@ def open_training_data(cfg: Config, *, quarantine: bool = True) -> TrainingData:
             f'{data.train.source} has num_classes {data.train.num_classes}, but {data.valid.source} has '
             f'{data.valid.num_classes}: both must list the same classes'
         )
-    for warning in name_warnings(data.classes.names) if data.classes else ():
+    names = data.classes.names if data.classes else []
+    for warning in [*name_warnings(names), *rounded_code_warnings(names)]:
         LOGGER.warning('%s: %s', data.train.source, warning)
     return without_quarantined(data, cfg.DATASET.QUARANTINE) if quarantine else data
 

@@ -30,7 +30,7 @@ from lib.posthoc.candidate_scores import ScoredFeatures, score_features
 from lib.posthoc.imprint import Imprint, cross_fit_imprint, imprint
 from lib.runtime.files import lock_folder, write_json
 from lib.runtime.log import LOGGER
-from lib.runtime.text import is_unicode, name_warnings
+from lib.runtime.text import is_unicode, name_warnings, rounded_code_warnings
 from lib.trainer.checkpointing.io import write_checkpoint
 from lib.trainer.checkpointing.state import TrainingSet, versions
 from lib.trainer.run_folder import RunFolder, set_aside
@@ -113,7 +113,7 @@ def _new_images(trained: LoadedModel) -> _NewImages:
             f'ENROLL.IMAGES {source}: the model has the class {duplicates[0]!r} already '
             f'({len(duplicates)} of {len(classes.names)} classes){whence}; leave them out, or fine-tune on their images'
         )
-    for warning in name_warnings(classes.names, known=trained.class_names):
+    for warning in [*name_warnings(classes.names, known=trained.class_names), *rounded_code_warnings(classes.names)]:
         LOGGER.warning('%s: %s', source, warning)
     features = split_features(trained, split, 'new_classes', same_classes=False)
     readable = features.readable

@@ -12,7 +12,7 @@ from lib.dataset.image_walk import ImageWalk, left_out_lines
 from lib.dataset.paths import path_as_text
 from lib.errors import UserError
 from lib.runtime.seeding import Purpose, generator
-from lib.runtime.text import first_few, nfc, rounded_code_warnings, sorted_naturally, visible
+from lib.runtime.text import first_few, nfc, sorted_naturally, visible
 
 VALID_NAMES = ('val', 'valid', 'validation')
 _LAYOUT = 'needed is one sub-folder per class, {root}/CLASS/photo.jpg (or {root}/train/CLASS and {root}/val/CLASS)'
@@ -197,7 +197,7 @@ class _Reader:
         notes = self._about_nesting(folders, depth) + left_out_lines(self._walk, None if self._nested else depth)
         if self._merged:
             notes.append(f'{self._root}: one class, though spelled in two Unicode forms: {first_few(self._merged)}')
-        warnings = rounded_code_warnings(names)
+        warnings = []
         loose = [*self._loose, *(path for base in bases for path in self._loose_in.get(base, []))]
         if loose:
             images = 'image is' if len(loose) == 1 else 'images are'

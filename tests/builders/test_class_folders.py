@@ -19,6 +19,8 @@ from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
 from lib.dataset.image_format import HEIC_HINT
 from lib.errors import UserError
+from lib.formats.text_lists import convert_csv
+from lib.formats.write import write_converted
 from lib.metrics.accuracy import compute_metrics
 from lib.metrics.predictions import predictions_from_classes
 from lib.report.describe import describe_audit
@@ -207,3 +209,33 @@ def test_classes_that_quarantine_empties_are_named(tmp_path, lines):
     quarantine = str(tmp_path / 'quarantine.json')
     open_training_data(config(tmp_path / 'set', DATASET__VALID_FRACTION=0.0, DATASET__QUARANTINE=quarantine))
     assert lines[-1] == f'{quarantine}: 1 class has no training image left: my tea'
+
+
+@pytest.mark.parametrize(
+    ('names', 'example'),
+    [
+        (['4.00638E+12', 'cola'], '4.00638E+12'),
+        (['4,00638E+12'], '4,00638E+12'),
+        (['4e+12', '12'], '4e+12'),
+        (['1234567890123450', '9876543210123400'], '1234567890123450'),
+        (['4006381333931', '4006381333948', '00012345'], ''),
+        (['1234567890123456', '9876543210123400'], ''),
+        (['Formula E+3', '5E10', 'E+12', '12E+', '1E', '1234567890123450'], ''),
+    ],
+)
+def test_product_codes_that_a_spreadsheet_has_rounded_are_a_warning(tmp_path, lines, names, example):
+    fill(tmp_path, *(f'{name}/1.jpg' for name in names))
+    open_training_data(config(tmp_path, DATASET__VALID_FRACTION=0.0))
+    rounded = [line for line in lines if 'a spreadsheet has rounded' in line]
+    assert len(rounded) == bool(example)
+    if example:
+        assert f'({example}' in rounded[0]
+        assert 'different products may share one; format the column as text and export it again' in rounded[0]
+    (tmp_path / 'list.csv').write_text('path,label\n' + ''.join(f'"{name}/1.jpg","{name}"\n' for name in names))
+    converted = convert_csv(tmp_path / 'list.csv')
+    assert [f'{tmp_path} (train): {warning}' for warning in converted.warnings] == rounded
+    # Nor are they lost where the files were converted before.
+    write_converted(converted, tmp_path)
+    lines.clear()
+    open_training_data(config(tmp_path))
+    assert sum('a spreadsheet has rounded' in line for line in lines) == bool(example)

@@ -8,7 +8,6 @@ import pytest
 
 from lib.dataset.folder import labels_by_folder, split_folder
 from lib.errors import UserError
-from lib.formats.text_lists import convert_csv
 
 
 def make(root: Path, **classes: int) -> Path:
@@ -234,25 +233,3 @@ def test_class_folders_in_two_unicode_forms_or_bytes_are_one_class_or_a_text(tmp
     counts = dict(zip(found.names, np.bincount(found.train.labels).tolist(), strict=True))
     assert counts == {'Caf\u00e9': 5, r'caf\xe9': 1, 'cola': 1}
     assert all((tmp_path / path).exists() for path in found.train.paths)
-
-
-@pytest.mark.parametrize(
-    ('names', 'example'),
-    [
-        (['4.00638E+12', 'cola'], '4.00638E+12'),
-        (['4,00638E+12'], '4,00638E+12'),
-        (['4e+12', '12'], '4e+12'),
-        (['1234567890123450', '9876543210123400'], '1234567890123450'),
-        (['4006381333931', '4006381333948', '00012345'], ''),
-        (['1234567890123456', '9876543210123400'], ''),
-        (['Formula E+3', '5E10', 'E+12', '12E+', '1E', '1234567890123450'], ''),
-    ],
-)
-def test_product_codes_that_a_spreadsheet_has_rounded_are_a_warning(tmp_path, names, example):
-    warnings = read(make(tmp_path, **dict.fromkeys(names, 1))).warnings
-    assert len(warnings) == bool(example)
-    if example:
-        assert f'({example}' in warnings[0]
-        assert 'different products may share one; format the column as text and export it again' in warnings[0]
-    (tmp_path / 'list.csv').write_text('path,label\n' + ''.join(f'"{name}/0.jpg","{name}"\n' for name in names))
-    assert convert_csv(tmp_path / 'list.csv').warnings == warnings
