@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from lib.dataset import image_walk
 from lib.dataset.image_walk import ImageWalk, left_out_lines
@@ -246,3 +246,37 @@ def test_texts_of_paths_are_one_to_one():
     assert [path_from_text(text) for text in texts] == paths
     assert len(set(texts)) == len(set(paths))
     ''.join(texts).encode('utf-8')
+
+
+def test_random_trees_against_pillow_and_a_plain_walk(tmp_path):
+    seed = random.randrange(2**32)
+    print('seed', seed)
+    source = random.Random(seed)
+    contents = [
+        *(image_bytes(name) for name in ('JPEG', 'PNG', 'GIF', 'AVIF')),
+        b'',
+        b'text',
+        b'\0\0\0\x18ftypisom',
+        b'BM',
+    ]
+    folders = ['a', 'a/b', 'a/@eaDir', 'c 10', 'c 9/.git/x', 'c 9', '#recycle/a', 'd.jpg', 'd.jpg/e']
+    for number in range(120):
+        end = source.choice(['', '.dat', '.mp4', '.jpg_', '.', '.jpeg2', '.pdf'])
+        fill(tmp_path, {f'{source.choice(folders)}/{source.choice("xXyé")}{number}{end}': source.choice(contents)})
+    expected, num_files = set(), 0
+    for folder, _, files in os.walk(tmp_path):
+        parts = Path(folder).relative_to(tmp_path).parts
+        if {'@eaDir', '.git', '#recycle'} & {*parts}:
+            continue
+        for file in files:
+            num_files += 1
+            try:
+                Image.open(os.path.join(folder, file)).close()
+                expected.add('/'.join([*parts, file]))
+            except UnidentifiedImageError:
+                pass
+    walk = ImageWalk(tmp_path)
+    images = list(walk.images())
+    assert len(images) == len(expected)
+    assert set(images) == expected
+    assert sum(left_out.kinds.total() for left_out in walk.left_out.values()) == num_files - len(expected)
