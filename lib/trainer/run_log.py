@@ -124,10 +124,11 @@ class RunLog:
             LOGGER.info('%s%s', 'epoch'.rjust(width), _COLUMNS)
             self._has_header = True
         left = duration_text(self._length.seconds_left(epoch, 0)) if epoch < last else '-'
+        speed = train['images_per_second']
         error, top1 = (f'{valid[name]:.1%}' if name in valid else '-' for name in ('mean_class_error', 'top1'))
         LOGGER.info(
             '%s',
-            f'{f"{epoch}/{last}":>{width}}{train["lr"]:>8.2g}{train["loss"]:>12.3f}{train["images_per_second"]:>10.0f}'
+            f'{f"{epoch}/{last}":>{width}}{train["lr"]:>8.2g}{train["loss"]:>12.3f}{speed:>10.{int(speed < 10)}f}'
             f'{error:>18}{top1:>7}{left:>11}' + ' best' * is_best,
         )
 

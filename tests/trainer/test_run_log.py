@@ -85,7 +85,7 @@ def test_the_table_is_aligned_and_fits_in_80_columns(lines):
     train = {'loss': 12.34567, 'lr': 2.0123e-07, 'images_per_second': 123456.7}
     valid = {'mean_class_error': 1.0, 'top1': 0.0, 'seconds': 9e3}
     log.log_epoch(1, train, valid, is_best=True)
-    log.log_epoch(2, train | {'loss': 0.0001, 'lr': 0.5}, {}, is_best=False)
+    log.log_epoch(2, train | {'loss': 0.0001, 'lr': 0.5, 'images_per_second': 9.87}, {}, is_best=False)
     log.log_epoch(1000, train, valid | {'top1': 1.0, 'mean_class_error': 0.0}, is_best=True)
     header, first, second, last = lines()
     assert max(map(len, lines())) <= 80
@@ -94,7 +94,7 @@ def test_the_table_is_aligned_and_fits_in_80_columns(lines):
     for line in (first, last):
         assert all(line[end - 1] != ' ' and (line + ' ')[end] == ' ' for end in ends), line
     assert first.split() == ['1/1000', '2e-07', '12.346', '123457', '100.0%', '0.0%', '104.2', 'days', 'best']
-    assert second.split()[:6] == ['2/1000', '0.5', '0.000', '123457', '-', '-']
+    assert second.split()[:6] == ['2/1000', '0.5', '0.000', '9.9', '-', '-']
     assert last.split() == ['1000/1000', '2e-07', '12.346', '123457', '0.0%', '100.0%', '-', 'best']
 
 
