@@ -35,4 +35,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         if item.get_closest_marker('process') is None:
             patch.setattr(subprocess.Popen, '__init__', _refuse)
             patch.setattr(multiprocessing.process.BaseProcess, 'start', _refuse)
+            # A run in the test's process would ask git for the commit; without it, .git is read.
+            patch.setattr('lib.runtime.checkout._git', lambda *_: None)
         return (yield)

@@ -14,6 +14,14 @@ SHA = 'a1b2c3d4' * 5
 OTHER = 'f' * 40
 
 
+_RUN_GIT = checkout._git  # tests that may start no process have a fake, see tests/conftest.py
+
+
+@pytest.fixture(autouse=True)
+def run_git(monkeypatch):
+    monkeypatch.setattr(checkout, '_git', _RUN_GIT)
+
+
 @pytest.fixture
 def no_git(monkeypatch):
     """Make every start of a program fail, as without git."""
