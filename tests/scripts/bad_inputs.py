@@ -164,7 +164,7 @@ FILES = [
     row('key of the wrong type', 'main.py --config a.yaml', "a.yaml: TRAIN.BATCH_SIZE is 'many'",
         'a whole number, at least 1',
         disk=text('a.yaml', 'TRAIN:\n  BATCH_SIZE: many\n')),
-    row('key without a value', 'main.py --config a.yaml', 'SEED is None', 'a whole number',
+    row('key without a value', 'main.py --config a.yaml', 'SEED is empty', 'a whole number',
         disk=text('a.yaml', 'SEED:\n')),
     row('section without keys', 'main.py --config a.yaml', 'TRAIN is a section', disk=text('a.yaml', 'TRAIN: 3\n')),
     row('unused key', 'main.py --config recipe.yaml a.yaml', 'LOSS.GAMMA is 1', 'does not use it',
