@@ -68,6 +68,7 @@ def test_the_rates_of_every_recipe_are_as_before(path):
     assert unreached_epochs(cfg) == []
 
 
+@pytest.mark.long
 def test_the_later_of_epochs_and_fraction_wins(tmp_path):
     def file(name, line):
         (tmp_path / name).write_text(f'NAME: x\nTRAIN: {{MAX_EPOCH: 40}}\nSCHEDULE: {{TYPE: cosine, {line}}}\n')
