@@ -123,8 +123,9 @@ def _unavailable(error: Exception, source: str, name: str, local: str) -> UserEr
     path = f'pretrain_models/{local}'
     if name == 'config.json':
         return UserError(
-            f'{name} of {source} cannot be downloaded ({reason}): set MODEL.BACKBONE to the name of its architecture '
-            'in timm, and --MODEL_PRETRAINED to a file of its weights'
+            f'MODEL.BACKBONE: {name} of {source} cannot be downloaded ({reason}); download its weights elsewhere, put '
+            'them into pretrain_models/, and set --MODEL_PRETRAINED to that file and --MODEL_BACKBONE to the name of '
+            'the architecture in timm'
         )
     return UserError(
         f'MODEL.PRETRAINED timm: {name} of {source} cannot be downloaded ({reason}); download it elsewhere, put it '

@@ -1,5 +1,6 @@
 """Published weights without a network: one line within seconds, whatever the network does."""
 
+import json
 import socket
 import threading
 import time
@@ -11,7 +12,7 @@ import pytest
 import timm
 
 from lib.backbone import hub
-from lib.backbone.create import published_weights
+from lib.backbone.create import changes_with_size, create_backbone, published_weights
 from lib.errors import UserError
 
 
@@ -138,6 +139,29 @@ def test_download_and_cache(monkeypatch):
     assert path.read_bytes() == Server.content
     assert license_name == 'apache-2.0'
     assert published_weights('resnet18.a1_in1k').path == path  # without the server
+
+
+def test_backbone_on_the_hub_without_a_network(closed_port, monkeypatch):
+    monkeypatch.setattr(
+        huggingface_hub.constants,
+        'HUGGINGFACE_CO_URL_TEMPLATE',
+        f'http://127.0.0.1:{closed_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}',
+    )
+    with pytest.raises(UserError, match=r'config\.json of .*/shop/vit cannot be downloaded .*pretrain_models/'):
+        create_backbone('hf-hub:shop/vit', image_size=64, allow_download=True)
+
+
+def test_backbone_on_the_hub_at_another_size(tmp_path, monkeypatch):
+    """Its config.json describes it; once that is cached, the network is not used."""
+    description = {'input_size': [3, 160, 160], 'fixed_input_size': True, 'num_classes': 0, 'license': 'mit'}
+    config = {'architecture': 'test_vit', 'num_classes': 0, 'pretrained_cfg': description}
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    (tmp_path / 'model.safetensors').touch()
+    monkeypatch.setattr(huggingface_hub, 'try_to_load_from_cache', lambda repo, name, **_: str(tmp_path / name))
+    backbone = create_backbone('hf-hub:shop/vit', image_size=64, allow_download=True)
+    assert backbone.pos_embed.shape[1] == 1 + (64 // 16) ** 2
+    assert changes_with_size('hf-hub:shop/vit')
+    assert published_weights('hf-hub:shop/vit') == (tmp_path / 'model.safetensors', 'mit')
 
 
 @pytest.mark.parametrize('name', ['res32_cifar', 'resnet10t', 'test_vit'])
