@@ -128,7 +128,7 @@ def test_all_images_in_quarantine(scripts, products, tmp_path):
 @pytest.mark.parametrize('workers', [0, 2])
 def test_an_interrupted_audit_writes_nothing(scripts, products, tmp_path, workers):
     target = ('SIGINT', 'lib.audit.scan:ConcatImages.split_of', 1) if workers == 0 else (
-        'SIGINT', 'lib.audit.scan:scan', 1)  # fmt: skip
+        'SIGINT', 'lib.audit.report:scan', 1)  # fmt: skip
     script = Path(__file__).resolve().parents[2] / 'tools' / 'doctor.py'
     done = scripts.run(
         tmp_path, 'tests/scripts/raise_signal.py', *target, script, '--DATASET_ROOT', products, '--NAME', 'shop',
