@@ -2,6 +2,7 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -185,3 +186,12 @@ def test_other_ranks_write_nothing(checkpoint, tmp_path):
     folder.forget_after(0)
     BadImages(folder, lambda row: 'a.jpg', 100, 0.5).add([(7, 'no image')])
     assert not folder.path.exists()
+
+
+def test_bad_images_of_commands_that_run_at_the_same_time_are_all_listed(tmp_path):
+    def write(number):
+        write_bad_images(tmp_path, f'predictions_{number}', {f'{number}.jpg': 'no image'})
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(24)))
+    assert read_bad_images(tmp_path) == {f'predictions_{number}': {f'{number}.jpg': 'no image'} for number in range(24)}
