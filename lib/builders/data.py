@@ -201,7 +201,8 @@ def _from_annotations(cfg: Config) -> TrainingData:
 
 
 def _from_class_folders(cfg: Config) -> TrainingData:
-    root, fraction = cfg.DATASET.ROOT, cfg.DATASET.VALID_FRACTION
+    root, valid_json = cfg.DATASET.ROOT, cfg.DATASET.VALID_JSON
+    fraction = 0.0 if valid_json else cfg.DATASET.VALID_FRACTION
     try:
         read = _read_folder(root, valid_fraction=fraction, seed=cfg.SEED, nested=cfg.DATASET.NESTED_CLASSES)
     except NoClassFolders:
@@ -209,16 +210,21 @@ def _from_class_folders(cfg: Config) -> TrainingData:
             raise UserError(f'{Path(root, "converted_train.json")}: no such file. {_where_from(cfg)}') from None
         raise
     LOGGER.info('%s: its %d class folders are the classes', root, len(read.names))
-    LOGGER.info(
-        '%d images for training, %d for validation (DATASET.VALID_FRACTION %g)',
-        len(read.train.paths), len(read.valid.paths), fraction,
-    )  # fmt: skip
+    if not valid_json:
+        LOGGER.info(
+            '%d images for training, %d for validation (DATASET.VALID_FRACTION %g)',
+            len(read.train.paths), len(read.valid.paths), fraction,
+        )  # fmt: skip
     splits = [
         found_split(part.paths, part.labels, len(read.names), f'{root} ({kind})', root)
         for kind, part in (('train', read.train), ('valid', read.valid))
         if part.paths
     ]
-    return TrainingData(splits[0], splits[1] if len(splits) > 1 else None, ClassNames(read.names, read.parents))
+    valid = splits[1] if len(splits) > 1 else None
+    if valid_json:
+        valid = in_class_order(*_valid_split(cfg), read.names)
+        LOGGER.info('%d images for training, %d for validation (%s)', len(splits[0]), len(valid), valid.source)
+    return TrainingData(splits[0], valid, ClassNames(read.names, read.parents))
 
 
 def _from_demo(cfg: Config) -> TrainingData:

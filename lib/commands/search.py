@@ -101,9 +101,7 @@ def _splits(trained: LoadedModel) -> tuple[DatasetSplit, tuple[DatasetSplit, np.
         valid = open_valid_split(cfg, trained.class_names)
     else:
         data = open_training_data(cfg).in_class_order(trained.class_names)
-        # A split that the user names replaces the one that is held out of class folders.
-        valid = open_valid_split(cfg, trained.class_names) if cfg.DATASET.VALID_JSON else data.valid
-        train = (data.train, data.index().rows)
+        valid, train = data.valid, (data.train, data.index().rows)
     if valid is None or not valid.labeled:
         raise UserError('there is no labeled validation split: give --DATASET_VALID_JSON FILE')
     return valid, train

@@ -239,3 +239,24 @@ def test_product_codes_that_a_spreadsheet_has_rounded_are_a_warning(tmp_path, li
     lines.clear()
     open_training_data(config(tmp_path))
     assert sum('a spreadsheet has rounded' in line for line in lines) == bool(example)
+
+
+def test_a_validation_file_replaces_the_images_that_are_held_out(tmp_path):
+    """Named with class folders, it was ignored; its classes may be listed in another order."""
+    entries = []
+    for label, name in enumerate(('pear', 'fig')):
+        for number in range(4):
+            path = tmp_path / 'photos' / name / f'{number}.jpg'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(photo())
+        entries.append({'category_id': label, 'fpath': f'{name}/3.jpg'})
+    file = tmp_path / 'valid.json'
+    write_json(file, {'annotations': entries, 'num_classes': 2})
+    write_json(tmp_path / 'classes.json', {'names': ['pear', 'fig']})
+    data = open_training_data(config(tmp_path / 'photos', DATASET__VALID_JSON=str(file)))
+    assert data.class_names == ['fig', 'pear']
+    assert (len(data.train), data.valid.names.to_pylist()) == (8, ['pear/3.jpg', 'fig/3.jpg'])
+    assert data.valid.labels.tolist() == [1, 0]
+    write_json(file, {'annotations': entries, 'num_classes': 3})
+    with pytest.raises(UserError, match=r'num_classes 2, but .*valid.json has 3'):
+        open_training_data(config(tmp_path / 'photos', DATASET__VALID_JSON=str(file)))

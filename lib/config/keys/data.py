@@ -48,7 +48,10 @@ class DatasetKeys(Section, title='images and labels'):
         is_path=True,
     )
     VALID_FRACTION = Key(
-        0.1, 'Fraction of each class used for validation when class folders are split.', low=0.0, high=0.9
+        0.1,
+        'Fraction of each class used for validation when class folders are split, without VALID_JSON.',
+        low=0.0,
+        high=0.9,
     )
     NESTED_CLASSES = Key(
         False,
