@@ -88,10 +88,10 @@ def unreached_epochs(cfg: Config) -> list[str]:
         'INPUT.SIZE_SCHEDULE': cfg.INPUT.SIZE_SCHEDULE[::2],
     }
     late = {name: [f'{epoch:g}' for epoch in epochs if epoch >= max_epoch] for name, epochs in starts.items()}
-    ending = f'after the end of the run (TRAIN.MAX_EPOCH {max_epoch})'
-    lines = [f'{name} {", ".join(epochs)}: {ending}' for name, epochs in late.items() if epochs]
+    run = f'{max_epoch} epoch{"" if max_epoch == 1 else "s"}'
+    lines = [f'{name} {", ".join(epochs)}: not reached in {run}' for name, epochs in late.items() if epochs]
     if cfg.MIX.TYPE and max_epoch <= cfg.MIX.OFF_EPOCHS:
-        lines.append(f'MIX.OFF_EPOCHS {cfg.MIX.OFF_EPOCHS}: no image is mixed (TRAIN.MAX_EPOCH {max_epoch})')
+        lines.append(f'MIX.OFF_EPOCHS {cfg.MIX.OFF_EPOCHS}: no image is mixed in {run}')
     return lines if max_epoch else []
 
 

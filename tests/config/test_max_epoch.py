@@ -120,13 +120,12 @@ def test_keys_without_effect_in_a_short_run_are_named():
         'MIX__TYPE': 'mixup',
         'MIX__OFF_EPOCHS': 10,
     }
-    beyond = 'after the end of the run (TRAIN.MAX_EPOCH 5)'
     assert unreached_epochs(config(TRAIN__MAX_EPOCH=5, **recipe)) == [
-        f'SCHEDULE.MILESTONE_EPOCHS 10, 20, 30: {beyond}',
-        f'SAMPLER.SWITCH_EPOCH 40: {beyond}',
-        f'LOSS.REWEIGHT_EPOCH 5: {beyond}',
-        f'INPUT.SIZE_SCHEDULE 60: {beyond}',
-        'MIX.OFF_EPOCHS 10: no image is mixed (TRAIN.MAX_EPOCH 5)',
+        'SCHEDULE.MILESTONE_EPOCHS 10, 20, 30: not reached in 5 epochs',
+        'SAMPLER.SWITCH_EPOCH 40: not reached in 5 epochs',
+        'LOSS.REWEIGHT_EPOCH 5: not reached in 5 epochs',
+        'INPUT.SIZE_SCHEDULE 60: not reached in 5 epochs',
+        'MIX.OFF_EPOCHS 10: no image is mixed in 5 epochs',
     ]
     for epochs in (0, 61):
         assert unreached_epochs(config(TRAIN__MAX_EPOCH=epochs, **recipe)) == []
