@@ -29,6 +29,7 @@ _SYSTEM_FOLDERS = {
 
 _EXTENSION = re.compile(r'\.\w{1,10}')
 _MAX_NAMES, _MAX_FOLDERS, _MAX_KINDS = 3, 10, 3
+_PLURALS = {'broken link': 'broken links', 'parent link': 'parent links', 'pipe or device': 'pipes or devices'}
 
 
 @dataclass
@@ -193,7 +194,7 @@ def _images_among(path: str, names: list[str], extension: str, left_out: LeftOut
                 with open(os.path.join(path, name), 'rb', buffering=0) as file:
                     is_image = image_format(file.read(HEADER_BYTES)) is not None
             except OSError:
-                is_image, kind = False, 'cannot be opened'
+                is_image, kind = False, 'unreadable'
             if is_image:
                 images.append(name)
                 continue
@@ -219,7 +220,7 @@ def left_out_lines(walk: ImageWalk, depth: int | None) -> list[str]:
     lines = []
     if total.kinds or total.num_system:
         counts = sorted(total.kinds.items(), key=lambda item: (-item[1], item[0]))
-        kinds = [f'{count:,} {kind}' for kind, count in counts[:_MAX_KINDS]]
+        kinds = [f'{count:,} {_PLURALS.get(kind, kind) if count > 1 else kind}' for kind, count in counts[:_MAX_KINDS]]
         if len(counts) > _MAX_KINDS:
             kinds.append(f'{sum(count for _, count in counts[_MAX_KINDS:]):,} others')
         if total.num_system:

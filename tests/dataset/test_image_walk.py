@@ -141,7 +141,7 @@ def test_links_to_parent_folders_are_not_followed(tmp_path):
     images, lines = images_of(root)
     expected = ['cola/1.jpg', 'cola/in/2.jpg', 'milk/3.jpg', 'milk/more/6.jpg', 'tea/3.jpg', 'tea/more/6.jpg']
     assert images == expected
-    assert lines[0] == f'{root}: 11 files left out: 11 parent link'
+    assert lines[0] == f'{root}: 11 files left out: 11 parent links'
     for walked in (root / '..' / 'root', Path(os.path.relpath(root))):
         assert images_of(walked)[0] == expected
     (tmp_path / 'link').symlink_to(root)
@@ -176,7 +176,7 @@ def test_only_regular_files_are_read(tmp_path):
             os.chdir(old)
         images, lines = images_of(tmp_path)
     assert images == ['c/1.jpg', 'c/link', 'c/real']
-    assert lines[0] == f'{tmp_path}: 6 files left out: 4 pipe or device, 2 broken link'
+    assert lines[0] == f'{tmp_path}: 6 files left out: 4 pipes or devices, 2 broken links'
 
 
 def test_folders_and_files_without_permission(tmp_path, monkeypatch):
@@ -198,7 +198,7 @@ def test_folders_and_files_without_permission(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=r'a: the folder cannot be read \(permission denied\)'):
             images_of(tmp_path)
     monkeypatch.setattr(builtins, 'open', refuse_file)
-    assert images_of(tmp_path)[1][0] == f'{tmp_path}: 1 file left out: 1 cannot be opened'
+    assert images_of(tmp_path)[1][0] == f'{tmp_path}: 1 file left out: 1 unreadable'
 
 
 def test_very_deep_folders(tmp_path):
