@@ -218,5 +218,5 @@ def test_names_of_bases_and_methods(tmp_path):
 
 @pytest.mark.parametrize('argv', [[], ['--base', 'demo'], ['--base', 'demo', '--methods', 'ce', '--seeds', '0']])
 def test_invalid_command_lines(argv):
-    with pytest.raises(UserError, match='tools/grid.py --help lists the options'):
+    with pytest.raises(UserError, match=r'tools/grid\.py --help lists the options'):
         parse(argv)
