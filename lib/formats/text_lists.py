@@ -89,10 +89,7 @@ def _column_indices(where: str, header: list[str], titles: dict[str, str], label
     shown = ', '.join(visible(title)[1:-1] for title in header) or 'none'
     for role in ['path', 'label'] if label_needed else ['path']:
         if role not in indices:
-            raise UserError(
-                f'{where}: no column {titles[role]!r}; there are: {shown}; '
-                f'choose one with --{role}_column'
-            )
+            raise UserError(f'{where}: no column {titles[role]!r}; there are: {shown}; choose one with --{role}_column')
     return indices
 
 
