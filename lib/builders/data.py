@@ -1,6 +1,6 @@
 """DATASET -> the splits, from annotation files, class folders, CIFAR files or packed shards."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from lib.errors import UserError
 from lib.formats.cifar import load_cifar_lt
 from lib.runtime.log import LOGGER
 from lib.runtime.shared_memory import to_shared_memory
-from lib.runtime.text import first_few, name_warnings, rounded_code_warnings
+from lib.runtime.text import count_of, first_few, name_warnings, rounded_code_warnings
 
 _FALLBACK = 'to try everything at once: python main.py --config configs/demo.yaml'
 
@@ -209,12 +209,9 @@ def _from_class_folders(cfg: Config) -> TrainingData:
         if cfg.DATASET.SOURCE:
             raise UserError(f'{Path(root, "converted_train.json")}: no such file. {_where_from(cfg)}') from None
         raise
-    LOGGER.info('%s: its %d class folders are the classes', root, len(read.names))
+    LOGGER.info('%s: %s, one per folder', root, count_of(len(read.names), 'class', 'classes'))
     if not valid_json:
-        LOGGER.info(
-            '%d images for training, %d for validation (DATASET.VALID_FRACTION %g)',
-            len(read.train.paths), len(read.valid.paths), fraction,
-        )  # fmt: skip
+        _log_sizes(read.train.paths, read.valid.paths, f'DATASET.VALID_FRACTION {fraction:g}')
     splits = [
         found_split(part.paths, part.labels, len(read.names), f'{root} ({kind})', root)
         for kind, part in (('train', read.train), ('valid', read.valid))
@@ -223,8 +220,12 @@ def _from_class_folders(cfg: Config) -> TrainingData:
     valid = splits[1] if len(splits) > 1 else None
     if valid_json:
         valid = in_class_order(*_valid_split(cfg), read.names)
-        LOGGER.info('%d images for training, %d for validation (%s)', len(splits[0]), len(valid), valid.source)
+        _log_sizes(splits[0], valid, valid.source)
     return TrainingData(splits[0], valid, ClassNames(read.names, read.parents))
+
+
+def _log_sizes(train: Sized, valid: Sized, source: str) -> None:
+    LOGGER.info('%s for training, %d for validation (%s)', count_of(len(train), 'image'), len(valid), source)
 
 
 def _from_demo(cfg: Config) -> TrainingData:

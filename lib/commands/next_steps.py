@@ -105,5 +105,10 @@ def _script(name: str) -> list[str]:
 
 
 def _again(*options: str) -> list[str]:
-    """Return the command that runs with further options; the last of a repeated option counts."""
-    return ['python', *sys.argv, *options]
+    """Return the command that runs, with other values of `options`: names and values in turn."""
+    words = list(sys.argv)
+    for name in options[::2]:
+        while name in words:
+            position = words.index(name)
+            del words[position : position + 2]
+    return ['python', *words, *options]

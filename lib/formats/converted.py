@@ -16,7 +16,7 @@ from lib.errors import UserError
 from lib.formats.cifar import class_sizes
 from lib.formats.sources import SPLITS
 from lib.runtime.seeding import Purpose, generator
-from lib.runtime.text import natural_key, nfc, nfc_list
+from lib.runtime.text import count_of, natural_key, nfc, nfc_list
 
 UNLABELED = -1
 
@@ -149,11 +149,6 @@ def summary_lines(converted: ConvertedDataset, paths: dict[str, Path]) -> list[s
     and_parents = '' if converted.parents is None else ' and parents'
     lines.append(f'{folder / "classes.json"}: names{and_parents} of {len(converted.names):,} classes')
     return lines
-
-
-def count_of(number: int, singular: str, plural: str = '') -> str:
-    """Return a number with its noun, such as '1 image' or '2 images'."""
-    return f'{number:,} {singular if number == 1 else plural or singular + "s"}'
 
 
 def with_validation(converted: ConvertedDataset, *, fraction: float, seed: int) -> ConvertedDataset:

@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 from lib.dataset.annotations import read_annotations, read_classes, read_test_images
 from lib.dataset.paths import nfc_strings, path_as_text, refuse_urls, spelled_on_disk
 from lib.errors import UserError, text_fault
-from lib.formats.converted import ConvertedDataset, ConvertedSplit, count_of
+from lib.formats.converted import ConvertedDataset, ConvertedSplit
 from lib.formats.sources import SPLITS, read_json
 from lib.runtime.files import replace_atomically
-from lib.runtime.text import is_unicode, name_warnings
+from lib.runtime.text import count_of, is_unicode, name_warnings
 
 _ROWS_PER_CHUNK = 10_000  # encoded at a time, so that memory does not grow
 _NUM_CHECKED = 200  # paths per split

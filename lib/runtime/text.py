@@ -94,6 +94,11 @@ def _difference(first: str, second: str) -> str:
     return 'invisible characters' if _IGNORABLE.search(first + second) else 'spaces'
 
 
+def count_of(number: int, singular: str, plural: str = '') -> str:
+    """Return a number with its noun, such as '1 image' or '2 images'."""
+    return f'{number:,} {singular if number == 1 else plural or singular + "s"}'
+
+
 def first_few(phrases: Sequence[str]) -> str:
     """Return the first texts of a list and the number of the others."""
     more = f', and {len(phrases) - _MAX_SHOWN} more' if len(phrases) > _MAX_SHOWN else ''

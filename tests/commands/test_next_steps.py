@@ -67,6 +67,7 @@ def test_the_steps_after_training(run):
     assert test == ['python', 'code/test.py', *model, '--TEST_IMAGES', 'FOLDER']
     assert tau_norm == ['python', 'code/tau_norm.py', *model]
     assert again[:2] == ['python', 'code/main.py']
+    assert again.count('--NAME') == 1
     cfg = load_config(again[2:], program='', description='', find_checkpoint_config=lambda *_: None).cfg
     assert (cfg.NAME, cfg.TRAIN.MAX_EPOCH, cfg.MODEL.PRETRAINED) == ('first_pretrained', 5, 'timm')
     for words in (test, tau_norm):

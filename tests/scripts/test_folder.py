@@ -38,7 +38,7 @@ def test_train_and_predict(scripts, photos, tmp_path):
     before = contents(photos)
     done = scripts.run(tmp_path, 'main.py', '--DATASET_ROOT', 'my_photos', *TINY, report=True)
     assert 'configs/own_photos.yaml is used' in done.stdout
-    assert 'its 4 class folders are the classes\n22 images for training, 3 for validation' in done.stdout
+    assert '4 classes, one per folder\n22 images for training, 3 for validation' in done.stdout
     run = tmp_path / 'log' / 'my_photos'
     assert (run / 'report.html').stat().st_size > 10_000
     expected = {
@@ -51,7 +51,7 @@ def test_train_and_predict(scripts, photos, tmp_path):
         'classes.json',
     }
     assert expected <= {path.name for path in run.iterdir()}
-    assert 'class folders are the classes' in (run / 'log.txt').read_text()
+    assert '4 classes, one per folder' in (run / 'log.txt').read_text()
     assert read_checkpoint(run / 'best_model.pth').training_set.class_names == NAMES
 
     new = tmp_path / 'new'
