@@ -28,6 +28,7 @@ from lib.runtime.device import pick_device
 from lib.runtime.files import write_json
 from lib.runtime.log import LOGGER
 from lib.trainer.run_folder import BadImages, RunFolder, TooManyBadImages
+from tests.scripts.in_process import fresh_logger
 
 DEVICE = pick_device('cpu', 'float32')
 
@@ -55,13 +56,14 @@ def fill(root, *paths: str | bytes, data: bytes | None = None):
 
 
 @pytest.fixture
-def lines(monkeypatch):
+def lines():
     found: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: found.append(record.getMessage())
-    monkeypatch.setattr(LOGGER, 'handlers', [handler])
-    monkeypatch.setattr(LOGGER, 'level', logging.INFO)
-    return found
+    with fresh_logger():
+        LOGGER.addHandler(handler)
+        LOGGER.setLevel(logging.INFO)
+        yield found
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 from lib.commands.cli import cli_main, one_line
 from lib.errors import UserError
 from lib.runtime.log import LOGGER, log_to, start_console
+from tests.scripts.in_process import fresh_logger
 
 
 def outcome(capsys, main):
@@ -111,7 +112,6 @@ def test_any_name_can_be_printed_and_logged(monkeypatch, tmp_path, encoding):
     streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline='\n') for name in ('stdout', 'stderr')}
     for name, stream in streams.items():
         monkeypatch.setattr(sys, name, stream)
-    monkeypatch.setattr(LOGGER, 'handlers', [])
 
     def main():
         start_console()
@@ -122,10 +122,8 @@ def test_any_name_can_be_printed_and_logged(monkeypatch, tmp_path, encoding):
             LOGGER.warning('%s', name)
         raise UserError(f'{names}: wrong')
 
-    with pytest.raises(SystemExit) as caught:
+    with fresh_logger(), pytest.raises(SystemExit) as caught:
         cli_main(main)
-    for handler in LOGGER.handlers:
-        handler.close()
     assert caught.value.code == 2
     # A log line shows the bytes of a file name, as test.py writes them.
     printed, logged = (

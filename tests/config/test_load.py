@@ -246,7 +246,7 @@ def defaults_in_help(capsys, *argv, checkpoint=None, program='main.py', needs_mo
     }
 
 
-def test_help_shows_the_defaults_of_the_recipe(capsys, tmp_path, files):
+def test_help_shows_the_defaults_of_the_recipe(capsys, tmp_path, files, monkeypatch):
     photos = tmp_path / 'photos'
     photos.mkdir()
     found = defaults_in_help(capsys, '--DATASET_ROOT', photos, '--help')
@@ -261,9 +261,9 @@ def test_help_shows_the_defaults_of_the_recipe(capsys, tmp_path, files):
         '--SCHEDULE_WARMUP_FRACTION'
     ].startswith('0.1 (configs/own_photos.yaml')
     assert defaults_in_help(capsys, '--DATASET_ROOT', photos, '--SEED', 'x', '--TRAIN_BATCH_SIZE', 7, '-h') == found
-    file = files('a.yaml', 'TRAIN: {BATCH_SIZE: 9}\nNAME: mine')
-    found = defaults_in_help(capsys, '--config', CONFIGS / 'demo.yaml', file, '--help')
-    assert found['--TRAIN_BATCH_SIZE'] == f'9 ({file}; else 512)'
+    monkeypatch.chdir(files('a.yaml', 'TRAIN: {BATCH_SIZE: 9}\nNAME: mine').parent)
+    found = defaults_in_help(capsys, '--config', CONFIGS / 'demo.yaml', 'a.yaml', '--help')
+    assert found['--TRAIN_BATCH_SIZE'] == '9 (a.yaml; else 512)'
     assert (found['--TRAIN_MAX_EPOCH'].split()[0], found['--NAME'].split()[0]) == ('7', 'mine')
     assert defaults_in_help(capsys, '--help')['--OPTIMIZER_LR'] == '0.5 (configs/AiProducts.yaml; else 0.1)'
     assert defaults_in_help(capsys, '--config', 'no.yaml', '--help')['--config'].startswith(

@@ -32,7 +32,7 @@ REBALANCE = f'tau_norm.py --DATASET_ROOT shop {" ".join(ON_CPU)} --RESUME_MODEL'
 CONVERT = 'tools/convert.py'
 DOCTOR = 'tools/doctor.py --RUN_NUM_WORKERS 0'
 PACK = 'tools/pack.py --config recipe.yaml --RUN_NUM_WORKERS 0 --DATASET_ROOT shop'
-BEST = 'log/tiny/best_model.pth'
+BEST, LAST = 'log/tiny/best_model.pth', 'log/tiny/last.pth'
 TRAIN_JSON, VALID_JSON = 'shop/converted_train.json', 'shop/converted_val.json'
 TEST_JSON, CLASSES = 'shop/converted_test.json', 'shop/classes.json'
 
@@ -317,8 +317,10 @@ RESUMING = [
         '--OVERWRITE True'),
     row('OVERWRITE and last', f'{AGAIN} --OVERWRITE True --RESUME_MODEL last', 'OVERWRITE', 'give one of them'),
     row('OVERWRITE of what is read', f'{AGAIN} --OVERWRITE True --RESUME_MODEL {BEST}', 'log/tiny', 'OVERWRITE'),
-    row('continue with another recipe', f'{TRAIN} --RESUME_MODE continue --RESUME_MODEL {BEST} --OPTIMIZER_LR 1',
+    row('continue with another recipe', f'{TRAIN} --RESUME_MODE continue --RESUME_MODEL {LAST} --OPTIMIZER_LR 1',
         'RESUME_MODE continue', 'OPTIMIZER.LR 0.05 -> 1.0'),
+    row('continue from the best model', f'{TRAIN} --RESUME_MODE continue --RESUME_MODEL {BEST}',
+        'log/tiny/best_model.pth', 'no optimizer state', '--RESUME_MODEL last', '--RESUME_MODE finetune'),
     row('last on another set', f'{AGAIN} --RESUME_MODEL last --DATASET_TRAIN_JSON {VALID_JSON}',
         'another training set', '--RESUME_MODEL log/tiny/last.pth'),
     row('last with another optimizer', f'{AGAIN} --RESUME_MODEL last --OPTIMIZER_TYPE adamw --TRAIN_MAX_EPOCH 3',

@@ -28,16 +28,27 @@ def run_in_process(folder: Path, script: str, *options: object) -> subprocess.Co
 
 @contextlib.contextmanager
 def _own_state(command: list[str]) -> Iterator[None]:
-    """Set sys.argv; within the block the logger has no handlers, as in a fresh process."""
+    """Set sys.argv, with the logger of a fresh process."""
     argv, path = sys.argv[:], sys.path[:]
+    sys.argv[:] = command
+    try:
+        with fresh_logger():
+            yield
+    finally:
+        sys.argv[:], sys.path[:] = argv, path
+
+
+@contextlib.contextmanager
+def fresh_logger() -> Iterator[None]:
+    """Within the block the logger has no handlers, as in a fresh process."""
     handlers, level, propagate = LOGGER.handlers[:], LOGGER.level, LOGGER.propagate
-    sys.argv[:], LOGGER.handlers[:] = command, []
+    LOGGER.handlers[:] = []
     try:
         yield
     finally:
         for handler in LOGGER.handlers:
             handler.close()
             getattr(handler, 'records', []).clear()  # those that wait for a log file
-        sys.argv[:], sys.path[:], LOGGER.handlers[:] = argv, path, handlers
+        LOGGER.handlers[:] = handlers
         LOGGER.setLevel(level)
         LOGGER.propagate = propagate

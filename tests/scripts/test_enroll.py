@@ -110,7 +110,8 @@ def test_other_scripts_load_the_model(scripts, enrolled, photos, tmp_path):
     for name in NAMES[1:]:
         (shop / name).symlink_to(photos / name)
     (shop / 'cocoa').symlink_to(photos / NAMES[0])
-    options = ('--DATASET_ROOT', shop, '--DATASET_TRAIN_JSON', '', '--NAME', 'more', '--TRAIN_MAX_EPOCH', 0, *ON_CPU)
+    other_data = ('--DATASET_ROOT', shop, '--DATASET_TRAIN_JSON', '', '--DATASET_VALID_JSON', '')
+    options = (*other_data, '--NAME', 'more', '--TRAIN_MAX_EPOCH', 0, *ON_CPU)
     done = scripts.run(tmp_path, 'main.py', '--RESUME_MODEL', model, *options)
     assert 'fine-tuning' in done.stdout
     tuned, before = read_checkpoint(tmp_path / 'log/more/last.pth'), read_checkpoint(model)
