@@ -53,6 +53,8 @@ def open_training_data(cfg: Config, *, quarantine: bool = True) -> TrainingData:
     names = data.classes.names if data.classes else []
     for warning in [*name_warnings(names), *rounded_code_warnings(names)]:
         LOGGER.warning('%s: %s', data.train.source, warning)
+    if cfg.DATASET.NESTED_CLASSES and not any('/' in name for name in names):
+        LOGGER.warning('%s: DATASET.NESTED_CLASSES has no effect: no class is a folder in a folder', data.train.source)
     return without_quarantined(data, cfg.DATASET.QUARANTINE) if quarantine else data
 
 
@@ -66,7 +68,23 @@ def open_valid_split(cfg: Config, class_names: Sequence[str] = ()) -> DatasetSpl
         UserError: there is no validation split.
     """
     split, classes = _valid_split(cfg)
+    _warn_about_other_classes(split, classes, class_names)
     return in_class_order(split, classes, class_names)
+
+
+def _warn_about_other_classes(split: DatasetSplit, classes: ClassNames | None, names: Sequence[str]) -> None:
+    is_numbered = list(names) == [str(label) for label in range(len(names))]
+    if classes is None or len(classes.names) != len(names) or is_numbered:
+        return
+    others = sorted({*classes.names} - {*names})
+    if others:
+        LOGGER.warning(
+            '%s: %s unknown to the model: %s',
+            split.source,
+            count_of(len(others), 'class is', 'classes are'),
+            first_few(others),
+        )
+        LOGGER.warning('  labels are matched by number, which is right only if these were renamed')
 
 
 def _valid_split(cfg: Config) -> tuple[DatasetSplit, ClassNames | None]:

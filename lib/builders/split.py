@@ -15,7 +15,7 @@ from lib.dataset.annotations import Annotations, ClassNames
 from lib.dataset.image_format import HEIC_HINT, can_read_heic
 from lib.dataset.images import ArrayImages, FileImages, Images, SomeImages
 from lib.dataset.index import ClassIndex, quarantined_rows
-from lib.dataset.paths import PathColumn, TextPathRule, choose_path_rule, nfc_strings, path_as_text, refuse_urls
+from lib.dataset.paths import PathColumn, TextPathRule, choose_path_rule, comparable_paths, path_as_text, refuse_urls
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
 from lib.runtime.shared_memory import to_shared_memory
@@ -59,8 +59,8 @@ class DatasetSplit:
 
     @cached_property
     def composed_names(self) -> pa.StringArray | pa.LargeStringArray:
-        """Return the names in NFC, to compare them; converting millions takes seconds."""
-        return nfc_strings(self.names)
+        """Return the names in NFC and with `/` for backslashes, to compare them; converting millions takes seconds."""
+        return comparable_paths(self.names)
 
     def index(self) -> ClassIndex:
         """Return the rows of each class."""
@@ -219,7 +219,8 @@ def without_quarantined(data: TrainingData, file: str) -> TrainingData:
     except UserError as error:
         raise UserError(f'DATASET.QUARANTINE {error}') from None
     if found.num_unknown:
-        LOGGER.warning('%s: %d of its training images are not in %s', file, found.num_unknown, data.train.source)
+        are = 'is' if found.num_unknown == 1 else 'are'
+        LOGGER.warning('%s: %d of its training images %s not in %s', file, found.num_unknown, are, data.train.source)
     if found.num_other:
         LOGGER.info('%s: %d entries of other splits ignored', file, found.num_other)
     LOGGER.info('%s: %d of %d training images excluded', file, len(found.rows), len(data.train))

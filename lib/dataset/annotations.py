@@ -28,7 +28,7 @@ from lib.dataset.annotation_rows import (
     join_faults,
 )
 from lib.dataset.index import class_starts, rows_by_class
-from lib.dataset.paths import PathColumn, nfc_strings
+from lib.dataset.paths import PathColumn, comparable_paths
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
 from lib.runtime.text import decode_json, is_unicode, nfc_list, whole
@@ -268,14 +268,14 @@ def _is_faulty(parsed: ParsedAnnotations) -> bool:
 
 
 def _may_have_duplicates(parsed: ParsedAnnotations) -> bool:
-    composed = nfc_strings(parsed.paths)
+    composed = comparable_paths(parsed.paths)
     if composed is parsed.paths:
         return has_duplicates(parsed.fingerprints)
     return int(pc.count_distinct(composed).as_py()) < len(composed)
 
 
 def _duplicates(paths: pa.Array) -> list[str]:
-    codes = nfc_strings(paths).dictionary_encode().indices.to_numpy()
+    codes = comparable_paths(paths).dictionary_encode().indices.to_numpy()
     _, first = np.unique(codes, return_index=True)
     repeated = np.setdiff1d(np.arange(len(codes)), first, assume_unique=True)
     if not len(repeated):

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lib.dataset.paths import nfc_strings
+from lib.dataset.paths import comparable_paths
 from lib.errors import UserError
 from lib.runtime.seeding import Purpose, generator
 from lib.runtime.shared_memory import to_shared_memory
@@ -153,8 +153,8 @@ def quarantined_rows(names: pa.LargeStringArray, file: str | Path, split: str) -
         raise UserError(f'{file}: cannot be read ({error.strerror})') from None
     except msgspec.ValidationError as error:
         raise UserError(f'{file}: must be {_QUARANTINE_FORM} ({error})') from None
-    names = nfc_strings(names)
-    listed = nfc_strings(pa.array([image.fpath for image in images if image.split == split], pa.large_string()))
+    names = comparable_paths(names)
+    listed = comparable_paths(pa.array([image.fpath for image in images if image.split == split], pa.large_string()))
     listed = listed.cast(names.type).unique()
     rows = np.flatnonzero(pc.is_in(names, listed).to_numpy(zero_copy_only=False))
     num_unknown = len(listed) - int(pc.sum(pc.is_in(listed, names)).as_py() or 0)

@@ -122,8 +122,8 @@ def strings(length: int, offsets: np.ndarray, text: np.ndarray) -> pa.Array:
     return pa.Array.from_buffers(kind, length, [None, pa.py_buffer(offsets), pa.py_buffer(text)])
 
 
-def nfc_strings(texts: pa.Array) -> pa.Array:
-    """Return Arrow strings in NFC (see lib.runtime.text.nfc); the same object if they are, as nearly all are.
+def comparable_paths(texts: pa.Array) -> pa.Array:
+    """Return paths in NFC and with `/` for backslashes: equal for one image. Nearly always, it is the same object.
 
     A text that is not UTF-8 is an error of Arrow's, so `texts` are valid.
     """
@@ -131,6 +131,8 @@ def nfc_strings(texts: pa.Array) -> pa.Array:
     wide = np.int64 if pa.types.is_large_string(texts.type) else np.int32
     offsets = np.frombuffer(offsets, wide)[texts.offset :][: len(texts) + 1]
     used = np.frombuffer(text or b'', np.uint8)[offsets[0] : offsets[-1]]
+    if (used == ord('\\')).any():
+        texts = pc.replace_substring(texts, '\\', '/')
     # A part of a text in NFC is in NFC, too, so one check of all of them together is enough.
     if used.max(initial=0) < 128 or unicodedata.is_normalized('NFC', used.tobytes().decode()):
         return texts

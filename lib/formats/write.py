@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lib.dataset.annotations import read_annotations, read_classes, read_test_images
-from lib.dataset.paths import nfc_strings, path_as_text, refuse_urls, spelled_on_disk
+from lib.dataset.paths import comparable_paths, path_as_text, refuse_urls, spelled_on_disk
 from lib.errors import UserError, text_fault
 from lib.formats.converted import ConvertedDataset, ConvertedSplit
 from lib.formats.sources import SPLITS, read_json
@@ -175,6 +175,9 @@ def append_converted(converted: ConvertedDataset, folder: Path) -> list[str]:
     with ExitStack() as stack:
         for name in [name for name in SPLITS if name in old or name in converted.splits]:
             new, num_skipped = _new_images(name, converted, labels, old, prefix)
+            if name not in old and not len(new):
+                lines.append(f'{paths[name]}: not written, since all {num_skipped:,} images are in the set already')
+                continue
             temporary = stack.enter_context(replace_atomically(paths[name]))
             if name in old:
                 _extend(old[name], new, temporary, len(names))
@@ -231,10 +234,10 @@ def _new_images(
         has = {True: 'has labels', False: 'has no labels'}
         raise UserError(f'{old[name].path} {has[old[name].labeled]}, but the {name} split of SOURCE {has[labeled]}')
     written = pa.array([join_path(prefix, path) for path in split.paths], pa.large_string())
-    composed, exists = nfc_strings(written), np.zeros(len(split), bool)
+    composed, exists = comparable_paths(written), np.zeros(len(split), bool)
     # In any split: an image that SOURCE has in another split must not be in both.
     for other in old.values():
-        known = _intersection(nfc_strings(other.paths), composed)
+        known = _intersection(comparable_paths(other.paths), composed)
         exists |= pc.is_in(composed, value_set=known).to_numpy(zero_copy_only=False)
     rows = np.flatnonzero(~exists)
     paths = written.take(pa.array(rows)).to_pylist()

@@ -121,6 +121,12 @@ def test_nested_classes_are_an_option_for_training_and_enrolling(tmp_path, lines
     assert np.bincount(split.labels).tolist() == [3, 3, 1]
 
 
+def test_nested_classes_without_effect_are_a_warning(tmp_path, lines):
+    fill(tmp_path, 'Milk/1.jpg', 'Milk/2.jpg', 'Tea/1.jpg')
+    open_training_data(config(tmp_path, DATASET__NESTED_CLASSES=True))
+    assert any('DATASET.NESTED_CLASSES has no effect' in line for line in lines)
+
+
 @pytest.mark.skipif(os.name == 'nt', reason='Windows allows no such names')
 def test_names_that_are_not_utf8_reach_every_file(tmp_path, lines):
     fill(

@@ -143,7 +143,9 @@ def test_annotation_files(tmp_path, photo, form, log):
         for number, file in enumerate(FILES):
             other = 'NFD' if number % 2 else 'NFC'
             paths['train'].append({'category_id': label, 'fpath': f'{spell(other, name)}/{spell(form, file)}'})
-    paths['val'] = [{**entry, 'fpath': spell('NFD', entry['fpath'])} for entry in paths['train'][:: len(FILES)]]
+    paths['val'] = [
+        {**entry, 'fpath': spell('NFD', entry['fpath']).replace('/', '\\')} for entry in paths['train'][:: len(FILES)]
+    ]
     for split, entries in paths.items():
         text = json.dumps({'annotations': entries, 'num_classes': len(CLASSES)})
         (tmp_path / f'converted_{split}.json').write_text(text, encoding='utf-16')
@@ -209,7 +211,7 @@ def test_a_class_that_was_two_has_the_rows_of_the_first(tmp_path):
     assert torch.equal(model.classifier.weight, checkpoint.state_dict['classifier.weight'][:2])
 
 
-def test_labels_follow_the_order_of_a_model(tmp_path, photo):
+def test_labels_follow_the_order_of_a_model(tmp_path, photo, log):
     cfg = config(class_folders(tmp_path, photo, 'NFD'))
     plain = open_valid_split(cfg)
     turned = CLASSES[::-1]
@@ -221,7 +223,9 @@ def test_labels_follow_the_order_of_a_model(tmp_path, photo):
     assert [turned[label] for label in again.train.labels] == [CLASSES[label] for label in data.train.labels]
     assert again.class_names == turned
     # Other classes are not reordered: they may have been renamed.
+    assert not [line for line in log() if 'unknown to the model' in line]
     assert open_valid_split(cfg, [*turned[:-1], 'other']).labels.tolist() == plain.labels.tolist()
+    assert [line for line in log() if f'1 class is unknown to the model: {turned[-1]}' in line]
     unlabeled = replace(plain, labels=np.full(len(plain), -1, np.int32))
     assert (replace(data, train=unlabeled).in_class_order(turned).train.labels == -1).all()
 

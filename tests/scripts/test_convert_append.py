@@ -69,6 +69,25 @@ def test_an_image_of_one_split_is_not_added_to_another(shop, tmp_path):
     assert named(shop, 'val') == {'v.jpg': 'milk'}
 
 
+def test_images_are_known_under_another_separator_and_form_and_no_empty_split_is_written(tmp_path):
+    folder = tmp_path / 'shop'
+    (folder / 'ä').mkdir(parents=True)
+    paths = [f'ä/{number}.jpg' for number in range(4)]
+    for path in paths:
+        (folder / path).touch()
+    (folder / 'one.csv').write_text('path,label\n' + ''.join(f'{path},ä\n' for path in paths))
+    (folder / 'two.csv').write_text(
+        'path,label\n' + ''.join(f'{path},a\u0308\n'.replace('ä', 'a\u0308').replace('/', '\\') for path in paths)
+    )
+    assert run('csv', 'shop/one.csv', 'out', folder=tmp_path).returncode == 0
+    result = run('csv', 'shop/two.csv', 'out', '--append', '--valid_fraction', '0.5', folder=tmp_path)
+    assert (result.returncode, result.stderr) == (0, '')
+    assert 'out/converted_train.json: 0 images added, 2 skipped' in result.stdout
+    assert 'out/converted_val.json: not written, since all 2 images are in the set already' in result.stdout
+    assert not (tmp_path / 'out' / 'converted_val.json').exists()
+    assert len(tree_of(tmp_path / 'out')['annotations']) == 4
+
+
 def test_a_new_split(shop, tmp_path):
     listed(tmp_path / 'more', {'train': {'z.jpg': 'milk'}, 'test': {'t.jpg': 'apple'}})
     (tmp_path / 'more' / 'train.csv').write_text('path,label\nz.jpg,milk\nu.jpg,apple\n')

@@ -103,7 +103,7 @@ def test_another_quarantine_is_another_training_set(scripts, products, tmp_path)
     same = write('same.json', names[0], 'gone.jpg', names[3])
     done = scripts.run(tmp_path, 'main.py', *last(same))
     assert 'resuming from' in done.stdout
-    assert '1 of its training images are not in' in done.stderr
+    assert '1 of its training images is not in' in done.stderr
 
 
 def test_an_empty_quarantine_changes_nothing(scripts, finished, products, run_folder):
