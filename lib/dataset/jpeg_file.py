@@ -123,6 +123,11 @@ def _add_metadata(metadata: dict[str, bytes], content: bytes) -> None:
         metadata['xmp'] = content[len(_XMP) :]
 
 
+def _has_extraneous_bytes(reason: str) -> bool:
+    extraneous = _EXTRANEOUS.search(reason)
+    return extraneous is not None and int(extraneous[1]) > _MAX_EXTRANEOUS_BYTES
+
+
 def _determines_color(marker: int, content: bytes) -> bool:
     """Return True if libjpeg uses a segment, which shorter ones of its kind are too short for."""
     if marker == _APP0:
@@ -201,19 +206,35 @@ class JpegFile:
             ValueError: data is missing, or the header announces fewer rows than there are.
         """
         self.check_scans()
-        reason = ''
+        reason = self._oddity()
+        if _has_extraneous_bytes(reason) and self._removed_padding():
+            reason = self._oddity()
+        if _has_extraneous_bytes(reason) or any(message in reason for message in _MISSING):
+            raise ValueError(reason)
+        # libjpeg reports the first oddity only, which may hide that data is missing; nothing about arithmetic codes.
+        if (reason or self.header.frame in _ARITHMETIC) and self._depends_on_filler():
+            raise ValueError(reason or 'the file ends before the last pixels')
+
+    def _oddity(self) -> str:
+        """Return the first complaint of libjpeg; '' if there is none."""
         try:
             # At an eighth of the size, which costs little more than reading the data.
             simplejpeg.decode_jpeg(self._bare(), self._color_space, min_height=1, min_width=1)
         except ValueError as error:
-            reason = str(error)
-            extraneous = _EXTRANEOUS.search(reason)
-            too_long = extraneous and int(extraneous[1]) > _MAX_EXTRANEOUS_BYTES
-            if too_long or any(message in reason for message in _MISSING):
-                raise ValueError(reason) from None
-        # libjpeg reports the first oddity only, which may hide that data is missing; nothing about arithmetic codes.
-        if (reason or self.header.frame in _ARITHMETIC) and self._depends_on_filler():
-            raise ValueError(reason or 'the file ends before the last pixels')
+            return str(error)
+        return ''
+
+    def _removed_padding(self) -> bool:
+        """Remove zeros at the end of a file without an end, such as those of a file system; return if there were any.
+
+        One is kept, since the last byte of a scan may be zero.
+        """
+        last = len(self._body) - 1
+        data = self._body[last].rstrip(b'\0') + b'\0'
+        if self._has_end or last not in self._scans or len(data) >= len(self._body[last]):
+            return False
+        self._body[last] = data
+        return True
 
     @property
     def _color_space(self) -> str:

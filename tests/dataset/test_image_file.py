@@ -69,6 +69,16 @@ def without_scans(data, keep):
     return b''.join((b'\xff\xd8', *header, *(part + data for part, data in scans[:keep])))
 
 
+@pytest.mark.parametrize('num_zeros', [1, 100, 5000])
+@pytest.mark.parametrize('options', [{}, {'progressive': True}, {'restart_marker_blocks': 4}], ids=str)
+def test_zeros_instead_of_the_end_of_a_jpeg_are_harmless(options, num_zeros):
+    data = encode(picture(), 'JPEG', quality=90, **options)
+    padded = data[:-2] + bytes(num_zeros)
+    assert np.array_equal(decode(padded), decode(data))
+    assert np.array_equal(open_lazy_image(padded).pixels(1.0)[0], decode(data))
+    assert not is_readable(data[: int(0.8 * len(data))] + bytes(num_zeros))
+
+
 def test_missing_scans_are_damage():
     progressive = encode(picture(), 'JPEG', progressive=True)
     assert is_readable(without_scans(progressive, None))
