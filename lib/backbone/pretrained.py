@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +22,16 @@ _MEAN_WEIGHTS = {'ema', 'teacher', 'swa', 'averaged'}
 # The least part of the weights that a file must contain: fine where a last norm is new, not another backbone.
 _MIN_FRACTION = 0.9
 _MAX_CANDIDATES = 6
+# First bytes of files that are often taken for weights, and what they are.
+_OTHER_KINDS = {
+    b'version https://git-lfs': 'is a pointer of Git LFS, without the weights (git lfs pull)',
+    b'<': 'is a web page, not weights',
+    b'\x1f\x8b': 'is compressed by gzip, to be unpacked',
+    b'BZh': 'is compressed by bzip2, to be unpacked',
+    b'\xfd7zXZ\0': 'is compressed by xz, to be unpacked',
+    b'\x28\xb5\x2f\xfd': 'is compressed by zstd, to be unpacked',
+    b'\x89HDF': 'is a file of Keras (HDF5), not of PyTorch',
+}
 
 
 @dataclass(frozen=True)
@@ -119,15 +130,35 @@ def load_pretrained(backbone: nn.Module, path: str | os.PathLike, name: str = ''
         raise UserError(f"{source}: {kind}; set a weights file, 'timm', or ''")
     try:
         file = read_weights_file(Path(path))
-        if not file.tensors:
+        if not any(file.tensors):
             raise UserError(f'{source}: {_without_tensors(file)}')
         fit = _best_fit(backbone, file)
     except WeightsFileError as error:
-        raise UserError(f'{source}: cannot be read ({error}); download or save it again') from error
+        raise UserError(f'{source}: {fault_of(Path(path), error)}; download or save it again') from error
     if not fit.fits:
         raise fit.misfit(source, name or type(backbone).__name__, image_size)
     backbone.load_state_dict(fit.weights, strict=False)
     return fit
+
+
+def fault_of(path: Path, error: WeightsFileError) -> str:
+    """Return the fault of a file that `read_weights_file` rejects, to be read after its name: 'is empty'."""
+    with path.open('rb') as file:
+        start = file.read(1024)
+    if not start:
+        return 'is empty'
+    for first, kind in _OTHER_KINDS.items():
+        if start.lstrip().startswith(first):
+            return kind
+    if start[257:262] == b'ustar':
+        return 'is a tar archive, to be unpacked'
+    if start.startswith(b'PK') and not zipfile.is_zipfile(path):
+        return 'is cut short or damaged'
+    if start.startswith((b'PK', b'\x80')) or start[8:9] == b'{':
+        return f'cannot be read ({error})'
+    if start.isascii() and start.decode().strip().isprintable():
+        return f"is text, no weights: '{start.decode().strip()[:40]}'"
+    return 'is a file of neither torch.save nor safetensors'
 
 
 def fit_weights(backbone: nn.Module, state: Mapping[str, torch.Tensor]) -> Fit:

@@ -152,9 +152,14 @@ def write_module(folder, path):
         (write_malicious, r'objects of \w+.open, whose code is never executed'),
         (write_malicious_pickle, r'objects of \w+.open, whose code is never executed'),
         (write_module, r'objects of .*MaliciousState.*, whose code is never executed; .*state_dict'),
-        (lambda _, path: path.write_bytes(b''), 'cannot be read'),
-        (lambda _, path: path.write_bytes(b'<html>not found</html>'), 'cannot be read'),
-        (lambda _, path: path.write_bytes(b'PK\x03\x04 cut short'), 'cannot be read'),
+        (lambda _, path: path.write_bytes(b''), 'is empty; download'),
+        (lambda _, path: path.write_bytes(b'\n<html>not found</html>'), 'is a web page'),
+        (lambda _, path: path.write_bytes(b'version https://git-lfs.github.com/spec/v1\noid x'), 'git lfs pull'),
+        (lambda _, path: path.write_bytes(b'Entry not found'), "is text, no weights: 'Entry not found'"),
+        (lambda _, path: path.write_bytes(b'\x1f\x8b\x08\0\0\0'), 'is compressed by gzip'),
+        (lambda _, path: path.write_bytes(bytes(1000)), 'of neither torch.save nor safetensors'),
+        (lambda _, path: torch.save(torch.ones(3), path), 'contains no named tensors'),
+        (lambda _, path: path.write_bytes(b'PK\x03\x04 cut short'), 'is cut short or damaged'),
         (lambda _, path: path.write_bytes(b'\x10\0\0\0\0\0\0\0{"a": 1}'), 'cannot be read'),
         (lambda _, path: np.savez(path.open('wb'), a=np.ones(3)), 'a zip archive, but not one of torch.save'),
         (lambda _, path: torch.jit.script(nn.Linear(2, 2)).save(path), 'a TorchScript program'),
@@ -163,8 +168,8 @@ def write_module(folder, path):
         (lambda _, path: path.mkdir(), 'is a folder'),
         (lambda _, path: None, 'no such file'),
     ],
-    ids=['code', 'bare pickle', 'module', 'empty', 'html', 'cut zip', 'cut safetensors', 'npz', 'TorchScript', 'list',
-         'no tensors', 'folder', 'missing'],
+    ids=['code', 'bare pickle', 'module', 'empty', 'html', 'Git LFS', 'text', 'gzip', 'zeros', 'one tensor', 'cut zip',
+         'cut safetensors', 'npz', 'TorchScript', 'list', 'no tensors', 'folder', 'missing'],
 )  # fmt: skip
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
 def test_bad_file_is_one_error_line_and_not_executed(tmp_path, write, message, suffix):

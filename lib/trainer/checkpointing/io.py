@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from lib.backbone.pretrained import fault_of
 from lib.backbone.weights_file import WeightsFileError, read_weights_file
 from lib.errors import UserError
 from lib.runtime.files import replace_atomically
@@ -216,7 +217,7 @@ def _foreign(path: Path) -> str:
     try:
         skipped = read_weights_file(path).skipped
     except WeightsFileError as error:
-        return f'is no checkpoint, or it is damaged ({error})'
+        return f'is no checkpoint, or it is damaged: it {fault_of(path, error)}'
     classes = f' such as {skipped[0]}' if skipped else ''
     return (
         f'holds more than tensors, numbers and text{classes}, which could run code, so it is no checkpoint of this '
