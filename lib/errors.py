@@ -16,7 +16,9 @@ class UserError(Exception):
 
 
 def text_fault(text: str) -> str:
-    """Return the fault of a text with bytes that are not UTF-8, a phrase to follow 'NAME is'; '' for Unicode."""
+    """Return the fault of a text with NUL or bytes that are not UTF-8, a phrase to follow 'NAME is'; '' if none."""
+    if '\0' in text:
+        return f'{text!r}, which contains a NUL character'
     if text.isascii() or not any('\ud800' <= char <= '\udfff' for char in text):
         return ''
     return f'{text!r}, which is not UTF-8 text; rename the file or folder, or name a link to it (ln -s OLD NEW)'

@@ -161,6 +161,11 @@ def test_whole_numbers_fit_into_64_bits():
     assert Key(1, 'A number.').accept('K', str(2**63 - 1)) == 2**63 - 1
 
 
+def test_a_text_contains_no_nul():
+    with pytest.raises(UserError, match=r"K is 'a\\x00b', which contains a NUL character"):
+        Key('', 'A path.', is_path=True).accept('K', 'a\0b')
+
+
 @pytest.mark.parametrize('text', [b'caf\xe9'.decode('utf-8', 'surrogateescape'), '\ud800'])
 def test_texts_are_unicode(text):
     """They are written into config.yaml, reports and log lines."""
