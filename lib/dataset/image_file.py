@@ -242,7 +242,10 @@ _BYTE_ORDERS = {b'II*\0': '<', b'MM\0*': '>', b'II+\0': '<', b'MM\0+': '>'}
 
 
 def _tiff_without_metadata(data: bytes) -> tuple[bytes, dict[str, Any]]:
-    """Append a directory that has the tags of the first image that determine its pixels, and no other image."""
+    """Shorten the directory to the tags of the first image that determine its pixels, without a next image.
+
+    It stays where it is: added at the end, it would be read as pixels that are missing there.
+    """
     order, is_big = _BYTE_ORDERS[data[:4]], 43 in data[2:4]
     count_format, offset_format, entry_bytes = ('Q', 'Q', 20) if is_big else ('H', 'I', 12)
     offset_position = 8 if is_big else 4
@@ -257,13 +260,10 @@ def _tiff_without_metadata(data: bytes) -> tuple[bytes, dict[str, Any]]:
         tag, kind = struct.unpack_from(order + 'HH', data, position)
         if tag in _TIFF_TAGS and (tag != _XMP_TAG or kind in _BYTE_TYPES):
             entries.append(data[position : position + entry_bytes])
-    padding = b'\0' * (-len(data) % 8)
-    directory = struct.pack(order + offset_format, len(data) + len(padding))
-    after_offset = offset_position + len(directory)
-    count_bytes = struct.pack(order + count_format, len(entries))
-    end_bytes = struct.pack(order + offset_format, 0)
-    parts = (data[:offset_position], directory, data[after_offset:], padding, count_bytes, *entries, end_bytes)
-    return b''.join(parts), {}
+    directory = b''.join(
+        (struct.pack(order + count_format, len(entries)), *entries, struct.pack(order + offset_format, 0))
+    )
+    return b''.join((data[:offset], directory, data[offset + len(directory) :])), {}
 
 
 # AVIF (an ISO media file): EXIF does not count for the orientation, but libavif rejects a broken one.

@@ -340,6 +340,14 @@ def test_tiff_of_other_forms(options):
     assert not is_readable(data[: len(data) // 2])
 
 
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'RGBA', 'CMYK'])
+def test_tiff_lacking_pixels_is_damaged(mode):
+    data = encode(picture().convert(mode), 'TIFF', description='x', dpi=(72, 72))
+    assert is_readable(data)
+    for cut in (1, 2, 3, 50, 200):
+        assert not is_readable(data[:-cut]), cut
+
+
 def test_avif_with_broken_exif():
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, 'a product'
