@@ -30,6 +30,7 @@ from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, versions
 from lib.trainer.epoch import NotFinite
 from lib.trainer.mixing.stages import StageError
 from lib.trainer.run_folder import RunFolder, TooManyBadImages, set_aside
+from lib.trainer.selection import Selection
 from lib.trainer.step import SingleValueBatchNorm
 from lib.trainer.train_state import OptimizerMismatch, TrainState
 from lib.trainer.trainer import Trainer
@@ -84,6 +85,8 @@ def prepare_training(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> 
     # All ranks have read what they need from the folder.
     group.barrier()
     with _open_folder(folder, cfg, plan, device, group), _advice():
+        if plan.kind == 'continue':
+            _check_selection(trainer, folder, group)
         folder.write_classes(training_set.class_names, training_set.class_parents)
         group.barrier()  # no rank saves into the folder before it is ready
         LOGGER.info('%s: %s', folder.path, plan.reason)
@@ -150,6 +153,19 @@ def _restore(state: TrainState, checkpoint: Checkpoint) -> None:
             'give these their former values, or load the weights alone: '
             f'--RESUME_MODEL {checkpoint.path} --RESUME_MODE finetune'
         ) from None
+
+
+def _check_selection(trainer: Trainer, folder: RunFolder, group: ProcessGroup) -> None:
+    """Select among the newest epoch and those to come where no file has the selected one."""
+    epoch, now = trainer.state.selection.selected_epoch, trainer.progress.position
+    is_lost, has_newest = group.broadcast_object(
+        (epoch is not None and not folder.holds_selected(epoch), folder.holds_selected(now[0]) and now[1] == 0)
+        if group.is_main
+        else (False, False)
+    )
+    if is_lost:
+        LOGGER.warning('no file has the selected epoch %d: selection starts again', epoch)
+        trainer.state.selection = Selection(selected_epoch=now[0] if has_newest else None)
 
 
 @contextmanager

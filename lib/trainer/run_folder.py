@@ -14,8 +14,8 @@ from lib.errors import UserError
 from lib.runtime.checkout import describe_commit
 from lib.runtime.files import lock_folder, remove_leftovers, replace_atomically, wait_for_lock, write_json, write_text
 from lib.runtime.log import LOGGER
-from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
-from lib.trainer.checkpointing.latest import checkpoints_in, shard_folder_of
+from lib.trainer.checkpointing.io import write_checkpoint
+from lib.trainer.checkpointing.latest import checkpoints_in, find_epoch, position_of, shard_folder_of
 from lib.trainer.checkpointing.sharded import write_shard_and_index
 from lib.trainer.checkpointing.state import Checkpoint, TrainProgress, shard_folder_name
 
@@ -64,8 +64,8 @@ class RunFolder:
         """Restore the metrics and the list of undecodable images from the checkpoint to resume; None: a new run.
 
         Entries written after the checkpoint are dropped, since they will be written again, and partial files of a
-        killed process are removed. If it was killed between last.pth and best_model.pth of the same epoch,
-        best_model.pth is written. Call it while holding the folder's lock.
+        killed process are removed. best_model.pth is written if it is not of the selected epoch: the process was killed
+        before it wrote it, or the checkpoint is of another folder. Call it while holding the folder's lock.
         """
         if not self.writes:
             return
@@ -80,22 +80,22 @@ class RunFolder:
             for split in _SPLITS:
                 write_bad_images(self.path, split, checkpoint.bad_images.get(split, {}))
 
-        if checkpoint is not None and self._lacks_selected(checkpoint):
-            write_checkpoint(self.path / BEST, checkpoint.for_prediction())
+        if checkpoint is not None:
+            self._restore_best(checkpoint)
 
-    def _lacks_selected(self, checkpoint: Checkpoint) -> bool:
-        """Return whether a checkpoint of this folder is of the selected epoch, but best_model.pth is not."""
-        progress, epoch = checkpoint.progress, checkpoint.selection.selected_epoch
-        inside = checkpoint.path is not None and checkpoint.path.resolve().parent == self.path.resolve()
-        if not inside or progress is None or epoch is None or progress.position != (epoch, 0):
-            return False
-        if not (self.path / BEST).exists():
-            return True
-        try:
-            best = read_checkpoint(self.path / BEST, with_rows=False, mmap=True)
-        except UserError:  # damaged
-            return True
-        return best.progress is None or best.progress.epoch != epoch
+    def _restore_best(self, checkpoint: Checkpoint) -> None:
+        """Write best_model.pth, unless it is there, of the selected epoch; if no file has that, of the newest one."""
+        epoch = checkpoint.selection.selected_epoch
+        if checkpoint.progress is None or epoch is None or self.holds_selected(epoch):
+            return
+        selected = find_epoch(checkpoint, epoch) or checkpoint
+        is_end = selected.progress is not None and selected.progress.step == 0
+        if is_end and (not selected.is_sharded or _is_in(selected, self.path)):
+            write_checkpoint(self.path / BEST, selected.for_prediction())
+
+    def holds_selected(self, epoch: int) -> bool:
+        """Return whether best_model.pth is of this epoch."""
+        return position_of(self.path / BEST) == (epoch, 0)
 
     def write_environment(self, config_text: str, environment: dict[str, str]) -> None:
         """Write the resolved config, and the git commit and versions that the run depends on."""
@@ -211,6 +211,10 @@ class RunFolder:
         numbered = {int(path.stem[6:]): path for path in self.path.glob('epoch_*.pth') if path.stem[6:].isdecimal()}
         for epoch in sorted(numbered)[: -self._keep or None]:
             numbered[epoch].unlink()
+
+
+def _is_in(checkpoint: Checkpoint, folder: Path) -> bool:
+    return checkpoint.path is not None and checkpoint.path.resolve().parent == folder.resolve()
 
 
 def _position_of_shards(folder: Path) -> tuple[int, ...]:

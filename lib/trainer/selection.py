@@ -113,7 +113,8 @@ class ModelSelector:
             return []
         selected = f'selected epoch {selection.selected_epoch} of {last_epoch}'
         if selection.best_epoch is None:
-            return [f'{selected}: the last one, since there are no images to select by']
+            reason = 'there are no images to select by' if self.metric == LAST else 'no file has a better one'
+            return [f'{selected}: the last one, since {reason}']
         name, best = _NAMES[self.metric], self._as_text(selection.best_result)
         if selection.selected_epoch == selection.best_epoch:
             has_later = self.one_standard_error and selection.best_epoch < last_epoch

@@ -153,9 +153,20 @@ def test_best_model_is_not_written_again(checkpoint, tmp_path):
         before = (run / 'best_model.pth').stat().st_mtime_ns
         RunFolder(run).start_from(read_checkpoint(run / 'last.pth'))
         assert (run / 'best_model.pth').stat().st_mtime_ns == before
-    # A copy of the run: best_model.pth stays in the folder of the first part.
-    RunFolder(tmp_path / 'copy').start_from(read_checkpoint(run / 'last.pth'))
-    assert not (tmp_path / 'copy' / 'best_model.pth').exists()
+
+
+@pytest.mark.parametrize('source', ['itself', 'best_model.pth', 'epoch_2.pth', None])
+def test_a_run_resumed_in_another_folder_has_the_selected_model(tmp_path, source):
+    """Also where best_model.pth was deleted; where no file has the selected epoch, the newest one is there instead."""
+    run, other = tmp_path / 'run', RunFolder(tmp_path / 'other')
+    RunFolder(run, save_every=2).save(selected(2), is_selected=True, end_of_epoch=True)
+    later = selected(2) if source == 'itself' else replace(small_checkpoint(epoch=3), selection=selected(2).selection)
+    write_checkpoint(run / 'last.pth', later)
+    for name in {'best_model.pth', 'epoch_2.pth'} - {source}:
+        (run / name).unlink()
+    other.start_from(read_checkpoint(run / 'last.pth'))
+    assert other.holds_selected(2 if source else 3)
+    assert not read_checkpoint(tmp_path / 'other' / 'best_model.pth').is_resumable
 
 
 def test_best_model_of_a_sharded_classifier_is_written(tmp_path):

@@ -194,6 +194,8 @@ def test_the_last_epoch_without_images_to_select_by():
     (line,) = selector.describe(selection, 3)
     assert line == 'selected epoch 3 of 3: the last one, since there are no images to select by'
     assert len(line) <= 80
+    (line,) = ModelSelector('top1').describe(Selection(selected_epoch=3), 3)
+    assert line == 'selected epoch 3 of 3: the last one, since no file has a better one'
 
 
 def test_epochs_without_validation():

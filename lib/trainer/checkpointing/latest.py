@@ -35,6 +35,26 @@ def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return latest, errors
 
 
+def position_of(path: Path) -> tuple[int, int] | None:
+    """Return epoch and step of a checkpoint; None: there is none that can be read."""
+    try:
+        progress = read_checkpoint(path, with_rows=False, mmap=True).progress if path.exists() else None
+    except UserError:
+        return None
+    return progress.position if progress else None
+
+
+def find_epoch(checkpoint: Checkpoint, epoch: int) -> Checkpoint | None:
+    """Return a checkpoint of the end of an epoch: `checkpoint`, or one beside it; None: there is none."""
+    if checkpoint.progress is not None and checkpoint.progress.position == (epoch, 0):
+        return checkpoint
+    folder = checkpoint.path.parent if checkpoint.path else None
+    for path in (folder / 'best_model.pth', folder / f'epoch_{epoch}.pth') if folder else ():
+        if position_of(path) == (epoch, 0):
+            return read_checkpoint(path, with_rows=False)
+    return None
+
+
 def shard_folder_of(path: Path) -> Path | None:
     """Return the folder of a checkpoint's classifier rows without reading its tensors.
 
