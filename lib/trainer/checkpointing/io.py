@@ -226,7 +226,7 @@ def _foreign(path: Path) -> str:
 
 
 def _unreadable(name: str, error: Exception) -> UserError:
-    reason = (str(error).splitlines() or [''])[0]
+    reason = (str(error).splitlines() or [''])[0].split('. ')[0]
     return UserError(f'{name}: cannot be read as a checkpoint ({type(error).__name__}: {reason})')
 
 

@@ -254,3 +254,19 @@ def test_metrics_of_later_epochs_are_dropped(tmp_path):
     assert [entry['epoch'] for entry in folder.history()] == [1, 2]
     folder.append({'epoch': 3})
     assert [entry['epoch'] for entry in RunFolder(tmp_path).history()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (b'version https://git-lfs.github.com/spec/v1\n', 'is no checkpoint, .*: it is a pointer of Git LFS'),
+        (b'<html>', 'it is a web page'),
+        (b'PK\x03\x04' + bytes(100), r'cannot be read as a checkpoint \(RuntimeError: [^.]*\)$'),
+    ],
+    ids=['Git LFS', 'web page', 'cut short'],
+)
+def test_a_file_that_is_no_checkpoint_is_named_in_a_short_line(tmp_path, content, message):
+    path = tmp_path / 'best_model.pth'
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_checkpoint(path)
