@@ -15,6 +15,7 @@ import pyarrow as pa
 from lib.builders.data import open_test_split, test_folder_split
 from lib.builders.split import DatasetSplit
 from lib.config.defaults import Config
+from lib.dataset.image_format import EXTENSIONS
 from lib.dataset.images import FileImages
 from lib.dataset.paths import path_as_text, refuse_urls
 from lib.distributed.process_group import ProcessGroup
@@ -22,7 +23,7 @@ from lib.errors import UserError
 from lib.formats.sources import SourceErrors, read_csv
 from lib.runtime.log import LOGGER
 from lib.runtime.shared_memory import to_shared_memory
-from lib.runtime.text import nfc, rounded_code_warnings
+from lib.runtime.text import count_of, nfc, rounded_code_warnings
 
 _LIST_SUFFIXES = ('.txt', '.lst')
 
@@ -85,8 +86,7 @@ def open_test_images(cfg: Config, class_names: Sequence[str], group: ProcessGrou
     given = cfg.TEST.IMAGES
     if given == '-' or (given.lower().endswith(_LIST_SUFFIXES) and Path(given).is_file()):
         # Rank 0 alone reads: standard input exists once, and the others wait for the list.
-        content = group.broadcast_object(_read_list(given) if group.is_main else b'')
-        paths = listed_paths(content)
+        paths = group.broadcast_object(_without_folders(listed_paths(_read_list(given))) if group.is_main else [])
         if not paths:
             where = 'on standard input' if given == '-' else 'in this file'
             raise UserError(f'TEST.IMAGES {given}: there is no path {where}; give one per line')
@@ -132,6 +132,15 @@ def listed_paths(content: bytes) -> list[str]:
     content = content.removeprefix(codecs.BOM_UTF8)
     parts = content.split(b'\0') if b'\0' in content else re.split(rb'\r\n|\n|\r', content)
     return [part.decode('utf-8', 'surrogateescape') for part in parts if part.strip()]
+
+
+def _without_folders(paths: list[str]) -> list[str]:
+    """Return the paths without those of folders, which `find FOLDER` lists too."""
+    # A look at the disk for each of millions of photos would take long, and folders are not named like photos.
+    files = [path for path in paths if path.lower().endswith(EXTENSIONS) or not os.path.isdir(path)]
+    if len(files) < len(paths):
+        LOGGER.info('%s in the list left out', count_of(len(paths) - len(files), 'folder'))
+    return files
 
 
 def _read_list(given: str) -> bytes:

@@ -3,10 +3,13 @@
 import codecs
 import random
 import re
+from pathlib import Path
 
 import pytest
+from yacs.config import CfgNode as CN
 
-from lib.commands.predict_inputs import Part, listed_paths, parse_part
+from lib.commands.predict_inputs import Part, listed_paths, open_test_images, parse_part
+from lib.distributed.process_group import SINGLE_PROCESS
 from lib.errors import UserError
 
 # Names as file systems allow them: blanks, quotes, accents, line breaks (with NUL only), bytes that are not UTF-8.
@@ -48,6 +51,18 @@ def test_lists_in_every_form():
 @pytest.mark.parametrize('content', [b'', b'\n \r\n', b'\0\0', codecs.BOM_UTF8, codecs.BOM_UTF16_LE])
 def test_a_list_without_paths_is_empty(content):
     assert listed_paths(content) == []
+
+
+def test_folders_in_a_list_are_left_out(tmp_path, monkeypatch):
+    """`find FOLDER` without `-type f` lists the folders, too."""
+    monkeypatch.chdir(tmp_path)
+    for path in ('new/a.jpg', 'new/caf\udce9/b', 'new/empty'):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).touch()
+    listed = ['new', 'new/a.jpg', 'new/caf\udce9', 'new/caf\udce9/b', 'new/missing', 'new/missing.jpg', 'new/']
+    Path('list.txt').write_bytes('\n'.join(listed).encode('utf-8', 'surrogateescape'))
+    split, _ = open_test_images(CN({'TEST': {'IMAGES': 'list.txt'}}), ['x', 'y'], SINGLE_PROCESS)
+    assert [split.images.paths[row] for row in range(len(split))] == [listed[1], *listed[3:6]]
 
 
 def test_parts():
