@@ -136,7 +136,7 @@ def listed_paths(content: bytes) -> list[str]:
 
 def _without_folders(paths: list[str]) -> list[str]:
     """Return the paths without those of folders, which `find FOLDER` lists too."""
-    # A look at the disk for each of millions of photos would take long, and folders are not named like photos.
+    # One stat per path would take long for millions of photos, and folders are not named like photos.
     files = [path for path in paths if path.lower().endswith(EXTENSIONS) or not os.path.isdir(path)]
     if len(files) < len(paths):
         LOGGER.info('%s in the list left out', count_of(len(paths) - len(files), 'folder'))

@@ -159,7 +159,7 @@ def _check_selection(trainer: Trainer, folder: RunFolder, group: ProcessGroup) -
     """Select among the newest epoch and those to come where no file has the selected one."""
     epoch, now = trainer.state.selection.selected_epoch, trainer.progress.position
     is_lost, has_newest = group.broadcast_object(
-        (epoch is not None and not folder.holds_selected(epoch), folder.holds_selected(now[0]) and now[1] == 0)
+        (epoch is not None and not folder.has_best_of(epoch), folder.has_best_of(now[0]) and now[1] == 0)
         if group.is_main
         else (False, False)
     )

@@ -56,8 +56,8 @@ class RunFolder:
     def __init__(self, path: Path, *, save_every: int = 10, keep: int = 3, writes: bool = True) -> None:
         self.path = path
         self.writes = writes
-        self._save_every = save_every
-        self._keep = keep
+        self._save_every, self._keep = save_every, keep
+        self._best_position: tuple[int, int] | None = None  # of best_model.pth, when the run was resumed
         self._shard_folders: dict[str, Path | None] | None = None  # by checkpoint
 
     def start_from(self, checkpoint: Checkpoint | None) -> None:
@@ -80,22 +80,23 @@ class RunFolder:
             for split in _SPLITS:
                 write_bad_images(self.path, split, checkpoint.bad_images.get(split, {}))
 
-        if checkpoint is not None:
-            self._restore_best(checkpoint)
+        if checkpoint is not None and checkpoint.progress and checkpoint.selection.selected_epoch is not None:
+            self._restore_best(checkpoint, checkpoint.selection.selected_epoch)
 
-    def _restore_best(self, checkpoint: Checkpoint) -> None:
+    def _restore_best(self, checkpoint: Checkpoint, epoch: int) -> None:
         """Write best_model.pth, unless it is there, of the selected epoch; if no file has that, of the newest one."""
-        epoch = checkpoint.selection.selected_epoch
-        if checkpoint.progress is None or epoch is None or self.holds_selected(epoch):
+        self._best_position = position_of(self.path / BEST)
+        if self.has_best_of(epoch):
             return
         selected = find_epoch(checkpoint, epoch) or checkpoint
-        is_end = selected.progress is not None and selected.progress.step == 0
-        if is_end and (not selected.is_sharded or _is_in(selected, self.path)):
+        has_rows = not selected.is_sharded or _is_in(selected, self.path)
+        if has_rows and selected.progress is not None and selected.progress.step == 0:
             write_checkpoint(self.path / BEST, selected.for_prediction())
+            self._best_position = selected.progress.position
 
-    def holds_selected(self, epoch: int) -> bool:
-        """Return whether best_model.pth is of this epoch."""
-        return position_of(self.path / BEST) == (epoch, 0)
+    def has_best_of(self, epoch: int) -> bool:
+        """Return whether best_model.pth was of this epoch when the run was resumed; on the writing rank only."""
+        return self._best_position == (epoch, 0)
 
     def write_environment(self, config_text: str, environment: dict[str, str]) -> None:
         """Write the resolved config, and the git commit and versions that the run depends on."""

@@ -13,7 +13,8 @@ from lib.errors import UserError, url_fault
 DEFAULTS = {name: key.default for name, key in KEYS.items()}
 # Texts that YAML would parse as another type without quotes.
 MISLEADING = ('yes', 'null', '~', '1e5', '12', '1.5', '2020-01-01', ' x ', '#', 'a: b', '- a', '=')
-TEXT = st.text(max_size=20)  # line ends, control characters and undecodable bytes, too
+# Line ends and control characters, too, but NUL, which no text may contain.
+TEXT = st.text(st.characters(exclude_categories=('Cs',), exclude_characters='\0'), max_size=20)
 # Plain scalars to which YAML 1.1 or 1.2 gives another type or value.
 RETYPED = (
     '007', '0o17', '0x1F', '0b11', '1_000', '1e3', '1E3', '1.50', '-0', '+1', '.5', '1.', '.inf', '-.INF', '.nan',

@@ -165,7 +165,7 @@ def test_a_run_resumed_in_another_folder_has_the_selected_model(tmp_path, source
     for name in {'best_model.pth', 'epoch_2.pth'} - {source}:
         (run / name).unlink()
     other.start_from(read_checkpoint(run / 'last.pth'))
-    assert other.holds_selected(2 if source else 3)
+    assert other.has_best_of(2 if source else 3)
     assert not read_checkpoint(tmp_path / 'other' / 'best_model.pth').is_resumable
 
 
