@@ -1,4 +1,4 @@
-"""The one kind of exception that is shown to the user as a single line, and the lines for texts that are no paths."""
+"""The one kind of exception that is shown to the user as a single line, and faults of texts that name no path."""
 
 # Before a colon, these are no names of files.
 _SCHEMES = {
@@ -15,11 +15,16 @@ class UserError(Exception):
     """
 
 
+def is_unicode(text: str) -> bool:
+    """Return False for a text with lone surrogates: undecodable bytes of a file name, or a wrong escape in JSON."""
+    return text.isascii() or not any('\ud800' <= char <= '\udfff' for char in text)
+
+
 def text_fault(text: str) -> str:
     """Return the fault of a text with NUL or bytes that are not UTF-8, a phrase to follow 'NAME is'; '' if none."""
     if '\0' in text:
         return f'{text!r}, which contains a NUL character'
-    if text.isascii() or not any('\ud800' <= char <= '\udfff' for char in text):
+    if is_unicode(text):
         return ''
     return f'{text!r}, which is not UTF-8 text; rename the file or folder, or name a link to it (ln -s OLD NEW)'
 

@@ -24,13 +24,13 @@ from lib.dataset.annotations import ClassNames
 from lib.dataset.folder import sample_indices
 from lib.dataset.image_format import hint_of
 from lib.dataset.images import FileImages
-from lib.errors import UserError
+from lib.errors import UserError, is_unicode
 from lib.metrics.accuracy import count_per_class, mean_class_accuracy
 from lib.posthoc.candidate_scores import ScoredFeatures, score_features
 from lib.posthoc.imprint import Imprint, cross_fit_imprint, imprint
 from lib.runtime.files import lock_folder, write_json
 from lib.runtime.log import LOGGER
-from lib.runtime.text import is_unicode, name_warnings, rounded_code_warnings
+from lib.runtime.text import name_warnings, rounded_code_warnings
 from lib.trainer.checkpointing.io import write_checkpoint
 from lib.trainer.checkpointing.state import TrainingSet, versions
 from lib.trainer.run_folder import RunFolder, set_aside

@@ -1,7 +1,6 @@
 """The files of a prediction: their names, their content, and the lines to log."""
 
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -37,6 +36,7 @@ from lib.report.galleries import THUMBNAIL_SIDE
 from lib.runtime.column_store import ColumnStore
 from lib.runtime.files import read_json, wait_for_lock, write_json
 from lib.runtime.log import LOGGER
+from lib.runtime.text import nfc
 from lib.trainer.run_folder import write_bad_images
 
 _PREDICTIONS = 'predictions_'
@@ -116,8 +116,7 @@ def _path_from(path: Path, folder: Path) -> str:
 
 def _safe(name: str) -> str:
     """Return a name for files of any system: letters, digits, `-` and `_`. A dot begins the rest of the file name."""
-    composed = unicodedata.normalize('NFC', name.encode('utf-8', 'replace').decode())
-    text = re.sub(r'[^\w-]+', '_', composed).strip('_') or 'images'
+    text = re.sub(r'[^\w-]+', '_', nfc(name.encode('utf-8', 'replace').decode())).strip('_') or 'images'
     return text.encode()[:_MAX_NAME_BYTES].decode('utf-8', 'ignore')
 
 

@@ -13,7 +13,8 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from lib.runtime.text import is_unicode, whole
+from lib.errors import is_unicode
+from lib.runtime.text import whole
 
 ANNOTATION_FORM = '{"annotations": [{"category_id": 0, "fpath": "..."}, ...], "num_classes": 3}'
 MAX_SHOWN = 10

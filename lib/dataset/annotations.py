@@ -29,9 +29,9 @@ from lib.dataset.annotation_rows import (
 )
 from lib.dataset.index import class_starts, rows_by_class
 from lib.dataset.paths import PathColumn, comparable_paths
-from lib.errors import UserError
+from lib.errors import UserError, is_unicode
 from lib.runtime.log import LOGGER
-from lib.runtime.text import decode_json, is_unicode, nfc_list, whole
+from lib.runtime.text import decode_json, nfc_list, whole
 
 _BinaryFile = BufferedReader | BytesIO
 

@@ -12,7 +12,7 @@ from lib.dataset.image_walk import ImageWalk, left_out_lines
 from lib.dataset.paths import path_as_text
 from lib.errors import UserError
 from lib.runtime.seeding import Purpose, generator
-from lib.runtime.text import first_few, nfc, sorted_naturally, visible
+from lib.runtime.text import count_of, first_few, nfc, sorted_naturally, visible
 
 VALID_NAMES = ('val', 'valid', 'validation')
 _LAYOUT = 'needed is one sub-folder per class, {root}/CLASS/photo.jpg (or {root}/train/CLASS and {root}/val/CLASS)'
@@ -186,8 +186,7 @@ class _Reader:
     def _no_classes(self) -> str:
         more = [line.removeprefix(f'{self._root}: ') for line in left_out_lines(self._walk, 1)[:1]]
         if self._loose:
-            images = '1 image is' if len(self._loose) == 1 else f'{len(self._loose):,} images are'
-            more.append(f'{images} directly in it')
+            more.append(f'{count_of(len(self._loose), "image is", "images are")} directly in it')
         found = f' ({"; ".join(more)})' if more else ''
         return f'{self._root}: no class folders with images in it{found}; {_LAYOUT.format(root=self._root)}'
 
@@ -200,12 +199,12 @@ class _Reader:
         warnings = []
         loose = [*self._loose, *(path for base in bases for path in self._loose_in.get(base, []))]
         if loose:
-            images = 'image is' if len(loose) == 1 else 'images are'
-            warnings.append(f'{self._root}: {len(loose):,} {images} in no class folder: {first_few(loose)}')
+            images = count_of(len(loose), 'image is', 'images are')
+            warnings.append(f'{self._root}: {images} in no class folder: {first_few(loose)}')
         empty = self._without_images(folders, depth)
         if empty:
-            count = '1 folder is' if len(empty) == 1 else f'{len(empty):,} folders are'
-            warnings.append(f'{self._root}: {count} no class, without images: {first_few(empty)}')
+            folders_are = count_of(len(empty), 'folder is', 'folders are')
+            warnings.append(f'{self._root}: {folders_are} no class, without images: {first_few(empty)}')
         parents = [name.split('/')[:-1] for name in names] if self._nested else []
         warnings = [path_as_text(line) for line in warnings]
         return FolderDataset(train, valid, names, parents if any(parents) else [], notes, warnings)

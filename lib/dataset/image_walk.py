@@ -12,7 +12,7 @@ from typing import TypeAlias
 from lib.dataset.image_format import EXTENSIONS, HEADER_BYTES, image_format
 from lib.dataset.paths import path_as_text
 from lib.errors import UserError
-from lib.runtime.text import first_few, sorted_naturally
+from lib.runtime.text import count_of, first_few, sorted_naturally
 
 # Of these, which lie beside photos by the million, at most _MAX_OPENED per folder are opened, unless one is an image.
 _SIDECARS = ('.txt', '.json', '.jsonl', '.xml', '.csv', '.tsv', '.yaml', '.yml', '.md', '.xmp', '.aae', '.npy', '.pt')
@@ -226,7 +226,7 @@ def left_out_lines(walk: ImageWalk, depth: int | None) -> list[str]:
         if total.num_system:
             kinds.append(f'{total.num_system:,} of file managers')
         number = total.kinds.total() + total.num_system
-        lines.append(f'{walk.root}: {number:,} {"file" if number == 1 else "files"} left out: {", ".join(kinds)}')
+        lines.append(f'{walk.root}: {count_of(number, "file")} left out: {", ".join(kinds)}')
         named = {name: left_out for name, left_out in by_class.items() if left_out.kinds}
         lines += [_class_line(name, named[name]) for name in sorted_naturally(named)[:_MAX_FOLDERS]]
         if len(named) > _MAX_FOLDERS:

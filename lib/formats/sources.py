@@ -10,8 +10,8 @@ from typing import IO, Any, TypeVar
 
 import msgspec
 
-from lib.errors import UserError
-from lib.runtime.text import decode_json, is_unicode, nfc, text_encoding
+from lib.errors import UserError, is_unicode
+from lib.runtime.text import decode_json, nfc, text_encoding
 
 Form = TypeVar('Form')
 SPLITS = ('train', 'val', 'test')

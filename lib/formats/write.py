@@ -19,11 +19,11 @@ import pyarrow.compute as pc
 
 from lib.dataset.annotations import read_annotations, read_classes, read_test_images
 from lib.dataset.paths import comparable_paths, path_as_text, refuse_urls, spelled_on_disk
-from lib.errors import UserError, text_fault
+from lib.errors import UserError, is_unicode, text_fault
 from lib.formats.converted import ConvertedDataset, ConvertedSplit
 from lib.formats.sources import SPLITS, read_json
 from lib.runtime.files import replace_atomically
-from lib.runtime.text import count_of, is_unicode, name_warnings
+from lib.runtime.text import count_of, name_warnings
 
 _ROWS_PER_CHUNK = 10_000  # encoded at a time, so that memory does not grow
 _NUM_CHECKED = 200  # paths per split
@@ -96,9 +96,9 @@ def check_split(name: str, split: ConvertedSplit, root: Path) -> None:
         raise UserError(f'the {name} split lists no images')
     undecodable = [path for path in split.paths if not is_unicode(path)]
     if undecodable:
-        count = '1 file is' if len(undecodable) == 1 else f'{len(undecodable):,} files are'
         raise UserError(
-            f'{name}: the paths of {count} not UTF-8, as JSON must be: {path_as_text(undecodable[0])}; rename them '
+            f'{name}: the paths of {count_of(len(undecodable), "file is", "files are")} not UTF-8, as JSON must be: '
+            f'{path_as_text(undecodable[0])}; rename them '
             '(convmv -f latin1 -t utf8 -r --notest FOLDER renames all)'
         )
     refuse_urls(split.paths, str(root), name)

@@ -21,7 +21,7 @@ from PIL import Image
 from lib.metrics.predictions import Predictions
 from lib.report.chart_style import PALETTE, PANEL_SIZE, legend, new_panel, percent_axis, save_png, styled
 from lib.report.class_charts import draw_error_by_count
-from lib.report.galleries import THUMBNAIL_SIDE
+from lib.report.galleries import thumbnail
 from lib.report.report_metrics import metric_error
 
 
@@ -214,17 +214,16 @@ def mistakes_png(
     """
     wrong = np.flatnonzero((predictions.labels >= 0) & (predictions.predicted >= 0) & ~predictions.correct)
     rows = wrong[np.argsort(-predictions.confidence[wrong], kind='stable')]
-    opened = itertools.islice(_thumbnails(rows.tolist(), open_image), NUM_MISTAKES)
-    shown = [(row, thumbnail) for row, thumbnail in opened]
+    shown = list(itertools.islice(_thumbnails(rows.tolist(), open_image), NUM_MISTAKES))
     if not shown:
         return None
     with styled(), warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='Glyph')  # a character that the font lacks becomes a box
         num_rows = -(-len(shown) // _MISTAKE_COLUMNS)
         figure = Figure(figsize=(2.1 * _MISTAKE_COLUMNS, 2.4 * num_rows), layout='constrained')
-        for number, (row, thumbnail) in enumerate(shown, start=1):
+        for number, (row, pixels) in enumerate(shown, start=1):
             axes = figure.add_subplot(num_rows, _MISTAKE_COLUMNS, number)
-            axes.imshow(thumbnail)
+            axes.imshow(pixels)
             axes.set_axis_off()
             label, predicted = (
                 _short(class_names[index]) for index in (predictions.labels[row], predictions.predicted[row])
@@ -239,9 +238,7 @@ def mistakes_png(
 def _thumbnails(rows: Sequence[int], open_image: Callable[[int], Image.Image]) -> Iterator[tuple[int, np.ndarray]]:
     for row in rows:
         with contextlib.suppress(Exception):  # any error of the reader: a missing thumbnail must not cost the run
-            small = open_image(row).convert('RGB')
-            small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-            yield row, np.asarray(small)
+            yield row, np.asarray(thumbnail(open_image(row)))
 
 
 def _short(name: str) -> str:

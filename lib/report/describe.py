@@ -14,6 +14,7 @@ from lib.metrics.confidence import HALF, summarize_confidence
 from lib.metrics.predictions import Predictions
 from lib.report.page import file_size
 from lib.runtime.log import printable
+from lib.runtime.text import count_of
 
 _COLUMNS = {
     'mean_class_error': 'mean class error',
@@ -74,8 +75,7 @@ def describe_confidence(predictions: Predictions, threshold: float | None) -> li
     summary = summarize_confidence(predictions, threshold)
     mean = f'{summary.mean:.1%}' if summary.num_readable else '-'
     unreadable = f', {summary.num_unreadable:,} unreadable' if summary.num_unreadable else ''
-    images = 'image' if len(predictions) == 1 else 'images'
-    lines = [f'{len(predictions):,} {images}, mean confidence {mean}{unreadable}']
+    lines = [f'{count_of(len(predictions), "image")}, mean confidence {mean}{unreadable}']
     if threshold is None:
         lines.append(f'{summary.num_below:,} below {HALF:.0%} (a threshold for abstention: --TEST_ABSTAIN_ERROR 0.05)')
     elif np.isfinite(threshold):
@@ -181,7 +181,7 @@ def describe_audit(report: AuditReport, folder: Path, num_quarantined: int) -> l
         lines.append(f'{title:<34}{len(rows):>9,}   {example}'.rstrip())
     num_heic = sum(HEIC_HINT in reason for reason in report.scan.errors.values())
     if num_heic:
-        lines.append(f'{num_heic:,} unreadable {"image is" if num_heic == 1 else "images are"} HEIC; {HEIC_HINT}')
+        lines.append(f'{count_of(num_heic, "unreadable image is", "unreadable images are")} HEIC; {HEIC_HINT}')
     lines += ['', f'{folder}/', '  doctor.html      report with images', '  doctor.json      all findings']
     fraction = num_quarantined / max(len(report.splits[0].labels), 1)
     images = 'training image' if num_quarantined == 1 else 'training images'

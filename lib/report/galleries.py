@@ -127,10 +127,16 @@ def fit_page(render: Callable[[ThumbnailBudget], str], budget: ThumbnailBudget, 
     return page
 
 
-def thumbnail_url(image: Image.Image) -> str:
-    """Return the image, at most THUMBNAIL_SIDE pixels per side, as data: URL of a JPEG without metadata."""
+def thumbnail(image: Image.Image) -> Image.Image:
+    """Return an RGB image of at most THUMBNAIL_SIDE pixels per side."""
     small = image.convert('RGB')
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return small
+
+
+def thumbnail_url(image: Image.Image) -> str:
+    """Return the thumbnail of an image as data: URL of a JPEG without metadata."""
+    small = thumbnail(image)
     bare = Image.new('RGB', small.size)  # a copy would include comments and profiles
     bare.paste(small)
     buffer = io.BytesIO()

@@ -35,11 +35,6 @@ def nfc_list(texts: Sequence[str]) -> list[str]:
     return [nfc(text) for text in texts]
 
 
-def is_unicode(text: str) -> bool:
-    """Return False for a text with lone surrogates: undecodable bytes of a file name, or a wrong escape in JSON."""
-    return text.isascii() or not any('\ud800' <= char <= '\udfff' for char in text)
-
-
 def visible(name: str) -> str:
     r"""Return a name in quotes, with escapes for invisible characters and separate accents: \uXXXX."""
     return ''.join(_escaped(char) if _IGNORABLE.match(char) or _is_accent(char) else char for char in repr(name))
