@@ -8,7 +8,7 @@ DESCRIPTION = 'Train an image classifier. Without data of your own: python main.
 
 
 def main() -> int:
-    command = read_command(sys.argv[1:], program='main.py', description=DESCRIPTION)
+    command = read_command(sys.argv[1:], program='main.py', description=DESCRIPTION, trains=True)
     # torch is imported only after the command line is checked.
     from lib.commands.next_steps import after_training
     from lib.commands.report import training_report

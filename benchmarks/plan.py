@@ -24,6 +24,7 @@ from benchmarks.harness import finish, parse_arguments
 from lib.builders.model import new_model
 from lib.builders.objective import build_objective, is_chunked
 from lib.builders.optim import build_optimizer
+from lib.builders.preprocessing import resolve_preprocessing
 from lib.commands.cli import cli_main
 from lib.commands.plan import StepCosts
 from lib.config.defaults import KEYS, Config
@@ -73,7 +74,7 @@ def config_of(name: str) -> Config:
     """Return the config of a case."""
     values = {key: entry.default for key, entry in KEYS.items()}
     common = {'INPUT.SIZE': 112, 'RUN.DEVICE': 'cpu', 'RUN.PRECISION': 'float32', 'TRAIN.BATCH_SIZE': CASES[name][1]}
-    return as_node(values | common | CASES[name][2])
+    return resolve_preprocessing(as_node(values | common | CASES[name][2]))
 
 
 def planned(name: str) -> int:

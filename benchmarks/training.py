@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lib.builders.preprocessing import resolve_preprocessing
 from lib.commands.cli import Command
 from lib.commands.train import TrainingRun, prepare_training
 from lib.config.defaults import Config
@@ -63,7 +64,8 @@ def options_of(**changes: object) -> list[str]:
 
 def config_of(options: list[str]) -> Config:
     """Return the config of main.py for these command-line options."""
-    return load_config(options, program='benchmark', description='', find_checkpoint_config=lambda *_: None).cfg
+    loaded = load_config(options, program='benchmark', description='', find_checkpoint_config=lambda *_: None)
+    return resolve_preprocessing(loaded.cfg)
 
 
 @contextmanager

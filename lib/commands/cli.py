@@ -12,6 +12,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
+from lib.builders.preprocessing import resolve_preprocessing
 from lib.config.defaults import Config
 from lib.config.load import load_config
 from lib.distributed.rank_info import read_rank_info, report_failure
@@ -146,9 +147,13 @@ class Command(NamedTuple):
 
 
 def read_command(
-    argv: Sequence[str], *, program: str = '', description: str = '', needs_model: bool = False
+    argv: Sequence[str], *, program: str = '', description: str = '', needs_model: bool = False, trains: bool = False
 ) -> Command:
     """Return the resolved command line and log how its config was chosen.
+
+    Args:
+        needs_model: the command uses a trained model.
+        trains: the command opens the training set and then chooses what depends on its size (`uses_recipe`).
 
     Raises:
         UserError: a mistake in options or files; no checkpoint although the command needs a trained model.
@@ -173,7 +178,7 @@ def read_command(
     start_console(enabled=read_rank_info().rank == 0)
     for note in loaded.notes:
         LOGGER.info('%s', note)
-    return command
+    return command._replace(cfg=resolve_preprocessing(command.cfg, with_recipe=trains))
 
 
 def read_config(argv: Sequence[str], *, program: str, description: str) -> Config:

@@ -240,7 +240,7 @@ def _traffic(
     if cfg.PLAN.TFLOPS:
         link = f', {cfg.PLAN.LINK_GB_S:g} GB/s per device, no overlap' if spec.num_devices > 1 else ''
         lines.append(f'assumed: {cfg.PLAN.UTILIZATION:.0%} of {cfg.PLAN.TFLOPS:g} TFLOP/s{link}')
-        if cfg.PLAN.IMAGES and cfg.TRAIN.MAX_EPOCH:
+        if cfg.PLAN.IMAGES and cfg.TRAIN.MAX_EPOCH > 0:
             compared = [row for _, row in recommended]
             compared += [row for row in fitting if row.name == _CONFIGURED and row not in compared]
             lines += ['', *total_table(compared, spec, cfg.PLAN.IMAGES, cfg.TRAIN.MAX_EPOCH)]

@@ -195,7 +195,7 @@ def check_values(values: dict[str, Any], levels: dict[str, int]) -> None:
         if len(pair) != 2 or pair[0] > pair[1]:
             raise UserError(f'{name} is {pair}, but must be two numbers, the smaller one first, such as 0.5,1')
     for name in ('INPUT.MEAN', 'INPUT.STD'):
-        if len(values[name]) != 3:
+        if len(values[name]) not in (0, 3):  # none: auto
             raise UserError(f'{name} is {values[name]}, but must be three numbers, one per channel')
     jitter = values['INPUT.COLOR_JITTER']
     if len(jitter) != 4 or jitter[3] > 0.5:
@@ -239,7 +239,7 @@ def _check_shards(values: dict[str, Any], levels: dict[str, int]) -> None:
 def _check_schedule(values: dict[str, Any]) -> None:
     kind, warmup, epochs = values['SCHEDULE.TYPE'], values['SCHEDULE.WARMUP_EPOCHS'], values['TRAIN.MAX_EPOCH']
     longest = epochs if kind == 'multistep' else math.nextafter(epochs, 0)  # the others fall after the warm-up
-    if epochs and warmup > longest:  # without epochs there is no schedule
+    if epochs > 0 and warmup > longest:  # without epochs there is no schedule; auto is checked when it is resolved
         raise UserError(
             f'SCHEDULE.WARMUP_EPOCHS is {warmup:g}, but TRAIN.MAX_EPOCH is {epochs}: give fewer, or a fraction of the '
             'run instead, --SCHEDULE_WARMUP_FRACTION 0.1'

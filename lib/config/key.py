@@ -16,6 +16,8 @@ else:
 
 T = TypeVar('T')
 
+AUTO = 'auto'
+
 
 @dataclass(frozen=True)
 class Key(Generic[T]):
@@ -35,6 +37,7 @@ class Key(Generic[T]):
         or_by: other selector keys; the same values of these use it, too.
         is_path: the text is a path, or each text of a tuple, besides words such as 'last'; a URL is refused.
         entry: type of the entries of a tuple whose default is empty.
+        auto: value that stands for the word 'auto' in the config, outside the allowed range; None: the word is refused.
     """
 
     default: T
@@ -48,6 +51,7 @@ class Key(Generic[T]):
     or_by: tuple[str, ...] = ()
     is_path: bool = False
     entry: type = int
+    auto: T | None = None
     _name: str = field(default='', init=False, repr=False, compare=False)
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -73,10 +77,13 @@ class Key(Generic[T]):
         Args:
             name: of the option, for messages.
             value: text from the command line; text, or lists or mappings of texts, from YAML; or a value of its type.
+                The text 'auto' becomes `auto` where the key has it.
 
         Raises:
             UserError: wrong type, not a choice, or out of range; names the option, the value and what is allowed.
         """
+        if self.auto is not None and self._is_auto(value):
+            return self.auto
         try:
             accepted = self._convert(value)
         except OverflowError:
@@ -85,6 +92,8 @@ class Key(Generic[T]):
             raise self._refusal(name, value) from None
         if self.choices and accepted not in self.choices:
             raise self._refusal(name, value, did_you_mean(accepted, self.choices))
+        if self.auto is not None and accepted == self.auto:
+            raise self._refusal(name, value)
         entries = accepted if isinstance(accepted, tuple) else (accepted,)
         if not all(self._in_range(number) for number in entries if isinstance(number, int | float)):
             raise self._refusal(name, value)
@@ -93,6 +102,15 @@ class Key(Generic[T]):
                 raise UserError(f'{name} is {fault}')
         result: T = accepted
         return result
+
+    def _is_auto(self, value: Any) -> bool:
+        if isinstance(value, str):
+            return value.strip().lower() == AUTO
+        return type(value) is type(self.default) and value == self.auto
+
+    def plain(self, value: T) -> T | str:
+        """Return a value as YAML and help show it: the word 'auto' for `auto`."""
+        return AUTO if self.auto is not None and value == self.auto else value
 
     def _in_range(self, number: float) -> bool:
         return (self.low is None or number >= self.low) and (self.high is None or number <= self.high)
@@ -117,6 +135,9 @@ class Key(Generic[T]):
         """Return the allowed values in words, for error lines and help."""
         if self.choices:
             return 'one of ' + ', '.join(repr(choice) if choice == '' else str(choice) for choice in self.choices)
+        return f'{AUTO} or ' * (self.auto is not None) + self._expected_value()
+
+    def _expected_value(self) -> str:
         if isinstance(self.default, tuple):
             words = {int: 'whole numbers', float: 'numbers', str: 'paths' if self.is_path else 'texts'}[self.entry_type]
             words += ' separated by commas'

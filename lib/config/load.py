@@ -17,6 +17,15 @@ _OWN_PHOTOS = 'configs/own_photos.yaml'
 _PURPOSE = {DEFAULT_CONFIG: 'AliProducts', _OWN_PHOTOS: 'a folder of class folders'}
 # The recipe of checkpoints of the original entry, which contain no config.
 _ORIGINAL = ('AiProducts.yaml', 'AiProducts_original.yaml')
+# Values of keys that checkpoints of older versions do not contain.
+_BEFORE = {
+    'INPUT.SIZE': 112,
+    'INPUT.MEAN': (0.485, 0.456, 0.406),
+    'INPUT.STD': (0.229, 0.224, 0.225),
+    'INPUT.CROP_RATIO': 0.875,
+    'INPUT.INTERPOLATION': 'bilinear',
+    'MODEL.PRETRAINED': '',
+}
 _NEVER_FROM_CHECKPOINT = ('LOG_ROOT', 'RESUME_MODEL', 'RESUME_MODE', 'OVERWRITE')
 
 FindCheckpointConfig = Callable[[str, Path], str | None]
@@ -151,7 +160,7 @@ def _checkpoint_layers(text: str, path: str, notes: list[str]) -> list[Layer]:
         for name, value in values.items()
         if name not in _NEVER_FROM_CHECKPOINT and not name.startswith('RUN.')
     }
-    return [Layer(source, used)]
+    return [Layer(source, _BEFORE | used)]
 
 
 def _resolve(base: list[Layer], explicit: list[Layer], *, is_checkpoint: bool) -> Config:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from lib.config.command_help import COMMANDS, CommandHelp
 from lib.config.defaults import KEYS, SECTIONS
-from lib.config.key import Key, did_you_mean
+from lib.config.key import AUTO, Key, did_you_mean
 from lib.errors import UserError, text_fault, url_fault
 
 _WIDTH = 80
@@ -182,14 +182,18 @@ def _unknown(word: str) -> str:
 
 
 def type_name(key: Key[Any]) -> str:
-    """Return the type of a key's values, for help: BOOL, INT, FLOAT, TEXT, PATH, or X,Y,... for a tuple."""
+    """Return the type of a key's values, for help: BOOL, INT, FLOAT, TEXT, PATH, X,Y,... for a tuple, or 'auto|INT'."""
     if isinstance(key.default, tuple):
-        return 'X,Y,...'
-    return {bool: 'BOOL', int: 'INT', float: 'FLOAT', str: 'PATH' if key.is_path else 'TEXT'}[type(key.default)]
+        name = 'X,Y,...'
+    else:
+        name = {bool: 'BOOL', int: 'INT', float: 'FLOAT', str: 'PATH' if key.is_path else 'TEXT'}[type(key.default)]
+    return name if key.auto is None else f'{AUTO}|{name}'
 
 
 def default_text(key: Key[Any]) -> str:
     """Return a key's default as it is typed, with its unit; 'none' for an empty tuple."""
+    if key.plain(key.default) == AUTO:
+        return AUTO
     if isinstance(key.default, tuple):
         return ','.join(entry if isinstance(entry, str) else f'{entry:g}' for entry in key.default) or 'none'
     text = repr(key.default) if key.default == '' else str(key.default)

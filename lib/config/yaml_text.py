@@ -218,6 +218,6 @@ def as_text(cfg: Config) -> str:
     plain: dict[str, Any] = {}
     for section, keys in TREE.items():
         node = cfg[section] if section else cfg
-        leaves = {leaf: node[leaf] for leaf in keys}
+        leaves = {leaf: key.plain(node[leaf]) for leaf, key in keys.items()}
         plain.update({section: leaves} if section else leaves)
     return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=1000)

@@ -15,7 +15,6 @@ from lib.builders.data import open_named_images, open_test_split, open_training_
 from lib.builders.data import test_folder_split as folder_split
 from lib.builders.loader import build_train_loader
 from lib.builders.split import found_split
-from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
 from lib.dataset.image_format import HEIC_HINT
 from lib.errors import UserError
@@ -28,6 +27,7 @@ from lib.runtime.device import pick_device
 from lib.runtime.files import write_json
 from lib.runtime.log import LOGGER
 from lib.trainer.run_folder import BadImages, RunFolder, TooManyBadImages
+from tests.defaults import DEFAULTS
 from tests.scripts.in_process import fresh_logger
 
 DEVICE = pick_device('cpu', 'float32')
@@ -35,9 +35,8 @@ DEVICE = pick_device('cpu', 'float32')
 
 def config(root, **changes):
     changes = {name.replace('__', '.'): value for name, value in changes.items()}
-    defaults = {name: key.default for name, key in KEYS.items()}
     tiny = {'RUN.NUM_WORKERS': 0, 'INPUT.SIZE': 16, 'TRAIN.BATCH_SIZE': 4}
-    return as_node(defaults | tiny | {'NAME': 'x', 'DATASET.NAME': 'annotations', 'DATASET.ROOT': str(root)} | changes)
+    return as_node(DEFAULTS | tiny | {'NAME': 'x', 'DATASET.NAME': 'annotations', 'DATASET.ROOT': str(root)} | changes)
 
 
 def photo(name: str = 'JPEG') -> bytes:

@@ -7,7 +7,6 @@ from PIL import Image
 
 from lib.builders.loader import build_eval_loader, build_train_loader
 from lib.builders.split import DatasetSplit
-from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
 from lib.dataset import pipeline, ram_cache
 from lib.dataset.images import ArrayImages, FileImages
@@ -15,14 +14,14 @@ from lib.dataset.index import ClassIndex
 from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
 from lib.runtime.device import pick_device
+from tests.defaults import DEFAULTS
 
 DEVICE = pick_device('cpu', 'float32')
 
 
 def config(**changes):
     changes = {name.replace('__', '.'): value for name, value in changes.items()}
-    defaults = {name: key.default for name, key in KEYS.items()}
-    return as_node(defaults | {'NAME': 'x', 'RUN.NUM_WORKERS': 0, 'INPUT.SIZE': 16} | changes)
+    return as_node(DEFAULTS | {'NAME': 'x', 'RUN.NUM_WORKERS': 0, 'INPUT.SIZE': 16} | changes)
 
 
 def split_of(num_images: int, images=None) -> DatasetSplit:

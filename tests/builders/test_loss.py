@@ -9,6 +9,7 @@ from lib.builders.loss import LOSSES, build_loss
 from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
 from lib.loss.targets import Targets
+from tests.defaults import DEFAULTS
 
 COUNTS = np.array([500, 70, 1, 0, 12, 3])
 
@@ -16,7 +17,7 @@ COUNTS = np.array([500, 70, 1, 0, 12, 3])
 def config(**options):
     chosen = {name.replace('__', '.'): value for name, value in options.items()}
     assert chosen.keys() <= KEYS.keys()
-    return as_node({**{name: key.default for name, key in KEYS.items()}, **chosen})
+    return as_node({**DEFAULTS, **chosen})
 
 
 @pytest.mark.parametrize('name', LOSSES)

@@ -17,7 +17,6 @@ from lib.builders import data as builders
 from lib.builders.data import open_named_images, open_training_data, open_valid_split
 from lib.builders.model import class_names, finetuned_model, new_model
 from lib.builders.split import without_quarantined
-from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
 from lib.dataset.annotations import read_classes
 from lib.errors import UserError
@@ -25,6 +24,7 @@ from lib.runtime.device import pick_device
 from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, TrainProgress
+from tests.defaults import DEFAULTS
 
 pytestmark = [
     pytest.mark.long,
@@ -67,7 +67,7 @@ def config(root, **changes):
         'DATASET.ROOT': str(root),
         'DATASET.VALID_FRACTION': 0.3,
     }
-    return as_node({name: key.default for name, key in KEYS.items()} | values | changes)
+    return as_node(DEFAULTS | values | changes)
 
 
 @pytest.fixture

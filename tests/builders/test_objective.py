@@ -17,6 +17,7 @@ from lib.runtime.device import pick_device
 from lib.trainer.checkpointing.io import write_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, TrainProgress
 from lib.trainer.objective import ContrastTerm, DistillTerm
+from tests.defaults import DEFAULTS
 
 NAMES = ['cola', 'tea', 'milk']
 COUNTS = np.array([120, 30, 4])
@@ -26,7 +27,7 @@ SMALL = {'MODEL.BACKBONE': 'res32_cifar', 'INPUT.SIZE': 32, 'NAME': 'x'}
 
 def config(**changes):
     changes = {name.replace('__', '.'): value for name, value in changes.items()}
-    return as_node({name: key.default for name, key in KEYS.items()} | SMALL | changes)
+    return as_node(DEFAULTS | SMALL | changes)
 
 
 def checkpoint_of(cfg, num_classes=3):

@@ -5,11 +5,11 @@ import torch
 
 from lib.builders.model import new_model
 from lib.builders.optim import build_optimizer
-from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
 from lib.errors import UserError
 from lib.optim.gradients import create_grad_scaler
 from lib.runtime.device import pick_device
+from tests.defaults import DEFAULTS
 
 SMALL = {'MODEL.BACKBONE': 'res32_cifar', 'INPUT.SIZE': 32, 'NAME': 'x'}
 DEVICE = pick_device('cpu', 'float32')
@@ -17,7 +17,7 @@ DEVICE = pick_device('cpu', 'float32')
 
 def config(**changes):
     changes = {name.replace('__', '.'): value for name, value in changes.items()}
-    return as_node({name: key.default for name, key in KEYS.items()} | SMALL | changes)
+    return as_node(DEFAULTS | SMALL | changes)
 
 
 def scale_of(optimizer, parameter):

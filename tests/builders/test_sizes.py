@@ -13,13 +13,14 @@ from lib.dataset.images import ArrayImages
 from lib.dataset.index import ClassIndex
 from lib.errors import UserError
 from lib.runtime.device import pick_device
+from tests.defaults import DEFAULTS
 
 DEVICE = pick_device('cpu', 'float32')
 
 
 def config(**changes):
     changes = {name.replace('__', '.'): value for name, value in changes.items()}
-    return as_node({name: key.default for name, key in KEYS.items()} | {'NAME': 'x', 'RUN.NUM_WORKERS': 0} | changes)
+    return as_node(DEFAULTS | {'NAME': 'x', 'RUN.NUM_WORKERS': 0} | changes)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from PIL import Image
 
 from lib.builders.loader import stored_short_side
 from lib.commands.pack import next_command, pack
-from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
 from lib.errors import UserError
+from tests.defaults import DEFAULTS
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_next_command_is_quoted():
     ids=str,
 )
 def test_short_side(changes, expected):
-    values = {name: key.default for name, key in KEYS.items()} | changes
+    values = DEFAULTS | changes
     assert stored_short_side(as_node(values)) == expected
 
 
@@ -56,7 +56,7 @@ def config_of(tmp_path):
         (tmp_path / 'shop' / name).mkdir(parents=True)
         for position in range(number):
             Image.new('RGB', (8, 8)).save(tmp_path / 'shop' / name / f'{position}.png')
-    values = {name: key.default for name, key in KEYS.items()} | {
+    values = DEFAULTS | {
         'DATASET.NAME': 'annotations', 'DATASET.ROOT': str(tmp_path / 'shop'), 'DATASET.SOURCE': '',
         'DATASET.VALID_FRACTION': 0.0, 'PACK.OUT': str(tmp_path / 'out'), 'RUN.NUM_WORKERS': 0,
     }  # fmt: skip

@@ -10,9 +10,9 @@ from torch import nn
 
 from lib.builders.loss import build_loss
 from lib.commands.plan import StepCosts, make_plan
-from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
 from lib.plan.costs import chunked_classifier_cost
+from tests.defaults import DEFAULTS
 
 
 @pytest.mark.long
@@ -20,8 +20,7 @@ from lib.plan.costs import chunked_classifier_cost
 @pytest.mark.parametrize(('classifier', 'fraction'), [('FC', 1.0), ('FCNorm', 1.0), ('lws', 0.5)])
 def test_large_classifier_is_extrapolated(classifier, fraction, dtype):
     cfg = as_node(
-        {name: key.default for name, key in KEYS.items()}
-        | {'NAME': 'x', 'MODEL.BACKBONE': 'res32_cifar', 'INPUT.SIZE': 32, 'MODEL.CLASSIFIER': classifier}
+        DEFAULTS | {'NAME': 'x', 'MODEL.BACKBONE': 'res32_cifar', 'INPUT.SIZE': 32, 'MODEL.CLASSIFIER': classifier}
     )
     costs = StepCosts(cfg, 10, dtype)
     images, rows, chunk = 100, 1_500_000, 8
@@ -45,14 +44,14 @@ PLAN = {
 
 @functools.cache
 def costs_of(num_classes):
-    return StepCosts(as_node({name: key.default for name, key in KEYS.items()} | PLAN), num_classes, None)
+    return StepCosts(as_node(DEFAULTS | PLAN), num_classes, None)
 
 
 @pytest.fixture
 def plan_of(monkeypatch):
     """Return make_plan for changes of PLAN. Model and loss are the same in all tests, so they are measured once."""
     monkeypatch.setattr('lib.commands.plan.StepCosts', lambda cfg, num_classes, dtype: costs_of(num_classes))
-    values = {name: key.default for name, key in KEYS.items()} | PLAN
+    values = DEFAULTS | PLAN
     return lambda changes={}: make_plan(as_node(values | changes))
 
 

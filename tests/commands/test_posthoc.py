@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from lib.commands.posthoc import _check_images, _holdout
-from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
+from lib.dataset.features import Features
 from lib.errors import UserError
-from lib.inference.features import Features
+from tests.defaults import DEFAULTS
 
 NUM_CLASSES, PER_CLASS = 3, 6
 
@@ -29,7 +29,7 @@ def products(tmp_path):
 
 
 def names_of_holdout(root, quarantine='', holdout=100):
-    values = {name: key.default for name, key in KEYS.items()}
+    values = DEFAULTS
     changes = {'DATASET.NAME': 'annotations', 'DATASET.ROOT': str(root), 'DATASET.QUARANTINE': str(quarantine)}
     cfg = as_node(values | changes | {'POSTHOC.HOLDOUT': holdout})
     split = _holdout(SimpleNamespace(cfg=cfg, class_names=[str(label) for label in range(NUM_CLASSES)]))

@@ -9,11 +9,9 @@ import pytest
 
 from lib.commands.predict_inputs import Source
 from lib.commands.predict_output import check_columns, claim_stem
-from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
 from lib.errors import UserError
-
-DEFAULTS = {name: key.default for name, key in KEYS.items()}
+from tests.defaults import DEFAULTS
 
 
 def model(folder, checkpoint='best_model.pth', **options):

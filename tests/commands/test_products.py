@@ -5,15 +5,15 @@ import unicodedata
 import pytest
 
 from lib.commands.predict_inputs import products_of
-from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
 from lib.errors import UserError
+from tests.defaults import DEFAULTS
 
 NAMES = ['caf\u00e9/a.jpg', 'cafe\u0301/b.jpg', 'tea, green.jpg']
 
 
 def products(source, names=NAMES):
-    values = {name: key.default for name, key in KEYS.items()}
+    values = DEFAULTS
     indices, found = products_of(as_node(values | {'TEST.PRODUCTS': str(source)}), names)
     return indices.tolist(), found
 

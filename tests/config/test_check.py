@@ -95,7 +95,7 @@ def test_an_unused_key_at_its_default_is_no_mistake():
         ({'INPUT.MEAN': (0.5,)}, ['INPUT.MEAN', 'three numbers']),
         ({'INPUT.COLOR_JITTER': (0.4, 0.4)}, ['INPUT.COLOR_JITTER', 'four numbers']),
         ({'INPUT.COLOR_JITTER': (0.4, 0.4, 0.4, 0.6)}, ['INPUT.COLOR_JITTER', 'at most 0.5']),
-        ({'INPUT.STD': ()}, ['INPUT.STD', 'three numbers']),
+        ({'INPUT.STD': (0.5, 0.5)}, ['INPUT.STD', 'three numbers']),
         ({'OPTIMIZER.TYPE': 'adam', 'OPTIMIZER.BETAS': (0.9,)}, ['OPTIMIZER.BETAS', 'two numbers']),
         ({'INPUT.SIZE_SCHEDULE': (0, 64, 5)}, ['INPUT.SIZE_SCHEDULE is (0, 64, 5)', 'pairs of epoch and pixels']),
         ({'INPUT.SIZE_SCHEDULE': (0, 64, 5, 96, 5, 128)}, ['INPUT.SIZE_SCHEDULE', 'epochs must increase', '(0, 5, 5)']),

@@ -67,6 +67,32 @@ def test_refused(key, value):
     assert '\n' not in message
 
 
+EPOCHS = Key(3, 'A number or auto.', low=0, auto=-1)
+MEAN = Key[tuple[float, ...]]((), 'Three numbers or auto.', low=0.1, entry=float, auto=())
+
+
+@pytest.mark.parametrize(('key', 'stored'), [(EPOCHS, -1), (MEAN, ())])
+def test_the_word_auto_stands_for_a_value_that_cannot_be_typed(key, stored):
+    for word in ('auto', 'AUTO', ' auto ', stored):
+        assert key.accept('K', word) == stored
+    assert key.plain(stored) == 'auto'
+    assert key.accept('K', key.plain(stored)) == stored
+    typed = ','.join(map(str, stored)) if isinstance(stored, tuple) else str(stored)
+    for value in (typed, list(stored) if isinstance(stored, tuple) else 'automatic'):
+        with pytest.raises(UserError, match=r'^K is .*, but must be auto or (a whole number|numbers)'):
+            key.accept('K', value)
+    with pytest.raises(UserError):
+        FREE.accept('K', 'auto')
+
+
+def test_other_values_of_a_key_with_auto():
+    assert [EPOCHS.accept('K', value) for value in ('0', 5)] == [0, 5]
+    assert MEAN.accept('K', '0.5,1') == MEAN.plain((0.5, 1.0)) == (0.5, 1.0)
+    for value in ('auto,1', '0.05', ['auto']):
+        with pytest.raises(UserError):
+            MEAN.accept('K', value)
+
+
 @pytest.mark.parametrize(
     ('key', 'words'),
     [
@@ -78,6 +104,8 @@ def test_refused(key, value):
         (PAIR, 'numbers separated by commas, such as 0.5,1.0 from 0 to 2'),
         (INTS, 'whole numbers separated by commas, such as 1,2'),
         (Key(1, '', low=1), 'a whole number, at least 1'),
+        (EPOCHS, 'auto or a whole number, at least 0'),
+        (MEAN, 'auto or numbers separated by commas, at least 0.1'),
     ],
 )
 def test_expected_lists_the_allowed_values(key, words):

@@ -5,11 +5,11 @@ import pytest
 from lib.builders.loss import deferred_start_epoch
 from lib.builders.optim import build_schedule
 from lib.builders.trainer import unreached_epochs
-from lib.config.defaults import KEYS
 from lib.config.load import load_config
 from lib.config.yaml_text import as_node, as_text
 from lib.errors import UserError
 from tests.config.test_load import ALL_CONFIGS, CONFIGS, OVERLAYS
+from tests.defaults import DEFAULTS
 
 # Warm-up of the recipes in epochs when their length was not changed.
 WARMUP = {
@@ -26,7 +26,7 @@ def load(*argv, checkpoint=None):
 
 def config(**changes):
     changes = {name.replace('__', '.'): value for name, value in changes.items()}
-    return as_node({name: key.default for name, key in KEYS.items()} | {'NAME': 'x'} | changes)
+    return as_node(DEFAULTS | {'NAME': 'x'} | changes)
 
 
 def options_of(path):

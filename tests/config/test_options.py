@@ -61,7 +61,8 @@ def test_the_mapping_is_unambiguous():
 @pytest.mark.parametrize('name', KEYS)
 def test_every_leaf_is_an_option(name):
     key = KEYS[name]
-    text = ','.join(map(str, key.default)) if isinstance(key.default, tuple) else str(key.default)
+    default = key.plain(key.default)
+    text = ','.join(map(str, default)) if isinstance(default, tuple) else str(default)
     files, values = parse(option_of(name), text)
     assert files == []
     assert values == {name: key.default}

@@ -1,5 +1,7 @@
 """YAML to flat keys and back; no code in YAML is executed."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -26,6 +28,8 @@ RETYPED = (
 
 def values_of(key):
     """Return a strategy of values that a key allows."""
+    if key.auto is not None:
+        return st.just(key.auto) | values_of(replace(key, auto=None)).filter(lambda value: value != key.auto)
     if key.choices:
         return st.sampled_from(key.choices)
     low, high = key.low, key.high

@@ -109,19 +109,41 @@ class DatasetKeys(Section, title='images and labels'):
 
 
 class InputKeys(Section, title='image size, crops and augmentation'):
-    SIZE = Key(112, 'Side of the square training images.', low=8, unit='pixels')
+    SIZE = Key(
+        0,
+        'Side of the square training images. auto: that of the pretrained weights, without them 112; with '
+        'TRAIN.MAX_EPOCH or OPTIMIZER.LR auto by number of training images.',
+        low=8,
+        unit='pixels',
+        auto=0,
+    )
     SIZE_SCHEDULE = Key[tuple[int, ...]](
         (),
         'Training sizes over the run: epoch (from 0), pixels, epoch, pixels, ... SIZE is used before the first epoch '
         'listed. Empty: SIZE throughout.',
         low=0,
     )
-    TEST_SIZE = Key(0, 'Side of the square validation and test images. 0: SIZE.', low=0, unit='pixels')
+    TEST_SIZE = Key(
+        0,
+        'Side of the square validation and test images. 0: SIZE. auto: SIZE; with TRAIN.MAX_EPOCH or OPTIMIZER.LR auto '
+        'by number of training images.',
+        low=0,
+        unit='pixels',
+        auto=-1,
+    )
     CROP_RATIO = Key(
-        0.875,
-        'Validation and test images are resized to a short side of TEST_SIZE / CROP_RATIO, then center-cropped.',
+        0.0,
+        'Validation and test images are resized to a short side of TEST_SIZE / CROP_RATIO, then center-cropped. auto: '
+        'that of the pretrained weights, without them 0.875.',
         low=0.1,
         high=1.0,
+        auto=0.0,
+    )
+    INTERPOLATION = Key(
+        'auto',
+        'Filter for resizing images, in training and evaluation. auto: that of the pretrained weights, without them '
+        'bilinear.',
+        choices=('auto', 'bilinear', 'bicubic'),
     )
     TRAIN_TRANSFORM = Key(
         'random_resized_crop',
@@ -160,8 +182,21 @@ class InputKeys(Section, title='image size, crops and augmentation'):
     )
     ERASE_PROBABILITY = Key(0.0, 'Probability of random erasing in training.', low=0.0, high=1.0)
     FLIP_PROBABILITY = Key(0.5, 'Probability of a horizontal flip in training.', low=0.0, high=1.0)
-    MEAN = Key((0.485, 0.456, 0.406), 'Mean per channel (R, G, B) of pixel values from 0 to 1.')
-    STD = Key((0.229, 0.224, 0.225), 'Standard deviation per channel (R, G, B) of pixel values from 0 to 1.', low=1e-6)
+    MEAN = Key[tuple[float, ...]](
+        (),
+        'Mean per channel (R, G, B) of pixel values from 0 to 1. auto: that of the pretrained weights, without them '
+        '0.485,0.456,0.406 (ImageNet).',
+        entry=float,
+        auto=(),
+    )
+    STD = Key[tuple[float, ...]](
+        (),
+        'Standard deviation per channel (R, G, B) of pixel values from 0 to 1. auto: that of the pretrained weights, '
+        'without them 0.229,0.224,0.225 (ImageNet).',
+        low=1e-6,
+        entry=float,
+        auto=(),
+    )
 
 
 class SamplerKeys(Section, title='class sampling'):

@@ -96,7 +96,12 @@ class MixKeys(Section, title='mixing of image pairs'):
 
 class OptimizerKeys(Section, title='optimizer'):
     TYPE = Key('sgd', 'Optimizer.', choices=('sgd', 'adam', 'adamw'))
-    LR = Key(0.1, 'Base learning rate; with SCHEDULE.TYPE one_cycle, its maximum.', low=0.0)
+    LR = Key(
+        0.1,
+        'Base learning rate; with SCHEDULE.TYPE one_cycle, its maximum. auto: by number of training images.',
+        low=0.0,
+        auto=-1.0,
+    )
     MOMENTUM = Key(0.9, 'Momentum.', low=0.0, high=0.9999, used_by=_WITH_MOMENTUM)
     NESTEROV = Key(False, 'Use Nesterov momentum.', used_by=_WITH_MOMENTUM)
     BETAS = Key(

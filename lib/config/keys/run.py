@@ -34,7 +34,12 @@ class TrainKeys(Section, title='epochs, batches, checkpoints'):
         'batch. -1: as many as fit (GPUs only).',
         low=-1,
     )
-    MAX_EPOCH = Key(120, 'Epochs to train. 0: evaluate and save the model without training.', low=0)
+    MAX_EPOCH = Key(
+        120,
+        'Epochs to train. 0: evaluate and save the model without training. auto: by number of training images.',
+        low=0,
+        auto=-1,
+    )
     SELECT_BY = Key(
         'mean_class_error',
         'Validation metric that selects best_model.pth.',
