@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
+from lib.builders.cache_key import input_key, split_key, weights_fingerprint
 from lib.builders.loader import build_eval_loader
 from lib.builders.split import DatasetSplit
-from lib.commands.cache_key import input_key, split_key, weights_fingerprint
 from lib.commands.loaded_model import LoadedModel
+from lib.dataset.features import Features
 from lib.errors import UserError
-from lib.inference.features import Features
 from lib.inference.forward import SingleForward
 from lib.inference.run import run
 from lib.inference.sinks import feature_columns, feature_store_sink
@@ -56,7 +56,7 @@ def split_features(trained: LoadedModel, split: DatasetSplit, label: str, *, sam
 def _key(trained: LoadedModel, split: DatasetSplit) -> dict[str, Any]:
     """Return the values that features depend on."""
     backbone = weights_fingerprint(trained.checkpoint.state_dict, 'backbone.')
-    return {'backbone': backbone, **split_key(split), **input_key(trained)}
+    return {'backbone': backbone, **split_key(split), **input_key(trained.cfg, trained.device)}
 
 
 def _size(num_bytes: int) -> str:

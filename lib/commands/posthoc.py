@@ -12,8 +12,8 @@ from lib.commands.features import split_features
 from lib.commands.loaded_model import LoadedModel
 from lib.commands.posthoc_methods import METHODS, Outcome, Problem
 from lib.commands.tau_norm import check_free, linear_classifier, write_rebalanced
+from lib.dataset.features import Features
 from lib.errors import UserError
-from lib.inference.features import Features
 from lib.metrics.accuracy import count_per_class, mean_over_classes
 from lib.metrics.confidence import reliability
 from lib.metrics.intervals import accuracy_interval

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from lib.builders.cache_key import input_key, split_key, weights_fingerprint
 from lib.builders.data import open_valid_split
 from lib.builders.loader import eval_batch_size
 from lib.builders.split import DatasetSplit, some_of
-from lib.commands.cache_key import input_key, split_key, weights_fingerprint
 from lib.commands.ensemble import build_members, given_weights, load_members, tta_views
 from lib.commands.loaded_model import LoadedModel
 from lib.commands.predict_inputs import Part, open_test_images, parse_part
@@ -127,7 +127,7 @@ class Predictor:
         first = self.trained[0]
         return {
             'models': [weights_fingerprint(one.checkpoint.state_dict) for one in self.trained],
-            'inputs': [input_key(one) for one in self.trained],
+            'inputs': [input_key(one.cfg, one.device) for one in self.trained],
             'views': [tta_views(one.cfg).key for one in self.trained],
             'batch_size': eval_batch_size(first.cfg, first.device),
             'weights': list(self.weights),

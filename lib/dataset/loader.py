@@ -1,12 +1,16 @@
-"""Data loaders: the batches of a training epoch or of a split, and the part of each batch that this rank reads."""
+"""Data loaders: the batches of a training epoch or of a split, and the part of each batch that this rank reads.
 
-from collections.abc import Iterator, Mapping, Sequence
+Batches are of images, or of stored features in their place.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from lib.dataset.features import FeatureReader
 from lib.dataset.pipeline import Batch, BatchPipeline
 from lib.dataset.reader import BatchReader, BatchRequest
 from lib.dataset.sampler import EpochSampler
@@ -43,7 +47,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        reader: BatchReader,
+        reader: BatchReader | FeatureReader,
         sampler: EpochSampler,
         num_slots: int,
         batch_size: int,
@@ -58,7 +62,7 @@ class TrainLoader:
             num_slots, batch_size: slots per epoch and per step, over all ranks.
             sizes: epoch (from 0) -> image size in pixels from then on; before the first of them, the size of the
                 reader's transform.
-            pipeline_options: keyword arguments of BatchPipeline.
+            pipeline_options: keyword arguments of BatchPipeline; none with features.
 
         Raises:
             BatchTooSmall: some ranks would have no image.
@@ -71,8 +75,8 @@ class TrainLoader:
             raise BatchTooSmall(self.batch_size, num_slots, group.world_size)
         self._shard = group.shard_pairs(self.batch_size)
         self.local_batch_size = self._shard.stop - self._shard.start
-        self._sizes = {0: reader.transform.size, **(sizes or {})}
-        self._pipeline = BatchPipeline(reader, self.local_batch_size, max(self._sizes.values()), **pipeline_options)
+        self._sizes = {0: reader.sizes[0], **(sizes or {})}
+        self._pipeline = _open_pipeline(reader, self.local_batch_size, max(self._sizes.values()), **pipeline_options)
 
     def size_at(self, epoch: int) -> int:
         """Return the image size of an epoch, in pixels."""
@@ -104,15 +108,20 @@ class EvalLoader:
 
     def __init__(
         self,
-        reader: BatchReader,
+        reader: BatchReader | FeatureReader,
         num_images: int,
         batch_size: int,
         *,
         whole_batches: bool = False,
+        epoch: int = 0,
         group: ProcessGroup = SINGLE_PROCESS,
         **pipeline_options: Any,
     ) -> None:
-        """Prepare the batches; `pipeline_options` are keyword arguments of BatchPipeline.
+        """Prepare the batches.
+
+        Args:
+            epoch: whose random numbers a random transform uses; the slot of an image is its row.
+            pipeline_options: keyword arguments of BatchPipeline; none with features.
 
         Raises:
             SharedMemoryFull: the batches do not fit into shared memory.
@@ -127,9 +136,9 @@ class EvalLoader:
         self.rows = shards[group.rank]
         self._num_rows = [_length(shard) for shard in shards]
         self.max_batches = -(-max(self._num_rows) // batch_size)
-        self._num_views = len(reader.transforms)
-        largest = max(transform.size for transform in reader.transforms)
-        self._pipeline = BatchPipeline(reader, min(batch_size, _length(self.rows)), largest, **pipeline_options)
+        self._num_views, self._epoch = len(reader.sizes), epoch
+        batch_size = min(batch_size, _length(self.rows))
+        self._pipeline = _open_pipeline(reader, batch_size, max(reader.sizes), **pipeline_options)
 
     def batch_sizes(self, number: int) -> list[int]:
         """Return the number of images of each rank in batch `number` (from 0); 0 after its last batch."""
@@ -159,13 +168,21 @@ class EvalLoader:
         if not slices:
             return  # without starting workers
         requests = (
-            BatchRequest(0, rows.start, np.arange(rows.start, rows.stop), view=view)
+            BatchRequest(self._epoch, rows.start, np.arange(rows.start, rows.stop), view=view)
             for rows in slices
             for view in range(num_views)
         )
         batches = self._pipeline(requests)
         for _ in slices:
             yield list(islice(batches, num_views))
+
+
+def _open_pipeline(
+    reader: BatchReader | FeatureReader, batch_size: int, largest_size: int, **options: Any
+) -> Callable[[Iterator[BatchRequest]], Iterator[Batch]]:
+    if isinstance(reader, FeatureReader):
+        return reader
+    return BatchPipeline(reader, batch_size, largest_size, **options)
 
 
 def rows_of_batches(group: ProcessGroup, num_images: int, batch_size: int) -> slice:

@@ -1,8 +1,9 @@
 """Batch reader: rows in, one uint8 batch out. This is the work of a loader's worker process."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from lib.dataset.lazy_image import LazyImage
 from lib.dataset.transforms import Transform
 from lib.errors import UserError
 from lib.runtime.seeding import Purpose, generator, slot_draws
+
+Result = TypeVar('Result')
 
 
 class Augmentation(Protocol):
@@ -41,6 +44,56 @@ class BatchRequest:
     size: int = 0
     view: int = 0
     buffer: int = 0
+
+
+class RowReader(Protocol):
+    """A source of rows, some of which may be unreadable; see BatchReader for the attributes."""
+
+    labels: np.ndarray
+    seed: int
+    on_bad: str
+    index: ClassIndex | None
+    class_names: Sequence[str]
+    hint: str
+
+    def name(self, row: int) -> str:
+        """Return the name of an image."""
+
+
+def bad_image_reason(reader: RowReader, row: int, reason: str) -> str:
+    """Return the reason for the list of bad images. Raises UserError with on_bad 'raise'."""
+    if reader.on_bad == 'raise':
+        raise UserError(f'{reader.name(row)}: {reason}{f"; {reader.hint}" if reader.hint else ""}') from None
+    return reason
+
+
+def read_replacement(
+    reader: RowReader, row: int, read: Callable[[int], Result], bad: list[tuple[int, str]], *, epoch: int, slot: int
+) -> Result:
+    """Return `read` of another row of the class of an unreadable one: the first readable one in a random order.
+
+    Args:
+        read: raises DecodeError for an unreadable row.
+        bad: gets (row, reason) of the unreadable rows that are tried.
+
+    Raises:
+        UserError: no row of the class is readable.
+    """
+    assert reader.index is not None, "on_bad 'replace' needs an index"
+    label = int(reader.labels[row])
+    candidates = reader.index.rows_of(label)
+    random = generator(reader.seed, Purpose.REPLACE, epoch=epoch, slot=slot)
+    for candidate in random.permutation(candidates).tolist():
+        if candidate != row:
+            try:
+                return read(candidate)
+            except DecodeError as error:
+                bad.append((candidate, str(error)))
+    name = repr(reader.class_names[label]) if len(reader.class_names) else label
+    raise UserError(
+        f'class {name}: none of its {len(candidates)} training images can be decoded, {reader.name(row)} '
+        f'among them; repair or remove them{hint_of(reason for _, reason in bad)}'
+    )
 
 
 @dataclass
@@ -107,9 +160,18 @@ class BatchReader(Dataset):
     sends_pixels: bool = True
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """Return the image size of each view, in pixels."""
+        return tuple(transform.size for transform in self.transforms)
+
+    @property
     def transforms(self) -> tuple[Transform, ...]:
         """Return all transforms, in the order of BatchRequest.view."""
         return self.transform, *self.extra_transforms
+
+    def name(self, row: int) -> str:
+        """Return the name of an image."""
+        return self.images.name(row)
 
     def __getitem__(self, request: BatchRequest) -> RawBatch | UserError:
         """Return the batch, or the error as a value: DataLoader would wrap it in the worker's traceback."""
@@ -138,11 +200,12 @@ class BatchReader(Dataset):
             try:
                 flip[position] = self._crop(row, draws[position], canvases[position])
             except DecodeError as error:
-                bad.append((row, self._reason(row, error)))
+                bad.append((row, bad_image_reason(self, row, str(error))))
                 readable[position] = self.on_bad == 'replace'
                 canvases[position] = 0
                 if self.on_bad == 'replace':
-                    flip[position] = self._replace(row, request.epoch, slot, draws[position], canvases[position], bad)
+                    crop = partial(self._crop, draws=draws[position], canvas=canvases[position])
+                    flip[position] = read_replacement(self, row, crop, bad, epoch=request.epoch, slot=slot)
             if self.augment and readable[position]:
                 stream = generator(self.seed, Purpose.RECOLOR, epoch=request.epoch, slot=slot)
                 self.augment(pixels[position], int(stream.integers(2**63)))
@@ -167,33 +230,6 @@ class BatchReader(Dataset):
         params = self.transform.crop_params(image.width, image.height, draws)
         crop_resize(image, params, canvas)
         return params.flip
-
-    def _reason(self, row: int, error: DecodeError) -> str:
-        """Return the reason for the list of bad images. Raises UserError with on_bad 'raise'."""
-        if self.on_bad == 'raise':
-            hint = f'; {self.hint}' if self.hint else ''
-            raise UserError(f'{self.images.name(row)}: {error}{hint}') from None
-        return str(error)
-
-    def _replace(
-        self, row: int, epoch: int, slot: int, draws: list[float], canvas: np.ndarray, bad: list[tuple[int, str]]
-    ) -> bool:
-        """Crop another image of the class instead; return True if the device is to flip it."""
-        assert self.index is not None, "on_bad 'replace' needs an index"
-        label = int(self.labels[row])
-        candidates = self.index.rows_of(label)
-        random = generator(self.seed, Purpose.REPLACE, epoch=epoch, slot=slot)
-        for candidate in random.permutation(candidates).tolist():
-            if candidate != row:
-                try:
-                    return self._crop(candidate, draws, canvas)
-                except DecodeError as error:
-                    bad.append((candidate, str(error)))
-        name = repr(self.class_names[label]) if len(self.class_names) else label
-        raise UserError(
-            f'class {name}: none of its {len(candidates)} training images can be decoded, {self.images.name(row)} '
-            f'among them; repair or remove them{hint_of(reason for _, reason in bad)}'
-        )
 
     def _open(self, row: int) -> LazyImage:
         try:

@@ -7,6 +7,7 @@ import torch
 
 from lib.dataset.pipeline import Batch
 from lib.distributed.process_group import ProcessGroup
+from lib.errors import UserError
 from lib.inference.ensemble import EnsembleOutput
 from lib.inference.forward import BatchOutput
 from lib.metrics.accuracy import ClassCounts
@@ -18,6 +19,13 @@ from lib.metrics.predictions import (
     join_predictions,
 )
 from lib.runtime.column_store import ColumnStore
+
+_LARGEST_HALF = float(np.finfo(np.float16).max)
+
+
+class FeatureOverflow(UserError):
+    """Features are larger than the largest number of float16."""
+
 
 Columns = dict[str, tuple[type, tuple[int, ...]]]
 
@@ -56,16 +64,25 @@ class PredictionSink:
         return join_predictions(group.all_gather_objects(local)), bad
 
 
-def feature_columns(num_features: int) -> Columns:
-    """Return the columns of a store of features."""
-    return {'features': (np.float32, (num_features,)), 'readable': (bool, ())}
+def feature_columns(num_features: int, dtype: str = 'float32') -> Columns:
+    """Return the columns of a store of features; `dtype`: float32 or float16."""
+    return {'features': (np.dtype(dtype).type, (num_features,)), 'readable': (bool, ())}
 
 
 def feature_store_sink(store: ColumnStore) -> Callable[[Batch, BatchOutput], None]:
-    """Return the sink that writes features into a store with `feature_columns`; zeros for unreadable images."""
+    """Return the sink that writes features into a store with `feature_columns`; zeros for unreadable images.
+
+    It raises FeatureOverflow for features that float16 cannot hold.
+    """
+    is_half = store.columns['features'].dtype == np.float16
 
     def write(batch: Batch, output: BatchOutput) -> None:
         features = output.features.where(batch.readable[:, None], 0.0)
+        if is_half:
+            largest = float(features.abs().max())
+            if largest > _LARGEST_HALF:
+                raise FeatureOverflow(f'features of up to {largest:.3g} exceed the range of float16')
+            features = features.half()
         values = {'features': features.cpu().numpy(), 'readable': batch.readable.cpu().numpy()}
         store.write(_rows(batch), values, batch.bad)
 

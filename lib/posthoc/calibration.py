@@ -5,7 +5,7 @@ and class priors that differ from those in training (Saerens, Latinne & Decaeste
 import numpy as np
 import torch
 
-from lib.inference.features import Features
+from lib.dataset.features import Features
 from lib.metrics.accuracy import shot_groups
 from lib.posthoc.linear_head import LinearHead, logit_batches
 

@@ -4,10 +4,10 @@ import numpy as np
 import torch
 
 from lib.classifier.cosine import unit
+from lib.dataset.features import Features
 from lib.dataset.loader import EvalLoader
 from lib.dataset.pipeline import Batch
 from lib.inference.engine import Engine
-from lib.inference.features import Features
 from lib.inference.forward import BatchOutput, SingleForward
 from lib.inference.run import run
 from lib.posthoc.tau_sweep import NEVER

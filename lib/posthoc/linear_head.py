@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from lib.inference.features import Features, logit_batch_size
+from lib.dataset.features import Features
+from lib.inference.features import logit_batch_size
 from lib.metrics.predictions import Predictions, join_predictions, predictions_from_logits
 from lib.posthoc.tau_sweep import NEVER
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from lib.inference.features import Features
+from lib.dataset.features import Features
 from lib.posthoc.linear_head import LinearHead
 
 

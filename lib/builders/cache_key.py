@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from lib.builders.split import DatasetSplit
-from lib.commands.loaded_model import LoadedModel
+from lib.config.defaults import Config
 from lib.dataset.image_format import can_read_heic
 from lib.dataset.images import FileImages
+from lib.runtime.device import Device
 
 _NUM_FILES_CHECKED = 1000  # sizes and times of these reveal photos that were replaced under their names
 
@@ -32,17 +33,20 @@ def split_key(split: DatasetSplit) -> dict[str, Any]:
     return {'split': split.digest(), 'files': _files_fingerprint(split)}
 
 
-def input_key(trained: LoadedModel) -> dict[str, Any]:
-    """Return the options that images are preprocessed by, and the device that computes."""
-    inputs = trained.cfg.INPUT
+def input_key(cfg: Config, device: Device) -> dict[str, Any]:
+    """Return the options that validation and test images are preprocessed by, and the device that computes."""
+    inputs = cfg.INPUT
+    return {'size': inputs.TEST_SIZE or inputs.SIZE, 'crop_ratio': inputs.CROP_RATIO, **pixel_key(cfg, device)}
+
+
+def pixel_key(cfg: Config, device: Device) -> dict[str, Any]:
+    """Return what determines the pixels and the computation of a crop of given geometry."""
     return {
-        'size': inputs.TEST_SIZE or inputs.SIZE,
-        'crop_ratio': inputs.CROP_RATIO,
-        'mean': inputs.MEAN,
-        'std': inputs.STD,
-        'color_space': trained.cfg.DATASET.COLOR_SPACE,
+        'mean': cfg.INPUT.MEAN,
+        'std': cfg.INPUT.STD,
+        'color_space': cfg.DATASET.COLOR_SPACE,
         'heic': can_read_heic(),
-        'device': trained.device.describe(training=False),
+        'device': device.describe(training=False),
     }
 
 
