@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lib.backbone.adapters import is_adapter
+from lib.backbone.tuning import BaseWeights, tune_backbone
 from lib.classifier.base import Classifier
 from lib.classifier.cosine import Projector
 
@@ -20,6 +22,9 @@ class Recognizer(nn.Module):
     Args:
         projector: for contrastive losses; not used in prediction.
         train_dtype, eval_dtype: autocast dtype in train and in eval mode; None: the dtype of the parameters.
+
+    Attributes:
+        base: where the constant weights of a tuned backbone come from, if checkpoints do not contain them.
     """
 
     def __init__(
@@ -37,7 +42,8 @@ class Recognizer(nn.Module):
         self.projector = projector
         self.train_dtype = train_dtype
         self.eval_dtype = eval_dtype
-        self._is_frozen = self._shifts_batchnorm = False
+        self.base: BaseWeights | None = None
+        self._is_frozen = self._is_tuned = self._shifts_batchnorm = False
 
     @property
     def num_features(self) -> int:
@@ -99,8 +105,32 @@ class Recognizer(nn.Module):
         self.backbone.requires_grad_(False)
         self.train(self.training)
 
+    def tune_backbone(self, kind: str, *, rank: int, scale: float, seed: int, name: str) -> None:
+        """Train a part of the backbone besides the classifier, see lib/backbone/tuning.py for the arguments.
+
+        BatchNorm statistics are constant, also after train(); dropout and drop path are not.
+        """
+        tune_backbone(self.backbone, kind, rank=rank, scale=scale, seed=seed, name=name)
+        self._is_tuned = True
+        self.train(self.training)
+
+    def constant_names(self) -> set[str]:
+        """Return the names in state_dict of the weights of a tuned backbone that are those of its base forever."""
+        if not self._is_tuned:
+            return set()
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {
+            name
+            for name in self.state_dict()
+            if name.startswith('backbone.') and name not in trained and not is_adapter(name)
+        }
+
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
+        if self._is_tuned:
+            for module in self.backbone.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
         if self._is_frozen:
             self.backbone.eval()
             if self._shifts_batchnorm:

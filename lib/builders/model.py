@@ -1,6 +1,5 @@
 """Build a recognizer from the MODEL section: new, from a checkpoint, or fine-tuned on other classes."""
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,9 +12,9 @@ from lib.backbone.create import (
     create_backbone,
     measure_width,
     num_features_of,
-    published_weights,
 )
-from lib.backbone.pretrained import examples, fit_weights, load_pretrained
+from lib.backbone.pretrained import Fit, examples, fit_weights
+from lib.builders.base_weights import check_adapters, complete_state, identify_base, load_base, with_adapters_of
 from lib.builders.loader import build_eval_loader, train_sizes
 from lib.builders.split import DatasetSplit
 from lib.classifier.base import Classifier, transfer_rows
@@ -69,8 +68,7 @@ def new_model(
     name, size = cfg.MODEL.BACKBONE, image_size or cfg.INPUT.SIZE
     key = 'INPUT.SIZE' if size == cfg.INPUT.SIZE else 'INPUT.TEST_SIZE'
     backbone = create_backbone(name, image_size=size, allow_download=cfg.MODEL.PRETRAINED == 'timm', key=key)
-    if pretrained and cfg.MODEL.PRETRAINED:
-        _load_pretrained(backbone, cfg)
+    fit = load_base(backbone, cfg) if pretrained and cfg.MODEL.PRETRAINED else None
     if image_size is None:
         if cfg.INPUT.TEST_SIZE and not changes_with_size(name):
             measure_width(backbone, name, cfg.INPUT.TEST_SIZE, 'INPUT.TEST_SIZE')
@@ -90,17 +88,18 @@ def new_model(
         model.freeze_backbone(shift_batchnorm=cfg.MODEL.SHIFT_BATCHNORM)
     if cfg.MODEL.SYNC_BATCHNORM and device.main.type == 'cuda':
         model.backbone = convert_sync_batchnorm(model.backbone)
+    if cfg.MODEL.TUNE not in ('full', 'head'):
+        _tune(model, cfg, fit)
     return model.to(device.main).to(memory_format=torch.channels_last)
 
 
-def _load_pretrained(backbone: nn.Module, cfg: Config) -> None:
-    path = Path(cfg.MODEL.PRETRAINED)
-    if cfg.MODEL.PRETRAINED == 'timm':
-        path, license_name = published_weights(cfg.MODEL.BACKBONE)
-        LOGGER.info('%s: weights from timm, license %s', cfg.MODEL.BACKBONE, license_name)
-    fit = load_pretrained(backbone, path, cfg.MODEL.BACKBONE, cfg.INPUT.SIZE)
-    for line in fit.lines():
-        LOGGER.log(logging.WARNING if fit.missing else logging.INFO, '%s: %s', path.name, line)
+def _tune(model: Recognizer, cfg: Config, fit: Fit | None) -> None:
+    options, seed = cfg.MODEL, torch_seed(cfg.SEED, Purpose.INIT)
+    model.tune_backbone(
+        options.TUNE, rank=options.TUNE_RANK, scale=options.TUNE_SCALE, seed=seed, name=options.BACKBONE
+    )
+    if fit is not None and cfg.TRAIN.SAVE_WEIGHTS == 'tuned':
+        model.base = identify_base(model, cfg, fit)
 
 
 def class_shard(cfg: Config, num_classes: int, group: ProcessGroup) -> range | None:
@@ -133,7 +132,8 @@ def model_of(
     """
     model = new_model(cfg, checkpoint.num_classes, device, pretrained=False, classes=classes, image_size=image_size)
     checkpoint = checkpoint.with_rows(classes)
-    _load_state(model, checkpoint.state_dict, checkpoint.path, cfg, image_size)
+    _load_state(model, complete_state(checkpoint, cfg), checkpoint.path, cfg, image_size)
+    model.base = checkpoint.base if cfg.TRAIN.SAVE_WEIGHTS == 'tuned' else None
     return model
 
 
@@ -178,8 +178,9 @@ def finetuned_model(
     trained_names = (checkpoint.training_set.class_names if checkpoint.training_set else []) or numbered
     model = new_model(cfg, len(names), device, pretrained=False, classes=classes)
     shard_names = names if classes is None else names[classes.start : classes.stop]
-    new_state, trained_state = model.state_dict(), checkpoint.state_dict
-    _load_backbone(model.backbone, _with_prefix(trained_state, 'backbone.'), checkpoint.path, cfg, cfg.INPUT.SIZE)
+    new_state, trained_state = model.state_dict(), complete_state(checkpoint, cfg)
+    backbone = with_adapters_of(model.backbone, _with_prefix(trained_state, 'backbone.'), checkpoint.path, cfg)
+    _load_backbone(model.backbone, backbone, checkpoint.path, cfg, cfg.INPUT.SIZE)
     new_classifier, trained = _with_prefix(new_state, 'classifier.'), _with_prefix(trained_state, 'classifier.')
     if 'scale' not in new_classifier:
         trained = without_scale(trained)
@@ -225,7 +226,9 @@ def _load_state(
             f'{path}: its classifier has no bias, so it is a cosine classifier, but MODEL.CLASSIFIER is '
             f'{cfg.MODEL.CLASSIFIER}: set --MODEL_CLASSIFIER FCNorm'
         )
-    _load_backbone(model.backbone, _with_prefix(state, 'backbone.'), path, cfg, image_size or cfg.INPUT.SIZE)
+    backbone = _with_prefix(state, 'backbone.')
+    check_adapters(model.backbone, backbone, path, cfg)
+    _load_backbone(model.backbone, backbone, path, cfg, image_size or cfg.INPUT.SIZE)
     rest = {key: value for key, value in state.items() if not key.startswith('backbone.')}
     missing, unknown = sorted(expected.keys() - rest.keys()), sorted(rest.keys() - expected.keys())
     shapes = [key for key in expected.keys() & rest.keys() if expected[key].shape != rest[key].shape]

