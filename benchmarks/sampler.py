@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks.harness import finish, parse_arguments
-from lib.builders.loader import SAMPLERS
+from lib.builders.sampler import SAMPLERS
 from lib.commands.cli import cli_main
 from lib.dataset.index import ClassIndex
 from lib.dataset.sampler import ClassBatches, Sampler

@@ -40,7 +40,7 @@ def input_key(cfg: Config, device: Device) -> dict[str, Any]:
 
 
 def pixel_key(cfg: Config, device: Device) -> dict[str, Any]:
-    """Return what determines the pixels and the computation of a crop of given geometry."""
+    """Return the options that determine the values of pixels, and the device that computes."""
     return {
         'mean': cfg.INPUT.MEAN,
         'std': cfg.INPUT.STD,

@@ -68,6 +68,7 @@ def build_micro_batches(
 def _trial(cfg: Config, forward: TrainingForward, objective: Objective, device: Device) -> Callable[[int], None]:
     """Return a function that computes a step of a number of images beside memory for the optimizer's state."""
     size = max(cfg.INPUT.SIZE, *cfg.INPUT.SIZE_SCHEDULE[1::2])
+    shape = (forward.model.num_features,) if cfg.TRAIN.FEATURES == 'cached' else (3, size, size)
 
     def run(num_images: int) -> None:
         parameters = [parameter for parameter in forward.parameters() if parameter.requires_grad]
@@ -75,8 +76,9 @@ def _trial(cfg: Config, forward: TrainingForward, objective: Objective, device: 
         states: list[torch.Tensor] = []
         try:
             states += [torch.empty_like(weight) for weight in parameters for _ in range(_STATES[cfg.OPTIMIZER.TYPE])]
-            images = torch.zeros(num_images, 3, size, size, device=device.main)
-            images = images.contiguous(memory_format=torch.channels_last)
+            images = torch.zeros(num_images, *shape, device=device.main)
+            if len(shape) == 3:
+                images = images.contiguous(memory_format=torch.channels_last)
             targets = Targets(torch.zeros(num_images, dtype=torch.int64, device=device.main))
             scale = LossScale(objective.normalizer(targets), 1.0, 0, (num_images,))
             objective(forward.train()(images), targets, images, scale).loss.backward()

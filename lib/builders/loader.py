@@ -1,17 +1,17 @@
-"""INPUT, SAMPLER and batch sizes in the config -> samplers, transforms and loaders."""
+"""INPUT and batch sizes in the config -> transforms and loaders."""
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
-from lib.builders.loss import deferred_start_epoch
+from lib.builders.sampler import build_sampler, slots_per_image
 from lib.builders.split import DatasetSplit
 from lib.config.defaults import Config
-from lib.config.keys.data import PAIRED, InputKeys
+from lib.config.keys.data import InputKeys
 from lib.dataset.augment import Augment
+from lib.dataset.features import FeatureReader, Features
 from lib.dataset.images import ArrayImages, Images
 from lib.dataset.index import ClassIndex
 from lib.dataset.loader import BatchTooSmall, EvalLoader, TrainLoader
@@ -19,23 +19,6 @@ from lib.dataset.normalize import Normalize
 from lib.dataset.paths import PathColumn
 from lib.dataset.ram_cache import CachedImages
 from lib.dataset.reader import BatchReader
-from lib.dataset.sampler import (
-    ClassBatches,
-    ClassWeights,
-    EpochSampler,
-    PairedSampler,
-    RepeatedSampler,
-    Sampler,
-    SwitchingSampler,
-    TooFewClasses,
-    class_balance,
-    effective_number,
-    instance_balance,
-    progressive,
-    repeat_factor,
-    reverse,
-    square_root,
-)
 from lib.dataset.transforms import PadCrop, RandomResizedCrop, ResizeCenterCrop, Transform
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
@@ -45,16 +28,6 @@ from lib.runtime.workers import num_cores
 
 _FEW_IMAGES = 20_000  # a few threads read these before worker processes, which read faster, have started
 _CPU_BATCH_SIZE = 64  # larger batches exceed the caches of a CPU and are slower
-
-SAMPLERS: dict[str, ClassWeights] = {
-    'instance_balance': instance_balance,
-    'class_balance': class_balance,
-    'reverse': reverse,
-    'square_root': square_root,
-    'progressive': progressive,
-    'effective_number': effective_number,
-    'repeat_factor': repeat_factor,
-}
 
 TRAIN_TRANSFORMS: dict[str, Callable[[InputKeys], Transform]] = {
     'random_resized_crop': lambda inputs: RandomResizedCrop(
@@ -71,59 +44,6 @@ def train_sizes(cfg: Config) -> dict[int, int]:
     return {0: cfg.INPUT.SIZE, **dict(zip(schedule[::2], schedule[1::2], strict=True))}
 
 
-def build_sampler(cfg: Config, index: ClassIndex) -> EpochSampler:
-    """Return the sampler of a run: `slots_per_image` adjacent slots for each image of the index.
-
-    Raises:
-        UserError: SAMPLER.IMAGES_PER_CLASS asks for more classes per batch than there are.
-    """
-    sampler = _main_sampler(cfg, index)
-    if cfg.MIX.TYPE in PAIRED:
-        return PairedSampler(sampler, _sampler(cfg, cfg.SAMPLER.PAIR_TYPE, index, stream=1))
-    return RepeatedSampler(sampler, 2) if slots_per_image(cfg) == 2 else sampler
-
-
-def slots_per_image(cfg: Config) -> int:
-    """Return the slots per image of TRAIN.BATCH_SIZE: 2 for pairs of images or of views."""
-    return 2 if cfg.MIX.TYPE in PAIRED or cfg.LOSS.AUXILIARY == 'balanced_contrastive' else 1
-
-
-def _main_sampler(cfg: Config, index: ClassIndex) -> EpochSampler:
-    options = cfg.SAMPLER
-
-    def sampler(name: str) -> EpochSampler:
-        if name == 'class_balance' and options.IMAGES_PER_CLASS:
-            return _class_batches(cfg, index)
-        return _sampler(cfg, name, index)
-
-    first = sampler(options.TYPE)
-    if not options.SWITCH_TYPE:
-        return first
-    switch_epoch = deferred_start_epoch(options.SWITCH_EPOCH, cfg.TRAIN.MAX_EPOCH)
-    return SwitchingSampler(first, sampler(options.SWITCH_TYPE), switch_epoch)
-
-
-def _class_batches(cfg: Config, index: ClassIndex) -> ClassBatches:
-    try:
-        return ClassBatches(index, cfg.SEED, cfg.TRAIN.BATCH_SIZE, cfg.SAMPLER.IMAGES_PER_CLASS)
-    except TooFewClasses as error:
-        raise UserError(
-            f'SAMPLER.IMAGES_PER_CLASS is {cfg.SAMPLER.IMAGES_PER_CLASS}, so a batch of {error.batch_size} images '
-            f'needs {error.num_needed} classes, but only {error.num_present} have images; make it larger, or '
-            'TRAIN.BATCH_SIZE smaller'
-        ) from None
-
-
-def _sampler(cfg: Config, name: str, index: ClassIndex, *, stream: int = 0) -> Sampler:
-    weights = SAMPLERS[name]
-    if name == 'effective_number':
-        weights = partial(effective_number, beta=cfg.SAMPLER.BETA)
-    elif name == 'repeat_factor':
-        weights = partial(repeat_factor, threshold=cfg.SAMPLER.REPEAT_THRESHOLD)
-    systematic = name == 'repeat_factor'
-    return Sampler(weights, index, cfg.SEED, cfg.TRAIN.MAX_EPOCH, systematic=systematic, stream=stream)
-
-
 def build_train_loader(
     cfg: Config,
     split: DatasetSplit,
@@ -131,25 +51,28 @@ def build_train_loader(
     device: Device,
     group: ProcessGroup = SINGLE_PROCESS,
     class_names: Sequence[str] = (),
+    features: Sequence[Features] = (),
 ) -> TrainLoader:
     """Return the loader of the training rows in `index`; messages name the classes, if they have names.
+
+    With `features`, one per view, its batches are of these in place of images.
 
     With two slots per image its batches are twice as large, and an epoch has the same number of steps.
 
     Raises:
         UserError: a batch is too small for its classes or for the ranks; there is too little shared memory.
     """
-    reader = BatchReader(
-        _images(cfg, split),
-        split.labels,
-        TRAIN_TRANSFORMS[cfg.INPUT.TRAIN_TRANSFORM](cfg.INPUT),
-        cfg.SEED,
-        on_bad={'skip': 'replace', 'raise': 'raise'}[cfg.DATASET.ON_BAD_IMAGE],
-        index=index,
-        augment=build_augment(cfg),
-        class_names=PathColumn(pa.array(class_names, pa.large_string())) if class_names else (),
-        hint='--DATASET_ON_BAD_IMAGE skip trains without such images',
-    )
+    options: dict[str, Any] = {
+        'on_bad': {'skip': 'replace', 'raise': 'raise'}[cfg.DATASET.ON_BAD_IMAGE],
+        'index': index,
+        'class_names': PathColumn(pa.array(class_names, pa.large_string())) if class_names else (),
+        'hint': '--DATASET_ON_BAD_IMAGE skip trains without such images',
+    }
+    reader: BatchReader | FeatureReader
+    if features:
+        reader = FeatureReader(features, device.main, split.images.name, cfg.SEED, **options)
+    else:
+        reader = _train_reader(cfg, split, **options)
     per_image = slots_per_image(cfg)
     try:
         return TrainLoader(
@@ -159,12 +82,17 @@ def build_train_loader(
             per_image * cfg.TRAIN.BATCH_SIZE,
             sizes=train_sizes(cfg),
             group=group,
-            **_pipeline_options(cfg, device),
+            **({} if features else _pipeline_options(cfg, device)),
         )
     except BatchTooSmall as error:
         raise _batch_too_small(error) from None
     except SharedMemoryFull as error:
         raise _batches_too_large(error) from None
+
+
+def _train_reader(cfg: Config, split: DatasetSplit, **options: Any) -> BatchReader:
+    transform, augment = TRAIN_TRANSFORMS[cfg.INPUT.TRAIN_TRANSFORM](cfg.INPUT), build_augment(cfg)
+    return BatchReader(_images(cfg, split), split.labels, transform, cfg.SEED, augment=augment, **options)
 
 
 def _batch_too_small(error: BatchTooSmall) -> UserError:
@@ -193,25 +121,45 @@ def build_eval_loader(
     group: ProcessGroup = SINGLE_PROCESS,
     views: Sequence[Transform] = (),
     *,
+    train_view: int | None = None,
+    features: Features | None = None,
     whole_batches: bool = False,
 ) -> EvalLoader:
-    """Return the loader of a validation or test split.
+    """Return the loader of every image of a split, in order.
 
     Args:
         views: the crops of each image; default: the plain view.
+        train_view: instead, the crop and augmentation of training with the random numbers of this epoch, where the
+            slot of an image is its row.
+        features: of the split, which batches contain in place of images.
         whole_batches: as in EvalLoader.
 
     Raises:
         UserError: there is too little shared memory.
     """
+    size = eval_batch_size(cfg, device)
+    if features is not None:
+        stored = FeatureReader([features], device.main, split.images.name, cfg.SEED)
+        return EvalLoader(stored, len(split), size, whole_batches=whole_batches, group=group)
+    if train_view is None:
+        first, *others = views or [plain_view(cfg)]
+        reader = BatchReader(_images(cfg, split), split.labels, first, cfg.SEED, extra_transforms=tuple(others))
+    else:
+        reader = _train_reader(cfg, split)
     options = _pipeline_options(cfg, device)
-    if cfg.RUN.NUM_WORKERS < 0 and len(split) < _FEW_IMAGES:
+    # An augmentation seeds the generator that all threads share.
+    if cfg.RUN.NUM_WORKERS < 0 and len(split) < _FEW_IMAGES and reader.augment is None:
         options |= {'num_workers': 0, 'num_threads': num_workers(-1)}
-    first, *others = views or [plain_view(cfg)]
-    reader = BatchReader(_images(cfg, split), split.labels, first, cfg.SEED, extra_transforms=tuple(others))
     try:
-        size = eval_batch_size(cfg, device)
-        return EvalLoader(reader, len(split), size, whole_batches=whole_batches, group=group, **options)
+        return EvalLoader(
+            reader,
+            len(split),
+            size,
+            whole_batches=whole_batches,
+            epoch=train_view or 0,
+            group=group,
+            **options,
+        )
     except SharedMemoryFull as error:
         raise _batches_too_large(error) from None
 

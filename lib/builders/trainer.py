@@ -13,6 +13,7 @@ from lib.builders.optim import build_clip, build_optimizer, build_scaler, build_
 from lib.builders.split import TrainingData
 from lib.config.defaults import KEYS, Config
 from lib.config.yaml_text import as_text, as_values
+from lib.dataset.features import Features
 from lib.dataset.index import ClassIndex
 from lib.dataset.loader import TrainLoader
 from lib.distributed.parallel import wrap_parallel
@@ -39,6 +40,9 @@ _RECIPE_KEYS = (
     'DATASET.HEAD_CAP',
     'DATASET.COLOR_SPACE',
     'DATASET.CACHE',
+    'TRAIN.FEATURES',
+    'TRAIN.FEATURE_VIEWS',
+    'TRAIN.FEATURE_DTYPE',
 )
 _MAIN_KEYS = (
     'SEED',
@@ -105,6 +109,7 @@ def build_trainer(
     folder: RunFolder,
     device: Device,
     group: ProcessGroup,
+    valid_features: Features | None = None,
 ) -> Trainer:
     """Return the trainer of `model` on the rows of `index`; nothing is written yet.
 
@@ -112,15 +117,11 @@ def build_trainer(
         training_set: identity of the training set and class counts for checkpoints.
         loader: training batches.
         folder: of the run.
+        valid_features: of the validation split, with TRAIN.FEATURES cached.
 
     Raises:
         UserError: settings that do not fit together, such as a batch too small for the ranks.
     """
-    validator = None
-    if data.valid is not None:
-        valid_loader = build_eval_loader(cfg, data.valid, device, group)
-        at_test_size = model_at_test_size(cfg, device)
-        validator = Validator(valid_loader, data.valid.names, training_set.class_counts, group, at_test_size)
     return Trainer(
         config=TrainConfig(
             max_epoch=cfg.TRAIN.MAX_EPOCH,
@@ -134,10 +135,31 @@ def build_trainer(
         step=build_step(cfg, data, index, model, loader, device, group),
         loader=loader,
         mixer=build_mixer(cfg, index.class_counts, device.main),
-        validator=validator,
+        validator=_build_validator(cfg, data, training_set, device, group, valid_features),
         folder=folder,
         image_name=lambda row: data.train.names[row].as_py(),
         num_images=len(index),
+    )
+
+
+def _build_validator(
+    cfg: Config,
+    data: TrainingData,
+    training_set: TrainingSet,
+    device: Device,
+    group: ProcessGroup,
+    features: Features | None,
+) -> Validator | None:
+    if data.valid is None:
+        return None
+    takes_features = features is not None
+    return Validator(
+        build_eval_loader(cfg, data.valid, device, group, features=features),
+        data.valid.names,
+        training_set.class_counts,
+        group,
+        None if takes_features else model_at_test_size(cfg, device),
+        takes_features,
     )
 
 
@@ -156,7 +178,8 @@ def build_step(
         UserError: settings that do not fit together.
     """
     stages = build_mixed_stages(cfg, model.backbone)
-    forward = TrainingForward(model, stages, classifies=not is_chunked(cfg))
+    takes_features = cfg.TRAIN.FEATURES == 'cached'
+    forward = TrainingForward(model, stages, classifies=not is_chunked(cfg), takes_features=takes_features)
     objective = build_objective(cfg, index.class_counts, model, device, data.class_names, group)
     micro_batches = build_micro_batches(cfg, loader.batch_size, forward, objective, device, group)
     num_images = max(size for sizes in micro_batches.sizes for size in sizes)

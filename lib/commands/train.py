@@ -9,6 +9,7 @@ import numpy as np
 
 from lib.builders.data import open_training_data
 from lib.builders.device import build_device
+from lib.builders.features import NO_FEATURES, cached_features
 from lib.builders.loader import build_train_loader
 from lib.builders.model import class_names, class_shard, finetuned_model, model_of, new_model, start_from_class_means
 from lib.builders.split import TrainingData
@@ -74,11 +75,13 @@ def prepare_training(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> 
         raise UserError(f'{data.train.source}: no images, so there is nothing to train on')
     with group.main_first():
         model, training_set, new_classes = _build_model(cfg, data, index, device, plan, group)
-    loader = build_train_loader(cfg, data.train, index, device, group, data.classes.names if data.classes else ())
+    features = cached_features(cfg, data, model, device, group) if cfg.TRAIN.FEATURES == 'cached' else NO_FEATURES
+    names = data.classes.names if data.classes else ()
+    loader = build_train_loader(cfg, data.train, index, device, group, names, features.train)
     folder = RunFolder(
         plan.folder, save_every=cfg.TRAIN.SAVE_EVERY_EPOCHS, keep=cfg.TRAIN.KEEP_EPOCHS, writes=group.is_main
     )
-    trainer = build_trainer(cfg, data, index, model, training_set, loader, folder, device, group)
+    trainer = build_trainer(cfg, data, index, model, training_set, loader, folder, device, group, features.valid)
     if plan.kind == 'continue':
         assert plan.checkpoint is not None
         _restore(trainer.state, plan.checkpoint.with_rows(class_shard(cfg, data.train.num_classes, group)))

@@ -3,9 +3,11 @@
 import math
 from typing import Any
 
+from lib.config.check_features import check_cached_features
 from lib.config.defaults import KEYS
-from lib.config.key import shown
+from lib.config.key import AUTO, shown
 from lib.config.keys.data import PAIRED
+from lib.config.keys.method import BUNDLED
 from lib.errors import UserError
 
 
@@ -67,6 +69,7 @@ def check_methods(values: dict[str, Any]) -> None:
     _check_mixing(values)
     _check_classifier(values)
     _check_auxiliary(values)
+    check_cached_features(values)
 
 
 def _check_loss(values: dict[str, Any]) -> None:
@@ -111,10 +114,12 @@ def _check_classifier(values: dict[str, Any]) -> None:
     classifier, resumed = values['MODEL.CLASSIFIER'], values['RESUME_MODEL']
     if values['MODEL.SHIFT_BATCHNORM'] and not values['MODEL.FREEZE_BACKBONE']:
         raise UserError('MODEL.SHIFT_BATCHNORM True needs a frozen backbone: --MODEL_FREEZE_BACKBONE True')
-    if values['MODEL.FREEZE_BACKBONE'] and not resumed and not values['MODEL.PRETRAINED']:
+    pretrained = values['MODEL.PRETRAINED']
+    pretrained = values['MODEL.BACKBONE'] in BUNDLED if pretrained == AUTO else pretrained
+    if values['MODEL.FREEZE_BACKBONE'] and not resumed and not pretrained:
         raise UserError(
             'MODEL.FREEZE_BACKBONE True needs a trained backbone: give a first stage (--RESUME_MODEL '
-            'log/NAME/last.pth) or --MODEL_PRETRAINED timm'
+            'log/NAME/last.pth), --MODEL_PRETRAINED timm, or bundled weights (--MODEL_BACKBONE tf_efficientnet_lite0)'
         )
     if values['MODEL.FREEZE_BACKBONE'] and values['OPTIMIZER.LAYER_DECAY'] < 1:
         raise UserError(

@@ -6,7 +6,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -127,6 +127,17 @@ def wait_for_lock(folder: Path) -> Iterator[None]:
                 raise UserError(f'{file.name} cannot be locked: another process holds it; run the command again later')
             time.sleep(_POLL_SECONDS)
         yield
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[Callable[[], bool]]:
+    """Yield a function that tries to lock the file at `path` (created if needed) and returns True if it is locked.
+
+    The lock is released at the end of the block, or when the process ends.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, 'a', encoding='ascii') as file:
+        yield lambda: _acquire(file)
 
 
 def _acquire(file: IO[str]) -> bool:

@@ -32,17 +32,28 @@ class TrainingForward(nn.Module):
         model: trained.
         stages: stages of its backbone, for manifold mixup; None: no features are mixed.
         classifies: False: the head computes the logits.
+        takes_features: it gets features (batch, num_features) in place of images, so the backbone does not run.
     """
 
-    def __init__(self, model: Recognizer, stages: MixedStages | None = None, *, classifies: bool = True) -> None:
+    def __init__(
+        self,
+        model: Recognizer,
+        stages: MixedStages | None = None,
+        *,
+        classifies: bool = True,
+        takes_features: bool = False,
+    ) -> None:
         super().__init__()
         self.model = model
         self._stages = stages
         self._classifies = classifies
+        self._takes_features = takes_features
 
     def forward(self, images: torch.Tensor, lam: torch.Tensor | None = None, stage: int = 0) -> ModelOutput:
         """Return the outputs of images (batch, 3, H, W); features after `stage` are mixed by `lam` (batch,)."""
-        if stage:
+        if self._takes_features:
+            features = images
+        elif stage:
             assert self._stages is not None
             assert lam is not None
             with self._stages.mixing(stage, lam):

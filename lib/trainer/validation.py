@@ -11,7 +11,7 @@ import numpy as np
 from lib.dataset.loader import EvalLoader
 from lib.distributed.parallel import sync_buffers
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from lib.inference.engine import EagerEngine
+from lib.inference.engine import EagerEngine, HeadEngine
 from lib.inference.run import Evaluation, evaluate
 from lib.model import Recognizer
 from lib.trainer.train_state import TrainState
@@ -28,6 +28,7 @@ class Validator:
         group: ranks that share the images.
         at_test_size: returns a model for images of another size than in training, with the same weights, resampled;
             None: the model takes both sizes.
+        takes_features: the loader yields stored features in place of images.
     """
 
     loader: EvalLoader
@@ -35,11 +36,13 @@ class Validator:
     train_counts: np.ndarray
     group: ProcessGroup = SINGLE_PROCESS
     at_test_size: Callable[[Recognizer], Recognizer] | None = None
+    takes_features: bool = False
 
     def evaluate(self, model: Recognizer, check: Callable[[], None] = lambda: None) -> Evaluation:
         """Evaluate a model; `check` is called after each batch and may raise to end the pass."""
+        engine = HeadEngine if self.takes_features else EagerEngine
         return evaluate(
-            EagerEngine(model if self.at_test_size is None else self.at_test_size(model)),
+            engine(model if self.at_test_size is None else self.at_test_size(model)),
             self.loader,
             train_counts=self.train_counts,
             sinks=[lambda batch, output: check()],

@@ -4,16 +4,16 @@ from collections.abc import Collection
 
 import pytest
 
-from lib.builders import data, loader, loss, mixing, model, objective, optim
+from lib.builders import data, loader, loss, mixing, model, objective, optim, sampler
 from lib.config.defaults import KEYS
 from lib.optim.optimizer import KINDS
 
 TABLES: dict[str, Collection[str]] = {
     'DATASET.NAME': data._SOURCES,
     'INPUT.TRAIN_TRANSFORM': loader.TRAIN_TRANSFORMS,
-    'SAMPLER.TYPE': loader.SAMPLERS,
-    'SAMPLER.SWITCH_TYPE': ['', *loader.SAMPLERS],
-    'SAMPLER.PAIR_TYPE': loader.SAMPLERS,
+    'SAMPLER.TYPE': sampler.SAMPLERS,
+    'SAMPLER.SWITCH_TYPE': ['', *sampler.SAMPLERS],
+    'SAMPLER.PAIR_TYPE': sampler.SAMPLERS,
     'MODEL.CLASSIFIER': model.CLASSIFIERS,
     'MIX.TYPE': ['', *mixing.MIXERS],
     'LOSS.TYPE': loss.LOSSES,

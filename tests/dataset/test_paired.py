@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lib.builders.loader import SAMPLERS, build_sampler
+from lib.builders.sampler import SAMPLERS, build_sampler
 from lib.config.load import load_config
 from lib.dataset.index import ClassIndex
 from lib.dataset.sampler import PairedSampler, RepeatedSampler, Sampler, SwitchingSampler, instance_balance

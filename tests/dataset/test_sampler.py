@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lib.builders.loader import SAMPLERS
+from lib.builders.sampler import SAMPLERS
 from lib.dataset.index import ClassIndex
 from lib.dataset.sampler import (
     Sampler,

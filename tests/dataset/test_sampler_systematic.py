@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lib.builders.loader import build_sampler
+from lib.builders.sampler import build_sampler
 from lib.config.load import load_config
 from lib.dataset.index import ClassIndex
 from lib.dataset.sampler import ClassBatches, Sampler, _interval_of, effective_number, instance_balance, repeat_factor

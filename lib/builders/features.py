@@ -1,0 +1,207 @@
+"""TRAIN.FEATURES cached: the features of all images, computed once for the runs that share backbone and images."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lib.builders.cache_key import pixel_key, split_key, weights_fingerprint
+from lib.builders.loader import TRAIN_TRANSFORMS, build_augment, build_eval_loader, plain_view
+from lib.builders.model import model_at_test_size
+from lib.builders.split import DatasetSplit, TrainingData
+from lib.config.defaults import Config
+from lib.dataset.features import Features
+from lib.dataset.loader import EvalLoader
+from lib.distributed.process_group import ProcessGroup
+from lib.errors import UserError
+from lib.inference.engine import EagerEngine, Engine
+from lib.inference.forward import SingleForward
+from lib.inference.run import run
+from lib.inference.sinks import FeatureOverflow, feature_columns, feature_store_sink
+from lib.model import Recognizer
+from lib.runtime.column_store import ColumnStore, open_or_create
+from lib.runtime.device import Device
+from lib.runtime.files import file_lock
+from lib.runtime.log import LOGGER, duration_text
+from lib.runtime.text import count_of
+
+_SECONDS_BETWEEN_TRIES = 1.0
+
+
+@dataclass(frozen=True)
+class CachedFeatures:
+    """The features that a run trains on.
+
+    Attributes:
+        train: of the training split, all rows, once per view.
+        valid: of the validation split; None without one.
+    """
+
+    train: Sequence[Features]
+    valid: Features | None
+
+
+NO_FEATURES = CachedFeatures((), None)
+
+
+def cached_features(
+    cfg: Config, data: TrainingData, model: Recognizer, device: Device, group: ProcessGroup
+) -> CachedFeatures:
+    """Return the features of all images: from TRAIN.FEATURE_CACHE, or by passes that fill it. Ranks share the passes.
+
+    View v of a training image has the crop and augmentation of epoch v with the row as slot. A pass that is interrupted
+    is resumed by the next run that needs the same features; one that needs them meanwhile waits.
+
+    Raises:
+        UserError: too little space; features that exceed float16.
+    """
+    backbone = {
+        'backbone': group.broadcast_object(_fingerprint(model) if group.is_main else ''),
+        'name': cfg.MODEL.BACKBONE,
+        'cache': cfg.DATASET.CACHE,
+        **pixel_key(cfg, device),
+    }
+
+    def features(split: DatasetSplit, engine: Engine, name: str, view: str, train_view: int | None = None) -> Features:
+        key = {**backbone, **split_key(split), 'view': view}
+        loader = partial(build_eval_loader, cfg, split, device, group, train_view=train_view, whole_batches=True)
+        return _run_features(cfg, split, key, engine, loader, name, group)
+
+    engine, num_views = EagerEngine(model), cfg.TRAIN.FEATURE_VIEWS
+    of_views = f', view {{}} of {num_views}' if num_views > 1 else ''
+    train = [
+        features(data.train, engine, f'train{of_views.format(view + 1)}', _train_view(cfg, view), view)
+        for view in range(num_views)
+    ]
+    if data.valid is None:
+        return CachedFeatures(train, None)
+    resampled = model_at_test_size(cfg, device)
+    valid_engine = engine if resampled is None else EagerEngine(resampled(model))
+    return CachedFeatures(train, features(data.valid, valid_engine, 'valid', str(plain_view(cfg))))
+
+
+def _fingerprint(model: Recognizer) -> str:
+    return weights_fingerprint(model.backbone.state_dict())
+
+
+def _train_view(cfg: Config, view: int) -> str:
+    """Return all that is done to the training images of a view, including the random numbers, as text."""
+    transform, augment = TRAIN_TRANSFORMS[cfg.INPUT.TRAIN_TRANSFORM](cfg.INPUT), build_augment(cfg)
+    if augment is None:
+        return f'{transform}, seed {cfg.SEED}, view {view}' if transform.num_draws else str(transform)
+    return f'{transform}, {augment}, seed {cfg.SEED}, view {view}'
+
+
+def _run_features(
+    cfg: Config,
+    split: DatasetSplit,
+    key: Mapping[str, Any],
+    engine: Engine,
+    loader: Callable[[], EvalLoader],
+    name: str,
+    group: ProcessGroup,
+) -> Features:
+    """Return the features of a split from the folder that the key names, and log where they come from."""
+    dtype, started = cfg.TRAIN.FEATURE_DTYPE, time.perf_counter()
+    digest = hashlib.sha256(json.dumps([key, dtype], sort_keys=True).encode()).hexdigest()[:16]
+    root = Path(cfg.TRAIN.FEATURE_CACHE or Path(cfg.LOG_ROOT, 'features'))
+    label = name.replace(',', '').replace(' ', '-')
+    try:
+        store, was_complete = filled_store(
+            root / f'{label}-{digest}', split, key, engine, loader, label=name, dtype=dtype, group=group
+        )
+    except FeatureOverflow as error:
+        raise UserError(f'{error}: --TRAIN_FEATURE_DTYPE float32') from None
+    LOGGER.info(
+        'features of %s: %s x %d, %s, %s',
+        name,
+        count_of(len(split), 'image'),
+        engine.num_features,
+        size_text(store.columns['features'].nbytes),
+        'cached' if was_complete else f'computed in {duration_text(time.perf_counter() - started)}',
+    )
+    return stored_features(store, split)
+
+
+def filled_store(
+    folder: Path,
+    split: DatasetSplit,
+    key: Mapping[str, Any],
+    engine: Engine,
+    loader: Callable[[], EvalLoader],
+    *,
+    label: str,
+    dtype: str = 'float32',
+    group: ProcessGroup,
+) -> tuple[ColumnStore, bool]:
+    """Return the store of features in `folder`, and whether it was complete; else a pass over the split completes it.
+
+    Ranks share the pass, and must share the folder. Processes of other runs wait until the pass is over.
+
+    Args:
+        key: all that the features depend on.
+        loader: called if there are features to compute.
+        label: name of the split on the progress bar.
+
+    Raises:
+        UserError: the disk has too little space for the features.
+        FeatureOverflow: features exceed float16.
+    """
+    columns = feature_columns(engine.num_features, dtype)
+    with _locked(folder, group):
+        with group.main_first():
+            if group.is_main:
+                _check_space(folder, len(split) * np.dtype(dtype).itemsize * engine.num_features)
+                open_or_create(folder, len(split), columns, key)
+        store = ColumnStore(folder, writer=group.rank)
+        was_complete = group.broadcast_object(store.is_complete)
+        if not was_complete:
+            if not store.done.any():
+                LOGGER.info('%s: caching features, %s', folder, size_text(store.columns['features'].nbytes))
+            run(SingleForward(engine, loader()), [feature_store_sink(store)], label=label, store=store)
+            group.barrier()
+    return store, was_complete
+
+
+def stored_features(store: ColumnStore, split: DatasetSplit) -> Features:
+    """Return the features in a complete store."""
+    columns = store.columns
+    return Features(columns['features'], split.labels.astype(np.int64), columns['readable'], store.errors())
+
+
+@contextmanager
+def _locked(folder: Path, group: ProcessGroup) -> Iterator[None]:
+    """Keep processes of other runs from writing into `folder` within the block."""
+    is_waiting = False
+    with file_lock(folder.with_name(f'.{folder.name}.lock')) as acquire:
+        while not group.broadcast_object(group.is_main and acquire()):
+            if not is_waiting:
+                LOGGER.info('%s: waiting for another run that computes these features', folder)
+            is_waiting = True
+            time.sleep(_SECONDS_BETWEEN_TRIES)
+        yield
+
+
+def _check_space(folder: Path, num_bytes: int) -> None:
+    """Raise UserError if a new store does not fit: writing to a memory-mapped file on a full disk ends the process."""
+    if folder.exists():
+        return
+    free = shutil.disk_usage(folder.parent).free
+    if num_bytes > free:
+        raise UserError(
+            f'{folder}: features take {size_text(num_bytes)}, but the disk has {size_text(free)} free; '
+            '--TRAIN_FEATURE_CACHE FOLDER puts them elsewhere'
+        )
+
+
+def size_text(num_bytes: int) -> str:
+    """Return a size in MB or GB."""
+    return f'{num_bytes / 1e9:.1f} GB' if num_bytes >= 1e9 else f'{num_bytes / 1e6:.1f} MB'
