@@ -10,7 +10,7 @@ from torch import nn
 from lib.backbone.adapters import is_adapter, merge_adapters
 from lib.backbone.create import create_backbone, published_weights
 from lib.backbone.pretrained import Fit, load_pretrained
-from lib.backbone.tuning import BaseWeights
+from lib.backbone.tuning import DEFAULT_RANK, BaseWeights
 from lib.builders.cache_key import weights_fingerprint
 from lib.config.defaults import Config
 from lib.config.yaml_text import as_node, as_values
@@ -44,6 +44,28 @@ def identify_base(model: Recognizer, cfg: Config, fit: Fit) -> BaseWeights:
     constant = {name.removeprefix(_PREFIX) for name in model.constant_names()}
     state = {name: value for name, value in model.backbone.state_dict().items() if name in constant}
     return BaseWeights(cfg.MODEL.BACKBONE, cfg.MODEL.PRETRAINED, cfg.INPUT.SIZE, _digest(state, fit))
+
+
+def describe_tuning(model: Recognizer, cfg: Config) -> list[str]:
+    """Return lines for the log on the trained part of a model and its checkpoints; [] if all is trained."""
+    options = cfg.MODEL
+    if options.TUNE == 'full':
+        return []
+    num_ranks = model.classifier.num_classes / len(model.classifier.classes)  # of rows that other ranks hold
+    counts = [
+        (round(parameter.numel() * (num_ranks if name.startswith('classifier.') else 1)), parameter.requires_grad)
+        for name, parameter in model.named_parameters()
+    ]
+    total, trained = sum(number for number, _ in counts), sum(number for number, is_trained in counts if is_trained)
+    rank = f', rank {options.TUNE_RANK or DEFAULT_RANK[options.TUNE]}' if options.TUNE in DEFAULT_RANK else ''
+    percent = f'{100 * trained / total:.2g} %'
+    lines = [f'MODEL.TUNE {options.TUNE}{rank}: {trained:,} of {total:,} parameters are trained ({percent})']
+    if options.TUNE != 'head':
+        if model.base is not None:
+            lines.append('checkpoints contain these, and the digest of the others')
+        elif cfg.TRAIN.SAVE_WEIGHTS == 'tuned':
+            lines.append('checkpoints contain all weights: the others are not in a file')
+    return lines
 
 
 def complete_state(checkpoint: Checkpoint, cfg: Config) -> Tensors:

@@ -13,6 +13,7 @@ from lib.config.defaults import Config
 from lib.dataset.image_format import can_read_heic
 from lib.dataset.images import FileImages
 from lib.runtime.device import Device
+from lib.trainer.checkpointing.state import Checkpoint
 
 _NUM_FILES_CHECKED = 1000  # sizes and times of these reveal photos that were replaced under their names
 
@@ -26,6 +27,14 @@ def weights_fingerprint(state: dict[str, torch.Tensor], prefix: str = '') -> str
             content: np.ndarray = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
             digest.update(content.data)
     return digest.hexdigest()
+
+
+def checkpoint_fingerprint(checkpoint: Checkpoint, prefix: str = '') -> str:
+    """Return a fingerprint of the weights of a checkpoint whose names begin with `prefix`, with those of its base."""
+    fingerprint = weights_fingerprint(checkpoint.state_dict, prefix)
+    if checkpoint.base is None:
+        return fingerprint
+    return hashlib.sha256(f'{fingerprint} {checkpoint.base.digest}'.encode()).hexdigest()
 
 
 def split_key(split: DatasetSplit) -> dict[str, Any]:

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lib.backbone.adapters import is_adapter, merge_adapters, merge_into_backbone
+from lib.builders.base_weights import complete_state
 from lib.builders.data import has_test_split, open_test_split, open_valid_split
 from lib.builders.loader import plain_view
 from lib.builders.split import DatasetSplit
 from lib.commands.loaded_model import LoadedModel
-from lib.config.yaml_text import as_text
+from lib.config.yaml_text import as_node, as_text, as_values
 from lib.dataset.normalize import Normalize
 from lib.dataset.reader import BatchReader, BatchRequest
 from lib.errors import UserError
@@ -79,9 +81,12 @@ def export(trained: LoadedModel) -> tuple[Path, list[str]]:
     )
     with replace_atomically(path) as temporary:
         if file_format.load is None:
-            metadata |= safetensors_metadata(replace(trained.checkpoint, config=as_text(trained.cfg)))
-            write_safetensors(temporary, trained.checkpoint.state_dict, metadata)
+            merged, config = _merged(trained)
+            metadata |= safetensors_metadata(replace(trained.checkpoint, config=config))
+            write_safetensors(temporary, merged, metadata)
             lines = ['weights only; the file can be used as RESUME_MODEL']
+            if any(map(is_adapter, merged)):
+                lines.append('AdaptFormer cannot be merged: its weights are NAME.adaptformer.*')
         else:
             lines = [_write_and_compare(trained, temporary, file_format.load, preprocessing, metadata)]
     size = path.stat().st_size
@@ -96,6 +101,15 @@ def preprocessing_of(trained: LoadedModel) -> Preprocessing:
     return Preprocessing(view.size, view.crop_ratio, inputs.MEAN, inputs.STD, bgr, inside)
 
 
+def _merged(trained: LoadedModel) -> tuple[dict[str, torch.Tensor], str]:
+    """Return all weights, with LoRA and SSF merged into them, and the config as YAML of a model with these weights."""
+    state = merge_adapters(complete_state(trained.checkpoint, trained.cfg))
+    values = as_values(trained.cfg)
+    if values['MODEL.TUNE'] != 'head' and not any(map(is_adapter, state)):
+        values |= {'MODEL.TUNE': 'full', 'MODEL.TUNE_RANK': 0, 'MODEL.TUNE_SCALE': 0.0}
+    return state, as_text(as_node(values))
+
+
 def _write_and_compare(
     trained: LoadedModel,
     path: Path,
@@ -106,12 +120,14 @@ def _write_and_compare(
     """Write a file and compare its results with PyTorch; return a log line with the largest difference."""
     model = trained.model.to('cpu').to(memory_format=torch.contiguous_format)
     exported = ExportedModel(model, preprocessing)
+    merge_into_backbone(exported.backbone)
     write = {'.onnx': write_onnx, '.pt2': write_torch_export}[path.suffix]
     write(path, exported, preprocessing, metadata)
     pixels, source = _images(trained)
     batches = [pixels[: min(size, len(pixels))] for size in _BATCH_SIZES]
     if not preprocessing.inside:
-        normalize = Normalize(preprocessing.mean, preprocessing.std, bgr=preprocessing.bgr, channels_last=False)
+        mean, std = preprocessing.mean, preprocessing.std
+        normalize = Normalize(mean, std, bgr=preprocessing.bgr, memory_format=torch.contiguous_format)
         batches = [normalize(batch) for batch in batches]
     difference = largest_difference(exported, load(path), batches)
     if not difference <= TOLERANCE:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lib.builders.cache_key import input_key, split_key, weights_fingerprint
+from lib.builders.cache_key import checkpoint_fingerprint, input_key, split_key
 from lib.builders.features import filled_store, stored_features
 from lib.builders.loader import build_eval_loader
 from lib.builders.split import DatasetSplit
@@ -48,5 +48,5 @@ def split_features(trained: LoadedModel, split: DatasetSplit, label: str, *, sam
 
 def _key(trained: LoadedModel, split: DatasetSplit) -> dict[str, Any]:
     """Return the values that features depend on."""
-    backbone = weights_fingerprint(trained.checkpoint.state_dict, 'backbone.')
+    backbone = checkpoint_fingerprint(trained.checkpoint, 'backbone.')
     return {'backbone': backbone, **split_key(split), **input_key(trained.cfg, trained.device)}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.builders.cache_key import input_key, split_key, weights_fingerprint
+from lib.builders.cache_key import checkpoint_fingerprint, input_key, split_key
 from lib.builders.data import open_valid_split
 from lib.builders.loader import eval_batch_size
 from lib.builders.split import DatasetSplit, some_of
@@ -126,7 +126,7 @@ class Predictor:
         """Return the values that predictions depend on."""
         first = self.trained[0]
         return {
-            'models': [weights_fingerprint(one.checkpoint.state_dict) for one in self.trained],
+            'models': [checkpoint_fingerprint(one.checkpoint) for one in self.trained],
             'inputs': [input_key(one.cfg, one.device) for one in self.trained],
             'views': [tta_views(one.cfg).key for one in self.trained],
             'batch_size': eval_batch_size(first.cfg, first.device),
