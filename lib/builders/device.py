@@ -24,7 +24,7 @@ def build_device(cfg: Config, group: ProcessGroup) -> Device:
     name = cfg.RUN.DEVICE
     if group.world_size > 1 and (name == 'cuda' or (name == 'auto' and torch.cuda.is_available())):
         name = f'cuda:{group.local_rank}'
-    device = pick_device(name, cfg.RUN.PRECISION)
+    device = pick_device(name, cfg.RUN.PRECISION, cfg.RUN.MEMORY_FORMAT)
     if cfg.MODEL.SYNC_BATCHNORM and (device.main.type != 'cuda' or group.world_size == 1):
         LOGGER.warning('MODEL.SYNC_BATCHNORM True has no effect: it is for GPUs of several torchrun ranks')
     return device
@@ -78,7 +78,7 @@ def _trial(cfg: Config, forward: TrainingForward, objective: Objective, device: 
             states += [torch.empty_like(weight) for weight in parameters for _ in range(_STATES[cfg.OPTIMIZER.TYPE])]
             images = torch.zeros(num_images, *shape, device=device.main)
             if len(shape) == 3:
-                images = images.contiguous(memory_format=torch.channels_last)
+                images = images.contiguous(memory_format=device.memory_format)
             targets = Targets(torch.zeros(num_images, dtype=torch.int64, device=device.main))
             scale = LossScale(objective.normalizer(targets), 1.0, 0, (num_images,))
             objective(forward.train()(images), targets, images, scale).loss.backward()

@@ -215,7 +215,9 @@ def _images(cfg: Config, split: DatasetSplit) -> Images:
 
 
 def _pipeline_options(cfg: Config, device: Device) -> dict[str, Any]:
-    normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD, bgr=cfg.DATASET.COLOR_SPACE == 'BGR')
+    normalize = Normalize(
+        cfg.INPUT.MEAN, cfg.INPUT.STD, bgr=cfg.DATASET.COLOR_SPACE == 'BGR', memory_format=device.memory_format
+    )
     return {'device': device.main, 'normalize': normalize, 'num_workers': num_workers(cfg.RUN.NUM_WORKERS)}
 
 

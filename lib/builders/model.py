@@ -90,7 +90,7 @@ def new_model(
         model.backbone = convert_sync_batchnorm(model.backbone)
     if cfg.MODEL.TUNE not in ('full', 'head'):
         _tune(model, cfg, fit)
-    return model.to(device.main).to(memory_format=torch.channels_last)
+    return model.to(device.main).to(memory_format=device.memory_format)
 
 
 def _tune(model: Recognizer, cfg: Config, fit: Fit | None) -> None:

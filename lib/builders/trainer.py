@@ -10,6 +10,7 @@ from lib.builders.mixing import build_mixed_stages, build_mixer, check_pairs
 from lib.builders.model import model_at_test_size
 from lib.builders.objective import build_objective, is_chunked
 from lib.builders.optim import build_clip, build_optimizer, build_scaler, build_schedule
+from lib.builders.precision import step_format
 from lib.builders.split import TrainingData
 from lib.config.defaults import KEYS, Config
 from lib.config.yaml_text import as_text, as_values
@@ -131,7 +132,7 @@ def build_trainer(
             save_minutes=cfg.TRAIN.CHECKPOINT_MINUTES,
             max_bad_fraction=cfg.DATASET.MAX_BAD_FRACTION,
         ),
-        info=RunInfo(as_text(cfg), recipe_of(cfg), training_set, hyper_parameters(cfg)),
+        info=RunInfo(as_text(cfg), recipe_of(cfg), training_set, step_format(device), hyper_parameters(cfg)),
         step=build_step(cfg, data, index, model, loader, device, group),
         loader=loader,
         mixer=build_mixer(cfg, index.class_counts, device.main),

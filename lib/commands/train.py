@@ -12,6 +12,7 @@ from lib.builders.device import build_device
 from lib.builders.features import NO_FEATURES, cached_features
 from lib.builders.loader import build_train_loader
 from lib.builders.model import class_names, class_shard, finetuned_model, model_of, new_model, start_from_class_means
+from lib.builders.precision import choose_precision
 from lib.builders.split import TrainingData
 from lib.builders.trainer import build_trainer, recipe_of, unreached_epochs
 from lib.commands.cli import Command
@@ -75,6 +76,8 @@ def prepare_training(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> 
         raise UserError(f'{data.train.source}: no images, so there is nothing to train on')
     with group.main_first():
         model, training_set, new_classes = _build_model(cfg, data, index, device, plan, group)
+    resumed = plan.checkpoint if plan.kind == 'continue' else None
+    device, timing = choose_precision(cfg, model, device, len(index), resumed, group)
     features = cached_features(cfg, data, model, device, group) if cfg.TRAIN.FEATURES == 'cached' else NO_FEATURES
     names = data.classes.names if data.classes else ()
     loader = build_train_loader(cfg, data.train, index, device, group, names, features.train)
@@ -94,6 +97,8 @@ def prepare_training(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> 
         group.barrier()  # no rank saves into the folder before it is ready
         LOGGER.info('%s: %s', folder.path, plan.reason)
         _log_data(data, index, new_classes, device, group)
+        if timing:
+            LOGGER.info('%s', timing)
         for line in unreached_epochs(cfg):
             LOGGER.warning('%s', line)
         yield TrainingRun(cfg, data, device, trainer)

@@ -28,8 +28,7 @@ class Normalize:
     Attributes:
         bgr: the order of the channels is reversed, that of the statistics is not: channel 0 is blue and normalized with
             mean[0]. Checkpoints of the original system were trained like this.
-        memory_format: channels_last, on which convolutions in bfloat16 are fast, or contiguous. The uint8 batch is
-            channels_last already, so this needs no copy.
+        memory_format: that of the model. The uint8 batch is channels_last already, so for that no copy is needed.
     """
 
     def __init__(
@@ -38,13 +37,13 @@ class Normalize:
         std: Sequence[float] = IMAGENET_STD,
         *,
         bgr: bool = False,
-        channels_last: bool = True,
+        memory_format: torch.memory_format = torch.channels_last,
     ) -> None:
         """Set mean and standard deviation of red, green and blue, as fractions of 255. Raises: ValueError."""
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f'mean is {mean}, std is {std}; three numbers each, std above 0, are needed')
         self.bgr = bgr
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.memory_format = memory_format
         scale = [1 / (255 * deviation) for deviation in std]
         shift = [-average / deviation for average, deviation in zip(mean, std, strict=True)]
         self._scale = torch.tensor(scale, dtype=torch.float32)

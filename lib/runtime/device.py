@@ -15,24 +15,28 @@ from lib.errors import UserError
 from lib.runtime.log import LOGGER
 from lib.runtime.text import small_number
 
-FORCED_DTYPES = {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+# Options -> autocast dtype (None: float32), and the memory format of images, activations and convolutions' weights.
+DTYPES = {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+MEMORY_FORMATS = {'channels_last': torch.channels_last, 'contiguous': torch.contiguous_format}
 
 
 @dataclass(frozen=True)
 class Device:
-    """The device and the precisions of a model.
+    """The device, the precisions and the memory format of a model.
 
     Attributes:
         main: device of the model and the batches.
         replicas: GPU indices for DataParallel; fewer than two: no DataParallel.
         train_dtype: autocast dtype in training: torch.bfloat16, torch.float16, or None for float32.
         eval_dtype: the same in evaluation.
+        memory_format: of images and weights.
     """
 
     main: torch.device
     replicas: tuple[int, ...]
     train_dtype: torch.dtype | None
     eval_dtype: torch.dtype | None
+    memory_format: torch.memory_format = torch.channels_last
 
     @property
     def needs_loss_scaling(self) -> bool:
@@ -47,15 +51,17 @@ class Device:
         else:
             hardware = self.main.type
         dtype = self.train_dtype if training else self.eval_dtype
-        return f'{hardware}, {str(dtype or torch.float32).removeprefix("torch.")}'
+        unusual = '' if self.memory_format == torch.channels_last else ', contiguous'
+        return f'{hardware}, {str(dtype or torch.float32).removeprefix("torch.")}{unusual}'
 
 
-def pick_device(name: str = 'auto', precision: str = 'auto') -> Device:
+def pick_device(name: str = 'auto', precision: str = 'auto', memory_format: str = 'auto') -> Device:
     """Return the device `name` ('auto', 'cpu', 'mps', 'cuda', 'cuda:N') with its precisions.
 
     With precision 'auto', training uses bfloat16 if the hardware supports it, else float16 on GPUs with fast float16,
     else float32. Evaluation uses float32: in 8 bits of precision, logits of similar products would tie, and the
-    metrics of a model would differ between machines.
+    metrics of a model would differ between machines. The memory format 'auto' is channels_last. What is faster for a
+    model is measured in lib/builders/precision.py.
 
     Raises:
         UserError: the name is invalid, or this machine has no such device.
@@ -63,10 +69,11 @@ def pick_device(name: str = 'auto', precision: str = 'auto') -> Device:
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     main, replicas = _resolve(name)
+    memory = MEMORY_FORMATS['channels_last' if memory_format == 'auto' else memory_format]
     if precision == 'auto':
-        return Device(main, replicas, train_dtype=_fast_dtype(main, replicas), eval_dtype=None)
-    dtype = FORCED_DTYPES[precision]
-    return Device(main, replicas, train_dtype=dtype, eval_dtype=dtype)
+        return Device(main, replicas, _fast_dtype(main, replicas), None, memory)
+    dtype = DTYPES[precision]
+    return Device(main, replicas, dtype, dtype, memory)
 
 
 def num_replicas(batch_size: int, num_gpus: int) -> int:
@@ -119,6 +126,18 @@ def _cpu_gains_by_bfloat16() -> bool:
     # Intel's vector units multiply bfloat16 at half the speed of float32, so only AMX is fast, which a virtual machine
     # may hide. AMD's vector units multiply bfloat16 at twice the speed of float32.
     return 'amx_bf16' in flags or ('avx512_bf16' in flags and maker != 'GenuineIntel')
+
+
+def has_bfloat16() -> bool:
+    """Return whether this CPU multiplies bfloat16 in hardware, at any speed."""
+    return not _cpu_flags().isdisjoint({'amx_bf16', 'avx512_bf16', 'bf16'})
+
+
+def hardware_name(device: torch.device) -> str:
+    """Return the model of the GPU or of the CPU."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    return ' '.join(_cpu_info(('model name',)).split()) or platform.processor() or platform.machine()
 
 
 def _cpu_flags() -> set[str]:

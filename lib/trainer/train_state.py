@@ -27,12 +27,14 @@ class RunInfo:
         config: config as YAML.
         recipe: config keys that determine the weights.
         training_set: identity and classes of the training images.
+        step_format: precision and memory format of the steps, and the kind of the device.
         hyper_parameters: those of interest beside the metrics of other runs.
     """
 
     config: str
     recipe: dict[str, Any]
     training_set: TrainingSet
+    step_format: dict[str, str] = field(default_factory=dict)
     hyper_parameters: dict[str, bool | float | str] = field(default_factory=dict)
 
 
@@ -102,6 +104,7 @@ class TrainState:
             scaler=None if self.scaler is None else self.scaler.state_dict(),
             history=folder.history(),
             bad_images=folder.bad_images(),
+            step_format=info.step_format or None,
             base=self.model.base,
         )
         return self._split_classifier(whole, group) if self.model.is_sharded else whole

@@ -15,18 +15,17 @@ def images():
 
 
 @pytest.mark.parametrize('bgr', [False, True])
-@pytest.mark.parametrize('channels_last', [False, True])
-def test_equals_torchvision(images, bgr, channels_last):
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_equals_torchvision(images, bgr, memory_format):
     ordered = images.flip(3) if bgr else images
     # torchvision's ToTensor and Normalize; for BGR the statistics keep their positions
     expected = functional.normalize(ordered.permute(0, 3, 1, 2).to(torch.float32) / 255, IMAGENET_MEAN, IMAGENET_STD)
     before = images.clone()
-    result = Normalize(bgr=bgr, channels_last=channels_last)(images)
+    result = Normalize(bgr=bgr, memory_format=memory_format)(images)
     assert result.dtype == torch.float32
     assert result.shape == (4, 3, 9, 7)
     torch.testing.assert_close(result, expected, rtol=0, atol=2e-6)
     assert torch.equal(images, before)
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
     assert result.is_contiguous(memory_format=memory_format)
 
 

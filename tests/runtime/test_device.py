@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lib.config.defaults import KEYS
 from lib.errors import UserError
 from lib.runtime import device as module
-from lib.runtime.device import FORCED_DTYPES, Device, num_replicas, pick_device
+from lib.runtime.device import DTYPES, Device, num_replicas, pick_device
 
 
 @pytest.fixture
@@ -91,16 +91,16 @@ def test_invalid_and_missing_devices(machine, has, name, words):
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-@pytest.mark.parametrize('precision', FORCED_DTYPES)
+@pytest.mark.parametrize('precision', DTYPES)
 @pytest.mark.parametrize('has', [{}, {'gpus': 1}, {'gpus': 1, 'capability': (6, 1)}, {'mps': True}])
 def test_precision_can_be_forced_anywhere(machine, has, precision):
     machine(**has)
     forced = pick_device('auto', precision)
-    assert forced.train_dtype == forced.eval_dtype == FORCED_DTYPES[precision]
+    assert forced.train_dtype == forced.eval_dtype == DTYPES[precision]
 
 
 def test_every_precision_can_be_forced():
-    assert ('auto', *FORCED_DTYPES) == KEYS['RUN.PRECISION'].choices
+    assert ('auto', *DTYPES) == KEYS['RUN.PRECISION'].choices
 
 
 def test_only_float16_needs_loss_scaling(machine):

@@ -200,9 +200,15 @@ class RunKeys(Section, title='devices, workers, precision'):
     )
     PRECISION = Key(
         'auto',
-        'Precision of training. auto: bfloat16 if the hardware is faster with it, float16 on older GPUs, else float32; '
-        'evaluation uses float32.',
+        'Precision of training. auto: on CPUs the faster one of float32 and bfloat16, by timing steps of the model; on '
+        'GPUs bfloat16, on older ones float16 or float32; evaluation uses float32.',
         choices=('auto', 'float32', 'bfloat16', 'float16'),
+    )
+    MEMORY_FORMAT = Key(
+        'auto',
+        'Memory format of images and weights. auto: the faster one on GPUs, by timing training steps of the model; '
+        'channels_last on CPUs, in evaluation, and in runs too short to be worth it.',
+        choices=('auto', 'channels_last', 'contiguous'),
     )
     COMPILE = Key(
         False, 'Compile the model with torch.compile; if that fails, a warning is logged and it runs uncompiled.'

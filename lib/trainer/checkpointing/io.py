@@ -181,6 +181,7 @@ def _to_content(checkpoint: Checkpoint) -> dict[str, Any]:
         **(_training_set_to_content(training_set) if training_set else {}),
         'rng': {'torch': torch.get_rng_state() if checkpoint.rng is None else checkpoint.rng},
         'versions': checkpoint.versions or versions(),
+        'step_format': checkpoint.step_format,
         'base': None if checkpoint.base is None else asdict(checkpoint.base),
         'head': shard_folder_name(progress) if checkpoint.is_sharded else None,
     }
@@ -261,6 +262,7 @@ def _from_content(content: Any, path: Path, name: str) -> Checkpoint:
         bad_images=content.get('bad_images'),
         rng=(content.get('rng') or {}).get('torch'),
         versions=content.get('versions'),
+        step_format=content.get('step_format'),
         base=None if content.get('base') is None else BaseWeights(**content['base']),
         shard_folder=None if shard_folder is None else path.parent / Path(shard_folder).name,
         path=path,

@@ -91,6 +91,7 @@ class Checkpoint:
         scaler: state of the loss scaler; None without one.
         history: the objects of metrics.jsonl; None in older checkpoints.
         bad_images: undecodable images, {split: {name: reason}}; None in older checkpoints.
+        step_format: precision, memory_format and kind of device of the training steps; None in older checkpoints.
         rng, versions: state of torch's generator and versions() when the snapshot was taken; None: when it is written.
         base: where the weights are that state_dict lacks, those of the base of a tuned backbone; None: it lacks none.
         classifier_shard: classifier rows of this rank, removed from the other fields and written separately.
@@ -109,6 +110,7 @@ class Checkpoint:
     scaler: dict[str, Any] | None = None
     history: list[dict[str, Any]] | None = None
     bad_images: dict[str, dict[str, str]] | None = None
+    step_format: dict[str, str] | None = None
     rng: torch.Tensor | None = None
     versions: dict[str, str] | None = None
     base: BaseWeights | None = None
