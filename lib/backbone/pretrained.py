@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lib.backbone.bundled import bundled_weights, read_bundled, weights_path
 from lib.backbone.weights_file import StoredTensor, WeightsFile, WeightsFileError, read_weights_file
 from lib.errors import UserError
 
@@ -49,6 +50,7 @@ class Fit:
         prefix: names of containers and wrappers of the weights in the file.
         is_mean: the weights are an average over the steps of training.
         unused_mean: prefix of such an average that does not fit.
+        source: package and license of bundled weights.
     """
 
     weights: dict[str, torch.Tensor]
@@ -61,6 +63,7 @@ class Fit:
     prefix: str = ''
     is_mean: bool = False
     unused_mean: str = ''
+    source: str = ''
 
     @property
     def is_exact(self) -> bool:
@@ -81,6 +84,8 @@ class Fit:
         lines = [
             f'{len(self.weights)} tensors loaded' + (f' from {self.prefix.rstrip(".")}{mean}' if self.prefix else '')
         ]
+        if self.source:
+            lines.insert(0, self.source)
         if self.unused_mean:
             lines.append(f'EMA not used, it is incomplete: {self.unused_mean.rstrip(".")}')
         if self.resampled:
@@ -113,7 +118,7 @@ class Fit:
 
 
 def load_pretrained(backbone: nn.Module, path: str | os.PathLike, name: str = '', image_size: int = 0) -> Fit:
-    """Load the weights at `path` into `backbone`.
+    """Load the weights at `path` into `backbone`: a file, the name of one in ./pretrain_models, or 'bundled'.
 
     Reads files of torch.save (torchvision, timm, Lightning, self-supervised training, checkpoints of this project) and
     safetensors. No code in the file is executed.
@@ -125,20 +130,24 @@ def load_pretrained(backbone: nn.Module, path: str | os.PathLike, name: str = ''
         UserError: the file is missing or unreadable, contains no tensors, or those of another backbone.
     """
     source = f'MODEL.PRETRAINED {path}'
-    if not Path(path).is_file():
-        kind = 'is a folder; give the weights file in it' if Path(path).is_dir() else 'no such file'
-        raise UserError(f"{source}: {kind}; set a weights file, 'timm', or ''")
-    try:
-        file = read_weights_file(Path(path))
-        if not any(file.tensors):
-            raise UserError(f'{source}: {_without_tensors(file)}')
-        fit = _best_fit(backbone, file)
-    except WeightsFileError as error:
-        raise UserError(f'{source}: {fault_of(Path(path), error)}; download or save it again') from error
+    if str(path) == 'bundled':
+        fit = replace(fit_weights(backbone, read_bundled(name)), source=bundled_weights(name).label)
+    else:
+        fit = _fit_file(backbone, weights_path(str(path)), source)
     if not fit.fits:
         raise fit.misfit(source, name or type(backbone).__name__, image_size)
     backbone.load_state_dict(fit.weights, strict=False)
     return fit
+
+
+def _fit_file(backbone: nn.Module, path: Path, source: str) -> Fit:
+    try:
+        file = read_weights_file(path)
+        if not any(file.tensors):
+            raise UserError(f'{source}: {_without_tensors(file)}')
+        return _best_fit(backbone, file)
+    except WeightsFileError as error:
+        raise UserError(f'{source}: {fault_of(path, error)}; download or save it again') from error
 
 
 def fault_of(path: Path, error: WeightsFileError) -> str:

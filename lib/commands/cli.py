@@ -178,7 +178,8 @@ def read_command(
     start_console(enabled=read_rank_info().rank == 0)
     for note in loaded.notes:
         LOGGER.info('%s', note)
-    return command._replace(cfg=resolve_preprocessing(command.cfg, with_recipe=trains))
+    cfg = resolve_preprocessing(command.cfg, trains=trains, is_resumed=command.checkpoint is not None)
+    return command._replace(cfg=cfg)
 
 
 def read_config(argv: Sequence[str], *, program: str, description: str) -> Config:

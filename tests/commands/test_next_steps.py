@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from lib.builders.preprocessing import resolve_preprocessing
 from lib.commands.next_steps import (
     Step,
     after_prediction,
@@ -43,7 +44,8 @@ def run(monkeypatch, tmp_path):
     def finished(*options, counts=(40, 7), valid=True, world_size=1):
         argv = ['--DATASET_ROOT', 'my_photos', *options]
         monkeypatch.setattr(sys, 'argv', ['code/main.py', *argv])
-        cfg = load_config(argv, program='', description='', find_checkpoint_config=lambda *_: None).cfg
+        loaded = load_config(argv, program='', description='', find_checkpoint_config=lambda *_: None)
+        cfg = resolve_preprocessing(loaded.cfg)
         trainer = SimpleNamespace(
             info=SimpleNamespace(training_set=SimpleNamespace(class_counts=np.array(counts))),
             folder=SimpleNamespace(path=Path(cfg.LOG_ROOT, cfg.NAME)),
