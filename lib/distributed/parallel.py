@@ -1,7 +1,7 @@
 """DistributedDataParallel or DataParallel around a module, and the synchronization of gradients and buffers."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from torch import nn
@@ -48,8 +48,9 @@ def skip_gradient_sync(module: nn.Module, skip: bool) -> AbstractContextManager:
     return nullcontext()
 
 
-def sync_buffers(module: nn.Module, group: ProcessGroup) -> None:
-    """Copy the main rank's buffers (BatchNorm's running statistics) to all ranks."""
+def sync_buffers(module: nn.Module, group: ProcessGroup, *, constant: Collection[str] = ()) -> None:
+    """Copy the main rank's buffers (BatchNorm's running statistics) to all ranks, except those that never change."""
     if group.world_size > 1:
-        for buffer in module.buffers():
-            group.broadcast(buffer)
+        for name, buffer in module.named_buffers():
+            if name not in constant:
+                group.broadcast(buffer)

@@ -1,6 +1,6 @@
 """Exponential moving average (EMA) of the weights, for evaluation."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -17,12 +17,17 @@ class ModelEMA:
     Args:
         model: on its final device; afterwards its tensors may only be modified in place.
         decay: from 0 (a copy of the weights) to below 1.
+        constant: names of entries that no step changes, such as those of a frozen backbone: their average is their
+            value, so updates cost nothing. Parameters without a gradient are constant anyway.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, *, constant: Collection[str] = ()) -> None:
         self._decay = decay
-        self._weights = dict(model.state_dict())  # the tensors of the model, not copies
-        self._ema = {name: value.clone() for name, value in self._weights.items()}
+        state = model.state_dict()
+        self._ema = {name: value.clone() for name, value in state.items()}
+        skipped = {*constant, *(name for name, weight in model.named_parameters() if not weight.requires_grad)}
+        # The tensors of the model, not copies.
+        self._weights = {name: value for name, value in state.items() if name not in skipped}
         self._float_pairs, self._integer_pairs = self._pairs(floating=True), self._pairs(floating=False)
 
     def _pairs(self, *, floating: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -56,7 +61,7 @@ class ModelEMA:
         """Give the model the EMA weights within the context, and restore its own weights bit for bit after it."""
         weights = list(self._weights.values())
         backup = [value.clone() for value in weights]
-        torch._foreach_copy_(weights, list(self._ema.values()))
+        torch._foreach_copy_(weights, [self._ema[name] for name in self._weights])
         try:
             yield
         finally:

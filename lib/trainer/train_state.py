@@ -73,7 +73,8 @@ class TrainState:
         """
         if checkpoint.progress is None or checkpoint.optimizer is None:
             raise ValueError(f'{checkpoint.path} holds weights only')
-        constant = {name: self.model.state_dict()[name] for name in self.model.constant_names()}
+        names, weights = self.model.constant_names(), self.model.state_dict()
+        constant = {name: weights[name] for name in names}
         self.model.load_state_dict(constant | (checkpoint.training_state or checkpoint.state_dict))
         if self.ema is not None:
             self.ema.load_state_dict(constant | checkpoint.state_dict)

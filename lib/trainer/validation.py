@@ -53,7 +53,8 @@ class Validator:
         """Evaluate the EMA, or the model without one; metrics include images_per_second and seconds."""
         started = time.perf_counter()
         with nullcontext() if state.ema is None else state.ema.swapped():
-            sync_buffers(state.model, self.group)
+            if self.group.world_size > 1:
+                sync_buffers(state.model, self.group, constant=state.model.constant_names())
             evaluation = self.evaluate(state.model, check)
         seconds = time.perf_counter() - started
         speed = {'images_per_second': len(self.names) / seconds, 'seconds': seconds}
