@@ -50,7 +50,10 @@ def input_key(cfg: Config, device: Device) -> dict[str, Any]:
 
 def pixel_key(cfg: Config, device: Device) -> dict[str, Any]:
     """Return the options that determine the values of pixels, and the device that computes."""
+    # Keys of older versions, which knew only the bilinear filter, remain valid.
+    interpolation = cfg.INPUT.INTERPOLATION
     return {
+        **({} if interpolation == 'bilinear' else {'interpolation': interpolation}),
         'mean': cfg.INPUT.MEAN,
         'std': cfg.INPUT.STD,
         'color_space': cfg.DATASET.COLOR_SPACE,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,26 +70,35 @@ def cached_features(
         **pixel_key(cfg, device),
     }
 
-    def features(split: DatasetSplit, engine: Engine, name: str, view: str, train_view: int | None = None) -> Features:
+    def features(split: DatasetSplit, engine: Engine, name: _Name, view: str, number: int | None = None) -> Features:
         key = {**backbone, **split_key(split), 'view': view}
-        loader = partial(build_eval_loader, cfg, split, device, group, train_view=train_view, whole_batches=True)
-        return _run_features(cfg, split, key, engine, loader, name, group)
+        loader = partial(build_eval_loader, cfg, split, device, group, train_view=number, whole_batches=True)
+        return _logged_features(cfg, split, key, engine, loader, name, group)
 
-    engine, num_views = EagerEngine(model), cfg.TRAIN.FEATURE_VIEWS
-    of_views = f', view {{}} of {num_views}' if num_views > 1 else ''
-    train = [
-        features(data.train, engine, f'train{of_views.format(view + 1)}', _train_view(cfg, view), view)
-        for view in range(num_views)
-    ]
+    engine = EagerEngine(model)
+    views = range(cfg.TRAIN.FEATURE_VIEWS)
+    train = [features(data.train, engine, _train_name(cfg, view), _train_view(cfg, view), view) for view in views]
     if data.valid is None:
         return CachedFeatures(train, None)
     resampled = model_at_test_size(cfg, device)
     valid_engine = engine if resampled is None else EagerEngine(resampled(model))
-    return CachedFeatures(train, features(data.valid, valid_engine, 'valid', str(plain_view(cfg))))
+    return CachedFeatures(train, features(data.valid, valid_engine, _Name('valid', 'valid'), str(plain_view(cfg))))
 
 
 def _fingerprint(model: Recognizer) -> str:
     return weights_fingerprint(model.backbone.state_dict())
+
+
+class _Name(NamedTuple):
+    """The name of a view of a split in the log, and at the start of its folder's name."""
+
+    log: str
+    folder: str
+
+
+def _train_name(cfg: Config, view: int) -> _Name:
+    total = cfg.TRAIN.FEATURE_VIEWS
+    return _Name(f'train, view {view + 1} of {total}' if total > 1 else 'train', f'train-view-{view + 1}')
 
 
 def _train_view(cfg: Config, view: int) -> str:
@@ -100,29 +109,28 @@ def _train_view(cfg: Config, view: int) -> str:
     return f'{transform}, {augment}, seed {cfg.SEED}, view {view}'
 
 
-def _run_features(
+def _logged_features(
     cfg: Config,
     split: DatasetSplit,
     key: Mapping[str, Any],
     engine: Engine,
     loader: Callable[[], EvalLoader],
-    name: str,
+    name: _Name,
     group: ProcessGroup,
 ) -> Features:
     """Return the features of a split from the folder that the key names, and log where they come from."""
     dtype, started = cfg.TRAIN.FEATURE_DTYPE, time.perf_counter()
     digest = hashlib.sha256(json.dumps([key, dtype], sort_keys=True).encode()).hexdigest()[:16]
     root = Path(cfg.TRAIN.FEATURE_CACHE or Path(cfg.LOG_ROOT, 'features'))
-    label = name.replace(',', '').replace(' ', '-')
     try:
         store, was_complete = filled_store(
-            root / f'{label}-{digest}', split, key, engine, loader, label=name, dtype=dtype, group=group
+            root / f'{name.folder}-{digest}', split, key, engine, loader, label=name.log, dtype=dtype, group=group
         )
     except FeatureOverflow as error:
         raise UserError(f'{error}: --TRAIN_FEATURE_DTYPE float32') from None
     LOGGER.info(
         'features of %s: %s x %d, %s, %s',
-        name,
+        name.log,
         count_of(len(split), 'image'),
         engine.num_features,
         size_text(store.columns['features'].nbytes),
