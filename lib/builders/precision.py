@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lib.builders.loader import train_sizes
 from lib.builders.sampler import slots_per_image
 from lib.config.defaults import Config
 from lib.distributed.process_group import ProcessGroup
@@ -92,7 +93,7 @@ def _measured(
     if len(formats) == 1 or is_short or is_synchronized or cfg.TRAIN.FEATURES == 'cached':
         return formats[0], ''
     max_images = _images_per_step(cfg, device, group)
-    size = max(cfg.INPUT.SIZE, *cfg.INPUT.SIZE_SCHEDULE[1::2])
+    size = max(train_sizes(cfg).values())
     path, key = Path(cfg.LOG_ROOT, 'timings.json'), _key(cfg, model, device, size, max_images)
     times, origin = read_times(path, key), f'cached in {path.name}'
     if times is None or not set(formats) <= times.seconds.keys():

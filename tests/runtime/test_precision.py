@@ -71,7 +71,10 @@ def test_what_was_not_measured_is_chosen_by_default_only():
         ),
         (Device(CUDA, (0,), torch.bfloat16, None), False, (), [BFLOAT16, CONTIGUOUS]),
         (Device(CUDA, (0,), torch.bfloat16, torch.bfloat16), False, ('bfloat16',), [BFLOAT16, CONTIGUOUS]),
-        (Device(CUDA, (0,), torch.bfloat16, None, torch.contiguous_format), False, ('auto', 'contiguous'), [CONTIGUOUS]),
+        (
+            Device(CUDA, (0,), torch.bfloat16, None, torch.contiguous_format), False, ('auto', 'contiguous'),
+            [CONTIGUOUS],
+        ),
     ],
 )  # fmt: skip
 def test_candidates(monkeypatch, device, has_bfloat16, options, expected):
@@ -184,7 +187,8 @@ def test_the_file_holds_the_newest_measurements(tmp_path, monkeypatch):
                     {'images': 8, 'seconds': {name: 1.0}}
                     for name in ('float32', 'float64 channels_last', 'float32 channels_first', 'float32 contiguous x')
                 ),
-                *({'images': 8, 'seconds': {'float32 contiguous': time}} for time in ('1', None, 0, -1.0, float('nan'))),
+                *({'images': 8, 'seconds': {'float32 contiguous': time}} for time in ('1', None, 0, -1.0)),
+                {'images': 8, 'seconds': {'float32 contiguous': float('nan')}},
             )
         ),
     ],
