@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lib.backbone.adapters import is_adapter
-from lib.backbone.tuning import BaseWeights, tune_backbone
+from lib.backbone.tuning import BaseWeights, first_stages, tune_backbone
 from lib.classifier.base import Classifier
 from lib.classifier.cosine import Projector
 
@@ -43,7 +43,7 @@ class Recognizer(nn.Module):
         self.train_dtype = train_dtype
         self.eval_dtype = eval_dtype
         self.base: BaseWeights | None = None
-        self._is_frozen = self._is_tuned = self._shifts_batchnorm = False
+        self._is_frozen = self._is_tuned = self._has_frozen_stages = self._shifts_batchnorm = False
 
     @property
     def num_features(self) -> int:
@@ -114,22 +114,39 @@ class Recognizer(nn.Module):
         self._is_tuned = True
         self.train(self.training)
 
+    def freeze_stages(self, num_stages: int, *, name: str) -> None:
+        """Do not train the first stages of the backbone; their BatchNorm statistics are constant, also after train().
+
+        Args:
+            num_stages: the stem is the first, see lib/backbone/tuning.py.
+            name: MODEL.BACKBONE, for the error message.
+
+        Raises:
+            UserError: the backbone has no more stages than that.
+        """
+        for parameter in first_stages(self.backbone, num_stages, name=name):
+            self.backbone.get_parameter(parameter).requires_grad_(False)
+        self._has_frozen_stages = True
+        self.train(self.training)
+
     def constant_names(self) -> set[str]:
-        """Return the names in state_dict of the weights of a tuned backbone that are those of its base forever."""
-        if not self._is_tuned:
+        """Return the names in state_dict of the weights of a frozen or tuned backbone that no step changes."""
+        if not (self._is_frozen or self._is_tuned):
             return set()
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        changing = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        if self._shifts_batchnorm:
+            changing |= {name for name, _ in self.named_buffers()}
         return {
             name
             for name in self.state_dict()
-            if name.startswith('backbone.') and name not in trained and not is_adapter(name)
+            if name.startswith('backbone.') and name not in changing and not is_adapter(name)
         }
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        if self._is_tuned:
+        if self._is_tuned or self._has_frozen_stages:
             for module in self.backbone.modules():
-                if isinstance(module, _BatchNorm):
+                if isinstance(module, _BatchNorm) and (self._is_tuned or not module.weight.requires_grad):
                     module.eval()
         if self._is_frozen:
             self.backbone.eval()

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
+from timm.models import group_parameters
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -77,6 +78,30 @@ def tune_backbone(
             add_low_rank(target, rank, scale, generator)
         else:
             add_adaptformer(target, rank, scale, generator)
+
+
+def first_stages(backbone: nn.Module, num_stages: int, *, name: str = '') -> list[str]:
+    """Return the names of the parameters in the first stages of a backbone.
+
+    The stem is the first stage; the others are those of timm's `group_matcher` (of a transformer, its blocks).
+
+    Args:
+        name: MODEL.BACKBONE, for the error message.
+
+    Raises:
+        UserError: the backbone has no stages, or no stage would be left.
+    """
+    group_matcher = getattr(backbone, 'group_matcher', None)
+    groups = {} if group_matcher is None else group_parameters(backbone, group_matcher(coarse=True), reverse=True)
+    total = len(set(groups.values()))
+    if num_stages >= total:
+        found = f'has {total} stages' if total > 1 else 'defines no stages'
+        allowed = f'set 0 to {total - 1}' if total > 1 else 'set --MODEL_FREEZE_STAGES 0'
+        raise UserError(
+            f'MODEL.FREEZE_STAGES is {num_stages}, but MODEL.BACKBONE {name or type(backbone).__name__} {found}: {allowed}'
+        )
+    first = set(sorted(set(groups.values()))[:num_stages])
+    return [key for key, group in groups.items() if group in first]
 
 
 def _norm_parameters(backbone: nn.Module) -> list[nn.Parameter]:

@@ -86,6 +86,8 @@ def new_model(
     )
     if cfg.MODEL.FREEZE_BACKBONE:
         model.freeze_backbone(shift_batchnorm=cfg.MODEL.SHIFT_BATCHNORM)
+    if cfg.MODEL.FREEZE_STAGES and cfg.MODEL.TUNE == 'full':
+        model.freeze_stages(cfg.MODEL.FREEZE_STAGES, name=name)
     if cfg.MODEL.SYNC_BATCHNORM and device.main.type == 'cuda':
         model.backbone = convert_sync_batchnorm(model.backbone)
     if cfg.MODEL.TUNE not in ('full', 'head'):

@@ -16,7 +16,7 @@ from lib.runtime.log import LOGGER
 
 def uses_recipe(cfg: Config) -> bool:
     """Return whether the number of training images determines learning rate or epochs, and with them the sizes."""
-    return _is_auto('TRAIN.MAX_EPOCH', cfg.TRAIN.MAX_EPOCH) or _is_auto('OPTIMIZER.LR', cfg.OPTIMIZER.LR)
+    return is_auto('TRAIN.MAX_EPOCH', cfg.TRAIN.MAX_EPOCH) or is_auto('OPTIMIZER.LR', cfg.OPTIMIZER.LR)
 
 
 def resolve_preprocessing(cfg: Config, *, trains: bool = False, is_resumed: bool = False) -> Config:
@@ -33,7 +33,7 @@ def resolve_preprocessing(cfg: Config, *, trains: bool = False, is_resumed: bool
     values = as_values(cfg)
     if values['MODEL.PRETRAINED'] == AUTO:
         values['MODEL.PRETRAINED'] = 'bundled' if cfg.MODEL.BACKBONE in BUNDLED else ''
-    unresolved = {name for name in values if name.startswith('INPUT.') and _is_auto(name, values[name])}
+    unresolved = {name for name in values if name.startswith('INPUT.') and is_auto(name, values[name])}
     starts = trains and not is_resumed and bool(values['MODEL.PRETRAINED'])
     if unresolved or starts:
         found, notes = _preprocessing_of(cfg.MODEL.BACKBONE, values['MODEL.PRETRAINED'])
@@ -46,7 +46,7 @@ def resolve_preprocessing(cfg: Config, *, trains: bool = False, is_resumed: bool
     return as_node(values)
 
 
-def _is_auto(name: str, value: object) -> bool:
+def is_auto(name: str, value: object) -> bool:
     return bool(KEYS[name].plain(value) == AUTO)
 
 
@@ -91,7 +91,7 @@ def _log(found: Preprocessing, notes: list[str], values: dict[str, Any], by_key:
     for note in (line, *notes):
         LOGGER.info('%s', note)
     for name in ('INPUT.MEAN', 'INPUT.STD'):
-        if not _is_auto(name, values[name]) and values[name] != by_key[name]:
+        if not is_auto(name, values[name]) and values[name] != by_key[name]:
             LOGGER.log(logging.WARNING, '%s is %s, not that of the weights', name, _numbers(values[name]))
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from lib.builders.base_weights import describe_tuning
 from lib.builders.data import open_training_data
 from lib.builders.device import build_device
 from lib.builders.features import NO_FEATURES, cached_features
 from lib.builders.loader import build_train_loader
 from lib.builders.model import class_names, class_shard, finetuned_model, model_of, new_model, start_from_class_means
 from lib.builders.precision import choose_precision
+from lib.builders.recipe import resolve_recipe
 from lib.builders.split import TrainingData
 from lib.builders.trainer import build_trainer, recipe_of, unreached_epochs
 from lib.commands.cli import Command
@@ -69,11 +71,12 @@ def prepare_training(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> 
     device = build_device(cfg, group)
     with group.main_first():
         data = open_training_data(cfg)
-    plan = plan_resume(_resume_request(command, data, group))
-    cfg = as_node({**as_values(cfg), 'NAME': plan.folder.name})
     index = data.index().capped(cfg.DATASET.HEAD_CAP, cfg.SEED)
     if not len(index):
         raise UserError(f'{data.train.source}: no images, so there is nothing to train on')
+    cfg = resolve_recipe(cfg, len(index))
+    plan = plan_resume(_resume_request(command._replace(cfg=cfg), data, group))
+    cfg = as_node({**as_values(cfg), 'NAME': plan.folder.name})
     with group.main_first():
         model, training_set, new_classes = _build_model(cfg, data, index, device, plan, group)
     resumed = plan.checkpoint if plan.kind == 'continue' else None
@@ -99,6 +102,8 @@ def prepare_training(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> 
         _log_data(data, index, new_classes, device, group)
         if timing:
             LOGGER.info('%s', timing)
+        for line in describe_tuning(trainer.state.model, cfg):
+            LOGGER.info('%s', line)
         for line in unreached_epochs(cfg):
             LOGGER.warning('%s', line)
         yield TrainingRun(cfg, data, device, trainer)

@@ -15,6 +15,8 @@ _CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 DEFAULT_CONFIG = 'configs/AiProducts.yaml'
 _OWN_PHOTOS = 'configs/own_photos.yaml'
 _PURPOSE = {DEFAULT_CONFIG: 'AliProducts', _OWN_PHOTOS: 'a folder of class folders'}
+# An annotation file of more bytes describes about 200,000 images or more: the recipe of AliProducts suits them.
+_LARGE_BYTES = 20_000_000
 # The recipe of checkpoints of the original entry, which contain no config.
 _ORIGINAL = ('AiProducts.yaml', 'AiProducts_original.yaml')
 # Values of keys that checkpoints of older versions do not contain.
@@ -108,14 +110,21 @@ def _explicit_layers(files: Sequence[str], options: Mapping[str, Any]) -> list[L
 def _default_layer(options: dict[str, Any]) -> Layer:
     """Choose the config file for a command line without --config.
 
-    The default recipe is for 50,030 classes on several GPUs. A user who gives only a folder of photos gets a small
-    recipe; RESUME_MODEL last then resumes in the same run folder.
+    The default recipe is for 50,030 classes on several GPUs. A user who gives only a folder, of photos or converted,
+    gets a small recipe; RESUME_MODEL last then resumes in the same run folder.
     """
     root = options.get('DATASET.ROOT', '')
     others = {'DATASET.TRAIN_JSON', 'DATASET.NAME'} & options.keys() or options.get('RESUME_MODEL', 'last') != 'last'
-    own_photos = root and not others and not Path(root, 'converted_train.json').exists()
+    own_photos = root and not others and not _is_large(Path(root, 'converted_train.json'))
     source = _OWN_PHOTOS if own_photos else DEFAULT_CONFIG
     return Layer(source, read_config_file(str(_CONFIGS / Path(source).name)))
+
+
+def _is_large(annotations: Path) -> bool:
+    try:
+        return annotations.stat().st_size > _LARGE_BYTES
+    except OSError:
+        return False
 
 
 def _find_checkpoint(values: dict[str, Any], find: FindCheckpointConfig, notes: list[str]) -> list[Layer]:

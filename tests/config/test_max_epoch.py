@@ -4,6 +4,7 @@ import pytest
 
 from lib.builders.loss import deferred_start_epoch
 from lib.builders.optim import build_schedule
+from lib.builders.recipe import resolve_recipe
 from lib.builders.trainer import unreached_epochs
 from lib.config.load import load_config
 from lib.config.yaml_text import as_node, as_text
@@ -13,15 +14,16 @@ from tests.defaults import DEFAULTS
 
 # Warm-up of the recipes in epochs when their length was not changed.
 WARMUP = {
-    'own_photos': 6, 'demo': 2, 'GroceryStore': 18, 'GroceryStore_LT': 18, 'Products10K': 2, 'AiProducts_strong': 2,
+    'own_photos': 1.9, 'own_photos_scratch': 6, 'demo': 2, 'GroceryStore': 18, 'GroceryStore_LT': 18, 'Products10K': 2, 'AiProducts_strong': 2,
     'Cifar10_LT': 5, 'Cifar100_LT': 5, 'Cifar_LT_long': 10,
 }  # fmt: skip
 
 
 def load(*argv, checkpoint=None):
-    return load_config(
+    cfg = load_config(
         [str(word) for word in argv], program='', description='', find_checkpoint_config=lambda *_: checkpoint
     ).cfg
+    return resolve_recipe(cfg, 2640)
 
 
 def config(**changes):
@@ -33,7 +35,7 @@ def options_of(path):
     """Return --config with the file over its base, and what a second stage or a student needs."""
     options = ['--config', path, '--NAME', 'x']
     if path.parent != CONFIGS or path.stem in OVERLAYS:
-        options[1:1] = [CONFIGS / f'{OVERLAYS.get(path.stem, "own_photos")}.yaml']
+        options[1:1] = [CONFIGS / f'{OVERLAYS.get(path.stem, "own_photos_scratch")}.yaml']
     if 'FREEZE_BACKBONE' in path.read_text(encoding='utf-8'):
         options += ['--RESUME_MODEL', 'stage1.pth']
     return options + (['--LOSS_TEACHER', 'teacher.pth'] if path.stem == 'dive' else [])

@@ -47,6 +47,13 @@ class ModelKeys(Section, title='backbone and classifier'):
     FREEZE_BACKBONE = Key(
         False, 'Train only the classifier; BatchNorm statistics are frozen, too. The same as MODEL.TUNE head.'
     )
+    FREEZE_STAGES = Key(
+        0,
+        'Number of first stages of the backbone that are not trained, BatchNorm statistics included: 1 is the stem '
+        'alone. Steps are faster, and little is lost on small sets.',
+        low=0,
+        used_by=('MODEL.TUNE', ('full',)),
+    )
     TUNE = Key(
         'full',
         'Trained part of the backbone, besides the classifier. full: everything. head: nothing. norm, bias: these '

@@ -1,0 +1,67 @@
+"""Resolve what 'auto' leaves to the number of training images: image size, learning rate and epochs."""
+
+from dataclasses import dataclass
+
+from lib.builders.preprocessing import is_auto, uses_recipe
+from lib.config.defaults import Config
+from lib.config.yaml_text import as_node, as_values
+from lib.runtime.log import LOGGER
+from lib.runtime.text import count_of
+
+FEW_IMAGES = 20_000  # below, random weights are far behind pretrained ones
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run trains with.
+
+    Attributes:
+        size, test_size: side of the images in training, and in validation and test, in pixels.
+        lr: largest learning rate, for SGD with momentum 0.9 and batches of 32 images.
+        max_epoch: epochs.
+    """
+
+    size: int
+    test_size: int
+    lr: float
+    max_epoch: int
+
+
+def finetuning_recipe(num_images: int) -> Recipe:
+    """Return the recipe for pretrained weights.
+
+    An epoch of few images is short, so there are more of them, of larger images. Images are tested at 1.25 times the
+    size: random crops enlarge objects, so a network sees them at the same size again (Touvron et al., NeurIPS 2019).
+    """
+    size = 160 if num_images <= 5_000 else 128
+    return Recipe(size, round(1.25 * size), lr=0.02, max_epoch=min(30, max(5, round(50_000 / num_images))))
+
+
+def recipe_from_scratch() -> Recipe:
+    """Return the recipe for random weights, which need many epochs however many images there are."""
+    return Recipe(112, 0, lr=0.05, max_epoch=60)
+
+
+def resolve_recipe(cfg: Config, num_images: int) -> Config:
+    """Return the config with values for 'auto' in INPUT.SIZE, INPUT.TEST_SIZE, OPTIMIZER.LR and TRAIN.MAX_EPOCH.
+
+    Args:
+        num_images: of the training set.
+    """
+    if not uses_recipe(cfg):
+        return cfg
+    recipe = finetuning_recipe(num_images) if cfg.MODEL.PRETRAINED else recipe_from_scratch()
+    values = as_values(cfg)
+    chosen = {
+        'INPUT.SIZE': recipe.size,
+        'INPUT.TEST_SIZE': recipe.test_size,
+        'OPTIMIZER.LR': recipe.lr,
+        'TRAIN.MAX_EPOCH': recipe.max_epoch,
+    }
+    values |= {name: value for name, value in chosen.items() if is_auto(name, values[name])}
+    LOGGER.info(
+        'recipe for %s: %s at %d px (test: %d px), lr %g',
+        count_of(num_images, 'image'), count_of(values['TRAIN.MAX_EPOCH'], 'epoch'), values['INPUT.SIZE'],
+        values['INPUT.TEST_SIZE'] or values['INPUT.SIZE'], values['OPTIMIZER.LR'],
+    )  # fmt: skip
+    return as_node(values)
