@@ -14,7 +14,7 @@ from lib.dataset.augment import Augment
 from lib.dataset.features import FeatureReader, Features
 from lib.dataset.images import ArrayImages, Images
 from lib.dataset.index import ClassIndex
-from lib.dataset.loader import BatchTooSmall, EvalLoader, TrainLoader
+from lib.dataset.loader import BatchTooSmall, EvalLoader, FullBatchLoader, TrainLoader
 from lib.dataset.normalize import Normalize
 from lib.dataset.paths import PathColumn
 from lib.dataset.ram_cache import CachedImages
@@ -52,10 +52,10 @@ def build_train_loader(
     group: ProcessGroup = SINGLE_PROCESS,
     class_names: Sequence[str] = (),
     features: Sequence[Features] = (),
-) -> TrainLoader:
+) -> TrainLoader | FullBatchLoader:
     """Return the loader of the training rows in `index`; messages name the classes, if they have names.
 
-    With `features`, one per view, its batches are of these in place of images.
+    With `features`, one per view, its batches are of these in place of images. OPTIMIZER.TYPE lbfgs has one batch.
 
     With two slots per image its batches are twice as large, and an epoch has the same number of steps.
 
@@ -75,6 +75,9 @@ def build_train_loader(
         reader = _train_reader(cfg, split, **options)
     per_image = slots_per_image(cfg)
     try:
+        if cfg.OPTIMIZER.TYPE == 'lbfgs':
+            assert isinstance(reader, FeatureReader)
+            return FullBatchLoader(reader, index.rows, cfg.TRAIN.BATCH_SIZE, group=group)
         return TrainLoader(
             reader,
             build_sampler(cfg, index),

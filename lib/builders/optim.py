@@ -10,7 +10,7 @@ from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
 from lib.model import Recognizer
 from lib.optim.gradients import clip_gradients, create_grad_scaler
-from lib.optim.optimizer import create_optimizer, layer_lr_scales, project_to_max_norm
+from lib.optim.optimizer import create_lbfgs, create_optimizer, layer_lr_scales, project_to_max_norm
 from lib.optim.schedule import cosine, multistep, one_cycle, warmup_epochs
 from lib.runtime.device import Device
 
@@ -48,6 +48,8 @@ def build_optimizer(cfg: Config, model: Recognizer) -> torch.optim.Optimizer:
             blocks of the backbone.
     """
     options = cfg.OPTIMIZER
+    if options.TYPE == 'lbfgs':
+        return create_lbfgs(model)
     lr_scales = None
     if options.LAYER_DECAY < 1:
         scales = layer_lr_scales(model.backbone, options.LAYER_DECAY, name=cfg.MODEL.BACKBONE)

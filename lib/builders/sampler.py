@@ -1,6 +1,10 @@
 """SAMPLER in the config -> the rows of every epoch."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
+
+import numpy as np
+import torch
 
 from lib.builders.loss import deferred_start_epoch
 from lib.config.defaults import Config
@@ -79,11 +83,36 @@ def _class_batches(cfg: Config, index: ClassIndex) -> ClassBatches:
         ) from None
 
 
-def _sampler(cfg: Config, name: str, index: ClassIndex, *, stream: int = 0) -> Sampler:
-    weights = SAMPLERS[name]
+def build_class_factors(cfg: Config, index: ClassIndex, device: torch.device) -> Callable[[int], torch.Tensor] | None:
+    """Return epoch -> (num_classes,) weights of images that give each class its share of the sampler; None: all 1.
+
+    They are for an optimizer that uses every image. Their mean over the images is 1.
+    """
+    options, max_epoch = cfg.SAMPLER, cfg.TRAIN.MAX_EPOCH
+    if options.TYPE == 'instance_balance' and options.SWITCH_TYPE in ('', 'instance_balance'):
+        return None
+    switch_epoch = deferred_start_epoch(options.SWITCH_EPOCH, max_epoch) if options.SWITCH_TYPE else max_epoch
+    counts = index.class_counts
+
+    @cache
+    def factors(epoch: int) -> torch.Tensor:
+        weights = _class_weights(cfg, options.SWITCH_TYPE if epoch >= switch_epoch else options.TYPE)
+        shares = weights(counts, min(1.0, epoch / max(1, max_epoch - 1)))
+        per_image = np.divide(shares, counts, out=np.zeros(len(counts)), where=counts > 0)
+        return torch.from_numpy(per_image * (counts.sum() / shares.sum())).float().to(device)
+
+    return factors
+
+
+def _class_weights(cfg: Config, name: str) -> ClassWeights:
     if name == 'effective_number':
-        weights = partial(effective_number, beta=cfg.SAMPLER.BETA)
-    elif name == 'repeat_factor':
-        weights = partial(repeat_factor, threshold=cfg.SAMPLER.REPEAT_THRESHOLD)
+        return partial(effective_number, beta=cfg.SAMPLER.BETA)
+    if name == 'repeat_factor':
+        return partial(repeat_factor, threshold=cfg.SAMPLER.REPEAT_THRESHOLD)
+    return SAMPLERS[name]
+
+
+def _sampler(cfg: Config, name: str, index: ClassIndex, *, stream: int = 0) -> Sampler:
+    weights = _class_weights(cfg, name)
     systematic = name == 'repeat_factor'
     return Sampler(weights, index, cfg.SEED, cfg.TRAIN.MAX_EPOCH, systematic=systematic, stream=stream)

@@ -11,12 +11,13 @@ from lib.builders.model import model_at_test_size
 from lib.builders.objective import build_objective, is_chunked
 from lib.builders.optim import build_clip, build_optimizer, build_scaler, build_schedule
 from lib.builders.precision import step_format
+from lib.builders.sampler import build_class_factors
 from lib.builders.split import TrainingData
 from lib.config.defaults import KEYS, Config
 from lib.config.yaml_text import as_text, as_values
 from lib.dataset.features import Features
 from lib.dataset.index import ClassIndex
-from lib.dataset.loader import TrainLoader
+from lib.dataset.loader import FullBatchLoader, TrainLoader
 from lib.distributed.parallel import wrap_parallel
 from lib.distributed.process_group import ProcessGroup
 from lib.model import Recognizer
@@ -25,6 +26,7 @@ from lib.runtime.device import Compiled, Device, num_replicas
 from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing.state import TrainingSet
 from lib.trainer.forward import TrainingForward
+from lib.trainer.lbfgs import LBFGSStep, regularization_path
 from lib.trainer.run_folder import RunFolder
 from lib.trainer.selection import LAST, ModelSelector
 from lib.trainer.step import TrainStep
@@ -106,7 +108,7 @@ def build_trainer(
     index: ClassIndex,
     model: Recognizer,
     training_set: TrainingSet,
-    loader: TrainLoader,
+    loader: TrainLoader | FullBatchLoader,
     folder: RunFolder,
     device: Device,
     group: ProcessGroup,
@@ -169,15 +171,17 @@ def build_step(
     data: TrainingData,
     index: ClassIndex,
     model: Recognizer,
-    loader: TrainLoader,
+    loader: TrainLoader | FullBatchLoader,
     device: Device,
     group: ProcessGroup,
-) -> TrainStep:
+) -> TrainStep | LBFGSStep:
     """Return the training step of `model`, with optimizer, EMA and scaler in their initial state.
 
     Raises:
         UserError: settings that do not fit together.
     """
+    if isinstance(loader, FullBatchLoader):
+        return _build_lbfgs_step(cfg, data, index, model, loader, device, group)
     stages = build_mixed_stages(cfg, model.backbone)
     takes_features = cfg.TRAIN.FEATURES == 'cached'
     forward = TrainingForward(model, stages, classifies=not is_chunked(cfg), takes_features=takes_features)
@@ -193,7 +197,7 @@ def build_step(
         model=model,
         optimizer=build_optimizer(cfg, model),
         scaler=build_scaler(model, device, group),
-        ema=ModelEMA(model, cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY else None,
+        ema=_build_ema(cfg, model),
     )
     return TrainStep(
         state=state,
@@ -205,6 +209,31 @@ def build_step(
         clip=build_clip(cfg, model, group),
         group=group,
     )
+
+
+def _build_lbfgs_step(
+    cfg: Config,
+    data: TrainingData,
+    index: ClassIndex,
+    model: Recognizer,
+    loader: FullBatchLoader,
+    device: Device,
+    group: ProcessGroup,
+) -> LBFGSStep:
+    return LBFGSStep(
+        state=TrainState(model, build_optimizer(cfg, model)),
+        objective=build_objective(cfg, index.class_counts, model, device, data.class_names, group),
+        schedule=regularization_path(cfg.OPTIMIZER.FIRST_LAMBDA),
+        blocks=loader.blocks,
+        class_factors=build_class_factors(cfg, index, device.main),
+        seed=cfg.SEED,
+        group=group,
+    )
+
+
+def _build_ema(cfg: Config, model: Recognizer) -> ModelEMA | None:
+    decay = cfg.TRAIN.EMA_DECAY
+    return ModelEMA(model, decay, constant=model.constant_names()) if decay else None
 
 
 def _build_selector(cfg: Config, data: TrainingData) -> ModelSelector:

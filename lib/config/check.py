@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from lib.config.check_features import check_cached_features
+from lib.config.check_features import check_cached_features, check_lbfgs
 from lib.config.defaults import KEYS
 from lib.config.key import AUTO, shown
 from lib.config.keys.data import PAIRED
@@ -70,6 +70,7 @@ def check_methods(values: dict[str, Any]) -> None:
     _check_classifier(values)
     _check_auxiliary(values)
     check_cached_features(values)
+    check_lbfgs(values)
 
 
 def _check_loss(values: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ def check_cached_features(values: dict[str, Any]) -> None:
         return
     if not values['MODEL.FREEZE_BACKBONE']:
         raise UserError(
-            'TRAIN.FEATURES cached needs a frozen backbone: --MODEL_FREEZE_BACKBONE True, or --TRAIN_FEATURES images'
+            'TRAIN.FEATURES cached needs a frozen backbone: --MODEL_TUNE head, or --TRAIN_FEATURES images'
         )
     for name, off in _NEEDS_IMAGES.items():
         if values[name]:
@@ -34,4 +34,42 @@ def check_cached_features(values: dict[str, Any]) -> None:
         raise UserError(
             f'TRAIN.FEATURE_VIEWS is {views}, but nothing is random, so all views are equal: --TRAIN_FEATURE_VIEWS 1, '
             'or --INPUT_TRAIN_TRANSFORM random_resized_crop'
+        )
+
+
+# Keys of steps over batches, and their values without effect.
+_NEEDS_BATCHES: dict[str, object] = {
+    'LOSS.CHUNK_IMAGES': 0,
+    'LOSS.SAMPLED_CLASSES': 1.0,
+    'MODEL.CLASSIFIER_SHARDED': False,
+    'SAMPLER.IMAGES_PER_CLASS': 0,
+    'TRAIN.DEVICE_BATCH_SIZE': 0,
+}
+_MAX_STRENGTHS = 40  # the square root of 10 to this power is 1e20
+
+
+def check_lbfgs(values: dict[str, Any]) -> None:
+    """Raise UserError if OPTIMIZER.TYPE lbfgs does not work with the other settings."""
+    if values['OPTIMIZER.TYPE'] != 'lbfgs':
+        return
+    if values['TRAIN.FEATURES'] != 'cached':
+        raise UserError(
+            'OPTIMIZER.TYPE lbfgs reads the whole training set in every iteration, so it needs stored features: '
+            '--MODEL_TUNE head --TRAIN_FEATURES cached'
+        )
+    if values['MODEL.CLASSIFIER'] == 'lws':
+        raise UserError(
+            'OPTIMIZER.TYPE lbfgs fits weight and bias of a linear classifier, or a cosine classifier, but '
+            'MODEL.CLASSIFIER is lws: --MODEL_CLASSIFIER FC, or --OPTIMIZER_TYPE sgd'
+        )
+    for name, off in _NEEDS_BATCHES.items():
+        if values[name] != off:
+            raise UserError(
+                f'{name} is {values[name]}, but OPTIMIZER.TYPE lbfgs uses the whole training set in every iteration, '
+                f'TRAIN.BATCH_SIZE images at a time: --{name.replace(".", "_")} {off}'
+            )
+    if values['TRAIN.MAX_EPOCH'] > _MAX_STRENGTHS:
+        raise UserError(
+            f'TRAIN.MAX_EPOCH is {values["TRAIN.MAX_EPOCH"]}, but with OPTIMIZER.TYPE lbfgs the regularization of an '
+            f'epoch is 3.2 times that of the one before: at most {_MAX_STRENGTHS}, such as --TRAIN_MAX_EPOCH 9'
         )

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
 
 from lib.dataset.features import FeatureReader
 from lib.dataset.pipeline import Batch, BatchPipeline
@@ -91,6 +92,57 @@ class TrainLoader:
         rows, size, length = self.sampler.epoch_rows(epoch), self.size_at(epoch), self.local_batch_size
         starts = map(self.first_slot, range(first_step, self.steps_per_epoch))
         return self._pipeline(BatchRequest(epoch, start, rows[start : start + length], size) for start in starts)
+
+
+class FullBatchLoader:
+    """The whole training set as the one step of every epoch, which reads it in blocks as often as it needs.
+
+    Attributes:
+        batch_size: stored features, over all views and ranks.
+        local_batch_size: those of this rank.
+        steps_per_epoch: 1.
+    """
+
+    steps_per_epoch = 1
+
+    def __init__(
+        self, reader: FeatureReader, rows: np.ndarray, block_size: int, *, group: ProcessGroup = SINGLE_PROCESS
+    ) -> None:
+        """Prepare for reading `rows` of all views, at most `block_size` at a time.
+
+        Raises:
+            BatchTooSmall: some ranks would have no image.
+        """
+        num_views = len(reader.views)
+        if len(rows) < group.world_size:
+            raise BatchTooSmall(len(rows), len(rows), group.world_size)
+        self._reader, self._block_size = reader, block_size
+        self._shard = group.shard(len(rows))
+        self._rows = np.sort(rows)[self._shard]
+        self.batch_size = num_views * len(rows)
+        self.local_batch_size = num_views * len(self._rows)
+
+    def first_slot(self, step: int) -> int:
+        """Return 0: nothing that is drawn depends on the slot."""
+        return 0
+
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Yield one batch without images unless `first_step` is 1; it names those that cannot be decoded."""
+        if first_step:
+            return
+        used = set(self._rows.tolist())
+        bad = [image for view in self._reader.views for image in view.bad if image[0] in used]
+        none = torch.empty(0, dtype=torch.int64)
+        yield Batch(torch.empty(0, 0), none, none.bool(), none, bad)
+
+    def blocks(self) -> Iterator[Batch]:
+        """Yield the features of this rank, view after view, on the device."""
+        starts = range(0, len(self._rows), self._block_size)
+        return self._reader(
+            BatchRequest(view, self._shard.start + start, self._rows[start : start + self._block_size])
+            for view in range(len(self._reader.views))
+            for start in starts
+        )
 
 
 class EvalLoader:

@@ -160,6 +160,26 @@ def create_optimizer(
     return optimizer
 
 
+def create_lbfgs(model: nn.Module) -> torch.optim.LBFGS:
+    """Create L-BFGS (Nocedal and Wright 2006, algorithm 7.5) over the parameters of `model` that require gradients.
+
+    A step takes up to 100 iterations, each with a line search for the strong Wolfe conditions, until the largest
+    gradient is below 1e-6.
+    """
+    optimizer = torch.optim.LBFGS(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=1.0,
+        max_iter=100,
+        max_eval=200,
+        tolerance_grad=1e-6,
+        tolerance_change=1e-9,
+        history_size=20,
+        line_search_fn='strong_wolfe',
+    )
+    register_load_hooks(optimizer)
+    return optimizer
+
+
 def parameter_groups(
     model: nn.Module,
     *,

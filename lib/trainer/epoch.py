@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import torch
 
-from lib.dataset.loader import TrainLoader
+from lib.dataset.loader import FullBatchLoader, TrainLoader
 from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
 from lib.runtime.log import progress_bar
 from lib.trainer.checkpointing.state import TrainProgress
+from lib.trainer.lbfgs import LBFGSStep
 from lib.trainer.mixing.base import Mixer
 from lib.trainer.run_log import RunLog
 from lib.trainer.step import StepResult, TrainStep
@@ -59,8 +60,8 @@ class NotFinite(UserError):
 
 
 def train_epoch(
-    step: TrainStep,
-    loader: TrainLoader,
+    step: TrainStep | LBFGSStep,
+    loader: TrainLoader | FullBatchLoader,
     mixer: Mixer,
     *,
     log_every_steps: int,
@@ -126,16 +127,18 @@ def train_epoch(
     }
 
 
-def check_weights(step: TrainStep, loader: TrainLoader) -> None:
-    """Raise NotFinite for weights that are not finite; the loss of a step is computed before its update."""
-    weights = [weight.detach() for weight in step.state.model.parameters() if weight.numel()]
+def check_weights(step: TrainStep | LBFGSStep, loader: TrainLoader | FullBatchLoader) -> None:
+    """Raise NotFinite for trained weights that are not finite; the loss of a step is computed before its update."""
+    weights = [w.detach() for w in step.state.model.parameters() if w.requires_grad and w.numel()]
     # The maximum norm is not finite if any value is not, and takes no memory.
     norms = torch.stack([torch.linalg.vector_norm(weight, math.inf).float() for weight in weights])
     if not norms.isfinite().all():
         raise _not_finite('the weights are', step, loader, step.state.progress.step - 1)
 
 
-def _not_finite(what: str, step: TrainStep, loader: TrainLoader, number: int) -> NotFinite:
+def _not_finite(
+    what: str, step: TrainStep | LBFGSStep, loader: TrainLoader | FullBatchLoader, number: int
+) -> NotFinite:
     epoch = step.state.progress.epoch
     lr = step.schedule(epoch * loader.steps_per_epoch + number)
     return NotFinite(

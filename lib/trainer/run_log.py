@@ -19,7 +19,7 @@ from tqdm import tqdm
 from lib.runtime.log import LOGGER, duration_text
 from lib.trainer.checkpointing.state import TrainProgress
 
-_COLUMNS = '      lr  train loss  images/s  mean class error  top-1  time left'
+_COLUMNS = '  train loss  images/s  mean class error  top-1  time left'
 
 
 @dataclass
@@ -73,10 +73,11 @@ class RunLog:
     Args:
         length: of the run.
         events: None on all ranks but the main one.
+        rate_name: heading of the learning rate, or of what an optimizer without one changes over the epochs.
     """
 
-    def __init__(self, length: RunLength, events: 'EventFile | None') -> None:
-        self._length, self._events = length, events
+    def __init__(self, length: RunLength, events: 'EventFile | None', *, rate_name: str = 'lr') -> None:
+        self._length, self._events, self._rate_name = length, events, rate_name
         self._has_header = False
         self._before = TrainProgress()  # at the log step before
 
@@ -121,7 +122,7 @@ class RunLog:
         last = self._length.max_epoch
         width = max(8, len(f'{last}/{last}'))
         if not self._has_header:
-            LOGGER.info('%s%s', 'epoch'.rjust(width), _COLUMNS)
+            LOGGER.info('%s%s%s', 'epoch'.rjust(width), self._rate_name.rjust(8), _COLUMNS)
             self._has_header = True
         left = duration_text(self._length.seconds_left(epoch, 0)) if epoch < last else '-'
         speed = train['images_per_second']

@@ -5,7 +5,7 @@ Nothing in a step waits for the device.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -55,6 +55,7 @@ class TrainStep:
     micro_batches: MicroBatches | None = None
     clip: Callable[[], object] | None = None
     group: ProcessGroup = SINGLE_PROCESS
+    rate_name: ClassVar[str] = 'lr'
 
     def __call__(self, mixed: MixedBatch, global_step: int) -> StepResult:
         """Update the weights by this rank's images of a batch.

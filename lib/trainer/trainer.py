@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 
-from lib.dataset.loader import TrainLoader
+from lib.dataset.loader import FullBatchLoader, TrainLoader
 from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
 from lib.inference.run import Evaluation
@@ -15,6 +15,7 @@ from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing.async_save import AsyncSaver
 from lib.trainer.checkpointing.state import TrainProgress
 from lib.trainer.epoch import check_weights, train_epoch
+from lib.trainer.lbfgs import LBFGSStep
 from lib.trainer.mixing.base import Mixer
 from lib.trainer.run_folder import BadImages, RunFolder, write_bad_images
 from lib.trainer.run_log import EventFile, RunLength, RunLog
@@ -65,8 +66,8 @@ class Trainer:
         self,
         config: TrainConfig,
         info: RunInfo,
-        step: TrainStep,
-        loader: TrainLoader,
+        step: TrainStep | LBFGSStep,
+        loader: TrainLoader | FullBatchLoader,
         mixer: Mixer,
         validator: Validator | None,
         folder: RunFolder,
@@ -117,7 +118,7 @@ class Trainer:
         ):
             if events is not None:
                 events.add_run(self.info.config, self.info.hyper_parameters)
-            log = RunLog(self._length(), events)
+            log = RunLog(self._length(), events, rate_name=self.step.rate_name)
             if self.config.max_epoch == 0 and self.progress.position == (0, 0):
                 self._save_untrained(saver, log)
                 return None
@@ -154,6 +155,9 @@ class Trainer:
         self._raise_if_stopped()  # a signal may have arrived while the checkpoint was written
         for line in config.selector.describe(self.state.selection, progress.epoch):
             LOGGER.info('%s', line)
+        selected = self.state.selection.selected_epoch
+        if isinstance(self.step, LBFGSStep) and selected:
+            LOGGER.info('lambda %.2g, epoch %d of %d', self.step.schedule(selected - 1), selected, progress.epoch)
 
     def train_epoch(self, saver: AsyncSaver, bad_images: BadImages, log: RunLog) -> dict[str, float]:
         """Run the remaining steps of the current epoch; return its metrics, see lib.trainer.epoch.train_epoch."""

@@ -5,6 +5,7 @@ from lib.config.key import Key, Section
 # Backbones with MODEL.PRETRAINED bundled: those in lib/backbone/bundled.py.
 BUNDLED = ('tf_efficientnet_lite0', 'tf_efficientnet_lite1', 'tf_efficientnet_lite2')
 _WITH_MOMENTUM = ('OPTIMIZER.TYPE', ('sgd',))
+_WITH_STEPS = ('OPTIMIZER.TYPE', ('sgd', 'adam', 'adamw'))  # all but L-BFGS
 _WITH_ADAPTERS = ('MODEL.TUNE', ('lora', 'adaptformer'))
 
 
@@ -126,12 +127,27 @@ class MixKeys(Section, title='mixing of image pairs'):
 
 
 class OptimizerKeys(Section, title='optimizer'):
-    TYPE = Key('sgd', 'Optimizer.', choices=('sgd', 'adam', 'adamw'))
+    TYPE = Key(
+        'sgd',
+        'Optimizer. lbfgs: L-BFGS over the whole training set, for heads on cached features (TRAIN.FEATURES cached). '
+        'Epoch e (from 0) minimizes the mean loss + lambda_e / 2 |W|^2, lambda_e = FIRST_LAMBDA x 10^(e/2), for '
+        'features of mean 0 and total variance 1: the epoch that TRAIN.SELECT_RULE selects is the regularization.',
+        choices=('sgd', 'adam', 'adamw', 'lbfgs'),
+    )
     LR = Key(
         0.1,
         'Base learning rate; with SCHEDULE.TYPE one_cycle, its maximum. auto: by number of training images.',
         low=0.0,
         auto=-1.0,
+        used_by=_WITH_STEPS,
+    )
+    FIRST_LAMBDA = Key(
+        1e-7,
+        'lambda of the first epoch, the weakest regularization. 0: no regularization, and each epoch takes up to 100 '
+        'more iterations.',
+        low=0.0,
+        high=1e3,
+        used_by=('OPTIMIZER.TYPE', ('lbfgs',)),
     )
     MOMENTUM = Key(0.9, 'Momentum.', low=0.0, high=0.9999, used_by=_WITH_MOMENTUM)
     NESTEROV = Key(False, 'Use Nesterov momentum.', used_by=_WITH_MOMENTUM)
@@ -142,25 +158,47 @@ class OptimizerKeys(Section, title='optimizer'):
         high=0.999999,
         used_by=('OPTIMIZER.TYPE', ('adam', 'adamw')),
     )
-    WEIGHT_DECAY = Key(1e-4, 'Weight decay.', low=0.0)
+    WEIGHT_DECAY = Key(1e-4, 'Weight decay.', low=0.0, used_by=_WITH_STEPS)
     MAX_NORM = Key(
-        0.0, 'Maximum L2 norm of each classifier row, enforced after every step (MaxNorm). 0: no limit.', low=0.0
+        0.0,
+        'Maximum L2 norm of each classifier row, enforced after every step (MaxNorm). 0: no limit.',
+        low=0.0,
+        used_by=_WITH_STEPS,
     )
-    CLIP_NORM = Key(0.0, 'Maximum L2 norm of all gradients together (gradient clipping). 0: no limit.', low=0.0)
+    CLIP_NORM = Key(
+        0.0,
+        'Maximum L2 norm of all gradients together (gradient clipping). 0: no limit.',
+        low=0.0,
+        used_by=_WITH_STEPS,
+    )
     LAYER_DECAY = Key(
         1.0,
         'Layer-wise learning rate decay: factor per backbone block, counted from the classifier.',
         low=1e-3,
         high=1.0,
     )
-    DECAY_NORM_AND_BIAS = Key(True, 'Apply weight decay to biases and normalization layers, too.')
+    DECAY_NORM_AND_BIAS = Key(True, 'Apply weight decay to biases and normalization layers, too.', used_by=_WITH_STEPS)
 
 
 class ScheduleKeys(Section, title='learning rate schedule'):
-    TYPE = Key('multistep', 'Learning rate schedule.', choices=('multistep', 'cosine', 'one_cycle'))
-    WARMUP_FRACTION = Key(0.0, 'Length of the warm-up as a fraction of TRAIN.MAX_EPOCH.', low=0.0, high=0.99)
+    TYPE = Key(
+        'multistep',
+        'Learning rate schedule.',
+        choices=('multistep', 'cosine', 'one_cycle'),
+        used_by=_WITH_STEPS,
+    )
+    WARMUP_FRACTION = Key(
+        0.0,
+        'Length of the warm-up as a fraction of TRAIN.MAX_EPOCH.',
+        low=0.0,
+        high=0.99,
+        used_by=_WITH_STEPS,
+    )
     WARMUP_EPOCHS = Key(
-        -1.0, 'Length of the warm-up in epochs; replaces WARMUP_FRACTION. -1: WARMUP_FRACTION applies.', low=-1.0
+        -1.0,
+        'Length of the warm-up in epochs; replaces WARMUP_FRACTION. -1: WARMUP_FRACTION applies.',
+        low=-1.0,
+        used_by=_WITH_STEPS,
     )
     MILESTONE_EPOCHS = Key[tuple[float, ...]](
         (10.0, 20.0, 30.0),

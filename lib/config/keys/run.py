@@ -62,6 +62,7 @@ class TrainKeys(Section, title='epochs, batches, checkpoints'):
         'prediction. 0: no EMA.',
         low=0.0,
         high=0.999999,
+        used_by=('OPTIMIZER.TYPE', ('sgd', 'adam', 'adamw')),
     )
     CHECKPOINT_MINUTES = Key(
         10.0,
