@@ -31,10 +31,12 @@ _CPU_BATCH_SIZE = 64  # larger batches exceed the caches of a CPU and are slower
 
 TRAIN_TRANSFORMS: dict[str, Callable[[InputKeys], Transform]] = {
     'random_resized_crop': lambda inputs: RandomResizedCrop(
-        inputs.SIZE, inputs.SCALE, inputs.RATIO, inputs.FLIP_PROBABILITY
+        inputs.SIZE, inputs.SCALE, inputs.RATIO, inputs.FLIP_PROBABILITY, interpolation=inputs.INTERPOLATION
     ),
-    'pad_crop': lambda inputs: PadCrop(inputs.SIZE, inputs.PADDING, inputs.FLIP_PROBABILITY),
-    'center_crop': lambda inputs: ResizeCenterCrop(inputs.SIZE, inputs.CROP_RATIO),
+    'pad_crop': lambda inputs: PadCrop(
+        inputs.SIZE, inputs.PADDING, inputs.FLIP_PROBABILITY, interpolation=inputs.INTERPOLATION
+    ),
+    'center_crop': lambda inputs: ResizeCenterCrop(inputs.SIZE, inputs.CROP_RATIO, interpolation=inputs.INTERPOLATION),
 }
 
 
@@ -176,7 +178,8 @@ def eval_batch_size(cfg: Config, device: Device) -> int:
 
 def plain_view(cfg: Config) -> ResizeCenterCrop:
     """Return the transform of validation images."""
-    return ResizeCenterCrop(cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE, cfg.INPUT.CROP_RATIO)
+    inputs = cfg.INPUT
+    return ResizeCenterCrop(inputs.TEST_SIZE or inputs.SIZE, inputs.CROP_RATIO, interpolation=inputs.INTERPOLATION)
 
 
 def build_augment(cfg: Config) -> Augment | None:

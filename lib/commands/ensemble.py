@@ -1,7 +1,7 @@
 """RESUME_MODEL and TEST.ENSEMBLE in the config -> the models of an ensemble and the views of each image."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -53,7 +53,8 @@ def tta_views(cfg: Config) -> TTAViews:
     if not test.SCALES:
         raise UserError('TEST.SCALES is empty, but must be numbers separated by commas, such as 1.0')
     crops, ratio = CROPS[test.CROPS], cfg.INPUT.CROP_RATIO
-    views = [view for scale in test.SCALES for view in crops(max(8, round(plain.size * scale)), ratio)]
+    sizes = [max(8, round(plain.size * scale)) for scale in test.SCALES]
+    views = [replace(view, interpolation=plain.interpolation) for size in sizes for view in crops(size, ratio)]
     others = [view for view in views if view != plain]
     return TTAViews(plain, others, test.FLIP or test.CROPS == 'ten', averages_plain=plain in views)
 

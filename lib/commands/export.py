@@ -98,7 +98,7 @@ def preprocessing_of(trained: LoadedModel) -> Preprocessing:
     inputs, view = trained.cfg.INPUT, plain_view(trained.cfg)
     bgr = trained.cfg.DATASET.COLOR_SPACE == 'BGR'
     inside = trained.cfg.EXPORT.PREPROCESSING == 'inside'
-    return Preprocessing(view.size, view.crop_ratio, inputs.MEAN, inputs.STD, bgr, inside)
+    return Preprocessing(view.size, view.crop_ratio, inputs.MEAN, inputs.STD, bgr, inside, view.interpolation)
 
 
 def _merged(trained: LoadedModel) -> tuple[dict[str, torch.Tensor], str]:

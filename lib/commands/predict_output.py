@@ -124,7 +124,10 @@ def _options(trained: LoadedModel) -> dict[str, Any]:
     """Return the options that predictions depend on, as JSON gives them back."""
     cfg, test = trained.cfg, trained.cfg.TEST
     ensemble = [str(Path(path).resolve()) for path in test.ENSEMBLE]
+    filters = {'INPUT.INTERPOLATION': cfg.INPUT.INTERPOLATION}
     return {
+        # Older versions knew only the bilinear filter; their predictions keep their names.
+        **(filters if cfg.INPUT.INTERPOLATION != 'bilinear' else {}),
         'INPUT.TEST_SIZE': cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE,
         'INPUT.CROP_RATIO': cfg.INPUT.CROP_RATIO,
         'TEST.FLIP': test.FLIP,

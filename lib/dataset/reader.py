@@ -228,7 +228,7 @@ class BatchReader(Dataset):
         """Crop one image into the canvas; return True if the device is to flip it. Raises: DecodeError, UserError."""
         image = self._open(row)
         params = self.transform.crop_params(image.width, image.height, draws)
-        crop_resize(image, params, canvas)
+        crop_resize(image, params, canvas, self.transform.interpolation)
         return params.flip
 
     def _open(self, row: int) -> LazyImage:

@@ -6,7 +6,7 @@ image's slot. So the crop is known before the image is decoded, and only the pix
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -49,10 +49,13 @@ class Transform:
 
     Attributes:
         size: width and height of the canvas, pixels.
+        interpolation: filter for resizing, bilinear or bicubic.
         num_draws: random numbers that `crop_params` needs; 0 for a fixed crop.
     """
 
     size: int
+    # Not in the text of a transform, which identifies stored results: their keys name it where it is not bilinear.
+    interpolation: str = field(default='bilinear', kw_only=True, repr=False)
     num_draws: ClassVar[int] = 0
 
     def __post_init__(self) -> None:

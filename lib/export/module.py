@@ -22,6 +22,7 @@ class Preprocessing:
         mean, std: per channel, for pixel values from 0 to 1.
         bgr: the channels are reversed before normalization.
         inside: reversal and normalization are part of the exported module.
+        interpolation: antialiased filter of the resize, bilinear or bicubic.
     """
 
     size: int
@@ -30,6 +31,7 @@ class Preprocessing:
     std: Sequence[float]
     bgr: bool
     inside: bool
+    interpolation: str = 'bilinear'
 
     def example(self, batch: int) -> torch.Tensor:
         """Return an input of zeros for a batch size."""
@@ -45,7 +47,7 @@ class Preprocessing:
             'input': {'name': 'images', 'dtype': 'uint8' if self.inside else 'float32', 'shape': shape},
             'resize_short_side': int(self.size / self.crop_ratio),
             'center_crop': self.size,
-            'interpolation': 'bilinear, antialiased',
+            'interpolation': f'{self.interpolation}, antialiased',
             'channel_order': 'RGB' if self.inside else order,
             'normalized_inside': self.inside,
             'mean': list(self.mean),

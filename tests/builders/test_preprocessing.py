@@ -10,13 +10,18 @@ import timm
 
 from lib.backbone.bundled import BUNDLED, IMAGENET
 from lib.backbone.create import published_preprocessing
+from lib.builders.cache_key import input_key
+from lib.builders.loader import TRAIN_TRANSFORMS, plain_view
 from lib.builders.preprocessing import resolve_preprocessing, uses_recipe
+from lib.commands.ensemble import tta_views
 from lib.config.defaults import KEYS
 from lib.config.keys.method import BUNDLED as BUNDLED_NAMES
 from lib.config.load import load_config, merge_checkpoint_config
 from lib.config.yaml_text import as_node, as_text, as_values
 from lib.errors import UserError
+from lib.runtime.device import pick_device
 from lib.runtime.log import LOGGER
+from tests.defaults import DEFAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
 LITE0 = 'tf_efficientnet_lite0'
@@ -166,6 +171,16 @@ def test_checkpoints_of_older_versions_keep_theirs(text):
     cfg = merge_checkpoint_config(text, 'x.pth', {})
     assert ('', 'bilinear', IMAGENET.mean) == (cfg.MODEL.PRETRAINED, cfg.INPUT.INTERPOLATION, cfg.INPUT.MEAN)
     assert as_values(resolve_preprocessing(cfg)) == as_values(cfg)
+
+
+@pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic'])
+def test_all_views_use_the_filter_and_keys_of_stored_results_name_it(interpolation):
+    cfg = as_node(DEFAULTS | {'NAME': 'x', 'INPUT.INTERPOLATION': interpolation, 'TEST.CROPS': 'ten'})
+    views = [plain_view(cfg), *tta_views(cfg).others, *(make(cfg.INPUT) for make in TRAIN_TRANSFORMS.values())]
+    assert [view.interpolation for view in views] == [interpolation] * (2 + 4 + 2)
+    key = input_key(cfg, pick_device('cpu', 'float32'))
+    assert key.get('interpolation', 'bilinear') == interpolation
+    assert 'bilinear' not in str((key, tta_views(cfg).key)), 'keys of older versions remain valid'
 
 
 @pytest.mark.process

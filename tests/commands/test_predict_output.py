@@ -1,6 +1,7 @@
 """Names of the files of predictions."""
 
 import itertools
+import json
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,13 @@ def model(folder, checkpoint='best_model.pth', **options):
 
 def claim(folder, name, identity, checkpoint='best_model.pth', **options):
     return claim_stem(model(folder, checkpoint, **options), Source(name, identity)).name
+
+
+def test_predictions_of_older_versions_keep_their_names(tmp_path):
+    assert claim(tmp_path, 'photos', '/a/photos') == 'predictions_photos'
+    recorded = json.loads((tmp_path / 'predictions_photos.json').read_text())
+    assert 'INPUT.INTERPOLATION' not in recorded['options'], 'they knew only the bilinear filter'
+    assert claim(tmp_path, 'photos', '/a/photos', INPUT__INTERPOLATION='bicubic') == 'predictions_photos_2'
 
 
 def test_names(tmp_path):

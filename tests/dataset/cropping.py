@@ -21,5 +21,5 @@ def crop(transform: Transform, image: LazyImage | Image.Image, draws: Sequence[f
         image = LazyPixelImage(np.array(image))
     canvas = np.zeros((transform.size, transform.size, 3), np.uint8)
     params = transform.crop_params(image.width, image.height, draws)
-    crop_resize(image, params, canvas)
+    crop_resize(image, params, canvas, transform.interpolation)
     return canvas[:, ::-1] if params.flip else canvas

@@ -184,6 +184,49 @@ def test_an_extreme_strip_needs_little_memory():
     assert_form(crop(ResizeCenterCrop(224), Image.new('RGB', (60_000, 1), 'red')), 224)
 
 
+def photo_like(width, height, seed):
+    """Return an image with edges and gradients, but without the noise in which the order of two passes shows."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (max(2, height // 6), max(2, width // 6), 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR)
+
+
+@pytest.mark.parametrize('seed', range(30))
+def test_bicubic_center_crop_equals_pillow(seed):
+    rng = random.Random(seed)
+    image = photo_like(rng.randint(8, 300), rng.randint(8, 300), seed)
+    size, crop_ratio = rng.randint(8, 150), rng.uniform(0.5, 1.0)
+    resized = functional.resize(image, math.floor(size / crop_ratio), InterpolationMode.BICUBIC)
+    expected = functional.center_crop(resized, size)
+    found = crop(ResizeCenterCrop(size, crop_ratio, interpolation='bicubic'), image)
+    assert_equal_up_to_rounding(found, expected)
+    if size > 40:
+        assert np.abs(crop(ResizeCenterCrop(size, crop_ratio), image).astype(int) - expected).max() > 2, 'bilinear'
+
+
+@pytest.mark.parametrize('seed', range(30))
+def test_bicubic_training_crops_equal_pillow(seed):
+    rng = np.random.default_rng(seed)
+    image = photo_like(*rng.integers(60, 300, 2), seed)
+    transform = RandomResizedCrop(64, interpolation='bicubic', flip_probability=0.0)
+    draws = draws_of(transform, rng)
+    box = transform.box(*image.size, draws[1:])
+    expected = image.crop(box).resize((64, 64), Image.Resampling.BICUBIC)
+    assert_equal_up_to_rounding(crop(transform, image, draws), expected)
+
+
+def test_bicubic_boxes_within_pixels_and_tiny_results_are_resized_by_pillow(monkeypatch):
+    image = photo_like(3, 900, 1)
+    whole = crop(ResizeCenterCrop(112, interpolation='bicubic'), image)
+    tiny = crop(ResizeCenterCrop(2, 1.0, interpolation='bicubic'), photo_like(40, 40, 2))
+    expected = photo_like(40, 40, 2).resize((2, 2), Image.Resampling.BICUBIC)
+    assert np.array_equal(tiny, np.asarray(expected))
+    monkeypatch.setattr(transforms, 'MAX_RESIZED_PIXELS', 0)
+    part = crop(ResizeCenterCrop(112, interpolation='bicubic'), image)
+    assert np.abs(part.astype(int) - whole).max() <= 2
+    assert np.abs(crop(ResizeCenterCrop(112), image).astype(int) - whole).max() > 2
+
+
 def test_pad_crop_equals_torchvision_for_its_offset():
     image = noise_image(32, 32)
     padded = np.asarray(functional.pad(image, 4))
@@ -274,11 +317,14 @@ def test_real_photos_equal_torchvisions_pipeline():
     assert len(names) == 10
     images = FileImages(names, str(root))
     test_transform, train_transform = ResizeCenterCrop(112), RandomResizedCrop(112, flip_probability=0.0)
+    bicubic_transform = ResizeCenterCrop(112, interpolation='bicubic')
+    bicubic = tv.Compose([tv.Resize(128, InterpolationMode.BICUBIC), tv.CenterCrop(112)])
     reference = tv.Compose([tv.Resize(128), tv.CenterCrop(112)])
     for row, name in enumerate(names):
         photo = Image.open(root / name).convert('RGB')
         whole = images.load(row)
         assert_equal_up_to_rounding(crop(test_transform, whole), reference(photo))
+        assert_equal_up_to_rounding(crop(bicubic_transform, whole), bicubic(photo))
         draws = draws_of(train_transform, np.random.default_rng(row))
         left, top, right, bottom = train_transform.box(*photo.size, draws[1:])
         expected = functional.resized_crop(photo, top, left, bottom - top, right - left, [112, 112])
