@@ -7,9 +7,10 @@ import timm
 import torch
 from torch import nn
 
-from lib.backbone.create import create_backbone
+from lib.backbone.create import create_backbone, num_features_of
 from lib.classifier.cosine import CosineClassifier, Projector
 from lib.classifier.linear import LinearClassifier
+from lib.errors import UserError
 from lib.model import Recognizer
 
 
@@ -158,3 +159,42 @@ def test_original_checkpoint_gives_the_logits_of_timm(tmp_path):
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(model(images), original(images))
+
+
+# Backbone -> prefixes of the parameters in its stem and first stage, by hand.
+FIRST_TWO_STAGES = {
+    'tf_efficientnet_lite0': ('conv_stem.', 'bn1.', 'blocks.0.'),
+    'resnet18': ('conv1.', 'bn1.', 'layer1.'),
+    'vit_tiny_patch16_224': ('cls_token', 'pos_embed', 'patch_embed.', 'blocks.0.'),
+    'convnext_atto': ('stem.', 'stages.0.'),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('name', FIRST_TWO_STAGES)
+def test_frozen_stages_do_not_change_and_the_others_do(name):
+    torch.manual_seed(0)
+    backbone = create_backbone(name, image_size=64)
+    model = Recognizer(backbone, LinearClassifier(num_features_of(backbone), 5))
+    model.freeze_stages(2, name=name)
+    before = {key: value.clone() for key, value in model.backbone.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
+    model.train()
+    model(torch.rand(4, 3, 64, 64)).square().sum().backward()
+    optimizer.step()
+    after = model.backbone.state_dict()
+    frozen = {key for key in before if key.startswith(FIRST_TWO_STAGES[name])}
+    assert all(torch.equal(after[key], before[key]) for key in frozen)
+    trained = {key for key, parameter in model.backbone.named_parameters() if parameter.grad is not None}
+    assert trained == {key for key, _ in model.backbone.named_parameters()} - frozen
+    statistics = [key for key in before.keys() - frozen if key.endswith('running_mean')]
+    assert not any(torch.equal(after[key], before[key]) for key in statistics)
+
+
+def test_stages_that_do_not_exist_are_an_error():
+    model = Recognizer(create_backbone('resnet18', image_size=32), LinearClassifier(512, 5))
+    with pytest.raises(UserError, match='FREEZE_STAGES is 5, but MODEL.BACKBONE resnet18 has 5 stages: set 0 to 4'):
+        model.freeze_stages(5, name='resnet18')
+    model.backbone = nn.Sequential(nn.Conv2d(3, 8, 1))
+    with pytest.raises(UserError, match='mine defines no stages: set --MODEL_FREEZE_STAGES 0'):
+        model.freeze_stages(1, name='mine')

@@ -1,6 +1,8 @@
-"""Resolve what 'auto' leaves to the number of training images: image size, learning rate and epochs."""
+"""The recipe of a run by its number of training images: what 'auto' leaves open, and when to use pretrained weights."""
 
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
 from lib.builders.preprocessing import is_auto, uses_recipe
 from lib.config.defaults import Config
@@ -8,7 +10,8 @@ from lib.config.yaml_text import as_node, as_values
 from lib.runtime.log import LOGGER
 from lib.runtime.text import count_of
 
-FEW_IMAGES = 20_000  # below, random weights are far behind pretrained ones
+_FEW_IMAGES = 20_000  # with fewer, random weights are far behind pretrained ones
+_FINETUNING_CONFIG = 'configs/own_photos.yaml'
 
 
 @dataclass(frozen=True)
@@ -65,3 +68,24 @@ def resolve_recipe(cfg: Config, num_images: int) -> Config:
         values['INPUT.TEST_SIZE'] or values['INPUT.SIZE'], values['OPTIMIZER.LR'],
     )  # fmt: skip
     return as_node(values)
+
+
+def finetuning_command(cfg: Config, checkout: Path) -> list[str]:
+    """Return the command that fine-tunes bundled weights on the data set of a config, as another run.
+
+    Args:
+        checkout: folder of main.py.
+    """
+    files = {'--DATASET_TRAIN_JSON': cfg.DATASET.TRAIN_JSON, '--DATASET_VALID_JSON': cfg.DATASET.VALID_JSON}
+    given = [word for option, file in files.items() if file for word in (option, file)]
+    main, config = str(checkout / 'main.py'), str(checkout / _FINETUNING_CONFIG)
+    name = f'{cfg.NAME}_pretrained'
+    return ['python', main, '--config', config, '--DATASET_ROOT', cfg.DATASET.ROOT, *given, '--NAME', name]
+
+
+def random_weights_advice(cfg: Config, num_images: int, checkout: Path) -> str | None:
+    """Return a log line for a run from random weights on few images: the command that is better; None for others."""
+    if cfg.MODEL.PRETRAINED or cfg.DATASET.NAME != 'annotations' or num_images >= _FEW_IMAGES:
+        return None
+    command = shlex.join(finetuning_command(cfg, checkout))
+    return f'{count_of(num_images, "image")}: few for random weights; better: {command}'

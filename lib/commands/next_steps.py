@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lib.builders.data import has_test_split
+from lib.builders.recipe import finetuning_command
 from lib.commands.predict_output import PredictResult
 from lib.commands.train import TrainingRun
 from lib.config.defaults import Config
@@ -35,8 +36,8 @@ def after_training(run: TrainingRun, report: Path) -> list[str]:
         command = [*_script('tau_norm.py'), '--RESUME_MODEL', str(model)]
         steps.append(Step('re-balance the classifier, if rare products matter as much as common ones', command))
     is_first = not cfg.MODEL.PRETRAINED and not cfg.RESUME_MODEL and run.trainer.group.world_size == 1
-    if is_first and cfg.DATASET.NAME == 'annotations':
-        command = _again('--MODEL_PRETRAINED', 'timm', '--NAME', f'{cfg.NAME}_pretrained')
+    if is_first and cfg.DATASET.ROOT and cfg.DATASET.NAME == 'annotations':
+        command = finetuning_command(cfg, Path(sys.argv[0]).parent)
         steps.append(Step('train from pretrained weights, which needs fewer photos', command))
     return step_lines(steps)
 

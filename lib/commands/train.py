@@ -1,5 +1,6 @@
 """The steps of main.py: open the data, plan how the run starts, build the trainer, train into the run folder."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,13 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from lib.builders.base_weights import describe_tuning
+from lib.builders.classifier_init import init_classifier
 from lib.builders.data import open_training_data
 from lib.builders.device import build_device
 from lib.builders.features import NO_FEATURES, cached_features
 from lib.builders.loader import build_train_loader
-from lib.builders.model import class_names, class_shard, finetuned_model, model_of, new_model, start_from_class_means
+from lib.builders.model import class_names, class_shard, finetuned_model, model_of, new_model
 from lib.builders.precision import choose_precision
-from lib.builders.recipe import resolve_recipe
+from lib.builders.recipe import random_weights_advice, resolve_recipe
 from lib.builders.split import TrainingData
 from lib.builders.trainer import build_trainer, recipe_of, unreached_epochs
 from lib.commands.cli import Command
@@ -100,8 +102,9 @@ def prepare_training(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> 
         group.barrier()  # no rank saves into the folder before it is ready
         LOGGER.info('%s: %s', folder.path, plan.reason)
         _log_data(data, index, new_classes, device, group)
-        if timing:
-            LOGGER.info('%s', timing)
+        advice = None if plan.checkpoint else random_weights_advice(cfg, len(index), Path(sys.argv[0]).parent)
+        for line in filter(None, (advice, timing)):
+            LOGGER.info('%s', line)
         for line in describe_tuning(trainer.state.model, cfg):
             LOGGER.info('%s', line)
         for line in unreached_epochs(cfg):
@@ -137,7 +140,9 @@ def _build_model(
     classes = class_shard(cfg, data.train.num_classes, group)
     checkpoint = plan.checkpoint
     if checkpoint is None:
-        return new_model(cfg, data.train.num_classes, device, classes=classes), training_set, []
+        model = new_model(cfg, data.train.num_classes, device, classes=classes)
+        init_classifier(cfg, model, data, index, device)
+        return model, training_set, []
     original = checkpoint.training_set
     if plan.kind == 'continue':
         assert original is not None
@@ -145,8 +150,7 @@ def _build_model(
     model, new_classes = finetuned_model(checkpoint, cfg, device, names, classes=classes)
     for warning in name_warnings(new_classes, known=class_names(checkpoint)):
         LOGGER.warning('%s: %s', checkpoint.path, warning)
-    if cfg.MODEL.CLASSIFIER_INIT == 'class_means':
-        start_from_class_means(cfg, model, data.train, index, device)
+    init_classifier(cfg, model, data, index, device)
     if original is not None:
         # Many, medium and few remain those of the original training set; new classes have their own counts.
         before: dict[str, int] = {}

@@ -22,6 +22,8 @@ from lib.commands.next_steps import (
 from lib.commands.predict_output import PredictResult
 from lib.config.load import load_config
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def read_by_shell(lines):
     """Return the words of a command in lines: a backslash at the end continues the line."""
@@ -61,28 +63,31 @@ def scripts_after(run, **changes):
 
 
 def test_the_steps_after_training(run):
-    lines = after_training(run('--TRAIN_MAX_EPOCH', '5', '--NAME', 'first'), Path('log/first/report.html'))
+    options = ('--MODEL_PRETRAINED', '', '--TRAIN_MAX_EPOCH', '5', '--NAME', 'first')
+    lines = after_training(run(*options), Path('log/first/report.html'))
     assert max(map(len, lines)) <= 80
     report, test, tau_norm, again = commands_in(lines)
     assert report == ['log/first/report.html']
     model = ['--RESUME_MODEL', 'log/first/best_model.pth']
     assert test == ['python', 'code/test.py', *model, '--TEST_IMAGES', 'FOLDER']
     assert tau_norm == ['python', 'code/tau_norm.py', *model]
-    assert again[:2] == ['python', 'code/main.py']
-    assert again.count('--NAME') == 1
-    cfg = load_config(again[2:], program='', description='', find_checkpoint_config=lambda *_: None).cfg
-    assert (cfg.NAME, cfg.TRAIN.MAX_EPOCH, cfg.MODEL.PRETRAINED) == ('first_pretrained', 5, 'timm')
+    assert again[:4] == ['python', 'code/main.py', '--config', 'code/configs/own_photos.yaml']
+    again[3] = str(ROOT / 'configs/own_photos.yaml')
+    loaded = load_config(again[2:], program='', description='', find_checkpoint_config=lambda *_: None)
+    cfg = resolve_preprocessing(loaded.cfg)
+    assert (cfg.NAME, cfg.DATASET.ROOT, cfg.MODEL.PRETRAINED) == ('first_pretrained', 'my_photos', 'bundled')
     for words in (test, tau_norm):
         load_config(words[2:], program='', description='', find_checkpoint_config=lambda *_: 'NAME: first')
 
 
 def test_only_steps_that_apply_are_listed(run, tmp_path):
-    assert scripts_after(run()) == ['test.py', 'tau_norm.py', 'main.py']
-    assert scripts_after(run(counts=(10, 9, 0))) == ['test.py', 'main.py']  # equal sizes: nothing to re-balance
-    assert scripts_after(run(valid=False)) == ['test.py', 'main.py']
-    assert scripts_after(run('--MODEL_CLASSIFIER', 'FCNorm')) == ['test.py', 'main.py']
-    assert scripts_after(run('--MODEL_PRETRAINED', 'timm')) == ['test.py', 'tau_norm.py']
-    assert scripts_after(run(world_size=2)) == ['test.py', 'tau_norm.py']  # the command would start one process
+    scratch = ('--MODEL_PRETRAINED', '')
+    assert scripts_after(run()) == ['test.py', 'tau_norm.py']
+    assert scripts_after(run(*scratch)) == ['test.py', 'tau_norm.py', 'main.py']
+    assert scripts_after(run(counts=(10, 9, 0))) == ['test.py']  # equal sizes: nothing to re-balance
+    assert scripts_after(run(valid=False)) == ['test.py']
+    assert scripts_after(run('--MODEL_CLASSIFIER', 'FCNorm')) == ['test.py']
+    assert scripts_after(run(*scratch, world_size=2)) == ['test.py', 'tau_norm.py']  # it would start one process
     (tmp_path / 'my_photos' / 'test').mkdir()
     test = commands_in(after_training(run(), Path('r.html')))[1]
     assert test == ['python', 'code/test.py', '--RESUME_MODEL', 'log/my_photos/best_model.pth']
