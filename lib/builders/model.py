@@ -15,19 +15,15 @@ from lib.backbone.create import (
 )
 from lib.backbone.pretrained import Fit, examples, fit_weights
 from lib.builders.base_weights import check_adapters, complete_state, identify_base, load_base, with_adapters_of
-from lib.builders.loader import build_eval_loader, train_sizes
-from lib.builders.split import DatasetSplit
+from lib.builders.loader import train_sizes
 from lib.classifier.base import Classifier, transfer_rows
 from lib.classifier.cosine import CosineClassifier, Projector
 from lib.classifier.linear import LearnableWeightScaling, LinearClassifier, without_scale
 from lib.config.defaults import Config
 from lib.config.keys.method import ModelKeys
-from lib.dataset.index import ClassIndex
 from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
-from lib.inference.engine import EagerEngine
 from lib.model import Recognizer
-from lib.posthoc.class_means import class_means, nearest_mean
 from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
 from lib.runtime.seeding import Purpose, torch_seed
@@ -254,33 +250,3 @@ def _load_backbone(
     if fit.resampled and path is not None:
         LOGGER.info('%s: resampled to %d px: %s', path.name, image_size, examples(fit.resampled))
     backbone.load_state_dict(fit.weights, strict=False)
-
-
-def start_from_class_means(
-    cfg: Config, model: Recognizer, split: DatasetSplit, index: ClassIndex, device: Device
-) -> None:
-    """Initialize the classifier of `model` with the mean features of the training images (NCM: Kang et al., ICLR 2020).
-
-    A cosine classifier gets the means of unit-length features, a linear classifier the weights whose largest logit is
-    that of the nearest mean. Only training images count: none beyond DATASET.HEAD_CAP, and none in quarantine. In a
-    cosine classifier a class without images has a row of zeros, so its logit is always 0.
-
-    Raises:
-        UserError: none of the images can be decoded.
-    """
-    classifier = model.classifier
-    is_cosine = isinstance(classifier, CosineClassifier)
-    loader = build_eval_loader(cfg, split, device)
-    try:
-        engine = EagerEngine(model)
-        means, counts = class_means(engine, loader, index.rows, num_classes=split.num_classes, unit_length=is_cosine)
-    except ValueError:
-        raise UserError(
-            f'{split.source}: no training image can be decoded: check DATASET.ROOT{split.heic_hint}'
-        ) from None
-    weight, bias = (means, None) if is_cosine else nearest_mean(means, counts)
-    with torch.no_grad():
-        classifier.weight.copy_(weight)
-        if bias is not None:
-            assert isinstance(classifier, LinearClassifier)
-            classifier.bias.copy_(bias)

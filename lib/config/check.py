@@ -127,19 +127,32 @@ def _check_classifier(values: dict[str, Any]) -> None:
             f'OPTIMIZER.LAYER_DECAY is {values["OPTIMIZER.LAYER_DECAY"]:g}, but MODEL.FREEZE_BACKBONE True trains no '
             'block of the backbone: --OPTIMIZER_LAYER_DECAY 1'
         )
-    if values['MODEL.CLASSIFIER_INIT'] != 'checkpoint' and not resumed:
-        raise UserError(
-            f'MODEL.CLASSIFIER_INIT is {values["MODEL.CLASSIFIER_INIT"]}, which needs a first stage: --RESUME_MODEL '
-            'log/NAME/last.pth'
-        )
-    if values['MODEL.CLASSIFIER_INIT'] == 'class_means' and classifier == 'lws':
-        raise UserError(
-            'MODEL.CLASSIFIER_INIT class_means needs MODEL.CLASSIFIER FC or FCNorm, not lws: --MODEL_CLASSIFIER FCNorm'
-        )
+    _check_classifier_init(values, pretrained)
     if values['OPTIMIZER.MAX_NORM'] and classifier in _COSINE:
         raise UserError(
             f'OPTIMIZER.MAX_NORM is {values["OPTIMIZER.MAX_NORM"]:g}, but MODEL.CLASSIFIER {classifier} '
             'normalizes its rows anyway: --MODEL_CLASSIFIER FC'
+        )
+
+
+def _check_classifier_init(values: dict[str, Any], pretrained: object) -> None:
+    """Raise UserError if there is nothing to initialize the classifier from; `pretrained` is the backbone's source."""
+    start, classifier = values['MODEL.CLASSIFIER_INIT'], values['MODEL.CLASSIFIER']
+    if start == 'random' and not values['RESUME_MODEL']:
+        raise UserError('MODEL.CLASSIFIER_INIT is random, which needs a first stage: --RESUME_MODEL log/NAME/last.pth')
+    if start in ('class_means', 'text') and not values['RESUME_MODEL'] and not pretrained:
+        raise UserError(
+            f'MODEL.CLASSIFIER_INIT is {start}, which needs a first stage (--RESUME_MODEL log/NAME/last.pth) or '
+            'pretrained weights (--MODEL_PRETRAINED timm)'
+        )
+    if start == 'class_means' and classifier == 'lws':
+        raise UserError(
+            'MODEL.CLASSIFIER_INIT class_means needs MODEL.CLASSIFIER FC or FCNorm, not lws: --MODEL_CLASSIFIER FCNorm'
+        )
+    if start == 'text' and classifier not in _COSINE:
+        raise UserError(
+            f'MODEL.CLASSIFIER_INIT text needs a cosine classifier, but MODEL.CLASSIFIER is {classifier}: '
+            '--MODEL_CLASSIFIER FCNorm'
         )
 
 

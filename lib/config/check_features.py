@@ -18,9 +18,7 @@ def check_cached_features(values: dict[str, Any]) -> None:
     if values['TRAIN.FEATURES'] != 'cached':
         return
     if not values['MODEL.FREEZE_BACKBONE']:
-        raise UserError(
-            'TRAIN.FEATURES cached needs a frozen backbone: --MODEL_TUNE head, or --TRAIN_FEATURES images'
-        )
+        raise UserError('TRAIN.FEATURES cached needs a frozen backbone: --MODEL_TUNE head, or --TRAIN_FEATURES images')
     for name, off in _NEEDS_IMAGES.items():
         if values[name]:
             raise UserError(

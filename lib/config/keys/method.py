@@ -6,6 +6,7 @@ from lib.config.key import Key, Section
 BUNDLED = ('tf_efficientnet_lite0', 'tf_efficientnet_lite1', 'tf_efficientnet_lite2')
 _WITH_MOMENTUM = ('OPTIMIZER.TYPE', ('sgd',))
 _WITH_STEPS = ('OPTIMIZER.TYPE', ('sgd', 'adam', 'adamw'))  # all but L-BFGS
+_FROM_TEXT = ('MODEL.CLASSIFIER_INIT', ('text',))
 _WITH_ADAPTERS = ('MODEL.TUNE', ('lora', 'adaptformer'))
 
 
@@ -34,9 +35,17 @@ class ModelKeys(Section, title='backbone and classifier'):
     )
     CLASSIFIER_INIT = Key(
         'checkpoint',
-        "Initial classifier in fine-tuning: the checkpoint's, random, or the mean feature of each class.",
-        choices=('checkpoint', 'random', 'class_means'),
+        "Initial classifier on trained weights: the checkpoint's (without one, random), random, class_means (the mean "
+        'feature of each class), or text (embeddings of the class names by TEXT_MODEL).',
+        choices=('checkpoint', 'random', 'class_means', 'text'),
     )
+    TEXT_MODEL = Key(
+        'ViT-B-16:openai',
+        'CLIP model whose image encoder MODEL.BACKBONE is: name in open_clip, colon, tag of its weights (downloaded) '
+        'or a local file. Needs requirements-text.txt.',
+        used_by=_FROM_TEXT,
+    )
+    TEXT_PROMPT = Key('a photo of a {}.', 'Text that the class name is put into, in place of {}.', used_by=_FROM_TEXT)
     FREEZE_CLASSIFIER = Key(False, 'Train only the scales of the classifier.', used_by=('MODEL.CLASSIFIER', ('lws',)))
     COSINE_SCALE = Key(
         16.0,
