@@ -13,6 +13,7 @@ from lib.loss.sharded_logits import ClassSubset, ShardedLogits
 from lib.loss.targets import Targets
 from lib.loss.weighted import WeightedLoss
 from lib.model import Recognizer
+from lib.runtime.device import seed_generators
 from lib.trainer.forward import LossOutput, LossScale, ModelOutput
 
 
@@ -62,7 +63,7 @@ class ChunkedHead(nn.Module):
             return self.loss.total(logits, targets.select(rows), extra) / scale.normalizer
 
         # A loss with random choices (SEQL) draws the same on all ranks, since each computes the loss of all images.
-        torch.manual_seed(scale.seed)
+        seed_generators(scale.seed, x.device)
         loss, predicted = chunked_loss(
             x, weight, bias, loss_of, chunk=self._chunk_images, extra=loss_features, subset=subset
         )

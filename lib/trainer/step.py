@@ -13,6 +13,7 @@ from torch import nn
 from lib.distributed.parallel import skip_gradient_sync
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
+from lib.runtime.device import seed_generators
 from lib.runtime.seeding import Purpose, torch_seed
 from lib.trainer.forward import LossScale, ModelOutput
 from lib.trainer.microbatch import MicroBatches, whole_batch
@@ -90,9 +91,8 @@ class TrainStep:
         results = []
         for number, rows in enumerate(micro_batches.slices):
             # Dropout and drop path depend on no earlier micro-batch, so a resumed run draws the same.
-            torch.manual_seed(
-                torch_seed(self.seed, Purpose.DROPOUT, global_step, number * group.world_size + group.rank)
-            )
+            drawn = torch_seed(self.seed, Purpose.DROPOUT, global_step, number * group.world_size + group.rank)
+            seed_generators(drawn, self.state.device)
             fraction = (rows.stop - rows.start) / micro_batches.num_images
             scale = LossScale(normalizer, fraction, seed, micro_batches.sizes[number])
             with skip_gradient_sync(self.forward, number + 1 < len(micro_batches.slices)):
