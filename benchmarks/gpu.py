@@ -48,6 +48,7 @@ from lib.formats.write import write_converted
 from lib.loss.targets import Targets
 from lib.model import Recognizer
 from lib.runtime.device import pick_device
+from lib.runtime.precision import StepFormat
 from lib.trainer.chunked_head import ChunkedHead
 from lib.trainer.forward import LossScale, ModelOutput
 
@@ -64,11 +65,12 @@ def rates(
     """Return our rates and speedups over timm for one network and image size."""
     converted = converted_photos(photos)
     num_classes = len(converted.names)
-    dtype = pick_device(device).train_dtype
-    recipe = Recipe(NETWORKS[name], size, batch_size, num_classes, WORKERS, dtype, device)
+    by_rule = pick_device(device)
+    recipe = Recipe(NETWORKS[name], size, batch_size, num_classes, WORKERS, by_rule.train_dtype, device)
     options = options_of(
-        MODEL_BACKBONE=name, INPUT_SIZE=size, TRAIN_BATCH_SIZE=batch_size, RUN_DEVICE=device, RUN_NUM_WORKERS=WORKERS
-    )
+        MODEL_BACKBONE=name, INPUT_SIZE=size, TRAIN_BATCH_SIZE=batch_size, RUN_DEVICE=device, RUN_NUM_WORKERS=WORKERS,
+        RUN_PRECISION=StepFormat.of(by_rule).precision,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         write_converted(converted, Path(folder, 'data'))
         packing = ['--DATASET_ROOT', f'{folder}/data', '--PACK_OUT', f'{folder}/packed', '--INPUT_SIZE', str(size)]

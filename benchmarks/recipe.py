@@ -22,7 +22,6 @@ from benchmarks.harness import alternate, finish, parse_arguments, real_photos
 from benchmarks.training import epoch_of, training
 from lib.commands.cli import cli_main
 from lib.formats.text_lists import convert_grocery_store
-from lib.runtime.device import pick_device
 
 BATCH_SIZE, WORKERS = 32, 2
 
@@ -77,7 +76,7 @@ def main() -> None:
     photos = real_photos()
     options = ['--config', 'configs/GroceryStore.yaml', '--RUN_NUM_WORKERS', str(WORKERS), '--RUN_DEVICE', 'cpu']
     with training(convert_grocery_store(photos), options) as run:
-        sides = {'ours': epoch_of(run), 'plain': plain_epoch(photos, pick_device('cpu').train_dtype)}
+        sides = {'ours': epoch_of(run), 'plain': plain_epoch(photos, run.device.train_dtype)}
         rates = alternate(sides, arguments.rounds)
     results = {f'{name}_images_per_second': rate for name, rate in rates.items()}
     finish({**results, 'recipe_epoch_speedup': rates['ours'] / rates['plain']}, arguments.json)

@@ -34,6 +34,7 @@ from lib.commands.cli import cli_main
 from lib.config.options import local_path
 from lib.formats.write import write_converted
 from lib.runtime.device import pick_device
+from lib.runtime.precision import StepFormat
 
 # Prefix of the results: backbone, pixels, batch, classes, steps per round.
 NETWORKS = {
@@ -69,11 +70,11 @@ def against_original(name: str, rounds: int) -> dict[str, float]:
 
 def against_timm(rounds: int, checkout: Path | None, num_photos: int = 1000) -> dict[str, float]:
     """Return rates and speedups over timm, for steps alone and with the loaders."""
-    dtype = pick_device('cpu').train_dtype
-    recipe = Recipe('resnet18', 112, 32, num_photos, WORKERS, dtype)
+    device = pick_device('cpu')
+    recipe = Recipe('resnet18', 112, 32, num_photos, WORKERS, device.train_dtype)
     options = options_of(
         MODEL_BACKBONE=recipe.model, INPUT_SIZE=recipe.size, TRAIN_BATCH_SIZE=recipe.batch_size, RUN_DEVICE='cpu',
-        RUN_NUM_WORKERS=WORKERS,
+        RUN_NUM_WORKERS=WORKERS, RUN_PRECISION=StepFormat.of(device).precision,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         photos = write_photos(Path(folder, 'photos'), num_photos, 1, PHOTO)

@@ -24,6 +24,7 @@ from lib.trainer.epoch import train_epoch
 from lib.trainer.run_log import RunLength, RunLog
 from lib.trainer.stop_signal import StopController
 
+CONFIG = Path(__file__).resolve().parents[1] / 'configs' / 'AiProducts.yaml'
 # The original's recipe; the learning rate has no influence on speed. Momentum: the optimizer has state from step 1 on.
 RECIPE = {
     'LOSS_TYPE': 'cross_entropy',
@@ -32,6 +33,7 @@ RECIPE = {
     'OPTIMIZER_MOMENTUM': 0.9,
     'OPTIMIZER_WEIGHT_DECAY': 1e-4,
     'SCHEDULE_TYPE': 'cosine',
+    'RUN_MEMORY_FORMAT': 'channels_last',  # that of both sides
 }
 
 
@@ -58,8 +60,13 @@ def converted_photos(photos: Path) -> ConvertedDataset:
 
 
 def options_of(**changes: object) -> list[str]:
-    """Return RECIPE with changes as command-line options, such as ['--TRAIN_BATCH_SIZE', '32']."""
-    return [part for name, value in {**RECIPE, **changes}.items() for part in (f'--{name}', str(value))]
+    """Return RECIPE with changes as command-line options, such as ['--TRAIN_BATCH_SIZE', '32'].
+
+    They name a config, so that a small set of photos is not fine-tuned from pretrained weights.
+    """
+    return ['--config', str(CONFIG)] + [
+        part for name, value in {**RECIPE, **changes}.items() for part in (f'--{name}', str(value))
+    ]
 
 
 def config_of(options: list[str]) -> Config:
@@ -104,7 +111,17 @@ def epoch_of(run: TrainingRun) -> Callable[[], int]:
 class ReadyBatches:
     """A fake TrainLoader with two alternating batches of noise on the device, to time the training step alone."""
 
-    def __init__(self, device: torch.device, *, batch_size: int, size: int, num_classes: int, steps: int) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        batch_size: int,
+        size: int,
+        num_classes: int,
+        steps: int,
+        memory_format: torch.memory_format = torch.channels_last,
+    ) -> None:
+        self._memory_format = memory_format
         self.batch_size = self.local_batch_size = batch_size
         self.steps_per_epoch = steps
         generator = torch.Generator().manual_seed(0)
@@ -120,7 +137,7 @@ class ReadyBatches:
     def _batch(self, images: torch.Tensor, labels: torch.Tensor) -> Batch:
         rows = torch.arange(len(labels))
         readable = torch.ones_like(labels, dtype=torch.bool)
-        return Batch(images.contiguous(memory_format=torch.channels_last), labels, readable, rows)
+        return Batch(images.contiguous(memory_format=self._memory_format), labels, readable, rows)
 
     def plain(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Return an iterator over the images (in the default memory format) and labels of an epoch."""

@@ -92,7 +92,7 @@ def _measured(
     is_synchronized = cfg.MODEL.SYNC_BATCHNORM and device.main.type == 'cuda' and group.world_size > 1
     if len(formats) == 1 or is_short or is_synchronized or cfg.TRAIN.FEATURES == 'cached':
         return formats[0], ''
-    max_images = _images_per_step(cfg, device, group)
+    max_images = images_per_step(cfg, device, group)
     size = max(train_sizes(cfg).values())
     path, key = Path(cfg.LOG_ROOT, 'timings.json'), _key(cfg, model, device, size, max_images)
     times, origin = read_times(path, key), f'cached in {path.name}'
@@ -103,7 +103,7 @@ def _measured(
     return fastest(times.seconds, formats[0]), times_text(formats, times, origin)
 
 
-def _images_per_step(cfg: Config, device: Device, group: ProcessGroup) -> int:
+def images_per_step(cfg: Config, device: Device, group: ProcessGroup) -> int:
     """Return the number of images to measure with: those of a micro-batch on one device, up to a limit."""
     batch = slots_per_image(cfg) * cfg.TRAIN.BATCH_SIZE // (group.world_size * max(1, len(device.replicas)))
     micro_batch = cfg.TRAIN.DEVICE_BATCH_SIZE if cfg.TRAIN.DEVICE_BATCH_SIZE > 0 else batch
@@ -129,8 +129,9 @@ def measure_steps(
 ) -> StepTimes:
     """Time training steps of the model (forward pass, cross entropy, backward pass) with random images, in each format.
 
-    The images of a step are fewer than `max_images` if a few steps of each format would take more than `seconds`. A
-    format that the model cannot be computed in is not in the result. The model and the random states are unchanged.
+    The images of a step are fewer than `max_images` if a few steps of each format would take more than `seconds`. After
+    twice this time, no step begins. A format that the model cannot be computed in is not in the result. The model and
+    the random states are unchanged.
     """
     until = time.perf_counter() + seconds
     with _unchanged(model, device):
@@ -147,7 +148,7 @@ def measure_steps(
             if candidate(formats[0]) == math.inf:  # out of memory
                 break
             num_images, step = larger, candidate
-        times = time_steps(formats, step, until=until)
+        times = time_steps(formats, step, until=until + seconds)
     return StepTimes(num_images, {name: value for name, value in times.items() if value < math.inf})
 
 

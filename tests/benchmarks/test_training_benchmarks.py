@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import epoch, gpu, step
+from benchmarks import epoch, gpu, precision, step
 from benchmarks.original import OriginalTraining, original_model
 from benchmarks.peers_timm import Recipe, TimmLoop, script_command, script_rates, script_run
 from benchmarks.training import ReadyBatches, converted_photos, epoch_of, options_of, training, write_photos
@@ -139,6 +139,19 @@ def test_runs_compared_with_train_py(monkeypatch, tmp_path):
     results = step.against_timm(rounds=1, checkout=tmp_path, num_photos=64)
     assert results['timm_epoch_images_per_second'] == np.median([200.5, 1300.0])
     assert results['ours_epoch_images_per_second'] > 0
+
+
+@pytest.mark.long
+def test_the_choice_of_the_precision_is_compared_with_training(monkeypatch, capsys):
+    monkeypatch.setitem(precision.NETWORKS, 'resnet18', ('test_resnet', 32, 4, 4))
+    monkeypatch.setattr('lib.runtime.precision.has_bfloat16', lambda: True)
+    results = precision.compare('resnet18', 'cpu', 1)
+    assert capsys.readouterr().out.startswith('test_resnet: precision: ')
+    bfloat16 = results['resnet18_bfloat16_speedup']
+    assert results['resnet18_chosen_speedup'] in (pytest.approx(bfloat16), pytest.approx(1 / bfloat16))
+    monkeypatch.setattr('lib.runtime.precision.has_bfloat16', lambda: False)
+    with pytest.raises(UserError, match='nothing to choose'):
+        precision.compare('resnet18', 'cpu', 1)
 
 
 @pytest.mark.parametrize('loss', gpu.LOSSES)
