@@ -10,23 +10,33 @@ from lib.classifier.cosine import CosineClassifier
 from lib.classifier.linear import LinearClassifier
 from lib.classifier.text import text_rows
 from lib.config.defaults import Config
+from lib.dataset.features import Features
 from lib.dataset.index import ClassIndex
 from lib.errors import UserError
-from lib.inference.engine import EagerEngine
+from lib.inference.engine import EagerEngine, HeadEngine
 from lib.model import Recognizer
 from lib.posthoc.class_means import class_means, nearest_mean
 from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
 
 
-def init_classifier(cfg: Config, model: Recognizer, data: TrainingData, index: ClassIndex, device: Device) -> None:
+def init_classifier(
+    cfg: Config,
+    model: Recognizer,
+    data: TrainingData,
+    index: ClassIndex,
+    device: Device,
+    features: Sequence[Features] = (),
+) -> None:
     """Initialize the classifier of `model`, which has its other weights, with class means or from class names.
+
+    With stored `features` of the training images, one per view, class means are those of the first view.
 
     Raises:
         UserError: none of the images can be decoded; the classes have no names; the text encoder does not fit.
     """
     if cfg.MODEL.CLASSIFIER_INIT == 'class_means':
-        start_from_class_means(cfg, model, data.train, index, device)
+        start_from_class_means(cfg, model, data.train, index, device, features[0] if features else None)
     elif cfg.MODEL.CLASSIFIER_INIT == 'text':
         _start_from_text(cfg, model, data.classes.names if data.classes else (), device)
 
@@ -51,7 +61,12 @@ def _held(model: Recognizer) -> slice:
 
 
 def start_from_class_means(
-    cfg: Config, model: Recognizer, split: DatasetSplit, index: ClassIndex, device: Device
+    cfg: Config,
+    model: Recognizer,
+    split: DatasetSplit,
+    index: ClassIndex,
+    device: Device,
+    features: Features | None = None,
 ) -> None:
     """Initialize the classifier of `model` with the mean features of the training images (NCM: Kang et al., ICLR 2020).
 
@@ -64,9 +79,9 @@ def start_from_class_means(
     """
     classifier = model.classifier
     is_cosine = isinstance(classifier, CosineClassifier)
-    loader = build_eval_loader(cfg, split, device)
+    loader = build_eval_loader(cfg, split, device, features=features)
+    engine = EagerEngine(model) if features is None else HeadEngine(model)
     try:
-        engine = EagerEngine(model)
         means, counts = class_means(engine, loader, index.rows, num_classes=split.num_classes, unit_length=is_cosine)
     except ValueError:
         raise UserError(

@@ -211,5 +211,8 @@ def _check_space(folder: Path, num_bytes: int) -> None:
 
 
 def size_text(num_bytes: int) -> str:
-    """Return a size in MB or GB."""
-    return f'{num_bytes / 1e9:.1f} GB' if num_bytes >= 1e9 else f'{num_bytes / 1e6:.1f} MB'
+    """Return a size in kB, MB or GB."""
+    for unit, name in ((1e9, 'GB'), (1e6, 'MB')):
+        if num_bytes >= unit:
+            return f'{num_bytes / unit:.1f} {name}'
+    return f'{num_bytes / 1e3:.1f} kB'

@@ -80,10 +80,13 @@ def prepare_training(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> 
     plan = plan_resume(_resume_request(command._replace(cfg=cfg), data, group))
     cfg = as_node({**as_values(cfg), 'NAME': plan.folder.name})
     with group.main_first():
-        model, training_set, new_classes = _build_model(cfg, data, index, device, plan, group)
+        model, training_set, new_classes = _build_model(cfg, data, device, plan, group)
     resumed = plan.checkpoint if plan.kind == 'continue' else None
     device, timing = choose_precision(cfg, model, device, len(index), resumed, group)
     features = cached_features(cfg, data, model, device, group) if cfg.TRAIN.FEATURES == 'cached' else NO_FEATURES
+    if resumed is None:
+        with group.main_first():
+            init_classifier(cfg, model, data, index, device, features.train)
     names = data.classes.names if data.classes else ()
     loader = build_train_loader(cfg, data.train, index, device, group, names, features.train)
     folder = RunFolder(
@@ -131,7 +134,7 @@ def _resume_request(command: Command, data: TrainingData, group: ProcessGroup) -
 
 
 def _build_model(
-    cfg: Config, data: TrainingData, index: ClassIndex, device: Device, plan: ResumePlan, group: ProcessGroup
+    cfg: Config, data: TrainingData, device: Device, plan: ResumePlan, group: ProcessGroup
 ) -> tuple[Recognizer, TrainingSet, list[str]]:
     """Return the model, the training set as its checkpoints describe it, and the classes that are new to it."""
     names, parents = data.class_names, data.classes.parents if data.classes else []
@@ -140,9 +143,7 @@ def _build_model(
     classes = class_shard(cfg, data.train.num_classes, group)
     checkpoint = plan.checkpoint
     if checkpoint is None:
-        model = new_model(cfg, data.train.num_classes, device, classes=classes)
-        init_classifier(cfg, model, data, index, device)
-        return model, training_set, []
+        return new_model(cfg, data.train.num_classes, device, classes=classes), training_set, []
     original = checkpoint.training_set
     if plan.kind == 'continue':
         assert original is not None
@@ -150,7 +151,6 @@ def _build_model(
     model, new_classes = finetuned_model(checkpoint, cfg, device, names, classes=classes)
     for warning in name_warnings(new_classes, known=class_names(checkpoint)):
         LOGGER.warning('%s: %s', checkpoint.path, warning)
-    init_classifier(cfg, model, data, index, device)
     if original is not None:
         # Many, medium and few remain those of the original training set; new classes have their own counts.
         before: dict[str, int] = {}

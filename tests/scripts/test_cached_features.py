@@ -1,0 +1,163 @@
+"""A head on cached features is the head that a run with a frozen backbone trains on the images themselves."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from lib.runtime.column_store import ColumnStore
+from lib.trainer.checkpointing.io import read_checkpoint
+from tests.scripts.rank_runs import run_ranks_of
+from tests.scripts.running import ON_CPU, TINY, check_same_run, error_line, metrics_of
+
+pytestmark = [pytest.mark.process, pytest.mark.long]
+
+# 51 images, 6 steps per epoch.
+STEPS = 6
+FIRST = ('--RESUME_MODEL', 'log/tiny/best_model.pth', '--RESUME_MODE', 'finetune', '--MODEL_TUNE', 'head', *ON_CPU)
+FIRST += ('--MODEL_CLASSIFIER_INIT', 'random', '--TRAIN_MAX_EPOCH', 3)
+# Nothing is random, and a batch of images is as large as one of the pass that computes features.
+FIXED = ('--INPUT_TRAIN_TRANSFORM', 'center_crop', '--TEST_BATCH_SIZE', 8)
+CACHED = ('--TRAIN_FEATURES', 'cached', '--TRAIN_FEATURE_DTYPE', 'float32')
+STEP = 'lib.trainer.step:TrainStep.__call__'
+
+HEADS = {
+    'linear, EMA': ('--TRAIN_EMA_DECAY', 0.8, '--DATASET_HEAD_CAP', 8),
+    'cosine': ('--MODEL_CLASSIFIER', 'FCNorm'),
+    'balanced softmax, class-balanced': ('--LOSS_TYPE', 'balanced_softmax', '--SAMPLER_TYPE', 'class_balance'),
+    'LDAM, deferred re-weighting and re-sampling': (
+        '--LOSS_TYPE', 'ldam', '--LOSS_CLASS_WEIGHTS', 'effective_number', '--LOSS_REWEIGHT_EPOCH', 1,
+        '--SAMPLER_SWITCH_TYPE', 'class_balance', '--SAMPLER_SWITCH_EPOCH', 2,
+    ),
+    'learned scales': (
+        '--MODEL_CLASSIFIER', 'lws', '--MODEL_FREEZE_CLASSIFIER', True, '--MODEL_CLASSIFIER_INIT', 'checkpoint',
+        '--SAMPLER_TYPE', 'class_balance',
+    ),
+    'from class means': ('--MODEL_CLASSIFIER_INIT', 'class_means', '--OPTIMIZER_LR', 0.001),
+    'chunked, in micro-batches': ('--LOSS_CHUNK_IMAGES', 3, '--TRAIN_DEVICE_BATCH_SIZE', 4),
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def folder(finished, tmp_path_factory):
+    """A folder with the first stage, whose features the tests share."""
+    folder = tmp_path_factory.mktemp('heads')
+    shutil.copytree(finished / 'log', folder / 'log')
+    return folder
+
+
+def train(scripts, folder, name, *options, code=0):
+    return scripts.run(folder, 'main.py', *FIRST, '--NAME', name, *options, code=code).stdout
+
+
+def check_equal(run, other, rtol=1e-5):
+    """Check that two runs have the same weights and metrics, up to the rounding of another batch size or rank."""
+    for file in ('last.pth', 'best_model.pth'):
+        one, two = read_checkpoint(run / file), read_checkpoint(other / file)
+        torch.testing.assert_close(one.state_dict, two.state_dict, rtol=rtol, atol=1e-6)
+        assert one.progress.position == two.progress.position
+        assert one.selection.selected_epoch == two.selection.selected_epoch
+    lines = zip(metrics_of(run), metrics_of(other), strict=True)
+    for one, two in lines:
+        for name in set(one) - {'images_per_second', 'seconds'}:
+            assert one[name] == (pytest.approx(two[name], rel=rtol) if name == 'loss' else two[name]), name
+    assert len({str(line) for line in metrics_of(run)}) == 6
+
+
+@pytest.mark.parametrize('head', HEADS)
+def test_same_as_on_images(scripts, folder, head):
+    number = list(HEADS).index(head)
+    train(scripts, folder, f'images{number}', *FIXED, *HEADS[head])
+    said = train(scripts, folder, f'cached{number}', *FIXED, *CACHED, *HEADS[head])
+    assert 'features of train: 51 images x 96' in said
+    check_equal(folder / 'log' / f'images{number}', folder / 'log' / f'cached{number}')
+
+
+def test_two_ranks_with_a_sharded_classifier(scripts, folder):
+    train(scripts, folder, 'images', *FIXED)
+    options = (*FIRST, *FIXED, *CACHED, '--TRAIN_FEATURE_CACHE', 'own', '--NAME', 'ranks')
+    run_ranks_of(scripts, 2, folder, 'main.py', *options, '--MODEL_CLASSIFIER_SHARDED', True)
+    check_equal(folder / 'log' / 'images', folder / 'log' / 'ranks', rtol=1e-4)
+
+
+def test_unreadable_images(scripts, products, folder):
+    """Both runs replace the same images by the same others, and list them."""
+    photos = folder / 'photos'
+    shutil.copytree(products, photos, copy_function=shutil.copy)
+    train_photos, valid_photos = (sorted((photos / kind).rglob('*.jpg')) for kind in ('train', 'val'))
+    assert train_photos, valid_photos
+    for path in (train_photos[0], train_photos[20], valid_photos[3]):
+        path.write_bytes(b'no image')
+    options = ('--DATASET_ROOT', photos, '--DATASET_MAX_BAD_FRACTION', 0.5, *FIXED)
+    train(scripts, folder, 'bad_images', *options)
+    train(scripts, folder, 'bad_cached', *options, *CACHED)
+    runs = [folder / 'log' / name for name in ('bad_images', 'bad_cached')]
+    check_equal(*runs)
+    lists = [(run / 'bad_images.csv').read_text().splitlines() for run in runs]
+    assert sorted(lists[0]) == sorted(lists[1])
+    assert len(lists[0]) >= 3
+    for name, more in (('raise_images', ()), ('raise_cached', CACHED)):
+        command = (*FIRST, *options, '--DATASET_ON_BAD_IMAGE', 'raise', '--NAME', name, *more)
+        done = scripts.run(folder, 'main.py', *command, code=2)
+        assert 'ON_BAD_IMAGE skip trains without such images' in error_line(done)
+
+
+def test_runs_share_features(scripts, folder):
+    cache = folder / 'shared'
+    options = ('--TRAIN_FEATURES', 'cached', '--TRAIN_FEATURE_CACHE', cache, '--TRAIN_MAX_EPOCH', 1)
+    views = ('--TRAIN_FEATURE_VIEWS', 2)
+    assert 'features of train: 51 images x 96, 9.8 kB, computed' in train(scripts, folder, 'one', *options)
+    said = train(scripts, folder, 'two', *options, *views, '--LOSS_TYPE', 'balanced_softmax')
+    assert 'features of train, view 1 of 2: 51 images x 96, 9.8 kB, cached' in said
+    assert 'features of train, view 2 of 2: 51 images x 96, 9.8 kB, computed' in said
+    assert 'features of valid: 24 images x 96, 4.6 kB, cached' in said
+    # Crops are random by SEED; validation images are not cropped at random.
+    said = train(scripts, folder, 'three', *options, '--SEED', 5)
+    assert 'features of train: 51 images x 96, 9.8 kB, computed' in said
+    assert 'features of valid: 24 images x 96, 4.6 kB, cached' in said
+    assert len(list(cache.glob('train-*'))) == 3
+    assert len(list(cache.glob('valid-*'))) == 1
+
+
+def store_of(cache, kind='train'):
+    (path,) = cache.glob(f'{kind}-*')
+    return ColumnStore(path)
+
+
+def test_an_interrupted_pass_is_resumed(scripts, folder):
+    cache, options = folder / 'interrupted', (*FIXED, *CACHED)
+    options += ('--TRAIN_FEATURE_CACHE', cache)
+    scripts.run_until(
+        folder, 'SIGKILL', 'lib.runtime.column_store:ColumnStore.flush', 1, *FIRST, '--NAME', 'killed', *options,
+        code=-9,
+    )  # fmt: skip
+    assert not (folder / 'log' / 'killed').exists()
+    store = store_of(cache)
+    assert store.is_complete
+    complete = store.columns['features'].copy()
+    # As if it had been killed after 16 images.
+    store.columns['features'][16:] = 0
+    store.done[16:] = False
+    store.done.flush()
+    said = train(scripts, folder, 'killed', *options)
+    assert 'computed' in said
+    assert np.array_equal(store_of(cache).columns['features'], complete)
+    train(scripts, folder, 'images_again', *FIXED)
+    check_equal(folder / 'log' / 'images_again', folder / 'log' / 'killed')
+
+
+@pytest.mark.parametrize('ema', [(), ('--TRAIN_EMA_DECAY', 0.8)], ids=['no EMA', 'EMA'])
+def test_resumed_in_the_middle_of_an_epoch(scripts, folder, ema):
+    name = f'whole{len(ema)}'
+    options = ('--TRAIN_FEATURES', 'cached', '--TRAIN_FEATURE_VIEWS', 2, *ema)
+    train(scripts, folder, name, *options)
+    part = (*FIRST, *options, '--NAME', f'part{len(ema)}')
+    scripts.run_until(folder, 'SIGINT', STEP, STEPS + 2, *part, code=130)
+    run = folder / 'log' / f'part{len(ema)}'
+    assert read_checkpoint(run / 'last.pth').progress.position == (1, 2)
+    said = scripts.run(
+        folder, 'main.py', '--NAME', run.name, '--RESUME_MODEL', 'last', '--config', run / 'config.yaml', *ON_CPU
+    ).stdout
+    assert 'view 2 of 2: 51 images x 96, 9.8 kB, cached' in said
+    check_same_run(run, folder / 'log' / name)
