@@ -6,9 +6,8 @@ import torch
 
 from lib.builders.loader import build_eval_loader
 from lib.builders.split import DatasetSplit, TrainingData
-from lib.classifier.cosine import CosineClassifier
+from lib.classifier.cosine import CosineClassifier, text_rows
 from lib.classifier.linear import LinearClassifier
-from lib.classifier.text import text_rows
 from lib.config.defaults import Config
 from lib.dataset.features import Features
 from lib.dataset.index import ClassIndex

@@ -9,6 +9,7 @@ FAMILIES = {
     'mixing': 'Mixing',
     'two_stage': 'Two stages',
     'representation': 'Representation',
+    'pretrained': 'Pretrained weights',
 }
 
 
@@ -131,6 +132,12 @@ _ROWS = (
 
     Method('bcl', 'representation', 'Balanced contrastive learning', 'Zhu et al., CVPR 2022',
            'ℓ − a mean_{p ∈ B_y} ln(e^(v·v_p / T) / Σ_j mean_{k ∈ B_j} e^(v·v_k / T)), ℓ: balanced softmax'),
+
+    Method('linear_probe', 'pretrained', 'Linear probe', 'Kornblith et al., CVPR 2019',
+           'f frozen: mean ℓ + λ ‖W‖² / 2, λ chosen on valid'),
+    Method('finetune', 'pretrained', 'Fine-tuning', 'Kornblith et al., CVPR 2019', 'ℓ; W and the last stages of f trained'),
+    Method('lift', 'pretrained', 'LIFT', 'Shi et al., ICML 2024',
+           'h + s Up(ReLU(Down(h))) in each MLP, −ln softmax(s cos θ_j + τ ln π_j)_y, w_j from μ_j'),
 )
 # fmt: on
 METHODS: dict[str, Method] = {method.name: method for method in _ROWS}

@@ -1,6 +1,8 @@
 """Every method of configs/method: two epochs on tiny data, with identical weights after an interruption."""
 
 import pytest
+import timm
+import torch
 import yaml
 
 from lib.trainer.checkpointing.io import read_checkpoint
@@ -10,9 +12,9 @@ from tests.scripts.test_exact_resume import STEP
 FOLDER = REPOSITORY / 'configs' / 'method'
 METHODS = sorted(path.stem for path in FOLDER.glob('*.yaml'))
 # One of each kind is not marked slow: class weights with a cosine classifier, paired images, feature mixing, two views,
-# a second stage, a teacher.
-ALWAYS = ('ldam_drw', 'cmo', 'manifold_mixup', 'bcl', 'mislas', 'dive')
-NOT_TRAINED = ('ncm', 'tau_norm')
+# a second stage, a teacher, tuning of pretrained weights.
+ALWAYS = ('ldam_drw', 'cmo', 'manifold_mixup', 'bcl', 'mislas', 'dive', 'lift')
+NOT_TRAINED = ('ncm', 'tau_norm', 'linear_probe')  # the last one has one step per epoch: test_lbfgs.py
 STAGE_TWO = ('crt', 'lws', 'mislas', 'weight_balancing')
 STEPS = 6  # per epoch
 
@@ -26,7 +28,21 @@ def options_of(method, products, first):
         options += ['--LOSS_TAIL_SHARE', 0.15]
     if method == 'dive':
         options += ['--LOSS_TEACHER', first]
+    if method == 'finetune':
+        options += ['--INPUT_SIZE', 32, '--INPUT_TEST_SIZE', 40, '--TRAIN_BATCH_SIZE', 8]
+    if method == 'lift':
+        options += ['--MODEL_BACKBONE', 'test_vit', '--MODEL_PRETRAINED', vit_weights(first.parent), '--INPUT_SIZE', 32]
+        options += ['--TRAIN_BATCH_SIZE', 8, '--MODEL_TUNE_RANK', 2]
     return options
+
+
+def vit_weights(folder):
+    """Return a file with the weights of a small ViT, in place of those of CLIP."""
+    file = folder / 'vit.pth'
+    if not file.exists():
+        torch.manual_seed(0)
+        torch.save(timm.create_model('test_vit', num_classes=0).state_dict(), file)
+    return file
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_equals_scikit_learn(epoch, is_weighted):
     assert float(result.loss) == pytest.approx(losses[1], abs=1e-4)
     assert (logits.argmax(axis=1) == expected.argmax(axis=1)).all()
     assert int(result.num_right) == (expected.argmax(axis=1) == labels).sum()
-    differences = logits - expected  # equal but for a constant per image
+    differences = logits - expected  # a constant per image
     np.testing.assert_allclose(differences - differences.mean(axis=1, keepdims=True), 0, atol=2e-2)
 
 
