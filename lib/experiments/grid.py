@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.builders.data import has_test_split
+from lib.builders.preprocessing import is_auto
 from lib.commands.predict_inputs import test_source_name
 from lib.commands.predict_output import stem_name
 from lib.config.defaults import Config
@@ -158,12 +159,20 @@ class SubRun:
         """Return True if the last epoch is done (or tau chosen) and the model saved."""
         if self.method.script != 'main.py':
             return (self.folder / 'tau.json').exists() and self.model.exists()
-        last = self.cfg.TRAIN.MAX_EPOCH
-        if not self.model.exists() or max((line['epoch'] for line in read_metrics(self.folder)), default=0) < last:
+        if not self.model.exists():
+            return False
+        last = self._last_epoch()
+        if max((line['epoch'] for line in read_metrics(self.folder)), default=0) < last:
             return False
         # metrics.jsonl is written before the checkpoint, so a run killed in between is not done.
         progress = read_checkpoint(self.model, with_rows=False, mmap=True).progress
         return progress is not None and progress.epoch >= last
+
+    def _last_epoch(self) -> int:
+        """Return TRAIN.MAX_EPOCH of a run that has started; where it is auto, the run has chosen it."""
+        if not is_auto('TRAIN.MAX_EPOCH', self.cfg.TRAIN.MAX_EPOCH):
+            return self.cfg.TRAIN.MAX_EPOCH
+        return int(read_config_file(str(self.folder / 'config.yaml'))['TRAIN.MAX_EPOCH'])
 
     @property
     def test_metrics(self) -> Path:

@@ -1,10 +1,13 @@
 """Which weights of a file fit a backbone: containers, wrappers, EMA, other backbones."""
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
 import torchvision
 
+from lib.backbone.bundled import weights_path
 from lib.backbone.create import create_backbone
 from lib.backbone.pretrained import load_pretrained
 from lib.errors import UserError
@@ -206,3 +209,41 @@ def test_no_match_is_the_same_error(tmp_path):
     torch.save({'stem.kernel': torch.zeros(2, 3)}, tmp_path / 'w.pth')
     with pytest.raises(UserError, match=r'does not fit MODEL.BACKBONE.* unknown \(stem.kernel\)'):
         load_pretrained(Small(), tmp_path / 'w.pth')
+
+
+def test_files_in_pretrain_models_are_found_by_name(tmp_path, monkeypatch):
+    (tmp_path / 'here' / 'pretrain_models').mkdir(parents=True)
+    (tmp_path / 'checkout' / 'pretrain_models').mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / 'here')
+    monkeypatch.setattr('lib.backbone.bundled._CHECKOUT', tmp_path / 'checkout')
+    backbone = Small()
+    torch.save(backbone.state_dict(), tmp_path / 'checkout' / 'pretrain_models' / 'small-1.pth')
+    assert load_pretrained(Small(), 'small-1.pth').is_exact
+    assert weights_path('small-1.pth') == tmp_path / 'checkout' / 'pretrain_models' / 'small-1.pth'
+    # The current directory comes first, and a path before both.
+    torch.save(backbone.state_dict(), tmp_path / 'here' / 'pretrain_models' / 'small-1.pth')
+    assert weights_path('small-1.pth') == Path('pretrain_models', 'small-1.pth')
+    torch.save(backbone.state_dict(), tmp_path / 'here' / 'small-1.pth')
+    assert weights_path('small-1.pth') == Path('small-1.pth')
+    assert weights_path(str(tmp_path / 'here' / 'small-1.pth')).is_file()
+
+
+@pytest.mark.parametrize(
+    ('text', 'hint'),
+    [
+        ('smal-1.pth', ' (did you mean small-1.pth?)'), ('bundle', ' (did you mean bundled?)'), ('zzz', ''),
+        ('folder/smal-1.pth', ' (did you mean small-1.pth?)'),
+    ],
+)  # fmt: skip
+def test_a_missing_file_is_one_line_with_what_is_allowed(tmp_path, monkeypatch, text, hint):
+    (tmp_path / 'pretrain_models').mkdir()
+    (tmp_path / 'pretrain_models' / 'small-1.pth').touch()
+    (tmp_path / 'pretrain_models' / '.gitkeep').touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('lib.backbone.bundled._CHECKOUT', tmp_path / 'nowhere')
+    with pytest.raises(UserError) as caught:
+        load_pretrained(Small(), text)
+    allowed = "auto, bundled, timm, a weights file, the name of one in ./pretrain_models, or ''"
+    assert str(caught.value) == f'MODEL.PRETRAINED {text}: no such file; set {allowed}{hint}'
+    with pytest.raises(UserError, match='is a folder; give the weights file in it'):
+        load_pretrained(Small(), 'pretrain_models')

@@ -128,6 +128,15 @@ def test_a_run_is_done_with_the_checkpoint_of_the_last_epoch(make_grid, epoch, p
     assert (run.next_step() is None) == done
 
 
+def test_a_run_that_chooses_its_epochs_is_done_with_the_last_one(make_grid):
+    (run,) = plan_runs(make_grid('ce', options=('--DATASET_ROOT', 'nowhere', '--TRAIN_MAX_EPOCH', 'auto')))
+    assert not run.is_trained()
+    finish(run, 2, TrainProgress(epoch=2))
+    for epochs, done in ((2, True), (3, False)):
+        (run.folder / 'config.yaml').write_text(f'TRAIN: {{MAX_EPOCH: {epochs}}}\n')
+        assert run.is_trained() == done
+
+
 def test_a_truncated_line_is_ignored(make_grid):
     (run,) = plan_runs(make_grid('ce'))
     finish(run)
