@@ -23,8 +23,11 @@ _PREFIX = 'backbone.'
 Tensors = dict[str, torch.Tensor]
 
 
-def load_base(backbone: nn.Module, cfg: Config) -> Fit:
+def load_base(backbone: nn.Module, cfg: Config, *, log: bool = True) -> Fit:
     """Load the weights of MODEL.PRETRAINED into a backbone for images of INPUT.SIZE, and log what they are.
+
+    Args:
+        log: False: log warnings only.
 
     Raises:
         UserError: there are no such weights, or they do not fit.
@@ -32,9 +35,10 @@ def load_base(backbone: nn.Module, cfg: Config) -> Fit:
     path = Path(cfg.MODEL.PRETRAINED)
     if cfg.MODEL.PRETRAINED == 'timm':
         path, license_name = published_weights(cfg.MODEL.BACKBONE)
-        LOGGER.info('%s: weights from timm, license %s', cfg.MODEL.BACKBONE, license_name)
+        if log:
+            LOGGER.info('%s: weights from timm, license %s', cfg.MODEL.BACKBONE, license_name)
     fit = load_pretrained(backbone, path, cfg.MODEL.BACKBONE, cfg.INPUT.SIZE)
-    for line in fit.lines():
+    for line in fit.lines() if log or fit.missing else ():
         LOGGER.log(logging.WARNING if fit.missing else logging.INFO, '%s: %s', path.name, line)
     return fit
 
@@ -85,7 +89,7 @@ def complete_state(checkpoint: Checkpoint, cfg: Config) -> Tensors:
     needs = f'{checkpoint.path} contains only the weights that MODEL.TUNE trained, and needs those of its base: '
     try:
         backbone = create_backbone(base.backbone, image_size=base.image_size, allow_download=source == 'timm')
-        fit = load_base(backbone, cfg)
+        fit = load_base(backbone, cfg, log=False)
     except UserError as error:
         raise UserError(f'{needs}{error}') from None
     constant = {

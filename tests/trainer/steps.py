@@ -1,5 +1,6 @@
 """A few training steps of a small model, in one process or on one of several ranks, with the same start and batches."""
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,7 @@ class Setup:
         loss: 'mixed' (smoothed cross entropy of mixed labels, weighted classes) or 'ldam' (cosine classifier).
         clip: largest norm of the gradients; 0: off.
         decay: of the EMA; 0: off.
+        tune: MODEL.TUNE; '': all parameters are trained.
     """
 
     batch_size: int = 12
@@ -50,6 +52,7 @@ class Setup:
     loss: str = 'mixed'
     clip: float = 0.0
     decay: float = 0.0
+    tune: str = ''
     dtype: torch.dtype = torch.float64
 
 
@@ -63,11 +66,15 @@ class FrozenNorm(nn.BatchNorm1d):
 def model_of(setup: Setup, classes: range | None) -> Recognizer:
     """Return the initial model of every run."""
     torch.manual_seed(0)
-    backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, 9), FrozenNorm(9), nn.ReLU(), nn.Linear(9, NUM_FEATURES))
+    mlp = nn.Sequential(nn.Linear(12, 9), FrozenNorm(9), nn.ReLU(), nn.Linear(9, NUM_FEATURES))
+    backbone = nn.Sequential(OrderedDict(flatten=nn.Flatten(), mlp=mlp))
     kind = {'mixed': LinearClassifier, 'ldam': lambda *sizes, classes: CosineClassifier(*sizes, 8.0, classes=classes)}[
         setup.loss
     ]
-    return Recognizer(backbone, kind(NUM_FEATURES, NUM_CLASSES, classes=classes)).to(setup.dtype)
+    model = Recognizer(backbone, kind(NUM_FEATURES, NUM_CLASSES, classes=classes))
+    if setup.tune:
+        model.tune_backbone(setup.tune, rank=2, scale=1.0, seed=0, name='')
+    return model.to(setup.dtype)
 
 
 def step_of(setup: Setup, group: ProcessGroup = SINGLE_PROCESS) -> TrainStep:

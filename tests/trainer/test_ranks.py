@@ -18,6 +18,9 @@ SETUPS = {
     'chunked': Setup(head='chunked'),
     'sharded': Setup(head='sharded'),
     'sharded, micro-batches, clip, EMA': Setup(batch_size=18, max_images=4, head='sharded', clip=0.05, decay=0.9),
+    'lora': Setup(tune='lora', clip=0.05, decay=0.9),
+    'adaptformer, sharded': Setup(tune='adaptformer', head='sharded'),
+    'ssf, micro-batches, sharded, EMA': Setup(tune='ssf', batch_size=16, max_images=4, head='sharded', decay=0.9),
     'sharded ldam, uneven ranks': Setup(batch_size=10, head='sharded', loss='ldam'),
 }
 
