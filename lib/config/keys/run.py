@@ -202,13 +202,13 @@ class RunKeys(Section, title='devices, workers, precision'):
     PRECISION = Key(
         'auto',
         'Precision of training. auto: on CPUs the faster one of float32 and bfloat16, by timing steps of the model; on '
-        'GPUs bfloat16, on older ones float16 or float32; evaluation uses float32.',
+        'GPUs bfloat16, on older ones float16 or float32. Evaluation uses float32.',
         choices=('auto', 'float32', 'bfloat16', 'float16'),
     )
     MEMORY_FORMAT = Key(
         'auto',
-        'Memory format of images and weights. auto: the faster one on GPUs, by timing training steps of the model; '
-        'channels_last on CPUs, in evaluation, and in runs too short to be worth it.',
+        'Memory format of images and weights. auto: in training on GPUs the faster one, by timing steps of the model; '
+        'otherwise, and in short runs, channels_last.',
         choices=('auto', 'channels_last', 'contiguous'),
     )
     COMPILE = Key(
