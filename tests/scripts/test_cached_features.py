@@ -69,8 +69,8 @@ def check_equal(run, other, rtol=1e-5):
 def test_same_as_on_images(scripts, folder, head):
     number = list(HEADS).index(head)
     train(scripts, folder, f'images{number}', *FIXED, *HEADS[head])
-    said = train(scripts, folder, f'cached{number}', *FIXED, *CACHED, *HEADS[head])
-    assert 'features of train: 51 images x 96' in said
+    log = train(scripts, folder, f'cached{number}', *FIXED, *CACHED, *HEADS[head])
+    assert 'features of train: 51 images x 96' in log
     check_equal(folder / 'log' / f'images{number}', folder / 'log' / f'cached{number}')
 
 
@@ -108,14 +108,14 @@ def test_runs_share_features(scripts, folder):
     options = ('--TRAIN_FEATURES', 'cached', '--TRAIN_FEATURE_CACHE', cache, '--TRAIN_MAX_EPOCH', 1)
     views = ('--TRAIN_FEATURE_VIEWS', 2)
     assert 'features of train: 51 images x 96, 9.8 kB, computed' in train(scripts, folder, 'one', *options)
-    said = train(scripts, folder, 'two', *options, *views, '--LOSS_TYPE', 'balanced_softmax')
-    assert 'features of train, view 1 of 2: 51 images x 96, 9.8 kB, cached' in said
-    assert 'features of train, view 2 of 2: 51 images x 96, 9.8 kB, computed' in said
-    assert 'features of valid: 24 images x 96, 4.6 kB, cached' in said
+    log = train(scripts, folder, 'two', *options, *views, '--LOSS_TYPE', 'balanced_softmax')
+    assert 'features of train, view 1 of 2: 51 images x 96, 9.8 kB, cached' in log
+    assert 'features of train, view 2 of 2: 51 images x 96, 9.8 kB, computed' in log
+    assert 'features of valid: 24 images x 96, 4.6 kB, cached' in log
     # Crops are random by SEED; validation images are not cropped at random.
-    said = train(scripts, folder, 'three', *options, '--SEED', 5)
-    assert 'features of train: 51 images x 96, 9.8 kB, computed' in said
-    assert 'features of valid: 24 images x 96, 4.6 kB, cached' in said
+    log = train(scripts, folder, 'three', *options, '--SEED', 5)
+    assert 'features of train: 51 images x 96, 9.8 kB, computed' in log
+    assert 'features of valid: 24 images x 96, 4.6 kB, cached' in log
     assert len(list(cache.glob('train-*'))) == 3
     assert len(list(cache.glob('valid-*'))) == 1
 
@@ -140,8 +140,8 @@ def test_an_interrupted_pass_is_resumed(scripts, folder):
     store.columns['features'][16:] = 0
     store.done[16:] = False
     store.done.flush()
-    said = train(scripts, folder, 'killed', *options)
-    assert 'computed' in said
+    log = train(scripts, folder, 'killed', *options)
+    assert 'computed' in log
     assert np.array_equal(store_of(cache).columns['features'], complete)
     train(scripts, folder, 'images_again', *FIXED)
     check_equal(folder / 'log' / 'images_again', folder / 'log' / 'killed')
@@ -156,8 +156,8 @@ def test_resumed_in_the_middle_of_an_epoch(scripts, folder, ema):
     scripts.run_until(folder, 'SIGINT', STEP, STEPS + 2, *part, code=130)
     run = folder / 'log' / f'part{len(ema)}'
     assert read_checkpoint(run / 'last.pth').progress.position == (1, 2)
-    said = scripts.run(
+    log = scripts.run(
         folder, 'main.py', '--NAME', run.name, '--RESUME_MODEL', 'last', '--config', run / 'config.yaml', *ON_CPU
     ).stdout
-    assert 'view 2 of 2: 51 images x 96, 9.8 kB, cached' in said
+    assert 'view 2 of 2: 51 images x 96, 9.8 kB, cached' in log
     check_same_run(run, folder / 'log' / name)
