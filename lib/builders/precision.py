@@ -41,8 +41,8 @@ def choose_precision(
     """Convert the model to the faster precision and memory format; return the device with them, and a line for the log.
 
     Options that are not auto win. A resumed run has the precision and memory format of its checkpoint, so that it
-    continues exactly. A run with few images, or on cached features, has the defaults. All ranks have those of the main
-    rank. The line is '' if nothing was measured.
+    continues exactly. A run with few images has the defaults, one on cached features float32. All ranks have those of
+    the main rank. The line is '' if nothing was measured.
 
     Args:
         device: of build_device().
@@ -90,6 +90,8 @@ def _measured(
     is_short = num_images * cfg.TRAIN.MAX_EPOCH // group.world_size < MIN_IMAGES
     # Synchronized BatchNorm would wait for ranks that measure nothing.
     is_synchronized = cfg.MODEL.SYNC_BATCHNORM and device.main.type == 'cuda' and group.world_size > 1
+    if cfg.TRAIN.FEATURES == 'cached' and cfg.RUN.PRECISION == 'auto':
+        return formats[0]._replace(precision='float32'), ''  # a classifier gains no time by less
     if len(formats) == 1 or is_short or is_synchronized or cfg.TRAIN.FEATURES == 'cached':
         return formats[0], ''
     max_images = images_per_step(cfg, device, group)

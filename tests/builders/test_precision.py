@@ -95,19 +95,24 @@ def test_the_faster_one_is_chosen_and_cached(tmp_path, fake_times, float32, bflo
     assert len(calls) == 6
 
 
+CACHED = {'MODEL__FREEZE_BACKBONE': True, 'MODEL__TUNE': 'head', 'TRAIN__FEATURES': 'cached'}
+
+
 @pytest.mark.parametrize(
-    ('changes', 'num_images'),
+    ('changes', 'num_images', 'expected'),
     [
-        ({}, MANY - 1),
-        ({'TRAIN__MAX_EPOCH': 10}, (MANY - 1) // 10),
-        ({'TRAIN__MAX_EPOCH': 0}, MANY),
-        ({'MODEL__FREEZE_BACKBONE': True, 'MODEL__TUNE': 'head', 'TRAIN__FEATURES': 'cached'}, MANY),
-        ({'RUN__PRECISION': 'bfloat16'}, MANY),
+        ({}, MANY - 1, 'bfloat16'),
+        ({'TRAIN__MAX_EPOCH': 10}, (MANY - 1) // 10, 'bfloat16'),
+        ({'TRAIN__MAX_EPOCH': 0}, MANY, 'bfloat16'),
+        ({'RUN__PRECISION': 'bfloat16'}, MANY, 'bfloat16'),
+        (CACHED, MANY, 'float32'),
+        (CACHED | {'RUN__PRECISION': 'bfloat16'}, MANY, 'bfloat16'),
     ],
 )
-def test_runs_that_gain_nothing_have_the_default(tmp_path, fake_times, changes, num_images):
+def test_runs_that_gain_nothing_are_not_measured(tmp_path, fake_times, changes, num_images, expected):
     calls = fake_times(float32=0.1)
-    assert choose(config(LOG_ROOT=str(tmp_path), **changes), num_images) == (BFLOAT16, '')
+    chosen = BFLOAT16._replace(precision=expected)
+    assert choose(config(LOG_ROOT=str(tmp_path), **changes), num_images) == (chosen, '')
     assert calls == []
     assert not list(tmp_path.iterdir())
 
