@@ -1,12 +1,14 @@
 """MODEL.CLASSIFIER_INIT -> initial classifier rows from the training images or the class names."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
+from lib.backbone.hub import download_from_hub, download_url
 from lib.builders.loader import build_eval_loader
 from lib.builders.split import DatasetSplit, TrainingData
-from lib.classifier.cosine import CosineClassifier, text_rows
+from lib.classifier.cosine import CosineClassifier, import_open_clip, text_rows
 from lib.classifier.linear import LinearClassifier
 from lib.config.defaults import Config
 from lib.dataset.features import Features
@@ -17,6 +19,8 @@ from lib.model import Recognizer
 from lib.posthoc.class_means import class_means, nearest_mean
 from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
+
+_CLIP_FILES = ('open_clip_model.safetensors', 'open_clip_pytorch_model.bin')  # as open_clip names them on the hub
 
 
 def init_classifier(
@@ -46,12 +50,36 @@ def _start_from_text(cfg: Config, model: Recognizer, names: Sequence[str], devic
             'MODEL.CLASSIFIER_INIT text needs class names: write them to classes.json beside DATASET.TRAIN_JSON, or '
             '--MODEL_CLASSIFIER_INIT class_means'
         )
-    rows = text_rows(
-        names, model.num_features, model=cfg.MODEL.TEXT_MODEL, prompt=cfg.MODEL.TEXT_PROMPT, device=device.main
-    )
+    name, weights = text_weights(cfg.MODEL.TEXT_MODEL)
+    prompt = cfg.MODEL.TEXT_PROMPT
+    rows = text_rows(names, model.num_features, model=name, weights=weights, prompt=prompt, device=device.main)
     with torch.no_grad():
         model.classifier.weight.copy_(rows[_held(model)])
-    LOGGER.info('classifier: rows from class names, such as "%s"', cfg.MODEL.TEXT_PROMPT.replace('{}', names[0]))
+    LOGGER.info('classifier: rows from class names, such as "%s"', prompt.replace('{}', names[0]))
+
+
+def text_weights(text_model: str) -> tuple[str, Path]:
+    """Return the name and the weights file of MODEL.TEXT_MODEL, which is downloaded for a tag of open_clip.
+
+    Raises:
+        UserError: open_clip is not installed or does not know them; the server does not answer.
+    """
+    open_clip = import_open_clip()
+    name, _, weights = text_model.partition(':')
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if name not in open_clip.list_models() or (weights not in tags and not Path(weights).is_file()):
+        tags_text = f'; {name} has {", ".join(tags)}' if tags else ''
+        raise UserError(
+            f'MODEL.TEXT_MODEL is {text_model!r}, but must be a model of open_clip, a colon, and a tag or a file '
+            f'of its weights, such as ViT-B-16:openai{tags_text}'
+        )
+    if weights not in tags:
+        return name, Path(weights)
+    published = open_clip.get_pretrained_cfg(name, weights)
+    if not published.get('hf_hub'):
+        return name, download_url(published['url'])
+    owner, repository, file = [*published['hf_hub'].split('/'), ''][:3]
+    return name, download_from_hub(f'{owner}/{repository}', (file,) if file else _CLIP_FILES)
 
 
 def _held(model: Recognizer) -> slice:
