@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import torch
 
 from lib.builders.cache_key import pixel_key, split_key, weights_fingerprint
 from lib.builders.loader import TRAIN_TRANSFORMS, build_augment, build_eval_loader, plain_view
@@ -63,42 +64,20 @@ def cached_features(
     Raises:
         UserError: too little space; features that exceed float16.
     """
-    backbone = {
-        'backbone': group.broadcast_object(_fingerprint(model) if group.is_main else ''),
-        'name': cfg.MODEL.BACKBONE,
-        'cache': cfg.DATASET.CACHE,
-        **pixel_key(cfg, device),
-    }
-
-    def features(split: DatasetSplit, engine: Engine, name: _Name, view: str, number: int | None = None) -> Features:
-        key = {**backbone, **split_key(split), 'view': view}
-        loader = partial(build_eval_loader, cfg, split, device, group, train_view=number, whole_batches=True)
-        return _logged_features(cfg, split, key, engine, loader, name, group)
-
-    engine = EagerEngine(model)
-    views = range(cfg.TRAIN.FEATURE_VIEWS)
-    train = [features(data.train, engine, _train_name(cfg, view), _train_view(cfg, view), view) for view in views]
+    engine, num_views = EagerEngine(model), cfg.TRAIN.FEATURE_VIEWS
+    cache = _Cache(cfg, model, device, group)
+    of_train, train = cache.of_split(data.train), []
+    for view in range(num_views):
+        name = f'train, view {view + 1} of {num_views}' if num_views > 1 else 'train'
+        loader = partial(build_eval_loader, cfg, data.train, device, group, train_view=view, whole_batches=True)
+        train.append(of_train(engine, loader, name, f'train-view-{view + 1}', _train_view(cfg, view)))
     if data.valid is None:
         return CachedFeatures(train, None)
     resampled = model_at_test_size(cfg, device)
-    valid_engine = engine if resampled is None else EagerEngine(resampled(model))
-    return CachedFeatures(train, features(data.valid, valid_engine, _Name('valid', 'valid'), str(plain_view(cfg))))
-
-
-def _fingerprint(model: Recognizer) -> str:
-    return weights_fingerprint(model.backbone.state_dict())
-
-
-class _Name(NamedTuple):
-    """The name of a view of a split in the log, and at the start of its folder's name."""
-
-    log: str
-    folder: str
-
-
-def _train_name(cfg: Config, view: int) -> _Name:
-    total = cfg.TRAIN.FEATURE_VIEWS
-    return _Name(f'train, view {view + 1} of {total}' if total > 1 else 'train', f'train-view-{view + 1}')
+    if resampled is not None:
+        engine = EagerEngine(resampled(model))
+    loader = partial(build_eval_loader, cfg, data.valid, device, group, whole_batches=True)
+    return CachedFeatures(train, cache.of_split(data.valid)(engine, loader, 'valid', 'valid', str(plain_view(cfg))))
 
 
 def _train_view(cfg: Config, view: int) -> str:
@@ -109,39 +88,58 @@ def _train_view(cfg: Config, view: int) -> str:
     return f'{transform}, {augment}, seed {cfg.SEED}, view {view}'
 
 
-def _logged_features(
-    cfg: Config,
-    split: DatasetSplit,
-    key: Mapping[str, Any],
-    engine: Engine,
-    loader: Callable[[], EvalLoader],
-    name: _Name,
-    group: ProcessGroup,
-) -> Features:
-    """Return the features of a split from the folder that the key names, and log where they come from."""
-    dtype, started = cfg.TRAIN.FEATURE_DTYPE, time.perf_counter()
-    digest = hashlib.sha256(json.dumps([key, dtype], sort_keys=True).encode()).hexdigest()[:16]
-    root = Path(cfg.TRAIN.FEATURE_CACHE or Path(cfg.LOG_ROOT, 'features'))
-    try:
-        store, was_complete = filled_store(
-            root / f'{name.folder}-{digest}', split, key, engine, loader, label=name.log, dtype=dtype, group=group
-        )
-    except FeatureOverflow as error:
-        raise UserError(f'{error}: --TRAIN_FEATURE_DTYPE float32') from None
-    LOGGER.info(
-        'features of %s: %s x %d, %s, %s',
-        name.log,
-        count_of(len(split), 'image'),
-        engine.num_features,
-        size_text(store.columns['features'].nbytes),
-        'cached' if was_complete else f'computed in {duration_text(time.perf_counter() - started)}',
-    )
-    return stored_features(store, split)
+class _Cache:
+    """TRAIN.FEATURE_CACHE: a folder for each split and view, named after all that its features depend on."""
+
+    def __init__(self, cfg: Config, model: Recognizer, device: Device, group: ProcessGroup) -> None:
+        self._root = Path(cfg.TRAIN.FEATURE_CACHE or Path(cfg.LOG_ROOT, 'features'))
+        self._dtype, self._group = cfg.TRAIN.FEATURE_DTYPE, group
+        is_cuda = device.main.type == 'cuda'
+        self._key = {
+            **pixel_key(cfg, device),
+            'backbone': weights_fingerprint(model.backbone.state_dict()) if group.is_main else '',
+            'name': cfg.MODEL.BACKBONE,
+            'cache': cfg.DATASET.CACHE,
+            # Without the number of the GPU: features are shared by GPUs of one kind.
+            'device': torch.cuda.get_device_name(device.main) if is_cuda else device.main.type,
+            'precision': str(device.eval_dtype),
+        }
+
+    def of_split(self, split: DatasetSplit) -> Callable[[Engine, Callable[[], EvalLoader], str, str, str], Features]:
+        """Return a function that returns the features of the images under a view.
+
+        Its arguments are those of `filled_store`: engine and loader; the name of split and view in the log, and at the
+        start of the folder's name; and all that is done to the images.
+        """
+        key, labels = {**self._key, **split_key(split)}, split.labels.astype(np.int64)
+
+        def features(engine: Engine, loader: Callable[[], EvalLoader], name: str, prefix: str, view: str) -> Features:
+            started = time.perf_counter()
+            whole_key = {**key, 'view': view, 'dtype': self._dtype}
+            digest = hashlib.sha256(json.dumps(whole_key, sort_keys=True).encode()).hexdigest()[:16]
+            folder = self._root / f'{prefix}-{self._group.broadcast_object(digest)}'
+            try:
+                store, was_complete = filled_store(
+                    folder, len(split), whole_key, engine, loader, label=name, dtype=self._dtype, group=self._group
+                )
+            except FeatureOverflow as error:
+                raise UserError(f'{error}: --TRAIN_FEATURE_DTYPE float32') from None
+            LOGGER.info(
+                'features of %s: %s x %d, %s, %s',
+                name,
+                count_of(len(split), 'image'),
+                engine.num_features,
+                size_text(store.columns['features'].nbytes),
+                'cached' if was_complete else f'computed in {duration_text(time.perf_counter() - started)}',
+            )
+            return stored_features(store, labels)
+
+        return features
 
 
 def filled_store(
     folder: Path,
-    split: DatasetSplit,
+    num_images: int,
     key: Mapping[str, Any],
     engine: Engine,
     loader: Callable[[], EvalLoader],
@@ -167,8 +165,8 @@ def filled_store(
     with _locked(folder, group):
         with group.main_first():
             if group.is_main:
-                _check_space(folder, len(split) * np.dtype(dtype).itemsize * engine.num_features)
-                open_or_create(folder, len(split), columns, key)
+                _check_space(folder, num_images * np.dtype(dtype).itemsize * engine.num_features)
+                open_or_create(folder, num_images, columns, key)
         store = ColumnStore(folder, writer=group.rank)
         was_complete = group.broadcast_object(store.is_complete)
         if not was_complete:
@@ -179,10 +177,9 @@ def filled_store(
     return store, was_complete
 
 
-def stored_features(store: ColumnStore, split: DatasetSplit) -> Features:
-    """Return the features in a complete store."""
-    columns = store.columns
-    return Features(columns['features'], split.labels.astype(np.int64), columns['readable'], store.errors())
+def stored_features(store: ColumnStore, labels: np.ndarray) -> Features:
+    """Return the features in a complete store; labels (n,) int64."""
+    return Features(store.columns['features'], labels, store.columns['readable'], store.errors())
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from lib.dataset.reader import BatchReader
 from lib.dataset.transforms import PadCrop, RandomResizedCrop, ResizeCenterCrop, Transform
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
+from lib.inference.features import logit_batch_size
 from lib.runtime.device import Device
 from lib.runtime.shared_memory import SharedMemoryFull
 from lib.runtime.workers import num_cores
@@ -144,6 +145,7 @@ def build_eval_loader(
     """
     size = eval_batch_size(cfg, device)
     if features is not None:
+        size = cfg.TEST.BATCH_SIZE or logit_batch_size(split.num_classes)
         stored = FeatureReader([features], device.main, split.images.name, cfg.SEED)
         return EvalLoader(stored, len(split), size, whole_batches=whole_batches, group=group)
     if train_view is None:

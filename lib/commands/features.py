@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from lib.builders.cache_key import checkpoint_fingerprint, input_key, split_key
 from lib.builders.features import filled_store, stored_features
 from lib.builders.loader import build_eval_loader
@@ -34,7 +36,7 @@ def split_features(trained: LoadedModel, split: DatasetSplit, label: str, *, sam
     folder = trained.folder / FOLDER / f'{trained.stem.name}-{label}'
     store, was_complete = filled_store(
         folder,
-        split,
+        len(split),
         _key(trained, split),
         trained.engine,
         lambda: build_eval_loader(trained.cfg, split, trained.device, trained.group),
@@ -43,7 +45,7 @@ def split_features(trained: LoadedModel, split: DatasetSplit, label: str, *, sam
     )
     if was_complete:
         LOGGER.info('%s: using cached features of the %s split', folder, label)
-    return stored_features(store, split)
+    return stored_features(store, split.labels.astype(np.int64))
 
 
 def _key(trained: LoadedModel, split: DatasetSplit) -> dict[str, Any]:

@@ -167,3 +167,28 @@ def test_a_frozen_backbone_has_no_layer_decay():
     assert '--OPTIMIZER_LAYER_DECAY 1' in message
     check(frozen)
     check({'OPTIMIZER.LAYER_DECAY': 0.7})
+
+
+FROZEN = {'TRAIN.FEATURES': 'cached', 'MODEL.FREEZE_BACKBONE': True, 'MODEL.TUNE': 'head', 'RESUME_MODEL': 'x.pth'}
+
+
+@pytest.mark.parametrize(
+    ('values', 'words'),
+    [
+        ({'MODEL.FREEZE_BACKBONE': False, 'MODEL.TUNE': 'full'}, '--MODEL_TUNE head, or --TRAIN_FEATURES images'),
+        ({'MIX.TYPE': 'mixup'}, "--MIX_TYPE '', or --TRAIN_FEATURES images"),
+        ({'LOSS.AUXILIARY': 'distillation', 'LOSS.TEACHER': 'x.pth'}, "--LOSS_AUXILIARY ''"),
+        ({'MODEL.SHIFT_BATCHNORM': True}, '--MODEL_SHIFT_BATCHNORM False'),
+        ({'INPUT.SIZE_SCHEDULE': (0, 64)}, "--INPUT_SIZE_SCHEDULE ''"),
+        ({'TRAIN.FEATURE_VIEWS': 2, 'INPUT.TRAIN_TRANSFORM': 'center_crop'}, '--TRAIN_FEATURE_VIEWS 1'),
+    ],
+)
+def test_cached_features_stand_for_images_that_do_not_change(values, words):
+    check(FROZEN)
+    check({**FROZEN, 'TRAIN.FEATURE_VIEWS': 2})
+    check({**FROZEN, 'TRAIN.FEATURE_VIEWS': 2, 'INPUT.TRAIN_TRANSFORM': 'center_crop', 'INPUT.ERASE_PROBABILITY': 0.5})
+    assert words in refused({**FROZEN, **values})
+
+
+def test_options_of_cached_features_need_them():
+    assert 'TRAIN.FEATURE_VIEWS is 2, but TRAIN.FEATURES images does not use it' in refused({'TRAIN.FEATURE_VIEWS': 2})

@@ -121,3 +121,24 @@ def test_ema_of_another_model_raises(other):
     ema = ModelEMA(nn.Linear(2, 3), 0.9)
     with pytest.raises(ValueError, match='other names or shapes'):
         ema.load_state_dict(other.state_dict())
+
+
+def test_constant_entries_cost_nothing_and_change_nothing():
+    """A frozen layer with running statistics: bit for bit the same EMA, also while it is swapped in."""
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    net[0].requires_grad_(False)
+    net[1].requires_grad_(False).eval()
+    whole = ModelEMA(net, 0.9)
+    restricted = ModelEMA(net, 0.9, constant={name for name in net.state_dict() if name.startswith('1.')})
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    for _ in range(3):
+        with torch.no_grad():
+            net[2].weight.add_(torch.randn(2, 4))
+        whole.update()
+        restricted.update()
+    torch.testing.assert_close(restricted.state_dict(), whole.state_dict(), rtol=0, atol=0)
+    with restricted.swapped():
+        torch.testing.assert_close(dict(net.state_dict()), whole.state_dict(), rtol=0, atol=0)
+    assert not torch.equal(net[2].weight, before['2.weight'])
+    assert all(torch.equal(net.state_dict()[name], before[name]) for name in before if not name.startswith('2.'))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lib.config.defaults import KEYS
 from lib.errors import UserError
 from lib.runtime import device as module
-from lib.runtime.device import DTYPES, Device, num_replicas, pick_device
+from lib.runtime.device import DTYPES, Device, num_replicas, pick_device, seed_generators
 
 
 @pytest.fixture
@@ -157,3 +157,11 @@ def test_every_replica_gets_two_images(batch_size, num_gpus):
 )
 def test_replicas_of_small_batches(batch_size, num_gpus, expected):
     assert num_replicas(batch_size, num_gpus) == expected
+
+
+def test_generators_are_seeded_as_by_torch():
+    for seed in (0, 7, 2**63 - 1):
+        torch.manual_seed(seed)
+        expected = torch.rand(3)
+        seed_generators(seed, torch.device('cpu'))
+        assert torch.equal(torch.rand(3), expected)
