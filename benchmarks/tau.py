@@ -30,7 +30,7 @@ from lib.builders.model import new_model
 from lib.commands.cli import cli_main, read_command
 from lib.commands.loaded_model import load_model
 from lib.config.yaml_text import as_text
-from lib.inference.features import logit_batch_size
+from lib.inference.run import logit_batch_size
 from lib.metrics.accuracy import ClassCounts
 from lib.metrics.predictions import batch_predictions
 from lib.posthoc.tau_sweep import TauSweep

@@ -22,7 +22,7 @@ from lib.dataset.reader import BatchReader
 from lib.dataset.transforms import PadCrop, RandomResizedCrop, ResizeCenterCrop, Transform
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
-from lib.inference.features import logit_batch_size
+from lib.inference.run import logit_batch_size
 from lib.runtime.device import Device
 from lib.runtime.shared_memory import SharedMemoryFull
 from lib.runtime.workers import num_cores

@@ -6,12 +6,11 @@ from typing import Any
 
 from lib.builders.data import open_valid_split
 from lib.commands.cli import Command
-from lib.commands.features import split_features
-from lib.commands.loaded_model import LoadedModel, load_model
+from lib.commands.loaded_model import LoadedModel, load_model, split_features
 from lib.config.load import merge_checkpoint_config
 from lib.config.options import parse_options
 from lib.errors import UserError
-from lib.inference.features import classify_features
+from lib.inference.run import classify_features
 from lib.metrics.class_report import detailed_metrics
 from lib.metrics.paired import compare
 from lib.metrics.predictions import Predictions

@@ -16,8 +16,7 @@ from lib.builders.data import open_named_images, open_valid_split
 from lib.builders.split import DatasetSplit
 from lib.classifier.cosine import CosineClassifier
 from lib.classifier.linear import without_scale
-from lib.commands.features import split_features
-from lib.commands.loaded_model import LoadedModel
+from lib.commands.loaded_model import LoadedModel, split_features
 from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node, as_text, as_values
 from lib.dataset.annotations import ClassNames

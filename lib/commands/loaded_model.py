@@ -1,17 +1,21 @@
-"""A trained model, loaded from its checkpoint for evaluation and prediction."""
+"""A trained model, loaded from its checkpoint for evaluation and prediction, and its features of a split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from lib.builders.cache_key import checkpoint_fingerprint, input_key, split_key
 from lib.builders.device import build_device
+from lib.builders.features import filled_store, stored_features
 from lib.builders.loader import build_eval_loader
 from lib.builders.model import class_names, model_of
 from lib.builders.split import DatasetSplit
 from lib.commands.cli import Command
 from lib.config.defaults import Config
+from lib.dataset.features import Features
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
 from lib.inference.engine import EagerEngine
@@ -20,6 +24,8 @@ from lib.model import Recognizer
 from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing.state import Checkpoint
+
+FEATURES = 'features'
 
 
 @dataclass
@@ -118,3 +124,41 @@ def load_model(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> Loaded
     training_set = checkpoint.training_set
     counts = training_set.class_counts if training_set else np.zeros(checkpoint.num_classes, np.int64)
     return LoadedModel(cfg, checkpoint, model, device, folder, class_names(checkpoint), counts, group)
+
+
+def split_features(trained: LoadedModel, split: DatasetSplit, label: str, *, same_classes: bool = True) -> Features:
+    """Return the features of a split: from the cache RUN_FOLDER/features, or by one pass that fills it.
+
+    The cache is used only for the same backbone weights, images and input options; there is one per checkpoint and
+    split. Ranks share the pass, and must share the folder.
+
+    Args:
+        label: name of the split, for the progress bar and the cache.
+        same_classes: whether the split's labels must be classes of the model.
+
+    Raises:
+        UserError: it has no image, or its labels do not fit the model.
+    """
+    if not len(split):
+        raise UserError(f'{split.source}: no images, so there are no features')
+    if same_classes:
+        trained.check_classes(split)
+    folder = trained.folder / FEATURES / f'{trained.stem.name}-{label}'
+    store, was_complete = filled_store(
+        folder,
+        len(split),
+        _key(trained, split),
+        trained.engine,
+        lambda: build_eval_loader(trained.cfg, split, trained.device, trained.group),
+        label=label,
+        group=trained.group,
+    )
+    if was_complete:
+        LOGGER.info('%s: using cached features of the %s split', folder, label)
+    return stored_features(store, split.labels.astype(np.int64))
+
+
+def _key(trained: LoadedModel, split: DatasetSplit) -> dict[str, Any]:
+    """Return the values that features depend on."""
+    backbone = checkpoint_fingerprint(trained.checkpoint, 'backbone.')
+    return {'backbone': backbone, **split_key(split), **input_key(trained.cfg, trained.device)}

@@ -8,8 +8,7 @@ import numpy as np
 
 from lib.builders.data import open_training_data, open_valid_split
 from lib.builders.split import DatasetSplit, some_of
-from lib.commands.features import split_features
-from lib.commands.loaded_model import LoadedModel
+from lib.commands.loaded_model import LoadedModel, split_features
 from lib.commands.posthoc_methods import METHODS, Outcome, Problem
 from lib.commands.tau_norm import check_free, linear_classifier, write_rebalanced
 from lib.dataset.features import Features

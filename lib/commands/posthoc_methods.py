@@ -10,7 +10,7 @@ import torch
 from lib.config.defaults import Config
 from lib.dataset.features import Features
 from lib.errors import UserError
-from lib.inference.features import logit_batch_size
+from lib.inference.run import logit_batch_size
 from lib.metrics.predictions import Predictions, join_predictions
 from lib.posthoc.calibration import fit_prior, fit_temperature, fit_temperatures, shot_group_of
 from lib.posthoc.class_means import feature_means, nearest_mean

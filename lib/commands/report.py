@@ -12,13 +12,12 @@ import numpy as np
 from lib.builders.data import open_valid_split
 from lib.builders.model import class_names, class_shard, model_of
 from lib.builders.split import DatasetSplit
-from lib.commands.features import split_features
-from lib.commands.loaded_model import LoadedModel
+from lib.commands.loaded_model import LoadedModel, split_features
 from lib.commands.train import TrainingRun
 from lib.config.defaults import Config
 from lib.config.yaml_text import as_text
 from lib.errors import UserError
-from lib.inference.features import classify_features
+from lib.inference.run import classify_features
 from lib.metrics.predictions import predictions_from_classes
 from lib.report.charts import mistakes_png, plot_curves, plot_error_by_count
 from lib.report.run_page import ReportData, write_report

@@ -11,12 +11,11 @@ import torch
 
 from lib.builders.data import has_test_split, open_test_split, open_training_data, open_valid_split
 from lib.builders.split import DatasetSplit
-from lib.commands.features import split_features
-from lib.commands.loaded_model import LoadedModel
+from lib.commands.loaded_model import LoadedModel, split_features
 from lib.errors import UserError
-from lib.inference.features import classify_features
 from lib.inference.neighbors import nearest, neighbor_blocks, vote
 from lib.inference.retrieval import retrieval_metrics
+from lib.inference.run import classify_features
 from lib.metrics.accuracy import compute_metrics
 from lib.metrics.predictions import Predictions, predictions_from_classes
 from lib.report.describe import describe_metrics, describe_retrieval

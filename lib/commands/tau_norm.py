@@ -13,12 +13,11 @@ from lib.builders.data import open_valid_split
 from lib.builders.split import DatasetSplit
 from lib.classifier.cosine import CosineClassifier
 from lib.classifier.linear import without_scale
-from lib.commands.features import split_features
-from lib.commands.loaded_model import LoadedModel
+from lib.commands.loaded_model import LoadedModel, split_features
 from lib.commands.report import rebalanced_report
 from lib.config.yaml_text import as_text
 from lib.errors import UserError
-from lib.inference.features import logit_batch_size
+from lib.inference.run import logit_batch_size
 from lib.posthoc.crossfit import NUM_FOLDS, cross_fit_tau, stratified_folds
 from lib.posthoc.tau_sweep import FLAT_NOTE, ImageIntervals, TauSweep, normalize_classifier, tau_report
 from lib.report.charts import plot_tau

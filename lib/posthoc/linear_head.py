@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from lib.dataset.features import Features
-from lib.inference.features import logit_batch_size
+from lib.inference.run import logit_batch_size
 from lib.metrics.predictions import Predictions, join_predictions, predictions_from_logits
 from lib.posthoc.tau_sweep import NEVER
 

@@ -7,7 +7,7 @@ from lib.classifier.linear import LinearClassifier
 from lib.dataset.features import Features
 from lib.inference import features as module
 from lib.inference.engine import EagerEngine
-from lib.inference.features import classify_features
+from lib.inference.run import classify_features
 from lib.metrics.predictions import predictions_from_logits
 from lib.model import Recognizer
 
