@@ -6,7 +6,7 @@ adapted weight, and at the start the output is exactly that of the base.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -130,6 +130,13 @@ class _WithAdaptFormer(nn.Module):
         return super().forward(x, *args, **options) + self.adaptformer(x)
 
 
+class _SequenceWithAdaptFormer(_WithAdaptFormer):
+    """The same for an MLP that is an nn.Sequential, which calls all modules that it yields."""
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return (module for name, module in self.named_children() if name != _ADAPTFORMER)
+
+
 class AdaptFormer(nn.Module):
     """s Up(ReLU(Down(x))), with a learned s as in LIFT (Shi et al., ICML 2024).
 
@@ -209,7 +216,7 @@ def add_adaptformer(mlp: nn.Module, rank: int, scale: float, generator: torch.Ge
         for zero in (adapter.down.bias, adapter.up.weight, adapter.up.bias):
             zero.zero_()
     mlp.add_module(_ADAPTFORMER, adapter.to(layers[0].weight))
-    _change_class(mlp, _WithAdaptFormer)
+    _change_class(mlp, _SequenceWithAdaptFormer if isinstance(mlp, nn.Sequential) else _WithAdaptFormer)
 
 
 def _uniform(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:

@@ -194,6 +194,16 @@ def test_adaptformer_is_the_equation():
     torch.testing.assert_close(mlp(x), plain + adapter.scale * up)
 
 
+def test_adaptformer_beside_a_sequence():
+    """nn.Sequential calls all its children, but the adapter is none of its steps."""
+    mlp = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4))
+    x = torch.randn(2, 3)
+    expected = mlp(x)
+    moved(tuned(nn.ModuleDict({'mlp': mlp}), 'adaptformer'))
+    torch.testing.assert_close(mlp(x), expected + mlp.adaptformer(x))
+    assert (mlp.adaptformer(x) != 0).all()
+
+
 def test_code_that_reads_the_weight_itself_gets_the_adapted_one():
     """EVA computes q, k and v from `qkv.weight`, not by calling the layer."""
     backbone, images = small_backbone('eva02_tiny_patch14_224')

@@ -18,6 +18,11 @@ def load(tmp_path, text: str, *options: str, checkpoint: str | None = None):
     ).cfg.MODEL
 
 
+def check(model, kind: str) -> None:
+    found = (model.TUNE, model.FREEZE_BACKBONE)
+    assert found == (kind, kind == 'head')
+
+
 @pytest.mark.parametrize(
     ('recipe', 'option', 'kind'),
     [
@@ -40,8 +45,7 @@ def test_the_later_one_wins(tmp_path, recipe, option, kind):
         recipe = f'{{{recipe}}}'
     text = f'MODEL: {recipe}\n' if recipe else ''
     model = load(tmp_path, text, *option.split())
-    assert model.TUNE == kind
-    assert model.FREEZE_BACKBONE is (kind == 'head')
+    check(model, kind)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +61,7 @@ def test_the_later_one_wins(tmp_path, recipe, option, kind):
 def test_a_checkpoint_comes_before_the_recipe(tmp_path, checkpoint, recipe, kind):
     text = f'MODEL: {recipe}\n' if recipe else ''
     model = load(tmp_path, text, checkpoint=f'NAME: x\nMODEL: {checkpoint}\n')
-    assert model.TUNE == kind
-    assert model.FREEZE_BACKBONE is (kind == 'head')
+    check(model, kind)
 
 
 def test_both_in_one_place_are_an_error(tmp_path):
