@@ -151,8 +151,10 @@ def _read_teacher(path: str) -> Checkpoint:
 def _check_images(cfg: Config, teacher_cfg: Config, path: str) -> None:
     for name in _SAME_IMAGES:
         section, leaf = name.split('.')
-        if cfg[section][leaf] != teacher_cfg[section][leaf]:
+        ours, theirs = cfg[section][leaf], teacher_cfg[section][leaf]
+        if ours != theirs:
+            value = ','.join(map(str, theirs)) if isinstance(theirs, tuple) else theirs
             raise UserError(
-                f'LOSS.TEACHER {path} was trained with {name} {teacher_cfg[section][leaf]}, but gets images of '
-                f'{cfg[section][leaf]}: give --{section}_{leaf} the value of the teacher'
+                f'LOSS.TEACHER {path} was trained with {name} {theirs}, but gets images of {ours}: '
+                f'--{section}_{leaf} {value}'
             )

@@ -27,6 +27,7 @@ options on the command line. Without `--config` and without a checkpoint, `confi
 `config.yaml`.
 
 Types: INT, FLOAT and TEXT; PATH is local, not a URL; BOOL is True or False; `X,Y,...` is a list, in YAML also `[X, Y]`.
+`auto|INT` is a number or the word `auto`, for which the run chooses a value; its `config.yaml` contains the value.
 `''` is an empty text. In YAML, a TEXT is what the file contains: `NAME: 007` is 007. Setting a key that the chosen
 method does not use is an error; "used by" names the choices that use it.
 """
