@@ -1,5 +1,6 @@
 """The recipe of a run by its number of training images: what 'auto' leaves open, and when to use pretrained weights."""
 
+import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from lib.runtime.log import LOGGER
 from lib.runtime.text import count_of
 
 _FEW_IMAGES = 20_000  # with fewer, random weights are far behind pretrained ones
+_LEAST_IMAGES = 9_600  # over all epochs: 300 steps, which even a few classes need
 _FINETUNING_CONFIG = 'configs/own_photos.yaml'
 
 
@@ -37,7 +39,8 @@ def finetuning_recipe(num_images: int) -> Recipe:
     size: random crops enlarge objects, so a network sees them at the same size again (Touvron et al., NeurIPS 2019).
     """
     size = 160 if num_images <= 5_000 else 128
-    return Recipe(size, round(1.25 * size), lr=0.02, max_epoch=min(30, max(5, round(50_000 / num_images))))
+    max_epoch = min(30, max(5, round(50_000 / num_images)))
+    return Recipe(size, round(1.25 * size), lr=0.02, max_epoch=max(max_epoch, math.ceil(_LEAST_IMAGES / num_images)))
 
 
 def recipe_from_scratch() -> Recipe:

@@ -14,7 +14,7 @@ from lib.errors import UserError
 _CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 DEFAULT_CONFIG = 'configs/AiProducts.yaml'
 _OWN_PHOTOS = 'configs/own_photos.yaml'
-_PURPOSE = {DEFAULT_CONFIG: 'AliProducts', _OWN_PHOTOS: 'a folder of class folders'}
+_PURPOSE = {DEFAULT_CONFIG: 'AliProducts', _OWN_PHOTOS: 'a folder of photos'}
 # An annotation file of more bytes describes about 200,000 images or more: the recipe of AliProducts suits them.
 _LARGE_BYTES = 20_000_000
 # The recipe of checkpoints of the original entry, which contain no config.

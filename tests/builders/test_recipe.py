@@ -29,7 +29,8 @@ def test_more_images_get_fewer_epochs_and_at_most_the_size_of_fewer():
         assert few.max_epoch >= more.max_epoch
         assert few.size >= more.size
         assert few.test_size / few.size == more.test_size / more.size == 1.25
-    assert recipes[0].max_epoch == 30
+    assert finetuning_recipe(1_000).max_epoch == 30
+    assert all((1 + 97 * number) * recipe.max_epoch >= 9_600 for number, recipe in enumerate(recipes))
     assert recipes[-1].max_epoch >= 5
 
 
