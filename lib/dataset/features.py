@@ -1,8 +1,9 @@
 """Stored features: one row per image, read in blocks, or as the batches of a training epoch or of a split."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ class Features:
             yield values.to(device).float(), labels.to(device), readable.to(device)
 
 
-@dataclass(frozen=True)
+@dataclass
 class FeatureReader:
     """Maps requests to batches of stored features, as BatchReader and BatchPipeline map them to batches of images.
 
@@ -66,6 +67,7 @@ class FeatureReader:
         device: of the batches.
         image_name: row -> name of the image, for messages.
         seed, on_bad, index, class_names, hint: as in BatchReader.
+        labels: of each row, (n,) int64.
     """
 
     views: Sequence[Features]
@@ -76,12 +78,11 @@ class FeatureReader:
     index: ClassIndex | None = None
     class_names: Sequence[str] = ()
     hint: str = ''
-    sizes = (0,)  # of images, which it does not read
+    labels: np.ndarray = field(init=False)
+    sizes: ClassVar[tuple[int, ...]] = (0,)  # of images, which it does not read
 
-    @property
-    def labels(self) -> np.ndarray:
-        """Return the label of each row."""
-        return self.views[0].labels
+    def __post_init__(self) -> None:
+        self.labels = self.views[0].labels
 
     def name(self, row: int) -> str:
         """Return the name of an image."""

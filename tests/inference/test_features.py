@@ -5,7 +5,7 @@ import torch
 
 from lib.classifier.linear import LinearClassifier
 from lib.dataset.features import Features
-from lib.inference import features as module
+from lib.inference import run as module
 from lib.inference.engine import EagerEngine
 from lib.inference.run import classify_features
 from lib.metrics.predictions import predictions_from_logits
