@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import epoch, gpu, precision, step
+from benchmarks import cached_features, epoch, gpu, precision, step
 from benchmarks.original import OriginalTraining, original_model
 from benchmarks.peers_timm import Recipe, TimmLoop, script_command, script_rates, script_run
 from benchmarks.training import ReadyBatches, converted_photos, epoch_of, options_of, training, write_photos
 from lib.errors import UserError
+from lib.formats.imagefolder import convert_image_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = Recipe('resnet10t', 32, 4, 3, 0, None)
@@ -195,3 +196,14 @@ def test_epochs_on_real_photos():
     results = epoch.compare(photos, rounds=1)
     assert len(results) == 5
     assert all(value > 0 for value in results.values())
+
+
+@pytest.mark.long
+@pytest.mark.process
+def test_cached_features(photos):
+    dataset = convert_image_folder(photos)
+    rates = cached_features.head_speeds(dataset, size=32, rounds=1)
+    assert list(rates) == ['features_images_per_second', 'images_images_per_second', 'extract_images_per_second']
+    assert all(rate > 0 for rate in rates.values())
+    found = cached_features.probe(dataset, size=32)
+    assert found['probe_valid_top1'] in (0, 1)  # there is one validation photo
