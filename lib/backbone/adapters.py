@@ -7,7 +7,6 @@ adapted weight, and at the start the output is exactly that of the base.
 
 import math
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import Any
 
 import torch
@@ -176,13 +175,16 @@ def own_parameters(module: nn.Module, *names: str) -> list[nn.Parameter]:
     return [parameter for parameter in own if parameter is not None]
 
 
-@cache
-def _subclass(adapted: type[nn.Module], original: type[nn.Module]) -> type[nn.Module]:
-    return type(f'{adapted.__name__.lstrip("_")}{original.__name__}', (adapted, original), {})
+# (class of an adapter, class of a module) -> the subclass of both.
+_SUBCLASSES: dict[tuple[type, type], type] = {}
 
 
 def _change_class(module: nn.Module, adapted: type[nn.Module]) -> None:
-    module.__class__ = _subclass(adapted, type(module))
+    original = type(module)
+    if (adapted, original) not in _SUBCLASSES:
+        name = f'{adapted.__name__.lstrip("_")}{original.__name__}'
+        _SUBCLASSES[adapted, original] = type(name, (adapted, original), {})
+    module.__class__ = _SUBCLASSES[adapted, original]
 
 
 def add_low_rank(layer: nn.Linear, rank: int, scale: float, generator: torch.Generator) -> None:
