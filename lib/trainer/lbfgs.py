@@ -72,20 +72,20 @@ class LBFGSStep:
         """Fit the classifier, starting from its current weights; `global_step` is the epoch, and `mixed` not used."""
         classifier, optimizer = self.state.model.classifier, self.state.optimizer
         moments = self._moments(global_step)
-        is_linear = isinstance(classifier, LinearClassifier)
-        decay = self.schedule(global_step) if is_linear else 0.0
-        if is_linear:
+        decay = self.schedule(global_step) if isinstance(classifier, LinearClassifier) else 0.0
+        if isinstance(classifier, LinearClassifier):
             _to_standardized(classifier, moments)
 
-        def evaluate() -> torch.Tensor:
+        def evaluate() -> float:
             optimizer.zero_grad()
             loss, _ = self._evaluate(moments, global_step, with_gradient=True)
+            weight = classifier.weight
             for parameter in classifier.parameters():
                 assert parameter.grad is not None
                 parameter.grad = self.group.all_reduce(parameter.grad)
-            weight = classifier.weight
-            weight.grad += decay * weight.detach()
-            return self.group.all_reduce(loss) + decay / 2 * weight.detach().square().sum()
+                if parameter is weight:
+                    parameter.grad.add_(weight.detach(), alpha=decay)
+            return float(self.group.all_reduce(loss) + decay / 2 * weight.detach().square().sum())
 
         optimizer.state.clear()
         optimizer.step(evaluate)
@@ -93,7 +93,7 @@ class LBFGSStep:
         optimizer.state.clear()  # so a resumed run starts its next epoch as this one would
         with torch.no_grad():
             result = StepResult(*self._evaluate(moments, global_step, with_gradient=False))
-        if is_linear:
+        if isinstance(classifier, LinearClassifier):
             _from_standardized(classifier, moments)
         for parameter in classifier.parameters():
             self.group.broadcast(parameter.data)  # in case the ranks' processors round differently
@@ -109,7 +109,7 @@ class LBFGSStep:
         for batch in self.blocks():
             targets = self._targets(batch, epoch)
             # Not through the model, which would compute the logits in the precision of training.
-            inputs = (batch.images - moments.mean) / moments.scale if is_linear else batch.images
+            inputs = (batch.images - moments.mean).div_(moments.scale) if is_linear else batch.images
             output = ModelOutput(classifier(inputs), batch.images, None)
             scale = LossScale(moments.normalizer, len(batch.labels) / moments.num_rows, 0, (len(batch.labels),))
             loss, predicted = self.objective(output, targets, batch.images, scale)
@@ -129,9 +129,9 @@ class LBFGSStep:
         width = self.state.model.num_features
         sums = torch.zeros(width + 3, dtype=torch.float64)
         for batch in self.blocks():
-            features = batch.images.double()
-            sums[:width] += features.sum(dim=0).cpu()
-            sums[width] += features.square().sum().cpu()
+            features = batch.images.cpu().double()
+            sums[:width] += features.sum(dim=0)
+            sums[width] += features.square().sum()
             sums[width + 1] += len(features)
             sums[width + 2] += self.objective.normalizer(self._targets(batch, epoch)).cpu()
         sums = self.group.all_reduce(sums)
@@ -150,14 +150,14 @@ class LBFGSStep:
 @torch.no_grad()
 def _to_standardized(classifier: LinearClassifier, moments: _Moments) -> None:
     """Change weight and bias so that standardized features have the logits of the features as they are."""
-    classifier.bias += classifier.weight @ moments.mean
-    classifier.weight *= moments.scale
+    classifier.bias.add_(classifier.weight @ moments.mean)
+    classifier.weight.mul_(moments.scale)
 
 
 @torch.no_grad()
 def _from_standardized(classifier: LinearClassifier, moments: _Moments) -> None:
-    classifier.weight /= moments.scale
-    classifier.bias -= classifier.weight @ moments.mean
+    classifier.weight.div_(moments.scale)
+    classifier.bias.sub_(classifier.weight @ moments.mean)
 
 
 def regularization_path(first: float) -> Callable[[int], float]:
