@@ -18,7 +18,7 @@ _FINETUNING_CONFIG = 'configs/own_photos.yaml'
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run trains with.
+    """Image sizes, learning rate and epochs of a run.
 
     Attributes:
         size, test_size: side of the images in training, and in validation and test, in pixels.
