@@ -83,7 +83,7 @@ def _preprocessing_of(backbone: str, pretrained: str) -> tuple[Preprocessing, li
 
 
 def _log(found: Preprocessing, notes: list[str], values: dict[str, Any], by_key: dict[str, Any]) -> None:
-    size = f'{found.size} px, ' if 'INPUT.SIZE' in by_key else ''
+    size = f'{found.size} px, ' if 'INPUT.SIZE' in by_key and is_auto('INPUT.SIZE', values['INPUT.SIZE']) else ''
     statistics = f'mean {_numbers(found.mean)}, std {_numbers(found.std)}'
     if (found.mean, found.std) == (IMAGENET.mean, IMAGENET.std):
         statistics = 'ImageNet mean/std'
