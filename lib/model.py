@@ -143,6 +143,13 @@ class Recognizer(nn.Module):
         }
 
     def train(self, mode: bool = True) -> Self:
+        if self._is_frozen and not self._shifts_batchnorm and not self.backbone.training:
+            # Visiting the hundreds of modules of the backbone takes as long as several steps of the classifier.
+            self.training = mode
+            for child in self.children():
+                if child is not self.backbone:
+                    child.train(mode)
+            return self
         super().train(mode)
         if self._is_tuned or self._has_frozen_stages:
             for module in self.backbone.modules():

@@ -9,7 +9,7 @@ import torch
 from lib.runtime.column_store import ColumnStore
 from lib.trainer.checkpointing.io import read_checkpoint
 from tests.scripts.rank_runs import run_ranks_of
-from tests.scripts.running import ON_CPU, TINY, check_same_run, error_line, metrics_of
+from tests.scripts.running import ON_CPU, check_same_run, error_line, metrics_of
 
 pytestmark = [pytest.mark.process, pytest.mark.long]
 
@@ -24,7 +24,7 @@ STEP = 'lib.trainer.step:TrainStep.__call__'
 
 HEADS = {
     'linear, EMA': ('--TRAIN_EMA_DECAY', 0.8, '--DATASET_HEAD_CAP', 8),
-    'cosine': ('--MODEL_CLASSIFIER', 'FCNorm'),
+    'cosine, from class means': ('--MODEL_CLASSIFIER', 'FCNorm', '--MODEL_CLASSIFIER_INIT', 'class_means'),
     'balanced softmax, class-balanced': ('--LOSS_TYPE', 'balanced_softmax', '--SAMPLER_TYPE', 'class_balance'),
     'LDAM, deferred re-weighting and re-sampling': (
         '--LOSS_TYPE', 'ldam', '--LOSS_CLASS_WEIGHTS', 'effective_number', '--LOSS_REWEIGHT_EPOCH', 1,
@@ -34,7 +34,6 @@ HEADS = {
         '--MODEL_CLASSIFIER', 'lws', '--MODEL_FREEZE_CLASSIFIER', True, '--MODEL_CLASSIFIER_INIT', 'checkpoint',
         '--SAMPLER_TYPE', 'class_balance',
     ),
-    'from class means': ('--MODEL_CLASSIFIER_INIT', 'class_means', '--OPTIMIZER_LR', 0.001),
     'chunked, in micro-batches': ('--LOSS_CHUNK_IMAGES', 3, '--TRAIN_DEVICE_BATCH_SIZE', 4),
 }  # fmt: skip
 
@@ -74,11 +73,15 @@ def test_same_as_on_images(scripts, folder, head):
     check_equal(folder / 'log' / f'images{number}', folder / 'log' / f'cached{number}')
 
 
-def test_two_ranks_with_a_sharded_classifier(scripts, folder):
-    train(scripts, folder, 'images', *FIXED)
-    options = (*FIRST, *FIXED, *CACHED, '--TRAIN_FEATURE_CACHE', 'own', '--NAME', 'ranks')
-    run_ranks_of(scripts, 2, folder, 'main.py', *options, '--MODEL_CLASSIFIER_SHARDED', True)
-    check_equal(folder / 'log' / 'images', folder / 'log' / 'ranks', rtol=1e-4)
+@pytest.mark.parametrize('sharded', [False, True], ids=['whole classifier', 'sharded classifier'])
+def test_two_ranks(scripts, folder, sharded):
+    """Two ranks compute the features together and train the classifier of one process on the images."""
+    train(scripts, folder, f'single{sharded}', *FIXED)
+    cache = folder / f'ranks{sharded}'
+    options = (*FIRST, *FIXED, *CACHED, '--TRAIN_FEATURE_CACHE', cache, '--NAME', f'ranks{sharded}')
+    run_ranks_of(scripts, 2, folder, 'main.py', *options, '--MODEL_CLASSIFIER_SHARDED', sharded)
+    check_equal(folder / 'log' / f'single{sharded}', folder / 'log' / f'ranks{sharded}', rtol=1e-4)
+    assert store_of(cache).is_complete
 
 
 def test_unreadable_images(scripts, products, folder):
@@ -123,6 +126,16 @@ def test_runs_share_features(scripts, folder):
 def store_of(cache, kind='train'):
     (path,) = cache.glob(f'{kind}-*')
     return ColumnStore(path)
+
+
+def test_ctrl_c_in_a_pass(scripts, folder):
+    options = (*FIXED, *CACHED, '--TRAIN_FEATURE_CACHE', folder / 'ctrl_c', '--NAME', 'ctrl_c')
+    done = scripts.run_until(
+        folder, 'SIGINT', 'lib.runtime.column_store:ColumnStore.write', 2, *FIRST, *options, code=130
+    )
+    assert done.stderr == 'interrupted\n'
+    assert not (folder / 'log' / 'ctrl_c').exists()
+    assert 'features of train: 51 images x 96, 19.6 kB, computed' in train(scripts, folder, 'ctrl_c', *options)
 
 
 def test_an_interrupted_pass_is_resumed(scripts, folder):
