@@ -35,12 +35,13 @@ class Recipe:
 def finetuning_recipe(num_images: int) -> Recipe:
     """Return the recipe for pretrained weights.
 
-    An epoch of few images is short, so there are more of them, of larger images. Images are tested at 1.25 times the
-    size: random crops enlarge objects, so a network sees them at the same size again (Touvron et al., NeurIPS 2019).
+    An epoch of few images is short, so there are more of them, of larger images. Images are tested at 1.125
+    times the size: random crops enlarge objects by more than the center crop does, so a network sees them at the same
+    size again (Touvron et al., NeurIPS 2019).
     """
     size = 160 if num_images <= 5_000 else 128
     max_epoch = min(30, max(5, round(50_000 / num_images)))
-    return Recipe(size, round(1.25 * size), lr=0.02, max_epoch=max(max_epoch, math.ceil(_LEAST_IMAGES / num_images)))
+    return Recipe(size, round(1.125 * size), lr=0.02, max_epoch=max(max_epoch, math.ceil(_LEAST_IMAGES / num_images)))
 
 
 def recipe_from_scratch() -> Recipe:

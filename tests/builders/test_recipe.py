@@ -28,16 +28,16 @@ def test_more_images_get_fewer_epochs_and_at_most_the_size_of_fewer():
     for few, more in zip(recipes, recipes[1:], strict=False):
         assert few.max_epoch >= more.max_epoch
         assert few.size >= more.size
-        assert few.test_size / few.size == more.test_size / more.size == 1.25
+        assert few.test_size / few.size == more.test_size / more.size == 1.125
     assert finetuning_recipe(1_000).max_epoch == 30
     assert all((1 + 97 * number) * recipe.max_epoch >= 9_600 for number, recipe in enumerate(recipes))
     assert recipes[-1].max_epoch >= 5
 
 
 def test_what_the_user_sets_wins():
-    assert chosen(resolve_recipe(config(), 2640)) == (160, 200, 0.02, 19)
+    assert chosen(resolve_recipe(config(), 2640)) == (160, 180, 0.02, 19)
     cfg = resolve_recipe(config('--INPUT_SIZE', '96', '--TRAIN_MAX_EPOCH', '3'), 2640)
-    assert chosen(cfg) == (96, 200, 0.02, 3)
+    assert chosen(cfg) == (96, 180, 0.02, 3)
     cfg = resolve_recipe(config('--OPTIMIZER_LR', '0.1', '--INPUT_TEST_SIZE', '0'), 2640)
     assert chosen(cfg) == (160, 0, 0.1, 19)
 
