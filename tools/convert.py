@@ -148,7 +148,7 @@ def convert(
 def next_command(format_name: str, out: Path, *, long_tailed: bool = False) -> str:
     """Return the command that trains on the result."""
     # The default config is the recipe for AliProducts: 50,030 classes on several GPUs.
-    grocery_store = 'GroceryStore_LT' if long_tailed else 'GroceryStore'
+    grocery_store = 'GroceryStore_LT' if long_tailed else 'GroceryStore_pretrained'
     recipe = {'aliproducts': '', 'grocery_store': f' --config configs/{grocery_store}.yaml'}
     return f'python main.py{recipe.get(format_name, _SMALL_RECIPE)} --DATASET_ROOT {shlex.quote(str(out))}'
 

@@ -86,7 +86,7 @@ def get_grocery_store(folder: Path, given: Path | None) -> None:
         link_into(root, ['classes.csv', *(f'{name}.txt' for name in _SPLITS), *_SPLITS], folder)
         root = folder
     convert.convert('grocery_store', root, folder)
-    print('\nNow train:\n  python main.py --config configs/GroceryStore.yaml')
+    print('\nNow train:\n  python main.py --config configs/GroceryStore_pretrained.yaml')
 
 
 _SPLITS = ('train', 'val', 'test')
