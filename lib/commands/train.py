@@ -166,8 +166,8 @@ def _restore(state: TrainState, checkpoint: Checkpoint) -> None:
         state.restore(checkpoint)
     except OptimizerMismatch as error:
         raise UserError(
-            f'{error} OPTIMIZER.TYPE, OPTIMIZER.DECAY_NORM_AND_BIAS, OPTIMIZER.LAYER_DECAY or MODEL.FREEZE_BACKBONE; '
-            'give these their former values, or load the weights alone: '
+            f'{error} OPTIMIZER.TYPE, OPTIMIZER.DECAY_NORM_AND_BIAS, OPTIMIZER.LAYER_DECAY, MODEL.TUNE or '
+            'MODEL.FREEZE_BACKBONE; give these their former values, or load the weights alone: '
             f'--RESUME_MODEL {checkpoint.path} --RESUME_MODE finetune'
         ) from None
 

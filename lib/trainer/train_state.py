@@ -73,11 +73,11 @@ class TrainState:
         """
         if checkpoint.progress is None or checkpoint.optimizer is None:
             raise ValueError(f'{checkpoint.path} holds weights only')
-        names, weights = self.model.constant_names(), self.model.state_dict()
-        constant = {name: weights[name] for name in names}
-        self.model.load_state_dict(constant | (checkpoint.training_state or checkpoint.state_dict))
+        # Those of its base, which it lacks, are in the model.
+        base = {} if checkpoint.base is None else self.model.state_dict()
+        self.model.load_state_dict(base | (checkpoint.training_state or checkpoint.state_dict))
         if self.ema is not None:
-            self.ema.load_state_dict(constant | checkpoint.state_dict)
+            self.ema.load_state_dict(base | checkpoint.state_dict)
         if self.scaler is not None and checkpoint.scaler:
             self.scaler.load_state_dict(checkpoint.scaler)
         optimizer_state = checkpoint.optimizer

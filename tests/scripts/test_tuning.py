@@ -60,6 +60,9 @@ def test_an_interrupted_run_is_bit_identical(scripts, options, finished_tuned, t
     done = scripts.run(tmp_path, 'main.py', *options, 'lora', *ema, '--RESUME_MODEL', 'last')
     check_same_run(tmp_path / 'log' / 'run', finished_tuned / 'log' / 'run')
     assert 'MODEL.TUNE lora, rank 8: 43,398 of 343,494 parameters are trained (13 %)' in done.stdout
+    more = ('--TRAIN_MAX_EPOCH', 3, '--RESUME_MODEL', 'last')
+    error = error_line(scripts.run(tmp_path, 'main.py', *options, 'ssf', *ema, *more, code=2))
+    assert 'log/run/last.pth was trained with another MODEL.TUNE or MODEL.TUNE_RANK than MODEL.TUNE ssf: set' in error
     last = read_checkpoint(tmp_path / 'log' / 'run' / 'last.pth')
     assert last.base is not None
     assert last.state_dict.keys() == last.training_state.keys()
@@ -96,6 +99,10 @@ def test_sharded_ranks(scripts, options, tmp_path, kind):
     sharded = (*options, kind, '--MODEL_CLASSIFIER_SHARDED', True, '--TRAIN_EMA_DECAY', 0.8)
     run_ranks_of(scripts, 2, tmp_path, 'main.py', *sharded)
     scripts.run(tmp_path, 'main.py', *sharded, '--TRAIN_MAX_EPOCH', 3, '--RESUME_MODEL', 'last')
+    if kind == 'norm':
+        bias = (*sharded, '--MODEL_TUNE', 'bias', '--TRAIN_MAX_EPOCH', 4, '--RESUME_MODEL', 'last')
+        error = error_line(scripts.run(tmp_path, 'main.py', *bias, code=2))
+        assert 'MODEL.TUNE or MODEL.FREEZE_BACKBONE; give these their former values' in error
     best = ('--RESUME_MODEL', 'log/run/best_model.pth')
     scripts.run(tmp_path, 'tau_norm.py', *best, *ON_CPU)
     balanced = read_checkpoint(tmp_path / 'log_tau' / 'run' / 'best_model.pth')
