@@ -73,7 +73,8 @@ def build_train_loader(
     }
     reader: BatchReader | FeatureReader
     if features:
-        reader = FeatureReader(features, device.main, split.images.name, cfg.SEED, **options)
+        is_shuffled = cfg.OPTIMIZER.TYPE != 'lbfgs'
+        reader = FeatureReader(features, device.main, split.images.name, cfg.SEED, is_shuffled=is_shuffled, **options)
     else:
         reader = _train_reader(cfg, split, **options)
     per_image = slots_per_image(cfg)

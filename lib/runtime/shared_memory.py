@@ -141,10 +141,14 @@ def free_shared_bytes() -> int | None:
     """Return the free shared memory in bytes, or None if unknown (all systems but Linux)."""
     if not os.path.isdir(_SHM_FOLDER):
         return None
-    free = shutil.disk_usage(_SHM_FOLDER).free
+    free, available = shutil.disk_usage(_SHM_FOLDER).free, available_memory()
+    return free if available is None else min(free, available)
+
+
+def available_memory() -> int | None:
+    """Return the memory in bytes that processes can still take, or None if unknown (all systems but Linux)."""
     try:
         with open('/proc/meminfo', encoding='ascii') as file:
-            available = [int(line.split()[1]) * 1024 for line in file if line.startswith('MemAvailable')]
+            return next((int(line.split()[1]) * 1024 for line in file if line.startswith('MemAvailable')), None)
     except OSError:
-        available = []
-    return min([free, *available])
+        return None
