@@ -19,7 +19,7 @@ TABLES: dict[str, Collection[str]] = {
     'LOSS.TYPE': loss.LOSSES,
     'LOSS.CLASS_WEIGHTS': loss.CLASS_WEIGHTS,
     'LOSS.AUXILIARY': objective.AUXILIARIES,
-    'OPTIMIZER.TYPE': KINDS,
+    'OPTIMIZER.TYPE': (*KINDS, 'lbfgs'),  # the last one by create_lbfgs
     'SCHEDULE.TYPE': optim.SCHEDULES,
 }
 

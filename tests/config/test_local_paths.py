@@ -26,7 +26,8 @@ LOCAL = (
     'naïve: x', 's3', 'https', 'file', 'run 12:30', '{a,b}.pth',
 )  # fmt: skip
 # Texts that are no path, although files or folders occur in their description.
-NO_PATHS = {'NAME', 'DATASET.SOURCE', 'POSTHOC.SAVE', 'POSTHOC.METHODS'}
+# MODEL.TEXT_MODEL is NAME:TAG or NAME:FILE; NAME:/FILE would count as a URL.
+NO_PATHS = {'NAME', 'DATASET.SOURCE', 'POSTHOC.SAVE', 'POSTHOC.METHODS', 'MODEL.TEXT_MODEL'}
 WORDS = re.compile(
     r'\b(file|files|folder|path|paths|checkpoint|checkpoints|annotations|CSV|images of)\b', re.IGNORECASE
 )
