@@ -40,7 +40,7 @@ def finetuning_recipe(num_images: int) -> Recipe:
     size again (Touvron et al., NeurIPS 2019).
     """
     size = 160 if num_images <= 5_000 else 128
-    max_epoch = min(30, max(5, round(50_000 / num_images)))
+    max_epoch = min(30, max(5, round(40_000 / num_images)))
     return Recipe(size, round(1.125 * size), lr=0.02, max_epoch=max(max_epoch, math.ceil(_LEAST_IMAGES / num_images)))
 
 

@@ -8,6 +8,7 @@ import torch
 from lib.backbone.create import create_backbone
 from lib.builders.loader import build_train_loader
 from lib.builders.mixing import MIXERS, build_mixed_stages, build_mixer, check_pairs
+from lib.builders.preprocessing import resolve_preprocessing
 from lib.builders.split import DatasetSplit
 from lib.config.keys.data import PAIRED
 from lib.config.load import load_config
@@ -24,7 +25,8 @@ COUNTS = np.array([12, 6, 3, 1])
 def cfg_of(**options):
     options = {'SEED': 5, 'TRAIN_MAX_EPOCH': 10, 'SAMPLER_SWITCH_TYPE': '', 'SAMPLER_SWITCH_EPOCH': 0, **options}
     argv = [word for name, value in options.items() for word in (f'--{name}', str(value))]
-    return load_config(argv, program='main.py', description='', find_checkpoint_config=lambda *_: None).cfg
+    loaded = load_config(argv, program='main.py', description='', find_checkpoint_config=lambda *_: None)
+    return resolve_preprocessing(loaded.cfg)
 
 
 def mixer_of(**options):

@@ -28,6 +28,7 @@ from lib.runtime.precision import StepFormat, StepTimes
 from lib.trainer.checkpointing.io import read_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint
 from tests.defaults import DEFAULTS
+from tests.scripts.in_process import fresh_logger
 from tests.ranks import run_ranks
 
 CPU, CUDA = torch.device('cpu'), torch.device('cuda', 0)
@@ -314,14 +315,11 @@ def measured(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def log_of_tests(monkeypatch):
+def log_of_tests():
     """Leave the logger as it was: a run adds its log file."""
-    handlers = LOGGER.handlers[:]
-    monkeypatch.setattr(LOGGER, 'level', logging.INFO)
-    yield
-    for handler in set(LOGGER.handlers) - set(handlers):
-        handler.close()
-    LOGGER.handlers[:] = handlers
+    with fresh_logger():
+        LOGGER.setLevel(logging.INFO)
+        yield
 
 
 @pytest.mark.long

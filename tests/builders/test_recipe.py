@@ -35,11 +35,11 @@ def test_more_images_get_fewer_epochs_and_at_most_the_size_of_fewer():
 
 
 def test_what_the_user_sets_wins():
-    assert chosen(resolve_recipe(config(), 2640)) == (160, 180, 0.02, 19)
+    assert chosen(resolve_recipe(config(), 2640)) == (160, 180, 0.02, 15)
     cfg = resolve_recipe(config('--INPUT_SIZE', '96', '--TRAIN_MAX_EPOCH', '3'), 2640)
     assert chosen(cfg) == (96, 180, 0.02, 3)
     cfg = resolve_recipe(config('--OPTIMIZER_LR', '0.1', '--INPUT_TEST_SIZE', '0'), 2640)
-    assert chosen(cfg) == (160, 0, 0.1, 19)
+    assert chosen(cfg) == (160, 0, 0.1, 15)
 
 
 def test_random_weights_have_a_recipe_of_their_own():
