@@ -193,7 +193,7 @@ def test_frozen_stages_do_not_change_and_the_others_do(name):
 
 def test_stages_that_do_not_exist_are_an_error():
     model = Recognizer(create_backbone('resnet18', image_size=32), LinearClassifier(512, 5))
-    with pytest.raises(UserError, match='FREEZE_STAGES is 5, but MODEL.BACKBONE resnet18 has 5 stages: set 0 to 4'):
+    with pytest.raises(UserError, match=r'FREEZE_STAGES is 5, but MODEL\.BACKBONE resnet18 has 5 stages: set 0 to 4'):
         model.freeze_stages(5, name='resnet18')
     model.backbone = nn.Sequential(nn.Conv2d(3, 8, 1))
     with pytest.raises(UserError, match='mine defines no stages: set --MODEL_FREEZE_STAGES 0'):

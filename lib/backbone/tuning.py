@@ -98,7 +98,8 @@ def first_stages(backbone: nn.Module, num_stages: int, *, name: str = '') -> lis
         found = f'has {total} stages' if total > 1 else 'defines no stages'
         allowed = f'set 0 to {total - 1}' if total > 1 else 'set --MODEL_FREEZE_STAGES 0'
         raise UserError(
-            f'MODEL.FREEZE_STAGES is {num_stages}, but MODEL.BACKBONE {name or type(backbone).__name__} {found}: {allowed}'
+            f'MODEL.FREEZE_STAGES is {num_stages}, but MODEL.BACKBONE {name or type(backbone).__name__} {found}: '
+            f'{allowed}'
         )
     first = set(sorted(set(groups.values()))[:num_stages])
     return [key for key, group in groups.items() if group in first]

@@ -135,7 +135,8 @@ _ROWS = (
 
     Method('linear_probe', 'pretrained', 'Linear probe', 'Kornblith et al., CVPR 2019',
            'f frozen: mean ℓ + λ ‖W‖² / 2, λ chosen on valid'),
-    Method('finetune', 'pretrained', 'Fine-tuning', 'Kornblith et al., CVPR 2019', 'ℓ; W and the last stages of f trained'),
+    Method('finetune', 'pretrained', 'Fine-tuning', 'Kornblith et al., CVPR 2019',
+           'ℓ; W and the last stages of f trained'),
     Method('lift', 'pretrained', 'LIFT', 'Shi et al., ICML 2024',
            'h + s Up(ReLU(Down(h))) in each MLP, −ln softmax(s cos θ_j + τ ln π_j)_y, w_j from μ_j'),
 )

@@ -28,8 +28,8 @@ from lib.runtime.precision import StepFormat, StepTimes
 from lib.trainer.checkpointing.io import read_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint
 from tests.defaults import DEFAULTS
-from tests.scripts.in_process import fresh_logger
 from tests.ranks import run_ranks
+from tests.scripts.in_process import fresh_logger
 
 CPU, CUDA = torch.device('cpu'), torch.device('cuda', 0)
 DEVICE = Device(CPU, (), torch.bfloat16, None)

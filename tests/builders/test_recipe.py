@@ -1,5 +1,6 @@
 """The recipe by number of training images, and the advice for random weights."""
 
+import itertools
 import shlex
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def chosen(cfg):
 
 def test_more_images_get_fewer_epochs_and_at_most_the_size_of_fewer():
     recipes = [finetuning_recipe(num_images) for num_images in range(1, 200_001, 97)]
-    for few, more in zip(recipes, recipes[1:], strict=False):
+    for few, more in itertools.pairwise(recipes):
         assert few.max_epoch >= more.max_epoch
         assert few.size >= more.size
         assert few.test_size / few.size == more.test_size / more.size == 1.125

@@ -60,13 +60,17 @@ def test_training_batches(tmp_path, bad, group):
     check_same(of_images.batches(1, 1), of_features.batches(1, 1))
 
 
+def read_epochs(loader):
+    for epoch in range(5):
+        list(loader.batches(epoch))
+
+
 def test_a_class_without_a_readable_image(tmp_path):
     images = files(write_images(tmp_path, (10,)))
     messages = []
     for loader in loaders(images, [store(images)]):
         with pytest.raises(UserError) as caught:
-            for epoch in range(5):
-                list(loader.batches(epoch))
+            read_epochs(loader)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
     assert messages[0].startswith('class 3: none of its 1 training images can be decoded')
@@ -77,8 +81,7 @@ def test_unreadable_images_that_end_training(tmp_path):
     messages = []
     for loader in loaders(images, [store(images)], on_bad='raise'):
         with pytest.raises(UserError, match='; skip them') as caught:
-            for epoch in range(5):
-                list(loader.batches(epoch))
+            read_epochs(loader)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
 
