@@ -144,7 +144,6 @@ def build_eval_loader(
     Raises:
         UserError: there is too little shared memory.
     """
-    size = eval_batch_size(cfg, device)
     if features is not None:
         size = cfg.TEST.BATCH_SIZE or logit_batch_size(split.num_classes)
         stored = FeatureReader([features], device.main, split.images.name, cfg.SEED)
@@ -162,7 +161,7 @@ def build_eval_loader(
         return EvalLoader(
             reader,
             len(split),
-            size,
+            eval_batch_size(cfg, device),
             whole_batches=whole_batches,
             epoch=train_view or 0,
             group=group,

@@ -93,9 +93,8 @@ def prepare_training(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> 
         plan.folder, save_every=cfg.TRAIN.SAVE_EVERY_EPOCHS, keep=cfg.TRAIN.KEEP_EPOCHS, writes=group.is_main
     )
     trainer = build_trainer(cfg, data, index, model, training_set, loader, folder, device, group, features.valid)
-    if plan.kind == 'continue':
-        assert plan.checkpoint is not None
-        _restore(trainer.state, plan.checkpoint.with_rows(class_shard(cfg, data.train.num_classes, group)))
+    if resumed is not None:
+        _restore(trainer.state, resumed.with_rows(class_shard(cfg, data.train.num_classes, group)))
     # All ranks have read what they need from the folder.
     group.barrier()
     with _open_folder(folder, cfg, plan, device, group), _advice():
