@@ -26,7 +26,7 @@ LAYERS = (
 LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 # The packages that read the config; all others take plain keyword arguments.
 READ_CONFIG = ('config', 'builders', 'commands', 'experiments')
-MAX_LIB_FILES, MAX_FILE_LINES, MAX_FUNCTION_LINES = 236, 300, 70
+MAX_LIB_FILES, MAX_FILE_LINES, MAX_FUNCTION_LINES = 250, 300, 70
 
 
 def python_files(*folders: str) -> list[Path]:
