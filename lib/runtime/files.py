@@ -13,6 +13,25 @@ from typing import IO, Any
 
 from lib.errors import UserError
 
+# For tests of faults: called as on_operation('before replace', path) and on_operation('after replace', path), likewise
+# for each write, sync, sync_folder and unlink. It may raise the error of a full disk, or end the process.
+on_operation: Callable[[str, Path], None] | None = None
+
+
+@contextmanager
+def operation(kind: str, path: Path) -> Iterator[None]:
+    """Call the hook of the tests before and after the block, which changes the files on the disk.
+
+    Args:
+        kind: 'write' (also to a temporary file), 'sync', 'sync_folder', 'replace' (to `path`) or 'unlink'.
+        path: the file or folder.
+    """
+    if on_operation is not None:
+        on_operation(f'before {kind}', path)
+    yield
+    if on_operation is not None:
+        on_operation(f'after {kind}', path)
+
 
 @contextmanager
 def replace_atomically(path: str | os.PathLike) -> Iterator[Path]:
@@ -25,10 +44,11 @@ def replace_atomically(path: str | os.PathLike) -> Iterator[Path]:
     # With the same suffix, because writers such as matplotlib select the format by it.
     temporary = path.with_name(f'.{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}')
     try:
-        yield temporary
-        with open(temporary, 'rb') as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with operation('write', temporary):
+            yield temporary
+        sync_file(temporary)
+        with operation('replace', path):
+            os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
         # The error must name `path`: the user does not know the temporary file, and a full disk names no file.
@@ -46,7 +66,8 @@ def remove_leftovers(folder: Path, suffixes: Collection[str]) -> None:
     """
     for path in folder.glob('.*.tmp.*'):
         if path.suffix in suffixes and re.fullmatch(r'\..+\.[0-9a-f]{8}\.tmp\.\w+', path.name):
-            path.unlink(missing_ok=True)
+            with operation('unlink', path):
+                path.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
@@ -74,15 +95,22 @@ def read_json(path: str | os.PathLike) -> Any:
         return None
 
 
+def sync_file(path: Path) -> None:
+    """Make the content of the file at `path` durable (fsync)."""
+    with operation('sync', path), open(path, 'rb') as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` durable (fsync); does nothing on Windows, which cannot open folders."""
     if os.name == 'nt':
         return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with operation('sync_folder', folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 _LOCK_FILE, _FILES_LOCK = '.lock', '.files.lock'
