@@ -1,4 +1,4 @@
-"""The one kind of exception that is shown to the user as a single line, and faults of texts that name no path."""
+"""The one kind of exception that is shown to the user as a single line, and untrusted values in such lines."""
 
 # Before a colon, these are no names of files.
 _SCHEMES = {
@@ -20,13 +20,104 @@ def is_unicode(text: str) -> bool:
     return text.isascii() or not any('\ud800' <= char <= '\udfff' for char in text)
 
 
+def printable(text: str, escape: str = '') -> str:
+    r"""Return a text of any length in one line, without quotes, with control characters escaped, and those in `escape`.
+
+    Line ends could forge a line, escape sequences colors, marks of direction another order of the letters. A byte that
+    is not UTF-8 becomes `\xff`. For lines and columns as a whole; a value in a sentence is `shown`.
+    """
+    if text.isprintable() and not escape:
+        return text
+    # The joiners are part of words in Persian and in Indian languages, and of emojis.
+    return ''.join(
+        char if (char.isprintable() or char in '\u200c\u200d') and char not in escape else _escape(char)
+        for char in text
+    )
+
+
+def _escape(char: str) -> str:
+    if '\udc80' <= char <= '\udcff':
+        return f'\\x{ord(char) - 0xDC00:02x}'
+    return char.encode('unicode_escape', 'surrogatepass').decode('ascii')
+
+
+def one_line(message: str) -> str:
+    """Return a message of any length in one line: line ends become blanks, other control characters are escaped."""
+    return printable(' '.join(part.strip() for part in message.strip().splitlines() if not part.isspace()))
+
+
+MAX_SHOWN = 80  # characters of a value in a message
+_MAX_REASON = 200  # of the message of a library
+
+
+def shown(value: object, escape: str = '') -> str:
+    """Return a value of a file or of the command line as error and log lines show it, in at most 80 characters.
+
+    A text is in quotes, with control characters, quotes and backslashes escaped; a long one keeps its beginning, its
+    end and its length. A container is its type and its number of entries. Of an exception it is the message in one
+    line, without quotes, in at most 200 characters.
+
+    Args:
+        escape: other characters that are to be escaped.
+    """
+    if value is None:
+        return 'empty'
+    if isinstance(value, BaseException):
+        return _shortened(one_line(str(value)[: 10 * _MAX_REASON]) or type(value).__name__, _MAX_REASON)
+    if isinstance(value, bool | float):
+        return str(value)
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10**20 else f'a number of about {value.bit_length() * 0.30103:,.0f} digits'
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f'{len(value):,} bytes'
+    if hasattr(value, 'shape') and value.shape != ():
+        return f'an array of shape {_shortened(str(tuple(value.shape)), 40)}'
+    if isinstance(value, dict | list | tuple | set | frozenset):
+        kind = 'mapping' if isinstance(value, dict) else 'list' if isinstance(value, list | tuple) else 'set'
+        return f'a {kind} of {len(value):,} {"entry" if len(value) == 1 else "entries"}'
+    if isinstance(value, str) or hasattr(value, '__fspath__'):
+        return _quoted(str(value), escape)
+    return _shortened(printable(str(value)[: 2 * MAX_SHOWN]), MAX_SHOWN)
+
+
+def _quoted(text: str, escape: str) -> str:
+    length, quote = len(text), '"' if "'" in text and '"' not in text else "'"
+
+    def escaped(part: str) -> str:
+        return printable(part.replace('\\', '\\\\').replace(quote, f'\\{quote}'), escape)
+
+    if length <= MAX_SHOWN and len(whole := f'{quote}{escaped(text)}{quote}') <= MAX_SHOWN:
+        return whole
+    note = f' ({length:,} characters)'
+    space = MAX_SHOWN - len(note) - len('...') - 2
+    # Names differ at their ends, and an escape counts with all its characters.
+    end = _fitting([escaped(char) for char in reversed(text[-space:])], space // 2)[::-1]
+    start = _fitting([escaped(char) for char in text[:space]], space - sum(map(len, end)))
+    return f'{quote}{"".join(start)}...{"".join(end)}{quote}{note}'
+
+
+def _fitting(parts: list[str], width: int) -> list[str]:
+    """Return the first parts that have at most `width` characters together."""
+    chosen: list[str] = []
+    for part in parts:
+        width -= len(part)
+        if width < 0:
+            break
+        chosen.append(part)
+    return chosen
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else f'{text[: width - 3]}...'
+
+
 def text_fault(text: str) -> str:
     """Return the fault of a text with NUL or bytes that are not UTF-8, a phrase to follow 'NAME is'; '' if none."""
     if '\0' in text:
-        return f'{text!r}, which contains a NUL character'
+        return f'{shown(text)}, which contains a NUL character'
     if is_unicode(text):
         return ''
-    return f'{text!r}, which is not UTF-8 text; rename the file or folder, or name a link to it (ln -s OLD NEW)'
+    return f'{shown(text)}, which is not UTF-8 text; rename the file or folder, or name a link to it (ln -s OLD NEW)'
 
 
 def url_fault(path: str) -> str:
@@ -41,4 +132,4 @@ def url_fault(path: str) -> str:
     hint = '; copy the files to this machine or mount them'
     if scheme.lower() == 'file' and rest.startswith('/'):
         hint = f'; type /{rest.removeprefix("//localhost").lstrip("/")}'
-    return f'{path!r}, a URL, but must be a local path such as ./data or /mnt/data{hint}'
+    return f'{shown(path)}, a URL, but must be a local path such as ./data or /mnt/data{hint}'

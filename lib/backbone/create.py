@@ -23,7 +23,7 @@ from lib.backbone.hub import (
 )
 from lib.backbone.resnet32 import ResNet32
 from lib.backbone.split_attention import use_fast_split_attention
-from lib.errors import UserError
+from lib.errors import UserError, shown
 
 CIFAR_RESNET = 'res32_cifar'
 _CHANNELS = 3
@@ -208,7 +208,7 @@ def _create_timm(name: str, resolved: str, image_size: int, key: str) -> nn.Modu
             f"MODEL.BACKBONE '{name}' accepts only images of {own_size} px: set {key} {own_size}"
         ) from error
     except Exception as error:  # timm and the models raise many exception types
-        raise UserError(f"MODEL.BACKBONE '{name}': cannot be built for {image_size} px: {_one_line(error)}") from error
+        raise UserError(f"MODEL.BACKBONE '{name}': cannot be built for {image_size} px: {shown(error)}") from error
     finally:
         _builder.load_pretrained = loader
     use_fast_split_attention(backbone)
@@ -238,7 +238,7 @@ def measure_width(backbone: nn.Module, name: str, image_size: int, key: str = 'I
         features = backbone(torch.zeros(1, 3, image_size, image_size))
     except Exception as error:  # indivisible sizes, windows that do not fit: models raise various types
         raise UserError(
-            f"MODEL.BACKBONE '{name}' does not accept images of {key} {image_size} px: {_one_line(error)}"
+            f"MODEL.BACKBONE '{name}' does not accept images of {key} {image_size} px: {shown(error)}"
         ) from error
     finally:
         backbone.train()
@@ -252,7 +252,3 @@ def num_features_of(backbone: nn.Module) -> int:
     num_features = backbone.num_features
     assert isinstance(num_features, int)
     return num_features
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -4,11 +4,10 @@ Imports nothing heavy, so that --help and mistakes on the command line are fast.
 """
 
 import errno
-import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
@@ -16,13 +15,15 @@ from lib.builders.preprocessing import resolve_preprocessing
 from lib.config.defaults import Config
 from lib.config.load import load_config
 from lib.distributed.rank_info import read_rank_info, report_failure
-from lib.errors import UserError
+from lib.errors import UserError, one_line
 from lib.runtime.log import LOGGER, start_console
+from lib.runtime.signals import EndingSignal, end_line, ending_signals
+from lib.runtime.streams import output_error, prepare_streams, write_error_line
 
 if TYPE_CHECKING:
     from lib.trainer.checkpointing.state import Checkpoint
 
-_USAGE, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141
+_USAGE, _BROKEN_PIPE = 2, 141
 # Windows has no quota.
 _FULL = {errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC)}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
@@ -38,62 +39,61 @@ def cli_main(main: Callable[[], int | None]) -> NoReturn:
     """Call `main` and exit with its result as the exit code (None is 0).
 
     Exit code 2 and one line `error: ...` on standard error: a UserError, a full disk, no memory, a missing permission,
-    a file where a folder is needed, or a package that is not installed. Under torchrun the line names the rank, and
-    torchrun gets it, too. 130: Ctrl-C. 141: the reader of standard output has ended (`... | head`); prints nothing.
-    Any other exception is a bug and keeps its traceback.
+    a file where a folder is needed, a limit of the system, or a package that is not installed. Under torchrun the line
+    names the rank, and torchrun gets it, too. 130, 143, 129: Ctrl-C, SIGTERM and SIGHUP, with a line. Any other
+    exception is a bug and keeps its traceback.
+
+    A command works to its end when its output is lost. Then it is 141 without a line if the reader of standard output
+    has ended (`... | head`), and 2 with a line if it could not be written otherwise.
     """
-    _accept_any_text()
-    try:
-        code = main()
-        sys.stdout.flush()  # a broken pipe shows here at the latest
-    except UserError as error:
-        code = _fail(str(error))
-    except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
-        code = _INTERRUPTED
-    except BrokenPipeError:
-        # Python flushes once more at exit, which must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = _BROKEN_PIPE
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition('.')[0] == 'lib':
-            raise
-        code = _fail(f'the package {error.name} is not installed; type: python -m pip install -r requirements.txt')
-    except (MemoryError, RuntimeError) as error:
-        line = _memory_line(error) or _rank_line(error)
-        if line is None:
-            raise
-        code = _fail(line)
-    except OSError as error:
-        line = _system_line(error)
-        if line is None:
-            raise
-        code = _fail(line)
+    prepare_streams()
+    with ending_signals(write_error_line) as ending:
+        code = _run(main, ending)
+    lost = output_error()
+    if lost is not None and not code:
+        code = _BROKEN_PIPE if lost.errno == errno.EPIPE else _fail(_output_line(lost))
     sys.exit(code)
 
 
-def _accept_any_text() -> None:
-    """Escape characters that the encoding of standard output or standard error lacks, such as ё where it is cp1252."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors='backslashreplace')
+def _run(main: Callable[[], int | None], ending: EndingSignal) -> int | str | None:
+    """Return the exit code of `main`, after its error line."""
+    try:
+        return main()
+    except BaseException as error:
+        number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else ending.number
+        if number is not None:  # whatever the exception has become on its way
+            write_error_line(end_line(number))
+            return 128 + number
+        if isinstance(error, SystemExit):  # --help
+            return error.code
+        line = _error_line(error)
+        if line is None:
+            raise
+        return _fail(line)
 
 
-def one_line(message: str) -> str:
-    """Return `message` without line breaks, and with control characters and undecodable bytes escaped."""
-    joined = re.sub(r'\s*[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+\s*', ' ', message.strip())
-    return ''.join(
-        char if char.isprintable() else char.encode('unicode_escape', 'surrogatepass').decode('ascii')
-        for char in joined
-    )
+def _error_line(error: BaseException) -> str | None:
+    """Return the line that describes an error; None for a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        if error.name is None or error.name.partition('.')[0] == 'lib':
+            return None
+        return f'the package {error.name} is not installed; type: python -m pip install -r requirements.txt'
+    if isinstance(error, MemoryError | RuntimeError):
+        return _memory_line(error) or _rank_line(error)
+    return _system_line(error) if isinstance(error, OSError) else None
+
+
+def _output_line(error: OSError) -> str:
+    reason = (error.strerror or str(error)).lower()
+    return f'standard output cannot be written: {reason}; the command worked to its end, but lines are missing'
 
 
 def _fail(message: str) -> int:
     line = one_line(message)
     rank = f'rank {read_rank_info().rank}: ' if read_rank_info().world_size > 1 else ''
-    # One write, so that the lines of several ranks do not mix.
-    sys.stderr.write(f'error: {rank}{line}\n')
-    sys.stderr.flush()
+    write_error_line(f'error: {rank}{line}')
     report_failure(line)
     return _USAGE
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from lib.config.check_features import check_cached_features, check_lbfgs
 from lib.config.defaults import KEYS
-from lib.config.key import AUTO, shown
+from lib.config.key import AUTO
 from lib.config.keys.data import PAIRED
 from lib.config.keys.method import BUNDLED
-from lib.errors import UserError
+from lib.errors import UserError, shown
 
 
 def check_scale(values: dict[str, Any]) -> None:

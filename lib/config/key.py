@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, overload
 
-from lib.errors import UserError, text_fault, url_fault
+from lib.errors import UserError, shown, text_fault, url_fault
 
 if TYPE_CHECKING:
 
@@ -183,17 +183,6 @@ def did_you_mean(word: Any, allowed: Any) -> str:
     spelled = {str(name).lower(): str(name) for name in allowed}
     close = get_close_matches(str(word).lower(), spelled, n=1, cutoff=0.6)
     return f' (did you mean {spelled[close[0]]}?)' if close else ''
-
-
-def shown(value: Any) -> str:
-    """Return a value as error lines show it: texts in quotes, at most 60 characters."""
-    if value is None:
-        return 'empty'
-    text = repr(value) if isinstance(value, str) else str(value)
-    return text if len(text) <= _MAX_SHOWN else f'{text[: _MAX_SHOWN - 3]}...'
-
-
-_MAX_SHOWN = 60
 
 
 def _convert_tuple(value: Any, kind: type) -> tuple[Any, ...]:

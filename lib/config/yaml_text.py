@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from lib.config.defaults import KEYS, SECTIONS, TREE, Config
-from lib.config.key import did_you_mean, shown
-from lib.errors import UserError, url_fault
+from lib.config.key import did_you_mean
+from lib.errors import UserError, shown, url_fault
 
 
 class _Fault(Exception):

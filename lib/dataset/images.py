@@ -1,6 +1,5 @@
 """Image sources: the images of a split by row, from files or from an array."""
 
-import errno
 import os
 import time
 from collections.abc import Sequence
@@ -12,9 +11,13 @@ from PIL import Image
 from lib.dataset.decode import decode
 from lib.dataset.lazy_image import LazyImage, LazyPixelImage, open_lazy_image
 from lib.dataset.paths import path_as_text, spelled_on_disk
-from lib.runtime.log import printable
+from lib.errors import printable
+from lib.runtime import read_file
+from lib.runtime.read_file import MAX_IMAGE_BYTES, RefusedFileError
 
 FIRST_PAUSE_SECONDS = 0.05  # doubles with every attempt
+# There is no file that could be read as an image, whoever reads it.
+NOT_AN_IMAGE_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, RefusedFileError)
 
 
 class Images(Protocol):
@@ -135,19 +138,16 @@ class SomeImages:
 
 
 def read_bytes(path: str | os.PathLike, attempts: int = 3) -> bytes:
-    """Return the bytes of a file, with new attempts after a failure of the disk or the network.
+    """Return the bytes of a regular file, with new attempts after a failure of the disk or the network.
 
     Raises:
-        OSError: after `attempts` failures; at once when the file is absent, a folder or forbidden.
+        OSError: after `attempts` failures; at once when it is absent, no regular file, too large or forbidden.
     """
     for attempt in range(attempts):
         try:
-            with open(path, 'rb', buffering=0) as file:
-                return file.read()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
+            return read_file.read_bytes(path, max_bytes=MAX_IMAGE_BYTES)
+        except (*NOT_AN_IMAGE_FILE, PermissionError):
             raise  # another attempt would fail too
-        except ValueError:  # a NUL or a lone surrogate
-            raise FileNotFoundError(errno.ENOENT, 'no file can have this name', path) from None
         except OSError:
             if attempt + 1 == attempts:
                 raise

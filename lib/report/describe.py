@@ -12,9 +12,8 @@ from lib.dataset.image_format import HEIC_HINT
 from lib.inference.retrieval import Retrieval
 from lib.metrics.confidence import HALF, summarize_confidence
 from lib.metrics.predictions import Predictions
-from lib.report.page import file_size
-from lib.runtime.log import printable
-from lib.runtime.text import count_of
+from lib.errors import printable
+from lib.runtime.text import count_of, size_text
 
 _COLUMNS = {
     'mean_class_error': 'mean class error',
@@ -198,7 +197,7 @@ def _split_lines(name: str, statistics: dict[str, Any]) -> list[str]:
         width, height, size = sizes['width'], sizes['height'], sizes['bytes']
         formats = ', '.join(f'{key} {count:,}' for key, count in sizes['formats'].items())
         lines.append(f'       width {_spread(width)}, height {_spread(height)} (5, 50, 95 %)')
-        lines.append(f'       {file_size(size["median"])} per file; {formats}')
+        lines.append(f'       {size_text(size["median"])} per file; {formats}')
         if sizes['enlarged']:
             lines.append(f'       {sizes["enlarged"]:,} upscaled (shorter side below {sizes["enlarged_below"]} pixels)')
     return lines

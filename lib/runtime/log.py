@@ -8,25 +8,10 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from lib.errors import printable
+
 Item = TypeVar('Item')
 LOGGER = logging.getLogger('recognizer')
-
-
-def printable(text: str) -> str:
-    r"""Return one line of text with control characters escaped: in a file name they could forge lines, or hide some.
-
-    Bytes that are not UTF-8 become `\xff`, as in the names of images.
-    """
-    if text.isprintable():
-        return text
-    # The joiners are part of words in Persian and in Indian languages, and of emojis.
-    return ''.join(char if char.isprintable() or char in '\u200c\u200d' else _escape(char) for char in text)
-
-
-def _escape(char: str) -> str:
-    if '\udc80' <= char <= '\udcff':
-        return f'\\x{ord(char) - 0xDC00:02x}'
-    return char.encode('unicode_escape', 'surrogatepass').decode('ascii')
 
 
 class _Console(logging.Handler):
@@ -104,7 +89,7 @@ def progress_bar(items: Iterable[Item], *, total: int, label: str, unit: str = '
         items,
         total=total,
         initial=start,
-        desc=label,
+        desc=printable(label),
         unit=unit,
         leave=False,
         dynamic_ncols=True,

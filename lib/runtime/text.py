@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from lib.errors import UserError
+from lib.errors import UserError, shown
 
 Form = TypeVar('Form')
 
@@ -36,16 +36,12 @@ def nfc_list(texts: Sequence[str]) -> list[str]:
 
 
 def visible(name: str) -> str:
-    r"""Return a name in quotes, with escapes for invisible characters and separate accents: \uXXXX."""
-    return ''.join(_escaped(char) if _IGNORABLE.match(char) or _is_accent(char) else char for char in repr(name))
+    r"""Return a name as `shown`, with escapes for invisible characters and separate accents, too: \uXXXX."""
+    return shown(name, escape=''.join(char for char in name if _IGNORABLE.match(char) or _is_accent(char)))
 
 
 def _is_accent(char: str) -> bool:
     return unicodedata.combining(char) >= 200  # of Latin and Greek; Indic vowels and Hebrew points have lower classes
-
-
-def _escaped(char: str) -> str:
-    return f'\\u{ord(char):04x}' if ord(char) < 1 << 16 else f'\\U{ord(char):08x}'
 
 
 def _appearance(name: str) -> str:
@@ -92,6 +88,15 @@ def _difference(first: str, second: str) -> str:
 def count_of(number: int, singular: str, plural: str = '') -> str:
     """Return a number with its noun, such as '1 image' or '2 images'."""
     return f'{number:,} {singular if number == 1 else plural or singular + "s"}'
+
+
+def size_text(num_bytes: float) -> str:
+    """Return a size with three digits, such as '512 bytes', '6.76 MB' or '240 GB'."""
+    value, units = float(num_bytes), ['bytes', 'kB', 'MB', 'GB', 'TB']
+    while value >= 1000 and len(units) > 1:
+        value /= 1000
+        units.pop(0)
+    return f'{value:.3g} {units[0]}' if value < 100 else f'{value:.0f} {units[0]}'
 
 
 def first_few(phrases: Sequence[str]) -> str:

@@ -177,7 +177,7 @@ def test_switches(text, value):
         ('? {a: 1}\n: 1', ['a key must be a plain text']),
         ('NAME: !!int 7', ['not valid YAML in line 1', 'the tag tag:yaml.org,2002:int is not allowed']),
         ('NAME: !local x', ['not valid YAML in line 1', 'the tag !local']),
-        ('NAME: [a]', ["NAME is ['a'], but must be a text"]),
+        ('NAME: [a]', ['NAME is a list of 1 entry, but must be a text']),
         ('NAME: {a: b}', ['NAME is', 'but must be a text']),
         ('TEST: {SCALES: [1, [2]]}', ['TEST.SCALES', 'but must be numbers separated by commas']),
         ('TRAIN: &one {BATCH_SIZE: 3}', ['not valid YAML in line 1', 'anchors (&) and aliases (*) are not allowed']),

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from lib.runtime import log
-from lib.runtime.log import printable
+from lib.errors import printable
 
 
 @pytest.mark.parametrize(
