@@ -1,0 +1,130 @@
+"""Signals that end a command: Ctrl-C, SIGTERM and SIGHUP raise an exception, so that everything is cleaned up."""
+
+import _thread
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import NoReturn
+
+# Of batch systems and torchrun, and of a terminal that is closed. Windows has no SIGHUP.
+TERMINATING = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name))
+# torchrun and batch systems send a process a signal that they have already sent to its whole process group.
+SAME_SIGNAL_SECONDS = 1.0
+_CLEANUP_SECONDS = 8.0
+_LINES = {signal.SIGINT: 'interrupted', signal.SIGTERM: 'terminated (SIGTERM)'}
+
+
+class Terminated(SystemExit):
+    """SIGTERM or SIGHUP ends the command; the exit code is 128 + the number of the signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+
+def handled_signals() -> list[signal.Signals]:
+    """Return the signals that end a command; without SIGHUP if the caller ignores it, as nohup does."""
+    return [signal.SIGINT, *(s for s in TERMINATING if s != _hangup() or signal.getsignal(s) is not signal.SIG_IGN)]
+
+
+def _hangup() -> signal.Signals | None:
+    return getattr(signal, 'SIGHUP', None)
+
+
+def raise_for(number: int) -> NoReturn:
+    """Raise the exception of a signal: KeyboardInterrupt for Ctrl-C, else Terminated."""
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+
+
+def end_line(number: int) -> str:
+    """Return the line that a command ends with after a signal."""
+    return _LINES.get(signal.Signals(number), f'ended by {signal.Signals(number).name}')
+
+
+class EndingSignal:
+    """The signal that ends this command.
+
+    Attributes:
+        number: of the first one; None: none was received.
+    """
+
+    def __init__(self, write_line: Callable[[str], None]) -> None:
+        self.number: int | None = None
+        self._received_at = 0.0
+        self._write_line = write_line
+
+    def handle(self, number: int, frame: object) -> None:
+        """Raise the exception of the signal; a repetition within a second, and an ignored Ctrl-C, change nothing."""
+        if self.number is not None and time.monotonic() - self._received_at < SAME_SIGNAL_SECONDS:
+            return
+        if self.number is None:
+            self.number = number
+            threading.Thread(target=self._end_at_last, daemon=True).start()
+        self._received_at = time.monotonic()
+        raise_for(number)
+
+    def repeat(self) -> None:
+        """Raise the exception again; it was raised in a destructor, where exceptions are lost."""
+        if self.number is not None:
+            self._received_at = 0.0
+            _thread.interrupt_main(self.number)
+
+    def _end_at_last(self) -> None:
+        """End the process if the exception was lost in a library, or if cleaning up takes too long."""
+        time.sleep(_CLEANUP_SECONDS)
+        assert self.number is not None
+        self._write_line(end_line(self.number))
+        os._exit(128 + self.number)
+
+
+def end_quietly() -> None:
+    """Let Ctrl-C end this process in one line while `ending_signals` is not active: before and after the command."""
+    uncaught, unraisable = sys.excepthook, sys.unraisablehook
+
+    def end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print(end_line(signal.SIGINT), file=sys.stderr, flush=True)
+            os._exit(128 + signal.SIGINT)
+        uncaught(kind, error, trace)
+
+    def ignore(lost: 'sys.UnraisableHookArgs') -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt | Terminated):
+            unraisable(lost)
+
+    sys.excepthook, sys.unraisablehook = end, ignore
+
+
+@contextmanager
+def ending_signals(write_line: Callable[[str], None]) -> Iterator[EndingSignal]:
+    """Let Ctrl-C, SIGTERM and SIGHUP raise an exception in the main thread within the block.
+
+    Args:
+        write_line: writes the line of a process that ends without cleaning up.
+    """
+    ending = EndingSignal(write_line)
+    if threading.current_thread() is not threading.main_thread():
+        yield ending
+        return
+    numbers = [number for number in handled_signals() if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, ending.handle) for number in numbers}
+    hook = sys.unraisablehook
+
+    def repeat_if_lost(lost: 'sys.UnraisableHookArgs') -> None:
+        if issubclass(lost.exc_type, KeyboardInterrupt | Terminated):
+            ending.repeat()
+        else:
+            hook(lost)
+
+    sys.unraisablehook = repeat_if_lost
+    try:
+        yield ending
+    finally:
+        sys.unraisablehook = hook
+        if ending.number is None:
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
