@@ -30,7 +30,7 @@ from lib.inference.sinks import FeatureOverflow, feature_columns, feature_store_
 from lib.model import Recognizer
 from lib.runtime.column_store import ColumnStore, open_or_create
 from lib.runtime.device import Device
-from lib.runtime.files import file_lock
+from lib.runtime.locks import file_lock
 from lib.runtime.log import LOGGER, duration_text
 from lib.runtime.text import count_of
 

@@ -1,17 +1,23 @@
-"""Atomic, durable file writes, and a lock on a folder."""
+"""Atomic, durable file writes: of one file, or of several that belong together; and locks on a folder.
+
+Files that belong together are written and synced under temporary names. Then a journal that lists them is written, and
+they are renamed. A process that is killed before it wrote the journal leaves the old files, and temporary ones that the
+next command in that folder removes; after it, the next command renames the rest.
+"""
 
 import json
 import os
-import re
-import sys
-import time
-import uuid
+import shutil
+import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from lib.errors import UserError
+from lib.runtime.locks import acquire, removed_lock
+from lib.runtime.read_file import reason_of
+from lib.runtime.temporary import is_abandoned, is_temporary, journal_of, read_journal, temporary_path
 
 # For tests of faults: called as on_operation('before replace', path) and on_operation('after replace', path), likewise
 # for each write, sync, sync_folder and unlink. It may raise the error of a full disk, or end the process.
@@ -37,37 +43,158 @@ def operation(kind: str, path: Path) -> Iterator[None]:
 def replace_atomically(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path in the same folder, and durably rename it to `path` at the end of the block.
 
-    The folder is created if needed. On an exception, the temporary file is removed and `path` is unchanged.
+    Within `replace_together` of its folder, it is renamed at the end of that block. The folder is created if needed. On
+    an exception, the temporary file is removed and `path` is unchanged.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # With the same suffix, because writers such as matplotlib select the format by it.
-    temporary = path.with_name(f'.{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}')
+    _prepare(path.parent)
+    temporary = temporary_path(path)
+    files: dict[str, Path] | None = None
     try:
         with operation('write', temporary):
             yield temporary
         sync_file(temporary)
-        with operation('replace', path):
-            os.replace(temporary, path)
-        sync_folder(path.parent)
+        files = _state.sets.get(path.parent.resolve()) if _state.sets else None
+        if files is None:
+            _rename(temporary, path)
+            sync_folder(path.parent)
+        else:
+            earlier, files[path.name] = files.get(path.name), temporary
+            if earlier is not None:
+                earlier.unlink()
     except OSError as error:
         # The error must name `path`: the user does not know the temporary file, and a full disk names no file.
         if error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if files is None:
+            temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path, suffixes: Collection[str]) -> None:
-    """Remove temporary files of `replace_atomically` with one of these suffixes that a killed process left in `folder`.
+@contextmanager
+def replace_together(folder: str | os.PathLike) -> Iterator[None]:
+    """Switch the files that the block replaces in `folder` together, at its end.
 
-    Only for a process that is the only writer of such files there.
+    Within the block, `replace_atomically`, `write_json`, ... of this thread write files in `folder` under temporary
+    names only, and reading yields the old files. On an exception, or after a kill within the block, all files are the
+    old ones; after a kill while they are renamed, the next command that uses the folder renames the rest.
+
+    Raises:
+        UserError: the files of an earlier command that was stopped cannot be completed.
     """
-    for path in folder.glob('.*.tmp.*'):
-        if path.suffix in suffixes and re.fullmatch(r'\..+\.[0-9a-f]{8}\.tmp\.\w+', path.name):
+    folder = Path(folder)
+    _prepare(folder)
+    finish_set(folder)
+    key = folder.resolve()
+    if key in _state.sets:  # the files belong to a larger set
+        yield
+        return
+    files = _state.sets[key] = {}
+    try:
+        try:
+            yield
+        finally:
+            del _state.sets[key]
+        with wait_for_lock(folder):
+            if len(files) > 1:
+                sync_folder(folder)
+                write_json(folder / _JOURNAL, journal_of(files))
+                _complete_set(folder)
+            else:
+                for name, file in files.items():
+                    _rename(file, folder / name)
+                sync_folder(folder)
+    except BaseException:
+        if not os.path.lexists(folder / _JOURNAL):
+            for file in files.values():
+                file.unlink(missing_ok=True)
+        raise
+
+
+def finish_set(folder: Path) -> None:
+    """Complete the files that a killed process was renaming in `folder`: for readers of files that belong together.
+
+    Raises:
+        UserError: a file is missing or damaged, or the folder cannot be written to.
+    """
+    if not os.path.lexists(folder / _JOURNAL):
+        return
+    try:
+        with wait_for_lock(folder):
+            pass  # which completes them
+    except OSError as error:
+        raise UserError(
+            f'{folder}: a command was stopped while it replaced files that belong together, and they cannot be '
+            f'completed ({reason_of(error)}); run that command again'
+        ) from None
+
+
+def _complete_set(folder: Path) -> None:
+    """Rename the files in the journal, if there is one, and remove it. Call it while holding the lock."""
+    journal = folder / _JOURNAL
+    files = read_journal(journal)
+    if files is None:
+        return
+    for file in files:
+        _rename(folder / file.temporary, folder / file.name)
+    sync_folder(folder)
+    with operation('unlink', journal):
+        journal.unlink()
+
+
+_JOURNAL = '.unfinished.json'
+
+
+class _State(threading.local):
+    """Of one thread: the sets that are being written (name -> temporary file, by folder), and the locked folders."""
+
+    def __init__(self) -> None:
+        self.sets: dict[Path, dict[str, Path]] = {}
+        self.locked: set[Path] = set()
+
+
+_state = _State()
+_prepared: set[Path] = set()
+
+
+def _prepare(folder: Path) -> None:
+    """Create a folder; remove leftovers the first time that this process writes into it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if (absolute := folder.absolute()) not in _prepared:
+        _prepared.add(absolute)
+        remove_leftovers(folder)
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    with operation('replace', path):
+        os.replace(temporary, path)
+
+
+def remove_leftovers(folder: Path, suffixes: Collection[str] = ()) -> None:
+    """Complete or remove what killed processes left in `folder`: a set of files, temporary files and folders.
+
+    Args:
+        suffixes: also remove temporary files with these suffixes whose process may be alive on another machine. Only
+            for a process that is the only writer of such files there.
+    """
+    finish_set(folder)
+    if not _leftovers(folder, suffixes):
+        return
+    # A file in a journal is no leftover: under the lock, no journal is written, and an earlier one is completed.
+    with suppress(OSError, UserError), wait_for_lock(folder, seconds=0):
+        for path in _leftovers(folder, suffixes):
             with operation('unlink', path):
-                path.unlink(missing_ok=True)
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+
+
+def _leftovers(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    with os.scandir(folder) as entries:  # of maybe millions of files
+        paths = [Path(entry.path) for entry in entries if entry.name[0] == '.' and is_temporary(entry.name)]
+    return [path for path in paths if is_abandoned(path) or path.suffix in suffixes]
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
@@ -114,7 +241,6 @@ def sync_folder(folder: Path) -> None:
 
 
 _LOCK_FILE, _FILES_LOCK = '.lock', '.files.lock'
-_POLL_SECONDS, _WAIT_SECONDS = 0.01, 60
 
 
 @contextmanager
@@ -128,60 +254,36 @@ def lock_folder(folder: Path, key: str = 'NAME') -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / _LOCK_FILE, 'a+', encoding='ascii') as file:
-        if not _acquire(file):
+        if not acquire(file):
             file.seek(0)
             holder = file.read().strip() or 'unknown'
             raise UserError(f'{folder} is in use by another run (process {holder}); wait for it, or use another {key}')
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        remove_leftovers(folder)
         yield
 
 
 @contextmanager
-def wait_for_lock(folder: Path) -> Iterator[None]:
+def wait_for_lock(folder: Path, seconds: float = 60) -> Iterator[None]:
     """Hold a lock on the files that commands update in `folder` within the block; wait while another process holds it.
 
-    It differs from that of `lock_folder`, which a training run holds to its end.
+    It differs from that of `lock_folder`, which a training run holds to its end. A thread may lock a folder again. What
+    a killed process was renaming is completed first.
 
     Raises:
-        UserError: another process holds it for a minute, or the file system has no locks.
+        UserError: another process holds it for so many seconds, or the file system has no locks.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / _FILES_LOCK, 'a', encoding='ascii') as file:
-        end = time.monotonic() + _WAIT_SECONDS
-        while not _acquire(file):
-            if time.monotonic() > end:
-                raise UserError(f'{file.name} cannot be locked: another process holds it; run the command again later')
-            time.sleep(_POLL_SECONDS)
+    key = folder.resolve()
+    if key in _state.locked:
         yield
-
-
-@contextmanager
-def file_lock(path: Path) -> Iterator[Callable[[], bool]]:
-    """Yield a function that tries to lock the file at `path` (created if needed) and returns True if it is locked.
-
-    The lock is released at the end of the block, or when the process ends.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, 'a', encoding='ascii') as file:
-        yield lambda: _acquire(file)
-
-
-def _acquire(file: IO[str]) -> bool:
-    """Lock the file and return True, or return False if another process has locked it."""
-    try:
-        if sys.platform == 'win32':
-            import msvcrt
-
-            # A byte far behind the text, so that other processes can still read the process id.
-            file.seek(1 << 20)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            file.seek(0)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with removed_lock(folder / _FILES_LOCK, seconds):
+        _state.locked.add(key)
+        try:
+            _complete_set(folder)
+            yield
+        finally:
+            _state.locked.discard(key)

@@ -14,7 +14,7 @@ from lib.builders.features import filled_store, size_text
 from lib.distributed.process_group import SINGLE_PROCESS
 from lib.errors import UserError
 from lib.inference.sinks import FeatureOverflow
-from lib.runtime.files import file_lock
+from lib.runtime.locks import file_lock
 from tests.dataset.loading import BAD, LABELS, eval_loader, files, write_images
 
 
