@@ -3,16 +3,14 @@
 import json
 import re
 import shutil
-import signal
 import sys
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from multiprocessing import get_context
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,9 @@ from lib.demo.photos import photograph
 from lib.demo.shapes import draw_front
 from lib.errors import UserError
 from lib.runtime.files import write_json
+from lib.runtime.locks import removed_lock
 from lib.runtime.seeding import Purpose, generator
-from lib.runtime.workers import num_cores
+from lib.runtime.workers import num_cores, run_in_processes
 
 SPLITS = ('train', 'val', 'test')
 LARGEST, SMALLEST = 120, 3  # training images of the largest and of the smallest class
@@ -110,6 +109,7 @@ _DEMO_FILES = re.compile(
 )
 _MAX_WORKERS = 16
 _PHOTOS_PER_TASK = 24
+_WAIT_SECONDS = 600  # for another process that generates the same data
 _STALE_SECONDS = 3600  # an older temporary folder is no longer used by any process
 
 
@@ -133,20 +133,26 @@ def generate_demo(root: Path, *, seed: int = 0, num_workers: int | None = None, 
     if demo_is_complete(root, seed, scale):
         return
     _refuse_foreign(root)
-    photos = plan_photos(seed, scale)
-    temporary = _temporary_beside(root)
     try:
-        _remove_stale(root)
-        temporary.mkdir(parents=True)
-        _draw_all(photos, temporary, root, seed, num_workers or min(num_cores(), _MAX_WORKERS))
-        _write_lists(photos, temporary)
-        write_json(temporary / MARKER, _marker(seed, scale))
-        _rename_to_root(temporary, root, seed, scale)
+        with removed_lock(root.with_name(f'.{root.name}.lock'), _WAIT_SECONDS):
+            if not demo_is_complete(root, seed, scale):  # else another process has generated it meanwhile
+                _generate(root, seed, num_workers or min(num_cores(), _MAX_WORKERS), scale)
     except OSError as error:
         raise UserError(
             f'cannot write the demo data to {root}: {error.strerror or error}; '
             f'free some disk space or set another DATASET.ROOT'
         ) from error
+
+
+def _generate(root: Path, seed: int, num_workers: int, scale: float) -> None:
+    photos, temporary = plan_photos(seed, scale), _temporary_beside(root)
+    try:
+        _remove_stale(root)
+        temporary.mkdir(parents=True)
+        _draw_all(photos, temporary, root, seed, num_workers)
+        _write_lists(photos, temporary)
+        write_json(temporary / MARKER, _marker(seed, scale))
+        _rename_to_root(temporary, root)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -201,10 +207,8 @@ def _remove_stale(root: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _rename_to_root(temporary: Path, root: Path, seed: int, scale: float) -> None:
+def _rename_to_root(temporary: Path, root: Path) -> None:
     """Rename the finished folder to `root`, then remove the old one."""
-    if demo_is_complete(root, seed, scale):
-        return  # another process has written the same bytes
     _refuse_foreign(root)  # minutes may have passed
     if root.exists():
         aside = _temporary_beside(root)
@@ -226,40 +230,32 @@ def _draw_all(photos: list[Photo], folder: Path, root: Path, seed: int, num_work
         for group in by_product.values()
         for start in range(0, len(group), _PHOTOS_PER_TASK)
     ]
-    draw = partial(draw_photos, folder=folder, seed=seed)
     print(f'drawing the demo data: {len(photos)} photos of {len(PRODUCTS)} products, to {root}', file=sys.stderr)
     with tqdm(total=len(photos), unit=' photos', file=sys.stderr, disable=None, leave=False) as bar:
-        for count in _run(draw, tasks, num_workers):
-            bar.update(count)
+        drawn = run_in_processes(
+            DrawPhotos(folder, seed), tasks, num_workers=0 if num_workers == 1 else num_workers, progress=bar.update
+        )
+        # After an error or Ctrl-C, no process writes later.
+        with closing(drawn):
+            for _ in drawn:
+                pass
 
 
-def _run(draw: Callable[[list[Photo]], int], tasks: Iterable[list[Photo]], num_workers: int) -> Iterator[int]:
-    """Yield the number of photos of each finished task, in any order."""
-    if num_workers == 1:
-        yield from map(draw, tasks)
-        return
-    pool = ProcessPoolExecutor(num_workers, mp_context=get_context('spawn'), initializer=_ignore_interrupt)
-    try:
-        for future in as_completed([pool.submit(draw, task) for task in tasks]):
-            yield future.result()
-    finally:
-        # After an error or Ctrl-C, waiting tasks are dropped and running ones finish: no process writes later.
-        pool.shutdown(wait=True, cancel_futures=True)
+@dataclass(frozen=True)
+class DrawPhotos:
+    """Draws and saves photos under `folder`; runs in a worker process."""
 
+    folder: Path
+    seed: int
 
-def _ignore_interrupt() -> None:
-    """Ignore Ctrl-C: the main process stops the workers and prints one message."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def draw_photos(photos: list[Photo], folder: Path, seed: int) -> int:
-    """Draw and save photos under `folder`; return their number. Runs in a worker process."""
-    for photo in photos:
-        rng = generator(seed, Purpose.DEMO, epoch=1 + photo.split, slot=photo.row)
-        others = rng.integers(1, len(PRODUCTS), 2)  # any other product
-        fronts = [_front((photo.true_label + int(step)) % len(PRODUCTS)) for step in (0, *others)]
-        (folder / photo.fpath).write_bytes(photograph(fronts[0], fronts[1:], rng))
-    return len(photos)
+    def __call__(self, photos: list[Photo], progress: Callable[[int], Any]) -> None:
+        """Draw some photos; `progress` gets their number."""
+        for photo in photos:
+            rng = generator(self.seed, Purpose.DEMO, epoch=1 + photo.split, slot=photo.row)
+            others = rng.integers(1, len(PRODUCTS), 2)  # any other product
+            fronts = [_front((photo.true_label + int(step)) % len(PRODUCTS)) for step in (0, *others)]
+            (self.folder / photo.fpath).write_bytes(photograph(fronts[0], fronts[1:], rng))
+        progress(len(photos))
 
 
 @lru_cache(maxsize=len(PRODUCTS))

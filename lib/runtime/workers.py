@@ -5,16 +5,19 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
 from lib.errors import UserError
+from lib.runtime.signals import handled_signals
 
 # (task, progress) -> result; progress(n) advances the progress bar by n.
 Work = Callable[[Any, Callable[[int], None]], Any]
-_TERMINATE_SECONDS = 10
+_TERMINATE_SECONDS = 4  # for `finally` blocks
+_ORPHAN_SECONDS = 3.0
 
 
 def run_in_processes(
@@ -99,25 +102,36 @@ def _killed() -> UserError:
 def _end(processes: list) -> None:
     for process in processes:
         process.terminate()
+    end = time.monotonic() + _TERMINATE_SECONDS
     for process in processes:
-        process.join(_TERMINATE_SECONDS)
+        process.join(max(0.0, end - time.monotonic()))
         if process.is_alive():
             process.kill()
             process.join()
 
 
 def _serve(connection: Connection) -> None:
-    """Run tasks until the pipe is closed, which also happens when the main process dies."""
+    """Run tasks until the pipe is closed; end within a task when the main process has ended or sends SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one terminates this one
+    # So that `finally` blocks run.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    if hasattr(signal, 'pthread_sigmask'):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    _block([signal.SIGTERM], block=False)
+    main_process = multiprocessing.parent_process()
+    assert main_process is not None
+    threading.Thread(target=_terminate_with, args=(main_process,), daemon=True).start()
     try:
         work = connection.recv()
         while True:
             connection.send(_outcome(work, connection.recv(), lambda count: connection.send(('progress', count))))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
+
+
+def _terminate_with(main_process: multiprocessing.process.BaseProcess) -> None:
+    main_process.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_ORPHAN_SECONDS)  # in a long call into a library, no signal is handled
+    os._exit(1)
 
 
 def _outcome(work: Work, task: Any, progress: Callable[[int], None]) -> tuple[str, Any]:
@@ -136,8 +150,9 @@ def process_context(
 ) -> 'multiprocessing.context.ForkServerContext | multiprocessing.context.SpawnContext':
     """Return a multiprocessing context: a fork server that has imported `preload`, or spawn on Windows.
 
-    Forking this process itself may hang, because it has threads. The new processes block SIGTERM: batch systems send it
-    to all processes of a run, and the main process still needs the workers to save a checkpoint.
+    Forking this process itself may hang, because it has threads. The new processes block Ctrl-C, SIGTERM and SIGHUP: a
+    terminal or a batch system sends them to all processes of a run, and the main process still needs the workers to
+    save a checkpoint.
     """
     if 'forkserver' not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context('spawn')
@@ -145,10 +160,11 @@ def process_context(
 
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload([preload])  # imported once, not in every process
-    # Blocked signals are inherited. The resource tracker is started first, because starting it unblocks SIGTERM.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    # Blocked signals are inherited. Starting the resource tracker, which ignores the other two, unblocks them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
     try:
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, handled_signals())
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -161,16 +177,14 @@ def exit_with_parent() -> None:
     A fork server lives as long as its processes, and torch's watchdog in a worker only checks for the fork server, so
     without this thread, both would outlive a killed main process.
     """
-    if hasattr(signal, 'pthread_sigmask'):
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    _block([signal.SIGTERM])
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
 
 
 def _end_with(main_process: multiprocessing.process.BaseProcess) -> None:
     if not hasattr(signal, 'sigtimedwait'):  # macOS, Windows
-        if hasattr(signal, 'pthread_sigmask'):
-            # Here, the sender of a signal is unknown, so SIGTERM of any process ends this one.
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        # Here, the sender of a signal is unknown, so SIGTERM of any process ends this one.
+        _block([signal.SIGTERM], block=False)
         main_process.join()
         os._exit(1)
     while main_process.is_alive():
@@ -178,3 +192,9 @@ def _end_with(main_process: multiprocessing.process.BaseProcess) -> None:
         if received is not None and received.si_pid == main_process.pid:
             break
     os._exit(1)
+
+
+def _block(signals: Sequence[signal.Signals], *, block: bool = True) -> None:
+    """Block signals in this thread and in those that it starts, or unblock them; does nothing on Windows."""
+    if hasattr(signal, 'pthread_sigmask'):
+        signal.pthread_sigmask(signal.SIG_BLOCK if block else signal.SIG_UNBLOCK, signals)

@@ -5,7 +5,7 @@ epoch then chooses the strength: the latest epoch within one standard error of t
 regularization within one standard error (Hastie, Tibshirani and Friedman 2009, section 7.10).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -20,6 +20,7 @@ from lib.trainer.forward import LossScale, ModelOutput
 from lib.trainer.mixing.base import MixedBatch
 from lib.trainer.objective import Objective
 from lib.trainer.step import StepResult
+from lib.trainer.stop_signal import StopController, StopRequested
 from lib.trainer.train_state import TrainState
 
 
@@ -57,6 +58,7 @@ class LBFGSStep:
             image once; None: all 1.
         seed: of the run, for losses that sample; they draw the same in every evaluation.
         group: ranks that share the training features.
+        stop: ends a fit, which may take hours; None: nothing does. The classifier is then that of the epoch's start.
     """
 
     state: TrainState
@@ -66,19 +68,40 @@ class LBFGSStep:
     class_factors: Callable[[int], torch.Tensor] | None = None
     seed: int = 0
     group: ProcessGroup = SINGLE_PROCESS
+    stop: StopController | None = None
     rate_name: ClassVar[str] = 'lambda'
 
     def __call__(self, mixed: MixedBatch, global_step: int) -> StepResult:
-        """Fit the classifier, starting from its current weights; `global_step` is the epoch, and `mixed` not used."""
+        """Fit the classifier, starting from its current weights; `global_step` is the epoch, and `mixed` not used.
+
+        Raises:
+            StopRequested: `stop` ends the fit; nothing has changed.
+        """
+        parameters = list(self.state.model.classifier.parameters())
+        before = [parameter.detach().clone() for parameter in parameters]
+        try:
+            return self._fit(global_step)
+        except StopRequested:
+            with torch.no_grad():
+                for parameter, value in zip(parameters, before, strict=True):
+                    parameter.copy_(value)
+            raise
+        finally:
+            self.state.optimizer.zero_grad()
+            self.state.optimizer.state.clear()  # so a resumed run starts its next epoch as this one would
+
+    def _fit(self, epoch: int) -> StepResult:
         classifier, optimizer = self.state.model.classifier, self.state.optimizer
-        moments = self._moments(global_step)
-        decay = self.schedule(global_step) if isinstance(classifier, LinearClassifier) else 0.0
+        moments = self._moments(epoch)
+        decay = self.schedule(epoch) if isinstance(classifier, LinearClassifier) else 0.0
         if isinstance(classifier, LinearClassifier):
             _to_standardized(classifier, moments)
 
         def evaluate() -> float:
+            if self.stop is not None:
+                self.stop.check_together()
             optimizer.zero_grad()
-            loss, _ = self._evaluate(moments, global_step, with_gradient=True)
+            loss, _ = self._evaluate(moments, epoch, with_gradient=True)
             weight = classifier.weight
             for parameter in classifier.parameters():
                 assert parameter.grad is not None
@@ -89,10 +112,8 @@ class LBFGSStep:
 
         optimizer.state.clear()
         optimizer.step(evaluate)
-        optimizer.zero_grad()
-        optimizer.state.clear()  # so a resumed run starts its next epoch as this one would
         with torch.no_grad():
-            result = StepResult(*self._evaluate(moments, global_step, with_gradient=False))
+            result = StepResult(*self._evaluate(moments, epoch, with_gradient=False))
         if isinstance(classifier, LinearClassifier):
             _from_standardized(classifier, moments)
         for parameter in classifier.parameters():
@@ -106,7 +127,7 @@ class LBFGSStep:
         num_right = torch.zeros((), dtype=torch.int64, device=device)
         torch.manual_seed(torch_seed(self.seed, Purpose.DROPOUT, epoch, self.group.rank))
         is_linear = isinstance(classifier, LinearClassifier)
-        for batch in self.blocks():
+        for batch in self._checked_blocks():
             targets = self._targets(batch, epoch)
             # Not through the model, which would compute the logits in the precision of training.
             inputs = (batch.images - moments.mean).div_(moments.scale) if is_linear else batch.images
@@ -119,6 +140,12 @@ class LBFGSStep:
             num_right += (predicted == targets.hard).sum()
         return loss_sum, num_right
 
+    def _checked_blocks(self) -> Iterator[Batch]:
+        for batch in self.blocks():
+            if self.stop is not None:
+                self.stop.check()  # a pass over all features may take minutes
+            yield batch
+
     def _targets(self, batch: Batch, epoch: int) -> Targets:
         weights = None if self.class_factors is None else self.class_factors(epoch)[batch.labels]
         return Targets(batch.labels, weights=weights)
@@ -128,7 +155,7 @@ class LBFGSStep:
         """Compute the moments of the features by one pass, in float64 on the CPU."""
         width = self.state.model.num_features
         sums = torch.zeros(width + 3, dtype=torch.float64)
-        for batch in self.blocks():
+        for batch in self._checked_blocks():
             features = batch.images.cpu().double()
             sums[:width] += features.sum(dim=0)
             sums[width] += features.square().sum()

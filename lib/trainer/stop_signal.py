@@ -1,4 +1,4 @@
-"""Stop and save requests (SIGINT, SIGTERM, timer, failed saves), agreed by all ranks to act after the same step."""
+"""Stop and save requests (signals, timer, failed saves), agreed by all ranks so that they act after the same step."""
 
 import signal
 import threading
@@ -12,9 +12,7 @@ import torch.distributed as dist
 
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.runtime.log import LOGGER
-
-# torchrun and batch systems send a process a signal that they have already sent to its whole process group.
-_SAME_SIGNAL_SECONDS = 1.0
+from lib.runtime.signals import SAME_SIGNAL_SECONDS, handled_signals, raise_for
 
 
 class Action(IntEnum):
@@ -24,7 +22,8 @@ class Action(IntEnum):
     SAVE = 1
     GIVE_UP = 2  # the end of an epoch could not be saved
     INTERRUPT = 3
-    TERMINATE = 4
+    HANG_UP = 4  # the terminal was closed
+    TERMINATE = 5
 
     @property
     def stops(self) -> bool:
@@ -34,7 +33,13 @@ class Action(IntEnum):
     @property
     def signal(self) -> signal.Signals | None:
         """The signal that requested it; None for the timer and for failures."""
-        return {Action.INTERRUPT: signal.SIGINT, Action.TERMINATE: signal.SIGTERM}.get(self)
+        return _SIGNALS.get(self)
+
+
+_SIGNALS = {Action.INTERRUPT: signal.SIGINT, Action.TERMINATE: signal.SIGTERM}
+if hasattr(signal, 'SIGHUP'):  # Windows has none
+    _SIGNALS[Action.HANG_UP] = signal.SIGHUP
+_ACTIONS = {number: action for action, number in _SIGNALS.items()}
 
 
 class StopRequested(Exception):
@@ -96,13 +101,29 @@ class StopController:
         if self._group.world_size == 1 and self._requested.stops:
             raise StopRequested(self._requested)
 
+    def check_together(self) -> None:
+        """End work that can be repeated when any rank is to stop. All ranks call it, equally often.
+
+        Raises:
+            StopRequested: on all ranks.
+        """
+        if self._group.world_size > 1:
+            self._start_reduction(self._requested)
+            self._agreed = max(self._agreed, self._finish_reduction())
+            if self._agreed.stops:
+                raise StopRequested(self._agreed)
+        self.check()
+
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle the first Ctrl-C or SIGTERM within the block as a request; a second one ends the process at once."""
+        """Handle the first Ctrl-C, SIGTERM or SIGHUP within the block as a request; a second one ends the process.
+
+        A SIGHUP that the caller ignores, as nohup does, remains ignored.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield  # signals reach the main thread only
             return
-        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._handle) for number in handled_signals()}
         try:
             yield
         finally:
@@ -113,10 +134,10 @@ class StopController:
 
     def _handle(self, number: int, frame: object) -> None:
         if self._requested.signal is not None:
-            if time.monotonic() - self._requested_at < _SAME_SIGNAL_SECONDS:
+            if time.monotonic() - self._requested_at < SAME_SIGNAL_SECONDS:
                 return
-            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-        self._requested = Action.INTERRUPT if number == signal.SIGINT else Action.TERMINATE
+            raise_for(number)
+        self._requested = _ACTIONS[signal.Signals(number)]
         self._requested_at = time.monotonic()
         name = 'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name
         # The signal may interrupt the writing of another log line; then this one is omitted.

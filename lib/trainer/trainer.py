@@ -78,6 +78,8 @@ class Trainer:
         self.validator, self.folder = validator, folder
         self._image_name, self._num_images = image_name, num_images
         self.stop = StopController(save_minutes=config.save_minutes, group=step.group)
+        if isinstance(step, LBFGSStep):
+            step.stop = self.stop
 
     @property
     def state(self) -> TrainState:

@@ -132,7 +132,7 @@ def test_another_seed_gives_other_photos_sizes_and_noise(demo, tmp_path):
     photos = plan_photos(3, SCALE)[:3]
     for photo in photos:
         (tmp_path / photo.fpath).parent.mkdir(parents=True, exist_ok=True)
-    generate.draw_photos(photos, tmp_path, seed=4)
+    generate.DrawPhotos(tmp_path, 4)(photos, lambda num_photos: None)
     assert all((tmp_path / p.fpath).read_bytes() != (demo / p.fpath).read_bytes() for p in photos)
     assert [p.label for p in plan_photos(3)] != [p.label for p in plan_photos(4)]
     assert [p.true_label for p in plan_photos(3)] != [p.true_label for p in plan_photos(4)]

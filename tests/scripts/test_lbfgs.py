@@ -56,6 +56,20 @@ def test_resumes_bit_identically(scripts, folder, whole):
     check_same_run(folder / 'log' / 'stopped', whole[0])
 
 
+@pytest.mark.parametrize('signal', ['SIGTERM', pytest.param('SIGHUP', marks=pytest.mark.slow)])
+def test_a_fit_is_stopped_within_it(scripts, folder, whole, signal):
+    """In the second epoch, whose fit starts again when the run is resumed."""
+    name = f'within_{signal}'
+    options, code = (*FIRST, '--NAME', name), {'SIGTERM': 143, 'SIGHUP': 129}[signal]
+    evaluations = 'lib.trainer.lbfgs:LBFGSStep._moments'
+    done = scripts.run_until(folder, signal, evaluations, 2, *options, code=code)
+    assert 'stopped and saved' in done.stdout
+    assert done.stderr == ''
+    assert read_checkpoint(folder / 'log' / name / 'last.pth').progress.position == (1, 0)
+    scripts.run(folder, 'main.py', *options, '--RESUME_MODEL', 'last', '--RESUME_MODE', 'auto')
+    check_same_run(folder / 'log' / name, whole[0])
+
+
 def test_two_ranks(scripts, folder, whole):
     run_ranks_of(scripts, 2, folder, 'main.py', *FIRST, '--NAME', 'ranks')
     one, two = (read_checkpoint(folder / 'log' / name / 'last.pth') for name in ('whole', 'ranks'))

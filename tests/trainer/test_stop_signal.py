@@ -15,7 +15,11 @@ from lib.trainer.stop_signal import Action, StopController, StopRequested
 
 @pytest.mark.parametrize(
     ('number', 'action', 'second'),
-    [(signal.SIGINT, Action.INTERRUPT, KeyboardInterrupt), (signal.SIGTERM, Action.TERMINATE, SystemExit)],
+    [
+        (signal.SIGINT, Action.INTERRUPT, KeyboardInterrupt),
+        (signal.SIGTERM, Action.TERMINATE, SystemExit),
+        (signal.SIGHUP, Action.HANG_UP, SystemExit),
+    ],
 )
 def test_the_first_signal_is_a_request_and_the_second_ends(monkeypatch, number, action, second):
     before = signal.getsignal(number)
@@ -30,11 +34,22 @@ def test_the_first_signal_is_a_request_and_the_second_ends(monkeypatch, number, 
         with pytest.raises(StopRequested) as stopped:
             controller.check()
         assert stopped.value.action.signal is number
-        monkeypatch.setattr(module, '_SAME_SIGNAL_SECONDS', 0.0)
+        monkeypatch.setattr(module, 'SAME_SIGNAL_SECONDS', 0.0)
         with pytest.raises(second) as ended:
             signal.raise_signal(number)
-        assert getattr(ended.value, 'code', 143) == 143
+        assert getattr(ended.value, 'code', 128 + number) == 128 + number
     assert signal.getsignal(number) is before
+
+
+def test_nohup_is_respected():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        controller = StopController()
+        with controller.listening():
+            signal.raise_signal(signal.SIGHUP)
+            assert controller.poll() is Action.NOTHING
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.long
@@ -60,7 +75,7 @@ def test_no_timer():
 @pytest.mark.parametrize('action', Action)
 def test_actions_that_stop(action):
     assert action.stops == (action not in (Action.NOTHING, Action.SAVE))
-    assert (action.signal is not None) == (action in (Action.INTERRUPT, Action.TERMINATE))
+    assert (action.signal is not None) == (action in (Action.INTERRUPT, Action.HANG_UP, Action.TERMINATE))
 
 
 def poll_ranks(folder, num_ranks, steps, **requests):
