@@ -15,6 +15,7 @@ from lib.dataset.images import EncodedImages
 from lib.errors import UserError
 from lib.runtime.files import lock_folder, write_json
 from lib.runtime.log import LOGGER
+from lib.runtime.text import count_of, size_text
 from lib.shards.pack import (
     SETTINGS,
     FolderConflict,
@@ -150,7 +151,7 @@ def _check_space(out: Path, needed: int) -> None:
     free = shutil.disk_usage(parent).free
     if needed > free:
         raise UserError(
-            f'PACK.OUT {out}: copying needs about {_size(needed)}, and {_size(free)} are free; '
+            f'PACK.OUT {out}: copying needs about {size_text(needed)}, and {size_text(free)} are free; '
             '--PACK_IMAGES reencode needs much less'
         )
 
@@ -170,8 +171,8 @@ def _report_bad(out: Path, kind: str, job: SplitJob, packed: PackedSplit) -> Non
 def _summary(kind: str, packed: PackedSplit) -> str:
     unreadable = f', {len(packed.bad)} cannot be decoded' if packed.bad else ''
     return (
-        f'{kind}: {_count(packed.num_images, "image")} in {_count(len(packed.shards), "shard")}, '
-        f'{_size(packed.bytes_before)} -> {_size(packed.bytes_after)}{unreadable}'
+        f'{kind}: {count_of(packed.num_images, "image")} in {count_of(len(packed.shards), "shard")}, '
+        f'{size_text(packed.bytes_before)} -> {size_text(packed.bytes_after)}{unreadable}'
     )
 
 
@@ -180,15 +181,3 @@ def _info(kind: str, packed: PackedSplit) -> dict:
     lengths = [shard.num_images for shard in packed.shards]
     names = [f'{kind}/{shard.name}' for shard in packed.shards]
     return {'name': kind, 'num_samples': sum(lengths), 'filenames': names, 'shard_lengths': lengths}
-
-
-def _count(number: int, noun: str) -> str:
-    return f'{number} {noun}{"s" * (number != 1)}'
-
-
-def _size(num_bytes: int) -> str:
-    value, units = float(num_bytes), ['bytes', 'kB', 'MB', 'GB', 'TB']
-    while value >= 1000 and len(units) > 1:
-        value /= 1000
-        units.pop(0)
-    return f'{value:.3g} {units[0]}' if value < 100 else f'{value:.0f} {units[0]}'

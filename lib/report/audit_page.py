@@ -16,8 +16,9 @@ from lib.dataset.decode import decode
 from lib.report.chart_style import PALETTE
 from lib.report.describe import SUSPICIOUS
 from lib.report.galleries import thumbnail_url
-from lib.report.page import file_size, page_environment, thousands
+from lib.report.page import page_environment, thousands
 from lib.runtime.files import write_text
+from lib.runtime.text import size_text
 
 MAX_CARDS = 24  # per finding
 MAX_IMAGES = 6  # per card
@@ -87,7 +88,7 @@ def write_audit_page(
 ) -> Path:
     """Write the page to `path`, atomically."""
     environment = page_environment()
-    environment.filters.update(thousands=thousands, size=file_size)
+    environment.filters.update(thousands=thousands, size=size_text)
     splits = report.split_statistics()
     page = environment.get_template('audit_page.html').render(
         title=title,

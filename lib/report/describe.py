@@ -9,10 +9,10 @@ import numpy as np
 from lib.audit.findings import SINGLE_COLOR, DuplicateGroup
 from lib.audit.report import AuditReport
 from lib.dataset.image_format import HEIC_HINT
+from lib.errors import printable
 from lib.inference.retrieval import Retrieval
 from lib.metrics.confidence import HALF, summarize_confidence
 from lib.metrics.predictions import Predictions
-from lib.errors import printable
 from lib.runtime.text import count_of, size_text
 
 _COLUMNS = {

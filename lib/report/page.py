@@ -52,8 +52,3 @@ def points(difference: float) -> str:
 def thousands(value: float) -> str:
     """Format a count with thin spaces between thousands."""
     return f'{value:,.0f}'.replace(',', '\u202f')
-
-
-def file_size(num_bytes: float) -> str:
-    """Format a file size, such as '1.3 MB' or '240 kB'."""
-    return f'{num_bytes / 1e6:.1f} MB' if num_bytes >= 1e6 else f'{num_bytes / 1e3:.0f} kB'

@@ -14,8 +14,8 @@ from lib.config.yaml_text import as_text, as_values
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def config(*options, checkpoint=None):
-    argv = ['--config', str(ROOT / 'configs/own_photos.yaml'), '--DATASET_ROOT', 'my photos', *options]
+def config(*options, checkpoint=None, files=('own_photos.yaml',)):
+    argv = ['--config', *(str(ROOT / 'configs' / file) for file in files), '--DATASET_ROOT', 'my photos', *options]
     loaded = load_config(argv, program='', description='', find_checkpoint_config=lambda *_: checkpoint)
     return resolve_preprocessing(loaded.cfg, trains=True)
 
@@ -83,3 +83,11 @@ def test_generated_and_published_sets_get_none(name):
         find_checkpoint_config=lambda *_: None,
     )  # fmt: skip
     assert random_weights_advice(resolve_preprocessing(loaded.cfg), 2640, ROOT) is None
+
+
+@pytest.mark.parametrize('files', [['GroceryStore_pretrained.yaml'], ['GroceryStore.yaml', 'method/finetune.yaml']])
+def test_one_recipe_is_written_in_three_files(files):
+    """They differ in what names the data set, and in nothing for its 2,640 images."""
+    own, other = (as_values(resolve_recipe(config(files=names), 2640)) for names in (['own_photos.yaml'], files))
+    different = {name for name in own if own[name] != other[name]}
+    assert different <= {'NAME', 'DATASET.SOURCE'}

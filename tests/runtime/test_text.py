@@ -8,7 +8,17 @@ import msgspec
 import pytest
 
 from lib.errors import UserError
-from lib.runtime.text import decimal_text, decode_json, name_warnings, nfc, parse_json, small_number, visible, whole
+from lib.runtime.text import (
+    decimal_text,
+    decode_json,
+    name_warnings,
+    nfc,
+    parse_json,
+    size_text,
+    small_number,
+    visible,
+    whole,
+)
 
 DIGITS = '1234567890' * 500  # more than Python converts
 
@@ -176,6 +186,11 @@ def test_used_fields_may_not(label):
 def test_faults_of_json(data, fault):
     with pytest.raises(UserError, match=fault):
         decode_json('f.json', data)
+
+
+def test_sizes():
+    sizes = [size_text(number) for number in (0, 512, 6_758_400, 240_400, 12_288_000_000, 3e15)]
+    assert sizes == ['0 bytes', '512 bytes', '6.76 MB', '240 kB', '12.3 GB', '3000 TB']
 
 
 def test_numbers_are_those_of_python():

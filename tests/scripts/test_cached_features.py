@@ -110,15 +110,15 @@ def test_runs_share_features(scripts, folder):
     cache = folder / 'shared'
     options = ('--TRAIN_FEATURES', 'cached', '--TRAIN_FEATURE_CACHE', cache, '--TRAIN_MAX_EPOCH', 1)
     views = ('--TRAIN_FEATURE_VIEWS', 2)
-    assert 'features of train: 51 images x 96, 9.8 kB, computed' in train(scripts, folder, 'one', *options)
+    assert 'features of train: 51 images x 96, 9.79 kB, computed' in train(scripts, folder, 'one', *options)
     log = train(scripts, folder, 'two', *options, *views, '--LOSS_TYPE', 'balanced_softmax')
-    assert 'features of train, view 1 of 2: 51 images x 96, 9.8 kB, cached' in log
-    assert 'features of train, view 2 of 2: 51 images x 96, 9.8 kB, computed' in log
-    assert 'features of valid: 24 images x 96, 4.6 kB, cached' in log
+    assert 'features of train, view 1 of 2: 51 images x 96, 9.79 kB, cached' in log
+    assert 'features of train, view 2 of 2: 51 images x 96, 9.79 kB, computed' in log
+    assert 'features of valid: 24 images x 96, 4.61 kB, cached' in log
     # Crops are random by SEED; validation images are not cropped at random.
     log = train(scripts, folder, 'three', *options, '--SEED', 5)
-    assert 'features of train: 51 images x 96, 9.8 kB, computed' in log
-    assert 'features of valid: 24 images x 96, 4.6 kB, cached' in log
+    assert 'features of train: 51 images x 96, 9.79 kB, computed' in log
+    assert 'features of valid: 24 images x 96, 4.61 kB, cached' in log
     assert len(list(cache.glob('train-*'))) == 3
     assert len(list(cache.glob('valid-*'))) == 1
 
@@ -172,5 +172,5 @@ def test_resumed_in_the_middle_of_an_epoch(scripts, folder, ema):
     log = scripts.run(
         folder, 'main.py', '--NAME', run.name, '--RESUME_MODEL', 'last', '--config', run / 'config.yaml', *ON_CPU
     ).stdout
-    assert 'view 2 of 2: 51 images x 96, 9.8 kB, cached' in log
+    assert 'view 2 of 2: 51 images x 96, 9.79 kB, cached' in log
     check_same_run(run, folder / 'log' / name)
