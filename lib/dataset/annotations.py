@@ -2,15 +2,13 @@
 
 import hashlib
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from io import BufferedReader, BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, BinaryIO, TypeGuard
 
 import msgspec
 import numpy as np
@@ -31,9 +29,8 @@ from lib.dataset.index import class_starts, rows_by_class
 from lib.dataset.paths import PathColumn, comparable_paths
 from lib.errors import UserError, is_unicode
 from lib.runtime.log import LOGGER
+from lib.runtime.read_file import MAX_JSON_BYTES, open_regular, reason_of
 from lib.runtime.text import decode_json, nfc_list, whole
-
-_BinaryFile = BufferedReader | BytesIO
 
 # Parsing a smaller file takes less time than opening a cache, and no file is written into its folder.
 CACHED_FROM_BYTES = 1 << 20
@@ -95,8 +92,6 @@ def read_annotations(path: str | Path, *, use_cache: bool = True) -> Annotations
     """
     with _open(path) as file:
         status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            file = BytesIO(file.read())  # a pipe can be read only once
         if use_cache and status.st_size >= CACHED_FROM_BYTES:
             columns = _cached_columns(Path(path), file)
         else:
@@ -157,14 +152,14 @@ def _is_list_of_texts(value: Any) -> TypeGuard[list[str]]:
 
 
 @contextmanager
-def _open(path: str | Path) -> Iterator[_BinaryFile]:
+def _open(path: str | Path) -> Iterator[BinaryIO]:
     try:
-        with open(path, 'rb') as file:
+        with open_regular(path, max_bytes=MAX_JSON_BYTES) as file:
             yield file
     except FileNotFoundError:
         raise UserError(f'{path}: no such file') from None
     except OSError as error:
-        raise UserError(f'{path}: cannot be read ({error.strerror})') from None
+        raise UserError(f'{path}: cannot be read ({reason_of(error)})') from None
 
 
 def _read(path: str | Path) -> bytes:
@@ -172,7 +167,7 @@ def _read(path: str | Path) -> bytes:
         return file.read()
 
 
-def _cached_columns(path: Path, file: _BinaryFile) -> CachedColumns:
+def _cached_columns(path: Path, file: BinaryIO) -> CachedColumns:
     """Return the columns in the cache, which is written or updated if it does not match the file."""
     stamp = FileStamp.of(os.fstat(file.fileno()))
     cached = _load_best(path, stamp)
@@ -188,7 +183,7 @@ def _cached_columns(path: Path, file: _BinaryFile) -> CachedColumns:
     return _columns_of(parsed, stamp, lambda columns: _save(path, file, columns))
 
 
-def _save(path: Path, file: _BinaryFile, columns: CachedColumns) -> CachedColumns:
+def _save(path: Path, file: BinaryIO, columns: CachedColumns) -> CachedColumns:
     """Write the cache and return the columns in it; return `columns` if it cannot be written."""
     if FileStamp.of(os.fstat(file.fileno())) != columns.source.stamp:
         return columns  # the file is being written to
@@ -224,7 +219,7 @@ def _reusable_prefix(cached: CachedColumns | None, stamp: FileStamp) -> ParsedPr
     return ParsedPrefix(num_bytes, digest, cached.paths.arrow[:num_rows], np.asarray(cached.labels)[:num_rows])
 
 
-def _parse(path: str | Path, file: _BinaryFile, prefix: ParsedPrefix | None = None) -> ParsedAnnotations:
+def _parse(path: str | Path, file: BinaryIO, prefix: ParsedPrefix | None = None) -> ParsedAnnotations:
     """Parse and check a file. Raises UserError."""
     try:
         parsed = parse_in_blocks(file, prefix)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from lib.dataset.image_format import EXTENSIONS, HEADER_BYTES, image_format
-from lib.dataset.paths import path_as_text
-from lib.errors import UserError
+from lib.errors import UserError, shown
+from lib.runtime.read_file import open_regular
 from lib.runtime.text import count_of, first_few, sorted_naturally
 
 # Of these, which lie beside photos by the million, at most _MAX_OPENED per folder are opened, unless one is an image.
@@ -191,7 +191,7 @@ def _images_among(path: str, names: list[str], extension: str, left_out: LeftOut
         kind = extension if _EXTENSION.fullmatch(extension) else 'without extension'
         if position < num_opened or images:
             try:
-                with open(os.path.join(path, name), 'rb', buffering=0) as file:
+                with open_regular(os.path.join(path, name), buffering=0) as file:
                     is_image = image_format(file.read(HEADER_BYTES)) is not None
             except OSError:
                 is_image, kind = False, 'unreadable'
@@ -232,11 +232,13 @@ def left_out_lines(walk: ImageWalk, depth: int | None) -> list[str]:
         if len(named) > _MAX_FOLDERS:
             lines.append(f'  and in {len(named) - _MAX_FOLDERS:,} more folders')
     if total.folders:
-        folders = [f'{name} ({count:,})' if count > 1 else name for name, count in sorted(total.folders.items())]
+        counted = sorted(total.folders.items())
+        folders = [f'{shown(name)} ({count:,})' if count > 1 else shown(name) for name, count in counted]
         lines.append(f'{walk.root}: folders left out: {first_few(folders)}')
-    return [path_as_text(line) for line in lines]
+    return lines
 
 
 def _class_line(name: str, left_out: LeftOut) -> str:
     number = left_out.kinds.total()
-    return f'  {name or "."}: {number:,} ({", ".join(left_out.names)}{", ..." if number > len(left_out.names) else ""})'
+    names = ', '.join(map(shown, left_out.names))
+    return f'  {shown(name or ".")}: {number:,} ({names}{", ..." if number > len(left_out.names) else ""})'

@@ -12,11 +12,12 @@ from torch.utils.data import Dataset
 from lib.dataset.crop_resize import crop_resize
 from lib.dataset.decode import DecodeError
 from lib.dataset.image_format import hint_of
-from lib.dataset.images import Images
+from lib.dataset.images import NOT_AN_IMAGE_FILE, Images
 from lib.dataset.index import ClassIndex
 from lib.dataset.lazy_image import LazyImage
 from lib.dataset.transforms import Transform
-from lib.errors import UserError
+from lib.errors import UserError, shown
+from lib.runtime.read_file import reason_of
 from lib.runtime.seeding import Purpose, generator, slot_draws
 
 Result = TypeVar('Result')
@@ -63,7 +64,7 @@ class RowReader(Protocol):
 def bad_image_reason(reader: RowReader, row: int, reason: str) -> str:
     """Return the reason for the list of bad images. Raises UserError with on_bad 'raise'."""
     if reader.on_bad == 'raise':
-        raise UserError(f'{reader.name(row)}: {reason}{f"; {reader.hint}" if reader.hint else ""}') from None
+        raise UserError(f'{shown(reader.name(row))}: {reason}{f"; {reader.hint}" if reader.hint else ""}') from None
     return reason
 
 
@@ -89,9 +90,9 @@ def read_replacement(
                 return read(candidate)
             except DecodeError as error:
                 bad.append((candidate, str(error)))
-    name = repr(reader.class_names[label]) if len(reader.class_names) else label
+    name = shown(reader.class_names[label]) if len(reader.class_names) else label
     raise UserError(
-        f'class {name}: none of its {len(candidates)} training images can be decoded, {reader.name(row)} '
+        f'class {name}: none of its {len(candidates)} training images can be decoded, {shown(reader.name(row))} '
         f'among them; repair or remove them{hint_of(reason for _, reason in bad)}'
     )
 
@@ -234,12 +235,13 @@ class BatchReader(Dataset):
     def _open(self, row: int) -> LazyImage:
         try:
             return self.images.open(row)
-        except FileNotFoundError:
+        except NOT_AN_IMAGE_FILE as error:
+            reason = 'no such file' if isinstance(error, FileNotFoundError) else reason_of(error)
             if self.on_bad == 'mark':
-                raise DecodeError('no such file') from None
-            raise UserError(f'{self.images.name(row)}: no such file') from None
+                raise DecodeError(reason) from None
+            raise UserError(f'{shown(self.images.name(row))}: {reason}') from None
         except OSError as error:
-            raise UserError(f'{self.images.name(row)}: cannot be read ({error.strerror or error})') from None
+            raise UserError(f'{shown(self.images.name(row))}: cannot be read ({reason_of(error)})') from None
 
 
 def pixels_in(buffer: torch.Tensor, num_images: int, size: int) -> torch.Tensor:

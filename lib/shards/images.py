@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from lib.dataset.decode import DecodeError
-from lib.dataset.images import FIRST_PAUSE_SECONDS, EncodedImages
+from lib.dataset.images import FIRST_PAUSE_SECONDS, NOT_AN_IMAGE_FILE, EncodedImages
+from lib.errors import one_line, shown
+from lib.runtime.read_file import open_descriptor, reason_of
 from lib.shards.index import PackedIndex
 
 # Open shards per process; the usual limit of the system is 1024 files.
@@ -25,7 +27,7 @@ class OpenShard:
 
     def __init__(self, path: str) -> None:
         """Open the file at `path`."""
-        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, 'O_BINARY', 0) | getattr(os, 'O_CLOEXEC', 0))
+        self.descriptor, _ = open_descriptor(path)
         self._lock = threading.Lock()
         if hasattr(os, 'posix_fadvise'):
             # Without this, the system reads 128 kB ahead for an image of 10 kB.
@@ -71,7 +73,7 @@ class ShardImages(EncodedImages):
 
     def name(self, row: int) -> str:
         """Return the shard and the annotated path, for messages."""
-        return f'{self._path(int(row))} ({self.index.names[int(row)]})'
+        return f'{self._path(int(row))} ({shown(str(self.index.names[int(row)]))})'
 
     def read(self, row: int) -> bytes:
         """Return the bytes of an image.
@@ -83,11 +85,12 @@ class ShardImages(EncodedImages):
         row = int(row)
         length = self.index.lengths.item(row)
         if not length:
-            raise DecodeError(f'was packed without its pixels: {self.index.faults[row]}')
+            raise DecodeError(f'was packed without its pixels: {one_line(str(self.index.faults[row]))[:200]}')
         try:
             data = self._bytes(self._path(row), length, self.index.offsets.item(row))
-        except FileNotFoundError:
-            raise DecodeError(f'{self._path(row)}, row {row}: this shard is missing') from None
+        except NOT_AN_IMAGE_FILE as error:
+            reason = 'is missing' if isinstance(error, FileNotFoundError) else reason_of(error)
+            raise DecodeError(f'{self._path(row)}, row {row}: this shard {reason}') from None
         if len(data) < length:
             raise DecodeError(f'{self._path(row)}, row {row}: the shard is truncated before the end of this image')
         if zlib.crc32(data) != self.index.checksums.item(row):
@@ -102,7 +105,7 @@ class ShardImages(EncodedImages):
         for attempt in range(_ATTEMPTS):
             try:
                 return self._opened(path).read(length, offset)
-            except (FileNotFoundError, PermissionError):
+            except (*NOT_AN_IMAGE_FILE, PermissionError):
                 raise  # another attempt would fail too
             except OSError:
                 self._opened.cache_clear()

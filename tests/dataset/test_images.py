@@ -1,6 +1,5 @@
 """Image sources: repeated reads of a flaky disk, and images by row."""
 
-import io
 import os
 import pickle
 
@@ -11,19 +10,20 @@ from PIL import Image
 
 from lib.dataset import images
 from lib.dataset.images import ArrayImages, FileImages, read_bytes
+from lib.runtime import read_file
 
 
 class FlakyDisk:
-    """An `open` whose first calls fail."""
+    """A `read_file.read_bytes` whose first calls fail."""
 
     def __init__(self, failures, error):
         self.failures, self.error, self.calls = failures, error, 0
 
-    def __call__(self, path, mode, buffering=-1):
+    def __call__(self, path, *, max_bytes):
         self.calls += 1
         if self.calls <= self.failures:
             raise self.error
-        return io.BytesIO(b'content')
+        return b'content'
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def pauses(monkeypatch):
 
 
 def test_two_failed_reads_are_repeated(monkeypatch, pauses):
-    monkeypatch.setattr(images, 'open', FlakyDisk(2, OSError(5, 'Input/output error')), raising=False)
+    monkeypatch.setattr(read_file, 'read_bytes', FlakyDisk(2, OSError(5, 'Input/output error')))
     assert read_bytes('x.jpg') == b'content'
     assert len(pauses) == 2
     assert pauses[0] < pauses[1] < 1
@@ -42,16 +42,19 @@ def test_two_failed_reads_are_repeated(monkeypatch, pauses):
 
 def test_the_third_failed_read_raises(monkeypatch, pauses):
     disk = FlakyDisk(9, OSError(5, 'Input/output error'))
-    monkeypatch.setattr(images, 'open', disk, raising=False)
+    monkeypatch.setattr(read_file, 'read_bytes', disk)
     with pytest.raises(OSError, match='Input/output'):
         read_bytes('x.jpg')
     assert (disk.calls, len(pauses)) == (3, 2)
 
 
-@pytest.mark.parametrize('error', [FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError], ids=repr)
+PERMANENT = [FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, read_file.RefusedFileError]
+
+
+@pytest.mark.parametrize('error', PERMANENT, ids=repr)
 def test_permanent_failures_are_not_repeated(monkeypatch, pauses, error):
     disk = FlakyDisk(1, error())
-    monkeypatch.setattr(images, 'open', disk, raising=False)
+    monkeypatch.setattr(read_file, 'read_bytes', disk)
     with pytest.raises(error):
         read_bytes('x.jpg')
     assert (disk.calls, pauses) == (1, [])
