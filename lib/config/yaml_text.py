@@ -10,7 +10,8 @@ import yaml
 
 from lib.config.defaults import KEYS, SECTIONS, TREE, Config
 from lib.config.key import did_you_mean
-from lib.errors import UserError, shown, url_fault
+from lib.errors import UserError, one_line, shown, url_fault
+from lib.runtime.read_file import MAX_CONFIG_BYTES, read_text, reason_of
 
 
 class _Fault(Exception):
@@ -36,7 +37,7 @@ def _events(text: str) -> Iterator[yaml.Event]:
             raise _Fault('anchors (&) and aliases (*) are not allowed: repeat the value, or quote the text', event)
         tag = getattr(event, 'tag', None)
         if tag not in _TAGS:
-            raise _Fault(f'the tag {tag} is not allowed: the key determines the type', event)
+            raise _Fault(f'the tag {shown(tag)} is not allowed: the key determines the type', event)
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _MAX_DEPTH:
             raise _Fault(f'more than {_MAX_DEPTH} levels are nested', event)
@@ -79,7 +80,7 @@ def _mapping(events: Iterator[yaml.Event]) -> dict[str, Any]:
         if not isinstance(event, yaml.ScalarEvent):
             raise _Fault('a key must be a plain text', event)
         if event.value in values:
-            raise _Fault(f'key {event.value!r} is set twice', event)
+            raise _Fault(f'key {shown(event.value)} is set twice', event)
         values[event.value] = _value(next(events), events)
     return values
 
@@ -95,20 +96,20 @@ def read_config_file(path: str) -> dict[str, Any]:
     file = Path(path)
     if file.suffix not in ('.yaml', '.yml'):
         raise UserError(f'--config {path}: only YAML files (.yaml, .yml) are accepted; a config is never executed')
-    if not file.is_file():
+    if not file.exists():
         raise UserError(f'--config {path}: no such file{_near(file)}')
     return parse_config_text(_read(file), path)
 
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding='utf-8-sig')
+        return read_text(file, max_bytes=MAX_CONFIG_BYTES, encoding='utf-8-sig')
     except UnicodeDecodeError as error:
         is_utf16 = error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         found = 'UTF-16' if is_utf16 else f'byte {error.start} is {error.object[error.start]:#04x}'
         raise UserError(f'--config {file}: cannot be read, as it is not UTF-8 ({found}); save it as UTF-8') from None
     except OSError as error:
-        raise UserError(f'--config {file}: cannot be read ({error.strerror})') from None
+        raise UserError(f'--config {file}: cannot be read ({reason_of(error)})') from None
 
 
 def parse_config_text(text: str, source: str, unknown: list[str] | None = None) -> dict[str, Any]:
@@ -129,12 +130,13 @@ def parse_config_text(text: str, source: str, unknown: list[str] | None = None) 
     values = {}
     for name, value in _flatten(tree, source):
         if name in values:
-            raise UserError(f'{source}: {name} is set twice')
+            raise UserError(f'{source}: {shown(name)} is set twice')
         if name in KEYS:
             values[name] = KEYS[name].accept(f'{source}: {name}', value)
         elif unknown is None:
             raise UserError(
-                f'{source}: {name} is not a key{did_you_mean(name, KEYS)}; python main.py --help all lists all keys'
+                f'{source}: {shown(name)} is not a key{did_you_mean(name, KEYS)}; python main.py --help all lists all '
+                'keys'
             )
         else:
             unknown.append(name)
@@ -148,7 +150,7 @@ def _reason(error: yaml.YAMLError | _Fault, text: str) -> str:
     if isinstance(error, yaml.reader.ReaderError):
         line = text.count('\n', 0, error.position) + 1
         return f' in line {line}: the character {error.character:#04x} is not allowed'
-    mark, problem = getattr(error, 'problem_mark', None), str(getattr(error, 'problem', None) or error)
+    mark, problem = getattr(error, 'problem_mark', None), one_line(str(getattr(error, 'problem', None) or error))
     hint = '; indent with spaces, not with tabs' if r'\t' in problem else ''
     return f'{f" in line {mark.line + 1}" if mark else ""}: {problem}{hint}'
 
