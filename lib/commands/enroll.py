@@ -27,12 +27,13 @@ from lib.errors import UserError, is_unicode
 from lib.metrics.accuracy import count_per_class, mean_class_accuracy
 from lib.posthoc.candidate_scores import ScoredFeatures, score_features
 from lib.posthoc.imprint import Imprint, cross_fit_imprint, imprint
-from lib.runtime.files import lock_folder, write_json
+from lib.runtime.files import write_json
+from lib.runtime.folders import fresh_folder, has_content
 from lib.runtime.log import LOGGER
 from lib.runtime.text import name_warnings, rounded_code_warnings
 from lib.trainer.checkpointing.io import write_checkpoint
 from lib.trainer.checkpointing.state import TrainingSet, versions
-from lib.trainer.run_folder import RunFolder, set_aside
+from lib.trainer.run_folder import RunFolder
 
 FOLDS = 5
 MODEL, VALID_JSON = 'best_model.pth', 'converted_val.json'
@@ -95,7 +96,7 @@ def _check_free(trained: LoadedModel, folder: Path) -> None:
         )
     if trained.path.resolve().parent == folder.resolve():
         raise UserError(f'ENROLL.OUT {folder} holds RESUME_MODEL {trained.path}: give another folder')
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not trained.cfg.OVERWRITE:
+    if folder.exists() and (not folder.is_dir() or has_content(folder)) and not trained.cfg.OVERWRITE:
         raise UserError(f'{folder} exists already: --OVERWRITE True renames it, or give another --ENROLL_OUT')
 
 
@@ -237,10 +238,13 @@ def _write(
         measured: the valid split of the old classes, the split of the new images, and its held-out rows. If all images
             are files, they become the valid split of the new model.
     """
-    if folder.exists() and any(folder.iterdir()):
-        LOGGER.info('renamed the old folder to %s', set_aside(folder))
+
+    def is_old() -> bool:
+        _check_free(trained, folder)  # again: another process may have written a result meanwhile
+        return has_content(folder)
+
     training_set = _training_set(trained, classes, counts)
-    with lock_folder(folder, key='ENROLL.OUT'):
+    with fresh_folder(folder, 'ENROLL.OUT', is_old):
         files = [folder / MODEL, folder / 'enroll.json', folder / 'classes.json']
         values = as_values(trained.cfg)
         if measured is not None and _write_valid(folder / VALID_JSON, trained.checkpoint.num_classes, *measured):

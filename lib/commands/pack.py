@@ -3,7 +3,7 @@
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from lib.builders.data import has_test_split, open_test_split, open_training_data
@@ -13,7 +13,8 @@ from lib.config.defaults import Config
 from lib.dataset.image_format import hint_of
 from lib.dataset.images import EncodedImages
 from lib.errors import UserError
-from lib.runtime.files import lock_folder, write_json
+from lib.runtime.files import write_json
+from lib.runtime.folders import fresh_folder, has_content
 from lib.runtime.log import LOGGER
 from lib.runtime.text import count_of, size_text
 from lib.shards.pack import (
@@ -27,7 +28,7 @@ from lib.shards.pack import (
     pack_split,
 )
 from lib.shards.write import Copy, Reencode, TooManyBadImages
-from lib.trainer.run_folder import BAD_IMAGES, set_aside, write_bad_images
+from lib.trainer.run_folder import BAD_IMAGES, write_bad_images
 
 _SPLITS = ('train', 'valid', 'test')
 # The files and folders that packing writes into PACK.OUT; timm reads _info.json.
@@ -45,17 +46,21 @@ def pack(cfg: Config) -> list[str]:
     """
     started = time.perf_counter()
     out = _output_folder(cfg)
-    if cfg.OVERWRITE and out.is_dir() and any(out.iterdir()):
+
+    def is_old() -> bool:
+        if not cfg.OVERWRITE or not has_content(out):
+            return False
         _check_is_packed(out)
-        LOGGER.info('renamed the earlier result to %s', set_aside(out))
+        return True
+
+    is_renamed = is_old()
     data = open_training_data(cfg, quarantine=False)
     jobs = {kind: _job(cfg, data, split, out / kind) for kind, split in _splits(cfg, data)}
-    for job in jobs.values():
-        _check_folder(job)
-    if cfg.PACK.IMAGES == 'copy':
-        _check_space(out, sum(map(bytes_needed, jobs.values())))
+    if not is_renamed:
+        _check_folders(cfg, out, jobs.values())
     lines, info = [], {}
-    with lock_folder(out, key='PACK.OUT'):
+    with fresh_folder(out, 'PACK.OUT', is_old):
+        _check_folders(cfg, out, jobs.values())
         for kind, job in jobs.items():
             try:
                 packed = pack_split(job, num_workers=num_workers(cfg.RUN.NUM_WORKERS))
@@ -107,6 +112,13 @@ def _check_is_packed(out: Path) -> None:
     others += [kind for kind in _SPLITS if (out / kind).exists() and not (out / kind / SETTINGS).exists()]
     if others:
         raise UserError(f'PACK.OUT {out} holds {others[0]}, which is not packed data; give another --PACK_OUT')
+
+
+def _check_folders(cfg: Config, out: Path, jobs: Collection[SplitJob]) -> None:
+    for job in jobs:
+        _check_folder(job)
+    if cfg.PACK.IMAGES == 'copy':
+        _check_space(out, sum(map(bytes_needed, jobs)))
 
 
 def _check_folder(job: SplitJob) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from lib.errors import UserError
 from lib.optim.schedule import warmup_epochs
+from lib.runtime.folders import has_content
 from lib.trainer.checkpointing.io import read_checkpoint
-from lib.trainer.checkpointing.latest import checkpoints_in, latest_checkpoint
+from lib.trainer.checkpointing.latest import checkpoints_in, latest_checkpoint, position_of
 from lib.trainer.checkpointing.state import Checkpoint
 
 _NO_OPTIMIZER = 'no optimizer state'
@@ -81,6 +82,28 @@ def plan_resume(request: ResumeRequest) -> ResumePlan:
     if checkpoint is None:
         checkpoint = read_checkpoint(request.resume_model, with_rows=False, option='RESUME_MODEL')
     return _plan_from_path(request, checkpoint, used, set_aside)
+
+
+def is_set_aside(plan: ResumePlan) -> bool:
+    """Return whether the folder of a run is to be renamed. Call it while holding the lock of the folder.
+
+    Raises:
+        UserError: since the plan was made, another run has saved checkpoints into the folder.
+    """
+    if plan.set_aside:
+        return has_content(plan.folder)
+    resumed = plan.checkpoint if plan.kind == 'continue' else None
+    # A run that was resumed in its folder has found the latest checkpoint there, any other run has found none.
+    latest = None
+    if resumed is not None and resumed.path is not None and resumed.path.resolve().parent == plan.folder.resolve():
+        latest = resumed.progress.position if resumed.progress else None
+    for path in checkpoints_in(plan.folder):
+        if latest is None or (position_of(path) or latest) > latest:
+            raise UserError(
+                f'{plan.folder}: another run has saved {path.name} there since this one was started; to resume it: '
+                '--RESUME_MODEL last, or give another --NAME'
+            )
+    return False
 
 
 def _plan_from_last(request: ResumeRequest) -> ResumePlan:

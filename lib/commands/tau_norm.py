@@ -21,11 +21,11 @@ from lib.inference.run import logit_batch_size
 from lib.posthoc.crossfit import NUM_FOLDS, cross_fit_tau, stratified_folds
 from lib.posthoc.tau_sweep import FLAT_NOTE, ImageIntervals, TauSweep, normalize_classifier, tau_report
 from lib.report.charts import plot_tau
-from lib.runtime.files import lock_folder, write_json
-from lib.runtime.log import LOGGER
+from lib.runtime.files import write_json
+from lib.runtime.folders import fresh_folder
 from lib.trainer.checkpointing.io import write_checkpoint
 from lib.trainer.checkpointing.state import versions
-from lib.trainer.run_folder import RunFolder, set_aside
+from lib.trainer.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,12 @@ def _write(
 @contextmanager
 def _fresh(folder: Path, trained: LoadedModel) -> Iterator[None]:
     """Lock a folder, rename an earlier result in it, and write config and environment into it."""
-    if (folder / 'best_model.pth').exists():
-        LOGGER.info('renamed the earlier result to %s', set_aside(folder))
-    with lock_folder(folder):
+
+    def is_old() -> bool:
+        check_free(folder, trained)  # again: another process may have written a result meanwhile
+        return (folder / 'best_model.pth').exists()
+
+    with fresh_folder(folder, 'NAME', is_old):
         environment = {'device': trained.device.describe(training=False), **versions()}
         run = RunFolder(folder)
         run.write_environment(as_text(trained.cfg), environment)

@@ -20,7 +20,7 @@ from lib.builders.recipe import random_weights_advice, resolve_recipe
 from lib.builders.split import TrainingData
 from lib.builders.trainer import build_trainer, recipe_of, unreached_epochs
 from lib.commands.cli import Command
-from lib.commands.resume import ResumePlan, ResumeRequest, plan_resume
+from lib.commands.resume import ResumePlan, ResumeRequest, is_set_aside, plan_resume
 from lib.config.defaults import Config
 from lib.config.yaml_text import as_node, as_text, as_values
 from lib.dataset.index import ClassIndex
@@ -29,13 +29,13 @@ from lib.distributed.rank_info import was_restarted
 from lib.errors import UserError
 from lib.model import Recognizer
 from lib.runtime.device import Device
-from lib.runtime.files import lock_folder
+from lib.runtime.folders import fresh_folder
 from lib.runtime.log import LOGGER, log_to
 from lib.runtime.text import name_warnings
 from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, versions
 from lib.trainer.epoch import NotFinite
 from lib.trainer.mixing.stages import StageError
-from lib.trainer.run_folder import RunFolder, TooManyBadImages, set_aside
+from lib.trainer.run_folder import RunFolder, TooManyBadImages
 from lib.trainer.selection import Selection
 from lib.trainer.step import SingleValueBatchNorm
 from lib.trainer.train_state import OptimizerMismatch, TrainState
@@ -192,9 +192,7 @@ def _open_folder(
     if not folder.writes:
         yield
         return
-    if plan.set_aside:
-        LOGGER.info('earlier run renamed to %s', set_aside(folder.path))
-    with lock_folder(folder.path):
+    with fresh_folder(folder.path, 'NAME', lambda: is_set_aside(plan)):
         folder.start_from(plan.checkpoint if plan.kind == 'continue' else None)
         log_to(folder.path / 'log.txt')
         folder.write_environment(as_text(cfg), {'device': _device_text(device, group), **versions()})

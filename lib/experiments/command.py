@@ -113,7 +113,7 @@ def run_grid(arguments: argparse.Namespace) -> int:
     # torch is imported only after the options are checked.
     from lib.experiments.grid import REPOSITORY, Grid, check_recipes, plan_runs, split_options
     from lib.experiments.parallel import Runner, device_slots, visible_gpus
-    from lib.runtime.files import lock_folder
+    from lib.runtime.folders import lock_folder
 
     grid = Grid(
         base=base,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import UserError
-from lib.runtime.locks import acquire, removed_lock
+from lib.runtime.locks import removed_lock
 from lib.runtime.read_file import reason_of
 from lib.runtime.temporary import is_abandoned, is_temporary, journal_of, read_journal, temporary_path
 
@@ -240,29 +240,7 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-_LOCK_FILE, _FILES_LOCK = '.lock', '.files.lock'
-
-
-@contextmanager
-def lock_folder(folder: Path, key: str = 'NAME') -> Iterator[None]:
-    """Lock `folder`, which is created if needed, within the block. The system releases the lock of a killed process.
-
-    `key`: option that selects another folder, for the error message.
-
-    Raises:
-        UserError: another process holds the lock.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / _LOCK_FILE, 'a+', encoding='ascii') as file:
-        if not acquire(file):
-            file.seek(0)
-            holder = file.read().strip() or 'unknown'
-            raise UserError(f'{folder} is in use by another run (process {holder}); wait for it, or use another {key}')
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        remove_leftovers(folder)
-        yield
+_FILES_LOCK = '.files.lock'
 
 
 @contextmanager

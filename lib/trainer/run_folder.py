@@ -12,7 +12,7 @@ from typing import Any
 from lib.dataset.image_format import hint_of
 from lib.errors import UserError
 from lib.runtime.checkout import describe_commit
-from lib.runtime.files import lock_folder, remove_leftovers, replace_atomically, wait_for_lock, write_json, write_text
+from lib.runtime.files import remove_leftovers, replace_atomically, wait_for_lock, write_json, write_text
 from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing.io import write_checkpoint
 from lib.trainer.checkpointing.latest import checkpoints_in, find_epoch, position_of, shard_folder_of
@@ -24,23 +24,6 @@ BEST, METRICS, BAD_IMAGES = 'best_model.pth', 'metrics.jsonl', 'bad_images.csv'
 _RUN_SUFFIXES = ('.pth', '.jsonl', '.yaml', '.txt', '.png', '.html')
 # Splits whose undecodable images are saved in checkpoints.
 _SPLITS = ('train', 'valid')
-
-
-def set_aside(folder: Path) -> Path:
-    """Rename a folder to folder_old, folder_old_2, ... and return its new name. Nothing is deleted.
-
-    Raises:
-        UserError: a run is writing into it.
-    """
-    with lock_folder(folder):
-        pass  # no other run holds it; Windows cannot rename a folder while its lock file is open
-    number = 1
-    while True:
-        aside = folder.with_name(f'{folder.name}_old' + (f'_{number}' if number > 1 else ''))
-        if not aside.exists():
-            folder.rename(aside)
-            return aside
-        number += 1
 
 
 class RunFolder:

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from lib.commands.resume import ResumeRequest, plan_resume
+from lib.commands.resume import ResumeRequest, is_set_aside, plan_resume
 from lib.errors import UserError
-from lib.trainer.checkpointing.latest import latest_checkpoint
-from lib.trainer.run_folder import set_aside
+from lib.runtime.folders import fresh_folder
+from lib.trainer.checkpointing.latest import checkpoints_in, latest_checkpoint
 from tests.trainer.small import DIGEST, RECIPE, save, save_original
 
 
@@ -65,11 +65,25 @@ def test_overwrite_starts_a_new_run_and_deletes_nothing(options, folder):
     start = plan(options, overwrite=True)
     assert (start.kind, start.folder, start.set_aside) == ('new', folder, True)
     assert (folder / 'last.pth').exists()
-    assert set_aside(folder) == folder.with_name('run_old')
-    folder.mkdir()
-    assert set_aside(folder) == folder.with_name('run_old_2')
+    for name in ('run_old', 'run_old_2'):
+        with fresh_folder(folder, 'NAME', lambda: is_set_aside(start)):
+            assert not checkpoints_in(folder)
+            assert folder.with_name(name).exists()
+            save(folder / 'last.pth')
     assert (folder.with_name('run_old') / 'last.pth').exists()
-    assert not folder.exists()
+
+
+def test_another_run_in_the_folder_meanwhile_is_an_error(options, folder, tmp_path):
+    new = plan(options, folder=tmp_path / 'nothing')
+    assert not is_set_aside(new)
+    save(tmp_path / 'nothing' / 'last.pth')
+    with pytest.raises(UserError, match='another run has saved last'):
+        is_set_aside(new)
+    resumed = plan(options, resume_model='last')
+    assert not is_set_aside(resumed)
+    save(folder / 'last.pth', epoch=resumed.checkpoint.progress.epoch + 1)
+    with pytest.raises(UserError, match='another run has saved last'):
+        is_set_aside(resumed)
 
 
 def test_overwrite_of_nothing_is_a_new_run(options, tmp_path):

@@ -1,5 +1,7 @@
 """lock_folder: one process per folder; the lock is released when the process ends, even by a kill."""
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -8,13 +10,15 @@ from pathlib import Path
 import pytest
 
 from lib.errors import UserError
-from lib.runtime.files import lock_folder
+from lib.runtime import locks
+from lib.runtime.folders import fresh_folder, has_content, lock_folder
+from lib.runtime.locks import removed_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
 import sys
 from pathlib import Path
-from lib.runtime.files import lock_folder
+from lib.runtime.folders import lock_folder
 with lock_folder(Path(sys.argv[1])):
     print('held', flush=True)
     sys.stdin.read()
@@ -79,6 +83,76 @@ def test_an_exception_releases_the_lock(tmp_path):
 def test_other_folders_can_be_locked(tmp_path):
     with lock_folder(tmp_path / 'a'):
         hold(tmp_path / 'b')
+
+
+def test_a_lock_of_another_user_that_can_only_be_read(tmp_path, monkeypatch):
+    """Root may write anything, so the error of the system is simulated."""
+    (tmp_path / '.lock').write_text('123')
+    system_open = os.open
+
+    def read_only(path, flags, *mode):
+        if flags & os.O_RDWR:
+            raise PermissionError(13, 'Permission denied', path)
+        return system_open(path, flags, *mode)
+
+    monkeypatch.setattr(os, 'open', read_only)
+    with lock_folder(tmp_path), pytest.raises(UserError, match='process 123'):
+        hold(tmp_path)
+    hold(tmp_path)
+    with pytest.raises(PermissionError) as caught:
+        hold(tmp_path / 'none')
+    assert caught.value.filename == tmp_path / 'none' / '.lock'
+
+
+@pytest.mark.parametrize('number', [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_one_line(tmp_path, monkeypatch, number):
+    def refuse(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, 'flock', refuse)
+    for lock in (lock_folder(tmp_path), removed_lock(tmp_path / 'x.lock', 0)):
+        with pytest.raises(UserError, match='this file system has no locks'), lock:
+            pass
+
+
+@pytest.mark.parametrize('kind', ['link', 'pipe', 'folder'])
+def test_no_other_file_is_opened_as_a_lock(tmp_path, kind):
+    path, other = tmp_path / '.lock', tmp_path / 'other'
+    other.write_text('content')
+    {'link': lambda: path.symlink_to(other), 'pipe': lambda: os.mkfifo(path), 'folder': path.mkdir}[kind]()
+    with pytest.raises(UserError, match='is needed as a lock file'):
+        hold(tmp_path)
+    assert other.read_text() == 'content'
+
+
+def test_a_folder_that_is_renamed_meanwhile_is_not_locked(tmp_path, monkeypatch):
+    """Its lock is then that of the renamed folder, whose owner may be gone: the new folder is locked."""
+    folder, times = tmp_path / 'run', []
+    system_acquire = locks.acquire
+
+    def acquire_late(file, path):
+        if not times:
+            folder.rename(tmp_path / 'run_old')
+        times.append(path)
+        return system_acquire(file, path)
+
+    monkeypatch.setattr(locks, 'acquire', acquire_late)
+    with lock_folder(folder):
+        assert (folder / '.lock').read_text() == str(os.getpid())
+    assert len(times) == 2
+    assert (tmp_path / 'run_old' / '.lock').read_text() == ''
+
+
+def test_a_result_is_renamed_while_it_is_locked(tmp_path):
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    (folder / 'result').touch()
+    with lock_folder(folder), pytest.raises(UserError, match='in use'), fresh_folder(folder, 'NAME', lambda: True):
+        pass
+    with fresh_folder(folder, 'NAME', lambda: has_content(folder)):
+        assert not has_content(folder)
+    assert (tmp_path / 'run_old' / 'result').exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['run', 'run_old']
 
 
 def test_a_longer_process_id_is_overwritten(tmp_path):

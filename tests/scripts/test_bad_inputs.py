@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.runtime.files import lock_folder
+from lib.runtime.folders import lock_folder
 from tests.scripts.bad_inputs import AGAIN, BEST, CONVERT, REBALANCE, ROWS, TRAIN, TRAIN_JSON, Row
 from tests.scripts.in_process import run_in_process
 from tests.scripts.running import REPOSITORY, TINY

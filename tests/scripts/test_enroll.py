@@ -183,7 +183,7 @@ def test_overwrite_renames_the_old_folder(scripts, run_folder, photos):
     enroll(scripts, run_folder, photos)
     before = contents(run_folder / OUT)
     done = enroll(scripts, run_folder, photos, '--OVERWRITE', True, '--ENROLL_PER_CLASS', 2)
-    assert f'renamed the old folder to {OUT}_old' in done.stdout
+    assert f'renamed the earlier result to {OUT}_old' in done.stdout
     assert contents(run_folder / f'{OUT}_old') == before
     assert json.loads((run_folder / OUT / 'enroll.json').read_text())['new']['num_shots'] == 6
 

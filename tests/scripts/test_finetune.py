@@ -98,7 +98,7 @@ def test_finished_runs_and_used_folders(scripts, products, run_folder):
     assert contents(run_folder / 'log') == before
     config = ('--config', run_folder / 'log' / 'tiny' / 'config.yaml')
     done = scripts.run(run_folder, 'main.py', *config, *ON_CPU, '--OVERWRITE', True)
-    assert 'earlier run renamed to log/tiny_old' in done.stdout
+    assert 'renamed the earlier result to log/tiny_old' in done.stdout
     old = contents(run_folder / 'log' / 'tiny_old')
     assert {f'tiny/{name}': digest for name, digest in old.items()} == before
     # The same seed: the same weights.

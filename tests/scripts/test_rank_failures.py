@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from lib.runtime.files import lock_folder
+from lib.runtime.folders import lock_folder
 from lib.trainer.checkpointing.io import read_checkpoint
 from tests.scripts.rank_runs import run_ranks_of
 from tests.scripts.running import REPOSITORY, TINY

@@ -1,0 +1,80 @@
+"""Folders of results: locked by one command at a time, and renamed instead of overwritten."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from lib.errors import UserError
+from lib.runtime.files import remove_leftovers
+from lib.runtime.locks import locked_file, open_lock
+from lib.runtime.log import LOGGER
+
+_LOCK = '.lock'
+_TRIES = 3  # at a folder that another process renames
+
+
+@contextmanager
+def lock_folder(folder: Path, key: str = 'NAME') -> Iterator[None]:
+    """Lock `folder`, which is created if needed, within the block. The system releases the lock of a killed process.
+
+    `key`: option that selects another folder, for the error message.
+
+    Raises:
+        UserError: another process holds the lock.
+    """
+    path = folder / _LOCK
+    for _ in range(_TRIES):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = locked_file(path)
+        if file is not None:
+            break
+    else:
+        with open_lock(path) as held:
+            holder = held.read(20).strip() or 'unknown'
+        raise UserError(f'{folder} is in use by another run (process {holder}); wait for it, or use another {key}')
+    with file:
+        if file.writable():
+            # Not through the buffer of the file, which would be written again after the error of a full disk.
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), str(os.getpid()).encode())
+        remove_leftovers(folder)
+        yield
+
+
+@contextmanager
+def fresh_folder(folder: Path, key: str, is_old: Callable[[], bool]) -> Iterator[None]:
+    """Lock a folder within the block, after an earlier result in it was renamed to folder_old, folder_old_2, ...
+
+    Args:
+        key: as in `lock_folder`.
+        is_old: called while the folder is locked, since another process may have written into it before; True: it holds
+            an earlier result that is to be renamed. It raises UserError if it must not be.
+
+    Raises:
+        UserError: as `lock_folder` and `is_old`.
+    """
+    while True:
+        with ExitStack() as stack:
+            stack.enter_context(lock_folder(folder, key))
+            if not is_old():
+                yield
+                return
+            if os.name == 'nt':  # Windows renames no folder with an open file
+                stack.close()
+            LOGGER.info('renamed the earlier result to %s', _set_aside(folder))
+
+
+def has_content(folder: Path) -> bool:
+    """Return whether a folder exists and holds more than its lock."""
+    return folder.is_dir() and any(path.name != _LOCK for path in folder.iterdir())
+
+
+def _set_aside(folder: Path) -> Path:
+    number = 1
+    while True:
+        aside = folder.with_name(f'{folder.name}_old' + (f'_{number}' if number > 1 else ''))
+        if not os.path.lexists(aside):
+            folder.rename(aside)
+            return aside
+        number += 1
