@@ -28,6 +28,7 @@ from lib.dataset.paths import path_as_text
 from lib.demo.generate import demo_is_complete, generate_demo
 from lib.errors import UserError
 from lib.formats.cifar import load_cifar_lt
+from lib.runtime.files import file_exists
 from lib.runtime.log import LOGGER
 from lib.runtime.shared_memory import to_shared_memory
 from lib.runtime.text import count_of, first_few, name_warnings, rounded_code_warnings
@@ -95,7 +96,7 @@ def _valid_split(cfg: Config) -> tuple[DatasetSplit, ClassNames | None]:
         raise UserError(f'DATASET.SHARDS {cfg.DATASET.SHARDS} has no validation split')
     if cfg.DATASET.NAME == 'demo':
         _draw_demo(cfg)
-    if cfg.DATASET.VALID_JSON or (cfg.DATASET.NAME in ('annotations', 'demo') and Path(json).exists()):
+    if cfg.DATASET.VALID_JSON or (cfg.DATASET.NAME in ('annotations', 'demo') and file_exists(json)):
         split, classes = annotated_split(read_annotations(json), cfg.DATASET.ROOT), None
         with suppress(UserError):  # in a folder with files of other data, it may not be of this split
             classes = read_classes(Path(json).with_name('classes.json'), split.num_classes)
@@ -123,7 +124,7 @@ def open_test_split(cfg: Config, class_names: Sequence[str]) -> DatasetSplit:
     if cfg.DATASET.NAME == 'demo' and not cfg.DATASET.SHARDS:
         _draw_demo(cfg)
     root, json, folder = _test_paths(cfg)
-    if cfg.DATASET.TEST_JSON or Path(json).exists():
+    if cfg.DATASET.TEST_JSON or file_exists(json):
         return annotated_split(read_test_images(json, len(class_names)), root)
     if not folder or not Path(folder).is_dir():
         raise UserError(
@@ -137,7 +138,7 @@ def has_test_split(cfg: Config) -> bool:
     """Return whether a test split exists, or is named by an option."""
     _, json, folder = _test_paths(cfg)
     given = cfg.DATASET.TEST_JSON or cfg.DATASET.TEST_ROOT or is_packed(cfg, 'test')
-    return bool(given) or Path(json).exists() or bool(folder and Path(folder).is_dir())
+    return bool(given) or file_exists(json) or bool(folder and Path(folder).is_dir())
 
 
 def open_named_images(source: str, *, nested: bool) -> tuple[DatasetSplit, ClassNames]:
@@ -206,15 +207,16 @@ def _from_annotations(cfg: Config) -> TrainingData:
     if dataset.ROOT and not Path(dataset.ROOT).is_dir() and not dataset.TRAIN_JSON:
         raise UserError(f'DATASET.ROOT {dataset.ROOT}: no such folder. {_where_from(cfg)}')
     train_json = dataset.TRAIN_JSON or str(Path(dataset.ROOT, 'converted_train.json'))
-    if not Path(train_json).exists():
+    if not file_exists(train_json):
         if dataset.TRAIN_JSON:
             raise UserError(f'DATASET.TRAIN_JSON {train_json}: no such file. {_where_from(cfg)}')
         return _from_class_folders(cfg)
-    train = annotated_split(read_annotations(train_json), dataset.ROOT)
+    listed = read_annotations(train_json)
+    train = annotated_split(listed, dataset.ROOT)
     valid_json = dataset.VALID_JSON or str(Path(dataset.ROOT, 'converted_val.json'))
     valid = None
     if dataset.VALID_JSON or Path(valid_json).exists():
-        valid = annotated_split(read_annotations(valid_json), dataset.ROOT)
+        valid = annotated_split(read_annotations(valid_json), dataset.ROOT, listed)
     return TrainingData(train, valid, read_classes(Path(train_json).with_name('classes.json'), train.num_classes))
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lib.config.defaults import Config
-from lib.dataset.annotations import Annotations, ClassNames
+from lib.dataset.annotations import Annotations, ClassNames, read_classes
 from lib.dataset.image_format import HEIC_HINT, can_read_heic
 from lib.dataset.images import ArrayImages, FileImages, Images, SomeImages
 from lib.dataset.index import ClassIndex, quarantined_rows
@@ -19,7 +19,7 @@ from lib.dataset.paths import PathColumn, TextPathRule, choose_path_rule, compar
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
 from lib.runtime.shared_memory import to_shared_memory
-from lib.runtime.text import first_few
+from lib.runtime.text import first_few, names_digest
 from lib.shards.images import ShardImages
 from lib.shards.index import INDEX
 
@@ -91,8 +91,15 @@ def some_of(split: DatasetSplit, rows: np.ndarray) -> DatasetSplit:
     )
 
 
-def annotated_split(annotations: Annotations, root: str) -> DatasetSplit:
-    """Return the images of an annotation file, whose paths are below `root`. Raises: UserError."""
+def annotated_split(annotations: Annotations, root: str, train: Annotations | None = None) -> DatasetSplit:
+    """Return the images of an annotation file, whose paths are below `root`.
+
+    `train`: file of the training split, which must have been written with the same class names.
+
+    Raises:
+        UserError: images are not files, or the file was written with other class names.
+    """
+    _check_class_names(annotations, train)
     for warning in annotations.warnings:
         LOGGER.warning('%s', warning)
     refuse_urls(annotations.paths, root, annotations.source)
@@ -111,6 +118,22 @@ def annotated_split(annotations: Annotations, root: str) -> DatasetSplit:
         annotations.source,
         annotations.by_class,
     )
+
+
+def _check_class_names(annotations: Annotations, train: Annotations | None) -> None:
+    """Raise UserError if the file has a digest of other class names than classes.json beside it, or than `train`."""
+    if train is not None and '' != train.classes_digest != annotations.classes_digest != '':
+        raise UserError(
+            f'{train.source} and {annotations.source}: were written with different class names; convert all images '
+            'again, or give files of the same conversion'
+        )
+    path = Path(annotations.source).with_name('classes.json')
+    classes = read_classes(path, annotations.num_classes) if annotations.classes_digest else None
+    if classes is not None and names_digest(classes.names) != annotations.classes_digest:
+        raise UserError(
+            f'{annotations.source}: was written with other class names than those in {path}; convert all images again, '
+            'or, if you renamed classes, remove "classes_digest" at the end of the annotations'
+        )
 
 
 def found_split(paths: list[str], labels: np.ndarray, num_classes: int, source: str, root: str) -> DatasetSplit:

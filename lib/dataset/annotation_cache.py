@@ -18,7 +18,7 @@ from lib.dataset.paths import PathColumn
 from lib.runtime.files import replace_atomically
 from lib.runtime.shared_memory import SharedArray, SharedFile
 
-_VERSION = 2
+_VERSION = 3
 _SOURCE, _STARTS = b'annotations', b'starts'  # metadata keys
 
 
@@ -47,6 +47,7 @@ class CacheSource(msgspec.Struct, frozen=True, rename={'prefix': 'beginning'}):
         prefix: (bytes, their SHA-256, entries in them) of the start of the file; (0, '', 0) if there is none.
         num_classes: as written there.
         warnings: oddities, without the file's name.
+        classes_digest: as written there; '' if there is none.
         version: of the cache format.
     """
 
@@ -55,6 +56,7 @@ class CacheSource(msgspec.Struct, frozen=True, rename={'prefix': 'beginning'}):
     prefix: tuple[int, str, int]
     num_classes: int
     warnings: list[str]
+    classes_digest: str = ''
     version: int = _VERSION
 
 

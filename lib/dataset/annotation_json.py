@@ -5,7 +5,7 @@ import re
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from lib.dataset.annotation_rows import Entry, EntryColumns, columns_of, parse_entries
 from lib.dataset.paths import strings
-from lib.runtime.text import BYTE_ORDER_MARK, InvalidJson, parse_json
+from lib.runtime.text import BYTE_ORDER_MARK, InvalidJson, digest_of_names, parse_json
 
 BLOCK_BYTES = 1 << 21  # larger blocks exceed the processor's cache, with smaller ones the threads wait for each other
 _MAX_PENDING = 4  # blocks that wait for the parsing threads
@@ -27,6 +27,7 @@ _ERRORS = (msgspec.DecodeError, InvalidJson, UnicodeError, OverflowError, Recurs
 class _File(msgspec.Struct):
     annotations: list[Entry]
     num_classes: int
+    classes_digest: Any = ''  # in files of others, it may be anything
 
 
 class UnsupportedForm(Exception):
@@ -57,6 +58,7 @@ class ParsedAnnotations:
         fingerprints: (num_images,) uint64, of the paths.
         digest: SHA-256 of the file.
         prefix: (bytes, their SHA-256, entries in them): see ParsedPrefix; (0, '', 0) if there is none.
+        classes_digest: of the class names, as written; '' if there is none.
     """
 
     paths: pa.Array
@@ -65,6 +67,7 @@ class ParsedAnnotations:
     fingerprints: np.ndarray
     digest: str
     prefix: tuple[int, str, int] = (0, '', 0)
+    classes_digest: str = ''
 
     @property
     def has_empty_path(self) -> bool:
@@ -108,7 +111,8 @@ def parse_whole(data: bytes) -> ParsedAnnotations:
     except _ERRORS as error:
         raise UnsupportedForm from error
     paths, labels, fingerprints = columns.finish()
-    return ParsedAnnotations(paths, labels, file.num_classes, fingerprints, hashlib.sha256(data).hexdigest())
+    digest, of_names = hashlib.sha256(data).hexdigest(), digest_of_names(file.classes_digest)
+    return ParsedAnnotations(paths, labels, file.num_classes, fingerprints, digest, classes_digest=of_names)
 
 
 class _GrowingColumns:
@@ -235,7 +239,8 @@ class _BlockParser:
         self._digest(data)
         paths, labels, fingerprints = columns.finish()
         digest = self._sha.hexdigest()
-        return ParsedAnnotations(paths, labels, file.num_classes, fingerprints, digest, prefix)
+        of_names = digest_of_names(file.classes_digest)
+        return ParsedAnnotations(paths, labels, file.num_classes, fingerprints, digest, prefix, of_names)
 
     def _digest(self, data: bytes) -> None:
         self._num_bytes += len(data)

@@ -30,7 +30,7 @@ from lib.dataset.paths import PathColumn, comparable_paths
 from lib.errors import UserError, is_unicode
 from lib.runtime.log import LOGGER
 from lib.runtime.read_file import MAX_JSON_BYTES, open_regular, reason_of
-from lib.runtime.text import decode_json, nfc_list, whole
+from lib.runtime.text import decode_json, digest_of_names, nfc_list, whole
 
 # Parsing a smaller file takes less time than opening a cache, and no file is written into its folder.
 CACHED_FROM_BYTES = 1 << 20
@@ -47,6 +47,7 @@ class Annotations:
         source: name of the split in messages.
         warnings: duplicates and empty classes, which are no errors.
         by_class: rows sorted by class, ascending within a class; None if not computed yet.
+        classes_digest: `names_digest` of the class names that the labels refer to; '' in files made elsewhere.
     """
 
     paths: PathColumn
@@ -55,6 +56,7 @@ class Annotations:
     source: str
     warnings: list[str] = field(default_factory=list)
     by_class: np.ndarray | None = None
+    classes_digest: str = ''
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -98,7 +100,9 @@ def read_annotations(path: str | Path, *, use_cache: bool = True) -> Annotations
             columns = _columns_of(_parse(path, file), FileStamp.of(status), lambda columns: columns)
     source = columns.source
     warnings = [f'{path}: {warning}' for warning in [*source.warnings, *_empty_classes(path, columns.starts)]]
-    return Annotations(columns.paths, columns.labels, source.num_classes, str(path), warnings, columns.by_class)
+    return Annotations(
+        columns.paths, columns.labels, source.num_classes, str(path), warnings, columns.by_class, source.classes_digest
+    )
 
 
 def read_test_images(path: str | Path, num_classes: int) -> Annotations:
@@ -122,7 +126,8 @@ def read_test_images(path: str | Path, num_classes: int) -> Annotations:
         raise UserError(join_faults(path, faults))
     labels = [whole(entry['category_id']) for entry in entries] if with_labels else [-1] * len(entries)
     paths = pa.array((entry[path_key] for entry in entries), pa.large_string())
-    return Annotations(PathColumn(paths), np.array(labels, np.int32), num_classes, str(path))
+    digest = digest_of_names(tree.get('classes_digest'))
+    return Annotations(PathColumn(paths), np.array(labels, np.int32), num_classes, str(path), classes_digest=digest)
 
 
 def read_classes(path: str | Path, num_classes: int) -> ClassNames | None:
@@ -247,7 +252,7 @@ def _columns_of(
         may_have_duplicates = worker.submit(_may_have_duplicates, parsed)
         starts = class_starts(parsed.labels, parsed.num_classes)
         by_class = rows_by_class(parsed.labels, parsed.num_classes)
-        source = CacheSource(stamp, parsed.digest, parsed.prefix, parsed.num_classes, [])
+        source = CacheSource(stamp, parsed.digest, parsed.prefix, parsed.num_classes, [], parsed.classes_digest)
         columns = CachedColumns(PathColumn(parsed.paths), parsed.labels, starts, by_class, source)
         stored = store(columns)
         duplicates = _duplicates(parsed.paths) if may_have_duplicates.result() else []

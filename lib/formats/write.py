@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -22,8 +21,8 @@ from lib.dataset.paths import comparable_paths, path_as_text, refuse_urls, spell
 from lib.errors import UserError, is_unicode, text_fault
 from lib.formats.converted import ConvertedDataset, ConvertedSplit
 from lib.formats.sources import SPLITS, read_json
-from lib.runtime.files import replace_atomically
-from lib.runtime.text import count_of, name_warnings
+from lib.runtime.files import file_exists, replace_atomically, replace_together, wait_for_lock, write_bytes
+from lib.runtime.text import count_of, name_warnings, names_digest
 
 _ROWS_PER_CHUNK = 10_000  # encoded at a time, so that memory does not grow
 _NUM_CHECKED = 200  # paths per split
@@ -37,7 +36,7 @@ def write_converted(converted: ConvertedDataset, folder: Path) -> dict[str, Path
     Raises:
         UserError: a split is empty, a path is a URL or not Unicode, or no image of a split exists.
     """
-    prefix = path_prefix(converted.root, folder)
+    prefix, digest = path_prefix(converted.root, folder), names_digest(converted.names)
     for name, split in converted.splits.items():
         check_split(name, split, converted.root)
     paths = {name: folder / f'converted_{name}.json' for name in SPLITS if name in converted.splits}
@@ -45,12 +44,11 @@ def write_converted(converted: ConvertedDataset, folder: Path) -> dict[str, Path
         old = folder / f'converted_{name}.json'
         if name not in paths and old.exists():
             converted.warnings.append(f'{old} is from an earlier conversion; the source has no such split')
-    with ExitStack() as stack:
+    with replace_together(folder):
         for name, path in paths.items():
-            temporary = stack.enter_context(replace_atomically(path))
-            write_split(temporary, converted.splits[name], len(converted.names), prefix)
-        temporary = stack.enter_context(replace_atomically(folder / 'classes.json'))
-        temporary.write_bytes(encode_classes(converted.names, converted.parents))
+            with replace_atomically(path) as temporary:
+                write_split(temporary, converted.splits[name], len(converted.names), digest, prefix)
+        write_bytes(folder / 'classes.json', encode_classes(converted.names, converted.parents))
     return paths
 
 
@@ -60,18 +58,19 @@ def encode_classes(names: list[str], parents: list[list[str]] | None) -> bytes:
     return msgspec.json.format(msgspec.json.encode(classes), indent=1) + b'\n'
 
 
-def write_split(path: Path, split: ConvertedSplit, num_classes: int, prefix: str) -> None:
-    """Write a file in chunks, with one image per line."""
+def write_split(path: Path, split: ConvertedSplit, num_classes: int, digest: str, prefix: str) -> None:
+    """Write a file in chunks, with one image per line. `digest`: of the class names."""
     labeled = split.labels is not None
     with open(path, 'wb') as file:
         file.write(b'{"annotations": [\n' if labeled else b'{"images": [\n')
         file.writelines(encode_entries(split, prefix))
-        file.write(end_of_file(num_classes if labeled else None))
+        file.write(end_of_file(num_classes if labeled else None, digest))
 
 
-def end_of_file(num_classes: int | None) -> bytes:
+def end_of_file(num_classes: int | None, digest: str) -> bytes:
     """Return the text after the last entry; `num_classes` is None for a split without labels."""
-    return b']}\n' if num_classes is None else b'],\n"num_classes": %d}\n' % num_classes
+    number = b'' if num_classes is None else b'"num_classes": %d,\n' % num_classes
+    return b'],\n%b"classes_digest": "%b"}\n' % (number, digest.encode())
 
 
 def encode_entries(split: ConvertedSplit, prefix: str) -> Iterator[bytes]:
@@ -133,7 +132,9 @@ def join_path(prefix: str, path: str) -> str:
     return f'{prefix}/{path}'
 
 
-_END = re.compile(rb'\s*\](?:\s*,\s*"num_classes"\s*:\s*[0-9]+)?\s*\}\s*\Z')
+_END = re.compile(
+    rb'\s*\](?:\s*,\s*"num_classes"\s*:\s*[0-9]+)?(?:\s*,\s*"classes_digest"\s*:\s*"[0-9a-f]*")?\s*\}\s*\Z'
+)
 _BEGIN = {True: re.compile(rb'\s*\{\s*"annotations"'), False: re.compile(rb'\s*\{\s*"images"')}
 _END_BYTES = 4096
 
@@ -160,6 +161,13 @@ def append_converted(converted: ConvertedDataset, folder: Path) -> list[str]:
     Raises:
         UserError: `folder` contains no converted data set or one with other formatting, or as in write_converted.
     """
+    if not file_exists(folder / 'classes.json'):
+        raise UserError(f'{folder / "classes.json"}: no such file; --append needs a folder that was converted before')
+    with wait_for_lock(folder), replace_together(folder):
+        return _append(converted, folder)
+
+
+def _append(converted: ConvertedDataset, folder: Path) -> list[str]:
     old_names, old_parents = _read_classes(folder / 'classes.json')
     existing = set(old_names)
     added = [name for name in converted.names if name not in existing]
@@ -169,28 +177,25 @@ def append_converted(converted: ConvertedDataset, folder: Path) -> list[str]:
     labels = np.array([label_of[name] for name in converted.names], np.int32)
     for name, split in converted.splits.items():
         check_split(name, split, converted.root)
-    old = _read_splits(folder, len(old_names))
-    prefix = path_prefix(converted.root, folder)
+    old = _read_splits(folder, old_names)
+    prefix, digest = path_prefix(converted.root, folder), names_digest(names)
     lines, paths = [], {name: folder / f'converted_{name}.json' for name in SPLITS}
-    with ExitStack() as stack:
-        for name in [name for name in SPLITS if name in old or name in converted.splits]:
-            new, num_skipped = _new_images(name, converted, labels, old, prefix)
-            if name not in old and not len(new):
-                lines.append(f'{paths[name]}: not written, since all {num_skipped:,} images are in the set already')
-                continue
-            temporary = stack.enter_context(replace_atomically(paths[name]))
+    for name in [name for name in SPLITS if name in old or name in converted.splits]:
+        new, num_skipped = _new_images(name, converted, labels, old, prefix)
+        if name not in old and not len(new):
+            lines.append(f'{paths[name]}: not written, since all {num_skipped:,} images are in the set already')
+            continue
+        with replace_atomically(paths[name]) as temporary:
             if name in old:
-                _extend(old[name], new, temporary, len(names))
+                _extend(old[name], new, temporary, len(names), digest)
             else:
-                write_split(temporary, new, len(names), '')
-            lines.append(
-                f'{paths[name]}: {count_of(len(new), "image")} added'
-                + (f', {num_skipped:,} skipped' if num_skipped else '')
-            )
-        parents = old_parents and old_parents + _parents_of(converted, added)
-        stack.enter_context(replace_atomically(folder / 'classes.json')).write_bytes(
-            encode_classes(names, parents or None)
+                write_split(temporary, new, len(names), digest, '')
+        lines.append(
+            f'{paths[name]}: {count_of(len(new), "image")} added'
+            + (f', {num_skipped:,} skipped' if num_skipped else '')
         )
+    parents = old_parents and old_parents + _parents_of(converted, added)
+    write_bytes(folder / 'classes.json', encode_classes(names, parents or None))
     lines.append(
         f'{folder / "classes.json"}: {count_of(len(added), "class", "classes")} added, {len(names):,} in total'
     )
@@ -198,16 +203,14 @@ def append_converted(converted: ConvertedDataset, folder: Path) -> list[str]:
 
 
 def _read_classes(path: Path) -> tuple[list[str], list[list[str]]]:
-    if not path.is_file():
-        raise UserError(f'{path}: no such file; --append needs a folder that was converted before')
     names = read_json(path, _Names).names
     classes = read_classes(path, len(names))
     assert classes is not None
     return classes.names, classes.parents
 
 
-def _read_splits(folder: Path, num_classes: int) -> dict[str, _ExistingSplit]:
-    existing = {}
+def _read_splits(folder: Path, class_names: list[str]) -> dict[str, _ExistingSplit]:
+    existing, num_classes, digest = {}, len(class_names), names_digest(class_names)
     for name in SPLITS:
         path = folder / f'converted_{name}.json'
         if not path.exists():
@@ -218,6 +221,8 @@ def _read_splits(folder: Path, num_classes: int) -> dict[str, _ExistingSplit]:
             split = read_annotations(path)
             if split.num_classes != num_classes:
                 raise UserError(f'{path}: num_classes is {split.num_classes}, but classes.json has {num_classes} names')
+        if split.classes_digest not in ('', digest):
+            raise UserError(f'{path}: was written with other class names than those in classes.json; convert all again')
         existing[name] = _ExistingSplit(path, split.paths.arrow, split.labeled)
     return existing
 
@@ -249,7 +254,7 @@ def _intersection(many: pa.Array, few: pa.Array) -> pa.Array:
     return many.filter(pc.is_in(many, value_set=few))
 
 
-def _extend(old: _ExistingSplit, new: ConvertedSplit, target: Path, num_classes: int) -> None:
+def _extend(old: _ExistingSplit, new: ConvertedSplit, target: Path, num_classes: int, digest: str) -> None:
     """Write the entries of the old file, byte by byte, and the new ones after them."""
     size = old.path.stat().st_size
     with open(old.path, 'rb') as source, open(target, 'wb') as file:
@@ -264,7 +269,7 @@ def _extend(old: _ExistingSplit, new: ConvertedSplit, target: Path, num_classes:
         file.seek(0, 2)
         file.write(b',\n' if len(new) else b'\n')
         file.writelines(encode_entries(new, ''))
-        file.write(end_of_file(num_classes if old.labeled else None))
+        file.write(end_of_file(num_classes if old.labeled else None, digest))
     read = read_annotations(target, use_cache=False) if old.labeled else read_test_images(target, num_classes)
     if len(read) != len(old.paths) + len(new):
         raise UserError(f'{old.path}: has other lists besides its images; convert all images again')

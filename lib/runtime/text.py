@@ -1,5 +1,6 @@
 """Text that people and other programs write: names under Unicode NFC, whole numbers, encodings, JSON."""
 
+import hashlib
 import json
 import re
 import unicodedata
@@ -33,6 +34,16 @@ def nfc(text: str) -> str:
 def nfc_list(texts: Sequence[str]) -> list[str]:
     """Return names in NFC."""
     return [nfc(text) for text in texts]
+
+
+def names_digest(names: Sequence[str]) -> str:
+    """Return the SHA-256 of class names in their order, in NFC: `classes_digest` of annotation files."""
+    return hashlib.sha256(msgspec.json.encode(nfc_list(names))).hexdigest()
+
+
+def digest_of_names(value: Any) -> str:
+    """Return what a file has as `classes_digest` if it may be a `names_digest`, else ''."""
+    return value if isinstance(value, str) and re.fullmatch('[0-9a-f]{64}', value) else ''
 
 
 def visible(name: str) -> str:

@@ -246,7 +246,7 @@ CORRUPTIONS = {
     'one byte short': lambda data: data[:-1],
     'another version': rewritten(
         lambda columns, metadata: metadata.update(
-            annotations=with_text(metadata.pop(b'annotations'), b'"version":2', b'"version":1')
+            annotations=with_text(metadata.pop(b'annotations'), b'"version":3', b'"version":2')
         )
     ),
     'no metadata': rewritten(lambda columns, metadata: metadata.clear()),
