@@ -130,6 +130,12 @@ def finish_set(folder: Path) -> None:
         ) from None
 
 
+def file_exists(path: str | os.PathLike) -> bool:
+    """Return whether there is a file of a set, once the set is completed: see `finish_set`."""
+    finish_set(Path(path).parent)
+    return os.path.exists(path)
+
+
 def _complete_set(folder: Path) -> None:
     """Rename the files in the journal, if there is one, and remove it. Call it while holding the lock."""
     journal = folder / _JOURNAL
