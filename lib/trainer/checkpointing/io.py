@@ -163,6 +163,8 @@ def _num_bytes(tree: Any) -> int:
 def _to_content(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the dictionary that is saved. Its keys are the file format; older code reads them."""
     progress, training_set = checkpoint.progress or TrainProgress(), checkpoint.training_set
+    # A file that cannot be resumed needs no generator, whose state depends on what the process did before.
+    rng = torch.get_rng_state() if checkpoint.rng is None and checkpoint.optimizer is not None else checkpoint.rng
     return {
         'state_dict': checkpoint.state_dict,
         'training_state_dict': checkpoint.training_state,
@@ -179,7 +181,7 @@ def _to_content(checkpoint: Checkpoint) -> dict[str, Any]:
         'recipe': checkpoint.recipe,
         'num_classes': checkpoint.num_classes,
         **(_training_set_to_content(training_set) if training_set else {}),
-        'rng': {'torch': torch.get_rng_state() if checkpoint.rng is None else checkpoint.rng},
+        'rng': None if rng is None else {'torch': rng},
         'versions': checkpoint.versions or versions(),
         'step_format': checkpoint.step_format,
         'base': None if checkpoint.base is None else asdict(checkpoint.base),
