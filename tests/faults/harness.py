@@ -1,0 +1,89 @@
+"""Runs a case with faults in a folder that is the same for each run, and compares what it leaves."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.faults.commands import Case, read_lines
+from tests.faults.outcome import contents
+from tests.scripts.running import REPOSITORY, Scripts
+
+INJECT = 'tests/faults/inject.py'
+
+
+class Point(NamedTuple):
+    """A point of a run: the `count`th time that an event has this name."""
+
+    event: str
+    name: str
+    count: int
+
+
+class Harness:
+    """Runs one case, again and again.
+
+    Attributes:
+        folder: in which it runs.
+        points: of the undisturbed run, those after which the files differ from the point before.
+        all_points: all of them.
+        expected: files after the undisturbed run.
+        earlier: files before it.
+    """
+
+    def __init__(self, scripts: Scripts, case: Case, inputs: Path, folder: Path) -> None:
+        self._scripts, self._case = scripts, case
+        self._template, self.folder, self._plan = folder / 'template', folder / 'work', folder / 'plan.json'
+        shutil.copytree(inputs, self._template, symlinks=True)
+        if case.prepare:
+            case.prepare(self._template)
+        self.reset()
+        for argv in case.before:
+            self._run({'patch': case.patch}, argv, code=0)
+        if case.before:
+            shutil.rmtree(self._template)
+            shutil.copytree(self.folder, self._template, symlinks=True)
+        self.reset()
+        self.earlier = contents(self.folder)
+        record = folder / 'record.jsonl'
+        record.touch()
+        self.done = self.run({'record': str(record)}, code=0)
+        self.expected = contents(self.folder)
+        lines = read_lines(record)
+        self.all_points = [Point(*line[:3]) for line in lines]
+        self.points = [Point(*line[:3]) for line in lines if line[3]]
+
+    def reset(self) -> None:
+        """Restore the files from before the command."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.copytree(self._template, self.folder, symlinks=True)
+
+    def run(self, plan: dict[str, Any] | None = None, code: int | None = None) -> subprocess.CompletedProcess:
+        """Run the command with a plan of inject.py."""
+        return self._run({**(plan or {}), 'patch': self._case.patch}, self._case.argv, code=code)
+
+    def _run(self, plan: dict[str, Any], argv: tuple, code: int | None) -> subprocess.CompletedProcess:
+        self._plan.write_text(json.dumps(plan))
+        script = argv[0] if (self.folder / argv[0]).exists() else REPOSITORY / argv[0]
+        command = (self._plan, script, *argv[1:])
+        return self._scripts.run(self.folder, INJECT, *command, code=code, report=self._case.report)
+
+    def fail_at(self, point: Point, fault: str) -> subprocess.CompletedProcess:
+        """Restore the files and run the command with a fault at a point."""
+        self.reset()
+        return self.run({'at': point, 'fault': fault})
+
+    def difference(self) -> str:
+        """Return how the files differ from those of the undisturbed run; '' if they are equal."""
+        return describe_difference(contents(self.folder), self.expected)
+
+
+def describe_difference(found: dict[str, str], expected: dict[str, str]) -> str:
+    """Return the names of files that differ."""
+    parts = {
+        'left over': sorted(found.keys() - expected.keys()),
+        'missing': sorted(expected.keys() - found.keys()),
+        'different': sorted(name for name in found.keys() & expected.keys() if found[name] != expected[name]),
+    }
+    return '; '.join(f'{kind}: {", ".join(names)}' for kind, names in parts.items() if names)
