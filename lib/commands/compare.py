@@ -15,7 +15,7 @@ from lib.metrics.class_report import detailed_metrics
 from lib.metrics.paired import compare
 from lib.metrics.predictions import Predictions
 from lib.report.comparison import comparison_lines, draw_comparison
-from lib.runtime.files import write_json
+from lib.runtime.files import replace_together, write_json
 from lib.runtime.log import start_console
 from lib.trainer.checkpointing.io import read_checkpoint
 
@@ -60,8 +60,9 @@ def compare_runs(runs: Sequence[str], options: Sequence[str], output: Path) -> l
     for entry, other in zip(content[1:], predictions[1:], strict=True):
         entry['against_first'] = _as_dict(predictions[0], other, len(first.train_counts))
     json_file, png_file = (output.with_name(f'{output.name}{ending}') for ending in ('.json', '.png'))
-    write_json(json_file, content)
-    draw_comparison(png_file, names, metrics)
+    with replace_together(output.parent):
+        write_json(json_file, content)
+        draw_comparison(png_file, names, metrics)
     return [*lines, '', f'wrote {json_file}', f'wrote {png_file}']
 
 

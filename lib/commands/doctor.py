@@ -13,14 +13,14 @@ from lib.config.defaults import Config
 from lib.errors import UserError
 from lib.report.audit_page import write_audit_page
 from lib.report.describe import describe_audit
-from lib.runtime.files import write_json
+from lib.runtime.files import replace_together, write_json
 from lib.runtime.log import LOGGER, progress_bar
 
 
 def audit_dataset(cfg: Config) -> list[str]:
     """Decode every image, write doctor.json, doctor.html and quarantine.json, and return the lines to print.
 
-    The files are written after the last image; each one replaces an older file atomically.
+    The files are written after the last image, and replace older ones together.
 
     Raises:
         UserError: the splits cannot be opened, or DOCTOR.OUT cannot be written.
@@ -38,16 +38,17 @@ def audit_dataset(cfg: Config) -> list[str]:
             num_workers=num_workers(cfg.RUN.NUM_WORKERS),
             progress=bar.update,
         )
-    write_json(folder / 'doctor.json', report.as_json())
     quarantine = report.quarantine()
-    write_json(folder / 'quarantine.json', quarantine)
-    write_audit_page(
-        folder / 'doctor.html',
-        report,
-        title=f'{cfg.NAME}: the data',
-        command=shlex.join(['python', *sys.argv]),
-        class_names=data.classes.names if data.classes else [f'class {name}' for name in data.class_names],
-    )
+    with replace_together(folder):
+        write_json(folder / 'doctor.json', report.as_json())
+        write_json(folder / 'quarantine.json', quarantine)
+        write_audit_page(
+            folder / 'doctor.html',
+            report,
+            title=f'{cfg.NAME}: the data',
+            command=shlex.join(['python', *sys.argv]),
+            class_names=data.classes.names if data.classes else [f'class {name}' for name in data.class_names],
+        )
     return describe_audit(report, folder, len(quarantine['images']))
 
 

@@ -28,15 +28,17 @@ from lib.metrics.accuracy import count_per_class, mean_class_accuracy
 from lib.posthoc.candidate_scores import ScoredFeatures, score_features
 from lib.posthoc.imprint import Imprint, cross_fit_imprint, imprint
 from lib.runtime.files import write_json
-from lib.runtime.folders import fresh_folder, has_content
+from lib.runtime.folders import fresh_folder, has_content, is_unfinished
 from lib.runtime.log import LOGGER
-from lib.runtime.text import name_warnings, rounded_code_warnings
+from lib.runtime.text import name_warnings, names_digest, rounded_code_warnings
 from lib.trainer.checkpointing.io import write_checkpoint
 from lib.trainer.checkpointing.state import TrainingSet, versions
 from lib.trainer.run_folder import RunFolder
 
 FOLDS = 5
 MODEL, VALID_JSON = 'best_model.pth', 'converted_val.json'
+# All files of a result; the model is written last.
+_FILES = (MODEL, VALID_JSON, 'enroll.json', 'classes.json', 'config.yaml', 'environment.txt')
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,13 @@ def _check_free(trained: LoadedModel, folder: Path) -> None:
         )
     if trained.path.resolve().parent == folder.resolve():
         raise UserError(f'ENROLL.OUT {folder} holds RESUME_MODEL {trained.path}: give another folder')
-    if folder.exists() and (not folder.is_dir() or has_content(folder)) and not trained.cfg.OVERWRITE:
+    if folder.exists() and (not folder.is_dir() or _holds_others(folder)) and not trained.cfg.OVERWRITE:
         raise UserError(f'{folder} exists already: --OVERWRITE True renames it, or give another --ENROLL_OUT')
+
+
+def _holds_others(folder: Path) -> bool:
+    """Return whether a folder holds more than what a command that was stopped left: a result, or other files."""
+    return has_content(folder) and not is_unfinished(folder, _FILES, MODEL)
 
 
 def _new_images(trained: LoadedModel) -> _NewImages:
@@ -241,13 +248,14 @@ def _write(
 
     def is_old() -> bool:
         _check_free(trained, folder)  # again: another process may have written a result meanwhile
-        return has_content(folder)
+        return _holds_others(folder)
 
     training_set = _training_set(trained, classes, counts)
     with fresh_folder(folder, 'ENROLL.OUT', is_old):
         files = [folder / MODEL, folder / 'enroll.json', folder / 'classes.json']
         values = as_values(trained.cfg)
-        if measured is not None and _write_valid(folder / VALID_JSON, trained.checkpoint.num_classes, *measured):
+        (folder / VALID_JSON).unlink(missing_ok=True)  # of a command that was stopped
+        if measured is not None and _write_valid(folder / VALID_JSON, training_set.class_names, *measured):
             values |= {'DATASET.VALID_JSON': str(folder / VALID_JSON)}
             files.append(folder / VALID_JSON)
         config = as_text(as_node(values | {'ENROLL.IMAGES': '', 'ENROLL.OUT': '', 'OVERWRITE': False}))
@@ -277,11 +285,13 @@ def _training_set(trained: LoadedModel, classes: ClassNames, counts: np.ndarray)
     return TrainingSet(hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest(), all_counts, names, parents)
 
 
-def _write_valid(path: Path, num_old: int, old: DatasetSplit, new: DatasetSplit, new_rows: np.ndarray) -> bool:
+def _write_valid(
+    path: Path, class_names: list[str], old: DatasetSplit, new: DatasetSplit, new_rows: np.ndarray
+) -> bool:
     """Write the annotations of old valid images and of new ones; return False if some are not files."""
     if not (isinstance(old.images, FileImages) and isinstance(new.images, FileImages)):
         return False
-    entries, num_left_out = [], 0
+    entries, num_left_out, num_old = [], 0, len(class_names) - new.num_classes
     sources = (old.images, old.labels, range(len(old)), 0), (new.images, new.labels, new_rows.tolist(), num_old)
     for images, labels, rows, first in sources:
         for row in rows:
@@ -292,5 +302,6 @@ def _write_valid(path: Path, num_old: int, old: DatasetSplit, new: DatasetSplit,
                 num_left_out += 1
     if num_left_out:
         LOGGER.warning('%s: without %d images whose file names are not UTF-8', path, num_left_out)
-    write_json(path, {'annotations': entries, 'num_classes': num_old + new.num_classes})
+    digest = names_digest(class_names)
+    write_json(path, {'annotations': entries, 'num_classes': len(class_names), 'classes_digest': digest})
     return True

@@ -26,7 +26,7 @@ from lib.inference.sinks import Columns, prediction_columns, prediction_store_si
 from lib.metrics.confidence import Threshold, choose_threshold, risk_coverage
 from lib.report.charts import plot_risk_coverage
 from lib.runtime.column_store import ColumnStore, merge_stores, open_or_create, read_key
-from lib.runtime.files import write_json
+from lib.runtime.files import replace_together, write_json
 from lib.runtime.log import LOGGER
 from lib.trainer.run_folder import write_bad_images
 
@@ -281,6 +281,7 @@ def _threshold(predictor: Predictor, stem: Path) -> Threshold:
             'area_under_curve': curve.area,
             'curve': {'coverage': curve.coverage.tolist(), 'error': curve.risk.tolist()},
         }  # fmt: skip
-        write_json(stem.with_name(f'{stem.name}.risk_coverage.json'), content)
-        plot_risk_coverage(stem.with_name(f'{stem.name}.risk_coverage.png'), content)
+        with replace_together(stem.parent):
+            write_json(stem.with_name(f'{stem.name}.risk_coverage.json'), content)
+            plot_risk_coverage(stem.with_name(f'{stem.name}.risk_coverage.png'), content)
     return threshold

@@ -34,7 +34,7 @@ from lib.report.contact_sheet import SheetData, write_contact_sheet
 from lib.report.describe import describe_confidence
 from lib.report.galleries import THUMBNAIL_SIDE
 from lib.runtime.column_store import ColumnStore
-from lib.runtime.files import read_json, wait_for_lock, write_json
+from lib.runtime.files import read_json, replace_together, wait_for_lock, write_json
 from lib.runtime.log import LOGGER
 from lib.runtime.text import nfc
 from lib.trainer.run_folder import write_bad_images
@@ -158,8 +158,9 @@ def _variant(trained: LoadedModel) -> Iterator[str]:
 
 def write_part(trained: LoadedModel, split: DatasetSplit, store: ColumnStore, stem: Path, part: Part) -> PredictResult:
     """Write the rows of a part; metrics, products and page follow when all parts are merged."""
-    files = _write_rows(trained, split, store, stem)
     _write_bad(trained, split, store, stem)
+    with replace_together(trained.folder):
+        files = _write_rows(trained, split, store, stem)
     lines = [
         f'part {part.number} of {part.count}: {len(split):,} images; when all are predicted, merge them: '
         f'--TEST_PART merge/{part.count}'
@@ -171,6 +172,14 @@ def write_all(
     trained: LoadedModel, split: DatasetSplit, store: ColumnStore, stem: Path, threshold: Threshold | None
 ) -> PredictResult:
     """Write the files of a prediction, and return its metrics and the lines to log."""
+    _write_bad(trained, split, store, stem)  # not in the set: another command may change this file meanwhile
+    with replace_together(trained.folder):
+        return _write_set(trained, split, store, stem, threshold)
+
+
+def _write_set(
+    trained: LoadedModel, split: DatasetSplit, store: ColumnStore, stem: Path, threshold: Threshold | None
+) -> PredictResult:
     test, columns = trained.cfg.TEST, store.columns
     topk, probabilities = columns['best'], columns['probabilities']
     files = _write_rows(trained, split, store, stem)
@@ -197,7 +206,6 @@ def write_all(
         if trained.checkpoint.training_set:
             content |= detailed_metrics(labeled, trained.train_counts, parents=trained.class_parents or None)
         write_json(file('.metrics.json'), content | ({'plain': plain} if plain else {}))
-    _write_bad(trained, split, store, stem)
     if test.CONTACT_SHEET:
         _write_page(file('.html'), trained, split, predictions, store, threshold)
     lines = [*_image_lines(trained, split, store), *_threshold_lines(threshold, labeled)]

@@ -97,13 +97,13 @@ def _write(
 ) -> list[Path]:
     with _fresh(folder, trained):
         state = trained.checkpoint.state_dict if chosen is None else _normalized(trained, chosen)
-        files = [_write_model(trained, folder, state)]
-        files += [folder / name for name in ('tau.json', 'tau.png', 'report.html')]
+        files = [folder / name for name in ('best_model.pth', 'tau.json', 'tau.png', 'report.html')]
         write_json(files[1], tau)
         plot_tau(files[2], tau)
         predicted = np.full(len(valid), -1)
         predicted[valid.labels >= 0] = images.predicted
         rebalanced_report(files[3], trained, valid, predicted, tau)
+        _write_model(trained, folder, state)  # last: with it, the folder holds a result
     return files
 
 

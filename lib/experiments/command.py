@@ -153,7 +153,7 @@ def _report(arguments: argparse.Namespace, grid: 'Grid', runs: list['SubRun'], o
     from lib.experiments.records import run_environment
     from lib.experiments.results import dataset_key, make_rows
     from lib.experiments.tables import plot_table
-    from lib.runtime.files import write_json, write_text
+    from lib.runtime.files import replace_together, write_json, write_text
 
     rows = make_rows(runs)
     if not rows:
@@ -172,14 +172,15 @@ def _report(arguments: argparse.Namespace, grid: 'Grid', runs: list['SubRun'], o
     notes = _notes(grid, rows, outcome)
     markdown = tables.as_markdown(rows, notes)
     results = tables.as_json(rows, **fields)
-    write_text(grid.out / 'results.md', markdown)
-    write_text(grid.out / 'results.csv', tables.as_csv(rows))
-    write_text(grid.out / 'results.tex', tables.as_latex(rows, notes))
-    write_json(grid.out / 'results.json', results)
+    with replace_together(grid.out):
+        write_text(grid.out / 'results.md', markdown)
+        write_text(grid.out / 'results.csv', tables.as_csv(rows))
+        write_text(grid.out / 'results.tex', tables.as_latex(rows, notes))
+        write_json(grid.out / 'results.json', results)
+        title = f'{grid.label}{f", imbalance {imbalance}" if imbalance else ""}'
+        plot_table(grid.out / 'results.png', rows, title)
     if arguments.json:
         write_json(arguments.json, results)
-    title = f'{grid.label}{f", imbalance {imbalance}" if imbalance else ""}'
-    plot_table(grid.out / 'results.png', rows, title)
     if arguments.record:
         names = ('base', 'dataset', 'imbalance', 'options', 'hardware', 'versions', 'date')
         shared = {name: fields[name] for name in names}

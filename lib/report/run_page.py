@@ -25,7 +25,7 @@ from lib.report.report_metrics import (
     summary_cards,
     tau_rows,
 )
-from lib.runtime.files import write_text
+from lib.runtime.files import replace_together, write_text
 from lib.runtime.log import LOGGER
 
 MAX_BYTES = 5_000_000
@@ -50,9 +50,11 @@ def write_report(
         json_too: also write the metrics as JSON, to `path` with the suffix .json.
     """
     path, metrics = Path(path), compute_report_metrics(data)
-    write_text(path, _fit_size(max_bytes, path, data, _renderer(data, metrics), make_class_cards(metrics)))
-    if json_too:
-        write_text(path.with_suffix('.json'), report_json(data, metrics))
+    page = _fit_size(max_bytes, path, data, _renderer(data, metrics), make_class_cards(metrics))
+    with replace_together(path.parent):
+        write_text(path, page)
+        if json_too:
+            write_text(path.with_suffix('.json'), report_json(data, metrics))
     return path
 
 

@@ -246,7 +246,7 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-_FILES_LOCK = '.files.lock'
+FILES_LOCK = '.files.lock'
 
 
 @contextmanager
@@ -264,7 +264,7 @@ def wait_for_lock(folder: Path, seconds: float = 60) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with removed_lock(folder / _FILES_LOCK, seconds):
+    with removed_lock(folder / FILES_LOCK, seconds):
         _state.locked.add(key)
         try:
             _complete_set(folder)

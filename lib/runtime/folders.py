@@ -1,16 +1,18 @@
 """Folders of results: locked by one command at a time, and renamed instead of overwritten."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lib.errors import UserError
-from lib.runtime.files import remove_leftovers
+from lib.runtime.files import FILES_LOCK, finish_set, operation, remove_leftovers, sync_folder
 from lib.runtime.locks import locked_file, open_lock
 from lib.runtime.log import LOGGER
+from lib.runtime.temporary import is_temporary
 
 _LOCK = '.lock'
+_LOCKS = (_LOCK, FILES_LOCK)
 _TRIES = 3  # at a folder that another process renames
 
 
@@ -66,8 +68,26 @@ def fresh_folder(folder: Path, key: str, is_old: Callable[[], bool]) -> Iterator
 
 
 def has_content(folder: Path) -> bool:
-    """Return whether a folder exists and holds more than its lock."""
-    return folder.is_dir() and any(path.name != _LOCK for path in folder.iterdir())
+    """Return whether a folder exists and holds more than locks and temporary files."""
+    return bool(_content(folder))
+
+
+def is_unfinished(folder: Path, names: Collection[str], last: str) -> bool:
+    """Return whether a folder was left by a command that was stopped: it holds only files that the command writes.
+
+    Args:
+        names: of the files that the command writes.
+        last: the one that it writes last; a folder with it is finished.
+    """
+    content = _content(folder)
+    return bool(content) and last not in content and content <= {*names}
+
+
+def _content(folder: Path) -> set[str]:
+    if not folder.is_dir():
+        return set()
+    finish_set(folder)
+    return {path.name for path in folder.iterdir() if path.name not in _LOCKS and not is_temporary(path.name)}
 
 
 def _set_aside(folder: Path) -> Path:
@@ -75,6 +95,8 @@ def _set_aside(folder: Path) -> Path:
     while True:
         aside = folder.with_name(f'{folder.name}_old' + (f'_{number}' if number > 1 else ''))
         if not os.path.lexists(aside):
-            folder.rename(aside)
+            with operation('replace', aside):
+                folder.rename(aside)
+            sync_folder(folder.parent)
             return aside
         number += 1

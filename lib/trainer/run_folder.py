@@ -12,7 +12,14 @@ from typing import Any
 from lib.dataset.image_format import hint_of
 from lib.errors import UserError
 from lib.runtime.checkout import describe_commit
-from lib.runtime.files import remove_leftovers, replace_atomically, wait_for_lock, write_json, write_text
+from lib.runtime.files import (
+    remove_leftovers,
+    replace_atomically,
+    replace_together,
+    wait_for_lock,
+    write_json,
+    write_text,
+)
 from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing.io import write_checkpoint
 from lib.trainer.checkpointing.latest import checkpoints_in, find_epoch, position_of, shard_folder_of
@@ -85,11 +92,10 @@ class RunFolder:
         """Write the resolved config, and the git commit and versions that the run depends on."""
         if not self.writes:
             return
-        write_text(self.path / 'config.yaml', config_text)
-        write_text(
-            self.path / 'environment.txt',
-            ''.join(f'{name}: {value}\n' for name, value in {'commit': describe_commit(), **environment}.items()),
-        )
+        lines = (f'{name}: {value}\n' for name, value in {'commit': describe_commit(), **environment}.items())
+        with replace_together(self.path):
+            write_text(self.path / 'config.yaml', config_text)
+            write_text(self.path / 'environment.txt', ''.join(lines))
 
     def write_classes(self, names: list[str], parents: list[list[str]]) -> None:
         """Write classes.json: the name of each category_id, and its parents, as converters write it."""
