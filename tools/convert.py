@@ -7,6 +7,7 @@ import argparse
 import math
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,6 +28,7 @@ _CSV = {
     'split_column': 'column with train, val or test, if there is one (default: split)',
     'name_column': 'column of readable class names, if there is one (default: name)',
 }
+_APPEND_SECONDS = 600  # to wait for another process that appends
 _SMALL_RECIPE = ' --config configs/own_photos.yaml'
 # format: (description of SOURCE, options)
 FORMATS = {
@@ -117,6 +119,7 @@ def convert(
     """Convert `source` into `out`, or append it to the set there, and print a summary."""
     from lib.formats.converted import summary_lines, with_imbalance, with_validation
     from lib.formats.write import append_converted, write_converted
+    from lib.runtime.files import wait_for_lock
     from lib.runtime.text import name_warnings
 
     converted = converters()[format_name](source, **options)
@@ -131,7 +134,9 @@ def convert(
     if imbalance is not None:
         converted = with_imbalance(converted, ratio=imbalance, seed=seed)
     if append:
-        lines = append_converted(converted, out)
+        # What is read must not change until it is written.
+        with wait_for_lock(out, _APPEND_SECONDS) if out.is_dir() else nullcontext():
+            lines = append_converted(converted, out)
     else:
         paths = write_converted(converted, out)
         lines = summary_lines(converted, paths)

@@ -162,7 +162,7 @@ def filled_store(
         FeatureOverflow: features exceed float16.
     """
     columns = feature_columns(engine.num_features, dtype)
-    with _locked(folder, group):
+    with locked_store(folder, group):
         with group.main_first():
             if group.is_main:
                 _check_space(folder, num_images * np.dtype(dtype).itemsize * engine.num_features)
@@ -183,13 +183,13 @@ def stored_features(store: ColumnStore, labels: np.ndarray) -> Features:
 
 
 @contextmanager
-def _locked(folder: Path, group: ProcessGroup) -> Iterator[None]:
+def locked_store(folder: Path, group: ProcessGroup) -> Iterator[None]:
     """Keep processes of other runs from writing into `folder` within the block."""
     is_waiting = False
     with file_lock(folder.with_name(f'.{folder.name}.lock')) as acquire:
         while not group.broadcast_object(group.is_main and acquire()):
             if not is_waiting:
-                LOGGER.info('%s: waiting for another run that computes these features', folder)
+                LOGGER.info('%s: waiting for another process that computes it', folder)
             is_waiting = True
             time.sleep(_SECONDS_BETWEEN_TRIES)
         yield

@@ -68,8 +68,7 @@ def export(trained: LoadedModel) -> tuple[Path, list[str]]:
     path = Path(options.OUT) if options.OUT else trained.stem.with_suffix(file_format.suffix)
     if path.suffix != file_format.suffix:
         raise UserError(f'EXPORT.OUT {path}: must end in {file_format.suffix} with EXPORT.FORMAT {options.FORMAT}')
-    if path.exists() and not trained.cfg.OVERWRITE:
-        raise UserError(f'{path} exists already: set --OVERWRITE True to replace it, or another --EXPORT_OUT FILE')
+    _check_free(path, trained)
     preprocessing = preprocessing_of(trained)
     metadata = as_metadata(
         {
@@ -89,8 +88,14 @@ def export(trained: LoadedModel) -> tuple[Path, list[str]]:
                 lines.append('AdaptFormer cannot be merged: its weights are NAME.adaptformer.*')
         else:
             lines = [_write_and_compare(trained, temporary, file_format.load, preprocessing, metadata)]
+        _check_free(path, trained)  # again: another process may have written it meanwhile
     size = path.stat().st_size
     return path, [*lines, f'wrote {path} ({size / 1e6:.1f} MB)']
+
+
+def _check_free(path: Path, trained: LoadedModel) -> None:
+    if path.exists() and not trained.cfg.OVERWRITE:
+        raise UserError(f'{path} exists already: set --OVERWRITE True to replace it, or another --EXPORT_OUT FILE')
 
 
 def preprocessing_of(trained: LoadedModel) -> Preprocessing:

@@ -11,6 +11,7 @@ import numpy as np
 
 from lib.builders.cache_key import checkpoint_fingerprint, input_key, split_key
 from lib.builders.data import open_valid_split
+from lib.builders.features import locked_store
 from lib.builders.loader import eval_batch_size
 from lib.builders.split import DatasetSplit, some_of
 from lib.commands.ensemble import build_members, given_weights, load_members, tta_views
@@ -191,20 +192,25 @@ def predict(trained: LoadedModel) -> PredictResult:
     split, source = open_test_images(trained.cfg, trained.class_names, group)
     trained.check_classes(split)
     stem = group.broadcast_object(claim_stem(trained, source) if group.is_main else Path())
+    with locked_store(_partial(stem, str(part) if part is not None and part.number else ''), group):
+        return _predict(trained, split, stem, part)  # the same prediction by another process waits
+
+
+def _predict(trained: LoadedModel, split: DatasetSplit, stem: Path, part: Part | None) -> PredictResult:
     predictor = _predictor(trained, split, stem)
     views = tta_views(trained.cfg)
     averages_more = len(predictor.trained) > 1 or len(views) > 1 or bool(views.others)
     with_plain = bool((split.labels >= 0).any()) and averages_more
     if part is not None and part.number:
         return _predict_part(predictor, split, stem, part, with_plain=with_plain)
-    threshold = _threshold(predictor, stem) if test.ABSTAIN_ERROR else None
+    threshold = _threshold(predictor, stem) if trained.cfg.TEST.ABSTAIN_ERROR else None
     if part is not None:
-        if not group.is_main:
+        if not trained.group.is_main:
             return PredictResult({})
         store = predictor.merge(split, stem, part.count, with_plain=with_plain)
     else:
         store = predictor.fill(split, _partial(stem), 'test', with_plain=with_plain, with_outputs=True)
-    if not group.is_main:
+    if not trained.group.is_main:
         return PredictResult({})
     result = write_all(trained, split, store, stem, threshold)
     # Everything is written: only now the stores that an interrupted prediction resumes from are removed.
@@ -261,7 +267,8 @@ def _fitted_weights(members: Sequence[LoadedModel], split: DatasetSplit, stem: P
     if valid.digest() == split.digest():
         LOGGER.warning('ensemble weights are fitted on the predicted images: metrics are optimistic')
     equal = [1 / len(members)] * len(members)
-    store = Predictor(members, equal).fill(valid, _partial(stem, 'weights'), 'valid', with_members=True)
+    with locked_store(_partial(stem, 'weights'), members[0].group):  # parts of a prediction share it
+        store = Predictor(members, equal).fill(valid, _partial(stem, 'weights'), 'valid', with_members=True)
     return mixture_weights(np.asarray(store.columns['chances'])[valid.labels >= 0]).tolist()
 
 

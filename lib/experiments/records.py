@@ -15,7 +15,7 @@ import torch
 import torchvision
 
 from lib.errors import UserError
-from lib.runtime.files import write_json
+from lib.runtime.files import wait_for_lock, write_json
 
 _HERE = Path(__file__).resolve().parent
 PUBLISHED_FILE, MEASURED_FILE = _HERE / 'published.csv', _HERE / 'measured.json'
@@ -78,8 +78,9 @@ def read_measured(file: Path = MEASURED_FILE) -> list[dict[str, Any]]:
 
 def save_measured(entries: Sequence[dict[str, Any]], file: Path = MEASURED_FILE) -> None:
     """Add measured results to the file; they replace results of the same method, base, imbalance and options."""
-    merged = {_key(entry): entry for entry in (*read_measured(file), *entries)}
-    write_json(file, [merged[key] for key in sorted(merged)])
+    with wait_for_lock(file.parent):  # another grid may record at the same time
+        merged = {_key(entry): entry for entry in (*read_measured(file), *entries)}
+        write_json(file, [merged[key] for key in sorted(merged)])
 
 
 def _key(entry: dict[str, Any]) -> tuple[str, ...]:
