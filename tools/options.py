@@ -7,12 +7,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lib.commands.cli import cli_main
 from lib.config.reference import reference_page
+from lib.runtime.files import write_text
 
 PAGE = Path(__file__).resolve().parents[1] / 'docs' / 'configuration.md'
 
 
 def main() -> None:
-    PAGE.write_text(reference_page(), encoding='utf-8')
+    write_text(PAGE, reference_page())
     print(f'wrote {PAGE}')
 
 

@@ -1,8 +1,8 @@
 """test.py: predict a split or a part of it, merge the parts, and write the files."""
 
 import json
-import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from lib.inference.sinks import Columns, prediction_columns, prediction_store_si
 from lib.metrics.confidence import Threshold, choose_threshold, risk_coverage
 from lib.report.charts import plot_risk_coverage
 from lib.runtime.column_store import ColumnStore, merge_stores, open_or_create, read_key
-from lib.runtime.files import replace_together, write_json
+from lib.runtime.files import remove, replace_together, write_json
 from lib.runtime.log import LOGGER
 from lib.trainer.run_folder import write_bad_images
 
@@ -218,7 +218,8 @@ def _predict(trained: LoadedModel, split: DatasetSplit, stem: Path, part: Part |
     for one in parts:
         write_bad_images(trained.folder, _part_stem(stem, one).name, {})
     for name in ('', 'weights', 'threshold', *map(str, parts)):
-        shutil.rmtree(_partial(stem, name), ignore_errors=True)
+        with suppress(OSError):
+            remove(_partial(stem, name))
     return result
 
 

@@ -190,11 +190,16 @@ def remove_leftovers(folder: Path, suffixes: Collection[str] = ()) -> None:
     # A file in a journal is no leftover: under the lock, no journal is written, and an earlier one is completed.
     with suppress(OSError, UserError), wait_for_lock(folder, seconds=0):
         for path in _leftovers(folder, suffixes):
-            with operation('unlink', path):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that it contains, if it exists."""
+    with operation('unlink', path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _leftovers(folder: Path, suffixes: Collection[str]) -> list[Path]:

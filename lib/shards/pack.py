@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import pyarrow.compute as pc
 from lib.dataset.annotations import ClassNames
 from lib.dataset.images import EncodedImages, FileImages
 from lib.errors import UserError
-from lib.runtime.files import replace_atomically, sync_folder, write_json
+from lib.runtime.files import remove, replace_atomically, sync_folder, write_json
 from lib.runtime.log import LOGGER, progress_bar
 from lib.runtime.workers import run_in_processes
 from lib.shards.images import ShardImages, ShardReader
@@ -177,7 +176,7 @@ def pack_split(job: SplitJob, *, num_workers: int) -> PackedSplit:
     write_json(job.folder / SETTINGS, job.settings())
     (job.folder / PARTS).mkdir(exist_ok=True)
     for temporary in (*job.folder.glob('.*.tmp*'), *(job.folder / PARTS).glob('.*.tmp*')):
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
     index = job.folder / INDEX
     if index.exists():
         _restore_parts(job, _damaged_shards(job, index, num_workers))
@@ -188,10 +187,10 @@ def pack_split(job: SplitJob, *, num_workers: int) -> PackedSplit:
             damaged = _damaged_shards(job, temporary, num_workers)
             if damaged:
                 for number in damaged:
-                    part_path(job.folder, number).unlink(missing_ok=True)
+                    remove(part_path(job.folder, number))
                 first = next(iter(damaged.values()))
                 raise UserError(f'{first}; run the same command again to write this shard again')
-    shutil.rmtree(job.folder / PARTS)
+    remove(job.folder / PARTS)
     return _result(ShardImages(index))
 
 
@@ -283,7 +282,7 @@ def _restore_parts(job: SplitJob, damaged: dict[int, str]) -> None:
             rows = packed.table.slice(number * job.images_per_shard, job.images_per_shard)
             with replace_atomically(part_path(job.folder, number)) as temporary:
                 write_table(temporary, rows.select(COLUMNS.names), shard)
-    index.unlink()
+    remove(index)
 
 
 def _result(images: ShardImages) -> PackedSplit:

@@ -13,6 +13,8 @@ from lib.dataset.image_format import hint_of
 from lib.errors import UserError
 from lib.runtime.checkout import describe_commit
 from lib.runtime.files import (
+    operation,
+    remove,
     remove_leftovers,
     replace_atomically,
     replace_together,
@@ -124,7 +126,8 @@ class RunFolder:
         """Add one object to metrics.jsonl."""
         if not self.writes:
             return
-        with open(self.path / METRICS, 'a', encoding='utf-8') as file:
+        path = self.path / METRICS
+        with operation('write', path), open(path, 'a', encoding='utf-8') as file:
             file.write(json.dumps(entry) + '\n')
             file.flush()
             os.fsync(file.fileno())
@@ -184,7 +187,7 @@ class RunFolder:
         referenced = {shard_folder_of(path) for path in checkpoints_in(self.path)} if folders else set()
         for folder in folders:
             if folder not in referenced:
-                shutil.rmtree(folder)
+                remove(folder)
 
     def _remove_old_shards(self, progress: TrainProgress, written: list[str]) -> None:
         """Remove shards that no checkpoint refers to, except later ones, which a faster rank may have written."""
@@ -195,12 +198,12 @@ class RunFolder:
         for folder in self.path.glob('head-*-*'):
             position = _position_of_shards(folder)
             if folder not in referenced and position and position < progress.position:
-                shutil.rmtree(folder)
+                remove(folder)
 
     def _remove_old_epochs(self) -> None:
         numbered = {int(path.stem[6:]): path for path in self.path.glob('epoch_*.pth') if path.stem[6:].isdecimal()}
         for epoch in sorted(numbered)[: -self._keep or None]:
-            numbered[epoch].unlink()
+            remove(numbered[epoch])
 
 
 def _is_in(checkpoint: Checkpoint, folder: Path) -> bool:
@@ -234,7 +237,7 @@ def write_bad_images(folder: Path, split: str, images: dict[str, str]) -> None:
     with wait_for_lock(folder):
         listed = {**read_bad_images(folder), split: images}
         if not any(listed.values()):
-            (folder / BAD_IMAGES).unlink(missing_ok=True)
+            remove(folder / BAD_IMAGES)
             return
         text = io.StringIO()
         writer = csv.writer(text, lineterminator='\n')
