@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -218,8 +217,7 @@ def _predict(trained: LoadedModel, split: DatasetSplit, stem: Path, part: Part |
     for one in parts:
         write_bad_images(trained.folder, _part_stem(stem, one).name, {})
     for name in ('', 'weights', 'threshold', *map(str, parts)):
-        with suppress(OSError):
-            remove(_partial(stem, name))
+        remove(_partial(stem, name))
     return result
 
 
