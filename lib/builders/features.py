@@ -1,11 +1,12 @@
 """TRAIN.FEATURES cached: the features of all images, computed once for the runs that share backbone and images."""
 
+import errno
 import hashlib
 import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,11 +29,12 @@ from lib.inference.forward import SingleForward
 from lib.inference.run import run
 from lib.inference.sinks import FeatureOverflow, feature_columns, feature_store_sink
 from lib.model import Recognizer
-from lib.runtime.column_store import ColumnStore, open_or_create
+from lib.runtime.column_store import ColumnStore, open_complete, open_or_create
 from lib.runtime.device import Device
 from lib.runtime.locks import file_lock
 from lib.runtime.log import LOGGER, duration_text
-from lib.runtime.text import count_of
+from lib.runtime.read_file import reason_of
+from lib.runtime.text import count_of, size_text
 
 _SECONDS_BETWEEN_TRIES = 1.0
 
@@ -111,7 +113,7 @@ class _Cache:
         Its arguments are those of `filled_store`: engine and loader; the name of split and view in the log, and at the
         start of the folder's name; and all that is done to the images.
         """
-        key, labels = {**self._key, **split_key(split)}, split.labels.astype(np.int64)
+        key, labels = {**self._key, **(split_key(split) if self._group.is_main else {})}, split.labels.astype(np.int64)
 
         def features(engine: Engine, loader: Callable[[], EvalLoader], name: str, prefix: str, view: str) -> Features:
             started = time.perf_counter()
@@ -150,25 +152,30 @@ def filled_store(
 ) -> tuple[ColumnStore, bool]:
     """Return the store of features in `folder`, and whether it was complete; else a pass over the split completes it.
 
-    Ranks share the pass, and must share the folder. Processes of other runs wait until the pass is over.
+    Ranks share the pass, and must share the folder. Processes of other runs wait until the pass is over. A complete
+    store is only read, so it may be in a folder that cannot be written; rows that are damaged are computed again.
 
     Args:
-        key: all that the features depend on.
+        key: all that the features depend on; on the main rank.
         loader: called if there are features to compute.
         label: name of the split on the progress bar.
 
     Raises:
-        UserError: the disk has too little space for the features.
+        UserError: the disk has too little space for the features, or the folder cannot be written.
         FeatureOverflow: features exceed float16.
     """
     columns = feature_columns(engine.num_features, dtype)
+    complete = open_complete(folder, num_images, columns, key) if group.is_main else None
+    done = group.broadcast_object(None if complete is None else complete.done)
+    if done is not None:
+        return ColumnStore(folder, done=done), True
     with locked_store(folder, group):
         with group.main_first():
             if group.is_main:
                 _check_space(folder, num_images * np.dtype(dtype).itemsize * engine.num_features)
-                open_or_create(folder, num_images, columns, key)
-        store = ColumnStore(folder, writer=group.rank)
-        was_complete = group.broadcast_object(store.is_complete)
+                done = open_or_create(folder, num_images, columns, key).done
+        store = ColumnStore(folder, writer=group.rank, done=group.broadcast_object(done))
+        was_complete = store.is_complete
         if not was_complete:
             if not store.done.any():
                 LOGGER.info('%s: caching features, %s', folder, size_text(store.columns['features'].nbytes))
@@ -179,20 +186,35 @@ def filled_store(
 
 def stored_features(store: ColumnStore, labels: np.ndarray) -> Features:
     """Return the features in a complete store; labels (n,) int64."""
-    return Features(store.columns['features'], labels, store.columns['readable'], store.errors())
+    return Features(store.columns['features'], labels, np.array(store.columns['readable']), store.errors())
 
 
 @contextmanager
 def locked_store(folder: Path, group: ProcessGroup) -> Iterator[None]:
     """Keep processes of other runs from writing into `folder` within the block."""
     is_waiting = False
-    with file_lock(folder.with_name(f'.{folder.name}.lock')) as acquire:
+    with _lock_beside(folder) as acquire:
         while not group.broadcast_object(group.is_main and acquire()):
             if not is_waiting:
                 LOGGER.info('%s: waiting for another process that computes it', folder)
             is_waiting = True
             time.sleep(_SECONDS_BETWEEN_TRIES)
         yield
+
+
+@contextmanager
+def _lock_beside(folder: Path) -> Iterator[Callable[[], bool]]:
+    with ExitStack() as stack:
+        try:
+            acquire = stack.enter_context(file_lock(folder.with_name(f'.{folder.name}.lock')))
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            raise UserError(
+                f'{folder}: these features are not there or incomplete, and the folder cannot be written '
+                f'({reason_of(error)}); --TRAIN_FEATURE_CACHE FOLDER puts them elsewhere'
+            ) from None
+        yield acquire
 
 
 def _check_space(folder: Path, num_bytes: int) -> None:
@@ -205,11 +227,3 @@ def _check_space(folder: Path, num_bytes: int) -> None:
             f'{folder}: features take {size_text(num_bytes)}, but the disk has {size_text(free)} free; '
             '--TRAIN_FEATURE_CACHE FOLDER puts them elsewhere'
         )
-
-
-def size_text(num_bytes: int) -> str:
-    """Return a size in kB, MB or GB."""
-    for unit, name in ((1e9, 'GB'), (1e6, 'MB')):
-        if num_bytes >= unit:
-            return f'{num_bytes / unit:.1f} {name}'
-    return f'{num_bytes / 1e3:.1f} kB'

@@ -147,7 +147,7 @@ def split_features(trained: LoadedModel, split: DatasetSplit, label: str, *, sam
     store, was_complete = filled_store(
         folder,
         len(split),
-        _key(trained, split),
+        _key(trained, split) if trained.group.is_main else {},
         trained.engine,
         lambda: build_eval_loader(trained.cfg, split, trained.device, trained.group),
         label=label,

@@ -25,6 +25,7 @@ from lib.inference.run import run
 from lib.inference.sinks import Columns, prediction_columns, prediction_store_sink, stored_predictions
 from lib.metrics.confidence import Threshold, choose_threshold, risk_coverage
 from lib.report.charts import plot_risk_coverage
+from lib.runtime.column_files import StoreDamaged
 from lib.runtime.column_store import ColumnStore, merge_stores, open_or_create, read_key
 from lib.runtime.files import remove, replace_together, write_json
 from lib.runtime.log import LOGGER
@@ -64,19 +65,21 @@ class Predictor:
             with_members: store each model's probability of the label too.
             with_outputs: store what TEST.TOP_K and TEST.EMBEDDINGS ask for.
         """
-        group, num_images, key = self.trained[0].group, len(split), self._key(split)
+        group, num_images = self.trained[0].group, len(split)
+        key = group.broadcast_object(self._key(split) if group.is_main else {})
         if part is not None:
             rows = rows_of_batches(ProcessGroup(part.number - 1, part.count), num_images, key['batch_size'])
             split = some_of(split, np.arange(rows.start, rows.stop))
             key |= {'part': [part.number, part.count], 'rows': [rows.start, rows.stop]}
         members = build_members(self.trained, split, with_plain=with_plain, num_images=num_images)
         columns = self.columns(with_plain=with_plain, with_members=with_members, with_outputs=with_outputs)
+        done = None
         with group.main_first():
             if group.is_main:
-                num_done = int(open_or_create(folder, len(split), columns, key).done.sum())
-                if num_done:
-                    LOGGER.info('%s: resuming after %d of %d images', folder, num_done, len(split))
-        store = ColumnStore(folder, writer=group.rank)
+                done = open_or_create(folder, len(split), columns, key).done
+                if done.any():
+                    LOGGER.info('%s: resuming after %d of %d images', folder, done.sum(), len(split))
+        store = ColumnStore(folder, writer=group.rank, done=group.broadcast_object(done))
         forward = EnsembleForward(members, self.weights, self.trained[0].cfg.TEST.AVERAGE)
         run(forward, [prediction_store_sink(store)], label=label, store=store)
         group.barrier()
@@ -110,8 +113,11 @@ class Predictor:
             key = read_key(folder)
             fault = 'is missing' if key is None else _fault(key, expected, keys)
             if not fault:
-                stores.append(ColumnStore(folder))
-                fault = _store_fault(stores[-1], columns)
+                try:
+                    stores.append(ColumnStore(folder))
+                    fault = _store_fault(stores[-1], columns)
+                except StoreDamaged as error:
+                    fault = f'is damaged: {error}'
             if fault or key is None:
                 raise UserError(
                     f'TEST.PART merge/{num_parts}: part {number} {fault} ({folder}); predict it first with the other '
@@ -119,7 +125,8 @@ class Predictor:
                 )
             keys.append(key)
         store = open_or_create(_partial(stem), len(split), columns, {'merged': keys})
-        merge_stores(store, stores)
+        if not store.is_complete:
+            merge_stores(store, stores)
         return store
 
     def _key(self, split: DatasetSplit) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Stored features: one row per image, read in blocks, or as the batches of a training epoch or of a split."""
 
 import mmap
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -134,7 +135,9 @@ class _OpenView:
     """Features with a tensor that shares their memory."""
 
     def __init__(self, features: Features, *, is_shuffled: bool) -> None:
-        self.values = torch.from_numpy(features.values)
+        with warnings.catch_warnings():  # a complete cache is mapped read-only, and nothing writes to the values
+            warnings.filterwarnings('ignore', 'The given NumPy array is not writable')
+            self.values = torch.from_numpy(features.values)
         if is_shuffled:
             _read_no_neighbors(features.values)
         self.readable = np.array(features.readable)

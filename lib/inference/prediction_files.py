@@ -147,10 +147,11 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[tuple]) -> None
 
 
 def _write_npy(path: Path, names: Names, features: np.ndarray) -> None:
-    written = np.lib.format.open_memmap(path, 'w+', np.float32, features.shape)
-    for start in range(0, len(features), _ROWS_AT_ONCE):
-        written[start : start + _ROWS_AT_ONCE] = features[start : start + _ROWS_AT_ONCE]
-    written.flush()
+    header = {'descr': np.dtype(np.float32).str, 'fortran_order': False, 'shape': features.shape}
+    with open(path, 'wb') as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, len(features), _ROWS_AT_ONCE):
+            file.write(np.ascontiguousarray(features[start : start + _ROWS_AT_ONCE], np.float32).data)
 
 
 def _write_parquet(path: Path, names: Names, features: np.ndarray) -> None:

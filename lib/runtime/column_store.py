@@ -1,7 +1,10 @@
-"""Crash-safe memory-mapped columns: one row per item, written in any order by several processes."""
+"""Crash-safe memory-mapped columns: one row per item, written in any order by several processes, with checksums.
 
-import json
-import shutil
+A store is a folder with NAME.npy for each column, a description, and a journal per writer. A line of a journal is
+written after the values of some rows are on the disk; it has their checksum, and one of its own.
+"""
+
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,33 +12,64 @@ from typing import Any
 
 import numpy as np
 
-from lib.runtime.files import sync_folder, write_json
+from lib.runtime.checksums import checksum, in_threads
+from lib.runtime.column_files import (
+    Columns,
+    StoreDamaged,
+    Written,
+    create,
+    describe,
+    journal_path,
+    journals,
+    line_of,
+    map_columns,
+    read_description,
+    read_journals,
+)
+from lib.runtime.files import operation, sync_folder, write_bytes
+from lib.runtime.log import LOGGER, progress_bar
+from lib.runtime.text import count_of
 
 _SECONDS_BETWEEN_FLUSHES = 5.0
-_KEY_FILE, _DONE_FILE, _ERRORS_FILE = 'about.json', 'done.npy', 'notes{}.jsonl'
+_BLOCKS_AT_ONCE = 16  # by a thread
 
 
 class ColumnStore:
-    """A folder with a memory-mapped NAME.npy for each column, and a column that marks the finished rows.
+    """Columns of values, and a mark for each row that is finished.
 
-    A row is marked only after its values are on the disk, so the marks are correct after a kill or a power failure.
+    A row is done only after its values are on the disk, so the marks are correct after a kill or a power failure.
     Several processes may write different rows at the same time, each through its own ColumnStore.
 
     Attributes:
-        columns: name -> array (num_rows, ...), memory-mapped; valid in the rows that are done.
-        done: (num_rows,) bool, memory-mapped.
+        columns: name -> array (num_rows, ...), memory-mapped, read-only if all rows are done; valid in the rows that
+            are done.
+        done: (num_rows,) bool: rows whose values have the checksum with which they were written.
     """
 
-    def __init__(self, folder: Path, *, writer: int = 0) -> None:
-        """Open a store created by `open_or_create`. `writer`: a different number for each writing process."""
+    def __init__(self, folder: Path, *, writer: int = 0, done: np.ndarray | None = None) -> None:
+        """Open a store created by `open_or_create`, and compare all values with their checksums.
+
+        Args:
+            writer: a different number for each writing process.
+            done: of the same store that another process has opened; then this one compares nothing.
+
+        Raises:
+            StoreDamaged: missing files, or files of another size.
+            OSError: the folder cannot be read, or, unless all rows are done, not be written.
+        """
         self.folder = folder
-        shapes = json.loads((folder / _KEY_FILE).read_text(encoding='utf-8'))['columns']
-        self.columns = {name: np.load(folder / f'{name}.npy', mmap_mode='r+') for name in shapes}
-        self.done = np.load(folder / _DONE_FILE, mmap_mode='r+')
-        self._errors_file = folder / _ERRORS_FILE.format(writer)
-        self._pending: list[slice] = []
-        self._errors: list[tuple[int, str]] = []
+        description = read_description(folder)
+        if description is None:
+            raise StoreDamaged('its description is missing or damaged')
+        self._journal = journal_path(folder, writer)
+        self._pending: list[Written] = []
         self._flushed = time.monotonic()
+        self.columns = map_columns(folder, description, 'r')
+        self._valid: list[Written] = []  # of the journals
+        self._num_damaged = 0  # rows
+        self.done = self._verified(description.num_rows) if done is None else done.copy()
+        if not self.done.all():
+            self.columns = map_columns(folder, description, 'r+')
 
     @property
     def is_complete(self) -> bool:
@@ -46,8 +80,7 @@ class ColumnStore:
         """Write some rows of all columns. `errors`: (row, message) of items that could not be processed."""
         for name, column in self.columns.items():
             column[rows] = values[name]
-        self._pending.append(rows)
-        self._errors += errors
+        self._pending.append(Written(rows.start, rows.stop, self._checksum(rows), [*errors]))
         if time.monotonic() - self._flushed > _SECONDS_BETWEEN_FLUSHES:
             self.flush()
 
@@ -55,26 +88,58 @@ class ColumnStore:
         """Flush all written rows to the disk, then mark them as done."""
         for column in self.columns.values():
             column.flush()
-        if self._errors:
-            with open(self._errors_file, 'a', encoding='utf-8') as file:
-                file.write('\n' if file.tell() else '')  # the last line may be truncated
-                file.writelines(json.dumps(error) + '\n' for error in self._errors)
-        for rows in self._pending:
-            self.done[rows] = True
-        self.done.flush()
-        self._pending, self._errors, self._flushed = [], [], time.monotonic()
+        if self._pending:
+            self._append(b''.join(map(line_of, self._pending)))
+        for written in self._pending:
+            self.done[written.start : written.stop] = True
+        self._pending, self._flushed = [], time.monotonic()
 
     def errors(self) -> list[tuple[int, str]]:
-        """Return (row, message) of all writers, sorted by row; one message for a row written again after a kill."""
+        """Return (row, message) of all writers, sorted by row; of a row written again, the last message."""
         messages: dict[int, str] = {}
-        for path in self.folder.glob(_ERRORS_FILE.format('*')):
-            for line in path.read_text(encoding='utf-8').splitlines():
-                try:
-                    row, message = json.loads(line)
-                except ValueError:  # truncated by a kill: its row is not done and will be written again
-                    continue
-                messages[row] = message
+        for written in read_journals(self.folder):
+            messages.update(written.errors)
         return sorted(messages.items())
+
+    def _checksum(self, rows: slice) -> int:
+        return checksum(*(self.columns[name][rows] for name in sorted(self.columns)))
+
+    def _append(self, lines: bytes) -> None:
+        with operation('write', self._journal), open(self._journal, 'ab') as file:
+            is_new = not file.tell()
+            file.write(b'\n' + lines)  # the last line may be truncated
+            file.flush()
+            os.fsync(file.fileno())
+        if is_new:
+            sync_folder(self.folder)
+
+    def _verified(self, num_rows: int) -> np.ndarray:
+        """Return which rows have their checksum."""
+        journal = [one for one in read_journals(self.folder) if one.stop <= num_rows]
+        parts = [journal[start : start + _BLOCKS_AT_ONCE] for start in range(0, len(journal), _BLOCKS_AT_ONCE)]
+        done, damaged = np.zeros(num_rows, bool), np.zeros(num_rows, bool)
+        with progress_bar((), total=len(journal), label=f'{self.folder.name}: verify', unit='block') as bar:
+            for part, results in zip(parts, in_threads(self._are_same, parts, len(parts)), strict=True):
+                for written, is_same in zip(part, results, strict=True):
+                    (done if is_same else damaged)[written.start : written.stop] = True
+                    self._valid += [written] if is_same else []
+                bar.update(len(part))
+        self._num_damaged = int((damaged & ~done).sum())
+        return done
+
+    def _are_same(self, journal: list[Written]) -> list[bool]:
+        return [self._checksum(slice(one.start, one.stop)) == one.crc32 for one in journal]
+
+    def forget_damaged(self) -> None:
+        """Remove the damaged rows from the journals, and log them. Only for the single process that has it open."""
+        if not self._num_damaged:
+            return
+        LOGGER.info('%s: %s damaged, computing again', self.folder, count_of(self._num_damaged, 'row is', 'rows are'))
+        first, *others = {journal_path(self.folder, 0): None} | dict.fromkeys(journals(self.folder))
+        write_bytes(first, b''.join(map(line_of, self._valid)))
+        for path in others:
+            with operation('unlink', path):
+                path.unlink()
 
 
 _ROWS_AT_ONCE = 10_000
@@ -84,49 +149,62 @@ def merge_stores(target: ColumnStore, parts: Sequence[ColumnStore]) -> None:
     """Copy the rows of complete stores with the same columns into a store, one after another, with their errors."""
     start = 0
     for part in parts:
-        errors = [(start + row, message) for row, message in part.errors()]
+        errors = part.errors()
         for first in range(0, len(part.done), _ROWS_AT_ONCE):
             last = min(first + _ROWS_AT_ONCE, len(part.done))
             values = {name: column[first:last] for name, column in part.columns.items()}
-            target.write(slice(start + first, start + last), values)
-        target.write(slice(start, start), {name: column[:0] for name, column in part.columns.items()}, errors)
+            some = [(start + row, message) for row, message in errors if first <= row < last]
+            target.write(slice(start + first, start + last), values, some)
         start += len(part.done)
     target.flush()
 
 
-def open_or_create(
-    folder: Path, num_rows: int, columns: Mapping[str, tuple[type | str, tuple[int, ...]]], key: Mapping[str, Any]
-) -> ColumnStore:
+def open_complete(folder: Path, num_rows: int, columns: Columns, key: Mapping[str, Any]) -> ColumnStore | None:
+    """Open a store for reading, also in a folder that cannot be written, if it is complete; else return None.
+
+    It is complete if it has this size, these columns and this key, and all rows have their checksums.
+    """
+    try:
+        if read_description(folder) != describe(num_rows, columns, key):
+            return None
+        done = np.zeros(num_rows, bool)
+        for written in read_journals(folder):
+            done[written.start : written.stop] = True
+        store = ColumnStore(folder) if done.all() else None
+    except (StoreDamaged, OSError):
+        return None
+    return store if store is not None and store.is_complete else None
+
+
+def open_or_create(folder: Path, num_rows: int, columns: Columns, key: Mapping[str, Any]) -> ColumnStore:
     """Open the store in a folder if its size, columns and key are the same, else replace it by an empty one.
+
+    Rows that are damaged are not done; if files are missing or have another size, no row is. Either is logged.
 
     Args:
         columns: name -> dtype and shape of one row, such as {'features': (np.float32, (2048,))}.
         key: all that the values depend on, serializable as JSON.
+
+    Raises:
+        OSError: no space for all rows, or the folder cannot be written.
     """
-    names = {name: [np.dtype(dtype).name, list(shape)] for name, (dtype, shape) in columns.items()}
-    description = json.loads(json.dumps({'num_rows': num_rows, 'columns': names, 'about': key}))
-    if _read_description(folder) == description:
-        return ColumnStore(folder)
-    fresh = folder.with_name(f'.{folder.name}.tmp')
-    for old in (fresh, folder):
-        shutil.rmtree(old, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    for name, (dtype, shape) in {**columns, 'done': (bool, ())}.items():
-        np.lib.format.open_memmap(fresh / f'{name}.npy', 'w+', np.dtype(dtype), (num_rows, *shape))
-    write_json(fresh / _KEY_FILE, description)
-    fresh.rename(folder)
-    sync_folder(folder.parent)
+    description = describe(num_rows, columns, key)
+    if folder.exists():
+        found = read_description(folder)
+        reason = 'is of other items or options' if found else 'its description is damaged or of another version'
+        try:
+            if found == description:
+                store = ColumnStore(folder)
+                store.forget_damaged()
+                return store
+        except StoreDamaged as error:
+            reason = str(error)
+        LOGGER.info('%s: %s, computing again', folder, reason)
+    create(folder, description)
     return ColumnStore(folder)
 
 
 def read_key(folder: Path) -> dict[str, Any] | None:
-    """Return the key of the store in a folder, as JSON gives it back; None without a store."""
-    description = _read_description(folder)
-    return None if description is None else description['about']
-
-
-def _read_description(folder: Path) -> Any:
-    try:
-        return json.loads((folder / _KEY_FILE).read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return None
+    """Return the key of the store in a folder, as JSON gives it back; None without a store, or with a damaged key."""
+    description = read_description(folder)
+    return None if description is None else description.about

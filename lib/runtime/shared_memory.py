@@ -1,5 +1,6 @@
 """Memory shared between processes: mapped files, NumPy arrays in them that are pickled by reference, and tensors."""
 
+import errno
 import math
 import mmap
 import os
@@ -14,12 +15,43 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 from lib.errors import UserError
+from lib.runtime.read_file import open_descriptor
 
 if TYPE_CHECKING:
     import torch
 
 _MIN_BYTES = 1 << 20  # smaller arrays are copied: a mapping costs more
 _SHM_FOLDER = '/dev/shm'  # shared memory of Linux
+_RESERVED_BYTES = 1 << 28  # at once: a signal makes the system begin such a step again
+_NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+
+
+def reserve(descriptor: int, num_bytes: int) -> None:
+    """Extend an open file to `num_bytes` and allocate its blocks, before it is mapped for writing.
+
+    Without the blocks, writing to the mapping of a file on a full disk, or in full shared memory, ends the process
+    by a bus error. File systems that copy on write (ZFS, Btrfs) promise no blocks for later writes.
+
+    Raises:
+        OSError: ENOSPC, EDQUOT or EFBIG.
+    """
+    size = os.fstat(descriptor).st_size
+    try:
+        if not hasattr(os, 'posix_fallocate'):
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        for start in range(0, num_bytes, _RESERVED_BYTES):
+            os.posix_fallocate(descriptor, start, min(_RESERVED_BYTES, num_bytes - start))
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+        _append_zeros(descriptor, size, num_bytes)
+
+
+def _append_zeros(descriptor: int, size: int, num_bytes: int) -> None:
+    os.lseek(descriptor, size, os.SEEK_SET)
+    zeros = memoryview(bytes(1 << 20))
+    while size < num_bytes:
+        size += os.write(descriptor, zeros[: num_bytes - size])
 
 
 class SharedFile:
@@ -38,8 +70,8 @@ class SharedFile:
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> 'SharedFile':
-        """Map the file at `path`. Raises: OSError; ValueError when it is empty."""
-        return cls(os.open(path, os.O_RDONLY | getattr(os, 'O_BINARY', 0)), os.path.abspath(path))
+        """Map the regular file at `path`. Raises: OSError; ValueError when it is empty."""
+        return cls(open_descriptor(path)[0], os.path.abspath(path))
 
     @classmethod
     def holding(cls, content: Any) -> 'SharedFile':
@@ -123,13 +155,20 @@ def _reopened(path: str, identity: tuple[int, int, int]) -> SharedFile:
 
 
 def shared_empty(*shape: int) -> 'torch.Tensor':
-    """Return a uint8 tensor in shared memory; it is sent to other processes by reference.
+    """Return a uint8 tensor in shared memory, all of which is allocated; it is sent to other processes by reference.
 
-    If shared memory is full, writing to the tensor is a bus error: check `free_shared_bytes` before.
+    Raises:
+        SharedMemoryFull: too little is free.
     """
     import torch  # here only: processes that decode images import this module, and need no torch
 
-    storage = torch.UntypedStorage._new_shared(max(1, math.prod(shape)))  # as in torch's default_collate
+    num_bytes = max(1, math.prod(shape))
+    try:
+        storage = torch.UntypedStorage._new_shared(num_bytes)  # as in torch's default_collate
+        if os.name == 'posix' and torch.multiprocessing.get_sharing_strategy() == 'file_descriptor':
+            reserve(storage._get_shared_fd(), num_bytes)
+    except (OSError, RuntimeError) as error:
+        raise SharedMemoryFull(f'{num_bytes / 1e9:.2f} GB of shared memory cannot be allocated: {error}') from None
     return torch.empty(0, dtype=torch.uint8).set_(storage)[: math.prod(shape)].view(shape)
 
 

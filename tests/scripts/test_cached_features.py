@@ -149,10 +149,13 @@ def test_an_interrupted_pass_is_resumed(scripts, folder):
     store = store_of(cache)
     assert store.is_complete
     complete = store.columns['features'].copy()
-    # As if it had been killed after 16 images.
-    store.columns['features'][16:] = 0
-    store.done[16:] = False
-    store.done.flush()
+    # As if it had been killed after 16 images, whose values alone were on the disk.
+    journal = store.folder / 'rows0.jsonl'
+    lines = [line for line in journal.read_bytes().splitlines() if line]
+    journal.write_bytes(lines[0] + b'\n' + lines[1][:-2])
+    with open(store.folder / 'features.npy', 'r+b') as file:
+        file.seek(-100, 2)
+        file.write(bytes(100))
     log = train(scripts, folder, 'killed', *options)
     assert 'computed' in log
     assert np.array_equal(store_of(cache).columns['features'], complete)
