@@ -6,7 +6,6 @@ The scripts dataset/get_dataset_NAME.sh call this: python tools/get_dataset.py N
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -15,6 +14,7 @@ import convert
 
 from lib.commands.cli import cli_main
 from lib.errors import UserError, url_fault
+from lib.runtime.files import rename, temporary_folder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GROCERY_STORE_URL = 'https://github.com/marcusklasson/GroceryStoreDataset'
@@ -94,13 +94,12 @@ _SPLITS = ('train', 'val', 'test')
 
 def _clone(folder: Path) -> Path:
     """Clone the public repository into `folder`, atomically; return the data folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / 'GroceryStoreDataset'
     if target.exists():
         raise UserError(f'{target} exists, but contains no classes.csv and train.txt; move it away and try again')
     print(f'cloning {GROCERY_STORE_URL} into {target} ...', flush=True)
-    with tempfile.TemporaryDirectory(prefix='.cloning-', dir=folder) as staging:
-        clone = Path(staging) / target.name
+    with temporary_folder(target) as staging:
+        clone = staging / target.name
         try:
             command = ['git', 'clone', '--quiet', '--depth', '1', GROCERY_STORE_URL, str(clone)]
             environment = os.environ | {'GIT_TERMINAL_PROMPT': '0'}
@@ -110,7 +109,7 @@ def _clone(folder: Path) -> Path:
         if result.returncode:
             reason = (result.stderr.strip().splitlines() or ['no reason given'])[-1]
             raise UserError(f'git clone {GROCERY_STORE_URL} failed ({reason}); {_BY_HAND}')
-        clone.rename(target)
+        rename(clone, target)
     return target / 'dataset'
 
 

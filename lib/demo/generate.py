@@ -4,8 +4,6 @@ import json
 import re
 import shutil
 import sys
-import time
-import uuid
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import closing
@@ -22,7 +20,7 @@ from lib.demo.catalog import FAMILIES, PRODUCTS, VARIANTS_PER_FAMILY
 from lib.demo.photos import photograph
 from lib.demo.shapes import draw_front
 from lib.errors import UserError
-from lib.runtime.files import write_json
+from lib.runtime.files import rename, sync_folder, temporary_folder, write_json
 from lib.runtime.locks import removed_lock
 from lib.runtime.seeding import Purpose, generator
 from lib.runtime.workers import num_cores, run_in_processes
@@ -145,16 +143,12 @@ def generate_demo(root: Path, *, seed: int = 0, num_workers: int | None = None, 
 
 
 def _generate(root: Path, seed: int, num_workers: int, scale: float) -> None:
-    photos, temporary = plan_photos(seed, scale), _temporary_beside(root)
-    try:
-        _remove_stale(root)
-        temporary.mkdir(parents=True)
+    photos = plan_photos(seed, scale)
+    with temporary_folder(root) as temporary:
         _draw_all(photos, temporary, root, seed, num_workers)
         _write_lists(photos, temporary)
         write_json(temporary / MARKER, _marker(seed, scale))
         _rename_to_root(temporary, root)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def demo_is_complete(root: Path, seed: int, scale: float = 1.0) -> bool:
@@ -195,28 +189,16 @@ def _refuse_foreign(root: Path) -> None:
             )
 
 
-def _temporary_beside(root: Path) -> Path:
-    """Return a new hidden path in the parent of `root`, so that renaming does not copy."""
-    return root.with_name(f'.{root.name}.{uuid.uuid4().hex[:8]}.tmp')
-
-
-def _remove_stale(root: Path) -> None:
-    """Remove temporary folders of killed processes beside `root`."""
-    for path in root.parent.glob(f'.{root.name}.{"[0-9a-f]" * 8}.tmp'):
-        if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(path, ignore_errors=True)
-
-
 def _rename_to_root(temporary: Path, root: Path) -> None:
     """Rename the finished folder to `root`, then remove the old one."""
     _refuse_foreign(root)  # minutes may have passed
     if root.exists():
-        aside = _temporary_beside(root)
-        root.replace(aside)
-        temporary.replace(root)
-        shutil.rmtree(aside, ignore_errors=True)
+        with temporary_folder(root) as aside:
+            rename(root, aside / root.name)
+            rename(temporary, root)
     else:
-        temporary.replace(root)
+        rename(temporary, root)
+    sync_folder(root.parent)
 
 
 def _draw_all(photos: list[Photo], folder: Path, root: Path, seed: int, num_workers: int) -> None:

@@ -5,9 +5,7 @@ An archive is unpacked completely or not at all, and no member is written outsid
 
 import lzma
 import os
-import shutil
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -16,7 +14,7 @@ from typing import Any, cast
 import msgspec
 
 from lib.errors import UserError
-from lib.runtime.files import write_json
+from lib.runtime.files import operation, remove, rename, sync_folder, temporary_folder, write_json
 
 SUFFIXES = ('.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.zip')
 
@@ -38,13 +36,9 @@ def unpack(archive: Path, folder: Path) -> None:
     """
     if not hasattr(tarfile, 'data_filter'):
         raise UserError('unpacking safely needs Python 3.11.4 or newer')
-    folder.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix='.unpacking-', dir=folder))
-    try:
+    with temporary_folder(folder / 'unpacking') as staging:
         _extract(archive, staging)
         _merge_into(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _extract(archive: Path, staging: Path) -> None:
@@ -97,8 +91,8 @@ def _merge_into(source: Path, target: Path) -> None:
             _merge_into(Path(entry.path), destination)
         else:
             if destination.is_symlink():
-                destination.unlink()  # the link, not its target
-            Path(entry.path).replace(destination)
+                remove(destination)  # the link, not its target
+            rename(Path(entry.path), destination)
 
 
 _RECORD = '.unpacked.json'
@@ -155,7 +149,9 @@ def link_into(source: Path, names: list[str], folder: Path) -> None:
         if not target.exists():
             continue
         if link.is_symlink():
-            link.unlink()
+            remove(link)
         elif link.exists():
             raise UserError(f'{link} exists and is no link; move it away to use {target}')
-        link.symlink_to(target, target_is_directory=target.is_dir())
+        with operation('write', link):
+            link.symlink_to(target, target_is_directory=target.is_dir())
+    sync_folder(folder)

@@ -56,7 +56,7 @@ def replace_atomically(path: str | os.PathLike) -> Iterator[Path]:
         sync_file(temporary)
         files = _state.sets.get(path.parent.resolve()) if _state.sets else None
         if files is None:
-            _rename(temporary, path)
+            rename(temporary, path)
             sync_folder(path.parent)
         else:
             earlier, files[path.name] = files.get(path.name), temporary
@@ -103,7 +103,7 @@ def replace_together(folder: str | os.PathLike) -> Iterator[None]:
                 _complete_set(folder)
             else:
                 for name, file in files.items():
-                    _rename(file, folder / name)
+                    rename(file, folder / name)
                 sync_folder(folder)
     except BaseException:
         if not os.path.lexists(folder / _JOURNAL):
@@ -143,7 +143,7 @@ def _complete_set(folder: Path) -> None:
     if files is None:
         return
     for file in files:
-        _rename(folder / file.temporary, folder / file.name)
+        rename(folder / file.temporary, folder / file.name)
     sync_folder(folder)
     with operation('unlink', journal):
         journal.unlink()
@@ -172,9 +172,22 @@ def _prepare(folder: Path) -> None:
         remove_leftovers(folder)
 
 
-def _rename(temporary: Path, path: Path) -> None:
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Create a hidden folder beside `path`, to be renamed to it or emptied into it; remove the rest after the block."""
+    _prepare(path.parent)
+    temporary = temporary_path(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def rename(source: Path, path: Path) -> None:
+    """Rename a file or folder to `path`, and replace a file there; `sync_folder` makes it durable."""
     with operation('replace', path):
-        os.replace(temporary, path)
+        os.replace(source, path)
 
 
 def remove_leftovers(folder: Path, suffixes: Collection[str] = ()) -> None:
