@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -108,7 +107,6 @@ _DEMO_FILES = re.compile(
 _MAX_WORKERS = 16
 _PHOTOS_PER_TASK = 24
 _WAIT_SECONDS = 600  # for another process that generates the same data
-_STALE_SECONDS = 3600  # an older temporary folder is no longer used by any process
 
 
 def generate_demo(root: Path, *, seed: int = 0, num_workers: int | None = None, scale: float = 1.0) -> None:
