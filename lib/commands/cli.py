@@ -4,6 +4,7 @@ Imports nothing heavy, so that --help and mistakes on the command line are fast.
 """
 
 import errno
+import os
 import re
 import signal
 import sys
@@ -17,7 +18,7 @@ from lib.config.load import load_config
 from lib.distributed.rank_info import read_rank_info, report_failure
 from lib.errors import UserError, one_line
 from lib.runtime.log import LOGGER, start_console
-from lib.runtime.signals import EndingSignal, end_line, ending_signals
+from lib.runtime.signals import EndingSignal, end_line, end_with_parent, ending_signals
 from lib.runtime.streams import output_error, prepare_streams, write_error_line
 
 if TYPE_CHECKING:
@@ -31,6 +32,19 @@ _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
 _NO_MEMORY = ('out of memory', "can't allocate memory")
 # Messages of gloo and NCCL when the process at the other end has ended.
 _PEER_GONE = ('Connection closed by peer', 'Connection reset by peer', 'Broken pipe', 'remote process exited')
+_NO_PROCESSES = (
+    'the system allows no more processes and threads (ulimit -u, or the limit of a container); a smaller '
+    '--RUN_NUM_WORKERS needs fewer'
+)
+# Parts of messages of Python, torch and the loader of shared libraries: limits of the system.
+_LIMITS = {
+    'Too many open files': 'too many open files: ulimit -n 1024 allows more, a smaller --RUN_NUM_WORKERS needs fewer',
+    "can't start new thread": _NO_PROCESSES,
+    'Resource temporarily unavailable': _NO_PROCESSES,
+    'No usable temporary directory': 'no folder for temporary files can be written: set TMPDIR to one with free space',
+    'Function not implemented': 'the system has no shared memory for several processes (is /dev/shm mounted?); '
+    '--RUN_NUM_WORKERS 0 needs none',
+}
 # A file where a folder is needed, or the other way round.
 _WRONG_KIND = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 
@@ -47,6 +61,7 @@ def cli_main(main: Callable[[], int | None]) -> NoReturn:
     has ended (`... | head`), and 2 with a line if it could not be written otherwise.
     """
     prepare_streams()
+    end_with_parent()
     with ending_signals(write_error_line) as ending:
         code = _run(main, ending)
     lost = output_error()
@@ -80,6 +95,9 @@ def _error_line(error: BaseException) -> str | None:
         if error.name is None or error.name.partition('.')[0] == 'lib':
             return None
         return f'the package {error.name} is not installed; type: python -m pip install -r requirements.txt'
+    for part, line in _LIMITS.items():
+        if part in str(error):
+            return line
     if isinstance(error, MemoryError | RuntimeError):
         return _memory_line(error) or _rank_line(error)
     return _system_line(error) if isinstance(error, OSError) else None
@@ -126,9 +144,18 @@ def _system_line(error: OSError) -> str | None:
     if error.errno in _FULL:
         where = f' while writing {error.filename}' if error.filename else ''
         return f'no space left on the device{where}; free some space and run again, earlier files are unchanged'
+    if error.errno == errno.ENOENT and not error.filename and not _has_folder():
+        return 'the current folder does not exist any more: change to another one (cd)'
     if error.errno in _REFUSED | _WRONG_KIND and error.filename:
         return f'{error.filename}: {(error.strerror or "cannot be used").lower()}'
     return None
+
+
+def _has_folder() -> bool:
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
 
 
 class Command(NamedTuple):

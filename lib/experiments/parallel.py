@@ -12,6 +12,7 @@ from typing import IO
 
 from lib.experiments.grid import SubRun
 from lib.runtime.log import duration_text
+from lib.runtime.signals import PARENT
 from lib.runtime.workers import num_cores
 
 _WIDTH = 80
@@ -126,7 +127,7 @@ class Runner:
             return
         self._previous[run] = step.command
         gpu = self._free.pop(0)
-        environment = {'OMP_NUM_THREADS': str(self._threads), **os.environ}
+        environment = {'OMP_NUM_THREADS': str(self._threads), **os.environ, PARENT: str(os.getpid())}
         if gpu:
             environment['CUDA_VISIBLE_DEVICES'] = gpu
         run.log.parent.mkdir(parents=True, exist_ok=True)

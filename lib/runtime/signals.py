@@ -16,6 +16,8 @@ TERMINATING = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if h
 # torchrun and batch systems send a process a signal that they have already sent to its whole process group.
 SAME_SIGNAL_SECONDS = 1.0
 _CLEANUP_SECONDS = 8.0
+# Environment variable: id of the process whose end is a SIGTERM for this one, which is in a session of its own.
+PARENT = 'RECOGNIZER_PARENT'
 _LINES = {signal.SIGINT: 'interrupted', signal.SIGTERM: 'terminated (SIGTERM)'}
 
 
@@ -97,6 +99,20 @@ def end_quietly() -> None:
             unraisable(lost)
 
     sys.excepthook, sys.unraisablehook = end, ignore
+
+
+def end_with_parent() -> None:
+    """Send this process SIGTERM when the process in the environment variable PARENT has ended; it is the parent."""
+    parent = os.environ.pop(PARENT, '')  # not for the processes that this one starts
+    if not parent.isdecimal() or not hasattr(os, 'getppid'):
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
