@@ -1,8 +1,8 @@
 """Annotation cache: parsed columns in an Arrow file, written once and memory-mapped by later runs and all workers.
 
 The file is an uncompressed Arrow IPC file of one record batch, which pandas and polars can read: path, label, and
-by_class, the rows sorted by class. The schema's metadata holds the start of each class in by_class, and the identity of
-the JSON file.
+by_class, the rows sorted by class. The schema's metadata holds the start of each class in by_class, the identity of
+the JSON file, and a checksum of all of this.
 """
 
 import hashlib
@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from lib.dataset.paths import PathColumn
+from lib.runtime.checksums import checksum_of_columns
 from lib.runtime.files import replace_atomically
 from lib.runtime.shared_memory import SharedArray, SharedFile
 
-_VERSION = 3
-_SOURCE, _STARTS = b'annotations', b'starts'  # metadata keys
+_VERSION = 4
+_SOURCE, _STARTS, _CHECKSUM = b'annotations', b'starts', b'crc32'  # metadata keys
 
 
 class CacheDamaged(Exception):
@@ -32,11 +33,12 @@ class FileStamp(msgspec.Struct, frozen=True):
     size: int
     mtime_ns: int
     inode: int
+    ctime_ns: int = 0
 
     @classmethod
     def of(cls, status: os.stat_result) -> 'FileStamp':
         """Return the stamp of an os.stat result."""
-        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
 
 
 class CacheSource(msgspec.Struct, frozen=True, rename={'prefix': 'beginning'}):
@@ -116,6 +118,7 @@ def _make_private(folder: Path) -> None:
 def _write(path: Path, columns: CachedColumns) -> None:
     metadata = {_SOURCE: msgspec.json.encode(columns.source), _STARTS: np.asarray(columns.starts, '<i8').tobytes()}
     arrays = {'path': columns.paths.arrow, 'label': pa.array(columns.labels), 'by_class': pa.array(columns.by_class)}
+    metadata[_CHECKSUM] = b'%d' % checksum_of_columns(arrays, metadata[_SOURCE], metadata[_STARTS])
     batch = pa.record_batch(arrays).replace_schema_metadata(metadata)
     with replace_atomically(path) as temporary, pa.ipc.new_file(str(temporary), batch.schema) as writer:
         writer.write_batch(batch)
@@ -125,8 +128,8 @@ def load(path: Path) -> CachedColumns | None:
     """Memory-map a cache file; return None if it does not exist.
 
     Raises:
-        CacheDamaged: truncated, of another format or version, or with invalid numbers. All numbers that are used as
-            indices or offsets are checked; a changed character in a path is not detected.
+        CacheDamaged: truncated, of another format or version, or with another checksum than that of its content. All
+            numbers that are used as indices or offsets are checked before.
     """
     try:
         file = SharedFile.open(path)
@@ -159,6 +162,9 @@ def load(path: Path) -> CachedColumns | None:
             raise CacheDamaged('it is compressed')
     columns = CachedColumns(PathColumn(paths, file=file), _array(file, labels), starts, _array(file, by_class), source)
     _check(columns)
+    values = {'path': paths, 'label': labels, 'by_class': by_class}
+    if metadata.get(_CHECKSUM) != b'%d' % checksum_of_columns(values, metadata[_SOURCE], metadata[_STARTS]):
+        raise CacheDamaged('its checksum does not match')
     return columns
 
 

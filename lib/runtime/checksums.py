@@ -8,7 +8,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,6 +43,32 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item], count: int
         return
     with ThreadPoolExecutor(num_threads) as pool:
         yield from pool.map(work, items)
+
+
+def checksum_of_columns(columns: Mapping[str, Any], *parts: bytes) -> int:
+    """Return the CRC-32 of Arrow columns without missing values (names, types, values) and of further bytes.
+
+    A column counts with its values only, not with its place in a file or a larger array. Threads share the work.
+    """
+    pieces = list(parts)
+    for name, column in columns.items():
+        pieces += [f'{name} {column.type} {len(column)}'.encode(), *_values_of(column)]
+    views = [memoryview(piece).cast('B') for piece in pieces]
+    chunks = [view[start : start + _CHUNK_BYTES] for view in views for start in range(0, len(view), _CHUNK_BYTES)]
+    return checksum(np.fromiter(in_threads(zlib.crc32, chunks, len(chunks)), np.uint32, len(chunks)))
+
+
+def _values_of(column: Any) -> Iterable[np.ndarray]:
+    first, last = column.offset, column.offset + len(column)
+    buffers = column.buffers()
+    if len(buffers) == 2:
+        width = column.type.bit_width // 8
+        yield np.frombuffer(buffers[1] or b'', np.uint8)[first * width : last * width]
+        return
+    offsets = np.frombuffer(buffers[1] or b'', np.int64 if 'large' in str(column.type) else np.int32)[first : last + 1]
+    if len(offsets):
+        yield np.frombuffer(buffers[2] or b'', np.uint8)[offsets[0] : offsets[-1]]
+        yield (offsets if not offsets[0] else offsets - offsets[0]).view(np.uint8)
 
 
 def sealed(content: dict[str, Any]) -> dict[str, Any]:

@@ -246,7 +246,7 @@ CORRUPTIONS = {
     'one byte short': lambda data: data[:-1],
     'another version': rewritten(
         lambda columns, metadata: metadata.update(
-            annotations=with_text(metadata.pop(b'annotations'), b'"version":3', b'"version":2')
+            annotations=with_text(metadata.pop(b'annotations'), b'"version":4', b'"version":3')
         )
     ),
     'no metadata': rewritten(lambda columns, metadata: metadata.clear()),
@@ -258,6 +258,10 @@ CORRUPTIONS = {
     'row out of range': rewritten(set_value('by_class', 3, 1000)),
     'starts of fewer classes': rewritten(lambda columns, metadata: metadata.update({b'starts': bytes(8)})),
     'starts that end elsewhere': rewritten(lambda columns, metadata: metadata.update({b'starts': bytes(64)})),
+    'a changed character of a path': lambda data: with_text(data, b'/999_0.jpg', b'/998_0.jpg'),
+    'a changed label': rewritten(
+        lambda columns, metadata: columns.update(label=pa.array(np.roll(columns['label'], 1)))
+    ),
     'labels of another type': rewritten(lambda columns, metadata: columns.update(label=columns['label'].cast('int64'))),
 }
 
