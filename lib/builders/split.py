@@ -21,7 +21,7 @@ from lib.runtime.log import LOGGER
 from lib.runtime.shared_memory import to_shared_memory
 from lib.runtime.text import first_few, names_digest
 from lib.shards.images import ShardImages
-from lib.shards.index import INDEX
+from lib.shards.index import INDEX, INFO
 
 
 @dataclass(frozen=True)
@@ -279,6 +279,11 @@ def is_packed(cfg: Config, kind: str) -> bool:
 def packed_split(cfg: Config, kind: str) -> tuple[DatasetSplit, ClassNames | None]:
     """Open the split `kind` (train, valid, test) of DATASET.SHARDS, and the class names. Raises: UserError."""
     folder = Path(cfg.DATASET.SHARDS, kind)
+    if folder.is_dir() and not Path(cfg.DATASET.SHARDS, INFO).exists():
+        raise UserError(
+            f'DATASET.SHARDS {cfg.DATASET.SHARDS}: packing was stopped before {INFO} was written; run the same command '
+            f'again: python tools/pack.py --PACK_OUT {cfg.DATASET.SHARDS}'
+        )
     try:
         images = ShardImages(folder / INDEX)
         warnings = images.index.check()

@@ -13,10 +13,11 @@ from lib.config.defaults import Config
 from lib.dataset.image_format import hint_of
 from lib.dataset.images import EncodedImages
 from lib.errors import UserError
-from lib.runtime.files import write_json
+from lib.runtime.files import file_exists, write_json
 from lib.runtime.folders import fresh_folder, has_content
 from lib.runtime.log import LOGGER
 from lib.runtime.text import count_of, size_text
+from lib.shards.index import INFO
 from lib.shards.pack import (
     SETTINGS,
     FolderConflict,
@@ -31,8 +32,8 @@ from lib.shards.write import Copy, Reencode, TooManyBadImages
 from lib.trainer.run_folder import BAD_IMAGES, write_bad_images
 
 _SPLITS = ('train', 'valid', 'test')
-# The files and folders that packing writes into PACK.OUT; timm reads _info.json.
-_OUTPUTS = {*_SPLITS, '_info.json', BAD_IMAGES, '.lock'}
+# The files and folders that packing writes into PACK.OUT.
+_OUTPUTS = {*_SPLITS, INFO, BAD_IMAGES}
 _MAX_SHOWN = 5
 
 
@@ -51,12 +52,14 @@ def pack(cfg: Config) -> list[str]:
         if not cfg.OVERWRITE or not has_content(out):
             return False
         _check_is_packed(out)
-        return True
+        # What a command that was stopped left is resumed, also if it has renamed an earlier result.
+        return file_exists(out / INFO) or not all(map(_can_resume, jobs.values()))
 
-    is_renamed = is_old()
+    if cfg.OVERWRITE and has_content(out):
+        _check_is_packed(out)
     data = open_training_data(cfg, quarantine=False)
     jobs = {kind: _job(cfg, data, split, out / kind) for kind, split in _splits(cfg, data)}
-    if not is_renamed:
+    if not is_old():
         _check_folders(cfg, out, jobs.values())
     lines, info = [], {}
     with fresh_folder(out, 'PACK.OUT', is_old):
@@ -76,7 +79,7 @@ def pack(cfg: Config) -> list[str]:
             _report_bad(out, kind, job, packed)
             lines.append(_summary(kind, packed))
             info[kind] = _info(kind, packed)
-        write_json(out / '_info.json', {'splits': info})
+        write_json(out / INFO, {'splits': info})  # last: with it, the folder can be trained on
     return [*lines, f'packed and verified in {time.perf_counter() - started:.0f} s']
 
 
@@ -108,10 +111,18 @@ def _output_folder(cfg: Config) -> Path:
 
 def _check_is_packed(out: Path) -> None:
     """Raise UserError if a folder to be renamed holds other files, such as the photos themselves."""
-    others = sorted(path.name for path in out.iterdir() if path.name not in _OUTPUTS)
+    others = sorted(path.name for path in out.iterdir() if path.name not in _OUTPUTS and path.name[0] != '.')
     others += [kind for kind in _SPLITS if (out / kind).exists() and not (out / kind / SETTINGS).exists()]
     if others:
         raise UserError(f'PACK.OUT {out} holds {others[0]}, which is not packed data; give another --PACK_OUT')
+
+
+def _can_resume(job: SplitJob) -> bool:
+    try:
+        check_folder(job)
+    except FolderConflict:
+        return False
+    return True
 
 
 def _check_folders(cfg: Config, out: Path, jobs: Collection[SplitJob]) -> None:

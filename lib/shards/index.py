@@ -10,6 +10,7 @@ import pyarrow as pa
 from lib.errors import UserError
 
 INDEX, FORMAT = 'index.arrow', 1
+INFO = '_info.json'  # of all splits, which timm reads; packing writes it last
 _KEY = b'packed'  # of the metadata
 
 COLUMNS = pa.schema(
