@@ -60,36 +60,37 @@ def shown(value: object, escape: str = '') -> str:
     Args:
         escape: other characters that are to be escaped.
     """
-    if value is None:
-        return 'empty'
     if isinstance(value, BaseException):
-        return _shortened(one_line(str(value)[: 10 * _MAX_REASON]) or type(value).__name__, _MAX_REASON)
-    if isinstance(value, bool | float):
-        return str(value)
-    if isinstance(value, int):
-        return str(value) if abs(value) < 10**20 else f'a number of about {value.bit_length() * 0.30103:,.0f} digits'
+        return shortened(one_line(str(value)[: 10 * _MAX_REASON]) or type(value).__name__, _MAX_REASON)
+    if isinstance(value, int) and value.bit_length() > 10_000:  # Python converts at most 4,300 digits
+        return f'a number of about {value.bit_length() * 0.30103:,.0f} digits'
     if isinstance(value, bytes | bytearray | memoryview):
         return f'{len(value):,} bytes'
     if hasattr(value, 'shape') and value.shape != ():
-        return f'an array of shape {_shortened(str(tuple(value.shape)), 40)}'
+        return f'an array of shape {shortened(str(tuple(value.shape)), 40)}'
     if isinstance(value, dict | list | tuple | set | frozenset):
         kind = 'mapping' if isinstance(value, dict) else 'list' if isinstance(value, list | tuple) else 'set'
         return f'a {kind} of {len(value):,} {"entry" if len(value) == 1 else "entries"}'
     if isinstance(value, str) or hasattr(value, '__fspath__'):
-        return _quoted(str(value), escape)
-    return _shortened(printable(str(value)[: 2 * MAX_SHOWN]), MAX_SHOWN)
+        text = str(value)
+        return _fitted(text, '"' if "'" in text and '"' not in text else "'", escape)
+    return shortened(printable(str(value)[:MAX_SHOWN]), MAX_SHOWN // 2)
 
 
-def _quoted(text: str, escape: str) -> str:
-    length, quote = len(text), '"' if "'" in text and '"' not in text else "'"
+def unquoted(text: str) -> str:
+    """Return a name as `shown`, but without quotes: in lists, and where a name is the subject of the message."""
+    return _fitted(text, '', '')
 
+
+def _fitted(text: str, quote: str, escape: str) -> str:
     def escaped(part: str) -> str:
-        return printable(part.replace('\\', '\\\\').replace(quote, f'\\{quote}'), escape)
+        quotable = part.replace('\\', '\\\\').replace(quote, f'\\{quote}') if quote else part
+        return printable(quotable, escape)
 
-    if length <= MAX_SHOWN and len(whole := f'{quote}{escaped(text)}{quote}') <= MAX_SHOWN:
+    if len(text) <= MAX_SHOWN and len(whole := f'{quote}{escaped(text)}{quote}') <= MAX_SHOWN:
         return whole
-    note = f' ({length:,} characters)'
-    space = MAX_SHOWN - len(note) - len('...') - 2
+    note = f' ({len(text):,} characters)'
+    space = MAX_SHOWN - len(note) - len('...') - 2 * len(quote)
     # Names differ at their ends, and an escape counts with all its characters.
     end = _fitting([escaped(char) for char in reversed(text[-space:])], space // 2)[::-1]
     start = _fitting([escaped(char) for char in text[:space]], space - sum(map(len, end)))
@@ -107,7 +108,8 @@ def _fitting(parts: list[str], width: int) -> list[str]:
     return chosen
 
 
-def _shortened(text: str, width: int) -> str:
+def shortened(text: str, width: int) -> str:
+    """Return a text, or its beginning if it has more than `width` characters."""
     return text if len(text) <= width else f'{text[: width - 3]}...'
 
 

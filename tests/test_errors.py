@@ -25,7 +25,7 @@ NASTY = ['\n', '\r', '\x1b[31m', '\x07', '\0', '\t', '\u202e', '\u2066', '\u200f
         (b'caf\xe9'.decode('utf-8', 'surrogateescape'), r"'caf\xe9'"),
         ('a' * 78, f"'{'a' * 78}'"),
         ('a' * 1000 + 'b' * 1000, f"'{'a' * 28}...{'b' * 28}' (2,000 characters)"),
-        (None, 'empty'),
+        (None, 'None'),
         (True, 'True'),
         (-3, '-3'),
         (1.5, '1.5'),

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from lib.errors import UserError
+from lib.errors import UserError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -128,7 +128,7 @@ def read_bundled(backbone: str) -> dict[str, 'torch.Tensor']:
         tensors = read_weights_file(path).tensors
         return {_timm_name(key, entry.stages): tensor.load() for key, tensor in tensors.items()}
     except WeightsFileError as error:
-        raise UserError(f'{_OPTION}: {path}: cannot be read ({error})') from error
+        raise UserError(f'{_OPTION}: {path}: cannot be read ({shown(error)})') from error
 
 
 def _verified_file(entry: BundledWeights) -> Path:

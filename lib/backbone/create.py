@@ -74,7 +74,9 @@ def published_weights(name: str) -> PublishedWeights:
         UserError: as in `create_backbone`; there are no such weights, or the download fails.
     """
     if name == CIFAR_RESNET:
-        raise UserError(f"MODEL.PRETRAINED timm: there are no published weights for '{name}'; set MODEL.PRETRAINED ''")
+        raise UserError(
+            f"MODEL.PRETRAINED timm: there are no published weights for {shown(name)}; set MODEL.PRETRAINED ''"
+        )
     resolved = _resolve(name, allow_download=True)
     published = _published(resolved)
     license_name = published.get('license') or 'unknown'
@@ -87,7 +89,7 @@ def published_weights(name: str) -> PublishedWeights:
     if url:
         return PublishedWeights(download_url(url), license_name)
     raise UserError(
-        f"MODEL.PRETRAINED timm: timm has no weights for '{name}'; "
+        f'MODEL.PRETRAINED timm: timm has no weights for {shown(name)}; '
         "choose another MODEL.BACKBONE, or set MODEL.PRETRAINED to a file or ''"
     )
 
@@ -163,7 +165,7 @@ def _resolve(name: str, allow_download: bool) -> str:
     if name.startswith(HUB_PREFIXES):
         if allow_download:
             return name
-        raise UserError(f"MODEL.BACKBONE '{name}' must be downloaded: set MODEL.PRETRAINED timm to allow that")
+        raise UserError(f'MODEL.BACKBONE {shown(name)} must be downloaded: set MODEL.PRETRAINED timm to allow that')
     resolved = ALIASES.get(name, name)
     if ':' not in resolved and is_model(resolved):
         architecture, _, tag = resolved.partition('.')
@@ -176,7 +178,7 @@ def _resolve(name: str, allow_download: bool) -> str:
     matches = difflib.get_close_matches(name, near, n=3)
     hint = f'did you mean {" or ".join(matches)}?' if matches else 'timm.list_models() lists all'
     raise UserError(
-        f"MODEL.BACKBONE '{name}' is unknown; "
+        f'MODEL.BACKBONE {shown(name)} is unknown; '
         f'allowed are the names of timm, {", ".join(ALIASES)} and {CIFAR_RESNET}; {hint}'
     )
 
@@ -205,10 +207,10 @@ def _create_timm(name: str, resolved: str, image_size: int, key: str) -> nn.Modu
         if not options or 'img_size' not in str(error):
             raise
         raise UserError(
-            f"MODEL.BACKBONE '{name}' accepts only images of {own_size} px: set {key} {own_size}"
+            f'MODEL.BACKBONE {shown(name)} accepts only images of {own_size} px: set {key} {own_size}'
         ) from error
     except Exception as error:  # timm and the models raise many exception types
-        raise UserError(f"MODEL.BACKBONE '{name}': cannot be built for {image_size} px: {shown(error)}") from error
+        raise UserError(f'MODEL.BACKBONE {shown(name)}: cannot be built for {image_size} px: {shown(error)}') from error
     finally:
         _builder.load_pretrained = loader
     use_fast_split_attention(backbone)
@@ -238,12 +240,12 @@ def measure_width(backbone: nn.Module, name: str, image_size: int, key: str = 'I
         features = backbone(torch.zeros(1, 3, image_size, image_size))
     except Exception as error:  # indivisible sizes, windows that do not fit: models raise various types
         raise UserError(
-            f"MODEL.BACKBONE '{name}' does not accept images of {key} {image_size} px: {shown(error)}"
+            f'MODEL.BACKBONE {shown(name)} does not accept images of {key} {image_size} px: {shown(error)}'
         ) from error
     finally:
         backbone.train()
     if not isinstance(features, torch.Tensor) or features.ndim != 2:
-        raise UserError(f"MODEL.BACKBONE '{name}' does not return one feature vector per image: choose another")
+        raise UserError(f'MODEL.BACKBONE {shown(name)} does not return one feature vector per image: choose another')
     return features.shape[1]
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from lib.backbone.bundled import bundled_weights, read_bundled, weights_path
 from lib.backbone.weights_file import StoredTensor, WeightsFile, WeightsFileError, read_weights_file
-from lib.errors import UserError
+from lib.errors import UserError, shown, unquoted
 
 # Modules that wrap another one at any depth: DataParallel, torch.compile, FSDP, activation checkpointing.
 _INNER_WRAPPERS = {'module', '_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module'}
@@ -164,9 +164,9 @@ def fault_of(path: Path, error: WeightsFileError) -> str:
     if start.startswith(b'PK') and not zipfile.is_zipfile(path):
         return 'is cut short or damaged'
     if start.startswith((b'PK', b'\x80')) or start[8:9] == b'{':
-        return f'cannot be read ({error})'
+        return f'cannot be read ({shown(error)})'
     if start.isascii() and start.decode().strip().isprintable():
-        return f"is text, no weights: '{start.decode().strip()[:40]}'"
+        return f'is text, no weights: {shown(start.decode().strip()[:40])}'
     return 'is a file of neither torch.save nor safetensors'
 
 
@@ -293,4 +293,4 @@ def _without_tensors(file: WeightsFile) -> str:
 
 def examples(keys: tuple[str, ...], count: int = 3) -> str:
     """Return the first keys, separated by commas."""
-    return ', '.join(keys[:count]) + (', ...' if len(keys) > count else '')
+    return ', '.join(map(unquoted, keys[:count])) + (', ...' if len(keys) > count else '')

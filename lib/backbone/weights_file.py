@@ -19,6 +19,8 @@ from typing import Any, BinaryIO, ClassVar, NamedTuple
 import torch
 from safetensors import safe_open
 
+from lib.errors import shown
+
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _MAX_DEPTH = 8
 _DTYPES = {
@@ -82,7 +84,7 @@ def read_weights_file(path: Path) -> WeightsFile:
     except WeightsFileError:
         raise
     except Exception as error:  # damaged bytes make the readers raise errors of any type
-        raise WeightsFileError(_reason(error)) from error
+        raise WeightsFileError(f'{type(error).__name__}: {shown(error)}') from error
 
 
 def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
@@ -112,13 +114,13 @@ class _Storage(NamedTuple):
 def _load(storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> torch.Tensor:
     source, key, dtype = storage
     if math.prod(shape) * dtype.itemsize > source.num_bytes:
-        raise WeightsFileError(f'a tensor of shape {shape} is larger than the file')
+        raise WeightsFileError(f'a tensor of {shown(math.prod(shape))} numbers is larger than the file')
     try:
         data = source.storage(key)
         values = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         return values.as_strided(shape, strides, offset)
     except Exception as error:
-        raise WeightsFileError(_reason(error)) from error
+        raise WeightsFileError(f'{type(error).__name__}: {shown(error)}') from error
 
 
 def _tensor(storage: object, offset: Any, shape: Any, strides: Any, *_: object) -> object:
@@ -293,7 +295,3 @@ class _LegacySource(_Source):
 def _check_byteorder(is_little: bool) -> None:
     if not is_little:
         raise WeightsFileError('written on a big-endian machine; save it again on this one')
-
-
-def _reason(error: Exception) -> str:
-    return f'{type(error).__name__}: {error}'.strip(': ').splitlines()[0]

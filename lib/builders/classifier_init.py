@@ -13,7 +13,7 @@ from lib.classifier.linear import LinearClassifier
 from lib.config.defaults import Config
 from lib.dataset.features import Features
 from lib.dataset.index import ClassIndex
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.inference.engine import EagerEngine, HeadEngine
 from lib.model import Recognizer
 from lib.posthoc.class_means import class_means, nearest_mean
@@ -70,7 +70,7 @@ def text_weights(text_model: str) -> tuple[str, Path]:
     if name not in open_clip.list_models() or (weights not in tags and not Path(weights).is_file()):
         tags_text = f'; {name} has {", ".join(tags)}' if tags else ''
         raise UserError(
-            f'MODEL.TEXT_MODEL is {text_model!r}, but must be a model of open_clip, a colon, and a tag or a file '
+            f'MODEL.TEXT_MODEL is {shown(text_model)}, but must be a model of open_clip, a colon, and a tag or a file '
             f'of its weights, such as ViT-B-16:openai{tags_text}'
         )
     if weights not in tags:

@@ -24,14 +24,13 @@ from lib.dataset.annotations import ClassNames, read_annotations, read_classes, 
 from lib.dataset.folder import FolderDataset, NoClassFolders, class_name_of, labels_by_folder, split_folder
 from lib.dataset.image_walk import ImageWalk, left_out_lines
 from lib.dataset.images import ArrayImages
-from lib.dataset.paths import path_as_text
 from lib.demo.generate import demo_is_complete, generate_demo
 from lib.errors import UserError
 from lib.formats.cifar import load_cifar_lt
 from lib.runtime.files import file_exists
 from lib.runtime.log import LOGGER
 from lib.runtime.shared_memory import to_shared_memory
-from lib.runtime.text import count_of, first_few, name_warnings, rounded_code_warnings
+from lib.runtime.text import count_of, few_names, name_warnings, rounded_code_warnings
 
 _FALLBACK = 'to try everything at once: python main.py --config configs/demo.yaml'
 
@@ -83,7 +82,7 @@ def _warn_about_other_classes(split: DatasetSplit, classes: ClassNames | None, n
             '%s: %s unknown to the model: %s',
             split.source,
             count_of(len(others), 'class is', 'classes are'),
-            first_few(others),
+            few_names(others),
         )
         LOGGER.warning('  labels are matched by number, which is right only if these were renamed')
 
@@ -192,7 +191,7 @@ def test_folder_split(folder: str, class_names: Sequence[str]) -> DatasetSplit:
         LOGGER.warning(
             '%s: %d of %d images have no label, and do not count in metrics', folder, num_unknown, len(paths)
         )
-        LOGGER.warning('  folders that no class is named like: %s', path_as_text(first_few(unknown)) or 'none')
+        LOGGER.warning('  folders that no class is named like: %s', few_names(unknown) or 'none')
     elif unknown:
         LOGGER.info('%s: no labels, since no folder is named after a class', folder)
     for warning in name_warnings([class_name_of(name) for name in unknown], known=class_names):

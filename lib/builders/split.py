@@ -19,7 +19,7 @@ from lib.dataset.paths import PathColumn, TextPathRule, choose_path_rule, compar
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
 from lib.runtime.shared_memory import to_shared_memory
-from lib.runtime.text import first_few, names_digest
+from lib.runtime.text import few_names, names_digest
 from lib.shards.images import ShardImages
 from lib.shards.index import INDEX, INFO
 
@@ -254,7 +254,7 @@ def without_quarantined(data: TrainingData, file: str) -> TrainingData:
         raise UserError(f'DATASET.QUARANTINE {file} lists all {len(data.train)} images of {data.train.source}')
     emptied = np.setdiff1d(data.train.labels, data.train.labels[rows])
     if len(emptied):
-        names = first_few([data.class_names[label] for label in emptied.tolist()])
+        names = few_names([data.class_names[label] for label in emptied.tolist()])
         have = '1 class has' if len(emptied) == 1 else f'{len(emptied)} classes have'
         LOGGER.warning('%s: %s no training image left: %s', file, have, names)
     return replace(data, train_rows=rows)

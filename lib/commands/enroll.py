@@ -23,7 +23,7 @@ from lib.dataset.annotations import ClassNames
 from lib.dataset.folder import sample_indices
 from lib.dataset.image_format import hint_of
 from lib.dataset.images import FileImages
-from lib.errors import UserError, is_unicode
+from lib.errors import UserError, is_unicode, shown
 from lib.metrics.accuracy import count_per_class, mean_class_accuracy
 from lib.posthoc.candidate_scores import ScoredFeatures, score_features
 from lib.posthoc.imprint import Imprint, cross_fit_imprint, imprint
@@ -117,7 +117,7 @@ def _new_images(trained: LoadedModel) -> _NewImages:
     if duplicates:
         whence = '' if Path(source).is_dir() else ' (names come from classes.json beside it)'
         raise UserError(
-            f'ENROLL.IMAGES {source}: the model has the class {duplicates[0]!r} already '
+            f'ENROLL.IMAGES {source}: the model has the class {shown(duplicates[0])} already '
             f'({len(duplicates)} of {len(classes.names)} classes){whence}; leave them out, or fine-tune on their images'
         )
     for warning in [*name_warnings(classes.names, known=trained.class_names), *rounded_code_warnings(classes.names)]:
@@ -129,7 +129,7 @@ def _new_images(trained: LoadedModel) -> _NewImages:
         rows = index.rows_of(label)
         rows = rows[readable[rows]]
         if not len(rows):
-            raise UserError(f'ENROLL.IMAGES {source}: no image of {name!r} can be decoded{hint}')
+            raise UserError(f'ENROLL.IMAGES {source}: no image of {shown(name)} can be decoded{hint}')
         shots.append(rows[sample_indices(len(rows), name, per_class or len(rows), trained.cfg.SEED)])
     shot_rows = np.concatenate(shots)
     held_rows = np.setdiff1d(np.flatnonzero(readable), shot_rows)

@@ -14,7 +14,7 @@ from lib.config.defaults import Config
 from lib.config.load import merge_checkpoint_config
 from lib.config.yaml_text import as_values
 from lib.dataset.transforms import ResizeCenterCrop, ResizeCornerCrop, ResizeWhole, Transform
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.inference.ensemble import EnsembleMember
 from lib.trainer.checkpointing.io import read_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint
@@ -126,8 +126,8 @@ def given_weights(text: str, num_members: int) -> list[float] | None:
         weights = np.zeros(0)
     if len(weights) != num_members or not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
         raise UserError(
-            f"TEST.ENSEMBLE_WEIGHTS is {text!r}, but must be 'equal', 'valid' or {num_members} numbers, at least 0, "
-            'separated by commas: one for each model, RESUME_MODEL first'
+            f"TEST.ENSEMBLE_WEIGHTS is {shown(text)}, but must be 'equal', 'valid' or {num_members} numbers, at least "
+            '0, separated by commas: one for each model, RESUME_MODEL first'
         )
     return (weights / weights.sum()).tolist()
 

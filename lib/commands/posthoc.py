@@ -12,7 +12,7 @@ from lib.commands.loaded_model import LoadedModel, split_features
 from lib.commands.posthoc_methods import METHODS, Outcome, Problem
 from lib.commands.tau_norm import check_free, linear_classifier, write_rebalanced
 from lib.dataset.features import Features
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.metrics.accuracy import count_per_class, mean_over_classes
 from lib.metrics.confidence import reliability
 from lib.metrics.intervals import accuracy_interval
@@ -31,7 +31,7 @@ def run_posthoc(trained: LoadedModel) -> tuple[list[str], list[Path]]:
     options = trained.cfg.POSTHOC
     names = _names(options.METHODS)
     if options.SAVE and options.SAVE not in METHODS:
-        raise UserError(f'POSTHOC.SAVE is {options.SAVE!r}, but must be one of {", ".join(METHODS)}')
+        raise UserError(f'POSTHOC.SAVE is {shown(options.SAVE)}, but must be one of {", ".join(METHODS)}')
     folder = Path(trained.cfg.TAU_NORM.LOG_ROOT, trained.cfg.NAME)
     if options.SAVE:
         check_free(folder, trained)
@@ -111,7 +111,8 @@ def _names(given: Sequence[str]) -> list[str]:
     names = list(METHODS) if given == ('all',) else list(given)
     unknown = [name for name in names if name not in METHODS]
     if unknown or not names:
-        raise UserError(f"POSTHOC.METHODS is {','.join(given)!r}, but must be 'all' or some of {', '.join(METHODS)}")
+        text = shown(','.join(given))
+        raise UserError(f"POSTHOC.METHODS is {text}, but must be 'all' or some of {', '.join(METHODS)}")
     return names
 
 

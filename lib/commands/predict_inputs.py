@@ -19,7 +19,7 @@ from lib.dataset.image_format import EXTENSIONS
 from lib.dataset.images import FileImages
 from lib.dataset.paths import path_as_text, refuse_urls
 from lib.distributed.process_group import ProcessGroup
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.formats.sources import SourceErrors, read_csv
 from lib.runtime.log import LOGGER
 from lib.runtime.shared_memory import to_shared_memory
@@ -67,7 +67,7 @@ def parse_part(text: str) -> Part | None:
         if number in range(not is_merge, count + 1) and count:
             return Part(number, count)
     raise UserError(
-        f'TEST.PART is {text!r}, but must be K/N, the K-th of N parts, K from 1 to N, such as 3/64; or merge/N'
+        f'TEST.PART is {shown(text)}, but must be K/N, the K-th of N parts, K from 1 to N, such as 3/64; or merge/N'
     )
 
 

@@ -16,7 +16,7 @@ from lib.config.yaml_text import parse_config_text
 from lib.dataset.image_format import hint_of
 from lib.dataset.images import FileImages
 from lib.dataset.lazy_image import LazyImage
-from lib.errors import UserError
+from lib.errors import UserError, shown, unquoted
 from lib.inference.prediction_files import (
     COLUMNS,
     write_accepted,
@@ -66,8 +66,8 @@ def check_columns(columns: Sequence[str]) -> None:
     unknown = [name for name in columns if name not in COLUMNS]
     if unknown or not columns or len(set(columns)) < len(columns):
         raise UserError(
-            f'TEST.COLUMNS is {",".join(columns)!r}, but must be some of {", ".join(COLUMNS)}, each once, separated by '
-            'commas'
+            f'TEST.COLUMNS is {shown(",".join(columns))}, but must be some of {", ".join(COLUMNS)}, each once, '
+            'separated by commas'
         )
 
 
@@ -272,9 +272,11 @@ def _reduced(image: LazyImage) -> Image.Image:
 def _image_lines(trained: LoadedModel, split: DatasetSplit, store: ColumnStore) -> list[str]:
     if len(split) > _MAX_LOGGED:
         return []
-    labels, probabilities = store.columns['best'][:, 0].tolist(), store.columns['probabilities'][:, 0].tolist()
+    labels, names = store.columns['best'][:, 0].tolist(), trained.class_names
+    probabilities = store.columns['probabilities'][:, 0].tolist()
     return [
-        f'{name}: ' + (f'{trained.class_names[label]} ({value:.1%})' if label >= 0 else 'unreadable')
+        f'{unquoted(name)}: '
+        + (f'{unquoted(names[label])} ({value:.1%})' if label >= 0 else 'unreadable')
         for name, label, value in zip(split.names.to_pylist(), labels, probabilities, strict=True)
     ]
 

@@ -31,7 +31,7 @@ from lib.model import Recognizer
 from lib.runtime.device import Device
 from lib.runtime.folders import fresh_folder
 from lib.runtime.log import LOGGER, log_to
-from lib.runtime.text import name_warnings
+from lib.runtime.text import few_names, name_warnings
 from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, versions
 from lib.trainer.epoch import NotFinite
 from lib.trainer.mixing.stages import StageError
@@ -227,6 +227,6 @@ def _log_data(
     LOGGER.info('valid: %s', f'{num_valid} image{"" if num_valid == 1 else "s"}' if num_valid else 'none')
     LOGGER.info('device: %s', _device_text(device, group))
     if new_classes:
-        names = ', '.join(new_classes[:10]) + (', ...' if len(new_classes) > 10 else '')
+        names = few_names(new_classes)
         plural = 'es' if len(new_classes) > 1 else ''
         LOGGER.info('%d class%s new to the checkpoint: %s', len(new_classes), plural, names)

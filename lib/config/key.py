@@ -129,7 +129,8 @@ class Key(Generic[T]):
 
     def _refusal(self, name: str, value: Any, hint: str = '') -> UserError:
         hint = hint or " (an empty text is '')" * (value is None and isinstance(self.default, str))
-        return UserError(f'{name} is {shown(value)}, but must be {self.expected()}{hint}')
+        found = 'empty' if value is None else shown(value)
+        return UserError(f'{name} is {found}, but must be {self.expected()}{hint}')
 
     def expected(self) -> str:
         """Return the allowed values in words, for error lines and help."""
@@ -181,7 +182,7 @@ def did_you_mean(word: Any, allowed: Any) -> str:
     from difflib import get_close_matches
 
     spelled = {str(name).lower(): str(name) for name in allowed}
-    close = get_close_matches(str(word).lower(), spelled, n=1, cutoff=0.6)
+    close = get_close_matches(str(word)[:100].lower(), spelled, n=1, cutoff=0.6)
     return f' (did you mean {spelled[close[0]]}?)' if close else ''
 
 

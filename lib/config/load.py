@@ -9,7 +9,7 @@ from lib.config.check import check_values
 from lib.config.defaults import KEYS, Config
 from lib.config.options import Recipe, parse_options
 from lib.config.yaml_text import as_node, parse_config_text, read_config_file
-from lib.errors import UserError
+from lib.errors import UserError, unquoted
 
 _CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 DEFAULT_CONFIG = 'configs/AiProducts.yaml'
@@ -163,7 +163,8 @@ def _checkpoint_layers(text: str, path: str, notes: list[str]) -> list[Layer]:
     unknown: list[str] = []
     values = parse_config_text(text, source, unknown)
     if unknown:
-        notes.append(f'{path}: keys of another version are ignored: {", ".join(unknown)}')
+        names = ', '.join(map(unquoted, unknown[:3])) + ', ...' * (len(unknown) > 3)
+        notes.append(f'{path}: keys of another version are ignored: {names}')
     used = {
         name: value
         for name, value in values.items()

@@ -13,9 +13,10 @@ from typing import Any, NoReturn
 from lib.config.command_help import COMMANDS, CommandHelp
 from lib.config.defaults import KEYS, SECTIONS
 from lib.config.key import AUTO, Key, did_you_mean
-from lib.errors import UserError, text_fault, url_fault
+from lib.errors import UserError, one_line, shortened, shown, text_fault, unquoted, url_fault
 
 _WIDTH = 80
+_LONGEST_MESSAGE = 400  # of argparse, which may name all choices
 
 
 def option_of(name: str) -> str:
@@ -27,7 +28,7 @@ class Parser(argparse.ArgumentParser):
     """Raises UserError where argparse prints its usage and exits."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f'{message}; {self.prog} --help lists the options')
+        raise UserError(f'{shortened(one_line(message), _LONGEST_MESSAGE)}; {self.prog} --help lists the options')
 
 
 def local_path(text: str) -> Path:
@@ -159,7 +160,7 @@ def _keys_of(topic: str, program: str) -> list[str]:
     if topic or command is None:
         sections = [name for name in SECTIONS if name]
         hint = did_you_mean(topic, [*sections, 'all'])
-        raise UserError(f'--help {topic}: no such section{hint}; allowed: all, {", ".join(sections)}')
+        raise UserError(f'--help {unquoted(topic)}: no such section{hint}; allowed: all, {", ".join(sections)}')
     return [name for name in KEYS if name.partition('.')[0] in command.own or name in command.most_used]
 
 
@@ -173,12 +174,15 @@ def _more_help(program: str) -> str:
 
 def _unknown(word: str) -> str:
     if not word.startswith('-'):
-        return f'{word!r} is not an option: values follow an option, as in --NAME my_run; --help all lists all options'
+        return (
+            f'{shown(word)} is not an option: values follow an option, as in --NAME my_run; --help all lists all '
+            'options'
+        )
     options = [option_of(name) for name in KEYS]
     spelled = word.split('=')[0]
     underscored = '--' + spelled.lstrip('-').upper().replace('.', '_').replace('-', '_')
     hint = f' (did you mean {underscored}?)' if underscored in options else did_you_mean(spelled, options)
-    return f'{spelled} is not an option{hint}; --help all lists all options'
+    return f'{unquoted(spelled)} is not an option{hint}; --help all lists all options'
 
 
 def type_name(key: Key[Any]) -> str:

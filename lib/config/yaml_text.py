@@ -10,7 +10,7 @@ import yaml
 
 from lib.config.defaults import KEYS, SECTIONS, TREE, Config
 from lib.config.key import did_you_mean
-from lib.errors import UserError, one_line, shown, url_fault
+from lib.errors import UserError, one_line, shown, unquoted, url_fault
 from lib.runtime.read_file import MAX_CONFIG_BYTES, read_text, reason_of
 
 
@@ -37,7 +37,7 @@ def _events(text: str) -> Iterator[yaml.Event]:
             raise _Fault('anchors (&) and aliases (*) are not allowed: repeat the value, or quote the text', event)
         tag = getattr(event, 'tag', None)
         if tag not in _TAGS:
-            raise _Fault(f'the tag {shown(tag)} is not allowed: the key determines the type', event)
+            raise _Fault(f'the tag {unquoted(tag)} is not allowed: the key determines the type', event)
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _MAX_DEPTH:
             raise _Fault(f'more than {_MAX_DEPTH} levels are nested', event)
@@ -130,13 +130,13 @@ def parse_config_text(text: str, source: str, unknown: list[str] | None = None) 
     values = {}
     for name, value in _flatten(tree, source):
         if name in values:
-            raise UserError(f'{source}: {shown(name)} is set twice')
+            raise UserError(f'{source}: {unquoted(name)} is set twice')
         if name in KEYS:
             values[name] = KEYS[name].accept(f'{source}: {name}', value)
         elif unknown is None:
             raise UserError(
-                f'{source}: {shown(name)} is not a key{did_you_mean(name, KEYS)}; python main.py --help all lists all '
-                'keys'
+                f'{source}: {unquoted(name)} is not a key{did_you_mean(name, KEYS)}; python main.py --help all lists '
+                'all keys'
             )
         else:
             unknown.append(name)

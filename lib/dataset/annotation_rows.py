@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from lib.errors import is_unicode
+from lib.errors import is_unicode, shown
 from lib.runtime.text import whole
 
 ANNOTATION_FORM = '{"annotations": [{"category_id": 0, "fpath": "..."}, ...], "num_classes": 3}'
@@ -231,9 +231,9 @@ def describe_faults(path: str | Path, tree: Any) -> str:
         return f'{path}: must be {ANNOTATION_FORM}'
     num_classes = whole(tree.get('num_classes'))
     if num_classes is None or num_classes < 1:
-        return f'{path}: num_classes is {_short(tree.get("num_classes"))}, but must be a whole number, at least 1'
+        return f'{path}: num_classes is {shown(tree.get("num_classes"))}, but must be a whole number, at least 1'
     if num_classes > _MAX_CLASSES:
-        return f'{path}: num_classes is {_short(num_classes)}, but must be at most {_MAX_CLASSES}'
+        return f'{path}: num_classes is {shown(num_classes)}, but must be at most {_MAX_CLASSES}'
     if not tree['annotations']:
         return f'{path}: lists no images'
     return join_faults(path, list(entry_faults(tree['annotations'], num_classes, 'fpath')))
@@ -244,28 +244,23 @@ def entry_faults(entries: list, num_classes: int | None, path_key: str) -> Itera
     for position, entry in enumerate(entries):
         name = f'entry {position}'
         if not isinstance(entry, dict):
-            yield f'{name} is {_short(entry)}, not an object'
+            yield f'{name} is {shown(entry)}, not an object'
             continue
         path, label = entry.get(path_key), whole(entry.get('category_id'))
         if not isinstance(path, str) or not path:
-            yield f'{name} has no {path_key}' if path is None else f'{name}: {path_key} is {_short(path)}, not a path'
+            yield f'{name} has no {path_key}' if path is None else f'{name}: {path_key} is {shown(path)}, not a path'
         elif not is_unicode(path):
-            yield f'{name}: {path_key} is {_short(path)}, not Unicode: rename the file'
+            yield f'{name}: {path_key} is {shown(path)}, not Unicode: rename the file'
         elif num_classes is None:
             continue
         elif label is None:
-            yield f'{name}: category_id is {_short(entry.get("category_id"))}, not a whole number'
+            yield f'{name}: category_id is {shown(entry.get("category_id"))}, not a whole number'
         elif not 0 <= label < num_classes:
-            yield f'{name}: category_id is {_short(label)}, but must be from 0 to {num_classes - 1}'
+            yield f'{name}: category_id is {shown(label)}, but must be from 0 to {num_classes - 1}'
 
 
 def join_faults(path: str | Path, faults: list[str]) -> str:
     """Return the first faults and their number in one line."""
-    shown = '; '.join(faults[:MAX_SHOWN])
+    first = '; '.join(faults[:MAX_SHOWN])
     more = f'; and {len(faults) - MAX_SHOWN} more' if len(faults) > MAX_SHOWN else ''
-    return f'{path}: {shown}{more} ({len(faults)} faulty in all)'
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + '...'
+    return f'{path}: {first}{more} ({len(faults)} faulty in all)'

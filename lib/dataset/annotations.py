@@ -27,7 +27,7 @@ from lib.dataset.annotation_rows import (
 )
 from lib.dataset.index import class_starts, rows_by_class
 from lib.dataset.paths import PathColumn, comparable_paths
-from lib.errors import UserError, is_unicode
+from lib.errors import UserError, is_unicode, unquoted
 from lib.runtime.log import LOGGER
 from lib.runtime.read_file import MAX_JSON_BYTES, open_regular, reason_of
 from lib.runtime.text import decode_json, digest_of_names, nfc_list, whole
@@ -281,7 +281,8 @@ def _duplicates(paths: pa.Array) -> list[str]:
     if not len(repeated):
         return []
     subject = '1 entry repeats' if len(repeated) == 1 else f'{len(repeated)} entries repeat'
-    return [f'{subject} an earlier fpath: {_first_few(f"entry {row} ({paths[int(row)]})" for row in repeated)}']
+    entries = (f'entry {row} ({unquoted(str(paths[int(row)]))})' for row in repeated)
+    return [f'{subject} an earlier fpath: {_first_few(entries)}']
 
 
 def _empty_classes(path: str | Path, starts: np.ndarray) -> list[str]:
@@ -291,7 +292,7 @@ def _empty_classes(path: str | Path, starts: np.ndarray) -> list[str]:
     names: Iterable[str] = map(str, empty)
     with suppress(UserError):  # a fault of classes.json is an error where the names are needed
         if known := read_classes(Path(path).with_name('classes.json'), len(starts) - 1):
-            names = (known.names[label] for label in empty)
+            names = (unquoted(known.names[label]) for label in empty)
     return [f'{len(empty)} of {len(starts) - 1} classes have no image: {_first_few(names)}']
 
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from lib.dataset.image_walk import ImageWalk, left_out_lines
 from lib.dataset.paths import path_as_text
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.runtime.seeding import Purpose, generator
-from lib.runtime.text import count_of, first_few, nfc, sorted_naturally, visible
+from lib.runtime.text import count_of, few_names, first_few, nfc, sorted_naturally, visible
 
 VALID_NAMES = ('val', 'valid', 'validation')
 _LAYOUT = 'needed is one sub-folder per class, {root}/CLASS/photo.jpg (or {root}/train/CLASS and {root}/val/CLASS)'
@@ -126,7 +126,7 @@ class _Reader:
         unknown = sorted_naturally(of_valid.keys() - of_train.keys())
         if unknown:
             raise UserError(
-                f'{Path(self._root, valid)}: class {unknown[0]!r} ({len(unknown)} in all) has no images in '
+                f'{Path(self._root, valid)}: class {shown(unknown[0])} ({len(unknown)} in all) has no images in '
                 f'{Path(self._root, train)}'
             )
         names = sorted_naturally(of_train)
@@ -200,13 +200,12 @@ class _Reader:
         loose = [*self._loose, *(path for base in bases for path in self._loose_in.get(base, []))]
         if loose:
             images = count_of(len(loose), 'image is', 'images are')
-            warnings.append(f'{self._root}: {images} in no class folder: {first_few(loose)}')
+            warnings.append(f'{self._root}: {images} in no class folder: {few_names(loose)}')
         empty = self._without_images(folders, depth)
         if empty:
             folders_are = count_of(len(empty), 'folder is', 'folders are')
-            warnings.append(f'{self._root}: {folders_are} no class, without images: {first_few(empty)}')
+            warnings.append(f'{self._root}: {folders_are} no class, without images: {few_names(empty)}')
         parents = [name.split('/')[:-1] for name in names] if self._nested else []
-        warnings = [path_as_text(line) for line in warnings]
         return FolderDataset(train, valid, names, parents if any(parents) else [], notes, warnings)
 
     def _about_nesting(self, folders: Collection[str], depth: int) -> list[str]:
@@ -214,14 +213,14 @@ class _Reader:
         inner = [folder for folder in folders if folder.count('/') >= depth]
         if inner and not self._nested:
             lines = [
-                f'{self._root}: folders inside class folders count for the outer class: {first_few(inner)}',
+                f'{self._root}: folders inside class folders count for the outer class: {few_names(inner)}',
                 '  to make each of them a class: --DATASET_NESTED_CLASSES True',
             ]
         else:
             around = {parent for folder in inner for parent in _parents(folder)}
             outer = [folder for folder in folders if folder in around]
-            lines = [f'{self._root}: classes with classes inside: {first_few(outer)}'] if outer else []
-        return [path_as_text(line) for line in lines]
+            lines = [f'{self._root}: classes with classes inside: {few_names(outer)}'] if outer else []
+        return lines
 
     def _without_images(self, folders: Collection[str], depth: int) -> list[str]:
         """Return the folders that would be classes if there were images in or below them."""

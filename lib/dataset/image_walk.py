@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from lib.dataset.image_format import EXTENSIONS, HEADER_BYTES, image_format
-from lib.errors import UserError, shown
+from lib.errors import UserError, unquoted
 from lib.runtime.read_file import open_regular
 from lib.runtime.text import count_of, first_few, sorted_naturally
 
@@ -233,12 +233,12 @@ def left_out_lines(walk: ImageWalk, depth: int | None) -> list[str]:
             lines.append(f'  and in {len(named) - _MAX_FOLDERS:,} more folders')
     if total.folders:
         counted = sorted(total.folders.items())
-        folders = [f'{shown(name)} ({count:,})' if count > 1 else shown(name) for name, count in counted]
+        folders = [f'{unquoted(name)} ({count:,})' if count > 1 else unquoted(name) for name, count in counted]
         lines.append(f'{walk.root}: folders left out: {first_few(folders)}')
     return lines
 
 
 def _class_line(name: str, left_out: LeftOut) -> str:
     number = left_out.kinds.total()
-    names = ', '.join(map(shown, left_out.names))
-    return f'  {shown(name or ".")}: {number:,} ({names}{", ..." if number > len(left_out.names) else ""})'
+    names = ', '.join(map(unquoted, left_out.names))
+    return f'  {unquoted(name or ".")}: {number:,} ({names}{", ..." if number > len(left_out.names) else ""})'

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lib.dataset.paths import comparable_paths
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.runtime.seeding import Purpose, generator
 from lib.runtime.shared_memory import to_shared_memory
 from lib.runtime.text import decode_json
@@ -152,7 +152,7 @@ def quarantined_rows(names: pa.LargeStringArray, file: str | Path, split: str) -
     except OSError as error:
         raise UserError(f'{file}: cannot be read ({error.strerror})') from None
     except msgspec.ValidationError as error:
-        raise UserError(f'{file}: must be {_QUARANTINE_FORM} ({error})') from None
+        raise UserError(f'{file}: must be {_QUARANTINE_FORM} ({shown(error)})') from None
     names = comparable_paths(names)
     listed = comparable_paths(pa.array([image.fpath for image in images if image.split == split], pa.large_string()))
     listed = listed.cast(names.type).unique()

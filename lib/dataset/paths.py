@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lib.errors import UserError, url_fault
+from lib.errors import UserError, shown, unquoted, url_fault
 from lib.runtime.shared_memory import SharedArray, SharedFile, to_shared_memory
 from lib.runtime.text import nfc
 
@@ -198,7 +198,9 @@ def refuse_urls(paths: PathColumn | pa.Array | Sequence[str], root: str, source:
     urls = [path for path in column if '://' in path and url_fault(path)]
     if urls and not os.path.exists(os.path.join(root, urls[0])):
         count = f'{len(urls):,} of {num_paths:,} images {"is a URL" if len(urls) == 1 else "are URLs"}'
-        raise UserError(f'{source}: {count}, such as {urls[0]}; download them first, since only local paths are read')
+        raise UserError(
+            f'{source}: {count}, such as {unquoted(urls[0])}; download them first, since only local paths are read'
+        )
 
 
 def choose_path_rule(paths: PathColumn | pa.Array, root: str, source: str) -> tuple[PathRule, str]:
@@ -224,8 +226,8 @@ def choose_path_rule(paths: PathColumn | pa.Array, root: str, source: str) -> tu
         tried = [rule(path) for path in absolute]
         if any(spelled_on_disk(os.path.join(root, path)) for path in tried):
             example = os.path.join(root, tried[0])
-            line = f'{source}: absolute paths of another machine are read under {root}: {absolute[0]} -> {example}'
-            return rule, line
+            paths_text = f'{unquoted(absolute[0])} -> {unquoted(example)}'
+            return rule, f'{source}: absolute paths of another machine are read under {root}: {paths_text}'
     raise UserError(_missing(absolute[0], absolute[0], source))
 
 
@@ -248,7 +250,7 @@ def _is_absolute(path: str) -> bool:
 
 
 def _missing(written: str, tried: str, source: str) -> str:
-    return f'{source}: image {written!r} and others do not exist (searched for {tried})'
+    return f'{source}: image {shown(written)} and others do not exist (searched for {unquoted(tried)})'
 
 
 _UNDECODABLE = re.compile('[\ud800-\udfff]')

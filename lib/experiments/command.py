@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lib.config.key import did_you_mean
 from lib.config.options import Parser, local_path
-from lib.errors import UserError
+from lib.errors import UserError, shown, unquoted
 from lib.experiments.method_list import METHODS, Method
 
 if TYPE_CHECKING:
@@ -83,12 +83,12 @@ def find_base(text: str, folder: Path = _CONFIGS) -> Path:
     """
     if Path(text).suffix in ('.yaml', '.yml'):
         if not Path(text).is_file():
-            raise UserError(f'--base {text}: no such file')
+            raise UserError(f'--base {unquoted(text)}: no such file')
         return Path(text)
     configs = {path.stem.lower(): path for path in sorted(folder.glob('*.yaml'))}
     if text.lower() not in configs:
         names = ', '.join(configs)
-        raise UserError(f'--base {text}: neither a YAML file nor one of {names}{did_you_mean(text, configs)}')
+        raise UserError(f'--base {unquoted(text)}: neither a YAML file nor one of {names}{did_you_mean(text, configs)}')
     return configs[text.lower()]
 
 
@@ -101,7 +101,7 @@ def find_methods(text: str) -> tuple[Method, ...]:
     names = list(dict.fromkeys(name.strip() for name in text.split(',') if name.strip()))
     for name in names:
         if name not in METHODS:
-            raise UserError(f'--methods: {name!r} is not a method{did_you_mean(name, METHODS)}; --help lists all')
+            raise UserError(f'--methods: {shown(name)} is not a method{did_you_mean(name, METHODS)}; --help lists all')
     if not names:
         raise UserError('--methods is empty; --help lists all methods')
     return tuple(METHODS[name] for name in names)

@@ -6,7 +6,7 @@ The next step is derived from the files in the run folder, so an interrupted gri
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from lib.config.defaults import Config
 from lib.config.load import load_config
 from lib.config.options import parse_options
 from lib.config.yaml_text import read_config_file
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.experiments.method_list import METHODS, Method
 from lib.runtime.files import write_json
+from lib.runtime.json_file import Record, read_json
 from lib.trainer.checkpointing.io import read_checkpoint
 from lib.trainer.checkpointing.latest import checkpoints_in
+from lib.trainer.history import read_history
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Options that the grid sets itself for every run.
@@ -162,7 +164,7 @@ class SubRun:
         if not self.model.exists():
             return False
         last = self._last_epoch()
-        if max((line['epoch'] for line in read_metrics(self.folder)), default=0) < last:
+        if max((line['epoch'] for line in read_history(self.folder)), default=0) < last:
             return False
         # metrics.jsonl is written before the checkpoint, so a run killed in between is not done.
         progress = read_checkpoint(self.model, with_rows=False, mmap=True).progress
@@ -252,7 +254,7 @@ def check_recipes(grid: Grid, runs: Sequence[SubRun]) -> None:
         UserError: OUT holds runs of another recipe, whose results must not be mixed with those of this one.
     """
     file = grid.out / 'grid.json'
-    recipes = json.loads(file.read_text(encoding='utf-8')) if file.exists() else {}
+    recipes = read_json(file, dict[str, Record]) if file.exists() else {}
     for method in {run.method.name: run.method for run in runs}.values():
         values: dict[str, Any] = {}
         for layer in (*map(read_config_file, grid.files(method)), grid.changed()):
@@ -269,21 +271,6 @@ def check_recipes(grid: Grid, runs: Sequence[SubRun]) -> None:
     write_json(file, recipes)
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the objects of a run's metrics.jsonl, up to a line truncated by a crash."""
-    file = folder / 'metrics.jsonl'
-    lines = file.read_text(encoding='utf-8').splitlines() if file.exists() else []
-    return list(_objects(lines))
-
-
-def _objects(lines: list[str]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
-
-
 def split_options(text: str) -> tuple[str, ...]:
     """Return --options as words, split as in a shell.
 
@@ -293,4 +280,4 @@ def split_options(text: str) -> tuple[str, ...]:
     try:
         return tuple(shlex.split(text))
     except ValueError as error:
-        raise UserError(f'--options {text!r}: {error}') from None
+        raise UserError(f'--options {shown(text)}: {error}') from None

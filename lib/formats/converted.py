@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.dataset.folder import sample_valid_indices
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.formats.cifar import class_sizes
 from lib.formats.sources import SPLITS
 from lib.runtime.seeding import Purpose, generator
@@ -118,13 +118,14 @@ def _relabel(split: str, paths: list[str], codes: np.ndarray, label_of: np.ndarr
         return ConvertedSplit(paths, None)
     if missing.any():
         row = int(np.argmax(missing))
-        raise UserError(f'{split}: image {paths[row]!r} has no label ({int(missing.sum())} of {len(paths)} have none)')
+        number = int(missing.sum())
+        raise UserError(f'{split}: image {shown(paths[row])} has no label ({number} of {len(paths)} have none)')
     labels = label_of[codes]
     if (labels == UNLABELED).any():
         row = int(np.argmax(labels == UNLABELED))
         count = len(np.unique(codes[labels == UNLABELED]))
         raise UserError(
-            f'{split}: class {texts[codes[row]]!r} of image {paths[row]!r} has no training image '
+            f'{split}: class {shown(texts[codes[row]])} of image {shown(paths[row])} has no training image '
             f'({count} such classes in all); add images to train or remove the class from {split}'
         )
     return ConvertedSplit(paths, labels)

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.formats.converted import UNLABELED, ConvertedDataset, ConvertedSplit
-from lib.formats.sources import SourceErrors, check_entries, find_split_files, image_folder, read_json, short
+from lib.formats.sources import SourceErrors, check_entries, find_split_files, image_folder, read_json
 from lib.runtime.text import nfc, whole
 
 _PATTERN = r'{split}(?:20\d\d)?\.json'
@@ -140,8 +140,8 @@ def _distinct_images(path: Path, images: list[_Image]) -> tuple[list[int], dict[
             other = first[row_of[image.id]]
             errors.add(
                 f'{path}: images[{position}]',
-                f'{short(image.file_name)} has the id {short(image.id)} of images[{other}], '
-                f'{short(images[other].file_name)}',
+                f'{shown(image.file_name)} has the id {shown(image.id)} of images[{other}], '
+                f'{shown(images[other].file_name)}',
             )
     errors.raise_if_any()
     return first, row_of
@@ -160,21 +160,21 @@ def _labels(
     for position, annotation in enumerate(tree.annotations or []):
         row, label = row_of.get(annotation.image_id), label_of.get(annotation.category_id)
         if row is None:
-            errors.add(f'{path}: annotations[{position}]', f'image_id {short(annotation.image_id)} is no image')
+            errors.add(f'{path}: annotations[{position}]', f'image_id {shown(annotation.image_id)} is no image')
         elif label is None:
             errors.add(
-                f'{path}: annotations[{position}]', f'category_id {short(annotation.category_id)} is no category'
+                f'{path}: annotations[{position}]', f'category_id {shown(annotation.category_id)} is no category'
             )
         elif labels[row] != UNLABELED and labels[row] != label:
             errors.add(
                 f'{path}: annotations[{position}]',
-                f'a second category for image {short(annotation.image_id)}',
+                f'a second category for image {shown(annotation.image_id)}',
             )
         else:
             labels[row] = label
     errors.raise_if_any()
     for row in np.flatnonzero(labels == UNLABELED).tolist():
         position = first[row]
-        errors.add(f'{path}: images[{position}]', f'{short(tree.images[position].file_name)} has no annotation')
+        errors.add(f'{path}: images[{position}]', f'{shown(tree.images[position].file_name)} has no annotation')
     errors.raise_if_any()
     return labels

@@ -6,11 +6,11 @@ import itertools
 import re
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar
 
 import msgspec
 
-from lib.errors import UserError, is_unicode
+from lib.errors import UserError, is_unicode, shown
 from lib.runtime.text import decode_json, nfc, text_encoding
 
 Form = TypeVar('Form')
@@ -52,11 +52,11 @@ def check_entries(where: str, entries: list, kinds: dict[str, tuple[str, Callabl
     """
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            errors.add(f'{where}[{position}]', f'{short(entry)} is not an object')
+            errors.add(f'{where}[{position}]', f'{shown(entry)} is not an object')
             continue
         for name, (form, is_valid) in kinds.items():
             if not is_valid(entry.get(name)):
-                value = short(entry[name]) if name in entry else 'missing'
+                value = shown(entry[name]) if name in entry else 'missing'
                 errors.add(f'{where}[{position}]', f'{name} is {value}, not {form}')
 
 
@@ -214,9 +214,3 @@ def text_lines(path: Path, errors: SourceErrors) -> Iterator[tuple[str, str]]:
 
 def _unreadable(path: Path, error: OSError) -> UserError:
     return UserError(f'{path}: {(error.strerror or "cannot be read").lower()}')
-
-
-def short(value: Any) -> str:
-    """Return the repr of `value`, truncated to 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + '...'

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from lib.dataset.folder import VALID_NAMES
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.formats.converted import ConvertedDataset, ConvertedSplit, SplitBuilder
-from lib.formats.sources import SourceErrors, find_split_files, image_folder, read_csv, short, text_lines
+from lib.formats.sources import SourceErrors, find_split_files, image_folder, read_csv, text_lines
 from lib.formats.unpack import find_folder_with
 from lib.runtime.text import decimal_text, nfc, rounded_code_warnings, small_number, visible
 
@@ -55,7 +55,7 @@ def convert_csv(
         for where, row in _rows(path, columns, errors, label_needed=file_split != 'test'):
             split = _SPLIT_NAMES.get(row['split'].lower()) if row.get('split') else file_split
             if split is None:
-                errors.add(where, f'{split_column} is {short(row["split"])}; train, val or test is needed')
+                errors.add(where, f'{split_column} is {shown(row["split"])}; train, val or test is needed')
             elif not row['path']:
                 errors.add(where, f'no {path_column}')
             elif not row.get('label') and split != 'test':
@@ -86,10 +86,11 @@ def _rows(
 def _column_indices(where: str, header: list[str], titles: dict[str, str], label_needed: bool) -> dict[str, int]:
     indices = {role: header.index(title) for role, title in titles.items() if title in header}
     # Without quotes, but with escapes for invisible characters.
-    shown = ', '.join(visible(title)[1:-1] for title in header) or 'none'
+    columns = ', '.join(visible(title)[1:-1] for title in header[:20]) or 'none'
     for role in ['path', 'label'] if label_needed else ['path']:
         if role not in indices:
-            raise UserError(f'{where}: no column {titles[role]!r}; there are: {shown}; choose one with --{role}_column')
+            missing = shown(titles[role])
+            raise UserError(f'{where}: no column {missing}; there are: {columns}; choose one with --{role}_column')
     return indices
 
 
@@ -137,9 +138,9 @@ def convert_image_list(
             elif split == 'test':
                 builder.add(split, line, None)
             elif not image:
-                errors.add(where, f'{short(line)} has no label')
+                errors.add(where, f'{shown(line)} has no label')
             else:
-                errors.add(where, f'label {short(label)} is not a non-negative integer')
+                errors.add(where, f'label {shown(label)} is not a non-negative integer')
     errors.raise_if_any()
     splits, names = builder.finish()
     return ConvertedDataset(splits, names, None, image_folder(source, image_root))
@@ -187,13 +188,13 @@ def _read_grocery_classes(path: Path) -> tuple[list[str], list[list[str]], list[
     where, header = next(records)
     missing = [title for title in _GROCERY_COLUMNS if title not in header]
     if missing:
-        raise UserError(f'{where}: no column {missing[0]!r}')
+        raise UserError(f'{where}: no column {shown(missing[0])}')
     for where, fields in records:
         row = dict(zip(header, fields, strict=True))
         name, coarse_name = row[_GROCERY_COLUMNS[0]], row[_GROCERY_COLUMNS[2]]
         fine, coarse = small_number(row[_GROCERY_COLUMNS[1]]), small_number(row[_GROCERY_COLUMNS[3]])
         if not name or fine is None or coarse is None:
-            errors.add(where, f'not a class: {short(fields[:4])}')
+            errors.add(where, f'not a class: {shown(fields[:4])}')
             continue
         # /iconic-images-and-descriptions/Fruit/Apple/...: the only source of the department.
         icon = row.get(_ICON_COLUMN, '').strip('/').split('/')
@@ -212,7 +213,7 @@ def _read_grocery_split(path: Path, coarse_of: list[int], errors: SourceErrors) 
         image, *numbers = (part.strip() for part in line.rsplit(',', 2))
         fine, coarse = map(small_number, numbers) if len(numbers) == 2 else (None, None)
         if fine is None or coarse is None or not image:
-            errors.add(where, f'{short(line)} is not of the form: path, fine class, coarse class')
+            errors.add(where, f'{shown(line)} is not of the form: path, fine class, coarse class')
         elif fine >= len(coarse_of):
             errors.add(where, f'class {fine} is not in classes.csv, which ends with {len(coarse_of) - 1}')
         elif coarse != coarse_of[fine]:

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import msgspec
 
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.runtime.files import operation, remove, rename, sync_folder, temporary_folder, write_json
 
 SUFFIXES = ('.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.zip')
@@ -80,7 +80,7 @@ def _extract_tar(archive: Path, staging: Path) -> None:
 def _check_name(archive: Path, name: str) -> None:
     path = PureWindowsPath(name)  # handles / and \
     if PurePosixPath(name).is_absolute() or path.is_absolute() or path.drive or '..' in path.parts:
-        raise UserError(f'{archive}: refused, its member {name!r} leads out of the folder')
+        raise UserError(f'{archive}: refused, its member {shown(name)} leads out of the folder')
 
 
 def _merge_into(source: Path, target: Path) -> None:

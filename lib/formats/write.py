@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lib.dataset.annotations import read_annotations, read_classes, read_test_images
-from lib.dataset.paths import comparable_paths, path_as_text, refuse_urls, spelled_on_disk
-from lib.errors import UserError, is_unicode, text_fault
+from lib.dataset.paths import comparable_paths, refuse_urls, spelled_on_disk
+from lib.errors import UserError, is_unicode, shown, text_fault, unquoted
 from lib.formats.converted import ConvertedDataset, ConvertedSplit
 from lib.formats.sources import SPLITS, read_json
 from lib.runtime.files import file_exists, replace_atomically, replace_together, wait_for_lock, write_bytes
@@ -97,7 +97,7 @@ def check_split(name: str, split: ConvertedSplit, root: Path) -> None:
     if undecodable:
         raise UserError(
             f'{name}: the paths of {count_of(len(undecodable), "file is", "files are")} not UTF-8, as JSON must be: '
-            f'{path_as_text(undecodable[0])}; rename them '
+            f'{unquoted(undecodable[0])}; rename them '
             '(convmv -f latin1 -t utf8 -r --notest FOLDER renames all)'
         )
     refuse_urls(split.paths, str(root), name)
@@ -105,7 +105,7 @@ def check_split(name: str, split: ConvertedSplit, root: Path) -> None:
     sample = [root / split.paths[row] for row in rows]
     if not any(spelled_on_disk(str(path)) for path in sample):
         raise UserError(
-            f'{name}: image {split.paths[0]!r} and others do not exist (expected: {sample[0]}); '
+            f'{name}: image {shown(split.paths[0])} and others do not exist (expected: {sample[0]}); '
             'unpack the images first, or name the folder that the paths are relative to with --image_root'
         )
 

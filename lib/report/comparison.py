@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib.errors import UserError
+from lib.errors import UserError, printable
 from lib.metrics.class_report import detailed_metrics
 from lib.metrics.paired import Comparison, compare
 from lib.metrics.predictions import Predictions
@@ -92,6 +92,7 @@ def _points(difference: float) -> str:
 
 
 def _short_names(names: Sequence[str]) -> list[str]:
+    names = [*map(printable, names)]
     short = [_shortened(name, _NAME_WIDTH) for name in names]
     if max(Counter(short).values()) == 1:
         return short

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from lib.errors import UserError, shown
+from lib.errors import UserError, shown, unquoted
 
 Form = TypeVar('Form')
 
@@ -116,6 +116,11 @@ def first_few(phrases: Sequence[str]) -> str:
     return ', '.join(phrases[:_MAX_SHOWN]) + more
 
 
+def few_names(names: Sequence[str]) -> str:
+    """Return the first names of a list, each `unquoted`, and the number of the others."""
+    return first_few([*map(unquoted, names[:_MAX_SHOWN]), *names[_MAX_SHOWN:]])
+
+
 _DIGITS = re.compile(r'([0-9]+)')
 
 
@@ -150,7 +155,7 @@ def rounded_code_warnings(names: Sequence[str], what: str = 'class') -> list[str
         return []
     are = f'{what} name is a number' if len(rounded) == 1 else f'{what} names are numbers'
     return [
-        f'{len(rounded):,} {are} that a spreadsheet has rounded ({first_few(rounded)}): different products may share '
+        f'{len(rounded):,} {are} that a spreadsheet has rounded ({few_names(rounded)}): different products may share '
         'one; format the column as text and export it again'
     ]
 

@@ -6,14 +6,14 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 
 from lib.dataset.decode import DecodeError
 from lib.dataset.images import FIRST_PAUSE_SECONDS, NOT_AN_IMAGE_FILE, EncodedImages
-from lib.errors import one_line, shown
+from lib.errors import one_line, unquoted
 from lib.runtime.read_file import open_descriptor, reason_of
 from lib.shards.index import PackedIndex
 
@@ -49,31 +49,36 @@ class OpenShard:
 class ShardImages(EncodedImages):
     """The packed images of a split. Pickled as the path of the index: each process maps and opens the files itself.
 
+    A process that unpickles it compares no checksum of the index, which the first process has done.
+
     Every read is compared with the checksum computed when packing, which takes about a hundredth of the time of
     decoding: any damage to a shard or its index (truncation, replacement, a flipped bit) is a DecodeError, never wrong
     pixels.
     """
 
-    def __init__(self, path: str | os.PathLike, max_open: int = MAX_OPEN) -> None:
+    def __init__(self, path: str | os.PathLike, max_open: int = MAX_OPEN, *, identity: tuple[int, ...] = ()) -> None:
         """Open the index at `path`; at most `max_open` shards, the last used ones, stay open.
+
+        Args:
+            identity: as in PackedIndex.
 
         Raises:
             UserError: the index cannot be used.
         """
-        self.index = PackedIndex(Path(path))
+        self.index = PackedIndex(Path(path), identity)
         self._max_open = max_open
         self._paths = [str(self.index.path.with_name(shard.name)) for shard in self.index.contents.shards]
         self._opened = lru_cache(max_open)(OpenShard)
 
     def __reduce__(self) -> tuple:
-        return type(self), (str(self.index.path), self._max_open)
+        return partial(type(self), identity=self.index.identity), (str(self.index.path), self._max_open)
 
     def __len__(self) -> int:
         return len(self.index)
 
     def name(self, row: int) -> str:
         """Return the shard and the annotated path, for messages."""
-        return f'{self._path(int(row))} ({shown(str(self.index.names[int(row)]))})'
+        return f'{self._path(int(row))} ({unquoted(str(self.index.names[int(row)]))})'
 
     def read(self, row: int) -> bytes:
         """Return the bytes of an image.

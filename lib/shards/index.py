@@ -7,11 +7,14 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from lib.errors import UserError
+from lib.errors import UserError, shown
+from lib.runtime.checksums import checksum_of_columns
+from lib.runtime.read_file import check_regular
+from lib.runtime.text import few_names
 
 INDEX, FORMAT = 'index.arrow', 1
 INFO = '_info.json'  # of all splits, which timm reads; packing writes it last
-_KEY = b'packed'  # of the metadata
+_KEY, _CHECKSUM = b'packed', b'crc32'  # of the metadata
 
 COLUMNS = pa.schema(
     [
@@ -57,23 +60,38 @@ class Contents(msgspec.Struct):
 
 
 def write_table(path: Path, table: pa.Table, metadata: msgspec.Struct) -> None:
-    """Write columns as one uncompressed record batch, so that a reader can map them."""
-    table = table.combine_chunks().replace_schema_metadata({_KEY: msgspec.json.encode(metadata)})
+    """Write columns as one uncompressed record batch, so that a reader can map them, with a checksum."""
+    table, encoded = table.combine_chunks(), msgspec.json.encode(metadata)
+    table = table.replace_schema_metadata({_KEY: encoded, _CHECKSUM: b'%d' % _checksum(table, encoded)})
     with pa.ipc.new_file(str(path), table.schema) as writer:
         writer.write_table(table, max_chunksize=max(1, len(table)))
 
 
-def read_table(path: Path, metadata_type: type) -> tuple[pa.Table, Any]:
+def read_table(path: Path, metadata_type: type, *, verify: bool = True) -> tuple[pa.Table, Any]:
     """Map a file of `write_table`; return its columns and metadata.
 
+    Args:
+        verify: compare the content with its checksum; files of earlier versions have none.
+
     Raises:
-        OSError, ValueError: it cannot be read, or has another form. (Arrow's and msgspec's errors are ValueErrors.)
+        OSError, ValueError: it cannot be read, or has another form or another checksum. (Arrow's and msgspec's errors
+            are ValueErrors.)
     """
+    check_regular(path)
     with pa.memory_map(str(path)) as source:
         table = pa.ipc.open_file(source).read_all()
     if table.schema.remove_metadata() != COLUMNS:
-        raise ValueError(f'its columns are {table.schema.names}')
-    return table, msgspec.json.decode((table.schema.metadata or {}).get(_KEY, b''), type=metadata_type)
+        raise ValueError(f'its columns are {few_names(table.schema.names)}')
+    encoded, expected = ((table.schema.metadata or {}).get(key) for key in (_KEY, _CHECKSUM))
+    if verify and expected is not None and expected != b'%d' % _checksum(table, encoded or b''):
+        raise ValueError('its checksum does not match')
+    return table, msgspec.json.decode(encoded or b'', type=metadata_type)
+
+
+def _checksum(table: pa.Table, metadata: bytes) -> int:
+    if any(column.num_chunks > 1 for column in table.columns):
+        raise ValueError('it has several record batches')
+    return checksum_of_columns({name: _single_chunk(table[name]) for name in table.schema.names}, metadata)
 
 
 class PackedIndex:
@@ -81,6 +99,7 @@ class PackedIndex:
 
     Attributes:
         path: of the index; the shards are in the same folder.
+        identity: of its file: size, mtime, ctime, inode.
         contents: the metadata.
         table: all columns.
         names: (num_images,) Arrow strings.
@@ -88,17 +107,28 @@ class PackedIndex:
         faults: (num_images,) Arrow strings.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open the index at `path`. Raises: UserError if it cannot be used."""
+    def __init__(self, path: Path, identity: tuple[int, ...] = ()) -> None:
+        """Open the index at `path`.
+
+        Args:
+            identity: of the index that another process has verified; then this one only compares the identity.
+
+        Raises:
+            UserError: it cannot be used.
+        """
         self.path = path
         try:
-            self.table, self.contents = read_table(path, Contents)
+            status = path.stat()
+            self.identity = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+            if identity and self.identity != identity:
+                raise UserError(f'{path}: was replaced while it was in use; run the command again')
+            self.table, self.contents = read_table(path, Contents, verify=not identity)
         except FileNotFoundError:
             raise UserError(f'{path}: no such file') from None
         except (OSError, ValueError) as error:
-            raise UserError(f'{path}: is not an index of packed images ({error})') from None
+            raise UserError(f'{path}: is not an index of packed images ({shown(error)})') from None
         if self.contents.format != FORMAT:
-            raise UserError(f'{path}: has format {self.contents.format}, but must have {FORMAT}')
+            raise UserError(f'{path}: has format {shown(self.contents.format)}, but must have {FORMAT}')
         self.shards, self.offsets, self.lengths, self.checksums, self.labels = (
             _single_chunk(self.table[name]).to_numpy() for name in ('shard', 'offset', 'length', 'crc32', 'label')
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.dataset.image_format import hint_of
-from lib.errors import UserError
+from lib.errors import UserError, shown, unquoted
 from lib.runtime.checkout import describe_commit
 from lib.runtime.files import (
     operation,
@@ -23,12 +23,14 @@ from lib.runtime.files import (
     write_text,
 )
 from lib.runtime.log import LOGGER
+from lib.runtime.read_file import open_text, reason_of
 from lib.trainer.checkpointing.io import write_checkpoint
 from lib.trainer.checkpointing.latest import checkpoints_in, find_epoch, position_of, shard_folder_of
 from lib.trainer.checkpointing.sharded import write_shard_and_index
 from lib.trainer.checkpointing.state import Checkpoint, TrainProgress, shard_folder_name
+from lib.trainer.history import METRICS, read_history
 
-BEST, METRICS, BAD_IMAGES = 'best_model.pth', 'metrics.jsonl', 'bad_images.csv'
+BEST, BAD_IMAGES = 'best_model.pth', 'bad_images.csv'
 # Endings of files that only the run itself writes, under its lock; test.py may write .csv and .npy at any time.
 _RUN_SUFFIXES = ('.pth', '.jsonl', '.yaml', '.txt', '.png', '.html')
 # Splits whose undecodable images are saved in checkpoints.
@@ -105,17 +107,8 @@ class RunFolder:
             write_json(self.path / 'classes.json', {'names': names, 'parents': parents})
 
     def history(self) -> list[dict[str, Any]]:
-        """Return the objects of metrics.jsonl, without a last line that a crash truncated."""
-        file = self.path / METRICS
-        if not file.exists():
-            return []
-        entries = []
-        for line in file.read_text(encoding='utf-8').splitlines():
-            try:
-                entries.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return entries
+        """Return the objects of metrics.jsonl, without a last line that a crash truncated. Raises: UserError."""
+        return read_history(self.path)
 
     def forget_after(self, epoch: int) -> None:
         """Drop the metrics of later epochs, which will run again."""
@@ -217,13 +210,19 @@ def _position_of_shards(folder: Path) -> tuple[int, ...]:
 
 
 def read_bad_images(folder: Path) -> dict[str, dict[str, str]]:
-    """Read bad_images.csv: {split: {name: reason}}."""
+    """Read bad_images.csv: {split: {name: reason}}. Raises: UserError."""
     listed: dict[str, dict[str, str]] = {}
-    if (folder / BAD_IMAGES).exists():
-        with open(folder / BAD_IMAGES, encoding='utf-8', newline='') as lines:
+    path = folder / BAD_IMAGES
+    try:
+        with open_text(path, newline='') as lines:
             for row in csv.reader(lines):
                 if len(row) == 3 and row[0] != 'split':
                     listed.setdefault(row[0], {})[row[1]] = row[2]
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeError, csv.Error) as error:
+        reason = reason_of(error) if isinstance(error, OSError) else shown(error)
+        raise UserError(f'{path}: cannot be read ({reason}); remove it') from None
     return listed
 
 
@@ -277,7 +276,7 @@ class BadImages:
         """
         new = {self._name_of(row): reason for row, reason in bad}
         for name in new.keys() - self._reasons.keys():
-            LOGGER.warning('%s: %s; replaced by another image of its class', name, new[name])
+            LOGGER.warning('%s: %s; replaced by another image of its class', unquoted(name), new[name])
         if new.keys() <= self._reasons.keys():
             return
         self._reasons.update(new)

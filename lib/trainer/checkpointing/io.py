@@ -10,8 +10,8 @@ import os
 import pickle
 import shutil
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -20,12 +20,12 @@ import torch
 from safetensors import safe_open
 
 from lib.backbone.pretrained import fault_of
-from lib.backbone.tuning import BaseWeights
 from lib.backbone.weights_file import WeightsFileError, read_weights_file
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.runtime.files import replace_atomically
-from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, TrainProgress, shard_folder_name, versions
-from lib.trainer.selection import Selection
+from lib.runtime.read_file import RefusedFileError, check_regular, open_regular, reason_of
+from lib.trainer.checkpointing.content import InvalidContent, check_plain, from_content, to_content
+from lib.trainer.checkpointing.state import Checkpoint
 
 # Checkpoints of the original entry may hold the accuracy as a NumPy scalar. These names only build a number.
 _scalar = importlib.import_module('numpy._core.multiarray').scalar
@@ -38,7 +38,6 @@ _NUMPY_SCALARS: list[Any] = [
     np.dtypes.Int64DType,
 ]
 _CHUNK_BYTES = 1 << 24
-_FORMER_KEYS = ('best_result', 'best_epoch')  # of 'place', now in 'selection'
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint, canceled: Callable[[], bool] = lambda: False) -> None:
@@ -50,7 +49,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, canceled: Callable[[], 
     Raises:
         OSError: for example no space left, or canceled; an earlier file at `path` is unchanged.
     """
-    write_torch(path, _to_content(checkpoint), canceled)
+    write_torch(path, to_content(checkpoint), canceled)
 
 
 def read_checkpoint(path: str | Path, *, with_rows: bool = True, mmap: bool = False, option: str = '') -> Checkpoint:
@@ -66,25 +65,31 @@ def read_checkpoint(path: str | Path, *, with_rows: bool = True, mmap: bool = Fa
     """
     path = Path(path)
     name = f'{option} {path}'.lstrip()
-    if not path.is_file():
+    if not path.exists():
         others = ', '.join(sorted(str(other) for other in path.parent.glob('*.pth'))[:5])
         raise UserError(f'{name}: no such file' + (f'; there are {others}' if others else ''))
     try:
-        content = read_exported(path) if path.suffix == '.safetensors' else _load(path, mmap=mmap)
+        content = read_exported(path) if path.suffix == '.safetensors' else load_content(path, mmap=mmap)
     except pickle.UnpicklingError:
         raise UserError(f'{name}: {_foreign(path)}') from None
+    except (RefusedFileError, IsADirectoryError, PermissionError) as error:
+        raise UserError(f'{name}: {reason_of(error)}') from None
+    except InvalidContent as error:
+        raise _damaged(name, error) from None
     except Exception as error:  # damaged bytes make the unpickler raise errors of any type
         raise _unreadable(name, error) from None
     try:
-        checkpoint = _from_content(content, path, name)
-        return checkpoint.with_rows() if with_rows else checkpoint
-    except (KeyError, TypeError, AttributeError) as error:  # the expected keys with unexpected values
-        raise _unreadable(name, error) from None
+        checkpoint = from_content(content, path, name)
+    except InvalidContent as error:
+        raise _damaged(name, error) from None
+    except KeyError as error:
+        raise _damaged(name, InvalidContent(f'{error} is missing')) from None
+    return checkpoint.with_rows() if with_rows else checkpoint
 
 
 def safetensors_metadata(checkpoint: Checkpoint) -> dict[str, str]:
     """Return the header of a safetensors file of the checkpoint's state_dict, as read_checkpoint expects it."""
-    content = _to_content(checkpoint)
+    content = to_content(checkpoint)
     keys = ('place', 'config', 'recipe', 'train_digest', 'class_names', 'class_parents')
     header = {key: content[key] for key in keys if key in content}
     if 'class_counts' in content:
@@ -98,9 +103,11 @@ def read_exported(path: Path) -> dict[str, Any]:
     Raises:
         SafetensorError, ValueError, KeyError: not a safetensors file, or not one of this project.
     """
+    check_regular(path)
     with safe_open(path, 'pt') as file:
         content = json.loads((file.metadata() or {})['checkpoint'])
         content['state_dict'] = {name: file.get_tensor(name) for name in list(file.keys())}
+    check_plain(content)
     if 'class_counts' in content:
         content['class_counts'] = torch.tensor(content['class_counts'], dtype=torch.int64)
     return {'optimizer': None, **content}
@@ -160,62 +167,40 @@ def _num_bytes(tree: Any) -> int:
     return sum(_num_bytes(value) for value in values)
 
 
-def _to_content(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the dictionary that is saved. Its keys are the file format; older code reads them."""
-    progress, training_set = checkpoint.progress or TrainProgress(), checkpoint.training_set
-    # A file that cannot be resumed needs no generator, whose state depends on what the process did before.
-    rng = torch.get_rng_state() if checkpoint.rng is None and checkpoint.optimizer is not None else checkpoint.rng
-    return {
-        'state_dict': checkpoint.state_dict,
-        'training_state_dict': checkpoint.training_state,
-        'optimizer': checkpoint.optimizer,
-        'scaler': checkpoint.scaler,
-        'scheduler': {'epoch': progress.epoch, 'step': progress.step},
-        'epoch': progress.epoch,
-        'best_result': checkpoint.selection.best_result,
-        'selection': _selection_to_content(checkpoint.selection),
-        'place': asdict(progress),
-        'history': checkpoint.history,
-        'bad_images': checkpoint.bad_images,
-        'config': checkpoint.config,
-        'recipe': checkpoint.recipe,
-        'num_classes': checkpoint.num_classes,
-        **(_training_set_to_content(training_set) if training_set else {}),
-        'rng': None if rng is None else {'torch': rng},
-        'versions': checkpoint.versions or versions(),
-        'step_format': checkpoint.step_format,
-        'base': None if checkpoint.base is None else asdict(checkpoint.base),
-        'head': shard_folder_name(progress) if checkpoint.is_sharded else None,
-    }
+def load_content(path: Path, *, mmap: bool) -> Any:
+    """Return the objects of a file of torch.save: dense tensors, numbers and text, in dictionaries and lists.
 
-
-def _training_set_to_content(training_set: TrainingSet) -> dict[str, Any]:
-    return {
-        'train_digest': training_set.digest,
-        'class_counts': torch.from_numpy(training_set.class_counts),
-        'class_names': training_set.class_names,
-        'class_parents': training_set.class_parents,
-    }
-
-
-def _selection_to_content(selection: Selection) -> dict[str, Any]:
-    scores = selection.best_scores
-    return {**vars(selection), 'best_scores': None if scores is None else torch.from_numpy(scores)}
-
-
-def _selection_from_content(content: dict[str, Any]) -> Selection:
-    """Return the selection; files of earlier versions have the result of the best epoch only."""
-    if 'selection' not in content:
-        result = content['place'].get('best_result')
-        return Selection(best_epoch=None if result is None else content['place'].get('best_epoch'), best_result=result)
-    scores = content['selection']['best_scores']
-    return Selection(**{**content['selection'], 'best_scores': None if scores is None else scores.numpy()})
-
-
-def _load(path: Path, *, mmap: bool) -> Any:
+    Raises:
+        Exception: of any type for damaged bytes; pickle.UnpicklingError for other objects; InvalidContent.
+    """
+    with open_regular(path) as file:
+        is_archive = file.read(2) == b'PK'
+        if is_archive:
+            _check_archive(file)
     with torch.serialization.safe_globals(_NUMPY_SCALARS), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # torch warns about unusual pickles; read_checkpoint raises an error
-        return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
+        # Mapped, since torch reads values without comparing their number with the bytes that the file has for them.
+        content = torch.load(path, map_location='cpu', weights_only=True, mmap=is_archive)
+    check_plain(content)
+    return content if mmap or not is_archive else _in_memory(content, {})
+
+
+def _check_archive(file: BinaryIO) -> None:
+    with zipfile.ZipFile(file) as archive:
+        if sum(record.file_size for record in archive.infolist()) > file.seek(0, os.SEEK_END):
+            raise InvalidContent('an archive that unpacks to more than its size')
+
+
+def _in_memory(tree: Any, copies: dict[tuple, torch.Tensor]) -> Any:
+    """Return a tree with copies of its mapped tensors; equal views of the same values share their copy."""
+    if isinstance(tree, torch.Tensor):
+        key = (tree.data_ptr(), tree.dtype, tree.shape, tree.stride())
+        if key not in copies:
+            copies[key] = tree.detach().clone()
+        return copies[key]
+    if isinstance(tree, dict):
+        return {name: _in_memory(value, copies) for name, value in tree.items()}
+    return type(tree)(_in_memory(value, copies) for value in tree) if isinstance(tree, list | tuple) else tree
 
 
 def _foreign(path: Path) -> str:
@@ -223,54 +208,17 @@ def _foreign(path: Path) -> str:
         skipped = read_weights_file(path).skipped
     except WeightsFileError as error:
         return f'is no checkpoint, or it is damaged: it {fault_of(path, error)}'
-    classes = f' such as {skipped[0]}' if skipped else ''
+    classes = f' such as {shown(skipped[0])}' if skipped else ''
     return (
         f'holds more than tensors, numbers and text{classes}, which could run code, so it is no checkpoint of this '
         'project; give backbone weights alone by --MODEL_PRETRAINED'
     )
 
 
+def _damaged(name: str, error: InvalidContent) -> UserError:
+    return UserError(f'{name}: is a damaged checkpoint ({error}); use another one of the run, such as epoch_N.pth')
+
+
 def _unreadable(name: str, error: Exception) -> UserError:
-    reason = (str(error).splitlines() or [''])[0].split('. ')[0]
+    reason = shown(error).split('. ')[0]
     return UserError(f'{name}: cannot be read as a checkpoint ({type(error).__name__}: {reason})')
-
-
-def _from_content(content: Any, path: Path, name: str) -> Checkpoint:
-    state = content.get('state_dict') if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
-    ):
-        raise UserError(f'{name}: holds no state_dict, so it is no checkpoint of this project')
-    state = {key.removeprefix('module.'): value for key, value in state.items()}
-    shard_folder = content.get('head')
-    if shard_folder is None and state.get('classifier.weight', torch.empty(0)).ndim != 2:
-        raise UserError(
-            f'{name}: its state_dict has no classifier.weight of two dimensions; '
-            'give backbone weights alone by MODEL.PRETRAINED'
-        )
-    if not isinstance(content.get('place'), dict):
-        return Checkpoint(state, path=path)
-    return Checkpoint(
-        state,
-        config=content['config'],
-        recipe=content['recipe'],
-        progress=TrainProgress(**{key: value for key, value in content['place'].items() if key not in _FORMER_KEYS}),
-        training_set=_training_set_from_content(content) if 'train_digest' in content else None,
-        selection=_selection_from_content(content),
-        optimizer=content['optimizer'],
-        training_state=content.get('training_state_dict'),
-        scaler=content.get('scaler'),
-        history=content.get('history'),
-        bad_images=content.get('bad_images'),
-        rng=(content.get('rng') or {}).get('torch'),
-        versions=content.get('versions'),
-        step_format=content.get('step_format'),
-        base=None if content.get('base') is None else BaseWeights(**content['base']),
-        shard_folder=None if shard_folder is None else path.parent / Path(shard_folder).name,
-        path=path,
-    )
-
-
-def _training_set_from_content(content: dict[str, Any]) -> TrainingSet:
-    counts = content['class_counts'].numpy()
-    return TrainingSet(content['train_digest'], counts, content['class_names'], content['class_parents'])

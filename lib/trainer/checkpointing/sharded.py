@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.runtime.files import replace_atomically, write_json
 
 CLASSIFIER_PREFIX = 'classifier.'
@@ -205,7 +205,7 @@ def read_rows(folder: Path, classes: range | None = None) -> dict[str, torch.Ten
                             joined[name] = rows.new_empty(len(classes), *rows.shape[1:])
                         joined[name][first - classes.start :][: len(rows)] = rows
         except (OSError, SafetensorError) as error:
-            raise UserError(f'{folder / file}: cannot be read as a shard of a classifier ({error})') from None
+            raise UserError(f'{folder / file}: cannot be read as a shard of a classifier ({shown(error)})') from None
     if any(number != len(classes) for number in num_rows.values()) or (len(classes) and not joined):
         raise UserError(f'{folder}: does not hold all rows of classes {classes.start} to {classes.stop - 1}')
     return joined
