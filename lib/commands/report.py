@@ -1,12 +1,12 @@
 """The reports of a run, of a trained model and of a re-balanced one: collect their data and write the page."""
 
-import json
 import shlex
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
 from lib.builders.data import open_valid_split
@@ -21,7 +21,9 @@ from lib.inference.run import classify_features
 from lib.metrics.predictions import predictions_from_classes
 from lib.report.charts import mistakes_png, plot_curves, plot_error_by_count
 from lib.report.run_page import ReportData, write_report
+from lib.runtime.json_file import Record, read_json
 from lib.runtime.log import LOGGER
+from lib.runtime.read_file import read_text
 from lib.trainer.checkpointing.io import read_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint
 from lib.trainer.run_folder import RunFolder
@@ -151,7 +153,10 @@ def _write(path: Path, data: ReportData, cfg: Config) -> Path:
 
 def _environment_of(folder: Path) -> str:
     file = folder / 'environment.txt'
-    return file.read_text(encoding='utf-8') if file.exists() else ''
+    try:
+        return read_text(file)
+    except (OSError, UnicodeDecodeError):
+        return ''
 
 
 def _best(folder: RunFolder) -> Checkpoint:
@@ -163,10 +168,29 @@ def _best(folder: RunFolder) -> Checkpoint:
 
 
 def _summary(history: list[dict[str, Any]], best: Checkpoint) -> dict[str, dict[str, Any]]:
-    valid = [entry for entry in history if entry['split'] == 'valid']
+    valid = [entry for entry in history if entry.get('split') == 'valid']
     epoch = best.progress.epoch if best.progress else None
     of_best = [entry for entry in valid if entry['epoch'] == epoch]
     return {**({'best': of_best[-1]} if of_best else {}), **({'last': valid[-1]} if valid else {})}
+
+
+class _Curve(msgspec.Struct):
+    tau: list[float]
+    value: list[float]
+
+
+class _TauFile(msgspec.Struct):
+    """What the report shows of tau.json."""
+
+    metric: Literal['mean_class_error', 'top1']
+    curve: _Curve
+    before: dict[str, float | None]
+    after: dict[str, float | None]
+    chosen: float | None = None
+    optimum: float | None = None
+    stretch: tuple[float, float] | None = None
+    max_tau: float | None = None
+    note: str | None = None
 
 
 def _tau_of(run: TrainingRun) -> dict[str, Any] | None:
@@ -182,9 +206,10 @@ def _read_tau(file: Path) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        return json.loads(file.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        LOGGER.warning('%s cannot be read (%s), so the report has no tau curve', file, error)
+        read_json(file, _TauFile)  # checks the form
+        return read_json(file, Record)
+    except UserError as error:
+        LOGGER.warning('%s; the report has no tau curve', error)
         return None
 
 

@@ -1,12 +1,12 @@
 """Metrics of a finished run, its test predictions and its re-balanced model in one table."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from lib.config.defaults import Config
 from lib.errors import UserError
 from lib.report.describe import describe_metrics
+from lib.runtime.json_file import Record, numbers_in, read_json
 from lib.trainer.checkpointing.io import read_checkpoint
 from lib.trainer.run_folder import RunFolder
 
@@ -23,15 +23,15 @@ def summarize(cfg: Config) -> list[str]:
     tau = _read(rebalanced / 'tau.json')
     rows = {
         'valid': _selected_valid(run),
-        'valid, tau': tau.get('after', {}),
+        'valid, tau': numbers_in(tau.get('after')),
     }
     # STEM.json is beside the STEM.csv of every prediction of best_model.pth.
     jsons = [path for folder in (run, rebalanced) for path in folder.glob('predictions_*.json')]
     stems = sorted({path.stem for path in jsons if path.with_suffix('.csv').exists()})
     for stem in stems:
         source = stem.removeprefix('predictions_')
-        rows[source] = _read(run / f'{stem}.metrics.json')
-        rows[f'{source}, tau'] = _read(rebalanced / f'{stem}.metrics.json')
+        rows[source] = numbers_in(_read(run / f'{stem}.metrics.json'))
+        rows[f'{source}, tau'] = numbers_in(_read(rebalanced / f'{stem}.metrics.json'))
     files = [
         folder / name
         for name in ('best_model.pth', *(f'{stem}.csv' for stem in stems), 'report.html')
@@ -48,9 +48,9 @@ def _selected_valid(run: Path) -> dict[str, Any]:
     if not best.exists():
         return {}
     progress = read_checkpoint(best, with_rows=False, mmap=True).progress
-    valid = [entry for entry in RunFolder(run).history() if entry['split'] == 'valid']
+    valid = [entry for entry in RunFolder(run).history() if entry.get('split') == 'valid']
     return next((entry for entry in valid if progress and entry['epoch'] == progress.epoch), {})
 
 
 def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding='utf-8')) if file.exists() else {}
+    return read_json(file, Record) if file.exists() else {}

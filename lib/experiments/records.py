@@ -16,6 +16,7 @@ import torchvision
 
 from lib.errors import UserError
 from lib.runtime.files import wait_for_lock, write_json
+from lib.runtime.json_file import Record, read_json
 
 _HERE = Path(__file__).resolve().parent
 PUBLISHED_FILE, MEASURED_FILE = _HERE / 'published.csv', _HERE / 'measured.json'
@@ -67,12 +68,9 @@ def read_measured(file: Path = MEASURED_FILE) -> list[dict[str, Any]]:
     Raises:
         UserError: the file is invalid.
     """
-    try:
-        entries = json.loads(file.read_text(encoding='utf-8')) if file.exists() else []
-    except json.JSONDecodeError as error:
-        raise UserError(f'{file}: invalid JSON in line {error.lineno}; restore an earlier version') from None
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) and 'method' in entry for entry in entries):
-        raise UserError(f'{file}: must be a list of objects, each with a method; restore an earlier version')
+    entries = read_json(file, list[Record], hint='; restore an earlier version') if file.exists() else []
+    if not all(isinstance(entry.get('method'), str) and isinstance(entry.get('base'), str) for entry in entries):
+        raise UserError(f'{file}: must be a list of objects, each with a method and a base; restore an earlier version')
     return entries
 
 

@@ -1,14 +1,18 @@
 """The results of a grid: metrics of each run, their mean and standard deviation over seeds, and published errors."""
 
-import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lib.experiments.grid import SubRun, read_metrics
+import msgspec
+
+from lib.experiments.grid import SubRun
 from lib.experiments.method_list import Method
 from lib.experiments.records import Published, published_for, read_published
+from lib.runtime.json_file import Record, numbers_in, read_json
+from lib.trainer.history import read_history
 
 _GROUPS = ('many', 'medium', 'few')
 # Metric -> heading. Errors and accuracies are fractions, except in printed tables.
@@ -58,17 +62,21 @@ class Row:
     published: Published | None
 
 
+class _TauFile(msgspec.Struct):
+    after: Record
+
+
 def run_metrics(run: SubRun) -> dict[str, float]:
     """Return the metrics of a finished run, {name of METRICS: fraction}; unknown ones are absent."""
     if run.method.script == 'main.py':
-        valid = [line for line in read_metrics(run.folder) if line['split'] == 'valid']
+        valid = [line for line in read_history(run.folder) if line.get('split') == 'valid']
         metrics = epoch_metrics(valid)
     else:
         # tau_norm.py writes one model, so there is no best epoch.
-        after = json.loads((run.folder / 'tau.json').read_text(encoding='utf-8'))['after']
+        after = read_json(run.folder / 'tau.json', _TauFile).after
         metrics = _named('last', after)
     if run.test_metrics.exists():
-        metrics |= _named('test', json.loads(run.test_metrics.read_text(encoding='utf-8')))
+        metrics |= _named('test', read_json(run.test_metrics, Record))
     return metrics
 
 
@@ -79,15 +87,16 @@ def epoch_metrics(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     """
     if not lines:
         return {}
-    best = _named('best', min(lines, key=lambda line: (line['mean_class_error'], line['epoch'])))
+    best = _named('best', min(lines, key=lambda line: (numbers_in(line).get('mean_class_error', math.inf), line['epoch'])))
     errors = {name: value for name, value in best.items() if name.endswith('error')}
     return _named('last', max(lines, key=lambda line: line['epoch'])) | errors
 
 
 def _named(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
-    values = {name: metrics[name] for name in ('mean_class_error', *_GROUPS) if name in metrics}
-    if 'top1' in metrics:
-        values['top1_error'] = 1 - metrics['top1']
+    numbers = numbers_in(metrics)
+    values = {name: numbers[name] for name in ('mean_class_error', *_GROUPS) if name in numbers}
+    if 'top1' in numbers:
+        values['top1_error'] = 1 - numbers['top1']
     return {f'{prefix}_{name}': value for name, value in values.items()}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from lib.errors import UserError
 from lib.runtime.locks import removed_lock
-from lib.runtime.read_file import reason_of
+from lib.runtime.read_file import read_text, reason_of
 from lib.runtime.temporary import is_abandoned, is_temporary, journal_of, read_journal, temporary_path
 
 # For tests of faults: called as on_operation('before replace', path) and on_operation('after replace', path), likewise
@@ -241,8 +241,8 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 def read_json(path: str | os.PathLike) -> Any:
     """Return the content of a JSON file that a command wrote; None if there is none or it is damaged."""
     try:
-        return json.loads(Path(path).read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+        return json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError):
         return None
 
 

@@ -10,7 +10,7 @@ from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, TrainProgre
 from lib.trainer.selection import Selection
 
 RECIPE = {'MODEL.BACKBONE': 'res32_cifar', 'OPTIMIZER.LR': 0.1, 'SEED': 0, 'TRAIN.BATCH_SIZE': 8}
-SELECTION = Selection('top1', 'the same validation images', 1, 0.5, np.array([True, False]), 1, 0.5)
+SELECTION = Selection('top1', 'the same validation images', 1, 0.5, np.array([True, False]), 1, 1, 0.5)
 DIGEST = 'the same images'
 
 

@@ -216,7 +216,7 @@ def _foreign(path: Path) -> str:
 
 
 def _damaged(name: str, error: InvalidContent) -> UserError:
-    return UserError(f'{name}: is a damaged checkpoint ({error}); use another one of the run, such as epoch_N.pth')
+    return UserError(f'{name}: cannot be read as a checkpoint ({error})')
 
 
 def _unreadable(name: str, error: Exception) -> UserError:

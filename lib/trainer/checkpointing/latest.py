@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import torch
-
 from lib.errors import UserError
-from lib.trainer.checkpointing.io import read_checkpoint
+from lib.trainer.checkpointing.io import load_content, read_checkpoint
 from lib.trainer.checkpointing.sharded import read_rows
 from lib.trainer.checkpointing.state import Checkpoint
 
@@ -61,10 +59,10 @@ def shard_folder_of(path: Path) -> Path | None:
     None: its classifier is not sharded, or the file is no checkpoint of this project.
     """
     try:
-        name = torch.load(path, map_location='cpu', weights_only=True, mmap=True)['head']
+        name = load_content(path, mmap=True)['head']
     except Exception:  # damaged files raise errors of any type; those of the original entry are among them
         return None
-    return None if name is None else path.parent / Path(name).name
+    return path.parent / Path(name).name if isinstance(name, str) else None
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

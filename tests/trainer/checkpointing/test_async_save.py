@@ -40,7 +40,7 @@ def full_disk(*_, **__):
 
 def test_training_does_not_change_a_snapshot(tmp_path, gate):
     torch.manual_seed(5)
-    model = torch.nn.Linear(3, 2)
+    model = torch.nn.Linear(3, 3)  # the three classes of the training set
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     live = small_checkpoint(epoch=1, step=4)
 

@@ -1,0 +1,279 @@
+"""The dictionary in a checkpoint file, from and to a Checkpoint. Every value of a file is checked before it is used."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import numpy as np
+import torch
+from msgspec import Meta
+
+from lib.backbone.tuning import BaseWeights
+from lib.errors import UserError, is_unicode, shown
+from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, TrainProgress, shard_folder_name, versions
+from lib.trainer.history import MetricsEntry, history_fault
+from lib.trainer.selection import Selection
+
+Form = TypeVar('Form')
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+_MAX_DEPTH = 8  # of dictionaries and lists in each other
+_FORMER_KEYS = ('best_result', 'best_epoch')  # of 'place', now in 'selection'
+
+
+class InvalidContent(ValueError):
+    """A value in a checkpoint file is missing, of another type or out of range; the message names it."""
+
+
+class _Progress(msgspec.Struct, forbid_unknown_fields=True):
+    epoch: Count = 0
+    step: Count = 0
+    loss_sum: float = 0.0
+    num_right: Count = 0
+    num_images: Count = 0
+    seconds: float = 0.0
+
+
+class _Selection(msgspec.Struct):
+    metric: str = ''
+    valid_digest: str = ''
+    best_epoch: Count | None = None
+    best_result: float | None = None
+    num_epochs: Count = 0
+    selected_epoch: Count | None = None
+    selected_result: float | None = None
+    difference: float = 0.0
+    standard_error: float = 0.0
+    expected: float = 0.0
+
+
+class _Base(msgspec.Struct, forbid_unknown_fields=True):
+    backbone: str
+    pretrained: str
+    image_size: Annotated[int, Meta(ge=1, le=1 << 16)]
+    digest: str
+
+
+class _ParameterGroup(msgspec.Struct):
+    params: list[Count]
+
+
+class _Optimizer(msgspec.Struct):
+    state: dict[Count, dict[str, Any]] = {}
+    param_groups: list[_ParameterGroup] = []
+    rows: dict[str, Count] = {}
+
+
+class _Content(msgspec.Struct):
+    """The entries of the dictionary of which the form is fixed; tensors are checked apart."""
+
+    config: str
+    recipe: dict[str, Any]
+    optimizer: _Optimizer | None
+    scaler: dict[str, float | int] | None = None
+    history: list[MetricsEntry] | None = None
+    bad_images: dict[str, dict[str, str]] | None = None
+    versions: dict[str, str] | None = None
+    step_format: dict[str, str] | None = None
+    train_digest: str = ''
+    class_names: list[str] = []
+    class_parents: list[list[str]] = []
+    base: _Base | None = None
+    head: str | None = None
+
+
+def to_content(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the dictionary that is saved. Its keys are the file format; older code reads them."""
+    progress, training_set = checkpoint.progress or TrainProgress(), checkpoint.training_set
+    # A file that cannot be resumed needs no generator, whose state depends on what the process did before.
+    rng = torch.get_rng_state() if checkpoint.rng is None and checkpoint.optimizer is not None else checkpoint.rng
+    return {
+        'state_dict': checkpoint.state_dict,
+        'training_state_dict': checkpoint.training_state,
+        'optimizer': checkpoint.optimizer,
+        'scaler': checkpoint.scaler,
+        'scheduler': {'epoch': progress.epoch, 'step': progress.step},
+        'epoch': progress.epoch,
+        'best_result': checkpoint.selection.best_result,
+        'selection': _selection_to_content(checkpoint.selection),
+        'place': asdict(progress),
+        'history': checkpoint.history,
+        'bad_images': checkpoint.bad_images,
+        'config': checkpoint.config,
+        'recipe': checkpoint.recipe,
+        'num_classes': checkpoint.num_classes,
+        **(_training_set_to_content(training_set) if training_set else {}),
+        'rng': None if rng is None else {'torch': rng},
+        'versions': checkpoint.versions or versions(),
+        'step_format': checkpoint.step_format,
+        'base': None if checkpoint.base is None else asdict(checkpoint.base),
+        'head': shard_folder_name(progress) if checkpoint.is_sharded else None,
+    }
+
+
+def _training_set_to_content(training_set: TrainingSet) -> dict[str, Any]:
+    return {
+        'train_digest': training_set.digest,
+        'class_counts': torch.from_numpy(training_set.class_counts),
+        'class_names': training_set.class_names,
+        'class_parents': training_set.class_parents,
+    }
+
+
+def _selection_to_content(selection: Selection) -> dict[str, Any]:
+    scores = selection.best_scores
+    return {**vars(selection), 'best_scores': None if scores is None else torch.from_numpy(scores)}
+
+
+def from_content(content: Any, path: Path, name: str) -> Checkpoint:
+    """Return the checkpoint of the dictionary in a file.
+
+    Args:
+        path: of the file.
+        name: of the file in error messages.
+
+    Raises:
+        UserError: no checkpoint of this project.
+        InvalidContent: damaged, or changed by hand.
+    """
+    state = content.get('state_dict') if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+    ):
+        raise UserError(f'{name}: holds no state_dict, so it is no checkpoint of this project')
+    state = {key.removeprefix('module.'): value for key, value in state.items()}
+    head = content.get('head')
+    if head is None and state.get('classifier.weight', torch.empty(0)).ndim != 2:
+        raise UserError(
+            f'{name}: its state_dict has no classifier.weight of two dimensions; '
+            'give backbone weights alone by MODEL.PRETRAINED'
+        )
+    if not isinstance(content.get('place'), dict):
+        return Checkpoint(state, path=path)
+    _convert({key: content[key] for key in _Content.__struct_fields__ if key in content}, _Content, 'the file')
+    _check_values(content, state)
+    num_classes = None if head is not None else len(state['classifier.weight'])
+    return Checkpoint(
+        state,
+        config=content['config'],
+        recipe=content['recipe'],
+        progress=_progress_of(content['place']),
+        training_set=_training_set_of(content, num_classes) if 'train_digest' in content else None,
+        selection=_selection_of(content),
+        optimizer=content['optimizer'],
+        training_state=content.get('training_state_dict'),
+        scaler=content.get('scaler'),
+        history=content.get('history'),
+        bad_images=content.get('bad_images'),
+        rng=(content.get('rng') or {}).get('torch'),
+        versions=content.get('versions'),
+        step_format=content.get('step_format'),
+        base=None if content.get('base') is None else BaseWeights(**content['base']),
+        shard_folder=None if head is None else path.parent / Path(head).name,
+        path=path,
+    )
+
+
+def _convert(value: Any, form: type[Form], name: str) -> Form:
+    try:
+        return msgspec.convert(value, form)
+    except msgspec.ValidationError as error:
+        raise InvalidContent(f'{name}: {shown(error)}') from None
+
+
+def check_plain(value: Any, name: str = 'the file', depth: int = 0) -> None:
+    """Check that a tree has dense tensors, numbers of 64 bits, and texts that are Unicode, and is not deep.
+
+    Raises:
+        InvalidContent: it does not.
+    """
+    if isinstance(value, torch.Tensor):
+        _check_dense(value, name)
+    elif isinstance(value, dict | list | tuple | set):
+        if depth == _MAX_DEPTH:
+            raise InvalidContent(f'{name}: more than {_MAX_DEPTH} levels are nested')
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, entry in entries:
+            if not isinstance(key, str | int) or (isinstance(key, str) and not is_unicode(key)):
+                raise InvalidContent(f'{name}: the name {shown(key)} of an entry is no text')
+            check_plain(entry, key if isinstance(key, str) and depth < 2 else name, depth + 1)
+    elif isinstance(value, str):
+        if not is_unicode(value):
+            raise InvalidContent(f'{shown(name)}: {shown(value)} is not Unicode')
+    elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise InvalidContent(f'{shown(name)}: a number of more than 64 bits')
+
+
+def _check_dense(tensor: torch.Tensor, name: str) -> None:
+    """Check that a tensor has values in memory, no number of them twice: a view may claim a terabyte."""
+    is_dense = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+    if not is_dense or tensor.is_quantized or tensor.device.type != 'cpu':
+        kind = 'quantized' if is_dense and tensor.is_quantized else f'{tensor.layout} on {tensor.device}'
+        raise InvalidContent(f'{shown(name)}: a tensor is {kind}, not dense on the CPU')
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise InvalidContent(f'{shown(name)}: a tensor of {tensor.numel():,} numbers, of which the file has fewer')
+
+
+def _check_values(content: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
+    for key, value in state.items():
+        if key.startswith('classifier.') and not value.is_floating_point():
+            raise InvalidContent(f'{shown(key)}: has {value.dtype}, not floating-point numbers')
+    training = content.get('training_state_dict')
+    if training is not None and (not isinstance(training, dict) or _shapes(training) != _shapes(state)):
+        raise InvalidContent('training_state_dict: its tensors are not those of state_dict')
+    if fault := history_fault(content.get('history') or []):
+        raise InvalidContent(f'history: {fault}')
+    rng = content.get('rng')
+    if rng is not None and not (isinstance(rng, dict) and isinstance(rng.get('torch'), torch.Tensor | None)):
+        raise InvalidContent('rng: is no state of a generator')
+    scaler = content.get('scaler') or {}
+    if not all(math.isfinite(value) and value >= 0 for value in scaler.values()):
+        raise InvalidContent('scaler: has a number that is not positive and finite')
+
+
+def _shapes(state: dict[Any, Any]) -> dict[Any, torch.Size | None]:
+    return {key: getattr(value, 'shape', None) for key, value in state.items()}
+
+
+def _progress_of(place: dict[str, Any]) -> TrainProgress:
+    values = {key: value for key, value in place.items() if key not in _FORMER_KEYS}
+    progress = _convert(values, _Progress, 'place')
+    if not (math.isfinite(progress.loss_sum) and math.isfinite(progress.seconds)):
+        raise InvalidContent('place: loss_sum or seconds is not finite')
+    return TrainProgress(**msgspec.structs.asdict(progress))
+
+
+def _training_set_of(content: dict[str, Any], num_classes: int | None) -> TrainingSet:
+    """Return the training set; `num_classes`: rows of the classifier, None if they are in other files."""
+    counts, names, parents = (content.get(name) for name in ('class_counts', 'class_names', 'class_parents'))
+    if not isinstance(counts, torch.Tensor) or counts.ndim != 1 or counts.is_floating_point() or counts.is_complex():
+        raise InvalidContent('class_counts: is no list of whole numbers')
+    if num_classes is not None and len(counts) != num_classes:
+        raise InvalidContent(f'class_counts: has {len(counts)} numbers, but the classifier has {num_classes} rows')
+    if bool((counts < 0).any()) or names is None or parents is None:
+        raise InvalidContent('class_counts: has a negative number' if names is not None else 'class_names is missing')
+    for name, values in (('class_names', names), ('class_parents', parents)):
+        if len(values) not in (0, len(counts)):
+            raise InvalidContent(f'{name}: has {len(values)} entries for {len(counts)} classes')
+    return TrainingSet(content['train_digest'], counts.to(torch.int64).numpy(), names, parents)
+
+
+def _selection_of(content: dict[str, Any]) -> Selection:
+    """Return the selection; files of earlier versions have the result of the best epoch only."""
+    if 'selection' not in content:
+        result, epoch = (content['place'].get(key) for key in _FORMER_KEYS)
+        former = _convert({'best_epoch': epoch, 'best_result': result}, _Selection, 'place')
+        return Selection(best_epoch=None if result is None else former.best_epoch, best_result=former.best_result)
+    values = content['selection']
+    selection = _convert(values, _Selection, 'selection')
+    # Only a loss may have overflowed.
+    results = (selection.best_result, selection.selected_result)
+    if selection.metric != 'loss' and not all(result is None or math.isfinite(result) for result in results):
+        raise InvalidContent('selection: a result is not finite')
+    scores: np.ndarray | None = None
+    if values.get('best_scores') is not None:
+        if not isinstance(values['best_scores'], torch.Tensor) or values['best_scores'].ndim != 1:
+            raise InvalidContent('selection: best_scores is no list of numbers')
+        scores = values['best_scores'].numpy()
+    return Selection(**msgspec.structs.asdict(selection), best_scores=scores)
