@@ -1,5 +1,6 @@
 """RESUME_MODEL, RESUME_MODE and OVERWRITE -> a new run, a resumed run or fine-tuning. Nothing is lost silently."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,12 +8,15 @@ from typing import Any
 
 from lib.errors import UserError
 from lib.optim.schedule import warmup_epochs
-from lib.runtime.folders import has_content
+from lib.runtime.folders import has_content, is_unfinished
 from lib.trainer.checkpointing.io import read_checkpoint
 from lib.trainer.checkpointing.latest import checkpoints_in, latest_checkpoint, position_of
 from lib.trainer.checkpointing.state import Checkpoint
 
 _NO_OPTIMIZER = 'no optimizer state'
+_FILES_OF_START = re.compile(
+    r'(log|environment)\.txt|config\.yaml|classes\.json|metrics\.jsonl|bad_images\.csv|events\.out\.tfevents\..*'
+)
 
 
 @dataclass(frozen=True)
@@ -91,13 +95,17 @@ def is_set_aside(plan: ResumePlan) -> bool:
         UserError: since the plan was made, another run has saved checkpoints into the folder.
     """
     if plan.set_aside:
-        return has_content(plan.folder)
+        # A start without a checkpoint is used again, as it is without OVERWRITE.
+        of_start = {path.name for path in plan.folder.iterdir() if _FILES_OF_START.fullmatch(path.name)}
+        return has_content(plan.folder) and not is_unfinished(plan.folder, of_start, last='last.pth')
     resumed = plan.checkpoint if plan.kind == 'continue' else None
     # A run that was resumed in its folder has found the latest checkpoint there, any other run has found none.
     latest = None
     if resumed is not None and resumed.path is not None and resumed.path.resolve().parent == plan.folder.resolve():
         latest = resumed.progress.position if resumed.progress else None
-    for path in checkpoints_in(plan.folder):
+    # A kill between the two may leave an epoch_N.pth that is newer than last.pth, which is resumed.
+    last = plan.folder / 'last.pth'
+    for path in [last] if last.exists() else checkpoints_in(plan.folder):
         if latest is None or (position_of(path) or latest) > latest:
             raise UserError(
                 f'{plan.folder}: another run has saved {path.name} there since this one was started; to resume it: '

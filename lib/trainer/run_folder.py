@@ -30,7 +30,7 @@ from lib.trainer.checkpointing.sharded import write_shard_and_index
 from lib.trainer.checkpointing.state import Checkpoint, TrainProgress, shard_folder_name
 from lib.trainer.history import METRICS, read_history
 
-BEST, BAD_IMAGES = 'best_model.pth', 'bad_images.csv'
+BEST, LAST, BAD_IMAGES = 'best_model.pth', 'last.pth', 'bad_images.csv'
 # Endings of files that only the run itself writes, under its lock; test.py may write .csv and .npy at any time.
 _RUN_SUFFIXES = ('.pth', '.jsonl', '.yaml', '.txt', '.png', '.html')
 # Splits whose undecodable images are saved in checkpoints.
@@ -73,9 +73,14 @@ class RunFolder:
         if checkpoint is not None and checkpoint.bad_images is not None:
             for split in _SPLITS:
                 write_bad_images(self.path, split, checkpoint.bad_images.get(split, {}))
-
         if checkpoint is not None and checkpoint.progress and checkpoint.selection.selected_epoch is not None:
             self._restore_best(checkpoint, checkpoint.selection.selected_epoch)
+        if checkpoint is not None and checkpoint.progress and checkpoint.path and _is_in(checkpoint, self.path):
+            # The rest of its save, if the process was killed before it wrote last.pth or removed an old epoch.
+            if (position_of(self.path / LAST) or (-1, 0)) < checkpoint.progress.position:
+                _copy(checkpoint.path, self.path / LAST)
+            self._remove_old_epochs()
+            self._remove_unreferenced_shards()
 
     def _restore_best(self, checkpoint: Checkpoint, epoch: int) -> None:
         """Write best_model.pth, unless it is there, of the selected epoch; if no file has that, of the newest one."""
@@ -155,14 +160,13 @@ class RunFolder:
         if not self.writes:
             return
         epoch = checkpoint.progress.epoch
-        names = ['last.pth']
+        names = [LAST]
         if end_of_epoch and self._keep and epoch % self._save_every == 0:
             names.insert(0, f'epoch_{epoch}.pth')
         first, *others = [self.path / name for name in names]
         write_checkpoint(first, checkpoint, canceled)
         for other in others:
-            with replace_atomically(other) as temporary:
-                shutil.copyfile(first, temporary)
+            _copy(first, other)
         if is_selected:
             write_checkpoint(self.path / BEST, checkpoint.for_prediction(), canceled)
             names.append(BEST)
@@ -197,6 +201,11 @@ class RunFolder:
         numbered = {int(path.stem[6:]): path for path in self.path.glob('epoch_*.pth') if path.stem[6:].isdecimal()}
         for epoch in sorted(numbered)[: -self._keep or None]:
             remove(numbered[epoch])
+
+
+def _copy(path: Path, other: Path) -> None:
+    with replace_atomically(other) as temporary:
+        shutil.copyfile(path, temporary)
 
 
 def _is_in(checkpoint: Checkpoint, folder: Path) -> bool:
