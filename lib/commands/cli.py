@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _USAGE, _BROKEN_PIPE = 2, 141
 # Windows has no quota.
 _FULL = {errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC)}
+# A broken disk, or a network disk whose server does not answer.
+_FAILING = {getattr(errno, name) for name in ('EIO', 'ESTALE', 'ETIMEDOUT', 'EREMOTEIO') if hasattr(errno, name)}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
 # torch's messages on a GPU and on the CPU.
 _NO_MEMORY = ('out of memory', "can't allocate memory")
@@ -146,6 +148,9 @@ def _system_line(error: OSError) -> str | None:
         return f'no space left on the device{where}; free some space and run again, earlier files are unchanged'
     if error.errno == errno.ENOENT and not error.filename and not _has_folder():
         return 'the current folder does not exist any more: change to another one (cd)'
+    if error.errno in _FAILING:
+        where = f' at {error.filename}' if error.filename else ''
+        return f'the disk failed{where} ({(error.strerror or "").lower()}); earlier files are unchanged, so run again'
     if error.errno in _REFUSED | _WRONG_KIND and error.filename:
         return f'{error.filename}: {(error.strerror or "cannot be used").lower()}'
     return None
