@@ -23,9 +23,10 @@ NEW_RUN = ('--config', TINY, '--DATASET_ROOT', 'goods', '--NAME', 'new', '--TRAI
            '--TRAIN_KEEP_EPOCHS', 1)  # fmt: skip
 LAST = ('--RESUME_MODEL', 'last')
 BEST = ('--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU)
-PREDICT = (*BEST, '--TEST_TOP_K', 2, '--TEST_EMBEDDINGS', True, '--TEST_PRODUCTS', 'folder', '--TEST_ABSTAIN_ERROR', 0.5,
-           '--DATASET_TEST_JSON', 'goods/converted_val.json', '--TEST_CONTACT_SHEET', True)  # fmt: skip
-CACHED = ('--RESUME_MODE', 'finetune', '--MODEL_TUNE', 'head', '--TRAIN_FEATURES', 'cached', '--NAME', 'head')
+PREDICT = (*BEST, '--TEST_TOP_K', 2, '--TEST_EMBEDDINGS', True, '--TEST_PRODUCTS', 'folder', '--TEST_ABSTAIN_ERROR',
+           0.5, '--DATASET_TEST_JSON', 'goods/converted_val.json', '--TEST_CONTACT_SHEET', True)  # fmt: skip
+CACHED = ('--config', TINY, '--DATASET_ROOT', 'goods', '--NAME', 'head', '--MODEL_TUNE', 'head', '--TRAIN_FEATURES',
+          'cached')  # fmt: skip
 PACK = ('--config', TINY, '--DATASET_ROOT', 'goods', '--PACK_OUT', 'packed', '--PACK_SHARD_IMAGES', 8)
 ENROLL = (*BEST, '--ENROLL_IMAGES', 'more/train', '--ENROLL_PER_CLASS', 2, '--ENROLL_MAX_LOSS', 1)
 GRID = ('--base', TINY, '--methods', 'ce,focal', '--seeds', 1, '--out', 'grid', '--overlays', 'repository/overlays',
@@ -42,6 +43,8 @@ class Case:
         prepare: further files.
         patch: as in inject.py.
         report: write report.html, which takes a second.
+        again: command line that completes what an interrupted command left; (): the same one.
+        allowed: names that the second command may leave, besides those of an undisturbed one.
     """
 
     argv: tuple
@@ -49,6 +52,8 @@ class Case:
     prepare: Callable[[Path], None] | None = None
     patch: dict = field(default_factory=dict)
     report: bool = False
+    again: tuple = ()
+    allowed: str = r'(?!)'
 
 
 def copy_tools(folder: Path) -> None:
@@ -76,10 +81,16 @@ def fake_repository(folder: Path) -> None:
 CASES: dict[str, dict[str, Case]] = {
     'main.py': {
         'new': Case(('main.py', *NEW_RUN, *LAST), report=True),
-        'plain': Case(('main.py', *NEW_RUN, '--TRAIN_MAX_EPOCH', 1)),
-        'overwrite': Case(('main.py', *NEW_RUN, '--NAME', 'tiny', '--OVERWRITE', True)),
+        'plain': Case(('main.py', *NEW_RUN), again=('main.py', *NEW_RUN, *LAST)),
+        # Checkpoints are never removed without a request: OVERWRITE renames those of the interrupted run.
+        'overwrite': Case(
+            ('main.py', *NEW_RUN, '--NAME', 'tiny', '--TRAIN_MAX_EPOCH', 1, '--OVERWRITE', True),
+            allowed='log/tiny_old_2',
+        ),
         'sharded': Case(('main.py', *NEW_RUN, *LAST, '--MODEL_CLASSIFIER_SHARDED', True)),
-        'cached features': Case(('main.py', *BEST, *CACHED)),
+        'cached features': Case(
+            ('main.py', *BEST, *CACHED, '--RESUME_MODE', 'finetune'), again=('main.py', *CACHED, *LAST, *ON_CPU)
+        ),
         'class folders': Case(('main.py', *NEW_RUN, *LAST, '--DATASET_ROOT', 'shop/train', '--TRAIN_MAX_EPOCH', 1)),
         'demo data': Case(
             ('main.py', '--config', TINY, '--DATASET_NAME', 'demo', '--DATASET_ROOT', 'demo', '--TRAIN_MAX_EPOCH', 0),

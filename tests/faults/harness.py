@@ -1,6 +1,7 @@
 """Runs a case with faults in a folder that is the same for each run, and compares what it leaves."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -40,7 +41,7 @@ class Harness:
             case.prepare(self._template)
         self.reset()
         for argv in case.before:
-            self._run({'patch': case.patch}, argv, code=0)
+            self._run({}, argv, code=0)
         if case.before:
             shutil.rmtree(self._template)
             shutil.copytree(self.folder, self._template, symlinks=True)
@@ -54,6 +55,11 @@ class Harness:
         self.all_points = [Point(*line[:3]) for line in lines]
         self.points = [Point(*line[:3]) for line in lines if line[3]]
 
+    def kill_points(self) -> list[Point]:
+        """Return the points after which files differ, and those of removals, which may end half-way."""
+        changing = {*self.points}
+        return [point for point in self.all_points if point in changing or point.event == 'before unlink']
+
     def reset(self) -> None:
         """Restore the files from before the command."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -61,10 +67,14 @@ class Harness:
 
     def run(self, plan: dict[str, Any] | None = None, code: int | None = None) -> subprocess.CompletedProcess:
         """Run the command with a plan of inject.py."""
-        return self._run({**(plan or {}), 'patch': self._case.patch}, self._case.argv, code=code)
+        return self._run(plan or {}, self._case.argv, code=code)
 
-    def _run(self, plan: dict[str, Any], argv: tuple, code: int | None) -> subprocess.CompletedProcess:
-        self._plan.write_text(json.dumps(plan))
+    def run_again(self) -> subprocess.CompletedProcess:
+        """Run the command that completes what an interrupted one left."""
+        return self._run({}, self._case.again or self._case.argv)
+
+    def _run(self, plan: dict[str, Any], argv: tuple, code: int | None = None) -> subprocess.CompletedProcess:
+        self._plan.write_text(json.dumps({**plan, 'patch': self._case.patch}))
         script = argv[0] if (self.folder / argv[0]).exists() else REPOSITORY / argv[0]
         command = (self._plan, script, *argv[1:])
         return self._scripts.run(self.folder, INJECT, *command, code=code, report=self._case.report)
@@ -76,7 +86,9 @@ class Harness:
 
     def difference(self) -> str:
         """Return how the files differ from those of the undisturbed run; '' if they are equal."""
-        return describe_difference(contents(self.folder), self.expected)
+        found = contents(self.folder)
+        allowed = re.compile(self._case.allowed)
+        return describe_difference({name: one for name, one in found.items() if not allowed.match(name)}, self.expected)
 
 
 def describe_difference(found: dict[str, str], expected: dict[str, str]) -> str:
@@ -86,4 +98,4 @@ def describe_difference(found: dict[str, str], expected: dict[str, str]) -> str:
         'missing': sorted(expected.keys() - found.keys()),
         'different': sorted(name for name in found.keys() & expected.keys() if found[name] != expected[name]),
     }
-    return '; '.join(f'{kind}: {", ".join(names)}' for kind, names in parts.items() if names)
+    return '; '.join(f'{kind}: {", ".join(names[:5])} ({len(names)})' for kind, names in parts.items() if names)

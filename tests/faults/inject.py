@@ -6,7 +6,8 @@ record: file to write one line to for each operation: [event, name, count, chang
     folder, without the random parts of temporary names; `count` numbers equal operations from 1; `changed` tells
     whether the files differ from those at the line before.
 at: [event, name, count] of the operation with the fault.
-fault: 'kill' (SIGKILL), 'tear' (cut the file that was written, then kill) or the name of an error, such as ENOSPC.
+fault: 'kill' (SIGKILL), 'tear' (cut the file that was written, or remove half of the folder that is about to be
+    removed, then kill) or the name of an error, such as ENOSPC.
 limit: largest size of a file in bytes (RLIMIT_FSIZE); a larger one is written up to there, and then fails.
 signals: seconds between signals whose handler does nothing, so that system calls are interrupted (EINTR).
 patch: {'module:attribute': value}; a value that is a path replaces a path.
@@ -63,8 +64,8 @@ class Faults:
     def _fail(self, path: Path) -> None:
         fault = self._plan['fault']
         if fault in ('kill', 'tear'):
-            if fault == 'tear' and path.is_file():
-                os.truncate(path, path.stat().st_size // 2)
+            if fault == 'tear':
+                _tear(path)
             os.kill(os.getpid(), signal.SIGKILL)
         number = getattr(errno, fault)
         raise OSError(number, os.strerror(number))
@@ -88,6 +89,14 @@ class Faults:
         if key not in self._digests:
             self._digests[key] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         return self._digests[key]
+
+
+def _tear(path: Path) -> None:
+    if path.is_file():
+        os.truncate(path, path.stat().st_size // 2)
+    files_in = sorted(one for one in path.rglob('*') if one.is_file())
+    for one in files_in[: len(files_in) // 2]:
+        one.unlink()
 
 
 def main() -> None:
