@@ -26,21 +26,17 @@ on_operation: Callable[[str, Path], None] | None = None
 
 @contextmanager
 def operation(kind: str, path: Path) -> Iterator[None]:
-    """Call the hook of the tests before and after the block, which changes the files on the disk; errors name `path`.
+    """Call the hook of the tests before and after the block, which changes the files on the disk.
 
     Args:
         kind: 'write' (also to a temporary file), 'sync', 'sync_folder', 'replace' (to `path`) or 'unlink'.
         path: the file or folder.
     """
-    try:
-        if on_operation is not None:
-            on_operation(f'before {kind}', path)
-        yield
-        if on_operation is not None:
-            on_operation(f'after {kind}', path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # that of a full disk names none
-        raise
+    if on_operation is not None:
+        on_operation(f'before {kind}', path)
+    yield
+    if on_operation is not None:
+        on_operation(f'after {kind}', path)
 
 
 @contextmanager
@@ -202,7 +198,7 @@ def remove_leftovers(folder: Path, suffixes: Collection[str] = ()) -> None:
             for a process that is the only writer of such files there.
     """
     finish_set(folder)
-    if not _leftovers(folder, suffixes):
+    if not _leftovers(folder, suffixes) and not os.path.lexists(folder / FILES_LOCK):
         return
     # A file in a journal is no leftover: under the lock, no journal is written, and an earlier one is completed.
     with suppress(OSError, UserError), wait_for_lock(folder, seconds=0):

@@ -139,7 +139,7 @@ def _useless(journal: Path, fault: str) -> UserError:
 
 
 def _is_name(text: str) -> bool:
-    return Path(text).name == text and '\0' not in text
+    return Path(text).name == text and text not in ('', '..') and '\0' not in text
 
 
 def _size_of(path: Path) -> int:
