@@ -26,17 +26,21 @@ on_operation: Callable[[str, Path], None] | None = None
 
 @contextmanager
 def operation(kind: str, path: Path) -> Iterator[None]:
-    """Call the hook of the tests before and after the block, which changes the files on the disk.
+    """Call the hook of the tests before and after the block, which changes the files on the disk; errors name `path`.
 
     Args:
         kind: 'write' (also to a temporary file), 'sync', 'sync_folder', 'replace' (to `path`) or 'unlink'.
         path: the file or folder.
     """
-    if on_operation is not None:
-        on_operation(f'before {kind}', path)
-    yield
-    if on_operation is not None:
-        on_operation(f'after {kind}', path)
+    try:
+        if on_operation is not None:
+            on_operation(f'before {kind}', path)
+        yield
+        if on_operation is not None:
+            on_operation(f'after {kind}', path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # that of a full disk names none
+        raise
 
 
 @contextmanager
