@@ -87,7 +87,8 @@ def epoch_metrics(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     """
     if not lines:
         return {}
-    best = _named('best', min(lines, key=lambda line: (numbers_in(line).get('mean_class_error', math.inf), line['epoch'])))
+    errors_of = {id(line): numbers_in(line).get('mean_class_error', math.inf) for line in lines}
+    best = _named('best', min(lines, key=lambda line: (errors_of[id(line)], line['epoch'])))
     errors = {name: value for name, value in best.items() if name.endswith('error')}
     return _named('last', max(lines, key=lambda line: line['epoch'])) | errors
 

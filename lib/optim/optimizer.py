@@ -15,13 +15,19 @@ from torch.utils.hooks import RemovableHandle
 
 from lib.errors import UserError
 
+_MOMENTS = {'step', 'exp_avg', 'exp_avg_sq'}
+_STATES = {torch.optim.SGD: {'momentum_buffer'}, torch.optim.Adam: _MOMENTS, torch.optim.AdamW: _MOMENTS}
+
 
 def register_load_hooks(optimizer: torch.optim.Optimizer) -> None:
     """Make load_state_dict accept states of any implementation (fused, foreach), memory format and options.
 
-    The options of the parameter groups (weight decay, fused, lr_scale, ...) stay those of `optimizer`.
+    The options of the parameter groups (weight decay, fused, lr_scale, ...) stay those of `optimizer`. A state of other
+    parameters or of another optimizer is a ValueError.
     """
     optimizer.register_load_state_dict_pre_hook(_keep_options)
+    if not isinstance(optimizer, torch.optim.LBFGS):
+        optimizer.register_load_state_dict_post_hook(_check_state)
     optimizer.register_load_state_dict_post_hook(_match_strides)
 
 
@@ -41,6 +47,22 @@ def _keep_options(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> di
         for group, saved in zip(optimizer.param_groups, state['param_groups'], strict=True)
     ]
     return {**state, 'param_groups': groups}
+
+
+def _check_state(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError for values that the kernels would read or write beyond their end."""
+    names = _STATES.get(type(optimizer), set())
+    for group in optimizer.param_groups:
+        for parameter in group['params']:
+            state = {name: value for name, value in optimizer.state.get(parameter, {}).items() if value is not None}
+            missing = names - state.keys() - {'momentum_buffer'}  # which starts with zeros
+            if state and missing:
+                raise ValueError(f'the state lacks {", ".join(missing)}')
+            for name in names & state.keys():  # SGD ignores the rest, such as the state of Adam
+                tensor = torch.as_tensor(state[name])
+                shape = () if name == 'step' else parameter.shape
+                if tensor.shape != shape or not tensor.is_floating_point():
+                    raise ValueError(f'the state {name} is not that of a parameter of shape {tuple(parameter.shape)}')
 
 
 def _match_strides(optimizer: torch.optim.Optimizer) -> None:

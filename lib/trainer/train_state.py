@@ -85,7 +85,7 @@ class TrainState:
             optimizer_state = self._rows_of_this_rank(optimizer_state)
         try:
             self.optimizer.load_state_dict(optimizer_state)
-        except (KeyError, ValueError):  # depending on which difference torch's optimizers find first
+        except (KeyError, ValueError, TypeError, AttributeError):  # whichever difference torch's optimizers find first
             raise OptimizerMismatch(f'{checkpoint.path}: its optimizer state does not fit') from None
         self.progress, self.selection = checkpoint.progress, checkpoint.selection
 

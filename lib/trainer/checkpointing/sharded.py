@@ -4,21 +4,23 @@ The folder has the layout of sharded safetensors: files of tensors, and an index
 Since the rows of one tensor are distributed, an entry names its rows too: `classifier.weight[0:25015]`. No pickles.
 """
 
-import json
 import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lib.errors import UserError, shown
 from lib.runtime.files import replace_atomically, write_json
+from lib.runtime.json_file import read_json
+from lib.runtime.read_file import check_regular
 
 CLASSIFIER_PREFIX = 'classifier.'
 _TRAINING, _OPTIMIZER = 'training.', 'optimizer.'
@@ -73,15 +75,21 @@ def take_classifier_rows(
 def put_classifier_rows(
     state: Tensors, training: Tensors | None, optimizer: dict[str, Any] | None, rows: Tensors
 ) -> tuple[Tensors, Tensors | None, dict[str, Any] | None]:
-    """Return (state, training, optimizer) with the rows put back; the inverse of `take_classifier_rows`."""
+    """Return (state, training, optimizer) with the rows put back; the inverse of `take_classifier_rows`.
+
+    Raises:
+        UserError: a row belongs to a parameter without optimizer state.
+    """
     of_state = {name: tensor for name, tensor in rows.items() if name.startswith(CLASSIFIER_PREFIX)}
     of_training = {name.removeprefix(_TRAINING): tensor for name, tensor in rows.items() if name.startswith(_TRAINING)}
     if optimizer is not None:
         states = {index: dict(values) for index, values in optimizer['state'].items()}
-        indices = optimizer['rows']
+        indices = optimizer.get('rows', {})
         for name, tensor in rows.items():
             if name.startswith(_OPTIMIZER):
                 parameter, _, key = name.removeprefix(_OPTIMIZER).rpartition('.')
+                if parameter not in indices:
+                    raise UserError(f'the shards of the classifier hold {shown(name)}, which is not in the checkpoint')
                 states.setdefault(indices[parameter], {})[key] = tensor
         optimizer = {name: value for name, value in optimizer.items() if name != 'rows'} | {'state': states}
     return state | of_state, training and training | of_training, optimizer
@@ -101,7 +109,8 @@ def _without_classifier(state: Tensors) -> Tensors:
 
 
 INDEX = 'classifier.safetensors.index.json'
-_ENTRY = re.compile(r'(?P<name>.+)\[(?P<start>\d+):(?P<stop>\d+)\]')
+_ENTRY = re.compile(r'(?P<name>.+)\[(?P<start>[0-9]{1,10}):(?P<stop>[0-9]{1,10})\]')
+_SHARD = re.compile(r'[\w-]+\.safetensors')
 _CHUNK_NUMBERS = 1 << 22
 # Time for the slowest rank to write its shard; once the run ends by an error, that rank may have ended as well.
 _TIMEOUT_SECONDS, _ENDING_TIMEOUT_SECONDS = 600, 10
@@ -178,7 +187,7 @@ def write_index(folder: Path, num_classes: int, count: int, ending: Callable[[],
 
 def num_classes_of(folder: Path) -> int:
     """Return the number of classes of a sharded classifier. Raises: UserError."""
-    return _read_index(folder)['metadata']['num_classes']
+    return _read_index(folder).metadata.num_classes
 
 
 def read_rows(folder: Path, classes: range | None = None) -> dict[str, torch.Tensor]:
@@ -188,25 +197,25 @@ def read_rows(folder: Path, classes: range | None = None) -> dict[str, torch.Ten
         UserError: the index, a file or rows are missing or damaged.
     """
     index = _read_index(folder)
-    classes = range(index['metadata']['num_classes']) if classes is None else classes
+    classes = range(index.metadata.num_classes) if classes is None else classes
     joined: dict[str, torch.Tensor] = {}
-    num_rows: dict[str, int] = {}
-    for file, entries in _by_file(index['weight_map']).items():
+    for file, entries in _by_file(index.weight_map).items():
         try:
+            check_regular(folder / file)
             with safe_open(folder / file, 'pt') as opened:
                 for entry in entries:
-                    match = _ENTRY.fullmatch(entry)
-                    assert match is not None  # checked by _read_index
-                    name, start, stop = match['name'], int(match['start']), int(match['stop'])
-                    selected = range(max(start, classes.start), min(stop, classes.stop))
-                    num_rows[name] = num_rows.get(name, 0) + len(selected)
-                    for first, rows in _chunks(opened.get_slice(entry), selected, start):
+                    name, stored = _parse_entry(entry)
+                    selected = range(max(stored.start, classes.start), min(stored.stop, classes.stop))
+                    values = opened.get_slice(entry)
+                    if values.get_shape()[:1] != [len(stored)]:
+                        raise ValueError(f'{entry} has another number of rows')
+                    for first, rows in _chunks(values, selected, stored.start):
                         if name not in joined:
                             joined[name] = rows.new_empty(len(classes), *rows.shape[1:])
                         joined[name][first - classes.start :][: len(rows)] = rows
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, ValueError, RuntimeError) as error:  # RuntimeError: rows of other shapes
             raise UserError(f'{folder / file}: cannot be read as a shard of a classifier ({shown(error)})') from None
-    if any(number != len(classes) for number in num_rows.values()) or (len(classes) and not joined):
+    if len(classes) and not joined:
         raise UserError(f'{folder}: does not hold all rows of classes {classes.start} to {classes.stop - 1}')
     return joined
 
@@ -218,17 +227,42 @@ def _chunks(entry: Any, selected: range, start: int) -> Iterator[tuple[int, torc
         yield first, entry[first - start : min(first + step, selected.stop) - start]
 
 
-def _read_index(folder: Path) -> dict:
+class _Metadata(msgspec.Struct):
+    num_classes: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+
+
+class _Index(msgspec.Struct):
+    metadata: _Metadata
+    weight_map: dict[str, str]
+
+
+def _read_index(folder: Path) -> _Index:
+    """Return the index, whose entries name each row of each tensor once. Raises: UserError."""
     path = folder / INDEX
     try:
-        index = json.loads(path.read_text(encoding='utf-8'))
-        names = [*index['weight_map'], str(int(index['metadata']['num_classes']))]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{path}: cannot be read as the index of a classifier ({type(error).__name__})') from None
-    outside = [file for file in index['weight_map'].values() if Path(str(file)).name != file]
-    if outside or not all(_ENTRY.fullmatch(name) for name in names[:-1]):
+        index = read_json(path, _Index)
+        outside = [file for file in index.weight_map.values() if not _SHARD.fullmatch(file)]
+        rows: dict[str, list[range]] = {}
+        for entry in index.weight_map:
+            name, stored = _parse_entry(entry)
+            rows.setdefault(name, []).append(stored)
+    except (UserError, ValueError) as error:
+        raise UserError(f'{path}: cannot be read as the index of a classifier ({shown(error)})') from None
+    if outside:
         raise UserError(f'{path}: is not the index of a sharded classifier')
+    for name, ranges in rows.items():
+        ranges.sort(key=lambda one: (one.start, one.stop))
+        ends = [0, *(one.stop for one in ranges)]
+        if [one.start for one in ranges] != ends[:-1] or ends[-1] != index.metadata.num_classes:
+            raise UserError(f'{path}: does not name each row of {shown(name)} once')
     return index
+
+
+def _parse_entry(entry: str) -> tuple[str, range]:
+    match = _ENTRY.fullmatch(entry)
+    if match is None:
+        raise ValueError(f'{shown(entry)} names no rows')
+    return match['name'], range(int(match['start']), int(match['stop']))
 
 
 def _by_file(weight_map: dict[str, str]) -> dict[str, list[str]]:

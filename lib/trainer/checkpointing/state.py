@@ -11,6 +11,7 @@ import torch
 import torchvision
 
 from lib.backbone.tuning import BaseWeights
+from lib.errors import UserError
 from lib.runtime.text import nfc_list
 from lib.trainer.checkpointing.sharded import (
     CLASSIFIER_PREFIX,
@@ -159,6 +160,9 @@ class Checkpoint:
         """
         if self.shard_folder is not None:
             rows = read_rows(self.shard_folder, classes)
+            if self.training_set is not None and self.training_set.num_classes != self.num_classes:
+                counts = f'{self.training_set.num_classes} class counts for {self.num_classes} classes'
+                raise UserError(f'{self.path}: cannot be read as a checkpoint ({counts})')
             state, training, optimizer = put_classifier_rows(self.state_dict, self.training_state, self.optimizer, rows)
             return replace(self, state_dict=state, training_state=training, optimizer=optimizer, shard_folder=None)
         if classes is None:
