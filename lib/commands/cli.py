@@ -75,6 +75,8 @@ def cli_main(main: Callable[[], int | None]) -> NoReturn:
 def _run(main: Callable[[], int | None], ending: EndingSignal) -> int | str | None:
     """Return the exit code of `main`, after its error line."""
     try:
+        if not _has_folder():  # torch ends the process then
+            raise UserError('the current folder does not exist any more: change to another one (cd)')
         return main()
     except BaseException as error:
         number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else ending.number
@@ -146,8 +148,6 @@ def _system_line(error: OSError) -> str | None:
     if error.errno in _FULL:
         where = f' while writing {error.filename}' if error.filename else ''
         return f'no space left on the device{where}; free some space and run again, earlier files are unchanged'
-    if error.errno == errno.ENOENT and not error.filename and not _has_folder():
-        return 'the current folder does not exist any more: change to another one (cd)'
     if error.errno in _FAILING:
         where = f' at {error.filename}' if error.filename else ''
         return f'the disk failed{where} ({(error.strerror or "").lower()}); earlier files are unchanged, so run again'

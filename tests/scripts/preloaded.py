@@ -1,7 +1,8 @@
 """Runs scripts in forks of a process that has imported torch and lib: imports take longer than the runs.
 
 Started by conftest.py. Each line on standard input is a request, each reply a line on standard output:
-{"argv": [script, ...], "cwd", "env", "stdout", "stderr", "report"} -> process id; {"wait": id, "seconds"} -> exit code.
+{"argv": [script, ...], "cwd", "env", "stdin", "stdout", "stderr", "report"} -> process id, where an empty path is a
+closed stream; {"wait": id, "seconds"} -> exit code.
 The server itself computes nothing, so that a fork starts with torch in the state of a fresh process.
 """
 
@@ -49,9 +50,13 @@ def _run(argv: list[str], cwd: str, env: dict[str, str], stdin: str, stdout: str
         # Reports take four times as long as a tiny run.
         sys.modules['lib.commands.report'].training_report = lambda run: 'omitted'
         sys.modules['lib.commands.tau_norm'].rebalanced_report = lambda path, *_: path
-    os.dup2(os.open(stdin, os.O_RDONLY), 0)
-    for number, path in ((1, stdout), (2, stderr)):
-        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+    for number, (name, path) in enumerate({'stdin': stdin, 'stdout': stdout, 'stderr': stderr}.items()):
+        if path:
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC if number else os.O_RDONLY), number)
+        else:  # as the interpreter starts when its caller has closed the stream
+            setattr(sys, name, None)
+            setattr(sys, f'__{name}__', None)
+            os.close(number)
     os.chdir(cwd)
     os.environ.update(env)
     sys.argv[:] = argv

@@ -75,14 +75,24 @@ class Scripts:
         report: bool = False,
         stdin: str | Path = os.devnull,
         environment: dict[str, str] = ENVIRONMENT,
+        streams: dict[str, str] | None = None,
     ) -> Running:
-        """Start `python script options... < stdin` in `folder`; report.html is written only if `report`."""
+        """Start `python script options... < stdin` in `folder`; report.html is written only if `report`.
+
+        `streams`: paths of stdin, stdout or stderr that are not recorded; '' for a closed one.
+        """
         self._number += 1
         logs = [self._logs / f'{self._number}.{name}' for name in ('stdout', 'stderr')]
         for log in logs:
             log.touch()
         command = [str(REPOSITORY / script), *map(str, options)]
-        names = {'stdin': str(stdin), 'stdout': str(logs[0]), 'stderr': str(logs[1]), 'report': report}
+        names = {
+            'stdin': str(stdin),
+            'stdout': str(logs[0]),
+            'stderr': str(logs[1]),
+            **(streams or {}),
+            'report': report,
+        }
         process = self.request({'argv': command, 'cwd': str(folder), 'env': environment, **names})
         return Running(self, command, process, *logs)
 
