@@ -254,7 +254,7 @@ def _write(
     with fresh_folder(folder, 'ENROLL.OUT', is_old):
         files = [folder / MODEL, folder / 'enroll.json', folder / 'classes.json']
         values = as_values(trained.cfg)
-        (folder / VALID_JSON).unlink(missing_ok=True)  # of a command that was stopped
+        remove(folder / VALID_JSON)  # of a command that was stopped
         if measured is not None and _write_valid(folder / VALID_JSON, training_set.class_names, *measured):
             values |= {'DATASET.VALID_JSON': str(folder / VALID_JSON)}
             files.append(folder / VALID_JSON)

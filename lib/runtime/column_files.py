@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from lib.runtime.checksums import checksum, sealed, unsealed
-from lib.runtime.files import operation, sync_folder, write_json
+from lib.runtime.files import operation, remove, rename, sync_folder, temporary_folder, write_json
 from lib.runtime.read_file import MAX_RECORD_BYTES, RefusedFileError, check_regular, open_regular, read_bytes
 from lib.runtime.shared_memory import reserve
 
@@ -65,24 +65,20 @@ def create(folder: Path, description: Description) -> None:
     Raises:
         OSError: no space for all rows, or the folder cannot be written.
     """
-    fresh = folder.with_name(f'.{folder.name}.tmp')
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    try:
-        for name, (dtype, _) in description.columns.items():
-            path = fresh / f'{name}.npy'
-            with operation('write', path), open(path, 'wb') as file:
-                file.write(header := _header(dtype, description.shape(name)))
-                file.flush()
-                reserve(file.fileno(), len(header) + _num_bytes(dtype, description.shape(name)))
-        write_json(fresh / _DESCRIPTION, sealed(msgspec.to_builtins(description)))
-    except OSError as error:
-        shutil.rmtree(fresh, ignore_errors=True)
-        error.filename = error.filename or str(folder)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-    with operation('replace', folder):
-        fresh.rename(folder)
+    with temporary_folder(folder) as fresh:
+        try:
+            for name, (dtype, _) in description.columns.items():
+                path = fresh / f'{name}.npy'
+                with operation('write', path), open(path, 'wb') as file:
+                    file.write(header := _header(dtype, description.shape(name)))
+                    file.flush()
+                    reserve(file.fileno(), len(header) + _num_bytes(dtype, description.shape(name)))
+            write_json(fresh / _DESCRIPTION, sealed(msgspec.to_builtins(description)))
+        except OSError as error:
+            error.filename = str(folder)
+            raise
+        remove(folder)
+        rename(fresh, folder)
     sync_folder(folder.parent)
 
 
