@@ -27,7 +27,7 @@ from lib.errors import UserError, is_unicode, shown
 from lib.metrics.accuracy import count_per_class, mean_class_accuracy
 from lib.posthoc.candidate_scores import ScoredFeatures, score_features
 from lib.posthoc.imprint import Imprint, cross_fit_imprint, imprint
-from lib.runtime.files import write_json
+from lib.runtime.files import remove, write_json
 from lib.runtime.folders import fresh_folder, has_content, is_unfinished
 from lib.runtime.log import LOGGER
 from lib.runtime.text import name_warnings, names_digest, rounded_code_warnings
