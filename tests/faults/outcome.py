@@ -36,9 +36,14 @@ def _digest(path: Path) -> str:
         return 'folder'
     if _LOGS.fullmatch(path.name):
         return 'log'
-    normalize = {'.pth': _checkpoint, '.json': _json, '.jsonl': _json_lines, '.arrow': _arrow, '.html': _page}.get(
-        path.suffix
-    )
+    normalize = {
+        '.pth': _checkpoint,
+        '.json': _json,
+        '.jsonl': _json_lines,
+        '.arrow': _arrow,
+        '.html': _page,
+        '.yaml': _yaml,
+    }.get(path.suffix)
     if normalize is not None:
         with suppress(Exception):  # a torn file
             return hashlib.sha256(normalize(path)).hexdigest()
@@ -54,7 +59,17 @@ def _json_lines(path: Path) -> bytes:
 
 
 def _checkpoint(path: Path) -> bytes:
-    return repr(without_times(torch.load(path, weights_only=True))).encode()
+    content = torch.load(path, weights_only=True)
+    return repr(without_times({**content, 'config': _without_start(content['config'])})).encode()
+
+
+def _yaml(path: Path) -> bytes:
+    return _without_start(path.read_text()).encode()
+
+
+def _without_start(config: str) -> str:
+    """Return a config without the options that say how the run was started, or resumed."""
+    return re.sub(r'^(RESUME_MODEL|RESUME_MODE|OVERWRITE): .*$', '', config, flags=re.MULTILINE)
 
 
 def _page(path: Path) -> bytes:

@@ -1,40 +1,81 @@
-"""Every line of lib, tools and the scripts that changes files: through lib.runtime.files, or listed with a reason."""
+"""Every line of lib, tools and the scripts that changes files does so through lib.runtime.files, or is listed here."""
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-from tests.scripts.running import REPOSITORY
+import pytest
 
-# 'file: call in function' -> the reason why a fault there leaves no partial file.
-REASONS: dict[str, str] = {}
-# Calls that change files whatever their arguments are, by the last part of their name.
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# 'file: call in function' -> why it does not go through lib.runtime.files.
+_IN_TEMPORARY = 'writes a temporary file or folder of its caller, which renames it'
+_LOCK = 'a lock file, which may be torn'
+_LOG = 'a log, which grows by lines'
+_NO_OUTPUT = 'no output file'
+REASONS = {
+    'lib/dataset/decode_process.py: open in serve': _NO_OUTPUT,  # a pipe
+    'lib/dataset/decode_process.py: os.open in serve': _NO_OUTPUT,  # /dev/null
+    'lib/demo/generate.py: write_bytes in DrawPhotos.__call__': _IN_TEMPORARY,
+    'lib/distributed/rank_info.py: open in report_failure': 'the file that torchrun gives each rank for its error',
+    'lib/distributed/rank_info.py: json.dump in report_failure': 'the file that torchrun gives each rank for its error',
+    'lib/experiments/parallel.py: open in Runner._begin': _LOG,
+    'lib/export/formats.py: write_bytes in write_onnx': _IN_TEMPORARY,
+    'lib/export/formats.py: save_file in write_safetensors': _IN_TEMPORARY,
+    'lib/formats/write.py: open in write_split': _IN_TEMPORARY,
+    'lib/formats/write.py: open in _extend': _IN_TEMPORARY,
+    'lib/formats/write.py: copyfileobj in _extend': _IN_TEMPORARY,
+    'lib/formats/write.py: truncate in _extend': _IN_TEMPORARY,
+    'lib/inference/prediction_files.py: open in _write_npy': _IN_TEMPORARY,
+    'lib/runtime/column_files.py: memmap in map_columns': 'rows that a journal marks once they are on the disk',
+    'lib/runtime/column_files.py: open in _reserve_again': 'allocates blocks of a file that has its size already',
+    'lib/runtime/folders.py: ftruncate in lock_folder': _LOCK,
+    'lib/runtime/locks.py: os.open in open_lock': _LOCK,
+    'lib/runtime/locks.py: unlink in removed_lock': _LOCK,
+    'lib/runtime/shared_memory.py: posix_fallocate in reserve': _IN_TEMPORARY,
+    'lib/runtime/shared_memory.py: TemporaryFile in _anonymous_file': _NO_OUTPUT,
+    'lib/runtime/streams.py: os.open in _open': _NO_OUTPUT,  # /dev/null
+    'lib/shards/index.py: new_file in write_table': _IN_TEMPORARY,
+    'lib/trainer/checkpointing/io.py: torch.save in write_torch': _IN_TEMPORARY,
+    'lib/trainer/run_log.py: RecordWriter in EventFile.__init__': _LOG,
+}
+# Functions of lib.runtime.files and lib.runtime.text, called by their names.
+_ATOMIC = {'write_text', 'write_bytes', 'rename', 'replace'}
+# Calls that change files whatever their arguments are.
 _ALWAYS = {
-    'write_text', 'write_bytes', 'open_memmap', 'memmap', 'unlink', 'rename', 'renames', 'removedirs', 'rmtree', 'rmdir', 'move',
-    'copyfile', 'copy2', 'copytree', 'copyfileobj', 'symlink_to', 'hardlink_to', 'symlink', 'link', 'truncate', 'ftruncate',
-    'fsync', 'fdatasync', 'touch', 'mkdtemp', 'mkstemp', 'NamedTemporaryFile', 'TemporaryDirectory', 'TemporaryFile', 'save_file',
-    'savefig', 'savez', 'savetxt', 'tofile', 'posix_fallocate', 'extractall', 'FileHandler', 'RecordWriter', 'new_file',
-    'utime', 'chmod',
+    'write_text', 'write_bytes', 'open_memmap', 'memmap', 'unlink', 'rename', 'renames', 'removedirs', 'rmtree',
+    'rmdir', 'copyfile', 'copy2', 'copytree', 'copyfileobj', 'symlink_to', 'hardlink_to', 'symlink', 'link',
+    'truncate', 'fsync', 'ftruncate', 'fdatasync', 'touch', 'mkdtemp', 'mkstemp', 'utime', 'chmod',
+    'NamedTemporaryFile', 'TemporaryDirectory', 'TemporaryFile', 'save_file', 'savefig', 'savez', 'savetxt',
+    'tofile', 'posix_fallocate', 'extractall', 'new_file', 'RecordWriter',
 }  # fmt: skip
-# Calls with these names change files if they belong to one of these modules.
+# Calls that change files as functions of these modules.
 _OF_MODULES = {
-    'replace': {'os'}, 'remove': {'os'}, 'save': {'np', 'numpy', 'torch'}, 'copy': {'shutil'}, 'write_table': {'pq', 'feather', 'pa'},
-    'dump': {'json', 'pickle', 'yaml'}, 'open': {'tarfile', 'zipfile', 'os'}, 'load': {'np', 'numpy'},
-}  # fmt: skip
+    'remove': {'os'},
+    'save': {'np', 'torch'},
+    'copy': {'shutil'},
+    'move': {'shutil'},
+    'dump': {'json', 'pickle'},
+    'write_table': {'pq'},
+}
+# Names of what replace_atomically yields, and of what is in memory.
+_HARMLESS = {'temporary', 'buffer'}
 _WRITING_MODES = set('wax+')
 
 
-def changes(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield ('call in function', line of code) for each call in a file that changes files."""
-    text = path.read_text()
-    for function, node in _calls(ast.parse(text), ''):
-        name = _writes(node)
+def changes(text: str) -> Iterator[str]:
+    """Yield 'call in function' for each call that changes files, except those within `with operation(...)`."""
+    for function, call in _calls(ast.parse(text), ''):
+        name = _writes(call)
         if name:
-            yield f'{name} in {function or "module"}', ast.get_source_segment(text, node) or ''
+            yield f'{name} in {function}' if function else name
 
 
 def _calls(node: ast.AST, function: str) -> Iterator[tuple[str, ast.Call]]:
     for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.With) and any(_called(item.context_expr) == 'operation' for item in child.items):
+            continue
         inner = function
         if isinstance(child, ast.FunctionDef | ast.ClassDef):
             inner = f'{function}.{child.name}'.lstrip('.')
@@ -43,50 +84,92 @@ def _calls(node: ast.AST, function: str) -> Iterator[tuple[str, ast.Call]]:
         yield from _calls(child, inner)
 
 
+def _called(node: ast.AST) -> str:
+    return ast.unparse(node.func).rpartition('.')[2] if isinstance(node, ast.Call) else ''
+
+
 def _writes(call: ast.Call) -> str:
     """Return the name of a call that changes files; '' for another one."""
-    function = call.func
-    if isinstance(function, ast.Name):
-        owner, name = '', function.id
-    elif isinstance(function, ast.Attribute):
-        owner, name = ast.unparse(function.value), function.attr
-    else:
+    owner, _, name = ast.unparse(call.func).rpartition('.')
+    used = {node.id for part in (call.func, *call.args) for node in ast.walk(part) if isinstance(node, ast.Name)}
+    if used & _HARMLESS or (not owner and name in _ATOMIC):
         return ''
-    if name in _ALWAYS:
-        return name
     if name == 'open' and owner == 'os':
-        flags = ast.unparse(call.args[1]) if len(call.args) > 1 else ''
+        flags = ast.unparse(call.args[1])
         return 'os.open' if any(flag in flags for flag in ('O_WRONLY', 'O_RDWR', 'O_CREAT')) else ''
     if name in ('open', 'fdopen'):
         return 'open' if _mode(call, owner) & _WRITING_MODES else ''
-    if name == 'load' and owner in ('np', 'numpy'):
+    if name == 'replace':  # of a path: that of a text or a date has two arguments
+        return 'replace' if owner == 'os' or (len(call.args) == 1 and not call.keywords) else ''
+    if owner == 'np' and name == 'load':
         return 'np.load' if any('+' in ast.unparse(keyword.value) for keyword in call.keywords) else ''
-    if name == 'replace':  # of a path, unlike that of a text, which has two arguments
-        is_path = owner == 'os' or (len(call.args) == 1 and not call.keywords and owner != 'dataclasses')
-        return 'replace' if is_path else ''
-    if owner in _OF_MODULES.get(name, ()):
-        return f'{owner}.{name}'
-    return ''
+    if name in _ALWAYS:
+        return name
+    return f'{owner}.{name}' if owner in _OF_MODULES.get(name, ()) else ''
 
 
 def _mode(call: ast.Call, owner: str) -> set[str]:
-    """Return the characters of the mode of open(path, mode), path.open(mode) or tarfile.open(path, mode)."""
-    position = 1 if owner in ('', 'os', 'io', 'gzip', 'tarfile', 'bz2', 'lzma') else 0
-    given = [keyword.value for keyword in call.keywords if keyword.arg == 'mode'] or call.args[position : position + 1]
-    return (
-        set(given[0].value)
-        if given and isinstance(given[0], ast.Constant) and isinstance(given[0].value, str)
-        else set()
-    )
+    """Return the characters of the mode of open(path, mode), tarfile.open(path, mode) or path.open(mode)."""
+    position = 1 if owner in ('', 'os', 'io', 'gzip', 'tarfile') else 0
+    modes = [keyword.value for keyword in call.keywords if keyword.arg == 'mode'] or call.args[position : position + 1]
+    return {char for mode in modes if isinstance(mode, ast.Constant) for char in str(mode.value)}
 
 
-def found() -> dict[str, list[str]]:
-    """Return 'file: call in function' -> lines of code, outside of lib/runtime/files.py."""
-    lines: dict[str, list[str]] = {}
-    files = [*(REPOSITORY / 'lib').rglob('*.py'), *(REPOSITORY / 'tools').glob('*.py'), *REPOSITORY.glob('*.py')]
-    for path in sorted(files):
-        name = path.relative_to(REPOSITORY).as_posix()
-        if name != 'lib/runtime/files.py':
-            for key, line in changes(path):
-                lines.setdefault(f'{name}: {key}', []).append(line)
-    return lines
+@cache
+def found() -> set[str]:
+    """Return 'file: call in function' of all calls that change files, outside of lib/runtime/files.py."""
+    paths = [*(REPOSITORY / 'lib').rglob('*.py'), *(REPOSITORY / 'tools').glob('*.py'), *REPOSITORY.glob('*.py')]
+    names = {path.relative_to(REPOSITORY).as_posix(): path for path in paths}
+    del names['lib/runtime/files.py']
+    return {f'{name}: {change}' for name, path in names.items() for change in changes(path.read_text())}
+
+
+def test_files_are_changed_through_one_module():
+    assert sorted(found() - REASONS.keys()) == [], 'use lib.runtime.files, or add the reason'
+
+
+def test_the_list_has_no_old_entries():
+    assert sorted(REASONS.keys() - found()) == []
+
+
+@pytest.mark.parametrize(
+    'line',
+    [
+        "open(path, 'w')",
+        "open(path, mode='ab')",
+        "path.open('r+b')",
+        "tarfile.open(path, 'w:gz')",
+        'os.open(path, os.O_CREAT | os.O_RDWR)',
+        'path.write_text(text)',
+        'path.rename(other)',
+        'path.replace(other)',
+        'os.replace(one, two)',
+        'shutil.rmtree(folder)',
+        'shutil.move(one, two)',
+        'np.save(path, array)',
+        "np.load(path, mmap_mode='r+')",
+        'np.lib.format.open_memmap(path)',
+        'torch.save(content, path)',
+        'json.dump(value, file)',
+        'figure.savefig(path)',
+    ],
+)
+def test_a_line_that_changes_files_is_found(line):
+    assert len(list(changes(f'def write():\n    {line}'))) == 1
+
+
+@pytest.mark.parametrize(
+    'line',
+    [
+        'open(path)',
+        "open(path, 'rb')",
+        "text.replace('a', 'b')",
+        'replace(config, seed=1)',
+        'write_text(path, text)',
+        "open(temporary, 'w')",
+        'np.load(path)',
+        "with operation('write', path):\n        path.write_text(text)",
+    ],
+)
+def test_other_lines_are_not(line):
+    assert list(changes(f'def read():\n    {line}')) == []
