@@ -31,7 +31,7 @@ from lib.export.formats import (
 from lib.export.module import ExportedModel, Preprocessing
 from lib.runtime.files import replace_atomically
 from lib.runtime.log import LOGGER
-from lib.trainer.checkpointing.io import safetensors_metadata
+from lib.trainer.checkpointing.io import safetensors_metadata, with_checksums
 
 _BATCH_SIZES = (1, 3, 16, 7)  # compared with PyTorch, because the batch dimension is dynamic
 
@@ -82,7 +82,7 @@ def export(trained: LoadedModel) -> tuple[Path, list[str]]:
         if file_format.load is None:
             merged, config = _merged(trained)
             metadata |= safetensors_metadata(replace(trained.checkpoint, config=config))
-            write_safetensors(temporary, merged, metadata)
+            write_safetensors(temporary, merged, with_checksums(metadata, merged))
             lines = ['weights only; the file can be used as RESUME_MODEL']
             if any(map(is_adapter, merged)):
                 lines.append('AdaptFormer cannot be merged: its weights are NAME.adaptformer.*')

@@ -11,12 +11,15 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from lib.runtime.read_file import open_descriptor
 from lib.runtime.workers import num_cores
+
+if TYPE_CHECKING:
+    import torch
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')
@@ -69,6 +72,14 @@ def _values_of(column: Any) -> Iterable[np.ndarray]:
     if len(offsets):
         yield np.frombuffer(buffers[2] or b'', np.uint8)[offsets[0] : offsets[-1]]
         yield (offsets if not offsets[0] else offsets - offsets[0]).view(np.uint8)
+
+
+def checksum_of_tensor(tensor: 'torch.Tensor') -> int:
+    """Return the CRC-32 of a tensor on the CPU: its dtype, its shape and its values."""
+    import torch  # here only: processes that decode images import this module, and need no torch
+
+    values = tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
+    return checksum(f'{tensor.dtype} {tuple(tensor.shape)}'.encode(), values)
 
 
 def sealed(content: dict[str, Any]) -> dict[str, Any]:

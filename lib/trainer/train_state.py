@@ -9,7 +9,8 @@ from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
 from lib.model import Recognizer
 from lib.optim.ema import ModelEMA
-from lib.trainer.checkpointing.sharded import CLASSIFIER_PREFIX, ClassifierShard, names_by_index, take_classifier_rows
+from lib.trainer.checkpointing.classifier_rows import CLASSIFIER_PREFIX, names_by_index, take_classifier_rows
+from lib.trainer.checkpointing.sharded import ClassifierShard
 from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, TrainProgress
 from lib.trainer.run_folder import RunFolder
 from lib.trainer.selection import Selection

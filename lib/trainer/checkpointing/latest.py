@@ -1,10 +1,11 @@
 """Find the checkpoints of a run folder, and the latest of them."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from lib.errors import UserError
 from lib.trainer.checkpointing.io import load_content, read_checkpoint
-from lib.trainer.checkpointing.sharded import read_rows
+from lib.trainer.checkpointing.sharded import check_shards
 from lib.trainer.checkpointing.state import Checkpoint
 
 
@@ -20,7 +21,7 @@ def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         try:
             checkpoint = read_checkpoint(path, with_rows=False)
             if checkpoint.shard_folder is not None:
-                read_rows(checkpoint.shard_folder, range(0))  # raises if a shard is missing
+                check_shards(checkpoint.shard_folder)
         except UserError as error:
             errors.append(str(error))
             continue
@@ -49,7 +50,8 @@ def find_epoch(checkpoint: Checkpoint, epoch: int) -> Checkpoint | None:
     folder = checkpoint.path.parent if checkpoint.path else None
     for path in (folder / 'best_model.pth', folder / f'epoch_{epoch}.pth') if folder else ():
         if position_of(path) == (epoch, 0):
-            return read_checkpoint(path, with_rows=False)
+            with suppress(UserError):  # damaged
+                return read_checkpoint(path, with_rows=False)
     return None
 
 

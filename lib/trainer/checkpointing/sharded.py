@@ -4,10 +4,11 @@ The folder has the layout of sharded safetensors: files of tensors, and an index
 Since the rows of one tensor are distributed, an entry names its rows too: `classifier.weight[0:25015]`. No pickles.
 """
 
+import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,12 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lib.errors import UserError, shown
+from lib.runtime.checksums import checksum_of_tensor, sealed, unsealed
 from lib.runtime.files import replace_atomically, write_json
-from lib.runtime.json_file import read_json
+from lib.runtime.json_file import Record, read_json
 from lib.runtime.read_file import check_regular
 
-CLASSIFIER_PREFIX = 'classifier.'
-_TRAINING, _OPTIMIZER = 'training.', 'optimizer.'
 Tensors = dict[str, torch.Tensor]
 
 
@@ -46,72 +46,11 @@ class ClassifierShard:
     count: int
 
 
-def take_classifier_rows(
-    state: Tensors, training: Tensors | None, optimizer: dict[str, Any], names: dict[int, str]
-) -> tuple[Tensors, Tensors | None, dict[str, Any], Tensors]:
-    """Return (state, training, optimizer, rows): the three without the classifier's rows, and these rows.
-
-    The optimizer state lists under 'rows' which index each classifier parameter had.
-
-    Args:
-        names: names of the classifier's parameters (`classifier.weight`) by their index in the optimizer state.
-    """
-    rows = {name: tensor for name, tensor in state.items() if name.startswith(CLASSIFIER_PREFIX)}
-    if training is not None:
-        rows |= {_TRAINING + name: tensor for name, tensor in training.items() if name.startswith(CLASSIFIER_PREFIX)}
-    remaining = {}
-    for index, values in optimizer['state'].items():
-        if index not in names:
-            remaining[index] = values
-            continue
-        length = len(state[names[index]])
-        is_rows = {key: torch.is_tensor(value) and value.shape[:1] == (length,) for key, value in values.items()}
-        rows |= {f'{_OPTIMIZER}{names[index]}.{key}': value for key, value in values.items() if is_rows[key]}
-        remaining[index] = {key: value for key, value in values.items() if not is_rows[key]}
-    optimizer = optimizer | {'state': remaining, 'rows': {name: index for index, name in names.items()}}
-    return _without_classifier(state), training and _without_classifier(training), optimizer, rows
-
-
-def put_classifier_rows(
-    state: Tensors, training: Tensors | None, optimizer: dict[str, Any] | None, rows: Tensors
-) -> tuple[Tensors, Tensors | None, dict[str, Any] | None]:
-    """Return (state, training, optimizer) with the rows put back; the inverse of `take_classifier_rows`.
-
-    Raises:
-        UserError: a row belongs to a parameter without optimizer state.
-    """
-    of_state = {name: tensor for name, tensor in rows.items() if name.startswith(CLASSIFIER_PREFIX)}
-    of_training = {name.removeprefix(_TRAINING): tensor for name, tensor in rows.items() if name.startswith(_TRAINING)}
-    if optimizer is not None:
-        states = {index: dict(values) for index, values in optimizer['state'].items()}
-        indices = optimizer.get('rows', {})
-        for name, tensor in rows.items():
-            if name.startswith(_OPTIMIZER):
-                parameter, _, key = name.removeprefix(_OPTIMIZER).rpartition('.')
-                if parameter not in indices:
-                    raise UserError(f'the shards of the classifier hold {shown(name)}, which is not in the checkpoint')
-                states.setdefault(indices[parameter], {})[key] = tensor
-        optimizer = {name: value for name, value in optimizer.items() if name != 'rows'} | {'state': states}
-    return state | of_state, training and training | of_training, optimizer
-
-
-def names_by_index(
-    optimizer: torch.optim.Optimizer, parameters: Iterable[tuple[str, torch.nn.Parameter]]
-) -> dict[int, str]:
-    """Return the names of the given parameters by their index in the optimizer's state."""
-    name_of = {id(parameter): name for name, parameter in parameters}
-    ordered = [parameter for group in optimizer.param_groups for parameter in group['params']]
-    return {index: name_of[id(parameter)] for index, parameter in enumerate(ordered) if id(parameter) in name_of}
-
-
-def _without_classifier(state: Tensors) -> Tensors:
-    return {name: tensor for name, tensor in state.items() if not name.startswith(CLASSIFIER_PREFIX)}
-
-
 INDEX = 'classifier.safetensors.index.json'
 _ENTRY = re.compile(r'(?P<name>.+)\[(?P<start>[0-9]{1,10}):(?P<stop>[0-9]{1,10})\]')
 _SHARD = re.compile(r'[\w-]+\.safetensors')
 _CHUNK_NUMBERS = 1 << 22
+_CHECKSUMS = 'crc32'  # entry in the header of a file
 # Time for the slowest rank to write its shard; once the run ends by an error, that rank may have ended as well.
 _TIMEOUT_SECONDS, _ENDING_TIMEOUT_SECONDS = 600, 10
 
@@ -149,10 +88,26 @@ def write_shard(folder: Path, rows: dict[str, torch.Tensor], classes: range, *, 
     entries = {f'{name}[{classes.start}:{classes.stop}]': tensor.contiguous() for name, tensor in rows.items()}
     with replace_atomically(folder / shard_file_name(rank, count)) as temporary:
         try:
-            save_file(entries, temporary, metadata={'format': 'pt'})
+            save_file(entries, temporary, metadata={'format': 'pt', _CHECKSUMS: _checksums_of(entries)})
         except SafetensorError as error:
             # safetensors reports a full disk in its message only.
             raise OSError(28 if 'No space' in str(error) else 5, str(error), str(temporary)) from None
+
+
+def _checksums_of(entries: Tensors) -> str:
+    """Return the checksums of each entry as JSON: rows per block, then the checksum of each block."""
+    sums = {}
+    for name, tensor in entries.items():
+        step = _rows_at_once(tensor.shape)
+        sums[name] = [
+            step,
+            *(checksum_of_tensor(tensor[first : first + step]) for first in range(0, len(tensor), step)),
+        ]
+    return json.dumps(sums)
+
+
+def _rows_at_once(shape: Sequence[int]) -> int:
+    return max(1, _CHUNK_NUMBERS // max(1, math.prod(shape[1:])))
 
 
 def write_index(folder: Path, num_classes: int, count: int, ending: Callable[[], bool] = lambda: False) -> None:
@@ -182,12 +137,20 @@ def write_index(folder: Path, num_classes: int, count: int, ending: Callable[[],
             weight_map |= dict.fromkeys(sorted(file.keys()), shard.name)
         total += shard.stat().st_size
     metadata = {'total_size': total, 'num_classes': num_classes}
-    write_json(folder / INDEX, {'metadata': metadata, 'weight_map': weight_map})
+    write_json(folder / INDEX, sealed({'metadata': metadata, 'weight_map': weight_map}))
 
 
 def num_classes_of(folder: Path) -> int:
     """Return the number of classes of a sharded classifier. Raises: UserError."""
     return _read_index(folder).metadata.num_classes
+
+
+def check_shards(folder: Path) -> None:
+    """Compare all rows of all files with their checksums. Raises: UserError, as read_rows."""
+    index = _read_index(folder)
+    for file, entries in _by_file(index.weight_map).items():
+        for _ in _read_file(folder / file, entries, range(index.metadata.num_classes)):
+            pass
 
 
 def read_rows(folder: Path, classes: range | None = None) -> dict[str, torch.Tensor]:
@@ -200,31 +163,54 @@ def read_rows(folder: Path, classes: range | None = None) -> dict[str, torch.Ten
     classes = range(index.metadata.num_classes) if classes is None else classes
     joined: dict[str, torch.Tensor] = {}
     for file, entries in _by_file(index.weight_map).items():
-        try:
-            check_regular(folder / file)
-            with safe_open(folder / file, 'pt') as opened:
-                for entry in entries:
-                    name, stored = _parse_entry(entry)
-                    selected = range(max(stored.start, classes.start), min(stored.stop, classes.stop))
-                    values = opened.get_slice(entry)
-                    if values.get_shape()[:1] != [len(stored)]:
-                        raise ValueError(f'{entry} has another number of rows')
-                    for first, rows in _chunks(values, selected, stored.start):
-                        if name not in joined:
-                            joined[name] = rows.new_empty(len(classes), *rows.shape[1:])
-                        joined[name][first - classes.start :][: len(rows)] = rows
-        except (OSError, SafetensorError, ValueError, RuntimeError) as error:  # RuntimeError: rows of other shapes
-            raise UserError(f'{folder / file}: cannot be read as a shard of a classifier ({shown(error)})') from None
+        for name, first, rows in _read_file(folder / file, entries, classes):
+            if name not in joined:
+                joined[name] = rows.new_empty(len(classes), *rows.shape[1:])
+            if joined[name].shape[1:] != rows.shape[1:]:
+                raise UserError(f'{folder / file}: cannot be read as a shard of a classifier (rows of other shapes)')
+            joined[name][first - classes.start :][: len(rows)] = rows
     if len(classes) and not joined:
         raise UserError(f'{folder}: does not hold all rows of classes {classes.start} to {classes.stop - 1}')
     return joined
 
 
-def _chunks(entry: Any, selected: range, start: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (first class, rows) of the selected rows, a few megabytes at a time; the entry begins at class `start`."""
-    step = max(1, _CHUNK_NUMBERS // max(1, math.prod(entry.get_shape()[1:])))
-    for first in range(selected.start, selected.stop, step):
-        yield first, entry[first - start : min(first + step, selected.stop) - start]
+def _read_file(path: Path, entries: list[str], classes: range) -> Iterator[tuple[str, int, torch.Tensor]]:
+    """Yield (name, first class, rows) of the given classes, a few megabytes at a time. Raises: UserError."""
+    try:
+        check_regular(path)
+        with safe_open(path, 'pt') as opened:
+            text = (opened.metadata() or {}).get(_CHECKSUMS)  # files of earlier versions have none
+            sums = None if text is None else msgspec.json.decode(text, type=dict[str, list[int]])
+            for entry in entries:
+                name, stored = _parse_entry(entry)
+                values = opened.get_slice(entry)
+                if values.get_shape()[:1] != [len(stored)]:
+                    raise ValueError(f'{entry} has another number of rows')
+                selected = range(max(stored.start, classes.start), min(stored.stop, classes.stop))
+                blocks = _blocks(values, None if sums is None else sums.get(entry, []), selected, stored)
+                yield from ((name, first, rows) for first, rows in blocks)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f'{path}: cannot be read as a shard of a classifier ({shown(error)})') from None
+
+
+def _blocks(values: Any, sums: list[int] | None, selected: range, stored: range) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (first class, rows) of the selected rows: of each block with a checksum that holds some of them.
+
+    Args:
+        values: of an entry, for the classes `stored`.
+        sums: rows per block, then the checksum of each block; None: there are no checksums.
+    """
+    step, *expected = [_rows_at_once(values.get_shape())] if sums is None else sums
+    if step < 1 or (sums is not None and len(expected) != -(-len(stored) // step)):
+        raise ValueError('its checksums are damaged')
+    first_block = (selected.start - stored.start) // step
+    for number in range(first_block, -(-(selected.stop - stored.start) // step) if selected else first_block):
+        first = stored.start + number * step
+        block = values[number * step : min((number + 1) * step, len(stored))]
+        if sums is not None and checksum_of_tensor(block) != expected[number]:
+            raise ValueError(f'damaged: the checksum of rows {first} to {first + len(block) - 1} does not match')
+        start = max(first, selected.start)
+        yield start, block[start - first : selected.stop - first]
 
 
 class _Metadata(msgspec.Struct):
@@ -240,7 +226,10 @@ def _read_index(folder: Path) -> _Index:
     """Return the index, whose entries name each row of each tensor once. Raises: UserError."""
     path = folder / INDEX
     try:
-        index = read_json(path, _Index)
+        content = read_json(path, Record)
+        if 'crc32' in content and unsealed(content) is None:  # files of earlier versions have no checksum
+            raise ValueError('its checksum does not match')
+        index = msgspec.convert(content, _Index)
         outside = [file for file in index.weight_map.values() if not _SHARD.fullmatch(file)]
         rows: dict[str, list[range]] = {}
         for entry in index.weight_map:

@@ -13,13 +13,8 @@ import torchvision
 from lib.backbone.tuning import BaseWeights
 from lib.errors import UserError
 from lib.runtime.text import nfc_list
-from lib.trainer.checkpointing.sharded import (
-    CLASSIFIER_PREFIX,
-    ClassifierShard,
-    num_classes_of,
-    put_classifier_rows,
-    read_rows,
-)
+from lib.trainer.checkpointing.classifier_rows import CLASSIFIER_PREFIX, put_classifier_rows
+from lib.trainer.checkpointing.sharded import ClassifierShard, num_classes_of, read_rows
 from lib.trainer.selection import Selection
 
 
