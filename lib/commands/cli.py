@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 from lib.builders.preprocessing import resolve_preprocessing
 from lib.config.defaults import Config
 from lib.config.load import load_config
-from lib.distributed.rank_info import read_rank_info, report_failure
-from lib.errors import UserError, one_line
+from lib.distributed.rank_info import RankInfo, read_rank_info, report_failure
+from lib.errors import UserError, one_line, shown
 from lib.runtime.log import LOGGER, start_console
+from lib.runtime.read_file import reason_of
 from lib.runtime.signals import EndingSignal, end_line, end_with_parent, ending_signals
 from lib.runtime.streams import output_error, prepare_streams, write_error_line
 
@@ -29,7 +30,6 @@ _USAGE, _BROKEN_PIPE = 2, 141
 _FULL = {errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC)}
 # A broken disk, or a network disk whose server does not answer.
 _FAILING = {getattr(errno, name) for name in ('EIO', 'ESTALE', 'ETIMEDOUT', 'EREMOTEIO') if hasattr(errno, name)}
-_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
 # torch's messages on a GPU and on the CPU.
 _NO_MEMORY = ('out of memory', "can't allocate memory")
 # Messages of gloo and NCCL when the process at the other end has ended.
@@ -47,8 +47,12 @@ _LIMITS = {
     'Function not implemented': 'the system has no shared memory for several processes (is /dev/shm mounted?); '
     '--RUN_NUM_WORKERS 0 needs none',
 }
-# A file where a folder is needed, or the other way round.
-_WRONG_KIND = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
+# Packages whose errors are about files, and their names.
+_LIBRARIES = {
+    'pyarrow': 'Arrow', 'safetensors': 'safetensors', 'safetensors_rust': 'safetensors', 'PIL': 'Pillow',
+    'zipfile': 'zipfile', 'tarfile': 'tarfile', 'zlib': 'zlib', 'msgspec': 'msgspec', 'onnx': 'ONNX',
+    'onnxruntime': 'ONNX Runtime', 'yaml': 'PyYAML',
+}  # fmt: skip
 
 
 def cli_main(main: Callable[[], int | None]) -> NoReturn:
@@ -104,7 +108,7 @@ def _error_line(error: BaseException) -> str | None:
             return line
     if isinstance(error, MemoryError | RuntimeError):
         return _memory_line(error) or _rank_line(error)
-    return _system_line(error) if isinstance(error, OSError) else None
+    return _system_line(error) if isinstance(error, OSError) else _library_line(error)
 
 
 def _output_line(error: OSError) -> str:
@@ -114,7 +118,8 @@ def _output_line(error: OSError) -> str:
 
 def _fail(message: str) -> int:
     line = one_line(message)
-    rank = f'rank {read_rank_info().rank}: ' if read_rank_info().world_size > 1 else ''
+    info = _rank_info()
+    rank = f'rank {info.rank}: ' if info.world_size > 1 else ''
     write_error_line(f'error: {rank}{line}')
     report_failure(line)
     return _USAGE
@@ -139,8 +144,21 @@ def _memory_line(error: MemoryError | RuntimeError) -> str | None:
 
 def _rank_line(error: MemoryError | RuntimeError) -> str | None:
     """Return the error line for a lost connection to another rank, or None for another error."""
-    lost = read_rank_info().world_size > 1 and any(words in str(error) for words in _PEER_GONE)
+    lost = _rank_info().world_size > 1 and any(words in str(error) for words in _PEER_GONE)
     return 'another rank has ended, so this one ends, too; see the error line of that rank' if lost else None
+
+
+def _rank_info() -> RankInfo:
+    try:
+        return read_rank_info()
+    except UserError:  # it is the error, or was there before it
+        return RankInfo()
+
+
+def _library_line(error: BaseException) -> str | None:
+    """Return the error line for a file that a library refuses, and that no reader has named; None for another error."""
+    library = _LIBRARIES.get(type(error).__module__.partition('.')[0])
+    return None if library is None else f'a file cannot be read or written by {library}: {shown(error)}'
 
 
 def _system_line(error: OSError) -> str | None:
@@ -151,9 +169,9 @@ def _system_line(error: OSError) -> str | None:
     if error.errno in _FAILING:
         where = f' at {error.filename}' if error.filename else ''
         return f'the disk failed{where} ({(error.strerror or "").lower()}); earlier files are unchanged, so run again'
-    if error.errno in _REFUSED | _WRONG_KIND and error.filename:
-        return f'{error.filename}: {(error.strerror or "cannot be used").lower()}'
-    return None
+    if error.errno is not None and error.filename:
+        return f'{error.filename}: {reason_of(error)}'
+    return None if error.errno in (None, errno.EBADF) else f'the system reports: {reason_of(error)}'
 
 
 def _has_folder() -> bool:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from lib.distributed.rank_info import RankInfo, read_rank_info
+from lib.distributed.rank_info import RankInfo, check_address, read_rank_info
 
 Value = TypeVar('Value')
 _POLL_SECONDS = 0.01
@@ -122,6 +122,7 @@ def join_process_group() -> Iterator[ProcessGroup]:
     if rank_info.world_size == 1 and 'TORCHELASTIC_RUN_ID' not in os.environ:
         yield SINGLE_PROCESS
         return
+    check_address()
     backend = 'gloo'
     if torch.cuda.is_available():
         backend = 'cpu:gloo,cuda:nccl'

@@ -5,6 +5,11 @@ import os
 import time
 from typing import NamedTuple
 
+from lib.errors import UserError, shown
+
+_MAX_RANKS, _MAX_DIGITS = 1 << 20, 10
+_START = 'torchrun sets it, and without torchrun, RANK and WORLD_SIZE must not be set (unset RANK WORLD_SIZE)'
+
 
 class RankInfo(NamedTuple):
     """Rank of this process, number of processes, and index of this process on its machine."""
@@ -15,15 +20,38 @@ class RankInfo(NamedTuple):
 
 
 def read_rank_info() -> RankInfo:
-    """Return the RankInfo of this process; without torchrun, that of a single process."""
+    """Return the RankInfo of this process; without torchrun, that of a single process.
+
+    Raises:
+        UserError: a variable is not a whole number in its range.
+    """
     if 'RANK' not in os.environ or 'WORLD_SIZE' not in os.environ:
         return RankInfo()
-    return RankInfo(int(os.environ['RANK']), int(os.environ['WORLD_SIZE']), int(os.environ.get('LOCAL_RANK', 0)))
+    world_size = _number('WORLD_SIZE', range(1, _MAX_RANKS + 1))
+    rank, local_rank = _number('RANK', range(world_size)), _number('LOCAL_RANK', range(world_size), default='0')
+    return RankInfo(rank, world_size, local_rank)
+
+
+def check_address() -> None:
+    """Check the address of rank 0, which torch reads. Raises: UserError."""
+    _number('MASTER_PORT', range(1, 1 << 16))
+    if not os.environ.get('MASTER_ADDR'):
+        raise UserError(f'the environment variable MASTER_ADDR is missing; {_START}')
 
 
 def was_restarted() -> bool:
     """Return whether torchrun restarted this process (--max-restarts), with the command line of the first start."""
-    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
+    return _number('TORCHELASTIC_RESTART_COUNT', range(1 << 31), default='0') > 0
+
+
+def _number(name: str, allowed: range, default: str = '') -> int:
+    """Return a whole number in an environment variable. Raises: UserError."""
+    text = os.environ.get(name, default)
+    if text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS and int(text) in allowed:
+        return int(text)
+    found = shown(text) if text else 'missing'
+    span = f'a number from {allowed.start} to {allowed.stop - 1}'
+    raise UserError(f'the environment variable {name} is {found}, but must be {span}; {_START}')
 
 
 def report_failure(message: str) -> None:

@@ -1,6 +1,10 @@
+import errno
 import io
+import os
+import re
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
@@ -77,11 +81,29 @@ def test_out_of_memory_of_torch(capsys):
 
 @pytest.mark.parametrize(
     'error',
-    [ValueError('bug'), OSError(5, 'I/O error'), ModuleNotFoundError(name='lib.x'), RuntimeError('shapes differ')],
+    [ValueError('bug'), OSError('no number'), ModuleNotFoundError(name='lib.x'), RuntimeError('shapes differ')],
 )
 def test_bugs_keep_their_traceback(error):
     with pytest.raises(type(error)):
         cli_main(raising(error))
+
+
+@pytest.mark.parametrize('number', [errno.ENXIO, errno.ELOOP, errno.ENODEV, errno.ETXTBSY, errno.EBUSY, errno.EINVAL])
+def test_errors_of_the_system_of_any_number_are_one_line(capsys, number):
+    code, text = outcome(capsys, raising(OSError(number, os.strerror(number), 'a.json')))
+    assert (code, text) == (2, f'error: a.json: {os.strerror(number).lower()}\n')
+    code, text = outcome(capsys, raising(OSError(number, os.strerror(number))))
+    assert (code, text) == (2, f'error: the system reports: {os.strerror(number).lower()}\n')
+
+
+def test_errors_of_libraries_about_files_are_one_line(capsys):
+    import pyarrow
+    from safetensors import SafetensorError
+
+    for error in (pyarrow.ArrowInvalid('bad\nfile'), SafetensorError('x' * 9999), zipfile.BadZipFile('no zip')):
+        code, text = outcome(capsys, raising(error))
+        assert code == 2
+        assert re.fullmatch(r'error: a file cannot be read or written by \w+: .{1,210}\n', text)
 
 
 def test_escaping_keeps_readable_text():

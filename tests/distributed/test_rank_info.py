@@ -8,7 +8,7 @@ import time
 import pytest
 
 from lib.commands.cli import cli_main
-from lib.distributed.rank_info import RankInfo, read_rank_info, report_failure, was_restarted
+from lib.distributed.rank_info import RankInfo, check_address, read_rank_info, report_failure, was_restarted
 from lib.errors import UserError
 
 NAMES = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'TORCHELASTIC_ERROR_FILE', 'TORCHELASTIC_RESTART_COUNT')
@@ -43,6 +43,26 @@ def environment(monkeypatch):
 def test_read_rank_info(environment, variables, expected):
     environment(**variables)
     assert read_rank_info() == expected
+
+
+@pytest.mark.parametrize('name', ['RANK', 'WORLD_SIZE', 'LOCAL_RANK'])
+@pytest.mark.parametrize('value', ['', 'x', '-1', '1.0', ' 1', '٣', '1' * 5000, '99999999999', '1e9', '4'])
+def test_variables_that_are_no_number_in_range(environment, name, value):
+    if (name, value) == ('WORLD_SIZE', '4'):
+        value = '0'
+    environment(**{'RANK': '0', 'WORLD_SIZE': '4', name: value})
+    with pytest.raises(UserError, match=f'the environment variable {name} is .*; torchrun sets it') as caught:
+        read_rank_info()
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize('port', ['', 'x', '0', '65536', '-5', '1' * 5000])
+def test_address_of_rank_0(environment, port):
+    environment(MASTER_ADDR='localhost', MASTER_PORT='65535')
+    check_address()
+    environment(MASTER_PORT=port)
+    with pytest.raises(UserError, match='MASTER_PORT'):
+        check_address()
 
 
 @pytest.mark.parametrize(('count', 'expected'), [(None, False), ('0', False), ('1', True), ('12', True)])
