@@ -22,6 +22,7 @@ from lib.errors import UserError
 from lib.runtime.files import rename, sync_folder, temporary_folder, write_json
 from lib.runtime.locks import removed_lock
 from lib.runtime.seeding import Purpose, generator
+from lib.runtime.text import names_digest
 from lib.runtime.workers import num_cores, run_in_processes
 
 SPLITS = ('train', 'val', 'test')
@@ -245,10 +246,11 @@ def _front(product: int) -> Image.Image:
 
 def _write_lists(photos: list[Photo], folder: Path) -> None:
     """Write annotations, class names, and the rows with wrong labels."""
-    for split, name in enumerate(SPLITS):
-        annotations = [{'category_id': p.label, 'fpath': p.fpath} for p in photos if p.split == split]
-        write_json(folder / f'converted_{name}.json', {'annotations': annotations, 'num_classes': len(PRODUCTS)})
     names, parents = [p.name for p in PRODUCTS], [p.parents for p in PRODUCTS]
+    about = {'num_classes': len(names), 'classes_digest': names_digest(names)}
+    for split, split_name in enumerate(SPLITS):
+        annotations = [{'category_id': p.label, 'fpath': p.fpath} for p in photos if p.split == split]
+        write_json(folder / f'converted_{split_name}.json', {'annotations': annotations, **about})
     write_json(folder / 'classes.json', {'names': names, 'parents': parents})
     noise = [
         {'row': p.row, 'fpath': p.fpath, 'given': p.label, 'true': p.true_label}
