@@ -43,7 +43,7 @@ class Case:
         prepare: further files.
         patch: as in inject.py.
         report: write report.html, which takes a second.
-        again: command line that completes what an interrupted command left; (): the same one.
+        resume: (checkpoints, argv): the command line that resumes a run once it has a checkpoint; else it is `argv`.
         allowed: names that the second command may leave, besides those of an undisturbed one.
     """
 
@@ -52,7 +52,7 @@ class Case:
     prepare: Callable[[Path], None] | None = None
     patch: dict = field(default_factory=dict)
     report: bool = False
-    again: tuple = ()
+    resume: tuple[str, tuple] = ('', ())
     allowed: str = r'(?!)'
 
 
@@ -81,7 +81,7 @@ def fake_repository(folder: Path) -> None:
 CASES: dict[str, dict[str, Case]] = {
     'main.py': {
         'new': Case(('main.py', *NEW_RUN, *LAST), report=True),
-        'plain': Case(('main.py', *NEW_RUN), again=('main.py', *NEW_RUN, *LAST)),
+        'plain': Case(('main.py', *NEW_RUN), resume=('log/new/*.pth', ('main.py', *NEW_RUN, *LAST))),
         # Checkpoints are never removed without a request: OVERWRITE renames those of the interrupted run.
         'overwrite': Case(
             ('main.py', *NEW_RUN, '--NAME', 'tiny', '--TRAIN_MAX_EPOCH', 1, '--OVERWRITE', True),
@@ -89,7 +89,8 @@ CASES: dict[str, dict[str, Case]] = {
         ),
         'sharded': Case(('main.py', *NEW_RUN, *LAST, '--MODEL_CLASSIFIER_SHARDED', True)),
         'cached features': Case(
-            ('main.py', *BEST, *CACHED, '--RESUME_MODE', 'finetune'), again=('main.py', *CACHED, *LAST, *ON_CPU)
+            ('main.py', *BEST, *CACHED, '--RESUME_MODE', 'finetune'),
+            resume=('log/head/*.pth', ('main.py', *CACHED, *LAST, *ON_CPU)),
         ),
         'class folders': Case(('main.py', *NEW_RUN, *LAST, '--DATASET_ROOT', 'shop/train', '--TRAIN_MAX_EPOCH', 1)),
         'demo data': Case(

@@ -71,7 +71,9 @@ class Harness:
 
     def run_again(self) -> subprocess.CompletedProcess:
         """Run the command that completes what an interrupted one left."""
-        return self._run({}, self._case.again or self._case.argv)
+        checkpoints, argv = self._case.resume
+        is_resumed = checkpoints and any(self.folder.glob(checkpoints))
+        return self._run({}, argv if is_resumed else self._case.argv)
 
     def _run(self, plan: dict[str, Any], argv: tuple, code: int | None = None) -> subprocess.CompletedProcess:
         self._plan.write_text(json.dumps({**plan, 'patch': self._case.patch}))

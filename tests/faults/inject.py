@@ -30,12 +30,13 @@ from typing import Any
 from lib.runtime import files
 
 _RANDOM = re.compile(r'\.([0-9a-f]{8}-[0-9a-f]+-[0-9a-f]+-)?[0-9a-f]{8}\.tmp')
+_DIGEST = re.compile(r'-[0-9a-f]{16}\b')
 _LOGS = re.compile(r'log\.txt|events\.out\.tfevents\..*|.*\.lock')
 
 
 def name_of(path: Path) -> str:
-    """Return a path from the working folder, without the random part of a temporary name."""
-    return _RANDOM.sub('.RANDOM.tmp', os.path.relpath(path))
+    """Return a path from the working folder, without random parts and digests of the inodes of images."""
+    return _DIGEST.sub('-DIGEST', _RANDOM.sub('.RANDOM.tmp', os.path.relpath(path)))
 
 
 class Faults:
