@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lib.errors import UserError, shown
+from lib.runtime.read_file import open_regular
 
 if TYPE_CHECKING:
     import torch
@@ -142,7 +143,7 @@ def _verified_file(entry: BundledWeights) -> Path:
         )
     path = Path(spec.submodule_search_locations[0], entry.file)
     try:
-        with path.open('rb') as file:
+        with open_regular(path) as file:
             found = hashlib.file_digest(file, 'sha256').hexdigest()
     except OSError as error:
         raise UserError(f'{_OPTION}: {path}: {error.strerror}; {_reinstall(entry)}') from None

@@ -1,7 +1,6 @@
 """Create backbones by name: those of timm, the names of old configs, and the CIFAR ResNet-32."""
 
 import difflib
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from lib.backbone.hub import (
 from lib.backbone.resnet32 import ResNet32
 from lib.backbone.split_attention import use_fast_split_attention
 from lib.errors import UserError, shown
+from lib.runtime.json_file import Record, read_json
 
 CIFAR_RESNET = 'res32_cifar'
 _CHANNELS = 3
@@ -186,7 +186,7 @@ def _resolve(name: str, allow_download: bool) -> str:
 def _published(resolved: str) -> dict[str, Any]:
     """Return timm's description of a backbone's weights: their image size, source and license."""
     if resolved.startswith(HUB_PREFIXES):
-        config = json.loads(Path(config_folder(resolved), 'config.json').read_text(encoding='utf-8'))
+        config = read_json(Path(config_folder(resolved), 'config.json'), Record)
         return config.get('pretrained_cfg', config)
     published = get_pretrained_cfg(resolved)
     return {} if published is None else published.to_dict()

@@ -15,6 +15,7 @@ from torch import nn
 from lib.backbone.bundled import bundled_weights, read_bundled, weights_path
 from lib.backbone.weights_file import StoredTensor, WeightsFile, WeightsFileError, read_weights_file
 from lib.errors import UserError, shown, unquoted
+from lib.runtime.read_file import open_regular, reason_of
 
 # Modules that wrap another one at any depth: DataParallel, torch.compile, FSDP, activation checkpointing.
 _INNER_WRAPPERS = {'module', '_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module'}
@@ -152,8 +153,11 @@ def _fit_file(backbone: nn.Module, path: Path, source: str) -> Fit:
 
 def fault_of(path: Path, error: WeightsFileError) -> str:
     """Return the fault of a file that `read_weights_file` rejects, to be read after its name: 'is empty'."""
-    with path.open('rb') as file:
-        start = file.read(1024)
+    try:
+        with open_regular(path) as file:
+            start = file.read(1024)
+    except OSError as reason:
+        return reason_of(reason)
     if not start:
         return 'is empty'
     for first, kind in _OTHER_KINDS.items():

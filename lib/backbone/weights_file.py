@@ -20,6 +20,7 @@ import torch
 from safetensors import safe_open
 
 from lib.errors import shown
+from lib.runtime.read_file import RefusedFileError, open_regular, reason_of
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _MAX_DEPTH = 8
@@ -75,7 +76,7 @@ def read_weights_file(path: Path) -> WeightsFile:
         WeightsFileError: damaged, or not a weights file.
     """
     try:
-        with path.open('rb') as file:
+        with open_regular(path) as file:
             start = file.read(9)
         if start[8:9] == b'{':
             return WeightsFile(_read_safetensors(path))
@@ -83,6 +84,8 @@ def read_weights_file(path: Path) -> WeightsFile:
         return WeightsFile(dict(_walk(source.content, '', set())), tuple(dict.fromkeys(source.skipped)))
     except WeightsFileError:
         raise
+    except RefusedFileError as error:
+        raise WeightsFileError(reason_of(error)) from error
     except Exception as error:  # damaged bytes make the readers raise errors of any type
         raise WeightsFileError(f'{type(error).__name__}: {shown(error)}') from error
 
@@ -271,7 +274,7 @@ class _LegacySource(_Source):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._ranges: dict[str, tuple[int, int]] = {}
-        with path.open('rb') as file:
+        with open_regular(path) as file:
             self.content = self.unpickle(file)
             if self.content != _LEGACY_MAGIC:
                 return
@@ -287,7 +290,7 @@ class _LegacySource(_Source):
 
     def storage(self, key: str) -> bytearray:
         start, num_bytes = self._ranges[key]
-        with self.path.open('rb') as file:
+        with open_regular(self.path) as file:
             file.seek(start)
             return bytearray(file.read(num_bytes))
 

@@ -22,10 +22,12 @@ from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError, shown
 from lib.formats.sources import SourceErrors, read_csv
 from lib.runtime.log import LOGGER
+from lib.runtime.read_file import read_bytes, reason_of
 from lib.runtime.shared_memory import to_shared_memory
 from lib.runtime.text import count_of, nfc, rounded_code_warnings
 
 _LIST_SUFFIXES = ('.txt', '.lst')
+_MAX_LIST_BYTES = 1 << 30  # ten million paths
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,10 @@ def _open_split(cfg: Config, class_names: Sequence[str]) -> tuple[DatasetSplit, 
         raise UserError(
             f"TEST.IMAGES {given}: no such photo, folder or list of paths (.txt; '-': a list on standard input)"
         )
+    if not Path(given).is_file():
+        raise UserError(
+            f'TEST.IMAGES {given}: is neither a file nor a folder; pipe a list of paths in with --TEST_IMAGES -'
+        )
     return _listed([given], len(class_names), given), _source_at(given)
 
 
@@ -146,10 +152,13 @@ def _without_folders(paths: list[str]) -> list[str]:
 def _read_list(given: str) -> bytes:
     try:
         if given != '-':
-            return Path(given).read_bytes()
-        return sys.stdin.buffer.read() if sys.stdin is not None else b''
+            return read_bytes(given, max_bytes=_MAX_LIST_BYTES)
+        content = sys.stdin.buffer.read(_MAX_LIST_BYTES + 1) if sys.stdin is not None else b''
     except OSError as error:
-        raise UserError(f'TEST.IMAGES {given}: {error.strerror or error}') from None
+        raise UserError(f'TEST.IMAGES {given}: {reason_of(error)}') from None
+    if len(content) > _MAX_LIST_BYTES:
+        raise UserError(f'TEST.IMAGES -: standard input is longer than {_MAX_LIST_BYTES >> 30} GB')
+    return content
 
 
 def products_of(cfg: Config, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:

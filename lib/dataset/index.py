@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from lib.dataset.paths import comparable_paths
 from lib.errors import UserError, shown
+from lib.runtime.read_file import MAX_RECORD_BYTES, read_bytes, reason_of
 from lib.runtime.seeding import Purpose, generator
 from lib.runtime.shared_memory import to_shared_memory
 from lib.runtime.text import decode_json
@@ -146,11 +147,11 @@ def quarantined_rows(names: pa.LargeStringArray, file: str | Path, split: str) -
         UserError: no such file, or not of this form.
     """
     try:
-        images = decode_json(file, Path(file).read_bytes(), _QuarantineFile).images
+        images = decode_json(file, read_bytes(file, max_bytes=MAX_RECORD_BYTES), _QuarantineFile).images
     except FileNotFoundError:
         raise UserError(f'{file}: no such file; tools/doctor.py writes one') from None
     except OSError as error:
-        raise UserError(f'{file}: cannot be read ({error.strerror})') from None
+        raise UserError(f'{file}: cannot be read ({reason_of(error)})') from None
     except msgspec.ValidationError as error:
         raise UserError(f'{file}: must be {_QUARANTINE_FORM} ({shown(error)})') from None
     names = comparable_paths(names)

@@ -21,6 +21,7 @@ from lib.demo.shapes import draw_front
 from lib.errors import UserError
 from lib.runtime.files import rename, sync_folder, temporary_folder, write_json
 from lib.runtime.locks import removed_lock
+from lib.runtime.read_file import read_text
 from lib.runtime.seeding import Purpose, generator
 from lib.runtime.text import names_digest
 from lib.runtime.workers import num_cores, run_in_processes
@@ -166,8 +167,8 @@ def _marker(seed: int, scale: float) -> dict[str, Any]:
 def _read_marker(root: Path) -> dict[str, Any]:
     """Return the content of the marker file in `root`; {} if it cannot be read."""
     try:
-        marker = json.loads((root / MARKER).read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+        marker = json.loads(read_text(root / MARKER))
+    except (OSError, ValueError, RecursionError):
         return {}
     return marker if isinstance(marker, dict) else {}
 

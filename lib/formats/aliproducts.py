@@ -9,7 +9,9 @@ import numpy as np
 from lib.dataset.image_walk import ImageWalk
 from lib.errors import UserError
 from lib.formats.converted import ConvertedDataset, ConvertedSplit
-from lib.formats.sources import SourceErrors, check_entries, read_json
+from lib.formats.sources import SourceErrors, check_entries
+from lib.runtime.json_file import read_json
+from lib.runtime.read_file import MAX_JSON_BYTES
 from lib.runtime.text import sorted_naturally
 
 
@@ -22,7 +24,7 @@ def read_parents(path: Path, class_ids: list[int]) -> tuple[list[list[str]] | No
     if not path.is_file():
         return None, []
     try:
-        tree = read_json(path, Any)
+        tree = read_json(path, Any, max_bytes=MAX_JSON_BYTES)
     except UserError as error:
         return None, [f'{error}; classes have no parents']
     chains = _chains(tree)
@@ -135,13 +137,13 @@ def convert_aliproducts(source: Path) -> ConvertedDataset:
 def _read_images(path: Path) -> tuple[np.ndarray, list[_Image]]:
     """Return (num_images,) class ids and the entries."""
     try:
-        images = read_json(path, _File).images
+        images = read_json(path, _File, max_bytes=MAX_JSON_BYTES).images
         ids = np.fromiter((_number(image.class_id) for image in images), np.int64, len(images))
         invalid = not len(ids) or ids.min() < 0 or not all(image.image_id for image in images)
     except UserError:
         invalid = True
     if invalid:
-        _raise_errors(path, read_json(path, Any))
+        _raise_errors(path, read_json(path, Any, max_bytes=MAX_JSON_BYTES))
     return ids, images
 
 

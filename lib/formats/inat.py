@@ -9,7 +9,9 @@ import numpy as np
 
 from lib.errors import UserError, shown
 from lib.formats.converted import UNLABELED, ConvertedDataset, ConvertedSplit
-from lib.formats.sources import SourceErrors, check_entries, find_split_files, image_folder, read_json
+from lib.formats.sources import SourceErrors, check_entries, find_split_files, image_folder
+from lib.runtime.json_file import read_json
+from lib.runtime.read_file import MAX_JSON_BYTES
 from lib.runtime.text import nfc, whole
 
 _PATTERN = r'{split}(?:20\d\d)?\.json'
@@ -84,9 +86,9 @@ def convert_inat(
 
 def _read(path: Path) -> _File:
     try:
-        return read_json(path, _File)
+        return read_json(path, _File, max_bytes=MAX_JSON_BYTES)
     except UserError as error:
-        tree, errors = read_json(path, Any), SourceErrors()
+        tree, errors = read_json(path, Any, max_bytes=MAX_JSON_BYTES), SourceErrors()
         lists = {'images': _IMAGE_KINDS, 'annotations': _ANNOTATION_KINDS}
         for name, kinds in lists.items():
             if isinstance(tree, dict) and isinstance(tree.get(name), list):

@@ -1,22 +1,20 @@
-"""Files of a source: the file of each split, JSON, CSV and text with line numbers, and errors with their positions."""
+"""Files of a source: the file of each split, CSV and text with line numbers, and errors with their positions."""
 
 import contextlib
 import csv
+import io
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from pathlib import Path
-from typing import IO, TypeVar
-
-import msgspec
 
 from lib.errors import UserError, is_unicode, shown
-from lib.runtime.text import decode_json, nfc, text_encoding
+from lib.runtime.read_file import MAX_TEXT_BYTES, open_regular, reason_of
+from lib.runtime.text import nfc, text_encoding
 
-Form = TypeVar('Form')
 SPLITS = ('train', 'val', 'test')
 _MAX_SHOWN = 10
-_LONGEST_FIELD = 1 << 20
+_LONGEST_FIELD, _LONGEST_LINE = 1 << 20, 1 << 24  # characters
 _SEPARATORS = ',;\t'
 _NUM_COMPARED = 50  # rows of a CSV file that are compared with its header
 
@@ -102,20 +100,6 @@ def image_folder(source: Path, image_root: str | None) -> Path:
     return source if source.is_dir() else source.parent
 
 
-def read_json(path: Path, form: type[Form]) -> Form:
-    """Decode a JSON file as `form`, a msgspec type; `Any` accepts everything.
-
-    Raises:
-        UserError: no such file, invalid JSON (with the line), or the message of msgspec.ValidationError.
-    """
-    try:
-        return decode_json(path, path.read_bytes(), form)
-    except msgspec.ValidationError as error:
-        raise UserError(f'{path}: {error}') from None
-    except OSError as error:
-        raise _unreadable(path, error) from None
-
-
 def read_csv(path: Path, titles: Collection[str], errors: SourceErrors) -> Iterator[tuple[str, list[str]]]:
     """Yield (position, fields) of the header and of each row, without blanks around the fields; titles are in NFC.
 
@@ -129,7 +113,7 @@ def read_csv(path: Path, titles: Collection[str], errors: SourceErrors) -> Itera
     """
     csv.field_size_limit(_LONGEST_FIELD)
     try:
-        with _open_text(path) as lines:
+        with contextlib.closing(_lines(path)) as lines:
             num_skipped, separator = _csv_form(path, titles)
             reader = csv.reader(itertools.islice(lines, num_skipped, None), delimiter=separator, strict=True)
             header: list[str] = []
@@ -160,13 +144,13 @@ def read_csv(path: Path, titles: Collection[str], errors: SourceErrors) -> Itera
 
 def _csv_form(path: Path, titles: Collection[str]) -> tuple[int, str]:
     """Return the number of lines before the header, and the separator of the fields."""
-    with _open_text(path) as lines:
-        given = re.fullmatch(r'"?sep=([^\s"]|\t)"?\s*', lines.readline(), re.IGNORECASE)
+    with contextlib.closing(_lines(path)) as lines:
+        given = re.fullmatch(r'"?sep=([^\s"]|\t)"?\s*', next(lines, ''), re.IGNORECASE)
     if given:
         return 1, given[1]
 
     def score(separator: str) -> tuple[int, int, int]:
-        with _open_text(path) as lines, contextlib.suppress(csv.Error):
+        with contextlib.closing(_lines(path)) as lines, contextlib.suppress(csv.Error):
             records = itertools.islice(filter(any, csv.reader(lines, delimiter=separator)), _NUM_COMPARED)
             header, *rows = [[field.strip() for field in record] for record in records] or [[]]
             num_fitting = sum(_fit(row, header) for row in rows) if len(header) > 1 else 0
@@ -185,10 +169,15 @@ def _fit(fields: list[str], header: list[str]) -> bool:
     return len(fields) == len(header)
 
 
-def _open_text(path: Path, newline: str | None = '') -> IO[str]:
-    with open(path, 'rb') as file:
+def _lines(path: Path, newline: str | None = '') -> Generator[str]:
+    with open_regular(path, max_bytes=MAX_TEXT_BYTES) as file:
         encoding = text_encoding(file.read(4))
-    return open(path, encoding=encoding, errors='surrogateescape', newline=newline)
+        file.seek(0)
+        text = io.TextIOWrapper(file, encoding=encoding, errors='surrogateescape', newline=newline)
+        while line := text.readline(_LONGEST_LINE):
+            if len(line) == _LONGEST_LINE:
+                raise UserError(f'{path}: has a line of more than {_LONGEST_LINE:,} characters')
+            yield line
 
 
 def text_lines(path: Path, errors: SourceErrors) -> Iterator[tuple[str, str]]:
@@ -197,8 +186,8 @@ def text_lines(path: Path, errors: SourceErrors) -> Iterator[tuple[str, str]]:
     A line that is not UTF-8 is added to `errors`.
     """
     try:
-        with _open_text(path, newline=None) as file:
-            for number, line in enumerate(file, 1):
+        with contextlib.closing(_lines(path, newline=None)) as lines:
+            for number, line in enumerate(lines, 1):
                 text = line.strip()
                 if not text:
                     continue
@@ -213,4 +202,4 @@ def text_lines(path: Path, errors: SourceErrors) -> Iterator[tuple[str, str]]:
 
 
 def _unreadable(path: Path, error: OSError) -> UserError:
-    return UserError(f'{path}: {(error.strerror or "cannot be read").lower()}')
+    return UserError(f'{path}: {reason_of(error)}')

@@ -5,17 +5,23 @@ An archive is unpacked completely or not at all, and no member is written outsid
 
 import lzma
 import os
+import struct
 import tarfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, cast
 
-import msgspec
-
 from lib.errors import UserError, shown
 from lib.runtime.files import operation, remove, rename, sync_folder, temporary_folder, write_json
+from lib.runtime.json_file import read_json
+from lib.runtime.read_file import RefusedFileError, check_regular, reason_of
 
+# What the modules raise for damaged bytes, beside OSError without number.
+_DAMAGED = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, struct.error, ValueError, OverflowError,
+    LookupError,
+)  # fmt: skip
 SUFFIXES = ('.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.zip')
 
 
@@ -43,6 +49,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 def _extract(archive: Path, staging: Path) -> None:
     try:
+        check_regular(archive)
         if zipfile.is_zipfile(archive):
             _extract_zip(archive, staging)
         elif tarfile.is_tarfile(archive):
@@ -50,15 +57,21 @@ def _extract(archive: Path, staging: Path) -> None:
         else:
             raise UserError(f'{archive}: neither a tar nor a zip archive, or a damaged one; download it again')
     except FileNotFoundError as error:
-        if error.filename != str(archive):
+        if str(error.filename) != str(archive):
             raise
         raise UserError(f'{archive}: no such file') from None
+    except (RefusedFileError, IsADirectoryError) as error:
+        raise UserError(f'{archive}: {reason_of(error)}') from None
     except tarfile.FilterError as error:
         raise UserError(f'{archive}: refused, {error}') from None
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
-        raise UserError(f'{archive}: damaged ({error}); download it again') from None
+    except _DAMAGED as error:
+        raise UserError(f'{archive}: damaged ({shown(error)}); download it again') from None
     except (RuntimeError, NotImplementedError) as error:  # zipfile: encrypted, unknown compression
-        raise UserError(f'{archive}: cannot be unpacked ({error})') from None
+        raise UserError(f'{archive}: cannot be unpacked ({shown(error)})') from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise UserError(f'{archive}: damaged ({shown(error)}); download it again') from None  # of gzip and bzip2
 
 
 def _extract_zip(archive: Path, staging: Path) -> None:
@@ -106,7 +119,7 @@ def unpack_once(source: Path, folder: Path) -> None:
         UserError: see `lib.formats.unpack.unpack`.
     """
     record = folder / _RECORD
-    done = msgspec.json.decode(record.read_bytes()) if record.is_file() else {}
+    done = read_json(record, dict[str, list[int]], hint='; remove it') if record.exists() else {}
     for archive in [source] if source.is_file() else sorted(filter(is_archive, source.iterdir())):
         status = archive.stat()
         state = [status.st_size, status.st_mtime_ns]

@@ -20,8 +20,10 @@ from lib.dataset.annotations import read_annotations, read_classes, read_test_im
 from lib.dataset.paths import comparable_paths, refuse_urls, spelled_on_disk
 from lib.errors import UserError, is_unicode, shown, text_fault, unquoted
 from lib.formats.converted import ConvertedDataset, ConvertedSplit
-from lib.formats.sources import SPLITS, read_json
+from lib.formats.sources import SPLITS
 from lib.runtime.files import file_exists, replace_atomically, replace_together, wait_for_lock, write_bytes
+from lib.runtime.json_file import read_json
+from lib.runtime.read_file import MAX_JSON_BYTES
 from lib.runtime.text import count_of, name_warnings, names_digest
 
 _ROWS_PER_CHUNK = 10_000  # encoded at a time, so that memory does not grow
@@ -203,7 +205,7 @@ def _append(converted: ConvertedDataset, folder: Path) -> list[str]:
 
 
 def _read_classes(path: Path) -> tuple[list[str], list[list[str]]]:
-    names = read_json(path, _Names).names
+    names = read_json(path, _Names, max_bytes=MAX_JSON_BYTES).names
     classes = read_classes(path, len(names))
     assert classes is not None
     return classes.names, classes.parents

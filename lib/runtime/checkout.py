@@ -5,10 +5,13 @@ import re
 import subprocess
 from pathlib import Path
 
+from lib.runtime.read_file import MB, read_text
+
 _ROOT = Path(__file__).resolve().parents[2]
 # Untracked notes or data change no result, so only these count as changes.
 _CODE = ('*.py', 'lib', 'configs', 'tools')
 _SECONDS = 10  # `git status` on a slow network disk must not delay a run for long
+_MAX_BYTES = 64 * MB  # of a list of references
 _COMMIT = re.compile(r'[0-9a-f]{40}|[0-9a-f]{64}')
 
 
@@ -50,10 +53,10 @@ def _read_commit(root: Path) -> str | None:
     try:
         folder = root / '.git'
         if folder.is_file():
-            folder = root / folder.read_text(encoding='utf-8').partition('gitdir:')[2].strip()
+            folder = root / _text(folder).partition('gitdir:')[2].strip()
         common = folder / 'commondir'
-        shared = folder / common.read_text(encoding='utf-8').strip() if common.is_file() else folder
-        head = (folder / 'HEAD').read_text(encoding='utf-8').strip()
+        shared = folder / _text(common).strip() if common.is_file() else folder
+        head = _text(folder / 'HEAD').strip()
         name = head.removeprefix('ref:').strip() if head.startswith('ref:') else ''
         found = _read_reference(name, folder, shared) if name else head
     except (OSError, UnicodeDecodeError):
@@ -61,11 +64,15 @@ def _read_commit(root: Path) -> str | None:
     return found if _COMMIT.fullmatch(found) else None
 
 
+def _text(path: Path) -> str:
+    return read_text(path, max_bytes=_MAX_BYTES)
+
+
 def _read_reference(name: str, folder: Path, shared: Path) -> str:
     """Return the commit of a branch, from its own file or from packed-refs; '' if it has none."""
     for file in (folder / name, shared / name):
         if file.is_file():
-            return file.read_text(encoding='utf-8').strip()
+            return _text(file).strip()
     packed = shared / 'packed-refs'
-    lines = packed.read_text(encoding='utf-8').splitlines() if packed.is_file() else []
+    lines = _text(packed).splitlines() if packed.is_file() else []
     return next((line.split()[0] for line in lines if line.split()[1:] == [name]), '')

@@ -18,6 +18,7 @@ from lib.dataset.images import EncodedImages, FileImages
 from lib.errors import UserError, shown
 from lib.runtime.files import remove, replace_atomically, sync_folder, write_json
 from lib.runtime.log import LOGGER, progress_bar
+from lib.runtime.read_file import read_text
 from lib.runtime.workers import run_in_processes
 from lib.shards.images import ShardImages, ShardReader
 from lib.shards.index import COLUMNS, FORMAT, INDEX, Contents, Shard, write_table
@@ -139,9 +140,9 @@ def check_folder(job: SplitJob) -> None:
         return
     settings = job.settings()
     try:
-        earlier = json.loads(path.read_bytes())
+        earlier = json.loads(read_text(path))
         differing = [name for name, value in settings.items() if earlier.get(name) != value]
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         raise FolderConflict(f'{path} cannot be read', is_packed=True) from None
     if differing:
         name = differing[0]

@@ -8,8 +8,9 @@ import pytest
 from lib.dataset.annotations import read_annotations, read_classes, read_test_images
 from lib.errors import UserError
 from lib.formats.converted import ConvertedDataset, ConvertedSplit, SplitBuilder, summary_lines
-from lib.formats.sources import SourceErrors, read_json
+from lib.formats.sources import SourceErrors
 from lib.formats.write import write_converted
+from lib.runtime.json_file import read_json
 from lib.runtime.text import natural_key
 
 
