@@ -10,6 +10,7 @@ from PIL import Image
 from lib.dataset.decode import decode
 from lib.dataset.image_format import HEADER_BYTES, image_format
 from lib.dataset.lazy_image import open_lazy_image
+from lib.dataset.upright_rgb import pixels_of
 
 SIDE = 32  # of thumbnails, pixels
 FORMATS = ('JPEG', 'PNG', 'WebP', 'BMP', 'GIF', 'TIFF', 'AVIF', 'JPEG 2000', 'HEIC', 'other', 'pixels')
@@ -54,7 +55,7 @@ def color_details(content: bytes | np.ndarray) -> tuple[int, np.ndarray]:
     Raises: DecodeError.
     """
     image = Image.fromarray(content) if isinstance(content, np.ndarray) else decode(content)
-    return _digest(image.size, np.asarray(image)), _thumbnail(image)
+    return _digest(image.size, pixels_of(image)), _thumbnail(image)
 
 
 def _stats_of(image: Image.Image, file_format: int, warning: str = '') -> ImageStats:

@@ -1,4 +1,4 @@
-"""Image decoder: bytes of a file to an upright RGB image, from any mode, few formats and a limited number of pixels."""
+"""Image decoder: bytes of a file to an upright RGB image, from any mode and few formats, at a limited cost."""
 
 import warnings
 from io import BytesIO
@@ -10,6 +10,7 @@ from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
     Image,
+    ImageFile,
     Jpeg2KImagePlugin,
     JpegImagePlugin,
     PngImagePlugin,
@@ -18,9 +19,12 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from lib.dataset.decode_cost import IN_PLACE_SECONDS, DecodeError, check_memory, decodes_in_place, opens_in_place
+from lib.dataset.decode_process import run_apart
 from lib.dataset.image_file import holds_all_rows, with_ended_pixels, without_metadata
-from lib.dataset.image_format import HEADER_BYTES, HEIC_HINT, image_format
+from lib.dataset.image_format import HEADER_BYTES, HEIC_HINT, can_read_heic, image_format
 from lib.dataset.jpeg_file import START, JpegFile
+from lib.dataset.upright_rgb import orientation, pixels_of, to_rgb, upright
 
 # Pillow tries these plugins only, whatever the file is named: EPS, for example, would start Ghostscript.
 # They are imported here, or Pillow would import all its plugins at the first WebP. JPEG includes MPO: its first image.
@@ -38,23 +42,11 @@ FORMATS = tuple(
     )
 )
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # images are decoded in parallel already, by worker processes
-MAX_PIXELS = 178_000_000  # about 0.7 GB while decoding; no photo is that large
-
-# Meaning of EXIF's orientation, as in TIFF 6.0, page 36; 1 is upright.
-ORIENTATION_TAG = 0x0112
-TRANSPOSITIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+MAX_PIXELS = 178_000_000  # no photo is that large; fewer where the limit of memory allows fewer
 
 
-class DecodeError(Exception):
-    """The bytes are not a usable image. The message is one line without the image's name, which the caller adds."""
+class _NotInPlace(Exception):
+    """Decoding may take much memory or time."""
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -64,17 +56,41 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     catalogs; 16-bit samples are scaled to 8 bits, not clipped; CMYK is read as Adobe writes it.
 
     Raises:
-        DecodeError: the bytes are empty, of a format outside `FORMATS`, damaged, truncated, or of more than
-            `max_pixels` pixels (according to the header, before any pixel is decoded).
+        DecodeError: the bytes are empty, of a format outside `FORMATS`, damaged, truncated, of more than `max_pixels`
+            pixels (according to the header, before any pixel is decoded), or would take too much memory or time.
     """
+    try:
+        return _decode(data, max_pixels)
+    except _NotInPlace:
+        return Image.fromarray(run_apart(_decode_anyway, data, max_pixels)[0])
+
+
+def decode_pixels(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Return the pixels of `decode`, uint8 (height, width, 3). Raises: DecodeError."""
+    try:
+        return pixels_of(_decode(data, max_pixels))
+    except _NotInPlace:
+        return run_apart(_decode_anyway, data, max_pixels)[0]
+
+
+def _decode_anyway(data: bytes, max_pixels: int) -> tuple[np.ndarray, str]:
+    """Decode in a decoder process."""
+    return pixels_of(_decode(data, max_pixels, in_place=False)), ''
+
+
+def _decode(data: bytes, max_pixels: int, *, in_place: bool = True) -> Image.Image:
+    """Raises: _NotInPlace, with `in_place`; DecodeError."""
     if not data:
         raise DecodeError('the file is empty')
     try:
         with warnings.catch_warnings():
             # Warnings about odd metadata in millions of photos are of no use.
             warnings.simplefilter('ignore')
-            return _to_rgb(_upright(_load(data, max_pixels)))
-    except (DecodeError, MemoryError):
+            image = _load(data, max_pixels, in_place)
+            if orientation(image) != 1:
+                check_memory(image, len(data), is_turned=True, to_array=False)
+            return to_rgb(upright(image))
+    except (DecodeError, MemoryError, _NotInPlace):
         raise
     except UnidentifiedImageError as error:
         raise DecodeError(f'no readable image of a known format ({", ".join(FORMATS)})') from error
@@ -92,37 +108,59 @@ def check_size(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
         raise DecodeError(f'{width} x {height} pixels; at most {max_pixels:,} are allowed')
 
 
-def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read the header of an image file: format, size as stored; of its metadata, EXIF and XMP are in `info`.
+def read_format(data: bytes) -> tuple[str, int, int]:
+    """Read the header of an image file: Pillow's name of the format, and width and height as stored.
 
     Raises: DecodeError, if the size is not allowed; exceptions of Pillow's parsers.
     """
-    if data.startswith(START):
-        jpeg = JpegFile(data)
-        return _open(jpeg.without_metadata(), jpeg.header.metadata, max_pixels)
-    return _open(*without_metadata(data), max_pixels)
+    if data.startswith(START) or opens_in_place(data):
+        return _read_format(data)
+    name, width, height = run_apart(_read_format_anyway, data)[1].split()
+    return name, int(width), int(height)
 
 
-def _open(data: bytes, metadata: dict[str, Any], max_pixels: int) -> Image.Image:
+def _read_format(data: bytes) -> tuple[str, int, int]:
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        pixels = JpegFile(data).without_metadata() if data.startswith(START) else without_metadata(data)[0]
+        image = _open(pixels, {}, MAX_PIXELS)
+    return str(image.format), image.width, image.height
+
+
+def _read_format_anyway(data: bytes) -> tuple[np.ndarray, str]:
+    """Read the header in a decoder process."""
+    try:
+        return np.empty(0, np.uint8), '{} {} {}'.format(*_read_format(data))
+    except (DecodeError, MemoryError):
+        raise
+    except Exception as error:
+        raise DecodeError(' '.join(str(error).split())) from error
+
+
+def _open(data: bytes, metadata: dict[str, Any], max_pixels: int) -> ImageFile.ImageFile:
     image = Image.open(BytesIO(data), formats=_formats_for(data))
     check_size(image.size, max_pixels)
     image.info.update(metadata)
     return image
 
 
-def _load(data: bytes, max_pixels: int) -> Image.Image:
+def _load(data: bytes, max_pixels: int, in_place: bool) -> Image.Image:
     """Decode all pixels.
 
-    Raises: DecodeError or ValueError for missing ones, which Pillow leaves gray or black; Pillow's exceptions.
+    Raises: _NotInPlace; DecodeError or ValueError for missing ones, which Pillow leaves gray or black; Pillow's
+    exceptions.
     """
     if data.startswith(START):
-        jpeg = JpegFile(data)
-        image = _open(jpeg.without_metadata(), jpeg.header.metadata, max_pixels)
-        image.load()
-        jpeg.check_data()
-        return image
+        return _load_jpeg(data, max_pixels, in_place)
+    if in_place and not opens_in_place(data):
+        if image_format(data[:HEADER_BYTES]) == 'HEIC' and not can_read_heic():
+            raise DecodeError(f'a HEIC image; {HEIC_HINT}')
+        raise _NotInPlace
     pixels, metadata = without_metadata(data)
     image = _open(pixels, metadata, max_pixels)
+    if in_place and not decodes_in_place(image, len(data)):
+        raise _NotInPlace
+    check_memory(image, len(data))
     if image.format != 'PNG':
         image.load()
         return image
@@ -136,6 +174,17 @@ def _load(data: bytes, max_pixels: int) -> Image.Image:
         image.load()
     if _may_lack_rows(image) and not holds_all_rows(pixels):
         raise DecodeError('rows are missing that the header announces')
+    return image
+
+
+def _load_jpeg(data: bytes, max_pixels: int, in_place: bool) -> Image.Image:
+    jpeg = JpegFile(data)
+    image = _open(jpeg.without_metadata(), jpeg.header.metadata, max_pixels)
+    if jpeg.seconds() > IN_PLACE_SECONDS and in_place:
+        raise _NotInPlace
+    check_memory(image, len(data), coefficient_bytes=jpeg.header.coefficient_bytes, to_array=not in_place)
+    image.load()
+    jpeg.check_data()
     return image
 
 
@@ -153,60 +202,5 @@ def _formats_for(data: bytes) -> tuple[str, ...]:
         import pillow_heif
     except ImportError:  # not installed, or without the libraries that it needs
         raise DecodeError(f'a HEIC image; {HEIC_HINT}') from None
-    pillow_heif.register_heif_opener()
+    pillow_heif.register_heif_opener(decode_threads=1)  # images are decoded in parallel already
     return ('HEIF',)
-
-
-def orientation_in(metadata: dict[str, Any]) -> int:
-    """Return the orientation of EXIF or else XMP, 1 to 8; 1 where it is absent or broken.
-
-    Args:
-        metadata: as in Pillow's `Image.info`.
-    """
-    image = Image.new('1', (1, 1))
-    image.info.update(metadata)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        return _orientation(image)
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        orientation = image.getexif().get(ORIENTATION_TAG)
-        return int(orientation) if orientation in TRANSPOSITIONS else 1
-    except Exception:  # broken metadata around good pixels; its parser fails in many ways
-        return 1
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Undo the camera's rotation. A loaded TIFF is upright already: Pillow has removed its tag."""
-    transposition = TRANSPOSITIONS.get(_orientation(image))
-    return image if transposition is None else image.transpose(transposition)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any of Pillow's modes to RGB."""
-    if image.mode.startswith('I;16'):
-        # The high byte, as Pillow does for 16-bit color.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert('RGB')
-    if image.mode in ('I', 'F'):
-        return Image.fromarray(_scale_to_bytes(np.asarray(image))).convert('RGB')
-    if image.has_transparency_data:
-        layer = image.convert('RGBA')
-        white = Image.new('RGBA', layer.size, 'white')
-        return Image.alpha_composite(white, layer).convert('RGB')
-    return image if image.mode == 'RGB' else image.convert('RGB')
-
-
-def _scale_to_bytes(samples: np.ndarray) -> np.ndarray:
-    """Scale 32-bit integers or floats, whose files don't define white, to uint8.
-
-    White is the smallest usual value that no sample exceeds (65535 for integers; 1, 255 or 65535 for floats), otherwise
-    the brightest sample. Negative samples and NaN are black.
-    """
-    is_integer = np.issubdtype(samples.dtype, np.integer)
-    samples = np.nan_to_num(samples.astype(np.float32), nan=0.0, posinf=None, neginf=0.0)
-    brightest = float(samples.max())
-    whites = (65535.0,) if is_integer else (1.0, 255.0, 65535.0)
-    white = next((value for value in whites if brightest <= value), brightest)
-    return np.rint(np.clip(samples / white, 0.0, 1.0) * 255.0).astype(np.uint8)

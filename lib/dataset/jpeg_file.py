@@ -4,6 +4,7 @@ This one reader serves the loader, the decoder and the data audit. It finds segm
 B): any number of fill bytes before a marker, markers without content, segments in any order, stray bytes between them.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import simplejpeg
 
+from lib.dataset.decode_cost import BYTES_PER_BLOCK, jpeg_blocks, jpeg_seconds
+
 START = b'\xff\xd8'
 _END = b'\xff\xd9'
 # All markers but those without content: RST0 to RST7, TEM; 0 is no marker but a stuffed byte, 0xFF a fill byte.
 _MARKER = re.compile(rb'\xff([\x02-\xcf\xd8-\xfe])')
-_RESTART = re.compile(rb'\xff([\xd0-\xd7])')
 _SOI, _EOI, _SOS, _APP0, _APP1, _APP14, _APP15, _COM = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
 _END_OF_DATA = 0
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15 without DHT, JPG, DAC
@@ -33,6 +35,7 @@ _FILLERS = tuple(bytes((byte,)) * 256 for byte in (0x00, 0x55, 0xAA, 0xCC))
 _OMITTED_ZEROS = bytes(16)  # Arithmetic encoders omit zeros at the end of a scan, in practice a few bytes at most.
 _COEFFICIENTS = 64  # of a block
 _NOT_SENT = 255
+_MAX_SEGMENTS = 1 << 16  # a photo has ten, a profile of 16 MB and 1,000 scans have 3,000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class JpegHeader:
         frame: marker of the frame header, which is the coding process.
         precision: bits per sample.
         components: identifiers of the color components.
+        sampling: of each component: horizontal and vertical factor, in 4 bits each.
         num_scan_components: components of the first scan.
         metadata: 'exif' and 'xmp', if present, as Pillow has them in `Image.info`.
     """
@@ -53,6 +57,7 @@ class JpegHeader:
     frame: int
     precision: int
     components: bytes
+    sampling: bytes
     num_scan_components: int
     metadata: dict[str, bytes]
 
@@ -66,6 +71,19 @@ class JpegHeader:
         """True if more than one scan is needed, of which libjpeg does not notice a missing one."""
         return self.frame in _PROGRESSIVE or self.num_scan_components < len(self.components)
 
+    def num_blocks(self) -> dict[int, int]:
+        """Return the number of blocks of 8 x 8 coefficients of each component."""
+        return dict(zip(self.components, jpeg_blocks(self.width, self.height, self.sampling), strict=True))
+
+    @property
+    def coefficient_bytes(self) -> int:
+        """The memory for the coefficients, which libjpeg keeps until the last of several scans."""
+        return sum(self.num_blocks().values()) * BYTES_PER_BLOCK if self.has_several_scans else 0
+
+    def seconds(self, num_bytes: int, num_scan_blocks: int = 0) -> float:
+        """Return an upper bound of the time to decode a file of this header once; see `jpeg_seconds`."""
+        return jpeg_seconds(sum(self.num_blocks().values()), num_scan_blocks, num_bytes)
+
 
 def read_header(data: bytes) -> JpegHeader:
     """Read a file up to its first scan.
@@ -74,10 +92,10 @@ def read_header(data: bytes) -> JpegHeader:
         ValueError: libjpeg could not decode it; the message is the reason.
     """
     frame, content = 0, b''
-    metadata: dict[str, bytes] = {}
+    applications: list[bytes] = []
     for marker, position, end in _segments(data):
         if marker == _APP1:
-            _add_metadata(metadata, data[position + 4 : end])
+            applications.append(data[position + 4 : end])
         elif marker in _FRAMES:
             if frame:
                 raise ValueError('a second frame header')
@@ -90,8 +108,9 @@ def read_header(data: bytes) -> JpegHeader:
             if not frame:
                 raise ValueError('a scan before the frame header')
             height, width = int.from_bytes(content[1:3], 'big'), int.from_bytes(content[3:5], 'big')
-            components = content[6 : 6 + 3 * content[5] : 3]
-            return JpegHeader(width, height, frame, content[0], components, data[position + 4], metadata)
+            components, sampling = (content[first : 6 + 3 * content[5] : 3] for first in (6, 7))
+            in_scan, metadata = data[position + 4], _metadata_in(applications)
+            return JpegHeader(width, height, frame, content[0], components, sampling, in_scan, metadata)
         elif marker in (_EOI, _END_OF_DATA):
             break
     raise ValueError('the file ends before the pixels')
@@ -99,8 +118,11 @@ def read_header(data: bytes) -> JpegHeader:
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield (marker, position of its 0xFF, end of its content); the last one is EOI or, without it, _END_OF_DATA."""
-    end = len(START)
+    end, num_segments = len(START), 0
     while match := _MARKER.search(data, end):
+        num_segments += 1
+        if num_segments > _MAX_SEGMENTS:
+            raise ValueError(f'more than {_MAX_SEGMENTS:,} segments')
         marker, position = match[1][0], match.start()
         if marker == _EOI:
             yield marker, position, position + 2
@@ -115,12 +137,12 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     yield _END_OF_DATA, len(data), len(data)
 
 
-def _add_metadata(metadata: dict[str, bytes], content: bytes) -> None:
-    """Add an APP1 segment as Pillow does: EXIF of several segments is joined, the last XMP counts."""
-    if content.startswith(_EXIF):
-        metadata['exif'] = metadata['exif'] + content[len(_EXIF) :] if 'exif' in metadata else content
-    elif content.startswith(_XMP):
-        metadata['xmp'] = content[len(_XMP) :]
+def _metadata_in(applications: list[bytes]) -> dict[str, bytes]:
+    """Return EXIF and XMP of APP1 segments as Pillow does: EXIF of several segments is joined, the last XMP counts."""
+    exif = [content for content in applications if content.startswith(_EXIF)]
+    xmp = [content for content in applications if content.startswith(_XMP)]
+    metadata = {'exif': b''.join((exif[0], *(content[len(_EXIF) :] for content in exif[1:])))} if exif else {}
+    return metadata | {'xmp': xmp[-1][len(_XMP) :]} if xmp else metadata
 
 
 def _has_extraneous_bytes(reason: str) -> bool:
@@ -133,6 +155,14 @@ def _determines_color(marker: int, content: bytes) -> bool:
     if marker == _APP0:
         return content.startswith(b'JFIF\0') and len(content) >= 14
     return marker == _APP14 and content.startswith(b'Adobe') and len(content) >= 12
+
+
+def _has_all_restarts(scan: bytes) -> bool:
+    """Return True if the restart markers are numbered 0 to 7, 0 to 7, ..."""
+    codes = np.frombuffer(scan, np.uint8)
+    following = codes[np.flatnonzero(codes[:-1] == 0xFF) + 1]
+    numbers = following[following & 0xF8 == 0xD0] & 7
+    return bool((numbers == np.arange(len(numbers)) & 7).all())
 
 
 class JpegFile:
@@ -173,6 +203,14 @@ class JpegFile:
         """Return a file of the same pixels: what doesn't determine them is left out, and a missing end is added."""
         return b''.join((START, *self._color, *self._body, _END))
 
+    def seconds(self) -> float:
+        """Return an upper bound of the time to decode the file once. Raises: DecodeError, if it is beyond the limit."""
+        blocks = self.header.num_blocks()
+        components = (scan[1 : 1 + 2 * scan[0] : 2] for scan in self._scans.values())
+        num_scan_blocks = sum(blocks.get(component, 0) for scan in components for component in scan)
+        # Without several scans, libjpeg ignores those after the first.
+        return self.header.seconds(sum(map(len, self._body)), num_scan_blocks * self.header.has_several_scans)
+
     def check_scans(self) -> None:
         """Check that all scans are there.
 
@@ -189,8 +227,7 @@ class JpegFile:
             for component in scan[1 : 1 + 2 * scan[0] : 2]:
                 if component in lowest_bit:
                     lowest_bit[component][first : last + 1] = bits & 15
-            restarts = _RESTART.finditer(self._body[index])
-            if any(match[1][0] & 7 != number & 7 for number, match in enumerate(restarts)):
+            if not _has_all_restarts(self._body[index]):
                 raise ValueError('a part between two restart markers is missing')
         if self._num_stray_bytes > _MAX_EXTRANEOUS_BYTES:
             raise ValueError(f'{self._num_stray_bytes} bytes between scans belong to none')
@@ -249,12 +286,12 @@ class JpegFile:
         """Return True if bytes after the end of a scan change the pixels, so that its own are too few."""
         zeros = _OMITTED_ZEROS if self.header.frame in _ARITHMETIC else b''
         try:
-            expected = simplejpeg.decode_jpeg(self._bare(zeros), self._color_space, strict=False)
-            return any(
-                not np.array_equal(
-                    expected, simplejpeg.decode_jpeg(self._bare(zeros + filler), self._color_space, strict=False)
-                )
-                for filler in _FILLERS
-            )
+            expected = self._digest(zeros)
+            return any(self._digest(zeros + filler) != expected for filler in _FILLERS)
         except ValueError:  # not decodable by simplejpeg; Pillow has decoded it
             return False
+
+    def _digest(self, filler: bytes) -> bytes:
+        """Return a digest of the pixels with `filler`, of which two copies would take much memory."""
+        pixels = simplejpeg.decode_jpeg(self._bare(filler), self._color_space, strict=False)
+        return hashlib.blake2b(pixels).digest()

@@ -4,10 +4,12 @@ from typing import Protocol
 
 import numpy as np
 import simplejpeg
-from PIL import Image
 
-from lib.dataset.decode import MAX_PIXELS, TRANSPOSITIONS, check_size, decode, orientation_in
+from lib.dataset.decode import MAX_PIXELS, check_size, decode_pixels
+from lib.dataset.decode_cost import IN_PLACE_SECONDS, check_bytes
+from lib.dataset.decode_process import run_apart
 from lib.dataset.jpeg_file import START, JpegFile, JpegHeader, read_header
+from lib.dataset.upright_rgb import TRANSPOSITIONS, gray_of, orientation_in
 
 _LARGEST_REDUCTION = 8
 _LEAST_SIDE = 16  # pixels of a reduced image's shorter side; below, libjpeg cannot distinguish scales
@@ -55,7 +57,7 @@ class LazyPixelImage:
 
     def gray_pixels(self) -> np.ndarray:
         """Return all pixels in grayscale, uint8 (height, width)."""
-        return np.asarray(Image.fromarray(self._pixels).convert('L'))
+        return gray_of(self._pixels)
 
 
 class LazyJpegImage:
@@ -82,21 +84,37 @@ class LazyJpegImage:
         """Return the upright pixels at the smallest sufficient scale. Raises: DecodeError."""
         reduction = _reduction(scale, min(self.width, self.height))
         pixels = self._decode('RGB', reduction)
-        return (np.asarray(decode(self._data)), 1) if pixels is None else (pixels, reduction)
+        return pixels, reduction if pixels.shape[0] < self.height or pixels.shape[1] < self.width else 1
 
     def gray_pixels(self) -> np.ndarray:
         """Return all upright pixels in grayscale, uint8 (height, width). Raises: DecodeError.
 
         This takes two thirds of the time of color, but still reads every byte, so truncated files are detected.
         """
-        pixels = self._decode('GRAY', 1)
-        return np.asarray(decode(self._data).convert('L')) if pixels is None else pixels[:, :, 0]
+        return self._decode('GRAY', 1)
 
-    def _decode(self, color_space: str, reduction: int) -> np.ndarray | None:
-        """Return upright pixels, or None for a file with an oddity: only `decode` distinguishes harmless ones."""
+    def _decode(self, color_space: str, reduction: int) -> np.ndarray:
+        """Return upright pixels; of a file with an oddity, the reduction may be 1. Raises: DecodeError."""
+        header = self._header
+        num_bytes = len(color_space) * -(-header.width // reduction) * -(-header.height // reduction)
+        check_bytes(
+            2 * len(self._data) + num_bytes + max(header.coefficient_bytes, num_bytes * (self._orientation > 1))
+        )
         try:
-            if self._header.has_several_scans:
-                JpegFile(self._data).check_scans()
+            file = JpegFile(self._data) if header.has_several_scans else None
+            takes_long = (file.seconds() if file else header.seconds(len(self._data))) > IN_PLACE_SECONDS
+        except ValueError:
+            return self._decoded_with_care(color_space)
+        if takes_long:
+            pixels, self.warning = run_apart(decode_jpeg, self._data, color_space, reduction)
+            return pixels
+        return self.decode_in_place(color_space, reduction, file)
+
+    def decode_in_place(self, color_space: str, reduction: int, file: JpegFile | None) -> np.ndarray:
+        """Return upright pixels; `file` is needed if there are several scans. Raises: DecodeError."""
+        try:
+            if file is not None:
+                file.check_scans()
             return self._simply_decoded(self._data, color_space, reduction)
         except ValueError as error:
             self.warning = ' '.join(str(error).split())
@@ -105,7 +123,12 @@ class LazyJpegImage:
             file.check_scans()
             return self._simply_decoded(file.without_metadata(), color_space, reduction)
         except ValueError:
-            return None
+            return self._decoded_with_care(color_space)
+
+    def _decoded_with_care(self, color_space: str) -> np.ndarray:
+        """Return all pixels of a file with an oddity, of which only `decode` distinguishes harmless ones."""
+        pixels = decode_pixels(self._data)
+        return pixels if color_space == 'RGB' else gray_of(pixels)
 
     def _simply_decoded(self, data: bytes, color_space: str, reduction: int) -> np.ndarray:
         """Return upright pixels. Raises: ValueError for anything that libjpeg warns about."""
@@ -113,7 +136,7 @@ class LazyJpegImage:
         stored = simplejpeg.decode_jpeg(
             data, color_space, min_width=-(-width // reduction), min_height=-(-height // reduction)
         )
-        return _upright(stored, self._orientation)
+        return _upright(stored if color_space == 'RGB' else stored[:, :, 0], self._orientation)
 
 
 def open_lazy_image(data: bytes, max_pixels: int = MAX_PIXELS) -> LazyPixelImage | LazyJpegImage:
@@ -124,9 +147,17 @@ def open_lazy_image(data: bytes, max_pixels: int = MAX_PIXELS) -> LazyPixelImage
     """
     header = _usual_jpeg_header(data)
     if header is None:
-        return LazyPixelImage(np.asarray(decode(data, max_pixels)))
+        return LazyPixelImage(decode_pixels(data, max_pixels))
     check_size((header.width, header.height), max_pixels)
     return LazyJpegImage(data, header)
+
+
+def decode_jpeg(data: bytes, color_space: str, reduction: int) -> tuple[np.ndarray, str]:
+    """Return pixels and warning of a usual JPEG, in a decoder process. Raises: DecodeError."""
+    header = read_header(data)
+    image = LazyJpegImage(data, header)
+    pixels = image.decode_in_place(color_space, reduction, JpegFile(data) if header.has_several_scans else None)
+    return pixels, image.warning
 
 
 def _usual_jpeg_header(data: bytes) -> JpegHeader | None:
@@ -152,7 +183,7 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     if orientation not in TRANSPOSITIONS:
         return pixels
     if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)  # 5: the main diagonal
+        pixels = pixels.swapaxes(0, 1)  # 5: the main diagonal
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     if orientation in (3, 4, 7, 8):

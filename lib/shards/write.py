@@ -6,7 +6,6 @@ Images are re-encoded as small JPEGs without metadata, or copied byte by byte.
 import json
 import os
 import tarfile
-import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ import pyarrow as pa
 import simplejpeg
 from PIL import Image
 
-from lib.dataset.decode import DecodeError, decode, open_image
+from lib.dataset.decode import DecodeError, decode, read_format
 from lib.dataset.image_format import HEIC_HINT, hint_of
 from lib.dataset.images import EncodedImages
 from lib.errors import UserError
@@ -97,13 +96,10 @@ class Copy:
     def __call__(self, data: bytes) -> PackedImage:
         """Return the packed image with the given bytes, whatever they are."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')
-                image = open_image(data)
+            name, width, height = read_format(data)
         except Exception:  # header parsers raise many types; `decode` words the fault and reads more formats
             return self._of_unknown_format(data)
-        name = str(image.format)
-        return PackedImage(data, _EXTENSIONS.get(name, name.lower()), *image.size)
+        return PackedImage(data, _EXTENSIONS.get(name, name.lower()), width, height)
 
     def _of_unknown_format(self, data: bytes) -> PackedImage:
         try:

@@ -19,6 +19,7 @@ def test_unreadable(name):
         image_stats(UNREADABLE[name])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize('name', FORMATS[:-2])
 def test_formats(name):
     if name == 'HEIC':

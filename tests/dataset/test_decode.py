@@ -63,8 +63,8 @@ def largest_difference(image, expected):
         ('JPEG', {'quality': 95, 'subsampling': 0}, 6),
         ('JPEG', {'quality': 95, 'subsampling': 0, 'progressive': True}, 6),
         ('GIF', {}, 40),
-        ('JPEG2000', {}, 0),
-        ('AVIF', {'quality': 95, 'subsampling': '4:4:4'}, 8),
+        pytest.param('JPEG2000', {}, 0, marks=pytest.mark.process),
+        pytest.param('AVIF', {'quality': 95, 'subsampling': '4:4:4'}, 8, marks=pytest.mark.process),
     ],
     ids=str,
 )
@@ -382,6 +382,7 @@ def test_a_large_black_png_is_inflated_in_pieces():
         decode(png(1000, 1200, 8, 2, [row] * 1199))
 
 
+@pytest.mark.process
 def test_no_warnings_are_shown_and_no_global_state_changes():
     limit = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():

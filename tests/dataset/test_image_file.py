@@ -11,9 +11,10 @@ from PIL import Image, PngImagePlugin
 
 from lib.audit.image_stats import image_stats
 from lib.dataset import jpeg_file
-from lib.dataset.decode import DecodeError, decode, orientation_in
+from lib.dataset.decode import DecodeError, decode
 from lib.dataset.jpeg_file import read_header
 from lib.dataset.lazy_image import LazyJpegImage, open_lazy_image
+from lib.dataset.upright_rgb import orientation_in
 from tests.dataset.layouts import EOI, LARGE, XMP, Case, encode, png_chunk, segment, split_jpeg, three_scans
 from tests.dataset.test_layouts import assert_agreement, smooth_image
 
@@ -323,6 +324,7 @@ def with_kind(tiff, tag, kind):
     return bytes(data)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize('options', [{}, {'compression': 'tiff_lzw'}, {'compression': 'jpeg'}], ids=str)
 @pytest.mark.parametrize('orientation', [1, 6])
 def test_tiff_with_broken_tags(options, orientation):
@@ -348,6 +350,7 @@ def test_tiff_lacking_pixels_is_damaged(mode):
         assert not is_readable(data[:-cut]), cut
 
 
+@pytest.mark.process
 def test_avif_with_broken_exif():
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, 'a product'

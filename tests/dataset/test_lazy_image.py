@@ -95,6 +95,7 @@ def test_cmyk_jpegs_are_decoded_by_pillow():
     assert np.array_equal(open_lazy_image(data).pixels(1.0)[0], np.asarray(decode(data)))
 
 
+@pytest.mark.process
 def test_heic_is_decoded_if_its_package_is_installed():
     pillow_heif = pytest.importorskip('pillow_heif')
     buffer = io.BytesIO()
