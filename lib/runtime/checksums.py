@@ -75,10 +75,10 @@ def _values_of(column: Any) -> Iterable[np.ndarray]:
 
 
 def checksum_of_tensor(tensor: 'torch.Tensor') -> int:
-    """Return the CRC-32 of a tensor on the CPU: its dtype, its shape and its values."""
+    """Return the CRC-32 of a tensor: its dtype, its shape and its values."""
     import torch  # here only: processes that decode images import this module, and need no torch
 
-    values = tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
+    values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     return checksum(f'{tensor.dtype} {tuple(tensor.shape)}'.encode(), values)
 
 

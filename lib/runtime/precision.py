@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from lib.runtime.checksums import sealed, unsealed
 from lib.runtime.device import DTYPES, MEMORY_FORMATS, Device, hardware_name, has_bfloat16
 from lib.runtime.files import read_json, write_json
 from lib.runtime.log import LOGGER
@@ -16,6 +17,7 @@ from lib.runtime.log import LOGGER
 MIN_GAIN = 1.05  # a smaller speedup over the default may be noise
 _ROUNDS = 5
 _MAX_STORED = 256  # measurements in a file; the oldest are removed
+_KEY = 'key'  # of an entry, which is part of its checksum
 
 
 class StepFormat(NamedTuple):
@@ -133,7 +135,7 @@ def read_times(path: Path, key: str) -> StepTimes | None:
     stored = _read(path)
     if key not in stored:
         return None
-    times = _times_of(stored[key])
+    times = _times_of(key, stored[key])
     if times is None:
         LOGGER.info('%s: damaged; measuring again', path)
     return times
@@ -144,6 +146,7 @@ def write_times(path: Path, key: str, times: StepTimes) -> None:
     stored = {name: value for name, value in _read(path).items() if name != key}
     kept = list(stored.items())[1 - _MAX_STORED :]
     content = {'images': times.num_images, 'seconds': {' '.join(name): value for name, value in times.seconds.items()}}
+    content = {name: value for name, value in sealed({_KEY: key, **content}).items() if name != _KEY}
     try:
         write_json(path, dict(kept) | {key: content})
     except OSError as error:
@@ -159,9 +162,10 @@ def _read(path: Path) -> dict[str, object]:
     return {}
 
 
-def _times_of(value: object) -> StepTimes | None:
-    """Return the times of an entry of the file; None if it has another form."""
-    if not isinstance(value, dict) or not isinstance(value.get('seconds'), dict):
+def _times_of(key: str, entry: object) -> StepTimes | None:
+    """Return the times of an entry of the file; None if it has another checksum or form."""
+    value = unsealed({**entry, _KEY: key}) if isinstance(entry, dict) else None
+    if value is None or not isinstance(value.get('seconds'), dict):
         return None
     num_images, times = value.get('images'), {}
     for text, number in value['seconds'].items():

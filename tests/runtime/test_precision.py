@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lib.runtime import precision as module
+from lib.runtime.checksums import sealed
 from lib.runtime.device import DTYPES, MEMORY_FORMATS, Device
 from lib.runtime.log import LOGGER
 from lib.runtime.precision import (
@@ -174,12 +175,18 @@ def test_the_file_holds_the_newest_measurements(tmp_path, monkeypatch):
     assert list(json.loads(path.read_text())) == ['c', 'a', 'd']
 
 
+def with_checksum(entry):
+    """Return an entry of the key 'a' with the checksum of its content, whatever that is."""
+    return {**entry, 'crc32': sealed({'key': 'a', **entry})['crc32']} if isinstance(entry, dict) else entry
+
+
 @pytest.mark.parametrize(
     'content',
     [
-        b'', b'{', b'[]', b'3', b'\xff\x00',
+        b'', b'{', b'[]', b'3', b'\xff\x00', b'[' * 100_000,
+        json.dumps({'a': {'images': 8, 'seconds': {'float32 contiguous': 1.0}}}).encode(),
         *(
-            json.dumps({'a': entry}).encode()
+            json.dumps({'a': with_checksum(entry)}).encode()
             for entry in (
                 None, [], {}, {'images': 8}, {'images': 8, 'seconds': 3}, {'seconds': {'float32 channels_last': 1.0}},
                 {'images': '8', 'seconds': {'float32 channels_last': 1.0}},
