@@ -128,11 +128,12 @@ def generate_demo(root: Path, *, seed: int = 0, num_workers: int | None = None, 
         UserError: `root` contains files that are no demo data, or cannot be written.
     """
     root = Path(root).resolve()
-    if demo_is_complete(root, seed, scale):
+    lock = root.with_name(f'.{root.name}.lock')  # removed at the end, unless the process is killed
+    if demo_is_complete(root, seed, scale) and not lock.exists():
         return
     _refuse_foreign(root)
     try:
-        with removed_lock(root.with_name(f'.{root.name}.lock'), _WAIT_SECONDS):
+        with removed_lock(lock, _WAIT_SECONDS):
             if not demo_is_complete(root, seed, scale):  # else another process has generated it meanwhile
                 _generate(root, seed, num_workers or min(num_cores(), _MAX_WORKERS), scale)
     except OSError as error:
