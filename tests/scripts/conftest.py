@@ -4,7 +4,6 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,18 +11,15 @@ import pytest
 
 from tests.aliproducts import make_aliproducts
 from tests.scripts.in_process import run_in_process
-from tests.scripts.running import ENVIRONMENT, TINY, Scripts
+from tests.scripts.running import TINY, Scripts, script_server
 
 
 @pytest.fixture(scope='session')
 def scripts(tmp_path_factory) -> Iterator[Scripts]:
     if not hasattr(os, 'fork'):
         pytest.skip('this system cannot fork')
-    command = [sys.executable, str(Path(__file__).with_name('preloaded.py'))]
-    environment = os.environ | ENVIRONMENT
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as server:
-        yield Scripts(server, tmp_path_factory.mktemp('output'))
-        server.stdin.close()
+    with script_server(tmp_path_factory.mktemp('output')) as started:
+        yield started
 
 
 @pytest.fixture(scope='session')

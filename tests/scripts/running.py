@@ -5,11 +5,13 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -114,6 +116,16 @@ class Scripts:
         """Run main.py, which receives a signal when the function `target` returns for the `count`th time."""
         wrapped = (signal, target, count, REPOSITORY / 'main.py', *options)
         return self.run(folder, 'tests/scripts/raise_signal.py', *wrapped, code=code)
+
+
+@contextmanager
+def script_server(logs: Path, environment: Mapping[str, str] = MappingProxyType({})) -> Iterator[Scripts]:
+    """Start a server of preloaded.py, which writes the output of scripts into the folder `logs`."""
+    command = [sys.executable, str(Path(__file__).with_name('preloaded.py'))]
+    whole = os.environ | ENVIRONMENT | environment
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=whole) as server:
+        yield Scripts(server, logs)
+        server.stdin.close()
 
 
 def contents(folder: Path) -> dict[str, str]:
