@@ -26,6 +26,7 @@ class Harness:
     """Runs one case, again and again.
 
     Attributes:
+        scripts: that run it.
         folder: in which it runs.
         points: of the undisturbed run, those after which the files differ from the point before.
         all_points: all of them.
@@ -34,7 +35,7 @@ class Harness:
     """
 
     def __init__(self, scripts: Scripts, case: Case, inputs: Path, folder: Path) -> None:
-        self._scripts, self._case = scripts, case
+        self.scripts, self._case = scripts, case
         self._template, self.folder, self._plan = folder / 'template', folder / 'work', folder / 'plan.json'
         shutil.copytree(inputs, self._template, symlinks=True)
         if case.prepare:
@@ -79,7 +80,7 @@ class Harness:
         self._plan.write_text(json.dumps({**plan, 'patch': self._case.patch}))
         script = argv[0] if (self.folder / argv[0]).exists() else REPOSITORY / argv[0]
         command = (self._plan, script, *argv[1:])
-        return self._scripts.run(self.folder, INJECT, *command, code=code, report=self._case.report)
+        return self.scripts.run(self.folder, INJECT, *command, code=code, report=self._case.report)
 
     def fail_at(self, point: Point, fault: str) -> subprocess.CompletedProcess:
         """Restore the files and run the command with a fault at a point."""

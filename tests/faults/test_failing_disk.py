@@ -1,10 +1,14 @@
-"""Disks that are full or fail, and system calls that are interrupted, at any operation on output files.
+"""Disks that are full or fail at any operation on output files, and system calls that are short or interrupted.
 
 A command ends with one error line and leaves the earlier files; the same command then completes.
 """
 
 import random
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +16,7 @@ from tests.faults.commands import CASES, all_cases
 from tests.faults.harness import Harness
 from tests.faults.outcome import contents
 from tests.faults.test_interrupted import SAMPLE
+from tests.scripts.running import script_server
 
 pytestmark = [pytest.mark.process, pytest.mark.long]
 ERRORS = ('ENOSPC', 'EIO', 'EDQUOT', 'EROFS')
@@ -45,19 +50,24 @@ def check_failed(harness, done):
     return ''
 
 
+def check_completes(harness, done):
+    """Return the fault of a command that met an error, or of the same command after it; '' if there is none."""
+    # A command may ignore that it cannot write a cache, or that it cannot remove a folder.
+    problem = check_failed(harness, done) if done.returncode else ''
+    if not problem:
+        again = harness.run_again()
+        problem = again.stderr if again.returncode else harness.difference()
+    return problem.strip()
+
+
 def check_errors(harness, dice, points):
     """Check errors at each of the points, and that the command completes afterwards."""
     faults = []
     for point in points:
         error = dice.choice(ERRORS)
-        done = harness.fail_at(point, error)
-        # A command may ignore that it cannot write a cache, or that it cannot remove a folder.
-        problem = '' if done.returncode == 0 else check_failed(harness, done)
-        if not problem:
-            again = harness.run_again()
-            problem = again.stderr if again.returncode else harness.difference()
+        problem = check_completes(harness, harness.fail_at(point, error))
         if problem:
-            faults.append(f'{error} {point}: {problem.strip()}')
+            faults.append(f'{error} {point}: {problem}')
     assert not faults, '\n'.join(faults)
 
 
@@ -73,3 +83,78 @@ def test_errors(scripts, inputs, tmp_path, seed, script, name):
 def test_errors_everywhere(scripts, inputs, tmp_path, seed, script, name):
     harness = Harness(scripts, CASES[script][name], inputs, tmp_path)
     check_errors(harness, random.Random(seed), error_points(harness))
+
+
+# Bytes that a file may have: less and more than most files of these commands.
+LIMITS = (5_000, 20_000, 200_000, 1_500_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('script', 'name'), all_cases())
+def test_limited_files(scripts, inputs, tmp_path, script, name):
+    """A file is written up to the limit (ulimit -f), and then fails."""
+    harness = Harness(scripts, CASES[script][name], inputs, tmp_path)
+    faults = []
+    for limit in LIMITS:
+        harness.reset()
+        problem = check_completes(harness, harness.run({'limit': limit}))
+        if problem:
+            faults.append(f'limit {limit}: {problem}')
+    assert not faults, '\n'.join(faults)
+
+
+def check_full_disk(harness, disk, free):
+    """Fill the disk up to `free` bytes, run the command, and run it again on an empty one."""
+    harness.reset()
+    ballast = disk / 'ballast'
+    ballast.write_bytes(bytes(shutil.disk_usage(disk).free - free))
+    done = harness.run()
+    ballast.unlink()
+    return check_completes(harness, done)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('script', 'name'), all_cases())
+def test_full_disk(scripts, inputs, tmp_path, small_disk, script, name):
+    disk = small_disk(60_000)
+    harness = Harness(scripts, CASES[script][name], inputs, disk)
+    faults = []
+    for free in (0, 16_000, 200_000, 1_500_000):
+        problem = check_full_disk(harness, disk, free)
+        if problem:
+            faults.append(f'{free} bytes free: {problem}')
+    assert not faults, '\n'.join(faults)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('script', 'name'), all_cases())
+def test_interrupted_calls(scripts, inputs, tmp_path, script, name):
+    """A signal every 2 ms, whose handler does nothing, interrupts system calls (EINTR)."""
+    harness = Harness(scripts, CASES[script][name], inputs, tmp_path)
+    harness.reset()
+    harness.run({'signals': 0.002}, code=0)
+    assert harness.difference() == ''
+
+
+@pytest.fixture(scope='module')
+def short_io(tmp_path_factory):
+    """Scripts whose reads and writes of files are short or interrupted."""
+    compiler = shutil.which('cc')
+    if compiler is None or sys.platform != 'linux':
+        pytest.skip('needs a C compiler on Linux')
+    folder = tmp_path_factory.mktemp('short')
+    library = folder / 'short_io.so'
+    source = Path(__file__).with_name('short_io.c')
+    subprocess.run([compiler, '-shared', '-fPIC', '-o', str(library), str(source), '-ldl'], check=True)
+    with script_server(folder, {'LD_PRELOAD': str(library)}) as scripts:
+        yield scripts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('script', 'name'), all_cases())
+def test_short_reads_and_writes(scripts, short_io, inputs, tmp_path, script, name):
+    harness = Harness(scripts, CASES[script][name], inputs, tmp_path)
+    harness.reset()
+    harness.scripts = short_io
+    harness.run(code=0)
+    assert harness.difference() == ''
