@@ -57,7 +57,18 @@ def _json(path: Path) -> bytes:
     return json.dumps(content).encode()
 
 
+def _journal(path: Path) -> bytes:
+    """Return the valid lines of a store's journal; a torn line stays, and is followed by the same rows."""
+    lines = set()
+    for line in path.read_text().splitlines():
+        with suppress(ValueError):
+            lines.add(json.dumps(json.loads(line)))
+    return '\n'.join(sorted(lines)).encode()
+
+
 def _json_lines(path: Path) -> bytes:
+    if re.fullmatch(r'rows\d+\.jsonl', path.name):
+        return _journal(path)
     return '\n'.join(json.dumps(without_times(json.loads(line))) for line in path.read_text().splitlines()).encode()
 
 

@@ -20,8 +20,7 @@ from tests.scripts.running import script_server
 
 pytestmark = [pytest.mark.process, pytest.mark.long]
 ERRORS = ('ENOSPC', 'EIO', 'EDQUOT', 'EROFS')
-# Temporary files, and the journal of files that switch together.
-_TEMPORARY = re.compile(r'\..*\.tmp(\.\w+)?|\.unfinished\.json')
+_TEMPORARY = re.compile(r'\..*\.tmp(\.\w+)?')
 # Files that grow, and stores that a later command resumes.
 _GROWING = re.compile(r'.*(log\.txt|metrics\.jsonl|events\.out\.tfevents.*|\.partial(/.*)?|/features/.*)')
 
@@ -41,7 +40,10 @@ def check_failed(harness, done):
     if done.returncode != 2 or len(lines) != 1 or not lines[0].startswith('error: '):
         return f'exit code {done.returncode}, {done.stderr[-600:]}'
     found = contents(harness.folder)
+    # Where the renaming of files that switch together fails, the next command renames the rest.
+    unfinished = {name.rpartition('/')[0] for name in found if name.endswith('.unfinished.json')}
     temporary = [name for name in found if _TEMPORARY.fullmatch(name.rpartition('/')[2])]
+    temporary = [name for name in temporary if name.rpartition('/')[0] not in unfinished]
     if temporary:
         return f'left over: {temporary[:5]}'
     for name, digest in harness.earlier.items():
