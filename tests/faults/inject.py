@@ -60,13 +60,17 @@ class Faults:
                 file.write(json.dumps([*key, self._counts[key], state != self._state]) + '\n')
             self._state = state
         if self._plan.get('at') == [*key, self._counts[key]]:
-            self._fail(path)
+            self._fail(event, path)
 
-    def _fail(self, path: Path) -> None:
+    def _fail(self, event: str, path: Path) -> None:
         fault = self._plan['fault']
         if fault in ('kill', 'tear'):
-            if fault == 'tear':
-                _tear(path)
+            if fault == 'tear' and path.is_dir():
+                names = sorted(name for name in path.rglob('*') if name.is_file())
+                for name in names[: len(names) // 2]:
+                    name.unlink()
+            elif fault == 'tear' and event == 'after write':
+                os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
         number = getattr(errno, fault)
         raise OSError(number, os.strerror(number))
@@ -90,14 +94,6 @@ class Faults:
         if key not in self._digests:
             self._digests[key] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         return self._digests[key]
-
-
-def _tear(path: Path) -> None:
-    if path.is_file():
-        os.truncate(path, path.stat().st_size // 2)
-    files_in = sorted(one for one in path.rglob('*') if one.is_file())
-    for one in files_in[: len(files_in) // 2]:
-        one.unlink()
 
 
 def main() -> None:

@@ -46,10 +46,15 @@ def check_failed(harness, done):
     temporary = [name for name in temporary if name.rpartition('/')[0] not in unfinished]
     if temporary:
         return f'left over: {temporary[:5]}'
-    for name, digest in harness.earlier.items():
-        if found.get(name) not in (digest, harness.expected.get(name)) and not _GROWING.fullmatch(name):
-            return f'{name} is damaged'
-    return ''
+    damaged = [
+        name
+        for name, digest in harness.earlier.items()
+        if found.get(name) not in (digest, harness.expected.get(name))
+        and not _GROWING.fullmatch(name)
+        # OVERWRITE renames a folder before the new files are written.
+        and (name in found or digest not in found.values())
+    ]
+    return f'damaged: {", ".join(damaged[:5])}' if damaged else ''
 
 
 def check_completes(harness, done):
