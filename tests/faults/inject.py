@@ -65,11 +65,11 @@ class Faults:
     def _fail(self, event: str, path: Path) -> None:
         fault = self._plan['fault']
         if fault in ('kill', 'tear'):
-            if fault == 'tear' and path.is_dir():
+            if fault == 'tear' and event == 'before unlink' and path.is_dir() and not path.is_symlink():
                 names = sorted(name for name in path.rglob('*') if name.is_file())
                 for name in names[: len(names) // 2]:
                     name.unlink()
-            elif fault == 'tear' and event == 'after write':
+            elif fault == 'tear' and event == 'after write' and path.is_file():
                 os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
         number = getattr(errno, fault)
