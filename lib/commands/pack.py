@@ -112,7 +112,7 @@ def _output_folder(cfg: Config) -> Path:
 def _check_is_packed(out: Path) -> None:
     """Raise UserError if a folder to be renamed holds other files, such as the photos themselves."""
     others = sorted(path.name for path in out.iterdir() if path.name not in _OUTPUTS and path.name[0] != '.')
-    others += [kind for kind in _SPLITS if (out / kind).exists() and not (out / kind / SETTINGS).exists()]
+    others += [kind for kind in _SPLITS if has_content(out / kind) and not (out / kind / SETTINGS).exists()]
     if others:
         raise UserError(f'PACK.OUT {out} holds {others[0]}, which is not packed data; give another --PACK_OUT')
 

@@ -39,6 +39,13 @@ class OpenShard:
 
     def read(self, length: int, offset: int) -> bytes:
         """Return `length` bytes from `offset` on, fewer at the end of the file."""
+        data = self._read(length, offset)
+        # A network disk may return a part.
+        while len(data) < length and (more := self._read(length - len(data), offset + len(data))):
+            data += more
+        return data
+
+    def _read(self, length: int, offset: int) -> bytes:
         if hasattr(os, 'pread'):
             return os.pread(self.descriptor, length, offset)
         with self._lock:  # Windows
