@@ -59,12 +59,15 @@ def check_failed(harness, done):
 
 def check_completes(harness, done):
     """Return the fault of a command that met an error, or of the same command after it; '' if there is none."""
-    # A command may ignore that it cannot write a cache, or that it cannot remove a folder.
-    problem = check_failed(harness, done) if done.returncode else ''
-    if not problem:
-        again = harness.run_again()
-        problem = again.stderr if again.returncode else harness.difference()
-    return problem.strip()
+    if done.returncode:
+        problem = check_failed(harness, done)
+        if problem:
+            return problem
+    elif not harness.difference():
+        return ''
+    # A command may work to its end without a cache that it cannot write, or a folder that it cannot remove.
+    again = harness.run_again()
+    return again.stderr.strip() if again.returncode else harness.difference()
 
 
 def check_errors(harness, dice, points):
