@@ -20,24 +20,27 @@ def is_unicode(text: str) -> bool:
     return text.isascii() or not any('\ud800' <= char <= '\udfff' for char in text)
 
 
-def printable(text: str, escape: str = '') -> str:
-    r"""Return a text of any length in one line, without quotes, with control characters escaped, and those in `escape`.
+def printable(text: str) -> str:
+    r"""Return a text of any length in one line, without quotes, with control characters escaped.
 
     Line ends could forge a line, escape sequences colors, marks of direction another order of the letters. A byte that
     is not UTF-8 becomes `\xff`. For lines and columns as a whole; a value in a sentence is `shown`.
     """
-    if text.isprintable() and not escape:
+    if text.isprintable():
         return text
+    return ''.join(char if _is_plain(char) else _byte_text(char) or _escape(char) for char in text)
+
+
+def _is_plain(char: str) -> bool:
     # The joiners are part of words in Persian and in Indian languages, and of emojis.
-    return ''.join(
-        char if (char.isprintable() or char in '\u200c\u200d') and char not in escape else _escape(char)
-        for char in text
-    )
+    return char.isprintable() or char in '\u200c\u200d'
+
+
+def _byte_text(char: str) -> str:
+    return f'\\x{ord(char) - 0xDC00:02x}' if '\udc80' <= char <= '\udcff' else ''
 
 
 def _escape(char: str) -> str:
-    if '\udc80' <= char <= '\udcff':
-        return f'\\x{ord(char) - 0xDC00:02x}'
     return char.encode('unicode_escape', 'surrogatepass').decode('ascii')
 
 
@@ -46,12 +49,12 @@ def one_line(message: str) -> str:
     return printable(' '.join(part.strip() for part in message.strip().splitlines() if not part.isspace()))
 
 
-MAX_SHOWN = 80  # characters of a value in a message
+MAX_SHOWN = 70  # characters of a value in a message
 _MAX_REASON = 200  # of the message of a library
 
 
 def shown(value: object, escape: str = '') -> str:
-    """Return a value of a file or of the command line as error and log lines show it, in at most 80 characters.
+    """Return a value of a file or of the command line as error and log lines show it, in at most 70 characters.
 
     A text is in quotes, with control characters, quotes and backslashes escaped; a long one keeps its beginning, its
     end and its length. A container is its type and its number of entries. Of an exception it is the message in one
@@ -68,6 +71,8 @@ def shown(value: object, escape: str = '') -> str:
         return f'{len(value):,} bytes'
     if hasattr(value, 'shape') and value.shape != ():
         return f'an array of shape {shortened(str(tuple(value.shape)), 40)}'
+    if isinstance(value, tuple) and len(value) < 7 and all(type(number) in (int, float) for number in value):
+        return shortened(str(value), MAX_SHOWN)  # an option such as INPUT.MEAN
     if isinstance(value, dict | list | tuple | set | frozenset):
         kind = 'mapping' if isinstance(value, dict) else 'list' if isinstance(value, list | tuple) else 'set'
         return f'a {kind} of {len(value):,} {"entry" if len(value) == 1 else "entries"}'
@@ -84,8 +89,13 @@ def unquoted(text: str) -> str:
 
 def _fitted(text: str, quote: str, escape: str) -> str:
     def escaped(part: str) -> str:
-        quotable = part.replace('\\', '\\\\').replace(quote, f'\\{quote}') if quote else part
-        return printable(quotable, escape)
+        if not quote:
+            return printable(part)
+        part = part.replace('\\', '\\\\').replace(quote, f'\\{quote}')
+        return part if part.isprintable() and not escape else ''.join(map(literal, part))
+
+    def literal(char: str) -> str:  # in quotes, an undecodable byte is the half of a surrogate pair that it is
+        return char if _is_plain(char) and char not in escape else _escape(char)
 
     if len(text) <= MAX_SHOWN and len(whole := f'{quote}{escaped(text)}{quote}') <= MAX_SHOWN:
         return whole

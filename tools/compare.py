@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lib.commands.cli import cli_main
 from lib.config.options import Formatter, Parser, local_path
+from lib.runtime.log import print_lines
 
 DESCRIPTION = (
     'Compare models on the same images: mean class error with a confidence interval, errors of many, medium and few, '
@@ -41,7 +42,7 @@ def main() -> None:
     # torch is imported only after the command line is checked.
     from lib.commands.compare import compare_runs
 
-    print('\n'.join(compare_runs(found.runs, options, found.output)))
+    print_lines(compare_runs(found.runs, options, found.output))
 
 
 if __name__ == '__main__':

@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lib.commands.cli import cli_main
 from lib.config.options import Parser, local_path
-from lib.errors import UserError
+from lib.errors import UserError, printable
+from lib.runtime.log import print_lines
 
 _SPLITS = {
     'train': 'training file, if it is not named train',
@@ -146,8 +147,8 @@ def convert(
             f'--imbalance {imbalance:g}: {num_selected:,} of {total:,} training images selected (--seed {seed})'
         )
     for warning in converted.warnings:
-        print(f'warning: {warning}', file=sys.stderr)
-    print('\n'.join(lines))
+        print(f'warning: {printable(warning)}', file=sys.stderr)
+    print_lines(lines)
 
 
 def next_command(format_name: str, out: Path, *, long_tailed: bool = False) -> str:
@@ -165,7 +166,7 @@ def main() -> None:
     out = out or (source if source.is_dir() else source.parent)
     given = {key: value for key, value in options.items() if value is not None}
     convert(name, source, out, **given)
-    print(f'\nNow train:\n  {next_command(name, out, long_tailed="imbalance" in given)}')
+    print_lines(['', 'Now train:', f'  {next_command(name, out, long_tailed="imbalance" in given)}'])
 
 
 if __name__ == '__main__':

@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lib.commands.cli import cli_main, read_config
+from lib.runtime.log import print_lines
 
 DESCRIPTION = 'Decode every image; list unreadable, suspicious and duplicate images, leaks and contradictory labels.'
 
@@ -18,7 +19,7 @@ def main() -> None:
     cfg = read_config(sys.argv[1:], program='tools/doctor.py', description=DESCRIPTION)
     from lib.commands.doctor import audit_dataset
 
-    print('\n'.join(audit_dataset(cfg)))
+    print_lines(audit_dataset(cfg))
 
 
 if __name__ == '__main__':

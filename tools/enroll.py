@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lib.commands.cli import cli_main, read_command
+from lib.runtime.log import print_lines
 
 DESCRIPTION = (
     'Add classes to a trained model from a few images each (weight imprinting), without training. The scale of new '
@@ -26,7 +27,7 @@ def main() -> None:
     from lib.report.describe import describe_enrolled
 
     done = enroll(load_model(command))
-    print('\n'.join([*describe_enrolled(done.metrics), *(f'wrote {path}' for path in done.files)]))
+    print_lines([*describe_enrolled(done.metrics), *(f'wrote {path}' for path in done.files)])
 
 
 if __name__ == '__main__':

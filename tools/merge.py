@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lib.commands.cli import cli_main
 from lib.config.defaults import KEYS
 from lib.config.options import Formatter, Parser, local_path
+from lib.runtime.log import print_lines
 
 DESCRIPTION = (
     'Merge a checkpoint of a run with MODEL.CLASSIFIER_SHARDED True and the classifier files of its ranks into one '
@@ -50,7 +51,7 @@ def main() -> None:
     # torch is imported only after the command line is checked.
     from lib.commands.merge import merge
 
-    print('\n'.join(merge(options.RESUME_MODEL, options.output, overwrite=options.OVERWRITE)))
+    print_lines(merge(options.RESUME_MODEL, options.output, overwrite=options.OVERWRITE))
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lib.commands.cli import cli_main, read_config
+from lib.runtime.log import print_lines
 
 DESCRIPTION = (
     'Write the images of DATASET to a few large tar files (WebDataset shards) with an index, for --DATASET_SHARDS. '
@@ -17,8 +18,8 @@ def main() -> None:
     cfg = read_config(sys.argv[1:], program='tools/pack.py', description=DESCRIPTION)
     from lib.commands.pack import next_command, pack
 
-    print('\n'.join(pack(cfg)))
-    print(f'\nTrain on the shards:\n  {next_command(sys.argv[1:], cfg.PACK.OUT)}')
+    print_lines(pack(cfg))
+    print_lines(['', 'Train on the shards:', f'  {next_command(sys.argv[1:], cfg.PACK.OUT)}'])
 
 
 if __name__ == '__main__':

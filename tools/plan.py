@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lib.commands.cli import cli_main, read_config
+from lib.runtime.log import print_lines
 
 DESCRIPTION = (
     'Compute the memory that a training step needs per device, and which strategy fits: the whole batch at once, a '
@@ -21,7 +22,7 @@ def main() -> None:
     cfg = read_config(sys.argv[1:], program='tools/plan.py', description=DESCRIPTION)
     from lib.commands.plan import make_plan
 
-    print('\n'.join(make_plan(cfg)))
+    print_lines(make_plan(cfg))
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lib.commands.cli import cli_main, read_command
+from lib.runtime.log import print_lines
 
 DESCRIPTION = (
     'Compare the features of validation images with those of training images: retrieval metrics (recall@k, '
@@ -23,8 +24,7 @@ def main() -> None:
     from lib.commands.loaded_model import load_model
     from lib.commands.search import search
 
-    for line in search(load_model(command)):
-        print(line, flush=True)
+    print_lines(search(load_model(command)))
 
 
 if __name__ == '__main__':

@@ -25,9 +25,11 @@ from lib.errors import UserError
 from lib.inference.run import logit_batch_size
 from lib.runtime.device import Device
 from lib.runtime.shared_memory import SharedMemoryFull
+from lib.runtime.text import count_of
 from lib.runtime.workers import num_cores
 
 _FEW_IMAGES = 20_000  # a few threads read these before worker processes, which read faster, have started
+_MAX_WORKERS_PER_CORE, _ALWAYS_ALLOWED = 16, 64  # worker processes
 _CPU_BATCH_SIZE = 64  # larger batches exceed the caches of a CPU and are slower
 
 TRAIN_TRANSFORMS: dict[str, Callable[[InputKeys], Transform]] = {
@@ -230,7 +232,15 @@ def _pipeline_options(cfg: Config, device: Device) -> dict[str, Any]:
 
 
 def num_workers(requested: int) -> int:
-    """Return the number of processes that read images: RUN.NUM_WORKERS, or one per core, at most 8."""
-    if requested >= 0:
-        return requested
-    return min(8, num_cores())
+    """Return the number of processes that read images: RUN.NUM_WORKERS, or one per core, at most 8.
+
+    Raises:
+        UserError: many more than cores, which would only take memory and process ids.
+    """
+    limit = max(_ALWAYS_ALLOWED, _MAX_WORKERS_PER_CORE * num_cores())
+    if requested > limit:
+        raise UserError(
+            f'RUN.NUM_WORKERS is {requested}, but this machine has {count_of(num_cores(), "CPU core")}: at most '
+            f'{limit} processes are started; --RUN_NUM_WORKERS -1 starts one per core'
+        )
+    return requested if requested >= 0 else min(8, num_cores())

@@ -17,6 +17,7 @@ from lib.config.defaults import Config
 from lib.config.load import load_config
 from lib.distributed.rank_info import RankInfo, read_rank_info, report_failure
 from lib.errors import UserError, one_line, shown
+from lib.runtime.csv_file import quote_formulas
 from lib.runtime.log import LOGGER, start_console
 from lib.runtime.read_file import reason_of
 from lib.runtime.signals import EndingSignal, end_line, end_with_parent, ending_signals
@@ -226,6 +227,7 @@ def read_command(
     if needs_model and command.checkpoint is None:
         raise UserError(_no_model(command, program))
     start_console(enabled=read_rank_info().rank == 0)
+    quote_formulas(command.cfg.RUN.QUOTE_FORMULAS)
     for note in loaded.notes:
         LOGGER.info('%s', note)
     cfg = resolve_preprocessing(command.cfg, trains=trains, is_resumed=command.checkpoint is not None)

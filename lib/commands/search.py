@@ -1,6 +1,5 @@
 """tools/search.py: retrieval metrics, and the nearest images of test images."""
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from lib.inference.run import classify_features
 from lib.metrics.accuracy import compute_metrics
 from lib.metrics.predictions import Predictions, predictions_from_classes
 from lib.report.describe import describe_metrics, describe_retrieval
+from lib.runtime.csv_file import write_rows
 from lib.runtime.files import replace_atomically
 
 
@@ -131,16 +131,18 @@ def _write_neighbors(trained: LoadedModel, test: DatasetSplit, gallery: _Images,
         rows=np.flatnonzero(features.readable),
         device=_device(trained),
     )
-    with replace_atomically(path) as temporary, open(temporary, 'w', encoding='utf-8', newline='') as file:
-        writer = csv.writer(file, lineterminator='\n')
-        writer.writerow(('id', 'rank', 'neighbour', 'category_id', 'name', value))
+
+    def rows_of() -> Iterator[tuple]:
         for rows, found in blocks:
             for row, others, values in zip(rows.tolist(), found.rows.tolist(), found.values.tolist(), strict=True):
                 image = test.names[row].as_py()
                 for rank, (other, number) in enumerate(zip(others, values, strict=True), start=1):
                     label = int(gallery.labels[other])
                     name = gallery.names[other].as_py()
-                    writer.writerow((image, rank, name, label, trained.class_names[label], f'{number:.6f}'))
+                    yield image, rank, name, label, trained.class_names[label], f'{number:.6f}'
+
+    with replace_atomically(path) as temporary, open(temporary, 'w', encoding='utf-8', newline='') as file:
+        write_rows(file, ('id', 'rank', 'neighbour', 'category_id', 'name', value), rows_of())
 
 
 def _device(trained: LoadedModel) -> torch.device:

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from lib.config.check_features import check_cached_features, check_lbfgs
-from lib.config.defaults import KEYS
+from lib.config.defaults import KEYS, LARGEST
 from lib.config.key import AUTO
 from lib.config.keys.data import PAIRED
 from lib.config.keys.method import BUNDLED
@@ -102,7 +102,8 @@ def _check_mixing(values: dict[str, Any]) -> None:
         stages = values['MIX.STAGES']
         if not stages or any(stage != int(stage) for stage in stages):
             raise UserError(
-                f'MIX.STAGES is {stages}, but must be whole numbers such as 0,1,2: 0 (the image), 1 (first stage)'
+                f'MIX.STAGES is {shown(stages)}, but must be whole numbers such as 0,1,2: 0 (the image), 1 (first '
+                'stage)'
             )
         if values['MODEL.FREEZE_BACKBONE'] and values['MODEL.SHIFT_BATCHNORM']:
             raise UserError(
@@ -192,6 +193,9 @@ def check_values(values: dict[str, Any], levels: dict[str, int]) -> None:
         levels: number of the layer that set each key; higher layers win. Below 0 are the defaults and the checkpoint's
             config, which passed these checks when its run was started.
     """
+    for name, largest in LARGEST.items():
+        if max((0, *values[name]) if isinstance(values[name], tuple) else (values[name],)) > largest:
+            raise UserError(f'{name} is {shown(values[name])}, but at most {largest} is possible')
     _check_unused(values, levels)
     _check_shards(values, levels)
     check_methods(values)
@@ -212,18 +216,18 @@ def check_values(values: dict[str, Any], levels: dict[str, int]) -> None:
     for name in ('INPUT.SCALE', 'INPUT.RATIO'):
         pair = values[name]
         if len(pair) != 2 or pair[0] > pair[1]:
-            raise UserError(f'{name} is {pair}, but must be two numbers, the smaller one first, such as 0.5,1')
+            raise UserError(f'{name} is {shown(pair)}, but must be two numbers, the smaller one first, such as 0.5,1')
     for name in ('INPUT.MEAN', 'INPUT.STD'):
         if len(values[name]) not in (0, 3):  # none: auto
-            raise UserError(f'{name} is {values[name]}, but must be three numbers, one per channel')
+            raise UserError(f'{name} is {shown(values[name])}, but must be three numbers, one per channel')
     jitter = values['INPUT.COLOR_JITTER']
     if len(jitter) != 4 or jitter[3] > 0.5:
         raise UserError(
-            f'INPUT.COLOR_JITTER is {jitter}, but must be four numbers: brightness, contrast, saturation, and hue of '
-            'at most 0.5'
+            f'INPUT.COLOR_JITTER is {shown(jitter)}, but must be four numbers: brightness, contrast, saturation, and '
+            'hue of at most 0.5'
         )
     if len(values['OPTIMIZER.BETAS']) != 2:
-        raise UserError(f'OPTIMIZER.BETAS is {values["OPTIMIZER.BETAS"]}, but must be two numbers')
+        raise UserError(f'OPTIMIZER.BETAS is {shown(values["OPTIMIZER.BETAS"])}, but must be two numbers')
 
 
 def _check_unused(values: dict[str, Any], levels: dict[str, int]) -> None:
@@ -267,7 +271,7 @@ def _check_schedule(values: dict[str, Any]) -> None:
         return
     milestones, factors = values['SCHEDULE.MILESTONE_EPOCHS'], values['SCHEDULE.DECAY_FACTORS']
     if list(milestones) != sorted(set(milestones)):
-        raise UserError(f'SCHEDULE.MILESTONE_EPOCHS is {milestones}, but must increase')
+        raise UserError(f'SCHEDULE.MILESTONE_EPOCHS is {shown(milestones)}, but must increase')
     if len(factors) not in (1, len(milestones)):
         raise UserError(
             f'SCHEDULE.DECAY_FACTORS has {len(factors)} numbers, but must have one, '
@@ -279,13 +283,13 @@ def _check_sizes(schedule: tuple[int, ...]) -> None:
     epochs, sizes = schedule[::2], schedule[1::2]
     if len(epochs) != len(sizes):
         raise UserError(
-            f'INPUT.SIZE_SCHEDULE is {schedule}, but must be pairs of epoch and pixels, such as 0,128,60,224'
+            f'INPUT.SIZE_SCHEDULE is {shown(schedule)}, but must be pairs of epoch and pixels, such as 0,128,60,224'
         )
     if list(epochs) != sorted(set(epochs)):
-        raise UserError(f'INPUT.SIZE_SCHEDULE is {schedule}, but its epochs must increase; they are {epochs}')
+        raise UserError(f'INPUT.SIZE_SCHEDULE is {shown(schedule)}, but its epochs must increase; they are {epochs}')
     smallest = KEYS['INPUT.SIZE'].low
     if smallest is not None and sizes and min(sizes) < smallest:
-        raise UserError(f'INPUT.SIZE_SCHEDULE is {schedule}, but its sizes must be at least {smallest} pixels')
+        raise UserError(f'INPUT.SIZE_SCHEDULE is {shown(schedule)}, but its sizes must be at least {smallest} pixels')
 
 
 def _check_name(values: dict[str, Any]) -> None:

@@ -52,3 +52,12 @@ TREE: dict[str, dict[str, Key[Any]]] = {name: section.keys_by_name for name, sec
 KEYS: dict[str, Key[Any]] = {
     f'{section}.{name}' if section else name: key for section, keys in TREE.items() for name, key in keys.items()
 }
+
+# The largest sensible values of numbers that determine how much memory is allocated.
+LARGEST: dict[str, int] = {
+    'INPUT.SIZE': 16_384, 'INPUT.TEST_SIZE': 16_384, 'INPUT.SIZE_SCHEDULE': 100_000, 'INPUT.PADDING': 4096,
+    'SAMPLER.IMAGES_PER_CLASS': 500_000, 'MODEL.TUNE_RANK': 65_536, 'LOSS.CONTRAST_WIDTH': 65_536,
+    'TRAIN.BATCH_SIZE': 500_000, 'TRAIN.DEVICE_BATCH_SIZE': 500_000, 'TRAIN.MAX_EPOCH': 100_000,
+    'TEST.BATCH_SIZE': 500_000, 'TEST.TOP_K': 100_000, 'POSTHOC.FOLDS': 500_000, 'SEARCH.K': 100_000,
+    'DOCTOR.MIN_SIDE': 65_536, 'PACK.SHORT_SIDE': 65_536, 'PLAN.NUM_CLASSES': 100_000_000, 'PLAN.DEVICES': 500_000,
+}  # fmt: skip

@@ -5,7 +5,8 @@ computed from the whole decoded file once these parsers have failed.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from lib.runtime.text import whole
 
 ANNOTATION_FORM = '{"annotations": [{"category_id": 0, "fpath": "..."}, ...], "num_classes": 3}'
 MAX_SHOWN = 10
-_MAX_CLASSES = 2**31 - 1  # labels are int32
+MAX_CLASSES = 50_000_000  # more would be a mistake: the counts and names alone take gigabytes
 
 _QUOTE = ord('"')
 _ENTRY = re.compile(
@@ -232,8 +233,8 @@ def describe_faults(path: str | Path, tree: Any) -> str:
     num_classes = whole(tree.get('num_classes'))
     if num_classes is None or num_classes < 1:
         return f'{path}: num_classes is {shown(tree.get("num_classes"))}, but must be a whole number, at least 1'
-    if num_classes > _MAX_CLASSES:
-        return f'{path}: num_classes is {shown(num_classes)}, but must be at most {_MAX_CLASSES}'
+    if num_classes > MAX_CLASSES:
+        return f'{path}: num_classes is {shown(num_classes)}, but must be at most {MAX_CLASSES}'
     if not tree['annotations']:
         return f'{path}: lists no images'
     return join_faults(path, list(entry_faults(tree['annotations'], num_classes, 'fpath')))
@@ -264,3 +265,9 @@ def join_faults(path: str | Path, faults: list[str]) -> str:
     first = '; '.join(faults[:MAX_SHOWN])
     more = f'; and {len(faults) - MAX_SHOWN} more' if len(faults) > MAX_SHOWN else ''
     return f'{path}: {first}{more} ({len(faults)} faulty in all)'
+
+
+def first_phrases(phrases: Iterable[str]) -> str:
+    """Return the first phrases, separated by commas."""
+    first = list(islice(phrases, MAX_SHOWN + 1))
+    return ', '.join(first[:MAX_SHOWN]) + ', ...' * (len(first) > MAX_SHOWN)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
@@ -19,9 +18,10 @@ from lib.dataset.annotation_cache import CacheDamaged, CachedColumns, CacheSourc
 from lib.dataset.annotation_json import ParsedAnnotations, ParsedPrefix, UnsupportedForm, parse_in_blocks, parse_whole
 from lib.dataset.annotation_rows import (
     ANNOTATION_FORM,
-    MAX_SHOWN,
+    MAX_CLASSES,
     describe_faults,
     entry_faults,
+    first_phrases,
     has_duplicates,
     join_faults,
 )
@@ -262,7 +262,7 @@ def _columns_of(
 
 def _is_faulty(parsed: ParsedAnnotations) -> bool:
     labels = parsed.labels
-    return not 1 <= parsed.num_classes < 2**31 or bool(
+    return not 1 <= parsed.num_classes <= MAX_CLASSES or bool(
         not len(labels) or labels.min() < 0 or labels.max() >= parsed.num_classes or parsed.has_empty_path
     )
 
@@ -282,7 +282,7 @@ def _duplicates(paths: pa.Array) -> list[str]:
         return []
     subject = '1 entry repeats' if len(repeated) == 1 else f'{len(repeated)} entries repeat'
     entries = (f'entry {row} ({unquoted(str(paths[int(row)]))})' for row in repeated)
-    return [f'{subject} an earlier fpath: {_first_few(entries)}']
+    return [f'{subject} an earlier fpath: {first_phrases(entries)}']
 
 
 def _empty_classes(path: str | Path, starts: np.ndarray) -> list[str]:
@@ -293,9 +293,4 @@ def _empty_classes(path: str | Path, starts: np.ndarray) -> list[str]:
     with suppress(UserError):  # a fault of classes.json is an error where the names are needed
         if known := read_classes(Path(path).with_name('classes.json'), len(starts) - 1):
             names = (unquoted(known.names[label]) for label in empty)
-    return [f'{len(empty)} of {len(starts) - 1} classes have no image: {_first_few(names)}']
-
-
-def _first_few(phrases: Iterable[str]) -> str:
-    shown = list(islice(phrases, MAX_SHOWN + 1))
-    return ', '.join(shown[:MAX_SHOWN]) + ', ...' * (len(shown) > MAX_SHOWN)
+    return [f'{len(empty)} of {len(starts) - 1} classes have no image: {first_phrases(names)}']

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from lib.config.key import did_you_mean
 from lib.config.options import Parser, local_path
-from lib.errors import UserError, shown, unquoted
+from lib.errors import UserError, printable, shown, unquoted
 from lib.experiments.method_list import METHODS, Method
+from lib.runtime.log import print_lines
 
 if TYPE_CHECKING:
     from lib.experiments.grid import Grid, SubRun
@@ -129,11 +130,11 @@ def run_grid(arguments: argparse.Namespace) -> int:
     with lock_folder(grid.out, '--out'):
         check_recipes(grid, runs)
         count = f'{len(runs)} {"run" if len(runs) == 1 else "runs"}'
-        print(f'{count} in {grid.out}, with their output in {grid.out / "logs"}', flush=True)
-        outcome = Runner(runs, device_slots(arguments.jobs, gpus), log=lambda line: print(line, flush=True)).run()
+        print_lines([f'{count} in {grid.out}, with their output in {grid.out / "logs"}'])
+        outcome = Runner(runs, device_slots(arguments.jobs, gpus), log=lambda line: print_lines([line])).run()
         _report(arguments, grid, runs, outcome)
     if outcome.failed:
-        print(f'error: {_failures(outcome)}', file=sys.stderr)
+        print(f'error: {printable(_failures(outcome))}', file=sys.stderr)
         return _MISTAKE
     if outcome.stopped:
         print('stopped; run the same command to resume', file=sys.stderr)
@@ -193,8 +194,8 @@ def _report(arguments: argparse.Namespace, grid: 'Grid', runs: list['SubRun'], o
         print('recorded in lib/experiments/measured.json')
         print('to update docs/methods.md: python tools/gallery.py')
     print(f'\n{tables.as_text(rows)}')
-    print('\n'.join(line for note in notes for line in textwrap.wrap(note, 80)))
-    print(f'wrote results.md, .csv, .tex, .json and .png in {grid.out}')
+    print_lines(line for note in notes for line in textwrap.wrap(note, 80))
+    print_lines([f'wrote results.md, .csv, .tex, .json and .png in {grid.out}'])
 
 
 def _notes(grid: 'Grid', rows: list, outcome: 'Outcome') -> list[str]:

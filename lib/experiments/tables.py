@@ -1,6 +1,5 @@
 """The results of a grid as tables (terminal, Markdown, CSV, LaTeX, JSON) and as a bar chart."""
 
-import csv
 import io
 import os
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 
 from lib.experiments.results import METRICS, Row, headline_metric, table_metrics
 from lib.report.chart_style import PALETTE, legend, save_png, styled
+from lib.runtime.csv_file import write_rows
 
 _TEX = {
     '\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '±': r'$\pm$', 'τ': r'$\tau$',
@@ -60,9 +60,8 @@ def as_markdown(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
 def as_csv(rows: Sequence[Row]) -> str:
     """Return all metrics as fractions: means, and standard deviations in columns *_std; unknown cells are empty."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
     columns = [f'{name}{ending}' for name in METRICS for ending in ('', '_std')]
-    writer.writerow(('method', 'seeds', *columns, 'published_error', 'published_source'))
+    table = []
     for row in rows:
         values: list[Any] = []
         for name in METRICS:
@@ -72,7 +71,8 @@ def as_csv(rows: Sequence[Row]) -> str:
             )
         reference = row.published
         published = [float(reference.error) / 100, reference.source] if reference else ['', '']
-        writer.writerow((row.method.name, row.seeds, *values, *published))
+        table.append((row.method.name, row.seeds, *values, *published))
+    write_rows(text, ('method', 'seeds', *columns, 'published_error', 'published_source'), table)
     return text.getvalue()
 
 

@@ -3,6 +3,7 @@
 An archive is unpacked completely or not at all, and no member is written outside of the folder.
 """
 
+import errno
 import lzma
 import os
 import struct
@@ -15,6 +16,7 @@ from typing import Any, cast
 from lib.errors import UserError, shown
 from lib.runtime.files import operation, remove, rename, sync_folder, temporary_folder, write_json
 from lib.runtime.json_file import read_json
+from lib.runtime.log import print_lines
 from lib.runtime.read_file import RefusedFileError, check_regular, reason_of
 
 # What the modules raise for damaged bytes, beside OSError without number.
@@ -69,9 +71,9 @@ def _extract(archive: Path, staging: Path) -> None:
     except (RuntimeError, NotImplementedError) as error:  # zipfile: encrypted, unknown compression
         raise UserError(f'{archive}: cannot be unpacked ({shown(error)})') from None
     except OSError as error:
-        if error.errno is not None:
+        if error.errno not in (None, errno.EINVAL):  # of gzip and bzip2, and a position before the start
             raise
-        raise UserError(f'{archive}: damaged ({shown(error)}); download it again') from None  # of gzip and bzip2
+        raise UserError(f'{archive}: damaged ({shown(error)}); download it again') from None
 
 
 def _extract_zip(archive: Path, staging: Path) -> None:
@@ -124,9 +126,9 @@ def unpack_once(source: Path, folder: Path) -> None:
         status = archive.stat()
         state = [status.st_size, status.st_mtime_ns]
         if done.get(archive.name) == state:
-            print(f'{archive} was unpacked before (remove {record} to unpack it again)', flush=True)
+            print_lines([f'{archive} was unpacked before (remove {record} to unpack it again)'])
             continue
-        print(f'unpacking {archive} ...', flush=True)
+        print_lines([f'unpacking {archive} ...'])
         unpack(archive, folder)
         done[archive.name] = state
         write_json(record, done)

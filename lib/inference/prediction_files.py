@@ -1,6 +1,5 @@
 """Prediction files: one row per image, in input order, written in chunks of rows."""
 
-import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lib.runtime.csv_file import write_rows
 from lib.runtime.files import replace_atomically
 
 _ROWS_AT_ONCE = 10_000
@@ -141,9 +141,7 @@ def _chunks(names: Names) -> Iterator[tuple[list[str], slice]]:
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[tuple]) -> None:
     with replace_atomically(path) as temporary, open(temporary, 'w', encoding='utf-8', newline='') as file:
-        writer = csv.writer(file, lineterminator='\n')
-        writer.writerow(header)
-        writer.writerows(rows)
+        write_rows(file, header, rows)
 
 
 def _write_npy(path: Path, names: Names, features: np.ndarray) -> None:

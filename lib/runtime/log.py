@@ -74,6 +74,12 @@ def log_to(path: Path) -> None:
     LOGGER.addHandler(handler)
 
 
+def print_lines(lines: Iterable[str]) -> None:
+    """Print each line of a result on standard output at once, with control characters of names escaped."""
+    for line in lines:
+        print(printable(line), flush=True)
+
+
 def duration_text(seconds: float) -> str:
     """Return a duration in its largest fitting unit: 45 s, 12 min, 3.4 h, 2.5 days."""
     if seconds < 90:

@@ -12,6 +12,7 @@ from typing import Any
 from lib.dataset.image_format import hint_of
 from lib.errors import UserError, shown, unquoted
 from lib.runtime.checkout import describe_commit
+from lib.runtime.csv_file import without_quote, write_rows
 from lib.runtime.files import (
     operation,
     remove,
@@ -226,7 +227,7 @@ def read_bad_images(folder: Path) -> dict[str, dict[str, str]]:
         with open_text(path, newline='') as lines:
             for row in csv.reader(lines):
                 if len(row) == 3 and row[0] != 'split':
-                    listed.setdefault(row[0], {})[row[1]] = row[2]
+                    listed.setdefault(row[0], {})[without_quote(row[1])] = row[2]
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeError, csv.Error) as error:
@@ -248,9 +249,8 @@ def write_bad_images(folder: Path, split: str, images: dict[str, str]) -> None:
             remove(folder / BAD_IMAGES)
             return
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator='\n')
-        writer.writerow(('split', 'image', 'reason'))
-        writer.writerows((name, *item) for name, reasons in listed.items() for item in reasons.items())
+        rows = ((name, *item) for name, reasons in listed.items() for item in reasons.items())
+        write_rows(text, ('split', 'image', 'reason'), rows)
         write_text(folder / BAD_IMAGES, text.getvalue())
 
 

@@ -199,6 +199,11 @@ class RunKeys(Section, title='devices, workers, precision'):
         'splits). 0: decode in the main process.',
         low=-1,
     )
+    QUOTE_FORMULAS = Key(
+        False,
+        "In CSV files, put ' before names that start with =, +, -, @, a tab or a line end: a spreadsheet would compute "
+        'them.',
+    )
     PRECISION = Key(
         'auto',
         'Precision of training. auto: on CPUs the faster one of float32 and bfloat16, by timing steps of the model; on '
