@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lib.dataset.paths import comparable_paths
-from lib.errors import UserError, shown
+from lib.errors import UserError, is_unicode, shown
 from lib.runtime.read_file import MAX_RECORD_BYTES, read_bytes, reason_of
 from lib.runtime.seeding import Purpose, generator
 from lib.runtime.shared_memory import to_shared_memory
@@ -154,6 +154,8 @@ def quarantined_rows(names: pa.LargeStringArray, file: str | Path, split: str) -
         raise UserError(f'{file}: cannot be read ({reason_of(error)})') from None
     except msgspec.ValidationError as error:
         raise UserError(f'{file}: must be {_QUARANTINE_FORM} ({shown(error)})') from None
+    if not all(is_unicode(image.fpath) for image in images):
+        raise UserError(f'{file}: an fpath is not Unicode; remove its entry')
     names = comparable_paths(names)
     listed = comparable_paths(pa.array([image.fpath for image in images if image.split == split], pa.large_string()))
     listed = listed.cast(names.type).unique()

@@ -210,7 +210,7 @@ def parse_json(data: bytes, form: type[Form] = Any) -> Form:  # type: ignore[ass
         text = data if encoding == 'utf-8-sig' else data.decode(encoding).encode()
         text = text.removeprefix(BYTE_ORDER_MARK)
     except UnicodeError as error:
-        raise InvalidJson(f'not {encoding} text: {error}', 1) from None
+        raise InvalidJson(f'not {encoding} text: {shown(error)}', 1) from None
     try:
         return msgspec.json.decode(text, type=form)
     except RecursionError:
@@ -224,7 +224,7 @@ def parse_json(data: bytes, form: type[Form] = Any) -> Form:  # type: ignore[ass
         line = text.count(b'\n', 0, error.start) + 1
         raise InvalidJson(f'byte {error.start} is not UTF-8 text; save it as UTF-8', line) from None
     except (ValueError, RecursionError):
-        if isinstance(fault, msgspec.ValidationError):
+        if isinstance(fault, msgspec.ValidationError) and form is not Any:
             raise fault from None
         position = re.search(r'\(byte (\d+)\)', str(fault))
         line = text.count(b'\n', 0, int(position[1]) if position else len(text)) + 1
@@ -264,4 +264,4 @@ def decode_json(path: str | Path, data: bytes, form: type[Form] = Any) -> Form: 
     try:
         return parse_json(data, form)
     except InvalidJson as error:
-        raise UserError(f'{path}:{error.line}: not valid JSON ({error})') from None
+        raise UserError(f'{path}:{error.line}: not valid JSON ({shown(error)})') from None

@@ -82,6 +82,9 @@ def read_table(path: Path, metadata_type: type, *, verify: bool = True) -> tuple
         table = pa.ipc.open_file(source).read_all()
     if table.schema.remove_metadata() != COLUMNS:
         raise ValueError(f'its columns are {few_names(table.schema.names)}')
+    table.validate(full=verify)
+    if any(column.null_count for column in table.columns):
+        raise ValueError('values are missing')
     encoded, expected = ((table.schema.metadata or {}).get(key) for key in (_KEY, _CHECKSUM))
     if verify and expected is not None and expected != b'%d' % _checksum(table, encoded or b''):
         raise ValueError('its checksum does not match')
