@@ -20,10 +20,10 @@ import torch
 from safetensors import safe_open
 
 from lib.errors import shown
+from lib.runtime.checksums import check_safetensors
 from lib.runtime.read_file import RefusedFileError, open_regular, reason_of
 
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_MAX_DEPTH = 8
+_LEGACY_MAGIC, _MAX_DEPTH = 0x1950A86A20F9469CFC6C, 8
 _DTYPES = {
     'DoubleStorage': torch.float64, 'FloatStorage': torch.float32, 'HalfStorage': torch.float16,
     'BFloat16Storage': torch.bfloat16, 'LongStorage': torch.int64, 'IntStorage': torch.int32,
@@ -92,6 +92,7 @@ def read_weights_file(path: Path) -> WeightsFile:
 
 def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
     file = safe_open(path, 'pt')
+    check_safetensors(file)
     shapes = {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
     return {name: StoredTensor(shape, partial(file.get_tensor, name)) for name, shape in shapes.items()}
 
@@ -281,8 +282,7 @@ class _LegacySource(_Source):
             _protocol, system, self.content, keys = (self.unpickle(file) for _ in range(4))
             _check_byteorder(system['little_endian'])
             for key in keys:
-                (num_values,) = struct.unpack('<q', file.read(8))
-                num_bytes = num_values * self.dtypes[key].itemsize
+                num_bytes = struct.unpack('<q', file.read(8))[0] * self.dtypes[key].itemsize
                 if num_bytes < 0 or file.tell() + num_bytes > self.num_bytes:
                     raise WeightsFileError('cut short: values of tensors are missing')
                 self._ranges[key] = (file.tell(), num_bytes)

@@ -29,9 +29,10 @@ from lib.export.formats import (
     write_torch_export,
 )
 from lib.export.module import ExportedModel, Preprocessing
+from lib.runtime.checksums import with_checksums
 from lib.runtime.files import replace_atomically
 from lib.runtime.log import LOGGER
-from lib.trainer.checkpointing.io import safetensors_metadata, with_checksums
+from lib.trainer.checkpointing.io import safetensors_metadata
 
 _BATCH_SIZES = (1, 3, 16, 7)  # compared with PyTorch, because the batch dimension is dynamic
 

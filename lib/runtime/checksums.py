@@ -49,13 +49,13 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item], count: int
 
 
 def checksum_of_columns(columns: Mapping[str, Any], *parts: bytes) -> int:
-    """Return the CRC-32 of Arrow columns without missing values (names, types, values) and of further bytes.
+    """Return the CRC-32 of Arrow columns without missing values (names, types, counts, values) and of further bytes.
 
     A column counts with its values only, not with its place in a file or a larger array. Threads share the work.
     """
     pieces = list(parts)
     for name, column in columns.items():
-        pieces += [f'{name} {column.type} {len(column)}'.encode(), *_values_of(column)]
+        pieces += [f'{name} {column.type} {len(column)} {column.null_count}'.encode(), *_values_of(column)]
     views = [memoryview(piece).cast('B') for piece in pieces]
     chunks = [view[start : start + _CHUNK_BYTES] for view in views for start in range(0, len(view), _CHUNK_BYTES)]
     return checksum(np.fromiter(in_threads(zlib.crc32, chunks, len(chunks)), np.uint32, len(chunks)))
@@ -80,6 +80,29 @@ def checksum_of_tensor(tensor: 'torch.Tensor') -> int:
 
     values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     return checksum(f'{tensor.dtype} {tuple(tensor.shape)}'.encode(), values)
+
+
+def with_checksums(metadata: Mapping[str, str], state: Mapping[str, 'torch.Tensor']) -> dict[str, str]:
+    """Return the header of a safetensors file, with the checksums of its texts and of its tensors as another entry."""
+    tensors = {name: checksum_of_tensor(tensor) for name, tensor in state.items()}
+    texts = {name: checksum(text.encode()) for name, text in metadata.items()}
+    return {**metadata, _KEY: json.dumps({'tensors': tensors, 'texts': texts})}
+
+
+def check_safetensors(file: Any) -> None:
+    """Compare an open safetensors file with the checksums in its header; files of other programs have none.
+
+    Raises:
+        ValueError: one does not match.
+    """
+    metadata = dict(file.metadata() or {})
+    if _KEY not in metadata:
+        return
+    expected, names = metadata.pop(_KEY), list(file.keys())
+    tensors = {name: checksum_of_tensor(file.get_tensor(name)) for name in names}
+    texts = {name: checksum(text.encode()) for name, text in metadata.items()}
+    if json.loads(expected) != {'tensors': tensors, 'texts': texts}:
+        raise ValueError('damaged: a checksum does not match')
 
 
 def sealed(content: dict[str, Any]) -> dict[str, Any]:

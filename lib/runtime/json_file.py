@@ -45,7 +45,7 @@ def numbers_in(record: object) -> dict[str, float]:
 
 
 def read_json_lines(path: Path, form: type[Form]) -> list[Form]:
-    """Decode a file with a JSON value per line, up to a last line that a killed process left incomplete.
+    """Decode a file with a JSON value per line, without a last line that a killed process left without its end.
 
     Raises:
         UserError: a line has another form, or the file cannot be read; if there is none, the list is empty.
@@ -61,8 +61,18 @@ def read_json_lines(path: Path, form: type[Form]) -> list[Form]:
         if line.strip():
             try:
                 values.append(parse_json(line, form))
-            except InvalidJson:
-                break
+            except InvalidJson as error:
+                if number < len(lines) or not _is_cut(line):
+                    raise UserError(f'{path}:{number}: is not JSON ({shown(error)}); remove this line') from None
             except msgspec.ValidationError as error:
                 raise UserError(f'{path}:{number}: {shown(error)}') from None
     return values
+
+
+def _is_cut(line: bytes) -> bool:
+    """Return whether a last line without its end may be the beginning of a line: not zeros, nor one with another end."""
+    try:
+        parse_json(line[:-1], Any)
+    except InvalidJson:
+        return b'\0' not in line
+    return False

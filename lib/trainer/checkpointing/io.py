@@ -22,7 +22,7 @@ from safetensors import safe_open
 from lib.backbone.pretrained import fault_of
 from lib.backbone.weights_file import WeightsFileError, read_weights_file
 from lib.errors import UserError, shown
-from lib.runtime.checksums import checksum, checksum_of_tensor, damaged_record, in_threads
+from lib.runtime.checksums import check_safetensors, damaged_record
 from lib.runtime.files import replace_atomically
 from lib.runtime.read_file import RefusedFileError, check_regular, open_regular, reason_of
 from lib.trainer.checkpointing.content import InvalidContent, check_plain, from_content, to_content
@@ -39,7 +39,6 @@ _NUMPY_SCALARS: list[Any] = [
     np.dtypes.Int64DType,
 ]
 _CHUNK_BYTES = 1 << 24
-_CHECKSUMS = 'crc32'  # entry in the header of a safetensors file
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint, canceled: Callable[[], bool] = lambda: False) -> None:
@@ -100,40 +99,21 @@ def safetensors_metadata(checkpoint: Checkpoint) -> dict[str, str]:
     return {'checkpoint': json.dumps(header, ensure_ascii=False)}
 
 
-def with_checksums(metadata: Mapping[str, str], state: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Return the header of a safetensors file with the checksums of its other entries and of its tensors."""
-    sums = {name: checksum_of_tensor(tensor) for name, tensor in state.items()}
-    texts = {name: checksum(text.encode()) for name, text in metadata.items()}
-    return {**metadata, _CHECKSUMS: json.dumps({'tensors': sums, 'texts': texts})}
-
-
 def read_exported(path: Path) -> dict[str, Any]:
     """Return the content of a checkpoint that was exported as safetensors; it cannot be resumed.
 
     Raises:
-        SafetensorError, ValueError, KeyError: not a safetensors file, or not one of this project.
-        InvalidContent: a checksum does not match.
+        SafetensorError, ValueError, KeyError: not a safetensors file, not one of this project, or damaged.
     """
     check_regular(path)
     with safe_open(path, 'pt') as file:
-        metadata = file.metadata() or {}
-        content = json.loads(metadata['checkpoint'])
+        check_safetensors(file)
+        content = json.loads((file.metadata() or {})['checkpoint'])
         content['state_dict'] = {name: file.get_tensor(name) for name in list(file.keys())}
-    if _CHECKSUMS in metadata:  # files of earlier versions have none
-        _check_exported(metadata, content['state_dict'])
     check_plain(content)
     if 'class_counts' in content:
         content['class_counts'] = torch.tensor(content['class_counts'], dtype=torch.int64)
     return {'optimizer': None, **content}
-
-
-def _check_exported(metadata: dict[str, str], state: dict[str, torch.Tensor]) -> None:
-    """Compare all tensors and texts with their checksums. Raises: InvalidContent."""
-    expected = json.loads(metadata.pop(_CHECKSUMS))
-    tensors = dict(zip(state, in_threads(checksum_of_tensor, state.values(), len(state)), strict=True))
-    found = {'tensors': tensors, 'texts': {name: checksum(text.encode()) for name, text in metadata.items()}}
-    if found != expected:
-        raise InvalidContent('damaged: a checksum does not match')
 
 
 def write_torch(path: Path, content: Mapping[str, Any], canceled: Callable[[], bool] = lambda: False) -> None:

@@ -50,7 +50,7 @@ INDEX = 'classifier.safetensors.index.json'
 _ENTRY = re.compile(r'(?P<name>.+)\[(?P<start>[0-9]{1,10}):(?P<stop>[0-9]{1,10})\]')
 _SHARD = re.compile(r'[\w-]+\.safetensors')
 _CHUNK_NUMBERS = 1 << 22
-_CHECKSUMS = 'crc32'  # entry in the header of a file
+_CHECKSUMS = 'crc32_of_blocks'  # entry in the header of a file
 # Time for the slowest rank to write its shard; once the run ends by an error, that rank may have ended as well.
 _TIMEOUT_SECONDS, _ENDING_TIMEOUT_SECONDS = 600, 10
 
