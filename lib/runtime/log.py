@@ -61,6 +61,8 @@ def start_console(*, enabled: bool = True) -> None:
         LOGGER.addHandler(_BUFFER)
         LOGGER.setLevel(logging.INFO)
         LOGGER.propagate = False
+        # Its notes on a home folder that cannot be written are of no use; charts are the same without it.
+        logging.getLogger('matplotlib').setLevel(logging.ERROR)
 
 
 def log_to(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Runs a script that receives a signal at a reproducible point.
 
 python raise_signal.py SIGINT lib.trainer.step:TrainStep.__call__ 5 main.py [OPTION ...]: after the fifth call of the
-function, the process sends itself the signal.
+function, the process sends itself the signal. It is the leader of a group of its own.
 """
 
 import importlib
@@ -15,6 +15,7 @@ from pathlib import Path
 
 def main() -> None:
     """Patch the function, then become the script."""
+    os.setpgrp()
     name, target, count, script = sys.argv[1:5]
     module, _, path = target.partition(':')
     *owners, function_name = path.split('.')
