@@ -6,6 +6,7 @@ from typing import Any
 from lib.config.defaults import Config
 from lib.errors import UserError
 from lib.report.describe import describe_metrics
+from lib.runtime.files import finish_set
 from lib.runtime.json_file import Record, numbers_in, read_json
 from lib.trainer.checkpointing.io import read_checkpoint
 from lib.trainer.run_folder import RunFolder
@@ -20,7 +21,10 @@ def summarize(cfg: Config) -> list[str]:
     run, rebalanced = Path(cfg.LOG_ROOT, cfg.NAME), Path(cfg.TAU_NORM.LOG_ROOT, cfg.NAME)
     if not (run / 'metrics.jsonl').exists():
         raise UserError(f'{run} holds no run; python main.py --NAME {cfg.NAME} trains one')
-    tau = _read(rebalanced / 'tau.json')
+    for folder in (run, rebalanced):
+        finish_set(folder)
+    # tau_norm.py writes the model last.
+    tau = _read(rebalanced / 'tau.json') if (rebalanced / 'best_model.pth').exists() else {}
     rows = {
         'valid': _selected_valid(run),
         'valid, tau': numbers_in(tau.get('after')),
