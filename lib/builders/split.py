@@ -17,6 +17,7 @@ from lib.dataset.images import ArrayImages, FileImages, Images, SomeImages
 from lib.dataset.index import ClassIndex, quarantined_rows
 from lib.dataset.paths import PathColumn, TextPathRule, choose_path_rule, comparable_paths, path_as_text, refuse_urls
 from lib.errors import UserError
+from lib.runtime.files import finish_set
 from lib.runtime.log import LOGGER
 from lib.runtime.shared_memory import to_shared_memory
 from lib.runtime.text import few_names, names_digest
@@ -237,6 +238,7 @@ def without_quarantined(data: TrainingData, file: str) -> TrainingData:
     """
     if not file:
         return data
+    finish_set(Path(file).parent)
     try:
         found = quarantined_rows(data.train.composed_names, file, 'train')
     except UserError as error:
