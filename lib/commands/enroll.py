@@ -28,7 +28,7 @@ from lib.metrics.accuracy import count_per_class, mean_class_accuracy
 from lib.posthoc.candidate_scores import ScoredFeatures, score_features
 from lib.posthoc.imprint import Imprint, cross_fit_imprint, imprint
 from lib.runtime.files import remove, write_json
-from lib.runtime.folders import fresh_folder, has_content, is_unfinished
+from lib.runtime.folders import fresh_folder, holds_others
 from lib.runtime.log import LOGGER
 from lib.runtime.text import name_warnings, names_digest, rounded_code_warnings
 from lib.trainer.checkpointing.io import write_checkpoint
@@ -98,13 +98,8 @@ def _check_free(trained: LoadedModel, folder: Path) -> None:
         )
     if trained.path.resolve().parent == folder.resolve():
         raise UserError(f'ENROLL.OUT {folder} holds RESUME_MODEL {trained.path}: give another folder')
-    if folder.exists() and (not folder.is_dir() or _holds_others(folder)) and not trained.cfg.OVERWRITE:
+    if folder.exists() and (not folder.is_dir() or holds_others(folder, _FILES, MODEL)) and not trained.cfg.OVERWRITE:
         raise UserError(f'{folder} exists already: --OVERWRITE True renames it, or give another --ENROLL_OUT')
-
-
-def _holds_others(folder: Path) -> bool:
-    """Return whether a folder holds more than what a command that was stopped left: a result, or other files."""
-    return has_content(folder) and not is_unfinished(folder, _FILES, MODEL)
 
 
 def _new_images(trained: LoadedModel) -> _NewImages:
@@ -248,7 +243,7 @@ def _write(
 
     def is_old() -> bool:
         _check_free(trained, folder)  # again: another process may have written a result meanwhile
-        return _holds_others(folder)
+        return holds_others(folder, _FILES, MODEL)
 
     training_set = _training_set(trained, classes, counts)
     with fresh_folder(folder, 'ENROLL.OUT', is_old):
@@ -285,13 +280,11 @@ def _training_set(trained: LoadedModel, classes: ClassNames, counts: np.ndarray)
     return TrainingSet(hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest(), all_counts, names, parents)
 
 
-def _write_valid(
-    path: Path, class_names: list[str], old: DatasetSplit, new: DatasetSplit, new_rows: np.ndarray
-) -> bool:
+def _write_valid(path: Path, names: list[str], old: DatasetSplit, new: DatasetSplit, new_rows: np.ndarray) -> bool:
     """Write the annotations of old valid images and of new ones; return False if some are not files."""
     if not (isinstance(old.images, FileImages) and isinstance(new.images, FileImages)):
         return False
-    entries, num_left_out, num_old = [], 0, len(class_names) - new.num_classes
+    entries, num_left_out, num_old = [], 0, len(names) - new.num_classes
     sources = (old.images, old.labels, range(len(old)), 0), (new.images, new.labels, new_rows.tolist(), num_old)
     for images, labels, rows, first in sources:
         for row in rows:
@@ -302,6 +295,5 @@ def _write_valid(
                 num_left_out += 1
     if num_left_out:
         LOGGER.warning('%s: without %d images whose file names are not UTF-8', path, num_left_out)
-    digest = names_digest(class_names)
-    write_json(path, {'annotations': entries, 'num_classes': len(class_names), 'classes_digest': digest})
+    write_json(path, {'annotations': entries, 'num_classes': len(names), 'classes_digest': names_digest(names)})
     return True

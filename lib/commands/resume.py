@@ -8,7 +8,7 @@ from typing import Any
 
 from lib.errors import UserError
 from lib.optim.schedule import warmup_epochs
-from lib.runtime.folders import has_content, is_unfinished
+from lib.runtime.folders import holds_others
 from lib.trainer.checkpointing.io import read_checkpoint
 from lib.trainer.checkpointing.latest import checkpoints_in, latest_checkpoint, position_of
 from lib.trainer.checkpointing.state import Checkpoint
@@ -97,7 +97,7 @@ def is_set_aside(plan: ResumePlan) -> bool:
     if plan.set_aside:
         # A start without a checkpoint is used again, as it is without OVERWRITE.
         of_start = {path.name for path in plan.folder.iterdir() if _FILES_OF_START.fullmatch(path.name)}
-        return has_content(plan.folder) and not is_unfinished(plan.folder, of_start, last='last.pth')
+        return holds_others(plan.folder, of_start, last='last.pth')
     resumed = plan.checkpoint if plan.kind == 'continue' else None
     # A run that was resumed in its folder has found the latest checkpoint there, any other run has found none.
     latest = None

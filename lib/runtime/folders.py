@@ -72,15 +72,15 @@ def has_content(folder: Path) -> bool:
     return bool(_content(folder))
 
 
-def is_unfinished(folder: Path, names: Collection[str], last: str) -> bool:
-    """Return whether a folder was left by a command that was stopped: it holds only files that the command writes.
+def holds_others(folder: Path, names: Collection[str], last: str) -> bool:
+    """Return whether a folder holds more than what a command that was stopped left: a result, or files of others.
 
     Args:
         names: of the files that the command writes.
-        last: the one that it writes last; a folder with it is finished.
+        last: the one that it writes last; a folder with it holds a result.
     """
     content = _content(folder)
-    return bool(content) and last not in content and content <= {*names}
+    return last in content or not content <= {*names}
 
 
 def _content(folder: Path) -> set[str]:

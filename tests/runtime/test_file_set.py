@@ -22,7 +22,7 @@ from lib.runtime.files import (
     write_json,
     write_text,
 )
-from lib.runtime.folders import has_content, is_unfinished, lock_folder
+from lib.runtime.folders import has_content, holds_others, lock_folder
 from lib.runtime.temporary import is_abandoned, is_temporary, temporary_path
 
 OLD, NEW = ({name: f'{age} {name}' for name in ('a.json', 'b.txt', 'c')} for age in ('old', 'new and longer'))
@@ -325,15 +325,15 @@ def test_folders_of_results(tmp_path):
             file.write_text('')
             assert not has_content(tmp_path)
         (tmp_path / 'x').unlink()
-        assert not is_unfinished(tmp_path, names, 'model.pth')
+        assert not holds_others(tmp_path, names, 'model.pth')
         (tmp_path / 'config.yaml').touch()
         assert has_content(tmp_path)
-        assert is_unfinished(tmp_path, names, 'model.pth')
+        assert not holds_others(tmp_path, names, 'model.pth')
         (tmp_path / 'photo.jpg').touch()
-        assert not is_unfinished(tmp_path, names, 'model.pth')
+        assert holds_others(tmp_path, names, 'model.pth')
         (tmp_path / 'photo.jpg').unlink()
         (tmp_path / 'model.pth').touch()
-        assert not is_unfinished(tmp_path, names, 'model.pth')
+        assert holds_others(tmp_path, names, 'model.pth')
 
 
 def test_a_read_only_folder_is_one_error(tmp_path, monkeypatch):
