@@ -8,14 +8,16 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from lib.trainer.checkpointing.io import write_checkpoint
+from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
+from lib.trainer.checkpointing.sharded import ClassifierShard
 from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, TrainProgress
+from lib.trainer.run_folder import RunFolder
 from tests.aliproducts import draw_product, make_aliproducts
 from tests.scripts.running import ON_CPU, REPOSITORY, TINY
 
@@ -64,6 +66,18 @@ def copy_tools(folder: Path) -> None:
     (folder / 'docs').mkdir()
 
 
+def shard_classifier(folder: Path) -> None:
+    """Write the run's last checkpoint again as that of two ranks that share the classifier."""
+    checkpoint = read_checkpoint(folder / 'log' / 'tiny' / 'last.pth')
+    names = [name for name in checkpoint.state_dict if name.startswith('classifier.')]
+    rows = {name: checkpoint.state_dict.pop(name) for name in names}
+    whole = replace(checkpoint, optimizer=checkpoint.optimizer | {'rows': {}})
+    for rank, classes in ((1, range(2, 3)), (0, range(2))):
+        shard = {name: values[classes.start : classes.stop] for name, values in rows.items()}
+        shard = ClassifierShard(shard, classes, 3, rank, 2)
+        RunFolder(folder / 'log' / 'sharded', writes=rank == 0).save(replace(whole, classifier_shard=shard))
+
+
 def fake_repository(folder: Path) -> None:
     """Write the fake scripts of a grid, which train nothing."""
     for script in ('main.py', 'test.py', 'tau_norm.py'):
@@ -87,7 +101,6 @@ CASES: dict[str, dict[str, Case]] = {
             ('main.py', *NEW_RUN, '--NAME', 'tiny', '--TRAIN_MAX_EPOCH', 1, '--OVERWRITE', True),
             allowed='log/tiny_old_2',
         ),
-        'sharded': Case(('main.py', *NEW_RUN, *LAST, '--MODEL_CLASSIFIER_SHARDED', True)),
         'cached features': Case(
             ('main.py', *BEST, *CACHED, '--RESUME_MODE', 'finetune'),
             resume=('log/head/*.pth', ('main.py', *CACHED, *LAST, *ON_CPU)),
@@ -144,10 +157,7 @@ CASES: dict[str, dict[str, Case]] = {
         for name, options in {'onnx': (), 'torch_export': (), 'safetensors': ()}.items()
     },
     'tools/merge.py': {
-        'new': Case(
-            ('tools/merge.py', '--RESUME_MODEL', 'log/new/last.pth'),
-            before=(('main.py', *NEW_RUN, '--MODEL_CLASSIFIER_SHARDED', True),),
-        )
+        'new': Case(('tools/merge.py', '--RESUME_MODEL', 'log/sharded/last.pth'), prepare=shard_classifier)
     },
     'tools/posthoc.py': {'new': Case(('tools/posthoc.py', *BEST, '--POSTHOC_FOLDS', 2))},
     'tools/report.py': {'new': Case(('tools/report.py', *BEST, '--REPORT_JSON', True), report=True)},

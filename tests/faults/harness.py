@@ -21,6 +21,14 @@ class Point(NamedTuple):
     name: str
     count: int
 
+    @property
+    def may_tear(self) -> bool:
+        """Return whether a kill during this operation leaves other files than one after it or before it.
+
+        Half of a temporary file is as good as the whole one.
+        """
+        return self.event == 'before unlink' or (self.event == 'after write' and '.RANDOM.tmp' not in self.name)
+
 
 class Harness:
     """Runs one case, again and again.

@@ -3,8 +3,8 @@
 python inject.py PLAN.json SCRIPT [OPTION ...]. The plan is a JSON object:
 
 record: file to write one line to for each operation: [event, name, count, changed]. `name` is the path from the working
-    folder, without the random parts of temporary names; `count` numbers equal operations from 1; `changed` tells
-    whether the files differ from those at the line before.
+    folder, without the random parts of temporary names; `count` numbers equal operations from 1; `changed` is
+    true if the files differ from those at the line before.
 at: [event, name, count] of the operation with the fault.
 fault: 'kill' (SIGKILL), 'tear' (cut the file that was written, or remove half of the folder that is about to be
     removed, then kill) or the name of an error, such as ENOSPC.

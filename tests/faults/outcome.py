@@ -82,7 +82,7 @@ def _yaml(path: Path) -> bytes:
 
 
 def _without_start(config: str) -> str:
-    """Return a config without the options that say how the run was started, or resumed."""
+    """Return a config without the options with which a run is started or resumed."""
     return re.sub(r'^(RESUME_MODEL|RESUME_MODE|OVERWRITE): .*$', '', config, flags=re.MULTILINE)
 
 

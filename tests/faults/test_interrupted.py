@@ -14,8 +14,7 @@ def check_kills(harness, points):
     """Check that the command, run again after a kill at each of the points, leaves the same files."""
     faults = []
     for point in points:
-        tears = point.event in ('after write', 'before unlink')
-        for fault in ('kill', 'tear') if tears else ('kill',):
+        for fault in ('kill', 'tear') if point.may_tear else ('kill',):
             done = harness.fail_at(point, fault)
             assert done.returncode == -9, f'{point} was not reached\n{done.stdout}\n{done.stderr}'
             again = harness.run_again()
