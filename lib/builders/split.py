@@ -132,8 +132,8 @@ def _check_class_names(annotations: Annotations, train: Annotations | None) -> N
     classes = read_classes(path, annotations.num_classes) if annotations.classes_digest else None
     if classes is not None and names_digest(classes.names) != annotations.classes_digest:
         raise UserError(
-            f'{annotations.source}: was written with other class names than those in {path}; convert all images again, '
-            'or, if you renamed classes, remove "classes_digest" at the end of the annotations'
+            f'{annotations.source}: is of another conversion than {path}, which has other class names; convert all '
+            'images again, or remove the former. If you renamed classes: remove "classes_digest" at its end'
         )
 
 

@@ -224,7 +224,10 @@ def _read_splits(folder: Path, class_names: list[str]) -> dict[str, _ExistingSpl
             if split.num_classes != num_classes:
                 raise UserError(f'{path}: num_classes is {split.num_classes}, but classes.json has {num_classes} names')
         if split.classes_digest not in ('', digest):
-            raise UserError(f'{path}: was written with other class names than those in classes.json; convert all again')
+            raise UserError(
+                f'{path}: is of another conversion than classes.json, which has other class names; convert all images '
+                'again, or remove the former'
+            )
         existing[name] = _ExistingSplit(path, split.paths.arrow, split.labeled)
     return existing
 

@@ -83,6 +83,20 @@ def test_each_mixture_is_an_error(folders, new, classes):
     assert str(mixed) in str(caught.value)
 
 
+def test_a_split_that_a_later_conversion_does_not_have(folders):
+    """It stays, with a warning, and is an error where it is opened."""
+    later = dataset(folders / 'old', NEW)
+    del later.splits['test']
+    write_converted(later, folders / 'old')
+    assert 'is from an earlier conversion; the source has no such split' in later.warnings[0]
+    open_training_data(config(folders / 'old'))
+    with pytest.raises(UserError, match=r'converted_test.json: is of another conversion .* or remove the former'):
+        open_test_split(config(folders / 'old'), NEW)
+    (folders / 'old' / 'converted_test.json').unlink()
+    append_converted(dataset(folders / 'old' / 'more', NEW), folders / 'old')
+    open_all(folders / 'old')
+
+
 def test_mixtures_without_class_names_beside_them(folders):
     """For example a validation file given by an option."""
     write_converted(dataset(folders / 'other', ['cola', 'milk']), folders / 'other')
@@ -96,7 +110,7 @@ def test_mixtures_without_class_names_beside_them(folders):
 
 def test_renamed_classes_are_an_error_that_says_what_to_do(folders):
     (folders / 'old' / 'classes.json').write_text(json.dumps({'names': ['Milk', 'Oats']}))
-    with pytest.raises(UserError, match=r'if you renamed classes, remove "classes_digest" at the end of the annotat'):
+    with pytest.raises(UserError, match='If you renamed classes: remove "classes_digest" at its end'):
         open_training_data(config(folders / 'old'))
     for path in (folders / 'old').glob('converted_*.json'):
         tree = json.loads(path.read_text())
@@ -156,7 +170,7 @@ def test_an_append_leaves_the_entries_and_renews_all_digests(folders):
 def test_an_append_to_a_mixture_is_an_error(folders):
     write_converted(dataset(folders / 'other', ['cola', 'milk']), folders / 'other')
     shutil.copy(folders / 'other' / NAMES[1], folders / 'old')
-    with pytest.raises(UserError, match='was written with other class names than those in classes'):
+    with pytest.raises(UserError, match='is of another conversion than classes'):
         appended(folders / 'old')
 
 
