@@ -147,10 +147,11 @@ def _complete_set(folder: Path) -> None:
     if files is None:
         return
     for file in files:
-        rename(folder / file.temporary, folder / file.name)
+        with suppress(FileNotFoundError):  # on a shared disk without common locks, another machine has renamed it
+            rename(folder / file.temporary, folder / file.name)
+    read_journal(journal)  # raises if a file is missing
     sync_folder(folder)
-    with operation('unlink', journal):
-        journal.unlink()
+    remove(journal)
 
 
 _JOURNAL = '.unfinished.json'

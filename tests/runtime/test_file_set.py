@@ -180,6 +180,22 @@ def test_whoever_uses_the_folder_completes_the_set(tmp_path, use):
         assert {name: (tmp_path / name).read_text() for name in NEW} == NEW
 
 
+def test_another_machine_may_complete_the_set_at_the_same_time(tmp_path, monkeypatch):
+    """On a shared disk whose locks are those of each machine."""
+    unfinished(tmp_path)
+    rename = files.rename
+
+    def renamed_before(source, path):
+        os.replace(source, path)
+        if path.name == 'c':
+            (tmp_path / files._JOURNAL).unlink()
+        rename(source, path)
+
+    monkeypatch.setattr(files, 'rename', renamed_before)
+    finish_set(tmp_path)
+    assert content(tmp_path) == NEW
+
+
 def test_some_files_may_be_renamed_already(tmp_path):
     first, *_ = unfinished(tmp_path)
     os.replace(tmp_path / first['temporary'], tmp_path / first['name'])
