@@ -13,8 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import convert
 
 from lib.commands.cli import cli_main
-from lib.errors import UserError, url_fault
+from lib.errors import UserError, printable, url_fault
 from lib.runtime.files import rename, temporary_folder
+from lib.runtime.log import print_lines
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GROCERY_STORE_URL = 'https://github.com/marcusklasson/GroceryStoreDataset'
@@ -54,9 +55,8 @@ def get_aliproducts(folder: Path, given: Path | None) -> int | None:
     unpack_once(source, folder)
     root = find_folder_with(folder, ('train.json',)) or find_folder_with(source, ('train.json',))
     if root is None:
-        print(ALIPRODUCTS_STEPS.format(folder=source))
-        print(f'error: no train.json in {source}; the steps are above', file=sys.stderr)
-        return 2
+        print_lines(ALIPRODUCTS_STEPS.format(folder=printable(str(source))).splitlines())
+        raise UserError(f'no train.json in {source}; the steps are above')
     if not root.resolve().is_relative_to(folder.resolve()):
         names = ['train.json', 'val.json', 'product_tree.json', 'train', 'val']
         link_into(root, [*names, *(path.name for path in root.glob('test*'))], folder)
@@ -97,7 +97,7 @@ def _clone(folder: Path) -> Path:
     target = folder / 'GroceryStoreDataset'
     if target.exists():
         raise UserError(f'{target} exists, but contains no classes.csv and train.txt; move it away and try again')
-    print(f'cloning {GROCERY_STORE_URL} into {target} ...', flush=True)
+    print_lines([f'cloning {GROCERY_STORE_URL} into {target} ...'])
     with temporary_folder(target) as staging:
         clone = staging / target.name
         try:
@@ -123,7 +123,7 @@ def main() -> int | None:
     if name not in _DATASETS or len(rest) > 1 or any(argument.startswith('-') for argument in rest):
         script = f'sh ./dataset/get_dataset_{name if name in _DATASETS else "NAME"}.sh'
         if rest in (['-h'], ['--help']) and name in _DATASETS:
-            print(f'usage: {script} [DIR]\n\n{_DATASETS[name].__doc__}')
+            print_lines([f'usage: {script} [DIR]', '', *str(_DATASETS[name].__doc__).splitlines()])
             return 0
         raise UserError(f'usage: {script} [DIR], where NAME is one of {", ".join(_DATASETS)}')
     if rest and (fault := url_fault(rest[0])):

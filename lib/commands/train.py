@@ -26,7 +26,7 @@ from lib.config.yaml_text import as_node, as_text, as_values
 from lib.dataset.index import ClassIndex
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.distributed.rank_info import was_restarted
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.model import Recognizer
 from lib.runtime.device import Device
 from lib.runtime.folders import fresh_folder
@@ -205,7 +205,7 @@ def _advice() -> Iterator[None]:
     try:
         yield
     except tuple(_ADVICE) as error:
-        raise UserError(f'{error}; {_ADVICE[type(error)]}') from None
+        raise UserError(f'{shown(error)}; {_ADVICE[type(error)]}') from None
 
 
 def _device_text(device: Device, group: ProcessGroup) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lib.errors import UserError
+from lib.errors import UserError, shown
 
 # Keys that change the images or the backbone within the run, and their values that do not.
 _NEEDS_IMAGES: dict[str, object] = {
@@ -23,7 +23,7 @@ def check_cached_features(values: dict[str, Any]) -> None:
         if values[name]:
             raise UserError(
                 f'{name} {values[name]} needs the images of every step, but TRAIN.FEATURES is cached: '
-                f'--{name.replace(".", "_")} {off!r}, or --TRAIN_FEATURES images'
+                f'--{name.replace(".", "_")} {shown(off)}, or --TRAIN_FEATURES images'
             )
     views = values['TRAIN.FEATURE_VIEWS']
     augmented = values['INPUT.AUGMENT'] or any(values['INPUT.COLOR_JITTER']) or values['INPUT.ERASE_PROBABILITY']

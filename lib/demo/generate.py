@@ -18,7 +18,7 @@ from tqdm import tqdm
 from lib.demo.catalog import FAMILIES, PRODUCTS, VARIANTS_PER_FAMILY
 from lib.demo.photos import photograph
 from lib.demo.shapes import draw_front
-from lib.errors import UserError
+from lib.errors import UserError, printable
 from lib.runtime.files import rename, sync_folder, temporary_folder, write_json
 from lib.runtime.locks import removed_lock
 from lib.runtime.read_file import read_text
@@ -213,7 +213,10 @@ def _draw_all(photos: list[Photo], folder: Path, root: Path, seed: int, num_work
         for group in by_product.values()
         for start in range(0, len(group), _PHOTOS_PER_TASK)
     ]
-    print(f'drawing the demo data: {len(photos)} photos of {len(PRODUCTS)} products, to {root}', file=sys.stderr)
+    print(
+        f'drawing the demo data: {len(photos)} photos of {len(PRODUCTS)} products, to {printable(str(root))}',
+        file=sys.stderr,
+    )
     with tqdm(total=len(photos), unit=' photos', file=sys.stderr, disable=None, leave=False) as bar:
         drawn = run_in_processes(
             DrawPhotos(folder, seed), tasks, num_workers=0 if num_workers == 1 else num_workers, progress=bar.update

@@ -193,7 +193,7 @@ def _report(arguments: argparse.Namespace, grid: 'Grid', runs: list['SubRun'], o
         )
         print('recorded in lib/experiments/measured.json')
         print('to update docs/methods.md: python tools/gallery.py')
-    print(f'\n{tables.as_text(rows)}')
+    print_lines(['', *tables.as_text(rows).splitlines()])
     print_lines(line for note in notes for line in textwrap.wrap(note, 80))
     print_lines([f'wrote results.md, .csv, .tex, .json and .png in {grid.out}'])
 

@@ -280,4 +280,4 @@ def split_options(text: str) -> tuple[str, ...]:
     try:
         return tuple(shlex.split(text))
     except ValueError as error:
-        raise UserError(f'--options {shown(text)}: {error}') from None
+        raise UserError(f'--options {shown(text)}: {shown(error)}') from None

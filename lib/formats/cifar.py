@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.formats.unpack import unpack
 from lib.runtime.seeding import Purpose, generator
 
@@ -24,7 +24,7 @@ def class_sizes(num_images: int, num_classes: int, imbalance_type: str, imbalanc
     'step': the second half of the classes has int(n_max / ratio) (Buda et al., Neural Networks 2018).
     """
     if imbalance_type not in ('exp', 'step'):
-        raise ValueError(f"imbalance_type is {imbalance_type!r}; 'exp' or 'step' is needed")
+        raise ValueError(f"imbalance_type is {shown(imbalance_type)}; 'exp' or 'step' is needed")
     if imbalance_ratio < 1:
         raise ValueError(f'imbalance_ratio is {imbalance_ratio}; at least 1 is needed')
     if imbalance_type == 'exp':

@@ -126,16 +126,16 @@ def read_csv(path: Path, titles: Collection[str], errors: SourceErrors) -> Itera
                         header = [nfc(title) for title in fields]
                         yield where, header
                     elif not _fit(fields, header):
-                        hint = f' (a field that contains {separator!r} needs quotes)' * (len(fields) > len(header))
+                        hint = f' (a field that contains {shown(separator)} needs quotes)' * (len(fields) > len(header))
                         errors.add(where, f'{len(fields)} fields, but the header has {len(header)}{hint}')
                     elif not all(map(is_unicode, fields)):
                         errors.add(where, 'not UTF-8 text (save the sheet as "CSV UTF-8")')
                     else:
                         yield where, fields
             except csv.Error as error:
-                raise UserError(f'{path}:{reader.line_num + num_skipped}: not proper CSV ({error})') from None
+                raise UserError(f'{path}:{reader.line_num + num_skipped}: not proper CSV ({shown(error)})') from None
     except UnicodeError as error:
-        raise UserError(f'{path}: not text ({error})') from None
+        raise UserError(f'{path}: not text ({shown(error)})') from None
     except OSError as error:
         raise _unreadable(path, error) from None
     if not header:
@@ -196,7 +196,7 @@ def text_lines(path: Path, errors: SourceErrors) -> Iterator[tuple[str, str]]:
                 else:
                     errors.add(f'{path}:{number}', 'not UTF-8 text')
     except UnicodeError as error:
-        raise UserError(f'{path}: not text ({error})') from None
+        raise UserError(f'{path}: not text ({shown(error)})') from None
     except OSError as error:
         raise _unreadable(path, error) from None
 

@@ -65,7 +65,7 @@ def _extract(archive: Path, staging: Path) -> None:
     except (RefusedFileError, IsADirectoryError) as error:
         raise UserError(f'{archive}: {reason_of(error)}') from None
     except tarfile.FilterError as error:
-        raise UserError(f'{archive}: refused, {error}') from None
+        raise UserError(f'{archive}: refused, {shown(error)}') from None
     except _DAMAGED as error:
         raise UserError(f'{archive}: damaged ({shown(error)}); download it again') from None
     except (RuntimeError, NotImplementedError) as error:  # zipfile: encrypted, unknown compression

@@ -96,7 +96,7 @@ def image_weights(labels: np.ndarray, num_classes: int, metric: str) -> tuple[np
     image.
     """
     if metric not in ('mean_class_error', 'top1'):
-        raise ValueError(f"metric is {metric!r}: choose 'mean_class_error' or 'top1'")
+        raise ValueError(f"metric is '{metric}': choose 'mean_class_error' or 'top1'")
     if not len(labels):
         raise ValueError('a metric needs at least one labeled image')
     if metric == 'top1':

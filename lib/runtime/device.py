@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lib.errors import UserError
+from lib.errors import UserError, shown, unquoted
 from lib.runtime.log import LOGGER
 from lib.runtime.text import small_number
 
@@ -94,7 +94,7 @@ def _resolve(name: str) -> tuple[torch.device, tuple[int, ...]]:
     index = small_number(number)
     numbered = kind == 'cuda' and index is not None
     if kind not in ('cpu', 'mps', 'cuda') or (colon and not numbered):
-        raise UserError(f"RUN.DEVICE is {name!r:.60}, but must be 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'")
+        raise UserError(f"RUN.DEVICE is {shown(name)}, but must be 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'")
     if kind == 'mps' and not torch.backends.mps.is_available():
         raise UserError('RUN.DEVICE is mps, but this machine has no MPS device; auto selects an available device')
     if kind != 'cuda':
@@ -102,7 +102,7 @@ def _resolve(name: str) -> tuple[torch.device, tuple[int, ...]]:
     count = torch.cuda.device_count()
     if not torch.cuda.is_available() or (index is not None and index >= count):
         visible = '1 CUDA device is' if count == 1 else f'{count} CUDA devices are'
-        raise UserError(f'RUN.DEVICE is {name:.60}, but {visible} visible; auto selects an available device')
+        raise UserError(f'RUN.DEVICE is {unquoted(name)}, but {visible} visible; auto selects an available device')
     replicas = tuple(range(count)) if index is None else (index,)
     return torch.device('cuda', replicas[0]), replicas
 

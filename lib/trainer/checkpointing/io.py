@@ -85,7 +85,7 @@ def read_checkpoint(path: str | Path, *, with_rows: bool = True, mmap: bool = Fa
     except InvalidContent as error:
         raise _damaged(name, error) from None
     except KeyError as error:
-        raise _damaged(name, InvalidContent(f'{error} is missing')) from None
+        raise _damaged(name, InvalidContent(f'{shown(error)} is missing')) from None
     return checkpoint.with_rows() if with_rows else checkpoint
 
 
