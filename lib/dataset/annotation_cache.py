@@ -120,7 +120,7 @@ def _write(path: Path, columns: CachedColumns) -> None:
     arrays = {'path': columns.paths.arrow, 'label': pa.array(columns.labels), 'by_class': pa.array(columns.by_class)}
     metadata[_CHECKSUM] = b'%d' % checksum_of_columns(arrays, metadata[_SOURCE], metadata[_STARTS])
     batch = pa.record_batch(arrays).replace_schema_metadata(metadata)
-    with replace_atomically(path) as temporary, pa.ipc.new_file(str(temporary), batch.schema) as writer:
+    with replace_atomically(path, alone=True) as temporary, pa.ipc.new_file(str(temporary), batch.schema) as writer:
         writer.write_batch(batch)
 
 

@@ -165,12 +165,20 @@ def append_converted(converted: ConvertedDataset, folder: Path) -> list[str]:
     """
     if not file_exists(folder / 'classes.json'):
         raise UserError(f'{folder / "classes.json"}: no such file; --append needs a folder that was converted before')
-    with wait_for_lock(folder), replace_together(folder):
-        return _append(converted, folder)
+    with wait_for_lock(folder):
+        old_names, old_parents = _read_classes(folder / 'classes.json')
+        old = _read_splits(folder, old_names)
+        with replace_together(folder):
+            return _append(converted, folder, old_names, old_parents, old)
 
 
-def _append(converted: ConvertedDataset, folder: Path) -> list[str]:
-    old_names, old_parents = _read_classes(folder / 'classes.json')
+def _append(
+    converted: ConvertedDataset,
+    folder: Path,
+    old_names: list[str],
+    old_parents: list[list[str]],
+    old: dict[str, _ExistingSplit],
+) -> list[str]:
     existing = set(old_names)
     added = [name for name in converted.names if name not in existing]
     converted.warnings.extend(name_warnings(added, known=old_names))
@@ -179,7 +187,6 @@ def _append(converted: ConvertedDataset, folder: Path) -> list[str]:
     labels = np.array([label_of[name] for name in converted.names], np.int32)
     for name, split in converted.splits.items():
         check_split(name, split, converted.root)
-    old = _read_splits(folder, old_names)
     prefix, digest = path_prefix(converted.root, folder), names_digest(names)
     lines, paths = [], {name: folder / f'converted_{name}.json' for name in SPLITS}
     for name in [name for name in SPLITS if name in old or name in converted.splits]:

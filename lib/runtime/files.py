@@ -44,11 +44,12 @@ def operation(kind: str, path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replace_atomically(path: str | os.PathLike) -> Iterator[Path]:
+def replace_atomically(path: str | os.PathLike, *, alone: bool = False) -> Iterator[Path]:
     """Yield a temporary path in the same folder, and durably rename it to `path` at the end of the block.
 
-    Within `replace_together` of its folder, it is renamed at the end of that block. The folder is created if needed. On
-    an exception, the temporary file is removed and `path` is unchanged.
+    Within `replace_together` of its folder, it is renamed at the end of that block, unless it is `alone`, such as a
+    cache, which is read again at once. The folder is created if needed. On an exception, the temporary file is removed
+    and `path` is unchanged.
     """
     path = Path(path)
     _prepare(path.parent)
@@ -58,7 +59,7 @@ def replace_atomically(path: str | os.PathLike) -> Iterator[Path]:
         with operation('write', temporary):
             yield temporary
         sync_file(temporary)
-        files = _state.sets.get(path.parent.resolve()) if _state.sets else None
+        files = _state.sets.get(path.parent.resolve()) if _state.sets and not alone else None
         if files is None:
             rename(temporary, path)
             sync_folder(path.parent)

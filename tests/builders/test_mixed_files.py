@@ -141,6 +141,19 @@ def test_the_digest_is_cached(folders, monkeypatch):
     assert (path.parent / f'.{path.name}.arrow').exists()
 
 
+def test_an_append_after_an_append_of_another_process(folders, monkeypatch):
+    """The cache that the second one finds is of the files before the first."""
+    monkeypatch.setattr(annotations, 'CACHED_FROM_BYTES', 0)
+    folder = folders / 'old'
+    read_annotations(folder / NAMES[0])
+    cache = (folder / f'.{NAMES[0]}.arrow').read_bytes()
+    appended(folder)
+    (folder / f'.{NAMES[0]}.arrow').write_bytes(cache)
+    append_converted(dataset(folder / 'yet more', ['cola']), folder)
+    open_all(folder)
+    assert len(read_annotations(folder / NAMES[0])) == 6
+
+
 def appended(folder, classes=NEW):
     append_converted(dataset(folder / 'more', classes), folder)
 

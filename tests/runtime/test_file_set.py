@@ -138,7 +138,7 @@ def test_an_exception_leaves_the_old_files(tmp_path):
 
 
 def test_within_the_block_the_old_files_are_there(tmp_path):
-    """Also in sets within the set; the last content of a file counts; files of other folders are replaced at once."""
+    """Also in sets within the set; the last content of a file counts; caches and other folders are written at once."""
     write_set(tmp_path, OLD)
     with replace_together(tmp_path):
         write_text(tmp_path / 'a.json', 'first')
@@ -147,10 +147,13 @@ def test_within_the_block_the_old_files_are_there(tmp_path):
             with replace_atomically(tmp_path / 'b.txt') as file:
                 file.write_text(NEW['b.txt'])
         write_text(tmp_path / 'other' / 'x', 'x')
+        with replace_atomically(tmp_path / '.cache', alone=True) as file:
+            file.touch()
+        assert (tmp_path / '.cache').exists()
         assert {name: (tmp_path / name).read_text() for name in OLD} == OLD
         assert content(tmp_path / 'other') == {'x': 'x'}
     assert {name: (tmp_path / name).read_text() for name in OLD} == {**NEW, 'c': OLD['c']}
-    assert sorted(os.listdir(tmp_path)) == ['a.json', 'b.txt', 'c', 'other']
+    assert sorted(os.listdir(tmp_path)) == ['.cache', 'a.json', 'b.txt', 'c', 'other']
 
 
 def test_names_that_are_not_utf8(tmp_path):
