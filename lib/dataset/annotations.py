@@ -29,7 +29,7 @@ from lib.dataset.index import class_starts, rows_by_class
 from lib.dataset.paths import PathColumn, comparable_paths
 from lib.errors import UserError, is_unicode, unquoted
 from lib.runtime.log import LOGGER
-from lib.runtime.read_file import MAX_JSON_BYTES, open_regular, reason_of
+from lib.runtime.read_file import MAX_JSON_BYTES, check_memory, open_regular, reason_of
 from lib.runtime.text import decode_json, digest_of_names, nfc_list, whole
 
 # Parsing a smaller file takes less time than opening a cache, and no file is written into its folder.
@@ -169,6 +169,7 @@ def _open(path: str | Path) -> Iterator[BinaryIO]:
 
 def _read(path: str | Path) -> bytes:
     with _open(path) as file:
+        check_memory(path, os.fstat(file.fileno()).st_size)
         return file.read()
 
 
@@ -230,6 +231,7 @@ def _parse(path: str | Path, file: BinaryIO, prefix: ParsedPrefix | None = None)
         parsed = parse_in_blocks(file, prefix)
     except UnsupportedForm:
         file.seek(0)
+        check_memory(path, os.fstat(file.fileno()).st_size)
         data = file.read()
         try:
             parsed = parse_whole(data)

@@ -14,7 +14,7 @@ from lib.dataset.decode import DecodeError
 from lib.dataset.index import ClassIndex
 from lib.dataset.pipeline import Batch
 from lib.dataset.reader import BatchRequest, bad_image_reason, read_replacement
-from lib.runtime.shared_memory import available_memory
+from lib.runtime.read_file import available_memory
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ from lib.errors import UserError, shown
 from lib.runtime.files import operation, remove, rename, sync_folder, temporary_folder, write_json
 from lib.runtime.json_file import read_json
 from lib.runtime.log import print_lines
-from lib.runtime.read_file import RefusedFileError, check_regular, reason_of
+from lib.runtime.read_file import RefusedFileError, check_regular, open_regular, reason_of
 
 # What the modules raise for damaged bytes, beside OSError without number.
 _DAMAGED = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, struct.error, ValueError, OverflowError,
     LookupError,
 )  # fmt: skip
+_COMPRESSIONS: dict[bytes, Any] = {b'\x1f\x8b': 'r:gz', b'BZh': 'r:bz2', b'\xfd7zXZ\0': 'r:xz'}
 SUFFIXES = ('.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.zip')
 
 
@@ -54,10 +55,10 @@ def _extract(archive: Path, staging: Path) -> None:
         check_regular(archive)
         if zipfile.is_zipfile(archive):
             _extract_zip(archive, staging)
-        elif tarfile.is_tarfile(archive):
-            _extract_tar(archive, staging)
         else:
-            raise UserError(f'{archive}: neither a tar nor a zip archive, or a damaged one; download it again')
+            _extract_tar(archive, staging)
+        if not any(staging.iterdir()):
+            raise UserError(f'{archive}: contains no file, so it is damaged; download it again')
     except FileNotFoundError as error:
         if str(error.filename) != str(archive):
             raise
@@ -66,6 +67,8 @@ def _extract(archive: Path, staging: Path) -> None:
         raise UserError(f'{archive}: {reason_of(error)}') from None
     except tarfile.FilterError as error:
         raise UserError(f'{archive}: refused, {shown(error)}') from None
+    except tarfile.ReadError:
+        raise UserError(f'{archive}: neither a tar nor a zip archive, or a damaged one; download it again') from None
     except _DAMAGED as error:
         raise UserError(f'{archive}: damaged ({shown(error)}); download it again') from None
     except (RuntimeError, NotImplementedError) as error:  # zipfile: encrypted, unknown compression
@@ -84,7 +87,11 @@ def _extract_zip(archive: Path, staging: Path) -> None:
 
 
 def _extract_tar(archive: Path, staging: Path) -> None:
-    with tarfile.open(archive) as file:
+    with open_regular(archive) as file:
+        start = file.read(8)
+    # By the content, not by trying all: to xz, zeros are padding that it reads to their end.
+    mode = next((mode for magic, mode in _COMPRESSIONS.items() if start.startswith(magic)), 'r:')
+    with tarfile.open(archive, mode) as file:
         for member in file:
             # The data filter would only strip a leading slash; such an archive is refused.
             _check_name(archive, member.name)

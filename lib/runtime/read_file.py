@@ -76,6 +76,7 @@ def read_bytes(path: str | os.PathLike, *, max_bytes: int) -> bytes:
     """
     descriptor, size = open_descriptor(path, max_bytes)
     try:
+        check_memory(path, size)
         parts = []
         num_left = max_bytes
         # One byte more than its size; a short read, or a file of /proc, whose size is 0, takes several.
@@ -92,6 +93,24 @@ def read_bytes(path: str | os.PathLike, *, max_bytes: int) -> bytes:
     finally:
         os.close(descriptor)
     return parts[0] if len(parts) == 1 else b''.join(parts)
+
+
+def check_memory(path: str | os.PathLike, size: int) -> None:
+    """Raise RefusedFileError if a file of `size` bytes, to be read as a whole, is larger than the free memory."""
+    if size > MAX_RECORD_BYTES:
+        free = available_memory()
+        if free is not None and size > free:
+            reason = f'has {size / GB:.3g} GB, but {free / GB:.3g} GB of memory are free'
+            raise RefusedFileError(errno.EFBIG, reason, os.fspath(path))
+
+
+def available_memory() -> int | None:
+    """Return the memory in bytes that processes can still take, or None if unknown (all systems but Linux)."""
+    try:
+        with open('/proc/meminfo', encoding='ascii') as file:
+            return next((int(line.split()[1]) * 1024 for line in file if line.startswith('MemAvailable')), None)
+    except OSError:
+        return None
 
 
 def read_text(path: str | os.PathLike, *, max_bytes: int = MAX_RECORD_BYTES, encoding: str = 'utf-8') -> str:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
-from lib.errors import UserError
-from lib.runtime.read_file import open_descriptor
+from lib.errors import UserError, shown
+from lib.runtime.read_file import available_memory, open_descriptor
 
 if TYPE_CHECKING:
     import torch
@@ -168,7 +168,8 @@ def shared_empty(*shape: int) -> 'torch.Tensor':
         if os.name == 'posix' and torch.multiprocessing.get_sharing_strategy() == 'file_descriptor':
             reserve(storage._get_shared_fd(), num_bytes)
     except (OSError, RuntimeError) as error:
-        raise SharedMemoryFull(f'{num_bytes / 1e9:.2f} GB of shared memory cannot be allocated: {error}') from None
+        reason = shown(error)
+        raise SharedMemoryFull(f'{num_bytes / 1e9:.2f} GB of shared memory cannot be allocated: {reason}') from None
     return torch.empty(0, dtype=torch.uint8).set_(storage)[: math.prod(shape)].view(shape)
 
 
@@ -182,12 +183,3 @@ def free_shared_bytes() -> int | None:
         return None
     free, available = shutil.disk_usage(_SHM_FOLDER).free, available_memory()
     return free if available is None else min(free, available)
-
-
-def available_memory() -> int | None:
-    """Return the memory in bytes that processes can still take, or None if unknown (all systems but Linux)."""
-    try:
-        with open('/proc/meminfo', encoding='ascii') as file:
-            return next((int(line.split()[1]) * 1024 for line in file if line.startswith('MemAvailable')), None)
-    except OSError:
-        return None

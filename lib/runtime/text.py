@@ -229,7 +229,10 @@ def parse_json(data: bytes, form: type[Form] = Any) -> Form:  # type: ignore[ass
         position = re.search(r'\(byte (\d+)\)', str(fault))
         line = text.count(b'\n', 0, int(position[1]) if position else len(text)) + 1
         raise InvalidJson(str(fault), line) from None
-    return msgspec.convert(tree, form)
+    try:
+        return msgspec.convert(tree, form)
+    except UnicodeEncodeError:  # a lone surrogate as a name
+        raise msgspec.ValidationError('a name in it is not Unicode') from None
 
 
 class _LongNumber(float):

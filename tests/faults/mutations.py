@@ -77,7 +77,7 @@ def mutated_tree(tree: Any, values: st.SearchStrategy = VALUES) -> st.SearchStra
             if not place:
                 result = value
                 continue
-            node = result
+            node: Any = result
             try:
                 for key in place[:-1]:
                     node = node[key]

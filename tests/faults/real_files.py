@@ -20,13 +20,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lib.backbone.pretrained import load_pretrained
-from lib.commands.predict_inputs import listed_paths
+from lib.commands.predict_inputs import _read_list, listed_paths
 from lib.commands.report import _read_tau
 from lib.config.load import load_config
 from lib.config.yaml_text import read_config_file
 from lib.dataset import annotations
 from lib.dataset.annotations import read_annotations, read_classes, read_test_images
 from lib.dataset.decode import decode
+from lib.dataset.images import read_bytes
 from lib.dataset.index import quarantined_rows
 from lib.dataset.lazy_image import open_lazy_image
 from lib.distributed.rank_info import read_rank_info
@@ -223,12 +224,21 @@ def _resume(path: Path) -> None:
     latest_checkpoint(path.parent)
 
 
+def _copy(path: Path) -> Path:
+    """Return a copy of the folder of a file, which may be a pipe."""
+    folder = path.parent.with_name(f'{path.parent.name} copy')
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(path.parent, folder, ignore=lambda *_: [path.name])
+    if path.is_dir():
+        (folder / path.name).mkdir()
+    else:
+        os.link(path, folder / path.name, follow_symlinks=False)
+    return folder
+
+
 def _open_store(path: Path) -> None:
     """A store that is damaged is made again."""
-    folder = path.parent.with_name('opened')
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(path.parent, folder)
-    store = column_store.open_or_create(folder, 6, STORE, {'key': 1})
+    store = column_store.open_or_create(_copy(path), 6, STORE, {'key': 1})
     assert store.columns['x'].shape == (6, 3)
     assert (store.columns['x'][store.done] == 1).all()
 
@@ -272,10 +282,7 @@ def _unpack(path: Path) -> None:
 
 
 def _append(path: Path) -> None:
-    copy = path.parent.with_name('appended')
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(path.parent, copy)
-    append_converted(convert_csv(path.parents[1] / 'table'), copy)
+    append_converted(convert_csv(path.parents[1] / 'table'), _copy(path))
 
 
 def _unpack_once(path: Path) -> None:
@@ -295,7 +302,7 @@ def _curves(path: Path) -> None:
 
 
 def _image(path: Path) -> None:
-    data = path.read_bytes()
+    data = read_bytes(path)
     open_lazy_image(data).pixels(1.0)
     decode(data)
 
@@ -314,7 +321,7 @@ PARSERS = {
     'product tree': Parser('goods/product_tree.json', lambda path: convert_aliproducts(path.parent)),
     'CSV': Parser('table/train.csv', lambda path: convert_csv(path.parent), mutated_bytes),
     'text list': Parser('listed/train.txt', lambda path: convert_image_list(path.parent), mutated_bytes),
-    'list of images': Parser('list.txt', lambda path: listed_paths(path.read_bytes()), mutated_bytes),
+    'list of images': Parser('list.txt', lambda path: listed_paths(_read_list(str(path))), mutated_bytes),
     'tar': Parser('archives/x.tar', _unpack, mutated_bytes),
     'tar.gz': Parser('archives/x.tar.gz', _unpack, mutated_bytes),
     'tar.bz2': Parser('archives/x.tar.bz2', _unpack, mutated_bytes),

@@ -9,6 +9,7 @@ import resource
 import signal
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from shutil import copytree
 
 import pytest
@@ -16,11 +17,18 @@ from hypothesis import HealthCheck, given, seed, settings
 
 from lib.dataset.decode import DecodeError
 from lib.errors import UserError
+from lib.runtime.read_file import RefusedFileError
 from tests.faults.real_files import PARSERS, make_real_files
 
 SECONDS, SLOW_SECONDS, SECONDS_PER_EXAMPLE = 20, 600, 20
 MAX_GROWTH = 2 << 20  # kilobytes of memory
 MAX_MESSAGE = 2000  # characters
+NOT_FILES = {'options', 'variables of torchrun'}
+# Caches, whose content is computed again, and records without which a command works.
+MADE_AGAIN = {
+    'annotation cache', 'description of features', 'features', 'rows of features', 'record of a command', 'tau',
+    'settings of shards', 'product tree',
+}  # fmt: skip
 
 
 @pytest.fixture(scope='module')
@@ -44,15 +52,22 @@ def deadline():
         signal.signal(signal.SIGALRM, earlier)
 
 
-def check(parser, path, content):
-    path.write_bytes(content)
+def error_of(parser, path):
+    """Return the allowed exception that a parser raises; None if there is none."""
     with deadline():
         try:
             parser.run(path)
-        except (UserError, DecodeError) as error:
-            message = str(error)
-            assert 0 < len(message) <= MAX_MESSAGE
-            assert message.isprintable(), ascii(message)
+        except (UserError, DecodeError, RefusedFileError, IsADirectoryError) as error:
+            return error
+    return None
+
+
+def check(parser, path, content):
+    path.write_bytes(content)
+    error = error_of(parser, path)
+    if error is not None:
+        assert 0 < len(str(error)) <= MAX_MESSAGE
+        assert str(error).isprintable(), ascii(str(error))
 
 
 def fuzz(name, files, seconds):
@@ -83,6 +98,39 @@ def fuzz(name, files, seconds):
         path.write_bytes(original)
     print(f'{num_examples} examples')
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MAX_GROWTH
+
+
+def make_pipe(path):
+    os.mkfifo(path)
+
+
+def make_device(path):
+    path.symlink_to('/dev/zero')
+
+
+def make_sparse(path):
+    with open(path, 'wb') as file:
+        file.truncate(1 << 43)
+
+
+KINDS = {'pipe': make_pipe, 'device': make_device, 'folder': Path.mkdir, 'huge file': make_sparse}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('name', sorted(PARSERS.keys() - NOT_FILES))
+def test_only_regular_files_of_a_limited_size_are_read(name, kind, files, tmp_path):
+    parser = PARSERS[name]
+    path = copytree(files, tmp_path / 'copy') / parser.file
+    path.unlink()
+    KINDS[kind](path)
+    error = error_of(parser, path)
+    if name.endswith(' image'):  # the callers name it
+        assert isinstance(error, RefusedFileError | IsADirectoryError)
+    elif error is None:
+        assert name in MADE_AGAIN
+    else:
+        assert path.name in str(error) or path.parent.name in str(error), str(error)
 
 
 @pytest.mark.long

@@ -17,6 +17,7 @@ from lib.trainer.history import MetricsEntry, history_fault
 from lib.trainer.selection import Selection
 
 Form = TypeVar('Form')
+_Setting = str | int | float | bool | None
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 _MAX_DEPTH = 8  # of dictionaries and lists in each other
 _FORMER_KEYS = ('best_result', 'best_epoch')  # of 'place', now in 'selection'
@@ -69,7 +70,7 @@ class _Content(msgspec.Struct):
     """The entries of the dictionary of which the form is fixed; tensors are checked apart."""
 
     config: str
-    recipe: dict[str, Any]
+    recipe: dict[str, _Setting | list[_Setting | list[_Setting]]]
     optimizer: _Optimizer | None
     scaler: dict[str, float | int] | None = None
     history: list[MetricsEntry] | None = None
@@ -177,9 +178,18 @@ def from_content(content: Any, path: Path, name: str) -> Checkpoint:
 
 def _convert(value: Any, form: type[Form], name: str) -> Form:
     try:
-        return msgspec.convert(value, form)
+        return msgspec.convert(_without_tensors(value), form)
     except msgspec.ValidationError as error:
         raise InvalidContent(f'{name}: {shown(error)}') from None
+
+
+def _without_tensors(tree: Any) -> Any:
+    """Return a tree with `...`, which no form but Any accepts, for tensors, which msgspec takes for dictionaries."""
+    if isinstance(tree, dict):
+        return {name: _without_tensors(value) for name, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_without_tensors(value) for value in tree]
+    return ... if isinstance(tree, torch.Tensor) else tree
 
 
 def check_plain(value: Any, name: str = 'the file', depth: int = 0) -> None:
@@ -267,6 +277,7 @@ def _selection_of(content: dict[str, Any]) -> Selection:
         return Selection(best_epoch=None if result is None else former.best_epoch, best_result=former.best_result)
     values = content['selection']
     selection = _convert(values, _Selection, 'selection')
+    assert isinstance(values, dict)  # or it would not have converted
     # Only a loss may have overflowed.
     results = (selection.best_result, selection.selected_result)
     if selection.metric != 'loss' and not all(result is None or math.isfinite(result) for result in results):
