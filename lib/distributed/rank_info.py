@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from contextlib import suppress
 from typing import NamedTuple
 
 from lib.errors import UserError, shown
@@ -59,5 +60,5 @@ def report_failure(message: str) -> None:
     file = os.environ.get('TORCHELASTIC_ERROR_FILE')
     if file:
         error = {'message': message, 'extraInfo': {'py_callstack': message, 'timestamp': str(int(time.time()))}}
-        with open(file, 'w', encoding='utf-8') as out:
+        with suppress(OSError), open(file, 'w', encoding='utf-8') as out:  # the line is on standard error, too
             json.dump({'message': error}, out)
