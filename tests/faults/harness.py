@@ -95,6 +95,17 @@ class Harness:
         self.reset()
         return self.run({'at': point, 'fault': fault})
 
+    def completes(self) -> str:
+        """Run the command again after a fault; return the fault that remains, '' if there is none.
+
+        A command that had finished may refuse to replace its result.
+        """
+        had_finished = not self.difference()
+        again = self.run_again()
+        if again.returncode and not (had_finished and again.stderr.startswith('error: ')):
+            return again.stderr.strip() or f'exit code {again.returncode}'
+        return self.difference()
+
     def difference(self) -> str:
         """Return how the files differ from those of the undisturbed run; '' if they are equal."""
         found = contents(self.folder)

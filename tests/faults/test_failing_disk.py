@@ -65,8 +65,7 @@ def check_completes(harness, done):
     elif not harness.difference():
         return ''
     # A command may work to its end without a cache that it cannot write, or a folder that it cannot remove.
-    again = harness.run_again()
-    return again.stderr.strip() if again.returncode else harness.difference()
+    return harness.completes()
 
 
 def check_errors(harness, dice, points):

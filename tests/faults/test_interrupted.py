@@ -17,10 +17,9 @@ def check_kills(harness, points):
         for fault in ('kill', 'tear') if point.may_tear else ('kill',):
             done = harness.fail_at(point, fault)
             assert done.returncode == -9, f'{point} was not reached\n{done.stdout}\n{done.stderr}'
-            again = harness.run_again()
-            problem = again.stderr if again.returncode else harness.difference()
+            problem = harness.completes()
             if problem:
-                faults.append(f'{fault} {point}: {problem.strip()}')
+                faults.append(f'{fault} {point}: {problem}')
     assert not faults, '\n'.join(faults)
 
 
