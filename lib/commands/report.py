@@ -180,7 +180,7 @@ class _Curve(msgspec.Struct):
 
 
 class _TauFile(msgspec.Struct):
-    """What the report shows of tau.json."""
+    """Entries of tau.json that the report shows."""
 
     metric: Literal['mean_class_error', 'top1']
     curve: _Curve

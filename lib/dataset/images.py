@@ -16,7 +16,7 @@ from lib.runtime import read_file
 from lib.runtime.read_file import MAX_IMAGE_BYTES, RefusedFileError
 
 FIRST_PAUSE_SECONDS = 0.05  # doubles with every attempt
-# There is no file that could be read as an image, whoever reads it.
+# There is no file at the path that any process could read as an image.
 NOT_AN_IMAGE_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, RefusedFileError)
 
 

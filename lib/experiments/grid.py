@@ -25,7 +25,7 @@ from lib.runtime.files import write_json
 from lib.runtime.json_file import Record, read_json
 from lib.trainer.checkpointing.io import read_checkpoint
 from lib.trainer.checkpointing.latest import checkpoints_in
-from lib.trainer.history import read_history
+from lib.trainer.checkpointing.state import read_history
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Options that the grid sets itself for every run.

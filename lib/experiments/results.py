@@ -12,7 +12,7 @@ from lib.experiments.grid import SubRun
 from lib.experiments.method_list import Method
 from lib.experiments.records import Published, published_for, read_published
 from lib.runtime.json_file import Record, numbers_in, read_json
-from lib.trainer.history import read_history
+from lib.trainer.checkpointing.state import read_history
 
 _GROUPS = ('many', 'medium', 'few')
 # Metric -> heading. Errors and accuracies are fractions, except in printed tables.

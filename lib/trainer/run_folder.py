@@ -28,8 +28,7 @@ from lib.runtime.read_file import open_text, reason_of
 from lib.trainer.checkpointing.io import write_checkpoint
 from lib.trainer.checkpointing.latest import checkpoints_in, find_epoch, position_of, shard_folder_of
 from lib.trainer.checkpointing.sharded import write_shard_and_index
-from lib.trainer.checkpointing.state import Checkpoint, TrainProgress, shard_folder_name
-from lib.trainer.history import METRICS, read_history
+from lib.trainer.checkpointing.state import METRICS, Checkpoint, TrainProgress, read_history, shard_folder_name
 
 BEST, LAST, BAD_IMAGES = 'best_model.pth', 'last.pth', 'bad_images.csv'
 # Endings of files that only the run itself writes, under its lock; test.py may write .csv and .npy at any time.

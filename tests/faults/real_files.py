@@ -45,7 +45,7 @@ from lib.shards.pack import FolderConflict, check_folder, pack_split
 from lib.trainer.checkpointing.io import read_checkpoint, safetensors_metadata, write_checkpoint
 from lib.trainer.checkpointing.latest import latest_checkpoint
 from lib.trainer.checkpointing.sharded import ClassifierShard, read_rows, write_shard_and_index
-from lib.trainer.history import read_history
+from lib.trainer.checkpointing.state import read_history
 from lib.trainer.run_folder import read_bad_images
 from tests.faults.mutations import mutated_bytes, mutated_checkpoint, mutated_json, mutated_json_lines, mutated_values
 from tests.shards.packing import job_of, make_photos

@@ -42,8 +42,7 @@ from lib.shards.write import PARTS, read_part
 from lib.trainer.checkpointing.io import read_checkpoint, safetensors_metadata, write_checkpoint
 from lib.trainer.checkpointing.latest import latest_checkpoint
 from lib.trainer.checkpointing.sharded import INDEX, ClassifierShard, shard_file_name, write_shard_and_index
-from lib.trainer.checkpointing.state import TrainingSet
-from lib.trainer.history import read_history
+from lib.trainer.checkpointing.state import TrainingSet, read_history
 from tests.builders.test_features import BAD, MeanColor
 from tests.dataset.loading import LABELS, eval_loader, files, write_images
 from tests.shards.packing import job_of, make_photos, pack

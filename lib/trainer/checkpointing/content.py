@@ -12,8 +12,15 @@ from msgspec import Meta
 
 from lib.backbone.tuning import BaseWeights
 from lib.errors import UserError, is_unicode, shown
-from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, TrainProgress, shard_folder_name, versions
-from lib.trainer.history import MetricsEntry, history_fault
+from lib.trainer.checkpointing.state import (
+    Checkpoint,
+    MetricsEntry,
+    TrainingSet,
+    TrainProgress,
+    history_fault,
+    shard_folder_name,
+    versions,
+)
 from lib.trainer.selection import Selection
 
 Form = TypeVar('Form')

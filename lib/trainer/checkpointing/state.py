@@ -12,10 +12,15 @@ import torchvision
 
 from lib.backbone.tuning import BaseWeights
 from lib.errors import UserError
-from lib.runtime.text import nfc_list
+from lib.runtime.json_file import read_json_lines
+from lib.runtime.text import nfc_list, whole
 from lib.trainer.checkpointing.classifier_rows import CLASSIFIER_PREFIX, put_classifier_rows
 from lib.trainer.checkpointing.sharded import ClassifierShard, num_classes_of, read_rows
 from lib.trainer.selection import Selection
+
+METRICS = 'metrics.jsonl'
+# Epoch, split, learning rate and metrics.
+MetricsEntry = dict[str, int | float | str]
 
 
 @dataclass
@@ -187,3 +192,27 @@ def versions() -> dict[str, str]:
         'threads': str(torch.get_num_threads()),
         'cpus': str(os.cpu_count()),
     }
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """Return the objects of metrics.jsonl in a run folder, without a last line that a crash truncated.
+
+    Raises:
+        UserError: a line has another form.
+    """
+    entries = read_json_lines(folder / METRICS, MetricsEntry)
+    if fault := history_fault(entries):
+        raise UserError(f'{folder / METRICS}: {fault}')
+    return entries
+
+
+def history_fault(entries: list[MetricsEntry]) -> str:
+    """Return why these are no objects of metrics.jsonl; '' if they are."""
+    for position, entry in enumerate(entries, 1):
+        epoch = whole(entry.get('epoch'))
+        if epoch is None or epoch < 0 or not isinstance(entry.get('split', ''), str):
+            return f'entry {position} has no epoch, or no text as split'
+        texts = [name for name, value in entry.items() if isinstance(value, str) and name != 'split']
+        if texts:
+            return f'entry {position} has a text as {texts[0]}'
+    return ''
