@@ -3,6 +3,18 @@
 Imports nothing heavy, so that --help and mistakes on the command line are fast.
 """
 
+# First: from here on, Ctrl-C ends the process with a line, also while the other modules are being imported.
+from lib.runtime.process import (
+    EndingSignal,
+    end_line,
+    end_with_parent,
+    ending_signals,
+    output_error,
+    prepare_streams,
+    write_error_line,
+)
+
+# isort: split
 import errno
 import os
 import re
@@ -20,8 +32,6 @@ from lib.errors import UserError, one_line, shown
 from lib.runtime.csv_file import quote_formulas
 from lib.runtime.log import LOGGER, start_console
 from lib.runtime.read_file import reason_of
-from lib.runtime.signals import EndingSignal, end_line, end_with_parent, ending_signals
-from lib.runtime.streams import output_error, prepare_streams, write_error_line
 
 if TYPE_CHECKING:
     from lib.trainer.checkpointing.state import Checkpoint
@@ -69,7 +79,7 @@ def cli_main(main: Callable[[], int | None]) -> NoReturn:
     """
     prepare_streams()
     end_with_parent()
-    with ending_signals(write_error_line) as ending:
+    with ending_signals() as ending:
         code = _run(main, ending)
     lost = output_error()
     if lost is not None and not code:

@@ -12,7 +12,7 @@ from typing import IO
 
 from lib.experiments.grid import SubRun
 from lib.runtime.log import duration_text
-from lib.runtime.signals import PARENT
+from lib.runtime.process import PARENT
 from lib.runtime.workers import num_cores
 
 _WIDTH = 80

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
 from lib.errors import UserError
-from lib.runtime.signals import handled_signals
+from lib.runtime.process import handled_signals
 
 # (task, progress) -> result; progress(n) advances the progress bar by n.
 Work = Callable[[Any, Callable[[int], None]], Any]

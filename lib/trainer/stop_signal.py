@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.runtime.log import LOGGER
-from lib.runtime.signals import SAME_SIGNAL_SECONDS, handled_signals, raise_for
+from lib.runtime.process import SAME_SIGNAL_SECONDS, handled_signals, raise_for
 
 
 class Action(IntEnum):

@@ -35,7 +35,7 @@ REASONS = {
     'lib/runtime/locks.py: unlink in removed_lock': _LOCK,
     'lib/runtime/shared_memory.py: posix_fallocate in reserve': _IN_TEMPORARY,
     'lib/runtime/shared_memory.py: TemporaryFile in _anonymous_file': _NO_OUTPUT,
-    'lib/runtime/streams.py: os.open in _open': _NO_OUTPUT,  # /dev/null
+    'lib/runtime/process.py: os.open in _open': _NO_OUTPUT,  # /dev/null
     'lib/shards/index.py: new_file in write_table': _IN_TEMPORARY,
     'lib/trainer/checkpointing/io.py: torch.save in write_torch': _IN_TEMPORARY,
     'lib/trainer/run_log.py: RecordWriter in EventFile.__init__': _LOG,

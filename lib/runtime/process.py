@@ -1,24 +1,122 @@
-"""Signals that end a command: Ctrl-C, SIGTERM and SIGHUP raise an exception, so that everything is cleaned up."""
+"""The process of a script: its standard streams, and the signals that end it.
+
+The streams are always open, take any text, and raise no error once their reader has ended. Ctrl-C, SIGTERM and SIGHUP
+raise an exception, so that everything is cleaned up.
+"""
 
 import _thread
+import io
 import os
+import select
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import NoReturn
+from typing import NoReturn, TextIO
+
+from lib.errors import one_line
 
 # Of batch systems and torchrun, and of a terminal that is closed. Windows has no SIGHUP.
 TERMINATING = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name))
 # torchrun and batch systems send a process a signal that they have already sent to its whole process group.
 SAME_SIGNAL_SECONDS = 1.0
 _CLEANUP_SECONDS = 8.0
-# Environment variable: id of the process whose end is a SIGTERM for this one, which is in a session of its own.
+# Environment variable: id of the process whose end is a SIGTERM for this one, which is in another session.
 PARENT = 'RECOGNIZER_PARENT'
 _LINES = {signal.SIGINT: 'interrupted', signal.SIGTERM: 'terminated (SIGTERM)'}
+
+
+class _Lossy(io.FileIO):
+    """A standard stream whose errors are remembered instead of raised: losing the terminal must not lose a run.
+
+    Attributes:
+        error: the first one; later output is dropped.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: object) -> int:
+        """Write some of `data`, or drop all of it after an error."""
+        while self.error is None:
+            try:
+                written = super().write(data)  # type: ignore[arg-type]  # any bytes-like object
+            except OSError as error:
+                self.error = error
+            else:
+                if written is not None:
+                    return written
+                select.select([], [self.fileno()], [])  # another process has made it non-blocking
+        return memoryview(data).nbytes  # type: ignore[arg-type]
+
+
+def prepare_streams() -> None:
+    """Open the standard streams that the caller has closed, and make output take any text and never fail.
+
+    A closed descriptor would be that of the next file that is opened, and a line for the terminal would be written into
+    it. Streams that are no longer those of the process, as in tests, only get the handling of characters.
+    """
+    for number, name in enumerate(('stdin', 'stdout', 'stderr')):
+        _open(number)
+        stream = getattr(sys, name)
+        if number and (stream is None or stream is getattr(sys, f'__{name}__')):
+            stream = _lossy(number, stream)
+        elif stream is None:
+            stream = open(number, encoding='utf-8', closefd=False)  # noqa: SIM115 - open until the process ends
+        if stream is not getattr(sys, name):
+            setattr(sys, name, stream)
+            setattr(sys, f'__{name}__', stream)
+        elif number and isinstance(stream, io.TextIOWrapper):
+            # Characters that its encoding lacks, such as ё in cp1252.
+            stream.reconfigure(errors='backslashreplace')
+
+
+def _open(number: int) -> None:
+    """Open the null device as a descriptor that is closed."""
+    try:
+        os.fstat(number)
+    except OSError:
+        descriptor = os.open(os.devnull, os.O_RDWR)
+        if descriptor != number:
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        os.set_inheritable(number, True)
+
+
+def _lossy(number: int, stream: TextIO | None) -> io.TextIOWrapper:
+    """Return a text stream like `stream` that remembers errors."""
+    if stream is not None:
+        _flush(stream)
+    raw = _Lossy(number, 'w', closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=getattr(stream, 'encoding', None) or 'utf-8',
+        errors='backslashreplace',
+        line_buffering=number == 2 or raw.isatty(),
+        write_through=getattr(stream, 'write_through', False),
+    )
+
+
+def _flush(stream: TextIO) -> None:
+    with suppress(OSError, ValueError):
+        stream.flush()
+
+
+def output_error() -> OSError | None:
+    """Flush the output and return the error of standard output; None if everything could be written."""
+    for stream in (sys.stdout, sys.stderr):
+        _flush(stream)
+    raw = getattr(getattr(sys.stdout, 'buffer', None), 'raw', None)
+    return raw.error if isinstance(raw, _Lossy) else None
+
+
+def write_error_line(text: str) -> None:
+    """Write one line to standard error; one write, so that the lines of several processes do not mix."""
+    with suppress(OSError, ValueError):  # a stream of the caller may raise
+        sys.stderr.write(f'{one_line(text)}\n')
+        sys.stderr.flush()
 
 
 class Terminated(SystemExit):
@@ -55,10 +153,9 @@ class EndingSignal:
         number: of the first one; None: none was received.
     """
 
-    def __init__(self, write_line: Callable[[str], None]) -> None:
+    def __init__(self) -> None:
         self.number: int | None = None
         self._received_at = 0.0
-        self._write_line = write_line
 
     def handle(self, number: int, frame: object) -> None:
         """Raise the exception of the signal; a repetition within a second, and an ignored Ctrl-C, change nothing."""
@@ -80,11 +177,11 @@ class EndingSignal:
         """End the process if the exception was lost in a library, or if cleaning up takes too long."""
         time.sleep(_CLEANUP_SECONDS)
         assert self.number is not None
-        self._write_line(end_line(self.number))
+        write_error_line(end_line(self.number))
         os._exit(128 + self.number)
 
 
-def end_quietly() -> None:
+def _end_quietly() -> None:
     """Let Ctrl-C end this process in one line while `ending_signals` is not active: before and after the command."""
     uncaught, unraisable = sys.excepthook, sys.unraisablehook
 
@@ -99,6 +196,9 @@ def end_quietly() -> None:
             unraisable(lost)
 
     sys.excepthook, sys.unraisablehook = end, ignore
+
+
+_end_quietly()
 
 
 def end_with_parent() -> None:
@@ -116,13 +216,9 @@ def end_with_parent() -> None:
 
 
 @contextmanager
-def ending_signals(write_line: Callable[[str], None]) -> Iterator[EndingSignal]:
-    """Let Ctrl-C, SIGTERM and SIGHUP raise an exception in the main thread within the block.
-
-    Args:
-        write_line: writes the line of a process that ends without cleaning up.
-    """
-    ending = EndingSignal(write_line)
+def ending_signals() -> Iterator[EndingSignal]:
+    """Let Ctrl-C, SIGTERM and SIGHUP raise an exception in the main thread within the block."""
+    ending = EndingSignal()
     if threading.current_thread() is not threading.main_thread():
         yield ending
         return
