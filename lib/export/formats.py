@@ -60,7 +60,10 @@ def write_torch_export(
     """Write a program that torch.export.load reads without this project, with the metadata as extra files."""
     dynamic = {'images': {0: torch.export.Dim('batch', min=1)}}
     program = torch.export.export(model, (preprocessing.example(2),), dynamic_shapes=dynamic)
-    torch.export.save(program, path, extra_files={f'{name}.json': value for name, value in metadata.items()})
+    extra = {f'{name}.json': value for name, value in metadata.items()}
+    # A file object of Python: torch would name a folder in the archive after `path`, which is a temporary one.
+    with open(path, 'wb') as file:
+        torch.export.save(program, cast(io.BytesIO, file), extra_files=extra)
 
 
 def write_safetensors(path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
