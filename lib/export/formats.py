@@ -1,9 +1,11 @@
 """Write and run exported models in three formats, and compare them with PyTorch."""
 
+import io
 import json
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -62,8 +64,13 @@ def write_torch_export(
     program = torch.export.export(model, (preprocessing.example(2),), dynamic_shapes=dynamic)
     extra = {f'{name}.json': value for name, value in metadata.items()}
     # A file object of Python: torch would name a folder in the archive after `path`, which is a temporary one.
-    with open(path, 'wb') as file:
-        torch.export.save(program, cast(io.BytesIO, file), extra_files=extra)
+    try:
+        with open(path, 'wb') as file:
+            torch.export.save(program, cast(io.BytesIO, file), extra_files=extra)
+    except RuntimeError as error:  # of torch's writer, after that of the system
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def write_safetensors(path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
