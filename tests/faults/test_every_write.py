@@ -22,6 +22,7 @@ REASONS = {
     'lib/distributed/rank_info.py: json.dump in report_failure': 'the file that torchrun gives each rank for its error',
     'lib/experiments/parallel.py: open in Runner._begin': _LOG,
     'lib/export/formats.py: write_bytes in write_onnx': _IN_TEMPORARY,
+    'lib/export/formats.py: open in write_torch_export': _IN_TEMPORARY,
     'lib/export/formats.py: save_file in write_safetensors': _IN_TEMPORARY,
     'lib/formats/write.py: open in write_split': _IN_TEMPORARY,
     'lib/formats/write.py: open in _extend': _IN_TEMPORARY,
