@@ -23,7 +23,7 @@ from lib.errors import one_line
 TERMINATING = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name))
 # torchrun and batch systems send a process a signal that they have already sent to its whole process group.
 SAME_SIGNAL_SECONDS = 1.0
-_CLEANUP_SECONDS = 8.0
+_CLEANUP_SECONDS, _AGAIN_SECONDS = 8.0, 0.05
 # Environment variable: id of the process whose end is a SIGTERM for this one, which is in another session.
 PARENT = 'RECOGNIZER_PARENT'
 _LINES = {signal.SIGINT: 'interrupted', signal.SIGTERM: 'terminated (SIGTERM)'}
@@ -171,7 +171,10 @@ class EndingSignal:
         """Raise the exception again; it was raised in a destructor, where exceptions are lost."""
         if self.number is not None:
             self._received_at = 0.0
-            _thread.interrupt_main(self.number)
+            # Not here, which is still within the destructor.
+            again = threading.Timer(_AGAIN_SECONDS, _signal_main_thread, [self.number])
+            again.daemon = True
+            again.start()
 
     def _end_at_last(self) -> None:
         """End the process if the exception was lost in a library, or if cleaning up takes too long."""
@@ -213,6 +216,13 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _signal_main_thread(number: int) -> None:
+    if hasattr(signal, 'pthread_kill'):
+        signal.pthread_kill(threading.main_thread().ident, number)  # which also interrupts a system call
+    else:
+        _thread.interrupt_main(number)
 
 
 @contextmanager

@@ -150,5 +150,5 @@ def test_a_signal_at_any_time(folder, products, seed, script):
         # Before Python has loaded the script, and while it ends, the system ends it without a line.
         assert process.returncode in (0, ENDS[name][0], -signal.Signals[name]), at
         assert lines in ([], [ENDS[name][1]]), at
-        assert time.monotonic() - sent < 2 * SECONDS, at
+        assert time.monotonic() - sent < 30, at
         wait_until_gone(process.pid, SECONDS)

@@ -1,0 +1,115 @@
+"""Signals that end a process: exceptions, also where exceptions are lost, and with a parent that is gone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.process, pytest.mark.long]
+
+
+def run_main(body, **options):
+    """Start a script whose main function has this body."""
+    script = f'import os, signal, sys, time\nfrom lib.commands.cli import cli_main\n{body}\ncli_main(main)'
+    streams = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
+    return subprocess.Popen([sys.executable, '-c', script], cwd=REPOSITORY, text=True, **streams, **options)
+
+
+def outcome(process):
+    output, errors = process.communicate(timeout=60)
+    return process.returncode, output, errors
+
+
+@pytest.mark.parametrize(
+    ('name', 'code', 'line'), [('SIGINT', 130, 'interrupted\n'), ('SIGTERM', 143, 'terminated (SIGTERM)\n')]
+)
+def test_an_exception_in_a_destructor_is_raised_again(name, code, line):
+    body = f"""
+class Lost:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{name})
+        time.sleep(0.1)
+def main():
+    Lost()
+    time.sleep(30)
+"""
+    started = time.monotonic()
+    assert outcome(run_main(body)) == (code, '', line)
+    assert time.monotonic() - started < 6
+
+
+def test_whatever_the_exception_becomes():
+    body = """
+def main():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+    except BaseException:
+        raise ValueError('a library translates it')
+"""
+    assert outcome(run_main(body)) == (143, '', 'terminated (SIGTERM)\n')
+
+
+@pytest.mark.slow
+def test_a_cleanup_that_never_ends():
+    body = """
+def main():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+    finally:
+        time.sleep(30)
+"""
+    started = time.monotonic()
+    assert outcome(run_main(body)) == (143, '', 'terminated (SIGTERM)\n')
+    assert time.monotonic() - started < 20
+
+
+def test_a_script_whose_parent_is_gone_is_terminated():
+    """As a run of a grid, which is in a session of its own."""
+    body = """
+def main():
+    print(os.getpid(), 'RECOGNIZER_PARENT' in os.environ, flush=True)
+    time.sleep(60)
+"""
+    parent = f"""
+import os, subprocess, sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+from lib.runtime.process import PARENT
+from tests.runtime.test_process import run_main
+child = run_main({body!r}, env=os.environ | {{PARENT: str(os.getpid())}}, start_new_session=True)
+print(child.stdout.readline(), flush=True)
+os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, '-c', parent], stdout=subprocess.PIPE, text=True, check=False, timeout=60)
+    child, inherits = done.stdout.split()
+    assert inherits == 'False'
+    end = time.monotonic() + 5
+    while is_running(int(child)):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def is_running(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    with open(f'/proc/{process}/stat') as file:
+        return file.read().rpartition(')')[2].split()[0] != 'Z'
+
+
+def test_a_hangup_that_the_caller_ignores_is_ignored():
+    body = """
+def main():
+    os.kill(os.getpid(), signal.SIGHUP)
+    time.sleep(0.2)
+"""
+    assert outcome(run_main(body)) == (129, '', 'ended by SIGHUP\n')
+    ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731 - a short function of one process
+    assert outcome(run_main(body, preexec_fn=ignore)) == (0, '', '')
