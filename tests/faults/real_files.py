@@ -37,6 +37,7 @@ from lib.formats.inat import convert_inat
 from lib.formats.text_lists import convert_csv, convert_image_list
 from lib.formats.unpack import unpack, unpack_once
 from lib.formats.write import append_converted
+from lib.optim.optimizer import register_load_hooks
 from lib.report.charts import curve_panels
 from lib.runtime import column_store
 from lib.runtime.files import read_json
@@ -222,6 +223,19 @@ def _resume(path: Path) -> None:
     safetensors_metadata(checkpoint)
     write_checkpoint(path.with_name('again.pth'), checkpoint)
     latest_checkpoint(path.parent)
+    if checkpoint.optimizer is not None:
+        _step_from(checkpoint.optimizer)
+
+
+def _step_from(state: dict) -> None:
+    """Load the state of an optimizer as TrainState.restore does, and take a step."""
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
+    register_load_hooks(optimizer)
+    with suppress(KeyError, ValueError, TypeError, AttributeError):
+        optimizer.load_state_dict(state)
+        parameter.grad = torch.ones(2)
+    optimizer.step()
 
 
 def _copy(path: Path) -> Path:

@@ -11,7 +11,7 @@ import torch
 import torchvision
 
 from lib.backbone.tuning import BaseWeights
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.runtime.json_file import read_json_lines
 from lib.runtime.text import nfc_list, whole
 from lib.trainer.checkpointing.classifier_rows import CLASSIFIER_PREFIX, put_classifier_rows
@@ -214,5 +214,5 @@ def history_fault(entries: list[MetricsEntry]) -> str:
             return f'entry {position} has no epoch, or no text as split'
         texts = [name for name, value in entry.items() if isinstance(value, str) and name != 'split']
         if texts:
-            return f'entry {position} has a text as {texts[0]}'
+            return f'entry {position} has a text as {shown(texts[0])}'
     return ''
