@@ -1,12 +1,16 @@
 """tools/pack.py: values from the config, errors that name options, and the next command."""
 
+import shutil
+
 import pytest
 from PIL import Image
 
+from lib.builders.data import open_training_data
 from lib.builders.loader import stored_short_side
 from lib.commands.pack import next_command, pack
 from lib.config.yaml_text import as_node
 from lib.errors import UserError
+from lib.runtime.temporary import temporary_path
 from tests.defaults import DEFAULTS
 
 
@@ -78,3 +82,27 @@ def test_conflicts_name_the_options(config_of, tmp_path):
     (tmp_path / 'other' / 'train' / 'notes.txt').touch()
     with pytest.raises(UserError, match=r'not packed images; give another --PACK_OUT$'):
         pack(config_of(PACK__OUT=str(tmp_path / 'other')))
+
+
+@pytest.mark.parametrize('overwrite', [False, True])
+def test_a_stopped_packing_is_not_read_and_is_resumed(config_of, tmp_path, overwrite):
+    """Also where the same command has renamed an earlier result, and after a kill before the first file of a split."""
+    out = tmp_path / 'out'
+    config = config_of(DATASET__VALID_FRACTION=0.1, OVERWRITE=overwrite)
+    pack(config)
+    shards = config_of(DATASET__SHARDS=str(out), DATASET__ROOT='')
+    assert open_training_data(shards).valid is not None
+    shutil.rmtree(out / 'valid')
+    (out / 'valid').mkdir()
+    temporary_path(out / 'valid' / 'pack.json').touch()
+    (out / '_info.json').unlink()
+    temporary_path(out / '_info.json').touch()
+    train = (out / 'train' / 'index.arrow').stat().st_ino
+    with pytest.raises(UserError, match=r'packing was stopped before _info\.json was written; run the same command'):
+        open_training_data(shards)
+    pack(config)
+    assert open_training_data(shards).valid is not None
+    assert (out / 'train' / 'index.arrow').stat().st_ino == train
+    assert not (tmp_path / 'out_old').exists()
+    pack(config)  # of a finished one, OVERWRITE renames the result
+    assert (tmp_path / 'out_old').exists() == overwrite
