@@ -3,9 +3,9 @@
 python benchmarks/decode_bombs.py [--only WORDS] [--json FILE]
 
 Each image is made by code or written byte by byte, and decoded in a fresh process as training does (at full size) or as
-packing does. Memory: that of the process and of its decoder process at their largest, less what both need for an image
-of one pixel. Time: of the whole decoding, the start of the decoder process included, of this process and its children
-in CPU seconds, and on the clock, which is longer on a busy machine.
+packing does. Memory: the largest sum of the process and its decoder process, and of each the largest memory that the
+system has recorded (ru_maxrss), less what both need for an image of one pixel; the file is included. Time: CPU seconds
+of both, the start of the decoder process included, and on the clock, which is longer on a busy machine.
 Results: bombs_most_megabytes and bombs_most_seconds (CPU) of an image.
 """
 
@@ -26,7 +26,6 @@ from PIL import Image
 from benchmarks.harness import finish, new_parser
 from lib.commands.cli import cli_main
 
-Image.MAX_IMAGE_PIXELS = None
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -67,19 +66,23 @@ def jpeg(width: int, height: int, frame: int, scans: bytes, factors: bytes = b'\
     return b'\xff\xd8' + extra + tables + header + scans + b'\xff\xd9'
 
 
-def progressive(side: int, num_scans: int, bits: int = 0, frame: int = 0xC2) -> bytes:
-    """Return a gray file whose scans have no data, or refine nothing."""
-    first = jpeg_scan(b'\1', 0, 0, 0, b'\0')
-    if bits:
-        first += jpeg_scan(b'\1', 1, 63, 1, b'\0')
-    return jpeg(side, side, frame, first + jpeg_scan(b'\1', 1, 63, bits, b'') * num_scans)
+def progressive(side: int, num_scans: int, frame: int = 0xC2) -> bytes:
+    """Return a gray file whose scans have no data."""
+    return jpeg(side, side, frame, jpeg_scan(b'\1', 0, 0, 0, b'\0') + jpeg_scan(b'\1', 1, 63, 0, b'') * num_scans)
 
 
-def refined(side: int, num_scans: int) -> bytes:
-    """Return a gray progressive file whose scans refine all blocks with runs of 32,767 empty blocks."""
-    runs = bytes((0x7F, 0xFF, 0x00)) * (side * side // 64 // 16_384 * 2)
-    scans = jpeg_scan(b'\1', 0, 0, 0, bytes(side * side // 512)) + jpeg_scan(b'\1', 1, 63, 1, runs)
-    return jpeg(side, side, 0xC2, scans + jpeg_scan(b'\1', 1, 63, 0x10, runs) * num_scans)
+def empty_runs(num_blocks: int) -> bytes:
+    """Return the data of a scan: runs of 32,767 empty blocks, each a code of one bit and 14 bits."""
+    bits = np.tile(np.array([0, *(1,) * 14], np.uint8), -(-num_blocks // 32_767))
+    padded = np.append(bits, np.ones(-len(bits) % 8, np.uint8))
+    return np.packbits(padded).tobytes().replace(b'\xff', b'\xff\0')
+
+
+def repeated(side: int, num_scans: int, *, refining: bool = False) -> bytes:
+    """Return a gray progressive file whose scans pass through all blocks and find nothing."""
+    runs = empty_runs(side * side // 64)
+    scans = jpeg_scan(b'\1', 0, 0, 0, bytes(side * side // 512)) + jpeg_scan(b'\1', 1, 63, int(refining), runs)
+    return jpeg(side, side, 0xC2, scans + jpeg_scan(b'\1', 1, 63, 0x10 * refining, runs) * num_scans)
 
 
 def exif_entries() -> bytes:
@@ -208,7 +211,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     'JPEG, 20,000 empty scans of 17 MP': lambda: progressive(4096, 20_000),
     'JPEG, 3,000 empty scans of 17 MP': lambda: progressive(4096, 3_000),
     'JPEG, 60,000 empty scans of 1 MP': lambda: progressive(1024, 60_000),
-    'JPEG, 1,000 refining scans of 17 MP': lambda: refined(4096, 1000),
+    'JPEG, 1,000 refining scans of 17 MP': lambda: repeated(4096, 1000, refining=True),
     'JPEG, 5,000 arithmetic scans of 17 MP': lambda: progressive(4096, 5000, frame=0xCA),
     'JPEG, 5,000 sequential scans of 17 MP': lambda: jpeg(
         4096, 4096, 0xC0, jpeg_scan(b'\1', 0, 63, 0, b'') * 5000, b'\x11\x11\x11'
@@ -217,8 +220,8 @@ BOMBS: dict[str, Callable[[], bytes]] = {
         1, 65_500, 0xC2, jpeg_scan(b'\1', 0, 0, 0, b'\0') * 2000, b'\x44\x11\x11'
     ),
     'JPEG, 65,500 x 65,500': lambda: jpeg(65_500, 65_500, 0xC0, jpeg_scan(b'\1', 0, 63, 0, b'\0')),
-    'JPEG, a million segments': lambda: jpeg(
-        16, 16, 0xC0, jpeg_scan(b'\1', 0, 63, 0, bytes(4)), extra=segment(0xFE, b'') * 10**6
+    'JPEG, 100,000 segments': lambda: jpeg(
+        16, 16, 0xC0, jpeg_scan(b'\1', 0, 63, 0, bytes(4)), extra=segment(0xFE, b'') * 10**5
     ),
     'JPEG, EXIF of 3,000 segments (180 MB)': lambda: jpeg(
         16, 16, 0xC0, jpeg_scan(b'\1', 0, 63, 0, bytes(4)), extra=many_exif_segments(3000, 60_000)
@@ -305,17 +308,41 @@ def heic(width: int, height: int) -> bytes:
     return save(Image.new('RGB', (width, height)), 'HEIF', quality=10)
 
 
-# Run in a fresh process with a file on its standard input.
+# Run in a fresh process with a file on its standard input. The memory of two processes is summed at each moment.
 MEASURE = """
-import json, resource, sys, time
+import json, os, resource, sys, threading, time
 sys.path.insert(0, sys.argv[1])
+import lib.dataset.lazy_image
 from lib.dataset import decode_process
 from lib.dataset.decode import DecodeError, decode
 from lib.dataset.lazy_image import open_lazy_image
-def peak():
-    return [resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+
+def resident(process):
+    try:
+        with open(f'/proc/{process}/statm') as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except (OSError, IndexError):
+        return 0
+
+def highest(who):
+    return resource.getrusage(who).ru_maxrss * 1024
+
+class Decoder(decode_process._Decoder):
+    def __init__(self):
+        super().__init__()
+        children.append(self._process.pid)
+
+def watch():
+    while not done:
+        sums.append(resident('self') + sum(map(resident, children)))
+        time.sleep(0.002)
+
+children, sums, done = [], [0], []
+decode_process._Decoder = Decoder
 data = sys.stdin.buffer.read()
-before, started, cpu = peak()[0] - len(data), time.perf_counter(), time.process_time()
+before = resident('self') - len(data)
+threading.Thread(target=watch, daemon=True).start()
+started, cpu = time.perf_counter(), time.process_time()
 try:
     if sys.argv[2] == 'train':
         image = open_lazy_image(data)
@@ -327,15 +354,15 @@ try:
 except DecodeError as error:
     outcome = str(error)
 seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+done.append(True)
 decode_process._end_all()
-own, child = peak()
-usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+child = resource.getrusage(resource.RUSAGE_CHILDREN)
+most = max(max(sums) - CHILD * bool(children), highest(resource.RUSAGE_SELF), before + child.ru_maxrss * 1024 - CHILD)
 print(json.dumps({
-    'outcome': outcome, 'own_bytes': own - before, 'child_bytes': child, 'wall_seconds': seconds,
-    'cpu_seconds': cpu + usage.ru_utime + usage.ru_stime,
+    'outcome': outcome, 'megabytes': (most - before) / 1e6, 'wall_seconds': seconds,
+    'cpu_seconds': cpu + child.ru_utime + child.ru_stime,
 }))
-"""
-CHILD_BYTES = 33e6  # of a decoder process after an image of one pixel
+""".replace('CHILD', '33_000_000')  # bytes of a decoder process after an image of one pixel
 
 
 def measure(data: bytes, use: str) -> dict:
@@ -350,9 +377,7 @@ def measure(data: bytes, use: str) -> dict:
             'wall_seconds': 0.0,
             'cpu_seconds': 0.0,
         }
-    found = json.loads(done.stdout)
-    used = found.pop('own_bytes') + max(0.0, found.pop('child_bytes') - CHILD_BYTES)
-    return {**found, 'megabytes': used / 1e6}
+    return json.loads(done.stdout)
 
 
 def main() -> None:

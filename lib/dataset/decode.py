@@ -94,6 +94,8 @@ def _decode(data: bytes, max_pixels: int, *, in_place: bool = True) -> Image.Ima
         raise
     except UnidentifiedImageError as error:
         raise DecodeError(f'no readable image of a known format ({", ".join(FORMATS)})') from error
+    except Image.DecompressionBombError:  # from twice Pillow's limit on, of which it warns
+        raise DecodeError(f'more than the {max_pixels:,} pixels that are allowed') from None
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise DecodeError(reason) from error

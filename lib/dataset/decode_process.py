@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from lib.dataset.decode_cost import MAX_BYTES, MAX_SECONDS, DecodeError, check_bytes, too_slow
+from lib.errors import UserError
 
 # By the clock: only against a decoder that waits for ever, since a busy machine may give a process a hundredth of a
 # core, and good images must not count as bad then. Windows has no timer of CPU time.
@@ -48,12 +49,19 @@ def run_apart(decoding: Decoding, data: bytes, *arguments: Any) -> tuple[np.ndar
 
     Raises:
         DecodeError: as raised there, also for an image that exceeds a limit or crashes its decoder.
-        OSError: no process can be started.
+        UserError: no process can be started.
     """
     if _is_decoder_process:
         return decoding(data, *arguments)
     check_bytes(3 * len(data))  # here, there, and a part of it
-    request = {'module': decoding.__module__, 'name': decoding.__name__, 'args': arguments, 'num_bytes': len(data)}
+    request = {
+        'module': decoding.__module__,
+        'name': decoding.__name__,
+        'args': arguments,
+        'num_bytes': len(data),
+        'max_bytes': MAX_BYTES - 2 * len(data),
+        'max_seconds': MAX_SECONDS,
+    }
     for attempts_left in (1, 0):
         decoder = _take_idle() or _Decoder()
         try:
@@ -96,7 +104,7 @@ class _Decoder:
     """
 
     def __init__(self) -> None:
-        """Start the process. Raises: OSError."""
+        """Start the process. Raises: UserError."""
         self.end, self.is_overdue = 0, False
         root = str(Path(__file__).resolve().parents[2])
         # Blocked signals are inherited: what stops this process comes to the whole group, and the images of a batch
@@ -111,7 +119,10 @@ class _Decoder:
                 env={**os.environ, **_ONE_THREAD},
             )
         except OSError as error:
-            raise OSError(error.errno, f'no decoder process can be started: {error.strerror}') from error
+            raise UserError(
+                f'large images are decoded in a process of their own, which cannot be started ({error.strerror}); '
+                'use a smaller --RUN_NUM_WORKERS'
+            ) from None
         finally:
             if before is not None:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -191,6 +202,7 @@ def serve() -> None:
             answers.write(json.dumps(answer).encode() + b'\n')
             answers.write(np.ascontiguousarray(pixels).reshape(-1).data)
             answers.flush()
+            del answer, pixels  # the next request may come much later
     except (OSError, ValueError):
         os._exit(1)  # the other process has ended
 
@@ -199,7 +211,7 @@ def _answer(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], np.nd
     nothing = np.empty(0, np.uint8)
     decoding = getattr(import_module(request['module']), request['name'])
     try:
-        with _limits(2 * len(data)):
+        with _limits(request['max_bytes'], request['max_seconds']):
             pixels, note = decoding(data, *request['args'])
     except DecodeError as error:
         return {'error': str(error)}, nothing
@@ -211,18 +223,17 @@ def _answer(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], np.nd
 
 
 @contextmanager
-def _limits(num_bytes: int) -> Iterator[None]:
-    """Limit the time within, and the memory to MAX_BYTES less `num_bytes` more than now."""
+def _limits(max_bytes: int, max_seconds: float) -> Iterator[None]:
+    """Limit the time within, and the memory to `max_bytes` more than now."""
     if hasattr(signal, 'setitimer'):
-        signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, max_seconds)
     if sys.platform == 'linux':
         import resource
 
         with open('/proc/self/statm', 'rb') as file:
             now = int(file.read().split()[0]) * resource.getpagesize()
         before = resource.getrlimit(resource.RLIMIT_AS)
-        allowed = now + MAX_BYTES - num_bytes
-        allowed = allowed if before[1] == resource.RLIM_INFINITY else min(allowed, before[1])
+        allowed = now + max_bytes if before[1] == resource.RLIM_INFINITY else min(now + max_bytes, before[1])
         resource.setrlimit(resource.RLIMIT_AS, (allowed, before[1]))
     try:
         yield

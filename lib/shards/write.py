@@ -29,6 +29,7 @@ from lib.shards.index import COLUMNS, Shard, read_table, write_table
 # File extensions that WebDataset and timm read; a format that is not listed has its own name as extension.
 _EXTENSIONS = {'JPEG': 'jpg', 'TIFF': 'tif'}
 UNKNOWN = 'bin'
+_MAX_JPEG_SIDE = 65_500  # of libjpeg
 PARTS = 'parts'  # folder of the index parts
 MIN_BAD = 10  # this many undecodable images are always accepted, as in training
 
@@ -72,6 +73,9 @@ class Reencode:
             image = self._reduce(decode(data))
         except DecodeError as error:
             return PackedImage(b'', fault=str(error))
+        if max(image.size) > _MAX_JPEG_SIDE:
+            fault = f'{image.width} x {image.height} pixels when packed; a JPEG has at most {_MAX_JPEG_SIDE:,} a side'
+            return PackedImage(b'', fault=fault)
         pixels = np.ascontiguousarray(np.asarray(image))
         encoded = simplejpeg.encode_jpeg(pixels, quality=self.quality, colorsubsampling='420', fastdct=False)
         return PackedImage(encoded, 'jpg', image.width, image.height)

@@ -23,6 +23,13 @@ def photo_with_position(orientation: int) -> bytes:
     return encoded(smooth(90, 60), exif=exif, comment=b'at home', icc_profile=b'profile' * 9, quality=95)
 
 
+@pytest.mark.parametrize('size', [(1, 65_501), (65_501, 3)], ids=str)
+def test_an_image_too_long_for_a_jpeg_is_unusable(size):
+    packed = Reencode(32)(encoded(Image.new('L', size), 'PNG'))
+    assert (packed.data, packed.width) == (b'', 0)
+    assert packed.fault == f'{size[0]} x {size[1]} pixels when packed; a JPEG has at most 65,500 a side'
+
+
 @pytest.mark.parametrize(
     ('size', 'expected'),
     [
