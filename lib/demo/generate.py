@@ -218,9 +218,12 @@ def _draw_all(photos: list[Photo], folder: Path, root: Path, seed: int, num_work
         file=sys.stderr,
     )
     with tqdm(total=len(photos), unit=' photos', file=sys.stderr, disable=None, leave=False) as bar:
-        drawn = run_in_processes(
-            DrawPhotos(folder, seed), tasks, num_workers=0 if num_workers == 1 else num_workers, progress=bar.update
-        )
+
+        def progress(num_photos: int) -> None:
+            bar.update(num_photos)
+
+        num_processes = 0 if num_workers == 1 else num_workers
+        drawn = run_in_processes(DrawPhotos(folder, seed), tasks, num_workers=num_processes, progress=progress)
         # After an error or Ctrl-C, no process writes later.
         with closing(drawn):
             for _ in drawn:

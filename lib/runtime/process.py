@@ -220,9 +220,11 @@ def end_with_parent() -> None:
 
 def _signal_main_thread(number: int) -> None:
     if hasattr(signal, 'pthread_kill'):
-        signal.pthread_kill(threading.main_thread().ident, number)  # which also interrupts a system call
+        main_thread = threading.main_thread().ident
+        assert main_thread is not None
+        signal.pthread_kill(main_thread, number)  # which also interrupts a system call
     else:
-        _thread.interrupt_main(number)
+        _thread.interrupt_main(signal.Signals(number))
 
 
 @contextmanager
