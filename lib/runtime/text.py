@@ -42,7 +42,7 @@ def names_digest(names: Sequence[str]) -> str:
 
 
 def digest_of_names(value: Any) -> str:
-    """Return what a file has as `classes_digest` if it may be a `names_digest`, else ''."""
+    """Return the value of `classes_digest` in a file if it may be a `names_digest`, else ''."""
     return value if isinstance(value, str) and re.fullmatch('[0-9a-f]{64}', value) else ''
 
 

@@ -108,7 +108,7 @@ def test_mixtures_without_class_names_beside_them(folders):
     open_training_data(config(folders / 'old'))
 
 
-def test_renamed_classes_are_an_error_that_says_what_to_do(folders):
+def test_renamed_classes_are_an_error_with_advice(folders):
     (folders / 'old' / 'classes.json').write_text(json.dumps({'names': ['Milk', 'Oats']}))
     with pytest.raises(UserError, match='If you renamed classes: remove "classes_digest" at its end'):
         open_training_data(config(folders / 'old'))
