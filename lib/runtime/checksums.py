@@ -5,7 +5,8 @@ several threads compute at the same time.
 """
 
 import json
-import os
+import mmap
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from lib.runtime.read_file import open_descriptor
+from lib.runtime.read_file import open_regular
 from lib.runtime.workers import num_cores
 
 if TYPE_CHECKING:
@@ -139,38 +140,19 @@ def damaged_record(path: Path, is_read: Callable[[str], bool] = lambda name: Tru
         zipfile.BadZipFile: not a zip archive, or a truncated one.
         OSError: it cannot be read.
     """
-    descriptor, _ = open_descriptor(path)
-    try:
-        with open(descriptor, 'rb', closefd=False) as file, zipfile.ZipFile(file) as archive:
-            records = [record for record in archive.infolist() if not record.compress_type]
+    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        records = [record for record in archive.infolist() if not record.compress_type]
         if not any(record.CRC for record in records):
             return ''
         # The largest first: they take the longest, so that they limit the time of all threads together.
         checked = sorted((record for record in records if is_read(record.filename)), key=lambda one: -one.file_size)
-        found = in_threads(lambda record: _checksum_of_record(descriptor, record), checked, len(checked))
-        return next((one.filename for one, value in zip(checked, found, strict=True) if value != one.CRC), '')
-    finally:
-        os.close(descriptor)
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
+            found = in_threads(lambda record: _checksum_of_record(memory, record), checked, len(checked))
+            return next((one.filename for one, value in zip(checked, found, strict=True) if value != one.CRC), '')
 
 
-def _checksum_of_record(descriptor: int, record: zipfile.ZipInfo) -> int:
-    header = _read_at(descriptor, _LOCAL_HEADER_BYTES, record.header_offset)
-    lengths = np.frombuffer(header[26:30], '<u2')
-    start = record.header_offset + _LOCAL_HEADER_BYTES + int(lengths.sum())
-    value = 0
-    for offset in range(start, start + record.file_size, _CHUNK_BYTES):
-        num_bytes = min(_CHUNK_BYTES, start + record.file_size - offset)
-        data = _read_at(descriptor, num_bytes, offset)
-        if len(data) < num_bytes:
-            return -1
-        value = zlib.crc32(data, value)
-    return value
-
-
-def _read_at(descriptor: int, num_bytes: int, offset: int) -> bytes:
-    """Return bytes from `offset` on; fewer at the end of the file."""
-    parts = []
-    while num_bytes and (part := os.pread(descriptor, num_bytes, offset)):
-        parts.append(part)
-        num_bytes, offset = num_bytes - len(part), offset + len(part)
-    return parts[0] if len(parts) == 1 else b''.join(parts)
+def _checksum_of_record(memory: mmap.mmap, record: zipfile.ZipInfo) -> int:
+    header = memory[record.header_offset : record.header_offset + _LOCAL_HEADER_BYTES]
+    start = record.header_offset + _LOCAL_HEADER_BYTES + sum(struct.unpack('<HH', header[26:]))
+    with memoryview(memory) as whole, whole[start : start + record.file_size] as data:
+        return zlib.crc32(data) if len(data) == record.file_size else -1
