@@ -1,4 +1,4 @@
-"""Temporary files: names that identify their process, and the journal of those that are about to be renamed together."""
+"""Temporary files: names that identify their process, and the journal of those that will be renamed together."""
 
 import functools
 import hashlib
