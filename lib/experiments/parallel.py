@@ -12,12 +12,11 @@ from typing import IO
 
 from lib.experiments.grid import SubRun
 from lib.runtime.log import duration_text
-from lib.runtime.process import PARENT
+from lib.runtime.process import PARENT, handled_signals
 from lib.runtime.workers import num_cores
 
 _WIDTH = 80
 _POLL_SECONDS = 0.2
-_SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
 
 
 @dataclass
@@ -180,7 +179,7 @@ class Runner:
                 if os.name != 'nt':
                     active.process.send_signal(signal.SIGINT)
 
-        before = {number: signal.signal(number, stop) for number in _SIGNALS}
+        before = {number: signal.signal(number, stop) for number in handled_signals()}
         try:
             yield
         finally:
