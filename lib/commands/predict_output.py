@@ -275,8 +275,7 @@ def _image_lines(trained: LoadedModel, split: DatasetSplit, store: ColumnStore) 
     labels, names = store.columns['best'][:, 0].tolist(), trained.class_names
     probabilities = store.columns['probabilities'][:, 0].tolist()
     return [
-        f'{unquoted(name)}: '
-        + (f'{unquoted(names[label])} ({value:.1%})' if label >= 0 else 'unreadable')
+        f'{unquoted(name)}: ' + (f'{unquoted(names[label])} ({value:.1%})' if label >= 0 else 'unreadable')
         for name, label, value in zip(split.names.to_pylist(), labels, probabilities, strict=True)
     ]
 

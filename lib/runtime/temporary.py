@@ -49,7 +49,8 @@ def is_abandoned(path: Path) -> bool:
         return False
     machine, _, process = (match['owner'] or '').partition('-')
     if machine == _machine() and os.name != 'nt':
-        return process != _process(int(process.partition('-')[0], 16))
+        pid = int(process.partition('-')[0], 16)
+        return _process(pid) not in (process, _without_start(pid))
     try:
         return time.time() - path.lstat().st_mtime > _FOREIGN_SECONDS
     except OSError:  # it was renamed at this moment
@@ -74,21 +75,23 @@ def _machine() -> str:
 
 
 def _process(pid: int) -> str:
-    """Return id and start of a process, 'PID-START'; '' if there is none."""
+    """Return id and start of a process, 'PID-START', with start 0 if it is unknown; '' if there is no such process."""
     try:
         # The name of the program, in parentheses, may contain anything. Then: state, ..., start in clock ticks.
         fields = Path(f'/proc/{pid}/stat').read_text(encoding='latin-1').rpartition(')')[2].split()
         return '' if fields[0] in 'ZX' else f'{pid:x}-{int(fields[19]):x}'
-    except (OSError, IndexError):
-        if Path('/proc/self/stat').exists():
-            return ''
-    return f'{pid:x}-0' if os.name == 'nt' or _exists(pid) else ''
+    except OSError:  # ended, or of another user where /proc hides those, or not Linux
+        return _without_start(pid) if os.name == 'nt' or _exists(pid) else ''
+
+
+def _without_start(pid: int) -> str:
+    return f'{pid:x}-0'
 
 
 def _exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)  # on Windows, this would end the process
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         return True

@@ -313,6 +313,20 @@ def test_files_of_another_machine_are_removed_when_a_day_old(tmp_path, monkeypat
     assert os.listdir(tmp_path) == []
 
 
+def test_processes_that_proc_hides_are_alive(tmp_path, monkeypatch):
+    """Those of other users, with the mount option hidepid; and strangers' names with any number."""
+    path = temporary_path(tmp_path / 'a.pth')
+    machine, _, start, number = path.name.split('.')[2].split('-')
+
+    def hidden(self, *arguments, **options):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(type(path), 'read_text', hidden)
+    assert not is_abandoned(path)
+    for other in (f'{2**22 + 1:x}', 'f' * 100):
+        assert is_abandoned(tmp_path / f'.a.{machine}-{other}-{start}-{number}.tmp.pth')
+
+
 def test_another_process_with_the_same_id_is_not_the_owner(tmp_path):
     path = temporary_path(tmp_path / 'a.pth')
     machine, pid, start, number = path.name.split('.')[2].split('-')
