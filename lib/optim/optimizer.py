@@ -59,9 +59,9 @@ def _check_state(optimizer: torch.optim.Optimizer) -> None:
             if state and missing:
                 raise ValueError(f'the state lacks {", ".join(missing)}')
             for name in names & state.keys():  # SGD ignores the rest, such as the state of Adam
-                tensor = torch.as_tensor(state[name])
-                shape = () if name == 'step' else parameter.shape
-                if tensor.shape != shape or not tensor.is_floating_point():
+                shape, value = () if name == 'step' else parameter.shape, state[name]
+                tensor = torch.tensor(value) if isinstance(value, float) else value
+                if not isinstance(tensor, torch.Tensor) or tensor.shape != shape or not tensor.is_floating_point():
                     raise ValueError(f'the state {name} is not that of a parameter of shape {tuple(parameter.shape)}')
 
 
