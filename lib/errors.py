@@ -51,6 +51,7 @@ def one_line(message: str) -> str:
 
 MAX_SHOWN = 70  # characters of a value in a message
 _MAX_REASON = 200  # of the message of a library
+_MAX_TEXT = 4096  # of an option; no system accepts longer paths
 
 
 def shown(value: object, escape: str = '') -> str:
@@ -124,12 +125,16 @@ def shortened(text: str, width: int) -> str:
 
 
 def text_fault(text: str) -> str:
-    """Return the fault of a text with NUL or bytes that are not UTF-8, a phrase to follow 'NAME is'; '' if none."""
+    """Return the fault of a text with NUL or bytes that are not UTF-8, or longer than a path; '' if it has none.
+
+    It is a phrase to follow 'NAME is'.
+    """
     if '\0' in text:
         return f'{shown(text)}, which contains a NUL character'
-    if is_unicode(text):
-        return ''
-    return f'{shown(text)}, which is not UTF-8 text; rename the file or folder, or name a link to it (ln -s OLD NEW)'
+    if not is_unicode(text):
+        hint = 'rename the file or folder, or name a link to it (ln -s OLD NEW)'
+        return f'{shown(text)}, which is not UTF-8 text; {hint}'
+    return f'{shown(text)}, but must have at most {_MAX_TEXT:,} characters' if len(text) > _MAX_TEXT else ''
 
 
 def url_fault(path: str) -> str:

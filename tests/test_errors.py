@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from lib.errors import MAX_SHOWN, one_line, printable, shown
+from lib.errors import MAX_SHOWN, one_line, printable, shown, text_fault
 
 NASTY = ['\n', '\r', '\x1b[31m', '\x07', '\0', '\t', '\u202e', '\u2066', '\u200f', '\u2028', '\x85', '\udcff', '\ud800',
     '\\', "'", '"', '$x^{', '%s', '{}', '<script>', 'é', '麦', '\U0001f600', '\u200d', 'a', ' ', '\u0301']  # fmt: skip
@@ -75,3 +75,10 @@ def test_arrays_show_their_shape():
 def test_long_numbers_are_described():
     """Python converts no integer of more than 4,300 digits to a text."""
     assert shown(10**5000) == 'a number of about 5,000 digits'
+
+
+def test_texts_of_options_are_bounded():
+    assert text_fault('a' * 4096) == ''
+    assert text_fault('a' * 4097).endswith(' (4,097 characters), but must have at most 4,096 characters')
+    assert len(text_fault('\0' * 10**6)) < 150
+    assert len(text_fault('\udcff' * 10**6)) < 200

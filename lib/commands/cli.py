@@ -28,7 +28,7 @@ from lib.builders.preprocessing import resolve_preprocessing
 from lib.config.defaults import Config
 from lib.config.load import load_config
 from lib.distributed.rank_info import RankInfo, read_rank_info, report_failure
-from lib.errors import UserError, one_line, shown
+from lib.errors import UserError, one_line, shown, unquoted
 from lib.runtime.csv_file import quote_formulas
 from lib.runtime.log import LOGGER, start_console
 from lib.runtime.read_file import reason_of
@@ -181,7 +181,8 @@ def _system_line(error: OSError) -> str | None:
         where = f' at {error.filename}' if error.filename else ''
         return f'the disk failed{where} ({(error.strerror or "").lower()}); earlier files are unchanged, so run again'
     if error.errno is not None and error.filename:
-        return f'{error.filename}: {reason_of(error)}'
+        name = unquoted(str(error.filename)) if error.errno == errno.ENAMETOOLONG else error.filename
+        return f'{name}: {reason_of(error)}'
     return None if error.errno in (None, errno.EBADF) else f'the system reports: {reason_of(error)}'
 
 
