@@ -35,7 +35,8 @@ def error_points(harness):
 
 def check_failed(harness, done):
     """Return the fault of a command that met an error; '' if it ended as it should."""
-    lines = [line for line in done.stderr.splitlines() if not line.startswith('warning: ')]
+    # Warnings, and the line before the demo data is drawn.
+    lines = [line for line in done.stderr.splitlines() if not line.startswith(('warning: ', 'drawing '))]
     if done.returncode != 2 or len(lines) != 1 or not lines[0].startswith('error: '):
         return f'exit code {done.returncode}, {done.stderr[-600:]}'
     found = contents(harness.folder)
