@@ -198,6 +198,7 @@ def _convert_tuple(value: Any, kind: type) -> tuple[Any, ...]:
 
 
 _TOO_LARGE = 2**63
+_MOST_DIGITS, _LONGEST_NUMBER = 20, 1000  # checked first: a conversion takes time that grows with their square
 
 
 def _convert_scalar(value: Any, kind: type) -> Any:
@@ -207,6 +208,11 @@ def _convert_scalar(value: Any, kind: type) -> Any:
         raise TypeError
     if kind is str:
         return str(value)
+    if isinstance(value, str):
+        if len(value) > _LONGEST_NUMBER:
+            raise ValueError
+        if kind is int and sum(map(str.isdecimal, value)) > _MOST_DIGITS:
+            raise OverflowError
     number = float(value)
     if number != number or number in (float('inf'), float('-inf')):
         raise ValueError

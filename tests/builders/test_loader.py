@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from lib.builders.loader import build_eval_loader, build_train_loader
+from lib.builders.loader import build_eval_loader, build_train_loader, num_workers
 from lib.builders.split import DatasetSplit
 from lib.config.yaml_text import as_node
 from lib.dataset import pipeline, ram_cache
@@ -71,3 +71,9 @@ def test_the_error_for_an_unreadable_image_names_the_option(tmp_path):
     loader = train_loader(config(DATASET__ON_BAD_IMAGE='raise'), split_of(1, FileImages(['a.png'], str(tmp_path))))
     with pytest.raises(UserError, match=r'a\.png: .*; --DATASET_ON_BAD_IMAGE skip trains without such images$'):
         list(loader.batches(0))
+
+
+def test_the_number_of_worker_processes_is_plausible():
+    with pytest.raises(UserError, match=r'RUN.NUM_WORKERS is 100000, but this machine has \d+ CPU cores?: at most \d+'):
+        num_workers(100_000)
+    assert num_workers(64) == 64

@@ -3,7 +3,7 @@
 import pytest
 
 from lib.config.check import check_values
-from lib.config.defaults import KEYS
+from lib.config.defaults import KEYS, LARGEST
 from lib.errors import UserError
 
 UNUSED = {
@@ -192,3 +192,9 @@ def test_cached_features_stand_for_images_that_do_not_change(values, words):
 
 def test_options_of_cached_features_need_them():
     assert 'TRAIN.FEATURE_VIEWS is 2, but TRAIN.FEATURES images does not use it' in refused({'TRAIN.FEATURE_VIEWS': 2})
+
+
+@pytest.mark.parametrize('name', LARGEST)
+def test_sizes_are_plausible_before_memory_is_allocated(name):
+    value = (0, LARGEST[name] + 1) if isinstance(KEYS[name].default, tuple) else LARGEST[name] + 1
+    assert f'but at most {LARGEST[name]} is possible' in refused({name: value})

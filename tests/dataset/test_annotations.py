@@ -97,6 +97,8 @@ def test_warnings_name_the_first_ten(write):
         ({'annotations': entries(0), 'num_classes': 1.5}, ['num_classes is 1.5']),
         ({'annotations': entries(0), 'num_classes': True}, ['num_classes is True']),
         ({'annotations': entries(0), 'num_classes': 0}, ['num_classes is 0, but must be a whole number, at least 1']),
+        ({'annotations': entries(0), 'num_classes': 10**15}, ['but must be at most 50000000']),
+        ({'annotations': entries(0), 'num_classes': 10**30}, ['but must be at most 50000000']),
         ({'annotations': [], 'num_classes': 3}, ['lists no images']),
         ({'annotations': entries(0, 3), 'num_classes': 3}, ['entry 1: category_id is 3, but must be from 0 to 2']),
         ({'annotations': entries(0, -1), 'num_classes': 3}, ['entry 1: category_id is -1']),
@@ -113,7 +115,7 @@ def test_warnings_name_the_first_ten(write):
         ({'annotations': [*entries(0), 'x'], 'num_classes': 3}, ["entry 1 is 'x', not an object"]),
         ({'annotations': [*entries(0), None], 'num_classes': 3}, ['entry 1 is None, not an object']),
     ],
-    ids=range(27),
+    ids=range(29),
 )
 def test_faults(write, tree, words):
     message = error_of(read_annotations, write(tree))
