@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -64,13 +64,32 @@ def write_torch_export(
     program = torch.export.export(model, (preprocessing.example(2),), dynamic_shapes=dynamic)
     extra = {f'{name}.json': value for name, value in metadata.items()}
     # A file object of Python: torch would name a folder in the archive after `path`, which is a temporary one.
-    try:
-        with open(path, 'wb') as file:
-            torch.export.save(program, cast(io.BytesIO, file), extra_files=extra)
-    except RuntimeError as error:  # of torch's writer, after that of the system
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
+    with open(path, 'wb') as file:
+        writer = _LateError(file)
+        torch.export.save(program, cast(io.BytesIO, writer), extra_files=extra)
+        if writer.error is not None:
+            raise writer.error
+
+
+class _LateError(io.RawIOBase):
+    """A file whose first error is stored: torch's writer of archives ends the process if a write fails."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file, self.error = file, cast(OSError | None, None)
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write the data, unless a write has failed."""
+        try:
+            if self.error is None:
+                self._file.write(data)
+        except OSError as error:
+            self.error = error
+        return len(data)
 
 
 def write_safetensors(path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
