@@ -44,6 +44,8 @@ FORMATS = tuple(
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # images are decoded in parallel already, by worker processes
 MAX_PIXELS = 178_000_000  # no photo is that large; fewer where the limit of memory allows fewer
 
+_REASONS = {'decoder error -9': 'needs more memory to decode than it may use'}  # Pillow's words: better ones
+
 
 class _NotInPlace(Exception):
     """Decoding may take much memory or time."""
@@ -98,7 +100,7 @@ def _decode(data: bytes, max_pixels: int, *, in_place: bool = True) -> Image.Ima
         raise DecodeError(f'more than the {max_pixels:,} pixels that are allowed') from None
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
         reason = ' '.join(str(error).split()) or type(error).__name__
-        raise DecodeError(reason) from error
+        raise DecodeError(_REASONS.get(reason, reason)) from error
 
 
 def check_size(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 from lib.dataset.decode_cost import MAX_BYTES, MAX_SECONDS, DecodeError, check_bytes, too_slow
 from lib.errors import UserError
 
-# By the clock: only against a decoder that waits for ever, since a busy machine may give a process a hundredth of a
+# By the clock: only against a decoder that waits without end, since a busy machine may give a process a hundredth of a
 # core, and good images must not count as bad then. Windows has no timer of CPU time.
 _MAX_WALL_SECONDS = (120 if hasattr(signal, 'setitimer') else 6) * MAX_SECONDS
 _CRASHES = {getattr(signal, name, None) for name in ('SIGSEGV', 'SIGBUS', 'SIGABRT', 'SIGFPE', 'SIGILL')}
@@ -120,7 +120,7 @@ class _Decoder:
             )
         except OSError as error:
             raise UserError(
-                f'large images are decoded in a process of their own, which cannot be started ({error.strerror}); '
+                f'large images are decoded in a separate process, which cannot be started ({error.strerror}); '
                 'use a smaller --RUN_NUM_WORKERS'
             ) from None
         finally:

@@ -1,4 +1,4 @@
-"""What the tests of the decoder process run in it; imports little, as each such process does so, too."""
+"""Functions that run in the decoder process of tests; each such process imports them, so they import little."""
 
 import os
 import time

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import decode_bombs
-from benchmarks.decode_bombs import BOMBS, jpeg, jpeg_scan, measure, png, repeated, segment, tiff_strips
+from benchmarks import bombs
+from benchmarks.bombs import BOMBS, jpeg, jpeg_scan, png, repeated, segment, tiff_strips
+from benchmarks.decode_bombs import measure
 from lib.dataset import decode as decode_module
 from lib.dataset import decode_cost, decode_process, jpeg_file, lazy_image, upright_rgb
 from lib.dataset.decode import DecodeError, decode, decode_pixels
@@ -29,6 +30,7 @@ from tests.dataset.loading import files, train_loader, write_images
 
 ROOT = Path(__file__).resolve().parents[2]
 TOO_SLOW, TOO_LARGE = re.escape('takes more than 5 s to decode'), re.escape('needs more than 1 GB to decode')
+TOO_MANY_PIXELS = r'.*178,000,000 (are|pixels that are) allowed'
 
 
 @pytest.fixture
@@ -227,17 +229,17 @@ def test_exif_of_several_segments_is_joined():
 @pytest.mark.parametrize(
     ('name', 'reason'),
     [
-        ('JPEG, 20,000 empty scans of 17 MP', 'takes more than 5 s to decode'),
-        ('JPEG, 65,500 x 65,500', '65500 x 65500 pixels; at most 178,000,000 are allowed'),
+        ('JPEG, 20,000 empty scans of 17 MP', TOO_SLOW),
+        ('JPEG, 65,500 x 65,500', TOO_MANY_PIXELS),
         ('JPEG, 100,000 segments', 'more than 65,536 segments'),
-        ('GIF, 65,535 x 65,535', 'more than the 178,000,000 pixels that are allowed'),
-        ('GIF, a frame beyond its screen', 'more than the 178,000,000 pixels that are allowed'),
+        ('GIF, 65,535 x 65,535', TOO_MANY_PIXELS),
+        ('GIF, a frame beyond its screen', TOO_MANY_PIXELS),
     ],
 )
 def test_bombs_that_the_header_gives_away(name, reason):
     data = BOMBS[name]()
     for use in (decode, lambda data: open_lazy_image(data).pixels(1.0)):
-        with pytest.raises(DecodeError, match=f'^{re.escape(reason)}$'):
+        with pytest.raises(DecodeError, match=f'^{reason}$'):
             use(data)
 
 
@@ -296,11 +298,11 @@ def test_training_replaces_a_bomb_and_continues(tmp_path, workers):
 def test_honest_photos_have_the_pixels_of_plain_decoders():
     import simplejpeg
 
-    photo = encode(decode_bombs.noise(8000, 6000), 'JPEG', quality=90, progressive=True)
+    photo = encode(bombs.noise(8000, 6000), 'JPEG', quality=90, progressive=True)
     assert np.array_equal(open_lazy_image(photo).pixels(1.0)[0], simplejpeg.decode_jpeg(photo, 'RGB'))
     with Image.open(io.BytesIO(photo)) as image:
         expected = np.asarray(image)
     assert np.array_equal(decode_pixels(photo), expected)
-    scan = decode_bombs.png16(6000, 4000)
+    scan = bombs.png16(6000, 4000)
     with Image.open(io.BytesIO(scan)) as image:
         assert np.array_equal(decode_pixels(scan), np.asarray(image))
