@@ -207,7 +207,7 @@ def check_plain(value: Any, name: str = 'the file', depth: int = 0) -> None:
     """
     if isinstance(value, torch.Tensor):
         _check_dense(value, name)
-    elif isinstance(value, dict | list | tuple | set):
+    elif isinstance(value, dict | list | tuple):
         if depth == _MAX_DEPTH:
             raise InvalidContent(f'{name}: more than {_MAX_DEPTH} levels are nested')
         entries = value.items() if isinstance(value, dict) else enumerate(value)
@@ -220,6 +220,8 @@ def check_plain(value: Any, name: str = 'the file', depth: int = 0) -> None:
             raise InvalidContent(f'{shown(name)}: {shown(value)} is not Unicode')
     elif isinstance(value, int) and not -(2**63) <= value < 2**64:
         raise InvalidContent(f'{shown(name)}: a number of more than 64 bits')
+    elif not isinstance(value, int | float | np.generic | None):
+        raise InvalidContent(f'{shown(name)}: {shown(value)} is no tensor, number or text')
 
 
 def _check_dense(tensor: torch.Tensor, name: str) -> None:
