@@ -118,7 +118,11 @@ class PlanKeys(Section, title='memory and time estimates (tools/plan.py)'):
     NUM_CLASSES = Key(0, 'Number of classes to plan for. 0: that of the training annotations.', low=0)
     DEVICES = Key(1, 'Number of devices over all machines.', low=1)
     DEVICE_GB = Key(
-        0.0, 'Memory per device (1 GB = 10^9 bytes). 0: that of the devices in this machine.', low=0.0, unit='GB'
+        0.0,
+        'Memory per device (1 GB = 10^9 bytes). 0: that of the devices in this machine.',
+        low=0.0,
+        high=1e9,
+        unit='GB',
     )
     IMAGES = Key(0, 'Training images per epoch, to estimate the time per epoch. 0: no such estimate.', low=0)
     TFLOPS = Key(
@@ -126,6 +130,7 @@ class PlanKeys(Section, title='memory and time estimates (tools/plan.py)'):
         'Peak speed per device in the precision of training, 10^12 floating-point operations per second. 0: no time '
         'estimates.',
         low=0.0,
+        high=1e9,
         unit='TFLOP/s',
     )
     UTILIZATION = Key(0.3, 'Assumed fraction of the peak speed reached in training.', low=1e-3, high=1.0)
@@ -133,5 +138,6 @@ class PlanKeys(Section, title='memory and time estimates (tools/plan.py)'):
         0.0,
         'Bandwidth per device of the slowest link. 0: no estimates of transfer times.',
         low=0.0,
+        high=1e9,
         unit='GB/s',
     )
