@@ -82,6 +82,14 @@ class _LateError(io.RawIOBase):
         """Return True."""
         return True
 
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move to a position; torch rewinds a written buffer."""
+        return self._file.seek(offset, whence)
+
     def write(self, data: Any) -> int:
         """Write the data, unless a write has failed."""
         try:
