@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, TypeGuard
 
 import msgspec
 import numpy as np
@@ -157,7 +158,7 @@ def _is_list_of_texts(value: Any) -> TypeGuard[list[str]]:
 
 
 @contextmanager
-def _open(path: str | Path) -> Iterator[BinaryIO]:
+def _open(path: str | Path) -> Iterator[BufferedReader]:
     try:
         with open_regular(path, max_bytes=MAX_JSON_BYTES) as file:
             yield file
@@ -173,7 +174,7 @@ def _read(path: str | Path) -> bytes:
         return file.read()
 
 
-def _cached_columns(path: Path, file: BinaryIO) -> CachedColumns:
+def _cached_columns(path: Path, file: BufferedReader) -> CachedColumns:
     """Return the columns in the cache, which is written or updated if it does not match the file."""
     stamp = FileStamp.of(os.fstat(file.fileno()))
     cached = _load_best(path, stamp)
@@ -189,7 +190,7 @@ def _cached_columns(path: Path, file: BinaryIO) -> CachedColumns:
     return _columns_of(parsed, stamp, lambda columns: _save(path, file, columns))
 
 
-def _save(path: Path, file: BinaryIO, columns: CachedColumns) -> CachedColumns:
+def _save(path: Path, file: BufferedReader, columns: CachedColumns) -> CachedColumns:
     """Write the cache and return the columns in it; return `columns` if it cannot be written."""
     if FileStamp.of(os.fstat(file.fileno())) != columns.source.stamp:
         return columns  # the file is being written to
@@ -225,7 +226,7 @@ def _reusable_prefix(cached: CachedColumns | None, stamp: FileStamp) -> ParsedPr
     return ParsedPrefix(num_bytes, digest, cached.paths.arrow[:num_rows], np.asarray(cached.labels)[:num_rows])
 
 
-def _parse(path: str | Path, file: BinaryIO, prefix: ParsedPrefix | None = None) -> ParsedAnnotations:
+def _parse(path: str | Path, file: BufferedReader, prefix: ParsedPrefix | None = None) -> ParsedAnnotations:
     """Parse and check a file. Raises UserError."""
     try:
         parsed = parse_in_blocks(file, prefix)

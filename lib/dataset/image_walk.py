@@ -191,7 +191,7 @@ def _images_among(path: str, names: list[str], extension: str, left_out: LeftOut
         kind = extension if _EXTENSION.fullmatch(extension) else 'without extension'
         if position < num_opened or images:
             try:
-                with open_regular(os.path.join(path, name), buffering=0) as file:
+                with open_regular(os.path.join(path, name)) as file:
                     is_image = image_format(file.read(HEADER_BYTES)) is not None
             except OSError:
                 is_image, kind = False, 'unreadable'

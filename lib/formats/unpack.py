@@ -90,7 +90,7 @@ def _extract_tar(archive: Path, staging: Path) -> None:
     with open_regular(archive) as file:
         start = file.read(8)
     # By the content, not by trying all: to xz, zeros are padding that it reads to their end.
-    mode = next((mode for magic, mode in _COMPRESSIONS.items() if start.startswith(magic)), 'r:')
+    mode: Any = next((mode for magic, mode in _COMPRESSIONS.items() if start.startswith(magic)), 'r:')
     with tarfile.open(archive, mode) as file:
         for member in file:
             # The data filter would only strip a leading slash; such an archive is refused.

@@ -9,7 +9,6 @@ import io
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
 
 KB, MB, GB = 1 << 10, 1 << 20, 1 << 30
 # The largest files that are read as a whole, by kind. Files that are mapped or streamed have no limit.
@@ -119,10 +118,10 @@ def read_text(path: str | os.PathLike, *, max_bytes: int = MAX_RECORD_BYTES, enc
     return text.replace('\r\n', '\n').replace('\r', '\n')
 
 
-def open_regular(path: str | os.PathLike, *, max_bytes: int | None = None, buffering: int = -1) -> BinaryIO:
+def open_regular(path: str | os.PathLike, *, max_bytes: int | None = None) -> io.BufferedReader:
     """Open a regular file for reading bytes. Raises: OSError as `open_descriptor`."""
     descriptor, _ = open_descriptor(path, max_bytes)  # here, since open() itself refuses some names by a ValueError
-    return open(path, 'rb', buffering=buffering, opener=lambda path, flags: descriptor)
+    return open(path, 'rb', opener=lambda path, flags: descriptor)
 
 
 def open_text(
