@@ -258,7 +258,7 @@ def _write_page(
         errors=dict(store.errors()),
         threshold=threshold.value if threshold else None,
         open_image=lambda row: _reduced(images.open(row)),
-        path_of=images.name if isinstance(images, FileImages) else None,
+        path_of=images.path if isinstance(images, FileImages) else None,
     )
     write_contact_sheet(path, data, max_bytes=1e6 * trained.cfg.REPORT.MAX_MB)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from lib.dataset.decode import decode
 from lib.dataset.lazy_image import LazyImage, LazyPixelImage, open_lazy_image
 from lib.dataset.paths import path_as_text, spelled_on_disk
-from lib.errors import printable
+from lib.errors import printable, unquoted
 from lib.runtime import read_file
 from lib.runtime.read_file import MAX_IMAGE_BYTES, RefusedFileError
 
@@ -70,8 +70,8 @@ class FileImages(EncodedImages):
         return len(self.paths)
 
     def name(self, row: int) -> str:
-        """Return the path as one line of text, for messages."""
-        return printable(path_as_text(self.path(row)))
+        """Return the root and the path, which is shortened if it is very long, as one line of text, for messages."""
+        return os.path.join(printable(self.root), unquoted(path_as_text(str(self.paths[int(row)]))))
 
     def path(self, row: int) -> str:
         """Return the path that is opened, if it exists as it is spelled."""

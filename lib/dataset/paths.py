@@ -225,17 +225,17 @@ def choose_path_rule(paths: PathColumn | pa.Array, root: str, source: str) -> tu
         rule = PathRule(depth, has_backslashes)
         tried = [rule(path) for path in absolute]
         if any(spelled_on_disk(os.path.join(root, path)) for path in tried):
-            example = os.path.join(root, tried[0])
-            paths_text = f'{unquoted(absolute[0])} -> {unquoted(example)}'
+            example = os.path.join(root, unquoted(tried[0]))
+            paths_text = f'{unquoted(absolute[0])} -> {example}'
             return rule, f'{source}: absolute paths of another machine are read under {root}: {paths_text}'
-    raise UserError(_missing(absolute[0], absolute[0], source))
+    raise UserError(_missing(absolute[0], unquoted(absolute[0]), source))
 
 
 def _relative_rule(sample: list[str], root: str, source: str) -> tuple[PathRule, str]:
     if _has_backslashes(sample, root):
         return PathRule(has_backslashes=True), f'{source}: backslashes in paths separate folders'
     if not any(spelled_on_disk(os.path.join(root, path)) for path in sample):
-        raise UserError(_missing(sample[0], os.path.join(root, sample[0]), source))
+        raise UserError(_missing(sample[0], os.path.join(root, unquoted(sample[0])), source))
     return PathRule(), ''
 
 
@@ -250,7 +250,7 @@ def _is_absolute(path: str) -> bool:
 
 
 def _missing(written: str, tried: str, source: str) -> str:
-    return f'{source}: image {shown(written)} and others do not exist (searched for {unquoted(tried)})'
+    return f'{source}: image {shown(written)} and others do not exist (searched for {tried})'
 
 
 _UNDECODABLE = re.compile('[\ud800-\udfff]')

@@ -16,7 +16,7 @@ from lib.dataset.images import NOT_AN_IMAGE_FILE, Images
 from lib.dataset.index import ClassIndex
 from lib.dataset.lazy_image import LazyImage
 from lib.dataset.transforms import Transform
-from lib.errors import UserError, shown, unquoted
+from lib.errors import UserError, shown
 from lib.runtime.read_file import reason_of
 from lib.runtime.seeding import Purpose, generator, slot_draws
 
@@ -64,7 +64,7 @@ class RowReader(Protocol):
 def bad_image_reason(reader: RowReader, row: int, reason: str) -> str:
     """Return the reason for the list of bad images. Raises UserError with on_bad 'raise'."""
     if reader.on_bad == 'raise':
-        raise UserError(f'{unquoted(reader.name(row))}: {reason}{f"; {reader.hint}" if reader.hint else ""}') from None
+        raise UserError(f'{reader.name(row)}: {reason}{f"; {reader.hint}" if reader.hint else ""}') from None
     return reason
 
 
@@ -92,7 +92,7 @@ def read_replacement(
                 bad.append((candidate, str(error)))
     name = shown(reader.class_names[label]) if len(reader.class_names) else label
     raise UserError(
-        f'class {name}: none of its {len(candidates)} training images can be decoded, {unquoted(reader.name(row))} '
+        f'class {name}: none of its {len(candidates)} training images can be decoded, {reader.name(row)} '
         f'among them; repair or remove them{hint_of(reason for _, reason in bad)}'
     )
 
@@ -239,9 +239,9 @@ class BatchReader(Dataset):
             reason = 'no such file' if isinstance(error, FileNotFoundError) else reason_of(error)
             if self.on_bad == 'mark':
                 raise DecodeError(reason) from None
-            raise UserError(f'{unquoted(self.images.name(row))}: {reason}') from None
+            raise UserError(f'{self.images.name(row)}: {reason}') from None
         except OSError as error:
-            raise UserError(f'{unquoted(self.images.name(row))}: cannot be read ({reason_of(error)})') from None
+            raise UserError(f'{self.images.name(row)}: cannot be read ({reason_of(error)})') from None
 
 
 def pixels_in(buffer: torch.Tensor, num_images: int, size: int) -> torch.Tensor:

@@ -106,8 +106,9 @@ def check_split(name: str, split: ConvertedSplit, root: Path) -> None:
     rows = np.unique(np.linspace(0, len(split) - 1, _NUM_CHECKED).astype(int))
     sample = [root / split.paths[row] for row in rows]
     if not any(spelled_on_disk(str(path)) for path in sample):
+        expected = Path(root, unquoted(split.paths[0]))
         raise UserError(
-            f'{name}: image {shown(split.paths[0])} and others do not exist (expected: {sample[0]}); '
+            f'{name}: image {shown(split.paths[0])} and others do not exist (expected: {expected}); '
             'unpack the images first, or name the folder that the paths are relative to with --image_root'
         )
 

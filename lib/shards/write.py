@@ -22,7 +22,7 @@ from PIL import Image
 from lib.dataset.decode import DecodeError, decode, read_format
 from lib.dataset.image_format import HEIC_HINT, hint_of
 from lib.dataset.images import EncodedImages
-from lib.errors import UserError, unquoted
+from lib.errors import UserError
 from lib.runtime.files import replace_atomically
 from lib.shards.index import COLUMNS, Shard, read_table, write_table
 
@@ -205,7 +205,7 @@ class ShardWriter:
         except DecodeError as error:  # in the shards of an earlier pack, damaged since
             return PackedImage(b'', fault=str(error)), 0
         except OSError as error:
-            raise UserError(f'{unquoted(self.images.name(row))}: cannot be read ({error.strerror or error})') from None
+            raise UserError(f'{self.images.name(row)}: cannot be read ({error.strerror or error})') from None
         return self.encoding(data), len(data)
 
     def _check(self, task: ShardTask, rows: '_IndexRows') -> None:
@@ -213,7 +213,7 @@ class ShardWriter:
         if len(bad) > max(MIN_BAD, self.max_bad_fraction * len(task.labels)):
             name, faults = self.images.name(task.first_row + bad[0]), rows.columns['fault']
             hint = hint_of(faults[position] for position in bad[1:]) if HEIC_HINT not in faults[bad[0]] else ''
-            raise TooManyBadImages(len(bad), len(task.labels), f'{unquoted(name)} ({faults[bad[0]]}){hint}')
+            raise TooManyBadImages(len(bad), len(task.labels), f'{name} ({faults[bad[0]]}){hint}')
 
 
 @dataclass
