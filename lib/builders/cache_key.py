@@ -42,7 +42,7 @@ def checkpoint_fingerprint(checkpoint: Checkpoint, prefix: str = '') -> str:
 
 
 def split_key(split: DatasetSplit) -> dict[str, Any]:
-    """Return the fingerprints of a split's names and labels, and of its files, each of which is looked at.
+    """Return the fingerprints of a split's names and labels, and of all its files.
 
     'files' has sizes and times of modification, which a copy on another machine may share, 'inodes' the rest.
     """

@@ -54,7 +54,7 @@ def checksum_of_columns(columns: Mapping[str, Any], *parts: bytes) -> int:
 
     A column counts with its values only, not with its place in a file or a larger array. Threads share the work.
     """
-    pieces = list(parts)
+    pieces: list[Any] = list(parts)
     for name, column in columns.items():
         pieces += [f'{name} {column.type} {len(column)} {column.null_count}'.encode(), *_values_of(column)]
     views = [memoryview(piece).cast('B') for piece in pieces]

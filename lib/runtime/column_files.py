@@ -109,9 +109,9 @@ def _num_bytes(dtype: type | str, shape: tuple[int, ...]) -> int:
     return int(np.dtype(dtype).itemsize * np.prod(shape, dtype=np.int64))
 
 
-def map_columns(folder: Path, description: Description, mode: Any) -> dict[str, np.ndarray]:
+def map_columns(folder: Path, description: Description, mode: Any) -> dict[str, np.memmap]:
     """Map all columns. Raises: StoreDamaged, before NumPy could extend a short file; OSError."""
-    columns = {}
+    columns: dict[str, np.memmap] = {}
     for name, (dtype, _) in description.columns.items():
         path, shape = folder / f'{name}.npy', description.shape(name)
         header = _header(dtype, shape)

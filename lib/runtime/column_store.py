@@ -1,7 +1,7 @@
 """Crash-safe memory-mapped columns: one row per item, written in any order by several processes, with checksums.
 
 A store is a folder with NAME.npy for each column, a description, and a journal per writer. A line of a journal is
-written after the values of some rows are on the disk; it has their checksum, and one of its own.
+written after the values of some rows are on the disk; it has their checksum and that of the line.
 """
 
 import os

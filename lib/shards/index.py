@@ -74,12 +74,15 @@ def read_table(path: Path, metadata_type: type, *, verify: bool = True) -> tuple
         verify: compare the content with its checksum; files of earlier versions have none.
 
     Raises:
-        OSError, ValueError: it cannot be read, or has another form or another checksum. (Arrow's and msgspec's errors
-            are ValueErrors.)
+        OSError, ValueError: it cannot be read, or has another form or another checksum. (msgspec's errors are
+            ValueErrors.)
     """
     check_regular(path)
-    with pa.memory_map(str(path)) as source:
-        table = pa.ipc.open_file(source).read_all()
+    try:
+        with pa.memory_map(str(path)) as source:
+            table = pa.ipc.open_file(source).read_all()
+    except pa.ArrowException as error:  # some of which are no ValueErrors
+        raise ValueError(str(error)) from None
     if table.schema.remove_metadata() != COLUMNS:
         raise ValueError(f'its columns are {few_names(table.schema.names)}')
     table.validate(full=verify)
