@@ -2,10 +2,10 @@
 
 python benchmarks/decode_bombs.py [--only WORDS] [--json FILE]
 
-Each image is made by code or written byte by byte, and decoded in a fresh process as training does (at full size) or as
-packing does. Memory: the largest sum of the process and its decoder process, and of each the largest memory that the
-system has recorded (ru_maxrss), less what both need for an image of one pixel; the file is included. Time: CPU seconds
-of both, the start of the decoder process included, and on the clock, which is longer on a busy machine.
+Each image (benchmarks/bombs.py) is decoded in a fresh process as training does (at full size) or as packing does.
+Memory: the largest sum of the process and its decoder process, sampled every 2 ms, or the largest that the system has
+recorded of one (VmHWM), less what both need for an image of one pixel; the file is included. Time: CPU seconds of both,
+the start of the decoder process included, and on the clock, which is longer on a busy machine.
 Results: bombs_most_megabytes and bombs_most_seconds (CPU) of an image.
 """
 
@@ -25,22 +25,19 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Run in a fresh process with a file on its standard input. The memory of two processes is summed at each moment.
 MEASURE = """
-import json, os, resource, sys, threading, time
+import json, resource, sys, threading, time
 sys.path.insert(0, sys.argv[1])
 import lib.dataset.lazy_image
 from lib.dataset import decode_process
 from lib.dataset.decode import DecodeError, decode
 from lib.dataset.lazy_image import open_lazy_image
 
-def resident(process):
+def memory(process, field):
     try:
-        with open(f'/proc/{process}/statm') as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
-    except (OSError, IndexError):
+        with open(f'/proc/{process}/status') as file:
+            return next((int(line.split()[1]) * 1024 for line in file if line.startswith(field)), 0)
+    except OSError:
         return 0
-
-def highest(who):
-    return resource.getrusage(who).ru_maxrss * 1024
 
 class Decoder(decode_process._Decoder):
     def __init__(self):
@@ -49,13 +46,14 @@ class Decoder(decode_process._Decoder):
 
 def watch():
     while not done:
-        sums.append(resident('self') + sum(map(resident, children)))
+        sums.append(memory('self', 'VmRSS') + sum(memory(child, 'VmRSS') for child in children))
+        highest.append(max((memory(child, 'VmHWM') for child in children), default=0))
         time.sleep(0.002)
 
-children, sums, done = [], [0], []
+children, sums, highest, done = [], [0], [0], []
 decode_process._Decoder = Decoder
 data = sys.stdin.buffer.read()
-before = resident('self') - len(data)
+before = memory('self', 'VmRSS') - len(data)
 threading.Thread(target=watch, daemon=True).start()
 started, cpu = time.perf_counter(), time.process_time()
 try:
@@ -73,7 +71,7 @@ done.append(True)
 decode_process._end_all()
 child = resource.getrusage(resource.RUSAGE_CHILDREN)
 both = max(sums) - DECODER * bool(children)
-most = max(both, highest(resource.RUSAGE_SELF), before + child.ru_maxrss * 1024 - DECODER)
+most = max(both, memory('self', 'VmHWM'), before + max(highest) - DECODER)
 print(json.dumps({
     'outcome': outcome, 'megabytes': (most - before) / 1e6, 'wall_seconds': seconds,
     'cpu_seconds': cpu + child.ru_utime + child.ru_stime,
