@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from lib.errors import UserError
@@ -25,16 +25,20 @@ def lock_folder(folder: Path, key: str = 'NAME') -> Iterator[None]:
     Raises:
         UserError: another process holds the lock.
     """
-    path = folder / _LOCK
+    path, file = folder / _LOCK, None
     for _ in range(_TRIES):
         folder.mkdir(parents=True, exist_ok=True)
-        file = locked_file(path)
-        if file is not None:
-            break
-    else:
-        with open_lock(path) as held:
-            holder = held.read(20).strip() or 'unknown'
-        raise UserError(f'{folder} is in use by another run (process {holder}); wait for it, or use another {key}')
+        with suppress(FileNotFoundError):  # the folder was renamed at this moment
+            file = locked_file(path)
+            if file is not None:
+                break
+    if file is None:
+        holder = ''
+        with suppress(FileNotFoundError), open_lock(path) as held:
+            holder = held.read(20).strip()
+        raise UserError(
+            f'{folder} is in use by another run (process {holder or "unknown"}); wait for it, or use another {key}'
+        )
     with file:
         if file.writable():
             # Not through the buffer of the file, which would be written again after the error of a full disk.

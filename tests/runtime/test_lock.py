@@ -143,6 +143,21 @@ def test_a_folder_that_is_renamed_meanwhile_is_not_locked(tmp_path, monkeypatch)
     assert (tmp_path / 'run_old' / '.lock').read_text() == ''
 
 
+def test_a_folder_that_is_renamed_before_its_lock_is_opened(tmp_path, monkeypatch):
+    folder, opened = tmp_path / 'run', []
+    system_open = locks.open_lock
+
+    def open_late(path):
+        if not opened:
+            folder.rename(tmp_path / 'run_old')
+        opened.append(path)
+        return system_open(path)
+
+    monkeypatch.setattr(locks, 'open_lock', open_late)
+    hold(folder)
+    assert len(opened) == 2
+
+
 def test_a_result_is_renamed_while_it_is_locked(tmp_path):
     folder = tmp_path / 'run'
     folder.mkdir()
