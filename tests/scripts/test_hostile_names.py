@@ -19,7 +19,7 @@ from tests.aliproducts import draw_product
 from tests.scripts.running import ON_CPU, error_line
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(sys.platform != 'linux', reason='other systems refuse many of these names'),
 ]
 FORGED = 'error: forged'
@@ -96,6 +96,7 @@ def test_training_and_its_report(run):
     check_files(folder / 'log')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'command',
     [
@@ -122,6 +123,7 @@ def test_commands_on_the_model(scripts, run, command):
     check_files(folder)
 
 
+@pytest.mark.slow
 def test_packed_images(scripts, run):
     folder, _ = run
     check(scripts.run(folder, 'tools/pack.py', '--DATASET_ROOT', 'photos', '--PACK_OUT', 'packed_2', *ON_CPU))
@@ -132,6 +134,7 @@ def test_packed_images(scripts, run):
     check_files(folder / 'log' / 'shards')
 
 
+@pytest.mark.slow
 def test_enrolling(scripts, run):
     folder, _ = run
     os.rename(os.path.join(os.fsencode(folder), b'photos', b'caf\xe9'), os.path.join(os.fsencode(folder), b'moved'))
@@ -145,9 +148,26 @@ def test_enrolling(scripts, run):
     check_files(folder / 'log')
 
 
+@pytest.mark.slow
 def test_converting(scripts, run):
     folder, _ = run
     (folder / 'split').mkdir()
     (folder / 'split' / 'train').symlink_to(folder / 'photos')
     done = check(scripts.run(folder, 'tools/convert.py', 'imagefolder', 'split', 'converted', code=2))
     assert 'not UTF-8' in error_line(done)
+
+
+@pytest.mark.slow
+def test_formulas_are_quoted_on_request(scripts, run):
+    folder, _ = run
+    (folder / 'few' / '=1+1').mkdir(parents=True)
+    for name in ('=2.jpg', '-3.jpg', 'plain.jpg'):
+        (folder / 'few' / '=1+1' / name).write_bytes((folder / 'photo.jpg').read_bytes())
+    (folder / 'few' / '@bad.jpg').write_bytes(b'no image')
+    options = ('--DATASET_TEST_ROOT', 'few', '--TEST_TOP_K', 2, '--RUN_QUOTE_FORMULAS', True, *ON_CPU)
+    check(scripts.run(folder, 'test.py', *BEST, *options))
+    for name in ('predictions_few.csv', 'predictions_few.top2.csv', 'bad_images.csv'):
+        with open(folder / 'log/photos' / name, newline='', encoding='utf-8') as file:
+            cells = [cell for row in csv.reader(file) for cell in row]
+        assert not [cell for cell in cells if cell.startswith(('=', '+', '@', '\t', '\r')) or cell[:2] == '-3'], cells
+        assert [cell for cell in cells if cell.startswith(("'=", "'@"))]
