@@ -37,7 +37,7 @@ def _events(text: str) -> Iterator[yaml.Event]:
             raise _Fault('anchors (&) and aliases (*) are not allowed: repeat the value, or quote the text', event)
         tag = getattr(event, 'tag', None)
         if tag not in _TAGS:
-            raise _Fault(f'the tag {unquoted(tag)} is not allowed: the key determines the type', event)
+            raise _Fault(f'the tag {unquoted(str(tag))} is not allowed: the key determines the type', event)
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _MAX_DEPTH:
             raise _Fault(f'more than {_MAX_DEPTH} levels are nested', event)
