@@ -2,7 +2,7 @@
 
 python meet.py PLAN.json SCRIPT [OPTION ...]. The plan is a JSON object:
 
-meeting: folder in which each process leaves a file when it arrives.
+arrivals: folder in which each process leaves a file when it arrives.
 processes: number of processes that meet; a process waits for them for some seconds.
 seed: of the random times.
 patch: as in inject.py.
@@ -24,13 +24,13 @@ _WAIT_SECONDS, _LONGEST_PAUSE = 5.0, 0.01
 
 
 def main() -> None:
-    """Install the meeting, then become the script."""
+    """Install the waiting, then become the script."""
     plan = json.loads(Path(sys.argv[1]).read_text(encoding='utf-8'))
     for target, value in plan.get('patch', {}).items():
         module, _, attribute = target.partition(':')
         owner = importlib.import_module(module)
         setattr(owner, attribute, Path(value) if isinstance(getattr(owner, attribute), Path) else value)
-    meeting, dice, process, has_met = Path(plan['meeting']), random.Random(plan['seed']), os.getpid(), False
+    arrivals, dice, process, has_met = Path(plan['arrivals']), random.Random(plan['seed']), os.getpid(), False
 
     def pause() -> None:
         nonlocal has_met
@@ -38,9 +38,9 @@ def main() -> None:
             return  # a worker process
         if not has_met:
             has_met = True
-            (meeting / str(process)).touch()
+            (arrivals / str(process)).touch()
             end = time.monotonic() + _WAIT_SECONDS
-            while len(list(meeting.iterdir())) < plan['processes'] and time.monotonic() < end:
+            while len(list(arrivals.iterdir())) < plan['processes'] and time.monotonic() < end:
                 time.sleep(0.001)
         time.sleep(dice.uniform(0, _LONGEST_PAUSE))
 

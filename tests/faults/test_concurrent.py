@@ -69,15 +69,15 @@ class Meeting:
 
     def run(self, *commands):
         """Run commands at the same time and check how they end; return the number of those that end well."""
-        meeting = self.plans / 'meeting'
-        shutil.rmtree(meeting, ignore_errors=True)
-        meeting.mkdir()
+        arrivals = self.plans / 'arrivals'
+        shutil.rmtree(arrivals, ignore_errors=True)
+        arrivals.mkdir()
         running = []
         for number, argv in enumerate(commands):
             plan = self.plans / f'{number}.json'
             seed = f'{self.seed} {number}'
             plan.write_text(
-                json.dumps({'meeting': str(meeting), 'processes': len(commands), 'seed': seed, 'patch': self.patch})
+                json.dumps({'arrivals': str(arrivals), 'processes': len(commands), 'seed': seed, 'patch': self.patch})
             )
             script = argv[0] if (self.folder / argv[0]).exists() else REPOSITORY / argv[0]
             running.append(self.scripts.start(self.folder, MEET, plan, script, *argv[1:], report=self.report))

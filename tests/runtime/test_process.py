@@ -71,7 +71,7 @@ def main():
 
 
 def test_a_script_whose_parent_is_gone_is_terminated():
-    """As a run of a grid, which is in a session of its own."""
+    """As a run of a grid, which is in another session."""
     body = """
 def main():
     print(os.getpid(), 'RECOGNIZER_PARENT' in os.environ, flush=True)

@@ -1,7 +1,7 @@
 """Runs a script that receives a signal at a reproducible point.
 
 python raise_signal.py SIGINT lib.trainer.step:TrainStep.__call__ 5 main.py [OPTION ...]: after the fifth call of the
-function, the process sends itself the signal. It is the leader of a group of its own.
+function, the process sends itself the signal. It leads a process group.
 """
 
 import importlib
