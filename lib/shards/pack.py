@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from lib.dataset.annotations import ClassNames
 from lib.dataset.images import EncodedImages, FileImages
-from lib.errors import UserError, shown
+from lib.errors import UserError, unquoted
 from lib.runtime.files import remove, replace_atomically, sync_folder, write_json
 from lib.runtime.log import LOGGER, progress_bar
 from lib.runtime.read_file import read_text
@@ -147,7 +147,7 @@ def check_folder(job: SplitJob) -> None:
     if differing:
         name = differing[0]
         texts = {'digest': 'other images or labels', 'num_images': 'other images', 'classes': 'other class names'}
-        difference = texts.get(name) or f'{name} {shown(earlier.get(name))} (now {settings[name]})'
+        difference = texts.get(name) or f'{name} {unquoted(str(earlier.get(name)))} (now {settings[name]})'
         raise FolderConflict(f'{folder} was packed with {difference}', is_packed=True)
 
 
