@@ -165,7 +165,7 @@ def weights_path(text: str) -> Path:
     """
     folders = [Path(_FOLDER), _CHECKOUT / _FOLDER]
     for path in (Path(text), *(folder / text for folder in folders if Path(text).name == text)):
-        if path.is_file():
+        if path.exists() and not path.is_dir():  # a pipe is refused where it is read
             return path
     if Path(text).is_dir():
         raise UserError(f'MODEL.PRETRAINED {text}: is a folder; give the weights file in it')

@@ -133,6 +133,7 @@ def generate_demo(root: Path, *, seed: int = 0, num_workers: int | None = None, 
         return
     _refuse_foreign(root)
     try:
+        root.parent.mkdir(parents=True, exist_ok=True)
         with removed_lock(lock, _WAIT_SECONDS):
             if not demo_is_complete(root, seed, scale):  # else another process has generated it meanwhile
                 _generate(root, seed, num_workers or min(num_cores(), _MAX_WORKERS), scale)

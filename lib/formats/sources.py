@@ -86,7 +86,7 @@ def find_split_files(source: Path, pattern: str, given: dict[str, str | None]) -
     else:
         raise UserError(f'{source}: no such file or folder')
     for split, path in chosen.items():
-        if not path.is_file():
+        if not path.exists():
             raise UserError(f'{path}: no such file (the {split} split)')
     if not chosen:
         raise UserError(f'{source}: contains no file of a split; name them with --train FILE, --val FILE, --test FILE')

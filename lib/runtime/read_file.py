@@ -144,7 +144,8 @@ def check_regular(path: str | os.PathLike, *, max_bytes: int | None = None) -> P
 
 def reason_of(error: OSError) -> str:
     """Return why a file cannot be read, without its name: 'permission denied', 'is a named pipe, not a file'."""
-    return (error.strerror or str(error) or 'cannot be read').lower()
+    reason = error.strerror or str(error) or 'cannot be read'
+    return reason if isinstance(error, RefusedFileError) else reason.lower()
 
 
 def _not_regular(mode: int, path: str | os.PathLike) -> OSError:
