@@ -1,5 +1,6 @@
 """The folder of cached features: other runs wait for a pass, and what does not fit is an error of one line."""
 
+import errno
 import shutil
 import threading
 import time
@@ -85,3 +86,31 @@ def test_too_little_space(tmp_path, loader, monkeypatch):
     with pytest.raises(UserError, match=r'take 132 bytes, but the disk has 100 bytes free; --TRAIN_FEATURE_CACHE'):
         fill(tmp_path, MeanColor(), loader)
     assert not (tmp_path / 'cache' / 'train').exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, loader, monkeypatch):
+    fill(tmp_path, MeanColor(), loader)
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+
+    monkeypatch.setattr(features, 'file_lock', refuse)
+    for path in (tmp_path / 'cache' / 'train').iterdir():
+        path.chmod(0o444)
+    store, was_complete = fill(tmp_path, MeanColor(), loader)
+    assert was_complete
+    assert not store.columns['features'].flags.writeable
+    with pytest.raises(UserError, match=r'cannot be written \(permission denied\); --TRAIN_FEATURE_CACHE FOLDER'):
+        fill(tmp_path, MeanColor(), loader, key=2)
+
+
+def test_damaged_features_are_computed_again(tmp_path, loader):
+    expected = np.array(fill(tmp_path, MeanColor(), loader)[0].columns['features'])
+    with open(tmp_path / 'cache' / 'train' / 'features.npy', 'r+b') as file:
+        file.seek(130)
+        file.write(b'\x07')
+    engine = MeanColor()
+    store, was_complete = fill(tmp_path, engine, loader)
+    assert (was_complete, engine.passes) == (False, 1), 'only the damaged batch'
+    assert np.array_equal(store.columns['features'], expected)
+    assert fill(tmp_path, engine, loader)[1]
