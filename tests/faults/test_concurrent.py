@@ -121,7 +121,7 @@ def test_the_same_command_twice(scripts, inputs, tmp_path, seed, script, name):
 @pytest.mark.slow
 @pytest.mark.parametrize(('script', 'name'), all_cases())
 def test_every_command_twice(scripts, inputs, tmp_path, seed, script, name):
-    check_same_twice(scripts, inputs, tmp_path, seed, CASES[script][name], 5)
+    check_same_twice(scripts, inputs, tmp_path, seed, CASES[script][name], 3)
 
 
 def check_pair(scripts, inputs, folder, seed, commands, times):
@@ -148,7 +148,7 @@ def test_two_commands(scripts, inputs, tmp_path, seed, name):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', PAIRS)
 def test_all_pairs(scripts, inputs, tmp_path, seed, name):
-    check_pair(scripts, inputs, tmp_path, seed, PAIRS[name], 5)
+    check_pair(scripts, inputs, tmp_path, seed, PAIRS[name], 3)
 
 
 def test_two_appends_of_different_images(scripts, inputs, tmp_path, seed):
