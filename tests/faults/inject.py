@@ -69,7 +69,7 @@ class Faults:
                 names = sorted(name for name in path.rglob('*') if name.is_file())
                 for name in names[: len(names) // 2]:
                     name.unlink()
-            elif fault == 'tear' and event == 'after write' and path.is_file():
+            elif fault == 'tear' and event == 'after write' and path.is_file() and not path.is_symlink():
                 os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
         number = getattr(errno, fault)

@@ -11,8 +11,9 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-# Logs of a process: an interrupted run has one more. Their content is times; that of a lock is a process id.
-_LOGS = re.compile(r'log\.txt|events\.out\.tfevents\..*|\.lock')
+# Logs of a process: an interrupted run has one more. Their content is times; that of a lock is a process id. The journal
+# of a store lists its rows in as many parts as they were written in; the rows themselves are compared.
+_LOGS = re.compile(r'log\.txt|events\.out\.tfevents\..*|\.lock|rows\d+\.jsonl')
 _TIMES = {'seconds', 'images_per_second', 'date', 'seconds_per_image'}
 # Digests in names, and of the time and inode of a file.
 _DIGEST = re.compile(r'-[0-9a-f]{16}\b')
@@ -57,18 +58,7 @@ def _json(path: Path) -> bytes:
     return json.dumps(content).encode()
 
 
-def _journal(path: Path) -> bytes:
-    """Return the valid lines of a store's journal; a torn line stays, and is followed by the same rows."""
-    lines = set()
-    for line in path.read_text().splitlines():
-        with suppress(ValueError):
-            lines.add(json.dumps(json.loads(line)))
-    return '\n'.join(sorted(lines)).encode()
-
-
 def _json_lines(path: Path) -> bytes:
-    if re.fullmatch(r'rows\d+\.jsonl', path.name):
-        return _journal(path)
     return '\n'.join(json.dumps(without_times(json.loads(line))) for line in path.read_text().splitlines()).encode()
 
 
