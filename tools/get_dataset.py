@@ -58,8 +58,8 @@ def get_aliproducts(folder: Path, given: Path | None) -> int | None:
         print_lines(ALIPRODUCTS_STEPS.format(folder=printable(str(source))).splitlines())
         raise UserError(f'no train.json in {source}; the steps are above')
     if not root.resolve().is_relative_to(folder.resolve()):
-        names = ['train.json', 'val.json', 'product_tree.json', 'train', 'val']
-        link_into(root, [*names, *(path.name for path in root.glob('test*'))], folder)
+        names = ['val.json', 'product_tree.json', 'train', 'val', *(path.name for path in root.glob('test*'))]
+        link_into(root, [*names, 'train.json'], folder)  # the one that the next call looks for is the last
         root = folder
     convert.convert('aliproducts', root, folder)
     print('\nNow train:\n  python main.py')
