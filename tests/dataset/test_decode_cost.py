@@ -248,6 +248,7 @@ def test_a_few_scans_are_no_bomb():
     assert open_lazy_image(data).pixels(1.0)[0].shape == (256, 256, 3)
 
 
+@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
 def test_too_large_for_the_memory():
     side = 12_500  # 156 million pixels: 1.1 GB with the copy as an array
     for data in (tiff_strips(side, side, 1, side, bytes(100)), png(side, side, 8, 2, pixels=b'x')):
