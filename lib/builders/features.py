@@ -211,14 +211,14 @@ def _lock_beside(folder: Path) -> Iterator[Callable[[], bool]]:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
             raise UserError(
-                f'{folder}: these features are not there or incomplete, and the folder cannot be written '
-                f'({reason_of(error)}); --TRAIN_FEATURE_CACHE FOLDER puts them elsewhere'
+                f'{folder}: is missing or incomplete, and its folder cannot be written ({reason_of(error)}); for '
+                'features that are trained on, --TRAIN_FEATURE_CACHE FOLDER names another'
             ) from None
         yield acquire
 
 
 def _check_space(folder: Path, num_bytes: int) -> None:
-    """Raise UserError if a new store does not fit: writing to a memory-mapped file on a full disk ends the process."""
+    """Raise UserError if a new store does not fit."""
     if folder.exists():
         return
     free = shutil.disk_usage(folder.parent).free
