@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-# Logs of a process: an interrupted run has one more. Their content is times; that of a lock is a process id. The journal
-# of a store lists its rows in as many parts as they were written in; the rows themselves are compared.
+# Logs of a process: an interrupted run has one more. Their content is times; that of a lock is a process id. The
+# journal of a store lists its rows in as many parts as they were written in; the rows themselves are compared.
 _LOGS = re.compile(r'log\.txt|events\.out\.tfevents\..*|\.lock|rows\d+\.jsonl')
 _TIMES = {'seconds', 'images_per_second', 'date', 'seconds_per_image'}
 # Digests in names, and of the time and inode of a file.
