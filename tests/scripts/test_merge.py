@@ -11,6 +11,7 @@ import torch
 
 from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 from lib.trainer.checkpointing.sharded import ClassifierShard
+from lib.trainer.checkpointing.state import TrainingSet
 from lib.trainer.run_folder import RunFolder
 from tests.scripts.rank_runs import run_ranks_of
 from tests.scripts.running import ON_CPU, REPOSITORY, TINY, check_same_run, contents, error_line
@@ -201,7 +202,8 @@ def test_merge_needs_the_memory_of_the_rows_once(scripts, tmp_path):
     num_classes, width = 200_000, 200
     rows = {'classifier.weight': torch.arange(num_classes * width, dtype=torch.float32).view(num_classes, width)}
     checkpoint = small_checkpoint()
-    checkpoint.training_set.class_counts = np.ones(num_classes, np.int64)
+    names = [str(label) for label in range(num_classes)]
+    checkpoint.training_set = TrainingSet('digest', np.ones(num_classes, np.int64), names, [])
     for rank in reversed(range(8)):
         classes = range(rank * num_classes // 8, (rank + 1) * num_classes // 8)
         shard = {name: tensor[classes.start : classes.stop] for name, tensor in rows.items()}
