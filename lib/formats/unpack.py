@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, cast
 
 from lib.errors import UserError, shown
-from lib.runtime.files import operation, remove, rename, sync_folder, temporary_folder, write_json
+from lib.runtime.files import operation, remove, rename, sync_folder, temporary_folder, wait_for_lock, write_json
 from lib.runtime.json_file import read_json
 from lib.runtime.log import print_lines
 from lib.runtime.read_file import RefusedFileError, check_regular, open_regular, reason_of
@@ -119,14 +119,22 @@ def _merge_into(source: Path, target: Path) -> None:
 
 _RECORD = '.unpacked.json'
 _MAX_DEPTH = 3
+_WAIT_SECONDS = 3600
 
 
 def unpack_once(source: Path, folder: Path) -> None:
     """Unpack `source`, an archive or the archives in a folder, into `folder`, unless they were unpacked before.
 
+    Another process that unpacks into the folder is waited for.
+
     Raises:
         UserError: see `lib.formats.unpack.unpack`.
     """
+    with wait_for_lock(folder, _WAIT_SECONDS):
+        _unpack_missing(source, folder)
+
+
+def _unpack_missing(source: Path, folder: Path) -> None:
     record = folder / _RECORD
     done = read_json(record, dict[str, list[int]], hint='; remove it') if record.exists() else {}
     for archive in [source] if source.is_file() else sorted(filter(is_archive, source.iterdir())):
@@ -165,7 +173,11 @@ def link_into(source: Path, names: list[str], folder: Path) -> None:
     Raises:
         UserError: `folder`/name exists and is no link.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with wait_for_lock(folder):
+        _link_into(source, names, folder)
+
+
+def _link_into(source: Path, names: list[str], folder: Path) -> None:
     for name in names:
         link, target = folder / name, (source / name).resolve()
         if not target.exists():
