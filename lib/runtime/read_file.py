@@ -12,7 +12,7 @@ from pathlib import Path
 
 KB, MB, GB = 1 << 10, 1 << 20, 1 << 30
 # The largest files that are read as a whole, by kind. Files that are mapped or streamed have no limit.
-MAX_IMAGE_BYTES = GB
+MAX_IMAGE_BYTES = 300 * MB  # three copies must fit into 1 GB, see lib/dataset/decode_cost.py
 MAX_JSON_BYTES = 16 * GB  # annotations of 100 million images
 MAX_TEXT_BYTES = 4 * GB  # lists and tables, which are read by lines
 MAX_RECORD_BYTES = 256 * MB  # what this project writes about a run: metrics, quarantined images, descriptions
