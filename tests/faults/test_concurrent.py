@@ -97,10 +97,12 @@ class Meeting:
 def check_same_twice(scripts, inputs, folder, seed, case, times):
     meeting = Meeting(scripts, inputs, folder, seed, patch=case.patch, report=case.report)
     meeting.reset(case.prepare, case.before)
+    meeting.inputs = folder / 'inputs'  # with the files of the commands before, whose bytes differ from run to run
+    shutil.copytree(meeting.folder, meeting.inputs, symlinks=True)
     assert meeting.run(case.argv) == 1
     expected = contents(meeting.folder)
     for _ in range(times):
-        meeting.reset(case.prepare, case.before)
+        meeting.reset()
         num_well = meeting.run(case.argv, case.argv)
         assert num_well, 'both have failed'
         found = contents(meeting.folder)
@@ -118,8 +120,12 @@ def test_the_same_command_twice(scripts, inputs, tmp_path, seed, script, name):
     check_same_twice(scripts, inputs, tmp_path, seed, CASES[script][name], 1)
 
 
+# The first one removes the parts, which the second one then lacks.
+ONCE = [('test.py', 'merge')]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(('script', 'name'), all_cases())
+@pytest.mark.parametrize(('script', 'name'), [case for case in all_cases() if case not in ONCE])
 def test_every_command_twice(scripts, inputs, tmp_path, seed, script, name):
     check_same_twice(scripts, inputs, tmp_path, seed, CASES[script][name], 3)
 
