@@ -42,6 +42,7 @@ FORMATS = tuple(
     )
 )
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # images are decoded in parallel already, by worker processes
+MAX_SIDE = 10_000_000  # pixels; Pillow cannot copy rows of 67 million
 MAX_PIXELS = 178_000_000  # no photo is that large; fewer where the limit of memory allows fewer
 
 _REASONS = {'decoder error -9': 'needs more memory to decode than it may use'}  # Pillow's words: better ones
@@ -108,6 +109,8 @@ def check_size(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
     width, height = size
     if width < 1 or height < 1:
         raise DecodeError(f'the header announces {width} x {height} pixels')
+    if max(size) > MAX_SIDE:
+        raise DecodeError(f'{width} x {height} pixels; at most {MAX_SIDE:,} a side are allowed')
     if width * height > max_pixels:
         raise DecodeError(f'{width} x {height} pixels; at most {max_pixels:,} are allowed')
 

@@ -35,6 +35,7 @@ _FILLERS = tuple(bytes((byte,)) * 256 for byte in (0x00, 0x55, 0xAA, 0xCC))
 _OMITTED_ZEROS = bytes(16)  # Arithmetic encoders omit zeros at the end of a scan, in practice a few bytes at most.
 _COEFFICIENTS = 64  # of a block
 _NOT_SENT = 255
+_MAX_APPLICATIONS = 64  # APP1 segments: EXIF, XMP and its extensions; the orientation is in the first ones
 _MAX_SEGMENTS = 1 << 16  # a photo has ten, a profile of 16 MB and 1,000 scans have 3,000
 
 
@@ -94,7 +95,7 @@ def read_header(data: bytes) -> JpegHeader:
     frame, content = 0, b''
     applications: list[bytes] = []
     for marker, position, end in _segments(data):
-        if marker == _APP1:
+        if marker == _APP1 and len(applications) < _MAX_APPLICATIONS:
             applications.append(data[position + 4 : end])
         elif marker in _FRAMES:
             if frame:

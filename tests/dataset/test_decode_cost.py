@@ -232,6 +232,7 @@ def test_exif_of_several_segments_is_joined():
         ('JPEG, 20,000 empty scans of 17 MP', TOO_SLOW),
         ('JPEG, 65,500 x 65,500', TOO_MANY_PIXELS),
         ('JPEG, 100,000 segments', 'more than 65,536 segments'),
+        ('BMP, jumps over 255 rows of 100 MP', '100000000 x 1 pixels; at most 10,000,000 a side are allowed'),
         ('GIF, 65,535 x 65,535', TOO_MANY_PIXELS),
         ('GIF, a frame beyond its screen', TOO_MANY_PIXELS),
     ],
