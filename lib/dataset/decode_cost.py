@@ -28,7 +28,7 @@ _SIMPLE_COMPRESSIONS = ('raw', 'tiff_lzw', 'tiff_adobe_deflate', 'packbits')
 _STRIP_BYTES, _TILE_WIDTH = 279, 322  # tags
 
 # Bytes per pixel within decoders, besides the image that they return.
-_DECODER_BYTES = {'WEBP': 12, 'AVIF': 9, 'HEIF': 9, 'JPEG2000': 8}
+_DECODER_BYTES = {'WEBP': 12, 'AVIF': 9, 'HEIF': 9, 'JPEG2000': 15}
 _MODE_BYTES = {'1': 1, 'L': 1, 'P': 1, 'I;16': 2, 'I;16B': 2, 'I;16L': 2}  # other modes: 4
 
 
