@@ -154,7 +154,7 @@ def open_named_images(source: str, *, nested: bool) -> tuple[DatasetSplit, Class
         paths, labels = read.train.paths + read.valid.paths, np.concatenate([read.train.labels, read.valid.labels])
         return found_split(paths, labels, len(read.names), source, source), ClassNames(read.names, read.parents)
     found = read_annotations(source)
-    known = read_classes(Path(source).with_name('classes.json'), found.num_classes)
+    known = read_classes(Path(source).with_name('classes.json'), found.num_classes, source)
     used, labels = np.unique(found.labels, return_inverse=True)
     names = [known.names[label] if known else str(label) for label in used.tolist()]
     parents = [known.parents[label] for label in used.tolist()] if known and known.parents else []
@@ -216,7 +216,8 @@ def _from_annotations(cfg: Config) -> TrainingData:
     valid = None
     if dataset.VALID_JSON or Path(valid_json).exists():
         valid = annotated_split(read_annotations(valid_json), dataset.ROOT, listed)
-    return TrainingData(train, valid, read_classes(Path(train_json).with_name('classes.json'), train.num_classes))
+    classes = read_classes(Path(train_json).with_name('classes.json'), train.num_classes, train_json)
+    return TrainingData(train, valid, classes)
 
 
 def _from_class_folders(cfg: Config) -> TrainingData:

@@ -22,7 +22,7 @@ from lib.runtime.log import LOGGER
 from lib.runtime.shared_memory import to_shared_memory
 from lib.runtime.text import few_names, names_digest
 from lib.shards.images import ShardImages
-from lib.shards.index import INDEX, INFO
+from lib.shards.index import INDEX, INFO, SETTINGS
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _check_class_names(annotations: Annotations, train: Annotations | None) -> N
             'again, or give files of the same conversion'
         )
     path = Path(annotations.source).with_name('classes.json')
-    classes = read_classes(path, annotations.num_classes) if annotations.classes_digest else None
+    classes = read_classes(path, annotations.num_classes, annotations.source) if annotations.classes_digest else None
     if classes is not None and names_digest(classes.names) != annotations.classes_digest:
         raise UserError(
             f'{annotations.source}: is of another conversion than {path}, which has other class names; convert all '
@@ -281,7 +281,7 @@ def is_packed(cfg: Config, kind: str) -> bool:
 def packed_split(cfg: Config, kind: str) -> tuple[DatasetSplit, ClassNames | None]:
     """Open the split `kind` (train, valid, test) of DATASET.SHARDS, and the class names. Raises: UserError."""
     folder = Path(cfg.DATASET.SHARDS, kind)
-    if folder.is_dir() and not Path(cfg.DATASET.SHARDS, INFO).exists():
+    if (folder / SETTINGS).exists() and not Path(cfg.DATASET.SHARDS, INFO).exists():
         raise UserError(
             f'DATASET.SHARDS {cfg.DATASET.SHARDS}: packing was stopped before {INFO} was written; run the same command '
             f'again: python tools/pack.py --PACK_OUT {cfg.DATASET.SHARDS}'

@@ -17,9 +17,8 @@ from lib.runtime.files import file_exists, write_json
 from lib.runtime.folders import fresh_folder, has_content
 from lib.runtime.log import LOGGER
 from lib.runtime.text import count_of, size_text
-from lib.shards.index import INFO
+from lib.shards.index import INFO, SETTINGS
 from lib.shards.pack import (
-    SETTINGS,
     FolderConflict,
     PackedSplit,
     SplitJob,

@@ -16,7 +16,7 @@ from lib.config.yaml_text import parse_config_text
 from lib.dataset.image_format import hint_of
 from lib.dataset.images import FileImages
 from lib.dataset.lazy_image import LazyImage
-from lib.errors import UserError, shown, unquoted
+from lib.errors import UserError, printable, shown, unquoted
 from lib.inference.prediction_files import (
     COLUMNS,
     write_accepted,
@@ -275,7 +275,7 @@ def _image_lines(trained: LoadedModel, split: DatasetSplit, store: ColumnStore) 
     labels, names = store.columns['best'][:, 0].tolist(), trained.class_names
     probabilities = store.columns['probabilities'][:, 0].tolist()
     return [
-        f'{unquoted(name)}: ' + (f'{unquoted(names[label])} ({value:.1%})' if label >= 0 else 'unreadable')
+        f'{printable(name)}: ' + (f'{unquoted(names[label])} ({value:.1%})' if label >= 0 else 'unreadable')
         for name, label, value in zip(split.names.to_pylist(), labels, probabilities, strict=True)
     ]
 

@@ -131,8 +131,8 @@ def read_test_images(path: str | Path, num_classes: int) -> Annotations:
     return Annotations(PathColumn(paths), np.array(labels, np.int32), num_classes, str(path), classes_digest=digest)
 
 
-def read_classes(path: str | Path, num_classes: int) -> ClassNames | None:
-    """Read classes.json (`{"names": [...], "parents": [[...], ...]}`); return None if it does not exist.
+def read_classes(path: str | Path, num_classes: int, source: str = 'the annotation file') -> ClassNames | None:
+    """Read classes.json (`{"names": [...], "parents": [[...], ...]}`) of the annotations `source`; None if it is absent.
 
     Raises:
         UserError: it exists, but has another form or not `num_classes` names.
@@ -144,7 +144,7 @@ def read_classes(path: str | Path, num_classes: int) -> ClassNames | None:
     if not _is_list_of_texts(names):
         raise UserError(f'{path}: must be {{"names": ["...", ...]}}, one text per class')
     if len(names) != num_classes:
-        raise UserError(f'{path}: has {len(names)} names, but the annotations have num_classes {num_classes}')
+        raise UserError(f'{path}: has {len(names)} names, but {source} has num_classes {num_classes}')
     parents = tree.get('parents') or []
     if not isinstance(parents, list) or not all(_is_list_of_texts(ancestors) for ancestors in parents):
         raise UserError(f'{path}: parents must be [["Fruit", "Apple"], ...], one list of texts per class')

@@ -70,7 +70,7 @@ def read_json_lines(path: Path, form: type[Form]) -> list[Form]:
 
 
 def _is_cut(line: bytes) -> bool:
-    """Return whether a last line without its end may be the beginning of a line: not zeros, nor one with another end."""
+    """Return whether a last line without its end may be the beginning of one: not zeros, nor with another end."""
     try:
         parse_json(line[:-1], Any)
     except InvalidJson:

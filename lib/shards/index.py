@@ -13,6 +13,7 @@ from lib.runtime.read_file import check_regular
 from lib.runtime.text import few_names
 
 INDEX, FORMAT = 'index.arrow', 1
+SETTINGS = 'pack.json'  # of a split; packing writes it first
 INFO = '_info.json'  # of all splits, which timm reads; packing writes it last
 _KEY, _CHECKSUM = b'packed', b'crc32'  # of the metadata
 

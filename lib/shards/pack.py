@@ -21,7 +21,7 @@ from lib.runtime.log import LOGGER, progress_bar
 from lib.runtime.read_file import read_text
 from lib.runtime.workers import run_in_processes
 from lib.shards.images import ShardImages, ShardReader
-from lib.shards.index import COLUMNS, FORMAT, INDEX, Contents, Shard, write_table
+from lib.shards.index import COLUMNS, FORMAT, INDEX, SETTINGS, Contents, Shard, write_table
 from lib.shards.write import (
     PARTS,
     Encoding,
@@ -32,7 +32,6 @@ from lib.shards.write import (
     shard_name,
 )
 
-SETTINGS = 'pack.json'
 _MIN_SHARD, _MAX_SHARD, _NUM_SHARDS = 256, 10_000, 64
 _SAMPLE = 500
 _TAR_BYTES = 2560  # headers, padding, label and path of one image

@@ -77,7 +77,8 @@ class RunFolder:
             self._restore_best(checkpoint, checkpoint.selection.selected_epoch)
         if checkpoint is not None and checkpoint.progress and checkpoint.path and _is_in(checkpoint, self.path):
             # The rest of its save, if the process was killed before it wrote last.pth or removed an old epoch.
-            if (position_of(self.path / LAST) or (-1, 0)) < checkpoint.progress.position:
+            is_last = checkpoint.path.name == LAST
+            if not is_last and (position_of(self.path / LAST) or (-1, 0)) < checkpoint.progress.position:
                 _copy(checkpoint.path, self.path / LAST)
             self._remove_old_epochs()
             self._remove_unreferenced_shards()

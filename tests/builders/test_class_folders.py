@@ -188,6 +188,7 @@ def test_without_its_package_every_message_about_heic_names_it(tmp_path, lines, 
     assert f'11 unreadable images are HEIC; {HEIC_HINT}' in describe_audit(report, tmp_path, 0)
 
 
+@pytest.mark.process
 def test_with_its_package_heic_is_read_and_counted_as_heic(tmp_path, lines):
     pytest.importorskip('pillow_heif').register_heif_opener()
     fill(tmp_path, 'a/1.heic', 'a/2.HEIF', 'b/no extension', data=photo('HEIF'))

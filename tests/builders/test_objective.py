@@ -36,7 +36,7 @@ def checkpoint_of(cfg, num_classes=3):
         model.state_dict(),
         config=as_text(cfg),
         progress=TrainProgress(epoch=2),
-        training_set=TrainingSet('', COUNTS, NAMES[:num_classes]),
+        training_set=TrainingSet('', COUNTS[:num_classes], NAMES[:num_classes]),
     )
 
 

@@ -237,7 +237,7 @@ def test_files(tmp_path):
     with pytest.raises(UserError, match=r'wide.yaml: cannot be read, as it is not UTF-8 \(UTF-16\); save it as UTF-8'):
         read_config_file(str(tmp_path / 'wide.yaml'))
     (tmp_path / 'folder.yaml').mkdir()
-    with pytest.raises(UserError, match=r'folder.yaml: no such file'):
+    with pytest.raises(UserError, match=r'folder.yaml: cannot be read \(is a folder, not a file\)'):
         read_config_file(str(tmp_path / 'folder.yaml'))
     (tmp_path / 'bad.yaml').write_text('SEED: x')
     with pytest.raises(UserError, match=r"bad.yaml: SEED is 'x'"):

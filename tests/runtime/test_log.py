@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from lib.runtime import log
 from lib.errors import printable
+from lib.runtime import log
 
 
 @pytest.mark.parametrize(

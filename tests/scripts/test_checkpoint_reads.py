@@ -28,9 +28,10 @@ def test_the_last_checkpoint_of_a_run(scripts, run_folder):
 
 @pytest.mark.parametrize('resume_model', ['last', LAST])
 def test_resuming(scripts, run_folder, resume_model):
-    # best_model.pth is opened to see whether it is of the selected epoch.
+    # best_model.pth is opened to see whether it is of the selected epoch, last.pth again to see, under the lock of the
+    # folder, whether another run has saved since; neither is read as a whole.
     options = ('--NAME', 'tiny', '--RESUME_MODEL', resume_model, '--TRAIN_MAX_EPOCH', 3)
-    assert reads(scripts, run_folder, 'main.py', *options) == {LAST: 1, BEST: 1}
+    assert reads(scripts, run_folder, 'main.py', *options) == {LAST: 2, BEST: 1}
 
 
 def test_fine_tuning(scripts, run_folder):
