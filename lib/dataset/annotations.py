@@ -132,7 +132,7 @@ def read_test_images(path: str | Path, num_classes: int) -> Annotations:
 
 
 def read_classes(path: str | Path, num_classes: int, source: str = 'the annotation file') -> ClassNames | None:
-    """Read classes.json (`{"names": [...], "parents": [[...], ...]}`) of the annotations `source`; None if it is absent.
+    """Read classes.json (`{"names": [...], "parents": [[...], ...]}`) of the annotations `source`; None if absent.
 
     Raises:
         UserError: it exists, but has another form or not `num_classes` names.
