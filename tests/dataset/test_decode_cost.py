@@ -287,16 +287,16 @@ def test_training_replaces_a_bomb_and_continues(tmp_path, workers):
     (tmp_path / '5.png').write_bytes(repeated(4096, 1000, refining=True))
     (tmp_path / '9.png').write_bytes(encode(picture(), 'JPEG2000'))  # decoded in such a process, too
     loader = train_loader(files(tmp_path), num_workers=workers)
-    batches = list(loader)
+    batches = [batch for epoch in range(1, 6) for batch in loader.batches(epoch)]
     bad = {row: reason for batch in batches for row, reason in batch.bad}
-    assert set(bad) <= {5}
-    assert set(bad.values()) <= {'takes more than 5 s to decode'}
+    assert bad == {5: 'takes more than 5 s to decode'}
     assert all(bool(batch.readable.all()) for batch in batches)
     with pytest.raises(DecodeError, match=TOO_SLOW):
         files(tmp_path).load(5)
 
 
 @pytest.mark.slow
+@pytest.mark.process
 def test_honest_photos_have_the_pixels_of_plain_decoders():
     import simplejpeg
 

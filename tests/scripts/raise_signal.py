@@ -5,6 +5,7 @@ function, the process sends itself the signal. It leads a process group.
 """
 
 import importlib
+import itertools
 import os
 import runpy
 import signal
@@ -22,13 +23,12 @@ def main() -> None:
     sys.path.insert(0, str(Path(script).parent))
     owner = reduce(getattr, owners, importlib.import_module(module))
     function = getattr(owner, function_name)
-    calls = 0
+    calls = itertools.count(1)
 
     def counted(*args, **kwargs):
-        nonlocal calls
-        calls += 1
+        number = next(calls)
         result = function(*args, **kwargs)
-        if calls == int(count):
+        if number == int(count):
             os.kill(os.getpid(), signal.Signals[name])
         return result
 

@@ -29,7 +29,7 @@ TWO = ('--RUN_NUM_WORKERS', 2)
 PHASES = {
     'start': ('lib.config.options:Parser.parse_args', 'tools/convert.py', 'imagefolder', 'shop', 'set'),
     'walking': ('lib.dataset.image_walk:ImageWalk.list', 'main.py', *FOLDERS),
-    'index building': ('lib.dataset.annotation_cache:cache_paths', 'main.py', *DATA),
+    'index building': ('lib.dataset.annotations:_parse', 'main.py', *DATA),
     'converting': ('lib.formats.write:check_split', 'tools/convert.py', 'imagefolder', 'shop', 'set'),
     'feature caching': ('lib.runtime.column_store:ColumnStore.write', 'main.py', *BEST, *CACHED),
     'image cache': ('lib.dataset.ram_cache:CachedImages._fill', 'main.py', *DATA, '--DATASET_CACHE', 'ram'),
