@@ -209,7 +209,7 @@ def check_plain(value: Any, name: str = 'the file', depth: int = 0) -> None:
         _check_dense(value, name)
     elif isinstance(value, dict | list | tuple):
         if depth == _MAX_DEPTH:
-            raise InvalidContent(f'{name}: more than {_MAX_DEPTH} levels are nested')
+            raise InvalidContent(f'{shown(name)}: more than {_MAX_DEPTH} levels are nested')
         entries = value.items() if isinstance(value, dict) else enumerate(value)
         for key, entry in entries:
             if not isinstance(key, str | int) or (isinstance(key, str) and not is_unicode(key)):
