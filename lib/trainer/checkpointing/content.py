@@ -1,7 +1,6 @@
 """The dictionary in a checkpoint file, from and to a Checkpoint. Every value of a file is checked before it is used."""
 
 import math
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -27,7 +26,6 @@ from lib.trainer.selection import Selection
 Form = TypeVar('Form')
 _Setting = str | int | float | bool | None
 Count = Annotated[int, Meta(ge=0, le=2**53)]
-_SHARD_FOLDER = re.compile(r'head-\d{1,12}-\d{1,12}', re.ASCII)  # shard_folder_name
 _MAX_DEPTH = 8  # of dictionaries and lists in each other
 _FORMER_KEYS = ('best_result', 'best_epoch')  # of 'place', now in 'selection'
 
@@ -90,7 +88,7 @@ class _Content(msgspec.Struct):
     class_names: list[str] = []
     class_parents: list[list[str]] = []
     base: _Base | None = None
-    head: str | None = None
+    head: Annotated[str, Meta(pattern=r'^head-[0-9]+-[0-9]+\Z')] | None = None  # shard_folder_name
 
 
 def to_content(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -163,8 +161,6 @@ def from_content(content: Any, path: Path, name: str) -> Checkpoint:
         return Checkpoint(state, path=path)
     _convert({key: content[key] for key in _Content.__struct_fields__ if key in content}, _Content, 'the file')
     _check_values(content, state)
-    if head is not None and not _SHARD_FOLDER.fullmatch(head):
-        raise InvalidContent(f'head: {shown(head)} is no folder of classifier rows')
     num_classes = None if head is not None else len(state['classifier.weight'])
     return Checkpoint(
         state,
