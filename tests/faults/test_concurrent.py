@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.faults.commands import CASES, all_cases, make_inputs
+from tests.faults.commands import CASES, all_cases
 from tests.faults.harness import describe_difference
 from tests.faults.outcome import contents as all_contents
 from tests.scripts.running import REPOSITORY, TINY
@@ -34,16 +34,6 @@ PAIRS = {
         PREDICT,
     ),
 }
-
-
-@pytest.fixture(scope='session')
-def inputs(scripts, tmp_path_factory):
-    """Return a folder with the inputs of all cases; read-only."""
-    folder = tmp_path_factory.mktemp('inputs')
-    make_inputs(folder)
-    scripts.run(folder, 'tools/convert.py', 'aliproducts', 'goods', 'goods')
-    scripts.run(folder, 'main.py', '--config', TINY, '--DATASET_ROOT', 'goods', '--NAME', 'tiny')
-    return folder
 
 
 def contents(folder):
