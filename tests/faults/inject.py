@@ -96,13 +96,18 @@ class Faults:
         return self._digests[key]
 
 
-def main() -> None:
-    """Install the faults, then become the script."""
-    plan = json.loads(Path(sys.argv[1]).read_text(encoding='utf-8'))
-    for target, value in plan.get('patch', {}).items():
+def set_attributes(patch: dict[str, Any]) -> None:
+    """Set attributes of modules, by MODULE:NAME; one that is a path remains a path."""
+    for target, value in patch.items():
         module, _, attribute = target.partition(':')
         owner = importlib.import_module(module)
         setattr(owner, attribute, Path(value) if isinstance(getattr(owner, attribute), Path) else value)
+
+
+def main() -> None:
+    """Install the faults, then become the script."""
+    plan = json.loads(Path(sys.argv[1]).read_text(encoding='utf-8'))
+    set_attributes(plan.get('patch', {}))
     if 'limit' in plan:
         resource.setrlimit(resource.RLIMIT_FSIZE, (plan['limit'], plan['limit']))
     if 'signals' in plan:

@@ -8,7 +8,6 @@ seed: of the random times.
 patch: as in inject.py.
 """
 
-import importlib
 import json
 import os
 import random
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from lib.runtime import files, locks
 from lib.trainer import run_folder
+from tests.faults.inject import set_attributes
 
 _WAIT_SECONDS, _LONGEST_PAUSE = 5.0, 0.01
 
@@ -26,10 +26,7 @@ _WAIT_SECONDS, _LONGEST_PAUSE = 5.0, 0.01
 def main() -> None:
     """Install the waiting, then become the script."""
     plan = json.loads(Path(sys.argv[1]).read_text(encoding='utf-8'))
-    for target, value in plan.get('patch', {}).items():
-        module, _, attribute = target.partition(':')
-        owner = importlib.import_module(module)
-        setattr(owner, attribute, Path(value) if isinstance(getattr(owner, attribute), Path) else value)
+    set_attributes(plan.get('patch', {}))
     arrivals, dice, process, has_met = Path(plan['arrivals']), random.Random(plan['seed']), os.getpid(), False
 
     def pause() -> None:
