@@ -24,6 +24,7 @@ import runpy
 import signal
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,11 @@ class Faults:
         for folder, folders, names in os.walk('.'):
             state += [(name_of(Path(folder, name)), 'folder') for name in folders]
             for name in names:
-                if not _LOGS.fullmatch(name):
-                    path = os.path.join(folder, name)
-                    state.append((name_of(Path(path)), self._digest(path)))
+                path = os.path.join(folder, name)
+                # A thread that saves a checkpoint may rename its file at this moment.
+                with suppress(FileNotFoundError):
+                    if not _LOGS.fullmatch(name):
+                        state.append((name_of(Path(path)), self._digest(path)))
         return sorted(state)
 
     def _digest(self, path: str) -> str:
