@@ -1,4 +1,4 @@
-"""Out-of-fold scores of images: no image is scored by a classifier that was fitted to it; the K best classes of each."""
+"""Out-of-fold logits of images, each by a classifier that was fitted without the image: the K best classes of each."""
 
 from dataclasses import dataclass
 
@@ -18,8 +18,8 @@ class Candidates:
             summed. With it the log-sum at other temperatures is known well without another pass.
         labels: (n,) int64, as given; no -1.
         num_classes: the number of classes, C.
-        own_similarity: (n,) float32 cosine similarity of the image and the mean of the other images with its label, both
-            minus the mean of all images; nan where there is no other image.
+        own_similarity: (n,) float32 cosine similarity of the image and the mean of the other images with its label,
+            both minus the mean of all images; nan where there is no other image.
         best_similarity: (n,) float32, the largest such similarity over the K candidates and the label.
         nearest: (n,) int32, the class of `best_similarity`; -1 where that is nan.
     """
