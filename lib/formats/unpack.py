@@ -1,6 +1,7 @@
 """Downloaded data in one folder: archives are unpacked once, folders are linked, nothing is copied.
 
-An archive is unpacked completely or not at all, and no member is written outside of the folder.
+An archive is unpacked completely or not at all, no member is written outside of the folder, and the members may take
+200 times the bytes of the archive, and 1 GB: photos do not compress, JSON compresses to a tenth.
 """
 
 import errno
@@ -18,6 +19,7 @@ from lib.runtime.files import operation, remove, rename, sync_folder, temporary_
 from lib.runtime.json_file import read_json
 from lib.runtime.log import print_lines
 from lib.runtime.read_file import RefusedFileError, check_regular, open_regular, reason_of
+from lib.runtime.text import size_text
 
 # What the modules raise for damaged bytes, beside OSError without number.
 _DAMAGED = (
@@ -25,6 +27,7 @@ _DAMAGED = (
     LookupError,
 )  # fmt: skip
 _COMPRESSIONS: dict[bytes, Any] = {b'\x1f\x8b': 'r:gz', b'BZh': 'r:bz2', b'\xfd7zXZ\0': 'r:xz'}
+_MAX_EXPANSION, _FREE_BYTES, _BYTES_PER_MEMBER = 200, 10**9, 4096
 SUFFIXES = ('.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.zip')
 
 
@@ -41,7 +44,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
     Raises:
         UserError: the file does not exist, is no archive or a damaged one, or has a member with an absolute path, with
-            `..`, with a link out of the folder, or that is a device.
+            `..`, with a link out of the folder, or that is a device, or unpacks to more than photos would.
     """
     if not hasattr(tarfile, 'data_filter'):
         raise UserError('unpacking safely needs Python 3.11.4 or newer')
@@ -80,9 +83,11 @@ def _extract(archive: Path, staging: Path) -> None:
 
 
 def _extract_zip(archive: Path, staging: Path) -> None:
+    budget = _Budget(archive)
     with zipfile.ZipFile(archive) as file:
         for member in file.infolist():
             _check_name(archive, member.filename)
+            budget.take(member.file_size)  # the module reads no more bytes than that
             file.extract(member, staging)  # a symbolic link becomes a small text file
 
 
@@ -91,12 +96,28 @@ def _extract_tar(archive: Path, staging: Path) -> None:
         start = file.read(8)
     # By the content, not by trying all: to xz, zeros are padding that it reads to their end.
     mode: Any = next((mode for magic, mode in _COMPRESSIONS.items() if start.startswith(magic)), 'r:')
+    budget = _Budget(archive)
     with tarfile.open(archive, mode) as file:
         for member in file:
             # The data filter would only strip a leading slash; such an archive is refused.
             _check_name(archive, member.name)
+            budget.take(member.size)
             file.extract(member, staging, filter='data')
             cast(Any, file).members = []  # tarfile stores every member, millions of them
+
+
+class _Budget:
+    """The bytes that the members of an archive may still take on the disk."""
+
+    def __init__(self, archive: Path) -> None:
+        self._archive = archive
+        self._limit = self._left = _MAX_EXPANSION * archive.stat().st_size + _FREE_BYTES
+
+    def take(self, num_bytes: int) -> None:
+        """Subtract a member. Raises: UserError."""
+        self._left -= num_bytes + _BYTES_PER_MEMBER
+        if self._left < 0:
+            raise UserError(f'{self._archive}: refused, it unpacks to more than {size_text(self._limit)}')
 
 
 def _check_name(archive: Path, name: str) -> None:

@@ -139,3 +139,21 @@ def test_links_are_replaced_but_nothing_else(tmp_path):
     (tmp_path / 'full' / 'train').mkdir(parents=True)
     with pytest.raises(UserError, match='exists and is no link'):
         link_into(tmp_path / 'one', ['train'], tmp_path / 'full')
+
+
+def test_archives_that_unpack_to_far_more_than_their_bytes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr('lib.formats.unpack._FREE_BYTES', 10_000)
+    zeros = bytes(10_000_000)
+    bombs = [
+        tar(tmp_path / 'x.tar.gz', ('a', zeros), mode='w:gz'),
+        tar(tmp_path / 'x.tar.bz2', ('a', zeros), mode='w:bz2'),
+    ]
+    bombs.append(tar(tmp_path / 'many.tar.xz', *((str(number), b'') for number in range(2000)), mode='w:xz'))
+    bombs.append(tmp_path / 'x.zip')
+    with zipfile.ZipFile(bombs[-1], 'w', zipfile.ZIP_DEFLATED) as file:
+        file.writestr('a', zeros)
+    for archive in bombs:
+        with pytest.raises(UserError, match='refused, it unpacks to more than'):
+            unpack(archive, tmp_path / 'out')
+    assert list((tmp_path / 'out').iterdir()) == []
+    unpack(tar(tmp_path / 'json.tar.gz', ('a', b'{"a": 1}' * 100), mode='w:gz'), tmp_path / 'out')
