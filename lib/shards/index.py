@@ -1,12 +1,13 @@
 """Shard index: the position of each image's bytes in the shards, in Arrow columns that every process memory-maps."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
+from lib.dataset.annotation_rows import MAX_CLASSES
 from lib.errors import UserError, shown
 from lib.runtime.checksums import checksum_of_columns
 from lib.runtime.read_file import check_regular
@@ -53,7 +54,7 @@ class Contents(msgspec.Struct):
 
     settings: dict[str, Any]
     digest: str
-    num_classes: int
+    num_classes: Annotated[int, msgspec.Meta(ge=1, le=MAX_CLASSES)]
     shards: list[Shard]
     class_names: list[str] | None = None
     parents: list[list[str]] = []

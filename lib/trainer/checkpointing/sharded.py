@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from lib.dataset.annotation_rows import MAX_CLASSES
 from lib.errors import UserError, shown
 from lib.runtime.checksums import checksum_of_tensor, sealed, unsealed
 from lib.runtime.files import replace_atomically, write_json
@@ -214,7 +215,7 @@ def _blocks(values: Any, sums: list[int] | None, selected: range, stored: range)
 
 
 class _Metadata(msgspec.Struct):
-    num_classes: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+    num_classes: Annotated[int, msgspec.Meta(ge=1, le=MAX_CLASSES)]
 
 
 class _Index(msgspec.Struct):
