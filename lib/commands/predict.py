@@ -209,14 +209,13 @@ def _predict(trained: LoadedModel, split: DatasetSplit, stem: Path, part: Part |
     with_plain = bool((split.labels >= 0).any()) and averages_more
     if part is not None and part.number:
         return _predict_part(predictor, split, stem, part, with_plain=with_plain)
-    threshold = _threshold(predictor, stem) if trained.cfg.TEST.ABSTAIN_ERROR else None
-    if part is not None:
-        if not trained.group.is_main:
-            return PredictResult({})
-        store = predictor.merge(split, stem, part.count, with_plain=with_plain)
-    else:
+    store = None
+    if part is None:
         store = predictor.fill(split, _partial(stem), 'test', with_plain=with_plain, with_outputs=True)
-    if not trained.group.is_main:
+    elif trained.group.is_main:
+        store = predictor.merge(split, stem, part.count, with_plain=with_plain)
+    threshold = _threshold(predictor, stem) if trained.cfg.TEST.ABSTAIN_ERROR else None
+    if store is None or not trained.group.is_main:
         return PredictResult({})
     result = write_all(trained, split, store, stem, threshold)
     # Everything is written: only now the stores that an interrupted prediction resumes from are removed.
