@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 
 from lib.config.defaults import Config
 from lib.dataset.annotations import Annotations, ClassNames, read_classes
+from lib.dataset.corrections import quarantined_rows
 from lib.dataset.image_format import HEIC_HINT, can_read_heic
 from lib.dataset.images import ArrayImages, FileImages, Images, SomeImages
-from lib.dataset.index import ClassIndex, quarantined_rows
+from lib.dataset.index import ClassIndex
 from lib.dataset.paths import PathColumn, TextPathRule, choose_path_rule, comparable_paths, path_as_text, refuse_urls
 from lib.errors import UserError
 from lib.runtime.files import finish_set

@@ -1,20 +1,11 @@
-"""Class index: the rows of each class and their counts. Quarantine files: rows that are excluded from training."""
+"""Class index: the rows of each class and their counts."""
 
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
-import msgspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from lib.dataset.paths import comparable_paths
-from lib.errors import UserError, is_unicode, shown
-from lib.runtime.read_file import MAX_RECORD_BYTES, read_bytes, reason_of
 from lib.runtime.seeding import Purpose, generator
 from lib.runtime.shared_memory import to_shared_memory
-from lib.runtime.text import decode_json
 
 _MAX_UINT16_CLASSES, _MAX_INT32_ROWS = 2**16, 2**31
 
@@ -105,60 +96,3 @@ class ClassIndex:
 
 def _row_type(num_images: int) -> type:
     return np.int32 if num_images < _MAX_INT32_ROWS else np.int64
-
-
-_QUARANTINE_FORM = '{"images": [{"fpath": "...", "split": "train", "reason": "..."}, ...]}'
-
-
-class _QuarantinedImage(msgspec.Struct):
-    fpath: str
-    split: str
-    reason: str = ''
-
-
-class _QuarantineFile(msgspec.Struct):
-    images: list[_QuarantinedImage]
-
-
-@dataclass(frozen=True)
-class QuarantinedRows:
-    """The entries of a quarantine file for one split.
-
-    Attributes:
-        rows: of the split, ascending.
-        num_unknown: listed paths that are not in the split.
-        num_other: entries of other splits.
-    """
-
-    rows: np.ndarray
-    num_unknown: int
-    num_other: int
-
-
-def quarantined_rows(names: pa.LargeStringArray, file: str | Path, split: str) -> QuarantinedRows:
-    """Return the rows of a split that a quarantine file lists.
-
-    Args:
-        names: (num_images,) paths as annotated; every row with a listed path, in any Unicode form, is quarantined.
-        file: JSON of the form {"images": [{"fpath", "split", "reason"}, ...]}; other fields are ignored.
-        split: entries of other splits are counted only.
-
-    Raises:
-        UserError: no such file, or not of this form.
-    """
-    try:
-        images = decode_json(file, read_bytes(file, max_bytes=MAX_RECORD_BYTES), _QuarantineFile).images
-    except FileNotFoundError:
-        raise UserError(f'{file}: no such file; tools/doctor.py writes one') from None
-    except OSError as error:
-        raise UserError(f'{file}: cannot be read ({reason_of(error)})') from None
-    except msgspec.ValidationError as error:
-        raise UserError(f'{file}: must be {_QUARANTINE_FORM} ({shown(error)})') from None
-    if not all(is_unicode(image.fpath) for image in images):
-        raise UserError(f'{file}: an fpath is not Unicode; remove its entry')
-    names = comparable_paths(names)
-    listed = comparable_paths(pa.array([image.fpath for image in images if image.split == split], pa.large_string()))
-    listed = listed.cast(names.type).unique()
-    rows = np.flatnonzero(pc.is_in(names, listed).to_numpy(zero_copy_only=False))
-    num_unknown = len(listed) - int(pc.sum(pc.is_in(listed, names)).as_py() or 0)
-    return QuarantinedRows(rows, num_unknown, sum(image.split != split for image in images))

@@ -13,11 +13,19 @@ Form = TypeVar('Form')
 Record = dict[str, Any]  # the form of an object with entries that are checked where they are used
 
 
-def read_json(path: str | Path, form: type[Form] = Any, *, max_bytes: int = MAX_RECORD_BYTES, hint: str = '') -> Form:  # type: ignore[assignment]  # Any is no type for mypy
+def read_json(
+    path: str | Path,
+    form: type[Form] = Any,  # type: ignore[assignment]  # Any is no type for mypy
+    *,
+    max_bytes: int = MAX_RECORD_BYTES,
+    example: str = '',
+    hint: str = '',
+) -> Form:
     """Decode a JSON file as `form`, a msgspec type; `Any` accepts everything.
 
     Args:
         max_bytes: largest size of such a file.
+        example: the form in JSON, for the error about another form.
         hint: added to each error, such as '; remove it, and run the command again'.
 
     Raises:
@@ -30,7 +38,8 @@ def read_json(path: str | Path, form: type[Form] = Any, *, max_bytes: int = MAX_
     except OSError as error:
         raise UserError(f'{path}: {reason_of(error)}{hint}') from None
     except msgspec.ValidationError as error:
-        raise UserError(f'{path}: {shown(error)}{hint}') from None
+        fault = f'must be {example} ({shown(error)})' if example else shown(error)
+        raise UserError(f'{path}: {fault}{hint}') from None
 
 
 def numbers_in(record: object) -> dict[str, float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from lib.dataset.index import quarantined_rows
+from lib.dataset.corrections import quarantined_rows
 from lib.errors import UserError
 
 NAMES = pa.array(['a.jpg', 'b.jpg', 'c.jpg', 'b.jpg'], pa.large_string())
@@ -60,7 +60,7 @@ def test_bad_files(tmp_path, content, words):
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(UserError, match=r'no such file; tools/doctor\.py'):
         quarantined_rows(NAMES, tmp_path / 'none.json', 'train')
-    with pytest.raises(UserError, match='cannot be read'):
+    with pytest.raises(UserError, match='is a folder'):
         quarantined_rows(NAMES, tmp_path, 'train')
 
 

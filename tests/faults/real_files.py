@@ -26,9 +26,9 @@ from lib.config.load import load_config
 from lib.config.yaml_text import read_config_file
 from lib.dataset import annotations
 from lib.dataset.annotations import read_annotations, read_classes, read_test_images
+from lib.dataset.corrections import quarantined_rows
 from lib.dataset.decode import decode
 from lib.dataset.images import read_bytes
-from lib.dataset.index import quarantined_rows
 from lib.dataset.lazy_image import open_lazy_image
 from lib.distributed.rank_info import read_rank_info
 from lib.experiments.records import read_measured

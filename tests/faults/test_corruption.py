@@ -26,8 +26,8 @@ from lib.builders.features import filled_store
 from lib.commands.report import _read_tau
 from lib.dataset import annotations
 from lib.dataset.annotations import read_annotations, read_classes
+from lib.dataset.corrections import quarantined_rows
 from lib.dataset.decode import DecodeError
-from lib.dataset.index import quarantined_rows
 from lib.distributed.process_group import SINGLE_PROCESS
 from lib.errors import UserError
 from lib.runtime.checksums import with_checksums
