@@ -1,8 +1,29 @@
-"""Out-of-fold logits of images, each by a classifier that was fitted without the image: the K best classes of each."""
+"""Out-of-fold logits of images, each by a classifier that was fitted without the image: the K best classes of each.
 
+Two classifiers: logistic regression, fitted once per fold; and leave-one-out class means, which need one pass.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from lib.posthoc.crossfit import stratified_folds
+from lib.posthoc.judged_images import JudgedImages, LeaveOneOutMeans, row_blocks
+from lib.posthoc.linear_head import LinearHead
+from lib.posthoc.logistic_regression import NUM_ITERATIONS, USUAL_FITS, LogisticRegression
+from lib.posthoc.tau_sweep import NEVER
+from lib.runtime.column_store import ColumnStore, open_or_create
+from lib.runtime.log import LOGGER, progress_bar
+
+HEADS = ('linear', 'cosine')
+MAX_OPERATIONS = 2e14  # of logistic regression: about an hour on two cores
+_GROUP = 64  # classes: the K best are in the K groups with the largest logits
+_ROWS_PER_PART = 4096  # scored and written at a time
 
 
 @dataclass(frozen=True)
@@ -12,7 +33,7 @@ class Candidates:
     Attributes:
         classes: (n, K) int32, the best first.
         logits: (n, K) float32, theirs.
-        own: (n,) float32 logit of the image's label; -inf where no other image has that label.
+        own: (n,) float32 logit of the image's label; -1e30 where no other image has that label.
         log_sum: (n,) float32 logsumexp of the logits of all classes.
         log_sum_2: (n,) float32 logsumexp of twice the logits: the exponentials of `log_sum`, squared before they are
             summed. With it the log-sum at other temperatures is known well without another pass.
@@ -21,7 +42,7 @@ class Candidates:
         own_similarity: (n,) float32 cosine similarity of the image and the mean of the other images with its label,
             both minus the mean of all images; nan where there is no other image.
         best_similarity: (n,) float32, the largest such similarity over the K candidates and the label.
-        nearest: (n,) int32, the class of `best_similarity`; -1 where that is nan.
+        nearest: (n,) int32, the class of `best_similarity`.
     """
 
     classes: np.ndarray
@@ -37,3 +58,196 @@ class Candidates:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def choose_head(num_images: int, num_classes: int, num_features: int, num_folds: int) -> str:
+    """Return 'linear' where logistic regression in folds takes at most MAX_OPERATIONS, else 'cosine'."""
+    per_iteration = 6.0 * num_images * num_classes * num_features  # logits and gradient
+    num_iterations = NUM_ITERATIONS * (num_folds - 1 + USUAL_FITS)
+    return 'linear' if per_iteration * num_iterations <= MAX_OPERATIONS else 'cosine'
+
+
+def out_of_fold_candidates(
+    images: JudgedImages,
+    folder: Path,
+    *,
+    head: str,
+    num_candidates: int = 10,
+    num_folds: int = 5,
+    seed: int = 0,
+    device: torch.device | None = None,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> Candidates:
+    """Score the images, and keep the results in `folder`, from which an interrupted command resumes.
+
+    Ranks share folds and images, and must share the folder.
+
+    Args:
+        head: one of HEADS.
+        num_candidates: K, limited by the number of classes.
+        num_folds: of logistic regression; fewer if there are fewer images.
+        seed: of the folds.
+
+    Raises:
+        ValueError: fewer than two images, or an unknown head.
+        OSError: no space for the results.
+    """
+    if head not in HEADS or len(images) < 2:
+        raise ValueError(f'head {head}, {len(images)} images: must be one of {", ".join(HEADS)}, for 2 images or more')
+    device = device or torch.device('cpu')
+    num_candidates = min(num_candidates, images.num_classes)
+    num_folds = min(num_folds, len(images)) if head == 'linear' else 0
+    key: dict[str, Any] = {}
+    if group.is_main:
+        key = {**images.key(), 'head': head, 'folds': num_folds, 'seed': seed}
+    columns: dict[str, tuple[type, tuple[int, ...]]] = {
+        'classes': (np.int32, (num_candidates,)), 'logits': (np.float32, (num_candidates,)), 'nearest': (np.int32, ()),
+        **dict.fromkeys(('own', 'log_sum', 'log_sum_2', 'own_similarity', 'best_similarity'), (np.float32, ())),
+    }  # fmt: skip
+    store = _shared_store(folder / 'scores', len(images), columns, key, group)
+    if not store.is_complete:
+        means = LeaveOneOutMeans(images, device)
+        folds, heads = np.zeros(len(images), np.int64), list[LinearHead]()
+        if head == 'linear':
+            folds = stratified_folds(images.labels, num_folds, seed=seed)
+            heads = _fitted(images, folds, folder / 'heads', key, device, group)
+        scorer = _Scorer(images, means, folds, heads, num_candidates)
+        _fill(store, scorer, group)
+        store = ColumnStore(folder / 'scores', done=np.ones(len(images), bool))
+    return Candidates(labels=images.labels, num_classes=images.num_classes, **store.columns)
+
+
+def _shared_store(
+    folder: Path, num_rows: int, columns: Mapping[str, Any], key: Mapping[str, Any], group: ProcessGroup
+) -> ColumnStore:
+    """Open or create a store on the main rank, then on the others."""
+    done = open_or_create(folder, num_rows, columns, key).done if group.is_main else None
+    return ColumnStore(folder, writer=group.rank, done=group.broadcast_object(done))
+
+
+def _fitted(
+    images: JudgedImages,
+    folds: np.ndarray,
+    folder: Path,
+    key: Mapping[str, Any],
+    device: torch.device,
+    group: ProcessGroup,
+) -> list[LinearHead]:
+    """Return the classifier of each fold, fitted to the other folds: from the store, or by ranks that share the folds.
+
+    The first fold chooses lambda.
+    """
+    num_folds, width = int(folds.max()) + 1, images.num_features
+    columns = {
+        'weight': (np.float32, (images.num_classes, width)), 'bias': (np.float32, (images.num_classes,)),
+        'strength': (np.float64, ()),
+    }  # fmt: skip
+    store = _shared_store(folder, num_folds, columns, key, group)
+    problem = LogisticRegression(images, device)
+
+    def write(fold: int, strength: float, head: LinearHead) -> None:
+        values = {'weight': head.weight.cpu().numpy()[None], 'bias': head.bias.cpu().numpy()[None]}
+        store.write(slice(fold, fold + 1), {**values, 'strength': np.array([strength])})
+        store.flush()
+        LOGGER.info('fold %d of %d: fitted, lambda %g', fold + 1, num_folds, strength)
+
+    if not store.done[0] and group.is_main:
+        write(0, *problem.select(np.flatnonzero(folds != 0), np.flatnonzero(folds == 0)))
+    strength = group.broadcast_object(float(store.columns['strength'][0]))
+    for fold in range(1, num_folds):
+        if fold % group.world_size == group.rank and not store.done[fold]:
+            write(fold, strength, problem.fit(np.flatnonzero(folds != fold), strength))
+    group.barrier()
+    columns = ColumnStore(folder, done=np.ones(num_folds, bool)).columns
+    return [
+        LinearHead(*(torch.from_numpy(np.array(columns[name][fold])).to(device) for name in ('weight', 'bias')))
+        for fold in range(num_folds)
+    ]
+
+
+def _fill(store: ColumnStore, scorer: '_Scorer', group: ProcessGroup) -> None:
+    """Score this rank's parts of the images that are not done; return when all ranks have."""
+    starts = range(0, len(store.done), _ROWS_PER_PART)
+    parts = [slice(start, min(start + _ROWS_PER_PART, len(store.done))) for start in starts][group.shard(len(starts))]
+    left = [part for part in parts if not store.done[part].all()]
+    for part in progress_bar(left, total=len(parts), label='candidates', start=len(parts) - len(left)):
+        store.write(part, scorer.scores(np.arange(part.start, part.stop)))
+    store.flush()
+    group.barrier()
+
+
+class _Scorer:
+    """Scores images by the classifier of their fold, or without folds by the means of classes without each image."""
+
+    def __init__(
+        self,
+        images: JudgedImages,
+        means: LeaveOneOutMeans,
+        folds: np.ndarray,
+        heads: Sequence[LinearHead],
+        num_candidates: int,
+    ) -> None:
+        self._images, self._means, self._folds, self._k = images, means, folds, num_candidates
+        self._is_cosine = not heads
+        self._heads = [_padded(head) for head in heads or [means.head]]
+
+    @torch.inference_mode()
+    def scores(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the columns of some images."""
+        columns: dict[str, np.ndarray] = {}
+        for fold in np.unique(self._folds[positions]).tolist():
+            in_fold = np.flatnonzero(self._folds[positions] == fold)
+            for some in row_blocks(in_fold, max(self._heads[fold].num_classes, self._images.num_features)):
+                for name, values in self._batch(positions[some], self._heads[fold]).items():
+                    array = values.cpu().numpy()
+                    columns.setdefault(name, np.empty((len(positions), *array.shape[1:]), array.dtype))[some] = array
+        return columns
+
+    def _batch(self, positions: np.ndarray, head: LinearHead) -> dict[str, torch.Tensor]:
+        features, labels, weights = self._images.at(positions, self._means.directions.device)
+        centered, every = self._means.centered(features), torch.arange(len(labels), device=labels.device)
+        own_similarity = self._means.own_similarity(centered, labels, weights)
+        logits = head.logits(centered if self._is_cosine else features)  # (batch, C or more)
+        if self._is_cosine:
+            logits[every, labels] = (own_similarity * self._means.scale).nan_to_num(nan=NEVER)
+        columns = {'own': logits[every, labels], **_best_and_sums(logits, self._k)}
+        classes = columns['classes']
+        similarity = torch.einsum('nkd,nd->nk', self._means.directions[classes], centered)
+        similarity = similarity.masked_fill(classes == labels[:, None], -torch.inf)
+        best = similarity.max(dim=1)
+        is_own = own_similarity >= best.values  # False for nan
+        return {
+            **columns,
+            'classes': classes.int(),
+            'own_similarity': own_similarity,
+            'best_similarity': torch.where(is_own, own_similarity, best.values),
+            'nearest': torch.where(is_own, labels, classes[every, best.indices]).int(),
+        }
+
+
+def _padded(head: LinearHead) -> LinearHead:
+    """Return the classifier with further classes, which never win, so that there are whole groups."""
+    rest = -head.num_classes % _GROUP
+    weight = torch.nn.functional.pad(head.weight, (0, 0, 0, rest))
+    return LinearHead(weight, torch.nn.functional.pad(head.bias, (0, rest), value=NEVER))
+
+
+def _best_and_sums(logits: torch.Tensor, k: int) -> dict[str, torch.Tensor]:
+    """Return the K best classes with their logits, and the log-sums; logits (batch, groups * _GROUP) are overwritten.
+
+    topk over 50,000 columns is slow, so it compares groups first: each of the K best is the best of its group, or in
+    the group of a better one.
+    """
+    grouped = logits.view(len(logits), -1, _GROUP)
+    groups = grouped.amax(dim=2).topk(min(k, grouped.shape[1]), dim=1).indices  # (batch, k)
+    among = grouped.gather(1, groups[:, :, None].expand(-1, -1, _GROUP)).flatten(1)
+    best = among.topk(k, dim=1)
+    classes = groups.gather(1, best.indices // _GROUP) * _GROUP + best.indices % _GROUP
+    largest = best.values[:, :1]
+    exponentials = logits.sub_(largest).exp_()
+    return {
+        'classes': classes,
+        'logits': best.values,
+        'log_sum': exponentials.sum(dim=1).log() + largest[:, 0],
+        'log_sum_2': 2 * (exponentials.norm(dim=1).log() + largest[:, 0]),
+    }

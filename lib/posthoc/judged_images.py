@@ -1,0 +1,130 @@
+"""Features and labels of the images whose labels are judged, and the means of their classes without each image."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from lib.classifier.cosine import unit
+from lib.posthoc.linear_head import LinearHead
+from lib.posthoc.tau_sweep import NEVER
+from lib.runtime.checksums import checksum, in_threads
+
+_MAX_VALUES = 1 << 22  # in memory at a time
+_LEAST_WEIGHT = 1e-3  # of the other images of a class, which otherwise has none
+_SCALES = 2.0 ** (np.arange(0, 17) / 2)
+_NUM_FOR_SCALE = 2048  # images
+
+
+@dataclass(frozen=True)
+class JudgedImages:
+    """Features and labels of the images to judge.
+
+    Attributes:
+        values: (m, num_features) float32 or float16, maybe memory-mapped; used scaled to length 1.
+        rows: (n,) ascending: the rows of `values` that these images are.
+        labels: (n,) int64, none below 0.
+        num_classes: the number of classes.
+        weights: (n,) float32 of the images in fits and means, none below 0.
+    """
+
+    values: np.ndarray
+    rows: np.ndarray
+    labels: np.ndarray
+    num_classes: int
+    weights: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def num_features(self) -> int:
+        """The width of the features."""
+        return int(self.values.shape[1])
+
+    def key(self) -> dict[str, Any]:
+        """Return checksums of all of it, by one pass over the features."""
+        parts = list(row_blocks(self.rows, self.num_features))
+        sums = np.fromiter(in_threads(lambda rows: checksum(self.values[rows]), parts, len(parts)), np.uint32)
+        arrays = {'features': sums, 'rows': self.rows, 'labels': self.labels, 'weights': self.weights}
+        return {'num_classes': self.num_classes, **{name: checksum(array) for name, array in arrays.items()}}
+
+    def at(self, positions: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return unit features (k, num_features) float32, labels and weights (k,) of some of the images."""
+        values = self.values[self.rows[positions]].astype(np.float32)
+        arrays = values, self.labels[positions], self.weights[positions]
+        features, labels, weights = (torch.from_numpy(array).to(device) for array in arrays)
+        return unit(features), labels, weights
+
+    def moments(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute mean and standard deviation of each unit feature, (num_features,) float32, by one pass in float64."""
+        sums = torch.zeros(2, self.num_features, dtype=torch.float64)
+        for some in row_blocks(np.arange(len(self)), self.num_features):
+            block = self.at(some, torch.device('cpu'))[0].double()
+            sums += torch.stack([block.sum(dim=0), block.square().sum(dim=0)])
+        mean, square = sums / max(1, len(self))
+        scale = (square - mean.square()).clamp_min(0).sqrt()
+        scale[scale <= 1e-6 * scale.max()] = 1  # a constant feature
+        return mean.float().to(device), scale.float().to(device)
+
+
+def row_blocks(rows: np.ndarray, width: int) -> Iterator[np.ndarray]:
+    """Yield the rows in blocks, so small that `width` numbers per row take little memory."""
+    step = max(1, _MAX_VALUES // width)
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step]
+
+
+class LeaveOneOutMeans:
+    """Mean unit features of every class, minus the mean of all images, and those of an image's own class without it.
+
+    The mean of a class without image x of weight w is (sum - w x) / (total - w).
+
+    Attributes:
+        head: classifier of centered unit features: cosine similarity to the mean of each class, times `scale`. A class
+            without images never wins.
+        scale: minimizes the cross entropy of a sample of the images, each left out of its own class.
+    """
+
+    def __init__(self, images: JudgedImages, device: torch.device) -> None:
+        self._center, _ = images.moments(device)
+        sums = torch.zeros(images.num_classes, images.num_features, dtype=torch.float64)
+        totals = torch.zeros(images.num_classes, dtype=torch.float64)
+        for some in row_blocks(np.arange(len(images)), images.num_features):
+            features, labels, weights = (part.cpu() for part in images.at(some, device))
+            features = self.centered(features.to(device)).cpu().double()
+            sums.index_add_(0, labels, features * weights.double()[:, None])
+            totals.index_add_(0, labels, weights.double())
+        self._sums, self._totals = sums.float().to(device), totals.float().to(device)
+        bias = torch.zeros(images.num_classes).masked_fill(totals <= _LEAST_WEIGHT, NEVER).to(device)
+        self.directions = unit(self._sums)
+        self.head = LinearHead(self.directions, bias)
+        self.scale = self._best_scale(images)
+        self.head = LinearHead(self.directions * self.scale, bias)
+
+    def centered(self, features: torch.Tensor) -> torch.Tensor:
+        """Return unit features (k, num_features) minus the mean of all images, scaled to length 1 again."""
+        return unit(features - self._center)
+
+    def own_similarity(self, centered: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Return the cosine similarity (k,) of images and the mean of the others of their class; nan without others."""
+        others = self._sums[labels] - weights[:, None] * centered
+        is_alone = self._totals[labels] - weights <= _LEAST_WEIGHT
+        return (unit(others) * centered).sum(dim=1).masked_fill(is_alone, torch.nan)
+
+    def _best_scale(self, images: JudgedImages) -> float:
+        step = max(1, len(images) // _NUM_FOR_SCALE)
+        positions = np.arange(0, len(images), step)[:_NUM_FOR_SCALE]
+        losses = np.zeros(len(_SCALES))
+        for some in row_blocks(positions, max(images.num_classes, images.num_features)):
+            features, labels, weights = images.at(some, self._center.device)
+            centered = self.centered(features)
+            own, cosines = self.own_similarity(centered, labels, weights), self.head.logits(centered)
+            counted = ~own.isnan()
+            cosines[torch.arange(len(labels)), labels] = own
+            for number, scale in enumerate(_SCALES.tolist()):
+                loss = torch.nn.functional.cross_entropy(cosines[counted] * scale, labels[counted], reduction='none')
+                losses[number] += float((loss * weights[counted]).sum())
+        return float(_SCALES[int(losses.argmin())])
