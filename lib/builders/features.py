@@ -75,11 +75,27 @@ def cached_features(
         train.append(of_train(engine, loader, name, f'train-view-{view + 1}', _train_view(cfg, view)))
     if data.valid is None:
         return CachedFeatures(train, None)
-    resampled = model_at_test_size(cfg, device)
-    if resampled is not None:
-        engine = EagerEngine(resampled(model))
-    loader = partial(build_eval_loader, cfg, data.valid, device, group, whole_batches=True)
-    return CachedFeatures(train, cache.of_split(data.valid)(engine, loader, 'valid', 'valid', str(plain_view(cfg))))
+    return CachedFeatures(train, _plain(cfg, data.valid, cache, model, 'valid', 'valid'))
+
+
+def plain_train_features(
+    cfg: Config, split: DatasetSplit, model: Recognizer, device: Device, group: ProcessGroup
+) -> Features:
+    """Return the features of training images under the view of validation, from the same cache.
+
+    They are those of `cached_features` if training images are cropped in the same way and not augmented.
+
+    Raises:
+        UserError: as cached_features.
+    """
+    return _plain(cfg, split, _Cache(cfg, model, device, group), model, 'train', 'train-view-1')
+
+
+def _plain(cfg: Config, split: DatasetSplit, cache: '_Cache', model: Recognizer, name: str, prefix: str) -> Features:
+    resampled = model_at_test_size(cfg, cache.device)
+    engine = EagerEngine(model if resampled is None else resampled(model))
+    loader = partial(build_eval_loader, cfg, split, cache.device, cache.group, whole_batches=True)
+    return cache.of_split(split)(engine, loader, name, prefix, str(plain_view(cfg)))
 
 
 def _train_view(cfg: Config, view: int) -> str:
@@ -95,7 +111,7 @@ class _Cache:
 
     def __init__(self, cfg: Config, model: Recognizer, device: Device, group: ProcessGroup) -> None:
         self._root = Path(cfg.TRAIN.FEATURE_CACHE or Path(cfg.LOG_ROOT, 'features'))
-        self._dtype, self._group = cfg.TRAIN.FEATURE_DTYPE, group
+        self._dtype, self.device, self.group = cfg.TRAIN.FEATURE_DTYPE, device, group
         is_cuda = device.main.type == 'cuda'
         self._key = {
             **pixel_key(cfg, device),
@@ -113,16 +129,17 @@ class _Cache:
         Its arguments are those of `filled_store`: engine and loader; the name of split and view in the log, and at the
         start of the folder's name; and all that is done to the images.
         """
-        key, labels = {**self._key, **(split_key(split) if self._group.is_main else {})}, split.labels.astype(np.int64)
+        key = {**self._key, **(split_key(split, with_labels=False) if self.group.is_main else {})}
+        labels = split.labels.astype(np.int64)
 
         def features(engine: Engine, loader: Callable[[], EvalLoader], name: str, prefix: str, view: str) -> Features:
             started = time.perf_counter()
             whole_key = {**key, 'view': view, 'dtype': self._dtype}
             digest = hashlib.sha256(json.dumps(whole_key, sort_keys=True).encode()).hexdigest()[:16]
-            folder = self._root / f'{prefix}-{self._group.broadcast_object(digest)}'
+            folder = self._root / f'{prefix}-{self.group.broadcast_object(digest)}'
             try:
                 store, was_complete = filled_store(
-                    folder, len(split), whole_key, engine, loader, label=name, dtype=self._dtype, group=self._group
+                    folder, len(split), whole_key, engine, loader, label=name, dtype=self._dtype, group=self.group
                 )
             except FeatureOverflow as error:
                 raise UserError(f'{error}: --TRAIN_FEATURE_DTYPE float32') from None

@@ -52,6 +52,11 @@ COMMANDS: dict[str, CommandHelp] = {
     ),
     'tau_norm.py': CommandHelp(('TAU_NORM',), (*_EVALUATION, 'OVERWRITE'), ('TAU_NORM', *_INFERENCE, 'REPORT')),
     'tools/doctor.py': CommandHelp(('DOCTOR',), (*_RUN, *_DATA, 'RUN.NUM_WORKERS'), ('DOCTOR', 'DATASET', 'RUN')),
+    'tools/clean.py': CommandHelp(
+        ('CLEAN',),
+        (*_CHECKPOINT, 'SEED', *_DATA, 'MODEL.BACKBONE', 'MODEL.PRETRAINED', *_MACHINE),
+        ('CLEAN', *_INFERENCE),
+    ),
     'tools/enroll.py': CommandHelp(('ENROLL',), (*_EVALUATION, 'SEED', 'OVERWRITE'), ('ENROLL', *_INFERENCE)),
     'tools/export.py': CommandHelp(('EXPORT',), (*_CHECKPOINT, 'OVERWRITE'), ('EXPORT', *_INFERENCE)),
     'tools/pack.py': CommandHelp(

@@ -1,4 +1,4 @@
-"""POSTHOC, SEARCH, ENROLL, EXPORT, REPORT, DOCTOR, PACK and PLAN: one section per tool."""
+"""POSTHOC, SEARCH, ENROLL, EXPORT, REPORT, DOCTOR, CLEAN, PACK and PLAN: one section per tool."""
 
 from lib.config.key import Key, Section
 
@@ -93,6 +93,36 @@ class DoctorKeys(Section, title='data checks (tools/doctor.py)'):
         unit='bits',
     )
     FEW = Key(5, 'Classes with fewer training images are listed.', low=1)
+
+
+class CleanKeys(Section, title='label cleaning (tools/clean.py)'):
+    HEAD = Key(
+        'auto',
+        'Classifier that judges each image without having been fitted to it. linear: logistic regression, cross-fitted '
+        'in FOLDS; cosine: class means without the image, one pass; auto: linear where it takes at most about an hour '
+        'on two cores (2e14 operations).',
+        choices=('auto', 'linear', 'cosine'),
+    )
+    FOLDS = Key(5, 'Folds of the training split.', low=2, used_by=('CLEAN.HEAD', ('auto', 'linear')))
+    CANDIDATES = Key(10, 'Most probable classes per image that are compared with its label.', low=2)
+    ROUNDS = Key(
+        3,
+        'Maximum number of rounds: each later one weights the images by the probability that their label is right, '
+        'until no judgment changes.',
+        low=1,
+    )
+    APPLY = Key(
+        '',
+        'Write decisions.json without a review: drop mislabeled images, relabel them to the proposed class, or weight '
+        'all images by the probability that their label is right. Empty: the review page exports it.',
+        choices=('', 'drop', 'relabel', 'weight'),
+    )
+    PAGE_MB = Key(
+        20.0,
+        'Maximum size of each review page (1 MB = 10^6 bytes); further images are on clean_2.html, ...',
+        low=1.0,
+        unit='MB',
+    )
 
 
 class PackKeys(Section, title='tar shards (tools/pack.py)'):
