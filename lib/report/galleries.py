@@ -127,21 +127,26 @@ def fit_page(render: Callable[[ThumbnailBudget], str], budget: ThumbnailBudget, 
     return page
 
 
-def thumbnail(image: Image.Image) -> Image.Image:
-    """Return an RGB image of at most THUMBNAIL_SIDE pixels per side."""
+def thumbnail(image: Image.Image, side: int = THUMBNAIL_SIDE) -> Image.Image:
+    """Return an RGB image of at most `side` pixels per side."""
     small = image.convert('RGB')
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    small.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
     return small
 
 
-def thumbnail_url(image: Image.Image) -> str:
-    """Return the thumbnail of an image as data: URL of a JPEG without metadata."""
-    small = thumbnail(image)
+def thumbnail_base64(image: Image.Image, side: int = THUMBNAIL_SIDE) -> str:
+    """Return the thumbnail of an image as JPEG without metadata, in base64."""
+    small = thumbnail(image, side)
     bare = Image.new('RGB', small.size)  # a copy would include comments and profiles
     bare.paste(small)
     buffer = io.BytesIO()
     bare.save(buffer, format='JPEG', quality=82, optimize=True)
-    return 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode('ascii')
+    return base64.b64encode(buffer.getvalue()).decode('ascii')
+
+
+def thumbnail_url(image: Image.Image) -> str:
+    """Return the thumbnail of an image as data: URL."""
+    return f'data:image/jpeg;base64,{thumbnail_base64(image)}'
 
 
 def make_class_cards(

@@ -23,12 +23,14 @@ def page_environment() -> Environment:
     )
 
 
-def inline_script(name: str) -> tuple[Markup, str]:
-    """Return the text of a script in this folder for a <script> tag, and its hash for the Content-Security-Policy.
+def inline_script(*names: str) -> tuple[Markup, str]:
+    """Return the text of scripts in this folder for one <script> tag, and its hash for the Content-Security-Policy.
 
     The browser runs no other script than one with this hash.
     """
-    text = (_FOLDER / name).read_text(encoding='utf-8')  # with \n line ends, as the browser hashes it
+    text = ''.join(
+        (_FOLDER / name).read_text(encoding='utf-8') for name in names
+    )  # with \n line ends, as the browser hashes it
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')
     return Markup(text), f"'sha256-{digest}'"
 

@@ -1,0 +1,387 @@
+// The review page: one image at a time, decided by keyboard. Writes text, never markup.
+(() => {
+  'use strict';
+  const PAST = { keep: 'kept', relabel: 'relabeled', drop: 'dropped', unsure: 'unsure', weight: 'weighted' };
+  const element = (id) => document.getElementById(id);
+  const data = JSON.parse(element('review-data').textContent);
+  const count = data.fpaths.length;
+  const thousands = (value) => String(value).replace(/\B(?=(\d{3})+$)/g, '\u202f');
+  const images = (value) => thousands(value) + (value === 1 ? ' image' : ' images');
+  const percent = (value) => (100 * value).toFixed(value > 0.99 || value < 0.1 ? 1 : 0) + '\u202f%';
+  const nameOf = (c) => (c < 0 ? '' : data.classes[c][0]);
+  const labelOf = (i) => nameOf(data.labels[i]);
+  const ids = data.fpaths.map((fpath, i) => idOf(fpath, labelOf(i)));
+  const rowOf = new Map(ids.map((id, i) => [id, i]));
+
+  const make = (tag, attributes, ...children) => {
+    const node = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) {
+      if (typeof value === 'function') node.addEventListener(name, value);
+      else if (value !== false) node.setAttribute(name, value === true ? '' : value);
+    }
+    node.append(...children); // strings become text nodes
+    return node;
+  };
+  const note = (text) => {
+    element('note').textContent = text;
+    element('note').hidden = false;
+  };
+  const say = (text) => (element('status').textContent = text);
+
+  const decisions = openDecisions(data, note);
+  // What to undo: lists of [id, decision before]; after a reload, the decisions in their order.
+  const history = decisions.ids().filter((id) => rowOf.has(id)).map((id) => [[id, undefined]]);
+
+  // The images that are shown, which only a choice of the user changes.
+  const filter = { state: 'all', kind: 'all' };
+  let shown = [];
+  let position = 0;
+  const stateOf = (i) => decisions.get(ids[i])?.action ?? 'undecided';
+  const select = (current) => {
+    const has = (i) =>
+      (filter.state === 'all' || stateOf(i) === filter.state) && (filter.kind === 'all' || data.kinds[i] === filter.kind);
+    shown = Array.from({ length: count }, (_, i) => i).filter(has);
+    position = Math.max(0, shown.findIndex((i) => i >= current));
+  };
+
+  const decide = (action, to) => {
+    if (!shown.length) return;
+    const i = shown[position];
+    const [fpath, label] = [data.fpaths[i], labelOf(i)];
+    if (action === 'relabel' && to === undefined) return say('There is no proposal: press / to search for a class.');
+    if ((action === 'relabel' && to === label) || action === 'keep') action = label ? 'keep' : action;
+    if (action === 'keep' && !label) return say('This image has no label that could be kept.');
+    const before = decisions.get(ids[i]);
+    history.push([[ids[i], before]]);
+    decisions.put(ids[i], { fpath, action, label, to, by: 'review' });
+    const waits = (j) => stateOf(j) === 'undecided';
+    let next = before ? position + 1 : shown.findIndex((j, k) => k > position && waits(j));
+    if (next < 0) next = shown.findIndex(waits);
+    const done = PAST[action] + (action === 'relabel' ? ' to ' + to : '') + ': ' + fpath;
+    const more = data.numPages > data.page ? ' Go to page ' + (data.page + 1) + ', or export.' : ' Export decisions.json.';
+    position = next < 0 || next >= shown.length ? position : next;
+    draw();
+    say(done + (shown.every((j) => !waits(j)) ? '. All of ' + images(shown.length) + ' decided.' + more : ''));
+  };
+  const undo = () => {
+    const last = history.pop();
+    if (!last) return say('Nothing to undo.');
+    for (const [id, before] of last) decisions.put(id, before);
+    const i = rowOf.get(last[0][0]);
+    if (i !== undefined && !shown.includes(i)) reset(i);
+    if (i !== undefined) position = shown.indexOf(i);
+    draw();
+    say('undone: ' + (last.length === 1 ? JSON.parse(last[0][0])[0] : 'import of ' + thousands(last.length) + ' decisions'));
+  };
+  const move = (step) => {
+    const target = position + step;
+    if (target >= 0 && target < shown.length) {
+      position = target;
+      draw();
+    } else say(step < 0 ? 'This is the first image.' : 'This is the last image of this page.');
+  };
+
+  // The image, its classes, and the buttons.
+  const isLink = (content) => /^(\.\/|file:)/.test(content);
+  const jpeg = (content) => (isLink(content) ? content : 'data:image/jpeg;base64,' + content);
+  let originals = location.protocol === 'file:'; // the files lie beside a page that is opened from disk
+  const photoOf = (i) => {
+    const [fpath, content, link] = [data.fpaths[i], data.photos[i], data.links[i]];
+    if (!content && !(originals && link)) {
+      const text = content === null ? 'unreadable' : link ? 'open the photo' : 'no photo';
+      return make(link ? 'a' : 'div', { class: 'photo none', ...(link && { href: link, target: '_blank' }) }, text);
+    }
+    const image = make('img', { class: 'photo', alt: fpath, decoding: 'async', src: content ? jpeg(content) : link });
+    if (originals && link) {
+      const original = new Image();
+      original.addEventListener('load', () => (image.src = link));
+      original.addEventListener('error', () => {
+        originals = false; // the page was moved
+        if (!content && image.isConnected) draw();
+      });
+      original.src = link;
+    }
+    return link ? make('a', { href: link, target: '_blank', title: 'open the photo' }, image) : image;
+  };
+  const hint = (text) => make('kbd', { 'aria-hidden': 'true' }, text);
+  const panelOf = (title, c, chosen, action, button, compared = true) => {
+    const examples = (compared ? data.classes[c][1] : []).filter((content) => originals || !isLink(content)).map((content) =>
+      make('li', {}, make('img', { class: 'photo', alt: '', decoding: 'async', src: jpeg(content) })),
+    );
+    return make(
+      'section', { class: 'panel' + (chosen ? ' chosen ' + action : '') },
+      make('h3', {}, make('small', { class: 'soft' }, title), make('bdi', {}, nameOf(c)), ...(button ? [button] : [])),
+      ...(examples.length ? [make('ul', { 'aria-label': 'typical photos' }, ...examples)] : []),
+    ); // prettier-ignore
+  };
+  const drawItem = () => {
+    const item = element('item');
+    if (!shown.length) return item.replaceChildren(make('p', {}, 'No image of this kind.'));
+    const i = shown[position];
+    const decision = decisions.get(ids[i]);
+    const label = labelOf(i);
+    const wrong = data.errors[i] === null ? '' : ', label wrong with probability ' + percent(data.errors[i]);
+    const meaning = data.kindMeanings[data.kinds[i]];
+    const state = decision
+      ? make('p', { class: 'decided ' + decision.action }, PAST[decision.action] + (decision.to ? ' to ' + decision.to : ''))
+      : make('p', { class: 'soft' }, 'not decided');
+    const panels = label ? [panelOf('label', data.labels[i], decision?.action === 'keep', 'keep')] : [];
+    const proposals = data.proposals[i];
+    proposals.forEach((c, k) => {
+      const to = nameOf(c);
+      const button = make(
+        'button', { type: 'button', 'aria-label': 'Relabel to ' + to, click: (event) => press(event, () => decide('relabel', to)) },
+        label ? 'Relabel' : 'Choose', hint(k + 1),
+      ); // prettier-ignore
+      const title = (label || k ? 'proposal ' : 'prediction ') + percent(data.probabilities[i][k]);
+      panels.push(panelOf(title, c, decision?.to === to, 'relabel', button, k < (label ? 1 : 2)));
+    });
+    const act = (action, text, letter, run, enabled = true) =>
+      make(
+        'button',
+        { type: 'button', class: action, 'aria-keyshortcuts': letter, disabled: !enabled, 'data-action': text.toLowerCase(),
+          ...(ACTIONS.includes(action) && { 'aria-pressed': String(decision?.action === action) }), click: (event) => press(event, run) },
+        text, hint(letter),
+      ); // prettier-ignore
+    const best = proposals.length ? nameOf(proposals[0]) : undefined;
+    item.replaceChildren(
+      make('div', {}, make('div', { class: 'shot' }, photoOf(i)),
+        make('h2', {}, make('bdi', {}, data.fpaths[i])),
+        make('p', { class: 'soft' }, thousands(position + 1) + ' of ' + thousands(shown.length) + ' · ' + meaning + wrong), state),
+      make('div', { class: 'panels' }, ...panels),
+      make('div', { class: 'actions', role: 'group', 'aria-label': 'Decision' },
+        ...(label ? [act('keep', 'Keep', 'k', () => decide('keep'))] : []),
+        act('relabel', label ? 'Relabel' : 'Accept', 'r', () => decide('relabel', best), best !== undefined),
+        act('search', 'Search', '/', openSearch),
+        act('drop', 'Drop', 'd', () => decide('drop')),
+        act('unsure', 'Unsure', 'u', () => decide('unsure')),
+        act('undo', 'Undo', 'z', undo, history.length > 0)),
+    ); // prettier-ignore
+  };
+  const press = (event, run) => {
+    // A button that the mouse has pressed must not take the next Enter.
+    if (event.detail > 0 && document.activeElement !== document.body) document.activeElement.blur();
+    const action = event.currentTarget.dataset.action;
+    run();
+    if (event.detail === 0 && action) element('item').querySelector('[data-action=' + action + ']')?.focus();
+  };
+  const drawStrip = () => {
+    const side = 4;
+    const start = Math.max(0, Math.min(position - side, shown.length - 2 * side - 1));
+    const end = Math.min(shown.length, start + 2 * side + 1);
+    const nodes = [];
+    for (let k = start; k < end; k++) {
+      const [i, state] = [shown[k], stateOf(shown[k])];
+      const content = data.photos[i] ? make('img', { alt: '', decoding: 'async', src: jpeg(data.photos[i]) }) : thousands(i + 1);
+      const text = 'image ' + (k + 1) + ', ' + (PAST[state] ?? state);
+      const far = Math.abs(k - Math.min(Math.max(position, start + 2), end - 3)) > 2 ? ' far' : '';
+      const go = (event) => press(event, () => ((position = k), draw()));
+      nodes.push(make('button', { type: 'button', class: 'small ' + state + far, 'aria-label': text, 'aria-current': String(k === position), click: go }, content));
+    }
+    const turn = (step, text, off) =>
+      make('button', { type: 'button', 'aria-label': text, disabled: off, 'data-step': step, click: (event) => press(event, () => move(step)) }, step < 0 ? '←' : '→');
+    const focused = document.activeElement?.dataset?.step;
+    element('strip').replaceChildren(turn(-1, 'previous image', position <= 0), ...nodes, turn(1, 'next image', position >= shown.length - 1));
+    if (focused) element('strip').querySelector('[data-step="' + focused + '"]').focus();
+  };
+  const numbers = () => {
+    const number = { all: count, undecided: 0 };
+    for (let i = 0; i < count; i++) number[stateOf(i)] = (number[stateOf(i)] ?? 0) + 1;
+    return number;
+  };
+  const drawProgress = () => {
+    const number = numbers();
+    const decided = count - number.undecided;
+    element('track').replaceChildren(
+      ...ACTIONS.filter((action) => number[action]).map((action) => {
+        const part = make('i', { class: action });
+        part.style.setProperty('--p', (100 * number[action]) / count + '%');
+        return part;
+      }),
+    );
+    element('track').setAttribute('aria-label', thousands(decided) + ' of ' + images(count) + ' decided');
+    for (const state of ['all', 'undecided', ...ACTIONS]) {
+      const chip = element('state-' + state).nextElementSibling;
+      chip.lastElementChild.textContent = thousands(number[state] ?? 0);
+      if (state === 'weight') chip.hidden = element('state-weight').disabled = !number[state];
+    }
+    element('export').textContent = 'Export' + (decisions.size() ? ' (' + thousands(decisions.size()) + ')' : '');
+    element('export').disabled = !decisions.size();
+  };
+  const draw = () => {
+    drawProgress();
+    drawItem();
+    drawStrip();
+  };
+  const chips = (group, name, values, words) => {
+    for (const value of values) {
+      const choose = () => {
+        filter[name] = value;
+        select(shown[position] ?? 0);
+        draw();
+      };
+      const attributes = { type: 'radio', name, id: name + '-' + value, checked: value === 'all', autocomplete: 'off', change: choose };
+      const color = ACTIONS.includes(value) ? { class: value } : {};
+      element(group).append(
+        make('input', attributes),
+        make('label', { for: name + '-' + value, ...color }, words(value), make('b', {}, '')),
+      );
+    }
+  };
+  const reset = (current) => {
+    Object.assign(filter, { state: 'all', kind: 'all' });
+    for (const name of Object.keys(filter)) element(name + '-all').checked = true;
+    select(current);
+  };
+
+  // Search for a class by words of its name. All names are unpacked at the first search.
+  const MAX_FOUND = 30;
+  const MAX_RECENT = 5;
+  const fold = (text) => text.normalize('NFKD').replace(/\p{M}/gu, '').toLowerCase();
+  const recent = [];
+  let names = null;
+  let folded = [];
+  let options = []; // [name, remark]
+  let active = 0;
+  const unpack = async () => {
+    try {
+      const bytes = Uint8Array.from(atob(JSON.parse(element('review-names').textContent)), (char) => char.charCodeAt(0));
+      const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('deflate'));
+      names = JSON.parse(await new Response(stream).text());
+    } catch {
+      names = Object.values(data.classes).map(([name]) => name);
+      note('This browser is too old to unpack all class names: only those on this page are found.');
+    }
+    folded = names.map(fold);
+  };
+  const matches = (query) => {
+    const words = fold(query).split(/\s+/).filter(Boolean);
+    if (!words.length) {
+      const proposals = data.proposals[shown[position]].map(nameOf);
+      return [Array.from(new Set([...recent, ...proposals])), 'Type words of the name.'];
+    }
+    const whole = words.join(' ');
+    const ranked = [];
+    for (let c = 0; c < folded.length; c++) {
+      const name = folded[c];
+      if (!words.every((word) => name.includes(word))) continue;
+      const start = name.indexOf(words[0]);
+      const rank = name === whole ? 0 : name.startsWith(whole) ? 1 : start === 0 || name[start - 1] === ' ' ? 2 : 3;
+      ranked.push([rank, name.length, c]);
+    }
+    ranked.sort((a, b) => a[0] - b[0] || a[1] - b[1] || a[2] - b[2]);
+    const found = Array.from(new Set(ranked.slice(0, MAX_FOUND).map(([, , c]) => names[c])));
+    const number = thousands(ranked.length) + (ranked.length === 1 ? ' class matches' : ' classes match');
+    return [found, ranked.length > MAX_FOUND ? number + '; the first ' + MAX_FOUND + ' are listed.' : number + '.'];
+  };
+  const drawFound = () => {
+    const typed = element('query').value.trim().normalize('NFC');
+    const [found, text] = names ? matches(typed) : [[], 'Reading the names …'];
+    options = found.map((name) => [name, name === labelOf(shown[position]) ? 'the label' : '']);
+    if (names && data.split === 'unlabeled' && typed && !names.includes(typed)) options.push([typed, 'new class']);
+    active = Math.min(active, Math.max(0, options.length - 1));
+    element('found').replaceChildren(
+      ...options.map(([name, remark], k) => {
+        const pick = () => choose(name);
+        const attributes = { role: 'option', id: 'found-' + k, 'aria-selected': String(k === active), click: pick };
+        return make('li', attributes, make('bdi', {}, name), make('small', { class: 'soft' }, remark));
+      }),
+    );
+    element('query').setAttribute('aria-activedescendant', options.length ? 'found-' + active : '');
+    element('found-note').textContent = text;
+    element('found-' + active)?.scrollIntoView({ block: 'nearest' });
+  };
+  const choose = (name) => {
+    element('search').close();
+    const known = recent.indexOf(name);
+    if (known >= 0) recent.splice(known, 1);
+    recent.unshift(name);
+    recent.length = Math.min(recent.length, MAX_RECENT);
+    decide('relabel', name);
+  };
+  const openSearch = () => {
+    if (!shown.length) return;
+    element('query').value = '';
+    active = 0;
+    element('search').showModal();
+    drawFound();
+    if (!names) unpack().then(drawFound);
+  };
+  element('query').addEventListener('input', () => {
+    active = 0;
+    drawFound();
+  });
+  element('query').addEventListener('keydown', (event) => {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (step && options.length) active = (active + step + options.length) % options.length;
+    else if (event.key === 'Enter' && options.length && !event.isComposing) choose(options[active][0]);
+    else return;
+    event.preventDefault();
+    if (step) drawFound();
+  });
+
+  // Keys of the page.
+  const proposed = () => data.proposals[shown[position]].map(nameOf);
+  const keys = {
+    k: () => decide('keep'),
+    r: () => decide('relabel', proposed()[0]),
+    Enter: () => decide('relabel', proposed()[0]),
+    d: () => decide('drop'),
+    u: () => decide('unsure'),
+    z: undo,
+    '/': openSearch,
+    '?': () => element('help').showModal(),
+    j: () => move(1),
+    p: () => move(-1),
+    ArrowRight: () => move(1),
+    ArrowLeft: () => move(-1),
+  };
+  addEventListener('keydown', (event) => {
+    const { key, target } = event;
+    if (event.altKey || event.isComposing || document.querySelector('dialog[open]')) return;
+    if ((event.ctrlKey || event.metaKey) && (key !== 'z' || event.shiftKey)) return;
+    // Enter on a button presses it, and arrows choose among radio buttons.
+    if (key === 'Enter' && target.closest('a, button, input, label')) return;
+    if (key.startsWith('Arrow') && target.closest('input')) return;
+    const digit = /^[1-9]$/.test(key) ? Number(key) - 1 : -1;
+    const name = key.length === 1 ? key.toLowerCase() : key;
+    const run = digit < 0 ? keys[name] : shown.length && proposed()[digit] !== undefined && (() => decide('relabel', proposed()[digit]));
+    if (!run || (digit < 0 && !Object.hasOwn(keys, name))) return;
+    event.preventDefault();
+    if (!shown.length && !'z?'.includes(name)) return;
+    if (!event.repeat || key.startsWith('Arrow') || name === 'j' || name === 'p') run();
+  });
+  addEventListener('storage', () => {
+    decisions.load();
+    draw();
+  });
+  element('ask').addEventListener('click', keys['?']);
+  element('export').addEventListener('click', () => {
+    decisions.download();
+    draw();
+    say('exported ' + thousands(decisions.size()) + ' decisions');
+  });
+  element('import').addEventListener('change', async (event) => {
+    const [file] = event.target.files;
+    if (!file) return;
+    const paths = new Set(data.fpaths);
+    const isStale = ({ fpath, label }) => paths.has(fpath) && !rowOf.has(idOf(fpath, label));
+    const [added, text] = decisions.merge(await file.text(), isStale);
+    event.target.value = ''; // so that the same file can be chosen again
+    if (added.length) history.push(added);
+    draw();
+    say(text);
+  });
+
+  const kinds = Object.keys(data.kindMeanings).filter((kind) => data.kinds.includes(kind));
+  chips('states', 'state', ['all', 'undecided', ...ACTIONS], (value) => PAST[value] ?? value);
+  chips('kinds', 'kind', ['all', ...kinds], (value) => (value === 'all' ? 'all kinds' : value.replaceAll('_', ' ')));
+  for (const kind of kinds) {
+    const number = data.kinds.filter((one) => one === kind).length;
+    element('kind-' + kind).nextElementSibling.lastElementChild.textContent = thousands(number);
+  }
+  element('kinds').parentElement.hidden = kinds.length < 2;
+  select(Math.max(0, ids.findIndex((id) => !decisions.get(id))));
+  element('review').hidden = false;
+  draw();
+})();
