@@ -22,6 +22,7 @@ from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing.io import read_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint
 from lib.trainer.chunked_head import ChunkedHead
+from lib.trainer.forward import Head, WholeHead
 from lib.trainer.objective import AuxiliaryTerm, ContrastTerm, DistillTerm, Objective
 
 # Keys that the teacher must share, since it gets the images of the student.
@@ -91,20 +92,23 @@ def build_objective(
     objective = Objective(
         loss,
         auxiliary.term,
-        head=_chunked_head(cfg, model, loss, group) if is_chunked(cfg) else None,
+        head=_build_head(cfg, model, loss, group),
         loss_weight=auxiliary.loss_weight,
         auxiliary_weight=auxiliary.weight,
     )
     return objective.to(device.main)
 
 
-def _chunked_head(cfg: Config, model: Recognizer, loss: WeightedLoss, group: ProcessGroup) -> ChunkedHead:
+def _build_head(cfg: Config, model: Recognizer, loss: WeightedLoss, group: ProcessGroup) -> Head:
+    if not is_chunked(cfg):
+        return WholeHead(loss, with_margins=cfg.TRAIN.TRACK_SAMPLES)
     return ChunkedHead(
         model,
         loss,
         chunk_images=cfg.LOSS.CHUNK_IMAGES,
         sampled_fraction=cfg.LOSS.SAMPLED_CLASSES,
         group=group if cfg.MODEL.CLASSIFIER_SHARDED else SINGLE_PROCESS,
+        with_margins=cfg.TRAIN.TRACK_SAMPLES,
     )
 
 

@@ -28,6 +28,7 @@ from lib.trainer.checkpointing.state import TrainingSet
 from lib.trainer.forward import TrainingForward
 from lib.trainer.lbfgs import LBFGSStep, regularization_path
 from lib.trainer.run_folder import RunFolder
+from lib.trainer.samples import SampleRecord
 from lib.trainer.selection import LAST, ModelSelector
 from lib.trainer.step import TrainStep
 from lib.trainer.train_state import RunInfo, TrainState
@@ -198,6 +199,7 @@ def build_step(
         optimizer=build_optimizer(cfg, model),
         scaler=build_scaler(model, device, group),
         ema=_build_ema(cfg, model),
+        samples=SampleRecord(len(data.train), data.train.digest(), group) if cfg.TRAIN.TRACK_SAMPLES else None,
     )
     return TrainStep(
         state=state,

@@ -1,4 +1,4 @@
-"""Checks of settings that do not work with stored features."""
+"""Checks of settings that do not work with stored features, or with a record of the training images."""
 
 from typing import Any
 
@@ -71,3 +71,27 @@ def check_lbfgs(values: dict[str, Any]) -> None:
             f'TRAIN.MAX_EPOCH is {values["TRAIN.MAX_EPOCH"]}, but with OPTIMIZER.TYPE lbfgs the regularization of an '
             f'epoch is 3.2 times that of the one before: at most {_MAX_STRENGTHS}, such as --TRAIN_MAX_EPOCH 9'
         )
+
+
+# Keys under which a step has no margin of each image, their values that are fine, and the reasons.
+_NEEDS_MARGINS: dict[str, tuple[object, str]] = {
+    'MIX.TYPE': ('', 'a mixed image has no label of its own'),
+    'LOSS.SAMPLED_CLASSES': (1.0, 'a sample of the classes may lack the largest other logit'),
+}
+
+
+def check_tracking(values: dict[str, Any]) -> None:
+    """Raise UserError if TRAIN.TRACK_SAMPLES could not record the margin of every image."""
+    if not values['TRAIN.TRACK_SAMPLES']:
+        return
+    if values['OPTIMIZER.TYPE'] == 'lbfgs':
+        raise UserError(
+            'TRAIN.TRACK_SAMPLES True records images over the epochs, but with OPTIMIZER.TYPE lbfgs an epoch is a fit '
+            'of its own: --OPTIMIZER_TYPE sgd, or --TRAIN_TRACK_SAMPLES False'
+        )
+    for name, (neutral, reason) in _NEEDS_MARGINS.items():
+        if values[name] != neutral:
+            raise UserError(
+                f'TRAIN.TRACK_SAMPLES True records the margin of every image, but with {name} {values[name]} {reason}: '
+                f'--{name.replace(".", "_")} {shown(neutral)}, or --TRAIN_TRACK_SAMPLES False'
+            )

@@ -15,6 +15,7 @@ from lib.loss.weighted import WeightedLoss
 from lib.model import Recognizer
 from lib.runtime.device import seed_generators
 from lib.trainer.forward import LossOutput, LossScale, ModelOutput
+from lib.trainer.samples import margins_of
 
 
 class ChunkedHead(nn.Module):
@@ -26,6 +27,7 @@ class ChunkedHead(nn.Module):
         chunk_images: images at a time; 0: all.
         sampled_fraction: of the classes, drawn in each step (Partial FC: An et al., CVPR 2022); 1: all.
         group: ranks that hold a shard of the classes each; SINGLE_PROCESS: every rank holds all classes.
+        with_margins: compute the margins of the labels, too; not with sampled classes.
     """
 
     _model: Recognizer
@@ -38,12 +40,14 @@ class ChunkedHead(nn.Module):
         chunk_images: int = 0,
         sampled_fraction: float = 1.0,
         group: ProcessGroup = SINGLE_PROCESS,
+        with_margins: bool = False,
     ) -> None:
         super().__init__()
         # Not registered as a submodule: the model is no part of the objective.
         object.__setattr__(self, '_model', model)
         self.loss = loss
         self._chunk_images, self._sampled_fraction, self._group = chunk_images, sampled_fraction, group
+        self._with_margins = with_margins
 
     def forward(self, outputs: ModelOutput, targets: Targets, scale: LossScale) -> LossOutput:
         features = outputs.features
@@ -59,7 +63,11 @@ class ChunkedHead(nn.Module):
             rows = subset.classes - self._model.classifier.classes.start
             weight, bias = take_rows(weight, rows), None if bias is None else take_rows(bias, rows)
 
+        margins = torch.empty_like(targets.hard, dtype=torch.float32) if self._with_margins else None
+
         def loss_of(logits: ShardedLogits, rows: slice, extra: torch.Tensor | None) -> torch.Tensor:
+            if margins is not None:  # before the loss overwrites the logits
+                margins[rows] = margins_of(logits, targets.hard[rows])
             return self.loss.total(logits, targets.select(rows), extra) / scale.normalizer
 
         # A loss with random choices (SEQL) draws the same on all ranks, since each computes the loss of all images.
@@ -68,9 +76,11 @@ class ChunkedHead(nn.Module):
             x, weight, bias, loss_of, chunk=self._chunk_images, extra=loss_features, subset=subset
         )
         if self._group.world_size == 1:
-            return LossOutput(loss, predicted)
+            return LossOutput(loss, predicted, margins)
         # Every rank has the loss of all images.
-        return LossOutput(loss / self._group.world_size, local_rows(predicted, scale.sizes, self._group))
+        if margins is not None:
+            margins = local_rows(margins, scale.sizes, self._group)
+        return LossOutput(loss / self._group.world_size, local_rows(predicted, scale.sizes, self._group), margins)
 
     def _class_subset(self, targets: Targets, seed: int) -> ClassSubset:
         """Return the classes whose logits this rank computes."""

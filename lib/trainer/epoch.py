@@ -7,26 +7,28 @@ from collections.abc import Callable
 import torch
 
 from lib.dataset.loader import FullBatchLoader, TrainLoader
+from lib.dataset.pipeline import Batch
 from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
 from lib.runtime.log import progress_bar
-from lib.trainer.checkpointing.state import TrainProgress
 from lib.trainer.lbfgs import LBFGSStep
 from lib.trainer.mixing.base import Mixer
 from lib.trainer.run_log import RunLog
 from lib.trainer.step import StepResult, TrainStep
 from lib.trainer.stop_signal import Action, StopController, StopRequested
+from lib.trainer.train_state import TrainState
 
 
 class RunningMetrics:
-    """Running sums of an epoch, which stay on the device until sync().
+    """Running sums of an epoch, and the record of its images if there is one; they stay on the device until sync().
 
     They start from the sums in the progress and grow step by step, so they depend neither on when they are
     synchronized nor on where the epoch was interrupted.
     """
 
-    def __init__(self, progress: TrainProgress, group: ProcessGroup, device: torch.device) -> None:
-        self._progress, self._group = progress, group
+    def __init__(self, state: TrainState, group: ProcessGroup) -> None:
+        progress, device = state.progress, state.device
+        self._progress, self._group, self._samples = progress, group, state.samples
         # MPS has no float64; float32 is precise enough for a log line.
         dtype = torch.float32 if device.type == 'mps' else torch.float64
         loss_sum, num_right = (progress.loss_sum, progress.num_right) if group.is_main else (0.0, 0)
@@ -35,13 +37,15 @@ class RunningMetrics:
         self._num_images = progress.num_images
         self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
 
-    def add(self, result: StepResult, num_images: int, step: int) -> None:
-        """Add the result of a step of `num_images` images over all ranks."""
+    def add(self, result: StepResult, batch: Batch, num_images: int, step: int) -> None:
+        """Add the result of a step of `num_images` images over all ranks, `batch` on this one."""
         self._loss_sum += result.loss.to(self._loss_sum.dtype) * num_images
         self._num_right += result.num_right
         self._num_images += num_images
         first = (self._first_bad_step < 0) & ~torch.isfinite(result.loss)
         self._first_bad_step = torch.where(first, step, self._first_bad_step)
+        if self._samples is not None and result.margins is not None and result.correct is not None:
+            self._samples.add(batch.rows, batch.bad, result.margins, result.correct)
 
     def sync(self) -> int:
         """Write the sums over all ranks into the progress; return the first step with a non-finite loss, or -1.
@@ -51,6 +55,8 @@ class RunningMetrics:
         self._progress.loss_sum = float(self._group.all_reduce(self._loss_sum))
         self._progress.num_right = int(self._group.all_reduce(self._num_right))
         self._progress.num_images = self._num_images
+        if self._samples is not None:
+            self._samples.flush()
         steps = [step for step in self._group.all_gather(self._first_bad_step).tolist() if step >= 0]
         return min(steps, default=-1)
 
@@ -90,7 +96,7 @@ def train_epoch(
     epoch = progress.epoch
     state.model.train()
     step.objective.set_epoch(epoch)
-    running = RunningMetrics(progress, group, state.device)
+    running = RunningMetrics(state, group)
     log.begin_epoch(progress)
     bad: list[tuple[int, str]] = []
     started = time.perf_counter() - progress.seconds
@@ -99,7 +105,7 @@ def train_epoch(
     for batch in bar:
         global_step = epoch * loader.steps_per_epoch + progress.step
         mixed = mixer(batch.images, batch.labels, epoch=epoch, first_slot=loader.first_slot(progress.step))
-        running.add(step(mixed, global_step), loader.batch_size, progress.step)
+        running.add(step(mixed, global_step), batch, loader.batch_size, progress.step)
         bad += batch.bad
         progress.step += 1
         last = progress.step == loader.steps_per_epoch

@@ -9,6 +9,7 @@ from lib.loss.targets import Targets
 from lib.loss.weighted import WeightedLoss
 from lib.model import Recognizer
 from lib.trainer.mixing.stages import MixedStages
+from lib.trainer.samples import margins_of
 
 
 class ModelOutput(NamedTuple):
@@ -87,10 +88,12 @@ class LossOutput(NamedTuple):
     Attributes:
         loss: scalar; the sum over all micro-batches and ranks is the loss of the batch.
         predicted: (n,) int64 class of the largest logit.
+        margins: (n,) of the labels, see lib.trainer.samples.margins_of; None: not computed.
     """
 
     loss: torch.Tensor
     predicted: torch.Tensor
+    margins: torch.Tensor | None = None
 
 
 class Head(Protocol):
@@ -100,13 +103,20 @@ class Head(Protocol):
 
 
 class WholeHead(nn.Module):
-    """Head for outputs that contain the logits of all classes."""
+    """Head for outputs that contain the logits of all classes.
 
-    def __init__(self, loss: WeightedLoss) -> None:
+    Args:
+        loss: weighted loss of the labels.
+        with_margins: compute the margins of the labels, too.
+    """
+
+    def __init__(self, loss: WeightedLoss, *, with_margins: bool = False) -> None:
         super().__init__()
         self.loss = loss
+        self._with_margins = with_margins
 
     def forward(self, outputs: ModelOutput, targets: Targets, scale: LossScale) -> LossOutput:
         assert outputs.logits is not None
         total = self.loss.total(outputs.logits, targets, outputs.features)
-        return LossOutput(total / scale.normalizer, outputs.logits.detach().argmax(dim=1))
+        margins = margins_of(outputs.logits, targets.hard) if self._with_margins else None
+        return LossOutput(total / scale.normalizer, outputs.logits.detach().argmax(dim=1), margins)

@@ -133,7 +133,7 @@ class LBFGSStep:
             inputs = (batch.images - moments.mean).div_(moments.scale) if is_linear else batch.images
             output = ModelOutput(classifier(inputs), batch.images, None)
             scale = LossScale(moments.normalizer, len(batch.labels) / moments.num_rows, 0, (len(batch.labels),))
-            loss, predicted = self.objective(output, targets, batch.images, scale)
+            loss, predicted, _ = self.objective(output, targets, batch.images, scale)
             if with_gradient:
                 loss.backward()
             loss_sum += loss.detach()

@@ -24,7 +24,7 @@ class Objective(nn.Module):
 
     Args:
         loss: weighted loss of the labels.
-        head: computes the loss from the model's outputs; None: from the logits of all classes.
+        head: computes the loss from the model's outputs; None: from the logits of all classes, without margins.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class Objective(nn.Module):
 
     def forward(self, outputs: ModelOutput, targets: Targets, images: torch.Tensor, scale: LossScale) -> LossOutput:
         """Return the contribution of a micro-batch to the objective of its batch."""
-        loss, predicted = self.head(outputs, targets, scale)
-        total = self.loss_weight * loss
+        output = self.head(outputs, targets, scale)
+        total = self.loss_weight * output.loss
         if self.auxiliary is not None:
             auxiliary = self.auxiliary(outputs, targets, images)
             total = total + self.auxiliary_weight * scale.fraction * auxiliary
-        return LossOutput(total, predicted)
+        return output._replace(loss=total)
 
 
 class ContrastTerm:

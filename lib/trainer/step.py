@@ -3,7 +3,7 @@
 Nothing in a step waits for the device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -23,10 +23,19 @@ from lib.trainer.train_state import TrainState
 
 
 class StepResult(NamedTuple):
-    """The result of a step on this rank, two scalar tensors: its part of the batch's loss, and correct predictions."""
+    """The result of a step on this rank.
+
+    Attributes:
+        loss: scalar, this rank's part of the batch's loss.
+        num_right: scalar, number of correct predictions.
+        margins: (images of this rank,) of the labels; None if the head does not compute them.
+        correct: (images of this rank,) bool, predictions that are the label; None without margins.
+    """
 
     loss: torch.Tensor
     num_right: torch.Tensor
+    margins: torch.Tensor | None = None
+    correct: torch.Tensor | None = None
 
 
 class SingleValueBatchNorm(UserError):
@@ -98,14 +107,14 @@ class TrainStep:
             with skip_gradient_sync(self.forward, number + 1 < len(micro_batches.slices)):
                 micro_batch = mixed.select(rows)
                 output = self._forward(micro_batch)
-                loss, predicted = self.objective(output, micro_batch.targets, micro_batch.images, scale)
+                loss, predicted, margins = self.objective(output, micro_batch.targets, micro_batch.images, scale)
                 # DistributedDataParallel averages the gradients of the ranks; the loss is their sum.
                 total = loss * group.world_size
                 (total if scaler is None else scaler.scale(total)).backward()
-            results.append(StepResult(loss.detach(), (predicted == micro_batch.targets.hard).sum()))
-        if len(results) == 1:
-            return results[0]
-        return StepResult(*(torch.stack(values).sum() for values in zip(*results, strict=True)))
+            correct = predicted == micro_batch.targets.hard
+            per_image = (None, None) if margins is None else (margins, correct)
+            results.append(StepResult(loss.detach(), correct.sum(), *per_image))
+        return results[0] if len(results) == 1 else _total(results)
 
     def _forward(self, mixed: MixedBatch) -> ModelOutput:
         try:
@@ -117,3 +126,10 @@ class TrainStep:
                 f'BatchNorm needs more than one value per channel, but a step has {len(mixed.images)} images of '
                 f'{mixed.images.shape[-1]} px'
             ) from None
+
+
+def _total(results: Sequence[StepResult]) -> StepResult:
+    """Return the result of a batch from those of its micro-batches."""
+    losses, counts, margins, correct = zip(*results, strict=True)
+    per_image = () if margins[0] is None else (torch.cat(margins), torch.cat(correct))
+    return StepResult(torch.stack(losses).sum(), torch.stack(counts).sum(), *per_image)

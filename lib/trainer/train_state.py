@@ -13,6 +13,7 @@ from lib.trainer.checkpointing.classifier_rows import CLASSIFIER_PREFIX, names_b
 from lib.trainer.checkpointing.sharded import ClassifierShard
 from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, TrainProgress
 from lib.trainer.run_folder import RunFolder
+from lib.trainer.samples import SampleRecord
 from lib.trainer.selection import Selection
 
 
@@ -50,6 +51,7 @@ class TrainState:
         scaler: loss scaler for float16 gradients; None: off.
         progress: epoch, step and running sums.
         selection: the best and the selected epoch until now.
+        samples: record of the training images; None: off.
     """
 
     model: Recognizer
@@ -58,6 +60,7 @@ class TrainState:
     scaler: torch.amp.GradScaler | None = None
     progress: TrainProgress = field(default_factory=TrainProgress)
     selection: Selection = field(default_factory=Selection)
+    samples: SampleRecord | None = None
 
     @property
     def device(self) -> torch.device:
@@ -89,6 +92,8 @@ class TrainState:
         except (KeyError, ValueError, TypeError, AttributeError):  # whichever difference torch's optimizers find first
             raise OptimizerMismatch(f'{checkpoint.path}: its optimizer state does not fit') from None
         self.progress, self.selection = checkpoint.progress, checkpoint.selection
+        if self.samples is not None:
+            self.samples.load_state_dict(checkpoint.samples, checkpoint.path)
 
     def to_checkpoint(self, info: RunInfo, folder: RunFolder, group: ProcessGroup) -> Checkpoint:
         """Return a checkpoint that shares memory with the state; of a sharded classifier, with this rank's rows."""
@@ -108,6 +113,7 @@ class TrainState:
             bad_images=folder.bad_images(),
             step_format=info.step_format or None,
             base=self.model.base,
+            samples=None if self.samples is None else self.samples.state_dict(),
         )
         return self._split_classifier(whole, group) if self.model.is_sharded else whole
 

@@ -149,6 +149,8 @@ class Trainer:
             is_selected = self._update_selection(valid, predictions)
             self._record(log, 'train', train['lr'], train)
             self._record(log, 'valid', train['lr'], valid)
+            if self.state.samples is not None and self.folder.writes:
+                self.state.samples.write(self.folder.path)  # first: after a kill the epoch runs again
             self._save(saver, is_selected=is_selected, end_of_epoch=True)
             is_best = self.state.selection.best_epoch == epoch
             log.log_epoch(epoch, train, valid, is_best=is_best)

@@ -3,6 +3,7 @@
 import pytest
 
 from lib.config.check import check_values
+from lib.config.check_features import check_tracking
 from lib.config.defaults import KEYS, LARGEST
 from lib.errors import UserError
 
@@ -198,3 +199,21 @@ def test_options_of_cached_features_need_them():
 def test_sizes_are_plausible_before_memory_is_allocated(name):
     value = (0, LARGEST[name] + 1) if isinstance(KEYS[name].default, tuple) else LARGEST[name] + 1
     assert f'but at most {LARGEST[name]} is possible' in refused({name: value})
+
+
+@pytest.mark.parametrize(
+    ('values', 'advice'),
+    [
+        ({'MIX.TYPE': 'mixup'}, "--MIX_TYPE ''"),
+        ({'LOSS.SAMPLED_CLASSES': 0.5}, '--LOSS_SAMPLED_CLASSES 1.0'),
+        ({'OPTIMIZER.TYPE': 'lbfgs'}, '--OPTIMIZER_TYPE sgd'),
+    ],
+)
+def test_a_record_of_the_images_needs_their_margins(values, advice):
+    defaults = {name: key.default for name, key in KEYS.items()}
+    check_tracking(defaults | {'TRAIN.TRACK_SAMPLES': True})
+    check_tracking(defaults | values)
+    with pytest.raises(UserError) as caught:
+        check_tracking(defaults | values | {'TRAIN.TRACK_SAMPLES': True})
+    assert advice in str(caught.value)
+    assert '\n' not in str(caught.value)

@@ -20,7 +20,7 @@ from lib.optim.ema import ModelEMA
 from lib.optim.gradients import clip_gradients
 from lib.runtime.device import Device
 from lib.trainer.chunked_head import ChunkedHead
-from lib.trainer.forward import TrainingForward
+from lib.trainer.forward import TrainingForward, WholeHead
 from lib.trainer.microbatch import split_batch
 from lib.trainer.mixing.base import MixedBatch
 from lib.trainer.objective import Objective
@@ -44,6 +44,7 @@ class Setup:
         clip: largest norm of the gradients; 0: off.
         decay: of the EMA; 0: off.
         tune: MODEL.TUNE; '': all parameters are trained.
+        margins: compute the margins of the labels.
     """
 
     batch_size: int = 12
@@ -53,6 +54,7 @@ class Setup:
     clip: float = 0.0
     decay: float = 0.0
     tune: str = ''
+    margins: bool = False
     dtype: torch.dtype = torch.float64
 
 
@@ -85,7 +87,7 @@ def step_of(setup: Setup, group: ProcessGroup = SINGLE_PROCESS) -> TrainStep:
     loss = {'mixed': CrossEntropy(0.1), 'ldam': LDAM(COUNTS, 0.5, 8.0)}[setup.loss]
     class_weights = torch.linspace(0.5, 2, NUM_CLASSES) if setup.loss == 'mixed' else None
     weighted = WeightedLoss(loss, COUNTS, class_weights).to(setup.dtype)
-    head = None
+    head: WholeHead | ChunkedHead = WholeHead(weighted, with_margins=setup.margins)
     if setup.head != 'whole':
         head = ChunkedHead(
             model,
@@ -93,10 +95,11 @@ def step_of(setup: Setup, group: ProcessGroup = SINGLE_PROCESS) -> TrainStep:
             chunk_images=3,
             sampled_fraction=0.5 if setup.head == 'sampled' else 1.0,
             group=group if is_sharded else SINGLE_PROCESS,
+            with_margins=setup.margins,
         )
     own = list(model.classifier.parameters()) if is_sharded else []
     shared = [parameter for parameter in model.parameters() if all(parameter is not other for other in own)]
-    forward = TrainingForward(model, classifies=head is None)
+    forward = TrainingForward(model, classifies=setup.head == 'whole')
     return TrainStep(
         state=TrainState(
             model,

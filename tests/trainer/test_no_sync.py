@@ -52,6 +52,8 @@ SETUPS = {
     'chunked': Setup(head='chunked'),
     'chunked, micro-batches, clip, EMA': Setup(head='chunked', max_images=4, clip=0.05, decay=0.9),
     'sampled': Setup(head='sampled', loss='ldam'),
+    'margins': Setup(loss='ldam', max_images=4, margins=True),
+    'chunked, margins': Setup(head='chunked', loss='ldam', margins=True),
 }
 
 

@@ -45,7 +45,7 @@ def test_the_gradient_of_mixed_labels(seed):
     targets = Targets(pairs, torch.stack([lam, 1 - lam], dim=1))
     before = step.state.model.classifier.bias.detach().clone()
     p = step.state.model(images).detach().softmax(dim=1)
-    loss, num_right = step(MixedBatch(images, targets), 0)
+    loss, num_right, *_ = step(MixedBatch(images, targets), 0)
     expected, gradient = 0.0, torch.zeros(3)
     for i in range(4):
         q = torch.zeros(3)
@@ -69,7 +69,7 @@ def test_an_auxiliary_loss_is_added_with_its_weight():
     step = small_step(Objective(average(), auxiliary, loss_weight=0.25, auxiliary_weight=2.0))
     logits = step.state.model(images)
     expected = 0.25 * nn.functional.cross_entropy(logits, labels) + 2 * logits.square().sum()
-    loss, _ = step(unmixed(images, labels, epoch=0, first_slot=0), 0)
+    loss, *_ = step(unmixed(images, labels, epoch=0, first_slot=0), 0)
     torch.testing.assert_close(loss, expected)
     assert calls == [((4, 5), 4, images.shape)]
 
@@ -82,7 +82,7 @@ def test_deferred_weights_apply_from_their_epoch(epoch, weighted):
     step = small_step(objective)
     objective.set_epoch(epoch)
     expected = nn.functional.cross_entropy(step.state.model(images), labels, weight=weights if weighted else None)
-    loss, _ = step(unmixed(images, labels, epoch=epoch, first_slot=0), 0)
+    loss, *_ = step(unmixed(images, labels, epoch=epoch, first_slot=0), 0)
     torch.testing.assert_close(loss, expected)
 
 

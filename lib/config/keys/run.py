@@ -95,6 +95,11 @@ class TrainKeys(Section, title='epochs, batches, checkpoints'):
         is_path=True,
         used_by=_WITH_FEATURES,
     )
+    TRACK_SAMPLES = Key(
+        False,
+        'Record the area under the margin and the forgetting events of every training image, for tools/clean.py, in '
+        'RUN_FOLDER/samples. Needs the logits of all classes and images that are not mixed.',
+    )
     SAVE_EVERY_EPOCHS = Key(10, 'Epochs between checkpoints named epoch_N.pth.', low=1)
     KEEP_EPOCHS = Key(3, 'Number of epoch_N.pth to keep; older ones are deleted.', low=0)
     SAVE_WEIGHTS = Key(

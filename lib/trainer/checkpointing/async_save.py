@@ -24,7 +24,7 @@ def snapshot(checkpoint: Checkpoint) -> Checkpoint:
     if checkpoint.progress is None:
         raise ValueError('a checkpoint of a run needs its progress')
     copier = _Copier()
-    names = ('state_dict', 'training_state', 'optimizer', 'scaler')
+    names = ('state_dict', 'training_state', 'optimizer', 'scaler', 'samples')
     copied = {name: copier(getattr(checkpoint, name)) for name in names}
     if checkpoint.classifier_shard is not None:
         shard = checkpoint.classifier_shard

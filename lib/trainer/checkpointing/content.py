@@ -116,6 +116,7 @@ def to_content(checkpoint: Checkpoint) -> dict[str, Any]:
         'versions': checkpoint.versions or versions(),
         'step_format': checkpoint.step_format,
         'base': None if checkpoint.base is None else asdict(checkpoint.base),
+        'samples': checkpoint.samples,
         'head': shard_folder_name(progress) if checkpoint.is_sharded else None,
     }
 
@@ -178,6 +179,7 @@ def from_content(content: Any, path: Path, name: str) -> Checkpoint:
         versions=content.get('versions'),
         step_format=content.get('step_format'),
         base=None if content.get('base') is None else BaseWeights(**content['base']),
+        samples=content.get('samples'),
         shard_folder=None if head is None else path.parent / Path(head).name,
         path=path,
     )
@@ -246,8 +248,7 @@ def _check_values(content: dict[str, Any], state: dict[str, torch.Tensor]) -> No
     rng = content.get('rng')
     if rng is not None and not (isinstance(rng, dict) and isinstance(rng.get('torch'), torch.Tensor | None)):
         raise InvalidContent('rng: is no state of a generator')
-    scaler = content.get('scaler') or {}
-    if not all(math.isfinite(value) and value >= 0 for value in scaler.values()):
+    if not all(math.isfinite(value) and value >= 0 for value in (content.get('scaler') or {}).values()):
         raise InvalidContent('scaler: has a number that is not positive and finite')
 
 

@@ -95,6 +95,7 @@ class Checkpoint:
         step_format: precision, memory_format and kind of device of the training steps; None in older checkpoints.
         rng, versions: state of torch's generator and versions() when the snapshot was taken; None: when it is written.
         base: where the weights are that state_dict lacks, those of the base of a tuned backbone; None: it lacks none.
+        samples: state of the record of the training images (lib.trainer.samples); None without one.
         classifier_shard: classifier rows of this rank, removed from the other fields and written separately.
         shard_folder: folder with the classifier rows of all ranks, if they have not been read yet.
         path: file that the checkpoint was read from.
@@ -115,6 +116,7 @@ class Checkpoint:
     rng: torch.Tensor | None = None
     versions: dict[str, str] | None = None
     base: BaseWeights | None = None
+    samples: dict[str, torch.Tensor] | None = None
     classifier_shard: ClassifierShard | None = None
     shard_folder: Path | None = None
     path: Path | None = None
@@ -139,6 +141,7 @@ class Checkpoint:
             scaler=None,
             history=None,
             bad_images=None,
+            samples=None,
         )
 
     @property
