@@ -18,6 +18,7 @@ from lib.posthoc.linear_head import LinearHead
 from lib.posthoc.logistic_regression import NUM_ITERATIONS, USUAL_FITS, LogisticRegression
 from lib.posthoc.tau_sweep import NEVER
 from lib.runtime.column_store import ColumnStore, open_or_create
+from lib.runtime.files import remove
 from lib.runtime.log import LOGGER, progress_bar
 
 HEADS = ('linear', 'cosine')
@@ -113,6 +114,8 @@ def out_of_fold_candidates(
             heads = _fitted(images, folds, folder / 'heads', key, device, group)
         scorer = _Scorer(images, means, folds, heads, num_candidates)
         _fill(store, scorer, group)
+        if group.is_main:
+            remove(folder / 'heads')  # may be as large as the features
         store = ColumnStore(folder / 'scores', done=np.ones(len(images), bool))
     return Candidates(labels=images.labels, num_classes=images.num_classes, **store.columns)
 
@@ -226,10 +229,10 @@ class _Scorer:
 
 
 def _padded(head: LinearHead) -> LinearHead:
-    """Return the classifier with further classes, which never win, so that there are whole groups."""
+    """Return the classifier with further classes, of logit -inf, so that there are whole groups."""
     rest = -head.num_classes % _GROUP
     weight = torch.nn.functional.pad(head.weight, (0, 0, 0, rest))
-    return LinearHead(weight, torch.nn.functional.pad(head.bias, (0, rest), value=NEVER))
+    return LinearHead(weight, torch.nn.functional.pad(head.bias, (0, rest), value=-torch.inf))
 
 
 def _best_and_sums(logits: torch.Tensor, k: int) -> dict[str, torch.Tensor]:
