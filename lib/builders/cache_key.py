@@ -13,7 +13,7 @@ import torch
 from lib.builders.split import DatasetSplit
 from lib.config.defaults import Config
 from lib.dataset.image_format import can_read_heic
-from lib.dataset.images import ArrayImages, FileImages
+from lib.dataset.images import ArrayImages, FileImages, Images, SomeImages
 from lib.dataset.paths import spelled_on_disk
 from lib.runtime.device import Device
 from lib.shards.images import ShardImages
@@ -41,16 +41,19 @@ def checkpoint_fingerprint(checkpoint: Checkpoint, prefix: str = '') -> str:
     return hashlib.sha256(f'{fingerprint} {checkpoint.base.digest}'.encode()).hexdigest()
 
 
-def split_key(split: DatasetSplit) -> dict[str, Any]:
+def split_key(split: DatasetSplit, *, with_labels: bool = True) -> dict[str, Any]:
     """Return the fingerprints of a split's names and labels, and of all its files.
 
-    'files' has sizes and times of modification, which a copy on another machine may share, 'inodes' the rest.
+    'files' has sizes and times of modification, which a copy on another machine may share, 'inodes' the rest. Features
+    do not depend on the labels, so theirs need not be computed again for corrected ones.
     """
-    if isinstance(split.images, FileImages):
-        files, inodes = _file_fingerprints(split.images)
-    else:
-        files, inodes = _pixels_fingerprint(split), ''
-    return {'split': split.digest(), 'files': files, 'inodes': inodes}
+    images, rows = split.images, None
+    if isinstance(images, SomeImages):
+        images, rows = images.images, images.rows
+    files, inodes = _file_fingerprints(images) if isinstance(images, FileImages) else (_pixels_fingerprint(images), '')
+    if rows is not None:
+        files = hashlib.sha256(files.encode() + np.ascontiguousarray(rows, np.int64).tobytes()).hexdigest()
+    return {'split': split.digest() if with_labels else split.names_digest(), 'files': files, 'inodes': inodes}
 
 
 def input_key(cfg: Config, device: Device) -> dict[str, Any]:
@@ -105,9 +108,9 @@ def _status_of(path: str) -> tuple[int, int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino & 0x7FFF_FFFF_FFFF_FFFF
 
 
-def _pixels_fingerprint(split: DatasetSplit) -> str:
+def _pixels_fingerprint(images: Images) -> str:
     """Return a fingerprint of images in shards, by their checksums, or in memory."""
-    images, digest = split.images, hashlib.sha256()
+    digest = hashlib.sha256()
     if isinstance(images, ShardImages):
         for column in (images.index.checksums, images.index.lengths):
             digest.update(np.ascontiguousarray(column).data)

@@ -8,21 +8,20 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from lib.builders.corrections import corrected_rows, corrected_valid, with_corrections, without_quarantined
+from lib.builders.packed import is_packed, open_packed, packed_split
 from lib.builders.split import (
     DatasetSplit,
     TrainingData,
     annotated_split,
     found_split,
     in_class_order,
-    is_packed,
-    open_packed,
-    packed_split,
-    without_quarantined,
+    test_folder_split,
+    warn_about_other_classes,
 )
 from lib.config.defaults import Config
 from lib.dataset.annotations import ClassNames, read_annotations, read_classes, read_test_images
-from lib.dataset.folder import FolderDataset, NoClassFolders, class_name_of, labels_by_folder, split_folder
-from lib.dataset.image_walk import ImageWalk, left_out_lines
+from lib.dataset.folder import FolderDataset, NoClassFolders, split_folder
 from lib.dataset.images import ArrayImages
 from lib.demo.generate import demo_is_complete, generate_demo
 from lib.errors import UserError
@@ -30,20 +29,26 @@ from lib.formats.cifar import load_cifar_lt
 from lib.runtime.files import file_exists
 from lib.runtime.log import LOGGER
 from lib.runtime.shared_memory import to_shared_memory
-from lib.runtime.text import count_of, few_names, name_warnings, rounded_code_warnings
+from lib.runtime.text import count_of, name_warnings, rounded_code_warnings
 
 _FALLBACK = 'to try everything at once: python main.py --config configs/demo.yaml'
 
 
 def open_training_data(cfg: Config, *, quarantine: bool = True) -> TrainingData:
-    """Open the training and validation splits, without the training images that DATASET.QUARANTINE lists.
+    """Open the training and validation splits, corrected, without the training images that DATASET.QUARANTINE lists.
 
     Args:
-        quarantine: False: ignore DATASET.QUARANTINE, for tools that read every image.
+        quarantine: False: ignore DATASET.QUARANTINE, for tools that read every image; corrections change labels only.
 
     Raises:
         UserError: files are missing or invalid; the splits differ in num_classes; no training image is left.
     """
+    data = with_corrections(cfg, _open_data(cfg))
+    return without_quarantined(data, cfg.DATASET.QUARANTINE) if quarantine else replace(data, train_rows=None)
+
+
+def _open_data(cfg: Config) -> TrainingData:
+    """Open the splits as annotated. Raises: UserError as `open_training_data`."""
     data = open_packed(cfg) if cfg.DATASET.SHARDS else _SOURCES[cfg.DATASET.NAME](cfg)
     if data.valid is not None and data.valid.num_classes != data.train.num_classes:
         raise UserError(
@@ -55,11 +60,11 @@ def open_training_data(cfg: Config, *, quarantine: bool = True) -> TrainingData:
         LOGGER.warning('%s: %s', data.train.source, warning)
     if cfg.DATASET.NESTED_CLASSES and not any('/' in name for name in names):
         LOGGER.warning('%s: DATASET.NESTED_CLASSES has no effect: no class is a folder in a folder', data.train.source)
-    return without_quarantined(data, cfg.DATASET.QUARANTINE) if quarantine else data
+    return data
 
 
 def open_valid_split(cfg: Config, class_names: Sequence[str] = ()) -> DatasetSplit:
-    """Open the validation split: from its own file if there is one, else as in training.
+    """Open the validation split, corrected: from its own file if there is one, else as in training.
 
     Args:
         class_names: of a model; if the split has these classes in another order, its labels are renumbered.
@@ -67,24 +72,28 @@ def open_valid_split(cfg: Config, class_names: Sequence[str] = ()) -> DatasetSpl
     Raises:
         UserError: there is no validation split.
     """
+    split, classes, names = _valid_with_names(cfg, class_names)
+    return in_class_order(corrected_valid(cfg, split, names)[0], classes, class_names)
+
+
+def open_uncorrected_valid_split(cfg: Config, class_names: Sequence[str]) -> tuple[DatasetSplit, np.ndarray]:
+    """Open the validation split as `open_valid_split` does, but as it is annotated.
+
+    Returns:
+        The split, and its rows that DATASET.VALID_CORRECTIONS relabels or drops.
+    """
+    split, classes, names = _valid_with_names(cfg, class_names)
+    return in_class_order(split, classes, class_names), corrected_rows(cfg, split, names)
+
+
+def _valid_with_names(cfg: Config, class_names: Sequence[str]) -> tuple[DatasetSplit, ClassNames | None, Sequence[str]]:
+    """Return the split, its classes if they are known, and their names, else those of the model, else numbers."""
     split, classes = _valid_split(cfg)
-    _warn_about_other_classes(split, classes, class_names)
-    return in_class_order(split, classes, class_names)
-
-
-def _warn_about_other_classes(split: DatasetSplit, classes: ClassNames | None, names: Sequence[str]) -> None:
-    is_numbered = list(names) == [str(label) for label in range(len(names))]
-    if classes is None or len(classes.names) != len(names) or is_numbered:
-        return
-    others = sorted({*classes.names} - {*names})
-    if others:
-        LOGGER.warning(
-            '%s: %s unknown to the model: %s',
-            split.source,
-            count_of(len(others), 'class is', 'classes are'),
-            few_names(others),
-        )
-        LOGGER.warning('  labels are matched by number, which is right only if these were renamed')
+    warn_about_other_classes(split, classes, class_names)
+    if classes is not None:
+        return split, classes, classes.names
+    numbers = [str(label) for label in range(split.num_classes)]
+    return split, None, class_names if len(class_names) == split.num_classes else numbers
 
 
 def _valid_split(cfg: Config) -> tuple[DatasetSplit, ClassNames | None]:
@@ -100,7 +109,7 @@ def _valid_split(cfg: Config) -> tuple[DatasetSplit, ClassNames | None]:
         with suppress(UserError):  # in a folder with files of other data, it may not be of this split
             classes = read_classes(Path(json).with_name('classes.json'), split.num_classes)
         return split, classes
-    data = open_training_data(cfg, quarantine=False)
+    data = _open_data(cfg)
     if data.valid is None:
         raise UserError('there is no validation split: give --DATASET_VALID_JSON FILE')
     return data.valid, data.classes
@@ -168,35 +177,6 @@ def _test_paths(cfg: Config) -> tuple[str, str, str]:
     root = cfg.DATASET.TEST_ROOT or cfg.DATASET.ROOT
     json = cfg.DATASET.TEST_JSON or str(Path(root, 'converted_test.json'))
     return root, json, cfg.DATASET.TEST_ROOT or (root and str(Path(root, 'test')))
-
-
-def test_folder_split(folder: str, class_names: Sequence[str]) -> DatasetSplit:
-    """Open every image in a folder; sub-folders that are named after classes are the labels.
-
-    Raises:
-        UserError: the folder has no images.
-    """
-    walk = ImageWalk(folder)
-    paths = list(walk.images())
-    left_out = left_out_lines(walk, 1)
-    if not paths:
-        raise UserError('; '.join([f'{folder}: no images in this folder', *left_out[:1]]))
-    for line in left_out:
-        LOGGER.info('%s', line)
-    labels, unknown = labels_by_folder(paths, class_names)
-    num_unknown = int((labels < 0).sum())
-    if not num_unknown:
-        LOGGER.info('%s: labels from its folders, which are named after classes', folder)
-    elif num_unknown < len(paths):
-        LOGGER.warning(
-            '%s: %d of %d images have no label, and do not count in metrics', folder, num_unknown, len(paths)
-        )
-        LOGGER.warning('  folders that no class is named like: %s', few_names(unknown) or 'none')
-    elif unknown:
-        LOGGER.info('%s: no labels, since no folder is named after a class', folder)
-    for warning in name_warnings([class_name_of(name) for name in unknown], known=class_names):
-        LOGGER.warning('%s: %s', folder, warning)
-    return found_split(paths, labels, len(class_names), folder, folder)
 
 
 def _from_annotations(cfg: Config) -> TrainingData:

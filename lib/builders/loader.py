@@ -83,13 +83,14 @@ def build_train_loader(
     try:
         if cfg.OPTIMIZER.TYPE == 'lbfgs':
             assert isinstance(reader, FeatureReader)
-            return FullBatchLoader(reader, index.rows, cfg.TRAIN.BATCH_SIZE, group=group)
+            return FullBatchLoader(reader, index.rows, cfg.TRAIN.BATCH_SIZE, weights=split.weights, group=group)
         return TrainLoader(
             reader,
             build_sampler(cfg, index),
             per_image * len(index),
             per_image * cfg.TRAIN.BATCH_SIZE,
             sizes=train_sizes(cfg),
+            weights=split.weights,
             group=group,
             **({} if features else _pipeline_options(cfg, device)),
         )

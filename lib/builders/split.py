@@ -2,28 +2,26 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lib.config.defaults import Config
 from lib.dataset.annotations import Annotations, ClassNames, read_classes
-from lib.dataset.corrections import quarantined_rows
+from lib.dataset.folder import class_name_of, labels_by_folder
 from lib.dataset.image_format import HEIC_HINT, can_read_heic
+from lib.dataset.image_walk import ImageWalk, left_out_lines
 from lib.dataset.images import ArrayImages, FileImages, Images, SomeImages
 from lib.dataset.index import ClassIndex
 from lib.dataset.paths import PathColumn, TextPathRule, choose_path_rule, comparable_paths, path_as_text, refuse_urls
 from lib.errors import UserError
-from lib.runtime.files import finish_set
 from lib.runtime.log import LOGGER
 from lib.runtime.shared_memory import to_shared_memory
-from lib.runtime.text import few_names, names_digest
-from lib.shards.images import ShardImages
-from lib.shards.index import INDEX, INFO, SETTINGS
+from lib.runtime.text import count_of, few_names, name_warnings, names_digest
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,7 @@ class DatasetSplit:
         names: (num_images,) Arrow strings: the path of each image as annotated.
         source: name of the split for messages.
         by_class: rows sorted by class, if known.
+        weights: (num_images,) float32 weights of the images in the training loss; None: all 1.
     """
 
     images: Images
@@ -45,6 +44,7 @@ class DatasetSplit:
     names: pa.StringArray | pa.LargeStringArray
     source: str
     by_class: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,6 +72,16 @@ class DatasetSplit:
         """Return a fingerprint of names, in NFC, and labels, in their order."""
         digest = hashlib.sha256(f'{self.num_classes} '.encode())
         digest.update(np.ascontiguousarray(self.labels, np.int32).data)
+        self._update_with_names(digest)
+        return digest.hexdigest()
+
+    def names_digest(self) -> str:
+        """Return a fingerprint of the names in their order, which corrected labels do not change."""
+        digest = hashlib.sha256()
+        self._update_with_names(digest)
+        return digest.hexdigest()
+
+    def _update_with_names(self, digest: 'hashlib._Hash') -> None:
         # Arrow's own buffers (64-bit offsets, then bytes): no Python string per image.
         names = pa.concat_arrays([self.composed_names])
         _, offsets, text = names.buffers()
@@ -79,7 +89,6 @@ class DatasetSplit:
         offsets = np.frombuffer(offsets, wide)[names.offset :][: len(names) + 1].astype(np.int64)
         digest.update(offsets - offsets[0])
         digest.update(memoryview(text)[offsets[0] : offsets[-1]])
-        return digest.hexdigest()
 
 
 def some_of(split: DatasetSplit, rows: np.ndarray) -> DatasetSplit:
@@ -90,6 +99,7 @@ def some_of(split: DatasetSplit, rows: np.ndarray) -> DatasetSplit:
         split.num_classes,
         split.names.take(pa.array(rows)),
         f'{split.source}, {len(rows)} of its images',
+        weights=None if split.weights is None else split.weights[rows],
     )
 
 
@@ -119,6 +129,7 @@ def annotated_split(annotations: Annotations, root: str, train: Annotations | No
         annotations.paths.arrow,
         annotations.source,
         annotations.by_class,
+        annotations.weights,
     )
 
 
@@ -145,6 +156,35 @@ def found_split(paths: list[str], labels: np.ndarray, num_classes: int, source: 
     return DatasetSplit(
         FileImages(paths_as_text, root), to_shared_memory(labels), num_classes, paths_as_text.arrow, source
     )
+
+
+def test_folder_split(folder: str, class_names: Sequence[str]) -> DatasetSplit:
+    """Open every image in a folder; sub-folders that are named after classes are the labels.
+
+    Raises:
+        UserError: the folder has no images.
+    """
+    walk = ImageWalk(folder)
+    paths = list(walk.images())
+    left_out = left_out_lines(walk, 1)
+    if not paths:
+        raise UserError('; '.join([f'{folder}: no images in this folder', *left_out[:1]]))
+    for line in left_out:
+        LOGGER.info('%s', line)
+    labels, unknown = labels_by_folder(paths, class_names)
+    num_unknown = int((labels < 0).sum())
+    if not num_unknown:
+        LOGGER.info('%s: labels from its folders, which are named after classes', folder)
+    elif num_unknown < len(paths):
+        LOGGER.warning(
+            '%s: %d of %d images have no label, and do not count in metrics', folder, num_unknown, len(paths)
+        )
+        LOGGER.warning('  folders that no class is named like: %s', few_names(unknown) or 'none')
+    elif unknown:
+        LOGGER.info('%s: no labels, since no folder is named after a class', folder)
+    for warning in name_warnings([class_name_of(name) for name in unknown], known=class_names):
+        LOGGER.warning('%s: %s', folder, warning)
+    return found_split(paths, labels, len(class_names), folder, folder)
 
 
 def _warn_about_heic(names: pa.Array, source: str) -> None:
@@ -176,6 +216,22 @@ def in_class_order(split: DatasetSplit, classes: ClassNames | None, names: Seque
     return replace(split, labels=to_shared_memory(labels), by_class=None)
 
 
+def warn_about_other_classes(split: DatasetSplit, classes: ClassNames | None, names: Sequence[str]) -> None:
+    """Warn if a split has as many classes as a model, but others than `names`, those of the model."""
+    is_numbered = list(names) == [str(label) for label in range(len(names))]
+    if classes is None or len(classes.names) != len(names) or is_numbered:
+        return
+    others = sorted({*classes.names} - {*names})
+    if others:
+        LOGGER.warning(
+            '%s: %s unknown to the model: %s',
+            split.source,
+            count_of(len(others), 'class is', 'classes are'),
+            few_names(others),
+        )
+        LOGGER.warning('  labels are matched by number, which is right only if these were renamed')
+
+
 @dataclass(frozen=True)
 class TrainingData:
     """The training split, the validation split, and the class names.
@@ -184,12 +240,16 @@ class TrainingData:
         valid: None if there is none.
         classes: None if the classes have no names.
         train_rows: rows of the training split to train on, in ascending order; None: all.
+        dropped: rows of the training split that DATASET.CORRECTIONS excludes, in ascending order.
+        corrections: what corrections changed, as in TrainingSet.
     """
 
     train: DatasetSplit
     valid: DatasetSplit | None
     classes: ClassNames | None
     train_rows: np.ndarray | None = None
+    dropped: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    corrections: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def class_names(self) -> list[str]:
@@ -223,78 +283,15 @@ class TrainingData:
             return self.train.index()
         return ClassIndex(self.train.labels, self.train.num_classes, self.train_rows)
 
+    def original_class_counts(self) -> np.ndarray:
+        """Return (num_classes,) int64 images per class once labels are corrected, before quarantine and HEAD_CAP."""
+        counts, num_classes = np.bincount, self.train.num_classes
+        labels = self.train.labels
+        return counts(labels, minlength=num_classes) - counts(labels[self.dropped], minlength=num_classes)
+
     def train_digest(self) -> str:
-        """Return a fingerprint of the images to train on; that of the split if these are all its images."""
-        if self.train_rows is None:
-            return self.train.digest()
-        rows = np.ascontiguousarray(self.train_rows, np.int64).tobytes()
-        return hashlib.sha256(self.train.digest().encode() + rows).hexdigest()
-
-
-def without_quarantined(data: TrainingData, file: str) -> TrainingData:
-    """Return the data without the training images that a quarantine file lists; row numbers do not change.
-
-    Raises:
-        UserError: no such file, invalid content, or no training image is left.
-    """
-    if not file:
-        return data
-    finish_set(Path(file).parent)
-    try:
-        found = quarantined_rows(data.train.composed_names, file, 'train')
-    except UserError as error:
-        raise UserError(f'DATASET.QUARANTINE {error}') from None
-    if found.num_unknown:
-        are = 'is' if found.num_unknown == 1 else 'are'
-        LOGGER.warning('%s: %d of its training images %s not in %s', file, found.num_unknown, are, data.train.source)
-    if found.num_other:
-        LOGGER.info('%s: %d entries of other splits ignored', file, found.num_other)
-    LOGGER.info('%s: %d of %d training images excluded', file, len(found.rows), len(data.train))
-    if not len(found.rows):
-        return data
-    rows = np.setdiff1d(np.arange(len(data.train)), found.rows, assume_unique=True)
-    if not len(rows):
-        raise UserError(f'DATASET.QUARANTINE {file} lists all {len(data.train)} images of {data.train.source}')
-    emptied = np.setdiff1d(data.train.labels, data.train.labels[rows])
-    if len(emptied):
-        names = few_names([data.class_names[label] for label in emptied.tolist()])
-        have = '1 class has' if len(emptied) == 1 else f'{len(emptied)} classes have'
-        LOGGER.warning('%s: %s no training image left: %s', file, have, names)
-    return replace(data, train_rows=rows)
-
-
-def open_packed(cfg: Config) -> TrainingData:
-    """Open the packed training and validation splits. Raises: UserError."""
-    if not Path(cfg.DATASET.SHARDS).is_dir():
-        raise UserError(
-            f'DATASET.SHARDS {cfg.DATASET.SHARDS}: no such folder; python tools/pack.py --PACK_OUT '
-            f'{cfg.DATASET.SHARDS} packs into it'
-        )
-    train, classes = packed_split(cfg, 'train')
-    return TrainingData(train, packed_split(cfg, 'valid')[0] if is_packed(cfg, 'valid') else None, classes)
-
-
-def is_packed(cfg: Config, kind: str) -> bool:
-    """Return whether DATASET.SHARDS holds the split `kind`: train, valid or test."""
-    return bool(cfg.DATASET.SHARDS) and Path(cfg.DATASET.SHARDS, kind).is_dir()
-
-
-def packed_split(cfg: Config, kind: str) -> tuple[DatasetSplit, ClassNames | None]:
-    """Open the split `kind` (train, valid, test) of DATASET.SHARDS, and the class names. Raises: UserError."""
-    folder = Path(cfg.DATASET.SHARDS, kind)
-    if (folder / SETTINGS).exists() and not Path(cfg.DATASET.SHARDS, INFO).exists():
-        raise UserError(
-            f'DATASET.SHARDS {cfg.DATASET.SHARDS}: packing was stopped before {INFO} was written; run the same command '
-            f'again: python tools/pack.py --PACK_OUT {cfg.DATASET.SHARDS}'
-        )
-    try:
-        images = ShardImages(folder / INDEX)
-        warnings = images.index.check()
-    except UserError as error:
-        raise UserError(f'{error}; pack again: python tools/pack.py --PACK_OUT {cfg.DATASET.SHARDS}') from None
-    index, contents = images.index, images.index.contents
-    LOGGER.info('%s: %d packed images (DATASET.SHARDS)', folder, len(images))
-    for warning in warnings:
-        LOGGER.warning('%s', warning)
-    split = DatasetSplit(images, index.labels, contents.num_classes, index.names, str(folder))
-    return split, None if contents.class_names is None else ClassNames(contents.class_names, contents.parents)
+        """Return a fingerprint of the images to train on; that of the split if these are all, with weight 1."""
+        digest = self.train.digest()
+        used = self.train_rows, self.train.weights
+        columns = [b'' if column is None else np.ascontiguousarray(column).tobytes() for column in used]
+        return hashlib.sha256(b''.join([digest.encode(), *columns])).hexdigest() if any(columns) else digest

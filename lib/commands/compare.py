@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.builders.data import open_valid_split
+import numpy as np
+
+from lib.builders.data import open_uncorrected_valid_split
 from lib.commands.cli import Command
 from lib.commands.loaded_model import LoadedModel, load_model, split_features
 from lib.config.load import merge_checkpoint_config
 from lib.config.options import parse_options
-from lib.errors import UserError
+from lib.dataset.corrections import describe_counts
+from lib.errors import UserError, printable
 from lib.inference.run import classify_features
 from lib.metrics.class_report import detailed_metrics
 from lib.metrics.paired import compare
@@ -35,14 +38,15 @@ def compare_runs(runs: Sequence[str], options: Sequence[str], output: Path) -> l
     paths = [_checkpoint(run) for run in runs]
     names = _names(paths)
     first: LoadedModel | None = None
-    digest = ''
+    digest, changed = '', np.zeros(0, np.int64)
     predictions: list[Predictions] = []
-    metrics: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for path in paths:
         checkpoint = read_checkpoint(path, with_rows=False)
         cfg = merge_checkpoint_config(checkpoint.config, path, values, files=config_files)
         trained = load_model(Command(cfg, checkpoint))
-        valid = open_valid_split(trained.cfg, trained.class_names)
+        valid, corrected = open_uncorrected_valid_split(trained.cfg, trained.class_names)
+        changed = np.union1d(changed, corrected)
         if first is None:
             first, digest = trained, valid.digest()
         if trained.class_names != first.class_names or valid.digest() != digest:
@@ -50,12 +54,18 @@ def compare_runs(runs: Sequence[str], options: Sequence[str], output: Path) -> l
                 f'{path}: its classes or its valid split differ from those of {paths[0]}; give the same to all models: '
                 '--DATASET_VALID_JSON FILE'
             )
-        predictions.append(classify_features(trained.engine, split_features(trained, valid, 'valid')).labeled())
-        metrics.append(detailed_metrics(predictions[-1], first.train_counts, parents=trained.class_parents or None))
+        predictions.append(classify_features(trained.engine, split_features(trained, valid, 'valid')))
+        records.append(checkpoint.training_set.corrections if checkpoint.training_set else {})
     assert first is not None  # the command line requires runs
+    num_valid = len(predictions[0])
+    predictions = _untouched(predictions, changed, paths)
+    parents = first.class_parents or None
+    metrics = [detailed_metrics(one, first.train_counts, parents=parents) for one in predictions]
     lines = comparison_lines(names, predictions, first.train_counts, metrics)
+    lines += _correction_lines(names, records, len(changed), num_valid)
     content = [
-        {'name': name, 'checkpoint': str(path), **one} for name, path, one in zip(names, paths, metrics, strict=True)
+        {'name': name, 'checkpoint': str(path), **one, 'corrections': record, 'left_out': len(changed)}
+        for name, path, one, record in zip(names, paths, metrics, records, strict=True)
     ]
     for entry, other in zip(content[1:], predictions[1:], strict=True):
         entry['against_first'] = _as_dict(predictions[0], other, len(first.train_counts))
@@ -64,6 +74,32 @@ def compare_runs(runs: Sequence[str], options: Sequence[str], output: Path) -> l
         write_json(json_file, content)
         draw_comparison(png_file, names, metrics)
     return [*lines, '', f'wrote {json_file}', f'wrote {png_file}']
+
+
+def _untouched(predictions: Sequence[Predictions], changed: np.ndarray, paths: Sequence[Path]) -> list[Predictions]:
+    """Return the predictions of labeled images whose labels no run's VALID_CORRECTIONS changed.
+
+    A label that was corrected with the help of one of the models would be to its advantage.
+    """
+    rows = np.setdiff1d(np.arange(len(predictions[0])), changed, assume_unique=True)
+    if len(changed) and not len(rows):
+        raise UserError(f'{paths[0]}: DATASET.VALID_CORRECTIONS changes all valid images, so none is left to compare')
+    return [one.at(rows).labeled() if len(changed) else one.labeled() for one in predictions]
+
+
+def _correction_lines(
+    names: Sequence[str], records: Sequence[dict[str, Any]], num_changed: int, num_valid: int
+) -> list[str]:
+    """Return the corrections of the labels that each model was trained on, and the number of images left out."""
+    lines = [
+        f'{printable(name)}: trained with {printable(record["train"]["file"])}'
+        f' ({describe_counts(record["train"]["counts"])})'
+        for name, record in zip(names, records, strict=True)
+        if 'train' in record
+    ]
+    if num_changed:
+        lines.append(f'left out: {num_changed:,} of {num_valid:,} valid images, which VALID_CORRECTIONS changes')
+    return ['', *lines] if lines else []
 
 
 def _as_dict(first: Predictions, other: Predictions, num_classes: int) -> dict[str, Any]:

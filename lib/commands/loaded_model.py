@@ -161,4 +161,4 @@ def split_features(trained: LoadedModel, split: DatasetSplit, label: str, *, sam
 def _key(trained: LoadedModel, split: DatasetSplit) -> dict[str, Any]:
     """Return the values that features depend on."""
     backbone = checkpoint_fingerprint(trained.checkpoint, 'backbone.')
-    return {'backbone': backbone, **split_key(split), **input_key(trained.cfg, trained.device)}
+    return {'backbone': backbone, **split_key(split, with_labels=False), **input_key(trained.cfg, trained.device)}

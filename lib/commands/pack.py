@@ -57,6 +57,7 @@ def pack(cfg: Config) -> list[str]:
     if cfg.OVERWRITE and has_content(out):
         _check_is_packed(out)
     data = open_training_data(cfg, quarantine=False)
+    _log_corrections(data)
     jobs = {kind: _job(cfg, data, split, out / kind) for kind, split in _splits(cfg, data)}
     if not is_old():
         _check_folders(cfg, out, jobs.values())
@@ -106,6 +107,14 @@ def _output_folder(cfg: Config) -> Path:
     if cfg.DATASET.SHARDS and out.resolve() == Path(cfg.DATASET.SHARDS).resolve():
         raise UserError(f'PACK.OUT {out} is DATASET.SHARDS, too; give another --PACK_OUT')
     return out
+
+
+def _log_corrections(data: TrainingData) -> None:
+    if 'train' in data.corrections:
+        LOGGER.info('train: packed with corrected labels, and with all images')
+        LOGGER.info('  --DATASET_CORRECTIONS leaves out dropped ones when the shards are trained on')
+    if data.train.weights is not None:
+        LOGGER.warning('train: weights of images are not packed; --DATASET_CORRECTIONS or the annotations have them')
 
 
 def _check_is_packed(out: Path) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from lib.builders.data import open_test_split, test_folder_split
-from lib.builders.split import DatasetSplit
+from lib.builders.data import open_test_split
+from lib.builders.split import DatasetSplit, test_folder_split
 from lib.config.defaults import Config
 from lib.dataset.image_format import EXTENSIONS
 from lib.dataset.images import FileImages

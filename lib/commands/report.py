@@ -63,6 +63,7 @@ def training_report(run: TrainingRun) -> Path:
         tau=_tau_of(run),
         config_text=as_text(run.cfg),
         environment_text=_environment_of(folder.path),
+        corrections=training_set.corrections,
     )
     _write_events(run, data)
     return _write(page, data, run.cfg)
@@ -135,14 +136,16 @@ def rebalanced_report(
 
 def _data_of(trained: LoadedModel, valid: DatasetSplit, **parts: Any) -> ReportData:
     """Return the report's data, with the fields that are the same for every trained model."""
+    training_set = trained.checkpoint.training_set
     return ReportData(
         command=_command(),
         history=RunFolder(trained.path.parent, writes=False).history(),
         class_names=trained.class_names,
         class_parents=trained.class_parents,
-        train_counts=trained.train_counts if trained.checkpoint.training_set else np.zeros(0, np.int64),
+        train_counts=trained.train_counts if training_set else np.zeros(0, np.int64),
         open_image=valid.images.load,
         config_text=as_text(trained.cfg),
+        corrections=training_set.corrections if training_set else {},
         **parts,
     )
 

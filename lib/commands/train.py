@@ -137,8 +137,8 @@ def _build_model(
 ) -> tuple[Recognizer, TrainingSet, list[str]]:
     """Return the model, the training set as its checkpoints describe it, and the classes that are new to it."""
     names, parents = data.class_names, data.classes.parents if data.classes else []
-    counts = np.bincount(data.train.labels, minlength=data.train.num_classes)
-    training_set = TrainingSet(data.train_digest(), counts, names, parents)
+    counts = data.original_class_counts()
+    training_set = TrainingSet(data.train_digest(), counts, names, parents, data.corrections)
     classes = class_shard(cfg, data.train.num_classes, group)
     checkpoint = plan.checkpoint
     if checkpoint is None:

@@ -1,8 +1,8 @@
 """Annotation cache: parsed columns in an Arrow file, written once and memory-mapped by later runs and all workers.
 
-The file is an uncompressed Arrow IPC file of one record batch, which pandas and polars can read: path, label, and
-by_class, the rows sorted by class. The schema's metadata holds the start of each class in by_class, the identity of
-the JSON file, and a checksum of all of this.
+The file is an uncompressed Arrow IPC file of one record batch, which pandas and polars can read: path, label,
+by_class, the rows sorted by class, and weight, if an image has one. The schema's metadata holds the start of each class
+in by_class, the identity of the JSON file, and a checksum of all of this.
 """
 
 import hashlib
@@ -14,12 +14,13 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from lib.dataset.annotation_faults import are_weights
 from lib.dataset.paths import PathColumn
 from lib.runtime.checksums import checksum_of_columns
 from lib.runtime.files import replace_atomically
 from lib.runtime.shared_memory import SharedArray, SharedFile
 
-_VERSION = 4
+_VERSION = 5
 _SOURCE, _STARTS, _CHECKSUM = b'annotations', b'starts', b'crc32'  # metadata keys
 
 
@@ -72,6 +73,7 @@ class CachedColumns:
         starts: (num_classes + 1,) int64, the position at which each class begins in by_class.
         by_class: (num_images,) int32 (int64 from 2**31 images on), rows sorted by class, ascending within a class.
         source: the JSON file.
+        weights: (num_images,) float32, above 0 and at most 1; None: all 1.
     """
 
     paths: PathColumn
@@ -79,6 +81,7 @@ class CachedColumns:
     starts: np.ndarray
     by_class: np.ndarray
     source: CacheSource
+    weights: np.ndarray | None = None
 
 
 def cache_paths(json: Path) -> list[Path]:
@@ -118,6 +121,8 @@ def _make_private(folder: Path) -> None:
 def _write(path: Path, columns: CachedColumns) -> None:
     metadata = {_SOURCE: msgspec.json.encode(columns.source), _STARTS: np.asarray(columns.starts, '<i8').tobytes()}
     arrays = {'path': columns.paths.arrow, 'label': pa.array(columns.labels), 'by_class': pa.array(columns.by_class)}
+    if columns.weights is not None:
+        arrays['weight'] = pa.array(columns.weights)
     metadata[_CHECKSUM] = b'%d' % checksum_of_columns(arrays, metadata[_SOURCE], metadata[_STARTS])
     batch = pa.record_batch(arrays).replace_schema_metadata(metadata)
     with replace_atomically(path, alone=True) as temporary, pa.ipc.new_file(str(temporary), batch.schema) as writer:
@@ -145,7 +150,10 @@ def load(path: Path) -> CachedColumns | None:
             raise CacheDamaged(f'it has {reader.num_record_batches} record batches, not 1')
         batch = reader.get_batch(0)
         batch.validate()
-        paths, labels, by_class = (batch.column(name) for name in ('path', 'label', 'by_class'))
+        values = {name: batch.column(name) for name in ('path', 'label', 'by_class')}
+        if 'weight' in batch.schema.names:
+            values['weight'] = batch.column('weight')
+        paths, labels, by_class = (values[name] for name in ('path', 'label', 'by_class'))
         starts = np.frombuffer(metadata[_STARTS], '<i8').astype(np.int64)
     except (pa.ArrowException, msgspec.DecodeError, KeyError, AttributeError, OSError, ValueError) as error:
         raise CacheDamaged(' '.join(str(error).split())[:200] or type(error).__name__) from None
@@ -154,15 +162,23 @@ def load(path: Path) -> CachedColumns | None:
     row_type = pa.int32() if by_class.type == pa.int32() else pa.int64()
     if paths.type not in (pa.string(), pa.large_string()) or labels.type != pa.int32() or by_class.type != row_type:
         raise CacheDamaged('its columns have other types')
-    if batch.num_rows == 0 or any(column.null_count or column.offset for column in (paths, labels, by_class)):
+    if 'weight' in values and values['weight'].type != pa.float32():
+        raise CacheDamaged('its column of weights has another type')
+    if batch.num_rows == 0 or any(column.null_count or column.offset for column in values.values()):
         raise CacheDamaged('its columns have missing values')
     whole = pa.py_buffer(file.memory)
-    for buffer in (buffer for column in (paths, labels, by_class) for buffer in column.buffers() if buffer):
+    for buffer in (buffer for column in values.values() for buffer in column.buffers() if buffer):
         if not 0 <= buffer.address - whole.address <= whole.size - buffer.size:
             raise CacheDamaged('it is compressed')
-    columns = CachedColumns(PathColumn(paths, file=file), _array(file, labels), starts, _array(file, by_class), source)
+    columns = CachedColumns(
+        PathColumn(paths, file=file),
+        _array(file, labels),
+        starts,
+        _array(file, by_class),
+        source,
+        values['weight'].to_numpy() if 'weight' in values else None,
+    )
     _check(columns)
-    values = {'path': paths, 'label': labels, 'by_class': by_class}
     if metadata.get(_CHECKSUM) != b'%d' % checksum_of_columns(values, metadata[_SOURCE], metadata[_STARTS]):
         raise CacheDamaged('its checksum does not match')
     return columns
@@ -191,6 +207,7 @@ def _check(columns: CachedColumns) -> None:
         and columns.labels.max() < num_classes
         and columns.by_class.min() >= 0
         and columns.by_class.max() < length
+        and (columns.weights is None or are_weights(columns.weights))
     )
     num_bytes, _, num_rows = columns.source.prefix
     if not is_valid or not 0 <= num_rows <= length or not 0 <= num_bytes <= columns.source.stamp.size:

@@ -5,14 +5,14 @@ import re
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Generic, TypeVar
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lib.dataset.annotation_rows import Entry, EntryColumns, columns_of, parse_entries
+from lib.dataset.annotation_rows import Entry, EntryColumns, columns_of, entry_form, parse_entries
 from lib.dataset.paths import strings
 from lib.runtime.text import BYTE_ORDER_MARK, InvalidJson, digest_of_names, parse_json
 
@@ -24,8 +24,11 @@ _MAX_INT32 = 2**31 - 1
 _ERRORS = (msgspec.DecodeError, InvalidJson, UnicodeError, OverflowError, RecursionError)
 
 
-class _File(msgspec.Struct):
-    annotations: list[Entry]
+EntryForm = TypeVar('EntryForm', bound=Entry)
+
+
+class _File(msgspec.Struct, Generic[EntryForm]):
+    annotations: list[EntryForm]
     num_classes: int
     classes_digest: Any = ''  # in files of others, it may be anything
 
@@ -45,6 +48,7 @@ class ParsedPrefix:
     digest: str
     paths: pa.Array
     labels: np.ndarray
+    weights: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class ParsedAnnotations:
         digest: SHA-256 of the file.
         prefix: (bytes, their SHA-256, entries in them): see ParsedPrefix; (0, '', 0) if there is none.
         classes_digest: of the class names, as written; '' if there is none.
+        weights: (num_images,) float32, as written: their range is not checked; None: no entry has one.
     """
 
     paths: pa.Array
@@ -68,6 +73,7 @@ class ParsedAnnotations:
     digest: str
     prefix: tuple[int, str, int] = (0, '', 0)
     classes_digest: str = ''
+    weights: np.ndarray | None = None
 
     @property
     def has_empty_path(self) -> bool:
@@ -105,14 +111,16 @@ def parse_whole(data: bytes) -> ParsedAnnotations:
         UnsupportedForm: the file is invalid.
     """
     try:
-        file = parse_json(data, _File)
+        file = parse_json(data, _File[entry_form(data)])  # type: ignore[misc]  # chosen while running
         columns = _GrowingColumns()
         columns.append(columns_of(file.annotations))
     except _ERRORS as error:
         raise UnsupportedForm from error
-    paths, labels, fingerprints = columns.finish()
+    paths, labels, fingerprints, weights = columns.finish()
     digest, of_names = hashlib.sha256(data).hexdigest(), digest_of_names(file.classes_digest)
-    return ParsedAnnotations(paths, labels, file.num_classes, fingerprints, digest, classes_digest=of_names)
+    return ParsedAnnotations(
+        paths, labels, file.num_classes, fingerprints, digest, classes_digest=of_names, weights=weights
+    )
 
 
 class _GrowingColumns:
@@ -123,26 +131,33 @@ class _GrowingColumns:
         self._lengths: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
         self._fingerprints: list[np.ndarray] = []
+        self._weights: list[np.ndarray | None] = []
         self.num_rows = 0
         if prefix:
             _, offsets, text = prefix.paths.buffers()
             dtype = np.int64 if pa.types.is_large_string(prefix.paths.type) else np.int32
             offsets = np.frombuffer(offsets, dtype)[: len(prefix.paths) + 1]
-            self.append(EntryColumns.of(memoryview(text)[: offsets[-1]], np.diff(offsets), prefix.labels))
+            text = memoryview(text)[: offsets[-1]]
+            self.append(EntryColumns.of(text, np.diff(offsets), prefix.labels, prefix.weights))
 
     def append(self, entries: EntryColumns) -> None:
         self._text += entries.text
         self._lengths.append(entries.lengths)
         self._labels.append(entries.labels)
         self._fingerprints.append(entries.fingerprints)
+        self._weights.append(entries.weights)
         self.num_rows += len(entries.labels)
 
-    def finish(self) -> tuple[pa.Array, np.ndarray, np.ndarray]:
-        """Return paths, labels and fingerprints."""
+    def finish(self) -> tuple[pa.Array, np.ndarray, np.ndarray, np.ndarray | None]:
+        """Return paths, labels, fingerprints and weights."""
         offsets = np.zeros(self.num_rows + 1, np.int32 if len(self._text) <= _MAX_INT32 else np.int64)
         np.cumsum(np.concatenate(self._lengths), out=offsets[1:])
         paths = strings(self.num_rows, offsets, np.frombuffer(self._text, np.uint8))
-        return paths, np.concatenate(self._labels), np.concatenate(self._fingerprints)
+        weights = None
+        if any(column is not None for column in self._weights):
+            pairs = zip(self._labels, self._weights, strict=True)
+            weights = np.concatenate([np.ones(len(rows), np.float32) if w is None else w for rows, w in pairs])
+        return paths, np.concatenate(self._labels), np.concatenate(self._fingerprints), weights
 
 
 class _BlockParser:
@@ -232,15 +247,16 @@ class _BlockParser:
         # JSON uses the last of two equal keys, which may not be the one parsed so far.
         if num_rows and b'"annotations"' in data:
             raise UnsupportedForm
-        file = msgspec.json.decode((head + data).removeprefix(BYTE_ORDER_MARK), type=_File)
+        form = _File[entry_form(data)]  # type: ignore[misc]  # chosen while running
+        file = msgspec.json.decode((head + data).removeprefix(BYTE_ORDER_MARK), type=form)
         if num_rows and not file.annotations:  # an extra comma before the closing bracket
             raise UnsupportedForm
         columns.append(columns_of(file.annotations))
         self._digest(data)
-        paths, labels, fingerprints = columns.finish()
+        paths, labels, fingerprints, weights = columns.finish()
         digest = self._sha.hexdigest()
         of_names = digest_of_names(file.classes_digest)
-        return ParsedAnnotations(paths, labels, file.num_classes, fingerprints, digest, prefix, of_names)
+        return ParsedAnnotations(paths, labels, file.num_classes, fingerprints, digest, prefix, of_names, weights)
 
     def _digest(self, data: bytes) -> None:
         self._num_bytes += len(data)

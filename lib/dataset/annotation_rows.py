@@ -1,26 +1,17 @@
-"""Annotation entries: JSON to columns, and the errors of faulty entries in one line.
+"""Annotation entries: JSON to columns.
 
-Entries that are all written alike are parsed by the positions of their quotes, others by msgspec. The errors are
-computed from the whole decoded file once these parsers have failed.
+Entries that are all written alike are parsed by the positions of their quotes, others by msgspec.
 """
 
 import re
-from collections.abc import Iterable, Iterator
-from itertools import islice
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
-from lib.errors import is_unicode, shown
-from lib.runtime.text import whole
-
-ANNOTATION_FORM = '{"annotations": [{"category_id": 0, "fpath": "..."}, ...], "num_classes": 3}'
-MAX_SHOWN = 10
 MAX_CLASSES = 50_000_000  # more would be a mistake: the counts and names alone take gigabytes
-
 _QUOTE = ord('"')
 _ENTRY = re.compile(
     rb' (\{ "category_id" : )[0-9]{1,8}( , "fpath" : ")[^"]*(" \})(?:( , )\{|\Z)'.replace(b' ', rb'[ \t\r\n]*')
@@ -39,6 +30,10 @@ class Entry(msgspec.Struct, gc=False):
     category_id: int
 
 
+class _WeightedEntry(Entry, gc=False):
+    weight: float = 1.0
+
+
 class EntryColumns(NamedTuple):
     """Entries as columns.
 
@@ -47,20 +42,34 @@ class EntryColumns(NamedTuple):
         lengths: (num_entries,) bytes of each path.
         labels: (num_entries,) int32.
         fingerprints: (num_entries,) uint64, of the paths.
+        weights: (num_entries,) float32; None: all 1.
     """
 
     text: bytes | memoryview
     lengths: np.ndarray
     labels: np.ndarray
     fingerprints: np.ndarray
+    weights: np.ndarray | None = None
 
     @classmethod
-    def of(cls, text: bytes | memoryview, lengths: np.ndarray, labels: np.ndarray) -> 'EntryColumns':
+    def of(
+        cls,
+        text: bytes | memoryview,
+        lengths: np.ndarray,
+        labels: np.ndarray,
+        weights: np.ndarray | None = None,
+    ) -> 'EntryColumns':
         """Return the columns with the fingerprints of the paths."""
-        return cls(text, lengths, labels, fingerprints(text, lengths))
+        return cls(text, lengths, labels, fingerprints(text, lengths), weights)
 
 
 _decode_entries = msgspec.json.Decoder(list[Entry]).decode
+_decode_weighted_entries = msgspec.json.Decoder(list[_WeightedEntry]).decode
+
+
+def entry_form(data: bytes) -> type[Entry]:
+    """Return the form of the entries in `data`: with their weights only if some may have one."""
+    return _WeightedEntry if b'"weight"' in data else Entry
 
 
 def parse_entries(block: bytes) -> EntryColumns:
@@ -70,17 +79,24 @@ def parse_entries(block: bytes) -> EntryColumns:
         msgspec.DecodeError: not a list of entries.
         OverflowError: a label exceeds 32 bits.
     """
-    return _parse_uniform(block) or columns_of(_decode_entries(b'[' + block + b']'))
+    columns = _parse_uniform(block)
+    if columns is not None:
+        return columns
+    decode = _decode_entries if entry_form(block) is Entry else _decode_weighted_entries
+    return columns_of(decode(b'[' + block + b']'))
 
 
-def columns_of(entries: list[Entry]) -> EntryColumns:
+def columns_of(entries: Sequence[Entry]) -> EntryColumns:
     """Return decoded entries as columns. Raises OverflowError if a label exceeds 32 bits."""
     labels = np.fromiter([entry.category_id for entry in entries], np.int32, len(entries))
     paths = [entry.fpath for entry in entries]
     text = ''.join(paths)
     num_bytes = map(len, paths) if text.isascii() else (len(path.encode()) for path in paths)
     lengths = np.fromiter(num_bytes, np.int32, len(paths))
-    return EntryColumns.of(text.encode(), lengths, labels)
+    weights = None
+    if entries and isinstance(entries[0], _WeightedEntry):
+        weights = np.fromiter((getattr(entry, 'weight') for entry in entries), np.float32, len(entries))  # noqa: B009
+    return EntryColumns.of(text.encode(), lengths, labels, weights)
 
 
 def _parse_uniform(block: bytes) -> EntryColumns | None:
@@ -224,50 +240,3 @@ def has_duplicates(numbers: np.ndarray) -> bool:
             return True
         numbers = (remaining ^ (remaining >> np.uint64(31))) * _PRIMES[1]  # one to one, so different stays different
     return False
-
-
-def describe_faults(path: str | Path, tree: Any) -> str:
-    """Return the error line for a decoded annotation file that the typed parser rejected."""
-    if not isinstance(tree, dict) or not isinstance(tree.get('annotations'), list):
-        return f'{path}: must be {ANNOTATION_FORM}'
-    num_classes = whole(tree.get('num_classes'))
-    if num_classes is None or num_classes < 1:
-        return f'{path}: num_classes is {shown(tree.get("num_classes"))}, but must be a whole number, at least 1'
-    if num_classes > MAX_CLASSES:
-        return f'{path}: num_classes is {shown(num_classes)}, but must be at most {MAX_CLASSES}'
-    if not tree['annotations']:
-        return f'{path}: lists no images'
-    return join_faults(path, list(entry_faults(tree['annotations'], num_classes, 'fpath')))
-
-
-def entry_faults(entries: list, num_classes: int | None, path_key: str) -> Iterator[str]:
-    """Yield one phrase per faulty entry; with `num_classes` None, labels are not checked."""
-    for position, entry in enumerate(entries):
-        name = f'entry {position}'
-        if not isinstance(entry, dict):
-            yield f'{name} is {shown(entry)}, not an object'
-            continue
-        path, label = entry.get(path_key), whole(entry.get('category_id'))
-        if not isinstance(path, str) or not path:
-            yield f'{name} has no {path_key}' if path is None else f'{name}: {path_key} is {shown(path)}, not a path'
-        elif not is_unicode(path):
-            yield f'{name}: {path_key} is {shown(path)}, not Unicode: rename the file'
-        elif num_classes is None:
-            continue
-        elif label is None:
-            yield f'{name}: category_id is {shown(entry.get("category_id"))}, not a whole number'
-        elif not 0 <= label < num_classes:
-            yield f'{name}: category_id is {shown(label)}, but must be from 0 to {num_classes - 1}'
-
-
-def join_faults(path: str | Path, faults: list[str]) -> str:
-    """Return the first faults and their number in one line."""
-    first = '; '.join(faults[:MAX_SHOWN])
-    more = f'; and {len(faults) - MAX_SHOWN} more' if len(faults) > MAX_SHOWN else ''
-    return f'{path}: {first}{more} ({len(faults)} faulty in all)'
-
-
-def first_phrases(phrases: Iterable[str]) -> str:
-    """Return the first phrases, separated by commas."""
-    first = list(islice(phrases, MAX_SHOWN + 1))
-    return ', '.join(first[:MAX_SHOWN]) + ', ...' * (len(first) > MAX_SHOWN)

@@ -13,21 +13,22 @@ from typing import Any, TypeGuard
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from lib.dataset.annotation_cache import CacheDamaged, CachedColumns, CacheSource, FileStamp, cache_paths, load, save
-from lib.dataset.annotation_json import ParsedAnnotations, ParsedPrefix, UnsupportedForm, parse_in_blocks, parse_whole
-from lib.dataset.annotation_rows import (
+from lib.dataset.annotation_faults import (
     ANNOTATION_FORM,
-    MAX_CLASSES,
+    are_weights,
     describe_faults,
+    duplicate_warnings,
     entry_faults,
     first_phrases,
-    has_duplicates,
     join_faults,
+    may_have_duplicates,
 )
+from lib.dataset.annotation_json import ParsedAnnotations, ParsedPrefix, UnsupportedForm, parse_in_blocks, parse_whole
+from lib.dataset.annotation_rows import MAX_CLASSES
 from lib.dataset.index import class_starts, rows_by_class
-from lib.dataset.paths import PathColumn, comparable_paths
+from lib.dataset.paths import PathColumn
 from lib.errors import UserError, is_unicode, unquoted
 from lib.runtime.log import LOGGER
 from lib.runtime.read_file import MAX_JSON_BYTES, check_memory, open_regular, reason_of
@@ -49,6 +50,7 @@ class Annotations:
         warnings: duplicates and empty classes, which are no errors.
         by_class: rows sorted by class, ascending within a class; None if not computed yet.
         classes_digest: `names_digest` of the class names that the labels refer to; '' in files made elsewhere.
+        weights: (num_images,) float32 weights of the images in the loss, above 0 and at most 1; None: all 1.
     """
 
     paths: PathColumn
@@ -58,6 +60,7 @@ class Annotations:
     warnings: list[str] = field(default_factory=list)
     by_class: np.ndarray | None = None
     classes_digest: str = ''
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -102,7 +105,14 @@ def read_annotations(path: str | Path, *, use_cache: bool = True) -> Annotations
     source = columns.source
     warnings = [f'{path}: {warning}' for warning in [*source.warnings, *_empty_classes(path, columns.starts)]]
     return Annotations(
-        columns.paths, columns.labels, source.num_classes, str(path), warnings, columns.by_class, source.classes_digest
+        columns.paths,
+        columns.labels,
+        source.num_classes,
+        str(path),
+        warnings,
+        columns.by_class,
+        source.classes_digest,
+        columns.weights,
     )
 
 
@@ -223,7 +233,8 @@ def _reusable_prefix(cached: CachedColumns | None, stamp: FileStamp) -> ParsedPr
     if cached is None or not cached.source.prefix[2] or stamp.size <= cached.source.stamp.size:
         return None
     num_bytes, digest, num_rows = cached.source.prefix
-    return ParsedPrefix(num_bytes, digest, cached.paths.arrow[:num_rows], np.asarray(cached.labels)[:num_rows])
+    weights = None if cached.weights is None else cached.weights[:num_rows]
+    return ParsedPrefix(num_bytes, digest, cached.paths.arrow[:num_rows], np.asarray(cached.labels)[:num_rows], weights)
 
 
 def _parse(path: str | Path, file: BufferedReader, prefix: ParsedPrefix | None = None) -> ParsedAnnotations:
@@ -252,40 +263,24 @@ def _columns_of(
     If there are any, the columns are stored a second time, with a warning.
     """
     with ThreadPoolExecutor(1) as worker:
-        may_have_duplicates = worker.submit(_may_have_duplicates, parsed)
+        search = worker.submit(may_have_duplicates, parsed.paths, parsed.fingerprints)
         starts = class_starts(parsed.labels, parsed.num_classes)
         by_class = rows_by_class(parsed.labels, parsed.num_classes)
         source = CacheSource(stamp, parsed.digest, parsed.prefix, parsed.num_classes, [], parsed.classes_digest)
-        columns = CachedColumns(PathColumn(parsed.paths), parsed.labels, starts, by_class, source)
+        columns = CachedColumns(PathColumn(parsed.paths), parsed.labels, starts, by_class, source, parsed.weights)
         stored = store(columns)
-        duplicates = _duplicates(parsed.paths) if may_have_duplicates.result() else []
+        duplicates = duplicate_warnings(parsed.paths) if search.result() else []
     with_warnings = replace(columns, source=msgspec.structs.replace(source, warnings=duplicates))
     return store(with_warnings) if duplicates else stored
 
 
 def _is_faulty(parsed: ParsedAnnotations) -> bool:
     labels = parsed.labels
+    if parsed.weights is not None and not are_weights(parsed.weights):
+        return True
     return not 1 <= parsed.num_classes <= MAX_CLASSES or bool(
         not len(labels) or labels.min() < 0 or labels.max() >= parsed.num_classes or parsed.has_empty_path
     )
-
-
-def _may_have_duplicates(parsed: ParsedAnnotations) -> bool:
-    composed = comparable_paths(parsed.paths)
-    if composed is parsed.paths:
-        return has_duplicates(parsed.fingerprints)
-    return int(pc.count_distinct(composed).as_py()) < len(composed)
-
-
-def _duplicates(paths: pa.Array) -> list[str]:
-    codes = comparable_paths(paths).dictionary_encode().indices.to_numpy()
-    _, first = np.unique(codes, return_index=True)
-    repeated = np.setdiff1d(np.arange(len(codes)), first, assume_unique=True)
-    if not len(repeated):
-        return []
-    subject = '1 entry repeats' if len(repeated) == 1 else f'{len(repeated)} entries repeat'
-    entries = (f'entry {row} ({unquoted(str(paths[int(row)]))})' for row in repeated)
-    return [f'{subject} an earlier fpath: {first_phrases(entries)}']
 
 
 def _empty_classes(path: str | Path, starts: np.ndarray) -> list[str]:

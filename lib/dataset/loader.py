@@ -54,6 +54,7 @@ class TrainLoader:
         batch_size: int,
         *,
         sizes: Mapping[int, int] | None = None,
+        weights: np.ndarray | None = None,
         group: ProcessGroup = SINGLE_PROCESS,
         **pipeline_options: Any,
     ) -> None:
@@ -63,6 +64,7 @@ class TrainLoader:
             num_slots, batch_size: slots per epoch and per step, over all ranks.
             sizes: epoch (from 0) -> image size in pixels from then on; before the first of them, the size of the
                 reader's transform.
+            weights: (num_rows,) float32 weights of the images in the loss; None: all 1.
             pipeline_options: keyword arguments of BatchPipeline; none with features.
 
         Raises:
@@ -70,6 +72,7 @@ class TrainLoader:
             SharedMemoryFull: the batches do not fit into shared memory.
         """
         self.sampler = sampler
+        self._weights = weights
         self.batch_size = min(batch_size, num_slots)
         self.steps_per_epoch = num_slots // self.batch_size
         if self.batch_size // (1 if self.batch_size % 2 else 2) < group.world_size:
@@ -91,7 +94,8 @@ class TrainLoader:
         """Yield the batches of an epoch from `first_step` on, on the device."""
         rows, size, length = self.sampler.epoch_rows(epoch), self.size_at(epoch), self.local_batch_size
         starts = map(self.first_slot, range(first_step, self.steps_per_epoch))
-        return self._pipeline(BatchRequest(epoch, start, rows[start : start + length], size) for start in starts)
+        requests = (BatchRequest(epoch, start, rows[start : start + length], size) for start in starts)
+        return _weighted(self._pipeline(requests), self._weights)
 
 
 class FullBatchLoader:
@@ -106,9 +110,15 @@ class FullBatchLoader:
     steps_per_epoch = 1
 
     def __init__(
-        self, reader: FeatureReader, rows: np.ndarray, block_size: int, *, group: ProcessGroup = SINGLE_PROCESS
+        self,
+        reader: FeatureReader,
+        rows: np.ndarray,
+        block_size: int,
+        *,
+        weights: np.ndarray | None = None,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
-        """Prepare for reading `rows` of all views, at most `block_size` at a time.
+        """Prepare for reading `rows` of all views, at most `block_size` at a time; `weights` as in TrainLoader.
 
         Raises:
             BatchTooSmall: some ranks would have no image.
@@ -116,7 +126,7 @@ class FullBatchLoader:
         num_views = len(reader.views)
         if len(rows) < group.world_size:
             raise BatchTooSmall(len(rows), len(rows), group.world_size)
-        self._reader, self._block_size = reader, block_size
+        self._reader, self._block_size, self._weights = reader, block_size, weights
         self._shard = group.shard(len(rows))
         self._rows = np.sort(rows)[self._shard]
         self.batch_size = num_views * len(rows)
@@ -138,11 +148,12 @@ class FullBatchLoader:
     def blocks(self) -> Iterator[Batch]:
         """Yield the features of this rank, view after view, on the device."""
         starts = range(0, len(self._rows), self._block_size)
-        return self._reader(
+        requests = (
             BatchRequest(view, self._shard.start + start, self._rows[start : start + self._block_size])
             for view in range(len(self._reader.views))
             for start in starts
         )
+        return _weighted(self._reader(requests), self._weights)
 
 
 class EvalLoader:
@@ -235,6 +246,16 @@ def _open_pipeline(
     if isinstance(reader, FeatureReader):
         return reader
     return BatchPipeline(reader, batch_size, largest_size, **options)
+
+
+def _weighted(batches: Iterator[Batch], weights: np.ndarray | None) -> Iterator[Batch]:
+    """Add the weights of their images to batches."""
+    return batches if weights is None else (_with_weights(batch, weights) for batch in batches)
+
+
+def _with_weights(batch: Batch, weights: np.ndarray) -> Batch:
+    chosen = torch.from_numpy(weights[batch.rows.numpy()])
+    return replace(batch, weights=chosen.to(batch.labels.device, non_blocking=True))
 
 
 def rows_of_batches(group: ProcessGroup, num_images: int, batch_size: int) -> slice:

@@ -31,6 +31,7 @@ class Batch:
         readable: (batch,) bool; False where the image could not be decoded and its pixels were zeros.
         rows: (batch,) int64, the requested rows; on the CPU.
         bad: (row, reason) of every image that could not be decoded, replaced or not.
+        weights: (batch,) float32, of the requested rows in the training loss; None: all 1.
     """
 
     images: torch.Tensor
@@ -38,6 +39,7 @@ class Batch:
     readable: torch.Tensor
     rows: torch.Tensor
     bad: list[tuple[int, str]] = field(default_factory=list)
+    weights: torch.Tensor | None = None
 
 
 class BatchPipeline:

@@ -12,7 +12,8 @@ class Targets:
     Attributes:
         labels: (batch,) or (batch, k) int64.
         lam: (batch, k) float32 mixing coefficients, at least 0, each row sums to 1; None with one label per image.
-        weights: (batch,) float32 weights of the images; None: all 1.
+        weights: (batch,) float32 weights of the images, or (batch, k) of the images that the labels are from; None: all
+            1.
     """
 
     labels: torch.Tensor

@@ -119,7 +119,7 @@ class WeightedLoss(nn.Module):
             return None
         lam = targets.lam if targets.lam is not None else torch.ones_like(targets.labels, dtype=torch.float32)
         if targets.weights is not None:
-            lam = lam * (targets.weights[:, None] if lam.ndim == 2 else targets.weights)
+            lam = lam * (targets.weights[:, None] if lam.ndim > targets.weights.ndim else targets.weights)
         if self._has_images is not None:
             lam = lam * self._has_images[targets.labels]
         return lam, lam * class_weights[targets.labels] if class_weights is not None else lam

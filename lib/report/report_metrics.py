@@ -32,6 +32,7 @@ class ReportData:
         tau: content of tau.json.
         is_rebalanced: True if `predictions` are those of the re-balanced model.
         notes: warnings shown at the top.
+        corrections: of the labels, as in TrainingSet.
     """
 
     title: str
@@ -48,6 +49,7 @@ class ReportData:
     config_text: str = ''
     environment_text: str = ''
     notes: Sequence[str] = ()
+    corrections: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def name_of(self, label: int) -> str:
         """Return the name of a class, or 'class 7' without names."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from lib.dataset.corrections import describe_counts
 from lib.report.chart_style import PALETTE, inline_svg, new_panel, styled
 from lib.report.charts import METRICS, curve_panels, draw_panel, draw_tau
 from lib.report.class_charts import data_statistics, draw_class_sizes, draw_error_by_count, draw_reliability
@@ -80,7 +81,7 @@ def _renderer(data: ReportData, metrics: ReportMetrics | None) -> Callable[[dict
     """
     environment = page_environment()
     environment.filters.update(percent=percent, points=points, thousands=thousands, between=between)
-    environment.globals.update(name_of=data.name_of)
+    environment.globals.update(name_of=data.name_of, describe_counts=describe_counts)
     script, script_hash = inline_script('classes.js')
     parts = {
         'data': data,

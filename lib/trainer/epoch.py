@@ -12,7 +12,7 @@ from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
 from lib.runtime.log import progress_bar
 from lib.trainer.lbfgs import LBFGSStep
-from lib.trainer.mixing.base import Mixer
+from lib.trainer.mixing.base import Mixer, with_image_weights
 from lib.trainer.run_log import RunLog
 from lib.trainer.step import StepResult, TrainStep
 from lib.trainer.stop_signal import Action, StopController, StopRequested
@@ -105,7 +105,8 @@ def train_epoch(
     for batch in bar:
         global_step = epoch * loader.steps_per_epoch + progress.step
         mixed = mixer(batch.images, batch.labels, epoch=epoch, first_slot=loader.first_slot(progress.step))
-        running.add(step(mixed, global_step), batch, loader.batch_size, progress.step)
+        weighted = with_image_weights(mixed, batch.weights)
+        running.add(step(weighted, global_step), batch, loader.batch_size, progress.step)
         bad += batch.bad
         progress.step += 1
         last = progress.step == loader.steps_per_epoch

@@ -147,7 +147,10 @@ class LBFGSStep:
             yield batch
 
     def _targets(self, batch: Batch, epoch: int) -> Targets:
-        weights = None if self.class_factors is None else self.class_factors(epoch)[batch.labels]
+        weights = batch.weights
+        if self.class_factors is not None:
+            factors = self.class_factors(epoch)[batch.labels]
+            weights = factors if weights is None else factors * weights
         return Targets(batch.labels, weights=weights)
 
     @torch.no_grad()

@@ -12,9 +12,9 @@ from PIL import Image
 
 from lib.audit.report import AuditSplit, audit_splits
 from lib.builders.data import open_named_images, open_test_split, open_training_data
-from lib.builders.data import test_folder_split as folder_split
 from lib.builders.loader import build_train_loader
 from lib.builders.split import found_split
+from lib.builders.split import test_folder_split as folder_split
 from lib.config.yaml_text import as_node
 from lib.dataset.image_format import HEIC_HINT
 from lib.errors import UserError

@@ -246,7 +246,7 @@ CORRUPTIONS = {
     'one byte short': lambda data: data[:-1],
     'another version': rewritten(
         lambda columns, metadata: metadata.update(
-            annotations=with_text(metadata.pop(b'annotations'), b'"version":4', b'"version":3')
+            annotations=with_text(metadata.pop(b'annotations'), b'"version":5', b'"version":4')
         )
     ),
     'no metadata': rewritten(lambda columns, metadata: metadata.clear()),

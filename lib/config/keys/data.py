@@ -67,6 +67,13 @@ class DatasetKeys(Section, title='images and labels'):
     QUARANTINE = Key(
         '', 'JSON list of training images to exclude, as written by tools/doctor.py. Empty: none.', is_path=True
     )
+    CORRECTIONS = Key(
+        '',
+        'JSON of decisions about training images (relabel, drop, weight), from clean.html or tools/clean.py. Empty: '
+        'none.',
+        is_path=True,
+    )
+    VALID_CORRECTIONS = Key('', 'The same for validation images. Empty: none.', is_path=True)
     SHARDS = Key(
         '',
         'Folder written by tools/pack.py, which replaces the annotation and image paths. Empty: read image files.',

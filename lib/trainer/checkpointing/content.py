@@ -11,7 +11,7 @@ import torch
 from msgspec import Meta
 
 from lib.backbone.tuning import BaseWeights
-from lib.errors import UserError, is_unicode, shown
+from lib.errors import UserError, shown
 from lib.trainer.checkpointing.state import (
     Checkpoint,
     MetricsEntry,
@@ -26,7 +26,6 @@ from lib.trainer.selection import Selection
 Form = TypeVar('Form')
 _Setting = str | int | float | bool | None
 Count = Annotated[int, Meta(ge=0, le=2**53)]
-_MAX_DEPTH = 8  # of dictionaries and lists in each other
 _FORMER_KEYS = ('best_result', 'best_epoch')  # of 'place', now in 'selection'
 
 
@@ -73,6 +72,13 @@ class _Optimizer(msgspec.Struct):
     rows: dict[str, Count] = {}
 
 
+class _Corrections(msgspec.Struct):
+    file: str
+    digest: str
+    counts: dict[str, Count]
+    classes: list[tuple[str, Count, Count]]
+
+
 class _Content(msgspec.Struct):
     """The entries of the dictionary of which the form is fixed; tensors are checked apart."""
 
@@ -87,6 +93,7 @@ class _Content(msgspec.Struct):
     train_digest: str = ''
     class_names: list[str] = []
     class_parents: list[list[str]] = []
+    corrections: dict[str, _Corrections] = {}
     base: _Base | None = None
     head: Annotated[str, Meta(pattern=r'^head-[0-9]+-[0-9]+\Z')] | None = None  # shard_folder_name
 
@@ -127,6 +134,7 @@ def _training_set_to_content(training_set: TrainingSet) -> dict[str, Any]:
         'class_counts': torch.from_numpy(training_set.class_counts),
         'class_names': training_set.class_names,
         'class_parents': training_set.class_parents,
+        'corrections': training_set.corrections,
     }
 
 
@@ -201,41 +209,6 @@ def _without_tensors(tree: Any) -> Any:
     return ... if isinstance(tree, torch.Tensor) else tree
 
 
-def check_plain(value: Any, name: str = 'the file', depth: int = 0) -> None:
-    """Check that a tree has dense tensors, numbers of 64 bits, and texts that are Unicode, and is not deep.
-
-    Raises:
-        InvalidContent: it does not.
-    """
-    if isinstance(value, torch.Tensor):
-        _check_dense(value, name)
-    elif isinstance(value, dict | list | tuple):
-        if depth == _MAX_DEPTH:
-            raise InvalidContent(f'{shown(name)}: more than {_MAX_DEPTH} levels are nested')
-        entries = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, entry in entries:
-            if not isinstance(key, str | int) or (isinstance(key, str) and not is_unicode(key)):
-                raise InvalidContent(f'{name}: the name {shown(key)} of an entry is no text')
-            check_plain(entry, key if isinstance(key, str) and depth < 2 else name, depth + 1)
-    elif isinstance(value, str):
-        if not is_unicode(value):
-            raise InvalidContent(f'{shown(name)}: {shown(value)} is not Unicode')
-    elif isinstance(value, int) and not -(2**63) <= value < 2**64:
-        raise InvalidContent(f'{shown(name)}: a number of more than 64 bits')
-    elif not isinstance(value, int | float | np.generic | None):
-        raise InvalidContent(f'{shown(name)}: {shown(value)} is no tensor, number or text')
-
-
-def _check_dense(tensor: torch.Tensor, name: str) -> None:
-    """Check that a tensor has values in memory, no number of them twice: a view may claim a terabyte."""
-    is_dense = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
-    if not is_dense or tensor.is_quantized or tensor.device.type != 'cpu':
-        kind = 'quantized' if is_dense and tensor.is_quantized else f'{tensor.layout} on {tensor.device}'
-        raise InvalidContent(f'{shown(name)}: a tensor is {kind}, not dense on the CPU')
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise InvalidContent(f'{shown(name)}: a tensor of {tensor.numel():,} numbers, of which the file has fewer')
-
-
 def _check_values(content: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
     for key, value in state.items():
         if key.startswith('classifier.') and not value.is_floating_point():
@@ -276,7 +249,8 @@ def _training_set_of(content: dict[str, Any], num_classes: int | None) -> Traini
     for name, values in (('class_names', names), ('class_parents', parents)):
         if len(values) not in (0, len(counts)):
             raise InvalidContent(f'{name}: has {len(values)} entries for {len(counts)} classes')
-    return TrainingSet(content['train_digest'], counts.to(torch.int64).numpy(), names, parents)
+    corrections = content.get('corrections') or {}
+    return TrainingSet(content['train_digest'], counts.to(torch.int64).numpy(), names, parents, corrections)
 
 
 def _selection_of(content: dict[str, Any]) -> Selection:

@@ -21,11 +21,11 @@ from safetensors import safe_open
 
 from lib.backbone.pretrained import fault_of
 from lib.backbone.weights_file import WeightsFileError, read_weights_file
-from lib.errors import UserError, shown
+from lib.errors import UserError, is_unicode, shown
 from lib.runtime.checksums import check_safetensors, damaged_record
 from lib.runtime.files import replace_atomically
 from lib.runtime.read_file import RefusedFileError, check_regular, open_regular, reason_of
-from lib.trainer.checkpointing.content import InvalidContent, check_plain, from_content, to_content
+from lib.trainer.checkpointing.content import InvalidContent, from_content, to_content
 from lib.trainer.checkpointing.state import Checkpoint
 
 # Checkpoints of the original entry may hold the accuracy as a NumPy scalar. These names only build a number.
@@ -39,6 +39,7 @@ _NUMPY_SCALARS: list[Any] = [
     np.dtypes.Int64DType,
 ]
 _CHUNK_BYTES = 1 << 24
+_MAX_DEPTH = 8  # of dictionaries and lists in each other
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint, canceled: Callable[[], bool] = lambda: False) -> None:
@@ -92,7 +93,7 @@ def read_checkpoint(path: str | Path, *, with_rows: bool = True, mmap: bool = Fa
 def safetensors_metadata(checkpoint: Checkpoint) -> dict[str, str]:
     """Return the header of a safetensors file of the checkpoint's state_dict, as read_checkpoint expects it."""
     content = to_content(checkpoint)
-    keys = ('place', 'config', 'recipe', 'train_digest', 'class_names', 'class_parents')
+    keys = ('place', 'config', 'recipe', 'train_digest', 'class_names', 'class_parents', 'corrections')
     header = {key: content[key] for key in keys if key in content}
     if 'class_counts' in content:
         header['class_counts'] = content['class_counts'].tolist()
@@ -110,10 +111,45 @@ def read_exported(path: Path) -> dict[str, Any]:
         check_safetensors(file)
         content = json.loads((file.metadata() or {})['checkpoint'])
         content['state_dict'] = {name: file.get_tensor(name) for name in list(file.keys())}
-    check_plain(content)
+    _check_plain(content)
     if 'class_counts' in content:
         content['class_counts'] = torch.tensor(content['class_counts'], dtype=torch.int64)
     return {'optimizer': None, **content}
+
+
+def _check_plain(value: Any, name: str = 'the file', depth: int = 0) -> None:
+    """Check that a tree has dense tensors, numbers of 64 bits, and texts that are Unicode, and is not deep.
+
+    Raises:
+        InvalidContent: it does not.
+    """
+    if isinstance(value, torch.Tensor):
+        _check_dense(value, name)
+    elif isinstance(value, dict | list | tuple):
+        if depth == _MAX_DEPTH:
+            raise InvalidContent(f'{shown(name)}: more than {_MAX_DEPTH} levels are nested')
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, entry in entries:
+            if not isinstance(key, str | int) or (isinstance(key, str) and not is_unicode(key)):
+                raise InvalidContent(f'{name}: the name {shown(key)} of an entry is no text')
+            _check_plain(entry, key if isinstance(key, str) and depth < 2 else name, depth + 1)
+    elif isinstance(value, str):
+        if not is_unicode(value):
+            raise InvalidContent(f'{shown(name)}: {shown(value)} is not Unicode')
+    elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise InvalidContent(f'{shown(name)}: a number of more than 64 bits')
+    elif not isinstance(value, int | float | np.generic | None):
+        raise InvalidContent(f'{shown(name)}: {shown(value)} is no tensor, number or text')
+
+
+def _check_dense(tensor: torch.Tensor, name: str) -> None:
+    """Check that a tensor has values in memory, no number of them twice: a view may claim a terabyte."""
+    is_dense = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+    if not is_dense or tensor.is_quantized or tensor.device.type != 'cpu':
+        kind = 'quantized' if is_dense and tensor.is_quantized else f'{tensor.layout} on {tensor.device}'
+        raise InvalidContent(f'{shown(name)}: a tensor is {kind}, not dense on the CPU')
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise InvalidContent(f'{shown(name)}: a tensor of {tensor.numel():,} numbers, of which the file has fewer')
 
 
 def write_torch(path: Path, content: Mapping[str, Any], canceled: Callable[[], bool] = lambda: False) -> None:
@@ -193,7 +229,7 @@ def load_content(path: Path, *, mmap: bool) -> Any:
         warnings.simplefilter('ignore')  # torch warns about unusual pickles; read_checkpoint raises an error
         # Mapped, since torch reads values without comparing their number with the bytes that the file has for them.
         content = torch.load(path, map_location='cpu', weights_only=True, mmap=is_archive)
-    check_plain(content)
+    _check_plain(content)
     return content if mmap or not is_archive else _in_memory(content, {})
 
 

@@ -57,14 +57,18 @@ class TrainingSet:
 
     Attributes:
         digest: fingerprint of paths and labels; two sets are the same if their digests are.
-        class_counts: (num_classes,) int64 images per class in the original training set, before any cap.
+        class_counts: (num_classes,) int64 images per class in the original training set once its labels are corrected,
+            before any cap.
         class_names, class_parents: as in classes.json, in NFC also where the file has another form; empty when unknown.
+        corrections: {'train' or 'valid': {'file': path of the decisions, 'digest': their SHA-256, 'counts': images by
+            action, 'classes': [[name, images that left it, images that came in], ...] of the most changed ones}}.
     """
 
     digest: str
     class_counts: np.ndarray
     class_names: list[str] = field(default_factory=list)
     class_parents: list[list[str]] = field(default_factory=list)
+    corrections: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.class_names = nfc_list(self.class_names)

@@ -3,7 +3,7 @@
 The partner of image i is image i XOR 1. `lam` is the papers' lambda: the fraction of an image that remains.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -35,6 +35,23 @@ class MixedBatch:
             return self
         lam = None if self.lam is None else self.lam[rows]
         return MixedBatch(self.images[rows], self.targets.select(rows), self.stage, lam)
+
+
+def with_image_weights(mixed: MixedBatch, weights: torch.Tensor | None) -> MixedBatch:
+    """Return a mixed batch in which each label counts with the weight of the image that it is from.
+
+    Args:
+        weights: (slots,) float32, of the images before mixing; None: all 1.
+    """
+    if weights is None:
+        return mixed
+    targets = mixed.targets
+    # Of two slots that become one image, the first is in the even slot.
+    pairs = torch.stack([weights, partners(weights)], dim=1)[:: len(weights) // len(mixed.images)]  # (batch, 2)
+    of_labels = pairs if targets.labels.ndim == 2 else pairs[:, 0]
+    if targets.weights is not None:  # of BBN, whose images have one label each
+        of_labels = of_labels * targets.weights
+    return replace(mixed, targets=replace(targets, weights=of_labels))
 
 
 class Mixer(Protocol):

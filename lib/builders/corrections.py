@@ -1,0 +1,168 @@
+"""DATASET.CORRECTIONS, VALID_CORRECTIONS and QUARANTINE: labels, weights and rows of the splits that they change."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from lib.builders.split import DatasetSplit, TrainingData, some_of
+from lib.config.defaults import Config
+from lib.dataset.corrections import CorrectedRows, apply_decisions, describe_counts, quarantined_rows, read_decisions
+from lib.errors import UserError
+from lib.runtime.files import finish_set
+from lib.runtime.log import LOGGER
+from lib.runtime.shared_memory import to_shared_memory
+from lib.runtime.text import count_of, few_names, first_few
+
+KEYS = {'train': 'CORRECTIONS', 'valid': 'VALID_CORRECTIONS'}
+_MAX_CLASSES = 10  # recorded
+
+
+def with_corrections(cfg: Config, data: TrainingData) -> TrainingData:
+    """Return the data with the labels, images and weights that the decisions for each split change.
+
+    Row numbers of the training split do not change; dropped images of the validation split are removed.
+
+    Raises:
+        UserError: no such file, invalid content, contradicting decisions, or no image is left.
+    """
+    if cfg.DATASET.CORRECTIONS:
+        changes, record = _apply(cfg, 'train', data.train, data.class_names)
+        train = replace(
+            data.train,
+            labels=to_shared_memory(changes.labels),
+            by_class=None,
+            weights=_new_weights(data.train, changes),
+        )
+        file = f'DATASET.CORRECTIONS {cfg.DATASET.CORRECTIONS}'
+        before = data.train.labels
+        data = replace(data, train=train, dropped=changes.dropped, corrections={'train': record})
+        data = _without_rows(data, changes.dropped, file, before)
+    if data.valid is not None:
+        valid, records = corrected_valid(cfg, data.valid, data.class_names)
+        data = replace(data, valid=valid, corrections={**data.corrections, **records})
+    return data
+
+
+def corrected_valid(
+    cfg: Config, split: DatasetSplit, class_names: Sequence[str]
+) -> tuple[DatasetSplit, dict[str, dict[str, Any]]]:
+    """Return the validation split as DATASET.VALID_CORRECTIONS corrects it, and the record of that, {'valid': ...}.
+
+    Raises:
+        UserError: as `with_corrections`.
+    """
+    if not cfg.DATASET.VALID_CORRECTIONS:
+        return split, {}
+    changes, record = _apply(cfg, 'valid', split, class_names)
+    if len(changes.weighted):
+        LOGGER.warning('%s: weights have no effect in validation', cfg.DATASET.VALID_CORRECTIONS)
+    if len(changes.relabeled):
+        split = replace(split, labels=to_shared_memory(changes.labels), by_class=None)
+    if len(changes.dropped):
+        rows = np.setdiff1d(np.arange(len(split)), changes.dropped, assume_unique=True)
+        if not len(rows):
+            raise UserError(
+                f'DATASET.VALID_CORRECTIONS {cfg.DATASET.VALID_CORRECTIONS} drops all images of {split.source}'
+            )
+        split = some_of(split, rows)
+    return split, {'valid': record}
+
+
+def corrected_rows(cfg: Config, split: DatasetSplit, class_names: Sequence[str]) -> np.ndarray:
+    """Return the rows of the validation split that DATASET.VALID_CORRECTIONS relabels or drops, in ascending order.
+
+    Raises:
+        UserError: as `with_corrections`.
+    """
+    if not cfg.DATASET.VALID_CORRECTIONS:
+        return np.zeros(0, np.int64)
+    changes, _ = _apply(cfg, 'valid', split, class_names)
+    return np.union1d(changes.relabeled, changes.dropped)
+
+
+def _apply(
+    cfg: Config, kind: str, split: DatasetSplit, class_names: Sequence[str]
+) -> tuple[CorrectedRows, dict[str, Any]]:
+    """Return the changes to a split, and their record for checkpoints and reports; log them."""
+    file = cfg.DATASET[KEYS[kind]]
+    finish_set(Path(file).parent)
+    try:
+        decisions = read_decisions(file, kind)
+        changes = apply_decisions(decisions, split.composed_names, split.labels, class_names, file)
+    except UserError as error:
+        raise UserError(f'DATASET.{KEYS[kind]} {error}') from None
+    counts = changes.counts
+    LOGGER.info('%s: %s', file, describe_counts(counts))
+    if counts['stale']:
+        phrases = [*changes.stale, *[''] * (counts['stale'] - len(changes.stale))]
+        stale = count_of(counts['stale'], 'decision is', 'decisions are')
+        LOGGER.warning('%s: %s stale, and not applied: %s', file, stale, first_few(phrases))
+    digest = hashlib.sha256(msgspec.json.encode(decisions)).hexdigest()
+    classes = _most_changed(split.labels, changes, class_names)
+    return changes, {'file': file, 'digest': digest, 'counts': counts, 'classes': classes}
+
+
+def _most_changed(before: np.ndarray, changes: CorrectedRows, class_names: Sequence[str]) -> list[list[Any]]:
+    """Return [name, images that left it, images that came in] of the classes with the most changes."""
+    rows = changes.relabeled
+    left = np.bincount(before[np.concatenate([rows, changes.dropped])], minlength=len(class_names))
+    came = np.bincount(changes.labels[rows], minlength=len(class_names))
+    order = np.argsort(-(left + came), kind='stable')[:_MAX_CLASSES]
+    return [[class_names[c], int(left[c]), int(came[c])] for c in order.tolist() if left[c] + came[c]]
+
+
+def _new_weights(split: DatasetSplit, changes: CorrectedRows) -> np.ndarray | None:
+    if not len(changes.weighted):
+        return split.weights
+    weights = np.ones(len(split), np.float32) if split.weights is None else np.array(split.weights)
+    weights[changes.weighted] = changes.weights
+    return weights
+
+
+def without_quarantined(data: TrainingData, file: str) -> TrainingData:
+    """Return the data without the training images that a quarantine file lists; row numbers do not change.
+
+    Raises:
+        UserError: no such file, invalid content, or no training image is left.
+    """
+    if not file:
+        return data
+    finish_set(Path(file).parent)
+    try:
+        found = quarantined_rows(data.train.composed_names, file, 'train')
+    except UserError as error:
+        raise UserError(f'DATASET.QUARANTINE {error}') from None
+    if found.num_unknown:
+        are = 'is' if found.num_unknown == 1 else 'are'
+        LOGGER.warning('%s: %d of its training images %s not in %s', file, found.num_unknown, are, data.train.source)
+    if found.num_other:
+        LOGGER.info('%s: %d entries of other splits ignored', file, found.num_other)
+    LOGGER.info('%s: %d of %d training images excluded', file, len(found.rows), len(data.train))
+    return _without_rows(data, found.rows, f'DATASET.QUARANTINE {file}', data.train.labels)
+
+
+def _without_rows(data: TrainingData, excluded: np.ndarray, source: str, before: np.ndarray) -> TrainingData:
+    """Return the data without some more training rows, with a warning about classes that lose their last image.
+
+    Args:
+        source: key and file that exclude them.
+        before: (num_images,) labels before the file was applied.
+
+    Raises:
+        UserError: no image is left.
+    """
+    former = np.arange(len(data.train)) if data.train_rows is None else data.train_rows
+    rows = np.setdiff1d(former, excluded, assume_unique=True)
+    if not len(rows):
+        raise UserError(f'{source} lists all {len(data.train)} images of {data.train.source}')
+    emptied = np.setdiff1d(before[former], data.train.labels[rows])
+    if len(emptied):
+        names = few_names([data.class_names[label] for label in emptied.tolist()])
+        have = '1 class has' if len(emptied) == 1 else f'{len(emptied)} classes have'
+        LOGGER.warning('%s: %s no training image left: %s', source.partition(' ')[2], have, names)
+    return data if len(rows) == len(former) else replace(data, train_rows=rows)
