@@ -38,6 +38,10 @@ FORMATS = {
     'list': ('train.txt (or folder with train.txt, val.txt, test.txt), lines "path label"', _SPLITS),
     'csv': ('CSV file with a header (or folder with train.csv, val.csv, test.csv)', _CSV | _SPLITS),
     'inat': ('folder with train2018.json, val2018.json, test2018.json of iNaturalist', _SPLITS),
+    'decisions': (
+        'decisions.json about photos without labels, from a review page of test.py',
+        {'image_root': _SPLITS['image_root']},
+    ),
     'grocery_store': ('checkout of the Grocery Store Dataset, or its folder with classes.csv', {}),
 }
 
@@ -46,6 +50,7 @@ def converters() -> dict:
     """Return format -> function from a source path (and options) to ConvertedDataset."""
     # Imported here, so that --help does not load numpy and pyarrow.
     from lib.formats.aliproducts import convert_aliproducts
+    from lib.formats.decisions import convert_decisions
     from lib.formats.imagefolder import convert_image_folder
     from lib.formats.inat import convert_inat
     from lib.formats.text_lists import convert_csv, convert_grocery_store, convert_image_list
@@ -56,6 +61,7 @@ def converters() -> dict:
         'list': convert_image_list,
         'csv': convert_csv,
         'inat': convert_inat,
+        'decisions': convert_decisions,
         'grocery_store': convert_grocery_store,
     }
 

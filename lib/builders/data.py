@@ -1,6 +1,6 @@
 """DATASET -> the splits, from annotation files, class folders, CIFAR files or packed shards."""
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Collection, Sequence, Sized
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from lib.dataset.images import ArrayImages
 from lib.demo.generate import demo_is_complete, generate_demo
 from lib.errors import UserError
 from lib.formats.cifar import load_cifar_lt
+from lib.formats.decisions import convert_decisions, holds_decisions
 from lib.runtime.files import file_exists
 from lib.runtime.log import LOGGER
 from lib.runtime.shared_memory import to_shared_memory
@@ -149,11 +150,15 @@ def has_test_split(cfg: Config) -> bool:
     return bool(given) or file_exists(json) or bool(folder and Path(folder).is_dir())
 
 
-def open_named_images(source: str, *, nested: bool) -> tuple[DatasetSplit, ClassNames]:
-    """Open labeled images with their classes: class folders, or an annotation JSON beside its classes.json.
+def open_named_images(source: str, *, nested: bool, known: Collection[str] = ()) -> tuple[DatasetSplit, ClassNames]:
+    """Open labeled images with their classes: class folders, an annotation JSON beside its classes.json, or decisions.
 
     Relative paths of a JSON are under its own folder. Classes without images are omitted; without classes.json, the
-    names are numbers. `nested`: as DATASET.NESTED_CLASSES.
+    names are numbers.
+
+    Args:
+        nested: as DATASET.NESTED_CLASSES.
+        known: classes that are left out of decisions.json, in which photos are given old and new classes.
 
     Raises:
         UserError: neither exists, or it is invalid.
@@ -162,11 +167,17 @@ def open_named_images(source: str, *, nested: bool) -> tuple[DatasetSplit, Class
         read = _read_folder(source, valid_fraction=0.0, seed=0, nested=nested)
         paths, labels = read.train.paths + read.valid.paths, np.concatenate([read.train.labels, read.valid.labels])
         return found_split(paths, labels, len(read.names), source, source), ClassNames(read.names, read.parents)
+    if holds_decisions(source):
+        decided = convert_decisions(Path(source), known=known)
+        rows = decided.splits['train']
+        return found_split(rows.paths, rows.labels, len(decided.names), source, str(decided.root)), ClassNames(
+            decided.names, []
+        )
     found = read_annotations(source)
-    known = read_classes(Path(source).with_name('classes.json'), found.num_classes, source)
+    classes = read_classes(Path(source).with_name('classes.json'), found.num_classes, source)
     used, labels = np.unique(found.labels, return_inverse=True)
-    names = [known.names[label] if known else str(label) for label in used.tolist()]
-    parents = [known.parents[label] for label in used.tolist()] if known and known.parents else []
+    names = [classes.names[label] if classes else str(label) for label in used.tolist()]
+    parents = [classes.parents[label] for label in used.tolist()] if classes and classes.parents else []
     split = annotated_split(found, str(Path(source).parent))
     split = replace(split, labels=to_shared_memory(labels.astype(np.int32)), num_classes=len(names), by_class=None)
     return split, ClassNames(names, parents)

@@ -106,8 +106,8 @@ def _new_images(trained: LoadedModel) -> _NewImages:
     source, per_class = trained.cfg.ENROLL.IMAGES, trained.cfg.ENROLL.PER_CLASS
     if not Path(source).exists():
         raise UserError(f'ENROLL.IMAGES {source}: no such folder or file')
-    split, classes = open_named_images(source, nested=trained.cfg.DATASET.NESTED_CLASSES)
     known = set(trained.class_names)
+    split, classes = open_named_images(source, nested=trained.cfg.DATASET.NESTED_CLASSES, known=known)
     duplicates = [name for name in classes.names if name in known]
     if duplicates:
         whence = '' if Path(source).is_dir() else ' (names come from classes.json beside it)'

@@ -7,15 +7,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from lib.builders.split import DatasetSplit
 from lib.commands.loaded_model import LoadedModel
 from lib.commands.predict_inputs import Part, Source, products_of
+from lib.commands.predict_pages import write_queue, write_sheet
 from lib.config.yaml_text import parse_config_text
 from lib.dataset.image_format import hint_of
-from lib.dataset.images import FileImages
-from lib.dataset.lazy_image import LazyImage
 from lib.errors import UserError, printable, shown, unquoted
 from lib.inference.prediction_files import (
     COLUMNS,
@@ -30,9 +27,7 @@ from lib.metrics.accuracy import compute_metrics
 from lib.metrics.class_report import detailed_metrics
 from lib.metrics.confidence import Threshold
 from lib.metrics.predictions import Predictions, predictions_from_classes
-from lib.report.contact_sheet import SheetData, write_contact_sheet
 from lib.report.describe import describe_confidence
-from lib.report.galleries import THUMBNAIL_SIDE
 from lib.runtime.column_store import ColumnStore
 from lib.runtime.files import read_json, replace_together, wait_for_lock, write_json
 from lib.runtime.log import LOGGER
@@ -207,7 +202,12 @@ def _write_set(
             content |= detailed_metrics(labeled, trained.train_counts, parents=trained.class_parents or None)
         write_json(file('.metrics.json'), content | ({'plain': plain} if plain else {}))
     if test.CONTACT_SHEET:
-        _write_page(file('.html'), trained, split, predictions, store, threshold)
+        title = f'{trained.cfg.NAME}: {stem.name.partition(_PREDICTIONS)[2]}'
+        errors = dict(store.errors())
+        write_sheet(file('.html'), trained, split, predictions, title=title, errors=errors, threshold=threshold)
+        if threshold:
+            queue = _with(stem, '.review.html')
+            files += write_queue(queue, trained, split, predictions, threshold.value, title=title)
     lines = [*_image_lines(trained, split, store), *_threshold_lines(threshold, labeled)]
     lines += describe_confidence(predictions, threshold.value if threshold else None)
     return PredictResult(metrics, plain, lines, files)
@@ -237,36 +237,6 @@ def _write_bad(trained: LoadedModel, split: DatasetSplit, store: ColumnStore, st
             '%d of %d images could not be decoded: predicted -1, see %s%s',
             len(bad), len(split), trained.folder / 'bad_images.csv', hint_of(reason for _, reason in bad),
         )  # fmt: skip
-
-
-def _write_page(
-    path: Path,
-    trained: LoadedModel,
-    split: DatasetSplit,
-    predictions: Predictions,
-    store: ColumnStore,
-    threshold: Threshold | None,
-) -> None:
-    images = split.images
-    data = SheetData(
-        title=f'{trained.cfg.NAME}: {path.stem.partition(_PREDICTIONS)[2]}',
-        model=str(trained.path),
-        source=split.source,
-        names=split.names,
-        predictions=predictions,
-        class_names=trained.class_names,
-        errors=dict(store.errors()),
-        threshold=threshold.value if threshold else None,
-        open_image=lambda row: _reduced(images.open(row)),
-        path_of=images.path if isinstance(images, FileImages) else None,
-    )
-    write_contact_sheet(path, data, max_bytes=1e6 * trained.cfg.REPORT.MAX_MB)
-
-
-def _reduced(image: LazyImage) -> Image.Image:
-    """Return an image that is decoded at the smallest scale sufficient for a thumbnail."""
-    pixels, _ = image.pixels(min(1.0, THUMBNAIL_SIDE / max(image.width, image.height)))
-    return Image.fromarray(pixels)
 
 
 def _image_lines(trained: LoadedModel, split: DatasetSplit, store: ColumnStore) -> list[str]:

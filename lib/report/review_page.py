@@ -18,6 +18,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from lib.formats.decisions import UNLABELED
 from lib.report.chart_style import PALETTE
 from lib.report.contact_sheet import link_to
 from lib.report.galleries import thumbnail_base64
@@ -34,7 +35,6 @@ _NUM_CACHED = 2000  # classes whose typical photos are kept in memory
 _CLASS_BYTES = 24  # of a class in JSON, apart from its name and photos
 _MIN_SPACE = 50_000  # bytes for photos
 _COLUMNS = ('fpaths', 'links', 'kinds', 'labels', 'errors', 'proposals', 'probabilities', 'photos')
-UNLABELED = 'unlabeled'  # split of decisions about images that belong to no split
 KINDS = {
     'mislabeled': 'probably another class',
     'ambiguous': 'two similar classes',

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from lib.dataset.corrections import read_decisions
-from lib.report.review_page import UNLABELED, write_review_pages
+from lib.formats.decisions import UNLABELED
+from lib.report.review_page import write_review_pages
 from tests.report.test_browser import MARKUP, SIZES
 from tests.report.test_review_page import HOSTILE_NAMES, photo, review_data
 

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -129,7 +131,7 @@ def test_products_have_one_row(scripts, run_folder, valid, products):
     assert 'no product is given for' in error_line(scripts.run(run_folder, 'test.py', *MODEL, *valid, *options, code=2))
 
 
-def test_abstention_below_the_threshold(scripts, run_folder, valid):
+def test_abstention_below_the_threshold(scripts, run_folder, valid, products):
     done = scripts.run(run_folder, 'test.py', *MODEL, *valid, '--TEST_ABSTAIN_ERROR', 0.9)
     folder = run_folder / 'log' / 'tiny'
     found = json.loads((folder / 'predictions_converted_val.risk_coverage.json').read_text())
@@ -141,7 +143,18 @@ def test_abstention_below_the_threshold(scripts, run_folder, valid):
     assert 'threshold: probability' in done.stdout
     done = scripts.run(run_folder, 'test.py', *MODEL, *valid, '--TEST_ABSTAIN_ERROR', 1e-6)
     assert 'all images abstain' in done.stdout
-    assert all(row[1] == '-1' for row in rows_of(folder / 'predictions_converted_val.answered.csv'))
+    refused = rows_of(folder / 'predictions_converted_val.answered.csv')
+    assert all(row[1] == '-1' for row in refused)
+    # These are listed on a page that asks for their classes.
+    page = (folder / 'predictions_converted_val.review.html').read_text('utf-8')
+    content = json.loads(re.search(r'id="review-data">(.*?)</script>', page, re.DOTALL)[1])
+    assert content['split'] == 'unlabeled'
+    assert [Path(fpath).is_file() for fpath in content['fpaths']] == [True] * len(refused)
+    assert sorted(content['fpaths']) == sorted(str(products / row[0]) for row in refused)
+    by_path = {str(products / row[0]): row for row in rows_of(folder / 'predictions_converted_val.csv')}
+    assert [classes[0] for classes in content['proposals']] == [int(by_path[path][1]) for path in content['fpaths']]
+    certainty = [classes[0] for classes in content['probabilities']]
+    assert certainty == sorted(certainty), 'the least certain first'
 
 
 def test_embeddings_as_parquet(scripts, run_folder, valid):

@@ -1,0 +1,97 @@
+"""The pages of a prediction: the contact sheet, and the photos that the model abstains from, to be given a class."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lib.builders.data import open_valid_split
+from lib.builders.split import DatasetSplit
+from lib.commands.loaded_model import LoadedModel
+from lib.dataset.images import FileImages
+from lib.dataset.lazy_image import LazyImage
+from lib.dataset.paths import path_as_text
+from lib.formats.decisions import UNLABELED
+from lib.metrics.confidence import Threshold
+from lib.metrics.predictions import Predictions
+from lib.report.contact_sheet import SheetData, write_contact_sheet
+from lib.report.galleries import THUMBNAIL_SIDE
+from lib.report.review_page import MAX_ITEMS, NUM_TYPICAL, PHOTO_SIDE, ReviewData, write_review_pages
+from lib.runtime.text import count_of
+
+
+def write_sheet(
+    path: Path,
+    trained: LoadedModel,
+    split: DatasetSplit,
+    predictions: Predictions,
+    *,
+    title: str,
+    errors: dict[int, str],
+    threshold: Threshold | None,
+) -> None:
+    """Write the contact sheet. `errors`: row -> reason, of the images that cannot be decoded."""
+    images = split.images
+    data = SheetData(
+        title=title,
+        model=str(trained.path),
+        source=split.source,
+        names=split.names,
+        predictions=predictions,
+        class_names=trained.class_names,
+        errors=errors,
+        threshold=threshold.value if threshold else None,
+        open_image=lambda row: reduced(images.open(row), THUMBNAIL_SIDE),
+        path_of=images.path if isinstance(images, FileImages) else None,
+    )
+    write_contact_sheet(path, data, max_bytes=1e6 * trained.cfg.REPORT.MAX_MB)
+
+
+def write_queue(
+    path: Path, trained: LoadedModel, split: DatasetSplit, predictions: Predictions, threshold: float, *, title: str
+) -> list[Path]:
+    """Write the review pages of the photos that the model abstains from, the least certain first; return the files.
+
+    The predicted classes are the proposals; photos of the validation split are the typical ones.
+    """
+    images, valid = split.images, open_valid_split(trained.cfg, trained.class_names)
+    confidence = predictions.confidence
+    below = np.flatnonzero((predictions.predicted >= 0) & (confidence < threshold))
+    if not len(below) or not isinstance(images, FileImages):
+        return []
+    rows = below[np.argsort(confidence[below], kind='stable')][:MAX_ITEMS]
+    of_class, num_images = valid.index(), len(split)
+
+    def open_image(row: int) -> Image.Image:
+        return reduced(valid.images.open(row - num_images) if row >= num_images else images.open(row), PHOTO_SIDE)
+
+    def path_of(row: int) -> str:
+        if row < num_images:
+            return images.path(row)
+        return valid.images.path(row - num_images) if isinstance(valid.images, FileImages) else ''
+
+    data = ReviewData(
+        title=title,
+        source=f'The model abstains from {count_of(len(below), "photo")}: the least certain first.',
+        split=UNLABELED,
+        rows=rows,
+        fpaths=[path_as_text(os.path.abspath(images.path(row))) for row in rows.tolist()],
+        kinds=['abstained'] * len(rows),
+        labels=np.full(len(rows), -1),
+        errors=np.full(len(rows), np.nan),
+        proposals=predictions.topk[rows],
+        probabilities=predictions.probabilities[rows],
+        class_names=trained.class_names,
+        typical=lambda label: (of_class.rows_of(label)[:NUM_TYPICAL] + num_images).tolist(),
+        open_image=open_image,
+        path_of=path_of,
+        next_step='python tools/convert.py decisions decisions.json dataset/reviewed',
+    )
+    return write_review_pages(path, data, max_bytes=1e6 * trained.cfg.REPORT.MAX_MB)
+
+
+def reduced(image: LazyImage, side: int) -> Image.Image:
+    """Return an image that is decoded at the smallest scale at which its longer side has at least `side` pixels."""
+    pixels, _ = image.pixels(min(1.0, side / max(image.width, image.height)))
+    return Image.fromarray(pixels)
