@@ -47,12 +47,11 @@ def split_key(split: DatasetSplit, *, with_labels: bool = True) -> dict[str, Any
     'files' has sizes and times of modification, which a copy on another machine may share, 'inodes' the rest. Features
     do not depend on the labels, so theirs need not be computed again for corrected ones.
     """
-    images, rows = split.images, None
-    if isinstance(images, SomeImages):
-        images, rows = images.images, images.rows
+    some = split.images if isinstance(split.images, SomeImages) else None
+    images = split.images if some is None else some.images
     files, inodes = _file_fingerprints(images) if isinstance(images, FileImages) else (_pixels_fingerprint(images), '')
-    if rows is not None:
-        files = hashlib.sha256(files.encode() + np.ascontiguousarray(rows, np.int64).tobytes()).hexdigest()
+    if some is not None:
+        files = hashlib.sha256(files.encode() + np.ascontiguousarray(some.rows, np.int64).tobytes()).hexdigest()
     return {'split': split.digest() if with_labels else split.names_digest(), 'files': files, 'inodes': inodes}
 
 

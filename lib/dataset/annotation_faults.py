@@ -63,7 +63,8 @@ def entry_faults(entries: list, num_classes: int | None, path_key: str, *, with_
 
 
 def _is_weight(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1 and np.float32(value) > 0
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 < value <= 1 and bool(np.float32(value) > 0)
 
 
 def join_faults(path: str | Path, faults: list[str]) -> str:

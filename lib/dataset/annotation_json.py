@@ -3,16 +3,17 @@
 import hashlib
 import re
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Generic, TypeVar
+from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lib.dataset.annotation_rows import Entry, EntryColumns, columns_of, entry_form, parse_entries
+from lib.dataset.annotation_rows import Entry, EntryColumns, WeightedEntry, columns_of, may_have_weights, parse_entries
 from lib.dataset.paths import strings
 from lib.runtime.text import BYTE_ORDER_MARK, InvalidJson, digest_of_names, parse_json
 
@@ -24,13 +25,14 @@ _MAX_INT32 = 2**31 - 1
 _ERRORS = (msgspec.DecodeError, InvalidJson, UnicodeError, OverflowError, RecursionError)
 
 
-EntryForm = TypeVar('EntryForm', bound=Entry)
-
-
-class _File(msgspec.Struct, Generic[EntryForm]):
-    annotations: list[EntryForm]
+class _File(msgspec.Struct):
+    annotations: Sequence[Entry]
     num_classes: int
     classes_digest: Any = ''  # in files of others, it may be anything
+
+
+class _WeightedFile(_File):
+    annotations: Sequence[WeightedEntry]
 
 
 class UnsupportedForm(Exception):
@@ -111,7 +113,7 @@ def parse_whole(data: bytes) -> ParsedAnnotations:
         UnsupportedForm: the file is invalid.
     """
     try:
-        file = parse_json(data, _File[entry_form(data)])  # type: ignore[misc]  # chosen while running
+        file = parse_json(data, _WeightedFile if may_have_weights(data) else _File)
         columns = _GrowingColumns()
         columns.append(columns_of(file.annotations))
     except _ERRORS as error:
@@ -247,7 +249,7 @@ class _BlockParser:
         # JSON uses the last of two equal keys, which may not be the one parsed so far.
         if num_rows and b'"annotations"' in data:
             raise UnsupportedForm
-        form = _File[entry_form(data)]  # type: ignore[misc]  # chosen while running
+        form = _WeightedFile if may_have_weights(data) else _File
         file = msgspec.json.decode((head + data).removeprefix(BYTE_ORDER_MARK), type=form)
         if num_rows and not file.annotations:  # an extra comma before the closing bracket
             raise UnsupportedForm

@@ -30,7 +30,9 @@ class Entry(msgspec.Struct, gc=False):
     category_id: int
 
 
-class _WeightedEntry(Entry, gc=False):
+class WeightedEntry(Entry, gc=False):
+    """An annotation with the weight of its image in the loss."""
+
     weight: float = 1.0
 
 
@@ -64,12 +66,12 @@ class EntryColumns(NamedTuple):
 
 
 _decode_entries = msgspec.json.Decoder(list[Entry]).decode
-_decode_weighted_entries = msgspec.json.Decoder(list[_WeightedEntry]).decode
+_decode_weighted_entries = msgspec.json.Decoder(list[WeightedEntry]).decode
 
 
-def entry_form(data: bytes) -> type[Entry]:
-    """Return the form of the entries in `data`: with their weights only if some may have one."""
-    return _WeightedEntry if b'"weight"' in data else Entry
+def may_have_weights(data: bytes) -> bool:
+    """Return whether entries in `data` may have a weight; the form without one is decoded faster."""
+    return b'"weight"' in data
 
 
 def parse_entries(block: bytes) -> EntryColumns:
@@ -82,8 +84,8 @@ def parse_entries(block: bytes) -> EntryColumns:
     columns = _parse_uniform(block)
     if columns is not None:
         return columns
-    decode = _decode_entries if entry_form(block) is Entry else _decode_weighted_entries
-    return columns_of(decode(b'[' + block + b']'))
+    entries = b'[' + block + b']'
+    return columns_of(_decode_weighted_entries(entries) if may_have_weights(block) else _decode_entries(entries))
 
 
 def columns_of(entries: Sequence[Entry]) -> EntryColumns:
@@ -94,8 +96,8 @@ def columns_of(entries: Sequence[Entry]) -> EntryColumns:
     num_bytes = map(len, paths) if text.isascii() else (len(path.encode()) for path in paths)
     lengths = np.fromiter(num_bytes, np.int32, len(paths))
     weights = None
-    if entries and isinstance(entries[0], _WeightedEntry):
-        weights = np.fromiter((getattr(entry, 'weight') for entry in entries), np.float32, len(entries))  # noqa: B009
+    if entries and isinstance(entries[0], WeightedEntry):
+        weights = np.fromiter((entry.weight for entry in entries), np.float32, len(entries))  # type: ignore[attr-defined]
     return EntryColumns.of(text.encode(), lengths, labels, weights)
 
 

@@ -148,7 +148,7 @@ def apply_decisions(
     of_action = {action: table.actions[decided] == number for number, action in enumerate(ACTIONS)}
     corrected = np.array(labels, np.int32)
     corrected[rows[of_action['relabel']]] = to[decided[of_action['relabel']]]
-    counts = {action: int(chosen.sum()) for action, chosen in of_action.items()}
+    counts: dict[str, int] = {action: int(chosen.sum()) for action, chosen in of_action.items()}
     return CorrectedRows(
         labels=corrected,
         relabeled=rows[of_action['relabel']],
@@ -193,32 +193,30 @@ class _Table:
         encoded = paths.cast(path_type).dictionary_encode()
         self.paths = encoded.dictionary
         code_of: dict[str, int] = {}
-        number_of_action = {action: number for number, action in enumerate(ACTIONS)}
-        columns = [
-            np.array(encoded.indices.to_numpy(), np.int64),
-            *(
-                np.fromiter((code_of.setdefault(nfc(name), len(code_of)) for name in texts), np.int64, len(decisions))
-                for texts in ([decision.label for decision in decisions], [decision.to for decision in decisions])
-            ),
-            np.fromiter((number_of_action[decision.action] for decision in decisions), np.int64, len(decisions)),
-        ]
-        weights = np.fromiter((decision.weight or 1.0 for decision in decisions), np.float32, len(decisions))
+
+        def codes(names: Iterable[str]) -> np.ndarray:
+            return np.fromiter((code_of.setdefault(nfc(name), len(code_of)) for name in names), np.int64)
+
+        number_of_action: dict[str, int] = {action: number for number, action in enumerate(ACTIONS)}
+        path = np.array(encoded.indices.to_numpy(), np.int64)
+        label, to = codes(decision.label for decision in decisions), codes(decision.to for decision in decisions)
+        actions = np.array([number_of_action[decision.action] for decision in decisions], np.int64)
+        weights = np.array([decision.weight or 1.0 for decision in decisions], np.float32)
         self._names = list(code_of)
-        self._order = np.lexsort((columns[1], columns[0]))
+        self._order = np.lexsort((label, path))
+        before, after = self._order[:-1], self._order[1:]
         self._is_first = np.ones(len(decisions), bool)
-        same = [column[self._order[1:]] == column[self._order[:-1]] for column in columns[:2]]
-        self._is_first[self._order[1:]] = ~(same[0] & same[1])
-        self._all = (*columns, weights)
+        self._is_first[after] = (path[after] != path[before]) | (label[after] != label[before])
+        is_relabel, is_weight = (actions == number_of_action[action] for action in ('relabel', 'weight'))
+        self._verdicts = actions, np.where(is_relabel, to, -1), np.where(is_weight, weights, 1)
         self._numbers = np.flatnonzero(self._is_first)
-        self.path, self.label, self.to, self.actions, self.weights = (column[self._numbers] for column in self._all)
+        columns = (column[self._numbers] for column in (path, label, to, actions, weights))
+        self.path, self.label, self.to, self.actions, self.weights = columns
 
     def conflict(self) -> tuple[int, ...]:
         """Return the numbers of the first two decisions about the same image and label that differ; () if none do."""
-        _, _, to, actions, weights = self._all
-        is_relabel, is_weight = (actions == ACTIONS.index(action) for action in ('relabel', 'weight'))
-        verdicts = (actions, np.where(is_relabel, to, -1), np.where(is_weight, weights, 1))
         before, after = self._order[:-1], self._order[1:]
-        differ = np.logical_or.reduce([verdict[before] != verdict[after] for verdict in verdicts])
+        differ = np.logical_or.reduce([verdict[before] != verdict[after] for verdict in self._verdicts])
         pairs = np.flatnonzero(differ & ~self._is_first[after])
         if not len(pairs):
             return ()

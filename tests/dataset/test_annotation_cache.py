@@ -63,6 +63,8 @@ def write(path, annotations, num_classes=7):
 def check(found, path):
     """Compare with json and plain loops."""
     tree = json.loads(path.read_text(encoding='utf-8'))
+    weights = [entry.get('weight', 1) for entry in tree['annotations']]
+    assert (np.ones(len(found)) if found.weights is None else found.weights).tolist() == weights
     labels = [entry['category_id'] for entry in tree['annotations']]
     assert found.paths.to_pylist() == [entry['fpath'] for entry in tree['annotations']]
     assert found.labels.tolist() == labels
@@ -174,6 +176,28 @@ def test_only_appended_entries_are_parsed(path, parsings):
     write(path, [*grown, *entries(10, seed=2)], num_classes=9)
     check(read_annotations(path), path)
     assert len(parsings[2].labels) > 1000
+
+
+def test_weights_are_cached_and_may_be_appended(path, parsings, log_lines):
+    pseudo = [{**entry, 'weight': number / 512} for number, entry in enumerate(entries(300, seed=1), 1)]
+    write(path, [*entries(1000), *pseudo])
+    check(read_annotations(path), path)
+    again = read_annotations(path)
+    check(again, path)
+    assert (parsings, log_lines) == ([None], [])
+    write(path, [*entries(1000), *pseudo, *entries(300, seed=2)])
+    check(read_annotations(path), path)
+    assert len(parsings[1].weights) == len(parsings[1].labels)
+
+
+@pytest.mark.parametrize('position', [3, 999])
+@pytest.mark.parametrize('weight', [0, -1, 1.5, 350, True, None, '0.5', [], float('nan'), 1e-60, 10**400])
+def test_weights_out_of_range(path, weight, position):
+    annotations = entries(1000)
+    annotations[position]['weight'] = weight
+    write(path, annotations)
+    with pytest.raises(UserError, match=f'entry {position}: weight is .*, but must be above 0 and at most 1'):
+        read_annotations(path)
 
 
 def test_appended_entries_that_repeat_old_ones(path, parsings):

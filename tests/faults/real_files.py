@@ -26,7 +26,13 @@ from lib.config.load import load_config
 from lib.config.yaml_text import read_config_file
 from lib.dataset import annotations
 from lib.dataset.annotations import read_annotations, read_classes, read_test_images
-from lib.dataset.corrections import quarantined_rows
+from lib.dataset.corrections import (
+    Decision,
+    apply_decisions,
+    quarantined_rows,
+    read_decisions,
+    write_decisions,
+)
 from lib.dataset.decode import decode
 from lib.dataset.images import read_bytes
 from lib.dataset.lazy_image import open_lazy_image
@@ -93,6 +99,14 @@ def _make_annotations(folder: Path) -> None:
     _json(folder / 'data/classes.json', {'names': CLASSES, 'parents': [['Fruit'], [], ['Fruit'], []]})
     quarantine = [{'fpath': 'a/1.jpg', 'split': 'train', 'reason': 'x'}, {'fpath': 'b', 'split': 'val'}]
     _json(folder / 'data/quarantine.json', {'images': quarantine})
+    weighted = [{**entry, 'weight': 0.5} for entry in entries[:3]]
+    _json(folder / 'data/weighted.json', {'annotations': [*entries, *weighted], 'num_classes': 4})
+    decisions = [
+        Decision('a/1.jpg', 'relabel', CLASSES[0], to=CLASSES[1], by='review'),
+        *(Decision(name, 'drop', CLASSES[1]) for name in NAMES[1:3].to_pylist()),
+        Decision('c.jpg', 'weight', CLASSES[2], weight=0.25),
+    ]
+    write_decisions(folder / 'data/decisions.json', decisions)
     shutil.copytree(folder / 'data', folder / 'append')
     (folder / 'list.txt').write_text('a/1.jpg\né/2.jpg\r\n\nc d.jpg')
 
@@ -321,11 +335,18 @@ def _image(path: Path) -> None:
     decode(data)
 
 
+def _apply_decisions(path: Path) -> None:
+    labels = np.arange(len(NAMES), dtype=np.int32) % len(CLASSES)
+    apply_decisions(read_decisions(path), NAMES, labels, CLASSES, path)
+
+
 INDEX, SHARD = 'run/head-2-1/classifier.safetensors.index.json', 'run/head-2-1/classifier-00001-of-00002.safetensors'
 PARSERS = {
     'annotations': Parser('data/converted_train.json', lambda path: read_annotations(path, use_cache=False)),
     'test images': Parser('data/images.json', lambda path: read_test_images(path, 4)),
     'classes': Parser('data/classes.json', lambda path: read_classes(path, 4)),
+    'weighted annotations': Parser('data/weighted.json', lambda path: read_annotations(path, use_cache=False)),
+    'decisions': Parser('data/decisions.json', _apply_decisions),
     'quarantine': Parser('data/quarantine.json', lambda path: quarantined_rows(NAMES, path, 'train')),
     'annotation cache': Parser('data/.converted_train.json.arrow', _read_cached, mutated_bytes),
     'classes to append to': Parser('append/classes.json', _append),

@@ -26,7 +26,7 @@ from lib.builders.features import filled_store
 from lib.commands.report import _read_tau
 from lib.dataset import annotations
 from lib.dataset.annotations import read_annotations, read_classes
-from lib.dataset.corrections import quarantined_rows
+from lib.dataset.corrections import Decision, quarantined_rows, read_decisions, write_decisions
 from lib.dataset.decode import DecodeError
 from lib.distributed.process_group import SINGLE_PROCESS
 from lib.errors import UserError
@@ -124,6 +124,15 @@ NAMES = pa.array([f'{row}.jpg' for row in range(20)], pa.large_string())
 def make_quarantine(folder: Path) -> None:
     images = [{'fpath': f'{row}.jpg', 'split': 'train', 'reason': 'blank'} for row in (3, 5, 8)]
     (folder / 'quarantine.json').write_text(json.dumps({'images': images}, indent=1))
+
+
+def make_decisions(folder: Path) -> None:
+    decisions = [
+        Decision('3.jpg', 'relabel', 'a', to='b', by='review'),
+        Decision('5.jpg', 'drop', 'b'),
+        Decision('8.jpg', 'weight', 'a', weight=0.25),
+    ]
+    write_decisions(folder / 'decisions.json', decisions)
 
 
 def make_metrics(folder: Path) -> None:
@@ -273,6 +282,9 @@ ARTIFACTS = {
         make_quarantine,
         'quarantine.json',
         lambda folder: quarantined_rows(NAMES, folder / 'quarantine.json', 'train'),
+    ),
+    'decisions': Artifact(
+        'text', make_decisions, 'decisions.json', lambda folder: read_decisions(folder / 'decisions.json')
     ),
     'tau curve': Artifact('text', make_tau, 'tau.json', lambda folder: _read_tau(folder / 'tau.json') or REFUSED),
     'metrics of a run': Artifact('text', make_metrics, 'metrics.jsonl', read_history),

@@ -45,6 +45,7 @@ class Setup:
         decay: of the EMA; 0: off.
         tune: MODEL.TUNE; '': all parameters are trained.
         margins: compute the margins of the labels.
+        weighted: each label counts with the weight of the image that it is from.
     """
 
     batch_size: int = 12
@@ -55,6 +56,7 @@ class Setup:
     decay: float = 0.0
     tune: str = ''
     margins: bool = False
+    weighted: bool = False
     dtype: torch.dtype = torch.float64
 
 
@@ -124,7 +126,8 @@ def batch_of(setup: Setup, step: int) -> MixedBatch:
     if setup.loss == 'ldam':
         return MixedBatch(images, Targets(labels[:, 0]))
     lam = torch.rand(setup.batch_size, generator=random)
-    return MixedBatch(images, Targets(labels, torch.stack([lam, 1 - lam], dim=1)))
+    weights = torch.rand(setup.batch_size, 2, generator=random) if setup.weighted else None
+    return MixedBatch(images, Targets(labels, torch.stack([lam, 1 - lam], dim=1), weights))
 
 
 def train(setup: Setup, group: ProcessGroup = SINGLE_PROCESS, steps: int = STEPS) -> dict[str, torch.Tensor]:

@@ -38,7 +38,16 @@ def labels_and_values(seed=0):
 
 
 def step_of(
-    first_lambda, *, block=32, num_views=1, classifier=None, loss=None, factors=None, group=SINGLE_PROCESS, bad=()
+    first_lambda,
+    *,
+    block=32,
+    num_views=1,
+    classifier=None,
+    loss=None,
+    factors=None,
+    weights=None,
+    group=SINGLE_PROCESS,
+    bad=(),
 ):
     labels, values = labels_and_values()
     readable = np.ones(NUM_IMAGES, bool)
@@ -48,7 +57,7 @@ def step_of(
         for view in range(num_views)
     ]
     reader = FeatureReader(views, torch.device('cpu'), str, 0)
-    loader = FullBatchLoader(reader, np.arange(NUM_IMAGES), block, group=group)
+    loader = FullBatchLoader(reader, np.arange(NUM_IMAGES), block, weights=weights, group=group)
     torch.manual_seed(0)
     model = Recognizer(NoBackbone(), classifier or LinearClassifier(NUM_FEATURES, NUM_CLASSES))
     counts = np.bincount(labels, minlength=NUM_CLASSES)
@@ -76,16 +85,24 @@ def standardized(values):
 
 
 @pytest.mark.parametrize('epoch', [0, 1, 4])
-@pytest.mark.parametrize('is_weighted', [False, True])
-def test_equals_scikit_learn(epoch, is_weighted):
+@pytest.mark.parametrize('weighted', ['', 'classes', 'images', 'classes and images'])
+def test_equals_scikit_learn(epoch, weighted):
     """Same objective within 1e-5, and the same predictions; C is 1 / (n lambda)."""
     labels, values = labels_and_values()
-    weights = np.array([0.5, 1.0, 2.0, 4.0]) if is_weighted else np.ones(NUM_CLASSES)
+    of_class, of_image = np.array([0.5, 1.0, 2.0, 4.0]), np.random.default_rng(1).uniform(0.1, 1, NUM_IMAGES)
+    factors = torch.from_numpy(of_class).float()
+    weights = (of_class[labels] if 'classes' in weighted else 1) * (
+        of_image if 'images' in weighted else np.ones(NUM_IMAGES)
+    )
     decay, inputs = 1e-4 * 10 ** (epoch / 2), standardized(values)
-    peer = LogisticRegression(C=1 / (weights[labels].sum() * decay), tol=1e-10, max_iter=10_000)
-    peer.fit(inputs, labels, sample_weight=weights[labels])
-    factors = torch.from_numpy(weights).float()
-    classifier, result = fitted(1e-4, epoch, factors=(lambda _: factors) if is_weighted else None)
+    peer = LogisticRegression(C=1 / (weights.sum() * decay), tol=1e-10, max_iter=10_000)
+    peer.fit(inputs, labels, sample_weight=weights)
+    classifier, result = fitted(
+        1e-4,
+        epoch,
+        factors=(lambda _: factors) if 'classes' in weighted else None,
+        weights=of_image.astype(np.float32) if 'images' in weighted else None,
+    )
     expected = inputs @ peer.coef_.T + peer.intercept_
     logits = classifier(torch.from_numpy(values)).detach().double().numpy()
     scale = np.sqrt(np.square(values - values.mean(axis=0)).sum(axis=1).mean())
@@ -102,7 +119,7 @@ def test_equals_scikit_learn(epoch, is_weighted):
 
 def _loss(logits, labels, weights):
     losses = np.log(np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)) + logits.max(axis=1)
-    return float(((losses - logits[np.arange(len(labels)), labels]) * weights[labels]).sum() / weights[labels].sum())
+    return float(((losses - logits[np.arange(len(labels)), labels]) * weights).sum() / weights.sum())
 
 
 @pytest.mark.parametrize('block', [7, NUM_IMAGES])
@@ -122,7 +139,7 @@ def test_every_view_counts():
     np.testing.assert_array_equal(seen.numpy(), np.concatenate([values + 0.5 * view for view in range(3)]))
     result = step(None, 0)
     logits = step.state.model.classifier(seen).detach().numpy()
-    assert float(result.loss) == pytest.approx(_loss(logits, np.tile(labels, 3), np.ones(NUM_CLASSES)), abs=1e-5)
+    assert float(result.loss) == pytest.approx(_loss(logits, np.tile(labels, 3), np.ones(3 * NUM_IMAGES)), abs=1e-5)
 
 
 def test_an_epoch_has_one_batch_that_names_undecodable_images():

@@ -17,6 +17,8 @@ SETUPS = {
     'ldam': Setup(loss='ldam'),
     'chunked': Setup(head='chunked'),
     'sharded': Setup(head='sharded'),
+    'sharded, weights of images': Setup(head='sharded', weighted=True),
+    'micro-batches, weights of images': Setup(batch_size=16, max_images=4, weighted=True),
     'sharded, micro-batches, clip, EMA': Setup(batch_size=18, max_images=4, head='sharded', clip=0.05, decay=0.9),
     'lora': Setup(tune='lora', clip=0.05, decay=0.9),
     'adaptformer, sharded': Setup(tune='adaptformer', head='sharded'),
