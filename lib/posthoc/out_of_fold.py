@@ -42,8 +42,7 @@ class Candidates:
         num_classes: the number of classes, C.
         own_similarity: (n,) float32 cosine similarity of the image and the mean of the other images with its label,
             both minus the mean of all images; nan where there is no other image.
-        best_similarity: (n,) float32, the largest such similarity over the K candidates and the label.
-        nearest: (n,) int32, the class of `best_similarity`.
+        similarities: (n, K) float32, those to the candidates.
     """
 
     classes: np.ndarray
@@ -54,8 +53,7 @@ class Candidates:
     labels: np.ndarray
     num_classes: int
     own_similarity: np.ndarray
-    best_similarity: np.ndarray
-    nearest: np.ndarray
+    similarities: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -102,9 +100,10 @@ def out_of_fold_candidates(
     if group.is_main:
         key = {**images.key(), 'head': head, 'folds': num_folds, 'seed': seed}
     columns: dict[str, tuple[type, tuple[int, ...]]] = {
-        'classes': (np.int32, (num_candidates,)), 'logits': (np.float32, (num_candidates,)), 'nearest': (np.int32, ()),
-        **dict.fromkeys(('own', 'log_sum', 'log_sum_2', 'own_similarity', 'best_similarity'), (np.float32, ())),
-    }  # fmt: skip
+        'classes': (np.int32, (num_candidates,)),
+        **dict.fromkeys(('logits', 'similarities'), (np.float32, (num_candidates,))),
+        **dict.fromkeys(('own', 'log_sum', 'log_sum_2', 'own_similarity'), (np.float32, ())),
+    }
     store = _shared_store(folder / 'scores', len(images), columns, key, group)
     if not store.is_complete:
         means = LeaveOneOutMeans(images, device)
@@ -215,16 +214,12 @@ class _Scorer:
             logits[every, labels] = (own_similarity * self._means.scale).nan_to_num(nan=NEVER)
         columns = {'own': logits[every, labels], **_best_and_sums(logits, self._k)}
         classes = columns['classes']
-        similarity = torch.einsum('nkd,nd->nk', self._means.directions[classes], centered)
-        similarity = similarity.masked_fill(classes == labels[:, None], -torch.inf)
-        best = similarity.max(dim=1)
-        is_own = own_similarity >= best.values  # False for nan
+        similarities = torch.einsum('nkd,nd->nk', self._means.directions[classes], centered)
         return {
             **columns,
             'classes': classes.int(),
             'own_similarity': own_similarity,
-            'best_similarity': torch.where(is_own, own_similarity, best.values),
-            'nearest': torch.where(is_own, labels, classes[every, best.indices]).int(),
+            'similarities': torch.where(classes == labels[:, None], own_similarity[:, None], similarities),
         }
 
 
