@@ -10,7 +10,9 @@
   const percent = (value) => (100 * value).toFixed(value > 0.99 || value < 0.1 ? 1 : 0) + '\u202f%';
   const nameOf = (c) => (c < 0 ? '' : data.classes[c][0]);
   const labelOf = (i) => nameOf(data.labels[i]);
-  const ids = data.fpaths.map((fpath, i) => idOf(fpath, labelOf(i)));
+  // Earlier decisions have relabeled some images. All decisions correct the labels as annotated.
+  const judgedLabel = (i) => data.annotated[i] || labelOf(i);
+  const ids = data.fpaths.map((fpath, i) => idOf(fpath, judgedLabel(i)));
   const rowOf = new Map(ids.map((id, i) => [id, i]));
 
   const make = (tag, attributes, ...children) => {
@@ -36,7 +38,15 @@
   const filter = { state: 'all', kind: 'all' };
   let shown = [];
   let position = 0;
-  const stateOf = (i) => decisions.get(ids[i])?.action ?? 'undecided';
+  const targetOf = (i) => {
+    const decision = decisions.get(ids[i]);
+    return { keep: judgedLabel(i), relabel: decision?.to }[decision?.action];
+  };
+  const stateOf = (i) => {
+    const target = targetOf(i);
+    if (target !== undefined) return target === labelOf(i) ? 'keep' : 'relabel';
+    return decisions.get(ids[i])?.action ?? 'undecided';
+  };
   const select = (current) => {
     const has = (i) =>
       (filter.state === 'all' || stateOf(i) === filter.state) && (filter.kind === 'all' || data.kinds[i] === filter.kind);
@@ -47,17 +57,18 @@
   const decide = (action, to) => {
     if (!shown.length) return;
     const i = shown[position];
-    const [fpath, label] = [data.fpaths[i], labelOf(i)];
+    const [fpath, label, judged] = [data.fpaths[i], labelOf(i), judgedLabel(i)];
     if (action === 'relabel' && to === undefined) return say('There is no proposal: press / to search for a class.');
-    if ((action === 'relabel' && to === label) || action === 'keep') action = label ? 'keep' : action;
     if (action === 'keep' && !label) return say('This image has no label that could be kept.');
+    if (action === 'keep') to = label;
+    if (to !== undefined) action = to === judged ? 'keep' : 'relabel';
     const before = decisions.get(ids[i]);
     history.push([[ids[i], before]]);
-    decisions.put(ids[i], { fpath, action, label, to, by: 'review' });
+    decisions.put(ids[i], { fpath, action, label: judged, to, by: 'review' });
     const waits = (j) => stateOf(j) === 'undecided';
     let next = before ? position + 1 : shown.findIndex((j, k) => k > position && waits(j));
     if (next < 0) next = shown.findIndex(waits);
-    const done = PAST[action] + (action === 'relabel' ? ' to ' + to : '') + ': ' + fpath;
+    const done = PAST[stateOf(i)] + (stateOf(i) === 'relabel' ? ' to ' + targetOf(i) : '') + ': ' + fpath;
     const more = data.numPages > data.page ? ' Go to page ' + (data.page + 1) + ', or export.' : ' Export decisions.json.';
     position = next < 0 || next >= shown.length ? position : next;
     draw();
@@ -121,11 +132,11 @@
     const decision = decisions.get(ids[i]);
     const label = labelOf(i);
     const wrong = data.errors[i] === null ? '' : ', label wrong with probability ' + percent(data.errors[i]);
-    const meaning = data.kindMeanings[data.kinds[i]];
+    const meaning = data.kindMeanings[data.kinds[i]] ?? data.kinds[i];
     const state = decision
-      ? make('p', { class: 'decided ' + decision.action }, PAST[decision.action] + (decision.to ? ' to ' + decision.to : ''))
+      ? make('p', { class: 'decided ' + stateOf(i) }, PAST[stateOf(i)] + (stateOf(i) === 'relabel' ? ' to ' + targetOf(i) : ''))
       : make('p', { class: 'soft' }, 'not decided');
-    const panels = label ? [panelOf('label', data.labels[i], decision?.action === 'keep', 'keep')] : [];
+    const panels = label ? [panelOf('label', data.labels[i], stateOf(i) === 'keep', 'keep')] : [];
     const proposals = data.proposals[i];
     proposals.forEach((c, k) => {
       const to = nameOf(c);
@@ -134,13 +145,13 @@
         label ? 'Relabel' : 'Choose', hint(k + 1),
       ); // prettier-ignore
       const title = (label || k ? 'proposal ' : 'prediction ') + percent(data.probabilities[i][k]);
-      panels.push(panelOf(title, c, decision?.to === to, 'relabel', button, k < (label ? 1 : 2)));
+      panels.push(panelOf(title, c, targetOf(i) === to, 'relabel', button, k < (label ? 1 : 2)));
     });
     const act = (action, text, letter, run, enabled = true) =>
       make(
         'button',
         { type: 'button', class: action, 'aria-keyshortcuts': letter, disabled: !enabled, 'data-action': text.toLowerCase(),
-          ...(ACTIONS.includes(action) && { 'aria-pressed': String(decision?.action === action) }), click: (event) => press(event, run) },
+          ...(ACTIONS.includes(action) && { 'aria-pressed': String(stateOf(i) === action) }), click: (event) => press(event, run) },
         text, hint(letter),
       ); // prettier-ignore
     const best = proposals.length ? nameOf(proposals[0]) : undefined;

@@ -6,8 +6,8 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
@@ -34,7 +34,7 @@ MAX_PROPOSALS = 5  # of an image
 _NUM_CACHED = 2000  # classes whose typical photos are kept in memory
 _CLASS_BYTES = 24  # of a class in JSON, apart from its name and photos
 _MIN_SPACE = 50_000  # bytes for photos
-_COLUMNS = ('fpaths', 'links', 'kinds', 'labels', 'errors', 'proposals', 'probabilities', 'photos')
+_COLUMNS = ('fpaths', 'links', 'kinds', 'labels', 'annotated', 'errors', 'proposals', 'probabilities', 'photos')
 KINDS = {
     'mislabeled': 'probably another class',
     'ambiguous': 'two similar classes',
@@ -63,6 +63,8 @@ class ReviewData:
         open_image: row -> RGB image, whose longer side has PHOTO_SIDE pixels or more if possible; may raise.
         path_of: row -> path of the image's file, for links; None: the images are not files.
         next_step: what to do with decisions.json, in one line.
+        annotated: fpath -> name of the class as annotated, of images that earlier decisions have relabeled. Decisions
+            about them correct the annotation, too.
     """
 
     title: str
@@ -80,6 +82,7 @@ class ReviewData:
     open_image: Callable[[int], Image.Image]
     path_of: Callable[[int], str] | None = None
     next_step: str = ''
+    annotated: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_review_pages(path: str | os.PathLike, data: ReviewData, *, max_bytes: float) -> list[Path]:
@@ -233,12 +236,13 @@ def _item(data: ReviewData, index: int) -> dict[str, Any]:
     """Return the entries of an image in the columns, without links and photos."""
     label, error = int(data.labels[index]), float(data.errors[index])
     proposals = np.asarray(data.proposals[index])[:MAX_PROPOSALS].tolist()
-    values = np.asarray(data.probabilities[index])[:MAX_PROPOSALS].tolist()
+    values = np.nan_to_num(data.probabilities[index])[:MAX_PROPOSALS].tolist()
     pairs = [(each, round(value, 4)) for each, value in zip(proposals, values, strict=True) if each >= 0]
     return {
         'fpaths': str(data.fpaths[index]),
         'kinds': str(data.kinds[index]),
         'labels': label,
+        'annotated': str(data.annotated.get(data.fpaths[index], '')),
         'errors': round(error, 4) if math.isfinite(error) else None,
         'proposals': [each for each, _ in pairs],
         'probabilities': [value for _, value in pairs],

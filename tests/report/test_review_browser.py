@@ -112,6 +112,26 @@ def test_decisions_by_keyboard_survive_a_reload_and_are_exported(browser, path, 
         )
 
 
+def test_decisions_about_relabeled_images_correct_the_annotation(browser, tmp_path):
+    """Earlier decisions have relabeled images 1 to 4 from 'class 5'; a new file replaces them."""
+    annotated = {f'photos/{row}.jpg': 'class 5' for row in (1, 2, 3, 4)}
+    (path,) = write_review_pages(tmp_path / 'clean.html', review_data(annotated=annotated, path_of=None), max_bytes=5e6)
+    with reviewing(browser) as review:
+        page = review.open(path)
+        press(page, 'k', 'k', 'r', 'd')
+        assert [count(page, state) for state in ('keep', 'relabel', 'drop')] == [2, 1, 1]
+        press(page, 'r')
+        page.reload()
+        assert [count(page, state) for state in ('keep', 'relabel', 'drop')] == [2, 2, 1]
+        assert exported(page, tmp_path / 'decisions.json') == [
+            ('photos/0.jpg', 'keep', 'class 0', ''),
+            ('photos/1.jpg', 'relabel', 'class 5', 'class 1'),
+            ('photos/2.jpg', 'relabel', 'class 5', 'class 3'),
+            ('photos/3.jpg', 'drop', 'class 5', ''),
+            ('photos/4.jpg', 'keep', 'class 5', ''),
+        ]
+
+
 def test_undo_and_navigation(browser, path):
     with reviewing(browser) as review:
         page = review.open(path)
