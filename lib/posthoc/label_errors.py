@@ -24,7 +24,7 @@ class NoiseRates:
     Attributes:
         rate, low, high: (num_classes,) float32 fraction of wrong labels among the images with each label, shrunk toward
             that of all, and the ends of its 95 % interval; nan for classes without images that can be judged.
-        overall: fraction of wrong labels, and the ends of its interval.
+        overall, overall_low, overall_high: fraction of wrong labels among all images, and the ends of its interval.
         temperature: inverse, by which the logits are multiplied.
         likeness: 0 where wrong labels are any class, 1 where they are classes that look alike.
     """
@@ -32,7 +32,9 @@ class NoiseRates:
     rate: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    overall: tuple[float, float, float]
+    overall: float
+    overall_low: float
+    overall_high: float
     temperature: float
     likeness: float
 
@@ -112,5 +114,5 @@ def _noise_rates(model: NoiseModel, candidates: Candidates) -> NoiseRates:
     low, high = binomial_interval(*shrunk)
     rates = [np.where(total > 0, ends, np.nan).astype(np.float32) for ends in (shrunk[0] / shrunk[1], low, high)]
     ends = binomial_interval(wrong.sum(), total.sum())
-    overall = (float(wrong.sum() / max(1, total.sum())), float(ends[0]), float(ends[1]))
-    return NoiseRates(*rates, overall, model.temperature, model.likeness)
+    overall = float(wrong.sum() / max(1, total.sum()))
+    return NoiseRates(*rates, overall, float(ends[0]), float(ends[1]), model.temperature, model.likeness)
