@@ -121,7 +121,7 @@ def _new_weights(split: DatasetSplit, changes: CorrectedRows) -> np.ndarray | No
         return split.weights
     weights = np.ones(len(split), np.float32) if split.weights is None else np.array(split.weights)
     weights[changes.weighted] = changes.weights
-    return weights
+    return None if (weights == 1).all() else weights
 
 
 def without_quarantined(data: TrainingData, file: str) -> TrainingData:

@@ -159,6 +159,7 @@ class _GrowingColumns:
         if any(column is not None for column in self._weights):
             pairs = zip(self._labels, self._weights, strict=True)
             weights = np.concatenate([np.ones(len(rows), np.float32) if w is None else w for rows, w in pairs])
+            weights = None if (weights == 1).all() else weights
         return paths, np.concatenate(self._labels), np.concatenate(self._fingerprints), weights
 
 

@@ -6,7 +6,7 @@ import shutil
 import torch
 
 from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
-from tests.scripts.running import ON_CPU, error_line
+from tests.scripts.running import ON_CPU, TINY, error_line
 
 
 def test_two_models(scripts, run_folder):
@@ -27,6 +27,35 @@ def test_two_models(scripts, run_folder):
     again = scripts.run(run_folder, 'tools/compare.py', 'log/tiny', 'log/noisy', *ON_CPU, '--output', 'other/side')
     assert 'using cached features of the valid split' in again.stdout
     assert (run_folder / 'other' / 'side.json').exists()
+
+
+def test_images_that_valid_corrections_change_are_left_out(scripts, run_folder, products):
+    """The models are compared on the other images, with the labels of the annotations."""
+    images = json.loads((products / 'converted_val.json').read_text())['annotations']
+    names = json.loads((products / 'classes.json').read_text())['names']
+    decisions = [
+        {'fpath': image['fpath'], 'action': action, 'label': names[image['category_id']], 'to': names[5]}
+        for image, action in zip(images, ('drop', 'relabel', 'keep', 'unsure'), strict=False)
+    ]
+    (run_folder / 'valid.json').write_text(json.dumps({'split': 'valid', 'decisions': decisions}))
+    train_images = json.loads((products / 'converted_train.json').read_text())['annotations'][:3]
+    decisions = [
+        {'fpath': image['fpath'], 'action': 'drop', 'label': names[image['category_id']]} for image in train_images
+    ]
+    (run_folder / 'train.json').write_text(json.dumps({'decisions': decisions}))
+    given = ('--DATASET_CORRECTIONS', 'train.json', '--DATASET_VALID_CORRECTIONS', 'valid.json')
+    scripts.run(run_folder, 'main.py', '--config', TINY, '--DATASET_ROOT', products, '--NAME', 'clean', *given)
+    done = scripts.run(run_folder, 'tools/compare.py', 'log/tiny', 'log/clean', *ON_CPU)
+    assert f'left out: 2 of {len(images)} valid images' in done.stdout
+    assert f'the same {len(images) - 2} images' in done.stdout
+    assert 'clean: trained with train.json (0 labels corrected, 3 images dropped)' in done.stdout
+    first, second = json.loads((run_folder / 'log' / 'comparison.json').read_text())
+    assert first['left_out'] == 2
+    assert first['corrections'] == {}
+    assert second['corrections']['train']['counts']['drop'] == 3
+    page = (run_folder / 'log' / 'clean' / 'report.html').read_text()
+    assert 'Training images: 0 labels corrected, 3 images dropped' in page
+    assert 'Valid images: 1 label corrected, 1 image dropped, 1 unsure' in page
 
 
 def test_mistakes(scripts, run_folder, products):
