@@ -62,6 +62,30 @@ def after_prediction(cfg: Config, result: PredictResult) -> list[str]:
     return step_lines(steps)
 
 
+def after_cleaning(cfg: Config, folder: Path, training: Sequence[str]) -> list[str]:
+    """Return the next steps after tools/clean.py as log lines; `training`: the command that uses the decisions."""
+    if cfg.CLEAN.APPLY:
+        return step_lines([Step('train with the decisions', training)])
+    review = Step('review the suspects; the page exports decisions.json', [folder / 'clean.html'])
+    return step_lines([review, Step('then train with the decisions', training)])
+
+
+def cleaned_training(cfg: Config, decisions: Path | str, config: Path | None) -> list[str]:
+    """Return the command that trains with decisions, into another run folder.
+
+    `config`: of the run whose model was used; None: the options are those of the command that runs.
+    """
+    words, is_kept = ['--config', str(config)], True
+    if config is None:
+        words = []
+        for word in sys.argv[1:]:
+            if word.startswith('--'):
+                is_kept = not word.startswith(('--CLEAN_', '--NAME', '--DATASET_CORRECTIONS', '--RESUME_MODEL'))
+            words += [word] if is_kept else []
+    main = str(Path(sys.argv[0]).parents[1] / 'main.py')
+    return ['python', main, *words, '--NAME', f'{cfg.NAME}_cleaned', '--DATASET_CORRECTIONS', str(decisions)]
+
+
 def step_lines(steps: Sequence[Step]) -> list[str]:
     """Return a heading, and each purpose with its command below, in 80 columns where the words allow it."""
     lines = ['next steps'] if steps else []

@@ -13,6 +13,8 @@ STRENGTHS = (0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
 NUM_ITERATIONS = 30
 USUAL_FITS = 4  # until `select` stops
 _HISTORY = 10
+_MAX_CACHED = 1 << 27  # standardized features in memory during a fit: 512 MB
+_Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # inputs, labels, weights
 
 
 class LogisticRegression:
@@ -77,23 +79,30 @@ class LogisticRegression:
         """Fit weight and bias in place."""
         weight.grad, bias.grad = torch.zeros_like(weight), torch.zeros_like(bias)
         total = float(self._images.weights[positions].sum(dtype=np.float64)) or 1.0
+        blocks = list(self._blocks(positions))
+        is_small = len(positions) * self._images.num_features <= _MAX_CACHED
+        cached = [self._standardized(some) for some in blocks] if is_small else None
 
         def evaluate() -> float:
             torch.mul(weight, strength, out=weight.grad)
             torch.mul(bias, 0.0, out=bias.grad)
             loss = strength / 2 * float(weight.square().sum())
-            return loss + sum(self._add_gradient(weight, bias, some, total) for some in self._blocks(positions))
+            batches = cached or map(self._standardized, blocks)
+            return loss + sum(self._add_gradient(weight, bias, batch, total) for batch in batches)
 
         optimizer = torch.optim.LBFGS(
             [weight, bias], max_iter=NUM_ITERATIONS, history_size=_HISTORY, line_search_fn='strong_wolfe'
         )
         optimizer.step(evaluate)
 
-    @torch.no_grad()
-    def _add_gradient(self, weight: torch.Tensor, bias: torch.Tensor, positions: np.ndarray, total: float) -> float:
-        """Add the gradient of some images, and return their part of the loss."""
+    def _standardized(self, positions: np.ndarray) -> _Batch:
         features, labels, weights = self._images.at(positions, self._device)
-        inputs = features.sub_(self._mean).div_(self._scale)
+        return features.sub_(self._mean).div_(self._scale), labels, weights
+
+    @torch.no_grad()
+    def _add_gradient(self, weight: torch.Tensor, bias: torch.Tensor, batch: _Batch, total: float) -> float:
+        """Add the gradient of some images, and return their part of the loss."""
+        inputs, labels, weights = batch
         log_probs = torch.nn.functional.linear(inputs, weight, bias).log_softmax(dim=1)  # (k, num_classes)
         factors = weights / total
         loss = -float((log_probs.gather(1, labels[:, None])[:, 0] * factors).sum())

@@ -1,0 +1,160 @@
+"""tools/clean.py: find training images whose label is probably wrong, on cached features."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from lib.builders.data import open_training_data
+from lib.builders.device import build_device
+from lib.builders.features import locked_store, plain_train_features
+from lib.builders.model import new_model
+from lib.builders.recipe import resolve_recipe
+from lib.builders.split import DatasetSplit, TrainingData
+from lib.commands.clean_output import CleanResult, describe_noise, write_results
+from lib.commands.cli import Command
+from lib.commands.loaded_model import load_model, split_features
+from lib.config.defaults import Config
+from lib.dataset.features import Features
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from lib.errors import UserError
+from lib.posthoc.judged_images import JudgedImages
+from lib.posthoc.label_errors import Findings, find_label_errors
+from lib.posthoc.out_of_catalog import is_out_of_catalog, subspace_residuals
+from lib.posthoc.out_of_fold import Candidates, choose_head, out_of_fold_candidates
+from lib.runtime.device import Device
+from lib.runtime.log import LOGGER
+from lib.runtime.text import count_of
+
+FOLDER = 'clean'
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The images to judge, and where the results go.
+
+    Attributes:
+        cfg: with the recipe's values.
+        train: the training split, with the labels that are judged.
+        features: of all its images.
+        rows: of the images to judge, ascending: not in quarantine, labeled and readable.
+        class_names: (num_classes,).
+        folder: of the run, or LOG_ROOT/NAME.
+        is_trained: the features are those of a trained model.
+    """
+
+    cfg: Config
+    device: Device
+    train: DatasetSplit
+    features: Features
+    rows: np.ndarray
+    class_names: Sequence[str]
+    folder: Path
+    is_trained: bool
+
+
+def clean_labels(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> list[str]:
+    """Judge the labels of the training images, write the results into RUN_FOLDER/clean, and return log lines.
+
+    Ranks share the work, and the main rank writes. A command that was killed resumes, with the same results.
+
+    Raises:
+        UserError: no pretrained weights and no model; fewer than two images to judge; files cannot be read.
+    """
+    source = _source_of_model(command, group) if command.checkpoint else _source_of_weights(command.cfg, group)
+    folder = source.folder / FOLDER
+    if group.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+    group.barrier()
+    with locked_store(folder / 'rounds', group):
+        candidates, findings, head, num_rounds = _judge(source, folder / 'rounds', group)
+        if not group.is_main:
+            return []
+        result = CleanResult(
+            source.cfg, source.train, source.features, source.rows, source.class_names, source.folder,
+            candidates, findings, head, num_rounds, source.is_trained,
+        )  # fmt: skip
+        return write_results(result, folder)
+
+
+def _source_of_model(command: Command, group: ProcessGroup) -> _Source:
+    trained = load_model(command, group)
+    with group.main_first():
+        data = open_training_data(trained.cfg).in_class_order(trained.class_names)
+    features = split_features(trained, data.train, 'train')
+    return _source(trained.cfg, trained.device, data, features, trained.folder, is_trained=True)
+
+
+def _source_of_weights(cfg: Config, group: ProcessGroup) -> _Source:
+    if not cfg.MODEL.PRETRAINED:
+        raise UserError(
+            'tools/clean.py needs features: those of a trained model (--RESUME_MODEL ./log/NAME/best_model.pth) or of '
+            'pretrained weights (--MODEL_BACKBONE tf_efficientnet_lite0 --MODEL_PRETRAINED bundled)'
+        )
+    device = build_device(cfg, group)
+    with group.main_first():
+        data = open_training_data(cfg)
+    cfg = resolve_recipe(cfg, len(data.index()))
+    with group.main_first():
+        model = new_model(cfg, data.train.num_classes, device)
+    features = plain_train_features(cfg, data.train, model, device, group)
+    return _source(cfg, device, data, features, Path(cfg.LOG_ROOT, cfg.NAME), is_trained=False)
+
+
+def _source(
+    cfg: Config, device: Device, data: TrainingData, features: Features, folder: Path, *, is_trained: bool
+) -> _Source:
+    rows = data.index().rows
+    rows = rows[(features.labels[rows] >= 0) & features.readable[rows]]
+    if len(rows) < 2:
+        number = count_of(len(rows), 'labeled image')
+        raise UserError(f'{data.train.source}: has {number} that can be decoded, but labels are judged by others')
+    return _Source(cfg, device, data.train, features, rows, data.class_names, folder, is_trained)
+
+
+def _judge(source: _Source, folder: Path, group: ProcessGroup) -> tuple[Candidates, Findings, str, int]:
+    """Return candidates, findings, the head and the number of the last round.
+
+    Each round after the first weights the images by the probability that their label is right, and draws other folds.
+    """
+    options, labels = source.cfg.CLEAN, source.features.labels[source.rows]
+    values, num_classes = source.features.values, source.train.num_classes
+    weights = np.ones(len(labels), np.float32)
+    images = JudgedImages(values, source.rows, labels, num_classes, weights)
+    head = options.HEAD
+    if head == 'auto':
+        head = choose_head(len(labels), num_classes, images.num_features, options.FOLDS)
+    LOGGER.info(
+        'judging %s of %s by a %s head', count_of(len(labels), 'image'), count_of(num_classes, 'class', 'classes'), head
+    )
+    kinds, number = np.zeros(0), 0
+    while True:
+        number += 1
+        candidates = out_of_fold_candidates(
+            images,
+            folder / str(number),
+            head=head,
+            num_candidates=options.CANDIDATES,
+            num_folds=options.FOLDS,
+            seed=source.cfg.SEED + number - 1,
+            device=source.device.main,
+            group=group,
+        )
+        findings = _find(images, candidates, source.device)
+        LOGGER.info('round %d: %s', number, describe_noise(findings))
+        is_last = np.array_equal(kinds, findings.kind) or number == options.ROUNDS
+        kinds = findings.kind
+        if group.broadcast_object(is_last):
+            return candidates, findings, head, number
+        weights = 1 - np.nan_to_num(findings.error, nan=0.0).astype(np.float32)
+        images = replace(images, weights=group.broadcast_object(weights))
+
+
+def _find(images: JudgedImages, candidates: Candidates, device: Device) -> Findings:
+    """Return the findings; images whose label is predicted define what fits the catalog."""
+    confirmed = candidates.classes[:, 0] == candidates.labels
+    strangers = np.zeros(len(images), bool)
+    if confirmed.any():
+        strangers = is_out_of_catalog(subspace_residuals(images, confirmed, device.main), confirmed)
+    return find_label_errors(candidates, out_of_catalog=strangers)

@@ -1,0 +1,299 @@
+"""The results of tools/clean.py: suspects.csv, clean.json, the review pages, decisions.json, and log lines."""
+
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lib.builders.split import DatasetSplit
+from lib.commands.next_steps import after_cleaning, cleaned_training
+from lib.config.defaults import Config
+from lib.config.yaml_text import as_values
+from lib.dataset.corrections import Decision, read_decisions, write_decisions
+from lib.dataset.features import Features
+from lib.dataset.images import FileImages
+from lib.dataset.index import ClassIndex
+from lib.errors import printable, shortened
+from lib.posthoc.label_errors import CANNOT_TELL, DUPLICATE, FINE, KINDS, MISLABELED, Findings
+from lib.posthoc.out_of_fold import Candidates
+from lib.report.review_page import ReviewData, write_review_pages
+from lib.runtime.csv_file import write_rows
+from lib.runtime.files import file_exists, read_json, replace_atomically, replace_together, write_json
+from lib.runtime.text import count_of
+from lib.trainer.samples import Samples, read_samples
+
+SUSPECTS, SUMMARY, PAGE, DECISIONS = 'suspects.csv', 'clean.json', 'clean.html', 'decisions.json'
+_NUM_TYPICAL = 8
+_NUM_WORST = 5
+_LEAST_WEIGHT = 0.01  # of an image in decisions.json
+_CSV_BLOCK = 10_000
+
+
+@dataclass(frozen=True)
+class CleanResult:
+    """Judgments of the labels of a training split.
+
+    Attributes:
+        cfg: with the recipe's values.
+        train: the training split, with the labels that were judged.
+        features: of all its images.
+        rows: (n,) rows of the judged images, ascending.
+        class_names: (num_classes,).
+        run_folder: that of the model, or LOG_ROOT/NAME.
+        candidates, findings: of the judged images.
+        head: 'linear' or 'cosine'.
+        num_rounds: rounds that were needed.
+        is_trained: the features are those of a trained model.
+    """
+
+    cfg: Config
+    train: DatasetSplit
+    features: Features
+    rows: np.ndarray
+    class_names: Sequence[str]
+    run_folder: Path
+    candidates: Candidates
+    findings: Findings
+    head: str
+    num_rounds: int
+    is_trained: bool
+
+    @cached_property
+    def kind(self) -> np.ndarray:
+        """(n,) uint8, index into KINDS: with images that the doctor found again with another label."""
+        kinds = self.findings.kind.copy()
+        kinds[self._is_duplicate & np.isin(kinds, (FINE, CANNOT_TELL))] = DUPLICATE
+        return kinds
+
+    @cached_property
+    def _is_duplicate(self) -> np.ndarray:
+        """(n,) bool: nearly the same image has another label, by doctor.json of this data set."""
+        is_duplicate = np.zeros(len(self.train), bool)
+        doctor = Path(self.cfg.DOCTOR.OUT or Path(self.cfg.LOG_ROOT, f'{self.cfg.NAME}_doctor')) / 'doctor.json'
+        rows = _contradictory_rows(read_json(doctor) if file_exists(doctor) else None, self.train)
+        is_duplicate[rows] = True
+        return is_duplicate[self.rows]
+
+    @cached_property
+    def suspects(self) -> np.ndarray:
+        """Positions of the suspects among the judged images, the most probable errors first."""
+        positions = np.flatnonzero(~np.isin(self.kind, (FINE, CANNOT_TELL)))
+        return positions[np.argsort(-np.nan_to_num(self.findings.error[positions], nan=0.0), kind='stable')]
+
+    @cached_property
+    def samples(self) -> Samples | None:
+        """What the run of the model recorded of the training images (TRAIN.TRACK_SAMPLES)."""
+        return read_samples(self.run_folder, len(self.train), self.train.digest()) if self.is_trained else None
+
+    def fpath(self, position: int) -> str:
+        """Return the path of an image as annotated."""
+        return str(self.train.names[int(self.rows[position])].as_py())
+
+    def label_name(self, position: int) -> str:
+        """Return the name of an image's label."""
+        return self.class_names[int(self.candidates.labels[position])]
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of images of each kind."""
+        numbers = np.bincount(self.kind, minlength=len(KINDS)).tolist()
+        return dict(zip(KINDS, numbers, strict=True))
+
+
+def _contradictory_rows(doctor: Any, train: DatasetSplit) -> np.ndarray:
+    """Return the training rows whose image doctor.json lists again with another label of the training split."""
+    found: set[int] = set()
+    try:
+        for group in [*doctor['exact_duplicates'], *doctor['near_duplicates']]:
+            images = [image for image in group['images'] if image['split'] == 'train']
+            labels = {image['category_id'] for image in images}
+            if group['contradiction'] and len(labels) > 1:
+                found |= {image['row'] for image in images if train.names[image['row']].as_py() == image['fpath']}
+    except (TypeError, KeyError, IndexError):  # there is none, or it is damaged or of other data
+        return np.zeros(0, np.int64)
+    return np.array(sorted(found), np.int64)
+
+
+def write_results(result: CleanResult, folder: Path) -> list[str]:
+    """Write all files together, and return log lines."""
+    files = [folder / SUSPECTS, folder / SUMMARY]
+    num_decisions = 0
+    with replace_together(folder):
+        with replace_atomically(folder / SUSPECTS) as path, open(path, 'w', encoding='utf-8', newline='') as file:
+            write_rows(file, _HEADER, _csv_rows(result))
+        write_json(folder / SUMMARY, _summary(result))
+        files += write_review_pages(folder / PAGE, _review_data(result), max_bytes=result.cfg.CLEAN.PAGE_MB * 1e6)
+        if result.cfg.CLEAN.APPLY:
+            decisions = _decisions(result)
+            write_decisions(folder / DECISIONS, decisions)
+            files.append(folder / DECISIONS)
+            num_decisions = len(decisions)
+    lines = [*_describe(result), *(f'wrote {path}' for path in files)]
+    if result.cfg.CLEAN.APPLY:
+        lines.append(f'{DECISIONS}: {count_of(num_decisions, "decision")} ({result.cfg.CLEAN.APPLY})')
+    return [*lines, *after_cleaning(result.cfg, folder, _training(result, folder / DECISIONS))]
+
+
+_HEADER = (
+    'rank', 'fpath', 'kind', 'label', 'proposal', 'proposal_probability', 'error_probability', 'margin', 'similarity',
+    'aum', 'forgotten',
+)  # fmt: skip
+
+
+def _csv_rows(result: CleanResult) -> Iterator[tuple]:
+    findings, candidates, samples = result.findings, result.candidates, result.samples
+    for start in range(0, len(result.suspects), _CSV_BLOCK):
+        some = result.suspects[start : start + _CSV_BLOCK]
+        rest = np.where(candidates.classes[some] == candidates.labels[some, None], -np.inf, candidates.logits[some])
+        margins = candidates.own[some] - rest.max(axis=1)
+        for number, (position, margin) in enumerate(zip(some.tolist(), margins.tolist(), strict=True), start + 1):
+            row, proposal = result.rows[position], findings.proposal[position]
+            yield (
+                number,
+                result.fpath(position),
+                KINDS[result.kind[position]],
+                result.label_name(position),
+                result.class_names[proposal] if proposal >= 0 else '',
+                _number(findings.probability[position]),
+                _number(findings.error[position]),
+                _number(margin),
+                _number(candidates.own_similarity[position]),
+                _number(samples.aum[row]) if samples else '',
+                int(samples.num_forgotten[row]) if samples else '',
+            )
+
+
+def _number(value: float) -> str:
+    return f'{value:.6g}' if np.isfinite(value) else ''
+
+
+def _decisions(result: CleanResult) -> list[Decision]:
+    """Return the decisions of CLEAN.APPLY, by row; those of DATASET.CORRECTIONS about other images are kept."""
+    findings, action = result.findings, result.cfg.CLEAN.APPLY
+    chosen = result.kind == MISLABELED
+    if action == 'relabel':
+        chosen &= findings.proposal >= 0
+    weights = np.clip(1 - findings.error, _LEAST_WEIGHT, 1)
+    if action == 'weight':
+        chosen = weights < 1 - _LEAST_WEIGHT  # False for nan
+    earlier = result.cfg.DATASET.CORRECTIONS
+    known = {one.fpath: one for one in (read_decisions(earlier) if earlier else [])}
+    for position in np.flatnonzero(chosen).tolist():
+        fpath, label = result.fpath(position), result.label_name(position)
+        before = known.get(fpath)
+        label = before.label if before else label  # as annotated: both files correct the same annotations
+        to = result.class_names[findings.proposal[position]] if action == 'relabel' else ''
+        weight = round(float(weights[position]), 4) if action == 'weight' else None
+        known[fpath] = Decision(fpath, action, label, to, weight, 'clean')
+    return list(known.values())
+
+
+def _summary(result: CleanResult) -> dict[str, Any]:
+    """Return the content of clean.json."""
+    noise = result.findings.noise
+    images = np.bincount(result.candidates.labels, minlength=len(result.class_names))
+    suspects = np.bincount(result.candidates.labels[result.suspects], minlength=len(result.class_names))
+    used = ('CLEAN', 'DATASET.CORRECTIONS', 'DATASET.QUARANTINE', 'SEED')
+    return {
+        'source': result.train.source,
+        'digest': result.train.digest(),
+        'head': result.head,
+        'rounds': result.num_rounds,
+        'images': len(result.rows),
+        'unreadable': int((~result.features.readable).sum()),
+        'kinds': result.counts(),
+        'noise': {'rate': noise.overall, 'low': noise.overall_low, 'high': noise.overall_high},
+        'temperature': noise.temperature,
+        'classes': [
+            {'class': name, 'images': number, 'suspects': num_suspects, 'rate': rate, 'low': low, 'high': high}
+            for name, number, num_suspects, rate, low, high in zip(
+                result.class_names, images.tolist(), suspects.tolist(),
+                *map(_rounded, (noise.rate, noise.low, noise.high)), strict=True,
+            )
+        ],
+        'options': {name: value for name, value in as_values(result.cfg).items() if name.startswith(used)},
+    }  # fmt: skip
+
+
+def _rounded(values: np.ndarray) -> list[float | None]:
+    return [round(value, 6) if np.isfinite(value) else None for value in values.tolist()]
+
+
+def _review_data(result: CleanResult) -> ReviewData:
+    suspects, findings, images = result.suspects, result.findings, result.train.images
+    return ReviewData(
+        title=f'{result.cfg.NAME}: suspected labels',
+        source=result.train.source,
+        split='train',
+        rows=result.rows[suspects],
+        fpaths=result.train.names.take(result.rows[suspects]).to_pylist(),
+        kinds=[KINDS[kind] for kind in result.kind[suspects].tolist()],
+        labels=result.candidates.labels[suspects],
+        errors=findings.error[suspects],
+        proposals=findings.proposal[suspects, None],
+        probabilities=findings.probability[suspects, None],
+        class_names=result.class_names,
+        typical=_typical(result),
+        open_image=images.load,
+        path_of=images.path if isinstance(images, FileImages) else None,
+        next_step=shlex.join(_training(result, DECISIONS)),
+    )
+
+
+def _typical(result: CleanResult) -> Callable[[int], list[int]]:
+    """Return a function: class -> rows of its most typical images, by similarity to the others of the class."""
+    candidates = result.candidates
+    is_typical = (result.kind == FINE) | (result.kind == CANNOT_TELL)
+    index = ClassIndex(candidates.labels, candidates.num_classes)
+
+    def typical(label: int) -> list[int]:
+        positions = np.asarray(index.rows_of(label)).astype(np.int64)
+        positions = positions[is_typical[positions]]
+        similarity = np.nan_to_num(candidates.own_similarity[positions], nan=-1.0)
+        best = positions[np.argsort(-similarity, kind='stable')[:_NUM_TYPICAL]]
+        return result.rows[best].tolist()
+
+    return typical
+
+
+def describe_noise(findings: Findings) -> str:
+    """Return the noise rate with its interval."""
+    noise = findings.noise
+    return f'noise rate {noise.overall:.1%} (95 %: {noise.overall_low:.1%} to {noise.overall_high:.1%})'
+
+
+def _describe(result: CleanResult) -> Iterator[str]:
+    counts = result.counts()
+    judged = len(result.rows) - counts['cannot_tell']
+    yield f'{count_of(judged, "image")} judged, {describe_noise(result.findings)}'
+    for name in ('mislabeled', 'ambiguous', 'out_of_catalog', 'duplicate'):
+        yield f'  {_KIND_NAMES[name]}: {counts[name]:,}'
+    if counts['cannot_tell']:
+        yield f'  cannot tell, too few images of the class: {counts["cannot_tell"]:,}'
+    unreadable = int((~result.features.readable).sum())
+    if unreadable:
+        yield f'{count_of(unreadable, "image")} cannot be decoded, left out'
+    noise = result.findings.noise
+    worst = np.argsort(-np.nan_to_num(noise.low, nan=-1.0), kind='stable')[:_NUM_WORST].tolist()
+    worst = [label for label in worst if noise.low[label] > noise.overall]
+    if worst:
+        yield 'classes with the highest noise rates:'
+    for label in worst:
+        interval = f'{noise.low[label]:.0%} to {noise.high[label]:.0%}'
+        yield f'  {noise.rate[label]:4.0%} ({interval}) {shortened(printable(result.class_names[label]), 60)}'
+
+
+_KIND_NAMES = {
+    'mislabeled': 'mislabeled',
+    'ambiguous': 'ambiguous, two similar classes',
+    'out_of_catalog': 'out of catalog, no class fits',
+    'duplicate': 'near-duplicates with another label',
+}
+
+
+def _training(result: CleanResult, decisions: Path | str) -> list[str]:
+    config = result.run_folder / 'config.yaml'
+    return cleaned_training(result.cfg, decisions, config if result.is_trained and config.exists() else None)
