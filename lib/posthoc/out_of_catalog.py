@@ -1,0 +1,66 @@
+"""Images that fit no class: their features are outside of the subspace of the others (ViM: Wang et al., CVPR 2022)."""
+
+import numpy as np
+import torch
+
+from lib.posthoc.judged_images import JudgedImages, row_blocks
+
+_FEATURES_PER_DIRECTION = 20
+_MAX_FOR_DIRECTIONS = 100_000  # images
+_QUANTILE = 0.993  # of the logarithm of confirmed images' residuals
+_MAX_DEVIATIONS = 3.0
+_IF_CONFIRMED = 1.5  # times the limit of others
+
+
+@torch.inference_mode()
+def subspace_residuals(images: JudgedImages, trusted: np.ndarray, device: torch.device | None = None) -> np.ndarray:
+    """Return the length of the part of each unit feature outside of the principal directions, (n,) float32.
+
+    There is one direction for 20 features. Two passes; memory O(num_features^2).
+
+    Args:
+        trusted: (n,) bool, the images that mean and directions come from, at most 100,000 of them.
+
+    Raises:
+        ValueError: no image is trusted.
+    """
+    device = device or torch.device('cpu')
+    rows = np.flatnonzero(trusted)
+    if not len(rows):
+        raise ValueError('principal directions need at least one trusted image')
+    rows = rows[:: -(-len(rows) // _MAX_FOR_DIRECTIONS)]
+    total = torch.zeros(images.num_features, dtype=torch.float64, device=device)
+    products = torch.zeros(images.num_features, images.num_features, dtype=torch.float64, device=device)
+    for some in row_blocks(rows, images.num_features):
+        features = images.at(some, device)[0]
+        total += features.double().sum(dim=0)
+        products += (features.T @ features).double()
+    center = total / len(rows)
+    number = max(1, images.num_features // _FEATURES_PER_DIRECTION)
+    _, vectors = torch.linalg.eigh(products / len(rows) - torch.outer(center, center))
+    directions, center = vectors[:, -number:].float(), center.float()
+    residuals = np.empty(len(images), np.float32)
+    for some in row_blocks(np.arange(len(images)), images.num_features):
+        centered = images.at(some, device)[0] - center
+        inside = (centered @ directions).square().sum(dim=1)
+        residuals[some] = (centered.square().sum(dim=1) - inside).clamp_min(0).sqrt().cpu().numpy()
+    return residuals
+
+
+def is_out_of_catalog(residuals: np.ndarray, confirmed: np.ndarray) -> np.ndarray:
+    """Return which images fit no class, (n,) bool, by the logarithm of the residual minus the median.
+
+    The limit is the 99.3rd percentile of confirmed images, but at most 3 standard deviations (84th percentile minus
+    median), since some strangers are confirmed by chance. A confirmed image needs 1.5 times as much.
+
+    Args:
+        residuals: (n,); nan is never out of the catalog.
+        confirmed: (n,) bool: the classifier that was fitted without the image predicts its label.
+    """
+    logs = np.log(np.maximum(residuals, 1e-12))
+    known = confirmed & np.isfinite(logs)
+    if not known.any():
+        return np.zeros(len(residuals), bool)
+    middle, upper, limit = np.quantile(logs[known], (0.5, 0.84, _QUANTILE))
+    limit = min(limit - middle, _MAX_DEVIATIONS * (upper - middle))
+    return logs - middle > np.where(confirmed, _IF_CONFIRMED, 1.0) * max(limit, 1e-3)
