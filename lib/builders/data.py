@@ -8,22 +8,28 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from lib.builders.corrections import corrected_rows, corrected_valid, with_corrections, without_quarantined
-from lib.builders.packed import is_packed, open_packed, packed_split
 from lib.builders.split import (
     DatasetSplit,
-    TrainingData,
     annotated_split,
     found_split,
     in_class_order,
+    is_packed,
+    packed_split,
     test_folder_split,
     warn_about_other_classes,
+)
+from lib.builders.training_data import (
+    TrainingData,
+    corrected_rows,
+    corrected_valid,
+    with_corrections,
+    without_quarantined,
 )
 from lib.config.defaults import Config
 from lib.dataset.annotations import ClassNames, read_annotations, read_classes, read_test_images
 from lib.dataset.folder import FolderDataset, NoClassFolders, split_folder
 from lib.dataset.images import ArrayImages
-from lib.demo.generate import demo_is_complete, generate_demo
+from lib.demo.generate import generate_demo
 from lib.errors import UserError
 from lib.formats.cifar import load_cifar_lt
 from lib.formats.decisions import convert_decisions, holds_decisions
@@ -50,7 +56,7 @@ def open_training_data(cfg: Config, *, quarantine: bool = True) -> TrainingData:
 
 def _open_data(cfg: Config) -> TrainingData:
     """Open the splits as annotated. Raises: UserError as `open_training_data`."""
-    data = open_packed(cfg) if cfg.DATASET.SHARDS else _SOURCES[cfg.DATASET.NAME](cfg)
+    data = _open_packed(cfg) if cfg.DATASET.SHARDS else _SOURCES[cfg.DATASET.NAME](cfg)
     if data.valid is not None and data.valid.num_classes != data.train.num_classes:
         raise UserError(
             f'{data.train.source} has num_classes {data.train.num_classes}, but {data.valid.source} has '
@@ -62,6 +68,17 @@ def _open_data(cfg: Config) -> TrainingData:
     if cfg.DATASET.NESTED_CLASSES and not any('/' in name for name in names):
         LOGGER.warning('%s: DATASET.NESTED_CLASSES has no effect: no class is a folder in a folder', data.train.source)
     return data
+
+
+def _open_packed(cfg: Config) -> TrainingData:
+    """Open the packed training and validation splits. Raises: UserError."""
+    if not Path(cfg.DATASET.SHARDS).is_dir():
+        raise UserError(
+            f'DATASET.SHARDS {cfg.DATASET.SHARDS}: no such folder; python tools/pack.py --PACK_OUT '
+            f'{cfg.DATASET.SHARDS} packs into it'
+        )
+    train, classes = packed_split(cfg, 'train')
+    return TrainingData(train, packed_split(cfg, 'valid')[0] if is_packed(cfg, 'valid') else None, classes)
 
 
 def open_valid_split(cfg: Config, class_names: Sequence[str] = ()) -> DatasetSplit:
@@ -246,9 +263,7 @@ def _from_demo(cfg: Config) -> TrainingData:
 
 def _draw_demo(cfg: Config) -> None:
     # The demo is one fixed data set: SEED changes the training, not the images.
-    if not demo_is_complete(Path(cfg.DATASET.ROOT), 0):
-        LOGGER.info('drawing the demo photos into %s (once)', cfg.DATASET.ROOT)
-        generate_demo(Path(cfg.DATASET.ROOT), seed=0)
+    generate_demo(Path(cfg.DATASET.ROOT), seed=0)
 
 
 def _from_cifar(cfg: Config) -> TrainingData:

@@ -21,6 +21,7 @@ from lib.demo.shapes import draw_front
 from lib.errors import UserError, printable
 from lib.runtime.files import rename, sync_folder, temporary_folder, write_json
 from lib.runtime.locks import removed_lock
+from lib.runtime.log import LOGGER
 from lib.runtime.read_file import read_text
 from lib.runtime.seeding import Purpose, generator
 from lib.runtime.text import names_digest
@@ -127,7 +128,7 @@ def generate_demo(root: Path, *, seed: int = 0, num_workers: int | None = None, 
     Raises:
         UserError: `root` contains files that are no demo data, or cannot be written.
     """
-    root = Path(root).resolve()
+    given, root = root, Path(root).resolve()
     lock = root.with_name(f'.{root.name}.lock')  # removed at the end, unless the process is killed
     if demo_is_complete(root, seed, scale) and not lock.exists():
         return
@@ -136,6 +137,7 @@ def generate_demo(root: Path, *, seed: int = 0, num_workers: int | None = None, 
         root.parent.mkdir(parents=True, exist_ok=True)
         with removed_lock(lock, _WAIT_SECONDS):
             if not demo_is_complete(root, seed, scale):  # else another process has generated it meanwhile
+                LOGGER.info('drawing the demo photos into %s (once)', given)
                 _generate(root, seed, num_workers or min(num_cores(), _MAX_WORKERS), scale)
     except OSError as error:
         raise UserError(

@@ -9,10 +9,10 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from lib.errors import UserError
 from lib.export.module import OUTPUTS, ExportedModel, Preprocessing
+from lib.runtime.checksums import write_tensors
 
 TOLERANCE = 1e-4  # largest allowed difference from PyTorch
 _MAX_ONNX_BYTES = 1_900_000_000  # protobuf is limited to 2 GB; more weights need a second file
@@ -102,7 +102,7 @@ class _LateError(io.RawIOBase):
 
 def write_safetensors(path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     """Write parameters and buffers under their names in checkpoints, with the metadata in the header."""
-    save_file({name: value.contiguous() for name, value in state.items()}, path, metadata=dict(metadata))
+    write_tensors(path, {name: value.contiguous() for name, value in state.items()}, metadata)
 
 
 def run_onnx(path: Path) -> Run:

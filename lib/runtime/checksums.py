@@ -90,6 +90,26 @@ def with_checksums(metadata: Mapping[str, str], state: Mapping[str, 'torch.Tenso
     return {**metadata, _KEY: json.dumps({'tensors': tensors, 'texts': texts})}
 
 
+def write_tensors(path: Path, tensors: Mapping[str, 'torch.Tensor'], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file; equal content gives equal bytes.
+
+    The library writes the metadata in a random order, which is sorted afterwards, within the same bytes.
+
+    Raises:
+        SafetensorError: for example no space left; the reason is in its text only.
+    """
+    from safetensors.torch import save_file
+
+    save_file(dict(tensors), path, metadata=dict(metadata))
+    with open(path, 'r+b') as file:
+        (length,) = struct.unpack('<Q', file.read(8))
+        header = json.loads(file.read(length))
+        header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(',', ':')).encode()
+        file.seek(8)
+        file.write(text.ljust(length))
+
+
 def check_safetensors(file: Any) -> None:
     """Compare an open safetensors file with the checksums in its header; files of other programs have none.
 

@@ -27,6 +27,7 @@ LAST = ('--RESUME_MODEL', 'last')
 BEST = ('--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU)
 PREDICT = (*BEST, '--TEST_TOP_K', 2, '--TEST_EMBEDDINGS', True, '--TEST_PRODUCTS', 'folder', '--TEST_ABSTAIN_ERROR',
            0.5, '--DATASET_TEST_JSON', 'goods/converted_val.json', '--TEST_CONTACT_SHEET', True)  # fmt: skip
+DEMO = ('--config', TINY, '--DATASET_NAME', 'demo', '--DATASET_ROOT', 'demo', '--TRAIN_MAX_EPOCH', 0)
 CACHED = ('--config', TINY, '--DATASET_ROOT', 'goods', '--NAME', 'head', '--MODEL_TUNE', 'head', '--TRAIN_FEATURES',
           'cached')  # fmt: skip
 PACK = ('--config', TINY, '--DATASET_ROOT', 'goods', '--PACK_OUT', 'packed', '--PACK_SHARD_IMAGES', 8)
@@ -107,7 +108,8 @@ CASES: dict[str, dict[str, Case]] = {
         ),
         'class folders': Case(('main.py', *NEW_RUN, *LAST, '--DATASET_ROOT', 'shop/train', '--TRAIN_MAX_EPOCH', 1)),
         'demo data': Case(
-            ('main.py', '--config', TINY, '--DATASET_NAME', 'demo', '--DATASET_ROOT', 'demo', '--TRAIN_MAX_EPOCH', 0),
+            ('main.py', *DEMO),
+            resume=('log/demo/*.pth', ('main.py', *DEMO, *LAST)),
             patch={
                 'lib.demo.generate:_MAX_WORKERS': 1,
                 'lib.demo.generate:LARGEST': 3,

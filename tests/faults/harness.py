@@ -81,7 +81,8 @@ class Harness:
     def run_again(self) -> subprocess.CompletedProcess:
         """Run the command that completes what an interrupted one left."""
         checkpoints, argv = self._case.resume
-        is_resumed = checkpoints and any(self.folder.glob(checkpoints))
+        found = self.folder.glob(checkpoints) if checkpoints else ()
+        is_resumed = any(path.name[0] != '.' for path in found)
         return self._run({}, argv if is_resumed else self._case.argv)
 
     def _run(self, plan: dict[str, Any], argv: tuple, code: int | None = None) -> subprocess.CompletedProcess:

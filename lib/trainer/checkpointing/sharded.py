@@ -16,11 +16,10 @@ from typing import Annotated, Any
 import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from lib.dataset.annotation_rows import MAX_CLASSES
 from lib.errors import UserError, shown
-from lib.runtime.checksums import checksum_of_tensor, sealed, unsealed
+from lib.runtime.checksums import checksum_of_tensor, sealed, unsealed, write_tensors
 from lib.runtime.files import replace_atomically, write_json
 from lib.runtime.json_file import Record, read_json
 from lib.runtime.read_file import check_regular
@@ -89,7 +88,7 @@ def write_shard(folder: Path, rows: dict[str, torch.Tensor], classes: range, *, 
     entries = {f'{name}[{classes.start}:{classes.stop}]': tensor.contiguous() for name, tensor in rows.items()}
     with replace_atomically(folder / shard_file_name(rank, count)) as temporary:
         try:
-            save_file(entries, temporary, metadata={'format': 'pt', _CHECKSUMS: _checksums_of(entries)})
+            write_tensors(temporary, entries, {'format': 'pt', _CHECKSUMS: _checksums_of(entries)})
         except SafetensorError as error:
             # safetensors reports a full disk in its message only.
             raise OSError(28 if 'No space' in str(error) else 5, str(error), str(temporary)) from None
