@@ -7,7 +7,8 @@ import torch
 
 from lib.backbone.hub import download_from_hub, download_url
 from lib.builders.loader import build_eval_loader
-from lib.builders.split import DatasetSplit, TrainingData
+from lib.builders.split import DatasetSplit
+from lib.builders.training_data import TrainingData
 from lib.classifier.cosine import CosineClassifier, import_open_clip, text_rows
 from lib.classifier.linear import LinearClassifier
 from lib.config.defaults import Config

@@ -15,6 +15,7 @@ from lib.builders.split import (
     in_class_order,
     is_packed,
     packed_split,
+    read_class_folders,
     test_folder_split,
     warn_about_other_classes,
 )
@@ -27,7 +28,7 @@ from lib.builders.training_data import (
 )
 from lib.config.defaults import Config
 from lib.dataset.annotations import ClassNames, read_annotations, read_classes, read_test_images
-from lib.dataset.folder import FolderDataset, NoClassFolders, split_folder
+from lib.dataset.folder import NoClassFolders
 from lib.dataset.images import ArrayImages
 from lib.demo.generate import generate_demo
 from lib.errors import UserError
@@ -181,7 +182,7 @@ def open_named_images(source: str, *, nested: bool, known: Collection[str] = ())
         UserError: neither exists, or it is invalid.
     """
     if Path(source).is_dir():
-        read = _read_folder(source, valid_fraction=0.0, seed=0, nested=nested)
+        read = read_class_folders(source, valid_fraction=0.0, seed=0, nested=nested)
         paths, labels = read.train.paths + read.valid.paths, np.concatenate([read.train.labels, read.valid.labels])
         return found_split(paths, labels, len(read.names), source, source), ClassNames(read.names, read.parents)
     if holds_decisions(source):
@@ -232,7 +233,7 @@ def _from_class_folders(cfg: Config) -> TrainingData:
     root, valid_json = cfg.DATASET.ROOT, cfg.DATASET.VALID_JSON
     fraction = 0.0 if valid_json else cfg.DATASET.VALID_FRACTION
     try:
-        read = _read_folder(root, valid_fraction=fraction, seed=cfg.SEED, nested=cfg.DATASET.NESTED_CLASSES)
+        read = read_class_folders(root, valid_fraction=fraction, seed=cfg.SEED, nested=cfg.DATASET.NESTED_CLASSES)
     except NoClassFolders:
         if cfg.DATASET.SOURCE:
             raise UserError(f'{Path(root, "converted_train.json")}: no such file. {_where_from(cfg)}') from None
@@ -283,15 +284,6 @@ def _from_cifar(cfg: Config) -> TrainingData:
 
     train, valid = split(train_images, train_labels, 'train'), split(valid_images, valid_labels, 'test')
     return TrainingData(train, valid, ClassNames(list(names), []))
-
-
-def _read_folder(root: str, *, valid_fraction: float, seed: int, nested: bool) -> FolderDataset:
-    read = split_folder(root, valid_fraction=valid_fraction, seed=seed, nested=nested)
-    for line in read.warnings:
-        LOGGER.warning('%s', line)
-    for line in read.notes:
-        LOGGER.info('%s', line)
-    return read
 
 
 def _where_from(cfg: Config) -> str:

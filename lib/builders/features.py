@@ -18,7 +18,8 @@ import torch
 from lib.builders.cache_key import pixel_key, split_key, weights_fingerprint
 from lib.builders.loader import TRAIN_TRANSFORMS, build_augment, build_eval_loader, plain_view
 from lib.builders.model import model_at_test_size
-from lib.builders.split import DatasetSplit, TrainingData
+from lib.builders.split import DatasetSplit
+from lib.builders.training_data import TrainingData
 from lib.config.defaults import Config
 from lib.dataset.features import Features
 from lib.dataset.loader import EvalLoader

@@ -1,27 +1,29 @@
-"""Splits: images with labels and names, and the rows of the training split that are used."""
+"""Splits: images with labels and names, from annotation files, folders and packed shards."""
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lib.config.defaults import Config
 from lib.dataset.annotations import Annotations, ClassNames, read_classes
-from lib.dataset.folder import class_name_of, labels_by_folder
+from lib.dataset.folder import FolderDataset, class_name_of, labels_by_folder, split_folder
 from lib.dataset.image_format import HEIC_HINT, can_read_heic
 from lib.dataset.image_walk import ImageWalk, left_out_lines
-from lib.dataset.images import ArrayImages, FileImages, Images, SomeImages
+from lib.dataset.images import FileImages, Images, SomeImages
 from lib.dataset.index import ClassIndex
 from lib.dataset.paths import PathColumn, TextPathRule, choose_path_rule, comparable_paths, path_as_text, refuse_urls
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
 from lib.runtime.shared_memory import to_shared_memory
 from lib.runtime.text import count_of, few_names, name_warnings, names_digest
+from lib.shards.images import ShardImages
+from lib.shards.index import INDEX, INFO, SETTINGS
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,16 @@ def found_split(paths: list[str], labels: np.ndarray, num_classes: int, source: 
     )
 
 
+def read_class_folders(root: str, *, valid_fraction: float, seed: int, nested: bool) -> FolderDataset:
+    """Read class folders as `split_folder` does, and log what it reports."""
+    read = split_folder(root, valid_fraction=valid_fraction, seed=seed, nested=nested)
+    for line in read.warnings:
+        LOGGER.warning('%s', line)
+    for line in read.notes:
+        LOGGER.info('%s', line)
+    return read
+
+
 def test_folder_split(folder: str, class_names: Sequence[str]) -> DatasetSplit:
     """Open every image in a folder; sub-folders that are named after classes are the labels.
 
@@ -232,66 +244,27 @@ def warn_about_other_classes(split: DatasetSplit, classes: ClassNames | None, na
         LOGGER.warning('  labels are matched by number, which is right only if these were renamed')
 
 
-@dataclass(frozen=True)
-class TrainingData:
-    """The training split, the validation split, and the class names.
+def is_packed(cfg: Config, kind: str) -> bool:
+    """Return whether DATASET.SHARDS holds the split `kind`: train, valid or test."""
+    return bool(cfg.DATASET.SHARDS) and Path(cfg.DATASET.SHARDS, kind).is_dir()
 
-    Attributes:
-        valid: None if there is none.
-        classes: None if the classes have no names.
-        train_rows: rows of the training split to train on, in ascending order; None: all.
-        dropped: rows of the training split that DATASET.CORRECTIONS excludes, in ascending order.
-        corrections: what corrections changed, as in TrainingSet.
-    """
 
-    train: DatasetSplit
-    valid: DatasetSplit | None
-    classes: ClassNames | None
-    train_rows: np.ndarray | None = None
-    dropped: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    corrections: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the classes; their numbers if there are no names."""
-        return self.classes.names if self.classes else [str(label) for label in range(self.train.num_classes)]
-
-    def in_class_order(self, names: Sequence[str]) -> 'TrainingData':
-        """Return the data with the labels of the classes `names` of a model; see in_class_order."""
-        train = in_class_order(self.train, self.classes, names)
-        if self.classes is None or train is self.train:
-            return self
-        valid = None if self.valid is None else in_class_order(self.valid, self.classes, names)
-        parents_of = dict(zip(self.classes.names, self.classes.parents, strict=False))
-        parents = [parents_of[name] for name in names] if parents_of else []
-        return replace(self, train=train, valid=valid, classes=ClassNames(list(names), parents))
-
-    def shares_images(self) -> int:
-        """Return the number of validation images that are training images too."""
-        if self.valid is None or isinstance(self.valid.images, ArrayImages):
-            return 0
-        valid, train = (split.composed_names.cast(pa.large_string()) for split in (self.valid, self.train))
-        if self.train_rows is not None:
-            train = train.take(pa.array(self.train_rows))
-        # Two hash tables of small sets, since one of millions of names takes seconds.
-        common = train.filter(pc.is_in(train, value_set=valid))
-        return int(pc.sum(pc.is_in(valid, value_set=common)).as_py() or 0)
-
-    def index(self) -> ClassIndex:
-        """Return the training rows to train on, by class."""
-        if self.train_rows is None:
-            return self.train.index()
-        return ClassIndex(self.train.labels, self.train.num_classes, self.train_rows)
-
-    def original_class_counts(self) -> np.ndarray:
-        """Return (num_classes,) int64 images per class once labels are corrected, before quarantine and HEAD_CAP."""
-        counts, num_classes = np.bincount, self.train.num_classes
-        labels = self.train.labels
-        return counts(labels, minlength=num_classes) - counts(labels[self.dropped], minlength=num_classes)
-
-    def train_digest(self) -> str:
-        """Return a fingerprint of the images to train on; that of the split if these are all, with weight 1."""
-        digest = self.train.digest()
-        used = self.train_rows, self.train.weights
-        columns = [b'' if column is None else np.ascontiguousarray(column).tobytes() for column in used]
-        return hashlib.sha256(b''.join([digest.encode(), *columns])).hexdigest() if any(columns) else digest
+def packed_split(cfg: Config, kind: str) -> tuple[DatasetSplit, ClassNames | None]:
+    """Open the split `kind` (train, valid, test) of DATASET.SHARDS, and the class names. Raises: UserError."""
+    folder = Path(cfg.DATASET.SHARDS, kind)
+    if (folder / SETTINGS).exists() and not Path(cfg.DATASET.SHARDS, INFO).exists():
+        raise UserError(
+            f'DATASET.SHARDS {cfg.DATASET.SHARDS}: packing was stopped before {INFO} was written; run the same command '
+            f'again: python tools/pack.py --PACK_OUT {cfg.DATASET.SHARDS}'
+        )
+    try:
+        images = ShardImages(folder / INDEX)
+        warnings = images.index.check()
+    except UserError as error:
+        raise UserError(f'{error}; pack again: python tools/pack.py --PACK_OUT {cfg.DATASET.SHARDS}') from None
+    index, contents = images.index, images.index.contents
+    LOGGER.info('%s: %d packed images (DATASET.SHARDS)', folder, len(images))
+    for warning in warnings:
+        LOGGER.warning('%s', warning)
+    split = DatasetSplit(images, index.labels, contents.num_classes, index.names, str(folder))
+    return split, None if contents.class_names is None else ClassNames(contents.class_names, contents.parents)

@@ -12,7 +12,7 @@ from lib.builders.objective import build_objective, is_chunked
 from lib.builders.optim import build_clip, build_optimizer, build_scaler, build_schedule
 from lib.builders.precision import step_format
 from lib.builders.sampler import build_class_factors
-from lib.builders.split import TrainingData
+from lib.builders.training_data import TrainingData
 from lib.config.defaults import KEYS, Config
 from lib.config.yaml_text import as_text, as_values
 from lib.dataset.features import Features

@@ -11,7 +11,8 @@ from lib.builders.device import build_device
 from lib.builders.features import locked_store, plain_train_features
 from lib.builders.model import new_model
 from lib.builders.recipe import resolve_recipe
-from lib.builders.split import DatasetSplit, TrainingData
+from lib.builders.split import DatasetSplit
+from lib.builders.training_data import TrainingData
 from lib.commands.clean_output import CleanResult, describe_noise, write_results
 from lib.commands.cli import Command
 from lib.commands.loaded_model import load_model, split_features

@@ -8,7 +8,8 @@ from pathlib import Path
 from lib.audit.report import AuditSplit, audit_splits
 from lib.builders.data import open_test_split, open_training_data
 from lib.builders.loader import num_workers, train_sizes
-from lib.builders.split import DatasetSplit, TrainingData
+from lib.builders.split import DatasetSplit
+from lib.builders.training_data import TrainingData
 from lib.config.defaults import Config
 from lib.errors import UserError
 from lib.report.audit_page import write_audit_page

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from lib.builders.data import has_test_split, open_test_split, open_training_data
 from lib.builders.loader import num_workers, stored_short_side
-from lib.builders.split import DatasetSplit, TrainingData
+from lib.builders.split import DatasetSplit
+from lib.builders.training_data import TrainingData
 from lib.config.defaults import Config
 from lib.dataset.image_format import hint_of
 from lib.dataset.images import EncodedImages

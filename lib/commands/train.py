@@ -17,8 +17,8 @@ from lib.builders.loader import build_train_loader
 from lib.builders.model import class_names, class_shard, finetuned_model, model_of, new_model
 from lib.builders.precision import choose_precision
 from lib.builders.recipe import random_weights_advice, resolve_recipe
-from lib.builders.split import TrainingData
 from lib.builders.trainer import build_trainer, recipe_of, unreached_epochs
+from lib.builders.training_data import TrainingData
 from lib.commands.cli import Command
 from lib.commands.resume import ResumePlan, ResumeRequest, is_set_aside, plan_resume
 from lib.config.defaults import Config

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from lib.builders import data as builders
-from lib.builders.corrections import without_quarantined
 from lib.builders.data import open_named_images, open_training_data, open_valid_split
 from lib.builders.model import class_names, finetuned_model, new_model
+from lib.builders.training_data import without_quarantined
 from lib.config.yaml_text import as_node
 from lib.dataset.annotations import read_classes
 from lib.errors import UserError

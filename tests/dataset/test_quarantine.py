@@ -64,9 +64,8 @@ def test_missing_file_and_folder(tmp_path):
         quarantined_rows(NAMES, tmp_path, 'train')
 
 
-# Those that need every image: the valid split of a folder set, the audit, shards for any later quarantine, and the
-# number of classes.
-READ_ALL = {'builders/data.py', 'commands/doctor.py', 'commands/pack.py', 'commands/plan.py'}
+# Those that need every image: the audit, shards for any later quarantine, and the number of classes.
+READ_ALL = {'commands/doctor.py', 'commands/pack.py', 'commands/plan.py'}
 
 
 def test_only_these_read_training_images_that_are_in_quarantine():

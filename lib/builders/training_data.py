@@ -1,17 +1,22 @@
-"""DATASET.CORRECTIONS, VALID_CORRECTIONS and QUARANTINE: labels, weights and rows of the splits that they change."""
+"""The splits that a model is trained on, as DATASET.CORRECTIONS, VALID_CORRECTIONS and QUARANTINE change them."""
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from lib.builders.split import DatasetSplit, TrainingData, some_of
+from lib.builders.split import DatasetSplit, in_class_order, some_of
 from lib.config.defaults import Config
+from lib.dataset.annotations import ClassNames
 from lib.dataset.corrections import CorrectedRows, apply_decisions, describe_counts, quarantined_rows, read_decisions
+from lib.dataset.images import ArrayImages
+from lib.dataset.index import ClassIndex
 from lib.errors import UserError
 from lib.runtime.files import finish_set
 from lib.runtime.log import LOGGER
@@ -20,6 +25,71 @@ from lib.runtime.text import count_of, few_names, first_few
 
 KEYS = {'train': 'CORRECTIONS', 'valid': 'VALID_CORRECTIONS'}
 _MAX_CLASSES = 10  # recorded
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The training split, the validation split, and the class names.
+
+    Attributes:
+        valid: None if there is none.
+        classes: None if the classes have no names.
+        train_rows: rows of the training split to train on, in ascending order; None: all.
+        dropped: rows of the training split that DATASET.CORRECTIONS excludes, in ascending order.
+        corrections: what corrections changed, as in TrainingSet.
+    """
+
+    train: DatasetSplit
+    valid: DatasetSplit | None
+    classes: ClassNames | None
+    train_rows: np.ndarray | None = None
+    dropped: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    corrections: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes; their numbers if there are no names."""
+        return self.classes.names if self.classes else [str(label) for label in range(self.train.num_classes)]
+
+    def in_class_order(self, names: Sequence[str]) -> 'TrainingData':
+        """Return the data with the labels of the classes `names` of a model; see in_class_order."""
+        train = in_class_order(self.train, self.classes, names)
+        if self.classes is None or train is self.train:
+            return self
+        valid = None if self.valid is None else in_class_order(self.valid, self.classes, names)
+        parents_of = dict(zip(self.classes.names, self.classes.parents, strict=False))
+        parents = [parents_of[name] for name in names] if parents_of else []
+        return replace(self, train=train, valid=valid, classes=ClassNames(list(names), parents))
+
+    def shares_images(self) -> int:
+        """Return the number of validation images that are training images too."""
+        if self.valid is None or isinstance(self.valid.images, ArrayImages):
+            return 0
+        valid, train = (split.composed_names.cast(pa.large_string()) for split in (self.valid, self.train))
+        if self.train_rows is not None:
+            train = train.take(pa.array(self.train_rows))
+        # Two hash tables of small sets, since one of millions of names takes seconds.
+        common = train.filter(pc.is_in(train, value_set=valid))
+        return int(pc.sum(pc.is_in(valid, value_set=common)).as_py() or 0)
+
+    def index(self) -> ClassIndex:
+        """Return the training rows to train on, by class."""
+        if self.train_rows is None:
+            return self.train.index()
+        return ClassIndex(self.train.labels, self.train.num_classes, self.train_rows)
+
+    def original_class_counts(self) -> np.ndarray:
+        """Return (num_classes,) int64 images per class once labels are corrected, before quarantine and HEAD_CAP."""
+        counts, num_classes = np.bincount, self.train.num_classes
+        labels = self.train.labels
+        return counts(labels, minlength=num_classes) - counts(labels[self.dropped], minlength=num_classes)
+
+    def train_digest(self) -> str:
+        """Return a fingerprint of the images to train on; that of the split if these are all, with weight 1."""
+        digest = self.train.digest()
+        used = self.train_rows, self.train.weights
+        columns = [b'' if column is None else np.ascontiguousarray(column).tobytes() for column in used]
+        return hashlib.sha256(b''.join([digest.encode(), *columns])).hexdigest() if any(columns) else digest
 
 
 def with_corrections(cfg: Config, data: TrainingData) -> TrainingData:
