@@ -109,7 +109,7 @@ class Predictor:
         keys: list[dict[str, Any]] = []
         for number in range(1, num_parts + 1):
             part = Part(number, num_parts)
-            folder = _partial(stem, str(part))
+            folder = partial_store(stem, str(part))
             key = read_key(folder)
             fault = 'is missing' if key is None else _fault(key, expected, keys)
             if not fault:
@@ -124,7 +124,7 @@ class Predictor:
                     f'options of this command: --TEST_PART {number}/{num_parts}'
                 )
             keys.append(key)
-        store = open_or_create(_partial(stem), len(split), columns, {'merged': keys})
+        store = open_or_create(partial_store(stem), len(split), columns, {'merged': keys})
         if not store.is_complete:
             merge_stores(store, stores)
         return store
@@ -198,12 +198,12 @@ def predict(trained: LoadedModel) -> PredictResult:
     split, source = open_test_images(trained.cfg, trained.class_names, group)
     trained.check_classes(split)
     stem = group.broadcast_object(claim_stem(trained, source) if group.is_main else Path())
-    with locked_store(_partial(stem, str(part) if part is not None and part.number else ''), group):
+    with locked_store(partial_store(stem, str(part) if part is not None and part.number else ''), group):
         return _predict(trained, split, stem, part)  # the same prediction by another process waits
 
 
 def _predict(trained: LoadedModel, split: DatasetSplit, stem: Path, part: Part | None) -> PredictResult:
-    predictor = _predictor(trained, split, stem)
+    predictor = open_predictor(trained, split, stem)
     views = tta_views(trained.cfg)
     averages_more = len(predictor.trained) > 1 or len(views) > 1 or bool(views.others)
     with_plain = bool((split.labels >= 0).any()) and averages_more
@@ -211,7 +211,7 @@ def _predict(trained: LoadedModel, split: DatasetSplit, stem: Path, part: Part |
         return _predict_part(predictor, split, stem, part, with_plain=with_plain)
     store = None
     if part is None:
-        store = predictor.fill(split, _partial(stem), 'test', with_plain=with_plain, with_outputs=True)
+        store = predictor.fill(split, partial_store(stem), 'test', with_plain=with_plain, with_outputs=True)
     elif trained.group.is_main:
         store = predictor.merge(split, stem, part.count, with_plain=with_plain)
     threshold = _threshold(predictor, stem) if trained.cfg.TEST.ABSTAIN_ERROR else None
@@ -223,7 +223,7 @@ def _predict(trained: LoadedModel, split: DatasetSplit, stem: Path, part: Part |
     for one in parts:
         write_bad_images(trained.folder, _part_stem(stem, one).name, {})
     for name in ('', 'weights', 'threshold', *map(str, parts)):
-        remove(_partial(stem, name))
+        remove(partial_store(stem, name))
     return result
 
 
@@ -233,7 +233,7 @@ def _predict_part(
     """Predict a part; its store remains for the merge."""
     trained = predictor.trained[0]
     store = predictor.fill(
-        split, _partial(stem, str(part)), str(part), part=part, with_plain=with_plain, with_outputs=True
+        split, partial_store(stem, str(part)), str(part), part=part, with_plain=with_plain, with_outputs=True
     )
     if not trained.group.is_main:
         return PredictResult({})
@@ -245,12 +245,13 @@ def _part_stem(stem: Path, part: Part) -> Path:
     return stem.with_name(f'{stem.name}.{part}')
 
 
-def _partial(stem: Path, name: str = '') -> Path:
+def partial_store(stem: Path, name: str = '') -> Path:
     """Return the folder of an unfinished prediction."""
     return stem.with_name(f'{stem.name}{"." if name else ""}{name}.partial')
 
 
-def _predictor(trained: LoadedModel, split: DatasetSplit, stem: Path) -> Predictor:
+def open_predictor(trained: LoadedModel, split: DatasetSplit, stem: Path) -> Predictor:
+    """Return the models of TEST.ENSEMBLE with their weights; fitting these may need stores beside `stem`."""
     members = load_members(trained)
     test = trained.cfg.TEST
     weights = given_weights(test.ENSEMBLE_WEIGHTS, len(members))
@@ -272,8 +273,8 @@ def _fitted_weights(members: Sequence[LoadedModel], split: DatasetSplit, stem: P
     if valid.digest() == split.digest():
         LOGGER.warning('ensemble weights are fitted on the predicted images: metrics are optimistic')
     equal = [1 / len(members)] * len(members)
-    with locked_store(_partial(stem, 'weights'), members[0].group):  # parts of a prediction share it
-        store = Predictor(members, equal).fill(valid, _partial(stem, 'weights'), 'valid', with_members=True)
+    with locked_store(partial_store(stem, 'weights'), members[0].group):  # parts of a prediction share it
+        store = Predictor(members, equal).fill(valid, partial_store(stem, 'weights'), 'valid', with_members=True)
     return mixture_weights(np.asarray(store.columns['chances'])[valid.labels >= 0]).tolist()
 
 
@@ -282,7 +283,7 @@ def _threshold(predictor: Predictor, stem: Path) -> Threshold:
     first = predictor.trained[0]
     max_risk = first.cfg.TEST.ABSTAIN_ERROR
     valid = open_valid_split(first.cfg, first.class_names)
-    store = predictor.fill(valid, _partial(stem, 'threshold'), 'valid')
+    store = predictor.fill(valid, partial_store(stem, 'threshold'), 'valid')
     predictions = stored_predictions(store, valid.labels).labeled()
     curve = risk_coverage(predictions.confidence, predictions.correct)
     threshold = choose_threshold(curve, max_risk)

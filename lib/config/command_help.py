@@ -59,6 +59,9 @@ COMMANDS: dict[str, CommandHelp] = {
     ),
     'tools/enroll.py': CommandHelp(('ENROLL',), (*_EVALUATION, 'SEED', 'OVERWRITE'), ('ENROLL', *_INFERENCE)),
     'tools/export.py': CommandHelp(('EXPORT',), (*_CHECKPOINT, 'OVERWRITE'), ('EXPORT', *_INFERENCE)),
+    'tools/pseudo_label.py': CommandHelp(
+        ('PSEUDO',), (*_EVALUATION, 'DATASET.TRAIN_JSON', 'OVERWRITE'), ('PSEUDO', *_INFERENCE)
+    ),
     'tools/pack.py': CommandHelp(
         ('PACK',),
         ('OVERWRITE', *_DATA, 'DATASET.TEST_JSON', 'DATASET.TEST_ROOT', 'RUN.NUM_WORKERS'),

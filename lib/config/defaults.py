@@ -15,6 +15,7 @@ from lib.config.keys.tools import (
     PackKeys,
     PlanKeys,
     PosthocKeys,
+    PseudoKeys,
     ReportKeys,
     SearchKeys,
 )
@@ -39,6 +40,7 @@ class Config(TopKeys, title='all options'):
     REPORT: ReportKeys
     DOCTOR: DoctorKeys
     CLEAN: CleanKeys
+    PSEUDO: PseudoKeys
     PACK: PackKeys
     PLAN: PlanKeys
     SEARCH: SearchKeys

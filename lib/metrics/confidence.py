@@ -1,4 +1,4 @@
-"""Confidence: calibration error, risk-coverage curve, and the threshold below which a model abstains."""
+"""Confidence: calibration, risk-coverage curve, and the threshold below which a model abstains."""
 
 import math
 from dataclasses import dataclass
@@ -47,6 +47,48 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, num_bins: int = NUM
         'confidence': float(sums.sum() / len(confidence)),
         'bins': bins,
     }
+
+
+@dataclass(frozen=True)
+class CalibrationCurve:
+    """Accuracy as a function of the confidence that never falls: a step function.
+
+    Attributes:
+        starts: (k,) float64, ascending: the smallest confidence of each step.
+        accuracies: (k,) float64, ascending, from 0 to 1.
+    """
+
+    starts: np.ndarray
+    accuracies: np.ndarray
+
+    def __call__(self, confidence: np.ndarray) -> np.ndarray:
+        """Return the accuracy at each confidence (n,); below the first step, that of the first."""
+        steps = np.searchsorted(self.starts, confidence.astype(np.float64), side='right') - 1
+        return self.accuracies[np.maximum(steps, 0)]
+
+
+def calibration_curve(confidence: np.ndarray, correct: np.ndarray) -> CalibrationCurve:
+    """Fit the accuracy at a confidence by isotonic regression (Zadrozny & Elkan, KDD 2002).
+
+    Neighboring confidences are pooled until no pool is less accurate than the one before, so the accuracy of each step
+    is the one measured on its images.
+
+    Args:
+        confidence: (n,) probabilities of the predicted classes; n > 0.
+        correct: (n,) bool.
+    """
+    starts, step_of = np.unique(confidence.astype(np.float64), return_inverse=True)
+    sizes, hits = np.bincount(step_of), np.bincount(step_of, correct)
+    pools: list[tuple[float, float, int]] = []  # start, correct predictions, images
+    for start, num_hits, size in zip(starts.tolist(), hits.tolist(), sizes.tolist(), strict=True):
+        pool = (start, num_hits, size)
+        while pools and pools[-1][1] * pool[2] >= pool[1] * pools[-1][2]:  # not more accurate than the one before
+            before = pools.pop()
+            pool = (before[0], before[1] + pool[1], before[2] + pool[2])
+        pools.append(pool)
+    return CalibrationCurve(
+        np.array([start for start, _, _ in pools]), np.array([num_hits / size for _, num_hits, size in pools])
+    )
 
 
 @dataclass(frozen=True)
@@ -158,7 +200,19 @@ def choose_threshold(curve: RiskCoverage, max_risk: float, *, confidence_level: 
     return Threshold(math.inf, 0.0, 0.0, 0.0)
 
 
-def upper_bound(num_wrong: int, num_images: int, confidence_level: float) -> float:
+def smallest_bound(curve: RiskCoverage) -> float:
+    """Return about the smallest upper bound of the risk, at 95 %, that a threshold can hold: below it, none is found.
+
+    Of the thresholds with equally many errors only the one with most images counts, and of those with more than 100
+    errors, where neighbors differ little, one in a hundred.
+    """
+    wrong = np.rint(curve.risk * curve.num_accepted).astype(int)
+    last = np.flatnonzero(np.diff(wrong, append=wrong[-1] + 1))
+    rows = np.concatenate([last[:100], last[100::100]]).tolist()
+    return min(upper_bound(int(wrong[row]), int(curve.num_accepted[row])) for row in rows)
+
+
+def upper_bound(num_wrong: int, num_images: int, confidence_level: float = 0.95) -> float:
     """Return the error rate p at which at most num_wrong errors of num_images have probability 1 - confidence_level.
 
     By bisection of the binomial distribution's logarithm: exact to 1e-9, for any counts.
@@ -173,6 +227,25 @@ def upper_bound(num_wrong: int, num_images: int, confidence_level: float) -> flo
         else:
             high = middle
     return high
+
+
+def risk_in_mix(accepted: Predictions, classes: np.ndarray) -> float:
+    """Return the error of accepted predictions if their classes were as frequent as in `classes` (k,), k > 0.
+
+    A class that is never among the accepted predictions counts with the error of all of them.
+    """
+    num_classes = 1 + int(max(accepted.predicted.max(), classes.max()))
+    totals = np.bincount(accepted.predicted, minlength=num_classes)
+    wrong = np.bincount(accepted.predicted, ~accepted.correct, num_classes)
+    errors = np.divide(wrong, totals, out=np.full(num_classes, (~accepted.correct).mean()), where=totals > 0)
+    return float(errors[classes].mean())
+
+
+def first_per_class(classes: np.ndarray, limit: int) -> np.ndarray:
+    """Return the positions of the first `limit` entries of each class in `classes` (n,), grouped by class."""
+    order = np.argsort(classes, kind='stable')
+    ranks = np.arange(len(order)) - np.searchsorted(classes[order], classes[order])
+    return order[ranks < limit]
 
 
 def _log_at_most(num_wrong: int, num_images: int, rate: float) -> float:

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lib.metrics.confidence import choose_threshold, risk_coverage, upper_bound
+from lib.metrics.confidence import (
+    calibration_curve,
+    choose_threshold,
+    first_per_class,
+    risk_coverage,
+    risk_in_mix,
+    smallest_bound,
+    upper_bound,
+)
+from lib.metrics.predictions import Predictions
 
 
 @pytest.mark.parametrize('seed', range(4), ids='seed{}'.format)
@@ -65,3 +74,51 @@ def test_no_threshold_holds_the_risk():
     assert (found.value, found.coverage) == (math.inf, 0.0)
     with pytest.raises(ValueError, match='at least one'):
         risk_coverage(np.zeros(0), np.zeros(0, bool))
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_calibration_is_isotonic_regression(seed):
+    """By the max-min formula; some confidences are equal."""
+    random = np.random.default_rng(seed)
+    confidence = random.random(60).round(1 + seed % 2).astype(np.float32)
+    correct = random.random(60) < confidence**2
+    levels = np.unique(confidence)
+
+    def mean(low, high):
+        return correct[(confidence >= low) & (confidence <= high)].mean()
+
+    expected = [max(min(mean(low, high) for high in levels[levels >= level]) for low in levels[levels <= level])
+                for level in levels]  # fmt: skip
+    curve = calibration_curve(confidence, correct)
+    np.testing.assert_allclose(curve(levels), expected)
+    np.testing.assert_allclose(curve(levels + 1e-4), expected)  # between two levels, that of the lower one
+    assert curve(np.array([-1.0])) == expected[0]
+    # The accuracy among all from the start of a step on is never below that of the step.
+    assert all(mean(start, 1.0) >= value - 1e-12 for start, value in zip(curve.starts, curve.accuracies, strict=True))
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_the_smallest_bound(seed):
+    random = np.random.default_rng(seed)
+    confidence = random.random(400)
+    curve = risk_coverage(confidence, random.random(400) < confidence)
+    wrong = np.rint(curve.risk * curve.num_accepted).astype(int)
+    bounds = [upper_bound(*pair) for pair in zip(wrong.tolist(), curve.num_accepted.tolist(), strict=True)]
+    assert smallest_bound(curve) == pytest.approx(min(bounds))
+    assert choose_threshold(curve, min(bounds) + 1e-6).coverage > 0
+    assert choose_threshold(curve, min(bounds) - 1e-6).coverage == 0
+
+
+def test_first_per_class():
+    classes = np.array([3, 0, 3, 3, 0, 7])
+    assert first_per_class(classes, 2).tolist() == [1, 4, 0, 2, 5]
+    assert first_per_class(classes[:0], 2).tolist() == []
+
+
+def test_risk_in_another_mix():
+    """Class 0 is wrong once in four, class 1 never; class 2 is unknown and counts with the error of all, 1 in 5."""
+    labels, predicted = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 0, 0, 1])
+    topk = predicted[:, None]
+    accepted = Predictions(labels, topk, np.ones((5, 1), np.float32), np.zeros(5, np.float32))
+    assert risk_in_mix(accepted, np.array([0])) == 0.25
+    assert risk_in_mix(accepted, np.array([0, 1, 1, 2])) == pytest.approx((0.25 + 0.2) / 4)

@@ -1,4 +1,4 @@
-"""POSTHOC, SEARCH, ENROLL, EXPORT, REPORT, DOCTOR, CLEAN, PACK and PLAN: one section per tool."""
+"""POSTHOC, SEARCH, ENROLL, EXPORT, REPORT, DOCTOR, CLEAN, PSEUDO, PACK and PLAN: one section per tool."""
 
 from lib.config.key import Key, Section
 
@@ -122,6 +122,28 @@ class CleanKeys(Section, title='label cleaning (tools/clean.py)'):
         'Maximum size of each review page (1 MB = 10^6 bytes); further images are on clean_2.html, ...',
         low=1.0,
         unit='MB',
+    )
+
+
+class PseudoKeys(Section, title='pseudo-labels (tools/pseudo_label.py)'):
+    IMAGES = Key('', 'Unlabeled photos: a folder, with its sub-folders, or a JSON of a test split.', is_path=True)
+    ERROR = Key(
+        0.05,
+        'Maximum error rate of the predictions that become labels: the upper 95 % bound of what is measured on the '
+        'validation split.',
+        low=0.0001,
+        high=0.9,
+    )
+    PER_CLASS = Key(
+        0,
+        'Maximum number of pseudo-labeled images per class, the most confident first. 0: the median number of training '
+        'images of the classes.',
+        low=0,
+    )
+    OUT = Key(
+        '',
+        'File of training annotations and pseudo-labels. Empty: with_pseudo.json in the folder of the model.',
+        is_path=True,
     )
 
 
