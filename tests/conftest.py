@@ -3,6 +3,7 @@
 import multiprocessing.process
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator
 
@@ -16,6 +17,7 @@ platform.platform()  # starts `uname -p` in its first call, and caches the resul
 
 # Fixtures that start processes; tests that use one of them are marked.
 PROCESS_FIXTURES = {'scripts', 'browser', 'per_rank', 'rank_results', 'all_help'}
+BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,3 +40,18 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
             # A run in the test's process would ask git for the commit; without it, .git is read.
             patch.setattr('lib.runtime.checkout._git', lambda *_: None)
         return (yield)
+
+
+@pytest.fixture(scope='session')
+def browser() -> Iterator:
+    """Headless Chromium; `make test` installs it if possible."""
+    playwright = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f'no Chromium on this machine ({", ".join(BROWSERS)}); on Debian: apt-get install chromium')
+    # Chromium's sandbox does not work for root, as in containers.
+    options = ['--no-sandbox'] if hasattr(os, 'getuid') and os.getuid() == 0 else []
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=path, args=options)
+        yield started
+        started.close()

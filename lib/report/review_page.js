@@ -7,7 +7,8 @@
   const count = data.fpaths.length;
   const thousands = (value) => String(value).replace(/\B(?=(\d{3})+$)/g, '\u202f');
   const images = (value) => thousands(value) + (value === 1 ? ' image' : ' images');
-  const percent = (value) => (100 * value).toFixed(value > 0.99 || value < 0.1 ? 1 : 0) + '\u202f%';
+  const percent = (value) =>
+    value > 0.999 ? 'above 99.9\u202f%' : (100 * value).toFixed(value > 0.99 || value < 0.1 ? 1 : 0) + '\u202f%';
   const nameOf = (c) => (c < 0 ? '' : data.classes[c][0]);
   const labelOf = (i) => nameOf(data.labels[i]);
   // Earlier decisions have relabeled some images. All decisions correct the labels as annotated.
