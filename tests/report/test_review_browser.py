@@ -265,7 +265,7 @@ def test_pages_of_a_set_are_exported_together(browser, tmp_path):
 
 
 @pytest.mark.parametrize('fault', ['none', 'full'])
-def test_without_storage_the_page_works_and_says_so(browser, path, tmp_path, fault):
+def test_without_storage_the_page_works_with_a_warning(browser, path, tmp_path, fault):
     script = {
         'none': "Object.defineProperty(window, 'localStorage', {get() { throw new DOMException('no'); }})",
         'full': "Storage.prototype.setItem = function (key) { if (key.includes('[')) throw new DOMException('full'); }",
@@ -338,7 +338,7 @@ def test_page_fits_the_window(browser, path, size, scheme):
         assert page.eval_on_selector_all('button, input, a', nameless) == 0
 
 
-def test_without_scripts_the_page_says_so(browser, path):
+def test_without_scripts_the_page_has_a_hint(browser, path):
     with reviewing(browser, java_script_enabled=False) as review:
         assert 'needs JavaScript' in review.open(path).inner_text('main')
 
