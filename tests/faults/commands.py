@@ -32,6 +32,7 @@ CACHED = ('--config', TINY, '--DATASET_ROOT', 'goods', '--NAME', 'head', '--MODE
           'cached')  # fmt: skip
 PACK = ('--config', TINY, '--DATASET_ROOT', 'goods', '--PACK_OUT', 'packed', '--PACK_SHARD_IMAGES', 8)
 ENROLL = (*BEST, '--ENROLL_IMAGES', 'more/train', '--ENROLL_PER_CLASS', 2, '--ENROLL_MAX_LOSS', 1)
+PSEUDO = (*BEST, '--PSEUDO_IMAGES', 'shop', '--PSEUDO_ERROR', 0.9, '--PSEUDO_OUT', 'pseudo/train.json')
 GRID = ('--base', TINY, '--methods', 'ce,focal', '--seeds', 1, '--out', 'grid', '--overlays', 'repository/overlays',
         '--options', '--DATASET_ROOT goods --TRAIN_MAX_EPOCH 1 --RUN_DEVICE cpu', '--json', 'more.json')  # fmt: skip
 
@@ -162,6 +163,12 @@ CASES: dict[str, dict[str, Case]] = {
         'new': Case(('tools/merge.py', '--RESUME_MODEL', 'log/sharded/last.pth'), prepare=shard_classifier)
     },
     'tools/posthoc.py': {'new': Case(('tools/posthoc.py', *BEST, '--POSTHOC_FOLDS', 2))},
+    'tools/pseudo_label.py': {
+        'new': Case(('tools/pseudo_label.py', *PSEUDO)),
+        'again': Case(
+            ('tools/pseudo_label.py', *PSEUDO), before=(('tools/pseudo_label.py', *PSEUDO, '--TEST_FLIP', True),)
+        ),
+    },
     'tools/report.py': {'new': Case(('tools/report.py', *BEST, '--REPORT_JSON', True), report=True)},
     'tools/search.py': {
         'csv': Case(
