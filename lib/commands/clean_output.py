@@ -20,7 +20,8 @@ from lib.dataset.index import ClassIndex
 from lib.errors import printable, shortened
 from lib.posthoc.label_errors import CANNOT_TELL, DUPLICATE, FINE, KINDS, MISLABELED, Findings
 from lib.posthoc.out_of_fold import Candidates
-from lib.report.review_page import ReviewData, write_review_pages
+from lib.report.galleries import reduced
+from lib.report.review_page import PHOTO_SIDE, ReviewData, write_review_pages
 from lib.runtime.csv_file import write_rows
 from lib.runtime.files import file_exists, read_json, replace_atomically, replace_together, write_json
 from lib.runtime.text import count_of
@@ -237,7 +238,7 @@ def _review_data(result: CleanResult) -> ReviewData:
         probabilities=findings.probability[suspects, None],
         class_names=result.class_names,
         typical=_typical(result),
-        open_image=images.load,
+        open_image=lambda row: reduced(images.open(row), PHOTO_SIDE),
         path_of=images.path if isinstance(images, FileImages) else None,
         next_step=shlex.join(_training(result, DECISIONS)),
     )

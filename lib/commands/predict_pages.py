@@ -10,13 +10,12 @@ from lib.builders.data import open_valid_split
 from lib.builders.split import DatasetSplit
 from lib.commands.loaded_model import LoadedModel
 from lib.dataset.images import FileImages
-from lib.dataset.lazy_image import LazyImage
 from lib.dataset.paths import path_as_text
 from lib.formats.decisions import UNLABELED
 from lib.metrics.confidence import Threshold
 from lib.metrics.predictions import Predictions
 from lib.report.contact_sheet import SheetData, write_contact_sheet
-from lib.report.galleries import THUMBNAIL_SIDE
+from lib.report.galleries import THUMBNAIL_SIDE, reduced
 from lib.report.review_page import MAX_ITEMS, NUM_TYPICAL, PHOTO_SIDE, ReviewData, write_review_pages
 from lib.runtime.text import count_of
 
@@ -89,9 +88,3 @@ def write_queue(
         next_step='python tools/convert.py decisions decisions.json dataset/reviewed',
     )
     return write_review_pages(path, data, max_bytes=1e6 * trained.cfg.REPORT.MAX_MB)
-
-
-def reduced(image: LazyImage, side: int) -> Image.Image:
-    """Return an image that is decoded at the smallest scale at which its longer side has at least `side` pixels."""
-    pixels, _ = image.pixels(min(1.0, side / max(image.width, image.height)))
-    return Image.fromarray(pixels)

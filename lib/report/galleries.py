@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from lib.dataset.lazy_image import LazyImage
 from lib.metrics.confusion import ConfusedPair, most_confused
 from lib.report.report_metrics import ReportMetrics
 
@@ -125,6 +126,12 @@ def fit_page(render: Callable[[ThumbnailBudget], str], budget: ThumbnailBudget, 
             return larger
         bytes_left -= excess  # the HTML around the thumbnails is larger than estimated
     return page
+
+
+def reduced(image: LazyImage, side: int) -> Image.Image:
+    """Return an image, decoded at the smallest scale at which its longer side has at least `side` pixels."""
+    pixels, _ = image.pixels(min(1.0, side / max(image.width, image.height)))
+    return Image.fromarray(pixels)
 
 
 def thumbnail(image: Image.Image, side: int = THUMBNAIL_SIDE) -> Image.Image:
