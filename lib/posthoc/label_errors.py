@@ -112,7 +112,9 @@ def _noise_rates(model: NoiseModel, candidates: Candidates) -> NoiseRates:
     total = np.bincount(candidates.labels[model.is_judged], minlength=candidates.num_classes)
     shrunk = wrong + RATE_PRIOR * model.rate, total + RATE_PRIOR
     low, high = binomial_interval(*shrunk)
-    rates = [np.where(total > 0, ends, np.nan).astype(np.float32) for ends in (shrunk[0] / shrunk[1], low, high)]
-    ends = binomial_interval(wrong.sum(), total.sum())
+    rate, low, high = (
+        np.where(total > 0, ends, np.nan).astype(np.float32) for ends in (shrunk[0] / shrunk[1], low, high)
+    )
+    overall_low, overall_high = (float(end) for end in binomial_interval(wrong.sum(), total.sum()))
     overall = float(wrong.sum() / max(1, total.sum()))
-    return NoiseRates(*rates, overall, float(ends[0]), float(ends[1]), model.temperature, model.likeness)
+    return NoiseRates(rate, low, high, overall, overall_low, overall_high, model.temperature, model.likeness)

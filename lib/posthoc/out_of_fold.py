@@ -160,9 +160,9 @@ def _fitted(
         if fold % group.world_size == group.rank and not store.done[fold]:
             write(fold, strength, problem.fit(np.flatnonzero(folds != fold), strength))
     group.barrier()
-    columns = ColumnStore(folder, done=np.ones(num_folds, bool)).columns
+    fitted = ColumnStore(folder, done=np.ones(num_folds, bool)).columns
     return [
-        LinearHead(*(torch.from_numpy(np.array(columns[name][fold])).to(device) for name in ('weight', 'bias')))
+        LinearHead(*(torch.from_numpy(np.array(fitted[name][fold])).to(device) for name in ('weight', 'bias')))
         for fold in range(num_folds)
     ]
 
