@@ -16,7 +16,10 @@ from lib.experiments.records import run_environment
 from lib.runtime.files import write_json
 
 # Module -> package, of the libraries in requirements-bench.txt.
-PEERS = {'cv2': 'opencv-python-headless', 'nvidia.dali': 'nvidia-dali-cuda130', 'playwright': 'playwright'}
+PEERS = {
+    'cv2': 'opencv-python-headless', 'nvidia.dali': 'nvidia-dali-cuda130', 'playwright': 'playwright',
+    'cleanlab': 'cleanlab',
+}  # fmt: skip
 
 
 def new_parser(description: str) -> argparse.ArgumentParser:

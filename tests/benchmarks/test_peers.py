@@ -66,7 +66,7 @@ WITH_PEERS = [path for path in SCRIPTS if peers_of(path) and path.stem not in WI
 
 
 def test_the_benchmarks_with_peers():
-    assert {path.stem for path in WITH_PEERS} == {'loader', 'epoch', 'predict', 'report'}
+    assert {path.stem for path in WITH_PEERS} == {'loader', 'epoch', 'predict', 'report', 'clean'}
 
 
 @pytest.mark.long
