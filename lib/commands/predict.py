@@ -1,6 +1,5 @@
 """test.py: predict a split or a part of it, merge the parts, and write the files."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from lib.commands.ensemble import build_members, given_weights, load_members, tt
 from lib.commands.loaded_model import LoadedModel
 from lib.commands.predict_inputs import Part, open_test_images, parse_part
 from lib.commands.predict_output import PredictResult, check_columns, claim_stem, write_all, write_part
+from lib.commands.predict_parts import merge_parts, partial_store
 from lib.dataset.loader import rows_of_batches
 from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
@@ -25,8 +25,7 @@ from lib.inference.run import run
 from lib.inference.sinks import Columns, prediction_columns, prediction_store_sink, stored_predictions
 from lib.metrics.confidence import Threshold, choose_threshold, risk_coverage
 from lib.report.charts import plot_risk_coverage
-from lib.runtime.column_files import StoreDamaged
-from lib.runtime.column_store import ColumnStore, merge_stores, open_or_create, read_key
+from lib.runtime.column_store import ColumnStore, open_or_create, read_key
 from lib.runtime.files import remove, replace_together, write_json
 from lib.runtime.log import LOGGER
 from lib.trainer.run_folder import write_bad_images
@@ -98,36 +97,9 @@ class Predictor:
         )
 
     def merge(self, split: DatasetSplit, stem: Path, num_parts: int, *, with_plain: bool) -> ColumnStore:
-        """Merge the stores of all parts into the one that a single process writes.
-
-        Raises:
-            UserError: a part is missing, unfinished, or of other images, another model or other options.
-        """
+        """Merge the stores of all parts into the one that a single process writes; see merge_parts."""
         columns = self.columns(with_plain=with_plain, with_outputs=True)
-        expected = _merge_key(self._key(split))
-        stores: list[ColumnStore] = []
-        keys: list[dict[str, Any]] = []
-        for number in range(1, num_parts + 1):
-            part = Part(number, num_parts)
-            folder = partial_store(stem, str(part))
-            key = read_key(folder)
-            fault = 'is missing' if key is None else _fault(key, expected, keys)
-            if not fault:
-                try:
-                    stores.append(ColumnStore(folder))
-                    fault = _store_fault(stores[-1], columns)
-                except StoreDamaged as error:
-                    fault = f'is damaged: {error}'
-            if fault or key is None:
-                raise UserError(
-                    f'TEST.PART merge/{num_parts}: part {number} {fault} ({folder}); predict it first with the other '
-                    f'options of this command: --TEST_PART {number}/{num_parts}'
-                )
-            keys.append(key)
-        store = open_or_create(partial_store(stem), len(split), columns, {'merged': keys})
-        if not store.is_complete:
-            merge_stores(store, stores)
-        return store
+        return merge_parts(stem, self._key(split), columns, len(split), num_parts)
 
     def _key(self, split: DatasetSplit) -> dict[str, Any]:
         """Return the values that predictions depend on."""
@@ -141,49 +113,6 @@ class Predictor:
             'average': first.cfg.TEST.AVERAGE,
             **split_key(split),
         }
-
-
-# Entry of a store's key -> the reason why parts that differ in it cannot be merged.
-_FAULTS = {
-    'models': 'is of another model',
-    'inputs': 'has another image size or normalization (INPUT)',
-    'views': 'has other views (TEST.FLIP, TEST.CROPS, TEST.SCALES)',
-    'weights': 'has other ensemble weights',
-    'average': 'has another TEST.AVERAGE',
-    'split': 'is of another list of images',
-    'files': 'is of images that have changed since',
-}
-
-
-def _merge_key(key: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries of a key that are equal in all parts and in the command that merges them.
-
-    That command may run on another device than the parts, with another batch size.
-    """
-    inputs = [{name: value for name, value in one.items() if name != 'device'} for one in key['inputs']]
-    comparable = {name: key[name] for name in _FAULTS} | {'inputs': inputs}
-    return json.loads(json.dumps(comparable))  # as a store on the disk gives them back
-
-
-def _fault(key: dict[str, Any], expected: dict[str, Any], before: Sequence[dict[str, Any]]) -> str:
-    """Return the reason why a part does not follow the parts before it; '' if it does."""
-    comparable = _merge_key(key)
-    for name, fault in _FAULTS.items():
-        if comparable[name] != expected[name]:
-            return fault
-    devices = [[one['device'] for one in part['inputs']] for part in (key, *before[:1])]
-    if any(part['batch_size'] != key['batch_size'] for part in before[:1]):
-        return 'has another batch size than part 1 (TEST.BATCH_SIZE)'
-    if devices[0] != devices[-1]:
-        return f'was predicted on another device than part 1 ({devices[0][0]}; {devices[-1][0]})'
-    return '' if key['rows'][0] == (before[-1]['rows'][1] if before else 0) else 'has other rows'
-
-
-def _store_fault(store: ColumnStore, columns: Columns) -> str:
-    shapes = {name: column.shape[1:] for name, column in store.columns.items()}
-    if shapes != {name: shape for name, (_, shape) in columns.items()}:
-        return 'has other columns (TEST.TOP_K, TEST.EMBEDDINGS)'
-    return '' if store.is_complete else 'is not complete'
 
 
 def predict(trained: LoadedModel) -> PredictResult:
@@ -222,7 +151,7 @@ def _predict(trained: LoadedModel, split: DatasetSplit, stem: Path, part: Part |
     parts = [Part(number, part.count) for number in range(1, part.count + 1)] if part is not None else []
     for one in parts:
         write_bad_images(trained.folder, _part_stem(stem, one).name, {})
-    for name in ('', 'weights', 'threshold', *map(str, parts)):
+    for name in (*map(str, parts), 'weights', 'threshold', ''):  # the last one replaces the parts for a merge
         remove(partial_store(stem, name))
     return result
 
@@ -243,11 +172,6 @@ def _predict_part(
 
 def _part_stem(stem: Path, part: Part) -> Path:
     return stem.with_name(f'{stem.name}.{part}')
-
-
-def partial_store(stem: Path, name: str = '') -> Path:
-    """Return the folder of an unfinished prediction."""
-    return stem.with_name(f'{stem.name}{"." if name else ""}{name}.partial')
 
 
 def open_predictor(trained: LoadedModel, split: DatasetSplit, stem: Path) -> Predictor:

@@ -14,7 +14,8 @@ from lib.builders.split import DatasetSplit, annotated_split, test_folder_split
 from lib.builders.training_data import TrainingData
 from lib.commands.loaded_model import LoadedModel
 from lib.commands.next_steps import Step, step_lines
-from lib.commands.predict import open_predictor, partial_store
+from lib.commands.predict import open_predictor
+from lib.commands.predict_parts import partial_store
 from lib.config.defaults import Config
 from lib.config.yaml_text import as_node, as_values
 from lib.dataset.annotations import read_classes, read_test_images
