@@ -93,8 +93,9 @@ def report_json(data: ReportData, metrics: ReportMetrics | None) -> str:
     """Return the content of report.json, one line per part; parts without data are left out.
 
     Parts: title, command, notes, config, environment; summary (best and last epoch), history; data (data_statistics);
-    valid (detailed_metrics, and the 95 % error_interval of each error); worst (labels of the classes with a
-    misclassified image, worst first); classes (class_columns); tau (tau.json). Fractions are from 0 to 1.
+    corrections (as in TrainingSet); valid (detailed_metrics, and the 95 % error_interval of each error); worst (labels
+    of the classes with a misclassified image, worst first); classes (class_columns); tau (tau.json). Fractions are from
+    0 to 1.
     """
     content: dict[str, Any] = {
         'title': data.title,
@@ -102,6 +103,7 @@ def report_json(data: ReportData, metrics: ReportMetrics | None) -> str:
         'notes': list(data.notes),
         'summary': data.summary,
         'data': data_statistics(data, metrics),
+        'corrections': data.corrections,
         'tau': data.tau,
         'config': data.config_text,
         'environment': data.environment_text,

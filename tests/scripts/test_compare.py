@@ -44,7 +44,9 @@ def test_images_that_valid_corrections_change_are_left_out(scripts, run_folder, 
     ]
     (run_folder / 'train.json').write_text(json.dumps({'decisions': decisions}))
     given = ('--DATASET_CORRECTIONS', 'train.json', '--DATASET_VALID_CORRECTIONS', 'valid.json')
-    scripts.run(run_folder, 'main.py', '--config', TINY, '--DATASET_ROOT', products, '--NAME', 'clean', *given)
+    scripts.run(
+        run_folder, 'main.py', '--config', TINY, '--DATASET_ROOT', products, '--NAME', 'clean', *given, report=True
+    )
     done = scripts.run(run_folder, 'tools/compare.py', 'log/tiny', 'log/clean', *ON_CPU)
     assert f'left out: 2 of {len(images)} valid images' in done.stdout
     assert f'the same {len(images) - 2} images' in done.stdout

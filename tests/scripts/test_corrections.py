@@ -120,3 +120,16 @@ def test_shards_have_the_corrected_labels(scripts, products, tmp_path):
     done = scripts.run(tmp_path, 'main.py', *given, '--DATASET_SHARDS', 'shards', '--NAME', 'packed')
     assert 'already corrected' in done.stdout
     assert_same_weights(tmp_path, 'files', 'packed')
+
+
+def test_cached_features_are_used_for_corrected_labels(scripts, run_folder, products):
+    decide(products, run_folder / 'd.json', weights=True)
+    cached = ('--MODEL_TUNE', 'head', '--TRAIN_FEATURES', 'cached', '--TRAIN_MAX_EPOCH', 1, *ON_CPU)
+    train = ('--RESUME_MODEL', 'log/tiny/best_model.pth', '--RESUME_MODE', 'finetune', *cached)
+    done = scripts.run(run_folder, 'main.py', *train, '--NAME', 'first')
+    assert 'computed in' in done.stdout
+    done = scripts.run(run_folder, 'main.py', *train, '--NAME', 'second', '--DATASET_CORRECTIONS', 'd.json')
+    assert 'computed in' not in done.stdout
+    assert 'images weighted' in done.stdout
+    counts = [checkpoint_of(run_folder, name).training_set.digest for name in ('first', 'second')]
+    assert counts[0] != counts[1]
