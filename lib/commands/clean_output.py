@@ -28,10 +28,8 @@ from lib.runtime.text import count_of
 from lib.trainer.samples import Samples, read_samples
 
 SUSPECTS, SUMMARY, PAGE, DECISIONS = 'suspects.csv', 'clean.json', 'clean.html', 'decisions.json'
-_NUM_TYPICAL = 8
-_NUM_WORST = 5
+_NUM_TYPICAL, _NUM_WORST, _CSV_BLOCK = 8, 5, 10_000
 _LEAST_WEIGHT = 0.01  # of an image in decisions.json
-_CSV_BLOCK = 10_000
 
 
 @dataclass(frozen=True)
@@ -90,6 +88,11 @@ class CleanResult:
         """What the run of the model recorded of the training images (TRAIN.TRACK_SAMPLES)."""
         return read_samples(self.run_folder, len(self.train), self.train.digest()) if self.is_trained else None
 
+    @cached_property
+    def earlier(self) -> list[Decision]:
+        """Decisions of DATASET.CORRECTIONS, which the labels include."""
+        return read_decisions(self.cfg.DATASET.CORRECTIONS) if self.cfg.DATASET.CORRECTIONS else []
+
     def fpath(self, position: int) -> str:
         """Return the path of an image as annotated."""
         return str(self.train.names[int(self.rows[position])].as_py())
@@ -121,20 +124,18 @@ def _contradictory_rows(doctor: Any, train: DatasetSplit) -> np.ndarray:
 def write_results(result: CleanResult, folder: Path) -> list[str]:
     """Write all files together, and return log lines."""
     files = [folder / SUSPECTS, folder / SUMMARY]
-    num_decisions = 0
+    decisions = _decisions(result) if result.cfg.CLEAN.APPLY else None
     with replace_together(folder):
         with replace_atomically(folder / SUSPECTS) as path, open(path, 'w', encoding='utf-8', newline='') as file:
             write_rows(file, _HEADER, _csv_rows(result))
         write_json(folder / SUMMARY, _summary(result))
         files += write_review_pages(folder / PAGE, _review_data(result), max_bytes=result.cfg.CLEAN.PAGE_MB * 1e6)
-        if result.cfg.CLEAN.APPLY:
-            decisions = _decisions(result)
-            write_decisions(folder / DECISIONS, decisions)
+        if decisions is not None:
             files.append(folder / DECISIONS)
-            num_decisions = len(decisions)
+            write_decisions(files[-1], decisions)
     lines = [*_describe(result), *(f'wrote {path}' for path in files)]
-    if result.cfg.CLEAN.APPLY:
-        lines.append(f'{DECISIONS}: {count_of(num_decisions, "decision")} ({result.cfg.CLEAN.APPLY})')
+    if decisions is not None:
+        lines.append(f'{DECISIONS}: {count_of(len(decisions), "decision")} ({result.cfg.CLEAN.APPLY})')
     return [*lines, *after_cleaning(result.cfg, folder, _training(result, folder / DECISIONS))]
 
 
@@ -180,12 +181,11 @@ def _decisions(result: CleanResult) -> list[Decision]:
     weights = np.clip(1 - findings.error, _LEAST_WEIGHT, 1)
     if action == 'weight':
         chosen = weights < 1 - _LEAST_WEIGHT  # False for nan
-    earlier = result.cfg.DATASET.CORRECTIONS
-    known = {one.fpath: one for one in (read_decisions(earlier) if earlier else [])}
+    known = {one.fpath: one for one in result.earlier}
     for position in np.flatnonzero(chosen).tolist():
-        fpath, label = result.fpath(position), result.label_name(position)
-        before = known.get(fpath)
-        label = before.label if before else label  # as annotated: both files correct the same annotations
+        fpath = result.fpath(position)
+        # As annotated: both files correct the same annotations.
+        label = known[fpath].label if fpath in known else result.label_name(position)
         to = result.class_names[findings.proposal[position]] if action == 'relabel' else ''
         weight = round(float(weights[position]), 4) if action == 'weight' else None
         known[fpath] = Decision(fpath, action, label, to, weight, 'clean')
@@ -241,6 +241,7 @@ def _review_data(result: CleanResult) -> ReviewData:
         open_image=lambda row: reduced(images.open(row), PHOTO_SIDE),
         path_of=images.path if isinstance(images, FileImages) else None,
         next_step=shlex.join(_training(result, DECISIONS)),
+        earlier=result.earlier,
     )
 
 
@@ -254,8 +255,7 @@ def _typical(result: CleanResult) -> Callable[[int], list[int]]:
         positions = np.asarray(index.rows_of(label)).astype(np.int64)
         positions = positions[is_typical[positions]]
         similarity = np.nan_to_num(candidates.own_similarity[positions], nan=-1.0)
-        best = positions[np.argsort(-similarity, kind='stable')[:_NUM_TYPICAL]]
-        return result.rows[best].tolist()
+        return result.rows[positions[np.argsort(-similarity, kind='stable')[:_NUM_TYPICAL]]].tolist()
 
     return typical
 

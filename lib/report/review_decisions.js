@@ -66,13 +66,16 @@ const openDecisions = (data, warn) => {
     }
   };
 
-  const text = () => {
-    const lines = Array.from(byId.values(), (one) => JSON.stringify(fieldsOf(one)));
+  const text = (earlier) => {
+    const all = new Map(earlier.map((one) => [idOf(one.fpath, one.label), one]));
+    for (const [id, one] of byId) all.set(id, one);
+    const lines = Array.from(all.values(), (one) => JSON.stringify(fieldsOf(one)));
     return '{"split": ' + JSON.stringify(data.split) + ', "decisions": [\n' + lines.join(',\n') + '\n]}\n';
   };
-  const download = () => {
+  // earlier: decisions that are exported as well, where none is made here.
+  const download = (earlier) => {
     load(); // other tabs may have decided
-    const address = URL.createObjectURL(new Blob([text()], { type: 'application/json' }));
+    const address = URL.createObjectURL(new Blob([text(earlier)], { type: 'application/json' }));
     const link = document.createElement('a');
     link.href = address;
     link.download = 'decisions.json';

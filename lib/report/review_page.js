@@ -246,26 +246,30 @@
     select(current);
   };
 
-  // Search for a class by words of its name. All names are unpacked at the first search.
+  // All class names and the earlier decisions, which are unpacked when they are needed first.
+  let names = null;
+  let folded = [];
+  let earlier = [];
+  const unpack = async () => {
+    if (names) return;
+    try {
+      const bytes = Uint8Array.from(atob(JSON.parse(element('review-packed').textContent)), (char) => char.charCodeAt(0));
+      const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('deflate'));
+      ({ names, earlier } = JSON.parse(await new Response(stream).text()));
+    } catch {
+      names = Object.values(data.classes).map(([name]) => name);
+      note('This browser is too old to search all class names, and to export earlier decisions.');
+    }
+    folded = names.map(fold);
+  };
+
+  // Search for a class by words of its name.
   const MAX_FOUND = 30;
   const MAX_RECENT = 5;
   const fold = (text) => text.normalize('NFKD').replace(/\p{M}/gu, '').toLowerCase();
   const recent = [];
-  let names = null;
-  let folded = [];
   let options = []; // [name, remark]
   let active = 0;
-  const unpack = async () => {
-    try {
-      const bytes = Uint8Array.from(atob(JSON.parse(element('review-names').textContent)), (char) => char.charCodeAt(0));
-      const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('deflate'));
-      names = JSON.parse(await new Response(stream).text());
-    } catch {
-      names = Object.values(data.classes).map(([name]) => name);
-      note('This browser is too old to unpack all class names: only those on this page are found.');
-    }
-    folded = names.map(fold);
-  };
   const matches = (query) => {
     const words = fold(query).split(/\s+/).filter(Boolean);
     if (!words.length) {
@@ -317,7 +321,7 @@
     active = 0;
     element('search').showModal();
     drawFound();
-    if (!names) unpack().then(drawFound);
+    unpack().then(drawFound);
   };
   element('query').addEventListener('input', () => {
     active = 0;
@@ -368,8 +372,9 @@
     draw();
   });
   element('ask').addEventListener('click', keys['?']);
-  element('export').addEventListener('click', () => {
-    decisions.download();
+  element('export').addEventListener('click', async () => {
+    await unpack();
+    decisions.download(earlier);
     draw();
     say('exported ' + thousands(decisions.size()) + ' decisions');
   });

@@ -7,17 +7,19 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from lib.dataset.corrections import Decision
 from lib.formats.decisions import UNLABELED
 from lib.report.chart_style import PALETTE
 from lib.report.contact_sheet import link_to
@@ -63,8 +65,8 @@ class ReviewData:
         open_image: row -> RGB image, whose longer side has PHOTO_SIDE pixels or more if possible; may raise.
         path_of: row -> path of the image's file, for links; None: the images are not files.
         next_step: what to do with decisions.json, in one line.
-        annotated: fpath -> name of the class as annotated, of images that earlier decisions have relabeled. Decisions
-            about them correct the annotation, too.
+        earlier: decisions that the labels include already (DATASET.CORRECTIONS). Where the page does not decide again,
+            they are exported, too, since all decisions correct the same annotations.
     """
 
     title: str
@@ -82,7 +84,7 @@ class ReviewData:
     open_image: Callable[[int], Image.Image]
     path_of: Callable[[int], str] | None = None
     next_step: str = ''
-    annotated: Mapping[str, str] = field(default_factory=dict)
+    earlier: Sequence[Decision] = ()
 
 
 def write_review_pages(path: str | os.PathLike, data: ReviewData, *, max_bytes: float) -> list[Path]:
@@ -113,8 +115,11 @@ def _renderer(data: ReviewData) -> Callable[[dict[str, Any], Sequence[Path], int
     environment.filters.update(thousands=thousands)
     template = environment.get_template('review_page.html')
     script, script_hash = inline_script('review_decisions.js', 'review_page.js')
-    names = json.dumps([str(name) for name in data.class_names], separators=(',', ':'))
-    packed = base64.b64encode(zlib.compress(names.encode(), 9)).decode('ascii')
+    rare = {
+        'names': [str(name) for name in data.class_names],
+        'earlier': [msgspec.to_builtins(decision) for decision in data.earlier],
+    }
+    packed = base64.b64encode(zlib.compress(json.dumps(rare, separators=(',', ':')).encode(), 9)).decode('ascii')
     common = {'review': _digest(data), 'split': data.split, 'kindMeanings': KINDS}
     num_images = len(data.fpaths)
 
@@ -131,7 +136,7 @@ def _renderer(data: ReviewData) -> Callable[[dict[str, Any], Sequence[Path], int
             pages=[f'./{quote(os.fsencode(file.name))}' for file in paths],
             number=number,
             content=_json_block(content | common | {'page': number, 'numPages': len(paths)}),
-            names=_json_block(packed),
+            packed=_json_block(packed),
             show_files=True,
             script=script,
             script_hash=script_hash,
@@ -191,11 +196,14 @@ class _Page:
     """The content of a page: columns with an entry per image, and the classes of these images.
 
     Args:
+        annotated: as in `_item`.
         space: bytes for the content. When it is used up, images have no embedded photos.
     """
 
-    def __init__(self, data: ReviewData, photos: _Photos, space: float) -> None:
-        self._data, self._photos, self._space = data, photos, space
+    def __init__(
+        self, data: ReviewData, annotated: Mapping[tuple[str, str], str], photos: _Photos, space: float
+    ) -> None:
+        self._data, self._annotated, self._photos, self._space = data, annotated, photos, space
         self._items: list[dict[str, Any]] = []
         self._names: dict[int, str] = {}
         self._typical: dict[int, list[str]] = {}
@@ -208,7 +216,7 @@ class _Page:
     def add(self, index: int, *, needed: bool) -> bool:
         """Add an image and its classes; return False if they do not fit. A `needed` one is added without photos."""
         data, row = self._data, int(self._data.rows[index])
-        item = _item(data, index) | {'links': self._photos.link(row), 'photos': ''}
+        item = _item(data, index, self._annotated) | {'links': self._photos.link(row), 'photos': ''}
         label, proposals = item['labels'], item['proposals']
         names = {each: _name(data, each) for each in [label, *proposals] if each >= 0 and each not in self._names}
         # The label and the best proposal; without a label, the best two.
@@ -232,8 +240,12 @@ class _Page:
         return True
 
 
-def _item(data: ReviewData, index: int) -> dict[str, Any]:
-    """Return the entries of an image in the columns, without links and photos."""
+def _item(data: ReviewData, index: int, annotated: Mapping[tuple[str, str], str]) -> dict[str, Any]:
+    """Return the entries of an image in the columns, without links and photos.
+
+    Args:
+        annotated: (fpath, label) of each image that was relabeled -> its label as annotated.
+    """
     label, error = int(data.labels[index]), float(data.errors[index])
     proposals = np.asarray(data.proposals[index])[:MAX_PROPOSALS].tolist()
     values = np.nan_to_num(data.probabilities[index])[:MAX_PROPOSALS].tolist()
@@ -242,7 +254,7 @@ def _item(data: ReviewData, index: int) -> dict[str, Any]:
         'fpaths': str(data.fpaths[index]),
         'kinds': str(data.kinds[index]),
         'labels': label,
-        'annotated': str(data.annotated.get(data.fpaths[index], '')),
+        'annotated': annotated.get((str(data.fpaths[index]), _name(data, label)), ''),
         'errors': round(error, 4) if math.isfinite(error) else None,
         'proposals': [each for each, _ in pairs],
         'probabilities': [value for _, value in pairs],
@@ -252,10 +264,11 @@ def _item(data: ReviewData, index: int) -> dict[str, Any]:
 def _contents(data: ReviewData, space: float, folder: Path) -> list[dict[str, Any]]:
     """Return the content of each page: of `space` bytes each, or, without space, of one page without photos."""
     photos, num_items = _Photos(data, folder), min(len(data.fpaths), MAX_ITEMS)
+    annotated = {(one.fpath, one.to): one.label for one in data.earlier if one.action == 'relabel'}
     contents: list[dict[str, Any]] = []
     position = 0
     while position < num_items or not contents:
-        page, start = _Page(data, photos, space), position
+        page, start = _Page(data, annotated, photos, space), position
         has_rest = space <= 0 or len(contents) + 1 == MAX_PAGES
         while position < num_items and page.add(position, needed=has_rest or position == start):
             position += 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib.dataset.corrections import read_decisions
+from lib.dataset.corrections import Decision, read_decisions
 from lib.formats.decisions import UNLABELED
 from lib.report.review_page import write_review_pages
 from tests.report.test_browser import MARKUP, SIZES
@@ -113,9 +113,11 @@ def test_decisions_by_keyboard_survive_a_reload_and_are_exported(browser, path, 
 
 
 def test_decisions_about_relabeled_images_correct_the_annotation(browser, tmp_path):
-    """Earlier decisions have relabeled images 1 to 4 from 'class 5'; a new file replaces them."""
-    annotated = {f'photos/{row}.jpg': 'class 5' for row in (1, 2, 3, 4)}
-    (path,) = write_review_pages(tmp_path / 'clean.html', review_data(annotated=annotated, path_of=None), max_bytes=5e6)
+    """Earlier decisions have relabeled images 1 to 4 from 'class 5'; a new file replaces theirs."""
+    earlier = [Decision(f'photos/{row}.jpg', 'relabel', 'class 5', f'class {row % 6}') for row in (1, 2, 3, 4, 7)]
+    earlier += [Decision('photos/elsewhere.jpg', 'drop', 'class 2', by='clean')]
+    data = review_data(earlier=earlier, path_of=None)
+    (path,) = write_review_pages(tmp_path / 'clean.html', data, max_bytes=5e6)
     with reviewing(browser) as review:
         page = review.open(path)
         press(page, 'k', 'k', 'r', 'd')
@@ -123,13 +125,16 @@ def test_decisions_about_relabeled_images_correct_the_annotation(browser, tmp_pa
         press(page, 'r')
         page.reload()
         assert [count(page, state) for state in ('keep', 'relabel', 'drop')] == [2, 2, 1]
-        assert exported(page, tmp_path / 'decisions.json') == [
+        assert sorted(exported(page, tmp_path / 'decisions.json')) == [
             ('photos/0.jpg', 'keep', 'class 0', ''),
             ('photos/1.jpg', 'relabel', 'class 5', 'class 1'),
             ('photos/2.jpg', 'relabel', 'class 5', 'class 3'),
             ('photos/3.jpg', 'drop', 'class 5', ''),
             ('photos/4.jpg', 'keep', 'class 5', ''),
+            ('photos/7.jpg', 'relabel', 'class 5', 'class 1'),  # not decided again
+            ('photos/elsewhere.jpg', 'drop', 'class 2', ''),
         ]
+        assert len(read_decisions(tmp_path / 'decisions.json')) == 7
 
 
 def test_undo_and_navigation(browser, path):

@@ -81,8 +81,8 @@ def test_content_of_a_page(tmp_path):
     # Each class once, with its most typical photos.
     assert {int(label): name for label, (name, _) in content['classes'].items()} == {c: f'class {c}' for c in range(6)}
     assert [len(photos) for _, photos in content['classes'].values()] == [review_page.NUM_TYPICAL] * 6
-    names = json.loads(zlib.decompress(base64.b64decode(block(text, 'review-names'))))
-    assert names == [f'class {label}' for label in range(6)]
+    packed = json.loads(zlib.decompress(base64.b64decode(block(text, 'review-packed'))))
+    assert packed['names'] == [f'class {label}' for label in range(6)]
 
 
 def test_hostile_texts_are_no_markup(tmp_path):
