@@ -75,7 +75,7 @@ def check_lbfgs(values: dict[str, Any]) -> None:
 
 # Keys under which a step has no margin of each image, their values that are fine, and the reasons.
 _NEEDS_MARGINS: dict[str, tuple[object, str]] = {
-    'MIX.TYPE': ('', 'a mixed image has no label of its own'),
+    'MIX.TYPE': ('', 'a mixed image has two labels'),
     'LOSS.SAMPLED_CLASSES': (1.0, 'a sample of the classes may lack the largest other logit'),
 }
 
@@ -86,8 +86,8 @@ def check_tracking(values: dict[str, Any]) -> None:
         return
     if values['OPTIMIZER.TYPE'] == 'lbfgs':
         raise UserError(
-            'TRAIN.TRACK_SAMPLES True records images over the epochs, but with OPTIMIZER.TYPE lbfgs an epoch is a fit '
-            'of its own: --OPTIMIZER_TYPE sgd, or --TRAIN_TRACK_SAMPLES False'
+            'TRAIN.TRACK_SAMPLES True records images over the epochs, but with OPTIMIZER.TYPE lbfgs an epoch is a '
+            'separate fit: --OPTIMIZER_TYPE sgd, or --TRAIN_TRACK_SAMPLES False'
         )
     for name, (neutral, reason) in _NEEDS_MARGINS.items():
         if values[name] != neutral:

@@ -110,7 +110,7 @@ def _readable(parser: Parser, argv: Sequence[str]) -> tuple[list[str], dict[str,
 def _build_parser(shown: Sequence[str], program: str, description: str, recipe: Recipe) -> Parser:
     parser = Parser(
         prog=program,
-        usage='%(prog)s [--config FILE [FILE ...]] [--SECTION_KEY VALUE ...]',
+        usage='%(prog)s [--config FILE ...] [--SECTION_KEY VALUE ...]',
         description=description,
         formatter_class=Formatter,
         allow_abbrev=False,

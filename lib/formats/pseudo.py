@@ -160,7 +160,7 @@ def are_copies(paths: list[str], known: Iterable[str]) -> np.ndarray:
 
 
 def _content_of(path: str, sizes: set[int] | None = None) -> tuple[int, bytes] | None:
-    """Return what identifies a file's content; None if it cannot be read, or has none of the sizes."""
+    """Return size and digest of a file for comparisons; None if it cannot be read, or has none of the sizes."""
     try:
         size = os.stat(path).st_size
         if sizes is not None and size not in sizes:

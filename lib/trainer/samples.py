@@ -54,7 +54,7 @@ class Samples:
 
 
 def read_samples(folder: Path, num_images: int, digest: str) -> Samples | None:
-    """Return what a run recorded of its training images, memory-mapped; None if it has no record of this split.
+    """Return the record of a run, memory-mapped; None if it has no record of this training split.
 
     Args:
         folder: of the run.
@@ -85,7 +85,7 @@ def margins_of(logits: Logits, labels: torch.Tensor) -> torch.Tensor:
 class SampleRecord:
     """Collects the margins and predictions of every step, in memory of 18 bytes per image on the main rank.
 
-    What a step computed stays on its device until `flush`, which waits for it. The images are counted in the order of
+    Margins of a step stay on its device until `flush`, which waits for it. The images are counted in the order of
     the epoch, so the record depends neither on the number of ranks nor on interruptions.
 
     Args:
