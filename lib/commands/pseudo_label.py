@@ -99,10 +99,10 @@ def pseudo_label(trained: LoadedModel) -> list[str]:
         if not group.is_main:
             return []
         predictions = stored_predictions(store, photos.labels)
-        class_counts = np.unique(data.train.labels[train.rows], return_counts=True)[1]
-        limit = cfg.PSEUDO.PER_CLASS or max(1, int(np.median(class_counts)) if len(class_counts) else 1)
+        counts = np.bincount(data.train.labels[train.rows], minlength=data.train.num_classes)[label_of]
+        limit = cfg.PSEUDO.PER_CLASS or max(1, int(np.median(counts[counts > 0])) if counts.any() else 1)
         chosen = _choose(predictions, threshold, calibration, photos, _known_paths(data, train), limit)
-        lines = _describe(trained, measured, threshold, predictions, chosen, limit)
+        lines = _describe(counts, measured, threshold, predictions, chosen, limit)
         if len(chosen.rows):
             written = _write(out, data, train, photos, chosen, label_of)
             lines += [f'wrote {path}' for path in written]
@@ -255,7 +255,7 @@ def _write(
 
 
 def _describe(
-    trained: LoadedModel,
+    class_counts: np.ndarray,
     measured: Predictions,
     threshold: Threshold,
     predictions: Predictions,
@@ -278,11 +278,11 @@ def _describe(
     error = risk_in_mix(accepted, chosen.labels)
     lines.append(f'{error:.1%} wrong in the mix of classes that the limit of {limit} per class leaves')
     lines.append(f'weights {chosen.weights.min():.2f} to {chosen.weights.max():.2f}, mean {chosen.weights.mean():.2f}')
-    counts = np.bincount(chosen.labels, minlength=len(trained.train_counts))
-    groups = shot_groups(trained.train_counts)
+    counts = np.bincount(chosen.labels, minlength=len(class_counts))
+    groups = shot_groups(class_counts)
     rows = {
         'classes': [int(group.sum()) for group in groups.values()],
-        'training images': [int(trained.train_counts[group].sum()) for group in groups.values()],
+        'training images': [int(class_counts[group].sum()) for group in groups.values()],
         'pseudo-labels': [int(counts[group].sum()) for group in groups.values()],
         'classes with one': [int((counts[group] > 0).sum()) for group in groups.values()],
     }

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.aliproducts import draw_product
+from tests.scripts.rank_runs import run_ranks_of
 from tests.scripts.running import ON_CPU, TINY, error_line
 
 BEST = ('--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU)
@@ -168,6 +169,14 @@ def test_training_on_them_and_another_round(scripts, folder, photos, products):
     assert again == known
     assert second
     assert len({entry['fpath'] for entry in [*again, *second]}) == len(again) + len(second)
+
+
+@pytest.mark.slow
+def test_ranks(scripts, folder, photos):
+    options = (*BEST, '--PSEUDO_IMAGES', photos, '--PSEUDO_ERROR', ERROR)
+    scripts.run(folder, 'tools/pseudo_label.py', *options, '--PSEUDO_OUT', 'out/one.json')
+    run_ranks_of(scripts, 2, folder, 'tools/pseudo_label.py', *options, '--PSEUDO_OUT', 'out/two.json')
+    assert (folder / 'out' / 'two.json').read_bytes() == (folder / 'out' / 'one.json').read_bytes()
 
 
 @pytest.mark.slow
