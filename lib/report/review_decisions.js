@@ -66,22 +66,21 @@ const openDecisions = (data, warn) => {
     }
   };
 
-  const text = (earlier) => {
+  // Download all decisions, and those of `earlier` where none is made here; return their number.
+  const download = (earlier) => {
+    load(); // other tabs may have decided
     const all = new Map(earlier.map((one) => [idOf(one.fpath, one.label), one]));
     for (const [id, one] of byId) all.set(id, one);
     const lines = Array.from(all.values(), (one) => JSON.stringify(fieldsOf(one)));
-    return '{"split": ' + JSON.stringify(data.split) + ', "decisions": [\n' + lines.join(',\n') + '\n]}\n';
-  };
-  // earlier: decisions that are exported as well, where none is made here.
-  const download = (earlier) => {
-    load(); // other tabs may have decided
-    const address = URL.createObjectURL(new Blob([text(earlier)], { type: 'application/json' }));
+    const text = '{"split": ' + JSON.stringify(data.split) + ', "decisions": [\n' + lines.join(',\n') + '\n]}\n';
+    const address = URL.createObjectURL(new Blob([text], { type: 'application/json' }));
     const link = document.createElement('a');
     link.href = address;
     link.download = 'decisions.json';
     link.click();
     setTimeout(() => URL.revokeObjectURL(address), 10000);
     unsaved = false;
+    return all.size;
   };
   // Return the list of [id, undefined] that undoes the import, and a text; decisions made here have precedence.
   const merge = (content, isStale) => {

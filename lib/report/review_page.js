@@ -374,9 +374,9 @@
   element('ask').addEventListener('click', keys['?']);
   element('export').addEventListener('click', async () => {
     await unpack();
-    decisions.download(earlier);
+    const number = decisions.download(earlier);
     draw();
-    say('exported ' + thousands(decisions.size()) + ' decisions');
+    say('exported ' + thousands(number) + (number === 1 ? ' decision' : ' decisions'));
   });
   element('import').addEventListener('change', async (event) => {
     const [file] = event.target.files;

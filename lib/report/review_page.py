@@ -222,7 +222,7 @@ class _Page:
         # The label and the best proposal; without a label, the best two.
         compared = [each for each in [label, *proposals] if each >= 0][:2]
         added = [each for each in compared if each not in self._typical]
-        size = len(json.dumps([item, *names.values()])) + _CLASS_BYTES * len(names)
+        size: float = len(json.dumps([item, *names.values()])) + _CLASS_BYTES * len(names)
         photo: str | None = ''
         typical: dict[int, list[str]] = {}
         if size < self._space:

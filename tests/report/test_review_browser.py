@@ -135,6 +135,7 @@ def test_decisions_about_relabeled_images_correct_the_annotation(browser, tmp_pa
             ('photos/elsewhere.jpg', 'drop', 'class 2', ''),
         ]
         assert len(read_decisions(tmp_path / 'decisions.json')) == 7
+        assert page.inner_text('#status') == 'exported 7 decisions'
 
 
 def test_undo_and_navigation(browser, path):
