@@ -2,7 +2,7 @@
 
 import pytest
 
-from lib.commands.predict import _fault, _merge_key
+from lib.commands.predict_parts import _fault, _merge_key
 
 INPUTS = {'size': 32, 'crop_ratio': 0.875, 'mean': (0.5,), 'std': (0.5,), 'color_space': 'RGB'}
 
