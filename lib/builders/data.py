@@ -187,10 +187,9 @@ def open_named_images(source: str, *, nested: bool, known: Collection[str] = ())
         return found_split(paths, labels, len(read.names), source, source), ClassNames(read.names, read.parents)
     if holds_decisions(source):
         decided = convert_decisions(Path(source), known=known)
-        rows = decided.splits['train']
-        return found_split(
-            rows.paths, np.asarray(rows.labels), len(decided.names), source, str(decided.root)
-        ), ClassNames(decided.names, [])
+        paths, labels = decided.splits['train'].paths, np.asarray(decided.splits['train'].labels)
+        split = found_split(paths, labels, len(decided.names), source, str(decided.root))
+        return split, ClassNames(decided.names, [])
     found = read_annotations(source)
     classes = read_classes(Path(source).with_name('classes.json'), found.num_classes, source)
     used, labels = np.unique(found.labels, return_inverse=True)
