@@ -14,12 +14,11 @@ batched_...: / find_label_issues_batched. Memory is the peak of the anonymous me
 Time: the wall time of the call, without imports; the file is in the page cache if it fits.
 
 large: 3 million images, 50,030 long-tailed classes, 64 features. large_minutes: leave-one-out class means, the ten best
-classes of each image, label errors. large_gb: the same memory, before the call included. The files, about 1.3 GB, are
-in a temporary folder.
+classes of each image, images out of the catalog, label errors. large_gb: the same memory, before the call included. The
+files, about 1.3 GB, are in a temporary folder.
 """
 
 import io
-import multiprocessing
 import sys
 import tempfile
 import time
@@ -33,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
+from benchmarks.child import measure
 from benchmarks.harness import finish, new_parser, require
 from lib.commands.cli import cli_main
 from lib.config.options import local_path
@@ -41,6 +41,7 @@ from lib.posthoc.crossfit import stratified_folds
 from lib.posthoc.judged_images import JudgedImages
 from lib.posthoc.label_errors import KINDS, find_label_errors
 from lib.posthoc.logistic_regression import LogisticRegression
+from lib.posthoc.out_of_catalog import is_out_of_catalog, subspace_residuals
 from lib.posthoc.out_of_fold import Candidates, out_of_fold_candidates
 from lib.runtime.json_file import read_json
 
@@ -52,7 +53,6 @@ FILTERS = (
     'low_normalized_margin', 'low_self_confidence',
 )  # fmt: skip
 _ROWS = 2000  # at a time
-_SECONDS_BETWEEN_SAMPLES = 0.005
 
 
 def with_noise(labels: np.ndarray, num_classes: int, noise: float, rng: np.random.Generator) -> np.ndarray:
@@ -155,6 +155,8 @@ def f1_scores(features: Path | None, annotations: Path | None) -> dict[str, floa
         if features and annotations:
             values = np.load(features, mmap_mode='r')
             labels = np.array([entry['category_id'] for entry in read_json(annotations)['annotations']])
+            if len(labels) != len(values):
+                raise UserError(f'{features}: {len(values)} rows, but {annotations} has {len(labels)} annotations')
         else:
             with tempfile.TemporaryDirectory() as folder:
                 labels = drawn_images(8000, 200, 64, 1.7, rng, Path(folder) / 'features.npy')
@@ -213,65 +215,14 @@ def side_of_large(folder: Path, num_classes: str) -> Callable[[], dict[str, floa
         started = time.perf_counter()
         candidates = out_of_fold_candidates(images, folder, head='cosine', num_candidates=NUM_CANDIDATES)
         scored = time.perf_counter()
-        found = find_label_errors(candidates).kind == KINDS.index('mislabeled')
+        confirmed = candidates.classes[:, 0] == candidates.labels
+        strangers = is_out_of_catalog(subspace_residuals(images, confirmed), confirmed)
+        found = find_label_errors(candidates, out_of_catalog=strangers).kind == KINDS.index('mislabeled')
         ended = time.perf_counter()
         f1 = f1_of(found, np.load(folder / 'truth.npy') != labels)
         return {'score_minutes': (scored - started) / 60, 'decide_minutes': (ended - scored) / 60, 'f1': f1}
 
     return run
-
-
-def in_child(prepare: Callable[[Path, str], Callable[[], dict[str, float]]], folder: Path, argument: str, sink) -> None:
-    """Prepare, send a signal, run, and send the results with the seconds."""
-    multiprocessing.set_start_method('fork', force=True)  # cleanlab relies on it; a spawned process would spawn
-    run = prepare(folder, argument)
-    sink.send('ready')
-    sink.recv()
-    started = time.perf_counter()
-    results = run()
-    sink.send({**results, 'seconds': time.perf_counter() - started})
-
-
-def anonymous_bytes(pid: int) -> int:
-    """Return the anonymous and shared memory of a process and its children, in bytes; 0 of one that has ended.
-
-    Needs Linux. Pages that processes share since fork are counted once, by smaps_rollup, which is slow, and so is read
-    only where there are children.
-    """
-    folder = Path(f'/proc/{pid}')
-    try:
-        children = (folder / 'task' / str(pid) / 'children').read_text(encoding='ascii').split()
-        if not children:
-            return _sum_of(folder / 'status', ('RssAnon:', 'RssShmem:'))
-        pids = [pid, *map(int, children)]
-        return sum(_sum_of(Path(f'/proc/{one}/smaps_rollup'), ('Pss_Anon:', 'Pss_Shmem:')) for one in pids)
-    except OSError:
-        return 0
-
-
-def _sum_of(path: Path, names: tuple[str, ...]) -> int:
-    lines = [line.split() for line in path.read_text(encoding='ascii').splitlines()]
-    return 1024 * sum(int(line[1]) for line in lines if line[0] in names)
-
-
-def measure(prepare: Callable[[Path, str], Callable[[], dict[str, float]]], folder: Path, argument: str):
-    """Run one side in a new process; return its results with `before_gb` and `peak_gb`."""
-    context = multiprocessing.get_context('spawn')
-    source, sink = context.Pipe()
-    process = context.Process(target=in_child, args=(prepare, folder, argument, sink))
-    process.start()
-    sink.close()  # so that the pipe is closed if the process dies
-    source.recv()
-    before = peak = anonymous_bytes(process.pid)
-    source.send('start')
-    pause = _SECONDS_BETWEEN_SAMPLES
-    while not source.poll(pause):
-        started = time.perf_counter()
-        peak = max(peak, anonymous_bytes(process.pid))
-        pause = max(_SECONDS_BETWEEN_SAMPLES, 10 * (time.perf_counter() - started))
-    results = source.recv()
-    process.join()
-    return {**results, 'before_gb': before / 1e9, 'peak_gb': peak / 1e9}
 
 
 def scale(num_images: int, num_classes: int) -> dict[str, float]:

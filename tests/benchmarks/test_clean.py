@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.clean import anonymous_bytes, candidates_of, f1_of, with_noise
+from benchmarks.child import anonymous_bytes
+from benchmarks.clean import candidates_of, f1_of, with_noise
 
 
 def test_candidates_of_probabilities():
