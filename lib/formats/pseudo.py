@@ -1,5 +1,6 @@
 """Training annotations with pseudo-labels: their entries have the source 'pseudo' and a weight, the others stay."""
 
+import filecmp
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -143,20 +144,28 @@ def _pseudo_entries(pseudo: PseudoEntries) -> Iterator[bytes]:
 def are_copies(paths: list[str], known: Iterable[str]) -> np.ndarray:
     """Return which files have the content of a known file, or of one before them in the list, (n,) bool.
 
-    Contents are compared by their size and a block in their middle: encoded photos that agree in both are the same.
+    Files are read whole only if their sizes and a block in their middle agree.
     """
     first_of: dict[tuple[int, bytes], int] = {}
     is_copy = np.zeros(len(paths), bool)
     for number, path in enumerate(paths):
         content = _content_of(path)
         if content is not None:
-            is_copy[number] = first_of.setdefault(content, number) != number
+            first = first_of.setdefault(content, number)
+            is_copy[number] = first != number and _are_equal(paths[first], path)
     sizes = {size for size, _ in first_of}
     for path in known if sizes else ():
         content = _content_of(path, sizes)
-        if content in first_of:
+        if content in first_of and _are_equal(paths[first_of[content]], path):
             is_copy[first_of[content]] = True
     return is_copy
+
+
+def _are_equal(path: str, other: str) -> bool:
+    try:
+        return filecmp.cmp(path, other, shallow=False)
+    except OSError:
+        return False
 
 
 def _content_of(path: str, sizes: set[int] | None = None) -> tuple[int, bytes] | None:
