@@ -112,6 +112,8 @@ def with_corrections(cfg: Config, data: TrainingData) -> TrainingData:
         before = data.train.labels
         data = replace(data, train=train, dropped=changes.dropped, corrections={'train': record})
         data = _without_rows(data, changes.dropped, file, before)
+    if cfg.DATASET.VALID_CORRECTIONS and data.valid is None:
+        raise UserError(f'DATASET.VALID_CORRECTIONS {cfg.DATASET.VALID_CORRECTIONS}: there is no validation split')
     if data.valid is not None:
         valid, records = corrected_valid(cfg, data.valid, data.class_names)
         data = replace(data, valid=valid, corrections={**data.corrections, **records})

@@ -87,5 +87,13 @@ def full_data(**changes):
         'config_text': f'NAME: {HOSTILE}',
         'environment_text': 'torch <2>',
         'notes': [HOSTILE],
+        'corrections': {
+            'train': {
+                'file': f'{HOSTILE}.json',
+                'digest': '',
+                'counts': {'relabel': 3, 'drop': 1},
+                'classes': [[HOSTILE, 4, 0], ['Tea 1', 0, 3]],
+            },
+        },
     }
     return ReportData(**(fields | changes))

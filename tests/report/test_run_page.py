@@ -17,7 +17,19 @@ from tests.report.report_data import HOSTILE, full_data, history, predictions, t
 
 pytestmark = pytest.mark.long
 
-PARTS = {'summary', 'tau', 'curves', 'by-count', 'calibration', 'classes', 'worst', 'pairs', 'data', 'run'}
+PARTS = {
+    'summary',
+    'tau',
+    'curves',
+    'by-count',
+    'calibration',
+    'classes',
+    'worst',
+    'pairs',
+    'data',
+    'corrections',
+    'run',
+}
 EMPTY = predictions_from_classes(*np.zeros((2, 0), np.int64))
 VOID = {'meta', 'img', 'br', 'link', 'input'}
 
@@ -128,6 +140,7 @@ def test_same_data_gives_the_same_bytes(full, tmp_path):
         ),
         ({'train_counts': np.zeros(0, np.int64)}, ('by-count', 'data')),
         ({'tau': None}, ('tau',)),
+        ({'corrections': {}}, ('corrections',)),
         ({'config_text': '', 'environment_text': ''}, ('run',)),
     ],
     ids=lambda value: ','.join(value),

@@ -56,7 +56,15 @@ def assert_same_weights(folder: Path, first: str, second: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('options', [(), ('--MIX_TYPE', 'mixup'), ('--SAMPLER_TYPE', 'class_balance')])
+@pytest.mark.parametrize(
+    'options',
+    [
+        ('--MIX_TYPE', 'mixup', '--SAMPLER_TYPE', 'class_balance'),
+        pytest.param((), marks=pytest.mark.slow),
+        pytest.param(('--MIX_TYPE', 'cmo', '--LOSS_CHUNK_IMAGES', 3), marks=pytest.mark.slow),
+        pytest.param(('--MIX_TYPE', 'bbn', '--LOSS_TYPE', 'ldam'), marks=pytest.mark.slow),
+    ],
+)
 def test_equals_training_on_corrected_annotations(scripts, products, tmp_path, options):
     decisions = decide(products, tmp_path / 'd.json', weights=True)
     valid = decide(products, tmp_path / 'v.json', split='valid')
@@ -133,3 +141,14 @@ def test_cached_features_are_used_for_corrected_labels(scripts, run_folder, prod
     assert 'images weighted' in done.stdout
     counts = [checkpoint_of(run_folder, name).training_set.digest for name in ('first', 'second')]
     assert counts[0] != counts[1]
+
+
+@pytest.mark.slow
+def test_a_resumed_run_has_the_weights_of_an_uninterrupted_one(scripts, products, tmp_path):
+    decide(products, tmp_path / 'd.json', weights=True)
+    options = ('--config', TINY, '--DATASET_ROOT', products, '--DATASET_CORRECTIONS', 'd.json', '--DATASET_HEAD_CAP', 6)
+    scripts.run(tmp_path, 'main.py', *options, '--NAME', 'whole')
+    step = 'lib.trainer.step:TrainStep.__call__'
+    scripts.run_until(tmp_path, 'SIGINT', step, 2, *options, '--NAME', 'run', code=130)
+    scripts.run(tmp_path, 'main.py', *options, '--NAME', 'run', '--RESUME_MODEL', 'last')
+    assert_same_weights(tmp_path, 'whole', 'run')

@@ -60,6 +60,22 @@ def test_round_trip_of_the_training_state(tmp_path):
     torch.testing.assert_close(read.state_dict, written.state_dict, rtol=0, atol=0)
 
 
+def test_round_trip_of_the_corrections(tmp_path):
+    written = small_checkpoint(epoch=3, step=5)
+    record = {'file': 'd.json', 'digest': 'abc', 'counts': {'relabel': 2, 'stale': 0}, 'classes': [['tea', 2, 0]]}
+    written.training_set.corrections = {'train': record}
+    write_checkpoint(tmp_path / 'last.pth', written)
+    assert read_checkpoint(tmp_path / 'last.pth').training_set.corrections == {'train': record}
+    content = torch.load(tmp_path / 'last.pth', weights_only=True)
+    # Files of earlier versions have no such entry.
+    torch.save({key: value for key, value in content.items() if key != 'corrections'}, tmp_path / 'old.pth')
+    assert read_checkpoint(tmp_path / 'old.pth').training_set.corrections == {}
+    for damaged in (3, {'train': 3}, {'train': {**record, 'counts': {'relabel': -1}}}, {'train': {'file': 'd.json'}}):
+        torch.save({**content, 'corrections': damaged}, tmp_path / 'damaged.pth')
+        with pytest.raises(UserError, match='corrections'):
+            read_checkpoint(tmp_path / 'damaged.pth')
+
+
 def test_round_trip_of_the_selection(tmp_path):
     read = read_checkpoint(save(tmp_path / 'last.pth')).selection
     assert read == SELECTION
