@@ -1,9 +1,11 @@
 // The review page: one image at a time, decided by keyboard. Writes text, never markup.
 (() => {
   'use strict';
-  const PAST = { keep: 'kept', relabel: 'relabeled', drop: 'dropped', unsure: 'unsure', weight: 'weighted' };
   const element = (id) => document.getElementById(id);
   const data = JSON.parse(element('review-data').textContent);
+  const labeled = data.split !== 'unlabeled';
+  const PAST = { keep: 'kept', relabel: labeled ? 'relabeled' : 'named', drop: 'dropped', unsure: 'unsure', weight: 'weighted' };
+  const STATES = ['all', 'undecided', ...(labeled ? ACTIONS : ACTIONS.filter((action) => action !== 'keep'))];
   const count = data.fpaths.length;
   const thousands = (value) => String(value).replace(/\B(?=(\d{3})+$)/g, '\u202f');
   const images = (value) => thousands(value) + (value === 1 ? ' image' : ' images');
@@ -212,7 +214,7 @@
       }),
     );
     element('track').setAttribute('aria-label', thousands(decided) + ' of ' + images(count) + ' decided');
-    for (const state of ['all', 'undecided', ...ACTIONS]) {
+    for (const state of STATES) {
       const chip = element('state-' + state).nextElementSibling;
       chip.lastElementChild.textContent = thousands(number[state] ?? 0);
       if (state === 'weight') chip.hidden = element('state-weight').disabled = !number[state];
@@ -294,7 +296,7 @@
     const typed = element('query').value.trim().normalize('NFC');
     const [found, text] = names ? matches(typed) : [[], 'Reading the names …'];
     options = found.map((name) => [name, name === labelOf(shown[position]) ? 'the label' : '']);
-    if (names && data.split === 'unlabeled' && typed && !names.includes(typed)) options.push([typed, 'new class']);
+    if (names && !labeled && typed && !names.includes(typed)) options.push([typed, 'new class']);
     active = Math.min(active, Math.max(0, options.length - 1));
     element('found').replaceChildren(
       ...options.map(([name, remark], k) => {
@@ -391,7 +393,7 @@
   });
 
   const kinds = Object.keys(data.kindMeanings).filter((kind) => data.kinds.includes(kind));
-  chips('states', 'state', ['all', 'undecided', ...ACTIONS], (value) => PAST[value] ?? value);
+  chips('states', 'state', STATES, (value) => PAST[value] ?? value);
   chips('kinds', 'kind', ['all', ...kinds], (value) => (value === 'all' ? 'all kinds' : value.replaceAll('_', ' ')));
   for (const kind of kinds) {
     const number = data.kinds.filter((one) => one === kind).length;
