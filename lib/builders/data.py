@@ -51,8 +51,8 @@ def open_training_data(cfg: Config, *, quarantine: bool = True) -> TrainingData:
     Raises:
         UserError: files are missing or invalid; the splits differ in num_classes; no training image is left.
     """
-    data = with_corrections(cfg, _open_data(cfg))
-    return without_quarantined(data, cfg.DATASET.QUARANTINE) if quarantine else replace(data, train_rows=None)
+    data = with_corrections(cfg, _open_data(cfg), drop=quarantine)
+    return without_quarantined(data, cfg.DATASET.QUARANTINE) if quarantine else data
 
 
 def _open_data(cfg: Config) -> TrainingData:

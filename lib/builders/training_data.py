@@ -92,10 +92,13 @@ class TrainingData:
         return hashlib.sha256(b''.join([digest.encode(), *columns])).hexdigest() if any(columns) else digest
 
 
-def with_corrections(cfg: Config, data: TrainingData) -> TrainingData:
+def with_corrections(cfg: Config, data: TrainingData, *, drop: bool = True) -> TrainingData:
     """Return the data with the labels, images and weights that the decisions for each split change.
 
     Row numbers of the training split do not change; dropped images of the validation split are removed.
+
+    Args:
+        drop: False: dropped images remain in both splits, for tools that read every image.
 
     Raises:
         UserError: no such file, invalid content, contradicting decisions, or no image is left.
@@ -111,17 +114,17 @@ def with_corrections(cfg: Config, data: TrainingData) -> TrainingData:
         file = f'DATASET.CORRECTIONS {cfg.DATASET.CORRECTIONS}'
         before = data.train.labels
         data = replace(data, train=train, dropped=changes.dropped, corrections={'train': record})
-        data = _without_rows(data, changes.dropped, file, before)
+        data = _without_rows(data, changes.dropped, file, before) if drop else data
     if cfg.DATASET.VALID_CORRECTIONS and data.valid is None:
         raise UserError(f'DATASET.VALID_CORRECTIONS {cfg.DATASET.VALID_CORRECTIONS}: there is no validation split')
     if data.valid is not None:
-        valid, records = corrected_valid(cfg, data.valid, data.class_names)
+        valid, records = corrected_valid(cfg, data.valid, data.class_names, drop=drop)
         data = replace(data, valid=valid, corrections={**data.corrections, **records})
     return data
 
 
 def corrected_valid(
-    cfg: Config, split: DatasetSplit, class_names: Sequence[str]
+    cfg: Config, split: DatasetSplit, class_names: Sequence[str], *, drop: bool = True
 ) -> tuple[DatasetSplit, dict[str, dict[str, Any]]]:
     """Return the validation split as DATASET.VALID_CORRECTIONS corrects it, and the record of that, {'valid': ...}.
 
@@ -135,7 +138,7 @@ def corrected_valid(
         LOGGER.warning('%s: weights have no effect in validation', cfg.DATASET.VALID_CORRECTIONS)
     if len(changes.relabeled):
         split = replace(split, labels=to_shared_memory(changes.labels), by_class=None)
-    if len(changes.dropped):
+    if drop and len(changes.dropped):
         rows = np.setdiff1d(np.arange(len(split)), changes.dropped, assume_unique=True)
         if not len(rows):
             raise UserError(

@@ -121,13 +121,17 @@ def test_mistakes(scripts, products, tmp_path):
 
 def test_shards_have_the_corrected_labels(scripts, products, tmp_path):
     decide(products, tmp_path / 'd.json')
+    decide(products, tmp_path / 'v.json', split='valid')
     given = ('--config', TINY, '--DATASET_ROOT', products, '--DATASET_CORRECTIONS', 'd.json', *ON_CPU)
+    given += ('--DATASET_VALID_CORRECTIONS', 'v.json')
     done = scripts.run(tmp_path, 'tools/pack.py', *given, '--PACK_OUT', 'shards', '--PACK_IMAGES', 'copy')
     assert 'packed with corrected labels' in done.stdout
     scripts.run(tmp_path, 'main.py', *given, '--NAME', 'files')
     done = scripts.run(tmp_path, 'main.py', *given, '--DATASET_SHARDS', 'shards', '--NAME', 'packed')
     assert 'already corrected' in done.stdout
     assert_same_weights(tmp_path, 'files', 'packed')
+    records = [metrics_of(tmp_path / 'log' / name)[-1]['top1'] for name in ('files', 'packed')]
+    assert records[0] == records[1]
 
 
 def test_cached_features_are_used_for_corrected_labels(scripts, run_folder, products):
