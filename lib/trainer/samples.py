@@ -96,7 +96,9 @@ class SampleRecord:
 
     def __init__(self, num_images: int, digest: str, group: ProcessGroup = SINGLE_PROCESS) -> None:
         self._num_images, self._digest, self._group = num_images, digest, group
-        self._state = {name: np.zeros(num_images, dtype) for name, dtype in _STATE.items()} if group.is_main else {}
+        self._state: dict[str, np.ndarray] = {}
+        if group.is_main:
+            self._state = {name: np.zeros(num_images, dtype) for name, dtype in _STATE.items()}
         self._pending: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     def add(
