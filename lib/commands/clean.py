@@ -125,7 +125,7 @@ def _judge(source: _Source, folder: Path, group: ProcessGroup) -> tuple[Candidat
     images = JudgedImages(values, source.rows, labels, num_classes, weights)
     head = options.HEAD
     if head == 'auto':
-        head = choose_head(len(labels), num_classes, images.num_features, options.FOLDS)
+        head = choose_head(num_classes, images.num_features, options.FOLDS)
     LOGGER.info(
         'judging %s of %s by a %s head', count_of(len(labels), 'image'), count_of(num_classes, 'class', 'classes'), head
     )

@@ -13,9 +13,9 @@ from lib.posthoc.tau_sweep import NEVER
 from lib.runtime.checksums import checksum, in_threads
 
 _MAX_VALUES = 1 << 22  # in memory at a time
-_LEAST_WEIGHT = 1e-3  # of the other images of a class, which otherwise has none
+LEAST_WEIGHT = 1e-3  # of the other images of a class, which otherwise has none
 _SCALES = 2.0 ** (np.arange(0, 17) / 2)
-_NUM_FOR_SCALE = 2048  # images
+NUM_FOR_SCALE = 2048  # images
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,12 @@ class JudgedImages:
         features, labels, weights = (torch.from_numpy(array).to(device) for array in arrays)
         return unit(features), labels, weights
 
-    def moments(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute mean and standard deviation of each unit feature, (num_features,) float32, by one pass in float64."""
-        sums = torch.zeros(2, self.num_features, dtype=torch.float64)
+    def mean(self, device: torch.device) -> torch.Tensor:
+        """Compute the mean unit feature, (num_features,) float32, by one pass in float64."""
+        total = torch.zeros(self.num_features, dtype=torch.float64)
         for some in row_blocks(np.arange(len(self)), self.num_features):
-            block = self.at(some, torch.device('cpu'))[0].double()
-            sums += torch.stack([block.sum(dim=0), block.square().sum(dim=0)])
-        mean, square = sums / max(1, len(self))
-        scale = (square - mean.square()).clamp_min(0).sqrt()
-        scale[scale <= 1e-6 * scale.max()] = 1  # a constant feature
-        return mean.float().to(device), scale.float().to(device)
+            total += self.at(some, torch.device('cpu'))[0].double().sum(dim=0)
+        return (total / max(1, len(self))).float().to(device)
 
 
 def row_blocks(rows: np.ndarray, width: int) -> Iterator[np.ndarray]:
@@ -89,7 +85,7 @@ class LeaveOneOutMeans:
     """
 
     def __init__(self, images: JudgedImages, device: torch.device) -> None:
-        self._center, _ = images.moments(device)
+        self._center = images.mean(device)
         sums = torch.zeros(images.num_classes, images.num_features, dtype=torch.float64)
         totals = torch.zeros(images.num_classes, dtype=torch.float64)
         for some in row_blocks(np.arange(len(images)), images.num_features):
@@ -98,7 +94,7 @@ class LeaveOneOutMeans:
             sums.index_add_(0, labels, features * weights.double()[:, None])
             totals.index_add_(0, labels, weights.double())
         self._sums, self._totals = sums.float().to(device), totals.float().to(device)
-        bias = torch.zeros(images.num_classes).masked_fill(totals <= _LEAST_WEIGHT, NEVER).to(device)
+        bias = torch.zeros(images.num_classes).masked_fill(totals <= LEAST_WEIGHT, NEVER).to(device)
         self.directions = unit(self._sums)
         self.head = LinearHead(self.directions, bias)
         self.scale = self._best_scale(images)
@@ -111,12 +107,12 @@ class LeaveOneOutMeans:
     def own_similarity(self, centered: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Return the cosine similarity (k,) of images and the mean of the others of their class; nan without others."""
         others = self._sums[labels] - weights[:, None] * centered
-        is_alone = self._totals[labels] - weights <= _LEAST_WEIGHT
+        is_alone = self._totals[labels] - weights <= LEAST_WEIGHT
         return (unit(others) * centered).sum(dim=1).masked_fill(is_alone, torch.nan)
 
     def _best_scale(self, images: JudgedImages) -> float:
-        step = max(1, len(images) // _NUM_FOR_SCALE)
-        positions = np.arange(0, len(images), step)[:_NUM_FOR_SCALE]
+        step = max(1, len(images) // NUM_FOR_SCALE)
+        positions = np.arange(0, len(images), step)[:NUM_FOR_SCALE]
         losses = np.zeros(len(_SCALES))
         for some in row_blocks(positions, max(images.num_classes, images.num_features)):
             features, labels, weights = images.at(some, self._center.device)

@@ -1,6 +1,7 @@
 """Out-of-fold logits of images, each by a classifier that was fitted without the image: the K best classes of each.
 
-Two classifiers: logistic regression, fitted once per fold; and leave-one-out class means, which need one pass.
+Two classifiers: linear discriminant analysis, fitted once per fold; and leave-one-out class means, which need less
+memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,16 +14,15 @@ import torch
 
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.posthoc.crossfit import stratified_folds
+from lib.posthoc.discriminant import FoldedDiscriminants
 from lib.posthoc.judged_images import JudgedImages, LeaveOneOutMeans, row_blocks
 from lib.posthoc.linear_head import LinearHead
-from lib.posthoc.logistic_regression import NUM_ITERATIONS, USUAL_FITS, LogisticRegression
 from lib.posthoc.tau_sweep import NEVER
 from lib.runtime.column_store import ColumnStore, open_or_create
-from lib.runtime.files import remove
-from lib.runtime.log import LOGGER, progress_bar
+from lib.runtime.log import progress_bar
 
 HEADS = ('linear', 'cosine')
-MAX_OPERATIONS = 2e14  # of logistic regression: about an hour on two cores
+MAX_HEAD_BYTES = 2e9  # of all folds; a fit takes three times as much
 _GROUP = 64  # classes: the K best are in the K groups with the largest logits
 _ROWS_PER_PART = 4096  # scored and written at a time
 
@@ -59,11 +59,10 @@ class Candidates:
         return len(self.labels)
 
 
-def choose_head(num_images: int, num_classes: int, num_features: int, num_folds: int) -> str:
-    """Return 'linear' where logistic regression in folds takes at most MAX_OPERATIONS, else 'cosine'."""
-    per_iteration = 6.0 * num_images * num_classes * num_features  # logits and gradient
-    num_iterations = NUM_ITERATIONS * (num_folds - 1 + USUAL_FITS)
-    return 'linear' if per_iteration * num_iterations <= MAX_OPERATIONS else 'cosine'
+def choose_head(num_classes: int, num_features: int, num_folds: int) -> str:
+    """Return 'linear' where the classifiers of all folds take at most MAX_HEAD_BYTES, else 'cosine'."""
+    num_bytes = 4 * num_folds * (num_classes * num_features + 2 * num_features**2)
+    return 'linear' if num_bytes <= MAX_HEAD_BYTES else 'cosine'
 
 
 def out_of_fold_candidates(
@@ -79,12 +78,12 @@ def out_of_fold_candidates(
 ) -> Candidates:
     """Score the images, and keep the results in `folder`, from which an interrupted command resumes.
 
-    Ranks share folds and images, and must share the folder.
+    Every rank fits; they share the images to score, and must share the folder.
 
     Args:
         head: one of HEADS.
         num_candidates: K, limited by the number of classes.
-        num_folds: of logistic regression; fewer if there are fewer images.
+        num_folds: of the linear head; fewer if there are fewer images.
         seed: of the folds.
 
     Raises:
@@ -110,11 +109,9 @@ def out_of_fold_candidates(
         folds, heads = np.zeros(len(images), np.int64), list[LinearHead]()
         if head == 'linear':
             folds = stratified_folds(images.labels, num_folds, seed=seed)
-            heads = _fitted(images, folds, folder / 'heads', key, device, group)
+            heads = FoldedDiscriminants(images, folds, device).heads()
         scorer = _Scorer(images, means, folds, heads, num_candidates)
         _fill(store, scorer, group)
-        if group.is_main:
-            remove(folder / 'heads')  # may be as large as the features
         store = ColumnStore(folder / 'scores', done=np.ones(len(images), bool))
     return Candidates(labels=images.labels, num_classes=images.num_classes, **store.columns)
 
@@ -125,46 +122,6 @@ def _shared_store(
     """Open or create a store on the main rank, then on the others."""
     done = open_or_create(folder, num_rows, columns, key).done if group.is_main else None
     return ColumnStore(folder, writer=group.rank, done=group.broadcast_object(done))
-
-
-def _fitted(
-    images: JudgedImages,
-    folds: np.ndarray,
-    folder: Path,
-    key: Mapping[str, Any],
-    device: torch.device,
-    group: ProcessGroup,
-) -> list[LinearHead]:
-    """Return the classifier of each fold, fitted to the other folds: from the store, or by ranks that share the folds.
-
-    The first fold chooses lambda.
-    """
-    num_folds, width = int(folds.max()) + 1, images.num_features
-    columns = {
-        'weight': (np.float32, (images.num_classes, width)), 'bias': (np.float32, (images.num_classes,)),
-        'strength': (np.float64, ()),
-    }  # fmt: skip
-    store = _shared_store(folder, num_folds, columns, key, group)
-    problem = LogisticRegression(images, device)
-
-    def write(fold: int, strength: float, head: LinearHead) -> None:
-        values = {'weight': head.weight.cpu().numpy()[None], 'bias': head.bias.cpu().numpy()[None]}
-        store.write(slice(fold, fold + 1), {**values, 'strength': np.array([strength])})
-        store.flush()
-        LOGGER.info('fold %d of %d: fitted, lambda %g', fold + 1, num_folds, strength)
-
-    if not store.done[0] and group.is_main:
-        write(0, *problem.select(np.flatnonzero(folds != 0), np.flatnonzero(folds == 0)))
-    strength = group.broadcast_object(float(store.columns['strength'][0]))
-    for fold in range(1, num_folds):
-        if fold % group.world_size == group.rank and not store.done[fold]:
-            write(fold, strength, problem.fit(np.flatnonzero(folds != fold), strength))
-    group.barrier()
-    fitted = ColumnStore(folder, done=np.ones(num_folds, bool)).columns
-    return [
-        LinearHead(*(torch.from_numpy(np.array(fitted[name][fold])).to(device) for name in ('weight', 'bias')))
-        for fold in range(num_folds)
-    ]
 
 
 def _fill(store: ColumnStore, scorer: '_Scorer', group: ProcessGroup) -> None:

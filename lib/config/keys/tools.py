@@ -98,15 +98,15 @@ class DoctorKeys(Section, title='data checks (tools/doctor.py)'):
 class CleanKeys(Section, title='label cleaning (tools/clean.py)'):
     HEAD = Key(
         'auto',
-        'Classifier that judges each image without having been fitted to it. linear: logistic regression, cross-fitted '
-        'in FOLDS; cosine: class means without the image, one pass; auto: linear where it takes at most about an hour '
-        'on two cores (2e14 operations).',
+        'Classifier that judges each image without having been fitted to it. linear: linear discriminant analysis, '
+        'cross-fitted in FOLDS; cosine: class means without the image; auto: linear if its classifiers take at most 2 '
+        'GB.',
         choices=('auto', 'linear', 'cosine'),
     )
     FOLDS = Key(5, 'Folds of the training split.', low=2, used_by=('CLEAN.HEAD', ('auto', 'linear')))
     CANDIDATES = Key(10, 'Most probable classes per image that are compared with its label.', low=2)
     ROUNDS = Key(
-        3,
+        1,
         'Maximum number of rounds: each later one weights the images by the probability that their label is right, '
         'until no judgment changes.',
         low=1,
