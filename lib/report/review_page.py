@@ -33,7 +33,7 @@ PHOTO_SIDE, TYPICAL_SIDE = 192, 112  # pixels of the longer side
 NUM_TYPICAL = 3  # typical photos per class
 NUM_STRIP = 9  # small photos for navigation, as in the script
 MAX_PROPOSALS = 5  # of an image
-_NUM_CACHED = 2000  # classes whose typical photos are kept in memory
+_NUM_CACHED = 2000  # classes whose typical photos, and folders whose links, are cached
 _CLASS_BYTES = 24  # of a class in JSON, apart from its name and photos
 _MIN_SPACE = 50_000  # bytes for photos
 _COLUMNS = ('fpaths', 'links', 'kinds', 'labels', 'annotated', 'errors', 'proposals', 'probabilities', 'photos')
@@ -63,7 +63,7 @@ class ReviewData:
         class_names: of all classes, which the page can search.
         typical: class -> rows of typical images of it, the most typical first.
         open_image: row -> RGB image, whose longer side has PHOTO_SIDE pixels or more if possible; may raise.
-        path_of: row -> path of the image's file, for links; None: the images are not files.
+        path_of: row -> path of the image's file, for links, '' without a file; None: no image is a file.
         next_step: what to do with decisions.json, in one line.
         earlier: decisions that the labels include already (DATASET.CORRECTIONS). Where the page does not decide again,
             they are exported, too, since all decisions correct the same annotations.
@@ -168,14 +168,17 @@ class _Photos:
         self._data, self._folder = data, folder
         self.photo = lru_cache(1)(self._jpeg)  # one that does not fit is the first of the next page
         self.typical = lru_cache(_NUM_CACHED)(self._typical)
+        self._folder_link = lru_cache(_NUM_CACHED)(lambda path: link_to(path or '.', folder))
 
     def link(self, row: int) -> str:
         """Return the address of a photo's file, relative to the pages; '' if there is none."""
-        return link_to(self._data.path_of(row), self._folder) if self._data.path_of else ''
+        path = self._data.path_of(row) if self._data.path_of else ''
+        folder, name = os.path.split(path)
+        return f'{self._folder_link(folder)}/{quote(os.fsencode(name))}' if path else ''
 
     def typical_links(self, label: int) -> list[str]:
         """Return the addresses of the typical photos of a class."""
-        return [self.link(row) for row in self._typical_rows(label)] if self._data.path_of else []
+        return [link for row in self._typical_rows(label) if (link := self.link(row))]
 
     def _typical(self, label: int) -> list[str]:
         photos = [self._jpeg(row, TYPICAL_SIDE) for row in self._typical_rows(label)]

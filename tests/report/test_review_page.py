@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from lib.report import review_page
+from lib.report.contact_sheet import link_to
 from lib.report.review_page import KINDS, ReviewData, write_review_pages
 from tests.report.report_data import HOSTILE
 from tests.report.test_run_page import Page
@@ -113,6 +114,17 @@ def test_unreadable_and_missing_photos(tmp_path):
     assert all(content['photos'][1:])
     assert set(content['links']) == {''}
     assert [len(photos) for _, photos in content['classes'].values()] == [3, 2, 3, 3, 3, 3]
+
+
+def test_links_of_images_that_are_files(tmp_path):
+    """Links are those of single paths; an image that is no file, such as one in a shard, has none."""
+    paths = ['', f'{tmp_path}/a b/#?.jpg', f'{tmp_path}/x.jpg', '/elsewhere/caf\udce9.jpg'] * 3
+    data = review_data(path_of=lambda row: paths[row % 4], typical=lambda label: [0, 1])
+    _, (content,) = written(tmp_path / 'clean.html', data, 0)
+    assert content['links'][:4] == [
+        link_to(path, tmp_path).replace('./x', '././x') if path else '' for path in paths[:4]
+    ]
+    assert [photos for _, photos in content['classes'].values()] == [['./a%20b/%23%3F.jpg']] * 6
 
 
 def test_photos_fill_several_pages_of_limited_size(tmp_path):
