@@ -174,7 +174,8 @@ def _number(value: float) -> str:
 
 def _decisions(result: CleanResult) -> list[Decision]:
     """Return the decisions of CLEAN.APPLY, by row; those of DATASET.CORRECTIONS about other images are kept."""
-    findings, action = result.findings, result.cfg.CLEAN.APPLY
+    findings = result.findings
+    action: Any = result.cfg.CLEAN.APPLY
     chosen = result.kind == MISLABELED
     if action == 'relabel':
         chosen &= findings.proposal >= 0

@@ -78,5 +78,5 @@ class FoldedDiscriminants:
                 for column, scale in enumerate(SCALES.tolist()):
                     loss = torch.nn.functional.cross_entropy(logits * scale, labels, reduction='none')
                     losses[row, column] += float((loss * weights).where(weights > 0, 0.0).sum())
-        row, column = np.unravel_index(int(losses.argmin()), losses.shape)
-        return SHRINKAGES[row], float(SCALES[column])
+        best = np.unravel_index(int(losses.argmin()), losses.shape)
+        return SHRINKAGES[int(best[0])], float(SCALES[int(best[1])])

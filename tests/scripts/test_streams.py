@@ -25,6 +25,7 @@ COMMANDS = {
     'tools/export.py': (*BEST, '--EXPORT_FORMAT', 'safetensors'),
     'tools/pack.py': ('--config', TINY, '--PACK_OUT', 'packed', '--RUN_NUM_WORKERS', 2, '--DATASET_ROOT', 'PRODUCTS'),
     'tools/plan.py': ('--config', TINY, '--DATASET_ROOT', 'PRODUCTS', '--PLAN_NUM_CLASSES', 1000),
+    'tools/clean.py': BEST,
     'tools/posthoc.py': (*BEST, '--POSTHOC_FOLDS', 2),
     'tools/report.py': BEST,
     'tools/search.py': BEST,
