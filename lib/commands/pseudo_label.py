@@ -75,8 +75,8 @@ def pseudo_label(trained: LoadedModel) -> list[str]:
     """
     cfg, group = trained.cfg, trained.group
     with group.main_first():
-        # As annotated: corrections apply to the written file again.
-        data = open_training_data(as_node({**as_values(cfg), 'DATASET.CORRECTIONS': '', 'DATASET.QUARANTINE': ''}))
+        none = {f'DATASET.{name}': '' for name in ('CORRECTIONS', 'VALID_CORRECTIONS', 'QUARANTINE')}
+        data = open_training_data(as_node({**as_values(cfg), **none}))  # corrections apply to the written file again
         photos = _open_photos(cfg, trained.checkpoint.num_classes)
     out = Path(cfg.PSEUDO.OUT or trained.folder / 'with_pseudo.json')
     label_of = _labels_in(data, trained)
