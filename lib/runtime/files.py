@@ -213,9 +213,12 @@ def remove_leftovers(folder: Path, suffixes: Collection[str] = ()) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link, or a folder with all that it contains, if it exists."""
+    """Remove a file, a link, or a folder, if it exists; a folder disappears at once, by a temporary name."""
+    if is_folder := path.is_dir() and not path.is_symlink():
+        whole, path = path, path if is_temporary(path.name) else temporary_path(path)
+        rename(whole, path)
     with operation('unlink', path):
-        if path.is_dir() and not path.is_symlink():
+        if is_folder:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
