@@ -35,8 +35,8 @@ def measure(prepare: Prepare, folder: Path, argument: str) -> dict[str, float]:
             peak = max(peak, anonymous_bytes(process.pid))
             pause = max(_SECONDS_BETWEEN_SAMPLES, 10 * (time.perf_counter() - started))
         results = source.recv()
-    except EOFError:
-        raise UserError(f'{argument}: its process has died; if it was killed, there was not enough memory') from None
+    except (EOFError, ConnectionError):
+        raise UserError('a process that was measured has died; if it was killed, memory was not enough') from None
     process.join()
     return {**results, 'before_gb': before / 1e9, 'peak_gb': peak / 1e9}
 
