@@ -30,6 +30,7 @@ from lib.trainer.samples import Samples, read_samples
 SUSPECTS, SUMMARY, PAGE, DECISIONS = 'suspects.csv', 'clean.json', 'clean.html', 'decisions.json'
 _NUM_TYPICAL, _NUM_WORST, _CSV_BLOCK = 8, 5, 10_000
 _LEAST_WEIGHT = 0.01  # of an image in decisions.json
+_CSV_BLOCK = 10_000
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class CleanResult:
 
     @cached_property
     def samples(self) -> Samples | None:
-        """What the run of the model recorded of the training images (TRAIN.TRACK_SAMPLES)."""
+        """Record of the training images by the run of the model (TRAIN.TRACK_SAMPLES)."""
         return read_samples(self.run_folder, len(self.train), self.train.digest()) if self.is_trained else None
 
     @cached_property
@@ -274,14 +275,12 @@ def _describe(result: CleanResult) -> Iterator[str]:
     for name in ('mislabeled', 'ambiguous', 'out_of_catalog', 'duplicate'):
         yield f'  {_KIND_NAMES[name]}: {counts[name]:,}'
     if counts['cannot_tell']:
-        yield f'  cannot tell, too few images of the class: {counts["cannot_tell"]:,}'
-    unreadable = int((~result.features.readable).sum())
-    if unreadable:
+        yield f'  not judged, too few images of the class: {counts["cannot_tell"]:,}'
+    if unreadable := int((~result.features.readable).sum()):
         yield f'{count_of(unreadable, "image")} cannot be decoded, left out'
     noise = result.findings.noise
     worst = np.argsort(-np.nan_to_num(noise.low, nan=-1.0), kind='stable')[:_NUM_WORST].tolist()
-    worst = [label for label in worst if noise.low[label] > noise.overall]
-    if worst:
+    if worst := [label for label in worst if noise.low[label] > noise.overall]:
         yield 'classes with the highest noise rates:'
     for label in worst:
         interval = f'{noise.low[label]:.0%} to {noise.high[label]:.0%}'

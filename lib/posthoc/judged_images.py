@@ -81,7 +81,7 @@ class LeaveOneOutMeans:
     Attributes:
         head: classifier of centered unit features: cosine similarity to the mean of each class, times `scale`. A class
             without images never wins.
-        scale: minimizes the cross entropy of a sample of the images, each left out of its own class.
+        scale: minimizes the cross entropy of a sample of the images, each left out of the mean of its class.
     """
 
     def __init__(self, images: JudgedImages, device: torch.device) -> None:
