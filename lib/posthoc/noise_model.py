@@ -28,6 +28,7 @@ _PAIR_PRIOR = 20.0  # images that a row of confusions is worth beforehand
 _NUM_FIXED, _MIN_STEPS, _MAX_STEPS, _TOLERANCE = 4, 9, 60, 1e-5
 _ROWS = 1 << 16  # images at a time
 _NEVER = -1e29  # logits below it belong to classes without images
+_LEAST_LOGIT = -1e4  # below the largest one
 _TINY = 1e-30
 
 
@@ -59,7 +60,7 @@ class NoiseModel:
         self._top, self._rest = np.zeros(n, np.float32), np.zeros((2, n), np.float32)
         for part in self._chunks:
             self._measure_rest(part)
-        self._has_similarities = bool(np.isfinite(candidates.similarities[self.is_judged]).all())
+        self._has_similarities = bool(np.isfinite(candidates.similarities).any())
         self._pair, num_pairs = _repeated_pairs(candidates)
         self._pair_sum, self._class_sum = np.zeros(num_pairs), np.zeros(candidates.num_classes)
         self._alike = self._soft_confusions()
@@ -167,7 +168,9 @@ class NoiseModel:
         alike = np.zeros_like(self._posterior)
         pair_sum, class_sum = np.zeros_like(self._pair_sum), np.zeros_like(self._class_sum)
         for part in self._chunks:
-            alike[part] = np.where(self.is_judged[part, None], self._probabilities(part, 1.0, 0.0)[0], 0)
+            likely, own, rest = self._probabilities(part, 1.0, 0.0)
+            self.is_judged[part] &= np.isfinite(likely.sum(axis=1) + own + rest)
+            alike[part] = np.where(self.is_judged[part, None], likely, 0)
             np.add.at(pair_sum, self._pair[part].ravel(), alike[part].ravel())
             np.add.at(class_sum, self._given.classes[part].ravel(), alike[part].ravel())
         pair_sum[0] = 0
@@ -209,7 +212,7 @@ class NoiseModel:
         logits, own = logits - top[:, None], own - top
         number = self._given.num_classes - 1 - np.isfinite(logits).sum(axis=1)
         zero = np.log(np.maximum(number, 1))
-        last = np.minimum(self._given.logits[rows, -1] - top, 0)
+        last = np.clip(self._given.logits[rows, -1] - top, _LEAST_LOGIT, 0)
         one = np.minimum(self._rest[0, rows], zero + last)
         two = np.clip(self._rest[1, rows], 2 * one - zero, np.maximum(one + last, 2 * one - zero))
         curve = (two - 2 * one + zero) / 2
@@ -218,7 +221,9 @@ class NoiseModel:
             log_rest = np.minimum(log_rest, two + (tau - 2) * last)
         likely, is_label = tau * logits, tau * own
         if beta:
-            similar, own_similarity = self._given.similarities[rows], self._given.own_similarity[rows]
+            similar = np.nan_to_num(self._given.similarities[rows])
+            own_similarity = self._given.own_similarity[rows]
+            own_similarity = np.where(np.isnan(own_similarity), similar.min(axis=1), own_similarity)
             most = np.maximum(similar.max(axis=1), own_similarity)
             likely += beta * (similar - most[:, None])
             is_label += beta * (own_similarity - most)

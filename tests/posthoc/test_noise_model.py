@@ -128,6 +128,21 @@ def test_images_that_cannot_be_judged():
     assert (model.proposals()[0] != 4).all()
 
 
+def test_classes_without_logits_and_similarities():
+    rng = np.random.default_rng(0)
+    logits, labels, true = noisy_classes(rng, np.full(20, 30), 0.2, sharpness=4)
+    similar = 0.1 * rng.normal(size=logits.shape)
+    similar[np.arange(len(true)), true] += 0.5
+    logits[:, 5:18], logits[3] = -np.inf, np.nan
+    similar[labels == 2, 2] = np.nan
+    model = NoiseModel(candidates_of(logits, labels, 10, similar))
+    model.fit()
+    expected = ~np.isin(labels, np.arange(5, 18))
+    expected[3] = False
+    assert (model.is_judged == expected).all()
+    assert np.isfinite(model.error).all()
+
+
 @pytest.mark.parametrize(('num_images', 'num_classes'), [(0, 3), (1, 1), (5, 1), (1, 4), (6, 2)])
 def test_few_images_and_classes(num_images, num_classes):
     rng = np.random.default_rng(1)
