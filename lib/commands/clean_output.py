@@ -127,7 +127,7 @@ def write_results(result: CleanResult, folder: Path) -> list[str]:
     files = [folder / SUSPECTS, folder / SUMMARY]
     decisions = _decisions(result) if result.cfg.CLEAN.APPLY else None
     with replace_together(folder):
-        with replace_atomically(folder / SUSPECTS) as path, open(path, 'w', encoding='utf-8', newline='') as file:
+        with replace_atomically(files[0]) as temporary, open(temporary, 'w', encoding='utf-8', newline='') as file:
             write_rows(file, _HEADER, _csv_rows(result))
         write_json(folder / SUMMARY, _summary(result))
         files += write_review_pages(folder / PAGE, _review_data(result), max_bytes=result.cfg.CLEAN.PAGE_MB * 1e6)

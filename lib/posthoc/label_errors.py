@@ -41,10 +41,10 @@ class NoiseRates:
 
 @dataclass(frozen=True)
 class Findings:
-    """What is known about the label of each of n images.
+    """Errors, proposals and kinds of the labels of n images.
 
     Attributes:
-        error: (n,) float32 probability that the label is wrong; nan: cannot tell.
+        error: (n,) float32 probability that the label is wrong; nan: not judged.
         proposal: (n,) int32, the most likely class other than the label; -1: none.
         probability: (n,) float32, that the proposal is the true class.
         kind: (n,) uint8, index into KINDS.

@@ -8,9 +8,9 @@ means of classes, both fitted without the image:
                r_j q(y | j)      otherwise
 
 EM finds the rate r_j of wrong labels of each class, the confusions q(y | j), tau and beta; the posterior of j given x
-and y is the result. It is a soft form of confident learning (Northcutt, Jiang, Chuang, JAIR 2021), which counts an
-image for the pair (y, j) if the probability of j exceeds the mean of class j on its own images. Here the classifier is
-calibrated instead of compared with a threshold per class, which flags small classes as a whole.
+and y is the result. It is a soft form of confident learning (Northcutt, Jiang, Chuang, JAIR 2021), which adds 1 to
+the count of the pair (y, j) if the probability of j exceeds the mean of class j on its own images. Here the classifier
+is calibrated instead of compared with a threshold per class, which flags small classes as a whole.
 """
 
 import numpy as np
