@@ -26,12 +26,13 @@ def config(root, **changes):
 
 @pytest.fixture
 def lines(monkeypatch):
-    found: list[str] = []
+    level, found = LOGGER.level, list[str]()
     handler = logging.Handler()
     handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
     monkeypatch.setattr(LOGGER, 'handlers', [handler])
-    monkeypatch.setattr(LOGGER, 'level', logging.INFO)
-    return found
+    LOGGER.setLevel(logging.INFO)  # which also forgets what it knows about levels
+    yield found
+    LOGGER.setLevel(level)
 
 
 @pytest.fixture

@@ -156,7 +156,9 @@ def test_pixels_beyond_the_canvas_are_cut_off_and_the_rest_is_zeros():
 
 
 @pytest.mark.skipif('REAL_PHOTOS' not in os.environ, reason='REAL_PHOTOS is not set')
-@pytest.mark.parametrize('enlarged', [1, 800 / 348], ids=['348 px', '800 px'])
+@pytest.mark.parametrize(
+    'enlarged', [pytest.param(1, id='348 px'), pytest.param(800 / 348, id='800 px', marks=pytest.mark.slow)]
+)
 def test_real_photos_are_within_three_levels_of_a_full_decode(enlarged):
     """The oracle is Pillow's full decode with torchvision's antialiased resize."""
     photos = sorted(Path(os.environ['REAL_PHOTOS']).rglob('*.jpg'))[:: 1 if enlarged == 1 else 20]

@@ -88,8 +88,8 @@ def test_example_in_an_environment_without_pytorch(scripts, run_folder, photo, t
     check_example(run_folder, [python, 'example.py'], photo, expected)
 
 
-@pytest.mark.parametrize('preprocessing', ['inside', 'outside'])
-@pytest.mark.parametrize('color_space', ['RGB', 'BGR'])
+@pytest.mark.parametrize('preprocessing', ['inside', pytest.param('outside', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('color_space', [pytest.param('RGB', marks=pytest.mark.slow), 'BGR'])
 def test_onnx_equals_test_py(scripts, run_folder, products, preprocessing, color_space):
     options = ('--DATASET_COLOR_SPACE', color_space, '--EXPORT_PREPROCESSING', preprocessing)
     scripts.run(run_folder, 'tools/export.py', *MODEL, *options)
@@ -154,7 +154,7 @@ def test_safetensors_can_be_used_as_a_checkpoint(scripts, run_folder, products):
     assert 'cannot be read as a checkpoint' in line
 
 
-@pytest.mark.parametrize('classifier', ['FCNorm', 'lws'])
+@pytest.mark.parametrize('classifier', ['FCNorm', pytest.param('lws', marks=pytest.mark.slow)])
 def test_other_classifiers(scripts, run_folder, classifier):
     path = run_folder / 'log' / 'tiny' / 'best_model.pth'
     checkpoint = read_checkpoint(path)

@@ -163,6 +163,7 @@ def test_preempted_as_a_group(scripts, options, uninterrupted, tmp_path, wait_in
     check_whole(victim.run, uninterrupted(3), 3)
 
 
+@pytest.mark.slow
 def test_preempted_repeatedly(scripts, options, uninterrupted, tmp_path):
     """After every few steps, with other numbers of workers, once in another folder."""
     for workers, resume in ((0, ()), (2, LAST), (0, LAST)):

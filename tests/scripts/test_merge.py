@@ -196,6 +196,7 @@ def test_missing_and_damaged_shards_raise(scripts, sharded_run, damage):
     assert contents(sharded_run) == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='only Linux bounds the memory that data takes')
 def test_merge_needs_the_memory_of_the_rows_once(scripts, tmp_path):
     """160 MB of rows of eight ranks are merged in 1.5 times that memory, but not in 0.75 times."""

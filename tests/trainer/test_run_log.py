@@ -100,7 +100,7 @@ def test_the_table_is_aligned_and_fits_in_80_columns(lines):
 
 def fake_loader(num_steps, batch):
     images, labels = batch
-    result = SimpleNamespace(images=images, labels=labels, bad=[])
+    result = SimpleNamespace(images=images, labels=labels, weights=None, bad=[])
     return SimpleNamespace(
         steps_per_epoch=num_steps,
         batch_size=len(images),
