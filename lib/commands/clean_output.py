@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lib.builders.split import DatasetSplit
+from lib.commands.doctor import doctor_folder
 from lib.commands.next_steps import after_cleaning, cleaned_training
 from lib.config.defaults import Config
 from lib.config.yaml_text import as_values
@@ -30,7 +31,6 @@ from lib.trainer.samples import Samples, read_samples
 SUSPECTS, SUMMARY, PAGE, DECISIONS = 'suspects.csv', 'clean.json', 'clean.html', 'decisions.json'
 _NUM_TYPICAL, _NUM_WORST, _CSV_BLOCK = 8, 5, 10_000
 _LEAST_WEIGHT = 0.01  # of an image in decisions.json
-_CSV_BLOCK = 10_000
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class CleanResult:
     def _is_duplicate(self) -> np.ndarray:
         """(n,) bool: nearly the same image has another label, by doctor.json of this data set."""
         is_duplicate = np.zeros(len(self.train), bool)
-        doctor = Path(self.cfg.DOCTOR.OUT or Path(self.cfg.LOG_ROOT, f'{self.cfg.NAME}_doctor')) / 'doctor.json'
+        doctor = doctor_folder(self.cfg) / 'doctor.json'
         rows = _contradictory_rows(read_json(doctor) if file_exists(doctor) else None, self.train)
         is_duplicate[rows] = True
         return is_duplicate[self.rows]

@@ -18,6 +18,11 @@ from lib.runtime.files import replace_together, write_json
 from lib.runtime.log import LOGGER, progress_bar
 
 
+def doctor_folder(cfg: Config) -> Path:
+    """Return the folder of the results: DOCTOR.OUT, or LOG_ROOT/NAME_doctor."""
+    return Path(cfg.DOCTOR.OUT or Path(cfg.LOG_ROOT, f'{cfg.NAME}_doctor'))
+
+
 def audit_dataset(cfg: Config) -> list[str]:
     """Decode every image, write doctor.json, doctor.html and quarantine.json, and return the lines to print.
 
@@ -26,7 +31,7 @@ def audit_dataset(cfg: Config) -> list[str]:
     Raises:
         UserError: the splits cannot be opened, or DOCTOR.OUT cannot be written.
     """
-    folder = Path(cfg.DOCTOR.OUT or Path(cfg.LOG_ROOT, f'{cfg.NAME}_doctor'))
+    folder = doctor_folder(cfg)
     data = open_training_data(cfg, quarantine=False)
     splits = _splits(cfg, data)
     total = sum(len(split.labels) for split in splits)

@@ -13,7 +13,7 @@ FINE, MISLABELED, AMBIGUOUS, OUT_OF_CATALOG, DUPLICATE, CANNOT_TELL = range(len(
 
 _USUAL, _LEAST, _MOST = 0.6, 0.25, 0.99  # probabilities of an error above which an image is mislabeled
 _DOUBT = 0.2  # and ambiguous
-_OPTIMISM = 400.0  # a class of n images has 1 + 400 / n^2 times as many false positives as expected
+_OVERCONFIDENCE = 400.0  # a class of n images has 1 + 400 / n^2 times as many false positives as expected
 _SPARE = 0.005  # correct images of any class size that may be flagged
 
 
@@ -100,7 +100,7 @@ def error_thresholds(error: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     for group in np.unique(groups[known]):
         rows = np.flatnonzero(known & (groups == group))
         falling = rows[np.argsort(-error[rows], kind='stable')]
-        flagged = np.cumsum(correct[falling] * (1 + _OPTIMISM / np.maximum(sizes[falling], 1.0) ** 2))
+        flagged = np.cumsum(correct[falling] * (1 + _OVERCONFIDENCE / np.maximum(sizes[falling], 1.0) ** 2))
         number = int(np.searchsorted(flagged, allowed * correct[rows].sum(), side='right'))
         limit = error[falling[number]] if number < len(falling) else 0.0
         thresholds[groups == group] = np.clip(limit, _LEAST, _MOST)
