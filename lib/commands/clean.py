@@ -1,7 +1,7 @@
 """tools/clean.py: find training images whose label is probably wrong, on cached features."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +11,14 @@ from lib.builders.device import build_device
 from lib.builders.features import locked_store, plain_train_features
 from lib.builders.model import new_model
 from lib.builders.recipe import resolve_recipe
-from lib.builders.split import DatasetSplit
 from lib.builders.training_data import TrainingData
-from lib.commands.clean_output import CleanResult, describe_noise, write_results
+from lib.commands.clean_output import CleanResult, CleanSource, write_results
 from lib.commands.cli import Command
 from lib.commands.loaded_model import load_model, split_features
 from lib.config.defaults import Config
 from lib.dataset.features import Features
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from lib.errors import UserError
+from lib.errors import UserError, printable, shortened
 from lib.posthoc.judged_images import JudgedImages
 from lib.posthoc.label_errors import Findings, find_label_errors
 from lib.posthoc.out_of_catalog import is_out_of_catalog, subspace_residuals
@@ -29,30 +28,7 @@ from lib.runtime.log import LOGGER
 from lib.runtime.text import count_of
 
 FOLDER = 'clean'
-
-
-@dataclass(frozen=True)
-class _Source:
-    """The images to judge, and where the results go.
-
-    Attributes:
-        cfg: with the recipe's values.
-        train: the training split, with the labels that are judged.
-        features: of all its images.
-        rows: of the images to judge, ascending: not in quarantine, labeled and readable.
-        class_names: (num_classes,).
-        folder: of the run, or LOG_ROOT/NAME.
-        is_trained: the features are those of a trained model.
-    """
-
-    cfg: Config
-    device: Device
-    train: DatasetSplit
-    features: Features
-    rows: np.ndarray
-    class_names: Sequence[str]
-    folder: Path
-    is_trained: bool
+_NUM_WORST = 5
 
 
 def clean_labels(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> list[str]:
@@ -69,17 +45,11 @@ def clean_labels(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> list
         folder.mkdir(parents=True, exist_ok=True)
     group.barrier()
     with locked_store(folder / 'rounds', group):
-        candidates, findings, head, num_rounds = _judge(source, folder / 'rounds', group)
-        if not group.is_main:
-            return []
-        result = CleanResult(
-            source.cfg, source.train, source.features, source.rows, source.class_names, source.folder,
-            candidates, findings, head, num_rounds, source.is_trained,
-        )  # fmt: skip
-        return write_results(result, folder)
+        result = _judge(source, folder / 'rounds', group)
+        return [*_describe(result), *write_results(result, folder)] if group.is_main else []
 
 
-def _source_of_model(command: Command, group: ProcessGroup) -> _Source:
+def _source_of_model(command: Command, group: ProcessGroup) -> CleanSource:
     trained = load_model(command, group)
     with group.main_first():
         data = open_training_data(trained.cfg).in_class_order(trained.class_names)
@@ -87,7 +57,7 @@ def _source_of_model(command: Command, group: ProcessGroup) -> _Source:
     return _source(trained.cfg, trained.device, data, features, trained.folder, is_trained=True)
 
 
-def _source_of_weights(cfg: Config, group: ProcessGroup) -> _Source:
+def _source_of_weights(cfg: Config, group: ProcessGroup) -> CleanSource:
     if not cfg.MODEL.PRETRAINED:
         raise UserError(
             'tools/clean.py needs features: those of a trained model (--RESUME_MODEL ./log/NAME/best_model.pth) or of '
@@ -105,17 +75,17 @@ def _source_of_weights(cfg: Config, group: ProcessGroup) -> _Source:
 
 def _source(
     cfg: Config, device: Device, data: TrainingData, features: Features, folder: Path, *, is_trained: bool
-) -> _Source:
+) -> CleanSource:
     rows = data.index().rows
     rows = rows[(features.labels[rows] >= 0) & features.readable[rows]]
     if len(rows) < 2:
         number = count_of(len(rows), 'labeled image')
         raise UserError(f'{data.train.source}: has {number} that can be decoded, but labels are judged by others')
-    return _Source(cfg, device, data.train, features, rows, data.class_names, folder, is_trained)
+    return CleanSource(cfg, device, data.train, features, rows, data.class_names, folder, is_trained)
 
 
-def _judge(source: _Source, folder: Path, group: ProcessGroup) -> tuple[Candidates, Findings, str, int]:
-    """Return candidates, findings, the head and the number of the last round.
+def _judge(source: CleanSource, folder: Path, group: ProcessGroup) -> CleanResult:
+    """Judge the labels of `source` in rounds.
 
     Each round after the first weights the images by the probability that their label is right, and draws other folds.
     """
@@ -143,11 +113,11 @@ def _judge(source: _Source, folder: Path, group: ProcessGroup) -> tuple[Candidat
             group=group,
         )
         findings = _find(images, candidates, source.device)
-        LOGGER.info('round %d: %s', number, describe_noise(findings))
+        LOGGER.info('round %d: %s', number, _describe_noise(findings))
         is_last = np.array_equal(kinds, findings.kind) or number == options.ROUNDS
         kinds = findings.kind
         if group.broadcast_object(is_last):
-            return candidates, findings, head, number
+            return CleanResult(source, candidates, findings, head, number)
         weights = 1 - np.nan_to_num(findings.error, nan=0.0).astype(np.float32)
         images = replace(images, weights=group.broadcast_object(weights))
 
@@ -159,3 +129,37 @@ def _find(images: JudgedImages, candidates: Candidates, device: Device) -> Findi
     if confirmed.any():
         strangers = is_out_of_catalog(subspace_residuals(images, confirmed, device.main), confirmed)
     return find_label_errors(candidates, out_of_catalog=strangers)
+
+
+def _describe_noise(findings: Findings) -> str:
+    """Return the noise rate with its interval."""
+    noise = findings.noise
+    return f'noise rate {noise.overall:.1%} (95 %: {noise.overall_low:.1%} to {noise.overall_high:.1%})'
+
+
+def _describe(result: CleanResult) -> Iterator[str]:
+    """Yield the numbers of suspects, and the classes with the highest noise rates."""
+    counts = result.counts()
+    judged = len(result.source.rows) - counts['cannot_tell']
+    yield f'{count_of(judged, "image")} judged, {_describe_noise(result.findings)}'
+    for name in ('mislabeled', 'ambiguous', 'out_of_catalog', 'duplicate'):
+        yield f'  {_KIND_NAMES[name]}: {counts[name]:,}'
+    if counts['cannot_tell']:
+        yield f'  not judged, too few images of the class: {counts["cannot_tell"]:,}'
+    if unreadable := int((~result.source.features.readable).sum()):
+        yield f'{count_of(unreadable, "image")} cannot be decoded, left out'
+    noise = result.findings.noise
+    worst = np.argsort(-np.nan_to_num(noise.low, nan=-1.0), kind='stable')[:_NUM_WORST].tolist()
+    if worst := [label for label in worst if noise.low[label] > noise.overall]:
+        yield 'classes with the highest noise rates:'
+    for label in worst:
+        interval = f'{noise.low[label]:.0%} to {noise.high[label]:.0%}'
+        yield f'  {noise.rate[label]:4.0%} ({interval}) {shortened(printable(result.source.class_names[label]), 60)}'
+
+
+_KIND_NAMES = {
+    'mislabeled': 'mislabeled',
+    'ambiguous': 'ambiguous, two similar classes',
+    'out_of_catalog': 'out of catalog, no class fits',
+    'duplicate': 'near-duplicates with another label',
+}

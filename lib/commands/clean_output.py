@@ -1,4 +1,4 @@
-"""The results of tools/clean.py: suspects.csv, clean.json, the review pages, decisions.json, and log lines."""
+"""The results of tools/clean.py: suspects.csv, clean.json, the review pages and decisions.json."""
 
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -18,49 +18,60 @@ from lib.dataset.corrections import Decision, read_decisions, write_decisions
 from lib.dataset.features import Features
 from lib.dataset.images import FileImages
 from lib.dataset.index import ClassIndex
-from lib.errors import printable, shortened
 from lib.posthoc.label_errors import CANNOT_TELL, DUPLICATE, FINE, KINDS, MISLABELED, Findings
 from lib.posthoc.out_of_fold import Candidates
 from lib.report.galleries import reduced
 from lib.report.review_page import PHOTO_SIDE, ReviewData, write_review_pages
 from lib.runtime.csv_file import write_rows
+from lib.runtime.device import Device
 from lib.runtime.files import file_exists, read_json, replace_atomically, replace_together, write_json
 from lib.runtime.text import count_of
 from lib.trainer.samples import Samples, read_samples
 
 SUSPECTS, SUMMARY, PAGE, DECISIONS = 'suspects.csv', 'clean.json', 'clean.html', 'decisions.json'
-_NUM_TYPICAL, _NUM_WORST, _CSV_BLOCK = 8, 5, 10_000
+_NUM_TYPICAL, _CSV_BLOCK = 8, 10_000
 _LEAST_WEIGHT = 0.01  # of an image in decisions.json
 
 
 @dataclass(frozen=True)
-class CleanResult:
-    """Judgments of the labels of a training split.
+class CleanSource:
+    """The images to judge, and where the results go.
 
     Attributes:
         cfg: with the recipe's values.
-        train: the training split, with the labels that were judged.
+        train: the training split, with the labels that are judged.
         features: of all its images.
-        rows: (n,) rows of the judged images, ascending.
+        rows: (n,) rows of the images to judge, ascending: not in quarantine, labeled and readable.
         class_names: (num_classes,).
-        run_folder: that of the model, or LOG_ROOT/NAME.
-        candidates, findings: of the judged images.
-        head: 'linear' or 'cosine'.
-        num_rounds: rounds that were needed.
+        folder: of the run, or LOG_ROOT/NAME.
         is_trained: the features are those of a trained model.
     """
 
     cfg: Config
+    device: Device
     train: DatasetSplit
     features: Features
     rows: np.ndarray
     class_names: Sequence[str]
-    run_folder: Path
+    folder: Path
+    is_trained: bool
+
+
+@dataclass(frozen=True)
+class CleanResult:
+    """Judgments of the images of `source`.
+
+    Attributes:
+        candidates, findings: of its rows.
+        head: 'linear' or 'cosine'.
+        num_rounds: rounds that were needed.
+    """
+
+    source: CleanSource
     candidates: Candidates
     findings: Findings
     head: str
     num_rounds: int
-    is_trained: bool
 
     @cached_property
     def kind(self) -> np.ndarray:
@@ -72,11 +83,10 @@ class CleanResult:
     @cached_property
     def _is_duplicate(self) -> np.ndarray:
         """(n,) bool: nearly the same image has another label, by doctor.json of this data set."""
-        is_duplicate = np.zeros(len(self.train), bool)
-        doctor = doctor_folder(self.cfg) / 'doctor.json'
-        rows = _contradictory_rows(read_json(doctor) if file_exists(doctor) else None, self.train)
-        is_duplicate[rows] = True
-        return is_duplicate[self.rows]
+        train, doctor = self.source.train, doctor_folder(self.source.cfg) / 'doctor.json'
+        is_duplicate = np.zeros(len(train), bool)
+        is_duplicate[_contradictory_rows(read_json(doctor) if file_exists(doctor) else None, train)] = True
+        return is_duplicate[self.source.rows]
 
     @cached_property
     def suspects(self) -> np.ndarray:
@@ -87,20 +97,22 @@ class CleanResult:
     @cached_property
     def samples(self) -> Samples | None:
         """Record of the training images by the run of the model (TRAIN.TRACK_SAMPLES)."""
-        return read_samples(self.run_folder, len(self.train), self.train.digest()) if self.is_trained else None
+        source = self.source
+        return read_samples(source.folder, len(source.train), source.train.digest()) if source.is_trained else None
 
     @cached_property
     def earlier(self) -> list[Decision]:
         """Decisions of DATASET.CORRECTIONS, which the labels include."""
-        return read_decisions(self.cfg.DATASET.CORRECTIONS) if self.cfg.DATASET.CORRECTIONS else []
+        path = self.source.cfg.DATASET.CORRECTIONS
+        return read_decisions(path) if path else []
 
     def fpath(self, position: int) -> str:
         """Return the path of an image as annotated."""
-        return str(self.train.names[int(self.rows[position])].as_py())
+        return str(self.source.train.names[int(self.source.rows[position])].as_py())
 
     def label_name(self, position: int) -> str:
         """Return the name of an image's label."""
-        return self.class_names[int(self.candidates.labels[position])]
+        return self.source.class_names[int(self.candidates.labels[position])]
 
     def counts(self) -> dict[str, int]:
         """Return the number of images of each kind."""
@@ -123,21 +135,21 @@ def _contradictory_rows(doctor: Any, train: DatasetSplit) -> np.ndarray:
 
 
 def write_results(result: CleanResult, folder: Path) -> list[str]:
-    """Write all files together, and return log lines."""
-    files = [folder / SUSPECTS, folder / SUMMARY]
-    decisions = _decisions(result) if result.cfg.CLEAN.APPLY else None
+    """Write all files together, and return log lines: their paths, and the next steps."""
+    cfg, files = result.source.cfg, [folder / SUSPECTS, folder / SUMMARY]
+    decisions = _decisions(result) if cfg.CLEAN.APPLY else None
     with replace_together(folder):
         with replace_atomically(files[0]) as temporary, open(temporary, 'w', encoding='utf-8', newline='') as file:
             write_rows(file, _HEADER, _csv_rows(result))
         write_json(folder / SUMMARY, _summary(result))
-        files += write_review_pages(folder / PAGE, _review_data(result), max_bytes=result.cfg.CLEAN.PAGE_MB * 1e6)
+        files += write_review_pages(folder / PAGE, _review_data(result), max_bytes=cfg.CLEAN.PAGE_MB * 1e6)
         if decisions is not None:
             files.append(folder / DECISIONS)
             write_decisions(files[-1], decisions)
-    lines = [*_describe(result), *(f'wrote {path}' for path in files)]
+    lines = [f'wrote {path}' for path in files]
     if decisions is not None:
-        lines.append(f'{DECISIONS}: {count_of(len(decisions), "decision")} ({result.cfg.CLEAN.APPLY})')
-    return [*lines, *after_cleaning(result.cfg, folder, _training(result, folder / DECISIONS))]
+        lines.append(f'{DECISIONS}: {count_of(len(decisions), "decision")} ({cfg.CLEAN.APPLY})')
+    return [*lines, *after_cleaning(cfg, folder, _training(result, folder / DECISIONS))]
 
 
 _HEADER = (
@@ -153,13 +165,13 @@ def _csv_rows(result: CleanResult) -> Iterator[tuple]:
         rest = np.where(candidates.classes[some] == candidates.labels[some, None], -np.inf, candidates.logits[some])
         margins = candidates.own[some] - rest.max(axis=1)
         for number, (position, margin) in enumerate(zip(some.tolist(), margins.tolist(), strict=True), start + 1):
-            row, proposal = result.rows[position], findings.proposal[position]
+            row, proposal = result.source.rows[position], findings.proposal[position]
             yield (
                 number,
                 result.fpath(position),
                 KINDS[result.kind[position]],
                 result.label_name(position),
-                result.class_names[proposal] if proposal >= 0 else '',
+                result.source.class_names[proposal] if proposal >= 0 else '',
                 _number(findings.probability[position]),
                 _number(findings.error[position]),
                 _number(margin),
@@ -176,7 +188,7 @@ def _number(value: float) -> str:
 def _decisions(result: CleanResult) -> list[Decision]:
     """Return the decisions of CLEAN.APPLY, by row; those of DATASET.CORRECTIONS about other images are kept."""
     findings = result.findings
-    action: Any = result.cfg.CLEAN.APPLY
+    action: Any = result.source.cfg.CLEAN.APPLY
     chosen = result.kind == MISLABELED
     if action == 'relabel':
         chosen &= findings.proposal >= 0
@@ -188,7 +200,7 @@ def _decisions(result: CleanResult) -> list[Decision]:
         fpath = result.fpath(position)
         # As annotated: both files correct the same annotations.
         label = known[fpath].label if fpath in known else result.label_name(position)
-        to = result.class_names[findings.proposal[position]] if action == 'relabel' else ''
+        to = result.source.class_names[findings.proposal[position]] if action == 'relabel' else ''
         weight = round(float(weights[position]), 4) if action == 'weight' else None
         known[fpath] = Decision(fpath, action, label, to, weight, 'clean')
     return list(known.values())
@@ -196,28 +208,28 @@ def _decisions(result: CleanResult) -> list[Decision]:
 
 def _summary(result: CleanResult) -> dict[str, Any]:
     """Return the content of clean.json."""
-    noise = result.findings.noise
-    images = np.bincount(result.candidates.labels, minlength=len(result.class_names))
-    suspects = np.bincount(result.candidates.labels[result.suspects], minlength=len(result.class_names))
+    source, noise = result.source, result.findings.noise
+    images = np.bincount(result.candidates.labels, minlength=len(source.class_names))
+    suspects = np.bincount(result.candidates.labels[result.suspects], minlength=len(source.class_names))
     used = ('CLEAN', 'DATASET.CORRECTIONS', 'DATASET.QUARANTINE', 'SEED')
     return {
-        'source': result.train.source,
-        'digest': result.train.digest(),
+        'source': source.train.source,
+        'digest': source.train.digest(),
         'head': result.head,
         'rounds': result.num_rounds,
-        'images': len(result.rows),
-        'unreadable': int((~result.features.readable).sum()),
+        'images': len(source.rows),
+        'unreadable': int((~source.features.readable).sum()),
         'kinds': result.counts(),
         'noise': {'rate': noise.overall, 'low': noise.overall_low, 'high': noise.overall_high},
         'temperature': noise.temperature,
         'classes': [
             {'class': name, 'images': number, 'suspects': num_suspects, 'rate': rate, 'low': low, 'high': high}
             for name, number, num_suspects, rate, low, high in zip(
-                result.class_names, images.tolist(), suspects.tolist(),
+                source.class_names, images.tolist(), suspects.tolist(),
                 *map(_rounded, (noise.rate, noise.low, noise.high)), strict=True,
             )
         ],
-        'options': {name: value for name, value in as_values(result.cfg).items() if name.startswith(used)},
+        'options': {name: value for name, value in as_values(source.cfg).items() if name.startswith(used)},
     }  # fmt: skip
 
 
@@ -226,19 +238,20 @@ def _rounded(values: np.ndarray) -> list[float | None]:
 
 
 def _review_data(result: CleanResult) -> ReviewData:
-    suspects, findings, images = result.suspects, result.findings, result.train.images
+    source, suspects, findings = result.source, result.suspects, result.findings
+    images = source.train.images
     return ReviewData(
-        title=f'{result.cfg.NAME}: suspected labels',
-        source=result.train.source,
+        title=f'{source.cfg.NAME}: suspected labels',
+        source=source.train.source,
         split='train',
-        rows=result.rows[suspects],
-        fpaths=result.train.names.take(result.rows[suspects]).to_pylist(),
+        rows=source.rows[suspects],
+        fpaths=source.train.names.take(source.rows[suspects]).to_pylist(),
         kinds=[KINDS[kind] for kind in result.kind[suspects].tolist()],
         labels=result.candidates.labels[suspects],
         errors=findings.error[suspects],
         proposals=findings.proposal[suspects, None],
         probabilities=findings.probability[suspects, None],
-        class_names=result.class_names,
+        class_names=source.class_names,
         typical=_typical(result),
         open_image=lambda row: reduced(images.open(row), PHOTO_SIDE),
         path_of=images.path if isinstance(images, FileImages) else None,
@@ -257,44 +270,12 @@ def _typical(result: CleanResult) -> Callable[[int], list[int]]:
         positions = np.asarray(index.rows_of(label)).astype(np.int64)
         positions = positions[is_typical[positions]]
         similarity = np.nan_to_num(candidates.own_similarity[positions], nan=-1.0)
-        return result.rows[positions[np.argsort(-similarity, kind='stable')[:_NUM_TYPICAL]]].tolist()
+        return result.source.rows[positions[np.argsort(-similarity, kind='stable')[:_NUM_TYPICAL]]].tolist()
 
     return typical
 
 
-def describe_noise(findings: Findings) -> str:
-    """Return the noise rate with its interval."""
-    noise = findings.noise
-    return f'noise rate {noise.overall:.1%} (95 %: {noise.overall_low:.1%} to {noise.overall_high:.1%})'
-
-
-def _describe(result: CleanResult) -> Iterator[str]:
-    counts = result.counts()
-    judged = len(result.rows) - counts['cannot_tell']
-    yield f'{count_of(judged, "image")} judged, {describe_noise(result.findings)}'
-    for name in ('mislabeled', 'ambiguous', 'out_of_catalog', 'duplicate'):
-        yield f'  {_KIND_NAMES[name]}: {counts[name]:,}'
-    if counts['cannot_tell']:
-        yield f'  not judged, too few images of the class: {counts["cannot_tell"]:,}'
-    if unreadable := int((~result.features.readable).sum()):
-        yield f'{count_of(unreadable, "image")} cannot be decoded, left out'
-    noise = result.findings.noise
-    worst = np.argsort(-np.nan_to_num(noise.low, nan=-1.0), kind='stable')[:_NUM_WORST].tolist()
-    if worst := [label for label in worst if noise.low[label] > noise.overall]:
-        yield 'classes with the highest noise rates:'
-    for label in worst:
-        interval = f'{noise.low[label]:.0%} to {noise.high[label]:.0%}'
-        yield f'  {noise.rate[label]:4.0%} ({interval}) {shortened(printable(result.class_names[label]), 60)}'
-
-
-_KIND_NAMES = {
-    'mislabeled': 'mislabeled',
-    'ambiguous': 'ambiguous, two similar classes',
-    'out_of_catalog': 'out of catalog, no class fits',
-    'duplicate': 'near-duplicates with another label',
-}
-
-
 def _training(result: CleanResult, decisions: Path | str) -> list[str]:
-    config = result.run_folder / 'config.yaml'
-    return cleaned_training(result.cfg, decisions, config if result.is_trained and config.exists() else None)
+    source = result.source
+    config = source.folder / 'config.yaml'
+    return cleaned_training(source.cfg, decisions, config if source.is_trained and config.exists() else None)
