@@ -71,7 +71,7 @@ def pixel_key(cfg: Config, device: Device) -> dict[str, Any]:
         'std': cfg.INPUT.STD,
         'color_space': cfg.DATASET.COLOR_SPACE,
         'heic': can_read_heic(),
-        'device': device.describe(training=False),
+        'device': device.kind(),
     }
 
 

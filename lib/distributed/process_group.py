@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
@@ -75,10 +74,6 @@ class ProcessGroup:
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
-
-    def all_gather_rows(self, rows: np.ndarray) -> np.ndarray:
-        """Return the rows of all ranks, concatenated by rank; each rank may have another number of them."""
-        return np.concatenate(self.all_gather_objects(rows)) if self.world_size > 1 else rows
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return (world_size, *shape): the tensors of all ranks, which have equal shapes. It has no gradient."""

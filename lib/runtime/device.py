@@ -45,14 +45,24 @@ class Device:
 
     def describe(self, *, training: bool) -> str:
         """Return device and precision for the log, such as 'cpu, float32' or '4 GPUs (NVIDIA H200), bfloat16'."""
+        hardware = self._hardware
         if self.main.type == 'cuda':
-            name = torch.cuda.get_device_name(self.main)
-            hardware = f'{len(self.replicas)} GPUs ({name})' if len(self.replicas) > 1 else f'{self.main} ({name})'
-        else:
-            hardware = self.main.type
+            hardware = f'{len(self.replicas)} GPUs' if len(self.replicas) > 1 else str(self.main)
+            hardware = f'{hardware} ({self._hardware})'
+        return f'{hardware}, {self._numbers(training)}'
+
+    def kind(self) -> str:
+        """Return what results of evaluation depend on: the hardware, but not the number of GPUs, and the precision."""
+        return f'{self._hardware}, {self._numbers(training=False)}'
+
+    @property
+    def _hardware(self) -> str:
+        return torch.cuda.get_device_name(self.main) if self.main.type == 'cuda' else self.main.type
+
+    def _numbers(self, training: bool) -> str:
         dtype = self.train_dtype if training else self.eval_dtype
         unusual = '' if self.memory_format == torch.channels_last else ', contiguous'
-        return f'{hardware}, {str(dtype or torch.float32).removeprefix("torch.")}{unusual}'
+        return f'{str(dtype or torch.float32).removeprefix("torch.")}{unusual}'
 
 
 def pick_device(name: str = 'auto', precision: str = 'auto', memory_format: str = 'auto') -> Device:

@@ -1,9 +1,10 @@
 """JSON files of this and other programs: read from regular files up to a size, checked for their form."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from lib.errors import UserError, shown
 from lib.runtime.read_file import MAX_RECORD_BYTES, read_bytes, reason_of
@@ -11,6 +12,7 @@ from lib.runtime.text import InvalidJson, decode_json, parse_json
 
 Form = TypeVar('Form')
 Record = dict[str, Any]  # the form of an object with entries that are checked where they are used
+Count = Annotated[int, Meta(ge=0, le=2**53)]
 
 
 def read_json(

@@ -6,7 +6,8 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -83,7 +84,7 @@ class RunLog:
 
     def begin_epoch(self, progress: TrainProgress) -> None:
         """Note the sums that a resumed epoch begins with."""
-        self._before = replace(progress)
+        self._before = copy(progress)
 
     def log_step(self, progress: TrainProgress, lr: float, bar: tqdm) -> None:
         """Log loss, accuracy and speed of the steps since the last call, whose sums are in the progress already.
@@ -113,7 +114,7 @@ class RunLog:
                 **({'images_per_second': num_images / seconds} if seconds > 0 else {}),
             },
         )
-        self._before = replace(progress)
+        self._before = copy(progress)
 
     def log_epoch(self, epoch: int, train: dict[str, float], valid: dict[str, float], *, is_best: bool) -> None:
         """Log the row of an epoch, counted from 1, with its metrics; `valid`: {} if it was not validated."""

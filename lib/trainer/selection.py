@@ -19,6 +19,7 @@ import numpy as np
 
 from lib.metrics.paired import mean_weights, paired_difference
 from lib.metrics.predictions import Predictions
+from lib.runtime.json_file import Count
 from lib.runtime.log import LOGGER
 
 LAST = 'last'  # metric of a selector without validation images
@@ -43,11 +44,11 @@ class Selection:
 
     metric: str = ''
     valid_digest: str = ''
-    best_epoch: int | None = None
+    best_epoch: Count | None = None
     best_result: float | None = None
     best_scores: np.ndarray | None = field(default=None, compare=False, repr=False)
-    num_epochs: int = 0
-    selected_epoch: int | None = None
+    num_epochs: Count = 0
+    selected_epoch: Count | None = None
     selected_result: float | None = None
     difference: float = 0.0
     standard_error: float = 0.0

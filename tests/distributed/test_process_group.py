@@ -1,6 +1,5 @@
 """Shards of the work, and collective operations of real processes."""
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -55,7 +54,6 @@ def test_collectives_of_a_single_process_return_its_values():
     assert SINGLE_PROCESS.all_gather_objects('a') == ['a']
     assert SINGLE_PROCESS.all_gather(tensor).tolist() == [[1.0, 2.0]]
     assert not SINGLE_PROCESS.all_gather(tensor).requires_grad
-    assert SINGLE_PROCESS.all_gather_rows(np.arange(3)).tolist() == [0, 1, 2]
     with SINGLE_PROCESS.main_first():
         SINGLE_PROCESS.barrier()
 
@@ -74,7 +72,6 @@ def collectives(rank, count, folder):
         'stack of empty': group.all_gather(torch.zeros(0, 3)),
         'gather': group.all_gather_objects([rank, 'x' * rank]),
         'stack': group.all_gather(torch.tensor([[rank, 7]]).T),
-        'join': group.all_gather_rows(np.arange(SIZES[rank])).tolist(),
         'sent': sent,
         'first': file.read_text().splitlines()[0],
         **_gathered(group),
@@ -105,7 +102,6 @@ def test_collectives_of_three_ranks(tmp_path):
         assert result['stack of empty'].shape == (3, 0, 3)
         assert result['gather'] == [[0, ''], [1, 'x'], [2, 'xx']]
         assert result['stack'].tolist() == [[[0], [7]], [[1], [7]], [[2], [7]]]
-        assert result['join'] == [0, 1, 2, 3, 0]
         assert result['sent'].tolist() == [0.0, 0.0]
         assert result['first'] == '0'
         torch.testing.assert_close(result['rows'], torch.cat(rows))

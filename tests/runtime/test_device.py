@@ -129,6 +129,13 @@ def test_description(machine):
     assert pick_device().describe(training=False) == 'cuda:0 (GPU X), float32'
 
 
+def test_cached_features_do_not_depend_on_the_number_of_gpus(machine):
+    machine(gpus=4)
+    assert {pick_device(name).kind() for name in ('auto', 'cuda', 'cuda:0', 'cuda:3')} == {'GPU X, float32'}
+    assert pick_device('auto', 'bfloat16', 'contiguous').kind() == 'GPU X, bfloat16, contiguous'
+    assert pick_device('cpu').kind() == 'cpu, float32'
+
+
 def test_cpu_flags_of_this_machine():
     assert all(isinstance(flag, str) for flag in module._cpu_flags())
 

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -31,7 +32,7 @@ def snapshot(checkpoint: Checkpoint) -> Checkpoint:
         copied['classifier_shard'] = replace(shard, rows=copier(shard.rows))
     copier.finish()
     return replace(
-        checkpoint, **copied, progress=replace(checkpoint.progress), rng=torch.get_rng_state(), versions=versions()
+        checkpoint, **copied, progress=copy(checkpoint.progress), rng=torch.get_rng_state(), versions=versions()
     )
 
 
@@ -66,11 +67,11 @@ class _Copier:
 
     def _from_gpu(self, tensor: torch.Tensor) -> torch.Tensor:
         try:
-            copy = torch.empty_like(tensor, device='cpu', pin_memory=True)
+            copied = torch.empty_like(tensor, device='cpu', pin_memory=True)
         except RuntimeError:  # not enough memory can be pinned; pageable memory works, more slowly
             return tensor.cpu()
         self._streams.add(torch.cuda.current_stream(tensor.device))
-        return copy.copy_(tensor, non_blocking=True)
+        return copied.copy_(tensor, non_blocking=True)
 
 
 def _from_cpu(tensor: torch.Tensor) -> torch.Tensor:

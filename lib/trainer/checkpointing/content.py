@@ -1,17 +1,17 @@
 """The dictionary in a checkpoint file, from and to a Checkpoint. Every value of a file is checked before it is used."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-import numpy as np
 import torch
 from msgspec import Meta
 
 from lib.backbone.tuning import BaseWeights
 from lib.errors import UserError, shown
+from lib.runtime.json_file import Count
 from lib.trainer.checkpointing.state import (
     Checkpoint,
     MetricsEntry,
@@ -25,34 +25,11 @@ from lib.trainer.selection import Selection
 
 Form = TypeVar('Form')
 _Setting = str | int | float | bool | None
-Count = Annotated[int, Meta(ge=0, le=2**53)]
 _FORMER_KEYS = ('best_result', 'best_epoch')  # of 'place', now in 'selection'
 
 
 class InvalidContent(ValueError):
     """A value in a checkpoint file is missing, of another type or out of range; the message names it."""
-
-
-class _Progress(msgspec.Struct, forbid_unknown_fields=True):
-    epoch: Count = 0
-    step: Count = 0
-    loss_sum: float = 0.0
-    num_right: Count = 0
-    num_images: Count = 0
-    seconds: float = 0.0
-
-
-class _Selection(msgspec.Struct):
-    metric: str = ''
-    valid_digest: str = ''
-    best_epoch: Count | None = None
-    best_result: float | None = None
-    num_epochs: Count = 0
-    selected_epoch: Count | None = None
-    selected_result: float | None = None
-    difference: float = 0.0
-    standard_error: float = 0.0
-    expected: float = 0.0
 
 
 class _Base(msgspec.Struct, forbid_unknown_fields=True):
@@ -112,7 +89,7 @@ def to_content(checkpoint: Checkpoint) -> dict[str, Any]:
         'epoch': progress.epoch,
         'best_result': checkpoint.selection.best_result,
         'selection': _selection_to_content(checkpoint.selection),
-        'place': asdict(progress),
+        'place': msgspec.structs.asdict(progress),
         'history': checkpoint.history,
         'bad_images': checkpoint.bad_images,
         'config': checkpoint.config,
@@ -231,10 +208,10 @@ def _shapes(state: dict[Any, Any]) -> dict[Any, torch.Size | None]:
 
 def _progress_of(place: dict[str, Any]) -> TrainProgress:
     values = {key: value for key, value in place.items() if key not in _FORMER_KEYS}
-    progress = _convert(values, _Progress, 'place')
+    progress = _convert(values, TrainProgress, 'place')
     if not (math.isfinite(progress.loss_sum) and math.isfinite(progress.seconds)):
         raise InvalidContent('place: loss_sum or seconds is not finite')
-    return TrainProgress(**msgspec.structs.asdict(progress))
+    return progress
 
 
 def _training_set_of(content: dict[str, Any], num_classes: int | None) -> TrainingSet:
@@ -257,18 +234,17 @@ def _selection_of(content: dict[str, Any]) -> Selection:
     """Return the selection; files of earlier versions have the result of the best epoch only."""
     if 'selection' not in content:
         result, epoch = (content['place'].get(key) for key in _FORMER_KEYS)
-        former = _convert({'best_epoch': epoch, 'best_result': result}, _Selection, 'place')
-        return Selection(best_epoch=None if result is None else former.best_epoch, best_result=former.best_result)
+        former = _convert({'best_epoch': epoch, 'best_result': result}, Selection, 'place')
+        return Selection() if result is None else former
     values = content['selection']
-    selection = _convert(values, _Selection, 'selection')
-    assert isinstance(values, dict)  # or it would not have converted
+    if not isinstance(values, dict):
+        raise InvalidContent('selection: is no dictionary')
+    scores = values.get('best_scores')
+    if scores is not None and (not isinstance(scores, torch.Tensor) or scores.ndim != 1):
+        raise InvalidContent('selection: best_scores is no list of numbers')
+    selection = _convert({**values, 'best_scores': None}, Selection, 'selection')
     # Only a loss may have overflowed.
     results = (selection.best_result, selection.selected_result)
     if selection.metric != 'loss' and not all(result is None or math.isfinite(result) for result in results):
         raise InvalidContent('selection: a result is not finite')
-    scores: np.ndarray | None = None
-    if values.get('best_scores') is not None:
-        if not isinstance(values['best_scores'], torch.Tensor) or values['best_scores'].ndim != 1:
-            raise InvalidContent('selection: best_scores is no list of numbers')
-        scores = values['best_scores'].numpy()
-    return Selection(**msgspec.structs.asdict(selection), best_scores=scores)
+    return replace(selection, best_scores=None if scores is None else scores.numpy())

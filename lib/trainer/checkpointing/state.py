@@ -6,13 +6,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 import torchvision
 
 from lib.backbone.tuning import BaseWeights
 from lib.errors import UserError, shown
-from lib.runtime.json_file import read_json_lines
+from lib.runtime.json_file import Count, read_json_lines
 from lib.runtime.text import nfc_list, whole
 from lib.trainer.checkpointing.classifier_rows import CLASSIFIER_PREFIX, put_classifier_rows
 from lib.trainer.checkpointing.sharded import ClassifierShard, num_classes_of, read_rows
@@ -23,8 +24,7 @@ METRICS = 'metrics.jsonl'
 MetricsEntry = dict[str, int | float | str]
 
 
-@dataclass
-class TrainProgress:
+class TrainProgress(msgspec.Struct, forbid_unknown_fields=True):
     """Position of a run: finished epochs, steps of the current one, and the running sums over those steps.
 
     Attributes:
@@ -33,11 +33,11 @@ class TrainProgress:
         loss_sum, num_right, num_images, seconds: running sums over those steps.
     """
 
-    epoch: int = 0
-    step: int = 0
+    epoch: Count = 0
+    step: Count = 0
     loss_sum: float = 0.0
-    num_right: int = 0
-    num_images: int = 0
+    num_right: Count = 0
+    num_images: Count = 0
     seconds: float = 0.0
 
     @property
