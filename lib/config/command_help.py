@@ -77,5 +77,6 @@ COMMANDS: dict[str, CommandHelp] = {
     'tools/search.py': CommandHelp(
         ('SEARCH',), (*_EVALUATION, 'DATASET.TRAIN_JSON', 'DATASET.TEST_JSON'), ('SEARCH', *_INFERENCE)
     ),
+    'tools/serve.py': CommandHelp(('SERVE',), (*_CHECKPOINT, *_MACHINE), ('SERVE', *_INFERENCE)),
     'tools/summary.py': CommandHelp((), (*_RUN, 'TAU_NORM.LOG_ROOT'), ('TAU_NORM',)),
 }

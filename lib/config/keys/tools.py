@@ -1,4 +1,4 @@
-"""POSTHOC, SEARCH, ENROLL, EXPORT, REPORT, DOCTOR, CLEAN, PSEUDO, PACK and PLAN: one section per tool."""
+"""POSTHOC, SEARCH, ENROLL, EXPORT, SERVE, REPORT, DOCTOR, CLEAN, PSEUDO, PACK and PLAN: one section per tool."""
 
 from lib.config.key import Key, Section
 
@@ -69,6 +69,42 @@ class ExportKeys(Section, title='export to other formats (tools/export.py)'):
         'Normalization of the pixels. inside: part of the exported model, whose input is uint8 RGB of shape (batch, '
         'height, width, 3); outside: left to the caller, input float32 (batch, 3, height, width).',
         choices=('inside', 'outside'),
+    )
+
+
+class ServeKeys(Section, title='HTTP service (tools/serve.py)'):
+    HOST = Key(
+        '127.0.0.1', 'Address to listen on. 127.0.0.1: this machine only; 0.0.0.0: all its IPv4 addresses; ::: all.'
+    )
+    PORT = Key(8000, 'TCP port to listen on. 0: any free port, which is logged.', low=0, high=65_535)
+    TOKEN_FILE = Key(
+        '',
+        'File with a secret that requests must contain (Authorization: Bearer SECRET). Empty: everyone who can reach '
+        'HOST may use the service.',
+        is_path=True,
+    )
+    BATCH_SIZE = Key(32, 'Maximum number of images that are computed together.', low=1)
+    BATCH_MS = Key(
+        5.0,
+        'Maximum time that a decoded image waits for others that are being decoded, if the network is idle.',
+        low=0.0,
+        high=1000.0,
+        unit='milliseconds',
+    )
+    QUEUE = Key(256, 'Images that may wait; further requests get status 429 and the time to wait.', low=1)
+    MAX_MB = Key(20.0, 'Maximum size of a request (1 MB = 10^6 bytes).', low=0.001, high=10_000.0, unit='MB')
+    SECONDS = Key(
+        30.0,
+        'Time limit of a request, from its first byte to its answer; also of stopping, when requests are finished.',
+        low=0.1,
+        high=3600.0,
+        unit='seconds',
+    )
+    NEIGHBORS = Key(0, 'Nearest training photos that the page shows with an answer. 0: none.', low=0, high=20)
+    FEEDBACK = Key(
+        '',
+        'Folder for photos that users of the page have confirmed or corrected, with decisions.json. Empty: no feedback.',
+        is_path=True,
     )
 
 
