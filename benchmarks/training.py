@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from lib.builders.preprocessing import resolve_preprocessing
-from lib.commands.cli import Command
+from lib.commands.command import Command
 from lib.commands.train import TrainingRun, prepare_training
 from lib.config.defaults import Config
 from lib.config.load import load_config

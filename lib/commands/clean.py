@@ -13,7 +13,7 @@ from lib.builders.model import new_model
 from lib.builders.recipe import resolve_recipe
 from lib.builders.training_data import TrainingData
 from lib.commands.clean_output import CleanResult, CleanSource, write_results
-from lib.commands.cli import Command
+from lib.commands.command import Command
 from lib.commands.loaded_model import load_model, split_features
 from lib.config.defaults import Config
 from lib.dataset.features import Features

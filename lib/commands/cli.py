@@ -3,16 +3,19 @@
 Imports nothing heavy, so that --help and mistakes on the command line are fast.
 """
 
-# First: from here on, Ctrl-C ends the process with a line, also while the other modules are being imported.
+# ruff: noqa: E402 - from the first import on, Ctrl-C ends the process with a line, also during the other imports.
 from lib.runtime.process import (
     EndingSignal,
     end_line,
+    end_quietly,
     end_with_parent,
     ending_signals,
     output_error,
     prepare_streams,
     write_error_line,
 )
+
+end_quietly()
 
 # isort: split
 import errno
@@ -22,9 +25,10 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from lib.builders.preprocessing import resolve_preprocessing
+from lib.commands.command import Command
 from lib.config.defaults import Config
 from lib.config.load import load_config
 from lib.distributed.rank_info import RankInfo, read_rank_info, report_failure
@@ -191,21 +195,6 @@ def _has_folder() -> bool:
         return bool(os.getcwd())
     except FileNotFoundError:
         return False
-
-
-class Command(NamedTuple):
-    """A command line, resolved.
-
-    Attributes:
-        cfg: the frozen config.
-        checkpoint: the one that RESUME_MODEL names, read once, the rows of a sharded classifier still on the disk; None
-            if RESUME_MODEL is empty, or 'last' in a run folder without readable checkpoints.
-        errors: for RESUME_MODEL last, why other checkpoints of the run folder cannot be read.
-    """
-
-    cfg: Config
-    checkpoint: 'Checkpoint | None'
-    errors: Sequence[str] = ()
 
 
 def read_command(

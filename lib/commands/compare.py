@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lib.builders.data import open_uncorrected_valid_split
-from lib.commands.cli import Command
+from lib.commands.command import Command
 from lib.commands.loaded_model import LoadedModel, load_model, split_features
 from lib.config.load import merge_checkpoint_config
 from lib.config.options import parse_options

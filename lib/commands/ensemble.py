@@ -8,7 +8,7 @@ import numpy as np
 from lib.backbone.create import measure_width
 from lib.builders.loader import build_eval_loader, eval_batch_size, num_workers, plain_view
 from lib.builders.split import DatasetSplit
-from lib.commands.cli import Command
+from lib.commands.command import Command
 from lib.commands.loaded_model import LoadedModel, load_model
 from lib.config.defaults import Config
 from lib.config.load import merge_checkpoint_config

@@ -13,7 +13,7 @@ from lib.builders.features import filled_store, stored_features
 from lib.builders.loader import build_eval_loader
 from lib.builders.model import class_names, model_of
 from lib.builders.split import DatasetSplit
-from lib.commands.cli import Command
+from lib.commands.command import Command
 from lib.config.defaults import Config
 from lib.dataset.features import Features
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup

@@ -19,7 +19,7 @@ from lib.builders.precision import choose_precision
 from lib.builders.recipe import random_weights_advice, resolve_recipe
 from lib.builders.trainer import build_trainer, recipe_of, unreached_epochs
 from lib.builders.training_data import TrainingData
-from lib.commands.cli import Command
+from lib.commands.command import Command
 from lib.commands.resume import ResumePlan, ResumeRequest, is_set_aside, plan_resume
 from lib.config.defaults import Config
 from lib.config.yaml_text import as_node, as_text, as_values

@@ -184,7 +184,7 @@ class EndingSignal:
         os._exit(128 + self.number)
 
 
-def _end_quietly() -> None:
+def end_quietly() -> None:
     """Let Ctrl-C end this process in one line while `ending_signals` is not active: before and after the command."""
     uncaught, unraisable = sys.excepthook, sys.unraisablehook
 
@@ -199,9 +199,6 @@ def _end_quietly() -> None:
             unraisable(lost)
 
     sys.excepthook, sys.unraisablehook = end, ignore
-
-
-_end_quietly()
 
 
 def end_with_parent() -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from lib.builders import precision as module
 from lib.builders.model import new_model
 from lib.builders.precision import choose_precision, measure_steps, step_format
-from lib.commands.cli import Command
+from lib.commands.command import Command
 from lib.commands.train import prepare_training
 from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node
