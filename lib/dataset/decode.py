@@ -19,7 +19,14 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from lib.dataset.decode_cost import IN_PLACE_SECONDS, DecodeError, check_memory, decodes_in_place, opens_in_place
+from lib.dataset.decode_cost import (
+    IN_PLACE_SECONDS,
+    DecodeError,
+    TooLargeError,
+    check_memory,
+    decodes_in_place,
+    opens_in_place,
+)
 from lib.dataset.decode_process import run_apart
 from lib.dataset.image_file import holds_all_rows, with_ended_pixels, without_metadata
 from lib.dataset.image_format import HEADER_BYTES, HEIC_HINT, can_read_heic, image_format
@@ -98,21 +105,21 @@ def _decode(data: bytes, max_pixels: int, *, in_place: bool = True) -> Image.Ima
     except UnidentifiedImageError as error:
         raise DecodeError(f'no readable image of a known format ({", ".join(FORMATS)})') from error
     except Image.DecompressionBombError:  # from twice Pillow's limit on, of which it warns
-        raise DecodeError(f'more than the {max_pixels:,} pixels that are allowed') from None
+        raise TooLargeError(f'more than the {max_pixels:,} pixels that are allowed') from None
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise DecodeError(_REASONS.get(reason, reason)) from error
 
 
 def check_size(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
-    """Raise DecodeError if an image of (width, height) has no pixel or more than `max_pixels`."""
+    """Raise DecodeError if an image of (width, height) has no pixel, TooLargeError if it has more than `max_pixels`."""
     width, height = size
     if width < 1 or height < 1:
         raise DecodeError(f'the header announces {width} x {height} pixels')
     if max(size) > MAX_SIDE:
-        raise DecodeError(f'{width} x {height} pixels; at most {MAX_SIDE:,} a side are allowed')
+        raise TooLargeError(f'{width} x {height} pixels; at most {MAX_SIDE:,} a side are allowed')
     if width * height > max_pixels:
-        raise DecodeError(f'{width} x {height} pixels; at most {max_pixels:,} are allowed')
+        raise TooLargeError(f'{width} x {height} pixels; at most {max_pixels:,} are allowed')
 
 
 def read_format(data: bytes) -> tuple[str, int, int]:

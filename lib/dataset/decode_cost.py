@@ -36,15 +36,19 @@ class DecodeError(Exception):
     """The bytes are not a usable image. The message is one line without the image's name, which the caller adds."""
 
 
-def too_slow() -> DecodeError:
+class TooLargeError(DecodeError):
+    """The image has more pixels, or would take more memory or time, than an image may."""
+
+
+def too_slow() -> TooLargeError:
     """Return the error of an image that exceeds the limit of time."""
-    return DecodeError(f'takes more than {MAX_SECONDS} s to decode')
+    return TooLargeError(f'takes more than {MAX_SECONDS} s to decode')
 
 
 def check_bytes(num_bytes: float) -> None:
-    """Raise DecodeError if an image needs more memory than allowed."""
+    """Raise TooLargeError if an image needs more memory than allowed."""
     if num_bytes > MAX_BYTES:
-        raise DecodeError(f'needs about {num_bytes / 1e9:.1f} GB to decode; the limit is {MAX_BYTES / 1e9:g} GB')
+        raise TooLargeError(f'needs about {num_bytes / 1e9:.1f} GB to decode; the limit is {MAX_BYTES / 1e9:g} GB')
 
 
 def check_memory(

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from lib.dataset.decode_cost import MAX_BYTES, MAX_SECONDS, DecodeError, check_bytes, too_slow
+from lib.dataset.decode_cost import MAX_BYTES, MAX_SECONDS, DecodeError, TooLargeError, check_bytes, too_slow
 from lib.errors import UserError
 
 # By the clock: only against a decoder that waits without end, since a busy machine may give a process a hundredth of a
@@ -75,7 +75,7 @@ def run_apart(decoding: Decoding, data: bytes, *arguments: Any) -> tuple[np.ndar
         if 'fault' in answer:
             raise RuntimeError(f'in a decoder process:\n{answer["fault"]}')
         if 'error' in answer:
-            raise DecodeError(str(answer['error']))
+            raise (TooLargeError if answer.get('is_too_large') else DecodeError)(str(answer['error']))
         return pixels, str(answer['note'])
     raise AssertionError('unreachable')
 
@@ -214,9 +214,9 @@ def _answer(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], np.nd
         with _limits(request['max_bytes'], request['max_seconds']):
             pixels, note = decoding(data, *request['args'])
     except DecodeError as error:
-        return {'error': str(error)}, nothing
+        return {'error': str(error), 'is_too_large': isinstance(error, TooLargeError)}, nothing
     except MemoryError:
-        return {'error': f'needs more than {MAX_BYTES / 1e9:g} GB to decode'}, nothing
+        return {'error': f'needs more than {MAX_BYTES / 1e9:g} GB to decode', 'is_too_large': True}, nothing
     except Exception:
         return {'fault': traceback.format_exc()}, nothing
     return {'shape': pixels.shape, 'note': note}, pixels
