@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from lib.runtime.workers import process_context
+
 if 'PYTEST_XDIST_WORKER' in os.environ:
     # Two workers on two cores; torch reads this once, when it is imported.
     os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -39,6 +41,10 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
             patch.setattr(multiprocessing.process.BaseProcess, 'start', _refuse)
             # A run in the test's process would ask git for the commit; without it, .git is read.
             patch.setattr('lib.runtime.checkout._git', lambda *_: None)
+        else:
+            # Starts the fork server, once. Its imports are those of ranks, which would take each of them seconds if a
+            # test of loading workers started it.
+            process_context('tests.ranks')
         return (yield)
 
 
