@@ -1,0 +1,112 @@
+"""The description of the HTTP interface for /openapi.json: bodies of requests and of answers."""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from lib.service.body import FORM, IMAGE_TYPES
+
+DESCRIPTION = (
+    'Recognizes products in photos. Images are sent as the body of a request, or several in a form. Every error is a '
+    'JSON object with one line of text. With a token, all requests but those for /, /health, /ready and '
+    '/openapi.json need the header Authorization: Bearer TOKEN.'
+)
+
+
+class ClassProbability(BaseModel):
+    """A class with its probability."""
+
+    name: str
+    probability: float
+
+
+class Neighbor(BaseModel):
+    """A training photo that resembles the image; its thumbnail is /photos/ROW.jpg."""
+
+    row: int
+    name: str
+    similarity: float
+
+
+class Prediction(BaseModel):
+    """The answer for one image: `error` and no class, or classes, the most probable first."""
+
+    classes: list[ClassProbability]
+    accepted: bool | None
+    id: str
+    error: str | None
+    neighbors: list[Neighbor] | None = None
+
+
+class Predictions(BaseModel):
+    """The answers for the images of a request, in their order."""
+
+    model: str
+    results: list[Prediction]
+
+
+class FeatureVector(BaseModel):
+    """The features of one image: `error`, or one number per feature."""
+
+    features: list[float] | None
+    id: str
+    error: str | None
+
+
+class Features(BaseModel):
+    """The features of the images of a request, in their order."""
+
+    model: str
+    results: list[FeatureVector]
+
+
+class Classes(BaseModel):
+    """The classes of the model."""
+
+    model: str
+    classes: list[str]
+
+
+class Status(BaseModel):
+    """The state of the service."""
+
+    status: str
+    model: str | None = None
+
+
+class Error(BaseModel):
+    """Why there is no answer, in one line."""
+
+    error: str
+
+
+_ERRORS = {
+    400: 'No image, or one that cannot be decoded.',
+    401: 'The token is missing or another one.',
+    403: 'The request comes from a page of another site.',
+    408: 'The request was sent too slowly.',
+    413: 'Too many bytes, images or pixels.',
+    415: 'Neither an image nor a form.',
+    422: 'An invalid parameter.',
+    429: 'Too many images are waiting; Retry-After has the seconds to wait.',
+    503: 'The request took too long, or the service is stopping.',
+}
+_OF_IMAGES = (400, 401, 403, 408, 413, 415, 422, 429, 503)
+
+
+def documented(answer: type[BaseModel], *errors: int, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the arguments of a route that describe its answers and its body."""
+    responses = {code: {'model': Error, 'description': _ERRORS[code]} for code in errors}
+    extra = {'openapi_extra': {'requestBody': body}} if body else {}
+    return {'responses': {200: {'model': answer, 'description': (answer.__doc__ or '').strip()}, **responses}, **extra}
+
+
+def images_route(answer: type[BaseModel]) -> dict[str, Any]:
+    """Return the arguments of a route whose body is images."""
+    binary = {'type': 'string', 'format': 'binary'}
+    files = {'type': 'object', 'properties': {'images': {'type': 'array', 'items': binary}}}
+    body = {
+        'required': True,
+        'content': {**{kind: {'schema': binary} for kind in IMAGE_TYPES}, FORM: {'schema': files}},
+    }
+    return documented(answer, *_OF_IMAGES, body=body)

@@ -1,0 +1,125 @@
+"""The service behind the routes: a batcher for the model, with limits, and metrics."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from lib.service.batcher import Batcher, Job
+from lib.service.body import BodyMemory, content_type, images_in, read_body
+from lib.service.interface import Served, ServiceError
+from lib.service.metrics import ServiceMetrics
+
+_BODY_MEMORY = 512 << 20  # bytes of all bodies
+
+
+@dataclass(frozen=True)
+class ServiceOptions:
+    """Limits and switches of a service; see the section SERVE of the config.
+
+    Attributes:
+        token: secret that requests must contain; '': none.
+    """
+
+    batch_size: int = 32
+    batch_seconds: float = 0.005
+    queue: int = 256
+    max_bytes: int = 20_000_000
+    seconds: float = 30.0
+    token: str = ''
+
+
+class Service:
+    """What the routes share: the batcher, the limits and the metrics.
+
+    Attributes:
+        memory: bytes of bodies in memory.
+        is_stopping: requests are finished, and /ready says no.
+    """
+
+    def __init__(self, served: Served, options: ServiceOptions) -> None:
+        self.options, self.metrics = options, ServiceMetrics()
+        self.memory = BodyMemory(max(_BODY_MEMORY, 2 * options.max_bytes))
+        self.is_stopping = False
+        self._first, self._batcher = served, None
+        self.metrics.set_model(served.model.version)
+
+    @property
+    def batcher(self) -> Batcher:
+        """The batcher, which starts with the event loop."""
+        assert self._batcher is not None, 'the service has not been started'
+        return self._batcher
+
+    @property
+    def served(self) -> Served:
+        """The model that answers the next request."""
+        return self._first if self._batcher is None else self._batcher.served
+
+    def stop(self) -> None:
+        """Make /ready say that the service is stopping."""
+        self.is_stopping = True
+
+    def swap(self, served: Served) -> None:
+        """Answer further requests with another model; those that are submitted get the answers of theirs."""
+        self.batcher.served = served
+        self.metrics.set_model(served.model.version)
+        self.metrics.swaps.inc()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run the batcher within the block; at its end, the images that are submitted are computed."""
+        options = self.options
+        batcher = self._batcher = Batcher(
+            self._first,
+            batch_size=options.batch_size,
+            batch_seconds=options.batch_seconds,
+            queue=options.queue,
+            on_batch=self.metrics.batch,
+        )
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(batcher.close)
+
+    async def images(self, request: Request, hold: Callable[[int], None]) -> list[bytes]:
+        """Return the images in the body of a request. Raises: ServiceError."""
+        headers = dict(request.scope['headers'])
+        _, boundary = content_type(headers)
+        body = await read_body(
+            request.receive, headers, max_bytes=self.options.max_bytes, seconds=self.options.seconds, hold=hold
+        )
+        return images_in(body, boundary)
+
+    async def jobs(self, request: Request, *, top_k: int, with_neighbors: bool = False) -> list[Job]:
+        """Return the finished jobs of the images in a request.
+
+        Raises:
+            ServiceError: an invalid request, one that took too long, or no image of it could be computed.
+        """
+        deadline = asyncio.get_running_loop().time() + self.options.seconds
+        connection = request.scope.get('connection')
+        with self.memory.request() as hold:
+            jobs = self.batcher.submit(
+                await self.images(request, hold),
+                top_k=top_k,
+                with_neighbors=with_neighbors,
+                is_connected=lambda: connection is None or not connection.is_lost,
+            )
+            try:
+                async with asyncio.timeout_at(deadline):
+                    for job in jobs:
+                        await job.done
+            except TimeoutError:
+                raise ServiceError(
+                    503, f'the request took more than {self.options.seconds:g} s', self.batcher.retry_after
+                ) from None
+            finally:
+                for job in jobs:
+                    job.done.cancel()
+        if all(job.error for job in jobs):
+            error = jobs[0].error
+            assert error is not None
+            raise error
+        return jobs
