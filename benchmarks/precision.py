@@ -26,7 +26,8 @@ from lib.config.defaults import Config
 from lib.distributed.process_group import SINGLE_PROCESS
 from lib.errors import UserError
 from lib.runtime.device import Device, pick_device
-from lib.runtime.precision import StepFormat, candidates, fastest, times_text
+from lib.runtime.precision import StepFormat, candidates, times_text
+from lib.runtime.timings import fastest
 
 # Prefix of the results: backbone, pixels, batch on a CPU, batch on a GPU.
 NETWORKS = {

@@ -20,13 +20,11 @@ from lib.runtime.precision import (
     StepFormat,
     StepTimes,
     candidates,
-    fastest,
-    measurement_key,
     read_times,
-    time_steps,
     times_text,
     write_times,
 )
+from lib.runtime.timings import fastest, measurement_key, time_steps
 from lib.trainer.checkpointing.state import Checkpoint
 
 # A measurement takes up to 10 seconds (`_SECONDS`, twice), so it does not pay off in shorter runs.

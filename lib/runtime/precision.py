@@ -1,23 +1,13 @@
 """Precision and memory format of training by the measured time of a step; measurements are stored in a JSON file."""
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
-
-from lib.runtime.checksums import sealed, unsealed
-from lib.runtime.device import DTYPES, MEMORY_FORMATS, Device, hardware_name, has_bfloat16
-from lib.runtime.files import read_json, write_json
-from lib.runtime.log import LOGGER
-
-MIN_GAIN = 1.05  # a smaller speedup over the default may be noise
-_ROUNDS = 5
-_MAX_STORED = 256  # measurements in a file; the oldest are removed
-_KEY = 'key'  # of an entry, which is part of its checksum
+from lib.runtime.device import DTYPES, MEMORY_FORMATS, Device, has_bfloat16
+from lib.runtime.timings import fastest, log_damage, milliseconds, read_entry, write_entry
 
 
 class StepFormat(NamedTuple):
@@ -65,39 +55,6 @@ def candidates(device: Device, precision: str = 'auto', memory_format: str = 'au
     return [StepFormat(name, default.memory_format) for name in precisions]
 
 
-def fastest(seconds: Mapping[StepFormat, float], default: StepFormat) -> StepFormat:
-    """Return the format of the least time; the default, if it was measured, unless another is MIN_GAIN times as fast.
-
-    With no times, the default.
-    """
-    if not seconds:
-        return default
-    best = min(seconds, key=lambda name: seconds[name])
-    return best if seconds.get(default, math.inf) > MIN_GAIN * seconds[best] else default
-
-
-def time_steps(
-    formats: Sequence[StepFormat],
-    step: Callable[[StepFormat], float],
-    *,
-    until: float,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[StepFormat, float]:
-    """Return the least of a few times that `step` returns for each format: one step to warm up, then alternately.
-
-    No step begins after the time `until`. A format that was only warmed up until then is not in the result.
-    """
-    times: dict[StepFormat, float] = {}
-    for number in range(1 + _ROUNDS):
-        for name in formats:
-            if clock() >= until:
-                return times
-            elapsed = step(name)
-            if number:
-                times[name] = min(elapsed, times.get(name, math.inf))
-    return times
-
-
 def times_text(formats: Sequence[StepFormat], times: StepTimes, origin: str) -> str:
     """Return the choice among `formats` for the log, such as 'precision: float32 (61 ms for 8 images; bfloat16 75 ms)'.
 
@@ -111,61 +68,32 @@ def times_text(formats: Sequence[StepFormat], times: StepTimes, origin: str) -> 
     if chosen not in times.seconds:
         return f'{label}: {chosen[column]} by default, since no step could be measured'
     others = [
-        f'; {name[column]} ' + (_milliseconds(times.seconds[name]) if name in times.seconds else 'not measured')
+        f'; {name[column]} ' + (milliseconds(times.seconds[name]) if name in times.seconds else 'not measured')
         for name in formats
         if name != chosen
     ]
-    images = f'{_milliseconds(times.seconds[chosen])} for {times.num_images} images'
+    images = f'{milliseconds(times.seconds[chosen])} for {times.num_images} images'
     return f'{label}: {chosen[column]} ({images}{"".join(others)}), {origin}'
 
 
-def _milliseconds(seconds: float) -> str:
-    return f'{1000 * seconds:.3g} ms' if seconds < 1 else f'{seconds:.2f} s'
-
-
-def measurement_key(device: Device, *model: str) -> str:
-    """Return the text under which the times of a model are stored: the model, the hardware and the library."""
-    hardware = hardware_name(device.main)
-    threads = f'{torch.get_num_threads()} threads' if device.main.type == 'cpu' else ''
-    return ', '.join(part for part in (*model, hardware, threads, f'torch {torch.__version__}') if part)
-
-
 def read_times(path: Path, key: str) -> StepTimes | None:
-    """Return stored times; None if there are none. A damaged file is logged."""
-    stored = _read(path)
-    if key not in stored:
-        return None
-    times = _times_of(key, stored[key])
-    if times is None:
-        LOGGER.info('%s: damaged; measuring again', path)
+    """Return stored times; None if there are none. Damaged ones are logged."""
+    stored = read_entry(path, key)
+    times = None if stored is None else _times_of(stored)
+    if stored is not None and times is None:
+        log_damage(path)
     return times
 
 
 def write_times(path: Path, key: str, times: StepTimes) -> None:
-    """Store times, beside the newest of other keys. A failure is logged: the times are measured again next time."""
-    stored = {name: value for name, value in _read(path).items() if name != key}
-    kept = list(stored.items())[1 - _MAX_STORED :]
-    content = {'images': times.num_images, 'seconds': {' '.join(name): value for name, value in times.seconds.items()}}
-    content = {name: value for name, value in sealed({_KEY: key, **content}).items() if name != _KEY}
-    try:
-        write_json(path, dict(kept) | {key: content})
-    except OSError as error:
-        LOGGER.warning('%s: not written: %s', path, error.strerror or error)
+    """Store times, see `write_entry`."""
+    seconds = {' '.join(name): value for name, value in times.seconds.items()}
+    write_entry(path, key, {'images': times.num_images, 'seconds': seconds})
 
 
-def _read(path: Path) -> dict[str, object]:
-    content = read_json(path)
-    if isinstance(content, dict):
-        return content
-    if path.exists():
-        LOGGER.info('%s: damaged; measuring again', path)
-    return {}
-
-
-def _times_of(key: str, entry: object) -> StepTimes | None:
-    """Return the times of an entry of the file; None if it has another checksum or form."""
-    value = unsealed({**entry, _KEY: key}) if isinstance(entry, dict) else None
-    if value is None or not isinstance(value.get('seconds'), dict):
+def _times_of(value: dict[str, Any]) -> StepTimes | None:
+    """Return the times of an entry of the file; None if it has another form."""
+    if not isinstance(value.get('seconds'), dict):
         return None
     num_images, times = value.get('images'), {}
     for text, number in value['seconds'].items():

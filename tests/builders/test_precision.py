@@ -25,6 +25,7 @@ from lib.runtime import precision as formats_module
 from lib.runtime.device import DTYPES, MEMORY_FORMATS, Device, pick_device
 from lib.runtime.log import LOGGER
 from lib.runtime.precision import StepFormat, StepTimes
+from lib.runtime.timings import time_steps
 from lib.trainer.checkpointing.io import read_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint
 from tests.defaults import DEFAULTS
@@ -260,7 +261,7 @@ def test_large_models_are_measured_with_few_images(monkeypatch, seconds_per_imag
 
     monkeypatch.setattr(module, '_timed_step', timed_step)
     monkeypatch.setattr(module, 'time', SimpleNamespace(perf_counter=lambda: now))
-    monkeypatch.setattr(formats_module.time_steps, '__kwdefaults__', {'clock': lambda: now})
+    monkeypatch.setattr(time_steps, '__kwdefaults__', {'clock': lambda: now})
     model = new_model(config(), 3, DEVICE)
     times = measure_steps(model, DEVICE, [FLOAT32, BFLOAT16], image_size=32, max_images=16)
     assert times.num_images == num_images

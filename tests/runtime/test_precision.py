@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lib.runtime import precision as module
+from lib.runtime import timings
 from lib.runtime.checksums import sealed
 from lib.runtime.device import DTYPES, MEMORY_FORMATS, Device
 from lib.runtime.log import LOGGER
@@ -15,13 +16,11 @@ from lib.runtime.precision import (
     StepFormat,
     StepTimes,
     candidates,
-    fastest,
-    measurement_key,
     read_times,
-    time_steps,
     times_text,
     write_times,
 )
+from lib.runtime.timings import fastest, measurement_key, time_steps
 
 FLOAT32, BFLOAT16 = StepFormat('float32', 'channels_last'), StepFormat('bfloat16', 'channels_last')
 CONTIGUOUS = StepFormat('bfloat16', 'contiguous')
@@ -150,7 +149,7 @@ def test_the_key_names_everything_that_times_depend_on(monkeypatch):
     assert key.startswith('resnet18, 112 px, ')
     assert f'{torch.get_num_threads()} threads' in key
     assert torch.__version__ in key
-    monkeypatch.setattr(module, 'hardware_name', lambda device: 'CPU Y')
+    monkeypatch.setattr(timings, 'hardware_name', lambda device: 'CPU Y')
     assert measurement_key(device, 'resnet18', '112 px') != key
 
 
@@ -168,7 +167,7 @@ def test_times_are_read_as_they_were_written(tmp_path, lines):
 
 
 def test_the_file_holds_the_newest_measurements(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, '_MAX_STORED', 3)
+    monkeypatch.setattr(timings, '_MAX_STORED', 3)
     path = tmp_path / 'timings.json'
     for key in ('a', 'b', 'c', 'a', 'd'):
         write_times(path, key, TIMES)
