@@ -226,10 +226,15 @@ def _images(cfg: Config, split: DatasetSplit) -> Images:
 
 
 def _pipeline_options(cfg: Config, device: Device) -> dict[str, Any]:
-    normalize = Normalize(
+    workers = num_workers(cfg.RUN.NUM_WORKERS)
+    return {'device': device.main, 'normalize': build_normalize(cfg, device), 'num_workers': workers}
+
+
+def build_normalize(cfg: Config, device: Device) -> Normalize:
+    """Return the normalization of all images."""
+    return Normalize(
         cfg.INPUT.MEAN, cfg.INPUT.STD, bgr=cfg.DATASET.COLOR_SPACE == 'BGR', memory_format=device.memory_format
     )
-    return {'device': device.main, 'normalize': normalize, 'num_workers': num_workers(cfg.RUN.NUM_WORKERS)}
 
 
 def num_workers(requested: int) -> int:

@@ -79,14 +79,7 @@ class FileImages(EncodedImages):
 
     def read(self, row: int) -> bytes:
         """Return the bytes of the file, also if the disk spells its path otherwise. Raises: OSError."""
-        path = self.path(row)
-        try:
-            return read_bytes(path)
-        except (FileNotFoundError, NotADirectoryError):
-            spelled = spelled_on_disk(path)
-            if spelled is None:
-                raise
-            return read_bytes(spelled)
+        return read_image_file(self.path(row))
 
 
 class ArrayImages:
@@ -135,6 +128,17 @@ class SomeImages:
     def load(self, row: int) -> Image.Image:
         """Return a whole image, upright RGB. Raises: OSError, DecodeError."""
         return self.images.load(int(self.rows[int(row)]))
+
+
+def read_image_file(path: str) -> bytes:
+    """Return the bytes of an image file, also if the disk spells its path otherwise. Raises: OSError."""
+    try:
+        return read_bytes(path)
+    except (FileNotFoundError, NotADirectoryError):
+        spelled = spelled_on_disk(path)
+        if spelled is None:
+            raise
+        return read_bytes(spelled)
 
 
 def read_bytes(path: str | os.PathLike, attempts: int = 3) -> bytes:

@@ -134,7 +134,7 @@ def _member_output(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return a member's logits, those of its plain view, and the mean of its features."""
     num_images = len(views[0].images)
-    padded = [_padded(view.images, member.min_batch) for view in views]
+    padded = [pad_batch(view.images, member.min_batch) for view in views]
     inputs = [images for part in padded for images in ([part, part.flip(-1)] if member.flip else [part])]
     features = [member.engine.features(images) for images in inputs]
     logits = [member.engine.logits(part)[:num_images] for part in features]
@@ -146,8 +146,8 @@ def _member_output(
     return mean_logits(logits, average), plain, mean
 
 
-def _padded(images: torch.Tensor, min_batch: int) -> torch.Tensor:
-    """Return the images followed by zeros, in the same memory format."""
+def pad_batch(images: torch.Tensor, min_batch: int) -> torch.Tensor:
+    """Return the images followed by zeros, at least `min_batch` in all, in the same memory format."""
     missing = min_batch - len(images)
     if missing <= 0:
         return images

@@ -1,0 +1,306 @@
+"""The Python interface: predict images in a program of yours, as test.py does.
+
+    from lib.api import load
+
+    model = load('log/demo/best_model.pth')
+    model.predict('photo.jpg').name
+
+Importing this module takes 0.1 s; torch is imported by `load`. Nothing is printed: messages go to the logger
+`recognizer`. Signal handlers, the state of torch's random numbers and its number of threads do not change.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
+
+import numpy as np
+
+from lib.errors import UserError, shown
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from lib.commands.loaded_model import LoadedModel
+    from lib.inference.image_predictor import ImagePredictor, TopClasses
+
+# A path, the bytes of an image file, a Pillow image, or a uint8 array (height, width, 3): red, green, blue.
+ImageInput: TypeAlias = 'str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray'
+
+
+class ImageError(UserError):
+    """An image that cannot be read or decoded; the message is the reason, in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The prediction of an image.
+
+    Attributes:
+        classes: (name, probability) of the most probable classes, the most probable first; empty for an image that
+            cannot be decoded.
+        accepted: whether the probability of the first class reaches the model's threshold; None without a threshold.
+        error: the reason why the image cannot be decoded, in one line; None for a good image.
+    """
+
+    classes: list[tuple[str, float]]
+    accepted: bool | None = None
+    error: str | None = None
+
+    @property
+    def name(self) -> str | None:
+        """The name of the most probable class; None for an image that cannot be decoded."""
+        return self.classes[0][0] if self.classes else None
+
+    @property
+    def probability(self) -> float:
+        """The probability of the most probable class, from 0 to 1; 0 for an image that cannot be decoded."""
+        return self.classes[0][1] if self.classes else 0.0
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device: str = 'auto',
+    threads: int | None = None,
+    batch_size: int | None = None,
+    threshold: float | None = None,
+) -> 'Model':
+    """Load a model from a checkpoint, which runs no code of the file.
+
+    Args:
+        path: of a checkpoint, such as log/demo/best_model.pth, or of an exported .safetensors.
+        device: 'auto', 'cpu', 'mps', 'cuda' or 'cuda:1'.
+        threads: CPU threads of the network, and threads that decode; None: one per core.
+        batch_size: images per step of `predict` and `stream`; None: that of test.py.
+        threshold: probability below which an answer is not accepted; None: no answer is judged.
+
+    Raises:
+        UserError: no such file, it is no checkpoint or damaged, or there is no such device.
+    """
+    _check_options(path, threads, batch_size, threshold)
+    import torch
+
+    from lib.builders.preprocessing import resolve_preprocessing
+    from lib.commands.command import Command
+    from lib.commands.loaded_model import load_model
+    from lib.config.load import merge_checkpoint_config
+    from lib.trainer.checkpointing.io import read_checkpoint
+
+    checkpoint = read_checkpoint(path)
+    options: dict[str, Any] = {'RUN.DEVICE': device}
+    if batch_size is not None:
+        options['TEST.BATCH_SIZE'] = batch_size
+    cfg = resolve_preprocessing(merge_checkpoint_config(checkpoint.config, path, options), is_resumed=True)
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(gpus):  # a network is created with random weights before it gets those of the file
+        trained = load_model(Command(cfg, checkpoint))
+    return Model(trained, threads=threads, threshold=threshold)
+
+
+def _check_options(path: object, threads: object, batch_size: object, threshold: object) -> None:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f'path is of type {type(path).__name__}, but must be the path of a checkpoint')
+    for name, value in (('threads', threads), ('batch_size', batch_size)):
+        if value is not None and (type(value) is not int or value < 1):
+            raise ValueError(f'{name} is {shown(value)}, but must be a whole number from 1 on, or None')
+    if threshold is not None and not (isinstance(threshold, int | float) and 0 <= threshold <= 1):
+        raise ValueError(f'threshold is {shown(threshold)}, but must be a probability from 0 to 1, or None')
+
+
+class Model:
+    """A trained model for prediction; `load` returns one. Its methods may be called from several threads at a time.
+
+    Images are paths, the bytes of image files, Pillow images, or uint8 arrays (height, width, 3) in RGB. Files are
+    decoded as by test.py: turned upright, transparency composed with white, within limits of memory and time.
+
+    Attributes:
+        classes: names of the classes.
+        version: fingerprint of the weights, the preprocessing and the names.
+        threshold: probability below which an answer is not accepted; None: no answer is judged.
+    """
+
+    def __init__(self, trained: 'LoadedModel', *, threads: int | None, threshold: float | None) -> None:
+        """Take a loaded model; call `load` instead."""
+        self._trained = trained
+        self.classes: Sequence[str] = tuple(trained.class_names)
+        self.threshold = threshold
+        self._predictor = _predictor_of(trained, threads)
+        self.version = _version_of(trained)
+
+    @property
+    def num_features(self) -> int:
+        """Width of the features."""
+        return self._predictor.engine.num_features
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pixels that the network gets."""
+        return self._predictor.transform.size
+
+    def __repr__(self) -> str:
+        return f'<Model {self.version}: {len(self.classes)} classes, {self.image_size} px>'
+
+    @overload
+    def predict(self, images: ImageInput, top_k: int = 3) -> Record: ...
+    @overload
+    def predict(self, images: Iterable[ImageInput], top_k: int = 3) -> list[Record]: ...
+    def predict(self, images: Any, top_k: int = 3) -> Record | list[Record]:
+        """Predict one image, or a sequence of images.
+
+        Args:
+            top_k: number of classes per record; fewer where the model has fewer.
+
+        Returns:
+            A record, or a list of them in the order of the images. Images that cannot be decoded have an error there.
+
+        Raises:
+            TypeError, ValueError: something else than images.
+        """
+        if not _is_one(images):
+            return list(self.stream(images, top_k))
+        try:
+            return self.predict_pixels(self.pixels(images)[None], top_k)[0]
+        except ImageError as error:
+            return self._failed(str(error))
+
+    def stream(self, images: Iterable[ImageInput], top_k: int = 3) -> Iterator[Record]:
+        """Yield the record of each of any number of images, in order, with constant memory.
+
+        Images are decoded while the network runs: some batches of images are taken from `images` ahead.
+
+        Raises:
+            TypeError, ValueError: something else than images.
+        """
+        num_top = self._num_top(top_k)
+        return (
+            record
+            for top, errors in self._predictor.stream_top_classes(_checked(images), num_top)
+            for record in self._records(top, top_k, errors)
+        )
+
+    def features(self, images: Any) -> np.ndarray:
+        """Return the features of images, (n, num_features) float32; (num_features,) of one image.
+
+        Images that cannot be decoded have NaN.
+        """
+        is_one = _is_one(images)
+        parts = [np.zeros((0, self.num_features), np.float32)]
+        for features, errors in self._predictor.stream_features([images] if is_one else _checked(images)):
+            features[list(errors)] = np.nan
+            parts.append(features)
+        joined = np.concatenate(parts)
+        return joined[0] if is_one else joined
+
+    def pixels(self, image: ImageInput) -> 'torch.Tensor':
+        """Return the pixels that the network gets, uint8 (image_size, image_size, 3), decoded in the calling thread.
+
+        Raises:
+            ImageError: the image cannot be read or decoded.
+            TypeError, ValueError: it is no image.
+        """
+        from lib.dataset.decode_cost import DecodeError
+        from lib.dataset.given_image import check_image
+
+        check_image(image)
+        try:
+            return self._predictor.pixels(image)
+        except DecodeError as error:
+            raise ImageError(str(error)) from None
+
+    def predict_pixels(self, pixels: Any, top_k: int = 3) -> list[Record]:
+        """Return the records of a batch of `pixels`, uint8 (n, image_size, image_size, 3)."""
+        top = self._predictor.top_classes(self._batch(pixels), self._num_top(top_k))
+        return self._records(top, top_k)
+
+    def features_of_pixels(self, pixels: Any) -> np.ndarray:
+        """Return the float32 features (n, num_features) of a batch of `pixels`, as `predict_pixels`."""
+        return self._predictor.features(self._batch(pixels))
+
+    def predict_features(self, features: np.ndarray, top_k: int = 3) -> list[Record]:
+        """Return the records of features (n, num_features)."""
+        values = np.asarray(features, np.float32)
+        if values.ndim != 2 or values.shape[1] != self.num_features:
+            raise ValueError(f'features are of shape {shown(values.shape)}, but must be (n, {self.num_features})')
+        return self._records(self._predictor.classify(values, self._num_top(top_k)), top_k)
+
+    def _batch(self, pixels: Any) -> Any:
+        import torch
+
+        from lib.inference.image_predictor import PixelBatch
+
+        batch, size = torch.as_tensor(pixels), self.image_size
+        if batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[1:] != (size, size, 3):
+            shape = shown(tuple(batch.shape))
+            raise ValueError(f'pixels are {batch.dtype} {shape}, but must be uint8 (n, {size}, {size}, 3)')
+        return PixelBatch(batch)
+
+    def _num_top(self, top_k: int) -> int:
+        """Return the number of classes to compute: at least those that test.py stores, in the same order."""
+        from lib.metrics.predictions import NUM_TOP
+
+        if type(top_k) is not int or top_k < 1:
+            raise ValueError(f'top_k is {shown(top_k)}, but must be a whole number from 1 on')
+        return max(top_k, NUM_TOP)
+
+    def _records(self, top: 'TopClasses', top_k: int, errors: Mapping[int, str] = {}) -> list[Record]:
+        names, rows = (
+            self.classes,
+            zip(top.classes[:, :top_k].tolist(), top.probabilities[:, :top_k].tolist(), strict=True),
+        )
+        return [
+            self._failed(errors[position])
+            if position in errors
+            else Record(
+                [(names[label], value) for label, value in zip(labels, values, strict=True)],
+                None if self.threshold is None else values[0] >= self.threshold,
+            )
+            for position, (labels, values) in enumerate(rows)
+        ]
+
+    def _failed(self, reason: str) -> Record:
+        return Record([], None if self.threshold is None else False, reason)
+
+
+def _is_one(images: object) -> bool:
+    from lib.dataset.given_image import is_image
+
+    return is_image(images)
+
+
+def _checked(images: Any) -> Iterable[ImageInput]:
+    """Return a sequence of images. Raises: TypeError, for what has no order, or is no sequence."""
+    if _is_one(images) or isinstance(images, Mapping | AbstractSet) or not isinstance(images, Iterable):
+        raise TypeError(f'images are of type {type(images).__name__}, but must be a list or another sequence of images')
+    return images
+
+
+def _predictor_of(trained: 'LoadedModel', threads: int | None) -> 'ImagePredictor':
+    import torch
+
+    from lib.builders.loader import build_normalize, eval_batch_size, num_workers, plain_view
+    from lib.inference.image_predictor import ImagePredictor
+
+    trained.model.eval()
+    return ImagePredictor(
+        trained.engine,
+        plain_view(trained.cfg),
+        build_normalize(trained.cfg, trained.device),
+        batch_size=eval_batch_size(trained.cfg, trained.device),
+        num_threads=threads or torch.get_num_threads(),
+        num_decoders=threads or num_workers(-1),
+    )
+
+
+def _version_of(trained: 'LoadedModel') -> str:
+    import hashlib
+
+    from lib.builders.cache_key import checkpoint_fingerprint, input_key
+
+    inputs = {
+        name: value for name, value in input_key(trained.cfg, trained.device).items() if name not in ('device', 'heic')
+    }
+    text = f'{checkpoint_fingerprint(trained.checkpoint)} {sorted(inputs.items())} {trained.class_names}'
+    return hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:12]
