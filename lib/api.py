@@ -31,7 +31,15 @@ ImageInput: TypeAlias = 'str | os.PathLike[str] | bytes | bytearray | memoryview
 
 
 class ImageError(UserError):
-    """An image that cannot be read or decoded; the message is the reason, in one line."""
+    """An image that cannot be read or decoded; the message is the reason, in one line.
+
+    Attributes:
+        is_too_large: it has more pixels, or would take more memory or time, than an image may.
+    """
+
+    def __init__(self, message: str, *, is_too_large: bool = False) -> None:
+        super().__init__(message)
+        self.is_too_large = is_too_large
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,14 +209,14 @@ class Model:
             ImageError: the image cannot be read or decoded.
             TypeError, ValueError: it is no image.
         """
-        from lib.dataset.decode_cost import DecodeError
+        from lib.dataset.decode_cost import DecodeError, TooLargeError
         from lib.dataset.given_image import check_image
 
         check_image(image)
         try:
             return self._predictor.pixels(image)
         except DecodeError as error:
-            raise ImageError(str(error)) from None
+            raise ImageError(str(error), is_too_large=isinstance(error, TooLargeError)) from None
 
     def predict_pixels(self, pixels: Any, top_k: int = 3) -> list[Record]:
         """Return the records of a batch of `pixels`, uint8 (n, image_size, image_size, 3)."""

@@ -2,7 +2,7 @@
 
 import hmac
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,8 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lib.errors import shown
 from lib.runtime.log import LOGGER
+from lib.service.feedback import FeedbackStore
 from lib.service.interface import ServiceError, error_body
-from lib.service.routes import add_predictions, add_status
+from lib.service.routes import add_feedback, add_page, add_photos, add_predictions, add_status
 from lib.service.schema import DESCRIPTION
 from lib.service.service import Service
 
@@ -79,8 +80,20 @@ def error_response(error: ServiceError) -> Response:
     return Response(error_body(error.text), error.status, headers, 'application/json')
 
 
-def create_app(service: Service, *, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]) -> FastAPI:
-    """Return the ASGI application of a service, which runs within `lifespan`."""
+def create_app(
+    service: Service,
+    *,
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
+    page: tuple[bytes, Mapping[str, str]] | None = None,
+    feedback: FeedbackStore | None = None,
+) -> FastAPI:
+    """Return the ASGI application of a service.
+
+    Args:
+        lifespan: runs the service.
+        page: HTML for /, with headers.
+        feedback: store for what users of the page confirm and correct.
+    """
     app = FastAPI(
         title='Product recognition',
         description=DESCRIPTION,
@@ -93,6 +106,11 @@ def create_app(service: Service, *, lifespan: Callable[[FastAPI], AbstractAsyncC
     _add_error_handlers(app)
     add_predictions(app, service)
     add_status(app, service)
+    add_photos(app, service)
+    if page is not None:
+        add_page(app, *page)
+    if feedback is not None:
+        add_feedback(app, service, feedback)
     return app
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lib.dataset.decode_cost import DecodeError, TooLargeError
+from lib.api import ImageError
 from lib.errors import shown
 from lib.runtime.log import LOGGER
 from lib.runtime.workers import num_cores
@@ -166,10 +166,8 @@ class Batcher:
         try:
             job.id = photo_id(job.data)
             job.pixels = job.served.model.pixels(job.data)
-        except DecodeError as error:
-            job.error = ServiceError(
-                413 if isinstance(error, TooLargeError) else 400, f'not a usable image: {shown(error)}'
-            )
+        except ImageError as error:
+            job.error = image_error(error)
         except Exception as error:
             job.error = _fault(error)
         job.data = b''
@@ -242,6 +240,11 @@ def _set_results(jobs: list[Job]) -> None:
     names = [[name for name, _ in jobs[row].record.classes[: jobs[row].top_k]] for row in rows]
     for row, neighbors in zip(rows, photos.nearest(features[rows], names), strict=True):
         jobs[row].neighbors = neighbors
+
+
+def image_error(error: ImageError) -> ServiceError:
+    """Return the answer for an image that cannot be decoded."""
+    return ServiceError(413 if error.is_too_large else 400, f'not a usable image: {shown(error)}')
 
 
 def _fault(error: Exception) -> ServiceError:

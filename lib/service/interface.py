@@ -47,7 +47,10 @@ class Model(Protocol):
         """Fingerprint of weights and preprocessing."""
 
     def pixels(self, image: bytes) -> torch.Tensor:
-        """Return the pixels that the network sees, uint8 (S, S, 3); called in several threads at a time."""
+        """Return the pixels that the network gets, uint8 (S, S, 3). Raises: lib.api.ImageError.
+
+        It is called in several threads at a time.
+        """
 
     def features_of_pixels(self, pixels: torch.Tensor) -> np.ndarray:
         """Return the features (n, num_features) of pixels (n, S, S, 3)."""
@@ -63,7 +66,7 @@ class Photos(Protocol):
         """Return the nearest photos for features (n, num_features) and the names of the classes of each answer."""
 
     def thumbnail(self, row: int) -> bytes:
-        """Return a JPEG. Raises: IndexError, DecodeError."""
+        """Return a JPEG. Raises: IndexError, OSError, ImageError."""
 
 
 @dataclass(frozen=True, eq=False)

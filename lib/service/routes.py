@@ -1,17 +1,26 @@
 """The routes of the HTTP interface."""
 
-from typing import Annotated, Any
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any, TypeVar
 
 import msgspec
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Path, Query, Request, Response
 
-from lib.service.batcher import Job
+from lib.api import ImageError
+from lib.errors import UserError, shown
+from lib.runtime.log import LOGGER
+from lib.service.batcher import Job, image_error
+from lib.service.feedback import Feedback, FeedbackStore
 from lib.service.interface import ServiceError
 from lib.service.metrics import CONTENT_TYPE
-from lib.service.schema import Classes, Features, Predictions, Status, documented, images_route
+from lib.service.schema import Classes, Features, FeedbackStored, Predictions, Status, documented, errors, images_route
 from lib.service.service import Service
 
 MAX_TOP_K = 100
+_MAX_FEEDBACK = 16  # requests that wait for the disk
+Result = TypeVar('Result')
 
 
 def _json(content: Any) -> Response:
@@ -77,7 +86,77 @@ def add_status(app: FastAPI, service: Service) -> None:
         return _json({'status': 'ready', 'model': service.served.model.version})
 
     @app.get('/metrics', responses={200: {'content': {'text/plain': {}}}})
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
         """Return the metrics of this process in the text format of Prometheus."""
         service.metrics.waiting.set(service.batcher.num_waiting)
+        service.metrics.connections.set(len(request.scope['connection'].connections))
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+
+
+def add_page(app: FastAPI, html: bytes, headers: Mapping[str, str]) -> None:
+    """Add the page, which contains no data and so needs no token."""
+
+    @app.get('/', include_in_schema=False)
+    async def page() -> Response:
+        return Response(html, headers=dict(headers), media_type='text/html')
+
+
+def add_photos(app: FastAPI, service: Service) -> None:
+    """Add the thumbnails of training photos."""
+
+    @app.get('/photos/{row}.jpg', responses={200: {'content': {'image/jpeg': {}}}, **errors(401, 404, 422)})
+    async def photo(row: Annotated[int, Path(ge=0)]) -> Response:
+        """Return a small version of a training photo that /predict named as a neighbor."""
+        photos = service.served.photos
+        try:
+            if photos is None:
+                raise IndexError
+            content = await asyncio.to_thread(photos.thumbnail, row)
+        except (IndexError, ImageError, OSError):
+            raise ServiceError(404, 'there is no such photo') from None
+        return Response(content, headers={'Cache-Control': 'private, max-age=3600'}, media_type='image/jpeg')
+
+
+def add_feedback(app: FastAPI, service: Service, store: FeedbackStore) -> None:
+    """Add the routes that store and withdraw feedback, one request after the other."""
+    thread, num_waiting = ThreadPoolExecutor(1, 'feedback'), 0
+
+    async def in_turn(function: Callable[..., Result], *arguments: Any) -> Result:
+        nonlocal num_waiting
+        if num_waiting >= _MAX_FEEDBACK:
+            raise ServiceError(429, 'too much feedback at a time; try again later', 1)
+        num_waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(thread, function, *arguments)
+        except ImageError as error:
+            raise image_error(error) from None
+        except (UserError, OSError) as error:
+            LOGGER.warning('feedback is not stored: %s', shown(error))
+            raise ServiceError(507, 'the feedback cannot be stored; the log of the service has the reason') from None
+        finally:
+            num_waiting -= 1
+
+    def put(photo: bytes, action: str, name: str) -> Feedback:
+        service.served.model.pixels(photo)
+        return store.put(photo, action, name)
+
+    @app.post('/feedback', **images_route(FeedbackStored, 507))
+    async def feedback(
+        request: Request,
+        action: Annotated[str, Query(description='relabel, or drop for a photo of no product.')],
+        name: Annotated[str, Query(description='The class that the photo shows.')] = '',
+    ) -> Response:
+        """Store a photo with its class, in place of earlier feedback about it."""
+        with service.memory.request() as hold:
+            images = await service.images(request, hold)
+            if len(images) > 1:
+                raise ServiceError(400, f'{len(images)} photos; feedback is about one')
+            stored = await in_turn(put, images[0], action, name)
+        before = stored.before and {'action': stored.before.action, 'name': stored.before.to}
+        return _json({'id': stored.photo_id, 'before': before})
+
+    @app.delete('/feedback/{photo_id}', responses=errors(401, 404, 507))
+    async def withdraw(photo_id: str) -> Response:
+        """Remove a photo and the feedback about it."""
+        await in_turn(store.withdraw, photo_id)
+        return _json({})

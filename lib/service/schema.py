@@ -80,33 +80,44 @@ class Error(BaseModel):
     error: str
 
 
+class FeedbackStored(BaseModel):
+    """The photo that feedback was stored about, and the earlier feedback that it replaces."""
+
+    id: str
+    before: dict[str, str] | None
+
+
 _ERRORS = {
     400: 'No image, or one that cannot be decoded.',
     401: 'The token is missing or another one.',
     403: 'The request comes from a page of another site.',
+    404: 'There is no such photo.',
     408: 'The request was sent too slowly.',
     413: 'Too many bytes, images or pixels.',
     415: 'Neither an image nor a form.',
     422: 'An invalid parameter.',
     429: 'Too many images are waiting; Retry-After has the seconds to wait.',
     503: 'The request took too long, or the service is stopping.',
+    507: 'The feedback cannot be stored.',
 }
 _OF_IMAGES = (400, 401, 403, 408, 413, 415, 422, 429, 503)
 
 
-def documented(answer: type[BaseModel], *errors: int, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return the arguments of a route that describe its answers and its body."""
-    responses = {code: {'model': Error, 'description': _ERRORS[code]} for code in errors}
-    extra = {'openapi_extra': {'requestBody': body}} if body else {}
-    return {'responses': {200: {'model': answer, 'description': (answer.__doc__ or '').strip()}, **responses}, **extra}
+def errors(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """Return the description of answers with an error, by status."""
+    return {code: {'model': Error, 'description': _ERRORS[code]} for code in codes}
 
 
-def images_route(answer: type[BaseModel]) -> dict[str, Any]:
-    """Return the arguments of a route whose body is images."""
+def documented(answer: type[BaseModel], *codes: int) -> dict[str, Any]:
+    """Return the arguments of a route that describe its answer and its errors."""
+    description = (answer.__doc__ or '').strip()
+    return {'responses': {200: {'model': answer, 'description': description}, **errors(*codes)}}
+
+
+def images_route(answer: type[BaseModel], *codes: int) -> dict[str, Any]:
+    """Return the arguments of a route whose body is images; `codes` are further errors."""
     binary = {'type': 'string', 'format': 'binary'}
     files = {'type': 'object', 'properties': {'images': {'type': 'array', 'items': binary}}}
-    body = {
-        'required': True,
-        'content': {**{kind: {'schema': binary} for kind in IMAGE_TYPES}, FORM: {'schema': files}},
-    }
-    return documented(answer, *_OF_IMAGES, body=body)
+    content = {**{kind: {'schema': binary} for kind in IMAGE_TYPES}, FORM: {'schema': files}}
+    body = {'requestBody': {'required': True, 'content': content}}
+    return {**documented(answer, *_OF_IMAGES, *codes), 'openapi_extra': body}

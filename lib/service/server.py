@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -30,11 +31,20 @@ _SECONDS_BETWEEN_LOOKS = 2.0
 _MAX_CONNECTIONS, _OTHER_FILES = 1000, 64
 
 
-def serve(load: Callable[[], Served], path: Path, options: ServiceOptions, *, host: str, port: int) -> None:
+def serve(
+    load: Callable[[], Served],
+    path: Path,
+    options: ServiceOptions,
+    *,
+    host: str,
+    port: int,
+    **parts: Any,
+) -> None:
     """Serve a model until SIGTERM or Ctrl-C; then finish the requests in progress, for at most `options.seconds`.
 
     Args:
         load: loads the model of `path`. It is called again, in a thread, when there is another file at `path`.
+        parts: page and feedback, as for create_app.
 
     Raises:
         UserError: the address cannot be used.
@@ -51,7 +61,7 @@ def serve(load: Callable[[], Served], path: Path, options: ServiceOptions, *, ho
         watcher = _Watcher(service, load, path, version)
         limits = ConnectionLimits(_max_connections(), options.seconds, options.max_bytes)
         config = uvicorn.Config(
-            create_app(service, lifespan=watcher.running),
+            create_app(service, lifespan=watcher.running, **parts),
             http=partial(Connection, limits=limits),  # type: ignore[arg-type]  # it is called like a class
             ws='none',
             log_config=None,

@@ -1,0 +1,79 @@
+"""A service with a network that takes a known time and answers with the mean color of an image.
+
+python fake_service.py MODEL_FILE OPTIONS. The file contains the version of the model; one that contains 'broken' cannot
+be loaded. OPTIONS is a JSON object: those of ServiceOptions, `batch_ms` (time per batch), and `feedback` (a folder).
+"""
+
+import json
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import torch
+
+from lib.api import ImageError
+from lib.commands.cli import cli_main
+from lib.dataset.crop_resize import resize
+from lib.dataset.decode_cost import DecodeError, TooLargeError
+from lib.dataset.lazy_image import open_lazy_image
+from lib.runtime.log import start_console
+from lib.service.feedback import FeedbackStore
+from lib.service.interface import Served
+from lib.service.server import serve
+from lib.service.service import ServiceOptions
+
+Record = namedtuple('Record', 'classes accepted')
+CLASSES = ('red', 'green', 'blue')
+
+
+class MeanColor:
+    """Class 0, 1 or 2 by the channel with the largest mean."""
+
+    classes = CLASSES
+
+    def __init__(self, version: str, batch_ms: float) -> None:
+        self.version, self.seconds = version, batch_ms / 1000
+
+    def pixels(self, image: bytes) -> torch.Tensor:
+        try:
+            pixels, _ = open_lazy_image(image).pixels(0.01)
+        except DecodeError as error:
+            raise ImageError(str(error), is_too_large=isinstance(error, TooLargeError)) from None
+        out = np.empty((8, 8, 3), np.uint8)
+        resize(np.array(pixels), out)
+        return torch.from_numpy(out)
+
+    def features_of_pixels(self, pixels: torch.Tensor) -> np.ndarray:
+        time.sleep(self.seconds)
+        return pixels.float().mean((1, 2)).numpy() / 255
+
+    def predict_features(self, features: np.ndarray, top_k: int) -> list[Record]:
+        probabilities = np.exp(features) / np.exp(features).sum(1, keepdims=True)
+        order = np.argsort(-features, axis=1)[:, :top_k]
+        return [
+            Record([(CLASSES[c], float(row[c])) for c in chosen], bool(row.max() > 0.4))
+            for row, chosen in zip(probabilities, order, strict=True)
+        ]
+
+
+def main() -> None:
+    path, options = Path(sys.argv[1]), json.loads(sys.argv[2])
+    start_console()
+    batch_ms, folder = options.pop('batch_ms', 0.0), options.pop('feedback', '')
+
+    def load() -> Served:
+        version = path.read_text(encoding='utf-8')
+        if 'broken' in version:
+            raise ValueError('this model is broken')
+        return Served(MeanColor(version, batch_ms))
+
+    feedback = FeedbackStore(folder) if folder else None
+    serve(load, path, ServiceOptions(**options), host='127.0.0.1', port=0, feedback=feedback)
+
+
+if __name__ == '__main__':
+    cli_main(main)
