@@ -201,13 +201,14 @@ class Compiled(nn.Module):
     Args:
         module: called with tensors, numbers and None.
         backend: of torch.compile.
+        option: that asks for it, for the warning.
     """
 
     _call: Callable[..., Any]
 
-    def __init__(self, module: nn.Module, *, backend: str | Callable = 'inductor') -> None:
+    def __init__(self, module: nn.Module, *, backend: str | Callable = 'inductor', option: str = 'RUN.COMPILE') -> None:
         super().__init__()
-        self.module = module
+        self.module, self._option = module, option
         # Not a registered submodule: torch's compiled module forwards attribute assignments to the wrapped one.
         object.__setattr__(self, '_call', torch.compile(module, backend=backend))
         self._works = True
@@ -223,7 +224,8 @@ class Compiled(nn.Module):
         try:
             outputs = self._call(*inputs)
         except Exception as error:  # compiler backends raise any type of exception
-            LOGGER.warning('RUN.COMPILE: the model runs uncompiled, because compilation failed: %s', _reason(error))
+            text = '%s: the model runs uncompiled, because compilation failed: %s'
+            LOGGER.warning(text, self._option, failure_reason(error))
             self._works = False
             # A part of the graph may have run and changed random states and running statistics.
             restore()
@@ -248,7 +250,7 @@ def _restore(module: nn.Module, inputs: tuple) -> Callable[[], None]:
     return restore
 
 
-def _reason(error: Exception) -> str:
+def failure_reason(error: Exception) -> str:
     """Return the type and the first line of the message, with the following lines as long as each ends with a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ['no reason given']
     number = next((number for number, line in enumerate(lines, 1) if not line.endswith(':')), len(lines))

@@ -221,6 +221,19 @@ class RunKeys(Section, title='devices, workers, precision'):
         'otherwise, and in short runs, channels_last.',
         choices=('auto', 'channels_last', 'contiguous'),
     )
+    ENGINE = Key(
+        'auto',
+        'Engine that computes the features of images in evaluation and prediction. auto: on CPUs the fastest installed '
+        'one that reproduces torch on the first images; torch for few images, see docs/prediction.md. The others need '
+        'requirements-engines.txt.',
+        choices=('auto', 'torch', 'compile', 'openvino', 'onnxruntime'),
+    )
+    ENGINE_PRECISION = Key(
+        'float32',
+        'Precision of features in test.py, tau_norm.py and tools on a trained model. The loss of accuracy by bf16 and '
+        'int8 is measured on the validation split and logged first. int8 needs RUN.ENGINE openvino or auto.',
+        choices=('float32', 'bf16', 'int8'),
+    )
     COMPILE = Key(
         False, 'Compile the model with torch.compile; if that fails, a warning is logged and it runs uncompiled.'
     )
