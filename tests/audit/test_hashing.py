@@ -47,7 +47,7 @@ def test_many_equal_hashes_give_few_pairs_and_stay_connected():
 @pytest.mark.long
 def test_many_similar_hashes_give_few_pairs():
     random = np.random.default_rng(0)
-    bits = random.integers(0, 64, (20_000, 3)).astype(np.uint64)
+    bits = random.integers(0, 64, (6000, 3)).astype(np.uint64)
     hashes = np.bitwise_xor.reduce(np.uint64(1) << bits, axis=1)
     pairs = close_pairs(hashes, 5)
     assert 0 < len(pairs) <= 8 * len(hashes) * (1 + 56)

@@ -149,7 +149,7 @@ def test_torchvision_resnet50_loads(tmp_path, zipped):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('backbone', ['vgg11', 'densenet121'])
+@pytest.mark.parametrize('backbone', [pytest.param('vgg11', marks=pytest.mark.slow), 'densenet121'])
 def test_torchvision_files_that_timm_reads(tmp_path, backbone):
     """timm's functions for VGG and DenseNet take the weights only, and rename them."""
     torch.manual_seed(0)

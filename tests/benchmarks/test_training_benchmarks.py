@@ -176,8 +176,17 @@ def test_rates_of_a_network(photos, monkeypatch):
     assert all(value > 0 for value in results.values())
 
 
+def test_without_a_gpu_one_line_describes_the_benchmark(monkeypatch, capsys):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    monkeypatch.setattr(sys, 'argv', ['gpu.py'])
+    gpu.main()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert 'no GPU' in line
+
+
+@pytest.mark.slow
 @pytest.mark.process
-def test_without_a_gpu_one_line_describes_the_benchmark():
+def test_without_a_gpu_its_process_prints_nothing_else():
     done = subprocess.run(
         [sys.executable, 'benchmarks/gpu.py'], cwd=REPOSITORY, capture_output=True, text=True, check=True,
         env={'CUDA_VISIBLE_DEVICES': '', 'PATH': ''},
@@ -205,5 +214,9 @@ def test_cached_features(photos):
     rates = cached_features.head_speeds(dataset, size=32, rounds=1)
     assert list(rates) == ['features_images_per_second', 'images_images_per_second', 'extract_images_per_second']
     assert all(rate > 0 for rate in rates.values())
-    found = cached_features.probe(dataset, size=32)
+
+
+@pytest.mark.slow
+def test_linear_probe(photos):
+    found = cached_features.probe(convert_image_folder(photos), size=32)
     assert found['probe_valid_top1'] in (0, 1)  # there is one validation photo

@@ -215,7 +215,8 @@ def killed(folder, number, work):
 @pytest.mark.long
 @pytest.mark.process
 @pytest.mark.parametrize('is_append', [True, False])
-def test_the_same_command_after_a_kill_gives_the_bytes_of_an_undisturbed_one(folders, is_append):
+@pytest.mark.parametrize('every', [pytest.param(1, marks=pytest.mark.slow), 5])
+def test_the_same_command_after_a_kill_gives_the_bytes_of_an_undisturbed_one(folders, is_append, every):
     """And a reader meets all old or all new files at any time."""
 
     def work(folder):
@@ -242,5 +243,5 @@ def test_the_same_command_after_a_kill_gives_the_bytes_of_an_undisturbed_one(fol
         assert content(folder) == content(expected), number
         left = {path.name for path in folder.iterdir() if path.name.startswith('.')}
         assert not left - {FILES_LOCK}, number
-        number += 1
+        number += every
     assert number > 20

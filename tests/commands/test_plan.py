@@ -16,8 +16,22 @@ from tests.defaults import DEFAULTS
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('dtype', [None, torch.bfloat16])
-@pytest.mark.parametrize(('classifier', 'fraction'), [('FC', 1.0), ('FCNorm', 1.0), ('lws', 0.5)])
+@pytest.mark.parametrize(
+    ('classifier', 'fraction', 'dtype'),
+    [
+        ('FC', 1.0, None),
+        ('lws', 0.5, torch.bfloat16),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ('FC', 1.0, torch.bfloat16),
+                ('FCNorm', 1.0, None),
+                ('FCNorm', 1.0, torch.bfloat16),
+                ('lws', 0.5, None),
+            )
+        ),
+    ],
+)
 def test_large_classifier_is_extrapolated(classifier, fraction, dtype):
     cfg = as_node(
         DEFAULTS | {'NAME': 'x', 'MODEL.BACKBONE': 'res32_cifar', 'INPUT.SIZE': 32, 'MODEL.CLASSIFIER': classifier}

@@ -156,12 +156,18 @@ def test_pixels_beyond_the_canvas_are_cut_off_and_the_rest_is_zeros():
 
 
 @pytest.mark.skipif('REAL_PHOTOS' not in os.environ, reason='REAL_PHOTOS is not set')
+@pytest.mark.long
 @pytest.mark.parametrize(
-    'enlarged', [pytest.param(1, id='348 px'), pytest.param(800 / 348, id='800 px', marks=pytest.mark.slow)]
+    ('enlarged', 'every'),
+    [
+        pytest.param(1, 20, id='348 px, some'),
+        pytest.param(1, 1, id='348 px', marks=pytest.mark.slow),
+        pytest.param(800 / 348, 20, id='800 px', marks=pytest.mark.slow),
+    ],
 )
-def test_real_photos_are_within_three_levels_of_a_full_decode(enlarged):
+def test_real_photos_are_within_three_levels_of_a_full_decode(enlarged, every):
     """The oracle is Pillow's full decode with torchvision's antialiased resize."""
-    photos = sorted(Path(os.environ['REAL_PHOTOS']).rglob('*.jpg'))[:: 1 if enlarged == 1 else 20]
+    photos = sorted(Path(os.environ['REAL_PHOTOS']).rglob('*.jpg'))[::every]
     random_crop, center_crop = RandomResizedCrop(112, flip_probability=0.0), ResizeCenterCrop(112)
     sums = np.zeros(2)
     for number, path in enumerate(photos):

@@ -104,7 +104,7 @@ def check_same_twice(scripts, inputs, folder, seed, case, times):
 
 @pytest.mark.parametrize(
     ('script', 'name'),
-    [('test.py', 'split'), ('tau_norm.py', 'new'), ('tools/convert.py', 'append'), ('tools/doctor.py', 'new')],
+    [('test.py', 'split'), ('tools/convert.py', 'append')],
 )
 def test_the_same_command_twice(scripts, inputs, tmp_path, seed, script, name):
     check_same_twice(scripts, inputs, tmp_path, seed, CASES[script][name], 1)

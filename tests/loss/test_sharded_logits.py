@@ -17,7 +17,7 @@ every_loss = pytest.mark.parametrize('name', CASES)
 EXACT = {'rtol': 1e-10, 'atol': 1e-10}
 
 
-@pytest.fixture(scope='module', params=[2, 3])
+@pytest.fixture(scope='module', params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def rank_results(request, tmp_path_factory):
     """Return the results of each of two or three ranks."""
     return run_ranks(everything, request.param, tmp_path_factory.mktemp('ranks'), 5)

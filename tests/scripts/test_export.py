@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -15,6 +16,7 @@ from PIL import Image
 from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 from tests.scripts.running import ON_CPU, REPOSITORY, contents, error_line
 
+BGR, INSIDE = ('--DATASET_COLOR_SPACE', 'BGR'), ('--EXPORT_PREPROCESSING', 'inside')
 MODEL = ('--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU)
 # Blocks imports of all packages but onnxruntime, numpy and Pillow.
 WITHOUT_PYTORCH = """
@@ -68,11 +70,29 @@ def check_example(folder, command, photo, expected):
     assert float(probability.rstrip('%')) / 100 == pytest.approx(expected[0][1], abs=0.05)
 
 
-def test_example_of_the_docs_needs_no_pytorch(scripts, run_folder, photo):
-    done = scripts.run(run_folder, 'tools/export.py', *MODEL, '--EXPORT_OUT', 'best_model.onnx')
+@pytest.fixture(scope='module')
+def exported(scripts, finished, tmp_path_factory):
+    """Return a function: options -> a folder with log/tiny and its best_model.onnx, and the output; read-only."""
+    done = {}
+
+    def export(*options):
+        if options not in done:
+            folder = tmp_path_factory.mktemp('exported')
+            shutil.copytree(finished / 'log', folder / 'log')
+            done[options] = folder, scripts.run(folder, 'tools/export.py', *MODEL, *options)
+        return done[options]
+
+    return export
+
+
+@pytest.mark.process
+@pytest.mark.long
+def test_example_of_the_docs_needs_no_pytorch(scripts, exported, run_folder, photo):
+    folder, done = exported(*BGR, *INSIDE)
     assert 'checked on images of' in done.stdout
     assert 'batches of 1, 3, 16, 7: within' in done.stdout
-    expected = predicted_by_pytorch(scripts, run_folder, photo)
+    shutil.copy(folder / 'log' / 'tiny' / 'best_model.onnx', run_folder)
+    expected = predicted_by_pytorch(scripts, run_folder, photo, *BGR)
     check_example(run_folder, [sys.executable, '-c', WITHOUT_PYTORCH], photo, expected)
 
 
@@ -90,10 +110,9 @@ def test_example_in_an_environment_without_pytorch(scripts, run_folder, photo, t
 
 @pytest.mark.parametrize('preprocessing', ['inside', pytest.param('outside', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('color_space', [pytest.param('RGB', marks=pytest.mark.slow), 'BGR'])
-def test_onnx_equals_test_py(scripts, run_folder, products, preprocessing, color_space):
-    options = ('--DATASET_COLOR_SPACE', color_space, '--EXPORT_PREPROCESSING', preprocessing)
-    scripts.run(run_folder, 'tools/export.py', *MODEL, *options)
-    session = onnxruntime.InferenceSession(run_folder / 'log' / 'tiny' / 'best_model.onnx')
+def test_onnx_equals_test_py(scripts, exported, run_folder, products, preprocessing, color_space):
+    folder, _ = exported('--DATASET_COLOR_SPACE', color_space, '--EXPORT_PREPROCESSING', preprocessing)
+    session = onnxruntime.InferenceSession(folder / 'log' / 'tiny' / 'best_model.onnx')
     metadata = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
     assert metadata['classes'] == json.loads((products / 'classes.json').read_text())['names']
     info = metadata['preprocessing']
@@ -122,6 +141,7 @@ def _lines(path):
     return path.read_text().splitlines()[1:]
 
 
+@pytest.mark.slow
 def test_torch_export_program_runs_without_the_project(scripts, run_folder):
     scripts.run(run_folder, 'tools/export.py', *MODEL, '--EXPORT_FORMAT', 'torch_export')
     code = (
@@ -154,8 +174,15 @@ def test_safetensors_can_be_used_as_a_checkpoint(scripts, run_folder, products):
     assert 'cannot be read as a checkpoint' in line
 
 
-@pytest.mark.parametrize('classifier', ['FCNorm', pytest.param('lws', marks=pytest.mark.slow)])
-def test_other_classifiers(scripts, run_folder, classifier):
+@pytest.mark.parametrize(
+    ('classifier', 'export_format'),
+    [
+        ('FCNorm', 'torch_export'),
+        pytest.param('FCNorm', 'onnx', marks=pytest.mark.slow),
+        pytest.param('lws', 'onnx', marks=pytest.mark.slow),
+    ],
+)
+def test_other_classifiers(scripts, run_folder, classifier, export_format):
     path = run_folder / 'log' / 'tiny' / 'best_model.pth'
     checkpoint = read_checkpoint(path)
     if classifier == 'FCNorm':
@@ -163,8 +190,12 @@ def test_other_classifiers(scripts, run_folder, classifier):
     else:
         checkpoint.state_dict['classifier.scale'] = torch.linspace(0.5, 2, 6)
     write_checkpoint(path, checkpoint)
-    done = scripts.run(run_folder, 'tools/export.py', *MODEL, '--MODEL_CLASSIFIER', classifier)
+    options = ('--MODEL_CLASSIFIER', classifier, '--EXPORT_FORMAT', export_format)
+    done = scripts.run(run_folder, 'tools/export.py', *MODEL, *options)
     assert 'checked on images' in done.stdout
+    if export_format == 'torch_export':
+        program = torch.export.load(path.with_suffix('.pt2')).module()
+        assert program(torch.zeros(5, 32, 32, 3, dtype=torch.uint8))[0].shape == (5, 6)
 
 
 def test_mistakes_change_no_file(scripts, run_folder):

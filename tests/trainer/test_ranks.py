@@ -25,18 +25,30 @@ SETUPS = {
     'ssf, micro-batches, sharded, EMA': Setup(tune='ssf', batch_size=16, max_images=4, head='sharded', decay=0.9),
     'sharded ldam, uneven ranks': Setup(batch_size=10, head='sharded', loss='ldam'),
 }
+# Each head, loss and option of a step is in one of them.
+SOME = ('uneven ranks', 'float32', 'sharded, micro-batches, clip, EMA', 'micro-batches, weights of images', 'lora',
+        'chunked', 'sharded ldam, uneven ranks')  # fmt: skip
 
 
-def weights_of_a_rank(rank: int, count: int) -> dict:
+def weights_of_a_rank(rank: int, count: int, names: tuple[str, ...]) -> dict:
     """Run in each process."""
-    return {name: train(setup, ProcessGroup(rank, count)) for name, setup in SETUPS.items()}
+    return {name: train(SETUPS[name], ProcessGroup(rank, count)) for name in names}
 
 
 @pytest.mark.process
-@pytest.mark.parametrize('count', [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_ranks_compute_the_weights_of_one_process(tmp_path, count):
-    found = run_ranks(weights_of_a_rank, count, tmp_path)
-    for name, setup in SETUPS.items():
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ('count', 'names'),
+    [
+        pytest.param(2, SOME, id='2, some'),
+        pytest.param(2, tuple(SETUPS), id='2', marks=pytest.mark.slow),
+        pytest.param(3, tuple(SETUPS), id='3', marks=pytest.mark.slow),
+    ],
+)
+def test_ranks_compute_the_weights_of_one_process(tmp_path, count, names):
+    found = run_ranks(weights_of_a_rank, count, tmp_path, names)
+    for name in names:
+        setup = SETUPS[name]
         expected = train(setup)
         bound = 1e-5 if setup.dtype == torch.float32 else 1e-10
         for key, tensor in expected.items():
