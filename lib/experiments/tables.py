@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.experiments.results import METRICS, Row, headline_metric, table_metrics
-from lib.report.chart_style import PALETTE, legend, save_png, styled
+from lib.report.chart_style import legend, save_png, styled
+from lib.report.page import PALETTE
 from lib.runtime.csv_file import write_rows
 
 _TEX = {

@@ -13,10 +13,9 @@ from lib.audit import findings
 from lib.audit.findings import DuplicateGroup
 from lib.audit.report import REASONS, AuditReport
 from lib.dataset.decode import decode
-from lib.report.chart_style import PALETTE
 from lib.report.describe import SUSPICIOUS
 from lib.report.galleries import thumbnail_url
-from lib.report.page import page_environment, thousands
+from lib.report.page import PALETTE, page_environment, thousands
 from lib.runtime.files import write_text
 from lib.runtime.text import size_text
 

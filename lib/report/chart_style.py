@@ -13,21 +13,9 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from lib.report.page import PALETTE
 from lib.runtime.files import replace_atomically
 
-# CSS variable of the page -> color on white. The colors differ in lightness and in hue, for color-blind readers.
-PALETTE = {
-    'card': '#ffffff',
-    'ink': '#1d2733',
-    'muted': '#6b7684',
-    'line': '#dfe4ea',
-    'valid': '#0067a5',
-    'top1': '#b8508f',
-    'train': '#8b95a1',
-    'many': '#00806a',
-    'medium': '#c48f00',
-    'few': '#c8440b',
-}
 PANEL_SIZE = (4.6, 2.9)  # inches of 72 SVG units: readable on a phone, and two fit side by side on a desktop
 
 _STYLE = {

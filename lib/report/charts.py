@@ -19,9 +19,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from PIL import Image
 
 from lib.metrics.predictions import Predictions
-from lib.report.chart_style import PALETTE, PANEL_SIZE, legend, new_panel, percent_axis, save_png, styled
+from lib.report.chart_style import PANEL_SIZE, legend, new_panel, percent_axis, save_png, styled
 from lib.report.class_charts import draw_error_by_count
 from lib.report.galleries import thumbnail
+from lib.report.page import PALETTE
 from lib.report.report_metrics import metric_error
 
 

@@ -11,7 +11,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from lib.metrics.accuracy import FEW_BELOW, MANY_ABOVE, shot_groups
 from lib.metrics.intervals import accuracy_interval, binomial_interval, class_errors
-from lib.report.chart_style import PALETTE, legend, percent_axis
+from lib.report.chart_style import legend, percent_axis
+from lib.report.page import PALETTE
 from lib.report.report_metrics import GROUPS, ReportData, ReportMetrics
 
 MAX_SPOTS = 2000  # dots in the chart; more dots only make the page larger

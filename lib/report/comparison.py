@@ -14,7 +14,8 @@ from lib.errors import UserError, printable
 from lib.metrics.class_report import detailed_metrics
 from lib.metrics.paired import Comparison, compare
 from lib.metrics.predictions import Predictions
-from lib.report.chart_style import PALETTE, percent_axis, save_png, styled
+from lib.report.chart_style import percent_axis, save_png, styled
+from lib.report.page import PALETTE
 from lib.report.report_metrics import metric_error
 
 _COLUMNS = {'top1': 'top-1', 'many': 'many', 'medium': 'medium', 'few': 'few', 'ece': 'ECE'}

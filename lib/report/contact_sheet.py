@@ -12,9 +12,8 @@ from PIL import Image
 
 from lib.metrics.confidence import HALF, summarize_confidence
 from lib.metrics.predictions import Predictions
-from lib.report.chart_style import PALETTE
 from lib.report.galleries import ThumbnailBudget, fit_page
-from lib.report.page import inline_script, page_environment, percent, thousands
+from lib.report.page import PALETTE, inline_script, page_environment, percent, thousands
 from lib.runtime.files import write_text
 
 MAX_PHOTOS = 1000  # more photos: half of these are the first ones, half the least certain ones

@@ -141,14 +141,19 @@ def thumbnail(image: Image.Image, side: int = THUMBNAIL_SIDE) -> Image.Image:
     return small
 
 
-def thumbnail_base64(image: Image.Image, side: int = THUMBNAIL_SIDE) -> str:
-    """Return the thumbnail of an image as JPEG without metadata, in base64."""
+def thumbnail_jpeg(image: Image.Image, side: int = THUMBNAIL_SIDE) -> bytes:
+    """Return the thumbnail of an image as JPEG without metadata."""
     small = thumbnail(image, side)
     bare = Image.new('RGB', small.size)  # a copy would include comments and profiles
     bare.paste(small)
     buffer = io.BytesIO()
     bare.save(buffer, format='JPEG', quality=82, optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode('ascii')
+    return buffer.getvalue()
+
+
+def thumbnail_base64(image: Image.Image, side: int = THUMBNAIL_SIDE) -> str:
+    """Return the thumbnail of an image as JPEG without metadata, in base64."""
+    return base64.b64encode(thumbnail_jpeg(image, side)).decode('ascii')
 
 
 def thumbnail_url(image: Image.Image) -> str:

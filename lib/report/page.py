@@ -10,12 +10,29 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 _FOLDER = Path(__file__).parent
+# CSS variable of the page -> color on white. The colors differ in lightness and in hue, for color-blind readers.
+PALETTE = {
+    'card': '#ffffff',
+    'ink': '#1d2733',
+    'muted': '#6b7684',
+    'line': '#dfe4ea',
+    'valid': '#0067a5',
+    'top1': '#b8508f',
+    'train': '#8b95a1',
+    'many': '#00806a',
+    'medium': '#c48f00',
+    'few': '#c8440b',
+}
 
 
-def page_environment() -> Environment:
-    """Return the Jinja environment of the pages: it escapes everything, and an undefined name is an error."""
+def page_environment(*folders: Path) -> Environment:
+    """Return the Jinja environment of the pages: it escapes everything, and an undefined name is an error.
+
+    Args:
+        folders: further ones with templates.
+    """
     return Environment(
-        loader=FileSystemLoader(_FOLDER),
+        loader=FileSystemLoader([_FOLDER, *folders]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -23,10 +40,10 @@ def page_environment() -> Environment:
     )
 
 
-def inline_script(*names: str) -> tuple[Markup, str]:
-    """Return the text of scripts in this folder for one <script> tag, and its hash for the Content-Security-Policy.
+def inline_script(*names: str | Path) -> tuple[Markup, str]:
+    """Return the text of scripts for one <script> tag, and its hash for the Content-Security-Policy.
 
-    The browser runs no other script than one with this hash.
+    Names are those of files in this folder, or full paths. The browser runs no other script than one with this hash.
     """
     text = ''.join(
         (_FOLDER / name).read_text(encoding='utf-8') for name in names

@@ -1,16 +1,12 @@
 // The review page: one image at a time, decided by keyboard. Writes text, never markup.
 (() => {
   'use strict';
-  const element = (id) => document.getElementById(id);
   const data = JSON.parse(element('review-data').textContent);
   const labeled = data.split !== 'unlabeled';
   const PAST = { keep: 'kept', relabel: labeled ? 'relabeled' : 'named', drop: 'dropped', unsure: 'unsure', weight: 'weighted' };
   const STATES = ['all', 'undecided', ...(labeled ? ACTIONS : ACTIONS.filter((action) => action !== 'keep'))];
   const count = data.fpaths.length;
-  const thousands = (value) => String(value).replace(/\B(?=(\d{3})+$)/g, '\u202f');
   const images = (value) => thousands(value) + (value === 1 ? ' image' : ' images');
-  const percent = (value) =>
-    value > 0.999 ? 'above 99.9\u202f%' : (100 * value).toFixed(value > 0.99 || value < 0.1 ? 1 : 0) + '\u202f%';
   const nameOf = (c) => (c < 0 ? '' : data.classes[c][0]);
   const labelOf = (i) => nameOf(data.labels[i]);
   // Earlier decisions have relabeled some images. All decisions correct the labels as annotated.
@@ -18,15 +14,6 @@
   const ids = data.fpaths.map((fpath, i) => idOf(fpath, judgedLabel(i)));
   const rowOf = new Map(ids.map((id, i) => [id, i]));
 
-  const make = (tag, attributes, ...children) => {
-    const node = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) {
-      if (typeof value === 'function') node.addEventListener(name, value);
-      else if (value !== false) node.setAttribute(name, value === true ? '' : value);
-    }
-    node.append(...children); // strings become text nodes
-    return node;
-  };
   const note = (text) => {
     element('note').textContent = text;
     element('note').hidden = false;
@@ -117,7 +104,6 @@
     }
     return link ? make('a', { href: link, target: '_blank', title: 'open the photo' }, image) : image;
   };
-  const hint = (text) => make('kbd', { 'aria-hidden': 'true' }, text);
   const panelOf = (title, c, chosen, action, button, compared = true) => {
     const examples = (compared ? data.classes[c][1] : []).filter((content) => originals || !isLink(content)).map((content) =>
       make('li', {}, make('img', { class: 'photo', alt: '', decoding: 'async', src: jpeg(content) })),
@@ -145,7 +131,7 @@
       const to = nameOf(c);
       const button = make(
         'button', { type: 'button', 'aria-label': 'Relabel to ' + to, click: (event) => press(event, () => decide('relabel', to)) },
-        label ? 'Relabel' : 'Choose', hint(k + 1),
+        label ? 'Relabel' : 'Choose', keyHint(k + 1),
       ); // prettier-ignore
       const title = (label || k ? 'proposal ' : 'prediction ') + percent(data.probabilities[i][k]);
       panels.push(panelOf(title, c, targetOf(i) === to, 'relabel', button, k < (label ? 1 : 2)));
@@ -155,7 +141,7 @@
         'button',
         { type: 'button', class: action, 'aria-keyshortcuts': letter, disabled: !enabled, 'data-action': text.toLowerCase(),
           ...(ACTIONS.includes(action) && { 'aria-pressed': String(stateOf(i) === action) }), click: (event) => press(event, run) },
-        text, hint(letter),
+        text, keyHint(letter),
       ); // prettier-ignore
     const best = proposals.length ? nameOf(proposals[0]) : undefined;
     item.replaceChildren(
@@ -173,8 +159,7 @@
     ); // prettier-ignore
   };
   const press = (event, run) => {
-    // A button that the mouse has pressed must not take the next Enter.
-    if (event.detail > 0 && document.activeElement !== document.body) document.activeElement.blur();
+    releaseFocus(event);
     const action = event.currentTarget.dataset.action;
     run();
     if (event.detail === 0 && action) element('item').querySelector('[data-action=' + action + ']')?.focus();
@@ -250,10 +235,9 @@
 
   // All class names and the earlier decisions, which are unpacked when they are needed first.
   let names = null;
-  let folded = [];
   let earlier = [];
   const unpack = async () => {
-    if (names) return;
+    if (names) return names;
     try {
       const bytes = Uint8Array.from(atob(JSON.parse(element('review-packed').textContent)), (char) => char.charCodeAt(0));
       const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('deflate'));
@@ -262,81 +246,16 @@
       names = Object.values(data.classes).map(([name]) => name);
       note('This browser is too old to search all class names, and to export earlier decisions.');
     }
-    folded = names.map(fold);
+    return names;
   };
-
-  // Search for a class by words of its name.
-  const MAX_FOUND = 30;
-  const MAX_RECENT = 5;
-  const fold = (text) => text.normalize('NFKD').replace(/\p{M}/gu, '').toLowerCase();
-  const recent = [];
-  let options = []; // [name, remark]
-  let active = 0;
-  const matches = (query) => {
-    const words = fold(query).split(/\s+/).filter(Boolean);
-    if (!words.length) {
-      const proposals = data.proposals[shown[position]].map(nameOf);
-      return [Array.from(new Set([...recent, ...proposals])), 'Type words of the name.'];
-    }
-    const whole = words.join(' ');
-    const ranked = [];
-    for (let c = 0; c < folded.length; c++) {
-      const name = folded[c];
-      if (!words.every((word) => name.includes(word))) continue;
-      const start = name.indexOf(words[0]);
-      const rank = name === whole ? 0 : name.startsWith(whole) ? 1 : start === 0 || name[start - 1] === ' ' ? 2 : 3;
-      ranked.push([rank, name.length, c]);
-    }
-    ranked.sort((a, b) => a[0] - b[0] || a[1] - b[1] || a[2] - b[2]);
-    const found = Array.from(new Set(ranked.slice(0, MAX_FOUND).map(([, , c]) => names[c])));
-    const number = thousands(ranked.length) + (ranked.length === 1 ? ' class matches' : ' classes match');
-    return [found, ranked.length > MAX_FOUND ? number + '; the first ' + MAX_FOUND + ' are listed.' : number + '.'];
-  };
-  const drawFound = () => {
-    const typed = element('query').value.trim().normalize('NFC');
-    const [found, text] = names ? matches(typed) : [[], 'Reading the names …'];
-    options = found.map((name) => [name, name === labelOf(shown[position]) ? 'the label' : '']);
-    if (names && !labeled && typed && !names.includes(typed)) options.push([typed, 'new class']);
-    active = Math.min(active, Math.max(0, options.length - 1));
-    element('found').replaceChildren(
-      ...options.map(([name, remark], k) => {
-        const pick = () => choose(name);
-        const attributes = { role: 'option', id: 'found-' + k, 'aria-selected': String(k === active), click: pick };
-        return make('li', attributes, make('bdi', {}, name), make('small', { class: 'soft' }, remark));
-      }),
-    );
-    element('query').setAttribute('aria-activedescendant', options.length ? 'found-' + active : '');
-    element('found-note').textContent = text;
-    element('found-' + active)?.scrollIntoView({ block: 'nearest' });
-  };
-  const choose = (name) => {
-    element('search').close();
-    const known = recent.indexOf(name);
-    if (known >= 0) recent.splice(known, 1);
-    recent.unshift(name);
-    recent.length = Math.min(recent.length, MAX_RECENT);
-    decide('relabel', name);
-  };
-  const openSearch = () => {
-    if (!shown.length) return;
-    element('query').value = '';
-    active = 0;
-    element('search').showModal();
-    drawFound();
-    unpack().then(drawFound);
-  };
-  element('query').addEventListener('input', () => {
-    active = 0;
-    drawFound();
+  const search = openClassSearch({
+    load: unpack,
+    proposals: () => proposed(),
+    remark: (name) => (name === labelOf(shown[position]) ? 'the label' : ''),
+    takesNew: !labeled,
+    choose: (name) => decide('relabel', name),
   });
-  element('query').addEventListener('keydown', (event) => {
-    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-    if (step && options.length) active = (active + step + options.length) % options.length;
-    else if (event.key === 'Enter' && options.length && !event.isComposing) choose(options[active][0]);
-    else return;
-    event.preventDefault();
-    if (step) drawFound();
-  });
+  const openSearch = () => shown.length && search();
 
   // Keys of the page.
   const proposed = () => data.proposals[shown[position]].map(nameOf);

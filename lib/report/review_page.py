@@ -21,10 +21,9 @@ from PIL import Image
 
 from lib.dataset.corrections import Decision
 from lib.formats.decisions import UNLABELED
-from lib.report.chart_style import PALETTE
 from lib.report.contact_sheet import link_to
 from lib.report.galleries import thumbnail_base64
-from lib.report.page import inline_script, page_environment, thousands
+from lib.report.page import PALETTE, inline_script, page_environment, thousands
 from lib.runtime.files import remove, replace_together, write_text
 
 MAX_ITEMS = 20_000  # images of a review
@@ -114,7 +113,7 @@ def _renderer(data: ReviewData) -> Callable[[dict[str, Any], Sequence[Path], int
     environment = page_environment()
     environment.filters.update(thousands=thousands)
     template = environment.get_template('review_page.html')
-    script, script_hash = inline_script('review_decisions.js', 'review_page.js')
+    script, script_hash = inline_script('page.js', 'review_decisions.js', 'review_page.js')
     rare = {
         'names': [str(name) for name in data.class_names],
         'earlier': [msgspec.to_builtins(decision) for decision in data.earlier],

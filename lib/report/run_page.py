@@ -10,12 +10,12 @@ import numpy as np
 from markupsafe import Markup
 
 from lib.dataset.corrections import describe_counts
-from lib.report.chart_style import PALETTE, inline_svg, new_panel, styled
+from lib.report.chart_style import inline_svg, new_panel, styled
 from lib.report.charts import METRICS, curve_panels, draw_panel, draw_tau
 from lib.report.class_charts import data_statistics, draw_class_sizes, draw_error_by_count, draw_reliability
 from lib.report.class_table import class_data, report_json, static_rows
 from lib.report.galleries import ThumbnailBudget, fit_page, make_class_cards
-from lib.report.page import between, inline_script, page_environment, percent, points, thousands
+from lib.report.page import PALETTE, between, inline_script, page_environment, percent, points, thousands
 from lib.report.report_metrics import (
     GROUPS,
     ReportData,

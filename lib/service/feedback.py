@@ -19,7 +19,7 @@ from lib.formats.decisions import UNLABELED
 from lib.runtime.files import remove, wait_for_lock, write_bytes
 from lib.runtime.read_file import GB
 from lib.runtime.text import count_of, nfc, size_text
-from lib.service.batcher import ServiceError
+from lib.service.interface import ServiceError
 
 DECISIONS, PHOTOS = 'decisions.json', 'photos'
 MAX_PHOTOS, MAX_BYTES = 100_000, 20 * GB
