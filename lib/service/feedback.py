@@ -4,7 +4,6 @@ FOLDER/decisions.json has the form that the review page for photos without label
 as they were uploaded. `tools/convert.py decisions` and `tools/enroll.py --ENROLL_IMAGES` read it.
 """
 
-import hashlib
 import os
 import threading
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from lib.formats.decisions import UNLABELED
 from lib.runtime.files import remove, wait_for_lock, write_bytes
 from lib.runtime.read_file import GB
 from lib.runtime.text import count_of, nfc, size_text
-from lib.service.interface import ServiceError
+from lib.service.interface import ServiceError, photo_id
 
 DECISIONS, PHOTOS = 'decisions.json', 'photos'
 MAX_PHOTOS, MAX_BYTES = 100_000, 20 * GB
@@ -43,11 +42,6 @@ class Feedback:
 
     photo_id: str
     before: Decision | None
-
-
-def photo_id(photo: bytes) -> str:
-    """Return the identifier of a photo: the first 32 hexadecimal digits of its SHA-256."""
-    return hashlib.sha256(photo).hexdigest()[:32]
 
 
 class FeedbackStore:

@@ -12,8 +12,8 @@ from lib.dataset.corrections import read_decisions
 from lib.errors import UserError
 from lib.formats.decisions import UNLABELED
 from lib.runtime import files
-from lib.service.batcher import ServiceError
-from lib.service.feedback import FeedbackStore, photo_id
+from lib.service.feedback import FeedbackStore
+from lib.service.interface import ServiceError, photo_id
 
 
 def photo(number: int, form: str = 'JPEG') -> bytes:

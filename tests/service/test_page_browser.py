@@ -9,7 +9,7 @@ import pytest
 
 from lib.dataset.corrections import read_decisions
 from lib.formats.decisions import UNLABELED
-from lib.service.feedback import photo_id
+from lib.service.interface import photo_id
 from tests.report.test_browser import MARKUP, SIZES
 from tests.service.page_service import page_service, product
 
