@@ -13,8 +13,10 @@ from lib.runtime.log import LOGGER
 from lib.runtime.read_file import KB, read_bytes, reason_of
 from lib.service.feedback import FeedbackStore
 from lib.service.interface import Served
+from lib.service.page import build_page
 from lib.service.server import serve
 from lib.service.service import ServiceOptions
+from lib.service.train_photos import TrainPhotos
 
 _SHORTEST_TOKEN = 16  # characters
 
@@ -44,7 +46,13 @@ def serve_command(command: Command, read_again: Callable[[], Command]) -> None:
         token=token,
     )
     feedback = FeedbackStore(cfg.FEEDBACK) if cfg.FEEDBACK else None
-    serve(_Loader(command, read_again), path, options, host=cfg.HOST, port=cfg.PORT, feedback=feedback)
+    page = build_page(
+        title=command.cfg.NAME,
+        max_bytes=options.max_bytes,
+        feedback=feedback is not None,
+        num_neighbors=max(cfg.NEIGHBORS, 1),
+    )
+    serve(_Loader(command, read_again), path, options, host=cfg.HOST, port=cfg.PORT, page=page, feedback=feedback)
 
 
 class _Loader:
@@ -58,10 +66,12 @@ class _Loader:
         """Return the model, ready to compute."""
         command, self._command = self._command or self._read_again(), None
         cfg: Config = command.cfg
-        model = Model(load_model(command), threads=None, threshold=cfg.SERVE.THRESHOLD or None)
+        trained = load_model(command)
+        photos = TrainPhotos(trained, cfg.SERVE.NEIGHBORS) if cfg.SERVE.NEIGHBORS else None
+        model = Model(trained, threads=None, threshold=cfg.SERVE.THRESHOLD or None)
         size = model.image_size
         model.features_of_pixels(torch.zeros(cfg.SERVE.BATCH_SIZE, size, size, 3, dtype=torch.uint8))  # warms up
-        return Served(model)
+        return Served(model, photos)
 
 
 def _read_token(path: str) -> str:
