@@ -5,29 +5,27 @@
     model = load('log/demo/best_model.pth')
     model.predict('photo.jpg').name
 
-Importing this module takes 0.1 s; torch is imported by `load`. Nothing is printed: messages go to the logger
+Importing this module takes 0.2 s; `load` imports torch. Nothing is printed: messages go to the logger
 `recognizer`. Signal handlers, the state of torch's random numbers and its number of threads do not change.
 """
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from lib.dataset.decode_cost import DecodeError, TooLargeError
+from lib.dataset.given_image import GivenImage, check_image, check_images, is_image
 from lib.errors import UserError, shown
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
     from lib.commands.loaded_model import LoadedModel
-    from lib.inference.image_predictor import ImagePredictor, TopClasses
-
-# A path, the bytes of an image file, a Pillow image, or a uint8 array (height, width, 3): red, green, blue.
-ImageInput: TypeAlias = 'str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray'
+    from lib.inference.image_predictor import PixelBatch, TopClasses
 
 
 class ImageError(UserError):
@@ -83,34 +81,24 @@ def load(
         device: 'auto', 'cpu', 'mps', 'cuda' or 'cuda:1'.
         threads: CPU threads of the network, and threads that decode; None: one per core.
         batch_size: images per step of `predict` and `stream`; None: that of test.py.
-        threshold: probability below which an answer is not accepted; None: no answer is judged.
+        threshold: probability below which an answer is not accepted; None: the one that `test.py --TEST_ABSTAIN_ERROR`
+            has chosen last for this model, if it has. 0 accepts every answer.
 
     Raises:
         UserError: no such file, it is no checkpoint or damaged, or there is no such device.
     """
-    _check_options(path, threads, batch_size, threshold)
-    import torch
+    _check_options(path, device, threads, batch_size, threshold)
+    from lib.commands.library_model import load_for_library
 
-    from lib.builders.preprocessing import resolve_preprocessing
-    from lib.commands.command import Command
-    from lib.commands.loaded_model import load_model
-    from lib.config.load import merge_checkpoint_config
-    from lib.trainer.checkpointing.io import read_checkpoint
-
-    checkpoint = read_checkpoint(path)
-    options: dict[str, Any] = {'RUN.DEVICE': device}
-    if batch_size is not None:
-        options['TEST.BATCH_SIZE'] = batch_size
-    cfg = resolve_preprocessing(merge_checkpoint_config(checkpoint.config, path, options), is_resumed=True)
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(gpus):  # a network is created with random weights before it gets those of the file
-        trained = load_model(Command(cfg, checkpoint))
+    trained = load_for_library(Path(path), device=device, batch_size=batch_size)
     return Model(trained, threads=threads, threshold=threshold)
 
 
-def _check_options(path: object, threads: object, batch_size: object, threshold: object) -> None:
+def _check_options(path: object, device: object, threads: object, batch_size: object, threshold: object) -> None:
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f'path is of type {type(path).__name__}, but must be the path of a checkpoint')
+    if not isinstance(device, str):
+        raise TypeError(f'device is of type {type(device).__name__}, but must be the name of one, such as cpu')
     for name, value in (('threads', threads), ('batch_size', batch_size)):
         if value is not None and (type(value) is not int or value < 1):
             raise ValueError(f'{name} is {shown(value)}, but must be a whole number from 1 on, or None')
@@ -130,13 +118,15 @@ class Model:
         threshold: probability below which an answer is not accepted; None: no answer is judged.
     """
 
-    def __init__(self, trained: 'LoadedModel', *, threads: int | None, threshold: float | None) -> None:
-        """Take a loaded model; call `load` instead."""
-        self._trained = trained
+    def __init__(self, trained: 'LoadedModel', *, threads: int | None = None, threshold: float | None = None) -> None:
+        """Take a loaded model; arguments as `load`, which programs call."""
+        from lib.commands.library_model import with_predictor
+
+        self._opened = opened = with_predictor(trained, threads)
+        self._predictor = opened.predictor
         self.classes: Sequence[str] = tuple(trained.class_names)
-        self.threshold = threshold
-        self._predictor = _predictor_of(trained, threads)
-        self.version = _version_of(trained)
+        self.version = opened.version
+        self.threshold = opened.threshold if threshold is None else threshold
 
     @property
     def num_features(self) -> int:
@@ -152,9 +142,9 @@ class Model:
         return f'<Model {self.version}: {len(self.classes)} classes, {self.image_size} px>'
 
     @overload
-    def predict(self, images: ImageInput, top_k: int = 3) -> Record: ...
+    def predict(self, images: GivenImage, top_k: int = 3) -> Record: ...  # type: ignore[overload-overlap]  # str
     @overload
-    def predict(self, images: Iterable[ImageInput], top_k: int = 3) -> list[Record]: ...
+    def predict(self, images: Iterable[GivenImage], top_k: int = 3) -> list[Record]: ...
     def predict(self, images: Any, top_k: int = 3) -> Record | list[Record]:
         """Predict one image, or a sequence of images.
 
@@ -167,14 +157,14 @@ class Model:
         Raises:
             TypeError, ValueError: something else than images.
         """
-        if not _is_one(images):
+        if not is_image(images):
             return list(self.stream(images, top_k))
         try:
             return self.predict_pixels(self.pixels(images)[None], top_k)[0]
         except ImageError as error:
             return self._failed(str(error))
 
-    def stream(self, images: Iterable[ImageInput], top_k: int = 3) -> Iterator[Record]:
+    def stream(self, images: Iterable[GivenImage], top_k: int = 3) -> Iterator[Record]:
         """Yield the record of each of any number of images, in order, with constant memory.
 
         Images are decoded while the network runs: some batches of images are taken from `images` ahead.
@@ -185,7 +175,7 @@ class Model:
         num_top = self._num_top(top_k)
         return (
             record
-            for top, errors in self._predictor.stream_top_classes(_checked(images), num_top)
+            for top, errors in self._predictor.stream_top_classes(check_images(images), num_top)
             for record in self._records(top, top_k, errors)
         )
 
@@ -194,24 +184,21 @@ class Model:
 
         Images that cannot be decoded have NaN.
         """
-        is_one = _is_one(images)
+        is_one = is_image(images)
         parts = [np.zeros((0, self.num_features), np.float32)]
-        for features, errors in self._predictor.stream_features([images] if is_one else _checked(images)):
+        for features, errors in self._predictor.stream_features([images] if is_one else check_images(images)):
             features[list(errors)] = np.nan
             parts.append(features)
         joined = np.concatenate(parts)
         return joined[0] if is_one else joined
 
-    def pixels(self, image: ImageInput) -> 'torch.Tensor':
+    def pixels(self, image: GivenImage) -> 'torch.Tensor':
         """Return the pixels that the network gets, uint8 (image_size, image_size, 3), decoded in the calling thread.
 
         Raises:
             ImageError: the image cannot be read or decoded.
             TypeError, ValueError: it is no image.
         """
-        from lib.dataset.decode_cost import DecodeError, TooLargeError
-        from lib.dataset.given_image import check_image
-
         check_image(image)
         try:
             return self._predictor.pixels(image)
@@ -234,16 +221,45 @@ class Model:
             raise ValueError(f'features are of shape {shown(values.shape)}, but must be (n, {self.num_features})')
         return self._records(self._predictor.classify(values, self._num_top(top_k)), top_k)
 
-    def _batch(self, pixels: Any) -> Any:
-        import torch
+    def enroll(
+        self,
+        classes: Mapping[str, Sequence[GivenImage]],
+        *,
+        known: Mapping[str, Sequence[GivenImage]] | None = None,
+        max_loss: float = 0.02,
+    ) -> 'Model':
+        """Return a model with further classes, from a few images of each, as tools/enroll.py does.
 
-        from lib.inference.image_predictor import PixelBatch
+        This model does not change. `save` writes the new one.
 
-        batch, size = torch.as_tensor(pixels), self.image_size
-        if batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[1:] != (size, size, 3):
-            shape = shown(tuple(batch.shape))
-            raise ValueError(f'pixels are {batch.dtype} {shape}, but must be uint8 (n, {size}, {size}, 3)')
-        return PixelBatch(batch)
+        Args:
+            classes: name of each new class -> its images.
+            known: name of a class of this model -> images that the model was not trained on. The new classes get the
+                largest weights for which the accuracy of these, averaged over classes, falls by at most `max_loss`.
+                Without them, the loss of the old classes is not limited.
+
+        Raises:
+            UserError: a class is there already, or has no images; an image cannot be decoded.
+        """
+        from lib.commands.library_model import enroll_images
+
+        trained = enroll_images(self._opened, classes, known or {}, max_loss)
+        return Model(trained, threads=self._opened.threads, threshold=self.threshold)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write a checkpoint that `load` and all scripts read.
+
+        Raises:
+            UserError: the file exists and `overwrite` is False, or its name does not end with .pth.
+        """
+        from lib.commands.library_model import save_model
+
+        save_model(self._opened.trained, Path(path), overwrite=overwrite)
+
+    def _batch(self, pixels: Any) -> 'PixelBatch':
+        from lib.inference.image_predictor import batch_of
+
+        return batch_of(pixels, self.image_size)
 
     def _num_top(self, top_k: int) -> int:
         """Return the number of classes to compute: at least those that test.py stores, in the same order."""
@@ -254,61 +270,16 @@ class Model:
         return max(top_k, NUM_TOP)
 
     def _records(self, top: 'TopClasses', top_k: int, errors: Mapping[int, str] = {}) -> list[Record]:
-        names, rows = (
-            self.classes,
-            zip(top.classes[:, :top_k].tolist(), top.probabilities[:, :top_k].tolist(), strict=True),
-        )
-        return [
-            self._failed(errors[position])
-            if position in errors
-            else Record(
-                [(names[label], value) for label, value in zip(labels, values, strict=True)],
-                None if self.threshold is None else values[0] >= self.threshold,
-            )
-            for position, (labels, values) in enumerate(rows)
-        ]
+        names, threshold = self.classes, self.threshold
+        records = []
+        labels, probabilities = top.classes[:, :top_k].tolist(), top.probabilities[:, :top_k].tolist()
+        for position, chances in enumerate(probabilities):
+            if position in errors:
+                records.append(self._failed(errors[position]))
+                continue
+            best = [(names[label], chance) for label, chance in zip(labels[position], chances, strict=True)]
+            records.append(Record(best, None if threshold is None else chances[0] >= threshold))
+        return records
 
     def _failed(self, reason: str) -> Record:
         return Record([], None if self.threshold is None else False, reason)
-
-
-def _is_one(images: object) -> bool:
-    from lib.dataset.given_image import is_image
-
-    return is_image(images)
-
-
-def _checked(images: Any) -> Iterable[ImageInput]:
-    """Return a sequence of images. Raises: TypeError, for what has no order, or is no sequence."""
-    if _is_one(images) or isinstance(images, Mapping | AbstractSet) or not isinstance(images, Iterable):
-        raise TypeError(f'images are of type {type(images).__name__}, but must be a list or another sequence of images')
-    return images
-
-
-def _predictor_of(trained: 'LoadedModel', threads: int | None) -> 'ImagePredictor':
-    import torch
-
-    from lib.builders.loader import build_normalize, eval_batch_size, num_workers, plain_view
-    from lib.inference.image_predictor import ImagePredictor
-
-    trained.model.eval()
-    return ImagePredictor(
-        trained.engine,
-        plain_view(trained.cfg),
-        build_normalize(trained.cfg, trained.device),
-        batch_size=eval_batch_size(trained.cfg, trained.device),
-        num_threads=threads or torch.get_num_threads(),
-        num_decoders=threads or num_workers(-1),
-    )
-
-
-def _version_of(trained: 'LoadedModel') -> str:
-    import hashlib
-
-    from lib.builders.cache_key import checkpoint_fingerprint, input_key
-
-    inputs = {
-        name: value for name, value in input_key(trained.cfg, trained.device).items() if name not in ('device', 'heic')
-    }
-    text = f'{checkpoint_fingerprint(trained.checkpoint)} {sorted(inputs.items())} {trained.class_names}'
-    return hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:12]

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -41,6 +42,18 @@ def checkpoint_fingerprint(checkpoint: Checkpoint, prefix: str = '') -> str:
     return hashlib.sha256(f'{fingerprint} {checkpoint.base.digest}'.encode()).hexdigest()
 
 
+def model_version(cfg: Config, checkpoint: Checkpoint, class_names: Sequence[str]) -> str:
+    """Return a short fingerprint of a model: of its weights, preprocessing and class names.
+
+    It is the same on every device, and for all copies of a checkpoint file.
+    """
+    inputs = cfg.INPUT
+    size = inputs.TEST_SIZE or inputs.SIZE
+    preprocessing = [size, inputs.CROP_RATIO, inputs.INTERPOLATION, *inputs.MEAN, *inputs.STD, cfg.DATASET.COLOR_SPACE]
+    text = f'{checkpoint_fingerprint(checkpoint)} {preprocessing} {list(class_names)}'
+    return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]
+
+
 def split_key(split: DatasetSplit, *, with_labels: bool = True) -> dict[str, Any]:
     """Return the fingerprints of a split's names and labels, and of all its files.
 
@@ -55,10 +68,22 @@ def split_key(split: DatasetSplit, *, with_labels: bool = True) -> dict[str, Any
     return {'split': split.digest() if with_labels else split.names_digest(), 'files': files, 'inodes': inodes}
 
 
-def input_key(cfg: Config, device: Device) -> dict[str, Any]:
-    """Return the options that validation and test images are preprocessed by, and the device that computes."""
-    inputs = cfg.INPUT
-    return {'size': inputs.TEST_SIZE or inputs.SIZE, 'crop_ratio': inputs.CROP_RATIO, **pixel_key(cfg, device)}
+def input_key(cfg: Config, device: Device, precision: str = '') -> dict[str, Any]:
+    """Return the options that validation and test images are preprocessed by, and what computes their features.
+
+    The float32 engines are equal up to rounding, so they are no part of it, and a result that one has begun may be
+    completed by another.
+
+    Args:
+        precision: of the features; default: RUN.ENGINE_PRECISION.
+    """
+    inputs, precision = cfg.INPUT, precision or cfg.RUN.ENGINE_PRECISION
+    return {
+        'size': inputs.TEST_SIZE or inputs.SIZE,
+        'crop_ratio': inputs.CROP_RATIO,
+        **pixel_key(cfg, device),
+        **({} if precision == 'float32' else {'engine_precision': precision}),
+    }
 
 
 def pixel_key(cfg: Config, device: Device) -> dict[str, Any]:

@@ -135,6 +135,15 @@ def model_of(
     return model
 
 
+def with_classifier(model: Recognizer, checkpoint: Checkpoint, cfg: Config, device: Device) -> Recognizer:
+    """Return a recognizer with the backbone of `model`, which both share, and the classifier of a checkpoint."""
+    classifier = CLASSIFIERS[cfg.MODEL.CLASSIFIER](cfg.MODEL, model.num_features, checkpoint.num_classes, None)
+    classifier.load_state_dict(_with_prefix(checkpoint.state_dict, 'classifier.'))
+    return Recognizer(
+        model.backbone, classifier.to(device.main), train_dtype=model.train_dtype, eval_dtype=model.eval_dtype
+    )
+
+
 def model_at_test_size(cfg: Config, device: Device) -> Callable[[Recognizer], Recognizer] | None:
     """Return a function from a recognizer of INPUT.SIZE to one of INPUT.TEST_SIZE with its current weights.
 

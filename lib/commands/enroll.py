@@ -3,19 +3,16 @@
 The result is an ordinary checkpoint, a validation split of old and new classes, and their metrics.
 """
 
-import hashlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from lib.builders.data import open_named_images, open_valid_split
 from lib.builders.split import DatasetSplit
-from lib.classifier.cosine import CosineClassifier
-from lib.classifier.linear import without_scale
+from lib.commands.enrolled_model import enrolled_checkpoint, row_geometry
 from lib.commands.loaded_model import LoadedModel, split_features
 from lib.config.defaults import KEYS
 from lib.config.yaml_text import as_node, as_text, as_values
@@ -32,7 +29,7 @@ from lib.runtime.folders import fresh_folder, holds_others
 from lib.runtime.log import LOGGER
 from lib.runtime.text import name_warnings, names_digest, rounded_code_warnings
 from lib.trainer.checkpointing.io import write_checkpoint
-from lib.trainer.checkpointing.state import TrainingSet, versions
+from lib.trainer.checkpointing.state import Checkpoint, versions
 from lib.trainer.run_folder import RunFolder
 
 FOLDS = 5
@@ -76,16 +73,10 @@ def enroll(trained: LoadedModel) -> EnrollResult:
         features = split_features(trained, valid, 'valid')
         scored = score_features(trained.engine, features.values, features.labels)
         old = scored.at(np.flatnonzero(features.readable))
-    chosen = imprint(
-        new.shots,
-        old,
-        norm=_median_norm(trained),
-        cosine_scale=_cosine_scale(trained),
-        max_loss=cfg.ENROLL.MAX_LOSS,
-    )
+    chosen = imprint(new.shots, old, **row_geometry(trained)._asdict(), max_loss=cfg.ENROLL.MAX_LOSS)
     metrics = _metrics(trained, new, old, chosen)
     files = _write(
-        trained, folder, _state(trained, chosen), new.classes, np.bincount(new.shots.labels), metrics,
+        trained, folder, enrolled_checkpoint(trained, chosen, new.classes, np.bincount(new.shots.labels)), metrics,
         None if valid is None else (valid, new.split, new.held_rows),
     )  # fmt: skip
     return EnrollResult(metrics, files)
@@ -156,43 +147,13 @@ def _valid_split(trained: LoadedModel) -> DatasetSplit | None:
     return valid
 
 
-def _cosine_scale(trained: LoadedModel) -> float | None:
-    classifier = trained.model.classifier
-    return classifier.scale if isinstance(classifier, CosineClassifier) else None
-
-
-def _median_norm(trained: LoadedModel) -> float:
-    """Return the median length of the old rows, scales per class multiplied in."""
-    state = {key: value.detach().cpu() for key, value in trained.model.classifier.state_dict().items()}
-    norm = float(without_scale(state)['weight'].norm(dim=1).median())
-    return norm or 1.0  # all rows are zeros
-
-
-def _state(trained: LoadedModel, chosen: Imprint) -> dict[str, torch.Tensor]:
-    """Return the state of the model with the new rows behind the old ones."""
-    state = dict(trained.checkpoint.state_dict)
-    rows = {'weight': torch.from_numpy(chosen.weight), 'bias': torch.from_numpy(chosen.bias)}
-    rows['scale'] = torch.ones(len(chosen.weight))
-    for name, value in rows.items():
-        key = f'classifier.{name}'
-        if key in state:
-            state[key] = torch.cat([state[key], value.to(state[key])])
-    return state
-
-
 def _metrics(trained: LoadedModel, new: _NewImages, old: ScoredFeatures | None, chosen: Imprint) -> dict[str, Any]:
     """Return the content of enroll.json; the images that a parameter was chosen by do not measure it."""
-    cosine_scale, num_classes = _cosine_scale(trained), len(new.classes.names)
+    geometry, num_classes = row_geometry(trained), len(new.classes.names)
     of_old: dict[str, Any] = {}
     if old is not None:
-        after = cross_fit_imprint(
-            new.shots,
-            old,
-            norm=_median_norm(trained),
-            cosine_scale=cosine_scale,
-            max_loss=trained.cfg.ENROLL.MAX_LOSS,
-            folds=FOLDS,
-        )
+        max_loss = trained.cfg.ENROLL.MAX_LOSS
+        after = cross_fit_imprint(new.shots, old, **geometry._asdict(), max_loss=max_loss, folds=FOLDS)
         of_old = {
             'before': mean_class_accuracy(old.labels, old.correct),
             'after': mean_class_accuracy(old.labels, after),
@@ -202,7 +163,7 @@ def _metrics(trained: LoadedModel, new: _NewImages, old: ScoredFeatures | None, 
     of_new: dict[str, Any] = {'num_shots': len(new.shots), 'num_measured': len(new.held_out)}
     correct = np.zeros(0, bool)
     if len(new.held_out):
-        correct = chosen.wins(new.held_out, cosine_scale) == new.held_out.labels
+        correct = chosen.wins(new.held_out, geometry.cosine_scale) == new.held_out.labels
         of_new |= {'before': 0.0, 'after': mean_class_accuracy(new.held_out.labels, correct)}
     num_shots = np.bincount(new.shots.labels, minlength=num_classes)
     num_correct, num_measured = count_per_class(new.held_out.labels, correct, num_classes)
@@ -225,17 +186,14 @@ def _metrics(trained: LoadedModel, new: _NewImages, old: ScoredFeatures | None, 
 def _write(
     trained: LoadedModel,
     folder: Path,
-    state: dict[str, torch.Tensor],
-    classes: ClassNames,
-    counts: np.ndarray,
+    checkpoint: Checkpoint,
     metrics: dict[str, Any],
     measured: tuple[DatasetSplit, DatasetSplit, np.ndarray] | None,
 ) -> list[Path]:
     """Write the folder and return its files, the model first; an old folder of that name is renamed.
 
     Args:
-        state: of the model, with rows for the new classes.
-        classes, counts: names (and parents) of the new classes, and (k,) images that each was enrolled from.
+        checkpoint: with the new classes.
         metrics: content of enroll.json.
         measured: the valid split of the old classes, the split of the new images, and its held-out rows. If all images
             are files, they become the valid split of the new model.
@@ -245,7 +203,8 @@ def _write(
         _check_free(trained, folder)  # again: another process may have written a result meanwhile
         return holds_others(folder, _FILES, MODEL)
 
-    training_set = _training_set(trained, classes, counts)
+    training_set = checkpoint.training_set
+    assert training_set is not None
     with fresh_folder(folder, 'ENROLL.OUT', is_old):
         files = [folder / MODEL, folder / 'enroll.json', folder / 'classes.json']
         values = as_values(trained.cfg)
@@ -258,26 +217,8 @@ def _write(
         run.write_environment(config, {'device': trained.device.describe(training=False), **versions()})
         run.write_classes(training_set.class_names, training_set.class_parents)
         write_json(folder / 'enroll.json', metrics)
-        checkpoint = replace(trained.for_prediction(), state_dict=state, config=config, training_set=training_set)
-        write_checkpoint(folder / MODEL, checkpoint)
+        write_checkpoint(folder / MODEL, replace(checkpoint, config=config))
     return files
-
-
-def _training_set(trained: LoadedModel, classes: ClassNames, counts: np.ndarray) -> TrainingSet:
-    known = trained.checkpoint.training_set
-    if known is None:
-        LOGGER.warning(
-            '%s: no training counts, so many, medium and few are undefined',
-            trained.path,
-        )
-    names = [*trained.class_names, *classes.names]
-    parents = list(known.class_parents) if known else []
-    if parents or classes.parents:
-        num_old = len(trained.class_names)
-        parents = (parents or [[] for _ in range(num_old)]) + (classes.parents or [[] for _ in classes.names])
-    text = f'{known.digest if known else ""} {classes.names} {counts.tolist()}'
-    all_counts = np.concatenate([trained.train_counts, counts]).astype(np.int64)
-    return TrainingSet(hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest(), all_counts, names, parents)
 
 
 def _write_valid(path: Path, names: list[str], old: DatasetSplit, new: DatasetSplit, new_rows: np.ndarray) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.builders.cache_key import checkpoint_fingerprint, input_key, split_key
+from lib.builders.cache_key import checkpoint_fingerprint, input_key, model_version, split_key
 from lib.builders.data import open_valid_split
 from lib.builders.features import locked_store
 from lib.builders.loader import eval_batch_size
@@ -213,12 +213,20 @@ def _threshold(predictor: Predictor, stem: Path) -> Threshold:
     threshold = choose_threshold(curve, max_risk)
     if first.group.is_main:
         content = {
-            'wanted_error': max_risk, 'threshold': threshold.value if threshold.coverage else None,
-            'coverage': threshold.coverage, 'error': threshold.risk, 'error_bound_95': threshold.bound,
-            'area_under_curve': curve.area,
+            'model': _version_of(predictor), 'wanted_error': max_risk,
+            'threshold': threshold.value if threshold.coverage else None, 'coverage': threshold.coverage,
+            'error': threshold.risk, 'error_bound_95': threshold.bound, 'area_under_curve': curve.area,
             'curve': {'coverage': curve.coverage.tolist(), 'error': curve.risk.tolist()},
         }  # fmt: skip
         with replace_together(stem.parent):
             write_json(stem.with_name(f'{stem.name}.risk_coverage.json'), content)
             plot_risk_coverage(stem.with_name(f'{stem.name}.risk_coverage.png'), content)
     return threshold
+
+
+def _version_of(predictor: Predictor) -> str | None:
+    """Return the version of the model whose plain view is predicted; None for several models or views."""
+    first = predictor.trained[0]
+    views = tta_views(first.cfg)
+    is_plain = len(predictor.trained) == 1 and len(views) == 1 and views.averages_plain
+    return model_version(first.cfg, first.checkpoint, first.class_names) if is_plain else None

@@ -2,13 +2,15 @@
 
 import os
 import threading
-from typing import TypeAlias
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
 
 from lib.dataset.decode import check_size
-from lib.dataset.decode_cost import DecodeError, check_memory
+from lib.dataset.decode_cost import DecodeError, TooLargeError, check_memory
 from lib.dataset.images import read_image_file
 from lib.dataset.lazy_image import LazyImage, LazyPixelImage, open_lazy_image
 from lib.dataset.upright_rgb import orientation, pixels_of, to_rgb, upright
@@ -33,13 +35,20 @@ def is_image(value: object) -> bool:
 def check_image(value: object, name: str = 'the image') -> None:
     """Raise TypeError for a value that is no image of any form, and ValueError for an array of another form."""
     if not is_image(value):
-        raise TypeError(f'{name} is {_kind(value)}, but must be {_FORMS}')
+        kind = f'an array of shape {shown(value.shape)}' if isinstance(value, np.ndarray) else type(value).__name__
+        raise TypeError(f'{name} is {kind}, but must be {_FORMS}')
     if isinstance(value, np.ndarray) and (value.dtype != np.uint8 or value.shape[2:] not in ((), (1,), (3,), (4,))):
-        shape = tuple(value.shape)
         raise ValueError(
-            f'{name} is an array {value.dtype} {shown(shape)}, but must be uint8 (height, width, 3): red, green, blue; '
-            'or (height, width) gray, or (height, width, 4) with transparency'
+            f'{name} is an array {value.dtype} {shown(value.shape)}, but must be uint8 (height, width, 3), RGB; '
+            'or (height, width), gray; or (height, width, 4), with transparency'
         )
+
+
+def check_images(images: Any) -> Iterable[GivenImage]:
+    """Return a sequence of images, or an iterator over them. Raises: TypeError, if it is neither."""
+    if is_image(images) or isinstance(images, Mapping | AbstractSet) or not isinstance(images, Iterable):
+        raise TypeError(f'images are of type {type(images).__name__}, but must be a list or another sequence of images')
+    return images
 
 
 def open_image(image: GivenImage) -> LazyImage:
@@ -58,7 +67,7 @@ def open_image(image: GivenImage) -> LazyImage:
         return LazyPixelImage(_pillow_pixels(image))
     data = bytes(image) if isinstance(image, _BUFFERS) else _read(os.fsdecode(image))
     if len(data) > MAX_IMAGE_BYTES:
-        raise DecodeError(f'has {len(data):,} bytes; at most {MAX_IMAGE_BYTES:,} are allowed')
+        raise TooLargeError(f'has {len(data):,} bytes; at most {MAX_IMAGE_BYTES:,} are allowed')
     return open_lazy_image(data)
 
 
@@ -90,10 +99,3 @@ def _pillow_pixels(image: Image.Image) -> np.ndarray:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
         raise DecodeError(shown(error)) from None
-
-
-def _kind(value: object) -> str:
-    """Return the type of a value, and what is known of its content."""
-    if isinstance(value, np.ndarray):
-        return f'an array {value.dtype} {shown(tuple(value.shape))}'
-    return f'of type {type(value).__name__}'

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from lib.dataset.crop_resize import crop_resize
 from lib.dataset.decode_cost import DecodeError
 from lib.dataset.given_image import GivenImage, check_image, open_image
 from lib.dataset.transforms import Transform
+from lib.errors import shown
 from lib.inference.engine import Engine
 from lib.inference.ensemble import pad_batch
 from lib.inference.run import logit_batch_size
@@ -53,6 +54,15 @@ class PixelBatch:
     pixels: torch.Tensor
     errors: dict[int, str] = field(default_factory=dict)
     min_batch: int = 0
+
+
+def batch_of(pixels: Any, size: int) -> PixelBatch:
+    """Return a batch of pixels, a tensor or an array. Raises: ValueError, if it is not uint8 (n, size, size, 3)."""
+    batch = torch.as_tensor(pixels)
+    if batch.dtype != torch.uint8 or batch.shape[1:] != (size, size, 3):
+        shape = shown(tuple(batch.shape))
+        raise ValueError(f'pixels are {batch.dtype} {shape}, but must be uint8 (n, {size}, {size}, 3)')
+    return PixelBatch(batch)
 
 
 class ImagePredictor:

@@ -1,0 +1,160 @@
+"""The model of lib/api.py: loaded without a command line, with its predictor, its threshold, and further classes."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from lib.builders.cache_key import model_version
+from lib.builders.loader import build_normalize, eval_batch_size, num_workers, plain_view
+from lib.builders.preprocessing import resolve_preprocessing
+from lib.commands.command import Command
+from lib.commands.enrolled_model import enrolled_checkpoint, enrolled_model, row_geometry
+from lib.commands.ensemble import tta_views
+from lib.commands.loaded_model import LoadedModel, load_model
+from lib.config.load import merge_checkpoint_config
+from lib.dataset.annotations import ClassNames
+from lib.dataset.given_image import GivenImage, check_images
+from lib.errors import UserError, is_unicode, shown
+from lib.inference.image_predictor import ImagePredictor
+from lib.posthoc.candidate_scores import ScoredFeatures, score_features
+from lib.posthoc.imprint import imprint
+from lib.runtime.json_file import read_json
+from lib.runtime.log import LOGGER
+from lib.runtime.text import name_warnings, nfc
+from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
+
+
+@dataclass(frozen=True)
+class LibraryModel:
+    """A trained model with what predicts images by it.
+
+    Attributes:
+        version: fingerprint of weights, preprocessing and class names.
+        threshold: probability below which an answer is not accepted, as test.py chose it; None: it chose none.
+        threads: as lib.api.load gets them.
+    """
+
+    trained: LoadedModel
+    predictor: ImagePredictor
+    version: str
+    threshold: float | None
+    threads: int | None
+
+
+def load_for_library(path: Path, *, device: str, batch_size: int | None) -> LoadedModel:
+    """Load a checkpoint; arguments as lib.api.load. Raises: UserError."""
+    checkpoint = read_checkpoint(path)
+    options: dict[str, Any] = {'RUN.DEVICE': device} | ({} if batch_size is None else {'TEST.BATCH_SIZE': batch_size})
+    cfg = resolve_preprocessing(merge_checkpoint_config(checkpoint.config, path, options), is_resumed=True)
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(gpus):  # a network has random weights before it gets those of the file
+        trained = load_model(Command(cfg, checkpoint))
+    views = tta_views(cfg)
+    if len(views) > 1 or not views.averages_plain or cfg.TEST.ENSEMBLE:
+        LOGGER.warning('%s: only its plain view is predicted: TEST.FLIP, CROPS, SCALES and ENSEMBLE are ignored', path)
+    return trained
+
+
+def with_predictor(trained: LoadedModel, threads: int | None) -> LibraryModel:
+    """Return a loaded model with what predicts images by it."""
+    trained.model.eval()
+    predictor = ImagePredictor(
+        trained.engine,
+        plain_view(trained.cfg),
+        build_normalize(trained.cfg, trained.device),
+        batch_size=eval_batch_size(trained.cfg, trained.device),
+        num_threads=threads or torch.get_num_threads(),
+        num_decoders=threads or num_workers(-1),
+    )
+    version = model_version(trained.cfg, trained.checkpoint, trained.class_names)
+    return LibraryModel(trained, predictor, version, _stored_threshold(trained.folder, version), threads)
+
+
+class _RiskCoverage(msgspec.Struct):
+    """The part of risk_coverage.json that is needed here; older files lack the model."""
+
+    model: str | None = None
+    threshold: float | None = None
+
+
+def _stored_threshold(folder: Path, version: str) -> float | None:
+    """Return the threshold that test.py has chosen last for this model; above 1 where no answer is accepted."""
+    files = sorted(folder.glob('*.risk_coverage.json'), key=os.path.getmtime)
+    found = [content for content in (read_json(file, _RiskCoverage) for file in files) if content.model == version]
+    if not found:
+        return None
+    return np.inf if found[-1].threshold is None else found[-1].threshold
+
+
+def enroll_images(
+    opened: LibraryModel,
+    classes: Mapping[str, Sequence[GivenImage]],
+    known: Mapping[str, Sequence[GivenImage]],
+    max_loss: float,
+) -> LoadedModel:
+    """Return a model with further classes; arguments as lib.api.Model.enroll.
+
+    Raises:
+        TypeError: something else than dictionaries from names to lists of images.
+        UserError: a class is there already, has no images, or one of its images cannot be decoded.
+    """
+    trained = opened.trained
+    classes, known = _listed(classes, 'classes'), _listed(known, 'known')
+    label_of = {name: label for label, name in enumerate(trained.class_names)}
+    names = [nfc(name) for name in classes]
+    for name in names:
+        if not name.strip() or not is_unicode(name):
+            raise UserError(f'a class is named {shown(name)}, but names must be text')
+        if name in label_of or names.count(name) > 1:
+            raise UserError(f'the model has the class {shown(name)} already; leave it out, or fine-tune on its images')
+    unknown = next((name for name in known if nfc(name) not in label_of), None)
+    if unknown is not None:
+        raise UserError(f'known has images of the class {shown(unknown)}, which the model does not have')
+    for warning in name_warnings(names, known=trained.class_names):
+        LOGGER.warning('%s', warning)
+    shots = _scored(opened, classes, list(range(len(names))), are_new=True)
+    old = _scored(opened, known, [label_of[nfc(name)] for name in known]) if known else None
+    chosen = imprint(shots, old, **row_geometry(trained)._asdict(), max_loss=max_loss)
+    checkpoint = enrolled_checkpoint(trained, chosen, ClassNames(names, []), np.bincount(shots.labels))
+    return enrolled_model(trained, checkpoint)
+
+
+def _listed(images: Any, name: str) -> dict[str, list[GivenImage]]:
+    if not isinstance(images, Mapping) or not all(isinstance(key, str) for key in images):
+        raise TypeError(f'{name} is {shown(images)}, but must be a dictionary from class names to lists of images')
+    return {key: list(check_images(some)) for key, some in images.items()}
+
+
+def _scored(
+    opened: LibraryModel, images: Mapping[str, Sequence[GivenImage]], labels: Sequence[int], *, are_new: bool = False
+) -> ScoredFeatures:
+    """Return the features of images by class, and the scores of the old classes."""
+    counts = [len(some) for some in images.values()]
+    empty = next((name for name, count in zip(images, counts, strict=True) if not count), None)
+    if empty is not None:
+        raise UserError(f'the class {shown(empty)} has no images')
+    parts = []
+    start = 0
+    for features, errors in opened.predictor.stream_features([image for some in images.values() for image in some]):
+        for position, reason in errors.items():
+            name = list(images)[int(np.searchsorted(np.cumsum(counts), start + position, side='right'))]
+            raise UserError(f'an image of the class {shown(name)} cannot be decoded: {reason}')
+        parts.append(features)
+        start += len(features)
+    return score_features(opened.predictor.engine, np.concatenate(parts), np.repeat(labels, counts), are_new=are_new)
+
+
+def save_model(trained: LoadedModel, path: Path, *, overwrite: bool) -> None:
+    """Write a checkpoint for prediction. Raises: UserError, if the file exists and `overwrite` is False."""
+    if path.suffix != '.pth':
+        raise UserError(f'{path}: the name of a checkpoint must end with .pth')
+    if path.exists() and not overwrite:
+        raise UserError(f'{path} exists already: give another path, or overwrite=True')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_checkpoint(path, trained.for_prediction())
