@@ -89,7 +89,8 @@ def add_status(app: FastAPI, service: Service) -> None:
     async def metrics(request: Request) -> Response:
         """Return the metrics of this process in the text format of Prometheus."""
         service.metrics.waiting.set(service.batcher.num_waiting)
-        service.metrics.connections.set(len(request.scope['connection'].connections))
+        if 'connection' in request.scope:
+            service.metrics.connections.set(len(request.scope['connection'].connections))
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
 

@@ -1,7 +1,8 @@
-"""A service with a network that takes a known time and answers with the mean color of an image.
+"""A service whose network answers with the mean color of an image, in a time that the image determines.
 
 python fake_service.py MODEL_FILE OPTIONS. The file contains the version of the model; one that contains 'broken' cannot
-be loaded. OPTIONS is a JSON object: those of ServiceOptions, `batch_ms` (time per batch), and `feedback` (a folder).
+be loaded. OPTIONS is a JSON object: those of ServiceOptions, and `feedback` (a folder). An image that is one pixel high
+takes 20 ms per pixel of its width.
 """
 
 import json
@@ -35,21 +36,23 @@ class MeanColor:
 
     classes = CLASSES
 
-    def __init__(self, version: str, batch_ms: float) -> None:
-        self.version, self.seconds = version, batch_ms / 1000
+    def __init__(self, version: str) -> None:
+        self.version = version
 
     def pixels(self, image: bytes) -> torch.Tensor:
         try:
             pixels, _ = open_lazy_image(image).pixels(0.01)
         except DecodeError as error:
             raise ImageError(str(error), is_too_large=isinstance(error, TooLargeError)) from None
-        out = np.empty((8, 8, 3), np.uint8)
-        resize(np.array(pixels), out)
+        out = np.zeros((9, 8, 3), np.uint8)
+        resize(np.array(pixels), out[:8])
+        if len(pixels) == 1:
+            out[8] = min(pixels.shape[1], 255)
         return torch.from_numpy(out)
 
     def features_of_pixels(self, pixels: torch.Tensor) -> np.ndarray:
-        time.sleep(self.seconds)
-        return pixels.float().mean((1, 2)).numpy() / 255
+        time.sleep(int(pixels[:, 8].max()) * 0.02)
+        return pixels[:, :8].float().mean((1, 2)).numpy() / 255
 
     def predict_features(self, features: np.ndarray, top_k: int) -> list[Record]:
         probabilities = np.exp(features) / np.exp(features).sum(1, keepdims=True)
@@ -63,13 +66,13 @@ class MeanColor:
 def main() -> None:
     path, options = Path(sys.argv[1]), json.loads(sys.argv[2])
     start_console()
-    batch_ms, folder = options.pop('batch_ms', 0.0), options.pop('feedback', '')
+    folder = options.pop('feedback', '')
 
     def load() -> Served:
         version = path.read_text(encoding='utf-8')
         if 'broken' in version:
             raise ValueError('this model is broken')
-        return Served(MeanColor(version, batch_ms))
+        return Served(MeanColor(version))
 
     feedback = FeedbackStore(folder) if folder else None
     serve(load, path, ServiceOptions(**options), host='127.0.0.1', port=0, feedback=feedback)

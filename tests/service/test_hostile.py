@@ -3,21 +3,13 @@
 import random
 import re
 import socket
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.service.hostile import request
-from tests.service.serving import RunningService, fake_service, photo, received
+from tests.service.serving import RunningService, photo, received
 
 pytestmark = [pytest.mark.process, pytest.mark.long]
-
-
-@pytest.fixture(scope='module')
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    with fake_service(tmp_path_factory.mktemp('hostile'), seconds=1.0, max_bytes=1_000_000) as running:
-        yield running
 
 
 def outcome(service: RunningService, data: bytes) -> str:
@@ -68,7 +60,7 @@ def test_ten_thousand_without_growing_memory(service: RunningService):
     assert sum(outcomes.values()) == 10_000
 
 
-def test_half_requests_of_many_clients_leave_it_working(service: RunningService, tmp_path: Path):
+def test_half_requests_of_many_clients_leave_it_working(service: RunningService):
     clients = [service.connect() for _ in range(200)]
     for client in clients:
         client.sendall(b'POST /predict HTTP/1.1\r\nContent-Length: 500\r\nContent-Type: image/jpeg\r\n\r\nhalf')
