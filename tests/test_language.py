@@ -71,8 +71,7 @@ BRITISH = re.compile(
     'colour|grey|neighbour|behaviour|favour|flavour|honour|labour|(normal|optim|initial|regular|general|summar|recogn|'
     'organ|serial|parallel|vector|quant|visual|equal|minim|maxim|standard|util|penal|random|special|priorit|synchron|'
     'memor|categor|custom|final|util)is(e|ing|ation|able)|emphasise|analys(e|ing)|centre|metre|fibre|licence|defence|'
-    'learnt|spelt|burnt|labell|modell(ed|ing)|travell|whilst|artefact|programme\\b|catalogue|fulfil\\b',
-    re.IGNORECASE,
+    'learnt|spelt|burnt|labell|modell(ed|ing)|travell|whilst|artefact|programme\\b|catalogue|fulfil\\b'
 )
 
 
@@ -174,9 +173,10 @@ def test_spelling_is_american():
     """In identifiers and code too: one spelling per word makes the tree searchable."""
     found = []
     for path in [*python_files(), *pages()]:
-        lines = path.read_text(encoding='utf-8').splitlines() if path != Path(__file__).resolve() else []
-        for number, line in enumerate(lines, start=1):
-            found += [f'{name_of(path)}:{number}: {match[0]}' for match in BRITISH.finditer(line)]
+        # Five times as fast as without regard to case.
+        text = path.read_text(encoding='utf-8').lower() if path != Path(__file__).resolve() else ''
+        for match in BRITISH.finditer(text):
+            found.append(f'{name_of(path)}:{text.count(chr(10), 0, match.start()) + 1}: {match[0]}')
     assert len(found) <= MAX_BRITISH, '\n'.join(found)
 
 

@@ -5,21 +5,29 @@ lengths of values, messages of libraries, and output that bypasses both.
 """
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = sorted([*ROOT.glob('lib/**/*.py'), *ROOT.glob('tools/*.py'), *ROOT.glob('*.py')])
-NODES = [(path, node) for path in CODE for node in ast.walk(ast.parse(path.read_text(encoding='utf-8')))]
 ESCAPED = {'shown', 'unquoted', 'printable', 'one_line', 'reason_of', 'few_names', 'end_line', 'len', 'type'}
-# Their messages are written here, of values that are escaped.
-OWN_ERRORS = {
-    node.name
-    for _, node in NODES
-    if isinstance(node, ast.ClassDef) and any(isinstance(base, ast.Name) for base in node.bases)
-}
 NO_MESSAGES = {'__repr__', 'key'}  # functions whose texts identify something
 REPR = 114  # of ast.FormattedValue.conversion
+
+
+@functools.cache
+def nodes() -> list[tuple[Path, ast.AST]]:
+    return [(path, node) for path in CODE for node in ast.walk(ast.parse(path.read_text(encoding='utf-8')))]
+
+
+def own_errors() -> set[str]:
+    """Return the names of classes whose messages are written here, of values that are escaped."""
+    return {
+        node.name
+        for _, node in nodes()
+        if isinstance(node, ast.ClassDef) and any(isinstance(base, ast.Name) for base in node.bases)
+    }
 
 
 def name_of(node: ast.AST) -> str:
@@ -45,11 +53,11 @@ def where(path: Path, node: ast.AST) -> str:
 
 def test_no_message_has_the_repr_of_a_value():
     """repr() is as long as the value; `shown` is not."""
-    within = [node for _, node in NODES if isinstance(node, ast.FunctionDef) and node.name in NO_MESSAGES]
+    within = [node for _, node in nodes() if isinstance(node, ast.FunctionDef) and node.name in NO_MESSAGES]
     allowed = {id(value) for function in within for value in values_of(function)}
     faults = [
         f'{where(path, node)}: write {{shown(...)}} instead of {{...!r}}'
-        for path, node in NODES
+        for path, node in nodes()
         if isinstance(node, ast.FormattedValue) and node.conversion == REPR and id(node) not in allowed
     ]
     assert not faults, '\n'.join(faults)
@@ -57,12 +65,12 @@ def test_no_message_has_the_repr_of_a_value():
 
 def test_messages_of_libraries_are_shortened():
     """An error of Arrow, torch or msgspec may quote what it read, in many lines."""
-    faults = []
-    for path, handler in NODES:
+    faults, known = [], own_errors()
+    for path, handler in nodes():
         if not isinstance(handler, ast.ExceptHandler) or handler.name is None:
             continue
         kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
-        if {name_of(kind) for kind in kinds} <= OWN_ERRORS:
+        if {name_of(kind) for kind in kinds} <= known:
             continue
         faults += [
             f'{where(path, value)}: write {{shown({handler.name})}}'
@@ -75,7 +83,7 @@ def test_messages_of_libraries_are_shortened():
 def test_nothing_is_printed_unescaped():
     """`print` of a value would let a file name color the terminal or forge a line: print_lines escapes."""
     faults = []
-    for path, call in NODES:
+    for path, call in nodes():
         if isinstance(call, ast.Call) and name_of(call.func) == 'print':
             texts = [node for node in call.args if not isinstance(node, ast.JoinedStr)]
             unsafe = [value.value for value in values_of(call) if not is_safe(value.value)]

@@ -38,19 +38,20 @@ def inputs_of(folder):
     return values['MODEL']['PRETRAINED'], {name: values['INPUT'][name] for name in names}
 
 
+EXPECTED_INPUTS = {
+    'SIZE': 32, 'TEST_SIZE': 0, 'MEAN': [0.5] * 3, 'STD': [0.5] * 3, 'CROP_RATIO': 0.875, 'INTERPOLATION': 'bicubic',
+}  # fmt: skip
+
+
 @pytest.mark.process
 @pytest.mark.long
-def test_bundled_weights_from_training_to_export(scripts, products, tmp_path, weights):
+def test_training_and_fine_tuning_from_bundled_weights(scripts, products, tmp_path, weights):
     options = ('--DATASET_ROOT', products, '--TRAIN_MAX_EPOCH', 0)
     done = scripts.run(tmp_path, 'main.py', '--config', TINY, '--MODEL_BACKBONE', LITE0, '--NAME', 'first', *options)
     assert f'{LINE}mean 0.5, std 0.5, bicubic, crop 0.875' in done.stdout
     assert BUNDLED_LINE in done.stdout
     first = tmp_path / 'log' / 'first'
-    expected = {
-        'SIZE': 32, 'TEST_SIZE': 0, 'MEAN': [0.5] * 3, 'STD': [0.5] * 3, 'CROP_RATIO': 0.875,
-        'INTERPOLATION': 'bicubic',
-    }  # fmt: skip
-    assert inputs_of(first) == ('bundled', expected)
+    assert inputs_of(first) == ('bundled', EXPECTED_INPUTS)
     found = backbone_of(first / 'best_model.pth')
     assert {*found, 'classifier.weight', 'classifier.bias'} == {*weights}
     assert all(torch.equal(value, weights[key]) for key, value in found.items())
@@ -61,8 +62,15 @@ def test_bundled_weights_from_training_to_export(scripts, products, tmp_path, we
     )
     assert LINE not in tuned.stdout
     assert 'checksum' not in tuned.stdout
-    assert inputs_of(tmp_path / 'log' / 'tuned') == ('bundled', expected)
-    scripts.run(tmp_path, 'tools/export.py', *checkpoint)
+    assert inputs_of(tmp_path / 'log' / 'tuned') == ('bundled', EXPECTED_INPUTS)
+
+
+@pytest.mark.slow
+def test_an_export_has_the_preprocessing_of_bundled_weights(scripts, products, tmp_path, weights):
+    options = ('--DATASET_ROOT', products, '--TRAIN_MAX_EPOCH', 0, '--NAME', 'first')
+    scripts.run(tmp_path, 'main.py', '--config', TINY, '--MODEL_BACKBONE', LITE0, *options)
+    first = tmp_path / 'log' / 'first'
+    scripts.run(tmp_path, 'tools/export.py', '--RESUME_MODEL', first / 'best_model.pth', *ON_CPU)
     metadata = onnxruntime.InferenceSession(first / 'best_model.onnx').get_modelmeta().custom_metadata_map
     preprocessing = yaml.safe_load(metadata['preprocessing'])
     assert (preprocessing['mean'], preprocessing['std']) == ([0.5] * 3, [0.5] * 3)
