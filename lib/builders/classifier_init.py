@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from lib.backbone.hub import download_from_hub, download_url
+from lib.builders.engine import build_engine
 from lib.builders.loader import build_eval_loader
 from lib.builders.split import DatasetSplit
 from lib.builders.training_data import TrainingData
@@ -14,8 +15,9 @@ from lib.classifier.linear import LinearClassifier
 from lib.config.defaults import Config
 from lib.dataset.features import Features
 from lib.dataset.index import ClassIndex
+from lib.distributed.process_group import SINGLE_PROCESS
 from lib.errors import UserError, shown
-from lib.inference.engine import EagerEngine, HeadEngine
+from lib.inference.engine import Engine, HeadEngine
 from lib.model import Recognizer
 from lib.posthoc.class_means import class_means, nearest_mean
 from lib.runtime.device import Device
@@ -108,7 +110,12 @@ def start_from_class_means(
     classifier = model.classifier
     is_cosine = isinstance(classifier, CosineClassifier)
     loader = build_eval_loader(cfg, split, device, features=features)
-    engine = EagerEngine(model) if features is None else HeadEngine(model)
+    engine: Engine = HeadEngine(model)
+    if features is None:
+        folder = Path(cfg.LOG_ROOT)  # before there is a run folder
+        engine = build_engine(
+            cfg, model, device, SINGLE_PROCESS, num_images=len(split), folder=folder, is_training=True
+        )
     try:
         means, counts = class_means(engine, loader, index.rows, num_classes=split.num_classes, unit_length=is_cosine)
     except ValueError:

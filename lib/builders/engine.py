@@ -50,8 +50,12 @@ def build_engine(
     folder: Path,
     precision: str = 'float32',
     calibration: Calibration | None = None,
+    is_training: bool = False,
 ) -> EagerEngine:
     """Return the engine for a pass over images; it is chosen when the first images arrive, for each image size.
+
+    In training, and for several ranks, `auto` takes OpenVINO without a comparison of times, which vary: all ranks have
+    the same engine, and a run can be repeated.
 
     Args:
         model: with its final weights.
@@ -59,16 +63,18 @@ def build_engine(
         folder: of the run; graphs are cached in its folder `engines`.
         precision: that of RUN.ENGINE_PRECISION, where it applies.
         calibration: needed for int8.
+        is_training: the features determine the weights of a run.
 
     Raises:
         UserError: RUN.ENGINE is not installed, or does not fit the precision or the device.
     """
     name = _checked_name(cfg, device, precision)
-    # Ranks would measure different times and disagree.
-    is_torch = name == 'torch' or (name == 'auto' and (group.world_size > 1 or device.eval_dtype is not None))
+    is_measured = group.world_size == 1 and not is_training
+    is_torch = name == 'torch' or (name == 'auto' and device.eval_dtype is not None)
     if is_torch and precision == 'float32':
         return EagerEngine(model)
-    return CompiledEngine(model, _NetworkOpener(cfg, model, device, name, num_images, folder, precision, calibration))
+    opener = _NetworkOpener(cfg, model, device, name, num_images, folder, precision, calibration, is_measured)
+    return CompiledEngine(model, opener)
 
 
 def _checked_name(cfg: Config, device: Device, precision: str) -> str:
@@ -115,6 +121,7 @@ class _NetworkOpener:
     folder: Path
     precision: str
     calibration: Calibration | None
+    is_measured: bool
 
     def __call__(self, images: torch.Tensor) -> Network:
         """Return the network for images of this size.
@@ -122,19 +129,22 @@ class _NetworkOpener:
         Raises:
             UserError: the engine that the user asked for differs from PyTorch, or cannot compute in int8.
         """
-        if self.name == 'auto':
-            return self._fastest(images)
-        if self.name == 'torch':
+        name, precision = self.name, self.precision
+        if name == 'auto':
+            names = self._candidates(images)
+            if self.is_measured and names:
+                return self._fastest(names, images)
+            name = names[0] if names else 'torch'
+        if name == 'torch':
             return self._torch
         try:
-            network = self._network(self.name, images)
+            network = self._network(name, images)
         except _Unusable as error:
-            if error.differs or self.precision == 'int8':
-                raise UserError(f'RUN.ENGINE {self.name} {shown(error)}: --RUN_ENGINE torch') from None
-            LOGGER.warning('RUN.ENGINE %s %s; torch is used', self.name, shown(error))
+            if precision == 'int8' or (error.differs and self.name != 'auto'):
+                raise UserError(f'RUN.ENGINE {name} {shown(error)}: --RUN_ENGINE torch') from None
+            LOGGER.warning('engine: torch, since %s %s', name, shown(error))
             return self._torch
-        text = '' if self.precision == 'float32' else f', {self.precision}'
-        LOGGER.info('engine: %s at %d px%s', self.name, images.shape[3], text)
+        LOGGER.info('engine: %s at %d px%s', name, images.shape[3], f', {precision}' * (precision != 'float32'))
         return network
 
     @cached_property
@@ -147,11 +157,9 @@ class _NetworkOpener:
         with torch.autocast(images.device.type, torch.bfloat16):
             return self._eager.features(images)
 
-    def _fastest(self, images: torch.Tensor) -> Network:
-        """Return the fastest of the networks that reproduce PyTorch; logs the choice."""
-        names, size = self._candidates(images), images.shape[3]
-        if not names:
-            return self._torch
+    def _fastest(self, names: list[str], images: torch.Tensor) -> Network:
+        """Return the fastest network of PyTorch and of those engines that reproduce it; logs the choice."""
+        size = images.shape[3]
         path = Path(self.cfg.LOG_ROOT, 'timings.json')
         versions = (f'{name} {version(name)}' for name in names if name in BACKENDS)
         key = measurement_key(self.device, 'engine', self.cfg.MODEL.BACKBONE, f'{size} px', *versions)
@@ -162,7 +170,7 @@ class _NetworkOpener:
             try:
                 networks[name] = self._network(name, images)
             except _Unusable as error:
-                LOGGER.info('engine: %s %s', name, shown(error))
+                LOGGER.warning('engine: %s %s', name, shown(error))
                 is_general &= not error.differs
         if seconds is None:
             seconds, origin = _measured(networks, images), 'measured'
@@ -179,6 +187,8 @@ class _NetworkOpener:
     def _candidates(self, images: torch.Tensor) -> list[str]:
         """Return the engines that are worth their conversion."""
         if self.device.main.type != 'cpu':
+            if not self.is_measured:
+                return []
             seconds = _measured({'torch': self._torch}, images).get('torch', 0.0)
             return ['compile'] if self.num_images * seconds >= _MIN_GPU_SECONDS else []
         installed = [name for name, backend in BACKENDS.items() if not backend.missing]

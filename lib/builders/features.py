@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from lib.builders.cache_key import pixel_key, split_key, weights_fingerprint
+from lib.builders.engine import build_engine
 from lib.builders.loader import TRAIN_TRANSFORMS, build_augment, build_eval_loader, plain_view
 from lib.builders.model import model_at_test_size
 from lib.builders.split import DatasetSplit
@@ -25,7 +26,7 @@ from lib.dataset.features import Features
 from lib.dataset.loader import EvalLoader
 from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
-from lib.inference.engine import EagerEngine, Engine
+from lib.inference.engine import Engine
 from lib.inference.forward import SingleForward
 from lib.inference.run import run
 from lib.inference.sinks import FeatureOverflow, feature_columns, feature_store_sink
@@ -67,8 +68,8 @@ def cached_features(
     Raises:
         UserError: too little space; features that exceed float16.
     """
-    engine, num_views = EagerEngine(model), cfg.TRAIN.FEATURE_VIEWS
-    cache = _Cache(cfg, model, device, group)
+    num_views, cache = cfg.TRAIN.FEATURE_VIEWS, _Cache(cfg, model, device, group)
+    engine = cache.engine(model, len(data.train))
     of_train, train = cache.of_split(data.train), []
     for view in range(num_views):
         name = f'train, view {view + 1} of {num_views}' if num_views > 1 else 'train'
@@ -94,7 +95,7 @@ def plain_train_features(
 
 def _plain(cfg: Config, split: DatasetSplit, cache: '_Cache', model: Recognizer, name: str, prefix: str) -> Features:
     resampled = model_at_test_size(cfg, cache.device)
-    engine = EagerEngine(model if resampled is None else resampled(model))
+    engine = cache.engine(model if resampled is None else resampled(model), len(split))
     loader = partial(build_eval_loader, cfg, split, cache.device, cache.group, whole_batches=True)
     return cache.of_split(split)(engine, loader, name, prefix, str(plain_view(cfg)))
 
@@ -112,7 +113,7 @@ class _Cache:
 
     def __init__(self, cfg: Config, model: Recognizer, device: Device, group: ProcessGroup) -> None:
         self._root = Path(cfg.TRAIN.FEATURE_CACHE or Path(cfg.LOG_ROOT, 'features'))
-        self._dtype, self.device, self.group = cfg.TRAIN.FEATURE_DTYPE, device, group
+        self._cfg, self._dtype, self.device, self.group = cfg, cfg.TRAIN.FEATURE_DTYPE, device, group
         is_cuda = device.main.type == 'cuda'
         self._key = {
             **pixel_key(cfg, device),
@@ -123,6 +124,13 @@ class _Cache:
             'device': torch.cuda.get_device_name(device.main) if is_cuda else device.main.type,
             'precision': str(device.eval_dtype),
         }
+
+    def engine(self, model: Recognizer, num_images: int) -> Engine:
+        """Return the engine for a pass over images; its graphs are in LOG_ROOT, as the runs share them."""
+        folder = Path(self._cfg.LOG_ROOT)
+        return build_engine(
+            self._cfg, model, self.device, self.group, num_images=num_images, folder=folder, is_training=True
+        )
 
     def of_split(self, split: DatasetSplit) -> Callable[[Engine, Callable[[], EvalLoader], str, str, str], Features]:
         """Return a function that returns the features of the images under a view.

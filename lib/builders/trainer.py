@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from lib.builders.device import build_micro_batches
+from lib.builders.engine import build_engine
 from lib.builders.loader import build_eval_loader
 from lib.builders.mixing import build_mixed_stages, build_mixer, check_pairs
 from lib.builders.model import model_at_test_size
@@ -139,7 +140,7 @@ def build_trainer(
         step=build_step(cfg, data, index, model, loader, device, group),
         loader=loader,
         mixer=build_mixer(cfg, index.class_counts, device.main),
-        validator=_build_validator(cfg, data, training_set, device, group, valid_features),
+        validator=_build_validator(cfg, data, training_set, folder, device, group, valid_features),
         folder=folder,
         image_name=lambda row: data.train.names[row].as_py(),
         num_images=len(index),
@@ -150,13 +151,14 @@ def _build_validator(
     cfg: Config,
     data: TrainingData,
     training_set: TrainingSet,
+    folder: RunFolder,
     device: Device,
     group: ProcessGroup,
     features: Features | None,
 ) -> Validator | None:
     if data.valid is None:
         return None
-    takes_features = features is not None
+    takes_features, num_images = features is not None, len(data.valid)
     return Validator(
         build_eval_loader(cfg, data.valid, device, group, features=features),
         data.valid.names,
@@ -164,6 +166,7 @@ def _build_validator(
         group,
         None if takes_features else model_at_test_size(cfg, device),
         takes_features,
+        lambda model: build_engine(cfg, model, device, group, num_images=num_images, folder=folder.path),
     )
 
 

@@ -104,9 +104,9 @@ def build_members(
         views = [chosen.plain, *chosen.others] if loads_plain else chosen.others
         loader = build_eval_loader(member.cfg, split, member.device, member.group, views, whole_batches=True)
         averages_plain = chosen.averages_plain or not loads_plain
-        is_one_batch = max(num_images, len(split)) <= loader.batch_size
-        min_batch = 0 if is_one_batch else loader.batch_size
-        members.append(EnsembleMember(member.engine, loader, chosen.flip, averages_plain, min_batch))
+        num_all = max(num_images, len(split))
+        min_batch = 0 if num_all <= loader.batch_size else loader.batch_size
+        members.append(EnsembleMember(member.engine_for(num_all), loader, chosen.flip, averages_plain, min_batch))
     return members
 
 

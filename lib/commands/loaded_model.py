@@ -1,16 +1,20 @@
 """A trained model, loaded from its checkpoint for evaluation and prediction, and its features of a split."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from lib.builders.cache_key import checkpoint_fingerprint, input_key, split_key
+from lib.builders.calibration import calibration_pixels
+from lib.builders.data import open_valid_split
 from lib.builders.device import build_device
+from lib.builders.engine import build_engine
 from lib.builders.features import filled_store, stored_features
-from lib.builders.loader import build_eval_loader
+from lib.builders.loader import build_eval_loader, build_normalize, plain_view
 from lib.builders.model import class_names, model_of
 from lib.builders.split import DatasetSplit
 from lib.commands.command import Command
@@ -19,7 +23,8 @@ from lib.dataset.features import Features
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
 from lib.inference.engine import EagerEngine
-from lib.inference.run import BatchSink, Evaluation, evaluate
+from lib.inference.run import BatchSink, Evaluation, classify_features, evaluate
+from lib.metrics.precision_cost import precision_cost
 from lib.model import Recognizer
 from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
@@ -48,11 +53,25 @@ class LoadedModel:
     class_names: list[str]
     train_counts: np.ndarray
     group: ProcessGroup = SINGLE_PROCESS
+    _is_cost_known: bool = field(default=False, init=False, repr=False)
 
     @property
     def engine(self) -> EagerEngine:
-        """The model as a callable for inference."""
+        """The engine of stored features; for images, see `engine_for`."""
         return EagerEngine(self.model)
+
+    def engine_for(self, num_images: int) -> EagerEngine:
+        """Return the engine of a pass over images; the cost of a precision below float32 is logged before. Collective.
+
+        Raises:
+            UserError: RUN.ENGINE is not installed, or does not fit the precision or the device.
+        """
+        precision = self.cfg.RUN.ENGINE_PRECISION
+        engine = _engine_in(self, precision, num_images)
+        if precision != 'float32' and not self._is_cost_known:
+            self._is_cost_known = True
+            _log_cost(self, precision)
+        return engine
 
     @property
     def class_parents(self) -> list[list[str]]:
@@ -79,7 +98,7 @@ class LoadedModel:
         """
         self.check_classes(split)
         evaluation = evaluate(
-            self.engine,
+            self.engine_for(len(split)),
             build_eval_loader(self.cfg, split, self.device, self.group),
             train_counts=self.train_counts,
             label=label,
@@ -126,7 +145,9 @@ def load_model(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> Loaded
     return LoadedModel(cfg, checkpoint, model, device, folder, class_names(checkpoint), counts, group)
 
 
-def split_features(trained: LoadedModel, split: DatasetSplit, label: str, *, same_classes: bool = True) -> Features:
+def split_features(
+    trained: LoadedModel, split: DatasetSplit, label: str, *, same_classes: bool = True, precision: str = ''
+) -> Features:
     """Return the features of a split: from the cache RUN_FOLDER/features, or by one pass that fills it.
 
     The cache is used only for the same backbone weights, images and input options; there is one per checkpoint and
@@ -135,6 +156,7 @@ def split_features(trained: LoadedModel, split: DatasetSplit, label: str, *, sam
     Args:
         label: name of the split, for the progress bar and the cache.
         same_classes: whether the split's labels must be classes of the model.
+        precision: of the features; default: RUN.ENGINE_PRECISION, whose cost is logged.
 
     Raises:
         UserError: it has no image, or its labels do not fit the model.
@@ -143,12 +165,15 @@ def split_features(trained: LoadedModel, split: DatasetSplit, label: str, *, sam
         raise UserError(f'{split.source}: no images, so there are no features')
     if same_classes:
         trained.check_classes(split)
-    folder = trained.folder / FEATURES / f'{trained.stem.name}-{label}'
+    engine = _engine_in(trained, precision, len(split)) if precision else trained.engine_for(len(split))
+    precision = precision or trained.cfg.RUN.ENGINE_PRECISION
+    suffix = '' if precision == 'float32' else f'-{precision}'
+    folder = trained.folder / FEATURES / f'{trained.stem.name}-{label}{suffix}'
     store, was_complete = filled_store(
         folder,
         len(split),
-        _key(trained, split) if trained.group.is_main else {},
-        trained.engine,
+        _key(trained, split, precision) if trained.group.is_main else {},
+        engine,
         lambda: build_eval_loader(trained.cfg, split, trained.device, trained.group),
         label=label,
         group=trained.group,
@@ -158,7 +183,47 @@ def split_features(trained: LoadedModel, split: DatasetSplit, label: str, *, sam
     return stored_features(store, split.labels.astype(np.int64))
 
 
-def _key(trained: LoadedModel, split: DatasetSplit) -> dict[str, Any]:
+def _key(trained: LoadedModel, split: DatasetSplit, precision: str) -> dict[str, Any]:
     """Return the values that features depend on."""
     backbone = checkpoint_fingerprint(trained.checkpoint, 'backbone.')
-    return {'backbone': backbone, **split_key(split, with_labels=False), **input_key(trained.cfg, trained.device)}
+    inputs = input_key(trained.cfg, trained.device, precision)
+    return {'backbone': backbone, **split_key(split, with_labels=False), **inputs}
+
+
+def _engine_in(trained: LoadedModel, precision: str, num_images: int) -> EagerEngine:
+    """Return the engine of a pass over images in a precision."""
+
+    def calibration(size: int) -> list[torch.Tensor]:
+        view = replace(plain_view(trained.cfg), size=size)
+        pixels, source = calibration_pixels(trained.cfg, trained.class_names, view)
+        LOGGER.info('int8: calibrated on %d %s', len(pixels), source)
+        return [build_normalize(trained.cfg, trained.device)(pixels)]
+
+    return build_engine(
+        trained.cfg,
+        trained.model,
+        trained.device,
+        trained.group,
+        num_images=num_images,
+        folder=trained.folder,
+        precision=precision,
+        calibration=calibration,
+    )
+
+
+def _log_cost(trained: LoadedModel, precision: str) -> None:
+    """Log what a precision below float32 costs on the validation split, whose features in both are cached."""
+    try:
+        with trained.group.main_first():
+            valid = open_valid_split(trained.cfg, trained.class_names)
+        if not (valid.labels >= 0).any():
+            raise UserError(f'{valid.source}: its images have no labels')
+        predictions = [
+            classify_features(trained.engine, split_features(trained, valid, 'valid', precision=one))
+            for one in ('float32', precision)
+        ]
+    except UserError as error:
+        LOGGER.warning('the cost of %s is unknown: %s', precision, error)
+        return
+    for line in precision_cost(*predictions, trained.train_counts).lines(precision):
+        LOGGER.info('%s', line)

@@ -187,10 +187,10 @@ class Trainer:
         return metrics, evaluation.predictions
 
     def evaluate(self, model: Recognizer) -> Evaluation | None:
-        """Evaluate another model on the validation split; None without one."""
+        """Evaluate another model, with its final weights, on the validation split; None without one."""
         if self.validator is None:
             return None
-        evaluation = self.validator.evaluate(model)
+        evaluation = self.validator.evaluate(model, is_final=True)
         self._write_bad_images(self.validator, evaluation)
         return evaluation
 

@@ -11,7 +11,7 @@ import numpy as np
 from lib.dataset.loader import EvalLoader
 from lib.distributed.parallel import sync_buffers
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from lib.inference.engine import EagerEngine, HeadEngine
+from lib.inference.engine import EagerEngine, Engine, HeadEngine
 from lib.inference.run import Evaluation, evaluate
 from lib.model import Recognizer
 from lib.trainer.train_state import TrainState
@@ -29,6 +29,7 @@ class Validator:
         at_test_size: returns a model for images of another size than in training, with the same weights, resampled;
             None: the model takes both sizes.
         takes_features: the loader yields stored features in place of images.
+        engine_of: returns the engine of a model whose weights are final.
     """
 
     loader: EvalLoader
@@ -37,10 +38,18 @@ class Validator:
     group: ProcessGroup = SINGLE_PROCESS
     at_test_size: Callable[[Recognizer], Recognizer] | None = None
     takes_features: bool = False
+    engine_of: Callable[[Recognizer], Engine] = EagerEngine
 
-    def evaluate(self, model: Recognizer, check: Callable[[], None] = lambda: None) -> Evaluation:
-        """Evaluate a model; `check` is called after each batch and may raise to end the pass."""
-        engine = HeadEngine if self.takes_features else EagerEngine
+    def evaluate(
+        self, model: Recognizer, check: Callable[[], None] = lambda: None, *, is_final: bool = False
+    ) -> Evaluation:
+        """Evaluate a model.
+
+        Args:
+            check: called after each batch; it may raise to end the pass.
+            is_final: the weights do not change any more, so that a conversion for another engine may pay off.
+        """
+        engine = HeadEngine if self.takes_features else self.engine_of if is_final else EagerEngine
         return evaluate(
             engine(model if self.at_test_size is None else self.at_test_size(model)),
             self.loader,
