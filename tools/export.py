@@ -1,7 +1,7 @@
 """Export a trained model: python tools/export.py --RESUME_MODEL ./log/NAME/best_model.pth
 
-To ONNX (EXPORT.FORMAT onnx), torch.export or safetensors. The result is compared with PyTorch on images before it
-replaces an earlier file.
+To ONNX (EXPORT.FORMAT onnx), OpenVINO, torch.export or safetensors, in float32 or int8 (EXPORT.PRECISION). The result
+is compared with PyTorch on images before it replaces an earlier file.
 """
 
 import sys
@@ -11,7 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lib.commands.cli import cli_main, read_command
 
-DESCRIPTION = 'Export a trained model to ONNX, torch.export or safetensors, with its label map and preprocessing.'
+DESCRIPTION = (
+    'Export a trained model to ONNX, OpenVINO, torch.export or safetensors, with its label map and preprocessing.'
+)
 
 
 def main() -> None:

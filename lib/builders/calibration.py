@@ -13,6 +13,7 @@ from lib.dataset.reader import BatchReader, BatchRequest
 from lib.dataset.transforms import Transform
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
+from lib.runtime.text import count_of
 
 _FEWEST, _MOST = 300, 512  # images
 
@@ -39,7 +40,8 @@ def calibration_pixels(
         LOGGER.warning('int8 is calibrated on validation images, so its loss on them looks small: %s', error)
     number = min(max(_FEWEST, split.num_classes), _MOST)
     chosen = balanced_rows(split.labels, number, seed=cfg.SEED, rows=rows)
-    return read_pixels(split, np.sort(chosen), view or plain_view(cfg), seed=cfg.SEED)
+    pixels, _ = read_pixels(split, np.sort(chosen), view or plain_view(cfg), seed=cfg.SEED)
+    return pixels, f'images of {split.source}'
 
 
 def balanced_rows(labels: np.ndarray, number: int, *, seed: int, rows: np.ndarray | None = None) -> np.ndarray:
@@ -58,8 +60,10 @@ def balanced_rows(labels: np.ndarray, number: int, *, seed: int, rows: np.ndarra
     return by_class[np.lexsort((position[by_class], rank_in_class))][:number]
 
 
-def read_pixels(split: DatasetSplit, rows: np.ndarray, view: Transform, *, seed: int) -> tuple[torch.Tensor, str]:
-    """Return the readable images of some rows, uint8 RGB (n, size, size, 3), and their source.
+def read_pixels(
+    split: DatasetSplit, rows: np.ndarray, view: Transform, *, seed: int
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Return the images of those rows that can be decoded, uint8 RGB (n, size, size, 3), and these rows (n,).
 
     Raises:
         UserError: none can be decoded.
@@ -68,5 +72,5 @@ def read_pixels(split: DatasetSplit, rows: np.ndarray, view: Transform, *, seed:
     if isinstance(batch, UserError):
         raise batch
     if batch.pixels is None or not batch.readable.any():
-        raise UserError(f'{split.source}: none of {len(rows)} images can be decoded')
-    return batch.pixels[torch.from_numpy(batch.readable)], f'images of {split.source}'
+        raise UserError(f'{split.source}: none of {count_of(len(rows), "image")} can be decoded')
+    return batch.pixels[torch.from_numpy(batch.readable)], rows[batch.readable]

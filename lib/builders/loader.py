@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from lib.builders.sampler import build_sampler, slots_per_image
 from lib.builders.split import DatasetSplit
@@ -134,6 +135,7 @@ def build_eval_loader(
     train_view: int | None = None,
     features: Features | None = None,
     whole_batches: bool = False,
+    normalized: bool = True,
 ) -> EvalLoader:
     """Return the loader of every image of a split, in order.
 
@@ -143,6 +145,7 @@ def build_eval_loader(
             slot of an image is its row.
         features: of the split, which batches contain in place of images.
         whole_batches: as in EvalLoader.
+        normalized: False: the images of a batch are uint8 RGB (batch, size, size, 3), for networks that normalize.
 
     Raises:
         UserError: there is too little shared memory.
@@ -157,6 +160,8 @@ def build_eval_loader(
     else:
         reader = _train_reader(cfg, split)
     options = _pipeline_options(cfg, device)
+    if not normalized:
+        options['normalize'] = torch.Tensor.contiguous
     # An augmentation seeds the generator that all threads share.
     if cfg.RUN.NUM_WORKERS < 0 and len(split) < _FEW_IMAGES and reader.augment is None:
         options |= {'num_workers': 0, 'num_threads': num_workers(-1)}

@@ -1,42 +1,47 @@
-"""Write and run exported models in three formats, and compare them with PyTorch."""
+"""Write and run exported models in four formats, and compare them with PyTorch.
+
+A file is written into an otherwise empty folder, with a second file beside it where the format needs one.
+"""
 
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
 
-from lib.errors import UserError
+from lib.errors import shown
 from lib.export.module import OUTPUTS, ExportedModel, Preprocessing
+from lib.export.openvino_model import compile_openvino, convert_openvino, import_openvino, require
 from lib.runtime.checksums import write_tensors
 
 TOLERANCE = 1e-4  # largest allowed difference from PyTorch
-_MAX_ONNX_BYTES = 1_900_000_000  # protobuf is limited to 2 GB; more weights need a second file
+ONNX_PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
+MAX_ONNX_BYTES = 1_900_000_000  # protobuf is limited to 2 GB; more weights are in a second file
+_SECOND_FILE = {'.onnx': '.onnx.data', '.xml': '.bin'}
 # Images (batch, ...) -> logits (batch, num_classes) and features (batch, num_features).
 Run = Callable[[torch.Tensor], tuple[np.ndarray, np.ndarray]]
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the files that an exported model may consist of: `path`, and the one with its weights beside it."""
+    second = _SECOND_FILE.get(path.suffix)
+    return [path] if second is None else [path, path.with_suffix(second)]
 
 
 def write_onnx(path: Path, model: ExportedModel, preprocessing: Preprocessing, metadata: Mapping[str, str]) -> None:
     """Write ONNX with a dynamic batch dimension and the metadata as metadata_props.
 
+    Weights above 2 GB are in a second file, which `path` names relative to its own folder.
+
     Raises:
-        UserError: packages are not installed, or the weights do not fit one file.
+        UserError: packages are not installed.
     """
-    missing = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if find_spec(name) is None]
-    if missing:
-        raise UserError(f'EXPORT.FORMAT onnx needs more packages: pip install {" ".join(missing)}')
+    require(ONNX_PACKAGES, 'EXPORT.FORMAT onnx')
     import onnx
 
-    size = sum(tensor.nbytes for tensor in model.state_dict().values())
-    if size > _MAX_ONNX_BYTES:
-        raise UserError(
-            f'EXPORT.FORMAT onnx: {size / 1e9:.1f} GB of weights do not fit one file of at most 2 GB: '
-            'set --EXPORT_FORMAT torch_export or safetensors'
-        )
     batch = torch.export.Dim('batch', min=1)
     program = torch.onnx.export(
         model,
@@ -48,12 +53,33 @@ def write_onnx(path: Path, model: ExportedModel, preprocessing: Preprocessing, m
         verbose=False,
     )
     assert program is not None  # None only with dynamo=False
-    proto = program.model_proto
+    program.model.metadata_props.update(metadata)
+    is_large = sum(tensor.nbytes for tensor in model.state_dict().values()) > MAX_ONNX_BYTES
+    program.save(path, external_data=is_large)
+    onnx.checker.check_model(str(path))
+
+
+def write_openvino(path: Path, model: ExportedModel, preprocessing: Preprocessing, metadata: Mapping[str, str]) -> None:
+    """Write the OpenVINO IR: `path` with the graph and the metadata as rt_info, and a .bin file with the weights.
+
+    Raises:
+        UserError: packages are not installed.
+    """
+    require(('openvino',), 'EXPORT.FORMAT openvino')
+    save_openvino(path, convert_openvino(model, preprocessing.example(2), OUTPUTS), metadata)
+
+
+def save_openvino(path: Path, model: Any, metadata: Mapping[str, str]) -> None:
+    """Write an OpenVINO model to `path` (.xml) and the .bin file beside it; raises OSError if it is incomplete."""
+    openvino = import_openvino()
     for name, value in metadata.items():
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = name, value
-    onnx.checker.check_model(proto)
-    path.write_bytes(proto.SerializeToString())
+        model.set_rt_info(value, ['model_info', name])
+    xml, weights = files_of(path)
+    try:
+        openvino.serialize(model, str(xml), str(weights))
+        openvino.Core().read_model(xml)
+    except RuntimeError as error:  # for example of a full disk
+        raise OSError(f'OpenVINO cannot write the model: {shown(error)}') from error
 
 
 def write_torch_export(
@@ -115,6 +141,34 @@ def run_onnx(path: Path) -> Run:
 
     def run(images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         logits, features = session.run(list(OUTPUTS), {'images': images.numpy()})
+        return logits, features
+
+    return run
+
+
+def run_openvino(path: Path) -> Run:
+    """Return a function that runs an OpenVINO model on the CPU, in parts of a batch that share the cores."""
+    return run_compiled(import_openvino().Core().read_model(path))
+
+
+def run_compiled(model: Any, precision: str = 'float32') -> Run:
+    """Return a function that runs an OpenVINO model with the outputs of ExportedModel."""
+    openvino = import_openvino()
+    compiled = compile_openvino(model, precision)
+    jobs = openvino.AsyncInferQueue(compiled)
+
+    def run(images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        parts = images.contiguous().split(max(1, min(8, -(-len(images) // len(jobs)))))
+        results: list[list[np.ndarray]] = [[] for _ in parts]
+
+        def store(request: Any, number: int) -> None:
+            results[number] = [request.get_tensor(name).data.copy() for name in OUTPUTS]
+
+        jobs.set_callback(store)
+        for number, part in enumerate(parts):
+            jobs.start_async([part.numpy()], number)
+        jobs.wait_all()
+        logits, features = (np.concatenate(column) for column in zip(*results, strict=True))
         return logits, features
 
     return run

@@ -92,7 +92,7 @@ def compile_openvino(
 
     Args:
         precision: float32; bf16 (rounded weights and activations); int8: float32 for what is not quantized.
-        streams: batches that run at the same time, each in an infer request of its own; 0: one per core.
+        streams: batches that run at the same time, each in its own infer request; 0: one per core.
         nhwc: the input is (batch, H, W, channels) instead of (batch, channels, H, W): channels_last images, permuted,
             need no copy.
     """
@@ -150,20 +150,24 @@ def quantize_options(nncf: Any, num_images: int, transformer: bool) -> dict[str,
 
 def is_transformer(model: 'openvino.Model') -> bool:
     """Return whether a model has attention, whose products and softmax need other rules of quantization."""
+    dynamic = depends_on_images(model)
     for node in model.get_ops():
         if node.get_type_name() == 'ScaledDotProductAttention':
             return True
-        if node.get_type_name() == 'MatMul' and not any(_is_constant(value) for value in node.input_values()):
+        inputs = [value.get_node().get_name() for value in node.input_values()]
+        if node.get_type_name() == 'MatMul' and all(name in dynamic for name in inputs):
             return True
     return False
 
 
-def _is_constant(value: Any) -> bool:
-    """Return whether a value is computed from a constant, such as weights in another format, instead of from images."""
-    node = value.get_node()
-    while node.get_input_size():
-        node = node.input_value(0).get_node()
-    return node.get_type_name() == 'Constant'
+def depends_on_images(model: 'openvino.Model') -> set[str]:
+    """Return the names of the nodes that are computed from the input; the others are weights."""
+    names: set[str] = set()
+    for node in model.get_ordered_ops():
+        inputs = [value.get_node().get_name() for value in node.input_values()]
+        if node.get_type_name() == 'Parameter' or not names.isdisjoint(inputs):
+            names.add(node.get_name())
+    return names
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def test_attention_is_found(name, expected):
     assert is_transformer(convert_openvino(model, torch.zeros(2, 3, 224, 224))) is expected
 
 
-# Imports, converts and quantizes with a home folder of its own.
+# Imports, converts and quantizes in an empty home folder.
 IN_SILENCE = f"""
 import socket, sys
 import torch

@@ -21,7 +21,6 @@ REASONS = {
     'lib/distributed/rank_info.py: open in report_failure': 'the file that torchrun gives each rank for its error',
     'lib/distributed/rank_info.py: json.dump in report_failure': 'the file that torchrun gives each rank for its error',
     'lib/experiments/parallel.py: open in Runner._begin': _LOG,
-    'lib/export/formats.py: write_bytes in write_onnx': _IN_TEMPORARY,
     'lib/export/formats.py: open in write_torch_export': _IN_TEMPORARY,
     'lib/formats/write.py: open in write_split': _IN_TEMPORARY,
     'lib/formats/write.py: open in _extend': _IN_TEMPORARY,

@@ -62,8 +62,26 @@ class EnrollKeys(Section, title='new classes without training (tools/enroll.py)'
 
 
 class ExportKeys(Section, title='export to other formats (tools/export.py)'):
-    FORMAT = Key('onnx', 'File format.', choices=('onnx', 'torch_export', 'safetensors'))
+    FORMAT = Key(
+        'onnx',
+        'File format. openvino: an .xml file and a .bin file with the weights.',
+        choices=('onnx', 'openvino', 'torch_export', 'safetensors'),
+    )
     OUT = Key('', 'File to write. Empty: named after the checkpoint, in its folder.', is_path=True)
+    PRECISION = Key(
+        'float32',
+        'int8: convolutions and matrix products of onnx and openvino in 8 bits, calibrated on training images; the loss '
+        'of accuracy is measured on the validation split and written into the file.',
+        choices=('float32', 'int8'),
+    )
+    MAX_LOSS = Key(
+        0.01,
+        'Maximum increase of the mean class error on the validation split by int8, as a fraction. Above it, the layers '
+        'that contribute most stay in float32.',
+        low=0.0,
+        high=1.0,
+        used_by=('EXPORT.PRECISION', ('int8',)),
+    )
     PREPROCESSING = Key(
         'inside',
         'Normalization of the pixels. inside: part of the exported model, whose input is uint8 RGB of shape (batch, '
@@ -193,16 +211,16 @@ class PackKeys(Section, title='tar shards (tools/pack.py)'):
     OUT = Key('', 'Folder to write the splits train, valid and test to.', is_path=True)
     IMAGES = Key(
         'reencode',
-        'reencode: upright JPEG files resized to SHORT_SIDE, without metadata such as GPS positions; copy: the '
-        'original files.',
-        choices=('reencode', 'copy'),
+        'reencode: upright JPEG files resized to SHORT_SIDE, without metadata such as GPS positions; raw: the same as '
+        'pixels, about 7 times the bytes, which training reads without decoding; copy: the original files.',
+        choices=('reencode', 'raw', 'copy'),
     )
     SHORT_SIDE = Key(
         0,
         'Short side after packing; smaller images are not enlarged. 0: 1.25 times the short side in validation.',
         low=0,
         unit='pixels',
-        used_by=('PACK.IMAGES', ('reencode',)),
+        used_by=('PACK.IMAGES', ('reencode', 'raw')),
     )
     QUALITY = Key(90, 'JPEG quality.', low=1, high=100, used_by=('PACK.IMAGES', ('reencode',)))
     SHARD_IMAGES = Key(0, 'Images per tar file. 0: 256 to 10,000, depending on the size of the split.', low=0)
