@@ -1,9 +1,11 @@
 """Feedback becomes training images: stored by digest, complete after a kill at any moment, limited."""
 
 import io
+import json
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -14,6 +16,7 @@ from lib.formats.decisions import UNLABELED
 from lib.runtime import files
 from lib.service.feedback import FeedbackStore
 from lib.service.interface import ServiceError, photo_id
+from tests.scripts.in_process import run_in_process
 
 
 def photo(number: int, form: str = 'JPEG') -> bytes:
@@ -40,6 +43,21 @@ def test_photos_are_stored_as_uploaded_under_their_digest(tmp_path):
         f'photos/{photo_id(first)}.jpg': ('relabel', 'Tea <b>'),
         f'photos/{photo_id(second)}.png': ('relabel', 'Caf\u00e9'),
     }
+
+
+def test_feedback_becomes_a_training_split(tmp_path):
+    store = FeedbackStore(tmp_path / 'feedback')
+    for number, name in ((1, 'Tea'), (2, 'Coffee'), (3, 'Tea')):
+        store.put(photo(number), 'relabel', name)
+    store.put(photo(4), 'drop')
+    done = run_in_process(tmp_path, 'tools/convert.py', 'decisions', 'feedback/decisions.json', 'more')
+    assert done.returncode == 0, done.stderr
+    names = json.loads((tmp_path / 'more/classes.json').read_text())['names']
+    images = json.loads((tmp_path / 'more/converted_train.json').read_text())['annotations']
+    assert [(Path(one['fpath']).stem, names[one['category_id']]) for one in images] == [
+        (photo_id(photo(number)), name) for number, name in ((1, 'Tea'), (2, 'Coffee'), (3, 'Tea'))
+    ]
+    assert all(Path(tmp_path, 'more', one['fpath']).is_file() for one in images)
 
 
 def test_a_later_decision_replaces_the_earlier_one(tmp_path):

@@ -6,6 +6,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from PIL import Image
 
 from lib.dataset.corrections import read_decisions
 from lib.formats.decisions import UNLABELED
@@ -173,6 +174,7 @@ def test_a_queue_is_decided_by_keyboard(browser, service):
         assert 'dropped' in page.inner_text('#item'), 'a held key decides once'
 
 
+@pytest.mark.slow
 def test_undo_restores_earlier_feedback_about_the_same_photo(browser, service):
     key = photo_id(product(11))
     for name in ('Enter', 'd'):
@@ -188,6 +190,7 @@ def test_undo_restores_earlier_feedback_about_the_same_photo(browser, service):
                 wait_for(lambda: stored(service.folder)[key] == ('relabel', NAMES[11]))
 
 
+@pytest.mark.slow
 def test_buttons_and_focus(browser, service):
     with opened(browser, service) as page:
         add(page, files(12, 13, 14))
@@ -235,6 +238,7 @@ def test_hostile_names_are_shown_as_text_and_stored_as_they_are(browser, service
         assert page.locator('script').count() == 1
 
 
+@pytest.mark.slow
 def test_no_other_script_runs(browser, service):
     """The Content-Security-Policy blocks scripts and hosts even if escaping fails."""
     context = browser.new_context()
@@ -256,6 +260,7 @@ def test_no_other_script_runs(browser, service):
     context.close()
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_not_sure_and_files_that_are_no_photos(browser, service):
     with opened(browser, service, faults=['400', '415', '422']) as page:
         add(page, files(2, sure=False))
@@ -281,10 +286,9 @@ def test_an_answer_that_is_not_sure_and_files_that_are_no_photos(browser, servic
         assert stored(service.folder).get(photo_id(bad[1]['buffer'])) is None
 
 
+@pytest.mark.slow
 def test_a_photo_that_is_too_large_is_reduced(browser, tmp_path):
     noise = random.Random(0).randbytes(900 * 700 * 3)
-    from PIL import Image
-
     path = tmp_path / 'large.png'
     Image.frombytes('RGB', (900, 700), noise).save(path)
     text = tmp_path / 'large.heic'
@@ -326,6 +330,7 @@ def test_the_token_is_asked_for_once(browser, tmp_path):
         assert page.evaluate('localStorage.length + document.cookie.length') == 0
 
 
+@pytest.mark.slow
 def test_photos_wait_while_the_service_is_busy_or_away(browser, service):
     with opened(browser, service, faults=['429', 'ERR_INTERNET_DISCONNECTED', '503']) as page:
         numbers = iter(range(100))
@@ -353,6 +358,7 @@ def test_photos_wait_while_the_service_is_busy_or_away(browser, service):
         assert page.locator('#note').is_hidden()
 
 
+@pytest.mark.slow
 def test_feedback_that_cannot_be_stored_is_reported(browser, service):
     with opened(browser, service, faults=['507']) as page:
         body = json.dumps({'error': 'the feedback folder is full'})
@@ -367,6 +373,7 @@ def test_feedback_that_cannot_be_stored_is_reported(browser, service):
         wait_for(lambda: stored(service.folder).get(photo_id(product(18))) == ('relabel', NAMES[18]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_colors_follow_the_system(browser, service, scheme):
     with opened(browser, service, color_scheme=scheme, reduced_motion='reduce') as page:
@@ -375,6 +382,7 @@ def test_colors_follow_the_system(browser, service, scheme):
         assert (lightness > 600) == (scheme == 'light')
 
 
+@pytest.mark.slow
 def test_without_scripts_the_page_has_a_hint(browser, service):
     with opened(browser, service, java_script_enabled=False) as page:
         assert 'needs JavaScript' in page.inner_text('main')
