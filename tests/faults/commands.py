@@ -200,6 +200,9 @@ READ_ONLY = {
     'tools/summary.py': ('--config', TINY, '--NAME', 'tiny'),
 }
 
+# It runs until it is stopped; tests/service/test_feedback.py kills it while it stores feedback.
+ENDLESS = {'tools/serve.py'}
+
 
 def all_cases() -> list[tuple[str, str]]:
     """Return (script, name) of all cases."""

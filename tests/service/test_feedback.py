@@ -1,11 +1,15 @@
 """Feedback becomes training images: stored by digest, complete after a kill at any moment, limited."""
 
+import http.client
 import io
+import itertools
 import json
 import random
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from PIL import Image
@@ -17,11 +21,14 @@ from lib.runtime import files
 from lib.service.feedback import FeedbackStore
 from lib.service.interface import ServiceError, photo_id
 from tests.scripts.in_process import run_in_process
+from tests.service.serving import fake_service
 
 
 def photo(number: int, form: str = 'JPEG') -> bytes:
     buffer = io.BytesIO()
-    Image.new('RGB', (40, 30), (9 * number % 256, 99, 9)).save(buffer, form)
+    image = Image.new('RGB', (40, 30), (9, 99, 9))
+    image.putdata([(255, 255, 255) if number >> bit & 1 else (0, 0, 0) for bit in range(20) for _ in range(40)])
+    image.save(buffer, form)
     return buffer.getvalue()
 
 
@@ -185,3 +192,38 @@ def test_after_a_kill_every_photo_of_the_file_exists(tmp_path, monkeypatch):
         expected = {'relabel': ('relabel', name), 'drop': ('drop', ''), 'withdraw': None}[action]
         assert after.get(fpath) in ([expected] if done else [expected, before.get(fpath)])
     print(f'{kills} kills in {steps} operations')
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_killed_service_has_all_feedback_that_it_confirmed(tmp_path):
+    """Eight clients send feedback until the process is killed; a new one resumes with whole files."""
+    seed = random.randrange(10**6)
+    print(f'seed {seed}')
+    rng = random.Random(seed)
+    folder, confirmed, number = tmp_path / 'feedback', {}, itertools.count()
+    for _ in range(4):
+        with fake_service(tmp_path, feedback=str(folder)) as service:
+
+            def send(_, service=service):
+                while True:
+                    data = photo(next(number))
+                    name = f'Tea {rng.randrange(99)}'
+                    try:
+                        path = f'/feedback?action=relabel&name={quote(name)}'
+                        if service.predict(data, path).status != 200:
+                            continue
+                    except (OSError, http.client.HTTPException):  # it is killed
+                        return
+                    confirmed[f'photos/{photo_id(data)}.jpg'] = ('relabel', name)
+
+            with ThreadPoolExecutor(8) as pool:
+                clients = pool.map(send, range(8))
+                time.sleep(rng.uniform(0.3, 1))
+                service.process.kill()
+                list(clients)
+        stored = decisions_in(folder)
+        assert all((folder / path).exists() for path in stored)
+        assert {path: stored.get(path) for path in confirmed} == confirmed
+    print(f'{len(confirmed)} confirmed')
+    assert confirmed
