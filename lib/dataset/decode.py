@@ -1,6 +1,5 @@
 """Image decoder: bytes of a file to an upright RGB image, from any mode and few formats, at a limited cost."""
 
-import warnings
 from io import BytesIO
 from typing import Any
 
@@ -31,7 +30,7 @@ from lib.dataset.decode_process import run_apart
 from lib.dataset.image_file import holds_all_rows, with_ended_pixels, without_metadata
 from lib.dataset.image_format import HEADER_BYTES, HEIC_HINT, can_read_heic, image_format
 from lib.dataset.jpeg_file import START, JpegFile
-from lib.dataset.upright_rgb import orientation, pixels_of, to_rgb, upright
+from lib.dataset.upright_rgb import no_warnings, orientation, pixels_of, to_rgb, upright
 
 # Pillow tries these plugins only, whatever the file is named: EPS, for example, would start Ghostscript.
 # They are imported here, or Pillow would import all its plugins at the first WebP. JPEG includes MPO: its first image.
@@ -93,9 +92,7 @@ def _decode(data: bytes, max_pixels: int, *, in_place: bool = True) -> Image.Ima
     if not data:
         raise DecodeError('the file is empty')
     try:
-        with warnings.catch_warnings():
-            # Warnings about odd metadata in millions of photos are of no use.
-            warnings.simplefilter('ignore')
+        with no_warnings():
             image = _load(data, max_pixels, in_place)
             if orientation(image) != 1:
                 check_memory(image, len(data), is_turned=True, to_array=False)
@@ -134,8 +131,7 @@ def read_format(data: bytes) -> tuple[str, int, int]:
 
 
 def _read_format(data: bytes) -> tuple[str, int, int]:
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
+    with no_warnings():
         pixels = JpegFile(data).without_metadata() if data.startswith(START) else without_metadata(data)[0]
         image = _open(pixels, {}, MAX_PIXELS)
     return str(image.format), image.width, image.height

@@ -13,7 +13,7 @@ from lib.dataset.decode import check_size
 from lib.dataset.decode_cost import DecodeError, TooLargeError, check_memory
 from lib.dataset.images import read_image_file
 from lib.dataset.lazy_image import LazyImage, LazyPixelImage, open_lazy_image
-from lib.dataset.upright_rgb import orientation, pixels_of, to_rgb, upright
+from lib.dataset.upright_rgb import no_warnings, orientation, pixels_of, to_rgb, upright
 from lib.errors import shown, url_fault
 from lib.runtime.read_file import MAX_IMAGE_BYTES, reason_of
 
@@ -81,7 +81,7 @@ def _read(path: str) -> bytes:
 
 
 def _array_pixels(image: np.ndarray) -> np.ndarray:
-    check_size((image.shape[1], image.shape[0]))
+    _check_size((image.shape[1], image.shape[0]))
     if image.shape[2:] == (3,):
         return np.ascontiguousarray(image)  # torch takes no negative strides, such as those of image[:, :, ::-1]
     layers = image[:, :, 0] if image.shape[2:] == (1,) else image
@@ -89,9 +89,9 @@ def _array_pixels(image: np.ndarray) -> np.ndarray:
 
 
 def _pillow_pixels(image: Image.Image) -> np.ndarray:
-    check_size(image.size)
+    _check_size(image.size)
     try:
-        with _loading:
+        with _loading, no_warnings():
             check_memory(image, 0, is_turned=orientation(image) != 1)
             image.load()
         return pixels_of(to_rgb(upright(image)))
@@ -99,3 +99,9 @@ def _pillow_pixels(image: Image.Image) -> np.ndarray:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
         raise DecodeError(shown(error)) from None
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    if not min(size):
+        raise DecodeError(f'has {size[0]} x {size[1]} pixels')
+    check_size(size)

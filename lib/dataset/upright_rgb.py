@@ -1,7 +1,9 @@
 """Upright RGB: undoes the camera's rotation and converts all of Pillow's modes, in parts that need little memory."""
 
+import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,31 @@ TRANSPOSITIONS = {
 }
 _PART_PIXELS = 1 << 20  # converted at a time: conversions need up to 17 bytes per pixel
 
+_lock = threading.Lock()
+_num_silent, _filters = 0, warnings.catch_warnings()
+
+
+@contextmanager
+def no_warnings() -> Iterator[None]:
+    """Ignore warnings about odd metadata within the block: in millions of photos they are of no use.
+
+    Filters are the same for all threads, so they return to what they were when the last thread has left the block.
+    """
+    global _num_silent, _filters
+    with _lock:
+        if not _num_silent:
+            _filters = warnings.catch_warnings()
+            _filters.__enter__()
+            warnings.simplefilter('ignore')
+        _num_silent += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _num_silent -= 1
+            if not _num_silent:
+                _filters.__exit__(None, None, None)
+
 
 def orientation_in(metadata: dict[str, Any]) -> int:
     """Return the orientation of EXIF or else XMP, 1 to 8; 1 where it is absent or broken.
@@ -29,8 +56,7 @@ def orientation_in(metadata: dict[str, Any]) -> int:
     """
     image = Image.new('1', (1, 1))
     image.info.update(metadata)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
+    with no_warnings():
         return orientation(image)
 
 

@@ -1,6 +1,6 @@
 """Prediction of images that a program passes, one at a time or as a stream, from any number of threads.
 
-Threads decode the images of a stream ahead of the network, which runs in a thread of its own: passes of several callers
+Threads decode the images of a stream ahead of the network, which runs in a separate thread: passes of several callers
 follow each other, each with all cores, and torch's settings in the callers' threads do not change.
 """
 
