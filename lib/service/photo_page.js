@@ -108,7 +108,7 @@
   const isOpen = (item) => !item.decision && item.state !== 'failed';
 
   const add = (files) => {
-    const added = Array.from(files, (file) => ({ file, sent: null, state: 'waiting', error: '', remark: '', answers: [], neighbors: [] }));
+    const added = Array.from(files, (file) => ({ file, state: 'waiting', error: '', remark: '', answers: [], neighbors: [] }));
     if (!added.length) return;
     const wasDone = !items.some(isOpen);
     items.push(...added);
@@ -145,6 +145,7 @@
     }
     throw new Error('The photo cannot be reduced to ' + megabytes(maxBytes) + '.');
   };
+  const contentOf = async (item) => (item.file.size > maxBytes ? (item.reduced ??= await reduced(item)) : readable(item.file));
   let numSending = 0;
   const send = async () => {
     const item = numSending < MAX_SENDING && items.find((one) => one.state === 'waiting');
@@ -157,17 +158,16 @@
       const { size, type } = item.file;
       if (!size) throw new Error('The file is empty.');
       if (type && !type.startsWith('image/')) throw new Error('The file is no photo.');
-      const photo = (item.sent = await (size > maxBytes ? reduced(item) : readable(item.file)));
+      const photo = await contentOf(item);
       const response = await persistently(() => request('POST', 'predict?neighbors=true&top_k=' + TOP_K, photo));
       const answer = await response.json();
       const result = answer.results[0];
       if (result.error) throw new Error(result.error);
       setModel(answer.model);
-      Object.assign(item, { state: 'answered', answers: result.classes, accepted: result.accepted, neighbors: result.neighbors ?? [] });
+      Object.assign(item, { state: 'answered', model, answers: result.classes, accepted: result.accepted, neighbors: result.neighbors ?? [] });
     } catch (failure) {
       Object.assign(item, { state: 'failed', error: failure.message });
     }
-    if (!takesFeedback) item.sent = null;
     numSending--;
     update(item);
     if (item === current()) say(describe(item));
@@ -209,7 +209,8 @@
     decision ??= item.before; // what the service had before
     if (decision) {
       const query = new URLSearchParams({ action: decision.action, name: decision.name ?? '' });
-      const response = await persistently(() => request('POST', 'feedback?' + query, item.sent));
+      const photo = await contentOf(item); // read again: a long queue of photos does not fit into memory
+      const response = await persistently(() => request('POST', 'feedback?' + query, photo));
       const { id, before } = await response.json();
       if (item.id === undefined) Object.assign(item, { id, before });
     } else if (item.id !== undefined) await persistently(() => request('DELETE', 'feedback/' + item.id));
@@ -274,7 +275,7 @@
   };
   const neighborsOf = (item, name) => {
     const rows = item.neighbors.filter((one) => one.name === name).map((one) => one.row);
-    if (!rows.length) return [];
+    if (!rows.length || item.model !== model) return []; // rows of another model's training photos
     const shown = rows.map((row) => {
       const image = make('img', { class: 'photo', alt: '', decoding: 'async' });
       thumbnail(row).then((address) => (address ? (image.src = address) : image.parentElement?.remove()));

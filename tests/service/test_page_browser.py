@@ -129,6 +129,8 @@ def test_a_dropped_photo_is_answered_and_corrected(browser, service, size):
         data = product(3 + is_phone)
         wait_for(lambda: stored(service.folder).get(photo_id(data)) == ('relabel', NAMES[4 + is_phone]))
         assert (service.folder / 'photos' / f'{photo_id(data)}.jpg').read_bytes() == data
+        page.set_input_files('#capture', files(7))
+        answered(page, 7)
 
 
 def test_a_queue_is_decided_by_keyboard(browser, service):
