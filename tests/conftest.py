@@ -1,5 +1,6 @@
 """Settings of all tests: one thread per parallel worker, and other processes only where a test is marked so."""
 
+import gc
 import multiprocessing.process
 import os
 import platform
@@ -26,6 +27,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if PROCESS_FIXTURES & set(getattr(item, 'fixturenames', ())):
             item.add_marker(pytest.mark.process)
+
+
+def pytest_collection_finish() -> None:
+    # Otherwise each full garbage collection would visit all tests and modules.
+    gc.collect()
+    gc.freeze()
 
 
 def _refuse(*_: object, **__: object) -> None:

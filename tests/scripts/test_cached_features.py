@@ -36,6 +36,7 @@ HEADS = {
     ),
     'chunked, in micro-batches': ('--LOSS_CHUNK_IMAGES', 3, '--TRAIN_DEVICE_BATCH_SIZE', 4),
 }  # fmt: skip
+ALWAYS = ('linear, EMA', 'LDAM, deferred re-weighting and re-sampling', 'chunked, in micro-batches')
 
 
 @pytest.fixture(scope='module')
@@ -64,7 +65,9 @@ def check_equal(run, other, rtol=1e-5):
     assert len({str(line) for line in metrics_of(run)}) == 6
 
 
-@pytest.mark.parametrize('head', HEADS)
+@pytest.mark.parametrize(
+    'head', [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in HEADS]
+)
 def test_same_as_on_images(scripts, folder, head):
     number = list(HEADS).index(head)
     train(scripts, folder, f'images{number}', *FIXED, *HEADS[head])
@@ -73,7 +76,9 @@ def test_same_as_on_images(scripts, folder, head):
     check_equal(folder / 'log' / f'images{number}', folder / 'log' / f'cached{number}')
 
 
-@pytest.mark.parametrize('sharded', [False, True], ids=['whole classifier', 'sharded classifier'])
+@pytest.mark.parametrize(
+    'sharded', [pytest.param(False, marks=pytest.mark.slow), True], ids=['whole classifier', 'sharded classifier']
+)
 def test_two_ranks(scripts, folder, sharded):
     """Two ranks compute the features together and train the classifier of one process on the images."""
     train(scripts, folder, f'single{sharded}', *FIXED)
@@ -163,7 +168,9 @@ def test_an_interrupted_pass_is_resumed(scripts, folder):
     check_equal(folder / 'log' / 'images_again', folder / 'log' / 'killed')
 
 
-@pytest.mark.parametrize('ema', [(), ('--TRAIN_EMA_DECAY', 0.8)], ids=['no EMA', 'EMA'])
+@pytest.mark.parametrize(
+    'ema', [pytest.param((), marks=pytest.mark.slow), ('--TRAIN_EMA_DECAY', 0.8)], ids=['no EMA', 'EMA']
+)
 def test_resumed_in_the_middle_of_an_epoch(scripts, folder, ema):
     name = f'whole{len(ema)}'
     options = ('--TRAIN_FEATURES', 'cached', '--TRAIN_FEATURE_VIEWS', 2, *ema)

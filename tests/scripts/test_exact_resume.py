@@ -49,7 +49,8 @@ def test_two_workers(scripts, options, uninterrupted, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'step', [STEPS, STEPS + 2, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 2 * STEPS, 3 * STEPS - 1))]
+    'step',
+    [STEPS + 2, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, STEPS, 2 * STEPS, 3 * STEPS - 1))],
 )
 def test_ctrl_c(scripts, options, uninterrupted, tmp_path, step):
     done = scripts.run_until(tmp_path, 'SIGINT', STEP, step, *options, code=130)
@@ -76,7 +77,7 @@ def test_ctrl_c_again_and_again(scripts, options, uninterrupted, tmp_path):
 @pytest.mark.parametrize(
     ('target', 'count'),
     [
-        (STEP, STEPS + 2),  # in the middle of the second epoch
+        pytest.param(STEP, STEPS + 2, marks=pytest.mark.slow),  # in the middle of the second epoch
         # last.pth of the first epoch exists, best_model.pth does not
         pytest.param('lib.trainer.run_folder:write_checkpoint', 1, marks=pytest.mark.slow),
         ('lib.trainer.run_folder:RunFolder.append', 3),  # a line of the second epoch in metrics.jsonl, no checkpoint

@@ -127,7 +127,7 @@ def test_killed_with_its_workers(scripts, options, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'phase', ['step', 'valid', pytest.param('save', marks=pytest.mark.slow), pytest.param('', marks=pytest.mark.slow)]
+    'phase', ['step', *(pytest.param(phase, marks=pytest.mark.slow) for phase in ('valid', 'save', ''))]
 )
 def test_preempted(scripts, options, uninterrupted, tmp_path, seed, phase):
     # A batch of validation takes longer than the test waits.
@@ -209,7 +209,13 @@ def test_a_second_signal_ends_at_once(scripts, options, tmp_path):
     assert not list(victim.run.glob('.*.tmp.pth'))
 
 
-@pytest.mark.parametrize('freed', [True, False], ids=['freed in time', 'full at the end of the epoch'])
+@pytest.mark.parametrize(
+    'freed',
+    [
+        pytest.param(True, id='freed in time', marks=pytest.mark.slow),
+        pytest.param(False, id='full at the end of the epoch'),
+    ],
+)
 def test_a_disk_that_fills_up(scripts, options, small_disk, tmp_path, freed):
     disk = small_disk(40_000)
     long = ('--LOG_ROOT', disk, '--TRAIN_BATCH_SIZE', 2, '--TRAIN_MAX_EPOCH', 1, '--TRAIN_LOG_EVERY_STEPS', 5)

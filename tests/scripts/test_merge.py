@@ -97,7 +97,7 @@ def test_predictions_and_tau_are_equal(scripts, products, sharded_run):
     assert tau[0] == tau[1]
 
 
-@pytest.mark.parametrize('count', [1, 2])
+@pytest.mark.parametrize('count', [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_merged_and_sharded_runs_resume_identically(scripts, options, sharded_run, count):
     """Bit for bit: weights, EMA and optimizer state, by one rank or sharded again."""
     scripts.run(sharded_run, MERGE, '--RESUME_MODEL', 'log/run/last.pth', '--output', 'exported.pth')

@@ -11,9 +11,9 @@ from tests.scripts.test_exact_resume import STEP
 
 FOLDER = REPOSITORY / 'configs' / 'method'
 METHODS = sorted(path.stem for path in FOLDER.glob('*.yaml'))
-# One of each kind is not marked slow: class weights with a cosine classifier, paired images, feature mixing, two views,
-# a second stage, a teacher, tuning of pretrained weights.
-ALWAYS = ('ldam_drw', 'cmo', 'manifold_mixup', 'bcl', 'mislas', 'dive', 'lift')
+# One of each kind is not marked slow: class weights with a cosine classifier, paired images, feature mixing, a second
+# stage, tuning of pretrained weights. Those of two views and of a teacher are in test_auxiliary.py.
+ALWAYS = ('ldam_drw', 'cmo', 'manifold_mixup', 'mislas', 'lift')
 NOT_TRAINED = ('ncm', 'tau_norm', 'linear_probe')  # the last one has one step per epoch: test_lbfgs.py
 STAGE_TWO = ('crt', 'lws', 'mislas', 'weight_balancing')
 STEPS = 6  # per epoch
