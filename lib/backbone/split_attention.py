@@ -30,7 +30,7 @@ class FastSplitAttention(SplitAttn):
         means = _Means.apply(x) if torch.is_grad_enabled() else x.mean((2, 3))
         means = means.unflatten(1, (self.radix, -1)).sum(dim=1)[:, :, None, None]  # (batch, C, 1, 1)
         weights = self.fc2(self.act1(self.bn1(self.fc1(means))))
-        weights = self.rsoftmax(weights).reshape(len(x), -1, 1, 1).to(x.dtype)  # (batch, radix * C, 1, 1)
+        weights = self.rsoftmax(weights).reshape(x.shape[0], -1, 1, 1).to(x.dtype)  # (batch, radix * C, 1, 1)
         return _Weigh.apply(x, weights, self.radix) if torch.is_grad_enabled() else _weigh(x, weights, self.radix)
 
 
