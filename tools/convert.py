@@ -39,7 +39,7 @@ FORMATS = {
     'csv': ('CSV file with a header (or folder with train.csv, val.csv, test.csv)', _CSV | _SPLITS),
     'inat': ('folder with train2018.json, val2018.json, test2018.json of iNaturalist', _SPLITS),
     'decisions': (
-        'decisions.json about photos without labels, from a review page of test.py',
+        'decisions.json about photos without labels, from a review page of test.py or from tools/serve.py',
         {'image_root': _SPLITS['image_root']},
     ),
     'grocery_store': ('checkout of the Grocery Store Dataset, or its folder with classes.csv', {}),

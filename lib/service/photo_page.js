@@ -48,7 +48,8 @@
       text = ''; // an answer of a proxy
     }
     const seconds = Number(response.headers.get('Retry-After')) || 0;
-    if (response.status === 401) throw new Obstacle(used ? 'The service does not accept this token.' : '', 0, used === token);
+    if (response.status === 401 && used !== token) throw new Obstacle('', 0.1); // another one was entered meanwhile
+    if (response.status === 401) throw new Obstacle(used ? 'The service does not accept this token.' : '', 0, true);
     if (response.status === 429) throw new Obstacle('The service is busy. Photos wait here, and are sent again.', seconds || 1);
     if ([502, 503, 504].includes(response.status)) throw new Obstacle('The service is not ready: ' + (text || response.status), seconds);
     throw new Error(text || 'The service answered with error ' + response.status + '.');
