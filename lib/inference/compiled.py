@@ -19,6 +19,7 @@ from torch import nn
 
 from lib.export.openvino_model import compile_openvino, convert_openvino, import_openvino
 from lib.inference.engine import EagerEngine
+from lib.runtime.files import write_bytes
 
 # Images (batch, 3, H, W) -> float32 features (batch, num_features); several threads may call it.
 Network = Callable[[torch.Tensor], torch.Tensor]
@@ -161,7 +162,7 @@ BACKENDS = {
         ('onnxruntime', 'onnx', 'onnxscript'),
         _convert_onnx,
         _compile_onnx,
-        lambda graph, folder: (folder / 'graph.onnx').write_bytes(graph) and None,
+        lambda graph, folder: write_bytes(folder / 'graph.onnx', graph),
         lambda files: files['graph.onnx'].tobytes(),
     ),
 }

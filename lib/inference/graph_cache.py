@@ -54,7 +54,7 @@ def write_graph(path: Path, key: Mapping[str, Any], save: Callable[[Path], None]
         for old in graphs[:-MAX_GRAPHS]:
             with suppress(FileNotFoundError):  # another process has removed it
                 remove(old)
-    except (OSError, RuntimeError, SafetensorError) as error:  # of a full disk, libraries raise errors of their own
+    except (OSError, RuntimeError, SafetensorError) as error:  # several libraries write
         LOGGER.warning('%s: not written: %s', path, shown(getattr(error, 'strerror', None) or error))
 
 

@@ -66,7 +66,7 @@ def measurement_key(device: Device, *model: str) -> str:
 
 
 def read_entry(path: Path, key: str) -> dict[str, Any] | None:
-    """Return what is stored under a key; None if nothing is. A damaged file or entry is logged."""
+    """Return the JSON object stored under a key; None without one. A damaged file or entry is logged."""
     stored = _read(path)
     if key not in stored:
         return None
