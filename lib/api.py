@@ -69,6 +69,8 @@ class Record:
 def load(
     path: str | os.PathLike[str],
     *,
+    engine: str = 'auto',
+    precision: str = 'float32',
     device: str = 'auto',
     threads: int | None = None,
     batch_size: int | None = None,
@@ -78,6 +80,11 @@ def load(
 
     Args:
         path: of a checkpoint, such as log/demo/best_model.pth, or of an exported .safetensors.
+        engine: 'torch', 'openvino', 'onnxruntime', 'compile', or 'auto': on a CPU OpenVINO where that is installed,
+            faster, and has the same answers. It is prepared with the first image; its graph is cached in the folder
+            `engines` beside the checkpoint.
+        precision: 'float32', or with OpenVINO 'bf16' or 'int8', whose loss of accuracy is logged where the validation
+            split is at hand.
         device: 'auto', 'cpu', 'mps', 'cuda' or 'cuda:1'.
         threads: CPU threads of the network, and threads that decode; None: one per core.
         batch_size: images per step of `predict` and `stream`; None: that of test.py.
@@ -87,23 +94,20 @@ def load(
     Raises:
         UserError: no such file, it is no checkpoint or damaged, or there is no such device.
     """
-    _check_options(path, device, threads, batch_size, threshold)
-    from lib.commands.library_model import load_for_library
-
-    trained = load_for_library(Path(path), device=device, batch_size=batch_size)
-    return Model(trained, threads=threads, threshold=threshold)
-
-
-def _check_options(path: object, device: object, threads: object, batch_size: object, threshold: object) -> None:
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f'path is of type {type(path).__name__}, but must be the path of a checkpoint')
-    if not isinstance(device, str):
-        raise TypeError(f'device is of type {type(device).__name__}, but must be the name of one, such as cpu')
-    for name, value in (('threads', threads), ('batch_size', batch_size)):
-        if value is not None and (type(value) is not int or value < 1):
-            raise ValueError(f'{name} is {shown(value)}, but must be a whole number from 1 on, or None')
+    for name, text in (('engine', engine), ('precision', precision), ('device', device)):
+        if not isinstance(text, str):
+            raise TypeError(f'{name} is of type {type(text).__name__}, but must be a text')
+    for name, number in (('threads', threads), ('batch_size', batch_size)):
+        if number is not None and (type(number) is not int or number < 1):
+            raise ValueError(f'{name} is {shown(number)}, but must be a whole number from 1 on, or None')
     if threshold is not None and not (isinstance(threshold, int | float) and 0 <= threshold <= 1):
         raise ValueError(f'threshold is {shown(threshold)}, but must be a probability from 0 to 1, or None')
+    from lib.commands.library_model import load_for_library
+
+    trained = load_for_library(Path(path), engine=engine, precision=precision, device=device, batch_size=batch_size)
+    return Model(trained, threads=threads, threshold=threshold)
 
 
 class Model:

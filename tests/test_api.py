@@ -1,5 +1,6 @@
 """The Python interface: answers of test.py, images in every form, threads, and a program that stays as it was."""
 
+import contextlib
 import csv
 import io
 import json
@@ -25,6 +26,7 @@ from tests.scripts.in_process import run_in_process
 from tests.scripts.running import ON_CPU, REPOSITORY
 
 NUM_BAD = 3
+TORCH = {'device': 'cpu', 'engine': 'torch'}
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +45,7 @@ def photos(folder):
 
 @pytest.fixture(scope='module')
 def model(folder):
-    return load(folder / 'log' / 'x' / 'best_model.pth', device='cpu')
+    return load(folder / 'log' / 'x' / 'best_model.pth', **TORCH)
 
 
 @pytest.fixture(scope='module')
@@ -73,7 +75,7 @@ def test_answers_are_those_of_test_py(tmp_path):
     photos = write_photos(tmp_path / 'photos')
     assert len(photos) % BATCH
     rows, top, features = predictions_of(tmp_path, '--RUN_ENGINE', 'torch')
-    model = load(tmp_path / 'log' / 'x' / 'best_model.pth', device='cpu')
+    model = load(tmp_path / 'log' / 'x' / 'best_model.pth', **TORCH)
     records = model.predict(photos, top_k=5)
     for row, record in zip(rows, records, strict=True):
         if record.error is None:
@@ -194,6 +196,7 @@ def test_wrong_arguments(model, folder, image):
         (TypeError, 'path is of type int', lambda: load(5)),
         (TypeError, 'device', lambda: load(path, device=0)),
         (UserError, 'no such file', lambda: load(folder / 'none.pth')),
+        (UserError, 'RUN.ENGINE is .*must be one of auto, torch', lambda: load(path, engine='onnx')),
         (UserError, "must be 'auto', 'cpu'", lambda: load(path, device='tpu')),
         (ValueError, 'threads is 0', lambda: load(path, threads=0)),
         (ValueError, 'batch_size', lambda: load(path, batch_size=2.5)),
@@ -265,7 +268,7 @@ def test_many_threads_get_the_same_answers(model, photos):
 
 def test_models_end_their_threads(folder):
     before = threading.active_count()
-    made = load(folder / 'log' / 'x' / 'best_model.pth', device='cpu', threads=2)
+    made = load(folder / 'log' / 'x' / 'best_model.pth', **TORCH, threads=2)
     made.predict([noise(40, 40)] * 9)
     assert threading.active_count() > before
     del made
@@ -283,7 +286,7 @@ def test_thresholds(folder, model, tmp_path, image):
     path.write_bytes((folder / 'log' / 'x' / 'best_model.pth').read_bytes())
     (tmp_path / 'config.yaml').touch()
     for threshold in (0.0, record.probability, 1.0):
-        judged = load(path, device='cpu', threshold=threshold)
+        judged = load(path, **TORCH, threshold=threshold)
         assert judged.predict(image).accepted == (record.probability >= threshold)
         assert judged.predict(b'').accepted is False
     stored = tmp_path / 'predictions_test.risk_coverage.json'
@@ -294,9 +297,9 @@ def test_thresholds(folder, model, tmp_path, image):
         ({'model': model.version, 'threshold': None}, float('inf')),  # no answer is good enough
     ):
         stored.write_text(json.dumps(content | {'curve': {}}))
-        assert load(path, device='cpu').threshold == expected
-    assert load(path, device='cpu').predict(image).accepted is False
-    assert load(path, device='cpu', threshold=0.5).threshold == 0.5
+        assert load(path, **TORCH).threshold == expected
+    assert load(path, **TORCH).predict(image).accepted is False
+    assert load(path, **TORCH, threshold=0.5).threshold == 0.5
 
 
 @pytest.mark.long
@@ -307,10 +310,10 @@ def test_test_py_stores_the_threshold(tmp_path):
     (tmp_path / 'photos' / 'converted_val.json').write_text(json.dumps({'annotations': entries, 'num_classes': 6}))
     predictions_of(tmp_path, '--TEST_ABSTAIN_ERROR', 0.9, '--DATASET_ROOT', 'photos')
     (found,) = tmp_path.glob('log/x/*.risk_coverage.json')
-    model = load(tmp_path / 'log' / 'x' / 'best_model.pth', device='cpu')
+    model = load(tmp_path / 'log' / 'x' / 'best_model.pth', **TORCH)
     assert json.loads(found.read_text())['model'] == model.version
     (tmp_path / 'log' / 'x' / 'config.yaml').touch()
-    assert load(tmp_path / 'log' / 'x' / 'best_model.pth', device='cpu').threshold is not None
+    assert load(tmp_path / 'log' / 'x' / 'best_model.pth', **TORCH).threshold is not None
 
 
 def test_versions(folder, model, tmp_path):
@@ -321,8 +324,8 @@ def test_versions(folder, model, tmp_path):
         write_model(tmp_path / 'names.pth', [*CLASSES[:-1], 'rice']),
         write_model(tmp_path / 'crop.pth', INPUT__CROP_RATIO=0.9),
     ]
-    assert load(tmp_path / 'copy.pth', device='cpu').version == model.version
-    versions = {model.version, *(load(path, device='cpu').version for path in others)}
+    assert load(tmp_path / 'copy.pth', **TORCH).version == model.version
+    versions = {model.version, *(load(path, **TORCH).version for path in others)}
     assert len(versions) == 4
     assert all(len(version) == 12 and version.isalnum() for version in versions)
 
@@ -338,7 +341,7 @@ def test_enrolling_and_saving(model, tmp_path):
     answers = [enrolled.predict(images, 100) for images in shots.values()]
     assert sum(record.name == name for name, part in zip(shots, answers, strict=True) for record in part) >= 3
     enrolled.save(tmp_path / 'log' / 'y' / 'new.pth')
-    again = load(tmp_path / 'log' / 'y' / 'new.pth', device='cpu')
+    again = load(tmp_path / 'log' / 'y' / 'new.pth', **TORCH)
     assert (again.version, again.classes) == (enrolled.version, enrolled.classes)
     assert [again.predict(images, 100) for images in shots.values()] == answers
     counts = read_checkpoint(tmp_path / 'log' / 'y' / 'new.pth').training_set.class_counts
@@ -346,7 +349,7 @@ def test_enrolling_and_saving(model, tmp_path):
     with pytest.raises(UserError, match=r'exists already: .* overwrite=True'):
         model.save(tmp_path / 'log' / 'y' / 'new.pth')
     model.save(tmp_path / 'log' / 'y' / 'new.pth', overwrite=True)
-    assert load(tmp_path / 'log' / 'y' / 'new.pth', device='cpu').version == model.version
+    assert load(tmp_path / 'log' / 'y' / 'new.pth', **TORCH).version == model.version
     with pytest.raises(UserError, match=r'must end with \.pth'):
         model.save(tmp_path / 'model.onnx')
 
@@ -449,7 +452,7 @@ def state():
         logging.getLogger().handlers, logging.getLogger('recognizer').handlers, logging.getLogger('recognizer').level,
     )
 before = state()
-model = lib.api.load(sys.argv[1], device='cpu', threads=1)
+model = lib.api.load(sys.argv[1], engine='torch', device='cpu', threads=1)
 model.predict(sys.argv[2:])
 model.predict(sys.argv[2])
 model.features(sys.argv[2:])
@@ -465,3 +468,27 @@ def test_a_program_stays_as_it_was(folder, photos):
     environment = {**os.environ, 'PYTHONPATH': str(REPOSITORY), 'OMP_NUM_THREADS': '1'}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
+
+
+@pytest.mark.long
+def test_engines_have_the_same_answers(folder, photos, tmp_path):
+    """OpenVINO differs by rounding only; its graph is cached beside the checkpoint, and nothing elsewhere."""
+    pytest.importorskip('openvino')
+    path = tmp_path / 'models' / 'best_model.pth'
+    path.parent.mkdir()
+    path.write_bytes((folder / 'log' / 'x' / 'best_model.pth').read_bytes())
+    with contextlib.chdir(tmp_path):
+        torch_model, model = load('models/best_model.pth', **TORCH), load('models/best_model.pth', engine='openvino')
+        expected, features = torch_model.features(photos), model.features(photos)
+        assert np.array_equal(np.isnan(features), np.isnan(expected))
+        assert np.nanmax(np.abs(features - expected)) <= 1e-4 * np.nanmax(np.abs(expected))
+        assert not np.array_equal(features, expected, equal_nan=True)
+        with ThreadPoolExecutor(4) as pool:
+            records = list(pool.map(model.predict, photos))
+        assert [record.name for record in records] == [record.name for record in torch_model.predict(photos)]
+        assert {entry.name for entry in tmp_path.iterdir()} == {'models'}
+        assert {entry.name for entry in path.parent.iterdir()} >= {'best_model.pth', 'engines'}
+        assert model.version == torch_model.version
+        assert load('models/best_model.pth', engine='openvino', precision='bf16').version == f'{model.version}-bf16'
+        with pytest.raises(UserError, match=r'RUN\.ENGINE'):
+            load('models/best_model.pth', engine='torch', precision='int8')

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lib.commands.command import Command
 from lib.commands.enrolled_model import enrolled_checkpoint, enrolled_model, row_geometry
 from lib.commands.ensemble import tta_views
 from lib.commands.loaded_model import LoadedModel, load_model
+from lib.config.defaults import KEYS
 from lib.config.load import merge_checkpoint_config
 from lib.dataset.annotations import ClassNames
 from lib.dataset.given_image import GivenImage, check_images
@@ -29,13 +30,17 @@ from lib.runtime.log import LOGGER
 from lib.runtime.text import name_warnings, nfc
 from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 
+# Of all images that a model will predict, which RUN.ENGINE auto needs to know: enough for OpenVINO, but not for engines
+# whose preparation takes longer.
+_ASSUMED_PIXELS = 500_000_000
+
 
 @dataclass(frozen=True)
 class LibraryModel:
     """A trained model with what predicts images by it.
 
     Attributes:
-        version: fingerprint of weights, preprocessing and class names.
+        version: fingerprint of weights, preprocessing and class names, with a precision below float32.
         threshold: probability below which an answer is not accepted, as test.py chose it; None: it chose none.
         threads: as lib.api.load gets them.
     """
@@ -47,10 +52,25 @@ class LibraryModel:
     threads: int | None
 
 
-def load_for_library(path: Path, *, device: str, batch_size: int | None) -> LoadedModel:
-    """Load a checkpoint; arguments as lib.api.load. Raises: UserError."""
+def load_for_library(path: Path, *, engine: str, precision: str, device: str, batch_size: int | None) -> LoadedModel:
+    """Load a checkpoint; arguments as lib.api.load. Its folder, and no other, gets the files that are cached.
+
+    Raises:
+        UserError: as `read_checkpoint`; a wrong engine, precision or device.
+    """
     checkpoint = read_checkpoint(path)
-    options: dict[str, Any] = {'RUN.DEVICE': device} | ({} if batch_size is None else {'TEST.BATCH_SIZE': batch_size})
+    is_run = (path.parent / 'config.yaml').exists()
+    options = {
+        'RUN.ENGINE': engine,
+        'RUN.ENGINE_PRECISION': precision,
+        'RUN.DEVICE': device,
+        'LOG_ROOT': str(path.parent.parent if is_run else path.parent),
+        **({} if batch_size is None else {'TEST.BATCH_SIZE': batch_size}),
+    }
+    for name in ('RUN.ENGINE', 'RUN.ENGINE_PRECISION'):
+        choices = KEYS[name].choices
+        if options[name] not in choices:
+            raise UserError(f'{name} is {shown(options[name])}, but must be one of {", ".join(map(str, choices))}')
     cfg = resolve_preprocessing(merge_checkpoint_config(checkpoint.config, path, options), is_resumed=True)
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(gpus):  # a network has random weights before it gets those of the file
@@ -58,21 +78,25 @@ def load_for_library(path: Path, *, device: str, batch_size: int | None) -> Load
     views = tta_views(cfg)
     if len(views) > 1 or not views.averages_plain or cfg.TEST.ENSEMBLE:
         LOGGER.warning('%s: only its plain view is predicted: TEST.FLIP, CROPS, SCALES and ENSEMBLE are ignored', path)
-    return trained
+    return replace(trained, folder=path.parent)
 
 
 def with_predictor(trained: LoadedModel, threads: int | None) -> LibraryModel:
     """Return a loaded model with what predicts images by it."""
     trained.model.eval()
+    view = plain_view(trained.cfg)
     predictor = ImagePredictor(
-        trained.engine,
-        plain_view(trained.cfg),
+        trained.engine_for(_ASSUMED_PIXELS // view.size**2),
+        view,
         build_normalize(trained.cfg, trained.device),
         batch_size=eval_batch_size(trained.cfg, trained.device),
         num_threads=threads or torch.get_num_threads(),
         num_decoders=threads or num_workers(-1),
     )
+    precision = trained.cfg.RUN.ENGINE_PRECISION
     version = model_version(trained.cfg, trained.checkpoint, trained.class_names)
+    if precision != 'float32':
+        version += f'-{precision}'
     return LibraryModel(trained, predictor, version, _stored_threshold(trained.folder, version), threads)
 
 
