@@ -4,16 +4,7 @@ Imports nothing heavy, so that --help and mistakes on the command line are fast.
 """
 
 # ruff: noqa: E402 - from the first import on, Ctrl-C ends the process with a line, also during the other imports.
-from lib.runtime.process import (
-    EndingSignal,
-    end_line,
-    end_quietly,
-    end_with_parent,
-    ending_signals,
-    output_error,
-    prepare_streams,
-    write_error_line,
-)
+from lib.runtime.early_interrupt import end_quietly
 
 end_quietly()
 
@@ -35,6 +26,15 @@ from lib.distributed.rank_info import RankInfo, read_rank_info, report_failure
 from lib.errors import UserError, one_line, shown, unquoted
 from lib.runtime.csv_file import quote_formulas
 from lib.runtime.log import LOGGER, start_console
+from lib.runtime.process import (
+    EndingSignal,
+    end_line,
+    end_with_parent,
+    ending_signals,
+    output_error,
+    prepare_streams,
+    write_error_line,
+)
 from lib.runtime.read_file import reason_of
 
 if TYPE_CHECKING:

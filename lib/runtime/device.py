@@ -52,7 +52,7 @@ class Device:
         return f'{hardware}, {self._numbers(training)}'
 
     def kind(self) -> str:
-        """Return what results of evaluation depend on: the hardware, but not the number of GPUs, and the precision."""
+        """Return hardware and precision of evaluation, without the number of GPUs: cached results depend on them."""
         return f'{self._hardware}, {self._numbers(training=False)}'
 
     @property

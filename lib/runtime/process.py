@@ -14,10 +14,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import TracebackType
 from typing import NoReturn, TextIO
 
 from lib.errors import one_line
+from lib.runtime.early_interrupt import INTERRUPTED
 
 # Of batch systems and torchrun, and of a terminal that is closed. Windows has no SIGHUP.
 TERMINATING = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name))
@@ -26,7 +26,7 @@ SAME_SIGNAL_SECONDS = 1.0
 _CLEANUP_SECONDS, _AGAIN_SECONDS = 8.0, 0.05
 # Environment variable: id of the process whose end is a SIGTERM for this one, which is in another session.
 PARENT = 'RECOGNIZER_PARENT'
-_LINES = {signal.SIGINT: 'interrupted', signal.SIGTERM: 'terminated (SIGTERM)'}
+_LINES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: 'terminated (SIGTERM)'}
 
 
 class _Lossy(io.FileIO):
@@ -182,23 +182,6 @@ class EndingSignal:
         assert self.number is not None
         write_error_line(end_line(self.number))
         os._exit(128 + self.number)
-
-
-def end_quietly() -> None:
-    """Let Ctrl-C end this process in one line while `ending_signals` is not active: before and after the command."""
-    uncaught, unraisable = sys.excepthook, sys.unraisablehook
-
-    def end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if issubclass(kind, KeyboardInterrupt):
-            print(end_line(signal.SIGINT), file=sys.stderr, flush=True)
-            os._exit(128 + signal.SIGINT)
-        uncaught(kind, error, trace)
-
-    def ignore(lost: 'sys.UnraisableHookArgs') -> None:
-        if not issubclass(lost.exc_type, KeyboardInterrupt | Terminated):
-            unraisable(lost)
-
-    sys.excepthook, sys.unraisablehook = end, ignore
 
 
 def end_with_parent() -> None:

@@ -81,6 +81,33 @@ def test_a_signal_in_a_phase(scripts, folder, products, phase, name):
     check_phase(scripts, folder, products, phase, name)
 
 
+# Becomes a script, and sends Ctrl-C when it imports a module; it imports nothing itself.
+INTERRUPT = """
+import os, sys
+
+_, module, path, *options = sys.argv
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == module:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), 2)
+
+sys.meta_path.insert(0, Finder())
+sys.path.insert(0, os.path.dirname(path))
+sys.argv[:] = [path, *options]
+exec(compile(open(path).read(), path, 'exec'), {'__name__': '__main__', '__file__': path})
+"""
+
+
+@pytest.mark.parametrize('script', ['main.py', 'tools/clean.py'])
+@pytest.mark.parametrize('module', ['lib.builders.preprocessing', 'lib.runtime.process', 'threading', 'yaml', 'torch'])
+def test_ctrl_c_during_the_imports(products, script, module):
+    command = [sys.executable, '-c', INTERRUPT, module, REPOSITORY / script, '--DATASET_ROOT', products, *ON_CPU]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == ENDS['SIGINT'], module
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ENDS)
 @pytest.mark.parametrize('phase', PHASES)
@@ -140,7 +167,7 @@ def test_a_signal_at_any_time(folder, products, seed, script):
     for _ in range(12):
         name, send = dice.choice(list(ENDS)), dice.choice([os.kill, os.killpg])
         with start() as process:
-            time.sleep(dice.uniform(0.1, seconds))
+            time.sleep(dice.uniform(0.05, seconds))
             sent = time.monotonic()
             if process.poll() is None:
                 send(process.pid, signal.Signals[name])
