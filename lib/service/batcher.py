@@ -102,18 +102,22 @@ class Batcher:
         for thread in (*self._decoders, self._computer):
             thread.start()
 
+    def check_space(self, num_images: int = 1) -> None:
+        """Raise ServiceError if images find no space: 429, for now; 413, never."""
+        if num_images > self.queue:
+            raise ServiceError(413, f'{num_images} images in one request; at most {self.queue} are allowed')
+        if self.num_waiting + num_images > self.queue:
+            raise ServiceError(429, 'too many images are waiting; try again later', self.retry_after)
+
     def submit(
         self, images: Sequence[bytes], *, top_k: int, is_connected: Callable[[], bool], with_neighbors: bool = False
     ) -> list[Job]:
         """Queue the images of a request, all or none.
 
         Raises:
-            ServiceError: 429, there is no space for them; 413, there never is.
+            ServiceError: as check_space.
         """
-        if len(images) > self.queue:
-            raise ServiceError(413, f'{len(images)} images in one request; at most {self.queue} are allowed')
-        if self.num_waiting + len(images) > self.queue:
-            raise ServiceError(429, 'too many images are waiting; try again later', self.retry_after)
+        self.check_space(len(images))
         jobs = [
             Job(data, top_k, is_connected, self.served, self._loop.create_future(), with_neighbors) for data in images
         ]

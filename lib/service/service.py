@@ -98,6 +98,7 @@ class Service:
         Raises:
             ServiceError: an invalid request, one that took too long, or no image of it could be computed.
         """
+        self.batcher.check_space()  # before the body is read
         deadline = asyncio.get_running_loop().time() + self.options.seconds
         connection = request.scope.get('connection')
         with self.memory.request() as hold:
