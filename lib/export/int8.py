@@ -1,8 +1,8 @@
 """Post-training quantization of exported files to int8, with nncf: OpenVINO and ONNX.
 
 Where the loss of accuracy is too large, the layers that contribute most to it stay in float32 (accuracy-aware
-quantization): layers are ranked by the change of the logits when their quantization is undone, and undone in this order
-until the accuracy on given images is close enough.
+quantization): layers are ranked by the error of the logits that is left without their quantization, which is undone in
+this order until the accuracy on given images is close enough.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -91,20 +91,32 @@ def _quantize_by_accuracy(
     nncf: Any, graph: '_Graph', calibration: Any, target: AccuracyTarget, options: dict[str, Any]
 ) -> Any:
     inputs = [graph.as_input(image) for image in single_images([target.images])]
+    reference: list[np.ndarray] = []  # logits of the float32 model, which nncf validates first
+    latest: list[Any] = [None, None]  # a model, and how it runs
 
-    def validate(model: Any, items: Iterable[Any]) -> tuple[float, list[list[np.ndarray]]]:
-        logits = [graph.logits(run, item) for run in [graph.runner(model)] for item in items]
-        if len(logits) < len(inputs):  # the first call tries one item
-            return 0.0, [[one] for one in logits]
-        return target.accuracy(np.array([one.argmax() for one in logits])), [[one] for one in logits]
+    def validate(model: Any, numbers: Iterable[int]) -> tuple[float, list[float]]:
+        """Return the accuracy on all images; on some, by which layers are ranked, the squared error of the logits."""
+        if latest[0] is not model:
+            latest[:] = model, graph.runner(model)
+        rows = list(numbers)
+        logits = np.stack([graph.logits(latest[1], inputs[row]) for row in rows])
+        if not reference and len(rows) == len(inputs):
+            reference.extend(logits)
+        if not reference:
+            return 0.0, [0.0] * len(rows)  # a trial by nncf
+        scores = [-float(np.square(one - reference[row]).sum()) for one, row in zip(logits, rows, strict=True)]
+        is_all = len(rows) == len(inputs)
+        return target.accuracy(logits.argmax(axis=1)) if is_all else float(np.mean(scores)), scores
 
     steps = nncf.AdvancedAccuracyRestorerParameters(
-        max_num_iterations=_MAX_STEPS, num_ranking_workers=1, ranking_subset_size=min(_RANKED_BY, len(inputs))
+        max_num_iterations=_MAX_STEPS,
+        num_ranking_workers=1,
+        ranking_subset_size=max(1, min(_RANKED_BY, len(inputs) - 1)),
     )
     return nncf.quantize_with_accuracy_control(
         graph.model,
         calibration,
-        nncf.Dataset(inputs),
+        nncf.Dataset(range(len(inputs)), inputs.__getitem__),
         validate,
         max_drop=target.max_loss,
         drop_type=nncf.DropType.ABSOLUTE,
