@@ -68,7 +68,7 @@ class _Loader:
         cfg: Config = command.cfg
         trained = load_model(command)
         photos = TrainPhotos(trained, cfg.SERVE.NEIGHBORS) if cfg.SERVE.NEIGHBORS else None
-        model = Model(trained, threads=None, threshold=cfg.SERVE.THRESHOLD or None)
+        model = Model(trained)  # with the threshold that test.py has chosen, if it has
         size = model.image_size
         model.features_of_pixels(torch.zeros(cfg.SERVE.BATCH_SIZE, size, size, 3, dtype=torch.uint8))  # warms up
         return Served(model, photos)

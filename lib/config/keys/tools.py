@@ -118,12 +118,6 @@ class ServeKeys(Section, title='HTTP service (tools/serve.py)'):
         high=3600.0,
         unit='seconds',
     )
-    THRESHOLD = Key(
-        0.0,
-        'Probability below which an answer is not accepted; test.py logs one for TEST.ABSTAIN_ERROR. 0: no judgment.',
-        low=0.0,
-        high=1.0,
-    )
     NEIGHBORS = Key(0, 'Nearest training photos that the page shows with an answer. 0: none.', low=0, high=20)
     FEEDBACK = Key(
         '',
