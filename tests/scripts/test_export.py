@@ -13,10 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
+from lib.dataset.normalize import IMAGENET_MEAN, IMAGENET_STD
 from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
+from tests.scripts.in_process import run_in_process
 from tests.scripts.running import ON_CPU, REPOSITORY, contents, error_line
 
 BGR, INSIDE = ('--DATASET_COLOR_SPACE', 'BGR'), ('--EXPORT_PREPROCESSING', 'inside')
+SUFFIX = {'onnx': '.onnx', 'openvino': '.xml'}
 MODEL = ('--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU)
 # Blocks imports of all packages but onnxruntime, numpy and Pillow.
 WITHOUT_PYTORCH = """
@@ -108,17 +111,29 @@ def test_example_in_an_environment_without_pytorch(scripts, run_folder, photo, t
     check_example(run_folder, [python, 'example.py'], photo, expected)
 
 
+def read_export(path, images):
+    """Return the metadata of an exported file, and its logits and features for images, without this project."""
+    if path.suffix == '.onnx':
+        session = onnxruntime.InferenceSession(path)
+        metadata, results = session.get_modelmeta().custom_metadata_map, session.run(['logits', 'features'], images)
+    else:
+        import openvino
+
+        model = openvino.Core().read_model(path)
+        compiled = openvino.compile_model(model, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+        metadata = {name: entry.value for name, entry in model.get_rt_info()['model_info'].items()}
+        results = [compiled(images)[name] for name in ('logits', 'features')]
+    return {name: json.loads(text) for name, text in metadata.items()}, *results
+
+
+@pytest.mark.parametrize('file_format', ['onnx', 'openvino'])
 @pytest.mark.parametrize('preprocessing', ['inside', pytest.param('outside', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('color_space', [pytest.param('RGB', marks=pytest.mark.slow), 'BGR'])
-def test_onnx_equals_test_py(scripts, exported, run_folder, products, preprocessing, color_space):
-    folder, _ = exported('--DATASET_COLOR_SPACE', color_space, '--EXPORT_PREPROCESSING', preprocessing)
-    session = onnxruntime.InferenceSession(folder / 'log' / 'tiny' / 'best_model.onnx')
-    metadata = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
-    assert metadata['classes'] == json.loads((products / 'classes.json').read_text())['names']
-    info = metadata['preprocessing']
-    size = info['center_crop']
+def test_networks_equal_test_py(scripts, run_folder, products, preprocessing, color_space, file_format):
+    options = ('--DATASET_COLOR_SPACE', color_space, '--EXPORT_PREPROCESSING', preprocessing)
+    scripts.run(run_folder, 'tools/export.py', *MODEL, *options, '--EXPORT_FORMAT', file_format)
     # Images of the input size: with a crop ratio of 1 neither side resizes them.
-    pixels = np.random.default_rng(0).integers(0, 256, (5, size, size, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     (run_folder / 'photos').mkdir()
     for index, image in enumerate(pixels):
         Image.fromarray(image).save(run_folder / 'photos' / f'{index}.png')
@@ -126,15 +141,77 @@ def test_onnx_equals_test_py(scripts, exported, run_folder, products, preprocess
     scripts.run(run_folder, 'test.py', *MODEL, *options, '--DATASET_COLOR_SPACE', color_space)
     images = pixels
     if preprocessing == 'outside':
-        images = pixels[..., ::-1] if info['channel_order'] == 'BGR' else pixels
-        images = ((images / 255 - info['mean']) / info['std']).transpose(0, 3, 1, 2).astype(np.float32)
+        images = pixels[..., ::-1] if color_space == 'BGR' else pixels
+        images = ((images / 255 - IMAGENET_MEAN) / IMAGENET_STD).transpose(0, 3, 1, 2).astype(np.float32)
+    path = run_folder / 'log' / 'tiny' / f'best_model{SUFFIX[file_format]}'
+    metadata, logits, features = read_export(path, {'images': images})
+    assert metadata['classes'] == json.loads((products / 'classes.json').read_text())['names']
+    info = metadata['preprocessing']
+    assert (info['center_crop'], info['mean'], info['std']) == (32, list(IMAGENET_MEAN), list(IMAGENET_STD))
     assert info['channel_order'] == ('RGB' if preprocessing == 'inside' else color_space)
-    logits, features = session.run(['logits', 'features'], {'images': images})
     expected = np.load(run_folder / 'log' / 'tiny' / 'predictions_photos.features.npy')
     assert np.abs(features - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
     lines = _lines(run_folder / 'log' / 'tiny' / 'predictions_photos.csv')
     predicted = [int(line.split(',')[1]) for line in lines]
     assert logits.argmax(axis=1).tolist() == predicted
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('file_format', [pytest.param('onnx', marks=pytest.mark.slow), 'openvino'])
+def test_int8_reports_its_cost(run_folder, products, file_format):
+    int8 = (*MODEL, '--EXPORT_FORMAT', file_format, '--EXPORT_PRECISION', 'int8', '--EXPORT_MAX_LOSS', 1)
+    done = run_in_process(run_folder, 'tools/export.py', *int8)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r'int8 in (\d+) of \1 layers, calibrated on 51 images of .*converted_train.json', done.stdout)
+    assert 'int8 against float32 on 24 valid images: top-1' in done.stdout
+    assert re.search(r'mean class error +\S+ -> +\S+ %: \S+ points, 95 % \[', done.stdout)
+    path = run_folder / 'log' / 'tiny' / f'best_model.int8{SUFFIX[file_format]}'
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    metadata, logits, _ = read_export(path, {'images': pixels})
+    assert logits.shape == (5, 6)
+    report = metadata['int8']
+    assert report['layers']['int8'] == report['layers']['total'] > 5
+    assert report['calibration']['images'] == 51
+    assert report['valid']['groups']['all']['images'] == 24
+    assert set(report['valid']['groups']) == {'all', 'few'}
+    assert 'exists already: set --OVERWRITE True' in error_line(run_in_process(run_folder, 'tools/export.py', *int8))
+
+
+def multiply_a_channel(path, factor=1e5):
+    """Multiply a channel between two convolutions in a checkpoint, and divide its weights: int8 loses the others."""
+    checkpoint = read_checkpoint(path)
+    state, block = checkpoint.state_dict, 'backbone.layer2.0'
+    for name in ('weight', 'bias'):
+        state[f'{block}.bn1.{name}'][0] = factor
+    state[f'{block}.conv2.weight'][:, 0] /= factor
+    write_checkpoint(path, checkpoint)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('file_format', ['onnx', 'openvino'])
+def test_layers_stay_in_float32_or_no_file_is_written(run_folder, monkeypatch, file_format):
+    multiply_a_channel(run_folder / 'log' / 'tiny' / 'best_model.pth')
+    int8 = (*MODEL, '--EXPORT_FORMAT', file_format, '--EXPORT_PRECISION', 'int8', '--EXPORT_MAX_LOSS', 0)
+    done = run_in_process(run_folder, 'tools/export.py', *int8)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0, done.stderr
+
+
+def test_mistakes_of_int8(run_folder, products):
+    folder = run_folder / 'log' / 'tiny'
+    before = contents(folder)
+    int8 = (*MODEL, '--EXPORT_PRECISION', 'int8')
+    for options, text in (
+        (('--EXPORT_FORMAT', 'torch_export'), 'EXPORT.PRECISION int8 needs EXPORT.FORMAT onnx or openvino'),
+        (('--DATASET_ROOT', 'empty'), 'EXPORT.PRECISION int8 needs labeled images to measure its loss'),
+        (('--EXPORT_PRECISION', 'float32', '--EXPORT_MAX_LOSS', 0.5), 'EXPORT.MAX_LOSS'),
+    ):
+        assert text in error_line(run_in_process(run_folder, 'tools/export.py', *int8, *options))
+    (folder / 'best_model.bin').write_text('precious')
+    line = error_line(run_in_process(run_folder, 'tools/export.py', *MODEL, '--EXPORT_FORMAT', 'openvino'))
+    assert 'best_model.bin exists already' in line
+    (folder / 'best_model.bin').unlink()
+    assert contents(folder) == before
 
 
 def _lines(path):
@@ -203,7 +280,7 @@ def test_mistakes_change_no_file(scripts, run_folder):
     for options, text in (
         (('--EXPORT_OUT', 'mine.onnx'), 'mine.onnx exists already'),
         (('--EXPORT_OUT', 'mine.txt'), 'must end in .onnx'),
-        (('--EXPORT_FORMAT', 'tflite'), 'must be one of onnx, torch_export, safetensors'),
+        (('--EXPORT_FORMAT', 'tflite'), 'must be one of onnx, openvino, torch_export, safetensors'),
     ):
         assert text in error_line(scripts.run(run_folder, 'tools/export.py', *MODEL, *options, code=2))
     assert (run_folder / 'mine.onnx').read_text() == 'precious'
