@@ -4,7 +4,8 @@ REAL_PHOTOS=FOLDER python benchmarks/loader.py [--json FILE]     (pip install -r
 
 RandomResizedCrop to 112 px and flip, batch 64, two workers (threads for DALI) per side, normalized float32 batches in
 the main process, epochs of about equal time. Photos: the real ones (348 px), and the same upscaled to 800 px, JPEG
-quality 90. Packed: those of 800 px at 160 px, quality 90, in tar shards as written by tools/pack.py.
+quality 90. Packed: those of 800 px at 160 px, quality 90, in tar shards as written by tools/pack.py; packed_raw: the
+same as pixels (--PACK_IMAGES raw), from the page cache.
 """
 
 import sys
@@ -34,7 +35,7 @@ from lib.dataset.transforms import RandomResizedCrop
 from lib.shards.images import ShardImages
 from lib.shards.index import INDEX
 from lib.shards.pack import SplitJob, images_per_shard, pack_split
-from lib.shards.write import Reencode
+from lib.shards.encode import Encoding, Raw, Reencode
 
 SIZE, BATCH_SIZE, WORKERS = 112, 64, 2
 LARGE, PACKED, QUALITY = 800, 160, 90
@@ -86,8 +87,8 @@ def enlarge(paths: list[Path], folder: Path) -> list[Path]:
         return list(pool.map(write, range(len(paths))))
 
 
-def pack(paths: list[Path], folder: Path) -> Images:
-    """Write the photos to shards at PACKED pixels; return the packed images."""
+def pack(paths: list[Path], folder: Path, encoding: Encoding) -> Images:
+    """Write the photos to shards; return the packed images."""
     names = pa.array([str(path) for path in paths], pa.large_string())
     job = SplitJob(
         folder=folder,
@@ -97,7 +98,7 @@ def pack(paths: list[Path], folder: Path) -> Images:
         num_classes=1,
         digest='',
         classes=None,
-        encoding=Reencode(PACKED, QUALITY),
+        encoding=encoding,
         images_per_shard=images_per_shard(len(paths)),
         max_bad_fraction=0.0,
     )
@@ -105,7 +106,7 @@ def pack(paths: list[Path], folder: Path) -> Images:
     return ShardImages(folder / INDEX)
 
 
-def compare(large: list[Path], small: list[Path], packed: Images, rounds: int) -> dict[str, float]:
+def compare(large: list[Path], small: list[Path], packed: Images, raw: Images, rounds: int) -> dict[str, float]:
     """Return all rates and speedups."""
     original800 = default_loader(OriginalPhotos(large, SIZE), BATCH_SIZE, WORKERS)
     original348 = default_loader(OriginalPhotos(small, SIZE), BATCH_SIZE, WORKERS)
@@ -117,6 +118,7 @@ def compare(large: list[Path], small: list[Path], packed: Images, rounds: int) -
             'torchvision800': counted(lambda: torchvision800),
             'dali800': counted(dali_epoch(large, SIZE, BATCH_SIZE, WORKERS)),
             'packed': ours(packed, times=10),
+            'packed_raw': ours(raw, times=20),
         },
         rounds,
     )
@@ -130,6 +132,7 @@ def compare(large: list[Path], small: list[Path], packed: Images, rounds: int) -
         'raw800_speedup': first['raw800'] / first['original800'],
         'raw348_speedup': second['raw348'] / second['original348'],
         'packed_speedup': first['packed'] / first['original800'],
+        'packed_raw_speedup': first['packed_raw'] / first['original800'],
         'raw800_torchvision_speedup': first['raw800'] / first['torchvision800'],
         'raw800_dali_speedup': first['raw800'] / first['dali800'],
     }
@@ -141,8 +144,9 @@ def main() -> None:
     paths = sorted((real_photos() / 'train').rglob('*.jpg'))[: arguments.photos]
     with tempfile.TemporaryDirectory() as folder:
         large = enlarge(paths, Path(folder))
-        packed = pack(large, Path(folder, 'packed'))
-        finish(compare(large, paths, packed, arguments.rounds), arguments.json)
+        packed = pack(large, Path(folder, 'packed'), Reencode(PACKED, QUALITY))
+        raw = pack(large, Path(folder, 'raw'), Raw(PACKED))
+        finish(compare(large, paths, packed, raw, arguments.rounds), arguments.json)
 
 
 if __name__ == '__main__':

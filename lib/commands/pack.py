@@ -18,6 +18,7 @@ from lib.runtime.files import file_exists, write_json
 from lib.runtime.folders import fresh_folder, has_content
 from lib.runtime.log import LOGGER
 from lib.runtime.text import count_of, size_text
+from lib.shards.encode import Copy, Encoding, Raw, Reencode
 from lib.shards.index import INFO, SETTINGS
 from lib.shards.pack import (
     FolderConflict,
@@ -28,7 +29,7 @@ from lib.shards.pack import (
     images_per_shard,
     pack_split,
 )
-from lib.shards.write import Copy, Reencode, TooManyBadImages
+from lib.shards.write import TooManyBadImages
 from lib.trainer.run_folder import BAD_IMAGES, write_bad_images
 
 _SPLITS = ('train', 'valid', 'test')
@@ -64,7 +65,8 @@ def pack(cfg: Config) -> list[str]:
         _check_folders(cfg, out, jobs.values())
     lines, info = [], {}
     with fresh_folder(out, 'PACK.OUT', is_old):
-        _check_folders(cfg, out, jobs.values())
+        if needed := _check_folders(cfg, out, jobs.values()):
+            LOGGER.info('about %s are written to %s', size_text(needed), out)
         for kind, job in jobs.items():
             try:
                 packed = pack_split(job, num_workers=num_workers(cfg.RUN.NUM_WORKERS))
@@ -134,11 +136,13 @@ def _can_resume(job: SplitJob) -> bool:
     return True
 
 
-def _check_folders(cfg: Config, out: Path, jobs: Collection[SplitJob]) -> None:
+def _check_folders(cfg: Config, out: Path, jobs: Collection[SplitJob]) -> int:
+    """Return about how many bytes packing adds. Raises: UserError, if a folder or the disk cannot take them."""
     for job in jobs:
         _check_folder(job)
-    if cfg.PACK.IMAGES == 'copy':
-        _check_space(out, sum(map(bytes_needed, jobs)))
+    needed = sum(map(bytes_needed, jobs))
+    _check_space(out, needed, cfg.PACK.IMAGES)
+    return needed
 
 
 def _check_folder(job: SplitJob) -> None:
@@ -168,22 +172,26 @@ def _job(cfg: Config, data: TrainingData, split: DatasetSplit, folder: Path) -> 
         num_classes=split.num_classes,
         digest=split.digest(),
         classes=data.classes,
-        encoding=Copy()
-        if cfg.PACK.IMAGES == 'copy'
-        else Reencode(cfg.PACK.SHORT_SIDE or stored_short_side(cfg), cfg.PACK.QUALITY),
+        encoding=_encoding(cfg),
         images_per_shard=cfg.PACK.SHARD_IMAGES or images_per_shard(len(split)),
         max_bad_fraction=cfg.DATASET.MAX_BAD_FRACTION,
     )
 
 
-def _check_space(out: Path, needed: int) -> None:
+def _encoding(cfg: Config) -> Encoding:
+    if cfg.PACK.IMAGES == 'copy':
+        return Copy()
+    short_side = cfg.PACK.SHORT_SIDE or stored_short_side(cfg)
+    return Raw(short_side) if cfg.PACK.IMAGES == 'raw' else Reencode(short_side, cfg.PACK.QUALITY)
+
+
+def _check_space(out: Path, needed: int, images: str) -> None:
     parent = out.absolute()
     while not parent.exists():
         parent = parent.parent
-    free = shutil.disk_usage(parent).free
-    if needed > free:
+    if needed > (free := shutil.disk_usage(parent).free):
         raise UserError(
-            f'PACK.OUT {out}: copying needs about {size_text(needed)}, and {size_text(free)} are free; '
+            f'PACK.OUT {out}: PACK.IMAGES {images} needs about {size_text(needed)}, and {size_text(free)} are free; '
             '--PACK_IMAGES reencode needs much less'
         )
 

@@ -16,6 +16,7 @@ from lib.runtime.text import few_names
 INDEX, FORMAT = 'index.arrow', 1
 SETTINGS = 'pack.json'  # of a split; packing writes it first
 INFO = '_info.json'  # of all splits, which timm reads; packing writes it last
+RAW = 'raw'  # settings['images'] of images stored as uncompressed TIFF files, whose last bytes are the pixels
 _KEY, _CHECKSUM = b'packed', b'crc32'  # of the metadata
 
 COLUMNS = pa.schema(
@@ -111,7 +112,7 @@ class PackedIndex:
         contents: the metadata.
         table: all columns.
         names: (num_images,) Arrow strings.
-        labels, shards, offsets, lengths, checksums: (num_images,) integers.
+        labels, shards, offsets, lengths, checksums, widths, heights: (num_images,) integers.
         faults: (num_images,) Arrow strings.
     """
 
@@ -137,14 +138,20 @@ class PackedIndex:
             raise UserError(f'{path}: is not an index of packed images ({shown(error)})') from None
         if self.contents.format != FORMAT:
             raise UserError(f'{path}: has format {shown(self.contents.format)}, but must have {FORMAT}')
-        self.shards, self.offsets, self.lengths, self.checksums, self.labels = (
-            _single_chunk(self.table[name]).to_numpy() for name in ('shard', 'offset', 'length', 'crc32', 'label')
+        self.shards, self.offsets, self.lengths, self.checksums, self.labels, self.widths, self.heights = (
+            _single_chunk(self.table[name]).to_numpy()
+            for name in ('shard', 'offset', 'length', 'crc32', 'label', 'width', 'height')
         )
         self.names: pa.LargeStringArray = _single_chunk(self.table['path'])
         self.faults: pa.LargeStringArray = _single_chunk(self.table['fault'])
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def is_raw(self) -> bool:
+        """Return whether the images are stored as pixels, which need no decoding."""
+        return self.contents.settings.get('images') == RAW
 
     def check(self) -> list[str]:
         """Check the columns and the shards' sizes without reading images; return warnings.

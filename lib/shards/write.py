@@ -1,7 +1,4 @@
-"""Shard writer: plain tar files in WebDataset's form, each with its part of the index.
-
-Images are re-encoded as small JPEGs without metadata, or copied byte by byte.
-"""
+"""Shard writer: plain tar files in WebDataset's form, each with its part of the index."""
 
 import json
 import os
@@ -11,115 +8,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 import pyarrow as pa
-import simplejpeg
-from PIL import Image
 
-from lib.dataset.decode import DecodeError, decode, read_format
+from lib.dataset.decode import DecodeError
 from lib.dataset.image_format import HEIC_HINT, hint_of
 from lib.dataset.images import EncodedImages
 from lib.errors import UserError
 from lib.runtime.files import replace_atomically
+from lib.shards.encode import Encoding, PackedImage
 from lib.shards.index import COLUMNS, Shard, read_table, write_table
 
-# File extensions that WebDataset and timm read; a format that is not listed has its own name as extension.
-_EXTENSIONS = {'JPEG': 'jpg', 'TIFF': 'tif'}
-UNKNOWN = 'bin'
-_MAX_JPEG_SIDE = 65_500  # of libjpeg
 PARTS = 'parts'  # folder of the index parts
 MIN_BAD = 10  # this many undecodable images are always accepted, as in training
-
-
-@dataclass(frozen=True)
-class PackedImage:
-    """One image as it is packed.
-
-    Attributes:
-        data: its bytes; empty if nothing is packed.
-        extension: of the member's name, without the dot.
-        width, height: pixels, from the header; 0 if unknown.
-        fault: the reason why it cannot be decoded; '' if none is known.
-    """
-
-    data: bytes
-    extension: str = 'jpg'
-    width: int = 0
-    height: int = 0
-    fault: str = ''
-
-
-@dataclass(frozen=True)
-class Reencode:
-    """Decode upright, reduce the short side to `short_side` (never enlarge), write a JPEG of `quality`.
-
-    No metadata is stored, such as GPS positions. The filter is Lanczos, since packing happens once and training resizes
-    its result again; chroma subsampling is 4:2:0, as in cameras: a fifth smaller and faster to decode than 4:4:4.
-    """
-
-    short_side: int
-    quality: int = 90
-
-    def settings(self) -> dict[str, Any]:
-        """Return the settings that determine the bytes, for the index."""
-        return {'images': 'reencode', 'short_side': self.short_side, 'quality': self.quality}
-
-    def __call__(self, data: bytes) -> PackedImage:
-        """Return the packed image, without bytes if it cannot be decoded."""
-        try:
-            image = self._reduce(decode(data))
-        except DecodeError as error:
-            return PackedImage(b'', fault=str(error))
-        if max(image.size) > _MAX_JPEG_SIDE:
-            fault = f'{image.width} x {image.height} pixels when packed; a JPEG has at most {_MAX_JPEG_SIDE:,} a side'
-            return PackedImage(b'', fault=fault)
-        pixels = np.ascontiguousarray(np.asarray(image))
-        encoded = simplejpeg.encode_jpeg(pixels, quality=self.quality, colorsubsampling='420', fastdct=False)
-        return PackedImage(encoded, 'jpg', image.width, image.height)
-
-    def _reduce(self, image: Image.Image) -> Image.Image:
-        shorter = min(image.size)
-        if shorter <= self.short_side:
-            return image
-        width, height = (max(1, round(side * self.short_side / shorter)) for side in image.size)
-        # According to Pillow's documentation, a gap of 3 or more is indistinguishable from fair resampling.
-        return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
-
-
-@dataclass(frozen=True)
-class Copy:
-    """Store the bytes unchanged, with metadata. The header is read for the extension and the size only."""
-
-    def settings(self) -> dict[str, Any]:
-        """Return the settings that determine the bytes, for the index."""
-        return {'images': 'copy'}
-
-    def __call__(self, data: bytes) -> PackedImage:
-        """Return the packed image with the given bytes, whatever they are."""
-        try:
-            name, width, height = read_format(data)
-        except Exception:  # header parsers raise many types; `decode` words the fault and reads more formats
-            return self._of_unknown_format(data)
-        return PackedImage(data, _EXTENSIONS.get(name, name.lower()), width, height)
-
-    def _of_unknown_format(self, data: bytes) -> PackedImage:
-        try:
-            return PackedImage(data, UNKNOWN, *decode(data).size)
-        except DecodeError as error:
-            return PackedImage(data, UNKNOWN, fault=str(error))
-
-
-class Encoding(Protocol):
-    """The interface of Reencode and Copy."""
-
-    def settings(self) -> dict[str, Any]:
-        """Return the settings that determine the bytes, for the index."""
-
-    def __call__(self, data: bytes) -> PackedImage:
-        """Return the packed image."""
 
 
 class TooManyBadImages(UserError):

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from lib.audit.image_stats import image_stats
 from lib.dataset.decode import DecodeError, decode
 from lib.dataset.lazy_image import open_lazy_image
-from lib.shards.write import Copy
+from lib.shards.encode import Copy
 from tests.dataset.layouts import Case, jpeg_case, png_case
 
 

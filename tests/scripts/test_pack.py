@@ -121,7 +121,7 @@ def test_overwrite_renames_the_earlier_result(scripts, packed, tmp_path):
 @pytest.mark.parametrize(
     ('how', 'words'),
     [
-        ('copy', ('PACK.OUT', 'copying needs about', 'are free', '--PACK_IMAGES reencode')),
+        ('copy', ('PACK.OUT', 'PACK.IMAGES copy needs about', 'are free', '--PACK_IMAGES reencode')),
         ('reencode', ('no space left on the device',)),
     ],
 )

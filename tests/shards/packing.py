@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,28 @@ from PIL import Image
 
 from lib.dataset.annotations import ClassNames
 from lib.dataset.images import FileImages
+from lib.dataset.lazy_image import LazyPixelImage
+from lib.shards.encode import Copy
 from lib.shards.images import ShardImages
 from lib.shards.index import INDEX
 from lib.shards.pack import SplitJob, pack_split
-from lib.shards.write import Copy
 
 LABELS = np.array([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3], np.int32)
 NAMES = [f'photos/é {row}.jpg' for row in range(len(LABELS))]
 CLASSES = ClassNames(['apple', 'bread', 'kiwi', 'milk'], [])
+
+
+@dataclass(frozen=True)
+class LazyPixelImages:
+    """Images in memory, of different sizes."""
+
+    images: list[np.ndarray]
+
+    def name(self, row: int) -> str:
+        return f'image {row}'
+
+    def open(self, row: int) -> LazyPixelImage:
+        return LazyPixelImage(self.images[row])
 
 
 def smooth(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -61,6 +76,17 @@ def job_of(images, folder: Path, **changes) -> SplitJob:
 def pack(images, folder: Path, num_workers: int = 0, **changes) -> ShardImages:
     pack_split(job_of(images, folder, **changes), num_workers=num_workers)
     return ShardImages(folder / INDEX)
+
+
+def as_decoded(photos: FileImages, short_side: int) -> LazyPixelImages:
+    """Return the photos as images in memory, decoded and reduced by Pillow."""
+    images = []
+    for row in range(len(photos)):
+        photo = Image.open(photos.path(row)).convert('RGB')
+        scale = min(1.0, short_side / min(photo.size))
+        size = (round(photo.width * scale), round(photo.height * scale))
+        images.append(np.asarray(photo.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)))
+    return LazyPixelImages(images)
 
 
 def contents(folder: Path) -> dict[str, str]:

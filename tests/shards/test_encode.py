@@ -1,4 +1,4 @@
-"""The encodings of packed images: reencode and copy."""
+"""The encodings of packed images: reencode, raw and copy."""
 
 import io
 
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from lib.dataset.decode import decode
-from lib.shards.write import UNKNOWN, Copy, Reencode
+from lib.shards.encode import UNKNOWN, Copy, Raw, Reencode
 from tests.shards.packing import encoded, smooth
 
 GPS, ORIENTATION = 0x8825, 0x0112
@@ -89,9 +89,36 @@ def test_transparency_becomes_white_and_cmyk_is_decoded():
     assert np.abs(np.asarray(decode(Reencode(30)(cmyk).data)).astype(int) - np.asarray(decode(cmyk))).mean() < 3
 
 
+@pytest.mark.parametrize('orientation', [1, 6])
+@pytest.mark.parametrize('size', [(90, 60), (31, 400), (1, 1), (3, 70_000)], ids=str)
+def test_raw_images_are_the_pixels_of_the_reduced_image_in_a_tiff(size, orientation):
+    """Pillow's decoder is the oracle; without reduction, the pixels are those of the photo."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encoded(smooth(*size), 'PNG', exif=exif)
+    packed, whole = Raw(32)(data), decode(data)
+    scale = min(1.0, 32 / min(whole.size))
+    expected = tuple(round(side * scale) for side in whole.size)
+    assert (packed.width, packed.height, packed.extension, packed.fault) == (*expected, 'tif', '')
+    pixels = whole.resize(expected, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    assert packed.data[-3 * packed.width * packed.height :] == pixels.tobytes()
+    read = Image.open(io.BytesIO(packed.data))
+    assert (read.format, read.mode, read.tobytes()) == ('TIFF', 'RGB', pixels.tobytes())
+    assert np.array_equal(np.asarray(decode(packed.data)), np.asarray(pixels))
+    assert len(packed.data) - 1000 < Raw(32).num_bytes(*whole.size) < len(packed.data)
+
+
+def test_raw_images_have_no_metadata():
+    packed = Raw(32)(photo_with_position(6))
+    assert (packed.width, packed.height) == (32, 48)
+    assert not [word for word in (b'Exif', b'Maker', b'at home', b'profile') if word in packed.data]
+    assert not dict(Image.open(io.BytesIO(packed.data)).getexif().get_ifd(GPS))
+
+
+@pytest.mark.parametrize('encode', [Reencode(20), Raw(20)], ids=['reencode', 'raw'])
 @pytest.mark.parametrize('data', BROKEN.values(), ids=BROKEN)
-def test_undecodable_images_have_a_fault_and_no_bytes(data):
-    packed = Reencode(20)(data)
+def test_undecodable_images_have_a_fault_and_no_bytes(data, encode):
+    packed = encode(data)
     assert packed.data == b''
     assert packed.fault
 

@@ -17,11 +17,23 @@ from PIL import Image
 from lib.dataset.decode import decode
 from lib.dataset.images import FileImages
 from lib.errors import UserError
+from lib.shards.encode import Raw, Reencode
 from lib.shards.images import ShardImages
 from lib.shards.index import INDEX
 from lib.shards.pack import PARTS, FolderConflict, _restore_parts, bytes_needed, images_per_shard, pack_split
-from lib.shards.write import Reencode, TooManyBadImages
-from tests.shards.packing import CLASSES, LABELS, NAMES, contents, encoded, job_of, make_photos, pack, smooth
+from lib.shards.write import TooManyBadImages
+from tests.shards.packing import (
+    CLASSES,
+    LABELS,
+    NAMES,
+    as_decoded,
+    contents,
+    encoded,
+    job_of,
+    make_photos,
+    pack,
+    smooth,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -79,6 +91,30 @@ def test_reencoded_images_are_small_and_close(photos, tmp_path):
         assert (images.index.table['width'][row].as_py(), images.index.table['height'][row].as_py()) == packed.size
         reduced = before.resize(packed.size, Image.Resampling.LANCZOS)
         assert np.abs(np.asarray(packed).astype(int) - np.asarray(reduced)).mean() < 4
+
+
+def test_raw_images_are_a_tar_of_tiff_files_of_known_size(photos, tmp_path):
+    """The estimate before packing lacks the padding of four tar files at most; a damaged shard is written again."""
+    job = job_of(photos, tmp_path / 'p', encoding=Raw(20))
+    estimate = bytes_needed(job)
+    images = pack(photos, tmp_path / 'p', encoding=Raw(20))
+    shards = sorted((tmp_path / 'p').glob('*.tar'))
+    assert 0 <= sum(path.stat().st_size for path in shards) - estimate <= 4 * tarfile.RECORDSIZE
+    assert bytes_needed(job) == 0
+    before = contents(tmp_path / 'p')
+    for row, expected in enumerate(as_decoded(photos, 20).images):
+        assert np.array_equal(images.load(row), expected)
+        assert np.array_equal(decode(images.read(row)), expected)
+    flip_bit(shards[1])
+    pack(photos, tmp_path / 'p', encoding=Raw(20))
+    assert contents(tmp_path / 'p') == before
+
+
+def test_raw_images_are_packed_again_as_others(photos, tmp_path):
+    images = pack(photos, tmp_path / 'p', encoding=Raw(20))
+    copy, small = pack(images, tmp_path / 'copy'), pack(images, tmp_path / 'small', encoding=Reencode(10))
+    assert np.array_equal(copy.open(3).pixels(1.0)[0], images.load(3))
+    assert small.load(3).height == 10
 
 
 @pytest.mark.process
@@ -196,7 +232,7 @@ def test_packing_resumes_after_a_kill(tmp_path):
         (tmp_path / f'{row}.png').write_bytes(encoded(smooth(500, 400, row), 'PNG'))
     script.write_text(
         'from pathlib import Path\nimport numpy as np, pyarrow as pa\n'
-        'from lib.dataset.images import FileImages\nfrom lib.shards.write import Reencode\n'
+        'from lib.dataset.images import FileImages\nfrom lib.shards.encode import Reencode\n'
         'from lib.shards.pack import SplitJob, pack_split\n'
         "if __name__ == '__main__':\n"
         f"    folder, names = Path({str(tmp_path)!r}), [f'{{row}}.png' for row in range({rows})]\n"

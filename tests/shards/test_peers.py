@@ -10,10 +10,10 @@ from PIL import Image
 from timm.data.readers import create_reader
 
 from lib.commands.pack import _info
+from lib.shards.encode import Reencode
 from lib.shards.images import ShardImages
 from lib.shards.index import INDEX
 from lib.shards.pack import pack_split
-from lib.shards.write import Reencode
 from tests.shards.packing import LABELS, NAMES, job_of
 
 

@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import pyarrow as pa
 import pytest
 
 from lib.dataset.decode import DecodeError
+from lib.dataset.upright_rgb import gray_of
 from lib.errors import UserError
 from lib.shards import images as shard_images
+from lib.shards.encode import Raw
 from lib.shards.images import OpenShard, ShardImages
 from lib.shards.index import INDEX, Contents, PackedIndex, read_table, write_table
-from tests.shards.packing import LABELS, NAMES, encoded, pack, smooth
+from tests.shards.packing import LABELS, NAMES, as_decoded, encoded, pack, smooth
 
 
 def rewritten(images: ShardImages, **columns) -> Path:
@@ -188,10 +191,17 @@ class FlakyShard(OpenShard):
     failures = 2
 
     def read(self, length: int, offset: int) -> bytes:
+        self._fail()
+        return super().read(length, offset)
+
+    def read_into(self, memory: np.ndarray, offset: int) -> int:
+        self._fail()
+        return super().read_into(memory, offset)
+
+    def _fail(self) -> None:
         if FlakyShard.failures:
             FlakyShard.failures -= 1
             raise OSError(5, 'Input/output error')
-        return super().read(length, offset)
 
 
 @pytest.mark.parametrize('failures', [2, 3])
@@ -205,3 +215,86 @@ def test_failed_reads_are_repeated(packed, monkeypatch, failures):
     else:
         with pytest.raises(OSError, match='Input/output error'):
             images.read(4)
+
+
+@pytest.fixture
+def raw(photos, tmp_path):
+    """Pack the images as pixels, with a short side of 24."""
+    return pack(photos, tmp_path / 'raw', encoding=Raw(24))
+
+
+def test_raw_pixels_are_those_that_were_packed(raw, photos):
+    again = pickle.loads(pickle.dumps(raw))
+    for row, expected in enumerate(as_decoded(photos, 24).images):
+        image = again.open(row)
+        assert (image.height, image.width) == expected.shape[:2]
+        assert np.array_equal(image.pixels(0.1)[0], expected)  # all rows, with the checksum
+        pixels, reduction = image.pixels(1.0, (5, 9))
+        assert (pixels.shape, reduction) == (expected.shape, 1)
+        assert np.array_equal(pixels[5:9], expected[5:9])
+        assert np.array_equal(again.load(row), expected)
+        assert np.array_equal(image.gray_pixels(), gray_of(expected))
+
+
+def test_pixels_stay_while_they_are_used(raw, photos):
+    """The memory of an image is used again, but not below an array that views it, nor by another thread."""
+    expected = as_decoded(photos, 24).images
+    views = [raw.open(row).pixels(1.0)[0][2:, 3:] for row in range(len(raw))]
+    assert all(np.array_equal(view, one[2:, 3:]) for view, one in zip(views, expected, strict=True))
+    del views
+    first = raw.open(0).pixels(1.0)[0].ctypes.data
+    assert raw.open(0).pixels(1.0)[0].ctypes.data == first
+
+    def check(seed: int) -> None:
+        for row in np.random.default_rng(seed).integers(0, len(raw), 200).tolist():
+            assert np.array_equal(raw.open(row).pixels(1.0)[0], expected[row])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(check, range(4)))
+
+
+@pytest.mark.parametrize('position', [0, 3, -1], ids=['header', 'pixel', 'last'])
+def test_a_flipped_bit_of_a_raw_image(raw, position):
+    path, index = raw.index.path.with_name('000000.tar'), raw.index
+    data = bytearray(path.read_bytes())
+    offset, length = int(index.offsets[1]), int(index.lengths[1])
+    first = {0: offset, 3: offset + length - 3 * int(index.widths[1]) * int(index.heights[1]), -1: offset + length - 1}
+    data[first[position]] ^= 1
+    path.write_bytes(data)
+    images = ShardImages(index.path)
+    with pytest.raises(DecodeError, match=r'000000\.tar, row 1: the bytes are not'):
+        images.open(1).pixels(1.0, (0, 1))
+    assert images.load(0).size == (32, 24)
+
+
+def test_raw_shards_that_are_truncated_or_missing(raw):
+    path, offset = raw.index.path.with_name('000001.tar'), int(raw.index.offsets[4])
+    raw.load(4)
+    os.truncate(path, offset + 500)
+    for images in (raw, ShardImages(raw.index.path)):  # the checksum of row 4 was compared; it was not
+        with pytest.raises(DecodeError, match=r'000001\.tar, row 4: the shard is truncated'):
+            images.open(4).pixels(1.0)
+    path.unlink()
+    assert f'{path}, row 4: this shard is missing' in error_of(ShardImages(raw.index.path), 4)
+
+
+@pytest.mark.parametrize('side', [0, -24, 2**31 - 1, 40])
+def test_raw_images_of_a_wrong_size_in_the_index(raw, side):
+    widths = raw.index.widths.tolist()
+    images = ShardImages(rewritten(raw, width=[*widths[:2], side, *widths[3:]]))
+    assert '000000.tar, row 2: the size of this image in the index is wrong' in error_of(images, 2)
+    assert images.load(1).height == 24
+
+
+def test_undecodable_images_among_raw_ones(photos, tmp_path):
+    Path(photos.name(2)).write_bytes(b'<html>')
+    images = pack(photos, tmp_path / 'p', encoding=Raw(24))
+    assert 'was packed without its pixels' in error_of(images, 2)
+
+
+def test_failed_reads_of_pixels_are_repeated(raw, monkeypatch):
+    expected = np.asarray(raw.load(4))
+    monkeypatch.setattr(shard_images, 'OpenShard', FlakyShard)
+    monkeypatch.setattr(shard_images, 'FIRST_PAUSE_SECONDS', 0)
+    FlakyShard.failures = 2
+    assert np.array_equal(ShardImages(raw.index.path).load(4), expected)

@@ -14,8 +14,9 @@ from lib.dataset.reader import BatchReader
 from lib.dataset.sampler import Sampler, class_balance, instance_balance
 from lib.dataset.transforms import RandomResizedCrop, ResizeCenterCrop
 from lib.errors import UserError
+from lib.shards.encode import Raw
 from lib.shards.images import ShardImages
-from tests.shards.packing import LABELS, pack
+from tests.shards.packing import LABELS, as_decoded, pack
 
 SIZE = 16
 
@@ -56,6 +57,17 @@ def test_batches_equal_those_of_the_files_with_and_without_workers(photos, tmp_p
         assert any(batch.bad for batch in expected)
         check_same(batches(packed), expected)
         check_same(batches(packed, num_workers=2), expected)
+
+
+@pytest.mark.process
+def test_batches_of_raw_images_equal_those_of_decoded_images_of_that_size(photos, tmp_path):
+    """The same crops, flips and pixels; the second epoch reads only the rows of each crop."""
+    packed, decoded = pack(photos, tmp_path / 'p', encoding=Raw(24)), as_decoded(photos, 24)
+    for batches in (train_batches, eval_batches):
+        expected = batches(decoded)
+        check_same(batches(packed), expected)
+        check_same(batches(packed, num_workers=2), expected)
+    assert packed._is_verified.all()
 
 
 @pytest.fixture(params=['truncated', 'missing', 'wrong bytes'])
