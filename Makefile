@@ -16,11 +16,15 @@ PYTEST := $(BIN)/python -m pytest -q --dist worksteal
 
 .PHONY: help demo install test test-fast test-all lint format
 help:
-	@echo 'make demo      install, then run the three scripts on generated photos (about 4 minutes on two cores)'
-	@echo 'make install   create a virtual environment in $(VENV) with everything that the scripts need'
-	@echo 'make test      run the tests (at most 6 minutes on two idle cores); make test-all includes the slow ones'
-	@echo 'make test-fast run the short tests that start no other process, for the edit loop (at most 60 seconds)'
-	@echo 'make lint      check code, format and types with ruff and mypy; make format fixes what it can'
+	@echo 'make demo       install, then run the three scripts on generated photos'
+	@echo '                (about 4 minutes on two cores)'
+	@echo 'make install    create a virtual environment in $(VENV) with all that scripts need'
+	@echo 'make test       run the tests (at most 6 minutes on two idle cores)'
+	@echo 'make test-all   run all tests, including the slow ones'
+	@echo 'make test-fast  run the short tests that start no other process, for the edit'
+	@echo '                loop (at most 60 seconds)'
+	@echo 'make lint       check code, format and types with ruff and mypy'
+	@echo 'make format     fix what ruff can fix'
 
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'

@@ -62,7 +62,7 @@ def describe_tuning(model: Recognizer, cfg: Config) -> list[str]:
     ]
     total, trained = sum(number for number, _ in counts), sum(number for number, is_trained in counts if is_trained)
     rank = f', rank {options.TUNE_RANK or DEFAULT_RANK[options.TUNE]}' if options.TUNE in DEFAULT_RANK else ''
-    percent = f'{100 * trained / total:.2g} %'
+    percent = f'{100 * trained / total:.2g}%'
     lines = [f'MODEL.TUNE {options.TUNE}{rank}: {trained:,} of {total:,} parameters are trained ({percent})']
     if options.TUNE != 'head':
         if model.base is not None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from lib.builders.preprocessing import is_auto, uses_recipe
 from lib.config.defaults import Config
 from lib.config.yaml_text import as_node, as_values
-from lib.runtime.log import LOGGER
 from lib.runtime.text import count_of
 
 _FEW_IMAGES = 20_000  # with fewer, random weights are far behind pretrained ones
@@ -66,12 +65,15 @@ def resolve_recipe(cfg: Config, num_images: int) -> Config:
         'TRAIN.MAX_EPOCH': recipe.max_epoch,
     }
     values |= {name: value for name, value in chosen.items() if is_auto(name, values[name])}
-    LOGGER.info(
-        'recipe for %s: %s at %d px (test: %d px), lr %g',
-        count_of(num_images, 'image'), count_of(values['TRAIN.MAX_EPOCH'], 'epoch'), values['INPUT.SIZE'],
-        values['INPUT.TEST_SIZE'] or values['INPUT.SIZE'], values['OPTIMIZER.LR'],
-    )  # fmt: skip
     return as_node(values)
+
+
+def describe_recipe(cfg: Config, num_images: int) -> str:
+    """Return the line about the values of `resolve_recipe`."""
+    size, test_size = cfg.INPUT.SIZE, cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE
+    epochs = count_of(cfg.TRAIN.MAX_EPOCH, 'epoch')
+    images = count_of(num_images, 'image')
+    return f'recipe for {images}: {epochs} at {size} px (test: {test_size} px), lr {cfg.OPTIMIZER.LR:g}'
 
 
 def finetuning_command(cfg: Config, checkout: Path) -> list[str]:

@@ -16,7 +16,7 @@ from lib.builders.features import NO_FEATURES, cached_features
 from lib.builders.loader import build_train_loader
 from lib.builders.model import class_names, class_shard, finetuned_model, model_of, new_model
 from lib.builders.precision import choose_precision
-from lib.builders.recipe import random_weights_advice, resolve_recipe
+from lib.builders.recipe import describe_recipe, random_weights_advice, resolve_recipe
 from lib.builders.trainer import build_trainer, recipe_of, unreached_epochs
 from lib.builders.training_data import TrainingData
 from lib.commands.command import Command
@@ -76,7 +76,9 @@ def prepare_training(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> 
     index = data.index().capped(cfg.DATASET.HEAD_CAP, cfg.SEED)
     if not len(index):
         raise UserError(f'{data.train.source}: no images, so there is nothing to train on')
-    cfg = resolve_recipe(cfg, len(index))
+    given, cfg = cfg, resolve_recipe(cfg, len(index))
+    if cfg is not given:
+        LOGGER.info('%s', describe_recipe(cfg, len(index)))
     plan = plan_resume(_resume_request(command._replace(cfg=cfg), data, group))
     cfg = as_node({**as_values(cfg), 'NAME': plan.folder.name})
     with group.main_first():

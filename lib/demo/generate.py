@@ -18,7 +18,7 @@ from tqdm import tqdm
 from lib.demo.catalog import FAMILIES, PRODUCTS, VARIANTS_PER_FAMILY
 from lib.demo.photos import photograph
 from lib.demo.shapes import draw_front
-from lib.errors import UserError, printable
+from lib.errors import UserError
 from lib.runtime.files import rename, sync_folder, temporary_folder, write_json
 from lib.runtime.locks import removed_lock
 from lib.runtime.log import LOGGER
@@ -137,8 +137,9 @@ def generate_demo(root: Path, *, seed: int = 0, num_workers: int | None = None, 
         root.parent.mkdir(parents=True, exist_ok=True)
         with removed_lock(lock, _WAIT_SECONDS):
             if not demo_is_complete(root, seed, scale):  # else another process has generated it meanwhile
-                LOGGER.info('drawing the demo photos into %s (once)', given)
-                _generate(root, seed, num_workers or min(num_cores(), _MAX_WORKERS), scale)
+                photos = plan_photos(seed, scale)
+                LOGGER.info('drawing %d photos of %d products into %s (once)', len(photos), len(PRODUCTS), given)
+                _generate(root, photos, seed, num_workers or min(num_cores(), _MAX_WORKERS), scale)
     except OSError as error:
         raise UserError(
             f'cannot write the demo data to {root}: {error.strerror or error}; '
@@ -146,10 +147,9 @@ def generate_demo(root: Path, *, seed: int = 0, num_workers: int | None = None, 
         ) from error
 
 
-def _generate(root: Path, seed: int, num_workers: int, scale: float) -> None:
-    photos = plan_photos(seed, scale)
+def _generate(root: Path, photos: list[Photo], seed: int, num_workers: int, scale: float) -> None:
     with temporary_folder(root) as temporary:
-        _draw_all(photos, temporary, root, seed, num_workers)
+        _draw_all(photos, temporary, seed, num_workers)
         _write_lists(photos, temporary)
         write_json(temporary / MARKER, _marker(seed, scale))
         _rename_to_root(temporary, root)
@@ -205,7 +205,7 @@ def _rename_to_root(temporary: Path, root: Path) -> None:
     sync_folder(root.parent)
 
 
-def _draw_all(photos: list[Photo], folder: Path, root: Path, seed: int, num_workers: int) -> None:
+def _draw_all(photos: list[Photo], folder: Path, seed: int, num_workers: int) -> None:
     """Draw and save all photos, in tasks of one product each, short enough for a quick Ctrl-C."""
     by_product: dict[int, list[Photo]] = defaultdict(list)
     for photo in photos:
@@ -216,10 +216,6 @@ def _draw_all(photos: list[Photo], folder: Path, root: Path, seed: int, num_work
         for group in by_product.values()
         for start in range(0, len(group), _PHOTOS_PER_TASK)
     ]
-    print(
-        f'drawing the demo data: {len(photos)} photos of {len(PRODUCTS)} products, to {printable(str(root))}',
-        file=sys.stderr,
-    )
     with tqdm(total=len(photos), unit=' photos', file=sys.stderr, disable=None, leave=False) as bar:
 
         def progress(num_photos: int) -> None:

@@ -90,7 +90,7 @@ def describe_tau(tau: dict[str, Any]) -> list[str]:
     optimum = f'optimum at tau {tau["optimum"]:.3f}: {name} {tau["optimum_value"]:.1%}'
     low, high = tau['stretch']
     if tau['chosen'] is None:
-        lines = [f'{optimum}, no improvement: the model is saved unchanged']
+        lines = [optimum, 'no tau is better than the classifier as it is: the model is saved unchanged']
     else:
         lines = [
             optimum,

@@ -211,6 +211,6 @@ def test_the_log_line():
     num_lora = 6 * 8 * ((64 + 192) + (64 + 64) + 2 * (64 + 192))  # six blocks of width 64, MLPs of 192, rank 8
     number = num_lora + 10 * 64 + 10
     assert describe_tuning(model, cfg)[0] == (
-        f'MODEL.TUNE lora, rank 8: {number:,} of {total:,} parameters are trained ({100 * number / total:.2g} %)'
+        f'MODEL.TUNE lora, rank 8: {number:,} of {total:,} parameters are trained ({100 * number / total:.2g}%)'
     )
     assert describe_tuning(new_model(config(MODEL__BACKBONE='test_vit', INPUT__SIZE=64), 3, DEVICE), config()) == []

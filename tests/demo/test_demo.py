@@ -11,6 +11,7 @@ from lib.demo import generate
 from lib.demo.catalog import FAMILIES, PRODUCTS, VARIANTS_PER_FAMILY
 from lib.demo.generate import SPLITS, demo_is_complete, generate_demo, plan_photos
 from lib.errors import UserError
+from lib.runtime.log import LOGGER
 
 SCALE = 0.05  # about 240 photos
 
@@ -121,7 +122,7 @@ def test_noise_file_contains_the_true_labels(demo):
 @pytest.mark.process
 def test_two_workers_write_the_same_bytes_as_one(demo, tmp_path):
     photos = plan_photos(3, SCALE)[::40]
-    generate._draw_all(photos, tmp_path, tmp_path, 3, num_workers=2)
+    generate._draw_all(photos, tmp_path, 3, num_workers=2)
     drawn = files(tmp_path)
     assert len(drawn) == len(photos) > 5
     assert drawn.items() <= files(demo).items()
@@ -231,9 +232,9 @@ def test_old_temporary_folders_of_killed_processes_are_removed(tmp_path, without
     assert {path.name for path in tmp_path.iterdir()} == {'set', young.name, other.name}
 
 
-def test_progress_in_a_pipe_is_one_line(tmp_path, without_drawing, capsys):
-    generate_demo(tmp_path / 'set', seed=3, num_workers=1, scale=SCALE)
-    output = capsys.readouterr()
-    assert output.out == ''
-    assert output.err.count('\n') == 1
-    assert output.err.startswith('drawing the demo data: ')
+def test_progress_in_a_pipe_is_one_line(tmp_path, without_drawing, capsys, caplog):
+    with caplog.at_level('INFO', LOGGER.name):
+        generate_demo(tmp_path / 'set', seed=3, num_workers=1, scale=SCALE)
+    number = len(plan_photos(3, SCALE))
+    assert caplog.messages == [f'drawing {number} photos of {len(PRODUCTS)} products into {tmp_path / "set"} (once)']
+    assert capsys.readouterr() == ('', '')

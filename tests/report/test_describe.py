@@ -30,9 +30,9 @@ def test_without_improvement_the_checkpoint_is_reported_as_unchanged():
         'chosen': None,
         'note': 'flat',
     }
-    first, note = describe_tau(tau)
+    first, result, note = describe_tau(tau)
     assert 'top-1 accuracy 80.0%' in first
-    assert 'unchanged' in first
+    assert 'unchanged' in result
     assert note == 'flat'
     assert 'chosen tau 0.500' in describe_tau({**tau, 'chosen': 0.5})[1]
 

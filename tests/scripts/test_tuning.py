@@ -59,7 +59,7 @@ def test_an_interrupted_run_is_bit_identical(scripts, options, finished_tuned, t
     scripts.run_until(tmp_path, 'SIGTERM', STEP, 4, *options, 'lora', *ema, code=143)
     done = scripts.run(tmp_path, 'main.py', *options, 'lora', *ema, '--RESUME_MODEL', 'last')
     check_same_run(tmp_path / 'log' / 'run', finished_tuned / 'log' / 'run')
-    assert 'MODEL.TUNE lora, rank 8: 43,398 of 343,494 parameters are trained (13 %)' in done.stdout
+    assert 'MODEL.TUNE lora, rank 8: 43,398 of 343,494 parameters are trained (13%)' in done.stdout
     more = ('--TRAIN_MAX_EPOCH', 3, '--RESUME_MODEL', 'last')
     error = error_line(scripts.run(tmp_path, 'main.py', *options, 'ssf', *ema, *more, code=2))
     assert 'log/run/last.pth was trained with another MODEL.TUNE or MODEL.TUNE_RANK than MODEL.TUNE ssf: set' in error
