@@ -32,10 +32,10 @@ from lib.dataset.loader import TrainLoader
 from lib.dataset.normalize import Normalize
 from lib.dataset.reader import BatchReader
 from lib.dataset.transforms import RandomResizedCrop
+from lib.shards.encode import Encoding, Raw, Reencode
 from lib.shards.images import ShardImages
 from lib.shards.index import INDEX
 from lib.shards.pack import SplitJob, images_per_shard, pack_split
-from lib.shards.encode import Encoding, Raw, Reencode
 
 SIZE, BATCH_SIZE, WORKERS = 112, 64, 2
 LARGE, PACKED, QUALITY = 800, 160, 90
