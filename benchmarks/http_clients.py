@@ -1,6 +1,6 @@
 """Clients of an HTTP service on this machine: a load generator that takes little of the cores that it shares.
 
-It runs in a process of its own, with prepared requests over open connections, and reads of an answer only its status
+It runs in a separate process, with prepared requests over open connections, and reads of an answer only its status
 and its length.
 """
 

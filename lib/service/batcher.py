@@ -2,7 +2,7 @@
 
 A job is one image. It waits for one of the decoding threads, then for the batch of the compute thread, which takes what
 is decoded as soon as the network is idle: it waits for more images only while some are being decoded, and never longer
-than `batch_seconds`. A job that nobody waits for any more is dropped before either step.
+than `batch_seconds`. A job that no client waits for any more is dropped before either step.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ class Job:
         top_k: number of classes; 0: features only.
         is_connected: returns False once the client has gone.
         served: the model that was served when the job was submitted; the pixels fit no other.
-        done: set when there is a result or an error; canceled when nobody waits any more.
+        done: set when there is a result or an error; canceled when no client waits any more.
         id: of the photo.
         record, neighbors, features: the result, by what was asked for.
         error: why there is no result.
@@ -56,7 +56,7 @@ class Job:
 
     @property
     def is_wanted(self) -> bool:
-        """Return whether somebody waits for the result."""
+        """Return whether a client waits for the result."""
         return not self.done.done() and self.is_connected()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from lib.service.interface import ServiceError
 
-# A raw body of one of these types is an image; its format is found by its first bytes all the same.
+# A raw body of one of these types is an image; its format is found by its first bytes, not by the type.
 IMAGE_TYPES = (
     'image/jpeg', 'image/png', 'image/webp', 'image/heic', 'image/heif', 'image/avif', 'image/gif', 'image/bmp',
     'image/tiff', 'image/jp2', 'application/octet-stream',

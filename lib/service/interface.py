@@ -1,4 +1,4 @@
-"""What the parts of the service share: its model, and the errors that are answers."""
+"""The model of a service, and the errors that are answers to requests."""
 
 import hashlib
 from collections.abc import Sequence

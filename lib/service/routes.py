@@ -14,9 +14,8 @@ from lib.runtime.log import LOGGER
 from lib.service.batcher import Job, image_error
 from lib.service.feedback import Feedback, FeedbackStore
 from lib.service.interface import ServiceError
-from lib.service.metrics import CONTENT_TYPE
 from lib.service.schema import Classes, Features, FeedbackStored, Predictions, Status, documented, errors, images_route
-from lib.service.service import Service
+from lib.service.service import METRICS_TYPE, Service
 
 MAX_TOP_K = 100
 _MAX_FEEDBACK = 16  # requests that wait for the disk
@@ -91,7 +90,7 @@ def add_status(app: FastAPI, service: Service) -> None:
         service.metrics.waiting.set(service.batcher.num_waiting)
         if 'connection' in request.scope:
             service.metrics.connections.set(len(request.scope['connection'].connections))
-        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+        return Response(service.metrics.text(), media_type=METRICS_TYPE)
 
 
 def add_page(app: FastAPI, html: bytes, headers: Mapping[str, str]) -> None:

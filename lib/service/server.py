@@ -75,7 +75,7 @@ def serve(
         server = Server(config)
         server.on_start = lambda: LOGGER.info('serving on %s; to stop: Ctrl-C or SIGTERM', _address(listening))
         server.on_stop = service.stop
-        server.on_hangup = server.stop if sys.stdin.isatty() else watcher.look
+        server.on_hangup = server.stop if sys.stdin.isatty() else watcher.reload
         server.run([listening])
     answered, failed = service.metrics.totals()
     LOGGER.info('stopped after %s, %s of them with an error', count_of(answered, 'request'), f'{failed:,}')
@@ -117,8 +117,8 @@ class _Watcher:
             finally:
                 task.cancel()
 
-    def look(self) -> None:
-        """Look at the file again, also if it seems to be the same; called by a signal handler."""
+    def reload(self) -> None:
+        """Load the file soon, also if it seems to be the same; called by a signal handler."""
         self.version = ()
 
     async def _watch(self) -> None:
@@ -126,7 +126,7 @@ class _Watcher:
         while True:
             await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
             version = await asyncio.to_thread(_file_version, self._path)
-            # A file that has changed since the last look may still be being written.
+            # A file that has changed since the last check may still be being written.
             is_complete, before = version == before, version
             if version and version != self.version and is_complete:
                 self.version = version

@@ -1,4 +1,4 @@
-"""A service in a process of its own, and clients for it."""
+"""A service in another process, and clients for it."""
 
 import http.client
 import io
@@ -50,7 +50,7 @@ class RunningService:
     lines: list[str] = field(default_factory=list)
 
     def request(self, method: str, path: str, body: Any = None, **headers: str) -> Reply:
-        """Send one request over a connection of its own; `_` in the name of a header stands for `-`."""
+        """Send one request over a new connection; `_` in the name of a header stands for `-`."""
         connection = http.client.HTTPConnection('127.0.0.1', self.port, timeout=30)
         try:
             names = {name.replace('_', '-'): value for name, value in headers.items()}

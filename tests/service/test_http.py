@@ -1,4 +1,4 @@
-"""The HTTP interface of a service in a process of its own: every route, and every kind of error."""
+"""The HTTP interface of a service in another process: every route, and every kind of error."""
 
 import json
 import re
