@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.builders.data import open_named_images, open_valid_split
+from lib.builders.data import open_named_images
 from lib.builders.split import DatasetSplit
 from lib.commands.enrolled_model import enrolled_checkpoint, row_geometry
 from lib.commands.loaded_model import LoadedModel, split_features
@@ -129,7 +129,7 @@ def _new_images(trained: LoadedModel) -> _NewImages:
 def _valid_split(trained: LoadedModel) -> DatasetSplit | None:
     """Return the labeled valid split; None where there is none and ENROLL.MAX_LOSS is 1."""
     try:
-        valid = open_valid_split(trained.cfg, trained.class_names)
+        valid = trained.valid
         if not valid.labeled or valid.num_classes != trained.checkpoint.num_classes:
             raise UserError(
                 f'{valid.source} has {valid.num_classes} classes{"" if valid.labeled else " and images without label"}'

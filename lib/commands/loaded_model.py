@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ class LoadedModel:
     train_counts: np.ndarray
     group: ProcessGroup = SINGLE_PROCESS
     _is_cost_known: bool = field(default=False, init=False, repr=False)
+
+    @cached_property
+    def valid(self) -> DatasetSplit:
+        """The validation split, which is opened once: class folders on a network disk take minutes."""
+        return open_valid_split(self.cfg, self.class_names)
 
     @property
     def engine(self) -> EagerEngine:
@@ -215,7 +221,7 @@ def _log_cost(trained: LoadedModel, precision: str) -> None:
     """Log what a precision below float32 costs on the validation split, whose features in both are cached."""
     try:
         with trained.group.main_first():
-            valid = open_valid_split(trained.cfg, trained.class_names)
+            valid = trained.valid
         if not (valid.labels >= 0).any():
             raise UserError(f'{valid.source}: its images have no labels')
         predictions = [

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.builders.data import open_training_data, open_valid_split
+from lib.builders.data import open_training_data
 from lib.builders.split import DatasetSplit, some_of
 from lib.commands.loaded_model import LoadedModel, split_features
 from lib.commands.posthoc_methods import METHODS, Outcome, Problem
@@ -62,7 +62,7 @@ def _why_not(name: str) -> str:
 
 def _problem(trained: LoadedModel, names: Sequence[str]) -> Problem:
     options = trained.cfg.POSTHOC
-    valid_split = open_valid_split(trained.cfg, trained.class_names)
+    valid_split = trained.valid
     if not (valid_split.labels >= 0).any():
         raise UserError(f'{valid_split.source}: its images have no labels, so no metric can be computed')
     valid = split_features(trained, valid_split, 'valid')

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from lib.builders.cache_key import checkpoint_fingerprint, input_key, model_version, split_key
-from lib.builders.data import open_valid_split
 from lib.builders.features import locked_store
 from lib.builders.loader import eval_batch_size
 from lib.builders.split import DatasetSplit, some_of
@@ -193,7 +192,7 @@ def open_predictor(trained: LoadedModel, split: DatasetSplit, stem: Path) -> Pre
 
 
 def _fitted_weights(members: Sequence[LoadedModel], split: DatasetSplit, stem: Path) -> list[float]:
-    valid = open_valid_split(members[0].cfg, members[0].class_names)
+    valid = members[0].valid
     if valid.digest() == split.digest():
         LOGGER.warning('ensemble weights are fitted on the predicted images: metrics are optimistic')
     equal = [1 / len(members)] * len(members)
@@ -206,7 +205,7 @@ def _threshold(predictor: Predictor, stem: Path) -> Threshold:
     """Choose the confidence below which the model abstains, and write the curve beside the predictions."""
     first = predictor.trained[0]
     max_risk = first.cfg.TEST.ABSTAIN_ERROR
-    valid = open_valid_split(first.cfg, first.class_names)
+    valid = first.valid
     store = predictor.fill(valid, partial_store(stem, 'threshold'), 'valid')
     predictions = stored_predictions(store, valid.labels).labeled()
     curve = risk_coverage(predictions.confidence, predictions.correct)

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lib.builders.data import open_valid_split
 from lib.builders.split import DatasetSplit
 from lib.commands.loaded_model import LoadedModel
 from lib.dataset.images import FileImages
@@ -54,7 +53,7 @@ def write_queue(
 
     The predicted classes are the proposals; photos of the validation split are the typical ones.
     """
-    images, valid = split.images, open_valid_split(trained.cfg, trained.class_names)
+    images, valid = split.images, trained.valid
     confidence = predictions.confidence
     below = np.flatnonzero((predictions.predicted >= 0) & (confidence < threshold))
     if not len(below) or not isinstance(images, FileImages):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.builders.data import open_training_data, open_valid_split
+from lib.builders.data import open_training_data
 from lib.builders.features import locked_store
 from lib.builders.split import DatasetSplit, annotated_split, test_folder_split
 from lib.builders.training_data import TrainingData
@@ -89,7 +89,7 @@ def pseudo_label(trained: LoadedModel) -> list[str]:
     stem = trained.stem.with_name(f'{trained.stem.name}.pseudo')
     with locked_store(partial_store(stem), group):
         predictor = open_predictor(trained, photos, stem)
-        valid = open_valid_split(cfg, trained.class_names)
+        valid = trained.valid
         trained.check_classes(valid)
         stored = predictor.fill(valid, partial_store(stem, 'valid'), 'valid')
         measured = stored_predictions(stored, valid.labels).labeled()
@@ -185,10 +185,12 @@ def _threshold(cfg: Config, measured: Predictions, source: str) -> Threshold:
     threshold = choose_threshold(curve, cfg.PSEUDO.ERROR)
     if not threshold.coverage:
         best = smallest_bound(curve)
+        larger = np.ceil(best * 100 + 1e-9) / 100
+        option = f'--PSEUDO_ERROR {larger:g}, ' if larger < 1 else ''
         raise UserError(
             f'PSEUDO.ERROR {cfg.PSEUDO.ERROR:g}: no threshold holds this error with 95 % confidence on the '
             f'{count_of(len(measured), "image")} of {source}; the smallest that one holds is {best:.3f}: '
-            f'--PSEUDO_ERROR {min(0.9, np.ceil(best * 100 + 1e-9) / 100):g}, a better model, or more validation images'
+            f'{option}a better model, or more validation images'
         )
     return threshold
 

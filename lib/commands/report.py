@@ -9,7 +9,6 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from lib.builders.data import open_valid_split
 from lib.builders.model import class_names, class_shard, model_of
 from lib.builders.split import DatasetSplit
 from lib.commands.loaded_model import LoadedModel, split_features
@@ -94,7 +93,7 @@ def trained_report(trained: LoadedModel) -> Path:
     Raises:
         UserError: there is no labeled valid split, or it has other classes than the model.
     """
-    valid = open_valid_split(trained.cfg, trained.class_names)
+    valid = trained.valid
     predictions = classify_features(trained.engine, split_features(trained, valid, 'valid'))
     stem, folder = trained.path.stem, trained.path.parent
     page = trained.folder / ('report.html' if stem == 'best_model' else f'{stem}_report.html')

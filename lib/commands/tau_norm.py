@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from lib.builders.data import open_valid_split
 from lib.builders.split import DatasetSplit
 from lib.classifier.cosine import CosineClassifier
 from lib.classifier.linear import without_scale
@@ -46,7 +45,7 @@ def rebalance(trained: LoadedModel) -> Rebalanced:
     folder = Path(options.LOG_ROOT, trained.cfg.NAME)
     check_free(folder, trained)
     with trained.group.main_first():
-        valid = open_valid_split(trained.cfg, trained.class_names)
+        valid = trained.valid
     classifier = _effective(trained)
     features = split_features(trained, valid, 'valid')
     sweep = TauSweep(classifier['weight'], classifier.get('bias'), max_tau=options.MAX_TAU)
