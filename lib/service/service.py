@@ -101,7 +101,8 @@ class Service:
         self.options, self.metrics = options, ServiceMetrics()
         self.memory = BodyMemory(max(_BODY_MEMORY, 2 * options.max_bytes))
         self.is_stopping = False
-        self._first, self._batcher = served, None
+        self._first = served
+        self._batcher: Batcher | None = None
         self.metrics.set_model(served.model.version)
 
     @property
