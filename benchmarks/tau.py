@@ -6,16 +6,21 @@ choose_ratio: time of choosing tau on 2,048 features (in the batches of tau_norm
 same features (logits with bias, counts of correct predictions). tau_exact_grid_speedup: compared with a grid of ten
 values of tau, for each of which the weights are rescaled and all logits recomputed, but without the backbone.
 
-script_ratio: time of tau_norm.py as a process (start-up, reading and writing a checkpoint of 50,030 classes, features
-of the photos, report) / time of ten evaluation passes of the same ResNet-50 at 112 px over the same photos.
+tau_norm.py as a process (start-up, reading and writing a checkpoint of 50,030 classes, features of the photos, report)
+with the default engine, which is chosen and converted in it, and with RUN.ENGINE torch, on a ResNet-50 at 112 px:
+tau_norm_speedup: time with torch / time with the default engine.
+script_ratio: time / time of ten evaluation passes of PyTorch over the same photos, which a grid of ten values takes.
+script_same_engine_ratio: the same, of ten passes of the default engine, converted before. It needs one pass itself, so
+both ratios are 0.1 plus everything else if the engine is PyTorch.
 """
 
 import json
-import statistics
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -28,7 +33,7 @@ from benchmarks.training import config_of, write_photos
 from lib.builders.data import open_valid_split
 from lib.builders.model import new_model
 from lib.commands.cli import cli_main, read_command
-from lib.commands.loaded_model import load_model
+from lib.commands.loaded_model import FEATURES, load_model
 from lib.config.yaml_text import as_text
 from lib.inference.run import logit_batch_size
 from lib.metrics.accuracy import ClassCounts
@@ -38,7 +43,7 @@ from lib.runtime.device import pick_device
 from lib.trainer.checkpointing.io import write_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint
 
-NUM_CLASSES, NUM_FEATURES, MAX_TAU, PHOTO = 50_030, 2048, 2.0, 348
+NUM_CLASSES, NUM_FEATURES, MAX_TAU, PHOTO, PASSES = 50_030, 2048, 2.0, 348, 1
 BATCH_SIZE = logit_batch_size(NUM_CLASSES)
 REPOSITORY = Path(__file__).resolve().parents[1]
 GRID = np.linspace(0.1, 1.0, 10)
@@ -114,7 +119,7 @@ def choosing(num_images: int, rounds: int) -> dict[str, float]:
 
 
 def script(num_photos: int) -> dict[str, float]:
-    """Return the seconds of tau_norm.py and of an evaluation pass, and the ratio to ten passes."""
+    """Return the seconds of tau_norm.py and of evaluation passes, and their ratios."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         photos = write_photos(folder / 'photos', 1, num_photos, PHOTO)
@@ -132,28 +137,44 @@ def script(num_photos: int) -> dict[str, float]:
         write_checkpoint(path, Checkpoint(model.state_dict(), config=as_text(cfg), path=path))
         (path.parent / 'config.yaml').write_text(as_text(cfg))
         del model
-        command = [
-            sys.executable,
-            'tau_norm.py',
-            '--RESUME_MODEL',
-            str(path),
-            '--LOG_ROOT',
-            name,
-            '--RUN_DEVICE',
-            'cpu',
-        ]
-        started = time.perf_counter()
-        subprocess.run([*command, '--TAU_NORM_LOG_ROOT', str(folder / 'tau')], cwd=REPOSITORY, check=True)
-        seconds = time.perf_counter() - started
-        trained = load_model(read_command(['--RESUME_MODEL', str(path), '--LOG_ROOT', name, '--RUN_DEVICE', 'cpu']))
+        options = ['--RESUME_MODEL', str(path), '--LOG_ROOT', name, '--RUN_DEVICE', 'cpu']
+        seconds = {engine: _script_seconds(options, folder, engine) for engine in ('torch', 'auto')}
+        passes = _pass_seconds(options)
+    return {
+        'script_torch_seconds': seconds['torch'],
+        'script_seconds': seconds['auto'],
+        'evaluation_torch_seconds': passes['torch'],
+        'evaluation_seconds': passes['auto'],
+        'tau_norm_speedup': seconds['torch'] / seconds['auto'],
+        'script_ratio': seconds['auto'] / (10 * passes['torch']),
+        'script_same_engine_ratio': seconds['auto'] / (10 * passes['auto']),
+    }
+
+
+def _script_seconds(options: list[str], folder: Path, engine: str) -> float:
+    """Return the seconds of tau_norm.py without features of an earlier run."""
+    shutil.rmtree(folder / 'large' / FEATURES, ignore_errors=True)
+    output = ['--RUN_ENGINE', engine, '--TAU_NORM_LOG_ROOT', str(folder / f'tau_{engine}')]
+    started = time.perf_counter()
+    subprocess.run([sys.executable, 'tau_norm.py', *options, *output], cwd=REPOSITORY, check=True)
+    return time.perf_counter() - started
+
+
+def _pass_seconds(options: list[str]) -> dict[str, float]:
+    """Return the seconds of an evaluation pass of each engine, after one that chooses and converts it."""
+
+    def side(engine: str) -> Callable[[], int]:
+        trained = load_model(read_command([*options, '--RUN_ENGINE', engine]))
         split = open_valid_split(trained.cfg)
-        passes = []
-        for _ in range(3):
-            started = time.perf_counter()
-            trained.evaluate(split, label='valid')
-            passes.append(time.perf_counter() - started)
-    results = {'script_seconds': seconds, 'evaluation_seconds': statistics.median(passes)}
-    return {**results, 'script_ratio': seconds / (10 * results['evaluation_seconds'])}
+
+        def run() -> int:
+            trained.evaluate(split, label=engine)
+            return 1
+
+        return run
+
+    rates = alternate({engine: side(engine) for engine in ('torch', 'auto')}, PASSES)
+    return {engine: 1 / rate for engine, rate in rates.items()}
 
 
 if __name__ == '__main__':
