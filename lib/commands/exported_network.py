@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -125,23 +125,23 @@ def write_int8(
             100 * cost.loss,
         )
         target = _accuracy_target(trained, valid, preprocessing)
-    layers = graph.layers()
+    layers = list(graph.layers().values())
     if cost.loss > max_loss:
         raise UserError(
             f'EXPORT.PRECISION int8: the mean class error on {valid.source} rises by {100 * cost.loss:.2f} points with '
-            f'{layers.total - layers.int8} of {layers.total} layers left in float32; at most {100 * max_loss:g} are '
+            f'{layers.count(False)} of {len(layers)} layers left in float32; at most {100 * max_loss:g} are '
             f'allowed, so no file is written: --EXPORT_MAX_LOSS {math.ceil(1000 * cost.loss) / 1000:g} allows it, '
             '--EXPORT_PRECISION float32 has no loss'
         )
     report = {
         'calibration': {'images': len(pixels), 'source': images},
-        'layers': asdict(layers),
+        'layers': {'int8': layers.count(True), 'total': len(layers)},
         'valid': {'source': valid.source, **cost.as_dict()},
     }
     graph.save(file, metadata | as_metadata({'int8': report}))
     return [
         *lines,
-        f'int8 in {layers.int8} of {layers.total} layers, calibrated on {len(pixels)} {images}',
+        f'int8 in {layers.count(True)} of {len(layers)} layers, calibrated on {len(pixels)} {images}',
         *cost.lines('int8'),
     ]
 

@@ -131,13 +131,13 @@ def write_safetensors(path: Path, state: Mapping[str, torch.Tensor], metadata: M
     write_tensors(path, {name: value.contiguous() for name, value in state.items()}, metadata)
 
 
-def run_onnx(path: Path) -> Run:
-    """Return a function that runs an ONNX file on the CPU."""
+def run_onnx(model: Path | bytes) -> Run:
+    """Return a function that runs an ONNX file, or its content, on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    session = onnxruntime.InferenceSession(model, options, providers=['CPUExecutionProvider'])
 
     def run(images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         logits, features = session.run(list(OUTPUTS), {'images': images.numpy()})

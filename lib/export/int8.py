@@ -1,11 +1,10 @@
 """Post-training quantization of exported files to int8, with nncf: OpenVINO and ONNX.
 
-Where the loss of accuracy is too large, the layers that contribute most to it stay in float32 (accuracy-aware
-quantization): layers are ranked by the error of the logits that is left without their quantization, which is undone in
-this order until the accuracy on given images is close enough.
+Where the loss of accuracy is too large, layers stay in float32: those that alone change the logits most when they are
+quantized. Their number is doubled until the accuracy on given images is close enough.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,8 +13,15 @@ import numpy as np
 import torch
 
 from lib.errors import UserError
-from lib.export.formats import MAX_ONNX_BYTES, ONNX_PACKAGES, files_of, save_openvino
-from lib.export.module import OUTPUTS
+from lib.export.formats import (
+    MAX_ONNX_BYTES,
+    ONNX_PACKAGES,
+    Run,
+    files_of,
+    run_compiled,
+    run_onnx,
+    save_openvino,
+)
 from lib.export.openvino_model import (
     depends_on_images,
     import_nncf,
@@ -26,10 +32,11 @@ from lib.export.openvino_model import (
     silent,
     single_images,
 )
+from lib.runtime.log import progress_bar
 
 INT8_FORMATS = ('onnx', 'openvino')
-_MAX_STEPS = 40  # of the accuracy-aware quantization
-_RANKED_BY = 64  # images
+_RANKED_BY = 32  # images
+_BATCH = 64
 _LAYERS = {'Convolution', 'GroupConvolution', 'MatMul', 'Conv', 'Gemm'}
 
 
@@ -48,22 +55,14 @@ class AccuracyTarget:
     max_loss: float
 
 
-@dataclass(frozen=True)
-class QuantizedLayers:
-    """How many of the convolutions and matrix products with weights compute in int8."""
-
-    int8: int
-    total: int
-
-
 class Int8Graph(Protocol):
     """A quantized model."""
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
         """Write the model to `path`, of the suffix of its format, and its weights beside it if the format does."""
 
-    def layers(self) -> QuantizedLayers:
-        """Return how many layers compute in int8."""
+    def layers(self) -> dict[str, bool]:
+        """Return the convolutions and matrix products with weights, and whether they compute in int8."""
 
 
 def quantize_file(source: Path, images: torch.Tensor, target: AccuracyTarget | None = None) -> Int8Graph:
@@ -71,58 +70,46 @@ def quantize_file(source: Path, images: torch.Tensor, target: AccuracyTarget | N
 
     Args:
         images: inputs (n, ...) of the model, by which ranges are calibrated.
-        target: leave layers in float32 until it is reached, or all have been tried; None: quantize all.
+        target: quantize only layers with weights, and leave as many of them in float32 as it takes to reach it, or all;
+            None: quantize all layers, and the operations between them.
 
     Raises:
         UserError: packages are not installed, or an ONNX file is above 2 GB.
     """
     nncf = import_nncf()
     graph = _OpenvinoGraph.read(source) if source.suffix == '.xml' else _OnnxGraph.read(source)
-    inputs = [graph.as_input(image) for image in single_images([images])]
-    options = quantize_options(nncf, len(inputs), graph.has_attention())
-    calibration = nncf.Dataset(inputs)
-    with silent(nncf):
-        if target is None:
-            return type(graph)(nncf.quantize(graph.model, calibration, **options))
-        return type(graph)(_quantize_by_accuracy(nncf, graph, calibration, target, options))
+    options, inputs = quantize_options(nncf, graph.has_attention()), [*map(graph.as_input, single_images([images]))]
+
+    def quantized(num_images: int, only: Collection[str] | None = None) -> _Graph:
+        scope = None
+        if only is not None:
+            scope = nncf.IgnoredScope(names=[name for name in graph.nodes() if name not in only], validate=False)
+        data = nncf.Dataset(inputs[:num_images])
+        with silent(nncf):
+            model = nncf.quantize(graph.model, data, subset_size=num_images, ignored_scope=scope, **options)
+        return type(graph)(model)
+
+    if target is None:
+        return quantized(len(inputs))
+    layers, errors = list(graph.layers()), {}
+    expected = _logits(graph, images[:_RANKED_BY])
+    for layer in progress_bar(layers, total=len(layers), label='sensitivity', unit='layer'):
+        alone = quantized(_RANKED_BY, {layer})
+        errors[layer] = float(np.square(_logits(alone, images[:_RANKED_BY]) - expected).sum())
+    layers.sort(key=lambda layer: errors[layer])
+    wanted = target.accuracy(_logits(graph, target.images).argmax(axis=1)) - target.max_loss
+    num_float = 0
+    while True:
+        result = quantized(len(inputs), set(layers[: len(layers) - num_float]))
+        accuracy = target.accuracy(_logits(result, target.images).argmax(axis=1))
+        num_float = max(1, 2 * num_float)
+        if accuracy >= wanted or num_float >= len(layers):
+            return result
 
 
-def _quantize_by_accuracy(
-    nncf: Any, graph: '_Graph', calibration: Any, target: AccuracyTarget, options: dict[str, Any]
-) -> Any:
-    inputs = [graph.as_input(image) for image in single_images([target.images])]
-    reference: list[np.ndarray] = []  # logits of the float32 model, which nncf validates first
-    latest: list[Any] = [None, None]  # a model, and how it runs
-
-    def validate(model: Any, numbers: Iterable[int]) -> tuple[float, list[float]]:
-        """Return the accuracy on all images; on some, by which layers are ranked, the squared error of the logits."""
-        if latest[0] is not model:
-            latest[:] = model, graph.runner(model)
-        rows = list(numbers)
-        logits = np.stack([graph.logits(latest[1], inputs[row]) for row in rows])
-        if not reference and len(rows) == len(inputs):
-            reference.extend(logits)
-        if not reference:
-            return 0.0, [0.0] * len(rows)  # a trial by nncf
-        scores = [-float(np.square(one - reference[row]).sum()) for one, row in zip(logits, rows, strict=True)]
-        is_all = len(rows) == len(inputs)
-        return target.accuracy(logits.argmax(axis=1)) if is_all else float(np.mean(scores)), scores
-
-    steps = nncf.AdvancedAccuracyRestorerParameters(
-        max_num_iterations=_MAX_STEPS,
-        num_ranking_workers=1,
-        ranking_subset_size=max(1, min(_RANKED_BY, len(inputs) - 1)),
-    )
-    return nncf.quantize_with_accuracy_control(
-        graph.model,
-        calibration,
-        nncf.Dataset(range(len(inputs)), inputs.__getitem__),
-        validate,
-        max_drop=target.max_loss,
-        drop_type=nncf.DropType.ABSOLUTE,
-        advanced_accuracy_restorer_parameters=steps,
-        **options,
-    )
+def _logits(graph: '_Graph', images: torch.Tensor) -> np.ndarray:
+    run = graph.runner()
+    return np.concatenate([run(part)[0] for part in images.split(_BATCH)])
 
 
 class _OpenvinoGraph:
@@ -138,24 +125,24 @@ class _OpenvinoGraph:
     def as_input(self, image: np.ndarray) -> Any:
         return image
 
-    def runner(self, model: Any) -> Any:
-        return model  # compiled by nncf
-
-    def logits(self, run: Any, item: Any) -> np.ndarray:
-        return run(item)[OUTPUTS[0]][0]
+    def runner(self) -> Run:
+        return run_compiled(self.model, 'int8')
 
     def has_attention(self) -> bool:
         return is_transformer(self.model)
 
-    def layers(self) -> QuantizedLayers:
-        dynamic, types = depends_on_images(self.model), []
-        for node in self.model.get_ops():
+    def nodes(self) -> list[str]:
+        return [node.get_friendly_name() for node in self.model.get_ops()]
+
+    def layers(self) -> dict[str, bool]:
+        dynamic, found = depends_on_images(self.model), {}
+        for node in self.model.get_ordered_ops():
             weight = node.input_value(1).get_node() if node.get_type_name() in _LAYERS else None
             if weight is not None and weight.get_name() not in dynamic:
                 while weight.get_input_size():
                     weight = weight.input_value(0).get_node()
-                types.append(weight.get_element_type().get_type_name())
-        return QuantizedLayers(sum(name in ('i8', 'u8') for name in types), len(types))
+                found[node.get_friendly_name()] = weight.get_element_type().get_type_name() in ('i8', 'u8')
+        return found
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
         save_openvino(path, self.model, metadata)
@@ -187,15 +174,8 @@ class _OnnxGraph:
     def as_input(self, image: np.ndarray) -> Any:
         return {'images': image}
 
-    def runner(self, model: Any) -> Any:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=['CPUExecutionProvider'])
-
-    def logits(self, run: Any, item: Any) -> np.ndarray:
-        return run.run([OUTPUTS[0]], item)[0][0]
+    def runner(self) -> Run:
+        return run_onnx(self.model.SerializeToString())
 
     def has_attention(self) -> bool:
         return any(
@@ -203,17 +183,20 @@ class _OnnxGraph:
             for node in self.model.graph.node
         )
 
-    def layers(self) -> QuantizedLayers:
+    def nodes(self) -> list[str]:
+        return [node.name for node in self.model.graph.node]
+
+    def layers(self) -> dict[str, bool]:
         made_by = {output: node for node in self.model.graph.node for output in node.output}
         int8 = {tensor.name for tensor in self.model.graph.initializer if tensor.data_type in (2, 3)}  # uint8, int8
-        weights = [node.input[1] for node in self.model.graph.node if node.op_type in _LAYERS]
-        found = []
-        for name in weights:
-            if name not in self._dynamic:
-                while name in made_by and made_by[name].input:
-                    name = made_by[name].input[0]
-                found.append(name)
-        return QuantizedLayers(sum(name in int8 for name in found), len(found))
+        found = {}
+        for node in self.model.graph.node:
+            if node.op_type in _LAYERS and node.input[1] not in self._dynamic:
+                weight = node.input[1]
+                while weight in made_by and made_by[weight].input:
+                    weight = made_by[weight].input[0]
+                found[node.name] = weight in int8
+        return found
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
         import onnx

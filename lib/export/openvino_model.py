@@ -130,7 +130,8 @@ def quantize_openvino(model: 'openvino.Model', batches: Iterable[torch.Tensor]) 
     nncf = import_nncf()
     images = single_images(batches)
     with silent(nncf):
-        return nncf.quantize(model, nncf.Dataset(images), **quantize_options(nncf, len(images), is_transformer(model)))
+        options = quantize_options(nncf, is_transformer(model))
+        return nncf.quantize(model, nncf.Dataset(images), subset_size=len(images), **options)
 
 
 def single_images(batches: Iterable[torch.Tensor]) -> list[np.ndarray]:
@@ -138,12 +139,11 @@ def single_images(batches: Iterable[torch.Tensor]) -> list[np.ndarray]:
     return [image for batch in batches for image in batch.contiguous().numpy()[:, None]]
 
 
-def quantize_options(nncf: Any, num_images: int, transformer: bool) -> dict[str, Any]:
+def quantize_options(nncf: Any, transformer: bool) -> dict[str, Any]:
     """Return the keyword arguments of nncf.quantize, for all formats."""
     return {
         'preset': nncf.QuantizationPreset.MIXED,  # activations are not symmetric: SiLU, GELU, normalized inputs
         'target_device': nncf.TargetDevice.CPU,
-        'subset_size': num_images,
         'model_type': nncf.ModelType.TRANSFORMER if transformer else None,
     }
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lib.commands import exported_network
 from lib.dataset.normalize import IMAGENET_MEAN, IMAGENET_STD
 from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 from tests.scripts.in_process import run_in_process
@@ -177,24 +178,42 @@ def test_int8_reports_its_cost(run_folder, products, file_format):
     assert 'exists already: set --OVERWRITE True' in error_line(run_in_process(run_folder, 'tools/export.py', *int8))
 
 
-def multiply_a_channel(path, factor=1e5):
-    """Multiply a channel between two convolutions in a checkpoint, and divide its weights: int8 loses the others."""
+def multiply_channels(path, factor=1e4):
+    """Multiply a channel of the last two blocks, and divide the weights behind it: int8 loses the other channels."""
     checkpoint = read_checkpoint(path)
-    state, block = checkpoint.state_dict, 'backbone.layer2.0'
-    for name in ('weight', 'bias'):
-        state[f'{block}.bn1.{name}'][0] = factor
-    state[f'{block}.conv2.weight'][:, 0] /= factor
+    state = checkpoint.state_dict
+    for norms, layers in (
+        (('layer3.0.bn3', 'layer3.0.downsample.2'), ('backbone.layer4.0.conv1', 'backbone.layer4.0.downsample.1')),
+        (('layer4.0.bn2', 'layer4.0.downsample.2'), ('classifier',)),
+    ):
+        for norm in norms:
+            state[f'backbone.{norm}.weight'][0] *= factor
+            state[f'backbone.{norm}.bias'][0] = abs(state[f'backbone.{norm}.bias'][0]) * factor + factor
+        for layer in layers:
+            state[f'{layer}.weight'][:, 0] /= factor
     write_checkpoint(path, checkpoint)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('file_format', ['onnx', 'openvino'])
 def test_layers_stay_in_float32_or_no_file_is_written(run_folder, monkeypatch, file_format):
-    multiply_a_channel(run_folder / 'log' / 'tiny' / 'best_model.pth')
-    int8 = (*MODEL, '--EXPORT_FORMAT', file_format, '--EXPORT_PRECISION', 'int8', '--EXPORT_MAX_LOSS', 0)
+    path = run_folder / 'log' / 'tiny' / f'best_model.int8{SUFFIX[file_format]}'
+    multiply_channels(run_folder / 'log' / 'tiny' / 'best_model.pth')
+    int8 = (*MODEL, '--EXPORT_FORMAT', file_format, '--EXPORT_PRECISION', 'int8', '--EXPORT_MAX_LOSS', 0.05)
+    quantize = exported_network.quantize_file
+    monkeypatch.setattr(exported_network, 'quantize_file', lambda source, images, target=None: quantize(source, images))
+    before = contents(run_folder / 'log' / 'tiny')
+    line = error_line(run_in_process(run_folder, 'tools/export.py', *int8))
+    assert re.search(r'int8: the mean class error on .* rises by \S+ points with 0 of 16 layers left in float32', line)
+    assert 'at most 5 are allowed, so no file is written: --EXPORT_MAX_LOSS 0.' in line
+    assert contents(run_folder / 'log' / 'tiny') == before
+    monkeypatch.undo()
     done = run_in_process(run_folder, 'tools/export.py', *int8)
-    print(done.stdout, done.stderr)
     assert done.returncode == 0, done.stderr
+    assert 'leaving layers in float32' in done.stdout
+    report = read_export(path, {'images': np.zeros((1, 32, 32, 3), np.uint8)})[0]['int8']
+    assert 12 <= report['layers']['int8'] < report['layers']['total'] == 16
+    assert report['valid']['groups']['all']['difference'] <= 0.05
 
 
 def test_mistakes_of_int8(run_folder, products):
