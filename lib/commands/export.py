@@ -8,7 +8,7 @@ import torch
 
 from lib.backbone.adapters import is_adapter, merge_adapters
 from lib.builders.base_weights import complete_state
-from lib.builders.data import has_test_split, open_test_split, open_valid_split
+from lib.builders.data import has_test_split, open_test_split
 from lib.builders.loader import plain_view
 from lib.builders.split import DatasetSplit
 from lib.commands.exported_network import Format, write_float32, write_int8
@@ -129,10 +129,7 @@ def _write_weights(trained: LoadedModel, file: Path, metadata: dict[str, str]) -
 
 
 def _splits(trained: LoadedModel) -> list[DatasetSplit]:
-    splits = []
     try:
-        splits.append(open_valid_split(trained.cfg))
+        return [trained.valid]
     except UserError:
-        if has_test_split(trained.cfg):
-            splits.append(open_test_split(trained.cfg, trained.class_names))
-    return splits
+        return [open_test_split(trained.cfg, trained.class_names)] if has_test_split(trained.cfg) else []

@@ -11,7 +11,6 @@ import torch
 
 from lib.backbone.adapters import merge_into_backbone
 from lib.builders.calibration import balanced_rows, calibration_pixels, read_pixels
-from lib.builders.data import open_valid_split
 from lib.builders.loader import build_eval_loader, plain_view
 from lib.builders.split import DatasetSplit
 from lib.commands.loaded_model import LoadedModel
@@ -148,7 +147,7 @@ def write_int8(
 
 def _labeled_valid(trained: LoadedModel) -> DatasetSplit:
     try:
-        valid = open_valid_split(trained.cfg, trained.class_names)
+        valid = trained.valid
     except UserError as error:
         raise UserError(f'EXPORT.PRECISION int8 needs labeled images to measure its loss: {error}') from None
     trained.check_classes(valid)

@@ -34,6 +34,7 @@ SHOP = ('--DATASET_ROOT', 'shop/train', '--INPUT_SIZE', 32, '--INPUT_TEST_SIZE',
 PACK = ('--config', TINY, '--DATASET_ROOT', 'goods', '--PACK_OUT', 'packed', '--PACK_SHARD_IMAGES', 8)
 ENROLL = (*BEST, '--ENROLL_IMAGES', 'more/train', '--ENROLL_PER_CLASS', 2, '--ENROLL_MAX_LOSS', 1)
 PSEUDO = (*BEST, '--PSEUDO_IMAGES', 'shop', '--PSEUDO_ERROR', 0.9, '--PSEUDO_OUT', 'pseudo/train.json')
+INT8 = ('--EXPORT_PRECISION', 'int8', '--EXPORT_MAX_LOSS', 1)
 GRID = ('--base', TINY, '--methods', 'ce,focal', '--seeds', 1, '--out', 'grid', '--overlays', 'repository/overlays',
         '--options', '--DATASET_ROOT goods --TRAIN_MAX_EPOCH 1 --RUN_DEVICE cpu', '--json', 'more.json')  # fmt: skip
 
@@ -163,8 +164,24 @@ CASES: dict[str, dict[str, Case]] = {
         'overwrite': Case(('tools/enroll.py', *ENROLL, '--OVERWRITE', True), before=(('tools/enroll.py', *ENROLL),)),
     },
     'tools/export.py': {
-        name: Case(('tools/export.py', *BEST, '--EXPORT_FORMAT', name, *options))
-        for name, options in {'onnx': (), 'torch_export': (), 'safetensors': ()}.items()
+        name: Case(('tools/export.py', *BEST, '--EXPORT_FORMAT', *options))
+        for name, options in {
+            'onnx': ('onnx',),
+            'openvino': ('openvino',),
+            'int8': ('openvino', *INT8),
+            'torch_export': ('torch_export',),
+            'safetensors': ('safetensors',),
+        }.items()
+    }
+    | {
+        # The same files again: a kill leaves the old ones or the new ones, never one of each.
+        'overwrite': Case(
+            ('tools/export.py', *BEST, '--EXPORT_FORMAT', 'openvino', '--OVERWRITE', True),
+            before=(('tools/export.py', *BEST, '--EXPORT_FORMAT', 'openvino'),),
+        ),
+        'second file': Case(
+            ('tools/export.py', *BEST, '--EXPORT_FORMAT', 'onnx'), patch={'lib.export.formats:MAX_ONNX_BYTES': 1000}
+        ),
     },
     'tools/merge.py': {
         'new': Case(('tools/merge.py', '--RESUME_MODEL', 'log/sharded/last.pth'), prepare=shard_classifier)

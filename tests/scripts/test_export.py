@@ -37,10 +37,10 @@ exec(compile(open('example.py').read(), 'example.py', 'exec'))
 
 
 def example() -> str:
-    """Return the example of docs/prediction.md."""
+    """Return the example of docs/export.md."""
     (example_code,) = [
         code
-        for code in re.findall(r'```python\n(.*?)```', (REPOSITORY / 'docs' / 'prediction.md').read_text(), re.DOTALL)
+        for code in re.findall(r'```python\n(.*?)```', (REPOSITORY / 'docs' / 'export.md').read_text(), re.DOTALL)
         if 'onnxruntime' in code
     ]
     return example_code
