@@ -28,11 +28,8 @@ def crop_resize(image: LazyImage, params: CropParams, canvas: np.ndarray, interp
     Raises:
         DecodeError: the image's pixels are damaged.
     """
-    has_whole_box = _has_whole_box(params)
-    # The filter of a box with edges within pixels reads beyond them.
-    rows = (int(params.box[1]), int(params.box[3])) if has_whole_box else None
-    pixels, reduction = image.pixels(params.scale(), rows)
-    if not has_whole_box:
+    pixels, reduction = image.pixels(params.scale())
+    if not _has_whole_box(params):
         _paste(_resize_exact_box(pixels, reduction, params, interpolation), params, canvas)
         return
     part = _cut_out(pixels, reduction, params)

@@ -11,7 +11,6 @@ from lib.dataset.decode_process import run_apart
 from lib.dataset.jpeg_file import START, JpegFile, JpegHeader, read_header
 from lib.dataset.upright_rgb import TRANSPOSITIONS, gray_of, orientation_in
 
-Rows = tuple[int, int]  # top, bottom
 _LARGEST_REDUCTION = 8
 _LEAST_SIDE = 16  # pixels of a reduced image's shorter side; below, libjpeg cannot distinguish scales
 
@@ -26,12 +25,11 @@ class LazyImage(Protocol):
     width: int
     height: int
 
-    def pixels(self, scale: float, rows: Rows | None = None) -> tuple[np.ndarray, int]:
+    def pixels(self, scale: float) -> tuple[np.ndarray, int]:
         """Return uint8 RGB (height / r, width / r, 3), rounded up, and the reduction r: 1, 2, 4 or 8.
 
         Args:
             scale: the smallest sufficient scale: 1 / r is at least this.
-            rows: the rows of the image that are used, (top, bottom); the values of all others are undefined. None: all.
 
         Raises:
             DecodeError: the pixels are damaged or missing.
@@ -53,7 +51,7 @@ class LazyPixelImage:
         self.height, self.width = pixels.shape[:2]
         self._pixels = pixels
 
-    def pixels(self, scale: float, rows: Rows | None = None) -> tuple[np.ndarray, int]:
+    def pixels(self, scale: float) -> tuple[np.ndarray, int]:
         """Return all pixels, reduction 1."""
         return self._pixels, 1
 
@@ -82,7 +80,7 @@ class LazyJpegImage:
         self.width, self.height = stored[::-1] if self._orientation >= 5 else stored
         self.warning = ''
 
-    def pixels(self, scale: float, rows: Rows | None = None) -> tuple[np.ndarray, int]:
+    def pixels(self, scale: float) -> tuple[np.ndarray, int]:
         """Return the upright pixels at the smallest sufficient scale. Raises: DecodeError."""
         reduction = _reduction(scale, min(self.width, self.height))
         pixels = self._decode('RGB', reduction)

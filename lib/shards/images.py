@@ -1,13 +1,13 @@
 """Packed images by row: one positioned read and a checksum each; and the verification of whole shards."""
 
+import mmap
 import os
-import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,8 +16,7 @@ from PIL import Image
 
 from lib.dataset.decode import DecodeError
 from lib.dataset.images import FIRST_PAUSE_SECONDS, NOT_AN_IMAGE_FILE, EncodedImages
-from lib.dataset.lazy_image import LazyImage, Rows
-from lib.dataset.upright_rgb import gray_of
+from lib.dataset.lazy_image import LazyImage, LazyPixelImage
 from lib.errors import one_line, unquoted
 from lib.runtime.read_file import open_descriptor, reason_of
 from lib.shards.index import PackedIndex
@@ -25,7 +24,6 @@ from lib.shards.index import PackedIndex
 # Open shards per process; the usual limit of the system is 1024 files.
 MAX_OPEN = 256
 _ATTEMPTS = 3
-_UNUSED = 2  # references to memory that no array views: the attribute, and the argument of getrefcount
 Result = TypeVar('Result')
 
 
@@ -52,16 +50,19 @@ class OpenShard:
             data += more
         return data
 
-    def read_into(self, memory: np.ndarray, offset: int) -> int:
-        """Read from `offset` on until uint8 `memory` is full or the file ends; return the number of bytes read."""
-        if not hasattr(os, 'preadv'):  # Windows
-            data = self.read(len(memory), offset)
-            memory[: len(data)] = np.frombuffer(data, np.uint8)
-            return len(data)
-        view, start = memory.data, 0
-        while start < len(view) and (count := os.preadv(self.descriptor, [view[start:]], offset + start)):
-            start += count
-        return start
+    def view(self, length: int, offset: int) -> np.ndarray:
+        """Return the bytes in the mapped file, uint8 (length,); none if it ends before. Changing them changes no file.
+
+        The size of the file is compared, because a process that reads beyond the end of a mapped file is killed.
+        """
+        if os.fstat(self.descriptor).st_size < offset + length:
+            return np.empty(0, np.uint8)
+        return self._mapped[offset : offset + length]
+
+    @cached_property
+    def _mapped(self) -> np.ndarray:
+        # Read-only memory would have to be copied for torch.
+        return np.frombuffer(mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_COPY), np.uint8)
 
     def _read(self, length: int, offset: int) -> bytes:
         if hasattr(os, 'pread'):
@@ -69,43 +70,6 @@ class OpenShard:
         with self._lock:  # Windows
             os.lseek(self.descriptor, offset, os.SEEK_SET)
             return os.read(self.descriptor, length)
-
-
-class _Memory(threading.local):
-    """Memory for the pixels of one image in each thread: fresh memory takes longer than reading them from the cache."""
-
-    def __init__(self) -> None:
-        self._memory = np.empty(0, np.uint8)
-
-    def take(self, length: int) -> np.ndarray:
-        """Return uint8 (length,), in the memory of the thread's last image unless an array still views that."""
-        if len(self._memory) < length or sys.getrefcount(self._memory) > _UNUSED:
-            self._memory = np.empty(length, np.uint8)
-        return self._memory[:length]
-
-
-class LazyRawImage:
-    """An image that is stored as pixels, read when they are requested.
-
-    Attributes:
-        width, height: pixels.
-        warning: '', as it is not decoded.
-    """
-
-    __slots__ = ('_images', '_row', 'height', 'width')
-    warning = ''
-
-    def __init__(self, images: 'ShardImages', row: int, width: int, height: int) -> None:
-        """Set the row of the image, and its size according to the index."""
-        self._images, self._row, self.width, self.height = images, row, width, height
-
-    def pixels(self, scale: float, rows: Rows | None = None) -> tuple[np.ndarray, int]:
-        """Return the pixels, reduction 1. Raises: DecodeError."""
-        return self._images.read_pixels(self._row, rows or (0, self.height)), 1
-
-    def gray_pixels(self) -> np.ndarray:
-        """Return all pixels in grayscale, uint8 (height, width). Raises: DecodeError."""
-        return gray_of(self.pixels(1.0)[0])
 
 
 class ShardImages(EncodedImages):
@@ -116,7 +80,7 @@ class ShardImages(EncodedImages):
     Every read is compared with the checksum computed when packing, which takes about a hundredth of the time of
     decoding: any damage to a shard or its index (truncation, replacement, a flipped bit) is a DecodeError, never wrong
     pixels. Of images that are stored as pixels, a process compares the first read only, since the checksum takes half
-    of the time of the crop; later it reads the rows that a crop needs.
+    of the time of a crop; then it maps them, so that a crop reads the part that it needs.
     """
 
     def __init__(self, path: str | os.PathLike, max_open: int = MAX_OPEN, *, identity: tuple[int, ...] = ()) -> None:
@@ -132,7 +96,6 @@ class ShardImages(EncodedImages):
         self._max_open = max_open
         self._paths = [str(self.index.path.with_name(shard.name)) for shard in self.index.contents.shards]
         self._opened = lru_cache(max_open)(OpenShard)
-        self._memory = _Memory()
         self._is_verified = np.zeros(len(self) if self.index.is_raw else 0, bool)
 
     def __reduce__(self) -> tuple:
@@ -159,42 +122,26 @@ class ShardImages(EncodedImages):
         return data
 
     def open(self, row: int) -> LazyImage:
-        """Return an image of which at least the size is known. Raises: OSError, DecodeError."""
-        if not self.index.is_raw:
-            return super().open(row)
-        row = int(row)
-        length, width, height = self._length(row), self.index.widths.item(row), self.index.heights.item(row)
-        if width < 1 or height < 1 or 3 * width * height > length:
-            raise DecodeError(f'{self._path(row)}, row {row}: the size of this image in the index is wrong')
-        return LazyRawImage(self, row, width, height)
+        """Return an image of which at least the header is read. Raises: OSError, DecodeError."""
+        return LazyPixelImage(self._pixels(int(row))) if self.index.is_raw else super().open(row)
 
     def load(self, row: int) -> Image.Image:
         """Return a whole image, upright RGB. Raises: OSError, DecodeError."""
-        if not self.index.is_raw:
-            return super().load(row)
-        return Image.fromarray(self.open(row).pixels(1.0)[0])
+        return Image.fromarray(self._pixels(int(row))) if self.index.is_raw else super().load(row)
 
-    def read_pixels(self, row: int, rows: Rows) -> np.ndarray:
-        """Return uint8 (height, width, 3) of an image stored as pixels, with undefined values outside `rows`.
-
-        Raises:
-            DecodeError, OSError: as `read`.
-        """
-        width, height = self.index.widths.item(row), self.index.heights.item(row)
-        length, offset = self._length(row), self.index.offsets.item(row)
-        memory = self._memory.take(length)
-        first = length - 3 * width * height  # the header is before
-        start, stop = 0, length
-        if self._is_verified[row]:
-            start, stop = first + 3 * width * rows[0], first + 3 * width * rows[1]
-        part = memory[start:stop]
-        count = self._read(row, lambda shard: shard.read_into(part, offset + start))
-        if self._is_verified[row]:
-            self._check_length(row, count, len(part))
-        else:
-            self._check(row, memory.data[:count], length)
+    def _pixels(self, row: int) -> np.ndarray:
+        """Return the mapped pixels of an image stored as such, uint8 (height, width, 3). Raises: as `read`."""
+        if not self._is_verified[row]:
+            self.read(row)
             self._is_verified[row] = True
-        return memory[first:].reshape(height, width, 3)
+        width, height = self.index.widths.item(row), self.index.heights.item(row)
+        num_bytes, length = 3 * width * height, self.index.lengths.item(row)
+        if width < 1 or height < 1 or num_bytes > length:
+            raise DecodeError(f'{self._path(row)}, row {row}: the size of this image in the index is wrong')
+        offset = self.index.offsets.item(row) + length - num_bytes  # the header is before
+        pixels = self._read(row, lambda shard: shard.view(num_bytes, offset))
+        self._check_length(row, len(pixels), num_bytes)
+        return pixels.reshape(height, width, 3)
 
     def _length(self, row: int) -> int:
         """Return the bytes of an image. Raises: DecodeError, if nothing is stored."""
@@ -210,7 +157,7 @@ class ShardImages(EncodedImages):
             reason = 'is missing' if isinstance(error, FileNotFoundError) else reason_of(error)
             raise DecodeError(f'{self._path(row)}, row {row}: this shard {reason}') from None
 
-    def _check(self, row: int, data: bytes | memoryview, length: int) -> None:
+    def _check(self, row: int, data: bytes, length: int) -> None:
         self._check_length(row, len(data), length)
         if zlib.crc32(data) != self.index.checksums.item(row):
             raise DecodeError(f'{self._path(row)}, row {row}: the bytes are not those that were packed')
