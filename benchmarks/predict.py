@@ -4,90 +4,213 @@ REAL_PHOTOS=FOLDER python benchmarks/predict.py [--photos N] [--rounds N] [--jso
 
 The original: OpenCV, Pillow, torchvision and a default DataLoader of two workers, batches of 128, float32 in the
 default memory format (benchmarks/original.py). Ours: test.py with its default batch size and workers, including the
-reading of the checkpoint. Both sides have the same weights and photos; a few predictions differ, because resizing
-differs. Results: resnet18_predict_speedup and resnest50_predict_speedup at 112 px, and the smaller of the two,
-predict_speedup; resnet18_same and resnest50_same, the fraction of equal predictions.
+reading of the checkpoint and of a cached graph, without the contact sheet, which the original does not have. Imports,
+the conversion for an engine, the choice among engines, the calibration of int8 and the first measurement of its cost
+are part of the warm-up. All sides have the same weights and photos; a few predictions differ from the original's,
+because resizing differs.
+
+At 112 px, for ResNet-18 and ResNeSt-50: NAME_predict_speedup (RUN.ENGINE auto, float32), NAME_bf16_predict_speedup,
+NAME_int8_predict_speedup, NAME_engine_speedup (auto over RUN.ENGINE torch), NAME_same (fraction of predictions that
+equal the original's). predict_speedup, bf16_predict_speedup, int8_predict_speedup and engine_speedup are the smaller
+ones of both networks. lite0_predict_speedup: tf_efficientnet_lite0 at 224 px, on half of the photos.
+
+The accuracy of a network that has learned something, tf_efficientnet_lite0 with ImageNet weights at 160 px and the
+class means of the training photos as classifier, on the validation photos: bf16_error_points and int8_error_points, the
+increase of the mean class error over float32 in percentage points, with the ends of the paired 95 % interval.
+engine_different: the fraction of all photos for which RUN.ENGINE auto predicts another class than PyTorch by more than
+a tie, a difference of 1e-4 of the logits.
 """
 
 import csv
+import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 import torch
 
 from benchmarks.harness import alternate, finish, parse_arguments, real_photos, require
 from benchmarks.original import original_model, original_predictions
 from benchmarks.training import config_of
+from lib.builders.data import open_training_data, open_valid_split
 from lib.builders.model import new_model
+from lib.builders.split import DatasetSplit
 from lib.commands.cli import cli_main, read_command
-from lib.commands.loaded_model import load_model
+from lib.commands.command import Command
+from lib.commands.loaded_model import LoadedModel, load_model, split_features
 from lib.commands.predict import predict
+from lib.commands.train import prepare_training
 from lib.config.yaml_text import as_text
+from lib.inference.run import classify_features
+from lib.metrics.precision_cost import ALL, precision_cost
 from lib.runtime.device import pick_device
 from lib.trainer.checkpointing.io import write_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint
 
-SIZE, NUM_CLASSES, WORKERS = 112, 81, 2
+NUM_CLASSES, WORKERS = 81, 2
+# Side -> the options of test.py.
+OURS = {
+    'torch': ('--RUN_ENGINE', 'torch'),
+    'auto': ('--RUN_ENGINE', 'auto'),
+    'bf16': ('--RUN_ENGINE_PRECISION', 'bf16'),
+    'int8': ('--RUN_ENGINE_PRECISION', 'int8'),
+}
 
 
-def sides(name: str, paths: list[Path], folder: Path) -> dict[str, Callable[[], int]]:
-    """Return both sides for a backbone, with the same weights; they write ours/best_model.csv and theirs.csv."""
-    options = ['--MODEL_BACKBONE', name, '--INPUT_SIZE', str(SIZE), '--DATASET_COLOR_SPACE', 'BGR']
-    cfg = config_of([*options, '--LOG_ROOT', str(folder), '--NAME', 'ours', '--RUN_DEVICE', 'cpu'])
+@dataclass(frozen=True)
+class Photos:
+    """Photos of a split with their classes."""
+
+    paths: Sequence[Path]
+    labels: Sequence[int]
+
+    @classmethod
+    def read(cls, root: Path, split: str) -> 'Photos':
+        """Read a list of the Grocery Store Dataset."""
+        rows = [line.split(',') for line in (root / f'{split}.txt').read_text(encoding='utf-8').splitlines() if line]
+        return cls([root / row[0].strip() for row in rows], [int(row[1]) for row in rows])
+
+    def first(self, number: int) -> 'Photos':
+        """Return the first photos."""
+        return replace(self, paths=self.paths[:number], labels=self.labels[:number])
+
+    def write(self, path: Path) -> str:
+        """Write an annotation file and return its path."""
+        entries = [
+            {'category_id': label, 'fpath': str(photo)} for photo, label in zip(self.paths, self.labels, strict=True)
+        ]
+        path.write_text(json.dumps({'annotations': entries, 'num_classes': NUM_CLASSES}), encoding='utf-8')
+        return str(path)
+
+
+def sides(name: str, size: int, photos: Photos, folder: Path, ours: Sequence[str]) -> dict[str, Callable[[], int]]:
+    """Return all sides for a backbone, with the same weights; they write SIDE.csv."""
+    options = ['--MODEL_BACKBONE', name, '--INPUT_SIZE', str(size), '--DATASET_COLOR_SPACE', 'BGR']
+    options += ['--LOG_ROOT', str(folder), '--NAME', 'ours', '--RUN_DEVICE', 'cpu']
+    annotations = photos.write(folder / 'photos.json')
+    cfg = config_of([*options, '--DATASET_TRAIN_JSON', annotations, '--DATASET_VALID_JSON', annotations])
     model = new_model(cfg, NUM_CLASSES, pick_device('cpu'))
     checkpoint = Checkpoint(model.state_dict(), config=as_text(cfg), path=folder / 'ours' / 'best_model.pth')
     write_checkpoint(checkpoint.path, checkpoint)
     (folder / 'ours' / 'config.yaml').write_text(as_text(cfg), encoding='utf-8')
-    photos = folder / 'list.csv'
-    photos.write_text('\n'.join(map(str, paths)), encoding='utf-8')
+    listed = folder / 'list.csv'
+    listed.write_text('\n'.join(map(str, photos.paths)), encoding='utf-8')
     theirs = original_model(name, NUM_CLASSES)
     names = list(theirs.state_dict())
     theirs.load_state_dict(dict(zip(names, model.state_dict().values(), strict=True)))
 
-    def ours() -> int:
-        argv = ['--RESUME_MODEL', str(checkpoint.path), '--LOG_ROOT', str(folder), '--RUN_DEVICE', 'cpu']
-        with photos.open(encoding='utf-8') as lines:
-            sys.stdin, before = lines, sys.stdin
-            try:
-                predict(load_model(read_command([*argv, '--TEST_IMAGES', '-'])))
-            finally:
-                sys.stdin = before
-        return len(paths)
+    def test(options: Sequence[str]) -> Callable[[], int]:
+        def run() -> int:
+            argv = ['--RESUME_MODEL', str(checkpoint.path), '--LOG_ROOT', str(folder), '--RUN_DEVICE', 'cpu', *options]
+            argv += ['--TEST_CONTACT_SHEET', 'False']  # the original writes the CSV only
+            with listed.open(encoding='utf-8') as lines:
+                sys.stdin, before = lines, sys.stdin
+                try:
+                    predict(load_model(read_command([*argv, '--TEST_IMAGES', '-'])))
+                finally:
+                    sys.stdin = before
+            return len(photos.paths)
 
-    return {
-        'ours': ours,
-        'original': lambda: original_predictions(theirs, paths, SIZE, folder / 'theirs.csv', WORKERS),
-    }
+        return run
+
+    def original() -> int:
+        return original_predictions(theirs, list(photos.paths), size, folder / 'theirs.csv', WORKERS)
+
+    return {'original': original, **{side: test(OURS[side]) for side in ours}}
 
 
 def same_predictions(folder: Path) -> float:
     """Return the fraction of photos with the same prediction on both sides."""
     predicted = []
-    for path in (folder / 'ours' / 'best_model.csv', folder / 'theirs.csv'):
+    (ours,) = (folder / 'ours').glob('*predictions*.csv')
+    for path in (ours, folder / 'theirs.csv'):
         with open(path, encoding='utf-8', newline='') as file:
             predicted.append([row[1] for row in csv.reader(file)][1:])
     return sum(one == other for one, other in zip(*predicted, strict=True)) / len(predicted[0])
 
 
-def main() -> None:
-    arguments = parse_arguments(__doc__.splitlines()[0], rounds=(3, 'passes of each side'), photos=(512, 'photos'))
-    require('cv2')
-    root = real_photos()
-    lines = (root / 'train.txt').read_text(encoding='utf-8').splitlines()
-    paths = [root / line.split(',')[0].strip() for line in lines if line.strip()][: arguments.photos]
-    results = {}
-    torch.manual_seed(0)
+def speed(photos: Photos, rounds: int) -> dict[str, float]:
+    """Return the rates of all sides, and their ratios."""
+    results: dict[str, float] = {}
     for name in ('resnet18', 'resnest50'):
         with tempfile.TemporaryDirectory() as folder:
-            rates = alternate(sides(name, paths, Path(folder)), arguments.rounds)
-            results |= {f'{name}_{side}_images_per_second': rate for side, rate in rates.items()}
-            results[f'{name}_predict_speedup'] = rates['ours'] / rates['original']
+            rates = alternate(sides(name, 112, photos, Path(folder), list(OURS)), rounds)
             results[f'{name}_same'] = same_predictions(Path(folder))
-    results['predict_speedup'] = min(results['resnet18_predict_speedup'], results['resnest50_predict_speedup'])
+        results |= {f'{name}_{side}_images_per_second': rate for side, rate in rates.items()}
+        results[f'{name}_predict_speedup'] = rates['auto'] / rates['original']
+        results |= {f'{name}_{side}_predict_speedup': rates[side] / rates['original'] for side in ('bf16', 'int8')}
+        results[f'{name}_engine_speedup'] = rates['auto'] / rates['torch']
+    for figure in ('predict_speedup', 'bf16_predict_speedup', 'int8_predict_speedup', 'engine_speedup'):
+        results[figure] = min(results[f'{name}_{figure}'] for name in ('resnet18', 'resnest50'))
+    half = photos.first(-(-len(photos.paths) // 2))
+    with tempfile.TemporaryDirectory() as folder:
+        rates = alternate(sides('tf_efficientnet_lite0', 224, half, Path(folder), ['auto']), rounds)
+    results |= {f'lite0_{side}_images_per_second': rate for side, rate in rates.items()}
+    results['lite0_predict_speedup'] = rates['auto'] / rates['original']
+    return results
+
+
+def accuracy(train: Photos, valid: Photos) -> dict[str, float]:
+    """Return the loss of accuracy by lower precisions, and the fraction of photos that engines predict otherwise."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        options = ['--MODEL_BACKBONE', 'tf_efficientnet_lite0', '--MODEL_PRETRAINED', 'bundled', '--INPUT_SIZE', '160']
+        options += ['--MODEL_CLASSIFIER_INIT', 'class_means', '--TRAIN_MAX_EPOCH', '0', '--RUN_DEVICE', 'cpu']
+        options += ['--DATASET_TRAIN_JSON', train.write(folder / 'train.json'), '--NAME', 'run', '--LOG_ROOT', name]
+        options += ['--DATASET_VALID_JSON', valid.write(folder / 'valid.json'), '--RUN_ENGINE', 'openvino']
+        with prepare_training(Command(config_of(options), None)) as run:
+            run.trainer.fit()
+        argv = ['--RESUME_MODEL', str(folder / 'run' / 'best_model.pth'), '--LOG_ROOT', name, '--RUN_DEVICE', 'cpu']
+        trained = {name: load_model(read_command([*argv, '--RUN_ENGINE', name])) for name in ('torch', 'openvino')}
+        cfg = trained['torch'].cfg
+        splits = {'train': open_training_data(cfg).train, 'valid': open_valid_split(cfg)}
+        results, num_different = {}, 0
+        for label, split in splits.items():
+            logits = {engine: logits_of(model, split, f'{engine}-{label}') for engine, model in trained.items()}
+            predicted = logits['openvino'].argmax(dim=1, keepdim=True)
+            behind = logits['torch'].amax(dim=1) - logits['torch'].gather(1, predicted)[:, 0]
+            num_different += int((behind > 1e-4).sum())
+        results['engine_different'] = num_different / sum(map(len, splits.values()))
+        model = trained['openvino']
+        predictions = {
+            precision: classify_features(
+                model.engine, split_features(model, splits['valid'], 'valid', precision=precision)
+            )
+            for precision in ('float32', 'bf16', 'int8')
+        }
+        for precision in ('bf16', 'int8'):
+            cost = precision_cost(predictions['float32'], predictions[precision], np.zeros(NUM_CLASSES, np.int64))
+            low, high = cost.groups[ALL].interval
+            results[f'{precision}_error_points'] = 100 * cost.loss
+            results |= {f'{precision}_error_points_low': 100 * low, f'{precision}_error_points_high': 100 * high}
+        return results
+
+
+@torch.inference_mode()
+def logits_of(trained: LoadedModel, split: DatasetSplit, label: str) -> torch.Tensor:
+    """Return the logits of all images (num_images, num_classes)."""
+    return trained.engine.logits(torch.from_numpy(np.array(split_features(trained, split, label).values)))
+
+
+def main() -> None:
+    arguments = parse_arguments(
+        __doc__.splitlines()[0],
+        rounds=(2, 'passes of each side'),
+        photos=(512, 'photos'),
+        accuracy=(1, '0: skip the accuracy'),
+    )
+    require('cv2')
+    root = real_photos()
+    train, valid = (Photos.read(root, split) for split in ('train', 'val'))
+    torch.manual_seed(0)
+    results = speed(train.first(arguments.photos), arguments.rounds)
+    if arguments.accuracy:
+        results |= accuracy(train, valid)
     finish(results, arguments.json)
 
 

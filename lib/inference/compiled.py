@@ -176,6 +176,7 @@ def difference(expected: torch.Tensor, actual: torch.Tensor) -> float:
     return float((actual - expected).abs().max()) / scale
 
 
+@torch.no_grad()
 def reproduces(engine: EagerEngine, expected: torch.Tensor, actual: torch.Tensor) -> bool:
     """Return whether features are equal to PyTorch's up to TOLERANCE, and predict the same classes except for ties."""
     if not difference(expected, actual) <= TOLERANCE:

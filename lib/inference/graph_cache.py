@@ -14,7 +14,7 @@ from lib.errors import shown
 from lib.runtime.checksums import check_safetensors, with_checksums, write_tensors
 from lib.runtime.files import remove, replace_atomically, temporary_folder
 from lib.runtime.log import LOGGER
-from lib.runtime.read_file import check_regular
+from lib.runtime.read_file import check_regular, reason_of
 
 MAX_GRAPHS = 8  # in a folder: of a model, those of a few sizes and precisions, and of its last versions
 _SUFFIX, _KEY = '.safetensors', 'key'
@@ -55,7 +55,8 @@ def write_graph(path: Path, key: Mapping[str, Any], save: Callable[[Path], None]
             with suppress(FileNotFoundError):  # another process has removed it
                 remove(old)
     except (OSError, RuntimeError, SafetensorError) as error:  # several libraries write
-        LOGGER.warning('%s: not written: %s', path, shown(getattr(error, 'strerror', None) or error))
+        reason = reason_of(error) if isinstance(error, OSError) else shown(error)
+        LOGGER.warning('%s: not written: %s', path, reason)
 
 
 def _text(key: Mapping[str, Any]) -> str:
