@@ -74,6 +74,19 @@ def test_class_folders_are_packed_and_test_root_overrides_the_packed_test_split(
     assert len((run / 'predictions_test.csv').read_text().splitlines()) == 7
 
 
+@pytest.mark.slow
+def test_raw_images_are_trained_on_and_audited(scripts, products, tmp_path):
+    """Two epochs with workers, the second of them from mapped pixels, and the audit of the shards."""
+    options = ('--config', TINY, '--DATASET_ROOT', products, '--PACK_OUT', 'packed', '--PACK_IMAGES', 'raw')
+    done = scripts.run(tmp_path, 'tools/pack.py', *options, '--PACK_SHORT_SIDE', 24)
+    assert 'are written to packed' in done.stdout
+    shards = ('--DATASET_SHARDS', 'packed', '--RUN_NUM_WORKERS', 2)
+    scripts.run(tmp_path, 'main.py', *RECIPE, *shards, '--TRAIN_MAX_EPOCH', 2)
+    assert len(metrics_of(tmp_path / 'log' / 'run')) == 4
+    done = scripts.run(tmp_path, 'tools/doctor.py', '--config', TINY, *shards, '--DOCTOR_OUT', 'doctor')
+    assert json.loads((tmp_path / 'doctor' / 'doctor.json').read_text())
+
+
 def test_a_second_call_verifies_and_repairs(scripts, packed, tmp_path):
     for name in ('packed', 'shop'):
         shutil.copytree(packed / name, tmp_path / name)
@@ -122,11 +135,12 @@ def test_overwrite_renames_the_earlier_result(scripts, packed, tmp_path):
     ('how', 'words'),
     [
         ('copy', ('PACK.OUT', 'PACK.IMAGES copy needs about', 'are free', '--PACK_IMAGES reencode')),
+        ('raw', ('PACK.OUT', 'PACK.IMAGES raw needs about', 'are free', '--PACK_IMAGES reencode')),
         ('reencode', ('no space left on the device',)),
     ],
 )
 def test_a_small_disk(scripts, products, small_disk, tmp_path, how, words):
-    """Copying checks the space first; re-encoding fails when the disk is full and leaves no partial files."""
+    """Copying and pixels are estimated first; re-encoding fails when the disk is full and leaves no partial files."""
     disk = small_disk(60)
     options = ('--config', TINY, '--DATASET_ROOT', products, '--PACK_OUT', disk / 'p', '--PACK_IMAGES', how)
     error = error_line(scripts.run(tmp_path, 'tools/pack.py', *options, '--RUN_NUM_WORKERS', 0, code=2))
