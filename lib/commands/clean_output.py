@@ -149,6 +149,8 @@ def write_results(result: CleanResult, folder: Path) -> list[str]:
     lines = [f'wrote {path}' for path in files]
     if decisions is not None:
         lines.append(f'{DECISIONS}: {count_of(len(decisions), "decision")} ({cfg.CLEAN.APPLY})')
+    if not len(result.suspects if decisions is None else decisions):
+        return lines  # nothing to review or to train with
     return [*lines, *after_cleaning(cfg, folder, _training(result, folder / DECISIONS))]
 
 

@@ -186,7 +186,7 @@ def _threshold(cfg: Config, measured: Predictions, source: str) -> Threshold:
     if not threshold.coverage:
         best = smallest_bound(curve)
         larger = np.ceil(best * 100 + 1e-9) / 100
-        option = f'--PSEUDO_ERROR {larger:g}, ' if larger < 1 else ''
+        option = f'--PSEUDO_ERROR {larger:g}, ' if larger <= 0.9 else ''  # the largest value of the option
         raise UserError(
             f'PSEUDO.ERROR {cfg.PSEUDO.ERROR:g}: no threshold holds this error with 95 % confidence on the '
             f'{count_of(len(measured), "image")} of {source}; the smallest that one holds is {best:.3f}: '

@@ -191,7 +191,7 @@ def open_or_create(folder: Path, num_rows: int, columns: Columns, key: Mapping[s
     description = describe(num_rows, columns, key)
     if folder.exists():
         found = read_description(folder)
-        reason = 'is of other items or options' if found else 'its description is damaged or of another version'
+        reason = 'of other inputs or options' if found else 'with a damaged description, or of another version'
         try:
             if found == description:
                 store = ColumnStore(folder)

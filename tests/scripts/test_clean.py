@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from tests.scripts.rank_runs import run_ranks_of
-from tests.scripts.running import ON_CPU, TINY, error_line
+from tests.scripts.running import ON_CPU, REPOSITORY, TINY, error_line
 
 BEST = ('--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU)
 NOISY = ('--DATASET_TRAIN_JSON', 'noisy.json')
 WRONG = {0: 3, 5: 1, 11: 2}  # position among the images of class 0 or 1 -> label
+COSINE = ('--CLEAN_ROUNDS', 1, '--CLEAN_HEAD', 'cosine')
 FILES = ('suspects.csv', 'clean.json', 'clean.html')
 
 
@@ -81,6 +82,10 @@ def test_decisions_train_a_run_and_are_completed_by_a_second_cleaning(scripts, r
     done = scripts.run(run_folder, 'tools/clean.py', *BEST, *NOISY, *corrections, '--CLEAN_APPLY', 'drop')
     assert '  mislabeled: 0' in done.stdout.splitlines()
     assert json.loads(decisions.read_text())['decisions'] == found
+    assert 'train with the decisions' in done.stdout
+    done = scripts.run(run_folder, 'tools/clean.py', *BEST, '--CLEAN_APPLY', 'relabel')
+    assert 'decisions.json: 0 decisions (relabel)' in done.stdout
+    assert 'next steps' not in done.stdout
 
 
 @pytest.mark.long
@@ -130,13 +135,15 @@ def test_two_ranks_find_what_one_finds(scripts, run_folder, wrong):
 
 
 @pytest.mark.long
-def test_without_a_model_bundled_weights_are_used(scripts, tmp_path, products):
-    options = ('--DATASET_ROOT', products, '--INPUT_SIZE', 48, '--INPUT_TEST_SIZE', 48, '--NAME', 'goods', *ON_CPU)
-    done = scripts.run(tmp_path, 'tools/clean.py', *options, '--CLEAN_ROUNDS', 1, '--CLEAN_HEAD', 'cosine')
-    assert (tmp_path / 'log' / 'goods' / 'clean' / 'clean.html').exists()
+def test_without_a_model_bundled_weights_are_used(scripts, run_folder, products, wrong):
+    config = ('--config', REPOSITORY / 'configs' / 'own_photos.yaml')
+    size = ('--INPUT_SIZE', 48, '--INPUT_TEST_SIZE', 48)
+    options = (*config, '--DATASET_ROOT', products, *NOISY, *size, '--NAME', 'goods', *ON_CPU)
+    done = scripts.run(run_folder, 'tools/clean.py', *options, *COSINE)
+    assert (run_folder / 'log' / 'goods' / 'clean' / 'clean.html').exists()
     assert f'--DATASET_ROOT {products}' in done.stdout
     assert '--NAME goods_cleaned' in done.stdout
-    done = scripts.run(tmp_path, 'tools/clean.py', *options, '--CLEAN_ROUNDS', 1, '--CLEAN_HEAD', 'cosine')
+    done = scripts.run(run_folder, 'tools/clean.py', *options, *COSINE)
     assert ', cached' in done.stdout
 
 
