@@ -69,13 +69,15 @@ def predictions_of(folder, *options):
 
 
 @pytest.mark.long
-def test_answers_are_those_of_test_py(tmp_path):
+@pytest.mark.parametrize('engine', ['torch', pytest.param('openvino', marks=pytest.mark.slow)])
+def test_answers_are_those_of_test_py(tmp_path, engine):
     """Several batches, the last one partial; features are equal to the last bit, and with them all that follows."""
+    pytest.importorskip(engine)
     write_model(tmp_path / 'log' / 'x' / 'best_model.pth')
     photos = write_photos(tmp_path / 'photos')
     assert len(photos) % BATCH
-    rows, top, features = predictions_of(tmp_path, '--RUN_ENGINE', 'torch')
-    model = load(tmp_path / 'log' / 'x' / 'best_model.pth', **TORCH)
+    rows, top, features = predictions_of(tmp_path, '--RUN_ENGINE', engine)
+    model = load(tmp_path / 'log' / 'x' / 'best_model.pth', device='cpu', engine=engine)
     records = model.predict(photos, top_k=5)
     for row, record in zip(rows, records, strict=True):
         if record.error is None:
@@ -306,14 +308,24 @@ def test_thresholds(folder, model, tmp_path, image):
 def test_test_py_stores_the_threshold(tmp_path):
     write_model(tmp_path / 'log' / 'x' / 'best_model.pth')
     photos = write_photos(tmp_path / 'photos')
-    entries = [{'fpath': photo.name, 'category_id': row % 6} for row, photo in enumerate(photos)]
+    # The most certain half of the answers is right.
+    records = load(tmp_path / 'log' / 'x' / 'best_model.pth', **TORCH).predict(photos, 2)
+    middle = np.median([record.probability for record in records])
+    right = [
+        record.classes[int(record.probability < middle)][0] if record.classes else CLASSES[0] for record in records
+    ]
+    entries = [
+        {'fpath': photo.name, 'category_id': CLASSES.index(name)} for photo, name in zip(photos, right, strict=True)
+    ]
     (tmp_path / 'photos' / 'converted_val.json').write_text(json.dumps({'annotations': entries, 'num_classes': 6}))
-    predictions_of(tmp_path, '--TEST_ABSTAIN_ERROR', 0.9, '--DATASET_ROOT', 'photos')
+    predictions_of(tmp_path, '--TEST_ABSTAIN_ERROR', 0.4, '--DATASET_ROOT', 'photos')
     (found,) = tmp_path.glob('log/x/*.risk_coverage.json')
     model = load(tmp_path / 'log' / 'x' / 'best_model.pth', **TORCH)
     assert json.loads(found.read_text())['model'] == model.version
-    (tmp_path / 'log' / 'x' / 'config.yaml').touch()
-    assert load(tmp_path / 'log' / 'x' / 'best_model.pth', **TORCH).threshold is not None
+    answered = (tmp_path / 'log' / 'x' / 'predictions_photos.answered.csv').read_text(encoding='utf-8')
+    accepted = [row[1] != '-1' for row in list(csv.reader(io.StringIO(answered)))[1:]]
+    assert [record.accepted for record in model.predict(photos)] == accepted
+    assert 0 < sum(accepted) < len(photos) - NUM_BAD
 
 
 def test_versions(folder, model, tmp_path):
