@@ -41,7 +41,7 @@ from lib.posthoc.crossfit import stratified_folds
 from lib.posthoc.discriminant import FoldedDiscriminants
 from lib.posthoc.judged_images import JudgedImages
 from lib.posthoc.label_errors import KINDS, find_label_errors
-from lib.posthoc.out_of_catalog import is_out_of_catalog, subspace_residuals
+from lib.posthoc.out_of_catalog import find_strangers
 from lib.posthoc.out_of_fold import Candidates, choose_head, out_of_fold_candidates
 from lib.runtime.json_file import read_json
 
@@ -215,8 +215,7 @@ def side_of_large(folder: Path, num_classes: str) -> Callable[[], dict[str, floa
         started = time.perf_counter()
         candidates = out_of_fold_candidates(images, folder, head=head, num_candidates=NUM_CANDIDATES)
         scored = time.perf_counter()
-        confirmed = candidates.classes[:, 0] == candidates.labels
-        strangers = is_out_of_catalog(subspace_residuals(images, confirmed), confirmed)
+        strangers = find_strangers(images, candidates)
         found = find_label_errors(candidates, out_of_catalog=strangers).kind == KINDS.index('mislabeled')
         ended = time.perf_counter()
         f1 = f1_of(found, np.load(folder / 'truth.npy') != labels)

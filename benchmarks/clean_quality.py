@@ -1,7 +1,7 @@
 """How well tools/clean.py finds wrong labels, and what correcting them is worth, on features of real photos.
 
 python benchmarks/clean_quality.py --train FEATURES.npy ANNOTATIONS.json --valid FEATURES.npy ANNOTATIONS.json
-    [--others FEATURES.npy] [--rounds 2] [--seeds 3] [--json FILE]
+    [--others FEATURES.npy] [--only noise|tail|others] [--rounds 2] [--seeds 3] [--first_seed 0] [--json FILE]
 
 FEATURES.npy has one row per annotation, as TRAIN.FEATURES cached writes it (features.npy); classes.json beside the
 annotations of train names the coarse classes. The labels are taken as right, and noise is drawn: symmetric (any other
@@ -10,8 +10,8 @@ valid of an L2-regularized logistic regression that is trained on the labels as 
 the proposals as labels, and on the right labels.
 
 tail: 20 % symmetric noise in a long tail (imbalance 20): the fraction of right labels that are found, in classes of
-fewer than 20 images, and of at least 40. others: images of another data set are added with random labels, 5 % of all:
-the fraction of them that is out of catalog, and that of the rest.
+fewer than 20 images, and of at least 40, and their ratio. others: images of another data set are added with random
+labels, 5 % of all: the fraction of them that is out of catalog, and that of the rest.
 """
 
 import argparse
@@ -33,10 +33,9 @@ from lib.config.options import local_path
 from lib.dataset.annotations import read_annotations, read_classes
 from lib.posthoc.judged_images import JudgedImages
 from lib.posthoc.label_errors import KINDS, Findings, find_label_errors
-from lib.posthoc.out_of_catalog import is_out_of_catalog, subspace_residuals
+from lib.posthoc.out_of_catalog import find_strangers
 from lib.posthoc.out_of_fold import out_of_fold_candidates
 
-CPU = torch.device('cpu')
 NOISE = {'symmetric 0': 0.0, 'symmetric 10': 0.1, 'symmetric 20': 0.2, 'symmetric 40': 0.4, 'coarse 20': 0.2}
 MISLABELED, OUT_OF_CATALOG = KINDS.index('mislabeled'), KINDS.index('out_of_catalog')
 FEW, MANY, IMBALANCE, OTHERS = 20, 40, 20, 0.05
@@ -48,9 +47,7 @@ def judged(values: np.ndarray, labels: np.ndarray, num_classes: int, seed: int, 
     for number in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             candidates = out_of_fold_candidates(images, Path(folder), head='linear', seed=seed + number)
-            confirmed = candidates.classes[:, 0] == candidates.labels
-            strangers = is_out_of_catalog(subspace_residuals(images, confirmed, CPU), confirmed)
-            findings = find_label_errors(candidates, out_of_catalog=strangers)
+            findings = find_label_errors(candidates, out_of_catalog=find_strangers(images, candidates))
         images = replace(images, weights=1 - np.nan_to_num(findings.error).astype(np.float32))
     return findings
 
@@ -105,7 +102,7 @@ def noise_rows(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]
     oracle = accuracy(args.train, valid, num_classes, every)
     for kind in NOISE:
         sums: dict[str, list[float]] = {}
-        for seed in range(args.seeds):
+        for seed in range(args.first_seed, args.first_seed + args.seeds):
             noisy = with_noise(labels, kind, args.groups, np.random.default_rng(seed))
             findings = judged(values, noisy, num_classes, seed, args.rounds)
             found, wrong = findings.kind == MISLABELED, noisy != labels
@@ -127,30 +124,41 @@ def noise_rows(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]
 
 
 def tail_row(args: argparse.Namespace) -> dict[str, float]:
-    """Return the percentages of right labels that are found, by class size as labeled, over all seeds."""
-    counts = np.zeros((2, 2))
-    wrong_found = np.zeros((2, 2))
-    for seed in range(args.seeds):
-        rng = np.random.default_rng(seed)
+    """Return the percentages of right and of wrong labels that are found, by class size as labeled, over all seeds.
+
+    few_to_many: ratio of the first, with the ends of its 95 % interval, by a bootstrap of the draws.
+    """
+    found, total = np.zeros((2, args.seeds, 2, 2))  # draw; few, many; right, wrong
+    for number in range(args.seeds):
+        rng = np.random.default_rng(args.first_seed + number)
         rows = long_tail(args.train[1], rng)
         labels = args.train[1][rows]
         noisy = with_noise(labels, 'symmetric 20', args.groups, rng)
-        found = judged(args.train[0][rows], noisy, len(args.groups), seed, args.rounds).kind == MISLABELED
+        kind = judged(args.train[0][rows], noisy, len(args.groups), args.first_seed + number, args.rounds).kind
         sizes = np.bincount(noisy, minlength=len(args.groups))[noisy]
         for index, group in enumerate((sizes < FEW, sizes >= MANY)):
-            right, wrong = group & (noisy == labels), group & (noisy != labels)
-            counts[index] += (found & right).sum(), right.sum()
-            wrong_found[index] += (found & wrong).sum(), wrong.sum()
-    (few, many), (few_recall, many_recall) = (
-        100 * table[:, 0] / np.maximum(1, table[:, 1]) for table in (counts, wrong_found)
-    )
-    return {'few found': few, 'many found': many, 'few recall': few_recall, 'many recall': many_recall}
+            for column, part in enumerate((group & (noisy == labels), group & (noisy != labels))):
+                found[number, index, column] = (kind[part] == MISLABELED).sum()
+                total[number, index, column] = part.sum()
+    drawn = np.random.default_rng(0).integers(0, args.seeds, (10_000, args.seeds))
+    few, many = (found[drawn, index, 0].sum(axis=1) / total[drawn, index, 0].sum(axis=1) for index in (0, 1))
+    low, high = np.quantile(few / np.maximum(many, 1e-9), (0.025, 0.975))
+    (few_found, few_recall), (many_found, many_recall) = 100 * found.sum(axis=0) / total.sum(axis=0)
+    return {
+        'few found': few_found,
+        'many found': many_found,
+        'few_to_many': few_found / max(many_found, 1e-9),
+        'low': low,
+        'high': high,
+        'few recall': few_recall,
+        'many recall': many_recall,
+    }
 
 
 def others_row(args: argparse.Namespace) -> dict[str, float]:
     """Return the percentages that are out of catalog: of added images of another data set, and of the rest."""
     outside, inside = [], []
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         rng = np.random.default_rng(seed)
         number = min(len(args.others), round(OTHERS / (1 - OTHERS) * len(args.train[1])))
         added = args.others[rng.permutation(len(args.others))[:number]]
@@ -174,7 +182,9 @@ def main() -> None:
         parser.add_argument(f'--{name}', nargs=2, metavar=('FEATURES', 'ANNOTATIONS'), required=True)
     parser.add_argument('--others', metavar='FEATURES', type=local_path)
     parser.add_argument('--rounds', type=int, default=1, metavar='N', help='CLEAN.ROUNDS (default: 1)')
-    parser.add_argument('--seeds', type=int, default=3, metavar='N')
+    parser.add_argument('--seeds', type=int, default=3, metavar='N', help='draws (default: 3)')
+    parser.add_argument('--first_seed', type=int, default=0, metavar='N')
+    parser.add_argument('--only', choices=('noise', 'tail', 'others'), help='one of the parts (default: all)')
     args = parser.parse_args()
     annotations = Path(args.train[1])
     args.train, args.valid = read_split(*args.train), read_split(*args.valid)
@@ -183,8 +193,12 @@ def main() -> None:
     parents = classes.parents if classes is not None and classes.parents else [[str(c)] for c in range(num_classes)]
     args.groups = np.unique(['/'.join(path) for path in parents], return_inverse=True)[1]
     figures = {}
-    rows = [*noise_rows(args), ('tail', tail_row(args))]
-    if args.others is not None:
+    rows: list[tuple[str, dict[str, float]]] = []
+    if args.only in (None, 'noise'):
+        rows += noise_rows(args)
+    if args.only in (None, 'tail'):
+        rows.append(('tail', tail_row(args)))
+    if args.others is not None and args.only in (None, 'others'):
         args.others = np.load(args.others, allow_pickle=False).astype(np.float32)
         rows.append(('others', others_row(args)))
     for kind, numbers in rows:

@@ -21,8 +21,8 @@ from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError, printable, shortened
 from lib.posthoc.judged_images import JudgedImages
 from lib.posthoc.label_errors import Findings, find_label_errors
-from lib.posthoc.out_of_catalog import is_out_of_catalog, subspace_residuals
-from lib.posthoc.out_of_fold import Candidates, choose_head, out_of_fold_candidates
+from lib.posthoc.out_of_catalog import find_strangers
+from lib.posthoc.out_of_fold import choose_head, out_of_fold_candidates
 from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
 from lib.runtime.text import count_of
@@ -112,7 +112,8 @@ def _judge(source: CleanSource, folder: Path, group: ProcessGroup) -> CleanResul
             device=source.device.main,
             group=group,
         )
-        findings = _find(images, candidates, source.device)
+        strangers = find_strangers(images, candidates, source.device.main)
+        findings = find_label_errors(candidates, out_of_catalog=strangers)
         LOGGER.info('round %d: %s', number, _describe_noise(findings))
         is_last = np.array_equal(kinds, findings.kind) or number == options.ROUNDS
         kinds = findings.kind
@@ -120,15 +121,6 @@ def _judge(source: CleanSource, folder: Path, group: ProcessGroup) -> CleanResul
             return CleanResult(source, candidates, findings, head, number)
         weights = 1 - np.nan_to_num(findings.error, nan=0.0).astype(np.float32)
         images = replace(images, weights=group.broadcast_object(weights))
-
-
-def _find(images: JudgedImages, candidates: Candidates, device: Device) -> Findings:
-    """Return the findings; images whose label is predicted define what fits the catalog."""
-    confirmed = candidates.classes[:, 0] == candidates.labels
-    strangers = np.zeros(len(images), bool)
-    if confirmed.any():
-        strangers = is_out_of_catalog(subspace_residuals(images, confirmed, device.main), confirmed)
-    return find_label_errors(candidates, out_of_catalog=strangers)
 
 
 def _describe_noise(findings: Findings) -> str:

@@ -11,10 +11,11 @@ from lib.posthoc.out_of_fold import Candidates
 KINDS = ('fine', 'mislabeled', 'ambiguous', 'out_of_catalog', 'duplicate', 'cannot_tell')
 FINE, MISLABELED, AMBIGUOUS, OUT_OF_CATALOG, DUPLICATE, CANNOT_TELL = range(len(KINDS))
 
-_USUAL, _LEAST, _MOST = 0.6, 0.25, 0.99  # probabilities of an error above which an image is mislabeled
-_DOUBT = 0.2  # and ambiguous
-_OVERCONFIDENCE = 400.0  # a class of n images has 1 + 400 / n^2 times as many false positives as expected
-_SPARE = 0.005  # correct images of any class size that may be flagged
+_LEAST, _MOST = 0.1, 0.9999  # ends of the threshold above which an image is mislabeled
+_DOUBT = 0.2  # the least threshold above which it is ambiguous
+_SMALL = 9.0  # images: in a class of n, the log-odds of an error are divided by 1 + (_SMALL / n)^2
+_MOST_FLAGGED, _FLAGGED_PER_WRONG = 0.01, 0.05  # fraction of correct images that may be flagged: at most, and by odds
+_SURE = 0.95  # probability of a proposal which an image fits, even if it seems out of the catalog
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ def find_label_errors(candidates: Candidates, *, out_of_catalog: np.ndarray | No
     """Find labels that are probably wrong, and what they should be.
 
     An image is mislabeled where the probability of an error is above a threshold of its class size, chosen so that the
-    expected fraction of correct images that are flagged is the same for all sizes; ambiguous where it is above 0.2.
+    expected fraction of correct images that are flagged is the same for all sizes; ambiguous where it is above the
+    threshold for twice that fraction, or above 0.2 if that is more. A mislabeled image with a sure proposal is not out
+    of the catalog.
 
     Args:
         out_of_catalog: (n,) bool, images that fit no class.
@@ -70,45 +73,62 @@ def find_label_errors(candidates: Candidates, *, out_of_catalog: np.ndarray | No
     model = NoiseModel(candidates)
     model.fit()
     proposal, probability = model.proposals()
-    error = np.where(model.is_judged, model.error, np.nan).astype(np.float32)
-    sizes = np.bincount(candidates.labels, minlength=candidates.num_classes)
+    sizes = np.bincount(candidates.labels, minlength=candidates.num_classes)[candidates.labels]
+    error = calibrated_error(np.where(model.is_judged, model.error, np.nan), sizes)
+    probability = np.where(model.is_judged, probability * error / np.maximum(model.error, 1e-12), 0)
     kind = np.full(len(error), FINE, np.uint8)
-    kind[error > _DOUBT] = AMBIGUOUS
-    kind[error > error_thresholds(error, sizes[candidates.labels])] = MISLABELED
+    kind[error > np.maximum(_DOUBT, error_thresholds(error, sizes, 2.0))] = AMBIGUOUS
+    kind[error > error_thresholds(error, sizes)] = MISLABELED
     kind[~model.is_judged] = CANNOT_TELL
     if out_of_catalog is not None:
-        kind[out_of_catalog] = OUT_OF_CATALOG
-    return Findings(error, proposal, np.where(model.is_judged, probability, 0), kind, _noise_rates(model, candidates))
+        kind[out_of_catalog & ~((kind == MISLABELED) & (probability > _SURE))] = OUT_OF_CATALOG
+    return Findings(error, proposal, probability, kind, _noise_rates(model, error, candidates))
 
 
-def error_thresholds(error: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+def calibrated_error(error: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return probabilities of errors (n,) float32 that hold for small classes, too.
+
+    The mean of a few images, some of them mislabeled, is far from the class, so the posterior is too sure of errors:
+    its log-odds above 0 are divided by 1 + (9 / n)^2 in a class of n images, as measured on Grocery with a long tail.
+
+    Args:
+        error: (n,) posterior probability of an error; nan stays.
+        sizes: (n,) images with the label of each.
+    """
+    bounded = np.clip(error, 0, 1 - 1e-7, dtype=np.float64)
+    odds = (bounded / (1 - bounded)) ** (1 / (1 + (_SMALL / np.maximum(sizes, 1.0)) ** 2))
+    return np.where(bounded > 0.5, odds / (1 + odds), bounded).astype(np.float32)
+
+
+def error_thresholds(error: np.ndarray, sizes: np.ndarray, factor: float = 1.0) -> np.ndarray:
     """Return the probability of an error above which each image is flagged, (n,) float32.
 
-    It is 0.6, moved for each class size (below 5, 10, 20, 40... images) to where the expected fraction of correct
-    images that are flagged, sum (1 - error) over flagged / sum (1 - error), is that of all images, or 0.5 % if that is
-    more; between 0.25 and 0.99. The posterior of small classes is too sure: measured on Grocery with a long tail.
+    It is that of each class size (below 5, 10, 20, 40... images) where the expected fraction of correct images that are
+    flagged, sum (1 - error) over flagged / sum (1 - error), is 5 % of the odds of an error, at most 1 %: the same for
+    all sizes. It is between 0.1 and 0.9999.
 
     Args:
         error: (n,); nan is left out.
         sizes: (n,) images with the label of each.
+        factor: of the fraction.
     """
     known = ~np.isnan(error)
     correct = np.where(known, 1 - error, 0).astype(np.float64)
-    allowed = max(_SPARE, correct[error > _USUAL].sum() / max(1e-30, correct.sum()))
+    odds = (known.sum() - correct.sum()) / max(1e-30, correct.sum())
+    allowed = factor * min(_MOST_FLAGGED, _FLAGGED_PER_WRONG * odds)
     groups = np.ceil(np.log2(np.maximum(sizes + 1, 5) / 5)).astype(np.int64)
-    thresholds = np.full(len(error), _USUAL, np.float32)
+    thresholds = np.full(len(error), _MOST, np.float32)
     for group in np.unique(groups[known]):
         rows = np.flatnonzero(known & (groups == group))
         falling = rows[np.argsort(-error[rows], kind='stable')]
-        flagged = np.cumsum(correct[falling] * (1 + _OVERCONFIDENCE / np.maximum(sizes[falling], 1.0) ** 2))
-        number = int(np.searchsorted(flagged, allowed * correct[rows].sum(), side='right'))
+        number = int(np.searchsorted(np.cumsum(correct[falling]), allowed * correct[rows].sum(), side='right'))
         limit = error[falling[number]] if number < len(falling) else 0.0
         thresholds[groups == group] = np.clip(limit, _LEAST, _MOST)
     return thresholds
 
 
-def _noise_rates(model: NoiseModel, candidates: Candidates) -> NoiseRates:
-    wrong = np.bincount(candidates.labels, np.where(model.is_judged, model.error, 0), candidates.num_classes)
+def _noise_rates(model: NoiseModel, error: np.ndarray, candidates: Candidates) -> NoiseRates:
+    wrong = np.bincount(candidates.labels, np.where(model.is_judged, error, 0), candidates.num_classes)
     total = np.bincount(candidates.labels[model.is_judged], minlength=candidates.num_classes)
     shrunk = wrong + RATE_PRIOR * model.rate, total + RATE_PRIOR
     low, high = binomial_interval(*shrunk)

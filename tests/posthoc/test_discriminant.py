@@ -20,7 +20,10 @@ def seed() -> int:
 
 
 def defined(images: JudgedImages, others: np.ndarray, shrinkage: float) -> np.ndarray:
-    """Return logits (n, num_classes) of all images by Gaussians that are fitted to `others`; -inf without images."""
+    """Return logits (n, num_classes) of all images by Gaussians that are fitted to `others`; -inf without images.
+
+    The squared length of each mean is reduced by its expected error.
+    """
     features = unit(images.values[images.rows].astype(np.float64))
     weights, labels = images.weights[others].astype(np.float64), images.labels[others]
     means, residuals = {}, np.zeros((len(others), images.num_features))
@@ -33,7 +36,9 @@ def defined(images: JudgedImages, others: np.ndarray, shrinkage: float) -> np.nd
     logits = np.full((len(images), images.num_classes), -np.inf)
     for label, mean in means.items():
         distances = np.array([(each - mean) @ np.linalg.solve(shrunk, each - mean) for each in features])
-        logits[:, label] = -distances / 2
+        of_class = weights[labels == label]
+        surplus = np.trace(np.linalg.solve(shrunk, covariance)) * (of_class**2).sum() / of_class.sum() ** 2
+        logits[:, label] = (surplus - distances) / 2
     return logits
 
 

@@ -6,7 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lib.posthoc.label_errors import CANNOT_TELL, KINDS, MISLABELED, OUT_OF_CATALOG, error_thresholds, find_label_errors
+from lib.posthoc.label_errors import (
+    CANNOT_TELL,
+    KINDS,
+    MISLABELED,
+    OUT_OF_CATALOG,
+    calibrated_error,
+    error_thresholds,
+    find_label_errors,
+)  # fmt: skip
 from tests.oracles.label_errors import candidates_of, confident_learning, noisy_classes
 
 
@@ -89,16 +97,62 @@ def test_thresholds_bound_the_expected_false_positives(seed):
     error = rng.beta(0.2, 0.8, 3000).astype(np.float32)
     error[:5] = np.nan
     sizes = rng.choice([4, 8, 15, 30, 70, 3000], len(error))
-    thresholds = error_thresholds(error, sizes)
-    usual = error > 0.6
+    thresholds, twice = error_thresholds(error, sizes), error_thresholds(error, sizes, 2.0)
     correct = np.nan_to_num(1 - error)
-    allowed = max(0.005, correct[usual].sum() / correct.sum())
+    odds = np.nansum(error) / correct.sum()
     for size in np.unique(sizes):
         rows = sizes == size
-        (threshold,) = np.unique(thresholds[rows])
-        assert 0.25 <= threshold <= 0.99
-        flagged = rows & (error > threshold)
-        expected = correct[flagged].sum() * (1 + 400 / size**2) / correct[rows].sum()
-        assert expected <= allowed + 1e-6 or threshold == np.float32(0.99)
-    assert thresholds[sizes == 4].min() > thresholds[sizes == 3000].max()
+        for factor, given in ((1, thresholds), (2, twice)):
+            (threshold,) = np.unique(given[rows])
+            flagged = rows & (error > threshold)
+            expected = correct[flagged].sum() / correct[rows].sum()
+            assert expected <= factor * min(0.01, 0.05 * odds) + 1e-6
+            one_more = np.max(error[rows & ~flagged & ~np.isnan(error)])
+            assert threshold == pytest.approx(one_more)
+    assert (twice < thresholds).all()
     assert not len(error_thresholds(np.zeros(0, np.float32), np.zeros(0, np.int64)))
+
+
+def test_thresholds_follow_the_noise():
+    error = np.r_[np.full(990, 0.01), np.linspace(0.5, 0.9999, 10)].astype(np.float32)
+    sizes = np.full(len(error), 50)
+    flagged = error > error_thresholds(error, sizes)
+    clean = error > error_thresholds(error * np.float32(0.1), sizes)
+    assert 0 < flagged.sum() <= 10
+    assert not clean[:990].any()
+
+
+@pytest.mark.parametrize('noise', [0.1, 0.3])
+def test_all_class_sizes_have_the_same_rate_of_false_positives(seed, noise):
+    """Posteriors drawn so that they are right: of the images with error e, the fraction e is wrong."""
+    rng = np.random.default_rng(seed)
+    sizes = np.repeat([9, 60], 60_000)
+    # Images of small classes are judged with more doubt, and more of them are wrong.
+    error = np.r_[rng.beta(2 * noise, 0.5, 60_000), rng.beta(noise / 4, 0.25, 60_000)].astype(np.float32)
+    wrong = rng.random(len(error)) < error
+    flagged = error > error_thresholds(error, sizes)
+    small, large = (flagged[~wrong & (sizes == size)].mean() for size in (9, 60))
+    assert 0 < small < 1.5 * large
+    assert 0 < large < 1.5 * small
+
+
+def test_calibrated_errors():
+    error = np.array([np.nan, 0, 0.3, 0.5, 0.9, 0.9, 0.9, 1], np.float32)
+    sizes = np.array([5, 5, 5, 5, 5, 9, 10**6, 9])
+    odds = 9 ** (1 / (1 + (9 / 5) ** 2)), 9**0.5
+    expected = [np.nan, 0, 0.3, 0.5, odds[0] / (1 + odds[0]), odds[1] / (1 + odds[1]), 0.9]
+    found = calibrated_error(error, sizes)
+    np.testing.assert_allclose(found[:-1], expected, rtol=1e-5)
+    assert 0.999 < found[-1] < 1
+
+
+def test_a_sure_proposal_wins_over_out_of_catalog():
+    rng = np.random.default_rng(0)
+    logits, labels, true = noisy_classes(rng, np.full(9, 50), 0.0, sharpness=12)
+    labels[:8] = 3
+    strangers = np.zeros(len(labels), bool)
+    strangers[:12] = True
+    findings = find_label_errors(candidates_of(logits, labels, 6), out_of_catalog=strangers)
+    assert (findings.kind[:8] == MISLABELED).all()
+    assert (findings.proposal[:8] == true[:8]).all()
+    assert (findings.kind[8:12] == OUT_OF_CATALOG).all()

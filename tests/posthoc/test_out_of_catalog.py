@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lib.posthoc.judged_images import JudgedImages
-from lib.posthoc.out_of_catalog import is_out_of_catalog, subspace_residuals
+from lib.posthoc.out_of_catalog import find_strangers, is_out_of_catalog, subspace_residuals
+from tests.oracles.label_errors import candidates_of
 
 
 @pytest.fixture
@@ -39,15 +40,21 @@ def test_strangers(seed):
     values[:50] = rng.normal(size=(50, 5)) @ other + 0.5 * rng.normal(size=(50, 100))
     confirmed = rng.random(1000) < 0.8
     confirmed[:50] = rng.random(50) < 0.05
-    found = is_out_of_catalog(subspace_residuals(images_of(values.astype(np.float32)), confirmed), confirmed)
+    residuals = subspace_residuals(images_of(values.astype(np.float32)), confirmed)
+    similarity = np.where(np.arange(1000) < 50, rng.normal(0, 0.1, 1000), rng.normal(0.6, 0.1, 1000))
+    found = is_out_of_catalog(residuals, similarity, confirmed)
     assert found[:50].mean() > 0.9
     assert found[50:].mean() < 0.02
+    assert not is_out_of_catalog(residuals, np.where(similarity < 0.4, 1.0, similarity), confirmed)[:50].any()
 
 
 def test_without_confirmed_images():
-    residuals = np.array([1.0, np.nan, 2.0])
-    assert not is_out_of_catalog(residuals, np.zeros(3, bool)).any()
-    assert not is_out_of_catalog(residuals, np.array([False, True, False])).any()
-    assert (is_out_of_catalog(np.r_[np.ones(50), 9, np.nan], np.r_[np.ones(50, bool), False, False])).sum() == 1
+    residuals, similarity = np.array([1.0, np.nan, 2.0]), np.array([0.1, np.nan, 0.0])
+    assert not is_out_of_catalog(residuals, similarity, np.zeros(3, bool)).any()
+    assert not is_out_of_catalog(residuals, similarity, np.array([False, True, False])).any()
+    outside = is_out_of_catalog(np.r_[np.ones(50), 9, np.nan], np.zeros(52), np.r_[np.ones(50, bool), False, False])
+    assert outside.sum() == 1
+    nothing = candidates_of(np.eye(3)[[1, 2, 0]], np.array([0, 1, 2]), 2)
+    assert not find_strangers(images_of(np.ones((3, 6), np.float32)), nothing).any()
     with pytest.raises(ValueError, match='at least one trusted image'):
         subspace_residuals(images_of(np.ones((4, 6), np.float32)), np.zeros(4, bool))
