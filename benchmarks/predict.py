@@ -19,10 +19,15 @@ class means of the training photos as classifier, on the validation photos: bf16
 increase of the mean class error over float32 in percentage points, with the ends of the paired 95 % interval.
 engine_different: the fraction of all photos for which RUN.ENGINE auto predicts another class than PyTorch by more than
 a tie, a difference of 1e-4 of the logits.
+
+tau_engine_speedup: tau_norm.py as a process, with this network at 224 px on the validation photos, whose features are
+not cached: time with RUN.ENGINE torch / time with auto. As after training, the graph is cached.
 """
 
 import csv
 import json
+import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -53,6 +58,7 @@ from lib.trainer.checkpointing.io import write_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint
 
 NUM_CLASSES, WORKERS = 81, 2
+REPOSITORY = Path(__file__).resolve().parents[1]
 # Side -> the options of test.py.
 OURS = {
     'torch': ('--RUN_ENGINE', 'torch'),
@@ -155,8 +161,8 @@ def speed(photos: Photos, rounds: int) -> dict[str, float]:
     return results
 
 
-def accuracy(train: Photos, valid: Photos) -> dict[str, float]:
-    """Return the loss of accuracy by lower precisions, and the fraction of photos that engines predict otherwise."""
+def trained_network(train: Photos, valid: Photos, rounds: int) -> dict[str, float]:
+    """Return the loss of accuracy by lower precisions, the photos that engines predict otherwise, and tau_norm.py."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         options = ['--MODEL_BACKBONE', 'tf_efficientnet_lite0', '--MODEL_PRETRAINED', 'bundled', '--INPUT_SIZE', '160']
@@ -188,7 +194,24 @@ def accuracy(train: Photos, valid: Photos) -> dict[str, float]:
             low, high = cost.groups[ALL].interval
             results[f'{precision}_error_points'] = 100 * cost.loss
             results |= {f'{precision}_error_points_low': 100 * low, f'{precision}_error_points_high': 100 * high}
-        return results
+        return {**results, 'tau_engine_speedup': tau_speedup([*argv, '--INPUT_TEST_SIZE', '224'], folder, rounds)}
+
+
+def tau_speedup(argv: Sequence[str], folder: Path, rounds: int) -> float:
+    """Return the time of tau_norm.py with PyTorch over its time with RUN.ENGINE auto; `argv`: the model."""
+
+    def side(engine: str) -> Callable[[], int]:
+        def run() -> int:
+            shutil.rmtree(folder / 'run' / 'features')
+            shutil.rmtree(folder / 'tau', ignore_errors=True)
+            options = ['--TAU_NORM_LOG_ROOT', str(folder / 'tau'), '--RUN_ENGINE', engine]
+            subprocess.run([sys.executable, 'tau_norm.py', *argv, *options], cwd=REPOSITORY, check=True)
+            return 1
+
+        return run
+
+    rates = alternate({engine: side(engine) for engine in ('torch', 'auto')}, rounds)
+    return rates['auto'] / rates['torch']
 
 
 @torch.inference_mode()
@@ -202,15 +225,15 @@ def main() -> None:
         __doc__.splitlines()[0],
         rounds=(2, 'passes of each side'),
         photos=(512, 'photos'),
-        accuracy=(1, '0: skip the accuracy'),
+        trained=(1, '0: skip the trained network'),
     )
     require('cv2')
     root = real_photos()
     train, valid = (Photos.read(root, split) for split in ('train', 'val'))
     torch.manual_seed(0)
     results = speed(train.first(arguments.photos), arguments.rounds)
-    if arguments.accuracy:
-        results |= accuracy(train, valid)
+    if arguments.trained:
+        results |= trained_network(train, valid, arguments.rounds)
     finish(results, arguments.json)
 
 

@@ -224,12 +224,12 @@ def _log_cost(trained: LoadedModel, precision: str) -> None:
             valid = trained.valid
         if not (valid.labels >= 0).any():
             raise UserError(f'{valid.source}: its images have no labels')
-        predictions = [
+        before, after = (
             classify_features(trained.engine, split_features(trained, valid, 'valid', precision=one))
             for one in ('float32', precision)
-        ]
+        )
     except UserError as error:
         LOGGER.warning('the cost of %s is unknown: %s', precision, error)
         return
-    for line in precision_cost(*predictions, trained.train_counts).lines(precision):
+    for line in precision_cost(before, after, trained.train_counts).lines(precision):
         LOGGER.info('%s', line)

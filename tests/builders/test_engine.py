@@ -1,4 +1,4 @@
-"""RUN.ENGINE: when an engine is tried and which one is chosen, what is cached, and what happens if it cannot be used."""
+"""RUN.ENGINE: when an engine is tried, which one is chosen, what is cached, and what happens if one cannot be used."""
 
 import logging
 
@@ -159,7 +159,7 @@ def test_an_engine_that_differs_is_not_used(tmp_path, fake, lines, monkeypatch):
     assert torch.equal(features_of(build(tmp_path, recognizer), batch), expected)
     assert lines()[0] == 'engine: openvino differs from torch by 3.0e-04, allowed are 1e-04'
     assert not (tmp_path / 'run').exists()
-    with pytest.raises(UserError, match='RUN.ENGINE openvino differs from torch by 3.0e-04.*: --RUN_ENGINE torch'):
+    with pytest.raises(UserError, match=r'RUN.ENGINE openvino differs from torch by 3.0e-04.*: --RUN_ENGINE torch'):
         features_of(build(tmp_path, recognizer, 1, ENGINE='openvino'), batch)
     fake.factor = 1.0  # other weights may not differ, so this is not stored
     features_of(build(tmp_path, recognizer), batch)

@@ -59,7 +59,7 @@ def test_parts_run_at_the_same_time_and_no_worker_twice():
             assert torch.equal(found, batch[:, 0, 0])
 
 
-def test_an_error_in_a_part_reaches_the_caller_and_the_worker_goes_on():
+def test_an_error_in_a_part_reaches_the_caller_and_the_worker_is_free_again():
     def compute(part):
         if part[0, 0, 0, 0] < 0:
             raise RuntimeError('no memory')
