@@ -70,7 +70,7 @@ class LazyJpegImage:
         warning: oddity of the file, found when the pixels were decoded; '' if there was none.
     """
 
-    __slots__ = ('_data', '_header', '_orientation', 'height', 'warning', 'width')
+    __slots__ = ('_data', '_decoded', '_header', '_orientation', 'height', 'warning', 'width')
 
     def __init__(self, data: bytes, header: JpegHeader) -> None:
         """Set the bytes and the header of a file with usual pixels."""
@@ -79,11 +79,15 @@ class LazyJpegImage:
         stored = (header.width, header.height)
         self.width, self.height = stored[::-1] if self._orientation >= 5 else stored
         self.warning = ''
+        self._decoded: tuple[int, np.ndarray] | None = None  # reduction and pixels; several views need the same
 
     def pixels(self, scale: float) -> tuple[np.ndarray, int]:
         """Return the upright pixels at the smallest sufficient scale. Raises: DecodeError."""
         reduction = _reduction(scale, min(self.width, self.height))
-        pixels = self._decode('RGB', reduction)
+        if self._decoded is None or self._decoded[0] != reduction:
+            self._decoded = None  # its memory is free before the next pixels need theirs
+            self._decoded = reduction, self._decode('RGB', reduction)
+        pixels = self._decoded[1]
         return pixels, reduction if pixels.shape[0] < self.height or pixels.shape[1] < self.width else 1
 
     def gray_pixels(self) -> np.ndarray:

@@ -5,7 +5,6 @@ Batches are of images, or of stored features in their place.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 
 from lib.dataset.features import FeatureReader
 from lib.dataset.pipeline import Batch, BatchPipeline
-from lib.dataset.reader import BatchReader, BatchRequest
+from lib.dataset.reader import ALL_VIEWS, BatchReader, BatchRequest
 from lib.dataset.sampler import EpochSampler
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 
@@ -199,7 +198,7 @@ class EvalLoader:
         self.rows = shards[group.rank]
         self._num_rows = [_length(shard) for shard in shards]
         self.max_batches = -(-max(self._num_rows) // batch_size)
-        self._num_views, self._epoch = len(reader.sizes), epoch
+        self._epoch = epoch
         batch_size = min(batch_size, _length(self.rows))
         self._pipeline = _open_pipeline(reader, batch_size, max(reader.sizes), **pipeline_options)
 
@@ -221,23 +220,18 @@ class EvalLoader:
 
     def batches(self, slices: Sequence[slice]) -> Iterator[Batch]:
         """Yield some of the batches, given by their rows, under the reader's first transform."""
-        return (first for first, *_ in self._batches(slices, 1))
+        return self._batches(slices, 0)
 
     def views(self, slices: Sequence[slice]) -> Iterator[list[Batch]]:
         """Yield some of the batches, each as a list with one batch per transform of the reader."""
-        return self._batches(slices, self._num_views)
+        return ([batch, *batch.more_views] for batch in self._batches(slices, ALL_VIEWS))
 
-    def _batches(self, slices: Sequence[slice], num_views: int) -> Iterator[list[Batch]]:
-        if not slices:
-            return  # without starting workers
-        requests = (
-            BatchRequest(self._epoch, rows.start, np.arange(rows.start, rows.stop), view=view)
-            for rows in slices
-            for view in range(num_views)
-        )
-        batches = self._pipeline(requests)
-        for _ in slices:
-            yield list(islice(batches, num_views))
+    def _batches(self, slices: Sequence[slice], view: int) -> Iterator[Batch]:
+        if slices:  # otherwise without starting workers
+            requests = (
+                BatchRequest(self._epoch, rows.start, np.arange(rows.start, rows.stop), view=view) for rows in slices
+            )
+            yield from self._pipeline(requests)
 
 
 def _open_pipeline(

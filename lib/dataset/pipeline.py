@@ -2,7 +2,7 @@
 
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -32,6 +32,7 @@ class Batch:
         rows: (batch,) int64, the requested rows; on the CPU.
         bad: (row, reason) of every image that could not be decoded, replaced or not.
         weights: (batch,) float32, of the requested rows in the training loss; None: all 1.
+        more_views: the same images under the reader's further transforms, where a request is for all.
     """
 
     images: torch.Tensor
@@ -40,6 +41,7 @@ class Batch:
     rows: torch.Tensor
     bad: list[tuple[int, str]] = field(default_factory=list)
     weights: torch.Tensor | None = None
+    more_views: list['Batch'] = field(default_factory=list)
 
 
 class BatchPipeline:
@@ -56,7 +58,7 @@ class BatchPipeline:
         num_workers: int,
         num_threads: int = 0,
     ) -> None:
-        """Prepare for batches of at most `batch_size` images of at most `largest_size` pixels a side.
+        """Prepare for batches of at most `batch_size` images of at most `largest_size` pixels a side, in all views.
 
         Args:
             num_workers: processes that read batches; 0: this process reads them.
@@ -70,8 +72,11 @@ class BatchPipeline:
         self._normalize = normalize
         self._requests: list[BatchRequest] = []
         # A request is sent only after all but this many earlier ones have been returned; the last one is still in use.
-        self._num_buffers = num_workers * _PREFETCH + 1
-        self._buffers = _allocate_buffers(self._num_buffers, batch_size, largest_size) if num_workers else None
+        # Batches of several views are larger, and take longer.
+        self._prefetch = _PREFETCH if len(reader.sizes) == 1 else 1
+        self._num_buffers = num_workers * self._prefetch + 1
+        sizes = reader.sizes if len(reader.sizes) > 1 else (largest_size,)
+        self._buffers = _allocate_buffers(self._num_buffers, batch_size, sizes) if num_workers else None
         # DataLoader's thread that copies batches into pinned memory has no access to the buffers.
         sends_pixels = num_workers == 0 or device.type == 'cuda'
         self._loader: DataLoader = DataLoader(
@@ -81,7 +86,7 @@ class BatchPipeline:
             num_workers=num_workers,
             pin_memory=device.type == 'cuda',
             persistent_workers=num_workers > 0,
-            prefetch_factor=_PREFETCH if num_workers else None,
+            prefetch_factor=self._prefetch if num_workers else None,
             multiprocessing_context=process_context(__name__) if num_workers else None,
             worker_init_fn=_start_worker,
         )
@@ -105,7 +110,7 @@ class BatchPipeline:
             pending = deque[Future]()
             for request in requests:
                 pending.append(pool.submit(self._read, request))
-                if len(pending) > _PREFETCH * self._num_threads:
+                if len(pending) > self._prefetch * self._num_threads:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
@@ -124,8 +129,9 @@ class BatchPipeline:
                 yield ready
             computing = torch.cuda.current_stream(self._device)
             computing.wait_stream(side)
-            for tensor in (following.images, following.labels, following.readable):
-                tensor.record_stream(computing)  # or the allocator would reuse its memory too early
+            for view in (following, *following.more_views):
+                for tensor in (view.images, view.labels, view.readable):
+                    tensor.record_stream(computing)  # or the allocator would reuse its memory too early
             ready = following
         if ready is not None:
             yield ready
@@ -142,10 +148,11 @@ class BatchPipeline:
         pixels = batch.pixels
         if pixels is None:
             assert self._buffers is not None
-            pixels = pixels_in(self._buffers[batch.buffer], len(batch.rows), batch.size)
+            pixels = pixels_in(self._buffers[batch.buffer], len(batch.rows), batch.size, batch.offset)
         pixels = flip_images(move(pixels), move(np.flatnonzero(batch.flip)))
-        rows = torch.from_numpy(batch.rows)
-        return Batch(self._normalize(pixels), move(batch.labels), move(batch.readable), rows, batch.bad)
+        rows, views = torch.from_numpy(batch.rows), [self._finish(view) for view in batch.more_views]
+        images, labels, readable = self._normalize(pixels), move(batch.labels), move(batch.readable)
+        return Batch(images, labels, readable, rows, batch.bad, more_views=views)
 
 
 @dataclass
@@ -161,14 +168,15 @@ class _RequestList:
         return len(self.requests)
 
 
-def _allocate_buffers(num_buffers: int, batch_size: int, size: int) -> torch.Tensor:
-    """Return the memory that workers fill, (num_buffers, bytes). Raises: SharedMemoryFull."""
-    bytes_per_buffer = batch_size * size * size * 3
+def _allocate_buffers(num_buffers: int, batch_size: int, sizes: Sequence[int]) -> torch.Tensor:
+    """Return the memory that workers fill, (num_buffers, bytes), `sizes`: of all views. Raises: SharedMemoryFull."""
+    bytes_per_buffer = batch_size * 3 * sum(size * size for size in sizes)
     needed, free = num_buffers * bytes_per_buffer, free_shared_bytes()
+    shown_sizes = ' + '.join(map(str, sizes))
     if free is not None and needed > free:
         raise SharedMemoryFull(
-            f'{num_buffers} batches of {batch_size} images of {size} px take {needed / 1e9:.2f} GB of shared memory, '
-            f'and {free / 1e9:.2f} GB are free'
+            f'{num_buffers} batches of {batch_size} images of {shown_sizes} px take {needed / 1e9:.2f} GB of shared '
+            f'memory, and {free / 1e9:.2f} GB are free'
         )
     return shared_empty(num_buffers, bytes_per_buffer)
 

@@ -29,13 +29,16 @@ class Augmentation(Protocol):
     def __call__(self, pixels: torch.Tensor, seed: int) -> None: ...
 
 
+ALL_VIEWS = -1
+
+
 @dataclass(frozen=True)
 class BatchRequest:
     """One batch to read: the rows of slots first_slot, first_slot + 1, ... of an epoch.
 
     Attributes:
         size: image size in pixels; 0: the size of the transform.
-        view: number of the reader's transform, from 0.
+        view: number of the reader's transform, from 0. ALL_VIEWS: all of them, of images that are opened once.
         buffer: number of the reader's buffer to fill. The earlier batch in it is no longer in use.
     """
 
@@ -109,6 +112,8 @@ class RawBatch:
         rows: (batch,) the requested rows.
         size: image size, pixels.
         bad: (row, reason) of every image that could not be decoded, replaced or not.
+        offset: byte of the buffer at which the pixels begin.
+        more_views: the same images under the reader's further transforms.
     """
 
     pixels: torch.Tensor | None
@@ -119,12 +124,28 @@ class RawBatch:
     size: int
     bad: list[tuple[int, str]] = field(default_factory=list)
     buffer: int = 0
+    offset: int = 0
+    more_views: list['RawBatch'] = field(default_factory=list)
 
     def pin_memory(self) -> 'RawBatch':
         """Pin the pixels, so that the copy to a GPU is asynchronous. DataLoader calls this."""
         if self.pixels is not None:
             self.pixels = self.pixels.pin_memory()
+        for view in self.more_views:
+            view.pin_memory()
         return self
+
+
+@dataclass(frozen=True)
+class _View:
+    """A batch that is being filled with the crops of one transform."""
+
+    transform: Transform
+    draws: list[list[float]]
+    pixels: torch.Tensor
+    canvases: np.ndarray  # the pixels; indexing torch's tensor costs more
+    offset: int
+    flip: np.ndarray
 
 
 @dataclass
@@ -177,44 +198,57 @@ class BatchReader(Dataset):
     def __getitem__(self, request: BatchRequest) -> RawBatch | UserError:
         """Return the batch, or the error as a value: DataLoader would wrap it in the worker's traceback."""
         try:
-            return self._with_transform_of(request)._read(request)
+            return self._read(request)
         except UserError as error:
             return error
 
-    def _with_transform_of(self, request: BatchRequest) -> 'BatchReader':
-        transform = self.transforms[request.view]
-        if request.size not in (0, transform.size):
-            transform = replace(transform, size=request.size)
-        return self if transform is self.transform else replace(self, transform=transform)
-
     def _read(self, request: BatchRequest) -> RawBatch:
-        batch_size, size = len(request.rows), self.transform.size
-        if self.buffers is None:
-            pixels = torch.empty((batch_size, size, size, 3), dtype=torch.uint8)
-        else:
-            pixels = pixels_in(self.buffers[request.buffer], batch_size, size)
-        flip, readable = np.zeros(batch_size, bool), np.ones(batch_size, bool)
-        bad: list[tuple[int, str]] = []
-        draws, canvases = self._draws(request), pixels.numpy()
+        batch_size = len(request.rows)
+        views, readable, bad = self._empty_views(request), np.ones(batch_size, bool), list[tuple[int, str]]()
         for position, row in enumerate(request.rows.tolist()):
             slot = request.first_slot + position
             try:
-                flip[position] = self._crop(row, draws[position], canvases[position])
+                self._crop(row, views, position)
             except DecodeError as error:
                 bad.append((row, bad_image_reason(self, row, str(error))))
                 readable[position] = self.on_bad == 'replace'
-                canvases[position] = 0
+                for view in views:
+                    view.canvases[position] = 0
                 if self.on_bad == 'replace':
-                    crop = partial(self._crop, draws=draws[position], canvas=canvases[position])
-                    flip[position] = read_replacement(self, row, crop, bad, epoch=request.epoch, slot=slot)
+                    crop = partial(self._crop, views=views, position=position)
+                    read_replacement(self, row, crop, bad, epoch=request.epoch, slot=slot)
             if self.augment and readable[position]:
-                stream = generator(self.seed, Purpose.RECOLOR, epoch=request.epoch, slot=slot)
-                self.augment(pixels[position], int(stream.integers(2**63)))
+                for view in views:
+                    stream = generator(self.seed, Purpose.RECOLOR, epoch=request.epoch, slot=slot)
+                    self.augment(view.pixels[position], int(stream.integers(2**63)))
         labels = self.labels[request.rows].astype(np.int64)
-        sent = pixels if self.sends_pixels else None
-        return RawBatch(sent, flip, labels, readable, request.rows, size, bad, request.buffer)
+        first, *others = (
+            RawBatch(
+                view.pixels if self.sends_pixels else None,
+                view.flip, labels, readable, request.rows, view.transform.size, bad, request.buffer, view.offset,
+            )
+            for view in views
+        )  # fmt: skip
+        return replace(first, more_views=others)
 
-    def _draws(self, request: BatchRequest) -> list[list[float]]:
+    def _empty_views(self, request: BatchRequest) -> list[_View]:
+        """Return the views of a request, one after another in its buffer, or in fresh memory."""
+        transforms = self.transforms if request.view == ALL_VIEWS else (self.transforms[request.view],)
+        batch_size, offset, views = len(request.rows), 0, []
+        for transform in transforms:
+            if request.size not in (0, transform.size):
+                transform = replace(transform, size=request.size)
+            size = transform.size
+            if self.buffers is None:
+                pixels = torch.empty((batch_size, size, size, 3), dtype=torch.uint8)
+            else:
+                pixels = pixels_in(self.buffers[request.buffer], batch_size, size, offset)
+            draws, flip = self._draws(request, transform.num_draws), np.zeros(batch_size, bool)
+            views.append(_View(transform, draws, pixels, pixels.numpy(), offset, flip))
+            offset += pixels.numel()
+        return views
+
+    def _draws(self, request: BatchRequest, num_draws: int) -> list[list[float]]:
         """Return the random numbers of each slot."""
         return slot_draws(
             self.seed,
@@ -222,15 +256,16 @@ class BatchReader(Dataset):
             epoch=request.epoch,
             first_slot=request.first_slot,
             num_slots=len(request.rows),
-            num_draws=self.transform.num_draws,
+            num_draws=num_draws,
         ).tolist()
 
-    def _crop(self, row: int, draws: list[float], canvas: np.ndarray) -> bool:
-        """Crop one image into the canvas; return True if the device is to flip it. Raises: DecodeError, UserError."""
+    def _crop(self, row: int, views: Sequence[_View], position: int) -> None:
+        """Crop one image into all views, where the device flips some. Raises: DecodeError, UserError."""
         image = self._open(row)
-        params = self.transform.crop_params(image.width, image.height, draws)
-        crop_resize(image, params, canvas, self.transform.interpolation)
-        return params.flip
+        for view in views:
+            params = view.transform.crop_params(image.width, image.height, view.draws[position])
+            crop_resize(image, params, view.canvases[position], view.transform.interpolation)
+            view.flip[position] = params.flip
 
     def _open(self, row: int) -> LazyImage:
         try:
@@ -244,6 +279,6 @@ class BatchReader(Dataset):
             raise UserError(f'{self.images.name(row)}: cannot be read ({reason_of(error)})') from None
 
 
-def pixels_in(buffer: torch.Tensor, num_images: int, size: int) -> torch.Tensor:
-    """Return the pixels at the start of a buffer, (num_images, size, size, 3)."""
-    return buffer[: num_images * size * size * 3].view(num_images, size, size, 3)
+def pixels_in(buffer: torch.Tensor, num_images: int, size: int, offset: int = 0) -> torch.Tensor:
+    """Return the pixels that begin at a byte of a buffer, (num_images, size, size, 3)."""
+    return buffer[offset : offset + num_images * size * size * 3].view(num_images, size, size, 3)

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from PIL import Image
 
 from lib.dataset import pipeline
-from lib.dataset.images import ArrayImages
+from lib.dataset.images import ArrayImages, FileImages
 from lib.dataset.index import ClassIndex
 from lib.dataset.lazy_image import LazyImage
 from lib.dataset.loader import EvalLoader, TrainLoader
@@ -279,6 +280,28 @@ def test_views_are_one_batch_per_transform(folder, options):
     # Some of the batches only, as after an interruption.
     (last,) = together.views(slices[-1:])
     assert all_same([batches[-1] for batches in alone], last)
+
+
+def test_an_image_is_decoded_once_for_all_views(tmp_path, monkeypatch):
+    names = [f'{number}.jpg' for number in range(3)]
+    for name in names:
+        (tmp_path / name).write_bytes(jpeg(160, 120))
+    decode, reductions = simplejpeg.decode_jpeg, []
+
+    def counted(data, color_space, *, min_width, min_height):
+        reductions.append(160 // min_width)
+        return decode(data, color_space, min_width=min_width, min_height=min_height)
+
+    monkeypatch.setattr(simplejpeg, 'decode_jpeg', counted)
+    corners = [ResizeCornerCrop(24, 0.8, right, bottom) for right in (False, True) for bottom in (False, True)]
+    views = [ResizeCenterCrop(24, 0.8), *corners, ResizeCenterCrop(80, 0.8)]
+    reader = BatchReader(FileImages(names, str(tmp_path)), np.zeros(3, np.int32), views[0], 0)
+    loader = EvalLoader(replace(reader, extra_transforms=tuple(views[1:])), 3, 2, **pipeline_options())
+    batches = list(loader.views(loader.batch_slices()))
+    assert reductions == [4, 1] * 3  # the larger view needs more pixels; those of the others do not change
+    for number, view in enumerate(views):
+        alone = EvalLoader(replace(reader, transform=view), 3, 2, **pipeline_options())
+        assert all_same(list(alone), [batch[number] for batch in batches])
 
 
 class DeadlyImages(ArrayImages):
