@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,9 @@ from lib.runtime.workers import process_context
 if 'PYTEST_XDIST_WORKER' in os.environ:
     # Two workers on two cores; torch reads this once, when it is imported.
     os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+# Tests import openvino directly, too, and then it would send usage data.
+sys.modules.setdefault('openvino_telemetry', None)  # type: ignore[arg-type]
 
 platform.platform()  # starts `uname -p` in its first call, and caches the result
 

@@ -70,8 +70,8 @@ def quantize_file(source: Path, images: torch.Tensor, target: AccuracyTarget | N
 
     Args:
         images: inputs (n, ...) of the model, by which ranges are calibrated.
-        target: quantize only layers with weights, and leave as many of them in float32 as it takes to reach it, or all;
-            None: quantize all layers, and the operations between them.
+        target: quantize only layers with weights, and leave as many of them in float32 as it takes to reach it, or all
+            but one; None: quantize all layers, and the operations between them.
 
     Raises:
         UserError: packages are not installed, or an ONNX file is above 2 GB.
@@ -102,9 +102,9 @@ def quantize_file(source: Path, images: torch.Tensor, target: AccuracyTarget | N
     while True:
         result = quantized(len(inputs), set(layers[: len(layers) - num_float]))
         accuracy = target.accuracy(_logits(result, target.images).argmax(axis=1))
-        num_float = max(1, 2 * num_float)
-        if accuracy >= wanted or num_float >= len(layers):
+        if accuracy >= wanted or num_float >= len(layers) - 1:
             return result
+        num_float = min(max(1, 2 * num_float), len(layers) - 1)
 
 
 def _logits(graph: '_Graph', images: torch.Tensor) -> np.ndarray:

@@ -141,18 +141,24 @@ def file_exists(path: str | os.PathLike) -> bool:
     return os.path.exists(path)
 
 
-def _complete_set(folder: Path) -> None:
-    """Rename the files in the journal, if there is one, and remove it. Call it while holding the lock."""
+def was_completed(path: Path) -> bool:
+    """Return whether this process has completed a set with this file for a killed command, which may then repeat it."""
+    return path.absolute() in _completed
+
+
+def _complete_set(folder: Path) -> list[Path]:
+    """Rename the files in the journal, if there is one, remove it, and return them. Call it while holding the lock."""
     journal = folder / _JOURNAL
     files = read_journal(journal)
     if files is None:
-        return
+        return []
     for file in files:
         with suppress(FileNotFoundError):  # on a shared disk without common locks, another machine has renamed it
             rename(folder / file.temporary, folder / file.name)
     read_journal(journal)  # raises if a file is missing
     sync_folder(folder)
     remove(journal)
+    return [folder / file.name for file in files]
 
 
 _JOURNAL = '.unfinished.json'
@@ -168,6 +174,7 @@ class _State(threading.local):
 
 _state = _State()
 _prepared: set[Path] = set()
+_completed: set[Path] = set()  # files of sets whose journal this process has found
 
 
 def _prepare(folder: Path) -> None:
@@ -294,7 +301,7 @@ def wait_for_lock(folder: Path, seconds: float = 60) -> Iterator[None]:
     with removed_lock(folder / FILES_LOCK, seconds):
         _state.locked.add(key)
         try:
-            _complete_set(folder)
+            _completed.update(file.absolute() for file in _complete_set(folder))
             yield
         finally:
             _state.locked.discard(key)

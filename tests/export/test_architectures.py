@@ -25,7 +25,6 @@ from lib.export.formats import (
 from lib.export.module import ExportedModel, Preprocessing
 from lib.model import Recognizer
 
-pytest.importorskip('openvino')
 FORMATS = {
     'onnx': ('model.onnx', write_onnx, run_onnx),
     'openvino': ('model.xml', write_openvino, run_openvino),

@@ -18,7 +18,6 @@ from lib.export.openvino_model import (
 )
 from tests.scripts.running import REPOSITORY
 
-pytest.importorskip('openvino')
 SIZE = 16
 # As text, for another process too.
 NETWORK = 'nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())'
@@ -64,7 +63,6 @@ def test_channels_last_input_and_number_of_streams_change_nothing(converted):
 
 @pytest.mark.long
 def test_int8_is_close_and_repeatable(network, converted):
-    pytest.importorskip('nncf')
     openvino = import_openvino()
     batches = [images_of(16, seed) for seed in range(2)]
     first, second = (quantize_openvino(converted, batches) for _ in range(2))
@@ -113,7 +111,6 @@ compile_openvino(quantize_openvino(model, [torch.zeros(2, 3, 16, 16)]))
 @pytest.mark.long
 @pytest.mark.process
 def test_nothing_is_sent_stored_or_printed(tmp_path):
-    pytest.importorskip('nncf')
     done = subprocess.run(
         [sys.executable, '-c', IN_SILENCE],
         cwd=REPOSITORY,
