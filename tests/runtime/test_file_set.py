@@ -19,6 +19,7 @@ from lib.runtime.files import (
     replace_together,
     temporary_folder,
     wait_for_lock,
+    was_completed,
     write_json,
     write_text,
 )
@@ -99,6 +100,22 @@ def test_a_kill_at_any_operation_leaves_the_old_files_or_the_new_ones(tmp_path, 
     assert number > 20
     assert outcomes == sorted(outcomes)  # first old, then new: once the journal is there
     assert 0 < sum(outcomes) < len(outcomes)
+
+
+@pytest.mark.process
+def test_files_that_are_completed_for_a_killed_command_are_known(tmp_path):
+    """So that the same command may write them again; those that this process has written are not among them."""
+    write_set(tmp_path / 'own')
+    assert not was_completed(tmp_path / 'own' / 'c')
+    (tmp_path / 'killed').mkdir()
+    number = next(
+        number for number in range(40) if in_a_process(kill_at, number, tmp_path / 'killed') == -9
+        and (tmp_path / 'killed' / '.unfinished.json').exists()
+    )  # fmt: skip
+    assert number > 0
+    assert not was_completed(tmp_path / 'killed' / 'c')
+    assert file_exists(tmp_path / 'killed' / 'c')
+    assert was_completed(tmp_path / 'killed' / 'c')
 
 
 @pytest.mark.long
