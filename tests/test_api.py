@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import random
 import subprocess
 import sys
 import threading
@@ -166,6 +167,33 @@ def test_unreadable_images_are_records(model, photos, tmp_path, image):
             model.pixels(form)
         assert np.isnan(model.features(form)).all()
     assert sum(record.error is not None for record in model.stream(photos)) == NUM_BAD
+
+
+@pytest.mark.parametrize('path', ['', 'a\0b.jpg', '\udcff.jpg', 'x' * 5000, '/dev/zero', '.', Path(), 'photo.jpg/x'])
+def test_paths_that_are_no_files(model, path):
+    record = model.predict(path)
+    assert record.error
+    assert '\n' not in record.error
+
+
+@pytest.mark.long
+@pytest.mark.process  # what may take long is decoded in a process
+def test_damaged_files_are_records(model):
+    """Bytes that are overwritten, removed or repeated at random places: a record, whatever they mean then."""
+    seed = random.randrange(10**6)
+    print(f'seed {seed}')
+    draws = random.Random(seed)
+    whole = noise(40, 30)
+    files = [encoded(whole, kind) for kind in ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF')]
+    for number in range(150):
+        data = bytearray(files[number % len(files)])
+        for _ in range(draws.randrange(1, 4)):
+            start = draws.randrange(len(data))
+            part = data[start : start + draws.randrange(1, 20)]
+            data[start : start + len(part)] = draws.choice([draws.randbytes(len(part)), b'', part * 2])
+        record = model.predict(bytes(data))
+        assert (record.error is None) == (len(record.classes) == 3)
+    assert model.predict(files[0]).error is None
 
 
 @pytest.mark.parametrize('given', [None, 5, 1.5, {'a': b''}, {b''}, object()])
