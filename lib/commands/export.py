@@ -89,6 +89,7 @@ def _publish(folder: Path, path: Path) -> list[Path]:
         for file in written:
             with replace_atomically(file) as temporary:
                 os.replace(folder / file.name, temporary)
+        remove(folder)  # before the files are switched: afterwards, nothing is left to do
     for file in files:
         if file not in written:
             remove(file)  # of an earlier, larger model

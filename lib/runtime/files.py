@@ -153,7 +153,8 @@ def _complete_set(folder: Path) -> list[Path]:
     if files is None:
         return []
     for file in files:
-        with suppress(FileNotFoundError):  # on a shared disk without common locks, another machine has renamed it
+        # It may be renamed already: by the killed process, or, on a disk without common locks, by another machine.
+        with suppress(FileNotFoundError):
             rename(folder / file.temporary, folder / file.name)
     read_journal(journal)  # raises if a file is missing
     sync_folder(folder)

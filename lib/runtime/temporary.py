@@ -112,7 +112,7 @@ def journal_of(files: Mapping[str, Path]) -> list[dict[str, Any]]:
 
 
 def read_journal(path: Path) -> list[SetFile] | None:
-    """Return the files in a journal that are not renamed yet; None if there is no journal.
+    """Return the files in a journal, some of which may be renamed already; None if there is no journal.
 
     Raises:
         UserError: it is damaged, names files outside of its folder, or a file is missing or has another size.
@@ -123,15 +123,13 @@ def read_journal(path: Path) -> list[SetFile] | None:
         return None
     except (ValueError, RecursionError):  # those of json and msgspec are ValueErrors
         raise _useless(path, 'is damaged') from None
-    waiting = []
     for file in files:
         if not is_temporary(file.temporary) or not _is_name(file.temporary) or not _is_name(file.name):
             raise _useless(path, f'names {shown(file.name)}, which is no file of its folder')
-        if _size_of(path.with_name(file.temporary)) == file.size:
-            waiting.append(file)
-        elif _size_of(path.with_name(file.name)) != file.size:
+        size = _size_of(path.with_name(file.temporary))
+        if (size if size >= 0 else _size_of(path.with_name(file.name))) != file.size:
             raise _useless(path, f'has a {shown(file.name)} that is missing or damaged')
-    return waiting
+    return files
 
 
 def _useless(journal: Path, fault: str) -> UserError:
