@@ -151,6 +151,7 @@ class Batcher:
 
     def _decode(self) -> None:
         """Decode images until the service is closed. This is the main function of a decoding thread."""
+        torch.set_num_threads(1)  # in this thread: teams of threads per image would wait for each other
         while (job := self._encoded.get()) is not None:
             if job.is_wanted:
                 self._decode_one(job)
@@ -178,6 +179,7 @@ class Batcher:
 
     def _compute(self) -> None:
         """Compute batches until the service is closed. This is the main function of the compute thread."""
+        torch.set_num_threads(1)  # in this thread, which joins images; the model computes with its own
         while batch := self._next_batch():
             wanted = [job for job in batch if job.is_wanted]
             if wanted:

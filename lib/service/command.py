@@ -61,6 +61,7 @@ class _Loader:
     def __init__(self, command: Command, read_again: Callable[[], Command]) -> None:
         self._command: Command | None = command
         self._read_again = read_again
+        self._threads = torch.get_num_threads()  # here: another thread would get the number of the batcher's threads
 
     def __call__(self) -> Served:
         """Return the model, ready to compute."""
@@ -68,7 +69,7 @@ class _Loader:
         cfg: Config = command.cfg
         trained = load_model(command)
         photos = TrainPhotos(trained, cfg.SERVE.NEIGHBORS) if cfg.SERVE.NEIGHBORS else None
-        model = Model(trained)  # with the threshold that test.py has chosen, if it has
+        model = Model(trained, threads=self._threads)  # with the threshold that test.py has chosen, if it has
         size = model.image_size
         model.features_of_pixels(torch.zeros(cfg.SERVE.BATCH_SIZE, size, size, 3, dtype=torch.uint8))  # warms up
         return Served(model, photos)
