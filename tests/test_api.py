@@ -415,7 +415,7 @@ def test_mistakes_of_enrolling(model):
             model.enroll(classes, **options)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_enrolled_rows_are_those_of_the_tool(folder, model, tmp_path):
     """With photos of known classes, which limit the loss, and without."""
     write_model(tmp_path / 'log' / 'x' / 'best_model.pth')
