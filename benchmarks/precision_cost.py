@@ -1,4 +1,4 @@
-"""What do int8 and bf16 cost, compared with float32, for classes with many, medium and few training images?
+"""Cost of int8 and bf16, compared with float32, for classes with many, medium and few training images.
 
 python benchmarks/precision_cost.py RUN [RUN ...] [--precisions PRECISION ...] [--json FILE] [--options OPTIONS]
 

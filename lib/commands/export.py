@@ -29,7 +29,7 @@ from lib.export.formats import (
 from lib.export.int8 import INT8_FORMATS
 from lib.export.module import Preprocessing
 from lib.runtime.checksums import with_checksums
-from lib.runtime.files import file_exists, remove, replace_atomically, replace_together, temporary_folder, was_completed
+from lib.runtime.files import completed, file_exists, remove, replace_atomically, replace_together, temporary_folder
 from lib.trainer.checkpointing.io import safetensors_metadata
 
 # EXPORT.FORMAT -> a network; safetensors contains weights alone.
@@ -98,7 +98,7 @@ def _publish(folder: Path, path: Path) -> list[Path]:
 
 def _check_free(path: Path, trained: LoadedModel) -> None:
     for file in files_of(path):
-        if file_exists(file) and not trained.cfg.OVERWRITE and not was_completed(file):
+        if file_exists(file) and not trained.cfg.OVERWRITE and file.absolute() not in completed:
             raise UserError(f'{file} exists already: set --OVERWRITE True to replace it, or another --EXPORT_OUT FILE')
 
 

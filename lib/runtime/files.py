@@ -141,11 +141,6 @@ def file_exists(path: str | os.PathLike) -> bool:
     return os.path.exists(path)
 
 
-def was_completed(path: Path) -> bool:
-    """Return whether this process has completed a set with this file for a killed command, which may then repeat it."""
-    return path.absolute() in _completed
-
-
 def _complete_set(folder: Path) -> list[Path]:
     """Rename the files in the journal, if there is one, remove it, and return them. Call it while holding the lock."""
     journal = folder / _JOURNAL
@@ -153,16 +148,12 @@ def _complete_set(folder: Path) -> list[Path]:
     if files is None:
         return []
     for file in files:
-        # It may be renamed already: by the killed process, or, on a disk without common locks, by another machine.
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):  # renamed by the killed process, or (no common locks) by another machine
             rename(folder / file.temporary, folder / file.name)
     read_journal(journal)  # raises if a file is missing
     sync_folder(folder)
     remove(journal)
     return [folder / file.name for file in files]
-
-
-_JOURNAL = '.unfinished.json'
 
 
 class _State(threading.local):
@@ -175,7 +166,8 @@ class _State(threading.local):
 
 _state = _State()
 _prepared: set[Path] = set()
-_completed: set[Path] = set()  # files of sets whose journal this process has found
+completed: set[Path] = set()  # absolute paths that were completed for killed commands, which may write them again
+_JOURNAL = '.unfinished.json'
 
 
 def _prepare(folder: Path) -> None:
@@ -302,7 +294,7 @@ def wait_for_lock(folder: Path, seconds: float = 60) -> Iterator[None]:
     with removed_lock(folder / FILES_LOCK, seconds):
         _state.locked.add(key)
         try:
-            _completed.update(file.absolute() for file in _complete_set(folder))
+            completed.update(file.absolute() for file in _complete_set(folder))
             yield
         finally:
             _state.locked.discard(key)

@@ -12,6 +12,7 @@ import pytest
 from lib.errors import UserError
 from lib.runtime import files, temporary
 from lib.runtime.files import (
+    completed,
     file_exists,
     finish_set,
     remove_leftovers,
@@ -19,7 +20,6 @@ from lib.runtime.files import (
     replace_together,
     temporary_folder,
     wait_for_lock,
-    was_completed,
     write_json,
     write_text,
 )
@@ -106,16 +106,16 @@ def test_a_kill_at_any_operation_leaves_the_old_files_or_the_new_ones(tmp_path, 
 def test_files_that_are_completed_for_a_killed_command_are_known(tmp_path):
     """So that the same command may write them again; those that this process has written are not among them."""
     write_set(tmp_path / 'own')
-    assert not was_completed(tmp_path / 'own' / 'c')
+    assert (tmp_path / 'own' / 'c').absolute() not in completed
     (tmp_path / 'killed').mkdir()
     number = next(
         number for number in range(40) if in_a_process(kill_at, number, tmp_path / 'killed') == -9
         and (tmp_path / 'killed' / '.unfinished.json').exists()
     )  # fmt: skip
     assert number > 0
-    assert not was_completed(tmp_path / 'killed' / 'c')
+    assert (tmp_path / 'killed' / 'c').absolute() not in completed
     assert file_exists(tmp_path / 'killed' / 'c')
-    assert was_completed(tmp_path / 'killed' / 'c')
+    assert (tmp_path / 'killed' / 'c').absolute() in completed
 
 
 @pytest.mark.long
