@@ -16,8 +16,8 @@ from lib.classifier.cosine import Projector
 class Recognizer(nn.Module):
     """Backbone and classifier: images (batch, 3, H, W) -> logits (batch, num_classes).
 
-    Its parameters are `backbone.*`, `classifier.weight` and, if it has one, `classifier.bias`: the names of old
-    checkpoints, so they must stay.
+    Its parameters are `backbone.*`, `classifier.weight` and, if it has them, `classifier.bias` and
+    `classifier.centers`: the names of old checkpoints, so they must stay.
 
     Args:
         projector: for contrastive losses; not used in prediction.
@@ -72,7 +72,7 @@ class Recognizer(nn.Module):
             return _at_least_float32(self.classifier(features))
 
     def factors(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Return x, weight and bias such that the logits are x weight^T + bias, in the precision of the mode."""
+        """Return x, weight and bias of the logits, see `Classifier.factors`, in the precision of the mode."""
         dtype = self.train_dtype if self.training else self.eval_dtype
         x, weight, bias = self.classifier.factors(features)
         if dtype is None:

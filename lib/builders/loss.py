@@ -8,7 +8,7 @@ from torch import nn
 
 from lib.config.defaults import Config
 from lib.config.keys.loss import LossKeys
-from lib.loss.arcface import ArcFace
+from lib.loss.arcface import ArcFace, margins_by_size
 from lib.loss.balanced_softmax import BalancedSoftmax
 from lib.loss.class_dependent_temperatures import ClassDependentTemperatures
 from lib.loss.cosface import CosFace
@@ -62,7 +62,7 @@ LOSSES: dict[str, Callable[[Config, np.ndarray, float], nn.Module]] = {
     'symmetric_cross_entropy': lambda cfg, counts, scale: SymmetricCrossEntropy(
         cfg.LOSS.FORWARD_WEIGHT, cfg.LOSS.REVERSE_WEIGHT
     ),
-    'arcface': lambda cfg, counts, scale: ArcFace(_or_default(cfg.LOSS.MARGIN, 0.5), scale),
+    'arcface': lambda cfg, counts, scale: ArcFace(_angular_margin(cfg.LOSS, counts), scale),
     'cosface': lambda cfg, counts, scale: CosFace(_or_default(cfg.LOSS.MARGIN, 0.35), scale),
 }
 
@@ -88,6 +88,11 @@ def build_loss(cfg: Config, class_counts: np.ndarray) -> WeightedLoss:
 
 def _reweight_epoch(cfg: Config) -> int:
     return deferred_start_epoch(cfg.LOSS.REWEIGHT_EPOCH, cfg.TRAIN.MAX_EPOCH)
+
+
+def _angular_margin(loss: LossKeys, counts: np.ndarray) -> float | torch.Tensor:
+    margin = _or_default(loss.MARGIN, 0.5)
+    return margin if loss.MARGIN_HEAD < 0 else margins_by_size(counts, margin, loss.MARGIN_HEAD)
 
 
 def _or_default(value: float, default: float) -> float:

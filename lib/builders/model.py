@@ -35,7 +35,7 @@ CLASSIFIERS: dict[str, Callable[[ModelKeys, int, int, range | None], Classifier]
         num_features, num_classes, classes=classes
     ),
     'cosine': lambda model, num_features, num_classes, classes: CosineClassifier(
-        num_features, num_classes, model.COSINE_SCALE, classes=classes
+        num_features, num_classes, model.COSINE_SCALE, num_centers=model.CENTERS, classes=classes
     ),
     'lws': lambda model, num_features, num_classes, classes: LearnableWeightScaling(
         num_features, num_classes, scale_only=model.FREEZE_CLASSIFIER, classes=classes
@@ -232,6 +232,13 @@ def _load_state(
         raise UserError(
             f'{path}: its classifier has no bias, so it is a cosine classifier, but MODEL.CLASSIFIER is '
             f'{cfg.MODEL.CLASSIFIER}: set --MODEL_CLASSIFIER FCNorm'
+        )
+    centers = state.get('classifier.centers')
+    num_centers = 1 if centers is None else centers.shape[1] + 1
+    if num_centers != model.classifier.num_centers:
+        raise UserError(
+            f'{path}: its classifier has {num_centers} centers per class, but MODEL.CENTERS is {cfg.MODEL.CENTERS} and '
+            f'MODEL.CLASSIFIER {cfg.MODEL.CLASSIFIER}: set --MODEL_CENTERS {num_centers}'
         )
     backbone = _with_prefix(state, 'backbone.')
     check_adapters(model.backbone, backbone, path, cfg)

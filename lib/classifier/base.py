@@ -18,8 +18,10 @@ class Classifier(nn.Module):
         classes: the classes whose rows this module holds.
         weight: (len(classes), num_features).
         bias: (len(classes),), only in classifiers that have one.
+        num_centers: rows per class, of which the nearest counts; more than 1 only in cosine classifiers.
     """
 
+    num_centers: int = 1
     num_classes: int
     classes: range
     weight: nn.Parameter
@@ -31,7 +33,11 @@ class Classifier(nn.Module):
         self.weight = nn.Parameter(torch.empty(len(self.classes), num_features))
 
     def factors(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Return x (batch, num_features), weight and bias such that the logits are x weight^T + bias."""
+        """Return x (batch, num_features), weight and bias such that the logits are x weight^T + bias.
+
+        The weight is (len(classes), num_features); or (len(classes), num_centers, num_features) without a bias, and the
+        logit of a class is the largest of its centers.
+        """
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -85,6 +91,8 @@ def transfer_rows(
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Return `state` with the trained rows of all classes that both classifiers have, and the names of new classes.
 
+    The centers of classifiers with different numbers of centers are not transferred.
+
     Args:
         state: of the new classifier: weight (num_classes, num_features), maybe bias (num_classes,); not modified.
         trained: of the trained classifier, with rows in the order of `trained_names`.
@@ -99,6 +107,6 @@ def transfer_rows(
     result = {}
     for key, value in state.items():
         result[key] = value.clone()
-        if key in trained and pairs:
+        if key in trained and trained[key].shape[1:] == value.shape[1:] and pairs:
             result[key][new_rows] = trained[key][old_rows].to(value)
     return result, [name for name in names if name not in trained_row]

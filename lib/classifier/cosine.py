@@ -24,27 +24,39 @@ class CosineClassifier(Classifier):
     Features (batch, num_features) -> logits (batch, num_classes) in [-scale, scale]; `weight` is
     (num_classes, num_features). A zero vector has cosine 0 with every vector, and zero gradient.
 
+    With several centers, cos(w_j, f) is that of the nearest center of class j (sub-center ArcFace: Deng et al., ECCV
+    2020, section 3.2). `weight` is the first, `centers` (num_classes, num_centers - 1, num_features) are the others.
+
     Args:
+        num_centers: per class.
         classes: hold only the rows of these classes, initialized like those of the whole classifier; None: all.
     """
 
-    def __init__(self, num_features: int, num_classes: int, scale: float, *, classes: range | None = None) -> None:
+    def __init__(
+        self, num_features: int, num_classes: int, scale: float, *, num_centers: int = 1, classes: range | None = None
+    ) -> None:
         super().__init__(num_features, num_classes, classes=classes)
-        self.scale = scale
+        self.scale, self.num_centers = scale, num_centers
+        if num_centers > 1:
+            self.centers = nn.Parameter(torch.empty(len(self.classes), num_centers - 1, num_features))
         std = num_features**-0.5  # rows of about unit length, with uniform direction
         with torch.no_grad():
-            draw_rows(self.weight, self.classes, num_classes, lambda block: block.normal_(std=std))
+            for parameter in self.parameters():
+                draw_rows(parameter, self.classes, num_classes, lambda block: block.normal_(std=std))
 
     def factors(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Return x (batch, num_features), weight and None such that the logits are x weight^T."""
+        """Return x (batch, num_features), weight and None, see `Classifier.factors`."""
+        weight = self.weight if self.num_centers == 1 else torch.cat([self.weight[:, None], self.centers], dim=1)
         # Features are scaled, because (batch, num_features) is smaller than (batch, num_classes).
-        return unit(features) * self.scale, unit(self.weight), None
+        return unit(features) * self.scale, unit(weight), None
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return F.linear(*self.factors(features))
+        x, weight, _ = self.factors(features)
+        logits = F.linear(x, weight.flatten(0, -2))
+        return logits if self.num_centers == 1 else logits.unflatten(-1, (-1, self.num_centers)).max(dim=-1).values
 
     def extra_repr(self) -> str:
-        return f'{super().extra_repr()}, scale={self.scale}'
+        return f'{super().extra_repr()}, scale={self.scale}, num_centers={self.num_centers}'
 
 
 def unit(vectors: torch.Tensor) -> torch.Tensor:

@@ -47,6 +47,7 @@ def enrolled_checkpoint(trained: LoadedModel, chosen: Imprint, classes: ClassNam
     state = dict(trained.checkpoint.state_dict)
     rows = {'weight': torch.from_numpy(chosen.weight), 'bias': torch.from_numpy(chosen.bias)}
     rows['scale'] = torch.ones(len(chosen.weight))
+    rows['centers'] = rows['weight'][:, None].expand(-1, trained.cfg.MODEL.CENTERS - 1, -1)  # all are the same
     for name, value in rows.items():
         key = f'classifier.{name}'
         if key in state:

@@ -53,6 +53,7 @@ class StepCosts:
     Attributes:
         backbone: BackboneCost.
         num_features: width of the features.
+        num_centers: rows of the classifier per class.
         classifier, chunked_classifier, optimizer: cached functions, see `Costs` in lib/plan/strategies.py.
     """
 
@@ -66,7 +67,7 @@ class StepCosts:
         self.classifier = functools.cache(self._classifier)
         self.chunked_classifier = functools.cache(self._chunked_classifier)
         self.optimizer = functools.cache(self._optimizer)
-        self.num_features = self._model.num_features
+        self.num_features, self.num_centers = self._model.num_features, self._model.classifier.num_centers
         try:
             self.backbone = backbone_cost(self._model, cfg.INPUT.SIZE)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -137,6 +138,7 @@ def make_plan(cfg: Config) -> list[str]:
         num_features=costs.num_features,
         image_size=cfg.INPUT.SIZE,
         ema=cfg.TRAIN.EMA_DECAY > 0,
+        num_centers=costs.num_centers,
     )
     device_bytes = cfg.PLAN.DEVICE_GB * 1e9 or _local_memory(device.main)
     rows = _rows(cfg, spec, costs, device_bytes)

@@ -154,6 +154,11 @@ def _effective(trained: LoadedModel) -> dict[str, torch.Tensor]:
     """Return the classifier as a plain linear one: cosine rows have norm 1, scales per class are multiplied in."""
     classifier = trained.model.classifier
     if isinstance(classifier, CosineClassifier):
+        if classifier.num_centers > 1:
+            raise UserError(
+                f'{trained.path}: its classifier has {classifier.num_centers} centers per class (MODEL.CENTERS), but '
+                'only classifiers with one row per class can be adjusted'
+            )
         return {'weight': F.normalize(classifier.weight.detach(), dim=1)}
     return without_scale({key: value.detach() for key, value in classifier.state_dict().items()})
 

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from lib.config.check_features import check_cached_features, check_lbfgs, check_tracking
+from lib.config.check_features import check_cached_features, check_centers, check_lbfgs, check_tracking
 from lib.config.defaults import KEYS, LARGEST
 from lib.config.key import AUTO
 from lib.config.keys.data import PAIRED
@@ -71,6 +71,7 @@ def check_methods(values: dict[str, Any]) -> None:
     _check_auxiliary(values)
     check_cached_features(values)
     check_lbfgs(values)
+    check_centers(values)
     check_tracking(values)
 
 

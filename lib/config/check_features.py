@@ -1,4 +1,4 @@
-"""Checks of settings that do not work with stored features, or with a record of the training images."""
+"""Checks of settings that do not work with stored features, several centers, or a record of the training images."""
 
 from typing import Any
 
@@ -71,6 +71,26 @@ def check_lbfgs(values: dict[str, Any]) -> None:
             f'TRAIN.MAX_EPOCH is {values["TRAIN.MAX_EPOCH"]}, but with OPTIMIZER.TYPE lbfgs the regularization of an '
             f'epoch is 3.2 times that of the one before: at most {_MAX_STRENGTHS}, such as --TRAIN_MAX_EPOCH 9'
         )
+
+
+# Keys whose values work with the one row of each class.
+_NEEDS_ONE_CENTER = {
+    'MODEL.CLASSIFIER_INIT': ('class_means', 'text'),
+    'LOSS.AUXILIARY': ('balanced_contrastive',),
+    'OPTIMIZER.TYPE': ('lbfgs',),
+}
+
+
+def check_centers(values: dict[str, Any]) -> None:
+    """Raise UserError if a cosine classifier with several centers per class does not work with the other settings."""
+    if values['MODEL.CENTERS'] == 1 or values['MODEL.CLASSIFIER'] not in ('FCNorm', 'cosine'):
+        return
+    for name, needing in _NEEDS_ONE_CENTER.items():
+        if values[name] in needing:
+            raise UserError(
+                f'{name} {values[name]} needs one row per class, but MODEL.CENTERS is {values["MODEL.CENTERS"]}: '
+                '--MODEL_CENTERS 1'
+            )
 
 
 # Keys under which a step has no margin of each image, their values that are fine, and the reasons.

@@ -43,8 +43,9 @@ def chunked_loss(
     Args:
         x: (batch, num_features); matrix products are computed in its dtype. Gradients are accumulated in float32
             (float64 for float64 x).
-        weight: (num_columns, num_features), of x's dtype or a more exact one.
-        bias: (num_columns,) or None.
+        weight: (num_columns, num_features), of x's dtype or a more exact one; or (num_columns, num_centers,
+            num_features), and the logit of a column is the largest of its centers.
+        bias: (num_columns,) or None; None with centers.
         chunk_loss: the loss of a chunk, divided by the normalizer of the whole batch.
         chunk: images per chunk; 0: all.
         subset: the classes of the rows of weight; None: all.
@@ -54,7 +55,9 @@ def chunked_loss(
         The loss, a scalar in float32 (float64 for float64 x), differentiable once; and the class with the largest logit
         over all shards, (batch,) int64. Autocast has no effect.
     """
-    return _ChunkedLoss.apply(x, weight, bias, extra, chunk_loss, chunk, subset, torch.is_grad_enabled())
+    subset = subset or ClassSubset(range(len(weight)), len(weight))
+    flat = weight.flatten(0, -2)
+    return _ChunkedLoss.apply(x, flat, bias, extra, chunk_loss, chunk, subset, torch.is_grad_enabled())
 
 
 @dataclass
@@ -131,13 +134,12 @@ class _ChunkedLoss(torch.autograd.Function):
         extra: torch.Tensor | None,
         chunk_loss: ChunkLoss,
         chunk: int,
-        subset: ClassSubset | None,
+        subset: ClassSubset,
         is_grad_enabled: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         required = tuple(is_grad_enabled and needs for needs in ctx.needs_input_grad[:4])
         dtype = loss_dtype(x)
         loss = x.new_zeros((), dtype=dtype)
-        subset = subset or ClassSubset(range(len(weight)), len(weight))
         top = x.new_empty(len(x), dtype=dtype)
         predicted = torch.empty(len(x), dtype=torch.int64, device=x.device)
         with torch.autocast(x.device.type, enabled=False):
@@ -146,7 +148,8 @@ class _ChunkedLoss(torch.autograd.Function):
             gradients = _Gradients.create((x, weight, bias, extra), required, dtype)
             memory = x.new_empty(min(chunk or len(x), len(x)), len(weight))  # reused by every chunk
             for rows in _slices(len(x), chunk or len(x)):
-                logits = _linear(x[rows], used_weight, used_bias, memory).to(dtype)
+                logits, center = _of_nearest_center(_linear(x[rows], used_weight, used_bias, memory), len(subset))
+                logits = logits.to(dtype)
                 torch.max(logits, dim=1, out=(top[rows], predicted[rows]))
                 extra_rows = None if extra is None else extra[rows].detach()
                 value, grad_logits, grad_extra = _differentiate(chunk_loss, logits, subset, rows, extra_rows, required)
@@ -155,6 +158,9 @@ class _ChunkedLoss(torch.autograd.Function):
                 if gradients.extra is not None and grad_extra is not None:
                     gradients.extra[rows] = grad_extra
                 if grad_logits is not None:
+                    if center is not None:
+                        zeros = grad_logits.new_zeros(*center.shape, len(weight) // len(subset))
+                        grad_logits = zeros.scatter_(2, center[..., None], grad_logits[..., None]).flatten(1)
                     gradients.add(grad_logits, rows, x, used_weight)
                 del grad_logits
             if gradients.weight is not None and not gradients.is_weight_initialized:
@@ -206,6 +212,17 @@ def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, me
         else:
             torch.addmm(bias[classes], x, rows, out=out)
     return logits
+
+
+def _of_nearest_center(logits: torch.Tensor, num_columns: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the largest logits (rows, num_columns) and their centers, out of (rows, num_columns * num_centers).
+
+    With one center per column the logits are returned as they are, and None.
+    """
+    if logits.shape[1] == num_columns:
+        return logits, None
+    values, centers = logits.unflatten(1, (num_columns, -1)).max(dim=2)
+    return values, centers
 
 
 def _class_blocks(weight: torch.Tensor) -> Iterator[slice]:

@@ -23,6 +23,7 @@ class StepSpec:
         num_devices: devices that share the batch.
         num_classes, num_features, image_size: of the model; image_size in pixels.
         ema: a moving average of the weights is stored.
+        num_centers: rows of the classifier per class.
     """
 
     batch_size: int
@@ -31,6 +32,7 @@ class StepSpec:
     num_features: int
     image_size: int
     ema: bool = False
+    num_centers: int = 1
 
     @property
     def per_device_batch(self) -> int:
@@ -239,10 +241,10 @@ def estimate_traffic(strategy: Strategy, spec: StepSpec, backbone: BackboneCost,
 def estimate_flops(strategy: Strategy, spec: StepSpec, backbone: BackboneCost) -> int:
     """Return the floating-point operations of a device per step, 2 per multiply-add.
 
-    Classifier: logits, and gradients of features and rows, each 2 * images * classes * features.
+    Classifier: logits, and gradients of features and rows, each 2 * images * classes * centers * features.
     """
     classifier_images = spec.per_device_batch * spec.num_devices if strategy.sharded else spec.per_device_batch
-    classifier = 6 * classifier_images * strategy.num_sampled(spec) * spec.num_features
+    classifier = 6 * classifier_images * strategy.num_sampled(spec) * spec.num_centers * spec.num_features
     return spec.per_device_batch * backbone.flops + classifier
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from lib.loss.arcface import ArcFace
+from lib.loss.arcface import ArcFace, margins_by_size
 from lib.loss.balanced_softmax import BalancedSoftmax
 from lib.loss.class_dependent_temperatures import ClassDependentTemperatures
 from lib.loss.cosface import CosFace
@@ -86,6 +86,10 @@ CASES = {
         lambda n: SymmetricCrossEntropy(0.1, 1.0), lambda z, y, n, h: oracle.symmetric_cross_entropy(z, y, 0.1, 1.0)
     ),
     'arcface': Case(lambda n: ArcFace(0.5, SCALE), lambda z, y, n, h: oracle.arcface(z, y, 0.5, SCALE)),
+    'arcface_by_size': Case(
+        lambda n: ArcFace(margins_by_size(n, 0.5, 0.05), SCALE),
+        lambda z, y, n, h: oracle.arcface(z, y, oracle.margin_by_size(y, n, 0.5, 0.05), SCALE),
+    ),
     'cosface': Case(lambda n: CosFace(0.35, SCALE), lambda z, y, n, h: oracle.cosface(z, y, 0.35, SCALE)),
 }
 

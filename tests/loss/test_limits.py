@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lib.loss.arcface import ArcFace
+from lib.loss.arcface import ArcFace, margins_by_size
 from lib.loss.balanced_softmax import BalancedSoftmax
 from lib.loss.class_dependent_temperatures import ClassDependentTemperatures
 from lib.loss.cosface import CosFace
@@ -36,6 +36,7 @@ CROSS_ENTROPY = {
     'logit adjustment tau 0': LogitAdjustment(N, 0.0),
     'VS gamma 0 tau 0': VectorScaling(N, gamma=0.0, tau=0.0),
     'VS with equal counts': VectorScaling(EQUAL, gamma=0.3, tau=1.0),
+    'ArcFace margins 0': ArcFace(margins_by_size(N, 0.0, 0.0), SCALE),
     'CDT gamma 0': ClassDependentTemperatures(N, 0.0),
     'CDT with equal counts': ClassDependentTemperatures(EQUAL, 0.3),
     'LDAM margin 0': LDAM(N, 0.0, SCALE),
@@ -130,6 +131,14 @@ def test_arcface_falls_with_the_cosine_beyond_pi_minus_margin():
     assert (losses.diff() < 0).all()
     plain = CrossEntropy()(logits, torch.zeros(len(cosines), dtype=torch.int64))
     assert (losses[:-2] > plain[:-2]).all()
+
+
+def test_classes_of_one_size_have_the_margin_of_the_smallest():
+    some, equal = problem(seed=18), torch.full((len(N),), 7)
+    margins = margins_by_size(equal, 0.5, 0.05)
+    assert torch.equal(margins, torch.full((len(N),), 0.5, dtype=torch.float64))
+    found, expected = (losses_and_gradient(ArcFace(margin, SCALE), some) for margin in (margins, 0.5))
+    assert_same(found, expected, rtol=1e-12)
 
 
 def test_margin_is_multiplied_by_the_scale():

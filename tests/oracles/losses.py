@@ -134,6 +134,15 @@ def arcface(logits, label, margin, scale):
     return cross_entropy(torch.stack(shifted), label)
 
 
+def margin_by_size(label, counts, smallest, largest):
+    """Return a n^-1/4 + b with a and b solved from the margins of the smallest and the largest class."""
+    sizes = [int(n) for n in counts if n]
+    few, many = min(sizes), max(sizes)
+    a = (smallest - largest) / (1 / few**0.25 - 1 / many**0.25)
+    b = largest - a / many**0.25
+    return a / max(int(counts[label]), few) ** 0.25 + b
+
+
 def cosface(logits, label, margin, scale):
     shifted = list(logits)
     shifted[label] = shifted[label] - scale * margin

@@ -119,6 +119,9 @@ OPTIONS = [
 
 METHODS = [
     row('margin without angles', f'{TRAIN} --LOSS_TYPE arcface', 'LOSS.TYPE arcface', '--MODEL_CLASSIFIER FCNorm'),
+    row('centers without angles', f'{TRAIN} --MODEL_CENTERS 3', 'MODEL.CENTERS is 3', 'FCNorm and cosine do'),
+    row('several centers from one mean', f'{TRAIN} --MODEL_CLASSIFIER FCNorm --MODEL_CENTERS 3 --MODEL_PRETRAINED timm '
+        '--MODEL_CLASSIFIER_INIT class_means', 'MODEL.CLASSIFIER_INIT class_means needs one row', '--MODEL_CENTERS 1'),
     row('deferred weights without weights', f'{TRAIN} --LOSS_REWEIGHT_EPOCH 1', 'LOSS.REWEIGHT_EPOCH is 1',
         'CLASS_WEIGHTS'),
     row('pairs of an odd batch', f'{TRAIN} --MIX_TYPE mixup --TRAIN_BATCH_SIZE 7', 'MIX.TYPE mixup',

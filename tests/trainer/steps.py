@@ -11,6 +11,7 @@ from lib.classifier.cosine import CosineClassifier
 from lib.classifier.linear import LinearClassifier
 from lib.distributed.parallel import wrap_parallel
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from lib.loss.arcface import ArcFace, margins_by_size
 from lib.loss.cross_entropy import CrossEntropy
 from lib.loss.ldam import LDAM
 from lib.loss.targets import Targets
@@ -40,7 +41,8 @@ class Setup:
         batch_size: over all ranks.
         max_images: images of a micro-batch on each rank; 0: no micro-batches.
         head: 'whole', 'chunked', 'sampled' or 'sharded'.
-        loss: 'mixed' (smoothed cross entropy of mixed labels, weighted classes) or 'ldam' (cosine classifier).
+        loss: 'mixed' (smoothed cross entropy of mixed labels, weighted classes), 'ldam' (cosine classifier), or
+            'arcface' (cosine classifier with several centers, margins by class size).
         clip: largest norm of the gradients; 0: off.
         decay: of the EMA; 0: off.
         tune: MODEL.TUNE; '': all parameters are trained.
@@ -72,10 +74,13 @@ def model_of(setup: Setup, classes: range | None) -> Recognizer:
     torch.manual_seed(0)
     mlp = nn.Sequential(nn.Linear(12, 9), FrozenNorm(9), nn.ReLU(), nn.Linear(9, NUM_FEATURES))
     backbone = nn.Sequential(OrderedDict(flatten=nn.Flatten(), mlp=mlp))
-    kind = {'mixed': LinearClassifier, 'ldam': lambda *sizes, classes: CosineClassifier(*sizes, 8.0, classes=classes)}[
-        setup.loss
-    ]
-    model = Recognizer(backbone, kind(NUM_FEATURES, NUM_CLASSES, classes=classes))
+    sizes, num_centers = (NUM_FEATURES, NUM_CLASSES), 3 if setup.loss == 'arcface' else 1
+    model = Recognizer(
+        backbone,
+        LinearClassifier(*sizes, classes=classes)
+        if setup.loss == 'mixed'
+        else CosineClassifier(*sizes, 8.0, num_centers=num_centers, classes=classes),
+    )
     if setup.tune:
         model.tune_backbone(setup.tune, rank=2, scale=1.0, seed=0, name='')
     return model.to(setup.dtype)
@@ -86,7 +91,11 @@ def step_of(setup: Setup, group: ProcessGroup = SINGLE_PROCESS) -> TrainStep:
     is_sharded = setup.head == 'sharded'
     rows = group.shard(NUM_CLASSES)
     model = model_of(setup, range(rows.start, rows.stop) if is_sharded else None).train()
-    loss = {'mixed': CrossEntropy(0.1), 'ldam': LDAM(COUNTS, 0.5, 8.0)}[setup.loss]
+    loss = {
+        'mixed': CrossEntropy(0.1),
+        'ldam': LDAM(COUNTS, 0.5, 8.0),
+        'arcface': ArcFace(margins_by_size(COUNTS, 0.5, 0.05), 8.0),
+    }[setup.loss]
     class_weights = torch.linspace(0.5, 2, NUM_CLASSES) if setup.loss == 'mixed' else None
     weighted = WeightedLoss(loss, COUNTS, class_weights).to(setup.dtype)
     head: WholeHead | ChunkedHead = WholeHead(weighted, with_margins=setup.margins)
@@ -123,7 +132,7 @@ def batch_of(setup: Setup, step: int) -> MixedBatch:
     random = torch.Generator().manual_seed(100 + step)
     images = torch.randn(setup.batch_size, 3, 2, 2, generator=random, dtype=torch.float64).to(setup.dtype)
     labels = torch.randint(NUM_CLASSES, (setup.batch_size, 2), generator=random)
-    if setup.loss == 'ldam':
+    if setup.loss != 'mixed':
         return MixedBatch(images, Targets(labels[:, 0]))
     lam = torch.rand(setup.batch_size, generator=random)
     weights = torch.rand(setup.batch_size, 2, generator=random) if setup.weighted else None

@@ -24,10 +24,12 @@ SETUPS = {
     'adaptformer, sharded': Setup(tune='adaptformer', head='sharded'),
     'ssf, micro-batches, sharded, EMA': Setup(tune='ssf', batch_size=16, max_images=4, head='sharded', decay=0.9),
     'sharded ldam, uneven ranks': Setup(batch_size=10, head='sharded', loss='ldam'),
+    'arcface, uneven ranks': Setup(batch_size=10, loss='arcface'),
+    'sharded arcface, uneven ranks': Setup(batch_size=10, head='sharded', loss='arcface'),
 }
 # Each head, loss and option of a step is in one of them.
 SOME = ('uneven ranks', 'float32', 'sharded, micro-batches, clip, EMA', 'micro-batches, weights of images', 'lora',
-        'chunked', 'sharded ldam, uneven ranks')  # fmt: skip
+        'chunked', 'sharded ldam, uneven ranks', 'sharded arcface, uneven ranks')  # fmt: skip
 
 
 def weights_of_a_rank(rank: int, count: int, names: tuple[str, ...]) -> dict:

@@ -57,6 +57,13 @@ class LossKeys(Section, title='training loss'):
         low=-1.0,
         used_by=_of_loss('ldam', 'arcface', 'cosface'),
     )
+    MARGIN_HEAD = Key(
+        -1.0,
+        'Margin of the largest class: margins rise as n_c^-1/4 from it to MARGIN, that of the smallest class. -1: '
+        'MARGIN for all classes.',
+        low=-1.0,
+        used_by=_of_loss('arcface'),
+    )
     SMOOTHING_HEAD = Key(
         0.4, 'eps_1: label smoothing of the largest class.', low=0.0, high=0.999,
         used_by=_of_loss('label_aware_smoothing'),

@@ -54,6 +54,13 @@ class ModelKeys(Section, title='backbone and classifier'):
         neutral=1.0,
         used_by=('MODEL.CLASSIFIER', ('FCNorm', 'cosine')),
     )
+    CENTERS = Key(
+        1,
+        'Centers per class of the cosine classifier; the nearest counts (sub-center ArcFace).',
+        low=1,
+        high=64,
+        used_by=('MODEL.CLASSIFIER', ('FCNorm', 'cosine')),
+    )
     FREEZE_BACKBONE = Key(
         False, 'Train only the classifier; BatchNorm statistics are frozen, too. The same as MODEL.TUNE head.'
     )
