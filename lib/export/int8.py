@@ -84,9 +84,11 @@ def quantize_file(source: Path, images: torch.Tensor, target: AccuracyTarget | N
         scope = None
         if only is not None:
             scope = nncf.IgnoredScope(names=[name for name in graph.nodes() if name not in only], validate=False)
-        data = nncf.Dataset(inputs[:num_images])
+        data = inputs[:num_images]
         with silent(nncf):
-            model = nncf.quantize(graph.model, data, subset_size=num_images, ignored_scope=scope, **options)
+            model = nncf.quantize(
+                graph.model, nncf.Dataset(data), subset_size=len(data), ignored_scope=scope, **options
+            )
         return type(graph)(model)
 
     if target is None:
