@@ -34,6 +34,7 @@ from lib.runtime.checksums import with_checksums
 from lib.runtime.column_files import StoreDamaged
 from lib.runtime.column_store import ColumnStore, open_or_create
 from lib.runtime.precision import StepFormat, StepTimes, read_times, write_times
+from lib.shards.encode import Raw
 from lib.shards.images import ShardImages
 from lib.shards.index import INDEX as SHARD_INDEX
 from lib.shards.index import PackedIndex
@@ -163,6 +164,15 @@ def packed_images(folder: Path) -> Any:
     return [attempt(lambda row=row: images.read(row)) for row in range(len(images))]
 
 
+def make_raw(folder: Path) -> None:
+    pack(make_photos(folder), folder / 'packed', encoding=Raw(20))
+
+
+def raw_images(folder: Path) -> Any:
+    images = ShardImages(folder / 'packed' / SHARD_INDEX)
+    return [attempt(lambda row=row: images.open(row).pixels(1.0)[0].tobytes()) for row in range(len(images))]
+
+
 def packed_index(folder: Path) -> Any:
     index = PackedIndex(folder / 'packed' / SHARD_INDEX)
     index.check()
@@ -254,6 +264,7 @@ ARTIFACTS = {
         lambda folder: read_times(folder / 'timings.json', 'model') or REFUSED,
     ),
     'shard of packed images': Artifact('checked', make_packed, 'packed/000001.tar', packed_images),
+    'shard of raw images': Artifact('checked', make_raw, 'packed/000001.tar', raw_images),
     'index of packed images': Artifact('checked', make_packed, f'packed/{SHARD_INDEX}', packed_index),
     'index of an unfinished packing': Artifact('checked', make_parts, f'packed/{PARTS}/000001.arrow', packed_part),
     'settings of packed images': Artifact('checked', make_packed, f'packed/{SETTINGS}', pack_settings),
