@@ -98,9 +98,11 @@ class Connection(HttpToolsProtocol):
             self._await_bytes(MAX_HEAD_BYTES)
 
     def on_response_complete(self) -> None:
-        """Await the rest of a body that was refused."""
+        """Await the rest of a body that was refused; a client that asked before sending it may send none."""
         super().on_response_complete()
-        if self._is_in_body:
+        if self._is_in_body and self.expect_100_continue:
+            self.transport.close()
+        elif self._is_in_body:
             self._await_bytes(self._limits.body_bytes)
 
     def _await_bytes(self, max_bytes: int) -> None:

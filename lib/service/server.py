@@ -27,7 +27,7 @@ from lib.service.connection import (
 from lib.service.interface import Served
 from lib.service.service import Service, ServiceOptions
 
-_SECONDS_BETWEEN_LOOKS = 2.0
+SECONDS_BETWEEN_CHECKS = 2.0
 _MAX_CONNECTIONS, _OTHER_FILES = 1000, 64
 
 
@@ -124,7 +124,7 @@ class _Watcher:
     async def _watch(self) -> None:
         before = self.version
         while True:
-            await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+            await asyncio.sleep(SECONDS_BETWEEN_CHECKS)
             version = await asyncio.to_thread(_file_version, self._path)
             # A file that has changed since the last check may still be being written.
             is_complete, before = version == before, version

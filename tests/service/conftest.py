@@ -6,7 +6,7 @@ import pytest
 
 from tests.service.serving import RunningService, fake_service
 
-SECONDS, QUEUE = 3.0, 40
+SECONDS, QUEUE = 2.0, 40
 
 
 @pytest.fixture(scope='session')

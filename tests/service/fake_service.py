@@ -22,9 +22,9 @@ from lib.dataset.crop_resize import resize
 from lib.dataset.decode_cost import DecodeError, TooLargeError
 from lib.dataset.lazy_image import open_lazy_image
 from lib.runtime.log import start_console
+from lib.service import server
 from lib.service.feedback import FeedbackStore
 from lib.service.interface import Served
-from lib.service.server import serve
 from lib.service.service import ServiceOptions
 
 Record = namedtuple('Record', 'classes accepted')
@@ -75,7 +75,8 @@ def main() -> None:
         return Served(MeanColor(version))
 
     feedback = FeedbackStore(folder) if folder else None
-    serve(load, path, ServiceOptions(**options), host='127.0.0.1', port=0, feedback=feedback)
+    server.SECONDS_BETWEEN_CHECKS = 0.3  # of the file
+    server.serve(load, path, ServiceOptions(**options), host='127.0.0.1', port=0, feedback=feedback)
 
 
 if __name__ == '__main__':

@@ -73,6 +73,7 @@ def damaged_form(rng: random.Random) -> bytes:
 
 
 BODIES = (truncated, bomb, of_another_type, random_bytes, with_changes, damaged_form)
+PATHS = (*['/predict', '/features'] * 5, '/feedback?action=relabel&name=x', '/feedback', '/predict?top_k=-1')
 KINDS = ('image/jpeg', 'image/png', 'application/octet-stream', 'multipart/form-data; boundary=XX', 'text/html', '')
 
 
@@ -82,7 +83,7 @@ def request(rng: random.Random) -> bytes:
     body = make(rng)
     kind = 'multipart/form-data; boundary=XX' if make is damaged_form else rng.choice(KINDS)
     length = rng.choice([len(body)] * 8 + [max(0, len(body) - 5), 10**12])
-    lines = [f'POST {rng.choice(["/predict", "/features", "/feedback", "/predict?top_k=-1"])} HTTP/1.1', 'Host: x']
+    lines = [f'POST {rng.choice(PATHS)} HTTP/1.1', 'Host: x']
     lines += [f'Content-Length: {length}', 'Connection: close'] + ([f'Content-Type: {kind}'] if kind else [])
     data = '\r\n'.join(lines).encode() + b'\r\n\r\n' + body
     if rng.random() < 0.1:

@@ -219,6 +219,18 @@ def test_several_requests_on_one_connection(service: RunningService):
     assert re.findall(rb'HTTP/1.1 (\d+)', answers) == [b'200', b'200', b'415', b'200']
 
 
+def test_a_client_that_asks_before_it_sends_gets_an_answer(service: RunningService):
+    body = photo()
+    head = b'POST /predict HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n' % len(body)
+    with service.connect() as connection:
+        connection.sendall(head + b'Content-Type: image/jpeg\r\nConnection: close\r\n\r\n')
+        assert connection.recv(100).startswith(b'HTTP/1.1 100 ')
+        connection.sendall(body)
+        assert received(connection).startswith(b'HTTP/1.1 200 ')
+    answer = service.exchange(head + b'Content-Type: text/plain\r\n\r\n')
+    assert answer.startswith(b'HTTP/1.1 415 ')
+
+
 def test_feedback_is_stored_and_withdrawn(service: RunningService):
     first = service.predict(photo('red'), '/feedback?action=relabel&name=green')
     assert first.status == 200
