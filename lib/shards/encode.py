@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,6 +10,7 @@ import simplejpeg
 from PIL import Image
 
 from lib.dataset.decode import DecodeError, decode, read_format
+from lib.dataset.images import EncodedImages, FileImages
 from lib.shards.index import RAW
 
 # File extensions that WebDataset and timm read; a format that is not listed has its own name as extension.
@@ -63,6 +65,10 @@ class Reencode:
         encoded = simplejpeg.encode_jpeg(pixels, quality=self.quality, colorsubsampling='420', fastdct=False)
         return PackedImage(encoded, 'jpg', image.width, image.height)
 
+    def num_bytes(self, images: EncodedImages, row: int) -> int:
+        """Return 0: the files are small, and their size is known when they are packed."""
+        return 0
+
 
 @dataclass(frozen=True)
 class Raw:
@@ -89,9 +95,13 @@ class Raw:
             raise AssertionError('Pillow writes the pixels of a TIFF file elsewhere')
         return PackedImage(file.getvalue(), 'tif', image.width, image.height)
 
-    def num_bytes(self, width: int, height: int) -> int:
-        """Return the bytes of the pixels of an image that has these sides before it is packed."""
-        width, height = _reduced_size((width, height), self.short_side)
+    def num_bytes(self, images: EncodedImages, row: int) -> int:
+        """Return about how many bytes an image takes, from its header; 0 if it cannot be read."""
+        try:
+            _, *size = read_format(images.read(row))
+        except Exception:  # header parsers raise many types; packing words the fault
+            return 0
+        width, height = _reduced_size((size[0], size[1]), self.short_side)
         return 3 * width * height
 
 
@@ -127,6 +137,13 @@ class Copy:
             return self._of_unknown_format(data)
         return PackedImage(data, _EXTENSIONS.get(name, name.lower()), width, height)
 
+    def num_bytes(self, images: EncodedImages, row: int) -> int:
+        """Return the bytes of a file; 0 if it cannot be read, or is in other shards."""
+        try:
+            return Path(images.path(row)).stat().st_size if isinstance(images, FileImages) else 0
+        except (OSError, ValueError):
+            return 0
+
     def _of_unknown_format(self, data: bytes) -> PackedImage:
         try:
             return PackedImage(data, UNKNOWN, *decode(data).size)
@@ -142,3 +159,6 @@ class Encoding(Protocol):
 
     def __call__(self, data: bytes) -> PackedImage:
         """Return the packed image."""
+
+    def num_bytes(self, images: EncodedImages, row: int) -> int:
+        """Return about how many bytes an image takes; 0 if that is unknown or little."""

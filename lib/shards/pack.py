@@ -14,14 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lib.dataset.annotations import ClassNames
-from lib.dataset.decode import read_format
-from lib.dataset.images import EncodedImages, FileImages
+from lib.dataset.images import EncodedImages
 from lib.errors import UserError, unquoted
 from lib.runtime.files import remove, replace_atomically, sync_folder, write_json
 from lib.runtime.log import LOGGER, progress_bar
 from lib.runtime.read_file import read_text
 from lib.runtime.workers import run_in_processes
-from lib.shards.encode import Copy, Encoding, Raw
+from lib.shards.encode import Encoding
 from lib.shards.images import ShardImages, ShardReader
 from lib.shards.index import COLUMNS, FORMAT, INDEX, SETTINGS, Contents, Shard, write_table
 from lib.shards.write import (
@@ -160,21 +159,8 @@ def bytes_needed(job: SplitJob) -> int:
     if (job.folder / INDEX).exists() or not num_left:
         return 0
     rows = np.unique(np.linspace(0, len(job.labels) - 1, _SAMPLE).astype(int)).tolist()
-    sizes = [size for row in rows if (size := _packed_bytes(job, row))]
+    sizes = [size for row in rows if (size := job.encoding.num_bytes(job.images, row))]
     return int(min(num_left, len(job.labels)) * (np.mean(sizes) + _TAR_BYTES)) if sizes else 0
-
-
-def _packed_bytes(job: SplitJob, row: int) -> int:
-    """Return the bytes of one image when it is packed; 0 if they are unknown."""
-    try:
-        if isinstance(job.encoding, Raw):
-            _, width, height = read_format(job.images.read(row))
-            return job.encoding.num_bytes(width, height)
-        if isinstance(job.encoding, Copy) and isinstance(job.images, FileImages):
-            return Path(job.images.path(row)).stat().st_size
-    except Exception:  # header parsers raise many types; the image is reported when it is packed
-        return 0
-    return 0
 
 
 def pack_split(job: SplitJob, *, num_workers: int) -> PackedSplit:
