@@ -51,6 +51,7 @@ def build_engine(
     precision: str = 'float32',
     calibration: Calibration | None = None,
     is_training: bool = False,
+    fingerprint: Callable[[], str] | None = None,
 ) -> EagerEngine:
     """Return the engine for a pass over images; it is chosen when the first images arrive, for each image size.
 
@@ -64,6 +65,7 @@ def build_engine(
         precision: that of RUN.ENGINE_PRECISION, where it applies.
         calibration: needed for int8.
         is_training: the features determine the weights of a run.
+        fingerprint: returns that of the backbone's weights, which are named backbone.*, where it is known already.
 
     Raises:
         UserError: RUN.ENGINE is not installed, or does not fit the precision or the device.
@@ -73,7 +75,10 @@ def build_engine(
     is_torch = name == 'torch' or (name == 'auto' and device.eval_dtype is not None)
     if is_torch and precision == 'float32':
         return EagerEngine(model)
-    opener = _NetworkOpener(cfg, model, device, name, num_images, folder, precision, calibration, is_measured)
+    fingerprint = fingerprint or (lambda: weights_fingerprint(model.state_dict(), 'backbone.'))
+    opener = _NetworkOpener(
+        cfg, model, device, name, num_images, folder, precision, calibration, is_measured, fingerprint
+    )
     return CompiledEngine(model, opener)
 
 
@@ -122,6 +127,7 @@ class _NetworkOpener:
     precision: str
     calibration: Calibration | None
     is_measured: bool
+    fingerprint: Callable[[], str]
 
     def __call__(self, images: torch.Tensor) -> Network:
         """Return the network for images of this size.
@@ -244,16 +250,12 @@ class _NetworkOpener:
         """Return all that a graph depends on."""
         packages = [*BACKENDS[name].packages, 'torch', 'timm']
         return {
-            'backbone': self._fingerprint,
+            'backbone': self.fingerprint(),
             'name': self.cfg.MODEL.BACKBONE,
             'size': list(images.shape[2:]),
             'precision': 'int8' if self.precision == 'int8' else 'float32',
             'versions': {package: version(package) for package in packages},
         }
-
-    @cached_property
-    def _fingerprint(self) -> str:
-        return weights_fingerprint(self.model.backbone.state_dict())
 
     def _check(self, network: Network, images: torch.Tensor) -> None:
         """Raise _Unusable if the features differ from PyTorch's."""

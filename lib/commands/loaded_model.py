@@ -55,6 +55,7 @@ class LoadedModel:
     train_counts: np.ndarray
     group: ProcessGroup = SINGLE_PROCESS
     _is_cost_known: bool = field(default=False, init=False, repr=False)
+    _fingerprints: dict[str, str] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def valid(self) -> DatasetSplit:
@@ -78,6 +79,12 @@ class LoadedModel:
             self._is_cost_known = True
             _log_cost(self, precision)
         return engine
+
+    def fingerprint(self, prefix: str = '') -> str:
+        """Return the fingerprint of the weights whose names begin with `prefix`; it is computed once."""
+        if prefix not in self._fingerprints:
+            self._fingerprints[prefix] = checkpoint_fingerprint(self.checkpoint, prefix)
+        return self._fingerprints[prefix]
 
     @property
     def class_parents(self) -> list[list[str]]:
@@ -191,9 +198,8 @@ def split_features(
 
 def _key(trained: LoadedModel, split: DatasetSplit, precision: str) -> dict[str, Any]:
     """Return the values that features depend on."""
-    backbone = checkpoint_fingerprint(trained.checkpoint, 'backbone.')
     inputs = input_key(trained.cfg, trained.device, precision)
-    return {'backbone': backbone, **split_key(split, with_labels=False), **inputs}
+    return {'backbone': trained.fingerprint('backbone.'), **split_key(split, with_labels=False), **inputs}
 
 
 def _engine_in(trained: LoadedModel, precision: str, num_images: int) -> EagerEngine:
@@ -214,6 +220,7 @@ def _engine_in(trained: LoadedModel, precision: str, num_images: int) -> EagerEn
         folder=trained.folder,
         precision=precision,
         calibration=calibration,
+        fingerprint=lambda: trained.fingerprint('backbone.'),
     )
 
 

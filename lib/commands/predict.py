@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.builders.cache_key import checkpoint_fingerprint, input_key, model_version, split_key
+from lib.builders.cache_key import input_key, model_version, split_key
 from lib.builders.features import locked_store
 from lib.builders.loader import eval_batch_size
 from lib.builders.split import DatasetSplit, some_of
@@ -104,7 +104,7 @@ class Predictor:
         """Return the values that predictions depend on."""
         first = self.trained[0]
         return {
-            'models': [checkpoint_fingerprint(one.checkpoint) for one in self.trained],
+            'models': [one.fingerprint() for one in self.trained],
             'inputs': [input_key(one.cfg, one.device) for one in self.trained],
             'views': [tta_views(one.cfg).key for one in self.trained],
             'batch_size': eval_batch_size(first.cfg, first.device),

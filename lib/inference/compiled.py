@@ -24,7 +24,7 @@ from lib.runtime.files import write_bytes
 # Images (batch, 3, H, W) -> float32 features (batch, num_features); several threads may call it.
 Network = Callable[[torch.Tensor], torch.Tensor]
 TOLERANCE = 1e-4  # largest difference of float32 features and logits from PyTorch, relative to the largest value
-_PART = 8  # images that a thread computes at once; with few, no thread waits long for the others
+_PART = 16  # images that a thread computes at once; few, so that no thread waits long for the others
 
 
 @dataclass(frozen=True)
