@@ -16,16 +16,19 @@ from lib.commands.clean_output import CleanResult, CleanSource, write_results
 from lib.commands.command import Command
 from lib.commands.loaded_model import load_model, split_features
 from lib.config.defaults import Config
+from lib.config.load import merge_checkpoint_config
+from lib.config.yaml_text import as_values
 from lib.dataset.features import Features
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError, printable, shortened
-from lib.posthoc.judged_images import JudgedImages
+from lib.posthoc.judged_images import JudgedImages, joined_features
 from lib.posthoc.label_errors import Findings, find_label_errors
 from lib.posthoc.out_of_catalog import find_strangers
 from lib.posthoc.out_of_fold import choose_head, out_of_fold_candidates
 from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
 from lib.runtime.text import count_of
+from lib.trainer.checkpointing.io import read_checkpoint
 
 FOLDER = 'clean'
 _NUM_WORST = 5
@@ -45,6 +48,7 @@ def clean_labels(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> list
         folder.mkdir(parents=True, exist_ok=True)
     group.barrier()
     with locked_store(folder / 'rounds', group):
+        source = _with_models(source, folder / 'rounds' / 'joined', group)
         result = _judge(source, folder / 'rounds', group)
         return [*_describe(result), *write_results(result, folder)] if group.is_main else []
 
@@ -71,6 +75,29 @@ def _source_of_weights(cfg: Config, group: ProcessGroup) -> CleanSource:
         model = new_model(cfg, data.train.num_classes, device)
     features = plain_train_features(cfg, data.train, model, device, group)
     return _source(cfg, device, data, features, Path(cfg.LOG_ROOT, cfg.NAME), is_trained=False)
+
+
+def _with_models(source: CleanSource, folder: Path, group: ProcessGroup) -> CleanSource:
+    """Return the images with the features of CLEAN.MODELS, too.
+
+    A network that was trained on wrong labels has learned some of them; pretrained weights have not, but tell similar
+    products less well apart.
+    """
+    features = [source.features]
+    for path in source.cfg.CLEAN.MODELS:
+        checkpoint = read_checkpoint(path, with_rows=False, option='CLEAN.MODELS')
+        keys = as_values(source.cfg)
+        options = {name: keys[name] for name in keys if name.startswith('RUN.') or name == 'LOG_ROOT'}
+        trained = load_model(Command(merge_checkpoint_config(checkpoint.config, path, options), checkpoint), group)
+        features.append(split_features(trained, source.train, 'train', same_classes=False))
+    if len(features) == 1:
+        return source
+    readable = np.logical_and.reduce([part.readable for part in features])
+    rows = source.rows[readable[source.rows]]
+    with group.main_first():
+        values = joined_features([part.values for part in features], rows, folder)
+    joined = Features(values, source.features.labels, readable, source.features.bad)
+    return replace(source, features=joined, rows=rows)
 
 
 def _source(

@@ -1,7 +1,8 @@
 """Features and labels of the images whose labels are judged, and the means of their classes without each image."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from lib.classifier.cosine import unit
 from lib.posthoc.linear_head import LinearHead
 from lib.posthoc.tau_sweep import NEVER
 from lib.runtime.checksums import checksum, in_threads
+from lib.runtime.column_store import ColumnStore, open_or_create
 
 _MAX_VALUES = 1 << 22  # in memory at a time
 LEAST_WEIGHT = 1e-3  # of the other images of a class, which otherwise has none
@@ -71,6 +73,41 @@ def row_blocks(rows: np.ndarray, width: int) -> Iterator[np.ndarray]:
     step = max(1, _MAX_VALUES // width)
     for start in range(0, len(rows), step):
         yield rows[start : start + step]
+
+
+def joined_features(sources: Sequence[np.ndarray], rows: np.ndarray, folder: Path) -> np.ndarray:
+    """Return the features of several networks side by side, stored in `folder` and memory-mapped.
+
+    Each source is scaled to length 1, centered, and divided by its root mean square, so that all have the same weight.
+
+    Args:
+        sources: (m, num_features) of each network.
+        rows: (n,) ascending, which are used; the others are zeros.
+
+    Returns:
+        (m, sum of the widths) float16.
+    """
+    parts = [JudgedImages(values, rows, np.zeros(len(rows), np.int64), 1, np.ones(len(rows))) for values in sources]
+    width, cpu = sum(part.num_features for part in parts), torch.device('cpu')
+    key = {'sources': [part.key() for part in parts]}
+    store = open_or_create(folder, len(sources[0]), {'features': (np.float16, (width,))}, key)
+    if store.is_complete:
+        return store.columns['features']
+    centers = [part.mean(cpu) for part in parts]
+    scales = [float((1 - center.square().sum()).clamp_min(1e-12).rsqrt()) for center in centers]
+    used = np.zeros(len(sources[0]), bool)
+    used[rows] = True
+    for some in row_blocks(np.arange(len(used)), width):
+        block = np.zeros((len(some), width), np.float16)
+        positions = np.arange(*np.searchsorted(rows, (some[0], some[-1] + 1)))
+        columns = [
+            (part.at(positions, cpu)[0] - center) * scale
+            for part, center, scale in zip(parts, centers, scales, strict=True)
+        ]
+        block[used[some]] = torch.cat(columns, dim=1).half().numpy()
+        store.write(slice(int(some[0]), int(some[-1]) + 1), {'features': block})
+    store.flush()
+    return ColumnStore(folder, done=np.ones(len(used), bool)).columns['features']
 
 
 class LeaveOneOutMeans:

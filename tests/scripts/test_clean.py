@@ -102,6 +102,23 @@ def test_weights_of_images(scripts, run_folder, wrong):
 
 
 @pytest.mark.long
+def test_features_of_several_models(scripts, run_folder, wrong):
+    (run_folder / 'log' / 'copy').mkdir()
+    for name in ('best_model.pth', 'config.yaml'):
+        (run_folder / 'log' / 'copy' / name).write_bytes((run_folder / 'log' / 'tiny' / name).read_bytes())
+    options = ('tools/clean.py', *BEST, *NOISY, '--CLEAN_MODELS', 'log/copy/best_model.pth')
+    scripts.run(run_folder, *options)
+    folder = run_folder / 'log' / 'tiny' / 'clean'
+    mislabeled = {row['fpath'] for row in suspects(folder) if row['kind'] == 'mislabeled'}
+    assert mislabeled == {*wrong}
+    before = results(folder)
+    scripts.run(run_folder, *options)
+    assert results(folder) == before
+    failed = scripts.run(run_folder, *options[:-1], 'log/none.pth', code=2)
+    assert 'CLEAN.MODELS' in error_line(failed)
+
+
+@pytest.mark.long
 @pytest.mark.process
 def test_killed_at_random_and_started_again(scripts, run_folder, wrong, seed):
     options = ('tools/clean.py', *BEST, *NOISY, '--CLEAN_ROUNDS', 2)

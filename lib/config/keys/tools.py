@@ -158,6 +158,13 @@ class CleanKeys(Section, title='label cleaning (tools/clean.py)'):
         choices=('auto', 'linear', 'cosine'),
     )
     FOLDS = Key(5, 'Folds of the training split.', low=2, used_by=('CLEAN.HEAD', ('auto', 'linear')))
+    MODELS = Key[tuple[str, ...]](
+        (),
+        'Further checkpoints, separated by commas: their features are joined with those of the pretrained weights or '
+        'of RESUME_MODEL.',
+        is_path=True,
+        entry=str,
+    )
     CANDIDATES = Key(10, 'Most probable classes per image that are compared with its label.', low=2)
     ROUNDS = Key(
         1,
