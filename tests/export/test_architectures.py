@@ -22,6 +22,7 @@ from lib.export.formats import (
     write_openvino,
     write_torch_export,
 )
+from lib.export.int8 import quantize_file
 from lib.export.module import ExportedModel, Preprocessing
 from lib.model import Recognizer
 
@@ -126,3 +127,23 @@ def test_tuned_networks(name, kind, file_format, tmp_path):
 @pytest.mark.parametrize('file_format', FORMATS)
 def test_cosine_classifier(file_format, tmp_path):
     check(*network('resnet18', cosine=True), file_format, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('file_format', ['onnx', 'openvino'])
+@pytest.mark.parametrize('name', NETWORKS)
+def test_int8_of_families(name, file_format, tmp_path):
+    recognizer, size = network(name)
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(256, (24, size, size, 3), dtype=torch.uint8, generator=generator)
+    preprocessing = Preprocessing(size, 1.0, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), bgr=False, inside=True)
+    file, write, load = FORMATS[file_format]
+    write(tmp_path / file, ExportedModel(recognizer, preprocessing), preprocessing, {})
+    graph = quantize_file(tmp_path / file, images[:16])
+    layers = list(graph.layers().values())
+    assert layers.count(True) > 0.7 * len(layers) > 3  # nncf leaves squeeze-and-excitation in float32
+    graph.save(tmp_path / f'int8_{file}', {})
+    for batch in (images[16:17], images[16:]):
+        _, expected = load(tmp_path / file)(batch)
+        _, features = load(tmp_path / f'int8_{file}')(batch)
+        assert float(abs(features - expected).max()) < 0.5 * float(abs(expected).max())
