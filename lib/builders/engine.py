@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lib.backbone.adapters import merge_into_backbone
-from lib.builders.cache_key import weights_fingerprint
+from lib.builders.cache_key import pixel_key, weights_fingerprint
 from lib.config.defaults import Config
 from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError, shown
@@ -253,6 +253,7 @@ class _NetworkOpener:
             'backbone': self.fingerprint(),
             'name': self.cfg.MODEL.BACKBONE,
             'size': list(images.shape[2:]),
+            'options': pixel_key(self.cfg, self.device),  # of these, the pooling is part of the graph
             'precision': 'int8' if self.precision == 'int8' else 'float32',
             'versions': {package: version(package) for package in packages},
         }
