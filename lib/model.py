@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lib.backbone.adapters import is_adapter
+from lib.backbone.pooling import is_pooling
 from lib.backbone.tuning import BaseWeights, first_stages, tune_backbone
 from lib.classifier.base import Classifier
 from lib.classifier.cosine import Projector
@@ -139,7 +140,7 @@ class Recognizer(nn.Module):
         return {
             name
             for name in self.state_dict()
-            if name.startswith('backbone.') and name not in changing and not is_adapter(name)
+            if name.startswith('backbone.') and name not in changing and not is_adapter(name) and not is_pooling(name)
         }
 
     def train(self, mode: bool = True) -> Self:

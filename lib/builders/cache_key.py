@@ -50,7 +50,8 @@ def model_version(cfg: Config, checkpoint: Checkpoint, class_names: Sequence[str
     inputs = cfg.INPUT
     size = inputs.TEST_SIZE or inputs.SIZE
     preprocessing = [size, inputs.CROP_RATIO, inputs.INTERPOLATION, *inputs.MEAN, *inputs.STD, cfg.DATASET.COLOR_SPACE]
-    text = f'{checkpoint_fingerprint(checkpoint)} {preprocessing} {list(class_names)}'
+    pool = f' {cfg.MODEL.POOL}' if cfg.MODEL.POOL else ''
+    text = f'{checkpoint_fingerprint(checkpoint)} {preprocessing} {list(class_names)}{pool}'
     return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]
 
 
@@ -87,11 +88,12 @@ def input_key(cfg: Config, device: Device, precision: str = '') -> dict[str, Any
 
 
 def pixel_key(cfg: Config, device: Device) -> dict[str, Any]:
-    """Return the options that determine the values of pixels, and the device that computes."""
+    """Return the options that determine the values of pixels, the pooling, and the device that computes."""
     # Keys of older versions, which knew only the bilinear filter, remain valid.
     interpolation = cfg.INPUT.INTERPOLATION
     return {
         **({} if interpolation == 'bilinear' else {'interpolation': interpolation}),
+        **({'pool': cfg.MODEL.POOL} if cfg.MODEL.POOL else {}),
         'mean': cfg.INPUT.MEAN,
         'std': cfg.INPUT.STD,
         'color_space': cfg.DATASET.COLOR_SPACE,

@@ -13,6 +13,7 @@ from lib.backbone.create import (
     measure_width,
     num_features_of,
 )
+from lib.backbone.pooling import is_pooling, set_pooling, with_pooling_of
 from lib.backbone.pretrained import Fit, examples, fit_weights
 from lib.builders.base_weights import check_adapters, complete_state, identify_base, load_base, with_adapters_of
 from lib.builders.loader import train_sizes
@@ -65,6 +66,9 @@ def new_model(
     key = 'INPUT.SIZE' if size == cfg.INPUT.SIZE else 'INPUT.TEST_SIZE'
     backbone = create_backbone(name, image_size=size, allow_download=cfg.MODEL.PRETRAINED == 'timm', key=key)
     fit = load_base(backbone, cfg) if pretrained and cfg.MODEL.PRETRAINED else None
+    if cfg.MODEL.POOL:
+        set_pooling(backbone, cfg.MODEL.POOL, name=name)
+        setattr(backbone, 'num_features', measure_width(backbone, name, size, key))  # noqa: B010 (mypy: modules only)
     if image_size is None:
         if cfg.INPUT.TEST_SIZE and not changes_with_size(name):
             measure_width(backbone, name, cfg.INPUT.TEST_SIZE, 'INPUT.TEST_SIZE')
@@ -187,6 +191,7 @@ def finetuned_model(
     shard_names = names if classes is None else names[classes.start : classes.stop]
     new_state, trained_state = model.state_dict(), complete_state(checkpoint, cfg)
     backbone = with_adapters_of(model.backbone, _with_prefix(trained_state, 'backbone.'), checkpoint.path, cfg)
+    backbone = with_pooling_of(model.backbone, backbone)
     _load_backbone(model.backbone, backbone, checkpoint.path, cfg, cfg.INPUT.SIZE)
     new_classifier, trained = _with_prefix(new_state, 'classifier.'), _with_prefix(trained_state, 'classifier.')
     if 'scale' not in new_classifier:
@@ -261,6 +266,12 @@ def _load_backbone(
 ) -> None:
     """Load the backbone of a checkpoint (None: of this run), resampled to the image size."""
     fit = fit_weights(backbone, state)
+    if any(map(is_pooling, state)) != (cfg.MODEL.POOL == 'gem'):
+        hint = "''" if cfg.MODEL.POOL == 'gem' else 'gem'
+        raise UserError(
+            f'{path} was trained with another pooling than MODEL.POOL {cfg.MODEL.POOL or "(none)"}: set --MODEL_POOL '
+            f'{hint}'
+        )
     if not fit.is_exact:
         raise fit.misfit(str(path), cfg.MODEL.BACKBONE, image_size)
     if fit.resampled and path is not None:

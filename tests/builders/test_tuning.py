@@ -214,3 +214,20 @@ def test_the_log_line():
         f'MODEL.TUNE lora, rank 8: {number:,} of {total:,} parameters are trained ({100 * number / total:.2g}%)'
     )
     assert describe_tuning(new_model(config(MODEL__BACKBONE='test_vit', INPUT__SIZE=64), 3, DEVICE), config()) == []
+
+
+def test_the_exponent_of_gem_is_in_checkpoints_without_the_base(tmp_path):
+    file = file_of(tmp_path, 'resnet18', 32)
+    options = {'MODEL__BACKBONE': 'resnet18', 'MODEL__PRETRAINED': str(file), 'INPUT__SIZE': 32}
+    cfg = config(**options, MODEL__TUNE='ssf', MODEL__POOL='gem', TRAIN__SAVE_WEIGHTS='tuned')
+    model, images = trained(new_model(cfg, 3, DEVICE)), torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        model.backbone.get_parameter('global_pool.gem_exponent').fill_(2.0)
+        checkpoint = saved(model)
+        assert 'backbone.conv1.weight' not in checkpoint.state_dict
+        assert torch.equal(model_of(checkpoint, cfg, DEVICE).eval()(images), model(images))
+        for pool in ('', 'gem'):  # fine-tuned with and without it
+            other, _ = finetuned_model(checkpoint, config(**options, MODEL__POOL=pool), DEVICE, NAMES)
+            assert ('global_pool.gem_exponent' in other.backbone.state_dict()) == (pool == 'gem')
+    with pytest.raises(UserError, match=r'another pooling than MODEL.POOL avg.* --MODEL_POOL gem'):
+        model_of(checkpoint, config(**options, MODEL__TUNE='ssf', MODEL__POOL='avg'), DEVICE)

@@ -27,6 +27,12 @@ class ModelKeys(Section, title='backbone and classifier'):
         'auto: bundled if MODEL.BACKBONE has such weights, else none. Empty: random initialization.',
         is_path=True,
     )
+    POOL = Key(
+        '',
+        "Pooling of the last feature map, or of a transformer's tokens: avg, max, gem (generalized mean with a learned "
+        "exponent, from 3; feature maps only), cls (class token). Empty: the backbone's own.",
+        choices=('', 'avg', 'max', 'gem', 'cls'),
+    )
     CLASSIFIER = Key(
         'FC',
         'Classifier: FC or linear (with bias), FCNorm or cosine (cosine similarity), lws (linear with a learnable '
