@@ -18,6 +18,7 @@ from lib.builders.cache_key import pixel_key, weights_fingerprint
 from lib.config.defaults import Config
 from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError, shown
+from lib.export.module import fuse_linear_norms
 from lib.export.openvino_model import quantize_openvino
 from lib.inference.compiled import BACKENDS, TOLERANCE, CompiledEngine, Network, difference, reproduces
 from lib.inference.engine import EagerEngine
@@ -235,6 +236,7 @@ class _NetworkOpener:
             return backend.compile(backend.load(files), self.precision)
         module = deepcopy(self.model.backbone).cpu().to(memory_format=torch.contiguous_format).eval()
         merge_into_backbone(module)
+        fuse_linear_norms(module)
         graph = backend.convert(module, images[[0, -1]].contiguous())
         if self.precision == 'int8':
             assert self.calibration is not None, 'int8 needs images to calibrate with'

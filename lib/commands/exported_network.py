@@ -18,7 +18,7 @@ from lib.dataset.normalize import Normalize
 from lib.errors import UserError
 from lib.export.formats import TOLERANCE, Run, as_metadata, largest_difference
 from lib.export.int8 import AccuracyTarget, quantize_file
-from lib.export.module import ExportedModel, Preprocessing
+from lib.export.module import ExportedModel, Preprocessing, fuse_linear_norms
 from lib.metrics.accuracy import mean_class_accuracy
 from lib.metrics.precision_cost import precision_cost
 from lib.metrics.predictions import Predictions, join_predictions, predictions_from_logits
@@ -62,6 +62,7 @@ def write_float32(
     model = trained.model.to('cpu').to(memory_format=torch.contiguous_format)
     exported = ExportedModel(model, preprocessing)
     merge_into_backbone(exported.backbone)
+    fuse_linear_norms(exported.backbone)
     network.write(file, exported, preprocessing, metadata)
     pixels, source = _images(trained, splits)
     batches = [_as_input(pixels[: min(size, len(pixels))], preprocessing) for size in _BATCH_SIZES]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.models.levit import LinearNorm
 from torch import nn
 
 from lib.model import Recognizer
@@ -81,3 +82,11 @@ class ExportedModel(nn.Module):
             images = images.permute(0, 3, 1, 2).float() * self.input_scale + self.input_shift
         features = self.backbone(images)
         return self.classifier(features), features
+
+
+def fuse_linear_norms(backbone: nn.Module) -> None:
+    """Replace linear layers with BatchNorm by plain ones: those of LeViT, whose int8 form OpenVINO cannot compile."""
+    for parent in list(backbone.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, LinearNorm):
+                setattr(parent, name, child.fuse())

@@ -23,7 +23,7 @@ from lib.export.formats import (
     write_torch_export,
 )
 from lib.export.int8 import quantize_file
-from lib.export.module import ExportedModel, Preprocessing
+from lib.export.module import ExportedModel, Preprocessing, fuse_linear_norms
 from lib.model import Recognizer
 
 FORMATS = {
@@ -93,6 +93,7 @@ def check(recognizer: Recognizer, size: int, file_format: str, folder) -> None:
     with torch.inference_mode():
         expected = [part.clone() for part in model(images)]
     merge_into_backbone(model.backbone)
+    fuse_linear_norms(model.backbone)
     with torch.inference_mode():
         for before, after in zip(expected, model(images), strict=True):
             torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
@@ -138,6 +139,7 @@ def test_int8_of_families(name, file_format, tmp_path):
     images = torch.randint(256, (24, size, size, 3), dtype=torch.uint8, generator=generator)
     preprocessing = Preprocessing(size, 1.0, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), bgr=False, inside=True)
     file, write, load = FORMATS[file_format]
+    fuse_linear_norms(recognizer.backbone)
     write(tmp_path / file, ExportedModel(recognizer, preprocessing), preprocessing, {})
     graph = quantize_file(tmp_path / file, images[:16])
     layers = list(graph.layers().values())
