@@ -9,12 +9,14 @@ import multiprocessing
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from lib.errors import UserError
 
 _LENGTH = b'content-length: '
 MAX_CONNECTIONS = 900
@@ -183,13 +185,18 @@ def clients_for(paths: Sequence[Path]) -> Iterator[Clients]:
     here, there = context.Pipe()
     process = context.Process(target=_work, args=(there, paths), daemon=True)
     process.start()
+    there.close()  # so that the pipe is closed if the process dies
 
     def run(*order: Any) -> Load:
         here.send(order)
-        return here.recv()
+        try:
+            return here.recv()
+        except EOFError:
+            raise UserError('the process of the clients has died; its traceback is above') from None
 
     try:
         yield run
     finally:
-        here.send(None)
+        with suppress(OSError):
+            here.send(None)
         process.join(10)
