@@ -80,8 +80,8 @@ def _source_of_weights(cfg: Config, group: ProcessGroup) -> CleanSource:
 def _with_models(source: CleanSource, folder: Path, group: ProcessGroup) -> CleanSource:
     """Return the images with the features of CLEAN.MODELS, too.
 
-    A network that was trained on wrong labels has learned some of them; pretrained weights have not, but tell similar
-    products less well apart.
+    A network that was trained on wrong labels has learned some of them; pretrained weights have not, but distinguish
+    similar products less well.
     """
     features = [source.features]
     for path in source.cfg.CLEAN.MODELS:

@@ -1,7 +1,6 @@
 """tools/pseudo_label.py: confident predictions on unlabeled photos become training images, each with a weight."""
 
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,8 +88,7 @@ def pseudo_label(trained: LoadedModel) -> list[str]:
     stem = trained.stem.with_name(f'{trained.stem.name}.pseudo')
     with locked_store(partial_store(stem), group):
         predictor = open_predictor(trained, photos, stem)
-        valid = trained.valid
-        trained.check_classes(valid)
+        trained.check_classes(valid := trained.valid)
         stored = predictor.fill(valid, partial_store(stem, 'valid'), 'valid')
         measured = stored_predictions(stored, valid.labels).labeled()
         threshold = _threshold(cfg, measured, valid.source)
@@ -295,8 +293,8 @@ def _describe(
 def _training(trained: LoadedModel, out: Path, written: list[Path]) -> list[str]:
     """Return the command that trains on the written file, into another run folder."""
     cfg, config = trained.cfg, trained.folder / 'config.yaml'
-    main = str(Path(sys.argv[0]).resolve().parents[1] / 'main.py')
+    main = os.path.relpath(Path(__file__).resolve().parents[2] / 'main.py')
     words = ['--config', str(config)] if config.exists() else ['--DATASET_ROOT', cfg.DATASET.ROOT]
     words += ['--NAME', f'{cfg.NAME}_pseudo', '--DATASET_TRAIN_JSON', str(out)]
-    valid = next((path for path in written if path not in (out, out.with_name('classes.json'))), None)
-    return ['python', os.path.relpath(main), *words, *(('--DATASET_VALID_JSON', str(valid)) if valid else ())]
+    valid = [path for path in written if path not in (out, out.with_name('classes.json'))]
+    return ['python', main, *words, *(f for path in valid[:1] for f in ('--DATASET_VALID_JSON', str(path)))]

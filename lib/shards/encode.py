@@ -96,7 +96,7 @@ class Raw:
         return PackedImage(file.getvalue(), 'tif', image.width, image.height)
 
     def num_bytes(self, images: EncodedImages, row: int) -> int:
-        """Return about how many bytes an image takes, from its header; 0 if it cannot be read."""
+        """Return about how many bytes the packed image takes, from its header; 0 if it cannot be read."""
         try:
             _, *size = read_format(images.read(row))
         except Exception:  # header parsers raise many types; packing words the fault
@@ -161,4 +161,4 @@ class Encoding(Protocol):
         """Return the packed image."""
 
     def num_bytes(self, images: EncodedImages, row: int) -> int:
-        """Return about how many bytes an image takes; 0 if that is unknown or little."""
+        """Return about how many bytes the packed image takes; 0 if that is unknown or little."""

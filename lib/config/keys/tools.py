@@ -70,8 +70,8 @@ class ExportKeys(Section, title='export to other formats (tools/export.py)'):
     OUT = Key('', 'File to write. Empty: named after the checkpoint, in its folder.', is_path=True)
     PRECISION = Key(
         'float32',
-        'int8: convolutions and matrix products of onnx and openvino in 8 bits, calibrated on training images; the loss '
-        'of accuracy is measured on the validation split and written into the file.',
+        'int8: convolutions and matrix products of onnx and openvino in 8 bits, calibrated on training images; the '
+        'loss of accuracy is measured on the validation split and written into the file.',
         choices=('float32', 'int8'),
     )
     MAX_LOSS = Key(
