@@ -3,6 +3,7 @@
 A file is written into an otherwise empty folder, with a second file beside it where the format needs one.
 """
 
+import errno
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -79,7 +80,7 @@ def save_openvino(path: Path, model: Any, metadata: Mapping[str, str]) -> None:
         openvino.serialize(model, str(xml), str(weights))
         openvino.Core().read_model(xml)
     except RuntimeError as error:  # for example of a full disk
-        raise OSError(f'OpenVINO cannot write the model: {shown(error)}') from error
+        raise OSError(errno.EIO, f'OpenVINO: {shown(error)}') from error
 
 
 def write_torch_export(
