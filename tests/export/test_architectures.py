@@ -56,7 +56,7 @@ TUNED = [
     }.items()
     for kind in kinds
 ]
-DEFAULT = {('convnext_atto', 'openvino'), ('vit_tiny_patch16_224', 'openvino'), ('levit_128s', 'openvino')}
+DEFAULT = {('vit_tiny_patch16_224', 'openvino')}
 
 
 def moved(module: nn.Module) -> nn.Module:

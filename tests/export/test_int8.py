@@ -100,6 +100,7 @@ def test_files_are_close_and_repeatable(file_format, tmp_path):
     assert json.loads(metadata['classes'])[0] == '<b>"é\n\x01\ud7ff'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('file_format', [pytest.param('onnx', marks=pytest.mark.slow), 'openvino'])
 def test_layers_stay_in_float32_until_the_accuracy_is_reached(file_format, tmp_path):
     write, load = FORMATS[file_format]

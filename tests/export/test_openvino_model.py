@@ -108,7 +108,7 @@ compile_openvino(quantize_openvino(model, [torch.zeros(2, 3, 16, 16)]))
 """
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.process
 def test_nothing_is_sent_stored_or_printed(tmp_path):
     done = subprocess.run(
