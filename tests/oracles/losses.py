@@ -135,9 +135,11 @@ def arcface(logits, label, margin, scale):
 
 
 def margin_by_size(label, counts, smallest, largest):
-    """Return a n^-1/4 + b with a and b solved from the margins of the smallest and the largest class."""
+    """Return a n^-1/4 + b, with a and b from the margins of the smallest and the largest class."""
     sizes = [int(n) for n in counts if n]
     few, many = min(sizes), max(sizes)
+    if few == many:
+        return smallest
     a = (smallest - largest) / (1 / few**0.25 - 1 / many**0.25)
     b = largest - a / many**0.25
     return a / max(int(counts[label]), few) ** 0.25 + b
