@@ -54,11 +54,13 @@ def default_loader(photos: Dataset, batch_size: int, num_workers: int) -> DataLo
 
 
 def original_model(name: str, num_classes: int) -> nn.Module:
-    """Return a network with a linear classifier: torchvision's 'resnet18', timm's 'resnest50', or 'res32_cifar'."""
+    """Return a network with a linear classifier: torchvision's 'resnet18', 'res32_cifar', or one of timm."""
     if name == 'resnet18':
         return torchvision.models.resnet18(num_classes=num_classes)
     if name == 'resnest50':
         return timm.create_model('resnest50d', num_classes=num_classes)
+    if name == 'tf_efficientnet_lite0':
+        return timm.create_model(name, num_classes=num_classes)
     return nn.Sequential(ResNet32(), nn.Linear(ResNet32.num_features, num_classes))
 
 
