@@ -12,6 +12,7 @@ import torch
 from lib.api import ImageError
 from lib.service.batcher import Batcher, Job
 from lib.service.interface import Served, ServiceError
+from tests.service.apart import run_apart
 
 
 class Network:
@@ -63,7 +64,7 @@ def run(network: Network, test: Callable[[Batcher], Awaitable[None]], **options:
             await asyncio.to_thread(batcher.close)
             assert batcher.num_waiting == 0
 
-    asyncio.run(whole())
+    run_apart(whole())
 
 
 def submit(

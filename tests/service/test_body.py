@@ -8,6 +8,7 @@ import pytest
 
 from lib.service.body import MAX_PARTS, BodyMemory, content_type, files_of_form, images_in, read_body
 from lib.service.interface import ServiceError
+from tests.service.apart import run_apart
 
 
 def files_by_peer(body: bytes, boundary: bytes) -> list[bytes]:
@@ -154,7 +155,7 @@ def status_of(receive: Callable[[], Awaitable[dict]], memory: BodyMemory, **head
             assert memory.num_bytes == len(body)
 
     try:
-        asyncio.run(read())
+        run_apart(read())
     except ServiceError as error:
         return error.status
     finally:
