@@ -4,6 +4,7 @@ openvino and nncf are optional (requirements-engines.txt), so they are imported 
 telemetry of both is off, nothing is sent or stored.
 """
 
+import ctypes
 import logging
 import sys
 import warnings
@@ -66,6 +67,29 @@ def import_nncf() -> Any:
     return nncf
 
 
+class _SignalStack(ctypes.Structure):
+    """stack_t of Linux."""
+
+    _fields_ = (('address', ctypes.c_void_p), ('flags', ctypes.c_int), ('size', ctypes.c_size_t))
+
+
+@contextmanager
+def own_signal_stack() -> Iterator[None]:
+    """Keep this thread's stack of signal handlers in the block, in which OpenVINO loads its CPU plugin.
+
+    The plugin sets another one and frees it, perhaps in another thread; Ctrl-C is then a segmentation fault.
+    """
+    if sys.platform != 'linux':
+        yield
+        return
+    libc, stack = ctypes.CDLL(None), _SignalStack()
+    libc.sigaltstack(None, ctypes.byref(stack))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(stack), None)
+
+
 def convert_openvino(module: nn.Module, example: torch.Tensor, outputs: Sequence[str] = ()) -> 'openvino.Model':
     """Return a module in eval mode as an OpenVINO model, with a batch dimension of any size.
 
@@ -110,12 +134,14 @@ def compile_openvino(
         'INFERENCE_NUM_THREADS': streams,
         'ENABLE_CPU_PINNING': False,  # the threads that decode images use the same cores
     }
-    return openvino.Core().compile_model(model, 'CPU', options)
+    with own_signal_stack():
+        return openvino.Core().compile_model(model, 'CPU', options)
 
 
 def has_bf16() -> bool:
     """Return whether this CPU computes in bf16; on others OpenVINO uses float32 without a message."""
-    return 'BF16' in import_openvino().Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+    with own_signal_stack():
+        return 'BF16' in import_openvino().Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
 
 
 def quantize_openvino(model: 'openvino.Model', batches: Iterable[torch.Tensor]) -> 'openvino.Model':
@@ -129,7 +155,7 @@ def quantize_openvino(model: 'openvino.Model', batches: Iterable[torch.Tensor]) 
     """
     nncf = import_nncf()
     images = single_images(batches)
-    with silent(nncf):
+    with silent(nncf), own_signal_stack():
         options = quantize_options(nncf, is_transformer(model))
         return nncf.quantize(model, nncf.Dataset(images), subset_size=len(images), **options)
 

@@ -121,3 +121,24 @@ def test_nothing_is_sent_stored_or_printed(tmp_path):
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.long
+@pytest.mark.process
+def test_a_signal_after_the_networks_are_gone_reaches_its_handler():
+    code = """
+import gc, signal, threading, torch
+from lib.export.openvino_model import compile_openvino, convert_openvino, has_bf16
+model = convert_openvino(torch.nn.Conv2d(3, 4, 3).eval(), torch.zeros(2, 3, 8, 8))
+networks = [compile_openvino(model), compile_openvino(model)]
+has_bf16()
+thread = threading.Thread(target=networks.clear)
+thread.start()
+thread.join()
+gc.collect()
+signal.signal(signal.SIGINT, lambda *_: print('handled'))
+signal.raise_signal(signal.SIGINT)
+"""
+    command = [sys.executable, '-X', 'faulthandler', '-c', code]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, 'handled\n')

@@ -15,6 +15,7 @@ from PIL import Image
 
 from lib.commands import exported_network
 from lib.dataset.normalize import IMAGENET_MEAN, IMAGENET_STD
+from lib.export.openvino_model import own_signal_stack
 from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 from tests.scripts.in_process import run_in_process
 from tests.scripts.running import ON_CPU, REPOSITORY, contents, error_line
@@ -121,7 +122,8 @@ def read_export(path, images):
         import openvino
 
         model = openvino.Core().read_model(path)
-        compiled = openvino.compile_model(model, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+        with own_signal_stack():
+            compiled = openvino.compile_model(model, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
         metadata = {name: entry.value for name, entry in model.get_rt_info()['model_info'].items()}
         results = [compiled(images)[name] for name in ('logits', 'features')]
     return {name: json.loads(text) for name, text in metadata.items()}, *results
