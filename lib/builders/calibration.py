@@ -9,6 +9,7 @@ from lib.builders.data import open_training_data, open_valid_split
 from lib.builders.loader import plain_view
 from lib.builders.split import DatasetSplit
 from lib.config.defaults import Config
+from lib.dataset.index import ranks_in_classes
 from lib.dataset.reader import BatchReader, BatchRequest
 from lib.dataset.transforms import Transform
 from lib.errors import UserError
@@ -52,12 +53,8 @@ def balanced_rows(labels: np.ndarray, number: int, *, seed: int, rows: np.ndarra
         rows: those to draw from; None: all.
     """
     order = np.random.default_rng(seed).permutation(np.arange(len(labels)) if rows is None else rows)
-    by_class = order[np.argsort(labels[order], kind='stable')]
-    rank_in_class = np.arange(len(order)) - np.searchsorted(labels[by_class], labels[by_class])
     # The first of each class, then the second, ...; of the last round, a random part of the classes.
-    position = np.empty(len(labels), np.int64)
-    position[order] = np.arange(len(order))
-    return by_class[np.lexsort((position[by_class], rank_in_class))][:number]
+    return order[np.argsort(ranks_in_classes(labels[order]), kind='stable')][:number]
 
 
 def read_pixels(

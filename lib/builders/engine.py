@@ -19,7 +19,7 @@ from lib.config.defaults import Config
 from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError, shown
 from lib.export.module import fuse_linear_norms
-from lib.export.openvino_model import quantize_openvino
+from lib.export.openvino_model import quantize_openvino, require
 from lib.inference.compiled import BACKENDS, TOLERANCE, CompiledEngine, Network, difference, reproduces
 from lib.inference.engine import EagerEngine
 from lib.inference.graph_cache import read_graph, write_graph
@@ -101,9 +101,8 @@ def _checked_name(cfg: Config, device: Device, precision: str) -> str:
             f'RUN.ENGINE_PRECISION {precision} is computed by OpenVINO on the CPU, but RUN.ENGINE is {cfg.RUN.ENGINE} '
             f'and RUN.DEVICE {kind}: --RUN_ENGINE openvino --RUN_DEVICE cpu'
         )
-    missing = BACKENDS[name].missing if name in BACKENDS else []
-    if missing:
-        raise UserError(f'RUN.ENGINE {name} needs more packages: pip install {" ".join(missing)}')
+    if name in BACKENDS:
+        require(BACKENDS[name].packages, f'RUN.ENGINE {name}')
     return name
 
 

@@ -12,6 +12,7 @@ from lib.commands.loaded_model import LoadedModel, split_features
 from lib.commands.posthoc_methods import METHODS, Outcome, Problem
 from lib.commands.tau_norm import check_free, linear_classifier, write_rebalanced
 from lib.dataset.features import Features
+from lib.dataset.index import ranks_in_classes
 from lib.errors import UserError, shown
 from lib.metrics.accuracy import count_per_class, mean_over_classes
 from lib.metrics.confidence import reliability
@@ -101,10 +102,7 @@ def _holdout(trained: LoadedModel) -> DatasetSplit:
     order = np.random.default_rng(cfg.SEED).permutation(len(train))
     if data.train_rows is not None:
         order = order[np.isin(order, data.train_rows)]
-    order = order[np.argsort(train.labels[order], kind='stable')]
-    labels = train.labels[order]
-    rank_in_class = np.arange(len(order)) - np.searchsorted(labels, labels)
-    return some_of(train, np.sort(order[rank_in_class < cfg.POSTHOC.HOLDOUT]))
+    return some_of(train, np.sort(order[ranks_in_classes(train.labels[order]) < cfg.POSTHOC.HOLDOUT]))
 
 
 def _names(given: Sequence[str]) -> list[str]:

@@ -15,6 +15,14 @@ def class_starts(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(np.bincount(labels, minlength=num_classes))])
 
 
+def ranks_in_classes(labels: np.ndarray) -> np.ndarray:
+    """Return (n,) int64: how many earlier entries of `labels` (n,) are of the same class."""
+    order = np.argsort(labels, kind='stable')
+    ordered, ranks = labels[order], np.empty(len(order), np.int64)
+    ranks[order] = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+    return ranks
+
+
 def rows_by_class(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Return the rows sorted by class, ascending within a class; int32 where they fit."""
     return order_by_class(labels, num_classes).astype(_row_type(len(labels)))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from lib.dataset.index import ranks_in_classes
 from lib.metrics.predictions import Predictions
 
 NUM_BINS = 15
@@ -244,8 +245,7 @@ def risk_in_mix(accepted: Predictions, classes: np.ndarray) -> float:
 def first_per_class(classes: np.ndarray, limit: int) -> np.ndarray:
     """Return the positions of the first `limit` entries of each class in `classes` (n,), grouped by class."""
     order = np.argsort(classes, kind='stable')
-    ranks = np.arange(len(order)) - np.searchsorted(classes[order], classes[order])
-    return order[ranks < limit]
+    return order[ranks_in_classes(classes)[order] < limit]
 
 
 def _log_at_most(num_wrong: int, num_images: int, rate: float) -> float:
