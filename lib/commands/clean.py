@@ -14,9 +14,8 @@ from lib.builders.recipe import resolve_recipe
 from lib.builders.training_data import TrainingData
 from lib.commands.clean_output import CleanResult, CleanSource, write_results
 from lib.commands.command import Command
-from lib.commands.loaded_model import load_model, split_features
+from lib.commands.loaded_model import load_another, load_model, split_features
 from lib.config.defaults import Config
-from lib.config.load import merge_checkpoint_config
 from lib.config.yaml_text import as_values
 from lib.dataset.features import Features
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -28,7 +27,6 @@ from lib.posthoc.out_of_fold import choose_head, out_of_fold_candidates
 from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
 from lib.runtime.text import count_of
-from lib.trainer.checkpointing.io import read_checkpoint
 
 FOLDER = 'clean'
 _NUM_WORST = 5
@@ -85,10 +83,9 @@ def _with_models(source: CleanSource, folder: Path, group: ProcessGroup) -> Clea
     """
     features = [source.features]
     for path in source.cfg.CLEAN.MODELS:
-        checkpoint = read_checkpoint(path, with_rows=False, option='CLEAN.MODELS')
         keys = as_values(source.cfg)
         options = {name: keys[name] for name in keys if name.startswith('RUN.') or name == 'LOG_ROOT'}
-        trained = load_model(Command(merge_checkpoint_config(checkpoint.config, path, options), checkpoint), group)
+        trained = load_another(path, 'CLEAN.MODELS', options, group)
         features.append(split_features(trained, source.train, 'train', same_classes=False))
     if len(features) == 1:
         return source

@@ -2,22 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from lib.backbone.create import measure_width
 from lib.builders.loader import build_eval_loader, eval_batch_size, num_workers, plain_view
 from lib.builders.split import DatasetSplit
-from lib.commands.command import Command
-from lib.commands.loaded_model import LoadedModel, load_model
+from lib.commands.loaded_model import LoadedModel, load_another
 from lib.config.defaults import Config
-from lib.config.load import merge_checkpoint_config
 from lib.config.yaml_text import as_values
 from lib.dataset.transforms import ResizeCenterCrop, ResizeCornerCrop, ResizeWhole, Transform
 from lib.errors import UserError, shown
 from lib.inference.ensemble import EnsembleMember
-from lib.trainer.checkpointing.io import read_checkpoint
-from lib.trainer.checkpointing.state import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -67,8 +64,7 @@ def load_members(trained: LoadedModel) -> list[LoadedModel]:
     """
     members = [trained]
     for path in trained.cfg.TEST.ENSEMBLE:
-        checkpoint = read_checkpoint(path, with_rows=False, option='TEST.ENSEMBLE')
-        other = load_model(Command(_member_config(checkpoint, path, trained), checkpoint), trained.group)
+        other = load_another(path, 'TEST.ENSEMBLE', _member_options(trained), trained.group)
         if other.class_names != trained.class_names:
             raise UserError(
                 f'TEST.ENSEMBLE {path}: its {len(other.class_names)} classes are not the {len(trained.class_names)} of '
@@ -132,20 +128,19 @@ def given_weights(text: str, num_members: int) -> list[float] | None:
     return (weights / weights.sum()).tolist()
 
 
-def _member_config(checkpoint: Checkpoint, path: str, trained: LoadedModel) -> Config:
-    """Return the config of another model: that of its checkpoint, with TEST, RUN and LOG_ROOT of this command."""
+def _member_options(trained: LoadedModel) -> dict[str, Any]:
+    """Return the options of the other models: TEST, RUN and LOG_ROOT of this command."""
     cfg = trained.cfg
     options = {name: value for name, value in as_values(cfg).items() if name.startswith(('TEST.', 'RUN.'))}
     # All models use the same batches, and share the CPU cores.
     workers = num_workers(cfg.RUN.NUM_WORKERS)
     count = 1 + len(cfg.TEST.ENSEMBLE)
-    options |= {
+    return options | {
         'LOG_ROOT': cfg.LOG_ROOT,
         'TEST.ENSEMBLE': (),
         'TEST.BATCH_SIZE': eval_batch_size(cfg, trained.device),
         'RUN.NUM_WORKERS': max(min(1, workers), workers // count),
     }
-    return merge_checkpoint_config(checkpoint.config, path, options)
 
 
 def _five(size: int, ratio: float) -> list[Transform]:

@@ -1,6 +1,6 @@
 """A trained model, loaded from its checkpoint for evaluation and prediction, and its features of a split."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from lib.builders.model import class_names, model_of
 from lib.builders.split import DatasetSplit
 from lib.commands.command import Command
 from lib.config.defaults import Config
+from lib.config.load import merge_checkpoint_config
 from lib.dataset.features import Features
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
@@ -29,6 +30,7 @@ from lib.metrics.precision_cost import precision_cost
 from lib.model import Recognizer
 from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
+from lib.trainer.checkpointing.io import read_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint
 
 FEATURES = 'features'
@@ -156,6 +158,20 @@ def load_model(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> Loaded
     training_set = checkpoint.training_set
     counts = training_set.class_counts if training_set else np.zeros(checkpoint.num_classes, np.int64)
     return LoadedModel(cfg, checkpoint, model, device, folder, class_names(checkpoint), counts, group)
+
+
+def load_another(path: str, option: str, options: Mapping[str, Any], group: ProcessGroup) -> LoadedModel:
+    """Load a further model of a command, with the config in its checkpoint and `options` over it.
+
+    Args:
+        option: that names the path, for error messages.
+        options: flat keys, such as {'TEST.BATCH_SIZE': 8}.
+
+    Raises:
+        UserError: the checkpoint is missing or damaged.
+    """
+    checkpoint = read_checkpoint(path, with_rows=False, option=option)
+    return load_model(Command(merge_checkpoint_config(checkpoint.config, path, options), checkpoint), group)
 
 
 def split_features(
