@@ -1,11 +1,13 @@
-"""The recognizer: a backbone and a classifier."""
+"""The recognizer: a backbone, maybe an embedding, and a classifier."""
 
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from lib.backbone.adapters import is_adapter
 from lib.backbone.pooling import is_pooling
@@ -13,14 +15,34 @@ from lib.backbone.tuning import BaseWeights, first_stages, tune_backbone
 from lib.classifier.base import Classifier
 from lib.classifier.cosine import Projector
 
+# Names in state_dict of the weights that features depend on begin with one of these.
+FEATURE_PREFIXES = ('backbone.', 'embedding.')
+
+
+class Embedding(nn.Module):
+    """Linear layer and BatchNorm between backbone and classifier, as in ArcFace (Deng et al., CVPR 2019, section 3.1).
+
+    Outputs of the backbone (batch, num_features) -> features (batch, width). Their L2 normalization is that of the
+    cosine classifier and of the search by cosine similarity.
+    """
+
+    def __init__(self, num_features: int, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(num_features, width, bias=False)
+        self.norm = nn.BatchNorm1d(width)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.linear(features))
+
 
 class Recognizer(nn.Module):
     """Backbone and classifier: images (batch, 3, H, W) -> logits (batch, num_classes).
 
-    Its parameters are `backbone.*`, `classifier.weight` and, if it has them, `classifier.bias` and
-    `classifier.centers`: the names of old checkpoints, so they must stay.
+    Its parameters are `backbone.*`, `classifier.weight` and, if it has them, `classifier.bias`, `classifier.centers`
+    and `embedding.*`: the first three are the names of old checkpoints, so they must stay.
 
     Args:
+        embedding: between backbone and classifier; None: the features are the outputs of the backbone.
         projector: for contrastive losses; not used in prediction.
         train_dtype, eval_dtype: autocast dtype in train and in eval mode; None: the dtype of the parameters.
 
@@ -33,12 +55,14 @@ class Recognizer(nn.Module):
         backbone: nn.Module,
         classifier: Classifier,
         *,
+        embedding: Embedding | None = None,
         projector: Projector | None = None,
         train_dtype: torch.dtype | None = None,
         eval_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.embedding = embedding
         self.classifier = classifier
         self.projector = projector
         self.train_dtype = train_dtype
@@ -49,9 +73,14 @@ class Recognizer(nn.Module):
     @property
     def num_features(self) -> int:
         """Return the width of the features."""
-        num_features = self.backbone.num_features
+        num_features = self.backbone.num_features if self.embedding is None else self.embedding.linear.out_features
         assert isinstance(num_features, int)
         return num_features
+
+    @property
+    def extractor(self) -> nn.Module:
+        """Return the part of the network that maps images to features, with the same parameters."""
+        return self.backbone if self.embedding is None else nn.Sequential(self.backbone, self.embedding)
 
     @property
     def is_sharded(self) -> bool:
@@ -61,7 +90,12 @@ class Recognizer(nn.Module):
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Return the float32 features (batch, num_features) of `images`."""
         with self._autocast(images.device):
-            return _at_least_float32(self.backbone(images))
+            return self.from_backbone(self.backbone(images))
+
+    def from_backbone(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Return the float32 features (batch, num_features) of outputs of the backbone: their embedding, if any."""
+        with self._autocast(outputs.device):
+            return _at_least_float32(outputs if self.embedding is None else self.embedding(outputs))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the float32 logits (batch, num_classes) of `images`."""
@@ -94,7 +128,7 @@ class Recognizer(nn.Module):
             return self.projector.prototypes(weight)
 
     def freeze_backbone(self, *, shift_batchnorm: bool = False) -> None:
-        """Train only the classifier: the backbone requires no gradient and stays in eval mode, also after train().
+        """Train only embedding and classifier: the backbone requires no gradient, and stays in eval mode after train().
 
         Its BatchNorm statistics are constant and its dropout is off.
 
@@ -173,3 +207,22 @@ class Recognizer(nn.Module):
 def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensor in float32, or unchanged if it is float64."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+class NoRandomWeights(TorchFunctionMode):
+    """A context in which modules are built without drawing random weights, since they are loaded afterwards.
+
+    The weights are then whatever was in memory. For 50,030 classes, drawing takes longer than reading a checkpoint.
+    """
+
+    _SKIPPED = frozenset(
+        f'{name}_' for name in ('uniform', 'normal', 'trunc_normal', 'kaiming_uniform', 'kaiming_normal', 'orthogonal')
+    ) | {'xavier_uniform_', 'xavier_normal_', 'erfinv_'}
+
+    def __torch_function__(
+        self, func: Callable, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, '__name__', '') in self._SKIPPED:
+            return args[0] if args else kwargs['tensor']  # the functions of torch.nn.init name it
+        return func(*args, **kwargs)

@@ -11,7 +11,7 @@ from lib.backbone.create import create_backbone, num_features_of
 from lib.classifier.cosine import CosineClassifier, Projector
 from lib.classifier.linear import LinearClassifier
 from lib.errors import UserError
-from lib.model import Recognizer
+from lib.model import NoRandomWeights, Recognizer
 
 
 def small(classifier=None, **dtypes) -> Recognizer:
@@ -198,3 +198,19 @@ def test_stages_that_do_not_exist_are_an_error():
     model.backbone = nn.Sequential(nn.Conv2d(3, 8, 1))
     with pytest.raises(UserError, match='mine defines no stages: set --MODEL_FREEZE_STAGES 0'):
         model.freeze_stages(1, name='mine')
+
+
+@pytest.mark.parametrize('name', ['res32_cifar', 'resnet18', 'test_vit', 'test_convnext'])
+def test_a_model_without_random_weights_draws_no_number_and_is_completed_by_loading(name):
+    def build() -> Recognizer:
+        return Recognizer(create_backbone(name, image_size=64), LinearClassifier(64, 1000))
+
+    torch.manual_seed(0)
+    expected = build()
+    before = torch.get_rng_state()
+    with NoRandomWeights():
+        model = build()
+    assert torch.equal(torch.get_rng_state(), before)
+    model.load_state_dict(expected.state_dict())
+    buffers = dict(expected.named_buffers())  # those that are no part of the state are computed, not drawn
+    assert all(torch.equal(value, buffers[key]) for key, value in model.named_buffers())

@@ -24,7 +24,7 @@ from lib.config.defaults import Config
 from lib.config.keys.method import ModelKeys
 from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
-from lib.model import Recognizer
+from lib.model import Embedding, NoRandomWeights, Recognizer
 from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
 from lib.runtime.seeding import Purpose, torch_seed
@@ -74,12 +74,15 @@ def new_model(
             measure_width(backbone, name, cfg.INPUT.TEST_SIZE, 'INPUT.TEST_SIZE')
         for size in sorted(set(train_sizes(cfg).values()) - {cfg.INPUT.SIZE}):
             measure_width(backbone, name, size, 'INPUT.SIZE_SCHEDULE')
-    num_features = num_features_of(backbone)
+    num_features, width = num_features_of(backbone), cfg.MODEL.EMBEDDING
+    embedding = Embedding(num_features, width) if width else None
+    num_features = width or num_features
     classifier = CLASSIFIERS[cfg.MODEL.CLASSIFIER](cfg.MODEL, num_features, num_classes, classes)
     is_contrastive = cfg.LOSS.AUXILIARY == 'balanced_contrastive'
     model = Recognizer(
         backbone,
         classifier,
+        embedding=embedding,
         projector=Projector(num_features, cfg.LOSS.CONTRAST_WIDTH) if is_contrastive else None,
         train_dtype=device.train_dtype,
         eval_dtype=device.eval_dtype,
@@ -90,6 +93,7 @@ def new_model(
         model.freeze_stages(cfg.MODEL.FREEZE_STAGES, name=name)
     if cfg.MODEL.SYNC_BATCHNORM and device.main.type == 'cuda':
         model.backbone = convert_sync_batchnorm(model.backbone)
+        model.embedding = convert_sync_batchnorm(embedding) if embedding is not None else None
     if cfg.MODEL.TUNE not in ('full', 'head'):
         _tune(model, cfg, fit)
     return model.to(device.main).to(memory_format=device.memory_format)
@@ -132,7 +136,8 @@ def model_of(
     Raises:
         UserError: its weights do not fit the MODEL section.
     """
-    model = new_model(cfg, checkpoint.num_classes, device, pretrained=False, classes=classes, image_size=image_size)
+    with NoRandomWeights():
+        model = new_model(cfg, checkpoint.num_classes, device, pretrained=False, classes=classes, image_size=image_size)
     checkpoint = checkpoint.with_rows(classes)
     _load_state(model, complete_state(checkpoint, cfg), checkpoint.path, cfg, image_size)
     model.base = checkpoint.base if cfg.TRAIN.SAVE_WEIGHTS == 'tuned' else None
@@ -144,8 +149,9 @@ def with_classifier(model: Recognizer, checkpoint: Checkpoint, cfg: Config, devi
     classifier = CLASSIFIERS[cfg.MODEL.CLASSIFIER](cfg.MODEL, model.num_features, checkpoint.num_classes, None)
     classifier.load_state_dict(_with_prefix(checkpoint.state_dict, 'classifier.'))
     return Recognizer(
-        model.backbone, classifier.to(device.main), train_dtype=model.train_dtype, eval_dtype=model.eval_dtype
-    )
+        model.backbone, classifier.to(device.main), embedding=model.embedding,
+        train_dtype=model.train_dtype, eval_dtype=model.eval_dtype,
+    )  # fmt: skip
 
 
 def model_at_test_size(cfg: Config, device: Device) -> Callable[[Recognizer], Recognizer] | None:
@@ -159,12 +165,13 @@ def model_at_test_size(cfg: Config, device: Device) -> Callable[[Recognizer], Re
     size = cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE
     if size == cfg.INPUT.SIZE or not changes_with_size(cfg.MODEL.BACKBONE):
         return None
-    backbone = new_model(cfg, 1, device, pretrained=False, image_size=size).backbone
+    with NoRandomWeights():
+        backbone = new_model(cfg, 1, device, pretrained=False, image_size=size).backbone
 
     def resampled(model: Recognizer) -> Recognizer:
         _load_backbone(backbone, model.backbone.state_dict(), None, cfg, size)
         return Recognizer(
-            backbone, model.classifier, projector=model.projector,
+            backbone, model.classifier, embedding=model.embedding, projector=model.projector,
             train_dtype=model.train_dtype, eval_dtype=model.eval_dtype,
         )  # fmt: skip
 
@@ -200,12 +207,12 @@ def finetuned_model(
         {key: value.cpu() for key, value in new_classifier.items()}, trained, shard_names, trained_names
     )
     classifier = new_classifier if cfg.MODEL.CLASSIFIER_INIT == 'random' else transferred
-    projector, trained_projector = _with_prefix(new_state, 'projector.'), _with_prefix(trained_state, 'projector.')
-    if _shapes(projector) == _shapes(trained_projector):
-        projector = trained_projector
     model.classifier.load_state_dict(classifier)
-    if model.projector is not None:
-        model.projector.load_state_dict(projector)
+    for name in ('embedding', 'projector'):
+        module: nn.Module | None = getattr(model, name)
+        trained = _with_prefix(trained_state, f'{name}.')
+        if module is not None and _shapes(module.state_dict()) == _shapes(trained):
+            module.load_state_dict(trained)
     old_names = set(trained_names)
     return model, [name for name in names if name not in old_names]
 
@@ -244,6 +251,12 @@ def _load_state(
         raise UserError(
             f'{path}: its classifier has {num_centers} centers per class, but MODEL.CENTERS is {cfg.MODEL.CENTERS} and '
             f'MODEL.CLASSIFIER {cfg.MODEL.CLASSIFIER}: set --MODEL_CENTERS {num_centers}'
+        )
+    width = len(state.get('embedding.linear.weight', ()))
+    if width != cfg.MODEL.EMBEDDING:
+        raise UserError(
+            f'{path} was trained with MODEL.EMBEDDING {width}, but MODEL.EMBEDDING is {cfg.MODEL.EMBEDDING}: set '
+            f'--MODEL_EMBEDDING {width}, or start another run from it with --RESUME_MODE finetune'
         )
     backbone = _with_prefix(state, 'backbone.')
     check_adapters(model.backbone, backbone, path, cfg)

@@ -1,5 +1,6 @@
 """A trained model, loaded from its checkpoint for evaluation and prediction, and its features of a split."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -27,7 +28,7 @@ from lib.errors import UserError
 from lib.inference.engine import EagerEngine
 from lib.inference.run import BatchSink, Evaluation, classify_features, evaluate
 from lib.metrics.precision_cost import precision_cost
-from lib.model import Recognizer
+from lib.model import FEATURE_PREFIXES, Recognizer
 from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing.io import read_checkpoint
@@ -82,10 +83,18 @@ class LoadedModel:
             _log_cost(self, precision)
         return engine
 
-    def fingerprint(self, prefix: str = '') -> str:
-        """Return the fingerprint of the weights whose names begin with `prefix`; it is computed once."""
+    def fingerprint(self, prefix: str | tuple[str, ...] = '') -> str:
+        """Return the fingerprint of the weights whose names begin with `prefix`, such as 'backbone.'; '': of all.
+
+        Every weight is hashed once: the fingerprint of all is made of those of the parts.
+        """
         if prefix not in self._fingerprints:
-            self._fingerprints[prefix] = checkpoint_fingerprint(self.checkpoint, prefix)
+            if prefix:
+                found = checkpoint_fingerprint(self.checkpoint, prefix)
+            else:
+                parts = sorted({f'{name.partition(".")[0]}.' for name in self.checkpoint.state_dict})
+                found = hashlib.sha256(' '.join(map(self.fingerprint, parts)).encode()).hexdigest()
+            self._fingerprints[prefix] = found
         return self._fingerprints[prefix]
 
     @property
@@ -215,7 +224,7 @@ def split_features(
 def _key(trained: LoadedModel, split: DatasetSplit, precision: str) -> dict[str, Any]:
     """Return the values that features depend on."""
     inputs = input_key(trained.cfg, trained.device, precision)
-    return {'backbone': trained.fingerprint('backbone.'), **split_key(split, with_labels=False), **inputs}
+    return {'backbone': trained.fingerprint(FEATURE_PREFIXES), **split_key(split, with_labels=False), **inputs}
 
 
 def _engine_in(trained: LoadedModel, precision: str, num_images: int) -> EagerEngine:
@@ -236,7 +245,7 @@ def _engine_in(trained: LoadedModel, precision: str, num_images: int) -> EagerEn
         folder=trained.folder,
         precision=precision,
         calibration=calibration,
-        fingerprint=lambda: trained.fingerprint('backbone.'),
+        fingerprint=lambda: trained.fingerprint(FEATURE_PREFIXES),
     )
 
 

@@ -26,10 +26,10 @@ _TAGS = (None, '!', *(f'tag:yaml.org,2002:{name}' for name in ('str', 'map', 'se
 _MAX_DEPTH = 5  # a config has two levels, and lists as values
 
 
-def _events(text: str) -> Iterator[yaml.Event]:
+def _events(text: str, loader: Any) -> Iterator[yaml.Event]:
     """Yield the parts of a single document without aliases and explicit types. Raises: _Fault, yaml.YAMLError."""
     depth = num_documents = 0
-    for event in yaml.parse(text, Loader=yaml.BaseLoader):
+    for event in yaml.parse(text, Loader=loader):
         num_documents += isinstance(event, yaml.DocumentStartEvent)
         if num_documents > 1:
             raise _Fault('a second document (---) begins; a config file contains one', event)
@@ -50,8 +50,20 @@ def _load(text: str) -> Any:
 
     A key converts the text as it does on the command line. YAML's own types would change texts: 007 to 7, 1e3 to
     1000.0, yes to True, 12:30 to 750.
+
+    Raises:
+        _Fault, yaml.YAMLError: not such a document.
     """
-    events = _events(text)
+    if yaml.__with_libyaml__:
+        try:
+            return _load_by(text, yaml.CBaseLoader)  # ten times as fast
+        except (yaml.YAMLError, _Fault):
+            pass  # the messages of the parser in Python are the same with and without libyaml
+    return _load_by(text, yaml.BaseLoader)
+
+
+def _load_by(text: str, loader: Any) -> Any:
+    events = _events(text, loader)
     first = next(events, None)
     tree = None if first is None else _value(first, events)
     for _ in events:  # the rest of the text, which must not contain another document

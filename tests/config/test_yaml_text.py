@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lib.config.defaults import KEYS, TREE
 from lib.config.options import parse_options
-from lib.config.yaml_text import as_node, as_text, as_values, parse_config_text, read_config_file
+from lib.config.yaml_text import _Fault, _load_by, as_node, as_text, as_values, parse_config_text, read_config_file
 from lib.errors import UserError, url_fault
 
 DEFAULTS = {name: key.default for name, key in KEYS.items()}
@@ -242,3 +242,12 @@ def test_files(tmp_path):
     (tmp_path / 'bad.yaml').write_text('SEED: x')
     with pytest.raises(UserError, match=r"bad.yaml: SEED is 'x'"):
         read_config_file(str(tmp_path / 'bad.yaml'))
+
+
+@given(TEXT | st.lists(st.sampled_from(RETYPED + MISLEADING)).map(lambda parts: 'A: ' + '\nB: '.join(parts)))
+def test_the_fast_parser_reads_what_the_one_in_python_reads(text):
+    try:
+        expected = _load_by(text, yaml.BaseLoader)
+    except (yaml.YAMLError, _Fault):
+        return  # libyaml accepts a tab after a value
+    assert _load_by(text, yaml.CBaseLoader) == expected
