@@ -23,8 +23,8 @@ from lib.trainer.checkpointing.state import Checkpoint
 _ROWS_AT_ONCE, _NUM_THREADS = 4096, 16  # more threads than cores: on network disks, each call waits
 
 
-def weights_fingerprint(state: dict[str, torch.Tensor], prefix: str = '') -> str:
-    """Return a fingerprint of the tensors whose names begin with `prefix`."""
+def weights_fingerprint(state: dict[str, torch.Tensor], prefix: str | tuple[str, ...] = '') -> str:
+    """Return a fingerprint of the tensors whose names begin with `prefix`, or one of several."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         if name.startswith(prefix):
@@ -34,8 +34,8 @@ def weights_fingerprint(state: dict[str, torch.Tensor], prefix: str = '') -> str
     return digest.hexdigest()
 
 
-def checkpoint_fingerprint(checkpoint: Checkpoint, prefix: str = '') -> str:
-    """Return a fingerprint of the weights of a checkpoint whose names begin with `prefix`, with those of its base."""
+def checkpoint_fingerprint(checkpoint: Checkpoint, prefix: str | tuple[str, ...] = '') -> str:
+    """Return that of the weights of a checkpoint, with those of its base, see `weights_fingerprint`."""
     fingerprint = weights_fingerprint(checkpoint.state_dict, prefix)
     if checkpoint.base is None:
         return fingerprint

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 
+from lib.backbone.create import num_features_of
 from lib.builders.loader import train_sizes
 from lib.config.defaults import Config
 from lib.distributed.process_group import ProcessGroup
@@ -69,7 +70,7 @@ def build_micro_batches(
 def _trial(cfg: Config, forward: TrainingForward, objective: Objective, device: Device) -> Callable[[int], None]:
     """Return a function that computes a step of a number of images beside memory for the optimizer's state."""
     size = max(train_sizes(cfg).values())
-    shape = (forward.model.num_features,) if cfg.TRAIN.FEATURES == 'cached' else (3, size, size)
+    shape = (num_features_of(forward.model.backbone),) if cfg.TRAIN.FEATURES == 'cached' else (3, size, size)
 
     def run(num_images: int) -> None:
         parameters = [parameter for parameter in forward.parameters() if parameter.requires_grad]

@@ -23,7 +23,7 @@ from lib.export.openvino_model import quantize_openvino, require
 from lib.inference.compiled import BACKENDS, TOLERANCE, CompiledEngine, Network, difference, reproduces
 from lib.inference.engine import EagerEngine
 from lib.inference.graph_cache import read_graph, write_graph
-from lib.model import Recognizer
+from lib.model import FEATURE_PREFIXES, Recognizer
 from lib.runtime.device import Compiled, Device, failure_reason
 from lib.runtime.log import LOGGER
 from lib.runtime.timings import fastest, measurement_key, milliseconds, read_entry, time_steps, write_entry
@@ -66,7 +66,7 @@ def build_engine(
         precision: that of RUN.ENGINE_PRECISION, where it applies.
         calibration: needed for int8.
         is_training: the features determine the weights of a run.
-        fingerprint: returns that of the backbone's weights, which are named backbone.*, where it is known already.
+        fingerprint: returns that of the weights in FEATURE_PREFIXES, where it is known already.
 
     Raises:
         UserError: RUN.ENGINE is not installed, or does not fit the precision or the device.
@@ -76,7 +76,7 @@ def build_engine(
     is_torch = name == 'torch' or (name == 'auto' and device.eval_dtype is not None)
     if is_torch and precision == 'float32':
         return EagerEngine(model)
-    fingerprint = fingerprint or (lambda: weights_fingerprint(model.state_dict(), 'backbone.'))
+    fingerprint = fingerprint or (lambda: weights_fingerprint(model.state_dict(), FEATURE_PREFIXES))
     opener = _NetworkOpener(
         cfg, model, device, name, num_images, folder, precision, calibration, is_measured, fingerprint
     )
@@ -214,7 +214,7 @@ class _NetworkOpener:
             raise _Unusable(f'cannot compute {self.cfg.MODEL.BACKBONE} ({failure_reason(error)})') from None
 
     def _compiled(self, images: torch.Tensor) -> Network:
-        compiled = Recognizer(Compiled(self.model.backbone, option='RUN.ENGINE compile'), self.model.classifier).eval()
+        compiled = Recognizer(Compiled(self.model.extractor, option='RUN.ENGINE compile'), self.model.classifier).eval()
         if self.precision == 'float32':
             self._check(compiled.features, images)
             return compiled.features
@@ -233,7 +233,7 @@ class _NetworkOpener:
         files = read_graph(path, key)
         if files is not None:
             return backend.compile(backend.load(files), self.precision)
-        module = deepcopy(self.model.backbone).cpu().to(memory_format=torch.contiguous_format).eval()
+        module = deepcopy(self.model.extractor).cpu().to(memory_format=torch.contiguous_format).eval()
         merge_into_backbone(module)
         fuse_linear_norms(module)
         graph = backend.convert(module, images[[0, -1]].contiguous())

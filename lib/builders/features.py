@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from lib.backbone.create import num_features_of
 from lib.builders.cache_key import pixel_key, split_key, weights_fingerprint
 from lib.builders.engine import build_engine
 from lib.builders.loader import TRAIN_TRANSFORMS, build_augment, build_eval_loader, plain_view
 from lib.builders.model import model_at_test_size
 from lib.builders.split import DatasetSplit
 from lib.builders.training_data import TrainingData
+from lib.classifier.linear import LinearClassifier
 from lib.config.defaults import Config
 from lib.dataset.features import Features
 from lib.dataset.loader import EvalLoader
@@ -43,7 +45,7 @@ _SECONDS_BETWEEN_TRIES = 1.0
 
 @dataclass(frozen=True)
 class CachedFeatures:
-    """The features that a run trains on.
+    """The outputs of the backbone that a run trains on.
 
     Attributes:
         train: of the training split, all rows, once per view.
@@ -126,8 +128,14 @@ class _Cache:
         }
 
     def engine(self, model: Recognizer, num_images: int) -> Engine:
-        """Return the engine for a pass over images; its graphs are in LOG_ROOT, as the runs share them."""
+        """Return the engine for a pass over images; its graphs are in LOG_ROOT, as the runs share them.
+
+        Its features are the outputs of the backbone: an embedding is trained on them.
+        """
         folder = Path(self._cfg.LOG_ROOT)
+        if model.embedding is not None:
+            unused, dtype = LinearClassifier(num_features_of(model.backbone), 1), model.eval_dtype
+            model = Recognizer(model.backbone, unused.to(self.device.main), eval_dtype=dtype).eval()
         return build_engine(
             self._cfg, model, self.device, self.group, num_images=num_images, folder=folder, is_training=True
         )

@@ -110,8 +110,9 @@ class StepCosts:
         return build_loss(self._cfg, np.ones(num_classes, dtype=np.int64))
 
     def _optimizer(self, num_rows: int) -> OptimizerCost:
-        """Return the cost of the optimizer for the backbone and a number of classes."""
+        """Return the cost of the optimizer for the backbone with its embedding and a number of classes."""
         model = self._recognizer(self._model.backbone, num_rows)
+        model.embedding = self._model.embedding
         return optimizer_cost(model, functools.partial(build_optimizer, self._cfg))
 
     def _recognizer(self, backbone: nn.Module, num_rows: int) -> Recognizer:

@@ -3,7 +3,14 @@
 import math
 from typing import Any
 
-from lib.config.check_features import check_cached_features, check_centers, check_lbfgs, check_tracking
+from lib.config.check_features import (
+    check_auxiliary,
+    check_cached_features,
+    check_centers,
+    check_embedding,
+    check_lbfgs,
+    check_tracking,
+)
 from lib.config.defaults import KEYS, LARGEST
 from lib.config.key import AUTO
 from lib.config.keys.data import PAIRED
@@ -68,7 +75,8 @@ def check_methods(values: dict[str, Any]) -> None:
     _check_loss(values)
     _check_mixing(values)
     _check_classifier(values)
-    _check_auxiliary(values)
+    check_auxiliary(values)
+    check_embedding(values)
     check_cached_features(values)
     check_lbfgs(values)
     check_centers(values)
@@ -157,34 +165,6 @@ def _check_classifier_init(values: dict[str, Any], pretrained: object) -> None:
             f'MODEL.CLASSIFIER_INIT text needs a cosine classifier, but MODEL.CLASSIFIER is {classifier}: '
             '--MODEL_CLASSIFIER FCNorm'
         )
-
-
-def _check_auxiliary(values: dict[str, Any]) -> None:
-    auxiliary, mix = values['LOSS.AUXILIARY'], values['MIX.TYPE']
-    if auxiliary == 'balanced_contrastive':
-        if mix:
-            raise UserError(
-                f'LOSS.AUXILIARY balanced_contrastive compares images of one label, but MIX.TYPE {mix} mixes labels: '
-                "--MIX_TYPE ''"
-            )
-        if values['MODEL.FREEZE_BACKBONE']:
-            raise UserError(
-                'LOSS.AUXILIARY balanced_contrastive trains the backbone, but MODEL.FREEZE_BACKBONE True freezes it: '
-                "--LOSS_AUXILIARY ''"
-            )
-    if auxiliary == 'distillation':
-        if not values['LOSS.TEACHER']:
-            raise UserError('LOSS.AUXILIARY distillation needs a teacher: --LOSS_TEACHER log/NAME/best_model.pth')
-        if mix == 'manifold_mixup':
-            raise UserError(
-                'LOSS.AUXILIARY distillation needs the same input for teacher and student, but MIX.TYPE manifold_mixup '
-                "mixes the student's features: --MIX_TYPE mixup"
-            )
-        if values['LOSS.AUXILIARY_WEIGHT'] > 1:
-            raise UserError(
-                f'LOSS.AUXILIARY_WEIGHT is {values["LOSS.AUXILIARY_WEIGHT"]:g}, but must be at most 1 with '
-                'LOSS.AUXILIARY distillation'
-            )
 
 
 def check_values(values: dict[str, Any], levels: dict[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""Checks of settings that do not work with stored features, several centers, or a record of the training images."""
+"""Checks of auxiliary losses, embeddings, stored features, several centers, and a record of the training images."""
 
 from typing import Any
 
@@ -71,6 +71,52 @@ def check_lbfgs(values: dict[str, Any]) -> None:
             f'TRAIN.MAX_EPOCH is {values["TRAIN.MAX_EPOCH"]}, but with OPTIMIZER.TYPE lbfgs the regularization of an '
             f'epoch is 3.2 times that of the one before: at most {_MAX_STRENGTHS}, such as --TRAIN_MAX_EPOCH 9'
         )
+
+
+def check_auxiliary(values: dict[str, Any]) -> None:
+    """Raise UserError if the auxiliary loss does not work with the other settings."""
+    auxiliary, mix = values['LOSS.AUXILIARY'], values['MIX.TYPE']
+    if auxiliary == 'balanced_contrastive':
+        if mix:
+            raise UserError(
+                f'LOSS.AUXILIARY balanced_contrastive compares images of one label, but MIX.TYPE {mix} mixes labels: '
+                "--MIX_TYPE ''"
+            )
+        if values['MODEL.FREEZE_BACKBONE']:
+            raise UserError(
+                'LOSS.AUXILIARY balanced_contrastive trains the backbone, but MODEL.FREEZE_BACKBONE True freezes it: '
+                "--LOSS_AUXILIARY ''"
+            )
+    if auxiliary == 'distillation':
+        if not values['LOSS.TEACHER']:
+            raise UserError('LOSS.AUXILIARY distillation needs a teacher: --LOSS_TEACHER log/NAME/best_model.pth')
+        if mix == 'manifold_mixup':
+            raise UserError(
+                'LOSS.AUXILIARY distillation needs the same input for teacher and student, but MIX.TYPE manifold_mixup '
+                "mixes the student's features: --MIX_TYPE mixup"
+            )
+        if values['LOSS.AUXILIARY_WEIGHT'] > 1:
+            raise UserError(
+                f'LOSS.AUXILIARY_WEIGHT is {values["LOSS.AUXILIARY_WEIGHT"]:g}, but must be at most 1 with '
+                'LOSS.AUXILIARY distillation'
+            )
+
+
+# Keys whose values work with the outputs of the backbone, and values that do not.
+_NEEDS_NO_EMBEDDING = {
+    'MODEL.CLASSIFIER_INIT': ('text', 'class_means'),
+    'OPTIMIZER.TYPE': ('lbfgs', 'sgd'),
+}
+
+
+def check_embedding(values: dict[str, Any]) -> None:
+    """Raise UserError if an embedding does not work with the other settings."""
+    for name, (given, instead) in _NEEDS_NO_EMBEDDING.items():
+        if values['MODEL.EMBEDDING'] and values[name] == given:
+            raise UserError(
+                f'{name} {given} needs the outputs of the backbone as features, but MODEL.EMBEDDING is '
+                f'{values["MODEL.EMBEDDING"]}: --MODEL_EMBEDDING 0, or --{name.replace(".", "_")} {instead}'
+            )
 
 
 # Keys whose values work with the one row of each class.

@@ -67,7 +67,7 @@ class ExportedModel(nn.Module):
 
     def __init__(self, model: Recognizer, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.backbone, self.classifier = model.backbone, model.classifier
+        self.backbone, self.classifier = model.extractor, model.classifier
         self.inside, self.bgr = preprocessing.inside, preprocessing.bgr
         scale = torch.tensor([1 / (255 * std) for std in preprocessing.std])
         shift = torch.tensor([-mean / std for mean, std in zip(preprocessing.mean, preprocessing.std, strict=True)])

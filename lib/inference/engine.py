@@ -91,8 +91,8 @@ class EagerEngine:
 
 @dataclass(frozen=True)
 class HeadEngine(EagerEngine):
-    """The classifier of a Recognizer, which gets stored features in place of images."""
+    """Embedding and classifier of a Recognizer, which gets stored outputs of the backbone in place of images."""
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the features unchanged."""
-        return images
+        """Return the features (batch, num_features) of outputs of the backbone."""
+        return self.model.from_backbone(images)

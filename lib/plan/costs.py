@@ -93,7 +93,7 @@ def backbone_cost(model: Recognizer, image_size: int) -> BackboneCost:
     with memoryless():
         into_memoryless(model)
         model.train()
-        parameters = list(model.backbone.parameters())
+        parameters = list(model.extractor.parameters())
         trainable = [parameter for parameter in parameters if parameter.requires_grad]
         for parameter in trainable:
             # Gradients exist already, as in all but the first micro-batch: new ones are added in place.
@@ -101,7 +101,7 @@ def backbone_cost(model: Recognizer, image_size: int) -> BackboneCost:
         few, more = _run(model, image_size, _FEW), _run(model, image_size, _MORE)
         return BackboneCost(
             num_parameters=sum(parameter.numel() for parameter in parameters),
-            state=num_bytes([*parameters, *model.backbone.buffers()]),
+            state=num_bytes([*parameters, *model.extractor.buffers()]),
             gradients=num_bytes(trainable),
             saved=_fit_line(few[0], more[0]),
             forward=_fit_line(few[1], more[1]),

@@ -33,7 +33,7 @@ class TrainingForward(nn.Module):
         model: trained.
         stages: stages of its backbone, for manifold mixup; None: no features are mixed.
         classifies: False: the head computes the logits.
-        takes_features: it gets features (batch, num_features) in place of images, so the backbone does not run.
+        takes_features: it gets outputs of the backbone in place of images, so the backbone does not run.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class TrainingForward(nn.Module):
     def forward(self, images: torch.Tensor, lam: torch.Tensor | None = None, stage: int = 0) -> ModelOutput:
         """Return the outputs of images (batch, 3, H, W); features after `stage` are mixed by `lam` (batch,)."""
         if self._takes_features:
-            features = images
+            features = self.model.from_backbone(images)
         elif stage:
             assert self._stages is not None
             assert lam is not None

@@ -33,6 +33,13 @@ class ModelKeys(Section, title='backbone and classifier'):
         "exponent, from 3; feature maps only), cls (class token). Empty: the backbone's own.",
         choices=('', 'avg', 'max', 'gem', 'cls'),
     )
+    EMBEDDING = Key(
+        0,
+        'Width of an embedding between backbone and classifier, of which product search compares the directions: a '
+        'linear layer and BatchNorm. 256 to 512 are usual. 0: none.',
+        low=0,
+        high=65_536,
+    )
     CLASSIFIER = Key(
         'FC',
         'Classifier: FC or linear (with bias), FCNorm or cosine (cosine similarity), lws (linear with a learnable '
@@ -68,7 +75,7 @@ class ModelKeys(Section, title='backbone and classifier'):
         used_by=('MODEL.CLASSIFIER', ('FCNorm', 'cosine')),
     )
     FREEZE_BACKBONE = Key(
-        False, 'Train only the classifier; BatchNorm statistics are frozen, too. The same as MODEL.TUNE head.'
+        False, 'Train only embedding and classifier; BatchNorm statistics are frozen, too. The same as MODEL.TUNE head.'
     )
     FREEZE_STAGES = Key(
         0,
@@ -79,8 +86,9 @@ class ModelKeys(Section, title='backbone and classifier'):
     )
     TUNE = Key(
         'full',
-        'Trained part of the backbone, besides the classifier. full: everything. head: nothing. norm, bias: these '
-        'parameters. ssf: a scale and a shift after each layer. lora, adaptformer: adapters in transformer blocks.',
+        'Trained part of the backbone, besides embedding and classifier. full: everything. head: nothing. norm, bias: '
+        'these parameters. ssf: a scale and a shift after each layer. lora, adaptformer: adapters in transformer '
+        'blocks.',
         choices=('full', 'head', 'norm', 'bias', 'ssf', 'lora', 'adaptformer'),
     )
     TUNE_RANK = Key(
