@@ -23,46 +23,21 @@ import numpy as np
 import torch
 
 from benchmarks.harness import alternate, finish, parse_arguments, real_photos
-from benchmarks.training import config_of
+from benchmarks.saved_model import prediction_of, save_model
 from lib.api import load
 from lib.builders.loader import build_normalize, plain_view
-from lib.builders.model import new_model
 from lib.commands.cli import cli_main, read_command
 from lib.commands.loaded_model import load_model
-from lib.commands.predict import predict
-from lib.config.yaml_text import as_text
 from lib.dataset.crop_resize import crop_resize
 from lib.dataset.images import read_image_file
 from lib.dataset.lazy_image import open_lazy_image
-from lib.runtime.device import pick_device
-from lib.trainer.checkpointing.io import write_checkpoint
-from lib.trainer.checkpointing.state import Checkpoint
 
 NUM_CLASSES, SIZE = 81, 112
 
 
-def write_model(folder: Path) -> Path:
-    """Write a checkpoint with random weights."""
-    options = ['--MODEL_BACKBONE', 'resnet18', '--INPUT_SIZE', str(SIZE), '--LOG_ROOT', str(folder), '--NAME', 'run']
-    cfg = config_of([*options, '--DATASET_ROOT', str(folder), '--RUN_DEVICE', 'cpu'])
-    path = folder / 'run' / 'best_model.pth'
-    write_checkpoint(
-        path, Checkpoint(new_model(cfg, NUM_CLASSES, pick_device('cpu')).state_dict(), config=as_text(cfg))
-    )
-    (path.parent / 'config.yaml').write_text(as_text(cfg), encoding='utf-8')
-    return path
-
-
-def sides(path: Path, photos: list[str], engine: str) -> dict[str, Callable[[], int]]:
+def sides(path: Path, photos: list[Path], engine: str) -> dict[str, Callable[[], int]]:
     """Return test.py and the interface, with an engine."""
-    listed = path.with_name(f'{engine}.txt')
-    listed.write_text('\n'.join(photos), encoding='utf-8')
-    argv = ['--RESUME_MODEL', str(path), '--LOG_ROOT', str(path.parent.parent), '--TEST_IMAGES', str(listed)]
-    argv += ['--RUN_DEVICE', 'cpu', '--RUN_ENGINE', engine, '--TEST_CONTACT_SHEET', 'False']
-
-    def script() -> int:
-        predict(load_model(read_command(argv)))
-        return len(photos)
+    script = prediction_of(path, photos, '--RUN_ENGINE', engine, '--TEST_CONTACT_SHEET', 'False')
 
     def interface() -> int:
         return len(list(load(path, device='cpu', engine=engine).stream(photos)))
@@ -70,14 +45,14 @@ def sides(path: Path, photos: list[str], engine: str) -> dict[str, Callable[[], 
     return {'test_py': script, 'stream': interface}
 
 
-def latency(path: Path, photos: list[str], rounds: int) -> dict[str, float]:
+def latency(path: Path, photos: list[Path], rounds: int) -> dict[str, float]:
     """Return the median time of one photo in ms, and its difference from that without the interface."""
     model = load(path, device='cpu', engine='torch')
     trained = load_model(read_command(['--RESUME_MODEL', str(path), '--RUN_DEVICE', 'cpu']))
     view, normalize = plain_view(trained.cfg), build_normalize(trained.cfg, trained.device)
     pixels = torch.empty((1, SIZE, SIZE, 3), dtype=torch.uint8)
 
-    def without(photo: str) -> None:
+    def without(photo: Path) -> None:
         image = open_lazy_image(read_image_file(photo))
         crop_resize(image, view.crop_params(image.width, image.height), pixels[0].numpy())
         with torch.inference_mode():
@@ -106,10 +81,12 @@ def main() -> None:
     names = [
         line.split(',')[0].strip() for line in (root / 'train.txt').read_text(encoding='utf-8').splitlines() if line
     ]
-    photos = [str(root / name) for name in names[: arguments.photos]]
+    photos = [root / name for name in names[: arguments.photos]]
     results: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        path = write_model(Path(folder))
+        options = ['--MODEL_BACKBONE', 'resnet18', '--INPUT_SIZE', str(SIZE), '--DATASET_ROOT', folder]
+        path = save_model(Path(folder), options, NUM_CLASSES).path
+        assert path is not None
         for engine, prefix in (('torch', ''), ('auto', 'auto_')):
             rates = alternate(sides(path, photos, engine), arguments.rounds)
             results |= {f'{prefix}{side}_images_per_second': rate for side, rate in rates.items()}

@@ -41,21 +41,16 @@ import torch
 
 from benchmarks.harness import alternate, finish, parse_arguments, real_photos, require
 from benchmarks.original import original_model, original_predictions
+from benchmarks.saved_model import prediction_of, save_model
 from benchmarks.training import config_of
 from lib.builders.data import open_training_data, open_valid_split
-from lib.builders.model import new_model
 from lib.builders.split import DatasetSplit
 from lib.commands.cli import cli_main, read_command
 from lib.commands.command import Command
 from lib.commands.loaded_model import LoadedModel, load_model, split_features
-from lib.commands.predict import predict
 from lib.commands.train import prepare_training
-from lib.config.yaml_text import as_text
 from lib.inference.run import classify_features
 from lib.metrics.precision_cost import ALL, precision_cost
-from lib.runtime.device import pick_device
-from lib.trainer.checkpointing.io import write_checkpoint
-from lib.trainer.checkpointing.state import Checkpoint
 
 NUM_CLASSES, WORKERS = 81, 2
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -97,32 +92,17 @@ class Photos:
 def sides(name: str, size: int, photos: Photos, folder: Path, ours: Sequence[str]) -> dict[str, Callable[[], int]]:
     """Return all sides for a backbone, with the same weights; they write SIDE.csv."""
     options = ['--MODEL_BACKBONE', name, '--INPUT_SIZE', str(size), '--DATASET_COLOR_SPACE', 'BGR']
-    options += ['--LOG_ROOT', str(folder), '--NAME', 'ours', '--RUN_DEVICE', 'cpu']
     annotations = photos.write(folder / 'photos.json')
-    cfg = config_of([*options, '--DATASET_TRAIN_JSON', annotations, '--DATASET_VALID_JSON', annotations])
-    model = new_model(cfg, NUM_CLASSES, pick_device('cpu'))
-    checkpoint = Checkpoint(model.state_dict(), config=as_text(cfg), path=folder / 'ours' / 'best_model.pth')
-    write_checkpoint(checkpoint.path, checkpoint)
-    (folder / 'ours' / 'config.yaml').write_text(as_text(cfg), encoding='utf-8')
-    listed = folder / 'list.csv'
-    listed.write_text('\n'.join(map(str, photos.paths)), encoding='utf-8')
+    options += ['--DATASET_TRAIN_JSON', annotations, '--DATASET_VALID_JSON', annotations]
+    checkpoint = save_model(folder, options, NUM_CLASSES)
     theirs = original_model(name, NUM_CLASSES)
     names = list(theirs.state_dict())
-    theirs.load_state_dict(dict(zip(names, model.state_dict().values(), strict=True)))
+    theirs.load_state_dict(dict(zip(names, checkpoint.state_dict.values(), strict=True)))
 
     def test(options: Sequence[str]) -> Callable[[], int]:
-        def run() -> int:
-            argv = ['--RESUME_MODEL', str(checkpoint.path), '--LOG_ROOT', str(folder), '--RUN_DEVICE', 'cpu', *options]
-            argv += ['--TEST_CONTACT_SHEET', 'False']  # the original writes the CSV only
-            with listed.open(encoding='utf-8') as lines:
-                sys.stdin, before = lines, sys.stdin
-                try:
-                    predict(load_model(read_command([*argv, '--TEST_IMAGES', '-'])))
-                finally:
-                    sys.stdin = before
-            return len(photos.paths)
-
-        return run
+        assert checkpoint.path is not None
+        # The original writes the CSV only.
+        return prediction_of(checkpoint.path, photos.paths, *options, '--TEST_CONTACT_SHEET', 'False')
 
     def original() -> int:
         return original_predictions(theirs, list(photos.paths), size, folder / 'theirs.csv', WORKERS)
@@ -133,7 +113,7 @@ def sides(name: str, size: int, photos: Photos, folder: Path, ours: Sequence[str
 def same_predictions(folder: Path) -> float:
     """Return the fraction of photos with the same prediction on both sides."""
     predicted = []
-    (ours,) = (folder / 'ours').glob('*predictions*.csv')
+    (ours,) = (folder / 'run').glob('*predictions*.csv')
     for path in (ours, folder / 'theirs.csv'):
         with open(path, encoding='utf-8', newline='') as file:
             predicted.append([row[1] for row in csv.reader(file)][1:])

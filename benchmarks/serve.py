@@ -32,15 +32,8 @@ import torch
 
 from benchmarks.harness import finish, parse_arguments, real_photos
 from benchmarks.http_clients import Clients, clients_for, closed_loop, open_loop
-from benchmarks.training import config_of
-from lib.builders.model import new_model
-from lib.commands.cli import cli_main, read_command
-from lib.commands.loaded_model import load_model
-from lib.commands.predict import predict
-from lib.config.yaml_text import as_text
-from lib.runtime.device import pick_device
-from lib.trainer.checkpointing.io import write_checkpoint
-from lib.trainer.checkpointing.state import Checkpoint
+from benchmarks.saved_model import prediction_of, save_model
+from lib.commands.cli import cli_main
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_CLASSES, CLIENTS, SIZE = 81, 32, 224
@@ -49,37 +42,19 @@ OVERLOAD, OVERLOAD_SECONDS = 5, 6.0
 
 def write_model(folder: Path) -> Path:
     """Write a checkpoint with bundled weights and a random classifier; return its path."""
-    options = [
-        '--config',
-        str(ROOT / 'configs' / 'own_photos.yaml'),
-        '--INPUT_SIZE',
-        str(SIZE),
-        '--INPUT_TEST_SIZE',
-        '0',
-    ]
-    cfg = config_of([*options, '--LOG_ROOT', str(folder), '--NAME', 'ours', '--RUN_DEVICE', 'cpu'])
-    model = new_model(cfg, NUM_CLASSES, pick_device('cpu'))
-    path = folder / 'ours' / 'best_model.pth'
-    write_checkpoint(path, Checkpoint(model.state_dict(), config=as_text(cfg), path=path))
-    (path.parent / 'config.yaml').write_text(as_text(cfg), encoding='utf-8')
-    return path
+    options = ['--config', str(ROOT / 'configs' / 'own_photos.yaml'), '--INPUT_SIZE', str(SIZE)]
+    checkpoint = save_model(folder, [*options, '--INPUT_TEST_SIZE', '0'], NUM_CLASSES)
+    assert checkpoint.path is not None
+    return checkpoint.path
 
 
 def prediction(model: Path, paths: list[Path]) -> Callable[[], float]:
     """Return a function that runs test.py on the photos, and returns its photos per second."""
-    photos = model.parent / 'list.csv'
-    photos.write_text('\n'.join(map(str, paths)), encoding='utf-8')
+    predict_photos = prediction_of(model, paths)
 
     def run() -> float:
         started = time.perf_counter()
-        argv = ['--RESUME_MODEL', str(model), '--LOG_ROOT', str(model.parents[1]), '--RUN_DEVICE', 'cpu']
-        with photos.open(encoding='utf-8') as lines:
-            sys.stdin, before = lines, sys.stdin
-            try:
-                predict(load_model(read_command([*argv, '--TEST_IMAGES', '-'])))
-            finally:
-                sys.stdin = before
-        return len(paths) / (time.perf_counter() - started)
+        return predict_photos() / (time.perf_counter() - started)
 
     return run
 

@@ -29,19 +29,15 @@ import numpy as np
 import torch
 
 from benchmarks.harness import alternate, finish, parse_arguments
-from benchmarks.training import config_of, write_photos
+from benchmarks.saved_model import save_model
+from benchmarks.training import write_photos
 from lib.builders.data import open_valid_split
-from lib.builders.model import new_model
 from lib.commands.cli import cli_main, read_command
 from lib.commands.loaded_model import FEATURES, load_model
-from lib.config.yaml_text import as_text
 from lib.inference.run import logit_batch_size
 from lib.metrics.accuracy import ClassCounts
 from lib.metrics.predictions import batch_predictions
 from lib.posthoc.tau_sweep import TauSweep
-from lib.runtime.device import pick_device
-from lib.trainer.checkpointing.io import write_checkpoint
-from lib.trainer.checkpointing.state import Checkpoint
 
 NUM_CLASSES, NUM_FEATURES, MAX_TAU, PHOTO, PASSES = 50_030, 2048, 2.0, 348, 1
 BATCH_SIZE = logit_batch_size(NUM_CLASSES)
@@ -127,16 +123,10 @@ def script(num_photos: int) -> dict[str, float]:
         labels = np.random.default_rng(0).integers(NUM_CLASSES, size=len(paths)).tolist()
         entries = [{'category_id': label, 'fpath': path} for label, path in zip(labels, paths, strict=True)]
         (folder / 'valid.json').write_text(json.dumps({'annotations': entries, 'num_classes': NUM_CLASSES}))
-        options = ['--MODEL_BACKBONE', 'resnet50', '--INPUT_SIZE', '112', '--NAME', 'large', '--LOG_ROOT', name]
-        options += ['--DATASET_VALID_JSON', str(folder / 'valid.json'), '--RUN_DEVICE', 'cpu']
-        cfg = config_of(options)
-        model = new_model(cfg, NUM_CLASSES, pick_device('cpu'))
-        weight, bias = long_tailed_classifier()
-        model.load_state_dict({**model.state_dict(), 'classifier.weight': weight, 'classifier.bias': bias})
-        path = folder / 'large' / 'best_model.pth'
-        write_checkpoint(path, Checkpoint(model.state_dict(), config=as_text(cfg), path=path))
-        (path.parent / 'config.yaml').write_text(as_text(cfg))
-        del model
+        options = ['--MODEL_BACKBONE', 'resnet50', '--INPUT_SIZE', '112']
+        options += ['--DATASET_VALID_JSON', str(folder / 'valid.json')]
+        classifier = dict(zip(('classifier.weight', 'classifier.bias'), long_tailed_classifier(), strict=True))
+        path = save_model(folder, options, NUM_CLASSES, classifier).path
         options = ['--RESUME_MODEL', str(path), '--LOG_ROOT', name, '--RUN_DEVICE', 'cpu']
         seconds = {engine: _script_seconds(options, folder, engine) for engine in ('torch', 'auto')}
         passes = _pass_seconds(options)
@@ -153,7 +143,7 @@ def script(num_photos: int) -> dict[str, float]:
 
 def _script_seconds(options: list[str], folder: Path, engine: str) -> float:
     """Return the seconds of tau_norm.py without features of an earlier run."""
-    shutil.rmtree(folder / 'large' / FEATURES, ignore_errors=True)
+    shutil.rmtree(folder / 'run' / FEATURES, ignore_errors=True)
     output = ['--RUN_ENGINE', engine, '--TAU_NORM_LOG_ROOT', str(folder / f'tau_{engine}')]
     started = time.perf_counter()
     subprocess.run([sys.executable, 'tau_norm.py', *options, *output], cwd=REPOSITORY, check=True)
