@@ -33,6 +33,7 @@ from lib.runtime.process import (
     ending_signals,
     output_error,
     prepare_streams,
+    use_huge_pages,
     write_error_line,
 )
 from lib.runtime.read_file import reason_of
@@ -82,6 +83,7 @@ def cli_main(main: Callable[[], int | None]) -> NoReturn:
     has ended (`... | head`), and 2 with a line if it could not be written otherwise.
     """
     prepare_streams()
+    use_huge_pages()
     end_with_parent()
     with ending_signals() as ending:
         code = _run(main, ending)

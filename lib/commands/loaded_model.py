@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lib.builders.cache_key import checkpoint_fingerprint, input_key, split_key
+from lib.builders.cache_key import checkpoint_fingerprint, input_key, split_key, weights_fingerprint
 from lib.builders.calibration import calibration_pixels
 from lib.builders.data import open_valid_split
 from lib.builders.device import build_device
@@ -58,7 +58,6 @@ class LoadedModel:
     train_counts: np.ndarray
     group: ProcessGroup = SINGLE_PROCESS
     _is_cost_known: bool = field(default=False, init=False, repr=False)
-    _fingerprints: dict[str, str] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def valid(self) -> DatasetSplit:
@@ -83,19 +82,17 @@ class LoadedModel:
             _log_cost(self, precision)
         return engine
 
-    def fingerprint(self, prefix: str | tuple[str, ...] = '') -> str:
-        """Return the fingerprint of the weights whose names begin with `prefix`, such as 'backbone.'; '': of all.
+    @cached_property
+    def features_fingerprint(self) -> str:
+        """Fingerprint of the weights that features depend on, see FEATURE_PREFIXES."""
+        return checkpoint_fingerprint(self.checkpoint, FEATURE_PREFIXES)
 
-        Every weight is hashed once: the fingerprint of all is made of those of the parts.
-        """
-        if prefix not in self._fingerprints:
-            if prefix:
-                found = checkpoint_fingerprint(self.checkpoint, prefix)
-            else:
-                parts = sorted({f'{name.partition(".")[0]}.' for name in self.checkpoint.state_dict})
-                found = hashlib.sha256(' '.join(map(self.fingerprint, parts)).encode()).hexdigest()
-            self._fingerprints[prefix] = found
-        return self._fingerprints[prefix]
+    @cached_property
+    def fingerprint(self) -> str:
+        """Fingerprint of all weights; those that features depend on are hashed only once."""
+        state = self.checkpoint.state_dict
+        rest = weights_fingerprint({name: state[name] for name in state if not name.startswith(FEATURE_PREFIXES)})
+        return hashlib.sha256(f'{self.features_fingerprint} {rest}'.encode()).hexdigest()
 
     @property
     def class_parents(self) -> list[list[str]]:
@@ -224,7 +221,7 @@ def split_features(
 def _key(trained: LoadedModel, split: DatasetSplit, precision: str) -> dict[str, Any]:
     """Return the values that features depend on."""
     inputs = input_key(trained.cfg, trained.device, precision)
-    return {'backbone': trained.fingerprint(FEATURE_PREFIXES), **split_key(split, with_labels=False), **inputs}
+    return {'backbone': trained.features_fingerprint, **split_key(split, with_labels=False), **inputs}
 
 
 def _engine_in(trained: LoadedModel, precision: str, num_images: int) -> EagerEngine:
@@ -245,7 +242,7 @@ def _engine_in(trained: LoadedModel, precision: str, num_images: int) -> EagerEn
         folder=trained.folder,
         precision=precision,
         calibration=calibration,
-        fingerprint=lambda: trained.fingerprint(FEATURE_PREFIXES),
+        fingerprint=lambda: trained.features_fingerprint,
     )
 
 

@@ -104,7 +104,7 @@ class Predictor:
         """Return the values that predictions depend on."""
         first = self.trained[0]
         return {
-            'models': [one.fingerprint() for one in self.trained],
+            'models': [one.fingerprint for one in self.trained],
             'inputs': [input_key(one.cfg, one.device) for one in self.trained],
             'views': [tta_views(one.cfg).key for one in self.trained],
             'batch_size': eval_batch_size(first.cfg, first.device),
