@@ -27,6 +27,15 @@ def raising(error):
     return main
 
 
+@pytest.mark.parametrize(('given', 'used'), [(None, '1'), ('0', '0')])
+def test_tensors_are_in_huge_pages_unless_the_user_has_decided(capsys, monkeypatch, given, used):
+    monkeypatch.delenv('THP_MEM_ALLOC_ENABLE', raising=False)
+    if given is not None:
+        monkeypatch.setenv('THP_MEM_ALLOC_ENABLE', given)
+    outcome(capsys, lambda: None)
+    assert os.environ['THP_MEM_ALLOC_ENABLE'] == used
+
+
 @pytest.mark.parametrize('code', [None, 0, 3])
 def test_result_is_the_exit_code(capsys, code):
     assert outcome(capsys, lambda: code) == (code, '')
