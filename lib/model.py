@@ -48,6 +48,7 @@ class Recognizer(nn.Module):
 
     Attributes:
         base: where the constant weights of a tuned backbone come from, if checkpoints do not contain them.
+        trains_head_only: the backbone is constant in the current epoch, see `train_head_only`.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Recognizer(nn.Module):
         self.eval_dtype = eval_dtype
         self.base: BaseWeights | None = None
         self._is_frozen = self._is_tuned = self._has_frozen_stages = self._shifts_batchnorm = False
+        self.trains_head_only = False
 
     @property
     def num_features(self) -> int:
@@ -89,8 +91,10 @@ class Recognizer(nn.Module):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Return the float32 features (batch, num_features) of `images`."""
-        with self._autocast(images.device):
-            return self.from_backbone(self.backbone(images))
+        with_gradient = torch.is_grad_enabled() and not self.trains_head_only
+        with self._autocast(images.device), torch.set_grad_enabled(with_gradient):
+            outputs = self.backbone(images)
+        return self.from_backbone(outputs)
 
     def from_backbone(self, outputs: torch.Tensor) -> torch.Tensor:
         """Return the float32 features (batch, num_features) of outputs of the backbone: their embedding, if any."""
@@ -140,6 +144,15 @@ class Recognizer(nn.Module):
         self.backbone.requires_grad_(False)
         self.train(self.training)
 
+    def train_head_only(self, head_only: bool) -> None:
+        """Train only embedding and classifier, as with a frozen backbone, until this is called with False.
+
+        No parameter changes its `requires_grad`, so optimizer, EMA and checkpoints are those of all parameters.
+        """
+        if head_only != self.trains_head_only:
+            self.trains_head_only = head_only
+            self.train(self.training)
+
     def tune_backbone(self, kind: str, *, rank: int, scale: float, seed: int, name: str) -> None:
         """Train a part of the backbone besides the classifier, see lib/backbone/tuning.py for the arguments.
 
@@ -178,7 +191,8 @@ class Recognizer(nn.Module):
         }
 
     def train(self, mode: bool = True) -> Self:
-        if self._is_frozen and not self._shifts_batchnorm and not self.backbone.training:
+        is_constant = self._is_frozen or self.trains_head_only
+        if is_constant and not self._shifts_batchnorm and not self.backbone.training:
             # Visiting the hundreds of modules of the backbone takes as long as several steps of the classifier.
             self.training = mode
             for child in self.children():
@@ -190,7 +204,7 @@ class Recognizer(nn.Module):
             for module in self.backbone.modules():
                 if isinstance(module, _BatchNorm) and (self._is_tuned or not module.weight.requires_grad):
                     module.eval()
-        if self._is_frozen:
+        if is_constant:
             self.backbone.eval()
             if self._shifts_batchnorm:
                 for module in self.backbone.modules():

@@ -52,9 +52,10 @@ def identify_base(model: Recognizer, cfg: Config, fit: Fit) -> BaseWeights:
 
 def describe_tuning(model: Recognizer, cfg: Config) -> list[str]:
     """Return lines for the log on the trained part of a model and its checkpoints; [] if all is trained."""
-    options = cfg.MODEL
+    options, head_epochs = cfg.MODEL, cfg.TRAIN.HEAD_EPOCHS
+    lines = [f'TRAIN.HEAD_EPOCHS {head_epochs}: the backbone is constant until then'] if head_epochs else []
     if options.TUNE == 'full':
-        return []
+        return lines
     num_ranks = model.classifier.num_classes / len(model.classifier.classes)  # of rows that other ranks hold
     counts = [
         (round(parameter.numel() * (num_ranks if name.startswith('classifier.') else 1)), parameter.requires_grad)
@@ -63,7 +64,7 @@ def describe_tuning(model: Recognizer, cfg: Config) -> list[str]:
     total, trained = sum(number for number, _ in counts), sum(number for number, is_trained in counts if is_trained)
     rank = f', rank {options.TUNE_RANK or DEFAULT_RANK[options.TUNE]}' if options.TUNE in DEFAULT_RANK else ''
     percent = f'{100 * trained / total:.2g}%'
-    lines = [f'MODEL.TUNE {options.TUNE}{rank}: {trained:,} of {total:,} parameters are trained ({percent})']
+    lines += [f'MODEL.TUNE {options.TUNE}{rank}: {trained:,} of {total:,} parameters are trained ({percent})']
     if options.TUNE != 'head':
         if model.base is not None:
             lines.append('checkpoints contain these, and the digest of the others')

@@ -41,6 +41,7 @@ _RECIPE_SECTIONS = ('MODEL', 'LOSS', 'MIX', 'SAMPLER', 'OPTIMIZER', 'SCHEDULE', 
 _RECIPE_KEYS = (
     'TRAIN.BATCH_SIZE',
     'TRAIN.EMA_DECAY',
+    'TRAIN.HEAD_EPOCHS',
     'SEED',
     'DATASET.HEAD_CAP',
     'DATASET.COLOR_SPACE',
@@ -94,6 +95,7 @@ def unreached_epochs(cfg: Config) -> list[str]:
         'SCHEDULE.MILESTONE_EPOCHS': cfg.SCHEDULE.MILESTONE_EPOCHS if cfg.SCHEDULE.TYPE == 'multistep' else (),
         'SAMPLER.SWITCH_EPOCH': (cfg.SAMPLER.SWITCH_EPOCH,) if cfg.SAMPLER.SWITCH_TYPE else (),
         'LOSS.REWEIGHT_EPOCH': (cfg.LOSS.REWEIGHT_EPOCH,),
+        'TRAIN.HEAD_EPOCHS': (cfg.TRAIN.HEAD_EPOCHS,),
         'INPUT.SIZE_SCHEDULE': cfg.INPUT.SIZE_SCHEDULE[::2],
     }
     late = {name: [f'{epoch:g}' for epoch in epochs if epoch >= max_epoch] for name, epochs in starts.items()}
@@ -213,6 +215,7 @@ def build_step(
         micro_batches=micro_batches,
         clip=build_clip(cfg, model, group),
         group=group,
+        head_epochs=cfg.TRAIN.HEAD_EPOCHS,
     )
 
 

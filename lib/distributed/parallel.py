@@ -1,7 +1,7 @@
 """DistributedDataParallel or DataParallel around a module, and the synchronization of gradients and buffers."""
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from torch import nn
@@ -46,6 +46,18 @@ def skip_gradient_sync(module: nn.Module, skip: bool) -> AbstractContextManager:
     if skip and isinstance(module, DistributedDataParallel):
         return module.no_sync()
     return nullcontext()
+
+
+def without_gradient_sync(module: nn.Module) -> nn.Module:
+    """Return the module within DistributedDataParallel, which waits for the gradients of all its parameters."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+def average_gradients(parameters: Iterable[nn.Parameter], group: ProcessGroup) -> None:
+    """Average the gradients of those parameters that have one, in place of DistributedDataParallel."""
+    for parameter in parameters:
+        if group.world_size > 1 and parameter.grad is not None:
+            parameter.grad = group.all_reduce(parameter.grad) / group.world_size
 
 
 def sync_buffers(module: nn.Module, group: ProcessGroup, *, constant: Collection[str] = ()) -> None:

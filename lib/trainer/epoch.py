@@ -95,7 +95,7 @@ def train_epoch(
     state, group, progress = step.state, step.group, step.state.progress
     epoch = progress.epoch
     state.model.train()
-    step.objective.set_epoch(epoch)
+    step.set_epoch(epoch)
     running = RunningMetrics(state, group)
     log.begin_epoch(progress)
     bad: list[tuple[int, str]] = []

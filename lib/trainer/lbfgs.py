@@ -71,6 +71,10 @@ class LBFGSStep:
     stop: StopController | None = None
     rate_name: ClassVar[str] = 'lambda'
 
+    def set_epoch(self, epoch: int) -> None:
+        """Set the current epoch (from 0) for losses that depend on it."""
+        self.objective.set_epoch(epoch)
+
     def __call__(self, mixed: MixedBatch, global_step: int) -> StepResult:
         """Fit the classifier, starting from its current weights; `global_step` is the epoch, and `mixed` not used.
 

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from lib.distributed.parallel import skip_gradient_sync
+from lib.distributed.parallel import average_gradients, skip_gradient_sync, without_gradient_sync
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
 from lib.runtime.device import seed_generators
@@ -55,6 +55,7 @@ class TrainStep:
         micro_batches: slices of the batch that are computed one after the other; None: the whole batch at once.
         clip: clips the gradients in place; None: off.
         group: ranks that share the batch.
+        head_epochs: first epochs, in which the backbone is constant.
     """
 
     state: TrainState
@@ -65,7 +66,13 @@ class TrainStep:
     micro_batches: MicroBatches | None = None
     clip: Callable[[], object] | None = None
     group: ProcessGroup = SINGLE_PROCESS
+    head_epochs: int = 0
     rate_name: ClassVar[str] = 'lr'
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the current epoch (from 0) for all that depends on it."""
+        self.objective.set_epoch(epoch)
+        self.state.model.train_head_only(epoch < self.head_epochs)
 
     def __call__(self, mixed: MixedBatch, global_step: int) -> StepResult:
         """Update the weights by this rank's images of a batch.
@@ -78,6 +85,11 @@ class TrainStep:
             param_group['lr'] = self.schedule(global_step) * param_group.get('lr_scale', 1.0)
         optimizer.zero_grad(set_to_none=True)
         result = self._backward(mixed, global_step)
+        model = self.state.model
+        if model.trains_head_only:
+            heads = (model.embedding, model.projector, None if model.is_sharded else model.classifier)
+            for head in heads:
+                average_gradients(() if head is None else head.parameters(), self.group)
         if self.clip is not None:
             if scaler is not None:
                 scaler.unscale_(optimizer)
@@ -118,7 +130,9 @@ class TrainStep:
 
     def _forward(self, mixed: MixedBatch) -> ModelOutput:
         try:
-            return self.forward(mixed.images, mixed.lam, mixed.stage)
+            head_only = self.state.model.trains_head_only
+            forward = without_gradient_sync(self.forward) if head_only else self.forward
+            return forward(mixed.images, mixed.lam, mixed.stage)
         except ValueError as error:
             if 'more than 1 value per channel' not in str(error):
                 raise

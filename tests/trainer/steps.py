@@ -16,7 +16,7 @@ from lib.loss.cross_entropy import CrossEntropy
 from lib.loss.ldam import LDAM
 from lib.loss.targets import Targets
 from lib.loss.weighted import WeightedLoss
-from lib.model import Recognizer
+from lib.model import Embedding, Recognizer
 from lib.optim.ema import ModelEMA
 from lib.optim.gradients import clip_gradients
 from lib.runtime.device import Device
@@ -28,7 +28,7 @@ from lib.trainer.objective import Objective
 from lib.trainer.step import TrainStep
 from lib.trainer.train_state import TrainState
 
-NUM_CLASSES, NUM_FEATURES, STEPS = 7, 6, 20
+NUM_CLASSES, NUM_FEATURES, NUM_WIDTH, STEPS = 7, 6, 5, 20
 COUNTS = np.array([40, 20, 10, 5, 4, 2, 1])
 CPU = Device(torch.device('cpu'), (), None, None)
 
@@ -48,6 +48,8 @@ class Setup:
         tune: MODEL.TUNE; '': all parameters are trained.
         margins: compute the margins of the labels.
         weighted: each label counts with the weight of the image that it is from.
+        embedding: the model has one.
+        head_steps: first steps, which train embedding and classifier alone.
     """
 
     batch_size: int = 12
@@ -59,6 +61,8 @@ class Setup:
     tune: str = ''
     margins: bool = False
     weighted: bool = False
+    embedding: bool = False
+    head_steps: int = 0
     dtype: torch.dtype = torch.float64
 
 
@@ -75,11 +79,16 @@ def model_of(setup: Setup, classes: range | None) -> Recognizer:
     mlp = nn.Sequential(nn.Linear(12, 9), FrozenNorm(9), nn.ReLU(), nn.Linear(9, NUM_FEATURES))
     backbone = nn.Sequential(OrderedDict(flatten=nn.Flatten(), mlp=mlp))
     sizes, num_centers = (NUM_FEATURES, NUM_CLASSES), 3 if setup.loss == 'arcface' else 1
+    embedding = None
+    if setup.embedding:
+        sizes, embedding = (NUM_WIDTH, NUM_CLASSES), Embedding(NUM_FEATURES, NUM_WIDTH)
+        embedding.norm = FrozenNorm(NUM_WIDTH)
     model = Recognizer(
         backbone,
         LinearClassifier(*sizes, classes=classes)
         if setup.loss == 'mixed'
         else CosineClassifier(*sizes, 8.0, num_centers=num_centers, classes=classes),
+        embedding=embedding,
     )
     if setup.tune:
         model.tune_backbone(setup.tune, rank=2, scale=1.0, seed=0, name='')
@@ -124,6 +133,7 @@ def step_of(setup: Setup, group: ProcessGroup = SINGLE_PROCESS) -> TrainStep:
         micro_batches=split_batch(setup.batch_size, group, setup.max_images),
         group=group,
         clip=(lambda: clip_gradients(shared, setup.clip, sharded=own, group=group)) if setup.clip else None,
+        head_epochs=min(1, setup.head_steps),
     )
 
 
@@ -149,6 +159,7 @@ def train(setup: Setup, group: ProcessGroup = SINGLE_PROCESS, steps: int = STEPS
         whole = batch_of(setup, number)
         rows = group.shard_pairs(setup.batch_size)
         of_rank = MixedBatch(whole.images[rows], whole.targets.select(rows))
+        train_step.set_epoch(int(number >= setup.head_steps))
         losses.append(group.all_reduce(train_step(of_rank, number).loss))
     state = train_step.state
     weights = dict(state.model.state_dict())

@@ -26,10 +26,13 @@ SETUPS = {
     'sharded ldam, uneven ranks': Setup(batch_size=10, head='sharded', loss='ldam'),
     'arcface, uneven ranks': Setup(batch_size=10, loss='arcface'),
     'sharded arcface, uneven ranks': Setup(batch_size=10, head='sharded', loss='arcface'),
+    'head first': Setup(max_images=4, clip=0.05, decay=0.9, head_steps=8),
+    'head first, sharded': Setup(batch_size=10, head='sharded', head_steps=8),
+    'embedding, head first, sharded arcface': Setup(head='sharded', loss='arcface', embedding=True, head_steps=8),
 }
 # Each head, loss and option of a step is in one of them.
 SOME = ('uneven ranks', 'float32', 'sharded, micro-batches, clip, EMA', 'micro-batches, weights of images', 'lora',
-        'chunked', 'sharded ldam, uneven ranks', 'sharded arcface, uneven ranks')  # fmt: skip
+        'chunked', 'sharded ldam, uneven ranks', 'head first', 'embedding, head first, sharded arcface')  # fmt: skip
 
 
 def weights_of_a_rank(rank: int, count: int, names: tuple[str, ...]) -> dict:

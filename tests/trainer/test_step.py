@@ -1,5 +1,7 @@
 """One step: mixing, loss and optimizer, against the same computed by hand."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +12,13 @@ from lib.loss.cross_entropy import CrossEntropy
 from lib.loss.targets import Targets
 from lib.loss.weighted import WeightedLoss
 from lib.model import Recognizer
+from lib.optim.optimizer import create_optimizer
 from lib.trainer.forward import TrainingForward
 from lib.trainer.mixing.base import MixedBatch, unmixed
 from lib.trainer.objective import Objective
 from lib.trainer.step import TrainStep
 from lib.trainer.train_state import TrainState
+from tests.trainer.steps import Setup, batch_of, step_of
 
 LR = 0.5
 
@@ -84,6 +88,57 @@ def test_deferred_weights_apply_from_their_epoch(epoch, weighted):
     expected = nn.functional.cross_entropy(step.state.model(images), labels, weight=weights if weighted else None)
     loss, *_ = step(unmixed(images, labels, epoch=epoch, first_slot=0), 0)
     torch.testing.assert_close(loss, expected)
+
+
+def test_the_first_epochs_train_the_head_alone():
+    """The weights of the backbone stay bit for bit, and neither weight decay nor momentum begins before its turn."""
+    setup = Setup(embedding=True, head_steps=3, decay=0.5)
+    step, alone = step_of(setup), step_of(setup)
+    alone.state.model.freeze_backbone()
+    assert step.state.model.backbone.training is True
+    for number in range(5):
+        epoch = int(number >= setup.head_steps)
+        for each in (step, alone):
+            each.set_epoch(epoch)
+            each(batch_of(setup, number), number)
+        model = step.state.model
+        changed = {name for name, value in alone.state.model.named_parameters()
+                   if not torch.equal(model.get_parameter(name), value)}  # fmt: skip
+        assert (model.trains_head_only, model.backbone.training, model.embedding.training) == (
+            not epoch,
+            bool(epoch),
+            True,
+        )
+        if not epoch:
+            assert changed == set()
+            assert not any(model.backbone.get_parameter(name) in step.state.optimizer.state
+                           for name, _ in model.backbone.named_parameters())  # fmt: skip
+        else:
+            assert changed >= {f'backbone.{name}' for name, _ in model.backbone.named_parameters()}
+    assert model.constant_names() == set()
+
+
+@pytest.mark.parametrize('kind', ['sgd', 'adamw'])
+def test_a_run_resumed_among_the_first_epochs_has_the_same_weights(kind):
+    setup = Setup(embedding=True, head_steps=3)
+
+    def started():
+        step = step_of(setup)
+        step.state.optimizer = create_optimizer(step.state.model, kind=kind, lr=0.1, weight_decay=0.1)
+        return step
+
+    def run(step, numbers):
+        for number in numbers:
+            step.set_epoch(int(number >= setup.head_steps))
+            step(batch_of(setup, number), number)
+        return step.state.model.state_dict()
+
+    expected, first, resumed = run(started(), range(6)), started(), started()
+    run(first, range(2))
+    resumed.state.model.load_state_dict(first.state.model.state_dict())
+    resumed.state.optimizer.load_state_dict(copy.deepcopy(first.state.optimizer.state_dict()))
+    for name, value in run(resumed, range(2, 6)).items():
+        assert torch.equal(value, expected[name]), name
 
 
 def test_the_hard_label_has_the_largest_lam():

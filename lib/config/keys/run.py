@@ -42,6 +42,12 @@ class TrainKeys(Section, title='epochs, batches, checkpoints'):
         low=0,
         auto=-1,
     )
+    HEAD_EPOCHS = Key(
+        0,
+        'Number of first epochs that train embedding and classifier alone, as MODEL.TUNE head does; the later ones '
+        'train the backbone, too.',
+        low=0,
+    )
     SELECT_BY = Key(
         'mean_class_error',
         'Validation metric that selects best_model.pth.',
