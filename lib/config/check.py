@@ -138,11 +138,6 @@ def _check_classifier(values: dict[str, Any]) -> None:
             f'OPTIMIZER.LAYER_DECAY is {values["OPTIMIZER.LAYER_DECAY"]:g}, but MODEL.FREEZE_BACKBONE True trains no '
             'block of the backbone: --OPTIMIZER_LAYER_DECAY 1'
         )
-    if values['MODEL.FREEZE_BACKBONE'] and values['TRAIN.HEAD_EPOCHS']:
-        raise UserError(
-            f'TRAIN.HEAD_EPOCHS is {values["TRAIN.HEAD_EPOCHS"]}, but MODEL.TUNE head (MODEL.FREEZE_BACKBONE True) '
-            'freezes the backbone in all epochs: --TRAIN_HEAD_EPOCHS 0'
-        )
     _check_classifier_init(values, pretrained)
     if values['OPTIMIZER.MAX_NORM'] and classifier in _COSINE:
         raise UserError(

@@ -312,7 +312,7 @@ OVERLAYS = {
     'AiProducts_strong_2': 'AiProducts_strong',
     'Cifar_LT_long': 'Cifar100_LT',
 }
-NAMELESS = ('own_photos', 'own_photos_scratch')  # runs are named after the folder of the photos
+NAMELESS = ('own_photos', 'own_photos_search', 'own_photos_scratch')  # runs are named after the folder of the photos
 ALL_CONFIGS = sorted(CONFIGS.rglob('*.yaml'))
 
 

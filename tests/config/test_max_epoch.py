@@ -14,7 +14,8 @@ from tests.defaults import DEFAULTS
 
 # Warm-up of the recipes in epochs when their length was not changed.
 WARMUP = {
-    'own_photos': 1.5, 'finetune': 1.5, 'GroceryStore_pretrained': 1.5, 'own_photos_scratch': 6, 'demo': 2,
+    'own_photos': 1.5, 'own_photos_search': 1.5, 'finetune': 1.5, 'GroceryStore_pretrained': 1.5,
+    'own_photos_scratch': 6, 'demo': 2, 'Products10K_search': 2,
     'GroceryStore': 18, 'GroceryStore_LT': 18, 'Products10K': 2, 'AiProducts_strong': 2,
     'Cifar10_LT': 5, 'Cifar100_LT': 5, 'Cifar_LT_long': 10,
 }  # fmt: skip

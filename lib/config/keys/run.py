@@ -47,6 +47,7 @@ class TrainKeys(Section, title='epochs, batches, checkpoints'):
         'Number of first epochs that train embedding and classifier alone, as MODEL.TUNE head does; the later ones '
         'train the backbone, too.',
         low=0,
+        used_by=('MODEL.TUNE', ('full', 'norm', 'bias', 'ssf', 'lora', 'adaptformer')),
     )
     SELECT_BY = Key(
         'mean_class_error',
