@@ -1,4 +1,4 @@
-"""Whitening of features, discriminative or by PCA: decorrelated axes of equal variance, of which the first may be kept."""
+"""Discriminative and PCA whitening of features: decorrelated axes of equal variance, of which the first may be kept."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
