@@ -1,0 +1,175 @@
+"""The manifest of a catalog: which files belong to it. It is replaced atomically, all other files never change."""
+
+import mmap
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from lib.catalog.rows import Codec
+from lib.errors import UserError
+from lib.runtime.checksums import checksum, in_threads, sealed, unsealed
+from lib.runtime.files import remove, write_json
+from lib.runtime.json_file import Count, read_json
+from lib.runtime.read_file import open_regular
+
+MANIFEST, FORMAT, PREFIX = 'catalog.json', 1, 'part-'
+_CHUNK_BYTES = 1 << 22
+Name = Annotated[str, Meta(pattern=r'^part-[0-9]+\.[a-z]+$')]
+
+
+class File(msgspec.Struct, frozen=True):
+    """A file of the folder: name, bytes, CRC-32 of the CRC-32 of its chunks."""
+
+    name: Name
+    size: Count
+    crc32: Count
+
+    @classmethod
+    def at(cls, path: Path) -> 'File':
+        """Return the entry of a file that was written."""
+        return cls(path.name, path.stat().st_size, _checksum_of(path))
+
+    def check(self, folder: Path, *, verify: bool) -> Path:
+        """Return its path.
+
+        Args:
+            verify: compare its content with the checksum, not only its size.
+
+        Raises:
+            FileNotFoundError: another process has removed it after it replaced the manifest.
+            ValueError: another size or checksum.
+        """
+        path = folder / self.name
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+        if size != self.size:
+            raise ValueError(f'{path}: has {size:,} bytes, not {self.size:,}')
+        if verify and _checksum_of(path) != self.crc32:
+            raise ValueError(f'{path}: its checksum does not match')
+        return path
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """Rows that were written together.
+
+    Attributes:
+        rows: their file.
+        graph, kind: of approximate search; None and '': they are searched exactly.
+        left: bits of the rows that are left, 8 per byte, the lowest first; None: all.
+    """
+
+    num_rows: Annotated[int, Meta(ge=1, le=2**40)]
+    num_products: Count
+    rows: File
+    graph: File | None = None
+    kind: Literal['', 'hnsw', 'ivfpq'] = ''
+    left: File | None = None
+    num_removed: Count = 0
+
+    @property
+    def num_left(self) -> int:
+        """Rows that are not removed."""
+        return self.num_rows - self.num_removed
+
+    @property
+    def files(self) -> list[File]:
+        """All its files."""
+        return [file for file in (self.rows, self.graph, self.left) if file is not None]
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """The content of catalog.json.
+
+    Attributes:
+        version: of the features: a fingerprint of backbone and preprocessing.
+        num_features: of the model.
+        width: values per code, after whitening.
+        codes, scale: of the codec.
+        kind: auto, exact, hnsw or ivfpq.
+        whitening: mean and projection; None: features are only scaled to length 1.
+        next_number: of the next file.
+        segments: their rows are disjoint.
+    """
+
+    version: str
+    num_features: Annotated[int, Meta(ge=1, le=2**20)]
+    width: Annotated[int, Meta(ge=1, le=2**20)]
+    codes: Literal['float16', 'int8', 'binary']
+    kind: Literal['auto', 'exact', 'hnsw', 'ivfpq']
+    scale: float = 1.0
+    whitening: File | None = None
+    next_number: Count = 0
+    segments: tuple[Segment, ...] = ()
+    format: int = FORMAT
+
+    @property
+    def codec(self) -> Codec:
+        """The form of its codes."""
+        return Codec(self.codes, self.width, self.scale)
+
+    @property
+    def graph_kind(self) -> str:
+        """The kind of the graphs of large segments."""
+        return self.kind if self.kind != 'auto' else 'ivfpq' if self.codes == 'binary' else 'hnsw'
+
+    @property
+    def files(self) -> list[File]:
+        """All files that belong to the catalog."""
+        first = [] if self.whitening is None else [self.whitening]
+        return first + [file for segment in self.segments for file in segment.files]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return the manifest of a catalog.
+
+    Raises:
+        UserError: there is none, it is damaged, or of another version of this program.
+    """
+    path = folder / MANIFEST
+    if not os.path.lexists(path):
+        raise UserError(f'{folder} contains no {MANIFEST}: python tools/index.py builds a catalog')
+    content = unsealed(read_json(path))
+    if content is None:
+        raise UserError(f'{path}: is damaged; build the catalog again, in another folder')
+    if content.get('format') != FORMAT:
+        raise UserError(f'{path}: was written by another version of this program; build the catalog again')
+    try:
+        return msgspec.convert(content, Manifest)
+    except msgspec.ValidationError:
+        raise UserError(f'{path}: has another form than a catalog; build it again, in another folder') from None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Switch the catalog to a manifest whose files are written; then remove those that belong to no catalog."""
+    write_json(folder / MANIFEST, sealed(msgspec.to_builtins(manifest)))
+    remove_unused(folder, manifest)
+
+
+def remove_unused(folder: Path, manifest: Manifest) -> None:
+    """Remove files of earlier manifests and of killed commands. Only under the lock of the folder."""
+    used = {file.name for file in manifest.files}
+    for path in folder.glob(f'{PREFIX}*'):
+        if path.name not in used:
+            with suppress(OSError):  # Windows removes no file that a reader has mapped: the next command does
+                remove(path)
+
+
+def _checksum_of(path: Path) -> int:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if not size:
+            return 0
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory, memoryview(memory) as whole:
+            starts = range(0, size, _CHUNK_BYTES)
+
+            def of_chunk(start: int) -> int:
+                with whole[start : start + _CHUNK_BYTES] as chunk:
+                    return checksum(chunk)
+
+            values: list[Any] = list(in_threads(of_chunk, starts, len(starts)))
+    return checksum(np.array(values, np.uint32))

@@ -1,0 +1,151 @@
+"""Rows of a catalog: product, photo and code of each, in memory-mapped Arrow columns that never change.
+
+A file holds one uncompressed record batch, sorted by product: product, image (its name) and codes, which other programs
+can read.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lib.runtime.files import replace_atomically
+
+CODES = ('float16', 'int8', 'binary')
+_ZERO = 128  # the byte of an int8 code that stands for 0, as faiss stores them
+_QUANTILE = 0.9999  # of the absolute values that int8 represents; larger ones are clipped
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How unit vectors are stored.
+
+    Attributes:
+        name: one of CODES. int8: multiples of 1 / scale; binary: signs.
+        width: values per vector.
+        scale: of int8.
+    """
+
+    name: str
+    width: int
+    scale: float = 1.0
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes per code."""
+        return {'float16': 2 * self.width, 'int8': self.width, 'binary': -(-self.width // 8)}[self.name]
+
+    @property
+    def length(self) -> float:
+        """Length of a decoded unit vector, about."""
+        return {'float16': 1.0, 'int8': self.scale, 'binary': self.width**0.5}[self.name]
+
+    def encode(self, vectors: np.ndarray) -> np.ndarray:
+        """Return the codes (n, num_bytes) uint8 of unit vectors (n, width) float32."""
+        if self.name == 'float16':
+            return vectors.astype('<f2').view(np.uint8)
+        if self.name == 'binary':
+            return np.packbits(vectors > 0, axis=1, bitorder='little')
+        return (np.clip(np.rint(vectors * self.scale), -127, 127) + _ZERO).astype(np.uint8)
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """Return the vectors (..., width) float32 of codes (..., num_bytes), times `length`."""
+        codes = np.ascontiguousarray(codes)
+        if self.name == 'float16':
+            return codes.view('<f2').astype(np.float32)
+        if self.name == 'binary':
+            bits = np.unpackbits(codes, axis=-1, count=self.width, bitorder='little')
+            return bits.astype(np.float32) * 2 - 1
+        return codes.astype(np.float32) - _ZERO
+
+
+def int8_scale(vectors: np.ndarray) -> float:
+    """Return the scale of int8 codes for vectors such as these."""
+    sample = np.abs(vectors[:: max(1, len(vectors) // 10_000)])
+    return float(127 / max(np.quantile(sample, _QUANTILE), 1e-6)) if sample.size else 127.0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows in the order of their products.
+
+    Attributes:
+        products, images: (n,) Arrow strings.
+        codes: (n, num_bytes) uint8, maybe memory-mapped.
+    """
+
+    products: pa.LargeStringArray
+    images: pa.LargeStringArray
+    codes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.products)
+
+    def take(self, rows: np.ndarray) -> 'Rows':
+        """Return some rows."""
+        indices = pa.array(rows)
+        return Rows(self.products.take(indices), self.images.take(indices), self.codes[rows])
+
+    def of(self, products: pa.LargeStringArray) -> np.ndarray:
+        """Return the rows of some products, ascending."""
+        return np.flatnonzero(pc.is_in(self.products, value_set=products).to_numpy(zero_copy_only=False))
+
+    def same_images(self, others: 'Rows') -> np.ndarray:
+        """Return the rows with product and image of one of the `others`."""
+        rows = self.of(others.products.unique())
+        pairs, new = self.take(rows).pairs(), others.pairs()
+        return rows[pc.is_in(pairs, value_set=new).to_numpy(zero_copy_only=False)]
+
+    def pairs(self) -> pa.LargeStringArray:
+        """Return product and image as one text; no name contains the NUL between them."""
+        return pc.binary_join_element_wise(self.products, self.images, pa.scalar('\0', pa.large_string()))
+
+
+def joined(parts: list[Rows]) -> Rows:
+    """Return all rows of some parts, sorted by product and image."""
+    products, images = (pa.concat_arrays([getattr(part, name) for part in parts]) for name in ('products', 'images'))
+    table = pa.table({'product': products, 'image': images})
+    order = pc.sort_indices(table, [('product', 'ascending'), ('image', 'ascending')])
+    codes = np.concatenate([part.codes for part in parts])
+    return Rows(products.take(order), images.take(order), codes[order.to_numpy()])
+
+
+def write_rows(path: Path, rows: Rows) -> None:
+    """Write the rows to a file."""
+    width = rows.codes.shape[1]
+    buffer = pa.py_buffer(np.ascontiguousarray(rows.codes))
+    codes = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(rows), [None, buffer])
+    batch = pa.record_batch({'product': rows.products, 'image': rows.images, 'codes': codes})
+    with replace_atomically(path) as temporary, pa.ipc.new_file(str(temporary), batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def map_rows(path: Path, num_rows: int, num_bytes: int, *, verify: bool) -> Rows:
+    """Map a file of `write_rows`.
+
+    Args:
+        verify: check all texts and offsets, too.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or has other columns or another size.
+    """
+    try:
+        with pa.memory_map(str(path)) as source:
+            reader = pa.ipc.open_file(source)
+            if reader.num_record_batches != 1:
+                raise ValueError(f'it has {reader.num_record_batches} record batches, not 1')
+            batch = reader.get_batch(0)
+        batch.validate(full=verify)
+    except pa.ArrowException as error:  # some of which are no ValueErrors
+        raise ValueError(' '.join(str(error).split())) from None
+    expected = pa.schema(
+        [('product', pa.large_string()), ('image', pa.large_string()), ('codes', pa.binary(num_bytes))]
+    )
+    if batch.schema.remove_metadata() != expected or batch.num_rows != num_rows:
+        raise ValueError('it has other columns, or another number of rows')
+    if any(column.null_count or column.offset for column in batch.columns):
+        raise ValueError('values are missing')
+    values = np.frombuffer(batch['codes'].buffers()[1], np.uint8, num_rows * num_bytes)
+    return Rows(batch['product'], batch['image'], values.reshape(num_rows, num_bytes))
