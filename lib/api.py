@@ -231,23 +231,26 @@ class Model:
         *,
         known: Mapping[str, Sequence[GivenImage]] | None = None,
         max_loss: float = 0.02,
+        retire: Sequence[str] = (),
     ) -> 'Model':
-        """Return a model with further classes, from a few images of each, as tools/enroll.py does.
+        """Return a model with other classes, from a few images of each, as tools/enroll.py does.
 
         This model does not change. `save` writes the new one.
 
         Args:
-            classes: name of each new class -> its images.
+            classes: name of each new class -> its images; or of a class of this model -> further images of it, towards
+                which its weights move.
             known: name of a class of this model -> images that the model was not trained on. The new classes get the
                 largest weights for which the accuracy of these, averaged over classes, falls by at most `max_loss`.
                 Without them, the loss of the old classes is not limited.
+            retire: names of classes to remove.
 
         Raises:
-            UserError: a class is there already, or has no images; an image cannot be decoded.
+            UserError: a class has no images, or is to be removed but not there; an image cannot be decoded.
         """
         from lib.commands.library_model import enroll_images
 
-        trained = enroll_images(self._opened, classes, known or {}, max_loss)
+        trained = enroll_images(self._opened, classes, known or {}, max_loss, retire)
         return Model(trained, threads=self._opened.threads, threshold=self.threshold)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:

@@ -394,10 +394,17 @@ def test_enrolling_and_saving(model, tmp_path):
         model.save(tmp_path / 'model.onnx')
 
 
+def test_known_and_retired_classes(model):
+    photos = [noise(60, 60, shot) for shot in range(3)]
+    changed = model.enroll({CLASSES[2]: photos, 'new': photos[:1]}, retire=[CLASSES[0]])
+    assert changed.classes == (*CLASSES[1:], 'new')
+    assert len(changed.predict(photos, 100)[0].classes) == len(CLASSES)
+
+
 def test_mistakes_of_enrolling(model):
     image = noise(40, 40)
     for error, words, classes, options in (
-        (UserError, "has the class 'cola' already", {'cola': [image]}, {}),
+        (UserError, "classes names 'é' twice", {'\u00e9': [image], 'e\u0301': [image]}, {}),
         (UserError, "'new' has no images", {'new': []}, {}),
         (UserError, "the class 'b' cannot be decoded: the file is empty", {'a': [image], 'b': [image, b'']}, {}),
         (
@@ -406,6 +413,8 @@ def test_mistakes_of_enrolling(model):
             {'new': [image]},
             {'known': {'other': [image]}},
         ),
+        (UserError, "retire: the model has no class 'x'", {'new': [image]}, {'retire': ['x']}),
+        (UserError, 'retire names all classes', {'new': [image]}, {'retire': CLASSES}),
         (UserError, 'names must be text', {' ': [image]}, {}),
         (TypeError, 'must be a dictionary', ['new'], {}),
         (TypeError, 'must be a list', {'new': image}, {}),

@@ -1,6 +1,6 @@
 """DATASET -> the splits, from annotation files, class folders, CIFAR files or packed shards."""
 
-from collections.abc import Callable, Collection, Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -168,7 +168,7 @@ def has_test_split(cfg: Config) -> bool:
     return bool(given) or file_exists(json) or bool(folder and Path(folder).is_dir())
 
 
-def open_named_images(source: str, *, nested: bool, known: Collection[str] = ()) -> tuple[DatasetSplit, ClassNames]:
+def open_named_images(source: str, *, nested: bool) -> tuple[DatasetSplit, ClassNames]:
     """Open labeled images with their classes: class folders, an annotation JSON beside its classes.json, or decisions.
 
     Relative paths of a JSON are under its own folder. Classes without images are omitted; without classes.json, the
@@ -176,7 +176,6 @@ def open_named_images(source: str, *, nested: bool, known: Collection[str] = ())
 
     Args:
         nested: as DATASET.NESTED_CLASSES.
-        known: classes that are left out of decisions.json, in which photos are given old and new classes.
 
     Raises:
         UserError: neither exists, or it is invalid.
@@ -186,7 +185,7 @@ def open_named_images(source: str, *, nested: bool, known: Collection[str] = ())
         paths, labels = read.train.paths + read.valid.paths, np.concatenate([read.train.labels, read.valid.labels])
         return found_split(paths, labels, len(read.names), source, source), ClassNames(read.names, read.parents)
     if holds_decisions(source):
-        decided = convert_decisions(Path(source), known=known)
+        decided = convert_decisions(Path(source))
         paths, labels = decided.splits['train'].paths, np.asarray(decided.splits['train'].labels)
         split = found_split(paths, labels, len(decided.names), source, str(decided.root))
         return split, ClassNames(decided.names, [])

@@ -1,39 +1,39 @@
-"""tools/enroll.py: add classes to a trained model from a few images, without training.
+"""tools/enroll.py: add, extend and remove classes of a trained model, without training.
 
-The result is an ordinary checkpoint, a validation split of old and new classes, and their metrics.
+The result is an ordinary checkpoint, a validation split of its classes, and their metrics.
 """
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lib.builders.data import open_named_images
-from lib.builders.split import DatasetSplit
-from lib.commands.enrolled_model import enrolled_checkpoint, row_geometry
+from lib.builders.split import some_of
+from lib.commands.enroll_images import GivenImages, OldImages, given_images, old_images, retired_classes, write_valid
+from lib.commands.enrolled_model import EnrolledRows, choose_rows, kept_classes, without_classes
 from lib.commands.loaded_model import LoadedModel, split_features
-from lib.config.defaults import KEYS
+from lib.commands.next_steps import Step, step_lines
+from lib.commands.predict_inputs import open_unlabeled
+from lib.commands.predict_pages import write_proposals
 from lib.config.yaml_text import as_node, as_text, as_values
 from lib.dataset.annotations import ClassNames
-from lib.dataset.folder import sample_indices
-from lib.dataset.image_format import hint_of
 from lib.dataset.images import FileImages
-from lib.errors import UserError, is_unicode, shown
+from lib.errors import UserError
+from lib.inference.run import classify_features
 from lib.metrics.accuracy import count_per_class, mean_class_accuracy
-from lib.posthoc.candidate_scores import ScoredFeatures, score_features
-from lib.posthoc.imprint import Imprint, cross_fit_imprint, imprint
+from lib.posthoc.candidate_scores import score_features
+from lib.posthoc.clusters import MAX_IMAGES, cluster_unknown
+from lib.posthoc.row_updates import STRENGTHS
 from lib.runtime.files import remove, write_json
 from lib.runtime.folders import fresh_folder, holds_others
-from lib.runtime.log import LOGGER
-from lib.runtime.text import name_warnings, names_digest, rounded_code_warnings
+from lib.runtime.text import count_of
 from lib.trainer.checkpointing.io import write_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint, versions
 from lib.trainer.run_folder import RunFolder
 
 FOLDS = 5
-MODEL, VALID_JSON = 'best_model.pth', 'converted_val.json'
+MODEL, VALID_JSON, PROPOSALS = 'best_model.pth', 'converted_val.json', 'proposals.html'
 # All files of a result; the model is written last.
 _FILES = (MODEL, VALID_JSON, 'enroll.json', 'classes.json', 'config.yaml', 'environment.txt')
 
@@ -46,46 +46,77 @@ class EnrollResult:
     files: list[Path]
 
 
-@dataclass(frozen=True)
-class _NewImages:
-    """Images of new classes that can be decoded: the shots that are enrolled, and the others, held out to measure."""
-
-    split: DatasetSplit
-    classes: ClassNames
-    shots: ScoredFeatures
-    held_out: ScoredFeatures
-    held_rows: np.ndarray
-
-
 def enroll(trained: LoadedModel) -> EnrollResult:
-    """Add the classes of ENROLL.IMAGES to the model, write it into ENROLL.OUT, and measure old and new classes.
+    """Remove the classes of ENROLL.RETIRE, add the images of ENROLL.IMAGES, write the model, and measure all classes.
 
     Raises:
-        UserError: no images, or classes that the model has already; no valid split; ENROLL.OUT is in use.
+        UserError: nothing to do, an unknown class to retire; no valid split; ENROLL.OUT is in use.
     """
     cfg = trained.cfg
     folder = Path(cfg.ENROLL.OUT or Path(cfg.LOG_ROOT, f'{cfg.NAME}_enrolled'))
     _check_free(trained, folder)
-    new = _new_images(trained)
-    valid = _valid_split(trained)
-    old = None
-    if valid is not None:
-        features = split_features(trained, valid, 'valid')
-        scored = score_features(trained.engine, features.values, features.labels)
-        old = scored.at(np.flatnonzero(features.readable))
-    chosen = imprint(new.shots, old, **row_geometry(trained)._asdict(), max_loss=cfg.ENROLL.MAX_LOSS)
-    metrics = _metrics(trained, new, old, chosen)
-    files = _write(
-        trained, folder, enrolled_checkpoint(trained, chosen, new.classes, np.bincount(new.shots.labels)), metrics,
-        None if valid is None else (valid, new.split, new.held_rows),
+    retired = retired_classes(trained)
+    base = without_classes(trained, retired)
+    given = given_images(trained, base)
+    old = old_images(trained, retired, is_needed=given is not None)
+    new, known = (given.of_new(given.shots), given.of_known(given.shots)) if given else (None, None)
+    rows, shots, of_old = choose_rows(base, old and old.images, new, known, max_loss=cfg.ENROLL.MAX_LOSS)
+    after = None if of_old is None else rows.cross_fitted(shots, of_old, max_loss=cfg.ENROLL.MAX_LOSS, folds=FOLDS)
+    metrics = {
+        'num_classes': base.checkpoint.num_classes + (len(given.new.names) if given else 0),
+        'retired': [trained.class_names[label] for label in retired],
+        'old': {} if old is None or after is None else _metrics_of_old(old, after),
+        **_metrics_of_given(trained, rows, given, kept_classes(trained, retired)),
+    }
+    none = np.zeros(0, np.int64)
+    checkpoint = rows.checkpoint(
+        given.new if given else ClassNames([], []), none if new is None else new.counts,
+        none if known is None else known.counts,
     )  # fmt: skip
+    files = _write(trained, folder, checkpoint, metrics, old, given)
     return EnrollResult(metrics, files)
 
 
+def propose_classes(trained: LoadedModel) -> list[str]:
+    """Cluster the photos of ENROLL.PROPOSE, write a page on which the clusters are named, and return log lines.
+
+    Raises:
+        UserError: there are no photos, or no labeled valid split.
+    """
+    cfg, path = trained.cfg, trained.folder / PROPOSALS
+    photos = open_unlabeled(cfg, 'ENROLL.PROPOSE', cfg.ENROLL.PROPOSE, trained.checkpoint.num_classes)
+    if not isinstance(photos.images, FileImages):
+        raise UserError(f'ENROLL.PROPOSE {photos.source}: photos must be files, so that decisions.json can name them')
+    valid = trained.valid
+    trained.check_classes(valid)
+    known = split_features(trained, valid, 'valid')
+    features = split_features(trained, photos, 'unknown', same_classes=False)
+    rows, known_rows = np.flatnonzero(features.readable), np.flatnonzero(known.readable & (known.labels >= 0))
+    if not len(known_rows):
+        raise UserError(f'{valid.source}: has no labeled image, but clusters are as wide as its classes')
+    if not len(rows):
+        raise UserError(f'ENROLL.PROPOSE {photos.source}: no photo can be decoded')
+    num_more, rows = max(0, len(rows) - MAX_IMAGES), rows[:MAX_IMAGES]
+    found = cluster_unknown(features.values[rows], known.values[known_rows], known.labels[known_rows])
+    predictions = classify_features(trained.engine, features.at(rows))
+    files = write_proposals(path, trained, some_of(photos, rows), predictions, found, title=f'{cfg.NAME}: new products')
+    sizes = found.sizes
+    lines = [
+        f'{count_of(len(rows), "photo")}: {count_of(int(sizes.sum()), "photo")} in {count_of(len(sizes), "cluster")}, '
+        f'{count_of(len(rows) - int(sizes.sum()), "photo")} alone',
+        *([f'{count_of(num_more, "further photo")} left out: at most {MAX_IMAGES:,} are compared'] if num_more else []),
+        *(f'wrote {file}' for file in files),
+    ]
+    command = ['python', 'tools/enroll.py', '--RESUME_MODEL', str(trained.path), '--ENROLL_IMAGES', 'decisions.json']
+    review = Step('name the clusters; the page exports decisions.json', [path])
+    return [*lines, *step_lines([review, Step('then add the classes', command)])]
+
+
 def _check_free(trained: LoadedModel, folder: Path) -> None:
-    if not trained.cfg.ENROLL.IMAGES:
+    if not trained.cfg.ENROLL.IMAGES and not trained.cfg.ENROLL.RETIRE:
         raise UserError(
-            'ENROLL.IMAGES is empty: --ENROLL_IMAGES FOLDER with a sub-folder per new class, or an annotation JSON'
+            'ENROLL.IMAGES is empty: --ENROLL_IMAGES FOLDER with a sub-folder per class, or an annotation JSON; '
+            '--ENROLL_RETIRE NAMES removes classes, --ENROLL_PROPOSE FOLDER finds new ones in photos'
         )
     if trained.path.resolve().parent == folder.resolve():
         raise UserError(f'ENROLL.OUT {folder} holds RESUME_MODEL {trained.path}: give another folder')
@@ -93,94 +124,53 @@ def _check_free(trained: LoadedModel, folder: Path) -> None:
         raise UserError(f'{folder} exists already: --OVERWRITE True renames it, or give another --ENROLL_OUT')
 
 
-def _new_images(trained: LoadedModel) -> _NewImages:
-    source, per_class = trained.cfg.ENROLL.IMAGES, trained.cfg.ENROLL.PER_CLASS
-    if not Path(source).exists():
-        raise UserError(f'ENROLL.IMAGES {source}: no such folder or file')
-    known = set(trained.class_names)
-    split, classes = open_named_images(source, nested=trained.cfg.DATASET.NESTED_CLASSES, known=known)
-    duplicates = [name for name in classes.names if name in known]
-    if duplicates:
-        whence = '' if Path(source).is_dir() else ' (names come from classes.json beside it)'
-        raise UserError(
-            f'ENROLL.IMAGES {source}: the model has the class {shown(duplicates[0])} already '
-            f'({len(duplicates)} of {len(classes.names)} classes){whence}; leave them out, or fine-tune on their images'
-        )
-    for warning in [*name_warnings(classes.names, known=trained.class_names), *rounded_code_warnings(classes.names)]:
-        LOGGER.warning('%s: %s', source, warning)
-    features = split_features(trained, split, 'new_classes', same_classes=False)
-    readable = features.readable
-    index, shots, hint = split.index(), [], hint_of(reason for _, reason in features.bad)
-    for label, name in enumerate(classes.names):
-        rows = index.rows_of(label)
-        rows = rows[readable[rows]]
-        if not len(rows):
-            raise UserError(f'ENROLL.IMAGES {source}: no image of {shown(name)} can be decoded{hint}')
-        shots.append(rows[sample_indices(len(rows), name, per_class or len(rows), trained.cfg.SEED)])
-    shot_rows = np.concatenate(shots)
-    held_rows = np.setdiff1d(np.flatnonzero(readable), shot_rows)
-    if not readable.all():
-        num_bad = int((~readable).sum())
-        LOGGER.warning('%s: %s cannot be decoded%s', source, '1 image' if num_bad == 1 else f'{num_bad} images', hint)
-    scored = score_features(trained.engine, features.values, np.asarray(split.labels), are_new=True)
-    return _NewImages(split, classes, scored.at(shot_rows), scored.at(held_rows), held_rows)
-
-
-def _valid_split(trained: LoadedModel) -> DatasetSplit | None:
-    """Return the labeled valid split; None where there is none and ENROLL.MAX_LOSS is 1."""
-    try:
-        valid = trained.valid
-        if not valid.labeled or valid.num_classes != trained.checkpoint.num_classes:
-            raise UserError(
-                f'{valid.source} has {valid.num_classes} classes{"" if valid.labeled else " and images without label"}'
-                f', but {trained.path} has {trained.checkpoint.num_classes} classes'
-            )
-    except UserError as error:
-        max_loss = trained.cfg.ENROLL.MAX_LOSS
-        if max_loss == KEYS['ENROLL.MAX_LOSS'].high:
-            LOGGER.warning('the loss of old classes is neither limited nor measured: %s', error)
-            return None
-        raise UserError(
-            f'enrolling needs the validation split of the old classes, to limit their loss: {error}; '
-            '--ENROLL_MAX_LOSS 1 sets no limit'
-        ) from None
-    return valid
-
-
-def _metrics(trained: LoadedModel, new: _NewImages, old: ScoredFeatures | None, chosen: Imprint) -> dict[str, Any]:
-    """Return the content of enroll.json; the images that a parameter was chosen by do not measure it."""
-    geometry, num_classes = row_geometry(trained), len(new.classes.names)
-    of_old: dict[str, Any] = {}
-    if old is not None:
-        max_loss = trained.cfg.ENROLL.MAX_LOSS
-        after = cross_fit_imprint(new.shots, old, **geometry._asdict(), max_loss=max_loss, folds=FOLDS)
-        of_old = {
-            'before': mean_class_accuracy(old.labels, old.correct),
-            'after': mean_class_accuracy(old.labels, after),
-            'num_measured': len(old),
-            'folds': FOLDS,
-        }
-    of_new: dict[str, Any] = {'num_shots': len(new.shots), 'num_measured': len(new.held_out)}
-    correct = np.zeros(0, bool)
-    if len(new.held_out):
-        correct = chosen.wins(new.held_out, geometry.cosine_scale) == new.held_out.labels
-        of_new |= {'before': 0.0, 'after': mean_class_accuracy(new.held_out.labels, correct)}
-    num_shots = np.bincount(new.shots.labels, minlength=num_classes)
-    num_correct, num_measured = count_per_class(new.held_out.labels, correct, num_classes)
+def _metrics_of_old(old: OldImages, after: np.ndarray) -> dict[str, Any]:
+    labels = old.images.labels[old.images.rows]
     return {
-        'num_classes': trained.checkpoint.num_classes + num_classes,
-        'scale': chosen.scale,
-        'shift': chosen.shift,
-        'centring': chosen.centering,
-        'old': of_old,
-        'new': of_new,
-        'classes': {
-            name: {'shots': shots, 'measured': measured, 'right': right}
-            for name, shots, measured, right in zip(
-                new.classes.names, num_shots.tolist(), num_measured.tolist(), num_correct.tolist(), strict=True
-            )
-        },
+        'before': mean_class_accuracy(labels, old.before),
+        'after': mean_class_accuracy(labels, after),
+        'num_measured': len(labels),
+        'folds': FOLDS,
     }
+
+
+def _metrics_of_given(
+    trained: LoadedModel, rows: EnrolledRows, given: GivenImages | None, kept: np.ndarray
+) -> dict[str, Any]:
+    """Return the part of enroll.json about new and known classes; enrolled images do not measure them.
+
+    Args:
+        kept: label in `trained` of each class of the model without retired classes.
+    """
+    metrics: dict[str, Any] = {'new': {}, 'known': {}, 'classes': {}}
+    if rows.imprinted is not None:
+        chosen = rows.imprinted
+        metrics |= {'scale': chosen.scale, 'shift': chosen.shift, 'centring': chosen.centering}
+    for kind in ('new', 'known') if given else ():
+        assert given is not None
+        of_kind = given.of_new if kind == 'new' else given.of_known
+        shots, held = of_kind(given.shots), of_kind(given.held_out)
+        if shots is None or held is None:
+            continue
+        labels, names = held.labels[held.rows], given.new.names if kind == 'new' else rows.base.class_names
+        correct = rows.correct(held, are_new=kind == 'new')
+        metrics[kind] = {'num_shots': len(shots.rows), 'num_measured': len(labels)}
+        if len(labels):
+            before = np.zeros(len(labels), bool)
+            if kind == 'known':
+                before = score_features(trained.engine, held.values, kept[held.labels]).correct[held.rows]
+            metrics[kind] |= {'before': mean_class_accuracy(labels, before)}
+            metrics[kind] |= {'after': mean_class_accuracy(labels, correct)}
+        right, measured = (part.tolist() for part in count_per_class(labels, correct, len(names)))
+        metrics['classes'] |= {
+            names[label]: {'shots': number, 'measured': measured[label], 'right': right[label]}
+            for label, number in enumerate(shots.counts.tolist())
+            if number
+        }
+    if rows.updates is not None:
+        chosen = {'strength': STRENGTHS[rows.choice.strength], 'shift': rows.choice.shift}
+        metrics['known'] |= {'num_classes': len(rows.known), **chosen}
+    return metrics
 
 
 def _write(
@@ -188,15 +178,15 @@ def _write(
     folder: Path,
     checkpoint: Checkpoint,
     metrics: dict[str, Any],
-    measured: tuple[DatasetSplit, DatasetSplit, np.ndarray] | None,
+    old: OldImages | None,
+    given: GivenImages | None,
 ) -> list[Path]:
     """Write the folder and return its files, the model first; an old folder of that name is renamed.
 
     Args:
         checkpoint: with the new classes.
         metrics: content of enroll.json.
-        measured: the valid split of the old classes, the split of the new images, and its held-out rows. If all images
-            are files, they become the valid split of the new model.
+        old, given: images that are not enrolled; if all are files, they become the valid split of the new model.
     """
 
     def is_old() -> bool:
@@ -209,32 +199,15 @@ def _write(
         files = [folder / MODEL, folder / 'enroll.json', folder / 'classes.json']
         values = as_values(trained.cfg)
         remove(folder / VALID_JSON)  # of a command that was stopped
-        if measured is not None and _write_valid(folder / VALID_JSON, training_set.class_names, *measured):
+        if old is not None and write_valid(folder / VALID_JSON, training_set.class_names, old, given):
             values |= {'DATASET.VALID_JSON': str(folder / VALID_JSON)}
             files.append(folder / VALID_JSON)
-        config = as_text(as_node(values | {'ENROLL.IMAGES': '', 'ENROLL.OUT': '', 'OVERWRITE': False}))
+        config = as_text(
+            as_node(values | {'ENROLL.IMAGES': '', 'ENROLL.RETIRE': (), 'ENROLL.OUT': '', 'OVERWRITE': False})
+        )
         run = RunFolder(folder)
         run.write_environment(config, {'device': trained.device.describe(training=False), **versions()})
         run.write_classes(training_set.class_names, training_set.class_parents)
         write_json(folder / 'enroll.json', metrics)
         write_checkpoint(folder / MODEL, replace(checkpoint, config=config))
     return files
-
-
-def _write_valid(path: Path, names: list[str], old: DatasetSplit, new: DatasetSplit, new_rows: np.ndarray) -> bool:
-    """Write the annotations of old valid images and of new ones; return False if some are not files."""
-    if not (isinstance(old.images, FileImages) and isinstance(new.images, FileImages)):
-        return False
-    entries, num_left_out, num_old = [], 0, len(names) - new.num_classes
-    sources = (old.images, old.labels, range(len(old)), 0), (new.images, new.labels, new_rows.tolist(), num_old)
-    for images, labels, rows, first in sources:
-        for row in rows:
-            file = os.path.abspath(images.path(row))
-            if is_unicode(file):
-                entries.append({'category_id': first + int(labels[row]), 'fpath': file})
-            else:
-                num_left_out += 1
-    if num_left_out:
-        LOGGER.warning('%s: without %d images whose file names are not UTF-8', path, num_left_out)
-    write_json(path, {'annotations': entries, 'num_classes': len(names), 'classes_digest': names_digest(names)})
-    return True

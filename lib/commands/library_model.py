@@ -14,7 +14,7 @@ from lib.builders.cache_key import model_version
 from lib.builders.loader import build_normalize, eval_batch_size, num_workers, plain_view
 from lib.builders.preprocessing import resolve_preprocessing
 from lib.commands.command import Command
-from lib.commands.enrolled_model import enrolled_checkpoint, enrolled_model, row_geometry
+from lib.commands.enrolled_model import LabeledImages, choose_rows, enrolled_model, labels_of, without_classes
 from lib.commands.ensemble import tta_views
 from lib.commands.loaded_model import LoadedModel, load_model
 from lib.config.defaults import KEYS
@@ -23,8 +23,6 @@ from lib.dataset.annotations import ClassNames
 from lib.dataset.given_image import GivenImage, check_images
 from lib.errors import UserError, is_unicode, shown
 from lib.inference.image_predictor import ImagePredictor
-from lib.posthoc.candidate_scores import ScoredFeatures, score_features
-from lib.posthoc.imprint import imprint
 from lib.runtime.json_file import read_json
 from lib.runtime.log import LOGGER
 from lib.runtime.text import name_warnings, nfc
@@ -121,31 +119,44 @@ def enroll_images(
     classes: Mapping[str, Sequence[GivenImage]],
     known: Mapping[str, Sequence[GivenImage]],
     max_loss: float,
+    retire: Sequence[str],
 ) -> LoadedModel:
-    """Return a model with further classes; arguments as lib.api.Model.enroll.
+    """Return a model with other classes; arguments as lib.api.Model.enroll.
 
     Raises:
         TypeError: something else than dictionaries from names to lists of images.
-        UserError: a class is there already, has no images, or one of its images cannot be decoded.
+        UserError: a class has no images, one of its images cannot be decoded, or it is to be removed but not there.
     """
-    trained = opened.trained
-    classes, known = _listed(classes, 'classes'), _listed(known, 'known')
-    label_of = {name: label for label, name in enumerate(trained.class_names)}
+    trained = without_classes(opened.trained, labels_of(opened.trained, retire, 'retire'))
+    classes, valid = _listed(classes, 'classes'), _listed(known, 'known')
+    label_of = {name: label for label, name in reversed(list(enumerate(trained.class_names)))}
     names = [nfc(name) for name in classes]
     for name in names:
         if not name.strip() or not is_unicode(name):
             raise UserError(f'a class is named {shown(name)}, but names must be text')
-        if name in label_of or names.count(name) > 1:
-            raise UserError(f'the model has the class {shown(name)} already; leave it out, or fine-tune on its images')
-    unknown = next((name for name in known if nfc(name) not in label_of), None)
+        if names.count(name) > 1:
+            raise UserError(f'classes names {shown(name)} twice, in different Unicode forms')
+    unknown = next((name for name in valid if nfc(name) not in label_of), None)
     if unknown is not None:
         raise UserError(f'known has images of the class {shown(unknown)}, which the model does not have')
-    for warning in name_warnings(names, known=trained.class_names):
+    new = {name: images for name, images in classes.items() if nfc(name) not in label_of}
+    further = {name: images for name, images in classes.items() if nfc(name) in label_of}
+    for warning in name_warnings([nfc(name) for name in new], known=trained.class_names):
         LOGGER.warning('%s', warning)
-    shots = _scored(opened, classes, list(range(len(names))), are_new=True)
-    old = _scored(opened, known, [label_of[nfc(name)] for name in known]) if known else None
-    chosen = imprint(shots, old, **row_geometry(trained)._asdict(), max_loss=max_loss)
-    checkpoint = enrolled_checkpoint(trained, chosen, ClassNames(names, []), np.bincount(shots.labels))
+    of_new, of_further, old = (
+        _labeled(opened, some, labels) if some else None
+        for some, labels in (
+            (new, list(range(len(new)))),
+            (further, [label_of[nfc(name)] for name in further]),
+            (valid, [label_of[nfc(name)] for name in valid]),
+        )
+    )
+    rows, _, _ = choose_rows(trained, old, of_new, of_further, max_loss=max_loss)
+    none = np.zeros(0, np.int64)
+    checkpoint = rows.checkpoint(
+        ClassNames([nfc(name) for name in new], []), none if of_new is None else of_new.counts,
+        none if of_further is None else of_further.counts,
+    )  # fmt: skip
     return enrolled_model(trained, checkpoint)
 
 
@@ -155,10 +166,8 @@ def _listed(images: Any, name: str) -> dict[str, list[GivenImage]]:
     return {key: list(check_images(some)) for key, some in images.items()}
 
 
-def _scored(
-    opened: LibraryModel, images: Mapping[str, Sequence[GivenImage]], labels: Sequence[int], *, are_new: bool = False
-) -> ScoredFeatures:
-    """Return the features of images by class, and the scores of the old classes."""
+def _labeled(opened: LibraryModel, images: Mapping[str, Sequence[GivenImage]], labels: Sequence[int]) -> LabeledImages:
+    """Return the features of images by class; `labels`: of these classes."""
     counts = [len(some) for some in images.values()]
     empty = next((name for name, count in zip(images, counts, strict=True) if not count), None)
     if empty is not None:
@@ -171,7 +180,7 @@ def _scored(
             raise UserError(f'an image of the class {shown(name)} cannot be decoded: {reason}')
         parts.append(features)
         start += len(features)
-    return score_features(opened.predictor.engine, np.concatenate(parts), np.repeat(labels, counts), are_new=are_new)
+    return LabeledImages(np.concatenate(parts), np.repeat(labels, counts), np.arange(start))
 
 
 def save_model(trained: LoadedModel, path: Path, *, overwrite: bool) -> None:

@@ -6,21 +6,23 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from lib.builders.data import open_test_split
-from lib.builders.split import DatasetSplit, test_folder_split
+from lib.builders.split import DatasetSplit, annotated_split, test_folder_split
 from lib.config.defaults import Config
+from lib.dataset.annotations import read_test_images
 from lib.dataset.image_format import EXTENSIONS
 from lib.dataset.images import FileImages
 from lib.dataset.paths import path_as_text, refuse_urls
 from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError, shown
 from lib.formats.sources import SourceErrors, read_csv
+from lib.runtime.files import file_exists
 from lib.runtime.log import LOGGER
 from lib.runtime.read_file import read_bytes, reason_of
 from lib.runtime.shared_memory import to_shared_memory
@@ -119,6 +121,32 @@ def _open_split(cfg: Config, class_names: Sequence[str]) -> tuple[DatasetSplit, 
             f'TEST.IMAGES {given}: is neither a file nor a folder; pipe a list of paths in with --TEST_IMAGES -'
         )
     return _listed([given], len(class_names), given), _source_at(given)
+
+
+def open_unlabeled(cfg: Config, key: str, source: str, num_classes: int) -> DatasetSplit:
+    """Open photos whose labels are ignored: a folder, or the JSON of a test split.
+
+    Args:
+        key: of the option whose value `source` is.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not source:
+        option = key.replace('.', '_')
+        raise UserError(f'{key} is empty: --{option} FOLDER, or a JSON of {{"images": [{{"image_id": ...}}]}}')
+    if Path(source).is_dir():
+        split = test_folder_split(source, ())
+    elif not file_exists(source):
+        raise UserError(f'{key} {source}: no such folder or file')
+    else:
+        listed = read_test_images(source, num_classes)
+        try:  # as in all annotation files, or beside the file
+            split = annotated_split(listed, cfg.DATASET.ROOT)
+        except UserError:
+            split = annotated_split(listed, str(Path(source).parent))
+    unknown = to_shared_memory(np.full(len(split), -1, np.int32))
+    return replace(split, labels=unknown, num_classes=num_classes, by_class=None)
 
 
 def _source_at(path: str) -> Source:

@@ -1,6 +1,7 @@
-"""The pages of a prediction: the contact sheet, and the photos that the model abstains from, to be given a class."""
+"""The pages of a prediction: the contact sheet, and uncertain or unknown photos, to be given a class."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from lib.dataset.paths import path_as_text
 from lib.formats.decisions import UNLABELED
 from lib.metrics.confidence import Threshold
 from lib.metrics.predictions import Predictions
+from lib.posthoc.clusters import Clusters
 from lib.report.contact_sheet import SheetData, write_contact_sheet
 from lib.report.galleries import THUMBNAIL_SIDE, reduced
 from lib.report.review_page import MAX_ITEMS, NUM_TYPICAL, PHOTO_SIDE, ReviewData, write_review_pages
@@ -51,14 +53,61 @@ def write_queue(
 ) -> list[Path]:
     """Write the review pages of the photos that the model abstains from, the least certain first; return the files.
 
-    The predicted classes are the proposals; photos of the validation split are the typical ones.
+    The predicted classes are the proposals.
     """
-    images, valid = split.images, trained.valid
     confidence = predictions.confidence
     below = np.flatnonzero((predictions.predicted >= 0) & (confidence < threshold))
-    if not len(below) or not isinstance(images, FileImages):
+    if not len(below) or not isinstance(split.images, FileImages):
         return []
     rows = below[np.argsort(confidence[below], kind='stable')][:MAX_ITEMS]
+    source = f'The model abstains from {count_of(len(below), "photo")}: the least certain first.'
+    step = 'python tools/convert.py decisions decisions.json dataset/reviewed'
+    data = _unlabeled_review(trained, split, rows, predictions, title=title, source=source, next_step=step)
+    return write_review_pages(path, data, max_bytes=1e6 * trained.cfg.REPORT.MAX_MB)
+
+
+def write_proposals(
+    path: Path, trained: LoadedModel, split: DatasetSplit, predictions: Predictions, clusters: Clusters, *, title: str
+) -> list[Path]:
+    """Write the review pages of photos of unknown products, by cluster, the largest first; return the files.
+
+    A cluster is the first proposal for its photos, the predicted classes are the others.
+    """
+    rows, numbers = clusters.order, clusters.numbers[clusters.order]
+    num_classes, sizes = len(trained.class_names), clusters.sizes.tolist()
+    is_alone = int((numbers < 0).sum())
+    data = _unlabeled_review(
+        trained, split, rows, predictions, title=title,
+        source=f'{count_of(len(sizes), "cluster")} of photos that may be new products, the largest first; then '
+        f'{count_of(is_alone, "photo")} that no other resembles.',
+        next_step=f'python tools/enroll.py --RESUME_MODEL {trained.path} --ENROLL_IMAGES decisions.json',
+    )  # fmt: skip
+    known, of_cluster = data.typical, np.where(numbers < 0, -1, num_classes + numbers)
+    data = replace(
+        data,
+        kinds=np.where(numbers < 0, 'alone', 'new_class').tolist(),
+        proposals=np.concatenate([of_cluster[:, None], data.proposals], axis=1),
+        probabilities=np.concatenate([np.ones((len(rows), 1)), data.probabilities], axis=1),
+        class_names=[*trained.class_names, *(f'new class {number + 1}' for number in range(len(sizes)))],
+        typical=lambda label: known(label) if label < num_classes else clusters.rows_of(label - num_classes),
+        cluster_sizes=sizes,
+    )
+    return write_review_pages(path, data, max_bytes=1e6 * trained.cfg.REPORT.MAX_MB)
+
+
+def _unlabeled_review(
+    trained: LoadedModel,
+    split: DatasetSplit,
+    rows: np.ndarray,
+    predictions: Predictions,
+    *,
+    title: str,
+    source: str,
+    next_step: str,
+) -> ReviewData:
+    """Return the review of photos without labels: predicted classes with photos of the validation split."""
+    images, valid = split.images, trained.valid
+    assert isinstance(images, FileImages)
     of_class, num_images = valid.index(), len(split)
 
     def open_image(row: int) -> Image.Image:
@@ -69,9 +118,9 @@ def write_queue(
             return images.path(row)
         return valid.images.path(row - num_images) if isinstance(valid.images, FileImages) else ''
 
-    data = ReviewData(
+    return ReviewData(
         title=title,
-        source=f'The model abstains from {count_of(len(below), "photo")}: the least certain first.',
+        source=source,
         split=UNLABELED,
         rows=rows,
         fpaths=[path_as_text(os.path.abspath(images.path(row))) for row in rows.tolist()],
@@ -84,6 +133,5 @@ def write_queue(
         typical=lambda label: (of_class.rows_of(label)[:NUM_TYPICAL] + num_images).tolist(),
         open_image=open_image,
         path_of=path_of,
-        next_step='python tools/convert.py decisions decisions.json dataset/reviewed',
+        next_step=next_step,
     )
-    return write_review_pages(path, data, max_bytes=1e6 * trained.cfg.REPORT.MAX_MB)

@@ -2,22 +2,23 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lib.builders.data import open_training_data
 from lib.builders.features import locked_store
-from lib.builders.split import DatasetSplit, annotated_split, test_folder_split
+from lib.builders.split import DatasetSplit
 from lib.builders.training_data import TrainingData
 from lib.commands.loaded_model import LoadedModel
 from lib.commands.next_steps import Step, step_lines
 from lib.commands.predict import open_predictor
+from lib.commands.predict_inputs import open_unlabeled
 from lib.commands.predict_parts import partial_store
 from lib.config.defaults import Config
 from lib.config.yaml_text import as_node, as_values
-from lib.dataset.annotations import read_classes, read_test_images
+from lib.dataset.annotations import read_classes
 from lib.dataset.images import FileImages
 from lib.errors import UserError, is_unicode, shown
 from lib.formats.converted import ConvertedSplit
@@ -44,9 +45,8 @@ from lib.metrics.confidence import (
     upper_bound,
 )
 from lib.metrics.predictions import Predictions
-from lib.runtime.files import file_exists, remove
+from lib.runtime.files import remove
 from lib.runtime.log import LOGGER
-from lib.runtime.shared_memory import to_shared_memory
 from lib.runtime.text import count_of
 
 
@@ -76,7 +76,7 @@ def pseudo_label(trained: LoadedModel) -> list[str]:
     with group.main_first():
         none = {f'DATASET.{name}': '' for name in ('CORRECTIONS', 'VALID_CORRECTIONS', 'QUARANTINE')}
         data = open_training_data(as_node({**as_values(cfg), **none}))  # corrections apply to the written file again
-        photos = _open_photos(cfg, trained.checkpoint.num_classes)
+        photos = open_unlabeled(cfg, 'PSEUDO.IMAGES', cfg.PSEUDO.IMAGES, trained.checkpoint.num_classes)
     out = Path(cfg.PSEUDO.OUT or trained.folder / 'with_pseudo.json')
     label_of = _labels_in(data, trained)
     annotated = Path(data.train.source)
@@ -108,25 +108,6 @@ def pseudo_label(trained: LoadedModel) -> list[str]:
         for name in ('', 'valid', 'weights'):
             remove(partial_store(stem, name))
     return lines
-
-
-def _open_photos(cfg: Config, num_classes: int) -> DatasetSplit:
-    """Open PSEUDO.IMAGES; labels that it may have are ignored."""
-    source = cfg.PSEUDO.IMAGES
-    if not source:
-        raise UserError('PSEUDO.IMAGES is empty: --PSEUDO_IMAGES FOLDER, or a JSON of {"images": [{"image_id": ...}]}')
-    if Path(source).is_dir():
-        split = test_folder_split(source, ())
-    elif not file_exists(source):
-        raise UserError(f'PSEUDO.IMAGES {source}: no such folder or file')
-    else:
-        listed = read_test_images(source, num_classes)
-        try:  # as in all annotation files, or beside the file
-            split = annotated_split(listed, cfg.DATASET.ROOT)
-        except UserError:
-            split = annotated_split(listed, str(Path(source).parent))
-    unknown = to_shared_memory(np.full(len(split), -1, np.int32))
-    return replace(split, labels=unknown, num_classes=num_classes, by_class=None)
 
 
 def _labels_in(data: TrainingData, trained: LoadedModel) -> np.ndarray:

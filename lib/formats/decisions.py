@@ -1,6 +1,5 @@
 """The converter of decisions.json, as the review page for photos without labels exports it."""
 
-from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -11,7 +10,7 @@ from lib.formats.converted import ConvertedDataset, SplitBuilder
 from lib.formats.sources import image_folder
 from lib.runtime.json_file import read_json
 from lib.runtime.read_file import MAX_JSON_BYTES
-from lib.runtime.text import count_of, nfc, nfc_list
+from lib.runtime.text import count_of
 
 UNLABELED = 'unlabeled'  # split of decisions about photos that belong to no split
 
@@ -25,12 +24,11 @@ def holds_decisions(path: str | Path) -> bool:
     return read_json(path, _Decisions, max_bytes=MAX_JSON_BYTES).decisions is not None
 
 
-def convert_decisions(source: Path, *, image_root: str | None = None, known: Collection[str] = ()) -> ConvertedDataset:
+def convert_decisions(source: Path, *, image_root: str | None = None) -> ConvertedDataset:
     """Convert decisions about photos without labels: those that were given a class become the training split.
 
     Args:
         image_root: folder that relative paths are relative to; by default, that of `source`.
-        known: names of classes whose photos are left out.
 
     Raises:
         UserError: no such file, of another form or about another split, or no photo was given a class.
@@ -38,14 +36,12 @@ def convert_decisions(source: Path, *, image_root: str | None = None, known: Col
     decisions = read_decisions(source, UNLABELED)
     builder = SplitBuilder()
     builder.begin('train')
-    left_out = set(nfc_list(list(known)))
     last = {decision.fpath: decision for decision in decisions}
-    named = {fpath: one.to for fpath, one in last.items() if one.action == 'relabel' and nfc(one.to) not in left_out}
+    named = {fpath: one.to for fpath, one in last.items() if one.action == 'relabel'}
     for fpath, name in named.items():
         builder.add('train', fpath, name)
     if not named:
-        new = 'a new class' if known else 'a class'
-        raise UserError(f'{source}: no photo was given {new}; choose classes on the review page, and export again')
+        raise UserError(f'{source}: no photo was given a class; choose classes on the review page, and export again')
     splits, names = builder.finish()
     num_others = sum(decision.action != 'relabel' for decision in last.values())
     warnings = [f'{count_of(num_others, "photo")} without a class (dropped or unsure)'] if num_others else []

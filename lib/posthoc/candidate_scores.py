@@ -55,20 +55,28 @@ class ScoredFeatures:
 
 
 def score_features(
-    engine: Engine, features: np.ndarray, labels: np.ndarray, *, are_new: bool = False
+    engine: Engine,
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    are_new: bool = False,
+    without: np.ndarray | None = None,
 ) -> ScoredFeatures:
     """Classify features (n, d) by the old classes, a batch at a time.
 
     Args:
         labels: (n,) integers; old classes, or new ones where `are_new`.
+        without: old classes that do not count, since their rows will change; None: all count.
     """
+    left_out = None if without is None else torch.from_numpy(without).to(engine.device)
     best, correct = np.empty(len(features)), np.zeros(len(features), bool)
     with engine.inference():
         for start in range(0, len(features), _BATCH):
             part = slice(start, start + _BATCH)
-            top = engine.logits(torch.from_numpy(np.array(features[part])).to(engine.device)).max(dim=1)
+            logits = engine.logits(torch.from_numpy(np.array(features[part])).to(engine.device))
+            top = (logits if left_out is None else logits.index_fill(1, left_out, -torch.inf)).max(dim=1)
             best[part] = top.values.cpu().numpy()
-            correct[part] = (top.indices.cpu().numpy() == labels[part]) & (not are_new)
+            correct[part] = (top.indices.cpu().numpy() == labels[part]) & np.isfinite(best[part]) & (not are_new)
     return ScoredFeatures(features, np.arange(len(labels)), labels.astype(np.int64), best, correct)
 
 
@@ -134,6 +142,27 @@ class CandidateScores:
 
     def _prepared(self, features: np.ndarray) -> np.ndarray:
         return unit_length(features) if self._is_cosine else features - self._feature_center
+
+
+def mean_unit_features(images: ScoredFeatures) -> np.ndarray:
+    """Return the mean of each label's features of unit length, (k, d); every label from 0 to the largest has some."""
+    counts = np.bincount(images.labels)
+    sums = np.zeros((len(counts), images.source.shape[1]))
+    for part in images.chunks():
+        np.add.at(sums, images.labels[part], unit_length(images.features(part)))
+    return sums / counts[:, None]
+
+
+def feature_center(old: ScoredFeatures | None, shots: ScoredFeatures) -> tuple[np.ndarray, np.ndarray]:
+    """Return the means (d,) of unit features and of features over old images; over the shots where there are none."""
+    images, width = shots if old is None else old, shots.source.shape[1]
+    if old is None and not shots.labels.any():
+        return np.zeros(width), np.zeros(width)  # a class minus its own mean would be 0
+    sums = np.zeros((2, width))
+    for part in images.chunks():
+        features = images.features(part)
+        sums += np.stack([unit_length(features).sum(axis=0), features.sum(axis=0)])
+    return sums[0] / len(images), sums[1] / len(images)
 
 
 def unit_length(vectors: np.ndarray) -> np.ndarray:

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lib.posthoc.candidate_scores import CandidateScores, ScoredFeatures, unit_length
+from lib.posthoc.candidate_scores import (
+    CandidateScores,
+    ScoredFeatures,
+    feature_center,
+    mean_unit_features,
+    unit_length,
+)
+from lib.posthoc.row_updates import RowUpdates
 
 # Linear classifier: lengths of new rows, in units of the median length of the old ones.
 SCALES = 2.0 ** (np.arange(-16, 17) / 8)
@@ -80,9 +87,9 @@ def imprint(
         cosine_scale: that of a cosine classifier; None: a linear one.
         max_loss: fraction, of accuracy on the old images.
     """
-    means, has_one_shot = _class_means(shots)
+    means, has_one_shot = mean_unit_features(shots), np.bincount(shots.labels) == 1
     old = old if old is not None and len(old) else None
-    center = _center(old, shots, means)
+    center = feature_center(old, shots)
     centerings = np.ones(1) if cosine_scale is None else CENTERINGS
     voters = shots.at(np.flatnonzero(~has_one_shot[shots.labels]))
     candidates = CandidateScores(means, center, centerings, norm, cosine_scale)
@@ -112,27 +119,39 @@ def imprint(
 
 
 def cross_fit_imprint(
-    shots: ScoredFeatures,
+    shots: ScoredFeatures | None,
     old: ScoredFeatures,
     *,
     norm: float,
     cosine_scale: float | None = None,
     max_loss: float = 0.02,
     folds: int = 5,
+    updates: RowUpdates | None = None,
 ) -> np.ndarray:
-    """Return whether each old image stays correct with rows that were chosen without it, (n,) bool.
+    """Return whether each old image is correct with rows that were chosen without it, (n,) bool.
 
     The images of each class are distributed over the folds; each fold is measured with the rows that the others choose.
+
+    Args:
+        shots: of new classes; None: there are none.
+        old: images of old classes.
+        updates: of rows of old classes, for the same shots and old images; None: no row changes.
     """
     order = np.argsort(old.labels, kind='stable')
     fold = np.empty(len(old), np.int64)
     fold[order] = np.arange(len(old)) % folds
     correct = old.correct.copy()
     for number in range(folds):
-        rows = np.flatnonzero(fold == number)
-        rest = old.at(np.flatnonzero(fold != number))
-        chosen = imprint(shots, rest, norm=norm, cosine_scale=cosine_scale, max_loss=max_loss)
-        correct[rows] &= chosen.wins(old.at(rows), cosine_scale) < 0
+        rows, rest = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
+        scored, voters, left = old, shots, max_loss
+        if updates is not None:
+            choice = updates.choose(rest)
+            scored, left = updates.applied(old, choice), updates.left(choice, rest)
+            voters = None if shots is None else updates.applied(shots, choice, are_new=True)
+            correct[rows] = scored.correct[rows]
+        if voters is not None:
+            chosen = imprint(voters, scored.at(rest), norm=norm, cosine_scale=cosine_scale, max_loss=left)
+            correct[rows] &= chosen.wins(scored.at(rows), cosine_scale) < 0
     return correct
 
 
@@ -172,24 +191,3 @@ def _choose_shift(
 def _sums_below(limits: np.ndarray, weights: np.ndarray, shifts: np.ndarray) -> np.ndarray:
     order = np.argsort(limits)
     return np.concatenate([[0.0], np.cumsum(weights[order])])[np.searchsorted(limits[order], shifts)]
-
-
-def _class_means(shots: ScoredFeatures) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean unit features (k, d) and which classes have one shot only, (k,) bool."""
-    counts = np.bincount(shots.labels)
-    sums = np.zeros((len(counts), shots.source.shape[1]))
-    for part in shots.chunks():
-        np.add.at(sums, shots.labels[part], unit_length(shots.features(part)))
-    return sums / counts[:, None], counts == 1
-
-
-def _center(old: ScoredFeatures | None, shots: ScoredFeatures, means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the means of unit features and of features over old images; over the shots where there are none."""
-    images = shots if old is None else old
-    if old is None and len(means) == 1:
-        return np.zeros(means.shape[1]), np.zeros(means.shape[1])  # a class minus its own mean would be 0
-    sums = np.zeros((2, means.shape[1]))
-    for part in images.chunks():
-        features = images.features(part)
-        sums += np.stack([unit_length(features).sum(axis=0), features.sum(axis=0)])
-    return sums[0] / len(images), sums[1] / len(images)

@@ -119,21 +119,29 @@ def describe_retrieval(retrieval: Retrieval) -> list[str]:
 
 def describe_enrolled(metrics: dict[str, Any]) -> list[str]:
     """Return the mean class accuracies of enroll.json before and after, and the images that they are computed on."""
-    old, new = metrics['old'], metrics['new']
-    num_new = len(metrics['classes'])
-    lines = [
-        f'{num_new} new {"class" if num_new == 1 else "classes"} from {new["num_shots"]} '
-        f'{"image" if new["num_shots"] == 1 else "images"}, {metrics["num_classes"]} classes in total',
-        f'{"accuracy":<12}  {"before":>7}  {"after":>7}',
+    old, new, known = metrics['old'], metrics['new'], metrics['known']
+    num_known = known.get('num_classes', 0)
+    changes = [
+        f'{count_of(number, f"{kind} class", f"{kind} classes")} from {count_of(of_kind["num_shots"], "image")}'
+        for kind, of_kind, number in (('new', new, len(metrics['classes']) - num_known), ('known', known, num_known))
+        if of_kind
     ]
-    if old:
-        images = f'{old["num_measured"]} validation images, cross-fitted ({old["folds"]} folds)'
-        lines.append(f'{"old classes":<12}  {old["before"]:>7.1%}  {old["after"]:>7.1%}  {images}')
-    if 'after' in new:
-        images = f'{new["num_measured"]} held-out images'
-        lines.append(f'{"new classes":<12}  {new["before"]:>7.1%}  {new["after"]:>7.1%}  {images}')
-    else:
-        lines.append('new classes: no held-out images; ENROLL.PER_CLASS keeps some')
+    if metrics['retired']:
+        changes.append(count_of(len(metrics['retired']), 'class retired', 'classes retired'))
+    lines = [
+        ', '.join([*changes, f'{metrics["num_classes"]} classes in total']),
+        f'{"accuracy":<13}  {"before":>7}  {"after":>7}',
+    ]
+    images = f'{old["num_measured"]} validation images, cross-fitted ({old["folds"]} folds)' if old else ''
+    rows = [('old', old, images)]
+    rows += [
+        (name, one, f'{one["num_measured"]} held-out images') for name, one in (('new', new), ('known', known)) if one
+    ]
+    for name, one, images in rows:
+        if 'after' in one:
+            lines.append(f'{f"{name} classes":<13}  {one["before"]:>7.1%}  {one["after"]:>7.1%}  {images}')
+    if any(one and 'after' not in one for one in (new, known)):
+        lines.append('new images: none is held out to measure them; ENROLL.PER_CLASS leaves some')
     return lines
 
 

@@ -7,7 +7,10 @@
   const STATES = ['all', 'undecided', ...(labeled ? ACTIONS : ACTIONS.filter((action) => action !== 'keep'))];
   const count = data.fpaths.length;
   const images = (value) => thousands(value) + (value === 1 ? ' image' : ' images');
-  const nameOf = (c) => (c < 0 ? '' : data.classes[c][0]);
+  // A cluster of photos is a proposal for a new class; it gets the name that one of its photos is given.
+  const clusterOf = (i) => data.proposals[i].find((c) => c in data.clusterSizes) ?? -1;
+  const named = new Map();
+  const nameOf = (c) => named.get(c) ?? (c < 0 ? '' : data.classes[c][0]);
   const labelOf = (i) => nameOf(data.labels[i]);
   // Earlier decisions have relabeled some images. All decisions correct the labels as annotated.
   const judgedLabel = (i) => data.annotated[i] || labelOf(i);
@@ -37,6 +40,14 @@
     if (target !== undefined) return target === labelOf(i) ? 'keep' : 'relabel';
     return decisions.get(ids[i])?.action ?? 'undecided';
   };
+  const nameClusters = () => {
+    named.clear();
+    for (let i = 0; i < count; i++) {
+      const [c, to] = [clusterOf(i), decisions.get(ids[i])?.to];
+      const isOther = () => data.proposals[i].some((other) => other !== c && nameOf(other) === to);
+      if (c >= 0 && to && !named.has(c) && !isOther()) named.set(c, to);
+    }
+  };
   const select = (current) => {
     const has = (i) =>
       (filter.state === 'all' || stateOf(i) === filter.state) && (filter.kind === 'all' || data.kinds[i] === filter.kind);
@@ -64,6 +75,18 @@
     draw();
     say(done + (shown.every((j) => !waits(j)) ? '. All of ' + images(shown.length) + ' decided.' + more : ''));
   };
+  const acceptCluster = () => {
+    const c = shown.length ? clusterOf(shown[position]) : -1;
+    const rows = Array.from({ length: count }, (_, i) => i).filter((i) => clusterOf(i) === c && stateOf(i) === 'undecided');
+    if (c < 0 || !rows.length) return say(c < 0 ? 'This photo is in no cluster.' : 'All photos of this cluster are decided.');
+    const to = nameOf(c);
+    history.push(rows.map((i) => [ids[i], undefined]));
+    for (const i of rows) decisions.put(ids[i], { fpath: data.fpaths[i], action: 'relabel', label: judgedLabel(i), to, by: 'review' });
+    const next = shown.findIndex((i, k) => k > position && stateOf(i) === 'undecided');
+    position = next < 0 ? position : next;
+    draw();
+    say('named ' + images(rows.length) + ' ' + to);
+  };
   const undo = () => {
     const last = history.pop();
     if (!last) return say('Nothing to undo.');
@@ -72,7 +95,7 @@
     if (i !== undefined && !shown.includes(i)) reset(i);
     if (i !== undefined) position = shown.indexOf(i);
     draw();
-    say('undone: ' + (last.length === 1 ? JSON.parse(last[0][0])[0] : 'import of ' + thousands(last.length) + ' decisions'));
+    say('undone: ' + (last.length === 1 ? JSON.parse(last[0][0])[0] : thousands(last.length) + ' decisions'));
   };
   const move = (step) => {
     const target = position + step;
@@ -133,7 +156,8 @@
         'button', { type: 'button', 'aria-label': 'Relabel to ' + to, click: (event) => press(event, () => decide('relabel', to)) },
         label ? 'Relabel' : 'Choose', keyHint(k + 1),
       ); // prettier-ignore
-      const title = (label || k ? 'proposal ' : 'prediction ') + percent(data.probabilities[i][k]);
+      const size = data.clusterSizes[c];
+      const title = size ? 'new, ' + images(size) : (label || k ? 'proposal ' : 'prediction ') + percent(data.probabilities[i][k]);
       panels.push(panelOf(title, c, targetOf(i) === to, 'relabel', button, k < (label ? 1 : 2)));
     });
     const act = (action, text, letter, run, enabled = true) =>
@@ -152,6 +176,7 @@
       make('div', { class: 'actions', role: 'group', 'aria-label': 'Decision' },
         ...(label ? [act('keep', 'Keep', 'k', () => decide('keep'))] : []),
         act('relabel', label ? 'Relabel' : 'Accept', 'r', () => decide('relabel', best), best !== undefined),
+        ...(clusterOf(i) >= 0 ? [act('relabel', 'All', 'a', acceptCluster)] : []),
         act('search', 'Search', '/', openSearch),
         act('drop', 'Drop', 'd', () => decide('drop')),
         act('unsure', 'Unsure', 'u', () => decide('unsure')),
@@ -208,6 +233,7 @@
     element('export').disabled = !decisions.size();
   };
   const draw = () => {
+    nameClusters();
     drawProgress();
     drawItem();
     drawStrip();
@@ -263,6 +289,7 @@
     k: () => decide('keep'),
     r: () => decide('relabel', proposed()[0]),
     Enter: () => decide('relabel', proposed()[0]),
+    a: acceptCluster,
     d: () => decide('drop'),
     u: () => decide('unsure'),
     z: undo,

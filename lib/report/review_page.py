@@ -42,6 +42,8 @@ KINDS = {
     'out_of_catalog': 'no class fits',
     'duplicate': 'near copy with another label',
     'abstained': 'the model is not certain',
+    'new_class': 'other unknown photos resemble it',
+    'alone': 'no other unknown photo resembles it',
 }
 
 
@@ -59,7 +61,8 @@ class ReviewData:
         errors: (n,) float probability that the label is wrong; nan: unknown.
         proposals: (n, k) int classes that are proposed, the most probable first; -1: none.
         probabilities: (n, k) float of the proposals.
-        class_names: of all classes, which the page can search.
+        class_names: of all classes, which the page can search; the last ones may be proposals for new classes.
+        cluster_sizes: photos of each of these proposals, which get the name that one of their photos is given.
         typical: class -> rows of typical images of it, the most typical first.
         open_image: row -> RGB image, whose longer side has PHOTO_SIDE pixels or more if possible; may raise.
         path_of: row -> path of the image's file, for links, '' without a file; None: no image is a file.
@@ -84,6 +87,7 @@ class ReviewData:
     path_of: Callable[[int], str] | None = None
     next_step: str = ''
     earlier: Sequence[Decision] = ()
+    cluster_sizes: Sequence[int] = ()
 
 
 def write_review_pages(path: str | os.PathLike, data: ReviewData, *, max_bytes: float) -> list[Path]:
@@ -120,6 +124,8 @@ def _renderer(data: ReviewData) -> Callable[[dict[str, Any], Sequence[Path], int
     }
     packed = base64.b64encode(zlib.compress(json.dumps(rare, separators=(',', ':')).encode(), 9)).decode('ascii')
     common = {'review': _digest(data), 'split': data.split, 'kindMeanings': KINDS}
+    first = len(data.class_names) - len(data.cluster_sizes)
+    common |= {'clusterSizes': dict(enumerate(data.cluster_sizes, start=first))}
     num_images = len(data.fpaths)
 
     def render(content: dict[str, Any], paths: Sequence[Path], number: int) -> str:
@@ -127,6 +133,7 @@ def _renderer(data: ReviewData) -> Callable[[dict[str, Any], Sequence[Path], int
             data=data,
             palette=PALETTE,
             labeled=data.split != UNLABELED,
+            has_clusters=bool(data.cluster_sizes),
             num_images=num_images,
             num_listed=min(num_images, MAX_ITEMS),
             has_all=num_images <= MAX_ITEMS,

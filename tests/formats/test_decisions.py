@@ -55,13 +55,11 @@ def test_photos_with_a_class_are_a_training_split(decisions, tmp_path):
     assert json.loads((out / 'classes.json').read_text())['names'] == ['Café', 'milk', 'a new tea']
 
 
-def test_new_classes_are_named_images_for_enrollment(decisions):
-    split, classes = open_named_images(str(decisions), nested=False, known={'milk'})
-    assert classes.names == ['Café']
-    assert np.array_equal(split.labels, [0, 0])
+def test_photos_with_a_class_are_named_images_for_enrollment(decisions):
+    split, classes = open_named_images(str(decisions), nested=False)
+    assert classes.names == ['Café', 'milk']
+    assert np.array_equal(split.labels, [1, 0, 0])
     assert split.images.load(1).size == (20, 10)
-    with pytest.raises(UserError, match='no photo was given a new class'):
-        open_named_images(str(decisions), nested=False, known={'milk', 'Cafe\u0301'})
 
 
 def test_mistakes(decisions):

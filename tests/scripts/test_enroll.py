@@ -169,6 +169,60 @@ def test_without_the_old_images(scripts, run_folder, photos):
     assert read_checkpoint(run_folder / OUT / 'best_model.pth').num_classes == 9
 
 
+def test_known_and_retired_classes(scripts, run_folder, photos, tmp_path):
+    """Rows of a class with further photos move, those of a retired one go; test.py confirms the metrics."""
+    old = read_checkpoint(run_folder / BEST)
+    names = old.training_set.class_names
+    mixed = tmp_path / 'mixed'
+    mixed.mkdir()
+    (mixed / 'marmalade').symlink_to(photos / 'marmalade')
+    (mixed / names[3]).symlink_to(photos / 'tea 10')
+    (mixed / names[1]).symlink_to(photos / 'tea 2')  # that class is retired, so this is a new one of the same name
+    done = enroll(scripts, run_folder, mixed, '--ENROLL_RETIRE', f'{names[1]},{names[4]}', '--ENROLL_MAX_LOSS', 0.5)
+    assert (
+        '2 new classes from 6 images, 1 known class from 3 images, 2 classes retired, 6 classes in total' in done.stdout
+    )
+    new = read_checkpoint(run_folder / OUT / 'best_model.pth')
+    kept = [0, 2, 3, 5]
+    added = sorted(['marmalade', names[1]])
+    assert new.training_set.class_names == [*(names[label] for label in kept), *added]
+    counts = old.training_set.class_counts[kept]
+    counts[2] += 3
+    assert new.training_set.class_counts.tolist() == [*counts, 3, 3]
+    assert new.training_set.class_parents[:4] == [old.training_set.class_parents[label] for label in kept]
+    for name in ('classifier.weight', 'classifier.bias'):
+        rows, before = new.state_dict[name], old.state_dict[name][kept]
+        assert torch.equal(rows[[0, 1, 3]], before[[0, 1, 3]])
+    metrics = json.loads((run_folder / OUT / 'enroll.json').read_text())
+    assert metrics['retired'] == [names[1], names[4]]
+    assert (metrics['old']['num_measured'], metrics['known']['num_measured']) == (16, 4)
+    moved = not torch.equal(new.state_dict['classifier.weight'][2], old.state_dict['classifier.weight'][3])
+    assert moved == (metrics['known']['strength'] > 0)
+    found, labels = predicted(scripts, run_folder, f'{OUT}/best_model.pth', f'{OUT}/converted_val.json')
+    assert np.bincount(labels).tolist() == [4, 4, 8, 4, 4, 4]
+    for label, name in enumerate(added, start=4):
+        assert (found[labels == label] == label).sum() == metrics['classes'][name]['right']
+    held = np.flatnonzero(labels == 2)[4:]
+    assert (found[held] == 2).sum() == metrics['classes'][names[3]]['right']
+
+
+def test_only_retiring(scripts, run_folder, tmp_path):
+    old = read_checkpoint(run_folder / BEST)
+    names = old.training_set.class_names
+    (tmp_path / 'gone.txt').write_text(f'{names[0]}\n\n{names[5]}\n')
+    command = ('tools/enroll.py', '--RESUME_MODEL', BEST, '--ENROLL_RETIRE', tmp_path / 'gone.txt', *ON_CPU)
+    done = scripts.run(run_folder, *command)
+    assert '2 classes retired, 4 classes in total' in done.stdout
+    new = read_checkpoint(run_folder / OUT / 'best_model.pth')
+    for name, value in old.state_dict.items():
+        assert torch.equal(new.state_dict[name], value[1:5] if name.startswith('classifier.') else value), name
+    found, labels = predicted(scripts, run_folder, f'{OUT}/best_model.pth', f'{OUT}/converted_val.json')
+    metrics = json.loads((run_folder / OUT / 'enroll.json').read_text())
+    right = [np.mean(found[labels == label] == label) for label in range(4)]
+    assert metrics['old']['after'] == pytest.approx(np.mean(right))
+    assert metrics['old']['after'] >= metrics['old']['before']
+
+
 def test_nothing_is_overwritten_silently(scripts, enrolled, photos):
     folder, _ = enrolled
     before = contents(folder)
@@ -190,22 +244,26 @@ def test_overwrite_renames_the_old_folder(scripts, run_folder, photos):
 
 def test_mistakes(scripts, run_folder, photos):
     before = contents(run_folder)
-    known = read_checkpoint(run_folder / BEST).training_set.class_names
-    for name, content in {'known': None, 'unreadable': b'no photo'}.items():
-        target = run_folder.parent / f'{run_folder.name}_{name}' / (known[2] if content is None else 'x')
-        target.mkdir(parents=True)
-        source = photos / NAMES[0] / '0.jpg'
-        (target / '0.jpg').write_bytes(source.read_bytes() if content is None else content)
     beside = run_folder.parent / run_folder.name
+    target = Path(f'{beside}_unreadable/x')
+    target.mkdir(parents=True)
+    (target / '0.jpg').write_bytes(b'no photo')
+    Path(f'{beside}_all.txt').write_text('\n'.join(read_checkpoint(run_folder / BEST).training_set.class_names))
     line = error_line(scripts.run(run_folder, 'tools/enroll.py', '--RESUME_MODEL', BEST, *ON_CPU, code=2))
     assert 'ENROLL.IMAGES is empty: --ENROLL_IMAGES FOLDER' in line
     for source, words in (
         ('nowhere', 'ENROLL.IMAGES nowhere: no such folder or file'),
-        (f'{beside}_known', f'the model has the class {known[2]!r} already (1 of 1 classes); leave them out'),
         (f'{beside}_unreadable', "no image of 'x' can be decoded"),
-        (f'{beside}_known/{known[2]}', 'no class folders'),
+        (f'{beside}_unreadable/x', 'no class folders'),
     ):
         assert words in error_line(enroll(scripts, run_folder, source, code=2))
+    for names, words in (
+        ('sku-9', "the model has no class 'sku-9'"),
+        (f'{beside}_all.txt', 'names all classes of the model'),
+        ('none.txt', 'ENROLL.RETIRE none.txt: No such file'),
+    ):
+        command = ('tools/enroll.py', '--RESUME_MODEL', BEST, '--ENROLL_RETIRE', names, *ON_CPU)
+        assert words in error_line(scripts.run(run_folder, *command, code=2))
     line = error_line(scripts.run(run_folder, 'tools/enroll.py', *ON_CPU, '--ENROLL_IMAGES', photos, code=2))
     assert 'needs a trained model' in line
     assert contents(run_folder) == before

@@ -44,13 +44,27 @@ class SearchKeys(Section, title='nearest neighbors (tools/search.py)'):
 
 class EnrollKeys(Section, title='new classes without training (tools/enroll.py)'):
     IMAGES = Key(
-        '', 'Images of the new classes: a folder with one sub-folder per class, or an annotation file.', is_path=True
+        '',
+        'Images of new classes, and further images of known ones: a folder with one sub-folder per class, an '
+        'annotation file, or decisions.json.',
+        is_path=True,
     )
     PER_CLASS = Key(
         0,
-        'Maximum number of images to enroll per new class; SEED selects them, and metrics are computed on the others. '
+        'Maximum number of images to enroll per class; SEED selects them, and metrics are computed on the others. '
         '0: enroll all.',
         low=0,
+    )
+    RETIRE = Key[tuple[str, ...]](
+        (),
+        'Names of classes to remove, separated by commas, or a .txt file with a name per line.',
+        entry=str,
+    )
+    PROPOSE = Key(
+        '',
+        'Photos of products that the model does not know, a folder or an annotation file: they are clustered into '
+        'proposals for new classes on a page for review, and the model does not change.',
+        is_path=True,
     )
     OUT = Key('', 'Folder to write the extended model to. Empty: LOG_ROOT/NAME_enrolled.', is_path=True)
     MAX_LOSS = Key(

@@ -1,0 +1,179 @@
+"""The images of tools/enroll.py: those to enroll, the validation split, and the classes to remove."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lib.builders.data import open_named_images
+from lib.builders.split import DatasetSplit
+from lib.commands.enrolled_model import LabeledImages, kept_classes, labels_of
+from lib.commands.loaded_model import LoadedModel, split_features
+from lib.config.defaults import KEYS
+from lib.dataset.annotations import ClassNames
+from lib.dataset.features import Features
+from lib.dataset.folder import sample_indices
+from lib.dataset.image_format import hint_of
+from lib.dataset.images import FileImages
+from lib.errors import UserError, is_unicode, shown
+from lib.posthoc.candidate_scores import score_features
+from lib.runtime.files import write_json
+from lib.runtime.log import LOGGER
+from lib.runtime.read_file import read_text, reason_of
+from lib.runtime.text import count_of, name_warnings, names_digest, rounded_code_warnings
+
+
+@dataclass(frozen=True)
+class GivenImages:
+    """Images of ENROLL.IMAGES: the shots that are enrolled, and the others, held out to measure.
+
+    Attributes:
+        split: all images, with labels of the given classes.
+        features: of these images.
+        new: names (and parents) of the classes that are new to the model.
+        new_labels: (n,) int64 number in `new`; -1: an image of a known class.
+        known_labels: (n,) int64 class of the model; -1: an image of a new class.
+        shots, held_out: rows of readable images.
+    """
+
+    split: DatasetSplit
+    features: Features
+    new: ClassNames
+    new_labels: np.ndarray
+    known_labels: np.ndarray
+    shots: np.ndarray
+    held_out: np.ndarray
+
+    def of_new(self, rows: np.ndarray) -> LabeledImages | None:
+        """Return those of the rows that are images of new classes; None if no class is new."""
+        return self._of(self.new_labels, rows)
+
+    def of_known(self, rows: np.ndarray) -> LabeledImages | None:
+        """Return those of the rows that are images of known classes; None if no class is known."""
+        return self._of(self.known_labels, rows)
+
+    def _of(self, labels: np.ndarray, rows: np.ndarray) -> LabeledImages | None:
+        return LabeledImages(self.features.values, labels, rows[labels[rows] >= 0]) if (labels >= 0).any() else None
+
+
+@dataclass(frozen=True)
+class OldImages:
+    """The valid split.
+
+    Attributes:
+        images: the readable ones of classes that stay. Labels are those of the model without retired classes; -1: an
+            image of a retired class.
+        before: (n,) bool: the image is classified correctly by the model as it was.
+    """
+
+    split: DatasetSplit
+    images: LabeledImages
+    before: np.ndarray
+
+
+def retired_classes(trained: LoadedModel) -> list[int]:
+    """Return the labels of the classes of ENROLL.RETIRE, ascending."""
+    given: list[str] = list(trained.cfg.ENROLL.RETIRE)
+    if len(given) == 1 and given[0].endswith('.txt') and given[0] not in trained.class_names:
+        try:
+            lines = read_text(given[0], encoding='utf-8-sig').splitlines()
+        except OSError as error:
+            raise UserError(f'ENROLL.RETIRE {given[0]}: {reason_of(error)}') from None
+        except UnicodeDecodeError:
+            raise UserError(f'ENROLL.RETIRE {given[0]}: is not UTF-8') from None
+        given = [line.strip() for line in lines if line.strip()]
+    return labels_of(trained, given, 'ENROLL.RETIRE')
+
+
+def given_images(trained: LoadedModel, base: LoadedModel) -> GivenImages | None:
+    """Open ENROLL.IMAGES, and choose the shots; `base`: the model without retired classes."""
+    source, per_class = trained.cfg.ENROLL.IMAGES, trained.cfg.ENROLL.PER_CLASS
+    if not source:
+        return None
+    if not Path(source).exists():
+        raise UserError(f'ENROLL.IMAGES {source}: no such folder or file')
+    split, classes = open_named_images(source, nested=trained.cfg.DATASET.NESTED_CLASSES)
+    label_of = {name: label for label, name in reversed(list(enumerate(base.class_names)))}
+    known_labels = np.array([label_of.get(name, -1) for name in classes.names], np.int64)
+    numbers = np.flatnonzero(known_labels < 0).tolist()
+    new = ClassNames(
+        [classes.names[number] for number in numbers],
+        [classes.parents[number] for number in numbers] if classes.parents else [],
+    )
+    new_labels = np.full(len(known_labels), -1)
+    new_labels[numbers] = np.arange(len(numbers))
+    for warning in [*name_warnings(new.names, known=base.class_names), *rounded_code_warnings(new.names)]:
+        LOGGER.warning('%s: %s', source, warning)
+    features = split_features(trained, split, 'new_classes', same_classes=False)
+    readable = features.readable
+    index, shots, hint = split.index(), [], hint_of(reason for _, reason in features.bad)
+    for label, name in enumerate(classes.names):
+        rows = index.rows_of(label)
+        rows = rows[readable[rows]]
+        if not len(rows):
+            raise UserError(f'ENROLL.IMAGES {source}: no image of {shown(name)} can be decoded{hint}')
+        shots.append(rows[sample_indices(len(rows), name, per_class or len(rows), trained.cfg.SEED)])
+    shot_rows = np.concatenate(shots)
+    held_rows = np.setdiff1d(np.flatnonzero(readable), shot_rows)
+    if not readable.all():
+        LOGGER.warning('%s: %s cannot be decoded%s', source, count_of(int((~readable).sum()), 'image'), hint)
+    labels = np.asarray(split.labels)
+    return GivenImages(split, features, new, new_labels[labels], known_labels[labels], shot_rows, held_rows)
+
+
+def old_images(trained: LoadedModel, retired: list[int], *, is_needed: bool) -> OldImages | None:
+    """Return the labeled valid split; None where there is none and the loss of old classes is not limited.
+
+    Args:
+        is_needed: rows are chosen, so there is a loss to limit.
+    """
+    try:
+        valid = trained.valid
+        if not valid.labeled or valid.num_classes != trained.checkpoint.num_classes:
+            raise UserError(
+                f'{valid.source} has {valid.num_classes} classes{"" if valid.labeled else " and images without label"}'
+                f', but {trained.path} has {trained.checkpoint.num_classes} classes'
+            )
+    except UserError as error:
+        max_loss = trained.cfg.ENROLL.MAX_LOSS
+        if max_loss == KEYS['ENROLL.MAX_LOSS'].high or not is_needed:
+            LOGGER.warning('the loss of old classes is neither limited nor measured: %s', error)
+            return None
+        raise UserError(
+            f'enrolling needs the validation split of the old classes, to limit their loss: {error}; '
+            '--ENROLL_MAX_LOSS 1 sets no limit'
+        ) from None
+    features = split_features(trained, valid, 'valid')
+    kept = kept_classes(trained, retired)
+    label_of = np.full(valid.num_classes, -1)
+    label_of[kept] = np.arange(len(kept))
+    labels = label_of[features.labels]
+    rows = np.flatnonzero(features.readable & (labels >= 0))
+    if not len(rows):
+        raise UserError(f'{valid.source}: has no readable image of a class that stays')
+    before = score_features(trained.engine, features.values, features.labels).correct[rows]
+    return OldImages(valid, LabeledImages(features.values, labels, rows), before)
+
+
+def write_valid(path: Path, names: list[str], old: OldImages, given: GivenImages | None) -> bool:
+    """Write the annotations of valid images and of held-out ones; return False if some are not files."""
+    parts = [(old.split.images, old.images.labels, np.flatnonzero(old.images.labels >= 0))]
+    if given is not None:
+        num_base = len(names) - len(given.new.names)
+        labels = np.where(given.new_labels >= 0, num_base + given.new_labels, given.known_labels)
+        parts.append((given.split.images, labels, given.held_out))
+    entries, num_left_out = [], 0
+    for images, labels, rows in parts:
+        if not isinstance(images, FileImages):
+            return False
+        for row in rows.tolist():
+            file = os.path.abspath(images.path(row))
+            if is_unicode(file):
+                entries.append({'category_id': int(labels[row]), 'fpath': file})
+            else:
+                num_left_out += 1
+    if num_left_out:
+        LOGGER.warning('%s: without %d images whose file names are not UTF-8', path, num_left_out)
+    write_json(path, {'annotations': entries, 'num_classes': len(names), 'classes_digest': names_digest(names)})
+    return True
