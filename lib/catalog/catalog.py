@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from lib.catalog.manifest import MANIFEST, PREFIX, File, Manifest, Segment, read_manifest, remove_unused, write_manifest
-from lib.catalog.rows import Codec, Rows, int8_scale, joined
+from lib.catalog.rows import Codec, Names, Rows, int8_scale, joined, names_column
 from lib.catalog.segment import EFFORT, Generation, OpenSegment, best, open_generation, write_segment
 from lib.errors import UserError, shown
 from lib.inference.whitening import Whitening
@@ -114,12 +114,12 @@ class Catalog:
         (name,) = nfc_list([product])
         return sorted(image for segment in self._open.segments for image in segment.images_of(name))
 
-    def add(self, features: np.ndarray, products: Sequence[str], images: Sequence[str]) -> int:
+    def add(self, features: np.ndarray, products: Names, images: Names) -> int:
         """Add photos of new or known products; one that is there under this product and name is replaced.
 
         Args:
             features: (n, num_features) float32, maybe memory-mapped.
-            products, images: (n,) names: of the product, and of the photo.
+            products, images: (n,) names, of the product and of the photo.
 
         Returns:
             The number of photos that were replaced.
@@ -135,7 +135,7 @@ class Catalog:
         with self._changed() as opened:
             manifest = _with_scale(opened, features)
             codes = _encoded(features, opened, manifest.codec)
-            new = joined([Rows(_names(products, 'product'), _names(images, 'image'), codes)])
+            new = joined([Rows(names_column(products, 'product'), names_column(images, 'image'), codes)])
             if len(new.pairs().unique()) < len(new):
                 raise UserError('a product has two images of one name; images need different names')
             removed = [segment.rows_with(new) for segment in opened.segments]
@@ -283,13 +283,6 @@ def _encoded(features: np.ndarray, opened: Generation, codec: Codec) -> np.ndarr
         some = slice(start, start + _BLOCK_ROWS)
         codes[some] = codec.encode(opened.vectors(features[some]))
     return codes
-
-
-def _names(names: Sequence[str], what: str) -> pa.LargeStringArray:
-    for name in names:
-        if not name or len(name) > 4096 or '\0' in name:
-            raise UserError(f'the {what} name {shown(name)} is empty, too long, or contains NUL')
-    return pa.array(nfc_list(names) if what == 'product' else names, pa.large_string())
 
 
 def _no_matches(num_queries: int, k: int) -> Matches:

@@ -20,7 +20,7 @@ KINDS = ('hnsw', 'ivfpq')
 LINKS, BUILD_EFFORT = 16, 128  # M and efConstruction of Malkov and Yashunin
 _BLOCK_ROWS = 16_384
 _ROWS_PER_LIST = 64  # of training, faiss recommends 39 or more
-_LINES_PER_BYTE = 4  # dimensions per byte of product quantization
+_DIMENSIONS_PER_BYTE = 4  # of product quantization
 _PROBED = 16  # effort per list that is searched
 
 
@@ -62,10 +62,13 @@ def _trained_ivfpq(faiss: Any, codes: np.ndarray, codec: Codec) -> Any:
     num_lists = max(1, min(int(4 * len(codes) ** 0.5), len(codes) // _ROWS_PER_LIST))
     step = max(1, len(codes) // (_ROWS_PER_LIST * num_lists))
     sample = _unit(codec.decode(codes[::step]))
-    num_parts = next(parts for parts in range(-(-codec.width // _LINES_PER_BYTE), 0, -1) if codec.width % parts == 0)
+    num_parts = next(
+        parts for parts in range(-(-codec.width // _DIMENSIONS_PER_BYTE), 0, -1) if codec.width % parts == 0
+    )
     index = faiss.IndexIVFPQ(
         faiss.IndexFlatIP(codec.width), codec.width, num_lists, num_parts, 8, faiss.METRIC_INNER_PRODUCT
     )
+    index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1  # no warnings
     index.train(sample)
     return index
 

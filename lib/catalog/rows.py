@@ -4,6 +4,7 @@ A file holds one uncompressed record batch, sorted by product: product, image (i
 can read.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lib.errors import UserError, shown
 from lib.runtime.files import replace_atomically
 
+Names = Sequence[str] | pa.LargeStringArray
 CODES = ('float16', 'int8', 'binary')
 _ZERO = 128  # the byte of an int8 code that stands for 0, as faiss stores them
+_MAX_NAME_BYTES = 4096
 _QUANTILE = 0.9999  # of the absolute values that int8 represents; larger ones are clipped
 
 
@@ -101,6 +105,17 @@ class Rows:
     def pairs(self) -> pa.LargeStringArray:
         """Return product and image as one text; no name contains the NUL between them."""
         return pc.binary_join_element_wise(self.products, self.images, pa.scalar('\0', pa.large_string()))
+
+
+def names_column(names: Names, what: str) -> pa.LargeStringArray:
+    """Return names as a column; `what`: product or image. Products are compared in NFC. Raises: UserError."""
+    texts = names if isinstance(names, pa.Array) else pa.array(names, pa.large_string())
+    lengths = pc.binary_length(texts)
+    is_bad = pc.or_(pc.or_(pc.equal(lengths, 0), pc.greater(lengths, _MAX_NAME_BYTES)), pc.match_substring(texts, '\0'))
+    if texts.null_count or pc.any(is_bad).as_py():
+        name = texts.filter(is_bad)[0].as_py() if not texts.null_count else ''
+        raise UserError(f'the {what} name {shown(name)} is empty, too long, or contains NUL')
+    return pc.utf8_normalize(texts, 'NFC') if what == 'product' else texts
 
 
 def joined(parts: list[Rows]) -> Rows:

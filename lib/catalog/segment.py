@@ -121,7 +121,8 @@ class OpenSegment:
             found = nearest(queries, _Vectors(self._rows.codes, self._codec, self._left_rows), k)  # type: ignore[arg-type]  # len, shape and slices are all that it uses
             rows = found.rows if self._left_rows is None else self._left_rows[found.rows]
             return Found(rows, found.values)
-        rows = self._graph.search(queries, min(k, self.entry.num_left), effort, self._bits)
+        wanted = max(k, effort) if self.entry.kind == 'ivfpq' else k  # whose own order is a rough one
+        rows = self._graph.search(queries, min(wanted, self.entry.num_left), effort, self._bits)
         return Found(rows, self._similarities(queries, rows))
 
     def _similarities(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
