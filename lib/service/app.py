@@ -16,7 +16,7 @@ from lib.errors import shown
 from lib.runtime.log import LOGGER
 from lib.service.feedback import FeedbackStore
 from lib.service.interface import ServiceError, error_body
-from lib.service.routes import add_feedback, add_page, add_photos, add_predictions, add_status
+from lib.service.routes import add_catalog, add_feedback, add_page, add_photos, add_predictions, add_status
 from lib.service.schema import DESCRIPTION
 from lib.service.service import Service
 
@@ -107,6 +107,8 @@ def create_app(
     add_predictions(app, service)
     add_status(app, service)
     add_photos(app, service)
+    if service.served.catalog is not None:
+        add_catalog(app, service)
     if page is not None:
         add_page(app, *page)
     if feedback is not None:

@@ -13,16 +13,14 @@ from pathlib import Path
 
 from lib.dataset.corrections import Decision, read_decisions, write_decisions
 from lib.dataset.image_format import HEADER_BYTES, image_format
-from lib.errors import is_unicode
 from lib.formats.decisions import UNLABELED
 from lib.runtime.files import remove, wait_for_lock, write_bytes
 from lib.runtime.read_file import GB
-from lib.runtime.text import count_of, nfc, size_text
-from lib.service.interface import ServiceError, photo_id
+from lib.runtime.text import count_of, size_text
+from lib.service.interface import ServiceError, checked_name, photo_id
 
 DECISIONS, PHOTOS = 'decisions.json', 'photos'
 MAX_PHOTOS, MAX_BYTES = 100_000, 20 * GB
-MAX_NAME = 1000  # characters of a class name
 _SECONDS = 10  # to wait for another process that stores feedback in the same folder
 # By format, since a client's file name is not used.
 _SUFFIXES = {
@@ -146,10 +144,7 @@ def _decision(fpath: str, action: str, name: str) -> Decision:
         return Decision(fpath, 'drop', label='', by='review')
     if action != 'relabel':
         raise ServiceError(400, 'action must be relabel or drop')
-    name = nfc(name)
-    if not name.strip() or len(name) > MAX_NAME or not is_unicode(name):
-        raise ServiceError(400, f'relabel needs the name of a class, of at most {MAX_NAME} characters')
-    return Decision(fpath, 'relabel', label='', to=name, by='review')
+    return Decision(fpath, 'relabel', label='', to=checked_name(name, 'class'), by='review')
 
 
 def _version(path: Path) -> tuple[int, ...] | None:

@@ -10,6 +10,12 @@ import msgspec
 import numpy as np
 import torch
 
+from lib.catalog.catalog import Catalog
+from lib.errors import is_unicode
+from lib.runtime.text import nfc
+
+MAX_NAME = 1000  # characters of the name of a class or product
+
 
 class ServiceError(Exception):
     """A request that gets an error as its answer.
@@ -69,12 +75,26 @@ class Photos(Protocol):
         """Return a JPEG. Raises: IndexError, OSError, ImageError."""
 
 
+def checked_name(name: str, what: str) -> str:
+    """Return the name of a class or product from a request in NFC. Raises: ServiceError."""
+    name = nfc(name)
+    if not name.strip() or len(name) > MAX_NAME or not is_unicode(name) or '\0' in name:
+        raise ServiceError(400, f'the name of a {what} is missing, or longer than {MAX_NAME} characters')
+    return name
+
+
 @dataclass(frozen=True, eq=False)
 class Served:
-    """A model as it is served, replaced as a whole; `photos` is None where no training photos are shown."""
+    """A model as it is served, replaced as a whole.
+
+    Attributes:
+        photos: None where no training photos are shown.
+        catalog: of products, with features of this model; None: there is none.
+    """
 
     model: Model
     photos: Photos | None = None
+    catalog: Catalog | None = None
 
     @cached_property
     def classes_json(self) -> bytes:

@@ -6,19 +6,34 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, TypeVar
 
 import msgspec
+import numpy as np
 from fastapi import FastAPI, Path, Query, Request, Response
 
 from lib.api import ImageError
+from lib.catalog.catalog import Catalog, Matches
 from lib.errors import UserError, shown
 from lib.runtime.log import LOGGER
 from lib.service.batcher import Job, image_error
 from lib.service.feedback import Feedback, FeedbackStore
-from lib.service.interface import ServiceError
-from lib.service.schema import Classes, Features, FeedbackStored, Predictions, Status, documented, errors, images_route
+from lib.service.interface import Served, ServiceError, checked_name
+from lib.service.schema import (
+    CatalogSize,
+    Classes,
+    Features,
+    FeedbackStored,
+    FoundProducts,
+    PhotosAdded,
+    PhotosRemoved,
+    Predictions,
+    Status,
+    documented,
+    errors,
+    images_route,
+)
 from lib.service.service import METRICS_TYPE, Service
 
 MAX_TOP_K = 100
-_MAX_FEEDBACK = 16  # requests that wait for the disk
+_MAX_WRITES = 16  # requests that wait for the disk
 Result = TypeVar('Result')
 
 
@@ -117,24 +132,37 @@ def add_photos(app: FastAPI, service: Service) -> None:
         return Response(content, headers={'Cache-Control': 'private, max-age=3600'}, media_type='image/jpeg')
 
 
-def add_feedback(app: FastAPI, service: Service, store: FeedbackStore) -> None:
-    """Add the routes that store and withdraw feedback, one request after the other."""
-    thread, num_waiting = ThreadPoolExecutor(1, 'feedback'), 0
+class _Turns:
+    """Calls of functions that write files, one after the other in a thread.
 
-    async def in_turn(function: Callable[..., Result], *arguments: Any) -> Result:
-        nonlocal num_waiting
-        if num_waiting >= _MAX_FEEDBACK:
-            raise ServiceError(429, 'too much feedback at a time; try again later', 1)
-        num_waiting += 1
+    Args:
+        what: is stored, for errors.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what, self._thread, self._num_waiting = what, ThreadPoolExecutor(1, what), 0
+
+    async def __call__(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Return what a function returns. Raises: ServiceError."""
+        if self._num_waiting >= _MAX_WRITES:
+            raise ServiceError(429, f'too many changes of the {self._what} at a time; try again later', 1)
+        self._num_waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(thread, function, *arguments)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
         except ImageError as error:
             raise image_error(error) from None
         except (UserError, OSError) as error:
-            LOGGER.warning('feedback is not stored: %s', shown(error))
-            raise ServiceError(507, 'the feedback cannot be stored; the log of the service has the reason') from None
+            LOGGER.warning('the %s cannot be changed: %s', self._what, shown(error))
+            raise ServiceError(
+                507, f'the {self._what} cannot be stored; the log of the service has the reason'
+            ) from None
         finally:
-            num_waiting -= 1
+            self._num_waiting -= 1
+
+
+def add_feedback(app: FastAPI, service: Service, store: FeedbackStore) -> None:
+    """Add the routes that store and withdraw feedback, one request after the other."""
+    in_turn = _Turns('feedback')
 
     def put(photo: bytes, action: str, name: str) -> Feedback:
         service.served.model.pixels(photo)
@@ -160,3 +188,78 @@ def add_feedback(app: FastAPI, service: Service, store: FeedbackStore) -> None:
         """Remove a photo and the feedback about it."""
         await in_turn(store.withdraw, photo_id)
         return _json({})
+
+
+def add_catalog(app: FastAPI, service: Service) -> None:
+    """Add the routes that search the catalog and change it."""
+    in_turn = _Turns('catalog')
+
+    def open_catalog(served: Served) -> Catalog:
+        assert served.catalog is not None  # a service has one or has none
+        served.catalog.refresh()
+        return served.catalog
+
+    def search_products(served: Served, features: np.ndarray, k: int) -> Matches:
+        return open_catalog(served).search(features, k)
+
+    def check_writer() -> None:
+        if not service.options.token:
+            raise ServiceError(403, 'changes of the catalog need a service with a token: SERVE.TOKEN_FILE')
+
+    @app.post('/search', **images_route(FoundProducts))
+    async def search(
+        request: Request, k: Annotated[int, Query(ge=1, le=MAX_TOP_K, description='Products per image.')] = 5
+    ) -> Response:
+        """Find the products of the catalog that resemble each image most."""
+        jobs = await service.jobs(request, top_k=0)
+        served, found = jobs[0].served, [job for job in jobs if job.features is not None]
+        features = np.stack([job.features for job in found if job.features is not None])
+        matches = await asyncio.to_thread(search_products, served, features, k)
+        products = {
+            id(job): [
+                {'name': name, 'similarity': round(value, 4), 'photo': image}
+                for name, image, value in zip(names, images, values, strict=True)
+                if name
+            ]
+            for job, names, images, values in zip(found, *(part.tolist() for part in matches), strict=True)
+        }
+        results = [
+            {'products': products.get(id(job), []), 'id': job.id, 'error': job.error.text if job.error else None}
+            for job in jobs
+        ]
+        return _json({'model': served.model.version, 'results': results})
+
+    @app.get('/catalog', **documented(CatalogSize, 401))
+    async def catalog() -> Response:
+        """Return the size of the catalog."""
+        opened = await asyncio.to_thread(open_catalog, service.served)
+        return _json({'photos': opened.num_images, 'bytes': opened.num_bytes})
+
+    @app.post('/catalog', **images_route(PhotosAdded, 507))
+    async def add(
+        request: Request, product: Annotated[str, Query(description='The product that the photos show.')]
+    ) -> Response:
+        """Add photos of a new or a known product; one that the product has already is replaced."""
+        check_writer()
+        name = checked_name(product, 'product')
+        jobs = await service.jobs(request, top_k=0)
+        fault = next((job.error for job in jobs if job.error), None)
+        if fault is not None:
+            raise fault
+        by_id = {job.id: job.features for job in jobs}  # a photo may be in the request twice
+        features = np.stack([values for values in by_id.values() if values is not None])
+
+        def put() -> int:
+            return open_catalog(jobs[0].served).add(features, [name] * len(by_id), list(by_id))
+
+        num_replaced = await in_turn(put)
+        return _json({'photos': list(by_id), 'replaced': num_replaced})
+
+    @app.delete('/catalog', **documented(PhotosRemoved, 401, 403, 404, 422, 429, 507))
+    async def remove(product: Annotated[str, Query(description='The product to remove.')]) -> Response:
+        """Remove a product with all its photos."""
+        check_writer()
+        num_photos = await in_turn(lambda: open_catalog(service.served).remove([checked_name(product, 'product')]))
+        if not num_photos:
+            raise ServiceError(404, 'the catalog has no such product')
+        return _json({'photos': num_photos})

@@ -87,18 +87,61 @@ class FeedbackStored(BaseModel):
     before: dict[str, str] | None
 
 
+class Product(BaseModel):
+    """A product of the catalog: cosine similarity of its most similar photo, and the name of that."""
+
+    name: str
+    similarity: float
+    photo: str
+
+
+class Found(BaseModel):
+    """The answer for one image: `error` and no product, or products, the most similar first."""
+
+    products: list[Product]
+    id: str
+    error: str | None
+
+
+class FoundProducts(BaseModel):
+    """The answers for the images of a request, in their order."""
+
+    model: str
+    results: list[Found]
+
+
+class CatalogSize(BaseModel):
+    """Photos that can be found, and bytes of all files."""
+
+    photos: int
+    bytes: int
+
+
+class PhotosAdded(BaseModel):
+    """The ids of the photos, by which the catalog names them, and how many of them replaced earlier ones."""
+
+    photos: list[str]
+    replaced: int
+
+
+class PhotosRemoved(BaseModel):
+    """How many photos the product had."""
+
+    photos: int
+
+
 _ERRORS = {
     400: 'No image, or one that cannot be decoded.',
     401: 'The token is missing or another one.',
-    403: 'The request comes from a page of another site.',
-    404: 'There is no such photo.',
+    403: 'The request comes from a page of another site, or the service has no token that allows changes.',
+    404: 'There is no such photo or product.',
     408: 'The request was sent too slowly.',
     413: 'Too many bytes, images or pixels.',
     415: 'Neither an image nor a form.',
     422: 'An invalid parameter.',
-    429: 'Too many images are waiting; Retry-After has the seconds to wait.',
+    429: 'Too many images or changes are waiting; Retry-After has the seconds to wait.',
     503: 'The request took too long, or the service is stopping.',
-    507: 'The feedback cannot be stored.',
+    507: 'The feedback or the catalog cannot be stored.',
 }
 _OF_IMAGES = (400, 401, 403, 408, 413, 415, 422, 429, 503)
 
