@@ -1,6 +1,6 @@
 """Exact nearest neighbors in feature space, block by block in bounded memory, and classification by their votes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,6 +27,10 @@ class Neighbors(NamedTuple):
     values: np.ndarray
 
 
+# A search with the arguments of `neighbor_blocks`.
+Search = Callable[..., Iterator[tuple[np.ndarray, Neighbors]]]
+
+
 def nearest(
     queries: np.ndarray,
     gallery: np.ndarray,
@@ -35,9 +39,14 @@ def nearest(
     metric: str = 'cosine',
     same: bool = False,
     device: torch.device = CPU,
+    search: Search | None = None,
 ) -> Neighbors:
-    """Return the k nearest rows of the gallery to each query; at most m. Arguments as in `neighbor_blocks`."""
-    found = [part for _, part in neighbor_blocks(queries, gallery, k, metric=metric, same=same, device=device)]
+    """Return the k nearest rows of the gallery to each query; at most m. Arguments as in `neighbor_blocks`.
+
+    `search`: another search than that one.
+    """
+    blocks = (search or neighbor_blocks)(queries, gallery, k, metric=metric, same=same, device=device)
+    found = [part for _, part in blocks]
     if not found:
         return Neighbors(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
     return Neighbors(*(np.concatenate(parts) for parts in zip(*found, strict=True)))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lib.inference.neighbors import CPU, neighbor_blocks
+from lib.inference.neighbors import CPU, Search, neighbor_blocks
 
 RECALL_AT = (1, 5, 10)
 
@@ -37,6 +37,7 @@ def retrieval_metrics(
     metric: str = 'cosine',
     same: bool = False,
     device: torch.device = CPU,
+    search: Search = neighbor_blocks,
 ) -> Retrieval:
     """Compute retrieval metrics (mAP@R, R-precision: Musgrave et al., A Metric Learning Reality Check, ECCV 2020).
 
@@ -52,6 +53,7 @@ def retrieval_metrics(
         query_labels, gallery_labels: (n,) and (m,); below 0 where unknown.
         recall_at: the k of recall@k.
         metric, same, device: as in neighbor_blocks.
+        search: what finds the neighbors.
     """
     counts = np.bincount(gallery_labels[gallery_labels >= 0], minlength=int(query_labels.max(initial=0)) + 1)
     num_relevant = np.where(query_labels >= 0, counts[query_labels.clip(min=0)] - same, 0)  # R of each query
@@ -62,7 +64,7 @@ def retrieval_metrics(
     sums, totals = np.zeros((len(names), len(counts))), np.zeros(len(counts), np.int64)
     for band in _bands(rows, num_relevant):
         k = max(int(num_relevant[band].max()), *recall_at)
-        for some, found in neighbor_blocks(queries, gallery, k, metric=metric, same=same, rows=band, device=device):
+        for some, found in search(queries, gallery, k, metric=metric, same=same, rows=band, device=device):
             labels = query_labels[some]
             metrics = _query_metrics(gallery_labels[found.rows] == labels[:, None], num_relevant[some], recall_at)
             for row, values in zip(sums, metrics, strict=True):

@@ -48,10 +48,12 @@ def fit_whitening(
 ) -> Whitening:
     """Fit a whitening to the features of training images, in two passes over them.
 
-    With labels, the covariance R that becomes the identity is that within classes, so that directions in which photos
-    of one product differ count little; then the axes are the principal ones of all images (Mikolajczyk and Matas, ICCV
-    2007; Radenovic et al., TPAMI 2019, section 3.3). Without, R is the covariance of all images (Jégou and Chum, ECCV
-    2012).
+    With labels, the covariance R that becomes the identity is that within classes, and the axes are the principal ones
+    of the class means (discriminative whitening: Mikolajczyk and Matas, ICCV 2007; Radenovic et al., TPAMI 2019,
+    section 3.3). So directions in which photos of one product differ count little. Without labels, R and the axes are
+    those of all images (PCA whitening: Jégou and Chum, ECCV 2012). An axis along which the class means, or all images,
+    have variance b is multiplied by b / (1 + b), which takes the place of a number of axes to keep; with labels this is
+    the expected class mean, given one image (probabilistic LDA: Ioffe, ECCV 2006).
 
     The covariance S of few images has axes of much too small variance, which would be magnified most. So R is
     (1 - a) S + a mean(diag S) I with the weight a of the smallest expected squared error (Ledoit and Wolf, A
@@ -59,7 +61,7 @@ def fit_whitening(
 
     Args:
         features: (n, num_features) float32 or float16, maybe memory-mapped; zero vectors are left out.
-        labels: (n,) int, those below 0 are left out.
+        labels: (n,) int, those below 0 are left out; of one class only, they are ignored.
         dimensions: how many axes to keep; 0: all.
         device: the one that computes.
 
@@ -89,10 +91,11 @@ def fit_whitening(
     means = (means - mean).mul_((counts / number).sqrt()[:, None])
     variances, axes = torch.linalg.eigh(_shrunk(within, fourth_powers / number, number))
     to_white = axes / variances.clamp_min(_LEAST_VARIANCE).sqrt()
-    total = to_white.T @ (within + (means.T @ means).double()) @ to_white
-    axes = to_white @ torch.linalg.eigh(total).eigenvectors.flip(1)
-    projection = axes.T[: dimensions or width].float().contiguous()
-    return Whitening(mean.cpu().numpy(), projection.cpu().numpy())
+    signal = (means.T @ means).double() if int((counts > 0).sum()) > 1 else within
+    strengths, axes = torch.linalg.eigh(to_white.T @ signal @ to_white)
+    strengths = strengths.flip(0).clamp_min(0)
+    projection = (to_white @ axes.flip(1) * (strengths / (1 + strengths))).T[: dimensions or width]
+    return Whitening(mean.cpu().numpy(), projection.float().contiguous().cpu().numpy())
 
 
 def _shrunk(covariance: torch.Tensor, fourth_powers: float, number: int) -> torch.Tensor:
