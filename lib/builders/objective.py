@@ -1,6 +1,7 @@
 """LOSS -> the objective of training: the loss, and optionally an auxiliary loss beside it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +14,10 @@ from lib.config.load import merge_checkpoint_config
 from lib.distributed.parallel import wrap_parallel
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
+from lib.export.openvino_model import require
 from lib.loss.balanced_contrastive import BalancedContrastive
 from lib.loss.distillation import Distillation
+from lib.loss.metric import MetricLoss, batch_hard_triplet, multi_similarity, supervised_contrastive
 from lib.loss.weighted import WeightedLoss
 from lib.model import Recognizer
 from lib.runtime.device import Device
@@ -23,7 +26,7 @@ from lib.trainer.checkpointing.io import read_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint
 from lib.trainer.chunked_head import ChunkedHead
 from lib.trainer.forward import Head, WholeHead
-from lib.trainer.objective import AuxiliaryTerm, ContrastTerm, DistillTerm, Objective
+from lib.trainer.objective import AuxiliaryTerm, ContrastTerm, DistillTerm, MetricTerm, Objective
 
 # Keys that the teacher must share, since it gets the images of the student.
 _SAME_IMAGES = ('DATASET.COLOR_SPACE', 'INPUT.MEAN', 'INPUT.STD')
@@ -37,18 +40,36 @@ class AuxiliaryLoss(NamedTuple):
     loss_weight: float
 
 
-def _no_auxiliary(cfg: Config, model: Recognizer, device: Device, names: Sequence[str]) -> AuxiliaryLoss:
+@dataclass(frozen=True)
+class AuxiliaryInputs:
+    """The inputs of an auxiliary loss beside the config: those of `build_objective`."""
+
+    model: Recognizer
+    device: Device
+    names: Sequence[str]
+    group: ProcessGroup
+
+
+def _no_auxiliary(cfg: Config, inputs: AuxiliaryInputs) -> AuxiliaryLoss:
     return AuxiliaryLoss(None, 0.0, 1.0)
 
 
-def _contrast(cfg: Config, model: Recognizer, device: Device, names: Sequence[str]) -> AuxiliaryLoss:
+def _contrast(cfg: Config, inputs: AuxiliaryInputs) -> AuxiliaryLoss:
     loss = BalancedContrastive(cfg.LOSS.CONTRAST_TEMPERATURE)
-    return AuxiliaryLoss(ContrastTerm(model, loss), cfg.LOSS.AUXILIARY_WEIGHT, 1.0)
+    return AuxiliaryLoss(ContrastTerm(inputs.model, loss), cfg.LOSS.AUXILIARY_WEIGHT, 1.0)
 
 
-def _distill(cfg: Config, model: Recognizer, device: Device, names: Sequence[str]) -> AuxiliaryLoss:
-    weight = cfg.LOSS.AUXILIARY_WEIGHT
-    teacher = _teacher(cfg, device, model.classifier.weight.shape[0], names)
+def _metric(create: Callable[[Config], MetricLoss]) -> Callable[[Config, AuxiliaryInputs], AuxiliaryLoss]:
+    def auxiliary(cfg: Config, inputs: AuxiliaryInputs) -> AuxiliaryLoss:
+        require(('pytorch_metric_learning',), f'LOSS.AUXILIARY {cfg.LOSS.AUXILIARY}')
+        return AuxiliaryLoss(MetricTerm(create(cfg), inputs.group), cfg.LOSS.AUXILIARY_WEIGHT, 1.0)
+
+    return auxiliary
+
+
+def _distill(cfg: Config, inputs: AuxiliaryInputs) -> AuxiliaryLoss:
+    weight, device = cfg.LOSS.AUXILIARY_WEIGHT, inputs.device
+    teacher = _teacher(cfg, device, inputs.model.classifier.weight.shape[0], inputs.names)
     loss = Distillation(cfg.LOSS.TEACHER_TEMPERATURE, cfg.LOSS.TEACHER_POWER)
     return AuxiliaryLoss(
         DistillTerm(wrap_parallel(teacher, device, SINGLE_PROCESS, num_images=cfg.TRAIN.BATCH_SIZE), loss),
@@ -57,10 +78,13 @@ def _distill(cfg: Config, model: Recognizer, device: Device, names: Sequence[str
     )
 
 
-AUXILIARIES: dict[str, Callable[[Config, Recognizer, Device, Sequence[str]], AuxiliaryLoss]] = {
+AUXILIARIES: dict[str, Callable[[Config, AuxiliaryInputs], AuxiliaryLoss]] = {
     '': _no_auxiliary,
     'balanced_contrastive': _contrast,
     'distillation': _distill,
+    'triplet': _metric(lambda cfg: batch_hard_triplet()),
+    'multi_similarity': _metric(lambda cfg: multi_similarity()),
+    'supervised_contrastive': _metric(lambda cfg: supervised_contrastive(cfg.LOSS.CONTRAST_TEMPERATURE)),
 }
 
 
@@ -87,7 +111,7 @@ def build_objective(
     Raises:
         UserError: the teacher is missing, cannot be read, or does not fit.
     """
-    auxiliary = AUXILIARIES[cfg.LOSS.AUXILIARY](cfg, model, device, names)
+    auxiliary = AUXILIARIES[cfg.LOSS.AUXILIARY](cfg, AuxiliaryInputs(model, device, names, group))
     loss = build_loss(cfg, class_counts)
     objective = Objective(
         loss,

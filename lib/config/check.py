@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from lib.config.check_features import (
+    COMPARING,
     check_auxiliary,
     check_cached_features,
     check_centers,
@@ -32,10 +33,10 @@ def check_scale(values: dict[str, Any]) -> None:
             'LOSS.AUXILIARY balanced_contrastive compares images with all classes, but MODEL.CLASSIFIER_SHARDED True '
             "splits the classes over ranks: --LOSS_AUXILIARY ''"
         )
-    if at_once and auxiliary == 'balanced_contrastive':
+    if at_once and auxiliary in COMPARING:
         raise UserError(
-            'LOSS.AUXILIARY balanced_contrastive compares the images of a batch, but TRAIN.DEVICE_BATCH_SIZE '
-            f'{at_once} splits it: --TRAIN_DEVICE_BATCH_SIZE 0'
+            f'LOSS.AUXILIARY {auxiliary} compares the images of a batch, but TRAIN.DEVICE_BATCH_SIZE {at_once} splits '
+            'it: --TRAIN_DEVICE_BATCH_SIZE 0'
         )
     if at_once == 1:
         raise UserError(

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from lib.config.keys.loss import METRIC
 from lib.errors import UserError, shown
+
+COMPARING = ('balanced_contrastive', *METRIC)  # auxiliary losses of the images of a batch among each other
 
 # Keys that change the images or the backbone within the run, and their values that do not.
 _NEEDS_IMAGES: dict[str, object] = {
     'MIX.TYPE': '',
-    'LOSS.AUXILIARY': '',
     'MODEL.SHIFT_BATCHNORM': False,
     'INPUT.SIZE_SCHEDULE': '',
 }
@@ -25,6 +27,11 @@ def check_cached_features(values: dict[str, Any]) -> None:
                 f'{name} {values[name]} needs the images of every step, but TRAIN.FEATURES is cached: '
                 f'--{name.replace(".", "_")} {shown(off)}, or --TRAIN_FEATURES images'
             )
+    if values['LOSS.AUXILIARY'] not in ('', *METRIC):
+        raise UserError(
+            f'LOSS.AUXILIARY {values["LOSS.AUXILIARY"]} needs the images of every step, but TRAIN.FEATURES is cached: '
+            "--LOSS_AUXILIARY '', or --TRAIN_FEATURES images"
+        )
     views = values['TRAIN.FEATURE_VIEWS']
     augmented = values['INPUT.AUGMENT'] or any(values['INPUT.COLOR_JITTER']) or values['INPUT.ERASE_PROBABILITY']
     is_random = values['INPUT.TRAIN_TRANSFORM'] != 'center_crop' or augmented
@@ -76,17 +83,20 @@ def check_lbfgs(values: dict[str, Any]) -> None:
 def check_auxiliary(values: dict[str, Any]) -> None:
     """Raise UserError if the auxiliary loss does not work with the other settings."""
     auxiliary, mix = values['LOSS.AUXILIARY'], values['MIX.TYPE']
-    if auxiliary == 'balanced_contrastive':
-        if mix:
-            raise UserError(
-                f'LOSS.AUXILIARY balanced_contrastive compares images of one label, but MIX.TYPE {mix} mixes labels: '
-                "--MIX_TYPE ''"
-            )
-        if values['MODEL.FREEZE_BACKBONE']:
-            raise UserError(
-                'LOSS.AUXILIARY balanced_contrastive trains the backbone, but MODEL.FREEZE_BACKBONE True freezes it: '
-                "--LOSS_AUXILIARY ''"
-            )
+    if auxiliary in METRIC and values['MODEL.FREEZE_BACKBONE'] and not values['MODEL.EMBEDDING']:
+        raise UserError(
+            f'LOSS.AUXILIARY {auxiliary} trains features, but MODEL.FREEZE_BACKBONE True (MODEL.TUNE head) leaves them '
+            'as they are: --MODEL_EMBEDDING 256'
+        )
+    if auxiliary in COMPARING and mix:
+        raise UserError(
+            f"LOSS.AUXILIARY {auxiliary} compares images of one label, but MIX.TYPE {mix} mixes labels: --MIX_TYPE ''"
+        )
+    if auxiliary == 'balanced_contrastive' and values['MODEL.FREEZE_BACKBONE']:
+        raise UserError(
+            'LOSS.AUXILIARY balanced_contrastive trains the backbone, but MODEL.FREEZE_BACKBONE True freezes it: '
+            "--LOSS_AUXILIARY ''"
+        )
     if auxiliary == 'distillation':
         if not values['LOSS.TEACHER']:
             raise UserError('LOSS.AUXILIARY distillation needs a teacher: --LOSS_TEACHER log/NAME/best_model.pth')

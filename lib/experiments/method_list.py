@@ -135,6 +135,14 @@ _ROWS = (
 
     Method('bcl', 'representation', 'Balanced contrastive learning', 'Zhu et al., CVPR 2022',
            'ℓ − a mean_{p ∈ B_y} ln(e^(v·v_p / T) / Σ_j mean_{k ∈ B_j} e^(v·v_k / T)), ℓ: balanced softmax'),
+    Method('supervised_contrastive', 'representation', 'Supervised contrastive loss', 'Khosla et al., NeurIPS 2020',
+           'ℓ − a mean_{p: y_p = y} ln(e^(v·v_p / T) / Σ_k e^(v·v_k / T)), v = f / ‖f‖'),
+    Method('multi_similarity', 'representation', 'Multi-similarity loss', 'Wang et al., CVPR 2019',
+           'ℓ + a (ln(1 + Σ_p e^(−2 (v·v_p − ½))) / 2 + ln(1 + Σ_n e^(50 (v·v_n − ½))) / 50), hard p and n'),
+    Method('triplet', 'representation', 'Triplet loss, batch hard', 'Hermans et al., arXiv:1703.07737',
+           'ℓ + a [m + max_p ‖v − v_p‖ − min_n ‖v − v_n‖]₊, v = f / ‖f‖, y_p = y ≠ y_n'),
+    Method('gem', 'representation', 'GeM pooling', 'Radenovic et al., TPAMI 2019',
+           'f_k = (mean over positions of x_k^p)^(1/p), p learned, from 3'),
 
     Method('linear_probe', 'pretrained', 'Linear probe', 'Kornblith et al., CVPR 2019',
            'f frozen: mean ℓ + λ ‖W‖² / 2, λ chosen on valid'),

@@ -5,8 +5,11 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from lib.distributed.gather import gather_features_replicated, gather_rows
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.loss.balanced_contrastive import BalancedContrastive
 from lib.loss.distillation import Distillation
+from lib.loss.metric import MetricLoss
 from lib.loss.targets import Targets
 from lib.loss.weighted import WeightedLoss
 from lib.model import Recognizer
@@ -14,9 +17,11 @@ from lib.trainer.forward import Head, LossOutput, LossScale, ModelOutput, WholeH
 
 
 class AuxiliaryTerm(Protocol):
-    """An auxiliary loss: the mean over the images of a micro-batch."""
+    """An auxiliary loss: the mean over the images of a micro-batch on this rank."""
 
-    def __call__(self, outputs: ModelOutput, targets: Targets, images: torch.Tensor) -> torch.Tensor: ...
+    def __call__(
+        self, outputs: ModelOutput, targets: Targets, images: torch.Tensor, scale: LossScale
+    ) -> torch.Tensor: ...
 
 
 class Objective(nn.Module):
@@ -55,7 +60,7 @@ class Objective(nn.Module):
         output = self.head(outputs, targets, scale)
         total = self.loss_weight * output.loss
         if self.auxiliary is not None:
-            auxiliary = self.auxiliary(outputs, targets, images)
+            auxiliary = self.auxiliary(outputs, targets, images, scale)
             total = total + self.auxiliary_weight * scale.fraction * auxiliary
         return output._replace(loss=total)
 
@@ -72,8 +77,29 @@ class ContrastTerm:
     def __init__(self, model: Recognizer, loss: BalancedContrastive) -> None:
         self._model, self._loss = model, loss
 
-    def __call__(self, outputs: ModelOutput, targets: Targets, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, outputs: ModelOutput, targets: Targets, images: torch.Tensor, scale: LossScale) -> torch.Tensor:
         return self._loss(outputs.embeddings, self._model.prototypes(), targets.hard)
+
+
+class MetricTerm:
+    """Compares the images of a batch, over all ranks, with each other.
+
+    Args:
+        loss: of features and labels.
+        group: ranks that share the batch.
+    """
+
+    def __init__(self, loss: MetricLoss, group: ProcessGroup = SINGLE_PROCESS) -> None:
+        self._loss, self._group = loss, group
+
+    def __call__(self, outputs: ModelOutput, targets: Targets, images: torch.Tensor, scale: LossScale) -> torch.Tensor:
+        features, labels, group = outputs.features, targets.hard, self._group
+        if group.world_size == 1:
+            return self._loss(features, labels)
+        features = gather_features_replicated(features, scale.sizes, group)
+        loss = self._loss(features, gather_rows(labels, scale.sizes, group))
+        # Every rank has the loss of all images, which the objective multiplies by the rank's fraction of them.
+        return loss * (sum(scale.sizes) / group.world_size / scale.sizes[group.rank])
 
 
 class DistillTerm:
@@ -88,7 +114,7 @@ class DistillTerm:
         # This class is no nn.Module, so the train mode of the objective does not reach the teacher.
         self._teacher, self._loss = teacher.requires_grad_(False).eval(), loss
 
-    def __call__(self, outputs: ModelOutput, targets: Targets, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, outputs: ModelOutput, targets: Targets, images: torch.Tensor, scale: LossScale) -> torch.Tensor:
         with torch.no_grad():
             logits = self._teacher(images)
         return self._loss(outputs.logits, logits)

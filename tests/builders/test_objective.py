@@ -11,12 +11,14 @@ from lib.builders.objective import AUXILIARIES, build_objective
 from lib.builders.optim import build_optimizer, build_schedule
 from lib.classifier.cosine import Projector
 from lib.config.defaults import KEYS
+from lib.config.keys.loss import METRIC
 from lib.config.yaml_text import as_node, as_text, as_values
 from lib.errors import UserError
+from lib.export import openvino_model
 from lib.runtime.device import pick_device
 from lib.trainer.checkpointing.io import write_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, TrainProgress
-from lib.trainer.objective import ContrastTerm, DistillTerm
+from lib.trainer.objective import ContrastTerm, DistillTerm, MetricTerm
 from tests.defaults import DEFAULTS
 
 NAMES = ['cola', 'tea', 'milk']
@@ -54,6 +56,19 @@ def test_no_auxiliary_loss():
     objective = build_objective(cfg, COUNTS, new_model(cfg, 3, DEVICE), DEVICE)
     assert objective.auxiliary is None
     assert objective.loss_weight == 1
+
+
+@pytest.mark.parametrize('name', METRIC)
+def test_metric_losses_are_added_if_the_package_is_installed(name, monkeypatch):
+    pytest.importorskip('pytorch_metric_learning')
+    cfg = config(LOSS__AUXILIARY=name, MODEL__EMBEDDING=8)
+    model = new_model(cfg, 3, DEVICE)
+    objective = build_objective(cfg, COUNTS, model, DEVICE)
+    assert isinstance(objective.auxiliary, MetricTerm)
+    assert (model.projector, objective.auxiliary_weight) == (None, 0.5)
+    monkeypatch.setattr(openvino_model, 'find_spec', lambda name: None)
+    with pytest.raises(UserError, match=f'^LOSS.AUXILIARY {name} needs more packages: pip install pytorch_metric'):
+        build_objective(cfg, COUNTS, model, DEVICE)
 
 
 def test_contrast_is_added():

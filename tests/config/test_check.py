@@ -191,6 +191,22 @@ def test_cached_features_stand_for_images_that_do_not_change(values, words):
     assert words in refused({**FROZEN, **values})
 
 
+def test_metric_losses_train_an_embedding_on_cached_features():
+    values = {**FROZEN, 'LOSS.AUXILIARY': 'triplet'}
+    check({**values, 'MODEL.EMBEDDING': 8})
+    assert 'leaves them as they are: --MODEL_EMBEDDING 256' in refused(values)
+    mixed = {'LOSS.AUXILIARY': 'triplet', 'MIX.TYPE': 'mixup'}
+    assert "compares images of one label, but MIX.TYPE mixup mixes labels: --MIX_TYPE ''" in refused(mixed)
+
+
+def test_an_embedding_changes_the_features():
+    embedded = {**FROZEN, 'MODEL.EMBEDDING': 8}
+    assert '--MODEL_EMBEDDING 0, or --OPTIMIZER_TYPE sgd' in refused({**embedded, 'OPTIMIZER.TYPE': 'lbfgs'})
+    text = {'MODEL.CLASSIFIER_INIT': 'text', 'MODEL.CLASSIFIER': 'FCNorm'}
+    assert '--MODEL_EMBEDDING 0, or --MODEL_CLASSIFIER_INIT class_means' in refused({**embedded, **text})
+    check({**embedded, 'MODEL.CLASSIFIER_INIT': 'class_means'})
+
+
 def test_options_of_cached_features_need_them():
     assert 'TRAIN.FEATURE_VIEWS is 2, but TRAIN.FEATURES images does not use it' in refused({'TRAIN.FEATURE_VIEWS': 2})
 

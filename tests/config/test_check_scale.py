@@ -8,6 +8,7 @@ from lib.errors import UserError
 
 LEAN = {'MODEL.CLASSIFIER_SHARDED': True, 'LOSS.CHUNK_IMAGES': 8, 'LOSS.SAMPLED_CLASSES': 0.5}
 CONTRAST, DISTILL = {'LOSS.AUXILIARY': 'balanced_contrastive'}, {'LOSS.AUXILIARY': 'distillation'}
+TRIPLET = {'LOSS.AUXILIARY': 'triplet'}
 
 
 def check(values):
@@ -20,6 +21,7 @@ def check(values):
         *[({**DISTILL, name: value}, ['distillation', f'{name} {value}']) for name, value in LEAN.items()],
         ({**CONTRAST, 'MODEL.CLASSIFIER_SHARDED': True}, ['balanced_contrastive', "--LOSS_AUXILIARY ''"]),
         ({**CONTRAST, 'TRAIN.DEVICE_BATCH_SIZE': 8}, ['balanced_contrastive', '--TRAIN_DEVICE_BATCH_SIZE 0']),
+        ({**TRIPLET, 'TRAIN.DEVICE_BATCH_SIZE': 8}, ['AUXILIARY triplet', '--TRAIN_DEVICE_BATCH_SIZE 0']),
         ({'TRAIN.DEVICE_BATCH_SIZE': 1}, ['TRAIN.DEVICE_BATCH_SIZE is 1', 'at least 2']),
         ({'TRAIN.DEVICE_BATCH_SIZE': -1, 'MODEL.CLASSIFIER_SHARDED': True}, ['DEVICE_BATCH_SIZE -1', 'give a number']),
         ({'LOSS.SAMPLED_CLASSES': 0.5, 'LOSS.LABEL_SMOOTHING': 0.1}, ['SAMPLED_CLASSES', 'LABEL_SMOOTHING 0']),
@@ -46,6 +48,7 @@ def test_refused(values, words):
         {'TRAIN.DEVICE_BATCH_SIZE': 2, **LEAN},
         {'TRAIN.DEVICE_BATCH_SIZE': -1, 'LOSS.CHUNK_IMAGES': 8},
         {**CONTRAST, 'LOSS.CHUNK_IMAGES': 8},
+        {**TRIPLET, **LEAN},
         {**DISTILL, 'TRAIN.DEVICE_BATCH_SIZE': 8},
         {'LOSS.LABEL_SMOOTHING': 0.1, 'LOSS.CHUNK_IMAGES': 8, 'MODEL.CLASSIFIER_SHARDED': True},
     ],

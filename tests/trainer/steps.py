@@ -14,6 +14,7 @@ from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.loss.arcface import ArcFace, margins_by_size
 from lib.loss.cross_entropy import CrossEntropy
 from lib.loss.ldam import LDAM
+from lib.loss.metric import batch_hard_triplet, multi_similarity, supervised_contrastive
 from lib.loss.targets import Targets
 from lib.loss.weighted import WeightedLoss
 from lib.model import Embedding, Recognizer
@@ -24,12 +25,17 @@ from lib.trainer.chunked_head import ChunkedHead
 from lib.trainer.forward import TrainingForward, WholeHead
 from lib.trainer.microbatch import split_batch
 from lib.trainer.mixing.base import MixedBatch
-from lib.trainer.objective import Objective
+from lib.trainer.objective import MetricTerm, Objective
 from lib.trainer.step import TrainStep
 from lib.trainer.train_state import TrainState
 
 NUM_CLASSES, NUM_FEATURES, NUM_WIDTH, STEPS = 7, 6, 5, 20
 COUNTS = np.array([40, 20, 10, 5, 4, 2, 1])
+METRIC_LOSSES = {
+    'triplet': batch_hard_triplet,
+    'multi_similarity': multi_similarity,
+    'supervised_contrastive': lambda: supervised_contrastive(0.1),
+}
 CPU = Device(torch.device('cpu'), (), None, None)
 
 
@@ -49,6 +55,7 @@ class Setup:
         margins: compute the margins of the labels.
         weighted: each label counts with the weight of the image that it is from.
         embedding: the model has one.
+        auxiliary: a metric loss of the features beside the loss; '': none.
         head_steps: first steps, which train embedding and classifier alone.
     """
 
@@ -62,6 +69,7 @@ class Setup:
     margins: bool = False
     weighted: bool = False
     embedding: bool = False
+    auxiliary: str = ''
     head_steps: int = 0
     dtype: torch.dtype = torch.float64
 
@@ -117,6 +125,7 @@ def step_of(setup: Setup, group: ProcessGroup = SINGLE_PROCESS) -> TrainStep:
             group=group if is_sharded else SINGLE_PROCESS,
             with_margins=setup.margins,
         )
+    term = MetricTerm(METRIC_LOSSES[setup.auxiliary](), group) if setup.auxiliary else None
     own = list(model.classifier.parameters()) if is_sharded else []
     shared = [parameter for parameter in model.parameters() if all(parameter is not other for other in own)]
     forward = TrainingForward(model, classifies=setup.head == 'whole')
@@ -127,7 +136,7 @@ def step_of(setup: Setup, group: ProcessGroup = SINGLE_PROCESS) -> TrainStep:
             ema=ModelEMA(model, setup.decay) if setup.decay else None,
         ),
         forward=wrap_parallel(forward, CPU, group, num_images=setup.batch_size, sharded=own),
-        objective=Objective(weighted, head=head),
+        objective=Objective(weighted, term, auxiliary_weight=0.7, head=head),
         schedule=lambda step: 0.3 / (1 + step),
         seed=0,
         micro_batches=split_batch(setup.batch_size, group, setup.max_images),

@@ -29,10 +29,18 @@ SETUPS = {
     'head first': Setup(max_images=4, clip=0.05, decay=0.9, head_steps=8),
     'head first, sharded': Setup(batch_size=10, head='sharded', head_steps=8),
     'embedding, head first, sharded arcface': Setup(head='sharded', loss='arcface', embedding=True, head_steps=8),
+    'triplets, uneven ranks, sharded arcface': Setup(
+        batch_size=13, head='sharded', loss='arcface', embedding=True, auxiliary='triplet'
+    ),
+    'multi-similarity, head first': Setup(loss='ldam', embedding=True, auxiliary='multi_similarity', head_steps=8),
+    'supervised contrastive, sampled': Setup(
+        batch_size=10, loss='ldam', head='sampled', auxiliary='supervised_contrastive'
+    ),
 }
 # Each head, loss and option of a step is in one of them.
 SOME = ('uneven ranks', 'float32', 'sharded, micro-batches, clip, EMA', 'micro-batches, weights of images', 'lora',
-        'chunked', 'sharded ldam, uneven ranks', 'head first', 'embedding, head first, sharded arcface')  # fmt: skip
+        'chunked', 'sharded ldam, uneven ranks', 'head first', 'embedding, head first, sharded arcface',
+        'triplets, uneven ranks, sharded arcface', 'multi-similarity, head first')  # fmt: skip
 
 
 def weights_of_a_rank(rank: int, count: int, names: tuple[str, ...]) -> dict:

@@ -65,7 +65,7 @@ def test_the_gradient_of_mixed_labels(seed):
 def test_an_auxiliary_loss_is_added_with_its_weight():
     calls = []
 
-    def auxiliary(outputs, targets, images):
+    def auxiliary(outputs, targets, images, scale):
         calls.append((outputs.features.shape, len(targets.labels), images.shape))
         return outputs.logits.square().sum()
 

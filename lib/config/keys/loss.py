@@ -22,6 +22,8 @@ _LOSSES = (
 )
 
 _REWEIGHTED = ('LOSS.CLASS_WEIGHTS', ('effective_number', 'inverse_frequency'))
+# Losses of pairs and triplets, by pytorch-metric-learning.
+METRIC = ('triplet', 'multi_similarity', 'supervised_contrastive')
 _CONTRAST = ('LOSS.AUXILIARY', ('balanced_contrastive',))
 _DISTILL = ('LOSS.AUXILIARY', ('distillation',))
 
@@ -163,16 +165,22 @@ class LossKeys(Section, title='training loss'):
     )
     AUXILIARY = Key(
         '',
-        'Auxiliary loss, added to LOSS.TYPE. Empty: none.',
-        choices=('', 'balanced_contrastive', 'distillation'),
+        'Auxiliary loss, added to LOSS.TYPE. Empty: none. triplet, multi_similarity, supervised_contrastive: features '
+        'of the images of a batch, compared with each other (requirements-search.txt).',
+        choices=('', 'balanced_contrastive', 'distillation', *METRIC),
     )
     AUXILIARY_WEIGHT = Key(
         0.5,
         'Weight w of the auxiliary loss. With distillation, LOSS.TYPE has the weight 1 - w.',
         low=0.0,
-        used_by=('LOSS.AUXILIARY', ('balanced_contrastive', 'distillation')),
+        used_by=('LOSS.AUXILIARY', ('balanced_contrastive', 'distillation', *METRIC)),
     )
-    CONTRAST_TEMPERATURE = Key(0.1, 'BCL tau: temperature of the similarities.', low=1e-3, used_by=_CONTRAST)
+    CONTRAST_TEMPERATURE = Key(
+        0.1,
+        'Temperature of the similarities: tau of BCL and of supervised contrastive learning.',
+        low=1e-3,
+        used_by=('LOSS.AUXILIARY', ('balanced_contrastive', 'supervised_contrastive')),
+    )
     CONTRAST_WIDTH = Key(128, 'Dimensions of the contrastive embedding.', low=2, used_by=_CONTRAST)
     TEACHER = Key('', 'Checkpoint of the teacher, trained on the same classes.', used_by=_DISTILL, is_path=True)
     TEACHER_TEMPERATURE = Key(3.0, 'Temperature T of the softmax of student and teacher.', low=1e-3, used_by=_DISTILL)
