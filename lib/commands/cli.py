@@ -25,6 +25,7 @@ from lib.config.load import load_config
 from lib.distributed.rank_info import RankInfo, read_rank_info, report_failure
 from lib.errors import UserError, one_line, shown, unquoted
 from lib.runtime.csv_file import quote_formulas
+from lib.runtime.folders import check_checkpoint_exists
 from lib.runtime.log import LOGGER, start_console
 from lib.runtime.process import (
     EndingSignal,
@@ -253,6 +254,8 @@ def _no_model(command: Command, program: str) -> str:
 
 def _open_checkpoint(resume_model: str, folder: Path) -> 'tuple[Checkpoint | None, list[str]]':
     # torch is imported only if there is a checkpoint to read.
+    if resume_model != 'last':
+        check_checkpoint_exists(Path(resume_model), f'RESUME_MODEL {Path(resume_model)}')
     from lib.trainer.checkpointing.io import read_checkpoint
     from lib.trainer.checkpointing.latest import latest_checkpoint
 

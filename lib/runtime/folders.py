@@ -71,6 +71,13 @@ def fresh_folder(folder: Path, key: str, is_old: Callable[[], bool]) -> Iterator
             LOGGER.info('renamed the earlier result to %s', _set_aside(folder))
 
 
+def check_checkpoint_exists(path: Path, name: str) -> None:
+    """Raise UserError if a checkpoint is missing, with those beside it; `name` names it. Without torch, so at once."""
+    if not path.exists():
+        others = ', '.join(sorted(str(other) for other in path.parent.glob('*.pth'))[:5])
+        raise UserError(f'{name}: no such file' + (f'; there are {others}' if others else ''))
+
+
 def has_content(folder: Path) -> bool:
     """Return whether a folder exists and holds more than locks and temporary files."""
     return bool(_content(folder))

@@ -24,6 +24,7 @@ from lib.backbone.weights_file import WeightsFileError, read_weights_file
 from lib.errors import UserError, is_unicode, shown
 from lib.runtime.checksums import check_safetensors, damaged_record
 from lib.runtime.files import replace_atomically
+from lib.runtime.folders import check_checkpoint_exists
 from lib.runtime.read_file import RefusedFileError, check_regular, open_regular, reason_of
 from lib.trainer.checkpointing.content import InvalidContent, from_content, to_content
 from lib.trainer.checkpointing.state import Checkpoint
@@ -68,9 +69,7 @@ def read_checkpoint(path: str | Path, *, with_rows: bool = True, mmap: bool = Fa
     """
     path = Path(path)
     name = f'{option} {path}'.lstrip()
-    if not path.exists():
-        others = ', '.join(sorted(str(other) for other in path.parent.glob('*.pth'))[:5])
-        raise UserError(f'{name}: no such file' + (f'; there are {others}' if others else ''))
+    check_checkpoint_exists(path, name)
     try:
         content = read_exported(path) if path.suffix == '.safetensors' else load_content(path, mmap=mmap)
     except pickle.UnpicklingError:
