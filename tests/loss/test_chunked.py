@@ -29,7 +29,7 @@ def cross_entropy(labels):
 
 
 @pytest.mark.parametrize('weighted', [False, True])
-@pytest.mark.parametrize('chunk', [0, 1, 3, 4, 9, 50])
+@pytest.mark.parametrize('chunk', [0, 4, *(pytest.param(chunk, marks=pytest.mark.slow) for chunk in (1, 3, 9, 50))])
 @every_loss
 def test_chunks_equal_the_whole(name, chunk, weighted):
     """Loss, predictions and the gradients of features, weight, bias and scales are equal."""

@@ -13,7 +13,7 @@ every_loss = pytest.mark.parametrize('name', CASES)
 
 
 @pytest.mark.parametrize('k', [0, 2, 3])
-@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('seed', [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 @every_loss
 def test_equals_the_oracle(name, seed, k):
     """With k > 1 some images have one class twice: 6 classes, 9 images."""

@@ -17,6 +17,8 @@ import threading
 import time
 from pathlib import Path
 
+import pyarrow
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 HEAVY = [f'lib.commands.{name}' for name in ('cli', 'train', 'report', 'predict', 'tau_norm')]
 
@@ -78,4 +80,5 @@ if __name__ == '__main__':
     sys.path.insert(1, str(REPOSITORY))
     for name in HEAVY:
         importlib.import_module(name)
+    pyarrow.array([])  # imports pandas if that is installed
     serve()
