@@ -12,17 +12,18 @@ import torch
 
 from lib.builders.cache_key import checkpoint_fingerprint, input_key, split_key, weights_fingerprint
 from lib.builders.calibration import calibration_pixels
-from lib.builders.data import open_valid_split
+from lib.builders.data import open_training_data, open_valid_split
 from lib.builders.device import build_device
 from lib.builders.engine import build_engine
 from lib.builders.features import filled_store, stored_features
 from lib.builders.loader import build_eval_loader, build_normalize, plain_view
 from lib.builders.model import class_names, model_of
-from lib.builders.split import DatasetSplit
+from lib.builders.split import DatasetSplit, some_of
 from lib.commands.command import Command
 from lib.config.defaults import Config
 from lib.config.load import merge_checkpoint_config
 from lib.dataset.features import Features
+from lib.dataset.index import ranks_in_classes
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
 from lib.inference.engine import EagerEngine
@@ -216,6 +217,22 @@ def split_features(
     if was_complete:
         LOGGER.info('%s: using cached features of the %s split', folder, label)
     return stored_features(store, split.labels.astype(np.int64))
+
+
+def training_sample(trained: LoadedModel) -> DatasetSplit:
+    """Return at most POSTHOC.HOLDOUT training images per class, drawn by SEED from those that are not in quarantine.
+
+    Raises:
+        UserError: there are no training images, or they have other classes than the model.
+    """
+    cfg = trained.cfg
+    data = open_training_data(cfg).in_class_order(trained.class_names)
+    train = data.train
+    trained.check_classes(train)
+    order = np.random.default_rng(cfg.SEED).permutation(len(train))
+    if data.train_rows is not None:
+        order = order[np.isin(order, data.train_rows)]
+    return some_of(train, np.sort(order[ranks_in_classes(train.labels[order]) < cfg.POSTHOC.HOLDOUT]))
 
 
 def _key(trained: LoadedModel, split: DatasetSplit, precision: str) -> dict[str, Any]:

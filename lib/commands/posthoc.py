@@ -6,13 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from lib.builders.data import open_training_data
-from lib.builders.split import DatasetSplit, some_of
-from lib.commands.loaded_model import LoadedModel, split_features
+from lib.builders.split import DatasetSplit
+from lib.commands.loaded_model import LoadedModel, split_features, training_sample
 from lib.commands.posthoc_methods import METHODS, Outcome, Problem
 from lib.commands.tau_norm import check_free, linear_classifier, write_rebalanced
 from lib.dataset.features import Features
-from lib.dataset.index import ranks_in_classes
 from lib.errors import UserError, shown
 from lib.metrics.accuracy import count_per_class, mean_over_classes
 from lib.metrics.confidence import reliability
@@ -70,7 +68,7 @@ def _problem(trained: LoadedModel, names: Sequence[str]) -> Problem:
     _check_images(valid, valid_split, options.FOLDS if options.FIT_SPLIT == 'valid' else 1)
     train = None
     if options.FIT_SPLIT == 'train' or {'ncm', 'cosine'} & set(names):
-        holdout = _holdout(trained)
+        holdout = training_sample(trained)
         train = split_features(trained, holdout, 'train_part')
         _check_images(train, holdout, 1)
     return Problem(
@@ -92,17 +90,6 @@ def _check_images(features: Features, split: DatasetSplit, num_folds: int) -> No
         images = '1 labeled image that can be decoded' if number == 1 else f'{number} labeled images'
         hint = '--POSTHOC_FIT_SPLIT train' if number == 1 else f'--POSTHOC_FOLDS {number}'
         raise UserError(f'POSTHOC.FOLDS is {num_folds}, but {split.source} has only {images}: {hint}')
-
-
-def _holdout(trained: LoadedModel) -> DatasetSplit:
-    """Return at most POSTHOC.HOLDOUT training images per class, drawn by SEED from those that are not in quarantine."""
-    cfg = trained.cfg
-    data = open_training_data(cfg).in_class_order(trained.class_names)
-    train = data.train
-    order = np.random.default_rng(cfg.SEED).permutation(len(train))
-    if data.train_rows is not None:
-        order = order[np.isin(order, data.train_rows)]
-    return some_of(train, np.sort(order[ranks_in_classes(train.labels[order]) < cfg.POSTHOC.HOLDOUT]))
 
 
 def _names(given: Sequence[str]) -> list[str]:

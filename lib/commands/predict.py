@@ -1,7 +1,7 @@
 """test.py: predict a split or a part of it, merge the parts, and write the files."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,14 @@ from lib.commands.loaded_model import LoadedModel
 from lib.commands.predict_inputs import Part, open_test_images, parse_part
 from lib.commands.predict_output import PredictResult, check_columns, claim_stem, write_all, write_part
 from lib.commands.predict_parts import merge_parts, partial_store
+from lib.commands.predict_unknown import (
+    Rejection,
+    build_score,
+    calibration_images,
+    choose_rejection,
+    open_unknown,
+    write_rejection,
+)
 from lib.dataset.loader import rows_of_batches
 from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
@@ -23,6 +31,7 @@ from lib.inference.ensemble import EnsembleForward, mixture_weights
 from lib.inference.run import run
 from lib.inference.sinks import Columns, prediction_columns, prediction_store_sink, stored_predictions
 from lib.metrics.confidence import Threshold, choose_threshold, risk_coverage
+from lib.posthoc.open_set import KnownScore
 from lib.report.charts import plot_risk_coverage
 from lib.runtime.column_store import ColumnStore, open_or_create, read_key
 from lib.runtime.files import remove, replace_together, write_json
@@ -37,10 +46,12 @@ class Predictor:
     Attributes:
         trained: the first is that of RESUME_MODEL, whose TEST options apply.
         weights: of the models, of sum 1.
+        score: of known products, which is stored too; None: none.
     """
 
     trained: Sequence[LoadedModel]
     weights: Sequence[float]
+    score: KnownScore | None = None
 
     def fill(
         self,
@@ -79,7 +90,7 @@ class Predictor:
                     LOGGER.info('%s: resuming after %d of %d images', folder, done.sum(), len(split))
         store = ColumnStore(folder, writer=group.rank, done=group.broadcast_object(done))
         forward = EnsembleForward(members, self.weights, self.trained[0].cfg.TEST.AVERAGE)
-        run(forward, [prediction_store_sink(store)], label=label, store=store)
+        run(forward, [prediction_store_sink(store, self.score)], label=label, store=store)
         group.barrier()
         return store
 
@@ -93,6 +104,7 @@ class Predictor:
             num_features=first.engine.num_features if with_outputs and test.EMBEDDINGS else 0,
             with_plain=with_plain,
             num_members=len(self.trained) if with_members else 0,
+            with_scores=self.score is not None,
         )
 
     def merge(self, split: DatasetSplit, stem: Path, num_parts: int, *, with_plain: bool) -> ColumnStore:
@@ -110,6 +122,7 @@ class Predictor:
             'batch_size': eval_batch_size(first.cfg, first.device),
             'weights': list(self.weights),
             'average': first.cfg.TEST.AVERAGE,
+            **({} if self.score is None else {'score': self.score.key}),
             **split_key(split),
         }
 
@@ -132,6 +145,8 @@ def predict(trained: LoadedModel) -> PredictResult:
 
 def _predict(trained: LoadedModel, split: DatasetSplit, stem: Path, part: Part | None) -> PredictResult:
     predictor = open_predictor(trained, split, stem)
+    if trained.cfg.TEST.REJECT_UNKNOWN:
+        predictor = replace(predictor, score=build_score(trained))
     views = tta_views(trained.cfg)
     averages_more = len(predictor.trained) > 1 or len(views) > 1 or bool(views.others)
     with_plain = bool((split.labels >= 0).any()) and averages_more
@@ -143,14 +158,21 @@ def _predict(trained: LoadedModel, split: DatasetSplit, stem: Path, part: Part |
     elif trained.group.is_main:
         store = predictor.merge(split, stem, part.count, with_plain=with_plain)
     threshold = _threshold(predictor, stem) if trained.cfg.TEST.ABSTAIN_ERROR else None
+    rejection = _rejection(predictor, stem) if trained.cfg.TEST.REJECT_UNKNOWN else None
     if store is None or not trained.group.is_main:
         return PredictResult({})
-    result = write_all(trained, split, store, stem, threshold)
+    result = write_all(trained, split, store, stem, threshold, rejection)
     # Everything is written: only now the stores that an interrupted prediction resumes from are removed.
     parts = [Part(number, part.count) for number in range(1, part.count + 1)] if part is not None else []
     for one in parts:
         write_bad_images(trained.folder, _part_stem(stem, one).name, {})
-    for name in (*map(str, parts), 'weights', 'threshold', ''):  # the last one replaces the parts for a merge
+    for name in (
+        *map(str, parts),
+        'weights',
+        'threshold',
+        'unknown',
+        '',
+    ):  # the last one replaces the parts for a merge
         remove(partial_store(stem, name))
     return result
 
@@ -221,6 +243,24 @@ def _threshold(predictor: Predictor, stem: Path) -> Threshold:
             write_json(stem.with_name(f'{stem.name}.risk_coverage.json'), content)
             plot_risk_coverage(stem.with_name(f'{stem.name}.risk_coverage.png'), content)
     return threshold
+
+
+def _rejection(predictor: Predictor, stem: Path) -> Rejection:
+    """Choose the score below which a product is unknown, and write it beside the predictions."""
+    first = predictor.trained[0]
+    valid, test = first.valid, first.cfg.TEST
+    known = calibration_images(valid, valid.labels, predictor.fill(valid, partial_store(stem, 'threshold'), 'valid'))
+    unknown = None
+    if test.UNKNOWN_ROOT:
+        with first.group.main_first():
+            split, products = open_unknown(first)
+        store = predictor.fill(split, partial_store(stem, 'unknown'), 'unknown')
+        unknown = calibration_images(split, products, store)
+    rejection = choose_rejection(test.REJECT_UNKNOWN, known, unknown)
+    if first.group.is_main:
+        about = {'model': _version_of(predictor), 'score': test.UNKNOWN_SCORE}
+        write_rejection(stem.with_name(f'{stem.name}.open_set.json'), rejection, about)
+    return rejection
 
 
 def _version_of(predictor: Predictor) -> str | None:

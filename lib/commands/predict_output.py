@@ -7,10 +7,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lib.builders.split import DatasetSplit
 from lib.commands.loaded_model import LoadedModel
 from lib.commands.predict_inputs import Part, Source, products_of
 from lib.commands.predict_pages import write_queue, write_sheet
+from lib.commands.predict_unknown import Rejection
 from lib.config.yaml_text import parse_config_text
 from lib.dataset.image_format import hint_of
 from lib.errors import UserError, printable, shown, unquoted
@@ -18,6 +21,7 @@ from lib.inference.prediction_files import (
     COLUMNS,
     write_accepted,
     write_embeddings,
+    write_known,
     write_predictions,
     write_products,
     write_top,
@@ -164,16 +168,26 @@ def write_part(trained: LoadedModel, split: DatasetSplit, store: ColumnStore, st
 
 
 def write_all(
-    trained: LoadedModel, split: DatasetSplit, store: ColumnStore, stem: Path, threshold: Threshold | None
+    trained: LoadedModel,
+    split: DatasetSplit,
+    store: ColumnStore,
+    stem: Path,
+    threshold: Threshold | None,
+    rejection: Rejection | None = None,
 ) -> PredictResult:
     """Write the files of a prediction, and return its metrics and the lines to log."""
     _write_bad(trained, split, store, stem)  # not in the set: another command may change this file meanwhile
     with replace_together(trained.folder):
-        return _write_set(trained, split, store, stem, threshold)
+        return _write_set(trained, split, store, stem, threshold, rejection)
 
 
 def _write_set(
-    trained: LoadedModel, split: DatasetSplit, store: ColumnStore, stem: Path, threshold: Threshold | None
+    trained: LoadedModel,
+    split: DatasetSplit,
+    store: ColumnStore,
+    stem: Path,
+    threshold: Threshold | None,
+    rejection: Rejection | None,
 ) -> PredictResult:
     test, columns = trained.cfg.TEST, store.columns
     topk, probabilities = columns['best'], columns['probabilities']
@@ -189,6 +203,12 @@ def _write_set(
     if threshold:
         write_accepted(file('.answered.csv'), split.names, topk[:, 0], probabilities[:, 0], threshold.value)
         files += [_with(stem, f'.risk_coverage.{suffix}') for suffix in ('json', 'png')]
+    is_unknown = None
+    if rejection:
+        scores = np.asarray(columns['scores'])[:, 0]
+        is_unknown = rejection.is_unknown(scores)
+        write_known(file('.open_set.csv'), split.names, topk, scores, rejection.threshold.value, trained.class_names)
+        files.append(_with(stem, '.open_set.json'))
     predictions = stored_predictions(store, split.labels)
     labeled = predictions.labeled()
     metrics = trained.supported_metrics(compute_metrics(labeled, trained.train_counts))
@@ -204,11 +224,15 @@ def _write_set(
     if test.CONTACT_SHEET:
         title = f'{trained.cfg.NAME}: {stem.name.partition(_PREDICTIONS)[2]}'
         errors = dict(store.errors())
-        write_sheet(file('.html'), trained, split, predictions, title=title, errors=errors, threshold=threshold)
+        write_sheet(
+            file('.html'), trained, split, predictions,
+            title=title, errors=errors, threshold=threshold, is_unknown=is_unknown,
+        )  # fmt: skip
         if threshold:
             queue = _with(stem, '.review.html')
             files += write_queue(queue, trained, split, predictions, threshold.value, title=title)
-    lines = [*_image_lines(trained, split, store), *_threshold_lines(threshold, labeled)]
+    lines = [*_image_lines(trained, split, store, is_unknown), *_threshold_lines(threshold, labeled)]
+    lines += rejection.lines(is_unknown) if rejection and is_unknown is not None else []
     lines += describe_confidence(predictions, threshold.value if threshold else None)
     return PredictResult(metrics, plain, lines, files)
 
@@ -239,14 +263,17 @@ def _write_bad(trained: LoadedModel, split: DatasetSplit, store: ColumnStore, st
         )  # fmt: skip
 
 
-def _image_lines(trained: LoadedModel, split: DatasetSplit, store: ColumnStore) -> list[str]:
+def _image_lines(
+    trained: LoadedModel, split: DatasetSplit, store: ColumnStore, is_unknown: np.ndarray | None
+) -> list[str]:
     if len(split) > _MAX_LOGGED:
         return []
     labels, names = store.columns['best'][:, 0].tolist(), trained.class_names
     probabilities = store.columns['probabilities'][:, 0].tolist()
+    nearest = [''] * len(split) if is_unknown is None else np.where(is_unknown, 'unknown, nearest ', '').tolist()
     return [
-        f'{printable(name)}: ' + (f'{unquoted(names[label])} ({value:.1%})' if label >= 0 else 'unreadable')
-        for name, label, value in zip(split.names.to_pylist(), labels, probabilities, strict=True)
+        f'{printable(name)}: ' + (f'{word}{unquoted(names[label])} ({value:.1%})' if label >= 0 else 'unreadable')
+        for name, word, label, value in zip(split.names.to_pylist(), nearest, labels, probabilities, strict=True)
     ]
 
 

@@ -30,8 +30,14 @@ def write_sheet(
     title: str,
     errors: dict[int, str],
     threshold: Threshold | None,
+    is_unknown: np.ndarray | None = None,
 ) -> None:
-    """Write the contact sheet. `errors`: row -> reason, of the images that cannot be decoded."""
+    """Write the contact sheet.
+
+    Args:
+        errors: row -> reason, of the images that cannot be decoded.
+        is_unknown: (n,) bool, whether the product is unknown; None: not judged.
+    """
     images = split.images
     data = SheetData(
         title=title,
@@ -42,6 +48,7 @@ def write_sheet(
         class_names=trained.class_names,
         errors=errors,
         threshold=threshold.value if threshold else None,
+        is_unknown=is_unknown,
         open_image=lambda row: reduced(images.open(row), THUMBNAIL_SIDE),
         path_of=images.path if isinstance(images, FileImages) else None,
     )

@@ -18,6 +18,7 @@ _FAULTS = {
     'views': 'has other views (TEST.FLIP, TEST.CROPS, TEST.SCALES)',
     'weights': 'has other ensemble weights',
     'average': 'has another TEST.AVERAGE',
+    'score': 'has another TEST.REJECT_UNKNOWN or TEST.UNKNOWN_SCORE',
     'split': 'is of another list of images',
     'files': 'is of images that have changed since',
 }
@@ -29,7 +30,7 @@ def _merge_key(key: Mapping[str, Any]) -> dict[str, Any]:
     That command may run on another device than the parts, with another batch size.
     """
     inputs = [{name: value for name, value in one.items() if name != 'device'} for one in key['inputs']]
-    comparable = {name: key[name] for name in _FAULTS} | {'inputs': inputs}
+    comparable = {name: key.get(name) for name in _FAULTS} | {'inputs': inputs}
     return json.loads(json.dumps(comparable))  # as a store on the disk gives them back
 
 

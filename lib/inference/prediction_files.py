@@ -13,6 +13,8 @@ from lib.runtime.csv_file import write_rows
 from lib.runtime.files import replace_atomically
 
 _ROWS_AT_ONCE = 10_000
+UNKNOWN = 'unknown'  # name of a product that is none of the classes
+NUM_NEAREST = 3  # classes named for each image, also if its product is unknown
 Names: TypeAlias = Any  # pa.StringArray | pa.LargeStringArray | pa.ChunkedArray, which have no types
 
 
@@ -82,6 +84,32 @@ def write_accepted(path: Path, names: Names, predicted: np.ndarray, confidence: 
                 yield image, label, f'{probability:.6f}'
 
     _write_csv(path, ('id', 'predicted', 'probability'), rows_of())
+
+
+def write_known(
+    path: Path, names: Names, topk: np.ndarray, scores: np.ndarray, threshold: float, class_names: Sequence[str]
+) -> None:
+    """Write id, predicted, name, score and the nearest products; below the threshold, predicted is -1, name UNKNOWN.
+
+    Args:
+        topk: (n, k) classes of each image, the most probable first.
+        scores: (n,) higher for known products; nan for an image that could not be decoded, which gets the name ''.
+    """
+    width = min(NUM_NEAREST, topk.shape[1])
+    named = [*class_names, '']
+
+    def rows_of() -> Iterator[tuple]:
+        for some, rows in _chunks(names):
+            for image, labels, score in zip(some, topk[rows, :width].tolist(), scores[rows].tolist(), strict=True):
+                nearest = [named[label] for label in labels]
+                if score >= threshold:
+                    yield image, labels[0], nearest[0], f'{score:.6f}', *nearest
+                else:
+                    readable = labels[0] >= 0
+                    yield image, -1, UNKNOWN if readable else '', f'{score:.6f}' if readable else '', *nearest
+
+    nearest_columns = [f'nearest_{rank}' for rank in range(1, width + 1)]
+    _write_csv(path, ('id', 'predicted', 'name', 'score', *nearest_columns), rows_of())
 
 
 def write_embeddings(path: Path, names: Names, features: np.ndarray) -> None:

@@ -90,7 +90,13 @@ def feature_store_sink(store: ColumnStore) -> Callable[[Batch, BatchOutput], Non
 
 
 def prediction_columns(
-    num_classes: int, *, top_k: int = 0, num_features: int = 0, with_plain: bool = False, num_members: int = 0
+    num_classes: int,
+    *,
+    top_k: int = 0,
+    num_features: int = 0,
+    with_plain: bool = False,
+    num_members: int = 0,
+    with_scores: bool = False,
 ) -> Columns:
     """Return the columns of a store of predictions; their names are a file format.
 
@@ -99,6 +105,7 @@ def prediction_columns(
         num_features: width of the features that are stored; 0: none.
         with_plain: whether the class predicted from the plain view of the first member alone is stored too.
         num_members: number of members whose probability of the label is stored; 0: none.
+        with_scores: whether a score of known products is stored, and the same without the class of the label.
     """
     num_top = min(max(top_k, NUM_TOP), num_classes)
     columns: Columns = {
@@ -112,14 +119,27 @@ def prediction_columns(
         columns['chances'] = (np.float32, (num_members,))
     if num_features:
         columns['features'] = (np.float32, (num_features,))
+    if with_scores:
+        columns['scores'] = (np.float32, (2,))
     return columns
 
 
-def prediction_store_sink(store: ColumnStore) -> Callable[[Batch, EnsembleOutput], None]:
-    """Return the sink that writes predictions into a store with `prediction_columns`: memory does not grow."""
+# Logits (batch, num_classes), features (batch, num_features), and the class that is left out of each image, or -1, to
+# scores (batch,).
+Score = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def prediction_store_sink(store: ColumnStore, score: Score | None = None) -> Callable[[Batch, EnsembleOutput], None]:
+    """Return the sink that writes predictions into a store with `prediction_columns`: memory does not grow.
+
+    `score`: of the column `scores`.
+    """
 
     def write(batch: Batch, output: EnsembleOutput) -> None:
-        store.write(_rows(batch), _prediction_values(store.columns, batch, output), batch.bad)
+        values = _prediction_values(store.columns, batch, output)
+        if score is not None:
+            values['scores'] = _scores(score, batch, output)
+        store.write(_rows(batch), values, batch.bad)
 
     return write
 
@@ -134,6 +154,15 @@ def stored_predictions(store: ColumnStore, labels: np.ndarray) -> Predictions:
 
 def _rows(batch: Batch) -> slice:
     return slice(int(batch.rows[0]), int(batch.rows[-1]) + 1)
+
+
+def _scores(score: Score, batch: Batch, output: EnsembleOutput) -> np.ndarray:
+    """Return the scores of a batch, and those without the class of the label, (batch, 2); nan if unreadable."""
+    none, labels = torch.full_like(batch.labels, -1), batch.labels
+    plain = score(output.logits, output.features, none)
+    without = score(output.logits, output.features, labels) if bool((labels >= 0).any()) else plain
+    scores = torch.stack([plain, without], dim=1)
+    return scores.where(batch.readable[:, None], torch.nan).cpu().numpy()
 
 
 def _prediction_values(

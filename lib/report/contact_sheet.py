@@ -32,6 +32,7 @@ class SheetData:
         threshold: probability below which the model abstains; None: none was chosen.
         open_image: row -> RGB image, at least as large as a thumbnail; may raise.
         path_of: row -> path of the photo's file, for links; None: the images are not files.
+        is_unknown: (n,) bool, whether the product is none of the classes; None: not judged.
     """
 
     title: str
@@ -44,6 +45,7 @@ class SheetData:
     threshold: float | None
     open_image: Callable[[int], Image.Image]
     path_of: Callable[[int], str] | None = None
+    is_unknown: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class PhotoCard:
         others: (name, probability) of the next classes.
         label: true class if it is known and another one, else ''.
         is_below: the model abstains.
+        is_unknown: the product is none of the classes.
         error: reason why the image cannot be decoded, else ''.
         first, uncertain: positions in the order of the images and from the least certain on; -1: not listed there.
         thumbnail: data: URL; '' if there is no thumbnail.
@@ -67,6 +70,7 @@ class PhotoCard:
     probability: float
     label: str
     is_below: bool
+    is_unknown: bool
     error: str
     first: int
     uncertain: int
@@ -148,6 +152,7 @@ def _card(data: SheetData, row: int, first: int, uncertain: int, thumbnail: str,
         probability=values[0] if is_readable else 0.0,
         label=data.class_names[label] if label >= 0 and label != classes[0] else '',
         is_below=is_readable and data.threshold is not None and values[0] < data.threshold,
+        is_unknown=data.is_unknown is not None and bool(data.is_unknown[row]),
         error='' if is_readable else data.errors.get(row, 'unreadable'),
         first=first,
         uncertain=uncertain,

@@ -193,6 +193,26 @@ class TestKeys(Section, title='evaluation and prediction'):
         low=0.0,
         high=0.999,
     )
+    REJECT_UNKNOWN = Key(
+        0.0,
+        'Also tell photos of unknown products from those of known ones: wanted false-acceptance rate, the fraction of '
+        'photos of unknown products that are taken for known ones. 0: off.',
+        low=0.0,
+        high=0.9,
+    )
+    UNKNOWN_ROOT = Key(
+        '',
+        'Photos of products that the model does not know, by which the threshold of REJECT_UNKNOWN is chosen: a folder '
+        'with one sub-folder per product, or an annotation file. Empty: each class of the validation split is left out '
+        'in turn, which makes the threshold too low where the backbone was trained on these classes.',
+        is_path=True,
+    )
+    UNKNOWN_SCORE = Key(
+        'prototype',
+        'Score of REJECT_UNKNOWN. prototype: similarity to the nearest class mean of whitened training features; '
+        'max_logit, energy: of the logits, which need no training images.',
+        choices=('prototype', 'max_logit', 'energy'),
+    )
 
 
 class TauNormKeys(Section, title='tau-normalization (tau_norm.py)'):

@@ -1,0 +1,211 @@
+"""TEST.REJECT_UNKNOWN: tell photos of unknown products from those of known ones; the threshold and its file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lib.builders.data import open_named_images
+from lib.builders.split import DatasetSplit
+from lib.commands.loaded_model import LoadedModel, split_features, training_sample
+from lib.errors import UserError, shown
+from lib.inference.sinks import stored_predictions
+from lib.metrics.open_set import open_set_metrics
+from lib.posthoc.open_set import (
+    LOGIT_SCORES,
+    NUM_FOLDS,
+    KnownScore,
+    LogitScore,
+    RejectionThreshold,
+    conformal_threshold,
+    fit_prototypes,
+)
+from lib.runtime.column_store import ColumnStore
+from lib.runtime.files import write_json
+from lib.runtime.log import LOGGER
+from lib.runtime.shared_memory import to_shared_memory
+from lib.runtime.text import count_of
+
+_NO_TRAINING_IMAGES = 'without training images, --TEST_UNKNOWN_SCORE max_logit'
+
+
+@dataclass(frozen=True)
+class CalibrationImages:
+    """Images that can be decoded and whose product is known, with their scores.
+
+    Attributes:
+        source: for messages.
+        classes: (n,) int64 of the model, or of unknown products.
+        scores: (n,) float32.
+        left_out: (n,) float32 scores without the class.
+        correct: (n,) bool.
+    """
+
+    source: str
+    classes: np.ndarray
+    scores: np.ndarray
+    left_out: np.ndarray
+    correct: np.ndarray
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """The choice of a threshold, with what is known about it.
+
+    Attributes:
+        source: of the images of unknown products, for messages.
+        is_left_out: they are the validation images, each judged without its class.
+        metrics: of open_set_metrics, on the validation images and those of unknown products.
+        known_accepted: fraction of the validation images that is accepted.
+        known_error: error of the accepted ones; nan without any.
+    """
+
+    threshold: RejectionThreshold
+    source: str
+    is_left_out: bool
+    metrics: dict[str, float]
+    known_accepted: float
+    known_error: float
+
+    def is_unknown(self, scores: np.ndarray) -> np.ndarray:
+        """Return which images with these scores (n,) are of unknown products, (n,) bool; nan: neither."""
+        return ~self.threshold.accepts(scores) & ~np.isnan(scores)
+
+    def lines(self, is_unknown: np.ndarray) -> list[str]:
+        """Return the lines to log about the threshold and the test images; `is_unknown`: (n,) bool."""
+        threshold = self.threshold
+        images, classes = count_of(threshold.num_images, 'image'), count_of(threshold.num_classes, 'class', 'classes')
+        chosen = f'{images} of {classes}{", each left out in turn" if self.is_left_out else ""}'
+        lines = [
+            f'unknown products: score below {threshold.value:.4g}, from {chosen}',
+            f'unknown products accepted: at most {threshold.guaranteed:.1%} on average',
+        ]
+        if threshold.guaranteed > threshold.max_rate:
+            lines.append(f'  {threshold.max_rate:.1%} can be guaranteed with {threshold.num_needed} unknown classes')
+        if self.is_left_out:
+            lines.append('  if the model treats them as products that it was not trained on;')
+            lines.append('  photos of such products: --TEST_UNKNOWN_ROOT FOLDER')
+        metrics = ', '.join(f'{name.upper()} {self.metrics[name]:.1%}' for name in ('auroc', 'fpr95', 'oscr'))
+        error = f', error {self.known_error:.1%}' if self.known_accepted else ''
+        lines.append(f'valid split: {self.known_accepted:.1%} accepted as known{error}; {metrics}')
+        lines.append(f'test images: {is_unknown.sum():,} of {len(is_unknown):,} are of unknown products')
+        return lines
+
+
+def build_score(trained: LoadedModel) -> KnownScore:
+    """Return the score of TEST.UNKNOWN_SCORE; the prototypes are those of at most POSTHOC.HOLDOUT images per class.
+
+    Raises:
+        UserError: the prototypes need training images, and there are none.
+    """
+    name = trained.cfg.TEST.UNKNOWN_SCORE
+    if name in LOGIT_SCORES:
+        return LogitScore(name)
+    try:
+        with trained.group.main_first():
+            sample = training_sample(trained)
+    except UserError as error:
+        raise UserError(f'TEST.UNKNOWN_SCORE {name}: {error}; {_NO_TRAINING_IMAGES}') from None
+    features = split_features(trained, sample, 'train_part')
+    if not (features.readable & (features.labels >= 0)).any():
+        raise UserError(f'TEST.UNKNOWN_SCORE {name}: no image of {sample.source} can be decoded; {_NO_TRAINING_IMAGES}')
+    return fit_prototypes(
+        features,
+        sample.num_classes,
+        device=trained.device.main,
+        about={'prototypes': sample.digest()},
+        num_folds=0 if trained.cfg.TEST.UNKNOWN_ROOT else NUM_FOLDS,
+    )
+
+
+def open_unknown(trained: LoadedModel) -> tuple[DatasetSplit, np.ndarray]:
+    """Open TEST.UNKNOWN_ROOT: images without labels, and the number of each image's product, (n,) int64.
+
+    Raises:
+        UserError: no such images, or the model knows one of the products.
+    """
+    source = trained.cfg.TEST.UNKNOWN_ROOT
+    try:
+        split, classes = open_named_images(source, nested=trained.cfg.DATASET.NESTED_CLASSES)
+    except UserError as error:
+        raise UserError(f'TEST.UNKNOWN_ROOT: {error}') from None
+    known = next((name for name in classes.names if name in set(trained.class_names)), None)
+    if known is not None:
+        raise UserError(
+            f'TEST.UNKNOWN_ROOT {source}: the model knows the product {shown(known)}; give photos of others only'
+        )
+    products = np.asarray(split.labels, np.int64)
+    labels = to_shared_memory(np.full(len(split), -1, np.int32))
+    return replace(split, labels=labels, num_classes=trained.checkpoint.num_classes, by_class=None), products
+
+
+def calibration_images(split: DatasetSplit, classes: np.ndarray, store: ColumnStore) -> CalibrationImages:
+    """Return the images of a predicted split that can be decoded and have a class (n,), not -1."""
+    predictions = stored_predictions(store, np.asarray(classes))
+    rows = np.flatnonzero((predictions.predicted >= 0) & (classes >= 0))
+    scores = np.asarray(store.columns['scores'])[rows]
+    return CalibrationImages(
+        split.source, np.asarray(classes)[rows], scores[:, 0], scores[:, 1], predictions.correct[rows]
+    )
+
+
+def choose_rejection(max_rate: float, known: CalibrationImages, unknown: CalibrationImages | None) -> Rejection:
+    """Choose the threshold for a false-acceptance rate.
+
+    Args:
+        known: of the validation split.
+        unknown: of unknown products; None: the validation images, each without its class.
+
+    Raises:
+        UserError: no image of known or of unknown products.
+    """
+    if not len(known.classes):
+        raise UserError(
+            f'TEST.REJECT_UNKNOWN needs labeled validation images that can be decoded, but {known.source} has none: '
+            '--DATASET_VALID_JSON FILE'
+        )
+    scores, classes, source = known.left_out, known.classes, known.source
+    if unknown is not None:
+        scores, classes, source = unknown.scores, unknown.classes, unknown.source
+        if not len(classes):
+            raise UserError(f'TEST.UNKNOWN_ROOT {source}: none of its images can be decoded')
+    if not np.isfinite(scores).any():
+        raise UserError(
+            'TEST.REJECT_UNKNOWN leaves each class out in turn, but the model has only one: give photos of unknown '
+            'products, --TEST_UNKNOWN_ROOT FOLDER'
+        )
+    threshold = conformal_threshold(scores, classes, max_rate)
+    accepted = threshold.accepts(known.scores)
+    return Rejection(
+        threshold=threshold,
+        source=source,
+        is_left_out=unknown is None,
+        metrics=open_set_metrics(known.scores, known.correct, scores),
+        known_accepted=float(accepted.mean()),
+        known_error=float(1 - known.correct[accepted].mean()) if accepted.any() else float('nan'),
+    )
+
+
+def write_rejection(path: Path, rejection: Rejection, about: Mapping[str, Any]) -> None:
+    """Write the choice of a threshold as JSON, after the entries of `about`."""
+    threshold = rejection.threshold
+    finite = threshold.value if np.isfinite(threshold.value) else None
+    content = {
+        **about,
+        'wanted_rate': threshold.max_rate,
+        'guaranteed_rate': threshold.guaranteed,
+        'threshold': finite,
+        'accepts_none': threshold.value == np.inf,
+        'unknown': rejection.source,
+        'is_left_out': rejection.is_left_out,
+        'num_classes': threshold.num_classes,
+        'num_images': threshold.num_images,
+        'known_accepted': rejection.known_accepted,
+        'known_error': None if np.isnan(rejection.known_error) else rejection.known_error,
+        **rejection.metrics,
+    }
+    write_json(path, content)
+    if not rejection.known_accepted:
+        LOGGER.warning('no validation image is accepted as known: try a higher --TEST_REJECT_UNKNOWN')
