@@ -1,7 +1,7 @@
 """tools/search.py: retrieval metrics, and the nearest images of test images."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +12,18 @@ from lib.builders.data import has_test_split, open_test_split, open_training_dat
 from lib.builders.split import DatasetSplit
 from lib.commands.loaded_model import LoadedModel, split_features
 from lib.errors import UserError
-from lib.inference.neighbors import nearest, neighbor_blocks, vote
-from lib.inference.retrieval import retrieval_metrics
+from lib.inference.neighbors import Neighbors, Search, nearest, neighbor_blocks, vote
+from lib.inference.reranking import reranked_search
+from lib.inference.retrieval import Retrieval, retrieval_metrics
 from lib.inference.run import classify_features
+from lib.inference.whitening import Whitening, fit_whitening
 from lib.metrics.accuracy import compute_metrics
 from lib.metrics.predictions import Predictions, predictions_from_classes
 from lib.report.describe import describe_metrics, describe_retrieval
 from lib.runtime.csv_file import write_rows
 from lib.runtime.files import replace_atomically
+
+_QUERIES_AT_ONCE = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -31,53 +35,121 @@ class _Images:
     names: pa.StringArray | pa.LargeStringArray
 
 
+@dataclass(frozen=True)
+class _Finder:
+    """The gallery and how it is searched.
+
+    Attributes:
+        whitening: that of the gallery; features of queries are whitened, too.
+        search: by cosine similarity, or `neighbor_blocks`.
+        is_own: the queries are the gallery, and no query is its own neighbor.
+    """
+
+    gallery: _Images
+    metric: str
+    is_own: bool
+    device: torch.device
+    whitening: Whitening | None = None
+    search: Search = neighbor_blocks
+
+    def whitened(self, whitening: Whitening) -> '_Finder':
+        gallery = replace(self.gallery, features=whitening(self.gallery.features, device=self.device))
+        return replace(self, gallery=gallery, whitening=whitening)
+
+    def reranked(self, method: str) -> '_Finder':
+        return replace(self, search=reranked_search(method, self.gallery.features, device=self.device))
+
+    def nearest(self, features: np.ndarray, k: int) -> Neighbors:
+        return nearest(
+            self._prepared(features),
+            self.gallery.features,
+            k,
+            metric=self.metric,
+            same=self.is_own,
+            device=self.device,
+            search=self.search,
+        )
+
+    def retrieval(self, queries: _Images) -> Retrieval:
+        return retrieval_metrics(
+            self._prepared(queries.features),
+            queries.labels,
+            self.gallery.features,
+            self.gallery.labels,
+            metric=self.metric,
+            same=self.is_own,
+            device=self.device,
+            search=self.search,
+        )
+
+    def _prepared(self, features: np.ndarray) -> np.ndarray:
+        return features if self.whitening is None else self.whitening(features, device=self.device)
+
+
 def search(trained: LoadedModel) -> Iterator[str]:
     """Yield the lines to print: metrics of the valid split against the gallery; then write SEARCH.CSV if asked for.
 
     Raises:
         UserError: no labeled valid split; splits and model have different classes; an invalid test split for the CSV.
     """
-    options, device = trained.cfg.SEARCH, _device(trained)
+    options = trained.cfg.SEARCH
     valid, train = _splits(trained)
     features = split_features(trained, valid, 'valid')
     readable = features.readable
     queries = _Images(features.values[readable], features.labels[readable], valid.names.filter(pa.array(readable)))
-    gallery = queries if train is None else _gallery(trained, *train)
-    is_gallery = train is None
-    if len(gallery.labels) - is_gallery < 1:
-        number = '1 image' if len(gallery.labels) else 'no image that can be decoded'
-        needed = 'at least 2 are' if is_gallery else 'at least 1 is'
-        raise UserError(f'SEARCH.GALLERY {options.GALLERY}: {number} to search, but {needed} needed{valid.heic_hint}')
-    found = nearest(
-        queries.features, gallery.features, options.K, metric=options.METRIC, same=is_gallery, device=device
+    training = None if train is None else _training_images(trained, *train)
+    finder, results = _finder(trained, queries, training, valid.heic_hint)
+    found = finder.nearest(queries.features, options.K)
+    votes = vote(
+        found, finder.gallery.labels, weights=options.VOTE, temperature=options.TEMPERATURE, metric=options.METRIC
     )
-    votes = vote(found, gallery.labels, weights=options.VOTE, temperature=options.TEMPERATURE, metric=options.METRIC)
     predicted = np.full(len(valid), -1)
     predicted[readable] = votes.predicted
-    retrieval = retrieval_metrics(
-        queries.features,
-        queries.labels,
-        gallery.features,
-        gallery.labels,
-        metric=options.METRIC,
-        same=is_gallery,
-        device=device,
-    )
     by_neighbors = predictions_from_classes(features.labels, predicted)
     rows = {
         'classifier': _metrics(trained, classify_features(trained.engine, features)),
         f'{found.rows.shape[1]} nearest': _metrics(trained, by_neighbors),
     }
-    source = f'{valid.source}, each without itself' if train is None else train[0].source
+    source = f'{valid.source}, each without itself' if train is None or finder.is_own else train[0].source
     images = '1 image' if len(valid) == 1 else f'{len(valid)} images'
-    yield f'{images} of {valid.source} among {len(gallery.labels)} of {source}'
+    yield f'{images} of {valid.source} among {len(finder.gallery.labels)} of {source}'
     yield from describe_metrics(rows)
-    yield from describe_retrieval(retrieval)
+    yield from describe_retrieval(results)
     if options.CSV:
-        yield from _neighbors_of_test_images(trained, gallery, Path(options.CSV))
+        yield from _neighbors_of_test_images(trained, finder, Path(options.CSV))
 
 
-def _neighbors_of_test_images(trained: LoadedModel, gallery: _Images, path: Path) -> Iterator[str]:
+def _finder(
+    trained: LoadedModel, queries: _Images, training: _Images | None, hint: str
+) -> tuple[_Finder, dict[str, Retrieval]]:
+    """Return the search that SEARCH asks for, and retrieval metrics before and after each of its steps.
+
+    Args:
+        training: the training images; None if they are not needed.
+        hint: at the end of the message about images that cannot be decoded.
+    """
+    options, device = trained.cfg.SEARCH, _device(trained)
+    is_own = options.GALLERY == 'valid'
+    gallery = queries if is_own or training is None else training
+    if len(gallery.labels) - is_own < 1:
+        number = '1 image' if len(gallery.labels) else 'no image that can be decoded'
+        needed = 'at least 2 are' if is_own else 'at least 1 is'
+        raise UserError(f'SEARCH.GALLERY {options.GALLERY}: {number} to search, but {needed} needed{hint}')
+    finder = _Finder(gallery, options.METRIC, is_own, device)
+    results = {'features': finder.retrieval(queries)}
+    if options.WHITEN and training is not None:
+        try:
+            finder = finder.whitened(fit_whitening(training.features, training.labels, device=device))
+        except ValueError as error:
+            raise UserError(f'SEARCH.WHITEN: {error}') from None
+        results['whitened'] = finder.retrieval(queries)
+    if options.RERANK:
+        finder = finder.reranked(options.RERANK)
+        results[options.RERANK] = finder.retrieval(queries)
+    return finder, results
+
+
+def _neighbors_of_test_images(trained: LoadedModel, finder: _Finder, path: Path) -> Iterator[str]:
     """Write SEARCH.CSV if there is a test split, and yield a line about it."""
     try:
         test = open_test_split(trained.cfg, trained.class_names)
@@ -87,16 +159,16 @@ def _neighbors_of_test_images(trained: LoadedModel, gallery: _Images, path: Path
         yield f'{path} is not written: there is no test split'
         yield '  --DATASET_TEST_ROOT FOLDER lists the neighbors of the images in a folder'
         return
-    _write_neighbors(trained, test, gallery, path)
+    _write_neighbors(trained, test, finder, path)
     yield f'wrote {path}'
 
 
 def _splits(trained: LoadedModel) -> tuple[DatasetSplit, tuple[DatasetSplit, np.ndarray] | None]:
-    """Return the valid split, and with SEARCH.GALLERY train the training split with the rows that are searched."""
+    """Return the valid split, and the training split with its rows if it is searched or fitted to."""
     cfg = trained.cfg
     valid: DatasetSplit | None
     train: tuple[DatasetSplit, np.ndarray] | None = None
-    if cfg.SEARCH.GALLERY == 'valid':
+    if cfg.SEARCH.GALLERY == 'valid' and not cfg.SEARCH.WHITEN:
         valid = open_valid_split(cfg, trained.class_names)
     else:
         data = open_training_data(cfg).in_class_order(trained.class_names)
@@ -106,7 +178,7 @@ def _splits(trained: LoadedModel) -> tuple[DatasetSplit, tuple[DatasetSplit, np.
     return valid, train
 
 
-def _gallery(trained: LoadedModel, train: DatasetSplit, rows: np.ndarray) -> _Images:
+def _training_images(trained: LoadedModel, train: DatasetSplit, rows: np.ndarray) -> _Images:
     features = split_features(trained, train, 'train')
     rows = rows[features.readable[rows]]
     if len(rows) == len(features):
@@ -118,22 +190,17 @@ def _metrics(trained: LoadedModel, predictions: Predictions) -> dict[str, float]
     return trained.supported_metrics(compute_metrics(predictions, trained.train_counts))
 
 
-def _write_neighbors(trained: LoadedModel, test: DatasetSplit, gallery: _Images, path: Path) -> None:
+def _write_neighbors(trained: LoadedModel, test: DatasetSplit, finder: _Finder, path: Path) -> None:
     """Write the K nearest images of every decodable test image; `neighbour` is the column name of the file format."""
-    options = trained.cfg.SEARCH
+    options, gallery = trained.cfg.SEARCH, finder.gallery
     value = {'cosine': 'cosine', 'euclidean': 'distance'}[options.METRIC]
     features = split_features(trained, test, 'test')
-    blocks = neighbor_blocks(
-        features.values,
-        gallery.features,
-        options.K,
-        metric=options.METRIC,
-        rows=np.flatnonzero(features.readable),
-        device=_device(trained),
-    )
+    finder = replace(finder, is_own=False)
 
     def rows_of() -> Iterator[tuple]:
-        for rows, found in blocks:
+        readable = np.flatnonzero(features.readable)
+        for rows in np.split(readable, range(_QUERIES_AT_ONCE, len(readable), _QUERIES_AT_ONCE)):
+            found = finder.nearest(features.values[rows], options.K)
             for row, others, values in zip(rows.tolist(), found.rows.tolist(), found.values.tolist(), strict=True):
                 image = test.names[row].as_py()
                 for rank, (other, number) in enumerate(zip(others, values, strict=True), start=1):

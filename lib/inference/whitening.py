@@ -11,6 +11,7 @@ from lib.inference.neighbors import CPU
 
 _BLOCK_VALUES = 1 << 23  # 32 MB of float32 at once
 _LEAST_VARIANCE = 1e-12  # of unit vectors
+_LEAST_STRENGTH = 1e-5  # of the strongest axis
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def fit_whitening(
     Args:
         features: (n, num_features) float32 or float16, maybe memory-mapped; zero vectors are left out.
         labels: (n,) int, those below 0 are left out; of one class only, they are ignored.
-        dimensions: how many axes to keep; 0: all.
+        dimensions: at most how many axes to keep; 0: all. Axes without any signal are never kept.
         device: the one that computes.
 
     Raises:
@@ -93,8 +94,9 @@ def fit_whitening(
     to_white = axes / variances.clamp_min(_LEAST_VARIANCE).sqrt()
     signal = (means.T @ means).double() if int((counts > 0).sum()) > 1 else within
     strengths, axes = torch.linalg.eigh(to_white.T @ signal @ to_white)
-    strengths = strengths.flip(0).clamp_min(0)
-    projection = (to_white @ axes.flip(1) * (strengths / (1 + strengths))).T[: dimensions or width]
+    strengths, axes = strengths.flip(0).clamp_min(0), axes.flip(1)
+    number = max(1, int((strengths > _LEAST_STRENGTH * strengths[0]).sum()))  # with labels, at most that of classes
+    projection = (to_white @ axes * (strengths / (1 + strengths))).T[: min(number, dimensions or width)]
     return Whitening(mean.cpu().numpy(), projection.float().contiguous().cpu().numpy())
 
 

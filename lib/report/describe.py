@@ -1,6 +1,6 @@
 """Tables and lines for the terminal: metrics, tau, retrieval, enrolled classes, post-hoc methods, an audit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +103,25 @@ def describe_tau(tau: dict[str, Any]) -> list[str]:
     return lines + ([tau['note']] if tau['note'] else [])
 
 
-def describe_retrieval(retrieval: Retrieval) -> list[str]:
-    """Return a table of retrieval metrics, averaged over images and over classes, and the number of skipped images."""
+def describe_retrieval(results: Mapping[str, Retrieval]) -> list[str]:
+    """Return a table of retrieval metrics, averaged over images and over classes, and the number of skipped images.
+
+    `results`: of the same images by name of the search; the name of a single one is not shown.
+    """
     lines = []
-    if retrieval.images:
-        names = list(retrieval.images)
-        lines.append(' ' * 14 + ''.join(f'  {name:>11}' for name in names))
-        for row, metrics in (('over images', retrieval.images), ('over classes', retrieval.classes)):
-            lines.append(f'{row:<14}' + ''.join(f'  {metrics[name]:>11.1%}' for name in names))
-    if retrieval.left_out:
-        images = '1 image is' if retrieval.left_out == 1 else f'{retrieval.left_out} images are'
+    first = next(iter(results.values()))
+    labels = {name: f'{name}, ' if len(results) > 1 else '' for name in results}
+    width = 14 + max(map(len, labels.values()))
+    if first.images:
+        names = list(first.images)
+        lines.append(' ' * width + ''.join(f'  {name:>11}' for name in names))
+        for over in ('images', 'classes'):
+            for search, retrieval in results.items():
+                metrics = getattr(retrieval, over)
+                row = f'{labels[search]}over {over}'
+                lines.append(f'{row:<{width}}' + ''.join(f'  {metrics[name]:>11.1%}' for name in names))
+    if first.left_out:
+        images = '1 image is' if first.left_out == 1 else f'{first.left_out} images are'
         lines.append(f'{images} left out: the gallery has no image of their class')
     return lines
 

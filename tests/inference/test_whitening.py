@@ -66,6 +66,13 @@ def test_without_classes_axes_are_the_principal_ones(labels, blocks):
     np.testing.assert_allclose(axes @ shrunk @ axes.T, np.diag(weights**2), atol=1e-3)
 
 
+def test_few_classes_have_few_axes():
+    features, labels = draw(2)
+    assert fit_whitening(features, labels % 4).dimensions == 3
+    assert fit_whitening(features, labels % 4, dimensions=2).dimensions == 2
+    assert fit_whitening(features).dimensions == 10
+
+
 def test_images_and_classes_that_are_left_out():
     features, labels = draw(3)
     fitted = fit_whitening(features, labels)

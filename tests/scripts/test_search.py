@@ -76,6 +76,22 @@ def test_valid_images_among_themselves(scripts, run_folder, vote):
     assert '10 nearest' in done.stdout
 
 
+@pytest.mark.parametrize('rerank', ['query_expansion', 'reciprocal'])
+@pytest.mark.parametrize('gallery', ['train', 'valid'])
+def test_whitened_and_reranked_results_stand_beside_the_plain_ones(scripts, run_folder, products, gallery, rerank):
+    plain = scripts.run(run_folder, 'tools/search.py', *BEST, '--SEARCH_GALLERY', gallery, *ON_CPU).stdout.splitlines()
+    options = ('--SEARCH_WHITEN', True, '--SEARCH_RERANK', rerank, '--SEARCH_CSV', f'{rerank}.csv', '--SEARCH_K', 3)
+    done = scripts.run(run_folder, 'tools/search.py', *BEST, '--SEARCH_GALLERY', gallery, *options,
+                       '--DATASET_TEST_JSON', products / 'converted_val.json', *ON_CPU)  # fmt: skip
+    lines = done.stdout.splitlines()
+    for over in ('over images', 'over classes'):
+        assert cell(lines, f'features, {over}', 'map@r') == cell(plain, over, 'map@r')
+        assert {cell(lines, f'{name}, {over}', 'map@r')[-1] for name in ('whitened', rerank)} == {'%'}
+    rows = list(csv.DictReader((run_folder / f'{rerank}.csv').open(newline='')))
+    assert len(rows) == 3 * 24
+    assert {row['rank'] for row in rows} == {'1', '2', '3'}
+
+
 @pytest.mark.process
 def test_without_a_test_split_the_metrics_are_printed_and_no_neighbors_are_listed(run_folder, products):
     untested = run_folder / 'untested'

@@ -39,6 +39,19 @@ class SearchKeys(Section, title='nearest neighbors (tools/search.py)'):
         low=1e-4,
         used_by=('SEARCH.VOTE', ('similarity',)),
     )
+    WHITEN = Key(
+        False,
+        'Whiten the features, fitted to the training images and their classes: directions in which photos of one '
+        'class differ count less.',
+        used_by=('SEARCH.METRIC', ('cosine',)),
+    )
+    RERANK = Key(
+        '',
+        'Improve the results after the search. query_expansion: search again with the mean of a query and its nearest '
+        'images (alpha QE); reciprocal: rank images higher that have the same k-reciprocal neighbors as the query.',
+        choices=('', 'query_expansion', 'reciprocal'),
+        used_by=('SEARCH.METRIC', ('cosine',)),
+    )
     CSV = Key('', 'File for the k nearest gallery images of each test image. Empty: none.', is_path=True)
 
 
