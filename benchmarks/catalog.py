@@ -83,6 +83,7 @@ def measured(args: argparse.Namespace, number: int, folder: Path) -> dict[str, f
     results['verify_ms'] = 1e3 * seconds(lambda: open_catalog(folder))
     results['add_seconds'] = seconds(lambda: catalog.add(more, names(number, MORE), names(number, MORE)))
     results['remove_seconds'] = seconds(lambda: catalog.remove(names(0, 10).to_pylist()))
+    print(f'{number:,} products: ' + ', '.join(f'{name} {value:.4g}' for name, value in results.items()), flush=True)
     return results
 
 

@@ -47,11 +47,30 @@ def model_version(cfg: Config, checkpoint: Checkpoint, class_names: Sequence[str
 
     It is the same on every device, and for all copies of a checkpoint file.
     """
+    preprocessing, pool = _preprocessing(cfg)
+    return _version(f'{checkpoint_fingerprint(checkpoint)} {preprocessing} {list(class_names)}{pool}')
+
+
+def feature_version(cfg: Config, fingerprint: str) -> str:
+    """Return a short fingerprint of a model's features, which are comparable if it is the same.
+
+    Classes may be added to the model and removed from it.
+
+    Args:
+        fingerprint: of the weights that compute the features.
+    """
+    return _version('{} {}{}'.format(fingerprint, *_preprocessing(cfg)))
+
+
+def _preprocessing(cfg: Config) -> tuple[str, str]:
+    """Return all that is done to the pixels, and the pooling, as text."""
     inputs = cfg.INPUT
     size = inputs.TEST_SIZE or inputs.SIZE
-    preprocessing = [size, inputs.CROP_RATIO, inputs.INTERPOLATION, *inputs.MEAN, *inputs.STD, cfg.DATASET.COLOR_SPACE]
-    pool = f' {cfg.MODEL.POOL}' if cfg.MODEL.POOL else ''
-    text = f'{checkpoint_fingerprint(checkpoint)} {preprocessing} {list(class_names)}{pool}'
+    steps = [size, inputs.CROP_RATIO, inputs.INTERPOLATION, *inputs.MEAN, *inputs.STD, cfg.DATASET.COLOR_SPACE]
+    return str(steps), f' {cfg.MODEL.POOL}' if cfg.MODEL.POOL else ''
+
+
+def _version(text: str) -> str:
     return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]
 
 

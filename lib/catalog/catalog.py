@@ -16,7 +16,16 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from lib.catalog.manifest import MANIFEST, PREFIX, File, Manifest, Segment, read_manifest, remove_unused, write_manifest
+from lib.catalog.manifest import (
+    File,
+    Manifest,
+    Segment,
+    has_catalog,
+    part_name,
+    read_manifest,
+    remove_unused,
+    write_manifest,
+)
 from lib.catalog.rows import Codec, Names, Rows, int8_scale, joined, names_column
 from lib.catalog.segment import EFFORT, Generation, OpenSegment, best, open_generation, write_segment
 from lib.errors import UserError, shown
@@ -190,12 +199,12 @@ class Catalog:
             if small and (new is not None or len(rows)):
                 merged += [segment.left(without=rows)] * (num_left > 0)
             elif num_left:
-                name = f'{PREFIX}{manifest.next_number}.left'
                 entry = segment.entry
                 if len(rows):
-                    write_bytes(self.folder / name, segment.left_bits(without=rows))
-                    manifest = msgspec.structs.replace(manifest, next_number=manifest.next_number + 1)
-                    left = File.at(self.folder / name)
+                    bits = segment.left_bits(without=rows)
+                    path = self.folder / f'{part_name(entry.rows.name.encode(), bits)}.left'
+                    write_bytes(path, bits)
+                    left = File.at(path)
                     entry = msgspec.structs.replace(entry, left=left, num_removed=entry.num_rows - num_left)
                 kept.append(entry)
         self._write(manifest, kept, merged)
@@ -206,11 +215,9 @@ class Catalog:
         if merged:
             rows = joined([*merged]) if len(merged) > 1 else merged[0]
             has_graph = manifest.kind != 'exact' and len(rows) > GRAPH_ROWS
-            path = self.folder / f'{PREFIX}{manifest.next_number}'
-            segments.append(write_segment(path, rows, manifest.codec, manifest.graph_kind if has_graph else ''))
-        next_number = manifest.next_number + bool(merged)
-        changed = msgspec.structs.replace(manifest, segments=tuple(segments), next_number=next_number)
-        write_manifest(self.folder, changed)
+            kind = manifest.graph_kind if has_graph else ''
+            segments.append(write_segment(self.folder, rows, manifest.codec, kind))
+        write_manifest(self.folder, msgspec.structs.replace(manifest, segments=tuple(segments)))
 
 
 def create_catalog(
@@ -236,16 +243,17 @@ def create_catalog(
         UserError: the folder contains a catalog.
     """
     with wait_for_lock(folder):
-        if (folder / MANIFEST).exists():
+        if has_catalog(folder):
             raise UserError(f'{folder} contains a catalog; give another folder')
         file = None
         if whitening is not None:
-            path = folder / f'{PREFIX}0.npy'
+            values = np.vstack([whitening.mean, whitening.projection])
+            path = folder / f'{part_name(values)}.npy'
             with replace_atomically(path) as temporary, open(temporary, 'wb') as opened:
-                np.save(opened, np.vstack([whitening.mean, whitening.projection]), allow_pickle=False)
+                np.save(opened, values, allow_pickle=False)
             file = File.at(path)
         width = num_features if whitening is None else whitening.dimensions
-        write_manifest(folder, Manifest(version, num_features, width, codes, kind, whitening=file, next_number=1))
+        write_manifest(folder, Manifest(version, num_features, width, codes, kind, whitening=file))
     return Catalog(folder, verify=True)
 
 

@@ -1,5 +1,6 @@
 """The manifest of a catalog: which files belong to it. It is replaced atomically, all other files never change."""
 
+import hashlib
 import mmap
 import os
 from contextlib import suppress
@@ -19,7 +20,7 @@ from lib.runtime.read_file import open_regular
 
 MANIFEST, FORMAT, PREFIX = 'catalog.json', 1, 'part-'
 _CHUNK_BYTES = 1 << 22
-Name = Annotated[str, Meta(pattern=r'^part-[0-9]+\.[a-z]+$')]
+Name = Annotated[str, Meta(pattern=r'^part-[0-9a-f]+\.[a-z]+$')]
 
 
 class File(msgspec.Struct, frozen=True):
@@ -92,7 +93,6 @@ class Manifest(msgspec.Struct, frozen=True):
         codes, scale: of the codec.
         kind: auto, exact, hnsw or ivfpq.
         whitening: mean and projection; None: features are only scaled to length 1.
-        next_number: of the next file.
         segments: their rows are disjoint.
     """
 
@@ -103,7 +103,6 @@ class Manifest(msgspec.Struct, frozen=True):
     kind: Literal['auto', 'exact', 'hnsw', 'ivfpq']
     scale: float = 1.0
     whitening: File | None = None
-    next_number: Count = 0
     segments: tuple[Segment, ...] = ()
     format: int = FORMAT
 
@@ -124,6 +123,22 @@ class Manifest(msgspec.Struct, frozen=True):
         return first + [file for segment in self.segments for file in segment.files]
 
 
+def part_name(*content: bytes | memoryview | np.ndarray) -> str:
+    """Return the name, without suffix, of a file with this content.
+
+    So a command that is run again after a kill writes the same files.
+    """
+    digest = hashlib.blake2b(digest_size=12)
+    for part in content:
+        digest.update(np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else part)
+    return PREFIX + digest.hexdigest()
+
+
+def has_catalog(folder: Path) -> bool:
+    """Return whether a folder contains a catalog."""
+    return os.path.lexists(folder / MANIFEST)
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of a catalog.
 
@@ -131,9 +146,9 @@ def read_manifest(folder: Path) -> Manifest:
         UserError: there is none, it is damaged, or of another version of this program.
     """
     path = folder / MANIFEST
-    if not os.path.lexists(path):
+    if not has_catalog(folder):
         raise UserError(f'{folder} contains no {MANIFEST}: python tools/index.py builds a catalog')
-    content = unsealed(read_json(path))
+    content = unsealed(read_json(path, hint='; build the catalog again, in another folder'))
     if content is None:
         raise UserError(f'{path}: is damaged; build the catalog again, in another folder')
     if content.get('format') != FORMAT:

@@ -92,6 +92,11 @@ class Rows:
         indices = pa.array(rows)
         return Rows(self.products.take(indices), self.images.take(indices), self.codes[rows])
 
+    def content(self) -> list[np.ndarray]:
+        """Return all values, as bytes."""
+        buffers = [buffer for names in (self.products, self.images) for buffer in names.buffers() if buffer is not None]
+        return [*(np.frombuffer(buffer, np.uint8) for buffer in buffers), self.codes]
+
     def of(self, products: pa.LargeStringArray) -> np.ndarray:
         """Return the rows of some products, ascending."""
         return np.flatnonzero(pc.is_in(self.products, value_set=products).to_numpy(zero_copy_only=False))

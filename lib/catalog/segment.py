@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from lib.catalog.graph import Graph, write_graph
-from lib.catalog.manifest import File, Manifest, Segment, read_manifest
+from lib.catalog.manifest import File, Manifest, Segment, part_name, read_manifest
 from lib.catalog.rows import Codec, Rows, map_rows, write_rows
 from lib.errors import UserError, shown
 from lib.inference.neighbors import nearest
@@ -220,13 +220,13 @@ def open_generation(folder: Path, known: dict[str, OpenSegment], *, verify: bool
     raise AssertionError
 
 
-def write_segment(path: Path, rows: Rows, codec: Codec, kind: str) -> Segment:
+def write_segment(folder: Path, rows: Rows, codec: Codec, kind: str) -> Segment:
     """Write the files of a segment.
 
     Args:
-        path: of the files, without suffix.
         kind: of the graph; '': none.
     """
+    path = folder / part_name(*rows.content())
     rows_path, graph = path.with_suffix('.arrow'), None
     write_rows(rows_path, rows)
     if kind:

@@ -1,6 +1,7 @@
 """The images of tools/enroll.py: those to enroll, the validation split, and the classes to remove."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from lib.builders.data import open_named_images
 from lib.builders.split import DatasetSplit
 from lib.commands.enrolled_model import LabeledImages, kept_classes, labels_of
 from lib.commands.loaded_model import LoadedModel, split_features
+from lib.commands.predict_inputs import open_test_images, open_unlabeled
 from lib.config.defaults import KEYS
 from lib.dataset.annotations import ClassNames
 from lib.dataset.features import Features
@@ -17,6 +19,8 @@ from lib.dataset.folder import sample_indices
 from lib.dataset.image_format import hint_of
 from lib.dataset.images import FileImages
 from lib.errors import UserError, is_unicode, shown
+from lib.formats.sources import SourceErrors, read_csv
+from lib.inference.prediction_files import UNKNOWN
 from lib.posthoc.candidate_scores import score_features
 from lib.runtime.files import write_json
 from lib.runtime.log import LOGGER
@@ -30,6 +34,7 @@ class GivenImages:
 
     Attributes:
         split: all images, with labels of the given classes.
+        names: of the given classes.
         features: of these images.
         new: names (and parents) of the classes that are new to the model.
         new_labels: (n,) int64 number in `new`; -1: an image of a known class.
@@ -38,6 +43,7 @@ class GivenImages:
     """
 
     split: DatasetSplit
+    names: list[str]
     features: Features
     new: ClassNames
     new_labels: np.ndarray
@@ -74,16 +80,20 @@ class OldImages:
 
 def retired_classes(trained: LoadedModel) -> list[int]:
     """Return the labels of the classes of ENROLL.RETIRE, ascending."""
-    given: list[str] = list(trained.cfg.ENROLL.RETIRE)
-    if len(given) == 1 and given[0].endswith('.txt') and given[0] not in trained.class_names:
-        try:
-            lines = read_text(given[0], encoding='utf-8-sig').splitlines()
-        except OSError as error:
-            raise UserError(f'ENROLL.RETIRE {given[0]}: {reason_of(error)}') from None
-        except UnicodeDecodeError:
-            raise UserError(f'ENROLL.RETIRE {given[0]}: is not UTF-8') from None
-        given = [line.strip() for line in lines if line.strip()]
-    return labels_of(trained, given, 'ENROLL.RETIRE')
+    return labels_of(trained, given_names(trained.cfg.ENROLL.RETIRE, 'ENROLL.RETIRE'), 'ENROLL.RETIRE')
+
+
+def given_names(given: Sequence[str], option: str) -> list[str]:
+    """Return the names that an option lists, or that are in its .txt file, one per line."""
+    if len(given) != 1 or not given[0].endswith('.txt'):
+        return list(given)
+    try:
+        lines = read_text(given[0], encoding='utf-8-sig').splitlines()
+    except OSError as error:
+        raise UserError(f'{option} {given[0]}: {reason_of(error)}') from None
+    except UnicodeDecodeError:
+        raise UserError(f'{option} {given[0]}: is not UTF-8') from None
+    return [line.strip() for line in lines if line.strip()]
 
 
 def given_images(trained: LoadedModel, base: LoadedModel) -> GivenImages | None:
@@ -119,7 +129,9 @@ def given_images(trained: LoadedModel, base: LoadedModel) -> GivenImages | None:
     if not readable.all():
         LOGGER.warning('%s: %s cannot be decoded%s', source, count_of(int((~readable).sum()), 'image'), hint)
     labels = np.asarray(split.labels)
-    return GivenImages(split, features, new, new_labels[labels], known_labels[labels], shot_rows, held_rows)
+    return GivenImages(
+        split, classes.names, features, new, new_labels[labels], known_labels[labels], shot_rows, held_rows
+    )
 
 
 def old_images(trained: LoadedModel, retired: list[int], *, is_needed: bool) -> OldImages | None:
@@ -154,6 +166,38 @@ def old_images(trained: LoadedModel, retired: list[int], *, is_needed: bool) -> 
         raise UserError(f'{valid.source}: has no readable image of a class that stays')
     before = score_features(trained.engine, features.values, features.labels).correct[rows]
     return OldImages(valid, LabeledImages(features.values, labels, rows), before)
+
+
+def unknown_photos(trained: LoadedModel) -> tuple[DatasetSplit, np.ndarray]:
+    """Open the photos of ENROLL.PROPOSE; return them, and which may show unknown products, (n,) bool.
+
+    Of the photos of a prediction, these are the ones that test.py has rejected.
+
+    Raises:
+        UserError: there are no photos, or they are not files.
+    """
+    cfg, given = trained.cfg, trained.cfg.ENROLL.PROPOSE
+    if given.endswith('.csv'):
+        photos, _ = open_test_images(cfg, trained.class_names, trained.group)
+        errors = SourceErrors()
+        rows = read_csv(Path(given), ('id', 'name'), errors)
+        where, header = next(rows)
+        if not {'id', 'name', 'score'} <= set(header):
+            raise UserError(f'ENROLL.PROPOSE {where}: is no predictions_SOURCE.open_set.csv of test.py')
+        image, name = header.index('id'), header.index('name')
+        rejected = {fields[image] for _, fields in rows if fields[name] == UNKNOWN}
+        errors.raise_if_any()
+        is_unknown = np.array([text in rejected for text in photos.names.to_pylist()], bool)
+        if not is_unknown.any():
+            raise UserError(
+                f'ENROLL.PROPOSE {given}: rejects none of the photos of {photos.source}; give the same --TEST_IMAGES'
+            )
+    else:
+        photos = open_unlabeled(cfg, 'ENROLL.PROPOSE', given, trained.checkpoint.num_classes)
+        is_unknown = np.ones(len(photos), bool)
+    if not isinstance(photos.images, FileImages):
+        raise UserError(f'ENROLL.PROPOSE {photos.source}: photos must be files, so that decisions.json can name them')
+    return photos, is_unknown
 
 
 def write_valid(path: Path, names: list[str], old: OldImages, given: GivenImages | None) -> bool:

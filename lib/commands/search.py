@@ -10,6 +10,7 @@ import torch
 
 from lib.builders.data import has_test_split, open_test_split, open_training_data, open_valid_split
 from lib.builders.split import DatasetSplit
+from lib.commands.index import search_index
 from lib.commands.loaded_model import LoadedModel, split_features
 from lib.errors import UserError
 from lib.inference.neighbors import Neighbors, Search, nearest, neighbor_blocks, vote
@@ -93,6 +94,9 @@ def search(trained: LoadedModel) -> Iterator[str]:
         UserError: no labeled valid split; splits and model have different classes; an invalid test split for the CSV.
     """
     options = trained.cfg.SEARCH
+    if options.INDEX:
+        yield from search_index(trained)
+        return
     valid, train = _splits(trained)
     features = split_features(trained, valid, 'valid')
     readable = features.readable

@@ -59,6 +59,7 @@ COMMANDS: dict[str, CommandHelp] = {
     ),
     'tools/enroll.py': CommandHelp(('ENROLL',), (*_EVALUATION, 'SEED', 'OVERWRITE'), ('ENROLL', *_INFERENCE)),
     'tools/export.py': CommandHelp(('EXPORT',), (*_CHECKPOINT, 'OVERWRITE'), ('EXPORT', *_INFERENCE)),
+    'tools/index.py': CommandHelp(('INDEX',), (*_EVALUATION, 'DATASET.TRAIN_JSON'), ('INDEX', *_INFERENCE)),
     'tools/pseudo_label.py': CommandHelp(
         ('PSEUDO',), (*_EVALUATION, 'DATASET.TRAIN_JSON', 'OVERWRITE'), ('PSEUDO', *_INFERENCE)
     ),

@@ -12,6 +12,7 @@ from lib.config.keys.tools import (
     DoctorKeys,
     EnrollKeys,
     ExportKeys,
+    IndexKeys,
     PackKeys,
     PlanKeys,
     PosthocKeys,
@@ -46,6 +47,7 @@ class Config(TopKeys, title='all options'):
     PACK: PackKeys
     PLAN: PlanKeys
     SEARCH: SearchKeys
+    INDEX: IndexKeys
     ENROLL: EnrollKeys
     RUN: RunKeys
 
@@ -65,6 +67,7 @@ LARGEST: dict[str, int] = {
     'SAMPLER.IMAGES_PER_CLASS': 500_000, 'MODEL.TUNE_RANK': 65_536, 'LOSS.CONTRAST_WIDTH': 65_536,
     'TRAIN.BATCH_SIZE': 500_000, 'TRAIN.DEVICE_BATCH_SIZE': 500_000, 'TRAIN.MAX_EPOCH': 100_000,
     'TEST.BATCH_SIZE': 500_000, 'TEST.TOP_K': 100_000, 'POSTHOC.FOLDS': 500_000, 'SEARCH.K': 100_000,
+    'SEARCH.EFFORT': 100_000, 'INDEX.DIMENSIONS': 1_000_000,
     'CLEAN.FOLDS': 1000, 'CLEAN.CANDIDATES': 1000, 'CLEAN.ROUNDS': 1000, 'SERVE.QUEUE': 1_000_000,
     'DOCTOR.MIN_SIDE': 65_536, 'PACK.SHORT_SIDE': 65_536, 'PLAN.NUM_CLASSES': 100_000_000, 'PLAN.DEVICES': 500_000,
     'SERVE.BATCH_SIZE': 65_536,

@@ -34,6 +34,7 @@ SHOP = ('--DATASET_ROOT', 'shop/train', '--INPUT_SIZE', 32, '--INPUT_TEST_SIZE',
 PACK = ('--config', TINY, '--DATASET_ROOT', 'goods', '--PACK_OUT', 'packed', '--PACK_SHARD_IMAGES', 8)
 ENROLL = (*BEST, '--ENROLL_IMAGES', 'more/train', '--ENROLL_PER_CLASS', 2, '--ENROLL_MAX_LOSS', 1)
 PSEUDO = (*BEST, '--PSEUDO_IMAGES', 'shop', '--PSEUDO_ERROR', 0.9, '--PSEUDO_OUT', 'pseudo/train.json')
+INDEX = ('tools/index.py', *BEST, '--INDEX_DIMENSIONS', 4)
 INT8 = ('--EXPORT_PRECISION', 'int8', '--EXPORT_MAX_LOSS', 1)
 GRID = ('--base', TINY, '--methods', 'ce,focal', '--seeds', 1, '--out', 'grid', '--overlays', 'repository/overlays',
         '--options', '--DATASET_ROOT goods --TRAIN_MAX_EPOCH 1 --RUN_DEVICE cpu', '--json', 'more.json')  # fmt: skip
@@ -162,6 +163,7 @@ CASES: dict[str, dict[str, Case]] = {
     'tools/enroll.py': {
         'new': Case(('tools/enroll.py', *ENROLL)),
         'overwrite': Case(('tools/enroll.py', *ENROLL, '--OVERWRITE', True), before=(('tools/enroll.py', *ENROLL),)),
+        'propose': Case(('tools/enroll.py', *BEST, '--ENROLL_PROPOSE', 'more/train')),
     },
     'tools/export.py': {
         # Killed right before its end, it leaves a lock of complete files; the next command that writes removes it.
@@ -185,6 +187,12 @@ CASES: dict[str, dict[str, Case]] = {
             patch={'lib.export.formats:MAX_ONNX_BYTES': 1000},
             allowed=r'log/tiny/\.files\.lock',
         ),
+    },
+    'tools/index.py': {
+        'new': Case(INDEX),
+        'add': Case((*INDEX, '--INDEX_ADD', 'more/train'), before=(INDEX,)),
+        # tests/catalog/test_kills.py has large segments, whose graphs differ from run to run.
+        'remove and add': Case((*INDEX, '--INDEX_REMOVE', '1', '--INDEX_ADD', 'more/train'), before=(INDEX,)),
     },
     'tools/merge.py': {
         'new': Case(('tools/merge.py', '--RESUME_MODEL', 'log/sharded/last.pth'), prepare=shard_classifier)

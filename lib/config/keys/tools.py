@@ -1,4 +1,4 @@
-"""POSTHOC, SEARCH, ENROLL, EXPORT, SERVE, REPORT, DOCTOR, CLEAN, PSEUDO, PACK and PLAN: one section per tool."""
+"""POSTHOC, SEARCH, INDEX, ENROLL, EXPORT, SERVE, REPORT, DOCTOR, CLEAN, PSEUDO, PACK and PLAN: one section per tool."""
 
 from lib.config.key import Key, Section
 
@@ -53,6 +53,49 @@ class SearchKeys(Section, title='nearest neighbors (tools/search.py)'):
         used_by=('SEARCH.METRIC', ('cosine',)),
     )
     CSV = Key('', 'File for the k nearest gallery images of each test image. Empty: none.', is_path=True)
+    INDEX = Key(
+        '',
+        'Catalog of tools/index.py that is searched instead of GALLERY; CSV then lists the k nearest products. Empty: '
+        'none.',
+        is_path=True,
+    )
+    EFFORT = Key(
+        96,
+        'Candidates per query in approximate search; more find more of the true neighbors, slower.',
+        low=1,
+    )
+
+
+class IndexKeys(Section, title='catalogs for product search (tools/index.py)'):
+    FOLDER = Key('', 'Folder of the catalog. Empty: catalog in the folder of the model.', is_path=True)
+    ADD = Key(
+        '',
+        'Photos to add: a folder with one sub-folder per product, an annotation file, or decisions.json. Empty: the '
+        'training images if the catalog is empty, else none.',
+        is_path=True,
+    )
+    REMOVE = Key[tuple[str, ...]](
+        (),
+        'Names of products to remove, separated by commas, or a .txt file with a name per line. What ADD adds is added '
+        'afterwards.',
+        entry=str,
+    )
+    KIND = Key(
+        'auto',
+        'Search among more than 20,000 photos. exact: compare all; hnsw: a graph; ivfpq: lists of short codes, for '
+        'more photos than fit into the memory; auto: hnsw, for binary codes ivfpq.',
+        choices=('auto', 'exact', 'hnsw', 'ivfpq'),
+    )
+    CODES = Key(
+        'int8',
+        'Stored form of a feature: 2 bytes, 1 byte or 1 bit (binary) per dimension.',
+        choices=('float16', 'int8', 'binary'),
+    )
+    DIMENSIONS = Key(
+        0,
+        'Dimensions after PCA whitening, which is fitted to the training images. 0: no whitening.',
+        low=0,
+    )
 
 
 class EnrollKeys(Section, title='new classes without training (tools/enroll.py)'):
@@ -75,8 +118,14 @@ class EnrollKeys(Section, title='new classes without training (tools/enroll.py)'
     )
     PROPOSE = Key(
         '',
-        'Photos of products that the model does not know, a folder or an annotation file: they are clustered into '
-        'proposals for new classes on a page for review, and the model does not change.',
+        'Photos of products that the model does not know, which are clustered into proposals for new classes on a page '
+        'for review; the model does not change. A folder, an annotation file, or the photos of TEST.IMAGES that '
+        'predictions_SOURCE.open_set.csv rejects.',
+        is_path=True,
+    )
+    INDEX = Key(
+        '',
+        'Catalog of tools/index.py that gets the enrolled images, too, and loses the retired classes. Empty: none.',
         is_path=True,
     )
     OUT = Key('', 'Folder to write the extended model to. Empty: LOG_ROOT/NAME_enrolled.', is_path=True)
@@ -151,6 +200,7 @@ class ServeKeys(Section, title='HTTP service (tools/serve.py)'):
         'Folder for photos that users of the page confirm or correct, with decisions.json. Empty: no feedback.',
         is_path=True,
     )
+    INDEX = Key('', 'Catalog of tools/index.py that /search and /catalog use. Empty: none.', is_path=True)
 
 
 class ReportKeys(Section, title='report.html'):

@@ -1,0 +1,94 @@
+"""tools/index.py, and tools/search.py with the catalog, as a user runs them."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.scripts.in_process import run_in_process
+from tests.scripts.running import ON_CPU
+
+BEST = ('--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU)
+
+
+def names_of(products):
+    path = products / 'classes.json'
+    return json.loads(path.read_text())['names'] if path.exists() else [str(label) for label in range(6)]
+
+
+def output(folder, *options):
+    """Return the lines of a command that succeeds."""
+    done = run_in_process(folder, *options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_catalog_is_built_searched_and_changed(run_folder, products):
+    lines = output(run_folder, 'tools/index.py', *BEST, '--INDEX_CODES', 'float16')
+    assert 'added 51 photos of 6 products' in lines
+    assert any(line.startswith('log/tiny/catalog: 51 photos of 6 products, ') for line in lines)
+
+    options = ('--SEARCH_INDEX', 'log/tiny/catalog', '--SEARCH_CSV', 'found.csv', '--SEARCH_K', 3)
+    test = ('--DATASET_TEST_JSON', products / 'converted_train.json')
+    lines = output(run_folder, 'tools/search.py', *BEST, *options, *test)
+    (recall,) = (line for line in lines if 'recall@1' in line)
+    plain = output(run_folder, 'tools/search.py', *BEST)
+    by_image = next(line for line in plain if line.startswith('over images')).split()
+    assert f'recall@1 {by_image[2]}' in recall
+    assert 'of the 10 nearest photos by exact search, 100.0% are found (24 queries)' in lines
+    with open(run_folder / 'found.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 51
+    for row in rows[::3]:  # training images: each is the nearest photo of its product
+        assert (row['rank'], row['photo']) == ('1', row['id'])
+        assert float(row['cosine']) == pytest.approx(1, abs=1e-3)
+
+    name = names_of(products)[2]
+    new = run_folder / 'new' / 'lemonade'
+    new.mkdir(parents=True)
+    annotations = json.loads((products / 'converted_val.json').read_text())['annotations']
+    shutil.copy(products / annotations[0]['fpath'], new / 'front.jpg')
+    lines = output(run_folder, 'tools/index.py', *BEST, '--INDEX_REMOVE', name, '--INDEX_ADD', 'new')
+    assert any(line.startswith('removed ') and line.endswith(' photos of 1 product') for line in lines)
+    assert 'added 1 photo of 1 product' in lines
+    assert any(' of 6 products, ' in line for line in lines)
+    lines = output(run_folder, 'tools/index.py', *BEST, '--INDEX_ADD', 'new')
+    assert 'added 1 photo of 1 product, 1 of them replaced' in lines
+    lines = output(run_folder, 'tools/search.py', *BEST, *options, *test)
+    assert '  4 images left out: the catalog lacks their products' in lines
+    with open(run_folder / 'found.csv', newline='') as file:
+        found = {row['product'] for row in csv.DictReader(file)}
+    assert 'lemonade' in found
+    assert name not in found
+
+
+def test_whitening_is_stored_in_the_catalog(run_folder):
+    options = ('--INDEX_FOLDER', 'white', '--INDEX_DIMENSIONS', 8)
+    assert 'int8 codes of 8 dimensions' in ' '.join(output(run_folder, 'tools/index.py', *BEST, *options))
+    assert 'recall@1' in ' '.join(output(run_folder, 'tools/search.py', *BEST, '--SEARCH_INDEX', 'white'))
+    assert np.load(next((run_folder / 'white').glob('*.npy'))).shape[0] == 9
+
+
+MISTAKES = {
+    'other settings': (('--INDEX_CODES', 'binary'), 'was built with int8'),
+    'no such folder': (('--INDEX_ADD', 'nowhere'), 'no such folder or file'),
+    'other preprocessing': (('--INPUT_TEST_SIZE', 48), 'another model or preprocessing'),
+}
+
+
+def mistake(folder, *options):
+    """Return the last line of a command that refuses its options."""
+    done = run_in_process(folder, *options)
+    assert done.returncode == 2, done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+def test_mistakes_are_one_line(run_folder):
+    run_in_process(run_folder, 'tools/index.py', *BEST)
+    done = run_in_process(run_folder, 'tools/index.py', *BEST, '--INDEX_REMOVE', 'nothing like it')
+    assert 'has no product' in done.stderr
+    for options, message in MISTAKES.values():
+        assert message in mistake(run_folder, 'tools/index.py', *BEST, *options)
+    assert 'builds a catalog' in mistake(run_folder, 'tools/search.py', *BEST, '--SEARCH_INDEX', 'nowhere')
