@@ -33,7 +33,7 @@ def main() -> None:
         print_lines(propose_classes(load_model(command)))
         return
     done = enroll(load_model(command))
-    print_lines([*describe_enrolled(done.metrics), *(f'wrote {path}' for path in done.files)])
+    print_lines([*describe_enrolled(done.metrics), *(f'wrote {path}' for path in done.files), *done.lines])
 
 
 if __name__ == '__main__':

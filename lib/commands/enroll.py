@@ -3,6 +3,7 @@
 The result is an ordinary checkpoint, a validation split of its classes, and their metrics.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,23 @@ from typing import Any
 import numpy as np
 
 from lib.builders.split import some_of
-from lib.commands.enroll_images import GivenImages, OldImages, given_images, old_images, retired_classes, write_valid
+from lib.catalog.catalog import Catalog, open_catalog
+from lib.commands.enroll_images import (
+    GivenImages,
+    OldImages,
+    given_images,
+    old_images,
+    retired_classes,
+    unknown_photos,
+    write_valid,
+)
 from lib.commands.enrolled_model import EnrolledRows, choose_rows, kept_classes, without_classes
+from lib.commands.index import add_photos, version_of
 from lib.commands.loaded_model import LoadedModel, split_features
 from lib.commands.next_steps import Step, step_lines
-from lib.commands.predict_inputs import open_unlabeled
 from lib.commands.predict_pages import write_proposals
 from lib.config.yaml_text import as_node, as_text, as_values
 from lib.dataset.annotations import ClassNames
-from lib.dataset.images import FileImages
 from lib.errors import UserError
 from lib.inference.run import classify_features
 from lib.metrics.accuracy import count_per_class, mean_class_accuracy
@@ -40,21 +49,24 @@ _FILES = (MODEL, VALID_JSON, 'enroll.json', 'classes.json', 'config.yaml', 'envi
 
 @dataclass(frozen=True)
 class EnrollResult:
-    """The content of enroll.json, and the written files, the model first."""
+    """The content of enroll.json, the written files, the model first, and lines about the catalog."""
 
     metrics: dict[str, Any]
     files: list[Path]
+    lines: list[str]
 
 
 def enroll(trained: LoadedModel) -> EnrollResult:
     """Remove the classes of ENROLL.RETIRE, add the images of ENROLL.IMAGES, write the model, and measure all classes.
 
     Raises:
-        UserError: nothing to do, an unknown class to retire; no valid split; ENROLL.OUT is in use.
+        UserError: nothing to do, an unknown class to retire; no valid split; ENROLL.OUT is in use; a catalog of another
+            model.
     """
     cfg = trained.cfg
     folder = Path(cfg.ENROLL.OUT or Path(cfg.LOG_ROOT, f'{cfg.NAME}_enrolled'))
     _check_free(trained, folder)
+    catalog = open_catalog(Path(cfg.ENROLL.INDEX), version_of(trained)) if cfg.ENROLL.INDEX else None
     retired = retired_classes(trained)
     base = without_classes(trained, retired)
     given = given_images(trained, base)
@@ -74,7 +86,18 @@ def enroll(trained: LoadedModel) -> EnrollResult:
         none if known is None else known.counts,
     )  # fmt: skip
     files = _write(trained, folder, checkpoint, metrics, old, given)
-    return EnrollResult(metrics, files)
+    # The catalog is the last: after a kill, the same command writes the same photos again.
+    lines = [] if catalog is None else list(_update(catalog, metrics['retired'], given))
+    return EnrollResult(metrics, files, lines)
+
+
+def _update(catalog: Catalog, retired: list[str], given: GivenImages | None) -> Iterator[str]:
+    """Remove the retired classes from a catalog, add the enrolled images, and yield log lines."""
+    if retired:
+        yield f'{catalog.folder}: removed {count_of(catalog.remove(retired), "photo")}'
+    if given is not None:
+        shots = some_of(given.split, given.shots)
+        yield f'{catalog.folder}: {add_photos(catalog, shots, given.features.at(given.shots), given.names)}'
 
 
 def propose_classes(trained: LoadedModel) -> list[str]:
@@ -84,14 +107,13 @@ def propose_classes(trained: LoadedModel) -> list[str]:
         UserError: there are no photos, or no labeled valid split.
     """
     cfg, path = trained.cfg, trained.folder / PROPOSALS
-    photos = open_unlabeled(cfg, 'ENROLL.PROPOSE', cfg.ENROLL.PROPOSE, trained.checkpoint.num_classes)
-    if not isinstance(photos.images, FileImages):
-        raise UserError(f'ENROLL.PROPOSE {photos.source}: photos must be files, so that decisions.json can name them')
+    photos, is_unknown = unknown_photos(trained)
     valid = trained.valid
     trained.check_classes(valid)
     known = split_features(trained, valid, 'valid')
     features = split_features(trained, photos, 'unknown', same_classes=False)
-    rows, known_rows = np.flatnonzero(features.readable), np.flatnonzero(known.readable & (known.labels >= 0))
+    rows = np.flatnonzero(features.readable & is_unknown)
+    known_rows = np.flatnonzero(known.readable & (known.labels >= 0))
     if not len(known_rows):
         raise UserError(f'{valid.source}: has no labeled image, but clusters are as wide as its classes')
     if not len(rows):
@@ -99,7 +121,7 @@ def propose_classes(trained: LoadedModel) -> list[str]:
     num_more, rows = max(0, len(rows) - MAX_IMAGES), rows[:MAX_IMAGES]
     found = cluster_unknown(features.values[rows], known.values[known_rows], known.labels[known_rows])
     predictions = classify_features(trained.engine, features.at(rows))
-    files = write_proposals(path, trained, some_of(photos, rows), predictions, found, title=f'{cfg.NAME}: new products')
+    files = write_proposals(path, trained, photos, rows, predictions, found, title=f'{cfg.NAME}: new products')
     sizes = found.sizes
     lines = [
         f'{count_of(len(rows), "photo")}: {count_of(int(sizes.sum()), "photo")} in {count_of(len(sizes), "cluster")}, '
@@ -203,7 +225,10 @@ def _write(
             values |= {'DATASET.VALID_JSON': str(folder / VALID_JSON)}
             files.append(folder / VALID_JSON)
         config = as_text(
-            as_node(values | {'ENROLL.IMAGES': '', 'ENROLL.RETIRE': (), 'ENROLL.OUT': '', 'OVERWRITE': False})
+            as_node(
+                values
+                | {'ENROLL.IMAGES': '', 'ENROLL.RETIRE': (), 'ENROLL.INDEX': '', 'ENROLL.OUT': '', 'OVERWRITE': False}
+            )
         )
         run = RunFolder(folder)
         run.write_environment(config, {'device': trained.device.describe(training=False), **versions()})

@@ -53,6 +53,12 @@ def after_prediction(cfg: Config, result: PredictResult) -> list[str]:
     steps = [Step('inspect the photos and their predictions', [page])] if page else []
     if not result.files or cfg.TEST.PART:  # the lines of a part give the command that merges the parts
         return step_lines(steps)
+    rejected = next((path for path in result.files if path.name.endswith('.open_set.csv')), None)
+    if rejected and cfg.TEST.IMAGES != '-':
+        tool = str(Path(sys.argv[0]).parent / 'tools' / 'enroll.py')
+        command = ['python', tool, '--RESUME_MODEL', cfg.RESUME_MODEL, '--ENROLL_PROPOSE', str(rejected)]
+        command += ['--TEST_IMAGES', cfg.TEST.IMAGES] if cfg.TEST.IMAGES else []
+        steps.append(Step('find new products among the photos that are unknown', command))
     # A list on standard input has been read, so that command cannot be repeated as it is.
     if not cfg.TEST.TOP_K and cfg.TEST.IMAGES != '-':
         steps.append(Step('list the five most probable products of each photo', _again('--TEST_TOP_K', '5')))

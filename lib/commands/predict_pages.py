@@ -69,22 +69,32 @@ def write_queue(
     rows = below[np.argsort(confidence[below], kind='stable')][:MAX_ITEMS]
     source = f'The model abstains from {count_of(len(below), "photo")}: the least certain first.'
     step = 'python tools/convert.py decisions decisions.json dataset/reviewed'
-    data = _unlabeled_review(trained, split, rows, predictions, title=title, source=source, next_step=step)
+    data = _unlabeled_review(trained, split, rows, predictions.at(rows), title=title, source=source, next_step=step)
     return write_review_pages(path, data, max_bytes=1e6 * trained.cfg.REPORT.MAX_MB)
 
 
 def write_proposals(
-    path: Path, trained: LoadedModel, split: DatasetSplit, predictions: Predictions, clusters: Clusters, *, title: str
+    path: Path,
+    trained: LoadedModel,
+    split: DatasetSplit,
+    rows: np.ndarray,
+    predictions: Predictions,
+    clusters: Clusters,
+    *,
+    title: str,
 ) -> list[Path]:
     """Write the review pages of photos of unknown products, by cluster, the largest first; return the files.
 
     A cluster is the first proposal for its photos, the predicted classes are the others.
+
+    Args:
+        rows: (n,) of the split, which predictions and clusters are about.
     """
-    rows, numbers = clusters.order, clusters.numbers[clusters.order]
+    order, numbers = clusters.order, clusters.numbers[clusters.order]
     num_classes, sizes = len(trained.class_names), clusters.sizes.tolist()
     is_alone = int((numbers < 0).sum())
     data = _unlabeled_review(
-        trained, split, rows, predictions, title=title,
+        trained, split, rows[order], predictions.at(order), title=title,
         source=f'{count_of(len(sizes), "cluster")} of photos that may be new products, the largest first; then '
         f'{count_of(is_alone, "photo")} that no other resembles.',
         next_step=f'python tools/enroll.py --RESUME_MODEL {trained.path} --ENROLL_IMAGES decisions.json',
@@ -94,9 +104,9 @@ def write_proposals(
         data,
         kinds=np.where(numbers < 0, 'alone', 'new_class').tolist(),
         proposals=np.concatenate([of_cluster[:, None], data.proposals], axis=1),
-        probabilities=np.concatenate([np.ones((len(rows), 1)), data.probabilities], axis=1),
+        probabilities=np.concatenate([np.ones((len(order), 1)), data.probabilities], axis=1),
         class_names=[*trained.class_names, *(f'new class {number + 1}' for number in range(len(sizes)))],
-        typical=lambda label: known(label) if label < num_classes else clusters.rows_of(label - num_classes),
+        typical=lambda label: known(label) if label < num_classes else rows[clusters.rows_of(label - num_classes)],
         cluster_sizes=sizes,
     )
     return write_review_pages(path, data, max_bytes=1e6 * trained.cfg.REPORT.MAX_MB)
@@ -112,7 +122,12 @@ def _unlabeled_review(
     source: str,
     next_step: str,
 ) -> ReviewData:
-    """Return the review of photos without labels: predicted classes with photos of the validation split."""
+    """Return the review of photos without labels: predicted classes with photos of the validation split.
+
+    Args:
+        rows: (n,) of the split, in the order of the page.
+        predictions: of these rows.
+    """
     images, valid = split.images, trained.valid
     assert isinstance(images, FileImages)
     of_class, num_images = valid.index(), len(split)
@@ -134,8 +149,8 @@ def _unlabeled_review(
         kinds=['abstained'] * len(rows),
         labels=np.full(len(rows), -1),
         errors=np.full(len(rows), np.nan),
-        proposals=predictions.topk[rows],
-        probabilities=predictions.probabilities[rows],
+        proposals=predictions.topk,
+        probabilities=predictions.probabilities,
         class_names=trained.class_names,
         typical=lambda label: (of_class.rows_of(label)[:NUM_TYPICAL] + num_images).tolist(),
         open_image=open_image,

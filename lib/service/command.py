@@ -1,11 +1,14 @@
 """tools/serve.py: the service of a command line."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from lib.api import Model
+from lib.catalog.catalog import open_catalog
 from lib.commands.command import Command
+from lib.commands.index import version_of
 from lib.commands.loaded_model import load_model
 from lib.config.defaults import Config
 from lib.errors import UserError, shown
@@ -68,11 +71,12 @@ class _Loader:
         command, self._command = self._command or self._read_again(), None
         cfg: Config = command.cfg
         trained = load_model(command)
+        catalog = open_catalog(Path(cfg.SERVE.INDEX), version_of(trained)) if cfg.SERVE.INDEX else None
         photos = TrainPhotos(trained, cfg.SERVE.NEIGHBORS) if cfg.SERVE.NEIGHBORS else None
         model = Model(trained, threads=self._threads)  # with the threshold that test.py has chosen, if it has
         size = model.image_size
         model.features_of_pixels(torch.zeros(cfg.SERVE.BATCH_SIZE, size, size, 3, dtype=torch.uint8))  # warms up
-        return Served(model, photos)
+        return Served(model, photos, catalog)
 
 
 def _read_token(path: str) -> str:

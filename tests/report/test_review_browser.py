@@ -406,3 +406,39 @@ def test_20000_images_are_one_fluid_page(browser, tmp_path):
         assert page.inner_text('#found-0 bdi').startswith('Product 4711 ')
         press(page, 'Enter')
         assert count(page, 'relabel') == 1
+
+
+def test_photos_of_a_cluster_get_the_name_that_one_of_them_is_given(browser, tmp_path):
+    """Two clusters, 6 and 7, of five and three photos, and a photo that is in none."""
+    clusters = [6] * 5 + [7] * 3 + [-1]
+    data = review_data(
+        9,
+        split=UNLABELED,
+        labels=np.full(9, -1),
+        errors=np.full(9, np.nan),
+        kinds=['new_class'] * 8 + ['alone'],
+        class_names=[*(f'class {label}' for label in range(6)), 'new class 1', 'new class 2'],
+        proposals=np.stack([clusters, np.full(9, 2)], axis=1),
+        cluster_sizes=[5, 3],
+    )
+    (path,) = write_review_pages(tmp_path / 'proposals.html', data, max_bytes=5e6)
+    with reviewing(browser) as review:
+        page = review.open(path)
+        assert 'new, 5 images' in page.inner_text('#item .panels')
+        press(page, '/')
+        page.keyboard.type('Oat milk')
+        page.wait_for_selector('#found-0')
+        press(page, 'Enter')
+        assert 'Oat milk' in page.inner_text('#item .panels')
+        press(page, '2')  # a known class: no name for the cluster
+        press(page, 'r')
+        press(page, 'a')
+        assert current(page) == 'photos/5.jpg'
+        press(page, 'z')
+        assert count(page, 'undecided') == 6
+        press(page, 'a', 'r', 'r', 'd')
+        page.reload()
+        decisions = exported(page, tmp_path / 'decisions.json')
+    names = ['Oat milk', 'class 2', *['Oat milk'] * 3, 'new class 2', 'new class 2']
+    assert sorted(decisions)[:7] == [(f'photos/{row}.jpg', 'relabel', '', name) for row, name in enumerate(names)]
+    assert ('photos/7.jpg', 'drop', '', '') in decisions

@@ -2,12 +2,14 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from lib.catalog.catalog import open_catalog
 from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 from tests.aliproducts import draw_product
 from tests.scripts.running import ON_CPU, contents, error_line
@@ -223,6 +225,46 @@ def test_only_retiring(scripts, run_folder, tmp_path):
     assert metrics['old']['after'] >= metrics['old']['before']
 
 
+def test_clusters_of_unknown_photos_become_classes(scripts, run_folder, photos):
+    """The page proposes clusters, and its decisions are enrolled."""
+    proposed = scripts.run(run_folder, 'tools/enroll.py', '--RESUME_MODEL', BEST, '--ENROLL_PROPOSE', photos, *ON_CPU)
+    assert '21 photos: ' in proposed.stdout
+    assert 'wrote log/tiny/proposals.html' in proposed.stdout
+    text = (run_folder / 'log/tiny/proposals.html').read_text()
+    content = json.loads(re.search(r'id="review-data">(.*?)</script>', text, re.DOTALL)[1])
+    sizes = list(content['clusterSizes'].values())
+    assert len(content['fpaths']) == 21
+    assert sizes == sorted(sizes, reverse=True)
+    assert sum(sizes) == content['kinds'].count('new_class')
+    first = [row for row, proposals in enumerate(content['proposals']) if proposals[0] == 6]
+    assert len(first) == sizes[0]
+    decisions = [
+        {'fpath': content['fpaths'][row], 'action': 'relabel', 'label': '', 'to': 'cocoa', 'by': 'review'}
+        for row in first
+    ]
+    (run_folder / 'decisions.json').write_text(json.dumps({'split': 'unlabeled', 'decisions': decisions}))
+    enroll(scripts, run_folder, 'decisions.json')
+    assert read_checkpoint(run_folder / OUT / 'best_model.pth').training_set.class_names[6:] == ['cocoa']
+
+
+def test_the_catalog_changes_with_the_model(scripts, run_folder, photos):
+    catalog = open_products(scripts, run_folder)
+    names = catalog.products()
+    enroll(scripts, run_folder, photos, '--ENROLL_INDEX', 'catalog', '--ENROLL_RETIRE', names[1])
+    catalog.refresh()
+    assert catalog.products() == sorted([*names[:1], *names[2:], *NAMES])
+    assert len(catalog.images_of(NAMES[0])) == 3
+    line = error_line(enroll(scripts, run_folder, photos, '--ENROLL_INDEX', 'none', '--OVERWRITE', True, code=2))
+    assert 'none' in line
+
+
+def open_products(scripts, folder):
+    """Build a catalog of the training images, and open it."""
+    command = ('tools/index.py', '--RESUME_MODEL', BEST, '--INDEX_FOLDER', 'catalog', *ON_CPU)
+    scripts.run(folder, *command)
+    return open_catalog(folder / 'catalog')
+
+
 def test_nothing_is_overwritten_silently(scripts, enrolled, photos):
     folder, _ = enrolled
     before = contents(folder)
@@ -260,7 +302,7 @@ def test_mistakes(scripts, run_folder, photos):
     for names, words in (
         ('sku-9', "the model has no class 'sku-9'"),
         (f'{beside}_all.txt', 'names all classes of the model'),
-        ('none.txt', 'ENROLL.RETIRE none.txt: No such file'),
+        ('none.txt', 'ENROLL.RETIRE none.txt: no such file'),
     ):
         command = ('tools/enroll.py', '--RESUME_MODEL', BEST, '--ENROLL_RETIRE', names, *ON_CPU)
         assert words in error_line(scripts.run(run_folder, *command, code=2))

@@ -93,7 +93,7 @@ class IndexKeys(Section, title='catalogs for product search (tools/index.py)'):
     )
     DIMENSIONS = Key(
         0,
-        'Dimensions after PCA whitening, which is fitted to the training images. 0: no whitening.',
+        'Dimensions after the whitening of SEARCH.WHITEN, at most; it is stored in the catalog. 0: no whitening.',
         low=0,
     )
 
