@@ -78,7 +78,10 @@ def candidates_of(probabilities: np.ndarray, labels: np.ndarray) -> Candidates:
         log_sum[part] = block.sum(dim=1).log()
         log_sum_2[part] = 2 * block.norm(dim=1).log()
     similarities = np.broadcast_to(np.float32(np.nan), (num_images, k))  # without features there are none
-    return Candidates(classes, logits, own, log_sum, log_sum_2, labels, num_classes, similarities[:, 0], similarities)
+    none = np.zeros((num_images, 0), np.int32), np.zeros((num_images, 0), np.float32)  # neighbors
+    return Candidates(
+        classes, logits, own, log_sum, log_sum_2, labels, num_classes, similarities[:, 0], similarities, *none
+    )
 
 
 def find_with_ours(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -156,7 +156,7 @@ def write_results(result: CleanResult, folder: Path) -> list[str]:
 
 _HEADER = (
     'rank', 'fpath', 'kind', 'label', 'proposal', 'proposal_probability', 'error_probability', 'margin', 'similarity',
-    'aum', 'forgotten',
+    'agreement', 'aum', 'forgotten',
 )  # fmt: skip
 
 
@@ -178,6 +178,7 @@ def _csv_rows(result: CleanResult) -> Iterator[tuple]:
                 _number(findings.error[position]),
                 _number(margin),
                 _number(candidates.own_similarity[position]),
+                _number(findings.agreement[position]),
                 _number(samples.aum[row]) if samples else '',
                 int(samples.num_forgotten[row]) if samples else '',
             )

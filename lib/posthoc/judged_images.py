@@ -118,11 +118,13 @@ class LeaveOneOutMeans:
     Attributes:
         head: classifier of centered unit features: cosine similarity to the mean of each class, times `scale`. A class
             without images never wins.
+        spread: mean squared distance of the unit features from their mean.
         scale: minimizes the cross entropy of a sample of the images, each left out of the mean of its class.
     """
 
     def __init__(self, images: JudgedImages, device: torch.device) -> None:
         self._center = images.mean(device)
+        self.spread = float(1 - self._center.square().sum())
         sums = torch.zeros(images.num_classes, images.num_features, dtype=torch.float64)
         totals = torch.zeros(images.num_classes, dtype=torch.float64)
         for some in row_blocks(np.arange(len(images)), images.num_features):

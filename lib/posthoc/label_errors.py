@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lib.metrics.intervals import binomial_interval
-from lib.posthoc.noise_model import RATE_PRIOR, NoiseModel
+from lib.posthoc.noise_model import NoiseModel
 from lib.posthoc.out_of_fold import Candidates
 
 KINDS = ('fine', 'mislabeled', 'ambiguous', 'out_of_catalog', 'duplicate', 'cannot_tell')
@@ -13,9 +13,9 @@ FINE, MISLABELED, AMBIGUOUS, OUT_OF_CATALOG, DUPLICATE, CANNOT_TELL = range(len(
 
 _LEAST, _MOST = 0.1, 0.9999  # ends of the threshold above which an image is mislabeled
 _DOUBT = 0.2  # the least threshold above which it is ambiguous
-_SMALL = 9.0  # images: in a class of n, the log-odds of an error are divided by 1 + (_SMALL / n)^2
-_MOST_FLAGGED, _FLAGGED_PER_WRONG = 0.01, 0.05  # fraction of correct images that may be flagged: at most, and by odds
-_SURE = 0.95  # probability of a proposal which an image fits, even if it seems out of the catalog
+_SMALL = 7.0  # images: in a class of n, the log-odds of an error are divided by 1 + (_SMALL / n)^2
+_MOST_FLAGGED, _FLAGGED_PER_WRONG = 0.02, 0.06  # fraction of correct images that may be flagged: at most, and by odds
+_SURE = 0.8  # probability of a proposal which an image fits, even if it seems out of the catalog
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class Findings:
         proposal: (n,) int32, the most likely class other than the label; -1: none.
         probability: (n,) float32, that the proposal is the true class.
         kind: (n,) uint8, index into KINDS.
+        agreement: (n,) float32 fraction of the votes of the nearest neighbors that is for the label, whatever the size
+            of its class (see votes_for_classes); nan without neighbors.
         noise: per class, and of all.
     """
 
@@ -56,6 +58,7 @@ class Findings:
     proposal: np.ndarray
     probability: np.ndarray
     kind: np.ndarray
+    agreement: np.ndarray
     noise: NoiseRates
 
 
@@ -82,14 +85,14 @@ def find_label_errors(candidates: Candidates, *, out_of_catalog: np.ndarray | No
     kind[~model.is_judged] = CANNOT_TELL
     if out_of_catalog is not None:
         kind[out_of_catalog & ~((kind == MISLABELED) & (probability > _SURE))] = OUT_OF_CATALOG
-    return Findings(error, proposal, probability, kind, _noise_rates(model, error, candidates))
+    return Findings(error, proposal, probability, kind, model.agreement, _noise_rates(model, error, candidates))
 
 
 def calibrated_error(error: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Return probabilities of errors (n,) float32 that hold for small classes, too.
 
     The mean of a few images, some of them mislabeled, is far from the class, so the posterior is too sure of errors:
-    its log-odds above 0 are divided by 1 + (9 / n)^2 in a class of n images, as measured on Grocery with a long tail.
+    its log-odds above 0 are divided by 1 + (7 / n)^2 in a class of n images, as measured on Grocery with a long tail.
 
     Args:
         error: (n,) posterior probability of an error; nan stays.
@@ -104,7 +107,7 @@ def error_thresholds(error: np.ndarray, sizes: np.ndarray, factor: float = 1.0) 
     """Return the probability of an error above which each image is flagged, (n,) float32.
 
     It is that of each class size (below 5, 10, 20, 40... images) where the expected fraction of correct images that are
-    flagged, sum (1 - error) over flagged / sum (1 - error), is 5 % of the odds of an error, at most 1 %: the same for
+    flagged, sum (1 - error) over flagged / sum (1 - error), is 6 % of the odds of an error, at most 2 %: the same for
     all sizes. It is between 0.1 and 0.9999.
 
     Args:
@@ -130,11 +133,11 @@ def error_thresholds(error: np.ndarray, sizes: np.ndarray, factor: float = 1.0) 
 def _noise_rates(model: NoiseModel, error: np.ndarray, candidates: Candidates) -> NoiseRates:
     wrong = np.bincount(candidates.labels, np.where(model.is_judged, error, 0), candidates.num_classes)
     total = np.bincount(candidates.labels[model.is_judged], minlength=candidates.num_classes)
-    shrunk = wrong + RATE_PRIOR * model.rate, total + RATE_PRIOR
+    shrunk = wrong + model.rate_prior * model.rate, total + model.rate_prior
     low, high = binomial_interval(*shrunk)
     rate, low, high = (
         np.where(total > 0, ends, np.nan).astype(np.float32) for ends in (shrunk[0] / shrunk[1], low, high)
     )
     overall_low, overall_high = (float(end) for end in binomial_interval(wrong.sum(), total.sum()))
     overall = float(wrong.sum() / max(1, total.sum()))
-    return NoiseRates(rate, low, high, overall, overall_low, overall_high, model.temperature, model.likeness)
+    return NoiseRates(rate, low, high, overall, overall_low, overall_high, model.weights[0], model.likeness)

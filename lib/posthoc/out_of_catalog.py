@@ -10,7 +10,7 @@ _FEATURES_PER_DIRECTION = 20
 _MAX_FOR_DIRECTIONS = 100_000  # images
 _QUANTILE = 0.993  # of the logarithm of confirmed images' residuals
 _MAX_DEVIATIONS = 3.0
-_IF_CONFIRMED = 1.5  # times the limit of others
+_SURPLUS, _FEW = 0.5, 10  # of the limit for confirmed images, and for labels of this many images
 _SIMILAR = 0.05  # quantile of confirmed images' similarities above which an image fits a class
 
 
@@ -23,7 +23,8 @@ def find_strangers(images: JudgedImages, candidates: Candidates, device: torch.d
     if not confirmed.any():
         return np.zeros(len(images), bool)
     similarity = np.fmax(candidates.similarities.max(axis=1), candidates.own_similarity)
-    return is_out_of_catalog(subspace_residuals(images, confirmed, device), similarity, confirmed)
+    sizes = np.bincount(images.labels, minlength=images.num_classes)[images.labels]
+    return is_out_of_catalog(subspace_residuals(images, confirmed, device), similarity, confirmed, sizes)
 
 
 @torch.inference_mode()
@@ -61,18 +62,23 @@ def subspace_residuals(images: JudgedImages, trusted: np.ndarray, device: torch.
     return residuals
 
 
-def is_out_of_catalog(residuals: np.ndarray, similarity: np.ndarray, confirmed: np.ndarray) -> np.ndarray:
+def is_out_of_catalog(
+    residuals: np.ndarray, similarity: np.ndarray, confirmed: np.ndarray, sizes: np.ndarray
+) -> np.ndarray:
     """Return which images fit no class, (n,) bool, by the logarithm of the residual minus the median.
 
     An image that is similar to a class fits it, however large the residual: rare classes have no direction.
 
     The limit is the 99.3rd percentile of confirmed images, but at most 3 standard deviations (84th percentile minus
-    median), since some strangers are confirmed by chance. A confirmed image needs 1.5 times as much.
+    median), since some strangers are confirmed by chance. A confirmed image needs 1.5 times as much. So does any image
+    with a label of 10 images or fewer, and one with a label of n images 1 + 5 / n times: that a label is not predicted
+    is less of a sign there.
 
     Args:
         residuals: (n,); nan is never out of the catalog.
         similarity: (n,) of the image and the mean of the class that is most similar to it.
         confirmed: (n,) bool: the classifier that was fitted without the image predicts its label.
+        sizes: (n,) images with the label of each.
     """
     logs = np.log(np.maximum(residuals, 1e-12))
     known = confirmed & np.isfinite(logs)
@@ -80,5 +86,6 @@ def is_out_of_catalog(residuals: np.ndarray, similarity: np.ndarray, confirmed: 
         return np.zeros(len(residuals), bool)
     middle, upper, limit = np.quantile(logs[known], (0.5, 0.84, _QUANTILE))
     limit = min(limit - middle, _MAX_DEVIATIONS * (upper - middle))
-    is_outside = logs - middle > np.where(confirmed, _IF_CONFIRMED, 1.0) * max(limit, 1e-3)
+    factor = 1 + _SURPLUS * np.where(confirmed, 1.0, np.minimum(1, _FEW / np.maximum(sizes, 1)))
+    is_outside = logs - middle > factor * max(limit, 1e-3)
     return is_outside & ~(similarity > np.nanquantile(similarity[known], _SIMILAR))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from lib.posthoc.class_neighbors import NUM_NEIGHBORS, NeighborSearch
 from lib.posthoc.crossfit import stratified_folds
 from lib.posthoc.discriminant import FoldedDiscriminants
 from lib.posthoc.judged_images import JudgedImages, LeaveOneOutMeans, row_blocks
@@ -43,6 +44,8 @@ class Candidates:
         own_similarity: (n,) float32 cosine similarity of the image and the mean of the other images with its label,
             both minus the mean of all images; nan where there is no other image.
         similarities: (n, K) float32, those to the candidates.
+        neighbors: (n, k) int32, the nearest images of the candidates and of the label (see NeighborSearch); -1: none.
+        neighbor_similarities: (n, k) float32, theirs.
     """
 
     classes: np.ndarray
@@ -54,6 +57,8 @@ class Candidates:
     num_classes: int
     own_similarity: np.ndarray
     similarities: np.ndarray
+    neighbors: np.ndarray
+    neighbor_similarities: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -102,6 +107,8 @@ def out_of_fold_candidates(
         'classes': (np.int32, (num_candidates,)),
         **dict.fromkeys(('logits', 'similarities'), (np.float32, (num_candidates,))),
         **dict.fromkeys(('own', 'log_sum', 'log_sum_2', 'own_similarity'), (np.float32, ())),
+        'neighbors': (np.int32, (NUM_NEIGHBORS,)),
+        'neighbor_similarities': (np.float32, (NUM_NEIGHBORS,)),
     }
     store = _shared_store(folder / 'scores', len(images), columns, key, group)
     if not store.is_complete:
@@ -147,6 +154,7 @@ class _Scorer:
         num_candidates: int,
     ) -> None:
         self._images, self._means, self._folds, self._k = images, means, folds, num_candidates
+        self._search = NeighborSearch(images, means.spread)
         self._is_cosine = not heads
         self._heads = [_padded(head) for head in heads or [means.head]]
 
@@ -172,9 +180,12 @@ class _Scorer:
         columns = {'own': logits[every, labels], **_best_and_sums(logits, self._k)}
         classes = columns['classes']
         similarities = torch.einsum('nkd,nd->nk', self._means.directions[classes], centered)
+        neighbors, near = self._search.nearest(features, positions, classes.cpu().numpy())
         return {
             **columns,
             'classes': classes.int(),
+            'neighbors': torch.from_numpy(neighbors),
+            'neighbor_similarities': torch.from_numpy(near),
             'own_similarity': own_similarity,
             'similarities': torch.where(classes == labels[:, None], own_similarity[:, None], similarities),
         }

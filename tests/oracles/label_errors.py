@@ -1,10 +1,12 @@
 """The model of label errors with dense arrays (n, C) and loops over images, and plain confident learning."""
 
+import math
+
 import numpy as np
 
 from lib.posthoc.out_of_fold import Candidates
 
-PAIR_PRIOR, RATE_PRIOR = 20.0, 30.0
+PAIR_PRIOR, RATE_PRIORS = 20.0, (5, 10, 20, 40, 80)
 
 
 def log_sum_exp(values: np.ndarray) -> np.ndarray:
@@ -27,7 +29,23 @@ def candidates_of(logits: np.ndarray, labels: np.ndarray, k: int, similar: np.nd
         num_classes=logits.shape[1],
         own_similarity=similar[every, labels].astype(np.float32),
         similarities=np.take_along_axis(similar, best, 1).astype(np.float32),
+        neighbors=np.zeros((len(labels), 0), np.int32),
+        neighbor_similarities=np.zeros((len(labels), 0), np.float32),
     )
+
+
+def likeliest_prior(wrong: np.ndarray, right: np.ndarray, mean: float) -> int:
+    """Return the number of images for which beta-binomial counts are the likeliest."""
+    scores = []
+    for worth in RATE_PRIORS:
+        a, b = worth * mean, worth * (1 - mean)
+        pairs = zip(wrong.tolist(), right.tolist(), strict=True)
+        scores.append(sum(log_beta(a + w, b + r) - log_beta(a, b) for w, r in pairs))
+    return RATE_PRIORS[int(np.argmax(scores))]
+
+
+def log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
 
 
 def posterior_after(
@@ -65,7 +83,8 @@ def posterior_after(
         posterior = new * is_wrong
         wrong = posterior.sum(axis=0)
         right = np.bincount(labels, 1 - error, num_classes)
-        rate = (wrong + RATE_PRIOR * error.mean()) / (wrong + right + RATE_PRIOR)
+        worth = likeliest_prior(wrong, right, error.mean())
+        rate = (wrong + worth * error.mean()) / (wrong + right + worth)
         likeness = (alike + 1e-3) / (alike + any_class + 2e-3)
         history.append(total / n)
     return {'error': error, 'posterior': posterior, 'rate': rate, 'likeness': likeness, 'history': np.array(history)}

@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lib.posthoc.noise_model import _TEMPERATURES, NoiseModel, _repeated_pairs
+from lib.posthoc.class_probabilities import FIRST, ClassProbabilities
+from lib.posthoc.noise_model import NoiseModel, _repeated_pairs
 from tests.oracles.label_errors import candidates_of, log_sum_exp, noisy_classes, posterior_after
 
 
@@ -27,7 +28,7 @@ def test_steps_are_those_of_a_dense_model(seed, num_steps):
     logits, labels, _ = noisy_classes(rng, sizes_drawn(rng) + 12, 0.2, sharpness=3)
     model = NoiseModel(candidates_of(logits, labels, logits.shape[1]))
     history = [model.step() for _ in range(num_steps)]
-    expected = posterior_after(num_steps, logits, labels, model.temperature)
+    expected = posterior_after(num_steps, logits, labels, model.weights[0])
     np.testing.assert_allclose(history, expected['history'], atol=1e-4)
     np.testing.assert_allclose(model.error, expected['error'], atol=1e-4)
     np.testing.assert_allclose(model.class_rate, expected['rate'], atol=1e-4)
@@ -43,7 +44,7 @@ def test_probabilities_of_other_classes(seed, tau):
     logits = rng.normal(scale=1.5, size=(50, 400))
     labels = rng.integers(0, 400, 50)
     candidates = candidates_of(logits, labels, 10)
-    likely, own, rest = NoiseModel(candidates)._probabilities(slice(None), tau, 0.0)
+    likely, own, rest = ClassProbabilities(candidates).at(slice(None), (tau, 0.0, 0.0))
     exact = np.exp(tau * logits - log_sum_exp(tau * logits)[:, None])
     of_best = np.take_along_axis(exact, candidates.classes.astype(np.int64), 1)
     of_best[candidates.classes == labels[:, None]] = 0
@@ -79,7 +80,7 @@ def test_similarities_are_evidence(seed):
     wrong = labels != true
     for model in (without, with_them):
         model.fit()
-    assert without.similarity_weight == 0 < with_them.similarity_weight
+    assert without.weights[1] == 0 < with_them.weights[1]
     mistakes = [((model.error > 0.5) != wrong).sum() for model in (without, with_them)]
     assert mistakes[1] < mistakes[0]
 
@@ -105,11 +106,12 @@ def test_images_are_processed_in_parts(seed, monkeypatch):
     candidates = candidates_of(logits, labels, 5)
     whole = NoiseModel(candidates)
     whole.fit()
-    monkeypatch.setattr('lib.posthoc.noise_model._ROWS', 7)
+    monkeypatch.setattr('lib.posthoc.noise_model.CHUNK', 7)
+    monkeypatch.setattr('lib.posthoc.class_probabilities.CHUNK', 7)
     parts = NoiseModel(candidates)
     parts.fit()
     np.testing.assert_allclose(parts.error, whole.error, atol=1e-4)
-    assert parts.temperature == whole.temperature
+    assert parts.weights == whole.weights
 
 
 def test_images_that_cannot_be_judged():
@@ -175,4 +177,5 @@ def test_pairs_at_many_classes(seed):
 
 
 def test_the_first_temperature_sharpens():
-    assert _TEMPERATURES[18] == pytest.approx(2.0)
+    nothing = candidates_of(np.zeros((2, 2)), np.zeros(2, np.int64), 2)
+    assert ClassProbabilities(nothing).weights(FIRST) == pytest.approx((2, 0, 0))

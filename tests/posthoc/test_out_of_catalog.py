@@ -42,17 +42,21 @@ def test_strangers(seed):
     confirmed[:50] = rng.random(50) < 0.05
     residuals = subspace_residuals(images_of(values.astype(np.float32)), confirmed)
     similarity = np.where(np.arange(1000) < 50, rng.normal(0, 0.1, 1000), rng.normal(0.6, 0.1, 1000))
-    found = is_out_of_catalog(residuals, similarity, confirmed)
+    found = is_out_of_catalog(residuals, similarity, confirmed, np.full(1000, 400))
     assert found[:50].mean() > 0.9
     assert found[50:].mean() < 0.02
-    assert not is_out_of_catalog(residuals, np.where(similarity < 0.4, 1.0, similarity), confirmed)[:50].any()
+    assert not is_out_of_catalog(residuals, np.where(similarity < 0.4, 1.0, similarity), confirmed, np.full(1000, 400))[
+        :50
+    ].any()
 
 
 def test_without_confirmed_images():
     residuals, similarity = np.array([1.0, np.nan, 2.0]), np.array([0.1, np.nan, 0.0])
-    assert not is_out_of_catalog(residuals, similarity, np.zeros(3, bool)).any()
-    assert not is_out_of_catalog(residuals, similarity, np.array([False, True, False])).any()
-    outside = is_out_of_catalog(np.r_[np.ones(50), 9, np.nan], np.zeros(52), np.r_[np.ones(50, bool), False, False])
+    assert not is_out_of_catalog(residuals, similarity, np.zeros(3, bool), np.full(3, 9)).any()
+    assert not is_out_of_catalog(residuals, similarity, np.array([False, True, False]), np.full(3, 9)).any()
+    outside = is_out_of_catalog(
+        np.r_[np.ones(50), 9, np.nan], np.zeros(52), np.r_[np.ones(50, bool), False, False], np.full(52, 50)
+    )
     assert outside.sum() == 1
     nothing = candidates_of(np.eye(3)[[1, 2, 0]], np.array([0, 1, 2]), 2)
     assert not find_strangers(images_of(np.ones((3, 6), np.float32)), nothing).any()
