@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from markupsafe import Markup
 from PIL import Image
 
 from lib.metrics.predictions import predictions_from_classes
@@ -74,6 +75,12 @@ def full(tmp_path_factory):
     """A report with every part: its path, text and parsed page."""
     path = write_report(tmp_path_factory.mktemp('full') / 'report.html', full_data())
     return path, path.read_text('utf-8'), Page(path.read_text('utf-8'))
+
+
+@pytest.fixture
+def empty_charts(monkeypatch):
+    """Draw no chart, which takes 0.1 s each, for tests of what is around them."""
+    monkeypatch.setattr('lib.report.run_page.inline_svg', lambda *_: Markup('<svg></svg>'))
 
 
 def test_has_every_part(full):
@@ -145,6 +152,7 @@ def test_same_data_gives_the_same_bytes(full, tmp_path):
     ],
     ids=lambda value: ','.join(value),
 )
+@pytest.mark.usefixtures('empty_charts')
 def test_sections_without_data_are_left_out(tmp_path, changes, missing):
     _, page = write(tmp_path, full_data(**changes))
     assert PARTS & set(page.values('id')) == PARTS - set(missing)
@@ -194,6 +202,7 @@ def test_thumbnails_are_small_and_without_metadata(full):
             assert not {'comment', 'icc_profile', 'exif'} & set(image.info)
 
 
+@pytest.mark.usefixtures('empty_charts')
 def test_unreadable_images_are_left_out_and_counted(full, tmp_path):
     assert 'could not be opened' in full[1]
 
@@ -215,6 +224,7 @@ def test_tau_variants(tmp_path, changes):
     assert ('No tau is better than the original checkpoint' in text) == (tau['chosen'] is None)
 
 
+@pytest.mark.usefixtures('empty_charts')
 def test_tau_follows_the_summary(tmp_path):
     text, page = write(tmp_path, full_data())
     assert page.values('id').index('tau') == 1  # after the summary
@@ -224,6 +234,7 @@ def test_tau_follows_the_summary(tmp_path):
     assert 'with tau ' not in unchanged
 
 
+@pytest.mark.usefixtures('empty_charts')
 def test_re_balanced_metrics_are_cross_fitted_if_known(tmp_path):
     cross_fitted = {'folds': 5, 'taus': [], 'mean_class_error': 0.321, 'top1': 0.7}
     text, page = write(tmp_path, full_data(tau=tau_curve() | {'cross_fitted': cross_fitted}))
@@ -257,10 +268,12 @@ def test_number_formats():
 
 
 @pytest.mark.parametrize('fraction', [0.0, 0.3, 0.8])
-def test_thumbnails_are_left_out_from_the_end_until_the_file_is_small_enough(full, tmp_path, fraction):
-    sources = full[2].values('src')
-    bare = len(full[1].encode()) - sum(len(source) + 200 for source in sources)
-    limit = bare + fraction * (len(full[1].encode()) - bare)
+@pytest.mark.usefixtures('empty_charts')
+def test_thumbnails_are_left_out_from_the_end_until_the_file_is_small_enough(tmp_path, fraction):
+    whole, page = write(tmp_path, full_data())
+    sources = page.values('src')
+    bare = len(whole.encode()) - sum(len(source) + 200 for source in sources)
+    limit = bare + fraction * (len(whole.encode()) - bare)
     path = write_report(tmp_path / 'report.html', full_data(), max_bytes=limit)
     text = path.read_text('utf-8')
     shown = Page(text).values('src')
@@ -272,7 +285,8 @@ def test_thumbnails_are_left_out_from_the_end_until_the_file_is_small_enough(ful
         assert len(text.encode()) <= limit
 
 
-def test_all_thumbnails_are_shown_if_they_fit(full, tmp_path):
-    size = full[0].stat().st_size
-    exact = write_report(tmp_path / 'report.html', full_data(), max_bytes=size + 20_000)
-    assert exact.read_bytes() == full[0].read_bytes()
+@pytest.mark.usefixtures('empty_charts')
+def test_all_thumbnails_are_shown_if_they_fit(tmp_path):
+    whole = write_report(tmp_path / 'report.html', full_data())
+    exact = write_report(tmp_path / 'exact.html', full_data(), max_bytes=whole.stat().st_size + 20_000)
+    assert exact.read_bytes() == whole.read_bytes()
