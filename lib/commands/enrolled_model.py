@@ -145,7 +145,7 @@ def choose_rows(
         scale = geometry.cosine_scale
         updates = RowUpdates(_known_rows(base, known_labels), of_known, of_old, cosine_scale=scale, max_loss=max_loss)
         choice = updates.choose()
-        left, limits = updates.left(choice), updates.old_at(choice)
+        left, limits = updates.left(choice), updates.old_at(choice) if updates.has_old else None
         voters = None if shots is None else updates.applied(shots, choice, are_new=True)
         LOGGER.info(
             '%s: %s, strength %g, shift %.3g', count_of(len(known_labels), 'known class', 'known classes'),
@@ -164,15 +164,15 @@ def labels_of(trained: LoadedModel, names: Sequence[str], option: str) -> list[i
     Raises:
         UserError: the model has no class of that name, or no other class.
     """
-    labels = set()
-    for name in nfc_list(list(names)):
-        found = [label for label, known in enumerate(trained.class_names) if known == name]
-        if not found:
-            raise UserError(f'{option}: the model has no class {shown(name)}{did_you_mean(name, trained.class_names)}')
-        labels |= set(found)
+    wanted = set(nfc_list(list(names)))
+    labels = [label for label, name in enumerate(trained.class_names) if name in wanted]
+    unknown = sorted(wanted - {trained.class_names[label] for label in labels})
+    if unknown:
+        hint = did_you_mean(unknown[0], trained.class_names)
+        raise UserError(f'{option}: the model has no class {shown(unknown[0])}{hint}')
     if len(labels) == len(trained.class_names):
         raise UserError(f'{option} names all classes of the model: leave one, or train another model')
-    return sorted(labels)
+    return labels
 
 
 def kept_classes(trained: LoadedModel, retired: Sequence[int]) -> np.ndarray:

@@ -135,7 +135,7 @@ def cross_fit_imprint(
     Args:
         shots: of new classes; None: there are none.
         old: images of old classes.
-        updates: of rows of old classes, for the same shots and old images; None: no row changes.
+        updates: of rows of old classes, chosen on the same old images; None: no row changes.
     """
     order = np.argsort(old.labels, kind='stable')
     fold = np.empty(len(old), np.int64)
@@ -146,7 +146,7 @@ def cross_fit_imprint(
         scored, voters, left = old, shots, max_loss
         if updates is not None:
             choice = updates.choose(rest)
-            scored, left = updates.applied(old, choice), updates.left(choice, rest)
+            scored, left = updates.old_at(choice), updates.left(choice, rest)
             voters = None if shots is None else updates.applied(shots, choice, are_new=True)
             correct[rows] = scored.correct[rows]
         if voters is not None:

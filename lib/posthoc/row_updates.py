@@ -157,9 +157,16 @@ class RowUpdates:
         lost = before.class_weights() @ (before.correct.astype(np.float64) - after.correct)
         return max(0.0, self._max_loss - max(0.0, float(lost)))
 
-    def old_at(self, choice: Choice) -> ScoredFeatures | None:
-        """Return the old images, scored with the rows of a choice; None: there are none."""
-        return None if self._old is None else self._old.at(choice)
+    @property
+    def has_old(self) -> bool:
+        """Return whether there are old images."""
+        return self._old is not None
+
+    def old_at(self, choice: Choice) -> ScoredFeatures:
+        """Return the old images, scored with all rows. Raises: ValueError: there are none."""
+        if self._old is None:
+            raise ValueError('there are no old images')
+        return self._old.at(choice)
 
     def rows(self, choice: Choice) -> tuple[np.ndarray, np.ndarray]:
         """Return the weight (k, c, d) and the bias (k,) of a choice, both float64."""

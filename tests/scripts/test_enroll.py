@@ -244,6 +244,13 @@ def test_clusters_of_unknown_photos_become_classes(scripts, run_folder, photos):
     ]
     (run_folder / 'decisions.json').write_text(json.dumps({'split': 'unlabeled', 'decisions': decisions}))
     enroll(scripts, run_folder, 'decisions.json')
+    # Of the photos of a prediction, those that it has rejected.
+    names = [f'{name}/{number}.jpg' for name in NAMES for number in range(7)]
+    rows = [f'{name},-1,{"unknown" if name.startswith("tea 10") else "x"},0.1\n' for name in names]
+    (run_folder / 'found.csv').write_text(''.join(['id,predicted,name,score\n', *rows]))
+    options = ('--ENROLL_PROPOSE', 'found.csv', '--TEST_IMAGES', photos)
+    proposed = scripts.run(run_folder, 'tools/enroll.py', '--RESUME_MODEL', BEST, *options, *ON_CPU)
+    assert '7 photos: ' in proposed.stdout
     assert read_checkpoint(run_folder / OUT / 'best_model.pth').training_set.class_names[6:] == ['cocoa']
 
 
