@@ -6,19 +6,17 @@ from lib.config.key import Key, Section
 from lib.config.keys.data import DatasetKeys, InputKeys, SamplerKeys
 from lib.config.keys.loss import LossKeys
 from lib.config.keys.method import MixKeys, ModelKeys, OptimizerKeys, ScheduleKeys
+from lib.config.keys.products import EnrollKeys, IndexKeys, SearchKeys
 from lib.config.keys.run import RunKeys, TauNormKeys, TestKeys, TopKeys, TrainKeys
 from lib.config.keys.tools import (
     CleanKeys,
     DoctorKeys,
-    EnrollKeys,
     ExportKeys,
-    IndexKeys,
     PackKeys,
     PlanKeys,
     PosthocKeys,
     PseudoKeys,
     ReportKeys,
-    SearchKeys,
     ServeKeys,
 )
 

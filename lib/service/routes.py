@@ -143,7 +143,7 @@ class _Turns:
         self._what, self._thread, self._num_waiting = what, ThreadPoolExecutor(1, what), 0
 
     async def __call__(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Return what a function returns. Raises: ServiceError."""
+        """Call a function, and return its result. Raises: ServiceError."""
         if self._num_waiting >= _MAX_WRITES:
             raise ServiceError(429, f'too many changes of the {self._what} at a time; try again later', 1)
         self._num_waiting += 1
@@ -190,6 +190,17 @@ def add_feedback(app: FastAPI, service: Service, store: FeedbackStore) -> None:
         return _json({})
 
 
+def _found(job: Job, names: list[str], photos: list[str], values: list[float]) -> dict[str, Any]:
+    found = zip(names, photos, values, strict=True) if job.error is None else ()
+    return {
+        'products': [
+            {'name': name, 'similarity': round(value, 4), 'photo': photo} for name, photo, value in found if name
+        ],
+        'id': job.id,
+        'error': job.error.text if job.error else None,
+    }
+
+
 def add_catalog(app: FastAPI, service: Service) -> None:
     """Add the routes that search the catalog and change it."""
     in_turn = _Turns('catalog')
@@ -212,21 +223,10 @@ def add_catalog(app: FastAPI, service: Service) -> None:
     ) -> Response:
         """Find the products of the catalog that resemble each image most."""
         jobs = await service.jobs(request, top_k=0)
-        served, found = jobs[0].served, [job for job in jobs if job.features is not None]
-        features = np.stack([job.features for job in found if job.features is not None])
-        matches = await asyncio.to_thread(search_products, served, features, k)
-        products = {
-            id(job): [
-                {'name': name, 'similarity': round(value, 4), 'photo': image}
-                for name, image, value in zip(names, images, values, strict=True)
-                if name
-            ]
-            for job, names, images, values in zip(found, *(part.tolist() for part in matches), strict=True)
-        }
-        results = [
-            {'products': products.get(id(job), []), 'id': job.id, 'error': job.error.text if job.error else None}
-            for job in jobs
-        ]
+        served, width = jobs[0].served, next(len(job.features) for job in jobs if job.features is not None)
+        features = np.stack([np.zeros(width) if job.features is None else job.features for job in jobs])
+        matches = await asyncio.to_thread(search_products, served, features.astype(np.float32), k)
+        results = [_found(job, *found) for job, *found in zip(jobs, *(part.tolist() for part in matches), strict=True)]
         return _json({'model': served.model.version, 'results': results})
 
     @app.get('/catalog', **documented(CatalogSize, 401))

@@ -133,7 +133,7 @@ def test_scores_are_those_of_the_changed_classifier(kind, seed):
 
 
 def slow_gain(world, updates, shots, old, index, shift):
-    """Return what a strength and a shift gain, each shot judged by rows without it, and what they lose."""
+    """Return the gain of a strength and a shift, each shot judged by rows without it, and the loss."""
     features, labels = shots
     classifier = world.changed(updates, Choice(index, shift))
     before, after = (score_features(world.engine(one), *old) for one in (world.classifier, classifier))
