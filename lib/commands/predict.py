@@ -22,7 +22,6 @@ from lib.commands.predict_unknown import (
     calibration_images,
     choose_rejection,
     open_unknown,
-    write_rejection,
 )
 from lib.dataset.loader import rows_of_batches
 from lib.distributed.process_group import ProcessGroup
@@ -161,7 +160,7 @@ def _predict(trained: LoadedModel, split: DatasetSplit, stem: Path, part: Part |
     rejection = _rejection(predictor, stem) if trained.cfg.TEST.REJECT_UNKNOWN else None
     if store is None or not trained.group.is_main:
         return PredictResult({})
-    result = write_all(trained, split, store, stem, threshold, rejection)
+    result = write_all(trained, split, store, stem, threshold, rejection, model=_version_of(predictor))
     # Everything is written: only now the stores that an interrupted prediction resumes from are removed.
     parts = [Part(number, part.count) for number in range(1, part.count + 1)] if part is not None else []
     for one in parts:
@@ -246,7 +245,7 @@ def _threshold(predictor: Predictor, stem: Path) -> Threshold:
 
 
 def _rejection(predictor: Predictor, stem: Path) -> Rejection:
-    """Choose the score below which a product is unknown, and write it beside the predictions."""
+    """Choose the score below which a product is unknown."""
     first = predictor.trained[0]
     valid, test = first.valid, first.cfg.TEST
     known = calibration_images(valid, valid.labels, predictor.fill(valid, partial_store(stem, 'threshold'), 'valid'))
@@ -256,11 +255,8 @@ def _rejection(predictor: Predictor, stem: Path) -> Rejection:
             split, products = open_unknown(first)
         store = predictor.fill(split, partial_store(stem, 'unknown'), 'unknown')
         unknown = calibration_images(split, products, store)
-    rejection = choose_rejection(test.REJECT_UNKNOWN, known, unknown)
-    if first.group.is_main:
-        about = {'model': _version_of(predictor), 'score': test.UNKNOWN_SCORE}
-        write_rejection(stem.with_name(f'{stem.name}.open_set.json'), rejection, about)
-    return rejection
+    assert predictor.score is not None
+    return choose_rejection(predictor.score, test.REJECT_UNKNOWN, known, unknown)
 
 
 def _version_of(predictor: Predictor) -> str | None:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from lib.builders.split import DatasetSplit
 from lib.commands.loaded_model import LoadedModel
 from lib.commands.predict_inputs import Part, Source, products_of
 from lib.commands.predict_pages import write_queue, write_sheet
-from lib.commands.predict_unknown import Rejection
+from lib.commands.predict_unknown import Rejection, write_rejection
 from lib.config.yaml_text import parse_config_text
 from lib.dataset.image_format import hint_of
 from lib.errors import UserError, printable, shown, unquoted
@@ -174,11 +174,19 @@ def write_all(
     stem: Path,
     threshold: Threshold | None,
     rejection: Rejection | None = None,
+    *,
+    model: str | None = None,
 ) -> PredictResult:
-    """Write the files of a prediction, and return its metrics and the lines to log."""
+    """Write the files of a prediction, and return its metrics and the lines to log.
+
+    `model`: version of the model, where it alone predicts the plain view; None: unknown.
+    """
     _write_bad(trained, split, store, stem)  # not in the set: another command may change this file meanwhile
     with replace_together(trained.folder):
-        return _write_set(trained, split, store, stem, threshold, rejection)
+        result = _write_set(trained, split, store, stem, threshold, rejection)
+        if rejection is None:
+            return result
+        return replace(result, files=[*result.files, *write_rejection(stem, rejection, model)])
 
 
 def _write_set(
@@ -208,7 +216,6 @@ def _write_set(
         scores = np.asarray(columns['scores'])[:, 0]
         is_unknown = rejection.is_unknown(scores)
         write_known(file('.open_set.csv'), split.names, topk, scores, rejection.threshold.value, trained.class_names)
-        files.append(_with(stem, '.open_set.json'))
     predictions = stored_predictions(store, split.labels)
     labeled = predictions.labeled()
     metrics = trained.supported_metrics(compute_metrics(labeled, trained.train_counts))

@@ -1,9 +1,7 @@
 """TEST.REJECT_UNKNOWN: tell photos of unknown products from those of known ones; the threshold and its file."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +22,6 @@ from lib.posthoc.open_set import (
 )
 from lib.runtime.column_store import ColumnStore
 from lib.runtime.files import write_json
-from lib.runtime.log import LOGGER
 from lib.runtime.shared_memory import to_shared_memory
 from lib.runtime.text import count_of
 
@@ -59,15 +56,16 @@ class Rejection:
         is_left_out: they are the validation images, each judged without its class.
         metrics: of open_set_metrics, on the validation images and those of unknown products.
         known_accepted: fraction of the validation images that is accepted.
-        known_error: error of the accepted ones; nan without any.
+        known_error: error of the accepted ones; None without any.
     """
 
+    score: KnownScore
     threshold: RejectionThreshold
     source: str
     is_left_out: bool
     metrics: dict[str, float]
     known_accepted: float
-    known_error: float
+    known_error: float | None
 
     def is_unknown(self, scores: np.ndarray) -> np.ndarray:
         """Return which images with these scores (n,) are of unknown products, (n,) bool; nan: neither."""
@@ -88,7 +86,9 @@ class Rejection:
             lines.append('  if the model treats them as products that it was not trained on;')
             lines.append('  photos of such products: --TEST_UNKNOWN_ROOT FOLDER')
         metrics = ', '.join(f'{name.upper()} {self.metrics[name]:.1%}' for name in ('auroc', 'fpr95', 'oscr'))
-        error = f', error {self.known_error:.1%}' if self.known_accepted else ''
+        error = '' if self.known_error is None else f', error {self.known_error:.1%}'
+        if not self.known_accepted:
+            lines.append('  no validation image is accepted as known; a higher --TEST_REJECT_UNKNOWN accepts some')
         lines.append(f'valid split: {self.known_accepted:.1%} accepted as known{error}; {metrics}')
         lines.append(f'test images: {is_unknown.sum():,} of {len(is_unknown):,} are of unknown products')
         return lines
@@ -151,8 +151,10 @@ def calibration_images(split: DatasetSplit, classes: np.ndarray, store: ColumnSt
     )
 
 
-def choose_rejection(max_rate: float, known: CalibrationImages, unknown: CalibrationImages | None) -> Rejection:
-    """Choose the threshold for a false-acceptance rate.
+def choose_rejection(
+    score: KnownScore, max_rate: float, known: CalibrationImages, unknown: CalibrationImages | None
+) -> Rejection:
+    """Choose the threshold of a score for a false-acceptance rate.
 
     Args:
         known: of the validation split.
@@ -179,33 +181,39 @@ def choose_rejection(max_rate: float, known: CalibrationImages, unknown: Calibra
     threshold = conformal_threshold(scores, classes, max_rate)
     accepted = threshold.accepts(known.scores)
     return Rejection(
+        score=score,
         threshold=threshold,
         source=source,
         is_left_out=unknown is None,
         metrics=open_set_metrics(known.scores, known.correct, scores),
         known_accepted=float(accepted.mean()),
-        known_error=float(1 - known.correct[accepted].mean()) if accepted.any() else float('nan'),
+        known_error=float(1 - known.correct[accepted].mean()) if accepted.any() else None,
     )
 
 
-def write_rejection(path: Path, rejection: Rejection, about: Mapping[str, Any]) -> None:
-    """Write the choice of a threshold as JSON, after the entries of `about`."""
+def write_rejection(stem: Path, rejection: Rejection, model: str | None) -> list[Path]:
+    """Write STEM.open_set.json, and beside it the tensors of a score by prototypes; return the files.
+
+    Args:
+        stem: path of the predictions without suffix.
+        model: version of the model, for the programs that use the threshold; None: of no single model.
+    """
     threshold = rejection.threshold
-    finite = threshold.value if np.isfinite(threshold.value) else None
     content = {
-        **about,
+        'model': model,
+        'score': rejection.score.key['score'],
         'wanted_rate': threshold.max_rate,
         'guaranteed_rate': threshold.guaranteed,
-        'threshold': finite,
-        'accepts_none': threshold.value == np.inf,
+        'threshold': threshold.value if np.isfinite(threshold.value) else None,
+        'accepts': 'none' if threshold.value == np.inf else 'some' if np.isfinite(threshold.value) else 'all',
         'unknown': rejection.source,
         'is_left_out': rejection.is_left_out,
         'num_classes': threshold.num_classes,
         'num_images': threshold.num_images,
         'known_accepted': rejection.known_accepted,
-        'known_error': None if np.isnan(rejection.known_error) else rejection.known_error,
+        'known_error': rejection.known_error,
         **rejection.metrics,
     }
-    write_json(path, content)
-    if not rejection.known_accepted:
-        LOGGER.warning('no validation image is accepted as known: try a higher --TEST_REJECT_UNKNOWN')
+    files = [stem.with_name(f'{stem.name}.open_set.json')]
+    write_json(files[0], content)
+    return files
