@@ -130,7 +130,8 @@ def _created(trained: LoadedModel, folder: Path) -> Catalog:
         raise UserError(f'INDEX.DIMENSIONS is {options.DIMENSIONS}, but the model has {num_features} features')
     if options.DIMENSIONS:
         features = split_features(trained, _training(trained)[0], 'train')
-        whitening = fit_whitening(features.values[features.readable], dimensions=options.DIMENSIONS)
+        labels = np.where(features.readable, features.labels, -1)
+        whitening = fit_whitening(features.values, labels, dimensions=options.DIMENSIONS)
     return create_catalog(
         folder, version_of(trained), num_features, kind=options.KIND, codes=options.CODES, whitening=whitening
     )
@@ -139,9 +140,10 @@ def _created(trained: LoadedModel, folder: Path) -> Catalog:
 def _check_settings(trained: LoadedModel, catalog: Catalog) -> None:
     """Raise UserError if options that are fixed once a catalog is built differ from the default and from it."""
     options, manifest = trained.cfg.INDEX, catalog.manifest
-    width = manifest.width if manifest.whitening else 0
+    # A whitening may have fewer axes than were asked for, so the number itself says nothing.
+    dimensions = options.DIMENSIONS if manifest.whitening and manifest.width <= options.DIMENSIONS else manifest.width
     for name, default, found in (
-        ('KIND', 'auto', manifest.kind), ('CODES', 'int8', manifest.codes), ('DIMENSIONS', 0, width),
+        ('KIND', 'auto', manifest.kind), ('CODES', 'int8', manifest.codes), ('DIMENSIONS', 0, dimensions),
     ):  # fmt: skip
         if options[name] not in (default, found):
             raise UserError(

@@ -7,6 +7,7 @@ from lib.config.check_features import (
     COMPARING,
     check_auxiliary,
     check_cached_features,
+    check_catalog,
     check_centers,
     check_embedding,
     check_lbfgs,
@@ -82,6 +83,7 @@ def check_methods(values: dict[str, Any]) -> None:
     check_lbfgs(values)
     check_centers(values)
     check_tracking(values)
+    check_catalog(values)
 
 
 def _check_loss(values: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Checks of auxiliary losses, embeddings, stored features, several centers, and a record of the training images."""
+"""Checks of auxiliary losses, embeddings, stored features, catalogs, several centers, and a record of the images."""
 
 from typing import Any
 
@@ -170,4 +170,25 @@ def check_tracking(values: dict[str, Any]) -> None:
             raise UserError(
                 f'TRAIN.TRACK_SAMPLES True records the margin of every image, but with {name} {values[name]} {reason}: '
                 f'--{name.replace(".", "_")} {shown(neutral)}, or --TRAIN_TRACK_SAMPLES False'
+            )
+
+
+# Keys of search without a catalog, and their values without effect.
+_NEEDS_FEATURES: dict[str, object] = {
+    'SEARCH.GALLERY': 'train',
+    'SEARCH.METRIC': 'cosine',
+    'SEARCH.WHITEN': False,
+    'SEARCH.RERANK': '',
+}
+
+
+def check_catalog(values: dict[str, Any]) -> None:
+    """Raise UserError if a catalog cannot be built, or not be searched, in this way."""
+    if (values['INDEX.KIND'], values['INDEX.CODES']) == ('hnsw', 'binary'):
+        raise UserError('INDEX.KIND hnsw has no binary codes: --INDEX_KIND ivfpq, or --INDEX_CODES int8')
+    for name, off in _NEEDS_FEATURES.items():
+        if values['SEARCH.INDEX'] and values[name] != off:
+            raise UserError(
+                f'{name} is {shown(values[name])}, but SEARCH.INDEX searches a catalog as tools/index.py built it: '
+                f"--{name.replace('.', '_')} {shown(off)}, or --SEARCH_INDEX ''"
             )

@@ -3,7 +3,7 @@
 import pytest
 
 from lib.config.check import check_values
-from lib.config.check_features import check_tracking
+from lib.config.check_features import check_catalog, check_tracking
 from lib.config.defaults import KEYS, LARGEST
 from lib.errors import UserError
 
@@ -233,3 +233,19 @@ def test_a_record_of_the_images_needs_their_margins(values, advice):
         check_tracking(defaults | values | {'TRAIN.TRACK_SAMPLES': True})
     assert advice in str(caught.value)
     assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('values', 'advice'),
+    [
+        ({'INDEX.KIND': 'hnsw', 'INDEX.CODES': 'binary'}, '--INDEX_KIND ivfpq'),
+        ({'SEARCH.INDEX': 'catalog', 'SEARCH.WHITEN': True}, '--SEARCH_WHITEN False'),
+        ({'SEARCH.INDEX': 'catalog', 'SEARCH.METRIC': 'euclidean'}, "--SEARCH_INDEX ''"),
+    ],
+)
+def test_a_catalog_is_searched_as_it_was_built(values, advice):
+    defaults = {name: key.default for name, key in KEYS.items()}
+    check_catalog(defaults | {'SEARCH.INDEX': 'catalog', 'INDEX.KIND': 'ivfpq', 'INDEX.CODES': 'binary'})
+    with pytest.raises(UserError) as caught:
+        check_catalog(defaults | values)
+    assert advice in str(caught.value)
