@@ -72,7 +72,7 @@ def enroll(trained: LoadedModel) -> EnrollResult:
     given = given_images(trained, base)
     old = old_images(trained, retired, is_needed=given is not None)
     new, known = (given.of_new(given.shots), given.of_known(given.shots)) if given else (None, None)
-    rows, shots, of_old = choose_rows(base, old and old.images, new, known, max_loss=cfg.ENROLL.MAX_LOSS)
+    rows, shots, of_old = choose_rows(base, old.images if old else None, new, known, max_loss=cfg.ENROLL.MAX_LOSS)
     after = None if of_old is None else rows.cross_fitted(shots, of_old, max_loss=cfg.ENROLL.MAX_LOSS, folds=FOLDS)
     metrics = {
         'num_classes': base.checkpoint.num_classes + (len(given.new.names) if given else 0),
@@ -190,8 +190,8 @@ def _metrics_of_given(
             if number
         }
     if rows.updates is not None:
-        chosen = {'strength': STRENGTHS[rows.choice.strength], 'shift': rows.choice.shift}
-        metrics['known'] |= {'num_classes': len(rows.known), **chosen}
+        strength, shift = rows.choice
+        metrics['known'] |= {'num_classes': len(rows.known), 'strength': STRENGTHS[strength], 'shift': shift}
     return metrics
 
 

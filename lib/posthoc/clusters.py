@@ -77,7 +77,7 @@ def linkage(vectors: np.ndarray, thresholds: Sequence[float]) -> Iterator[np.nda
         (n,) int64 numbers, ascending with the first vector of a cluster.
     """
     cluster = np.arange(len(vectors))
-    sums, sizes = vectors.astype(np.float64), np.ones(len(vectors))
+    sums, sizes = vectors.astype(np.float64), np.ones(len(vectors), np.int64)
     nearest: np.ndarray | None = None
     for threshold in thresholds:
         while len(sizes) > 1:
@@ -93,9 +93,10 @@ def linkage(vectors: np.ndarray, thresholds: Sequence[float]) -> Iterator[np.nda
             target = first.copy()
             target[nearest[merges]] = first[merges]
             _, target = np.unique(np.minimum(target, target[target]), return_inverse=True)
-            merged = np.zeros((target.max() + 1, sums.shape[1]))
-            np.add.at(merged, target, sums)
-            sums, sizes, nearest = merged, np.bincount(target, sizes), None
+            merged = np.zeros((target.max() + 1, sums.shape[1])), np.zeros(target.max() + 1, np.int64)
+            np.add.at(merged[0], target, sums)
+            np.add.at(merged[1], target, sizes)
+            (sums, sizes), nearest = merged, None
             cluster = target[cluster]
         yield cluster
 

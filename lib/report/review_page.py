@@ -123,9 +123,9 @@ def _renderer(data: ReviewData) -> Callable[[dict[str, Any], Sequence[Path], int
         'earlier': [msgspec.to_builtins(decision) for decision in data.earlier],
     }
     packed = base64.b64encode(zlib.compress(json.dumps(rare, separators=(',', ':')).encode(), 9)).decode('ascii')
-    common = {'review': _digest(data), 'split': data.split, 'kindMeanings': KINDS}
     first = len(data.class_names) - len(data.cluster_sizes)
-    common |= {'clusterSizes': dict(enumerate(data.cluster_sizes, start=first))}
+    cluster_sizes = dict(enumerate(data.cluster_sizes, start=first))
+    common = {'review': _digest(data), 'split': data.split, 'kindMeanings': KINDS, 'clusterSizes': cluster_sizes}
     num_images = len(data.fpaths)
 
     def render(content: dict[str, Any], paths: Sequence[Path], number: int) -> str:
