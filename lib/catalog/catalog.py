@@ -60,8 +60,7 @@ class Catalog:
 
     def __init__(self, folder: Path, *, verify: bool) -> None:
         """Open the catalog; see `open_catalog`."""
-        self.folder = folder
-        self._verify = verify
+        self.folder, self._verify = folder, verify
         self._open = open_generation(folder, {}, verify=verify)
 
     @property
@@ -80,7 +79,7 @@ class Catalog:
         return sum(file.size for file in self.manifest.files)
 
     def refresh(self) -> None:
-        """Open what other processes have changed since; without a change, it takes less than a millisecond."""
+        """Open what other processes have changed since."""
         if read_manifest(self.folder) != self.manifest:
             self._reopen()
 
@@ -114,9 +113,12 @@ class Catalog:
 
     def products(self) -> list[str]:
         """Return the names of all products, sorted."""
+        return sorted(self.product_column().to_pylist())
+
+    def product_column(self) -> pa.LargeStringArray:
+        """Return the names of all products, each once, in any order."""
         parts = [segment.left().products.unique() for segment in self._open.segments]
-        names = pa.concat_arrays(parts).unique().to_pylist() if parts else []
-        return sorted(names)
+        return pa.concat_arrays(parts).unique() if parts else pa.array([], pa.large_string())
 
     def images_of(self, product: str) -> list[str]:
         """Return the names of the photos of a product, sorted; none if it is unknown."""

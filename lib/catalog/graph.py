@@ -27,7 +27,10 @@ _PROBED = 16  # effort per list that is searched
 def import_faiss() -> Any:
     """Return the module faiss. Raises: UserError: it is not installed."""
     if find_spec('faiss') is None:
-        raise UserError('a catalog of this size is searched with faiss: pip install -r requirements-search.txt')
+        raise UserError(
+            'a catalog of this size is searched with faiss: pip install -r requirements-search.txt; or build one that '
+            'is searched exactly: --INDEX_KIND exact'
+        )
     import faiss
 
     faiss.omp_set_num_threads(num_cores())

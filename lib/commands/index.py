@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lib.builders.cache_key import feature_version
 from lib.builders.data import open_named_images, open_test_split, open_training_data
@@ -100,7 +101,7 @@ def described(catalog: Catalog) -> Iterator[str]:
     manifest, size = catalog.manifest, catalog.num_bytes
     yield (
         f'{catalog.folder}: {count_of(catalog.num_images, "photo")} of '
-        f'{count_of(len(catalog.products()), "product")}, {size_text(size)}'
+        f'{count_of(len(catalog.product_column()), "product")}, {size_text(size)}'
     )
     yield (
         f'  {manifest.codes} codes of {manifest.width} dimensions, '
@@ -185,7 +186,8 @@ def search_index(trained: LoadedModel) -> Iterator[str]:
 def _recall_lines(trained: LoadedModel, catalog: Catalog, valid: DatasetSplit, features: Features) -> Iterator[str]:
     """Yield recall@k: how many images have their product among the k nearest; then the recall of the index itself."""
     effort = trained.cfg.SEARCH.EFFORT
-    known = np.isin(np.array(nfc_list(trained.class_names)), np.array(catalog.products()))
+    class_names = pa.array(nfc_list(trained.class_names), pa.large_string())
+    known = pc.is_in(class_names, value_set=catalog.product_column()).to_numpy(zero_copy_only=False)
     labeled = features.readable & (features.labels >= 0)
     rows = np.flatnonzero(labeled & known[features.labels.clip(min=0)])
     if len(rows):
@@ -193,7 +195,7 @@ def _recall_lines(trained: LoadedModel, catalog: Catalog, valid: DatasetSplit, f
         for start in range(0, len(rows), _QUERIES_AT_ONCE):
             some = rows[start : start + _QUERIES_AT_ONCE]
             matches = catalog.search(features.values[some], max(RECALL_AT), effort=effort)
-            names = np.array(nfc_list(trained.class_names), object)[features.labels[some]]
+            names = class_names.take(pa.array(features.labels[some])).to_numpy(zero_copy_only=False)
             found += (matches.products == names[:, None]).sum(axis=0)
         shares = found.cumsum() / len(rows)
         recalls = ', '.join(f'recall@{k} {shares[k - 1]:.1%}' for k in RECALL_AT)

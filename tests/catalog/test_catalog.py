@@ -233,8 +233,22 @@ def test_damaged_files_are_errors(tmp_path, monkeypatch, suffix):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 8
     path.write_bytes(content)
-    with pytest.raises(UserError, match='build the catalog again|not valid JSON'):
+    with pytest.raises(UserError, match=r'build the catalog again|not valid JSON'):
         open_catalog(tmp_path)
     path.write_bytes(content[:-1])
     with pytest.raises(UserError, match='build the catalog again|' + path.name):
         open_catalog(tmp_path, verify=False)
+
+
+def test_without_faiss_large_catalogs_are_an_error_and_nothing_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, 'GRAPH_ROWS', 100)
+    monkeypatch.setattr('lib.catalog.graph.find_spec', lambda name: None)
+    random = np.random.default_rng(9)
+    catalog = create_catalog(tmp_path / 'auto', 'v', WIDTH)
+    catalog.add(*drawn(random, 60, 5))
+    with pytest.raises(UserError, match=r'requirements-search\.txt'):
+        catalog.add(*drawn(random, 60, 5, start=60))
+    assert open_catalog(tmp_path / 'auto').num_images == catalog.num_images == 60
+    exact = create_catalog(tmp_path / 'exact', 'v', WIDTH, kind='exact')
+    exact.add(*drawn(random, 300, 5))
+    assert exact.search(np.ones((1, WIDTH), np.float32), 1).products[0, 0]

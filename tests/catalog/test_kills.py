@@ -19,7 +19,9 @@ def vector_of(product, image):
     """Return the features (1, WIDTH) of a photo, which the names determine."""
     import numpy as np
 
-    return np.random.default_rng(zlib.crc32(f'{product} {image}'.encode())).standard_normal((1, WIDTH)).astype(np.float32)
+    return (
+        np.random.default_rng(zlib.crc32(f'{product} {image}'.encode())).standard_normal((1, WIDTH)).astype(np.float32)
+    )
 
 
 def change(folder, step):
