@@ -29,12 +29,16 @@ class NeighborSearch:
     """
 
     def __init__(self, images: JudgedImages, spread: float) -> None:
-        self._images, self._spread = images, max(spread, 1e-6)
+        self._images = images
         drawn = np.random.default_rng(0).permutation(len(images))
         ranks = ranks_in_classes(images.labels[drawn])
         drawn, ranks = drawn[ranks < MAX_MEMBERS], ranks[ranks < MAX_MEMBERS]
         self._members = np.full((images.num_classes, int(ranks.max(initial=0)) + 1), -1, np.int32)
         self._members[images.labels[drawn], ranks] = drawn
+        self._scales = np.empty(len(images), np.float32)  # that divide by length and spread
+        for some in row_blocks(np.arange(len(images)), images.num_features):
+            lengths = np.linalg.norm(images.values[images.rows[some]].astype(np.float32), axis=1)
+            self._scales[some] = 1 / (np.maximum(lengths, 1e-12) * max(spread, 1e-6))
 
     def nearest(
         self, features: torch.Tensor, positions: np.ndarray, classes: np.ndarray
@@ -59,13 +63,13 @@ class NeighborSearch:
             members = np.concatenate([of_candidates, self._members[labels[some], None]], axis=1)
             members = members.reshape(len(some), -1)
             members[members == positions[some, None]] = -1
-            values = self._images.at(np.maximum(members, 0).ravel(), features.device)[0]
-            cosines = torch.einsum('nmd,nd->nm', values.view(*members.shape, -1), features[some])
-            cosines = cosines.masked_fill_(torch.from_numpy(members < 0).to(cosines.device), -torch.inf)
-            best = cosines.topk(min(NUM_NEIGHBORS, members.shape[1]), dim=1)
-            columns = best.indices.cpu().numpy()
+            values = torch.from_numpy(self._images.values[self._images.rows[members]]).to(features.device)
+            products = torch.bmm(values.float(), features[some, :, None])[:, :, 0].cpu().numpy()
+            similar = torch.from_numpy(np.where(members < 0, -np.inf, products * self._scales[members]))
+            best = similar.topk(min(NUM_NEIGHBORS, members.shape[1]), dim=1)
+            columns = best.indices.numpy()
             neighbors[some, : columns.shape[1]] = np.take_along_axis(members, columns, 1)
-            similarities[some, : columns.shape[1]] = best.values.cpu().numpy() / self._spread
+            similarities[some, : columns.shape[1]] = best.values.numpy()
         return neighbors, similarities
 
 

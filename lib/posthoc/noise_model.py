@@ -24,7 +24,7 @@ RATE_PRIORS = (5.0, 10.0, 20.0, 40.0, 80.0)  # images that the rate of a class m
 _NUM_FOR_STEP = 50_000  # images
 _PAIR_PRIOR = 20.0  # images that a row of confusions is worth beforehand
 _NUM_COUNTS = 2  # of votes
-_NUM_FIXED, _MIN_STEPS, _MAX_STEPS, _TOLERANCE = 4, 9, 60, 1e-5
+_NUM_FIXED, _MIN_STEPS, _MIN_AFTER_COUNT, _MAX_STEPS, _TOLERANCE = 4, 9, 4, 60, 1e-5
 _TINY = 1e-30
 
 
@@ -82,19 +82,20 @@ class NoiseModel:
         Returns:
             The mean log-likelihood before each step.
         """
-        history = self._run()
+        history = self._run(num_fixed=_NUM_FIXED, min_steps=_MIN_STEPS)
         for _ in range(_NUM_COUNTS if history else 0):
             if self._predicted.count_votes(1 - self.error):
-                history += self._run()
+                history += self._run(num_fixed=0, min_steps=_MIN_AFTER_COUNT)
         return history
 
-    def _run(self) -> list[float]:
+    def _run(self, num_fixed: int, min_steps: int) -> list[float]:
+        """Run EM; the weights are those of before for `num_fixed` steps."""
         history: list[float] = []
         while self.is_judged.any() and len(history) < _MAX_STEPS:
-            if len(history) >= _NUM_FIXED:
-                self._improve_step()
+            if len(history) >= num_fixed:
+                self._improve_weights()
             history.append(self.step())
-            if len(history) > _MIN_STEPS and abs(history[-1] - history[-2]) < _TOLERANCE:
+            if len(history) > min_steps and abs(history[-1] - history[-2]) < _TOLERANCE:
                 break
         return history
 
@@ -134,23 +135,23 @@ class NoiseModel:
         probability = self._posterior[every, best]
         return np.where(probability > 0, self._given.classes[every, best], -1).astype(np.int32), probability
 
-    def _improve_step(self) -> None:
+    def _improve_weights(self) -> None:
         """Take the next higher or lower tau, beta or gamma where it predicts the true classes of the sample better.
 
         Their posterior is the target, as in the M step of EM: the likelihood of the labels would rather take noise for
         doubt of the classifier, at a low tau.
         """
-        steps = self._predicted.steps_around(self._step)
-        sums = np.zeros(len(steps))
+        self._step = max(self._predicted.steps_around(self._step), key=self._fit_of)
+
+    def _fit_of(self, step: tuple[int, int, int]) -> float:
+        """Return the expected log-likelihood of the true classes of the sample at a step of the weights."""
+        total, weights = 0.0, self._predicted.weights(step)
         for rows in np.array_split(self._sample, max(1, len(self._sample) // CHUNK)):
             wrong, right = self._posterior[rows], 1 - self.error[rows]
             target = wrong, right, np.maximum(1 - right - wrong.sum(axis=1), 0)
-            for number, step in enumerate(steps):
-                for mass, predicted in zip(
-                    target, self._predicted.at(rows, self._predicted.weights(step)), strict=True
-                ):
-                    sums[number] += (mass * np.log(np.maximum(predicted, _TINY))).sum()
-        self._step = steps[int(sums.argmax())]
+            for mass, predicted in zip(target, self._predicted.at(rows, weights), strict=True):
+                total += float((mass * np.log(np.maximum(predicted, _TINY))).sum())
+        return total
 
     def _joint(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return P(y, true class | x): the label (m,), each other candidate (m, K), any further class (m,); and q."""
