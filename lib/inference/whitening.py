@@ -11,7 +11,6 @@ from lib.inference.neighbors import CPU
 
 _BLOCK_VALUES = 1 << 23  # 32 MB of float32 at once
 _LEAST_VARIANCE = 1e-12  # of unit vectors
-_LEAST_STRENGTH = 1e-5  # of the strongest axis
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,13 @@ def fit_whitening(
 
     The covariance S of few images has axes of much too small variance, which would be magnified most. So R is
     (1 - a) S + a mean(diag S) I with the weight a of the smallest expected squared error (Ledoit and Wolf, A
-    Well-Conditioned Estimator for Large-Dimensional Covariance Matrices, J. Multivariate Analysis 2004).
+    Well-Conditioned Estimator for Large-Dimensional Covariance Matrices, J. Multivariate Analysis 2004). The covariance
+    of the class means is shrunk in the same way: in directions in which few known classes agree, others may differ.
 
     Args:
         features: (n, num_features) float32 or float16, maybe memory-mapped; zero vectors are left out.
         labels: (n,) int, those below 0 are left out; of one class only, they are ignored.
-        dimensions: at most how many axes to keep; 0: all. Axes without any signal are never kept.
+        dimensions: how many axes to keep; 0: all.
         device: the one that computes.
 
     Raises:
@@ -92,11 +92,14 @@ def fit_whitening(
     means = (means - mean).mul_((counts / number).sqrt()[:, None])
     variances, axes = torch.linalg.eigh(_shrunk(within, fourth_powers / number, number))
     to_white = axes / variances.clamp_min(_LEAST_VARIANCE).sqrt()
-    signal = (means.T @ means).double() if int((counts > 0).sum()) > 1 else within
-    strengths, axes = torch.linalg.eigh(to_white.T @ signal @ to_white)
+    signal, num_classes = to_white.T @ within @ to_white, int((counts > 0).sum())
+    if num_classes > 1:  # the class means, as few as they are, are shrunk as the images are
+        whitened = (means @ to_white.float()).double()
+        fourth_powers = float(whitened.square().sum(dim=1).square().sum()) * num_classes
+        signal = _shrunk(whitened.T @ whitened, fourth_powers, num_classes)
+    strengths, axes = torch.linalg.eigh(signal)
     strengths, axes = strengths.flip(0).clamp_min(0), axes.flip(1)
-    number = max(1, int((strengths > _LEAST_STRENGTH * strengths[0]).sum()))  # with labels, at most that of classes
-    projection = (to_white @ axes * (strengths / (1 + strengths))).T[: min(number, dimensions or width)]
+    projection = (to_white @ axes * (strengths / (1 + strengths))).T[: dimensions or width]
     return Whitening(mean.cpu().numpy(), projection.float().contiguous().cpu().numpy())
 
 
