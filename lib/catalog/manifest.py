@@ -5,7 +5,7 @@ import mmap
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -68,7 +68,7 @@ class Segment(msgspec.Struct, frozen=True):
     num_products: Count
     rows: File
     graph: File | None = None
-    kind: Literal['', 'hnsw', 'ivfpq'] = ''
+    kind: Annotated[str, Meta(pattern='^(|hnsw|ivfpq)$')] = ''
     left: File | None = None
     num_removed: Count = 0
 
@@ -99,8 +99,8 @@ class Manifest(msgspec.Struct, frozen=True):
     version: str
     num_features: Annotated[int, Meta(ge=1, le=2**20)]
     width: Annotated[int, Meta(ge=1, le=2**20)]
-    codes: Literal['float16', 'int8', 'binary']
-    kind: Literal['auto', 'exact', 'hnsw', 'ivfpq']
+    codes: Annotated[str, Meta(pattern='^(float16|int8|binary)$')]
+    kind: Annotated[str, Meta(pattern='^(auto|exact|hnsw|ivfpq)$')]
     scale: float = 1.0
     whitening: File | None = None
     segments: tuple[Segment, ...] = ()

@@ -7,6 +7,7 @@ can read.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 from lib.errors import UserError, shown
 from lib.runtime.files import replace_atomically
 
-Names = Sequence[str] | pa.LargeStringArray
+Names: TypeAlias = 'Sequence[str] | pa.LargeStringArray'
 CODES = ('float16', 'int8', 'binary')
 _ZERO = 128  # the byte of an int8 code that stands for 0, as faiss stores them
 _MAX_NAME_BYTES = 4096
