@@ -49,11 +49,14 @@ class Record:
             cannot be decoded.
         accepted: whether the probability of the first class reaches the model's threshold; None without a threshold.
         error: the reason why the image cannot be decoded, in one line; None for a good image.
+        unknown: whether the product is none of the classes, which are the nearest ones then; None unless `test.py
+            --TEST_REJECT_UNKNOWN` has chosen a threshold for this model.
     """
 
     classes: list[tuple[str, float]]
     accepted: bool | None = None
     error: str | None = None
+    unknown: bool | None = None
 
     @property
     def name(self) -> str | None:
@@ -277,7 +280,7 @@ class Model:
         return max(top_k, NUM_TOP)
 
     def _records(self, top: 'TopClasses', top_k: int, errors: Mapping[int, str] = {}) -> list[Record]:
-        names, threshold = self.classes, self.threshold
+        names, threshold, known_from = self.classes, self.threshold, self._opened.known_from
         records = []
         labels, probabilities = top.classes[:, :top_k].tolist(), top.probabilities[:, :top_k].tolist()
         for position, chances in enumerate(probabilities):
@@ -285,7 +288,9 @@ class Model:
                 records.append(self._failed(errors[position]))
                 continue
             best = [(names[label], chance) for label, chance in zip(labels[position], chances, strict=True)]
-            records.append(Record(best, None if threshold is None else chances[0] >= threshold))
+            accepted = None if threshold is None else chances[0] >= threshold
+            unknown = None if known_from is None else not top.scores[position] >= known_from
+            records.append(Record(best, accepted, unknown=unknown))
         return records
 
     def _failed(self, reason: str) -> Record:

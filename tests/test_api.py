@@ -356,6 +356,35 @@ def test_test_py_stores_the_threshold(tmp_path):
     assert 0 < sum(accepted) < len(photos) - NUM_BAD
 
 
+@pytest.mark.long
+def test_unknown_products_are_those_of_test_py(tmp_path):
+    write_model(tmp_path / 'log' / 'x' / 'best_model.pth')
+    photos = write_photos(tmp_path / 'photos')
+    labels = {photo: CLASSES.index(CLASSES[row % 6]) for row, photo in enumerate(photos)}
+    entries = [{'fpath': photo.name, 'category_id': label} for photo, label in labels.items()]
+    for name in ('train', 'val'):
+        content = {'annotations': entries, 'num_classes': 6}
+        (tmp_path / 'photos' / f'converted_{name}.json').write_text(json.dumps(content))
+    for score in ('max_logit', 'prototype'):
+        options = ('--TEST_REJECT_UNKNOWN', 0.15, '--TEST_UNKNOWN_SCORE', score, '--DATASET_ROOT', 'photos')
+        predictions_of(tmp_path, *options)
+        model = load(tmp_path / 'log' / 'x' / 'best_model.pth', **TORCH)
+        with open(tmp_path / 'log' / 'x' / 'predictions_photos.open_set.csv', encoding='utf-8') as file:
+            names = [row['name'] for row in csv.DictReader(file)]
+        unknown = [name == 'unknown' if name else None for name in names]
+        assert unknown.count(None) == NUM_BAD
+        assert unknown.count(True)
+        assert [record.unknown for record in model.predict(photos)] == unknown
+    stored = tmp_path / 'log' / 'x' / 'predictions_photos.open_set.safetensors'
+    damaged = bytearray(stored.read_bytes())
+    damaged[-1] ^= 1
+    stored.write_bytes(damaged)
+    with pytest.raises(UserError, match=r'open_set\.safetensors: damaged'):
+        load(tmp_path / 'log' / 'x' / 'best_model.pth', **TORCH)
+    predictions_of(tmp_path, *options, '--TEST_UNKNOWN_SCORE', 'energy')
+    assert not stored.exists()
+
+
 def test_versions(folder, model, tmp_path):
     """Equal for a copy; another one with other weights, names or preprocessing."""
     (tmp_path / 'copy.pth').write_bytes((folder / 'log' / 'x' / 'best_model.pth').read_bytes())

@@ -17,6 +17,7 @@ from lib.commands.command import Command
 from lib.commands.enrolled_model import LabeledImages, choose_rows, enrolled_model, labels_of, without_classes
 from lib.commands.ensemble import tta_views
 from lib.commands.loaded_model import LoadedModel, load_model
+from lib.commands.predict_unknown import read_rejection
 from lib.config.defaults import KEYS
 from lib.config.load import merge_checkpoint_config
 from lib.dataset.annotations import ClassNames
@@ -40,6 +41,7 @@ class LibraryModel:
     Attributes:
         version: fingerprint of weights, preprocessing and class names, with a precision below float32.
         threshold: probability below which an answer is not accepted, as test.py chose it; None: it chose none.
+        known_from: score of the predictor from which on a product is known, as test.py chose it; None: it chose none.
         threads: as lib.api.load gets them.
     """
 
@@ -47,6 +49,7 @@ class LibraryModel:
     predictor: ImagePredictor
     version: str
     threshold: float | None
+    known_from: float | None
     threads: int | None
 
 
@@ -83,6 +86,11 @@ def with_predictor(trained: LoadedModel, threads: int | None) -> LibraryModel:
     """Return a loaded model with what predicts images by it."""
     trained.model.eval()
     view = plain_view(trained.cfg)
+    precision = trained.cfg.RUN.ENGINE_PRECISION
+    version = model_version(trained.cfg, trained.checkpoint, trained.class_names)
+    if precision != 'float32':
+        version += f'-{precision}'
+    score, known_from = read_rejection(trained, version) or (None, None)
     predictor = ImagePredictor(
         trained.engine_for(_ASSUMED_PIXELS // view.size**2),
         view,
@@ -90,12 +98,9 @@ def with_predictor(trained: LoadedModel, threads: int | None) -> LibraryModel:
         batch_size=eval_batch_size(trained.cfg, trained.device),
         num_threads=threads or torch.get_num_threads(),
         num_decoders=threads or num_workers(-1),
+        score=score,
     )
-    precision = trained.cfg.RUN.ENGINE_PRECISION
-    version = model_version(trained.cfg, trained.checkpoint, trained.class_names)
-    if precision != 'float32':
-        version += f'-{precision}'
-    return LibraryModel(trained, predictor, version, _stored_threshold(trained.folder, version), threads)
+    return LibraryModel(trained, predictor, version, _stored_threshold(trained.folder, version), known_from, threads)
 
 
 class _RiskCoverage(msgspec.Struct):

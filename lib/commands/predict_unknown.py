@@ -1,9 +1,14 @@
 """TEST.REJECT_UNKNOWN: tell photos of unknown products from those of known ones; the threshold and its file."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
+import msgspec
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
 from lib.builders.data import open_named_images
 from lib.builders.split import DatasetSplit
@@ -16,15 +21,20 @@ from lib.posthoc.open_set import (
     NUM_FOLDS,
     KnownScore,
     LogitScore,
+    Prototypes,
+    PrototypeScore,
     RejectionThreshold,
     conformal_threshold,
     fit_prototypes,
 )
+from lib.runtime.checksums import check_safetensors, with_checksums
 from lib.runtime.column_store import ColumnStore
-from lib.runtime.files import write_json
+from lib.runtime.files import remove, write_bytes, write_json
+from lib.runtime.json_file import read_json
 from lib.runtime.shared_memory import to_shared_memory
 from lib.runtime.text import count_of
 
+_JSON, _TENSORS = '.open_set.json', '.open_set.safetensors'
 _NO_TRAINING_IMAGES = 'without training images, --TEST_UNKNOWN_SCORE max_logit'
 
 
@@ -214,6 +224,51 @@ def write_rejection(stem: Path, rejection: Rejection, model: str | None) -> list
         'known_error': rejection.known_error,
         **rejection.metrics,
     }
-    files = [stem.with_name(f'{stem.name}.open_set.json')]
+    files = [stem.with_name(stem.name + ending) for ending in (_JSON, _TENSORS)]
     write_json(files[0], content)
+    if not isinstance(rejection.score, PrototypeScore):
+        remove(files[1])  # of an earlier prediction
+        return files[:1]
+    tensors = rejection.score.prototypes.tensors()
+    write_bytes(files[1], save(tensors, metadata=with_checksums({}, tensors)))
     return files
+
+
+class _RejectionFile(msgspec.Struct):
+    """The part of a file of `write_rejection` that programs need."""
+
+    model: str | None
+    score: str
+    threshold: float | None
+    accepts: Literal['none', 'some', 'all']
+
+
+def read_rejection(trained: LoadedModel, version: str) -> tuple[KnownScore, float] | None:
+    """Return the score and the threshold that test.py has chosen last for a version of the model; None: none.
+
+    Raises:
+        UserError: one of its files is damaged.
+    """
+    files = sorted(trained.folder.glob(f'*{_JSON}'), key=os.path.getmtime)
+    found = [(file, content) for file in files if (content := read_json(file, _RejectionFile)).model == version]
+    if not found:
+        return None
+    file, content = found[-1]
+    limits = {'none': np.inf, 'all': -np.inf}
+    threshold = limits.get(content.accepts, content.threshold)
+    if content.score in LOGIT_SCORES and threshold is not None:
+        return LogitScore(content.score), threshold
+    path = file.with_name(file.name.removesuffix(_JSON) + _TENSORS)
+    try:
+        if threshold is None or content.score != 'prototype':
+            raise ValueError(f'score {shown(content.score)} without a threshold')
+        with safe_open(path, framework='pt') as opened:
+            check_safetensors(opened)
+            names = list(opened.keys())
+            tensors = {name: opened.get_tensor(name) for name in names}
+        sizes = {'num_features': trained.engine.num_features, 'num_classes': trained.engine.num_classes}
+        prototypes = Prototypes.from_tensors(tensors, **sizes)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(f'{path}: {shown(error)}; predict again with --TEST_REJECT_UNKNOWN, or remove {file}') from None
+    prototypes = replace(prototypes, means=prototypes.means.to(trained.device.main))
+    return PrototypeScore(prototypes), threshold

@@ -22,6 +22,7 @@ from lib.errors import shown
 from lib.inference.engine import Engine
 from lib.inference.ensemble import pad_batch
 from lib.inference.run import logit_batch_size
+from lib.inference.sinks import Score
 
 _BATCHES_AHEAD = 2  # that are decoded beside the one that the network gets next
 _IMAGES_PER_TASK = 4
@@ -34,10 +35,12 @@ class TopClasses(NamedTuple):
     Attributes:
         classes: (n, k) int64, the most probable first.
         probabilities: (n, k) float32.
+        scores: (n,) float32, higher for known products; 0 without a score.
     """
 
     classes: np.ndarray
     probabilities: np.ndarray
+    scores: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class ImagePredictor:
         batch_size: images per step of a stream.
         num_threads: of the network, on the CPU.
         num_decoders: threads that decode the images of streams.
+        score: of known products, by logits and features; None: none.
     """
 
     def __init__(
@@ -86,10 +90,11 @@ class ImagePredictor:
         batch_size: int,
         num_threads: int,
         num_decoders: int,
+        score: Score | None = None,
     ) -> None:
         self.engine, self.transform, self.batch_size = engine, transform, batch_size
         self.num_threads, self.num_decoders = num_threads, num_decoders
-        self.normalize = normalize
+        self.normalize, self.score = normalize, score
         self._decoders = ThreadPoolExecutor(num_decoders, 'decoder')
         self._network = _network_thread(num_threads)
 
@@ -187,19 +192,26 @@ class ImagePredictor:
 
     def _top_classes(self, batch: PixelBatch, num_top: int) -> TopClasses:
         with self.engine.inference():
-            logits = self.engine.logits(self._padded_features(batch))
-            return _top_of(logits[: len(batch.pixels)], num_top)
+            features = self._padded_features(batch)
+            logits = self.engine.logits(features)
+            return self._top_of(logits[: len(batch.pixels)], features[: len(batch.pixels)], num_top)
 
     def _classify(self, features: np.ndarray, num_top: int) -> TopClasses:
         size = logit_batch_size(self.engine.num_classes)
         with self.engine.inference():
-            parts = [
-                _top_of(
-                    self.engine.logits(torch.from_numpy(features[start : start + size]).to(self.engine.device)), num_top
-                )
-                for start in range(0, max(1, len(features)), size)
-            ]
+            parts = []
+            for start in range(0, max(1, len(features)), size):
+                some = torch.from_numpy(features[start : start + size]).to(self.engine.device)
+                parts.append(self._top_of(self.engine.logits(some), some, num_top))
         return TopClasses(*map(np.concatenate, zip(*parts, strict=True)))
+
+    def _top_of(self, logits: torch.Tensor, features: torch.Tensor, num_top: int) -> TopClasses:
+        top = logits.topk(min(num_top, logits.shape[1]), dim=1)
+        probabilities = (top.values - logits.logsumexp(dim=1, keepdim=True)).exp()
+        scores = torch.zeros(len(logits))
+        if self.score is not None:
+            scores = self.score(logits, features, torch.full_like(top.indices[:, 0], -1))
+        return TopClasses(*(part.cpu().numpy() for part in (top.indices, probabilities, scores)))
 
     def _padded_features(self, batch: PixelBatch) -> torch.Tensor:
         images = self.normalize(batch.pixels.to(self.engine.device))
@@ -223,12 +235,6 @@ class _Decoding:
     def cancel(self) -> None:
         for task in self.tasks:
             task.cancel()
-
-
-def _top_of(logits: torch.Tensor, num_top: int) -> TopClasses:
-    top = logits.topk(min(num_top, logits.shape[1]), dim=1)
-    probabilities = (top.values - logits.logsumexp(dim=1, keepdim=True)).exp()
-    return TopClasses(top.indices.cpu().numpy(), probabilities.cpu().numpy())
 
 
 def _network_thread(num_threads: int) -> ThreadPoolExecutor:

@@ -6,8 +6,8 @@ for an image of an unknown product.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -84,6 +84,25 @@ class Prototypes:
         whitened = torch.from_numpy(self.whitening(features.cpu().numpy(), device=device)).to(device)
         return (whitened @ self.means.T).masked_fill(~self.means.any(dim=1), -torch.inf)
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the tensors that `from_tensors` takes, on the CPU."""
+        mean, projection = (torch.from_numpy(array) for array in (self.whitening.mean, self.whitening.projection))
+        return {'mean': mean, 'projection': projection, 'means': self.means.cpu()}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, torch.Tensor], *, num_features: int, num_classes: int) -> Self:
+        """Return the class means in `tensors`, for a model. Raises: ValueError, if they do not fit it."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor.dtype == torch.float32}
+        dimensions = shapes.get('projection', (0,))[0]
+        expected = {
+            'mean': (num_features,),
+            'projection': (dimensions, num_features),
+            'means': (num_classes, dimensions),
+        }
+        if shapes != expected:
+            raise ValueError(f'tensors of shapes {shapes} instead of {expected}')
+        return cls(Whitening(tensors['mean'].numpy(), tensors['projection'].numpy()), tensors['means'])
+
 
 @dataclass(frozen=True)
 class PrototypeScore:
@@ -99,8 +118,8 @@ class PrototypeScore:
     """
 
     prototypes: Prototypes
-    folds: Sequence[Prototypes]
-    about: dict[str, Any]
+    folds: Sequence[Prototypes] = ()
+    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> dict[str, Any]:

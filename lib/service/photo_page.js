@@ -104,7 +104,7 @@
   const current = () => items[position];
   const stateOf = (item) => {
     if (item.decision) return item.decision.action === 'drop' ? 'dropped' : item.decision.name === item.answers[0]?.name ? 'confirmed' : 'corrected';
-    return item.state === 'answered' && item.accepted === false ? 'unsure' : item.state;
+    return item.state === 'answered' && (item.accepted === false || item.unknown) ? 'unsure' : item.state;
   };
   const isOpen = (item) => !item.decision && item.state !== 'failed';
 
@@ -165,7 +165,7 @@
       const result = answer.results[0];
       if (result.error) throw new Error(result.error);
       setModel(answer.model);
-      Object.assign(item, { state: 'answered', model, answers: result.classes, accepted: result.accepted, neighbors: result.neighbors ?? [] });
+      Object.assign(item, { state: 'answered', model, answers: result.classes, accepted: result.accepted, unknown: result.unknown, neighbors: result.neighbors ?? [] });
     } catch (failure) {
       Object.assign(item, { state: 'failed', error: failure.message });
     }
@@ -331,9 +331,11 @@
     if (item.state === 'failed')
       return [make('p', { class: 'verdict failed decided' }, item.error), make('p', {}, make('button', { type: 'button', 'data-action': 'again', click: again }, 'Try again'))];
     if (item.state !== 'answered') return [make('p', { class: 'soft' }, describe(item)), make('div', { class: 'busy' })];
-    const doubt = [make('span', { class: 'badge' }, 'not sure'), 'It may be one of these, or another product.'];
+    const doubt = item.unknown
+      ? [make('span', { class: 'badge' }, 'unknown product'), 'These are the nearest known ones.']
+      : [make('span', { class: 'badge' }, 'not sure'), 'It may be one of these, or another product.'];
     return [
-      ...(item.accepted === false ? [make('p', { class: 'verdict' }, ...doubt)] : []),
+      ...(item.accepted === false || item.unknown ? [make('p', { class: 'verdict' }, ...doubt)] : []),
       ...item.answers.map((answer, k) => answerOf(item, answer, k)),
     ];
   };

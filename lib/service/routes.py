@@ -73,6 +73,7 @@ def _result(job: Job, top_k: int) -> dict[str, Any]:
     result = {
         'classes': [{'name': name, 'probability': value} for name, value in record.classes[:top_k]] if record else [],
         'accepted': record.accepted if record else None,
+        'unknown': record.unknown if record else None,
         'id': job.id,
         'error': job.error.text if job.error else None,
     }

@@ -33,6 +33,7 @@ class Prediction(BaseModel):
 
     classes: list[ClassProbability]
     accepted: bool | None
+    unknown: bool | None
     id: str
     error: str | None
     neighbors: list[Neighbor] | None = None

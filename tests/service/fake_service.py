@@ -27,7 +27,7 @@ from lib.service.feedback import FeedbackStore
 from lib.service.interface import Served
 from lib.service.service import ServiceOptions
 
-Record = namedtuple('Record', 'classes accepted')
+Record = namedtuple('Record', 'classes accepted unknown', defaults=(None,))
 CLASSES = ('red', 'green', 'blue')
 
 
