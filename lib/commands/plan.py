@@ -12,6 +12,7 @@ from lib.builders.data import open_training_data
 from lib.builders.loss import build_loss
 from lib.builders.model import CLASSIFIERS, new_model
 from lib.builders.optim import build_optimizer
+from lib.builders.recipe import resolve_recipe
 from lib.config.defaults import Config
 from lib.config.yaml_text import as_node, as_values
 from lib.errors import UserError
@@ -43,6 +44,7 @@ _MEASURED_ELEMENTS = 2**24
 # For strategies with chunks or sampled classes, if the config sets none.
 _CHUNK, _SAMPLED = 32, 0.1
 _CONFIGURED = 'as configured'  # name of the row of the config's strategy
+_MANY_IMAGES = 10**6  # where their number is unknown, for the parts of a recipe that depend on it
 # Model and loss are built without the options that a strategy varies.
 _UNSHARDED = {'MODEL.CLASSIFIER_SHARDED': False, 'LOSS.CHUNK_IMAGES': 0, 'LOSS.SAMPLED_CLASSES': 1.0}
 
@@ -130,7 +132,9 @@ def make_plan(cfg: Config) -> list[str]:
     device = pick_device(cfg.RUN.DEVICE, cfg.RUN.PRECISION)
     if cfg.PLAN.TFLOPS and cfg.PLAN.DEVICES > 1 and not cfg.PLAN.LINK_GB_S:
         raise UserError('PLAN.TFLOPS with several devices needs their bandwidth: set --PLAN_LINK_GB_S 25')
-    num_classes = cfg.PLAN.NUM_CLASSES or open_training_data(cfg, quarantine=False).train.num_classes
+    train = None if cfg.PLAN.NUM_CLASSES else open_training_data(cfg, quarantine=False).train
+    num_classes = cfg.PLAN.NUM_CLASSES if train is None else train.num_classes
+    cfg = resolve_recipe(cfg, cfg.PLAN.IMAGES or (_MANY_IMAGES if train is None else len(train)))
     costs = StepCosts(cfg, num_classes, device.train_dtype)
     spec = StepSpec(
         batch_size=cfg.TRAIN.BATCH_SIZE,

@@ -8,7 +8,7 @@ from torch import nn
 from lib.classifier.linear import LinearClassifier
 from lib.loss.cross_entropy import CrossEntropy
 from lib.loss.weighted import WeightedLoss
-from lib.model import Recognizer
+from lib.model import Embedding, Recognizer
 from lib.optim.optimizer import create_optimizer
 from lib.plan.costs import backbone_cost, chunked_classifier_cost, classifier_cost, optimizer_cost
 from lib.plan.memory_tracker import MemoryTracker
@@ -79,6 +79,17 @@ def test_frozen_backbone_saves_no_activations():
     trained = model.classifier.weight.numel() + model.classifier.bias.numel()
     with_momentum = optimizer_cost(model, lambda model: create_optimizer(model, kind='sgd', lr=0.1))
     assert with_momentum.state == 4 * trained
+
+
+def test_an_embedding_is_part_of_the_backbone():
+    model, width = toy(), 4
+    with torch.device('meta'):
+        model.embedding, added = Embedding(CHANNELS, width), 4 * (CHANNELS * width + 2 * width)
+    plain, cost = backbone_cost(toy(), SIZE), backbone_cost(model, SIZE)
+    assert cost.gradients - plain.gradients == added
+    assert cost.num_parameters - plain.num_parameters == added // 4
+    assert cost.saved.at(10) > plain.saved.at(10)
+    assert cost.flops > plain.flops
 
 
 def mean_loss(num_classes: int) -> WeightedLoss:
