@@ -3,20 +3,19 @@
 from typing import Any
 
 from lib.config.key import Key, Section
-from lib.config.keys.data import DatasetKeys, InputKeys, SamplerKeys
+from lib.config.keys.data import DatasetKeys, DoctorKeys, InputKeys, PackKeys, PseudoKeys, SamplerKeys
 from lib.config.keys.loss import LossKeys
 from lib.config.keys.method import MixKeys, ModelKeys, OptimizerKeys, ScheduleKeys
-from lib.config.keys.products import EnrollKeys, IndexKeys, SearchKeys
 from lib.config.keys.run import RunKeys, TauNormKeys, TestKeys, TopKeys, TrainKeys
 from lib.config.keys.tools import (
     CleanKeys,
-    DoctorKeys,
+    EnrollKeys,
     ExportKeys,
-    PackKeys,
+    IndexKeys,
     PlanKeys,
     PosthocKeys,
-    PseudoKeys,
     ReportKeys,
+    SearchKeys,
     ServeKeys,
 )
 

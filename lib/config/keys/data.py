@@ -1,4 +1,4 @@
-"""DATASET, INPUT and SAMPLER: the images, their sizes and augmentation, and how classes are sampled."""
+"""DATASET, INPUT and SAMPLER: images, sizes, sampling; DOCTOR, PSEUDO and PACK: tools that read or write data sets."""
 
 from lib.config.key import Key, Section
 
@@ -238,4 +238,58 @@ class SamplerKeys(Section, title='class sampling'):
         low=0,
         used_by=('SAMPLER.TYPE', ('class_balance',)),
         or_by=('SAMPLER.SWITCH_TYPE',),
+    )
+
+
+class DoctorKeys(Section, title='data checks (tools/doctor.py)'):
+    OUT = Key('', 'Folder to write results to. Empty: LOG_ROOT/NAME_doctor.', is_path=True)
+    MIN_SIDE = Key(32, 'Images with a shorter side are listed as suspicious.', low=1, unit='pixels')
+    NEAR_DISTANCE = Key(
+        5,
+        'Maximum Hamming distance of the 64-bit perceptual hashes of near duplicates. 0: equal hashes only.',
+        low=0,
+        high=8,
+        unit='bits',
+    )
+    FEW = Key(5, 'Classes with fewer training images are listed.', low=1)
+
+
+class PackKeys(Section, title='tar shards (tools/pack.py)'):
+    OUT = Key('', 'Folder to write the splits train, valid and test to.', is_path=True)
+    IMAGES = Key(
+        'reencode',
+        'reencode: upright JPEG files resized to SHORT_SIDE, without metadata such as GPS positions; raw: the same as '
+        'pixels, about 7 times the bytes, which training reads without decoding; copy: the original files.',
+        choices=('reencode', 'raw', 'copy'),
+    )
+    SHORT_SIDE = Key(
+        0,
+        'Short side after packing; smaller images are not enlarged. 0: 1.25 times the short side in validation.',
+        low=0,
+        unit='pixels',
+        used_by=('PACK.IMAGES', ('reencode', 'raw')),
+    )
+    QUALITY = Key(90, 'JPEG quality.', low=1, high=100, used_by=('PACK.IMAGES', ('reencode',)))
+    SHARD_IMAGES = Key(0, 'Images per tar file. 0: 256 to 10,000, depending on the size of the split.', low=0)
+
+
+class PseudoKeys(Section, title='pseudo-labels (tools/pseudo_label.py)'):
+    IMAGES = Key('', 'Unlabeled photos: a folder, with its sub-folders, or a JSON of a test split.', is_path=True)
+    ERROR = Key(
+        0.05,
+        'Maximum error rate of the predictions that become labels: the upper 95 % bound of what is measured on the '
+        'validation split.',
+        low=0.0001,
+        high=0.9,
+    )
+    PER_CLASS = Key(
+        0,
+        'Maximum number of pseudo-labeled images per class, the most confident first. 0: the median number of training '
+        'images of the classes.',
+        low=0,
+    )
+    OUT = Key(
+        '',
+        'File of training annotations and pseudo-labels. Empty: with_pseudo.json in the folder of the model.',
+        is_path=True,
     )

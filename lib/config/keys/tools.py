@@ -1,4 +1,4 @@
-"""POSTHOC, EXPORT, SERVE, REPORT, DOCTOR, CLEAN, PSEUDO, PACK and PLAN: one section per tool."""
+"""POSTHOC, SEARCH, INDEX, ENROLL, EXPORT, SERVE, REPORT, CLEAN and PLAN: one section per tool."""
 
 from lib.config.key import Key, Section
 
@@ -18,6 +18,123 @@ class PosthocKeys(Section, title='re-balancing and calibration (tools/posthoc.py
     FOLDS = Key(5, 'Folds of the validation split.', low=2, used_by=('POSTHOC.FIT_SPLIT', ('valid',)))
     HOLDOUT = Key(20, 'Maximum number of training images per class for fitting and for prototypes.', low=1)
     SAVE = Key('', 'Method whose classifier is saved as TAU_NORM.LOG_ROOT/NAME/best_model.pth. Empty: none.')
+
+
+class SearchKeys(Section, title='nearest neighbors (tools/search.py)'):
+    K = Key(10, 'Number k of nearest neighbors for the vote and for CSV.', low=1)
+    GALLERY = Key(
+        'train',
+        'Images to search: the training split, or the validation split without the query itself.',
+        choices=('train', 'valid'),
+    )
+    METRIC = Key('cosine', 'Similarity of features.', choices=('cosine', 'euclidean'))
+    VOTE = Key(
+        'majority',
+        'Votes per neighbor: one (majority), or exp(similarity / TEMPERATURE).',
+        choices=('majority', 'similarity'),
+    )
+    TEMPERATURE = Key(
+        0.07,
+        'Temperature of the vote by similarity; lower values favor the nearest neighbors.',
+        low=1e-4,
+        used_by=('SEARCH.VOTE', ('similarity',)),
+    )
+    WHITEN = Key(
+        False,
+        'Whiten the features, fitted to the training images and their classes: directions in which photos of one '
+        'class differ count less.',
+        used_by=('SEARCH.METRIC', ('cosine',)),
+    )
+    RERANK = Key(
+        '',
+        'Improve the results after the search. query_expansion: search again with the mean of a query and its nearest '
+        'images (alpha QE); reciprocal: rank images higher that have the same k-reciprocal neighbors as the query.',
+        choices=('', 'query_expansion', 'reciprocal'),
+        used_by=('SEARCH.METRIC', ('cosine',)),
+    )
+    CSV = Key('', 'File for the k nearest gallery images of each test image. Empty: none.', is_path=True)
+    INDEX = Key(
+        '',
+        'Catalog of tools/index.py that is searched instead of GALLERY; CSV then lists the k nearest products. Empty: '
+        'none.',
+        is_path=True,
+    )
+    EFFORT = Key(
+        96,
+        'Candidates per query in approximate search; more find more of the true neighbors, slower.',
+        low=1,
+    )
+
+
+class IndexKeys(Section, title='catalogs for product search (tools/index.py)'):
+    FOLDER = Key('', 'Folder of the catalog. Empty: catalog in the folder of the model.', is_path=True)
+    ADD = Key(
+        '',
+        'Photos to add: a folder with one sub-folder per product, an annotation file, or decisions.json. Empty: the '
+        'training images if the catalog is empty, else none.',
+        is_path=True,
+    )
+    REMOVE = Key[tuple[str, ...]](
+        (),
+        'Names of products to remove, separated by commas, or a .txt file with a name per line. What ADD adds is added '
+        'afterwards.',
+        entry=str,
+    )
+    KIND = Key(
+        'auto',
+        'Search among more than 20,000 photos. exact: compare all; hnsw: a graph; ivfpq: lists of short codes, for '
+        'more photos than fit into the memory; auto: hnsw, for binary codes ivfpq.',
+        choices=('auto', 'exact', 'hnsw', 'ivfpq'),
+    )
+    CODES = Key(
+        'int8',
+        'Stored form of a feature: 2 bytes, 1 byte or 1 bit (binary) per dimension.',
+        choices=('float16', 'int8', 'binary'),
+    )
+    DIMENSIONS = Key(
+        0,
+        'Dimensions after the whitening of SEARCH.WHITEN, at most; it is stored in the catalog. 0: no whitening.',
+        low=0,
+    )
+
+
+class EnrollKeys(Section, title='new classes without training (tools/enroll.py)'):
+    IMAGES = Key(
+        '',
+        'Images of new classes, and further images of known ones: a folder with one sub-folder per class, an '
+        'annotation file, or decisions.json.',
+        is_path=True,
+    )
+    PER_CLASS = Key(
+        0,
+        'Maximum number of images to enroll per class; SEED selects them, and metrics are computed on the others. '
+        '0: enroll all.',
+        low=0,
+    )
+    RETIRE = Key[tuple[str, ...]](
+        (),
+        'Names of classes to remove, separated by commas, or a .txt file with a name per line.',
+        entry=str,
+    )
+    PROPOSE = Key(
+        '',
+        'Photos of products that the model does not know, which are clustered into proposals for new classes on a page '
+        'for review; the model does not change. A folder, an annotation file, or the photos of TEST.IMAGES that '
+        'predictions_SOURCE.open_set.csv rejects.',
+        is_path=True,
+    )
+    INDEX = Key(
+        '',
+        'Catalog of tools/index.py that gets the enrolled images, too, and loses the retired classes. Empty: none.',
+        is_path=True,
+    )
+    OUT = Key('', 'Folder to write the extended model to. Empty: LOG_ROOT/NAME_enrolled.', is_path=True)
+    MAX_LOSS = Key(
+        0.02,
+        'Maximum loss of mean per-class accuracy of the old classes on the validation split, as a fraction.',
+        low=0.0,
+        high=1.0,
+    )
 
 
 class ExportKeys(Section, title='export to other formats (tools/export.py)'):
@@ -96,19 +213,6 @@ class ReportKeys(Section, title='report.html'):
     JSON = Key(False, 'Also write the metrics of report.html to report.json.')
 
 
-class DoctorKeys(Section, title='data checks (tools/doctor.py)'):
-    OUT = Key('', 'Folder to write results to. Empty: LOG_ROOT/NAME_doctor.', is_path=True)
-    MIN_SIDE = Key(32, 'Images with a shorter side are listed as suspicious.', low=1, unit='pixels')
-    NEAR_DISTANCE = Key(
-        5,
-        'Maximum Hamming distance of the 64-bit perceptual hashes of near duplicates. 0: equal hashes only.',
-        low=0,
-        high=8,
-        unit='bits',
-    )
-    FEW = Key(5, 'Classes with fewer training images are listed.', low=1)
-
-
 class CleanKeys(Section, title='label cleaning (tools/clean.py)'):
     HEAD = Key(
         'auto',
@@ -144,47 +248,6 @@ class CleanKeys(Section, title='label cleaning (tools/clean.py)'):
         low=1.0,
         unit='MB',
     )
-
-
-class PseudoKeys(Section, title='pseudo-labels (tools/pseudo_label.py)'):
-    IMAGES = Key('', 'Unlabeled photos: a folder, with its sub-folders, or a JSON of a test split.', is_path=True)
-    ERROR = Key(
-        0.05,
-        'Maximum error rate of the predictions that become labels: the upper 95 % bound of what is measured on the '
-        'validation split.',
-        low=0.0001,
-        high=0.9,
-    )
-    PER_CLASS = Key(
-        0,
-        'Maximum number of pseudo-labeled images per class, the most confident first. 0: the median number of training '
-        'images of the classes.',
-        low=0,
-    )
-    OUT = Key(
-        '',
-        'File of training annotations and pseudo-labels. Empty: with_pseudo.json in the folder of the model.',
-        is_path=True,
-    )
-
-
-class PackKeys(Section, title='tar shards (tools/pack.py)'):
-    OUT = Key('', 'Folder to write the splits train, valid and test to.', is_path=True)
-    IMAGES = Key(
-        'reencode',
-        'reencode: upright JPEG files resized to SHORT_SIDE, without metadata such as GPS positions; raw: the same as '
-        'pixels, about 7 times the bytes, which training reads without decoding; copy: the original files.',
-        choices=('reencode', 'raw', 'copy'),
-    )
-    SHORT_SIDE = Key(
-        0,
-        'Short side after packing; smaller images are not enlarged. 0: 1.25 times the short side in validation.',
-        low=0,
-        unit='pixels',
-        used_by=('PACK.IMAGES', ('reencode', 'raw')),
-    )
-    QUALITY = Key(90, 'JPEG quality.', low=1, high=100, used_by=('PACK.IMAGES', ('reencode',)))
-    SHARD_IMAGES = Key(0, 'Images per tar file. 0: 256 to 10,000, depending on the size of the split.', low=0)
 
 
 class PlanKeys(Section, title='memory and time estimates (tools/plan.py)'):
