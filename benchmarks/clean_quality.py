@@ -5,9 +5,11 @@ python benchmarks/clean_quality.py --train FEATURES.npy ANNOTATIONS.json --valid
 
 FEATURES.npy has one row per annotation, as TRAIN.FEATURES cached writes it (features.npy); classes.json beside the
 annotations of train names the coarse classes. The labels are taken as right, and noise is drawn: symmetric (any other
-class), or within coarse classes. For each, over all seeds: precision and recall of `mislabeled`, and the accuracy on
-valid of an L2-regularized logistic regression that is trained on the labels as drawn, without the images found, with
-the proposals as labels, and on the right labels.
+class), within coarse classes, or in a few classes: half of the images of 12 classes have the label of one other class,
+any one or of the same coarse class. For each, over all seeds: precision, recall and F1 of `mislabeled`; F1 of plain
+confident learning with the same out-of-fold probabilities; and the accuracy on valid of an L2-regularized logistic
+regression that is trained on the labels as drawn, without the images found, with the proposals as labels, and on the
+right labels.
 
 tail: 20 % symmetric noise in a long tail (imbalance 20): the fraction of right labels that are found, in classes of
 fewer than 20 images, and of at least 40, and their ratio. others: images of another data set are added with random
@@ -18,7 +20,6 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -31,36 +32,72 @@ from benchmarks.harness import finish, new_parser
 from lib.commands.cli import cli_main
 from lib.config.options import local_path
 from lib.dataset.annotations import read_annotations, read_classes
+from lib.posthoc.cleaning_rounds import judge_in_rounds
 from lib.posthoc.judged_images import JudgedImages
-from lib.posthoc.label_errors import KINDS, Findings, find_label_errors
-from lib.posthoc.out_of_catalog import find_strangers
-from lib.posthoc.out_of_fold import out_of_fold_candidates
+from lib.posthoc.label_errors import KINDS, Findings
+from lib.posthoc.out_of_fold import Candidates
 
-NOISE = {'symmetric 0': 0.0, 'symmetric 10': 0.1, 'symmetric 20': 0.2, 'symmetric 40': 0.4, 'coarse 20': 0.2}
+NOISE = {
+    'symmetric 0': 0.0, 'symmetric 10': 0.1, 'symmetric 20': 0.2, 'symmetric 40': 0.4, 'coarse 20': 0.2,
+    'few classes': 0.5, 'few coarse classes': 0.5,
+}  # fmt: skip
+NUM_NOISY = 12  # classes of which half of the images have the label of one other class
 MISLABELED, OUT_OF_CATALOG = KINDS.index('mislabeled'), KINDS.index('out_of_catalog')
 FEW, MANY, IMBALANCE, OTHERS = 20, 40, 20, 0.05
 
 
-def judged(values: np.ndarray, labels: np.ndarray, num_classes: int, seed: int, rounds: int) -> Findings:
-    """Return the findings of the last round, as tools/clean.py computes them."""
+def judged(
+    values: np.ndarray, labels: np.ndarray, num_classes: int, seed: int, rounds: int
+) -> tuple[Candidates, Findings]:
+    """Return the candidates and findings of the last round, as tools/clean.py computes them."""
     images = JudgedImages(values, np.arange(len(labels)), labels, num_classes, np.ones(len(labels), np.float32))
-    for number in range(rounds):
-        with tempfile.TemporaryDirectory() as folder:
-            candidates = out_of_fold_candidates(images, Path(folder), head='linear', seed=seed + number)
-            findings = find_label_errors(candidates, out_of_catalog=find_strangers(images, candidates))
-        images = replace(images, weights=1 - np.nan_to_num(findings.error).astype(np.float32))
-    return findings
+    with tempfile.TemporaryDirectory() as folder:
+        # Mapped files stay readable after the folder is deleted.
+        return list(judge_in_rounds(images, Path(folder), head='linear', num_rounds=rounds, seed=seed))[-1]
+
+
+def confident_learning(candidates: Candidates) -> np.ndarray:
+    """Return which labels are wrong by plain confident learning (Northcutt et al., JAIR 2021, eq. 1), (n,) bool.
+
+    A class is likely where its probability is at least the mean of its own images; a label is wrong where the most
+    likely of these classes is another one.
+    """
+    labels = candidates.labels
+    own = np.exp(candidates.own - candidates.log_sum)
+    counts = np.bincount(labels, minlength=candidates.num_classes)
+    thresholds = np.where(counts, np.bincount(labels, own, candidates.num_classes) / np.maximum(counts, 1), 2.0)
+    probabilities = np.exp(candidates.logits - candidates.log_sum[:, None])
+    above = np.where(probabilities >= thresholds[candidates.classes], probabilities, -1)
+    best = np.take_along_axis(candidates.classes, above.argmax(axis=1)[:, None], 1)[:, 0]
+    return (above.max(axis=1) > 0) & (best != labels)
+
+
+def f1_of(found: np.ndarray, wrong: np.ndarray) -> float:
+    """Return the harmonic mean of precision and recall."""
+    return 2 * (found & wrong).sum() / max(1, found.sum() + wrong.sum())
 
 
 def with_noise(labels: np.ndarray, kind: str, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return labels with a fraction NOISE[kind] replaced; `groups`: the coarse class of each class."""
+    """Return labels with noise of a kind of NOISE; `groups`: the coarse class of each class."""
     noisy = labels.copy()
+    if 'few' in kind:
+        for label in rng.permutation(len(groups))[:NUM_NOISY].tolist():
+            others = other_classes(label, groups, 'coarse' in kind)
+            rows = rng.permutation(np.flatnonzero(labels == label))
+            if len(others):
+                noisy[rows[: round(NOISE[kind] * len(rows))]] = rng.choice(others)
+        return noisy
     for row in rng.permutation(len(labels))[: round(NOISE[kind] * len(labels))].tolist():
-        others = np.flatnonzero(groups == groups[labels[row]]) if 'coarse' in kind else np.arange(len(groups))
-        others = others[others != labels[row]]
+        others = other_classes(labels[row], groups, 'coarse' in kind)
         if len(others):
             noisy[row] = rng.choice(others)
     return noisy
+
+
+def other_classes(label: int, groups: np.ndarray, is_coarse: bool) -> np.ndarray:
+    """Return the classes that a wrong label may be."""
+    others = np.flatnonzero(groups == groups[label]) if is_coarse else np.arange(len(groups))
+    return others[others != label]
 
 
 def accuracy(
@@ -104,7 +141,7 @@ def noise_rows(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]
         sums: dict[str, list[float]] = {}
         for seed in range(args.first_seed, args.first_seed + args.seeds):
             noisy = with_noise(labels, kind, args.groups, np.random.default_rng(seed))
-            findings = judged(values, noisy, num_classes, seed, args.rounds)
+            candidates, findings = judged(values, noisy, num_classes, seed, args.rounds)
             found, wrong = findings.kind == MISLABELED, noisy != labels
             proposed = np.where(found & (findings.proposal >= 0), findings.proposal, noisy).astype(np.int64)
             numbers = {
@@ -112,6 +149,8 @@ def noise_rows(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]
                 'found': found.mean(),
                 'precision': (found & wrong).sum() / max(1, found.sum()),
                 'recall': (found & wrong).sum() / max(1, wrong.sum()),
+                'f1': f1_of(found, wrong),
+                'confident learning f1': f1_of(confident_learning(candidates), wrong),
                 'right proposals': (proposed == labels)[found & wrong].mean() if (found & wrong).any() else np.nan,
                 'as labeled': accuracy((values, noisy), valid, num_classes, every) / 100,
                 'dropped': accuracy((values, noisy), valid, num_classes, ~found) / 100,
@@ -134,7 +173,7 @@ def tail_row(args: argparse.Namespace) -> dict[str, float]:
         rows = long_tail(args.train[1], rng)
         labels = args.train[1][rows]
         noisy = with_noise(labels, 'symmetric 20', args.groups, rng)
-        kind = judged(args.train[0][rows], noisy, len(args.groups), args.first_seed + number, args.rounds).kind
+        kind = judged(args.train[0][rows], noisy, len(args.groups), args.first_seed + number, args.rounds)[1].kind
         sizes = np.bincount(noisy, minlength=len(args.groups))[noisy]
         for index, group in enumerate((sizes < FEW, sizes >= MANY)):
             for column, part in enumerate((group & (noisy == labels), group & (noisy != labels))):
@@ -163,7 +202,7 @@ def others_row(args: argparse.Namespace) -> dict[str, float]:
         number = min(len(args.others), round(OTHERS / (1 - OTHERS) * len(args.train[1])))
         added = args.others[rng.permutation(len(args.others))[:number]]
         labels = np.concatenate([args.train[1], rng.integers(0, len(args.groups), number)])
-        kind = judged(np.concatenate([args.train[0], added]), labels, len(args.groups), seed, args.rounds).kind
+        kind = judged(np.concatenate([args.train[0], added]), labels, len(args.groups), seed, args.rounds)[1].kind
         flagged = kind == OUT_OF_CATALOG
         outside.append(flagged[-number:].mean())
         inside.append(flagged[:-number].mean())

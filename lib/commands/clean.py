@@ -20,10 +20,10 @@ from lib.config.yaml_text import as_values
 from lib.dataset.features import Features
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError, printable, shortened
+from lib.posthoc.cleaning_rounds import judge_in_rounds
 from lib.posthoc.judged_images import JudgedImages, joined_features
-from lib.posthoc.label_errors import Findings, find_label_errors
-from lib.posthoc.out_of_catalog import find_strangers
-from lib.posthoc.out_of_fold import choose_head, out_of_fold_candidates
+from lib.posthoc.label_errors import Findings
+from lib.posthoc.out_of_fold import choose_head
 from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
 from lib.runtime.text import count_of
@@ -109,10 +109,7 @@ def _source(
 
 
 def _judge(source: CleanSource, folder: Path, group: ProcessGroup) -> CleanResult:
-    """Judge the labels of `source` in rounds.
-
-    Each round after the first weights the images by the probability that their label is right, and draws other folds.
-    """
+    """Judge the labels of `source` in rounds."""
     options, labels = source.cfg.CLEAN, source.features.labels[source.rows]
     values, num_classes = source.features.values, source.train.num_classes
     weights = np.ones(len(labels), np.float32)
@@ -123,28 +120,21 @@ def _judge(source: CleanSource, folder: Path, group: ProcessGroup) -> CleanResul
     LOGGER.info(
         'judging %s of %s by a %s head', count_of(len(labels), 'image'), count_of(num_classes, 'class', 'classes'), head
     )
-    kinds, number = np.zeros(0), 0
-    while True:
-        number += 1
-        candidates = out_of_fold_candidates(
-            images,
-            folder / str(number),
-            head=head,
-            num_candidates=options.CANDIDATES,
-            num_folds=options.FOLDS,
-            seed=source.cfg.SEED + number - 1,
-            device=source.device.main,
-            group=group,
-        )
-        strangers = find_strangers(images, candidates, source.device.main)
-        findings = find_label_errors(candidates, out_of_catalog=strangers)
+    rounds = judge_in_rounds(
+        images,
+        folder,
+        head=head,
+        num_rounds=options.ROUNDS,
+        num_candidates=options.CANDIDATES,
+        num_folds=options.FOLDS,
+        seed=source.cfg.SEED,
+        device=source.device.main,
+        group=group,
+    )
+    for number, (candidates, findings) in enumerate(rounds, 1):
         LOGGER.info('round %d: %s', number, _describe_noise(findings))
-        is_last = np.array_equal(kinds, findings.kind) or number == options.ROUNDS
-        kinds = findings.kind
-        if group.broadcast_object(is_last):
-            return CleanResult(source, candidates, findings, head, number)
-        weights = 1 - np.nan_to_num(findings.error, nan=0.0).astype(np.float32)
-        images = replace(images, weights=group.broadcast_object(weights))
+        result = CleanResult(source, candidates, findings, head, number)
+    return result
 
 
 def _describe_noise(findings: Findings) -> str:

@@ -1,8 +1,8 @@
 """Nearest neighbors of images among the members of their candidate classes, and their votes for each of these classes.
 
 Exact search among n images costs O(n^2). A neighbor that speaks for or against a label has that label or another class
-that the classifier considers, so only those are searched: n (NUM_CLASSES + 1) MAX_MEMBERS distances, memory O(n k). No
-image is its own neighbor.
+that the classifier considers, so only those are searched: n (K + 1) MAX_MEMBERS distances, memory O(n k). No image is
+its own neighbor.
 """
 
 import numpy as np
@@ -12,8 +12,7 @@ from lib.dataset.index import ranks_in_classes
 from lib.posthoc.judged_images import JudgedImages, row_blocks
 
 NUM_NEIGHBORS = 10  # k
-NUM_CLASSES = 6  # candidates, the best first, that are searched besides the label
-MAX_MEMBERS = 32  # of a class that are searched
+MAX_MEMBERS = 24  # of a class that are searched
 _TEMPERATURE = 0.07  # of similarities (Wu et al., CVPR 2018, section 3.4)
 _PRIOR = 1.0  # votes of NUM_NEIGHBORS that every class has beforehand
 _LEAST_MEMBERS = 1.0
@@ -56,10 +55,10 @@ class NeighborSearch:
         neighbors = np.full((len(positions), NUM_NEIGHBORS), -1, np.int32)
         similarities = np.full(neighbors.shape, -np.inf, np.float32)
         labels = self._images.labels[positions]
-        width = (NUM_CLASSES + 1) * self._members.shape[1] * self._images.num_features
+        width = (classes.shape[1] + 1) * self._members.shape[1] * self._images.num_features
         for some in row_blocks(np.arange(len(positions)), width):
-            of_candidates = self._members[classes[some, :NUM_CLASSES]]
-            of_candidates[classes[some, :NUM_CLASSES] == labels[some, None]] = -1  # the label is searched anyway
+            of_candidates = self._members[classes[some]]
+            of_candidates[classes[some] == labels[some, None]] = -1  # the label is searched anyway
             members = np.concatenate([of_candidates, self._members[labels[some], None]], axis=1)
             members = members.reshape(len(some), -1)
             members[members == positions[some, None]] = -1

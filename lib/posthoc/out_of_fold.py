@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from lib.posthoc.class_neighbors import NUM_NEIGHBORS, NeighborSearch
+from lib.posthoc.class_neighbors import MAX_MEMBERS, NUM_NEIGHBORS, NeighborSearch
 from lib.posthoc.crossfit import stratified_folds
 from lib.posthoc.discriminant import FoldedDiscriminants
 from lib.posthoc.judged_images import JudgedImages, LeaveOneOutMeans, row_blocks
@@ -102,7 +102,7 @@ def out_of_fold_candidates(
     num_folds = min(num_folds, len(images)) if head == 'linear' else 0
     key: dict[str, Any] = {}
     if group.is_main:
-        key = {**images.key(), 'head': head, 'folds': num_folds, 'seed': seed}
+        key = {**images.key(), 'head': head, 'folds': num_folds, 'seed': seed, 'members': MAX_MEMBERS}
     columns: dict[str, tuple[type, tuple[int, ...]]] = {
         'classes': (np.int32, (num_candidates,)),
         **dict.fromkeys(('logits', 'similarities'), (np.float32, (num_candidates,))),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lib.posthoc import class_neighbors
-from lib.posthoc.class_neighbors import NUM_CLASSES, NUM_NEIGHBORS, NeighborSearch, log_votes, votes_for_classes
+from lib.posthoc.class_neighbors import NUM_NEIGHBORS, NeighborSearch, log_votes, votes_for_classes
 from lib.posthoc.judged_images import JudgedImages
 
 
@@ -38,13 +38,14 @@ def candidates_of(rng: np.random.Generator, images: JudgedImages, k: int) -> np.
 @pytest.mark.parametrize('k', [3, 10])
 def test_neighbors_are_the_nearest_members_of_candidates_and_label(seed, k, monkeypatch):
     monkeypatch.setattr('lib.posthoc.judged_images._MAX_VALUES', 20_000)
+    monkeypatch.setattr(class_neighbors, 'MAX_MEMBERS', 1000)
     images, rng = drawn(seed), np.random.default_rng(seed)
     features, classes = unit_features(images), candidates_of(rng, images, k)
     some = np.sort(rng.choice(len(images), 90, replace=False))
     search = NeighborSearch(images, 0.5)
     found, similarities = search.nearest(torch.from_numpy(features[some]), some, classes[some])
     for row, image in enumerate(some):
-        searched = {*classes[image, :NUM_CLASSES].tolist(), int(images.labels[image])}
+        searched = {*classes[image].tolist(), int(images.labels[image])}
         others = [other for other in range(len(images)) if images.labels[other] in searched and other != image]
         cosines = features[others] @ features[image]
         order = np.argsort(-cosines)[:NUM_NEIGHBORS]
