@@ -15,7 +15,7 @@ _LEAST, _MOST = 0.1, 0.9999  # ends of the threshold above which an image is mis
 _DOUBT = 0.2  # the least threshold above which it is ambiguous
 _SMALL = 7.0  # images: in a class of n, the log-odds of an error are divided by 1 + (_SMALL / n)^2
 _MOST_FLAGGED, _FLAGGED_PER_WRONG = 0.02, 0.06  # fraction of correct images that may be flagged: at most, and by odds
-_SURE = 0.8  # probability of a proposal which an image fits, even if it seems out of the catalog
+_SURE = 0.95  # probability of a proposal which an image fits, even if it seems out of the catalog
 
 
 @dataclass(frozen=True)

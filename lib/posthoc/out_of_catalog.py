@@ -10,7 +10,7 @@ _FEATURES_PER_DIRECTION = 20
 _MAX_FOR_DIRECTIONS = 100_000  # images
 _QUANTILE = 0.993  # of the logarithm of confirmed images' residuals
 _MAX_DEVIATIONS = 3.0
-_SURPLUS, _FEW = 0.5, 10  # of the limit for confirmed images, and for labels of this many images
+_SURPLUS, _FEW = 0.5, 20  # of the limit for confirmed images, and for labels of this many images
 _SIMILAR = 0.05  # quantile of confirmed images' similarities above which an image fits a class
 
 
@@ -71,7 +71,7 @@ def is_out_of_catalog(
 
     The limit is the 99.3rd percentile of confirmed images, but at most 3 standard deviations (84th percentile minus
     median), since some strangers are confirmed by chance. A confirmed image needs 1.5 times as much. So does any image
-    with a label of 10 images or fewer, and one with a label of n images 1 + 5 / n times: that a label is not predicted
+    with a label of 20 images or fewer, and one with a label of n images 1 + 10 / n times: that a label is not predicted
     is less of a sign there.
 
     Args:
