@@ -34,6 +34,10 @@ HEADS = {
         '--MODEL_CLASSIFIER', 'lws', '--MODEL_FREEZE_CLASSIFIER', True, '--MODEL_CLASSIFIER_INIT', 'checkpoint',
         '--SAMPLER_TYPE', 'class_balance',
     ),
+    'embedding, pairs of images': (
+        '--MODEL_EMBEDDING', 8, '--LOSS_AUXILIARY', 'multi_similarity', '--SAMPLER_TYPE', 'class_balance',
+        '--SAMPLER_IMAGES_PER_CLASS', 2,
+    ),
     'chunked, in micro-batches': ('--LOSS_CHUNK_IMAGES', 3, '--TRAIN_DEVICE_BATCH_SIZE', 4),
 }  # fmt: skip
 ALWAYS = ('linear, EMA', 'LDAM, deferred re-weighting and re-sampling', 'chunked, in micro-batches')

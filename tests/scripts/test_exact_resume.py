@@ -5,11 +5,11 @@ import pytest
 from lib.trainer.checkpointing.io import read_checkpoint
 from tests.scripts.running import TINY, check_same_run, metrics_of
 
-# 33 images after the cap, 4 steps per epoch; sampler and image size change in the second epoch, and the learning rate
-# falls in every step.
+# 33 images after the cap, 4 steps per epoch; sampler and image size change in the second epoch, from which on the backbone
+# is trained, too, and the learning rate falls in every step.
 STEPS = 4
 OPTIONS = ('--DATASET_HEAD_CAP', 6, '--SAMPLER_SWITCH_TYPE', 'class_balance', '--SAMPLER_SWITCH_EPOCH', 1)
-OPTIONS += ('--INPUT_SIZE_SCHEDULE', '0,24,1,40,2,32')
+OPTIONS += ('--INPUT_SIZE_SCHEDULE', '0,24,1,40,2,32', '--MODEL_EMBEDDING', 8, '--TRAIN_HEAD_EPOCHS', 1)
 OPTIONS += ('--TRAIN_MAX_EPOCH', 3, '--NAME', 'run', '--SEED', 7)
 LAST = ('--RESUME_MODEL', 'last')
 STEP = 'lib.trainer.step:TrainStep.__call__'
@@ -37,6 +37,7 @@ def test_the_run_to_compare_with(uninterrupted):
     """The tests below would prove nothing if the run did not learn, or did not use one of its features."""
     log = (uninterrupted / 'log.txt').read_text()
     assert '33 images (of 51, by DATASET.HEAD_CAP)' in log
+    assert 'TRAIN.HEAD_EPOCHS 1: the backbone is constant until then' in log
     assert f'step {STEPS - 1} of {STEPS}' in log
     rates = [line['lr'] for line in metrics_of(uninterrupted) if line['split'] == 'train']
     assert rates == sorted(rates, reverse=True)
