@@ -120,6 +120,9 @@ def _judge(source: CleanSource, folder: Path, group: ProcessGroup) -> CleanResul
     LOGGER.info(
         'judging %s of %s by a %s head', count_of(len(labels), 'image'), count_of(num_classes, 'class', 'classes'), head
     )
+    samples = source.samples
+    if samples:
+        LOGGER.info('the areas under the margin that %s recorded are evidence', source.folder)
     rounds = judge_in_rounds(
         images,
         folder,
@@ -128,6 +131,7 @@ def _judge(source: CleanSource, folder: Path, group: ProcessGroup) -> CleanResul
         num_candidates=options.CANDIDATES,
         num_folds=options.FOLDS,
         seed=source.cfg.SEED,
+        margins=samples.aum[source.rows] if samples else None,
         device=source.device.main,
         group=group,
     )

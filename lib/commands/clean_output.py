@@ -56,6 +56,11 @@ class CleanSource:
     folder: Path
     is_trained: bool
 
+    @cached_property
+    def samples(self) -> Samples | None:
+        """Record of the training images by the run of the model (TRAIN.TRACK_SAMPLES)."""
+        return read_samples(self.folder, len(self.train), self.train.digest()) if self.is_trained else None
+
 
 @dataclass(frozen=True)
 class CleanResult:
@@ -93,12 +98,6 @@ class CleanResult:
         """Positions of the suspects among the judged images, the most probable errors first."""
         positions = np.flatnonzero(~np.isin(self.kind, (FINE, CANNOT_TELL)))
         return positions[np.argsort(-np.nan_to_num(self.findings.error[positions], nan=0.0), kind='stable')]
-
-    @cached_property
-    def samples(self) -> Samples | None:
-        """Record of the training images by the run of the model (TRAIN.TRACK_SAMPLES)."""
-        source = self.source
-        return read_samples(source.folder, len(source.train), source.train.digest()) if source.is_trained else None
 
     @cached_property
     def earlier(self) -> list[Decision]:
@@ -161,7 +160,7 @@ _HEADER = (
 
 
 def _csv_rows(result: CleanResult) -> Iterator[tuple]:
-    findings, candidates, samples = result.findings, result.candidates, result.samples
+    findings, candidates, samples = result.findings, result.candidates, result.source.samples
     for start in range(0, len(result.suspects), _CSV_BLOCK):
         some = result.suspects[start : start + _CSV_BLOCK]
         rest = np.where(candidates.classes[some] == candidates.labels[some, None], -np.inf, candidates.logits[some])

@@ -23,6 +23,7 @@ def judge_in_rounds(
     num_candidates: int = 10,
     num_folds: int = 5,
     seed: int = 0,
+    margins: np.ndarray | None = None,
     device: torch.device | None = None,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> Iterator[tuple[Candidates, Findings]]:
@@ -33,6 +34,7 @@ def judge_in_rounds(
     Args:
         images: whose labels are judged, with the weights of the first round.
         folder: holds the scores of each round, so that an interrupted command resumes.
+        margins: as in `find_label_errors`.
         head, num_candidates, num_folds, seed, device, group: as in `out_of_fold_candidates`.
     """
     kinds = np.zeros(0)
@@ -47,7 +49,8 @@ def judge_in_rounds(
             device=device,
             group=group,
         )
-        findings = find_label_errors(candidates, out_of_catalog=find_strangers(images, candidates, device))
+        strangers = find_strangers(images, candidates, device)
+        findings = find_label_errors(candidates, out_of_catalog=strangers, margins=margins)
         yield candidates, findings
         if group.broadcast_object(np.array_equal(kinds, findings.kind)):
             return

@@ -15,6 +15,7 @@ _LEAST, _MOST = 0.1, 0.9999  # ends of the threshold above which an image is mis
 _DOUBT = 0.2  # the least threshold above which it is ambiguous
 _SMALL = 7.0  # images: in a class of n, the log-odds of an error are divided by 1 + (_SMALL / n)^2
 _MOST_FLAGGED, _FLAGGED_PER_WRONG = 0.02, 0.06  # fraction of correct images that may be flagged: at most, and by odds
+_CLASS_PRIOR = 5.0  # images that the mean and variance of a class's margins are worth beforehand
 _SURE = 0.95  # probability of a proposal which an image fits, even if it seems out of the catalog
 
 
@@ -62,7 +63,9 @@ class Findings:
     noise: NoiseRates
 
 
-def find_label_errors(candidates: Candidates, *, out_of_catalog: np.ndarray | None = None) -> Findings:
+def find_label_errors(
+    candidates: Candidates, *, out_of_catalog: np.ndarray | None = None, margins: np.ndarray | None = None
+) -> Findings:
     """Find labels that are probably wrong, and what they should be.
 
     An image is mislabeled where the probability of an error is above a threshold of its class size, chosen so that the
@@ -72,12 +75,16 @@ def find_label_errors(candidates: Candidates, *, out_of_catalog: np.ndarray | No
 
     Args:
         out_of_catalog: (n,) bool, images that fit no class.
+        margins: (n,) area under the margin of each image, if a run has recorded it; nan: not known.
     """
     model = NoiseModel(candidates)
     model.fit()
     proposal, probability = model.proposals()
     sizes = np.bincount(candidates.labels, minlength=candidates.num_classes)[candidates.labels]
-    error = calibrated_error(np.where(model.is_judged, model.error, np.nan), sizes)
+    error = np.where(model.is_judged, model.error, np.nan)
+    if margins is not None:
+        error = error_given_margins(error, margins, candidates.labels)
+    error = calibrated_error(error, sizes)
     probability = np.where(model.is_judged, probability * error / np.maximum(model.error, 1e-12), 0)
     kind = np.full(len(error), FINE, np.uint8)
     kind[error > np.maximum(_DOUBT, error_thresholds(error, sizes, 2.0))] = AMBIGUOUS
@@ -86,6 +93,44 @@ def find_label_errors(candidates: Candidates, *, out_of_catalog: np.ndarray | No
     if out_of_catalog is not None:
         kind[out_of_catalog & ~((kind == MISLABELED) & (probability > _SURE))] = OUT_OF_CATALOG
     return Findings(error, proposal, probability, kind, model.agreement, _noise_rates(model, error, candidates))
+
+
+def error_given_margins(error: np.ndarray, margins: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return probabilities of errors (n,) float32 that include the area under the margin (AUM) of each image.
+
+    A mislabeled image has a low one (Pleiss et al., NeurIPS 2020). It is compared with the others of its class: minus
+    their mean, divided by their standard deviation, where each counts by the probability that its label is right, and
+    all images count as some of the class. The mean of that among right and among wrong labels, and its variance, give
+    the likelihood ratio of two Gaussians. Its square root multiplies the odds, as the logits are evidence, too, of what
+    a network learns.
+
+    Args:
+        error: (n,) probability without it; nan stays.
+        margins: (n,) from the record of a run (TRAIN.TRACK_SAMPLES); nan is no evidence.
+        labels: (n,) int64.
+    """
+    known = np.isfinite(margins) & np.isfinite(error)
+    wrong, y, values = error[known].astype(np.float64), labels[known], margins[known].astype(np.float64)
+    right = 1 - wrong
+    if min(wrong.sum(), right.sum()) < 1:
+        return error
+
+    def of_others(values: np.ndarray) -> np.ndarray:
+        sums, counts = np.bincount(y, right * values), np.bincount(y, right)
+        overall = _CLASS_PRIOR * (right @ values) / right.sum()
+        return (sums[y] - right * values + overall) / (counts[y] - right + _CLASS_PRIOR)
+
+    relative = values - of_others(values)
+    relative /= np.sqrt(np.maximum(of_others(relative**2), 1e-12))
+    if_right, if_wrong = right @ relative / right.sum(), wrong @ relative / wrong.sum()
+    if if_wrong >= if_right:
+        return error  # there is no sign of wrong labels in it
+    variance = (right @ (relative - if_right) ** 2 + wrong @ (relative - if_wrong) ** 2) / len(relative)
+    log_ratio = (if_wrong - if_right) / max(variance, 1e-12) * (relative - (if_wrong + if_right) / 2)
+    odds = wrong / np.maximum(right, 1e-7) * np.exp(np.clip(log_ratio / 2, -20, 20))
+    changed = error.copy()
+    changed[known] = odds / (1 + odds)
+    return changed
 
 
 def calibrated_error(error: np.ndarray, sizes: np.ndarray) -> np.ndarray:

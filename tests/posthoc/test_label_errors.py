@@ -12,6 +12,7 @@ from lib.posthoc.label_errors import (
     MISLABELED,
     OUT_OF_CATALOG,
     calibrated_error,
+    error_given_margins,
     error_thresholds,
     find_label_errors,
 )  # fmt: skip
@@ -156,3 +157,55 @@ def test_a_sure_proposal_wins_over_out_of_catalog():
     assert (findings.kind[:8] == MISLABELED).all()
     assert (findings.proposal[:8] == true[:8]).all()
     assert (findings.kind[8:12] == OUT_OF_CATALOG).all()
+
+
+def margins_of(rng, labels: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    """Return margins with a level of their class, three deviations lower for wrong labels."""
+    level = rng.normal(0, 4, labels.max() + 1)[labels]
+    return (level + rng.normal(size=len(labels)) - 3 * wrong).astype(np.float32)
+
+
+def test_margins_are_evidence(seed):
+    rng = np.random.default_rng(seed)
+    logits, labels, true = noisy_classes(rng, np.full(20, 40), 0.15, sharpness=4)
+    wrong, candidates = labels != true, candidates_of(logits, labels, 8)
+    margins = margins_of(rng, labels, wrong)
+    margins[:5] = np.nan
+    without, with_them = find_label_errors(candidates), find_label_errors(candidates, margins=margins)
+    mistakes = [((findings.error > 0.5) != wrong).sum() for findings in (without, with_them)]
+    assert mistakes[1] < mistakes[0]
+    np.testing.assert_array_equal(without.error[:5], with_them.error[:5])
+    without_noise = rng.normal(size=len(labels)).astype(np.float32)
+    unrelated = find_label_errors(candidates, margins=without_noise).error
+    assert np.abs(unrelated - without.error).mean() < 0.02
+
+
+def test_margins_are_compared_within_the_class(seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 6, 300)
+    error = rng.beta(0.3, 1.2, 300).astype(np.float32)
+    margins = margins_of(rng, labels, rng.random(300) < error).astype(np.float64)
+    error[7], margins[8] = np.nan, np.nan
+    known = np.flatnonzero(~np.isnan(error) & ~np.isnan(margins))
+    right = 1 - error.astype(np.float64)
+
+    def of_others(values: dict[int, float], image: int) -> float:
+        overall = sum(right[i] * values[i] for i in known) / sum(right[i] for i in known)
+        others = [i for i in known if labels[i] == labels[image] and i != image]
+        return (sum(right[i] * values[i] for i in others) + 5 * overall) / (sum(right[i] for i in others) + 5)
+
+    values = {i: margins[i] for i in known}
+    centered = {i: values[i] - of_others(values, i) for i in known}
+    squares = {i: centered[i] ** 2 for i in known}
+    relative = np.array([centered[i] / of_others(squares, i) ** 0.5 for i in known])
+    p, q = right[known], 1 - right[known]
+    means = np.average(relative, weights=p), np.average(relative, weights=q)
+    variance = (p @ (relative - means[0]) ** 2 + q @ (relative - means[1]) ** 2) / len(known)
+    ratio = np.exp(((relative - means[0]) ** 2 - (relative - means[1]) ** 2) / (2 * variance))
+    odds = q / np.maximum(p, 1e-7) * ratio**0.5
+    found = error_given_margins(error, margins, labels)
+    np.testing.assert_allclose(found[known], odds / (1 + odds), rtol=1e-4, atol=1e-6)
+    assert np.isnan(found[7])
+    assert found[8] == error[8]
+    none = np.zeros(300, np.float32)
+    np.testing.assert_array_equal(error_given_margins(none, margins, labels), none)
