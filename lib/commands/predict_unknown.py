@@ -234,13 +234,34 @@ def write_rejection(stem: Path, rejection: Rejection, model: str | None) -> list
     return files
 
 
-class _RejectionFile(msgspec.Struct):
-    """The part of a file of `write_rejection` that programs need."""
+class RejectionFile(msgspec.Struct):
+    """The content of a file of `write_rejection`."""
 
     model: str | None
     score: str
+    wanted_rate: float
+    guaranteed_rate: float
     threshold: float | None
     accepts: Literal['none', 'some', 'all']
+    is_left_out: bool
+    num_classes: int
+    num_images: int
+    known_accepted: float
+    auroc: float
+    fpr95: float
+    oscr: float
+    accuracy: float
+
+
+def latest_rejection(folder: Path, version: str) -> tuple[Path, RejectionFile] | None:
+    """Return the newest file of `write_rejection` for a version of a model, and its content; None: there is none.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    files = sorted(folder.glob(f'*{_JSON}'), key=os.path.getmtime)
+    found = [(file, content) for file in files if (content := read_json(file, RejectionFile)).model == version]
+    return found[-1] if found else None
 
 
 def read_rejection(trained: LoadedModel, version: str) -> tuple[KnownScore, float] | None:
@@ -249,11 +270,10 @@ def read_rejection(trained: LoadedModel, version: str) -> tuple[KnownScore, floa
     Raises:
         UserError: one of its files is damaged.
     """
-    files = sorted(trained.folder.glob(f'*{_JSON}'), key=os.path.getmtime)
-    found = [(file, content) for file in files if (content := read_json(file, _RejectionFile)).model == version]
-    if not found:
+    found = latest_rejection(trained.folder, version)
+    if found is None:
         return None
-    file, content = found[-1]
+    file, content = found
     limits = {'none': np.inf, 'all': -np.inf}
     threshold = limits.get(content.accepts, content.threshold)
     if content.score in LOGIT_SCORES and threshold is not None:

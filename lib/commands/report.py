@@ -9,9 +9,11 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
+from lib.builders.cache_key import model_version
 from lib.builders.model import class_names, class_shard, model_of
 from lib.builders.split import DatasetSplit
 from lib.commands.loaded_model import LoadedModel, split_features
+from lib.commands.predict_unknown import latest_rejection
 from lib.commands.train import TrainingRun
 from lib.config.defaults import Config
 from lib.config.yaml_text import as_text
@@ -106,6 +108,7 @@ def trained_report(trained: LoadedModel) -> Path:
         summary={name: metrics for name, metrics in summary.items() if name == 'best'},
         predictions=predictions,
         tau=tau,
+        open_set=_open_set_of(trained),
         is_rebalanced=bool(tau),
         environment_text=_environment_of(folder),
         notes=['Errors are those of the re-balanced model.'] if tau else [],
@@ -213,6 +216,17 @@ def _read_tau(file: Path) -> dict[str, Any] | None:
     except UserError as error:
         LOGGER.warning('%s; the report has no tau curve', error)
         return None
+
+
+def _open_set_of(trained: LoadedModel) -> dict[str, Any] | None:
+    """Return what test.py has measured last about unknown products, for this version of the model."""
+    version = model_version(trained.cfg, trained.checkpoint, trained.class_names)
+    try:
+        found = latest_rejection(trained.folder, version)
+    except UserError as error:
+        LOGGER.warning('%s; the report has no part on unknown products', error)
+        return None
+    return None if found is None else msgspec.structs.asdict(found[1])
 
 
 def _command() -> str:

@@ -1,8 +1,8 @@
 """Open-set rejection: scores that are higher for known products than for unknown ones, and a threshold on them.
 
-A good closed-set classifier is a good open-set one (Vaze et al., ICLR 2022), so the scores need no training of their
-own. Each can leave out one class, as if the model did not know it: an image of a class judged without that class stands
-for an image of an unknown product.
+A good closed-set classifier is a good open-set one (Vaze et al., ICLR 2022), so the scores need no further
+training. Each can leave out one class, as if the model did not know it: an image of a class judged without that class
+stands for an image of an unknown product.
 """
 
 from collections.abc import Callable, Sequence

@@ -105,6 +105,7 @@ def report_json(data: ReportData, metrics: ReportMetrics | None) -> str:
         'data': data_statistics(data, metrics),
         'corrections': data.corrections,
         'tau': data.tau,
+        'open_set': data.open_set,
         'config': data.config_text,
         'environment': data.environment_text,
         'history': list(data.history),

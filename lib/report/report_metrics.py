@@ -30,6 +30,7 @@ class ReportData:
         predictions: of the model on the valid split.
         open_image: row of the valid split -> RGB image; may raise.
         tau: content of tau.json.
+        open_set: how unknown products are told, with AUROC, FPR95 and OSCR; the content of an .open_set.json.
         is_rebalanced: True if `predictions` are those of the re-balanced model.
         notes: warnings shown at the top.
         corrections: of the labels, as in TrainingSet.
@@ -45,6 +46,7 @@ class ReportData:
     predictions: Predictions = field(default_factory=lambda: predictions_from_classes(_NO_ROWS, _NO_ROWS))
     open_image: Callable[[int], Image.Image] | None = None
     tau: dict[str, Any] | None = None
+    open_set: dict[str, Any] | None = None
     is_rebalanced: bool = False
     config_text: str = ''
     environment_text: str = ''

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.long
 PARTS = {
     'summary',
     'tau',
+    'unknown',
     'curves',
     'by-count',
     'calibration',
@@ -147,6 +148,7 @@ def test_same_data_gives_the_same_bytes(full, tmp_path):
         ),
         ({'train_counts': np.zeros(0, np.int64)}, ('by-count', 'data')),
         ({'tau': None}, ('tau',)),
+        ({'open_set': None}, ('unknown',)),
         ({'corrections': {}}, ('corrections',)),
         ({'config_text': '', 'environment_text': ''}, ('run',)),
     ],
