@@ -31,7 +31,7 @@ def words(text: str) -> list[str]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('number', range(3))
+@pytest.mark.parametrize('number', [1, *(pytest.param(number, marks=pytest.mark.slow) for number in (0, 2))])
 def test_page_shows_the_output_of_the_planner(number, monkeypatch):
     block = list(BLOCK.finditer(PAGE.read_text(encoding='utf-8')))[number]
     monkeypatch.chdir(ROOT)

@@ -325,7 +325,9 @@ def log_of_tests():
 
 @pytest.mark.long
 @pytest.mark.parametrize('backbone', ['test_resnet', pytest.param('test_vit', marks=pytest.mark.slow)])
-@pytest.mark.parametrize('name', ALL, ids=' '.join)
+@pytest.mark.parametrize(
+    'name', [ALL[0], ALL[-1], *(pytest.param(one, marks=pytest.mark.slow) for one in ALL[1:-1])], ids=' '.join
+)
 def test_training_after_a_measurement_equals_training_without(photos, tmp_path, measured, name, backbone):
     forced, _ = trained(
         photos, tmp_path / 'forced', MODEL__BACKBONE=backbone, RUN__PRECISION=name.precision,
@@ -342,7 +344,13 @@ def test_training_after_a_measurement_equals_training_without(photos, tmp_path, 
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('name', [StepFormat('bfloat16', 'channels_last'), StepFormat('float32', 'contiguous')])
+@pytest.mark.parametrize(
+    'name',
+    [
+        StepFormat('bfloat16', 'channels_last'),
+        pytest.param(StepFormat('float32', 'contiguous'), marks=pytest.mark.slow),
+    ],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(photos, tmp_path, measured, name):
     """It is not measured again, although that would choose another format."""
     measured(name)

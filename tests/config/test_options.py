@@ -1,5 +1,6 @@
 """Every key is an option, --help is fast, and changes of the options show in a golden file."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -58,26 +59,30 @@ def test_the_mapping_is_unambiguous():
             assert not any(name.startswith(f'{section}_') for section in TREE if section), name
 
 
-@pytest.mark.parametrize('name', KEYS)
-def test_every_leaf_is_an_option(name):
-    key = KEYS[name]
+def text_of_default(key):
     default = key.plain(key.default)
-    text = ','.join(map(str, default)) if isinstance(default, tuple) else str(default)
-    files, values = parse(option_of(name), text)
-    assert files == []
-    assert values == {name: key.default}
-    assert type(values[name]) is type(key.default)
-    assert parse(f'{option_of(name)}={text}') == (files, values)
+    return ','.join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
-@pytest.mark.parametrize('name', KEYS)
-def test_every_default_is_allowed_and_documented(name):
-    key = KEYS[name]
-    assert key.accept(name, key.default) == key.default
-    assert key.meaning.endswith(('.', ')'))
-    if key.used_by:
-        selector, users = key.used_by
-        assert set(users) <= {choice for chosen in (selector, *key.or_by) for choice in KEYS[chosen].choices}
+def test_every_key_is_an_option():
+    """All at once, since each command line builds the parser of all options."""
+    pairs = [(option_of(name), text_of_default(key)) for name, key in KEYS.items()]
+    for words in (itertools.chain.from_iterable(pairs), map('='.join, pairs)):
+        files, values = parse(*words)
+        assert files == []
+        assert values == {name: key.default for name, key in KEYS.items()}
+        for name, value in values.items():
+            assert type(value) is type(KEYS[name].default), name
+
+
+def test_every_default_is_allowed_and_documented():
+    for name, key in KEYS.items():
+        assert key.accept(name, key.default) == key.default, name
+        assert key.meaning.endswith(('.', ')')), name
+        if key.used_by:
+            selector, users = key.used_by
+            choices = {choice for chosen in (selector, *key.or_by) for choice in KEYS[chosen].choices}
+            assert set(users) <= choices, name
 
 
 def test_files_and_options_in_any_order():

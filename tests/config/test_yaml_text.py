@@ -62,7 +62,7 @@ def refused(text, unknown=None):
 
 
 @pytest.mark.long
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.fixed_dictionaries({name: values_of(key) for name, key in KEYS.items()}))
 def test_the_whole_tree_round_trips_through_its_text(values):
     text = as_text(as_node(values))
