@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lib.commands.doctor import doctor_folder
 from lib.commands.next_steps import after_cleaning, cleaned_training
 from lib.config.defaults import Config
 from lib.config.yaml_text import as_values
-from lib.dataset.corrections import Decision, read_decisions, write_decisions
+from lib.dataset.corrections import Decision, decision_bytes, read_decisions, write_decisions
 from lib.dataset.features import Features
 from lib.dataset.images import FileImages
 from lib.dataset.index import ClassIndex
@@ -24,7 +25,8 @@ from lib.report.galleries import reduced
 from lib.report.review_page import PHOTO_SIDE, ReviewData, write_review_pages
 from lib.runtime.csv_file import write_rows
 from lib.runtime.device import Device
-from lib.runtime.files import file_exists, read_json, replace_atomically, replace_together, write_json
+from lib.runtime.files import file_exists, read_json, replace_atomically, replace_together, write_bytes, write_json
+from lib.runtime.log import LOGGER
 from lib.runtime.text import count_of
 from lib.trainer.samples import Samples, read_samples
 
@@ -143,6 +145,7 @@ def write_results(result: CleanResult, folder: Path) -> list[str]:
         write_json(folder / SUMMARY, _summary(result))
         files += write_review_pages(folder / PAGE, _review_data(result), max_bytes=cfg.CLEAN.PAGE_MB * 1e6)
         if decisions is not None:
+            _keep_former(folder / DECISIONS, decisions)
             files.append(folder / DECISIONS)
             write_decisions(files[-1], decisions)
     lines = [f'wrote {path}' for path in files]
@@ -151,6 +154,19 @@ def write_results(result: CleanResult, folder: Path) -> list[str]:
     if not len(result.suspects if decisions is None else decisions):
         return lines  # nothing to review or to train with
     return [*lines, *after_cleaning(cfg, folder, _training(result, folder / DECISIONS))]
+
+
+def _keep_former(path: Path, decisions: list[Decision]) -> None:
+    """Copy the decisions at `path`, if they are others, to decisions_1.json, or the next free number: they are work."""
+    if not file_exists(path) or (former := path.read_bytes()) == decision_bytes(decisions):
+        return
+    number = next(number for number in count(1) if not file_exists(_numbered(path, number)))
+    write_bytes(_numbered(path, number), former)
+    LOGGER.info('kept the former decisions in %s', _numbered(path, number))
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_name(f'{path.stem}_{number}{path.suffix}')
 
 
 _HEADER = (

@@ -83,8 +83,12 @@ def test_decisions_train_a_run_and_are_completed_by_a_second_cleaning(scripts, r
     assert '  mislabeled: 0' in done.stdout.splitlines()
     assert json.loads(decisions.read_text())['decisions'] == found
     assert 'train with the decisions' in done.stdout
+    assert not decisions.with_name('decisions_1.json').exists()  # the same decisions
+    former = decisions.read_bytes()
     done = scripts.run(run_folder, 'tools/clean.py', *BEST, '--CLEAN_APPLY', 'relabel')
     assert 'decisions.json: 0 decisions (relabel)' in done.stdout
+    assert 'kept the former decisions' in done.stdout
+    assert decisions.with_name('decisions_1.json').read_bytes() == former
     assert 'next steps' not in done.stdout
 
 
