@@ -5,8 +5,8 @@ import pytest
 from lib.trainer.checkpointing.io import read_checkpoint
 from tests.scripts.running import TINY, check_same_run, metrics_of
 
-# 33 images after the cap, 4 steps per epoch; in the second epoch, sampler and image size change, and the backbone begins to
-# train; the learning rate falls in every step.
+# 33 images after the cap, 4 steps per epoch. In the second epoch sampler and image size change, and the backbone begins
+# to train; the learning rate falls in every step.
 STEPS = 4
 OPTIONS = ('--DATASET_HEAD_CAP', 6, '--SAMPLER_SWITCH_TYPE', 'class_balance', '--SAMPLER_SWITCH_EPOCH', 1)
 OPTIONS += ('--INPUT_SIZE_SCHEDULE', '0,24,1,40,2,32', '--MODEL_EMBEDDING', 8, '--TRAIN_HEAD_EPOCHS', 1)
