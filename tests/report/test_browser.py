@@ -12,6 +12,11 @@ from tests.report.test_contact_sheet import predictions_of, sheet
 
 MARKUP = '<img src=x onerror=alert(1)>'
 SIZES = {'wide': {'width': 1280, 'height': 900}, 'narrow': {'width': 390, 'height': 800}}
+WINDOWS = [
+    ('wide', 'light'),
+    ('narrow', 'dark'),
+    *(pytest.param(*window, marks=pytest.mark.slow) for window in [('wide', 'dark'), ('narrow', 'light')]),
+]
 
 
 @contextmanager
@@ -48,8 +53,7 @@ def small(tmp_path_factory):
     return write_report(tmp_path_factory.mktemp('small') / 'report.html', full_data(class_names=names))
 
 
-@pytest.mark.parametrize('scheme', ['light', 'dark'])
-@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize(('size', 'scheme'), WINDOWS)
 def test_page_opens_without_errors_and_fits_the_window(browser, small, size, scheme):
     with opened(browser, small, viewport=SIZES[size], color_scheme=scheme) as page:
         assert page.evaluate('document.documentElement.scrollWidth') <= SIZES[size]['width']
@@ -176,8 +180,7 @@ def shown(page):
     return page.eval_on_selector_all('#photos > li', 'cards => cards.map(card => Number(card.dataset.first))')
 
 
-@pytest.mark.parametrize('scheme', ['light', 'dark'])
-@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize(('size', 'scheme'), WINDOWS)
 def test_contact_sheet_has_two_orders_and_pages(browser, photo_sheet, size, scheme):
     with opened(browser, photo_sheet, viewport=SIZES[size], color_scheme=scheme) as page:
         assert page.evaluate('document.documentElement.scrollWidth') <= SIZES[size]['width']

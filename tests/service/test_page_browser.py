@@ -110,7 +110,7 @@ def service(tmp_path_factory):
         yield running
 
 
-@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('size', ['narrow', pytest.param('wide', marks=pytest.mark.slow)])
 def test_a_dropped_photo_is_answered_and_corrected(browser, service, size):
     is_phone = size == 'narrow'
     with opened(browser, service, viewport=SIZES[size], has_touch=is_phone, is_mobile=is_phone) as page:
