@@ -12,7 +12,7 @@ from lib.builders.data import has_test_split, open_test_split, open_training_dat
 from lib.builders.split import DatasetSplit
 from lib.commands.index import search_index
 from lib.commands.loaded_model import LoadedModel, split_features
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.inference.neighbors import Neighbors, Search, nearest, neighbor_blocks, vote
 from lib.inference.reranking import reranked_search
 from lib.inference.retrieval import Retrieval, retrieval_metrics
@@ -145,7 +145,7 @@ def _finder(
         try:
             finder = finder.whitened(fit_whitening(training.features, training.labels, device=device))
         except ValueError as error:
-            raise UserError(f'SEARCH.WHITEN: {error}') from None
+            raise UserError(f'SEARCH.WHITEN: {shown(error)}') from None
         results['whitened'] = finder.retrieval(queries)
     if options.RERANK:
         finder = finder.reranked(options.RERANK)

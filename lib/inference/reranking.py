@@ -160,7 +160,7 @@ class ReciprocalRanking:
         return members
 
     def _average(self, near: np.ndarray, own: _Sparse | None) -> _Sparse:
-        """Return the mean of the encodings of each image's nearest rows (n, k), and of its own; it sums to 1."""
+        """Return the mean of the encodings of each image's nearest rows (n, k), and of `own`; it sums to 1."""
         parts = []
         number, width = near.shape[1] + (own is not None), len(self._gallery)
         for rows in _blocks(len(near), 4 * number * self._near.shape[1]):

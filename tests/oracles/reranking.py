@@ -16,7 +16,7 @@ def expanded(query, gallery, number, power):
 
 
 class ReciprocalGallery:
-    """Zhong et al., CVPR 2017, section 3, with distances 1 - cosine; a row is the first of its own neighbors."""
+    """Zhong et al., CVPR 2017, section 3, with distances 1 - cosine; a row is its first neighbor."""
 
     def __init__(self, vectors, k1, k2):
         self.vectors, self.k1, self.k2 = unit(vectors.astype(float)), k1, k2
