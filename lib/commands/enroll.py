@@ -85,10 +85,9 @@ def enroll(trained: LoadedModel) -> EnrollResult:
         given.new if given else ClassNames([], []), none if new is None else new.counts,
         none if known is None else known.counts,
     )  # fmt: skip
-    files = _write(trained, folder, checkpoint, metrics, old, given)
-    # The catalog is the last: after a kill, the same command writes the same photos again.
+    # The model is the last: after a kill, the same command, which adds the same photos again, is not refused.
     lines = [] if catalog is None else list(_update(catalog, metrics['retired'], given))
-    return EnrollResult(metrics, files, lines)
+    return EnrollResult(metrics, _write(trained, folder, checkpoint, metrics, old, given), lines)
 
 
 def _update(catalog: Catalog, retired: list[str], given: GivenImages | None) -> Iterator[str]:

@@ -165,6 +165,7 @@ CASES: dict[str, dict[str, Case]] = {
         'new': Case(('tools/enroll.py', *ENROLL)),
         'overwrite': Case(('tools/enroll.py', *ENROLL, '--OVERWRITE', True), before=(('tools/enroll.py', *ENROLL),)),
         'propose': Case(('tools/enroll.py', *BEST, '--ENROLL_PROPOSE', 'more/train')),
+        'index': Case(('tools/enroll.py', *ENROLL, '--ENROLL_INDEX', 'log/tiny/catalog'), before=(INDEX,)),
     },
     'tools/export.py': {
         # Killed right before its end, it leaves a lock of complete files; the next command that writes removes it.
