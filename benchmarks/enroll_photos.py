@@ -47,7 +47,7 @@ Labeled = tuple[np.ndarray, np.ndarray]  # features (n, d), labels (n,)
 
 
 class Draw:
-    """A random choice of new classes; labels are numbered anew among the old ones and among the new ones."""
+    """A random choice of new classes. Labels count from 0 among the old classes, and from 0 among the new ones."""
 
     def __init__(self, train: Labeled, valid: Labeled, num_new: int, num_shots: int, seed: int) -> None:
         self.random = np.random.default_rng(seed)
