@@ -117,7 +117,7 @@ def main() -> None:
     for name, default in (('number', 1_000_000), ('width', 256), ('queries', 1000), ('effort', 96), ('seed', 0)):
         parser.add_argument(f'--{name}', type=int, default=default, metavar='N', help=f'default: {default}')
     parser.add_argument('--kind', choices=('auto', 'hnsw', 'ivfpq'), default='auto')
-    parser.add_argument('--codes', choices=('float16', 'int8', 'binary'), default='int8')
+    parser.add_argument('--codes', choices=('float16', 'int8', 'binary'), default='float16')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir='.') as folder:
         small = measured(args, args.number // 10, Path(folder, 'small'))

@@ -228,7 +228,7 @@ def create_catalog(
     num_features: int,
     *,
     kind: str = 'auto',
-    codes: str = 'int8',
+    codes: str = 'float16',
     whitening: Whitening | None = None,
 ) -> Catalog:
     """Create an empty catalog.

@@ -9,9 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from lib.catalog.graph import Graph, write_graph
 from lib.catalog.manifest import File, Manifest, Segment, part_name, read_manifest
-from lib.catalog.rows import Codec, Rows, map_rows, write_rows
+from lib.catalog.rows import Codec, Graph, Rows, map_rows, write_graph, write_rows
 from lib.errors import UserError, shown
 from lib.inference.neighbors import nearest
 from lib.inference.whitening import Whitening

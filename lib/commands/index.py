@@ -144,7 +144,7 @@ def _check_settings(trained: LoadedModel, catalog: Catalog) -> None:
     # A whitening may have fewer axes than were asked for, so the number itself says nothing.
     dimensions = options.DIMENSIONS if manifest.whitening and manifest.width <= options.DIMENSIONS else manifest.width
     for name, default, found in (
-        ('KIND', 'auto', manifest.kind), ('CODES', 'int8', manifest.codes), ('DIMENSIONS', 0, dimensions),
+        ('KIND', 'auto', manifest.kind), ('CODES', 'float16', manifest.codes), ('DIMENSIONS', 0, dimensions),
     ):  # fmt: skip
         if options[name] not in (default, found):
             raise UserError(

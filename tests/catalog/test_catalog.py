@@ -242,7 +242,7 @@ def test_damaged_files_are_errors(tmp_path, monkeypatch, suffix):
 
 def test_without_faiss_large_catalogs_are_an_error_and_nothing_is_lost(tmp_path, monkeypatch):
     monkeypatch.setattr(module, 'GRAPH_ROWS', 100)
-    monkeypatch.setattr('lib.catalog.graph.find_spec', lambda name: None)
+    monkeypatch.setattr('lib.catalog.rows.find_spec', lambda name: None)
     random = np.random.default_rng(9)
     catalog = create_catalog(tmp_path / 'auto', 'v', WIDTH)
     catalog.add(*drawn(random, 60, 5))

@@ -103,7 +103,6 @@ def killed(folder, step, at):
 def run_trials(folder, seed, num_trials):
     """Kill `num_trials` changes, and compare the photos after each with those before and after the change."""
     import lib.catalog.catalog as module
-    import lib.catalog.graph  # noqa: F401  # imported once, before the forks
 
     module.GRAPH_ROWS, module.MAX_GRAPHS = GRAPH_ROWS, 2
     draw, expected, num_killed = random.Random(seed), {}, 0

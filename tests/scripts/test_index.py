@@ -26,7 +26,7 @@ def output(folder, *options):
 
 
 def test_a_catalog_is_built_searched_and_changed(run_folder, products):
-    lines = output(run_folder, 'tools/index.py', *BEST, '--INDEX_CODES', 'float16')
+    lines = output(run_folder, 'tools/index.py', *BEST)
     assert 'added 51 photos of 6 products' in lines
     assert any(line.startswith('log/tiny/catalog: 51 photos of 6 products, ') for line in lines)
 
@@ -67,14 +67,14 @@ def test_a_catalog_is_built_searched_and_changed(run_folder, products):
 def test_whitening_is_stored_in_the_catalog(run_folder):
     options = ('--INDEX_FOLDER', 'white', '--INDEX_DIMENSIONS', 8)
     # The whitening has an axis per class, less one.
-    assert 'int8 codes of 5 dimensions' in ' '.join(output(run_folder, 'tools/index.py', *BEST, *options))
+    assert 'float16 codes of 5 dimensions' in ' '.join(output(run_folder, 'tools/index.py', *BEST, *options))
     assert 'photos of 6 products' in ' '.join(output(run_folder, 'tools/index.py', *BEST, *options))
     assert 'recall@1' in ' '.join(output(run_folder, 'tools/search.py', *BEST, '--SEARCH_INDEX', 'white'))
     assert np.load(next((run_folder / 'white').glob('*.npy'))).shape[0] == 6
 
 
 MISTAKES = {
-    'other settings': (('--INDEX_CODES', 'binary'), 'was built with int8'),
+    'other settings': (('--INDEX_CODES', 'binary'), 'was built with float16'),
     'no such folder': (('--INDEX_ADD', 'nowhere'), 'no such folder or file'),
     'other preprocessing': (('--INPUT_TEST_SIZE', 48), 'another model or preprocessing'),
 }

@@ -87,7 +87,7 @@ class IndexKeys(Section, title='catalogs for product search (tools/index.py)'):
         choices=('auto', 'exact', 'hnsw', 'ivfpq'),
     )
     CODES = Key(
-        'int8',
+        'float16',
         'Stored form of a feature: 2 bytes, 1 byte or 1 bit (binary) per dimension.',
         choices=('float16', 'int8', 'binary'),
     )
