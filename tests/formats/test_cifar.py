@@ -30,7 +30,7 @@ def test_sizes_against_the_formula():
 
 
 @pytest.mark.parametrize('kind', ['exp', 'step'])
-@pytest.mark.parametrize('ratio', [10, 20, 50, 100, 200])
+@pytest.mark.parametrize('ratio', [10, 100, *(pytest.param(ratio, marks=pytest.mark.slow) for ratio in (20, 50, 200))])
 @pytest.mark.parametrize('num_classes', [10, 100])
 @pytest.mark.long
 def test_published_rows_equal_those_of_the_oracle(num_classes, ratio, kind):

@@ -84,8 +84,11 @@ def standardized(values):
     return centered / np.sqrt(np.square(centered).sum(axis=1).mean())
 
 
-@pytest.mark.parametrize('epoch', [0, 1, 4])
-@pytest.mark.parametrize('weighted', ['', 'classes', 'images', 'classes and images'])
+@pytest.mark.parametrize('epoch', [0, 1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'weighted',
+    ['', 'classes and images', *(pytest.param(one, marks=pytest.mark.slow) for one in ('classes', 'images'))],
+)
 def test_equals_scikit_learn(epoch, weighted):
     """Same objective within 1e-5, and the same predictions; C is 1 / (n lambda)."""
     labels, values = labels_and_values()
