@@ -86,15 +86,19 @@ class Rejection:
         threshold = self.threshold
         images, classes = count_of(threshold.num_images, 'image'), count_of(threshold.num_classes, 'class', 'classes')
         chosen = f'{images} of {classes}{", each left out in turn" if self.is_left_out else ""}'
-        lines = [
-            f'unknown products: score below {threshold.value:.4g}, from {chosen}',
-            f'unknown products accepted: at most {threshold.guaranteed:.1%} on average',
-        ]
-        if threshold.guaranteed > threshold.max_rate:
-            lines.append(f'  {threshold.max_rate:.1%} can be guaranteed with {threshold.num_needed} unknown classes')
-        if self.is_left_out:
-            lines.append('  if the model treats them as products that it was not trained on;')
-            lines.append('  photos of such products: --TEST_UNKNOWN_ROOT FOLDER')
+        lines = [f'unknown products: score below {threshold.value:.4g}, from {chosen}']
+        if self.is_left_out and isinstance(self.score, LogitScore):
+            lines.append(f'unknown products accepted: more than {threshold.max_rate:.1%}, since the classifier knows')
+            lines.append('  the classes that are left out; photos of others: --TEST_UNKNOWN_ROOT FOLDER')
+        else:
+            lines.append(f'unknown products accepted: at most {threshold.guaranteed:.1%} on average')
+            if threshold.guaranteed > threshold.max_rate:
+                lines.append(
+                    f'  {threshold.max_rate:.1%} can be guaranteed with {threshold.num_needed} unknown classes'
+                )
+            if self.is_left_out:
+                lines.append('  if the backbone was not trained on these classes, else more;')
+                lines.append('  photos of unknown products: --TEST_UNKNOWN_ROOT FOLDER')
         metrics = ', '.join(f'{name.upper()} {self.metrics[name]:.1%}' for name in ('auroc', 'fpr95', 'oscr'))
         error = '' if self.known_error is None else f', error {self.known_error:.1%}'
         if not self.known_accepted:

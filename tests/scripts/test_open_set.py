@@ -55,7 +55,7 @@ def test_classes_left_out(scripts, run_folder, valid):
     known = np.mean([row['predicted'] != '-1' for row in rows])
     assert known == pytest.approx(about['known_accepted']), 'the valid split is predicted here'
     assert 'each left out in turn' in done.stdout
-    assert 'photos of such products: --TEST_UNKNOWN_ROOT FOLDER' in done.stdout
+    assert 'photos of unknown products: --TEST_UNKNOWN_ROOT FOLDER' in done.stdout
     page = (folder / f'{STEM}.html').read_text('utf-8')
     assert page.count('unknown product; the nearest ones') == sum(row['predicted'] == '-1' for row in rows)
     assert not list(folder.glob('*.partial'))
@@ -82,6 +82,8 @@ def test_photos_of_unknown_products(scripts, run_folder, valid, others):
     assert '10.0% can be guaranteed with 9 unknown classes' in done.stdout
     assert about['score'] == 'energy'
     name = rows_of(run_folder / 'log' / 'tiny' / f'{STEM}.csv')[0]['name']
+    done = scripts.run(run_folder, 'test.py', *options)
+    assert 'since the classifier knows\n  the classes that are left out' in done.stdout
     (others / 'tea').rename(others / name)
     done = scripts.run(run_folder, 'test.py', *options, '--TEST_UNKNOWN_ROOT', others, code=2)
     assert f'the model knows the product {name!r}' in error_line(done)
