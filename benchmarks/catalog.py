@@ -114,7 +114,7 @@ def speeds(catalog: Catalog, products: np.ndarray, queries: np.ndarray, effort: 
 def main() -> None:
     parser = new_parser('Approximate search in a catalog, compared with exact search.')
     parser.add_argument('--features', metavar='FILE', type=local_path, required=True, help='features of photos, .npy')
-    for name, default in (('number', 1_000_000), ('width', 256), ('queries', 1000), ('effort', 96), ('seed', 0)):
+    for name, default in (('number', 1_000_000), ('width', 256), ('queries', 1000), ('effort', 384), ('seed', 0)):
         parser.add_argument(f'--{name}', type=int, default=default, metavar='N', help=f'default: {default}')
     parser.add_argument('--kind', choices=('auto', 'hnsw', 'ivfpq'), default='auto')
     parser.add_argument('--codes', choices=('float16', 'int8', 'binary'), default='float16')

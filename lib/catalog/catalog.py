@@ -30,7 +30,7 @@ from lib.catalog.rows import Codec, Names, Rows, int8_scale, joined, names_colum
 from lib.catalog.segment import EFFORT, Generation, OpenSegment, best, open_generation, write_segment
 from lib.errors import UserError, shown
 from lib.inference.whitening import Whitening
-from lib.runtime.files import replace_atomically, wait_for_lock, write_bytes
+from lib.runtime.files import wait_for_lock, write_bytes
 from lib.runtime.text import nfc_list
 
 GRAPH_ROWS = 20_000  # fewer are searched exactly in the same time
@@ -249,10 +249,9 @@ def create_catalog(
             raise UserError(f'{folder} contains a catalog; give another folder')
         file = None
         if whitening is not None:
-            values = np.vstack([whitening.mean, whitening.projection])
-            path = folder / f'{part_name(values)}.npy'
-            with replace_atomically(path) as temporary, open(temporary, 'wb') as opened:
-                np.save(opened, values, allow_pickle=False)
+            values = np.vstack([whitening.mean, whitening.projection]).astype('<f4')
+            path = folder / f'{part_name(values)}.whitening'
+            write_bytes(path, values.tobytes())
             file = File.at(path)
         width = num_features if whitening is None else whitening.dimensions
         write_manifest(folder, Manifest(version, num_features, width, codes, kind, whitening=file))

@@ -15,7 +15,7 @@ from lib.errors import UserError, shown
 from lib.inference.neighbors import nearest
 from lib.inference.whitening import Whitening
 
-EFFORT = 96
+EFFORT = 384
 _RESCORED_BYTES = 64 << 20
 _TRIES = 5
 
@@ -205,9 +205,9 @@ def open_generation(folder: Path, known: dict[str, OpenSegment], *, verify: bool
             ]
             whitening = None
             if manifest.whitening is not None:
-                values = np.load(manifest.whitening.check(folder, verify=True), allow_pickle=False)
-                if values.shape != (manifest.width + 1, manifest.num_features) or values.dtype != np.float32:
-                    raise ValueError(f'{folder / manifest.whitening.name}: has another shape')
+                path = manifest.whitening.check(folder, verify=True)
+                values = np.frombuffer(path.read_bytes(), '<f4').copy()
+                values = values.reshape(manifest.width + 1, manifest.num_features)
                 whitening = Whitening(values[0], values[1:])
             return Generation(manifest, whitening, tuple(segments))
         except FileNotFoundError as error:

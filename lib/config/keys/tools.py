@@ -60,7 +60,7 @@ class SearchKeys(Section, title='nearest neighbors (tools/search.py)'):
         is_path=True,
     )
     EFFORT = Key(
-        96,
+        384,
         'Candidates per query in approximate search; more find more of the true neighbors, slower.',
         low=1,
     )
