@@ -210,7 +210,7 @@ class TestKeys(Section, title='evaluation and prediction'):
     UNKNOWN_SCORE = Key(
         'prototype',
         'Score of REJECT_UNKNOWN. prototype: similarity to the nearest class mean of whitened training features; '
-        'max_logit, energy: of the logits, which need no training images.',
+        'max_logit, energy: of the logits, which need no training images, but UNKNOWN_ROOT.',
         choices=('prototype', 'max_logit', 'energy'),
     )
 
