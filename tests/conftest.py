@@ -20,6 +20,9 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
 # Tests import openvino directly, too, and then it would send usage data.
 sys.modules.setdefault('openvino_telemetry', None)  # type: ignore[arg-type]
 
+# Files of a process that ends are in the system's cache, so no test needs the disk, which takes milliseconds per file.
+os.fsync = os.fstat  # type: ignore[assignment]
+
 platform.platform()  # starts `uname -p` in its first call, and caches the result
 
 # Fixtures that start processes; tests that use one of them are marked.

@@ -102,10 +102,7 @@ def check_same_twice(scripts, inputs, folder, seed, case, times):
         meeting.seed += 1
 
 
-@pytest.mark.parametrize(
-    ('script', 'name'),
-    [('test.py', 'split'), ('tools/convert.py', 'append')],
-)
+@pytest.mark.parametrize(('script', 'name'), [('tools/convert.py', 'append')])
 def test_the_same_command_twice(scripts, inputs, tmp_path, seed, script, name):
     check_same_twice(scripts, inputs, tmp_path, seed, CASES[script][name], 1)
 

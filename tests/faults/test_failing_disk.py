@@ -88,7 +88,7 @@ SAMPLE = [('tools/get_dataset.py', 'archive'), ('tau_norm.py', 'overwrite')]
 def test_errors(scripts, inputs, tmp_path, seed, script, name):
     dice = random.Random(seed)
     harness = Harness(scripts, CASES[script][name], inputs, tmp_path)
-    check_errors(harness, dice, dice.sample(error_points(harness), 2))
+    check_errors(harness, dice, [dice.choice(error_points(harness))])
 
 
 @pytest.mark.slow

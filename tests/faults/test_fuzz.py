@@ -19,7 +19,7 @@ from lib.errors import UserError
 from lib.runtime.read_file import RefusedFileError
 from tests.faults.real_files import PARSERS, make_real_files
 
-SECONDS, SLOW_SECONDS, SECONDS_PER_EXAMPLE = 20, 600, 20
+SECONDS, SLOW_SECONDS, SECONDS_PER_EXAMPLE = 6, 600, 20
 MAX_GROWTH = 2 << 20  # kilobytes of memory
 MAX_MESSAGE = 2000  # characters
 # Some images are decoded in another process.

@@ -34,7 +34,7 @@ SAMPLE = [('tools/convert.py', 'append'), ('tools/pack.py', 'copy'), ('test.py',
 @pytest.mark.parametrize(('script', 'name'), SAMPLE)
 def test_killed(scripts, inputs, tmp_path, seed, script, name):
     harness = Harness(scripts, CASES[script][name], inputs, tmp_path)
-    check_kills(harness, random.Random(seed).sample(harness.points, 2))
+    check_kills(harness, [random.Random(seed).choice(harness.points)])
 
 
 @pytest.mark.slow
