@@ -12,8 +12,10 @@ regression that is trained on the labels as drawn, without the images found, wit
 right labels.
 
 tail: 20 % symmetric noise in a long tail (imbalance 20): the fraction of right labels that are found, in classes of
-fewer than 20 images, and of at least 40, and their ratio. others: images of another data set are added with random
-labels, 5 % of all: the fraction of them that is out of catalog, and that of the rest.
+fewer than 20 images, and of at least 40, and their ratio; and the same of right labels that are out of catalog.
+
+others: images of another data set are added with random labels, 5 % of all: the fraction of them that is out of
+catalog, and that of the rest.
 """
 
 import argparse
@@ -59,8 +61,8 @@ def judged(
 def confident_learning(candidates: Candidates) -> np.ndarray:
     """Return which labels are wrong by plain confident learning (Northcutt et al., JAIR 2021, eq. 1), (n,) bool.
 
-    A class is likely where its probability is at least the mean of its own images; a label is wrong where the most
-    likely of these classes is another one.
+    A class is likely where its probability is at least the mean over the images with that label; a label is wrong where
+    the most likely of these classes is another one.
     """
     labels = candidates.labels
     own = np.exp(candidates.own - candidates.log_sum)
@@ -165,9 +167,10 @@ def noise_rows(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]
 def tail_row(args: argparse.Namespace) -> dict[str, float]:
     """Return the percentages of right and of wrong labels that are found, by class size as labeled, over all seeds.
 
-    few_to_many: ratio of the first, with the ends of its 95 % interval, by a bootstrap of the draws.
+    few_to_many: ratio of the first, with the ends of its 95 % interval, by a bootstrap of the draws. outside: right
+    labels that are out of catalog.
     """
-    found, total = np.zeros((2, args.seeds, 2, 2))  # draw; few, many; right, wrong
+    found, total = np.zeros((2, args.seeds, 2, 3))  # draw; few, many; right, wrong, right that are out of catalog
     for number in range(args.seeds):
         rng = np.random.default_rng(args.first_seed + number)
         rows = long_tail(args.train[1], rng)
@@ -176,13 +179,16 @@ def tail_row(args: argparse.Namespace) -> dict[str, float]:
         kind = judged(args.train[0][rows], noisy, len(args.groups), args.first_seed + number, args.rounds)[1].kind
         sizes = np.bincount(noisy, minlength=len(args.groups))[noisy]
         for index, group in enumerate((sizes < FEW, sizes >= MANY)):
-            for column, part in enumerate((group & (noisy == labels), group & (noisy != labels))):
-                found[number, index, column] = (kind[part] == MISLABELED).sum()
+            right, wrong = group & (noisy == labels), group & (noisy != labels)
+            for column, (part, as_kind) in enumerate(
+                ((right, MISLABELED), (wrong, MISLABELED), (right, OUT_OF_CATALOG))
+            ):
+                found[number, index, column] = (kind[part] == as_kind).sum()
                 total[number, index, column] = part.sum()
     drawn = np.random.default_rng(0).integers(0, args.seeds, (10_000, args.seeds))
     few, many = (found[drawn, index, 0].sum(axis=1) / total[drawn, index, 0].sum(axis=1) for index in (0, 1))
     low, high = np.quantile(few / np.maximum(many, 1e-9), (0.025, 0.975))
-    (few_found, few_recall), (many_found, many_recall) = 100 * found.sum(axis=0) / total.sum(axis=0)
+    (few_found, few_recall, few_out), (many_found, many_recall, many_out) = 100 * found.sum(axis=0) / total.sum(axis=0)
     return {
         'few found': few_found,
         'many found': many_found,
@@ -191,6 +197,9 @@ def tail_row(args: argparse.Namespace) -> dict[str, float]:
         'high': high,
         'few recall': few_recall,
         'many recall': many_recall,
+        'few outside': few_out,
+        'many outside': many_out,
+        'few_to_many outside': few_out / max(many_out, 1e-9),
     }
 
 

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -15,10 +16,11 @@ from lib.commands.doctor import doctor_folder
 from lib.commands.next_steps import after_cleaning, cleaned_training
 from lib.config.defaults import Config
 from lib.config.yaml_text import as_values
-from lib.dataset.corrections import Decision, decision_bytes, read_decisions, write_decisions
+from lib.dataset.corrections import Decision, read_decisions, write_decisions
 from lib.dataset.features import Features
 from lib.dataset.images import FileImages
 from lib.dataset.index import ClassIndex
+from lib.errors import UserError
 from lib.posthoc.label_errors import CANNOT_TELL, DUPLICATE, FINE, KINDS, MISLABELED, Findings
 from lib.posthoc.out_of_fold import Candidates
 from lib.report.galleries import reduced
@@ -158,15 +160,13 @@ def write_results(result: CleanResult, folder: Path) -> list[str]:
 
 def _keep_former(path: Path, decisions: list[Decision]) -> None:
     """Copy the decisions at `path`, if they are others, to decisions_1.json, or the next free number: they are work."""
-    if not file_exists(path) or (former := path.read_bytes()) == decision_bytes(decisions):
-        return
-    number = next(number for number in count(1) if not file_exists(_numbered(path, number)))
-    write_bytes(_numbered(path, number), former)
-    LOGGER.info('kept the former decisions in %s', _numbered(path, number))
-
-
-def _numbered(path: Path, number: int) -> Path:
-    return path.with_name(f'{path.stem}_{number}{path.suffix}')
+    with suppress(UserError):  # damaged, or changed by hand: others
+        if not file_exists(path) or read_decisions(path) == decisions:
+            return
+    numbered = (path.with_name(f'{path.stem}_{number}{path.suffix}') for number in count(1))
+    kept = next(name for name in numbered if not file_exists(name))
+    write_bytes(kept, path.read_bytes())
+    LOGGER.info('kept the former decisions in %s', kept)
 
 
 _HEADER = (

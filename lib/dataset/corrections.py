@@ -52,13 +52,8 @@ class _DecisionFile(msgspec.Struct):
 
 def write_decisions(path: str | Path, decisions: Iterable[Decision], *, split: str = 'train') -> None:
     """Write decisions.json, the decisions one per line; equal decisions give equal bytes."""
-    write_bytes(path, decision_bytes(decisions, split=split))
-
-
-def decision_bytes(decisions: Iterable[Decision], *, split: str = 'train') -> bytes:
-    """Return the content of decisions.json."""
     lines = b',\n'.join(map(msgspec.json.encode, decisions))
-    return b'{"split": %b, "decisions": [\n%b\n]}\n' % (msgspec.json.encode(split), lines)
+    write_bytes(path, b'{"split": %b, "decisions": [\n%b\n]}\n' % (msgspec.json.encode(split), lines))
 
 
 def read_decisions(path: str | Path, split: str = 'train') -> list[Decision]:
