@@ -142,7 +142,7 @@ def test_file_too_large(scripts, folder, limit, run, command, file):
 
 
 # kB: full at config.yaml; at log.txt, metrics and events; at the first checkpoint; at that of epoch 2.
-@pytest.mark.parametrize('size', [4, 12, 16, 20, 24, 7000])
+@pytest.mark.parametrize('size', [4, 16, 7000, *(pytest.param(size, marks=pytest.mark.slow) for size in (12, 20, 24))])
 def test_no_space_left(scripts, products, small_disk, tmp_path, size):
     disk = small_disk(size)
     options = ('--config', TINY, '--DATASET_ROOT', products, '--NAME', 'new', '--LOG_ROOT', disk)
