@@ -1,4 +1,4 @@
-"""Open-set rejection: how well scores tell unknown products, and whether a wanted false-acceptance rate holds.
+"""Open-set rejection: how well scores separate unknown products, and whether a wanted false-acceptance rate holds.
 
 python benchmarks/open_set.py --train FEATURES.npy ANNOTATIONS.json --valid FEATURES.npy ANNOTATIONS.json
     [--left_out 20] [--splits 20] [--dimensions 256] [--json FILE]

@@ -1,4 +1,4 @@
-"""TEST.REJECT_UNKNOWN: tell photos of unknown products from those of known ones; the threshold and its file."""
+"""TEST.REJECT_UNKNOWN: distinguish photos of unknown products from those of known ones; the threshold and its file."""
 
 import os
 from dataclasses import dataclass, replace

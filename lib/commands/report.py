@@ -219,7 +219,7 @@ def _read_tau(file: Path) -> dict[str, Any] | None:
 
 
 def _open_set_of(trained: LoadedModel) -> dict[str, Any] | None:
-    """Return what test.py has measured last about unknown products, for this version of the model."""
+    """Return the latest measurements of test.py on unknown products, for this version of the model."""
     version = model_version(trained.cfg, trained.checkpoint, trained.class_names)
     try:
         found = latest_rejection(trained.folder, version)

@@ -51,7 +51,7 @@ LOGIT_SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 class LogitScore:
     """One of LOGIT_SCORES.
 
-    A class that is left out has trained the other classes' weights all the same: its images push their logits down. So
+    The weights of the other classes were trained with the class that is left out: its images push their logits down. So
     the scores of classes left out are lower than those of products that the model has never seen.
     """
 

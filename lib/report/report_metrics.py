@@ -30,7 +30,7 @@ class ReportData:
         predictions: of the model on the valid split.
         open_image: row of the valid split -> RGB image; may raise.
         tau: content of tau.json.
-        open_set: how unknown products are told, with AUROC, FPR95 and OSCR; the content of an .open_set.json.
+        open_set: measurements on unknown products, with AUROC, FPR95 and OSCR; the content of an .open_set.json.
         is_rebalanced: True if `predictions` are those of the re-balanced model.
         notes: warnings shown at the top.
         corrections: of the labels, as in TrainingSet.

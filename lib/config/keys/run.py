@@ -195,8 +195,8 @@ class TestKeys(Section, title='evaluation and prediction'):
     )
     REJECT_UNKNOWN = Key(
         0.0,
-        'Also tell photos of unknown products from those of known ones: wanted false-acceptance rate, the fraction of '
-        'photos of unknown products that are taken for known ones. 0: off.',
+        'Also distinguish photos of unknown products from those of known ones: wanted false-acceptance rate, the '
+        'fraction of photos of unknown products that are taken for known ones. 0: off.',
         low=0.0,
         high=0.9,
     )
