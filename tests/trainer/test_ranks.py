@@ -33,8 +33,8 @@ SETUPS = {
         batch_size=13, head='sharded', loss='arcface', embedding=True, auxiliary='triplet'
     ),
     'multi-similarity, head first': Setup(loss='ldam', embedding=True, auxiliary='multi_similarity', head_steps=8),
-    'supervised contrastive, sampled': Setup(
-        batch_size=10, loss='ldam', head='sampled', auxiliary='supervised_contrastive'
+    'supervised contrastive, chunked': Setup(
+        batch_size=10, loss='ldam', head='chunked', auxiliary='supervised_contrastive'
     ),
 }
 # Each head, loss and option of a step is in one of them.
