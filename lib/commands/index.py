@@ -141,7 +141,7 @@ def _created(trained: LoadedModel, folder: Path) -> Catalog:
 def _check_settings(trained: LoadedModel, catalog: Catalog) -> None:
     """Raise UserError if options that are fixed once a catalog is built differ from the default and from it."""
     options, manifest = trained.cfg.INDEX, catalog.manifest
-    # A whitening may have fewer axes than were asked for, so the number itself says nothing.
+    # A whitening may have fewer axes than were asked for.
     dimensions = options.DIMENSIONS if manifest.whitening and manifest.width <= options.DIMENSIONS else manifest.width
     for name, default, found in (
         ('KIND', 'auto', manifest.kind), ('CODES', 'float16', manifest.codes), ('DIMENSIONS', 0, dimensions),

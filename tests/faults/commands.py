@@ -26,8 +26,8 @@ NEW_RUN = ('--config', TINY, '--DATASET_ROOT', 'goods', '--NAME', 'new', '--TRAI
 LAST = ('--RESUME_MODEL', 'last')
 BEST = ('--RESUME_MODEL', 'log/tiny/best_model.pth', *ON_CPU)
 PREDICT = (*BEST, '--TEST_TOP_K', 2, '--TEST_EMBEDDINGS', True, '--TEST_PRODUCTS', 'folder', '--TEST_ABSTAIN_ERROR',
-           0.5, '--DATASET_TEST_JSON', 'goods/converted_val.json', '--TEST_CONTACT_SHEET', True, '--TEST_REJECT_UNKNOWN',
-           0.5)  # fmt: skip
+           0.5, '--DATASET_TEST_JSON', 'goods/converted_val.json', '--TEST_CONTACT_SHEET', True,
+           '--TEST_REJECT_UNKNOWN', 0.5)  # fmt: skip
 DEMO = ('--config', TINY, '--DATASET_NAME', 'demo', '--DATASET_ROOT', 'demo', '--TRAIN_MAX_EPOCH', 0)
 CACHED = ('--config', TINY, '--DATASET_ROOT', 'goods', '--NAME', 'head', '--MODEL_TUNE', 'head', '--TRAIN_FEATURES',
           'cached')  # fmt: skip

@@ -1,5 +1,6 @@
 """AUROC, FPR95 and OSCR of open-set recognition, against loops over pairs and thresholds."""
 
+import itertools
 import random
 
 import numpy as np
@@ -24,7 +25,7 @@ def oracle(known, correct, unknown):
         )
         for t in thresholds
     ]
-    area = sum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False))
+    area = sum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in itertools.pairwise(points))
     return sum(wins) / len(wins), fpr95, area
 
 
