@@ -256,7 +256,9 @@ def _rejection(predictor: Predictor, stem: Path) -> Rejection:
         store = predictor.fill(split, partial_store(stem, 'unknown'), 'unknown')
         unknown = calibration_images(split, products, store)
     assert predictor.score is not None
-    return choose_rejection(predictor.score, test.REJECT_UNKNOWN, known, unknown)
+    model = first.cfg.MODEL
+    is_pretrained = model.TUNE == 'head' and bool(model.PRETRAINED) and not model.EMBEDDING
+    return choose_rejection(predictor.score, test.REJECT_UNKNOWN, known, unknown, knows_classes=not is_pretrained)
 
 
 def _version_of(predictor: Predictor) -> str | None:

@@ -3,7 +3,6 @@
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import numpy as np
@@ -35,6 +34,7 @@ from lib.runtime.shared_memory import to_shared_memory
 from lib.runtime.text import count_of
 
 _JSON, _TENSORS = '.open_set.json', '.open_set.safetensors'
+_LARGEST = float(np.finfo(np.float32).max)  # JSON has no infinity
 _NO_TRAINING_IMAGES = 'without training images, --TEST_UNKNOWN_SCORE max_logit'
 
 
@@ -64,6 +64,7 @@ class Rejection:
     Attributes:
         source: of the images of unknown products, for messages.
         is_left_out: they are the validation images, each judged without its class.
+        knows_classes: features or scores depend on training with the class that is left out.
         metrics: of open_set_metrics, on the validation images and those of unknown products.
         known_accepted: fraction of the validation images that is accepted.
         known_error: error of the accepted ones; None without any.
@@ -73,9 +74,15 @@ class Rejection:
     threshold: RejectionThreshold
     source: str
     is_left_out: bool
+    knows_classes: bool
     metrics: dict[str, float]
     known_accepted: float
     known_error: float | None
+
+    @property
+    def guaranteed(self) -> float | None:
+        """The rate that is guaranteed; None where the model was trained on the classes that are left out."""
+        return None if self.is_left_out and self.knows_classes else self.threshold.guaranteed
 
     def is_unknown(self, scores: np.ndarray) -> np.ndarray:
         """Return which images with these scores (n,) are of unknown products, (n,) bool; nan: neither."""
@@ -87,18 +94,13 @@ class Rejection:
         images, classes = count_of(threshold.num_images, 'image'), count_of(threshold.num_classes, 'class', 'classes')
         chosen = f'{images} of {classes}{", each left out in turn" if self.is_left_out else ""}'
         lines = [f'unknown products: score below {threshold.value:.4g}, from {chosen}']
-        if self.is_left_out and isinstance(self.score, LogitScore):
-            lines.append(f'unknown products accepted: more than {threshold.max_rate:.1%}, since the classifier knows')
-            lines.append('  the classes that are left out; photos of others: --TEST_UNKNOWN_ROOT FOLDER')
+        if self.guaranteed is None:
+            lines.append(f'unknown products accepted: more than {threshold.max_rate:.1%}, since the model was trained')
+            lines.append('  on the classes that are left out; photos of others: --TEST_UNKNOWN_ROOT FOLDER')
         else:
-            lines.append(f'unknown products accepted: at most {threshold.guaranteed:.1%} on average')
-            if threshold.guaranteed > threshold.max_rate:
-                lines.append(
-                    f'  {threshold.max_rate:.1%} can be guaranteed with {threshold.num_needed} unknown classes'
-                )
-            if self.is_left_out:
-                lines.append('  if the backbone was not trained on these classes, else more;')
-                lines.append('  photos of unknown products: --TEST_UNKNOWN_ROOT FOLDER')
+            lines.append(f'unknown products accepted: at most {self.guaranteed:.1%} on average')
+            if self.guaranteed > threshold.max_rate:
+                lines.append(f'  {threshold.max_rate:.1%} would need {threshold.num_needed} unknown classes')
         metrics = ', '.join(f'{name.upper()} {self.metrics[name]:.1%}' for name in ('auroc', 'fpr95', 'oscr'))
         error = '' if self.known_error is None else f', error {self.known_error:.1%}'
         if not self.known_accepted:
@@ -166,13 +168,19 @@ def calibration_images(split: DatasetSplit, classes: np.ndarray, store: ColumnSt
 
 
 def choose_rejection(
-    score: KnownScore, max_rate: float, known: CalibrationImages, unknown: CalibrationImages | None
+    score: KnownScore,
+    max_rate: float,
+    known: CalibrationImages,
+    unknown: CalibrationImages | None,
+    *,
+    knows_classes: bool,
 ) -> Rejection:
     """Choose the threshold of a score for a false-acceptance rate.
 
     Args:
         known: of the validation split.
         unknown: of unknown products; None: the validation images, each without its class.
+        knows_classes: the features were trained on the classes.
 
     Raises:
         UserError: no image of known or of unknown products.
@@ -199,6 +207,7 @@ def choose_rejection(
         threshold=threshold,
         source=source,
         is_left_out=unknown is None,
+        knows_classes=knows_classes or isinstance(score, LogitScore),
         metrics=open_set_metrics(known.scores, known.correct, scores),
         known_accepted=float(accepted.mean()),
         known_error=float(1 - known.correct[accepted].mean()) if accepted.any() else None,
@@ -217,9 +226,8 @@ def write_rejection(stem: Path, rejection: Rejection, model: str | None) -> list
         'model': model,
         'score': rejection.score.key['score'],
         'wanted_rate': threshold.max_rate,
-        'guaranteed_rate': threshold.guaranteed,
-        'threshold': threshold.value if np.isfinite(threshold.value) else None,
-        'accepts': 'none' if threshold.value == np.inf else 'some' if np.isfinite(threshold.value) else 'all',
+        'guaranteed_rate': rejection.guaranteed,
+        'threshold': float(np.clip(threshold.value, -_LARGEST, _LARGEST)),
         'unknown': rejection.source,
         'is_left_out': rejection.is_left_out,
         'num_classes': threshold.num_classes,
@@ -244,9 +252,8 @@ class RejectionFile(msgspec.Struct):
     model: str | None
     score: str
     wanted_rate: float
-    guaranteed_rate: float
-    threshold: float | None
-    accepts: Literal['none', 'some', 'all']
+    guaranteed_rate: float | None
+    threshold: float
     is_left_out: bool
     num_classes: int
     num_images: int
@@ -278,21 +285,16 @@ def read_rejection(trained: LoadedModel, version: str) -> tuple[KnownScore, floa
     if found is None:
         return None
     file, content = found
-    limits = {'none': np.inf, 'all': -np.inf}
-    threshold = limits.get(content.accepts, content.threshold)
-    if content.score in LOGIT_SCORES and threshold is not None:
-        return LogitScore(content.score), threshold
+    if content.score in LOGIT_SCORES:
+        return LogitScore(content.score), content.threshold
     path = file.with_name(file.name.removesuffix(_JSON) + _TENSORS)
     try:
-        if threshold is None or content.score != 'prototype':
-            raise ValueError(f'score {shown(content.score)} without a threshold')
         with safe_open(path, framework='pt') as opened:
             check_safetensors(opened)
-            names = list(opened.keys())
-            tensors = {name: opened.get_tensor(name) for name in names}
+            tensors = {name: opened.get_tensor(name) for name in list(opened.keys())}
         sizes = {'num_features': trained.engine.num_features, 'num_classes': trained.engine.num_classes}
         prototypes = Prototypes.from_tensors(tensors, **sizes)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f'{path}: {shown(error)}; predict again with --TEST_REJECT_UNKNOWN, or remove {file}') from None
     prototypes = replace(prototypes, means=prototypes.means.to(trained.device.main))
-    return PrototypeScore(prototypes), threshold
+    return PrototypeScore(prototypes), content.threshold
