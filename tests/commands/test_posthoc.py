@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lib.commands.posthoc import _check_images, _holdout
+from lib.commands.loaded_model import training_sample
+from lib.commands.posthoc import _check_images
 from lib.config.yaml_text import as_node
 from lib.dataset.features import Features
 from lib.errors import UserError
@@ -32,7 +33,8 @@ def names_of_holdout(root, quarantine='', holdout=100):
     values = DEFAULTS
     changes = {'DATASET.NAME': 'annotations', 'DATASET.ROOT': str(root), 'DATASET.QUARANTINE': str(quarantine)}
     cfg = as_node(values | changes | {'POSTHOC.HOLDOUT': holdout})
-    split = _holdout(SimpleNamespace(cfg=cfg, class_names=[str(label) for label in range(NUM_CLASSES)]))
+    names = [str(label) for label in range(NUM_CLASSES)]
+    split = training_sample(SimpleNamespace(cfg=cfg, class_names=names, check_classes=lambda split: None))
     assert [name.as_py()[0] for name in split.names] == [str(label) for label in split.labels]
     return split.names.to_pylist()
 

@@ -27,7 +27,16 @@ LOCAL = (
 )  # fmt: skip
 # Texts that are no path, although files or folders occur in their description.
 # MODEL.TEXT_MODEL is NAME:TAG or NAME:FILE; NAME:/FILE would count as a URL.
-NO_PATHS = {'NAME', 'DATASET.SOURCE', 'POSTHOC.SAVE', 'POSTHOC.METHODS', 'MODEL.TEXT_MODEL'}
+# The last two are names, which may look like a URL, or a file with names.
+NO_PATHS = {
+    'NAME',
+    'DATASET.SOURCE',
+    'POSTHOC.SAVE',
+    'POSTHOC.METHODS',
+    'MODEL.TEXT_MODEL',
+    'INDEX.REMOVE',
+    'ENROLL.RETIRE',
+}
 WORDS = re.compile(
     r'\b(file|files|folder|path|paths|checkpoint|checkpoints|annotations|CSV|images of)\b', re.IGNORECASE
 )

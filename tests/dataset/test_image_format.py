@@ -15,6 +15,7 @@ pillow_heif.register_heif_opener()
 
 NAMES = {'JPEG': 'JPEG', 'MPO': 'JPEG', 'PNG': 'PNG', 'WEBP': 'WebP', 'BMP': 'BMP', 'GIF': 'GIF', 'TIFF': 'TIFF',
          'AVIF': 'AVIF', 'JPEG2000': 'JPEG 2000', 'HEIF': 'HEIC'}  # fmt: skip
+IN_A_PROCESS = pytest.mark.process  # in which AVIF, HEIC and JPEG 2000 are decoded
 OTHERS = ('ICO', 'PPM', 'TGA', 'PCX', 'EPS', 'PDF', 'SGI', 'DDS')
 
 
@@ -30,6 +31,7 @@ def encode(name: str, image: Image.Image, **options) -> bytes:
     return buffer.getvalue()
 
 
+@IN_A_PROCESS
 @pytest.mark.parametrize('name', [*NAMES, *OTHERS])
 def test_formats_are_those_of_pillow_that_the_decoder_reads(name):
     data = encode(name, picture())
@@ -86,6 +88,7 @@ def test_media_files_and_texts(header, name):
     assert image_format(header) == name
 
 
+@IN_A_PROCESS
 @pytest.mark.parametrize('name', ['AVIF', 'JPEG2000', 'HEIF'])
 def test_cut_off_files_are_damaged(name):
     data = encode(name, picture(size=(160, 120)))
@@ -93,6 +96,7 @@ def test_cut_off_files_are_damaged(name):
         decode(data[: len(data) // 2])
 
 
+@IN_A_PROCESS
 @pytest.mark.parametrize('orientation', range(1, 9))
 def test_avif_is_upright(orientation):
     exif = Image.Exif()
@@ -103,6 +107,7 @@ def test_avif_is_upright(orientation):
     assert np.array_equal(np.asarray(decode(data)), np.asarray(upright.convert('RGB')))
 
 
+@IN_A_PROCESS
 @pytest.mark.parametrize('mode', ['L', 'LA', 'RGBA'])
 @pytest.mark.parametrize('name', ['AVIF', 'JPEG2000'])
 def test_modes_become_rgb(name, mode):
@@ -110,6 +115,7 @@ def test_modes_become_rgb(name, mode):
     assert image.pixels(1.0)[0].shape == (40, 70, 3)
 
 
+@IN_A_PROCESS
 @pytest.mark.parametrize('name', ['AVIF', 'JPEG2000', 'HEIF'])
 def test_the_size_is_checked_before_decoding(name):
     with pytest.raises(DecodeError, match='70 x 40 pixels; at most 100 are allowed'):
