@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lib.errors import UserError, shown
+from lib.inference.neighbors import unit_length
 from lib.runtime.files import replace_atomically
 from lib.runtime.log import progress_bar
 from lib.runtime.workers import num_cores
@@ -208,7 +209,7 @@ def write_graph(path: Path, kind: str, codes: np.ndarray, codec: Codec) -> None:
     starts = range(0, len(codes), _BLOCK_ROWS)
     for start in progress_bar(starts, total=len(starts), label=f'index: {kind}', unit='block'):
         vectors = codec.decode(codes[start : start + _BLOCK_ROWS])
-        index.add(vectors if kind == 'hnsw' else _unit(vectors))
+        index.add(vectors if kind == 'hnsw' else unit_length(vectors))
     with replace_atomically(path) as temporary:
         faiss.write_index(index, str(temporary), faiss.IO_FLAG_SKIP_STORAGE if kind == 'hnsw' else 0)
 
@@ -223,7 +224,7 @@ def _new_hnsw(faiss: Any, codec: Codec) -> Any:
 def _trained_ivfpq(faiss: Any, codes: np.ndarray, codec: Codec) -> Any:
     num_lists = max(1, min(int(4 * len(codes) ** 0.5), len(codes) // _ROWS_PER_LIST))
     step = max(1, len(codes) // (_ROWS_PER_LIST * num_lists))
-    sample = _unit(codec.decode(codes[::step]))
+    sample = unit_length(codec.decode(codes[::step]))
     num_parts = next(
         parts for parts in range(-(-codec.width // _DIMENSIONS_PER_BYTE), 0, -1) if codec.width % parts == 0
     )
@@ -233,10 +234,6 @@ def _trained_ivfpq(faiss: Any, codes: np.ndarray, codec: Codec) -> Any:
     index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1  # no warnings
     index.train(sample)
     return index
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
 
 
 class Graph:

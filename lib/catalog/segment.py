@@ -12,7 +12,7 @@ import pyarrow as pa
 from lib.catalog.manifest import File, Manifest, Segment, part_name, read_manifest
 from lib.catalog.rows import Codec, Graph, Rows, map_rows, write_graph, write_rows
 from lib.errors import UserError, shown
-from lib.inference.neighbors import nearest
+from lib.inference.neighbors import nearest, unit_length
 from lib.inference.whitening import Whitening
 
 EFFORT = 384
@@ -181,9 +181,7 @@ class Generation:
             raise ValueError(f'features of shape {features.shape}, not (n, {self.manifest.num_features})')
         if self.whitening is not None:
             return self.whitening(features)
-        vectors = np.asarray(features, np.float32)
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors / np.where(norms > 0, norms, 1)
+        return unit_length(np.asarray(features, np.float32))
 
 
 def open_generation(folder: Path, known: dict[str, OpenSegment], *, verify: bool) -> Generation:

@@ -223,3 +223,9 @@ def vote(
     order = np.argsort(-fractions, axis=1, kind='stable')
     fractions, classes = (np.take_along_axis(part, order, axis=1) for part in (fractions, classes))
     return Votes(classes, fractions.astype(np.float32))
+
+
+def unit_length(vectors: np.ndarray) -> np.ndarray:
+    """Return the vectors (..., d) scaled to length 1; zero vectors stay zero."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from lib.inference.neighbors import CPU, Neighbors, Search, nearest, neighbor_blocks
+from lib.inference.neighbors import CPU, Neighbors, Search, nearest, neighbor_blocks, unit_length
 
 METHODS = ('query_expansion', 'reciprocal')
 
@@ -41,8 +41,8 @@ def expanded_queries(
     for rows in _blocks(len(queries), queries.shape[1] * (number + 1)):
         near = found.rows[rows, :number]
         weights = found.values[rows, :number].clip(min=0) ** power
-        sums = _unit(queries[rows]) + np.einsum('nk,nkd->nd', weights, _unit(gallery[near]))
-        expanded[rows] = _unit(sums)
+        sums = unit_length(queries[rows]) + np.einsum('nk,nkd->nd', weights, unit_length(gallery[near]))
+        expanded[rows] = unit_length(sums)
     return expanded
 
 
@@ -136,7 +136,10 @@ class ReciprocalRanking:
             columns = members[owners, places]
             weights = np.empty(len(columns), np.float32)
             for some in _blocks(len(columns), 2 * self._gallery.shape[1]):
-                images, others = _unit(features_of(rows.start + owners[some])), _unit(self._gallery[columns[some]])
+                images, others = (
+                    unit_length(features_of(rows.start + owners[some])),
+                    unit_length(self._gallery[columns[some]]),
+                )
                 weights[some] = np.exp(np.einsum('nd,nd->n', images, others) - 1)
             counts = np.bincount(owners, minlength=len(members))
             weights /= np.bincount(owners, weights=weights, minlength=len(members))[owners]
@@ -246,8 +249,3 @@ def _joined(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> _Sparse:
 def _blocks(number: int, values_each: int) -> list[slice]:
     size = max(1, _BLOCK_VALUES // max(1, values_each))
     return [slice(start, min(start + size, number)) for start in range(0, number, size)]
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    vectors = np.asarray(vectors, np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)

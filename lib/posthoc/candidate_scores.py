@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from lib.inference.engine import Engine
+from lib.inference.neighbors import unit_length
 
 _BATCH = 512  # features that are classified at a time
 _MAX_SCORES = 1 << 22  # numbers of a kind in memory at a time
@@ -163,9 +164,3 @@ def feature_center(old: ScoredFeatures | None, shots: ScoredFeatures) -> tuple[n
         features = images.features(part)
         sums += np.stack([unit_length(features).sum(axis=0), features.sum(axis=0)])
     return sums[0] / len(images), sums[1] / len(images)
-
-
-def unit_length(vectors: np.ndarray) -> np.ndarray:
-    """Return the vectors (..., d) scaled to length 1; zero vectors stay zero."""
-    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lib.posthoc.candidate_scores import unit_length
+from lib.dataset.index import ranks_in_classes
+from lib.inference.neighbors import unit_length
 
 MAX_IMAGES = 20_000
 _MAX_OF_KNOWN, _MAX_PER_CLASS = 5000, 20
@@ -156,10 +157,7 @@ def _counts(clusters: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nd
 
 def _sample(labels: np.ndarray) -> np.ndarray:
     """Return the rows, ascending, of at most _MAX_PER_CLASS images per class and _MAX_OF_KNOWN in all."""
-    order = np.argsort(labels, kind='stable')
-    _, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
-    rank = np.arange(len(order)) - np.repeat(first, counts)
-    rows = np.sort(order[rank < _MAX_PER_CLASS])
+    rows = np.flatnonzero(ranks_in_classes(labels) < _MAX_PER_CLASS)
     if len(rows) <= _MAX_OF_KNOWN:
         return rows
     classes = np.unique(labels)

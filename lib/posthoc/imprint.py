@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lib.inference.neighbors import unit_length
 from lib.posthoc.candidate_scores import (
     CandidateScores,
     ScoredFeatures,
     feature_center,
     mean_unit_features,
-    unit_length,
 )
 from lib.posthoc.row_updates import RowUpdates
 

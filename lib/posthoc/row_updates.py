@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lib.posthoc.candidate_scores import ScoredFeatures, feature_center, mean_unit_features, unit_length
+from lib.inference.neighbors import unit_length
+from lib.posthoc.candidate_scores import ScoredFeatures, feature_center, mean_unit_features
 
 STRENGTHS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 _RUNNING_MEAN = STRENGTHS.index(1.0)

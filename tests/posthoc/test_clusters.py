@@ -6,7 +6,7 @@ from scipy.cluster.hierarchy import fcluster
 from scipy.cluster.hierarchy import linkage as scipy_linkage
 from scipy.spatial.distance import pdist
 
-from lib.posthoc.candidate_scores import unit_length
+from lib.inference.neighbors import unit_length
 from lib.posthoc.clusters import choose_threshold, cluster_unknown, linkage, pair_scores, purity
 
 
