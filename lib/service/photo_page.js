@@ -292,7 +292,8 @@
     if (item.decision) return state + (state === 'dropped' ? '' : ': ' + item.decision.name);
     if (state === 'failed') return item.error;
     if (state === 'waiting' || state === 'sending') return item.state === 'sending' ? 'recognizing …' : 'waiting …';
-    return best ? (state === 'unsure' ? 'not sure: ' : '') + best.name + ', ' + percent(best.probability) : 'no answer';
+    const doubt = item.unknown ? 'unknown product, nearest: ' : state === 'unsure' ? 'not sure: ' : '';
+    return best ? doubt + best.name + ', ' + percent(best.probability) : 'no answer';
   };
   const photoOf = (item) => {
     item.address ??= URL.createObjectURL(item.file);

@@ -57,7 +57,7 @@ def test_classes_left_out(scripts, run_folder, valid):
     assert 'each left out in turn' in done.stdout
     assert 'photos of others: --TEST_UNKNOWN_ROOT FOLDER' in done.stdout
     page = (folder / f'{STEM}.html').read_text('utf-8')
-    assert page.count('unknown product; the nearest ones') == sum(row['predicted'] == '-1' for row in rows)
+    assert page.count('unknown product, nearest:') == sum(row['predicted'] == '-1' for row in rows)
     assert not list(folder.glob('*.partial'))
     # Parts are scored as the whole is.
     whole = (folder / f'{STEM}.open_set.csv').read_bytes()
