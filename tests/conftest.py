@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from lib.runtime.workers import process_context
+from tests.storage_server import StorageServer, running_server
 
 if 'PYTEST_XDIST_WORKER' in os.environ:
     # Two workers on two cores; torch reads this once, when it is imported.
@@ -26,7 +27,7 @@ os.fsync = os.fstat  # type: ignore[assignment]
 platform.platform()  # starts `uname -p` in its first call, and caches the result
 
 # Fixtures that start processes; tests that use one of them are marked.
-PROCESS_FIXTURES = {'scripts', 'browser', 'per_rank', 'rank_results', 'all_help'}
+PROCESS_FIXTURES = {'scripts', 'browser', 'per_rank', 'rank_results', 'all_help', 'storage_server'}
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
 
 
@@ -75,3 +76,11 @@ def browser() -> Iterator:
         started = running.chromium.launch(executable_path=path, args=options)
         yield started
         started.close()
+
+
+@pytest.fixture(scope='session')
+def storage_server() -> Iterator[StorageServer]:
+    """Return an S3 server on loopback, without faults; it starts once per worker, in about 3 seconds."""
+    pytest.importorskip('moto', reason='moto is not installed')
+    with running_server() as server:
+        yield server
