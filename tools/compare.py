@@ -41,8 +41,10 @@ def main() -> None:
     found, options = parser.parse_known_args()
     # torch is imported only after the command line is checked.
     from lib.commands.compare import compare_runs
+    from lib.distributed.process_group import join_process_group
 
-    print_lines(compare_runs(found.runs, options, found.output))
+    with join_process_group() as group:
+        print_lines(compare_runs(found.runs, options, found.output, group))
 
 
 if __name__ == '__main__':

@@ -18,8 +18,10 @@ DESCRIPTION = 'Decode every image; list unreadable, suspicious and duplicate ima
 def main() -> None:
     cfg = read_config(sys.argv[1:], program='tools/doctor.py', description=DESCRIPTION)
     from lib.commands.doctor import audit_dataset
+    from lib.distributed.process_group import join_process_group
 
-    print_lines(audit_dataset(cfg))
+    with join_process_group() as group:
+        print_lines(audit_dataset(cfg, group))
 
 
 if __name__ == '__main__':

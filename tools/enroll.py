@@ -27,13 +27,16 @@ def main() -> None:
     # torch is imported only after the command line is checked.
     from lib.commands.enroll import enroll, propose_classes
     from lib.commands.loaded_model import load_model
+    from lib.distributed.process_group import join_process_group
     from lib.report.describe import describe_enrolled
 
-    if command.cfg.ENROLL.PROPOSE:
-        print_lines(propose_classes(load_model(command)))
-        return
-    done = enroll(load_model(command))
-    print_lines([*describe_enrolled(done.metrics), *(f'wrote {path}' for path in done.files), *done.lines])
+    with join_process_group() as group:
+        trained = load_model(command, group)
+        if command.cfg.ENROLL.PROPOSE:
+            print_lines(propose_classes(trained))
+            return
+        done = enroll(trained)
+        print_lines([*describe_enrolled(done.metrics), *(f'wrote {path}' for path in done.files), *done.lines])
 
 
 if __name__ == '__main__':

@@ -29,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    cli_main(main)
+    cli_main(main, alone='it converts one model')

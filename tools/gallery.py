@@ -9,4 +9,4 @@ from lib.commands.cli import cli_main
 from lib.experiments.gallery import main
 
 if __name__ == '__main__':
-    cli_main(main)
+    cli_main(main, alone='it writes one page')

@@ -135,4 +135,4 @@ def main() -> int | None:
 
 
 if __name__ == '__main__':
-    cli_main(main)
+    cli_main(main, alone='it downloads one data set')

@@ -9,4 +9,4 @@ from lib.commands.cli import cli_main
 from lib.experiments.command import parse, run_grid
 
 if __name__ == '__main__':
-    cli_main(lambda: run_grid(parse(sys.argv[1:])))
+    cli_main(lambda: run_grid(parse(sys.argv[1:])), alone='it starts the runs itself (--jobs)')

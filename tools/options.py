@@ -18,4 +18,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    cli_main(main)
+    cli_main(main, alone='it writes one page')

@@ -17,9 +17,11 @@ DESCRIPTION = (
 def main() -> None:
     cfg = read_config(sys.argv[1:], program='tools/pack.py', description=DESCRIPTION)
     from lib.commands.pack import next_command, pack
+    from lib.distributed.process_group import join_process_group
 
-    print_lines(pack(cfg))
-    print_lines(['', 'Train on the shards:', f'  {next_command(sys.argv[1:], cfg.PACK.OUT)}'])
+    with join_process_group() as group:
+        print_lines(pack(cfg, group))
+        print_lines(['', 'Train on the shards:', f'  {next_command(sys.argv[1:], cfg.PACK.OUT)}'])
 
 
 if __name__ == '__main__':

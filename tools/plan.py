@@ -26,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    cli_main(main)
+    cli_main(main, alone='it computes for hardware that it does not use (PLAN.DEVICES)')

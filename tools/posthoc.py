@@ -22,11 +22,13 @@ def main() -> None:
     # torch is imported only after the command line is checked.
     from lib.commands.loaded_model import load_model
     from lib.commands.posthoc import run_posthoc
+    from lib.distributed.process_group import join_process_group
     from lib.runtime.log import LOGGER
 
-    lines, files = run_posthoc(load_model(command))
-    for line in [*lines, *(f'wrote {path}' for path in files)]:
-        LOGGER.info('%s', line)
+    with join_process_group() as group:
+        lines, files = run_posthoc(load_model(command, group))
+        for line in [*lines, *(f'wrote {path}' for path in files)]:
+            LOGGER.info('%s', line)
 
 
 if __name__ == '__main__':

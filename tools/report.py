@@ -17,9 +17,11 @@ def main() -> None:
     command = read_command(sys.argv[1:], program='tools/report.py', description=DESCRIPTION, needs_model=True)
     from lib.commands.loaded_model import load_model
     from lib.commands.report import trained_report
+    from lib.distributed.process_group import join_process_group
     from lib.runtime.log import LOGGER
 
-    LOGGER.info('report: %s', trained_report(load_model(command)))
+    with join_process_group() as group:
+        LOGGER.info('report: %s', trained_report(load_model(command, group)))
 
 
 if __name__ == '__main__':

@@ -23,8 +23,10 @@ def main() -> None:
     # torch is imported only after the command line is checked.
     from lib.commands.loaded_model import load_model
     from lib.commands.search import search
+    from lib.distributed.process_group import join_process_group
 
-    print_lines(search(load_model(command)))
+    with join_process_group() as group:
+        print_lines(search(load_model(command, group)))
 
 
 if __name__ == '__main__':

@@ -37,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    cli_main(main)
+    cli_main(main, alone='it is one server (others get another --SERVE_PORT)')

@@ -19,4 +19,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    cli_main(main)
+    cli_main(main, alone='it reads results')

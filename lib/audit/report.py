@@ -12,7 +12,8 @@ from lib.audit import findings
 from lib.audit.duplicates import Duplicates, find_duplicates
 from lib.audit.findings import DuplicateGroup
 from lib.audit.image_stats import class_statistics, size_statistics
-from lib.audit.scan import MISSING, READABLE, ConcatImages, Scan, scan, scan_colors
+from lib.audit.scan import MISSING, READABLE, ColorScan, ConcatImages, Scan, scan, scan_colors
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 
 REASONS = {
     findings.CONTRADICTION: 'the same image has another label elsewhere in train',
@@ -184,20 +185,33 @@ def audit_splits(
     few: int,
     num_workers: int,
     progress: Callable[[int], object] = lambda count: None,
-) -> AuditReport:
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> AuditReport | None:
     """Decode every image of the splits and compare the images.
+
+    Ranks share the images that are decoded; the main rank compares, and the others return None.
 
     Args:
         min_side: images whose shorter side is below it (pixels) are suspicious.
         near_distance: maximum number of bits in which the perceptual hashes of near duplicates differ.
         few: classes with fewer images are listed.
-        num_workers: number of reading processes; 0: read in this process.
+        num_workers: number of reading processes of each rank; 0: read in this process.
         progress: called with the number of images of each finished task.
 
     Raises:
         UserError: a process was killed.
     """
     images = ConcatImages([split.images for split in splits], [len(split.labels) for split in splits])
-    result = scan(images, num_workers=num_workers, progress=progress)
-    scanner = partial(scan_colors, images, num_workers=num_workers)
-    return AuditReport(splits, images, result, find_duplicates(result, scanner, near_distance), min_side, few)
+    result = scan(images, num_workers=num_workers, progress=progress, group=group)
+    scan_rows = partial(scan_colors, images, num_workers=num_workers, group=group)
+
+    def scan_on_all(rows: np.ndarray) -> ColorScan:
+        return scan_rows(group.broadcast_object(rows))
+
+    if not group.is_main:
+        while len(rows := group.broadcast_object(np.zeros(0, np.int64))):
+            scan_rows(rows)
+        return None
+    duplicates = find_duplicates(result, scan_on_all, near_distance)
+    group.broadcast_object(np.zeros(0, np.int64))  # so that the other ranks return
+    return AuditReport(splits, images, result, duplicates, min_side, few)

@@ -1,4 +1,4 @@
-"""One pass over all images of several splits, in several processes: about 300 bytes of statistics per image.
+"""One pass over all images of several splits, in several processes and ranks: 300 bytes of statistics per image.
 
 Each image is decoded once, in grayscale. Possible duplicates are decoded again, in color.
 """
@@ -13,7 +13,8 @@ from lib.audit.hashing import gray_cells, perceptual_hash
 from lib.audit.image_stats import SIDE, color_details, image_stats
 from lib.dataset.decode import DecodeError
 from lib.dataset.images import ArrayImages
-from lib.runtime.workers import run_in_processes
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from lib.distributed.tasks import run_on_ranks
 
 
 class ConcatImages:
@@ -92,10 +93,19 @@ class Scan:
         return self.stats['state'] == READABLE
 
 
-def scan(images: ConcatImages, *, num_workers: int, progress: Callable[[int], object] = lambda count: None) -> Scan:
-    """Decode every image; `progress` is called with the number of images of each finished task."""
-    result = Scan(np.zeros(len(images), STATS_DTYPE))
-    for rows, (stats, errors, warnings) in map_rows(_scan_rows, images, np.arange(len(images)), num_workers):
+def scan(
+    images: ConcatImages,
+    *,
+    num_workers: int,
+    progress: Callable[[int], object] = lambda count: None,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> Scan:
+    """Decode every image; `progress` is called with the number of images of each finished task.
+
+    Each rank decodes a part of the images; rank 0 returns the statistics of all, and the others an empty result.
+    """
+    result = Scan(np.zeros(len(images) if group.is_main else 0, STATS_DTYPE))
+    for rows, (stats, errors, warnings) in map_rows(_scan_rows, images, np.arange(len(images)), num_workers, group):
         result.stats[rows] = stats
         result.errors.update(errors)
         result.warnings.update(warnings)
@@ -124,10 +134,12 @@ class ColorScan:
         return np.searchsorted(self.rows, rows)
 
 
-def scan_colors(images: ConcatImages, rows: np.ndarray, *, num_workers: int) -> ColorScan:
-    """Decode readable images again, in color; `rows` is ascending."""
+def scan_colors(
+    images: ConcatImages, rows: np.ndarray, *, num_workers: int, group: ProcessGroup = SINGLE_PROCESS
+) -> ColorScan:
+    """Decode readable images again, in color; `rows` is ascending. Ranks as in `scan`."""
     result = ColorScan(rows, np.zeros(len(rows), np.uint64), np.zeros((len(rows), SIDE, SIDE, 3), np.uint8))
-    for some, (digests, thumbnails) in map_rows(_scan_colors_of_rows, images, rows, num_workers):
+    for some, (digests, thumbnails) in map_rows(_scan_colors_of_rows, images, rows, num_workers, group):
         positions = result.positions(some)
         result.digests[positions], result.thumbnails[positions] = digests, thumbnails
     return result
@@ -145,13 +157,21 @@ class _RowsTask:
 
 
 def map_rows(
-    work: Callable[[ConcatImages, np.ndarray], Any], images: ConcatImages, rows: np.ndarray, num_workers: int
+    work: Callable[[ConcatImages, np.ndarray], Any],
+    images: ConcatImages,
+    rows: np.ndarray,
+    num_workers: int,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Iterator[tuple[np.ndarray, Any]]:
-    """Yield (some of the rows, `work(images, these rows)`) for all rows, in the order in which the results arrive."""
+    """Yield (some of the rows, `work(images, these rows)`) for all rows, in the order in which the results arrive.
+
+    All ranks must call it with the same rows; rank 0 gets all results, and the others none.
+    """
     tasks = [rows[start : start + _ROWS_PER_TASK] for start in range(0, len(rows), _ROWS_PER_TASK)]
     if len(tasks) < 2:  # not worth a process
         num_workers = 0
-    return run_in_processes(_RowsTask(work, images), tasks, num_workers=num_workers, progress=lambda count: None)
+    task, ignore = _RowsTask(work, images), lambda count: None
+    return run_on_ranks(task, tasks, num_workers=num_workers, progress=ignore, group=group)
 
 
 def _scan_rows(images: ConcatImages, rows: np.ndarray) -> tuple[np.ndarray, dict[int, str], dict[int, str]]:

@@ -72,8 +72,10 @@ _LIBRARIES = {
 }  # fmt: skip
 
 
-def cli_main(main: Callable[[], int | None]) -> NoReturn:
+def cli_main(main: Callable[[], int | None], *, alone: str = '') -> NoReturn:
     """Call `main` and exit with its result as the exit code (None is 0).
+
+    `alone`: why this command runs in one process, and so not with several ranks; '' if ranks share its work.
 
     Exit code 2 and one line `error: ...` on standard error: a UserError, a full disk, no memory, a missing permission,
     a file where a folder is needed, a limit of the system, or a package that is not installed. Under torchrun the line
@@ -87,18 +89,21 @@ def cli_main(main: Callable[[], int | None]) -> NoReturn:
     use_huge_pages()
     end_with_parent()
     with ending_signals() as ending:
-        code = _run(main, ending)
+        code = _run(main, ending, alone)
     lost = output_error()
     if lost is not None and not code:
         code = _BROKEN_PIPE if lost.errno == errno.EPIPE else _fail(_output_line(lost))
     sys.exit(code)
 
 
-def _run(main: Callable[[], int | None], ending: EndingSignal) -> int | str | None:
+def _run(main: Callable[[], int | None], ending: EndingSignal, alone: str) -> int | str | None:
     """Return the exit code of `main`, after its error line."""
     try:
         if not _has_folder():  # torch ends the process then
             raise UserError('the current folder does not exist any more: change to another one (cd)')
+        if alone and (num_ranks := read_rank_info().world_size) > 1:
+            program = shown(Path(sys.argv[0]).name)
+            raise UserError(f'{program} runs in one process, not in {num_ranks}, since {alone}: start it by python')
         return main()
     except BaseException as error:
         number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else ending.number

@@ -12,6 +12,7 @@ from lib.commands.loaded_model import LoadedModel, load_model, split_features
 from lib.config.load import merge_checkpoint_config
 from lib.config.options import parse_options
 from lib.dataset.corrections import describe_counts
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError, printable
 from lib.inference.run import classify_features
 from lib.metrics.class_report import detailed_metrics
@@ -23,8 +24,12 @@ from lib.runtime.log import start_console
 from lib.trainer.checkpointing.io import read_checkpoint
 
 
-def compare_runs(runs: Sequence[str], options: Sequence[str], output: Path) -> list[str]:
+def compare_runs(
+    runs: Sequence[str], options: Sequence[str], output: Path, group: ProcessGroup = SINGLE_PROCESS
+) -> list[str]:
     """Measure models on their valid split, write output.json and output.png, and return the lines to log.
+
+    Ranks share the images of each model; the main rank writes.
 
     Args:
         runs: run folders or checkpoints.
@@ -33,7 +38,7 @@ def compare_runs(runs: Sequence[str], options: Sequence[str], output: Path) -> l
     Raises:
         UserError: no such run; valid splits or classes differ.
     """
-    start_console()
+    start_console(enabled=group.is_main)
     config_files, values = parse_options(options, program='tools/compare.py', description='')
     paths = [_checkpoint(run) for run in runs]
     names = _names(paths)
@@ -44,8 +49,9 @@ def compare_runs(runs: Sequence[str], options: Sequence[str], output: Path) -> l
     for path in paths:
         checkpoint = read_checkpoint(path, with_rows=False)
         cfg = merge_checkpoint_config(checkpoint.config, path, values, files=config_files)
-        trained = load_model(Command(cfg, checkpoint))
-        valid, corrected = open_uncorrected_valid_split(trained.cfg, trained.class_names)
+        trained = load_model(Command(cfg, checkpoint), group)
+        with group.main_first():
+            valid, corrected = open_uncorrected_valid_split(trained.cfg, trained.class_names)
         changed = np.union1d(changed, corrected)
         if first is None:
             first, digest = trained, valid.digest()
@@ -57,6 +63,8 @@ def compare_runs(runs: Sequence[str], options: Sequence[str], output: Path) -> l
         predictions.append(classify_features(trained.engine, split_features(trained, valid, 'valid')))
         records.append(checkpoint.training_set.corrections if checkpoint.training_set else {})
     assert first is not None  # the command line requires runs
+    if not group.is_main:
+        return []
     num_valid = len(predictions[0])
     predictions = _untouched(predictions, changed, paths)
     parents = first.class_parents or None

@@ -11,6 +11,7 @@ from lib.builders.loader import num_workers, train_sizes
 from lib.builders.split import DatasetSplit
 from lib.builders.training_data import TrainingData
 from lib.config.defaults import Config
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
 from lib.report.audit_page import write_audit_page
 from lib.report.describe import describe_audit
@@ -23,17 +24,19 @@ def doctor_folder(cfg: Config) -> Path:
     return Path(cfg.DOCTOR.OUT or Path(cfg.LOG_ROOT, f'{cfg.NAME}_doctor'))
 
 
-def audit_dataset(cfg: Config) -> list[str]:
+def audit_dataset(cfg: Config, group: ProcessGroup = SINGLE_PROCESS) -> list[str]:
     """Decode every image, write doctor.json, doctor.html and quarantine.json, and return the lines to print.
 
-    The files are written after the last image, and replace older ones together.
+    The files are written after the last image, and replace older ones together. Ranks share the images; the main rank
+    compares them and writes.
 
     Raises:
         UserError: the splits cannot be opened, or DOCTOR.OUT cannot be written.
     """
     folder = doctor_folder(cfg)
-    data = open_training_data(cfg, quarantine=False)
-    splits = _splits(cfg, data)
+    with group.main_first():
+        data = open_training_data(cfg, quarantine=False)
+        splits = _splits(cfg, data)
     total = sum(len(split.labels) for split in splits)
     with progress_bar((), total=total, label='checking', unit='image') as bar:
         report = audit_splits(
@@ -43,7 +46,10 @@ def audit_dataset(cfg: Config) -> list[str]:
             few=cfg.DOCTOR.FEW,
             num_workers=num_workers(cfg.RUN.NUM_WORKERS),
             progress=bar.update,
+            group=group,
         )
+    if report is None:
+        return []
     quarantine = report.quarantine()
     with replace_together(folder):
         write_json(folder / 'doctor.json', report.as_json())

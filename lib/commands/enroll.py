@@ -59,6 +59,8 @@ class EnrollResult:
 def enroll(trained: LoadedModel) -> EnrollResult:
     """Remove the classes of ENROLL.RETIRE, add the images of ENROLL.IMAGES, write the model, and measure all classes.
 
+    Ranks share the passes over images; the main rank writes.
+
     Raises:
         UserError: nothing to do, an unknown class to retire; no valid split; ENROLL.OUT is in use; a catalog of another
             model.
@@ -66,7 +68,9 @@ def enroll(trained: LoadedModel) -> EnrollResult:
     cfg = trained.cfg
     folder = Path(cfg.ENROLL.OUT or Path(cfg.LOG_ROOT, f'{cfg.NAME}_enrolled'))
     _check_free(trained, folder)
-    catalog = open_catalog(Path(cfg.ENROLL.INDEX), version_of(trained)) if cfg.ENROLL.INDEX else None
+    catalog = None
+    if cfg.ENROLL.INDEX and trained.group.is_main:
+        catalog = open_catalog(Path(cfg.ENROLL.INDEX), version_of(trained))
     retired = retired_classes(trained)
     base = without_classes(trained, retired)
     given = given_images(trained, base)
@@ -80,6 +84,9 @@ def enroll(trained: LoadedModel) -> EnrollResult:
         'old': {} if old is None or after is None else _metrics_of_old(old, after),
         **_metrics_of_given(trained, rows, given, kept_classes(trained, retired)),
     }
+    trained.group.barrier()  # so that no rank finds what the main rank writes
+    if not trained.group.is_main:
+        return EnrollResult(metrics, [], [])
     none = np.zeros(0, np.int64)
     checkpoint = rows.checkpoint(
         given.new if given else ClassNames([], []), none if new is None else new.counts,
@@ -102,12 +109,15 @@ def _update(catalog: Catalog, retired: list[str], given: GivenImages | None) -> 
 def propose_classes(trained: LoadedModel) -> list[str]:
     """Cluster the photos of ENROLL.PROPOSE, write a page on which the clusters are named, and return log lines.
 
+    Ranks share the passes over images; the main rank writes.
+
     Raises:
         UserError: there are no photos, or no labeled valid split.
     """
     cfg, path = trained.cfg, trained.folder / PROPOSALS
     photos, is_unknown = unknown_photos(trained)
-    valid = trained.valid
+    with trained.group.main_first():
+        valid = trained.valid
     trained.check_classes(valid)
     known = split_features(trained, valid, 'valid')
     features = split_features(trained, photos, 'unknown', same_classes=False)
@@ -117,6 +127,8 @@ def propose_classes(trained: LoadedModel) -> list[str]:
         raise UserError(f'{valid.source}: has no labeled image, but clusters are as wide as its classes')
     if not len(rows):
         raise UserError(f'ENROLL.PROPOSE {photos.source}: no photo can be decoded')
+    if not trained.group.is_main:
+        return []
     num_more, rows = max(0, len(rows) - MAX_IMAGES), rows[:MAX_IMAGES]
     found = cluster_unknown(features.values[rows], known.values[known_rows], known.labels[known_rows])
     predictions = classify_features(trained.engine, features.at(rows))

@@ -103,7 +103,8 @@ def given_images(trained: LoadedModel, base: LoadedModel) -> GivenImages | None:
         return None
     if not Path(source).exists():
         raise UserError(f'ENROLL.IMAGES {source}: no such folder or file')
-    split, classes = open_named_images(source, nested=trained.cfg.DATASET.NESTED_CLASSES)
+    with trained.group.main_first():
+        split, classes = open_named_images(source, nested=trained.cfg.DATASET.NESTED_CLASSES)
     label_of = {name: label for label, name in reversed(list(enumerate(base.class_names)))}
     known_labels = np.array([label_of.get(name, -1) for name in classes.names], np.int64)
     numbers = np.flatnonzero(known_labels < 0).tolist()

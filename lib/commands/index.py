@@ -34,28 +34,29 @@ _QUERIES_AT_ONCE = 1024
 def index(trained: LoadedModel) -> Iterator[str]:
     """Remove products from the catalog and add photos, or build it from the training images; yield lines to print.
 
+    Ranks share the images; the main rank changes the catalog, and the others yield nothing.
+
     Raises:
         UserError: nothing to add; a catalog of another model, or with other settings.
     """
-    options, started = trained.cfg.INDEX, time.perf_counter()
+    options, group, started = trained.cfg.INDEX, trained.group, time.perf_counter()
     folder = catalog_folder(trained)
-    is_new = not has_catalog(folder)
-    catalog = None if is_new else open_catalog(folder, version_of(trained))
     removed = given_names(options.REMOVE, 'INDEX.REMOVE')
-    if catalog is not None:
-        _check_settings(trained, catalog)
-        _warn_about_unknown(catalog, removed)
-    elif removed:
-        raise UserError(f'INDEX.REMOVE: {folder} contains no {MANIFEST}, so there is nothing to remove')
-    is_built = options.ADD == '' and (catalog is None or not catalog.num_images)
-    if catalog is None:
+    catalog = _checked_catalog(trained, folder, removed) if group.is_main else None
+    is_new, is_empty = group.broadcast_object((catalog is None, catalog is None or not catalog.num_images))
+    is_built = options.ADD == '' and is_empty
+    if is_new:
         catalog = _created(trained, folder)
-    if removed:
+    if removed and catalog is not None:
         yield f'removed {count_of(catalog.remove(removed), "photo")} of {count_of(len(set(removed)), "product")}'
     if options.ADD or is_built:
-        split, names = _training(trained) if is_built else open_products(options.ADD, trained)
+        with group.main_first():
+            split, names = _training(trained) if is_built else open_products(options.ADD, trained)
         features = split_features(trained, split, 'train' if is_built else 'added', same_classes=False)
-        yield add_photos(catalog, split, features, names)
+        if catalog is not None:
+            yield add_photos(catalog, split, features, names)
+    if catalog is None:
+        return
     catalog.merge()
     yield from described(catalog)
     if options.ADD or is_built or removed:
@@ -124,15 +125,34 @@ def _training(trained: LoadedModel) -> tuple[DatasetSplit, list[str]]:
     return data.train, trained.class_names
 
 
-def _created(trained: LoadedModel, folder: Path) -> Catalog:
+def _checked_catalog(trained: LoadedModel, folder: Path, removed: list[str]) -> Catalog | None:
+    """Return the catalog in a folder, after a comparison with the options; None if it has yet to be created."""
+    if has_catalog(folder):
+        catalog = open_catalog(folder, version_of(trained))
+        _check_settings(trained, catalog)
+        _warn_about_unknown(catalog, removed)
+        return catalog
+    if removed:
+        raise UserError(f'INDEX.REMOVE: {folder} contains no {MANIFEST}, so there is nothing to remove')
+    return None
+
+
+def _created(trained: LoadedModel, folder: Path) -> Catalog | None:
+    """Return a new catalog on the main rank, and None on the others, which share the passes over images."""
     options, whitening = trained.cfg.INDEX, None
     num_features = trained.model.num_features
     if num_features < options.DIMENSIONS:
         raise UserError(f'INDEX.DIMENSIONS is {options.DIMENSIONS}, but the model has {num_features} features')
     if options.DIMENSIONS:
-        features = split_features(trained, _training(trained)[0], 'train')
+        with trained.group.main_first():
+            train, _ = _training(trained)
+        features = split_features(trained, train, 'train')
+        if not trained.group.is_main:
+            return None
         labels = np.where(features.readable, features.labels, -1)
         whitening = fit_whitening(features.values, labels, dimensions=options.DIMENSIONS)
+    if not trained.group.is_main:
+        return None
     return create_catalog(
         folder, version_of(trained), num_features, kind=options.KIND, codes=options.CODES, whitening=whitening
     )
@@ -170,12 +190,15 @@ def search_index(trained: LoadedModel) -> Iterator[str]:
         UserError: no such catalog, or one of another model; no labeled valid split.
     """
     options = trained.cfg.SEARCH
-    catalog = open_catalog(Path(options.INDEX), version_of(trained))
+    catalog = open_catalog(Path(options.INDEX), version_of(trained), verify=trained.group.is_main)
     if not catalog.num_images:
         raise UserError(f'SEARCH.INDEX {options.INDEX} has no photos: python tools/index.py adds some')
     yield from described(catalog)
+    valid = None
     with suppress(UserError):  # a catalog needs no validation split
+        trained.check_classes(trained.valid)
         valid = trained.valid
+    if valid is not None and len(valid):
         yield from _recall_lines(trained, catalog, valid, split_features(trained, valid, 'valid'))
     if options.CSV:
         test = open_test_split(trained.cfg, trained.class_names)
@@ -185,23 +208,27 @@ def search_index(trained: LoadedModel) -> Iterator[str]:
 
 def _recall_lines(trained: LoadedModel, catalog: Catalog, valid: DatasetSplit, features: Features) -> Iterator[str]:
     """Yield recall@k: how many images have their product among the k nearest; then the recall of the index itself."""
-    effort = trained.cfg.SEARCH.EFFORT
+    effort, group = trained.cfg.SEARCH.EFFORT, trained.group
     class_names = pa.array(nfc_list(trained.class_names), pa.large_string())
     known = pc.is_in(class_names, value_set=catalog.product_column()).to_numpy(zero_copy_only=False)
     labeled = features.readable & (features.labels >= 0)
     rows = np.flatnonzero(labeled & known[features.labels.clip(min=0)])
+
+    def hits(start: int) -> np.ndarray:
+        some = rows[start : start + _QUERIES_AT_ONCE]
+        matches = catalog.search(features.values[some], max(RECALL_AT), effort=effort)
+        names = class_names.take(pa.array(features.labels[some])).to_numpy(zero_copy_only=False)
+        return (matches.products == names[:, None]).sum(axis=0)
+
     if len(rows):
-        found = np.zeros(max(RECALL_AT), np.int64)
-        for start in range(0, len(rows), _QUERIES_AT_ONCE):
-            some = rows[start : start + _QUERIES_AT_ONCE]
-            matches = catalog.search(features.values[some], max(RECALL_AT), effort=effort)
-            names = class_names.take(pa.array(features.labels[some])).to_numpy(zero_copy_only=False)
-            found += (matches.products == names[:, None]).sum(axis=0)
+        found = np.sum([*group.map(hits, range(0, len(rows), _QUERIES_AT_ONCE))], axis=0)
         shares = found.cumsum() / len(rows)
         recalls = ', '.join(f'recall@{k} {shares[k - 1]:.1%}' for k in RECALL_AT)
         yield f'{count_of(len(rows), "image")} of {valid.source}: {recalls}'
     if (missing := int(labeled.sum()) - len(rows)) > 0:
         yield f'  {count_of(missing, "image")} left out: the catalog lacks their products'
+    if not group.is_main:
+        return
     sample = np.flatnonzero(features.readable)
     sample = sample[:: max(1, len(sample) // SAMPLE)][:SAMPLE]
     if len(sample):
@@ -218,14 +245,23 @@ def _recall_lines(trained: LoadedModel, catalog: Catalog, valid: DatasetSplit, f
 
 
 def write_nearest_products(trained: LoadedModel, catalog: Catalog, test: DatasetSplit, path: Path) -> None:
-    """Write the K nearest products of each test image that can be decoded, with the most similar photo of each."""
+    """Write the K nearest products of each test image that can be decoded, with the most similar photo of each.
+
+    The main rank writes what all of them find.
+    """
     options, features = trained.cfg.SEARCH, split_features(trained, test, 'test')
     rows = np.flatnonzero(features.readable)
+    blocks = [rows[start : start + _QUERIES_AT_ONCE] for start in range(0, len(rows), _QUERIES_AT_ONCE)]
+    found_of = trained.group.map(
+        lambda some: catalog.search(features.values[some], options.K, effort=options.EFFORT), blocks
+    )
+    if not trained.group.is_main:
+        for _ in found_of:
+            pass
+        return
 
     def lines() -> Iterator[tuple]:
-        for start in range(0, len(rows), _QUERIES_AT_ONCE):
-            some = rows[start : start + _QUERIES_AT_ONCE]
-            matches = catalog.search(features.values[some], options.K, effort=options.EFFORT)
+        for some, matches in zip(blocks, found_of, strict=True):
             for row, *found in zip(some.tolist(), *matches, strict=True):
                 image = test.names[row].as_py()
                 for rank, (product, photo, value) in enumerate(zip(*found, strict=True), start=1):

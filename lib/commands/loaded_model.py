@@ -210,7 +210,7 @@ def split_features(
         len(split),
         _key(trained, split, precision) if trained.group.is_main else {},
         engine,
-        lambda: build_eval_loader(trained.cfg, split, trained.device, trained.group),
+        lambda: build_eval_loader(trained.cfg, split, trained.device, trained.group, whole_batches=True),
         label=label,
         group=trained.group,
     )
@@ -266,8 +266,7 @@ def _engine_in(trained: LoadedModel, precision: str, num_images: int) -> EagerEn
 def _log_cost(trained: LoadedModel, precision: str) -> None:
     """Log what a precision below float32 costs on the validation split, whose features in both are cached."""
     try:
-        with trained.group.main_first():
-            valid = trained.valid
+        valid = trained.valid  # not by the main rank first, which would leave the others behind at an error
         if not (valid.labels >= 0).any():
             raise UserError(f'{valid.source}: its images have no labels')
         before, after = (

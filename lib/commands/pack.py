@@ -4,6 +4,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from lib.builders.data import has_test_split, open_test_split, open_training_data
@@ -13,6 +14,7 @@ from lib.builders.training_data import TrainingData
 from lib.config.defaults import Config
 from lib.dataset.image_format import hint_of
 from lib.dataset.images import EncodedImages
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
 from lib.runtime.files import file_exists, write_json
 from lib.runtime.folders import fresh_folder, has_content
@@ -38,10 +40,11 @@ _OUTPUTS = {*_SPLITS, INFO, BAD_IMAGES}
 _MAX_SHOWN = 5
 
 
-def pack(cfg: Config) -> list[str]:
+def pack(cfg: Config, group: ProcessGroup = SINGLE_PROCESS) -> list[str]:
     """Pack the splits of DATASET into PACK.OUT/train, /valid and /test; return one summary line per split.
 
-    The same call resumes where an earlier one was stopped, and writes damaged shards again.
+    The same call resumes where an earlier one was stopped, and writes damaged shards again. Ranks share the shards; the
+    main rank prepares the folder, and the others wait for it.
 
     Raises:
         UserError: faults in the data; PACK.OUT holds other files; too little space; too many undecodable images.
@@ -58,18 +61,20 @@ def pack(cfg: Config) -> list[str]:
 
     if cfg.OVERWRITE and has_content(out):
         _check_is_packed(out)
-    data = open_training_data(cfg, quarantine=False)
-    _log_corrections(data)
-    jobs = {kind: _job(cfg, data, split, out / kind) for kind, split in _splits(cfg, data)}
-    if not is_old():
-        _check_folders(cfg, out, jobs.values())
+    with group.main_first():
+        data = open_training_data(cfg, quarantine=False)
+        _log_corrections(data)
+        jobs = {kind: _job(cfg, data, split, out / kind) for kind, split in _splits(cfg, data)}
+        if group.is_main and not is_old():
+            _check_folders(cfg, out, jobs.values())
     lines, info = [], {}
-    with fresh_folder(out, 'PACK.OUT', is_old):
-        if needed := _check_folders(cfg, out, jobs.values()):
+    with fresh_folder(out, 'PACK.OUT', is_old) if group.is_main else nullcontext():
+        needed = _check_folders(cfg, out, jobs.values()) if group.is_main else 0
+        if needed:
             LOGGER.info('about %s are written to %s', size_text(needed), out)
         for kind, job in jobs.items():
             try:
-                packed = pack_split(job, num_workers=num_workers(cfg.RUN.NUM_WORKERS))
+                packed = pack_split(job, num_workers=num_workers(cfg.RUN.NUM_WORKERS), group=group)
             except KeyboardInterrupt:
                 LOGGER.info('finished shards stay; run the same command again to resume')
                 raise
@@ -79,10 +84,13 @@ def pack(cfg: Config) -> list[str]:
                     f'DATASET.MAX_BAD_FRACTION {job.max_bad_fraction:g}; the first is {error.first}. '
                     'Finished shards stay'
                 ) from None
+            if not group.is_main:
+                continue
             _report_bad(out, kind, job, packed)
             lines.append(_summary(kind, packed))
             info[kind] = _info(kind, packed)
-        write_json(out / INFO, {'splits': info})  # last: with it, the folder can be trained on
+        if group.is_main:
+            write_json(out / INFO, {'splits': info})  # last: with it, the folder can be trained on
     return [*lines, f'packed and verified in {time.perf_counter() - started:.0f} s']
 
 

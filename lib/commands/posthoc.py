@@ -24,6 +24,8 @@ from lib.runtime.log import LOGGER
 def run_posthoc(trained: LoadedModel) -> tuple[list[str], list[Path]]:
     """Fit and measure POSTHOC.METHODS, write posthoc.json and the model POSTHOC.SAVE; return log lines and files.
 
+    Ranks share the passes over images; the main rank does the rest, and the others return nothing.
+
     Raises:
         UserError: no labeled valid split; an unknown method; the result would overwrite an earlier one.
     """
@@ -36,6 +38,8 @@ def run_posthoc(trained: LoadedModel) -> tuple[list[str], list[Path]]:
         check_free(folder, trained)
         names = list(dict.fromkeys([*names, options.SAVE]))
     problem = _problem(trained, names)
+    if not trained.group.is_main:
+        return [], []
     rows = np.flatnonzero(problem.valid.labels >= 0)
     before = head_predictions(problem.head, problem.valid, rows)
     outcomes = {'before': Outcome(before.correct, before, {}, None, '')}
@@ -61,14 +65,16 @@ def _why_not(name: str) -> str:
 
 def _problem(trained: LoadedModel, names: Sequence[str]) -> Problem:
     options = trained.cfg.POSTHOC
-    valid_split = trained.valid
+    with trained.group.main_first():
+        valid_split = trained.valid
     if not (valid_split.labels >= 0).any():
         raise UserError(f'{valid_split.source}: its images have no labels, so no metric can be computed')
     valid = split_features(trained, valid_split, 'valid')
     _check_images(valid, valid_split, options.FOLDS if options.FIT_SPLIT == 'valid' else 1)
     train = None
     if options.FIT_SPLIT == 'train' or {'ncm', 'cosine'} & set(names):
-        holdout = training_sample(trained)
+        with trained.group.main_first():
+            holdout = training_sample(trained)
         train = split_features(trained, holdout, 'train_part')
         _check_images(train, holdout, 1)
     return Problem(

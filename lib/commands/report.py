@@ -88,17 +88,20 @@ def _write_events(run: TrainingRun, data: ReportData) -> None:
 
 
 def trained_report(trained: LoadedModel) -> Path:
-    """Evaluate a trained model on the valid split and write its report beside the checkpoint.
+    """Evaluate a trained model on the valid split; the main rank writes its report beside the checkpoint.
 
     The report of best_model.pth is report.html, that of another checkpoint STEM_report.html.
 
     Raises:
         UserError: there is no labeled valid split, or it has other classes than the model.
     """
-    valid = trained.valid
+    with trained.group.main_first():
+        valid = trained.valid
     predictions = classify_features(trained.engine, split_features(trained, valid, 'valid'))
     stem, folder = trained.path.stem, trained.path.parent
     page = trained.folder / ('report.html' if stem == 'best_model' else f'{stem}_report.html')
+    if not trained.group.is_main:
+        return page
     tau = _read_tau(folder / 'tau.json')  # exists if the model is re-balanced
     summary = _summary(RunFolder(folder, writes=False).history(), trained.checkpoint)
     data = _data_of(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,24 +42,26 @@ class _Finder:
     """The gallery and how it is searched.
 
     Attributes:
-        whitening: that of the gallery; features of queries are whitened, too.
-        search: by cosine similarity, or `neighbor_blocks`.
         is_own: the queries are the gallery, and no query is its own neighbor.
+        search: `neighbor_blocks`, whose blocks the ranks share, or one that is improved afterwards.
+        whitening: that of the gallery; features of queries are whitened, too.
     """
 
     gallery: _Images
     metric: str
     is_own: bool
     device: torch.device
+    search: Search
     whitening: Whitening | None = None
-    search: Search = neighbor_blocks
 
     def whitened(self, whitening: Whitening) -> '_Finder':
         gallery = replace(self.gallery, features=whitening(self.gallery.features, device=self.device))
         return replace(self, gallery=gallery, whitening=whitening)
 
     def reranked(self, method: str) -> '_Finder':
-        return replace(self, search=reranked_search(method, self.gallery.features, device=self.device))
+        return replace(
+            self, search=reranked_search(method, self.gallery.features, device=self.device, search=self.search)
+        )
 
     def nearest(self, features: np.ndarray, k: int) -> Neighbors:
         return nearest(
@@ -90,6 +93,8 @@ class _Finder:
 def search(trained: LoadedModel) -> Iterator[str]:
     """Yield the lines to print: metrics of the valid split against the gallery; then write SEARCH.CSV if asked for.
 
+    Ranks share images and queries; the main rank writes.
+
     Raises:
         UserError: no labeled valid split; splits and model have different classes; an invalid test split for the CSV.
     """
@@ -97,7 +102,8 @@ def search(trained: LoadedModel) -> Iterator[str]:
     if options.INDEX:
         yield from search_index(trained)
         return
-    valid, train = _splits(trained)
+    with trained.group.main_first():
+        valid, train = _splits(trained)
     features = split_features(trained, valid, 'valid')
     readable = features.readable
     queries = _Images(features.values[readable], features.labels[readable], valid.names.filter(pa.array(readable)))
@@ -139,7 +145,7 @@ def _finder(
         number = '1 image' if len(gallery.labels) else 'no image that can be decoded'
         needed = 'at least 2 are' if is_own else 'at least 1 is'
         raise UserError(f'SEARCH.GALLERY {options.GALLERY}: {number} to search, but {needed} needed{hint}')
-    finder = _Finder(gallery, options.METRIC, is_own, device)
+    finder = _Finder(gallery, options.METRIC, is_own, device, partial(neighbor_blocks, group=trained.group))
     results = {'features': finder.retrieval(queries)}
     if options.WHITEN and training is not None:
         try:
@@ -195,16 +201,22 @@ def _metrics(trained: LoadedModel, predictions: Predictions) -> dict[str, float]
 
 
 def _write_neighbors(trained: LoadedModel, test: DatasetSplit, finder: _Finder, path: Path) -> None:
-    """Write the K nearest images of every decodable test image; `neighbour` is the column name of the file format."""
+    """Write the K nearest images of every decodable test image; `neighbour` is the column name of the file format.
+
+    The main rank writes what all of them find.
+    """
     options, gallery = trained.cfg.SEARCH, finder.gallery
     value = {'cosine': 'cosine', 'euclidean': 'distance'}[options.METRIC]
     features = split_features(trained, test, 'test')
     finder = replace(finder, is_own=False)
 
-    def rows_of() -> Iterator[tuple]:
+    def found_of() -> Iterator[tuple[np.ndarray, Neighbors]]:
         readable = np.flatnonzero(features.readable)
         for rows in np.split(readable, range(_QUERIES_AT_ONCE, len(readable), _QUERIES_AT_ONCE)):
-            found = finder.nearest(features.values[rows], options.K)
+            yield rows, finder.nearest(features.values[rows], options.K)
+
+    def rows_of() -> Iterator[tuple]:
+        for rows, found in found_of():
             for row, others, values in zip(rows.tolist(), found.rows.tolist(), found.values.tolist(), strict=True):
                 image = test.names[row].as_py()
                 for rank, (other, number) in enumerate(zip(others, values, strict=True), start=1):
@@ -212,6 +224,10 @@ def _write_neighbors(trained: LoadedModel, test: DatasetSplit, finder: _Finder, 
                     name = gallery.names[other].as_py()
                     yield image, rank, name, label, trained.class_names[label], f'{number:.6f}'
 
+    if not trained.group.is_main:
+        for _ in found_of():
+            pass
+        return
     with replace_atomically(path) as temporary, open(temporary, 'w', encoding='utf-8', newline='') as file:
         write_rows(file, ('id', 'rank', 'neighbour', 'category_id', 'name', value), rows_of())
 

@@ -3,11 +3,11 @@
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 from lib.distributed.rank_info import RankInfo, check_address, read_rank_info
 
 Value = TypeVar('Value')
+Item = TypeVar('Item')
 _POLL_SECONDS = 0.01
 # If a rank hangs (disk failure, lost network), the others end after this time.
 _TIMEOUT = timedelta(minutes=30)
@@ -66,6 +67,24 @@ class ProcessGroup:
         values: list = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def gather_objects(self, value: Value) -> list[Value]:
+        """Return the objects of all ranks, by rank, on rank 0, and an empty list on the others. Pickles them."""
+        if self.world_size == 1:
+            return [value]
+        values: list | None = [None] * self.world_size if self.is_main else None
+        dist.gather_object(value, values, dst=0)
+        return values or []
+
+    def map(self, function: Callable[[Item], Value], items: Sequence[Item]) -> Iterator[Value]:
+        """Yield the result of `function` for each item, in order, on every rank; the ranks take turns. Collective.
+
+        An item is computed as a whole by one rank, so the last bits of its result do not depend on the number of ranks.
+        """
+        for start in range(0, len(items), self.world_size):
+            some = items[start : start + self.world_size]
+            value = function(some[self.rank]) if self.rank < len(some) else None
+            yield from cast(list[Value], self.all_gather_objects(value)[: len(some)])
 
     def broadcast_object(self, value: Value) -> Value:
         """Return rank 0's object on every rank. Pickles it."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from lib.classifier.cosine import unit
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 
 METRICS = ('cosine', 'euclidean')
 _GALLERY_BLOCK = 4096
@@ -62,6 +63,7 @@ def neighbor_blocks(
     rows: np.ndarray | None = None,
     device: torch.device = CPU,
     megabytes: int = 256,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Iterator[tuple[np.ndarray, Neighbors]]:
     """Yield (rows of queries, their neighbors) until all queries are done.
 
@@ -77,6 +79,7 @@ def neighbor_blocks(
         rows: rows of the queries to search for, in this order; None: all.
         device: the one that computes.
         megabytes: approximate limit of its memory.
+        group: ranks that have the same arguments, and share the blocks; all of them get all neighbors.
 
     Raises:
         ValueError: no gallery row to find, an unknown metric, or different widths.
@@ -91,10 +94,15 @@ def neighbor_blocks(
     gallery_block = max(1, min(_GALLERY_BLOCK, budget // (64 * width)))
     # Per pair: a score (4 or 8 bytes) and its key; per neighbor: keys before and after.
     query_block = max(1, budget // (32 * (gallery_block + k) + 16 * width))
-    for start in range(0, len(rows), query_block):
+
+    def neighbors(start: int) -> Neighbors:
         some = rows[start : start + query_block]
         keys = _best_keys(_prepared(queries[some], metric, device), gallery, k, gallery_block, some if same else None)
-        yield some, _neighbors(keys, metric)
+        return _neighbors(keys, metric)
+
+    starts = range(0, len(rows), query_block)
+    for start, found in zip(starts, group.map(neighbors, starts), strict=True):
+        yield rows[start : start + query_block], found
 
 
 def _best_keys(

@@ -206,32 +206,37 @@ class ReciprocalRanking:
         return distances
 
 
-def reranked_search(method: str, gallery: np.ndarray, *, device: torch.device = CPU) -> Search:
+def reranked_search(
+    method: str, gallery: np.ndarray, *, device: torch.device = CPU, search: Search = neighbor_blocks
+) -> Search:
     """Return a search like `neighbor_blocks`, by cosine similarity, whose results are improved afterwards.
 
     Args:
         method: one of METHODS.
         gallery: (m, d) float32, the one that is searched.
         device: the one that searches.
+        search: `neighbor_blocks`, maybe by several ranks.
     """
     if method not in METHODS:
         raise ValueError(f'method is {method}, but must be one of {", ".join(METHODS)}')
     ranking: ReciprocalRanking | None = None
     if method == 'reciprocal' and len(gallery) > 1:
-        ranking = ReciprocalRanking(gallery, nearest(gallery, gallery, NUM_NEIGHBORS, same=True, device=device))
+        ranking = ReciprocalRanking(
+            gallery, nearest(gallery, gallery, NUM_NEIGHBORS, same=True, device=device, search=search)
+        )
 
     def expanded(
         queries: np.ndarray, gallery: np.ndarray, k: int, **options: Any
     ) -> Iterator[tuple[np.ndarray, Neighbors]]:
         larger = np.empty(queries.shape, np.float32)  # only the rows that are searched for are written
-        for rows, found in neighbor_blocks(queries, gallery, NUM_EXPANDED, **options):
+        for rows, found in search(queries, gallery, NUM_EXPANDED, **options):
             larger[rows] = expanded_queries(queries[rows], gallery, found)
-        yield from neighbor_blocks(larger, gallery, k, **options)
+        yield from search(larger, gallery, k, **options)
 
     def reciprocal(
         queries: np.ndarray, gallery: np.ndarray, k: int, **options: Any
     ) -> Iterator[tuple[np.ndarray, Neighbors]]:
-        for rows, found in neighbor_blocks(queries, gallery, max(k, NUM_CANDIDATES), **options):
+        for rows, found in search(queries, gallery, max(k, NUM_CANDIDATES), **options):
             better = found if ranking is None else ranking(queries[rows], found)
             yield rows, Neighbors(better.rows[:, :k], better.values[:, :k])
 

@@ -77,9 +77,13 @@ def log_to(path: Path) -> None:
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Print each line of a result on standard output at once, with control characters of names escaped."""
+    """Print each line of a result on standard output at once, with control characters of names escaped.
+
+    Ranks whose log is disabled compute the lines, maybe together with the others, and print none.
+    """
     for line in lines:
-        print(printable(line), flush=True)
+        if not LOGGER.disabled:
+            print(printable(line), flush=True)
 
 
 def duration_text(seconds: float) -> str:

@@ -1,9 +1,9 @@
-"""Pack a split into shards: in parallel, resumed where an earlier call stopped, verified by reading it back."""
+"""Pack a split into shards: by workers and ranks, resumed where an earlier call stopped, and verified afterwards."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -15,22 +15,16 @@ import pyarrow.compute as pc
 
 from lib.dataset.annotations import ClassNames
 from lib.dataset.images import EncodedImages
+from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from lib.distributed.tasks import run_on_ranks
 from lib.errors import UserError, unquoted
 from lib.runtime.files import remove, replace_atomically, sync_folder, write_json
 from lib.runtime.log import LOGGER, progress_bar
 from lib.runtime.read_file import read_text
-from lib.runtime.workers import run_in_processes
 from lib.shards.encode import Encoding
 from lib.shards.images import ShardImages, ShardReader
 from lib.shards.index import COLUMNS, FORMAT, INDEX, SETTINGS, Contents, Shard, write_table
-from lib.shards.write import (
-    PARTS,
-    ShardTask,
-    ShardWriter,
-    part_path,
-    read_part,
-    shard_name,
-)
+from lib.shards.write import PARTS, ShardTask, ShardWriter, part_path, read_part, shard_name
 
 _MIN_SHARD, _MAX_SHARD, _NUM_SHARDS = 256, 10_000, 64
 _SAMPLE = 500
@@ -163,70 +157,81 @@ def bytes_needed(job: SplitJob) -> int:
     return int(min(num_left, len(job.labels)) * (np.mean(sizes) + _TAR_BYTES)) if sizes else 0
 
 
-def pack_split(job: SplitJob, *, num_workers: int) -> PackedSplit:
-    """Write the missing shards, read all of them back, then write the index.
+def pack_split(job: SplitJob, *, num_workers: int, group: ProcessGroup = SINGLE_PROCESS) -> PackedSplit:
+    """Write the missing shards, read all of them back, then write the index. Ranks share the shards, and the folder.
 
     Raises:
         FolderConflict: as check_folder.
         UserError: as ShardWriter; also if the bytes read back differ from the written ones.
         OSError: writing fails.
     """
+    run, index = _Run(job, num_workers, group), job.folder / INDEX
+    if group.is_main:
+        _prepare_folder(job)
+    if group.broadcast_object(group.is_main and index.exists()):
+        _restore_parts(job, run.damaged_shards(index))
+    if not group.broadcast_object(group.is_main and index.exists()):
+        run.write_shards()
+        with replace_atomically(index) if group.is_main else nullcontext(index) as temporary:
+            if group.is_main:
+                _join_parts(job, temporary)
+            damaged = run.damaged_shards(group.broadcast_object(temporary))
+            if damaged:
+                for number in damaged:
+                    remove(part_path(job.folder, number))
+                first = min(damaged)
+                raise UserError(f'{damaged[first]}; run the same command again to write this shard again')
+    if group.is_main:
+        remove(job.folder / PARTS)
+    group.barrier()  # until the index has its name
+    return _result(ShardImages(index))
+
+
+def _prepare_folder(job: SplitJob) -> None:
+    """Check the folder, write the settings, and remove what a call that was stopped left. Raises: FolderConflict."""
     check_folder(job)
     write_json(job.folder / SETTINGS, job.settings())
     (job.folder / PARTS).mkdir(exist_ok=True)
     for temporary in (*job.folder.glob('.*.tmp*'), *(job.folder / PARTS).glob('.*.tmp*')):
         remove(temporary)
-    index = job.folder / INDEX
-    if index.exists():
-        _restore_parts(job, _damaged_shards(job, index, num_workers))
-    if not index.exists():
-        _write_shards(job, num_workers)
-        with replace_atomically(index) as temporary:
-            _join_parts(job, temporary)
-            damaged = _damaged_shards(job, temporary, num_workers)
-            if damaged:
-                for number in damaged:
-                    remove(part_path(job.folder, number))
-                first = next(iter(damaged.values()))
-                raise UserError(f'{first}; run the same command again to write this shard again')
-    remove(job.folder / PARTS)
-    return _result(ShardImages(index))
 
 
 def _unfinished(job: SplitJob) -> list[int]:
     return [number for number in range(job.num_shards) if read_part(job.folder, number) is None]
 
 
-def _write_shards(job: SplitJob, num_workers: int) -> None:
-    missing = _unfinished(job)
-    num_done = len(job.labels) - sum(len(job.task(number).labels) for number in missing)
-    if num_done:
-        LOGGER.info('%s: resuming after %d of %d images', job.folder, num_done, len(job.labels))
-    writer = ShardWriter(job.folder, job.images, job.encoding, job.max_bad_fraction)
-    tasks = _Tasks(job, missing)
-    for _ in _with_bar(writer, tasks, job, num_workers, label=f'pack {job.folder.name}', start=num_done):
-        pass
-    sync_folder(job.folder)
+@dataclass(frozen=True)
+class _Run:
+    """The passes over the shards, which ranks and their worker processes share."""
 
+    job: SplitJob
+    num_workers: int
+    group: ProcessGroup
 
-def _damaged_shards(job: SplitJob, index: Path, num_workers: int) -> dict[int, str]:
-    """Read all shards back; return {number: fault} of those that differ from the written ones."""
-    reader = ShardReader(ShardImages(index))
-    numbers = range(job.num_shards)
-    results = _with_bar(reader, numbers, job, num_workers, label=f'verify {job.folder.name}')
-    return {number: fault for number, fault in results if fault}
+    def write_shards(self) -> None:
+        """Write the shards that are missing."""
+        job = self.job
+        missing = self.group.broadcast_object(_unfinished(job) if self.group.is_main else [])
+        num_done = len(job.labels) - sum(len(job.task(number).labels) for number in missing)
+        if num_done:
+            LOGGER.info('%s: resuming after %d of %d images', job.folder, num_done, len(job.labels))
+        writer = ShardWriter(job.folder, job.images, job.encoding, job.max_bad_fraction)
+        self._results(writer, _Tasks(job, missing), label=f'pack {job.folder.name}', start=num_done)
+        sync_folder(job.folder)
 
+    def damaged_shards(self, index: Path) -> dict[int, str]:
+        """Read all shards back; return {number: fault} of those that differ from the written ones, on rank 0."""
+        reader, numbers = ShardReader(ShardImages(index)), range(self.job.num_shards)
+        results = self._results(reader, numbers, label=f'verify {self.job.folder.name}')
+        return {number: fault for number, fault in results if fault}
 
-def _with_bar(
-    work: Callable, tasks: Sequence, job: SplitJob, num_workers: int, *, label: str, start: int = 0
-) -> Iterator[Any]:
-    with progress_bar((), total=len(job.labels), label=label, unit='image', start=start) as bar:
+    def _results(self, work: Callable, tasks: Sequence, *, label: str, start: int = 0) -> list[Any]:
+        with progress_bar((), total=len(self.job.labels), label=label, unit='image', start=start) as bar:
 
-        def progress(num_images: int) -> None:
-            bar.update(num_images)
+            def progress(num_images: int) -> None:
+                bar.update(num_images)
 
-        with closing(run_in_processes(work, tasks, num_workers=num_workers, progress=progress)) as results:
-            yield from results
+            return list(run_on_ranks(work, tasks, num_workers=self.num_workers, progress=progress, group=self.group))
 
 
 @dataclass(frozen=True)
