@@ -32,6 +32,7 @@ from lib.trainer.run_folder import RunFolder
 from lib.trainer.samples import SampleRecord
 from lib.trainer.selection import LAST, ModelSelector
 from lib.trainer.step import TrainStep
+from lib.trainer.trackers import Trackers
 from lib.trainer.train_state import RunInfo, TrainState
 from lib.trainer.trainer import TrainConfig, Trainer
 from lib.trainer.validation import Validator
@@ -146,6 +147,7 @@ def build_trainer(
         folder=folder,
         image_name=lambda row: data.train.names[row].as_py(),
         num_images=len(index),
+        trackers=Trackers(folder, cfg.LOG.TRACKERS),
     )
 
 

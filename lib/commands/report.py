@@ -26,6 +26,7 @@ from lib.runtime.json_file import Record, read_json
 from lib.runtime.log import LOGGER
 from lib.runtime.read_file import read_text
 from lib.trainer.checkpointing.io import read_checkpoint
+from lib.trainer.checkpointing.latest import shard_folder_of
 from lib.trainer.checkpointing.state import Checkpoint
 from lib.trainer.run_folder import RunFolder
 from lib.trainer.run_log import EventFile
@@ -66,20 +67,36 @@ def training_report(run: TrainingRun) -> Path:
         environment_text=_environment_of(folder.path),
         corrections=training_set.corrections,
     )
-    _write_events(run, data)
-    return _write(page, data, run.cfg)
+    if trainer.trackers.has_events:
+        _write_events(run, data)
+    _write(page, data, run.cfg)
+    trainer.trackers.finish(_results_of(data), _files_of(folder.path, best))
+    return page
 
 
 # Entries of metrics.jsonl that are no result of a model.
 _NO_RESULTS = {'split', 'lr', 'images_per_second', 'seconds'}
 
 
+def _files_of(folder: Path, best: Checkpoint) -> list[Path]:
+    """Return the files, and the folder of a sharded classifier, that describe a run and its best model."""
+    names = ('best_model.pth', 'classes.json', 'config.yaml', 'environment.txt', 'metrics.jsonl', 'report.html')
+    rows = shard_folder_of(folder / names[0]) if best.is_sharded else None
+    files = [folder / name for name in names]
+    return files if rows is None else [*files, rows]
+
+
+def _results_of(data: ReportData) -> dict[str, float]:
+    """Return the metrics of the best model."""
+    best = data.summary.get('best', {})
+    return {name: value for name, value in best.items() if name not in _NO_RESULTS}
+
+
 def _write_events(run: TrainingRun, data: ReportData) -> None:
     """Add the metrics of the best model, images of its mistakes and the end of the run to TensorBoard."""
     folder, step = run.trainer.folder.path, run.trainer.global_step
     with closing(EventFile(folder, step)) as events:
-        best = data.summary.get('best', {})
-        events.add(step, 'best', {name: value for name, value in best.items() if name not in _NO_RESULTS})
+        events.add(step, 'best', _results_of(data))
         if data.open_image is not None:
             png = mistakes_png(data.predictions, data.class_names, data.open_image)
             if png is not None:

@@ -21,7 +21,8 @@ from lib.builders.trainer import build_trainer, recipe_of, unreached_epochs
 from lib.builders.training_data import TrainingData
 from lib.commands.command import Command
 from lib.commands.resume import ResumePlan, ResumeRequest, is_set_aside, plan_resume
-from lib.config.defaults import Config
+from lib.config.command_help import COMMANDS
+from lib.config.defaults import KEYS, Config
 from lib.config.yaml_text import as_node, as_text, as_values
 from lib.dataset.index import ClassIndex
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -113,7 +114,8 @@ def prepare_training(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> 
             LOGGER.info('%s', line)
         for line in unreached_epochs(cfg):
             LOGGER.warning('%s', line)
-        yield TrainingRun(cfg, data, device, trainer)
+        with trainer.trackers.recording(cfg.NAME, _parameters(cfg)):
+            yield TrainingRun(cfg, data, device, trainer)
 
 
 def _resume_request(command: Command, data: TrainingData, group: ProcessGroup) -> ResumeRequest:
@@ -208,6 +210,16 @@ def _advice() -> Iterator[None]:
         yield
     except tuple(_ADVICE) as error:
         raise UserError(f'{shown(error)}; {_ADVICE[type(error)]}') from None
+
+
+def _parameters(cfg: Config) -> dict[str, bool | float | str]:
+    """Return the keys that main.py uses, for experiment trackers, without those of a single start."""
+    sections = COMMANDS['main.py'].sections
+    return {
+        name: ', '.join(map(str, value)) if isinstance(value, tuple) else KEYS[name].plain(value)
+        for name, value in as_values(cfg).items()
+        if name.partition('.')[0] in sections or name in ('NAME', 'LOG_ROOT', 'SEED')
+    }
 
 
 def _device_text(device: Device, group: ProcessGroup) -> str:

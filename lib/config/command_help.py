@@ -43,7 +43,7 @@ COMMANDS: dict[str, CommandHelp] = {
     'main.py': CommandHelp(
         ('TRAIN',),
         ('NAME', 'LOG_ROOT', 'SEED', 'RESUME_MODEL', 'RESUME_MODE', 'OVERWRITE', *_DATA, *_METHOD, *_MACHINE),
-        (*_RECIPE, 'TEST', 'REPORT', 'RUN'),
+        (*_RECIPE, 'LOG', 'TEST', 'REPORT', 'RUN'),
     ),
     'test.py': CommandHelp(
         ('TEST',),

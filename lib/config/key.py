@@ -29,7 +29,7 @@ class Key(Generic[T]):
         default: bool, int, float, str, or a tuple of int, float or str. An int is accepted for a float.
         meaning: one sentence for --help and docs/configuration.md; it ends with what 0 or '' means where that is
             special.
-        choices: allowed values; empty if any value of the type is allowed.
+        choices: allowed values, or entries of a tuple; empty if any value of the type is allowed.
         low, high: allowed range of a number (or of each number of a tuple), ends included.
         unit: of a number, such as 'pixels'.
         neutral: a value that switches the option off, so that it may be set where the method does not use it.
@@ -42,7 +42,7 @@ class Key(Generic[T]):
 
     default: T
     meaning: str
-    choices: tuple[T, ...] = ()
+    choices: tuple[Any, ...] = ()
     low: float | None = None
     high: float | None = None
     unit: str = ''
@@ -90,11 +90,12 @@ class Key(Generic[T]):
             raise self._refusal(name, value, ' (below 2^63)') from None
         except (TypeError, ValueError):
             raise self._refusal(name, value) from None
-        if self.choices and accepted not in self.choices:
-            raise self._refusal(name, value, did_you_mean(accepted, self.choices))
+        entries = accepted if isinstance(accepted, tuple) else (accepted,)
+        unknown = [entry for entry in entries if entry not in self.choices] if self.choices else []
+        if unknown:
+            raise self._refusal(name, value, did_you_mean(unknown[0], self.choices))
         if self.auto is not None and accepted == self.auto:
             raise self._refusal(name, value)
-        entries = accepted if isinstance(accepted, tuple) else (accepted,)
         if not all(self._in_range(number) for number in entries if isinstance(number, int | float)):
             raise self._refusal(name, value)
         for entry in entries if self.entry_type is str else ():
@@ -134,6 +135,8 @@ class Key(Generic[T]):
 
     def expected(self) -> str:
         """Return the allowed values in words, for error lines and help."""
+        if self.choices and isinstance(self.default, tuple):
+            return f'some of {", ".join(self.choices)}, separated by commas'
         if self.choices:
             return 'one of ' + ', '.join(repr(choice) if choice == '' else str(choice) for choice in self.choices)
         return f'{AUTO} or ' * (self.auto is not None) + self._expected_value()

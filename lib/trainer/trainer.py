@@ -22,6 +22,7 @@ from lib.trainer.run_log import EventFile, RunLength, RunLog
 from lib.trainer.selection import ModelSelector, Selection
 from lib.trainer.step import TrainStep
 from lib.trainer.stop_signal import Action, StopController, StopRequested
+from lib.trainer.trackers import Trackers
 from lib.trainer.train_state import RunInfo, TrainState
 from lib.trainer.validation import Validator
 
@@ -60,6 +61,7 @@ class Trainer:
         folder: for checkpoints, metrics and the list of undecodable images.
         image_name: row of the training split -> name of the image.
         num_images: number of training images.
+        trackers: records of the run besides metrics.jsonl.
     """
 
     def __init__(
@@ -73,9 +75,10 @@ class Trainer:
         folder: RunFolder,
         image_name: Callable[[int], str],
         num_images: int,
+        trackers: Trackers,
     ) -> None:
         self.config, self.info, self.step, self.loader, self.mixer = config, info, step, loader, mixer
-        self.validator, self.folder = validator, folder
+        self.validator, self.folder, self.trackers = validator, folder, trackers
         self._image_name, self._num_images = image_name, num_images
         self.stop = StopController(save_minutes=config.save_minutes, group=step.group)
         if isinstance(step, LBFGSStep):
@@ -115,7 +118,7 @@ class Trainer:
         folder = self.folder
         self.stop.restart_timer()
         with (
-            closing(EventFile(folder.path, self.global_step)) if folder.writes else nullcontext() as events,
+            closing(EventFile(folder.path, self.global_step)) if self.trackers.has_events else nullcontext() as events,
             AsyncSaver(folder, self.stop.give_up) as saver,
         ):
             if events is not None:
@@ -128,7 +131,9 @@ class Trainer:
                 try:
                     self._run_epochs(saver, log)
                 except StopRequested as request:
-                    return self._save_stopped(saver, request.action)
+                    stopped_by = self._save_stopped(saver, request.action)
+                    self.trackers.send(saver.saved)
+                    return stopped_by
         return None
 
     def _length(self) -> RunLength:
@@ -154,8 +159,10 @@ class Trainer:
             self._save(saver, is_selected=is_selected, end_of_epoch=True)
             is_best = self.state.selection.best_epoch == epoch
             log.log_epoch(epoch, train, valid, is_best=is_best)
+            self.trackers.send(saver.saved)  # often of the epoch before, while this one is being written
             self._raise_if_stopped()
         saver.wait()
+        self.trackers.send(saver.saved)
         self._raise_if_stopped()  # a signal may have arrived while the checkpoint was written
         for line in config.selector.describe(self.state.selection, progress.epoch):
             LOGGER.info('%s', line)
@@ -205,6 +212,8 @@ class Trainer:
         is_selected = self._update_selection(valid, predictions)
         self._record(log, 'valid', 0.0, valid)
         self._save(saver, is_selected=is_selected)
+        saver.wait()
+        self.trackers.send(saver.saved)
         LOGGER.info('0 epochs: model saved unchanged%s', _valid_text(valid) if valid else '')
 
     def _update_selection(self, valid: dict[str, float], predictions: Predictions | None) -> bool:

@@ -117,6 +117,15 @@ class TrainKeys(Section, title='epochs, batches, checkpoints'):
     )
 
 
+class LogKeys(Section, title='experiment trackers'):
+    TRACKERS = Key[tuple[str, ...]](
+        ('tensorboard',),
+        'Where main.py records the run besides metrics.jsonl. mlflow and wandb need requirements-tracking.txt; server '
+        'and credentials are those of their own environment variables. Empty: nowhere.',
+        choices=('tensorboard', 'mlflow', 'wandb'),
+    )
+
+
 class TestKeys(Section, title='evaluation and prediction'):
     BATCH_SIZE = Key(
         0,
