@@ -20,6 +20,7 @@ def main() -> int:
         stopped_by = run.trainer.fit()
         if stopped_by:
             LOGGER.info('stopped and saved; to resume: --RESUME_MODEL last (NAME %s)', run.cfg.NAME)
+            group.barrier()  # launchers end the other ranks soon after the first one: none ends before rank 0 has saved
             return 128 + stopped_by
         report = training_report(run)
         for line in after_training(run, report):

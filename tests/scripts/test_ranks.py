@@ -15,6 +15,7 @@ from tests.scripts.rank_runs import run_ranks_of, start_ranks
 from tests.scripts.running import ON_CPU, REPOSITORY, TINY, check_same_run, metrics_of
 
 LAST = ('--RESUME_MODEL', 'last')
+BACKBONE_SHARDED = ('--MODEL_BACKBONE_SHARDED', True)
 SHARDED = ('--MODEL_CLASSIFIER_SHARDED', True, '--TRAIN_EMA_DECAY', 0.9)
 # LayerNorm: the normalization of an image does not depend on the other images of its rank.
 NO_BATCHNORM = ('--MODEL_BACKBONE', 'test_vit', '--INPUT_SIZE', 160, '--INPUT_SCALE', '0.9,1')
@@ -132,8 +133,14 @@ def test_validation_where_a_rank_has_no_image(scripts, products, tmp_path, extra
 
 @pytest.mark.parametrize(
     'extra',
-    [(), pytest.param(('--TRAIN_DEVICE_BATCH_SIZE', 2), marks=pytest.mark.slow), ('--MODEL_CLASSIFIER_SHARDED', True)],
-    ids=['at once', 'in parts', 'sharded'],
+    [
+        (),
+        pytest.param(('--TRAIN_DEVICE_BATCH_SIZE', 2), marks=pytest.mark.slow),
+        ('--MODEL_CLASSIFIER_SHARDED', True),
+        pytest.param((*BACKBONE_SHARDED, '--TRAIN_DEVICE_BATCH_SIZE', 2), marks=pytest.mark.slow),
+        pytest.param((*BACKBONE_SHARDED, '--MODEL_CLASSIFIER_SHARDED', True), marks=pytest.mark.slow),
+    ],
+    ids=['at once', 'in parts', 'sharded', 'backbone sharded, in parts', 'both sharded'],
 )
 def test_weights_do_not_depend_on_ranks(scripts, products, tmp_path, extra):
     options = options_of(products, *NO_BATCHNORM, '--TRAIN_EMA_DECAY', 0.9, '--OPTIMIZER_CLIP_NORM', 1.0)
@@ -173,7 +180,48 @@ def test_three_ranks_save_two_resume_one_predicts(scripts, products, tmp_path):
     assert 'another recipe' not in done.stdout
 
 
-@pytest.mark.parametrize('extra', [pytest.param((), marks=pytest.mark.slow), SHARDED], ids=['whole', 'sharded'])
+@pytest.mark.slow
+@pytest.mark.parametrize('more', [(), ('--OPTIMIZER_TYPE', 'adamw', '--OPTIMIZER_LR', 1e-3, *SHARDED)])
+def test_any_ranks_resume_a_sharded_backbone(scripts, products, tmp_path, more):
+    """Two ranks that are stopped within an epoch; then one process, or two ranks with the whole backbone, ends it."""
+    options = options_of(products, *NO_BATCHNORM, '--TRAIN_EMA_DECAY', 0.9, '--OPTIMIZER_CLIP_NORM', 1.0, *more)
+    alone, stopped = tmp_path / 'alone', tmp_path / 'stopped'
+    for folder in (alone, stopped):
+        folder.mkdir()
+    scripts.run(alone, 'main.py', *options)
+    expected = read_checkpoint(alone / 'log' / 'run' / 'last.pth')
+    stop = ('SIGTERM', 'lib.trainer.step:TrainStep.__call__', 9, REPOSITORY / 'main.py', *options, *BACKBONE_SHARDED)
+    run_ranks_of(scripts, 2, stopped, 'tests/scripts/raise_signal.py', *stop, code=143)
+    for count, extra in ((1, ()), (2, ()), (2, BACKBONE_SHARDED), (3, BACKBONE_SHARDED)):
+        resumed = tmp_path / f'{count} {len(extra)}'
+        shutil.copytree(stopped, resumed)
+        whole = extra or ('--MODEL_BACKBONE_SHARDED', False)
+        main, *_ = run_ranks_of(scripts, count, resumed, 'main.py', *options, *whole, *LAST)
+        assert 'another recipe' not in main.stdout
+        found = read_checkpoint(resumed / 'log' / 'run' / 'last.pth')
+        for name in ('state_dict', 'training_state'):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
+        for index, values in expected.optimizer['state'].items():
+            torch.testing.assert_close(found.optimizer['state'][index], values, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_sharded_backbone_needs_ranks(scripts, products, tmp_path):
+    done = scripts.run(tmp_path, 'main.py', *options_of(products, *BACKBONE_SHARDED), code=2)
+    assert done.stderr.startswith('error: MODEL.BACKBONE_SHARDED True splits the backbone over the ranks of torchrun')
+    assert done.stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    'extra',
+    [
+        pytest.param((), marks=pytest.mark.slow),
+        SHARDED,
+        pytest.param(BACKBONE_SHARDED, marks=pytest.mark.slow),
+        pytest.param((*SHARDED, *BACKBONE_SHARDED), marks=pytest.mark.slow),
+    ],
+    ids=['whole', 'sharded', 'backbone sharded', 'both sharded'],
+)
 def test_preempted_ranks_resume_bit_for_bit(scripts, products, tmp_path, extra):
     options = options_of(products, *extra)
     whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
@@ -202,6 +250,19 @@ def test_ranks_that_are_signaled_one_after_another_stop_together(scripts, produc
     assert main.stdout.count('stopped and saved') == 1
     assert main.stderr == other.stdout == other.stderr == ''
     assert read_checkpoint(tmp_path / 'log' / 'run' / 'last.pth').progress.epoch >= 1
+
+
+@pytest.mark.slow
+def test_no_rank_ends_before_the_run_is_saved(scripts, products, tmp_path):
+    """Slurm and torchrun end the remaining ranks soon after the first one."""
+    slow = (0, 0.1, 0, REPOSITORY / 'main.py', *options_of(products, '--TRAIN_MAX_EPOCH', 1000))
+    main, other = start_ranks(scripts, 2, tmp_path, 'tests/scripts/in_phases.py', *slow)
+    main.wait_for('epoch 2, step 1 of')
+    for one in (main, other):
+        os.kill(one.process, signal.SIGTERM)
+    other.wait(143)
+    assert 'stopped and saved' in main.stdout.read_text()
+    main.wait(143)
 
 
 def images_of(folder):
