@@ -1,6 +1,6 @@
 """Parameter-efficient fine-tuning: the parameters of a backbone that are trained, and the modules that get adapters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,30 @@ def first_stages(backbone: nn.Module, num_stages: int, *, name: str = '') -> lis
         )
     first = set(sorted(set(groups.values()))[:num_stages])
     return [key for key, group in groups.items() if group in first]
+
+
+def blocks_of(backbone: nn.Module) -> list[nn.Module]:
+    """Return the submodules of a backbone that fit into one block each, the largest such; [] if it defines no blocks.
+
+    Blocks are those of timm's `group_matcher`, as in layer-wise decay. Submodules with less than a thousandth of the
+    parameters are left out.
+    """
+    group_matcher = getattr(backbone, 'group_matcher', None)
+    if group_matcher is None:
+        return []
+    groups = group_parameters(backbone, group_matcher(coarse=False), reverse=True)
+    smallest = sum(parameter.numel() for parameter in backbone.parameters()) / 1000
+
+    def within(module: nn.Module, prefix: str) -> Iterator[nn.Module]:
+        for name, child in module.named_children():
+            parameters = dict(child.named_parameters(f'{prefix}{name}'))
+            is_one = len({groups[parameter] for parameter in parameters}) == 1
+            if not is_one or isinstance(child, nn.ModuleList | nn.ModuleDict):  # which have no forward pass
+                yield from within(child, f'{prefix}{name}.')
+            elif sum(parameter.numel() for parameter in parameters.values()) >= smallest:
+                yield child
+
+    return list(within(backbone, ''))
 
 
 def _norm_parameters(backbone: nn.Module) -> list[nn.Parameter]:

@@ -22,6 +22,7 @@ from lib.classifier.cosine import CosineClassifier, Projector
 from lib.classifier.linear import LearnableWeightScaling, LinearClassifier, without_scale
 from lib.config.defaults import Config
 from lib.config.keys.method import ModelKeys
+from lib.distributed.fully_sharded import whole_tensor
 from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
 from lib.model import Embedding, NoRandomWeights, Recognizer
@@ -169,7 +170,8 @@ def model_at_test_size(cfg: Config, device: Device) -> Callable[[Recognizer], Re
         backbone = new_model(cfg, 1, device, pretrained=False, image_size=size).backbone
 
     def resampled(model: Recognizer) -> Recognizer:
-        _load_backbone(backbone, model.backbone.state_dict(), None, cfg, size)
+        weights = {name: whole_tensor(value) for name, value in model.backbone.state_dict().items()}
+        _load_backbone(backbone, weights, None, cfg, size)
         return Recognizer(
             backbone, model.classifier, embedding=model.embedding, projector=model.projector,
             train_dtype=model.train_dtype, eval_dtype=model.eval_dtype,

@@ -1,11 +1,13 @@
-"""OPTIMIZER and SCHEDULE -> the optimizer, and the learning rate of every step."""
+"""OPTIMIZER and SCHEDULE -> the optimizer of this rank's parameters, and the learning rate of every step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
 
+from lib.backbone.tuning import blocks_of
 from lib.config.defaults import Config
+from lib.distributed.fully_sharded import FullySharded
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
 from lib.model import Recognizer
@@ -75,16 +77,48 @@ def build_optimizer(cfg: Config, model: Recognizer) -> torch.optim.Optimizer:
     return optimizer
 
 
-def build_clip(cfg: Config, model: Recognizer, group: ProcessGroup) -> Callable[[], torch.Tensor] | None:
-    """Return a function that clips the gradients in place before a step; None: off."""
+def shard_backbone(
+    cfg: Config, model: Recognizer, optimizer: torch.optim.Optimizer, group: ProcessGroup
+) -> FullySharded:
+    """Split the parameters of the backbone over the ranks, and let the optimizer update those of this rank.
+
+    Raises:
+        UserError: there is one process; the backbone is to be compiled.
+    """
+    if group.world_size == 1:
+        raise UserError(
+            'MODEL.BACKBONE_SHARDED True splits the backbone over the ranks of torchrun, but there is one process: '
+            'torchrun --nproc-per-node 2 main.py ..., or --MODEL_BACKBONE_SHARDED False'
+        )
+    if cfg.RUN.COMPILE:
+        raise UserError(
+            'RUN.COMPILE True compiles the backbone of each rank alone, but MODEL.BACKBONE_SHARDED True splits it over '
+            'the ranks: --RUN_COMPILE False, or --MODEL_BACKBONE_SHARDED False'
+        )
+    sharded = FullySharded(model.backbone, blocks_of(model.backbone), group, prefix='backbone.')
+    sharded.rows_in_place_of_whole(optimizer)
+    return sharded
+
+
+def build_clip(
+    cfg: Config, model: Recognizer, group: ProcessGroup, backbone_rows: Iterable[torch.nn.Parameter] = ()
+) -> Callable[[], torch.Tensor] | None:
+    """Return a function that clips the gradients in place before a step; None: off.
+
+    Args:
+        backbone_rows: this rank's rows of a sharded backbone.
+    """
     if not cfg.OPTIMIZER.CLIP_NORM:
         return None
-    rows = list(model.classifier.parameters()) if model.is_sharded else []
+    rows = [*(model.classifier.parameters() if model.is_sharded else ()), *backbone_rows]
     return partial(clip_gradients, list(model.parameters()), cfg.OPTIMIZER.CLIP_NORM, sharded=rows, group=group)
 
 
-def build_scaler(model: Recognizer, device: Device, group: ProcessGroup) -> torch.amp.GradScaler | None:
+def build_scaler(
+    model: Recognizer, device: Device, group: ProcessGroup, *, backbone_sharded: bool = False
+) -> torch.amp.GradScaler | None:
     """Return the loss scaler for float16 gradients; None for other types."""
     if not device.needs_loss_scaling:
         return None
-    return create_grad_scaler(device.main, enabled=True, group=group if model.is_sharded else SINGLE_PROCESS)
+    gradients_differ = model.is_sharded or backbone_sharded
+    return create_grad_scaler(device.main, enabled=True, group=group if gradients_differ else SINGLE_PROCESS)

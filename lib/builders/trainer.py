@@ -10,7 +10,7 @@ from lib.builders.loader import build_eval_loader
 from lib.builders.mixing import build_mixed_stages, build_mixer, check_pairs
 from lib.builders.model import model_at_test_size
 from lib.builders.objective import build_objective, is_chunked
-from lib.builders.optim import build_clip, build_optimizer, build_scaler, build_schedule
+from lib.builders.optim import build_clip, build_optimizer, build_scaler, build_schedule, shard_backbone
 from lib.builders.precision import step_format
 from lib.builders.sampler import build_class_factors
 from lib.builders.training_data import TrainingData
@@ -67,7 +67,7 @@ _MAIN_KEYS = (
     'TRAIN.MAX_EPOCH',
 )
 # Keys of these sections that change how the weights are computed, but not the weights.
-_NO_RECIPE = ('MODEL.CLASSIFIER_SHARDED', 'LOSS.CHUNK_IMAGES')
+_NO_RECIPE = ('MODEL.BACKBONE_SHARDED', 'MODEL.CLASSIFIER_SHARDED', 'LOSS.CHUNK_IMAGES')
 
 
 def recipe_of(cfg: Config) -> dict[str, object]:
@@ -200,13 +200,18 @@ def build_step(
     callable_forward = _compiled(forward, device, group, num_images) if cfg.RUN.COMPILE else forward
     # Ranks that hold different classes have no gradients of the classifier to average.
     rank_parameters = list(model.classifier.parameters()) if cfg.MODEL.CLASSIFIER_SHARDED else []
-    wrapped = wrap_parallel(callable_forward, device, group, num_images=num_images, sharded=rank_parameters)
+    optimizer = build_optimizer(cfg, model)
+    sharded = shard_backbone(cfg, model, optimizer, group) if cfg.MODEL.BACKBONE_SHARDED else None
+    wrapped = callable_forward
+    if sharded is None:
+        wrapped = wrap_parallel(callable_forward, device, group, num_images=num_images, sharded=rank_parameters)
     state = TrainState(
         model=model,
-        optimizer=build_optimizer(cfg, model),
-        scaler=build_scaler(model, device, group),
+        optimizer=optimizer,
+        scaler=build_scaler(model, device, group, backbone_sharded=sharded is not None),
         ema=_build_ema(cfg, model),
         samples=SampleRecord(len(data.train), data.train.digest(), group) if cfg.TRAIN.TRACK_SAMPLES else None,
+        sharded=sharded,
     )
     return TrainStep(
         state=state,
@@ -215,7 +220,7 @@ def build_step(
         schedule=build_schedule(cfg, loader.steps_per_epoch),
         seed=cfg.SEED,
         micro_batches=micro_batches,
-        clip=build_clip(cfg, model, group),
+        clip=build_clip(cfg, model, group, () if sharded is None else sharded.rows.values()),
         group=group,
         head_epochs=cfg.TRAIN.HEAD_EPOCHS,
     )

@@ -11,6 +11,7 @@ from lib.config.check_features import (
     check_centers,
     check_embedding,
     check_lbfgs,
+    check_sharded_backbone,
     check_tracking,
 )
 from lib.config.defaults import KEYS, LARGEST
@@ -43,11 +44,13 @@ def check_scale(values: dict[str, Any]) -> None:
         raise UserError(
             'TRAIN.DEVICE_BATCH_SIZE is 1, but BatchNorm and mixing need at least 2 images: set 0, 2 or more'
         )
-    if at_once < 0 and values['MODEL.CLASSIFIER_SHARDED']:
-        raise UserError(
-            'TRAIN.DEVICE_BATCH_SIZE -1 measures what fits on each GPU alone, but MODEL.CLASSIFIER_SHARDED True needs '
-            'all ranks in every step: give a number'
-        )
+    for name in ('MODEL.CLASSIFIER_SHARDED', 'MODEL.BACKBONE_SHARDED'):
+        if at_once < 0 and values[name]:
+            raise UserError(
+                f'TRAIN.DEVICE_BATCH_SIZE -1 measures what fits on each GPU alone, but {name} True needs all ranks in '
+                'every step: give a number'
+            )
+    check_sharded_backbone(values)
     if values['LOSS.SAMPLED_CLASSES'] < 1:
         _check_sampling(values)
 

@@ -1,4 +1,4 @@
-"""Checks of auxiliary losses, embeddings, stored features, catalogs, several centers, and a record of the images."""
+"""Checks of auxiliary losses, embeddings, stored features, sharded backbones, catalogs, centers, a record of images."""
 
 from typing import Any
 
@@ -170,6 +170,23 @@ def check_tracking(values: dict[str, Any]) -> None:
             raise UserError(
                 f'TRAIN.TRACK_SAMPLES True records the margin of every image, but with {name} {values[name]} {reason}: '
                 f'--{name.replace(".", "_")} {shown(neutral)}, or --TRAIN_TRACK_SAMPLES False'
+            )
+
+
+# Keys that do not work with a sharded backbone: values of them, the reason, and a value that works.
+_NEEDS_WHOLE_BACKBONE: dict[str, tuple[tuple[str, ...], str, str]] = {
+    'MODEL.TUNE': (('ssf', 'lora', 'adaptformer'), 'adapts weights that are not on one rank', 'full'),
+    'TRAIN.FEATURES': (('cached',), 'does not train the backbone', 'images'),
+}
+
+
+def check_sharded_backbone(values: dict[str, Any]) -> None:
+    """Raise UserError if a backbone that is sharded over the ranks does not work with the other settings."""
+    for name, (needing, reason, instead) in _NEEDS_WHOLE_BACKBONE.items():
+        if values['MODEL.BACKBONE_SHARDED'] and values[name] in needing:
+            raise UserError(
+                f'MODEL.BACKBONE_SHARDED True splits the backbone over the ranks, but {name} {values[name]} {reason}: '
+                f'--MODEL_BACKBONE_SHARDED False, or --{name.replace(".", "_")} {instead}'
             )
 
 

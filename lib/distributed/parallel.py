@@ -53,6 +53,11 @@ def without_gradient_sync(module: nn.Module) -> nn.Module:
     return module.module if isinstance(module, DistributedDataParallel) else module
 
 
+def averages_gradients(module: nn.Module) -> bool:
+    """Return whether the backward pass of a module averages the gradients of all its parameters over the ranks."""
+    return isinstance(module, DistributedDataParallel)
+
+
 def average_gradients(parameters: Iterable[nn.Parameter], group: ProcessGroup) -> None:
     """Average the gradients of those parameters that have one, in place of DistributedDataParallel."""
     for parameter in parameters:

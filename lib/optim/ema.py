@@ -6,13 +6,16 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from lib.distributed.fully_sharded import local_tensor
+
 
 class ModelEMA:
     """EMA of all entries of a model's state_dict: w_ema <- decay w_ema + (1 - decay) w.
 
     After t updates w_ema(t) = decay^t w(0) + (1 - decay) sum_{i=1..t} decay^(t - i) w(i), with w(0) the weights at
     construction (Tarvainen & Valpola, NeurIPS 2017, eq. 1). Float buffers, such as BatchNorm statistics, are averaged
-    as well; integer buffers are copied. The EMA is on the device and in the memory format of the model.
+    as well; integer buffers are copied. The EMA is on the device and in the memory format of the model; of parameters
+    that are sharded over the ranks (lib/distributed/fully_sharded.py), it is that of this rank's rows.
 
     Args:
         model: on its final device; afterwards its tensors may only be modified in place.
@@ -23,7 +26,7 @@ class ModelEMA:
 
     def __init__(self, model: nn.Module, decay: float, *, constant: Collection[str] = ()) -> None:
         self._decay = decay
-        state = model.state_dict()
+        state = {name: local_tensor(value) for name, value in model.state_dict().items()}
         self._ema = {name: value.clone() for name, value in state.items()}
         skipped = {*constant, *(name for name, weight in model.named_parameters() if not weight.requires_grad)}
         # The tensors of the model, not copies.

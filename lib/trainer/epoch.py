@@ -8,6 +8,7 @@ import torch
 
 from lib.dataset.loader import FullBatchLoader, TrainLoader
 from lib.dataset.pipeline import Batch
+from lib.distributed.fully_sharded import local_tensor
 from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
 from lib.runtime.log import progress_bar
@@ -136,9 +137,9 @@ def train_epoch(
 
 def check_weights(step: TrainStep | LBFGSStep, loader: TrainLoader | FullBatchLoader) -> None:
     """Raise NotFinite for trained weights that are not finite; the loss of a step is computed before its update."""
-    weights = [w.detach() for w in step.state.model.parameters() if w.requires_grad and w.numel()]
+    weights = [local_tensor(w.detach()) for w in step.state.model.parameters() if w.requires_grad]
     # The maximum norm is not finite if any value is not, and takes no memory.
-    norms = torch.stack([torch.linalg.vector_norm(weight, math.inf).float() for weight in weights])
+    norms = torch.stack([torch.linalg.vector_norm(weight, math.inf).float() for weight in weights if weight.numel()])
     if not norms.isfinite().all():
         raise _not_finite('the weights are', step, loader, step.state.progress.step - 1)
 

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from lib.distributed.parallel import average_gradients, skip_gradient_sync, without_gradient_sync
+from lib.distributed.parallel import average_gradients, averages_gradients, skip_gradient_sync, without_gradient_sync
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
 from lib.runtime.device import seed_generators
@@ -86,10 +86,10 @@ class TrainStep:
         optimizer.zero_grad(set_to_none=True)
         result = self._backward(mixed, global_step)
         model = self.state.model
-        if model.trains_head_only:
-            heads = (model.embedding, model.projector, None if model.is_sharded else model.classifier)
-            for head in heads:
-                average_gradients(() if head is None else head.parameters(), self.group)
+        if self.group.world_size > 1 and (model.trains_head_only or not averages_gradients(self.forward)):
+            # The rows of a sharded classifier differ between the ranks; those of a sharded backbone are averaged.
+            own = set(model.classifier.parameters()) if model.is_sharded else set()
+            average_gradients((weight for weight in model.parameters() if weight not in own), self.group)
         if self.clip is not None:
             if scaler is not None:
                 scaler.unscale_(optimizer)

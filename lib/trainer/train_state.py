@@ -1,10 +1,12 @@
 """The state of a training run: everything that steps change, that checkpoints hold and that a resumed run restores."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from lib.distributed.fully_sharded import FullySharded, local_tensor
 from lib.distributed.process_group import ProcessGroup
 from lib.errors import UserError
 from lib.model import Recognizer
@@ -52,6 +54,7 @@ class TrainState:
         progress: epoch, step and running sums.
         selection: the best and the selected epoch until now.
         samples: record of the training images; None: off.
+        sharded: the backbone, of whose parameters the ranks hold different rows; None: all hold the whole backbone.
     """
 
     model: Recognizer
@@ -61,11 +64,16 @@ class TrainState:
     progress: TrainProgress = field(default_factory=TrainProgress)
     selection: Selection = field(default_factory=Selection)
     samples: SampleRecord | None = None
+    sharded: FullySharded | None = None
 
     @property
     def device(self) -> torch.device:
         """The device of the model."""
         return next(self.model.parameters()).device
+
+    def unsharded(self) -> AbstractContextManager[None]:
+        """Return a context in which this rank computes features without the other ranks."""
+        return nullcontext() if self.sharded is None else self.sharded.unsharded()
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Load weights, optimizer, EMA, scaler, progress and selection of a checkpoint.
@@ -79,13 +87,14 @@ class TrainState:
             raise ValueError(f'{checkpoint.path} holds weights only')
         # Those of its base, which it lacks, are in the model.
         base = {} if checkpoint.base is None else self.model.state_dict()
-        self.model.load_state_dict(base | (checkpoint.training_state or checkpoint.state_dict))
+        self._load_weights(base | (checkpoint.training_state or checkpoint.state_dict))
         if self.ema is not None:
-            self.ema.load_state_dict(base | checkpoint.state_dict)
+            average = base | checkpoint.state_dict
+            self.ema.load_state_dict(average if self.sharded is None else self.sharded.local(average))
         if self.scaler is not None and checkpoint.scaler:
             self.scaler.load_state_dict(checkpoint.scaler)
         optimizer_state = checkpoint.optimizer
-        if self.model.is_sharded:
+        if self.model.is_sharded or self.sharded is not None:
             optimizer_state = self._rows_of_this_rank(optimizer_state)
         try:
             self.optimizer.load_state_dict(optimizer_state)
@@ -96,17 +105,20 @@ class TrainState:
             self.samples.load_state_dict(checkpoint.samples, checkpoint.path)
 
     def to_checkpoint(self, info: RunInfo, folder: RunFolder, group: ProcessGroup) -> Checkpoint:
-        """Return a checkpoint that shares memory with the state; of a sharded classifier, with this rank's rows."""
+        """Return a checkpoint that shares memory with the state; of a sharded classifier, with this rank's rows.
+
+        Of a sharded backbone, which all ranks gather, the main rank's checkpoint holds all parameters.
+        """
         constant = self.model.constant_names() if self.model.base else set()
-        weights = _without(constant, self.model.state_dict())
+        weights = self._whole(_without(constant, self.model.state_dict()))
         whole = Checkpoint(
-            state_dict=weights if self.ema is None else _without(constant, self.ema.state_dict()),
+            state_dict=weights if self.ema is None else self._whole(_without(constant, self.ema.state_dict())),
             config=info.config,
             recipe=info.recipe,
             progress=self.progress,
             training_set=info.training_set,
             selection=self.selection,
-            optimizer=self.optimizer.state_dict(),
+            optimizer=self._whole_optimizer(),
             training_state=None if self.ema is None else weights,
             scaler=None if self.scaler is None else self.scaler.state_dict(),
             history=folder.history(),
@@ -116,6 +128,24 @@ class TrainState:
             samples=None if self.samples is None else self.samples.state_dict(),
         )
         return self._split_classifier(whole, group) if self.model.is_sharded else whole
+
+    @torch.no_grad()
+    def _load_weights(self, state: dict[str, torch.Tensor]) -> None:
+        if self.sharded is None:
+            self.model.load_state_dict(state)
+            return
+        state = self.sharded.local(state)
+        for name, value in self.model.state_dict().items():
+            local_tensor(value).copy_(state[name])
+
+    def _whole(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return state if self.sharded is None else self.sharded.whole(state)
+
+    def _whole_optimizer(self) -> dict[str, Any]:
+        state = self.optimizer.state_dict()
+        if self.sharded is None:
+            return state
+        return self.sharded.whole_optimizer(state, names_by_index(self.optimizer, self.sharded.rows.items()))
 
     def _split_classifier(self, checkpoint: Checkpoint, group: ProcessGroup) -> Checkpoint:
         """Move this rank's classifier rows into a shard; other ranks than the main one write nothing else."""
@@ -136,13 +166,18 @@ class TrainState:
         )
 
     def _rows_of_this_rank(self, optimizer_state: dict[str, Any]) -> dict[str, Any]:
-        """Return the optimizer state with this rank's rows of a classifier that was written whole."""
-        classifier = self.model.classifier
-        rows = slice(classifier.classes.start, classifier.classes.stop)
-        states = dict(optimizer_state['state'])
-        for index in names_by_index(self.optimizer, classifier.named_parameters()):
+        """Return the optimizer state with this rank's rows of parameters that were written whole."""
+        states, sliced = dict(optimizer_state['state']), dict[int, tuple[slice, int]]()
+        if self.model.is_sharded:
+            classifier = self.model.classifier
+            rows = slice(classifier.classes.start, classifier.classes.stop), classifier.num_classes
+            sliced |= dict.fromkeys(names_by_index(self.optimizer, classifier.named_parameters()), rows)
+        if self.sharded is not None:
+            indices = names_by_index(self.optimizer, self.sharded.rows.items())
+            sliced |= {index: self.sharded.slice_of(name) for index, name in indices.items()}
+        for index, (rows_of_rank, length) in sliced.items():
             states[index] = {
-                key: value[rows] if torch.is_tensor(value) and value.shape[:1] == (classifier.num_classes,) else value
+                key: value[rows_of_rank].clone() if torch.is_tensor(value) and value.shape[:1] == (length,) else value
                 for key, value in states.get(index, {}).items()
             }
         return optimizer_state | {'state': {index: values for index, values in states.items() if values}}

@@ -229,7 +229,9 @@ class Trainer:
         saver.wait()
         if action is Action.GIVE_UP:  # another rank has reported the reason
             raise UserError('the run cannot be saved, so it ends') from None
-        if saver.saved != self.progress.position:
+        # Ranks that gather a sharded backbone save together, by what the main rank, which writes it, has saved.
+        saved = saver.saved if self.state.sharded is None else self.group.broadcast_object(saver.saved)
+        if saved != self.progress.position:
             self._save_within_epoch(saver)
             saver.wait()
         return action.signal
@@ -253,7 +255,10 @@ class Trainer:
     def _save(
         self, saver: AsyncSaver, *, is_selected: bool = False, end_of_epoch: bool = False, may_fail: bool = False
     ) -> None:
-        """Save the current state. All ranks call it; the main rank writes, the others their classifier shards."""
+        """Save the current state. All ranks call it; the main rank writes, the others their classifier shards.
+
+        Of a sharded backbone, the main rank gathers and writes all parameters.
+        """
         if self.folder.writes or self.state.model.is_sharded:
             saver.submit(
                 lambda: self.state.to_checkpoint(self.info, self.folder, self.group),
@@ -261,6 +266,8 @@ class Trainer:
                 end_of_epoch=end_of_epoch,
                 may_fail=may_fail,
             )
+        elif self.state.sharded is not None:
+            self.state.to_checkpoint(self.info, self.folder, self.group)
         self.stop.restart_timer()
 
 

@@ -61,7 +61,7 @@ class Validator:
     def metrics(self, state: TrainState, check: Callable[[], None]) -> tuple[dict[str, float], Evaluation]:
         """Evaluate the EMA, or the model without one; metrics include images_per_second and seconds."""
         started = time.perf_counter()
-        with nullcontext() if state.ema is None else state.ema.swapped():
+        with nullcontext() if state.ema is None else state.ema.swapped(), state.unsharded():
             if self.group.world_size > 1:
                 sync_buffers(state.model, self.group, constant=state.model.constant_names())
             evaluation = self.evaluate(state.model, check)

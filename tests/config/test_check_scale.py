@@ -24,6 +24,9 @@ def check(values):
         ({**TRIPLET, 'TRAIN.DEVICE_BATCH_SIZE': 8}, ['AUXILIARY triplet', '--TRAIN_DEVICE_BATCH_SIZE 0']),
         ({'TRAIN.DEVICE_BATCH_SIZE': 1}, ['TRAIN.DEVICE_BATCH_SIZE is 1', 'at least 2']),
         ({'TRAIN.DEVICE_BATCH_SIZE': -1, 'MODEL.CLASSIFIER_SHARDED': True}, ['DEVICE_BATCH_SIZE -1', 'give a number']),
+        ({'TRAIN.DEVICE_BATCH_SIZE': -1, 'MODEL.BACKBONE_SHARDED': True}, ['DEVICE_BATCH_SIZE -1', 'give a number']),
+        ({'MODEL.TUNE': 'lora', 'MODEL.BACKBONE_SHARDED': True}, ['MODEL.TUNE lora', '--MODEL_TUNE full']),
+        ({'TRAIN.FEATURES': 'cached', 'MODEL.BACKBONE_SHARDED': True}, ['--MODEL_BACKBONE_SHARDED False']),
         ({'LOSS.SAMPLED_CLASSES': 0.5, 'LOSS.LABEL_SMOOTHING': 0.1}, ['SAMPLED_CLASSES', 'LABEL_SMOOTHING 0']),
         ({'LOSS.SAMPLED_CLASSES': 0.5, 'LOSS.TYPE': 'label_aware_smoothing'}, ['SAMPLED_CLASSES 0.5', 'LOSS.TYPE']),
     ],
@@ -46,6 +49,7 @@ def test_refused(values, words):
     [
         LEAN,
         {'TRAIN.DEVICE_BATCH_SIZE': 2, **LEAN},
+        {'MODEL.BACKBONE_SHARDED': True, 'MODEL.TUNE': 'norm', **LEAN},
         {'TRAIN.DEVICE_BATCH_SIZE': -1, 'LOSS.CHUNK_IMAGES': 8},
         {**CONTRAST, 'LOSS.CHUNK_IMAGES': 8},
         {**TRIPLET, **LEAN},

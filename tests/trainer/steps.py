@@ -9,6 +9,7 @@ from torch import nn
 
 from lib.classifier.cosine import CosineClassifier
 from lib.classifier.linear import LinearClassifier
+from lib.distributed.fully_sharded import FullySharded
 from lib.distributed.parallel import wrap_parallel
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.loss.arcface import ArcFace, margins_by_size
@@ -57,6 +58,8 @@ class Setup:
         embedding: the model has one.
         auxiliary: a metric loss of the features beside the loss; '': none.
         head_steps: first steps, which train embedding and classifier alone.
+        backbone_sharded: with several ranks, each holds some rows of the backbone's parameters.
+        adamw: AdamW in place of SGD.
     """
 
     batch_size: int = 12
@@ -71,6 +74,8 @@ class Setup:
     embedding: bool = False
     auxiliary: str = ''
     head_steps: int = 0
+    backbone_sharded: bool = False
+    adamw: bool = False
     dtype: torch.dtype = torch.float64
 
 
@@ -126,22 +131,31 @@ def step_of(setup: Setup, group: ProcessGroup = SINGLE_PROCESS) -> TrainStep:
             with_margins=setup.margins,
         )
     term = MetricTerm(METRIC_LOSSES[setup.auxiliary](), group) if setup.auxiliary else None
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9, weight_decay=1e-3)
+    if setup.adamw:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=1e-3)
+    sharded = None
+    if setup.backbone_sharded and group.world_size > 1:
+        sharded = FullySharded(model.backbone, [model.backbone.mlp[0]], group, prefix='backbone.')
+        sharded.rows_in_place_of_whole(optimizer)
     own = list(model.classifier.parameters()) if is_sharded else []
     shared = [parameter for parameter in model.parameters() if all(parameter is not other for other in own)]
+    rows = [*own, *(sharded.rows.values() if sharded else ())]
     forward = TrainingForward(model, classifies=setup.head == 'whole')
     return TrainStep(
         state=TrainState(
             model,
-            torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9, weight_decay=1e-3),
+            optimizer,
             ema=ModelEMA(model, setup.decay) if setup.decay else None,
+            sharded=sharded,
         ),
-        forward=wrap_parallel(forward, CPU, group, num_images=setup.batch_size, sharded=own),
+        forward=forward if sharded else wrap_parallel(forward, CPU, group, num_images=setup.batch_size, sharded=own),
         objective=Objective(weighted, term, auxiliary_weight=0.7, head=head),
         schedule=lambda step: 0.3 / (1 + step),
         seed=0,
         micro_batches=split_batch(setup.batch_size, group, setup.max_images),
         group=group,
-        clip=(lambda: clip_gradients(shared, setup.clip, sharded=own, group=group)) if setup.clip else None,
+        clip=(lambda: clip_gradients(shared, setup.clip, sharded=rows, group=group)) if setup.clip else None,
         head_epochs=min(1, setup.head_steps),
     )
 
@@ -161,7 +175,7 @@ def batch_of(setup: Setup, step: int) -> MixedBatch:
 def train(setup: Setup, group: ProcessGroup = SINGLE_PROCESS, steps: int = STEPS) -> dict[str, torch.Tensor]:
     """Return the weights after some steps, those of the EMA too, and the loss of each step summed over the ranks.
 
-    Of a sharded classifier, the rows of this rank.
+    Of a sharded classifier, the rows of this rank; of a sharded backbone, the whole on the main rank, else nothing.
     """
     train_step, losses = step_of(setup, group), []
     for number in range(steps):
@@ -171,7 +185,11 @@ def train(setup: Setup, group: ProcessGroup = SINGLE_PROCESS, steps: int = STEPS
         train_step.set_epoch(int(number >= setup.head_steps))
         losses.append(group.all_reduce(train_step(of_rank, number).loss))
     state = train_step.state
-    weights = dict(state.model.state_dict())
+    whole = None if state.sharded is None else state.sharded.whole
+    weights = dict(whole(state.model.state_dict()) if whole else state.model.state_dict())
     if state.ema is not None:
-        weights |= {f'ema.{name}': tensor for name, tensor in state.ema.state_dict().items()}
+        average = state.ema.state_dict()
+        weights |= {f'ema.{name}': tensor for name, tensor in (whole(average) if whole else average).items()}
+    if whole and not group.is_main:
+        weights = {name: tensor for name, tensor in weights.items() if 'backbone' not in name}
     return {name: tensor.clone() for name, tensor in weights.items()} | {'losses': torch.stack(losses)}

@@ -103,6 +103,11 @@ class ModelKeys(Section, title='backbone and classifier'):
     SYNC_BATCHNORM = Key(
         False, 'Compute BatchNorm statistics over the images of all GPUs (under torchrun) instead of per GPU.'
     )
+    BACKBONE_SHARDED = Key(
+        False,
+        'Split parameters, gradients, optimizer state and EMA of the backbone over the ranks of torchrun (FSDP2, ZeRO '
+        'stage 3); each block is whole only while it computes.',
+    )
     CLASSIFIER_SHARDED = Key(
         False, 'Split the classes over the ranks of torchrun; each rank holds the classifier rows of its shard.'
     )
