@@ -3,20 +3,24 @@
 python benchmarks/losses.py [--batch N] [--classes N] [--rounds N] [--json FILE]
 
 Forward and backward of the loss built from LOSS, averaged over the batch, from float32 logits to their gradient; the
-other side is F.cross_entropy (mean) of the same logits. Time: each loss and F.cross_entropy alternately, ratio of
-medians. Memory: growth of the peak by the loss, including the gradient: on a GPU, that of the allocator; on a CPU, the
-resident memory of a new process for each loss. On the GPU if there is one.
+other side is F.cross_entropy (mean) of the same logits. Neither has huge pages, unless THP_MEM_ALLOC_ENABLE is 1. Time:
+each loss and F.cross_entropy alternately, ratio of medians. Memory: growth of the peak by the loss, including the
+gradient: on a GPU, that of the allocator; on a CPU, the resident memory of a new process for each loss. On the GPU if
+there is one.
 Results: worst_time_ratio and worst_memory_ratio of all losses but Seesaw and influence-balanced, which have
 heavy_time_ratio and heavy_memory_ratio; NAME_time_ratio and NAME_memory_ratio of each loss.
 """
 
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# With huge pages, as in our scripts, F.cross_entropy takes half the time; by default PyTorch uses none.
+os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '0')
 
 import numpy as np
 import torch

@@ -8,7 +8,14 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from lib.loss.sharded_logits import ClassSubset, LabelIndex, Logits, gradient_buffer, loss_dtype, values_and_subset
-from lib.loss.target_vs_rest import log_probability, one_minus_p, other_label_mask, row_blocks, target_and_rest_logits
+from lib.loss.target_vs_rest import (
+    block_memory,
+    log_probability,
+    one_minus_p,
+    other_label_mask,
+    row_blocks,
+    target_and_rest_logits,
+)
 
 _FAST_POWERS = (0.5, 1.0, 2.0, 3.0)  # pow uses products and roots for these, which are faster than exp
 
@@ -95,16 +102,18 @@ class _TargetAndNegatives(torch.autograd.Function):
         target = label_index.gather(logits).to(dtype)
         non_labels = logits.new_empty(len(logits), dtype=dtype)
         _map_constants_of_softplus()
+        memory = block_memory(logits, dtype, 2)
         for rows in row_blocks(logits):
-            block = logits[rows].to(dtype, copy=True)
+            block, s = memory[:, : rows.stop - rows.start]
+            block.copy_(logits[rows])
             label_index.fill_(block, rows, torch.finfo(dtype).min)  # loss 0 and slope 0 there
-            s = torch.sigmoid(block)
-            losses = F.softplus(block)  # -ln(1 - s); z minus it is ln s
-            powers = s.pow(gamma) if gamma in _FAST_POWERS else block.sub_(losses).mul_(gamma).exp_()  # s^gamma
-            losses.mul_(powers)
+            torch.sigmoid(block, out=s)
+            losses = torch.ops.aten.softplus.out(block, out=slopes[rows])  # -ln(1 - s); z minus it is ln s
+            powers = torch.pow(s, gamma, out=block) if gamma in _FAST_POWERS else block.sub_(losses).mul_(gamma).exp_()
+            losses.mul_(powers)  # powers: s^gamma
             non_labels[rows] = losses.sum(dim=1)
-            # The slope of s^gamma f, f = -ln(1 - s), over z: s^gamma (s + gamma (1 - s) f).
-            torch.add(powers.sub_(losses, alpha=gamma).mul_(s), losses, alpha=gamma, out=slopes[rows])
+            # The slope of s^gamma f, f = -ln(1 - s), over z: s^gamma (s + (1 - s) gamma f).
+            losses.mul_(gamma).lerp_(powers, s)
         ctx.save_for_backward(slopes)
         ctx.label_index, ctx.logits_dtype = label_index, logits.dtype
         if subset is None:

@@ -91,10 +91,22 @@ def other_label_mask(labels: torch.Tensor) -> torch.Tensor:
 
 def row_blocks(tensor: torch.Tensor) -> Iterator[slice]:
     """Yield slices of rows: cache-sized blocks on a CPU; all rows elsewhere, where every kernel launch costs time."""
+    step = _rows_per_block(tensor)
+    for start in range(0, len(tensor), step):
+        yield slice(start, min(start + step, len(tensor)))
+
+
+def block_memory(tensor: torch.Tensor, dtype: torch.dtype, num_tensors: int) -> torch.Tensor:
+    """Return memory for tensors of the largest of `row_blocks`, (num_tensors, rows, num_columns), which blocks share.
+
+    On a CPU, the page faults of new memory for every block take longer than a pass over it.
+    """
+    return tensor.new_empty((num_tensors, min(_rows_per_block(tensor), len(tensor)), tensor.shape[1]), dtype=dtype)
+
+
+def _rows_per_block(tensor: torch.Tensor) -> int:
     num_rows, num_columns = tensor.shape
-    step = num_rows if tensor.device.type != 'cpu' else max(1, _BLOCK_ELEMENTS // max(1, num_columns))
-    for start in range(0, num_rows, max(1, step)):
-        yield slice(start, min(start + step, num_rows))
+    return max(1, num_rows if tensor.device.type != 'cpu' else _BLOCK_ELEMENTS // max(1, num_columns))
 
 
 class _TargetAndNonLabels(torch.autograd.Function):
@@ -111,8 +123,9 @@ class _TargetAndNonLabels(torch.autograd.Function):
             probabilities = logits.new_empty(logits.shape, dtype=dtype)  # softmax over the classes that are no label
         non_labels = logits.new_empty(len(logits), dtype=dtype)
         total = torch.empty_like(non_labels) if with_mean else None
+        memory = block_memory(logits, dtype, 1)
         for rows in row_blocks(logits):
-            block = logits[rows].to(dtype, copy=True)
+            block = memory[0, : rows.stop - rows.start].copy_(logits[rows])
             transform.scale_and_shift_(block)
             if total is not None:
                 total[rows] = block.sum(dim=1)
