@@ -14,6 +14,7 @@ from lib.audit.findings import DuplicateGroup
 from lib.audit.image_stats import class_statistics, size_statistics
 from lib.audit.scan import MISSING, READABLE, ColorScan, ConcatImages, Scan, scan, scan_colors
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from lib.runtime.column_store import ColumnStore
 
 REASONS = {
     findings.CONTRADICTION: 'the same image has another label elsewhere in train',
@@ -186,6 +187,7 @@ def audit_splits(
     num_workers: int,
     progress: Callable[[int], object] = lambda count: None,
     group: ProcessGroup = SINGLE_PROCESS,
+    store: ColumnStore | None = None,
 ) -> AuditReport | None:
     """Decode every image of the splits and compare the images.
 
@@ -197,12 +199,13 @@ def audit_splits(
         few: classes with fewer images are listed.
         num_workers: number of reading processes of each rank; 0: read in this process.
         progress: called with the number of images of each finished task.
+        store: as in `scan`.
 
     Raises:
         UserError: a process was killed.
     """
     images = ConcatImages([split.images for split in splits], [len(split.labels) for split in splits])
-    result = scan(images, num_workers=num_workers, progress=progress, group=group)
+    result = scan(images, num_workers=num_workers, progress=progress, group=group, store=store)
     scan_rows = partial(scan_colors, images, num_workers=num_workers, group=group)
 
     def scan_on_all(rows: np.ndarray) -> ColorScan:

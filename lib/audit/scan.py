@@ -15,6 +15,7 @@ from lib.dataset.decode import DecodeError
 from lib.dataset.images import ArrayImages
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.distributed.tasks import run_on_ranks
+from lib.runtime.column_store import ColumnStore
 
 
 class ConcatImages:
@@ -54,7 +55,7 @@ class ConcatImages:
 
 
 READABLE, UNREADABLE, MISSING = range(3)
-_ROWS_PER_TASK = 64  # enough to make the exchange between processes cheap, few enough for a quick Ctrl-C
+ROWS_PER_TASK = 64  # enough to make the exchange between processes cheap, few enough for a quick Ctrl-C
 CELLS = 256  # gray values stored per image: 16 x 16
 STATS_DTYPE = np.dtype(
     [
@@ -99,20 +100,45 @@ def scan(
     num_workers: int,
     progress: Callable[[int], object] = lambda count: None,
     group: ProcessGroup = SINGLE_PROCESS,
+    store: ColumnStore | None = None,
 ) -> Scan:
     """Decode every image; `progress` is called with the number of images of each finished task.
 
     Each rank decodes a part of the images; rank 0 returns the statistics of all, and the others an empty result.
+
+    Args:
+        store: of `scan_columns`, on rank 0, for the statistics: those that it has are not computed again. None: they
+            are in memory only.
     """
-    result = Scan(np.zeros(len(images) if group.is_main else 0, STATS_DTYPE))
-    for rows, (stats, errors, warnings) in map_rows(_scan_rows, images, np.arange(len(images)), num_workers, group):
-        result.stats[rows] = stats
-        result.errors.update(errors)
-        result.warnings.update(warnings)
+    stats = np.zeros(len(images) if group.is_main else 0, STATS_DTYPE)
+    messages: dict[int, str] = {}
+    if store is not None:
+        stats = store.columns['stats'].view(STATS_DTYPE)[:, 0]
+        progress(int(store.done.sum()))
+    done = group.broadcast_object(np.zeros(len(images), bool) if store is None else store.done)
+    for rows, (some, found) in map_rows(_scan_rows, images, np.flatnonzero(~done), num_workers, group):
+        if store is None:
+            stats[rows] = some
+            messages.update(found)
+        else:  # tasks are the same in every call, so their rows are consecutive
+            store.write(slice(int(rows[0]), int(rows[-1]) + 1), {'stats': _bytes_of(some)}, [*found.items()])
         progress(len(rows))
-    # Tasks finish in any order.
-    result.errors, result.warnings = dict(sorted(result.errors.items())), dict(sorted(result.warnings.items()))
+    if store is not None:
+        store.flush()
+        messages = dict(store.errors())
+    result = Scan(stats)
+    for row, message in sorted(messages.items()):  # tasks finish in any order
+        (result.warnings if stats['state'][row] == READABLE else result.errors)[row] = message
     return result
+
+
+def scan_columns() -> dict[str, tuple[type, tuple[int, ...]]]:
+    """Return the columns of a store of statistics: the bytes of a record of STATS_DTYPE."""
+    return {'stats': (np.uint8, (STATS_DTYPE.itemsize,))}
+
+
+def _bytes_of(stats: np.ndarray) -> np.ndarray:
+    return stats.view(np.uint8).reshape(len(stats), STATS_DTYPE.itemsize)
 
 
 @dataclass
@@ -167,18 +193,18 @@ def map_rows(
 
     All ranks must call it with the same rows; rank 0 gets all results, and the others none.
     """
-    tasks = [rows[start : start + _ROWS_PER_TASK] for start in range(0, len(rows), _ROWS_PER_TASK)]
+    tasks = [rows[start : start + ROWS_PER_TASK] for start in range(0, len(rows), ROWS_PER_TASK)]
     if len(tasks) < 2:  # not worth a process
         num_workers = 0
     task, ignore = _RowsTask(work, images), lambda count: None
     return run_on_ranks(task, tasks, num_workers=num_workers, progress=ignore, group=group)
 
 
-def _scan_rows(images: ConcatImages, rows: np.ndarray) -> tuple[np.ndarray, dict[int, str], dict[int, str]]:
+def _scan_rows(images: ConcatImages, rows: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+    """Return the records of the rows, and row -> error, or, of a readable image, warning."""
     stats = np.zeros(len(rows), STATS_DTYPE)
     thumbnails = np.zeros((len(rows), SIDE, SIDE), np.uint8)
-    errors: dict[int, str] = {}
-    warnings: dict[int, str] = {}
+    messages: dict[int, str] = {}
     for i, row in enumerate(rows.tolist()):
         try:
             content = images.content(row)
@@ -187,18 +213,18 @@ def _scan_rows(images: ConcatImages, rows: np.ndarray) -> tuple[np.ndarray, dict
         except (DecodeError, OSError) as error:
             missing = isinstance(error, FileNotFoundError | NotADirectoryError)
             stats['state'][i] = MISSING if missing else UNREADABLE
-            errors[row] = _reason(error)
+            messages[row] = _reason(error)
             continue
         thumbnails[i] = image.thumbnail
         if image.warning:
-            warnings[row] = image.warning
+            messages[row] = image.warning
         stats['width'][i], stats['height'][i] = image.width, image.height
         stats['format'][i] = image.format
         stats['digest'][i] = image.digest
     stats['hash'] = perceptual_hash(thumbnails)
     stats['cells'] = gray_cells(thumbnails).reshape(len(rows), CELLS)
     stats['contrast'] = thumbnails.max(axis=(1, 2)) - thumbnails.min(axis=(1, 2))
-    return stats, errors, warnings
+    return stats, messages
 
 
 def _scan_colors_of_rows(images: ConcatImages, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

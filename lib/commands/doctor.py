@@ -3,9 +3,13 @@
 import math
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from lib.audit.report import AuditSplit, audit_splits
+from lib.audit.report import AuditReport, AuditSplit, audit_splits
+from lib.audit.scan import ROWS_PER_TASK, scan_columns
+from lib.builders.cache_key import split_key
 from lib.builders.data import open_test_split, open_training_data
 from lib.builders.loader import num_workers, train_sizes
 from lib.builders.split import DatasetSplit
@@ -15,8 +19,14 @@ from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
 from lib.report.audit_page import write_audit_page
 from lib.report.describe import describe_audit
-from lib.runtime.files import replace_together, write_json
+from lib.runtime.column_store import ColumnStore, open_or_create
+from lib.runtime.files import remove, replace_together, write_json
+from lib.runtime.locks import removed_lock
 from lib.runtime.log import LOGGER, progress_bar
+
+# Folder of the statistics of images, as long as not all of them are decoded.
+_SCAN = 'scan.partial'
+_LOCK_SECONDS = 60.0  # for another call to end
 
 
 def doctor_folder(cfg: Config) -> Path:
@@ -27,8 +37,8 @@ def doctor_folder(cfg: Config) -> Path:
 def audit_dataset(cfg: Config, group: ProcessGroup = SINGLE_PROCESS) -> list[str]:
     """Decode every image, write doctor.json, doctor.html and quarantine.json, and return the lines to print.
 
-    The files are written after the last image, and replace older ones together. Ranks share the images; the main rank
-    compares them and writes.
+    The files are written after the last image, and replace older ones together. A call that was stopped is resumed.
+    Ranks share the images; the main rank compares them and writes.
 
     Raises:
         UserError: the splits cannot be opened, or DOCTOR.OUT cannot be written.
@@ -37,43 +47,65 @@ def audit_dataset(cfg: Config, group: ProcessGroup = SINGLE_PROCESS) -> list[str
     with group.main_first():
         data = open_training_data(cfg, quarantine=False)
         splits = _splits(cfg, data)
-    total = sum(len(split.labels) for split in splits)
-    with progress_bar((), total=total, label='checking', unit='image') as bar:
-        report = audit_splits(
-            splits,
+    with _scan_store(folder, splits) if group.is_main else nullcontext() as store:
+        report = _audit(cfg, splits, store, group)
+        if report is None:
+            return []
+        quarantine = report.quarantine()
+        with replace_together(folder):
+            write_json(folder / 'doctor.json', report.as_json())
+            write_json(folder / 'quarantine.json', quarantine)
+            write_audit_page(
+                folder / 'doctor.html',
+                report,
+                title=f'{cfg.NAME}: the data',
+                command=shlex.join(['python', *sys.argv]),
+                class_names=data.classes.names if data.classes else [f'class {name}' for name in data.class_names],
+            )
+    return describe_audit(report, folder, len(quarantine['images']))
+
+
+@contextmanager
+def _scan_store(folder: Path, splits: dict[str, DatasetSplit]) -> Iterator[ColumnStore]:
+    """Yield the statistics of the images that an earlier call has computed, to be completed; then remove them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    key = {
+        'rows_per_task': ROWS_PER_TASK,
+        **{name: split_key(split, with_labels=False) for name, split in splits.items()},
+    }
+    with removed_lock(folder / f'.{_SCAN}.lock', _LOCK_SECONDS):
+        store = open_or_create(folder / _SCAN, sum(map(len, splits.values())), scan_columns(), key)
+        if number := int(store.done.sum()):
+            LOGGER.info('%s: resuming after %d of %d images', folder, number, len(store.done))
+        yield store
+        remove(store.folder)
+
+
+def _audit(
+    cfg: Config, splits: dict[str, DatasetSplit], store: ColumnStore | None, group: ProcessGroup
+) -> AuditReport | None:
+    size = cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE
+    resized = math.ceil(size / cfg.INPUT.CROP_RATIO)
+    given = [
+        _split(name, split, max(train_sizes(cfg).values()) if name == 'train' else resized)
+        for name, split in splits.items()
+    ]
+    with progress_bar((), total=sum(map(len, splits.values())), label='checking', unit='image') as bar:
+        return audit_splits(
+            given,
             min_side=cfg.DOCTOR.MIN_SIDE,
             near_distance=cfg.DOCTOR.NEAR_DISTANCE,
             few=cfg.DOCTOR.FEW,
             num_workers=num_workers(cfg.RUN.NUM_WORKERS),
             progress=bar.update,
             group=group,
+            store=store,
         )
-    if report is None:
-        return []
-    quarantine = report.quarantine()
-    with replace_together(folder):
-        write_json(folder / 'doctor.json', report.as_json())
-        write_json(folder / 'quarantine.json', quarantine)
-        write_audit_page(
-            folder / 'doctor.html',
-            report,
-            title=f'{cfg.NAME}: the data',
-            command=shlex.join(['python', *sys.argv]),
-            class_names=data.classes.names if data.classes else [f'class {name}' for name in data.class_names],
-        )
-    return describe_audit(report, folder, len(quarantine['images']))
 
 
-def _splits(cfg: Config, data: TrainingData) -> list[AuditSplit]:
-    size = cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE
-    resized = math.ceil(size / cfg.INPUT.CROP_RATIO)
-    splits = [_split('train', data.train, max(train_sizes(cfg).values()))]
-    if data.valid is not None:
-        splits.append(_split('valid', data.valid, resized))
-    test = _test_split(cfg, data)
-    if test is not None:
-        splits.append(_split('test', test, resized))
-    return splits
+def _splits(cfg: Config, data: TrainingData) -> dict[str, DatasetSplit]:
+    splits = {'train': data.train, 'valid': data.valid, 'test': _test_split(cfg, data)}
+    return {name: split for name, split in splits.items() if split is not None}
 
 
 def _split(name: str, split: DatasetSplit, enlarged_below: int) -> AuditSplit:

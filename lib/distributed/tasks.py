@@ -35,7 +35,10 @@ def run_on_ranks(
     some = tasks[group.shard(len(tasks))]
     with closing(run_in_processes(work, some, num_workers=num_workers, progress=exchange.add_progress)) as results:
         for result in results:
-            exchange.unsent.append(result)
+            if group.is_main:
+                yield result
+            else:
+                exchange.unsent.append(result)
             exchange.meet_if_due()
             yield from exchange.take_received()
     while not exchange.is_over:

@@ -1,6 +1,7 @@
 """Audits of synthetic and real photos with planted faults: all of them must be found, and nothing else."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,9 +10,13 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from lib.audit import scan as audit_scan
 from lib.audit.findings import SINGLE_COLOR
 from lib.audit.report import AuditReport, AuditSplit, audit_splits
+from lib.audit.scan import ConcatImages
 from lib.dataset.images import ArrayImages, FileImages
+from lib.runtime import column_store
+from lib.runtime.column_store import open_or_create
 from tests.audit.synthetic import NEAR_COPIES, UNREADABLE, encode, jpeg_with_extra_bytes, synthetic_image
 
 CLASSES = 8
@@ -199,6 +204,36 @@ def test_images_in_memory():
     found = audit_splits([split], min_side=32, near_distance=5, few=3, num_workers=0).as_json()
     assert groups_of(found['exact_duplicates']) == {frozenset({'image 3', 'image 7'}): (False, True)}
     assert found['near_duplicates'] == []
+
+
+def test_an_audit_that_was_stopped_computes_the_rest(tmp_path, monkeypatch):
+    """Statistics, errors and warnings are those of an undisturbed scan, and no image is decoded twice."""
+    monkeypatch.setattr(audit_scan, 'ROWS_PER_TASK', 4)
+    monkeypatch.setattr(column_store, '_SECONDS_BETWEEN_FLUSHES', -1)
+    contents = [encode(synthetic_image(seed, 40, 40)) for seed in range(18)]
+    contents[2], contents[9], contents[13] = b'', jpeg_with_extra_bytes(), b'<html>'
+    for row, data in enumerate(contents):
+        (tmp_path / f'{row}.jpg').write_bytes(data)
+    images = ConcatImages([FileImages([f'{row}.jpg' for row in range(19)], str(tmp_path))], [19])
+    expected = audit_scan.scan(images, num_workers=0)
+    assert {*expected.errors, *expected.warnings} == {2, 9, 13, 18}
+    decoded = []
+
+    def read(path, row):
+        decoded.append(row)
+        if len(decoded) == 11:
+            raise KeyboardInterrupt
+        return content(path, row)
+
+    content = ConcatImages.content
+    monkeypatch.setattr(ConcatImages, 'content', read)
+    for _ in range(2):
+        with suppress(KeyboardInterrupt):
+            store = open_or_create(tmp_path / 'store', 19, audit_scan.scan_columns(), {})
+            found = audit_scan.scan(images, num_workers=0, store=store)
+    assert decoded == [*range(11), *range(8, 19)]  # the third task was not finished
+    np.testing.assert_array_equal(found.stats, expected.stats)
+    assert (found.errors, found.warnings) == (expected.errors, expected.warnings)
 
 
 def test_statistics_take_at_most_320_bytes_per_image(synthetic_set):

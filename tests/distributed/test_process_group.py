@@ -51,7 +51,8 @@ def test_collectives_of_a_single_process_return_its_values():
     tensor = torch.tensor([1.0, 2.0], requires_grad=True)
     assert SINGLE_PROCESS.is_main
     assert SINGLE_PROCESS.all_reduce(tensor) is tensor
-    assert SINGLE_PROCESS.all_gather_objects('a') == ['a']
+    assert SINGLE_PROCESS.all_gather_objects('a') == ['a'] == SINGLE_PROCESS.gather_objects('a')
+    assert list(SINGLE_PROCESS.map(str, range(3))) == ['0', '1', '2']
     assert SINGLE_PROCESS.all_gather(tensor).tolist() == [[1.0, 2.0]]
     assert not SINGLE_PROCESS.all_gather(tensor).requires_grad
     with SINGLE_PROCESS.main_first():
@@ -71,6 +72,8 @@ def collectives(rank, count, folder):
         'integers': group.all_reduce(torch.tensor([2**40 + rank])),
         'stack of empty': group.all_gather(torch.zeros(0, 3)),
         'gather': group.all_gather_objects([rank, 'x' * rank]),
+        'to main': group.gather_objects(rank + 1),
+        'map': list(group.map(lambda number: (number, rank), range(5))),
         'stack': group.all_gather(torch.tensor([[rank, 7]]).T),
         'sent': sent,
         'first': file.read_text().splitlines()[0],
@@ -101,6 +104,8 @@ def test_collectives_of_three_ranks(tmp_path):
         assert result['integers'].tolist() == [3 * 2**40 + 3]
         assert result['stack of empty'].shape == (3, 0, 3)
         assert result['gather'] == [[0, ''], [1, 'x'], [2, 'xx']]
+        assert result['to main'] == ([] if rank else [1, 2, 3])
+        assert result['map'] == [(0, 0), (1, 1), (2, 2), (3, 0), (4, 1)]
         assert result['stack'].tolist() == [[[0], [7]], [[1], [7]], [[2], [7]]]
         assert result['sent'].tolist() == [0.0, 0.0]
         assert result['first'] == '0'

@@ -3,15 +3,19 @@
 import math
 import statistics
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
+from lib.distributed.process_group import ProcessGroup
 from lib.inference import neighbors
 from lib.inference.neighbors import METRICS, Neighbors, nearest, neighbor_blocks, vote
 from lib.inference.retrieval import retrieval_metrics
 from tests.oracles.neighbors import nearest_rows, retrieval_of
+from tests.ranks import run_ranks
 
 
 def draw(seed, num_queries=37, num_gallery=83, width=6):
@@ -52,6 +56,37 @@ def test_ties_go_to_the_smaller_row(metric, same, seed, blocks):
         rows, values = nearest_rows(query, gallery, 11, metric, row if same else None)
         assert found.rows[row].tolist() == rows
         assert found.values[row].tolist() == pytest.approx(values, abs=1e-6)
+
+
+def _on_rank(rank, count):
+    found = []
+    for metric in METRICS:
+        for same in (False, True):
+            queries, gallery = draw(3)
+            queries, search = gallery if same else queries, partial(neighbor_blocks, group=ProcessGroup(rank, count))
+            found += [torch.from_numpy(array) for array in _found(queries, gallery, metric, same, search)]
+            found.append(_metrics(queries, gallery, metric, same, search))
+    return found
+
+
+def _found(queries, gallery, metric, same, search):
+    return nearest(queries, gallery, 5, metric=metric, same=same, search=partial(search, megabytes=1))
+
+
+def _metrics(queries, gallery, metric, same, search):
+    labels, search = np.arange(len(gallery)) % 7, partial(search, megabytes=1)
+    query_labels = labels[: len(queries)]
+    return str(retrieval_metrics(queries, query_labels, gallery, labels, metric=metric, same=same, search=search))
+
+
+@pytest.mark.process
+def test_ranks_find_the_same_bits(tmp_path):
+    """Each block of queries is compared by one rank, as it is by one process; there are more blocks than ranks."""
+    assert len(list(neighbor_blocks(*draw(3), 5, megabytes=1))) > 3
+    alone = _on_rank(0, 1)
+    for found in run_ranks(_on_rank, 3, tmp_path):
+        for one, other in zip(found, alone, strict=True):
+            assert one == other if isinstance(one, str) else torch.equal(one, other)
 
 
 def test_near_distances_are_exact_far_from_the_origin():

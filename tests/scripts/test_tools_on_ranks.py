@@ -1,0 +1,204 @@
+"""The tools on several ranks write the same files as one process, also after a rank was killed in the middle."""
+
+import ast
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lib.runtime.folders import lock_folder
+from tests.scripts.rank_runs import run_ranks_of
+from tests.scripts.running import ENVIRONMENT, ON_CPU, REPOSITORY, TINY
+
+pytestmark = [pytest.mark.process, pytest.mark.long]
+OTHERS = 'error: rank 0: another rank has ended, so this one ends, too; see the error line of that rank\n'
+# All that may differ: locks hold process ids, and of a store of features, each rank has a journal.
+VARIES = re.compile(r'.*\.lock|rows\d+\.jsonl')
+BEST = ('--RESUME_MODEL', 'log/tiny/best_model.pth', '--TEST_BATCH_SIZE', 4, *ON_CPU)
+GOODS = ('--DATASET_ROOT', 'goods')
+DOCTOR = ('tools/doctor.py', '--config', TINY, *GOODS, '--NAME', 'goods', *ON_CPU)
+PACK = ('tools/pack.py', '--config', TINY, *GOODS, '--PACK_OUT', 'packed', '--PACK_SHARD_IMAGES', 8, *ON_CPU)
+INDEX = ('tools/index.py', *BEST, *GOODS, '--INDEX_DIMENSIONS', 4)
+SEARCH = ('tools/search.py', *BEST, *GOODS, '--SEARCH_CSV', 'found.csv', '--SEARCH_K', 3)
+CLEAN = ('tools/clean.py', *BEST, *GOODS, '--CLEAN_FOLDS', 3, '--CLEAN_ROUNDS', 2)
+ENROLL = ('tools/enroll.py', *BEST, *GOODS, '--ENROLL_IMAGES', 'more', '--ENROLL_PER_CLASS', 2, '--ENROLL_MAX_LOSS', 1)
+# Each with the commands that precede it, in one process.
+COMMANDS = {
+    'doctor': (DOCTOR,),
+    'pack': (PACK,),
+    'index': (INDEX,),
+    'search': ((*SEARCH, '--SEARCH_WHITEN', True, '--SEARCH_RERANK', 'reciprocal'),),
+    'search a catalog': (INDEX, (*SEARCH, '--SEARCH_INDEX', 'log/tiny/catalog')),
+    'change a catalog': (INDEX, (*INDEX[:-2], '--INDEX_ADD', 'more', '--INDEX_REMOVE', '3')),
+    'clean': (CLEAN,),
+    'clean, pretrained': (
+        ('tools/clean.py', '--config', TINY, *GOODS, '--CLEAN_ROUNDS', 1, '--CLEAN_HEAD', 'cosine', '--NAME', 'goods',
+         '--MODEL_BACKBONE', 'resnet18', '--MODEL_PRETRAINED', False, '--TEST_BATCH_SIZE', 16, *ON_CPU),
+    ),
+    'posthoc': (('tools/posthoc.py', *BEST, *GOODS, '--POSTHOC_FOLDS', 2),),
+    'pseudo-labels': (
+        ('tools/pseudo_label.py', *BEST, *GOODS, '--PSEUDO_IMAGES', 'more', '--PSEUDO_ERROR', 0.9, '--PSEUDO_OUT',
+         'pseudo/train.json'),
+    ),
+    'enroll': (INDEX, (*ENROLL, '--ENROLL_INDEX', 'log/tiny/catalog')),
+    'propose': (('tools/enroll.py', *BEST, *GOODS, '--ENROLL_PROPOSE', 'more'),),
+    'compare': (('tools/compare.py', 'log/tiny', 'log/tiny/last.pth', *GOODS, *ON_CPU),),
+    'report': (('tools/report.py', *BEST, *GOODS, '--REPORT_JSON', True),),
+}  # fmt: skip
+FAST = ('doctor', 'pack', 'search a catalog')
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Return the content of all files below a folder, by path, except those that may differ."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob('*'))
+        if path.is_file() and not VARIES.fullmatch(path.name)
+    }
+
+
+def lines_of(done) -> list[str]:
+    """Return the printed lines, without durations."""
+    return re.sub(r'\b[\d.]+ s\b', 'N s', done.stdout).splitlines()
+
+
+@pytest.fixture
+def folder_of(finished, products, tmp_path):
+    """A function: name -> a folder with the run log/tiny, its data goods/, and the class folders more/."""
+
+    def make(name: str) -> Path:
+        folder = tmp_path / name / 'shop'
+        folder.mkdir(parents=True)
+        shutil.copytree(finished / 'log', folder / 'log')
+        (folder / 'goods').symlink_to(products)
+        (folder / 'more').symlink_to(products / 'train')
+        return folder
+
+    return make
+
+
+def marked(name):
+    return name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize('count', [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('name', [*map(marked, COMMANDS)])
+def test_the_files_are_those_of_one_process(scripts, folder_of, name, count):
+    alone, ranks = folder_of('alone'), folder_of('ranks')
+    *before, command = COMMANDS[name]
+    for folder in (alone, ranks):
+        for one in before:
+            scripts.run(folder, *one)
+    before_files = files_of(alone)
+    expected = scripts.run(alone, *command)
+    main, *others = run_ranks_of(scripts, count, ranks, *command)
+    found, wanted = files_of(ranks), files_of(alone)
+    assert wanted != before_files
+    assert found.keys() == wanted.keys()
+    assert [path for path in found if found[path] != wanted[path]] == []
+    assert lines_of(main) == lines_of(expected)
+    assert main.stderr == expected.stderr
+    assert {one.stdout + one.stderr for one in others} == {''}
+
+
+# Command -> the function in which its second rank is killed, and in which call.
+KILLS = {
+    'doctor': ('lib.audit.scan:_scan_rows', 1),
+    'pack': ('lib.shards.write:ShardWriter.__call__', 3),
+    'index': ('lib.inference.engine:EagerEngine.features', 2),
+    'search': ('lib.inference.engine:EagerEngine.features', 2),
+    'clean': ('lib.inference.engine:EagerEngine.features', 2),
+}
+
+
+def fail(scripts, folder, rank, how, name, command):
+    """Run a command on two ranks, of which one fails, and return the outcomes."""
+    script, *options = command
+    wrapped = (rank, how, *KILLS[name], REPOSITORY / script, *options)
+    return run_ranks_of(scripts, 2, folder, 'tests/scripts/fail_on_rank.py', *wrapped, code=None)
+
+
+@pytest.mark.parametrize('name', [*map(marked, KILLS)])
+def test_the_same_command_completes_what_a_killed_rank_left(scripts, folder_of, name):
+    alone, ranks = folder_of('alone'), folder_of('ranks')
+    (command,) = COMMANDS[name]
+    scripts.run(alone, *command)
+    main, other = fail(scripts, ranks, 1, 'kill', name, command)
+    assert (main.returncode, other.returncode) == (2, -9)
+    assert main.stderr == OTHERS
+    finished = {path: path.stat().st_ino for path in ranks.rglob('*.tar')}
+    assert (len(finished) >= 4) == (name == 'pack')
+    run_ranks_of(scripts, 2, ranks, *command)
+    assert files_of(ranks) == files_of(alone)
+    assert {path: path.stat().st_ino for path in finished} == finished  # finished shards are not written again
+
+
+def test_a_mistake_on_one_rank_is_one_line(scripts, folder_of):
+    folder = folder_of('ranks')
+    main, other = fail(scripts, folder, 1, 'error', 'pack', PACK)
+    assert (main.returncode, other.returncode) == (2, 2)
+    assert (main.stderr, other.stderr) == (OTHERS, 'error: rank 1: this rank fails\n')
+    with lock_folder(folder / 'packed'):
+        main, other = run_ranks_of(scripts, 2, folder, *PACK, code=2)
+    assert 'packed is in use by another run' in main.stderr
+    assert main.stderr.count('\n') == other.stderr.count('\n') == 1
+
+
+@pytest.mark.slow
+def test_the_main_rank_is_killed(scripts, folder_of):
+    alone, ranks = folder_of('alone'), folder_of('ranks')
+    scripts.run(alone, *PACK)
+    main, other = fail(scripts, ranks, 0, 'kill', 'pack', PACK)
+    assert (main.returncode, other.returncode) == (-9, 2)
+    assert other.stderr == OTHERS.replace('rank 0: ', 'rank 1: ')
+    run_ranks_of(scripts, 3, ranks, *PACK)
+    assert files_of(ranks) == files_of(alone)
+
+
+def test_more_ranks_than_images_and_shards(scripts, folder_of):
+    """One image of each split, in one shard; the ranks have nothing to do but end."""
+    folder = folder_of('one')
+    for name in ('train', 'val'):
+        content = json.loads((folder / 'goods' / f'converted_{name}.json').read_text())
+        entries = [{**entry, 'fpath': f'goods/{entry["fpath"]}'} for entry in content['annotations'][:1]]
+        (folder / f'{name}.json').write_text(json.dumps({**content, 'annotations': entries}))
+    given = ('--DATASET_ROOT', '.', '--DATASET_TRAIN_JSON', 'train.json', '--DATASET_VALID_JSON', 'val.json')
+    for command in (DOCTOR, PACK):
+        main, *_ = run_ranks_of(scripts, 3, folder, *command, *given)
+        assert main.stderr == ''
+    assert json.loads((folder / 'packed' / '_info.json').read_text())['splits']['train']['num_samples'] == 1
+
+
+def alone_reasons() -> dict[str, str]:
+    """Return {script: its reason for running in one process, or ''} of all scripts and tools."""
+    found = {}
+    for path in [
+        *(REPOSITORY / name for name in ('main.py', 'test.py', 'tau_norm.py')),
+        *(REPOSITORY / 'tools').glob('*.py'),
+    ]:
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        (call,) = (call for call in calls if getattr(call.func, 'id', '') == 'cli_main')
+        reasons = [keyword.value.value for keyword in call.keywords if keyword.arg == 'alone']
+        found[path.relative_to(REPOSITORY).as_posix()] = ''.join(reasons)
+    return found
+
+
+def test_every_script_works_on_ranks_or_reports_why_not(scripts, tmp_path):
+    reasons = alone_reasons()
+    on_ranks = {script for script, reason in reasons.items() if not reason}
+    assert on_ranks == {
+        'main.py',
+        'test.py',
+        'tau_norm.py',
+        *(command[0] for commands in COMMANDS.values() for command in commands),
+    }
+    second = ENVIRONMENT | {'RANK': '1', 'WORLD_SIZE': '2'}
+    for script, reason in reasons.items():
+        if reason:
+            done = scripts.start(tmp_path, script, environment=second).wait(2)
+            name = script.removeprefix('tools/')
+            assert done.stderr == (
+                f'error: rank 1: {name} runs in one process, not in 2, since {reason}: start it by python\n'
+            )
