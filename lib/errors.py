@@ -5,6 +5,7 @@ _SCHEMES = {
     'abfs', 'abfss', 'az', 'b2', 'data', 'dbfs', 'file', 'ftp', 'ftps', 'gcs', 'gs', 'hdfs', 'http', 'https', 'memory',
     'oss', 's3', 's3a', 's3n', 'scp', 'sftp', 'ssh', 'wasb', 'wasbs', 'webhdfs',
 }  # fmt: skip
+STORAGE_SCHEMES = ('s3', 'gs', 'abfs', 'abfss', 'https')  # of URLs that can be read: see lib/runtime/storage.py
 
 
 class UserError(Exception):
@@ -137,16 +138,41 @@ def text_fault(text: str) -> str:
     return f'{shown(text)}, but must have at most {_MAX_TEXT:,} characters' if len(text) > _MAX_TEXT else ''
 
 
+def url_scheme(text: str) -> str:
+    """Return the scheme of a URL of object storage or of a web server, in lower case; '' for any other text."""
+    scheme, separator, _ = text.strip().partition('://')
+    return scheme.lower() if separator and scheme.lower() in STORAGE_SCHEMES else ''
+
+
 def url_fault(path: str) -> str:
     """Return the fault of a path that is a URL, a phrase to follow 'NAME is'; '' for a local path.
 
+    A URL of object storage or of a web server has none, unless it may hold a credential, which is not shown.
     `remote:/x`, which tools such as rclone and scp read, is a URL, too; `C:/x` is none, since a drive has one letter.
     """
+    if scheme := url_scheme(path):
+        return _address_fault(scheme, path.strip().partition('://')[2])
     scheme, colon, rest = path.strip().partition(':')
     is_scheme = len(scheme) > 1 and scheme.isascii() and all(char.isalnum() or char in '+.-_@' for char in scheme)
     if not (colon and is_scheme and (rest.startswith('/') or scheme.lower() in _SCHEMES)):
         return ''
-    hint = '; copy the files to this machine or mount them'
+    hint = f'; copy the files to this machine or mount them, or use {", ".join(STORAGE_SCHEMES[:3])} or https'
     if scheme.lower() == 'file' and rest.startswith('/'):
         hint = f'; type /{rest.removeprefix("//localhost").lstrip("/")}'
+    elif scheme.lower() in STORAGE_SCHEMES:
+        hint = f'; type {scheme.lower()}://{unquoted(rest.lstrip("/"))}'
     return f'{shown(path)}, a URL, but must be a local path such as ./data or /mnt/data{hint}'
+
+
+def _address_fault(scheme: str, address: str) -> str:
+    """Return the fault of what follows `scheme://`: no bucket, or a part that holds credentials elsewhere."""
+    host, _, path = address.partition('/')
+    user, at, _ = host.rpartition('@')
+    if (at and (':' in user or not scheme.startswith('abfs'))) or '?' in address:
+        return (
+            f'a URL {scheme}://... with a name, a password or a query, which would be written into files; type it '
+            'without them, and set the credentials as for other programs (see docs/storage.md)'
+        )
+    if not host or '..' in path.split('/'):
+        return f'{shown(f"{scheme}://{address}")}, which names no bucket, object or folder'
+    return ''

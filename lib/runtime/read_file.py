@@ -2,6 +2,8 @@
 
 Opening a named pipe would wait for a writer, a device such as /dev/zero has no end, and a sparse file of a terabyte
 fills the memory. Imports nothing but the standard library, so that configs are read with it, too.
+
+A path in the local mirror of object storage is downloaded first where it is absent: see lib/runtime/mirror.py.
 """
 
 import errno
@@ -18,6 +20,7 @@ MAX_TEXT_BYTES = 4 * GB  # lists and tables, which are read by lines
 MAX_RECORD_BYTES = 256 * MB  # what this project writes about a run: metrics, quarantined images, descriptions
 MAX_CONFIG_BYTES = 4 * MB
 
+MARK = f'{os.sep}bucket-mirror{os.sep}'  # in the paths of all files of the mirror
 # O_NONBLOCK has no effect on regular files; O_NOCTTY: a terminal does not become the controlling one.
 _FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ('O_NONBLOCK', 'O_NOCTTY', 'O_CLOEXEC', 'O_BINARY'))
 _KINDS = {
@@ -46,7 +49,12 @@ def open_descriptor(path: str | os.PathLike, max_bytes: int | None = None, flags
     Raises:
         RefusedFileError: not a regular file, or too large.
         OSError: absent, a folder (IsADirectoryError), forbidden, or with a name that no file can have.
+        UserError: in object storage, and the request is refused or fails.
     """
+    if MARK in os.fspath(path):
+        from lib.runtime.storage import fetch
+
+        fetch(path)
     try:
         descriptor = os.open(path, _FLAGS | flags)
     except ValueError:  # a NUL or a lone surrogate

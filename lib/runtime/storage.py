@@ -1,0 +1,301 @@
+"""Files in object storage, by their paths in a local mirror: see lib/runtime/mirror.py.
+
+All code keeps working on local paths. A path of the config is compared with its object once, when the command starts
+(`arrive`, `materialize`, `pull`); a file that is missing is downloaded when it is opened (`fetch`). Files that a
+command writes are uploaded by `publish`.
+"""
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lib.errors import UserError
+from lib.runtime.mirror import count, is_clean, is_mirrored, location, stamp
+from lib.runtime.read_file import RefusedFileError
+
+if TYPE_CHECKING:
+    from lib.runtime.bucket import Bucket
+
+_PARALLEL = 24  # requests of a process at a time
+_MAX_GAP, _MAX_RANGE = 64 << 10, 8 << 20  # bytes: neighbors with a smaller gap are read by one request
+_MAX_CHECKED = 100_000
+
+_locks = [threading.Lock() for _ in range(64)]  # of downloads, by path
+_checked: set[str] = set()  # paths that this process has compared with their objects
+
+
+def materialize(path: str | os.PathLike) -> None:
+    """Download the object of a path if it is absent here or differs; compare it once per process.
+
+    Does nothing outside of the mirror. A file that was written here after its object stays.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+        UserError: the request is refused or fails.
+    """
+    text = os.fspath(path)
+    if is_mirrored(text) and not _is_hidden(text) and not (text in _checked and os.path.exists(text)):
+        with _reading(), _lock_of(text):
+            _settle(text)
+        _check(text)
+
+
+def fetch(path: str | os.PathLike) -> None:
+    """Download the object of a path in the mirror if it is absent here. Raises: as `materialize`."""
+    text = os.fspath(path)
+    if not os.path.exists(text) and not _is_hidden(text):
+        with _reading(), _lock_of(text):
+            if not os.path.exists(text):
+                _download(text, is_bulk=True)
+
+
+def arrive(path: str | os.PathLike) -> None:
+    """Make a path of the config ready: download a file, create a folder; does nothing if there is no such object.
+
+    Raises:
+        UserError: the request is refused or fails.
+    """
+    if not is_mirrored(path):
+        return
+    with _reading():
+        bucket, key = _bucket_of(path)
+        kind = bucket.kind(key)
+    if kind == 'file':
+        materialize(path)
+    elif kind == 'folder':
+        os.makedirs(path, exist_ok=True)
+
+
+def pull(folder: str | os.PathLike, pattern: str | None = None, without: tuple[str, ...] = ()) -> list[Path]:
+    """Bring the files of a folder up to date with their objects, in both directions; return those that there are.
+
+    An object that is newer than the file here replaces it. A file that is newer, left by a command that was stopped
+    before it uploaded it, is uploaded. A file that equals an object that no longer exists is removed.
+
+    Args:
+        pattern: only names that match it, such as '*.json'; names are relative to the folder.
+        without: endings of names that are not downloaded; their folders are created.
+
+    Raises:
+        UserError: a request is refused or fails.
+    """
+    folder = Path(folder)
+    if not is_mirrored(folder):
+        return []
+
+    def is_meant(name: str) -> bool:
+        return not _is_hidden(name) and (pattern is None or fnmatch(name, pattern))
+
+    with _reading():
+        bucket, key = _bucket_of(folder)
+        try:
+            there = {e.name for e in bucket.entries(key, recursive=True) if not e.is_folder and is_meant(e.name)}
+        except FileNotFoundError:
+            there = set()
+        for name in there:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        there = {name for name in there if not name.endswith(without) or (folder / name).exists()}
+        here = {path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file()}
+        paths = [str(folder / name) for name in sorted(there | set(filter(is_meant, here)))]
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            list(pool.map(settle, paths))
+    for path in paths:
+        _check(path)
+    return [Path(path) for path in paths if os.path.exists(path)]
+
+
+def entries(folder: str | os.PathLike) -> list[tuple[str, int, bool]]:
+    """Return name, bytes and whether it is a folder of all that a folder holds.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        UserError: the request is refused or fails.
+    """
+    with _reading():
+        bucket, key = _bucket_of(folder)
+        return [(entry.name, entry.size, entry.is_folder) for entry in bucket.entries(key)]
+
+
+def size_of(path: str | os.PathLike) -> int:
+    """Return the bytes of an object. Raises: as `materialize`."""
+    with _reading():
+        bucket, key = _bucket_of(path)
+        return bucket.version(key).size
+
+
+def read_ranges(path: str | os.PathLike, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Return ranges of an object, given as (offset, length), in few requests at a time.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+        UserError: a request is refused or fails.
+    """
+    with _reading():
+        bucket, key = _bucket_of(path)
+        groups = joined_ranges(ranges)
+        read = partial(_read_group, bucket, key)
+        blocks = list((request_pool().map if len(groups) > 1 else map)(read, groups))
+    found: list[bytes] = [b''] * len(ranges)
+    for (start, _, members), block in zip(groups, blocks, strict=True):
+        for number in members:
+            offset, length = ranges[number]
+            found[number] = block[offset - start : offset - start + length]
+    return found
+
+
+def _read_group(bucket: 'Bucket', key: str, group: tuple[int, int, list[int]]) -> bytes:
+    return bucket.read(key, group[0], group[1])
+
+
+def joined_ranges(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int, list[int]]]:
+    """Return requests that cover ranges of (offset, length): offset, length, and the numbers of their ranges."""
+    groups: list[tuple[int, int, list[int]]] = []
+    for number in sorted(range(len(ranges)), key=lambda number: ranges[number]):
+        offset, length = ranges[number]
+        if groups:
+            start, size, members = groups[-1]
+            end = max(start + size, offset + length)
+            if offset <= start + size + _MAX_GAP and end - start <= _MAX_RANGE:
+                groups[-1] = (start, end - start, [*members, number])
+                continue
+        groups.append((offset, length, [number]))
+    return groups
+
+
+def publish(path: str | os.PathLike) -> None:
+    """Upload a complete file of the mirror; the object is visible only when it is complete.
+
+    Does nothing outside of the mirror and for hidden files, such as locks.
+
+    Raises:
+        OSError: the request is refused or fails.
+    """
+    text = os.fspath(path)
+    if not is_mirrored(text) or _is_hidden(text):
+        return
+    with _lock_of(text):
+        _upload(text)
+    _check(text)
+
+
+def withdraw(path: str | os.PathLike) -> None:
+    """Remove the object of a path in the mirror, if it exists. Raises: OSError, as `publish`."""
+    if is_mirrored(path) and not _is_hidden(os.fspath(path)):
+        bucket, key = _bucket_of(path)
+        bucket.remove(key)
+
+
+@cache
+def request_pool() -> ThreadPoolExecutor:
+    """Return the threads of this process that wait for the server."""
+    return ThreadPoolExecutor(_PARALLEL, thread_name_prefix='storage')
+
+
+def settle(path: str) -> None:
+    """Bring a file of the mirror and its object up to date, in the direction of `pull`. Raises: OSError."""
+    with _lock_of(path), suppress(FileNotFoundError):
+        if _settle(path, may_be_absent=True):
+            _upload(path)
+
+
+def _settle(path: str, *, may_be_absent: bool = False) -> bool:
+    """Download an object unless the file here equals it or is newer; return whether it is newer."""
+    status = _status_of(path)
+    bucket, key = _bucket_of(path)
+    try:
+        version = bucket.version(key)
+    except FileNotFoundError:
+        if status is None or is_clean(status):
+            if status is not None:
+                os.unlink(path)
+            raise
+        return may_be_absent
+    if status is not None:
+        if version.is_of(status):
+            return False
+        if not is_clean(status) and status.st_mtime >= version.seconds:
+            return True
+    _download(path)
+    return False
+
+
+def _download(path: str, *, is_bulk: bool = False) -> None:
+    from lib.runtime.temporary import temporary_path  # imports msgspec, which no help text needs
+
+    bucket, key = _bucket_of(path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = temporary_path(Path(path))
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, 'O_CLOEXEC', 0), 0o666)
+    try:
+        version = bucket.download(key, descriptor)
+        stamp(temporary, version, is_bulk)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+    count(path, version.size)
+
+
+def _upload(path: str) -> None:
+    bucket, key = _bucket_of(path)
+    before = os.stat(path)
+    version = bucket.upload(key, Path(path))
+    after = os.stat(path)
+    if (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size):
+        stamp(path, version)
+    else:  # lines were appended, so that it is newer than its object, also if the clock of the server is ahead
+        os.utime(path, (after.st_atime, max(after.st_mtime, version.seconds + 1)))
+
+
+def _status_of(path: str) -> os.stat_result | None:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        raise RefusedFileError(errno.EINVAL, 'is a folder in the cache, and a file in the bucket', path)
+    return status
+
+
+def _is_hidden(path: str) -> bool:
+    """Return whether a file is one that stays here: a lock, a temporary file."""
+    return os.path.basename(path).startswith('.')
+
+
+def _bucket_of(path: str | os.PathLike) -> 'tuple[Bucket, str]':
+    from lib.runtime.bucket import bucket_of  # its clients take time to import
+
+    scheme, name, key = location(path)
+    return bucket_of(scheme, name), key
+
+
+def _lock_of(path: str) -> threading.Lock:
+    return _locks[hash(path) % len(_locks)]
+
+
+def _check(path: str) -> None:
+    if len(_checked) < _MAX_CHECKED:
+        _checked.add(path)
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Turn a refused request into an error for the user: data that is only absent by chance must never look absent."""
+    try:
+        yield
+    except OSError as error:
+        from lib.runtime.bucket import RefusedRequest
+
+        if isinstance(error, RefusedRequest):
+            raise UserError(f'{error.filename}: {error.strerror}') from None
+        raise
