@@ -34,8 +34,9 @@ COMMANDS = {
     'change a catalog': (INDEX, (*INDEX[:-2], '--INDEX_ADD', 'more', '--INDEX_REMOVE', '3')),
     'clean': (CLEAN,),
     'clean, pretrained': (
-        ('tools/clean.py', '--config', TINY, *GOODS, '--CLEAN_ROUNDS', 1, '--CLEAN_HEAD', 'cosine', '--NAME', 'goods',
-         '--MODEL_BACKBONE', 'resnet18', '--MODEL_PRETRAINED', False, '--TEST_BATCH_SIZE', 16, *ON_CPU),
+        ('tools/clean.py', '--config', REPOSITORY / 'configs' / 'own_photos.yaml', *GOODS, '--NAME', 'goods',
+         '--INPUT_SIZE', 48, '--INPUT_TEST_SIZE', 48, '--CLEAN_ROUNDS', 1, '--CLEAN_HEAD', 'cosine',
+         '--TEST_BATCH_SIZE', 16, *ON_CPU),
     ),
     'posthoc': (('tools/posthoc.py', *BEST, *GOODS, '--POSTHOC_FOLDS', 2),),
     'pseudo-labels': (
