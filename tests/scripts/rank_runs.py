@@ -8,14 +8,18 @@ from subprocess import CompletedProcess
 from tests.scripts.running import ENVIRONMENT, Running, Scripts
 
 
+def free_port() -> int:
+    """Return a port of this machine that no process uses now."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return free.getsockname()[1]
+
+
 def start_ranks(
     scripts: Scripts, count: int, folder: Path, script: object, *options: object, stdin: str | Path = os.devnull
 ) -> list[Running]:
     """Start `script` on `count` ranks, and return them."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    about = {'WORLD_SIZE': str(count), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+    about = {'WORLD_SIZE': str(count), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port())}
     return [
         scripts.start(
             folder,
