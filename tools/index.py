@@ -15,7 +15,7 @@ from lib.runtime.log import print_lines
 
 DESCRIPTION = (
     'Build a catalog of products from the features of their photos, add photos to it, or remove products. Large '
-    'catalogs are searched approximately (HNSW, or IVF-PQ beyond the memory; pip install -r requirements-search.txt). '
+    'catalogs are searched approximately (IVF-PQ or HNSW; pip install -r requirements-search.txt). '
     'A catalog belongs to a backbone and its preprocessing; classes may be enrolled and retired.'
 )
 

@@ -2,8 +2,8 @@
 
 Rows are written in segments that never change. Adding writes a further one; removing marks rows of older ones. Then the
 manifest, which names the files, is replaced: a process that is killed at any time leaves the catalog before or after
-its change, and one that searches meanwhile keeps what it has opened. Segments that are large are searched by a graph,
-small ones exactly, and are merged as the catalog grows.
+its change, and one that searches meanwhile keeps what it has opened. Large segments have an index for approximate
+search, small ones are searched exactly, and are merged as the catalog grows.
 """
 
 import math
@@ -33,8 +33,8 @@ from lib.inference.whitening import Whitening
 from lib.runtime.files import wait_for_lock, write_bytes
 from lib.runtime.text import nfc_list
 
-GRAPH_ROWS = 20_000  # fewer are searched exactly in the same time
-MAX_GRAPHS = 8
+INDEX_ROWS = 20_000  # fewer are searched exactly in the same time
+MAX_INDEXES = 8
 _BLOCK_ROWS = 65_536
 
 
@@ -163,16 +163,16 @@ class Catalog:
             return sum(map(len, removed))
 
     def merge(self) -> None:
-        """Merge graphs if there are more than MAX_GRAPHS, and rewrite those of which most rows are removed.
+        """Merge indexes if there are more than MAX_INDEXES, and rewrite those of which most rows are removed.
 
         `add` merges small segments only, so that it is fast; this may take minutes.
         """
         with self._changed() as opened:
-            graphs = sorted(
-                (one for one in opened.segments if one.entry.graph is not None), key=lambda one: one.entry.num_left
+            indexed = sorted(
+                (one for one in opened.segments if one.entry.index is not None), key=lambda one: one.entry.num_left
             )
-            merged = graphs[: len(graphs) // 2 + 1] if len(graphs) > MAX_GRAPHS else []
-            merged += [one for one in graphs if one not in merged and 2 * one.entry.num_left < one.entry.num_rows]
+            merged = indexed[: len(indexed) // 2 + 1] if len(indexed) > MAX_INDEXES else []
+            merged += [one for one in indexed if one not in merged and 2 * one.entry.num_left < one.entry.num_rows]
             if merged:
                 kept = tuple(one for one in opened.segments if one not in merged)
                 self._write(opened.manifest, [one.entry for one in kept], [one.left() for one in merged])
@@ -197,7 +197,7 @@ class Catalog:
         kept, merged = [], [] if new is None else [new]
         for segment, rows in zip(segments, removed, strict=True):
             num_left = segment.entry.num_left - len(rows)
-            small = segment.entry.graph is None and num_left <= GRAPH_ROWS
+            small = segment.entry.index is None and num_left <= INDEX_ROWS
             if small and (new is not None or len(rows)):
                 merged += [segment.left(without=rows)] * (num_left > 0)
             elif num_left:
@@ -216,8 +216,8 @@ class Catalog:
         segments = [*kept]
         if merged:
             rows = joined([*merged]) if len(merged) > 1 else merged[0]
-            has_graph = manifest.kind != 'exact' and len(rows) > GRAPH_ROWS
-            kind = manifest.graph_kind if has_graph else ''
+            is_indexed = manifest.kind != 'exact' and len(rows) > INDEX_ROWS
+            kind = manifest.index_kind if is_indexed else ''
             segments.append(write_segment(self.folder, rows, manifest.codec, kind))
         write_manifest(self.folder, msgspec.structs.replace(manifest, segments=tuple(segments)))
 
@@ -236,8 +236,8 @@ def create_catalog(
     Args:
         version: of the features; only features of the same version are comparable.
         num_features: of the model.
-        kind: of segments with more than GRAPH_ROWS rows: exact; hnsw: a graph; ivfpq: lists of even shorter codes, for
-            more photos than fit into the memory; auto: hnsw, or ivfpq for binary codes, which hnsw does not know.
+        kind: of the index of segments with more than INDEX_ROWS rows: exact: none; ivfpq: lists of even shorter codes;
+            hnsw: a graph, not for binary codes; auto: ivfpq.
         codes: float16, int8 or binary.
         whitening: of the features, which may have fewer dimensions afterwards; None: they are only scaled.
 

@@ -18,7 +18,7 @@ from lib.runtime.files import remove, write_json
 from lib.runtime.json_file import Count, read_json
 from lib.runtime.read_file import open_regular
 
-MANIFEST, FORMAT, PREFIX = 'catalog.json', 1, 'part-'
+MANIFEST, FORMAT, PREFIX = 'catalog.json', 2, 'part-'
 _CHUNK_BYTES = 1 << 22
 Name = Annotated[str, Meta(pattern=r'^part-[0-9a-f]+\.[a-z]+$')]
 
@@ -60,14 +60,14 @@ class Segment(msgspec.Struct, frozen=True):
 
     Attributes:
         rows: their file.
-        graph, kind: of approximate search; None and '': they are searched exactly.
+        index, kind: of approximate search; None and '': they are searched exactly.
         left: bits of the rows that are left, 8 per byte, the lowest first; None: all.
     """
 
     num_rows: Annotated[int, Meta(ge=1, le=2**40)]
     num_products: Count
     rows: File
-    graph: File | None = None
+    index: File | None = None
     kind: Annotated[str, Meta(pattern='^(|hnsw|ivfpq)$')] = ''
     left: File | None = None
     num_removed: Count = 0
@@ -80,7 +80,7 @@ class Segment(msgspec.Struct, frozen=True):
     @property
     def files(self) -> list[File]:
         """All its files."""
-        return [file for file in (self.rows, self.graph, self.left) if file is not None]
+        return [file for file in (self.rows, self.index, self.left) if file is not None]
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -112,9 +112,9 @@ class Manifest(msgspec.Struct, frozen=True):
         return Codec(self.codes, self.width, self.scale)
 
     @property
-    def graph_kind(self) -> str:
-        """The kind of the graphs of large segments."""
-        return self.kind if self.kind != 'auto' else 'ivfpq' if self.codes == 'binary' else 'hnsw'
+    def index_kind(self) -> str:
+        """The kind of the indexes of large segments."""
+        return 'ivfpq' if self.kind == 'auto' else self.kind
 
     @property
     def files(self) -> list[File]:

@@ -1,11 +1,12 @@
-"""Rows of a catalog: product, photo and code of each, in memory-mapped Arrow columns, and graphs that search the codes.
+"""Rows of a catalog: product, photo and code of each, in memory-mapped Arrow columns, and indexes that search them.
 
 A file holds one uncompressed record batch, sorted by product: product, image (its name) and codes, which other programs
-can read. Graphs (HNSW) and, for catalogs beyond the memory, lists (IVF-PQ) are those of faiss, which is optional
-(requirements-search.txt): it is imported when it is needed, and only here. Their files hold the links or lists alone;
-HNSW searches the mapped codes.
+can read. Lists (IVF-PQ) and graphs (HNSW) are those of faiss, which is optional (requirements-search.txt): it is
+imported when it is needed, and only here. The file of a graph holds the links alone; it is searched with the mapped
+codes.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from lib.errors import UserError, shown
 from lib.inference.neighbors import unit_length
@@ -27,12 +29,14 @@ CODES = ('float16', 'int8', 'binary')
 _ZERO = 128  # the byte of an int8 code that stands for 0, as faiss stores them
 _MAX_NAME_BYTES = 4096
 _QUANTILE = 0.9999  # of the absolute values that int8 represents; larger ones are clipped
-KINDS = ('hnsw', 'ivfpq')
+KINDS = ('ivfpq', 'hnsw')
 LINKS, BUILD_EFFORT = 16, 128  # M and efConstruction of Malkov and Yashunin
 _BLOCK_ROWS = 16_384
-_ROWS_PER_LIST = 64  # of training, faiss recommends 39 or more
+_ROWS_PER_LIST = 64
+_TRAINING_ROWS, _TRAINING_ROUNDS = 32, 6  # per list, of k-means; twice as many of both find no more neighbors
+_CODE_ROWS, _CODE_ROUNDS = 64, 10  # per codeword of product quantization
 _DIMENSIONS_PER_BYTE = 4  # of product quantization
-_PROBED = 16  # effort per list that is searched
+_LISTS, _ROWS = 1 / 24, 12  # lists and rows that are searched per candidate, at least
 
 
 @dataclass(frozen=True)
@@ -69,13 +73,14 @@ class Codec:
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Return the vectors (..., width) float32 of codes (..., num_bytes), times `length`."""
-        codes = np.ascontiguousarray(codes)
-        if self.name == 'float16':
-            return codes.view('<f2').astype(np.float32)
         if self.name == 'binary':
             bits = np.unpackbits(codes, axis=-1, count=self.width, bitorder='little')
             return bits.astype(np.float32) * 2 - 1
-        return codes.astype(np.float32) - _ZERO
+        # Read-only memory is copied, since torch warns of it.
+        values = torch.from_numpy(np.require(codes, requirements=['C', 'W']))
+        if self.name == 'float16':
+            return values.view(torch.float16).float().numpy()  # NumPy takes five times as long
+        return values.float().sub_(_ZERO).numpy()
 
 
 def int8_scale(vectors: np.ndarray) -> float:
@@ -202,7 +207,7 @@ def _storage(faiss: Any, codec: Codec) -> Any:
     return faiss.IndexScalarQuantizer(codec.width, getattr(faiss.ScalarQuantizer, kind), faiss.METRIC_INNER_PRODUCT)
 
 
-def write_graph(path: Path, kind: str, codes: np.ndarray, codec: Codec) -> None:
+def write_index(path: Path, kind: str, codes: np.ndarray, codec: Codec) -> None:
     """Build the index `kind` (one of KINDS) over codes (n, num_bytes), and write it to a file. It takes minutes."""
     faiss = import_faiss()
     index = _new_hnsw(faiss, codec) if kind == 'hnsw' else _trained_ivfpq(faiss, codes, codec)
@@ -223,7 +228,7 @@ def _new_hnsw(faiss: Any, codec: Codec) -> Any:
 
 def _trained_ivfpq(faiss: Any, codes: np.ndarray, codec: Codec) -> Any:
     num_lists = max(1, min(int(4 * len(codes) ** 0.5), len(codes) // _ROWS_PER_LIST))
-    step = max(1, len(codes) // (_ROWS_PER_LIST * num_lists))
+    step = max(1, len(codes) // (_TRAINING_ROWS * num_lists))
     sample = unit_length(codec.decode(codes[::step]))
     num_parts = next(
         parts for parts in range(-(-codec.width // _DIMENSIONS_PER_BYTE), 0, -1) if codec.width % parts == 0
@@ -232,12 +237,13 @@ def _trained_ivfpq(faiss: Any, codes: np.ndarray, codec: Codec) -> Any:
         faiss.IndexFlatIP(codec.width), codec.width, num_lists, num_parts, 8, faiss.METRIC_INNER_PRODUCT
     )
     index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1  # no warnings
+    index.cp.niter, index.pq.cp.niter, index.pq.cp.max_points_per_centroid = _TRAINING_ROUNDS, _CODE_ROUNDS, _CODE_ROWS
     index.train(sample)
     return index
 
 
-class Graph:
-    """An index of `write_graph`, mapped from its file."""
+class Index:
+    """An index of `write_index`, mapped from its file."""
 
     def __init__(self, path: Path, kind: str, codes: np.ndarray, codec: Codec) -> None:
         """Map the file.
@@ -251,8 +257,7 @@ class Graph:
         self._faiss, self._kind, self._codes, self._codec = import_faiss(), kind, codes, codec
         faiss = self._faiss
         try:
-            flags = faiss.IO_FLAG_MMAP_IFC if kind == 'hnsw' else faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
-            self._index = faiss.read_index(str(path), flags)
+            self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)  # other flags start threads per search
         except RuntimeError as error:
             raise ValueError(str(error).splitlines()[-1]) from None
         if (self._index.ntotal, self._index.d) != (len(codes), codec.width):
@@ -270,17 +275,18 @@ class Graph:
 
         Args:
             queries: (n, width) float32 unit vectors.
-            effort: candidates that the search keeps (efSearch of HNSW), at least k are.
+            effort: candidates that HNSW keeps (efSearch), at least k; IVF-PQ compares _ROWS times as many.
             alive: bits of the rows that may be found, 8 per byte, the lowest first; None: all.
         """
         faiss = self._faiss
         selector = None if alive is None else faiss.IDSelectorBitmap(len(alive), faiss.swig_ptr(alive))
         if self._kind == 'hnsw':
             queries = queries * self._codec.length
-            options = faiss.SearchParametersHNSW(efSearch=max(effort, k), sel=selector)
+            options = faiss.SearchParametersHNSW(efSearch=effort, sel=selector)
         else:
-            num_probed = min(self._index.nlist, max(1, effort // _PROBED * 4))
-            options = faiss.SearchParametersIVF(nprobe=num_probed, sel=selector)
+            lists_per_row = self._index.nlist / len(self._codes)
+            num_lists = math.ceil(effort * max(_LISTS, _ROWS * lists_per_row))
+            options = faiss.SearchParametersIVF(nprobe=min(num_lists, self._index.nlist), sel=selector)
         queries = np.ascontiguousarray(queries, np.float32)
         _, rows = self._index.search(queries, k, params=options)
         return rows

@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from lib.catalog.manifest import File, Manifest, Segment, part_name, read_manifest
-from lib.catalog.rows import Codec, Graph, Rows, map_rows, write_graph, write_rows
+from lib.catalog.rows import Codec, Index, Rows, map_rows, write_index, write_rows
 from lib.errors import UserError, shown
 from lib.inference.neighbors import nearest, unit_length
 from lib.inference.whitening import Whitening
 
 EFFORT = 384
-_RESCORED_BYTES = 64 << 20
+_RESCORED = 4  # effort per candidate of short codes whose similarity is computed
+_RESCORED_BYTES = 8 << 20
 _TRIES = 5
 
 
@@ -51,19 +52,19 @@ class OpenSegment:
     def with_bits(self, entry: Segment, bits: np.ndarray | None) -> 'OpenSegment':
         """Return the same segment with other rows removed; mapped files are shared."""
         other = OpenSegment(self._folder, entry, self._codec, self._rows, bits)
-        if '_graph' in self.__dict__:
-            other.__dict__['_graph'] = self._graph
+        if '_index' in self.__dict__:
+            other.__dict__['_index'] = self._index
         return other
 
     @cached_property
-    def _graph(self) -> Graph:
-        assert self.entry.graph is not None
-        return Graph(self._folder / self.entry.graph.name, self.entry.kind, self._rows.codes, self._codec)
+    def _index(self) -> Index:
+        assert self.entry.index is not None
+        return Index(self._folder / self.entry.index.name, self.entry.kind, self._rows.codes, self._codec)
 
-    def check_graph(self) -> None:
-        """Map the graph, if there is one. Raises: ValueError: it is damaged or of other rows; UserError: no faiss."""
-        if self.entry.graph is not None:
-            _ = self._graph
+    def check_index(self) -> None:
+        """Map the index, if there is one. Raises: ValueError: it is damaged or of other rows; UserError: no faiss."""
+        if self.entry.index is not None:
+            _ = self._index
 
     @cached_property
     def _left_rows(self) -> np.ndarray | None:
@@ -111,18 +112,25 @@ class OpenSegment:
         return self._rows.products.take(indices), self._rows.images.take(indices)
 
     def search(self, queries: np.ndarray, k: int, effort: int, *, exact: bool) -> Found:
-        """Return at most k rows per query, approximately if there is a graph, with exact similarities to their codes.
+        """Return at most k rows per query, approximately if there is an index, with exact similarities to their codes.
 
         Args:
             queries: (n, width) float32 unit vectors.
         """
-        if self.entry.graph is None or exact:
+        if self.entry.index is None or exact:
             found = nearest(queries, _Vectors(self._rows.codes, self._codec, self._left_rows), k)  # type: ignore[arg-type]  # len, shape and slices are all that it uses
             rows = found.rows if self._left_rows is None else self._left_rows[found.rows]
             return Found(rows, found.values)
-        wanted = max(k, effort) if self.entry.kind == 'ivfpq' else k  # whose own order is a rough one
-        rows = self._graph.search(queries, min(wanted, self.entry.num_left), effort, self._bits)
-        return Found(rows, self._similarities(queries, rows))
+        num_rows, num_left = self.entry.num_rows, self.entry.num_left
+        wanted = 2 * k + effort // _RESCORED if self.entry.kind == 'ivfpq' else k  # whose own order is a rough one
+        wanted = min(wanted, num_left)
+        effort = max(effort, wanted) * num_rows // num_left  # removed rows are compared, too
+        rows = self._index.search(queries, wanted, effort, self._bits)
+        values = self._similarities(queries, rows)
+        if rows.shape[1] > k:
+            best = np.argpartition(-values, k - 1, axis=1)[:, :k]
+            rows, values = (np.take_along_axis(part, best, axis=1) for part in (rows, values))
+        return Found(rows, values)
 
     def _similarities(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return the cosine similarity (n, k) of each query to its rows; -inf where the row is -1."""
@@ -156,12 +164,12 @@ def open_segment(folder: Path, entry: Segment, codec: Codec, known: OpenSegment 
     if known is not None:
         return known.with_bits(entry, bits)
     path = entry.rows.check(folder, verify=verify)
-    if entry.graph is not None:
-        entry.graph.check(folder, verify=verify)
+    if entry.index is not None:
+        entry.index.check(folder, verify=verify)
     try:
         rows = map_rows(path, entry.num_rows, codec.num_bytes, verify=verify)
         segment = OpenSegment(folder, entry, codec, rows, bits)
-        segment.check_graph()
+        segment.check_index()
     except ValueError as error:
         raise ValueError(f'{path}: {shown(error)}') from None
     return segment
@@ -221,16 +229,16 @@ def write_segment(folder: Path, rows: Rows, codec: Codec, kind: str) -> Segment:
     """Write the files of a segment.
 
     Args:
-        kind: of the graph; '': none.
+        kind: of the index; '': none.
     """
     path = folder / part_name(*rows.content())
-    rows_path, graph = path.with_suffix('.arrow'), None
+    rows_path, index = path.with_suffix('.arrow'), None
     write_rows(rows_path, rows)
     if kind:
-        graph_path = path.with_suffix('.graph')
-        write_graph(graph_path, kind, rows.codes, codec)
-        graph = File.at(graph_path)
-    return Segment(len(rows), len(rows.products.unique()), File.at(rows_path), graph, kind)
+        index_path = path.with_suffix('.index')
+        write_index(index_path, kind, rows.codes, codec)
+        index = File.at(index_path)
+    return Segment(len(rows), len(rows.products.unique()), File.at(rows_path), index, kind)
 
 
 def best(

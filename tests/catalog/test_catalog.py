@@ -68,17 +68,17 @@ def check_same(catalog, oracle, random, k=5, tolerance=2e-3, **options):
     assert catalog.products() == sorted({product for product, _ in oracle.vectors})
 
 
-@pytest.mark.parametrize('graph_rows', [10_000, 12])
-def test_random_changes_equal_a_dictionary(tmp_path, monkeypatch, graph_rows):
-    """With tiny graphs, too, so that segments with and without graphs, removed rows and merging all occur."""
-    if graph_rows < 100:
+@pytest.mark.parametrize('index_rows', [10_000, 12])
+def test_random_changes_equal_a_dictionary(tmp_path, monkeypatch, index_rows):
+    """With tiny graphs, too, so that segments with and without an index, removed rows and merging all occur."""
+    if index_rows < 100:
         pytest.importorskip('faiss')
-    monkeypatch.setattr(module, 'GRAPH_ROWS', graph_rows)
-    monkeypatch.setattr(module, 'MAX_GRAPHS', 2)
+    monkeypatch.setattr(module, 'INDEX_ROWS', index_rows)
+    monkeypatch.setattr(module, 'MAX_INDEXES', 2)
     seed = secrets.randbits(32)
     print('seed', seed)
     random = np.random.default_rng(seed)
-    catalog, oracle = create_catalog(tmp_path / 'catalog', 'v', WIDTH, codes='float16'), Oracle()
+    catalog, oracle = create_catalog(tmp_path / 'catalog', 'v', WIDTH, kind='hnsw', codes='float16'), Oracle()
     for step in range(12):
         action = random.integers(0, 4)
         if action < 2:
@@ -95,7 +95,7 @@ def test_random_changes_equal_a_dictionary(tmp_path, monkeypatch, graph_rows):
             assert catalog.remove(names) == before - len(oracle.vectors)
         else:
             catalog.merge()
-            assert sum(one.graph is not None for one in catalog.manifest.segments) <= 2
+            assert sum(one.index is not None for one in catalog.manifest.segments) <= 2
         if step % 4 == 3:
             catalog = open_catalog(tmp_path / 'catalog', 'v')
         if step % 2:
@@ -125,9 +125,9 @@ def test_codes_approximate_the_vectors(tmp_path, codes, tolerance):
 @pytest.mark.parametrize(
     ('kind', 'codes'), [('hnsw', 'int8'), ('hnsw', 'float16'), ('ivfpq', 'int8'), ('ivfpq', 'binary')]
 )
-def test_graphs_find_the_neighbors_of_exact_search(tmp_path, monkeypatch, kind, codes):
+def test_indexes_find_the_neighbors_of_exact_search(tmp_path, monkeypatch, kind, codes):
     pytest.importorskip('faiss')
-    monkeypatch.setattr(module, 'GRAPH_ROWS', 1000)
+    monkeypatch.setattr(module, 'INDEX_ROWS', 1000)
     random = np.random.default_rng(4)
     catalog = create_catalog(tmp_path, 'v', WIDTH, kind=kind, codes=codes)
     features, products, images = drawn(random, 3000, 300)
@@ -141,6 +141,36 @@ def test_graphs_find_the_neighbors_of_exact_search(tmp_path, monkeypatch, kind, 
     recall = np.mean([len({*a} & {*b}) / 10 for a, b in zip(found.images, exact.images, strict=True)])
     assert recall > (0.98 if kind == 'hnsw' else 0.9)
     np.testing.assert_allclose(found.values[:, 0], exact.values[:, 0], atol=0.05)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('kind', ['hnsw', 'ivfpq'])
+def test_an_index_of_which_most_rows_are_removed_finds_the_others(tmp_path, monkeypatch, kind):
+    pytest.importorskip('faiss')
+    monkeypatch.setattr(module, 'INDEX_ROWS', 1000)
+    catalog = create_catalog(tmp_path, 'v', WIDTH, kind=kind)
+    features, products, images = drawn(np.random.default_rng(11), 3000, 300)
+    catalog.add(features, products, images)
+    catalog.remove([f'product {number}' for number in range(290)])
+    found, exact = (catalog.search(features[:50], 10, effort=64, exact=exact) for exact in (False, True))
+    assert (found.products == exact.products).all()
+    for k in (1, 20):
+        found, exact = (
+            catalog.search(features[:50], k, by='image', effort=64, exact=exact).values for exact in (False, True)
+        )
+        np.testing.assert_allclose(found, exact, atol=1e-3)
+
+
+@pytest.mark.parametrize('kind', ['hnsw', 'ivfpq'])
+def test_more_results_than_effort_are_those_of_exact_search(tmp_path, monkeypatch, kind):
+    pytest.importorskip('faiss')
+    monkeypatch.setattr(module, 'INDEX_ROWS', 1000)
+    catalog = create_catalog(tmp_path, 'v', WIDTH, kind=kind)
+    features, products, images = drawn(np.random.default_rng(12), 1500, 300)
+    catalog.add(features, products, images)
+    found, exact = (catalog.search(features[:9], 500, by='image', effort=8, exact=exact) for exact in (False, True))
+    recall = np.mean([len({*a} & {*b}) / 500 for a, b in zip(found.images, exact.images, strict=True)])
+    assert recall > 0.98
 
 
 def test_whitening_is_applied_to_photos_and_queries(tmp_path):
@@ -222,12 +252,12 @@ def test_mistakes_are_errors_in_one_line(tmp_path):
     assert catalog.num_images == 0
 
 
-@pytest.mark.parametrize('suffix', ['arrow', 'graph', 'left', 'json'])
+@pytest.mark.parametrize('suffix', ['arrow', 'index', 'left', 'json'])
 def test_damaged_files_are_errors(tmp_path, monkeypatch, suffix):
     pytest.importorskip('faiss')
-    monkeypatch.setattr(module, 'GRAPH_ROWS', 100)
+    monkeypatch.setattr(module, 'INDEX_ROWS', 1000)
     catalog = create_catalog(tmp_path, 'v', WIDTH)
-    catalog.add(*drawn(np.random.default_rng(8), 300, 30))
+    catalog.add(*drawn(np.random.default_rng(8), 1500, 30))
     catalog.remove(['product 3'])
     (path,) = tmp_path.glob(f'*.{suffix}')
     content = bytearray(path.read_bytes())
@@ -241,7 +271,7 @@ def test_damaged_files_are_errors(tmp_path, monkeypatch, suffix):
 
 
 def test_without_faiss_large_catalogs_are_an_error_and_nothing_is_lost(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, 'GRAPH_ROWS', 100)
+    monkeypatch.setattr(module, 'INDEX_ROWS', 100)
     monkeypatch.setattr('lib.catalog.rows.find_spec', lambda name: None)
     random = np.random.default_rng(9)
     catalog = create_catalog(tmp_path / 'auto', 'v', WIDTH)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-WIDTH, GRAPH_ROWS = 8, 25
+WIDTH, INDEX_ROWS = 8, 25
 
 
 def vector_of(product, image):
@@ -31,7 +31,7 @@ def change(folder, step):
     from lib.catalog.catalog import create_catalog, open_catalog
     from lib.catalog.manifest import has_catalog
 
-    catalog = open_catalog(folder) if has_catalog(folder) else create_catalog(folder, 'v', WIDTH)
+    catalog = open_catalog(folder) if has_catalog(folder) else create_catalog(folder, 'v', WIDTH, kind='hnsw')
     if step['add']:
         products, images = zip(*step['add'], strict=True)
         catalog.add(np.concatenate([vector_of(*names) for names in step['add']]), products, images)
@@ -104,7 +104,7 @@ def run_trials(folder, seed, num_trials):
     """Kill `num_trials` changes, and compare the photos after each with those before and after the change."""
     import lib.catalog.catalog as module
 
-    module.GRAPH_ROWS, module.MAX_GRAPHS = GRAPH_ROWS, 2
+    module.INDEX_ROWS, module.MAX_INDEXES = INDEX_ROWS, 2
     draw, expected, num_killed = random.Random(seed), {}, 0
     for trial in range(num_trials):
         added = [(f'product {draw.randrange(12)}', str(draw.randrange(10_000))) for _ in range(draw.choice((1, 9, 40)))]

@@ -82,8 +82,8 @@ class IndexKeys(Section, title='catalogs for product search (tools/index.py)'):
     )
     KIND = Key(
         'auto',
-        'Search among more than 20,000 photos. exact: compare all; hnsw: a graph; ivfpq: lists of short codes, for '
-        'more photos than fit into the memory; auto: hnsw, for binary codes ivfpq.',
+        'Search among more than 20,000 photos. exact: compare all; ivfpq: lists of short codes; hnsw: a graph; '
+        'auto: ivfpq.',
         choices=('auto', 'exact', 'hnsw', 'ivfpq'),
     )
     CODES = Key(
