@@ -159,7 +159,8 @@ def load_model(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> Loaded
     checkpoint, path = command.checkpoint.with_rows(), command.checkpoint.path
     folder = path.parent if (path.parent / 'config.yaml').exists() else Path(cfg.LOG_ROOT, cfg.NAME)
     device = build_device(cfg, group)
-    model = model_of(checkpoint, cfg, device, image_size=cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE)
+    size = cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE
+    model = model_of(checkpoint, cfg, device, image_size=size, shares_memory=True)
     classes = '1 class' if checkpoint.num_classes == 1 else f'{checkpoint.num_classes} classes'
     LOGGER.info('%s: %s, %s', path, classes, device.describe(training=False))
     training_set = checkpoint.training_set

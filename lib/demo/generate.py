@@ -103,10 +103,10 @@ def _true_labels(labels: np.ndarray, number: np.ndarray, seed: int) -> np.ndarra
 VERSION = 1  # of the generator; data of another version is generated again
 MARKER = 'demo.json'
 _FORMAT = 'drawn demo products'
-_DEMO_FILES = re.compile(
+_DEMO_FILES = (
     r'(demo|classes|noise|converted_(train|val|test))\.json'
     rf'|images(/({"|".join(SPLITS)})(/({"|".join(product.name for product in PRODUCTS)})(/\d{{3}}\.jpg)?)?)?'
-)
+)  # not compiled on import, which takes a quarter of a second
 _MAX_WORKERS = 16
 _PHOTOS_PER_TASK = 24
 _WAIT_SECONDS = 600  # for another process that generates the same data
@@ -186,7 +186,7 @@ def _refuse_foreign(root: Path) -> None:
     marked = _read_marker(root).get('format') == _FORMAT
     for path in sorted(root.rglob('*')):
         name = path.relative_to(root).as_posix()
-        if not marked or path.is_symlink() or not _DEMO_FILES.fullmatch(name):
+        if not marked or path.is_symlink() or not re.fullmatch(_DEMO_FILES, name):
             raise UserError(
                 f'{root} contains {name}, which is no demo data, so nothing is changed; '
                 f'move the folder away or set another DATASET.ROOT'

@@ -1,5 +1,7 @@
 """MODEL.EMBEDDING: in checkpoints, in fine-tuning, in exported networks, and on cached outputs of the backbone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -64,6 +66,25 @@ def test_a_checkpoint_holds_the_embedding(model):
     plain = Checkpoint({name: value for name, value in checkpoint.state_dict.items() if 'embedding' not in name})
     with pytest.raises(UserError, match=r'was trained with MODEL.EMBEDDING 0, but MODEL.EMBEDDING is 6'):
         model_of(plain, settings(), DEVICE)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+@torch.no_grad()
+def test_a_model_that_is_not_trained_may_share_the_memory_of_its_checkpoint(model, dtype):
+    """Weights of another dtype are copied, so that the model stays a float32 one."""
+    checkpoint = saved(model)
+    state = {
+        name: value.to(dtype) if value.is_floating_point() else value for name, value in checkpoint.state_dict.items()
+    }
+    checkpoint = replace(checkpoint, state_dict=state)
+    copied, sharing = (
+        model_of(checkpoint, settings(), DEVICE, shares_memory=shares_memory).eval() for shares_memory in (False, True)
+    )
+    assert torch.equal(sharing(images()), copied(images()))
+    stored = state['classifier.weight'].data_ptr()
+    assert (sharing.classifier.weight.data_ptr() == stored) == (dtype == torch.float32)
+    assert copied.classifier.weight.data_ptr() != stored
+    assert {parameter.dtype for parameter in sharing.parameters()} == {torch.float32}
 
 
 def test_fine_tuning_transfers_an_embedding_of_the_same_width(model):
