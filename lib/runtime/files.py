@@ -1,8 +1,7 @@
 """Atomic, durable file writes: of one file, or of several that belong together; and locks on a folder.
 
-Files that belong together are written and synced under temporary names. Then a journal that lists them is written, and
-they are renamed. A process that is killed before it wrote the journal leaves the old files, and temporary ones that the
-next command in that folder removes; after it, the next command renames the rest.
+Files that belong together are written and synced under temporary names, listed in a journal, and renamed. A process
+that is killed before the journal is written leaves the old files; after it, the next command renames the rest.
 """
 
 import json
@@ -17,7 +16,9 @@ from typing import Any
 from lib.errors import UserError
 from lib.runtime.locks import removed_lock
 from lib.runtime.read_file import read_text, reason_of
+from lib.runtime.storage import materialize, publish, withdraw
 from lib.runtime.temporary import is_abandoned, is_temporary, journal_of, read_journal, temporary_path
+from lib.runtime.uploads import finish_uploads, withdraw_folder
 
 # For tests of faults: called as on_operation('before replace', path) and on_operation('after replace', path), likewise
 # for each write, sync, sync_folder and unlink. It may raise the error of a full disk, or end the process.
@@ -28,10 +29,7 @@ on_operation: Callable[[str, Path], None] | None = None
 def operation(kind: str, path: Path) -> Iterator[None]:
     """Call the hook of the tests before and after the block, which changes the files on the disk; errors name `path`.
 
-    Args:
-        kind: 'write' (also to a temporary file), 'sync', 'sync_folder', 'replace' (to `path`) or 'unlink'.
-        path: the file or folder.
-    """
+    `kind`: 'write' (also to a temporary file), 'sync', 'sync_folder', 'replace' (to `path`) or 'unlink'."""
     try:
         if on_operation is not None:
             on_operation(f'before {kind}', path)
@@ -138,6 +136,8 @@ def finish_set(folder: Path) -> None:
 def file_exists(path: str | os.PathLike) -> bool:
     """Return whether there is a file of a set, once the set is completed: see `finish_set`."""
     finish_set(Path(path).parent)
+    with suppress(FileNotFoundError):
+        materialize(path)
     return os.path.exists(path)
 
 
@@ -148,8 +148,10 @@ def _complete_set(folder: Path) -> list[Path]:
     if files is None:
         return []
     for file in files:
-        with suppress(FileNotFoundError):  # renamed by the killed process, or (no common locks) by another machine
+        try:
             rename(folder / file.temporary, folder / file.name)
+        except FileNotFoundError:  # renamed by the killed process, or (no common locks) by another machine
+            publish(folder / file.name)
     read_journal(journal)  # raises if a file is missing
     sync_folder(folder)
     remove(journal)
@@ -167,7 +169,7 @@ class _State(threading.local):
 _state = _State()
 _prepared: set[Path] = set()
 completed: set[Path] = set()  # absolute paths that were completed for killed commands, which may write them again
-_JOURNAL = '.unfinished.json'
+_JOURNAL, FILES_LOCK = '.unfinished.json', '.files.lock'
 
 
 def _prepare(folder: Path) -> None:
@@ -176,6 +178,7 @@ def _prepare(folder: Path) -> None:
     if (absolute := folder.absolute()) not in _prepared:
         _prepared.add(absolute)
         remove_leftovers(folder)
+        finish_uploads(folder)
 
 
 @contextmanager
@@ -191,9 +194,10 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 
 def rename(source: Path, path: Path) -> None:
-    """Rename a file or folder to `path`, and replace a file there; `sync_folder` makes it durable."""
+    """Rename a file or folder to `path`, and replace (and upload) a file there; `sync_folder` makes it durable."""
     with operation('replace', path):
         os.replace(source, path)
+    publish(path)
 
 
 def remove_leftovers(folder: Path, suffixes: Collection[str] = ()) -> None:
@@ -214,14 +218,16 @@ def remove_leftovers(folder: Path, suffixes: Collection[str] = ()) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file, a link, or a folder, if it exists; a folder disappears at once, by a temporary name."""
-    if is_folder := path.is_dir() and not path.is_symlink():
-        whole, path = path, path if is_temporary(path.name) else temporary_path(path)
-        rename(whole, path)
-    with operation('unlink', path):
-        if is_folder:
-            shutil.rmtree(path)
-        else:
+    if not path.is_dir() or path.is_symlink():
+        with operation('unlink', path):
             path.unlink(missing_ok=True)
+        withdraw(path)
+        return
+    hidden = path if is_temporary(path.name) else temporary_path(path)
+    rename(path, hidden)
+    with operation('unlink', hidden):
+        shutil.rmtree(hidden)
+    withdraw_folder(path)
 
 
 def _leftovers(folder: Path, suffixes: Collection[str]) -> list[Path]:
@@ -238,7 +244,6 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Replace the file at `path` by `text` in UTF-8, atomically; bytes of paths that are not UTF-8 are escaped."""
-    # In JSON, this escape is that of the standard.
     write_bytes(path, text.encode('utf-8', 'backslashreplace'))
 
 
@@ -249,10 +254,9 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 def read_json(path: str | os.PathLike) -> Any:
     """Return the content of a JSON file that a command wrote; None if there is none or it is damaged."""
-    try:
+    with suppress(OSError, ValueError, RecursionError):
         return json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError):
-        return None
+    return None
 
 
 def sync_file(path: Path) -> None:
@@ -273,15 +277,11 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-FILES_LOCK = '.files.lock'
-
-
 @contextmanager
 def wait_for_lock(folder: Path, seconds: float = 60) -> Iterator[None]:
     """Hold a lock on the files that commands update in `folder` within the block; wait while another process holds it.
 
-    It differs from that of `lock_folder`, which a training run holds to its end. A thread may lock a folder again. What
-    a killed process was renaming is completed first.
+    A training run holds another one to its end: `lock_folder`. A thread may lock a folder again.
 
     Raises:
         UserError: another process holds it for so many seconds, or the file system has no locks.

@@ -10,6 +10,7 @@ from lib.runtime.files import FILES_LOCK, finish_set, operation, remove_leftover
 from lib.runtime.locks import locked_file, open_lock
 from lib.runtime.log import LOGGER
 from lib.runtime.temporary import is_temporary
+from lib.runtime.uploads import copy_folder, is_there, names_in, pushed, withdraw_folder
 
 _LOCK = '.lock'
 _LOCKS = (_LOCK, FILES_LOCK)
@@ -19,6 +20,8 @@ _TRIES = 3  # at a folder that another process renames
 @contextmanager
 def lock_folder(folder: Path, key: str = 'NAME') -> Iterator[None]:
     """Lock `folder`, which is created if needed, within the block. The system releases the lock of a killed process.
+
+    At the end of the block, logs and other files that grew are uploaded if the folder is in the mirror of a bucket.
 
     `key`: option that selects another folder, for the error message.
 
@@ -45,7 +48,8 @@ def lock_folder(folder: Path, key: str = 'NAME') -> Iterator[None]:
             os.ftruncate(file.fileno(), 0)
             os.write(file.fileno(), str(os.getpid()).encode())
         remove_leftovers(folder)
-        yield
+        with pushed(folder):
+            yield
 
 
 @contextmanager
@@ -95,19 +99,22 @@ def holds_others(folder: Path, names: Collection[str], last: str) -> bool:
 
 
 def _content(folder: Path) -> set[str]:
-    if not folder.is_dir():
-        return set()
-    finish_set(folder)
-    return {path.name for path in folder.iterdir() if path.name not in _LOCKS and not is_temporary(path.name)}
+    names = names_in(folder)
+    if folder.is_dir():
+        finish_set(folder)
+        names |= {path.name for path in folder.iterdir()}
+    return {name for name in names if name not in _LOCKS and not is_temporary(name)}
 
 
 def _set_aside(folder: Path) -> Path:
     number = 1
     while True:
         aside = folder.with_name(f'{folder.name}_old' + (f'_{number}' if number > 1 else ''))
-        if not os.path.lexists(aside):
+        if not is_there(aside):
+            copy_folder(folder, aside)
             with operation('replace', aside):
                 folder.rename(aside)
             sync_folder(folder.parent)
+            withdraw_folder(folder)
             return aside
         number += 1

@@ -25,6 +25,7 @@ from lib.runtime.files import (
 )
 from lib.runtime.log import LOGGER
 from lib.runtime.read_file import open_text, reason_of
+from lib.runtime.uploads import push
 from lib.trainer.checkpointing.io import write_checkpoint
 from lib.trainer.checkpointing.latest import checkpoints_in, find_epoch, position_of, shard_folder_of
 from lib.trainer.checkpointing.sharded import write_shard_and_index
@@ -175,6 +176,7 @@ class RunFolder:
             self._remove_old_epochs()
         if checkpoint.classifier_shard is not None:
             self._remove_old_shards(checkpoint.progress, names)
+        push(self.path)  # the log, the curves and the metrics
 
     def _write_history(self, entries: list[dict[str, Any]]) -> None:
         write_text(self.path / METRICS, ''.join(json.dumps(entry) + '\n' for entry in entries))

@@ -4,6 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lib.errors import UserError
+from lib.runtime.uploads import refresh
 from lib.trainer.checkpointing.io import load_content, read_checkpoint
 from lib.trainer.checkpointing.sharded import check_shards
 from lib.trainer.checkpointing.state import Checkpoint
@@ -68,5 +69,6 @@ def shard_folder_of(path: Path) -> Path | None:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run folder."""
+    """Return the checkpoints of a run folder; from a bucket, the folder is brought up to date first."""
+    refresh(folder)
     return [path for path in sorted(folder.glob('*.pth')) if not path.name.startswith('.')]

@@ -22,7 +22,10 @@ from lib.errors import UserError, shown
 from lib.runtime.checksums import checksum_of_tensor, sealed, unsealed, write_tensors
 from lib.runtime.files import replace_atomically, write_json
 from lib.runtime.json_file import Record, read_json
+from lib.runtime.mirror import is_mirrored
 from lib.runtime.read_file import check_regular
+from lib.runtime.storage import materialize
+from lib.runtime.uploads import is_published
 
 Tensors = dict[str, torch.Tensor]
 
@@ -121,7 +124,7 @@ def write_index(folder: Path, num_classes: int, count: int, ending: Callable[[],
     """
     shards = [folder / shard_file_name(rank, count) for rank in range(count)]
     end, shortened = time.monotonic() + _TIMEOUT_SECONDS, False
-    while missing := [shard for shard in shards if not shard.exists()]:
+    while missing := [shard for shard in shards if not is_published(shard)]:
         if time.monotonic() > end:
             raise UserError(
                 f'{missing[0]} was not written by its rank, so there is no checkpoint of this step; if that rank gives '
@@ -129,10 +132,11 @@ def write_index(folder: Path, num_classes: int, count: int, ending: Callable[[],
             )
         if not shortened and ending():
             end, shortened = time.monotonic() + _ENDING_TIMEOUT_SECONDS, True
-        time.sleep(0.05)
+        time.sleep(1 if is_mirrored(folder) else 0.05)
     weight_map: dict[str, str] = {}
     total = 0
     for shard in shards:
+        materialize(shard)
         with safe_open(shard, 'pt') as file:
             weight_map |= dict.fromkeys(sorted(file.keys()), shard.name)
         total += shard.stat().st_size
@@ -177,6 +181,7 @@ def read_rows(folder: Path, classes: range | None = None) -> dict[str, torch.Ten
 def _read_file(path: Path, entries: list[str], classes: range) -> Iterator[tuple[str, int, torch.Tensor]]:
     """Yield (name, first class, rows) of the given classes, a few megabytes at a time. Raises: UserError."""
     try:
+        materialize(path)
         check_regular(path)
         with safe_open(path, 'pt') as opened:
             text = (opened.metadata() or {}).get(_CHECKSUMS)  # files of earlier versions have none
@@ -226,6 +231,7 @@ def _read_index(folder: Path) -> _Index:
     """Return the index, whose entries name each row of each tensor once. Raises: UserError."""
     path = folder / INDEX
     try:
+        materialize(path)
         content = read_json(path, Record)
         if 'crc32' in content and unsealed(content) is None:  # files of earlier versions have no checksum
             raise ValueError('its checksum does not match')

@@ -1,0 +1,131 @@
+"""Changes of folders in the mirror of a bucket: appended files, removed and renamed folders, and what is there already.
+
+A file that is replaced is uploaded by lib/runtime/files.py. All functions do nothing outside of the mirror. They raise
+OSError if a request is refused or fails, and UserError where they only read.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lib.runtime.locks import removed_lock
+from lib.runtime.mirror import is_clean, is_mirrored, location
+from lib.runtime.storage import entries, publish, pull, settle
+
+if TYPE_CHECKING:
+    from lib.runtime.bucket import Bucket
+
+# Endings of large files, which are downloaded only where they are opened.
+_BULK = ('.tar', '.safetensors', '.npy')
+_PARALLEL = 16
+_LOCK, _LOCK_SECONDS = '.download.lock', 3600
+_refreshed: set[Path] = set()
+
+
+def push(folder: Path) -> None:
+    """Upload the files of a folder, without those in its folders, that were changed after they were uploaded."""
+    for path in _changed_files(folder):
+        with suppress(FileNotFoundError):  # removed by another thread at this moment
+            publish(path)
+
+
+def finish_uploads(folder: Path, pattern: str = '*') -> None:
+    """Upload files of a folder that a killed process left, unless their objects are newer."""
+    for path in _changed_files(folder, pattern):
+        settle(str(path))
+
+
+def _changed_files(folder: Path, pattern: str = '*') -> list[Path]:
+    if not is_mirrored(folder) or not folder.is_dir():
+        return []
+    files = [path for path in sorted(folder.glob(pattern)) if path.name[0] != '.' and path.is_file()]
+    return [path for path in files if not is_clean(path.stat())]
+
+
+@contextmanager
+def pushed(folder: Path) -> Iterator[None]:
+    """Upload the files of a folder that the block has changed, at its end; after an error, as far as possible."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # the first error is the one to report
+            push(folder)
+        raise
+    push(folder)
+
+
+def refresh(folder: Path) -> None:
+    """Bring the files of a run folder up to date, once per process, and upload what a killed process left there.
+
+    The ranks of a machine wait for the first one, which downloads the checkpoints. Raises: UserError.
+    """
+    if is_mirrored(folder) and folder.absolute() not in _refreshed:
+        folder.mkdir(parents=True, exist_ok=True)
+        with removed_lock(folder / _LOCK, _LOCK_SECONDS):
+            pull(folder, without=_BULK)
+        with suppress(OSError):
+            folder.rmdir()  # nothing there: an empty folder has no meaning in a bucket
+        _refreshed.add(folder.absolute())
+
+
+def names_in(folder: Path) -> set[str]:
+    """Return the names of the files and folders in a bucket's folder; none if there is no such folder."""
+    if not is_mirrored(folder):
+        return set()
+    try:
+        return {name for name, _, _ in entries(folder)}
+    except FileNotFoundError:
+        return set()
+
+
+def is_there(path: Path) -> bool:
+    """Return whether a file or folder exists on the disk or in the bucket."""
+    if os.path.lexists(path) or not is_mirrored(path):
+        return os.path.lexists(path)
+    bucket, key = _find(path)
+    return bool(bucket.kind(key))
+
+
+def is_published(path: Path) -> bool:
+    """Return whether a file exists, in a bucket too if it belongs there."""
+    if is_mirrored(path) and path.exists():
+        return is_clean(path.stat())
+    return is_there(path)
+
+
+def release(path: Path) -> None:
+    """Remove the local copy of an uploaded file, of which ranges are read."""
+    if is_mirrored(path):
+        path.unlink(missing_ok=True)
+
+
+def copy_folder(folder: Path, other: Path) -> None:
+    """Copy all objects of a folder within its bucket, on the server."""
+    if not is_mirrored(folder):
+        return
+    finish_uploads(folder, '**/*')
+    bucket, key = _find(folder)
+    _, target = _find(other)
+    try:
+        names = [entry.name for entry in bucket.entries(key, recursive=True) if not entry.is_folder]
+    except FileNotFoundError:
+        return
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        list(pool.map(lambda name: bucket.copy(f'{key}/{name}', f'{target}/{name}'), names))
+
+
+def withdraw_folder(folder: Path) -> None:
+    """Remove all objects of a folder."""
+    if is_mirrored(folder) and folder.name[0] != '.':
+        bucket, key = _find(folder)
+        bucket.remove_folder(key)
+
+
+def _find(path: str | os.PathLike) -> 'tuple[Bucket, str]':
+    from lib.runtime.bucket import bucket_of  # its clients take time to import
+
+    scheme, name, key = location(path)
+    return bucket_of(scheme, name), key
