@@ -22,11 +22,13 @@ from lib.builders.preprocessing import resolve_preprocessing
 from lib.commands.command import Command
 from lib.config.defaults import Config
 from lib.config.load import load_config
+from lib.distributed.lost_rank import describe_lost_rank
 from lib.distributed.rank_info import RankInfo, read_rank_info, report_failure
 from lib.errors import UserError, one_line, shown, unquoted
 from lib.runtime.csv_file import quote_formulas
 from lib.runtime.folders import check_checkpoint_exists
 from lib.runtime.log import LOGGER, start_console
+from lib.runtime.memory_kills import reason_of_kill, remember_counters
 from lib.runtime.process import (
     EndingSignal,
     end_line,
@@ -88,6 +90,7 @@ def cli_main(main: Callable[[], int | None], *, alone: str = '') -> NoReturn:
     prepare_streams()
     use_huge_pages()
     end_with_parent()
+    remember_counters()
     with ending_signals() as ending:
         code = _run(main, ending, alone)
     lost = output_error()
@@ -153,7 +156,7 @@ def _memory_line(error: MemoryError | RuntimeError) -> str | None:
     text = str(error)
     if text.startswith('DataLoader worker'):
         return (
-            f'a worker process was killed, most likely because memory ran out ({one_line(text)}); a smaller '
+            f'a worker process was killed, {reason_of_kill()} ({one_line(text)}); a smaller '
             '--RUN_NUM_WORKERS needs less, and in a container /dev/shm may be too small (docker run --shm-size=8g)'
         )
     if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
@@ -168,7 +171,7 @@ def _memory_line(error: MemoryError | RuntimeError) -> str | None:
 def _rank_line(error: MemoryError | RuntimeError) -> str | None:
     """Return the error line for a lost connection to another rank, or None for another error."""
     lost = _rank_info().world_size > 1 and any(words in str(error) for words in _PEER_GONE)
-    return 'another rank has ended, so this one ends, too; see the error line of that rank' if lost else None
+    return describe_lost_rank() if lost else None
 
 
 def _rank_info() -> RankInfo:

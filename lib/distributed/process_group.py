@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from lib.distributed.lost_rank import own_process, remember_processes
 from lib.distributed.rank_info import RankInfo, check_address, read_rank_info
 
 Value = TypeVar('Value')
@@ -144,7 +145,9 @@ def join_process_group() -> Iterator[ProcessGroup]:
     store = join_store(rank_info, _TIMEOUT)
     rank, world_size = rank_info.rank, rank_info.world_size
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT)
-    yield ProcessGroup(*rank_info)
+    group = ProcessGroup(*rank_info)
+    remember_processes(group.all_gather_objects(own_process()))
+    yield group
     dist.destroy_process_group()
 
 

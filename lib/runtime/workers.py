@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
 from lib.errors import UserError
+from lib.runtime.memory_kills import reason_of_kill
 from lib.runtime.process import handled_signals
 
 # (task, progress) -> result; progress(n) advances the progress bar by n.
@@ -94,9 +95,7 @@ def _receive(connection: Connection) -> tuple[str, Any]:
 
 
 def _killed() -> UserError:
-    return UserError(
-        'a process that reads images was killed, most likely because memory is full; use a smaller --RUN_NUM_WORKERS'
-    )
+    return UserError(f'a process that reads images was killed, {reason_of_kill()}; use a smaller --RUN_NUM_WORKERS')
 
 
 def _end(processes: list) -> None:
