@@ -1,5 +1,6 @@
 """Settings of all tests: one thread per parallel worker, and other processes only where a test is marked so."""
 
+import contextlib
 import gc
 import multiprocessing.process
 import os
@@ -8,10 +9,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from lib.runtime.workers import process_context
+from tests.script_server import script_server
 from tests.storage_server import StorageServer, running_server
 
 if 'PYTEST_XDIST_WORKER' in os.environ:
@@ -29,6 +32,36 @@ platform.platform()  # starts `uname -p` in its first call, and caches the resul
 # Fixtures that start processes; tests that use one of them are marked.
 PROCESS_FIXTURES = {'scripts', 'browser', 'per_rank', 'rank_results', 'all_help', 'storage_server'}
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
+
+ADDRESSES: dict[str, str] = {}
+SERVERS = contextlib.ExitStack()  # of the process that starts the workers
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Start the fork server and the server of scripts once for all workers, since each imports for five seconds."""
+    if 'not process' in node.config.option.markexpr or not hasattr(os, 'fork'):
+        return
+    if not ADDRESSES:
+        os.environ.setdefault('OMP_NUM_THREADS', '1')
+        process_context('tests.ranks')
+        ADDRESSES['fork_server'] = sys.modules['multiprocessing.forkserver']._forkserver._forkserver_address
+        ADDRESSES['script_server'] = SERVERS.enter_context(script_server())
+    node.workerinput |= ADDRESSES
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Use the fork server of all workers in this worker."""
+    if address := getattr(config, 'workerinput', {}).get('fork_server'):
+        from multiprocessing import forkserver, resource_tracker  # Windows has none
+
+        server = forkserver._forkserver  # type: ignore[attr-defined]
+        server._forkserver_address, server._forkserver_alive_fd = address, os.pipe()[1]
+        server.ensure_running = forkserver.ensure_running = resource_tracker.ensure_running
+
+
+def pytest_unconfigure() -> None:
+    SERVERS.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

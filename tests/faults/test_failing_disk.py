@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ import pytest
 from tests.faults.commands import CASES, all_cases
 from tests.faults.harness import Harness
 from tests.faults.outcome import contents
-from tests.scripts.running import script_server
+from tests.script_server import script_server
+from tests.scripts.running import Scripts
 
 pytestmark = [pytest.mark.process, pytest.mark.long]
 ERRORS = ('ENOSPC', 'EIO', 'EDQUOT', 'EROFS')
@@ -162,7 +164,7 @@ def short_io(tmp_path_factory):
     library = folder / 'short_io.so'
     source = Path(__file__).with_name('short_io.c')
     subprocess.run([compiler, '-shared', '-fPIC', '-o', str(library), str(source), '-ldl'], check=True)
-    with script_server(folder, {'LD_PRELOAD': str(library)}) as scripts:
+    with script_server({'LD_PRELOAD': str(library)}) as address, closing(Scripts(address, folder)) as scripts:
         yield scripts
 
 

@@ -5,21 +5,26 @@ import random
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
 from tests.aliproducts import make_aliproducts
+from tests.script_server import script_server
 from tests.scripts.in_process import run_in_process
-from tests.scripts.running import TINY, Scripts, script_server
+from tests.scripts.running import TINY, Scripts
 
 
 @pytest.fixture(scope='session')
-def scripts(tmp_path_factory) -> Iterator[Scripts]:
+def scripts(request, tmp_path_factory) -> Iterator[Scripts]:
     if not hasattr(os, 'fork'):
         pytest.skip('this system cannot fork')
-    with script_server(tmp_path_factory.mktemp('output')) as started:
-        yield started
+    with ExitStack() as stack:
+        # Workers of pytest share one server.
+        shared = getattr(request.config, 'workerinput', {}).get('script_server')
+        address = shared or stack.enter_context(script_server())
+        yield stack.enter_context(closing(Scripts(address, tmp_path_factory.mktemp('output'))))
 
 
 @pytest.fixture(scope='session')

@@ -1,6 +1,8 @@
 """Runs scripts in forks of a process that has imported torch and lib: imports take longer than the runs.
 
-Started by conftest.py. Each line on standard input is a request, each reply a line on standard output:
+The argument is the descriptor of a listening socket. Each connection has its own server, a fork of this process, so
+that workers of pytest share the imports. It ends when the connection is closed, this process when standard input is.
+Each line of a connection is a request, and each reply is a line:
 {"argv": [script, ...], "cwd", "env", "stdin", "stdout", "stderr", "report"} -> process id, where an empty path is a
 closed stream; {"wait": id, "seconds"} -> exit code.
 The server itself computes nothing, so that a fork starts with torch in the state of a fresh process.
@@ -11,10 +13,13 @@ import importlib
 import json
 import os
 import runpy
+import select
 import signal
+import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow
@@ -23,15 +28,32 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 HEAVY = [f'lib.commands.{name}' for name in ('cli', 'train', 'report', 'predict', 'tau_norm')]
 
 
-def serve() -> None:
-    """Reply to requests until standard input ends."""
-    for line in sys.stdin:
-        request = json.loads(line)
-        if 'wait' in request:
-            reply = _wait(request['wait'], request['seconds'])
-        elif (reply := os.fork()) == 0:
-            _run(**request)
-        print(json.dumps(reply), flush=True)
+def listen(listener: socket.socket) -> None:
+    """Fork a server per connection until standard input ends."""
+    while sys.stdin not in (ready := select.select([listener, sys.stdin], [], [])[0]):
+        assert ready == [listener]
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            serve(connection)
+            os._exit(0)
+        connection.close()
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:  # of connections that are closed
+                pass
+
+
+def serve(connection: socket.socket) -> None:
+    """Reply to requests until the connection is closed."""
+    with connection, connection.makefile('r') as requests:
+        for line in requests:
+            request = json.loads(line)
+            if 'wait' in request:
+                reply = _wait(request['wait'], request['seconds'])
+            elif (reply := os.fork()) == 0:
+                os.close(connection.detach())
+                _run(**request)
+            connection.sendall(f'{json.dumps(reply)}\n'.encode())
 
 
 def _wait(process: int, seconds: float) -> int:
@@ -82,4 +104,4 @@ if __name__ == '__main__':
     for name in HEAVY:
         importlib.import_module(name)
     pyarrow.array([])  # imports pandas if that is installed
-    serve()
+    listen(socket.socket(fileno=int(sys.argv[1])))

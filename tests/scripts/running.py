@@ -4,25 +4,24 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import torch
 
 from lib.trainer.checkpointing.io import read_checkpoint
+from tests.script_server import ENVIRONMENT
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = Path(__file__).with_name('tiny.yaml')
 # RUN.* never comes from a checkpoint, so commands that read one repeat it.
 ON_CPU = ('--RUN_DEVICE', 'cpu', '--RUN_PRECISION', 'float32', '--RUN_NUM_WORKERS', '0')
-ENVIRONMENT = {'OMP_NUM_THREADS': '1', 'PYTHONDONTWRITEBYTECODE': '1'}
 
 
 @dataclass
@@ -59,15 +58,22 @@ class Running:
 class Scripts:
     """Starts scripts of the repository through the server of preloaded.py."""
 
-    def __init__(self, server: subprocess.Popen, logs: Path) -> None:
-        self._server, self._logs = server, logs
+    def __init__(self, address: str, logs: Path) -> None:
+        """Connect to the server, which writes the output of scripts into the folder `logs`."""
+        self._connection, self._logs = socket.socket(socket.AF_UNIX), logs
+        self._connection.connect(address)
+        self._replies = self._connection.makefile('r')
         self._number = 0
 
     def request(self, content: dict) -> int:
         """Send a request to the server and return its reply."""
-        self._server.stdin.write(json.dumps(content) + '\n')
-        self._server.stdin.flush()
-        return json.loads(self._server.stdout.readline())
+        self._connection.sendall(f'{json.dumps(content)}\n'.encode())
+        return json.loads(self._replies.readline())
+
+    def close(self) -> None:
+        """Close the connection, which ends its server."""
+        self._replies.close()
+        self._connection.close()
 
     def start(
         self,
@@ -116,16 +122,6 @@ class Scripts:
         """Run main.py, which receives a signal when the function `target` returns for the `count`th time."""
         wrapped = (signal, target, count, REPOSITORY / 'main.py', *options)
         return self.run(folder, 'tests/scripts/raise_signal.py', *wrapped, code=code)
-
-
-@contextmanager
-def script_server(logs: Path, environment: Mapping[str, str] = MappingProxyType({})) -> Iterator[Scripts]:
-    """Start a server of preloaded.py, which writes the output of scripts into the folder `logs`."""
-    command = [sys.executable, str(Path(__file__).with_name('preloaded.py'))]
-    whole = os.environ | ENVIRONMENT | environment
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=whole) as server:
-        yield Scripts(server, logs)
-        server.stdin.close()
 
 
 def contents(folder: Path) -> dict[str, str]:
