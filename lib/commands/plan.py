@@ -43,10 +43,16 @@ from lib.runtime.device import Device, pick_device
 _MEASURED_ELEMENTS = 2**24
 # For strategies with chunks or sampled classes, if the config sets none.
 _CHUNK, _SAMPLED = 32, 0.1
+_LARGE = 0.02  # of a device's memory: a backbone with such gradients is worth sharding
 _CONFIGURED = 'as configured'  # name of the row of the config's strategy
 _MANY_IMAGES = 10**6  # where their number is unknown, for the parts of a recipe that depend on it
 # Model and loss are built without the options that a strategy varies.
-_UNSHARDED = {'MODEL.CLASSIFIER_SHARDED': False, 'LOSS.CHUNK_IMAGES': 0, 'LOSS.SAMPLED_CLASSES': 1.0}
+_UNSHARDED = {
+    'MODEL.BACKBONE_SHARDED': False,
+    'MODEL.CLASSIFIER_SHARDED': False,
+    'LOSS.CHUNK_IMAGES': 0,
+    'LOSS.SAMPLED_CLASSES': 1.0,
+}
 
 
 class StepCosts:
@@ -182,6 +188,7 @@ def _rows(cfg: Config, spec: StepSpec, costs: StepCosts, device_bytes: float) ->
             chunk=cfg.LOSS.CHUNK_IMAGES or _CHUNK,
             sampled=cfg.LOSS.SAMPLED_CLASSES if cfg.LOSS.SAMPLED_CLASSES < 1 else _SAMPLED,
             fits=fits,
+            shard_backbone=cfg.MODEL.BACKBONE_SHARDED or _LARGE * device_bytes < costs.backbone.gradients,
         )
     )
     micro_batch = cfg.TRAIN.DEVICE_BATCH_SIZE
@@ -190,6 +197,7 @@ def _rows(cfg: Config, spec: StepSpec, costs: StepCosts, device_bytes: float) ->
         chunk=cfg.LOSS.CHUNK_IMAGES,
         sharded=cfg.MODEL.CLASSIFIER_SHARDED and spec.num_devices > 1,
         sampled=cfg.LOSS.SAMPLED_CLASSES,
+        backbone_sharded=cfg.MODEL.BACKBONE_SHARDED and spec.num_devices > 1,
     )
     if configured != strategies[0][1]:
         strategies.append((_CONFIGURED, configured))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from lib.backbone.tuning import blocks_of
 from lib.loss.chunked import chunked_loss
 from lib.loss.sampled_classes import take_rows
 from lib.loss.sharded_logits import ClassSubset, ShardedLogits
@@ -39,6 +40,9 @@ class BackboneCost:
     Attributes:
         num_parameters: number of trainable and frozen weights.
         state: bytes of parameters and buffers (BatchNorm statistics).
+        parameters: bytes of the parameters, without those of an embedding.
+        largest_block: bytes of the parameters of the largest block.
+        outside: bytes of the parameters that are in no block.
         gradients: bytes of gradients; 0 if frozen.
         saved: bytes alive after the forward pass, for backward: activations, and half-precision copies of weights.
         forward: bytes alive after every operation of the forward pass.
@@ -48,6 +52,9 @@ class BackboneCost:
 
     num_parameters: int
     state: int
+    parameters: int
+    largest_block: int
+    outside: int
     gradients: int
     saved: LinearCost
     forward: LinearCost
@@ -98,10 +105,14 @@ def backbone_cost(model: Recognizer, image_size: int) -> BackboneCost:
         for parameter in trainable:
             # Gradients exist already, as in all but the first micro-batch: new ones are added in place.
             parameter.grad = torch.empty_like(parameter)
+        blocks = [num_bytes(block.parameters()) for block in blocks_of(model.backbone)]
         few, more = _run(model, image_size, _FEW), _run(model, image_size, _MORE)
         return BackboneCost(
             num_parameters=sum(parameter.numel() for parameter in parameters),
             state=num_bytes([*parameters, *model.extractor.buffers()]),
+            parameters=num_bytes(model.backbone.parameters()),
+            largest_block=max(blocks, default=0),
+            outside=num_bytes(model.backbone.parameters()) - sum(blocks),
             gradients=num_bytes(trainable),
             saved=_fit_line(few[0], more[0]),
             forward=_fit_line(few[1], more[1]),

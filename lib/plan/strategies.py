@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from lib.plan.costs import BackboneCost, ClassifierCost, OptimizerCost
 
@@ -49,12 +49,14 @@ class Strategy:
         chunk: images per chunk of classifier and loss; 0: all (LOSS.CHUNK_IMAGES).
         sharded: each device holds a shard of the classes (MODEL.CLASSIFIER_SHARDED).
         sampled: fraction of the classes that a step uses (LOSS.SAMPLED_CLASSES).
+        backbone_sharded: each device holds a part of the backbone's parameters (MODEL.BACKBONE_SHARDED).
     """
 
     micro_batch: int
     chunk: int = 0
     sharded: bool = False
     sampled: float = 1.0
+    backbone_sharded: bool = False
 
     def num_rows(self, spec: StepSpec) -> int:
         """Return the number of classifier rows on a device."""
@@ -114,35 +116,71 @@ def estimate_memory(strategy: Strategy, spec: StepSpec, costs: Costs) -> MemoryE
 
     The peak is in one of four phases: forward pass of the backbone; classifier and loss, with all activations alive;
     backward pass; optimizer step. Gradients of the backbone count in all of them: micro-batches accumulate into them,
-    and with several devices they are the buckets of the all-reduce.
+    and with several devices they are the buckets of the all-reduce. In validation, a sharded backbone is whole.
     """
     backbone, num_rows = costs.backbone, strategy.num_rows(spec)
     classifier = costs.classifier(2, num_rows)
     optimizer = costs.optimizer(num_rows)
-    ema = backbone.state + classifier.parameters if spec.ema else 0
+    parts, whole = _sharded_parts(strategy, spec, backbone), backbone.parameters if strategy.backbone_sharded else 0
+    state, gradients = backbone.state - parts.other_parameters, backbone.gradients - parts.other_gradients
+    per_gradient = optimizer.state / max(1, backbone.gradients + classifier.gradients)
+    optimizer_state = optimizer.state - round(per_gradient * parts.other_gradients)
+    ema = state + classifier.parameters if spec.ema else 0
     pixels = 3 * spec.image_size**2
     images = spec.per_device_batch * pixels * (FLOAT_BYTES + 2)  # float32, and two uint8 batches: one is prefetched
-    permanent = backbone.state + backbone.gradients + classifier.parameters + optimizer.state + ema + images
+    permanent = state + gradients + classifier.parameters + optimizer_state + ema + images
     # Accumulated gradients of earlier micro-batches, or all-reduce buckets, exist while new gradients are computed.
     is_accumulated = strategy.num_micro_batches(spec) > 1 or (spec.num_devices > 1 and not strategy.sharded)
     accumulated = classifier.gradients if is_accumulated else 0
     peak, retained = _classifier_peak(strategy, spec, costs)
     activations = backbone.saved.at(strategy.micro_batch)
     phases = (
-        backbone.forward.at(strategy.micro_batch) + accumulated,
-        activations + accumulated + peak,
-        backbone.backward.at(strategy.micro_batch) + accumulated + retained,
+        backbone.forward.at(strategy.micro_batch) + accumulated + parts.forward,
+        activations + accumulated + peak + parts.between,
+        backbone.backward.at(strategy.micro_batch) + accumulated + retained + parts.backward,
         classifier.gradients + optimizer.temporary,
+        classifier.gradients + whole,
     )
     return MemoryEstimate(
-        backbone=backbone.state + backbone.gradients,
+        backbone=state + gradients,
         classifier=classifier.parameters + classifier.gradients,
-        optimizer=optimizer.state,
+        optimizer=optimizer_state,
         ema=ema,
         images=images,
         activations=activations,
         logits=peak - classifier.gradients,
         total=permanent + max(phases),
+    )
+
+
+class _ShardedParts(NamedTuple):
+    """Bytes of a sharded backbone; all are 0 for another one.
+
+    Attributes:
+        other_parameters, other_gradients: on the other devices.
+        forward, between, backward: parameters and gradients that are whole in the forward pass, after it, and in the
+            backward pass: what is in no block, the block that computes, and the next one.
+    """
+
+    other_parameters: int = 0
+    other_gradients: int = 0
+    forward: int = 0
+    between: int = 0
+    backward: int = 0
+
+
+def _sharded_parts(strategy: Strategy, spec: StepSpec, backbone: BackboneCost) -> _ShardedParts:
+    if not strategy.backbone_sharded:
+        return _ShardedParts()
+    others = 1 - 1 / spec.num_devices
+    forward = backbone.outside + 2 * backbone.largest_block
+    gradients = round(forward * backbone.gradients / backbone.parameters)
+    return _ShardedParts(
+        round(others * backbone.parameters),
+        round(others * backbone.gradients),
+        forward,
+        backbone.outside,
+        forward + gradients,
     )
 
 
@@ -160,7 +198,7 @@ def _classifier_peak(strategy: Strategy, spec: StepSpec, costs: Costs) -> tuple[
 
 
 def list_strategies(
-    spec: StepSpec, *, chunk: int, sampled: float, fits: Callable[[Strategy], bool]
+    spec: StepSpec, *, chunk: int, sampled: float, fits: Callable[[Strategy], bool], shard_backbone: bool = False
 ) -> Iterator[tuple[str, Strategy]]:
     """Yield names and strategies: first those that cost nothing, then those that cost time or change the method.
 
@@ -168,6 +206,7 @@ def list_strategies(
 
     Args:
         chunk, sampled: of the strategies that have them.
+        shard_backbone: list strategies with a sharded backbone, too.
     """
     whole = Strategy(spec.per_device_batch)
     yield 'plain', whole
@@ -182,6 +221,12 @@ def list_strategies(
         yield 'sharded, accum., chunked', _accumulated(replace(sharded, chunk=chunk), fits)
         yield 'sharded, sampled', replace(sharded, sampled=sampled)
         yield 'sharded, sampled, accum.', _accumulated(replace(sharded, sampled=sampled), fits)
+        if shard_backbone:
+            whole, sharded = replace(whole, backbone_sharded=True), replace(sharded, backbone_sharded=True)
+            yield 'backbone sharded', whole
+            yield 'backbone sharded, accum.', _accumulated(whole, fits)
+            yield 'both sharded', sharded
+            yield 'both sharded, accum.', _accumulated(sharded, fits)
     else:
         yield 'sampled', replace(whole, sampled=sampled)
         yield 'sampled, accumulated', _accumulated(replace(whole, sampled=sampled), fits)
@@ -203,7 +248,8 @@ class Traffic:
     """Bytes that a device sends per step (and as many that it receives).
 
     Attributes:
-        gradients: ring all-reduce of replicated gradients over W devices: 2 (W - 1) / W times their size.
+        gradients: ring all-reduce of replicated gradients over W devices: 2 (W - 1) / W times their size; and what a
+            sharded backbone gathers and sends.
         features: with a sharded classifier: all-gather of the features, and reduce-scatter of their gradients.
         statistics: softmax statistics of a sharded loss.
     """
@@ -226,13 +272,18 @@ def estimate_traffic(strategy: Strategy, spec: StepSpec, backbone: BackboneCost,
     """
     num_others = spec.num_devices - 1
     ring = num_others / spec.num_devices
-    gradients = backbone.gradients + (0 if strategy.sharded else classifier_gradients)
+    # An all-reduce sends twice. Each micro-batch of a sharded backbone gathers the parameters for its forward pass, and
+    # again for its backward pass, and sends the gradients once.
+    of_backbone: float = 2 * backbone.gradients
+    if strategy.backbone_sharded:
+        of_backbone = strategy.num_micro_batches(spec) * (2 * backbone.parameters + backbone.gradients)
+    gradients = of_backbone + (0 if strategy.sharded else 2 * classifier_gradients)
     if not strategy.sharded:
-        return Traffic(round(2 * ring * gradients), 0, 0)
+        return Traffic(round(ring * gradients), 0, 0)
     features = FLOAT_BYTES * spec.batch_size * spec.num_features
     # All-gather sends (W - 1) / W of the features; their gradients are all-reduced, then each device takes its slice.
     return Traffic(
-        round(2 * ring * gradients),
+        round(ring * gradients),
         round(3 * ring * features),
         num_others * FLOAT_BYTES * _SOFTMAX_STATISTICS * spec.batch_size,
     )

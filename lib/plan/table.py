@@ -133,6 +133,8 @@ def number_text(number: float) -> str:
 def options_of(strategy: Strategy, spec: StepSpec) -> str:
     """Return the command line options that select a strategy."""
     options = []
+    if strategy.backbone_sharded:
+        options.append('--MODEL_BACKBONE_SHARDED True')
     if strategy.sharded:
         options.append('--MODEL_CLASSIFIER_SHARDED True')
     if strategy.chunk:

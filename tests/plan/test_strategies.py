@@ -26,6 +26,9 @@ class Costs:
     backbone = BackboneCost(
         num_parameters=250,
         state=1000,
+        parameters=960,
+        largest_block=300,
+        outside=60,
         gradients=1000,
         saved=LinearCost(np.array(0), np.array(100)),
         forward=LinearCost(np.array([0, 0]), np.array([50, 110])),
@@ -92,6 +95,27 @@ def test_sharded_classifier_has_the_images_of_all_devices():
     assert memory.total == 3000 + 3 * 251 * ROW_BYTES + IMAGE_BYTES + 1600 + memory.logits
 
 
+def test_sharded_backbone_is_whole_by_blocks():
+    spec = replace(SPEC, ema=True)
+    memory = estimate_memory(Strategy(16, sharded=True, backbone_sharded=True), spec, Costs())
+    rows = 251 * ROW_BYTES
+    # A quarter of 960 bytes of parameters, 40 bytes of buffers, a quarter of the gradients.
+    assert memory.backbone == 240 + 40 + 250
+    assert memory.ema == 240 + 40 + rows
+    # The optimizer has as much state for a gradient of the backbone as for one of the classifier.
+    assert memory.optimizer == pytest.approx(250 + rows, abs=2)
+    at_loss = 530 + 280 + 250 + 3 * rows + rows + IMAGE_BYTES + 1600 + memory.logits + 60
+    assert memory.total == pytest.approx(at_loss, abs=2)
+    # With few images, validation takes most: all parameters are whole.
+    one = replace(spec, batch_size=4, num_classes=4, image_size=1)
+    small = estimate_memory(Strategy(1, backbone_sharded=True), one, Costs())
+    whole = 960 + 60 + 2 * 300
+    assert small.total > small.backbone + small.ema + small.optimizer + max(960, whole - 960)
+    listed = dict(list_strategies(SPEC, chunk=8, sampled=0.1, fits=bool, shard_backbone=True))
+    assert listed['both sharded'] == Strategy(16, sharded=True, backbone_sharded=True)
+    assert not listed['sharded'].backbone_sharded
+
+
 def test_sampled_classes_copy_their_rows():
     spec = replace(SPEC, batch_size=16, num_devices=1)
     memory = estimate_memory(Strategy(16, sampled=0.1), spec, Costs())
@@ -124,6 +148,10 @@ def test_traffic(devices):
     sharded = estimate_traffic(Strategy(8, sharded=True), spec, Costs.backbone, 251 * ROW_BYTES)
     assert sharded.gradients == round(2 * (devices - 1) / devices * 1000)
     assert sharded.features == round(3 * (devices - 1) / devices * 4 * 64 * FEATURES)
+    both = estimate_traffic(Strategy(8, sharded=True, backbone_sharded=True), spec, Costs.backbone, 251 * ROW_BYTES)
+    num_micro_batches = -(-64 // devices // 8)
+    assert both.gradients == round((devices - 1) / devices * num_micro_batches * (2 * 960 + 1000))
+    assert both.features == sharded.features
     # Two numbers per image to every other device.
     assert sharded.statistics == (devices - 1) * 64 * 2 * 4
 

@@ -200,7 +200,8 @@ def test_any_ranks_resume_a_sharded_backbone(scripts, products, tmp_path, more):
         assert 'another recipe' not in main.stdout
         found = read_checkpoint(resumed / 'log' / 'run' / 'last.pth')
         for name in ('state_dict', 'training_state'):
-            torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
+            # AdamW steps by the learning rate, 1e-3, also where a gradient is only rounding, as of the keys' bias.
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-4)
         for index, values in expected.optimizer['state'].items():
             torch.testing.assert_close(found.optimizer['state'][index], values, rtol=1e-3, atol=1e-5)
 

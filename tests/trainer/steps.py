@@ -172,24 +172,32 @@ def batch_of(setup: Setup, step: int) -> MixedBatch:
     return MixedBatch(images, Targets(labels, torch.stack([lam, 1 - lam], dim=1), weights))
 
 
-def train(setup: Setup, group: ProcessGroup = SINGLE_PROCESS, steps: int = STEPS) -> dict[str, torch.Tensor]:
-    """Return the weights after some steps, those of the EMA too, and the loss of each step summed over the ranks.
-
-    Of a sharded classifier, the rows of this rank; of a sharded backbone, the whole on the main rank, else nothing.
-    """
-    train_step, losses = step_of(setup, group), []
-    for number in range(steps):
+def take_steps(train_step: TrainStep, setup: Setup, numbers: range) -> torch.Tensor:
+    """Take the steps of these numbers; return the loss of each, summed over the ranks."""
+    group, losses = train_step.group, []
+    for number in numbers:
         whole = batch_of(setup, number)
         rows = group.shard_pairs(setup.batch_size)
         of_rank = MixedBatch(whole.images[rows], whole.targets.select(rows))
         train_step.set_epoch(int(number >= setup.head_steps))
         losses.append(group.all_reduce(train_step(of_rank, number).loss))
+    return torch.stack(losses)
+
+
+def train(setup: Setup, group: ProcessGroup = SINGLE_PROCESS, steps: int = STEPS) -> dict[str, torch.Tensor]:
+    """Return the weights after some steps, those of the EMA too, and the loss of each step summed over the ranks.
+
+    Of a sharded classifier, the rows of this rank; of a sharded backbone, the whole on the main rank, else nothing.
+    """
+    train_step = step_of(setup, group)
+    losses = take_steps(train_step, setup, range(steps))
     state = train_step.state
-    whole = None if state.sharded is None else state.sharded.whole
-    weights = dict(whole(state.model.state_dict()) if whole else state.model.state_dict())
-    if state.ema is not None:
-        average = state.ema.state_dict()
-        weights |= {f'ema.{name}': tensor for name, tensor in (whole(average) if whole else average).items()}
-    if whole and not group.is_main:
-        weights = {name: tensor for name, tensor in weights.items() if 'backbone' not in name}
-    return {name: tensor.clone() for name, tensor in weights.items()} | {'losses': torch.stack(losses)}
+    states = {'': state.model.state_dict()} | ({} if state.ema is None else {'ema.': state.ema.state_dict()})
+    if state.sharded is not None:
+        states = {prefix: state.sharded.whole(weights) for prefix, weights in states.items()}
+    return {'losses': losses} | {
+        f'{prefix}{name}': tensor.clone()
+        for prefix, weights in states.items()
+        for name, tensor in weights.items()
+        if group.is_main or state.sharded is None or name not in state.sharded.rows
+    }
