@@ -5,9 +5,7 @@ RULES is the whole style guide that a machine can check. Each finding names its 
 
 import ast
 import functools
-import io
 import re
-import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +71,10 @@ BRITISH = re.compile(
     'memor|categor|custom|final|util)is(e|ing|ation|able)|emphasise|analys(e|ing)|centre|metre|fibre|licence|defence|'
     'learnt|spelt|burnt|labell|modell(ed|ing)|travell|whilst|artefact|programme\\b|catalogue|fulfil\\b'
 )
+# A tenth of the time of the tokenizer.
+STRING_OR_COMMENT = re.compile(
+    r'''"""(?:\\.|[^\\])*?"""|\'{3}(?:\\.|[^\\])*?\'{3}|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|#[^\n]*''', re.S
+)
 
 
 def python_files() -> list[Path]:
@@ -100,8 +102,8 @@ def name_of(path: Path) -> str:
 def texts_of(path: Path) -> Iterator[tuple[str, int, str]]:
     """Yield (kind, line, text) of every docstring, comment block, message and function name of a Python file."""
     source = path.read_text(encoding='utf-8')
-    docstrings = set()
-    for node in ast.walk(tree := ast.parse(source)):
+    tree, docstrings = ast.parse(source), set()
+    for node in blocks_of(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             if not isinstance(node, ast.Module):
                 yield NAME, node.lineno, node.name.replace('_', ' ')
@@ -112,6 +114,15 @@ def texts_of(path: Path) -> Iterator[tuple[str, int, str]]:
     if not path.is_relative_to(ROOT / 'tests'):
         yield from messages_of(tree, docstrings)
     yield from comments_of(source)
+
+
+def blocks_of(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield a node and the statements in it; most of a tree's nodes are expressions, which hold none."""
+    yield node
+    for name in ('body', 'orelse', 'finalbody', 'handlers', 'cases'):
+        inner = getattr(node, name, ())
+        for statement in inner if isinstance(inner, list) else ():
+            yield from blocks_of(statement)
 
 
 def messages_of(tree: ast.Module, docstrings: set[int]) -> Iterator[tuple[str, int, str]]:
@@ -128,17 +139,20 @@ def messages_of(tree: ast.Module, docstrings: set[int]) -> Iterator[tuple[str, i
 
 def comments_of(source: str) -> Iterator[tuple[str, int, str]]:
     """Yield (kind, line, text) of comments; consecutive lines with nothing else are one text."""
+    lines, number, position = source.split('\n'), 1, 0
     start, block = 0, []
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type != tokenize.COMMENT:
+    for match in STRING_OR_COMMENT.finditer(source):
+        if match[0][0] != '#':
             continue
-        line, alone = token.start[0], not token.line[: token.start[1]].strip()
-        if block and not (alone and line == start + len(block)):
+        number += source.count('\n', position, match.start())
+        position = match.start()
+        alone = lines[number - 1].lstrip()[0] == '#'
+        if block and not (alone and number == start + len(block)):
             yield COMMENT, start, '\n'.join(block)
             block = []
         if not block:
-            start = line
-        block.append(token.string.lstrip('#'))
+            start = number
+        block.append(match[0].lstrip('#'))
     if block:
         yield COMMENT, start, '\n'.join(block)
 
