@@ -16,7 +16,8 @@ from torch.autograd.function import once_differentiable
 from lib.loss.logits import AddLogWeights, ClassConstants, LogitTransform
 from lib.loss.sharded_logits import ClassSubset, Logits, gradient_buffer, loss_dtype, values_and_subset
 
-# Elements of a block of rows on a CPU: 1 MB of float32, so that a block stays in a core's cache for several passes.
+# Elements of a block of rows on a CPU, per thread: 1 MB of float32, so that each thread's part of a block stays in a
+# core's cache for several passes.
 _BLOCK_ELEMENTS = 2**18
 
 
@@ -106,7 +107,9 @@ def block_memory(tensor: torch.Tensor, dtype: torch.dtype, num_tensors: int) -> 
 
 def _rows_per_block(tensor: torch.Tensor) -> int:
     num_rows, num_columns = tensor.shape
-    return max(1, num_rows if tensor.device.type != 'cpu' else _BLOCK_ELEMENTS // max(1, num_columns))
+    if tensor.device.type != 'cpu':
+        return max(1, num_rows)
+    return max(1, torch.get_num_threads() * _BLOCK_ELEMENTS // max(1, num_columns))
 
 
 class _TargetAndNonLabels(torch.autograd.Function):
