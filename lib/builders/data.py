@@ -221,7 +221,7 @@ def _from_annotations(cfg: Config) -> TrainingData:
     train = annotated_split(listed, dataset.ROOT)
     valid_json = dataset.VALID_JSON or str(Path(dataset.ROOT, 'converted_val.json'))
     valid = None
-    if dataset.VALID_JSON or Path(valid_json).exists():
+    if dataset.VALID_JSON or file_exists(valid_json):
         valid = annotated_split(read_annotations(valid_json), dataset.ROOT, listed)
     classes = read_classes(Path(train_json).with_name('classes.json'), train.num_classes, train_json)
     return TrainingData(train, valid, classes)

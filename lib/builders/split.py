@@ -20,6 +20,7 @@ from lib.dataset.index import ClassIndex
 from lib.dataset.paths import PathColumn, TextPathRule, choose_path_rule, comparable_paths, path_as_text, refuse_urls
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
+from lib.runtime.outline import outline
 from lib.runtime.shared_memory import to_shared_memory
 from lib.runtime.text import count_of, few_names, name_warnings, names_digest
 from lib.shards.images import ShardImages
@@ -246,11 +247,13 @@ def warn_about_other_classes(split: DatasetSplit, classes: ClassNames | None, na
 
 def is_packed(cfg: Config, kind: str) -> bool:
     """Return whether DATASET.SHARDS holds the split `kind`: train, valid or test."""
+    outline(cfg.DATASET.SHARDS)
     return bool(cfg.DATASET.SHARDS) and Path(cfg.DATASET.SHARDS, kind).is_dir()
 
 
 def packed_split(cfg: Config, kind: str) -> tuple[DatasetSplit, ClassNames | None]:
     """Open the split `kind` (train, valid, test) of DATASET.SHARDS, and the class names. Raises: UserError."""
+    outline(cfg.DATASET.SHARDS)
     folder = Path(cfg.DATASET.SHARDS, kind)
     if (folder / SETTINGS).exists() and not Path(cfg.DATASET.SHARDS, INFO).exists():
         raise UserError(

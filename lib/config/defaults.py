@@ -6,7 +6,7 @@ from lib.config.key import Key, Section
 from lib.config.keys.data import DatasetKeys, DoctorKeys, InputKeys, PackKeys, PseudoKeys, SamplerKeys
 from lib.config.keys.loss import LossKeys
 from lib.config.keys.method import MixKeys, ModelKeys, OptimizerKeys, ScheduleKeys
-from lib.config.keys.run import LogKeys, RunKeys, TauNormKeys, TestKeys, TopKeys, TrainKeys
+from lib.config.keys.run import LogKeys, RunKeys, StorageKeys, TauNormKeys, TestKeys, TopKeys, TrainKeys
 from lib.config.keys.tools import (
     CleanKeys,
     EnrollKeys,
@@ -48,6 +48,7 @@ class Config(TopKeys, title='all options'):
     INDEX: IndexKeys
     ENROLL: EnrollKeys
     RUN: RunKeys
+    STORAGE: StorageKeys
 
 
 # Name ('' for the top-level keys) -> class.

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, overload
 
 from lib.errors import UserError, shown, text_fault, url_fault
+from lib.runtime.mirror import url_of
+from lib.runtime.read_file import MARK
 
 if TYPE_CHECKING:
 
@@ -35,7 +37,8 @@ class Key(Generic[T]):
         neutral: a value that switches the option off, so that it may be set where the method does not use it.
         used_by: (selector key, its values that use this option); None if it is always used.
         or_by: other selector keys; the same values of these use it, too.
-        is_path: the text is a path, or each text of a tuple, besides words such as 'last'; a URL is refused.
+        is_path: the text is a path, or each text of a tuple, besides words such as 'last'; a URL is one of object
+            storage, without credentials.
         entry: type of the entries of a tuple whose default is empty.
         auto: value that stands for the word 'auto' in the config, outside the allowed range; None: the word is refused.
     """
@@ -109,8 +112,10 @@ class Key(Generic[T]):
             return value.strip().lower() == AUTO
         return type(value) is type(self.default) and value == self.auto
 
-    def plain(self, value: T) -> T | str:
-        """Return a value as YAML and help show it: the word 'auto' for `auto`."""
+    def plain(self, value: Any) -> Any:
+        """Return a value as YAML and help show it: the word 'auto' for `auto`, a URL for a path in its mirror."""
+        if self.is_path and MARK in str(value):
+            return tuple(map(url_of, value)) if isinstance(value, tuple) else url_of(value)
         return AUTO if self.auto is not None and value == self.auto else value
 
     def _in_range(self, number: float) -> bool:

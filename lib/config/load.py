@@ -8,6 +8,7 @@ from typing import Any
 from lib.config.check import check_values
 from lib.config.defaults import KEYS, Config
 from lib.config.options import Recipe, parse_options
+from lib.config.storage import localized, set_cache
 from lib.config.yaml_text import as_node, parse_config_text, read_config_file
 from lib.errors import UserError, unquoted
 
@@ -104,7 +105,10 @@ def merge_checkpoint_config(
 
 
 def _explicit_layers(files: Sequence[str], options: Mapping[str, Any]) -> list[Layer]:
-    return [*(Layer(file, read_config_file(file)) for file in files), Layer('the command line', options)]
+    set_cache(options)
+    layers = [*(Layer(file, read_config_file(file)) for file in files), Layer('the command line', options)]
+    set_cache({name: value for layer in layers for name, value in layer.values.items()})
+    return [Layer(layer.source, localized(layer.values)) for layer in layers]
 
 
 def _default_layer(options: dict[str, Any]) -> Layer:
@@ -168,9 +172,9 @@ def _checkpoint_layers(text: str, path: str, notes: list[str]) -> list[Layer]:
     used = {
         name: value
         for name, value in values.items()
-        if name not in _NEVER_FROM_CHECKPOINT and not name.startswith('RUN.')
+        if name not in _NEVER_FROM_CHECKPOINT and not name.startswith(('RUN.', 'STORAGE.'))
     }
-    return [Layer(source, _BEFORE | used)]
+    return [Layer(source, _BEFORE | localized(used))]
 
 
 def _resolve(base: list[Layer], explicit: list[Layer], *, is_checkpoint: bool) -> Config:

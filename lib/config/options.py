@@ -13,7 +13,9 @@ from typing import Any, NoReturn
 from lib.config.command_help import COMMANDS, CommandHelp
 from lib.config.defaults import KEYS, SECTIONS
 from lib.config.key import AUTO, Key, did_you_mean
+from lib.config.storage import mirrored
 from lib.errors import UserError, one_line, shortened, shown, text_fault, unquoted, url_fault
+from lib.runtime.mirror import is_url
 
 _WIDTH = 80
 _LONGEST_MESSAGE = 400  # of argparse, which may name all choices
@@ -32,10 +34,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def local_path(text: str) -> Path:
-    """Return the path that an argument of argparse names. Raises ArgumentTypeError if it is a URL or no Unicode."""
+    """Return the path that an argument of argparse names, of a URL that in the mirror, where its file is downloaded.
+
+    Raises:
+        argparse.ArgumentTypeError: a URL with another scheme, or no Unicode.
+        UserError: a request is refused or fails.
+    """
     if fault := url_fault(text) or text_fault(text):
         raise argparse.ArgumentTypeError(fault)
-    return Path(text)
+    return Path(mirrored(text) if is_url(text) else text)
 
 
 class Formatter(argparse.HelpFormatter):

@@ -3,6 +3,7 @@
 import codecs
 import itertools
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import yaml
 from lib.config.defaults import KEYS, SECTIONS, TREE, Config
 from lib.config.key import did_you_mean
 from lib.errors import UserError, one_line, shown, unquoted, url_fault
+from lib.runtime.mirror import is_url, local_path
 from lib.runtime.read_file import MAX_CONFIG_BYTES, read_text, reason_of
+from lib.runtime.storage import materialize
 
 
 class _Fault(Exception):
@@ -105,9 +108,11 @@ def read_config_file(path: str) -> dict[str, Any]:
     """
     if fault := url_fault(path):
         raise UserError(f'--config is {fault}')
-    file = Path(path)
+    file = local_path(path) if is_url(path) else Path(path)
     if file.suffix not in ('.yaml', '.yml'):
         raise UserError(f'--config {path}: only YAML files (.yaml, .yml) are accepted; a config is never executed')
+    with suppress(FileNotFoundError):
+        materialize(file)
     if not file.exists():
         raise UserError(f'--config {path}: no such file{_near(file)}')
     return parse_config_text(_read(file), path)

@@ -32,6 +32,7 @@ from lib.dataset.paths import PathColumn
 from lib.errors import UserError, is_unicode, unquoted
 from lib.runtime.log import LOGGER
 from lib.runtime.read_file import MAX_JSON_BYTES, check_memory, open_regular, reason_of
+from lib.runtime.storage import exists
 from lib.runtime.text import decode_json, digest_of_names, nfc_list, whole
 
 # Parsing a smaller file takes less time than opening a cache, and no file is written into its folder.
@@ -147,7 +148,7 @@ def read_classes(path: str | Path, num_classes: int, source: str = 'the annotati
     Raises:
         UserError: it exists, but has another form or not `num_classes` names.
     """
-    if not Path(path).exists():
+    if not exists(path):
         return None
     tree: Any = decode_json(path, _read(path))
     names = tree.get('names') if isinstance(tree, dict) else None

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from lib.dataset.image_format import EXTENSIONS, HEADER_BYTES, image_format
 from lib.errors import UserError, unquoted
+from lib.runtime.outline import outline
 from lib.runtime.read_file import open_regular
 from lib.runtime.text import count_of, first_few, sorted_naturally
 
@@ -76,7 +77,8 @@ class ImageWalk:
     """
 
     def __init__(self, root: str | os.PathLike) -> None:
-        """Set the root, an existing folder."""
+        """Set the root, an existing folder; of one in object storage, all objects are listed. Raises: UserError."""
+        outline(root)
         self.root = os.fspath(root)
         self.left_out: dict[str, LeftOut] = {}
 

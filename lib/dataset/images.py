@@ -13,7 +13,9 @@ from lib.dataset.lazy_image import LazyImage, LazyPixelImage, open_lazy_image
 from lib.dataset.paths import path_as_text, spelled_on_disk
 from lib.errors import printable, unquoted
 from lib.runtime import read_file
+from lib.runtime.mirror import is_mirrored
 from lib.runtime.read_file import MAX_IMAGE_BYTES, RefusedFileError
+from lib.runtime.storage import fetch_ahead
 
 FIRST_PAUSE_SECONDS = 0.05  # doubles with every attempt
 # There is no file at the path that any process could read as an image.
@@ -21,7 +23,17 @@ NOT_AN_IMAGE_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, R
 
 
 class Images(Protocol):
-    """The images of a split."""
+    """The images of a split.
+
+    Attributes:
+        is_remote: reading waits for a server, so that callers name the rows that they will read: `prefetch`.
+    """
+
+    @property
+    def is_remote(self) -> bool: ...
+
+    def prefetch(self, rows: np.ndarray) -> None:
+        """Begin to fetch the images of `rows`, where they are remote."""
 
     def __len__(self) -> int: ...
 
@@ -37,6 +49,11 @@ class Images(Protocol):
 
 class EncodedImages:
     """Images stored as the bytes of image files; a subclass implements `read`, `name` and `__len__`."""
+
+    is_remote = False
+
+    def prefetch(self, rows: np.ndarray) -> None:
+        """Begin to fetch the images of `rows`, where they are remote."""
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -65,6 +82,12 @@ class FileImages(EncodedImages):
         """Set the files: `paths`, relative to `root`, in a list or, for millions of them, in an Arrow column."""
         self.paths = paths
         self.root = root
+        self.is_remote = is_mirrored(root)
+
+    def prefetch(self, rows: np.ndarray) -> None:
+        """Begin to download the files of `rows` that are in a bucket and not on the disk."""
+        if self.is_remote:
+            fetch_ahead(path for path in map(self.path, rows.tolist()) if is_mirrored(path))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -84,6 +107,11 @@ class FileImages(EncodedImages):
 
 class ArrayImages:
     """Images that are in memory already, such as CIFAR's."""
+
+    is_remote = False
+
+    def prefetch(self, rows: np.ndarray) -> None:
+        """Do nothing."""
 
     def __init__(self, images: np.ndarray) -> None:
         """Set the images: uint8 (num_images, height, width, 3), RGB. Raises: ValueError for another array."""
@@ -113,6 +141,15 @@ class SomeImages:
     def __init__(self, images: Images, rows: np.ndarray) -> None:
         """Select `rows` of `images`."""
         self.images, self.rows = images, rows
+
+    @property
+    def is_remote(self) -> bool:
+        """Return whether reading waits for a server."""
+        return self.images.is_remote
+
+    def prefetch(self, rows: np.ndarray) -> None:
+        """Begin to fetch images, where they are remote."""
+        self.images.prefetch(self.rows[rows])
 
     def __len__(self) -> int:
         return len(self.rows)

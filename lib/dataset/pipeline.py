@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lib.dataset.normalize import flip_images
-from lib.dataset.reader import BatchReader, BatchRequest, RawBatch, pixels_in
+from lib.dataset.reader import BatchReader, BatchRequest, RawBatch, pixels_in, with_rows_ahead
 from lib.errors import UserError
 from lib.runtime.device import one_thread
 from lib.runtime.shared_memory import SharedMemoryFull, free_shared_bytes, shared_empty
@@ -69,6 +69,7 @@ class BatchPipeline:
         """
         self._device, self._reader = device, reader
         self._num_threads = 0 if num_workers else num_threads
+        self._num_readers = max(1, num_workers)
         self._normalize = normalize
         self._requests: list[BatchRequest] = []
         # A request is sent only after all but this many earlier ones have been returned; the last one is still in use.
@@ -93,6 +94,8 @@ class BatchPipeline:
 
     def __call__(self, requests: Iterator[BatchRequest]) -> Iterator[Batch]:
         """Yield the batch of each request, in order. Raises: UserError as BatchReader."""
+        if self._reader.images.is_remote:
+            requests = with_rows_ahead(list(requests), self._num_readers)
         if self._num_threads:
             batches = map(_or_raise, self._read_ahead(requests))
         else:

@@ -25,6 +25,11 @@ class CachedImages:
     Images that cannot be read or decoded are not cached: every access raises their error, as without a cache.
     """
 
+    is_remote = False
+
+    def prefetch(self, rows: np.ndarray) -> None:
+        """Do nothing."""
+
     def __init__(self, images: Images, short_side: int, *, label: str, num_threads: int) -> None:
         """Read all images in `num_threads` threads; `label` names the progress bar.
 
@@ -64,6 +69,11 @@ class CachedImages:
         width, height = self._sizes[row].tolist()
         return self._pixels[self._starts[row] : self._starts[row + 1]].view(height, width, 3).numpy()
 
+    def _prefetched(self, rows: range) -> range:
+        if self._images.is_remote:
+            self._images.prefetch(np.arange(rows.start, rows.stop))
+        return rows
+
     def _reduced_size(self, row: int) -> tuple[int, int]:
         try:
             image = self._images.open(row)
@@ -85,7 +95,7 @@ class CachedImages:
 
     def _progress(self, pool: ThreadPoolExecutor, work: Callable[[int], Any], label: str) -> Iterable:
         chunks = (range(start, min(start + _CHUNK, len(self))) for start in range(0, len(self), _CHUNK))
-        results = (result for rows in chunks for result in pool.map(work, rows))
+        results = (result for rows in map(self._prefetched, chunks) for result in pool.map(work, rows))
         return progress_bar(results, total=len(self), label=label, unit='image')
 
 

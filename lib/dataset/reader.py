@@ -1,6 +1,6 @@
 """Batch reader: rows in, one uint8 batch out. This is the work of a loader's worker process."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, TypeVar
@@ -30,6 +30,7 @@ class Augmentation(Protocol):
 
 
 ALL_VIEWS = -1
+_ROWS_AHEAD = 256  # remote images that a process fetches ahead: in the time of some round trips, it reads so many
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class BatchRequest:
         size: image size in pixels; 0: the size of the transform.
         view: number of the reader's transform, from 0. ALL_VIEWS: all of them, of images that are opened once.
         buffer: number of the reader's buffer to fill. The earlier batch in it is no longer in use.
+        ahead: rows of remote images that this process will read soon, so that it begins to fetch them now.
     """
 
     epoch: int
@@ -48,6 +50,7 @@ class BatchRequest:
     size: int = 0
     view: int = 0
     buffer: int = 0
+    ahead: np.ndarray | None = None
 
 
 class RowReader(Protocol):
@@ -203,6 +206,8 @@ class BatchReader(Dataset):
             return error
 
     def _read(self, request: BatchRequest) -> RawBatch:
+        if request.ahead is not None:
+            self.images.prefetch(request.ahead)
         batch_size = len(request.rows)
         views, readable, bad = self._empty_views(request), np.ones(batch_size, bool), list[tuple[int, str]]()
         for position, row in enumerate(request.rows.tolist()):
@@ -277,6 +282,20 @@ class BatchReader(Dataset):
             raise UserError(f'{self.images.name(row)}: {reason}') from None
         except OSError as error:
             raise UserError(f'{self.images.name(row)}: cannot be read ({reason_of(error)})') from None
+
+
+def with_rows_ahead(requests: Sequence[BatchRequest], num_readers: int) -> Iterator[BatchRequest]:
+    """Yield requests for remote images, each with the rows that its reader is to begin to fetch with it.
+
+    Args:
+        num_readers: processes that get the requests in turn. The first request of each has its own rows and those of
+            the next ones, _ROWS_AHEAD in all; each later one has those of one further request.
+    """
+    depth = max(2, -(-_ROWS_AHEAD // max(1, len(requests[0].rows)))) if requests else 0
+    for number, request in enumerate(requests):
+        first = number if number < num_readers else number + (depth - 1) * num_readers
+        rows = [later.rows for later in requests[first : number + depth * num_readers : num_readers]]
+        yield replace(request, ahead=np.concatenate(rows) if rows else None)
 
 
 def pixels_in(buffer: torch.Tensor, num_images: int, size: int, offset: int = 0) -> torch.Tensor:

@@ -8,7 +8,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +24,7 @@ _CHUNK_BYTES = 8 << 20
 _MAX_OPEN = 256
 _PARALLEL = 16  # requests for parts of one object
 _PART_BYTES = tuple(size << 20 for size in (5, 8, 10, 15, 16, 20, 25, 32, 50, 64, 100, 128))  # of multipart uploads
+_MAX_GAP, _MAX_RANGE = 64 << 10, 8 << 20  # bytes: neighbors with a smaller gap are read by one request
 _NO_FOLDER = '.no-such-folder'
 
 # Words in the errors of the clients -> what the user can do. The first that occurs counts.
@@ -94,6 +95,17 @@ class Bucket:
             return data
 
         return self._request(key, read)
+
+    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]], pool: ThreadPoolExecutor) -> list[bytes]:
+        """Return ranges of an object, given as (offset, length); neighbors are read by one request."""
+        groups = joined_ranges(ranges)
+        blocks = (pool.map if len(groups) > 1 else map)(lambda group: self.read(key, group[0], group[1]), groups)
+        found: list[bytes] = [b''] * len(ranges)
+        for (start, _, members), block in zip(groups, blocks, strict=True):
+            for number in members:
+                offset, length = ranges[number]
+                found[number] = block[offset - start : offset - start + length]
+        return found
 
     def download(self, key: str, descriptor: int) -> Version:
         """Write a whole object to a file, in parts at a time; return its version."""
@@ -244,3 +256,18 @@ def _md5(descriptor: int, start: int, length: int) -> Any:
 def bucket_of(scheme: str, name: str) -> Bucket:
     """Return the bucket, with one client in this process."""
     return Bucket(scheme, name)
+
+
+def joined_ranges(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int, list[int]]]:
+    """Return requests that cover ranges of (offset, length): offset, length, and the numbers of their ranges."""
+    groups: list[tuple[int, int, list[int]]] = []
+    for number in sorted(range(len(ranges)), key=lambda number: ranges[number]):
+        offset, length = ranges[number]
+        if groups:
+            start, size, members = groups[-1]
+            end = max(start + size, offset + length)
+            if offset <= start + size + _MAX_GAP and end - start <= _MAX_RANGE:
+                groups[-1] = (start, end - start, [*members, number])
+                continue
+        groups.append((offset, length, [number]))
+    return groups

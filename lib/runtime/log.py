@@ -9,6 +9,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from lib.errors import printable
+from lib.runtime.mirror import with_urls
 
 Item = TypeVar('Item')
 LOGGER = logging.getLogger('recognizer')
@@ -43,7 +44,7 @@ class _Buffer(logging.Handler):
 
 class _WithLevel(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = printable(super().format(record))
+        text = with_urls(printable(super().format(record)))
         return f'warning: {text}' if record.levelno >= logging.WARNING else text
 
 

@@ -68,8 +68,9 @@ def local_path(url: str) -> Path:
     parts = [part for part in rest.split('/') if part not in ('', '.')]
     if not parts or '..' in parts:
         raise UserError(f'{url}: is not the address of a bucket, an object or a folder')
-    root = _settings.root or str(default_cache())
-    return Path(root + MARK + os.sep.join((scheme.lower(), *parts)))
+    if not _settings.root:
+        _settings.root = str(default_cache())
+    return Path(_settings.root + MARK + os.sep.join((scheme.lower(), *parts)))
 
 
 def url_of(path: str | os.PathLike) -> str:
@@ -101,9 +102,10 @@ def location(path: str | os.PathLike) -> tuple[str, str, str]:
     return scheme, bucket, '' if key == '.' else key
 
 
-# The last digits of the modification time, in nanoseconds, of files that equal their object. Bulk is evicted first.
-_NAMED, _BULK, _TAG_RANGE = 77_771, 77_773, 100_000
-_TAGS = (_NAMED, _BULK)
+# The last digits of the modification time, in nanoseconds, of files that equal their object. Bulk is evicted first; of
+# a file that is only listed, the content is absent.
+_NAMED, _BULK, _ABSENT, _TAG_RANGE = 77_771, 77_773, 77_775, 100_000
+_TAGS = (_NAMED, _BULK, _ABSENT)
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,19 @@ def is_clean(status: os.stat_result) -> bool:
 def stamp(path: str | os.PathLike, version: Version, is_bulk: bool = False) -> None:
     """Mark a file as equal to its object."""
     os.utime(path, ns=(time.time_ns(), version.stamp(is_bulk)))
+
+
+def mark_absent(path: str | os.PathLike, seconds: int) -> None:
+    """Mark a file whose content is not downloaded; `seconds`: time of the last change of its object."""
+    os.utime(path, ns=(time.time_ns(), seconds * 10**9 + _ABSENT))
+
+
+def is_here(path: str | os.PathLike) -> bool:
+    """Return whether the content of a file of the mirror is on the disk."""
+    try:
+        return os.stat(path).st_mtime_ns % _TAG_RANGE != _ABSENT
+    except (OSError, ValueError):
+        return False
 
 
 def open_sparse(path: str | os.PathLike, size: int) -> int:

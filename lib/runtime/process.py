@@ -18,6 +18,7 @@ from typing import NoReturn, TextIO
 
 from lib.errors import one_line
 from lib.runtime.early_interrupt import INTERRUPTED
+from lib.runtime.mirror import with_urls
 
 # Of batch systems and torchrun, and of a terminal that is closed. Windows has no SIGHUP.
 TERMINATING = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name))
@@ -124,7 +125,7 @@ def output_error() -> OSError | None:
 def write_error_line(text: str) -> None:
     """Write one line to standard error; one write, so that the lines of several processes do not mix."""
     with suppress(OSError, ValueError):  # a stream of the caller may raise
-        sys.stderr.write(f'{one_line(text)}\n')
+        sys.stderr.write(f'{with_urls(one_line(text))}\n')
         sys.stderr.flush()
 
 

@@ -9,23 +9,23 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lib.errors import UserError
-from lib.runtime.mirror import count, is_clean, is_mirrored, location, stamp
+from lib.runtime.mirror import count, is_clean, is_here, is_mirrored, location, stamp
 from lib.runtime.read_file import RefusedFileError
 
 if TYPE_CHECKING:
     from lib.runtime.bucket import Bucket
+    from lib.runtime.storage_clients import Entry
 
 _PARALLEL = 24  # requests of a process at a time
-_MAX_GAP, _MAX_RANGE = 64 << 10, 8 << 20  # bytes: neighbors with a smaller gap are read by one request
 _MAX_CHECKED = 100_000
 
 _locks = [threading.Lock() for _ in range(64)]  # of downloads, by path
@@ -42,7 +42,7 @@ def materialize(path: str | os.PathLike) -> None:
         UserError: the request is refused or fails.
     """
     text = os.fspath(path)
-    if is_mirrored(text) and not _is_hidden(text) and not (text in _checked and os.path.exists(text)):
+    if is_mirrored(text) and not _is_hidden(text) and not (text in _checked and is_here(text)):
         with _reading(), _lock_of(text):
             _settle(text)
         _check(text)
@@ -51,10 +51,17 @@ def materialize(path: str | os.PathLike) -> None:
 def fetch(path: str | os.PathLike) -> None:
     """Download the object of a path in the mirror if it is absent here. Raises: as `materialize`."""
     text = os.fspath(path)
-    if not os.path.exists(text) and not _is_hidden(text):
+    if not is_here(text) and not _is_hidden(text):
         with _reading(), _lock_of(text):
-            if not os.path.exists(text):
+            if not is_here(text):
                 _download(text, is_bulk=True)
+
+
+def exists(path: str | os.PathLike) -> bool:
+    """Return whether there is a file or a folder, also in object storage; a file is downloaded. Raises: UserError."""
+    with suppress(FileNotFoundError):
+        materialize(path)
+    return os.path.exists(path)
 
 
 def arrive(path: str | os.PathLike) -> None:
@@ -113,7 +120,12 @@ def pull(folder: str | os.PathLike, pattern: str | None = None, without: tuple[s
 
 
 def entries(folder: str | os.PathLike) -> list[tuple[str, int, bool]]:
-    """Return name, bytes and whether it is a folder of all that a folder holds.
+    """Return name, bytes and whether it is a folder of all that a folder holds. Raises: as `folder_entries`."""
+    return [(entry.name, entry.size, entry.is_folder) for entry in folder_entries(folder)]
+
+
+def folder_entries(folder: str | os.PathLike) -> 'list[Entry]':
+    """Return what a folder holds.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -121,7 +133,7 @@ def entries(folder: str | os.PathLike) -> list[tuple[str, int, bool]]:
     """
     with _reading():
         bucket, key = _bucket_of(folder)
-        return [(entry.name, entry.size, entry.is_folder) for entry in bucket.entries(key)]
+        return bucket.entries(key)
 
 
 def size_of(path: str | os.PathLike) -> int:
@@ -140,34 +152,14 @@ def read_ranges(path: str | os.PathLike, ranges: Sequence[tuple[int, int]]) -> l
     """
     with _reading():
         bucket, key = _bucket_of(path)
-        groups = joined_ranges(ranges)
-        read = partial(_read_group, bucket, key)
-        blocks = list((request_pool().map if len(groups) > 1 else map)(read, groups))
-    found: list[bytes] = [b''] * len(ranges)
-    for (start, _, members), block in zip(groups, blocks, strict=True):
-        for number in members:
-            offset, length = ranges[number]
-            found[number] = block[offset - start : offset - start + length]
-    return found
+        return bucket.read_ranges(key, ranges, request_pool())
 
 
-def _read_group(bucket: 'Bucket', key: str, group: tuple[int, int, list[int]]) -> bytes:
-    return bucket.read(key, group[0], group[1])
-
-
-def joined_ranges(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int, list[int]]]:
-    """Return requests that cover ranges of (offset, length): offset, length, and the numbers of their ranges."""
-    groups: list[tuple[int, int, list[int]]] = []
-    for number in sorted(range(len(ranges)), key=lambda number: ranges[number]):
-        offset, length = ranges[number]
-        if groups:
-            start, size, members = groups[-1]
-            end = max(start + size, offset + length)
-            if offset <= start + size + _MAX_GAP and end - start <= _MAX_RANGE:
-                groups[-1] = (start, end - start, [*members, number])
-                continue
-        groups.append((offset, length, [number]))
-    return groups
+def fetch_ahead(paths: Iterable[str]) -> None:
+    """Begin to download files of the mirror; an error is one of `fetch` later."""
+    for path in paths:
+        if not is_here(path):
+            request_pool().submit(fetch, path)
 
 
 def publish(path: str | os.PathLike) -> None:

@@ -5,7 +5,8 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -18,12 +19,15 @@ from lib.dataset.decode import DecodeError
 from lib.dataset.images import FIRST_PAUSE_SECONDS, NOT_AN_IMAGE_FILE, EncodedImages
 from lib.dataset.lazy_image import LazyImage, LazyPixelImage
 from lib.errors import one_line, unquoted
+from lib.runtime.mirror import is_mirrored, url_of
 from lib.runtime.read_file import open_descriptor, reason_of
 from lib.shards.index import PackedIndex
+from lib.shards.remote import RemoteShards
 
 # Open shards per process; the usual limit of the system is 1024 files.
 MAX_OPEN = 256
 _ATTEMPTS = 3
+_AHEAD = 128  # images that are fetched together, where a shard in a bucket is verified
 Result = TypeVar('Result')
 
 
@@ -80,7 +84,8 @@ class ShardImages(EncodedImages):
     Every read is compared with the checksum computed when packing, which takes about a hundredth of the time of
     decoding: any damage to a shard or its index (truncation, replacement, a flipped bit) is a DecodeError, never wrong
     pixels. Of images that are stored as pixels, a process compares the first read only, since the checksum takes half
-    of the time of a crop; then it maps them, so that a crop reads the part that it needs.
+    of the time of a crop; then it maps them, so that a crop reads the part that it needs. Of shards in a bucket, images
+    are read by ranges: see lib/shards/remote.py.
     """
 
     def __init__(self, path: str | os.PathLike, max_open: int = MAX_OPEN, *, identity: tuple[int, ...] = ()) -> None:
@@ -97,6 +102,8 @@ class ShardImages(EncodedImages):
         self._paths = [str(self.index.path.with_name(shard.name)) for shard in self.index.contents.shards]
         self._opened = lru_cache(max_open)(OpenShard)
         self._is_verified = np.zeros(len(self) if self.index.is_raw else 0, bool)
+        self.is_remote = is_mirrored(self.index.path)
+        self._remote = RemoteShards(self.index, self._paths, max_open) if self.is_remote else None
 
     def __reduce__(self) -> tuple:
         return partial(type(self), identity=self.index.identity), (str(self.index.path), self._max_open)
@@ -117,9 +124,19 @@ class ShardImages(EncodedImages):
         """
         row = int(row)
         length, offset = self._length(row), self.index.offsets.item(row)
-        data = self._read(row, lambda shard: shard.read(length, offset))
-        self._check(row, data, length)
+        if self._remote is None:
+            data, is_packed = self._read(row, lambda shard: shard.read(length, offset)), False
+        else:
+            with self._missing_is_damage(row):
+                data, is_packed = self._remote.read(row)
+        if not is_packed:
+            self._check(row, data, length)
         return data
+
+    def prefetch(self, rows: np.ndarray) -> None:
+        """Begin to fetch images in a bucket, so that `read` waits less."""
+        if self._remote is not None:
+            self._remote.prefetch(rows)
 
     def open(self, row: int) -> LazyImage:
         """Return an image of which at least the header is read. Raises: OSError, DecodeError."""
@@ -131,13 +148,14 @@ class ShardImages(EncodedImages):
 
     def _pixels(self, row: int) -> np.ndarray:
         """Return the mapped pixels of an image stored as such, uint8 (height, width, 3). Raises: as `read`."""
-        if not self._is_verified[row]:
-            self.read(row)
-            self._is_verified[row] = True
+        data = self.read(row) if self.is_remote or not self._is_verified[row] else b''
+        self._is_verified[row] = True
         width, height = self.index.widths.item(row), self.index.heights.item(row)
         num_bytes, length = 3 * width * height, self.index.lengths.item(row)
         if width < 1 or height < 1 or num_bytes > length:
             raise DecodeError(f'{self._path(row)}, row {row}: the size of this image in the index is wrong')
+        if self.is_remote:  # its file may lose blocks at any time
+            return np.frombuffer(bytearray(data), np.uint8, num_bytes, length - num_bytes).reshape(height, width, 3)
         offset = self.index.offsets.item(row) + length - num_bytes  # the header is before
         pixels = self._read(row, lambda shard: shard.view(num_bytes, offset))
         self._check_length(row, len(pixels), num_bytes)
@@ -151,8 +169,13 @@ class ShardImages(EncodedImages):
         return length
 
     def _read(self, row: int, work: Callable[[OpenShard], Result]) -> Result:
+        with self._missing_is_damage(row):
+            return self._attempt(self._paths[self.index.shards.item(row)], work)
+
+    @contextmanager
+    def _missing_is_damage(self, row: int) -> Iterator[None]:
         try:
-            return self._attempt(self._path(row), work)
+            yield
         except NOT_AN_IMAGE_FILE as error:
             reason = 'is missing' if isinstance(error, FileNotFoundError) else reason_of(error)
             raise DecodeError(f'{self._path(row)}, row {row}: this shard {reason}') from None
@@ -167,7 +190,8 @@ class ShardImages(EncodedImages):
             raise DecodeError(f'{self._path(row)}, row {row}: the shard is truncated before the end of this image')
 
     def _path(self, row: int) -> str:
-        return self._paths[self.index.shards.item(row)]
+        """Return the shard of an image, for messages."""
+        return url_of(self._paths[self.index.shards.item(row)])
 
     def _attempt(self, path: str, work: Callable[[OpenShard], Result]) -> Result:
         """Read, with new attempts on the reopened file after a failure of the disk or the network."""
@@ -203,7 +227,10 @@ class ShardReader:
             return number, f'{path}: no such file'
         if path.stat().st_size != shard.size:
             return number, f'{path}: has {path.stat().st_size} bytes, but {shard.size} were written'
-        for row in np.flatnonzero(index.shards == number).tolist():
+        rows = np.flatnonzero(index.shards == number)
+        for position, row in enumerate(rows.tolist()):
+            if position % _AHEAD == 0:
+                self.images.prefetch(rows[position : position + 2 * _AHEAD])
             if index.lengths[row]:
                 try:
                     self.images.read(row)

@@ -11,6 +11,7 @@ from lib.dataset.annotation_rows import MAX_CLASSES
 from lib.errors import UserError, shown
 from lib.runtime.checksums import checksum_of_columns
 from lib.runtime.read_file import check_regular
+from lib.runtime.storage import materialize
 from lib.runtime.text import few_names
 
 INDEX, FORMAT = 'index.arrow', 1
@@ -127,6 +128,8 @@ class PackedIndex:
         """
         self.path = path
         try:
+            if not identity:
+                materialize(path)
             status = path.stat()
             self.identity = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
             if identity and self.identity != identity:

@@ -273,3 +273,15 @@ class RunKeys(Section, title='devices, workers, precision'):
     COMPILE = Key(
         False, 'Compile the model with torch.compile; if that fails, a warning is logged and it runs uncompiled.'
     )
+
+
+class StorageKeys(Section, title='object storage'):
+    CACHE = Key(
+        '',
+        'Folder for the files of s3://, gs://, abfs:// and https:// paths, which all commands of a machine may share. '
+        "Empty: product-recognition in the user's cache folder.",
+        is_path=True,
+    )
+    CACHE_GB = Key(
+        50.0, 'Largest size of CACHE; the least recently used images are removed from it.', low=0.01, unit='GB'
+    )

@@ -1,0 +1,39 @@
+"""URLs of object storage in the config: each becomes the path of its file or folder in a local mirror."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lib.config.defaults import KEYS
+from lib.runtime.mirror import configure, is_url, local_path
+from lib.runtime.storage import arrive
+
+_CACHE, _CACHE_GB = 'STORAGE.CACHE', 'STORAGE.CACHE_GB'
+
+
+def set_cache(values: Mapping[str, Any]) -> None:
+    """Set folder and size limit of the mirror to those of some keys, if one of these keys is given."""
+    if values.keys() & {_CACHE, _CACHE_GB}:
+        folder, gigabytes = (values.get(name, KEYS[name].default) for name in (_CACHE, _CACHE_GB))
+        configure(folder, int(gigabytes * 1e9))
+
+
+def localized(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return flat keys with the path in the mirror for each URL; files are downloaded, folders created.
+
+    Raises:
+        UserError: a request is refused or fails.
+    """
+    return {name: _localized(value) if KEYS[name].is_path else value for name, value in values.items()}
+
+
+def _localized(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_localized, value))
+    return mirrored(value) if is_url(value) else value
+
+
+def mirrored(url: str) -> str:
+    """Return the path of a URL in the mirror, where its file is downloaded. Raises: UserError, as `localized`."""
+    path = local_path(url)
+    arrive(path)
+    return str(path)

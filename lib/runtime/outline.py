@@ -1,0 +1,58 @@
+"""Folders of object storage as folders on the disk: an empty sparse file for each object, until it is opened."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from lib.runtime.mirror import is_clean, is_mirrored, mark_absent
+from lib.runtime.storage import folder_entries
+
+_PARALLEL = 24
+_outlined: set[str] = set()
+
+
+def outline(folder: str | os.PathLike) -> None:
+    """Create a file with the name and the size of each object in and below a folder, once per process.
+
+    Opening such a file downloads the object (see lib/runtime/storage.py). Files that were downloaded before stay if
+    size and time of the object are still theirs. Does nothing outside of the mirror.
+
+    Raises:
+        UserError: a request is refused or fails.
+    """
+    text = os.fspath(folder)
+    if not is_mirrored(text) or text in _outlined:
+        return
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        level = [text]
+        while level:  # folder by folder, since a bucket lists a folder of millions of objects in one sequence
+            level = [below for folders in pool.map(_outline_one, level) for below in folders]
+    _outlined.add(text)
+
+
+def _outline_one(folder: str) -> list[str]:
+    """Create the files of one folder; return the folders in it."""
+    found = {entry.name: entry for entry in folder_entries(folder) if not entry.name.startswith('.')}
+    os.makedirs(folder, exist_ok=True)
+    folders = [os.path.join(folder, name) for name, entry in found.items() if entry.is_folder]
+    here: dict[str, os.stat_result] = {}
+    with os.scandir(folder) as entries:
+        for there in entries:
+            if not there.name.startswith('.') and there.is_file(follow_symlinks=False):
+                here[there.name] = there.stat(follow_symlinks=False)
+    for name in here.keys() - found.keys():
+        if is_clean(here[name]):
+            os.unlink(os.path.join(folder, name))
+    for name, entry in found.items():
+        if entry.is_folder:
+            continue
+        status, path = here.get(name), Path(folder, name)
+        if status is not None:
+            is_same = status.st_size == entry.size and int(status.st_mtime) == entry.seconds
+            if is_same or not is_clean(status):  # or newer than its object
+                continue
+            path.unlink()
+        path.touch()
+        os.truncate(path, entry.size)
+        mark_absent(path, entry.seconds)
+    return folders
