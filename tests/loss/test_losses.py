@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lib.loss import target_vs_rest
 from lib.loss.targets import Targets
 from lib.loss.weighted import WeightedLoss
 from tests.loss.cases import CASES, COUNTS, Problem, assert_same, fast, problem, slow, value_and_gradients
@@ -53,6 +54,15 @@ def test_float32_is_close_to_float64(name):
     found = fast(CASES[name], some.to(torch.float32))
     assert [tensor.dtype for tensor in found] == [torch.float32] * 3
     assert_same(found, fast(CASES[name], some), rtol=1e-4, atol=1e-6)
+
+
+@every_loss
+def test_blocks_of_images_change_nothing(name, monkeypatch):
+    """9 images of 6 classes, in blocks of 2 images and a last one of 1."""
+    some = problem(seed=5, k=2)
+    whole = fast(CASES[name], some)
+    monkeypatch.setattr(target_vs_rest, '_BLOCK_ELEMENTS', 2 * 6 // torch.get_num_threads())
+    assert_same(fast(CASES[name], some), whole, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
