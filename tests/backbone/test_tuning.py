@@ -11,7 +11,7 @@ from torch import nn
 
 from lib.backbone.adapters import is_adapter, merge_into_backbone
 from lib.backbone.create import create_backbone
-from lib.backbone.tuning import tune_backbone
+from lib.backbone.tuning import blocks_of, tune_backbone
 from lib.errors import UserError
 
 KINDS = ('norm', 'bias', 'ssf', 'lora', 'adaptformer')
@@ -266,3 +266,32 @@ def test_replicas_of_data_parallel(kind, monkeypatch):
 def test_nothing_to_train():
     with pytest.raises(UserError, match=r'^MODEL.TUNE norm needs normalization layers, but MODEL.BACKBONE x has none'):
         tune_backbone(nn.Linear(2, 2), 'norm', name='x')
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ('name', 'some'),
+    [
+        ('vit_tiny_patch16_224', {'patch_embed', 'blocks.0', 'blocks.11'}),
+        ('resnet18', {'layer1.0', 'layer4.1'}),
+        ('convnext_atto', {'stages.1.downsample', 'stages.1.blocks.0', 'stages.3.blocks.1'}),
+        ('swin_tiny_patch4_window7_224', {'layers.1.downsample', 'layers.3.blocks.1'}),
+    ],
+)
+def test_blocks_run_once_and_hold_nearly_all_parameters(name, some):
+    with torch.device('meta'):
+        backbone = timm.create_model(name, num_classes=0)
+        blocks, calls = blocks_of(backbone), []
+        names = {module: path for path, module in backbone.named_modules()}
+        for block in blocks:
+            block.register_forward_hook(lambda module, *_: calls.append(names[module]))
+        backbone(torch.empty(2, 3, 224, 224))
+    assert calls == [names[block] for block in blocks]
+    assert some <= set(calls)
+    inside = [parameter for block in blocks for parameter in block.parameters()]
+    assert len(set(inside)) == len(inside)
+    assert sum(map(torch.numel, inside)) > 0.9 * sum(map(torch.numel, backbone.parameters()))
+
+
+def test_a_backbone_without_stages_has_no_blocks():
+    assert blocks_of(nn.Sequential(nn.Linear(3, 3))) == []
