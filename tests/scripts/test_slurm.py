@@ -56,11 +56,12 @@ class Job:
         )
 
     def wait_for(self, text: str, count: int = 1, seconds: float = 600) -> None:
-        """Return once the output contains `text`, `count` times."""
+        """Return once the output contains `text`, `count` times; the job must not end before."""
         end = time.monotonic() + seconds
-        while not self.output.exists() or self.output.read_text().count(text) < count:
-            assert time.monotonic() < end, f'{text!r}: {self.output.exists() and self.output.read_text()}'
-            time.sleep(0.05)
+        while (output := self.output.read_text() if self.output.exists() else '').count(text) < count:
+            ended = self.slurm.job(self.number)['JobState'] in ENDED and text not in self.output.read_text()
+            assert not ended and time.monotonic() < end, f'{text!r} is not in the output: {output}'
+            time.sleep(0.2)
 
     def wait(self, state: str, seconds: float = 600) -> dict[str, str]:
         """Return what Slurm says of the ended job, whose state is `state`."""
