@@ -42,13 +42,16 @@ def checkpoint_fingerprint(checkpoint: Checkpoint, prefix: str | tuple[str, ...]
     return hashlib.sha256(f'{fingerprint} {checkpoint.base.digest}'.encode()).hexdigest()
 
 
-def model_version(cfg: Config, checkpoint: Checkpoint, class_names: Sequence[str]) -> str:
+def model_version(cfg: Config, fingerprint: str, class_names: Sequence[str]) -> str:
     """Return a short fingerprint of a model: of its weights, preprocessing and class names.
 
     It is the same on every device, and for all copies of a checkpoint file.
+
+    Args:
+        fingerprint: of all weights.
     """
     preprocessing, pool = _preprocessing(cfg)
-    return _version(f'{checkpoint_fingerprint(checkpoint)} {preprocessing} {list(class_names)}{pool}')
+    return _version(f'{fingerprint} {preprocessing} {list(class_names)}{pool}')
 
 
 def feature_version(cfg: Config, fingerprint: str) -> str:

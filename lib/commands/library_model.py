@@ -10,7 +10,6 @@ import msgspec
 import numpy as np
 import torch
 
-from lib.builders.cache_key import model_version
 from lib.builders.loader import build_normalize, eval_batch_size, num_workers, plain_view
 from lib.builders.preprocessing import resolve_preprocessing
 from lib.commands.command import Command
@@ -87,7 +86,7 @@ def with_predictor(trained: LoadedModel, threads: int | None) -> LibraryModel:
     trained.model.eval()
     view = plain_view(trained.cfg)
     precision = trained.cfg.RUN.ENGINE_PRECISION
-    version = model_version(trained.cfg, trained.checkpoint, trained.class_names)
+    version = trained.version
     if precision != 'float32':
         version += f'-{precision}'
     score, known_from = read_rejection(trained, version) or (None, None)

@@ -1,6 +1,5 @@
 """A trained model, loaded from its checkpoint for evaluation and prediction, and its features of a split."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lib.builders.cache_key import checkpoint_fingerprint, input_key, split_key, weights_fingerprint
+from lib.builders.cache_key import checkpoint_fingerprint, input_key, model_version, split_key
 from lib.builders.calibration import calibration_pixels
 from lib.builders.data import open_training_data, open_valid_split
 from lib.builders.device import build_device
@@ -90,10 +89,13 @@ class LoadedModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Fingerprint of all weights; those that features depend on are hashed only once."""
-        state = self.checkpoint.state_dict
-        rest = weights_fingerprint({name: state[name] for name in state if not name.startswith(FEATURE_PREFIXES)})
-        return hashlib.sha256(f'{self.features_fingerprint} {rest}'.encode()).hexdigest()
+        """Fingerprint of all weights."""
+        return checkpoint_fingerprint(self.checkpoint)
+
+    @property
+    def version(self) -> str:
+        """Short fingerprint of weights, preprocessing and class names, see `model_version`."""
+        return model_version(self.cfg, self.fingerprint, self.class_names)
 
     @property
     def class_parents(self) -> list[list[str]]:

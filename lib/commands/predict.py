@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.builders.cache_key import input_key, model_version, split_key
+from lib.builders.cache_key import input_key, split_key
 from lib.builders.features import locked_store
 from lib.builders.loader import eval_batch_size
 from lib.builders.split import DatasetSplit, some_of
@@ -266,4 +266,4 @@ def _version_of(predictor: Predictor) -> str | None:
     first = predictor.trained[0]
     views = tta_views(first.cfg)
     is_plain = len(predictor.trained) == 1 and len(views) == 1 and views.averages_plain
-    return model_version(first.cfg, first.checkpoint, first.class_names) if is_plain else None
+    return first.version if is_plain else None

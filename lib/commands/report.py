@@ -9,7 +9,6 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from lib.builders.cache_key import model_version
 from lib.builders.model import class_names, class_shard, model_of
 from lib.builders.split import DatasetSplit
 from lib.commands.loaded_model import LoadedModel, split_features
@@ -240,7 +239,7 @@ def _read_tau(file: Path) -> dict[str, Any] | None:
 
 def _open_set_of(trained: LoadedModel) -> dict[str, Any] | None:
     """Return the latest measurements of test.py on unknown products, for this version of the model."""
-    version = model_version(trained.cfg, trained.checkpoint, trained.class_names)
+    version = trained.version
     try:
         found = latest_rejection(trained.folder, version)
     except UserError as error:
