@@ -102,7 +102,7 @@ class Trackers:
         for tracker in self._records.keys() - self._failed.keys():
             try:
                 self._records[tracker].add_result(self._saved_epoch, metrics, present)
-                LOGGER.info('%s: %d files recorded', tracker, len(present))
+                LOGGER.info('%s: %d file%s recorded', tracker, len(present), '' if len(present) == 1 else 's')
             except Exception as error:
                 self._give_up(tracker, error, f'files are not recorded, but in {self._folder.path}')
 

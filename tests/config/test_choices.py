@@ -7,6 +7,7 @@ import pytest
 from lib.builders import data, loader, loss, mixing, model, objective, optim, sampler
 from lib.config.defaults import KEYS
 from lib.optim.optimizer import KINDS
+from lib.trainer.tracker_records import RECORDS
 
 TABLES: dict[str, Collection[str]] = {
     'DATASET.NAME': data._SOURCES,
@@ -21,6 +22,7 @@ TABLES: dict[str, Collection[str]] = {
     'LOSS.AUXILIARY': objective.AUXILIARIES,
     'OPTIMIZER.TYPE': (*KINDS, 'lbfgs'),  # the last one by create_lbfgs
     'SCHEDULE.TYPE': optim.SCHEDULES,
+    'LOG.TRACKERS': ('tensorboard', *RECORDS),
 }
 
 

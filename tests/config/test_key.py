@@ -20,6 +20,7 @@ TEXT = Key('', 'A name.')
 CHOICE = Key('focal', 'A method.', choices=('', 'cross_entropy', 'focal'))
 PAIR = Key((0.5, 1.0), 'Two numbers.', low=0.0, high=2.0)
 INTS = Key((1, 2), 'Whole numbers.')
+SOME = Key(('a',), 'Some of three.', choices=('a', 'b', 'cd'))
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,7 @@ INTS = Key((1, 2), 'Whole numbers.')
         (PAIR, '0.1,1', (0.1, 1.0)), (PAIR, [0, 1], (0.0, 1.0)), (PAIR, '(0.1, 1)', (0.1, 1.0)),
         (PAIR, '[0.1,1,]', (0.1, 1.0)), (PAIR, 1, (1.0,)), (PAIR, '', ()), (PAIR, (1, '1e-1'), (1.0, 0.1)),
         (INTS, '3,4', (3, 4)), (INTS, [5], (5,)),
+        (SOME, 'cd, a', ('cd', 'a')), (SOME, ['b'], ('b',)), (SOME, '', ()),
     ],
 )  # fmt: skip
 def test_accepted(key, value, expected):
@@ -56,6 +58,7 @@ def test_accepted(key, value, expected):
         (CHOICE, 'Focal'), (CHOICE, None), (CHOICE, 'x'),
         (PAIR, '0.1,x'), (PAIR, None), (PAIR, True), (PAIR, [0, 3]), (PAIR, [[0, 1]]), (PAIR, {'a': 1}), (PAIR, [None]),
         (INTS, '1.5'), (INTS, [1.5]), (INTS, [True]),
+        (SOME, 'a,c'), (SOME, 'A'), (SOME, None), (SOME, [['a']]),
     ],
 )  # fmt: skip
 def test_refused(key, value):

@@ -31,7 +31,8 @@ def values_of(key):
     if key.auto is not None:
         return st.just(key.auto) | values_of(replace(key, auto=None)).filter(lambda value: value != key.auto)
     if key.choices:
-        return st.sampled_from(key.choices)
+        one = st.sampled_from(key.choices)
+        return st.lists(one).map(tuple) if isinstance(key.default, tuple) else one
     low, high = key.low, key.high
 
     def floats():
