@@ -77,7 +77,7 @@ def home(tmp_path):
     """Create a copy of the repository; the official files belong in dataset/AiProducts."""
     copy = tmp_path / 'repository'
     for name in ('lib', 'configs', 'tools'):
-        shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns('__pycache__'))
+        shutil.copytree(REPOSITORY / name, copy / name)
     for name in ('main.py', 'test.py', 'tau_norm.py'):
         shutil.copy(REPOSITORY / name, copy)
     (copy / 'dataset').mkdir()
