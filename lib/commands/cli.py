@@ -105,7 +105,7 @@ def _run(main: Callable[[], int | None], ending: EndingSignal, alone: str) -> in
         if not _has_folder():  # torch ends the process then
             raise UserError('the current folder does not exist any more: change to another one (cd)')
         if alone and (num_ranks := read_rank_info().world_size) > 1:
-            program = shown(Path(sys.argv[0]).name)
+            program = unquoted(Path(sys.argv[0]).name)
             raise UserError(f'{program} runs in one process, not in {num_ranks}, since {alone}: start it by python')
         return main()
     except BaseException as error:

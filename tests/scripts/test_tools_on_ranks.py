@@ -40,7 +40,7 @@ COMMANDS = {
     ),
     'posthoc': (('tools/posthoc.py', *BEST, *GOODS, '--POSTHOC_FOLDS', 2),),
     'pseudo-labels': (
-        ('tools/pseudo_label.py', *BEST, *GOODS, '--PSEUDO_IMAGES', 'more', '--PSEUDO_ERROR', 0.9, '--PSEUDO_OUT',
+        ('tools/pseudo_label.py', *BEST, *GOODS, '--PSEUDO_IMAGES', 'goods/test', '--PSEUDO_ERROR', 0.9, '--PSEUDO_OUT',
          'pseudo/train.json'),
     ),
     'enroll': (INDEX, (*ENROLL, '--ENROLL_INDEX', 'log/tiny/catalog')),
@@ -66,12 +66,16 @@ def lines_of(done) -> list[str]:
 
 
 @pytest.fixture
-def folder_of(finished, products, tmp_path):
-    """A function: name -> a folder with the run log/tiny, its data goods/, and the class folders more/."""
+def new_shop(finished, products, tmp_path):
+    """A function that makes a folder with the run log/tiny, its data goods/, and the class folders more/.
 
-    def make(name: str) -> Path:
-        folder = tmp_path / name / 'shop'
-        folder.mkdir(parents=True)
+    It replaces the one that was made before: some files hold absolute paths.
+    """
+
+    def make() -> Path:
+        folder = tmp_path / 'shop'
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
         shutil.copytree(finished / 'log', folder / 'log')
         (folder / 'goods').symlink_to(products)
         (folder / 'more').symlink_to(products / 'train')
@@ -86,17 +90,22 @@ def marked(name):
 
 @pytest.mark.parametrize('count', [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('name', [*map(marked, COMMANDS)])
-def test_the_files_are_those_of_one_process(scripts, folder_of, name, count):
-    alone, ranks = folder_of('alone'), folder_of('ranks')
+def test_the_files_are_those_of_one_process(scripts, new_shop, name, count):
     *before, command = COMMANDS[name]
-    for folder in (alone, ranks):
+
+    def shop() -> Path:
+        folder = new_shop()
         for one in before:
             scripts.run(folder, *one)
-    before_files = files_of(alone)
-    expected = scripts.run(alone, *command)
-    main, *others = run_ranks_of(scripts, count, ranks, *command)
-    found, wanted = files_of(ranks), files_of(alone)
-    assert wanted != before_files
+        return folder
+
+    folder = shop()
+    untouched = files_of(folder)
+    expected = scripts.run(folder, *command)
+    wanted = files_of(folder)
+    assert wanted != untouched
+    main, *others = run_ranks_of(scripts, count, shop(), *command)
+    found = files_of(folder)
     assert found.keys() == wanted.keys()
     assert [path for path in found if found[path] != wanted[path]] == []
     assert lines_of(main) == lines_of(expected)
@@ -122,22 +131,22 @@ def fail(scripts, folder, rank, how, name, command):
 
 
 @pytest.mark.parametrize('name', [*map(marked, KILLS)])
-def test_the_same_command_completes_what_a_killed_rank_left(scripts, folder_of, name):
-    alone, ranks = folder_of('alone'), folder_of('ranks')
+def test_the_same_command_completes_what_a_killed_rank_left(scripts, new_shop, name):
     (command,) = COMMANDS[name]
-    scripts.run(alone, *command)
-    main, other = fail(scripts, ranks, 1, 'kill', name, command)
+    scripts.run(folder := new_shop(), *command)
+    wanted = files_of(folder)
+    main, other = fail(scripts, new_shop(), 1, 'kill', name, command)
     assert (main.returncode, other.returncode) == (2, -9)
     assert main.stderr == OTHERS
-    finished = {path: path.stat().st_ino for path in ranks.rglob('*.tar')}
+    finished = {path: path.stat().st_ino for path in folder.rglob('*.tar')}
     assert (len(finished) >= 4) == (name == 'pack')
-    run_ranks_of(scripts, 2, ranks, *command)
-    assert files_of(ranks) == files_of(alone)
+    run_ranks_of(scripts, 2, folder, *command)
+    assert files_of(folder) == wanted
     assert {path: path.stat().st_ino for path in finished} == finished  # finished shards are not written again
 
 
-def test_a_mistake_on_one_rank_is_one_line(scripts, folder_of):
-    folder = folder_of('ranks')
+def test_a_mistake_on_one_rank_is_one_line(scripts, new_shop):
+    folder = new_shop()
     main, other = fail(scripts, folder, 1, 'error', 'pack', PACK)
     assert (main.returncode, other.returncode) == (2, 2)
     assert (main.stderr, other.stderr) == (OTHERS, 'error: rank 1: this rank fails\n')
@@ -148,27 +157,27 @@ def test_a_mistake_on_one_rank_is_one_line(scripts, folder_of):
 
 
 @pytest.mark.slow
-def test_the_main_rank_is_killed(scripts, folder_of):
-    alone, ranks = folder_of('alone'), folder_of('ranks')
-    scripts.run(alone, *PACK)
-    main, other = fail(scripts, ranks, 0, 'kill', 'pack', PACK)
+def test_the_main_rank_is_killed(scripts, new_shop):
+    scripts.run(folder := new_shop(), *PACK)
+    wanted = files_of(folder)
+    main, other = fail(scripts, new_shop(), 0, 'kill', 'pack', PACK)
     assert (main.returncode, other.returncode) == (-9, 2)
     assert other.stderr == OTHERS.replace('rank 0: ', 'rank 1: ')
-    run_ranks_of(scripts, 3, ranks, *PACK)
-    assert files_of(ranks) == files_of(alone)
+    run_ranks_of(scripts, 3, folder, *PACK)
+    assert files_of(folder) == wanted
 
 
-def test_more_ranks_than_images_and_shards(scripts, folder_of):
+def test_more_ranks_than_images_and_shards(scripts, new_shop):
     """One image of each split, in one shard; the ranks have nothing to do but end."""
-    folder = folder_of('one')
+    folder = new_shop()
     for name in ('train', 'val'):
         content = json.loads((folder / 'goods' / f'converted_{name}.json').read_text())
         entries = [{**entry, 'fpath': f'goods/{entry["fpath"]}'} for entry in content['annotations'][:1]]
         (folder / f'{name}.json').write_text(json.dumps({**content, 'annotations': entries}))
     given = ('--DATASET_ROOT', '.', '--DATASET_TRAIN_JSON', 'train.json', '--DATASET_VALID_JSON', 'val.json')
     for command in (DOCTOR, PACK):
-        main, *_ = run_ranks_of(scripts, 3, folder, *command, *given)
-        assert main.stderr == ''
+        _, *others = run_ranks_of(scripts, 3, folder, *command, *given)
+        assert {one.stdout + one.stderr for one in others} == {''}
     assert json.loads((folder / 'packed' / '_info.json').read_text())['splits']['train']['num_samples'] == 1
 
 
