@@ -113,6 +113,11 @@ class StorageServer:
         """Remove an object, past the proxy."""
         self._direct('DELETE', f'/{bucket}/{urllib.parse.quote(key)}')
 
+    def delete_all(self, bucket: str) -> None:
+        """Remove all objects of a bucket, past the proxy."""
+        for name in self.names(bucket):
+            self.delete(bucket, name)
+
     def names(self, bucket: str, prefix: str = '') -> dict[str, int]:
         """Return the keys of all objects whose key begins with `prefix`, and their sizes."""
         found: dict[str, int] = {}

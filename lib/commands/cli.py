@@ -29,6 +29,7 @@ from lib.runtime.csv_file import quote_formulas
 from lib.runtime.folders import check_checkpoint_exists
 from lib.runtime.log import LOGGER, start_console
 from lib.runtime.memory_kills import reason_of_kill, remember_counters
+from lib.runtime.mirror import is_url
 from lib.runtime.process import (
     EndingSignal,
     end_line,
@@ -189,6 +190,8 @@ def _library_line(error: BaseException) -> str | None:
 
 def _system_line(error: OSError) -> str | None:
     """Return the error line for a full disk or a path that cannot be used, or None for another error."""
+    if is_url(str(error.filename or '')):
+        return f'{error.filename}: {error.strerror}'
     if error.errno in _FULL:
         where = f' while writing {error.filename}' if error.filename else ''
         return f'no space left on the device{where}; free some space and run again, earlier files are unchanged'

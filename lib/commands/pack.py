@@ -19,7 +19,9 @@ from lib.errors import UserError
 from lib.runtime.files import file_exists, write_json
 from lib.runtime.folders import fresh_folder, has_content
 from lib.runtime.log import LOGGER
+from lib.runtime.mirror import is_mirrored
 from lib.runtime.text import count_of, size_text
+from lib.runtime.uploads import refresh
 from lib.shards.encode import Copy, Encoding, Raw, Reencode
 from lib.shards.index import INFO, SETTINGS
 from lib.shards.pack import (
@@ -51,6 +53,8 @@ def pack(cfg: Config, group: ProcessGroup = SINGLE_PROCESS) -> list[str]:
     """
     started = time.perf_counter()
     out = _output_folder(cfg)
+    with group.main_first():
+        refresh(out, without=('',))
 
     def is_old() -> bool:
         if not cfg.OVERWRITE or not has_content(out):
@@ -194,6 +198,8 @@ def _encoding(cfg: Config) -> Encoding:
 
 
 def _check_space(out: Path, needed: int, images: str) -> None:
+    if is_mirrored(out):  # each shard is on the disk only until it is uploaded
+        return
     parent = out.absolute()
     while not parent.exists():
         parent = parent.parent

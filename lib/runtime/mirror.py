@@ -137,9 +137,21 @@ def stamp(path: str | os.PathLike, version: Version, is_bulk: bool = False) -> N
     os.utime(path, ns=(time.time_ns(), version.stamp(is_bulk)))
 
 
-def mark_absent(path: str | os.PathLike, seconds: int) -> None:
-    """Mark a file whose content is not downloaded; `seconds`: time of the last change of its object."""
-    os.utime(path, ns=(time.time_ns(), seconds * 10**9 + _ABSENT))
+def write_absent(path: Path, size: int, seconds: int) -> None:
+    """Replace a file by an empty one of `size` bytes, whose content is downloaded when it is opened.
+
+    By a rename, since a file without the mark would be uploaded if this process was killed before it set the mark.
+
+    Args:
+        seconds: time of the last change of its object.
+    """
+    from lib.runtime.temporary import temporary_path  # imports msgspec, which no help text needs
+
+    temporary = temporary_path(path)
+    temporary.touch()
+    os.truncate(temporary, size)
+    os.utime(temporary, ns=(time.time_ns(), seconds * 10**9 + _ABSENT))
+    os.replace(temporary, path)
 
 
 def is_here(path: str | os.PathLike) -> bool:

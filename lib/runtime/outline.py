@@ -4,7 +4,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lib.runtime.mirror import is_clean, is_mirrored, mark_absent
+from lib.runtime.mirror import is_clean, is_mirrored, write_absent
 from lib.runtime.storage import folder_entries
 
 _PARALLEL = 24
@@ -52,7 +52,5 @@ def _outline_one(folder: str) -> list[str]:
             if is_same or not is_clean(status):  # or newer than its object
                 continue
             path.unlink()
-        path.touch()
-        os.truncate(path, entry.size)
-        mark_absent(path, entry.seconds)
+        write_absent(path, entry.size, entry.seconds)
     return folders

@@ -109,9 +109,10 @@ def pull(folder: str | os.PathLike, pattern: str | None = None, without: tuple[s
             there = set()
         for name in there:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        there = {name for name in there if not name.endswith(without) or (folder / name).exists()}
         here = {path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file()}
-        paths = [str(folder / name) for name in sorted(there | set(filter(is_meant, here)))]
+        names = there | set(filter(is_meant, here))
+        names = {name for name in names if not name.endswith(without) or _is_changed(folder / name)}
+        paths = [str(folder / name) for name in sorted(names)]
         with ThreadPoolExecutor(_PARALLEL) as pool:
             list(pool.map(settle, paths))
     for path in paths:
@@ -223,7 +224,9 @@ def _download(path: str, *, is_bulk: bool = False) -> None:
     from lib.runtime.temporary import temporary_path  # imports msgspec, which no help text needs
 
     bucket, key = _bucket_of(path)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if not os.path.isdir(os.path.dirname(path)):
+        bucket.version(key)  # raises if there is no object, before its folder is created
+        os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = temporary_path(Path(path))
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, 'O_CLOEXEC', 0), 0o666)
     try:
@@ -257,6 +260,10 @@ def _status_of(path: str) -> os.stat_result | None:
     if not stat.S_ISREG(status.st_mode):
         raise RefusedFileError(errno.EINVAL, 'is a folder in the cache, and a file in the bucket', path)
     return status
+
+
+def _is_changed(path: Path) -> bool:
+    return path.exists() and not is_clean(path.stat())
 
 
 def _is_hidden(path: str) -> bool:

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lib.runtime.locks import removed_lock
-from lib.runtime.mirror import is_clean, is_mirrored, location
+from lib.runtime.mirror import is_clean, is_mirrored, location, open_sparse, write_absent
+from lib.runtime.outline import outline
 from lib.runtime.storage import entries, publish, pull, settle
 
 if TYPE_CHECKING:
     from lib.runtime.bucket import Bucket
 
-# Endings of large files, which are downloaded only where they are opened.
-_BULK = ('.tar', '.safetensors', '.npy')
+# Endings of large files of a run, which are downloaded when they are opened.
+_BULK = ('.pth', '.safetensors', '.npy')
 _PARALLEL = 16
 _LOCK, _LOCK_SECONDS = '.download.lock', 3600
 _refreshed: set[Path] = set()
@@ -57,18 +58,22 @@ def pushed(folder: Path) -> Iterator[None]:
     push(folder)
 
 
-def refresh(folder: Path) -> None:
-    """Bring the files of a run folder up to date, once per process, and upload what a killed process left there.
+def refresh(folder: Path, without: tuple[str, ...] = _BULK) -> None:
+    """Bring a folder of results up to date, once per process, and upload what a killed process left there.
 
-    The ranks of a machine wait for the first one, which downloads the checkpoints. Raises: UserError.
+    Files with the endings `without` ('': all) are downloaded when they are opened. Ranks of a machine wait for the
+    first one. Raises: UserError.
     """
-    if is_mirrored(folder) and folder.absolute() not in _refreshed:
-        folder.mkdir(parents=True, exist_ok=True)
-        with removed_lock(folder / _LOCK, _LOCK_SECONDS):
-            pull(folder, without=_BULK)
-        with suppress(OSError):
-            folder.rmdir()  # nothing there: an empty folder has no meaning in a bucket
-        _refreshed.add(folder.absolute())
+    if not is_mirrored(folder) or folder.absolute() in _refreshed:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with removed_lock(folder / _LOCK, _LOCK_SECONDS):
+        with suppress(FileNotFoundError):
+            outline(folder)
+        pull(folder, without=without)
+    with suppress(OSError):
+        folder.rmdir()  # nothing there: an empty folder has no meaning in a bucket
+    _refreshed.add(folder.absolute())
 
 
 def names_in(folder: Path) -> set[str]:
@@ -97,9 +102,22 @@ def is_published(path: Path) -> bool:
 
 
 def release(path: Path) -> None:
-    """Remove the local copy of an uploaded file, of which ranges are read."""
+    """Free the disk space of a file that was uploaded, and of ranges of an earlier one; its name and size remain."""
     if is_mirrored(path):
-        path.unlink(missing_ok=True)
+        status = path.stat()
+        write_absent(path, status.st_size, int(status.st_mtime))
+        forget_ranges(path, status.st_size)
+
+
+def forget_ranges(path: Path, size: int) -> None:
+    """Forget the downloaded ranges of an object, so that they are read from the bucket again."""
+    if is_mirrored(path):
+        descriptor = open_sparse(path, size)
+        try:
+            os.truncate(descriptor, 0)
+            os.truncate(descriptor, size)
+        finally:
+            os.close(descriptor)
 
 
 def copy_folder(folder: Path, other: Path) -> None:

@@ -21,6 +21,7 @@ from lib.dataset.lazy_image import LazyImage, LazyPixelImage
 from lib.errors import one_line, unquoted
 from lib.runtime.mirror import is_mirrored, url_of
 from lib.runtime.read_file import open_descriptor, reason_of
+from lib.runtime.uploads import forget_ranges
 from lib.shards.index import PackedIndex
 from lib.shards.remote import RemoteShards
 
@@ -227,6 +228,7 @@ class ShardReader:
             return number, f'{path}: no such file'
         if path.stat().st_size != shard.size:
             return number, f'{path}: has {path.stat().st_size} bytes, but {shard.size} were written'
+        forget_ranges(path, shard.size)  # the bucket is verified, not the copy on this disk
         rows = np.flatnonzero(index.shards == number)
         for position, row in enumerate(rows.tolist()):
             if position % _AHEAD == 0:

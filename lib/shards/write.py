@@ -18,6 +18,7 @@ from lib.dataset.image_format import HEIC_HINT, hint_of
 from lib.dataset.images import EncodedImages
 from lib.errors import UserError
 from lib.runtime.files import replace_atomically
+from lib.runtime.uploads import release
 from lib.shards.encode import Encoding, PackedImage
 from lib.shards.index import COLUMNS, Shard, read_table, write_table
 
@@ -95,6 +96,7 @@ class ShardWriter:
                     progress(1)
             self._check(task, rows)
             shard = Shard(path.name, os.path.getsize(temporary), rows.num_images, rows.source_bytes)
+        release(path)
         with replace_atomically(part_path(self.folder, task.number)) as temporary:
             write_table(temporary, rows.table(), shard)
         return task.number
