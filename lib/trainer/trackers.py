@@ -31,7 +31,7 @@ _USER_INFO = re.compile(r'(?<=://)[^/\s]*@')
 
 
 class Trackers:
-    """The records of one run, written from a thread of their own: a slow or absent server never delays a step.
+    """The records of one run, written from a separate thread: a slow or absent server never delays a step.
 
     Args:
         folder: of the run; on other ranks than the main one, nothing is recorded.

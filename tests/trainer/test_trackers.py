@@ -17,7 +17,7 @@ URL_ERROR = 'API request to http://me:secret@host:1/api failed\nwith exception'
 
 
 class Server:
-    """What a tracker has received, in memory."""
+    """A tracker that holds its points in memory."""
 
     def __init__(self):
         self.points, self.results, self.status, self.starts = {}, {}, {}, []

@@ -120,8 +120,8 @@ class TrainKeys(Section, title='epochs, batches, checkpoints'):
 class LogKeys(Section, title='experiment trackers'):
     TRACKERS = Key[tuple[str, ...]](
         ('tensorboard',),
-        'Where main.py records the run besides metrics.jsonl. mlflow and wandb need requirements-tracking.txt; server '
-        'and credentials are those of their own environment variables. Empty: nowhere.',
+        'Where main.py records the run besides metrics.jsonl. mlflow and wandb need requirements-tracking.txt, and '
+        'environment variables such as MLFLOW_TRACKING_URI and WANDB_API_KEY. Empty: nowhere.',
         choices=('tensorboard', 'mlflow', 'wandb'),
     )
 
