@@ -67,20 +67,29 @@ class BucketRuns:
         else:
             assert contents(self.download('packed')) == contents(self.folder / 'packed')
 
-    def kill_after(self, running, num_requests):
-        """Kill a script once the server had a number of requests; return False if it was done before."""
-        self.server.requests()
-        seen = 0
-        while seen < num_requests:
+    def kill_when(self, running, condition):
+        """Kill a script once a condition holds; return False if it was done before."""
+        while not condition():
             state = Path(f'/proc/{running.process}/stat').read_text().rpartition(')')[2].split()[0]
             if state == 'Z':
                 assert running.wait(None).returncode == 0, running.stderr.read_text()
                 return False
             time.sleep(0.01)
-            seen += len(self.server.requests())
         os.kill(running.process, signal.SIGKILL)
         running.wait(None)
         return True
+
+    def kill_after(self, running, num_requests):
+        """Kill a script once the server had a number of requests; return False if it was done before."""
+        self.server.requests()
+        seen = 0
+
+        def is_due():
+            nonlocal seen
+            seen += len(self.server.requests())
+            return seen >= num_requests
+
+        return self.kill_when(running, is_due)
 
     def download(self, prefix):
         """Return a folder with the objects whose key begins with prefix/."""
@@ -99,20 +108,18 @@ def runs(scripts, storage_server, tmp_path, products):
     return BucketRuns(scripts, storage_server, tmp_path, products)
 
 
-def test_a_run_in_a_bucket_equals_one_on_a_disk_and_is_resumed_on_another_machine(runs, scripts):
-    """The second machine has an empty cache; all requests may fail, and no file on any machine holds a secret."""
+def test_a_run_that_is_killed_is_resumed_on_another_machine(runs, scripts):
+    """The weights are those of a run on a disk, although requests fail; no file of any machine holds a secret."""
+    runs.on_disk(scripts, 'train')
     with runs.server.faults(cut=0.03, slow_down=0.02, seed=1):
-        done = runs.train(*LONG, '--TRAIN_MAX_EPOCH', 2)
-        assert f'{runs.url}/log/tiny: new run' in done.stdout
+        running = runs.start_train(*LONG)
+        runs.kill_when(running, lambda: 'log/tiny/epoch_1.pth' in runs.server.names(runs.bucket, 'log/tiny/epoch'))
         runs.train(*LONG, *LAST, machine='b')
     assert 'holds the checkpoints of an earlier run' in error_line(runs.train(machine='c', code=2))
-    runs.on_disk(scripts, 'train')
     runs.check_equal('train')
-    folder = runs.download('log/tiny')
-    names = {path.name for path in folder.iterdir()}
-    assert {'last.pth', 'best_model.pth', 'log.txt', 'metrics.jsonl', 'config.yaml', 'classes.json'} <= names
-    assert sum(name.startswith('events.out.tfevents') for name in names) == 2
-    assert (folder / 'log.txt').read_text().count(' device: ') == 2
+    names = {path.name for path in runs.download('log/tiny').iterdir()}
+    assert {'log.txt', 'config.yaml', 'environment.txt', 'classes.json'} <= names
+    assert any(name.startswith('events.out.tfevents') for name in names)
     for path in (path for path in runs.folder.rglob('*') if path.is_file()):
         for word in (KEY_ID, SECRET, 'bucket-mirror'):
             assert word.encode() not in path.read_bytes(), (path, word)
@@ -126,22 +133,6 @@ def test_overwrite_renames_the_folder_in_the_bucket(runs):
     aside = {path.name: path.read_bytes() for path in runs.download('log/tiny_old').iterdir()}
     assert aside == old
     assert len(list(runs.download('log/tiny').glob('events*'))) == 1
-
-
-@pytest.mark.parametrize(
-    ('fault', 'message'),
-    [
-        ({'denied': 1}, 'access denied'),
-        ({'skewed': 1}, 'clock'),
-        ({'missing': 1}, 'no such bucket'),
-    ],
-)
-def test_an_upload_that_is_refused_is_one_line(runs, fault, message):
-    with runs.server.faults(**fault, only='(PUT|POST) .*config.yaml'):
-        line = error_line(runs.train('--TRAIN_MAX_EPOCH', 1, code=2))
-    assert message in line
-    assert f'{runs.url}/log/tiny/config.yaml: ' in line
-    assert SECRET not in line
 
 
 def test_shards_are_packed_into_a_bucket_resumed_and_verified(runs, scripts):
@@ -177,14 +168,4 @@ def test_kills_at_random_lose_nothing(runs, scripts, seed, kind):
                 shutil.rmtree(runs.folder / 'caches')
             kills += 1
         start('machine0').wait()
-    runs.check_equal(kind)
-
-
-@pytest.mark.parametrize('kind', ['train', 'pack'])
-def test_a_kill_loses_nothing(runs, scripts, seed, kind):
-    """One of them by default, and the same command again on another machine."""
-    runs.on_disk(scripts, kind)
-    start = {'train': lambda machine: runs.start_train(*LONG, *LAST, machine=machine), 'pack': runs.start_pack}[kind]
-    runs.kill_after(start('a'), random.Random(seed).randrange(20, 60))
-    start('b').wait()
     runs.check_equal(kind)
