@@ -70,7 +70,7 @@ class Slurm:
     def run(self, *command: object) -> str:
         """Run one of Slurm's commands; return its output."""
         done = subprocess.run(
-            list(map(str, command)), env=self.environment, capture_output=True, text=True, timeout=60, check=False
+            list(map(str, command)), env=self.environment, capture_output=True, text=True, timeout=300, check=False
         )
         assert done.returncode == 0, f'{command}: {done.stdout}{done.stderr}'
         return done.stdout
@@ -78,7 +78,7 @@ class Slurm:
     def idle_nodes(self) -> list[str]:
         """Return the names of the nodes that wait for jobs; none before Slurm has started."""
         command = ('sinfo', '--noheader', '--Node', '--states', 'idle', '--format', '%N')
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=300, check=False)
         return done.stdout.split()
 
     def submit(self, script: Path, *options: object, cwd: Path, arguments: Sequence[object] = ()) -> int:
@@ -173,7 +173,7 @@ def _daemon(slurm: Slurm, name: str, *options: str) -> Iterator[None]:
 def _cancel_jobs(slurm: Slurm) -> None:
     """End all jobs, and wait until none of their processes is left."""
     for options in ((), ('--full', '--signal=KILL')):
-        subprocess.run(['scancel', '--user', _user(), *options], env=slurm.environment, timeout=60, check=False)
+        subprocess.run(['scancel', '--user', _user(), *options], env=slurm.environment, timeout=300, check=False)
     _wait_for(lambda: not slurm.run('squeue', '--noheader').strip(), slurm)
 
 
@@ -181,7 +181,7 @@ def _user() -> str:
     return pwd.getpwuid(os.getuid()).pw_name
 
 
-def _wait_for(done: Callable[[], bool], slurm: Slurm, seconds: float = 60) -> None:
+def _wait_for(done: Callable[[], bool], slurm: Slurm, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end, slurm.logs()

@@ -47,7 +47,7 @@ def run(line, products, folder, finished=None):
     path = {'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
     done = subprocess.run(
         ['bash', '-c', f'{line.rstrip()} {options}'],
-        cwd=REPOSITORY, env=os.environ | ENVIRONMENT | path, capture_output=True, text=True, timeout=300, check=False,
+        cwd=REPOSITORY, env=os.environ | ENVIRONMENT | path, capture_output=True, text=True, timeout=1800, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f'{line}\n{done.stdout}{done.stderr}'
     return done.stdout
@@ -90,7 +90,7 @@ def test_ray(products, tmp_path):
     done = subprocess.run(
         [sys.executable, str(tmp_path / 'ray_train.py'), *shlex.split(options)],
         cwd=REPOSITORY, env=os.environ | ENVIRONMENT | {'RAY_USAGE_STATS_ENABLED': '0', 'RAY_TMPDIR': '/tmp'},
-        capture_output=True, text=True, timeout=500, check=False,
+        capture_output=True, text=True, timeout=1800, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert '2 ranks' in done.stdout + done.stderr

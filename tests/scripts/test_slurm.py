@@ -55,15 +55,19 @@ class Job:
             script, *TWO_NODES, '--output', self.output, *sbatch, arguments=arguments, cwd=REPOSITORY
         )
 
-    def wait_for(self, text: str, count: int = 1, seconds: float = 600) -> None:
+    def wait_for(self, text: str, count: int = 1, seconds: float = 1800) -> None:
         """Return once the output contains `text`, `count` times; the job must not end before."""
         end = time.monotonic() + seconds
-        while (output := self.output.read_text() if self.output.exists() else '').count(text) < count:
-            ended = self.slurm.job(self.number)['JobState'] in ENDED and text not in self.output.read_text()
-            assert not ended and time.monotonic() < end, f'{text!r} is not in the output: {output}'
+        while True:
+            state = self.slurm.job(self.number)['JobState']
+            output = self.output.read_text() if self.output.exists() else ''
+            if output.count(text) >= count:
+                return
+            assert state not in ENDED, f'{text!r} is not in the output of the job, which is {state}: {output}'
+            assert time.monotonic() < end, f'{text!r} is not in the output after {seconds:.0f} s: {output}'
             time.sleep(0.2)
 
-    def wait(self, state: str, seconds: float = 600) -> dict[str, str]:
+    def wait(self, state: str, seconds: float = 1800) -> dict[str, str]:
         """Return what Slurm says of the ended job, whose state is `state`."""
         job = self.slurm.wait(self.number, lambda job: job['JobState'] in ENDED, seconds)
         assert job['JobState'] == state, f'{job}\n{self.output.read_text()}'
@@ -79,7 +83,7 @@ def uninterrupted(scripts, products, folder: Path, epochs: int) -> tuple[float, 
     folder.mkdir()
     started = time.monotonic()
     running = start_ranks(scripts, 2, folder, 'main.py', *options_of(products, '--TRAIN_MAX_EPOCH', epochs))
-    running[0].wait_for('epoch 1, step 1 of', 600)
+    running[0].wait_for('epoch 1, step 1 of', 1800)
     seconds = time.monotonic() - started
     for one in running:
         one.wait()
@@ -114,7 +118,7 @@ def test_time_limit(slurm, scripts, products, tmp_path):
             break
     limit = ('--time', minutes, '--signal', f'TERM@{early}')
     job = Job(slurm, tmp_path / 'job', products, '--TRAIN_MAX_EPOCH', epochs, sbatch=limit)
-    restarts = int(job.wait('COMPLETED', 1800)['Restarts'])
+    restarts = int(job.wait('COMPLETED', 3600)['Restarts'])
     output = job.output.read_text()
     assert restarts >= 1, output
     assert output.count('stopped and saved') == output.count('resuming from'), output
