@@ -75,12 +75,14 @@ def describe_lost_rank() -> str:
         lost = find_lost_rank()
     rank = 'another rank' if lost is None else f'rank {lost.rank}'
     if lost is not None and (lost.signal == signal.SIGKILL or (lost.signal is None and num_killed())):
-        cause = reason_of_kill()
         if num_killed() == 0:
-            cause = 'by a person, a batch system or another program, as the kernel counts no lack of memory (oom_kill)'
+            return (
+                f'{rank} was killed (SIGKILL), so this one ends, too; the kernel counts no lack of memory (oom_kill), so '
+                'a person, a batch system or another program did it'
+            )
         return (
-            f'{rank} was killed (SIGKILL), {cause}, so this one ends, too; if memory is short, a smaller '
-            '--RUN_NUM_WORKERS, TRAIN.BATCH_SIZE or INPUT.SIZE needs less'
+            f'{rank} was killed (SIGKILL), {reason_of_kill()}, so this one ends, too; a smaller --RUN_NUM_WORKERS, '
+            'TRAIN.BATCH_SIZE or INPUT.SIZE needs less'
         )
     if lost is not None and lost.signal:
         with suppress(ValueError):
