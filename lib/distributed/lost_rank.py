@@ -77,8 +77,8 @@ def describe_lost_rank() -> str:
     if lost is not None and (lost.signal == signal.SIGKILL or (lost.signal is None and num_killed())):
         if num_killed() == 0:
             return (
-                f'{rank} was killed (SIGKILL), so this one ends, too; the kernel counts no lack of memory (oom_kill), so '
-                'a person, a batch system or another program did it'
+                f'{rank} was killed (SIGKILL), so this one ends, too; the kernel counts no lack of memory (oom_kill), '
+                'so a person, a batch system or another program did it'
             )
         return (
             f'{rank} was killed (SIGKILL), {reason_of_kill()}, so this one ends, too; a smaller --RUN_NUM_WORKERS, '
