@@ -30,7 +30,7 @@ from lib.trainer.objective import MetricTerm, Objective
 from lib.trainer.step import TrainStep
 from lib.trainer.train_state import TrainState
 
-NUM_CLASSES, NUM_FEATURES, NUM_WIDTH, STEPS = 7, 6, 5, 20
+NUM_CLASSES, NUM_FEATURES, NUM_WIDTH, STEPS = 7, 6, 5, 12
 COUNTS = np.array([40, 20, 10, 5, 4, 2, 1])
 METRIC_LOSSES = {
     'triplet': batch_hard_triplet,
