@@ -176,7 +176,7 @@ def _request(port: int, method: str, path: str, body: bytes) -> bytes:
 
 @contextmanager
 def running_server() -> Iterator[StorageServer]:
-    """Run the server in a process of its own within the block."""
+    """Run the server in a separate process within the block."""
     command = [sys.executable, '-m', 'tests.storage_server']
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, cwd=REPOSITORY) as process:
@@ -207,7 +207,7 @@ class _Request:
         return next((value for key, value in self.headers if key.lower() == name), '')
 
     def encoded(self) -> bytes:
-        """Return the request as it is passed on: of known length, on a connection of its own."""
+        """Return the request as it is passed on: of known length, on a separate connection."""
         dropped = {'connection', 'expect', 'transfer-encoding', 'content-length'}
         lines = [f'{key}: {value}' for key, value in self.headers if key.lower() not in dropped]
         lines += [f'Content-Length: {len(self.body)}', 'Connection: close']

@@ -126,7 +126,7 @@ def entries(folder: str | os.PathLike) -> list[tuple[str, int, bool]]:
 
 
 def folder_entries(folder: str | os.PathLike) -> 'list[Entry]':
-    """Return what a folder holds.
+    """Return the entries of a folder.
 
     Raises:
         FileNotFoundError: there is no such folder.

@@ -34,8 +34,7 @@ from lib.trainer.checkpointing.state import METRICS, Checkpoint, TrainProgress, 
 BEST, LAST, BAD_IMAGES = 'best_model.pth', 'last.pth', 'bad_images.csv'
 # Endings of files that only the run itself writes, under its lock; test.py may write .csv and .npy at any time.
 _RUN_SUFFIXES = ('.pth', '.jsonl', '.yaml', '.txt', '.png', '.html')
-# Splits whose undecodable images are saved in checkpoints.
-_SPLITS = ('train', 'valid')
+_SPLITS = ('train', 'valid')  # whose undecodable images are saved in checkpoints
 
 
 class RunFolder:

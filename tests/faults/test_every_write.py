@@ -14,6 +14,7 @@ _IN_TEMPORARY = 'writes a temporary file or folder of its caller, which renames 
 _LOCK = 'a lock file, which may be torn'
 _LOG = 'a log, which grows by lines'
 _NO_OUTPUT = 'no output file'
+_CACHE = 'the cache of a bucket, whose files are compared with their objects'
 REASONS = {
     'lib/dataset/decode_process.py: open in serve': _NO_OUTPUT,  # a pipe
     'lib/dataset/decode_process.py: os.open in serve': _NO_OUTPUT,  # /dev/null
@@ -39,6 +40,19 @@ REASONS = {
     'lib/runtime/shared_memory.py: posix_fallocate in reserve': _IN_TEMPORARY,
     'lib/runtime/shared_memory.py: TemporaryFile in _anonymous_file': _NO_OUTPUT,
     'lib/runtime/process.py: os.open in _open': _NO_OUTPUT,  # /dev/null
+    'lib/runtime/bucket.py: ftruncate in Bucket.download': _CACHE,
+    'lib/runtime/mirror.py: ftruncate in open_sparse': _CACHE,
+    'lib/runtime/mirror.py: os.open in open_sparse': _CACHE,
+    'lib/runtime/mirror.py: truncate in evict': _CACHE,
+    'lib/runtime/mirror.py: unlink in evict': _CACHE,
+    'lib/runtime/mirror.py: utime in open_sparse': _CACHE,
+    'lib/runtime/mirror.py: utime in stamp': _CACHE,
+    'lib/runtime/mirror.py: write_bytes in _usage': _CACHE,
+    'lib/runtime/outline.py: unlink in _outline_one': _CACHE,
+    'lib/runtime/storage.py: unlink in _settle': _CACHE,
+    'lib/runtime/storage.py: utime in _upload': _CACHE,
+    'lib/runtime/uploads.py: rmdir in refresh': _CACHE,
+    'lib/runtime/uploads.py: truncate in forget_ranges': _CACHE,
     'lib/shards/index.py: new_file in write_table': _IN_TEMPORARY,
     'lib/trainer/checkpointing/io.py: torch.save in write_torch': _IN_TEMPORARY,
     'lib/trainer/run_log.py: RecordWriter in EventFile.__init__': _LOG,

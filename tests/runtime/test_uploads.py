@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.process, pytest.mark.long]
 
 @pytest.fixture
 def machine(storage_server, tmp_path, monkeypatch):
-    """Return a function that starts on a machine with a cache of its own, and returns the folder of a new bucket."""
+    """Return a function that starts on a machine with a separate cache, and returns the folder of a new bucket."""
     for name, value in storage_server.environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(bucket_module, '_FIRST_PAUSE_SECONDS', 0.01)
