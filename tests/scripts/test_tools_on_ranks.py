@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.process, pytest.mark.long]
 OTHERS = 'error: rank 0: another rank has ended, so this one ends, too; see the error line of that rank\n'
 # All that may differ: locks hold process ids, and of a store of features, each rank has a journal.
 VARIES = re.compile(r'.*\.lock|rows\d+\.jsonl')
+COMMIT = re.compile(rb'\Acommit: .*\n')  # of environment.txt: the checkout may change while the tests run
 BEST = ('--RESUME_MODEL', 'log/tiny/best_model.pth', '--TEST_BATCH_SIZE', 4, *ON_CPU)
 GOODS = ('--DATASET_ROOT', 'goods')
 DOCTOR = ('tools/doctor.py', '--config', TINY, *GOODS, '--NAME', 'goods', *ON_CPU)
@@ -52,9 +53,9 @@ FAST = ('doctor', 'pack', 'search a catalog')
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Return the content of all files below a folder, by path, except those that may differ."""
+    """Return the content of all files below a folder, by path, except what may differ."""
     return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
+        path.relative_to(folder).as_posix(): COMMIT.sub(b'', path.read_bytes())
         for path in sorted(folder.rglob('*'))
         if path.is_file() and not VARIES.fullmatch(path.name)
     }
