@@ -146,6 +146,7 @@ def test_the_same_command_completes_what_a_killed_rank_left(scripts, new_shop, n
     assert {path: path.stat().st_ino for path in finished} == finished  # finished shards are not written again
 
 
+@pytest.mark.slow
 def test_a_mistake_on_one_rank_is_one_line(scripts, new_shop):
     folder = new_shop()
     main, other = fail(scripts, folder, 1, 'error', 'pack', PACK)
@@ -168,6 +169,7 @@ def test_the_main_rank_is_killed(scripts, new_shop):
     assert files_of(folder) == wanted
 
 
+@pytest.mark.slow
 def test_more_ranks_than_images_and_shards(scripts, new_shop):
     """One image of each split, in one shard; the ranks have nothing to do but end."""
     folder = new_shop()
@@ -206,10 +208,9 @@ def test_every_script_works_on_ranks_or_reports_why_not(scripts, tmp_path):
         *(command[0] for commands in COMMANDS.values() for command in commands),
     }
     second = ENVIRONMENT | {'RANK': '1', 'WORLD_SIZE': '2'}
-    for script, reason in reasons.items():
-        if reason:
-            done = scripts.start(tmp_path, script, environment=second).wait(2)
-            name = script.removeprefix('tools/')
-            assert done.stderr == (
-                f'error: rank 1: {name} runs in one process, not in 2, since {reason}: start it by python\n'
-            )
+    started = {script: scripts.start(tmp_path, script, environment=second) for script in reasons if reasons[script]}
+    for script, running in started.items():
+        name = script.removeprefix('tools/')
+        assert running.wait(2).stderr == (
+            f'error: rank 1: {name} runs in one process, not in 2, since {reasons[script]}: start it by python\n'
+        )
