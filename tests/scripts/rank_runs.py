@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -16,9 +17,15 @@ def free_port() -> int:
 
 
 def start_ranks(
-    scripts: Scripts, count: int, folder: Path, script: object, *options: object, stdin: str | Path = os.devnull
+    scripts: Scripts,
+    count: int,
+    folder: Path,
+    script: object,
+    *options: object,
+    stdin: str | Path = os.devnull,
+    more: Mapping[str, str] | None = None,
 ) -> list[Running]:
-    """Start `script` on `count` ranks, and return them."""
+    """Start `script` on `count` ranks, with `more` variables, and return them."""
     about = {'WORLD_SIZE': str(count), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port())}
     return [
         scripts.start(
@@ -26,7 +33,7 @@ def start_ranks(
             script,
             *options,
             stdin=stdin,
-            environment=ENVIRONMENT | about | {'RANK': str(rank), 'LOCAL_RANK': str(rank)},
+            environment={**ENVIRONMENT, **(more or {}), **about} | {'RANK': str(rank), 'LOCAL_RANK': str(rank)},
         )
         for rank in range(count)
     ]

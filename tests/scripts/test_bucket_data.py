@@ -1,0 +1,144 @@
+"""Training, prediction and tools that read from a bucket: the same images, order and weights as from the disk."""
+
+import pytest
+
+from tests.scripts.rank_runs import start_ranks
+from tests.scripts.running import ENVIRONMENT, TINY, check_same_run, error_line
+
+pytestmark = [pytest.mark.process, pytest.mark.long]
+
+# Rank 0 and rank 1 compute other sums than one process; so the run on two ranks is compared with one on two ranks.
+SHUFFLED = ('--NAME', 'tiny', '--INPUT_AUGMENT', 'trivial_augment')
+
+
+class Reader:
+    """Runs scripts on data in a bucket, each in its own folder, and with its own cache.
+
+    Attributes:
+        options: that set the data, by form: packed, raw (packed as pixels), listed and folders; for the bucket.
+        local: the same for the disk.
+    """
+
+    def __init__(self, scripts, server, folder, products):
+        self.scripts, self.server, self.folder, self.products = scripts, server, folder, products
+        self.bucket = server.new_bucket()
+        self.environment = server.environment()
+        self.options, self.local = {}, {}
+
+    def add(self, form):
+        """Prepare the data of a form on the disk, and upload it."""
+        path = self.products
+        if form in ('packed', 'raw'):
+            path = self.folder / form
+            kind = ('--PACK_IMAGES', 'raw', '--PACK_SHORT_SIDE', 36) if form == 'raw' else ()
+            data = ('--config', TINY, '--DATASET_ROOT', self.products, '--PACK_OUT', path, '--PACK_SHARD_IMAGES', 8)
+            self.scripts.run(self.folder, 'tools/pack.py', *data, *kind)
+        elif form == 'folders':
+            path = self.products / 'train'
+        key = {'packed': 'SHARDS', 'raw': 'SHARDS'}.get(form, 'ROOT')
+        self.server.put_folder(self.bucket, form, path)
+        self.options[form] = (f'--DATASET_{key}', f's3://{self.bucket}/{form}')
+        self.local[form] = (f'--DATASET_{key}', path)
+
+    def start(self, folder, script, *options):
+        """Start a script with its own cache."""
+        path = self.folder / folder
+        path.mkdir(exist_ok=True)
+        options = (*options, '--STORAGE_CACHE', path / 'cache')
+        return self.scripts.start(path, script, *options, environment={**ENVIRONMENT, **self.environment})
+
+    def train(self, form, folder, *options):
+        """Train on the data of a form in the bucket; return the run folder."""
+        self.start(folder, 'main.py', '--config', TINY, *SHUFFLED, *self.options[form], *options).wait()
+        return self.folder / folder / 'log' / 'tiny'
+
+    def train_locally(self, form, *options):
+        """Train on the same data on the disk."""
+        folder = self.folder / 'local'
+        folder.mkdir(exist_ok=True)
+        self.scripts.run(folder, 'main.py', '--config', TINY, *SHUFFLED, *self.local[form], *options)
+        return folder / 'log' / 'tiny'
+
+
+@pytest.fixture
+def reader(scripts, storage_server, tmp_path, products):
+    return Reader(scripts, storage_server, tmp_path, products)
+
+
+def test_training_on_packed_images_while_requests_fail(reader):
+    """Two workers; a part of the requests is cut, refused or corrupted. A second run requests no image."""
+    reader.add('packed')
+    with reader.server.faults(cut=0.03, slow_down=0.03, flip=0.1, only='GET .*tar'):
+        run = reader.train('packed', 'first', '--RUN_NUM_WORKERS', 2)
+    check_same_run(run, reader.train_locally('packed'))
+    reader.server.requests()
+    reader.train('packed', 'first', '--OVERWRITE', True)
+    assert not [line for line in reader.server.requests() if line.startswith('GET') and '.tar' in line]
+    log = (run / 'log.txt').read_text() + (run / 'config.yaml').read_text()
+    assert f's3://{reader.bucket}/packed' in log
+    assert 'bucket-mirror' not in log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('num_workers', [0, 2])
+@pytest.mark.parametrize('form', ['packed', 'raw', 'listed', 'folders'])
+def test_every_form_of_data(reader, form, num_workers):
+    reader.add(form)
+    with reader.server.faults(cut=0.03, slow_down=0.03, flip=0.1):
+        run = reader.train(form, 'remote', '--RUN_NUM_WORKERS', num_workers)
+    check_same_run(run, reader.train_locally(form))
+    assert ('packing is faster' in (run / 'log.txt').read_text()) == (form in ('listed', 'folders'))
+
+
+@pytest.mark.slow
+def test_two_ranks(reader):
+    reader.add('packed')
+    runs = []
+    for data, folder in ((reader.options, 'remote'), (reader.local, 'local')):
+        path = reader.folder / folder
+        path.mkdir()
+        options = ('--config', TINY, *SHUFFLED, *data['packed'], '--STORAGE_CACHE', path / 'cache')
+        for rank in start_ranks(reader.scripts, 2, path, 'main.py', *options, more=reader.environment):
+            rank.wait()
+        runs.append(path / 'log' / 'tiny')
+    check_same_run(*runs)
+
+
+@pytest.mark.slow
+def test_resume_in_mid_epoch_with_an_empty_cache(reader):
+    reader.add('packed')
+    running = reader.start('remote', 'main.py', '--config', TINY, *SHUFFLED, *reader.options['packed'])
+    running.wait_for('step 3')
+    running.interrupt()
+    assert running.wait(None).returncode in (0, 130)
+    cache = reader.folder / 'remote' / 'cache'
+    cache.rename(cache.with_name('old_cache'))
+    run = reader.train('packed', 'remote', '--RESUME_MODEL', 'last')
+    check_same_run(run, reader.train_locally('packed'))
+
+
+@pytest.mark.slow
+def test_tools_and_prediction(reader):
+    """test.py predicts a folder in the bucket with a model from the bucket; doctor and convert read from it."""
+    reader.add('listed')
+    run = reader.train_locally('listed')
+    reader.server.put(reader.bucket, 'model/best_model.pth', (run / 'best_model.pth').read_bytes())
+    url = f's3://{reader.bucket}'
+    images = reader.products / 'test'
+    local = ('--RESUME_MODEL', run / 'best_model.pth', '--TEST_IMAGES', images, '--LOG_ROOT', 'out', '--NAME', 'x')
+    remote = ('--RESUME_MODEL', f'{url}/model/best_model.pth', '--TEST_IMAGES', f'{url}/listed/test')
+    reader.scripts.run(reader.folder, 'test.py', *local)
+    reader.start('remote', 'test.py', *remote, '--LOG_ROOT', 'out', '--NAME', 'x').wait()
+    tables = [next(path.rglob('predictions*.csv')) for path in (reader.folder / 'out', reader.folder / 'remote')]
+    assert tables[0].read_bytes() == tables[1].read_bytes()
+    reader.start('remote', 'tools/doctor.py', '--config', TINY, *reader.options['listed']).wait()
+    missing = reader.start('remote', 'main.py', '--config', TINY, '--DATASET_ROOT', f'{url}-none/x').wait(2)
+    assert 'no such bucket' in error_line(missing)
+
+
+@pytest.mark.slow
+def test_the_cache_has_a_limit(reader):
+    """With a cache that is smaller than the data, training gives the same weights."""
+    reader.add('raw')
+    run = reader.train('raw', 'remote', '--STORAGE_CACHE_GB', 0.01)
+    check_same_run(run, reader.train_locally('raw'))
