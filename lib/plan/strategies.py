@@ -175,13 +175,8 @@ def _sharded_parts(strategy: Strategy, spec: StepSpec, backbone: BackboneCost) -
     others = 1 - 1 / spec.num_devices
     forward = backbone.outside + 2 * backbone.largest_block
     gradients = round(forward * backbone.gradients / backbone.parameters)
-    return _ShardedParts(
-        round(others * backbone.parameters),
-        round(others * backbone.gradients),
-        forward,
-        backbone.outside,
-        forward + gradients,
-    )
+    elsewhere = round(others * backbone.parameters), round(others * backbone.gradients)
+    return _ShardedParts(*elsewhere, forward, backbone.outside, forward + gradients)
 
 
 def _classifier_peak(strategy: Strategy, spec: StepSpec, costs: Costs) -> tuple[int, int]:
