@@ -31,6 +31,7 @@ from lib.metrics.precision_cost import precision_cost
 from lib.model import FEATURE_PREFIXES, Recognizer
 from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
+from lib.runtime.uploads import refresh
 from lib.trainer.checkpointing.io import read_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint
 
@@ -159,6 +160,7 @@ def load_model(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> Loaded
     if command.checkpoint is None or command.checkpoint.path is None:
         raise ValueError('the command has no checkpoint: call read_command with needs_model')
     checkpoint, path = command.checkpoint.with_rows(), command.checkpoint.path
+    refresh(path.parent, without=('',))
     folder = path.parent if (path.parent / 'config.yaml').exists() else Path(cfg.LOG_ROOT, cfg.NAME)
     device = build_device(cfg, group)
     size = cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE

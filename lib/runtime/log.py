@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from lib.errors import printable
 from lib.runtime.mirror import with_urls
+from lib.runtime.storage import materialize
 
 Item = TypeVar('Item')
 LOGGER = logging.getLogger('recognizer')
@@ -68,6 +70,8 @@ def start_console(*, enabled: bool = True) -> None:
 
 def log_to(path: Path) -> None:
     """Append all log lines, including those of this process so far, to the file at `path`, each with the time."""
+    with suppress(FileNotFoundError):
+        materialize(path)  # so that lines of earlier commands in a bucket stay
     handler = _File(path, encoding='utf-8', errors='backslashreplace')
     handler.setFormatter(_WithLevel('%(asctime)s %(message)s'))
     for record in _BUFFER.records:

@@ -166,13 +166,13 @@ def fetch_ahead(paths: Iterable[str]) -> None:
 def publish(path: str | os.PathLike) -> None:
     """Upload a complete file of the mirror; the object is visible only when it is complete.
 
-    Does nothing outside of the mirror and for hidden files, such as locks.
+    Does nothing outside of the mirror, for hidden files, such as locks, and for folders: stores of rows in progress.
 
     Raises:
         OSError: the request is refused or fails.
     """
     text = os.fspath(path)
-    if not is_mirrored(text) or _is_hidden(text):
+    if not is_mirrored(text) or _is_hidden(text) or os.path.isdir(text):
         return
     with _lock_of(text):
         _upload(text)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _BULK = ('.pth', '.safetensors', '.npy')
 _PARALLEL = 16
 _LOCK, _LOCK_SECONDS = '.download.lock', 3600
-_refreshed: set[Path] = set()
+_refreshed: set[tuple[Path, tuple[str, ...]]] = set()  # with the endings that were left out
 
 
 def push(folder: Path) -> None:
@@ -64,7 +64,7 @@ def refresh(folder: Path, without: tuple[str, ...] = _BULK) -> None:
     Files with the endings `without` ('': all) are downloaded when they are opened. Ranks of a machine wait for the
     first one. Raises: UserError.
     """
-    if not is_mirrored(folder) or folder.absolute() in _refreshed:
+    if not is_mirrored(folder) or (folder.absolute(), without) in _refreshed or location(folder)[0] == 'https':
         return
     folder.mkdir(parents=True, exist_ok=True)
     with removed_lock(folder / _LOCK, _LOCK_SECONDS):
@@ -73,7 +73,7 @@ def refresh(folder: Path, without: tuple[str, ...] = _BULK) -> None:
         pull(folder, without=without)
     with suppress(OSError):
         folder.rmdir()  # nothing there: an empty folder has no meaning in a bucket
-    _refreshed.add(folder.absolute())
+    _refreshed.add((folder.absolute(), without))
 
 
 def names_in(folder: Path) -> set[str]:
