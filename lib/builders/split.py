@@ -20,8 +20,10 @@ from lib.dataset.index import ClassIndex
 from lib.dataset.paths import PathColumn, TextPathRule, choose_path_rule, comparable_paths, path_as_text, refuse_urls
 from lib.errors import UserError
 from lib.runtime.log import LOGGER
+from lib.runtime.mirror import is_mirrored
 from lib.runtime.outline import outline
 from lib.runtime.shared_memory import to_shared_memory
+from lib.runtime.storage import exists
 from lib.runtime.text import count_of, few_names, name_warnings, names_digest
 from lib.shards.images import ShardImages
 from lib.shards.index import INDEX, INFO, SETTINGS
@@ -125,6 +127,7 @@ def annotated_split(annotations: Annotations, root: str, train: Annotations | No
     if line:
         LOGGER.info('%s', line)
     _warn_about_heic(annotations.paths.arrow, annotations.source)
+    _advise_packing(root)
     return DatasetSplit(
         FileImages(annotations.paths.with_rule(rule), root),
         to_shared_memory(annotations.labels),
@@ -156,6 +159,7 @@ def found_split(paths: list[str], labels: np.ndarray, num_classes: int, source: 
     """Return images that were found in a folder; their names are valid text, also where a path is not."""
     paths_as_text = PathColumn(pa.array(map(path_as_text, paths), pa.large_string()), TextPathRule())
     _warn_about_heic(paths_as_text.arrow, source)
+    _advise_packing(root)
     return DatasetSplit(
         FileImages(paths_as_text, root), to_shared_memory(labels), num_classes, paths_as_text.arrow, source
     )
@@ -198,6 +202,11 @@ def test_folder_split(folder: str, class_names: Sequence[str]) -> DatasetSplit:
     for warning in name_warnings([class_name_of(name) for name in unknown], known=class_names):
         LOGGER.warning('%s: %s', folder, warning)
     return found_split(paths, labels, len(class_names), folder, folder)
+
+
+def _advise_packing(root: str) -> None:
+    if is_mirrored(root):
+        LOGGER.info('%s: one request per photo; packing is faster: tools/pack.py', root)
 
 
 def _warn_about_heic(names: pa.Array, source: str) -> None:
@@ -247,8 +256,11 @@ def warn_about_other_classes(split: DatasetSplit, classes: ClassNames | None, na
 
 def is_packed(cfg: Config, kind: str) -> bool:
     """Return whether DATASET.SHARDS holds the split `kind`: train, valid or test."""
+    if not cfg.DATASET.SHARDS:
+        return False
     outline(cfg.DATASET.SHARDS)
-    return bool(cfg.DATASET.SHARDS) and Path(cfg.DATASET.SHARDS, kind).is_dir()
+    folder = Path(cfg.DATASET.SHARDS, kind)
+    return folder.is_dir() or (is_mirrored(folder) and exists(folder / INDEX))
 
 
 def packed_split(cfg: Config, kind: str) -> tuple[DatasetSplit, ClassNames | None]:

@@ -64,7 +64,7 @@ class Bucket:
         self._lock = threading.Lock()
         self._engine: Engine | None = None
         self._opened: dict[str, OpenObject] = {}
-        self._is_known = False  # that the bucket exists
+        self._is_known = scheme == 'https'  # that the bucket exists
         self._are_tags_checksums = True
 
     def version(self, key: str) -> Version:

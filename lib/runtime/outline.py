@@ -4,7 +4,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lib.runtime.mirror import is_clean, is_mirrored, write_absent
+from lib.runtime.mirror import is_clean, is_mirrored, location, write_absent
 from lib.runtime.storage import folder_entries
 
 _PARALLEL = 24
@@ -15,13 +15,14 @@ def outline(folder: str | os.PathLike) -> None:
     """Create a file with the name and the size of each object in and below a folder, once per process.
 
     Opening such a file downloads the object (see lib/runtime/storage.py). Files that were downloaded before stay if
-    size and time of the object are still theirs. Does nothing outside of the mirror.
+    size and time of the object are still theirs. Does nothing outside of the mirror, where there is no such folder, and
+    for a web server, which has no list of its files.
 
     Raises:
         UserError: a request is refused or fails.
     """
     text = os.fspath(folder)
-    if not is_mirrored(text) or text in _outlined:
+    if not is_mirrored(text) or text in _outlined or location(text)[0] == 'https':
         return
     with ThreadPoolExecutor(_PARALLEL) as pool:
         level = [text]
@@ -32,7 +33,10 @@ def outline(folder: str | os.PathLike) -> None:
 
 def _outline_one(folder: str) -> list[str]:
     """Create the files of one folder; return the folders in it."""
-    found = {entry.name: entry for entry in folder_entries(folder) if not entry.name.startswith('.')}
+    try:
+        found = {entry.name: entry for entry in folder_entries(folder) if not entry.name.startswith('.')}
+    except FileNotFoundError:
+        return []
     os.makedirs(folder, exist_ok=True)
     folders = [os.path.join(folder, name) for name, entry in found.items() if entry.is_folder]
     here: dict[str, os.stat_result] = {}

@@ -10,8 +10,9 @@ import pyarrow as pa
 from lib.dataset.annotation_rows import MAX_CLASSES
 from lib.errors import UserError, shown
 from lib.runtime.checksums import checksum_of_columns
+from lib.runtime.mirror import is_mirrored
 from lib.runtime.read_file import check_regular
-from lib.runtime.storage import materialize
+from lib.runtime.storage import materialize, size_of
 from lib.runtime.text import few_names
 
 INDEX, FORMAT = 'index.arrow', 1
@@ -178,7 +179,7 @@ class PackedIndex:
         for number, shard in enumerate(self.contents.shards):
             path = self.path.with_name(shard.name)
             try:
-                size = path.stat().st_size
+                size = size_of(path) if is_mirrored(path) and not path.exists() else path.stat().st_size
             except FileNotFoundError:
                 warnings.append(
                     f'{path}: no such file, but {self.path.name} lists it with {shard.num_images} images; copy it here '
