@@ -158,8 +158,7 @@ class _ShardedParts(NamedTuple):
 
     Attributes:
         other_parameters, other_gradients: on the other devices.
-        forward, between, backward: parameters and gradients that are whole in the forward pass, after it, and in the
-            backward pass: what is in no block, the block that computes, and the next one.
+        forward, between, backward: what is whole in the forward pass, after it, and in the backward pass.
     """
 
     other_parameters: int = 0
