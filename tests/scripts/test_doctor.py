@@ -126,7 +126,7 @@ def test_all_images_in_quarantine(scripts, products, tmp_path):
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_an_interrupted_audit_writes_nothing(scripts, products, tmp_path, workers):
+def test_an_interrupted_audit_writes_no_result_and_is_resumed(scripts, products, tmp_path, workers):
     target = ('SIGINT', 'lib.audit.scan:ConcatImages.split_of', 1) if workers == 0 else (
         'SIGINT', 'lib.audit.report:scan', 1)  # fmt: skip
     script = Path(__file__).resolve().parents[2] / 'tools' / 'doctor.py'
@@ -136,7 +136,12 @@ def test_an_interrupted_audit_writes_nothing(scripts, products, tmp_path, worker
     )  # fmt: skip
     assert done.stderr.splitlines()[-1] == 'interrupted'
     assert 'Traceback' not in done.stderr
-    assert not (tmp_path / 'log').exists()
+    folder = tmp_path / 'log' / 'shop_doctor'
+    assert [path.name for path in folder.iterdir()] == ['scan.partial']
+    options = ('--DATASET_ROOT', products, '--NAME', 'shop', '--RUN_NUM_WORKERS', workers)
+    done = scripts.run(tmp_path, 'tools/doctor.py', *options)
+    assert ('resuming after 81 of 81 images' in done.stdout) == (workers == 2)
+    assert sorted(path.name for path in folder.iterdir()) == ['doctor.html', 'doctor.json', 'quarantine.json']
 
 
 def test_class_folders_and_cifar(scripts, tmp_path, products):

@@ -13,7 +13,6 @@ from tests.scripts.rank_runs import run_ranks_of
 from tests.scripts.running import ENVIRONMENT, ON_CPU, REPOSITORY, TINY
 
 pytestmark = [pytest.mark.process, pytest.mark.long]
-OTHERS = 'error: rank 0: another rank has ended, so this one ends, too; see the error line of that rank\n'
 # All that may differ: locks hold process ids, and of a store of features, each rank has a journal.
 VARIES = re.compile(r'.*\.lock|rows\d+\.jsonl')
 COMMIT = re.compile(rb'\Acommit: .*\n')  # of environment.txt: the checkout may change while the tests run
@@ -138,7 +137,8 @@ def test_the_same_command_completes_what_a_killed_rank_left(scripts, new_shop, n
     wanted = files_of(folder)
     main, other = fail(scripts, new_shop(), 1, 'kill', name, command)
     assert (main.returncode, other.returncode) == (2, -9)
-    assert main.stderr == OTHERS
+    assert main.stderr.startswith('error: rank 0: ')
+    assert main.stderr.count('\n') == 1
     finished = {path: path.stat().st_ino for path in folder.rglob('*.tar')}
     assert (len(finished) >= 4) == (name == 'pack')
     run_ranks_of(scripts, 2, folder, *command)
@@ -151,7 +151,8 @@ def test_a_mistake_on_one_rank_is_one_line(scripts, new_shop):
     folder = new_shop()
     main, other = fail(scripts, folder, 1, 'error', 'pack', PACK)
     assert (main.returncode, other.returncode) == (2, 2)
-    assert (main.stderr, other.stderr) == (OTHERS, 'error: rank 1: this rank fails\n')
+    assert other.stderr == 'error: rank 1: this rank fails\n'
+    assert main.stderr.startswith('error: rank 0: ')
     with lock_folder(folder / 'packed'):
         main, other = run_ranks_of(scripts, 2, folder, *PACK, code=2)
     assert 'packed is in use by another run' in main.stderr
@@ -164,7 +165,7 @@ def test_the_main_rank_is_killed(scripts, new_shop):
     wanted = files_of(folder)
     main, other = fail(scripts, new_shop(), 0, 'kill', 'pack', PACK)
     assert (main.returncode, other.returncode) == (-9, 2)
-    assert other.stderr == OTHERS.replace('rank 0: ', 'rank 1: ')
+    assert other.stderr.startswith('error: rank 1: ')
     run_ranks_of(scripts, 3, folder, *PACK)
     assert files_of(folder) == wanted
 
