@@ -214,6 +214,11 @@ def count(path: str | os.PathLike, num_bytes: int) -> None:
         usage.used += used - assumed
 
 
+def limit_of(path: str | os.PathLike) -> int:
+    """Return the limit of the cache of a path in the mirror, in bytes."""
+    return _limit(os.fspath(path).partition(MARK)[0])
+
+
 @functools.lru_cache(maxsize=4)
 def _limit(root: str) -> int:
     with _usage(root) as usage:

@@ -11,18 +11,20 @@ import zlib
 from collections import defaultdict
 from concurrent.futures import Future
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 
 from lib.errors import UserError
 from lib.runtime.bucket import joined_ranges
-from lib.runtime.mirror import count, has_hole, is_here, open_sparse
+from lib.runtime.mirror import count, has_hole, is_here, limit_of, open_sparse
 from lib.runtime.read_file import open_descriptor
 from lib.runtime.storage import read_ranges, request_pool
 from lib.shards.index import PackedIndex
 
 _ATTEMPTS, _FIRST_PAUSE_SECONDS = 3, 0.1
+_BLOCK_BYTES, _ROOM = 512 << 10, 0.5  # the latter as a fraction of the cache
+_PAGE_BYTES = 4096
 _MAX_PENDING = 20_000  # rows that were fetched ahead, but not read: of epochs that ended early
 
 
@@ -47,6 +49,11 @@ class RemoteShards:
         self._opened = lru_cache(max_open)(self._open)
         self._pending: dict[int, Future] = {}
         self._is_verified = np.zeros(len(index), bool)  # on the disk, by this process
+        self._is_ordered = bool((index.shards[1:] >= index.shards[:-1]).all())
+        # In an epoch, all images of a block are read. Where the cache holds all of them, fewer requests fetch them.
+        num_bytes = sum(shard.size for shard in index.contents.shards)
+        has_room = self._is_ordered and num_bytes <= _ROOM * limit_of(index.path)
+        self._block_bytes = _BLOCK_BYTES if has_room else 1
 
     def _open(self, shard: int) -> _Shard:
         return _Shard(self._paths[shard], self._index.contents.shards[shard].size)
@@ -78,24 +85,44 @@ class RemoteShards:
         """Begin to fetch the images of `rows` that are not on the disk, neighbors together."""
         if len(self._pending) > _MAX_PENDING:
             self._pending = {row: future for row, future in self._pending.copy().items() if not future.done()}
-        missing: dict[int, list[int]] = defaultdict(list)
+        missing: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for row in dict.fromkeys(rows.tolist()):
             if row not in self._pending and self._index.lengths[row] and not self._is_present(row):
-                missing[self._index.shards.item(row)].append(row)
-        for shard, wanted in missing.items():
-            ranges = [(self._index.offsets.item(row), self._index.lengths.item(row)) for row in wanted]
-            for _, _, members in joined_ranges(ranges):
-                group = [wanted[member] for member in members]
-                future = request_pool().submit(partial(self._fetch, shard, group))
-                self._pending.update(dict.fromkeys(group, future))
+                missing[self._index.shards.item(row)].append(self._range_around(row))
+        for shard, ranges in missing.items():
+            for offset, length, _ in joined_ranges(ranges):
+                inside = self._rows_inside(shard, offset, length)
+                future = request_pool().submit(self._fetch, shard, offset, length, inside)
+                for row in inside:
+                    self._pending.setdefault(row, future)
 
-    def _fetch(self, shard: int, rows: list[int]) -> None:
-        """Fetch rows of a shard that one request reads; those that arrive damaged are fetched again by `read`."""
-        ranges = [(self._index.offsets.item(row), self._index.lengths.item(row)) for row in rows]
+    def _range_around(self, row: int) -> tuple[int, int]:
+        """Return (offset, length) of the request for an image: of the blocks that it touches, if the cache has room."""
+        offset, length = self._index.offsets.item(row), self._index.lengths.item(row)
+        if self._block_bytes == 1:
+            return offset, length
+        size = self._index.contents.shards[self._index.shards.item(row)].size
+        start = offset // self._block_bytes * self._block_bytes
+        end = -(-(offset + length) // self._block_bytes) * self._block_bytes
+        return start, min(end, size) - start
+
+    def _rows_inside(self, shard: int, offset: int, length: int) -> list[int]:
+        """Return the rows whose whole image is in a range of a shard."""
+        first, last = 0, len(self._index)
+        if self._is_ordered:
+            first, last = np.searchsorted(self._index.shards, [shard, shard + 1]).tolist()
+        starts, lengths = self._index.offsets[first:last], self._index.lengths[first:last]
+        inside = (starts >= offset) & (starts + lengths <= offset + length) & (lengths > 0)
+        inside &= self._index.shards[first:last] == shard
+        return (first + np.flatnonzero(inside)).tolist()
+
+    def _fetch(self, shard: int, offset: int, length: int, rows: list[int]) -> None:
+        """Fetch a range and store its images; those that arrive damaged are fetched again by `read`."""
         # Within the pool, which has no thread to wait for others.
-        for row, data in zip(rows, read_ranges(self._paths[shard], ranges), strict=True):
-            if self._is_packed(row, data):
-                self._store(row, data)
+        (block,) = read_ranges(self._paths[shard], [(offset, length)])
+        for row in rows:
+            start = self._index.offsets.item(row) - offset
+            if self._store(row, block[start : start + self._index.lengths.item(row)]):
                 self._is_verified[row] = True
 
     def _is_present(self, row: int) -> bool:
@@ -115,9 +142,13 @@ class RemoteShards:
         shard = self._opened(self._index.shards.item(row))
         return os.pread(shard.descriptor, self._index.lengths.item(row), self._index.offsets.item(row))
 
-    def _store(self, row: int, data: bytes) -> None:
+    def _store(self, row: int, data: bytes) -> bool:
+        """Write an image to the disk, unless it is damaged; return whether it is not."""
+        if not self._is_packed(row, data):
+            return False
         number = self._index.shards.item(row)
         shard = self._opened(number)
-        if not shard.is_whole and self._is_packed(row, data):
+        if not shard.is_whole:
             os.pwrite(shard.descriptor, data, self._index.offsets.item(row))
-            count(self._paths[number], len(data))
+            count(self._paths[number], len(data) + _PAGE_BYTES)  # the disk stores whole pages
+        return True

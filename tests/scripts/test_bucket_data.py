@@ -124,13 +124,14 @@ def test_tools_and_prediction(reader):
     run = reader.train_locally('listed')
     reader.server.put(reader.bucket, 'model/best_model.pth', (run / 'best_model.pth').read_bytes())
     url = f's3://{reader.bucket}'
-    images = reader.products / 'test'
-    local = ('--RESUME_MODEL', run / 'best_model.pth', '--TEST_IMAGES', images, '--LOG_ROOT', 'out', '--NAME', 'x')
+    images = ('--TEST_IMAGES', reader.products / 'test')
+    reader.scripts.run(reader.folder, 'test.py', '--RESUME_MODEL', run / 'best_model.pth', *images)
     remote = ('--RESUME_MODEL', f'{url}/model/best_model.pth', '--TEST_IMAGES', f'{url}/listed/test')
-    reader.scripts.run(reader.folder, 'test.py', *local)
-    reader.start('remote', 'test.py', *remote, '--LOG_ROOT', 'out', '--NAME', 'x').wait()
-    tables = [next(path.rglob('predictions*.csv')) for path in (reader.folder / 'out', reader.folder / 'remote')]
-    assert tables[0].read_bytes() == tables[1].read_bytes()
+    reader.start('remote', 'test.py', *remote).wait()
+    written = {path.name: path.read_bytes() for path in run.glob('predictions*.csv')}
+    assert written
+    found = reader.server.objects(reader.bucket, 'model/predictions')
+    assert {name.removeprefix('model/'): data for name, data in found.items() if name.endswith('.csv')} == written
     reader.start('remote', 'tools/doctor.py', '--config', TINY, *reader.options['listed']).wait()
     missing = reader.start('remote', 'main.py', '--config', TINY, '--DATASET_ROOT', f'{url}-none/x').wait(2)
     assert 'no such bucket' in error_line(missing)
