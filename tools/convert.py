@@ -127,8 +127,11 @@ def convert(
     from lib.formats.converted import summary_lines, with_imbalance, with_validation
     from lib.formats.write import append_converted, write_converted
     from lib.runtime.files import wait_for_lock
+    from lib.runtime.outline import outline
     from lib.runtime.text import name_warnings
 
+    if source.is_dir():
+        outline(source)
     converted = converters()[format_name](source, **options)
     if valid_fraction is not None:
         converted = with_validation(converted, fraction=valid_fraction, seed=seed)

@@ -24,6 +24,7 @@ from lib.errors import UserError, shown
 from lib.formats.sources import SourceErrors, read_csv
 from lib.runtime.files import file_exists
 from lib.runtime.log import LOGGER
+from lib.runtime.mirror import url_of
 from lib.runtime.read_file import read_bytes, reason_of
 from lib.runtime.shared_memory import to_shared_memory
 from lib.runtime.text import count_of, nfc, rounded_code_warnings
@@ -108,7 +109,7 @@ def _open_split(cfg: Config, class_names: Sequence[str]) -> tuple[DatasetSplit, 
         split = open_test_split(cfg, class_names)
         chosen = _source_at(dataset.TEST_JSON or dataset.TEST_ROOT or split.source)
         # The paths in an annotation file are below a folder, so the file alone does not identify the images.
-        root = str(Path(dataset.TEST_ROOT or dataset.ROOT).resolve())
+        root = url_of(Path(dataset.TEST_ROOT or dataset.ROOT).resolve())
         return split, Source(test_source_name(cfg), f'{chosen.identity} in {root}')
     if Path(given).is_dir():
         return test_folder_split(given, class_names), _source_at(given)
@@ -151,7 +152,7 @@ def open_unlabeled(cfg: Config, key: str, source: str, num_classes: int) -> Data
 
 def _source_at(path: str) -> Source:
     whole = Path(path).resolve()
-    return Source(path_as_text(whole.name if whole.is_dir() else whole.stem), path_as_text(str(whole)))
+    return Source(path_as_text(whole.name if whole.is_dir() else whole.stem), path_as_text(url_of(whole)))
 
 
 def listed_paths(content: bytes) -> list[str]:

@@ -15,8 +15,9 @@ from typing import Any
 
 from lib.errors import UserError
 from lib.runtime.locks import removed_lock
+from lib.runtime.mirror import with_urls
 from lib.runtime.read_file import read_text, reason_of
-from lib.runtime.storage import materialize, publish, withdraw
+from lib.runtime.storage import exists, publish, withdraw
 from lib.runtime.temporary import is_abandoned, is_temporary, journal_of, read_journal, temporary_path
 from lib.runtime.uploads import finish_uploads, withdraw_folder
 
@@ -136,9 +137,7 @@ def finish_set(folder: Path) -> None:
 def file_exists(path: str | os.PathLike) -> bool:
     """Return whether there is a file of a set, once the set is completed: see `finish_set`."""
     finish_set(Path(path).parent)
-    with suppress(FileNotFoundError):
-        materialize(path)
-    return os.path.exists(path)
+    return exists(path)
 
 
 def _complete_set(folder: Path) -> list[Path]:
@@ -244,7 +243,7 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Replace the file at `path` by `text` in UTF-8, atomically; bytes of paths that are not UTF-8 are escaped."""
-    write_bytes(path, text.encode('utf-8', 'backslashreplace'))
+    write_bytes(path, with_urls(text).encode('utf-8', 'backslashreplace'))
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

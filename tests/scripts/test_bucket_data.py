@@ -1,5 +1,8 @@
 """Training, prediction and tools that read from a bucket: the same images, order and weights as from the disk."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from tests.scripts.rank_runs import start_ranks
@@ -44,8 +47,8 @@ class Reader:
         """Start a script with its own cache."""
         path = self.folder / folder
         path.mkdir(exist_ok=True)
-        options = (*options, '--STORAGE_CACHE', path / 'cache')
-        return self.scripts.start(path, script, *options, environment={**ENVIRONMENT, **self.environment})
+        environment = {**ENVIRONMENT, **self.environment, 'XDG_CACHE_HOME': str(path / 'cache')}
+        return self.scripts.start(path, script, *options, environment=environment)
 
     def train(self, form, folder, *options):
         """Train on the data of a form in the bucket; return the run folder."""
@@ -122,7 +125,8 @@ def test_tools_and_prediction(reader):
     """test.py predicts a folder in the bucket with a model from the bucket; doctor and convert read from it."""
     reader.add('listed')
     run = reader.train_locally('listed')
-    reader.server.put(reader.bucket, 'model/best_model.pth', (run / 'best_model.pth').read_bytes())
+    for name in ('best_model.pth', 'config.yaml'):
+        reader.server.put(reader.bucket, f'model/{name}', (run / name).read_bytes())
     url = f's3://{reader.bucket}'
     images = ('--TEST_IMAGES', reader.products / 'test')
     reader.scripts.run(reader.folder, 'test.py', '--RESUME_MODEL', run / 'best_model.pth', *images)
@@ -132,7 +136,22 @@ def test_tools_and_prediction(reader):
     assert written
     found = reader.server.objects(reader.bucket, 'model/predictions')
     assert {name.removeprefix('model/'): data for name, data in found.items() if name.endswith('.csv')} == written
-    reader.start('remote', 'tools/doctor.py', '--config', TINY, *reader.options['listed']).wait()
+    doctor = ('tools/doctor.py', '--config', TINY, '--NAME', 'checked')
+    reader.scripts.run(reader.folder, *doctor, *reader.local['listed'])
+    reader.start('remote', *doctor, *reader.options['listed']).wait()
+    here, there = (
+        (path / 'log' / 'checked_doctor' / 'doctor.json').read_text()
+        for path in (reader.folder, reader.folder / 'remote')
+    )
+    assert json.loads(here.replace(str(reader.products), f'{url}/listed')) == json.loads(there)
+    reader.start('remote', 'tools/convert.py', 'imagefolder', f'{url}/listed').wait()
+    converted = reader.server.get(reader.bucket, 'listed/converted_train.json')
+    reader.scripts.run(reader.folder, 'tools/convert.py', 'imagefolder', reader.products, 'converted')
+    paths, others = (
+        [Path(entry['fpath']).name for entry in json.loads(text)['annotations']]
+        for text in (converted, (reader.folder / 'converted' / 'converted_train.json').read_bytes())
+    )
+    assert paths == others
     missing = reader.start('remote', 'main.py', '--config', TINY, '--DATASET_ROOT', f'{url}-none/x').wait(2)
     assert 'no such bucket' in error_line(missing)
 
