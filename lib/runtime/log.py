@@ -88,7 +88,7 @@ def print_lines(lines: Iterable[str]) -> None:
     """
     for line in lines:
         if not LOGGER.disabled:
-            print(with_urls(printable(line)), flush=True)
+            print(printable(with_urls(line)), flush=True)
 
 
 def duration_text(seconds: float) -> str:
