@@ -87,7 +87,7 @@ class Slurm:
         return int(output.partition(';')[0])
 
     def job(self, number: int) -> dict[str, str]:
-        """Return what `scontrol show job` says, by name."""
+        """Return the fields of a job in `scontrol show job`, by name."""
         words = self.run('scontrol', 'show', 'job', number).split()
         return dict(word.split('=', 1) for word in words if '=' in word)
 

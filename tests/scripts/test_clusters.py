@@ -15,7 +15,7 @@ from tests.scripts.running import ENVIRONMENT, REPOSITORY
 from tests.test_distributed_doc import blocks, command_lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
-# What the page's commands get so that they take seconds: another model and data set, and a folder of their own.
+# What the page's commands get so that they take seconds: another model and data set, and a separate folder.
 SMALL = {
     'main.py': '--NAME run --DATASET_ROOT {products} --LOG_ROOT {folder}/log --MODEL_BACKBONE test_resnet '
     '--INPUT_SIZE 32 --TRAIN_BATCH_SIZE 8 --TRAIN_MAX_EPOCH 1 --RUN_DEVICE cpu --RUN_PRECISION float32 '

@@ -68,7 +68,7 @@ class Job:
             time.sleep(0.2)
 
     def wait(self, state: str, seconds: float = 1800) -> dict[str, str]:
-        """Return what Slurm says of the ended job, whose state is `state`."""
+        """Return the fields of the job once it has ended in `state`."""
         job = self.slurm.wait(self.number, lambda job: job['JobState'] in ENDED, seconds)
         assert job['JobState'] == state, f'{job}\n{self.output.read_text()}'
         return job
