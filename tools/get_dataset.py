@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import convert
 
 from lib.commands.cli import cli_main
-from lib.errors import UserError, printable, url_fault
+from lib.errors import UserError, printable, shown, url_fault, url_scheme
 from lib.runtime.files import rename, temporary_folder
 from lib.runtime.log import print_lines
 
@@ -128,6 +128,8 @@ def main() -> int | None:
         raise UserError(f'usage: {script} [DIR], where NAME is one of {", ".join(_DATASETS)}')
     if rest and (fault := url_fault(rest[0])):
         raise UserError(f'DIR is {fault}')
+    if rest and url_scheme(rest[0]):
+        raise UserError(f'DIR is {shown(rest[0])}, but must be a folder of this machine')
     folder = REPOSITORY / 'dataset' / name
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())  # shorter in messages

@@ -14,7 +14,7 @@ from lib.dataset.decode_cost import DecodeError, TooLargeError, check_memory
 from lib.dataset.images import read_image_file
 from lib.dataset.lazy_image import LazyImage, LazyPixelImage, open_lazy_image
 from lib.dataset.upright_rgb import no_warnings, orientation, pixels_of, to_rgb, upright
-from lib.errors import shown, url_fault
+from lib.errors import shown, url_fault, url_scheme
 from lib.runtime.read_file import MAX_IMAGE_BYTES, reason_of
 
 GivenImage: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray
@@ -75,7 +75,9 @@ def _read(path: str) -> bytes:
     try:
         return read_image_file(path)
     except FileNotFoundError:
-        raise DecodeError('a URL; only local paths are read' if url_fault(path) else 'no such file') from None
+        # Not downloaded, since a program may pass what a stranger typed.
+        is_url = url_scheme(path) or url_fault(path)
+        raise DecodeError('a URL; only local paths are read' if is_url else 'no such file') from None
     except OSError as error:
         raise DecodeError(reason_of(error)) from None
 

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lib.errors import UserError, shown, unquoted, url_fault
+from lib.errors import UserError, shown, unquoted, url_fault, url_scheme
 from lib.runtime.mirror import is_mirrored
 from lib.runtime.shared_memory import SharedArray, SharedFile, to_shared_memory
 from lib.runtime.storage import fetch
@@ -206,7 +206,7 @@ def refuse_urls(paths: PathColumn | pa.Array | Sequence[str], root: str, source:
     column = paths.arrow if isinstance(paths, PathColumn) else paths
     if isinstance(column, pa.Array):
         column = column.filter(pc.match_substring(column, '://')).to_pylist()
-    urls = [path for path in column if '://' in path and url_fault(path)]
+    urls = [path for path in column if '://' in path and (url_scheme(path) or url_fault(path))]
     if urls and not os.path.exists(os.path.join(root, urls[0])):
         count = f'{len(urls):,} of {num_paths:,} images {"is a URL" if len(urls) == 1 else "are URLs"}'
         raise UserError(

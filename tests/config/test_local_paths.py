@@ -1,4 +1,4 @@
-"""A URL in place of a path is an error in every option, argument and annotation file; no local path is."""
+"""A URL in place of a path is an error in every option, argument and annotation file, unless it is one of storage."""
 
 import json
 import re
@@ -14,11 +14,14 @@ from tests.scripts.in_process import run_in_process
 from tests.scripts.running import REPOSITORY
 
 URLS = (
-    's3://bucket/x', 'S3://bucket/x', 's3:/bucket/x', 's3:bucket/x', ' s3://bucket/x', 's3a://b', 's3n://b', 'gs://b/x',
-    'https://example.com/a.zip', 'http://example.com', 'HTTPS:/example.com', 'ftp://example.com/x', 'file:///data/x',
-    'file:/data/x', 'hdfs://name:9000/x', 'abfss://c@account.dfs.core.windows.net/x', 'wasbs://c@account/x', 'az://c/x',
+    's3:/bucket/x', 's3:bucket/x', 's3a://b', 's3n://b', 'http://example.com', 'HTTPS:/example.com',
+    'ftp://example.com/x', 'file:///data/x', 'file:/data/x', 'hdfs://name:9000/x', 'wasbs://c@account/x', 'az://c/x',
     'dbfs:/mnt/x', 'oss://b/x', 'hf://datasets/o/n', 'memory://x', 'ssh://host/x', 'sftp://host/x', 'user@host:/data/x',
     'host:/data/x', 'zip+https://e.com/x', 'data:image/png;base64,AA',
+)  # fmt: skip
+STORED = (
+    's3://bucket/x', 'S3://bucket/x', ' s3://bucket/x', 'gs://b/x', 'https://example.com/a.zip',
+    'abfss://c@account.dfs.core.windows.net/x',
 )  # fmt: skip
 LOCAL = (
     '', 'x', './x', '../x', '/data/x', 'C:/x', 'c:\\x', 'D:x', '\\\\server\\x', '//server/x', '\\\\?\\C:\\x', '~/x',
@@ -48,6 +51,12 @@ def test_urls(path):
     assert url_fault(path).startswith(f'{path!r}, a URL, but must be a local path')
 
 
+@pytest.mark.parametrize('url', STORED)
+def test_urls_of_storage(url):
+    assert url_fault(url) == ''
+    assert KEYS['LOG_ROOT'].accept('LOG_ROOT', url) == url
+
+
 @pytest.mark.parametrize('path', LOCAL)
 def test_local_paths(path):
     assert url_fault(path) == ''
@@ -65,15 +74,15 @@ def test_every_key_that_takes_a_path_is_declared_as_one():
 @pytest.mark.parametrize('name', PATHS)
 def test_every_path_option_refuses_a_url(name):
     with pytest.raises(UserError) as caught:
-        parse_options([option_of(name), 's3://bucket/x'], program='main.py', description='')
-    assert str(caught.value).startswith(f"{option_of(name)} is 's3://bucket/x', a URL, but must be a local path")
-    with pytest.raises(UserError, match=f"F: {name} is 's3://bucket/x', a URL"):
-        parse_config_text(f'{name}: s3://bucket/x', 'F')
+        parse_options([option_of(name), 'hdfs://bucket/x'], program='main.py', description='')
+    assert str(caught.value).startswith(f"{option_of(name)} is 'hdfs://bucket/x', a URL, but must be a local path")
+    with pytest.raises(UserError, match=f"F: {name} is 'hdfs://bucket/x', a URL"):
+        parse_config_text(f'{name}: hdfs://bucket/x', 'F')
 
 
 def test_every_path_of_a_list():
-    with pytest.raises(UserError, match=r"TEST.ENSEMBLE is 'https://e.com/b.pth', a URL"):
-        KEYS['TEST.ENSEMBLE'].accept('TEST.ENSEMBLE', 'a.pth, https://e.com/b.pth')
+    with pytest.raises(UserError, match=r"TEST.ENSEMBLE is 'hdfs://e.com/b.pth', a URL"):
+        KEYS['TEST.ENSEMBLE'].accept('TEST.ENSEMBLE', 'a.pth, hdfs://e.com/b.pth')
     assert KEYS['TEST.ENSEMBLE'].accept('', ' C:/a.pth,b.pth,') == ('C:/a.pth', 'b.pth')
 
 
@@ -83,11 +92,11 @@ def test_a_file_url_is_answered_with_its_path():
 
 
 def test_a_config_file_that_is_a_url():
-    with pytest.raises(UserError, match=r"--config is 'https://e.com/x.yaml', a URL"):
-        read_config_file('https://e.com/x.yaml')
+    with pytest.raises(UserError, match=r"--config is 'hdfs://e.com/x.yaml', a URL"):
+        read_config_file('hdfs://e.com/x.yaml')
 
 
-U = 's3://bucket/x'
+U = 'hdfs://bucket/x'
 COMMANDS = [
     ('tools/compare.py', U), ('tools/compare.py', 'log/x', '--output', U),
     ('tools/merge.py', '--RESUME_MODEL', U), ('tools/merge.py', '--RESUME_MODEL', 'x.pth', '--output', U),
