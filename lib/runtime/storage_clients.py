@@ -73,7 +73,7 @@ class ArrowEngine:
         """Find the credentials; no request is made except for the region of a bucket in S3."""
         from pyarrow import fs
 
-        self._fs, self._bucket = fs, bucket
+        self._fs, self._bucket, self._is_s3 = fs, bucket, scheme == 's3'
         if scheme == 's3':
             # from_uri would have a time limit of 3 seconds, in which a slow server does not store a part of a file.
             endpoint = os.environ.get('AWS_ENDPOINT_URL_S3') or os.environ.get('AWS_ENDPOINT_URL')
@@ -95,10 +95,14 @@ class ArrowEngine:
         file = self._files.open_input_file(self._path(key))
         found = {name.lower(): _text(value) for name, value in dict(file.metadata() or {}).items()}
         changed = next((found[name] for name in ('last-modified', 'updated') if name in found), '')
+        tag, seconds = found.get('etag', '').strip('"'), _seconds_of(changed)
+        if not self._is_s3 and not (tag and seconds):
+            changed_ns = self._files.get_file_info(self._path(key)).mtime_ns or 0
+            tag, seconds = tag or str(changed_ns), changed_ns // 10**9
         # For the S3 client, an answer that is cut within its header is no error, but an object of 0 bytes.
-        if not (found.get('etag') and changed) or (file.size() == 0 and not self._is_empty(key)):
+        if not (tag and seconds) or (file.size() == 0 and not self._is_empty(key)):
             raise OSError('incomplete answer')
-        version = Version(file.size(), _seconds_of(changed), found['etag'].strip('"'))
+        version = Version(file.size(), seconds, tag)
         return OpenObject(version, lambda offset, length: file.read_at(length, offset))
 
     def _is_empty(self, key: str) -> bool:

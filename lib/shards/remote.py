@@ -23,7 +23,7 @@ from lib.runtime.storage import read_ranges, request_pool
 from lib.shards.index import PackedIndex
 
 _ATTEMPTS, _FIRST_PAUSE_SECONDS = 3, 0.1
-_BLOCK_BYTES, _ROOM = 512 << 10, 0.5  # the latter as a fraction of the cache
+_BLOCK_BYTES, _SHARE = 512 << 10, 0.5  # the latter as a fraction of the cache
 _PAGE_BYTES = 4096
 _MAX_PENDING = 20_000  # rows that were fetched ahead, but not read: of epochs that ended early
 
@@ -52,8 +52,8 @@ class RemoteShards:
         self._is_ordered = bool((index.shards[1:] >= index.shards[:-1]).all())
         # In an epoch, all images of a block are read. Where the cache holds all of them, fewer requests fetch them.
         num_bytes = sum(shard.size for shard in index.contents.shards)
-        has_room = self._is_ordered and num_bytes <= _ROOM * limit_of(index.path)
-        self._block_bytes = _BLOCK_BYTES if has_room else 1
+        fits = self._is_ordered and num_bytes <= _SHARE * limit_of(index.path)
+        self._block_bytes = _BLOCK_BYTES if fits else 1
 
     def _open(self, shard: int) -> _Shard:
         return _Shard(self._paths[shard], self._index.contents.shards[shard].size)
@@ -97,7 +97,7 @@ class RemoteShards:
                     self._pending.setdefault(row, future)
 
     def _range_around(self, row: int) -> tuple[int, int]:
-        """Return (offset, length) of the request for an image: of the blocks that it touches, if the cache has room."""
+        """Return (offset, length) of the request for an image: of the blocks that it touches, if the cache holds all."""
         offset, length = self._index.offsets.item(row), self._index.lengths.item(row)
         if self._block_bytes == 1:
             return offset, length
