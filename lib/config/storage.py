@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lib.config.defaults import KEYS
+from lib.errors import UserError, shown
 from lib.runtime.mirror import configure, is_url, local_path
 from lib.runtime.storage import arrive
 
@@ -11,9 +12,15 @@ _CACHE, _CACHE_GB = 'STORAGE.CACHE', 'STORAGE.CACHE_GB'
 
 
 def set_cache(values: Mapping[str, Any]) -> None:
-    """Set folder and size limit of the mirror to those of some keys, if one of these keys is given."""
+    """Set folder and size limit of the mirror to those of some keys, if one of these keys is given.
+
+    Raises:
+        UserError: the folder is a URL.
+    """
     if values.keys() & {_CACHE, _CACHE_GB}:
         folder, gigabytes = (values.get(name, KEYS[name].default) for name in (_CACHE, _CACHE_GB))
+        if is_url(folder):
+            raise UserError(f'{_CACHE} is {shown(folder)}, but must be a folder of this machine')
         configure(folder, int(gigabytes * 1e9))
 
 

@@ -9,7 +9,6 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import PurePosixPath, PureWindowsPath
@@ -20,9 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lib.errors import UserError, shown, unquoted, url_fault, url_scheme
-from lib.runtime.mirror import is_mirrored
+from lib.runtime.outline import is_available
 from lib.runtime.shared_memory import SharedArray, SharedFile, to_shared_memory
-from lib.runtime.storage import fetch
 from lib.runtime.text import nfc
 
 _SAMPLE = 16
@@ -149,24 +147,16 @@ def spelled_on_disk(path: str) -> str | None:
     no such file.
     """
     for spelling in dict.fromkeys((path, path.replace('\\', os.sep))):
-        if exists_on_disk(spelling):
+        if is_available(spelling):
             return spelling
         if not spelling.isascii():
             # Usually the whole path has one form, which is faster than the list of a folder of millions of files.
             composed, decomposed = (unicodedata.normalize(form, spelling) for form in ('NFC', 'NFD'))
             candidates = itertools.chain((composed, decomposed), _spellings_by_folder(spelling))
-            found = next(filter(exists_on_disk, candidates), None)
+            found = next(filter(is_available, candidates), None)
             if found:
                 return found
     return None
-
-
-def exists_on_disk(path: str) -> bool:
-    """Return whether a file exists, also in object storage, from which it is downloaded."""
-    if is_mirrored(path):
-        with suppress(OSError):
-            fetch(path)
-    return os.path.exists(path)
 
 
 def _spellings_by_folder(path: str) -> Iterator[str]:
@@ -229,7 +219,7 @@ def choose_path_rule(paths: PathColumn | pa.Array, root: str, source: str) -> tu
     absolute = [path for path in sample if _is_absolute(path)]
     if not absolute:
         return _relative_rule(sample, root, source)
-    if any(map(exists_on_disk, absolute)) or any(map(spelled_on_disk, absolute)):
+    if any(map(is_available, absolute)) or any(map(spelled_on_disk, absolute)):
         return PathRule(), f'{source}: absolute paths are used unchanged'
     has_backslashes = _has_backslashes([path for path in sample if not _is_absolute(path)], root)
     for depth in range(_MAX_DEPTH):
@@ -253,7 +243,7 @@ def _relative_rule(sample: list[str], root: str, source: str) -> tuple[PathRule,
 def _has_backslashes(sample: list[str], root: str) -> bool:
     """Return whether backslashes separate folders: no image with one in its path exists, but one with `/` does."""
     joined = [os.path.join(root, path) for path in sample if '\\' in path and os.sep != '\\']
-    return not any(map(exists_on_disk, joined)) and any(map(spelled_on_disk, joined))
+    return not any(map(is_available, joined)) and any(map(spelled_on_disk, joined))
 
 
 def _is_absolute(path: str) -> bool:

@@ -12,13 +12,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from lib.dataset.normalize import flip_images
-from lib.dataset.reader import BatchReader, BatchRequest, RawBatch, pixels_in, with_rows_ahead
+from lib.dataset.reader import BatchReader, BatchRequest, RawBatch, pixels_in
 from lib.errors import UserError
 from lib.runtime.device import one_thread
 from lib.runtime.shared_memory import SharedMemoryFull, free_shared_bytes, shared_empty
 from lib.runtime.workers import exit_with_parent, process_context
 
 _PREFETCH = 2  # requests ahead of each worker
+_ROWS_AHEAD = 256  # remote images that a process fetches ahead: in the time of some round trips, it reads so many
 
 
 @dataclass
@@ -95,7 +96,7 @@ class BatchPipeline:
     def __call__(self, requests: Iterator[BatchRequest]) -> Iterator[Batch]:
         """Yield the batch of each request, in order. Raises: UserError as BatchReader."""
         if self._reader.images.is_remote:
-            requests = with_rows_ahead(list(requests), self._num_readers)
+            requests = _with_rows_ahead(list(requests), self._num_readers)
         if self._num_threads:
             batches = map(_or_raise, self._read_ahead(requests))
         else:
@@ -156,6 +157,20 @@ class BatchPipeline:
         rows, views = torch.from_numpy(batch.rows), [self._finish(view) for view in batch.more_views]
         images, labels, readable = self._normalize(pixels), move(batch.labels), move(batch.readable)
         return Batch(images, labels, readable, rows, batch.bad, more_views=views)
+
+
+def _with_rows_ahead(requests: Sequence[BatchRequest], num_readers: int) -> Iterator[BatchRequest]:
+    """Yield requests for remote images, each with the rows that its reader is to begin to fetch with it.
+
+    Args:
+        num_readers: processes that get the requests in turn. The first request of each has its own rows and those of
+            the next ones, _ROWS_AHEAD in all; each later one has those of one further request.
+    """
+    depth = max(2, -(-_ROWS_AHEAD // max(1, len(requests[0].rows)))) if requests else 0
+    for number, request in enumerate(requests):
+        first = number if number < num_readers else number + (depth - 1) * num_readers
+        rows = [later.rows for later in requests[first : number + depth * num_readers : num_readers]]
+        yield replace(request, ahead=np.concatenate(rows) if rows else None)
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Batch reader: rows in, one uint8 batch out. This is the work of a loader's worker process."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, TypeVar
@@ -30,7 +30,6 @@ class Augmentation(Protocol):
 
 
 ALL_VIEWS = -1
-_ROWS_AHEAD = 256  # remote images that a process fetches ahead: in the time of some round trips, it reads so many
 
 
 @dataclass(frozen=True)
@@ -282,20 +281,6 @@ class BatchReader(Dataset):
             raise UserError(f'{self.images.name(row)}: {reason}') from None
         except OSError as error:
             raise UserError(f'{self.images.name(row)}: cannot be read ({reason_of(error)})') from None
-
-
-def with_rows_ahead(requests: Sequence[BatchRequest], num_readers: int) -> Iterator[BatchRequest]:
-    """Yield requests for remote images, each with the rows that its reader is to begin to fetch with it.
-
-    Args:
-        num_readers: processes that get the requests in turn. The first request of each has its own rows and those of
-            the next ones, _ROWS_AHEAD in all; each later one has those of one further request.
-    """
-    depth = max(2, -(-_ROWS_AHEAD // max(1, len(requests[0].rows)))) if requests else 0
-    for number, request in enumerate(requests):
-        first = number if number < num_readers else number + (depth - 1) * num_readers
-        rows = [later.rows for later in requests[first : number + depth * num_readers : num_readers]]
-        yield replace(request, ahead=np.concatenate(rows) if rows else None)
 
 
 def pixels_in(buffer: torch.Tensor, num_images: int, size: int, offset: int = 0) -> torch.Tensor:

@@ -23,7 +23,7 @@ from lib.formats.converted import ConvertedDataset, ConvertedSplit
 from lib.formats.sources import SPLITS
 from lib.runtime.files import file_exists, replace_atomically, replace_together, wait_for_lock, write_bytes
 from lib.runtime.json_file import read_json
-from lib.runtime.mirror import is_mirrored, location, url_of
+from lib.runtime.mirror import is_mirrored, url_of
 from lib.runtime.read_file import MAX_JSON_BYTES
 from lib.runtime.text import count_of, name_warnings, names_digest
 
@@ -115,16 +115,9 @@ def check_split(name: str, split: ConvertedSplit, root: Path) -> None:
 
 
 def path_prefix(root: Path, folder: Path) -> str:
-    """Return the relative path from `folder` to `root`; '' if they are the same.
-
-    Raises:
-        UserError: the images are in a bucket, and the folder is not in it; or the path is not UTF-8.
-    """
-    if is_mirrored(root) and (not is_mirrored(folder) or location(root)[:2] != location(folder)[:2]):
-        raise UserError(
-            f'OUT is {url_of(folder)}, but images in a bucket need one in it, such as {url_of(root)}: annotations '
-            'contain relative paths'
-        )
+    """Return the relative path from `folder` to `root`; '' if they are the same. Raises: UserError."""
+    if is_mirrored(root) and url_of(root).split('/')[:3] != url_of(folder).split('/')[:3]:
+        raise UserError(f'OUT is {url_of(folder)}, but must be in the bucket of the images, such as {url_of(root)}')
     # Links are resolved, since `..` is the parent of the target of a link.
     root, folder = root.resolve(), folder.resolve()
     if root == folder:

@@ -2,10 +2,11 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from lib.runtime.mirror import is_clean, is_mirrored, location, write_absent
-from lib.runtime.storage import folder_entries
+from lib.runtime.storage import fetch, folder_entries
 
 _PARALLEL = 24
 _outlined: set[str] = set()
@@ -58,3 +59,11 @@ def _outline_one(folder: str) -> list[str]:
             path.unlink()
         write_absent(path, entry.size, entry.seconds)
     return folders
+
+
+def is_available(path: str) -> bool:
+    """Return whether a file exists; one of object storage is downloaded. Raises: UserError."""
+    if is_mirrored(path):
+        with suppress(OSError):
+            fetch(path)
+    return os.path.exists(path)

@@ -97,7 +97,7 @@ class RemoteShards:
                     self._pending.setdefault(row, future)
 
     def _range_around(self, row: int) -> tuple[int, int]:
-        """Return (offset, length) of the request for an image: of the blocks that it touches, if the cache holds all."""
+        """Return (offset, length) of the request for an image: of its blocks, if the cache holds all images."""
         offset, length = self._index.offsets.item(row), self._index.lengths.item(row)
         if self._block_bytes == 1:
             return offset, length

@@ -8,6 +8,7 @@ import pytest
 
 from lib.config.defaults import KEYS
 from lib.config.options import option_of, parse_options
+from lib.config.storage import set_cache
 from lib.config.yaml_text import parse_config_text, read_config_file
 from lib.errors import UserError, url_fault
 from tests.scripts.in_process import run_in_process
@@ -55,6 +56,11 @@ def test_urls(path):
 def test_urls_of_storage(url):
     assert url_fault(url) == ''
     assert KEYS['LOG_ROOT'].accept('LOG_ROOT', url) == url
+
+
+def test_the_cache_of_storage_is_local():
+    with pytest.raises(UserError, match=r"STORAGE.CACHE is 's3://b/x', but must be a folder of this machine"):
+        set_cache({'STORAGE.CACHE': 's3://b/x'})
 
 
 @pytest.mark.parametrize('path', LOCAL)

@@ -26,6 +26,8 @@ CLASSES = ClassNames(['apple', 'bread', 'kiwi', 'milk'], [])
 class LazyPixelImages:
     """Images in memory, of different sizes."""
 
+    is_remote = False
+
     images: list[np.ndarray]
 
     def name(self, row: int) -> str:
