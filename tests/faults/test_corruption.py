@@ -38,7 +38,7 @@ from lib.shards.encode import Raw
 from lib.shards.images import ShardImages
 from lib.shards.index import INDEX as SHARD_INDEX
 from lib.shards.index import PackedIndex
-from lib.shards.pack import SETTINGS, FolderConflict, _write_shards, check_folder
+from lib.shards.pack import SETTINGS, FolderConflict, _Run, check_folder
 from lib.shards.write import PARTS, read_part
 from lib.trainer.checkpointing.io import read_checkpoint, safetensors_metadata, write_checkpoint
 from lib.trainer.checkpointing.latest import latest_checkpoint
@@ -182,7 +182,7 @@ def packed_index(folder: Path) -> Any:
 def make_parts(folder: Path) -> None:
     job = job_of(make_photos(folder), folder / 'packed')
     (job.folder / PARTS).mkdir(parents=True)
-    _write_shards(job, 0)
+    _Run(job, 0, SINGLE_PROCESS).write_shards()
 
 
 def packed_part(folder: Path) -> Any:
