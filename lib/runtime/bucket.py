@@ -49,6 +49,7 @@ _REASONS = (
 )  # fmt: skip
 _THROTTLED = ('SLOW_DOWN', 'SlowDown', 'THROTTL', 'Throttl', '503', '429', 'RESOURCE_EXHAUSTED', 'TooManyRequests')
 _THROTTLED_REASON = 'the server keeps answering that there are too many requests; run the command again later'
+_NO_NAME = 'Could not resolve host'  # repeating it for a minute would only delay the error of a first request
 _UNREACHABLE = 'the server cannot be reached, or breaks off ({}); check the network, and AWS_ENDPOINT_URL if it is set'
 
 
@@ -65,6 +66,7 @@ class Bucket:
         self._engine: Engine | None = None
         self._opened: dict[str, OpenObject] = {}
         self._is_known = scheme == 'https'  # that the bucket exists
+        self._has_answered = False
         self._are_tags_checksums = True
 
     def version(self, key: str) -> Version:
@@ -174,7 +176,9 @@ class Bucket:
         url = f'{self.scheme}://{self.name}/{key}'
         for attempt in range(_ATTEMPTS):
             try:
-                return work(self._connected())
+                result = work(self._connected())
+                self._has_answered = True
+                return result
             except RefusedRequest as error:
                 error.filename = error.filename or url
                 raise
@@ -186,7 +190,8 @@ class Bucket:
                 refusal = _refusal(error, url)
                 if refusal is not None:
                     raise (_refusal(self._explained(error), url) or refusal if explain else refusal) from None
-                if attempt + 1 == _ATTEMPTS:
+                has_no_network = not self._has_answered and _NO_NAME in str(error)
+                if attempt + 1 == _ATTEMPTS or has_no_network:
                     raise _failure(error, url) from None
                 time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.5))
         raise AssertionError('unreachable')
