@@ -31,8 +31,7 @@ from lib.commands.cli import cli_main
 from lib.commands.command import Command
 from lib.commands.train import TrainingRun, prepare_training
 from lib.distributed.process_group import SINGLE_PROCESS
-from lib.runtime import bucket, mirror, outline, storage
-from tests.storage_server import StorageServer, running_server
+from tests.storage_server import StorageServer, forget, running_server
 
 
 def packed(folder: Path, num_classes: int, each: int) -> Path:
@@ -53,14 +52,6 @@ def training_on(shards: str, args: argparse.Namespace, *more: object) -> Iterato
         options = [*options_of(**changes), '--DATASET_SHARDS', shards, '--LOG_ROOT', folder, *map(str, more)]
         with prepare_training(Command(config_of(options), None), SINGLE_PROCESS) as run:
             yield run
-
-
-def forget() -> None:
-    """Forget what this process knows of buckets, as if another one had started."""
-    storage._checked.clear()
-    outline._outlined.clear()
-    bucket.bucket_of.cache_clear()
-    mirror._limit.cache_clear()
 
 
 def seconds_of(run: TrainingRun) -> float:

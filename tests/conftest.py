@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from lib.runtime import bucket as bucket_module
+from lib.runtime import mirror
 from lib.runtime.workers import process_context
 from tests.script_server import script_server
-from tests.storage_server import StorageServer, running_server
+from tests.storage_server import StorageServer, forget, running_server
 
 if 'PYTEST_XDIST_WORKER' in os.environ:
     # Two workers on two cores; torch reads this once, when it is imported.
@@ -126,3 +128,16 @@ def storage_server() -> Iterator[StorageServer]:
     pytest.importorskip('moto', reason='moto is not installed')
     with running_server() as server:
         yield server
+
+
+@pytest.fixture
+def bucket(storage_server, tmp_path, monkeypatch) -> Iterator[str]:
+    """Return the name of a new bucket; this process finds the server, and knows nothing of any bucket."""
+    for name, value in storage_server.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(bucket_module, '_FIRST_PAUSE_SECONDS', 0.01)
+    monkeypatch.setattr(mirror._settings, 'root', '')
+    mirror.configure(tmp_path / 'cache', 1 << 30)
+    forget()
+    yield storage_server.new_bucket()
+    forget()

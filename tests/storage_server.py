@@ -21,6 +21,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from lib.runtime import bucket, mirror, outline, storage
+
 REPOSITORY = Path(__file__).parents[1]
 KEY_ID, SECRET = 'AKIAPLANTEDPLANTED00', 'planted/secret/k3y+that/no/file/may/hold'
 # moto checks no signature, but reads the region from this header.
@@ -188,6 +190,14 @@ def running_server() -> Iterator[StorageServer]:
         finally:
             process.stdin.close()
             process.kill()  # it has nothing to finish
+
+
+def forget() -> None:
+    """Forget what this process knows of buckets, as if another one had started."""
+    storage._checked.clear()
+    outline._outlined.clear()
+    bucket.bucket_of.cache_clear()
+    mirror._limit.cache_clear()
 
 
 class _Request:

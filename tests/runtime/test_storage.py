@@ -23,28 +23,9 @@ from lib.runtime import bucket as bucket_module
 from lib.runtime import mirror, storage
 from lib.runtime.mirror import local_path, url_of
 from lib.runtime.storage_clients import ArrowEngine
+from tests.storage_server import forget
 
 pytestmark = [pytest.mark.process, pytest.mark.long]
-
-
-@pytest.fixture
-def bucket(storage_server, tmp_path, monkeypatch):
-    """Name of a new bucket; the cache of this process is empty."""
-    for name, value in storage_server.environment().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(bucket_module, '_FIRST_PAUSE_SECONDS', 0.01)
-    monkeypatch.setattr(mirror._settings, 'root', '')
-    mirror.configure(tmp_path / 'cache', 1 << 30)
-    forget()
-    yield storage_server.new_bucket()
-    forget()
-
-
-def forget():
-    """Forget what a process knows, as if another one had started."""
-    storage._checked.clear()
-    bucket_module.bucket_of.cache_clear()
-    mirror._limit.cache_clear()
 
 
 def test_urls_and_paths(bucket):
@@ -142,7 +123,7 @@ def test_ranges_and_large_files(storage_server, bucket):
     ('faults', 'reason'),
     [
         ({'denied': 1.0}, 'access denied'),
-        ({'skewed': 1.0}, 'clock'),
+        pytest.param({'skewed': 1.0}, 'clock', marks=pytest.mark.slow),
         ({'missing': 1.0}, 'no such bucket'),
     ],
 )

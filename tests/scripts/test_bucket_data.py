@@ -68,18 +68,26 @@ def reader(scripts, storage_server, tmp_path, products):
     return Reader(scripts, storage_server, tmp_path, products)
 
 
-def test_training_on_packed_images_while_requests_fail(reader):
-    """Two workers; a part of the requests is cut, refused or corrupted. A second run requests no image."""
+def test_training_on_packed_images_while_requests_fail(reader, finished):
+    """A part of the requests is cut, refused or corrupted; the weights are those of training on the photos."""
     reader.add('packed')
     with reader.server.faults(cut=0.03, slow_down=0.03, flip=0.1, only='GET .*tar'):
-        run = reader.train('packed', 'first', '--RUN_NUM_WORKERS', 2)
-    check_same_run(run, reader.train_locally('packed'))
-    reader.server.requests()
-    reader.train('packed', 'first', '--OVERWRITE', True)
-    assert not [line for line in reader.server.requests() if line.startswith('GET') and '.tar' in line]
+        data = (*reader.options['packed'], '--NAME', 'tiny')
+        reader.start('remote', 'main.py', '--config', TINY, *data).wait()
+    run = reader.folder / 'remote' / 'log' / 'tiny'
+    check_same_run(run, finished / 'log' / 'tiny')
     log = (run / 'log.txt').read_text() + (run / 'config.yaml').read_text()
     assert f's3://{reader.bucket}/packed' in log
     assert 'bucket-mirror' not in log
+
+
+@pytest.mark.slow
+def test_a_second_run_requests_no_image(reader):
+    reader.add('packed')
+    reader.train('packed', 'remote')
+    reader.server.requests()
+    reader.train('packed', 'remote', '--OVERWRITE', True)
+    assert not [line for line in reader.server.requests() if line.startswith('GET') and '.tar' in line]
 
 
 @pytest.mark.slow
