@@ -33,9 +33,9 @@ class Reader:
         path = self.products
         if form in ('packed', 'raw'):
             path = self.folder / form
-            kind = ('--PACK_IMAGES', 'raw', '--PACK_SHORT_SIDE', 36) if form == 'raw' else ()
+            kind = ('raw', '--PACK_SHORT_SIDE', 36) if form == 'raw' else ('copy', '--PACK_SHORT_SIDE', 0)
             data = ('--config', TINY, '--DATASET_ROOT', self.products, '--PACK_OUT', path, '--PACK_SHARD_IMAGES', 8)
-            self.scripts.run(self.folder, 'tools/pack.py', *data, *kind)
+            self.scripts.run(self.folder, 'tools/pack.py', *data, '--PACK_IMAGES', *kind)
         elif form == 'folders':
             path = self.products / 'train'
         key = {'packed': 'SHARDS', 'raw': 'SHARDS'}.get(form, 'ROOT')
