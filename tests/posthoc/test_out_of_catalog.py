@@ -43,7 +43,7 @@ def test_strangers(seed):
     residuals = subspace_residuals(images_of(values.astype(np.float32)), confirmed)
     similarity = np.where(np.arange(1000) < 50, rng.normal(0, 0.1, 1000), rng.normal(0.6, 0.1, 1000))
     found = is_out_of_catalog(residuals, similarity, confirmed, np.full(1000, 400))
-    assert found[:50].mean() > 0.9
+    assert found[:50][~confirmed[:50]].mean() > 0.9  # the number of confirmed ones is random
     assert found[50:].mean() < 0.02
     assert not is_out_of_catalog(residuals, np.where(similarity < 0.4, 1.0, similarity), confirmed, np.full(1000, 400))[
         :50
