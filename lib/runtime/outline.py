@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lib.runtime.mirror import is_clean, is_mirrored, location, write_absent
-from lib.runtime.storage import fetch, folder_entries
+from lib.runtime.storage import entries, fetch
 
 _PARALLEL = 24
 _outlined: set[str] = set()
@@ -35,14 +35,14 @@ def outline(folder: str | os.PathLike) -> None:
 def _outline_one(folder: str) -> list[str]:
     """Create the files of one folder; return the folders in it."""
     try:
-        found = {entry.name: entry for entry in folder_entries(folder) if not entry.name.startswith('.')}
+        found = {entry.name: entry for entry in entries(folder) if not entry.name.startswith('.')}
     except FileNotFoundError:
         return []
     os.makedirs(folder, exist_ok=True)
     folders = [os.path.join(folder, name) for name, entry in found.items() if entry.is_folder]
     here: dict[str, os.stat_result] = {}
-    with os.scandir(folder) as entries:
-        for there in entries:
+    with os.scandir(folder) as scanned:
+        for there in scanned:
             if not there.name.startswith('.') and there.is_file(follow_symlinks=False):
                 here[there.name] = there.stat(follow_symlinks=False)
     for name in here.keys() - found.keys():

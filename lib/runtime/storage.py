@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,7 +72,7 @@ def arrive(path: str | os.PathLike) -> None:
     if not is_mirrored(path):
         return
     with _reading():
-        bucket, key = _bucket_of(path)
+        bucket, key = bucket_and_key(path)
         kind = bucket.kind(key)
     if kind == 'file':
         materialize(path)
@@ -81,14 +80,13 @@ def arrive(path: str | os.PathLike) -> None:
         os.makedirs(path, exist_ok=True)
 
 
-def pull(folder: str | os.PathLike, pattern: str | None = None, without: tuple[str, ...] = ()) -> list[Path]:
+def pull(folder: str | os.PathLike, without: tuple[str, ...] = ()) -> list[Path]:
     """Bring the files of a folder up to date with their objects, in both directions; return those that there are.
 
     An object that is newer than the file here replaces it. A file that is newer, left by a command that was stopped
     before it uploaded it, is uploaded. A file that equals an object that no longer exists is removed.
 
     Args:
-        pattern: only names that match it, such as '*.json'; names are relative to the folder.
         without: endings of names that are not downloaded; their folders are created.
 
     Raises:
@@ -97,20 +95,17 @@ def pull(folder: str | os.PathLike, pattern: str | None = None, without: tuple[s
     folder = Path(folder)
     if not is_mirrored(folder):
         return []
-
-    def is_meant(name: str) -> bool:
-        return not _is_hidden(name) and (pattern is None or fnmatch(name, pattern))
-
     with _reading():
-        bucket, key = _bucket_of(folder)
+        bucket, key = bucket_and_key(folder)
         try:
-            there = {e.name for e in bucket.entries(key, recursive=True) if not e.is_folder and is_meant(e.name)}
+            found = bucket.entries(key, recursive=True)
+            there = {e.name for e in found if not e.is_folder and not _is_hidden(e.name)}
         except FileNotFoundError:
             there = set()
         for name in there:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
         here = {path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file()}
-        names = there | set(filter(is_meant, here))
+        names = there | {name for name in here if not _is_hidden(name)}
         names = {name for name in names if not name.endswith(without) or _is_changed(folder / name)}
         paths = [str(folder / name) for name in sorted(names)]
         with ThreadPoolExecutor(_PARALLEL) as pool:
@@ -120,12 +115,7 @@ def pull(folder: str | os.PathLike, pattern: str | None = None, without: tuple[s
     return [Path(path) for path in paths if os.path.exists(path)]
 
 
-def entries(folder: str | os.PathLike) -> list[tuple[str, int, bool]]:
-    """Return name, bytes and whether it is a folder of all that a folder holds. Raises: as `folder_entries`."""
-    return [(entry.name, entry.size, entry.is_folder) for entry in folder_entries(folder)]
-
-
-def folder_entries(folder: str | os.PathLike) -> 'list[Entry]':
+def entries(folder: str | os.PathLike) -> 'list[Entry]':
     """Return the entries of a folder.
 
     Raises:
@@ -133,14 +123,14 @@ def folder_entries(folder: str | os.PathLike) -> 'list[Entry]':
         UserError: the request is refused or fails.
     """
     with _reading():
-        bucket, key = _bucket_of(folder)
+        bucket, key = bucket_and_key(folder)
         return bucket.entries(key)
 
 
 def size_of(path: str | os.PathLike) -> int:
     """Return the bytes of an object. Raises: as `materialize`."""
     with _reading():
-        bucket, key = _bucket_of(path)
+        bucket, key = bucket_and_key(path)
         return bucket.version(key).size
 
 
@@ -152,7 +142,7 @@ def read_ranges(path: str | os.PathLike, ranges: Sequence[tuple[int, int]]) -> l
         UserError: a request is refused or fails.
     """
     with _reading():
-        bucket, key = _bucket_of(path)
+        bucket, key = bucket_and_key(path)
         return bucket.read_ranges(key, ranges, request_pool())
 
 
@@ -182,7 +172,7 @@ def publish(path: str | os.PathLike) -> None:
 def withdraw(path: str | os.PathLike) -> None:
     """Remove the object of a path in the mirror, if it exists. Raises: OSError, as `publish`."""
     if is_mirrored(path) and not _is_hidden(os.fspath(path)):
-        bucket, key = _bucket_of(path)
+        bucket, key = bucket_and_key(path)
         bucket.remove(key)
 
 
@@ -202,7 +192,7 @@ def settle(path: str) -> None:
 def _settle(path: str, *, may_be_absent: bool = False) -> bool:
     """Download an object unless the file here equals it or is newer; return whether it is newer."""
     status = _status_of(path)
-    bucket, key = _bucket_of(path)
+    bucket, key = bucket_and_key(path)
     try:
         version = bucket.version(key)
     except FileNotFoundError:
@@ -223,7 +213,7 @@ def _settle(path: str, *, may_be_absent: bool = False) -> bool:
 def _download(path: str, *, is_bulk: bool = False) -> None:
     from lib.runtime.temporary import temporary_path  # imports msgspec, which no help text needs
 
-    bucket, key = _bucket_of(path)
+    bucket, key = bucket_and_key(path)
     if not os.path.isdir(os.path.dirname(path)):
         bucket.version(key)  # raises if there is no object, before its folder is created
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -242,7 +232,7 @@ def _download(path: str, *, is_bulk: bool = False) -> None:
 
 
 def _upload(path: str) -> None:
-    bucket, key = _bucket_of(path)
+    bucket, key = bucket_and_key(path)
     before = os.stat(path)
     version = bucket.upload(key, Path(path))
     after = os.stat(path)
@@ -271,7 +261,8 @@ def _is_hidden(path: str) -> bool:
     return os.path.basename(path).startswith('.')
 
 
-def _bucket_of(path: str | os.PathLike) -> 'tuple[Bucket, str]':
+def bucket_and_key(path: str | os.PathLike) -> 'tuple[Bucket, str]':
+    """Return the bucket of a path in the mirror, and the key of its object."""
     from lib.runtime.bucket import bucket_of  # its clients take time to import
 
     scheme, name, key = location(path)

@@ -9,15 +9,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lib.runtime.locks import removed_lock
 from lib.runtime.mirror import is_clean, is_mirrored, location, open_sparse, write_absent
 from lib.runtime.outline import outline
-from lib.runtime.storage import entries, publish, pull, settle
-
-if TYPE_CHECKING:
-    from lib.runtime.bucket import Bucket
+from lib.runtime.storage import bucket_and_key, entries, publish, pull, settle
 
 # Endings of large files of a run, which are downloaded when they are opened.
 _BULK = ('.pth', '.safetensors', '.npy')
@@ -81,7 +77,7 @@ def names_in(folder: Path) -> set[str]:
     if not is_mirrored(folder):
         return set()
     try:
-        return {name for name, _, _ in entries(folder)}
+        return {entry.name for entry in entries(folder)}
     except FileNotFoundError:
         return set()
 
@@ -90,7 +86,7 @@ def is_there(path: Path) -> bool:
     """Return whether a file or folder exists on the disk or in the bucket."""
     if os.path.lexists(path) or not is_mirrored(path):
         return os.path.lexists(path)
-    bucket, key = _find(path)
+    bucket, key = bucket_and_key(path)
     return bool(bucket.kind(key))
 
 
@@ -125,8 +121,8 @@ def copy_folder(folder: Path, other: Path) -> None:
     if not is_mirrored(folder):
         return
     finish_uploads(folder, '**/*')
-    bucket, key = _find(folder)
-    _, target = _find(other)
+    bucket, key = bucket_and_key(folder)
+    _, target = bucket_and_key(other)
     try:
         names = [entry.name for entry in bucket.entries(key, recursive=True) if not entry.is_folder]
     except FileNotFoundError:
@@ -138,12 +134,5 @@ def copy_folder(folder: Path, other: Path) -> None:
 def withdraw_folder(folder: Path) -> None:
     """Remove all objects of a folder."""
     if is_mirrored(folder) and folder.name[0] != '.':
-        bucket, key = _find(folder)
+        bucket, key = bucket_and_key(folder)
         bucket.remove_folder(key)
-
-
-def _find(path: str | os.PathLike) -> 'tuple[Bucket, str]':
-    from lib.runtime.bucket import bucket_of  # its clients take time to import
-
-    scheme, name, key = location(path)
-    return bucket_of(scheme, name), key
