@@ -143,14 +143,20 @@ def test_indexes_find_the_neighbors_of_exact_search(tmp_path, monkeypatch, kind,
     np.testing.assert_allclose(found.values[:, 0], exact.values[:, 0], atol=0.05)
 
 
+def indexed(folder, monkeypatch, kind, rng, num_rows):
+    """Return a catalog of 300 products that is searched by an index, and its features (num_rows, WIDTH)."""
+    pytest.importorskip('faiss')
+    monkeypatch.setattr(module, 'INDEX_ROWS', 1000)
+    catalog = create_catalog(folder, 'v', WIDTH, kind=kind)
+    features, products, images = drawn(rng, num_rows, 300)
+    catalog.add(features, products, images)
+    return catalog, features
+
+
 @pytest.mark.long
 @pytest.mark.parametrize('kind', ['hnsw', 'ivfpq'])
 def test_an_index_of_which_most_rows_are_removed_finds_the_others(tmp_path, monkeypatch, kind):
-    pytest.importorskip('faiss')
-    monkeypatch.setattr(module, 'INDEX_ROWS', 1000)
-    catalog = create_catalog(tmp_path, 'v', WIDTH, kind=kind)
-    features, products, images = drawn(np.random.default_rng(11), 3000, 300)
-    catalog.add(features, products, images)
+    catalog, features = indexed(tmp_path, monkeypatch, kind, np.random.default_rng(11), 3000)
     catalog.remove([f'product {number}' for number in range(290)])
     found, exact = (catalog.search(features[:50], 10, effort=64, exact=exact) for exact in (False, True))
     assert (found.products == exact.products).all()
@@ -163,11 +169,7 @@ def test_an_index_of_which_most_rows_are_removed_finds_the_others(tmp_path, monk
 
 @pytest.mark.parametrize('kind', ['hnsw', 'ivfpq'])
 def test_more_results_than_effort_are_those_of_exact_search(tmp_path, monkeypatch, kind):
-    pytest.importorskip('faiss')
-    monkeypatch.setattr(module, 'INDEX_ROWS', 1000)
-    catalog = create_catalog(tmp_path, 'v', WIDTH, kind=kind)
-    features, products, images = drawn(np.random.default_rng(12), 1500, 300)
-    catalog.add(features, products, images)
+    catalog, features = indexed(tmp_path, monkeypatch, kind, np.random.default_rng(12), 1500)
     found, exact = (catalog.search(features[:9], 500, by='image', effort=8, exact=exact) for exact in (False, True))
     recall = np.mean([len({*a} & {*b}) / 500 for a, b in zip(found.images, exact.images, strict=True)])
     assert recall > 0.98
