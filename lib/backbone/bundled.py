@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lib.errors import UserError, shown
+from lib.runtime.checkout import CHECKOUT
 from lib.runtime.read_file import open_regular
 
 if TYPE_CHECKING:
@@ -93,7 +94,6 @@ BUNDLED = {
 
 _OPTION = 'MODEL.PRETRAINED bundled'
 _FOLDER = 'pretrain_models'
-_CHECKOUT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(r'_blocks\.(\d+)\.(\w+)\.(\w+)')
 # Names of a block's layers in the file and in timm. The first block does not expand its channels, so that it has one
 # convolution less, and timm numbers its layers from there.
@@ -163,7 +163,7 @@ def weights_path(text: str) -> Path:
     Raises:
         UserError: no such file.
     """
-    folders = [Path(_FOLDER), _CHECKOUT / _FOLDER]
+    folders = [Path(_FOLDER), CHECKOUT / _FOLDER]
     for path in (Path(text), *(folder / text for folder in folders if Path(text).name == text)):
         if path.exists() and not path.is_dir():  # a pipe is refused where it is read
             return path

@@ -3,11 +3,11 @@
 import math
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 
 from lib.builders.preprocessing import is_auto, uses_recipe
 from lib.config.defaults import Config
 from lib.config.yaml_text import as_node, as_values
+from lib.runtime.checkout import path_to_type
 from lib.runtime.text import count_of
 
 _FEW_IMAGES = 20_000  # with fewer, random weights are far behind pretrained ones
@@ -76,22 +76,18 @@ def describe_recipe(cfg: Config, num_images: int) -> str:
     return f'recipe for {images}: {epochs} at {size} px (test: {test_size} px), lr {cfg.OPTIMIZER.LR:g}'
 
 
-def finetuning_command(cfg: Config, checkout: Path) -> list[str]:
-    """Return the command that fine-tunes bundled weights on the data set of a config, as another run.
-
-    Args:
-        checkout: folder of main.py.
-    """
+def finetuning_command(cfg: Config) -> list[str]:
+    """Return the command that fine-tunes bundled weights on the data set of a config, as another run."""
     files = {'--DATASET_TRAIN_JSON': cfg.DATASET.TRAIN_JSON, '--DATASET_VALID_JSON': cfg.DATASET.VALID_JSON}
     given = [word for option, file in files.items() if file for word in (option, file)]
-    main, config = str(checkout / 'main.py'), str(checkout / _FINETUNING_CONFIG)
+    main, config = path_to_type('main.py'), path_to_type(_FINETUNING_CONFIG)
     name = f'{cfg.NAME}_pretrained'
     return ['python', main, '--config', config, '--DATASET_ROOT', cfg.DATASET.ROOT, *given, '--NAME', name]
 
 
-def random_weights_advice(cfg: Config, num_images: int, checkout: Path) -> str | None:
+def random_weights_advice(cfg: Config, num_images: int) -> str | None:
     """Return a log line for a run from random weights on few images: the command that is better; None for others."""
     if cfg.MODEL.PRETRAINED or cfg.DATASET.NAME != 'annotations' or num_images >= _FEW_IMAGES:
         return None
-    command = shlex.join(finetuning_command(cfg, checkout))
+    command = shlex.join(finetuning_command(cfg))
     return f'{count_of(num_images, "image")}: few for random weights; better: {command}'

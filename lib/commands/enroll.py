@@ -24,7 +24,7 @@ from lib.commands.enroll_images import (
 from lib.commands.enrolled_model import EnrolledRows, choose_rows, kept_classes, without_classes
 from lib.commands.index import add_photos, version_of
 from lib.commands.loaded_model import LoadedModel, split_features
-from lib.commands.next_steps import Step, step_lines
+from lib.commands.next_steps import Step, script, step_lines
 from lib.commands.predict_pages import write_proposals
 from lib.config.yaml_text import as_node, as_text, as_values
 from lib.dataset.annotations import ClassNames
@@ -140,7 +140,7 @@ def propose_classes(trained: LoadedModel) -> list[str]:
         *([f'{count_of(num_more, "further photo")} left out: at most {MAX_IMAGES:,} are compared'] if num_more else []),
         *(f'wrote {file}' for file in files),
     ]
-    command = ['python', 'tools/enroll.py', '--RESUME_MODEL', str(trained.path), '--ENROLL_IMAGES', 'decisions.json']
+    command = [*script('tools/enroll.py'), '--RESUME_MODEL', str(trained.path), '--ENROLL_IMAGES', 'decisions.json']
     review = Step('name the clusters; the page exports decisions.json', [path])
     return [*lines, *step_lines([review, Step('then add the classes', command)])]
 

@@ -12,6 +12,7 @@ from lib.builders.recipe import finetuning_command
 from lib.commands.predict_output import PredictResult
 from lib.commands.train import TrainingRun
 from lib.config.defaults import Config
+from lib.runtime.checkout import path_to_type
 
 _WIDTH = 80
 _FOLDER = 'FOLDER'  # stands for a folder of new photos
@@ -33,11 +34,11 @@ def after_training(run: TrainingRun, report: Path) -> list[str]:
     # The rows of a cosine classifier have one norm already.
     can_rebalance = run.data.valid is not None and cfg.MODEL.CLASSIFIER not in ('FCNorm', 'cosine')
     if can_rebalance and sizes.max() >= 2 * sizes.min():
-        command = [*_script('tau_norm.py'), '--RESUME_MODEL', str(model)]
+        command = [*script('tau_norm.py'), '--RESUME_MODEL', str(model)]
         steps.append(Step('re-balance the classifier, if rare products matter as much as common ones', command))
     is_first = not cfg.MODEL.PRETRAINED and not cfg.RESUME_MODEL and run.trainer.group.world_size == 1
     if is_first and cfg.DATASET.ROOT and cfg.DATASET.NAME == 'annotations':
-        command = finetuning_command(cfg, Path(sys.argv[0]).parent)
+        command = finetuning_command(cfg)
         steps.append(Step('train from pretrained weights, which needs fewer photos', command))
     return step_lines(steps)
 
@@ -55,15 +56,14 @@ def after_prediction(cfg: Config, result: PredictResult) -> list[str]:
         return step_lines(steps)
     rejected = next((path for path in result.files if path.name.endswith('.open_set.csv')), None)
     if rejected and cfg.TEST.IMAGES != '-':
-        tool = str(Path(sys.argv[0]).parent / 'tools' / 'enroll.py')
-        command = ['python', tool, '--RESUME_MODEL', cfg.RESUME_MODEL, '--ENROLL_PROPOSE', str(rejected)]
+        command = [*script('tools/enroll.py'), '--RESUME_MODEL', cfg.RESUME_MODEL, '--ENROLL_PROPOSE', str(rejected)]
         command += ['--TEST_IMAGES', cfg.TEST.IMAGES] if cfg.TEST.IMAGES else []
         steps.append(Step('find new products among the photos that are unknown', command))
     # A list on standard input has been read, so that command cannot be repeated as it is.
     if not cfg.TEST.TOP_K and cfg.TEST.IMAGES != '-':
         steps.append(Step('list the five most probable products of each photo', _again('--TEST_TOP_K', '5')))
     if not result.metrics:
-        command = [*_script('test.py'), '--RESUME_MODEL', cfg.RESUME_MODEL, '--TEST_IMAGES', _FOLDER]
+        command = [*script('test.py'), '--RESUME_MODEL', cfg.RESUME_MODEL, '--TEST_IMAGES', _FOLDER]
         steps.append(Step('measure the accuracy on photos that are sorted into one folder per product', command))
     return step_lines(steps)
 
@@ -88,8 +88,12 @@ def cleaned_training(cfg: Config, decisions: Path | str, config: Path | None) ->
             if word.startswith('--'):
                 is_kept = not word.startswith(('--CLEAN_', '--NAME', '--DATASET_CORRECTIONS', '--RESUME_MODEL'))
             words += [word] if is_kept else []
-    main = str(Path(sys.argv[0]).parents[1] / 'main.py')
-    return ['python', main, *words, '--NAME', f'{cfg.NAME}_cleaned', '--DATASET_CORRECTIONS', str(decisions)]
+    return [*script('main.py'), *words, '--NAME', f'{cfg.NAME}_cleaned', '--DATASET_CORRECTIONS', str(decisions)]
+
+
+def script(name: str) -> list[str]:
+    """Return the start of a command that runs a script of the checkout, such as tools/enroll.py."""
+    return ['python', path_to_type(name)]
 
 
 def step_lines(steps: Sequence[Step]) -> list[str]:
@@ -124,15 +128,10 @@ def _options(words: Sequence[object]) -> Iterator[str]:
 
 
 def _prediction(cfg: Config, model: Path) -> Step:
-    words = [*_script('test.py'), '--RESUME_MODEL', model]
+    words = [*script('test.py'), '--RESUME_MODEL', model]
     if has_test_split(cfg):
         return Step(f'predict the test photos (or others, with --TEST_IMAGES {_FOLDER})', words)
     return Step('predict new photos', [*words, '--TEST_IMAGES', _FOLDER])
-
-
-def _script(name: str) -> list[str]:
-    """Return the start of a command: another script, beside the one that runs."""
-    return ['python', str(Path(sys.argv[0]).with_name(name))]
 
 
 def _again(*options: str) -> list[str]:

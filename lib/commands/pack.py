@@ -16,6 +16,7 @@ from lib.dataset.image_format import hint_of
 from lib.dataset.images import EncodedImages
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.errors import UserError
+from lib.runtime.checkout import path_to_type
 from lib.runtime.files import file_exists, write_json
 from lib.runtime.folders import fresh_folder, has_content
 from lib.runtime.log import LOGGER
@@ -108,7 +109,7 @@ def next_command(argv: Sequence[str], out: str) -> str:
                 rest.pop(0)
         else:
             options.append(word)
-    return shlex.join(['python', 'main.py', *options, '--DATASET_SHARDS', out])
+    return shlex.join(['python', path_to_type('main.py'), *options, '--DATASET_SHARDS', out])
 
 
 def _output_folder(cfg: Config) -> Path:

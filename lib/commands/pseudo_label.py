@@ -12,7 +12,7 @@ from lib.builders.features import locked_store
 from lib.builders.split import DatasetSplit
 from lib.builders.training_data import TrainingData
 from lib.commands.loaded_model import LoadedModel
-from lib.commands.next_steps import Step, step_lines
+from lib.commands.next_steps import Step, script, step_lines
 from lib.commands.predict import open_predictor
 from lib.commands.predict_inputs import open_unlabeled
 from lib.commands.predict_parts import partial_store
@@ -274,8 +274,7 @@ def _describe(
 def _training(trained: LoadedModel, out: Path, written: list[Path]) -> list[str]:
     """Return the command that trains on the written file, into another run folder."""
     cfg, config = trained.cfg, trained.folder / 'config.yaml'
-    main = os.path.relpath(Path(__file__).resolve().parents[2] / 'main.py')
     words = ['--config', str(config)] if config.exists() else ['--DATASET_ROOT', cfg.DATASET.ROOT]
     words += ['--NAME', f'{cfg.NAME}_pseudo', '--DATASET_TRAIN_JSON', str(out)]
     valid = [path for path in written if path not in (out, out.with_name('classes.json'))]
-    return ['python', main, *words, *(f for path in valid[:1] for f in ('--DATASET_VALID_JSON', str(path)))]
+    return [*script('main.py'), *words, *(f for path in valid[:1] for f in ('--DATASET_VALID_JSON', str(path)))]

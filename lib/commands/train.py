@@ -1,6 +1,5 @@
 """The steps of main.py: open the data, plan how the run starts, build the trainer, train into the run folder."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,7 +106,7 @@ def prepare_training(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> 
         group.barrier()  # no rank saves into the folder before it is ready
         LOGGER.info('%s: %s', folder.path, plan.reason)
         _log_data(data, index, new_classes, device, group)
-        advice = None if plan.checkpoint else random_weights_advice(cfg, len(index), Path(sys.argv[0]).parent)
+        advice = None if plan.checkpoint else random_weights_advice(cfg, len(index))
         for line in filter(None, (advice, timing)):
             LOGGER.info('%s', line)
         for line in describe_tuning(trainer.state.model, cfg):

@@ -1,4 +1,4 @@
-"""The git commit of the code that runs, for environment.txt."""
+"""The checkout of the code that runs: its scripts, as a user types them, and its git commit."""
 
 import os
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lib.runtime.read_file import MB, read_text
 
-_ROOT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[2]
 # Untracked notes or data change no result, so only these count as changes.
 _CODE = ('*.py', 'lib', 'configs', 'tools')
 _SECONDS = 10  # `git status` on a slow network disk must not delay a run for long
@@ -15,7 +15,13 @@ _MAX_BYTES = 64 * MB  # of a list of references
 _COMMIT = re.compile(r'[0-9a-f]{40}|[0-9a-f]{64}')
 
 
-def describe_commit(root: Path = _ROOT) -> str:
+def path_to_type(name: str) -> str:
+    """Return the path of a script or config of the checkout: relative in the current folder, else absolute."""
+    path = CHECKOUT / name
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def describe_commit(root: Path = CHECKOUT) -> str:
     """Return the commit of the checkout at `root`, and whether its code was changed since; never raises.
 
     Without a usable git program, the commit is read from the files of the checkout.

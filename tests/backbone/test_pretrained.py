@@ -215,7 +215,7 @@ def test_files_in_pretrain_models_are_found_by_name(tmp_path, monkeypatch):
     (tmp_path / 'here' / 'pretrain_models').mkdir(parents=True)
     (tmp_path / 'checkout' / 'pretrain_models').mkdir(parents=True)
     monkeypatch.chdir(tmp_path / 'here')
-    monkeypatch.setattr('lib.backbone.bundled._CHECKOUT', tmp_path / 'checkout')
+    monkeypatch.setattr('lib.backbone.bundled.CHECKOUT', tmp_path / 'checkout')
     backbone = Small()
     torch.save(backbone.state_dict(), tmp_path / 'checkout' / 'pretrain_models' / 'small-1.pth')
     assert load_pretrained(Small(), 'small-1.pth').is_exact
@@ -240,7 +240,7 @@ def test_a_missing_file_is_one_line_with_what_is_allowed(tmp_path, monkeypatch, 
     (tmp_path / 'pretrain_models' / 'small-1.pth').touch()
     (tmp_path / 'pretrain_models' / '.gitkeep').touch()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('lib.backbone.bundled._CHECKOUT', tmp_path / 'nowhere')
+    monkeypatch.setattr('lib.backbone.bundled.CHECKOUT', tmp_path / 'nowhere')
     with pytest.raises(UserError) as caught:
         load_pretrained(Small(), text)
     allowed = "auto, bundled, timm, a weights file, the name of one in ./pretrain_models, or ''"

@@ -64,7 +64,7 @@ def test_without_auto_nothing_changes():
 
 def test_random_weights_on_few_images_get_a_better_command():
     cfg = config('--MODEL_PRETRAINED', '', '--DATASET_VALID_JSON', 'v.json', '--NAME', 'x')
-    line = random_weights_advice(cfg, 2640, ROOT)
+    line = random_weights_advice(cfg, 2640)
     assert line.startswith('2,640 images: few for random weights; better: python ')
     assert len(line.splitlines()) == 1
     words = shlex.split(line.partition('better: ')[2])
@@ -72,8 +72,8 @@ def test_random_weights_on_few_images_get_a_better_command():
     better = load_config(words[2:], program='', description='', find_checkpoint_config=lambda *_: None).cfg
     assert (better.DATASET.ROOT, better.DATASET.VALID_JSON, better.NAME) == ('my photos', 'v.json', 'x_pretrained')
     assert resolve_preprocessing(better).MODEL.PRETRAINED == 'bundled'
-    assert random_weights_advice(cfg, 20_000, ROOT) is None
-    assert random_weights_advice(config(), 2640, ROOT) is None
+    assert random_weights_advice(cfg, 20_000) is None
+    assert random_weights_advice(config(), 2640) is None
 
 
 @pytest.mark.parametrize('name', ['demo', 'Cifar10_LT'])
@@ -82,7 +82,7 @@ def test_generated_and_published_sets_get_none(name):
         ['--config', str(ROOT / f'configs/{name}.yaml')], program='', description='',
         find_checkpoint_config=lambda *_: None,
     )  # fmt: skip
-    assert random_weights_advice(resolve_preprocessing(loaded.cfg), 2640, ROOT) is None
+    assert random_weights_advice(resolve_preprocessing(loaded.cfg), 2640) is None
 
 
 @pytest.mark.parametrize('files', [['GroceryStore_pretrained.yaml'], ['GroceryStore.yaml', 'method/finetune.yaml']])

@@ -41,11 +41,11 @@ def commands_in(lines):
 def run(monkeypatch, tmp_path):
     """Return a function that makes a finished run in my_photos, with the command line that started it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('lib.runtime.checkout.CHECKOUT', tmp_path / 'code')
     (tmp_path / 'my_photos').mkdir()
 
     def finished(*options, counts=(40, 7), valid=True, world_size=1):
         argv = ['--DATASET_ROOT', 'my_photos', *options]
-        monkeypatch.setattr(sys, 'argv', ['code/main.py', *argv])
         loaded = load_config(argv, program='', description='', find_checkpoint_config=lambda *_: None)
         cfg = resolve_preprocessing(loaded.cfg)
         trainer = SimpleNamespace(
@@ -115,7 +115,7 @@ def test_the_steps_after_prediction(run, monkeypatch):
     page, top, accuracy = after('--TEST_IMAGES', 'new photos')
     assert page == ['log/x/predictions_new.html']
     assert top == ['python', 'test.py', *model, '--TEST_IMAGES', 'new photos', '--TEST_TOP_K', '5']
-    assert accuracy == ['python', 'test.py', *model, '--TEST_IMAGES', 'FOLDER']
+    assert accuracy == ['python', 'code/test.py', *model, '--TEST_IMAGES', 'FOLDER']
     assert after(metrics={'top1': 1.0}) == [page, ['python', 'test.py', *model, '--TEST_TOP_K', '5']]
     assert after('--TEST_IMAGES', '-', '--TEST_TOP_K', '3') == [page, accuracy]
     assert after('--TEST_IMAGES', '-') == [page, accuracy]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lib.runtime import checkout
-from lib.runtime.checkout import describe_commit
+from lib.runtime.checkout import describe_commit, path_to_type
 
 SHA = 'a1b2c3d4' * 5
 OTHER = 'f' * 40
@@ -142,3 +142,12 @@ def test_the_checkout_of_this_project_can_be_described():
     found = describe_commit()
     assert found.startswith('unknown (not a git') or checkout._COMMIT.match(found), found
     assert (Path(checkout.__file__).parents[2] / 'main.py').is_file()
+
+
+def test_a_script_can_be_typed_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkout, 'CHECKOUT', tmp_path / 'code')
+    absolute = str(tmp_path / 'code/tools/plan.py')
+    for folder, path in (('.', 'code/tools/plan.py'), ('code', 'tools/plan.py'), ('code/lib', absolute)):
+        (tmp_path / folder).mkdir(exist_ok=True, parents=True)
+        monkeypatch.chdir(tmp_path / folder)
+        assert path_to_type('tools/plan.py') == path
