@@ -1,5 +1,7 @@
 """The mean feature of every class, and the classifiers made from them."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -81,13 +83,28 @@ def feature_means(
     features: Features, num_classes: int, *, unit_length: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the same from stored features; images without a label, or that cannot be decoded, do not count."""
-    counted = np.flatnonzero((features.labels >= 0) & features.readable)
+    labels = np.where(features.readable, features.labels, -1)
     sums = torch.zeros(num_classes, features.values.shape[1], dtype=torch.float64)
-    for rows in np.array_split(counted, max(1, len(counted) // _ROWS_AT_ONCE)):
-        values = torch.from_numpy(np.array(features.values[rows])).double()
-        sums.index_add_(0, torch.from_numpy(features.labels[rows]), unit(values) if unit_length else values)
-    counts = torch.from_numpy(np.bincount(features.labels[counted], minlength=num_classes))
+    add_by_class(sums, features, labels, lambda values: unit(values.double()) if unit_length else values.double())
+    counts = torch.from_numpy(np.bincount(labels[labels >= 0], minlength=num_classes))
     return sums.div_(counts.clamp_min(1)[:, None]), counts
+
+
+def add_by_class(
+    sums: torch.Tensor, features: Features, labels: np.ndarray, transform: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """Add stored features to the sums of their classes, a block of images at a time.
+
+    Args:
+        sums: (num_classes, width), changed in place.
+        labels: (n,) int64; images with -1 do not count.
+        transform: takes (k, num_features) float32 and returns (k, width) of the type of `sums`.
+    """
+    counted = np.flatnonzero(labels >= 0)
+    for start in range(0, len(counted), _ROWS_AT_ONCE):
+        rows = counted[start : start + _ROWS_AT_ONCE]
+        values = torch.from_numpy(np.array(features.values[rows], np.float32))
+        sums.index_add_(0, torch.from_numpy(labels[rows]), transform(values))
 
 
 def nearest_mean(means: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,9 +15,9 @@ import torch
 from lib.classifier.cosine import unit
 from lib.dataset.features import Features
 from lib.inference.whitening import Whitening, fit_whitening
+from lib.posthoc.class_means import add_by_class
 
 NUM_FOLDS = 5
-_ROWS_AT_ONCE = 10_000
 
 
 class KnownScore(Protocol):
@@ -166,12 +166,8 @@ def _prototypes(
 ) -> Prototypes:
     """Return the means of the images with `labels` >= 0 under the whitening of those with labels `fitted` >= 0."""
     whitening = fit_whitening(features.values, fitted, device=device)
-    counted = np.flatnonzero(labels >= 0)
     sums = torch.zeros(num_classes, whitening.dimensions)
-    for start in range(0, len(counted), _ROWS_AT_ONCE):
-        rows = counted[start : start + _ROWS_AT_ONCE]
-        whitened = whitening(np.asarray(features.values[rows], np.float32), device=device)
-        sums.index_add_(0, torch.from_numpy(labels[rows]), torch.from_numpy(whitened))
+    add_by_class(sums, features, labels, lambda x: torch.from_numpy(whitening(x.numpy(), device=device)))
     return Prototypes(whitening, unit(sums).to(device))
 
 
