@@ -23,7 +23,7 @@ from lib.commands.command import Command
 from lib.config.defaults import Config
 from lib.config.load import load_config
 from lib.distributed.lost_rank import describe_lost_rank
-from lib.distributed.rank_info import RankInfo, read_rank_info, report_failure
+from lib.distributed.rank_info import RankInfo, first_rank_reports, read_rank_info, report_failure
 from lib.errors import UserError, one_line, shown, unquoted
 from lib.runtime.csv_file import quote_formulas
 from lib.runtime.folders import check_checkpoint_exists
@@ -82,8 +82,8 @@ def cli_main(main: Callable[[], int | None], *, alone: str = '') -> NoReturn:
 
     Exit code 2 and one line `error: ...` on standard error: a UserError, a full disk, no memory, a missing permission,
     a file where a folder is needed, a limit of the system, or a package that is not installed. Under torchrun the line
-    names the rank, and torchrun gets it, too. 130, 143, 129: Ctrl-C, SIGTERM and SIGHUP, with a line. Any other
-    exception is a bug and keeps its traceback.
+    names the rank, torchrun gets it, too, and one rank per machine prints a line that all of them have. 130, 143, 129:
+    Ctrl-C, SIGTERM and SIGHUP, with a line. Any other exception is a bug and keeps its traceback.
 
     A command works to its end when its output is lost. Then it is 141 without a line if the reader of standard output
     has ended (`... | head`), and 2 with a line if it could not be written otherwise.
@@ -147,8 +147,9 @@ def _fail(message: str) -> int:
     line = one_line(message)
     info = _rank_info()
     rank = f'rank {info.rank}: ' if info.world_size > 1 else ''
-    write_error_line(f'error: {rank}{line}')
     report_failure(line)
+    if not first_rank_reports(line):
+        write_error_line(f'error: {rank}{line}')
     return _USAGE
 
 

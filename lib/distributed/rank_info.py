@@ -4,11 +4,13 @@ import json
 import os
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from lib.errors import UserError, shown
 
 _MAX_RANKS, _MAX_DIGITS = 1 << 20, 10
+_POLL_SECONDS = 0.05
 _START = 'torchrun sets it, and without torchrun, RANK and WORLD_SIZE must not be set (unset RANK WORLD_SIZE)'
 
 
@@ -62,3 +64,27 @@ def report_failure(message: str) -> None:
         error = {'message': message, 'extraInfo': {'py_callstack': message, 'timestamp': str(int(time.time()))}}
         with suppress(OSError), open(file, 'w', encoding='utf-8') as out:  # the line is on standard error, too
             json.dump({'message': error}, out)
+
+
+def first_rank_reports(message: str, seconds: float = 2.0) -> bool:
+    """Return whether the first rank of this machine fails with the same message, now or within `seconds`.
+
+    All ranks find a mistake of the user, and one of them prints it. torchrun places the files of `report_failure` in
+    one folder per local rank; without torchrun, the result is False.
+    """
+    file = Path(os.environ.get('TORCHELASTIC_ERROR_FILE', ''))
+    rank = os.environ.get('LOCAL_RANK', '0')
+    if rank == '0' or file.parent.name != rank:
+        return False
+    first, end = file.parent.with_name('0') / file.name, time.monotonic() + seconds
+    with suppress(KeyboardInterrupt, SystemExit):  # torchrun ends the other ranks once one has failed
+        while _reported_message(first) is None and time.monotonic() < end:
+            time.sleep(_POLL_SECONDS)
+    return _reported_message(first) == message
+
+
+def _reported_message(file: Path) -> str | None:
+    try:
+        return json.loads(file.read_text(encoding='utf-8'))['message']['message']
+    except (OSError, ValueError):  # not yet, or not all of it
+        return None

@@ -1,14 +1,23 @@
 """The environment variables of torchrun, and its error file."""
 
 import json
+import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from lib.commands.cli import cli_main
-from lib.distributed.rank_info import RankInfo, check_address, read_rank_info, report_failure, was_restarted
+from lib.distributed.rank_info import (
+    RankInfo,
+    check_address,
+    first_rank_reports,
+    read_rank_info,
+    report_failure,
+    was_restarted,
+)
 from lib.errors import UserError
 
 NAMES = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'TORCHELASTIC_ERROR_FILE', 'TORCHELASTIC_RESTART_COUNT')
@@ -96,6 +105,34 @@ def test_a_failing_script_writes_the_error_file(environment, tmp_path, capsys):
     assert caught.value.code == 2
     assert capsys.readouterr().err == 'error: rank 1: LOSS.TYPE is none\n'
     assert json.loads(file.read_text())['message']['message'] == 'LOSS.TYPE is none'
+
+
+@pytest.mark.parametrize(('reported', 'is_first'), [('a', True), ('b', False), (None, False), ('{"mess', False)])
+def test_what_the_first_rank_reports_is_not_repeated(environment, tmp_path, reported, is_first):
+    for rank in '01':
+        (tmp_path / rank).mkdir()
+    files = [tmp_path / rank / 'error.json' for rank in '01']
+    if reported in ('a', 'b'):
+        environment(TORCHELASTIC_ERROR_FILE=str(files[0]), LOCAL_RANK='0')
+        report_failure(reported)
+        assert not first_rank_reports(reported)  # the first rank prints its own line
+    elif reported:
+        files[0].write_text(reported)
+    environment(TORCHELASTIC_ERROR_FILE=str(files[1]), LOCAL_RANK='1')
+    report_failure('a')
+    assert first_rank_reports('a', seconds=0.1) is is_first
+
+
+def test_ranks_wait_for_the_first_one(environment, tmp_path):
+    files = [tmp_path / rank / 'error.json' for rank in '01']
+    for file in files:
+        file.parent.mkdir()
+    environment(TORCHELASTIC_ERROR_FILE=str(files[1]), LOCAL_RANK='1')
+    report_failure('a')
+    late = threading.Timer(0.2, shutil.copy, files[::-1])
+    late.start()
+    assert first_rank_reports('a', seconds=60)
+    late.join()
 
 
 def test_without_torchrun_no_file_is_written(environment, tmp_path, monkeypatch):

@@ -85,6 +85,7 @@ def test_the_scripts(torchrun, scripts, products, tmp_path):
     assert (run / 'report.html').exists()
     _, errors = torchrun(folder, 2, 'main.py', *options_of(products)).wait(1)
     assert 'error: rank 0: log/run holds the checkpoints of an earlier run' in errors
+    assert errors.count('error: rank') == 1  # all ranks find it
     assert 'Root Cause' in errors
     assert 'traceback : log/run holds the checkpoints of an earlier run' in errors
     best = ('--RESUME_MODEL', run / 'best_model.pth', '--DATASET_ROOT', products, *ON_CPU)
