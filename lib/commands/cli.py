@@ -32,6 +32,7 @@ from lib.runtime.memory_kills import reason_of_kill, remember_counters
 from lib.runtime.mirror import is_url
 from lib.runtime.process import (
     EndingSignal,
+    allow_open_files,
     end_line,
     end_with_parent,
     ending_signals,
@@ -90,6 +91,7 @@ def cli_main(main: Callable[[], int | None], *, alone: str = '') -> NoReturn:
     """
     prepare_streams()
     use_huge_pages()
+    allow_open_files()
     end_with_parent()
     remember_counters()
     with ending_signals() as ending:

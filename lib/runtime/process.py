@@ -25,6 +25,8 @@ TERMINATING = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if h
 # torchrun and batch systems send a process a signal that they have already sent to its whole process group.
 SAME_SIGNAL_SECONDS = 1.0
 _CLEANUP_SECONDS, _AGAIN_SECONDS = 8.0, 0.05
+# Enough for any run; a program that closes all descriptors it might have would take long with a million of them.
+_OPEN_FILES = 1 << 16
 # Environment variable: id of the process whose end is a SIGTERM for this one, which is in another session.
 PARENT = 'RECOGNIZER_PARENT'
 _LINES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: 'terminated (SIGTERM)'}
@@ -81,6 +83,17 @@ def use_huge_pages() -> None:
     predictions take 0.60 times as long with huge pages, and training 0.86.
     """
     os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
+
+
+def allow_open_files() -> None:
+    """Raise the soft limit of open files to the hard one: each worker process takes several descriptors."""
+    with suppress(ImportError, OSError, ValueError):  # Windows; macOS allows fewer than its hard limit
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _open(number: int) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lib.runtime.process import allow_open_files
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.process, pytest.mark.long]
 
@@ -113,3 +115,13 @@ def main():
     assert outcome(run_main(body)) == (129, '', 'ended by SIGHUP\n')
     ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731 - a short function of one process
     assert outcome(run_main(body, preexec_fn=ignore)) == (0, '', '')
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='Windows has no such limit')
+@pytest.mark.parametrize(('soft', 'hard', 'expected'), [(64, 200, 200), (64, 64, 64), (1 << 17, 1 << 18, 1 << 17)])
+def test_the_limit_of_open_files_is_raised_where_it_is_allowed(monkeypatch, soft, hard, expected):
+    limits = [soft, hard]
+    monkeypatch.setattr('resource.getrlimit', lambda _: tuple(limits))
+    monkeypatch.setattr('resource.setrlimit', lambda _, given: limits.__setitem__(slice(None), given))
+    allow_open_files()
+    assert limits == [expected, hard]
