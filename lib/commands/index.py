@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,14 @@ SAMPLE, NEIGHBORS = 256, 10  # queries whose neighbors are compared with those o
 _QUERIES_AT_ONCE = 1024
 
 
+class _Products(NamedTuple):
+    """Photos with their features, and the names of the products that their labels number."""
+
+    split: DatasetSplit
+    features: Features
+    names: list[str]
+
+
 def index(trained: LoadedModel) -> Iterator[str]:
     """Remove products from the catalog and add photos, or build it from the training images; yield lines to print.
 
@@ -45,16 +54,19 @@ def index(trained: LoadedModel) -> Iterator[str]:
     catalog = _checked_catalog(trained, folder, removed) if group.is_main else None
     is_new, is_empty = group.broadcast_object((catalog is None, catalog is None or not catalog.num_images))
     is_built = options.ADD == '' and is_empty
-    if is_new:
-        catalog = _created(trained, folder)
+    if is_new and trained.model.num_features < options.DIMENSIONS:
+        raise UserError(
+            f'INDEX.DIMENSIONS is {options.DIMENSIONS}, but the model has {trained.model.num_features} features'
+        )
+    train = _training(trained) if is_built or (is_new and options.DIMENSIONS) else None
+    if is_new and group.is_main:
+        catalog = _created(trained, folder, train)
     if removed and catalog is not None:
         yield f'removed {count_of(catalog.remove(removed), "photo")} of {count_of(len(set(removed)), "product")}'
     if options.ADD or is_built:
-        with group.main_first():
-            split, names = _training(trained) if is_built else open_products(options.ADD, trained)
-        features = split_features(trained, split, 'train' if is_built else 'added', same_classes=False)
+        added = train if is_built and train is not None else _added(trained)
         if catalog is not None:
-            yield add_photos(catalog, split, features, names)
+            yield add_photos(catalog, *added)
     if catalog is None:
         return
     catalog.merge()
@@ -119,10 +131,16 @@ def open_products(source: str, trained: LoadedModel) -> tuple[DatasetSplit, list
     return split, classes.names
 
 
-def _training(trained: LoadedModel) -> tuple[DatasetSplit, list[str]]:
-    data = open_training_data(trained.cfg).in_class_order(trained.class_names)
-    trained.check_classes(data.train)
-    return data.train, trained.class_names
+def _training(trained: LoadedModel) -> _Products:
+    with trained.group.main_first():
+        split = open_training_data(trained.cfg).in_class_order(trained.class_names).train
+    return _Products(split, split_features(trained, split, 'train'), trained.class_names)
+
+
+def _added(trained: LoadedModel) -> _Products:
+    with trained.group.main_first():
+        split, names = open_products(trained.cfg.INDEX.ADD, trained)
+    return _Products(split, split_features(trained, split, 'added', same_classes=False), names)
 
 
 def _checked_catalog(trained: LoadedModel, folder: Path, removed: list[str]) -> Catalog | None:
@@ -137,24 +155,19 @@ def _checked_catalog(trained: LoadedModel, folder: Path, removed: list[str]) -> 
     return None
 
 
-def _created(trained: LoadedModel, folder: Path) -> Catalog | None:
-    """Return a new catalog on the main rank, and None on the others, which share the passes over images."""
+def _created(trained: LoadedModel, folder: Path, train: _Products | None) -> Catalog:
+    """Return a new catalog; `train`: the training images, to which INDEX.DIMENSIONS fits a whitening."""
     options, whitening = trained.cfg.INDEX, None
-    num_features = trained.model.num_features
-    if num_features < options.DIMENSIONS:
-        raise UserError(f'INDEX.DIMENSIONS is {options.DIMENSIONS}, but the model has {num_features} features')
-    if options.DIMENSIONS:
-        with trained.group.main_first():
-            train, _ = _training(trained)
-        features = split_features(trained, train, 'train')
-        if not trained.group.is_main:
-            return None
-        labels = np.where(features.readable, features.labels, -1)
-        whitening = fit_whitening(features.values, labels, dimensions=options.DIMENSIONS)
-    if not trained.group.is_main:
-        return None
+    if options.DIMENSIONS and train is not None:
+        labels = np.where(train.features.readable, train.features.labels, -1)
+        whitening = fit_whitening(train.features.values, labels, dimensions=options.DIMENSIONS)
     return create_catalog(
-        folder, version_of(trained), num_features, kind=options.KIND, codes=options.CODES, whitening=whitening
+        folder,
+        version_of(trained),
+        trained.model.num_features,
+        kind=options.KIND,
+        codes=options.CODES,
+        whitening=whitening,
     )
 
 
