@@ -13,6 +13,7 @@ from lib.builders.loss import build_loss
 from lib.builders.model import CLASSIFIERS, new_model
 from lib.builders.optim import build_optimizer
 from lib.builders.recipe import resolve_recipe
+from lib.commands.next_steps import command_lines
 from lib.config.defaults import Config
 from lib.config.yaml_text import as_node, as_values
 from lib.errors import UserError
@@ -240,7 +241,7 @@ def _choice(recommended: list[tuple[str, Row]], spec: StepSpec) -> list[str]:
         return [*lines, f'nothing fits: use {change},', '  more memory, or a smaller MODEL.BACKBONE']
     for description, row in recommended:
         options = options_of(row.strategy, spec)
-        lines += [f'{description}: {row.name}', *([f'  {options}'] if options else [])]
+        lines += [f'{description}: {row.name}', *(command_lines(options) if options else [])]
     return lines
 
 

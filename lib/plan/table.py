@@ -130,20 +130,20 @@ def number_text(number: float) -> str:
     return f'{number:.3g}' if number < 1000 else f'{number:,.0f}'
 
 
-def options_of(strategy: Strategy, spec: StepSpec) -> str:
-    """Return the command line options that select a strategy."""
+def options_of(strategy: Strategy, spec: StepSpec) -> list[str]:
+    """Return the words of the command line that select a strategy."""
     options = []
     if strategy.backbone_sharded:
-        options.append('--MODEL_BACKBONE_SHARDED True')
+        options += ['--MODEL_BACKBONE_SHARDED', 'True']
     if strategy.sharded:
-        options.append('--MODEL_CLASSIFIER_SHARDED True')
+        options += ['--MODEL_CLASSIFIER_SHARDED', 'True']
     if strategy.chunk:
-        options.append(f'--LOSS_CHUNK_IMAGES {strategy.chunk}')
+        options += ['--LOSS_CHUNK_IMAGES', f'{strategy.chunk}']
     if strategy.sampled < 1:
-        options.append(f'--LOSS_SAMPLED_CLASSES {strategy.sampled:g}')
+        options += ['--LOSS_SAMPLED_CLASSES', f'{strategy.sampled:g}']
     if strategy.micro_batch < spec.per_device_batch:
-        options.append(f'--TRAIN_DEVICE_BATCH_SIZE {strategy.micro_batch}')
-    return ' '.join(options)
+        options += ['--TRAIN_DEVICE_BATCH_SIZE', f'{strategy.micro_batch}']
+    return options
 
 
 def _line(name: str, backbone: float | None, classifier: float) -> str:

@@ -120,7 +120,7 @@ def test_the_fastest_strategy_that_fits_is_recommended_with_times_computed_by_ha
         assert times[:2] == pytest.approx([compute, send], abs=0.0006)
         assert times[2:] == pytest.approx([batch / step, hours[name] / 10], rel=0.006)
     number = lines.index('fastest strategy that fits: sharded')
-    assert lines[number + 1] == '  --MODEL_CLASSIFIER_SHARDED True'
+    assert lines[number + 1] == '    --MODEL_CLASSIFIER_SHARDED True'
     assert hours['plain'] > 10 * hours['sharded']
     assert f'{hours["sharded"]:.3g} hours' in ' '.join(lines)
     assert cells(lines, 'sharded', 'GPU-hours')[-1] == pytest.approx(devices * hours['sharded'], rel=0.006)
@@ -137,7 +137,7 @@ def test_the_fastest_strategy_that_fits_is_recommended_with_times_computed_by_ha
         ({'PLAN.DEVICES': 1}, ['fastest strategy that fits: plain', 'faster, with an approximate loss: sampled'], '?'),
         (
             {'PLAN.DEVICES': 1, 'LOSS.SAMPLED_CLASSES': 0.2},
-            ['fastest strategy that fits: sampled', '  --LOSS_SAMPLED_CLASSES 0.2'],
+            ['fastest strategy that fits: sampled', '    --LOSS_SAMPLED_CLASSES 0.2'],
             'approximate',
         ),
         ({'PLAN.DEVICE_GB': 0.5}, ['nothing fits: use smaller images, fewer features,'], 'fastest'),

@@ -28,7 +28,7 @@ def test_model_that_does_not_fit_on_one_device_fits_sharded(scripts, tmp_path):
     single = scripts.run(tmp_path, 'tools/plan.py', *RUN, *million).stdout
     assert 'nothing fits: use several devices (--PLAN_DEVICES)' in single
     sharded = scripts.run(tmp_path, 'tools/plan.py', *RUN, *million, '--PLAN_DEVICES', 4).stdout
-    assert 'fastest strategy that fits: sharded\n  --MODEL_CLASSIFIER_SHARDED True' in sharded
+    assert 'fastest strategy that fits: sharded\n    --MODEL_CLASSIFIER_SHARDED True' in sharded
     lines = sharded.splitlines()
     assert total_of(lines, 'plain') > 3 * 0.512 > 1 > total_of(lines, 'sharded')
     assert max(map(len, lines)) <= 80
