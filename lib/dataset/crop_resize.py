@@ -1,6 +1,6 @@
 """Crop and resize: decodes an image at the scale that the crop needs and resizes it once, straight into a batch."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -9,13 +9,14 @@ from PIL import Image
 from lib.dataset.lazy_image import LazyImage
 from lib.dataset.transforms import CropParams
 
-_LEAST_SIDE = 4  # pixels; torch confuses the axes of smaller results
+LEAST_SIDE = 4  # pixels; torch confuses the axes of smaller results
 # The kernels behind torch.nn.functional.interpolate(antialias=True); called directly, they write into the batch without
 # a copy. Their stubs in torch lack the argument `out`, hence Any.
 _KERNELS: dict[str, Any] = {
     'bilinear': torch._C._nn._upsample_bilinear2d_aa,
     'bicubic': torch._C._nn._upsample_bicubic2d_aa,
 }
+Pixels = TypeVar('Pixels', np.ndarray, torch.Tensor)
 _OF_PILLOW = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
 
 
@@ -29,8 +30,8 @@ def crop_resize(image: LazyImage, params: CropParams, canvas: np.ndarray, interp
         DecodeError: the image's pixels are damaged.
     """
     pixels, reduction = image.pixels(params.scale())
-    if not _has_whole_box(params):
-        _paste(_resize_exact_box(pixels, reduction, params, interpolation), params, canvas)
+    if not has_whole_box(params):
+        paste(_resize_exact_box(pixels, reduction, params, interpolation), params, canvas)
         return
     part = _cut_out(pixels, reduction, params)
     if (params.height, params.width, params.left, params.top, params.frame) == (*canvas.shape[:2], 0, 0, None):
@@ -38,7 +39,7 @@ def crop_resize(image: LazyImage, params: CropParams, canvas: np.ndarray, interp
         return
     resized = np.empty((params.height, params.width, 3), np.uint8)
     resize(part, resized, interpolation)
-    _paste(resized, params, canvas)
+    paste(resized, params, canvas)
 
 
 def resize(pixels: np.ndarray, out: np.ndarray, interpolation: str = 'bilinear') -> None:
@@ -52,7 +53,7 @@ def resize(pixels: np.ndarray, out: np.ndarray, interpolation: str = 'bilinear')
         out[:] = pixels
         return
     height, width = out.shape[:2]
-    if min(height, width) < _LEAST_SIDE:
+    if min(height, width) < LEAST_SIDE:
         out[:] = Image.fromarray(pixels).resize((width, height), _OF_PILLOW[interpolation])
         return
     _KERNELS[interpolation](_as_batch(pixels), (height, width), False, None, None, out=_as_batch(out))
@@ -63,7 +64,7 @@ def _as_batch(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pixels.transpose(2, 0, 1)[None])
 
 
-def _has_whole_box(params: CropParams) -> bool:
+def has_whole_box(params: CropParams) -> bool:
     """Return True if the edges of the box are between pixels."""
     left, top, right, bottom = params.box
     return left == int(left) and top == int(top) and right == int(right) and bottom == int(bottom)
@@ -87,7 +88,7 @@ def _resize_exact_box(pixels: np.ndarray, reduction: int, params: CropParams, in
     return np.asarray(Image.fromarray(pixels).resize(size, _OF_PILLOW[interpolation], box=box))
 
 
-def _paste(pixels: np.ndarray, params: CropParams, canvas: np.ndarray) -> None:
+def paste(pixels: Pixels, params: CropParams, canvas: Pixels) -> None:
     """Clear the canvas and copy those of (params.height, params.width, 3) pixels that fall into canvas and frame."""
     canvas[:] = 0
     left, top, right, bottom = map(int, params.frame or (0, 0, canvas.shape[1], canvas.shape[0]))

@@ -81,6 +81,11 @@ class LazyJpegImage:
         self.warning = ''
         self._decoded: tuple[int, np.ndarray] | None = None  # reduction and pixels; several views need the same
 
+    @property
+    def source(self) -> tuple[bytes, JpegHeader, int]:
+        """Return the bytes, the header and the orientation (1 to 8), for another decoder."""
+        return self._data, self._header, self._orientation
+
     def pixels(self, scale: float) -> tuple[np.ndarray, int]:
         """Return the upright pixels at the smallest sufficient scale. Raises: DecodeError."""
         reduction = _reduction(scale, min(self.width, self.height))

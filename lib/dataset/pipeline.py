@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from lib.dataset.device_decode import EncodedImages
 from lib.dataset.normalize import flip_images
 from lib.dataset.reader import BatchReader, BatchRequest, RawBatch, pixels_in
 from lib.errors import UserError
@@ -58,17 +59,20 @@ class BatchPipeline:
         normalize: Callable[[torch.Tensor], torch.Tensor],
         num_workers: int,
         num_threads: int = 0,
+        decodes_on_device: bool = False,
     ) -> None:
         """Prepare for batches of at most `batch_size` images of at most `largest_size` pixels a side, in all views.
 
         Args:
             num_workers: processes that read batches; 0: this process reads them.
             num_threads: without workers, threads of this process that read ahead; 0: none.
+            decodes_on_device: decode JPEG files on the device where it can; without the reader's augmentation.
 
         Raises:
             SharedMemoryFull: the workers' buffers do not fit into shared memory.
         """
-        self._device, self._reader = device, reader
+        self._device, self._cpu_reader = device, reader
+        self._reader = reader = replace(reader, leaves_to_device=decodes_on_device)
         self._num_threads = 0 if num_workers else num_threads
         self._num_readers = max(1, num_workers)
         self._normalize = normalize
@@ -149,14 +153,40 @@ class BatchPipeline:
         def move(array: np.ndarray | torch.Tensor) -> torch.Tensor:
             return torch.as_tensor(array).to(self._device, non_blocking=True)
 
-        pixels = batch.pixels
-        if pixels is None:
-            assert self._buffers is not None
-            pixels = pixels_in(self._buffers[batch.buffer], len(batch.rows), batch.size, batch.offset)
-        pixels = flip_images(move(pixels), move(np.flatnonzero(batch.flip)))
-        rows, views = torch.from_numpy(batch.rows), [self._finish(view) for view in batch.more_views]
-        images, labels, readable = self._normalize(pixels), move(batch.labels), move(batch.readable)
-        return Batch(images, labels, readable, rows, batch.bad, more_views=views)
+        views = [batch, *batch.more_views]
+        pixels = [move(self._pixels_of(view)) for view in views]
+        if batch.encoded is not None:
+            self._decode_on_device(batch.encoded, views, pixels)
+        rows, labels, readable = torch.from_numpy(batch.request.rows), move(batch.labels), move(batch.readable)
+        first, *others = (
+            Batch(self._normalize(flip_images(one, move(np.flatnonzero(view.flip)))), labels, readable, rows, batch.bad)
+            for view, one in zip(views, pixels, strict=True)
+        )
+        return replace(first, more_views=others)
+
+    def _pixels_of(self, batch: RawBatch) -> torch.Tensor:
+        if batch.pixels is not None:
+            return batch.pixels
+        assert self._buffers is not None
+        request = batch.request
+        return pixels_in(self._buffers[request.buffer], len(request.rows), batch.size, batch.offset)
+
+    def _decode_on_device(self, encoded: EncodedImages, views: list[RawBatch], pixels: list[torch.Tensor]) -> None:
+        """Fill in the images that the workers left; one that the device refuses is read and judged as without it."""
+        batch, request = views[0], views[0].request
+        for position in encoded.decode_into(pixels):
+            one = replace(
+                request,
+                first_slot=request.first_slot + position,
+                rows=request.rows[position : position + 1],
+                ahead=None,
+            )
+            again = _or_raise(self._cpu_reader[one])
+            batch.readable[position] = again.readable[0]
+            batch.bad.extend(again.bad)
+            for view, canvas, read in zip(views, pixels, [again, *again.more_views], strict=True):
+                canvas[position] = self._pixels_of(read)[0].to(self._device)
+                view.flip[position] = read.flip[0]
 
 
 def _with_rows_ahead(requests: Sequence[BatchRequest], num_readers: int) -> Iterator[BatchRequest]:

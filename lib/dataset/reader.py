@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from lib.dataset.crop_resize import crop_resize
 from lib.dataset.decode import DecodeError
+from lib.dataset.device_decode import EncodedImages
 from lib.dataset.image_format import hint_of
 from lib.dataset.images import NOT_AN_IMAGE_FILE, Images
 from lib.dataset.index import ClassIndex
@@ -107,27 +108,28 @@ class RawBatch:
     """A batch as a worker returns it. Only the pixels are large, and they are in shared memory.
 
     Attributes:
-        pixels: (batch, size, size, 3) uint8 RGB, not yet flipped; None when they are in the reader's buffer `buffer`.
+        pixels: (batch, size, size, 3) uint8 RGB, not yet flipped; None when they are in the buffer of the request.
         flip: (batch,) bool, images that the device flips horizontally.
         labels: (batch,) int64; -1 where unknown.
         readable: (batch,) bool; False where the image could not be decoded and the pixels are zeros.
-        rows: (batch,) the requested rows.
+        request: that it answers.
         size: image size, pixels.
         bad: (row, reason) of every image that could not be decoded, replaced or not.
         offset: byte of the buffer at which the pixels begin.
         more_views: the same images under the reader's further transforms.
+        encoded: images of all views that the device decodes, in place of their pixels; None: there are none.
     """
 
     pixels: torch.Tensor | None
     flip: np.ndarray
     labels: np.ndarray
     readable: np.ndarray
-    rows: np.ndarray
+    request: BatchRequest
     size: int
     bad: list[tuple[int, str]] = field(default_factory=list)
-    buffer: int = 0
     offset: int = 0
     more_views: list['RawBatch'] = field(default_factory=list)
+    encoded: EncodedImages | None = None
 
     def pin_memory(self) -> 'RawBatch':
         """Pin the pixels, so that the copy to a GPU is asynchronous. DataLoader calls this."""
@@ -168,6 +170,7 @@ class BatchReader(Dataset):
             fresh shared memory takes longer than resizing the pixels); None: each batch allocates its own memory.
         sends_pixels: include the pixels in the batch. Sending a tensor's address takes the time of ten images, so the
             owner of the buffers goes without.
+        leaves_to_device: the JPEG files that a GPU can decode are left to it. Not with `augment`, which needs pixels.
     """
 
     images: Images
@@ -182,6 +185,7 @@ class BatchReader(Dataset):
     hint: str = ''
     buffers: torch.Tensor | None = None
     sends_pixels: bool = True
+    leaves_to_device: bool = False
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -209,10 +213,11 @@ class BatchReader(Dataset):
             self.images.prefetch(request.ahead)
         batch_size = len(request.rows)
         views, readable, bad = self._empty_views(request), np.ones(batch_size, bool), list[tuple[int, str]]()
+        encoded = EncodedImages([view.transform.interpolation for view in views]) if self.leaves_to_device else None
         for position, row in enumerate(request.rows.tolist()):
             slot = request.first_slot + position
             try:
-                self._crop(row, views, position)
+                self._crop(row, views, position, encoded)
             except DecodeError as error:
                 bad.append((row, bad_image_reason(self, row, str(error))))
                 readable[position] = self.on_bad == 'replace'
@@ -229,11 +234,11 @@ class BatchReader(Dataset):
         first, *others = (
             RawBatch(
                 view.pixels if self.sends_pixels else None,
-                view.flip, labels, readable, request.rows, view.transform.size, bad, request.buffer, view.offset,
+                view.flip, labels, readable, request, view.transform.size, bad, view.offset,
             )
             for view in views
         )  # fmt: skip
-        return replace(first, more_views=others)
+        return replace(first, more_views=others, encoded=encoded if encoded and encoded.images else None)
 
     def _empty_views(self, request: BatchRequest) -> list[_View]:
         """Return the views of a request, one after another in its buffer, or in fresh memory."""
@@ -263,13 +268,20 @@ class BatchReader(Dataset):
             num_draws=num_draws,
         ).tolist()
 
-    def _crop(self, row: int, views: Sequence[_View], position: int) -> None:
-        """Crop one image into all views, where the device flips some. Raises: DecodeError, UserError."""
+    def _crop(self, row: int, views: Sequence[_View], position: int, encoded: EncodedImages | None = None) -> None:
+        """Crop one image into all views, where the device flips some. Raises: DecodeError, UserError.
+
+        Args:
+            encoded: gets the image instead if the device can decode it.
+        """
         image = self._open(row)
-        for view in views:
-            params = view.transform.crop_params(image.width, image.height, view.draws[position])
-            crop_resize(image, params, view.canvases[position], view.transform.interpolation)
+        crops = [view.transform.crop_params(image.width, image.height, view.draws[position]) for view in views]
+        for view, params in zip(views, crops, strict=True):
             view.flip[position] = params.flip
+        if encoded is not None and encoded.add(position, image, crops):
+            return
+        for view, params in zip(views, crops, strict=True):
+            crop_resize(image, params, view.canvases[position], view.transform.interpolation)
 
     def _open(self, row: int) -> LazyImage:
         try:

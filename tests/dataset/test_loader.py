@@ -142,7 +142,7 @@ def test_the_replacement_is_another_image_of_the_class_with_the_same_crop(bad_fo
     reader = reader_of(files(bad_folder))
     rows = np.array([1, 6, 1, 5])
     batch = reader[BatchRequest(2, 40, rows)]
-    assert batch.rows.tolist() == rows.tolist()
+    assert batch.request.rows.tolist() == rows.tolist()
     assert batch.labels.tolist() == [0, 1, 0, 1]
     assert batch.readable.all()
     assert {row for row, _ in batch.bad} - {7} == {1, 6}
