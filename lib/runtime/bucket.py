@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from lib.errors import shown
 from lib.runtime.mirror import Version
-from lib.runtime.storage_clients import ArrowEngine, Engine, Entry, OpenObject, RefusedRequest, WebEngine
+from lib.runtime.storage_clients import Engine, Entry, OpenObject, RefusedRequest, engine_of
 
 Result = TypeVar('Result')
 _ATTEMPTS, _FIRST_PAUSE_SECONDS = 6, 0.1  # the pause doubles; the S3 client repeats some requests by itself before
@@ -49,8 +49,10 @@ _REASONS = (
 )  # fmt: skip
 _THROTTLED = ('SLOW_DOWN', 'SlowDown', 'THROTTL', 'Throttl', '503', '429', 'RESOURCE_EXHAUSTED', 'TooManyRequests')
 _THROTTLED_REASON = 'the server keeps answering that there are too many requests; run the command again later'
-_NO_NAME = 'Could not resolve host'  # repeating it for a minute would only delay the error of a first request
-_UNREACHABLE = 'the server cannot be reached, or breaks off ({}); check the network, and AWS_ENDPOINT_URL if it is set'
+# Repeating these for a minute would only delay the error of a first request.
+_NO_NAME = ('Could not resolve host', 'Failed to resolve')
+_UNREACHABLE = 'the server cannot be reached, or breaks off ({}); check the network, and {} if it is set'
+_ENDPOINTS = {'gs': 'STORAGE_EMULATOR_HOST', 'abfs': 'AZURE_STORAGE_CONNECTION_STRING'}  # variables, else AWS's
 
 
 class Bucket:
@@ -90,11 +92,15 @@ class Bucket:
 
         def read(engine: Engine) -> bytes:
             opened = self._opened.get(key) or self._open(key)
-            data = opened.read(offset, length)
-            if len(data) != max(0, min(length, opened.version.size - offset)):
-                self._opened.pop(key, None)
-                raise OSError('incomplete answer')
-            return data
+            try:
+                data = opened.read(offset, length)
+                if len(data) == max(0, min(length, opened.version.size - offset)):
+                    return data
+                reason = 'incomplete answer'
+            except OSError as error:
+                reason = str(error)  # perhaps the object was replaced, and the next attempt opens the new one
+            self._opened.pop(key, None)
+            raise OSError(reason)
 
         return self._request(key, read)
 
@@ -126,14 +132,16 @@ class Bucket:
                     list(pool.map(fetch, offsets))
             elif offsets:
                 fetch(0)
-            if not self._are_tags_checksums or (digest := _digest(descriptor, version)) in ('', version.tag):
-                return version
-            if (
-                digest == damaged
-            ):  # the same again, so the tags of this bucket, such as encrypted ones, are no checksums
+            digest = _digest(descriptor, version) if self._are_tags_checksums else ''
+            if digest not in ('', version.tag):
+                if digest != damaged:
+                    damaged, opened = digest, None
+                    continue
+                # The same again, so the tags of this bucket, such as encrypted ones, are no checksums.
                 self._are_tags_checksums = False
-                return version
-            damaged, opened = digest, None
+            opened = self._opened.get(key) or self._open(key)
+            if digest == version.tag or opened.version == version:
+                return version  # else it was replaced, and some parts may be those of the new object
 
     def upload(self, key: str, path: Path) -> Version:
         """Write a file as an object; return its version."""
@@ -169,7 +177,7 @@ class Bucket:
     def _connected(self) -> Engine:
         with self._lock:
             if self._engine is None:
-                self._engine = (WebEngine if self.scheme == 'https' else ArrowEngine)(self.scheme, self.name)
+                self._engine = engine_of(self.scheme)(self.scheme, self.name)
             return self._engine
 
     def _request(self, key: str, work: Callable[[Engine], Result], *, explain: bool = True) -> Result:
@@ -190,7 +198,7 @@ class Bucket:
                 refusal = _refusal(error, url)
                 if refusal is not None:
                     raise (_refusal(self._explained(error), url) or refusal if explain else refusal) from None
-                has_no_network = not self._has_answered and _NO_NAME in str(error)
+                has_no_network = not self._has_answered and any(words in str(error) for words in _NO_NAME)
                 if attempt + 1 == _ATTEMPTS or has_no_network:
                     raise _failure(error, url) from None
                 time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.5))
@@ -228,7 +236,8 @@ def _failure(error: Exception, url: str) -> RefusedRequest:
     text = str(error)
     if any(word in text for word in _THROTTLED):
         return RefusedRequest(errno.EBUSY, _THROTTLED_REASON, url)
-    return RefusedRequest(errno.EIO, _UNREACHABLE.format(shown(error)), url)
+    endpoint = _ENDPOINTS.get(url.partition(':')[0].replace('abfss', 'abfs'), 'AWS_ENDPOINT_URL')
+    return RefusedRequest(errno.EIO, _UNREACHABLE.format(shown(error), endpoint), url)
 
 
 def _digest(descriptor: int, version: Version) -> str:

@@ -1,4 +1,4 @@
-"""Clients of object storage and of web servers: pyarrow.fs and fsspec, behind one small interface without retries.
+"""Clients of S3 and of web servers: pyarrow.fs and fsspec, behind one small interface without retries.
 
 Credentials are found by the provider's own chain (variables, profiles, roles of the machine), never by this project.
 """
@@ -6,17 +6,21 @@ Credentials are found by the provider's own chain (variables, profiles, roles of
 import email.utils
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from lib.runtime.mirror import Version
 
-_CONNECT_SECONDS, _REQUEST_SECONDS = 10, 60
-_CHUNK_BYTES = 8 << 20
+if TYPE_CHECKING:
+    from requests import Session
+
+TIMEOUT = (10, 60)  # seconds: to connect, and for an answer
+_PARALLEL, _MAX_CONNECTIONS = 16, 64
 
 
 @dataclass(frozen=True)
@@ -66,26 +70,23 @@ class Engine(Protocol):
         """Copy an object on the server."""
 
 
-class ArrowEngine:
-    """S3, Google Cloud Storage or Azure through pyarrow.fs."""
+class S3Engine:
+    """A bucket of S3, or of a server with its interface, through pyarrow.fs."""
 
     def __init__(self, scheme: str, bucket: str) -> None:
         """Find the credentials; no request is made except for the region of a bucket in S3."""
         from pyarrow import fs
 
-        self._fs, self._bucket, self._is_s3 = fs, bucket, scheme == 's3'
-        if scheme == 's3':
-            # from_uri would have a time limit of 3 seconds, in which a slow server does not store a part of a file.
-            endpoint = os.environ.get('AWS_ENDPOINT_URL_S3') or os.environ.get('AWS_ENDPOINT_URL')
-            region = os.environ.get('AWS_REGION') or os.environ.get('AWS_DEFAULT_REGION')
-            self._files = fs.S3FileSystem(
-                endpoint_override=endpoint,
-                region=region or (None if endpoint else fs.resolve_s3_region(bucket)),
-                connect_timeout=_CONNECT_SECONDS,
-                request_timeout=_REQUEST_SECONDS,
-            )
-        else:
-            self._files, self._bucket = fs.FileSystem.from_uri(f'{scheme}://{bucket}')
+        self._fs, self._bucket = fs, bucket
+        # from_uri would have a time limit of 3 seconds, in which a slow server does not store a part of a file.
+        endpoint = os.environ.get('AWS_ENDPOINT_URL_S3') or os.environ.get('AWS_ENDPOINT_URL')
+        region = os.environ.get('AWS_REGION') or os.environ.get('AWS_DEFAULT_REGION')
+        self._files = fs.S3FileSystem(
+            endpoint_override=endpoint,
+            region=region or (None if endpoint else fs.resolve_s3_region(bucket)),
+            connect_timeout=TIMEOUT[0],
+            request_timeout=TIMEOUT[1],
+        )
 
     def _path(self, key: str) -> str:
         return f'{self._bucket}/{key}' if key else self._bucket
@@ -94,11 +95,7 @@ class ArrowEngine:
         """Open an object."""
         file = self._files.open_input_file(self._path(key))
         found = {name.lower(): _text(value) for name, value in dict(file.metadata() or {}).items()}
-        changed = next((found[name] for name in ('last-modified', 'updated') if name in found), '')
-        tag, seconds = found.get('etag', '').strip('"'), _seconds_of(changed)
-        if not self._is_s3 and not (tag and seconds):
-            changed_ns = self._files.get_file_info(self._path(key)).mtime_ns or 0
-            tag, seconds = tag or str(changed_ns), changed_ns // 10**9
+        tag, seconds = found.get('etag', '').strip('"'), _seconds_of(found.get('last-modified', ''))
         # For the S3 client, an answer that is cut within its header is no error, but an object of 0 bytes.
         if not (tag and seconds) or (file.size() == 0 and not self._is_empty(key)):
             raise OSError('incomplete answer')
@@ -161,8 +158,7 @@ class WebEngine:
         try:
             self._files = fsspec.filesystem(scheme, use_listings_cache=False)
         except ImportError:
-            reason = 'reading from a web server needs a package; type: pip install -r requirements-storage.txt'
-            raise RefusedRequest(errno.ENOSYS, reason) from None
+            raise RefusedRequest(errno.ENOSYS, missing_package(scheme)) from None
         self._address = f'{scheme}://{host}/'
 
     def open(self, key: str) -> OpenObject:
@@ -198,6 +194,49 @@ class WebEngine:
     def copy(self, key: str, other: str) -> None:
         """Refuse."""
         raise RefusedRequest(errno.EROFS, 'https is for reading only')
+
+
+def engine_of(scheme: str) -> Callable[[str, str], Engine]:
+    """Return the client of a scheme; the packages of the others are not imported."""
+    if scheme == 'gs':
+        from lib.runtime.google_client import GoogleEngine
+
+        return GoogleEngine
+    if scheme in ('abfs', 'abfss'):
+        from lib.runtime.azure_client import AzureEngine
+
+        return AzureEngine
+    return S3Engine if scheme == 's3' else WebEngine
+
+
+def folder_prefix(key: str) -> str:
+    """Return the text with which the keys of the objects of a folder begin."""
+    return f'{key}/' if key else ''
+
+
+def remove_all(engine: Engine, keys: Iterable[str]) -> None:
+    """Remove those objects that still exist, several at a time."""
+
+    def remove(key: str) -> None:
+        with suppress(FileNotFoundError):
+            engine.remove(key)
+
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        list(pool.map(remove, keys))
+
+
+def widened(session: 'Session') -> 'Session':
+    """Let a session have a connection per thread; with its default of 10, the others would connect for each request."""
+    from requests.adapters import HTTPAdapter
+
+    for scheme in ('http://', 'https://'):
+        session.mount(scheme, HTTPAdapter(pool_connections=_MAX_CONNECTIONS, pool_maxsize=_MAX_CONNECTIONS))
+    return session
+
+
+def missing_package(scheme: str) -> str:
+    """Return the message for the user about a client that is not installed."""
+    return f'{scheme}:// needs a package; type: pip install -r requirements-storage.txt'
 
 
 def _text(value: bytes | str) -> str:

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import ssl
+import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -16,13 +17,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from pyarrow import fs
 
 from lib.errors import UserError, url_fault
 from lib.runtime import bucket as bucket_module
 from lib.runtime import mirror, storage
 from lib.runtime.mirror import local_path, url_of
-from lib.runtime.storage_clients import ArrowEngine
 from tests.storage_server import forget
 
 pytestmark = [pytest.mark.process, pytest.mark.long]
@@ -175,6 +174,16 @@ def test_sparse_files_lose_their_blocks_and_keep_their_size(bucket, tmp_path):
         os.close(descriptor)
 
 
+@pytest.mark.parametrize(
+    ('url', 'module'),
+    [('gs://b/x', 'google.cloud.storage'), ('abfss://c@account.dfs.core.windows.net/x', 'azure.storage.blob')],
+)
+def test_a_missing_package_is_one_line(bucket, monkeypatch, url, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=r'needs a package; type: pip install -r requirements-storage\.txt'):
+        storage.materialize(local_path(url))
+
+
 class _Ranges(http.server.SimpleHTTPRequestHandler):
     """Serves a folder, ranges included."""
 
@@ -244,18 +253,3 @@ def test_files_of_a_web_server(bucket, web_server):
     path.write_bytes(b'changed')
     with pytest.raises(OSError, match='reading only'):
         storage.publish(path)
-
-
-def test_a_client_that_reports_no_etag(bucket, tmp_path):
-    """As those of other providers may; the engine of Google's is given a folder of the disk here."""
-    engine = ArrowEngine('gs', 'bucket')
-    engine._files = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    (tmp_path / 'bucket').mkdir()
-    (tmp_path / 'bucket' / 'x').write_bytes(b'first')
-    first = engine.open('x')
-    assert (first.version.size, first.read(1, 3)) == (5, b'irs')
-    os.utime(tmp_path / 'bucket' / 'x', ns=(0, 10**18 + 1))
-    second = engine.open('x').version
-    assert (second.seconds, second.tag) == (10**9, str(10**18 + 1))
-    assert second.stamp() != first.version.stamp()
-    assert [entry.name for entry in engine.entries('', recursive=False)] == ['x']
