@@ -238,7 +238,8 @@ def _from_class_folders(cfg: Config) -> TrainingData:
         raise
     LOGGER.info('%s: %s, one per folder', root, count_of(len(read.names), 'class', 'classes'))
     if not valid_json:
-        _log_sizes(read.train.paths, read.valid.paths, f'DATASET.VALID_FRACTION {fraction:g}')
+        source = str(Path(root, read.valid_folder)) if read.valid_folder else f'DATASET.VALID_FRACTION {fraction:g}'
+        _log_sizes(read.train.paths, read.valid.paths, source)
     splits = [
         found_split(part.paths, part.labels, len(read.names), f'{root} ({kind})', root)
         for kind, part in (('train', read.train), ('valid', read.valid))

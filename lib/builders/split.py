@@ -193,10 +193,13 @@ def test_folder_split(folder: str, class_names: Sequence[str]) -> DatasetSplit:
     if not num_unknown:
         LOGGER.info('%s: labels from its folders, which are named after classes', folder)
     elif num_unknown < len(paths):
-        LOGGER.warning(
-            '%s: %d of %d images have no label, and do not count in metrics', folder, num_unknown, len(paths)
-        )
-        LOGGER.warning('  folders that no class is named like: %s', few_names(unknown) or 'none')
+        verbs = 'has no label, and does' if num_unknown == 1 else 'have no label, and do'
+        LOGGER.warning('%s: %d of %d images %s not count in metrics', folder, num_unknown, len(paths), verbs)
+        if unknown:
+            LOGGER.warning('  folders that no class is named like: %s', few_names(unknown))
+        loose = [path for path in paths if '/' not in path]
+        if loose:
+            LOGGER.warning('  images in no folder: %s', few_names(loose))
     elif unknown:
         LOGGER.info('%s: no labels, since no folder is named after a class', folder)
     for warning in name_warnings([class_name_of(name) for name in unknown], known=class_names):

@@ -37,6 +37,7 @@ class FolderDataset:
 
     Attributes:
         names: of the classes.
+        valid_folder: the folder below the root whose images `valid` has; '' if they were held out.
         parents: folders around each class folder, the outermost first; [] if classes are not nested.
         notes: log lines about what was read in which way, and what was left out.
         warnings: of what is probably a mistake.
@@ -45,6 +46,7 @@ class FolderDataset:
     train: FolderImages
     valid: FolderImages
     names: list[str]
+    valid_folder: str = ''
     parents: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -206,7 +208,8 @@ class _Reader:
             folders_are = count_of(len(empty), 'folder is', 'folders are')
             warnings.append(f'{self._root}: {folders_are} no class, without images: {few_names(empty)}')
         parents = [name.split('/')[:-1] for name in names] if self._nested else []
-        return FolderDataset(train, valid, names, parents if any(parents) else [], notes, warnings)
+        valid_folder = bases[1] if len(bases) > 1 else ''
+        return FolderDataset(train, valid, names, valid_folder, parents if any(parents) else [], notes, warnings)
 
     def _about_nesting(self, folders: Collection[str], depth: int) -> list[str]:
         """Return log lines about folders with images inside of class folders."""

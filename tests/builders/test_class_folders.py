@@ -75,9 +75,10 @@ def test_images_of_unknown_folders_have_no_label_and_the_others_count(tmp_path, 
     split = folder_split(str(tmp_path), ['cola', 'milk', 'tea'])
     labels = dict(zip(split.names.to_pylist(), split.labels.tolist(), strict=True))
     assert labels == {'5.jpg': -1, 'coffee/4.jpg': -1, 'cola/1.jpg': 0, 'cola/2.jpg': 0, 'tea/new/3.jpg': 2}
-    assert lines[-2:] == [
+    assert lines[-3:] == [
         f'{tmp_path}: 2 of 5 images have no label, and do not count in metrics',
         '  folders that no class is named like: coffee',
+        '  images in no folder: 5.jpg',
     ]
     # By hand: cola 1 of 2, tea 1 of 1; mean class error (1/2 + 0) / 2.
     predicted = np.array([{'cola/2.jpg': 1, 'tea/new/3.jpg': 2}.get(name, 0) for name in labels])
@@ -90,13 +91,15 @@ def test_images_of_unknown_folders_have_no_label_and_the_others_count(tmp_path, 
     ('paths', 'line'),
     [
         (['a/1.jpg', 'b/2.jpg'], 'labels from its folders, which are named after classes'),
+        (['a/1.jpg', '2.jpg'], '1 of 2 images has no label, and does not count in metrics'),
         (['x/1.jpg', 'y/2.jpg'], 'no labels, since no folder is named after a class'),
     ],
 )
 def test_known_and_unknown_folders(tmp_path, lines, paths, line):
     split = folder_split(str(fill(tmp_path, *paths)), ['a', 'b'])
-    assert split.labeled == ('a/1.jpg' in paths)
-    assert lines[-1] == f'{tmp_path}: {line}'
+    assert (split.labels >= 0).any() == ('a/1.jpg' in paths)
+    assert lines[0] == f'{tmp_path}: {line}'
+    assert lines[1:] == ['  images in no folder: 2.jpg'] * ('2.jpg' in paths)
 
 
 def test_a_folder_without_images_counts_what_it_contains(tmp_path):
@@ -268,3 +271,12 @@ def test_a_validation_file_replaces_the_images_that_are_held_out(tmp_path):
     write_json(file, {'annotations': entries, 'num_classes': 3})
     with pytest.raises(UserError, match=r'num_classes 2, but .*valid.json has 3'):
         open_training_data(config(tmp_path / 'photos', DATASET__VALID_JSON=str(file)))
+
+
+def test_the_source_of_the_validation_images_is_logged(tmp_path, lines):
+    fill(tmp_path / 'given', 'train/cola/1.jpg', 'train/tea/2.jpg', 'Valid/cola/3.jpg')
+    fill(tmp_path / 'held_out', 'cola/1.jpg', 'cola/2.jpg', 'tea/3.jpg')
+    for name in ('given', 'held_out'):
+        open_training_data(config(tmp_path / name))
+    assert f'2 images for training, 1 for validation ({tmp_path / "given" / "Valid"})' in lines
+    assert '2 images for training, 1 for validation (DATASET.VALID_FRACTION 0.1)' in lines
