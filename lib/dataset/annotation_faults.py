@@ -11,25 +11,41 @@ import pyarrow.compute as pc
 
 from lib.dataset.annotation_rows import MAX_CLASSES, has_duplicates
 from lib.dataset.paths import comparable_paths
-from lib.errors import is_unicode, shown, unquoted
-from lib.runtime.text import whole
+from lib.errors import UserError, is_unicode, shown, unquoted
+from lib.runtime.text import decode_json, whole
 
 ANNOTATION_FORM = '{"annotations": [{"category_id": 0, "fpath": "..."}, ...], "num_classes": 3}'
+_CONVERTER = 'python tools/convert.py --help'
 MAX_SHOWN = 10
+
+
+def decode_annotations(path: str | Path, data: bytes) -> Any:
+    """Decode an annotation file. Raises UserError, with a hint if the file is no JSON file by its name."""
+    try:
+        return decode_json(path, data)
+    except UserError as error:
+        if Path(path).suffix.lower() not in ('.csv', '.tsv', '.txt'):
+            raise
+        raise UserError(f'{error}; for CSV files and lists: {_CONVERTER}') from None
 
 
 def describe_faults(path: str | Path, tree: Any) -> str:
     """Return the error line for a decoded annotation file that the typed parser rejected."""
     if not isinstance(tree, dict) or not isinstance(tree.get('annotations'), list):
         return f'{path}: must be {ANNOTATION_FORM}'
-    num_classes = whole(tree.get('num_classes'))
+    if tree.get('num_classes') is None:
+        return f'{path}: has no num_classes, but must be {ANNOTATION_FORM}'
+    num_classes = whole(tree['num_classes'])
     if num_classes is None or num_classes < 1:
-        return f'{path}: num_classes is {shown(tree.get("num_classes"))}, but must be a whole number, at least 1'
+        return f'{path}: num_classes is {shown(tree["num_classes"])}, but must be a whole number, at least 1'
     if num_classes > MAX_CLASSES:
         return f'{path}: num_classes is {shown(num_classes)}, but must be at most {MAX_CLASSES}'
     if not tree['annotations']:
         return f'{path}: lists no images'
-    return join_faults(path, list(entry_faults(tree['annotations'], num_classes, 'fpath', with_weights=True)))
+    entries = tree['annotations']
+    line = join_faults(path, list(entry_faults(entries, num_classes, 'fpath', with_weights=True)))
+    are_texts = any(isinstance(entry, dict) and isinstance(entry.get('category_id'), str) for entry in entries)
+    return f'{line}; for text labels: {_CONVERTER}' if are_texts else line
 
 
 def are_weights(values: np.ndarray) -> bool:

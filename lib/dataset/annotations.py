@@ -18,6 +18,7 @@ from lib.dataset.annotation_cache import CacheDamaged, CachedColumns, CacheSourc
 from lib.dataset.annotation_faults import (
     ANNOTATION_FORM,
     are_weights,
+    decode_annotations,
     describe_faults,
     duplicate_warnings,
     entry_faults,
@@ -249,10 +250,10 @@ def _parse(path: str | Path, file: BufferedReader, prefix: ParsedPrefix | None =
         try:
             parsed = parse_whole(data)
         except UnsupportedForm:
-            raise UserError(describe_faults(path, decode_json(path, data))) from None
+            raise UserError(describe_faults(path, decode_annotations(path, data))) from None
     if _is_faulty(parsed):
         file.seek(0)
-        raise UserError(describe_faults(path, decode_json(path, file.read())))
+        raise UserError(describe_faults(path, decode_annotations(path, file.read())))
     return parsed
 
 

@@ -92,7 +92,7 @@ def test_warnings_name_the_first_ten(write):
         ([], ['must be {"annotations"']),
         ({'num_classes': 1}, ['must be {"annotations"']),
         ({'annotations': {}, 'num_classes': 1}, ['must be {"annotations"']),
-        ({'annotations': entries(0)}, ['num_classes is None']),
+        ({'annotations': entries(0)}, ['has no num_classes, but must be {"annotations"']),
         ({'annotations': entries(0), 'num_classes': '1'}, ["num_classes is '1'"]),
         ({'annotations': entries(0), 'num_classes': 1.5}, ['num_classes is 1.5']),
         ({'annotations': entries(0), 'num_classes': True}, ['num_classes is True']),
@@ -105,6 +105,7 @@ def test_warnings_name_the_first_ten(write):
         ({'annotations': entries(0, 10**30), 'num_classes': 3}, ['entry 1: category_id is 1000']),
         ({'annotations': entries(0, 2**31), 'num_classes': 3}, ['entry 1: category_id is 2147483648']),
         ({'annotations': entries(0, '1'), 'num_classes': 3}, ["entry 1: category_id is '1', not a whole number"]),
+        ({'annotations': entries('tea'), 'num_classes': 3}, ['; for text labels: python tools/convert.py --help']),
         ({'annotations': entries(0, 1.5), 'num_classes': 3}, ['entry 1: category_id is 1.5, not a whole number']),
         ({'annotations': entries(0, True), 'num_classes': 3}, ['entry 1: category_id is True']),
         ({'annotations': entries(0, None), 'num_classes': 3}, ['entry 1: category_id is None']),
@@ -115,11 +116,18 @@ def test_warnings_name_the_first_ten(write):
         ({'annotations': [*entries(0), 'x'], 'num_classes': 3}, ["entry 1 is 'x', not an object"]),
         ({'annotations': [*entries(0), None], 'num_classes': 3}, ['entry 1 is None, not an object']),
     ],
-    ids=range(29),
+    ids=range(30),
 )
 def test_faults(write, tree, words):
     message = error_of(read_annotations, write(tree))
     assert all(word in message for word in words), message
+
+
+def test_a_csv_file_as_annotations_names_the_converter(tmp_path):
+    path = tmp_path / 'shop.CSV'
+    path.write_text('file,label\na.jpg,tea\n')
+    assert 'shop.CSV:1: not valid JSON' in (message := error_of(read_annotations, path))
+    assert message.endswith('python tools/convert.py --help')
 
 
 def test_the_first_ten_faults_by_position_then_their_number(write):
