@@ -151,10 +151,8 @@ def parse_config_text(text: str, source: str, unknown: list[str] | None = None) 
         if name in KEYS:
             values[name] = KEYS[name].accept(f'{source}: {name}', value)
         elif unknown is None:
-            raise UserError(
-                f'{source}: {unquoted(name)} is not a key{did_you_mean(name, KEYS)}; python main.py --help all lists '
-                'all keys'
-            )
+            hint = did_you_mean(name, [*KEYS, *SECTIONS])
+            raise UserError(f'{source}: {unquoted(name)} is not a key{hint}; python main.py --help all lists all keys')
         else:
             unknown.append(name)
     return values

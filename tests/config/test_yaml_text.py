@@ -164,6 +164,7 @@ def test_switches(text, value):
         ('TRAIN.BATCH_SIZE: 1\nTRAIN: {BATCH_SIZE: 2}', ['TRAIN.BATCH_SIZE is set twice']),
         ('TRAIN: {BATCHSIZE: 1}', ['TRAIN.BATCHSIZE is not a key', 'did you mean TRAIN.BATCH_SIZE?']),
         ('BATCH_SIZE: 1', ['BATCH_SIZE is not a key', 'did you mean', '.BATCH_SIZE?']),
+        ('train: {BATCH_SIZE: 1}', ['train is not a key', 'did you mean TRAIN?']),
         ('seed: 1', ['seed is not a key', 'did you mean SEED?']),
         ('TRAIN: 3', ['TRAIN is a section', "found '3'"]),
         ('TRAIN:', ['TRAIN is a section', 'found nothing']),
@@ -198,7 +199,7 @@ def test_switches(text, value):
         ('NAME: !!python/name:os.system', ['not valid YAML']),
         ('--- {}\n--- {}', ['not valid YAML']),
     ],
-    ids=range(39),
+    ids=range(40),
 )
 def test_faulty_texts(text, words):
     message = refused(text)
