@@ -232,10 +232,12 @@ def _log_data(
     counts = index.class_counts[index.class_counts > 0]
     uncapped = len(data.train) if data.train_rows is None else len(data.train_rows)
     LOGGER.info(
-        'train: %d image%s%s of %d classes, %d to %d per class',
+        'train: %d image%s%s of %d class%s, %d to %d per class',
         len(index), '' if len(index) == 1 else 's', f' (of {uncapped}, by DATASET.HEAD_CAP)' * (len(index) < uncapped),
-        data.train.num_classes, counts.min(), counts.max(),
+        data.train.num_classes, '' if data.train.num_classes == 1 else 'es', counts.min(), counts.max(),
     )  # fmt: skip
+    if len(counts) == 1:
+        LOGGER.warning('all training images are of one class: the model learns to predict it for every image')
     num_valid = len(data.valid) if data.valid else 0
     LOGGER.info('valid: %s', f'{num_valid} image{"" if num_valid == 1 else "s"}' if num_valid else 'none')
     LOGGER.info('device: %s', _device_text(device, group))
