@@ -77,9 +77,11 @@ def fresh_folder(folder: Path, key: str, is_old: Callable[[], bool]) -> Iterator
 
 def check_checkpoint_exists(path: Path, name: str) -> None:
     """Raise UserError if a checkpoint is missing, with those beside it; `name` names it. Without torch, so at once."""
-    if not path.exists():
-        others = ', '.join(sorted(str(other) for other in path.parent.glob('*.pth'))[:5])
-        raise UserError(f'{name}: no such file' + (f'; there are {others}' if others else ''))
+    is_folder = path.is_dir()
+    if is_folder or not path.exists():
+        others = sorted(str(other) for other in (path if is_folder else path.parent).glob('*.pth'))[:5]
+        fault = 'is a folder, not a file' if is_folder else 'no such file'
+        raise UserError(f'{name}: {fault}' + (f'; there are {", ".join(others)}' if others else ''))
 
 
 def has_content(folder: Path) -> bool:

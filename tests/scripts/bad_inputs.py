@@ -310,7 +310,7 @@ MODELS = [
     row('all checkpoints cut short', f'{AGAIN} --RESUME_MODEL last', 'log/tiny', 'cannot be read',
         disk=both(truncated(BEST), truncated('log/tiny/last.pth'))),
     row('checkpoint is a list', f'{PREDICT} a.pth', 'a.pth: holds no state_dict', disk=saved('a.pth', [1, 2])),
-    row('checkpoint of a backbone', f'{PREDICT} a.pth', 'no classifier.weight', 'MODEL.PRETRAINED',
+    row('checkpoint of a backbone', f'{PREDICT} a.pth', 'no classifier.weight', '--MODEL_PRETRAINED',
         disk=saved('a.pth', {'state_dict': {'backbone.conv1.weight': torch.zeros(1)}})),
     row('checkpoint that is a bare pickle', f'{PREDICT} a.pth', 'a.pth', 'could run code', disk=pickled_code('a.pth')),
     row('checkpoint with code', f'{PREDICT} a.pth', 'a.pth', 'could run code', disk=checkpoint_with_code('a.pth')),

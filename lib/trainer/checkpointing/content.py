@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeGuard, TypeVar
 
 import msgspec
 import torch
@@ -25,6 +25,7 @@ from lib.trainer.selection import Selection
 
 Form = TypeVar('Form')
 _Setting = str | int | float | bool | None
+WEIGHTS_HINT = 'give backbone weights alone by --MODEL_PRETRAINED'
 _FORMER_KEYS = ('best_result', 'best_epoch')  # of 'place', now in 'selection'
 
 
@@ -120,6 +121,12 @@ def _selection_to_content(selection: Selection) -> dict[str, Any]:
     return {**vars(selection), 'best_scores': None if scores is None else torch.from_numpy(scores)}
 
 
+def _is_state_dict(value: Any) -> TypeGuard[dict[str, torch.Tensor]]:
+    return isinstance(value, dict) and all(
+        isinstance(key, str) and isinstance(entry, torch.Tensor) for key, entry in value.items()
+    )
+
+
 def from_content(content: Any, path: Path, name: str) -> Checkpoint:
     """Return the checkpoint of the dictionary in a file.
 
@@ -132,17 +139,13 @@ def from_content(content: Any, path: Path, name: str) -> Checkpoint:
         InvalidContent: damaged, or changed by hand.
     """
     state = content.get('state_dict') if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
-    ):
-        raise UserError(f'{name}: holds no state_dict, so it is no checkpoint of this project')
+    if not _is_state_dict(state):
+        found = 'holds weights alone' if content and _is_state_dict(content) else 'holds no state_dict'
+        raise UserError(f'{name}: {found}, so it is no checkpoint of this project; {WEIGHTS_HINT}')
     state = {key.removeprefix('module.'): value for key, value in state.items()}
     head = content.get('head')
     if head is None and state.get('classifier.weight', torch.empty(0)).ndim != 2:
-        raise UserError(
-            f'{name}: its state_dict has no classifier.weight of two dimensions; '
-            'give backbone weights alone by MODEL.PRETRAINED'
-        )
+        raise UserError(f'{name}: its state_dict has no classifier.weight of two dimensions; {WEIGHTS_HINT}')
     if not isinstance(content.get('place'), dict):
         return Checkpoint(state, path=path)
     _convert({key: content[key] for key in _Content.__struct_fields__ if key in content}, _Content, 'the file')

@@ -26,7 +26,7 @@ from lib.runtime.checksums import check_safetensors, damaged_record
 from lib.runtime.files import replace_atomically
 from lib.runtime.folders import check_checkpoint_exists
 from lib.runtime.read_file import RefusedFileError, check_regular, open_regular, reason_of
-from lib.trainer.checkpointing.content import InvalidContent, from_content, to_content
+from lib.trainer.checkpointing.content import WEIGHTS_HINT, InvalidContent, from_content, to_content
 from lib.trainer.checkpointing.state import Checkpoint
 
 # Checkpoints of the original entry may hold the accuracy as a NumPy scalar. These names only build a number.
@@ -103,12 +103,15 @@ def read_exported(path: Path) -> dict[str, Any]:
     """Return the content of a checkpoint that was exported as safetensors; it cannot be resumed.
 
     Raises:
-        SafetensorError, ValueError, KeyError: not a safetensors file, not one of this project, or damaged.
+        SafetensorError, ValueError, InvalidContent: not a safetensors file, not one of this project, or damaged.
     """
     check_regular(path)
     with safe_open(path, 'pt') as file:
         check_safetensors(file)
-        content = json.loads((file.metadata() or {})['checkpoint'])
+        header = (file.metadata() or {}).get('checkpoint')
+        if header is None:
+            raise InvalidContent(f'it holds weights alone; {WEIGHTS_HINT}')
+        content = json.loads(header)
         content['state_dict'] = {name: file.get_tensor(name) for name in list(file.keys())}
     _check_plain(content)
     if 'class_counts' in content:
@@ -258,7 +261,7 @@ def _foreign(path: Path) -> str:
     classes = f' such as {shown(skipped[0])}' if skipped else ''
     return (
         f'holds more than tensors, numbers and text{classes}, which could run code, so it is no checkpoint of this '
-        'project; give backbone weights alone by --MODEL_PRETRAINED'
+        f'project; {WEIGHTS_HINT}'
     )
 
 
@@ -267,5 +270,5 @@ def _damaged(name: str, error: InvalidContent) -> UserError:
 
 
 def _unreadable(name: str, error: Exception) -> UserError:
-    reason = shown(error).split('. ')[0]
-    return UserError(f'{name}: cannot be read as a checkpoint ({type(error).__name__}: {reason})')
+    reason = f'{type(error).__name__}: {shown(error).split(". ")[0]}'
+    return UserError(f'{name}: cannot be read as a checkpoint: damaged, cut short or of another format ({reason})')

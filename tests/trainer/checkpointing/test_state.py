@@ -8,6 +8,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lib.errors import UserError
 from lib.runtime import files
@@ -173,8 +174,8 @@ def test_truncated(tmp_path, fraction):
         ({'epoch': 3}, 'holds no state_dict'),
         ([1, 2], 'holds no state_dict'),
         ({'state_dict': {'classifier.weight': 3}}, 'holds no state_dict'),
-        ({'state_dict': {'layer4.weight': torch.ones(1)}}, 'MODEL.PRETRAINED'),
-        ({'conv1.weight': torch.ones(1)}, 'holds no state_dict'),
+        ({'state_dict': {'layer4.weight': torch.ones(1)}}, '--MODEL_PRETRAINED'),
+        ({'conv1.weight': torch.ones(1)}, 'holds weights alone, so it is no checkpoint'),
         # A file of another program with the same keys.
         ({'state_dict': {'classifier.weight': torch.ones(3, 2)}, 'place': {'epoch': 3}}, 'cannot be read'),
         ({'state_dict': {'classifier.weight': torch.ones(3, 2)}, 'place': {'era': 3}}, 'cannot be read'),
@@ -190,7 +191,7 @@ def test_no_checkpoint(tmp_path, content, part):
 def test_text_and_folders(tmp_path):
     (tmp_path / 'notes.pth').write_text('a text\n')
     refused(tmp_path / 'notes.pth')
-    refused(tmp_path)
+    assert f'is a folder, not a file; there are {tmp_path / "notes.pth"}' in refused(tmp_path)
     assert str(tmp_path / 'notes.pth') in refused(tmp_path / 'absent.pth')
 
 
@@ -277,7 +278,7 @@ def test_metrics_of_later_epochs_are_dropped(tmp_path):
     [
         (b'version https://git-lfs.github.com/spec/v1\n', 'is no checkpoint, .*: it is a pointer of Git LFS'),
         (b'<html>', 'it is a web page'),
-        (b'PK\x03\x04' + bytes(100), r'cannot be read as a checkpoint \(BadZipFile: [^.]*\)$'),
+        (b'PK\x03\x04' + bytes(100), r'cannot be read as a checkpoint: .*cut short.* \(BadZipFile: [^.]*\)$'),
     ],
     ids=['Git LFS', 'web page', 'cut short'],
 )
@@ -286,3 +287,8 @@ def test_a_file_that_is_no_checkpoint_is_named_in_a_short_line(tmp_path, content
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_checkpoint(path)
+
+
+def test_safetensors_of_another_program_hold_weights_alone(tmp_path):
+    save_file({'conv1.weight': torch.ones(1)}, tmp_path / 'model.safetensors')
+    assert 'it holds weights alone; give backbone weights' in refused(tmp_path / 'model.safetensors')
