@@ -124,7 +124,7 @@ def convert(
     **options: str,
 ) -> None:
     """Convert `source` into `out`, or append it to the set there, and print a summary."""
-    from lib.formats.converted import summary_lines, with_imbalance, with_validation
+    from lib.formats.converted import summary_lines, with_imbalance, with_validation, without_repeats
     from lib.formats.write import append_converted, write_converted
     from lib.runtime.files import wait_for_lock
     from lib.runtime.outline import outline
@@ -132,7 +132,7 @@ def convert(
 
     if source.is_dir():
         outline(source)
-    converted = converters()[format_name](source, **options)
+    converted = without_repeats(converters()[format_name](source, **options))
     if valid_fraction is not None:
         converted = with_validation(converted, fraction=valid_fraction, seed=seed)
     elif 'val' not in converted.splits and not append:

@@ -152,6 +152,33 @@ def summary_lines(converted: ConvertedDataset, paths: dict[str, Path]) -> list[s
     return lines
 
 
+def without_repeats(converted: ConvertedDataset) -> ConvertedDataset:
+    """Return the data set without entries of train and val that list an image again with the same label.
+
+    Otherwise a copy could be selected for validation. An image with several labels remains, and is a warning.
+    """
+    splits, warnings = {}, list(converted.warnings)
+    for name, split in converted.splits.items():
+        splits[name] = split
+        if name == 'test' or split.labels is None:
+            continue
+        numbers: dict[str, int] = {}
+        images = np.fromiter((numbers.setdefault(nfc(path), len(numbers)) for path in split.paths), np.int64)
+        if len(numbers) == len(split):
+            continue
+        _, first = np.unique(images * len(converted.names) + split.labels, return_index=True)
+        splits[name] = _select(split, np.isin(np.arange(len(split)), first))
+        if len(first) < len(split):
+            entries = count_of(len(split) - len(first), 'entry repeats', 'entries repeat')
+            warnings.append(f'{name}: {entries} an image with the same label, and will not be written')
+        several = np.flatnonzero(np.bincount(images[first]) > 1)
+        if len(several):
+            example = shown(split.paths[int(np.argmax(images == several[0]))])
+            number = count_of(len(several), 'image has', 'images have')
+            warnings.append(f'{name}: {number} several labels, such as {example}')
+    return replace(converted, splits=splits, warnings=warnings)
+
+
 def with_validation(converted: ConvertedDataset, *, fraction: float, seed: int) -> ConvertedDataset:
     """Return the data set with `fraction` of the training images of each class as its validation split.
 

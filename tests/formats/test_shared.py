@@ -7,7 +7,7 @@ import pytest
 
 from lib.dataset.annotations import read_annotations, read_classes, read_test_images
 from lib.errors import UserError
-from lib.formats.converted import ConvertedDataset, ConvertedSplit, SplitBuilder, summary_lines
+from lib.formats.converted import ConvertedDataset, ConvertedSplit, SplitBuilder, summary_lines, without_repeats
 from lib.formats.sources import SourceErrors
 from lib.formats.write import write_converted
 from lib.runtime.json_file import read_json
@@ -172,3 +172,22 @@ def test_summary(tmp_path):
     lines = summary_lines(converted, {'train': Path('o/t.json'), 'test': Path('o/e.json')})
     assert lines[0] == f'{Path("o/t.json")}: 8 images, 2 of 3 classes, 2 to 6 images per class (imbalance 3.0)'
     assert lines[1].endswith('1 image, without labels')
+
+
+def test_repeated_entries_are_left_out_and_several_labels_are_a_warning(tmp_path):
+    paths = ['a', 'b', 'a', 'c', 'b', 'caf\u00e9', 'cafe\u0301', 'a']
+    split = ConvertedSplit(paths, np.array([0, 1, 0, 1, 0, 2, 2, 0], np.int32))
+    test = ConvertedSplit(['a', 'a'], None)
+    given = ConvertedDataset({'train': split, 'test': test}, ['x', 'y', 'z'], None, tmp_path, ['earlier'])
+    found = without_repeats(given)
+    assert list(found.splits['train']) == [('a', 0), ('b', 1), ('c', 1), ('b', 0), ('caf\u00e9', 2)]
+    assert found.splits['test'] is test
+    assert found.warnings == [
+        'earlier',
+        'train: 3 entries repeat an image with the same label, and will not be written',
+        "train: 1 image has several labels, such as 'b'",
+    ]
+    assert given.warnings == ['earlier']
+    assert without_repeats(found).splits['train'].paths == found.splits['train'].paths
+    once = ConvertedDataset({'val': ConvertedSplit(['a', 'b'], np.array([0, 0], np.int32))}, ['x'], None, tmp_path)
+    assert without_repeats(once).splits == once.splits
