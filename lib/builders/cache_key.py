@@ -121,6 +121,7 @@ def pixel_key(cfg: Config, device: Device) -> dict[str, Any]:
         'color_space': cfg.DATASET.COLOR_SPACE,
         'heic': can_read_heic(),
         'device': device.kind(),
+        **({} if cfg.RUN.DECODE_DEVICE == 'cpu' else {'decode_device': cfg.RUN.DECODE_DEVICE}),
     }
 
 

@@ -12,6 +12,7 @@ from lib.builders.split import DatasetSplit
 from lib.config.defaults import Config
 from lib.config.keys.data import InputKeys
 from lib.dataset.augment import Augment
+from lib.dataset.device_decode import decoder_fault
 from lib.dataset.features import FeatureReader, Features
 from lib.dataset.images import ArrayImages, Images
 from lib.dataset.index import ClassIndex
@@ -93,7 +94,7 @@ def build_train_loader(
             sizes=train_sizes(cfg),
             weights=split.weights,
             group=group,
-            **({} if features else _pipeline_options(cfg, device)),
+            **({} if isinstance(reader, FeatureReader) else _pipeline_options(cfg, device, reader)),
         )
     except BatchTooSmall as error:
         raise _batch_too_small(error) from None
@@ -159,7 +160,7 @@ def build_eval_loader(
         reader = BatchReader(_images(cfg, split), split.labels, first, cfg.SEED, extra_transforms=tuple(others))
     else:
         reader = _train_reader(cfg, split)
-    options = _pipeline_options(cfg, device)
+    options = _pipeline_options(cfg, device, reader)
     if not normalized:
         options['normalize'] = torch.Tensor.contiguous
     # An augmentation seeds the generator that all threads share.
@@ -230,9 +231,31 @@ def _images(cfg: Config, split: DatasetSplit) -> Images:
         ) from None
 
 
-def _pipeline_options(cfg: Config, device: Device) -> dict[str, Any]:
-    workers = num_workers(cfg.RUN.NUM_WORKERS)
-    return {'device': device.main, 'normalize': build_normalize(cfg, device), 'num_workers': workers}
+def _pipeline_options(cfg: Config, device: Device, reader: BatchReader) -> dict[str, Any]:
+    on_device = cfg.RUN.DECODE_DEVICE != 'cpu'
+    if on_device:
+        _check_device_decoding(cfg, device.main, reader)
+    return {
+        'device': device.main,
+        'normalize': build_normalize(cfg, device),
+        'num_workers': num_workers(cfg.RUN.NUM_WORKERS),
+        'decodes_on_device': on_device,
+    }
+
+
+def _check_device_decoding(cfg: Config, device: torch.device, reader: BatchReader) -> None:
+    """Raise UserError if the images of a reader cannot be decoded on the device."""
+    chosen, reason = f'RUN.DECODE_DEVICE is {cfg.RUN.DECODE_DEVICE}', ''
+    if device.type != cfg.RUN.DECODE_DEVICE:
+        reason = f'the images of this run are processed on {device}'
+    elif cfg.DATASET.CACHE == 'ram':
+        reason = 'DATASET.CACHE ram stores decoded images'
+    elif reader.augment is not None:
+        reason = 'INPUT.AUGMENT, COLOR_JITTER and ERASE_PROBABILITY need the pixels on the CPU'
+    elif fault := decoder_fault(device):
+        reason = f'torchvision cannot decode JPEG images on {device} ({fault})'
+    if reason:
+        raise UserError(f'{chosen}, but {reason}: --RUN_DECODE_DEVICE cpu')
 
 
 def build_normalize(cfg: Config, device: Device) -> Normalize:

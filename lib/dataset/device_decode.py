@@ -1,7 +1,7 @@
 """Decoding on the device: workers pass JPEG files on, and the main process decodes and crops them on the GPU.
 
-The crops have the geometry of `crop_resize`. Pixels differ slightly from those of the CPU: nvJPEG rounds otherwise, and
-it decodes the whole image, where the CPU leaves out frequencies that the crop does not need.
+The crops have the geometry of `crop_resize`. Pixels differ slightly from those of the CPU: nvJPEG rounds and enlarges
+chroma in another way, and decodes the whole image, where the CPU leaves out frequencies that the crop does not need.
 """
 
 import re
@@ -65,12 +65,12 @@ class EncodedImages:
         return _received, (self.interpolations, self.images, data, list(map(len, self.files)))
 
     def add(self, position: int, image: LazyImage, crops: Sequence[CropParams]) -> bool:
-        """Add an image and return True if the device can decode it, with the pixels of the CPU up to rounding."""
+        """Add an image and return True, if it is of a kind that the device can decode."""
         if not isinstance(image, LazyJpegImage) or not all(map(_is_usual_crop, crops)):
             return False
         data, header, orientation = image.source
         is_usual = not header.has_several_scans and (header.components, header.sampling) in _USUAL_COLORS
-        # nvJPEG does not report that a file is truncated.
+        # nvJPEG may not report that a file is truncated.
         is_whole = data.endswith(_END) and len(data) <= _MAX_FILE_BYTES and header.width * header.height <= _MAX_PIXELS
         if not is_usual or not is_whole or _ADOBE_RGB.search(data):
             return False

@@ -1,10 +1,14 @@
 """Loaders from the config: errors of lib.dataset become one line that names the options."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 
+from lib.builders import loader
 from lib.builders.loader import build_eval_loader, build_train_loader, num_workers
 from lib.builders.split import DatasetSplit
 from lib.config.yaml_text import as_node
@@ -68,9 +72,34 @@ def test_too_little_shared_memory_for_the_cache(monkeypatch, tmp_path):
 
 def test_the_error_for_an_unreadable_image_names_the_option(tmp_path):
     (tmp_path / 'a.png').write_bytes(b'not an image')
-    loader = train_loader(config(DATASET__ON_BAD_IMAGE='raise'), split_of(1, FileImages(['a.png'], str(tmp_path))))
+    raising = train_loader(config(DATASET__ON_BAD_IMAGE='raise'), split_of(1, FileImages(['a.png'], str(tmp_path))))
     with pytest.raises(UserError, match=r'a\.png: .*; --DATASET_ON_BAD_IMAGE skip trains without such images$'):
-        list(loader.batches(0))
+        list(raising.batches(0))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'reason'),
+    [
+        ({}, 'the images of this run are processed on cpu'),
+        ({'device': 'cuda', 'DATASET__CACHE': 'ram'}, 'DATASET.CACHE ram stores decoded images'),
+        ({'device': 'cuda', 'INPUT__AUGMENT': 'trivial_augment'}, 'INPUT.AUGMENT, .* need the pixels on the CPU'),
+        ({'device': 'cuda'}, r'torchvision cannot decode JPEG images on cuda \(no decoder\)'),
+    ],
+)
+def test_images_that_no_device_can_decode(monkeypatch, changes, reason):
+    monkeypatch.setattr(loader, 'decoder_fault', lambda device: 'no decoder')
+    device = replace(DEVICE, main=torch.device(changes.pop('device', 'cpu')))
+    cfg, split = config(RUN__DECODE_DEVICE='cuda', **changes), split_of(6)
+    with pytest.raises(UserError, match=f'^RUN.DECODE_DEVICE is cuda, but {reason}: --RUN_DECODE_DEVICE cpu$'):
+        build_train_loader(cfg, split, ClassIndex(split.labels, 1), device)
+
+
+def test_the_option_reaches_the_pipeline(monkeypatch):
+    monkeypatch.setattr(loader, '_check_device_decoding', lambda *_: None)
+    for value, expected in (('cpu', False), ('cuda', True)):
+        for build in (train_loader, lambda cfg, split: build_eval_loader(cfg, split, DEVICE)):
+            built = build(config(RUN__DECODE_DEVICE=value), split_of(6))
+            assert built._pipeline._reader.leaves_to_device is expected
 
 
 def test_the_number_of_worker_processes_is_plausible():

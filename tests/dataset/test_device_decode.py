@@ -96,14 +96,16 @@ def eval_loader(images, *views, device='cpu', workers=0, **options) -> EvalLoade
     return EvalLoader(reader, len(LABELS), 4, **common, **options)
 
 
-def assert_close(ours, cpu, levels=2.01) -> None:
-    """Compare batches whose pixels may differ by a number of levels of 255."""
+def assert_close(ours, cpu, levels=2.01, mean_levels=1.0) -> None:
+    """Compare batches whose pixels may differ by a number of levels of 255, at most and on average."""
     assert len(ours) == len(cpu) > 0
     for one, other in zip(ours, cpu, strict=True):
         for name in ('labels', 'readable', 'rows'):
             assert torch.equal(getattr(one, name).cpu(), getattr(other, name)), name
         assert sorted(one.bad) == sorted(other.bad)
-        assert (one.images.cpu() - other.images).abs().max() <= levels * LEVEL
+        difference = (one.images.cpu() - other.images).abs()
+        assert difference.max() <= levels * LEVEL
+        assert difference.mean() <= mean_levels * LEVEL
 
 
 @pytest.fixture
@@ -246,13 +248,15 @@ def test_a_missing_decoder_has_a_reason(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 @pytest.mark.parametrize('workers', [0, 1])
 def test_cuda_batches_are_those_of_the_cpu(images, workers):
+    """nvJPEG may repeat chroma that the CPU interpolates: 3 levels on average; a shift by a pixel would be 11."""
     assert decoder_fault(torch.device('cuda')) == ''
+    limits = {'levels': 40, 'mean_levels': 5}
     for loader in (train_loader, lambda images, **options: eval_loader(images, ResizeCenterCrop(SIZE), **options)):
         cpu, ours = loader(images), loader(images, device='cuda', workers=workers, **ON_DEVICE)
         if loader is train_loader:
-            assert_close(list(ours.batches(0)), list(cpu.batches(0)), levels=8)
+            assert_close(list(ours.batches(0)), list(cpu.batches(0)), **limits)
         else:
-            assert_close(list(ours), list(cpu), levels=8)
+            assert_close(list(ours), list(cpu), **limits)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')

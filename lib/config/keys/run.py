@@ -240,6 +240,12 @@ class RunKeys(Section, title='devices, workers, precision'):
         'splits). 0: decode in the main process.',
         low=-1,
     )
+    DECODE_DEVICE = Key(
+        'cpu',
+        'Device that decodes JPEG images for training, evaluation and prediction. cuda: the GPU of the process decodes '
+        'and crops the usual ones, for machines whose CPU cores limit the speed; see docs/data.md.',
+        choices=('cpu', 'cuda'),
+    )
     QUOTE_FORMULAS = Key(
         False,
         "In CSV files, put ' before names that start with =, +, -, @, a tab or a line end: a spreadsheet would compute "
