@@ -1,6 +1,6 @@
-"""Training speed, memory of large classifiers, and accuracy of the chunked classifier on a GPU.
+"""Training speed, memory of large classifiers, accuracy of the chunked classifier, and decoding on a GPU.
 
-python benchmarks/gpu.py [--json FILE] [--only rates memory correctness] [--timm FOLDER] [--photos N]
+python benchmarks/gpu.py [--json FILE] [--only rates memory correctness decoding] [--timm FOLDER] [--photos N]
     [--rounds N]
 torchrun --nproc-per-node N benchmarks/gpu.py --only memory       (also measures the sharded classifier)
 
@@ -11,13 +11,16 @@ same synthetic batches and on the same photos as a folder of JPEGs (its parts, o
 NETWORK_SIZE_ready_speedup and NETWORK_SIZE_packed_speedup.
 memory: peak memory in GB of two steps of ResNet-50 at 112 px, batch 256, with 50,030 and a million classes, per kind of
 classifier. correctness: largest error of the chunked loss and its gradients (float32) compared with the plain ones
-(float64, CPU), relative to the largest value.
+(float64, CPU), relative to the largest value. decoding: speed of the loader alone at 224 px with two workers that read
+photos of 500 px, decoded on the GPU (RUN.DECODE_DEVICE cuda) and by the workers: decode_cuda_speedup. Not yet run.
 """
 
 import argparse
 import statistics
 import sys
 import tempfile
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -42,6 +45,7 @@ from lib.classifier.linear import LinearClassifier
 from lib.commands.cli import cli_main
 from lib.commands.pack import pack
 from lib.config.options import local_path
+from lib.dataset.loader import TrainLoader
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup, join_process_group
 from lib.formats.converted import ConvertedDataset
 from lib.formats.write import write_converted
@@ -55,8 +59,9 @@ from lib.trainer.forward import LossScale, ModelOutput
 NETWORKS = {'resnet50': 'resnet50', 'resnest50': 'resnest50d'}  # ours: timm's name
 SIZES, NUM_CLASSES = (112, 224), (50_030, 1_000_000)
 BATCH_SIZE, WORKERS, PHOTO, CHUNK_IMAGES = 256, 8, 348, 32
+DECODED_PHOTO, DECODED_SIZE, FEW_WORKERS = 500, 224, 2
 LOSSES = ('cross_entropy', 'balanced_softmax', 'ldam')
-PARTS = ('rates', 'memory', 'correctness')
+PARTS = ('rates', 'memory', 'correctness', 'decoding')
 
 
 def rates(
@@ -157,6 +162,32 @@ def _gradients(classifier: nn.Module, features: torch.Tensor, loss_of) -> list[t
     return [loss.detach(), features.grad, *(parameter.grad.clone() for parameter in classifier.parameters())]
 
 
+def decoding(photos: Path, *, device: str, batch_size: int, rounds: int) -> dict[str, float]:
+    """Return the speed of the loader alone, with images that `device` decodes and that its workers decode."""
+    converted, sides = converted_photos(photos), {}
+    with ExitStack() as stack:
+        for name, decoder in (('cuda', device), ('cpu', 'cpu')):
+            options = options_of(
+                MODEL_BACKBONE='resnet18', INPUT_SIZE=DECODED_SIZE, TRAIN_BATCH_SIZE=batch_size, RUN_DEVICE=device,
+                RUN_NUM_WORKERS=FEW_WORKERS, RUN_DECODE_DEVICE=decoder,
+            )  # fmt: skip
+            run = stack.enter_context(training(converted, options))
+            sides[name] = partial(_read_epoch, run.trainer.loader)
+        rates = alternate(sides, rounds)
+    return {
+        'decode_cuda_images_per_second': rates['cuda'],
+        'decode_cpu_images_per_second': rates['cpu'],
+        'decode_cuda_speedup': rates['cuda'] / rates['cpu'],
+    }
+
+
+def _read_epoch(loader: TrainLoader) -> int:
+    num_images = sum(len(batch.rows) for batch in loader.batches(0))
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return num_images
+
+
 def measure(arguments: argparse.Namespace, group: ProcessGroup) -> dict[str, float]:
     """Return the results of the selected parts; with several ranks, only those of the memory."""
     results: dict[str, float] = {}
@@ -180,6 +211,9 @@ def measure(arguments: argparse.Namespace, group: ProcessGroup) -> dict[str, flo
                     add({f'{kind}_{number}_gb': memory(number, kind, photos, group=group, **common)})
         if 'correctness' in arguments.only and group.world_size == 1:
             add({f'chunked_{name}_error': chunked_error(name, device='cuda') for name in LOSSES})
+        if 'decoding' in arguments.only and group.world_size == 1:
+            large = write_photos(Path(folder, 'large'), 100, max(1, arguments.photos // 100), DECODED_PHOTO)
+            add(decoding(large, rounds=arguments.rounds, **common))
     return results
 
 
@@ -200,7 +234,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         print(
             'no GPU: this benchmark measures the speed of ResNet-50 and ResNeSt-50 at 112 and 224 px compared with '
-            'timm, memory for 50,030 and 1,000,000 classes, and errors of the chunked classifier'
+            'timm, memory for 50,030 and 1,000,000 classes, errors of the chunked classifier, and decoding on the GPU'
         )
         return
     with join_process_group() as group:

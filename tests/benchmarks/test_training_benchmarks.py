@@ -176,6 +176,15 @@ def test_rates_of_a_network(photos, monkeypatch):
     assert all(value > 0 for value in results.values())
 
 
+@pytest.mark.slow
+@pytest.mark.process
+def test_decoding(photos, monkeypatch):
+    monkeypatch.setattr(gpu, 'FEW_WORKERS', 0)
+    results = gpu.decoding(photos, device='cpu', batch_size=2, rounds=1)
+    assert len(results) == 3
+    assert all(value > 0 for value in results.values())
+
+
 def test_without_a_gpu_one_line_describes_the_benchmark(monkeypatch, capsys):
     monkeypatch.setattr('torch.cuda.is_available', lambda: False)
     monkeypatch.setattr(sys, 'argv', ['gpu.py'])
