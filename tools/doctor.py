@@ -16,7 +16,7 @@ DESCRIPTION = 'Decode every image; list unreadable, suspicious and duplicate ima
 
 
 def main() -> None:
-    cfg = read_config(sys.argv[1:], program='tools/doctor.py', description=DESCRIPTION)
+    cfg = read_config(sys.argv[1:], program='tools/doctor.py', description=DESCRIPTION, trains=True)
     from lib.commands.doctor import audit_dataset
     from lib.distributed.process_group import join_process_group
 

@@ -15,7 +15,7 @@ DESCRIPTION = (
 
 
 def main() -> None:
-    cfg = read_config(sys.argv[1:], program='tools/pack.py', description=DESCRIPTION)
+    cfg = read_config(sys.argv[1:], program='tools/pack.py', description=DESCRIPTION, trains=True)
     from lib.commands.pack import next_command, pack
     from lib.distributed.process_group import join_process_group
 

@@ -19,7 +19,7 @@ DESCRIPTION = (
 
 
 def main() -> None:
-    cfg = read_config(sys.argv[1:], program='tools/plan.py', description=DESCRIPTION)
+    cfg = read_config(sys.argv[1:], program='tools/plan.py', description=DESCRIPTION, trains=True)
     from lib.commands.plan import make_plan
 
     print_lines(make_plan(cfg))

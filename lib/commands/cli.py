@@ -251,9 +251,9 @@ def read_command(
     return command._replace(cfg=cfg)
 
 
-def read_config(argv: Sequence[str], *, program: str, description: str) -> Config:
-    """Return the frozen config of a command that uses no trained model. Raises UserError as read_command does."""
-    return read_command(argv, program=program, description=description).cfg
+def read_config(argv: Sequence[str], *, program: str, description: str, trains: bool = False) -> Config:
+    """Return the frozen config of a command that uses no trained model; arguments and errors as of read_command."""
+    return read_command(argv, program=program, description=description, trains=trains).cfg
 
 
 def _no_model(command: Command, program: str) -> str:

@@ -12,6 +12,7 @@ from lib.audit.scan import ROWS_PER_TASK, scan_columns
 from lib.builders.cache_key import split_key
 from lib.builders.data import open_test_split, open_training_data
 from lib.builders.loader import num_workers, train_sizes
+from lib.builders.recipe import resolve_recipe
 from lib.builders.split import DatasetSplit
 from lib.builders.training_data import TrainingData
 from lib.config.defaults import Config
@@ -47,6 +48,7 @@ def audit_dataset(cfg: Config, group: ProcessGroup = SINGLE_PROCESS) -> list[str
     with group.main_first():
         data = open_training_data(cfg, quarantine=False)
         splits = _splits(cfg, data)
+    cfg = resolve_recipe(cfg, len(data.index()))
     with _scan_store(folder, splits) if group.is_main else nullcontext() as store:
         report = _audit(cfg, splits, store, group)
         if report is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lib.builders.data import has_test_split, open_test_split, open_training_data
 from lib.builders.loader import num_workers, stored_short_side
+from lib.builders.recipe import resolve_recipe
 from lib.builders.split import DatasetSplit
 from lib.builders.training_data import TrainingData
 from lib.config.defaults import Config
@@ -68,6 +69,7 @@ def pack(cfg: Config, group: ProcessGroup = SINGLE_PROCESS) -> list[str]:
         _check_is_packed(out)
     with group.main_first():
         data = open_training_data(cfg, quarantine=False)
+        cfg = resolve_recipe(cfg, len(data.index()))
         _log_corrections(data)
         jobs = {kind: _job(cfg, data, split, out / kind) for kind, split in _splits(cfg, data)}
         if group.is_main and not is_old():

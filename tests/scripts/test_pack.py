@@ -23,8 +23,8 @@ def packed(scripts, products, tmp_path_factory):
     assert 'train: 51 images in 1 shard, ' in done.stdout
     assert 'valid: 24 images' in done.stdout
     assert 'test: 6 images' in done.stdout
-    command = f'python main.py --config {TINY} --DATASET_ROOT shop --RUN_NUM_WORKERS 2 --DATASET_SHARDS packed'
-    assert shlex.split(done.stdout.splitlines()[-1]) == shlex.split(command)
+    options = f'--config {TINY} --DATASET_ROOT shop --RUN_NUM_WORKERS 2 --DATASET_SHARDS packed'
+    assert shlex.split(done.stdout.splitlines()[-1]) == ['python', str(REPOSITORY / 'main.py'), *shlex.split(options)]
     return folder
 
 
@@ -64,7 +64,7 @@ def test_class_folders_are_packed_and_test_root_overrides_the_packed_test_split(
                        '--INPUT_SIZE', 16, '--RUN_NUM_WORKERS', 0)  # fmt: skip
     assert 'configs/own_photos.yaml is used' in done.stdout
     command = shlex.split(done.stdout.splitlines()[-1])
-    assert command[:2] == ['python', 'main.py']
+    assert command[:2] == ['python', str(REPOSITORY / 'main.py')]
     tiny = ('--MODEL_BACKBONE', 'test_resnet', '--TRAIN_MAX_EPOCH', 2, '--TRAIN_BATCH_SIZE', 8)
     done = scripts.run(tmp_path, 'main.py', *command[2:], *tiny, *ON_CPU[:4])
     run = tmp_path / 'log' / 'my photos'
