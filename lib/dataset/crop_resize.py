@@ -20,20 +20,31 @@ Pixels = TypeVar('Pixels', np.ndarray, torch.Tensor)
 _OF_PILLOW = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
 
 
-def crop_resize(image: LazyImage, params: CropParams, canvas: np.ndarray, interpolation: str = 'bilinear') -> None:
+def crop_resize(
+    image: LazyImage,
+    params: CropParams,
+    canvas: np.ndarray,
+    interpolation: str = 'bilinear',
+    *,
+    is_only_crop: bool = False,
+) -> None:
     """Write the crop into `canvas`, uint8 (size, size, 3), surrounded by zeros; `params.flip` is left to the device.
 
     Args:
         interpolation: filter, bilinear or bicubic.
+        is_only_crop: no other crop of this image follows, so the pixels around this one need not be decoded.
 
     Raises:
         DecodeError: the image's pixels are damaged.
     """
-    pixels, reduction = image.pixels(params.scale())
     if not has_whole_box(params):
+        pixels, reduction = image.pixels(params.scale())
         paste(_resize_exact_box(pixels, reduction, params, interpolation), params, canvas)
         return
-    part = _cut_out(pixels, reduction, params)
+    left, top, right, bottom = map(int, params.box)
+    part = image.crop(params.scale(), (left, top, right, bottom), is_only_crop=is_only_crop)
+    if not part.flags.writeable:
+        part = part.copy()  # torch warns about read-only memory
     if (params.height, params.width, params.left, params.top, params.frame) == (*canvas.shape[:2], 0, 0, None):
         resize(part, canvas, interpolation)
         return
@@ -68,17 +79,6 @@ def has_whole_box(params: CropParams) -> bool:
     """Return True if the edges of the box are between pixels."""
     left, top, right, bottom = params.box
     return left == int(left) and top == int(top) and right == int(right) and bottom == int(bottom)
-
-
-def _cut_out(pixels: np.ndarray, reduction: int, params: CropParams) -> np.ndarray:
-    """Return the pixels in the box; an edge within a reduced pixel is moved to the nearer side."""
-    left, top, right, bottom = map(int, params.box)
-    if reduction > 1:
-        height, width = pixels.shape[:2]
-        left, top = min(round(left / reduction), width - 1), min(round(top / reduction), height - 1)
-        right, bottom = max(left + 1, round(right / reduction)), max(top + 1, round(bottom / reduction))
-    part = pixels[top:bottom, left:right]
-    return part if part.flags.writeable else part.copy()  # torch warns about read-only memory
 
 
 def _resize_exact_box(pixels: np.ndarray, reduction: int, params: CropParams, interpolation: str) -> np.ndarray:

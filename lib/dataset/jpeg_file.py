@@ -51,6 +51,7 @@ class JpegHeader:
         sampling: of each component: horizontal and vertical factor, in 4 bits each.
         num_scan_components: components of the first scan.
         metadata: 'exif' and 'xmp', if present, as Pillow has them in `Image.info`.
+        scan_start: byte of the file at which the data of the first scan begin.
     """
 
     width: int
@@ -61,6 +62,7 @@ class JpegHeader:
     sampling: bytes
     num_scan_components: int
     metadata: dict[str, bytes]
+    scan_start: int
 
     @property
     def is_usual(self) -> bool:
@@ -111,7 +113,7 @@ def read_header(data: bytes) -> JpegHeader:
             height, width = int.from_bytes(content[1:3], 'big'), int.from_bytes(content[3:5], 'big')
             components, sampling = (content[first : 6 + 3 * content[5] : 3] for first in (6, 7))
             in_scan, metadata = data[position + 4], _metadata_in(applications)
-            return JpegHeader(width, height, frame, content[0], components, sampling, in_scan, metadata)
+            return JpegHeader(width, height, frame, content[0], components, sampling, in_scan, metadata, end)
         elif marker in (_EOI, _END_OF_DATA):
             break
     raise ValueError('the file ends before the pixels')

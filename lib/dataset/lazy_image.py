@@ -9,10 +9,13 @@ from lib.dataset.decode import MAX_PIXELS, check_size, decode_pixels
 from lib.dataset.decode_cost import IN_PLACE_SECONDS, check_bytes
 from lib.dataset.decode_process import run_apart
 from lib.dataset.jpeg_file import START, JpegFile, JpegHeader, read_header
+from lib.dataset.turbojpeg import Rectangle, decode_region, is_available, seems_intact
 from lib.dataset.upright_rgb import TRANSPOSITIONS, gray_of, orientation_in
 
 _LARGEST_REDUCTION = 8
 _LEAST_SIDE = 16  # pixels of a reduced image's shorter side; below, libjpeg cannot distinguish scales
+
+_LARGEST_REGION = 0.6  # of the pixels; a larger one takes about the time of all
 
 
 class LazyImage(Protocol):
@@ -30,6 +33,18 @@ class LazyImage(Protocol):
 
         Args:
             scale: the smallest sufficient scale: 1 / r is at least this.
+
+        Raises:
+            DecodeError: the pixels are damaged or missing.
+        """
+
+    def crop(self, scale: float, box: Rectangle, *, is_only_crop: bool = False) -> np.ndarray:
+        """Return the pixels in a box, uint8 RGB (height, width, 3), as `pixels` and `reduced_box` define them.
+
+        Args:
+            scale: the smallest sufficient scale.
+            box: in pixels of the upright image.
+            is_only_crop: no other pixels of this image will be requested, so the others need not be decoded.
 
         Raises:
             DecodeError: the pixels are damaged or missing.
@@ -54,6 +69,10 @@ class LazyPixelImage:
     def pixels(self, scale: float) -> tuple[np.ndarray, int]:
         """Return all pixels, reduction 1."""
         return self._pixels, 1
+
+    def crop(self, scale: float, box: Rectangle, *, is_only_crop: bool = False) -> np.ndarray:
+        """Return the pixels in the box."""
+        return _cut(self._pixels, box)
 
     def gray_pixels(self) -> np.ndarray:
         """Return all pixels in grayscale, uint8 (height, width)."""
@@ -95,6 +114,16 @@ class LazyJpegImage:
         pixels = self._decoded[1]
         return pixels, reduction if pixels.shape[0] < self.height or pixels.shape[1] < self.width else 1
 
+    def crop(self, scale: float, box: Rectangle, *, is_only_crop: bool = False) -> np.ndarray:
+        """Return the upright pixels in a box at the smallest sufficient scale. Raises: DecodeError."""
+        if is_only_crop and self._decoded is None:
+            reduction = _reduction(scale, min(self.width, self.height))
+            region = self._decoded_region(reduced_box(box, reduction, self.width, self.height), reduction)
+            if region is not None:
+                return region
+        pixels, reduction = self.pixels(scale)
+        return _cut(pixels, reduced_box(box, reduction, self.width, self.height))
+
     def gray_pixels(self) -> np.ndarray:
         """Return all upright pixels in grayscale, uint8 (height, width). Raises: DecodeError.
 
@@ -102,13 +131,35 @@ class LazyJpegImage:
         """
         return self._decode('GRAY', 1)
 
-    def _decode(self, color_space: str, reduction: int) -> np.ndarray:
-        """Return upright pixels; of a file with an oddity, the reduction may be 1. Raises: DecodeError."""
+    def _decoded_region(self, box: Rectangle, reduction: int) -> np.ndarray | None:
+        """Return the upright pixels in a box of the reduced image; None: all pixels are to be decoded."""
+        header, data = self._header, self._data
+        left, top, right, bottom = box
+        part = (right - left) * (bottom - top) * reduction**2 / (header.width * header.height)
+        if part > _LARGEST_REGION or header.has_several_scans or not is_available():
+            return None
+        self._check_memory('RGB', reduction)
+        if header.seconds(len(data)) > IN_PLACE_SECONDS or not seems_intact(data, header.scan_start):
+            return None
+        reduced = (-(-self.width // reduction), -(-self.height // reduction))
+        try:
+            stored = decode_region(data, reduction, _stored_box(box, *reduced, self._orientation))
+        except ValueError:
+            return None
+        return _upright(stored, self._orientation)
+
+    def _check_memory(self, color_space: str, reduction: int) -> None:
+        """Raise DecodeError if decoding all pixels needs more memory than allowed."""
         header = self._header
         num_bytes = len(color_space) * -(-header.width // reduction) * -(-header.height // reduction)
         check_bytes(
             2 * len(self._data) + num_bytes + max(header.coefficient_bytes, num_bytes * (self._orientation > 1))
         )
+
+    def _decode(self, color_space: str, reduction: int) -> np.ndarray:
+        """Return upright pixels; of a file with an oddity, the reduction may be 1. Raises: DecodeError."""
+        header = self._header
+        self._check_memory(color_space, reduction)
         try:
             file = JpegFile(self._data) if header.has_several_scans else None
             takes_long = (file.seconds() if file else header.seconds(len(self._data))) > IN_PLACE_SECONDS
@@ -185,6 +236,35 @@ def _reduction(scale: float, shorter_side: int) -> int:
     while reduction < _LARGEST_REDUCTION and 2 * reduction * scale <= 1 and shorter_side >= 2 * reduction * _LEAST_SIDE:
         reduction *= 2
     return reduction
+
+
+def reduced_box(box: Rectangle, reduction: int, width: int, height: int) -> Rectangle:
+    """Return the box in pixels of the reduced image; an edge within a pixel is moved to the nearer side.
+
+    Args:
+        width, height: of the image before it is reduced.
+    """
+    left, top, right, bottom = box
+    if reduction > 1:
+        left = min(round(left / reduction), -(-width // reduction) - 1)
+        top = min(round(top / reduction), -(-height // reduction) - 1)
+        right, bottom = max(left + 1, round(right / reduction)), max(top + 1, round(bottom / reduction))
+    return left, top, right, bottom
+
+
+def _cut(pixels: np.ndarray, box: Rectangle) -> np.ndarray:
+    left, top, right, bottom = box
+    return pixels[top:bottom, left:right]
+
+
+def _stored_box(box: Rectangle, width: int, height: int, orientation: int) -> Rectangle:
+    """Return the box that `_upright` turns to a box of the upright image of this width and height."""
+    left, top, right, bottom = box
+    if orientation in (2, 3, 6, 7):
+        left, right = width - right, width - left
+    if orientation in (3, 4, 7, 8):
+        top, bottom = height - bottom, height - top
+    return (top, left, bottom, right) if orientation >= 5 else (left, top, right, bottom)
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -280,8 +280,8 @@ class BatchReader(Dataset):
             view.flip[position] = params.flip
         if encoded is not None and encoded.add(position, image, crops):
             return
-        for view, params in zip(views, crops, strict=True):
-            crop_resize(image, params, view.canvases[position], view.transform.interpolation)
+        for view, crop in zip(views, crops, strict=True):
+            crop_resize(image, crop, view.canvases[position], view.transform.interpolation, is_only_crop=len(crops) < 2)
 
     def _open(self, row: int) -> LazyImage:
         try:
