@@ -47,7 +47,7 @@ def training_report(run: TrainingRun) -> Path:
     if not trainer.group.is_main:
         return page
     training_set = trainer.info.training_set
-    plot_curves(folder.path / 'curves.png', history)
+    plot_curves(folder.path / 'curves.png', history, best.progress.epoch if best.progress else None)
     if len(predictions):
         path, counts = folder.path / 'error_by_count.png', training_set.class_counts
         plot_error_by_count(path, counts, predictions.labels, predictions.predicted)
