@@ -1,7 +1,7 @@
 """Regions of JPEG files: equal to a whole decode, with TurboJPEG 3 or without; damaged files are reported equally.
 
-Most machines have no TurboJPEG 3. There, a whole decode stands in for the library, and tests of its own code are
-skipped; LD_LIBRARY_PATH selects one.
+Most machines have no TurboJPEG 3. There, a fake cuts regions out of a whole decode, and tests of the library are
+skipped. LD_LIBRARY_PATH names the folder of one that is not installed.
 """
 
 import io
@@ -14,9 +14,11 @@ from PIL import Image
 from lib.dataset import lazy_image, turbojpeg
 from lib.dataset.crop_resize import crop_resize
 from lib.dataset.decode import DecodeError
+from lib.dataset.images import FileImages
 from lib.dataset.jpeg_file import read_header
 from lib.dataset.lazy_image import open_lazy_image, reduced_box
-from lib.dataset.transforms import CropParams
+from lib.dataset.reader import ALL_VIEWS, BatchReader, BatchRequest
+from lib.dataset.transforms import CropParams, RandomResizedCrop
 from tests.dataset.test_lazy_image import encode, exif_of, smooth
 
 NOISE = np.random.default_rng(0).integers(0, 256, (331, 413, 3), np.uint8)
@@ -34,13 +36,13 @@ def cut(pixels, box):
     return pixels[top:bottom, left:right]
 
 
-@pytest.fixture(params=['stand-in', pytest.param('library', marks=needs_library)])
+@pytest.fixture(params=['fake', pytest.param('library', marks=needs_library)])
 def regions(request, monkeypatch):
-    """Boxes that are decoded alone, by the library or by a stand-in for it."""
+    """Boxes that are decoded alone, by the library or by a fake."""
     boxes, decode = [], turbojpeg.decode_region
 
     def counted(data, reduction, box):
-        pixels = cut(whole(data, reduction), box) if request.param == 'stand-in' else decode(data, reduction, box)
+        pixels = cut(whole(data, reduction), box) if request.param == 'fake' else decode(data, reduction, box)
         boxes.append(box)
         return pixels
 
@@ -51,20 +53,22 @@ def regions(request, monkeypatch):
 
 @needs_library
 @pytest.mark.parametrize('sampling', ['444', '422', '420', '440', '411', 'Gray'])
-@pytest.mark.parametrize('reduction', [1, 2, 4, 8])
-@pytest.mark.parametrize('size', [(413, 331), (33, 64), (1, 1), (7, 190)], ids=str)
-def test_a_region_equals_the_same_part_of_a_whole_decode(sampling, reduction, size):
-    data = simplejpeg.encode_jpeg(np.ascontiguousarray(cut(NOISE, (0, 0, *size))), 90, colorsubsampling=sampling)
-    expected = whole(data, reduction)
-    height, width = expected.shape[:2]
-    if (width, height) != (-(-size[0] // reduction), -(-size[1] // reduction)):
-        pytest.skip('libjpeg cannot distinguish scales')
-    generator = np.random.default_rng(reduction)
-    for _ in range(20):
-        (left, right), (top, bottom) = (sorted(generator.integers(0, side + 1, 2)) for side in (width, height))
-        box = (int(left), int(top), max(int(left) + 1, int(right)), max(int(top) + 1, int(bottom)))
-        if box[2] <= width and box[3] <= height:
-            assert np.array_equal(turbojpeg.decode_region(data, reduction, box), cut(expected, box)), box
+def test_a_region_equals_the_same_part_of_a_whole_decode(sampling):
+    generator, num_regions = np.random.default_rng(0), 0
+    for width, height in [(413, 331), (33, 64), (1, 1), (7, 190)]:
+        image = np.ascontiguousarray(NOISE[:height, :width])
+        data = simplejpeg.encode_jpeg(image, 90, colorsubsampling=sampling)
+        for reduction in (1, 2, 4, 8):
+            expected, reduced = whole(data, reduction), (-(-width // reduction), -(-height // reduction))
+            if expected.shape[1::-1] != reduced:
+                continue  # libjpeg cannot distinguish the scales of tiny images
+            for _ in range(20):
+                (left, right), (top, bottom) = (sorted(generator.integers(0, side + 1, 2)) for side in reduced)
+                box = (int(left), int(top), int(right), int(bottom))
+                if left < right and top < bottom:
+                    assert np.array_equal(turbojpeg.decode_region(data, reduction, box), cut(expected, box)), box
+                    num_regions += 1
+    assert num_regions > 150
 
 
 @needs_library
@@ -149,6 +153,25 @@ def test_several_views_of_an_image_are_decoded_once(regions):
     pixels, _ = image.pixels(1.0)
     assert np.shares_memory(image.crop(1.0, (0, 0, 50, 50), is_only_crop=True), pixels)
     assert not regions
+
+
+def test_a_reader_decodes_a_region_for_one_view_and_all_pixels_for_several(regions, tmp_path, monkeypatch):
+    (tmp_path / 'photo.jpg').write_bytes(encode(Image.fromarray(NOISE)))
+    images, labels, views = (
+        FileImages(['photo.jpg'], str(tmp_path)),
+        np.zeros(1, np.int32),
+        (RandomResizedCrop(32),) * 2,
+    )
+    reader = BatchReader(images, labels, views[0], seed=3, extra_transforms=views[1:])
+    rows = np.zeros(8, np.int64)
+    alone = reader[BatchRequest(0, 0, rows)]
+    assert 0 < len(regions) < 8  # some crops are almost the whole image
+    num_regions = len(regions)
+    together = reader[BatchRequest(0, 0, rows, view=ALL_VIEWS)]
+    assert len(regions) == num_regions
+    monkeypatch.setattr(lazy_image, 'is_available', lambda: False)
+    for other in (together, together.more_views[0], reader[BatchRequest(0, 0, rows)]):
+        assert np.array_equal(alone.pixels.numpy(), other.pixels.numpy())
 
 
 def hole(data):
