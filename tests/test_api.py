@@ -196,7 +196,7 @@ def test_damaged_files_are_records(model):
     assert model.predict(files[0]).error is None
 
 
-@pytest.mark.parametrize('given', [None, 5, 1.5, {'a': b''}, {b''}, object()])
+@pytest.mark.parametrize('given', [None, 5, 1.5, {'a': b''}, {b''}, object(), io.BytesIO(b'a\nb')])
 def test_what_is_no_image_is_a_type_error(model, given):
     for method in (model.predict, model.features, lambda images: list(model.stream(images))):
         with pytest.raises(TypeError, match='must be a list or another sequence of images'):

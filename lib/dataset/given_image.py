@@ -46,8 +46,11 @@ def check_image(value: object, name: str = 'the image') -> None:
 
 def check_images(images: Any) -> Iterable[GivenImage]:
     """Return a sequence of images, or an iterator over them. Raises: TypeError, if it is neither."""
-    if is_image(images) or isinstance(images, Mapping | AbstractSet) or not isinstance(images, Iterable):
-        raise TypeError(f'images are of type {type(images).__name__}, but must be a list or another sequence of images')
+    is_file = hasattr(images, 'read')  # its lines are no images
+    if is_file or is_image(images) or isinstance(images, Mapping | AbstractSet) or not isinstance(images, Iterable):
+        hint = '; one image is its path, or file.read()' if is_file else ''
+        kind = type(images).__name__
+        raise TypeError(f'images are of type {kind}, but must be a list or another sequence of images{hint}')
     return images
 
 
