@@ -16,10 +16,10 @@ from torch.nn.functional import interpolate
 from lib.dataset.crop_resize import LEAST_SIDE, has_whole_box, paste
 from lib.dataset.lazy_image import LazyImage, LazyJpegImage
 from lib.dataset.transforms import CropParams
+from lib.dataset.turbojpeg import seems_intact
 from lib.dataset.upright_rgb import no_warnings
 from lib.runtime.device import failure_reason
 
-_END = b'\xff\xd9'
 _MAX_FILE_BYTES = 2**20  # larger files take much shared memory, and the CPU decodes them at a reduced scale
 _MAX_PIXELS = 2**26  # decoded at a time: 0.2 GB
 _LEAST_SCALE = 1 / 32  # the filter of a stronger reduction exceeds the fast memory of a GPU
@@ -70,9 +70,9 @@ class EncodedImages:
             return False
         data, header, orientation = image.source
         is_usual = not header.has_several_scans and (header.components, header.sampling) in _USUAL_COLORS
-        # nvJPEG may not report that a file is truncated.
-        is_whole = data.endswith(_END) and len(data) <= _MAX_FILE_BYTES and header.width * header.height <= _MAX_PIXELS
-        if not is_usual or not is_whole or _ADOBE_RGB.search(data):
+        is_small = len(data) <= _MAX_FILE_BYTES and header.width * header.height <= _MAX_PIXELS
+        # nvJPEG may not report damage.
+        if not (is_usual and is_small and seems_intact(data, header.scan_start)) or _ADOBE_RGB.search(data):
             return False
         self.images.append(EncodedImage(position, (3, header.height, header.width), orientation, crops))
         self.files.append(torch.frombuffer(bytearray(data), dtype=torch.uint8))

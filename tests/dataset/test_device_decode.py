@@ -167,6 +167,7 @@ def test_a_damaged_image_is_an_error_with_raise(images):
     + [
         (simplejpeg.encode_jpeg(np.asarray(smooth(64, 64)), colorsubsampling='411'), False),
         (jpeg() + b'\0', False),  # padding after the end
+        (jpeg()[:-2] + bytes(512) + b'\xff\xd9', False),  # a hole
         (jpeg(mode='CMYK'), False),
         (jpeg().replace(b'\xff\xdb', b'\xff\xee\x00\x0eAdobe\0\x64\0\0\0\0\0\xff\xdb', 1), False),  # RGB
         (jpeg().replace(b'\xff\xdb', b'\xff\xee\x00\x0eAdobe\0\x64\0\0\0\0\1\xff\xdb', 1), True),  # YCbCr
