@@ -8,7 +8,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from lib.runtime import bucket as bucket_module
 from lib.runtime import mirror
 from lib.runtime.workers import process_context
+from tests.cloud_servers import running_emulator
 from tests.script_server import script_server
 from tests.storage_server import StorageServer, forget, running_server
 
@@ -123,11 +125,23 @@ def browser() -> Iterator:
 
 
 @pytest.fixture(scope='session')
-def storage_server() -> Iterator[StorageServer]:
-    """Return an S3 server on loopback, without faults; it starts once per worker, in about 3 seconds."""
-    pytest.importorskip('moto', reason='moto is not installed')
-    with running_server() as server:
-        yield server
+def start_server(tmp_path_factory) -> Iterator[Callable[[str], StorageServer]]:
+    """Return a function that starts an S3 server ('s3') or one of tests.cloud_servers, each once per worker."""
+    with contextlib.ExitStack() as started:
+
+        def start(kind: str) -> StorageServer:
+            if kind == 's3':
+                pytest.importorskip('moto', reason='moto is not installed')
+                return started.enter_context(running_server())
+            return started.enter_context(running_emulator(kind, tmp_path_factory.mktemp(kind)))
+
+        yield cache(start)
+
+
+@pytest.fixture(scope='session')
+def storage_server(request, start_server) -> StorageServer:
+    """Return a server on loopback, without faults: of S3, or what the test's parameter says. It starts in 3 seconds."""
+    return start_server(getattr(request, 'param', 's3'))
 
 
 @pytest.fixture

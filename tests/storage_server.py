@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from lib.runtime import bucket, mirror, outline, storage
 
@@ -69,10 +70,14 @@ class StorageServer:
 
     Attributes:
         url: of the proxy.
+        scheme: of the URLs of its objects.
+        secrets: texts that no file may hold.
         port, direct_port: of the proxy, and of the server behind it.
     """
 
     url: str
+    scheme: ClassVar[str] = 's3'
+    secrets: ClassVar[tuple[str, ...]] = (KEY_ID, SECRET)
     port: int
     direct_port: int
     _buckets: list[str] = field(default_factory=list)
@@ -94,8 +99,11 @@ class StorageServer:
         """Create a bucket and return its name."""
         name = f'bucket-{self.direct_port}-{len(self._buckets)}'
         self._buckets.append(name)
-        self._direct('PUT', f'/{name}')
+        self._create(name)
         return name
+
+    def _create(self, name: str) -> None:
+        self._direct('PUT', f'/{name}')
 
     def put(self, bucket: str, key: str, data: bytes) -> None:
         """Write an object, past the proxy."""
@@ -179,14 +187,20 @@ def _request(port: int, method: str, path: str, body: bytes) -> bytes:
 @contextmanager
 def running_server() -> Iterator[StorageServer]:
     """Run the server in a separate process within the block."""
-    command = [sys.executable, '-m', 'tests.storage_server']
+    with proxy() as addresses:
+        yield StorageServer(f'http://127.0.0.1:{addresses["port"]}', **addresses)
+
+
+@contextmanager
+def proxy(*arguments: str) -> Iterator[dict[str, int]]:
+    """Run this file in a separate process within the block; yield its addresses."""
+    command = [sys.executable, '-m', 'tests.storage_server', *arguments]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, cwd=REPOSITORY) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            addresses = json.loads(process.stdout.readline())
-            yield StorageServer(f'http://127.0.0.1:{addresses["port"]}', **addresses)
+            yield json.loads(process.stdout.readline())
         finally:
             process.stdin.close()
             process.kill()  # it has nothing to finish
@@ -320,12 +334,24 @@ class _Proxy:
         finally:
             writer.close()
         head, _, body = answer.partition(b'\r\n\r\n')
+        if b'transfer-encoding: chunked' in head.lower():
+            body = _without_chunks(body)
         first, *lines = head.split(b'\r\n')
         lines = [line for line in lines if not line.lower().startswith((b'connection:', b'transfer-encoding:'))]
         if request.method != 'HEAD':  # whose length is that of the object
             lines = [line for line in lines if not line.lower().startswith(b'content-length:')]
             lines.append(b'Content-Length: %d' % len(body))
         return b'\r\n'.join([b'HTTP/1.1 ' + first.split(b' ', 1)[1], *lines]) + b'\r\n\r\n' + body
+
+
+def _without_chunks(body: bytes) -> bytes:
+    """Return the content of a body that was sent in chunks, each after its length."""
+    parts = []
+    while size := int(body.partition(b'\r\n')[0] or b'0', 16):
+        start = body.index(b'\r\n') + 2
+        parts.append(body[start : start + size])
+        body = body[start + size + 2 :]
+    return b''.join(parts)
 
 
 def _response(status: int, reason: str, body: bytes) -> bytes:
@@ -347,15 +373,19 @@ def _end_with_parent() -> None:
 
 
 def main() -> None:
-    """Run moto's server and the proxy until the standard input is closed."""
+    """Run the proxy of the server at a port, by default moto's, until the standard input is closed."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    asyncio.run(_serve(int(sys.argv[1]) if len(sys.argv) > 1 else _start_moto()))
+
+
+def _start_moto() -> int:
     from moto.moto_server.werkzeug_app import create_backend_app
     from werkzeug.serving import make_server
 
     app = create_backend_app('s3')
     server = make_server('127.0.0.1', 0, app, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    asyncio.run(_serve(server.server_port))
+    return server.server_port
 
 
 if __name__ == '__main__':

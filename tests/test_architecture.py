@@ -30,7 +30,7 @@ LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package 
 READ_CONFIG = ('config', 'builders', 'commands', 'api', 'experiments', 'service')
 # A config is a file like any other, also in object storage; these modules import the standard library only.
 CONFIG_READS_WITH = ('lib.runtime.read_file', 'lib.runtime.mirror', 'lib.runtime.storage')
-MAX_LIB_FILES, MAX_FILE_LINES, MAX_FUNCTION_LINES = 330, 300, 70
+MAX_LIB_FILES, MAX_FILE_LINES, MAX_FUNCTION_LINES = 336, 300, 70
 
 
 def python_files(*folders: str) -> list[Path]:

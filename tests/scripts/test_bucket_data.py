@@ -40,7 +40,7 @@ class Reader:
             path = self.products / 'train'
         key = {'packed': 'SHARDS', 'raw': 'SHARDS'}.get(form, 'ROOT')
         self.server.put_folder(self.bucket, form, path)
-        self.options[form] = (f'--DATASET_{key}', f's3://{self.bucket}/{form}')
+        self.options[form] = (f'--DATASET_{key}', f'{self.server.scheme}://{self.bucket}/{form}')
         self.local[form] = (f'--DATASET_{key}', path)
 
     def start(self, folder, script, *options):
@@ -77,7 +77,7 @@ def test_training_on_packed_images_while_requests_fail(reader, finished):
     run = reader.folder / 'remote' / 'log' / 'tiny'
     check_same_run(run, finished / 'log' / 'tiny')
     log = (run / 'log.txt').read_text() + (run / 'config.yaml').read_text()
-    assert f's3://{reader.bucket}/packed' in log
+    assert f'{reader.server.scheme}://{reader.bucket}/packed' in log
     assert 'bucket-mirror' not in log
 
 
@@ -135,7 +135,7 @@ def test_tools_and_prediction(reader):
     run = reader.train_locally('listed')
     for name in ('best_model.pth', 'config.yaml'):
         reader.server.put(reader.bucket, f'model/{name}', (run / name).read_bytes())
-    url = f's3://{reader.bucket}'
+    url = f'{reader.server.scheme}://{reader.bucket}'
     images = ('--TEST_IMAGES', reader.products / 'test')
     reader.scripts.run(reader.folder, 'test.py', '--RESUME_MODEL', run / 'best_model.pth', *images)
     remote = ('--RESUME_MODEL', f'{url}/model/best_model.pth', '--TEST_IMAGES', f'{url}/listed/test')

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.scripts.running import ENVIRONMENT, ON_CPU, TINY, check_same_run, contents, error_line
-from tests.storage_server import KEY_ID, SECRET
 
 pytestmark = [pytest.mark.process, pytest.mark.long]
 
@@ -31,7 +30,7 @@ class BucketRuns:
     def __init__(self, scripts, server, folder, products):
         self._scripts, self._products = scripts, products
         self.server, self.folder, self.bucket = server, folder, server.new_bucket()
-        self.url = f's3://{self.bucket}'
+        self.url = f'{server.scheme}://{self.bucket}'
         self._environment = {**ENVIRONMENT, **server.environment()}
 
     def start(self, script, *options, machine='a'):
@@ -120,7 +119,7 @@ def test_a_run_that_is_killed_is_resumed_on_another_machine(runs, scripts):
     assert {'log.txt', 'config.yaml', 'environment.txt', 'classes.json'} <= names
     assert any(name.startswith('events.out.tfevents') for name in names)
     for path in (path for path in runs.folder.rglob('*') if path.is_file()):
-        for word in (KEY_ID, SECRET, 'bucket-mirror'):
+        for word in (*runs.server.secrets, 'bucket-mirror'):
             assert word.encode() not in path.read_bytes(), (path, word)
 
 
