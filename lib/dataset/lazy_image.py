@@ -15,7 +15,8 @@ from lib.dataset.upright_rgb import TRANSPOSITIONS, gray_of, orientation_in
 _LARGEST_REDUCTION = 8
 _LEAST_SIDE = 16  # pixels of a reduced image's shorter side; below, libjpeg cannot distinguish scales
 
-_LARGEST_REGION = 0.6  # of the pixels; a larger one takes about the time of all
+# Regions are decoded alone where that takes less time: parts of photos of 800 px and more.
+_LEAST_PIXELS, _LARGEST_PART = 400_000, 0.6
 
 
 class LazyImage(Protocol):
@@ -135,8 +136,9 @@ class LazyJpegImage:
         """Return the upright pixels in a box of the reduced image; None: all pixels are to be decoded."""
         header, data = self._header, self._data
         left, top, right, bottom = box
-        part = (right - left) * (bottom - top) * reduction**2 / (header.width * header.height)
-        if part > _LARGEST_REGION or header.has_several_scans or not is_available():
+        num_pixels = header.width * header.height
+        is_small_part = (right - left) * (bottom - top) * reduction**2 <= _LARGEST_PART * num_pixels
+        if num_pixels < _LEAST_PIXELS or not is_small_part or header.has_several_scans or not is_available():
             return None
         self._check_memory('RGB', reduction)
         if header.seconds(len(data)) > IN_PLACE_SECONDS or not seems_intact(data, header.scan_start):

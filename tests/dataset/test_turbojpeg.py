@@ -48,6 +48,7 @@ def regions(request, monkeypatch):
 
     monkeypatch.setattr(lazy_image, 'decode_region', counted)
     monkeypatch.setattr(lazy_image, 'is_available', lambda: True)
+    monkeypatch.setattr(lazy_image, '_LEAST_PIXELS', 0)
     return boxes
 
 
@@ -98,6 +99,7 @@ def test_a_damaged_header_or_scan_is_an_error_and_the_next_file_is_decoded():
 
 def test_without_the_library_everything_is_decoded(monkeypatch):
     monkeypatch.setattr(lazy_image, 'is_available', lambda: False)
+    monkeypatch.setattr(lazy_image, '_LEAST_PIXELS', 0)
     monkeypatch.setattr(lazy_image, 'decode_region', lambda *_: pytest.fail('a region was decoded'))
     data = encode(smooth(300, 200))
     assert np.array_equal(
@@ -146,6 +148,12 @@ def test_a_canvas_is_the_same_with_and_without_regions(regions, options):
         crop_resize(open_lazy_image(data), params, other)
         assert np.array_equal(one, other), box
     assert len(regions) == (0 if 'progressive' in options else 3)  # not of the box that is the whole image
+
+
+def test_small_photos_are_decoded_whole(regions, monkeypatch):
+    monkeypatch.setattr(lazy_image, '_LEAST_PIXELS', 60_001)
+    open_lazy_image(encode(smooth(300, 200))).crop(1.0, (0, 0, 50, 50), is_only_crop=True)
+    assert not regions
 
 
 def test_several_views_of_an_image_are_decoded_once(regions):
@@ -199,7 +207,8 @@ def test_damage_below_a_crop_is_found(regions, damage, options):
 
 @needs_library
 @pytest.mark.parametrize('damage', DAMAGES)
-def test_damage_in_or_above_a_crop_is_found(damage):
+def test_damage_in_or_above_a_crop_is_found(damage, monkeypatch):
+    monkeypatch.setattr(lazy_image, '_LEAST_PIXELS', 0)
     data = DAMAGES[damage](encode(Image.fromarray(NOISE), quality=95))
     with pytest.raises(DecodeError):
         open_lazy_image(data).crop(1.0, (0, 310, 200, 331), is_only_crop=True)
