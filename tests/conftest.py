@@ -140,7 +140,7 @@ def start_server(tmp_path_factory) -> Iterator[Callable[[str], StorageServer]]:
 
 @pytest.fixture(scope='session')
 def storage_server(request, start_server) -> StorageServer:
-    """Return a server on loopback, without faults: of S3, or the one that the test's parameter names. It starts in 3 s."""
+    """Return a server on loopback, without faults: of S3, or of the kind that is the parameter of a test."""
     return start_server(getattr(request, 'param', 's3'))
 
 
