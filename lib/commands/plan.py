@@ -13,6 +13,7 @@ from lib.builders.loss import build_loss
 from lib.builders.model import CLASSIFIERS, new_model
 from lib.builders.optim import build_optimizer
 from lib.builders.recipe import resolve_recipe
+from lib.builders.split import DatasetSplit
 from lib.commands.next_steps import command_lines
 from lib.config.defaults import Config
 from lib.config.yaml_text import as_node, as_values
@@ -130,6 +131,13 @@ class StepCosts:
         return Recognizer(backbone, classifier, train_dtype=self._dtype)
 
 
+def _training_split(cfg: Config) -> DatasetSplit:
+    try:
+        return open_training_data(cfg, quarantine=False).train
+    except UserError as error:
+        raise UserError(f'{error}; to plan without data: --PLAN_NUM_CLASSES 1000') from None
+
+
 def make_plan(cfg: Config) -> list[str]:
     """Return the plan of the run's step on the hardware of the PLAN section, as lines.
 
@@ -139,7 +147,7 @@ def make_plan(cfg: Config) -> list[str]:
     device = pick_device(cfg.RUN.DEVICE, cfg.RUN.PRECISION)
     if cfg.PLAN.TFLOPS and cfg.PLAN.DEVICES > 1 and not cfg.PLAN.LINK_GB_S:
         raise UserError('PLAN.TFLOPS with several devices needs their bandwidth: set --PLAN_LINK_GB_S 25')
-    train = None if cfg.PLAN.NUM_CLASSES else open_training_data(cfg, quarantine=False).train
+    train = None if cfg.PLAN.NUM_CLASSES else _training_split(cfg)
     num_classes = cfg.PLAN.NUM_CLASSES if train is None else train.num_classes
     cfg = resolve_recipe(cfg, cfg.PLAN.IMAGES or (_MANY_IMAGES if train is None else len(train)))
     costs = StepCosts(cfg, num_classes, device.train_dtype)

@@ -11,6 +11,7 @@ from torch import nn
 from lib.builders.loss import build_loss
 from lib.commands.plan import StepCosts, make_plan
 from lib.config.yaml_text import as_node
+from lib.errors import UserError
 from lib.plan.costs import chunked_classifier_cost
 from tests.defaults import DEFAULTS
 
@@ -152,3 +153,9 @@ def test_recommendations(plan_of, changes, lines, absent):
     if 'TRAIN.DEVICE_BATCH_SIZE' in changes:
         totals = found[next(number for number, line in enumerate(found) if 'GPU-hours' in line) :]
         assert [line.split('  ')[0] for line in totals[1:]] == ['sharded', 'sharded, sampled', 'as configured']
+
+
+def test_without_data_the_number_of_classes_is_asked_for(tmp_path):
+    cfg = as_node(DEFAULTS | {'NAME': 'x', 'DATASET.ROOT': str(tmp_path / 'absent'), 'RUN.DEVICE': 'cpu'})
+    with pytest.raises(UserError, match=r'absent: no such folder.*; to plan without data: --PLAN_NUM_CLASSES 1000$'):
+        make_plan(cfg)
