@@ -140,8 +140,18 @@ class S3Engine:
         self._files.delete_file(self._path(key))
 
     def remove_folder(self, key: str) -> None:
-        """Remove the objects of a folder, a thousand by a request."""
-        self._files.delete_dir(self._path(key))
+        """Remove the objects of a folder, a thousand by a request, or each by one.
+
+        For servers such as Swift, a request for many objects needs an MD5, which AWS's client no longer sends.
+        """
+        try:
+            self._files.delete_dir(self._path(key))
+        except OSError as error:
+            if 'Content-MD5' not in str(error):
+                raise
+            for entry in self.entries(key, recursive=True):
+                if not entry.is_folder:
+                    self.remove(f'{key}/{entry.name}')
 
     def copy(self, key: str, other: str) -> None:
         """Copy an object."""
