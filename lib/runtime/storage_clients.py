@@ -179,7 +179,15 @@ class WebEngine:
             raise RefusedRequest(errno.EINVAL, 'the server sends no size of this file')
         changed = str(info.get('Last-Modified', ''))
         version = Version(info['size'], _seconds_of(changed), str(info.get('ETag', changed)).strip('"'))
-        return OpenObject(version, lambda offset, length: self._files.cat_file(url, start=offset, end=offset + length))
+
+        def read(offset: int, length: int) -> bytes:
+            data = self._files.cat_file(url, start=offset, end=offset + length)
+            if len(data) > length:
+                reason = 'the server has no HTTP ranges, which packed images and files above 8 MB need'
+                raise RefusedRequest(errno.ENOSYS, reason, url)
+            return data
+
+        return OpenObject(version, read)
 
     def kind(self, key: str) -> str:
         """Return 'file' if there is one; a web server has no folders, so that any other path counts as one."""

@@ -1,28 +1,18 @@
 """Objects of an S3 server on loopback by their paths in the mirror, also where requests fail."""
 
-import http.server
 import os
 import random
-import re
-import ssl
 import sys
-import threading
 import time
-from datetime import UTC, datetime, timedelta
-from functools import partial
-from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from lib.errors import UserError, url_fault
 from lib.runtime import bucket as bucket_module
 from lib.runtime import mirror, storage
 from lib.runtime.mirror import local_path, url_of
 from tests.storage_server import forget
+from tests.web_server import web_server
 
 pytestmark = [pytest.mark.process, pytest.mark.long]
 
@@ -184,72 +174,27 @@ def test_a_missing_package_is_one_line(bucket, monkeypatch, url, module):
         storage.materialize(local_path(url))
 
 
-class _Ranges(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder, ranges included."""
-
-    def do_GET(self):
-        path = Path(self.translate_path(self.path))
-        if not path.is_file():
-            return self.send_error(404)
-        data, found = path.read_bytes(), re.fullmatch(r'bytes=(\d+)-(\d+)', self.headers.get('Range', ''))
-        start, end = (int(found[1]), min(int(found[2]) + 1, len(data))) if found else (0, len(data))
-        self.send_response(206 if found else 200)
-        if found:
-            self.send_header('Content-Range', f'bytes {start}-{end - 1}/{len(data)}')
-        self.send_header('Content-Length', str(end - start))
-        self.end_headers()
-        return self.wfile.write(data[start:end])
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def web_server(tmp_path, monkeypatch):
-    """A folder that https serves, and its address; the certificate is trusted by SSL_CERT_FILE."""
+@pytest.mark.parametrize('has_ranges', [True, False])
+def test_files_of_a_web_server(bucket, tmp_path, monkeypatch, has_ranges):
     folder, certificate = tmp_path / 'web', tmp_path / 'certificate.pem'
     folder.mkdir()
-    certificate.write_bytes(_certificate())
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
     monkeypatch.setenv('SSL_CERT_FILE', str(certificate))
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), partial(_Ranges, directory=folder)) as server:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield folder, f'https://localhost:{server.server_port}'
-        server.shutdown()
-
-
-def _certificate() -> bytes:
-    """Return a key and its certificate for localhost."""
-    key, name = (
-        ec.generate_private_key(ec.SECP256R1()),
-        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, 'localhost')]),
-    )
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName('localhost')]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return secret + certificate.public_bytes(pem)
-
-
-def test_files_of_a_web_server(bucket, web_server):
-    folder, url = web_server
     data = random.Random(0).randbytes(100_000)
     (folder / 'x.bin').write_bytes(data)
-    path = local_path(f'{url}/x.bin')
-    storage.arrive(path)
-    assert path.read_bytes() == data
-    assert storage.read_ranges(path, [(5, 10), (90_000, 20)]) == [data[5:15], data[90_000:90_020]]
-    with pytest.raises(FileNotFoundError):
-        storage.materialize(local_path(f'{url}/none'))
-    with pytest.raises(UserError, match='no list of its files'):
-        storage.entries(path.parent)
-    path.write_bytes(b'changed')
-    with pytest.raises(OSError, match='reading only'):
-        storage.publish(path)
+    with web_server(folder, certificate, has_ranges=has_ranges) as url:
+        path = local_path(f'{url}/x.bin')
+        storage.arrive(path)
+        assert path.read_bytes() == data
+        ranges = [(5, 10), (90_000, 20)]
+        if has_ranges:
+            assert storage.read_ranges(path, ranges) == [data[5:15], data[90_000:90_020]]
+        else:
+            with pytest.raises(UserError, match=f'{url}/x.bin: the server has no HTTP ranges'):
+                storage.read_ranges(path, ranges)
+        with pytest.raises(FileNotFoundError):
+            storage.materialize(local_path(f'{url}/none'))
+        with pytest.raises(UserError, match='no list of its files'):
+            storage.entries(path.parent)
+        path.write_bytes(b'changed')
+        with pytest.raises(OSError, match='reading only'):
+            storage.publish(path)

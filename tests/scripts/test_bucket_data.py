@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.scripts.rank_runs import start_ranks
-from tests.scripts.running import ENVIRONMENT, TINY, check_same_run, error_line
+from tests.scripts.running import ENVIRONMENT, ON_CPU, REPOSITORY, TINY, check_same_run, error_line
+from tests.web_server import web_server
 
 pytestmark = [pytest.mark.process, pytest.mark.long]
 
@@ -170,3 +171,44 @@ def test_the_cache_has_a_limit(reader):
     reader.add('raw')
     run = reader.train('raw', 'remote', '--STORAGE_CACHE_GB', 0.01)
     check_same_run(run, reader.train_locally('raw'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('num_ranks', [1, 2])
+def test_the_demo(reader, num_ranks):
+    """configs/demo.yaml, with fewer photos per class and two epochs, from shards that pack.py wrote into the bucket."""
+    demo = ('--config', REPOSITORY / 'configs' / 'demo.yaml', '--DATASET_ROOT', reader.folder / 'demo')
+    short = (*demo, *ON_CPU[:4], '--DATASET_HEAD_CAP', 8, '--TRAIN_MAX_EPOCH', 2, '--TRAIN_VALID_EVERY_EPOCHS', 1)
+    url = f's3://{reader.bucket}/demo'
+    reader.start('packing', 'tools/pack.py', *demo, '--PACK_OUT', url).wait()
+    runs = []
+    for name, data in (
+        ('local', ('--RUN_NUM_WORKERS', 0)),
+        ('remote0', ('--DATASET_SHARDS', url, '--RUN_NUM_WORKERS', 0)),
+        ('remote2', ('--DATASET_SHARDS', url, '--RUN_NUM_WORKERS', 2)),
+    ):
+        path = reader.folder / name
+        path.mkdir()
+        options = (*short, *data, '--STORAGE_CACHE', path / 'cache')
+        for rank in start_ranks(reader.scripts, num_ranks, path, 'main.py', *options, more=reader.environment):
+            rank.wait()
+        runs.append(path / 'log' / 'demo')
+    assert url in (runs[1] / 'log.txt').read_text()
+    for run in runs[1:]:
+        check_same_run(run, runs[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('has_ranges', [True, False])
+def test_shards_of_a_web_server(reader, has_ranges):
+    """Training on packed images that https serves; a server without ranges is one line."""
+    reader.add('packed')
+    certificate = reader.folder / 'certificate.pem'
+    reader.environment['SSL_CERT_FILE'] = str(certificate)
+    with web_server(reader.folder / 'packed', certificate, has_ranges=has_ranges) as url:
+        train = ('main.py', '--config', TINY, *SHUFFLED, '--DATASET_SHARDS', url)
+        done = reader.start('remote', *train).wait(0 if has_ranges else 2)
+    if has_ranges:
+        check_same_run(reader.folder / 'remote' / 'log' / 'tiny', reader.train_locally('packed'))
+    else:
+        assert f'{url}/train/000000.tar: the server has no HTTP ranges' in error_line(done)

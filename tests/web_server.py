@@ -1,0 +1,80 @@
+"""A web server on loopback, with TLS, that serves the files of a folder."""
+
+import http.server
+import re
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+
+class _Files(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder, ranges included if `has_ranges`."""
+
+    has_ranges = True
+
+    def do_GET(self):
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            return self.send_error(404)
+        data = path.read_bytes()
+        found = self.has_ranges and re.fullmatch(r'bytes=(\d+)-(\d+)', self.headers.get('Range', ''))
+        start, end = (int(found[1]), min(int(found[2]) + 1, len(data))) if found else (0, len(data))
+        self.send_response(206 if found else 200)
+        if found:
+            self.send_header('Content-Range', f'bytes {start}-{end - 1}/{len(data)}')
+        self.send_header('Content-Length', str(end - start))
+        self.end_headers()
+        return self.wfile.write(data[start:end])
+
+    def log_message(self, *_):
+        pass
+
+
+class _WholeFiles(_Files):
+    """Sends whole files only."""
+
+    has_ranges = False
+
+
+@contextmanager
+def web_server(folder: Path, certificate: Path, *, has_ranges: bool = True) -> Iterator[str]:
+    """Serve the files of a folder within the block; yield the URL.
+
+    `certificate`: file that is written; clients trust the server if SSL_CERT_FILE names it.
+    """
+    certificate.write_bytes(_certificate())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    handler = partial(_Files if has_ranges else _WholeFiles, directory=folder)
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'https://localhost:{server.server_port}'
+        server.shutdown()
+
+
+def _certificate() -> bytes:
+    """Return a key and its certificate for localhost."""
+    key, name = (
+        ec.generate_private_key(ec.SECP256R1()),
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, 'localhost')]),
+    )
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName('localhost')]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return secret + certificate.public_bytes(pem)
