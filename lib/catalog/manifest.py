@@ -17,9 +17,12 @@ from lib.runtime.checksums import checksum, in_threads, sealed, unsealed
 from lib.runtime.files import remove, write_json
 from lib.runtime.json_file import Count, read_json
 from lib.runtime.read_file import open_regular
+from lib.runtime.storage import exists
+from lib.runtime.uploads import refresh
 
 MANIFEST, FORMAT, PREFIX = 'catalog.json', 2, 'part-'
 _CHUNK_BYTES = 1 << 22
+_BULK = ('.arrow', '.index', '.left', '.whitening')  # endings of files that are downloaded when they are opened
 Name = Annotated[str, Meta(pattern=r'^part-[0-9a-f]+\.[a-z]+$')]
 
 
@@ -135,8 +138,9 @@ def part_name(*content: bytes | memoryview | np.ndarray) -> str:
 
 
 def has_catalog(folder: Path) -> bool:
-    """Return whether a folder contains a catalog."""
-    return os.path.lexists(folder / MANIFEST)
+    """Return whether a folder contains a catalog; one in a bucket is brought up to date once per process."""
+    refresh(folder, _BULK)
+    return exists(folder / MANIFEST)
 
 
 def read_manifest(folder: Path) -> Manifest:

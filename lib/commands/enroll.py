@@ -153,7 +153,7 @@ def _check_free(trained: LoadedModel, folder: Path) -> None:
         )
     if trained.path.resolve().parent == folder.resolve():
         raise UserError(f'ENROLL.OUT {folder} holds RESUME_MODEL {trained.path}: give another folder')
-    if folder.exists() and (not folder.is_dir() or holds_others(folder, _FILES, MODEL)) and not trained.cfg.OVERWRITE:
+    if (folder.is_file() or holds_others(folder, _FILES, MODEL)) and not trained.cfg.OVERWRITE:
         raise UserError(f'{folder} exists already: --OVERWRITE True renames it, or give another --ENROLL_OUT')
 
 

@@ -79,6 +79,7 @@ class IndexKeys(Section, title='catalogs for product search (tools/index.py)'):
         'Names of products to remove, separated by commas, or a .txt file with a name per line. What ADD adds is added '
         'afterwards.',
         entry=str,
+        is_path=True,
     )
     KIND = Key(
         'auto',
@@ -115,6 +116,7 @@ class EnrollKeys(Section, title='new classes without training (tools/enroll.py)'
         (),
         'Names of classes to remove, separated by commas, or a .txt file with a name per line.',
         entry=str,
+        is_path=True,
     )
     PROPOSE = Key(
         '',
