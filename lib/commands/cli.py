@@ -27,9 +27,10 @@ from lib.distributed.rank_info import RankInfo, first_rank_reports, read_rank_in
 from lib.errors import UserError, one_line, shown, unquoted
 from lib.runtime.csv_file import quote_formulas
 from lib.runtime.folders import check_checkpoint_exists
+from lib.runtime.leaving import exit_without_waiting
 from lib.runtime.log import LOGGER, start_console
 from lib.runtime.memory_kills import reason_of_kill, remember_counters
-from lib.runtime.mirror import is_url
+from lib.runtime.mirror import is_mirrored, is_url
 from lib.runtime.process import (
     EndingSignal,
     allow_open_files,
@@ -46,7 +47,7 @@ from lib.runtime.read_file import reason_of
 if TYPE_CHECKING:
     from lib.trainer.checkpointing.state import Checkpoint
 
-_USAGE, _BROKEN_PIPE = 2, 141
+_USAGE, _SIGNALED, _BROKEN_PIPE = 2, 128, 141
 # Windows has no quota.
 _FULL = {errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC)}
 # A broken disk, or a network disk whose server does not answer.
@@ -99,6 +100,8 @@ def cli_main(main: Callable[[], int | None], *, alone: str = '') -> NoReturn:
     lost = output_error()
     if lost is not None and not code:
         code = _BROKEN_PIPE if lost.errno == errno.EPIPE else _fail(_output_line(lost))
+    if isinstance(code, int) and code > _SIGNALED:
+        exit_without_waiting(code)
     sys.exit(code)
 
 
@@ -115,7 +118,7 @@ def _run(main: Callable[[], int | None], ending: EndingSignal, alone: str) -> in
         number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else ending.number
         if number is not None:  # whatever the exception has become on its way
             write_error_line(end_line(number))
-            return 128 + number
+            return _SIGNALED + number
         if isinstance(error, SystemExit):  # --help
             return error.code
         line = _error_line(error)

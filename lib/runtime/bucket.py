@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lib.errors import shown
+from lib.runtime.leaving import call
 from lib.runtime.mirror import Version
 from lib.runtime.storage_clients import Engine, Entry, OpenObject, RefusedRequest, engine_of
 
@@ -184,7 +185,7 @@ class Bucket:
         url = f'{self.scheme}://{self.name}/{key}'
         for attempt in range(_ATTEMPTS):
             try:
-                result = work(self._connected())
+                result = call(lambda: work(self._connected()))
                 self._has_answered = True
                 return result
             except RefusedRequest as error:

@@ -44,10 +44,13 @@ def _changed_files(folder: Path, pattern: str = '*') -> list[Path]:
 
 @contextmanager
 def pushed(folder: Path) -> Iterator[None]:
-    """Upload the files of a folder that the block has changed, at its end; after an error, as far as possible."""
+    """Upload the files of a folder that the block has changed, at its end; after an error, as far as possible.
+
+    After Ctrl-C or another signal that ends the process at once, they stay here for the next command.
+    """
     try:
         yield
-    except BaseException:
+    except Exception:
         with suppress(OSError):  # the first error is the one to report
             push(folder)
         raise

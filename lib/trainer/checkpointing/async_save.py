@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lib.errors import UserError
+from lib.runtime.leaving import is_waiting
 from lib.runtime.log import LOGGER
 from lib.trainer.checkpointing.state import Checkpoint, TrainProgress, versions
 from lib.trainer.run_folder import RunFolder
@@ -81,7 +82,8 @@ def _from_cpu(tensor: torch.Tensor) -> torch.Tensor:
 class AsyncSaver:
     """Writes checkpoints into the run folder in a background thread, one at a time.
 
-    As a context manager: leaving it waits for the current write; KeyboardInterrupt and SystemExit cancel the write.
+    As a context manager: leaving it waits for the current write; KeyboardInterrupt and SystemExit cancel the write, and
+    leave an upload behind.
 
     Args:
         folder: of the run.
@@ -141,7 +143,7 @@ class AsyncSaver:
             finally:
                 self._idle.set()
 
-        thread = threading.Thread(target=write, name='saver')
+        thread = threading.Thread(target=write, name='saver', daemon=True)
         self._idle.clear()
         try:
             thread.start()
@@ -172,14 +174,16 @@ class AsyncSaver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            self._canceled.set()
         if error is None:
             self.wait()
+            return
+        self.hurry()
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            self._canceled.set()
+            while not (self._idle.wait(0.05) or is_waiting()):
+                pass  # what is written to the disk is removed
         else:
-            self.hurry()
-            with suppress(Exception):  # the first error is the reason why the run ends
-                self.wait()
+            self._idle.wait()
 
 
 def _warn(progress: TrainProgress | None, error: OSError | UserError) -> None:
