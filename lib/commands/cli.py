@@ -200,6 +200,8 @@ def _system_line(error: OSError) -> str | None:
         return f'{error.filename}: {error.strerror}'
     if error.errno in _FULL:
         where = f' while writing {error.filename}' if error.filename else ''
+        if is_mirrored(error.filename or ''):
+            where = f' of STORAGE.CACHE{where}'
         return f'no space left on the device{where}; free some space and run again, earlier files are unchanged'
     if error.errno in _FAILING:
         where = f' at {error.filename}' if error.filename else ''

@@ -54,6 +54,7 @@ _THROTTLED_REASON = 'the server keeps answering that there are too many requests
 _NO_NAME = ('Could not resolve host', 'Failed to resolve')
 _UNREACHABLE = 'the server cannot be reached, or breaks off ({}); check the network, and {} if it is set'
 _ENDPOINTS = {'gs': 'STORAGE_EMULATOR_HOST', 'abfs': 'AZURE_STORAGE_CONNECTION_STRING'}  # variables, else AWS's
+_NOT_LOST = 'the file stays in the cache of this machine, and the next command that uses its folder uploads it'
 
 
 class Bucket:
@@ -147,7 +148,11 @@ class Bucket:
     def upload(self, key: str, path: Path) -> Version:
         """Write a file as an object; return its version."""
         self._opened.pop(key, None)
-        self._request(key, lambda engine: engine.upload(key, path))
+        try:
+            self._request(key, lambda engine: engine.upload(key, path))
+        except RefusedRequest as error:
+            error.strerror = f'{error.strerror}; {_NOT_LOST}'
+            raise
         return self._open(key).version
 
     def remove(self, key: str) -> None:

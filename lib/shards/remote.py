@@ -18,7 +18,7 @@ import numpy as np
 from lib.errors import UserError
 from lib.runtime.bucket import joined_ranges
 from lib.runtime.mirror import count, has_hole, is_here, limit_of, open_sparse
-from lib.runtime.read_file import open_descriptor
+from lib.runtime.read_file import open_descriptor, reason_of
 from lib.runtime.storage import read_ranges, request_pool
 from lib.shards.index import PackedIndex
 
@@ -149,6 +149,11 @@ class RemoteShards:
         number = self._index.shards.item(row)
         shard = self._opened(number)
         if not shard.is_whole:
-            os.pwrite(shard.descriptor, data, self._index.offsets.item(row))
+            try:
+                os.pwrite(shard.descriptor, data, self._index.offsets.item(row))
+            except OSError as error:
+                reason = f'cannot be written to the cache ({reason_of(error)})'
+                advice = 'free some space on its disk, or set another --STORAGE_CACHE'
+                raise UserError(f'{self._paths[number]}: {reason}; {advice}') from None
             count(self._paths[number], len(data) + _PAGE_BYTES)  # the disk stores whole pages
         return True
