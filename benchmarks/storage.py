@@ -7,8 +7,9 @@ The server is moto's, on loopback, behind a proxy that delays each request by 20
 training. Synthetic photos, packed as they are; test_resnet at 64 px, batch 32. First epochs, on both sides, are those
 of new runs, which start their workers; in the bucket with an empty cache. Later epochs alternate, too. Results:
 first_epoch_ratio and epoch_ratio, time of an epoch on the bucket / time of an epoch on the disk; requests, of a first
-epoch; memory_ratio, resident memory after all epochs on the bucket / that after the first; cache_mb, the largest size
-that a cache with the limit limit_mb, smaller than the shards, had in an epoch.
+epoch; range_first_epoch_ratio and range_requests, the same where the set is larger than half of the cache, so that no
+blocks are fetched, but images; memory_ratio, resident memory after all epochs on the bucket / that after the first;
+cache_mb, the largest size that a cache with the limit limit_mb, smaller than the shards, had in an epoch.
 """
 
 import argparse
@@ -71,19 +72,21 @@ def size_mb(folder: Path) -> float:
     return sum(path.stat().st_blocks * 512 for path in folder.rglob('*') if path.is_file()) / 1e6
 
 
-def first_epochs(server: StorageServer, url: str, shards: Path, args: argparse.Namespace) -> dict[str, float]:
+def first_epochs(
+    server: StorageServer, url: str, shards: Path, args: argparse.Namespace, *more: object
+) -> tuple[float, int]:
     """Alternate first epochs on both sides; return the ratio of their medians, and the requests for images."""
-    remote, disk = [], []
+    remote, disk, requests = [], [], 0
     for _ in range(args.rounds):
         with training_on(str(shards), args) as run:
             disk.append(seconds_of(run))
         with tempfile.TemporaryDirectory() as cache:
             forget()
-            with training_on(url, args, '--STORAGE_CACHE', cache) as run:
+            with training_on(url, args, '--STORAGE_CACHE', cache, *more) as run:
                 server.requests()
                 remote.append(seconds_of(run))
                 requests = sum('.tar' in line for line in server.requests())
-    return {'first_epoch_ratio': statistics.median(remote) / statistics.median(disk), 'requests': requests}
+    return statistics.median(remote) / statistics.median(disk), requests
 
 
 def largest_cache(url: str, limit_mb: float, args: argparse.Namespace) -> float:
@@ -128,7 +131,10 @@ def main() -> None:
         server.put_folder(name, 'shards', shards)
         stack.enter_context(server.faults(delay=args.latency / 1e3))
         url, shards_mb = f's3://{name}/shards', size_mb(shards)
-        results = first_epochs(server, url, shards, args)
+        results: dict[str, float] = {}
+        results['first_epoch_ratio'], results['requests'] = first_epochs(server, url, shards, args)
+        ranges = first_epochs(server, url, shards, args, '--STORAGE_CACHE_GB', 1.9 * shards_mb / 1e3)
+        results['range_first_epoch_ratio'], results['range_requests'] = ranges
         local = stack.enter_context(training_on(str(shards), args))
         forget()
         with training_on(url, args, '--STORAGE_CACHE', folder / 'cache') as remote:
