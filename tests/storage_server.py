@@ -13,10 +13,11 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import urllib.parse
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,12 +37,13 @@ class Faults:
     """Faults of the requests to come; all numbers but the delay are fractions of the requests, from 0 to 1.
 
     Attributes:
-        delay: seconds before each answer.
+        delay: seconds before a request is passed on. If its client ends meanwhile, it is dropped, as if its last bytes
+            had not arrived, or passed on, half of them each.
         cut: the connection is closed, before the request is passed on or in the middle of the answer.
         flip: a bit of the object in the answer differs.
         slow_down, denied, skewed, missing: the answer is the error SlowDown (503), AccessDenied, RequestTimeTooSkewed
             or NoSuchBucket.
-        only: regular expression: other requests, as 'METHOD /path?query', have no faults.
+        only: regular expression: other requests, as 'METHOD /path?query', have no faults and no delay.
         seed: of the choices.
     """
 
@@ -160,8 +162,19 @@ class StorageServer:
             self._control('PUT', 'faults', json.dumps(asdict(Faults())).encode())
 
     def requests(self) -> list[str]:
-        """Return the requests since the last call: 'METHOD /path?query STATUS', or the name of a fault as status."""
+        """Return the requests since the last call: 'METHOD /path?query STATUS', or the name of a fault as status.
+
+        Those whose client ended while they were delayed have a line with 'dropped' or 'abandoned'.
+        """
         return json.loads(self._control('GET', 'requests'))
+
+    def key_ids(self) -> list[str]:
+        """Return the access keys that signed requests since the last call; '' for none."""
+        return json.loads(self._control('GET', 'key_ids'))
+
+    def delayed(self) -> list[str]:
+        """Return the requests that are delayed at this moment, as 'METHOD /path?query'."""
+        return json.loads(self._control('GET', 'delayed'))
 
     def _control(self, method: str, name: str, body: bytes = b'') -> bytes:
         return _request(self.port, method, f'{_CONTROL}{name}', body)
@@ -246,13 +259,16 @@ class _Proxy:
         self._faults = Faults()
         self._counts: Counter[str] = Counter()
         self._log: list[str] = []
+        self._delayed: list[str] = []
+        self._key_ids: set[str] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the requests of one connection."""
         with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while True:
                 request = await self._read(reader, writer)
-                answer = self._control(request) if request.target.startswith(_CONTROL) else await self._answer(request)
+                is_control = request.target.startswith(_CONTROL)
+                answer = self._control(request) if is_control else await self._answer(request, reader.at_eof)
                 writer.write(answer[0])
                 await writer.drain()
                 if answer[1]:
@@ -281,16 +297,36 @@ class _Proxy:
         if request.target == f'{_CONTROL}faults':
             self._faults = Faults(**json.loads(request.body))
             self._counts.clear()
+        elif request.target == f'{_CONTROL}delayed':
+            body = json.dumps(self._delayed).encode()
+        elif request.target == f'{_CONTROL}key_ids':
+            body = json.dumps(sorted(self._key_ids)).encode()
+            self._key_ids.clear()
         else:
             body, self._log = json.dumps(self._log).encode(), []
         return _response(200, 'OK', body), False
 
-    async def _answer(self, request: _Request) -> tuple[bytes, bool]:
-        """Return the bytes of the answer, and whether the connection is closed after it."""
+    async def _answer(self, request: _Request, has_ended: Callable[[], bool]) -> tuple[bytes, bool]:
+        """Return the bytes of the answer, and whether the connection is closed after it.
+
+        `has_ended` returns whether the client has closed the connection.
+        """
+        self._key_ids.add(request.header('authorization').partition('Credential=')[2].partition('/')[0])
         faults, draw = self._faults, self._draw(request)
+        if faults.only and not re.search(faults.only, request.name):
+            faults = Faults()
         if faults.delay:
-            await asyncio.sleep(faults.delay)
-        fault = '' if faults.only and not re.search(faults.only, request.name) else self._fault(draw)
+            self._delayed.append(request.name)
+            end = time.monotonic() + faults.delay
+            while not has_ended() and time.monotonic() < end:
+                await asyncio.sleep(0.01)
+            self._delayed.remove(request.name)
+            if has_ended():
+                is_dropped = bool(int(draw * 1e9) % 2)
+                self._log.append(f'{request.name} {"dropped" if is_dropped else "abandoned"}')
+                if is_dropped:
+                    return b'', True
+        fault = self._fault(draw, faults)
         if fault in _REFUSALS:
             status, code = _REFUSALS[fault]
             self._log.append(f'{request.name} {fault}')
@@ -317,9 +353,9 @@ class _Proxy:
         text = f'{self._faults.seed} {key} {self._counts[key]}'
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
 
-    def _fault(self, draw: float) -> str:
+    def _fault(self, draw: float, faults: Faults) -> str:
         for name in ('cut', 'flip', *_REFUSALS):
-            draw -= getattr(self._faults, name)
+            draw -= getattr(faults, name)
             if draw < 0:
                 return name
         return ''
