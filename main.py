@@ -11,12 +11,14 @@ def main() -> int:
     command = read_command(sys.argv[1:], program='main.py', description=DESCRIPTION, trains=True)
     # torch is imported only after the command line is checked.
     from lib.commands.next_steps import after_training
-    from lib.commands.report import training_report
     from lib.commands.train import prepare_training
     from lib.distributed.process_group import join_process_group
     from lib.runtime.log import LOGGER
 
     with join_process_group() as group, prepare_training(command, group) as run:
+        # Imported here: charts take a second, and a mistake in the data ends the command before.
+        from lib.commands.report import training_report
+
         stopped_by = run.trainer.fit()
         if stopped_by:
             LOGGER.info('stopped and saved; to resume: --RESUME_MODEL last (NAME %s)', run.cfg.NAME)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-import lib.builders.trainer  # noqa: F401 the server imports it once, and not every rank
+import lib.backbone.split_attention  # with timm
+import lib.builders.trainer  # noqa: F401 the server imports them once, and not every rank
 from lib.runtime.workers import process_context
 
 

@@ -38,6 +38,7 @@ def python_files(*folders: str) -> list[Path]:
 
 
 LIB = python_files('lib')
+LIB_FILES = frozenset(LIB)
 CODE = [*LIB, *(ROOT / name for name in SCRIPTS), *python_files('tools', 'benchmarks')]
 
 
@@ -149,6 +150,43 @@ def test_starting_imports_nothing_heavy():
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
                 faults += [import_of(path, node.lineno, name) for name in names if name.split('.')[0] in heavy]
+    assert not faults, '\n'.join(faults)
+
+
+@functools.cache
+def first_imports(path: Path) -> list[tuple[str, Path, int]]:
+    """Return (module, its file, line) of the imports at the top level of a file in lib, or of all in a script."""
+    found = []
+    for node in parsed(path).body if path in LIB_FILES else ast.walk(parsed(path)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module, *(f'{node.module}.{name}' for name in names)]
+        found += [(name, ROOT.joinpath(*name.split('.')).with_suffix('.py'), node.lineno) for name in names]
+    return found
+
+
+def loaded_with(script: Path) -> dict[str, str]:
+    """Return the packages that are imported before a command works, each with the line that imports it."""
+    files, seen, found = [script], {script}, {}
+    for path in files:
+        for name, source, line in first_imports(path):
+            if source in LIB_FILES and source not in seen:
+                seen.add(source)
+                files.append(source)
+            found.setdefault(name.split('.')[0], import_of(path, line, name))
+    return found
+
+
+def test_commands_import_what_they_need_only():
+    """timm and torchvision take longer than torch: they wait until a model is built. Few commands draw or train."""
+    draw = {'main', 'tau_norm', 'report', 'compare', 'posthoc'}
+    train = {*draw, 'clean', 'enroll'} - {'compare'}
+    faults = []
+    for path in [*(ROOT / script for script in SCRIPTS), *python_files('tools')]:
+        unused = {'timm', 'torchvision'}
+        unused |= set() if path.stem in draw else {'matplotlib'}
+        unused |= set() if path.stem in train else {'tensorboardX'}
+        faults += [f'{path.name}: {line}' for name, line in loaded_with(path).items() if name in unused]
     assert not faults, '\n'.join(faults)
 
 

@@ -1,4 +1,8 @@
-"""Create backbones by name: those of timm, the names of old configs, and the CIFAR ResNet-32."""
+"""Create backbones by name: those of timm, the names of old configs, and the CIFAR ResNet-32.
+
+timm is imported in the functions that use it, here and in other files: that takes seconds, which commands without a
+backbone do not need, and a mistake in the data ends a command before.
+"""
 
 import difflib
 import re
@@ -6,9 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
-from timm.models import _builder, get_pretrained_cfg, is_model
 from torch import nn
 
 from lib.backbone.bundled import Preprocessing
@@ -21,7 +23,6 @@ from lib.backbone.hub import (
     download_url,
 )
 from lib.backbone.resnet32 import ResNet32
-from lib.backbone.split_attention import use_fast_split_attention
 from lib.errors import UserError, shown
 from lib.runtime.json_file import Record, read_json
 
@@ -42,7 +43,9 @@ ALIASES = {
 
 def available() -> list[str]:
     """Return all names that `create_backbone` accepts: those of old configs first, then those of timm."""
-    return [*ALIASES, CIFAR_RESNET, *timm.list_models()]
+    from timm import list_models
+
+    return [*ALIASES, CIFAR_RESNET, *list_models()]
 
 
 def create_backbone(name: str, *, image_size: int, allow_download: bool = False, key: str = 'INPUT.SIZE') -> nn.Module:
@@ -123,7 +126,7 @@ def published_preprocessing(name: str, file: str = '') -> PublishedPreprocessing
     resolved = _resolve(name, allow_download=not file)
     architecture, _, tag = resolved.partition('.')
     is_on_hub = resolved.startswith(HUB_PREFIXES)
-    known = {} if is_on_hub else {full: _published(full) for full in timm.list_pretrained(f'{architecture}.*')}
+    known = {} if is_on_hub else {full: _published(full) for full in _pretrained(architecture)}
     is_guess = bool(file) and not tag
     if is_guess and (found := _weights_of(file, architecture, known)):
         resolved, is_guess = found, False
@@ -166,10 +169,12 @@ def _resolve(name: str, allow_download: bool) -> str:
         if allow_download:
             return name
         raise UserError(f'MODEL.BACKBONE {shown(name)} must be downloaded: set MODEL.PRETRAINED timm to allow that')
+    from timm.models import is_model
+
     resolved = ALIASES.get(name, name)
     if ':' not in resolved and is_model(resolved):
         architecture, _, tag = resolved.partition('.')
-        tags = {full.partition('.')[2] for full in timm.list_pretrained(f'{architecture}.*')}
+        tags = {full.partition('.')[2] for full in _pretrained(architecture)}
         if not tag or tag in tags:
             return resolved
         near = [f'{architecture}.{tag}' for tag in sorted(tags)]
@@ -183,16 +188,30 @@ def _resolve(name: str, allow_download: bool) -> str:
     )
 
 
+def _pretrained(architecture: str) -> list[str]:
+    """Return timm's names of the weights of an architecture."""
+    from timm import list_pretrained
+
+    return list_pretrained(f'{architecture}.*')
+
+
 def _published(resolved: str) -> dict[str, Any]:
     """Return timm's description of a backbone's weights: their image size, source and license."""
     if resolved.startswith(HUB_PREFIXES):
         config = read_json(Path(config_folder(resolved), 'config.json'), Record)
         return config.get('pretrained_cfg', config)
+    from timm.models import get_pretrained_cfg
+
     published = get_pretrained_cfg(resolved)
     return {} if published is None else published.to_dict()
 
 
 def _create_timm(name: str, resolved: str, image_size: int, key: str) -> nn.Module:
+    from timm import create_model
+    from timm.models import _builder
+
+    from lib.backbone.split_attention import use_fast_split_attention  # a subclass of timm's
+
     published = _published(resolved)
     own_size = (published.get('input_size') or (3, 0, 0))[1]
     options: dict[str, Any] = {}
@@ -202,7 +221,7 @@ def _create_timm(name: str, resolved: str, image_size: int, key: str) -> nn.Modu
     # timm gives the function that adapts weights to a model to its loader only, which does nothing else here.
     loader, _builder.load_pretrained = _builder.load_pretrained, _remember_adapter
     try:
-        backbone = timm.create_model(source, num_classes=0, pretrained=True, **options)
+        backbone = create_model(source, num_classes=0, pretrained=True, **options)
     except TypeError as error:
         if not options or 'img_size' not in str(error):
             raise

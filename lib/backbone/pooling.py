@@ -3,17 +3,12 @@
 from collections.abc import Mapping
 
 import torch
-from timm.layers import SelectAdaptivePool2d
-from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from lib.errors import UserError, shown
 
 _EXPONENT = 'gem_exponent'
 _FLOOR = 1e-6  # of the activations, as in the authors' code
-# Transformers whose last step pools tokens by `global_pool`; other classes override it.
-_TOKEN_HEADS = (VisionTransformer.forward_head, Eva.forward_head)
 
 
 class GeneralizedMean(nn.Module):
@@ -49,13 +44,20 @@ def set_pooling(backbone: nn.Module, kind: str, *, name: str = '') -> None:
     Raises:
         UserError: the backbone has no such pooling.
     """
+    # Imported here: see lib/backbone/create.py.
+    from timm.layers import SelectAdaptivePool2d
+    from timm.models.eva import Eva
+    from timm.models.vision_transformer import VisionTransformer
+
+    # Transformers whose last step pools tokens by `global_pool`; other classes override it.
+    token_heads = (VisionTransformer.forward_head, Eva.forward_head)
     layers = [
         (path, module)
         for path, module in backbone.named_modules()
         if isinstance(module, SelectAdaptivePool2d) and not module.is_identity()
     ]
     allowed: tuple[str, ...] = ()
-    if getattr(type(backbone), 'forward_head', None) in _TOKEN_HEADS and backbone.attn_pool is None:
+    if getattr(type(backbone), 'forward_head', None) in token_heads and backbone.attn_pool is None:
         allowed = ('avg', 'max') if backbone.cls_token is None else ('avg', 'max', 'cls')
     elif len(layers) == 1:
         allowed = ('avg', 'max', 'gem')

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
-from timm.models import group_parameters
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -19,8 +17,6 @@ DEFAULT_RANK = {'lora': 8, 'adaptformer': 64}
 DEFAULT_SCALE = {'lora': 1.0, 'adaptformer': 0.1}
 # Small networks inside of attention, which compute the bias of a relative position.
 _POSITION_NETWORKS = {'rel_pos', 'cpb_mlp', 'meta_mlp'}
-# Layers whose output is not linear in their weight.
-_STANDARDIZED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
 
 
 @dataclass(frozen=True)
@@ -91,8 +87,7 @@ def first_stages(backbone: nn.Module, num_stages: int, *, name: str = '') -> lis
     Raises:
         UserError: the backbone has no stages, or no stage would be left.
     """
-    group_matcher = getattr(backbone, 'group_matcher', None)
-    groups = {} if group_matcher is None else group_parameters(backbone, group_matcher(coarse=True), reverse=True)
+    groups = _groups(backbone, coarse=True)
     total = len(set(groups.values()))
     if num_stages >= total:
         found = f'has {total} stages' if total > 1 else 'defines no stages'
@@ -111,10 +106,9 @@ def blocks_of(backbone: nn.Module) -> list[nn.Module]:
     Blocks are those of timm's `group_matcher`, as in layer-wise decay. Submodules with less than a thousandth of the
     parameters are left out.
     """
-    group_matcher = getattr(backbone, 'group_matcher', None)
-    if group_matcher is None:
+    groups = _groups(backbone, coarse=False)
+    if not groups:
         return []
-    groups = group_parameters(backbone, group_matcher(coarse=False), reverse=True)
     smallest = sum(parameter.numel() for parameter in backbone.parameters()) / 1000
 
     def within(module: nn.Module, prefix: str) -> Iterator[nn.Module]:
@@ -129,6 +123,16 @@ def blocks_of(backbone: nn.Module) -> list[nn.Module]:
     return list(within(backbone, ''))
 
 
+def _groups(backbone: nn.Module, *, coarse: bool) -> dict[str, int]:
+    """Return the stage (`coarse`) or the block of each parameter by timm's `group_matcher`; {} if there is none."""
+    group_matcher = getattr(backbone, 'group_matcher', None)
+    if group_matcher is None:
+        return {}
+    from timm.models import group_parameters  # imported here: see lib/backbone/create.py
+
+    return group_parameters(backbone, group_matcher(coarse=coarse), reverse=True)
+
+
 def _norm_parameters(backbone: nn.Module) -> list[nn.Parameter]:
     norms = [module for module in backbone.modules() if _is_norm(module)]
     return [parameter for norm in norms for parameter in own_parameters(norm, 'weight', 'bias')]
@@ -141,12 +145,15 @@ def _biases(backbone: nn.Module) -> list[nn.Parameter]:
 
 def _affine_layers(backbone: nn.Module) -> list[nn.Module]:
     """Return the layers whose output is linear in their weight, rows first, plus their bias."""
+    from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame  # see lib/backbone/create.py
+
+    standardized = (ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame)
     return [
         module
         for module in backbone.modules()
         if own_parameters(module, 'weight')
         and not parametrize.is_parametrized(module)
-        and not isinstance(module, _STANDARDIZED)
+        and not isinstance(module, standardized)
         and (
             isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
             or (_is_norm(module) and 'Response' not in type(module).__name__)

@@ -4,15 +4,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from timm.layers import convert_sync_batchnorm
 from torch import nn
 
-from lib.backbone.create import (
-    changes_with_size,
-    create_backbone,
-    measure_width,
-    num_features_of,
-)
+from lib.backbone.create import changes_with_size, create_backbone, measure_width, num_features_of
 from lib.backbone.pooling import is_pooling, set_pooling, with_pooling_of
 from lib.backbone.pretrained import Fit, examples, fit_weights
 from lib.builders.base_weights import check_adapters, complete_state, identify_base, load_base, with_adapters_of
@@ -93,6 +87,8 @@ def new_model(
     if cfg.MODEL.FREEZE_STAGES and cfg.MODEL.TUNE == 'full':
         model.freeze_stages(cfg.MODEL.FREEZE_STAGES, name=name)
     if cfg.MODEL.SYNC_BATCHNORM and device.main.type == 'cuda':
+        from timm.layers import convert_sync_batchnorm  # imported here: see lib/backbone/create.py
+
         model.backbone = convert_sync_batchnorm(model.backbone)
         model.embedding = convert_sync_batchnorm(embedding) if embedding is not None else None
     if cfg.MODEL.TUNE not in ('full', 'head'):

@@ -5,14 +5,16 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lib.builders.data import has_test_split
 from lib.builders.recipe import finetuning_command
-from lib.commands.predict_output import PredictResult
-from lib.commands.train import TrainingRun
 from lib.config.defaults import Config
 from lib.runtime.checkout import path_to_type
+
+if TYPE_CHECKING:  # prediction needs no code of training
+    from lib.commands.predict_output import PredictResult
+    from lib.commands.train import TrainingRun
 
 _WIDTH = 80
 _FOLDER = 'FOLDER'  # stands for a folder of new photos
@@ -25,7 +27,7 @@ class Step(NamedTuple):
     words: Sequence[object]
 
 
-def after_training(run: TrainingRun, report: Path) -> list[str]:
+def after_training(run: 'TrainingRun', report: Path) -> list[str]:
     """Return the next steps after main.py as log lines."""
     cfg, training_set = run.cfg, run.trainer.info.training_set
     model = run.trainer.folder.path / 'best_model.pth'
@@ -48,7 +50,7 @@ def after_rebalancing(cfg: Config, files: Sequence[Path]) -> list[str]:
     return step_lines([_prediction(cfg, files[0])] if files else [])
 
 
-def after_prediction(cfg: Config, result: PredictResult) -> list[str]:
+def after_prediction(cfg: Config, result: 'PredictResult') -> list[str]:
     """Return the next steps after test.py as log lines."""
     page = next((path for path in result.files if path.suffix == '.html'), None)
     steps = [Step('inspect the photos and their predictions', [page])] if page else []

@@ -31,7 +31,6 @@ from lib.inference.run import run
 from lib.inference.sinks import Columns, prediction_columns, prediction_store_sink, stored_predictions
 from lib.metrics.confidence import Threshold, choose_threshold, risk_coverage
 from lib.posthoc.open_set import KnownScore
-from lib.report.charts import plot_risk_coverage
 from lib.runtime.column_store import ColumnStore, open_or_create, read_key
 from lib.runtime.files import remove, replace_together, write_json
 from lib.runtime.log import LOGGER
@@ -232,6 +231,8 @@ def _threshold(predictor: Predictor, stem: Path) -> Threshold:
     curve = risk_coverage(predictions.confidence, predictions.correct)
     threshold = choose_threshold(curve, max_risk)
     if first.group.is_main:
+        from lib.report.charts import plot_risk_coverage  # imported here: matplotlib takes a second
+
         content = {
             'model': _version_of(predictor), 'wanted_error': max_risk,
             'threshold': threshold.value if threshold.coverage else None, 'coverage': threshold.coverage,

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 
 from lib.errors import UserError
 from lib.runtime.files import wait_for_lock, write_json
@@ -88,6 +87,8 @@ def _key(entry: dict[str, Any]) -> tuple[str, ...]:
 
 def run_environment() -> dict[str, Any]:
     """Return {hardware, versions, command} of this process, to be stored with measured results."""
+    import torchvision  # imported here: it takes seconds
+
     return {
         'hardware': {'cpu': _cpu(), 'cores': os.cpu_count(), 'gpu': _gpu()},
         'versions': {

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.models.levit import LinearNorm
 from torch import nn
 
 from lib.model import Recognizer
@@ -86,6 +85,8 @@ class ExportedModel(nn.Module):
 
 def fuse_linear_norms(backbone: nn.Module) -> None:
     """Replace linear layers with BatchNorm by plain ones: those of LeViT, whose int8 form OpenVINO cannot compile."""
+    from timm.models.levit import LinearNorm  # imported here: see lib/backbone/create.py
+
     for parent in list(backbone.modules()):
         for name, child in parent.named_children():
             if isinstance(child, LinearNorm):

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from timm.models import group_parameters
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -99,6 +98,8 @@ def layer_lr_scales(backbone: nn.Module, decay: float, *, name: str) -> dict[str
     group_matcher = getattr(backbone, 'group_matcher', None)
     if group_matcher is None:
         raise _no_blocks(decay, name)
+    from timm.models import group_parameters  # imported here: it takes seconds, see lib/backbone/create.py
+
     keys = [key for key, _ in backbone.named_parameters()]
     # The backbone was built without its classifier: add the name of one, to be grouped with the rest.
     prefix = (getattr(backbone, 'pretrained_cfg', None) or {}).get('classifier') or 'head'

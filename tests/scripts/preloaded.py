@@ -26,6 +26,7 @@ import pyarrow
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HEAVY = [f'lib.commands.{name}' for name in ('cli', 'train', 'report', 'predict', 'tau_norm')]
+HEAVY.append('lib.backbone.split_attention')  # imports timm, which lib imports where it is needed
 
 
 def listen(listener: socket.socket) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-import torchvision
 
 from lib.backbone.tuning import BaseWeights
 from lib.errors import UserError, shown
@@ -190,6 +189,8 @@ def shard_folder_name(progress: TrainProgress) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions that results may depend on."""
+    import torchvision  # imported here: it takes seconds, and timm has imported it where a model was built
+
     return {
         'python': platform.python_version(),
         'torch': str(torch.__version__),
