@@ -1,5 +1,6 @@
 """A web server on loopback, with TLS, that serves the files of a folder."""
 
+import functools
 import http.server
 import re
 import ssl
@@ -7,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 
 from cryptography import x509
@@ -54,7 +54,7 @@ def web_server(folder: Path, certificate: Path, *, has_ranges: bool = True) -> I
     certificate.write_bytes(_certificate())
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    handler = partial(_Files if has_ranges else _WholeFiles, directory=folder)
+    handler = functools.partial(_Files if has_ranges else _WholeFiles, directory=folder)
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -62,8 +62,9 @@ def web_server(folder: Path, certificate: Path, *, has_ranges: bool = True) -> I
         server.shutdown()
 
 
+@functools.cache
 def _certificate() -> bytes:
-    """Return a key and its certificate for localhost."""
+    """Return a key and its certificate for localhost; one, since clients read SSL_CERT_FILE once per process."""
     key, name = (
         ec.generate_private_key(ec.SECP256R1()),
         x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, 'localhost')]),

@@ -99,6 +99,8 @@ class Bucket:
                 if len(data) == max(0, min(length, opened.version.size - offset)):
                     return data
                 reason = 'incomplete answer'
+            except RefusedRequest:
+                raise
             except OSError as error:
                 reason = str(error)  # perhaps the object was replaced, and the next attempt opens the new one
             self._opened.pop(key, None)

@@ -180,7 +180,8 @@ def test_the_demo(reader, num_ranks):
     demo = ('--config', REPOSITORY / 'configs' / 'demo.yaml', '--DATASET_ROOT', reader.folder / 'demo')
     short = (*demo, *ON_CPU[:4], '--DATASET_HEAD_CAP', 8, '--TRAIN_MAX_EPOCH', 2, '--TRAIN_VALID_EVERY_EPOCHS', 1)
     url = f's3://{reader.bucket}/demo'
-    reader.start('packing', 'tools/pack.py', *demo, '--PACK_OUT', url).wait()
+    pack = ('tools/pack.py', *demo, '--PACK_IMAGES', 'copy', '--PACK_SHORT_SIDE', 0)
+    reader.start('packing', *pack, '--PACK_OUT', url).wait()
     runs = []
     for name, data in (
         ('local', ('--RUN_NUM_WORKERS', 0)),

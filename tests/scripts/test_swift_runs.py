@@ -32,7 +32,8 @@ def test_data_and_results_in_swift(scripts, products, tmp_path, monkeypatch):
         fs.copy_files(str(products), 'products/photos', destination_filesystem=files)
         photos, packed = 's3://products/photos', 's3://products/packed'
         train = ('main.py', '--config', TINY, '--LOG_ROOT', 's3://products/log', '--NAME')
-        start('a', 'tools/pack.py', '--config', TINY, '--DATASET_ROOT', photos, '--PACK_OUT', packed).wait()
+        pack = ('tools/pack.py', '--config', TINY, '--PACK_IMAGES', 'copy', '--PACK_SHORT_SIDE', 0)
+        start('a', *pack, '--DATASET_ROOT', photos, '--PACK_OUT', packed).wait()
         running = start('a', *train, 'tiny', '--DATASET_SHARDS', packed)
         running.wait_for('step 3')
         running.interrupt()
