@@ -43,6 +43,7 @@ class AzureEngine:
             raise RefusedRequest(errno.ENOSYS, missing_package('abfs')) from None
         logging.getLogger('azure').setLevel(logging.CRITICAL + 1)  # pages about an error, which is raised, too
         container, _, host = bucket.partition('@')
+        self._container: Any  # typed only where Azure's package is installed
         options: dict[str, Any] = {
             'transport': RequestsTransport(session=widened(Session()), session_owner=False),
             'connection_timeout': TIMEOUT[0],
@@ -146,7 +147,7 @@ class AzureEngine:
         """Copy an object."""
         source, target = self._container.get_blob_client(key), self._container.get_blob_client(other)
         with _errors():
-            status = target.start_copy_from_url(source.url)['copy_status']
+            status: Any = target.start_copy_from_url(source.url)['copy_status']
             while status == 'pending':
                 time.sleep(_COPY_SECONDS)
                 status = target.get_blob_properties().copy.status
