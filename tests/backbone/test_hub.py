@@ -87,7 +87,7 @@ def test_weights_at_a_url(closed_port, monkeypatch):
     name = 'gcvit_tiny.in1k'
     published = timm.get_pretrained_cfg(name)
     monkeypatch.setattr(published, 'url', f'http://127.0.0.1:{closed_port}/weights/gcvit_tiny-1.pth')
-    monkeypatch.setattr('lib.backbone.create.get_pretrained_cfg', lambda _: published)
+    monkeypatch.setattr('timm.models.get_pretrained_cfg', lambda _: published)
     line = fails('http://unused', monkeypatch, name, seconds=5)
     assert f'gcvit_tiny-1.pth of http://127.0.0.1:{closed_port}/weights cannot be downloaded' in line
     assert '--MODEL_PRETRAINED pretrain_models/gcvit_tiny-1.pth' in line
@@ -166,6 +166,6 @@ def test_backbone_on_the_hub_at_another_size(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('name', ['res32_cifar', 'resnet10t', 'test_vit'])
 def test_missing_published_weights_raise_before_any_download(name, monkeypatch):
-    monkeypatch.setattr('lib.backbone.create.get_pretrained_cfg', lambda _: None)
+    monkeypatch.setattr('timm.models.get_pretrained_cfg', lambda _: None)
     with pytest.raises(UserError, match='MODEL'):
         published_weights(name)

@@ -109,7 +109,7 @@ def run_trials(folder, seed, num_trials):
     for trial in range(num_trials):
         added = [(f'product {draw.randrange(12)}', str(draw.randrange(10_000))) for _ in range(draw.choice((1, 9, 40)))]
         step = {
-            'add': added if trial % 3 != 2 else [],
+            'add': list(dict.fromkeys(added)) if trial % 3 != 2 else [],
             'remove': [f'product {draw.randrange(12)}'] if trial % 3 == 2 else [],
             'merge': trial % 3 == 2,
         }

@@ -169,6 +169,9 @@ def test_sparse_files_lose_their_blocks_and_keep_their_size(bucket, tmp_path):
     [('gs://b/x', 'google.cloud.storage'), ('abfss://c@account.dfs.core.windows.net/x', 'azure.storage.blob')],
 )
 def test_a_missing_package_is_one_line(bucket, monkeypatch, url, module):
+    parent, _, name = module.rpartition('.')
+    if parent in sys.modules:  # which keeps it as an attribute
+        monkeypatch.delattr(sys.modules[parent], name, raising=False)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=r'needs a package; type: pip install -r requirements-storage\.txt'):
         storage.materialize(local_path(url))

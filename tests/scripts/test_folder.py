@@ -97,7 +97,7 @@ def test_folders_named_after_classes_are_labels(scripts, photos, tmp_path):
     assert metrics['top1'] == ((rows[0]['predicted'] == '0') + (rows[1]['predicted'] == '2')) / 2
     draw_product(1, 4, 40, random).save(photos / 'test' / 'new.png')
     done = scripts.run(tmp_path, 'test.py', *model)
-    assert '1 of 3 images have no label, and do not count in metrics' in done.stderr
+    assert '1 of 3 images has no label, and does not count in metrics' in done.stderr
     again = json.loads((tmp_path / 'log' / 'my_photos' / 'predictions_test.metrics.json').read_text())
     assert (again['num_images'], again['top1']) == (2, metrics['top1'])
 
