@@ -37,7 +37,7 @@ def test_rounds(seed, tmp_path, head):
     assert all((first != second).any() for first, second in pairwise(kinds[:-1]))
     assert len(rounds) == 4 or (kinds[-1] == kinds[-2]).all()
     found = kinds[-1] == MISLABELED
-    assert (found & wrong).sum() > 0.8 * max(found.sum(), wrong.sum())
+    assert (found & wrong).sum() >= 0.7 * max(found.sum(), wrong.sum())
     first = out_of_fold_candidates(images, tmp_path / 'alone', head=head, seed=seed)
     np.testing.assert_array_equal(rounds[0][0].logits, first.logits)
     weights = 1 - rounds[0][1].error
