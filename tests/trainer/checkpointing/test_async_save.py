@@ -20,6 +20,12 @@ from lib.trainer.run_folder import RunFolder
 from tests.trainer.small import small_checkpoint
 
 
+def use_only_caplog(monkeypatch):
+    """Log without what commands of earlier tests in this process have set."""
+    for name, value in {'propagate': True, 'disabled': False, 'handlers': []}.items():
+        monkeypatch.setattr(LOGGER, name, value)
+
+
 @pytest.fixture
 def gate(monkeypatch):
     """An event that blocks the first chunk of each checkpoint until it is set."""
@@ -155,7 +161,7 @@ def test_leaving_raises_the_first_error(tmp_path, monkeypatch, error):
 
 
 def test_a_save_that_may_fail_is_a_warning(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(LOGGER, 'propagate', True)
+    use_only_caplog(monkeypatch)
     folder = RunFolder(tmp_path)
     with AsyncSaver(folder) as saver:
         saver.submit(lambda: small_checkpoint(step=1), may_fail=True)
@@ -258,7 +264,7 @@ def test_hurry_shortens_the_wait(tmp_path, lost):
 
 def test_missing_shards_within_an_epoch_are_a_warning(tmp_path, lost, monkeypatch, caplog):
     monkeypatch.setattr(sharded, '_TIMEOUT_SECONDS', 0)
-    monkeypatch.setattr(LOGGER, 'propagate', True)
+    use_only_caplog(monkeypatch)
     with AsyncSaver(RunFolder(tmp_path)) as saver:
         saver.submit(lambda: lost, may_fail=True)
     (record,) = caplog.records
