@@ -202,14 +202,10 @@ def test_the_demo(reader, num_ranks):
 @pytest.mark.slow
 @pytest.mark.parametrize('has_ranges', [True, False])
 def test_shards_of_a_web_server(reader, has_ranges):
-    """Training on packed images that https serves; a server without ranges is one line."""
+    """Training on packed images that https serves; small shards are read whole where the server has no ranges."""
     reader.add('packed')
     certificate = reader.folder / 'certificate.pem'
     reader.environment['SSL_CERT_FILE'] = str(certificate)
     with web_server(reader.folder / 'packed', certificate, has_ranges=has_ranges) as url:
-        train = ('main.py', '--config', TINY, *SHUFFLED, '--DATASET_SHARDS', url)
-        done = reader.start('remote', *train).wait(0 if has_ranges else 2)
-    if has_ranges:
-        check_same_run(reader.folder / 'remote' / 'log' / 'tiny', reader.train_locally('packed'))
-    else:
-        assert f'{url}/train/000000.tar: the server has no HTTP ranges' in error_line(done)
+        reader.start('remote', 'main.py', '--config', TINY, *SHUFFLED, '--DATASET_SHARDS', url).wait()
+    check_same_run(reader.folder / 'remote' / 'log' / 'tiny', reader.train_locally('packed'))
