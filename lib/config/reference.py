@@ -20,16 +20,16 @@ TRAIN:
   BATCH_SIZE: 64
 ```
 
-Values come from, later ones winning: the defaults below; the config in the checkpoint that `RESUME_MODEL` names (except
-`LOG_ROOT`, `RESUME_MODEL`, `RESUME_MODE`, `OVERWRITE` and `RUN`); the files after `--config`, from left to right; the
-options on the command line. Without `--config` and without a checkpoint, `configs/AiProducts.yaml` is used, or
-`configs/own_photos.yaml` if only a folder of photos is given with `--DATASET_ROOT`. A run folder contains the result as
-`config.yaml`.
+Values are merged in this order, and later ones override earlier ones: the defaults below; the config in the checkpoint
+that `RESUME_MODEL` names (except `LOG_ROOT`, `RESUME_MODEL`, `RESUME_MODE`, `OVERWRITE`, `RUN` and `STORAGE`); the
+files after `--config`, from left to right; the options on the command line. Without `--config` and without a
+checkpoint, `configs/AiProducts.yaml` is used, or `configs/own_photos.yaml` if only a folder of photos is given with
+`--DATASET_ROOT`. The run folder contains the result as `config.yaml`.
 
-Types: INT, FLOAT and TEXT; PATH is local, not a URL; BOOL is True or False; `X,Y,...` is a list, in YAML also `[X, Y]`.
-`auto|INT` is a number or the word `auto`, for which the run chooses a value; its `config.yaml` contains the value.
-`''` is an empty text. In YAML, a TEXT is what the file contains: `NAME: 007` is 007. Setting a key that the chosen
-method does not use is an error; "used by" names the choices that use it.
+Types: INT, FLOAT and TEXT; PATH is a local path or the URL of [object storage](storage.md); BOOL is True or False;
+`X,Y,...` is a list, in YAML also `[X, Y]`. `auto|INT` is a number or the word `auto`, for which the run chooses a value
+and writes it to its `config.yaml`. `''` is an empty text. YAML does not convert a TEXT: `NAME: 007` is 007. Setting a
+key that the chosen method does not use is an error; "used by" names the choices that use it.
 """
 
 

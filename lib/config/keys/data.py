@@ -20,8 +20,8 @@ PAIRED = ('cmo', 'bbn')  # MIX.TYPE whose odd slots are filled by a second sampl
 class DatasetKeys(Section, title='images and labels'):
     NAME = Key(
         'annotations',
-        'Source of the images: annotation files or class folders under ROOT, the generated demo data, or long-tailed '
-        'CIFAR.',
+        'Source of the images. annotations: annotation files or class folders under ROOT. demo: generated images. '
+        'cifar10_lt, cifar100_lt: long-tailed CIFAR.',
         choices=('annotations', 'demo', 'cifar10_lt', 'cifar100_lt'),
     )
     ROOT = Key(
@@ -118,8 +118,8 @@ class DatasetKeys(Section, title='images and labels'):
 class InputKeys(Section, title='image size, crops and augmentation'):
     SIZE = Key(
         0,
-        'Side of the square training images. auto: that of the pretrained weights, without them 112; with '
-        'TRAIN.MAX_EPOCH or OPTIMIZER.LR auto by number of training images.',
+        'Side of the square training images. auto: that of the pretrained weights, or 112 without them; if '
+        'TRAIN.MAX_EPOCH or OPTIMIZER.LR is auto, it depends on the number of training images.',
         low=8,
         unit='pixels',
         auto=0,
@@ -132,8 +132,8 @@ class InputKeys(Section, title='image size, crops and augmentation'):
     )
     TEST_SIZE = Key(
         0,
-        'Side of the square validation and test images. 0: SIZE. auto: SIZE; with TRAIN.MAX_EPOCH or OPTIMIZER.LR auto '
-        'by number of training images.',
+        'Side of the square validation and test images. 0: SIZE. auto: SIZE; if TRAIN.MAX_EPOCH or OPTIMIZER.LR is '
+        'auto, it depends on the number of training images.',
         low=0,
         unit='pixels',
         auto=-1,
@@ -141,20 +141,21 @@ class InputKeys(Section, title='image size, crops and augmentation'):
     CROP_RATIO = Key(
         0.0,
         'Validation and test images are resized to a short side of TEST_SIZE / CROP_RATIO, then center-cropped. auto: '
-        'that of the pretrained weights, without them 0.875.',
+        'that of the pretrained weights, or 0.875 without them.',
         low=0.1,
         high=1.0,
         auto=0.0,
     )
     INTERPOLATION = Key(
         'auto',
-        'Filter for resizing images, in training and evaluation. auto: that of the pretrained weights, without them '
-        'bilinear.',
+        'Filter for resizing images, in training and evaluation. auto: that of the pretrained weights, or bilinear '
+        'without them.',
         choices=('auto', 'bilinear', 'bicubic'),
     )
     TRAIN_TRANSFORM = Key(
         'random_resized_crop',
-        'Training crop: random area and aspect ratio, random shift after padding (CIFAR), or the crop of validation.',
+        'Training crop. random_resized_crop: random area and aspect ratio. pad_crop: random shift after padding '
+        '(CIFAR). center_crop: the crop of validation.',
         choices=('random_resized_crop', 'pad_crop', 'center_crop'),
     )
     SCALE = Key(
@@ -191,15 +192,15 @@ class InputKeys(Section, title='image size, crops and augmentation'):
     FLIP_PROBABILITY = Key(0.5, 'Probability of a horizontal flip in training.', low=0.0, high=1.0)
     MEAN = Key[tuple[float, ...]](
         (),
-        'Mean per channel (R, G, B) of pixel values from 0 to 1. auto: that of the pretrained weights, without them '
-        '0.485,0.456,0.406 (ImageNet).',
+        'Mean per channel (R, G, B) of pixel values from 0 to 1. auto: that of the pretrained weights, or '
+        '0.485,0.456,0.406 (ImageNet) without them.',
         entry=float,
         auto=(),
     )
     STD = Key[tuple[float, ...]](
         (),
         'Standard deviation per channel (R, G, B) of pixel values from 0 to 1. auto: that of the pretrained weights, '
-        'without them 0.229,0.224,0.225 (ImageNet).',
+        'or 0.229,0.224,0.225 (ImageNet) without them.',
         low=1e-6,
         entry=float,
         auto=(),
@@ -274,11 +275,11 @@ class PackKeys(Section, title='tar shards (tools/pack.py)'):
 
 
 class PseudoKeys(Section, title='pseudo-labels (tools/pseudo_label.py)'):
-    IMAGES = Key('', 'Unlabeled photos: a folder, with its sub-folders, or a JSON of a test split.', is_path=True)
+    IMAGES = Key('', 'Unlabeled photos: a folder with its sub-folders, or the JSON file of a test split.', is_path=True)
     ERROR = Key(
         0.05,
-        'Maximum error rate of the predictions that become labels: the upper 95 % bound of what is measured on the '
-        'validation split.',
+        'Maximum error rate of the predictions that become labels: an upper 95 % bound, measured on the validation '
+        'split.',
         low=0.0001,
         high=0.9,
     )

@@ -165,8 +165,8 @@ class LossKeys(Section, title='training loss'):
     )
     AUXILIARY = Key(
         '',
-        'Auxiliary loss, added to LOSS.TYPE. Empty: none. triplet, multi_similarity, supervised_contrastive: features '
-        'of the images of a batch, compared with each other (requirements-search.txt).',
+        'Auxiliary loss, added to LOSS.TYPE. triplet, multi_similarity and supervised_contrastive compare the features '
+        'of the images of a batch with each other, and need requirements-search.txt. Empty: none.',
         choices=('', 'balanced_contrastive', 'distillation', *METRIC),
     )
     AUXILIARY_WEIGHT = Key(

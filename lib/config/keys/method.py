@@ -35,8 +35,8 @@ class ModelKeys(Section, title='backbone and classifier'):
     )
     EMBEDDING = Key(
         0,
-        'Width of an embedding between backbone and classifier, of which product search compares the directions: a '
-        'linear layer and BatchNorm. 256 to 512 are usual. 0: none.',
+        'Width of an embedding (a linear layer and BatchNorm) between backbone and classifier, which product search '
+        'compares by cosine similarity. 256 to 512 are usual. 0: none.',
         low=0,
         high=65_536,
     )
@@ -48,17 +48,18 @@ class ModelKeys(Section, title='backbone and classifier'):
     )
     CLASSIFIER_INIT = Key(
         'checkpoint',
-        "Initial classifier on trained weights: the checkpoint's (without one, random), random, class_means (the mean "
-        'feature of each class), or text (embeddings of the class names by TEXT_MODEL).',
+        'Initial classifier for trained weights. checkpoint: the classifier in the checkpoint, or random rows without '
+        'one. random: random rows. class_means: the mean feature of each class. text: embeddings of the class names by '
+        'TEXT_MODEL.',
         choices=('checkpoint', 'random', 'class_means', 'text'),
     )
     TEXT_MODEL = Key(
         'ViT-B-16:openai',
-        'CLIP model whose image encoder MODEL.BACKBONE is: name in open_clip, colon, tag of its weights (downloaded) '
-        'or a local file. Needs requirements-text.txt.',
+        'CLIP model whose image encoder is MODEL.BACKBONE: its name in open_clip, a colon, and a tag of weights to '
+        'download or a local file. Needs requirements-text.txt.',
         used_by=_FROM_TEXT,
     )
-    TEXT_PROMPT = Key('a photo of a {}.', 'Text that the class name is put into, in place of {}.', used_by=_FROM_TEXT)
+    TEXT_PROMPT = Key('a photo of a {}.', 'Prompt around each class name, which replaces {}.', used_by=_FROM_TEXT)
     FREEZE_CLASSIFIER = Key(False, 'Train only the scales of the classifier.', used_by=('MODEL.CLASSIFIER', ('lws',)))
     COSINE_SCALE = Key(
         16.0,
@@ -79,8 +80,8 @@ class ModelKeys(Section, title='backbone and classifier'):
     )
     FREEZE_STAGES = Key(
         0,
-        'Number of first stages of the backbone that are not trained, BatchNorm statistics included: 1 is the stem '
-        'alone. Steps are faster, and little is lost on small sets.',
+        'Number of initial stages of the backbone that are frozen, BatchNorm statistics included; 1 is the stem alone. '
+        'Steps are faster, with little loss on small sets.',
         low=0,
         used_by=('MODEL.TUNE', ('full',)),
     )
@@ -106,7 +107,7 @@ class ModelKeys(Section, title='backbone and classifier'):
     BACKBONE_SHARDED = Key(
         False,
         'Split parameters, gradients, optimizer state and EMA of the backbone over the ranks of torchrun (FSDP2, ZeRO '
-        'stage 3); each block is whole only while it computes.',
+        'stage 3); the parameters of a block are gathered only while it computes.',
     )
     CLASSIFIER_SHARDED = Key(
         False, 'Split the classes over the ranks of torchrun; each rank holds the classifier rows of its shard.'
@@ -142,13 +143,13 @@ class MixKeys(Section, title='mixing of image pairs'):
     )
     KAPPA = Key(
         3.0,
-        'Remix kappa: ratio of the class sizes from which on the label may go to the rarer class alone.',
+        'Remix kappa: smallest ratio of the class sizes for which the rarer class may get the whole label.',
         low=1.0,
         used_by=_of_mix('remix'),
     )
     TAU = Key(
         0.5,
-        'Remix tau: the label goes to the rarer class alone if lam of the larger class is below tau.',
+        'Remix tau: the rarer class gets the whole label if lam of the larger class is below tau.',
         low=0.0,
         high=1.0,
         used_by=_of_mix('remix'),
@@ -166,12 +167,13 @@ class OptimizerKeys(Section, title='optimizer'):
         'sgd',
         'Optimizer. lbfgs: L-BFGS over the whole training set, for heads on cached features (TRAIN.FEATURES cached). '
         'Epoch e (from 0) minimizes the mean loss + lambda_e / 2 |W|^2, lambda_e = FIRST_LAMBDA x 10^(e/2), for '
-        'features of mean 0 and total variance 1: the epoch that TRAIN.SELECT_RULE selects is the regularization.',
+        'features of mean 0 and total variance 1, so TRAIN.SELECT_RULE selects the regularization.',
         choices=('sgd', 'adam', 'adamw', 'lbfgs'),
     )
     LR = Key(
         0.1,
-        'Base learning rate; with SCHEDULE.TYPE one_cycle, its maximum. auto: by number of training images.',
+        'Base learning rate; with SCHEDULE.TYPE one_cycle, its maximum. auto: depends on the number of training '
+        'images.',
         low=0.0,
         auto=-1.0,
         used_by=_WITH_STEPS,

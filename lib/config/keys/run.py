@@ -17,8 +17,8 @@ class TopKeys(Section, title='run'):
     )
     RESUME_MODE = Key(
         'auto',
-        'Training from a path in RESUME_MODEL: continue the same run, finetune its weights in a new run, or auto: '
-        'continue if training set and recipe are the same and epochs are left.',
+        'Use of a path in RESUME_MODEL for training. continue: resume the same run. finetune: start a new run from its '
+        'weights. auto: continue if training set and recipe are the same and epochs are left, else finetune.',
         choices=('auto', 'continue', 'finetune'),
     )
     OVERWRITE = Key(
@@ -38,13 +38,14 @@ class TrainKeys(Section, title='epochs, batches, checkpoints'):
     )
     MAX_EPOCH = Key(
         120,
-        'Epochs to train. 0: evaluate and save the model without training. auto: by number of training images.',
+        'Epochs to train. 0: evaluate and save the model without training. auto: depends on the number of training '
+        'images.',
         low=0,
         auto=-1,
     )
     HEAD_EPOCHS = Key(
         0,
-        'Number of first epochs that train embedding and classifier alone, as MODEL.TUNE head does; the later ones '
+        'Number of initial epochs that train only embedding and classifier, as MODEL.TUNE head does; later epochs '
         'train the backbone, too.',
         low=0,
         used_by=('MODEL.TUNE', ('full', 'norm', 'bias', 'ssf', 'lora', 'adaptformer')),
@@ -56,9 +57,9 @@ class TrainKeys(Section, title='epochs, batches, checkpoints'):
     )
     SELECT_RULE = Key(
         'one_standard_error',
-        'Epoch saved as best_model.pth. one_standard_error: the latest one that is not worse than the best one by more '
-        'than one standard error (on the same images, beyond what the best of many is ahead by chance). best: the best '
-        'one, the latest of equal ones.',
+        'Epoch saved as best_model.pth. best: the best one, the latest in case of a tie. one_standard_error: the '
+        'latest one that is not worse than the best one by more than one standard error on the same images, corrected '
+        'for the lead that the best of many epochs has by chance.',
         choices=('one_standard_error', 'best'),
     )
     VALID_EVERY_EPOCHS = Key(1, 'Epochs between validations; the last epoch is always validated.', low=1)
@@ -120,8 +121,8 @@ class TrainKeys(Section, title='epochs, batches, checkpoints'):
 class LogKeys(Section, title='experiment trackers'):
     TRACKERS = Key[tuple[str, ...]](
         ('tensorboard',),
-        'Where main.py records the run besides metrics.jsonl. mlflow and wandb need requirements-tracking.txt, and '
-        'environment variables such as MLFLOW_TRACKING_URI and WANDB_API_KEY. Empty: nowhere.',
+        'Trackers that record the run besides metrics.jsonl. mlflow and wandb need requirements-tracking.txt, and '
+        'environment variables such as MLFLOW_TRACKING_URI and WANDB_API_KEY. Empty: none.',
         choices=('tensorboard', 'mlflow', 'wandb'),
     )
 
@@ -140,8 +141,8 @@ class TestKeys(Section, title='evaluation and prediction'):
     )
     PART = Key(
         '',
-        'Predict one of N parts of the images, for independent workers: 3/64 is the third of 64. merge/64 writes the '
-        'files of the whole from all 64. Empty: predict all images.',
+        'Predict one of N parts of the images, for independent machines: 3/64 is the third of 64 parts. merge/64 '
+        'merges the 64 parts into the files of the whole prediction. Empty: predict all images.',
     )
     COLUMNS = Key[tuple[str, ...]](
         ('id', 'predicted', 'name', 'probability'),
@@ -156,8 +157,8 @@ class TestKeys(Section, title='evaluation and prediction'):
     )
     CROPS = Key(
         'center',
-        'Crops for test-time augmentation: the center; five: also the four corners; ten: those mirrored, too; whole: '
-        'the whole image, padded to a square.',
+        'Crops for test-time augmentation. center: the center alone. five: the center and the four corners. ten: these '
+        'five and their mirror images. whole: the whole image, padded to a square.',
         choices=('center', 'five', 'ten', 'whole'),
     )
     SCALES = Key[tuple[float, ...]](
@@ -197,29 +198,29 @@ class TestKeys(Section, title='evaluation and prediction'):
     )
     ABSTAIN_ERROR = Key(
         0.0,
-        'Also write predictions with abstention: target error of the accepted predictions; the threshold on the '
+        'Also write predictions with abstention: the target error of the accepted predictions. The threshold on the '
         'probability is chosen on the validation split. 0: off.',
         low=0.0,
         high=0.999,
     )
     REJECT_UNKNOWN = Key(
         0.0,
-        'Also distinguish photos of unknown products from those of known ones: wanted false-acceptance rate, the '
-        'fraction of photos of unknown products that are taken for known ones. 0: off.',
+        'Also reject photos of unknown products: the target false-acceptance rate, which is the fraction of photos of '
+        'unknown products that are accepted as known ones. 0: off.',
         low=0.0,
         high=0.9,
     )
     UNKNOWN_ROOT = Key(
         '',
-        'Photos of products that the model does not know, by which the threshold of REJECT_UNKNOWN is chosen: a folder '
-        'with one sub-folder per product, or an annotation file. Empty: each class of the validation split is left out '
-        'in turn, which makes the threshold too low where the backbone was trained on these classes.',
+        'Photos of products that the model does not know, for choosing the threshold of REJECT_UNKNOWN: a folder with '
+        'one sub-folder per product, or an annotation file. Empty: each class of the validation split is left out in '
+        'turn, which gives too low a threshold if the backbone was trained on these classes.',
         is_path=True,
     )
     UNKNOWN_SCORE = Key(
         'prototype',
         'Score of REJECT_UNKNOWN. prototype: similarity to the nearest class mean of whitened training features; '
-        'max_logit, energy: of the logits, which need no training images, but UNKNOWN_ROOT.',
+        'max_logit, energy: scores of the logits, which need UNKNOWN_ROOT, but no training images.',
         choices=('prototype', 'max_logit', 'energy'),
     )
 
@@ -242,19 +243,19 @@ class RunKeys(Section, title='devices, workers, precision'):
     )
     DECODE_DEVICE = Key(
         'cpu',
-        'Device that decodes JPEG images for training, evaluation and prediction. cuda: the GPU of the process decodes '
-        'and crops the usual ones, for machines whose CPU cores limit the speed; see docs/data.md.',
+        'Device that decodes JPEG images for training, evaluation and prediction. cuda: the GPU of each process '
+        'decodes and crops common JPEG images, for machines with too few CPU cores; see docs/data.md.',
         choices=('cpu', 'cuda'),
     )
     QUOTE_FORMULAS = Key(
         False,
-        "In CSV files, put ' before names that start with =, +, -, @, a tab or a line end: a spreadsheet would compute "
-        'them.',
+        "In CSV files, put ' before names that start with =, +, -, @, a tab or a line end, which a spreadsheet would "
+        'evaluate.',
     )
     PRECISION = Key(
         'auto',
-        'Precision of training. auto: on CPUs the faster one of float32 and bfloat16, by timing steps of the model; on '
-        'GPUs bfloat16, on older ones float16 or float32. Evaluation uses float32.',
+        'Precision of training and evaluation. auto: evaluate in float32; train on CPUs in the faster one of float32 '
+        'and bfloat16, by timing steps of the model, on GPUs in bfloat16, on older GPUs in float16 or float32.',
         choices=('auto', 'float32', 'bfloat16', 'float16'),
     )
     MEMORY_FORMAT = Key(
@@ -266,8 +267,8 @@ class RunKeys(Section, title='devices, workers, precision'):
     ENGINE = Key(
         'auto',
         'Engine that computes the features of images in evaluation and prediction. auto: on CPUs the fastest installed '
-        'one that reproduces torch on the first images; torch for few images, see docs/prediction.md. The others need '
-        'requirements-engines.txt.',
+        'one that reproduces torch on the first images; torch for few images, see docs/prediction.md. openvino and '
+        'onnxruntime need requirements-engines.txt.',
         choices=('auto', 'torch', 'compile', 'openvino', 'onnxruntime'),
     )
     ENGINE_PRECISION = Key(
@@ -289,5 +290,5 @@ class StorageKeys(Section, title='object storage'):
         is_path=True,
     )
     CACHE_GB = Key(
-        50.0, 'Largest size of CACHE; the least recently used images are removed from it.', low=0.01, unit='GB'
+        50.0, 'Size limit of CACHE; above it, the least recently used images are removed.', low=0.01, unit='GB'
     )

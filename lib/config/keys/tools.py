@@ -48,7 +48,7 @@ class SearchKeys(Section, title='nearest neighbors (tools/search.py)'):
     RERANK = Key(
         '',
         'Improve the results after the search. query_expansion: search again with the mean of a query and its nearest '
-        'images (alpha QE); reciprocal: rank images higher that have the same k-reciprocal neighbors as the query.',
+        'images (alpha QE); reciprocal: rank images higher that share k-reciprocal neighbors with the query.',
         choices=('', 'query_expansion', 'reciprocal'),
         used_by=('SEARCH.METRIC', ('cosine',)),
     )
@@ -61,7 +61,7 @@ class SearchKeys(Section, title='nearest neighbors (tools/search.py)'):
     )
     EFFORT = Key(
         384,
-        'Candidates per query in approximate search; more find more of the true neighbors, slower.',
+        'Candidates per query in approximate search; more candidates find more true neighbors, but take longer.',
         low=1,
     )
 
@@ -76,15 +76,15 @@ class IndexKeys(Section, title='catalogs for product search (tools/index.py)'):
     )
     REMOVE = Key[tuple[str, ...]](
         (),
-        'Names of products to remove, separated by commas, or a .txt file with a name per line. What ADD adds is added '
-        'afterwards.',
+        'Names of products to remove, separated by commas, or a .txt file with a name per line. They are removed '
+        'before ADD adds photos.',
         entry=str,
         is_path=True,
     )
     KIND = Key(
         'auto',
-        'Search among more than 20,000 photos. exact: compare all; ivfpq: lists of short codes; hnsw: a graph; '
-        'auto: ivfpq.',
+        'Index of a catalog with more than 20,000 photos. exact: none, compare all photos; ivfpq: inverted lists of '
+        'product-quantized codes; hnsw: a graph; auto: ivfpq.',
         choices=('auto', 'exact', 'hnsw', 'ivfpq'),
     )
     CODES = Key(
@@ -94,7 +94,7 @@ class IndexKeys(Section, title='catalogs for product search (tools/index.py)'):
     )
     DIMENSIONS = Key(
         0,
-        'Dimensions after the whitening of SEARCH.WHITEN, at most; it is stored in the catalog. 0: no whitening.',
+        'Maximum number of dimensions after whitening, as by SEARCH.WHITEN; the catalog stores it. 0: no whitening.',
         low=0,
     )
 
@@ -187,16 +187,16 @@ class ServeKeys(Section, title='HTTP service (tools/serve.py)'):
         high=1000.0,
         unit='milliseconds',
     )
-    QUEUE = Key(256, 'Images that may wait; further requests get status 429 and the time to wait.', low=1)
+    QUEUE = Key(256, 'Maximum number of waiting images; further requests get status 429 and the time to wait.', low=1)
     MAX_MB = Key(20.0, 'Maximum size of a request (1 MB = 10^6 bytes).', low=0.001, high=10_000.0, unit='MB')
     SECONDS = Key(
         30.0,
-        'Time limit of a request, from its first byte to its answer; also of stopping, when requests are finished.',
+        'Time limit of a request, from its first byte to its answer, and of finishing requests when the service stops.',
         low=0.1,
         high=3600.0,
         unit='seconds',
     )
-    NEIGHBORS = Key(0, 'Nearest training photos that the page shows with an answer. 0: none.', low=0, high=20)
+    NEIGHBORS = Key(0, 'Number of nearest training photos that the page shows with an answer.', low=0, high=20)
     FEEDBACK = Key(
         '',
         'Folder for photos that users of the page confirm or correct, with decisions.json. Empty: no feedback.',
@@ -226,8 +226,8 @@ class CleanKeys(Section, title='label cleaning (tools/clean.py)'):
     FOLDS = Key(5, 'Folds of the training split.', low=2, used_by=('CLEAN.HEAD', ('auto', 'linear')))
     MODELS = Key[tuple[str, ...]](
         (),
-        'Further checkpoints, separated by commas: their features are joined with those of the pretrained weights or '
-        'of RESUME_MODEL.',
+        'Further checkpoints, separated by commas: their features are concatenated with those of the pretrained '
+        'weights or of RESUME_MODEL.',
         is_path=True,
         entry=str,
     )
