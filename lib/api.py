@@ -1,4 +1,4 @@
-"""The Python interface: predict images in a program of yours, as test.py does.
+"""The Python interface: predict images in your own program, as test.py does.
 
     from lib.api import load
 
@@ -82,20 +82,20 @@ def load(
     """Load a model from a checkpoint, which runs no code of the file.
 
     Args:
-        path: of a checkpoint, such as log/demo/best_model.pth, or of an exported .safetensors.
-        engine: 'torch', 'openvino', 'onnxruntime', 'compile', or 'auto': on a CPU OpenVINO where that is installed,
-            faster, and has the same answers. It is prepared with the first image; its graph is cached in the folder
-            `engines` beside the checkpoint.
-        precision: 'float32', or with OpenVINO 'bf16' or 'int8', whose loss of accuracy is logged where the validation
-            split is at hand.
+        path: a checkpoint, such as log/demo/best_model.pth, or an exported .safetensors file.
+        engine: 'torch', 'openvino', 'onnxruntime', 'compile' or 'auto'. On a CPU, 'auto' uses OpenVINO if it is
+            installed, which is faster and gives the same answers. It is prepared with the first image; its graph is
+            cached in the folder `engines` beside the checkpoint.
+        precision: 'float32', or with OpenVINO 'bf16' or 'int8', whose loss of accuracy is logged if the validation
+            split is available.
         device: 'auto', 'cpu', 'mps', 'cuda' or 'cuda:1'.
         threads: CPU threads of the network, and threads that decode; None: one per core.
         batch_size: images per step of `predict` and `stream`; None: that of test.py.
-        threshold: probability below which an answer is not accepted; None: the one that `test.py --TEST_ABSTAIN_ERROR`
-            has chosen last for this model, if it has. 0 accepts every answer.
+        threshold: probability below which an answer is not accepted. None: the one that `test.py --TEST_ABSTAIN_ERROR`
+            chose last for this model, if any. 0: every answer is accepted.
 
     Raises:
-        UserError: no such file, it is no checkpoint or damaged, or there is no such device.
+        UserError: the file does not exist, is not a checkpoint or is damaged, or there is no such device.
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f'path is of type {type(path).__name__}, but must be the path of a checkpoint')
@@ -117,16 +117,16 @@ class Model:
     """A trained model for prediction; `load` returns one. Its methods may be called from several threads at a time.
 
     Images are paths, the bytes of image files, Pillow images, or uint8 arrays (height, width, 3) in RGB. Files are
-    decoded as by test.py: turned upright, transparency composed with white, within limits of memory and time.
+    decoded as in test.py: rotated upright, transparency composited over white, within limits of memory and time.
 
     Attributes:
         classes: names of the classes.
         version: fingerprint of the weights, the preprocessing and the names.
-        threshold: probability below which an answer is not accepted; None: no answer is judged.
+        threshold: probability below which an answer is not accepted; None: there is no threshold.
     """
 
     def __init__(self, trained: 'LoadedModel', *, threads: int | None = None, threshold: float | None = None) -> None:
-        """Take a loaded model; arguments as `load`, which programs call."""
+        """Wrap a loaded model; arguments as in `load`, which programs call instead."""
         from lib.commands.library_model import with_predictor
 
         self._opened = opened = with_predictor(trained, threads)
@@ -142,7 +142,7 @@ class Model:
 
     @property
     def image_size(self) -> int:
-        """Side of the pixels that the network gets."""
+        """Side of the square input of the network, in pixels."""
         return self._predictor.transform.size
 
     def __repr__(self) -> str:
@@ -159,10 +159,10 @@ class Model:
             top_k: number of classes per record; fewer where the model has fewer.
 
         Returns:
-            A record, or a list of them in the order of the images. Images that cannot be decoded have an error there.
+            A record, or a list of records in the order of the images. An image that cannot be decoded has an error.
 
         Raises:
-            TypeError, ValueError: something else than images.
+            TypeError, ValueError: an argument is not an image.
         """
         if not is_image(images):
             return list(self.stream(images, top_k))
@@ -172,12 +172,12 @@ class Model:
             return self._failed(str(error))
 
     def stream(self, images: Iterable[GivenImage], top_k: int = 3) -> Iterator[Record]:
-        """Yield the record of each of any number of images, in order, with constant memory.
+        """Yield the record of each image, in order; memory does not grow with the number of images.
 
-        Images are decoded while the network runs: some batches of images are taken from `images` ahead.
+        Images are decoded while the network runs, so a few batches are taken from `images` ahead.
 
         Raises:
-            TypeError, ValueError: something else than images.
+            TypeError, ValueError: an entry is not an image.
         """
         num_top = self._num_top(top_k)
         return (
@@ -187,9 +187,9 @@ class Model:
         )
 
     def features(self, images: Any) -> np.ndarray:
-        """Return the features of images, (n, num_features) float32; (num_features,) of one image.
+        """Return the features of images, (n, num_features) float32, or of one image, (num_features,).
 
-        Images that cannot be decoded have NaN.
+        The features of an image that cannot be decoded are NaN.
         """
         is_one = is_image(images)
         parts = [np.zeros((0, self.num_features), np.float32)]
@@ -200,11 +200,11 @@ class Model:
         return joined[0] if is_one else joined
 
     def pixels(self, image: GivenImage) -> 'torch.Tensor':
-        """Return the pixels that the network gets, uint8 (image_size, image_size, 3), decoded in the calling thread.
+        """Return the input pixels of the network, uint8 (image_size, image_size, 3), decoded in the calling thread.
 
         Raises:
             ImageError: the image cannot be read or decoded.
-            TypeError, ValueError: it is no image.
+            TypeError, ValueError: the argument is not an image.
         """
         check_image(image)
         try:
@@ -218,7 +218,7 @@ class Model:
         return self._records(top, top_k)
 
     def features_of_pixels(self, pixels: Any) -> np.ndarray:
-        """Return the float32 features (n, num_features) of a batch of `pixels`, as `predict_pixels`."""
+        """Return the features (n, num_features) float32 of a batch of `pixels`, as for `predict_pixels`."""
         return self._predictor.features(self._batch(pixels))
 
     def predict_features(self, features: np.ndarray, top_k: int = 3) -> list[Record]:
@@ -241,15 +241,15 @@ class Model:
         This model does not change. `save` writes the new one.
 
         Args:
-            classes: name of each new class -> its images; or of a class of this model -> further images of it, towards
+            classes: name of a new class -> its images; or name of a class of this model -> further images, towards
                 which its weights move.
             known: name of a class of this model -> images that the model was not trained on. The new classes get the
-                largest weights for which the accuracy of these, averaged over classes, falls by at most `max_loss`.
-                Without them, the loss of the old classes is not limited.
+                largest weights for which the accuracy on these images, averaged over classes, falls by at most
+                `max_loss`. Without them, the loss of accuracy on the old classes is not limited.
             retire: names of classes to remove.
 
         Raises:
-            UserError: a class has no images, or is to be removed but not there; an image cannot be decoded.
+            UserError: a class has no images, a class to remove does not exist, or an image cannot be decoded.
         """
         from lib.commands.library_model import enroll_images
 
@@ -280,7 +280,7 @@ class Model:
         return max(top_k, NUM_TOP)
 
     def _records(self, top: 'TopClasses', top_k: int, errors: Mapping[int, str] = {}) -> list[Record]:
-        names, threshold, known_from = self.classes, self.threshold, self._opened.known_from
+        names, threshold, known_threshold = self.classes, self.threshold, self._opened.known_threshold
         records = []
         labels, probabilities = top.classes[:, :top_k].tolist(), top.probabilities[:, :top_k].tolist()
         for position, chances in enumerate(probabilities):
@@ -289,7 +289,7 @@ class Model:
                 continue
             best = [(names[label], chance) for label, chance in zip(labels[position], chances, strict=True)]
             accepted = None if threshold is None else chances[0] >= threshold
-            unknown = None if known_from is None else not top.scores[position] >= known_from
+            unknown = None if known_threshold is None else not top.scores[position] >= known_threshold
             records.append(Record(best, accepted, unknown=unknown))
         return records
 

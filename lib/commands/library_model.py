@@ -28,32 +28,33 @@ from lib.runtime.log import LOGGER
 from lib.runtime.text import name_warnings, nfc
 from lib.trainer.checkpointing.io import read_checkpoint, write_checkpoint
 
-# Of all images that a model will predict, which RUN.ENGINE auto needs to know: enough for OpenVINO, but not for engines
-# whose preparation takes longer.
+# RUN.ENGINE auto needs to know how many pixels a model will predict: this many are enough for OpenVINO, but not for
+# engines whose preparation takes longer.
 _ASSUMED_PIXELS = 500_000_000
 
 
 @dataclass(frozen=True)
 class LibraryModel:
-    """A trained model with what predicts images by it.
+    """A trained model with its predictor.
 
     Attributes:
-        version: fingerprint of weights, preprocessing and class names, with a precision below float32.
+        version: fingerprint of weights, preprocessing and class names, and the precision if it is not float32.
         threshold: probability below which an answer is not accepted, as test.py chose it; None: it chose none.
-        known_from: score of the predictor from which on a product is known, as test.py chose it; None: it chose none.
-        threads: as lib.api.load gets them.
+        known_threshold: score of the predictor below which a product is unknown, as test.py chose it; None: it chose
+            none.
+        threads: argument of lib.api.load.
     """
 
     trained: LoadedModel
     predictor: ImagePredictor
     version: str
     threshold: float | None
-    known_from: float | None
+    known_threshold: float | None
     threads: int | None
 
 
 def load_for_library(path: Path, *, engine: str, precision: str, device: str, batch_size: int | None) -> LoadedModel:
-    """Load a checkpoint; arguments as lib.api.load. Its folder, and no other, gets the files that are cached.
+    """Load a checkpoint; arguments as in lib.api.load. Files are cached in its folder only.
 
     Raises:
         UserError: as `read_checkpoint`; a wrong engine, precision or device.
@@ -82,14 +83,14 @@ def load_for_library(path: Path, *, engine: str, precision: str, device: str, ba
 
 
 def with_predictor(trained: LoadedModel, threads: int | None) -> LibraryModel:
-    """Return a loaded model with what predicts images by it."""
+    """Return a loaded model with its predictor."""
     trained.model.eval()
     view = plain_view(trained.cfg)
     precision = trained.cfg.RUN.ENGINE_PRECISION
     version = trained.version
     if precision != 'float32':
         version += f'-{precision}'
-    score, known_from = read_rejection(trained, version) or (None, None)
+    score, known_threshold = read_rejection(trained, version) or (None, None)
     predictor = ImagePredictor(
         trained.engine_for(_ASSUMED_PIXELS // view.size**2),
         view,
@@ -99,7 +100,8 @@ def with_predictor(trained: LoadedModel, threads: int | None) -> LibraryModel:
         num_decoders=threads or num_workers(-1),
         score=score,
     )
-    return LibraryModel(trained, predictor, version, _stored_threshold(trained.folder, version), known_from, threads)
+    threshold = _stored_threshold(trained.folder, version)
+    return LibraryModel(trained, predictor, version, threshold, known_threshold, threads)
 
 
 class _RiskCoverage(msgspec.Struct):
@@ -125,11 +127,11 @@ def enroll_images(
     max_loss: float,
     retire: Sequence[str],
 ) -> LoadedModel:
-    """Return a model with other classes; arguments as lib.api.Model.enroll.
+    """Return a model with other classes; arguments as in lib.api.Model.enroll.
 
     Raises:
-        TypeError: something else than dictionaries from names to lists of images.
-        UserError: a class has no images, one of its images cannot be decoded, or it is to be removed but not there.
+        TypeError: `classes` or `known` is not a dictionary from names to lists of images.
+        UserError: a class has no images, an image cannot be decoded, or a class to remove does not exist.
     """
     trained = without_classes(opened.trained, labels_of(opened.trained, retire, 'retire'))
     classes, valid = _listed(classes, 'classes'), _listed(known, 'known')
