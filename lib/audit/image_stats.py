@@ -21,7 +21,7 @@ class ImageStats:
     """Statistics of one decoded image.
 
     Attributes:
-        width, height: of the upright image, pixels.
+        width, height: width and height of the upright image, pixels.
         format: index into FORMATS.
         digest: 64 bits, of the size and the gray values of all pixels.
         thumbnail: (32, 32) uint8, the gray image resized to a square.

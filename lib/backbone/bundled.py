@@ -46,7 +46,7 @@ class BundledWeights(NamedTuple):
         package: its name and version for pip.
         file: the weights, relative to the folder of its module.
         sha256: of that file.
-        license: of the weights.
+        license: license of the weights.
         stages: number of blocks in each stage of the network in timm; the file numbers blocks through.
         preprocessing: as in timm's pretrained_cfg.
     """

@@ -101,7 +101,7 @@ class PublishedPreprocessing(NamedTuple):
     """The preprocessing that timm publishes with weights.
 
     Attributes:
-        preprocessing: of the images.
+        preprocessing: preprocessing of the images.
         weights: name of these weights in timm.
         others: weights of the same architecture with another mean or standard deviation, if a file may be either; ''.
     """

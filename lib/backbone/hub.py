@@ -24,8 +24,8 @@ class PublishedWeights(NamedTuple):
     """A file of published weights.
 
     Attributes:
-        path: of the file in the cache.
-        license: of the weights; 'unknown' if it is not stated.
+        path: path of the file in the cache.
+        license: license of the weights; 'unknown' if it is not stated.
     """
 
     path: Path

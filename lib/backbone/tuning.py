@@ -49,7 +49,7 @@ def tune_backbone(
     Args:
         rank: r of LoRA, or the width between Down and Up; 0: DEFAULT_RANK.
         scale: alpha / r of LoRA, or s; 0: DEFAULT_SCALE.
-        seed: of A and Down.
+        seed: seed of A and Down.
         name: MODEL.BACKBONE, for the error message.
 
     Raises:

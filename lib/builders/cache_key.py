@@ -48,7 +48,7 @@ def model_version(cfg: Config, fingerprint: str, class_names: Sequence[str]) -> 
     It is the same on every device, and for all copies of a checkpoint file.
 
     Args:
-        fingerprint: of all weights.
+        fingerprint: fingerprint of all weights.
     """
     preprocessing, pool = _preprocessing(cfg)
     return _version(f'{fingerprint} {preprocessing} {list(class_names)}{pool}')
@@ -60,7 +60,7 @@ def feature_version(cfg: Config, fingerprint: str) -> str:
     Classes may be added to the model and removed from it.
 
     Args:
-        fingerprint: of the weights that compute the features.
+        fingerprint: fingerprint of the weights that compute the features.
     """
     return _version('{} {}{}'.format(fingerprint, *_preprocessing(cfg)))
 
@@ -98,7 +98,7 @@ def input_key(cfg: Config, device: Device, precision: str = '') -> dict[str, Any
     completed by another.
 
     Args:
-        precision: of the features; default: RUN.ENGINE_PRECISION.
+        precision: precision of the features; default: RUN.ENGINE_PRECISION.
     """
     inputs, precision = cfg.INPUT, precision or cfg.RUN.ENGINE_PRECISION
     return {

@@ -27,7 +27,7 @@ def calibration_pixels(
     They are 300 to 512 images with as equal numbers per class as possible, drawn by SEED.
 
     Args:
-        class_names: of the model.
+        class_names: class names of the model.
         view: the crop; default: that of validation.
 
     Raises:

@@ -86,7 +86,7 @@ def open_valid_split(cfg: Config, class_names: Sequence[str] = ()) -> DatasetSpl
     """Open the validation split, corrected: from its own file if there is one, else as in training.
 
     Args:
-        class_names: of a model; if the split has these classes in another order, its labels are renumbered.
+        class_names: class names of a model; if the split has these classes in another order, its labels are renumbered.
 
     Raises:
         UserError: there is no validation split.

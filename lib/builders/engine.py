@@ -61,8 +61,8 @@ def build_engine(
 
     Args:
         model: with its final weights.
-        num_images: of the pass, over all ranks. `auto` uses torch for few images, so that these results never change.
-        folder: of the run; graphs are cached in its folder `engines`.
+        num_images: images in the pass, over all ranks. `auto` uses torch for few images, so these results never change.
+        folder: folder of the run; graphs are cached in its folder `engines`.
         precision: that of RUN.ENGINE_PRECISION, where it applies.
         calibration: needed for int8.
         is_training: the features determine the weights of a run.

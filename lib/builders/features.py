@@ -48,8 +48,8 @@ class CachedFeatures:
     """The outputs of the backbone that a run trains on.
 
     Attributes:
-        train: of the training split, all rows, once per view.
-        valid: of the validation split; None without one.
+        train: features of the training split, all rows, once per view.
+        valid: features of the validation split; None without one.
     """
 
     train: Sequence[Features]

@@ -144,7 +144,7 @@ def build_eval_loader(
         views: the crops of each image; default: the plain view.
         train_view: instead, the crop and augmentation of training with the random numbers of this epoch, where the
             slot of an image is its row.
-        features: of the split, which batches contain in place of images.
+        features: features of the split, which batches contain in place of images.
         whole_batches: as in EvalLoader.
         normalized: False: the images of a batch are uint8 RGB (batch, size, size, 3), for networks that normalize.
 

@@ -32,7 +32,7 @@ def build_mixer(cfg: Config, class_counts: np.ndarray, device: torch.device) -> 
 
     Args:
         class_counts: (num_classes,) training images per class after HEAD_CAP.
-        device: of the batches.
+        device: device of the batches.
     """
     mix = cfg.MIX
     if not mix.TYPE:

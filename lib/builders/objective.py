@@ -106,7 +106,7 @@ def build_objective(
     Args:
         class_counts: (num_classes,) training images per class after HEAD_CAP.
         model: trained.
-        names: of its classes; a teacher must have the same names in the same order. Empty: not compared.
+        names: names of its classes; a teacher must have the same names in the same order. Empty: not compared.
 
     Raises:
         UserError: the teacher is missing, cannot be read, or does not fit.

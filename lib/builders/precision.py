@@ -44,9 +44,9 @@ def choose_precision(
     the main rank. The line is '' if nothing was measured.
 
     Args:
-        device: of build_device().
+        device: result of build_device().
         num_images: training images in an epoch.
-        checkpoint: that the run is resumed from; None: a new run.
+        checkpoint: checkpoint to resume from; None: a new run.
     """
     default, line = StepFormat.of(device), ''
     if not group.is_main:

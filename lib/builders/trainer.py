@@ -124,8 +124,8 @@ def build_trainer(
     Args:
         training_set: identity of the training set and class counts for checkpoints.
         loader: training batches.
-        folder: of the run.
-        valid_features: of the validation split, with TRAIN.FEATURES cached.
+        folder: folder of the run.
+        valid_features: features of the validation split, with TRAIN.FEATURES cached.
 
     Raises:
         UserError: settings that do not fit together, such as a batch too small for the ranks.

@@ -234,12 +234,12 @@ def create_catalog(
     """Create an empty catalog.
 
     Args:
-        version: of the features; only features of the same version are comparable.
-        num_features: of the model.
-        kind: of the index of segments with more than INDEX_ROWS rows: exact: none; ivfpq: lists of even shorter codes;
+        version: version of the features; only features of the same version are comparable.
+        num_features: number of features of the model.
+        kind: index of segments with more than INDEX_ROWS rows: exact: none; ivfpq: lists of even shorter codes;
             hnsw: a graph, not for binary codes; auto: ivfpq.
         codes: float16, int8 or binary.
-        whitening: of the features, which may have fewer dimensions afterwards; None: they are only scaled.
+        whitening: whitening of the features, which may have fewer dimensions afterwards; None: they are only scaled.
 
     Raises:
         UserError: the folder contains a catalog.
@@ -262,7 +262,7 @@ def open_catalog(folder: Path, version: str = '', *, verify: bool = True) -> Cat
     """Open a catalog.
 
     Args:
-        version: of the features that are searched for; '': not compared.
+        version: version of the features that are searched for; '': not compared.
         verify: compare all files with their checksums. Without, it takes milliseconds at any size, and only names and
             sizes of files are compared: for a catalog that this machine has verified before.
 

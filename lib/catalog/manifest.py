@@ -90,10 +90,10 @@ class Manifest(msgspec.Struct, frozen=True):
     """The content of catalog.json.
 
     Attributes:
-        version: of the features: a fingerprint of backbone and preprocessing.
-        num_features: of the model.
+        version: version of the features: a fingerprint of backbone and preprocessing.
+        num_features: number of features of the model.
         width: values per code, after whitening.
-        codes, scale: of the codec.
+        codes, scale: codes and scale of the codec.
         kind: auto, exact, hnsw or ivfpq.
         whitening: mean and projection; None: features are only scaled to length 1.
         segments: their rows are disjoint.

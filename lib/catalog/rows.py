@@ -46,7 +46,7 @@ class Codec:
     Attributes:
         name: one of CODES. int8: multiples of 1 / scale; binary: signs.
         width: values per vector.
-        scale: of int8.
+        scale: scale of int8 codes.
     """
 
     name: str

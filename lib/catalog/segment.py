@@ -229,7 +229,7 @@ def write_segment(folder: Path, rows: Rows, codec: Codec, kind: str) -> Segment:
     """Write the files of a segment.
 
     Args:
-        kind: of the index; '': none.
+        kind: kind of the index; '': none.
     """
     path = folder / part_name(*rows.content())
     rows_path, index = path.with_suffix('.arrow'), None

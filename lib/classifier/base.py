@@ -94,9 +94,9 @@ def transfer_rows(
     The centers of classifiers with different numbers of centers are not transferred.
 
     Args:
-        state: of the new classifier: weight (num_classes, num_features), maybe bias (num_classes,); not modified.
-        trained: of the trained classifier, with rows in the order of `trained_names`.
-        names: of the new classifier's classes, in the order of rows.
+        state: state of the new classifier: weight (num_classes, num_features), maybe bias (num_classes,); not modified.
+        trained: state of the trained classifier, with rows in the order of `trained_names`.
+        names: names of the new classifier's classes, in the order of rows.
     """
     trained_row: dict[str, int] = {}
     for row, name in enumerate(trained_names):

@@ -85,12 +85,12 @@ def text_rows(
     code of LIFT (Shi et al., ICML 2024); without a projection it is t.
 
     Args:
-        names: of the classes; underscores count as spaces.
-        num_features: of the backbone, which must be the image encoder of the same CLIP model.
+        names: names of the classes; underscores count as spaces.
+        num_features: number of features of the backbone, which must be the image encoder of the same CLIP model.
         model: name in open_clip.
         weights: file with its weights.
         prompt: text around the name, which replaces {}.
-        device: that computes; None: the CPU.
+        device: device that computes; None: the CPU.
 
     Raises:
         UserError: the weights cannot be loaded, or the width of the texts is not that of the features.
@@ -143,7 +143,7 @@ class Projector(nn.Module):
 
     Args:
         num_features: width of the features and of the classifier's rows.
-        width: of the embeddings.
+        width: width of the embeddings.
     """
 
     def __init__(self, num_features: int, width: int) -> None:

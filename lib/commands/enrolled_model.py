@@ -64,7 +64,7 @@ class EnrolledRows:
     Attributes:
         base: the model that they are chosen for.
         known: labels of the known classes, (k,) ascending.
-        updates: of their rows; None: there are none.
+        updates: updates of their rows; None: there are none.
         choice: the strength and shift of these.
         imprinted: rows of the new classes; None: there are none.
     """
@@ -159,7 +159,7 @@ def labels_of(trained: LoadedModel, names: Sequence[str], option: str) -> list[i
     """Return the labels of the classes with these names, ascending.
 
     Args:
-        option: that names them, for the error message.
+        option: option that names them, for the error message.
 
     Raises:
         UserError: the model has no class of that name, or no other class.
@@ -207,7 +207,7 @@ def enrolled_model(trained: LoadedModel, checkpoint: Checkpoint, names: Sequence
     """Return the model of a checkpoint with other classes, which shares its backbone with the old one.
 
     Args:
-        names: of the classes; by default, those of the checkpoint.
+        names: names of the classes; by default, those of the checkpoint.
     """
     training_set = checkpoint.training_set
     num_classes = checkpoint.num_classes

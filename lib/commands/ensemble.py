@@ -83,7 +83,7 @@ def build_members(
     partial last batch of several is padded, since libraries sum in another order for another size.
 
     Args:
-        num_images: of the whole split, if this is a part of it.
+        num_images: number of images of the whole split, if this is a part of it.
         with_plain: the first model predicts the plain view even where that is not averaged.
 
     Raises:

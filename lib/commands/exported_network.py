@@ -33,7 +33,7 @@ class Format:
     """A file format.
 
     Attributes:
-        suffix: of the file name.
+        suffix: suffix of the file name.
         write: file, module, preprocessing, metadata -> the file, and maybe another beside it.
         load: file -> function from images to logits and features.
     """
@@ -54,7 +54,7 @@ def write_float32(
     """Write a file and compare its results with PyTorch; return a log line with the largest difference.
 
     Args:
-        splits: whose images are compared; the first that has any that can be decoded.
+        splits: splits to compare on; the first one with an image that can be decoded is used.
 
     Raises:
         UserError: the results differ.

@@ -176,7 +176,7 @@ def load_another(path: str, option: str, options: Mapping[str, Any], group: Proc
     """Load a further model of a command, with the config in its checkpoint and `options` over it.
 
     Args:
-        option: that names the path, for error messages.
+        option: option that names the path, for error messages.
         options: flat keys, such as {'TEST.BATCH_SIZE': 8}.
 
     Raises:
@@ -197,7 +197,7 @@ def split_features(
     Args:
         label: name of the split, for the progress bar and the cache.
         same_classes: whether the split's labels must be classes of the model.
-        precision: of the features; default: RUN.ENGINE_PRECISION, whose cost is logged.
+        precision: precision of the features; default: RUN.ENGINE_PRECISION, whose cost is logged.
 
     Raises:
         UserError: it has no image, or its labels do not fit the model.

@@ -12,7 +12,7 @@ def merge(path: Path, output: Path | None = None, *, overwrite: bool = False) ->
     Memory: the rest of the checkpoint, and the rows once.
 
     Args:
-        path: of the checkpoint; its folder head-EPOCH-STEP is in the same folder.
+        path: path of the checkpoint; its folder head-EPOCH-STEP is in the same folder.
         output: file to write; None: in the folder of `path`, with _merged in its name.
         overwrite: replace an existing file, atomically.
 

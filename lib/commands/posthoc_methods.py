@@ -50,8 +50,8 @@ class Outcome:
         correct: (n,) bool, of the labeled valid images.
         predictions: for these images; None where only `correct` is known.
         parameters: fitted values, one per fold where there are folds.
-        head: None where nothing was gained, or the result is not a linear classifier.
-        measured: which images it was fitted and measured on, in a few words.
+        head: None if there is no gain, or if the result is not a linear classifier.
+        measured: short description of the images that it was fitted and measured on.
     """
 
     correct: np.ndarray

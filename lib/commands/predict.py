@@ -43,8 +43,8 @@ class Predictor:
 
     Attributes:
         trained: the first is that of RESUME_MODEL, whose TEST options apply.
-        weights: of the models, of sum 1.
-        score: of known products, which is stored too; None: none.
+        weights: weights of the models, of sum 1.
+        score: score of known products, which is stored too; None: none.
     """
 
     trained: Sequence[LoadedModel]
@@ -65,7 +65,7 @@ class Predictor:
         """Predict a split into a store on all ranks; an interrupted prediction is resumed.
 
         Args:
-            folder: of the store.
+            folder: folder of the store.
             label: name of the split on the progress bar.
             part: predict this part of the split only.
             with_plain: store the classes predicted from the plain view too.

@@ -38,7 +38,7 @@ class Source:
     """The origin of the images of a prediction.
 
     Attributes:
-        name: of its last folder or file, for file names.
+        name: name of its last folder or file; file names contain it.
         identity: equal for the same source only: an absolute path, or the digest of a list on standard input.
     """
 
@@ -128,7 +128,7 @@ def open_unlabeled(cfg: Config, key: str, source: str, num_classes: int) -> Data
     """Open photos whose labels are ignored: a folder, or the JSON of a test split.
 
     Args:
-        key: of the option whose value `source` is.
+        key: key of the option whose value `source` is.
 
     Raises:
         UserError: there are none.

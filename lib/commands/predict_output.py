@@ -39,7 +39,7 @@ from lib.runtime.text import nfc
 from lib.trainer.run_folder import write_bad_images
 
 _PREDICTIONS = 'predictions_'
-_MAX_LOGGED = 10  # images whose predictions are logged
+_MAX_LOGGED = 10  # predictions of at most this many images are logged
 _MAX_NAME_BYTES = 80
 
 
@@ -49,9 +49,9 @@ class PredictResult:
 
     Attributes:
         metrics: empty without labels.
-        plain: those of the first model's plain view, where more than that is averaged.
-        lines: to log.
-        files: that were written.
+        plain: metrics of the first model's plain view, if more than that is averaged.
+        lines: log lines.
+        files: the written files.
     """
 
     metrics: dict[str, float]

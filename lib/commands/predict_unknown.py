@@ -62,10 +62,10 @@ class Rejection:
     """The choice of a threshold, with what is known about it.
 
     Attributes:
-        source: of the images of unknown products, for messages.
+        source: source of the images of unknown products, for messages.
         is_left_out: they are the validation images, each judged without its class.
         knows_classes: features or scores depend on training with the class that is left out.
-        metrics: of open_set_metrics, on the validation images and those of unknown products.
+        metrics: result of open_set_metrics, on the validation images and those of unknown products.
         known_accepted: fraction of the validation images that is accepted.
         known_error: error of the accepted ones; None without any.
     """
@@ -178,8 +178,8 @@ def choose_rejection(
     """Choose the threshold of a score for a false-acceptance rate.
 
     Args:
-        known: of the validation split.
-        unknown: of unknown products; None: the validation images, each without its class.
+        known: images of the validation split.
+        unknown: images of unknown products; None: the validation images, each without its class.
         knows_classes: the features were trained on the classes.
 
     Raises:

@@ -55,7 +55,7 @@ class _Chosen:
     """Photos that become training images.
 
     Attributes:
-        rows: of the photos, ascending.
+        rows: rows of the photos, ascending.
         labels, weights: (k,) int64 classes of the model, float64 in (0, 1].
         counts: reason -> photos that were left out for it.
     """

@@ -50,9 +50,9 @@ class ResumePlan:
 
     Attributes:
         kind: 'new', 'continue' or 'finetune'.
-        folder: of the run.
-        checkpoint: to start from; None for a new run.
-        reason: for the log.
+        folder: folder of the run.
+        checkpoint: checkpoint to start from; None for a new run.
+        reason: explanation for the log.
         set_aside: rename the existing folder first.
     """
 

@@ -33,7 +33,7 @@ class Key(Generic[T]):
             special.
         choices: allowed values, or entries of a tuple; empty if any value of the type is allowed.
         low, high: allowed range of a number (or of each number of a tuple), ends included.
-        unit: of a number, such as 'pixels'.
+        unit: unit of a number, such as 'pixels'.
         neutral: a value that switches the option off, so that it may be set where the method does not use it.
         used_by: (selector key, its values that use this option); None if it is always used.
         or_by: other selector keys; the same values of these use it, too.
@@ -78,7 +78,7 @@ class Key(Generic[T]):
         """Return `value` in this key's type.
 
         Args:
-            name: of the option, for messages.
+            name: name of the option, for messages.
             value: text from the command line; text, or lists or mappings of texts, from YAML; or a value of its type.
                 The text 'auto' becomes `auto` where the key has it.
 

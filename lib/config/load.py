@@ -93,7 +93,7 @@ def merge_checkpoint_config(
 
     Args:
         text: YAML in the checkpoint; '' for a checkpoint of the original entry.
-        path: of the checkpoint; becomes RESUME_MODEL.
+        path: path of the checkpoint; becomes RESUME_MODEL.
         options: flat keys, such as {'TEST.BATCH_SIZE': 8}, in their types.
         files: after --config.
 

@@ -46,12 +46,12 @@ class CacheSource(msgspec.Struct, frozen=True, rename={'prefix': 'beginning'}):
     """The JSON file from which columns were parsed.
 
     Attributes:
-        stamp, digest: of the JSON file; the digest is its SHA-256.
+        stamp, digest: stamp and digest of the JSON file; the digest is its SHA-256.
         prefix: (bytes, their SHA-256, entries in them) of the start of the file; (0, '', 0) if there is none.
         num_classes: as written there.
         warnings: oddities, without the file's name.
         classes_digest: as written there; '' if there is none.
-        version: of the cache format.
+        version: version of the cache format.
     """
 
     stamp: FileStamp

@@ -64,7 +64,7 @@ class ParsedAnnotations:
         fingerprints: (num_images,) uint64, of the paths.
         digest: SHA-256 of the file.
         prefix: (bytes, their SHA-256, entries in them): see ParsedPrefix; (0, '', 0) if there is none.
-        classes_digest: of the class names, as written; '' if there is none.
+        classes_digest: digest of the class names, as written; '' if there is none.
         weights: (num_images,) float32, as written: their range is not checked; None: no entry has one.
     """
 

@@ -33,7 +33,7 @@ class Decision(msgspec.Struct, omit_defaults=True):
         action: 'keep' and 'unsure' change nothing; 'drop': the image is not used; 'relabel'; 'weight'.
         label: name of the class that the image had when it was judged; its number if classes have no names.
         to: name of the right class, of 'relabel'.
-        weight: of the image in the loss, in (0, 1], of 'weight'.
+        weight: weight of the image in the loss, in (0, 1], for 'weight'.
         by: 'review' (a person) or 'clean' (tools/clean.py).
     """
 
@@ -266,7 +266,7 @@ class QuarantinedRows:
     """The entries of a quarantine file for one split.
 
     Attributes:
-        rows: of the split, ascending.
+        rows: rows of the split, ascending.
         num_unknown: listed paths that are not in the split.
         num_other: entries of other splits.
     """

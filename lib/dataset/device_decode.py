@@ -34,7 +34,7 @@ class EncodedImage(NamedTuple):
     Attributes:
         position: in the batch.
         shape: (3, height, width) as stored.
-        orientation: of the camera, 1 to 8.
+        orientation: EXIF orientation, 1 to 8.
         crops: one per view.
     """
 

@@ -67,11 +67,11 @@ class FeatureReader:
 
     Attributes:
         views: the features of the split, once per view; epoch e reads view e mod len(views).
-        device: of the batches.
+        device: device of the batches.
         image_name: row -> name of the image, for messages.
         seed, on_bad, index, class_names, hint: as in BatchReader.
         is_shuffled: the rows of a batch are far apart in the files.
-        labels: of each row, (n,) int64.
+        labels: labels of each row, (n,) int64.
     """
 
     views: Sequence[Features]

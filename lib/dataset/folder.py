@@ -36,11 +36,11 @@ class FolderDataset:
     """The splits of a folder of class folders.
 
     Attributes:
-        names: of the classes.
+        names: names of the classes.
         valid_folder: the folder below the root whose images `valid` has; '' if they were held out.
         parents: folders around each class folder, the outermost first; [] if classes are not nested.
         notes: log lines about what was read in which way, and what was left out.
-        warnings: of what is probably a mistake.
+        warnings: lines about probable mistakes.
     """
 
     train: FolderImages

@@ -38,7 +38,7 @@ class LeftOut:
     """Files and folders that are not read.
 
     Attributes:
-        names: of the first files.
+        names: names of the first files.
         kinds: extension or reason -> number of files.
         num_system: files of file managers (.DS_Store), not among the others.
         folders: name -> number of folders.

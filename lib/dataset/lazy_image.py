@@ -244,7 +244,7 @@ def reduced_box(box: Rectangle, reduction: int, width: int, height: int) -> Rect
     """Return the box in pixels of the reduced image; an edge within a pixel is moved to the nearer side.
 
     Args:
-        width, height: of the image before it is reduced.
+        width, height: width and height of the image before it is reduced.
     """
     left, top, right, bottom = box
     if reduction > 1:

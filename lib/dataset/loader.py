@@ -182,7 +182,7 @@ class EvalLoader:
         """Prepare the batches.
 
         Args:
-            epoch: whose random numbers a random transform uses; the slot of an image is its row.
+            epoch: epoch whose random numbers a random transform uses; the slot of an image is its row.
             pipeline_options: keyword arguments of BatchPipeline; none with features.
 
         Raises:

@@ -88,7 +88,7 @@ class Sampler:
     Attributes:
         weights: the sampling rule.
         index: the rows of each class.
-        seed: of the run.
+        seed: seed of the run.
         max_epoch: epochs in the run, for rules that change over it.
         systematic: draw by systematic sampling, so that the images of a class are repeated equally often; else each
             slot is drawn independently.
@@ -195,7 +195,7 @@ class ClassBatches:
 
     Attributes:
         index: the rows of each class.
-        seed: of the run.
+        seed: seed of the run.
         batch_size: images per batch.
         images_per_class: images of a class in a batch; divides batch_size.
     """

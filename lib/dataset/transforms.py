@@ -74,7 +74,7 @@ class RandomResizedCrop(Transform):
     Attributes:
         scale: bounds of the crop's fraction of the area (uniform).
         ratio: bounds of its width / height (log-uniform).
-        flip_probability: of a horizontal flip.
+        flip_probability: probability of a horizontal flip.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)

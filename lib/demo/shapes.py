@@ -40,9 +40,9 @@ def _wrap(
     """Wrap an unrolled texture on a body of revolution, seen slightly from above.
 
     Args:
-        texture: of half the circumference and the height of the pack.
+        texture: texture of half the circumference and the height of the pack.
         profile: (height from the top, half width), fractions of the height and of half of `width`, top to bottom.
-        width: of the pack, pixels.
+        width: width of the pack, pixels.
         gloss: strength of the highlights, 0 to 1.
         curve: sag of horizontal lines in the middle, as a fraction of the width.
     """

@@ -103,7 +103,7 @@ class FullySharded:
         """Return the state of an optimizer in the same way.
 
         Args:
-            names: of the parameters, by their index in it.
+            names: names of the parameters, by their index in it.
         """
         states = dict(state['state'])
         for index, name in names.items():

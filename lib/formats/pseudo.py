@@ -94,7 +94,7 @@ def write_pseudo_labeled(
     """Write training images and pseudo-labels, one entry per line; return the files. All are replaced, or none.
 
     Args:
-        classes: of the labels, for classes.json beside the file unless there is one; None: they have no names.
+        classes: classes of the labels, for classes.json beside the file unless there is one; None: they have no names.
         valid: written beside it as NAME_val.json; None: the validation split has a file already.
     """
     others = {key: bytes(value) for key, value in train.others.items()}

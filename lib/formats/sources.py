@@ -46,7 +46,7 @@ def check_entries(where: str, entries: list, kinds: dict[str, tuple[str, Callabl
         where: position of the list.
         entries: the list.
         kinds: field -> (its form in words, predicate of its value, which is None if the field is missing).
-        errors: to add to.
+        errors: collects the faults.
     """
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict):

@@ -84,7 +84,7 @@ class Backend:
     """A way to compile networks.
 
     Attributes:
-        packages: that must be installed.
+        packages: packages that must be installed.
         convert: module in eval mode on the CPU, images -> graph.
         compile: graph, precision -> network.
         save: writes a graph into a folder.

@@ -56,7 +56,7 @@ class EnsembleForward:
     """All members over the images of this rank.
 
     Attributes:
-        weights: of the members; they sum to 1.
+        weights: weights of the members; they sum to 1.
         average: 'logits' or 'probabilities': what is averaged over a member's views and over members.
     """
 
@@ -98,7 +98,7 @@ def combine(
 
     Args:
         batches: for each member, its views.
-        weights: of the members; they sum to 1.
+        weights: weights of the members; they sum to 1.
         average: 'logits' or 'probabilities': what is averaged over a member's views and over members.
     """
     outputs = [_member_output(member, views, average) for member, views in zip(members, batches, strict=True)]
@@ -116,7 +116,7 @@ def mean_logits(logits: Sequence[torch.Tensor], average: str, weights: Sequence[
     Args:
         logits: tensors (batch, num_classes) float32.
         average: 'logits' or 'probabilities'.
-        weights: of the entries, summing to 1; None: equal ones.
+        weights: weights of the entries, summing to 1; None: equal ones.
     """
     if len(logits) == 1:
         return logits[0]

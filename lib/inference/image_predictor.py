@@ -76,9 +76,9 @@ class ImagePredictor:
         transform: the view of each image.
         normalize: uint8 (n, size, size, 3) -> float32 (n, 3, size, size), on the device.
         batch_size: images per step of a stream.
-        num_threads: of the network, on the CPU.
+        num_threads: number of threads of the network, on the CPU.
         num_decoders: threads that decode the images of streams.
-        score: of known products, by logits and features; None: none.
+        score: score of known products, by logits and features; None: none.
     """
 
     def __init__(

@@ -61,7 +61,7 @@ class Evaluation:
 
     Attributes:
         metrics: loss, top1, top5, mean_class_error, many, medium, few; empty for a split without labels.
-        predictions: of all images, in input order.
+        predictions: predictions of all images, in input order.
         bad: (row, reason) of the images that could not be decoded.
     """
 

@@ -83,7 +83,7 @@ class LogitTransform:
     """z -> scale z + shift for every class, and + ln weight for every class but the label.
 
     Args:
-        logits: of all classes or of a subset.
+        logits: logits of all classes or of a subset.
         labels: (batch, k) int64.
         scale, shift: per class, or None.
         add_log_weights: adds ln weight to a block, or None.

@@ -19,8 +19,8 @@ class MetricLoss(nn.Module):
     float32 (float64 for float64 features) even under autocast; 0 where nothing is selected. Memory O(batch^2).
 
     Args:
-        loss: of pytorch-metric-learning.
-        miner: of pytorch-metric-learning; None: all pairs.
+        loss: loss of pytorch-metric-learning.
+        miner: miner of pytorch-metric-learning; None: all pairs.
     """
 
     def __init__(self, loss: nn.Module, miner: nn.Module | None = None) -> None:

@@ -15,7 +15,7 @@ def sample_rows(labels: torch.Tensor, classes: range, fraction: float, seed: int
     Args:
         labels: (batch,) or (batch, k) int64; classes of other shards are ignored.
         classes: the classes of this shard, one row each.
-        fraction: of the rows to use, above 0.
+        fraction: fraction of the rows to use, above 0.
 
     Returns:
         (num_rows,) int64, ascending; row r is class classes.start + r.

@@ -78,7 +78,7 @@ def detailed_metrics(
     Args:
         train_counts: (num_classes,) images per class in the original training set.
         parents: ancestors of each class, root first (classes.json); empty or None for none.
-        num_draws, seed: of the bootstrap behind the intervals.
+        num_draws, seed: number of draws and seed of the bootstrap behind the intervals.
 
     Returns:
         images, unreadable, classes: labeled images, those that cannot be decoded, and classes with images.
@@ -87,7 +87,7 @@ def detailed_metrics(
         macro_precision, macro_recall, macro_f1: means over the classes with images; the precision of a class that is
             never predicted counts as 0.
         loss: mean cross entropy over readable images; balanced_loss: mean over classes of their means.
-        ece, calibration: of all, many, medium, few (lib.metrics.confidence); ece is that of all.
+        ece, calibration: ece and calibration of all, many, medium, few (lib.metrics.confidence); ece is that of all.
         head_tail: mean accuracy of the classes in bins by training images, the head first: train_images [fewest, most],
             classes, images, accuracy.
         coarse_accuracy, mistake_severity, ...: with parents (lib.metrics.confusion).

@@ -171,7 +171,7 @@ class Threshold:
 
     Attributes:
         value: the smallest confidence that is accepted; inf where no threshold holds the risk, and the coverage is 0.
-        coverage, risk: of the images that it was chosen on.
+        coverage, risk: coverage and risk of the images that it was chosen on.
         bound: upper confidence bound of the risk.
     """
 

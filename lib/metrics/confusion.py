@@ -64,7 +64,7 @@ class ProductTree:
     of the tree.
 
     Args:
-        parents: of each class, its ancestors from the root down, as in classes.json.
+        parents: ancestors of each class from the root down, as in classes.json.
     """
 
     def __init__(self, parents: Sequence[Sequence[str]]) -> None:

@@ -21,7 +21,7 @@ def open_set_metrics(known: np.ndarray, correct: np.ndarray, unknown: np.ndarray
         fpr95: fraction of the unknown images that a threshold accepts which accepts at least 95 % of the known ones.
         oscr: area under the curve of correct predictions that are accepted, as a fraction of the known images, over
             accepted unknown images (Dhamija, Günther & Boult, NeurIPS 2018). It is at most the accuracy and the AUROC.
-        accuracy: of all known images, which the OSCR would be if the score separated all images.
+        accuracy: accuracy of all known images, which the OSCR would be if the score separated all images.
 
     Raises:
         ValueError: no known or no unknown image.

@@ -17,7 +17,7 @@ class Comparison:
     Attributes:
         images: number of labeled images.
         only_first, only_second: images that only that model predicts correctly.
-        p_value: of McNemar's test that both are equally likely to be correct; over images of all classes.
+        p_value: p-value of McNemar's test that both are equally likely to be correct; over images of all classes.
         difference: mean class error of the second minus that of the first; below 0, the second is better.
         interval: (low, high) of the difference, 95 %.
     """

@@ -115,7 +115,7 @@ def sharded_batch_predictions(
     Args:
         logits: (batch, len(classes)) float32 of this rank's classes.
         labels: (batch,) int64, of all classes.
-        num_classes: of all ranks.
+        num_classes: number of classes over all ranks.
     """
     local = logits.topk(min(NUM_TOP, len(classes)), dim=1)
     # All ranks send the same shape; a rank of few classes pads with entries that never win.

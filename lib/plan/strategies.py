@@ -21,7 +21,7 @@ class StepSpec:
     Attributes:
         batch_size: images per step, over all devices.
         num_devices: devices that share the batch.
-        num_classes, num_features, image_size: of the model; image_size in pixels.
+        num_classes, num_features, image_size: properties of the model; image_size in pixels.
         ema: a moving average of the weights is stored.
         num_centers: rows of the classifier per class.
     """
@@ -199,7 +199,7 @@ def list_strategies(
     Strategies with micro-batches use the largest that fit.
 
     Args:
-        chunk, sampled: of the strategies that have them.
+        chunk, sampled: chunk size and sampled fraction of the strategies that have them.
         shard_backbone: list strategies with a sharded backbone, too.
     """
     whole = Strategy(spec.per_device_batch)

@@ -12,7 +12,7 @@ class Row:
     """A strategy with its estimates.
 
     Attributes:
-        seconds: of computation and of communication per step; None: not estimated.
+        seconds: seconds of computation and of communication per step; None: not estimated.
     """
 
     name: str
@@ -44,8 +44,8 @@ def model_table(
     """Return the lines that do not depend on the strategy.
 
     Args:
-        classifier: of all classes.
-        optimizer: of the whole model.
+        classifier: classifier of all classes.
+        optimizer: optimizer of the whole model.
         per_device: add the size of a shard of the classifier.
     """
     state = optimizer.state / max(1, backbone.gradients + classifier.gradients)

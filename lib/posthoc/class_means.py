@@ -22,7 +22,7 @@ class ClassMeanSink:
 
     Args:
         rows: (n,) which images count; those that cannot be decoded never do.
-        num_images: of the split.
+        num_images: number of images of the split.
         unit_length: whether each feature is scaled to length 1 first.
     """
 
@@ -63,7 +63,7 @@ def class_means(
     """Compute the mean feature of each class (NCM: Kang et al., ICLR 2020) by one pass, preprocessed as in validation.
 
     Args:
-        loader: of the training images.
+        loader: loader of the training images.
         rows: (n,) which images count; those that cannot be decoded never do.
         unit_length: whether each feature is scaled to length 1 first.
 

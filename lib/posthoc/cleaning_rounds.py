@@ -32,7 +32,7 @@ def judge_in_rounds(
     Each round after the first weights the images by the probability that their label is right, and draws other folds.
 
     Args:
-        images: whose labels are judged, with the weights of the first round.
+        images: images whose labels are judged, with the weights of the first round.
         folder: holds the scores of each round, so that an interrupted command resumes.
         margins: as in `find_label_errors`.
         head, num_candidates, num_folds, seed, device, group: as in `out_of_fold_candidates`.

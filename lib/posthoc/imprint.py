@@ -133,9 +133,9 @@ def cross_fit_imprint(
     The images of each class are distributed over the folds; each fold is measured with the rows that the others choose.
 
     Args:
-        shots: of new classes; None: there are none.
+        shots: shots of new classes; None: there are none.
         old: images of old classes.
-        updates: of rows of old classes, chosen on the same old images; None: no row changes.
+        updates: updates of rows of old classes, chosen on the same old images; None: no row changes.
     """
     order = np.argsort(old.labels, kind='stable')
     fold = np.empty(len(old), np.int64)

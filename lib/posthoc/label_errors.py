@@ -158,7 +158,7 @@ def error_thresholds(error: np.ndarray, sizes: np.ndarray, factor: float = 1.0) 
     Args:
         error: (n,); nan is left out.
         sizes: (n,) images with the label of each.
-        factor: of the fraction.
+        factor: factor of the fraction.
     """
     known = ~np.isnan(error)
     correct = np.where(known, 1 - error, 0).astype(np.float64)

@@ -99,7 +99,7 @@ def fit_scales(
 
     Args:
         rows: labeled, readable ones count.
-        seed: of the draws; equal seeds give equal scales on one device.
+        seed: seed of the draws; equal seeds give equal scales on one device.
 
     Returns:
         (num_classes,) float32, on the classifier's device.

@@ -71,7 +71,7 @@ class Prototypes:
     """Class means of whitened features.
 
     Attributes:
-        whitening: of features.
+        whitening: whitening of features.
         means: (num_classes, dimensions) float32 of unit length; zeros for a class without images.
     """
 
@@ -112,7 +112,7 @@ class PrototypeScore:
     whose class is left out has the whitening of a fold that was fitted without the class.
 
     Attributes:
-        prototypes: of all classes.
+        prototypes: prototypes of all classes.
         folds: those by which the classes at fold, fold + K, fold + 2 K, ... of K folds are left out; may be empty.
         about: what they are fitted on, for `key`.
     """
@@ -146,7 +146,7 @@ def fit_prototypes(
 
     Args:
         about: what the features are of, serializable as JSON.
-        num_folds: of the classes that are left out; 0: none will be.
+        num_folds: number of folds of the classes that are left out; 0: none will be.
 
     Raises:
         ValueError: no image can be decoded.
@@ -187,7 +187,7 @@ class RejectionThreshold:
         max_rate: the wanted rate: of the images of unknown products, the fraction that is accepted as known.
         guaranteed: the rate that holds for an image of a further unknown class, on average over draws of all classes,
             whatever the distribution of scores, if the classes are exchangeable.
-        num_classes, num_images: that it was chosen on.
+        num_classes, num_images: size of the set that it was chosen on.
     """
 
     value: float

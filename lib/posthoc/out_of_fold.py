@@ -88,8 +88,8 @@ def out_of_fold_candidates(
     Args:
         head: one of HEADS.
         num_candidates: K, limited by the number of classes.
-        num_folds: of the linear head; fewer if there are fewer images.
-        seed: of the folds.
+        num_folds: number of folds of the linear head; fewer if there are fewer images.
+        seed: seed of the folds.
 
     Raises:
         ValueError: fewer than two images, or an unknown head.

@@ -119,7 +119,7 @@ class RowUpdates:
         1 is chosen, and the smallest shift.
 
         Args:
-            rows: of the old images that count; None: all.
+            rows: rows of the old images that count; None: all.
         """
         if self._old is None:
             return Choice(_RUNNING_MEAN, 0.0)
@@ -148,7 +148,7 @@ class RowUpdates:
         """Return the part of `max_loss` that a choice leaves for new classes.
 
         Args:
-            rows: of the old images that count; None: all.
+            rows: rows of the old images that count; None: all.
         """
         if self._old is None:
             return self._max_loss

@@ -72,7 +72,7 @@ class TauRange:
         tau: None where the untouched checkpoint is not beaten.
         optimum: middle of the best piece.
         value: the metric at the optimum.
-        standard_error: of the metric at the optimum.
+        standard_error: standard error of the metric at the optimum.
         ends: smallest and largest tau around the optimum within one standard error of it, and better than the
             untouched checkpoint.
     """

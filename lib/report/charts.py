@@ -209,7 +209,7 @@ def mistakes_png(
     At most NUM_MISTAKES are shown. None if there are no mistakes, or none can be opened.
 
     Args:
-        predictions: of images whose class is known or -1.
+        predictions: predictions of images whose class is known or -1.
         class_names: (num_classes,)
         open_image: row of the predictions -> image; a row that raises is left out.
     """

@@ -34,8 +34,8 @@ def comparison_lines(
     """Return a table of the models and one of their differences from the first, in lines of at most 80 columns.
 
     Args:
-        names: of the models; long names are shortened in the middle.
-        predictions: of each model, for the same images in the same order.
+        names: names of the models; long names are shortened in the middle.
+        predictions: predictions of each model, for the same images in the same order.
         train_counts: (num_classes,) images per class in the original training set.
         metrics: the detailed_metrics of each model, if already computed.
 
@@ -112,7 +112,7 @@ def draw_comparison(path: str | os.PathLike, names: Sequence[str], metrics: Sequ
     """Write the models' errors over all classes and per group, with intervals, as PNG.
 
     Args:
-        names: of the models.
+        names: names of the models.
         metrics: the detailed_metrics of each model.
 
     Returns:

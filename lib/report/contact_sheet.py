@@ -25,9 +25,9 @@ class SheetData:
     """The predictions of the images of a split.
 
     Attributes:
-        title, model, source: for the head of the page.
+        title, model, source: shown at the top of the page.
         names: (n,) of the images; indexed by row.
-        predictions: of all n images; labels are -1 where unknown.
+        predictions: predictions of all n images; labels are -1 where unknown.
         errors: row -> reason, of the images that cannot be decoded.
         threshold: probability below which the model abstains; None: none was chosen.
         open_image: row -> RGB image, at least as large as a thumbnail; may raise.
@@ -53,7 +53,7 @@ class PhotoCard:
     """A photo on the page.
 
     Attributes:
-        name, link: of the photo; the link is relative to the page, '' if there is no file.
+        name, link: name and link of the photo; the link is relative to the page, '' if there is no file.
         predicted, probability: the predicted class; '' and 0 for an unreadable image.
         others: (name, probability) of the next classes.
         label: true class if it is known and another one, else ''.

@@ -27,13 +27,13 @@ class ReportData:
         class_names: (num_classes,) names; if empty, classes are shown as 'class 7'.
         class_parents: (num_classes,) ancestors of each class, root first; empty if unknown.
         train_counts: (num_classes,) int64 images per class in the original training set; empty if unknown.
-        predictions: of the model on the valid split.
+        predictions: predictions of the model on the valid split.
         open_image: row of the valid split -> RGB image; may raise.
         tau: content of tau.json.
         open_set: measurements on unknown products, with AUROC, FPR95 and OSCR; the content of an .open_set.json.
         is_rebalanced: True if `predictions` are those of the re-balanced model.
         notes: warnings shown at the top.
-        corrections: of the labels, as in TrainingSet.
+        corrections: corrections of the labels, as in TrainingSet.
     """
 
     title: str

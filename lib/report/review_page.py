@@ -52,7 +52,7 @@ class ReviewData:
     """The images to review, in the order of the pages, and the classes that they may belong to.
 
     Attributes:
-        title, source: for the head of the page.
+        title, source: shown at the top of the page.
         split: 'train' or 'valid', as in decisions.json; UNLABELED for images that belong to no split.
         rows: (n,) int of the images, for `open_image` and `path_of`.
         fpaths: (n,) text that names each image in decisions.json: the path as annotated.
@@ -61,7 +61,7 @@ class ReviewData:
         errors: (n,) float probability that the label is wrong; nan: unknown.
         proposals: (n, k) int classes that are proposed, the most probable first; -1: none.
         probabilities: (n, k) float of the proposals.
-        class_names: of all classes, which the page can search; the last ones may be proposals for new classes.
+        class_names: names of all classes, which the page can search; the last ones may be proposals for new classes.
         cluster_sizes: photos of each of these proposals, which get the name that one of their photos is given.
         typical: class -> rows of typical images of it, the most typical first.
         open_image: row -> RGB image, whose longer side has PHOTO_SIDE pixels or more if possible; may raise.

@@ -51,7 +51,7 @@ class ColumnStore:
 
         Args:
             writer: a different number for each writing process.
-            done: of the same store that another process has opened; then this one compares nothing.
+            done: `done` of the same store in a process that has verified it; then this one compares nothing.
 
         Raises:
             StoreDamaged: missing files, or files of another size.

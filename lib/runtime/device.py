@@ -29,7 +29,7 @@ class Device:
         replicas: GPU indices for DataParallel; fewer than two: no DataParallel.
         train_dtype: autocast dtype in training: torch.bfloat16, torch.float16, or None for float32.
         eval_dtype: the same in evaluation.
-        memory_format: of images and weights.
+        memory_format: memory format of images and weights.
     """
 
     main: torch.device
@@ -200,8 +200,8 @@ class Compiled(nn.Module):
 
     Args:
         module: called with tensors, numbers and None.
-        backend: of torch.compile.
-        option: that asks for it, for the warning.
+        backend: backend of torch.compile.
+        option: option that requests it, for the warning.
     """
 
     _call: Callable[..., Any]

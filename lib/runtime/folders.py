@@ -93,7 +93,7 @@ def holds_others(folder: Path, names: Collection[str], last: str) -> bool:
     """Return whether a folder holds more than what a command that was stopped left: a result, or files of others.
 
     Args:
-        names: of the files that the command writes.
+        names: names of the files that the command writes.
         last: the one that it writes last; a folder with it holds a result.
     """
     content = _content(folder)

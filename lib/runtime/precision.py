@@ -42,7 +42,7 @@ def candidates(device: Device, precision: str = 'auto', memory_format: str = 'au
     it. On GPUs, the memory format.
 
     Args:
-        device: of `pick_device`, which applies the options.
+        device: result of `pick_device`, which applies the options.
         precision, memory_format: the options.
     """
     default = StepFormat.of(device)
@@ -59,7 +59,7 @@ def times_text(formats: Sequence[StepFormat], times: StepTimes, origin: str) -> 
     """Return the choice among `formats` for the log, such as 'precision: float32 (61 ms for 8 images; bfloat16 75 ms)'.
 
     Args:
-        formats: that were compared, the default first.
+        formats: the compared formats, the default first.
         origin: where the times are from, such as 'measured'.
     """
     column = 0 if len({name.precision for name in formats}) > 1 else 1

@@ -173,7 +173,7 @@ class EndingSignal:
     """The signal that ends this command.
 
     Attributes:
-        number: of the first one; None: none was received.
+        number: number of the first signal; None: none was received.
     """
 
     def __init__(self) -> None:

@@ -35,7 +35,7 @@ class Job:
         is_connected: returns False once the client has gone.
         served: the model that was served when the job was submitted; the pixels fit no other.
         done: set when there is a result or an error; canceled when no client waits any more.
-        id: of the photo.
+        id: id of the photo.
         record, neighbors, features: the result, by what was asked for.
         error: why there is no result.
     """

@@ -30,7 +30,7 @@ class ConnectionLimits:
     Attributes:
         connections: open at a time.
         seconds: for the head of a request, for the rest of a refused body, and for the answer.
-        body_bytes: of a refused body that are read, so that the client can read the answer.
+        body_bytes: number of bytes of a refused body that are read, so that the client can read the answer.
     """
 
     connections: int

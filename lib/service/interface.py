@@ -89,7 +89,7 @@ class Served:
 
     Attributes:
         photos: None where no training photos are shown.
-        catalog: of products, with features of this model; None: there is none.
+        catalog: catalog of products, with features of this model; None: there is none.
     """
 
     model: Model

@@ -42,7 +42,7 @@ class TrainPhotos:
 
         Args:
             features: (n, num_features) float32.
-            names: of the classes in each of n answers.
+            names: names of the classes in each of n answers.
 
         Returns:
             For each answer, a list of {'row': of the photo, 'name': of its class, 'similarity': cosine}.

@@ -25,7 +25,7 @@ class PackedImage:
 
     Attributes:
         data: its bytes; empty if nothing is packed.
-        extension: of the member's name, without the dot.
+        extension: extension of the member's name, without the dot.
         width, height: pixels, from the header; 0 if unknown.
         fault: the reason why it cannot be decoded; '' if none is known.
     """

@@ -50,7 +50,7 @@ class Contents(msgspec.Struct):
 
     Attributes:
         settings: encoding of the images and images per shard.
-        digest: of names and labels: Split.digest().
+        digest: digest of names and labels: DatasetSplit.digest().
         class_names: None if classes have no names.
         parents: as in ClassNames.
     """
@@ -109,8 +109,8 @@ class PackedIndex:
     """The columns of one split as arrays over the mapped file, without a Python object per image.
 
     Attributes:
-        path: of the index; the shards are in the same folder.
-        identity: of its file: size, mtime, ctime, inode.
+        path: path of the index; the shards are in the same folder.
+        identity: identity of its file: size, mtime, ctime, inode.
         contents: the metadata.
         table: all columns.
         names: (num_images,) Arrow strings.
@@ -122,7 +122,7 @@ class PackedIndex:
         """Open the index at `path`.
 
         Args:
-            identity: of the index that another process has verified; then this one only compares the identity.
+            identity: identity of the index that another process has verified; then this one only compares the identity.
 
         Raises:
             UserError: it cannot be used.

@@ -36,9 +36,9 @@ class SplitJob:
     """The images of a split, their encoding and their folder.
 
     Attributes:
-        folder: of this split's shards.
+        folder: folder of this split's shards.
         images, labels, names: by row; names as annotated, labels -1 if unknown.
-        digest: of names and labels.
+        digest: digest of names and labels.
         classes: their names; None if they have none.
         images_per_shard: the last shard may have fewer.
         max_bad_fraction: as in ShardWriter.
@@ -82,8 +82,8 @@ class PackedSplit:
     """The result of packing.
 
     Attributes:
-        shards: of the split.
-        num_images: of the split, with and without pixels.
+        shards: shards of the split.
+        num_images: number of images of the split, with and without pixels.
         bad: (row, reason) of the images that cannot be decoded.
     """
 

@@ -25,7 +25,7 @@ class ChunkedHead(nn.Module):
         model: its classifier holds all classes, or this rank's shard of them.
         loss: weighted loss of the labels.
         chunk_images: images at a time; 0: all.
-        sampled_fraction: of the classes, drawn in each step (Partial FC: An et al., CVPR 2022); 1: all.
+        sampled_fraction: fraction of the classes that each step draws (Partial FC: An et al., CVPR 2022); 1: all.
         group: ranks that hold a shard of the classes each; SINGLE_PROCESS: every rank holds all classes.
         with_margins: compute the margins of the labels, too; not with sampled classes.
     """

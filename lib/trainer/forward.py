@@ -71,7 +71,7 @@ class LossScale(NamedTuple):
 
     Attributes:
         normalizer: scalar tensor, denominator of the loss of the whole batch over all ranks.
-        fraction: of the batch's images that are in this micro-batch of this rank.
+        fraction: fraction of the batch's images that are in this micro-batch of this rank.
         seed: for random choices of the head in this step; the same on every rank.
         sizes: images of each rank in this micro-batch.
     """

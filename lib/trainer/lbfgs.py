@@ -56,7 +56,7 @@ class LBFGSStep:
         blocks: yields this rank's part of the training features, a block in memory at a time.
         class_factors: epoch -> (num_classes,) weights of the images of each class, for samplers that do not draw each
             image once; None: all 1.
-        seed: of the run, for losses that sample; they draw the same in every evaluation.
+        seed: seed of the run, for losses that sample; they draw the same in every evaluation.
         group: ranks that share the training features.
         stop: ends a fit, which may take hours; None: nothing does. The classifier is then that of the epoch's start.
     """

@@ -15,7 +15,7 @@ class MicroBatches:
     """The micro-batches of a batch.
 
     Attributes:
-        slices: of this rank's images, one after the other.
+        slices: slices of this rank's images, one after the other.
         sizes: for each micro-batch, the number of images of each rank.
     """
 

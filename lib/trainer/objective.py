@@ -71,7 +71,7 @@ class ContrastTerm:
     Args:
         model: with a projector. Its prototypes are computed in each step from the parameters themselves, so that the
             replicas on several GPUs add to one gradient.
-        loss: of embeddings, prototypes and labels.
+        loss: loss of embeddings, prototypes and labels.
     """
 
     def __init__(self, model: Recognizer, loss: BalancedContrastive) -> None:
@@ -85,7 +85,7 @@ class MetricTerm:
     """Compares the images of a batch, over all ranks, with each other.
 
     Args:
-        loss: of features and labels.
+        loss: loss of features and labels.
         group: ranks that share the batch.
     """
 
@@ -107,7 +107,7 @@ class DistillTerm:
 
     Args:
         teacher: images -> logits (batch, num_classes), on the device of the images.
-        loss: of the student's logits and the teacher's.
+        loss: loss of the student's logits and the teacher's.
     """
 
     def __init__(self, teacher: nn.Module, loss: Distillation) -> None:

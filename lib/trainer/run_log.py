@@ -28,7 +28,7 @@ class RunLength:
     """Number of steps and validations of a run, and the remaining time that follows from those done.
 
     Attributes:
-        max_epoch, steps_per_epoch, valid_every_epochs: of the run; the last epoch is always validated.
+        max_epoch, steps_per_epoch, valid_every_epochs: settings of the run; the last epoch is always validated.
         images_per_step: training images.
         num_valid: validation images; 0: there are none.
     """
@@ -72,7 +72,7 @@ class RunLog:
     """Writes the progress of a run to the terminal and to TensorBoard; the config and hyper-parameters, too.
 
     Args:
-        length: of the run.
+        length: length of the run.
         events: None on all ranks but the main one.
         rate_name: heading of the learning rate, or of what an optimizer without one changes over the epochs.
     """
@@ -151,7 +151,7 @@ class EventFile:
     Every method that writes raises OSError, for example if no space is left.
 
     Args:
-        folder: of the run; every start or resume adds a file.
+        folder: folder of the run; every start or resume adds a file.
         step: steps done before. TensorBoard hides points of later steps in older files.
     """
 

@@ -57,8 +57,8 @@ def read_samples(folder: Path, num_images: int, digest: str) -> Samples | None:
     """Return the record of a run, memory-mapped; None if it has no record of this training split.
 
     Args:
-        folder: of the run.
-        num_images, digest: of the training split (DatasetSplit.digest), which covers names and labels.
+        folder: folder of the run.
+        num_images, digest: size and digest of the training split (DatasetSplit.digest), which covers names and labels.
     """
     store = open_complete(folder / SAMPLES, num_images, _COLUMNS, {'split': digest})
     return None if store is None else Samples(**store.columns)
@@ -89,8 +89,8 @@ class SampleRecord:
     the epoch, so the record depends neither on the number of ranks nor on interruptions.
 
     Args:
-        num_images: of the training split.
-        digest: of the training split.
+        num_images: number of images of the training split.
+        digest: digest of the training split.
         group: ranks that share each batch.
     """
 

@@ -30,7 +30,7 @@ _NAMES = {'mean_class_error': 'mean class error', 'top1': 'top-1 accuracy', 'los
 
 @dataclass(frozen=True)
 class Selection:
-    """The best epoch until now and the selected one, as checkpoints hold them.
+    """The best and the selected epoch so far, as checkpoints hold them.
 
     Attributes:
         metric, valid_digest: metric and validation images that the other attributes refer to.

@@ -51,7 +51,7 @@ class TrainStep:
         forward: a TrainingForward of the model, possibly compiled or wrapped for several devices.
         objective: minimized.
         schedule: global step -> learning rate.
-        seed: of the run; dropout, drop path and sampled classes are a function of it and the global step.
+        seed: seed of the run; dropout, drop path and sampled classes are a function of it and the global step.
         micro_batches: slices of the batch that are computed one after the other; None: the whole batch at once.
         clip: clips the gradients in place; None: off.
         group: ranks that share the batch.

@@ -25,7 +25,7 @@ class Record(Protocol):
     """The record of a run in one tracker. Every method may raise any exception of the tracker's package.
 
     Attributes:
-        id: by which a resumed run finds its record.
+        id: identifies the record when the run is resumed.
     """
 
     id: str
@@ -57,8 +57,8 @@ class MLflowRecord:
 
     Args:
         known: the record to continue; None, or one that the server does not have: a new one.
-        name: of the run.
-        parameters: of the run. MLflow never changes one; another value of a resumed run becomes a tag.
+        name: name of the run.
+        parameters: parameters of the run. MLflow never changes one; another value of a resumed run becomes a tag.
         tags: commit and versions.
     """
 

@@ -34,7 +34,7 @@ class Trackers:
     """The records of one run, written from a separate thread: a slow or absent server never delays a step.
 
     Args:
-        folder: of the run; on other ranks than the main one, nothing is recorded.
+        folder: folder of the run; on other ranks than the main one, nothing is recorded.
         names: some of tensorboard, mlflow and wandb. TensorBoard's events are written by lib.trainer.run_log.
     """
 
@@ -57,7 +57,7 @@ class Trackers:
         lines of environment.txt.
 
         Args:
-            name: of the run.
+            name: name of the run.
             parameters: config of the run.
 
         Raises:

@@ -48,11 +48,11 @@ class TrainState:
 
     Attributes:
         model: parameters and buffers.
-        optimizer: of the model's parameters.
+        optimizer: optimizer of the model's parameters.
         ema: moving average of the weights, used for evaluation; None: off.
         scaler: loss scaler for float16 gradients; None: off.
         progress: epoch, step and running sums.
-        selection: the best and the selected epoch until now.
+        selection: the best and the selected epoch so far.
         samples: record of the training images; None: off.
         sharded: the backbone, of whose parameters the ranks hold different rows; None: all hold the whole backbone.
     """
@@ -78,14 +78,14 @@ class TrainState:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Load weights, optimizer, EMA, scaler, progress and selection of a checkpoint.
 
-        The EMA of a run without one until now starts with the weights.
+        If the checkpoint has no EMA, the EMA starts from the weights.
 
         Raises:
             OptimizerMismatch: the optimizer state does not fit.
         """
         if checkpoint.progress is None or checkpoint.optimizer is None:
             raise ValueError(f'{checkpoint.path} holds weights only')
-        # Those of its base, which it lacks, are in the model.
+        # The checkpoint lacks the weights of its base; the model has them.
         base = {} if checkpoint.base is None else self.model.state_dict()
         self._load_weights(base | (checkpoint.training_state or checkpoint.state_dict))
         if self.ema is not None:

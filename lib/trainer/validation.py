@@ -22,7 +22,7 @@ class Validator:
     """Evaluates models on the validation split.
 
     Attributes:
-        loader: of the validation split.
+        loader: loader of the validation split.
         names: name of each image.
         train_counts: (num_classes,) images per class of the original training set, for many, medium and few.
         group: ranks that share the images.

@@ -86,7 +86,7 @@ class AsyncSaver:
     leave an upload behind.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         on_failure: called in the thread when a required checkpoint could not be written.
     """
 

@@ -131,8 +131,8 @@ def from_content(content: Any, path: Path, name: str) -> Checkpoint:
     """Return the checkpoint of the dictionary in a file.
 
     Args:
-        path: of the file.
-        name: of the file in error messages.
+        path: path of the file.
+        name: name of the file in error messages.
 
     Raises:
         UserError: no checkpoint of this project.

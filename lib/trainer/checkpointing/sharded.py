@@ -38,7 +38,7 @@ class ClassifierShard:
         rows: (len(classes), ...) tensors: `classifier.weight`, `training.classifier.weight` (with an EMA),
             `optimizer.classifier.weight.momentum_buffer`, ...
         classes: classes of the rows.
-        num_classes: of the whole classifier.
+        num_classes: number of classes of the whole classifier.
         rank, count: number of this shard, and number of shards.
     """
 
@@ -202,7 +202,7 @@ def _blocks(values: Any, sums: list[int] | None, selected: range, stored: range)
     """Yield (first class, rows) of the selected rows: of each block with a checksum that holds some of them.
 
     Args:
-        values: of an entry, for the classes `stored`.
+        values: values of an entry, for the classes `stored`.
         sums: rows per block, then the checksum of each block; None: there are no checksums.
     """
     step, *expected = [_rows_at_once(values.get_shape())] if sums is None else sums

@@ -101,9 +101,9 @@ class MixDraws:
     """Random numbers of mixing: lambda ~ Beta(alpha, alpha) and the center of a box, drawn for every slot.
 
     Attributes:
-        seed: of the run.
+        seed: seed of the run.
         alpha: above 0; 1 is uniform, below 1 lambda is mostly near 0 or 1.
-        probability: that an image is mixed; else its lambda is 1.
+        probability: probability that an image is mixed; otherwise its lambda is 1.
         end_epoch: first epoch (from 0) without mixing; None: every epoch mixes.
     """
 

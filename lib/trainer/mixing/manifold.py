@@ -17,8 +17,8 @@ class ManifoldMixup:
     function of the seed, the epoch and the first slot of the batch.
 
     Attributes:
-        draws: of lam, one per image (the authors' code: one per batch).
-        stages: that k is drawn from, with equal probabilities.
+        draws: draws of lam, one per image (the authors' code: one per batch).
+        stages: stages from which k is drawn, with equal probabilities.
     """
 
     draws: MixDraws

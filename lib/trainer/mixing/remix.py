@@ -17,7 +17,7 @@ class Remix:
     With a kappa that no ratio reaches, or tau 0, it is mixup. If both cases hold, the first counts.
 
     Attributes:
-        draws: of lam.
+        draws: draws of lam.
         class_counts: (num_classes,) training images per class, on the device of the batches.
         kappa: at least 1; 3 in the paper.
         tau: from 0 to 1; 0.5 in the paper.

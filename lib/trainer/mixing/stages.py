@@ -40,7 +40,7 @@ class MixedStages:
     Parameters and their names do not change; copies of the backbone have the hooks too.
 
     Args:
-        backbone: of lib/backbone.
+        backbone: a backbone of lib/backbone.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
