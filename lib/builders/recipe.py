@@ -5,7 +5,7 @@ import shlex
 from dataclasses import dataclass
 
 from lib.builders.preprocessing import is_auto, uses_recipe
-from lib.config.defaults import Config
+from lib.config.defaults import KEYS, Config
 from lib.config.yaml_text import as_node, as_values
 from lib.runtime.checkout import path_to_type
 from lib.runtime.text import count_of
@@ -78,11 +78,17 @@ def describe_recipe(cfg: Config, num_images: int) -> str:
 
 def finetuning_command(cfg: Config) -> list[str]:
     """Return the command that fine-tunes bundled weights on the data set of a config, as another run."""
-    files = {'--DATASET_TRAIN_JSON': cfg.DATASET.TRAIN_JSON, '--DATASET_VALID_JSON': cfg.DATASET.VALID_JSON}
-    given = [word for option, file in files.items() if file for word in (option, file)]
-    main, config = path_to_type('main.py'), path_to_type(_FINETUNING_CONFIG)
-    name = f'{cfg.NAME}_pretrained'
-    return ['python', main, '--config', config, '--DATASET_ROOT', cfg.DATASET.ROOT, *given, '--NAME', name]
+    dataset, log_root = cfg.DATASET, cfg.LOG_ROOT
+    options = {
+        '--DATASET_ROOT': dataset.ROOT,
+        '--DATASET_SHARDS': dataset.SHARDS,
+        '--DATASET_TRAIN_JSON': dataset.TRAIN_JSON,
+        '--DATASET_VALID_JSON': dataset.VALID_JSON,
+        '--LOG_ROOT': '' if log_root == KEYS['LOG_ROOT'].default else log_root,
+        '--NAME': f'{cfg.NAME}_pretrained',
+    }
+    given = [word for option, value in options.items() if value for word in (option, value)]
+    return ['python', path_to_type('main.py'), '--config', path_to_type(_FINETUNING_CONFIG), *given]
 
 
 def random_weights_advice(cfg: Config, num_images: int) -> str | None:

@@ -72,6 +72,10 @@ def test_random_weights_on_few_images_get_a_better_command():
     better = load_config(words[2:], program='', description='', find_checkpoint_config=lambda *_: None).cfg
     assert (better.DATASET.ROOT, better.DATASET.VALID_JSON, better.NAME) == ('my photos', 'v.json', 'x_pretrained')
     assert resolve_preprocessing(better).MODEL.PRETRAINED == 'bundled'
+    packed = config('--MODEL_PRETRAINED', '', '--DATASET_ROOT', '', '--DATASET_SHARDS', 'packed', '--LOG_ROOT', 'runs')
+    words = shlex.split(random_weights_advice(packed, 2640).partition('better: ')[2])
+    better = load_config(words[2:], program='', description='', find_checkpoint_config=lambda *_: None).cfg
+    assert (better.DATASET.ROOT, better.DATASET.SHARDS, better.LOG_ROOT) == ('', 'packed', 'runs')
     assert random_weights_advice(cfg, 20_000) is None
     assert random_weights_advice(config(), 2640) is None
 
