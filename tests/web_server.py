@@ -17,14 +17,14 @@ from cryptography.x509.oid import NameOID
 
 
 class _Files(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder, ranges included if `has_ranges`."""
+    """Serves a folder, ranges included if `has_ranges`; files whose names end in .secret are denied."""
 
     has_ranges = True
 
     def do_GET(self):
         path = Path(self.translate_path(self.path))
-        if not path.is_file():
-            return self.send_error(404)
+        if not path.is_file() or path.suffix == '.secret':
+            return self.send_error(404 if path.suffix != '.secret' else 403)
         data = path.read_bytes()
         found = self.has_ranges and re.fullmatch(r'bytes=(\d+)-(\d+)', self.headers.get('Range', ''))
         start, end = (int(found[1]), min(int(found[2]) + 1, len(data))) if found else (0, len(data))

@@ -52,8 +52,13 @@ _THROTTLED = ('SLOW_DOWN', 'SlowDown', 'THROTTL', 'Throttl', '503', '429', 'RESO
 _THROTTLED_REASON = 'the server keeps answering that there are too many requests; run the command again later'
 # Repeating these for a minute would only delay the error of a first request.
 _NO_NAME = ('Could not resolve host', 'Failed to resolve')
-_UNREACHABLE = 'the server cannot be reached, or breaks off ({}); check the network, and {} if it is set'
-_ENDPOINTS = {'gs': 'STORAGE_EMULATOR_HOST', 'abfs': 'AZURE_STORAGE_CONNECTION_STRING'}  # variables, else AWS's
+_UNREACHABLE = 'the server cannot be reached, or breaks off ({}); check the network and {}'
+_ADDRESSES = {
+    's3': 'AWS_ENDPOINT_URL, if it is set',
+    'gs': 'STORAGE_EMULATOR_HOST, if it is set',
+    'abfs': 'AZURE_STORAGE_CONNECTION_STRING, if it is set',
+    'https': 'the address',
+}
 _NOT_LOST = 'the file stays in the cache of this machine, and the next command that uses its folder uploads it'
 
 
@@ -244,8 +249,8 @@ def _failure(error: Exception, url: str) -> RefusedRequest:
     text = str(error)
     if any(word in text for word in _THROTTLED):
         return RefusedRequest(errno.EBUSY, _THROTTLED_REASON, url)
-    endpoint = _ENDPOINTS.get(url.partition(':')[0].replace('abfss', 'abfs'), 'AWS_ENDPOINT_URL')
-    return RefusedRequest(errno.EIO, _UNREACHABLE.format(shown(error), endpoint), url)
+    address = _ADDRESSES[url.partition(':')[0].replace('abfss', 'abfs')]
+    return RefusedRequest(errno.EIO, _UNREACHABLE.format(shown(error), address), url)
 
 
 def _digest(descriptor: int, version: Version) -> str:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lib.runtime.mirror import Version
 
@@ -174,7 +174,7 @@ class WebEngine:
     def open(self, key: str) -> OpenObject:
         """Open an object."""
         url = self._address + key
-        info = self._files.info(url)
+        info = self._info(url)
         if info.get('size') is None:
             raise RefusedRequest(errno.EINVAL, 'the server sends no size of this file')
         changed = str(info.get('Last-Modified', ''))
@@ -191,7 +191,11 @@ class WebEngine:
 
     def kind(self, key: str) -> str:
         """Return 'file' if there is one; a web server has no folders, so that any other path counts as one."""
-        return 'file' if self._files.exists(self._address + key) else 'folder'
+        try:
+            self._info(self._address + key)
+        except (FileNotFoundError, RefusedRequest):
+            return 'folder'
+        return 'file'
 
     def entries(self, key: str, recursive: bool) -> Iterator[Entry]:
         """Refuse, since web servers have no listings."""
@@ -212,6 +216,19 @@ class WebEngine:
     def copy(self, key: str, other: str) -> None:
         """Refuse."""
         raise RefusedRequest(errno.EROFS, 'https is for reading only')
+
+    def _info(self, url: str) -> dict[str, Any]:
+        """Return what the server says about a file; fsspec reports all failures as missing files."""
+        try:
+            return self._files.info(url)
+        except FileNotFoundError as error:
+            cause = error.__cause__
+            status = getattr(cause, 'status', None)
+            if cause is None or status in (404, 410):
+                raise
+            if status in (401, 403):
+                raise RefusedRequest(errno.EACCES, 'the server denies access to this file', url) from None
+            raise OSError(str(cause)) from None
 
 
 def engine_of(scheme: str) -> Callable[[str, str], Engine]:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import socket
 import sys
 import time
 
@@ -196,8 +197,19 @@ def test_files_of_a_web_server(bucket, tmp_path, monkeypatch, has_ranges):
                 storage.read_ranges(path, ranges)
         with pytest.raises(FileNotFoundError):
             storage.materialize(local_path(f'{url}/none'))
+        with pytest.raises(UserError, match=f'{url}/x.secret: the server denies access to this file'):
+            storage.materialize(local_path(f'{url}/x.secret'))
         with pytest.raises(UserError, match='no list of its files'):
             storage.entries(path.parent)
         path.write_bytes(b'changed')
         with pytest.raises(OSError, match='reading only'):
             storage.publish(path)
+
+
+def test_a_web_server_that_is_not_reached_is_no_empty_folder(bucket, monkeypatch):
+    monkeypatch.setattr(bucket_module, '_FIRST_PAUSE_SECONDS', 0)
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        url = f'https://localhost:{server.getsockname()[1]}'
+    for find in (storage.materialize, storage.arrive):
+        with pytest.raises(UserError, match=f'{url}/photos: the server cannot be reached.*the network and the address'):
+            find(local_path(f'{url}/photos'))
