@@ -23,6 +23,7 @@ from lib.commands.resume import ResumePlan, ResumeRequest, is_set_aside, plan_re
 from lib.config.command_help import COMMANDS
 from lib.config.defaults import KEYS, Config
 from lib.config.yaml_text import as_node, as_text, as_values
+from lib.dataset.images import MissingImage
 from lib.dataset.index import ClassIndex
 from lib.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lib.distributed.rank_info import was_restarted
@@ -45,6 +46,7 @@ from lib.trainer.trainer import Trainer
 _ADVICE: dict[type[UserError], str] = {
     NotFinite: 'a lower OPTIMIZER.LR or a longer warm-up (SCHEDULE.WARMUP_FRACTION) helps most often',
     SingleValueBatchNorm: 'give a larger TRAIN.BATCH_SIZE or INPUT.SIZE, or a MODEL.BACKBONE without BatchNorm',
+    MissingImage: 'compare DATASET.ROOT with the folder of the images; tools/doctor.py lists all that are missing',
     TooManyBadImages: 'repair the images, or raise DATASET.MAX_BAD_FRACTION',
     StageError: 'leave the stage out of MIX.STAGES, or choose another MODEL.BACKBONE',
 }

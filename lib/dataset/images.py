@@ -11,7 +11,7 @@ from PIL import Image
 from lib.dataset.decode import decode
 from lib.dataset.lazy_image import LazyImage, LazyPixelImage, open_lazy_image
 from lib.dataset.paths import path_as_text, spelled_on_disk
-from lib.errors import printable, unquoted
+from lib.errors import UserError, printable, unquoted
 from lib.runtime import read_file
 from lib.runtime.mirror import is_mirrored
 from lib.runtime.read_file import MAX_IMAGE_BYTES, RefusedFileError
@@ -20,6 +20,10 @@ from lib.runtime.storage import fetch_ahead
 FIRST_PAUSE_SECONDS = 0.05  # doubles with every attempt
 # There is no file at the path that any process could read as an image.
 NOT_AN_IMAGE_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, RefusedFileError)
+
+
+class MissingImage(UserError):
+    """There is no file at the path of a training image."""
 
 
 class Images(Protocol):

@@ -13,7 +13,7 @@ from lib.dataset.crop_resize import crop_resize
 from lib.dataset.decode import DecodeError
 from lib.dataset.device_decode import EncodedImages
 from lib.dataset.image_format import hint_of
-from lib.dataset.images import NOT_AN_IMAGE_FILE, Images
+from lib.dataset.images import NOT_AN_IMAGE_FILE, Images, MissingImage
 from lib.dataset.index import ClassIndex
 from lib.dataset.lazy_image import LazyImage
 from lib.dataset.transforms import Transform
@@ -159,7 +159,7 @@ class BatchReader(Dataset):
     Attributes:
         images, labels: by row; labels (num_images,).
         transform, extra_transforms: crops; BatchRequest.view selects one of them.
-        seed: of the run.
+        seed: seed of the run.
         on_bad: what to do with an image that cannot be decoded: 'replace' it by another image of its class, 'raise'
             an error, or 'mark' it (zeros, not readable), as evaluation needs.
         index: rows of each class, for replacements.
@@ -290,7 +290,7 @@ class BatchReader(Dataset):
             reason = 'no such file' if isinstance(error, FileNotFoundError) else reason_of(error)
             if self.on_bad == 'mark':
                 raise DecodeError(reason) from None
-            raise UserError(f'{self.images.name(row)}: {reason}') from None
+            raise MissingImage(f'{self.images.name(row)}: {reason}') from None
         except OSError as error:
             raise UserError(f'{self.images.name(row)}: cannot be read ({reason_of(error)})') from None
 

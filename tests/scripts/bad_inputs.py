@@ -264,8 +264,8 @@ DATA = [
 ]  # fmt: skip
 
 WHILE_TRAINING = [
-    row('one image missing', f'{TRAIN} --TRAIN_BATCH_SIZE 99', 'no such file', 'shop/train/', trains=True,
-        disk=lambda folder: next(folder.glob('shop/train/*/*.jpg')).unlink()),
+    row('one image missing', f'{TRAIN} --TRAIN_BATCH_SIZE 99', 'no such file; compare DATASET.ROOT',
+        'shop/train/', trains=True, disk=lambda folder: next(folder.glob('shop/train/*/*.jpg')).unlink()),
     row('unreadable image, raise', f'{TRAIN} --TRAIN_BATCH_SIZE 99 --DATASET_ON_BAD_IMAGE raise', 'shop/train/',
         'ON_BAD_IMAGE skip', trains=True, disk=unreadable_images(1)),
     row('a class with no readable image', f'{TRAIN} --TRAIN_BATCH_SIZE 99',
