@@ -42,16 +42,16 @@ class ProcessGroup:
         """True on rank 0, which writes the files and the log."""
         return self.rank == 0
 
-    def shard(self, total: int, start: int = 0) -> slice:
-        """Return this rank's contiguous slice of `total` items that begin at `start`; sizes differ by at most 1."""
-        return slice(start + self.rank * total // self.world_size, start + (self.rank + 1) * total // self.world_size)
+    def shard(self, total: int) -> slice:
+        """Return this rank's contiguous slice of `total` items; sizes differ by at most 1."""
+        return slice(self.rank * total // self.world_size, (self.rank + 1) * total // self.world_size)
 
-    def shard_pairs(self, total: int, start: int = 0) -> slice:
+    def shard_pairs(self, total: int) -> slice:
         """Return the same for items in pairs (0 and 1, 2 and 3, ...), which stay together when `total` is even."""
         if total % 2:
-            return self.shard(total, start)
+            return self.shard(total)
         pairs = self.shard(total // 2)
-        return slice(start + 2 * pairs.start, start + 2 * pairs.stop)
+        return slice(2 * pairs.start, 2 * pairs.stop)
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the sum over all ranks, with the tensor's shape and device. It has no gradient."""
