@@ -22,11 +22,12 @@ def seed() -> int:
 def drawn(seed: int, rate: float) -> tuple[JudgedImages, np.ndarray]:
     """Return images of six classes, and which of them have another label."""
     rng = np.random.default_rng(seed)
-    true = np.repeat(np.arange(6), 30)
-    values = (3 * rng.normal(size=(6, 12))[true] + rng.normal(size=(180, 12))).astype(np.float32)
-    wrong = rng.random(180) < rate
-    labels = np.where(wrong, (true + rng.integers(1, 6, 180)) % 6, true)
-    return JudgedImages(values, np.arange(180), labels, 6, np.ones(180, np.float32)), wrong
+    true = np.repeat(np.arange(6), 60)
+    count = len(true)
+    values = (3 * rng.normal(size=(6, 12))[true] + rng.normal(size=(count, 12))).astype(np.float32)
+    wrong = rng.random(count) < rate
+    labels = np.where(wrong, (true + rng.integers(1, 6, count)) % 6, true)
+    return JudgedImages(values, np.arange(count), labels, 6, np.ones(count, np.float32)), wrong
 
 
 @pytest.mark.parametrize('head', ['linear', 'cosine'])
@@ -37,7 +38,7 @@ def test_rounds(seed, tmp_path, head):
     assert all((first != second).any() for first, second in pairwise(kinds[:-1]))
     assert len(rounds) == 4 or (kinds[-1] == kinds[-2]).all()
     found = kinds[-1] == MISLABELED
-    assert (found & wrong).sum() >= 0.7 * max(found.sum(), wrong.sum())
+    assert (found & wrong).sum() > 0.8 * max(found.sum(), wrong.sum())
     first = out_of_fold_candidates(images, tmp_path / 'alone', head=head, seed=seed)
     np.testing.assert_array_equal(rounds[0][0].logits, first.logits)
     weights = 1 - rounds[0][1].error
