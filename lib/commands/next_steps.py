@@ -63,7 +63,7 @@ def after_prediction(cfg: Config, result: 'PredictResult') -> list[str]:
         steps.append(Step('find new products among the photos that are unknown', command))
     # A list on standard input has been read, so that command cannot be repeated as it is.
     if not cfg.TEST.TOP_K and cfg.TEST.IMAGES != '-':
-        steps.append(Step('list the five most probable products of each photo', _again('--TEST_TOP_K', '5')))
+        steps.append(Step('list the most probable products of each photo', _again('--TEST_TOP_K', '5')))
     if not result.metrics:
         command = [*script('test.py'), '--RESUME_MODEL', cfg.RESUME_MODEL, '--TEST_IMAGES', _FOLDER]
         steps.append(Step('measure the accuracy on photos that are sorted into one folder per product', command))
