@@ -5,6 +5,8 @@ import functools
 import sys
 from pathlib import Path
 
+from tests.source_tree import nodes, parsed
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ('main.py', 'test.py', 'tau_norm.py')
 # Imports go down only; packages of one layer are siblings and never import each other.
@@ -47,14 +49,10 @@ def name_of(path: Path) -> str:
 
 
 @functools.cache
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding='utf-8'), str(path))
-
-
 def imports(path: Path) -> list[tuple[str, int]]:
     """Return (module, line) of every import in a file, those inside functions included."""
     found = []
-    for node in ast.walk(parsed(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -157,7 +155,7 @@ def test_starting_imports_nothing_heavy():
 def first_imports(path: Path) -> list[tuple[str, Path, int]]:
     """Return (module, its file, line) of the imports at the top level of a file in lib, or of all in a script."""
     found = []
-    for node in parsed(path).body if path in LIB_FILES else ast.walk(parsed(path)):
+    for node in parsed(path).body if path in LIB_FILES else nodes(path):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
         if isinstance(node, ast.ImportFrom):
             names = [node.module, *(f'{node.module}.{name}' for name in names)]
@@ -196,7 +194,7 @@ def test_config_is_read_by_builders_and_commands_only():
     for path in LIB:
         if package_of(path) in READ_CONFIG:
             continue
-        for node in ast.walk(parsed(path)):
+        for node in nodes(path):
             if isinstance(node, ast.Name | ast.arg | ast.Attribute):
                 name = {ast.Name: 'id', ast.arg: 'arg', ast.Attribute: 'attr'}[type(node)]
                 if getattr(node, name) in ('cfg', 'Config'):
@@ -217,7 +215,7 @@ def test_files_and_functions_are_short():
         lines = len(path.read_text(encoding='utf-8').splitlines())
         if lines > MAX_FILE_LINES:
             faults.append(f'{name_of(path)} has {lines} lines: split it by idea')
-        for node in ast.walk(parsed(path)):
+        for node in nodes(path):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = node.end_lineno - node.lineno + 1
                 if length > MAX_FUNCTION_LINES:
@@ -238,9 +236,9 @@ def dotted(node: ast.AST) -> str:
 
 
 def forbidden_in(path: Path) -> list[str]:
-    faults = []
-    for node in ast.walk(parsed(path)):
-        where = f'{name_of(path)}:{getattr(node, "lineno", 0)}'
+    faults, name = [], name_of(path)
+    for node in nodes(path):
+        where = f'{name}:{getattr(node, "lineno", 0)}'
         if isinstance(node, ast.Call):
             called = dotted(node.func)
             if called in ('eval', 'exec', 'compile', '__import__', 'pickle.load', 'pickle.loads', 'yaml.unsafe_load'):

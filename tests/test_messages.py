@@ -9,6 +9,8 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests import source_tree
+
 ROOT = Path(__file__).resolve().parents[1]
 CODE = sorted([*ROOT.glob('lib/**/*.py'), *ROOT.glob('tools/*.py'), *ROOT.glob('*.py')])
 ESCAPED = {'shown', 'unquoted', 'printable', 'one_line', 'reason_of', 'few_names', 'end_line', 'len', 'type'}
@@ -18,7 +20,7 @@ REPR = 114  # of ast.FormattedValue.conversion
 
 @functools.cache
 def nodes() -> list[tuple[Path, ast.AST]]:
-    return [(path, node) for path in CODE for node in ast.walk(ast.parse(path.read_text(encoding='utf-8')))]
+    return [(path, node) for path in CODE for node in source_tree.nodes(path)]
 
 
 def own_errors() -> set[str]:

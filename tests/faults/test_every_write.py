@@ -78,6 +78,8 @@ _OF_MODULES = {
 }
 # Names of what replace_atomically yields, and of what is in memory.
 _HARMLESS = {'temporary', 'buffer'}
+# All of them; ast.unparse would take seconds for the other calls.
+_NAMES = {'open', 'fdopen', 'replace', 'load'} | _ALWAYS | _OF_MODULES.keys()
 _WRITING_MODES = set('wax+')
 
 
@@ -102,11 +104,18 @@ def _calls(node: ast.AST, function: str) -> Iterator[tuple[str, ast.Call]]:
 
 
 def _called(node: ast.AST) -> str:
-    return ast.unparse(node.func).rpartition('.')[2] if isinstance(node, ast.Call) else ''
+    return _last_name(node.func) if isinstance(node, ast.Call) else ''
+
+
+def _last_name(function: ast.AST) -> str:
+    """Return `c` of a.b.c or c."""
+    return getattr(function, 'attr', getattr(function, 'id', ''))
 
 
 def _writes(call: ast.Call) -> str:
     """Return the name of a call that changes files; '' for another one."""
+    if _last_name(call.func) not in _NAMES:
+        return ''
     owner, _, name = ast.unparse(call.func).rpartition('.')
     used = {node.id for part in (call.func, *call.args) for node in ast.walk(part) if isinstance(node, ast.Name)}
     if used & _HARMLESS or (not owner and name in _ATOMIC):
