@@ -9,9 +9,11 @@ The server itself computes nothing, so that a fork starts with torch in the stat
 """
 
 import atexit
+import gc
 import importlib
 import json
 import os
+import platform
 import runpy
 import select
 import signal
@@ -25,7 +27,7 @@ from pathlib import Path
 import pyarrow
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-HEAVY = [f'lib.commands.{name}' for name in ('cli', 'train', 'report', 'predict', 'tau_norm')]
+HEAVY = [f'lib.commands.{path.stem}' for path in sorted((REPOSITORY / 'lib' / 'commands').glob('*.py'))]
 HEAVY.append('lib.backbone.split_attention')  # imports timm, which lib imports where it is needed
 
 
@@ -105,4 +107,8 @@ if __name__ == '__main__':
     for name in HEAVY:
         importlib.import_module(name)
     pyarrow.array([])  # imports pandas if that is installed
+    platform.platform()  # starts `uname -p` in its first call
+    # Otherwise a garbage collection in a fork would visit all that is imported here, and copy its memory.
+    gc.collect()
+    gc.freeze()
     listen(socket.socket(fileno=int(sys.argv[1])))
