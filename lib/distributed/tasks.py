@@ -39,10 +39,10 @@ def run_on_ranks(
                 yield result
             else:
                 exchange.unsent.append(result)
-            exchange.meet_if_due()
+            exchange.sync_if_due()
             yield from exchange.take_received()
     while not exchange.is_over:
-        exchange.meet(is_done=True)
+        exchange.sync(is_done=True)
         yield from exchange.take_received()
 
 
@@ -59,7 +59,7 @@ class _Exchange:
         self.is_over = False
         self._group, self._progress = group, progress
         self._received: list[Any] = []
-        self._count, self._met = 0, time.monotonic()
+        self._count, self._synced_at = 0, time.monotonic()
 
     def add_progress(self, count: int) -> None:
         """Report progress of this rank; it may be the time to send it, too, since a task may take minutes."""
@@ -67,20 +67,20 @@ class _Exchange:
             self._progress(count)
         else:
             self._count += count
-        self.meet_if_due()
+        self.sync_if_due()
 
-    def meet_if_due(self) -> None:
+    def sync_if_due(self) -> None:
         """Send the results if the last time was long ago."""
-        if time.monotonic() - self._met >= _SECONDS_BETWEEN_EXCHANGES:
-            self.meet(is_done=False)
+        if time.monotonic() - self._synced_at >= _SECONDS_BETWEEN_EXCHANGES:
+            self.sync(is_done=False)
 
-    def meet(self, *, is_done: bool) -> None:
+    def sync(self, *, is_done: bool) -> None:
         """Send the results, and wait for the other ranks that do the same. `is_done`: these are the last ones."""
         for results, count in self._group.gather_objects((self.unsent, self._count)):
             self._received += results
             self._progress(count)
         self.is_over = not int(self._group.all_reduce(torch.tensor(int(not is_done))))
-        self.unsent, self._count, self._met = [], 0, time.monotonic()
+        self.unsent, self._count, self._synced_at = [], 0, time.monotonic()
 
     def take_received(self) -> list[Any]:
         """Return the results that have arrived since the last call."""
