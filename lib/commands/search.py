@@ -15,6 +15,7 @@ from lib.commands.index import search_index
 from lib.commands.loaded_model import LoadedModel, split_features
 from lib.errors import UserError, shown
 from lib.inference.neighbors import Neighbors, Search, nearest, neighbor_blocks, vote
+from lib.inference.prediction_files import write_csv
 from lib.inference.reranking import reranked_search
 from lib.inference.retrieval import Retrieval, retrieval_metrics
 from lib.inference.run import classify_features
@@ -22,8 +23,6 @@ from lib.inference.whitening import Whitening, fit_whitening
 from lib.metrics.accuracy import compute_metrics
 from lib.metrics.predictions import Predictions, predictions_from_classes
 from lib.report.describe import describe_metrics, describe_retrieval
-from lib.runtime.csv_file import write_rows
-from lib.runtime.files import replace_atomically
 
 _QUERIES_AT_ONCE = 1 << 14
 
@@ -42,14 +41,14 @@ class _Finder:
     """The gallery and how it is searched.
 
     Attributes:
-        is_own: the queries are the gallery, and no query is its own neighbor.
+        excludes_self: the queries are the gallery, and no query is its own neighbor.
         search: `neighbor_blocks`, whose blocks the ranks share, or one that is improved afterwards.
         whitening: that of the gallery; features of queries are whitened, too.
     """
 
     gallery: _Images
     metric: str
-    is_own: bool
+    excludes_self: bool
     device: torch.device
     search: Search
     whitening: Whitening | None = None
@@ -69,7 +68,7 @@ class _Finder:
             self.gallery.features,
             k,
             metric=self.metric,
-            same=self.is_own,
+            exclude_self=self.excludes_self,
             device=self.device,
             search=self.search,
         )
@@ -81,7 +80,7 @@ class _Finder:
             self.gallery.features,
             self.gallery.labels,
             metric=self.metric,
-            same=self.is_own,
+            exclude_self=self.excludes_self,
             device=self.device,
             search=self.search,
         )
@@ -120,7 +119,7 @@ def search(trained: LoadedModel) -> Iterator[str]:
         'classifier': _metrics(trained, classify_features(trained.engine, features)),
         f'{found.rows.shape[1]} nearest': _metrics(trained, by_neighbors),
     }
-    source = f'{valid.source}, each without itself' if train is None or finder.is_own else train[0].source
+    source = f'{valid.source}, each without itself' if train is None or finder.excludes_self else train[0].source
     images = '1 image' if len(valid) == 1 else f'{len(valid)} images'
     yield f'{images} of {valid.source} among {len(finder.gallery.labels)} of {source}'
     yield from describe_metrics(rows)
@@ -139,13 +138,13 @@ def _finder(
         hint: at the end of the message about images that cannot be decoded.
     """
     options, device = trained.cfg.SEARCH, _device(trained)
-    is_own = options.GALLERY == 'valid'
-    gallery = queries if is_own or training is None else training
-    if len(gallery.labels) - is_own < 1:
+    excludes_self = options.GALLERY == 'valid'
+    gallery = queries if excludes_self or training is None else training
+    if len(gallery.labels) - excludes_self < 1:
         number = '1 image' if len(gallery.labels) else 'no image that can be decoded'
-        needed = 'at least 2 are' if is_own else 'at least 1 is'
+        needed = 'at least 2 are' if excludes_self else 'at least 1 is'
         raise UserError(f'SEARCH.GALLERY {options.GALLERY}: {number} to search, but {needed} needed{hint}')
-    finder = _Finder(gallery, options.METRIC, is_own, device, partial(neighbor_blocks, group=trained.group))
+    finder = _Finder(gallery, options.METRIC, excludes_self, device, partial(neighbor_blocks, group=trained.group))
     results = {'features': finder.retrieval(queries)}
     if options.WHITEN and training is not None:
         try:
@@ -208,7 +207,7 @@ def _write_neighbors(trained: LoadedModel, test: DatasetSplit, finder: _Finder, 
     options, gallery = trained.cfg.SEARCH, finder.gallery
     value = {'cosine': 'cosine', 'euclidean': 'distance'}[options.METRIC]
     features = split_features(trained, test, 'test')
-    finder = replace(finder, is_own=False)
+    finder = replace(finder, excludes_self=False)
 
     def found_of() -> Iterator[tuple[np.ndarray, Neighbors]]:
         readable = np.flatnonzero(features.readable)
@@ -228,8 +227,7 @@ def _write_neighbors(trained: LoadedModel, test: DatasetSplit, finder: _Finder, 
         for _ in found_of():
             pass
         return
-    with replace_atomically(path) as temporary, open(temporary, 'w', encoding='utf-8', newline='') as file:
-        write_rows(file, ('id', 'rank', 'neighbour', 'category_id', 'name', value), rows_of())
+    write_csv(path, ('id', 'rank', 'neighbour', 'category_id', 'name', value), rows_of())
 
 
 def _device(trained: LoadedModel) -> torch.device:

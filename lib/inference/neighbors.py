@@ -38,7 +38,7 @@ def nearest(
     k: int,
     *,
     metric: str = 'cosine',
-    same: bool = False,
+    exclude_self: bool = False,
     device: torch.device = CPU,
     search: Search | None = None,
 ) -> Neighbors:
@@ -46,7 +46,7 @@ def nearest(
 
     `search`: another search than that one.
     """
-    blocks = (search or neighbor_blocks)(queries, gallery, k, metric=metric, same=same, device=device)
+    blocks = (search or neighbor_blocks)(queries, gallery, k, metric=metric, exclude_self=exclude_self, device=device)
     found = [part for _, part in blocks]
     if not found:
         return Neighbors(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
@@ -59,7 +59,7 @@ def neighbor_blocks(
     k: int,
     *,
     metric: str = 'cosine',
-    same: bool = False,
+    exclude_self: bool = False,
     rows: np.ndarray | None = None,
     device: torch.device = CPU,
     megabytes: int = 256,
@@ -75,7 +75,7 @@ def neighbor_blocks(
         queries, gallery: (n, d) and (m, d) float32, maybe memory-mapped; a block of each is in memory at a time.
         k: at least 1.
         metric: one of METRICS.
-        same: the queries are the gallery's rows, and no query is its own neighbor.
+        exclude_self: the queries are the gallery's rows, and no query is its own neighbor.
         rows: rows of the queries to search for, in this order; None: all.
         device: the one that computes.
         megabytes: approximate limit of its memory.
@@ -86,9 +86,9 @@ def neighbor_blocks(
     """
     if metric not in METRICS:
         raise ValueError(f'metric is {metric}, but must be one of {", ".join(METRICS)}')
-    if k < 1 or len(gallery) - same < 1 or queries.shape[1:] != gallery.shape[1:]:
+    if k < 1 or len(gallery) - exclude_self < 1 or queries.shape[1:] != gallery.shape[1:]:
         raise ValueError(f'cannot find {k} neighbors of queries {queries.shape} in a gallery {gallery.shape}')
-    k = min(k, len(gallery) - same)
+    k = min(k, len(gallery) - exclude_self)
     rows = np.arange(len(queries)) if rows is None else rows
     budget, width = megabytes << 20, gallery.shape[1]
     gallery_block = max(1, min(_GALLERY_BLOCK, budget // (64 * width)))
@@ -97,7 +97,8 @@ def neighbor_blocks(
 
     def neighbors(start: int) -> Neighbors:
         some = rows[start : start + query_block]
-        keys = _best_keys(_prepared(queries[some], metric, device), gallery, k, gallery_block, some if same else None)
+        own_rows = some if exclude_self else None
+        keys = _best_keys(_prepared(queries[some], metric, device), gallery, k, gallery_block, own_rows)
         return _neighbors(keys, metric)
 
     starts = range(0, len(rows), query_block)

@@ -51,7 +51,7 @@ def write_predictions(
             values = (some, predicted[rows].tolist(), probabilities[rows].tolist(), named)
             yield zip(*(COLUMNS[column](*values) for column in columns), strict=True)
 
-    _write_csv(path, columns, chain.from_iterable(rows_of()))
+    write_csv(path, columns, chain.from_iterable(rows_of()))
 
 
 def write_top(
@@ -71,7 +71,7 @@ def write_top(
                     if label >= 0:
                         yield image, rank, label, f'{probability:.6f}', class_names[label]
 
-    _write_csv(path, ('id', 'rank', 'category_id', 'probability', 'name'), rows_of())
+    write_csv(path, ('id', 'rank', 'category_id', 'probability', 'name'), rows_of())
 
 
 def write_accepted(path: Path, names: Names, predicted: np.ndarray, confidence: np.ndarray, threshold: float) -> None:
@@ -83,7 +83,7 @@ def write_accepted(path: Path, names: Names, predicted: np.ndarray, confidence: 
             for image, label, probability in zip(some, labels, confidence[rows].tolist(), strict=True):
                 yield image, label, f'{probability:.6f}'
 
-    _write_csv(path, ('id', 'predicted', 'probability'), rows_of())
+    write_csv(path, ('id', 'predicted', 'probability'), rows_of())
 
 
 def write_known(
@@ -109,7 +109,7 @@ def write_known(
                     yield image, -1, UNKNOWN if readable else '', f'{score:.6f}' if readable else '', *nearest
 
     nearest_columns = [f'nearest_{rank}' for rank in range(1, width + 1)]
-    _write_csv(path, ('id', 'predicted', 'name', 'score', *nearest_columns), rows_of())
+    write_csv(path, ('id', 'predicted', 'name', 'score', *nearest_columns), rows_of())
 
 
 def write_embeddings(path: Path, names: Names, features: np.ndarray) -> None:
@@ -158,7 +158,7 @@ def write_products(
             product_names, winner.tolist(), means.tolist(), num_images.tolist(), strict=True
         )
     )
-    _write_csv(path, ('product', 'predicted', 'probability', 'name', 'num_images'), rows)
+    write_csv(path, ('product', 'predicted', 'probability', 'name', 'num_images'), rows)
 
 
 def _chunks(names: Names) -> Iterator[tuple[list[str], slice]]:
@@ -167,7 +167,8 @@ def _chunks(names: Names) -> Iterator[tuple[list[str], slice]]:
         yield some, slice(start, start + len(some))
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[tuple]) -> None:
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[tuple]) -> None:
+    """Replace the CSV file at `path`, atomically."""
     with replace_atomically(path) as temporary, open(temporary, 'w', encoding='utf-8', newline='') as file:
         write_rows(file, header, rows)
 

@@ -222,7 +222,7 @@ def reranked_search(
     ranking: ReciprocalRanking | None = None
     if method == 'reciprocal' and len(gallery) > 1:
         ranking = ReciprocalRanking(
-            gallery, nearest(gallery, gallery, NUM_NEIGHBORS, same=True, device=device, search=search)
+            gallery, nearest(gallery, gallery, NUM_NEIGHBORS, exclude_self=True, device=device, search=search)
         )
 
     def expanded(

@@ -35,7 +35,7 @@ def retrieval_metrics(
     *,
     recall_at: tuple[int, ...] = RECALL_AT,
     metric: str = 'cosine',
-    same: bool = False,
+    exclude_self: bool = False,
     device: torch.device = CPU,
     search: Search = neighbor_blocks,
 ) -> Retrieval:
@@ -52,11 +52,11 @@ def retrieval_metrics(
         queries, gallery: (n, d) and (m, d) float32, maybe memory-mapped.
         query_labels, gallery_labels: (n,) and (m,); below 0 where unknown.
         recall_at: the k of recall@k.
-        metric, same, device: as in neighbor_blocks.
-        search: what finds the neighbors.
+        metric, exclude_self, device: as in neighbor_blocks.
+        search: function that finds the neighbors.
     """
     counts = np.bincount(gallery_labels[gallery_labels >= 0], minlength=int(query_labels.max(initial=0)) + 1)
-    num_relevant = np.where(query_labels >= 0, counts[query_labels.clip(min=0)] - same, 0)  # R of each query
+    num_relevant = np.where(query_labels >= 0, counts[query_labels.clip(min=0)] - exclude_self, 0)  # R of each query
     rows = np.flatnonzero(num_relevant > 0)
     names = [*(f'recall@{k}' for k in recall_at), 'r_precision', 'map@r']
     if not len(rows):
@@ -64,7 +64,9 @@ def retrieval_metrics(
     sums, totals = np.zeros((len(names), len(counts))), np.zeros(len(counts), np.int64)
     for band in _bands(rows, num_relevant):
         k = max(int(num_relevant[band].max()), *recall_at)
-        for some, found in search(queries, gallery, k, metric=metric, same=same, rows=band, device=device):
+        for some, found in search(
+            queries, gallery, k, metric=metric, exclude_self=exclude_self, rows=band, device=device
+        ):
             labels = query_labels[some]
             metrics = _query_metrics(gallery_labels[found.rows] == labels[:, None], num_relevant[some], recall_at)
             for row, values in zip(sums, metrics, strict=True):

@@ -52,7 +52,7 @@ def test_ties_go_to_the_smaller_row(metric, same, seed, blocks):
     axes = np.concatenate([np.eye(3), -np.eye(3), np.zeros((1, 3)), 2 * np.eye(3)]).astype(np.float32)
     gallery = axes[random.integers(len(axes), size=41)]
     queries = gallery if same else axes[random.integers(len(axes), size=17)]
-    found = nearest(queries, gallery, 11, metric=metric, same=same)
+    found = nearest(queries, gallery, 11, metric=metric, exclude_self=same)
     for row, query in enumerate(queries.tolist()):
         rows, values = nearest_rows(query, gallery, 11, metric, row if same else None)
         assert found.rows[row].tolist() == rows
@@ -71,13 +71,15 @@ def _on_rank(rank, count):
 
 
 def _found(queries, gallery, metric, same, search):
-    return nearest(queries, gallery, 5, metric=metric, same=same, search=partial(search, megabytes=1))
+    return nearest(queries, gallery, 5, metric=metric, exclude_self=same, search=partial(search, megabytes=1))
 
 
 def _metrics(queries, gallery, metric, same, search):
     labels, search = np.arange(len(gallery)) % 7, partial(search, megabytes=1)
     query_labels = labels[: len(queries)]
-    return str(retrieval_metrics(queries, query_labels, gallery, labels, metric=metric, same=same, search=search))
+    return str(
+        retrieval_metrics(queries, query_labels, gallery, labels, metric=metric, exclude_self=same, search=search)
+    )
 
 
 @pytest.mark.process
@@ -102,9 +104,9 @@ def test_near_distances_are_exact_far_from_the_origin():
 
 def test_chosen_queries_in_their_order_and_blocks_of_them(blocks):
     _, gallery = draw(1, 0, 500, 30)
-    whole = nearest(gallery, gallery, 4, same=True)
+    whole = nearest(gallery, gallery, 4, exclude_self=True)
     rows = np.random.default_rng(1).permutation(500)[:123]
-    found = list(neighbor_blocks(gallery, gallery, 4, same=True, rows=rows, megabytes=1))
+    found = list(neighbor_blocks(gallery, gallery, 4, exclude_self=True, rows=rows, megabytes=1))
     assert len(found) > 1 or neighbors._GALLERY_BLOCK < 4096
     assert np.concatenate([some for some, _ in found]).tolist() == rows.tolist()
     assert (np.concatenate([part.rows for _, part in found]) == whole.rows[rows]).all()
@@ -126,7 +128,7 @@ def test_faults():
     with pytest.raises(ValueError, match='neighbors of queries'):
         nearest(queries, gallery[:, :3], 1)
     with pytest.raises(ValueError, match='neighbors of queries'):
-        nearest(gallery[:1], gallery[:1], 1, same=True)
+        nearest(gallery[:1], gallery[:1], 1, exclude_self=True)
     assert nearest(queries[:0], gallery, 3).rows.shape == (0, 3)
 
 
@@ -142,7 +144,9 @@ def test_retrieval_against_loops(metric, same, seed, blocks):
     gallery = (centers[gallery_labels] + random.standard_normal((83, 6))).astype(np.float32)
     labels = gallery_labels if same else random.integers(-1, 7, 37)
     queries = gallery if same else (centers[labels] + random.standard_normal((37, 6))).astype(np.float32)
-    found = retrieval_metrics(queries, labels, gallery, gallery_labels, recall_at=(1, 3, 10), metric=metric, same=same)
+    found = retrieval_metrics(
+        queries, labels, gallery, gallery_labels, recall_at=(1, 3, 10), metric=metric, exclude_self=same
+    )
     by_class = {}
     for row, query in enumerate(queries.tolist()):
         own = row if same else None

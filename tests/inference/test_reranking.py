@@ -47,7 +47,7 @@ def test_expansion_is_a_weighted_mean(number, power, blocks):
 @pytest.mark.parametrize('seed', range(2))
 def test_reciprocal_ranking_against_sets(seed, k1, k2, blocks):
     queries, _, gallery, _ = draw(seed)
-    ranking = ReciprocalRanking(gallery, nearest(gallery, gallery, k1, same=True), k1=k1, k2=k2, weight=0.3)
+    ranking = ReciprocalRanking(gallery, nearest(gallery, gallery, k1, exclude_self=True), k1=k1, k2=k2, weight=0.3)
     found = ranking(queries, nearest(queries, gallery, len(gallery)))
     oracle = ReciprocalGallery(gallery, k1, k2)
     for row, query in enumerate(queries):
@@ -59,7 +59,7 @@ def test_reciprocal_ranking_against_sets(seed, k1, k2, blocks):
 def test_the_original_distance_alone_changes_nothing():
     queries, _, gallery, _ = draw(3)
     found = nearest(queries, gallery, 30)
-    again = ReciprocalRanking(gallery, nearest(gallery, gallery, 20, same=True), weight=1.0)(queries, found)
+    again = ReciprocalRanking(gallery, nearest(gallery, gallery, 20, exclude_self=True), weight=1.0)(queries, found)
     assert (again.rows == found.rows).all()
     assert (again.values == found.values).all()
 
@@ -73,8 +73,8 @@ def test_scattered_classes_are_found_better(method, same):
             queries, labels = gallery, gallery_labels
         search = reranked_search(method, gallery)
         arguments = (queries, labels, gallery, gallery_labels)
-        before.append(retrieval_metrics(*arguments, same=same).images['map@r'])
-        after.append(retrieval_metrics(*arguments, same=same, search=search).images['map@r'])
+        before.append(retrieval_metrics(*arguments, exclude_self=same).images['map@r'])
+        after.append(retrieval_metrics(*arguments, exclude_self=same, search=search).images['map@r'])
     assert np.mean(after) > np.mean(before) + 0.02
 
 
@@ -83,9 +83,9 @@ def test_a_search_of_some_rows_is_that_of_all(method, same):
     queries, _, gallery, _ = draw(5)
     queries = gallery if same else queries
     search = reranked_search(method, gallery)
-    [(_, whole)] = search(queries, gallery, 9, same=same)
+    [(_, whole)] = search(queries, gallery, 9, exclude_self=same)
     rows = np.array([11, 2, 19])
-    [(some, found)] = search(queries, gallery, 9, same=same, rows=rows)
+    [(some, found)] = search(queries, gallery, 9, exclude_self=same, rows=rows)
     assert some.tolist() == rows.tolist()
     assert (found.rows == whole.rows[rows]).all()
     assert found.rows.shape == (3, 9)
