@@ -12,13 +12,7 @@ from typing import Any
 
 from lib.service.interface import ServiceError
 
-# A raw body of one of these types is an image; its format is found by its first bytes, not by the type.
-IMAGE_TYPES = (
-    'image/jpeg', 'image/png', 'image/webp', 'image/heic', 'image/heif', 'image/avif', 'image/gif', 'image/bmp',
-    'image/tiff', 'image/jp2', 'application/octet-stream',
-)  # fmt: skip
-FORM = 'multipart/form-data'
-_ALIASES = {'image/jpg': 'image/jpeg', 'image/pjpeg': 'image/jpeg', 'image/x-ms-bmp': 'image/bmp'}
+FORM, BINARY = 'multipart/form-data', 'application/octet-stream'
 MAX_PARTS = 1000
 _MAX_PART_HEAD = 8 << 10
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,\-./:=? ]{0,69}[0-9A-Za-z'()+_,\-./:=?]")
@@ -53,8 +47,8 @@ class BodyMemory:
             self.num_bytes -= held
 
 
-def content_type(headers: Mapping[bytes, bytes]) -> tuple[str, str]:
-    """Return the type of a body, and the boundary of a form.
+def boundary_of(headers: Mapping[bytes, bytes]) -> str:
+    """Return the boundary of a form; '' for a body that is one image, whose format is found by its first bytes.
 
     Raises:
         ServiceError: 415, neither an image nor a form, or compressed; 400, a form without a valid boundary.
@@ -62,17 +56,16 @@ def content_type(headers: Mapping[bytes, bytes]) -> tuple[str, str]:
     if headers.get(b'content-encoding', b'identity').strip().lower() not in (b'identity', b''):
         raise ServiceError(415, 'Content-Encoding must be identity: send the file as it is')
     message = Message()
-    message['Content-Type'] = headers.get(b'content-type', b'application/octet-stream').decode('latin-1')
+    message['Content-Type'] = headers.get(b'content-type', BINARY.encode()).decode('latin-1')
     kind = message.get_content_type()
-    kind = _ALIASES.get(kind, kind)
-    if kind in IMAGE_TYPES:
-        return kind, ''
+    if kind.startswith('image/') or kind == BINARY:
+        return ''
     if kind != FORM:
-        raise ServiceError(415, f'Content-Type must be {FORM} or one of {", ".join(IMAGE_TYPES)}')
+        raise ServiceError(415, f'Content-Type must be {FORM}, {BINARY} or the type of an image, such as image/jpeg')
     boundary = message.get_param('boundary')
     if not isinstance(boundary, str) or not _BOUNDARY.fullmatch(boundary):
         raise ServiceError(400, f'{FORM} needs a boundary of 1 to 70 characters')
-    return kind, boundary
+    return boundary
 
 
 async def read_body(

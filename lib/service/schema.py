@@ -4,8 +4,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lib.service.body import FORM, IMAGE_TYPES
+from lib.service.body import BINARY, FORM
 
+# Examples: bodies of all image types are read.
+_IMAGE_TYPES = (
+    'image/jpeg', 'image/png', 'image/webp', 'image/heic', 'image/heif', 'image/avif', 'image/gif', 'image/bmp',
+    'image/tiff', 'image/jp2', BINARY,
+)  # fmt: skip
 DESCRIPTION = (
     'Recognizes products in photos. Images are sent as the body of a request, or several in a form. Every error is a '
     'JSON object with one line of text. With a token, all requests but those for /, /health, /ready and '
@@ -162,6 +167,6 @@ def images_route(answer: type[BaseModel], *codes: int) -> dict[str, Any]:
     """Return the arguments of a route whose body is images; `codes` are further errors."""
     binary = {'type': 'string', 'format': 'binary'}
     files = {'type': 'object', 'properties': {'images': {'type': 'array', 'items': binary}}}
-    content = {**{kind: {'schema': binary} for kind in IMAGE_TYPES}, FORM: {'schema': files}}
+    content = {**{kind: {'schema': binary} for kind in _IMAGE_TYPES}, FORM: {'schema': files}}
     body = {'requestBody': {'required': True, 'content': content}}
     return {**documented(answer, *_OF_IMAGES, *codes), 'openapi_extra': body}

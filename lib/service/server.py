@@ -3,8 +3,8 @@
 import asyncio
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,8 @@ def serve(
     Raises:
         UserError: the address cannot be used.
     """
-    try:
+    with _address_errors(host, port):
         listening = bound_socket(host, port)
-    except OSError as error:
-        raise UserError(
-            f'SERVE.HOST {shown(host)}, SERVE.PORT {port}: {reason_of(error)}; --SERVE_PORT 0 takes any free port'
-        ) from None
     with listening:
         version = _file_version(path)
         service = Service(load(), options)
@@ -76,9 +72,22 @@ def serve(
         server.on_start = lambda: LOGGER.info('serving on %s; to stop: Ctrl-C or SIGTERM', _address(listening))
         server.on_stop = service.stop
         server.on_hangup = server.stop if sys.stdin.isatty() else watcher.reload
+        with _address_errors(host, port):
+            listening.listen()  # another process may have bound the same port while the model was loaded
         server.run([listening])
     answered, failed = service.metrics.totals()
     LOGGER.info('stopped after %s, %s of them with an error', count_of(answered, 'request'), f'{failed:,}')
+
+
+@contextmanager
+def _address_errors(host: str, port: int) -> Iterator[None]:
+    """Raise UserError where the address cannot be used in the block."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f'SERVE.HOST {shown(host)}, SERVE.PORT {port}: {reason_of(error)}; --SERVE_PORT 0 takes any free port'
+        ) from None
 
 
 def _max_connections() -> int:
@@ -100,7 +109,7 @@ class _Watcher:
     """Replaces the model of a service when there is another checkpoint at its path: every 2 s, and after SIGHUP.
 
     Attributes:
-        version: of the file that was loaded last, or could not be loaded.
+        version: version of the file that was loaded last, or could not be loaded.
     """
 
     def __init__(self, service: Service, load: Callable[[], Served], path: Path, version: tuple[int, ...]) -> None:

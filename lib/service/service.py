@@ -9,7 +9,7 @@ from fastapi import Request
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from lib.service.batcher import Batcher, Job
-from lib.service.body import BodyMemory, content_type, images_in, read_body
+from lib.service.body import BodyMemory, boundary_of, images_in, read_body
 from lib.service.interface import Served, ServiceError
 
 _BODY_MEMORY = 512 << 20  # bytes of all bodies
@@ -145,7 +145,7 @@ class Service:
     async def images(self, request: Request, hold: Callable[[int], None]) -> list[bytes]:
         """Return the images in the body of a request. Raises: ServiceError."""
         headers = dict(request.scope['headers'])
-        _, boundary = content_type(headers)
+        boundary = boundary_of(headers)
         body = await read_body(
             request.receive, headers, max_bytes=self.options.max_bytes, seconds=self.options.seconds, hold=hold
         )

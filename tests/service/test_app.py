@@ -1,14 +1,18 @@
-"""The ASGI application in this process: the token, and where a page is."""
+"""The ASGI application in this process: the token, where a page is, and the address."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip('httpx', reason='httpx is not installed')
 from starlette.testclient import TestClient
 
+from lib.errors import UserError
 from lib.service.app import create_app
+from lib.service.connection import bound_socket
 from lib.service.interface import Served
+from lib.service.server import serve
 from lib.service.service import Service, ServiceOptions
 from tests.service.fake_service import MeanColor
 from tests.service.serving import photo
@@ -50,3 +54,14 @@ def test_the_token_lets_requests_in(client: TestClient):
     headers = {'Authorization': f'Bearer {TOKEN}', 'Content-Type': 'image/jpeg'}
     assert client.post('/predict', content=photo(), headers=headers).status_code == 200
     assert client.get('/classes', headers=headers).status_code == 200
+
+
+def test_a_port_that_is_taken_while_the_model_is_loaded_is_one_line(tmp_path: Path):
+    with bound_socket('127.0.0.1', 0) as other:
+
+        def load() -> Served:
+            other.listen()
+            return Served(MeanColor('one'))
+
+        with pytest.raises(UserError, match=r'SERVE\.PORT .* in use'):
+            serve(load, tmp_path / 'model', ServiceOptions(), host='127.0.0.1', port=other.getsockname()[1])

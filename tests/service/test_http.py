@@ -154,6 +154,7 @@ def test_a_body_in_chunks_is_counted_while_it_is_read(service: RunningService):
 def test_a_page_of_another_site_is_refused(service: RunningService):
     assert service.predict(photo(), Origin='http://evil.example').status == 403
     assert service.predict(photo(), Origin='null').status == 403
+    assert service.predict(photo(), Origin='http://[').status == 403
     assert service.predict(photo(), Origin=f'http://127.0.0.1:{service.port}').status == 200
 
 
