@@ -37,6 +37,7 @@ from lib.runtime.process import (
     end_line,
     end_with_parent,
     ending_signals,
+    keep_freed_memory,
     output_error,
     prepare_streams,
     use_huge_pages,
@@ -92,6 +93,7 @@ def cli_main(main: Callable[[], int | None], *, alone: str = '') -> NoReturn:
     """
     prepare_streams()
     use_huge_pages()
+    keep_freed_memory()
     allow_open_files()
     end_with_parent()
     remember_counters()

@@ -1,6 +1,7 @@
-"""Signals that end a process: exceptions, also where exceptions are lost, and with a parent that is gone."""
+"""The process of a script: signals become exceptions, a parent that is gone ends it, freed memory is used again."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -125,3 +126,35 @@ def test_the_limit_of_open_files_is_raised_where_it_is_allowed(monkeypatch, soft
     monkeypatch.setattr('resource.setrlimit', lambda _, given: limits.__setitem__(slice(None), given))
     allow_open_files()
     assert limits == [expected, hard]
+
+
+KEEPS_MEMORY = """
+import ctypes, resource
+from lib.runtime.process import keep_freed_memory
+
+keep_freed_memory()
+libc, block, size = ctypes.CDLL(None), ctypes.c_void_p(), 8 << 20
+
+def faults_of_a_tensor():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    libc.posix_memalign(ctypes.byref(block), 2 << 20, size)  # as torch does for huge pages
+    ctypes.memset(block, 1, size)
+    libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults_of_a_tensor()
+print(max(faults_of_a_tensor() for _ in range(5)))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='other C libraries have no such option')
+def test_freed_memory_is_used_again_unless_the_user_has_decided():
+    def faults(**variables):
+        environment = {name: text for name, text in os.environ.items() if not name.startswith('MALLOC_')}
+        command = [sys.executable, '-c', KEEPS_MEMORY]
+        return int(
+            subprocess.run(command, cwd=REPOSITORY, env=environment | variables, capture_output=True, check=True).stdout
+        )
+
+    assert faults() < 100
+    assert faults(MALLOC_ARENA_MAX='2') > 1000  # pages of 4 KB
