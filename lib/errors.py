@@ -59,7 +59,7 @@ def shown(value: object, escape: str = '') -> str:
     """Return a value of a file or of the command line as error and log lines show it, in at most 70 characters.
 
     A text is in quotes, with control characters, quotes and backslashes escaped; a long one keeps its beginning, its
-    end and its length. A container is its type and its number of entries. Of an exception it is the message in one
+    end and its length. A container is shown by its type and its number of entries, an exception by its message in one
     line, without quotes, in at most 200 characters.
 
     Args:

@@ -15,7 +15,7 @@ from lib.runtime.outline import outline
 from lib.runtime.read_file import open_regular
 from lib.runtime.text import count_of, first_few, sorted_naturally
 
-# Of these, which lie beside photos by the million, at most _MAX_OPENED per folder are opened, unless one is an image.
+# There may be millions of these beside photos: at most _MAX_OPENED per folder are opened, unless one is an image.
 _SIDECARS = ('.txt', '.json', '.jsonl', '.xml', '.csv', '.tsv', '.yaml', '.yml', '.md', '.xmp', '.aae', '.npy', '.pt')
 _MAX_OPENED = 8
 # Raw photos: TIFF files with a thumbnail, whose sensor data no decoder here reads.

@@ -53,7 +53,7 @@ class FullySharded:
 
         whole = {f'{prefix}{name}': parameter for name, parameter in module.named_parameters() if parameter.ndim}
         self._group = group
-        # Of type FSDPModule once they are sharded.
+        # The modules have the type FSDPModule once they are sharded.
         self._module: Any = module
         self._blocks: list[Any] = list(blocks)
         self._lengths = {name: len(parameter) for name, parameter in whole.items()}

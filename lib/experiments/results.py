@@ -83,7 +83,7 @@ def run_metrics(run: SubRun) -> dict[str, float]:
 def epoch_metrics(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Return the metrics of the last epoch, and the errors of the epoch with the lowest mean class error.
 
-    Of several best epochs, the first one is used.
+    If several epochs are best, the first one is used.
     """
     if not lines:
         return {}

@@ -211,8 +211,8 @@ def _select(split: ConvertedSplit, selected: np.ndarray) -> ConvertedSplit:
 def with_imbalance(converted: ConvertedDataset, *, ratio: float, seed: int) -> ConvertedDataset:
     """Return the data set with a long-tailed subset of its training images; the other splits are not changed.
 
-    Classes are ranked by their number of training images n, the largest first, equal ones by category id. Of the class
-    at rank r of C, min(n, max(1, floor(n_max ratio^(-r / (C - 1))))) images are selected, the sizes of CIFAR-LT (Cui et
+    Classes are ranked by their number of training images n, the largest first, equal ones by category id. From the
+    class at rank r of C, min(n, max(1, floor(n_max ratio^(-r / (C - 1))))) images are selected, as in CIFAR-LT (Cui et
     al., CVPR 2019) with n_max the size of the largest class; which ones is a function of (seed, category id). Classes
     without training images have no rank. The order of the images does not change.
 

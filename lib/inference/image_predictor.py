@@ -24,7 +24,7 @@ from lib.inference.ensemble import pad_batch
 from lib.inference.run import logit_batch_size
 from lib.inference.sinks import Score
 
-_BATCHES_AHEAD = 2  # that are decoded beside the one that the network gets next
+_BATCHES_AHEAD = 2  # decoded batches beside the next one for the network
 _IMAGES_PER_TASK = 4
 Result = TypeVar('Result')
 
@@ -99,7 +99,7 @@ class ImagePredictor:
         self._network = _network_thread(num_threads)
 
     def pixels(self, image: GivenImage) -> torch.Tensor:
-        """Return the pixels that the network gets, uint8 RGB (size, size, 3); decoded in the calling thread.
+        """Return the input pixels of the network, uint8 RGB (size, size, 3); decoded in the calling thread.
 
         Raises:
             DecodeError: the image cannot be read or decoded.

@@ -67,8 +67,8 @@ def neighbor_blocks(
 ) -> Iterator[tuple[np.ndarray, Neighbors]]:
     """Yield (rows of queries, their neighbors) until all queries are done.
 
-    Every query is compared with the whole gallery; nothing is approximated. Of rows at equal distance the smaller row
-    comes first. Cosines are computed in float32 (with a zero vector: 0), distances in float64, since those of near
+    Every query is compared with the whole gallery; nothing is approximated. Among rows at equal distance, the smaller
+    row comes first. Cosines are computed in float32 (with a zero vector: 0), distances in float64, since those of near
     neighbors are small differences of large numbers; both are ranked in float32.
 
     Args:

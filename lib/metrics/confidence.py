@@ -204,8 +204,8 @@ def choose_threshold(curve: RiskCoverage, max_risk: float, *, confidence_level: 
 def smallest_bound(curve: RiskCoverage) -> float:
     """Return about the smallest upper bound of the risk, at 95 %, that a threshold can hold: below it, none is found.
 
-    Of the thresholds with equally many errors only the one with most images counts, and of those with more than 100
-    errors, where neighbors differ little, one in a hundred.
+    Among thresholds with the same number of errors, only the one with most images is tried; above 100 errors, where
+    neighboring thresholds differ little, one in a hundred.
     """
     wrong = np.rint(curve.risk * curve.num_accepted).astype(int)
     last = np.flatnonzero(np.diff(wrong, append=wrong[-1] + 1))

@@ -115,8 +115,8 @@ class RowUpdates:
     def choose(self, rows: np.ndarray | None = None) -> Choice:
         """Return the strength and shift that win most shots minus what is lost on old images.
 
-        The search over shifts is exhaustive, since accuracies change at known ones. Of equals, the strength nearest to
-        1 is chosen, and the smallest shift.
+        The search over shifts is exhaustive, since accuracies change only at known shifts. Ties are broken by the
+        strength nearest to 1, then by the smallest shift.
 
         Args:
             rows: rows of the old images that count; None: all.

@@ -21,7 +21,7 @@ _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 def open_lock(path: Path) -> IO[str]:
     """Open a lock file, which is created if needed, without changing it.
 
-    That of another user, or in a read-only folder, is opened for reading, which is sufficient to lock it.
+    A lock file of another user, or in a read-only folder, is opened for reading, which is sufficient to lock it.
 
     Raises:
         UserError: the path is a link, a pipe or another special file.

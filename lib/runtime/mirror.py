@@ -2,8 +2,8 @@
 
 An object s3://bucket/key has the path CACHE/bucket-mirror/s3/bucket/key, so a path alone shows every process whether
 it is in the mirror. A downloaded or uploaded file carries the version of its object in its modification time. Any other
-file there is newer than its object, or not uploaded yet, and is never evicted. Of shards, of which ranges are read, a
-sparse file is in CACHE/bucket-parts.
+file there is newer than its object, or not uploaded yet, and is never evicted. Shards, which are read by ranges, are
+sparse files in CACHE/bucket-parts.
 """
 
 import functools

@@ -21,7 +21,7 @@ from lib.errors import one_line
 from lib.runtime.early_interrupt import INTERRUPTED
 from lib.runtime.mirror import with_urls
 
-# Of batch systems and torchrun, and of a terminal that is closed. Windows has no SIGHUP.
+# Batch systems and torchrun send SIGTERM, a terminal that is closed sends SIGHUP. Windows has no SIGHUP.
 TERMINATING = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name))
 # torchrun and batch systems send a process a signal that they have already sent to its whole process group.
 SAME_SIGNAL_SECONDS = 1.0

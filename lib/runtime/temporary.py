@@ -41,8 +41,8 @@ def is_temporary(name: str) -> bool:
 def is_abandoned(path: Path) -> bool:
     """Return whether a path is a temporary one whose process has ended.
 
-    Of a process on another machine, in another container or in an older version, it is one that was not changed for a
-    day.
+    If the process ran on another machine, in another container or in an older version, the path counts as abandoned
+    after a day without changes.
     """
     match = _NAME.fullmatch(path.name)
     if match is None:

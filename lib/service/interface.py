@@ -23,7 +23,7 @@ class ServiceError(Exception):
     Attributes:
         status: HTTP status.
         text: one line for the client, without anything that the client sent.
-        retry_after: seconds until a new attempt makes sense; 0: unknown.
+        retry_after: seconds after which the client should try again; 0: unknown.
     """
 
     def __init__(self, status: int, text: str, retry_after: int = 0) -> None:
@@ -53,7 +53,7 @@ class Model(Protocol):
         """Fingerprint of weights and preprocessing."""
 
     def pixels(self, image: bytes) -> torch.Tensor:
-        """Return the pixels that the network gets, uint8 (S, S, 3). Raises: lib.api.ImageError.
+        """Return the input pixels of the network, uint8 (S, S, 3). Raises: lib.api.ImageError.
 
         It is called in several threads at a time.
         """
@@ -98,5 +98,5 @@ class Served:
 
     @cached_property
     def classes_json(self) -> bytes:
-        """The answer of /classes: 1 MB for 50,000 classes, so it is made once."""
+        """The answer of /classes: 1 MB for 50,000 classes, so it is encoded once."""
         return msgspec.json.encode({'model': self.model.version, 'classes': list(self.model.classes)})

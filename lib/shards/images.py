@@ -84,9 +84,9 @@ class ShardImages(EncodedImages):
 
     Every read is compared with the checksum computed when packing, which takes about a hundredth of the time of
     decoding: any damage to a shard or its index (truncation, replacement, a flipped bit) is a DecodeError, never wrong
-    pixels. Of images that are stored as pixels, a process compares the first read only, since the checksum takes half
-    of the time of a crop; then it maps them, so that a crop reads the part that it needs. Of shards in a bucket, images
-    are read by ranges: see lib/shards/remote.py.
+    pixels. For images that are stored as pixels, a process verifies only the first read, since the checksum takes half
+    of the time of a crop; then it maps them, so that a crop reads only the part that it needs. Shards in a bucket are
+    read by ranges: see lib/shards/remote.py.
     """
 
     def __init__(self, path: str | os.PathLike, max_open: int = MAX_OPEN, *, identity: tuple[int, ...] = ()) -> None:

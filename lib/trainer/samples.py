@@ -68,8 +68,8 @@ def read_samples(folder: Path, num_images: int, digest: str) -> Samples | None:
 def margins_of(logits: Logits, labels: torch.Tensor) -> torch.Tensor:
     """Return (batch,) float32: the logit of the label minus the largest other one; above 0 if the label is predicted.
 
-    Pleiss et al., equation 1. Of sharded logits it is that over all shards; all of them call it. With sampled classes
-    it would miss other classes. With a single class it is infinite.
+    Pleiss et al., equation 1. If the logits are sharded, all ranks call it, and the largest one is over all shards.
+    With sampled classes, it would ignore the other classes. With a single class, it is infinite.
     """
     values, subset = values_and_subset(logits)
     index = LabelIndex(labels[:, None], subset)

@@ -105,9 +105,10 @@ class TrainState:
             self.samples.load_state_dict(checkpoint.samples, checkpoint.path)
 
     def to_checkpoint(self, info: RunInfo, folder: RunFolder, group: ProcessGroup) -> Checkpoint:
-        """Return a checkpoint that shares memory with the state; of a sharded classifier, with this rank's rows.
+        """Return a checkpoint that shares memory with the state.
 
-        Of a sharded backbone, which all ranks gather, the main rank's checkpoint holds all parameters.
+        It holds this rank's rows of a sharded classifier. All ranks gather a sharded backbone, and the
+        checkpoint of the main rank holds all its parameters.
         """
         constant = self.model.constant_names() if self.model.base else set()
         weights = self._whole(_without(constant, self.model.state_dict()))

@@ -257,7 +257,7 @@ class Trainer:
     ) -> None:
         """Save the current state. All ranks call it; the main rank writes, the others their classifier shards.
 
-        Of a sharded backbone, the main rank gathers and writes all parameters.
+        All ranks gather a sharded backbone, and the main rank writes all its parameters.
         """
         if self.folder.writes or self.state.model.is_sharded:
             saver.submit(

@@ -46,7 +46,7 @@ def with_image_weights(mixed: MixedBatch, weights: torch.Tensor | None) -> Mixed
     if weights is None:
         return mixed
     targets = mixed.targets
-    # Of two slots that become one image, the first is in the even slot.
+    # When two slots become one image, the even slot comes first.
     pairs = torch.stack([weights, partners(weights)], dim=1)[:: len(weights) // len(mixed.images)]  # (batch, 2)
     of_labels = pairs if targets.labels.ndim == 2 else pairs[:, 0]
     if targets.weights is not None:  # of BBN, whose images have one label each
