@@ -4,7 +4,7 @@ Rows of new classes are imprinted behind those of the others, and rows of known 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -168,11 +168,20 @@ def labels_of(trained: LoadedModel, names: Sequence[str], option: str) -> list[i
     labels = [label for label, name in enumerate(trained.class_names) if name in wanted]
     unknown = sorted(wanted - {trained.class_names[label] for label in labels})
     if unknown:
-        hint = did_you_mean(unknown[0], trained.class_names)
+        hint = known_name_hint(unknown[0], trained.class_names)
         raise UserError(f'{option}: the model has no class {shown(unknown[0])}{hint}')
     if len(labels) == len(trained.class_names):
         raise UserError(f'{option} names all classes of the model: leave one, or train another model')
     return labels
+
+
+def known_name_hint(name: str, known: Iterable[str]) -> str:
+    """Return a hint at a known name that resembles an unknown one, or that the commas of an option have split."""
+    known = [*known]
+    whole = next((one for one in known if name in map(str.strip, one.split(','))), '')
+    if whole:
+        return f' (did you mean {shown(whole)}? Names with commas need a .txt file, with a name per line)'
+    return did_you_mean(name, known)
 
 
 def kept_classes(trained: LoadedModel, retired: Sequence[int]) -> np.ndarray:

@@ -16,8 +16,8 @@ from lib.builders.split import DatasetSplit
 from lib.catalog.catalog import Catalog, create_catalog, open_catalog
 from lib.catalog.manifest import MANIFEST, has_catalog
 from lib.commands.enroll_images import given_names
+from lib.commands.enrolled_model import known_name_hint
 from lib.commands.loaded_model import LoadedModel, split_features
-from lib.config.key import did_you_mean
 from lib.dataset.features import Features
 from lib.errors import UserError, shown
 from lib.inference.whitening import fit_whitening
@@ -33,11 +33,12 @@ _QUERIES_AT_ONCE = 1024
 
 
 class _Products(NamedTuple):
-    """Photos with their features, and the names of the products that their labels number."""
+    """Photos with their features, the names of the products that their labels number, and the rows that count."""
 
     split: DatasetSplit
     features: Features
     names: list[str]
+    rows: np.ndarray
 
 
 def index(trained: LoadedModel) -> Iterator[str]:
@@ -53,7 +54,7 @@ def index(trained: LoadedModel) -> Iterator[str]:
     removed = given_names(options.REMOVE, 'INDEX.REMOVE')
     catalog = _checked_catalog(trained, folder, removed) if group.is_main else None
     is_new, is_empty = group.broadcast_object((catalog is None, catalog is None or not catalog.num_images))
-    is_built = options.ADD == '' and is_empty
+    is_built = options.ADD == '' and not removed and is_empty
     if is_new and trained.model.num_features < options.DIMENSIONS:
         raise UserError(
             f'INDEX.DIMENSIONS is {options.DIMENSIONS}, but the model has {trained.model.num_features} features'
@@ -62,7 +63,8 @@ def index(trained: LoadedModel) -> Iterator[str]:
     if is_new and group.is_main:
         catalog = _created(trained, folder, train)
     if removed and catalog is not None:
-        yield f'removed {count_of(catalog.remove(removed), "photo")} of {count_of(len(set(removed)), "product")}'
+        products = set(nfc_list(removed)).intersection(catalog.products())
+        yield f'removed {count_of(catalog.remove(removed), "photo")} of {count_of(len(products), "product")}'
     if options.ADD or is_built:
         added = train if is_built and train is not None else _added(trained)
         if catalog is not None:
@@ -85,23 +87,27 @@ def version_of(trained: LoadedModel) -> str:
     return feature_version(trained.cfg, trained.features_fingerprint)
 
 
-def add_photos(catalog: Catalog, split: DatasetSplit, features: Features, names: list[str]) -> str:
+def add_photos(
+    catalog: Catalog, split: DatasetSplit, features: Features, names: list[str], rows: np.ndarray | None = None
+) -> str:
     """Add the labeled photos of a split that could be decoded, and return a line about them.
 
     Args:
-        names: of the products, which the labels number.
+        names: names of the products, which the labels number.
+        rows: ascending; None: all.
 
     Raises:
         UserError: no photo could be decoded.
     """
-    rows = np.flatnonzero(features.readable & (features.labels >= 0))
+    given = np.arange(len(features)) if rows is None else rows
+    rows = given[features.readable[given] & (features.labels[given] >= 0)]
     if not len(rows):
         raise UserError(f'{split.source}: no labeled photo can be decoded{split.heic_hint}')
     products = pa.array(names, pa.large_string()).take(pa.array(features.labels[rows]))
     images = split.names.take(pa.array(rows)).cast(pa.large_string())
     values = features.values if len(rows) == len(features) else features.values[rows]
     replaced = catalog.add(values, products, images)
-    left_out = len(features) - len(rows)
+    left_out = len(given) - len(rows)
     return (
         f'added {count_of(len(rows), "photo")} of {count_of(len(products.unique()), "product")}'
         + f', {replaced} of them replaced' * (replaced > 0)
@@ -133,14 +139,15 @@ def open_products(source: str, trained: LoadedModel) -> tuple[DatasetSplit, list
 
 def _training(trained: LoadedModel) -> _Products:
     with trained.group.main_first():
-        split = open_training_data(trained.cfg).in_class_order(trained.class_names).train
-    return _Products(split, split_features(trained, split, 'train'), trained.class_names)
+        data = open_training_data(trained.cfg).in_class_order(trained.class_names)
+    return _Products(data.train, split_features(trained, data.train, 'train'), trained.class_names, data.index().rows)
 
 
 def _added(trained: LoadedModel) -> _Products:
     with trained.group.main_first():
         split, names = open_products(trained.cfg.INDEX.ADD, trained)
-    return _Products(split, split_features(trained, split, 'added', same_classes=False), names)
+    features = split_features(trained, split, 'added', same_classes=False)
+    return _Products(split, features, names, np.arange(len(features)))
 
 
 def _checked_catalog(trained: LoadedModel, folder: Path, removed: list[str]) -> Catalog | None:
@@ -159,7 +166,8 @@ def _created(trained: LoadedModel, folder: Path, train: _Products | None) -> Cat
     """Return a new catalog; `train`: the training images, to which INDEX.DIMENSIONS fits a whitening."""
     options, whitening = trained.cfg.INDEX, None
     if options.DIMENSIONS and train is not None:
-        labels = np.where(train.features.readable, train.features.labels, -1)
+        labels = np.full(len(train.features), -1)
+        labels[train.rows] = np.where(train.features.readable, train.features.labels, -1)[train.rows]
         whitening = fit_whitening(train.features.values, labels, dimensions=options.DIMENSIONS)
     return create_catalog(
         folder,
@@ -188,10 +196,11 @@ def _check_settings(trained: LoadedModel, catalog: Catalog) -> None:
 
 def _warn_about_unknown(catalog: Catalog, names: list[str]) -> None:
     known = set(catalog.products()) if names else set()
-    for name in nfc_list(names):
-        if name not in known:
-            hint = did_you_mean(name, sorted(known))
-            LOGGER.warning('%s: has no product %s, so none is removed%s', catalog.folder, shown(name), hint)
+    unknown = [name for name in dict.fromkeys(nfc_list(names)) if name not in known]
+    if unknown:
+        hint, number = known_name_hint(unknown[0], sorted(known)), len(unknown) - 1
+        others = f', nor {number:,} other{"s" * (number > 1)} of INDEX.REMOVE' * (number > 0)
+        LOGGER.warning('%s: has no product %s%s%s', catalog.folder, shown(unknown[0]), hint, others)
 
 
 def search_index(trained: LoadedModel) -> Iterator[str]:

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from lib.catalog.catalog import open_catalog
 from tests.scripts.in_process import run_in_process
 from tests.scripts.running import ON_CPU
 
@@ -71,6 +72,14 @@ def test_whitening_is_stored_in_the_catalog(run_folder):
     assert len(list((run_folder / 'white').glob('*.whitening'))) == 1
 
 
+def test_images_in_quarantine_are_not_in_the_catalog(run_folder, products):
+    annotations = json.loads((products / 'converted_train.json').read_text())['annotations']
+    listed = [{'fpath': entry['fpath'], 'split': 'train'} for entry in annotations[:5]]
+    (run_folder / 'quarantine.json').write_text(json.dumps({'images': listed}))
+    options = ('--DATASET_QUARANTINE', 'quarantine.json', '--INDEX_DIMENSIONS', 4)
+    assert 'added 46 photos of 6 products' in output(run_folder, 'tools/index.py', *BEST, *options)
+
+
 MISTAKES = {
     'other settings': (('--INDEX_CODES', 'binary'), 'was built with float16'),
     'no such folder': (('--INDEX_ADD', 'nowhere'), 'no such folder or file'),
@@ -88,7 +97,16 @@ def mistake(folder, *options):
 def test_mistakes_are_one_line(run_folder):
     run_in_process(run_folder, 'tools/index.py', *BEST)
     done = run_in_process(run_folder, 'tools/index.py', *BEST, '--INDEX_REMOVE', 'nothing like it')
-    assert 'has no product' in done.stderr
+    assert 'removed 0 photos of 0 products' in done.stdout
+    assert "has no product 'nothing like it'" in done.stderr
+    names = open_catalog(run_folder / 'log/tiny/catalog').products()
+    (run_folder / 'all.txt').write_text('\n'.join(names))
+    assert 'removed 51 photos of 6 products' in output(run_folder, 'tools/index.py', *BEST, '--INDEX_REMOVE', 'all.txt')
+    done = run_in_process(run_folder, 'tools/index.py', *BEST, '--INDEX_REMOVE', 'all.txt')
+    assert 'log/tiny/catalog: 0 photos of 0 products' in done.stdout  # it is not built again
+    assert done.stderr.count('has no product') == 1
+    assert 'nor 5 others of INDEX.REMOVE' in done.stderr
+    assert 'added 51 photos of 6 products' in output(run_folder, 'tools/index.py', *BEST)
     for options, message in MISTAKES.values():
         assert message in mistake(run_folder, 'tools/index.py', *BEST, *options)
     assert 'builds a catalog' in mistake(run_folder, 'tools/search.py', *BEST, '--SEARCH_INDEX', 'nowhere')
