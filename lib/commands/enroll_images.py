@@ -34,8 +34,8 @@ class GivenImages:
 
     Attributes:
         split: all images, with labels of the given classes.
-        names: of the given classes.
-        features: of these images.
+        names: names of the given classes.
+        features: features of these images.
         new: names (and parents) of the classes that are new to the model.
         new_labels: (n,) int64 number in `new`; -1: an image of a known class.
         known_labels: (n,) int64 class of the model; -1: an image of a new class.
@@ -219,6 +219,6 @@ def write_valid(path: Path, names: list[str], old: OldImages, given: GivenImages
             else:
                 num_left_out += 1
     if num_left_out:
-        LOGGER.warning('%s: without %d images whose file names are not UTF-8', path, num_left_out)
+        LOGGER.warning('%s: without %s whose name is not UTF-8', path, count_of(num_left_out, 'image'))
     write_json(path, {'annotations': entries, 'num_classes': len(names), 'classes_digest': names_digest(names)})
     return True

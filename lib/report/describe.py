@@ -110,16 +110,17 @@ def describe_retrieval(results: Mapping[str, Retrieval]) -> list[str]:
     """
     lines = []
     first = next(iter(results.values()))
-    labels = {name: f'{name}, ' if len(results) > 1 else '' for name in results}
-    width = 14 + max(map(len, labels.values()))
+    labels = {name: f'{name} ' if len(results) > 1 else '' for name in results}
+    width = len('over classes') + max(map(len, labels.values()))
     if first.images:
-        names = list(first.images)
-        lines.append(' ' * width + ''.join(f'  {name:>11}' for name in names))
+        widths = {name: 2 + max(len(name), len('100.0%')) for name in first.images}
+        lines.append(' ' * width + ''.join(f'{name:>{column}}' for name, column in widths.items()))
         for over in ('images', 'classes'):
             for search, retrieval in results.items():
                 metrics = getattr(retrieval, over)
                 row = f'{labels[search]}over {over}'
-                lines.append(f'{row:<{width}}' + ''.join(f'  {metrics[name]:>11.1%}' for name in names))
+                cells = (f'{metrics[name]:>{column}.1%}' for name, column in widths.items())
+                lines.append(f'{row:<{width}}' + ''.join(cells))
     if first.left_out:
         images = '1 image is' if first.left_out == 1 else f'{first.left_out} images are'
         lines.append(f'{images} left out: the gallery has no image of their class')
@@ -141,13 +142,15 @@ def describe_enrolled(metrics: dict[str, Any]) -> list[str]:
         ', '.join([*changes, f'{metrics["num_classes"]} classes in total']),
         f'{"accuracy":<13}  {"before":>7}  {"after":>7}',
     ]
-    images = f'{old["num_measured"]} validation images, cross-fitted ({old["folds"]} folds)' if old else ''
-    rows = [('old', old, images)]
-    rows += [
-        (name, one, f'{one["num_measured"]} held-out images') for name, one in (('new', new), ('known', known)) if one
-    ]
-    for name, one, images in rows:
+    folds = f', cross-fitted ({old["folds"]} folds)' if old else ''
+    rows = (
+        ('old', old, 'validation image', folds),
+        ('new', new, 'held-out image', ''),
+        ('known', known, 'held-out image', ''),
+    )
+    for name, one, image, note in rows:
         if 'after' in one:
+            images = count_of(one['num_measured'], image) + note
             lines.append(f'{f"{name} classes":<13}  {one["before"]:>7.1%}  {one["after"]:>7.1%}  {images}')
     if any(one and 'after' not in one for one in (new, known)):
         lines.append('new images: none is held out to measure them; ENROLL.PER_CLASS leaves some')
@@ -208,7 +211,7 @@ def describe_audit(report: AuditReport, folder: Path, num_quarantined: int) -> l
 
 
 def _split_lines(name: str, statistics: dict[str, Any]) -> list[str]:
-    lines = [f'{name:<6} {statistics["images"]:,} images{_class_text(statistics["classes"])}']
+    lines = [f'{name:<6} {count_of(statistics["images"], "image")}{_class_text(statistics["classes"])}']
     sizes = statistics['sizes']
     if sizes:
         width, height, size = sizes['width'], sizes['height'], sizes['bytes']
@@ -224,7 +227,7 @@ def _class_text(classes: dict[str, Any]) -> str:
     if not classes:
         return ''
     nonempty = classes['num_classes'] - len(classes['empty'])
-    text = f', {nonempty:,} classes of {classes["smallest"]:,} to {classes["largest"]:,}'
+    text = f', {count_of(nonempty, "class", "classes")} of {classes["smallest"]:,} to {classes["largest"]:,}'
     notes = [f'{len(classes[key]):,} {word}' for key, word in (('few', 'small'), ('empty', 'empty')) if classes[key]]
     return f'{text} (x {classes["imbalance"]:.1f}){"; " if notes else ""}{", ".join(notes)}'
 

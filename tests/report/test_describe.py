@@ -4,7 +4,14 @@ import math
 
 import pytest
 
-from lib.report.describe import describe_confidence, describe_metrics, describe_tau
+from lib.inference.retrieval import Retrieval
+from lib.report.describe import (
+    describe_confidence,
+    describe_enrolled,
+    describe_metrics,
+    describe_retrieval,
+    describe_tau,
+)
 from tests.report.test_contact_sheet import predictions_of
 
 
@@ -51,6 +58,27 @@ def test_confidence(threshold, second):
     lines = describe_confidence(predictions, threshold)
     assert lines == ['5 images, mean confidence 50.0%, 1 unreadable', second]
     assert max(map(len, lines)) <= 80
+
+
+def test_tables_of_searches_have_at_most_80_columns():
+    metrics = dict.fromkeys(('recall@1', 'recall@5', 'recall@10', 'r_precision', 'map@r'), 1.0)
+    lines = describe_retrieval(dict.fromkeys(('features', 'query_expansion'), Retrieval(metrics, metrics, 9, 0)))
+    assert [line[:28].rstrip() for line in lines] == [
+        '', 'features over images', 'query_expansion over images', 'features over classes',
+        'query_expansion over classes',
+    ]  # fmt: skip
+    assert {len(line) for line in lines} == {80}
+    assert all(line.split()[-5:] == ['100.0%'] * 5 for line in lines[1:])
+
+
+def test_one_image_of_each_kind_is_named_in_the_singular():
+    old = {'before': 1.0, 'after': 1.0, 'num_measured': 1, 'folds': 5}
+    new = {'before': 0.0, 'after': 1.0, 'num_measured': 1, 'num_shots': 1}
+    metrics = {'old': old, 'new': new, 'known': {}, 'classes': {'tea': {}}, 'num_classes': 3, 'retired': []}
+    lines = describe_enrolled(metrics)
+    assert lines[0] == '1 new class from 1 image, 3 classes in total'
+    assert lines[2].endswith('  1 validation image, cross-fitted (5 folds)')
+    assert lines[3].endswith('  1 held-out image')
 
 
 def test_confidence_without_a_readable_image():

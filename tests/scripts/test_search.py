@@ -85,8 +85,8 @@ def test_whitened_and_reranked_results_stand_beside_the_plain_ones(scripts, run_
                        '--DATASET_TEST_JSON', products / 'converted_val.json', *ON_CPU)  # fmt: skip
     lines = done.stdout.splitlines()
     for over in ('over images', 'over classes'):
-        assert cell(lines, f'features, {over}', 'map@r') == cell(plain, over, 'map@r')
-        assert {cell(lines, f'{name}, {over}', 'map@r')[-1] for name in ('whitened', rerank)} == {'%'}
+        assert cell(lines, f'features {over}', 'map@r') == cell(plain, over, 'map@r')
+        assert {cell(lines, f'{name} {over}', 'map@r')[-1] for name in ('whitened', rerank)} == {'%'}
     rows = list(csv.DictReader((run_folder / f'{rerank}.csv').open(newline='')))
     assert len(rows) == 3 * 24
     assert {row['rank'] for row in rows} == {'1', '2', '3'}
