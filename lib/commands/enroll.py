@@ -3,6 +3,7 @@
 The result is an ordinary checkpoint, a validation split of its classes, and their metrics.
 """
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -132,7 +133,11 @@ def propose_classes(trained: LoadedModel) -> list[str]:
     num_more, rows = max(0, len(rows) - MAX_IMAGES), rows[:MAX_IMAGES]
     found = cluster_unknown(features.values[rows], known.values[known_rows], known.labels[known_rows])
     predictions = classify_features(trained.engine, features.at(rows))
-    files = write_proposals(path, trained, photos, rows, predictions, found, title=f'{cfg.NAME}: new products')
+    command = [*script('tools/enroll.py'), '--RESUME_MODEL', str(trained.path), '--ENROLL_IMAGES', 'decisions.json']
+    files = write_proposals(
+        path, trained, photos, rows, predictions, found, title=f'{cfg.NAME}: new products',
+        next_step=shlex.join(command),
+    )  # fmt: skip
     sizes = found.sizes
     lines = [
         f'{count_of(len(rows), "photo")}: {count_of(int(sizes.sum()), "photo")} in {count_of(len(sizes), "cluster")}, '
@@ -140,7 +145,6 @@ def propose_classes(trained: LoadedModel) -> list[str]:
         *([f'{count_of(num_more, "further photo")} left out: at most {MAX_IMAGES:,} are compared'] if num_more else []),
         *(f'wrote {file}' for file in files),
     ]
-    command = [*script('tools/enroll.py'), '--RESUME_MODEL', str(trained.path), '--ENROLL_IMAGES', 'decisions.json']
     review = Step('name the clusters; the page exports decisions.json', [path])
     return [*lines, *step_lines([review, Step('then add the classes', command)])]
 

@@ -82,6 +82,7 @@ def write_proposals(
     clusters: Clusters,
     *,
     title: str,
+    next_step: str,
 ) -> list[Path]:
     """Write the review pages of photos of unknown products, by cluster, the largest first; return the files.
 
@@ -89,6 +90,7 @@ def write_proposals(
 
     Args:
         rows: (n,) of the split, which predictions and clusters are about.
+        next_step: the command that takes decisions.json.
     """
     order, numbers = clusters.order, clusters.numbers[clusters.order]
     num_classes, sizes = len(trained.class_names), clusters.sizes.tolist()
@@ -97,7 +99,7 @@ def write_proposals(
         trained, split, rows[order], predictions.at(order), title=title,
         source=f'{count_of(len(sizes), "cluster")} of photos that may be new products, the largest first; then '
         f'{count_of(is_alone, "photo")} that no other resembles.',
-        next_step=f'python tools/enroll.py --RESUME_MODEL {trained.path} --ENROLL_IMAGES decisions.json',
+        next_step=next_step,
     )  # fmt: skip
     known, of_cluster = data.typical, np.where(numbers < 0, -1, num_classes + numbers)
     data = replace(
@@ -126,7 +128,7 @@ def _unlabeled_review(
 
     Args:
         rows: (n,) of the split, in the order of the page.
-        predictions: of these rows.
+        predictions: predictions of these rows.
     """
     images, valid = split.images, trained.valid
     assert isinstance(images, FileImages)

@@ -11,6 +11,7 @@ from lib.config.check_features import (
     check_centers,
     check_embedding,
     check_lbfgs,
+    check_proposals,
     check_sharded_backbone,
     check_tracking,
 )
@@ -87,6 +88,7 @@ def check_methods(values: dict[str, Any]) -> None:
     check_centers(values)
     check_tracking(values)
     check_catalog(values)
+    check_proposals(values)
 
 
 def _check_loss(values: dict[str, Any]) -> None:

@@ -209,3 +209,12 @@ def check_catalog(values: dict[str, Any]) -> None:
                 f'{name} is {shown(values[name])}, but SEARCH.INDEX searches a catalog as tools/index.py built it: '
                 f"--{name.replace('.', '_')} {shown(off)}, or --SEARCH_INDEX ''"
             )
+
+
+def check_proposals(values: dict[str, Any]) -> None:
+    """Raise UserError if classes are to be proposed and changed in one command: a person has to name them first."""
+    for name in ('ENROLL.IMAGES', 'ENROLL.RETIRE'):
+        if values['ENROLL.PROPOSE'] and values[name]:
+            raise UserError(
+                f'{name} changes the model, but ENROLL.PROPOSE only proposes classes: give them in two commands'
+            )

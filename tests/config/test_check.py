@@ -3,7 +3,7 @@
 import pytest
 
 from lib.config.check import check_values
-from lib.config.check_features import check_catalog, check_tracking
+from lib.config.check_features import check_catalog, check_proposals, check_tracking
 from lib.config.defaults import KEYS, LARGEST
 from lib.errors import UserError
 
@@ -249,3 +249,12 @@ def test_a_catalog_is_searched_as_it_was_built(values, advice):
     with pytest.raises(UserError) as caught:
         check_catalog(defaults | values)
     assert advice in str(caught.value)
+
+
+def test_classes_are_not_proposed_and_changed_in_one_command():
+    defaults = {name: key.default for name, key in KEYS.items()}
+    check_proposals(defaults | {'ENROLL.PROPOSE': 'photos'})
+    check_proposals(defaults | {'ENROLL.IMAGES': 'photos', 'ENROLL.RETIRE': ('tea',)})
+    for name, value in (('ENROLL.IMAGES', 'photos'), ('ENROLL.RETIRE', ('tea',))):
+        with pytest.raises(UserError, match=name):
+            check_proposals(defaults | {'ENROLL.PROPOSE': 'photos', name: value})
