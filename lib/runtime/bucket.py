@@ -28,7 +28,7 @@ _PART_BYTES = tuple(size << 20 for size in (5, 8, 10, 15, 16, 20, 25, 32, 50, 64
 _MAX_GAP, _MAX_RANGE = 64 << 10, 8 << 20  # bytes: neighbors with a smaller gap are read by one request
 _NO_FOLDER = '.no-such-folder'
 
-# Words in the errors of the clients -> what the user can do. The first that occurs counts.
+# Words in the errors of the clients, which hold names of objects, too -> what the user can do. The first one counts.
 _REASONS = (
     (
         ('TOO_SKEWED', 'TooSkewed'),
@@ -41,14 +41,14 @@ _REASONS = (
             'ACCESS_DENIED', 'AccessDenied', 'INVALID_ACCESS_KEY', 'InvalidAccessKey', 'SIGNATURE_DOES_NOT_MATCH',
             'InvalidToken', 'ExpiredToken', 'EXPIRED_TOKEN', 'INVALID_CLIENT_TOKEN', 'UNRECOGNIZED_CLIENT',
             'PERMISSION_DENIED', 'UNAUTHENTICATED', 'AuthenticationFailed', 'AuthorizationFailure',
-            'CredentialUnavailable', 'HTTP status 401', 'HTTP status 403', '401,', '403,', 'Forbidden', 'Unauthorized',
+            'CredentialUnavailable', 'Unauthorized:', 'HTTP status 401', 'HTTP status 403',
         ),
         errno.EACCES,
         'access denied; check the credentials that the command finds: variables such as AWS_PROFILE or '
         'GOOGLE_APPLICATION_CREDENTIALS, the profile files, or the role of the machine (see docs/storage.md)',
     ),
 )  # fmt: skip
-_THROTTLED = ('SLOW_DOWN', 'SlowDown', 'THROTTL', 'Throttl', '503', '429', 'RESOURCE_EXHAUSTED', 'TooManyRequests')
+_THROTTLED = ('SLOW_DOWN', 'SlowDown', 'THROTTL', 'Throttl', 'HTTP status 503', 'HTTP status 429', 'TooManyRequests')
 _THROTTLED_REASON = 'the server keeps answering that there are too many requests; run the command again later'
 # Repeating these for a minute would only delay the error of a first request.
 _NO_NAME = ('Could not resolve host', 'Failed to resolve')

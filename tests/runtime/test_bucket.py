@@ -198,3 +198,12 @@ def test_credentials_of_google(objects, monkeypatch):
     monkeypatch.setenv('GOOGLE_APPLICATION_CREDENTIALS', '/none.json')
     with pytest.raises(RefusedRequest, match='access denied; check the credentials'):
         objects.of_another_process().version('x')
+
+
+@pytest.mark.parametrize('key', ['4006381503429.jpg', 'Forbidden rice/403, left.jpg', 'Unauthorized/401.jpg'])
+def test_a_server_that_is_away_is_reported_whatever_the_name_of_the_object(monkeypatch, key):
+    for name, value in (('AWS_ENDPOINT_URL', 'http://127.0.0.1:1'), ('AWS_REGION', 'us-east-1')):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(bucket_module, '_ATTEMPTS', 1)
+    with pytest.raises(RefusedRequest, match='the server cannot be reached'):
+        Bucket('s3', 'my-bucket').version(key)
