@@ -30,7 +30,7 @@ from lib.runtime.folders import check_checkpoint_exists
 from lib.runtime.leaving import exit_without_waiting
 from lib.runtime.log import LOGGER, start_console
 from lib.runtime.memory_kills import reason_of_kill, remember_counters
-from lib.runtime.mirror import is_mirrored, is_url
+from lib.runtime.mirror import is_mirrored, is_url, with_urls
 from lib.runtime.process import (
     EndingSignal,
     allow_open_files,
@@ -151,7 +151,7 @@ def _output_line(error: OSError) -> str:
 
 
 def _fail(message: str) -> int:
-    line = one_line(message)
+    line = with_urls(one_line(message))
     info = _rank_info()
     rank = f'rank {info.rank}: ' if info.world_size > 1 else ''
     report_failure(line)

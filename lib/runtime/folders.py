@@ -79,7 +79,9 @@ def check_checkpoint_exists(path: Path, name: str) -> None:
     """Raise UserError if a checkpoint is missing, with those beside it; `name` names it. Without torch, so at once."""
     is_folder = path.is_dir()
     if is_folder or not path.exists():
-        others = sorted(str(other) for other in (path if is_folder else path.parent).glob('*.pth'))[:5]
+        folder = path if is_folder else path.parent
+        names = names_in(folder) | {other.name for other in folder.glob('*.pth')}
+        others = [str(folder / name) for name in sorted(names) if name.endswith('.pth')][:5]
         fault = 'is a folder, not a file' if is_folder else 'no such file'
         raise UserError(f'{name}: {fault}' + (f'; there are {", ".join(others)}' if others else ''))
 

@@ -18,7 +18,7 @@ from lib.runtime.storage import bucket_and_key, entries, publish, pull, settle
 # Endings of large files of a run, which are downloaded when they are opened.
 _BULK = ('.pth', '.safetensors', '.npy')
 _PARALLEL = 16
-_LOCK, _LOCK_SECONDS = '.download.lock', 3600
+_LOCK, _LOCK_SECONDS, _TRIES = '.download.lock', 3600, 1000
 _refreshed: set[tuple[Path, tuple[str, ...]]] = set()  # with the endings that were left out
 
 
@@ -65,11 +65,17 @@ def refresh(folder: Path, without: tuple[str, ...] = _BULK) -> None:
     """
     if not is_mirrored(folder) or (folder.absolute(), without) in _refreshed or location(folder)[0] == 'https':
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with removed_lock(folder / _LOCK, _LOCK_SECONDS):
-        with suppress(FileNotFoundError):
-            outline(folder)
-        pull(folder, without=without)
+    for attempt in range(_TRIES):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with removed_lock(folder / _LOCK, _LOCK_SECONDS):
+                with suppress(FileNotFoundError):
+                    outline(folder)
+                pull(folder, without=without)
+            break
+        except FileNotFoundError:  # another process, which has found nothing there, has just removed the folder
+            if attempt + 1 == _TRIES:
+                raise
     with suppress(OSError):
         folder.rmdir()  # nothing there: an empty folder has no meaning in a bucket
     _refreshed.add((folder.absolute(), without))

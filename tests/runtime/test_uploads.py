@@ -2,13 +2,14 @@
 
 import os
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from lib.errors import UserError
 from lib.runtime import bucket as bucket_module
 from lib.runtime import files, mirror, outline, storage, uploads
-from lib.runtime.folders import fresh_folder, has_content, lock_folder
+from lib.runtime.folders import check_checkpoint_exists, fresh_folder, has_content, lock_folder
 from lib.runtime.mirror import local_path
 from lib.runtime.read_file import read_bytes
 
@@ -119,6 +120,24 @@ def test_a_folder_of_results_is_listed_and_large_files_are_downloaded_when_they_
     uploads.release(folder / 'last.pth')
     assert (folder / 'last.pth').stat().st_size == len('other')
     assert read_bytes(folder / 'last.pth', max_bytes=100) == b'other'
+
+
+def test_a_missing_checkpoint_names_those_in_its_folder(storage_server, machine):
+    folder = machine()
+    _, bucket, key = mirror.location(folder)
+    storage_server.put(bucket, f'{key}/last.pth', b'x')
+    folder.mkdir(parents=True)
+    for path in (folder, folder / 'best.pth'):
+        with pytest.raises(UserError, match=f'; there are {folder}/last.pth'):
+            check_checkpoint_exists(path, 'RESUME_MODEL')
+
+
+def test_ranks_find_at_the_same_time_that_a_folder_is_new(machine):
+    for number in range(4):
+        folder = machine() / str(number)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(uploads.refresh, [folder] * 4))
+        assert not folder.exists()
 
 
 @pytest.mark.parametrize(
