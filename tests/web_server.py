@@ -5,10 +5,12 @@ import http.server
 import re
 import ssl
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import ClassVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -17,9 +19,13 @@ from cryptography.x509.oid import NameOID
 
 
 class _Files(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder, ranges included if `has_ranges`; files whose names end in .secret are denied."""
+    """Serves a folder, ranges included if `has_ranges`; files whose names end in .secret are denied.
+
+    Of files that end in .flaky, the first request for each range is answered by 503, and the second one breaks off.
+    """
 
     has_ranges = True
+    counts: ClassVar[Counter[str]] = Counter()
 
     def do_GET(self):
         path = Path(self.translate_path(self.path))
@@ -27,13 +33,19 @@ class _Files(http.server.SimpleHTTPRequestHandler):
             return self.send_error(404 if path.suffix != '.secret' else 403)
         data = path.read_bytes()
         found = self.has_ranges and re.fullmatch(r'bytes=(\d+)-(\d+)', self.headers.get('Range', ''))
+        number = 0
+        if path.suffix == '.flaky' and found:
+            self.counts[request := f'{path} {found[0]}'] += 1
+            number = self.counts[request]
+        if number == 1:
+            return self.send_error(503)
         start, end = (int(found[1]), min(int(found[2]) + 1, len(data))) if found else (0, len(data))
         self.send_response(206 if found else 200)
         if found:
             self.send_header('Content-Range', f'bytes {start}-{end - 1}/{len(data)}')
         self.send_header('Content-Length', str(end - start))
         self.end_headers()
-        return self.wfile.write(data[start:end])
+        return self.wfile.write(data[start : end - (number == 2)])
 
     def log_message(self, *_):
         pass

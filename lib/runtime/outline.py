@@ -44,10 +44,12 @@ def _outline_one(folder: str) -> list[str]:
     with os.scandir(folder) as scanned:
         for there in scanned:
             if not there.name.startswith('.') and there.is_file(follow_symlinks=False):
-                here[there.name] = there.stat(follow_symlinks=False)
+                with suppress(FileNotFoundError):  # another command removes it
+                    here[there.name] = there.stat(follow_symlinks=False)
     for name in here.keys() - found.keys():
         if is_clean(here[name]):
-            os.unlink(os.path.join(folder, name))
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(folder, name))
     for name, entry in found.items():
         if entry.is_folder:
             continue
@@ -56,7 +58,6 @@ def _outline_one(folder: str) -> list[str]:
             is_same = status.st_size == entry.size and int(status.st_mtime) == entry.seconds
             if is_same or not is_clean(status):  # or newer than its object
                 continue
-            path.unlink()
         write_absent(path, entry.size, entry.seconds)
     return folders
 

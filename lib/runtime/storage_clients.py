@@ -8,11 +8,11 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from lib.runtime.mirror import Version
 
@@ -173,15 +173,17 @@ class WebEngine:
 
     def open(self, key: str) -> OpenObject:
         """Open an object."""
-        url = self._address + key
-        info = self._info(url)
+        url = self._url(key)
+        with _web_errors(url):
+            info = self._files.info(url)
         if info.get('size') is None:
             raise RefusedRequest(errno.EINVAL, 'the server sends no size of this file')
         changed = str(info.get('Last-Modified', ''))
         version = Version(info['size'], _seconds_of(changed), str(info.get('ETag', changed)).strip('"'))
 
         def read(offset: int, length: int) -> bytes:
-            data = self._files.cat_file(url, start=offset, end=offset + length)
+            with _web_errors(url):
+                data = self._files.cat_file(url, start=offset, end=offset + length)
             if len(data) > length:
                 reason = 'the server has no HTTP ranges, which packed images and files above 8 MB need'
                 raise RefusedRequest(errno.ENOSYS, reason, url)
@@ -192,7 +194,7 @@ class WebEngine:
     def kind(self, key: str) -> str:
         """Return 'file' if there is one; a web server has no folders, so that any other path counts as one."""
         try:
-            self._info(self._address + key)
+            self.open(key)
         except (FileNotFoundError, RefusedRequest):
             return 'folder'
         return 'file'
@@ -217,18 +219,26 @@ class WebEngine:
         """Refuse."""
         raise RefusedRequest(errno.EROFS, 'https is for reading only')
 
-    def _info(self, url: str) -> dict[str, Any]:
-        """Return what the server says about a file; fsspec reports all failures as missing files."""
-        try:
-            return self._files.info(url)
-        except FileNotFoundError as error:
-            cause = error.__cause__
-            status = getattr(cause, 'status', None)
-            if cause is None or status in (404, 410):
-                raise
-            if status in (401, 403):
-                raise RefusedRequest(errno.EACCES, 'the server denies access to this file', url) from None
-            raise OSError(str(cause)) from None
+    def _url(self, key: str) -> str:
+        """Return the URL of a key, in which `#` and `?` belong to a name; `%20` is one character, as in any URL."""
+        return self._address + key.replace('#', '%23').replace('?', '%3F')
+
+
+@contextmanager
+def _web_errors(url: str) -> Iterator[None]:
+    """Turn errors into OSErrors, with the words of lib/runtime/bucket.py; fsspec may report any as a missing file."""
+    from aiohttp import ClientError
+
+    try:
+        yield
+    except (FileNotFoundError, ClientError) as error:
+        cause = error if isinstance(error, ClientError) else error.__cause__
+        status = getattr(cause, 'status', None)
+        if cause is None or status in (404, 410):
+            raise FileNotFoundError(url) from None
+        if status in (401, 403):
+            raise RefusedRequest(errno.EACCES, 'the server denies access to this file', url) from None
+        raise OSError(f'HTTP status {status}: {cause}' if status else str(cause)) from None
 
 
 def engine_of(scheme: str) -> Callable[[str, str], Engine]:

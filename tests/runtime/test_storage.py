@@ -5,13 +5,15 @@ import random
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from lib.errors import UserError, url_fault
 from lib.runtime import bucket as bucket_module
-from lib.runtime import mirror, storage
+from lib.runtime import mirror, outline, storage
 from lib.runtime.mirror import local_path, url_of
+from lib.runtime.storage_clients import Entry
 from tests.storage_server import forget
 from tests.web_server import web_server
 
@@ -165,6 +167,17 @@ def test_sparse_files_lose_their_blocks_and_keep_their_size(bucket, tmp_path):
         os.close(descriptor)
 
 
+def test_commands_that_list_a_folder_at_the_same_time(bucket, monkeypatch):
+    folder = local_path(f's3://{bucket}/photos')
+    for size in (1, 2, 0):  # new, replaced and removed objects
+        found = [Entry(f'{number}.jpg', size, size, False) for number in range(50 if size else 0)]
+        monkeypatch.setattr(outline, 'entries', lambda _, found=found: found)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(outline._outline_one, [str(folder)] * 4))
+        assert sorted(path.name for path in folder.iterdir()) == sorted(entry.name for entry in found)
+        assert all(path.stat().st_size == size for path in folder.iterdir())
+
+
 @pytest.mark.parametrize(
     ('url', 'module'),
     [('gs://b/x', 'google.cloud.storage'), ('abfss://c@account.dfs.core.windows.net/x', 'azure.storage.blob')],
@@ -190,8 +203,13 @@ def test_files_of_a_web_server(bucket, tmp_path, monkeypatch, has_ranges):
         storage.arrive(path)
         assert path.read_bytes() == data
         ranges = [(5, 10), (90_000, 20)]
+        for name in ('a b.jpg', 'x#1.jpg', 'q?.jpg', '50%.jpg', '\u00e9+&.jpg', 'x.flaky'):
+            (folder / name).write_bytes(data)
+            storage.materialize(path.with_name(name))
+            assert path.with_name(name).read_bytes() == data
         if has_ranges:
             assert storage.read_ranges(path, ranges) == [data[5:15], data[90_000:90_020]]
+            assert storage.read_ranges(path.with_name('x.flaky'), ranges) == [data[5:15], data[90_000:90_020]]
         else:
             with pytest.raises(UserError, match=f'{url}/x.bin: the server has no HTTP ranges'):
                 storage.read_ranges(path, ranges)
