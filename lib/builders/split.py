@@ -127,7 +127,6 @@ def annotated_split(annotations: Annotations, root: str, train: Annotations | No
     if line:
         LOGGER.info('%s', line)
     _warn_about_heic(annotations.paths.arrow, annotations.source)
-    _advise_packing(root)
     return DatasetSplit(
         FileImages(annotations.paths.with_rule(rule), root),
         to_shared_memory(annotations.labels),
@@ -159,7 +158,6 @@ def found_split(paths: list[str], labels: np.ndarray, num_classes: int, source: 
     """Return images that were found in a folder; their names are valid text, also where a path is not."""
     paths_as_text = PathColumn(pa.array(map(path_as_text, paths), pa.large_string()), TextPathRule())
     _warn_about_heic(paths_as_text.arrow, source)
-    _advise_packing(root)
     return DatasetSplit(
         FileImages(paths_as_text, root), to_shared_memory(labels), num_classes, paths_as_text.arrow, source
     )
@@ -205,11 +203,6 @@ def test_folder_split(folder: str, class_names: Sequence[str]) -> DatasetSplit:
     for warning in name_warnings([class_name_of(name) for name in unknown], known=class_names):
         LOGGER.warning('%s: %s', folder, warning)
     return found_split(paths, labels, len(class_names), folder, folder)
-
-
-def _advise_packing(root: str) -> None:
-    if is_mirrored(root):
-        LOGGER.info('%s: one request per photo; packing is faster: tools/pack.py', root)
 
 
 def _warn_about_heic(names: pa.Array, source: str) -> None:

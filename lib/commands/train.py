@@ -32,6 +32,7 @@ from lib.model import Recognizer
 from lib.runtime.device import Device
 from lib.runtime.folders import fresh_folder
 from lib.runtime.log import LOGGER, log_to
+from lib.runtime.mirror import is_mirrored
 from lib.runtime.text import few_names, name_warnings
 from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, versions
 from lib.trainer.epoch import NotFinite
@@ -109,7 +110,7 @@ def prepare_training(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> 
         LOGGER.info('%s: %s', folder.path, plan.reason)
         _log_data(data, index, new_classes, device, group)
         advice = None if plan.checkpoint else random_weights_advice(cfg, len(index))
-        for line in filter(None, (advice, timing)):
+        for line in filter(None, (advice, _packing_advice(cfg), timing)):
             LOGGER.info('%s', line)
         for line in describe_tuning(trainer.state.model, cfg):
             LOGGER.info('%s', line)
@@ -221,6 +222,14 @@ def _parameters(cfg: Config) -> dict[str, bool | float | str]:
         for name, value in as_values(cfg).items()
         if name.partition('.')[0] in sections or name in ('NAME', 'LOG_ROOT', 'SEED')
     }
+
+
+def _packing_advice(cfg: Config) -> str:
+    """Return a log line for photos of a bucket that are not packed; '' for others."""
+    is_listed = cfg.DATASET.NAME == 'annotations' and not cfg.DATASET.SHARDS
+    if not (is_listed and is_mirrored(cfg.DATASET.ROOT)):
+        return ''
+    return f'{cfg.DATASET.ROOT}: one request per photo; packing is faster: tools/pack.py'
 
 
 def _device_text(device: Device, group: ProcessGroup) -> str:
