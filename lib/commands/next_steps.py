@@ -11,6 +11,7 @@ from lib.builders.data import has_test_split
 from lib.builders.recipe import finetuning_command
 from lib.config.defaults import Config
 from lib.runtime.checkout import path_to_type
+from lib.runtime.mirror import with_urls
 
 if TYPE_CHECKING:  # prediction needs no code of training
     from lib.commands.predict_output import PredictResult
@@ -121,7 +122,7 @@ def command_lines(words: Sequence[object]) -> list[str]:
 def _options(words: Sequence[object]) -> Iterator[str]:
     """Yield the words in quotes where a shell needs them, each option together with its values."""
     group: list[str] = []
-    for word in map(str, words):
+    for word in map(with_urls, map(str, words)):  # a path in the mirror is longer
         if word.startswith('--') and group:
             yield ' '.join(group)
             group = []

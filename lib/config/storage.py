@@ -5,7 +5,8 @@ from typing import Any
 
 from lib.config.defaults import KEYS
 from lib.errors import UserError, shown
-from lib.runtime.mirror import configure, is_url, local_path
+from lib.runtime.mirror import configure, default_cache, is_url, local_path
+from lib.runtime.read_file import reason_of
 from lib.runtime.storage import arrive
 
 _CACHE, _CACHE_GB = 'STORAGE.CACHE', 'STORAGE.CACHE_GB'
@@ -15,13 +16,17 @@ def set_cache(values: Mapping[str, Any]) -> None:
     """Set folder and size limit of the mirror to those of some keys, if one of these keys is given.
 
     Raises:
-        UserError: the folder is a URL.
+        UserError: the folder is a URL, or cannot be written to.
     """
     if values.keys() & {_CACHE, _CACHE_GB}:
         folder, gigabytes = (values.get(name, KEYS[name].default) for name in (_CACHE, _CACHE_GB))
         if is_url(folder):
             raise UserError(f'{_CACHE} is {shown(folder)}, but must be a folder of this machine')
-        configure(folder, int(gigabytes * 1e9))
+        try:
+            configure(folder, int(gigabytes * 1e9))
+        except OSError as error:
+            folder = folder or default_cache()
+            raise UserError(f'{_CACHE} {folder}: {reason_of(error)}; give a folder that can be written to') from None
 
 
 def localized(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,9 +58,12 @@ def test_urls_of_storage(url):
     assert KEYS['LOG_ROOT'].accept('LOG_ROOT', url) == url
 
 
-def test_the_cache_of_storage_is_local():
+def test_the_cache_of_storage_is_a_local_folder_that_can_be_written_to(tmp_path):
     with pytest.raises(UserError, match=r"STORAGE.CACHE is 's3://b/x', but must be a folder of this machine"):
         set_cache({'STORAGE.CACHE': 's3://b/x'})
+    (file := tmp_path / 'file').touch()
+    with pytest.raises(UserError, match=f'STORAGE.CACHE {file}: file exists; give a folder that can be written to'):
+        set_cache({'STORAGE.CACHE': str(file)})
 
 
 @pytest.mark.parametrize('path', LOCAL)
