@@ -7,7 +7,7 @@ from lib.config.defaults import KEYS
 from lib.errors import UserError, shown
 from lib.runtime.mirror import configure, default_cache, is_url, local_path
 from lib.runtime.read_file import reason_of
-from lib.runtime.storage import arrive
+from lib.runtime.storage import prepare_path
 
 _CACHE, _CACHE_GB = 'STORAGE.CACHE', 'STORAGE.CACHE_GB'
 
@@ -47,5 +47,5 @@ def _localized(value: Any) -> Any:
 def mirrored(url: str) -> str:
     """Return the path of a URL in the mirror, where its file is downloaded. Raises: UserError, as `localized`."""
     path = local_path(url)
-    arrive(path)
+    prepare_path(path)
     return str(path)

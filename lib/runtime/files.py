@@ -17,9 +17,9 @@ from lib.errors import UserError
 from lib.runtime.locks import removed_lock
 from lib.runtime.mirror import with_urls
 from lib.runtime.read_file import read_text, reason_of
-from lib.runtime.storage import exists, publish, withdraw
+from lib.runtime.storage import exists, publish, remove_object
 from lib.runtime.temporary import is_abandoned, is_temporary, journal_of, read_journal, temporary_path
-from lib.runtime.uploads import finish_uploads, withdraw_folder
+from lib.runtime.uploads import finish_uploads, remove_objects
 
 # For tests of faults: called as on_operation('before replace', path) and on_operation('after replace', path), likewise
 # for each write, sync, sync_folder and unlink. It may raise the error of a full disk, or end the process.
@@ -220,13 +220,13 @@ def remove(path: Path) -> None:
     if not path.is_dir() or path.is_symlink():
         with operation('unlink', path):
             path.unlink(missing_ok=True)
-        withdraw(path)
+        remove_object(path)
         return
     hidden = path if is_temporary(path.name) else temporary_path(path)
     rename(path, hidden)
     with operation('unlink', hidden):
         shutil.rmtree(hidden)
-    withdraw_folder(path)
+    remove_objects(path)
 
 
 def _leftovers(folder: Path, suffixes: Collection[str]) -> list[Path]:

@@ -10,7 +10,7 @@ from lib.runtime.files import FILES_LOCK, finish_set, operation, remove_leftover
 from lib.runtime.locks import locked_file, open_lock
 from lib.runtime.log import LOGGER
 from lib.runtime.temporary import is_temporary
-from lib.runtime.uploads import copy_folder, is_there, names_in, pushed, withdraw_folder
+from lib.runtime.uploads import copy_folder, is_there, names_in, pushed, remove_objects
 
 _LOCK = '.lock'
 _LOCKS = (_LOCK, FILES_LOCK)
@@ -119,6 +119,6 @@ def _set_aside(folder: Path) -> Path:
             with operation('replace', aside):
                 folder.rename(aside)
             sync_folder(folder.parent)
-            withdraw_folder(folder)
+            remove_objects(folder)
             return aside
         number += 1

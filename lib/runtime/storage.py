@@ -1,7 +1,7 @@
 """Files in object storage, by their paths in a local mirror: see lib/runtime/mirror.py.
 
 All code keeps working on local paths. A path of the config is compared with its object once, when the command starts
-(`arrive`, `materialize`, `pull`); a file that is missing is downloaded when it is opened (`fetch`). Files that a
+(`prepare_path`, `materialize`, `pull`); a file that is missing is downloaded when it is opened (`fetch`). Files that a
 command writes are uploaded by `publish`.
 """
 
@@ -43,7 +43,7 @@ def materialize(path: str | os.PathLike) -> None:
     text = os.fspath(path)
     if is_mirrored(text) and not _is_hidden(text) and not (text in _checked and is_here(text)):
         with _reading(), _lock_of(text):
-            _settle(text)
+            _download_unless_newer(text)
         _check(text)
 
 
@@ -63,7 +63,7 @@ def exists(path: str | os.PathLike) -> bool:
     return os.path.exists(path)
 
 
-def arrive(path: str | os.PathLike) -> None:
+def prepare_path(path: str | os.PathLike) -> None:
     """Make a path of the config ready: download a file, create a folder; does nothing if there is no such object.
 
     Raises:
@@ -109,7 +109,7 @@ def pull(folder: str | os.PathLike, without: tuple[str, ...] = ()) -> list[Path]
         names = {name for name in names if not name.endswith(without) or _is_changed(folder / name)}
         paths = [str(folder / name) for name in sorted(names)]
         with ThreadPoolExecutor(_PARALLEL) as pool:
-            list(pool.map(settle, paths))
+            list(pool.map(sync_object, paths))
     for path in paths:
         _check(path)
     return [Path(path) for path in paths if os.path.exists(path)]
@@ -169,7 +169,7 @@ def publish(path: str | os.PathLike) -> None:
     _check(text)
 
 
-def withdraw(path: str | os.PathLike) -> None:
+def remove_object(path: str | os.PathLike) -> None:
     """Remove the object of a path in the mirror, if it exists. Raises: OSError, as `publish`."""
     if is_mirrored(path) and not _is_hidden(os.fspath(path)):
         bucket, key = bucket_and_key(path)
@@ -182,14 +182,14 @@ def request_pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_PARALLEL, thread_name_prefix='storage')
 
 
-def settle(path: str) -> None:
+def sync_object(path: str) -> None:
     """Bring a file of the mirror and its object up to date, in the direction of `pull`. Raises: OSError."""
     with _lock_of(path), suppress(FileNotFoundError):
-        if _settle(path, may_be_absent=True):
+        if _download_unless_newer(path, may_be_absent=True):
             _upload(path)
 
 
-def _settle(path: str, *, may_be_absent: bool = False) -> bool:
+def _download_unless_newer(path: str, *, may_be_absent: bool = False) -> bool:
     """Download an object unless the file here equals it or is newer; return whether it is newer."""
     status = _status_of(path)
     bucket, key = bucket_and_key(path)

@@ -13,7 +13,7 @@ from pathlib import Path
 from lib.runtime.locks import removed_lock
 from lib.runtime.mirror import is_clean, is_mirrored, location, open_sparse, write_absent
 from lib.runtime.outline import outline
-from lib.runtime.storage import bucket_and_key, entries, publish, pull, settle
+from lib.runtime.storage import bucket_and_key, entries, publish, pull, sync_object
 
 # Endings of large files of a run, which are downloaded when they are opened.
 _BULK = ('.pth', '.safetensors', '.npy')
@@ -32,7 +32,7 @@ def push(folder: Path) -> None:
 def finish_uploads(folder: Path, pattern: str = '*') -> None:
     """Upload files of a folder that a killed process left, unless their objects are newer."""
     for path in _changed_files(folder, pattern):
-        settle(str(path))
+        sync_object(str(path))
 
 
 def _changed_files(folder: Path, pattern: str = '*') -> list[Path]:
@@ -140,7 +140,7 @@ def copy_folder(folder: Path, other: Path) -> None:
         list(pool.map(lambda name: bucket.copy(f'{key}/{name}', f'{target}/{name}'), names))
 
 
-def withdraw_folder(folder: Path) -> None:
+def remove_objects(folder: Path) -> None:
     """Remove all objects of a folder."""
     if is_mirrored(folder) and folder.name[0] != '.':
         bucket, key = bucket_and_key(folder)

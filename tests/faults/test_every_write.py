@@ -49,7 +49,7 @@ REASONS = {
     'lib/runtime/mirror.py: utime in stamp': _CACHE,
     'lib/runtime/mirror.py: write_bytes in _usage': _CACHE,
     'lib/runtime/outline.py: unlink in _outline_one': _CACHE,
-    'lib/runtime/storage.py: unlink in _settle': _CACHE,
+    'lib/runtime/storage.py: unlink in _download_unless_newer': _CACHE,
     'lib/runtime/storage.py: utime in _upload': _CACHE,
     'lib/runtime/uploads.py: rmdir in refresh': _CACHE,
     'lib/runtime/uploads.py: truncate in forget_ranges': _CACHE,

@@ -200,7 +200,7 @@ def test_files_of_a_web_server(bucket, tmp_path, monkeypatch, has_ranges):
     (folder / 'x.bin').write_bytes(data)
     with web_server(folder, certificate, has_ranges=has_ranges) as url:
         path = local_path(f'{url}/x.bin')
-        storage.arrive(path)
+        storage.prepare_path(path)
         assert path.read_bytes() == data
         ranges = [(5, 10), (90_000, 20)]
         for name in ('a b.jpg', 'x#1.jpg', 'q?.jpg', '50%.jpg', '\u00e9+&.jpg', 'x.flaky'):
@@ -228,6 +228,6 @@ def test_a_web_server_that_is_not_reached_is_no_empty_folder(bucket, monkeypatch
     monkeypatch.setattr(bucket_module, '_FIRST_PAUSE_SECONDS', 0)
     with socket.create_server(('127.0.0.1', 0)) as server:
         url = f'https://localhost:{server.getsockname()[1]}'
-    for find in (storage.materialize, storage.arrive):
+    for find in (storage.materialize, storage.prepare_path):
         with pytest.raises(UserError, match=f'{url}/photos: the server cannot be reached.*the network and the address'):
             find(local_path(f'{url}/photos'))
