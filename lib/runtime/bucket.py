@@ -52,7 +52,7 @@ _THROTTLED = ('SLOW_DOWN', 'SlowDown', 'THROTTL', 'Throttl', 'HTTP status 503', 
 _THROTTLED_REASON = 'the server keeps answering that there are too many requests; run the command again later'
 # Repeating these for a minute would only delay the error of a first request.
 _NO_NAME = ('Could not resolve host', 'Failed to resolve')
-_UNREACHABLE = 'the server cannot be reached, or breaks off ({}); check the network and {}'
+_UNREACHABLE = 'the server cannot be reached, or drops the connection ({}); check the network and {}'
 _ADDRESSES = {
     's3': 'AWS_ENDPOINT_URL, if it is set',
     'gs': 'STORAGE_EMULATOR_HOST, if it is set',
