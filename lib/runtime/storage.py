@@ -184,6 +184,8 @@ def request_pool() -> ThreadPoolExecutor:
 
 def sync_object(path: str) -> None:
     """Bring a file of the mirror and its object up to date, in the direction of `pull`. Raises: OSError."""
+    if _is_hidden(path):
+        return
     with _lock_of(path), suppress(FileNotFoundError):
         if _download_unless_newer(path, may_be_absent=True):
             _upload(path)
@@ -257,8 +259,13 @@ def _is_changed(path: Path) -> bool:
 
 
 def _is_hidden(path: str) -> bool:
-    """Return whether a file is one that stays here: a lock, a temporary file."""
-    return os.path.basename(path).startswith('.')
+    """Return whether a file is one that stays here: a lock, a temporary file, or one in a temporary folder."""
+    folder, name = os.path.split(path)
+    if name.startswith('.') or '.tmp' not in folder:
+        return name.startswith('.')
+    from lib.runtime.temporary import is_temporary  # imports msgspec, which no help text needs
+
+    return any(map(is_temporary, folder.replace(os.sep, '/').split('/')))
 
 
 def bucket_and_key(path: str | os.PathLike) -> 'tuple[Bucket, str]':

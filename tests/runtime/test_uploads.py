@@ -4,11 +4,13 @@ import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from lib.errors import UserError
 from lib.runtime import bucket as bucket_module
 from lib.runtime import files, mirror, outline, storage, uploads
+from lib.runtime.column_store import open_complete, open_or_create
 from lib.runtime.folders import check_checkpoint_exists, fresh_folder, has_content, lock_folder
 from lib.runtime.mirror import local_path
 from lib.runtime.read_file import read_bytes
@@ -120,6 +122,19 @@ def test_a_folder_of_results_is_listed_and_large_files_are_downloaded_when_they_
     uploads.release(folder / 'last.pth')
     assert (folder / 'last.pth').stat().st_size == len('other')
     assert read_bytes(folder / 'last.pth', max_bytes=100) == b'other'
+
+
+def test_cached_features_are_found_by_the_next_command(storage_server, machine):
+    folder = machine()
+    store = (folder / 'features' / 'valid', 2, {'features': (np.float32, (3,))}, {'model': 1})
+    features = open_or_create(*store)
+    features.write(slice(0, 2), {'features': np.ones((2, 3), np.float32)})
+    features.flush()
+    for _ in range(2):
+        machine()
+        uploads.refresh(folder)
+        assert open_complete(*store) is not None
+    assert {name.rpartition('/')[0] for name in objects(storage_server, folder)} == {'features/valid'}
 
 
 def test_a_missing_checkpoint_names_those_in_its_folder(storage_server, machine):
