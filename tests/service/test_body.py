@@ -98,7 +98,7 @@ def test_empty_bodies_and_files_are_refused():
     [
         ('image/jpeg', ''),
         ('IMAGE/JPG; q=1', ''),
-        ('image/svg+xml', ''),  # the first bytes tell that it is no photo
+        ('image/svg+xml', ''),  # refused later, by its first bytes
         ('image/x-of-a-camera', ''),
         ('multipart/form-data; boundary="a b"', 'a b'),
         ('multipart/form-data; charset=utf-8; boundary=x', 'x'),
