@@ -1,4 +1,4 @@
-"""Calls of libraries that wait for a server, and that Ctrl-C leaves behind."""
+"""Calls that may take long, such as those that wait for a server, and that a process leaves behind when it ends."""
 
 import os
 import threading

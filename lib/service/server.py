@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -13,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from lib.errors import UserError, shown
+from lib.runtime import leaving
 from lib.runtime.log import LOGGER
 from lib.runtime.read_file import reason_of
 from lib.runtime.text import count_of
@@ -77,6 +79,7 @@ def serve(
         server.run([listening])
     answered, failed = service.metrics.totals()
     LOGGER.info('stopped after %s, %s of them with an error', count_of(answered, 'request'), f'{failed:,}')
+    leaving.exit_without_waiting(0)  # for a model that is still being loaded, which may take hours with SERVE.NEIGHBORS
 
 
 @contextmanager
@@ -139,7 +142,11 @@ class _Watcher:
             is_complete, before = version == before, version
             if version and version != self.version and is_complete:
                 self.version = version
-                await asyncio.to_thread(self._swap)
+                # Not asyncio's threads, for which a service that stops would wait.
+                thread = threading.Thread(target=leaving.call, args=(self._swap,), name='load', daemon=True)
+                thread.start()
+                while thread.is_alive():
+                    await asyncio.sleep(SECONDS_BETWEEN_CHECKS)
 
     def _swap(self) -> None:
         """Load the model and serve it; after an error, the earlier one stays."""

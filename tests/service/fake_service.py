@@ -1,8 +1,8 @@
 """A service whose network answers with the mean color of an image, in a time that the image determines.
 
 python fake_service.py MODEL_FILE OPTIONS. The file contains the version of the model; one that contains 'broken' cannot
-be loaded. OPTIONS is a JSON object: those of ServiceOptions, and `feedback` (a folder). An image that is one pixel high
-takes 20 ms per pixel of its width.
+be loaded, and one that contains 'slow' takes a minute. OPTIONS is a JSON object: those of ServiceOptions, and
+`feedback` (a folder). An image that is one pixel high takes 20 ms per pixel of its width.
 """
 
 import json
@@ -21,7 +21,7 @@ from lib.commands.cli import cli_main
 from lib.dataset.crop_resize import resize
 from lib.dataset.decode_cost import DecodeError, TooLargeError
 from lib.dataset.lazy_image import open_lazy_image
-from lib.runtime.log import start_console
+from lib.runtime.log import LOGGER, start_console
 from lib.service import server
 from lib.service.feedback import FeedbackStore
 from lib.service.interface import Served
@@ -72,6 +72,9 @@ def main() -> None:
         version = path.read_text(encoding='utf-8')
         if 'broken' in version:
             raise ValueError('this model is broken')
+        if 'slow' in version:
+            LOGGER.info('loading slowly')
+            time.sleep(60)
         return Served(MeanColor(version))
 
     feedback = FeedbackStore(folder) if folder else None

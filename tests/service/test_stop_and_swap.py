@@ -85,6 +85,8 @@ def test_swap_and_stop_under_load_lose_no_request(tmp_path: Path):
         assert 'model_info{version="two"} 1.0' in service.get('/metrics').body.decode()
         service.process.send_signal(signal.SIGHUP)  # the same file: nothing happens
         wait_for(service, 'the same model as before')
+        replace(path, 'slow')
+        wait_for(service, 'loading slowly')  # for longer than `stop` waits
         replies = []
         image = photo(kind='PNG', size=(50, 1))  # 1 s
         thread = threading.Thread(target=lambda: replies.append(service.predict(image)))
