@@ -54,7 +54,7 @@ def export(trained: LoadedModel) -> tuple[Path, list[str]]:
         raise UserError(
             f'EXPORT.PRECISION int8 needs EXPORT.FORMAT {" or ".join(INT8_FORMATS)}; it is {options.FORMAT}'
         )
-    path = Path(options.OUT) if options.OUT else trained.stem.with_suffix(f'.int8{suffix}' if is_int8 else suffix)
+    path = Path(options.OUT) if options.OUT else Path(f'{trained.stem}{".int8" if is_int8 else ""}{suffix}')
     if path.suffix != suffix:
         raise UserError(f'EXPORT.OUT {path}: must end in {suffix} with EXPORT.FORMAT {options.FORMAT}')
     _check_free(path, trained)

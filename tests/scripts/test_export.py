@@ -267,6 +267,10 @@ def test_safetensors_can_be_used_as_a_checkpoint(scripts, run_folder, products):
     # Another file with a model of the same name.
     found = contents(run_folder / 'log' / 'tiny')['predictions_converted_val_2.csv']
     assert found == expected['predictions_converted_val.csv']
+    another = path.with_name('model.v2.pth')
+    another.write_bytes(path.with_name('best_model.pth').read_bytes())
+    scripts.run(run_folder, 'tools/export.py', '--RESUME_MODEL', another, *ON_CPU, '--EXPORT_FORMAT', 'safetensors')
+    assert path.with_name('model.v2.safetensors').exists()
     path.write_bytes(path.read_bytes()[:100])
     line = error_line(scripts.run(run_folder, 'test.py', '--RESUME_MODEL', path, *ON_CPU, *valid, code=2))
     assert 'cannot be read as a checkpoint' in line
