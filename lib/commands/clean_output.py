@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lib.builders.split import DatasetSplit
-from lib.commands.doctor import doctor_folder
+from lib.commands.doctor import contradictory_rows
 from lib.commands.next_steps import after_cleaning, cleaned_training
 from lib.config.defaults import Config
 from lib.config.yaml_text import as_values
@@ -27,7 +27,7 @@ from lib.report.galleries import reduced
 from lib.report.review_page import PHOTO_SIDE, ReviewData, write_review_pages
 from lib.runtime.csv_file import write_rows
 from lib.runtime.device import Device
-from lib.runtime.files import file_exists, read_json, replace_atomically, replace_together, write_bytes, write_json
+from lib.runtime.files import file_exists, replace_atomically, replace_together, write_bytes, write_json
 from lib.runtime.log import LOGGER
 from lib.runtime.text import count_of
 from lib.trainer.samples import Samples, read_samples
@@ -44,10 +44,10 @@ class CleanSource:
     Attributes:
         cfg: with the recipe's values.
         train: the training split, with the labels that are judged.
-        features: of all its images.
+        features: features of all its images.
         rows: (n,) rows of the images to judge, ascending: not in quarantine, labeled and readable.
         class_names: (num_classes,).
-        folder: of the run, or LOG_ROOT/NAME.
+        folder: folder of the run, or LOG_ROOT/NAME.
         is_trained: the features are those of a trained model.
     """
 
@@ -71,7 +71,7 @@ class CleanResult:
     """Judgments of the images of `source`.
 
     Attributes:
-        candidates, findings: of its rows.
+        candidates, findings: candidates and findings of its rows.
         head: 'linear' or 'cosine'.
         num_rounds: rounds that were needed.
     """
@@ -84,18 +84,32 @@ class CleanResult:
 
     @cached_property
     def kind(self) -> np.ndarray:
-        """(n,) uint8, index into KINDS: with images that the doctor found again with another label."""
+        """(n,) uint8, index into KINDS: with images that the doctor found again with another label.
+
+        Reviewed labels are fine.
+        """
         kinds = self.findings.kind.copy()
         kinds[self._is_duplicate & np.isin(kinds, (FINE, CANNOT_TELL))] = DUPLICATE
+        kinds[self.is_reviewed & (kinds != CANNOT_TELL)] = FINE
         return kinds
 
     @cached_property
+    def is_reviewed(self) -> np.ndarray:
+        """(n,) bool: a person has kept or given the label in an earlier review, see DATASET.CORRECTIONS."""
+        sure = [one for one in self.earlier if one.by == 'review' and one.action in ('keep', 'relabel')]
+        label_of = {one.fpath: one.to or one.label for one in sure}
+        positions = range(len(self.source.rows) if sure else 0)
+        found = [position for position in positions if label_of.get(self.fpath(position)) == self.label_name(position)]
+        return np.isin(np.arange(len(self.source.rows)), found)
+
+    @cached_property
     def _is_duplicate(self) -> np.ndarray:
-        """(n,) bool: nearly the same image has another label, by doctor.json of this data set."""
-        train, doctor = self.source.train, doctor_folder(self.source.cfg) / 'doctor.json'
-        is_duplicate = np.zeros(len(train), bool)
-        is_duplicate[_contradictory_rows(read_json(doctor) if file_exists(doctor) else None, train)] = True
-        return is_duplicate[self.source.rows]
+        """(n,) bool: nearly the same image is judged with another label, by doctor.json of this data set."""
+        source = self.source
+        labels = np.full(len(source.train), -1)
+        labels[source.rows] = self.candidates.labels
+        found = contradictory_rows(source.cfg, source.train, labels)
+        return np.isin(source.rows, found)
 
     @cached_property
     def suspects(self) -> np.ndarray:
@@ -121,20 +135,6 @@ class CleanResult:
         """Return the number of images of each kind."""
         numbers = np.bincount(self.kind, minlength=len(KINDS)).tolist()
         return dict(zip(KINDS, numbers, strict=True))
-
-
-def _contradictory_rows(doctor: Any, train: DatasetSplit) -> np.ndarray:
-    """Return the training rows whose image doctor.json lists again with another label of the training split."""
-    found: set[int] = set()
-    try:
-        for group in [*doctor['exact_duplicates'], *doctor['near_duplicates']]:
-            images = [image for image in group['images'] if image['split'] == 'train']
-            labels = {image['category_id'] for image in images}
-            if group['contradiction'] and len(labels) > 1:
-                found |= {image['row'] for image in images if train.names[image['row']].as_py() == image['fpath']}
-    except (TypeError, KeyError, IndexError):  # there is none, or it is damaged or of other data
-        return np.zeros(0, np.int64)
-    return np.array(sorted(found), np.int64)
 
 
 def write_results(result: CleanResult, folder: Path) -> list[str]:
@@ -212,7 +212,7 @@ def _decisions(result: CleanResult) -> list[Decision]:
         chosen &= findings.proposal >= 0
     weights = np.clip(1 - findings.error, _LEAST_WEIGHT, 1)
     if action == 'weight':
-        chosen = weights < 1 - _LEAST_WEIGHT  # False for nan
+        chosen = ~result.is_reviewed & (weights < 1 - _LEAST_WEIGHT)  # False for nan
     known = {one.fpath: one for one in result.earlier}
     for position in np.flatnonzero(chosen).tolist():
         fpath = result.fpath(position)

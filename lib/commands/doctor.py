@@ -6,6 +6,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from lib.audit.report import AuditReport, AuditSplit, audit_splits
 from lib.audit.scan import ROWS_PER_TASK, scan_columns
@@ -21,7 +24,7 @@ from lib.errors import UserError
 from lib.report.audit_page import write_audit_page
 from lib.report.describe import describe_audit
 from lib.runtime.column_store import ColumnStore, open_or_create
-from lib.runtime.files import remove, replace_together, write_json
+from lib.runtime.files import read_json, remove, replace_together, write_json
 from lib.runtime.locks import removed_lock
 from lib.runtime.log import LOGGER, progress_bar
 
@@ -33,6 +36,26 @@ _LOCK_SECONDS = 60.0  # for another call to end
 def doctor_folder(cfg: Config) -> Path:
     """Return the folder of the results: DOCTOR.OUT, or LOG_ROOT/NAME_doctor."""
     return Path(cfg.DOCTOR.OUT or Path(cfg.LOG_ROOT, f'{cfg.NAME}_doctor'))
+
+
+def contradictory_rows(cfg: Config, train: DatasetSplit, labels: np.ndarray) -> list[int]:
+    """Return the training rows whose image, or nearly the same one, has another label, too; none without doctor.json.
+
+    Args:
+        labels: (num_images,) at present: corrections may have changed them since the audit; -1: the image is not used.
+    """
+    path, found = doctor_folder(cfg) / 'doctor.json', set[int]()
+    try:
+        doctor: Any = read_json(path)
+        for group in [*doctor['exact_duplicates'], *doctor['near_duplicates']]:
+            images = [image for image in group['images'] if image['split'] == 'train']
+            rows = {image['row'] for image in images if train.names[image['row']].as_py() == image['fpath']}
+            rows = {row for row in rows if labels[row] >= 0}
+            if len(set(labels[sorted(rows)].tolist())) > 1:
+                found |= rows
+    except (TypeError, KeyError, IndexError):  # there is none, or it is damaged or of other data
+        return []
+    return sorted(found)
 
 
 def audit_dataset(cfg: Config, group: ProcessGroup = SINGLE_PROCESS) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lib.dataset.corrections import Decision, write_decisions
 from tests.scripts.rank_runs import run_ranks_of
 from tests.scripts.running import ON_CPU, REPOSITORY, TINY, error_line
 
@@ -90,6 +91,20 @@ def test_decisions_train_a_run_and_are_completed_by_a_second_cleaning(scripts, r
     assert 'kept the former decisions' in done.stdout
     assert decisions.with_name('decisions_1.json').read_bytes() == former
     assert 'next steps' not in done.stdout
+
+
+@pytest.mark.long
+def test_labels_that_a_person_has_kept_are_not_suspected_again(scripts, run_folder, wrong):
+    kept, *others = wrong
+    label = json.loads((run_folder / 'classes.json').read_text())['names'][WRONG[0]]
+    write_decisions(run_folder / 'kept.json', [Decision(kept, 'keep', label, by='review')])
+    scripts.run(
+        run_folder, 'tools/clean.py', *BEST, *NOISY, '--DATASET_CORRECTIONS', 'kept.json', '--CLEAN_APPLY', 'drop'
+    )
+    folder = run_folder / 'log' / 'tiny' / 'clean'
+    assert {row['fpath'] for row in suspects(folder) if row['fpath'] in wrong} == {*others}
+    found = json.loads((folder / 'decisions.json').read_text())['decisions']
+    assert {each['fpath']: each['action'] for each in found} == {kept: 'keep', **dict.fromkeys(others, 'drop')}
 
 
 @pytest.mark.long
@@ -199,6 +214,13 @@ def test_copies_that_the_doctor_found_with_another_label(scripts, run_folder, pr
     rows = {row['fpath']: row['kind'] for row in suspects(run_folder / 'log/tiny/clean')}
     assert {image['fpath'] for image in images} <= {*rows}
     assert 'duplicate' in rows.values()
+    # One of the two is relabeled to the class of the other.
+    names = json.loads((products / 'classes.json').read_text())['names']
+    label, to = (names[image['category_id']] for image in images[::-1])
+    write_decisions(run_folder / 'decisions.json', [Decision(images[1]['fpath'], 'relabel', label, to)])
+    options = ('--DATASET_CORRECTIONS', 'decisions.json', '--CLEAN_ROUNDS', 1, '--CLEAN_HEAD', 'cosine')
+    done = scripts.run(run_folder, 'tools/clean.py', *BEST, *options)
+    assert '  near-duplicates with another label: 0' in done.stdout.splitlines()
 
 
 def test_mistakes(scripts, run_folder, products):
