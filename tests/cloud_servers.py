@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.scripts.rank_runs import free_port
-from tests.storage_server import StorageServer, proxy
+from tests.storage_server import StorageServer, free_port, proxy
 
 # The account that all emulators of Azure have, with its public key.
 ACCOUNT = 'devstoreaccount1'

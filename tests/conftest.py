@@ -22,8 +22,10 @@ from tests.script_server import script_server
 from tests.storage_server import StorageServer, forget, running_server
 
 if 'PYTEST_XDIST_WORKER' in os.environ:
-    # Two workers on two cores; torch reads this once, when it is imported.
+    # A worker per core; torch reads this once, when it is imported, so nothing above imports it.
     os.environ.setdefault('OMP_NUM_THREADS', '1')
+    # Threads of faiss, one per core whatever the variable above is, sleep instead of spin while they wait.
+    os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 
 # Tests import openvino directly, too, and then it would send usage data.
 sys.modules.setdefault('openvino_telemetry', None)  # type: ignore[arg-type]
@@ -48,7 +50,7 @@ def pytest_configure_node(node: Any) -> None:
         return
     if not ADDRESSES:
         os.environ.setdefault('OMP_NUM_THREADS', '1')
-        process_context('tests.ranks')
+        process_context('tests.fork_server')
         ADDRESSES['fork_server'] = sys.modules['multiprocessing.forkserver']._forkserver._forkserver_address
         ADDRESSES['script_server'] = SERVERS.enter_context(script_server())
     node.workerinput |= ADDRESSES
@@ -103,9 +105,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
             # A run in the test's process would ask git for the commit; without it, .git is read.
             patch.setattr('lib.runtime.checkout._git', lambda *_: None)
         else:
-            # Starts the fork server, once. Its imports are those of ranks, which would take each of them seconds if a
-            # test of loading workers started it.
-            process_context('tests.ranks')
+            # Starts the fork server, once. Its imports are those of ranks, which would take each of them seconds
+            # if a test of loading workers started it.
+            process_context('tests.fork_server')
         return (yield)
 
 

@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -202,6 +203,13 @@ def running_server() -> Iterator[StorageServer]:
     """Run the server in a separate process within the block."""
     with proxy() as addresses:
         yield StorageServer(f'http://127.0.0.1:{addresses["port"]}', **addresses)
+
+
+def free_port() -> int:
+    """Return a port of this machine that no process uses now."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return free.getsockname()[1]
 
 
 @contextmanager

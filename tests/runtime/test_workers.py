@@ -9,11 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from lib.errors import UserError
 from lib.runtime.workers import run_in_processes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.skipif('PYTEST_XDIST_WORKER' not in os.environ, reason='the tests run in one process')
+def test_parallel_tests_have_one_thread_each():
+    """tests/conftest.py sets the variable before torch is imported; threads of several workers would wait for cores."""
+    assert torch.get_num_threads() == int(os.environ['OMP_NUM_THREADS'])
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,12 @@
 """A script on several ranks: one process each, with the environment variables of torchrun."""
 
 import os
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from subprocess import CompletedProcess
 
 from tests.scripts.running import ENVIRONMENT, Running, Scripts
-
-
-def free_port() -> int:
-    """Return a port of this machine that no process uses now."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        return free.getsockname()[1]
+from tests.storage_server import free_port
 
 
 def start_ranks(
