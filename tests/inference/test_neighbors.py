@@ -8,7 +8,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from lib.distributed.process_group import ProcessGroup
 from lib.inference import neighbors
@@ -34,6 +33,8 @@ def blocks(request, monkeypatch):
 @pytest.mark.parametrize('metric', METRICS)
 @pytest.mark.parametrize('k', [1, 7, 83, 100])
 def test_against_scikit_learn(metric, k, blocks):
+    from sklearn.neighbors import NearestNeighbors  # here, since ranks import this module, too
+
     queries, gallery = draw(k)
     found = nearest(queries, gallery, k, metric=metric)
     oracle = NearestNeighbors(n_neighbors=min(k, 83), metric=metric, algorithm='brute').fit(gallery)
@@ -202,6 +203,8 @@ def test_a_class_of_thousands_needs_no_matrix():
 @pytest.mark.parametrize('metric', METRICS)
 @pytest.mark.parametrize('k', [1, 2, 9])
 def test_votes_against_scikit_learn(metric, k):
+    from sklearn.neighbors import KNeighborsClassifier
+
     queries, gallery = draw(k, 60)
     labels = np.random.default_rng(k).integers(5, size=83)
     labels[labels == 3] = 7  # class 3 gets no votes

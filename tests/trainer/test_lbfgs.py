@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from lib.classifier.cosine import CosineClassifier
@@ -91,6 +90,8 @@ def standardized(values):
 )
 def test_equals_scikit_learn(epoch, weighted):
     """Same objective within 1e-5, and the same predictions; C is 1 / (n lambda)."""
+    from sklearn.linear_model import LogisticRegression  # here, since ranks import this module, too
+
     labels, values = labels_and_values()
     of_class, of_image = np.array([0.5, 1.0, 2.0, 4.0]), np.random.default_rng(1).uniform(0.1, 1, NUM_IMAGES)
     factors = torch.from_numpy(of_class).float()
