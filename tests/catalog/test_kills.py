@@ -102,8 +102,13 @@ def killed(folder, step, at):
 
 def run_trials(folder, seed, num_trials):
     """Kill `num_trials` changes, and compare the photos after each with those before and after the change."""
+    # Once, and not in each forked process.
+    import faiss  # noqa: F401
+    import pyarrow
+
     import lib.catalog.catalog as module
 
+    pyarrow.array([])  # imports pandas if that is installed
     module.INDEX_ROWS, module.MAX_INDEXES = INDEX_ROWS, 2
     draw, expected, num_killed = random.Random(seed), {}, 0
     for trial in range(num_trials):
