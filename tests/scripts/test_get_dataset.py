@@ -17,20 +17,27 @@ pytestmark = pytest.mark.process
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def repository(tmp_path):
+@pytest.fixture(scope='module')
+def code(tmp_path_factory):
     """Return a copy of the code, so that the real dataset/ is not changed."""
-    copy = tmp_path / 'the repository'
+    copy = tmp_path_factory.mktemp('copy') / 'the repository'
     for name in ('lib', 'tools'):
         shutil.copytree(REPOSITORY / name, copy / name)  # bytecode included, which saves seconds per command
-    (copy / 'dataset').mkdir()
-    for script in (REPOSITORY / 'dataset').glob('*.sh'):
-        shutil.copy(script, copy / 'dataset')
     python = copy / '.venv' / 'bin' / 'python'
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
     return copy
+
+
+@pytest.fixture
+def repository(code):
+    """Return the copy with an empty dataset/."""
+    shutil.rmtree(code / 'dataset', ignore_errors=True)
+    (code / 'dataset').mkdir()
+    for script in (REPOSITORY / 'dataset').glob('*.sh'):
+        shutil.copy(script, code / 'dataset')
+    return code
 
 
 def run(repository, name, *arguments, cwd=None, path=None):
