@@ -104,7 +104,7 @@ def _source(
     rows = rows[(features.labels[rows] >= 0) & features.readable[rows]]
     if len(rows) < 2:
         number = count_of(len(rows), 'labeled image')
-        raise UserError(f'{data.train.source}: has {number} that can be decoded, but labels are judged by others')
+        raise UserError(f'{data.train.source}: has {number} that can be decoded, but judging labels needs at least 2')
     return CleanSource(cfg, device, data.train, features, rows, data.class_names, folder, is_trained)
 
 
@@ -122,7 +122,7 @@ def _judge(source: CleanSource, folder: Path, group: ProcessGroup) -> CleanResul
     )
     samples = source.samples
     if samples:
-        LOGGER.info('the areas under the margin that %s recorded are evidence', source.folder)
+        LOGGER.info('using the areas under the margin recorded in %s', source.folder)
     rounds = judge_in_rounds(
         images,
         folder,

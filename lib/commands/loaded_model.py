@@ -31,6 +31,7 @@ from lib.metrics.precision_cost import precision_cost
 from lib.model import FEATURE_PREFIXES, Recognizer
 from lib.runtime.device import Device
 from lib.runtime.log import LOGGER
+from lib.runtime.text import count_of
 from lib.runtime.uploads import refresh
 from lib.trainer.checkpointing.io import read_checkpoint
 from lib.trainer.checkpointing.state import Checkpoint
@@ -165,7 +166,7 @@ def load_model(command: Command, group: ProcessGroup = SINGLE_PROCESS) -> Loaded
     device = build_device(cfg, group)
     size = cfg.INPUT.TEST_SIZE or cfg.INPUT.SIZE
     model = model_of(checkpoint, cfg, device, image_size=size, shares_memory=True)
-    classes = '1 class' if checkpoint.num_classes == 1 else f'{checkpoint.num_classes} classes'
+    classes = count_of(checkpoint.num_classes, 'class', 'classes')
     LOGGER.info('%s: %s, %s', path, classes, device.describe(training=False))
     training_set = checkpoint.training_set
     counts = training_set.class_counts if training_set else np.zeros(checkpoint.num_classes, np.int64)

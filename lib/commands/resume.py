@@ -9,6 +9,7 @@ from typing import Any
 from lib.errors import UserError
 from lib.optim.schedule import warmup_epochs
 from lib.runtime.folders import holds_others
+from lib.runtime.text import count_of
 from lib.trainer.checkpointing.io import read_checkpoint
 from lib.trainer.checkpointing.latest import checkpoints_in, latest_checkpoint, position_of
 from lib.trainer.checkpointing.state import Checkpoint
@@ -246,5 +247,4 @@ def _position_text(checkpoint: Checkpoint) -> str:
     progress = checkpoint.progress
     if progress is None:
         return 'an unknown number of epochs'
-    epochs = f'{progress.epoch} epoch{"" if progress.epoch == 1 else "s"}'
-    return epochs + (f' and {progress.step} step{"" if progress.step == 1 else "s"}' if progress.step else '')
+    return count_of(progress.epoch, 'epoch') + (f' and {count_of(progress.step, "step")}' if progress.step else '')

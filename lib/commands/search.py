@@ -23,6 +23,7 @@ from lib.inference.whitening import Whitening, fit_whitening
 from lib.metrics.accuracy import compute_metrics
 from lib.metrics.predictions import Predictions, predictions_from_classes
 from lib.report.describe import describe_metrics, describe_retrieval
+from lib.runtime.text import count_of
 
 _QUERIES_AT_ONCE = 1 << 14
 
@@ -120,8 +121,8 @@ def search(trained: LoadedModel) -> Iterator[str]:
         f'{found.rows.shape[1]} nearest': _metrics(trained, by_neighbors),
     }
     source = f'{valid.source}, each without itself' if train is None or finder.excludes_self else train[0].source
-    images = '1 image' if len(valid) == 1 else f'{len(valid)} images'
-    yield f'{images} of {valid.source} among {len(finder.gallery.labels)} of {source}'
+    images = count_of(len(valid), 'image')
+    yield f'{images} of {valid.source} among {len(finder.gallery.labels):,} of {source}'
     yield from describe_metrics(rows)
     yield from describe_retrieval(results)
     if options.CSV:

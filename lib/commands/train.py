@@ -33,7 +33,7 @@ from lib.runtime.device import Device
 from lib.runtime.folders import fresh_folder
 from lib.runtime.log import LOGGER, log_to
 from lib.runtime.mirror import is_mirrored
-from lib.runtime.text import few_names, name_warnings
+from lib.runtime.text import count_of, few_names, name_warnings
 from lib.trainer.checkpointing.state import Checkpoint, TrainingSet, versions
 from lib.trainer.epoch import NotFinite
 from lib.trainer.mixing.stages import StageError
@@ -242,17 +242,14 @@ def _log_data(
 ) -> None:
     counts = index.class_counts[index.class_counts > 0]
     uncapped = len(data.train) if data.train_rows is None else len(data.train_rows)
-    LOGGER.info(
-        'train: %d image%s%s of %d class%s, %d to %d per class',
-        len(index), '' if len(index) == 1 else 's', f' (of {uncapped}, by DATASET.HEAD_CAP)' * (len(index) < uncapped),
-        data.train.num_classes, '' if data.train.num_classes == 1 else 'es', counts.min(), counts.max(),
-    )  # fmt: skip
+    images = count_of(len(index), 'image') + f' (of {uncapped:,}, by DATASET.HEAD_CAP)' * (len(index) < uncapped)
+    classes = count_of(data.train.num_classes, 'class', 'classes')
+    LOGGER.info('train: %s of %s, %d to %d per class', images, classes, counts.min(), counts.max())
     if len(counts) == 1:
         LOGGER.warning('all training images are of one class: the model learns to predict it for every image')
     num_valid = len(data.valid) if data.valid else 0
-    LOGGER.info('valid: %s', f'{num_valid} image{"" if num_valid == 1 else "s"}' if num_valid else 'none')
+    LOGGER.info('valid: %s', count_of(num_valid, 'image') if num_valid else 'none')
     LOGGER.info('device: %s', _device_text(device, group))
     if new_classes:
-        names = few_names(new_classes)
-        plural = 'es' if len(new_classes) > 1 else ''
-        LOGGER.info('%d class%s new to the checkpoint: %s', len(new_classes), plural, names)
+        number = count_of(len(new_classes), 'class', 'classes')
+        LOGGER.info('%s new to the checkpoint: %s', number, few_names(new_classes))
