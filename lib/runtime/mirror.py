@@ -21,12 +21,11 @@ from pathlib import Path
 
 from lib.errors import UserError, url_scheme
 from lib.runtime.locks import file_lock
-from lib.runtime.read_file import MARK
+from lib.runtime.read_file import MARK, reason_of
 
 _PARTS = f'{os.sep}bucket-parts{os.sep}'
-_USAGE, _LOCK = 'bucket-usage', '.bucket-usage.lock'
+_USAGE, _LOCK, _DEFAULT_LIMIT = 'bucket-usage', '.bucket-usage.lock', 50 << 30
 _USAGE_FORM = struct.Struct('<qq')  # bytes in use, limit
-_DEFAULT_LIMIT = 50 << 30
 
 
 def default_cache() -> Path:
@@ -68,8 +67,7 @@ def local_path(url: str) -> Path:
     parts = [part for part in rest.split('/') if part not in ('', '.')]
     if not parts or '..' in parts:
         raise UserError(f'{url}: is not the address of a bucket, an object or a folder')
-    if not _settings.root:
-        _settings.root = str(default_cache())
+    _settings.root = _settings.root or str(default_cache())
     return Path(_settings.root + MARK + os.sep.join((scheme.lower(), *parts)))
 
 
@@ -160,6 +158,18 @@ def is_here(path: str | os.PathLike) -> bool:
         return os.stat(path).st_mtime_ns % _TAG_RANGE != _ABSENT
     except (OSError, ValueError):
         return False
+
+
+@contextmanager
+def writing_to_cache(path: str | os.PathLike) -> Iterator[None]:
+    """Turn an error of the disk that the mirror is on into one for the user; errors of requests name URLs."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) or is_url(str(error.filename or '')):
+            raise
+        advice = 'free some space on its disk, or set another --STORAGE_CACHE'
+        raise UserError(f'{path}: cannot be written to the cache ({reason_of(error)}); {advice}') from None
 
 
 def open_sparse(path: str | os.PathLike, size: int) -> int:

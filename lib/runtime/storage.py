@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lib.errors import UserError
-from lib.runtime.mirror import count, is_clean, is_here, is_mirrored, location, stamp
+from lib.runtime.mirror import count, is_clean, is_here, is_mirrored, location, stamp, writing_to_cache
 from lib.runtime.read_file import RefusedFileError
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ def prepare_path(path: str | os.PathLike) -> None:
     if kind == 'file':
         materialize(path)
     elif kind == 'folder':
-        os.makedirs(path, exist_ok=True)
+        with writing_to_cache(path):
+            os.makedirs(path, exist_ok=True)
 
 
 def pull(folder: str | os.PathLike, without: tuple[str, ...] = ()) -> list[Path]:
@@ -216,21 +217,22 @@ def _download(path: str, *, is_bulk: bool = False) -> None:
     from lib.runtime.temporary import temporary_path  # imports msgspec, which no help text needs
 
     bucket, key = bucket_and_key(path)
-    if not os.path.isdir(os.path.dirname(path)):
-        bucket.version(key)  # raises if there is no object, before its folder is created
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = temporary_path(Path(path))
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, 'O_CLOEXEC', 0), 0o666)
-    try:
-        version = bucket.download(key, descriptor)
-        stamp(temporary, version, is_bulk)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(descriptor)
-    count(path, version.size)
+    with writing_to_cache(path):
+        if not os.path.isdir(os.path.dirname(path)):
+            bucket.version(key)  # raises if there is no object, before its folder is created
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        temporary = temporary_path(Path(path))
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, 'O_CLOEXEC', 0), 0o666)
+        try:
+            version = bucket.download(key, descriptor)
+            stamp(temporary, version, is_bulk)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+        count(path, version.size)
 
 
 def _upload(path: str) -> None:
@@ -247,7 +249,7 @@ def _upload(path: str) -> None:
 def _status_of(path: str) -> os.stat_result | None:
     try:
         status = os.stat(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     if not stat.S_ISREG(status.st_mode):
         raise RefusedFileError(errno.EINVAL, 'is a folder in the cache, and a file in the bucket', path)

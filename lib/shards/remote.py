@@ -17,8 +17,8 @@ import numpy as np
 
 from lib.errors import UserError
 from lib.runtime.bucket import joined_ranges
-from lib.runtime.mirror import count, has_hole, is_here, limit_of, open_sparse
-from lib.runtime.read_file import open_descriptor, reason_of
+from lib.runtime.mirror import count, has_hole, is_here, limit_of, open_sparse, writing_to_cache
+from lib.runtime.read_file import open_descriptor
 from lib.runtime.storage import read_ranges, request_pool
 from lib.shards.index import PackedIndex
 
@@ -33,7 +33,8 @@ class _Shard:
 
     def __init__(self, path: str, size: int) -> None:
         self.is_whole = is_here(path)
-        self.descriptor = open_descriptor(path)[0] if self.is_whole else open_sparse(path, size)
+        with writing_to_cache(path):
+            self.descriptor = open_descriptor(path)[0] if self.is_whole else open_sparse(path, size)
 
     def __del__(self) -> None:
         if hasattr(self, 'descriptor'):
@@ -149,11 +150,7 @@ class RemoteShards:
         number = self._index.shards.item(row)
         shard = self._opened(number)
         if not shard.is_whole:
-            try:
+            with writing_to_cache(self._paths[number]):
                 os.pwrite(shard.descriptor, data, self._index.offsets.item(row))
-            except OSError as error:
-                reason = f'cannot be written to the cache ({reason_of(error)})'
-                advice = 'free some space on its disk, or set another --STORAGE_CACHE'
-                raise UserError(f'{self._paths[number]}: {reason}; {advice}') from None
             count(self._paths[number], len(data) + _PAGE_BYTES)  # the disk stores whole pages
         return True

@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -165,6 +166,21 @@ def test_sparse_files_lose_their_blocks_and_keep_their_size(bucket, tmp_path):
         assert (os.fstat(descriptor).st_size, os.pread(descriptor, 2, 0)) == (1 << 20, b'\0\0')
     finally:
         os.close(descriptor)
+
+
+def test_a_cache_that_cannot_be_written_to_is_named(storage_server, bucket, tmp_path):
+    (tmp_path / 'file').touch()
+    storage_server.put(bucket, 'a/x', b'x')
+    path = Path(tmp_path, 'file', *local_path(f's3://{bucket}/a/x').parts[-5:])
+    assert mirror.is_mirrored(path)
+    for call in (
+        storage.fetch,
+        storage.materialize,
+        storage.prepare_path,
+        lambda path: storage.prepare_path(path.parent),
+    ):
+        with pytest.raises(UserError, match=r'cannot be written to the cache \(not a directory\); .* --STORAGE_CACHE'):
+            call(path)
 
 
 def test_commands_that_list_a_folder_at_the_same_time(bucket, monkeypatch):
