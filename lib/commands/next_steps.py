@@ -82,15 +82,16 @@ def after_cleaning(cfg: Config, folder: Path, training: Sequence[str]) -> list[s
 def cleaned_training(cfg: Config, decisions: Path | str, config: Path | None) -> list[str]:
     """Return the command that trains with decisions, into another run folder.
 
-    `config`: of the run whose model was used; None: the options are those of the command that runs.
+    Its options are those of the command that runs, such as DATASET.QUARANTINE, without those of cleaning.
+
+    Args:
+        config: of the run whose model was used, below these options; None: there is none.
     """
-    words, is_kept = ['--config', str(config)], True
-    if config is None:
-        words = []
-        for word in sys.argv[1:]:
-            if word.startswith('--'):
-                is_kept = not word.startswith(('--CLEAN_', '--NAME', '--DATASET_CORRECTIONS', '--RESUME_MODEL'))
-            words += [word] if is_kept else []
+    words, is_kept = [] if config is None else ['--config', str(config)], True
+    for word in sys.argv[1:]:
+        if word.startswith('--'):
+            is_kept = not word.startswith(('--CLEAN_', '--NAME', '--DATASET_CORRECTIONS', '--RESUME_MODEL'))
+        words += [word] if is_kept else []
     return [*script('main.py'), *words, '--NAME', f'{cfg.NAME}_cleaned', '--DATASET_CORRECTIONS', str(decisions)]
 
 

@@ -16,6 +16,7 @@ from lib.commands.next_steps import (
     after_prediction,
     after_rebalancing,
     after_training,
+    cleaned_training,
     command_lines,
     step_lines,
 )
@@ -143,3 +144,14 @@ def test_a_shell_reads_the_words():
 def test_a_long_path_stays_whole():
     path = 'x/' * 60 + 'report.html'
     assert step_lines([Step('read', [path])]) == ['next steps', '- read:', f'    {path}']
+
+
+@pytest.mark.parametrize('config', [None, Path('log/shop/config.yaml')])
+def test_training_after_cleaning_uses_the_data_that_was_cleaned(monkeypatch, config):
+    options = ['--RESUME_MODEL', 'best_model.pth', '--DATASET_QUARANTINE', 'quarantine.json', '--CLEAN_ROUNDS', '3']
+    monkeypatch.setattr('sys.argv', ['tools/clean.py', *options])
+    words = cleaned_training(SimpleNamespace(NAME='shop'), 'decisions.json', config)
+    assert words[2:] == [
+        *(['--config', str(config)] if config else []), '--DATASET_QUARANTINE', 'quarantine.json',
+        '--NAME', 'shop_cleaned', '--DATASET_CORRECTIONS', 'decisions.json',
+    ]  # fmt: skip
