@@ -52,7 +52,7 @@ def resolve_recipe(cfg: Config, num_images: int) -> Config:
     """Return the config with values for 'auto' in INPUT.SIZE, INPUT.TEST_SIZE, OPTIMIZER.LR and TRAIN.MAX_EPOCH.
 
     Args:
-        num_images: of the training set.
+        num_images: number of images of the training set.
     """
     if not uses_recipe(cfg):
         return cfg
