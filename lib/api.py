@@ -222,11 +222,12 @@ class Model:
         return self._predictor.features(self._batch(pixels))
 
     def predict_features(self, features: np.ndarray, top_k: int = 3) -> list[Record]:
-        """Return the records of features (n, num_features)."""
+        """Return the records of features (n, num_features), with an error where these are NaN: of a damaged image."""
         values = np.asarray(features, np.float32)
         if values.ndim != 2 or values.shape[1] != self.num_features:
             raise ValueError(f'features are of shape {shown(values.shape)}, but must be (n, {self.num_features})')
-        return self._records(self._predictor.classify(values, self._num_top(top_k)), top_k)
+        undefined = dict.fromkeys(np.flatnonzero(~np.isfinite(values).all(1)).tolist(), 'the features are not numbers')
+        return self._records(self._predictor.classify(values, self._num_top(top_k)), top_k, undefined)
 
     def enroll(
         self,
