@@ -86,6 +86,7 @@ def add_status(app: FastAPI, service: Service) -> None:
         """List the classes of the model."""
         return Response(service.served.classes_json, media_type='application/json')
 
+    @app.head('/health', include_in_schema=False)  # for monitors
     @app.get('/health', **documented(Status, 503))
     async def health() -> Response:
         """Answer while the process works; a container that does not is restarted."""
@@ -93,6 +94,7 @@ def add_status(app: FastAPI, service: Service) -> None:
             raise ServiceError(503, 'a thread of the service has ended')
         return _json({'status': 'ok'})
 
+    @app.head('/ready', include_in_schema=False)
     @app.get('/ready', **documented(Status, 503))
     async def ready() -> Response:
         """Answer 200 if requests should be sent here, 503 while the service stops."""

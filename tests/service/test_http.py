@@ -56,6 +56,9 @@ def test_features_and_classes(service: RunningService):
 def test_health_ready_and_metrics(service: RunningService):
     assert service.get('/health').json == {'status': 'ok'}
     assert service.get('/ready').json == {'status': 'ready', 'model': 'one'}
+    for path in ('/health', '/ready'):
+        answer = service.request('HEAD', path)
+        assert (answer.status, answer.body) == (200, b'')
     before = images_counted(service)
     assert service.predict(form(photo(), photo('blue')), kind=FORM).status == 200
     assert images_counted(service) == before + 2
