@@ -102,7 +102,7 @@ def cli_main(main: Callable[[], int | None], *, alone: str = '') -> NoReturn:
     lost = output_error()
     if lost is not None and not code:
         code = _BROKEN_PIPE if lost.errno == errno.EPIPE else _fail(_output_line(lost))
-    if isinstance(code, int) and code > _SIGNALED:
+    if isinstance(code, int) and code:  # checkpoints are uploaded by now; what is still fetched is of no use
         exit_without_waiting(code)
     sys.exit(code)
 

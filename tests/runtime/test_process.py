@@ -128,6 +128,19 @@ def test_the_limit_of_open_files_is_raised_where_it_is_allowed(monkeypatch, soft
     assert limits == [expected, hard]
 
 
+def test_an_error_does_not_wait_for_requests_of_other_threads():
+    process = run_main("""
+from concurrent.futures import ThreadPoolExecutor
+from lib.errors import UserError
+from lib.runtime.leaving import call
+def main():
+    ThreadPoolExecutor(1).submit(call, lambda: time.sleep(120))
+    time.sleep(0.5)
+    raise UserError('a mistake')
+""")
+    assert outcome(process) == (2, '', 'error: a mistake\n')
+
+
 KEEPS_MEMORY = """
 import ctypes, resource
 from lib.runtime.process import keep_freed_memory
