@@ -21,8 +21,7 @@ from lib.commands.loaded_model import LoadedModel, split_features
 from lib.dataset.features import Features
 from lib.errors import UserError, shown
 from lib.inference.whitening import fit_whitening
-from lib.runtime.csv_file import write_rows
-from lib.runtime.files import replace_atomically
+from lib.runtime.csv_file import write_csv
 from lib.runtime.log import LOGGER, duration_text
 from lib.runtime.text import count_of, nfc_list, size_text
 
@@ -290,5 +289,4 @@ def write_nearest_products(trained: LoadedModel, catalog: Catalog, test: Dataset
                     if product:
                         yield image, rank, product, photo, f'{value:.6f}'
 
-    with replace_atomically(path) as temporary, open(temporary, 'w', encoding='utf-8', newline='') as file:
-        write_rows(file, ('id', 'rank', 'product', 'photo', 'cosine'), lines())
+    write_csv(path, ('id', 'rank', 'product', 'photo', 'cosine'), lines())

@@ -15,7 +15,6 @@ from lib.commands.index import search_index
 from lib.commands.loaded_model import LoadedModel, split_features
 from lib.errors import UserError, shown
 from lib.inference.neighbors import Neighbors, Search, nearest, neighbor_blocks, vote
-from lib.inference.prediction_files import write_csv
 from lib.inference.reranking import reranked_search
 from lib.inference.retrieval import Retrieval, retrieval_metrics
 from lib.inference.run import classify_features
@@ -23,6 +22,7 @@ from lib.inference.whitening import Whitening, fit_whitening
 from lib.metrics.accuracy import compute_metrics
 from lib.metrics.predictions import Predictions, predictions_from_classes
 from lib.report.describe import describe_metrics, describe_retrieval
+from lib.runtime.csv_file import write_csv
 from lib.runtime.text import count_of
 
 _QUERIES_AT_ONCE = 1 << 14

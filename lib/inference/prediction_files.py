@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lib.runtime.csv_file import write_rows
+from lib.runtime.csv_file import write_csv
 from lib.runtime.files import replace_atomically
 
 _ROWS_AT_ONCE = 10_000
@@ -165,12 +165,6 @@ def _chunks(names: Names) -> Iterator[tuple[list[str], slice]]:
     for start in range(0, len(names), _ROWS_AT_ONCE):
         some = names.slice(start, _ROWS_AT_ONCE).to_pylist()
         yield some, slice(start, start + len(some))
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[tuple]) -> None:
-    """Replace the CSV file at `path`, atomically."""
-    with replace_atomically(path) as temporary, open(temporary, 'w', encoding='utf-8', newline='') as file:
-        write_rows(file, header, rows)
 
 
 def _write_npy(path: Path, names: Names, features: np.ndarray) -> None:

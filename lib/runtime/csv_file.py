@@ -3,7 +3,10 @@
 import csv
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, TextIO
+
+from lib.runtime.files import replace_atomically
 
 # At the start of a cell, these are a formula for spreadsheets. An apostrophe makes it text; it is doubled where a name
 # starts with one before them, so that names stay different.
@@ -15,6 +18,12 @@ _STYLE = {'quote_formulas': False}
 def quote_formulas(enabled: bool) -> None:
     """Set for this process whether write_rows puts ' before texts that a spreadsheet would compute."""
     _STYLE['quote_formulas'] = enabled
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Replace the CSV file at `path`, atomically; see `write_rows`."""
+    with replace_atomically(path) as temporary, open(temporary, 'w', encoding='utf-8', newline='') as file:
+        write_rows(file, header, rows)
 
 
 def write_rows(file: TextIO, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
