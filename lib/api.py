@@ -222,7 +222,7 @@ class Model:
         return self._predictor.features(self._batch(pixels))
 
     def predict_features(self, features: np.ndarray, top_k: int = 3) -> list[Record]:
-        """Return the records of features (n, num_features), with an error where these are NaN: of a damaged image."""
+        """Return the records of features (n, num_features); NaN, as for a damaged image, gives an error."""
         values = np.asarray(features, np.float32)
         if values.ndim != 2 or values.shape[1] != self.num_features:
             raise ValueError(f'features are of shape {shown(values.shape)}, but must be (n, {self.num_features})')

@@ -25,9 +25,9 @@ from lib.posthoc.label_errors import CANNOT_TELL, DUPLICATE, FINE, KINDS, MISLAB
 from lib.posthoc.out_of_fold import Candidates
 from lib.report.galleries import reduced
 from lib.report.review_page import PHOTO_SIDE, ReviewData, write_review_pages
-from lib.runtime.csv_file import write_rows
+from lib.runtime.csv_file import write_csv
 from lib.runtime.device import Device
-from lib.runtime.files import file_exists, replace_atomically, replace_together, write_bytes, write_json
+from lib.runtime.files import file_exists, replace_together, write_bytes, write_json
 from lib.runtime.log import LOGGER
 from lib.runtime.text import count_of
 from lib.trainer.samples import Samples, read_samples
@@ -84,10 +84,7 @@ class CleanResult:
 
     @cached_property
     def kind(self) -> np.ndarray:
-        """(n,) uint8, index into KINDS: with images that the doctor found again with another label.
-
-        Reviewed labels are fine.
-        """
+        """(n,) uint8, index into KINDS, where reviewed labels are fine and images with another label are duplicates."""
         kinds = self.findings.kind.copy()
         kinds[self._is_duplicate & np.isin(kinds, (FINE, CANNOT_TELL))] = DUPLICATE
         kinds[self.is_reviewed & (kinds != CANNOT_TELL)] = FINE
@@ -96,11 +93,12 @@ class CleanResult:
     @cached_property
     def is_reviewed(self) -> np.ndarray:
         """(n,) bool: a person has kept or given the label in an earlier review, see DATASET.CORRECTIONS."""
-        sure = [one for one in self.earlier if one.by == 'review' and one.action in ('keep', 'relabel')]
+        sure = (one for one in self.earlier if one.by == 'review' and one.action in ('keep', 'relabel'))
         label_of = {one.fpath: one.to or one.label for one in sure}
-        positions = range(len(self.source.rows) if sure else 0)
-        found = [position for position in positions if label_of.get(self.fpath(position)) == self.label_name(position)]
-        return np.isin(np.arange(len(self.source.rows)), found)
+        reviewed = np.zeros(len(self.source.rows), bool)
+        for position in range(len(reviewed) if label_of else 0):
+            reviewed[position] = label_of.get(self.fpath(position)) == self.label_name(position)
+        return reviewed
 
     @cached_property
     def _is_duplicate(self) -> np.ndarray:
@@ -142,8 +140,7 @@ def write_results(result: CleanResult, folder: Path) -> list[str]:
     cfg, files = result.source.cfg, [folder / SUSPECTS, folder / SUMMARY]
     decisions = _decisions(result) if cfg.CLEAN.APPLY else None
     with replace_together(folder):
-        with replace_atomically(files[0]) as temporary, open(temporary, 'w', encoding='utf-8', newline='') as file:
-            write_rows(file, _HEADER, _csv_rows(result))
+        write_csv(files[0], _HEADER, _csv_rows(result))
         write_json(folder / SUMMARY, _summary(result))
         files += write_review_pages(folder / PAGE, _review_data(result), max_bytes=cfg.CLEAN.PAGE_MB * 1e6)
         if decisions is not None:

@@ -85,7 +85,7 @@ def cleaned_training(cfg: Config, decisions: Path | str, config: Path | None) ->
     Its options are those of the command that runs, such as DATASET.QUARANTINE, without those of cleaning.
 
     Args:
-        config: of the run whose model was used, below these options; None: there is none.
+        config: config of the run whose model was used, which the options override; None: no model was used.
     """
     words, is_kept = [] if config is None else ['--config', str(config)], True
     for word in sys.argv[1:]:

@@ -79,7 +79,7 @@ def jpeg_blocks(width: int, height: int, sampling: bytes) -> list[int]:
 
     Args:
         width, height: pixels.
-        sampling: sampling of each component: horizontal and vertical factor, in 4 bits each.
+        sampling: horizontal and vertical sampling factor of each component, in 4 bits each.
     """
     columns = -(-width // (8 * max((1, *(factors >> 4 for factors in sampling)))))
     rows = -(-height // (8 * max((1, *(factors & 15 for factors in sampling)))))

@@ -71,7 +71,7 @@ class FeatureReader:
         image_name: row -> name of the image, for messages.
         seed, on_bad, index, class_names, hint: as in BatchReader.
         is_shuffled: the rows of a batch are far apart in the files.
-        labels: labels of each row, (n,) int64.
+        labels: label of each row, (n,) int64.
     """
 
     views: Sequence[Features]

@@ -48,7 +48,7 @@ class JpegHeader:
         frame: marker of the frame header, which is the coding process.
         precision: bits per sample.
         components: identifiers of the color components.
-        sampling: sampling of each component: horizontal and vertical factor, in 4 bits each.
+        sampling: horizontal and vertical sampling factor of each component, in 4 bits each.
         num_scan_components: components of the first scan.
         metadata: 'exif' and 'xmp', if present, as Pillow has them in `Image.info`.
         scan_start: byte of the file at which the data of the first scan begin.
